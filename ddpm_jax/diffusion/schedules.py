@@ -1,0 +1,233 @@
+"""Beta schedules and the table of everything derived from one.
+
+A schedule is a list of T variances beta_t of the forward step q(x_t|x_{t-1}). All tables are computed once, in float64
+with NumPy, and rounded to float32 at the end: in float32 the cumulative products lose digits that the bound needs.
+Which subset of the chain is walked is decided here too (respacing); how it is walked is in `ddpm_jax.samplers`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import numpy as np
+
+from ddpm_jax.errors import UsageError, choose
+
+
+def linear_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+    """beta_t rises linearly (Ho et al. 2020, section 4). Returns float64 [T]."""
+    return np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
+
+
+def quad_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+    """sqrt(beta_t) rises linearly (the original DDPM code's "quad"). Returns float64 [T]."""
+    return np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
+
+
+def scaled_linear_betas(num_timesteps: int, beta_start: float = 0.00085, beta_end: float = 0.012) -> np.ndarray:
+    """The same curve as `quad_betas` with latent diffusion's name and end points (Rombach et al. 2022). float64 [T]."""
+    return quad_betas(num_timesteps, beta_start, beta_end)
+
+
+def const_betas(num_timesteps: int, beta_end: float = 0.02) -> np.ndarray:
+    """beta_t = beta_end at every t (the original DDPM code's "const"). Returns float64 [T]."""
+    return np.full(num_timesteps, beta_end, dtype=np.float64)
+
+
+def jsd_betas(num_timesteps: int) -> np.ndarray:
+    """beta_t = 1 / (T - t), t = 0..T-1 (Sohl-Dickstein et al. 2015, section 2.4.1). Returns float64 [T].
+
+    The last step destroys the signal completely: alphas_bar[T-1] = 0.
+    """
+    return 1.0 / np.linspace(num_timesteps, 1, num_timesteps, dtype=np.float64)
+
+
+def warmup_betas(
+    num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02, *, fraction: float
+) -> np.ndarray:
+    """beta_t rises linearly over the first `fraction` of the chain, then stays (the original code's "warmup10/50")."""
+    betas = np.full(num_timesteps, beta_end, dtype=np.float64)
+    num_warmup = int(num_timesteps * fraction)
+    betas[:num_warmup] = np.linspace(beta_start, beta_end, num_warmup, dtype=np.float64)
+    return betas
+
+
+def cosine_betas(num_timesteps: int, offset: float = 0.008, max_beta: float = 0.999) -> np.ndarray:
+    """alphas_bar follows a squared cosine (Nichol & Dhariwal 2021, eq. 17). Returns float64 [T].
+
+    alphas_bar(u) = cos²((u + s) / (1 + s) · π/2) / cos²(s / (1 + s) · π/2) at u = (t+1)/T with s = `offset`; beta_t is
+    held at or below `max_beta` so that the last step keeps some signal.
+    """
+    u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+    alphas_bar = np.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
+    return np.minimum(1 - alphas_bar[1:] / alphas_bar[:-1], max_beta)
+
+
+def sigmoid_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+    """beta_t rises along a logistic curve over [-6, 6] (Xu et al. 2022, GeoDiff). Returns float64 [T].
+
+    Others call "sigmoid" a logistic curve of alphas_bar (Jabri et al. 2022); that is another schedule.
+    """
+    logits = np.linspace(-6, 6, num_timesteps, dtype=np.float64)
+    return beta_start + (beta_end - beta_start) / (1 + np.exp(-logits))
+
+
+def _warmup(fraction: float) -> Callable[..., np.ndarray]:
+    return lambda num_timesteps, **end_points: warmup_betas(num_timesteps, **end_points, fraction=fraction)
+
+
+BETA_SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
+    "linear": linear_betas,
+    "quad": quad_betas,
+    "const": const_betas,
+    "jsd": jsd_betas,
+    "warmup10": _warmup(0.1),
+    "warmup50": _warmup(0.5),
+    "cosine": cosine_betas,
+    "scaled_linear": scaled_linear_betas,
+    "sigmoid": sigmoid_betas,
+}
+
+# The end points that each schedule takes; a schedule that is not here has none.
+_END_POINTS = dict.fromkeys(("linear", "quad", "warmup10", "warmup50", "scaled_linear", "sigmoid"), 2) | {"const": 1}
+
+
+def make_betas(
+    name: str, num_timesteps: int, *, beta_start: float | None = None, beta_end: float | None = None
+) -> np.ndarray:
+    """Returns the betas of the schedule `name`.
+
+    Args:
+      name: a key of `BETA_SCHEDULES`.
+      num_timesteps: T, at least 2.
+      beta_start: beta at t = 0, in (0, 1); None for the published value. Not taken by const, jsd and cosine.
+      beta_end: beta at t = T-1, in (0, 1]; None for the published value. Not taken by jsd and cosine.
+
+    Returns:
+      float64 [T], each in (0, 1].
+
+    Raises:
+      UsageError: unknown name, T < 2, an end point the schedule does not take or one outside its range.
+    """
+    schedule = choose("beta schedule", name, BETA_SCHEDULES)
+    if num_timesteps < 2:
+        raise UsageError(f"num_timesteps is {num_timesteps}: a chain needs at least 2 timesteps.")
+    given = {k: v for k, v in (("beta_start", beta_start), ("beta_end", beta_end)) if v is not None}
+    taken = ("beta_end", "beta_start")[: _END_POINTS.get(name, 0)]
+    for key, value in given.items():
+        if key not in taken:
+            raise UsageError(f"The {name} schedule takes no {key}: leave it unset (it is {value}).")
+        if not 0 < value <= 1:
+            raise UsageError(f"{key} is {value}: a beta lies in (0, 1].")
+    return schedule(num_timesteps, **given)
+
+
+class Schedule(NamedTuple):
+    """A pytree of [T] tables, indexed by t = 0 (least noise) .. T-1; float32 on the device.
+
+    Notation of Ho et al. 2020: alpha_t = 1 - beta_t, alphas_bar_t the product of alphas up to t, alphas_bar_{-1} = 1.
+    """
+
+    timesteps: chex.Array  # the time the network is told at row t; differs from t in a respaced chain
+    betas: chex.Array
+    alphas_bar: chex.Array
+    alphas_bar_prev: chex.Array  # alphas_bar[t-1]
+    sqrt_alphas_bar: chex.Array
+    sqrt_one_minus_alphas_bar: chex.Array
+    log_one_minus_alphas_bar: chex.Array
+    sqrt_recip_alphas_bar: chex.Array  # sqrt(1 / alphas_bar)
+    sqrt_recipm1_alphas_bar: chex.Array  # sqrt(1 / alphas_bar - 1)
+    snr: chex.Array  # alphas_bar / (1 - alphas_bar)
+    posterior_mean_coef1: chex.Array  # of x_0 in the mean of q(x_{t-1}|x_t, x_0), eq. 7
+    posterior_mean_coef2: chex.Array  # of x_t in it
+    posterior_variance: chex.Array  # beta tilde, eq. 7; 0 at t = 0
+    posterior_log_variance_clipped: chex.Array  # its log, with the value of t = 1 at t = 0
+    fixed_large_log_variance: chex.Array  # log beta_t, with the log posterior variance of t = 1 at t = 0
+    log_betas: chex.Array
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of rows."""
+        return self.betas.shape[0]
+
+
+def make_schedule(betas: np.ndarray, *, timesteps: np.ndarray | None = None, dtype=np.float32) -> Schedule:
+    """Builds every table from the betas, in float64, and rounds to `dtype`.
+
+    Args:
+      betas: float64 [T], each in (0, 1].
+      timesteps: strictly increasing indices of the steps to keep, int [N]; None keeps all. The kept steps form a chain
+        of their own with the same q(x_t|x_0): beta' = 1 - alphas_bar_t / alphas_bar_s, with s the kept step before t
+        (Nichol & Dhariwal 2021, section 4).
+      dtype: of the tables; float64 serves tests.
+
+    Returns:
+      The `Schedule`, N rows. Row i tells the network the time timesteps[i].
+
+    Raises:
+      UsageError: betas outside (0, 1], or timesteps that are not increasing indices into them.
+    """
+    betas = np.asarray(betas, np.float64)
+    if betas.ndim != 1 or betas.size < 2 or not np.all((betas > 0) & (betas <= 1)):
+        raise UsageError(f"betas must be at least two numbers in (0, 1], but lie in [{betas.min()}, {betas.max()}].")
+    alphas_bar = np.cumprod(1 - betas)
+    if timesteps is None:
+        timesteps = np.arange(betas.size)
+    else:
+        timesteps = np.asarray(timesteps)
+        _check_timesteps(timesteps, betas.size)
+        alphas_bar = alphas_bar[timesteps]
+        betas = 1 - alphas_bar / np.concatenate([[1.0], alphas_bar[:-1]])
+    tables = _tables(betas, alphas_bar)
+    return Schedule(timesteps=timesteps.astype(np.float32), **{k: v.astype(dtype) for k, v in tables.items()})
+
+
+def _check_timesteps(timesteps: np.ndarray, num_timesteps: int) -> None:
+    if timesteps.ndim != 1 or timesteps.size < 1 or np.any(np.diff(timesteps) <= 0):
+        raise UsageError(f"The timesteps to keep must be strictly increasing, not {timesteps.tolist()}.")
+    if timesteps[0] < 0 or timesteps[-1] >= num_timesteps:
+        raise UsageError(f"The timesteps to keep must lie in 0..{num_timesteps - 1}, not {timesteps.tolist()}.")
+
+
+def _tables(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.ndarray]:
+    alphas_bar_prev = np.concatenate([[1.0], alphas_bar[:-1]])
+    posterior_variance = betas * (1 - alphas_bar_prev) / (1 - alphas_bar)
+    # beta tilde is 0 at t = 0, so its log takes the next value; a chain of one step has no next value and takes beta.
+    first = posterior_variance[1] if betas.size > 1 else betas[0]
+    # alphas_bar reaches 0 in chains that destroy the signal (jsd); there x_0 cannot be recovered from eps: 1/0 = inf.
+    with np.errstate(divide="ignore"):
+        recip_alphas_bar = 1 / alphas_bar
+    return {
+        "betas": betas,
+        "alphas_bar": alphas_bar,
+        "alphas_bar_prev": alphas_bar_prev,
+        "sqrt_alphas_bar": np.sqrt(alphas_bar),
+        "sqrt_one_minus_alphas_bar": np.sqrt(1 - alphas_bar),
+        "log_one_minus_alphas_bar": np.log(1 - alphas_bar),
+        "sqrt_recip_alphas_bar": np.sqrt(recip_alphas_bar),
+        "sqrt_recipm1_alphas_bar": np.sqrt(recip_alphas_bar - 1),
+        "snr": alphas_bar / (1 - alphas_bar),
+        "posterior_mean_coef1": betas * np.sqrt(alphas_bar_prev) / (1 - alphas_bar),
+        "posterior_mean_coef2": (1 - alphas_bar_prev) * np.sqrt(1 - betas) / (1 - alphas_bar),
+        "posterior_variance": posterior_variance,
+        "posterior_log_variance_clipped": np.log(np.append(first, posterior_variance[1:])),
+        "fixed_large_log_variance": np.log(np.append(first, betas[1:])),
+        "log_betas": np.log(betas),
+    }
+
+
+def spaced_timesteps(num_timesteps: int, steps: int) -> np.ndarray:
+    """Returns `steps` indices spread evenly over 0..T-1 with both ends kept; int64, increasing; [T-1] for one step.
+
+    This is the spacing of Improved DDPM (Nichol & Dhariwal 2021, section 4). The "leading" spacing of other libraries
+    leaves out t = T-1 and so starts the reverse chain from noise of the wrong variance.
+
+    Raises:
+      UsageError: `steps` is not in 1..T.
+    """
+    if not 1 <= steps <= num_timesteps:
+        raise UsageError(f"steps is {steps}: the chain has {num_timesteps} timesteps, so choose 1 to {num_timesteps}.")
+    if steps == 1:
+        return np.array([num_timesteps - 1])
+    return np.round(np.linspace(0, num_timesteps - 1, steps)).astype(np.int64)
