@@ -38,7 +38,7 @@ def q_sample(schedule: Schedule, x_0: chex.Array, t: chex.Array, eps: chex.Array
       eps: standard normal noise of the shape of x_0.
 
     Returns:
-      x_t, shape and dtype of x_0.
+      x_t, float32, shape of x_0.
     """
     chex.assert_equal_shape([x_0, eps])
     return extract(schedule.sqrt_alphas_bar, t, x_0) * x_0 + extract(schedule.sqrt_one_minus_alphas_bar, t, x_0) * eps
@@ -48,7 +48,7 @@ def q_mean_variance(schedule: Schedule, x_0: chex.Array, t: chex.Array) -> Gauss
     """q(x_t|x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I) (Ho et al. 2020, eq. 4). Variances come as [B, 1, ..., 1]."""
     return Gaussian(
         mean=extract(schedule.sqrt_alphas_bar, t, x_0) * x_0,
-        variance=1 - extract(schedule.alphas_bar, t, x_0),
+        variance=jnp.square(extract(schedule.sqrt_one_minus_alphas_bar, t, x_0)),  # 1 - ᾱ_t would cancel in float32
         log_variance=extract(schedule.log_one_minus_alphas_bar, t, x_0),
     )
 

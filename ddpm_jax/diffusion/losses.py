@@ -11,7 +11,13 @@ import jax.numpy as jnp
 
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.likelihood import bound_term, mean_over_dims
-from ddpm_jax.diffusion.parameterization import LEARNED_VARIANCES, PARAMETERIZATIONS, Network, interpret
+from ddpm_jax.diffusion.parameterization import (
+    LEARNED_VARIANCES,
+    PARAMETERIZATIONS,
+    Network,
+    interpret,
+    output_channels,
+)
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, choose
 
@@ -44,9 +50,10 @@ def uniform_weight(schedule: Schedule, t: chex.Array, parameterization: str) -> 
 
 
 def min_snr_weight(schedule: Schedule, t: chex.Array, parameterization: str, gamma: float = 5.0) -> chex.Array:
-    """min(SNR_t, γ) on the squared error of x_0 (Hang et al. 2023, eq. 9), in the units of the target.
+    """min(SNR_t, γ) on the squared error of x_0 (Hang et al. 2023, section 3.4), in the units of the target.
 
-    So min(SNR, γ)/SNR where the target is eps and min(SNR, γ)/(SNR + 1) where it is v. Returns float32 [B].
+    So min(SNR, γ)/SNR where the target is eps and min(SNR, γ)/(SNR + 1) where it is v (their section 4.2).
+    Returns float32 [B].
     """
     choose("parameterization", parameterization, PARAMETERIZATIONS)
     x_0_weight = jnp.minimum(jnp.asarray(schedule.snr)[t], gamma)
@@ -104,16 +111,20 @@ def training_losses(
       `Losses`.
 
     Raises:
-      UsageError: an unknown name, or a hybrid loss without a learned variance.
+      UsageError: an unknown name, a hybrid loss without a learned variance, or the simple loss with one.
     """
     choose("loss", loss, LOSSES)
+    channels = output_channels(x_0.shape[-1], variance)
     if loss == "hybrid" and variance not in LEARNED_VARIANCES:
         raise UsageError(
             f"The hybrid loss trains the variance, but {variance} has nothing to train: learn it, or use simple."
         )
+    if loss == "simple" and variance in LEARNED_VARIANCES:
+        raise UsageError(f"The simple loss leaves the {variance} variance untrained: use hybrid or vlb, or fix it.")
     weight = choose("weighting", weighting, WEIGHTINGS)(schedule, t, parameterization)
     x_t = q_sample(schedule, x_0, t, eps)
     output = network(x_t, jnp.asarray(schedule.timesteps)[t])
+    chex.assert_shape(output, (*x_0.shape[:-1], channels))
 
     value = output[..., : x_0.shape[-1]]
     target = eps if parameterization == "eps" else PARAMETERIZATIONS[parameterization].from_x_0(schedule, x_t, t, x_0)

@@ -183,7 +183,7 @@ def make_denoiser(
     Args:
       network: (x_t [B, H, W, C], time float32 [B]) -> output. It is told `schedule.timesteps[t]`, so that a respaced
         chain of N rows asks a network trained on T steps the right questions.
-      schedule: tables of the chain that is walked.
+      schedule: tables of the chain that is walked; not traced, since they are checked here.
       parameterization: a key of `PARAMETERIZATIONS`.
       variance: a key of `VARIANCES`.
       clip_denoised: clip the predicted x_0 to [-1, 1], as in sampling and evaluation.

@@ -156,7 +156,7 @@ def make_schedule(betas: np.ndarray, *, timesteps: np.ndarray | None = None, dty
     """Builds every table from the betas, in float64, and rounds to `dtype`.
 
     Args:
-      betas: float64 [T], each in (0, 1].
+      betas: float64 [T], each in (0, 1), the last in (0, 1].
       timesteps: strictly increasing indices of the steps to keep, int [N]; None keeps all. The kept steps form a chain
         of their own with the same q(x_t|x_0): beta' = 1 - alphas_bar_t / alphas_bar_s, with s the kept step before t
         (Nichol & Dhariwal 2021, section 4).
@@ -166,11 +166,16 @@ def make_schedule(betas: np.ndarray, *, timesteps: np.ndarray | None = None, dty
       The `Schedule`, N rows. Row i tells the network the time timesteps[i].
 
     Raises:
-      UsageError: betas outside (0, 1], or timesteps that are not increasing indices into them.
+      UsageError: too few betas, betas outside their range, or timesteps that are not increasing indices into them.
     """
     betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or betas.size < 2 or not np.all((betas > 0) & (betas <= 1)):
-        raise UsageError(f"betas must be at least two numbers in (0, 1], but lie in [{betas.min()}, {betas.max()}].")
+    if betas.ndim != 1 or betas.size < 2:
+        raise UsageError(f"betas must be a list of at least two numbers, but have shape {betas.shape}.")
+    if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
+        raise UsageError(
+            f"betas must lie in (0, 1), the last in (0, 1], but they span {betas.min()} to {betas.max()}: after a "
+            "beta of 1 nothing is left to diffuse."
+        )
     alphas_bar = np.cumprod(1 - betas)
     if timesteps is None:
         timesteps = np.arange(betas.size)
