@@ -1,0 +1,143 @@
+"""Metric records -> pictures of curves. Uses matplotlib's object interface only: no display, no global state.
+
+Reading the records from disk belongs to `training.metrics`.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from scipy.ndimage import gaussian_filter1d
+
+from ddpm_jax.plotting.files import write_atomically
+
+_LOSS_COLOUR = "#1f4e79"
+_QUARTILE_COLOURS = ("#0b7a75", "#3a86c8", "#c8763a", "#8b1e3f")
+_LOG_AXIS_FROM = 5.0  # Ratio of the largest to the smallest value beyond which a linear axis hides the end of training.
+
+
+def columns(records: Sequence[Mapping[str, float]], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Picks metrics out of records, leaving out the records that hold none of them.
+
+    Args:
+      records: each has "step" and any metrics.
+      names: the K wanted metrics.
+
+    Returns:
+      steps: float64 [n].
+      values: float64 [n, K]; NaN where a record lacks the metric.
+    """
+    chosen = [record for record in records if any(name in record for name in names)]
+    steps = np.array([record["step"] for record in chosen], np.float64)
+    values = np.array([[record.get(name, np.nan) for name in names] for record in chosen], np.float64)
+    return steps, values.reshape(len(chosen), len(names))
+
+
+def smooth(values: np.ndarray, width: float) -> np.ndarray:
+    """Gaussian-weighted running mean of the finite values, centred, so that it does not lag behind a falling curve.
+
+    Args:
+      values: [n]; what is not finite has no weight.
+      width: standard deviation of the weights, in places of the array, > 0.
+
+    Returns:
+      [n]; NaN where no finite value lies within three widths.
+    """
+    finite = np.isfinite(values)
+    # Weighted sum over sum of weights, so that gaps and both ends count as absent and not as zero.
+    total, weight = (
+        gaussian_filter1d(part.astype(np.float64), width, mode="constant", truncate=3.0)
+        for part in (np.where(finite, values, 0.0), finite)
+    )
+    return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 0)
+
+
+def loss_curve(
+    path: str | os.PathLike,
+    steps: np.ndarray,
+    losses: np.ndarray,
+    quartiles: np.ndarray | None = None,
+    *,
+    title: str = "",
+    ylabel: str = "training loss",
+) -> None:
+    """Writes a PNG of the loss over the steps, beside it the loss by quartile of t where given.
+
+    Args:
+      path: where to; parent folders are created.
+      steps: [n] number of updates done, increasing; n may be 0.
+      losses: [n]; drawn as it is, light, and smoothed over about a fortieth of the run. What is not finite is left out.
+      quartiles: [n, Q] loss of the examples whose t fell into each of Q equal parts of 0..T-1, NaN where none did.
+      title: above the figure.
+      ylabel: what the loss is.
+    """
+    steps, losses = np.asarray(steps, np.float64), np.asarray(losses, np.float64)
+    panels = 1 if quartiles is None else 2
+    figure = Figure(figsize=(6.4 * panels, 4.2), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    if title:
+        figure.suptitle(title, fontsize=12)
+    _draw_loss(axes[0], steps, losses)
+    axes[0].set_ylabel(ylabel)
+    if quartiles is not None:
+        _draw_quartiles(axes[1], steps, np.asarray(quartiles, np.float64))
+        axes[1].set_ylabel(f"{ylabel} by part of t")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())
+
+
+def _draw_loss(axis: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
+    _line(axis, steps, losses, color=_LOSS_COLOUR, alpha=0.3, linewidth=0.8, label="as logged")
+    _line(axis, steps, smooth(losses, _width(losses)), color=_LOSS_COLOUR, linewidth=1.8, label="smoothed")
+    _finish(axis, losses)
+
+
+def _draw_quartiles(axis: Axes, steps: np.ndarray, quartiles: np.ndarray) -> None:
+    count = quartiles.shape[1]
+    smoothed = [smooth(losses, _width(losses)) for losses in quartiles.T]
+    for i, (raw, line) in enumerate(zip(quartiles.T, smoothed, strict=True)):
+        colour = _QUARTILE_COLOURS[i % len(_QUARTILE_COLOURS)]
+        _line(axis, steps, raw, color=colour, alpha=0.18, linewidth=0.6)
+        label = f"{i / count:.2f} ≤ t/T < {(i + 1) / count:.2f}"
+        _line(axis, steps, line, color=colour, linewidth=1.8, label=label)
+    _finish(axis, quartiles)
+
+
+def _width(losses: np.ndarray) -> float:
+    return max(len(losses), 1) / 80
+
+
+def _line(axis: Axes, steps: np.ndarray, values: np.ndarray, **style) -> None:
+    finite = np.isfinite(values)
+    marker = "o" if finite.sum() == 1 else None  # A line through one point is invisible.
+    axis.plot(steps[finite], values[finite], marker=marker, **style)
+
+
+def _finish(axis: Axes, values: np.ndarray) -> None:
+    values = values[np.isfinite(values)]
+    axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    if values.size and values.min() > 0 and values.max() / values.min() > _LOG_AXIS_FROM:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.grid(True, which="major", linewidth=0.5, color="#dddddd")
+    axis.spines[["top", "right"]].set_visible(False)
+    if values.size:
+        axis.margins(x=0.01)
+        # Above the axes, where it never covers a line.
+        axis.legend(
+            loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=8, columnspacing=1.2
+        )
+    else:
+        axis.set(xticks=[], yticks=[])
+        axis.text(0.5, 0.5, "no finite values yet", transform=axis.transAxes, ha="center", color="#777777")

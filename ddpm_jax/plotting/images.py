@@ -1,0 +1,158 @@
+"""uint8 images -> one picture on disk: grids of samples, strips and animations of the reverse chain.
+
+Everything takes and returns uint8 arrays with the channels last, 1 channel (grey) or 3 (RGB). Going from the model's
+[-1, 1] to uint8 belongs to the samplers; curves of numbers belong to `curves`.
+"""
+
+import io
+import math
+import os
+from collections.abc import Sequence
+
+import chex
+import numpy as np
+from PIL import Image
+
+from ddpm_jax.plotting.files import write_atomically
+
+BACKGROUND = 255
+_GIF_FASTEST_MS = 20  # Viewers play anything shorter than this at 100 ms a frame.
+
+
+def enlarge(images: np.ndarray, min_pixels: int) -> np.ndarray:
+    """Repeats pixels so that the shorter side has at least `min_pixels`; larger images are returned as they are.
+
+    Args:
+      images: [..., H, W, C].
+      min_pixels: wanted length of the shorter side.
+
+    Returns:
+      [..., kH, kW, C] with the smallest integer k that suffices: nearest neighbour, every pixel stays a square.
+    """
+    factor = max(1, math.ceil(min_pixels / min(images.shape[-3:-1])))
+    return images.repeat(factor, axis=-3).repeat(factor, axis=-2)
+
+
+def grid(images: np.ndarray, columns: int | None = None, *, pad: int = 2, min_pixels: int = 64) -> np.ndarray:
+    """Lays images out row by row.
+
+    Args:
+      images: uint8 [N, H, W, C], C = 1 or 3, N >= 1.
+      columns: images in a row; by default the smallest square that holds all of them.
+      pad: white pixels around every image, in pixels of the result.
+      min_pixels: smaller images are enlarged by an integer factor to at least this size, so that a person can see them.
+
+    Returns:
+      uint8 [H', W', C]; cells without an image are white.
+    """
+    _check_images(images, rank=4)
+    images = enlarge(images, min_pixels)
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    canvas = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, channels), BACKGROUND, np.uint8)
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        top, left = pad + row * (height + pad), pad + column * (width + pad)
+        canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def chain_strip(frames: np.ndarray, *, max_columns: int = 12, pad: int = 2, min_pixels: int = 64) -> np.ndarray:
+    """One row per sample, from noise on the left to the image on the right.
+
+    Args:
+      frames: uint8 [F, N, H, W, C], the N samples at F moments of the reverse chain, noise first.
+      max_columns: of more frames than this, evenly spaced ones are shown, the first and the last among them.
+      pad: as in `grid`.
+      min_pixels: as in `grid`.
+
+    Returns:
+      uint8 [H', W', C].
+    """
+    return _rows([frames], max_columns=max_columns, pad=pad, min_pixels=min_pixels)
+
+
+def chain_pairs(
+    x_t: np.ndarray, x_0: np.ndarray, *, max_columns: int = 12, pad: int = 2, min_pixels: int = 64
+) -> np.ndarray:
+    """Two rows per sample: x_t above, the x_0 predicted from it below; samples are set apart by a wider gap.
+
+    Args:
+      x_t: uint8 [F, N, H, W, C], noise first.
+      x_0: uint8 [F, N, H, W, C], the prediction made from the x_t at the same place.
+      max_columns: as in `chain_strip`.
+      pad: as in `grid`.
+      min_pixels: as in `grid`.
+
+    Returns:
+      uint8 [H', W', C].
+    """
+    chex.assert_equal_shape([x_t, x_0])
+    return _rows([x_t, x_0], max_columns=max_columns, pad=pad, min_pixels=min_pixels)
+
+
+def _rows(chains: Sequence[np.ndarray], *, max_columns: int, pad: int, min_pixels: int) -> np.ndarray:
+    for frames in chains:
+        _check_images(frames, rank=5)
+    count = len(chains[0])
+    columns = min(count, max_columns)
+    shown = np.round(np.linspace(count - 1, 0, columns)).astype(int)[::-1]
+    blocks = []
+    for sample in range(chains[0].shape[1]):
+        if blocks and len(chains) > 1:
+            blocks.append(np.full((4 * pad, *blocks[0].shape[1:]), BACKGROUND, np.uint8))
+        images = np.concatenate([frames[shown, sample] for frames in chains])
+        block = grid(images, columns, pad=pad, min_pixels=min_pixels)
+        # Every block brings its own upper and lower margin; one of the two between neighbours is enough.
+        blocks.append(block[pad:] if blocks else block)
+    return np.concatenate(blocks)
+
+
+def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes uint8 [H, W, C] as a PNG, whole or not at all, creating parent folders."""
+    _check_images(image, rank=3)
+    buffer = io.BytesIO()
+    _to_pil(image).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def save_gif(path: str | os.PathLike, frames: np.ndarray, fps: float, *, hold_seconds: float = 1.5) -> None:
+    """Writes frames as an endlessly repeated GIF, whole or not at all, creating parent folders.
+
+    Args:
+      path: where to.
+      frames: uint8 [F, H, W, C], F >= 1. Grey is kept exactly, colours are reduced to the 256 best of each frame.
+      fps: frames per second; GIF counts in hundredths of a second and viewers play at most 50.
+      hold_seconds: how long the last frame, the finished image, stays before the animation starts again.
+    """
+    _check_images(frames, rank=4)
+    duration = max(_GIF_FASTEST_MS, 10 * round(100 / fps))
+    durations = [duration] * (len(frames) - 1) + [duration + round(1000 * hold_seconds)]
+    pictures = [_to_gif_frame(frame) for frame in frames]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=False
+    )
+    write_atomically(path, buffer.getvalue())
+
+
+def _to_gif_frame(frame: np.ndarray) -> Image.Image:
+    picture = _to_pil(frame)
+    if picture.mode == "L":
+        return picture
+    # No dithering: its pattern changes from frame to frame and flickers on flat areas.
+    return picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+
+
+def _to_pil(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def _check_images(images: np.ndarray, *, rank: int) -> None:
+    chex.assert_type(images, np.uint8)
+    chex.assert_rank(images, rank)
+    if images.size == 0 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"Expected at least one image of 1 or 3 channels, channels last, got the shape {images.shape}."
+        )

@@ -1,0 +1,136 @@
+"""Pictures hold the pixels they were given, where they were said to be, and reach the disk whole or not at all."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax.plotting import files, images
+
+
+def _random_images(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_shows_every_image_at_its_place_and_white_elsewhere(channels):
+    pictures = _random_images(5, 4, 6, channels)
+    picture = images.grid(pictures, columns=3, pad=1, min_pixels=1)
+    assert picture.shape == (1 + 2 * (4 + 1), 1 + 3 * (6 + 1), channels)
+    rest = picture.copy()
+    for i, (top, left) in enumerate([(1, 1), (1, 8), (1, 15), (6, 1), (6, 8)]):
+        np.testing.assert_array_equal(picture[top : top + 4, left : left + 6], pictures[i])
+        rest[top : top + 4, left : left + 6] = 255
+    assert (rest == 255).all()
+
+
+def test_a_grid_is_the_smallest_square_by_default():
+    assert images.grid(_random_images(10, 2, 2, 1), pad=0, min_pixels=1).shape == (3 * 2, 4 * 2, 1)
+
+
+def test_small_images_are_enlarged_by_squares_and_large_ones_left_alone():
+    small, large = _random_images(1, 8, 8, 1), _random_images(1, 70, 64, 3)
+    enlarged = images.enlarge(small, 60)
+    assert enlarged.shape == (1, 64, 64, 1)
+    for offset_y, offset_x in [(0, 0), (7, 7), (3, 5)]:
+        np.testing.assert_array_equal(enlarged[:, offset_y::8, offset_x::8], small)
+    np.testing.assert_array_equal(images.enlarge(large, 64), large)
+
+
+def test_a_strip_has_a_row_per_sample_and_runs_from_noise_to_image():
+    frames = _random_images(5, 2, 3, 3, 1)
+    strip = images.chain_strip(frames, pad=0, min_pixels=1)
+    np.testing.assert_array_equal(strip, np.concatenate(np.concatenate(frames, axis=2), axis=0))
+
+
+def test_a_long_chain_is_thinned_evenly_with_first_and_last_frame_kept():
+    frames = np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None, None, None, None], (100, 1, 1, 1, 1))
+    strip = images.chain_strip(frames, max_columns=12, pad=0, min_pixels=1)
+    np.testing.assert_array_equal(strip[0, :, 0], np.arange(0, 100, 9))
+    assert images.chain_strip(frames, max_columns=1, pad=0, min_pixels=1)[0, 0, 0] == 99
+
+
+def test_pairs_put_the_prediction_below_its_x_t():
+    x_t, x_0 = _random_images(4, 2, 3, 3, 3), 255 - _random_images(4, 2, 3, 3, 3)
+    picture = images.chain_pairs(x_t, x_0, pad=1, min_pixels=1)
+    rows = [1, 5, 13, 17]  # Height 3, margin 1; 4 more between the samples.
+    assert picture.shape == (21, 1 + 4 * 4, 3)
+    for top, frames in zip(rows, [x_t[:, 0], x_0[:, 0], x_t[:, 1], x_0[:, 1]], strict=True):
+        for column in range(4):
+            left = 1 + 4 * column
+            np.testing.assert_array_equal(picture[top : top + 3, left : left + 3], frames[column])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_png_reads_back_exactly_and_its_folder_is_made(tmp_path, channels):
+    picture = _random_images(5, 7, channels)
+    images.save_png(tmp_path / "a" / "b.png", picture)
+    with Image.open(tmp_path / "a" / "b.png") as stored:
+        assert stored.mode == {1: "L", 3: "RGB"}[channels]
+        np.testing.assert_array_equal(np.asarray(stored).reshape(picture.shape), picture)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b.png"]
+
+
+def _read_gif(path):
+    with Image.open(path) as stored:
+        assert stored.info["loop"] == 0
+        frames, durations = [], []
+        for i in range(stored.n_frames):
+            stored.seek(i)
+            durations.append(stored.info["duration"])
+            frames.append(np.asarray(stored.convert("RGB")))
+    return np.stack(frames), durations
+
+
+def test_a_grey_gif_keeps_every_value_and_holds_the_last_frame(tmp_path):
+    frames = _random_images(6, 20, 24, 1)
+    images.save_gif(tmp_path / "chain.gif", frames, fps=20, hold_seconds=2.0)
+    stored, durations = _read_gif(tmp_path / "chain.gif")
+    np.testing.assert_array_equal(stored, np.broadcast_to(frames, (6, 20, 24, 3)))
+    assert durations == [50] * 5 + [2050]  # Milliseconds.
+
+
+def test_a_colour_gif_of_at_most_256_colours_keeps_every_value(tmp_path):
+    frames = _random_images(3, 12, 12, 3)
+    images.save_gif(tmp_path / "chain.gif", frames, fps=10)
+    np.testing.assert_array_equal(_read_gif(tmp_path / "chain.gif")[0], frames)
+
+
+def test_a_gif_is_never_faster_than_viewers_play(tmp_path):
+    images.save_gif(tmp_path / "chain.gif", _random_images(3, 4, 4, 1), fps=1000)
+    assert _read_gif(tmp_path / "chain.gif")[1][0] == 20
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4, 1), (2, 4, 4, 2)])
+def test_no_images_or_two_channels_are_refused(shape):
+    with pytest.raises(ValueError, match="1 or 3 channels"):
+        images.grid(np.zeros(shape, np.uint8))
+
+
+def test_float_images_are_refused():
+    with pytest.raises(AssertionError, match="uint8"):
+        images.grid(np.zeros((1, 4, 4, 1), np.float32))
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "grid.png"
+    files.write_atomically(path, b"old")
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        files.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(pathlib.Path(tmp_path).iterdir()) == [path]
+
+
+def test_a_reader_of_the_old_file_never_sees_a_mixture(tmp_path):
+    path = tmp_path / "grid.png"
+    files.write_atomically(path, b"old")
+    with open(path, "rb") as reader:
+        files.write_atomically(path, b"new and longer")
+        assert reader.read() == b"old"
+    assert path.read_bytes() == b"new and longer"
