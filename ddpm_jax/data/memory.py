@@ -1,0 +1,119 @@
+"""Pictures that are in memory already: the cache every source can be read into, and the gather that makes batches.
+
+Decoding a small PNG costs a core some 100 µs, taking it from an array about one: whatever fits is decoded once.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+
+import numpy as np
+from tqdm import tqdm
+
+from ddpm_jax.errors import UsageError
+
+AUTO_BUDGET = 4 * 2**30  # bytes that `cache="auto"` may take, ...
+AUTO_SHARE = 0.25  # ... and the share of the machine's memory, whichever is less
+_CHUNK = 64  # examples a thread decodes between two updates of the bar
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """A source over arrays.
+
+    Attributes:
+      images: uint8 [N, H, W, C].
+      labels: int32 [N], in 0..num_classes-1; zeros when there are none.
+      num_classes: 0 when there are no labels.
+      fingerprint: what the arrays are, see `sources.Source`.
+      skipped: files left out as unreadable.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    fingerprint: str
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return self.images.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return {"image": self.images[i], "label": self.labels[i]}
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {"image": self.images[indices], "label": self.labels[indices]}
+
+
+def gather(source, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns rows `indices` of `source` as one batch {"image": uint8 [B, H, W, C], "label": int32 [B]}.
+
+    Sources that read many rows at a time more cheaply than one by one have a `gather` of their own.
+    """
+    if hasattr(source, "gather"):
+        return source.gather(indices)
+    examples = [source[int(i)] for i in indices]
+    return {
+        "image": np.stack([example["image"] for example in examples]),
+        "label": np.array([example["label"] for example in examples], np.int32),
+    }
+
+
+def wants_cache(source, mode: str) -> bool:
+    """Returns whether to decode `source` into memory: `mode` is "always", "never", or "auto" (when it fits the budget).
+
+    Raises:
+      UsageError: "always", and the pictures are larger than the machine's memory.
+    """
+    size, memory = len(source) * int(np.prod(source.image_shape)), _physical_memory()
+    if mode == "always" and size > memory:
+        raise UsageError(
+            f"cache='always' needs {size / 2**30:.1f} GiB for {len(source)} images, "
+            f"but the machine has {memory / 2**30:.1f} GiB: use cache='auto' or a smaller image_size."
+        )
+    return mode == "always" or (mode == "auto" and size <= min(AUTO_BUDGET, AUTO_SHARE * memory))
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def decoded(source) -> ArraySource:
+    """Returns `source` decoded once, by one thread a core, with a progress bar on a terminal.
+
+    The rows stay where they are, so that the sequence of examples does not depend on whether there is a cache.
+    """
+    images = np.empty((len(source), *source.image_shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+
+    def decode_chunk(start: int) -> int:
+        rows = np.arange(start, min(start + _CHUNK, len(source)))
+        batch = gather(source, rows)
+        images[rows], labels[rows] = batch["image"], batch["label"]
+        return len(rows)
+
+    for_each(decode_chunk, range(0, len(source), _CHUNK), total=len(source), what="decoding")
+    return ArraySource(images, labels, source.num_classes, source.fingerprint, sorted(getattr(source, "skipped", ())))
+
+
+def for_each(function, items, *, total: int, what: str, num_threads: int | None = None) -> None:
+    """Calls `function` on every item in a pool of threads, with a bar on a terminal; the first item's error is raised.
+
+    Args:
+      function: returns how many of `total` it has done.
+      items: what it is called with.
+      total: length of the bar, in images.
+      what: the bar's title.
+      num_threads: one a core unless given.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count())
+    try:
+        with tqdm(total=total, desc=what, unit=" images", leave=False, disable=None) as bar:
+            for done in pool.map(function, items):
+                bar.update(done)
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,176 @@
+"""Sources -> batches: seeded shuffling, sharding over processes, prefetching in threads, and a position to resume from.
+
+The stream is defined globally: batch n, whole, is a function of (source, seed, n, batch_size). Process p of P takes the
+p-th of P equal parts of it, so that the same training run results from any number of processes. Only *indices* go
+through grain; the rows are gathered once per batch.
+"""
+
+import functools
+import os
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from ddpm_jax.data.memory import ArraySource, gather
+from ddpm_jax.data.sources import Source
+from ddpm_jax.errors import FailureError, UsageError
+
+Batch = dict[str, np.ndarray]
+_MAX_THREADS = 16
+
+
+class TrainIterator:
+    """Endless local batches, see `train_iterator`; the position can be read and set."""
+
+    def __init__(self, batches: grain.MapDataset, options: grain.ReadOptions, identity: dict):
+        self._iterator = iter(batches.to_iter_dataset(options))
+        self._identity = identity
+        self._batches = 0
+
+    def __iter__(self) -> "TrainIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        batch = _next(self._iterator)
+        self._batches += 1
+        return batch
+
+    def get_state(self) -> dict:
+        """Returns the position, JSON-able: batches handed out so far (not those prefetched), and what they are of."""
+        return {"batches": self._batches, **self._identity}
+
+    def set_state(self, state: dict) -> None:
+        """Continues after `state["batches"]` batches, at no cost whatever the number.
+
+        Raises:
+          UsageError: the state is of another seed, batch size or source.
+        """
+        for field, ours in self._identity.items():
+            if state.get(field) != ours:
+                raise UsageError(
+                    f"The checkpoint was written with data {field} {state.get(field)!r}, but this run has {ours!r}: "
+                    "resume with the data settings it was started with, or start in another workdir."
+                )
+        self._iterator.set_state({"next_index": state["batches"]})
+        self._batches = state["batches"]
+
+    def close(self) -> None:
+        """Stops the threads; no batch can be had afterwards."""
+        self._iterator.close()
+
+
+def train_iterator(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int | None = None,
+    prefetch: int | None = None,
+) -> TrainIterator:
+    """Shuffled batches without end: each epoch hands out every example once, in an order of its own.
+
+    An epoch that does not fill its last batch is continued by the next, so a batch may also be larger than the source.
+
+    Args:
+      source: random access, see `sources.load`.
+      batch_size: of the global batch; a multiple of `process_count`.
+      seed: at least 0.
+      process_index: which part of the global batch is wanted, in 0..process_count-1.
+      process_count: number of processes that train together.
+      num_threads: threads that prepare batches, one batch each at a time. By default one for a source in memory,
+        otherwise one a core up to 16.
+      prefetch: batches prepared ahead; by default two more than there are threads.
+
+    Returns:
+      An iterator of {"image": uint8 [B, H, W, C], "label": int32 [B]} where B = batch_size // process_count.
+
+    Raises:
+      UsageError: an argument is out of range. While iterating, FailureError: an image cannot be read.
+    """
+    local = _local_size(batch_size, process_index, process_count)
+    if seed < 0:
+        raise UsageError(f"seed={seed} should be at least 0.")
+    # grain shuffles epoch e by seed + e, so neighbouring seeds would share their epochs: spread them first.
+    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    # `shuffle` comes before `repeat`: it sees the epoch in the index. Local batch n P + p is part p of global batch n.
+    indices = (
+        grain.MapDataset.range(len(source)).shuffle(seed=spread).repeat().batch(local)[process_index::process_count]
+    )
+    batches = indices.map(functools.partial(gather, source))
+    identity = {"seed": seed, "batch_size": batch_size, "fingerprint": source.fingerprint}
+    return TrainIterator(batches, _read_options(source, num_threads, prefetch), identity)
+
+
+def eval_batches(
+    source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1, num_images: int | None = None
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """The examples in order, once.
+
+    Args:
+      source: as for `train_iterator`, as are `process_index` and `process_count`.
+      batch_size: of the global batch; a multiple of `process_count`.
+      num_images: only the first so many; None, or more than there are, for all.
+
+    Returns:
+      An iterator of (batch, mask): a batch as of `train_iterator`, and bool [B], False for the rows of zeros that fill
+      up the last one. Every process gets the same number of batches, the last of which may be all padding.
+
+    Raises:
+      UsageError: an argument is out of range. While iterating, FailureError: an image cannot be read.
+    """
+    local = _local_size(batch_size, process_index, process_count)
+    total = len(source) if num_images is None else min(num_images, len(source))
+    read = functools.partial(_padded, source, local, total)
+    starts = grain.MapDataset.range(process_index * local, -(-total // batch_size) * batch_size, batch_size)
+    return _iterate(starts.map(read).to_iter_dataset(_read_options(source, None, None)))
+
+
+def _iterate(dataset: grain.IterDataset) -> Iterator[tuple[Batch, np.ndarray]]:
+    iterator = iter(dataset)
+    try:
+        while True:
+            try:
+                yield _next(iterator)
+            except StopIteration:
+                return
+    finally:
+        iterator.close()
+
+
+def _padded(source: Source, size: int, total: int, start: int) -> tuple[Batch, np.ndarray]:
+    """Returns rows start..start+size-1, those from `total` on being zeros, and the mask of those that are not."""
+    rows = np.arange(start, start + size)
+    mask = rows < total
+    batch = {"image": np.zeros((size, *source.image_shape), np.uint8), "label": np.zeros(size, np.int32)}
+    if mask.any():
+        for key, value in gather(source, rows[mask]).items():
+            batch[key][mask] = value
+    return batch, mask
+
+
+def _next(iterator: grain.DatasetIterator):
+    try:
+        return next(iterator)
+    except UsageError as error:  # an unreadable image, when the run is under way
+        raise FailureError(str(error)) from error
+
+
+def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
+    if batch_size < 1 or batch_size % process_count:
+        raise UsageError(
+            f"batch_size={batch_size} should be a positive multiple of the number of processes, {process_count}."
+        )
+    if not 0 <= process_index < process_count:
+        raise UsageError(f"process_index={process_index} should be in 0..{process_count - 1}.")
+    return batch_size // process_count
+
+
+def _read_options(source: Source, num_threads: int | None, prefetch: int | None) -> grain.ReadOptions:
+    if num_threads is None:
+        num_threads = 1 if isinstance(source, ArraySource) else min(_MAX_THREADS, os.cpu_count() or 1)
+    return grain.ReadOptions(
+        num_threads=num_threads, prefetch_buffer_size=num_threads + 2 if prefetch is None else prefetch
+    )

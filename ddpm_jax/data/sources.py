@@ -1,0 +1,116 @@
+"""Where pictures come from, behind one interface: random access to uint8 images and int32 labels. Knows no batches.
+
+`load` is the entry: the bundled digits (`digits`), a folder (`folder`), or a dataset of TFDS (`tfds_source`).
+"""
+
+import logging
+from typing import Protocol
+
+import numpy as np
+
+from ddpm_jax.data import folder, images
+from ddpm_jax.data.memory import decoded, wants_cache
+from ddpm_jax.errors import UsageError, choose
+
+CACHE_MODES = dict.fromkeys(("auto", "always", "never"))
+UNREADABLE_MODES = dict.fromkeys(("stop", "skip"))
+
+
+class Source(Protocol):
+    """Random access to the examples of one split.
+
+    Attributes:
+      image_shape: (H, W, C).
+      num_classes: 0 when there are no labels.
+      fingerprint: name, split, size and count of what is read, short, and the same on every machine. Checkpoints store
+        it: two sources with the same fingerprint give the same sequence of examples.
+
+    A source may also have `gather(indices) -> batch`, if it reads many rows at a time more cheaply, and `skipped`, the
+    paths it has passed over as unreadable.
+    """
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        """Returns {"image": uint8 [H, W, C], "label": int32 [], 0 without labels}."""
+        ...
+
+
+def load(
+    *,
+    name: str,
+    split: str,
+    data_dir: str = "",
+    image_size: int,
+    channels: int,
+    holdout: float = 0.0,
+    cache: str = "auto",
+    unreadable: str = "stop",
+) -> Source:
+    """Opens a split of a dataset, decoded into memory if it fits.
+
+    Pictures are resized on their shorter side and cropped at the centre (`images.to_array`); none is enlarged.
+
+    Args:
+      name: "digits", "folder", or a dataset of tensorflow-datasets: "cifar10", "cifar10:3.0.2", "lsun/church".
+      split: "train" or "test", the held-out images; of TFDS datasets also a split expression such as "train[:90%]".
+        "test" is the dataset's own test split, else its validation split, else carved off train.
+      data_dir: the folder of images, or the folder below which TFDS keeps its datasets ("" for its default). The digits
+        are written there the first time.
+      image_size: height and width, in pixels.
+      channels: 1 (grey) or 3 (RGB).
+      holdout: share of train, in [0, 1), set aside as "test" where there is no split of its own. The choice depends on
+        the number of images alone. Pass the same value for both splits.
+      cache: whether to decode once into memory: "always", "never", or "auto": if that takes at most 4 GiB and a quarter
+        of the machine's memory. The sequence of examples does not depend on it.
+      unreadable: for folders, what to do about files that cannot be read: "stop", or "skip" (see `source.skipped`).
+
+    Raises:
+      UsageError: any of the above is wrong, or the images are not there.
+      FailureError: the digits cannot be written.
+    """
+    _check(image_size=image_size, channels=channels, holdout=holdout, cache=cache, unreadable=unreadable)
+    if name == "folder":
+        source = folder.open_folder(
+            data_dir, split=split, image_size=image_size, channels=channels, holdout=holdout, unreadable=unreadable
+        )
+    else:
+        source = _open_tfds(
+            name, split=split, data_dir=data_dir, image_size=image_size, channels=channels, holdout=holdout
+        )
+    if wants_cache(source, cache):
+        source = decoded(source)
+    _report(getattr(source, "skipped", ()))
+    return source
+
+
+def _open_tfds(name: str, *, data_dir: str, **options) -> Source:
+    # Importing TFDS takes a second, which a folder of images need not wait for.
+    from ddpm_jax.data import tfds_source
+
+    if name == "digits":
+        from ddpm_jax.data import digits
+
+        name = digits.prepare(data_dir)
+    return tfds_source.open_dataset(name, data_dir=data_dir, **options)
+
+
+def _check(*, image_size: int, channels: int, holdout: float, cache: str, unreadable: str) -> None:
+    choose("cache mode", cache, CACHE_MODES)
+    choose("treatment of unreadable images", unreadable, UNREADABLE_MODES)
+    if image_size < 1:
+        raise UsageError(f"image_size={image_size} should be a positive number of pixels.")
+    if channels not in images.MODES:
+        raise UsageError(f"channels={channels} should be 1 (grey) or 3 (RGB).")
+    if not 0 <= holdout < 1:
+        raise UsageError(f"holdout={holdout} should be the share of the images to set aside, at least 0 and below 1.")
+
+
+def _report(skipped: list[str]) -> None:
+    if skipped:
+        first = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
+        logging.getLogger(__name__).warning("Skipped %d unreadable files: %s", len(skipped), first)
