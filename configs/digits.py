@@ -1,0 +1,35 @@
+"""DDPM on the digits that scikit-learn bundles: 1,797 real scans, 8x8, grey. Nothing is downloaded.
+
+Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models (the method; a network of 0.56 M parameters).
+Command:  python train.py
+Hardware: a laptop CPU.
+"""
+
+from ddpm_jax.cli.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.name = "digits"
+    config.data.image_size = 8
+    config.data.channels = 1
+    config.data.flip = False  # a mirrored digit is no digit
+
+    config.model.ch = 32
+    config.model.ch_mult = (1, 2)
+    config.model.num_res_blocks = 2
+    config.model.attn_resolutions = (4,)
+    config.model.dropout = 0.0
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.optimizer.decay = "cosine"
+    config.ema.decay = 0.995
+
+    config.train.num_steps = 2000
+    config.train.batch_size = 64
+    config.train.log_every = 50
+    config.train.sample_every = 500
+    config.train.num_samples = 64
+    config.checkpoint.save_every = 500
+    return config

@@ -1,0 +1,278 @@
+"""The config: every field with its default and meaning, and the checks that need no device.
+
+A config file is Python with `get_config()`, which starts from `default_config()` and sets what its experiment needs;
+any field can be overridden on the command line. Lower layers never see a ConfigDict.
+"""
+
+import difflib
+import importlib.util
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from ddpm_jax.errors import UsageError, suggest
+
+
+def default_config() -> ConfigDict:
+    """Every field there is. The values are those of DDPM on CIFAR-10 (Ho et al. 2020)."""
+    return ConfigDict(
+        {
+            "seed": 0,  # of the initial weights, the data order and every draw
+            "data": {
+                "name": "cifar10",  # a TFDS image dataset, "digits", or "folder"
+                "data_dir": "",  # TFDS's data_dir, or the folder of images; "" is TFDS's own default
+                "train_split": "train",
+                "test_split": "test",  # held out: never trained on
+                "holdout": 0.0,  # share of the training images to hold out where the dataset has no test split
+                "image_size": 32,  # height and width in pixels
+                "channels": 3,  # 1 or 3
+                "flip": True,  # mirror training images at random
+                "cache": "auto",  # keep decoded images in memory: auto, always, never
+                "unreadable": "stop",  # an image that cannot be read: stop, skip
+            },
+            "diffusion": {
+                "num_timesteps": 1000,  # T
+                "schedule": "linear",  # linear, quad, const, jsd, warmup10, warmup50, cosine, scaled_linear, sigmoid
+                "beta_start": config_dict.placeholder(float),  # None is the schedule's published value
+                "beta_end": config_dict.placeholder(float),
+                "parameterization": "eps",  # what the network predicts: eps, x_0, v, mu
+                "variance": "fixed_large",  # fixed_small, fixed_large, learned, learned_range
+                "loss": "simple",  # simple, vlb, hybrid
+                "weighting": "uniform",  # of the simple loss over t: uniform, min_snr, p2
+                "timestep_sampling": "uniform",  # of t in training: uniform, antithetic, importance
+            },
+            "model": {
+                "ch": 128,  # channels of the first level
+                "ch_mult": (1, 2, 2, 2),  # channels of each level, in units of ch
+                "num_res_blocks": 2,  # per level on the way down, one more on the way up
+                "attn_resolutions": (16,),  # heights of the feature maps that get attention
+                "num_heads": 1,
+                "dropout": 0.1,
+                "scale_shift_norm": False,  # the time scales and shifts the second norm of a block
+                "dtype": "float32",  # of the computation: float32, bfloat16; parameters are float32
+                "remat": False,  # recompute activations in the backward pass: less memory, more time
+            },
+            "optimizer": {
+                "name": "adam",  # adam, adamw
+                "learning_rate": 2e-4,
+                "b1": 0.9,
+                "b2": 0.999,
+                "eps": 1e-8,
+                "weight_decay": 0.0,  # adamw only
+                "warmup_steps": 5000,  # linear, from 0
+                "decay": "constant",  # after the warm-up: constant, cosine, linear
+                "clip_norm": 1.0,  # global norm of the gradient; 0 for no clipping
+                "clip_scope": "replica",  # replica: each device's gradient, as the original; average: the batch's
+                "accumulate_steps": 1,  # parts in which a device computes its share of the batch
+            },
+            "ema": {
+                "decay": 0.9999,
+                "warmup": False,  # min(decay, (1 + step) / (10 + step))
+            },
+            "train": {
+                "num_steps": 800_000,
+                "batch_size": 128,  # over all devices
+                "log_every": 100,  # steps between records
+                "sample_every": 10_000,  # steps between sample grids; 0 for only the last
+                "num_samples": 64,  # images in a grid
+                "sample_steps": 1000,  # steps of the chain for a grid
+            },
+            "checkpoint": {
+                "save_every": 5000,  # steps
+                "keep_last": 2,
+                "keep_every": 0,  # keep also every checkpoint at a multiple of this, for ever; 0 for none
+            },
+        }
+    ).lock()
+
+
+# A run may be resumed with other values of these: they change neither the model nor the draws.
+RESUMABLE = (
+    "data.data_dir",
+    "data.cache",
+    "data.unreadable",
+    "model.remat",
+    "train.num_steps",
+    "train.log_every",
+    "train.sample_every",
+    "train.num_samples",
+    "train.sample_steps",
+    "checkpoint.save_every",
+    "checkpoint.keep_last",
+    "checkpoint.keep_every",
+)
+
+
+def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ("model.ch", 128) for every field."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def load_config(path: str | pathlib.Path) -> ConfigDict:
+    """Runs a config file and returns its config, completed by the defaults.
+
+    Raises:
+      UsageError: there is no such file (the nearest is suggested), it fails, or it sets a field that does not exist.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        beside = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
+        there = f" There are {', '.join(beside)}." if beside else ""
+        raise UsageError(f"There is no config file {path}.{suggest(str(path), beside)}{there}")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None:
+        raise UsageError(f"{path} is not a Python file: a config is Python with get_config().")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"The config file {path} fails: {type(error).__name__}: {error}") from error
+    return from_dict(config.to_dict() if isinstance(config, ConfigDict) else config, source=str(path))
+
+
+def from_dict(values: Mapping[str, Any], *, source: str) -> ConfigDict:
+    """Returns the default config with `values` (nested dicts, as from JSON) in place of its own.
+
+    Raises:
+      UsageError: an unknown field or a value of the wrong type; `source` says where it stands.
+    """
+    config = default_config()
+    for name, value in flatten(values):
+        check_field(name, config, source)
+        try:
+            parent, _, field = name.rpartition(".")
+            target = _group(config, parent)
+            target[field] = tuple(value) if isinstance(value, list) else value
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{source}: {_type_sentence(name, value, config)}") from error
+    return config
+
+
+def _group(config: ConfigDict, dotted: str) -> ConfigDict:
+    for part in filter(None, dotted.split(".")):
+        config = config[part]
+    return config
+
+
+def check_field(name: str, config: ConfigDict, source: str) -> None:
+    """Refuses a dotted name that is not a field, suggesting the nearest.
+
+    Raises:
+      UsageError: it is not a field.
+    """
+    fields = [field for field, _ in flatten(config)]
+    if name not in fields:
+        # A field's own name outweighs the group it was looked for in: model.batch_size means train.batch_size.
+        leaf = name.rpartition(".")[2]
+        near = [f for f in fields if f.rpartition(".")[2] == leaf] or difflib.get_close_matches(name, fields, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else f" The groups are {', '.join(config)}."
+        raise UsageError(f"{source}: there is no config field {name!r}.{hint}")
+
+
+def _type_sentence(name: str, value: Any, config: ConfigDict) -> str:
+    parent, _, field = name.rpartition(".")
+    group = _group(config, parent)
+    kind = group.get_type(field).__name__
+    return f"config field {name!r} is of type {kind} and cannot be {value!r} (it is {group[field]!r} now)."
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits a command line into its --config.FIELD=VALUE arguments (also "--config.FIELD VALUE") and the others."""
+    overrides, others = [], []
+    rest = iter(argv)
+    for argument in rest:
+        if argument.lstrip("-").startswith("config.") and argument.startswith("-"):
+            if "=" not in argument:
+                argument = f"{argument}={next(rest, '')}"
+            overrides.append("--" + argument.lstrip("-"))
+        else:
+            others.append(argument)
+    return overrides, others
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """Applies --config.FIELD=VALUE arguments.
+
+    Raises:
+      UsageError: an unknown field, or a value of the wrong type.
+    """
+    for argument in overrides:
+        name, _, value = argument.removeprefix("--config.").partition("=")
+        check_field(name, config, "command line")
+        try:
+            values = flags.FlagValues()
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", argument])
+            values(["", argument])
+        except (flags.Error, TypeError, ValueError, SyntaxError) as error:
+            raise UsageError(f"command line: {_type_sentence(name, value, config)}") from error
+        config = values.config
+    return config
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """Plain nested dicts with lists for tuples, as JSON gives them back."""
+    return json.loads(json.dumps(config.to_dict(preserve_field_references=False)))
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Returns "model.ch (64 there, 32 here)" for each field that keeps a run with `ours` from continuing `theirs`."""
+    here, there = dict(flatten(ours)), dict(flatten(theirs))
+    names = [name for name in here | there if name not in RESUMABLE and here.get(name) != there.get(name)]
+    return [f"{name} ({there.get(name)!r} there, {here.get(name)!r} here)" for name in names]
+
+
+_AT_LEAST_ONE = (
+    "data.image_size",
+    "model.ch",
+    "model.num_res_blocks",
+    "model.num_heads",
+    "optimizer.accumulate_steps",
+    "train.num_steps",
+    "train.batch_size",
+    "train.log_every",
+    "train.num_samples",
+    "train.sample_steps",
+    "checkpoint.save_every",
+    "checkpoint.keep_last",
+)
+_AT_LEAST_ZERO = (
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "train.sample_every",
+    "checkpoint.keep_every",
+)
+_BELOW_ONE = ("model.dropout", "data.holdout", "ema.decay", "optimizer.b1", "optimizer.b2")
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Refuses numbers that mean nothing; names are checked where they are looked up.
+
+    Raises:
+      UsageError: a number outside its range.
+    """
+    values = dict(flatten(config))
+    for name in ("model.ch_mult", "model.attn_resolutions"):
+        if not all(isinstance(item, int) and item >= 1 for item in values[name]):
+            raise UsageError(f"{name} is {values[name]}: it must be whole numbers of at least 1, as in 1,2,2.")
+    for names, valid, wanted in (
+        (_AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
+        (_AT_LEAST_ZERO, lambda v: v >= 0, "at least 0"),
+        (_BELOW_ONE, lambda v: 0 <= v < 1, "in [0, 1)"),
+        (("optimizer.learning_rate", "optimizer.eps"), lambda v: v > 0, "above 0"),
+        (("data.channels",), lambda v: v in (1, 3), "1 or 3"),
+    ):
+        for name in names:
+            if not valid(values[name]):
+                raise UsageError(f"{name} is {values[name]}: it must be {wanted}.")

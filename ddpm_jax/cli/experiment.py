@@ -1,0 +1,148 @@
+"""Config -> the parts it names. Everything that can be wrong with a config is found here, before anything compiles."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ddpm_jax.cli.config import check_ranges
+from ddpm_jax.diffusion.losses import check_loss
+from ddpm_jax.diffusion.parameterization import Denoiser, check_parameterization, make_denoiser, output_channels
+from ddpm_jax.diffusion.schedules import Schedule, make_betas, make_schedule, spaced_timesteps
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.models.unet import UNet, check_unet
+from ddpm_jax.training.objective import Objective, diffusion_objective
+from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
+from ddpm_jax.training.randomness import base_key, stream
+from ddpm_jax.training.state import TrainState, create
+from ddpm_jax.training.step import StepOptions, make_train_step
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Experiment(NamedTuple):
+    """What sampling and evaluation need of a config."""
+
+    config: ConfigDict
+    model: UNet
+    schedule: Schedule  # all T steps
+    image_shape: tuple[int, int, int]
+
+    def denoiser(self, params: Any, schedule: Schedule) -> Denoiser:
+        """The model without dropout, x_0 clipped, on `schedule`: the whole chain or a respaced one."""
+        return make_denoiser(
+            lambda x_t, time: self.model.apply({"params": params}, x_t, time),
+            schedule,
+            parameterization=self.config.diffusion.parameterization,
+            variance=self.config.diffusion.variance,
+            clip_denoised=True,
+        )
+
+    def respaced(self, steps: int) -> Schedule:
+        """The chain of `steps` of the T timesteps.
+
+        Raises:
+          UsageError: `steps` is not in 1..T.
+        """
+        kept = spaced_timesteps(self.schedule.num_timesteps, steps)
+        return _schedule(self.config, None if steps == self.schedule.num_timesteps else kept)
+
+    def init_params(self, key: jax.Array) -> Any:
+        """Draws the initial parameters, float32."""
+        x, t = jnp.zeros((1, *self.image_shape)), jnp.zeros((1,))
+        return self.model.init(key, x, t)["params"]
+
+    def params_shapes(self) -> Any:
+        """The parameter tree as shapes, nothing computed."""
+        return jax.eval_shape(self.init_params, base_key(0))
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Builds the model and the schedule.
+
+    Raises:
+      UsageError: any field of the config has a value that cannot work, alone or beside the others.
+    """
+    check_ranges(config)
+    diffusion, size = config.diffusion, config.data.image_size
+    schedule = _schedule(config, None)
+    check_parameterization(schedule, diffusion.parameterization)
+    check_loss(diffusion.loss, diffusion.weighting, diffusion.variance)
+    fields = {
+        **config.model.to_dict(),
+        "resolution": size,
+        "out_channels": output_channels(config.data.channels, diffusion.variance),
+        "dtype": choose("compute dtype", config.model.dtype, DTYPES),
+    }
+    model = UNet(**fields)
+    check_unet(model, height=size, width=size)
+    return Experiment(config, model, schedule, (size, size, config.data.channels))
+
+
+def _schedule(config: ConfigDict, timesteps: Any) -> Schedule:
+    c = config.diffusion
+    betas = make_betas(c.schedule, c.num_timesteps, beta_start=c.beta_start, beta_end=c.beta_end)
+    return make_schedule(betas, timesteps=timesteps)
+
+
+class Training(NamedTuple):
+    """What training needs beside the experiment."""
+
+    objective: Objective
+    state: TrainState  # before the first update
+    train_step: Any  # not yet mapped over devices
+
+
+def build_training(experiment: Experiment) -> Training:
+    """Builds the objective, the optimiser, the step and the initial state.
+
+    Raises:
+      UsageError: as `build`.
+    """
+    config, c = experiment.config, experiment.config.diffusion
+
+    def apply(params, x_t, time, dropout_keys):
+        keys = dropout_keys if config.model.dropout else None
+        return experiment.model.apply({"params": params}, x_t, time, dropout_keys=keys)
+
+    objective = diffusion_objective(
+        apply,
+        experiment.schedule,
+        parameterization=c.parameterization,
+        variance=c.variance,
+        loss=c.loss,
+        weighting=c.weighting,
+        timestep_sampling=c.timestep_sampling,
+        flip=config.data.flip,
+    )
+    o = config.optimizer
+    learning_rate = make_learning_rate(
+        o.learning_rate, warmup_steps=o.warmup_steps, decay=o.decay, num_steps=config.train.num_steps
+    )
+    optimizer = make_optimizer(o.name, learning_rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
+    options = StepOptions(
+        ema_decay=config.ema.decay,
+        ema_warmup=config.ema.warmup,
+        clip_norm=o.clip_norm,
+        clip_scope=o.clip_scope,
+        accumulate_steps=o.accumulate_steps,
+    )
+    train_step = make_train_step(objective, optimizer, learning_rate, options)
+    params = jax.jit(experiment.init_params)(stream(base_key(config.seed), "init"))
+    return Training(objective, create(params, optimizer, objective), train_step)
+
+
+def check_batch(config: ConfigDict) -> None:
+    """Refuses a batch that the devices cannot share.
+
+    Raises:
+      UsageError: train.batch_size is no multiple of devices x accumulate_steps.
+    """
+    devices, parts, batch_size = jax.device_count(), config.optimizer.accumulate_steps, config.train.batch_size
+    if batch_size % (devices * parts):
+        fit = max(1, batch_size // (devices * parts)) * devices * parts
+        raise UsageError(
+            f"train.batch_size is {batch_size}, which {devices} devices in {parts} accumulated parts cannot share "
+            f"evenly: use {fit}, say."
+        )

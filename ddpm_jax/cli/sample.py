@@ -1,0 +1,131 @@
+"""`python sample.py --ckpt DIR`: images from a training run's newest checkpoint, as a PNG grid and NPZ files.
+
+    python sample.py --ckpt runs/digits                                   64 images
+    python sample.py --ckpt runs/digits --steps 100 --chain               in 100 steps, drawing the chain
+    python sample.py --ckpt runs/cifar10 --num_samples 50000 --batch_size 500
+
+Image i depends on --seed and on i only. A command that was stopped goes on where it stopped when it is given again.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from ddpm_jax.cli.command import Parser, choose_platform
+from ddpm_jax.cli.load import Loaded, load, versions
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.errors import UsageError
+from ddpm_jax.evaluation import generation
+from ddpm_jax.plotting import images as pictures
+from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.training.randomness import base_key
+
+IN_GRID = 64  # images in grid.png
+IN_CHAIN = 8  # chains in chain.png and chain.gif
+FRAMES = 60  # moments of a chain in chain.gif
+FPS = 12
+SHARD = 1000  # images in an NPZ file, rounded up to whole batches
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command and returns its exit code; see `command.run` for the errors."""
+    parser = Parser(__doc__)
+    parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.")
+    parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
+    parser.integer("num_samples", 64, "How many images.", lower=1)
+    parser.integer("batch_size", 64, "Images made at a time, over all devices.", lower=1)
+    parser.integer("seed", 0, "Image i is a function of the seed and i.", lower=0)
+    parser.integer("steps", None, "Steps of the reverse chain; all T of training by default.", lower=1)
+    parser.string("out", None, "Directory for the results; by default one under the run, named by what was asked for.")
+    parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
+    parser.boolean("chain", "Also draw the chain of the first images: chain.png and chain.gif.")
+    flags = parser.parse(argv)
+    if not flags.ckpt:
+        raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
+    choose_platform(flags.platform)
+    loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    steps = loaded.experiment.schedule.num_timesteps if flags.steps is None else flags.steps
+    schedule = loaded.experiment.respaced(steps)
+    out = pathlib.Path(flags.out or _default_out(flags.ckpt, loaded, flags.seed, steps, flags.num_samples))
+
+    batch_size = min(flags.batch_size, flags.num_samples)
+    _write_samples(loaded, schedule, out, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size)
+    first = _first_images(out, min(IN_GRID, flags.num_samples))
+    pictures.save_png(out / "grid.png", pictures.grid(first))
+    print(
+        f"{flags.num_samples} images of step {loaded.step} ({loaded.weights} weights), {steps} steps\n  {out}/grid.png"
+    )
+    print(f"  {out}/samples-*.npz")
+    if flags.chain:
+        _write_chain(loaded, schedule, out, seed=flags.seed, num_chains=min(IN_CHAIN, flags.num_samples))
+        print(f"  {out}/chain.png\n  {out}/chain.gif")
+    return 0
+
+
+def _default_out(ckpt: str, loaded: Loaded, seed: int, steps: int, num_samples: int) -> pathlib.Path:
+    name = f"step{loaded.step}_{loaded.weights}_seed{seed}_steps{steps}_n{num_samples}"
+    return pathlib.Path(ckpt) / "generated" / name
+
+
+def _write_samples(
+    loaded: Loaded, schedule: Schedule, out: pathlib.Path, *, seed: int, num_samples: int, batch_size: int
+) -> None:
+    manifest = {
+        "checkpoint_step": loaded.step,
+        "weights": loaded.weights,
+        "sampler": "ancestral",
+        "steps": schedule.num_timesteps,
+        "seed": seed,
+        "versions": versions(),
+    }
+    sampler = ancestral(schedule)
+    on_terminal = sys.stderr.isatty()
+    with (
+        tqdm.tqdm(total=num_samples, unit="image", disable=not on_terminal) as images_bar,
+        tqdm.tqdm(total=sampler.num_rows, unit="step", desc="chain", disable=not on_terminal, leave=False) as chain_bar,
+    ):
+        generate = generation.make_generate(
+            lambda params: loaded.experiment.denoiser(params, schedule),
+            sampler,
+            loaded.experiment.image_shape,
+            # The bar within the chain needs calls back to the host, which keep the program out of JAX's disk cache.
+            on_progress=(lambda done: _move(chain_bar, done)) if on_terminal else None,
+        )
+        generation.write_shards(
+            out,
+            lambda indices: generation.generate_batches(
+                generate, loaded.params, seed=seed, indices=indices, batch_size=batch_size
+            ),
+            num_images=num_samples,
+            shard_size=-(-SHARD // batch_size) * batch_size,
+            manifest=manifest,
+            on_images=lambda done: _move(images_bar, done),
+        )
+
+
+def _move(bar: Any, done: int) -> None:
+    bar.n = done
+    bar.refresh()
+
+
+def _first_images(out: pathlib.Path, count: int) -> np.ndarray:
+    with np.load(min(out.glob("samples-00000-of-*.npz"))) as shard:
+        return shard["images"][:count]
+
+
+def _write_chain(loaded: Loaded, schedule: Schedule, out: pathlib.Path, *, seed: int, num_chains: int) -> None:
+    generate = generation.make_generate(
+        lambda params: loaded.experiment.denoiser(params, schedule),
+        ancestral(schedule),
+        loaded.experiment.image_shape,
+        num_frames=min(FRAMES, schedule.num_timesteps + 1),
+    )
+    chain = generate(loaded.params, base_key(seed), np.arange(num_chains))
+    pictures.save_png(out / "chain.png", pictures.chain_pairs(chain.frames_x_t, chain.frames_x_0))
+    both = zip(chain.frames_x_t, chain.frames_x_0, strict=True)
+    frames = [pictures.grid(np.concatenate([x_t, x_0]), columns=num_chains) for x_t, x_0 in both]
+    pictures.save_gif(out / "chain.gif", np.stack(frames), fps=FPS)

@@ -1,0 +1,171 @@
+"""`python train.py`: trains the experiment of a config in a directory of its own, or resumes it there.
+
+python train.py                                              the bundled 8x8 digits, into runs/digits
+python train.py --config configs/ddpm_cifar10.py --workdir runs/cifar10 --config.train.batch_size=256
+"""
+
+import json
+import pathlib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.cli import config as configs
+from ddpm_jax.cli.command import Parser, choose_platform
+from ddpm_jax.cli.data import load_split
+from ddpm_jax.cli.experiment import Experiment, build, build_training, check_batch
+from ddpm_jax.data import pipeline, sources
+from ddpm_jax.errors import UsageError
+from ddpm_jax.evaluation.generation import make_generate
+from ddpm_jax.plotting.curves import columns, loss_curve
+from ddpm_jax.plotting.files import write_atomically
+from ddpm_jax.plotting.images import grid, save_png
+from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.training import metrics
+from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training.loop import LoopOptions, train
+from ddpm_jax.training.objective import QUARTILES
+from ddpm_jax.training.parallel import map_step
+from ddpm_jax.training.randomness import base_key
+
+DEFAULT_CONFIG = "configs/digits.py"
+CONFIG_FILE = "config.json"
+INTERRUPTED = 128 + signal.SIGINT  # the shell's convention; SIGTERM, asked for by a scheduler, ends with 0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command and returns its exit code; see `command.run` for the errors."""
+    parser = Parser(__doc__)
+    parser.string("config", DEFAULT_CONFIG, "Config file; --config.FIELD=VALUE overrides one of its fields.")
+    parser.string(
+        "workdir", None, "Directory of the run; by default runs/NAME for configs/NAME.py. Resumes what is there."
+    )
+    overrides, rest = configs.split_overrides(argv)
+    flags = parser.parse(rest)
+    config = configs.override(configs.load_config(flags.config), overrides)
+    workdir = pathlib.Path(flags.workdir or pathlib.Path("runs") / pathlib.Path(flags.config).stem)
+
+    choose_platform(flags.platform)
+    experiment = build(config)
+    check_batch(config)
+    experiment.respaced(config.train.sample_steps)
+    _check_workdir(workdir, config)
+    return _train(experiment, workdir)
+
+
+def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Refuses a directory that belongs to another run."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir {workdir} is a file: name a directory.")
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return
+    differing = configs.differences(configs.to_dict(config), json.loads(path.read_text()))
+    if differing:
+        raise UsageError(
+            f"{workdir} holds a run with another config: {'; '.join(differing[:5])}"
+            f"{f'; and {len(differing) - 5} more' if len(differing) > 5 else ''}. "
+            "Give the same config to resume it, or another --workdir."
+        )
+
+
+def _train(experiment: Experiment, workdir: pathlib.Path) -> int:
+    config = experiment.config
+    source = load_split(config.data, config.data.train_split)
+    training = build_training(experiment)
+    checkpointer = Checkpointer(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every)
+    batches = pipeline.train_iterator(
+        source,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    state, start = training.state, 0
+    if checkpointer.latest_step() is not None:
+        state, position = checkpointer.restore(training.state)
+        batches.set_state(position)
+        start = int(state.step)
+    write_atomically(workdir / CONFIG_FILE, json.dumps(configs.to_dict(config), indent=2).encode())
+    _announce(experiment, workdir, source, training.state.params, start)
+
+    options = LoopOptions(
+        num_steps=config.train.num_steps,
+        batch_size=config.train.batch_size,
+        log_every=config.train.log_every,
+        sample_every=config.train.sample_every,
+        save_every=config.checkpoint.save_every,
+    )
+    progress = metrics.Progress(config.train.num_steps, start_step=start)
+    with metrics.MetricWriter(workdir, resume_step=start) as writer:
+        try:
+            outcome = train(
+                state,
+                map_step(training.train_step),
+                batches,
+                base_key(config.seed),
+                options=options,
+                checkpointer=checkpointer,
+                config=configs.to_dict(config),
+                writer=writer,
+                progress=progress,
+                on_sample=_sample_writer(experiment, workdir, writer),
+            )
+        finally:
+            progress.close()
+            batches.close()
+            checkpointer.close()
+    return _finish(outcome.interrupted_by, int(outcome.state.step), workdir)
+
+
+def _announce(experiment: Experiment, workdir: pathlib.Path, source: sources.Source, params: Any, start: int) -> None:
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device{'s' if jax.device_count() > 1 else ''}"
+    begin = f"resuming at step {start}" if start else "starting"
+    print(
+        f"{workdir}: {begin} of {experiment.config.train.num_steps}; {len(source):,} images of "
+        f"{'x'.join(map(str, experiment.image_shape))}, {count:,} parameters, {devices}",
+        file=sys.stderr,
+    )
+
+
+def _sample_writer(
+    experiment: Experiment, workdir: pathlib.Path, writer: metrics.MetricWriter
+) -> Callable[[int, Any], None]:
+    """Returns on_sample(step, params): the same noise every time, so that the grids can be compared."""
+    config = experiment.config
+    schedule = experiment.respaced(config.train.sample_steps)
+    generate = make_generate(
+        lambda params: experiment.denoiser(params, schedule), ancestral(schedule), experiment.image_shape
+    )
+
+    def on_sample(step: int, params: Any) -> None:
+        images = generate(params, base_key(config.seed), np.arange(config.train.num_samples)).images
+        picture = grid(images)
+        save_png(_grid_path(workdir, step), picture)
+        writer.image(step, "samples", picture)
+
+    return on_sample
+
+
+def _grid_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    return workdir / "samples" / f"step_{step:08d}.png"
+
+
+def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.Path) -> int:
+    """Draws the loss, and says what there is and what to type next."""
+    records = metrics.read(workdir)
+    steps, losses = columns(records, ["loss"])
+    _, quartiles = columns(records, [f"loss_q{q}" for q in range(1, QUARTILES + 1)])
+    loss_curve(workdir / "loss.png", steps, losses[:, 0], quartiles, title=str(workdir))
+    if interrupted_by is not None:
+        print(f"saved step {step} in {workdir}. To resume, give the same command again.", file=sys.stderr)
+        return INTERRUPTED if interrupted_by == signal.SIGINT else 0
+    print(f"done: {step} steps\n  samples  {_grid_path(workdir, step)}\n  loss     {workdir / 'loss.png'}")
+    print(f"next: python sample.py --ckpt {workdir}")
+    return 0

@@ -1,0 +1,125 @@
+"""What the step minimises, as an `Objective`; here the one of diffusion. The step knows only the interface."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.data.transforms import random_flip, to_model_range
+from ddpm_jax.diffusion import timesteps
+from ddpm_jax.diffusion.losses import training_losses
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.errors import choose
+from ddpm_jax.training.randomness import example_keys, stream
+
+QUARTILES = 4
+
+# (params, x_t [B, H, W, C], time float32 [B], dropout keys [B]) -> output
+ApplyTrain = Callable[[Any, chex.Array, chex.Array, chex.PRNGKey], chex.Array]
+Sums = dict[str, tuple[chex.Array, chex.Array]]  # name -> (sum, count), scalars or vectors: the metric is their ratio
+
+
+class Objective(NamedTuple):
+    """Pure functions that define what is trained. B counts the examples at hand; examples know their global index.
+
+    `state` is what the objective carries from step to step (any pytree, often empty); it changes only in `update`,
+    which is given `aux` gathered from all devices in the order of the global batch.
+    """
+
+    init: Callable[[], Any]  # () -> state
+    loss: Callable[..., tuple[chex.Array, Any]]  # (params, state, batch, key, index [B]) -> (loss [B], aux leaves [B])
+    update: Callable[[Any, Any], Any]  # (state, aux) -> state
+    metrics: Callable[[Any], Sums]  # aux -> sums and counts over the B examples
+
+
+class DiffusionAux(NamedTuple):
+    """Per-example results, [B]."""
+
+    t: chex.Array
+    loss: chex.Array  # as `losses.Losses.loss`: without the weight of importance sampling
+    simple: chex.Array
+    vlb: chex.Array
+
+
+TIMESTEP_SAMPLING = {
+    "uniform": "independent uniform t",
+    "antithetic": "uniform t in pairs t, T-1-t",
+    "importance": "t by past losses, for the variational bound",
+}
+
+
+def diffusion_objective(
+    apply: ApplyTrain,
+    schedule: Schedule,
+    *,
+    parameterization: str,
+    variance: str,
+    loss: str,
+    weighting: str,
+    timestep_sampling: str,
+    flip: bool,
+) -> Objective:
+    """The objective of Ho et al. 2020, algorithm 1: draw t and ε, diffuse, predict, compare.
+
+    Args:
+      apply: the network with its parameters as first argument.
+      schedule: tables of all T steps.
+      parameterization, variance, loss, weighting: see `losses.training_losses`.
+      timestep_sampling: a key of `TIMESTEP_SAMPLING`.
+      flip: mirror each image with probability 1/2.
+
+    Returns:
+      An `Objective` over batches {"image": uint8 [B, H, W, C], ...}.
+
+    Raises:
+      UsageError: unknown timestep_sampling. Unknown names of the loss are refused when it is first traced.
+    """
+    choose("timestep sampling", timestep_sampling, TIMESTEP_SAMPLING)
+    num_timesteps = schedule.num_timesteps
+
+    def draw_t(history, key, index):
+        if timestep_sampling == "importance":
+            return timesteps.importance(key, index, history)
+        draw = timesteps.antithetic if timestep_sampling == "antithetic" else timesteps.uniform
+        return draw(key, index, num_timesteps), jnp.ones(index.shape)
+
+    def loss_fn(params, history, batch, key, index):
+        x_0 = to_model_range(batch["image"])
+        if flip:
+            x_0 = random_flip(x_0, example_keys(key, "flip", index))
+        t, weight = draw_t(history, stream(key, "t"), index)
+        eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(example_keys(key, "eps", index))
+        dropout_keys = example_keys(key, "dropout", index)
+        result = training_losses(
+            lambda x_t, time: apply(params, x_t, time, dropout_keys),
+            schedule,
+            x_0,
+            t,
+            eps,
+            parameterization=parameterization,
+            variance=variance,
+            loss=loss,
+            weighting=weighting,
+        )
+        return weight * result.loss, DiffusionAux(t, result.loss, result.simple, result.vlb)
+
+    def metrics(aux):
+        sums = {}
+        if loss != "simple" or weighting != "uniform":
+            sums["simple"] = (jnp.sum(aux.simple), jnp.float32(aux.t.size))
+        if loss != "simple":
+            sums["vlb"] = (jnp.sum(aux.vlb), jnp.float32(aux.t.size))
+        quartile = aux.t * QUARTILES // num_timesteps
+        inside = quartile[:, None] == jnp.arange(QUARTILES)[None, :]
+        sums["loss_q"] = (aux.loss @ inside, jnp.sum(inside, axis=0))
+        return sums
+
+    importance = timestep_sampling == "importance"
+    return Objective(
+        init=lambda: timesteps.init_history(num_timesteps) if importance else (),
+        loss=loss_fn,
+        update=lambda history, aux: timesteps.update_history(history, aux.t, aux.loss) if importance else history,
+        metrics=metrics,
+    )
