@@ -1,0 +1,100 @@
+"""The U-Net's weights as Hugging Face diffusers' `UNet2DModel` names and lays them out (the google/ddpm-* checkpoints).
+
+Those networks have `attention_head_dim: null`, `downsample_padding: 0`, `norm_eps: 1e-6`, `flip_sin_to_cos: false` and
+`freq_shift: 1`; with any other setting the weights mean a different network. NumPy arrays in and out, as
+`safetensors.numpy.load_file` and `save_file` have them.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to, unet_shapes
+from ddpm_jax.models.unet import UNet
+
+SOURCE = "diffusers state dict"
+
+MODULES = {  # ours -> theirs, for the layers within a block
+    "temb_proj": "time_emb_proj",
+    "shortcut": "conv_shortcut",
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+}
+OLD_MODULES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.15
+TOP = {
+    "temb_dense0": "time_embedding.linear_1",
+    "temb_dense1": "time_embedding.linear_2",
+    "conv_in": "conv_in",
+    "norm_out": "conv_norm_out",
+    "conv_out": "conv_out",
+    "mid_block_1": "mid_block.resnets.0",
+    "mid_attn_1": "mid_block.attentions.0",
+    "mid_block_2": "mid_block.resnets.1",
+}
+KINDS = {"block": "resnets", "attn": "attentions"}
+
+
+def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet) -> dict[str, Any]:
+    """Reads a diffusers `UNet2DModel` state dict into the parameters of a network.
+
+    Args:
+      state_dict: name -> array; convolutions [out, in, height, width], linear maps [out, in]. Attention may have its
+        old names (query, key, value, proj_attn) or its new ones (to_q, to_k, to_v, to_out.0).
+      unet: the network whose fields match the checkpoint.
+
+    Returns:
+      params, nested, float32: `unet.apply({"params": params}, x, t)`.
+
+    Raises:
+      UsageError: a tensor is missing, is left over, or has another shape than the network's.
+    """
+    state_dict = {_new_name(name): value for name, value in state_dict.items()}
+    first = state_dict.get("conv_in.weight")
+    in_channels = 3 if first is None else first.shape[1]  # a missing conv_in is reported with the others
+    shapes = unet_shapes(unet, in_channels)
+    return rename_from(state_dict, shapes, lambda path: _name(path, len(unet.ch_mult)), _from_torch, SOURCE)
+
+
+def unet_params_to_diffusers(params: Params, unet: UNet) -> dict[str, np.ndarray]:
+    """Returns the parameters of a network as a diffusers `UNet2DModel` state dict (new names), float32."""
+    return rename_to(params, lambda path: _name(path, len(unet.ch_mult)), _to_torch)
+
+
+def _name(path: Path, num_levels: int) -> str:
+    *modules, leaf = path
+    names = [_block_name(modules[0], num_levels), *(MODULES.get(module, module) for module in modules[1:])]
+    return ".".join([*names, "bias" if leaf == "bias" else "weight"])
+
+
+def _block_name(block: str, num_levels: int) -> str:
+    if block in TOP:
+        return TOP[block]
+    direction, level, kind, *index = block.split("_")
+    if direction == "up":  # theirs count in the order of computation, ours by resolution
+        level = str(num_levels - 1 - int(level))
+    part = f"{KINDS[kind]}.{index[0]}" if index else f"{kind}rs.0.conv"  # downsamplers, upsamplers
+    return f"{direction}_blocks.{level}.{part}"
+
+
+def _new_name(name: str) -> str:
+    return re.sub(r"\.(query|key|value|proj_attn)\.", lambda old: f".{OLD_MODULES[old.group(1)]}.", name)
+
+
+def _from_torch(path: Path, value: np.ndarray) -> np.ndarray:
+    if path[-1] != "kernel":
+        return value
+    if value.ndim == 4 and value.shape[2:] == (1, 1):  # a 1x1 convolution is a linear map here
+        value = value[:, :, 0, 0]
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+
+
+def _to_torch(path: Path, value: np.ndarray) -> np.ndarray:
+    if path[-1] != "kernel":
+        return value
+    value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+    return value[:, :, None, None] if "shortcut" in path else value

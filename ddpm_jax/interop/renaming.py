@@ -1,0 +1,80 @@
+"""Parameters under other names and in other layouts: what every format in this folder shares.
+
+A format gives, for each of our parameters, the name it goes by there, and a change of layout; this file applies both
+and reports what is missing, left over or of the wrong shape. The formats themselves are in the files beside it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.models.unet import UNet
+
+Path = tuple[str, ...]  # of one of our parameters: ("down_0_block_0", "conv1", "kernel")
+Params = Mapping[str, Any]
+
+
+def unet_shapes(unet: UNet, in_channels: int) -> dict[Path, tuple[int, ...]]:
+    """Returns the shape of every parameter of a network, in its own order, without computing any."""
+    side = 2 ** (len(unet.ch_mult) - 1)
+    image = jax.ShapeDtypeStruct((1, side, side, in_channels), jnp.float32)
+    time = jax.ShapeDtypeStruct((1,), jnp.int32)
+    variables = jax.eval_shape(unet.init, jax.random.key(0), image, time)
+    return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
+
+
+def rename_from(
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[Path, tuple[int, ...]],
+    name_of: Callable[[Path], str],
+    layout: Callable[[Path, np.ndarray], np.ndarray],
+    source: str,
+) -> dict[str, Any]:
+    """Builds our parameters from another project's tensors.
+
+    Args:
+      tensors: theirs, by name.
+      shapes: of every parameter of ours.
+      name_of: their name of a parameter of ours.
+      layout: their layout -> ours, for the parameter at a path.
+      source: what the tensors are, for the message: "diffusers state dict".
+
+    Returns:
+      The nested dictionary of float32 arrays that `unet.apply({"params": params}, ...)` takes.
+
+    Raises:
+      UsageError: a tensor is missing, is left over, or has another shape than the network's.
+    """
+    names = {path: name_of(path) for path in shapes}
+    missing = [name for name in names.values() if name not in tensors]
+    left_over = sorted(set(tensors) - set(names.values()))
+    for problem, keys in (("lacks", missing), ("has, beyond the network's,", left_over)):
+        if keys:
+            shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+            raise UsageError(
+                f"The {source} {problem} {shown}: give the U-Net the fields (ch, ch_mult, num_res_blocks, "
+                "attn_resolutions, ...) of the network these weights were trained in."
+            )
+    params = {}
+    for path, name in names.items():
+        value = layout(path, np.asarray(tensors[name], np.float32))
+        if value.shape != shapes[path]:
+            raise UsageError(
+                f"{name} of the {source} has shape {np.shape(tensors[name])}, read here as {value.shape}, where the "
+                f"U-Net has {shapes[path]}: give it the fields of the network these weights were trained in."
+            )
+        params[path] = value
+    return unflatten_dict(params)
+
+
+def rename_to(
+    params: Params, name_of: Callable[[Path], str], layout: Callable[[Path, np.ndarray], np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns our parameters under another project's names; `layout` turns ours into theirs. Float32 arrays."""
+    flat = flatten_dict(params)
+    return {name_of(path): np.ascontiguousarray(layout(path, np.asarray(value))) for path, value in flat.items()}

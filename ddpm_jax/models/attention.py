@@ -1,0 +1,32 @@
+"""Self-attention over the pixels of a feature map."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ddpm_jax.models.layers import GroupNorm, dense, zero_init
+
+
+class AttentionBlock(nn.Module):
+    """Every pixel attends to every pixel of its image: x + proj_out(softmax(q k^T / sqrt(D)) v).
+
+    q, k and v are linear maps of norm(x). In names, B is the batch, H and W the height and width, C the channels,
+    L = H W the pixels, N the heads and D = C / N the channels of a head.
+    """
+
+    num_heads: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        """Returns the input with what it attended to added, same shape; the softmax is float32 whatever `dtype` is."""
+        B, H, W, C = x_BxHxWxC.shape
+        L, N, D = H * W, self.num_heads, C // self.num_heads
+        h_BxLxC = GroupNorm(dtype=self.dtype, name="norm")(x_BxHxWxC).reshape(B, L, C)
+        q_BxLxNxD = dense(C, name="q", dtype=self.dtype)(h_BxLxC).reshape(B, L, N, D)
+        k_BxLxNxD = dense(C, name="k", dtype=self.dtype)(h_BxLxC).reshape(B, L, N, D)
+        v_BxLxNxD = dense(C, name="v", dtype=self.dtype)(h_BxLxC).reshape(B, L, N, D)
+        o_BxLxNxD = jax.nn.dot_product_attention(q_BxLxNxD, k_BxLxNxD, v_BxLxNxD)
+        h_BxLxC = dense(C, name="proj_out", dtype=self.dtype, kernel_init=zero_init)(o_BxLxNxD.reshape(B, L, C))
+        return x_BxHxWxC + h_BxLxC.reshape(B, H, W, C)
