@@ -17,7 +17,7 @@ def get_config():
 
     config.model.ch = 32
     config.model.ch_mult = (1, 2)
-    config.model.num_res_blocks = 2
+    config.model.num_res_blocks = 1
     config.model.attn_resolutions = (4,)
     config.model.dropout = 0.0
 

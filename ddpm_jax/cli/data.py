@@ -6,7 +6,7 @@ from ddpm_jax.data import sources
 
 
 def load_split(data: ConfigDict, split: str, *, data_dir: str | None = None) -> sources.Source:
-    """Opens a split of the config's dataset; `data_dir` replaces the config's where given. Errors: see `sources.load`."""
+    """Opens a split of the config's dataset, at `data_dir` where given. Errors: see `sources.load`."""
     return sources.load(
         name=data.name,
         split=split,

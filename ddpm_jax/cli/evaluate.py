@@ -2,9 +2,9 @@
 
     python evaluate.py --ckpt runs/digits                       300 samples against the training images
 
-Metric frechet_pixels: the Frechet distance between Gaussians fitted to the pixels, scaled to [0, 1], of the samples and of
-the training images; beside it that of the held-out images, of which as many are taken as samples are made, because the
-distance of a small set is larger.
+Metric frechet_pixels: the Frechet distance between Gaussians fitted to the pixels, scaled to [0, 1], of the samples and
+of the training images; beside it that of as many held-out images as samples (or all there are), because the distance of
+a small set is larger.
 """
 
 import json

@@ -1,0 +1,222 @@
+"""Checkpoints: the train state, the position in the data and the config, as one atomic unit. Only here is Orbax known.
+
+A run's directory holds `checkpoints/STEP/{state,data,config}`. A step's directory appears under its own name only when
+all of it is on disk, so a run killed while saving leaves the one before as the newest.
+"""
+
+import logging
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.tree_util import tree_flatten_with_path
+
+from ddpm_jax.errors import FailureError, UsageError
+
+CHECKPOINTS = "checkpoints"
+STATE, DATA, CONFIG = "state", "data", "config"
+
+# Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of three.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class Checkpointer:
+    """Saves and restores the checkpoints of one run, for the process that trains it.
+
+    `save` copies the state to the host and returns; the files are written in the background.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, keep_last: int, keep_every: int = 0):
+        """Opens `workdir`/checkpoints, made if missing, and removes what a killed run left half-written there.
+
+        Args:
+          workdir: the run's directory.
+          keep_last: how many of the newest checkpoints to keep, at least 1.
+          keep_every: keep also every checkpoint whose step is a multiple of this, for ever; 0 for none.
+
+        Raises:
+          UsageError: keep_last below 1.
+          FailureError: the directory cannot be written.
+        """
+        if keep_last < 1:
+            raise UsageError(f"checkpoint.keep_last is {keep_last}: at least the newest checkpoint must be kept.")
+        self._directory = pathlib.Path(workdir).absolute() / CHECKPOINTS
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=(STATE, DATA, CONFIG))
+        except OSError as error:
+            raise FailureError(f"Cannot write checkpoints to {self._directory}: {error.strerror or error}.") from error
+
+    def latest_step(self) -> int | None:
+        """The newest step on disk, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, data_state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Starts saving; waits first for the previous save. The state's buffers may be donated as soon as this returns.
+
+        Args:
+          step: updates done.
+          state: a pytree of arrays.
+          data_state: JSON-able position in the data, that of the next batch.
+          config: JSON-able.
+
+        Raises:
+          FailureError: this save or the one before could not be written; earlier checkpoints are intact.
+        """
+        items = ocp.args.Composite(
+            **{
+                STATE: ocp.args.StandardSave(state),
+                DATA: ocp.args.JsonSave(dict(data_state)),
+                CONFIG: ocp.args.JsonSave(dict(config)),
+            }
+        )
+        self._guard(lambda: self._manager.save(step, args=items))
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk.
+
+        Raises:
+          FailureError: it could not be written.
+        """
+        self._guard(self._manager.wait_until_finished)
+
+    def _guard(self, action) -> None:
+        try:
+            action()
+        except Exception as error:  # Orbax raises what the file system, tensorstore or a thread of its own raised
+            good = self._manager.all_steps(read=True)
+            last = f"The last good checkpoint is that of step {max(good)}." if good else "There is no earlier one."
+            reason = str(error).strip().split("\n")[0]
+            raise FailureError(f"Saving a checkpoint in {self._directory} failed: {reason} {last}") from error
+
+    def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Returns (state, data_state) of `step`, the newest by default.
+
+        Args:
+          template: a state with the shapes and dtypes expected; its values are not read.
+          step: a step on disk.
+
+        Raises:
+          UsageError: no such checkpoint, or one of another architecture.
+          FailureError: the checkpoint's files are damaged.
+        """
+        step = find_step(self._directory.parent, step)
+        state = _restore_state(self._directory / str(step), template)
+        return state, _restore_json(self._directory / str(step), DATA)
+
+    def close(self) -> None:
+        """Waits for the last save and stops the background threads."""
+        self._guard(self._manager.close)
+
+
+def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
+    """Returns `step`, or the newest step on disk.
+
+    Raises:
+      UsageError: the directory is missing, holds no checkpoint, or not this one.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise UsageError(f"There is no directory {workdir}: --ckpt takes the --workdir of a training run.")
+    steps = sorted(int(p.name) for p in (workdir / CHECKPOINTS).glob("*") if p.name.isdigit() and p.is_dir())
+    if not steps:
+        raise UsageError(
+            f"{workdir} holds no checkpoint: {CHECKPOINTS}/STEP is expected in it, as train.py --workdir writes it."
+        )
+    if step is not None and step not in steps:
+        raise UsageError(f"{workdir} has no checkpoint of step {step}: choose one of {', '.join(map(str, steps))}.")
+    return steps[-1] if step is None else step
+
+
+def read_config(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+    """Returns the config saved with a checkpoint, as plain dicts and lists.
+
+    Raises:
+      UsageError: the checkpoint was not written by this package.
+      FailureError: its files are damaged.
+    """
+    return _restore_json(pathlib.Path(workdir).absolute() / CHECKPOINTS / str(step), CONFIG)
+
+
+def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
+    """Returns a part of a saved state, without reading the rest.
+
+    Args:
+      workdir: the run's directory.
+      step: a step on disk (`find_step`).
+      template: {"ema_params": tree of shapes and dtypes}, or {"params": ...}.
+
+    Raises:
+      UsageError: the checkpoint is not ours, or of another architecture.
+      FailureError: its files are damaged.
+    """
+    return _restore_state(pathlib.Path(workdir).absolute() / CHECKPOINTS / str(step), template, partial=True)
+
+
+def _restore_json(path: pathlib.Path, item: str) -> dict[str, Any]:
+    if not (path / item).is_dir():
+        raise UsageError(f"{path} was not written by ddpm_jax: it has no {item}.")
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            return reader.restore(path / item)
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -> Any:
+    if not (path / STATE).is_dir():
+        raise UsageError(f"{path} was not written by ddpm_jax: it has no {STATE}.")
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), template)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        saved = reader.metadata(path / STATE).item_metadata
+        if saved is None:
+            raise _damaged(path, "its metadata cannot be read")
+        _check_architecture(path, saved.tree, template, partial=partial)
+        try:
+            return reader.restore(
+                path / STATE,
+                args=ocp.args.PyTreeRestore(
+                    template,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(template),
+                    partial_restore=partial,
+                ),
+            )
+        except Exception as error:
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: pathlib.Path, error: Exception | str) -> FailureError:
+    reason = str(error).strip().split("\n")[0]
+    return FailureError(
+        f"The checkpoint {path} is damaged ({reason}): move that directory away to use the one before it."
+    )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Flattens to {"params/conv_in/kernel": shape}; NamedTuples, dicts and lists all give plain names."""
+
+    def name(key) -> str:
+        return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+    leaves, _ = tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _check_architecture(path: pathlib.Path, saved: Any, template: Any, *, partial: bool) -> None:
+    here, there = _shapes(template), _shapes(saved)
+    if partial:
+        top = {name.split("/")[0] for name in here}
+        there = {name: shape for name, shape in there.items() if name.split("/")[0] in top}
+    wrong = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+    if wrong:
+        name, others = wrong[0], len(wrong) - 1
+        raise UsageError(
+            f"The checkpoint {path} is of another architecture: {name} is {there.get(name, 'absent')} there and "
+            f"{here.get(name, 'absent')} in this model{f', and {others} more differ' if others else ''}."
+        )
