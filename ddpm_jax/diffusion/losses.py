@@ -14,6 +14,7 @@ from ddpm_jax.diffusion.likelihood import bound_term, mean_over_dims
 from ddpm_jax.diffusion.parameterization import (
     LEARNED_VARIANCES,
     PARAMETERIZATIONS,
+    VARIANCES,
     Network,
     interpret,
     output_channels,
@@ -80,6 +81,23 @@ LOSSES = {
 WEIGHTINGS = {"uniform": uniform_weight, "min_snr": min_snr_weight, "p2": p2_weight}
 
 
+def check_loss(loss: str, weighting: str, variance: str) -> None:
+    """Refuses names that do not exist or do not go together.
+
+    Raises:
+      UsageError: an unknown name, a hybrid loss without a learned variance, or the simple loss with one.
+    """
+    choose("loss", loss, LOSSES)
+    choose("weighting", weighting, WEIGHTINGS)
+    choose("variance", variance, VARIANCES)
+    if loss == "hybrid" and variance not in LEARNED_VARIANCES:
+        raise UsageError(
+            f"The hybrid loss trains the variance, but {variance} has nothing to train: learn it, or use simple."
+        )
+    if loss == "simple" and variance in LEARNED_VARIANCES:
+        raise UsageError(f"The simple loss leaves the {variance} variance untrained: use hybrid or vlb, or fix it.")
+
+
 def training_losses(
     network: Network,
     schedule: Schedule,
@@ -111,20 +129,13 @@ def training_losses(
       `Losses`.
 
     Raises:
-      UsageError: an unknown name, a hybrid loss without a learned variance, or the simple loss with one.
+      UsageError: as `check_loss`, or an unknown parameterisation.
     """
-    choose("loss", loss, LOSSES)
-    channels = output_channels(x_0.shape[-1], variance)
-    if loss == "hybrid" and variance not in LEARNED_VARIANCES:
-        raise UsageError(
-            f"The hybrid loss trains the variance, but {variance} has nothing to train: learn it, or use simple."
-        )
-    if loss == "simple" and variance in LEARNED_VARIANCES:
-        raise UsageError(f"The simple loss leaves the {variance} variance untrained: use hybrid or vlb, or fix it.")
-    weight = choose("weighting", weighting, WEIGHTINGS)(schedule, t, parameterization)
+    check_loss(loss, weighting, variance)
+    weight = WEIGHTINGS[weighting](schedule, t, parameterization)
     x_t = q_sample(schedule, x_0, t, eps)
     output = network(x_t, jnp.asarray(schedule.timesteps)[t])
-    chex.assert_shape(output, (*x_0.shape[:-1], channels))
+    chex.assert_shape(output, (*x_0.shape[:-1], output_channels(x_0.shape[-1], variance)))
 
     value = output[..., : x_0.shape[-1]]
     target = eps if parameterization == "eps" else PARAMETERIZATIONS[parameterization].from_x_0(schedule, x_t, t, x_0)

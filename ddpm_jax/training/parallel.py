@@ -30,13 +30,13 @@ def map_step(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, A
 def map_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """Compiles function(shared, examples) -> results for all devices.
 
-    `shared` is the same on every device; the leaves of `examples` and of the results are [local devices, per device, ...].
+    `shared` is the same on every device; leaves of `examples` and of the results are [local devices, per device, ...].
     """
     return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0))
 
 
 def global_index(per_device: int) -> chex.Array:
-    """The positions in the global batch of this device's examples, int32 [per_device]. Only inside a mapped function."""
+    """Positions of this device's examples in the global batch, int32 [per_device]. Only inside a mapped function."""
     return jax.lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
 
 

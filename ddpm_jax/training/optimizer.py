@@ -1,0 +1,73 @@
+"""The optimiser and its learning rate, from Optax."""
+
+import optax
+
+from ddpm_jax.errors import UsageError, choose
+
+
+def _constant(learning_rate: float, steps: int) -> optax.Schedule:
+    return optax.constant_schedule(learning_rate)
+
+
+def _cosine(learning_rate: float, steps: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(learning_rate, steps)
+
+
+def _linear(learning_rate: float, steps: int) -> optax.Schedule:
+    return optax.linear_schedule(learning_rate, 0.0, steps)
+
+
+DECAYS = {"constant": _constant, "cosine": _cosine, "linear": _linear}
+
+
+def make_learning_rate(learning_rate: float, *, warmup_steps: int, decay: str, num_steps: int) -> optax.Schedule:
+    """Returns step -> learning rate.
+
+    Args:
+      learning_rate: the peak.
+      warmup_steps: W; the rate rises linearly from 0 at step 0 to the peak at step W (Ho et al. 2020's code: W = 5000).
+      decay: what follows, over the remaining num_steps - W steps: a key of `DECAYS`; cosine and linear end at 0.
+      num_steps: length of the run; only cosine and linear ask for it.
+
+    Raises:
+      UsageError: unknown decay, or a warm-up that leaves no step to decay over.
+    """
+    after_warmup = choose("learning-rate decay", decay, DECAYS)
+    if decay != "constant" and warmup_steps >= num_steps:
+        raise UsageError(
+            f"warmup_steps ({warmup_steps}) must be smaller than num_steps ({num_steps}) to decay after it."
+        )
+    schedule = after_warmup(learning_rate, num_steps - warmup_steps)
+    if warmup_steps == 0:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), schedule], [warmup_steps])
+
+
+def _adam(learning_rate: optax.Schedule, weight_decay: float, **moments: float) -> optax.GradientTransformation:
+    if weight_decay:
+        raise UsageError(f"adam takes no weight decay (it is {weight_decay}): choose adamw.")
+    return optax.adam(learning_rate, **moments)
+
+
+def _adamw(learning_rate: optax.Schedule, weight_decay: float, **moments: float) -> optax.GradientTransformation:
+    return optax.adamw(learning_rate, weight_decay=weight_decay, **moments)
+
+
+OPTIMIZERS = {"adam": _adam, "adamw": _adamw}
+
+
+def make_optimizer(
+    name: str,
+    learning_rate: optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+    """Returns Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019); clipping is the step's affair.
+
+    Raises:
+      UsageError: unknown name, or weight decay with adam.
+    """
+    return choose("optimizer", name, OPTIMIZERS)(learning_rate, weight_decay, b1=b1, b2=b2, eps=eps)

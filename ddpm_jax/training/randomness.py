@@ -1,0 +1,34 @@
+"""Named streams of random numbers. Nothing random is stored: every key follows from the seed and from counters.
+
+    base key = key(seed)
+    a step's key = fold_in(base key, step)
+    a stream's key = fold_in(step's key, its constant below)
+    an example's key = fold_in(stream's key, its global index in the batch)
+
+So the draws do not depend on the number of devices or hosts, and a resumed run needs no stored key. A constant never
+changes: that would change every run.
+"""
+
+from typing import Literal
+
+import chex
+import jax
+
+from ddpm_jax.diffusion.timesteps import fold_in_each
+
+STREAMS = {"init": 0, "t": 1, "eps": 2, "flip": 3, "dropout": 4}
+
+
+def base_key(seed: int) -> chex.PRNGKey:
+    """The key of a run: a typed key from its seed."""
+    return jax.random.key(seed)
+
+
+def stream(key: chex.PRNGKey, name: Literal["init", "t", "eps", "flip", "dropout"]) -> chex.PRNGKey:
+    """The key of a named stream within a step's key (or within the base key, for `init`)."""
+    return jax.random.fold_in(key, STREAMS[name])
+
+
+def example_keys(key: chex.PRNGKey, name: Literal["t", "eps", "flip", "dropout"], index: chex.Array) -> chex.PRNGKey:
+    """One key per example of the stream `name`: `index` is int [B], global; returns keys [B]."""
+    return fold_in_each(stream(key, name), index)
