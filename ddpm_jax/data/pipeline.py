@@ -95,10 +95,10 @@ def train_iterator(
         raise UsageError(f"seed={seed} should be at least 0.")
     # grain shuffles epoch e by seed + e, so neighbouring seeds would share their epochs: spread them first.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    # `shuffle` comes before `repeat`: it sees the epoch in the index. Local batch n P + p is part p of global batch n.
-    indices = (
-        grain.MapDataset.range(len(source)).shuffle(seed=spread).repeat().batch(local)[process_index::process_count]
-    )
+    stream = grain.MapDataset.range(len(source)).shuffle(seed=spread).repeat()
+    # Batch n P + p of this size is part p of global batch n. (An endless stream has no remainder to drop, but only then
+    # does grain's count of batches not overflow at size 1.)
+    indices = stream.batch(local, drop_remainder=True)[process_index::process_count]
     batches = indices.map(functools.partial(gather, source))
     identity = {"seed": seed, "batch_size": batch_size, "fingerprint": source.fingerprint}
     return TrainIterator(batches, _read_options(source, num_threads, prefetch), identity)

@@ -80,7 +80,7 @@ def open_dataset(name: str, *, split: str, data_dir: str, image_size: int, chann
     except ValueError as error:
         known = ", ".join(sorted(builder.info.splits))
         raise UsageError(
-            f"Dataset {name!r} has no split {split!r}: give train, test, or a TFDS expression over {known}."
+            f"Dataset {name!r} has no images in split {split!r}: give train, test, or a TFDS expression over {known}."
             f"{suggest(split, builder.info.splits)}"
         ) from error
     carved = split in ("train", "test") and expression == "train" and not _held_out(builder)

@@ -1,0 +1,232 @@
+"""Datasets of tensorflow-datasets: tiny ones prepared here without TensorFlow, and CIFAR-10 where there is a copy.
+
+The copy, prepared as ArrayRecord, is found through the environment variable DDPM_JAX_TFDS_DIR, a TFDS data_dir.
+"""
+
+import io
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from ddpm_jax.data import pipeline, sources
+from ddpm_jax.errors import FailureError, UsageError
+
+
+def _builder(name, splits, features, examples, configs=()):
+    """A TFDS dataset called `name` whose split s holds `examples(s, i)` for i in range(splits[s])."""
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = list(configs)  # noqa: RUF012
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split, count) for split, count in splits.items()}
+
+        def _generate_examples(self, split, count):
+            for i in range(count):
+                yield i, examples(split, i)
+
+    Builder.name = name
+    return Builder
+
+
+def _prepare(tmp_path, name="tiny", *, splits, features=None, examples=None, **options):
+    features = features or {"image": tfds.features.Tensor(shape=(6, 6, 1), dtype=np.uint8)}
+    examples = examples or (lambda split, i: {"image": np.full((6, 6, 1), len(split) * 16 + i, np.uint8)})
+    tfds.disable_progress_bar()
+    builder = _builder(name, splits, features, examples, **options)(data_dir=tmp_path)
+    builder.download_and_prepare(file_format="array_record")
+    return builder
+
+
+def _load(data_dir, name="tiny", **options):
+    defaults = {"split": "train", "image_size": 6, "channels": 1, "cache": "never"}
+    return sources.load(name=name, data_dir=str(data_dir), **(defaults | options))
+
+
+def _values(source):
+    return [int(source[i]["image"][0, 0, 0]) for i in range(len(source))]
+
+
+def _values_of(split, count):
+    return [len(split) * 16 + i for i in range(count)]
+
+
+def test_train_and_test_are_the_datasets_own(tmp_path):
+    _prepare(tmp_path, splits={"train": 5, "validation": 3, "test": 2})
+    assert _values(_load(tmp_path)) == _values_of("train", 5)
+    assert _values(_load(tmp_path, split="test", holdout=0.5)) == _values_of("test", 2)
+    assert _values(_load(tmp_path, holdout=0.5)) == _values_of("train", 5)
+
+
+def test_validation_serves_as_test(tmp_path):
+    _prepare(tmp_path, splits={"train": 5, "validation": 3})
+    assert _values(_load(tmp_path, split="test")) == _values_of("validation", 3)
+
+
+def test_otherwise_test_is_carved_off_train(tmp_path):
+    _prepare(tmp_path, splits={"train": 10})
+    held_out = sorted(np.random.RandomState(0).permutation(10)[:3])
+    train, test = (_values(_load(tmp_path, split=split, holdout=0.3)) for split in ("train", "test"))
+    assert test == [_values_of("train", 10)[row] for row in held_out]
+    assert sorted(train + test) == _values_of("train", 10)
+    assert len(_load(tmp_path)) == 10
+    with pytest.raises(UsageError, match="Dataset 'tiny' has no test split of its own: set holdout"):
+        _load(tmp_path, split="test")
+
+
+def test_split_expressions_pass_through(tmp_path):
+    _prepare(tmp_path, splits={"train": 4, "test": 2})
+    assert _values(_load(tmp_path, split="train[1:3]")) == _values_of("train", 4)[1:3]
+    assert _values(_load(tmp_path, split="train+test")) == _values_of("train", 4) + _values_of("test", 2)
+
+
+@pytest.mark.parametrize("split", ["tests", "train[:10"])
+def test_a_split_that_is_not_there_is_refused(tmp_path, split):
+    _prepare(tmp_path, splits={"train": 4, "test": 2})
+    with pytest.raises(UsageError, match=r"'tiny' has no images in split .*over test, train"):
+        _load(tmp_path, split=split)
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    _prepare(tmp_path, splits={"train": 4})
+    with pytest.raises(UsageError, match=r"'tiny' has no images in split 'train\[:0\]'"):
+        _load(tmp_path, split="train[:0]")
+
+
+def test_versions_and_configs_are_found(tmp_path):
+    configs = [tfds.core.BuilderConfig(name=name, version="1.0.0") for name in ("small", "large")]
+    _prepare(tmp_path, splits={"train": 4}, configs=configs)
+    assert len(_load(tmp_path, "tiny/small")) == len(_load(tmp_path, "tiny/small:1.0.0")) == 4
+    assert _load(tmp_path, "tiny/small").fingerprint == "tiny/small/1.0.0 train 6x6x1 n=4"
+
+
+def _png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _image_features(tmp_path, encoded):
+    """A dataset of `features.Image`: prepared as text, which needs no TensorFlow, and then declared to be images."""
+    text, label = tfds.features.Text(), tfds.features.ClassLabel(num_classes=3)
+    features = {"id": text, "image": text, "label": label}
+
+    def examples(split, i):
+        return {"id": "x", "image": encoded[i], "label": i % 3}
+
+    builder = _prepare(tmp_path, splits={"train": len(encoded)}, features=features, examples=examples)
+    path = pathlib.Path(builder.data_dir) / "features.json"
+    declared = json.loads(path.read_text())
+    declared["featuresDict"]["features"]["image"] = {
+        "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
+        "image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8", "encodingFormat": "png"},
+    }
+    path.write_text(json.dumps(declared))
+
+
+def test_images_are_decoded_resized_and_labelled(tmp_path):
+    pixels = [np.random.default_rng(i).integers(0, 256, (12, 12, 3), np.uint8) for i in range(5)]
+    _image_features(tmp_path, [_png(p) for p in pixels])
+    full, half = _load(tmp_path, image_size=12, channels=3), _load(tmp_path, channels=3)
+    assert full.num_classes == 3
+    for i, p in enumerate(pixels):
+        np.testing.assert_array_equal(full[i]["image"], p)
+        assert full[i]["label"] == i % 3
+        means = p.reshape(6, 2, 6, 2, 3).mean(axis=(1, 3))
+        assert np.abs(half[i]["image"] - means).max() <= 1  # Pillow rounds along each axis
+    batch = full.gather(np.array([3, 0, 3]))
+    np.testing.assert_array_equal(batch["image"], [pixels[3], pixels[0], pixels[3]])
+
+
+def test_damaged_and_small_records_are_named(tmp_path):
+    good = _png(np.zeros((12, 12, 3), np.uint8))
+    _image_features(tmp_path, [good, b"<html>", _png(np.zeros((5, 9, 3), np.uint8))])
+    with pytest.raises(UsageError, match=r"Image 1 of dataset 'tiny' cannot be decoded \(not an image"):
+        _load(tmp_path, channels=3, split="train[:2]", cache="always")
+    with pytest.raises(UsageError, match="Image 2 of dataset 'tiny' is 9x5 pixels, smaller than image_size=6"):
+        _load(tmp_path, channels=3)[2]
+    iterator = pipeline.train_iterator(_load(tmp_path, channels=3), batch_size=3, seed=0)
+    with pytest.raises(FailureError, match=r"Image [12] of dataset 'tiny'"):
+        next(iterator)
+    iterator.close()
+
+
+def test_a_dataset_without_images_is_refused(tmp_path):
+    _prepare(
+        tmp_path, splits={"train": 1}, features={"text": tfds.features.Text()}, examples=lambda split, i: {"text": "a"}
+    )
+    with pytest.raises(UsageError, match=r"should have one image feature, .*but has text"):
+        _load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lsun/church", "cifar10", "cifar10:3.0.2"])
+def test_a_dataset_that_is_not_prepared_says_what_to_type(tmp_path, name):
+    with pytest.raises(UsageError) as error:
+        _load(tmp_path, name)
+    sentence = str(error.value)
+    command = f"tfds.builder('{name}', data_dir='{tmp_path}').download_and_prepare(file_format='array_record')"
+    for part in (f"Dataset '{name}' is not prepared in {tmp_path}", "pip install -e '.[prepare]'", command, "'folder'"):
+        assert part in sentence
+    assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("cifr10", "cifar10"), ("digit", "digits"), ("Folder!", None)])
+def test_an_unknown_dataset_suggests_the_nearest(tmp_path, name, nearest):
+    with pytest.raises(UsageError, match=rf"Unknown dataset '{name}': give digits, folder, or") as error:
+        _load(tmp_path, name)
+    assert nearest is None or f"Did you mean '{nearest}'?" in str(error.value)
+
+
+def test_a_dataset_in_tfrecord_format_has_its_own_sentence(tmp_path):
+    builder = _prepare(tmp_path, splits={"train": 1})
+    info = pathlib.Path(builder.data_dir) / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(
+        UsageError, match=r"'tiny' in .* is stored as tfrecord, .*data_dir='NEW_DATA_DIR'.*array_record"
+    ):
+        _load(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def cifar10():
+    data_dir = os.environ.get("DDPM_JAX_TFDS_DIR")
+    if not data_dir:
+        pytest.skip("set DDPM_JAX_TFDS_DIR to a TFDS data_dir that holds cifar10, prepared as ArrayRecord")
+    return sources.load(name="cifar10", split="train", data_dir=data_dir, image_size=32, channels=3)
+
+
+def test_cifar10_has_its_published_mean(cifar10):
+    """The per-channel mean of the training images, known to eight digits: no image is lost, doubled or altered."""
+    assert (len(cifar10), cifar10.num_classes, cifar10.image_shape) == (50_000, 10, (32, 32, 3))
+    mean = cifar10.images.mean(axis=(0, 1, 2), dtype=np.float64) / 255
+    np.testing.assert_allclose(mean, [0.49139968, 0.48215841, 0.44653091], atol=1e-8)
+    np.testing.assert_array_equal(np.bincount(cifar10.labels), [5_000] * 10)
+
+
+def test_cifar10_streams_the_same_with_and_without_cache(cifar10):
+    direct = sources.load(
+        name="cifar10",
+        split="train",
+        data_dir=os.environ["DDPM_JAX_TFDS_DIR"],
+        image_size=32,
+        channels=3,
+        cache="never",
+    )
+    streams = [pipeline.train_iterator(source, batch_size=32, seed=7) for source in (cifar10, direct)]
+    for _ in range(3):
+        ours, theirs = (next(stream) for stream in streams)
+        np.testing.assert_array_equal(ours["image"], theirs["image"])
+        np.testing.assert_array_equal(ours["label"], theirs["label"])
+    for stream in streams:
+        stream.close()
