@@ -1,8 +1,10 @@
 """Ctrl-C and SIGTERM as a request that the loop honours between two steps, so that it can save first."""
 
+import os
 import signal
-import sys
 from types import FrameType
+
+STDERR = 2
 
 
 class Interrupt:
@@ -19,10 +21,13 @@ class Interrupt:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # None is a handler that was not set from Python and cannot be set again from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received == signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        print(f"\n{self.received.name}: saving after this step; Ctrl-C again stops without saving.", file=sys.stderr)
+        message = f"\n{self.received.name}: saving after this step; Ctrl-C again stops without saving.\n"
+        # Not print: sys.stderr refuses to be entered again where the signal arrived in the middle of a line.
+        os.write(STDERR, message.encode())

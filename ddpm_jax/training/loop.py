@@ -17,7 +17,7 @@ from ddpm_jax.errors import FailureError
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.interrupt import Interrupt
 from ddpm_jax.training.metrics import Averages, MetricWriter, Progress, Throughput
-from ddpm_jax.training.parallel import shard
+from ddpm_jax.training.parallel import replicate, shard
 from ddpm_jax.training.state import TrainState
 
 
@@ -78,6 +78,7 @@ def train(
     Raises:
       FailureError: the loss or the gradient is not finite (the state is not saved), or a checkpoint cannot be written.
     """
+    state = replicate(state)
     step = saved = int(state.step)
     reporter = _Reporter(options, writer, progress)
 

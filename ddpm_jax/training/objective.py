@@ -113,7 +113,7 @@ def diffusion_objective(
             sums["vlb"] = (jnp.sum(aux.vlb), jnp.float32(aux.t.size))
         quartile = aux.t * QUARTILES // num_timesteps
         inside = quartile[:, None] == jnp.arange(QUARTILES)[None, :]
-        sums["loss_q"] = (aux.loss @ inside, jnp.sum(inside, axis=0))
+        sums["loss_q"] = (jnp.sum(jnp.where(inside, aux.loss[:, None], 0.0), axis=0), jnp.sum(inside, axis=0))
         return sums
 
     importance = timestep_sampling == "importance"

@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.errors import UsageError
 
@@ -25,6 +26,16 @@ def map_step(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, A
     equal on every device, by `pmean`, `psum` or `all_gather` over `AXIS`.
     """
     return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,))
+
+
+def replicate(tree: Any) -> Any:
+    """Lays a tree out as `map_step` returns it: on every local device.
+
+    A state that enters the first step any other way makes the second one compile the program again. The buffers may be
+    shared with the argument, so donating the result takes that one too.
+    """
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def map_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

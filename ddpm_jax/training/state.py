@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -22,10 +23,12 @@ class TrainState(NamedTuple):
 
 def create(params: Any, optimizer: optax.GradientTransformation, objective: Objective) -> TrainState:
     """The state before the first update."""
+    # Compiled as one: each leaf by itself would be a program of its own.
+    ema_params, opt_state = jax.jit(lambda params: (ema.init(params), optimizer.init(params)))(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        ema_params=ema.init(params),
-        opt_state=optimizer.init(params),
+        ema_params=ema_params,
+        opt_state=opt_state,
         objective_state=objective.init(),
     )

@@ -35,7 +35,7 @@ class StepOptions(NamedTuple):
 
 def _clip(grads: Any, max_norm: float) -> tuple[Any, chex.Array]:
     """Returns the gradient scaled down to `max_norm` where it is longer (0: as it is), and its norm before."""
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     if max_norm:
         grads, _ = optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())
     return grads, norm
