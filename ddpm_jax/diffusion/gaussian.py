@@ -55,8 +55,9 @@ def q_mean_variance(schedule: Schedule, x_0: chex.Array, t: chex.Array) -> Gauss
 
 def q_step(schedule: Schedule, x_prev: chex.Array, t: chex.Array) -> Gaussian:
     """q(x_t|x_{t-1}) = N(√(1-β_t) x_{t-1}, β_t I) (Ho et al. 2020, eq. 2), with x_{-1} the data."""
-    beta = extract(schedule.betas, t, x_prev)
-    return Gaussian(jnp.sqrt(1 - beta) * x_prev, beta, extract(schedule.log_betas, t, x_prev))
+    # √(1-β_t) as a ratio, since 1 - β_t would cancel in float32 where β_t is near 1
+    scale = jnp.sqrt(extract(schedule.alphas_bar, t, x_prev) / extract(schedule.alphas_bar_prev, t, x_prev))
+    return Gaussian(scale * x_prev, extract(schedule.betas, t, x_prev), extract(schedule.log_betas, t, x_prev))
 
 
 def q_posterior(schedule: Schedule, x_0: chex.Array, x_t: chex.Array, t: chex.Array) -> Gaussian:

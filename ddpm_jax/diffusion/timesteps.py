@@ -91,6 +91,10 @@ def update_history(history: LossHistory, t: chex.Array, losses: chex.Array) -> L
     same = t[:, None] == t[None, :]
     rank = jnp.sum(jnp.tril(same, k=-1), axis=1)  # earlier examples of the batch with the same t
     last = jnp.sum(same, axis=1) - rank <= HISTORY  # later ones would overwrite the others in the same scatter
-    slot = (history.counts[t] + rank) % HISTORY
-    row = jnp.where(last, t, history.counts.shape[0])  # an index past the end is dropped
-    return LossHistory(losses=history.losses.at[row, slot].set(losses, mode="drop"), counts=history.counts.at[t].add(1))
+    counts = jnp.asarray(history.counts)
+    slot = (counts[t] + rank) % HISTORY
+    row = jnp.where(last, t, counts.shape[0])  # an index past the end is dropped
+    return LossHistory(
+        losses=jnp.asarray(history.losses).at[row, slot].set(losses, mode="drop"),
+        counts=counts.at[t].add(1),
+    )

@@ -1,0 +1,180 @@
+"""Training losses: what is minimised, where its gradients go, and how it is weighted over t."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.diffusion import gaussian, likelihood, losses, parameterization, schedules
+from ddpm_jax.errors import UsageError
+
+T = 24
+BETAS = np.linspace(0.02, 0.3, T)  # signal-to-noise ratios from 49 down to 0.01, on both sides of min-SNR's 5
+SCHEDULE = schedules.make_schedule(BETAS)
+NAMES = tuple(parameterization.PARAMETERIZATIONS)
+every_t = jnp.arange(T)
+levels = np.random.default_rng(0).integers(0, 256, (T, 2, 2, 3))
+x_0 = jnp.asarray(levels / 127.5 - 1, jnp.float32)
+eps = jax.random.normal(jax.random.key(0), x_0.shape)
+x_t = gaussian.q_sample(SCHEDULE, x_0, every_t, eps)
+snr = np.cumprod(1 - BETAS) / (1 - np.cumprod(1 - BETAS))
+
+
+def loss_of(network, **choices):
+    choices = {"parameterization": "eps", "variance": "fixed_small", "loss": "simple"} | choices
+    return losses.training_losses(network, SCHEDULE, x_0, every_t, eps, **choices)
+
+
+def mean(x):
+    return np.mean(np.asarray(x, np.float64), axis=(1, 2, 3))
+
+
+def guess(x, time):
+    """A wrong but reasonable x_0."""
+    return jnp.tanh(x - 0.01 * time.reshape(-1, 1, 1, 1))
+
+
+def network_guessing_in(name):
+    """The network that says the same x_0 in the parameterisation `name`."""
+    return lambda x, time: parameterization.convert(
+        SCHEDULE, x, time.astype(int), guess(x, time), source="x_0", target=name
+    )
+
+
+def two_heads(value, log_variance):
+    return lambda x, time: jnp.concatenate([value(x, time), log_variance(x, time)], axis=-1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_simple_loss_is_the_mean_squared_error_of_the_target(name):
+    alphas_bar = np.cumprod(1 - BETAS).reshape(-1, 1, 1, 1)
+    target = {
+        "eps": eps,
+        "x_0": x_0,
+        "v": np.sqrt(alphas_bar) * eps - np.sqrt(1 - alphas_bar) * x_0,
+        "mu": gaussian.q_posterior(SCHEDULE, x_0, x_t, every_t).mean,
+    }[name]
+    result = loss_of(lambda x, time: 0.5 * x, parameterization=name)
+    np.testing.assert_allclose(result.simple, mean((target - 0.5 * x_t) ** 2), rtol=1e-5)
+    np.testing.assert_array_equal(result.loss, result.simple)
+    assert np.all(result.vlb == 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_that_knows_the_data_has_no_simple_loss(name):
+    def network(x, time):
+        return parameterization.convert(SCHEDULE, x, time.astype(int), x_0, source="x_0", target=name)
+
+    assert np.max(loss_of(network, parameterization=name).simple) < 1e-9
+
+
+def test_bound_averaged_over_t_is_its_sum():
+    """E_t[T L_t] over uniform t = Σ_t L_t, x_0 unclipped."""
+    result = loss_of(network_guessing_in("eps"), loss="vlb")
+    denoiser = parameterization.make_denoiser(
+        network_guessing_in("eps"), SCHEDULE, parameterization="eps", variance="fixed_small", clip_denoised=False
+    )
+    terms = likelihood.bound_term(SCHEDULE, denoiser(x_t, every_t), x_0, x_t, every_t)
+    assert float(np.mean(result.loss)) == pytest.approx(float(np.sum(terms)), rel=1e-5)
+    np.testing.assert_array_equal(result.loss, result.vlb)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bound_does_not_depend_on_the_parameterization(name):
+    result = loss_of(network_guessing_in(name), parameterization=name, variance="fixed_large", loss="vlb")
+    expected = loss_of(guess, parameterization="x_0", variance="fixed_large", loss="vlb")
+    np.testing.assert_allclose(result.vlb, expected.vlb, rtol=2e-4)  # two conversions, and a small difference of means
+
+
+def test_hybrid_teaches_the_mean_by_the_simple_loss_and_the_variance_by_the_bound():
+    def loss_sum(params, loss, field="loss"):
+        network = two_heads(lambda x, _: params["value"] * x, lambda x, _: params["range"] + 0.1 * x)
+        return jnp.sum(getattr(loss_of(network, variance="learned_range", loss=loss), field))
+
+    params = {"value": jnp.float32(0.7), "range": jnp.float32(0.2)}
+    gradient = jax.jit(jax.grad(loss_sum), static_argnums=(1, 2))
+    hybrid = gradient(params, "hybrid")
+    simple, vlb = gradient(params, "vlb", "simple"), gradient(params, "vlb")
+    assert float(hybrid["value"]) == pytest.approx(float(simple["value"]), rel=1e-5)
+    assert float(hybrid["range"]) == pytest.approx(0.001 * float(vlb["range"]), rel=1e-5)
+    assert simple["range"] == 0
+    assert abs(vlb["value"]) > 1  # the bound alone would have moved the mean
+    assert abs(vlb["range"]) > 1
+
+
+def test_hybrid_is_the_sum_of_its_parts():
+    network = two_heads(network_guessing_in("eps"), lambda x, _: jnp.sin(x))
+    result = loss_of(network, variance="learned_range", loss="hybrid")
+    np.testing.assert_allclose(result.loss, result.simple + 0.001 * result.vlb, rtol=1e-6)
+    np.testing.assert_allclose(result.vlb, loss_of(network, variance="learned_range", loss="vlb").vlb, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("weighting", ["min_snr", "p2"])
+def test_a_weighting_scores_a_prediction_alike_in_every_parameterization(name, weighting):
+    """min-SNR: min(SNR, 5) on the error of x_0. P2: 1 / (1 + SNR) on the error of eps, which is SNR times as large."""
+    error = mean((x_0 - guess(x_t, every_t)) ** 2)
+    expected = {"min_snr": np.minimum(snr, 5) * error, "p2": snr / (1 + snr) * error}[weighting]
+    result = loss_of(network_guessing_in(name), parameterization=name, weighting=weighting)
+    np.testing.assert_allclose(result.loss, expected, rtol=1e-4)  # a conversion at SNR 0.01 loses two digits
+
+
+@pytest.mark.parametrize(
+    ("weighting", "name", "expected"),
+    [
+        ("uniform", "eps", 1 + 0 * snr),
+        ("uniform", "v", 1 + 0 * snr),
+        ("min_snr", "x_0", np.minimum(snr, 5)),
+        ("min_snr", "eps", np.minimum(1, 5 / snr)),
+        ("min_snr", "v", np.minimum(snr, 5) / (snr + 1)),
+        ("p2", "eps", 1 / (1 + snr)),
+    ],
+)
+def test_weights_are_the_papers(weighting, name, expected):
+    result = losses.WEIGHTINGS[weighting](SCHEDULE, every_t, name)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+    loss = loss_of(lambda x, _: 0.3 * x, parameterization=name, weighting=weighting)
+    np.testing.assert_allclose(loss.loss, expected * loss.simple, rtol=1e-5)
+
+
+def test_weightings_take_other_constants():
+    np.testing.assert_allclose(
+        losses.min_snr_weight(SCHEDULE, every_t, "x_0", gamma=1.0), np.minimum(snr, 1), rtol=1e-5
+    )
+    expected = 1 / (2 + snr) ** 0.5
+    np.testing.assert_allclose(losses.p2_weight(SCHEDULE, every_t, "eps", gamma=0.5, k=2.0), expected, rtol=1e-5)
+
+
+def test_network_is_told_the_time_of_the_row():
+    def network(x, time):
+        np.testing.assert_array_equal(time, every_t)
+        assert time.dtype == jnp.float32
+        return x
+
+    loss_of(network)
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_outputs_of_the_wrong_shape_are_refused(channels):
+    with pytest.raises(AssertionError):
+        loss_of(lambda x, _: jnp.zeros((*x.shape[:-1], channels)))
+
+
+@pytest.mark.parametrize(
+    ("choices", "sentence"),
+    [
+        ({"loss": "simpel"}, r"Unknown loss 'simpel': .* Did you mean 'simple'\?"),
+        ({"weighting": "minsnr"}, r"Unknown weighting 'minsnr': .* Did you mean 'min_snr'\?"),
+        ({"parameterization": "noise"}, "Unknown parameterization 'noise': choose one of"),
+        ({"variance": "fixedsmall"}, r"Unknown variance 'fixedsmall': .* Did you mean 'fixed_small'\?"),
+        ({"loss": "hybrid"}, "hybrid loss trains the variance, but fixed_small has nothing to train"),
+        ({"variance": "learned"}, "simple loss leaves the learned variance untrained"),
+    ],
+)
+@pytest.mark.parametrize("weighting", ["uniform", "p2"])
+def test_mistakes_are_named_before_the_network_is_asked(choices, sentence, weighting):
+    def network(x, time):
+        raise AssertionError("the network was asked")
+
+    with pytest.raises(UsageError, match=sentence):
+        loss_of(network, **({"weighting": weighting} | choices))
