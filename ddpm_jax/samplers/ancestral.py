@@ -1,0 +1,70 @@
+"""Ancestral sampling: the model's own reverse process, one draw from p(x_{t-1}|x_t) after another.
+
+Algorithm 2 of Ho et al. 2020, in the paper's order and names:
+
+    1: x_T ~ N(0, I)                                       randomness.initial_noise
+    2: for t = T, ..., 1 do                                loop.sample
+    3:     z ~ N(0, I) if t > 1, else z = 0                step
+    4:     x_{t-1} = μ_θ(x_t, t) + σ_t z                   p_sample
+    5: return x_0
+
+The paper counts t from 1, the code from 0: its last step is t = 0. In line 4 the paper writes the mean of a network
+that predicts ε: μ_θ = 1/√α_t (x_t - β_t/√(1-ᾱ_t) ε_θ(x_t, t)), eq. 11. Here the denoiser brings it, from whatever its
+network predicts; so it brings σ_t too, and the clipping of x_0. For data of unit variance σ_t² = β_t (fixed_large) is
+exact, for data that is a single point σ_t² = β̃_t (fixed_small) is (section 3.2).
+
+A sampler is a table, a state and a step. Fewer steps are a shorter table, that of a respaced schedule:
+
+    schedule = make_schedule(betas, timesteps=spaced_timesteps(1000, 100))
+    denoiser = make_denoiser(network, schedule, parameterization="eps", variance="fixed_large", clip_denoised=True)
+    samples = sample(denoiser, ancestral(schedule), initial_noise(keys, (32, 32, 3)), keys)
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.samplers.randomness import normal
+
+
+class AncestralState(NamedTuple):
+    """A Markov chain: the images and nothing else."""
+
+    x_t: chex.Array  # float32 [B, H, W, C]
+
+
+def p_sample(prediction: Prediction, t: chex.Array, z: chex.Array) -> chex.Array:
+    """x_{t-1} = μ_θ(x_t, t) + σ_t z, and μ_θ itself at t = 0 (Ho et al. 2020, algorithm 2, line 4).
+
+    Args:
+      prediction: the model at (x_t, t).
+      t: int [B] in 0..T-1.
+      z: standard normal noise of the shape of x_t.
+
+    Returns:
+      x_{t-1}, the shape of x_t; at t = 0 the sample.
+    """
+    chex.assert_equal_shape([prediction.mean, z])
+    sigma = jnp.exp(0.5 * prediction.log_variance)
+    noisy = (t > 0).reshape(t.shape + (1,) * (z.ndim - 1))
+    return prediction.mean + jnp.where(noisy, sigma * z, 0.0)
+
+
+def step(
+    denoiser: Denoiser, state: AncestralState, t: chex.Array, keys: chex.PRNGKey
+) -> tuple[AncestralState, Prediction]:
+    """One row: every image of the batch goes from x_t to x_{t-1}. `t` is an int scalar, `keys` [B]."""
+    t = jnp.broadcast_to(t, state.x_t.shape[:1])
+    prediction = denoiser(state.x_t, t)
+    z = normal(keys, state.x_t.shape[1:])
+    return AncestralState(p_sample(prediction, t, z)), prediction
+
+
+def ancestral(schedule: Schedule) -> Sampler:
+    """The sampler that walks every row of `schedule`, t = T-1 .. 0; of a respaced one, every row that was kept."""
+    return Sampler(rows=np.arange(schedule.num_timesteps, dtype=np.int32)[::-1], init=AncestralState, step=step)
