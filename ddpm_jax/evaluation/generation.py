@@ -1,0 +1,279 @@
+"""Images from a trained model: on all local devices, in batches, and in any number as shards on disk.
+
+Training's sample grid, the sampling command and the evaluations all make their images here. Which denoiser and which
+sampler is the caller's choice; pictures (PNG, GIF) are drawn by `plotting`.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion.parameterization import Denoiser
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.plotting.files import write_atomically
+from ddpm_jax.samplers import randomness
+from ddpm_jax.samplers.loop import Sampler, sample
+from ddpm_jax.training import parallel
+
+MANIFEST = "manifest.json"
+
+
+class Generated(NamedTuple):
+    """Images and, if asked for, K frames of each one's chain: x_t, and the x_0 predicted from it."""
+
+    images: np.ndarray  # uint8 [n, H, W, C]
+    frames_x_t: np.ndarray | None = None  # uint8 [K, n, H, W, C], noise first
+    frames_x_0: np.ndarray | None = None  # uint8 [K, n, H, W, C]
+
+
+class Generate(Protocol):
+    """Makes the images of the given indices; see `make_generate`."""
+
+    def __call__(
+        self, params: Any, base_key: chex.PRNGKey, indices: Sequence[int], *, batch_size: int | None = None
+    ) -> Generated: ...
+
+
+def to_uint8(x: chex.Array) -> chex.Array:
+    """[-1, 1] -> the nearest of 0..255, as uint8; what lies outside is clipped. Undoes x / 127.5 - 1."""
+    return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def make_generate(
+    make_denoiser: Callable[[Any], Denoiser],
+    sampler: Sampler,
+    image_shape: tuple[int, int, int],
+    *,
+    num_frames: int = 0,
+    on_progress: Callable[[int], None] | None = None,
+) -> Generate:
+    """Returns generate(params, base_key, indices, batch_size=None) -> `Generated`.
+
+    Image i depends only on the base key, `key(seed)`, and on i; the batch and the number of devices can change its last
+    digit, where the network's sums are then taken in another order. `indices` is int [n], any selection in any order.
+    It is padded to `batch_size`, None for n, rounded up to a multiple of the local devices; every padded size is
+    compiled once. Give a last, smaller batch the size of the others.
+
+    Args:
+      make_denoiser: params -> `Denoiser`; traced.
+      sampler: how the chain is walked.
+      image_shape: (H, W, C).
+      num_frames: frames kept of each chain, 0 for none.
+      on_progress: host function, called with the rows of the chain that are done, increasing, the last time with their
+        number; the first device calls. All calls of a batch have been made when generate returns.
+
+    Generate raises:
+      UsageError: no indices, more than `batch_size`, or `num_frames` not of this chain.
+      FailureError: an image that is not finite.
+    """
+
+    def chains(shared, indices):
+        params, base_key = shared
+        keys = randomness.image_keys(base_key, indices)
+        samples = sample(
+            make_denoiser(params),
+            sampler,
+            randomness.initial_noise(keys, image_shape),
+            keys,
+            num_frames=num_frames,
+            on_progress=on_progress,
+            reports=jax.lax.axis_index(parallel.AXIS) == 0,
+        )
+        finite = jnp.all(jnp.isfinite(samples.x_0), axis=(1, 2, 3))
+        # The images' axis comes first in everything that leaves a device.
+        frames = [None if f is None else to_uint8(jnp.swapaxes(f, 0, 1)) for f in samples[1:]]
+        return Generated(to_uint8(samples.x_0), *frames), finite
+
+    mapped = parallel.map_examples(chains)
+
+    def generate(params, base_key, indices, *, batch_size=None):
+        indices = np.asarray(indices, np.int32)
+        padded = parallel.unshard(mapped((params, base_key), parallel.shard(_pad(indices, batch_size))))
+        generated, finite = jax.tree.map(lambda x: x[: len(indices)], padded)
+        if on_progress is not None:
+            jax.effects_barrier()
+        if not finite.all():
+            raise FailureError(
+                f"Image {indices[np.argmin(finite)]} came out as not-a-number or infinite: the weights have diverged, "
+                "so sample from an earlier checkpoint."
+            )
+        frames = [None if f is None else np.swapaxes(f, 0, 1) for f in generated[1:]]
+        return Generated(generated.images, *frames)
+
+    return generate
+
+
+def _pad(indices: np.ndarray, batch_size: int | None) -> np.ndarray:
+    """Repeats the last index up to the batch size, and on to a multiple of the local devices."""
+    batch_size = len(indices) if batch_size is None else batch_size
+    if not 1 <= len(indices) <= batch_size:
+        raise UsageError(f"{len(indices)} images are asked for in a batch of {batch_size}: choose 1 to {batch_size}.")
+    devices = jax.local_device_count()
+    return np.pad(indices, (0, -(-batch_size // devices) * devices - len(indices)), mode="edge")
+
+
+def generate_batches(
+    generate: Generate, params: Any, *, seed: int, indices: Sequence[int], batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (indices int [n], images uint8 [n, H, W, C]) in order; n is `batch_size` but for the last.
+
+    `indices` are the global indices of the images wanted: `range(300)`, say.
+
+    Raises:
+      UsageError: `batch_size` is not positive.
+    """
+    if batch_size < 1:
+        raise UsageError(f"The batch size is {batch_size}: choose at least 1.")
+    base_key = jax.random.key(seed)
+    indices = np.asarray(indices)
+    for start in range(0, len(indices), batch_size):
+        batch = indices[start : start + batch_size]
+        yield batch, generate(params, base_key, batch, batch_size=batch_size).images
+
+
+def write_shards(
+    directory: str | os.PathLike,
+    make_batches: Callable[[np.ndarray], Iterable[tuple[np.ndarray, np.ndarray]]],
+    *,
+    num_images: int,
+    shard_size: int,
+    manifest: Mapping[str, Any],
+    on_images: Callable[[int], None] | None = None,
+) -> None:
+    """Streams images 0..num_images-1 to `samples-00000-of-00050.npz`, ...; started again, it goes on where it stopped.
+
+    A shard holds `images`, uint8 [n, H, W, C], and `index`, int64 [n]. It is there whole or not at all, and always made
+    of the same batches, so that a set of images finished after any number of kills is the one made without them, byte
+    for byte. `manifest.json` is written first. Nothing that is there is ever overwritten.
+
+    Args:
+      directory: created if need be; another set of images in it is refused.
+      make_batches: indices int64 [n] -> (indices, images) of all of them in order, in batches: a `generate_batches`.
+        A shard that is no multiple of the batch pads its last batch, so choose one that is.
+      num_images: of the whole set.
+      shard_size: images in each shard but the last.
+      manifest: everything needed to make the same images again, as JSON can store it: checkpoint, step, weights, seed,
+        steps, versions. `num_images` and `shard_size` are added.
+      on_images: called with the number of images that are done: at the start, with those found on disk, and after every
+        batch.
+
+    Raises:
+      UsageError: a size below 1, or the directory holds a set made from another manifest; the fields that differ are
+        named.
+      FailureError: the disk is full or cannot be written. Whole shards stay.
+    """
+    for name, size in (("num_images", num_images), ("shard_size", shard_size)):
+        if size < 1:
+            raise UsageError(f"{name} is {size}: choose at least 1.")
+    directory = pathlib.Path(directory)
+    with _reporting(directory):
+        _claim(directory, {**manifest, "num_images": num_images, "shard_size": shard_size})
+        for leftover in directory.glob(".samples-*.tmp"):
+            leftover.unlink()
+        missing = [shard for shard in _shards(directory, num_images, shard_size) if not shard.path.exists()]
+    done = num_images - sum(len(shard.index) for shard in missing)
+    if on_images is not None:
+        on_images(done)
+    for shard in missing:
+        parts = []
+        for indices, images in make_batches(shard.index):
+            parts.append(images)
+            done += len(indices)
+            if on_images is not None:
+                on_images(done)
+        buffer = io.BytesIO()
+        np.savez(buffer, images=np.concatenate(parts), index=shard.index)
+        with _reporting(shard.path):
+            write_atomically(shard.path, buffer.getbuffer())
+
+
+def read_shards(directory: str | os.PathLike) -> np.ndarray:
+    """Returns all images that `write_shards` wrote, in the order of their index: uint8 [N, H, W, C].
+
+    Raises:
+      UsageError: no images here, or not yet all of them.
+      FailureError: a file is damaged.
+    """
+    directory = pathlib.Path(directory)
+    manifest = _read_manifest(directory)
+    if manifest is None:
+        raise UsageError(f"{directory} holds no {MANIFEST}: name a directory that sampled images were written to.")
+    shards = _shards(directory, manifest["num_images"], manifest["shard_size"])
+    missing = [shard.path.name for shard in shards if not shard.path.exists()]
+    if missing:
+        raise UsageError(
+            f"{directory} lacks {len(missing)} of {len(shards)} shards, {missing[0]} first: "
+            "start the command that writes them again, and it will go on where it stopped."
+        )
+    return np.concatenate([_read_shard(shard) for shard in shards])
+
+
+class _Shard(NamedTuple):
+    path: pathlib.Path
+    index: np.ndarray  # int64 [n]
+
+
+def _shards(directory: pathlib.Path, num_images: int, shard_size: int) -> list[_Shard]:
+    count = -(-num_images // shard_size)
+    indices = np.split(np.arange(num_images), range(shard_size, num_images, shard_size))
+    return [_Shard(directory / f"samples-{i:05d}-of-{count:05d}.npz", index) for i, index in enumerate(indices)]
+
+
+def _claim(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
+    """Writes the manifest into a directory that has none; refuses one that holds another set of images."""
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is a file: name a directory for the images.")
+    manifest = json.loads(json.dumps(manifest))  # what a reader will find: tuples are lists there
+    found = _read_manifest(directory)
+    if found is None:
+        if next(directory.glob("samples-*.npz"), None) is not None:
+            raise UsageError(f"{directory} holds images without a {MANIFEST}: name another directory.")
+        write_atomically(directory / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        return
+    names = [name for name in {**found, **manifest} if found.get(name) != manifest.get(name)]
+    if names:
+        differing = ", ".join(f"{name} is {found.get(name)!r} there, {manifest.get(name)!r} here" for name in names[:3])
+        raise UsageError(f"{directory} holds images made otherwise ({differing}): name another directory.")
+
+
+def _read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
+    path = directory / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        raise FailureError(f"{path} is damaged: name another directory, or restore this file.") from None
+
+
+def _read_shard(shard: _Shard) -> np.ndarray:
+    try:
+        with open(shard.path, "rb") as file, np.load(file) as arrays:
+            images, index = arrays["images"], arrays["index"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise FailureError(f"{shard.path} is damaged ({error}): delete it and sample again.") from error
+    if not np.array_equal(index, shard.index):
+        raise FailureError(f"{shard.path} holds other images than its name says: delete it and sample again.")
+    return images
+
+
+@contextlib.contextmanager
+def _reporting(path: pathlib.Path) -> Iterator[None]:
+    """Turns an operating system's refusal into the sentence that the user reads."""
+    try:
+        yield
+    except OSError as error:
+        raise FailureError(
+            f"Cannot write {path}: {error.strerror or error}. The shards that are whole stay: "
+            "make room or make the directory writable, then start the same command again to go on."
+        ) from error

@@ -1,0 +1,327 @@
+"""Images from a model: the same on one device and eight and in any batch, and a set on disk that survives kill -9."""
+
+import errno
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.evaluation import generation
+from ddpm_jax.evaluation.generation import generate_batches, make_generate, read_shards, to_uint8, write_shards
+from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.samplers.loop import sample
+from ddpm_jax.samplers.randomness import image_keys, initial_noise
+
+ROOT = pathlib.Path(__file__).parents[2]
+SHAPE = (4, 4, 1)
+STEPS = 20
+KERNEL = 0.3 * np.random.default_rng(0).standard_normal((3, 3, 1, 1), np.float32)
+KEY = jax.random.key(3)
+
+
+def chain(traces=None):
+    """(make_denoiser, sampler) of a convolution whose kernel is the parameters."""
+    schedule = make_schedule(make_betas("linear", STEPS))
+
+    def denoiser_of(params):
+        def network(x_t, time):
+            if traces is not None:
+                traces.append(x_t.shape[0])
+            h = jax.lax.conv_general_dilated(x_t, params, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            return jnp.tanh(h + 0.05 * time[:, None, None, None])
+
+        return make_denoiser(network, schedule, parameterization="eps", variance="fixed_large", clip_denoised=True)
+
+    return denoiser_of, ancestral(schedule)
+
+
+@pytest.fixture(scope="module")
+def generate():
+    return make_generate(*chain(), SHAPE)
+
+
+def assert_same_images(actual, expected):
+    """Up to the rounding of a sum taken in another order: 1e-6, which moves a grey level only if it is on an edge."""
+    difference = np.abs(actual.astype(int) - expected.astype(int))
+    assert difference.max() <= 1
+    assert difference.mean() < 1e-2
+
+
+def test_8_bit_images_go_to_floats_and_back_unchanged():
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(to_uint8(levels / np.float32(127.5) - 1), levels)
+    np.testing.assert_array_equal(to_uint8(jnp.array([-7.0, 1.01, 0.003])), [0, 255, 128])
+
+
+def test_generate_is_the_sampler_on_the_keys_of_the_images(generate):
+    denoiser_of, sampler = chain()
+    keys = image_keys(KEY, jnp.array([4, 0, 9]))
+    x_0 = sample(denoiser_of(KERNEL), sampler, initial_noise(keys, SHAPE), keys).x_0
+    assert_same_images(generate(KERNEL, KEY, [4, 0, 9]).images, np.asarray(to_uint8(x_0)))
+
+
+def test_an_image_is_the_same_in_any_batch(generate):
+    together = generate(KERNEL, KEY, range(10)).images
+    assert together.dtype == np.uint8
+    assert together.shape == (10, *SHAPE)
+    assert_same_images(generate(KERNEL, KEY, [7, 2], batch_size=5).images, together[[7, 2]])
+    for batch_size in (1, 4, 10, 16):
+        batches = list(generate_batches(generate, KERNEL, seed=3, indices=range(10), batch_size=batch_size))
+        assert [len(index) for index, _ in batches] == np.diff([*range(0, 10, batch_size), 10]).tolist()
+        np.testing.assert_array_equal(np.concatenate([index for index, _ in batches]), range(10))
+        assert_same_images(np.concatenate([images for _, images in batches]), together)
+
+
+def test_a_short_last_batch_compiles_nothing_new():
+    traces = []
+    generate = make_generate(*chain(traces), SHAPE)
+    for _ in generate_batches(generate, KERNEL, seed=0, indices=range(10), batch_size=4):
+        pass
+    assert traces == [4]
+
+
+def test_new_parameters_compile_nothing_new():
+    traces = []
+    generate = make_generate(*chain(traces), SHAPE)
+    first, second = (generate(scale * KERNEL, KEY, range(4)).images for scale in (1, 2))
+    assert np.any(first != second)
+    assert traces == [4]
+
+
+def test_frames_come_noise_first_and_end_with_the_images(generate):
+    rows = []
+    generated = make_generate(*chain(), SHAPE, num_frames=5, on_progress=rows.append)(KERNEL, KEY, range(3))
+    assert generated.frames_x_t.shape == generated.frames_x_0.shape == (5, 3, *SHAPE)
+    noise = initial_noise(image_keys(KEY, jnp.arange(3)), SHAPE)
+    np.testing.assert_array_equal(generated.frames_x_t[0], to_uint8(noise))
+    np.testing.assert_array_equal(generated.frames_x_t[-1], generated.images)
+    np.testing.assert_array_equal(generated.frames_x_0[-1], generated.images)
+    assert_same_images(generated.images, generate(KERNEL, KEY, range(3)).images)
+    assert rows == list(range(1, STEPS + 1))  # every row has been reported when the images are there
+
+
+def test_bad_requests_are_refused(generate):
+    with pytest.raises(UsageError, match="0 images are asked for"):
+        generate(KERNEL, KEY, [])
+    with pytest.raises(UsageError, match="5 images are asked for in a batch of 4"):
+        generate(KERNEL, KEY, range(5), batch_size=4)
+    with pytest.raises(UsageError, match="batch size is 0"):
+        next(generate_batches(generate, KERNEL, seed=0, indices=range(5), batch_size=0))
+
+
+def test_images_that_are_not_finite_are_a_failure_that_names_the_first():
+    denoiser_of, sampler = chain()
+
+    def diverging(params):
+        def denoiser(x_t, t):
+            prediction = denoiser_of(KERNEL)(x_t, t)
+            bad = jnp.arange(x_t.shape[0])[:, None, None, None] >= params
+            return prediction._replace(mean=jnp.where(bad, jnp.nan, prediction.mean))
+
+        return denoiser
+
+    generate = make_generate(diverging, sampler, SHAPE)
+    with pytest.raises(FailureError, match="Image 12 came out as not-a-number"):
+        generate(2, KEY, range(10, 15))
+    # The padding repeats an image and cannot fail on its own; here only the padding is bad.
+    assert generate(5, KEY, range(10, 15), batch_size=8).images.shape == (5, *SHAPE)
+
+
+PROGRAM = """
+import importlib.util, pathlib, sys, time
+import jax, numpy as np
+spec = importlib.util.spec_from_file_location("test_generation", {file!r})
+this = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(this)
+"""
+
+
+def program(body):
+    """A Python program that has this file as `this`, in a process of its own."""
+    return [sys.executable, "-c", PROGRAM.format(file=__file__) + body]
+
+
+def run_environment(devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
+def test_eight_devices_make_the_images_of_one(tmp_path, generate):
+    body = f"""
+assert jax.local_device_count() == 8
+rows = []
+generate = this.make_generate(*this.chain(), this.SHAPE, num_frames=3, on_progress=rows.append)
+generated = generate(this.KERNEL, this.KEY, range(13), batch_size=13)
+assert rows == list(range(1, this.STEPS + 1)), rows  # one device reports
+np.savez({str(tmp_path / "eight.npz")!r}, **generated._asdict())
+"""
+    subprocess.run(program(body), env=run_environment(devices=8), check=True)
+    one = make_generate(*chain(), SHAPE, num_frames=3)(KERNEL, KEY, range(13))
+    with np.load(tmp_path / "eight.npz") as eight:
+        for name, expected in one._asdict().items():
+            assert eight[name].shape == expected.shape
+            assert_same_images(eight[name], expected)
+
+
+def fake_batches(batch_size=4, log=None):
+    """Images that tell their index, made without a model."""
+
+    def make_batches(indices):
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            if log is not None:
+                log.extend(batch.tolist())
+            yield batch, np.broadcast_to((7 * batch % 251).astype(np.uint8)[:, None, None, None], (len(batch), *SHAPE))
+
+    return make_batches
+
+
+SET = {"num_images": 23, "shard_size": 10, "manifest": {"checkpoint": "runs/digits", "step": 2000, "seed": 0}}
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in pathlib.Path(directory).iterdir()}
+
+
+@pytest.mark.parametrize(("num_images", "shard_size", "batch_size"), [(23, 10, 4), (20, 10, 5), (3, 10, 4), (7, 1, 3)])
+def test_shards_hold_every_image_once_in_order(tmp_path, num_images, shard_size, batch_size):
+    done = []
+    sizes = {"num_images": num_images, "shard_size": shard_size}
+    write_shards(tmp_path / "out", fake_batches(batch_size), **sizes, manifest={"seed": 1}, on_images=done.append)
+    count = -(-num_images // shard_size)
+    names = {f"samples-{i:05d}-of-{count:05d}.npz" for i in range(count)}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", *names}
+    images = read_shards(tmp_path / "out")
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images[:, 0, 0, 0], 7 * np.arange(num_images) % 251)
+    index = np.concatenate([np.load(tmp_path / "out" / name)["index"] for name in sorted(names)])
+    np.testing.assert_array_equal(index, np.arange(num_images))
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == {"seed": 1, **sizes}
+    assert done == sorted(set(done))
+    assert (done[0], done[-1]) == (0, num_images)
+
+
+def test_a_second_start_makes_only_the_shards_that_are_missing(tmp_path):
+    write_shards(tmp_path, fake_batches(), **SET)
+    complete = contents(tmp_path)
+    (tmp_path / "samples-00001-of-00003.npz").unlink()
+    (tmp_path / ".samples-00001-of-00003.npz.123.tmp").write_bytes(b"half")
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("samples-*")}
+    log, done = [], []
+    write_shards(tmp_path, fake_batches(log=log), **SET, on_images=done.append)
+    assert log == list(range(10, 20))
+    assert done == [13, 17, 21, 23]
+    assert contents(tmp_path) == complete
+    assert all((tmp_path / name).stat().st_mtime_ns == mtime for name, mtime in before.items())
+    log.clear()
+    write_shards(tmp_path, fake_batches(log=log), **SET)
+    assert log == []
+
+
+def test_a_set_finished_after_kill_9_is_the_set_made_at_once(tmp_path):
+    """The real model, killed without warning again and again while it samples and writes."""
+    body = """
+generate = this.make_generate(*this.chain(), this.SHAPE)
+batches = lambda indices: this.generate_batches(generate, this.KERNEL, seed=0, indices=indices, batch_size=3)
+this.write_shards({!r}, batches, num_images=1003, shard_size=5, manifest={{"seed": 0}})
+"""
+    subprocess.run(program(body.format(str(tmp_path / "whole"))), env=run_environment(), check=True)
+    directory = tmp_path / "killed"
+    for kill_at in (1, 20, 40):
+        process = subprocess.Popen(program(body.format(str(directory))), env=run_environment())
+        while process.poll() is None and len(list(directory.glob("samples-*"))) < kill_at:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert kill_at <= len(list(directory.glob("samples-*"))) < 201  # or the kill came too late
+    subprocess.run(program(body.format(str(directory))), env=run_environment(), check=True)
+    assert contents(directory) == contents(tmp_path / "whole")
+    assert len(read_shards(directory)) == 1003
+
+
+def test_a_set_made_otherwise_is_refused_and_left_alone(tmp_path):
+    write_shards(tmp_path, fake_batches(), **SET)
+    before = contents(tmp_path)
+    other = {**SET, "manifest": {"checkpoint": "runs/digits", "step": 1000, "seed": 0, "steps": 50}}
+    with pytest.raises(UsageError, match=r"step is 2000 there, 1000 here, steps is None there, 50 here") as caught:
+        write_shards(tmp_path, fake_batches(), **other)
+    assert "seed" not in str(caught.value)
+    with pytest.raises(UsageError, match="num_images is 23 there, 24 here"):
+        write_shards(tmp_path, fake_batches(), **{**SET, "num_images": 24})
+    assert contents(tmp_path) == before
+
+
+def test_a_manifest_may_hold_what_json_holds(tmp_path):
+    manifest = {"image_shape": (4, 4, 1), "guidance": None, "sampler": {"name": "ancestral"}}
+    for _ in range(2):
+        write_shards(tmp_path, fake_batches(), **{**SET, "manifest": manifest})
+
+
+def test_images_of_unknown_origin_are_not_added_to(tmp_path):
+    (tmp_path / "samples-00000-of-00003.npz").write_bytes(b"somebody's")
+    with pytest.raises(UsageError, match="without a manifest"):
+        write_shards(tmp_path, fake_batches(), **SET)
+    assert contents(tmp_path) == {"samples-00000-of-00003.npz": b"somebody's"}
+
+
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
+    (tmp_path / "out").write_bytes(b"")
+    with pytest.raises(UsageError, match="is a file"):
+        write_shards(tmp_path / "out", fake_batches(), **SET)
+
+
+@pytest.mark.parametrize("name", ["num_images", "shard_size"])
+def test_sizes_below_one_are_refused(tmp_path, name):
+    with pytest.raises(UsageError, match=f"{name} is 0"):
+        write_shards(tmp_path, fake_batches(), **{**SET, name: 0})
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_whole_shards(tmp_path, monkeypatch):
+    write_shards(tmp_path / "whole", fake_batches(), **SET)
+    written, fsync = [], os.fsync
+
+    def filling(file):
+        written.append(file)
+        if len(written) == 3:  # the manifest and one shard fit
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", filling)
+        with pytest.raises(FailureError, match=r"samples-00001-of-00003.npz: No space left on device") as caught:
+            write_shards(tmp_path / "out", fake_batches(), **SET)
+    assert "\n" not in str(caught.value)
+    whole, kept = contents(tmp_path / "whole"), contents(tmp_path / "out")
+    assert kept == {name: whole[name] for name in ("manifest.json", "samples-00000-of-00003.npz")}
+    write_shards(tmp_path / "out", fake_batches(), **SET)
+    assert contents(tmp_path / "out") == whole
+
+
+def test_reading_what_is_missing_or_damaged_says_so(tmp_path):
+    with pytest.raises(UsageError, match=r"holds no manifest.json"):
+        read_shards(tmp_path)
+    write_shards(tmp_path, fake_batches(), **SET)
+    shard = tmp_path / "samples-00001-of-00003.npz"
+    whole = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(UsageError, match=r"lacks 1 of 3 shards, samples-00001-of-00003.npz first"):
+        read_shards(tmp_path)
+    other = (tmp_path / "samples-00000-of-00003.npz").read_bytes()
+    for damaged in (whole[:100], b"", b"no archive", other):
+        shard.write_bytes(damaged)
+        with pytest.raises(FailureError, match=r"samples-00001-of-00003.npz"):
+            read_shards(tmp_path)
+    (tmp_path / generation.MANIFEST).write_text("{")
+    with pytest.raises(FailureError, match=r"manifest.json is damaged"):
+        read_shards(tmp_path)
