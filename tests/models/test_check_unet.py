@@ -1,0 +1,47 @@
+"""What a user can get wrong about the U-Net is refused in one sentence, before anything compiles."""
+
+import pytest
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.models.unet import UNet, check_unet
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({}, (32, 32)),
+        ({"resolution": 256, "ch_mult": (1, 1, 2, 2, 4, 4)}, (256, 192)),
+        ({"resolution": 8, "ch": 32, "ch_mult": (1, 2), "attn_resolutions": (4,), "num_heads": 4}, (8, 8)),
+        ({"ch": 96, "ch_mult": (1, 3), "attn_resolutions": (), "dtype": "bfloat16", "out_channels": 6}, (2, 2)),
+    ],
+)
+def test_what_can_be_built_is_accepted(fields, size):
+    check_unet(UNet(**fields), *size)
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "words"),
+    [
+        ({}, (36, 32), "height 36 is not divisible by 8"),
+        ({}, (32, 28), "width 28 is not divisible by 8"),
+        ({}, (0, 32), "height 0"),
+        ({"resolution": 20, "attn_resolutions": ()}, (32, 32), "resolution 20 is not divisible by 8"),
+        ({"ch": 48}, (32, 32), "48 channels .* 32 groups"),
+        ({"ch": 0}, (32, 32), "ch is 0"),
+        ({"ch": 32.0}, (32, 32), r"ch is 32\.0"),
+        ({"ch_mult": ()}, (32, 32), "ch_mult is empty"),
+        ({"ch_mult": (1, 0)}, (32, 32), r"ch_mult\[1\] is 0"),
+        ({"num_res_blocks": 0}, (32, 32), "num_res_blocks is 0"),
+        ({"out_channels": 0}, (32, 32), "out_channels is 0"),
+        ({"num_heads": 0}, (32, 32), "num_heads is 0"),
+        ({"num_heads": 3}, (32, 32), "num_heads 3 does not divide the 256 channels"),
+        ({"attn_resolutions": (16, 7)}, (32, 32), "attn_resolutions names 7, .* 32, 16, 8, 4"),
+        ({"dropout": 1.0}, (32, 32), r"dropout is 1\.0"),
+        ({"dropout": -0.1}, (32, 32), r"dropout is -0\.1"),
+        ({"dtype": "int32"}, (32, 32), "dtype is 'int32'"),
+        ({"dtype": "bf16"}, (32, 32), "dtype is 'bf16'"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_the_value_named(fields, size, words):
+    with pytest.raises(UsageError, match=words):
+        check_unet(UNet(**fields), *size)

@@ -1,0 +1,172 @@
+"""Each layer against an independent form of its formula."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+
+from ddpm_jax.models.attention import AttentionBlock
+from ddpm_jax.models.layers import (
+    Dropout,
+    GroupNorm,
+    Upsample,
+    conv_of_repeated,
+    downsample,
+    timestep_embedding,
+)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def test_timestep_embedding_is_the_published_formula():
+    t = [0, 1, 437.5, 999]
+    # Angles reach 1000, whose float32 spacing is 6e-5; the sine and cosine move by as much at most.
+    np.testing.assert_allclose(timestep_embedding(jnp.array(t), 8), [embed(time, 8) for time in t], atol=1e-4)
+
+
+def embed(t, features):
+    half = features // 2
+    angles = [t * 10000 ** (-i / (half - 1)) for i in range(half)]
+    return [np.sin(a) for a in angles] + [np.cos(a) for a in angles]
+
+
+def test_an_odd_embedding_ends_in_zero():
+    odd = timestep_embedding(jnp.array([3, 5]), 9)
+    np.testing.assert_array_equal(odd[:, :8], timestep_embedding(jnp.array([3, 5]), 8))
+    np.testing.assert_array_equal(odd[:, 8], 0.0)
+
+
+def group_norm_float64(x, scale, bias):
+    groups = x.reshape(*x.shape[:3], 32, -1)
+    mean = groups.mean(axis=(1, 2, 4), keepdims=True)
+    variance = groups.var(axis=(1, 2, 4), keepdims=True)
+    return ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape) * scale + bias
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_group_norm_keeps_its_digits_however_large_the_mean(offset):
+    x = (normal(2, 4, 6, 96) * np.repeat(np.arange(1, 33), 3) + offset).astype(np.float32)
+    scale, bias = normal(96, seed=1), normal(96, seed=2)
+    params = {"params": {"scale": jnp.float32(scale), "bias": jnp.float32(bias)}}
+    expected = group_norm_float64(x.astype(np.float64), scale, bias)
+    # Float32 values near 1000 subtract their mean with an error of 6e-5 / 2; the smallest group has deviation 1.
+    np.testing.assert_allclose(GroupNorm().apply(params, x), expected, atol=5e-6 if offset == 0 else 3e-4)
+
+
+def test_group_norm_of_bfloat16_has_float32_statistics():
+    x = jnp.bfloat16(normal(1, 16, 16, 32) + 8.0)
+    params = GroupNorm().init(jax.random.key(0), x)
+    y = GroupNorm(dtype=jnp.bfloat16).apply(params, x)
+    assert y.dtype == jnp.bfloat16
+    expected = group_norm_float64(np.float64(x), 1.0, 0.0)
+    np.testing.assert_allclose(np.float64(y), expected, rtol=2**-8, atol=1e-5)  # only the result is rounded
+
+
+def test_upsample_is_a_convolution_of_the_repeated_image():
+    x, kernel = normal(2, 3, 5, 4), normal(3, 3, 4, 6, seed=1)
+    with jax.enable_x64(True):
+        y = conv_of_repeated(jnp.asarray(x), jnp.asarray(kernel))
+    repeated = x.repeat(2, axis=1).repeat(2, axis=2)
+    expected = np.zeros((2, 6, 10, 6))
+    for b, c, d in np.ndindex(2, 4, 6):
+        expected[b, :, :, d] += scipy.signal.correlate2d(repeated[b, :, :, c], kernel[:, :, c, d], mode="same")
+    np.testing.assert_allclose(y, expected, atol=1e-12)
+
+
+def test_gradients_of_upsample_are_those_of_repeat_then_convolve():
+    def plain(x, kernel):
+        repeated = x.repeat(2, axis=1).repeat(2, axis=2)
+        return jax.lax.conv_general_dilated(
+            repeated, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(normal(2, 3, 5, 4)), jnp.asarray(normal(3, 3, 4, 6, seed=1))
+        cotangent = jnp.asarray(normal(2, 6, 10, 6, seed=2))
+        grads = jax.vjp(conv_of_repeated, x, kernel)[1](cotangent)
+        expected = jax.vjp(plain, x, kernel)[1](cotangent)
+    for grad, want in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(grad, want, atol=1e-12)
+
+
+def test_upsample_in_bfloat16_sums_its_weights_in_float32():
+    x = jnp.float32(normal(1, 4, 4, 32))
+    params = Upsample().init(jax.random.key(0), x)
+    y, expected = Upsample(jnp.bfloat16).apply(params, x), Upsample().apply(params, x)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(y), expected, atol=0.03)
+
+
+def test_downsample_pads_an_even_image_at_its_end_only():
+    """Output (i, j) is the window starting at (2i, 2j): TensorFlow's SAME, not PyTorch's padding=1."""
+    x = normal(1, 4, 6, 2).astype(np.float32)
+    layer = downsample(3, name=None, dtype=jnp.float32)
+    params = layer.init(jax.random.key(0), x)
+    kernel = np.asarray(params["params"]["kernel"])
+    padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    expected = np.zeros((1, 2, 3, 3))
+    for i, j in np.ndindex(2, 3):
+        expected[0, i, j] = np.einsum("hwc,hwcd->d", padded[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3], kernel)
+    np.testing.assert_allclose(layer.apply(params, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_attention_is_softmax_of_scaled_products(heads):
+    x = jnp.float32(normal(2, 2, 4, 64))
+    block = AttentionBlock(heads)
+    params = block.init(jax.random.key(0), x)
+    params = jax.tree.map(lambda p: p + 0.1 * normal(*p.shape, seed=p.size).astype(np.float32), params)
+    np.testing.assert_allclose(block.apply(params, x), attention_float64(x, params["params"], heads), atol=2e-5)
+
+
+def attention_float64(x, params, heads):
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+    h = group_norm_float64(np.float64(x), params["norm"]["scale"], params["norm"]["bias"])
+    q, k, v = (h @ params[name]["kernel"] + params[name]["bias"] for name in "qkv")
+    out = np.zeros_like(q)
+    depth = x.shape[-1] // heads
+    for b, n in np.ndindex(x.shape[0], heads):
+        qs, ks, vs = (a[b].reshape(-1, x.shape[-1])[:, n * depth : (n + 1) * depth] for a in (q, k, v))
+        weights = np.exp(qs @ ks.T / np.sqrt(depth))
+        weights /= weights.sum(axis=1, keepdims=True)
+        out[b, :, :, n * depth : (n + 1) * depth] = (weights @ vs).reshape(*x.shape[1:3], depth)
+    return np.float64(x) + out @ params["proj_out"]["kernel"] + params["proj_out"]["bias"]
+
+
+class TestDropout:
+    layer = Dropout(0.25, name="dropout")
+    keys = jax.random.split(jax.random.key(5), 4)
+
+    def mask(self, keys, layer=None, shape=(64, 64)):
+        return (layer or self.layer).apply({}, jnp.ones((len(keys), *shape)), keys)
+
+    def test_an_example_has_the_same_mask_whatever_the_batch_around_it(self):
+        whole = self.mask(self.keys)
+        np.testing.assert_array_equal(self.mask(self.keys[2:3])[0], whole[2])
+        np.testing.assert_array_equal(self.mask(self.keys[::-1])[1], whole[2])
+        assert (whole[0] != whole[1]).any()
+
+    def test_kept_elements_are_scaled_and_their_share_is_right(self):
+        mask = self.mask(self.keys)
+        np.testing.assert_allclose(np.unique(mask), [0.0, 1 / 0.75], rtol=1e-6)
+        # 16,384 draws: the share has standard deviation 0.0034; allow four.
+        assert abs((mask > 0).mean() - 0.75) < 0.0135
+
+    def test_layers_draw_independently(self):
+        class Two(nn.Module):
+            @nn.compact
+            def __call__(self, x, keys):
+                return Dropout(0.25, name="a")(x, keys), Dropout(0.25, name="b")(x, keys)
+
+        a, b = (np.asarray(m) > 0 for m in Two().apply({}, jnp.ones((4, 64, 64)), self.keys))
+        assert abs((a & b).mean() - 0.75**2) < 0.0155  # standard deviation 0.0039; equal masks would give 0.75
+
+    def test_nothing_is_drawn_at_rate_zero_or_without_keys(self):
+        x = jnp.ones((4, 3))
+        for rate, keys in ((0.0, self.keys), (0.25, None)):
+            jaxpr = jax.make_jaxpr(lambda x, rate=rate, keys=keys: Dropout(rate).apply({}, x, keys))(x)
+            assert not jaxpr.eqns
