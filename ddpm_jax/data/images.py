@@ -1,7 +1,7 @@
 """One picture -> uint8 [image_size, image_size, channels]: decoding, colour, resizing. Knows of no folder or dataset.
 
-Resizing is that of the code of Dhariwal & Nichol (2021, arXiv:2105.05233), which the field's reference statistics for
-FID were computed with: the picture is halved with a box filter while its shorter side is at least twice the
+Resizing is done as in the code of Dhariwal & Nichol (2021, arXiv:2105.05233), which much of the field has adopted, so that
+statistics of the data agree: the picture is halved with a box filter while its shorter side is at least twice the
 target, brought to the target with an antialiased bicubic filter, and cropped at the centre. Nothing is enlarged.
 """
 
@@ -40,7 +40,7 @@ def decode(file: str | os.PathLike | bytes) -> Image.Image:
 
 
 def header_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Returns (width, height) from the header alone, ~20 times cheaper than decoding.
+    """Returns (width, height) from the header alone, without decoding.
 
     Raises:
       UnreadableImage: the file is missing or does not start as an image; truncation further on goes unnoticed.
