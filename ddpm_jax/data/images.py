@@ -1,7 +1,7 @@
 """One picture -> uint8 [image_size, image_size, channels]: decoding, colour, resizing. Knows of no folder or dataset.
 
-Resizing is done as in the code of Dhariwal & Nichol (2021, arXiv:2105.05233), which much of the field has adopted, so that
-statistics of the data agree: the picture is halved with a box filter while its shorter side is at least twice the
+Resizing is done as in the code of Dhariwal & Nichol (2021, arXiv:2105.05233), which much of the field has adopted, so
+that statistics of the data agree: the picture is halved with a box filter while its shorter side is at least twice the
 target, brought to the target with an antialiased bicubic filter, and cropped at the centre. Nothing is enlarged.
 """
 
