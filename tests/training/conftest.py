@@ -1,0 +1,86 @@
+"""A linear model as an `Objective`, and Python in a process of its own: on several devices, or with limits."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddpm_jax.training.objective import Objective
+from ddpm_jax.training.parallel import map_step, replicate, shard
+from ddpm_jax.training.randomness import base_key, example_keys
+from ddpm_jax.training.state import create
+from ddpm_jax.training.step import StepOptions, make_train_step
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def linear_objective(dropout=0.0):
+    """Squared error of x w + b; with `dropout`, inputs are masked per example. It remembers the last batch's losses."""
+
+    def loss(params, state, batch, key, index):
+        x = batch["x"]
+        if dropout:
+            mask = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - dropout, x.shape[1:]))
+            x = jnp.where(mask(example_keys(key, "dropout", index)), x, 0.0)
+        losses = jnp.square(x @ params["w"] + params["b"] - batch["y"])
+        return losses, losses
+
+    return Objective(
+        init=lambda: jnp.zeros((0,)),
+        loss=loss,
+        update=lambda state, losses: losses,
+        metrics=lambda losses: {"loss_q": (jnp.sum(losses), jnp.float32(losses.size))},
+    )
+
+
+def linear_params():
+    return {"w": jnp.asarray([0.5, -1.0, 2.0], jnp.float32), "b": jnp.float32(0.25)}
+
+
+def linear_batch(size, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"x": rng.normal(size=(size, 3)).astype(np.float32), "y": rng.normal(size=size).astype(np.float32)}
+
+
+class Linear:
+    """What the tests of the step, the checkpoints and the loop train."""
+
+    objective = staticmethod(linear_objective)
+    params = staticmethod(linear_params)
+    batch = staticmethod(linear_batch)
+
+    @staticmethod
+    def start(optimizer, objective=None, learning_rate=0.1, **options):
+        """Returns (state, mapped train step)."""
+        objective = objective or linear_objective()
+        step = make_train_step(objective, optimizer, optax.constant_schedule(learning_rate), StepOptions(**options))
+        return replicate(create(linear_params(), optimizer, objective)), map_step(step)
+
+    @staticmethod
+    def step(train_step, state, batch, seed=0):
+        return train_step(state, shard(batch), base_key(seed))
+
+
+@pytest.fixture
+def linear():
+    return Linear
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """run_python(*arguments, devices=1, **kwargs): `python -W error` on that many virtual CPU devices."""
+
+    def run(*arguments, devices=1, **kwargs):
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        command = [sys.executable, "-W", "error", *map(str, arguments)]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **kwargs)
+        assert result.returncode == 0, result.stderr
+        return result
+
+    return run

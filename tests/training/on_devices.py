@@ -1,0 +1,139 @@
+"""A program for test_devices.py: trains on the devices it finds and writes what came out. `on_devices.py OUT [RESUME]`.
+
+OUT is a directory for results.npz and a checkpoint; RESUME is the OUT of another run, whose checkpoint is continued.
+"""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.errors import UsageError
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training.objective import Objective, diffusion_objective
+from ddpm_jax.training.parallel import check_batch_size, map_step, replicate, shard
+from ddpm_jax.training.randomness import base_key
+from ddpm_jax.training.state import create
+from ddpm_jax.training.step import StepOptions, make_train_step
+
+BATCH, STEPS, SAVED_AT = 16, 10, 5
+T = 4  # so few that importance sampling has seen every t ten times before the last step
+
+
+def diffusion():
+    """Dropout, flips and importance sampling; T and network are tiny."""
+    model = UNet(ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), dropout=0.2, out_channels=1, resolution=8)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,)))["params"]
+    # Noise in every layer: some start at zero, and then most of the gradient would be zero too.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
+    objective = diffusion_objective(
+        lambda params, x_t, time, keys: model.apply({"params": params}, x_t, time, dropout_keys=keys),
+        make_schedule(make_betas("linear", T, beta_start=0.1, beta_end=0.5)),
+        parameterization="eps",
+        variance="fixed_large",
+        loss="simple",
+        weighting="uniform",
+        timestep_sampling="importance",
+        flip=True,
+    )
+    return objective, params
+
+
+def remembering(objective):
+    """The same objective, whose t and losses of the whole batch are kept for each step."""
+
+    def update(state, aux):
+        history, _ = state
+        return objective.update(history, aux), (aux.t, aux.loss)
+
+    return Objective(
+        init=lambda: (objective.init(), (jnp.zeros((BATCH,), jnp.int32), jnp.zeros((BATCH,)))),
+        loss=lambda params, state, *rest: objective.loss(params, state[0], *rest),
+        update=update,
+        metrics=objective.metrics,
+    )
+
+
+def batch_of(step):
+    return {"image": np.random.default_rng(step).integers(0, 256, (BATCH, 8, 8, 1), np.uint8)}
+
+
+def train(out, resume, results):
+    objective, params = diffusion()
+    objective = remembering(objective)
+    optimizer = optax.sgd(0.05)  # Adam would hide a gradient of the wrong scale
+    step = map_step(make_train_step(objective, optimizer, optax.constant_schedule(0.05), StepOptions(ema_decay=0.9)))
+    state = create(params, optimizer, objective)
+    if resume:
+        state, _ = Checkpointer(resume, keep_last=1).restore(state)
+    saver = Checkpointer(out, keep_last=1)
+    state, record = replicate(state), []
+    for n in range(int(state.step), STEPS):
+        state, metrics = step(state, shard(batch_of(n)), base_key(3))
+        t, losses = state.objective_state[1]
+        record.append((metrics["loss"], metrics["grad_norm"], np.asarray(t), np.asarray(losses), metrics["loss_q"]))
+        if n + 1 == SAVED_AT:
+            saver.save(n + 1, state, {}, {})
+    saver.close()
+    for name, values in zip(("loss", "grad_norm", "t", "losses", "loss_q"), zip(*record, strict=True), strict=True):
+        results[name] = np.asarray(jax.device_get(values))
+    for name in ("params", "ema_params"):
+        flat = [np.ravel(leaf) for leaf in jax.tree.leaves(getattr(state, name))]
+        results[name] = np.concatenate(flat)
+    results["history"], results["counts"] = state.objective_state[0]
+    results["unequal_copies"] = sum(
+        not np.array_equal(piece.data, leaf.addressable_shards[0].data)
+        for leaf in jax.tree.leaves(state)
+        for piece in leaf.addressable_shards
+    )
+    results["copies"] = len(state.step.addressable_shards)
+
+
+def gradients(results):
+    """The gradient that reaches the optimiser for an x w whose examples differ in scale from device to device."""
+    rng = np.random.default_rng(0)
+    scale = np.repeat([0.1, 1, 2, 0.3, 5, 0.2, 3, 1], BATCH // 8)[:, None]
+    batch = {"x": (scale * rng.normal(size=(BATCH, 3))).astype(np.float32)}
+
+    def loss(params, state, batch, key, index):
+        losses = jnp.square(batch["x"] @ params - 1)
+        return losses, losses
+
+    objective = Objective(init=lambda: (), loss=loss, update=lambda state, aux: (), metrics=lambda aux: {})
+    results["x"], results["w"] = batch["x"], np.float32([0.5, -1, 2])
+    for name, options in {
+        "plain": StepOptions(),
+        "average": StepOptions(clip_norm=1.0, clip_scope="average"),
+        "replica": StepOptions(clip_norm=1.0, clip_scope="replica"),
+        "accumulated": StepOptions(accumulate_steps=2),
+    }.items():
+        step = map_step(make_train_step(objective, optax.sgd(1.0), optax.constant_schedule(1.0), options))
+        state = create(jnp.asarray(results["w"]), optax.sgd(1.0), objective)
+        state, metrics = step(replicate(state), shard(batch), base_key(0))
+        results[f"gradient_{name}"] = results["w"] - np.asarray(state.params)
+        results[f"norm_{name}"] = metrics["grad_norm"]
+
+
+def main():
+    out, *resume = map(pathlib.Path, sys.argv[1:])
+    out.mkdir(parents=True, exist_ok=True)
+    results = {}
+    if not resume:
+        gradients(results)
+    train(out, resume[0] if resume else None, results)
+    try:
+        check_batch_size(12)
+        results["refusal"] = ""
+    except UsageError as error:
+        results["refusal"] = str(error)
+    np.savez(out / "results.npz", **results)
+
+
+if __name__ == "__main__":
+    main()
