@@ -194,7 +194,7 @@ def write_shards(
         buffer = io.BytesIO()
         np.savez(buffer, images=np.concatenate(parts), index=shard.index)
         with _reporting(shard.path):
-            write_atomically(shard.path, buffer.getbuffer())
+            write_atomically(shard.path, buffer.getvalue())
 
 
 def read_shards(directory: str | os.PathLike) -> np.ndarray:
