@@ -4,10 +4,13 @@ A run's directory holds `checkpoints/STEP/{state,data,config}`. A step's directo
 all of it is on disk, so a run killed while saving leaves the one before as the newest.
 """
 
+import contextlib
+import gc
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -48,6 +51,7 @@ class Checkpointer:
             max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
         )
         try:
+            self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=(STATE, DATA, CONFIG))
         except OSError as error:
             raise FailureError(f"Cannot write checkpoints to {self._directory}: {error.strerror or error}.") from error
@@ -178,17 +182,30 @@ def _restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) 
         if saved is None:
             raise _damaged(path, "its metadata cannot be read")
         _check_architecture(path, saved.tree, template, partial=partial)
-        try:
-            return reader.restore(
-                path / STATE,
-                args=ocp.args.PyTreeRestore(
-                    template,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(template),
-                    partial_restore=partial,
-                ),
-            )
-        except Exception as error:
-            raise _damaged(path, error) from error
+        with _quiet_reads():
+            try:
+                return reader.restore(
+                    path / STATE,
+                    args=ocp.args.PyTreeRestore(
+                        template,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(template),
+                        partial_restore=partial,
+                    ),
+                )
+            except Exception as error:
+                damaged = _damaged(path, error)
+            gc.collect()
+    raise damaged
+
+
+@contextlib.contextmanager
+def _quiet_reads() -> Iterator[None]:
+    """Keeps the reads under way beside one that failed from printing a traceback each when they are dropped."""
+    report, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
 
 
 def _damaged(path: pathlib.Path, error: Exception | str) -> FailureError:

@@ -1,0 +1,58 @@
+"""A program for test_checkpoint.py: damages every file of a checkpoint in turn, each in three ways, and restores.
+
+Prints a JSON list of [damage, item, outcome]; the outcome is "right", "wrong" or the sentence that the user reads. A
+process of its own, because threads of a restore that has failed go on complaining after it.
+"""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.training.checkpoint import CHECKPOINTS, Checkpointer, read_config
+
+STEP, POSITION, CONFIG = 5, {"batches": 5}, {"seed": 0}
+STATE = {"step": np.int32(STEP), "params": np.linspace(0, 1, 300, dtype=np.float32), "opt_state": np.ones((2, 2))}
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def garble(path):
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+def outcome(workdir):
+    try:
+        state, position = Checkpointer(workdir, keep_last=1).restore(STATE)
+        config = read_config(workdir, STEP)
+    except (UsageError, FailureError) as error:
+        return str(error)
+    same = all(np.array_equal(state[name], STATE[name]) for name in STATE)
+    return "right" if same and position == POSITION and config == CONFIG else "wrong"
+
+
+def main():
+    root = pathlib.Path(sys.argv[1])
+    writer = Checkpointer(root / "whole", keep_last=1)
+    writer.save(STEP, STATE, POSITION, CONFIG)
+    writer.close()
+    step = root / "whole" / CHECKPOINTS / str(STEP)
+    files = [path for path in step.rglob("*") if path.is_file() and path.stat().st_size]
+    results = []
+    for damage in (truncate, garble, pathlib.Path.unlink):
+        for file in files:
+            workdir = root / "damaged"
+            shutil.copytree(root / "whole", workdir)
+            damage(workdir / file.relative_to(root / "whole"))
+            results.append([damage.__name__, file.relative_to(step).parts[0], outcome(workdir)])
+            shutil.rmtree(workdir)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

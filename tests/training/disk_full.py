@@ -1,0 +1,35 @@
+"""A program for test_checkpoint.py: saves step 1, then fails to save step 2 because no file may grow any more.
+
+RLIMIT_FSIZE makes the kernel refuse the writes (EFBIG), which is as near to a full disk as a test gets without a disk
+of its own. Prints the sentence of each refusal.
+"""
+
+import resource
+import sys
+
+import numpy as np
+
+from ddpm_jax.errors import FailureError
+from ddpm_jax.training.checkpoint import Checkpointer
+
+
+def main():
+    checkpointer = Checkpointer(sys.argv[1], keep_last=1)
+    for step in (1, 2):
+        # Random numbers, because zeros compress to nothing.
+        state = {"params": np.random.default_rng(step).random(1_000_000, np.float32)}
+        if step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        try:
+            checkpointer.save(step, state, {"batches": step}, {})
+            checkpointer.wait()
+        except FailureError as error:
+            print(error)
+    try:
+        checkpointer.close()
+    except FailureError as error:
+        print(error)
+
+
+if __name__ == "__main__":
+    main()

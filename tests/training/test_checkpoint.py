@@ -1,0 +1,268 @@
+"""Checkpoints: resuming is exact, a save is not disturbed, the right ones are kept; one sentence for every damage."""
+
+import io
+import json
+import pathlib
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddpm_jax.data import pipeline
+from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.training import checkpoint
+from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training.loop import LoopOptions, train
+from ddpm_jax.training.metrics import MetricWriter, Progress
+from ddpm_jax.training.objective import diffusion_objective
+from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
+from ddpm_jax.training.parallel import map_step, replicate
+from ddpm_jax.training.randomness import base_key
+from ddpm_jax.training.state import TrainState, create
+from ddpm_jax.training.step import StepOptions, make_train_step
+
+DAMAGE, DISK_FULL = (pathlib.Path(__file__).with_name(name) for name in ("damage.py", "disk_full.py"))
+CONFIG = {"model": {"ch_mult": [1, 2]}, "beta_end": None}
+
+
+def _assert_equal(tree, expected):
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+def _copy(tree):
+    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+
+
+def _state(step=0, size=3):
+    """A state without a model: a NamedTuple in it, as Optax's, and a tuple."""
+    leaf = jnp.arange(size, dtype=jnp.float32) + step
+    moments = (optax.ScaleByAdamState(jnp.int32(step), {"w": leaf * 2}, {"w": leaf * 3}), optax.EmptyState())
+    return TrainState(jnp.int32(step), {"w": leaf}, {"w": leaf / 2}, moments, (leaf * 4, jnp.ones(2, jnp.int32)))
+
+
+def _save(workdir, *steps, **options):
+    checkpointer = Checkpointer(workdir, **({"keep_last": 3} | options))
+    for step in steps:
+        checkpointer.save(step, _state(step), {"batches": step}, CONFIG)
+    checkpointer.close()
+
+
+def _steps(workdir):
+    return sorted(int(path.name) for path in (workdir / checkpoint.CHECKPOINTS).iterdir())
+
+
+# Resuming
+
+
+class _Run:
+    """Real data and checkpoints, all that a state can hold (Adam, EMA, importance sampling), and draws with dropout."""
+
+    def __init__(self, workdir):
+        self.workdir = workdir
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (40, 4, 4, 1), np.uint8)
+        source = ArraySource(images, np.zeros(40, np.int32), 1, "images")
+        self.batches = pipeline.train_iterator(source, batch_size=16, seed=0)
+        self.checkpointer = Checkpointer(workdir, keep_last=2)
+
+        def apply(params, x_t, time, keys):
+            keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, x_t.shape[1:]))(keys)
+            hidden = jnp.where(keep, jnp.tanh(x_t * params["a"][None] + params["b"][None]), 0.0)
+            return hidden * params["c"][None] + time[:, None, None, None] * params["d"][None]
+
+        objective = diffusion_objective(
+            apply,
+            make_schedule(make_betas("linear", 4, beta_start=0.1, beta_end=0.5)),
+            parameterization="eps",
+            variance="fixed_large",
+            loss="simple",
+            weighting="uniform",
+            timestep_sampling="importance",
+            flip=True,
+        )
+        rate = make_learning_rate(1e-2, warmup_steps=4, decay="constant", num_steps=0)
+        optimizer = make_optimizer("adam", rate)
+        params = {name: jnp.full((4, 4, 1), value) for name, value in zip("abcd", (0.5, 0.1, 1.0, -0.1), strict=True)}
+        self.state = create(params, optimizer, objective)
+        self.step = map_step(make_train_step(objective, optimizer, rate, StepOptions(ema_decay=0.9, clip_norm=1.0)))
+        if self.checkpointer.latest_step() is not None:
+            self.state, position = self.checkpointer.restore(self.state)
+            self.batches.set_state(position)
+
+    def train(self, num_steps):
+        """Returns the state after `num_steps` and the batch that would come next."""
+        options = LoopOptions(num_steps, batch_size=16, log_every=5, sample_every=0, save_every=4)
+        with MetricWriter(self.workdir, resume_step=int(self.state.step)) as writer:
+            outcome = train(
+                self.state,
+                self.step,
+                self.batches,
+                base_key(5),
+                options=options,
+                checkpointer=self.checkpointer,
+                config=CONFIG,
+                writer=writer,
+                progress=Progress(num_steps, file=io.StringIO()),
+                on_sample=lambda step, params: None,
+            )
+        following = next(self.batches)
+        self.batches.close()
+        self.checkpointer.close()
+        return outcome.state, following
+
+
+def test_stopping_and_resuming_changes_no_bit(tmp_path):
+    through, next_through = _Run(tmp_path / "through").train(22)
+    _Run(tmp_path / "stopped").train(11)
+    again = _Run(tmp_path / "stopped")
+    assert int(again.state.step) == 11
+    resumed, next_resumed = again.train(22)
+    _assert_equal(resumed, through)
+    _assert_equal(next_resumed, next_through)
+    assert np.all(through.objective_state.counts >= 10), "importance sampling has begun"
+    assert not np.array_equal(through.params["a"], through.ema_params["a"])
+    # and what is on disk is that state
+    _assert_equal(Checkpointer(tmp_path / "stopped", keep_last=1).restore(through)[0], through)
+
+
+def test_a_save_holds_the_moment_it_was_asked_for_whatever_training_does_meanwhile(tmp_path):
+    size = 2_000_000  # so large that the files are still being written when the buffers are taken over
+
+    def step(state, batch, key):
+        return jax.tree.map(lambda leaf: leaf * 1.5 + 1, state), {}
+
+    checkpointer, step = Checkpointer(tmp_path, keep_last=5), map_step(step)
+    state = replicate({"params": jnp.arange(size, dtype=jnp.float32), "ema_params": jnp.ones((size,))})
+    batch, saved = {"x": np.zeros((1, 1))}, {}
+    for n in range(1, 4):
+        state, _ = step(state, batch, base_key(0))
+        saved[n] = _copy(state)
+        checkpointer.save(n, state, {"batches": n}, CONFIG)
+        for _ in range(5):
+            state, _ = step(state, batch, base_key(0))
+    checkpointer.wait()
+    for n, expected in saved.items():
+        restored, position = checkpointer.restore(state, n)
+        _assert_equal(restored, expected)
+        assert position == {"batches": n}
+    checkpointer.close()
+
+
+def test_state_position_and_config_come_back_as_one(tmp_path):
+    _save(tmp_path, 5, 10)
+    checkpointer = Checkpointer(tmp_path, keep_last=3)
+    assert checkpointer.latest_step() == 10
+    for step in (5, 10):
+        state, position = checkpointer.restore(jax.eval_shape(_state), step)
+        _assert_equal(state, _state(step))
+        assert jax.tree.structure(state) == jax.tree.structure(_state())
+        assert position == {"batches": step}
+        assert checkpoint.read_config(tmp_path, step) == CONFIG
+    assert int(checkpointer.restore(_state())[0].step) == 10, "the newest by default"
+    weights = checkpoint.read_weights(tmp_path, 5, {"ema_params": jax.eval_shape(_state).ema_params})
+    _assert_equal(weights, {"ema_params": _state(5).ema_params})
+    checkpointer.close()
+
+
+def test_the_last_ones_and_every_so_many_are_kept(tmp_path):
+    _save(tmp_path / "last", 1, 2, 3, 4, 5, keep_last=2)
+    assert _steps(tmp_path / "last") == [4, 5]
+    _save(tmp_path / "every", *range(2, 17, 2), keep_last=1, keep_every=6)
+    assert _steps(tmp_path / "every") == [6, 12, 16]
+    _save(tmp_path / "every", 18, 20, 22, keep_last=1, keep_every=6)
+    assert _steps(tmp_path / "every") == [6, 12, 18, 22], "also over a resume"
+
+
+def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(tmp_path):
+    _save(tmp_path, 5)
+    half = tmp_path / checkpoint.CHECKPOINTS / "10.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / checkpoint.CHECKPOINTS / "5", half)
+    assert checkpoint.find_step(tmp_path) == 5
+    _save(tmp_path, 15)
+    assert _steps(tmp_path) == [5, 15]
+
+
+# What a user reads
+
+
+def test_a_missing_empty_or_foreign_directory_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"no directory .*nowhere: --ckpt takes the --workdir"):
+        checkpoint.find_step(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match=r"holds no checkpoint: checkpoints/STEP is expected"):
+        checkpoint.find_step(tmp_path)
+    (tmp_path / "photos" / checkpoint.CHECKPOINTS / "7").mkdir(parents=True)
+    assert checkpoint.find_step(tmp_path / "photos") == 7
+    with pytest.raises(UsageError, match="not written by ddpm_jax: it has no config"):
+        checkpoint.read_config(tmp_path / "photos", 7)
+    with pytest.raises(UsageError, match="not written by ddpm_jax: it has no state"):
+        Checkpointer(tmp_path / "photos", keep_last=1).restore(_state())
+
+
+def test_a_step_that_is_not_there_is_answered_with_those_that_are(tmp_path):
+    _save(tmp_path, 5, 10)
+    with pytest.raises(UsageError, match="no checkpoint of step 7: choose one of 5, 10"):
+        checkpoint.find_step(tmp_path, 7)
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"w": jnp.zeros(4)}, r"params/w is \(3,\) there and \(4,\) in this model"),
+        ({"v": jnp.zeros(3)}, r"params/v is absent there and \(3,\) in this model, and 1 more"),
+        ({"w": jnp.zeros(3), "v": jnp.zeros(3)}, r"params/v is absent there and \(3,\) in this model\."),
+        ({}, r"params/w is \(3,\) there and absent in this model"),
+    ],
+)
+def test_another_architecture_is_told_by_its_first_difference(tmp_path, params, sentence):
+    _save(tmp_path, 5)
+    with pytest.raises(UsageError, match=f"of another architecture: {sentence}"):
+        Checkpointer(tmp_path, keep_last=1).restore(_state()._replace(params=params))
+    if params:
+        with pytest.raises(UsageError, match=f"of another architecture: {sentence}"):
+            checkpoint.read_weights(tmp_path, 5, {"params": params})
+
+
+def test_any_damaged_file_gives_a_sentence_or_the_right_state(tmp_path, run_python):
+    results = json.loads(run_python(DAMAGE, tmp_path).stdout)
+    for damage in ("truncate", "garble", "unlink"):
+        refused = {item for how, item, outcome in results if how == damage and outcome != "right"}
+        assert refused == {"state", "data", "config"}
+    sentence = rf"{re.escape(str(tmp_path))}\S* (is damaged \(|was not written by ddpm_jax)[^\n]*\.$"
+    strange = [result for result in results if result[2] != "right" and not re.search(sentence, result[2])]
+    assert not strange
+
+
+@pytest.mark.parametrize("item", [checkpoint.STATE, checkpoint.DATA, checkpoint.CONFIG])
+def test_a_missing_item_is_named(tmp_path, item):
+    _save(tmp_path, 5)
+    shutil.rmtree(tmp_path / checkpoint.CHECKPOINTS / "5" / item)
+    with pytest.raises(UsageError, match=f"has no {item}"):
+        (Checkpointer(tmp_path, keep_last=1).restore(_state()), checkpoint.read_config(tmp_path, 5))
+
+
+def test_a_full_disk_is_told_and_the_checkpoint_before_survives(tmp_path, run_python):
+    sentences = run_python(DISK_FULL, tmp_path).stdout.splitlines()
+    assert len(sentences) >= 1
+    assert all(f"Saving a checkpoint in {tmp_path / 'checkpoints'} failed: " in sentence for sentence in sentences)
+    assert all("The last good checkpoint is that of step 1." in sentence for sentence in sentences)
+    assert "File too large" in sentences[0]
+    template = {"params": jax.ShapeDtypeStruct((1_000_000,), jnp.float32)}
+    checkpointer = Checkpointer(tmp_path, keep_last=1)
+    state, position = checkpointer.restore(template)
+    np.testing.assert_array_equal(state["params"], np.random.default_rng(1).random(1_000_000, np.float32))
+    assert position == {"batches": 1}
+    checkpointer.close()
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / checkpoint.CHECKPOINTS).write_text("a file stands where the folder should")
+    with pytest.raises(FailureError, match=r"Cannot write checkpoints to .*checkpoints: "):
+        Checkpointer(tmp_path, keep_last=1)
+    with pytest.raises(UsageError, match="keep_last is 0"):
+        Checkpointer(tmp_path, keep_last=0)
