@@ -85,7 +85,8 @@ def check_loss(loss: str, weighting: str, variance: str) -> None:
     """Refuses names that do not exist or do not go together.
 
     Raises:
-      UsageError: an unknown name, a hybrid loss without a learned variance, or the simple loss with one.
+      UsageError: an unknown name, a hybrid loss without a learned variance, the simple loss with one, or a weighting
+        of the bound.
     """
     choose("loss", loss, LOSSES)
     choose("weighting", weighting, WEIGHTINGS)
@@ -96,6 +97,8 @@ def check_loss(loss: str, weighting: str, variance: str) -> None:
         )
     if loss == "simple" and variance in LEARNED_VARIANCES:
         raise UsageError(f"The simple loss leaves the {variance} variance untrained: use hybrid or vlb, or fix it.")
+    if loss == "vlb" and weighting != "uniform":
+        raise UsageError(f"The bound has its own weights over t: {weighting} applies to the simple and hybrid losses.")
 
 
 def training_losses(

@@ -168,6 +168,7 @@ def test_outputs_of_the_wrong_shape_are_refused(channels):
         ({"parameterization": "noise"}, "Unknown parameterization 'noise': choose one of"),
         ({"variance": "fixedsmall"}, r"Unknown variance 'fixedsmall': .* Did you mean 'fixed_small'\?"),
         ({"loss": "hybrid"}, "hybrid loss trains the variance, but fixed_small has nothing to train"),
+        ({"loss": "vlb", "weighting": "p2"}, "bound has its own weights over t: p2 applies to the simple"),
         ({"variance": "learned"}, "simple loss leaves the learned variance untrained"),
     ],
 )
