@@ -2,13 +2,33 @@
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.errors import FailureError, UsageError, suggest
 
 USAGE, FAILURE = 2, 1  # exit codes
+MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would repeat the draws of a smaller
+_HELP_COLUMN, _HELP_WIDTH = 26, 110
+
+
+class _Integer(flags.ArgumentParser):
+    """A whole number in a range, refused in the words of a sentence."""
+
+    def __init__(self, lower: int, upper: int | None):
+        self.lower, self.upper = lower, upper
+
+    def parse(self, argument: str | int) -> int:
+        wanted = f"in {self.lower}..{self.upper}" if self.upper is not None else f"of at least {self.lower}"
+        try:
+            value = int(argument)
+        except ValueError:
+            value = None
+        if value is None or value < self.lower or (self.upper is not None and value > self.upper):
+            raise ValueError(f"it must be a whole number {wanted}")
+        return value
 
 
 class Parser:
@@ -17,26 +37,30 @@ class Parser:
     def __init__(self, summary: str):
         self.summary = summary
         self.values = flags.FlagValues()
-        flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=self.values)
-        flags.DEFINE_enum(
-            "platform",
-            None,
-            ["cpu", "gpu", "tpu"],
-            "Where to compute; by default the best device there is.",
-            flag_values=self.values,
-        )
+        self._lines: list[str] = []
+        flags.DEFINE_enum("platform", None, ["cpu", "gpu", "tpu"], "", flag_values=self.values)
+        flags.DEFINE_boolean("help", False, "", short_name="h", flag_values=self.values)
 
-    def string(self, name: str, default: str | None, help: str) -> None:
-        """Defines --name TEXT."""
+    def string(self, name: str, default: str | None, help: str, *, metavar: str) -> None:
+        """Defines --name METAVAR."""
         flags.DEFINE_string(name, default, help, flag_values=self.values)
+        self._document(f"--{name} {metavar}", help, default)
 
-    def integer(self, name: str, default: int | None, help: str, lower: int | None = None) -> None:
-        """Defines --name N, at least `lower`."""
-        flags.DEFINE_integer(name, default, help, lower_bound=lower, flag_values=self.values)
+    def integer(self, name: str, default: int | None, help: str, *, lower: int, upper: int | None = None) -> None:
+        """Defines --name N, at least `lower` and at most `upper`."""
+        flags.DEFINE(_Integer(lower, upper), name, default, help, flag_values=self.values)
+        self._document(f"--{name} N", help, default)
 
     def boolean(self, name: str, help: str) -> None:
         """Defines --name, off by default."""
         flags.DEFINE_boolean(name, False, help, flag_values=self.values)
+        self._document(f"--{name}", help)
+
+    def _document(self, flag: str, help: str, default: str | int | None = None) -> None:
+        text = help if default is None else f"{help} (default: {default})"
+        first, *others = textwrap.wrap(text, _HELP_WIDTH - _HELP_COLUMN)
+        left = f"  {flag}".ljust(_HELP_COLUMN)
+        self._lines += [left + first, *(" " * _HELP_COLUMN + line for line in others)]
 
     def parse(self, argv: Sequence[str]) -> flags.FlagValues:
         """Parses a command line without the program's name; shows the help and exits where it is asked for.
@@ -46,10 +70,15 @@ class Parser:
         """
         try:
             stray = self.values(["", *argv])[1:]
+        except flags.UnrecognizedFlagError as error:
+            near = suggest(error.flagname, self.values)
+            raise UsageError(f"There is no flag --{error.flagname}.{near} --help lists the flags.") from error
         except flags.Error as error:
-            raise UsageError(f"{error}. --help lists the flags.".replace("..", ".")) from error
+            raise UsageError(f"{str(error).rstrip('.')}. --help lists the flags.") from error
         if self.values.help:
-            print(f"{self.summary}\n\nflags:\n{self.values.get_help(prefix='  ', include_special_flags=False)}")
+            self._document("--platform cpu|gpu|tpu", "Where to compute; by default the best device there is.")
+            self._document("--help", "Show this help.")
+            print("\n".join([self.summary.strip(), "", "Flags:", *self._lines]))
             raise SystemExit(0)
         if stray:
             raise UsageError(f"Unexpected argument {stray[0]!r}: values follow their flag, as in --seed 1.")
@@ -64,17 +93,20 @@ def choose_platform(platform: str | None) -> None:
     """
     import jax
 
+    before = jax.config.jax_platforms
     if platform:
         jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
     try:
         jax.devices()
-    except RuntimeError as error:
-        asked = platform or os.environ.get("JAX_PLATFORMS", "the platform")
-        extra = {"gpu": "cuda", "cuda": "cuda", "tpu": "tpu"}.get(asked)
-        install = f" Install it with pip install -e '.[{extra}]' where there is one, or" if extra else " Or"
-        raise UsageError(
-            f"{asked} was asked for, but JAX finds no such device here.{install} use --platform cpu."
-        ) from (error)
+        found = jax.default_backend()
+    except (RuntimeError, AssertionError):  # the latter where JAX was built without CUDA
+        found = None
+    if found is None or (platform and found != platform):
+        jax.config.update("jax_platforms", before)
+        asked = f"--platform {platform}" if platform else f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', before)}"
+        extra = {"gpu": "cuda", "cuda": "cuda", "tpu": "tpu"}.get(platform or before)
+        install = f"install JAX for it with pip install -e '.[{extra}]', or " if extra else ""
+        raise UsageError(f"{asked} was asked for, but JAX finds no such device here: {install}use --platform cpu.")
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ any field can be overridden on the command line. Lower layers never see a Config
 import difflib
 import importlib.util
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from ddpm_jax.cli.command import MAX_SEED
 from ddpm_jax.errors import UsageError, suggest
 
 
@@ -125,8 +127,8 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
     path = pathlib.Path(path)
     if not path.is_file():
         beside = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
-        there = f" There are {', '.join(beside)}." if beside else ""
-        raise UsageError(f"There is no config file {path}.{suggest(str(path), beside)}{there}")
+        there = f"There are {', '.join(beside)}." if beside else f"Paths start from {pathlib.Path.cwd()}."
+        raise UsageError(f"There is no config file {path}.{suggest(str(path), beside)} {there}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None:
         raise UsageError(f"{path} is not a Python file: a config is Python with get_config().")
@@ -136,8 +138,10 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
         config = module.get_config()
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"The config file {path} fails: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Mapping | ConfigDict):
+        raise UsageError(f"get_config() of {path} returns {config!r}: it must return a ConfigDict or a dict.")
     return from_dict(config.to_dict() if isinstance(config, ConfigDict) else config, source=str(path))
 
 
@@ -172,11 +176,19 @@ def check_field(name: str, config: ConfigDict, source: str) -> None:
       UsageError: it is not a field.
     """
     fields = [field for field, _ in flatten(config)]
-    if name not in fields:
+    if name in config:
+        if isinstance(config[name], ConfigDict):
+            inside = ", ".join(f"{name}.{field}" for field in config[name])
+            raise UsageError(f"{source}: {name!r} is a group of config fields: set one of {inside}.")
+    elif name not in fields:
         # A field's own name outweighs the group it was looked for in: model.batch_size means train.batch_size.
         leaf = name.rpartition(".")[2]
         near = [f for f in fields if f.rpartition(".")[2] == leaf] or difflib.get_close_matches(name, fields, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else f" The groups are {', '.join(config)}."
+        hint = (
+            f" Did you mean {near[0]!r}?"
+            if near
+            else f" The groups are {', '.join(n for n in config if isinstance(config[n], ConfigDict))}."
+        )
         raise UsageError(f"{source}: there is no config field {name!r}.{hint}")
 
 
@@ -188,13 +200,20 @@ def _type_sentence(name: str, value: Any, config: ConfigDict) -> str:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits a command line into its --config.FIELD=VALUE arguments (also "--config.FIELD VALUE") and the others."""
+    """Splits a command line into its --config.FIELD=VALUE arguments (also "--config.FIELD VALUE") and the others.
+
+    Raises:
+      UsageError: a field without a value.
+    """
     overrides, others = [], []
     rest = iter(argv)
     for argument in rest:
         if argument.lstrip("-").startswith("config.") and argument.startswith("-"):
             if "=" not in argument:
-                argument = f"{argument}={next(rest, '')}"
+                value = next(rest, None)
+                if value is None or value.startswith("--"):
+                    raise UsageError(f"{argument} has no value: write {argument}=VALUE, as in --config.data.flip=true.")
+                argument = f"{argument}={value}"
             overrides.append("--" + argument.lstrip("-"))
         else:
             others.append(argument)
@@ -263,6 +282,9 @@ def check_ranges(config: ConfigDict) -> None:
       UsageError: a number outside its range.
     """
     values = dict(flatten(config))
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{name} is {value}: it must be a finite number.")
     for name in ("model.ch_mult", "model.attn_resolutions"):
         if not all(isinstance(item, int) and item >= 1 for item in values[name]):
             raise UsageError(f"{name} is {values[name]}: it must be whole numbers of at least 1, as in 1,2,2.")
@@ -272,7 +294,15 @@ def check_ranges(config: ConfigDict) -> None:
         (_BELOW_ONE, lambda v: 0 <= v < 1, "in [0, 1)"),
         (("optimizer.learning_rate", "optimizer.eps"), lambda v: v > 0, "above 0"),
         (("data.channels",), lambda v: v in (1, 3), "1 or 3"),
+        (("seed",), lambda v: 0 <= v <= MAX_SEED, f"in 0..{MAX_SEED}"),
+        (("diffusion.num_timesteps",), lambda v: v >= 2, "at least 2"),
     ):
         for name in names:
             if not valid(values[name]):
                 raise UsageError(f"{name} is {values[name]}: it must be {wanted}.")
+    steps, num_timesteps = values["train.sample_steps"], values["diffusion.num_timesteps"]
+    if steps > num_timesteps:
+        raise UsageError(
+            f"train.sample_steps is {steps}, more than the {num_timesteps} of diffusion.num_timesteps: "
+            f"choose 1 to {num_timesteps}."
+        )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.cli.command import Parser, choose_platform
+from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform
 from ddpm_jax.cli.data import load_split
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.data import pipeline, sources
@@ -30,14 +30,14 @@ READ_BATCH = 256
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__)
-    parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.")
+    parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
     parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
-    parser.string("metric", "frechet_pixels", f"What to compute: {', '.join(METRICS)}.")
+    parser.string("metric", "frechet_pixels", f"What to compute: {', '.join(METRICS)}.", metavar="NAME")
     parser.integer("num_samples", 300, "How many images to make.", lower=2)
     parser.integer("batch_size", 100, "Images made at a time, over all devices.", lower=1)
-    parser.integer("seed", 0, "Of the samples.", lower=0)
+    parser.integer("seed", 0, "Of the samples.", lower=0, upper=MAX_SEED)
     parser.integer("steps", None, "Steps of the reverse chain; all T of training by default.", lower=1)
-    parser.string("data_dir", None, "Where the data is, if not where the training run found it.")
+    parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
     parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
     flags = parser.parse(argv)
     if not flags.ckpt:
@@ -65,11 +65,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _frechet_pixels(loaded: Loaded, flags: Any) -> dict[str, Any]:
+    steps = flags.steps or loaded.experiment.schedule.num_timesteps
+    schedule = loaded.experiment.respaced(steps)
     data = loaded.experiment.config.data
     train = _images(load_split(data, data.train_split, data_dir=flags.data_dir))
     held_out = _images(load_split(data, data.test_split, data_dir=flags.data_dir))[: flags.num_samples]
-    steps = flags.steps or loaded.experiment.schedule.num_timesteps
-    schedule = loaded.experiment.respaced(steps)
     generate = generation.make_generate(
         lambda params: loaded.experiment.denoiser(params, schedule), ancestral(schedule), loaded.experiment.image_shape
     )

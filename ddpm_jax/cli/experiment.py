@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from ddpm_jax.cli.config import check_ranges
@@ -90,12 +91,12 @@ class Training(NamedTuple):
     """What training needs beside the experiment."""
 
     objective: Objective
-    state: TrainState  # before the first update
+    optimizer: optax.GradientTransformation
     train_step: Any  # not yet mapped over devices
 
 
 def build_training(experiment: Experiment) -> Training:
-    """Builds the objective, the optimiser, the step and the initial state.
+    """Builds the objective, the optimiser and the step; nothing is computed.
 
     Raises:
       UsageError: as `build`.
@@ -129,8 +130,13 @@ def build_training(experiment: Experiment) -> Training:
         accumulate_steps=o.accumulate_steps,
     )
     train_step = make_train_step(objective, optimizer, learning_rate, options)
-    params = jax.jit(experiment.init_params)(stream(base_key(config.seed), "init"))
-    return Training(objective, create(params, optimizer, objective), train_step)
+    return Training(objective, optimizer, train_step)
+
+
+def init_state(experiment: Experiment, training: Training) -> TrainState:
+    """Draws the state before the first update from the config's seed."""
+    params = jax.jit(experiment.init_params)(stream(base_key(experiment.config.seed), "init"))
+    return create(params, training.optimizer, training.objective)
 
 
 def check_batch(config: ConfigDict) -> None:
@@ -143,6 +149,6 @@ def check_batch(config: ConfigDict) -> None:
     if batch_size % (devices * parts):
         fit = max(1, batch_size // (devices * parts)) * devices * parts
         raise UsageError(
-            f"train.batch_size is {batch_size}, which {devices} devices in {parts} accumulated parts cannot share "
-            f"evenly: use {fit}, say."
+            f"train.batch_size is {batch_size}, which {devices} device{'s' if devices > 1 else ''} in {parts} "
+            f"part{'s' if parts > 1 else ''} (optimizer.accumulate_steps) cannot share evenly: use {fit}, say."
         )

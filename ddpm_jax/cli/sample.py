@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from ddpm_jax.cli.command import Parser, choose_platform
+from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
@@ -34,13 +34,18 @@ SHARD = 1000  # images in an NPZ file, rounded up to whole batches
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__)
-    parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.")
+    parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
     parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
     parser.integer("num_samples", 64, "How many images.", lower=1)
     parser.integer("batch_size", 64, "Images made at a time, over all devices.", lower=1)
-    parser.integer("seed", 0, "Image i is a function of the seed and i.", lower=0)
+    parser.integer("seed", 0, "Image i is a function of the seed and i.", lower=0, upper=MAX_SEED)
     parser.integer("steps", None, "Steps of the reverse chain; all T of training by default.", lower=1)
-    parser.string("out", None, "Directory for the results; by default one under the run, named by what was asked for.")
+    parser.string(
+        "out",
+        None,
+        "Directory for the results; by default one under the run, named by what was asked for.",
+        metavar="DIR",
+    )
     parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
     parser.boolean("chain", "Also draw the chain of the first images: chain.png and chain.gif.")
     flags = parser.parse(argv)

@@ -1,10 +1,13 @@
 """`python train.py`: trains the experiment of a config in a directory of its own, or resumes it there.
 
-python train.py                                              the bundled 8x8 digits, into runs/digits
-python train.py --config configs/ddpm_cifar10.py --workdir runs/cifar10 --config.train.batch_size=256
+    python train.py                                              the bundled 8x8 digits, into runs/digits
+    python train.py --config configs/ddpm_cifar10.py --workdir runs/cifar10 --config.train.batch_size=256
+
+Every field of the config, with its default, is listed in `ddpm_jax/cli/config.py`.
 """
 
 import json
+import os
 import pathlib
 import signal
 import sys
@@ -18,7 +21,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser, choose_platform
 from ddpm_jax.cli.data import load_split
-from ddpm_jax.cli.experiment import Experiment, build, build_training, check_batch
+from ddpm_jax.cli.experiment import Experiment, Training, build, build_training, check_batch, init_state
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.generation import make_generate
@@ -41,9 +44,14 @@ INTERRUPTED = 128 + signal.SIGINT  # the shell's convention; SIGTERM, asked for 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__)
-    parser.string("config", DEFAULT_CONFIG, "Config file; --config.FIELD=VALUE overrides one of its fields.")
     parser.string(
-        "workdir", None, "Directory of the run; by default runs/NAME for configs/NAME.py. Resumes what is there."
+        "config", DEFAULT_CONFIG, "Config file; --config.FIELD=VALUE overrides one of its fields.", metavar="FILE"
+    )
+    parser.string(
+        "workdir",
+        None,
+        "Directory of the run; by default runs/NAME for configs/NAME.py. Resumes what is there.",
+        metavar="DIR",
     )
     overrides, rest = configs.split_overrides(argv)
     flags = parser.parse(rest)
@@ -53,15 +61,19 @@ def main(argv: Sequence[str]) -> int:
     choose_platform(flags.platform)
     experiment = build(config)
     check_batch(config)
-    experiment.respaced(config.train.sample_steps)
+    training = build_training(experiment)
     _check_workdir(workdir, config)
-    return _train(experiment, workdir)
+    return _train(experiment, training, workdir)
 
 
 def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Refuses a directory that belongs to another run."""
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir {workdir} is a file: name a directory.")
+    existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        why = f"you may not write to {existing}" if existing.is_dir() else f"{existing} is a file"
+        raise UsageError(f"--workdir {workdir} cannot be made, because {why}: name another directory.")
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
@@ -74,10 +86,10 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         )
 
 
-def _train(experiment: Experiment, workdir: pathlib.Path) -> int:
+def _train(experiment: Experiment, training: Training, workdir: pathlib.Path) -> int:
     config = experiment.config
     source = load_split(config.data, config.data.train_split)
-    training = build_training(experiment)
+    state, start = init_state(experiment, training), 0
     checkpointer = Checkpointer(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every)
     batches = pipeline.train_iterator(
         source,
@@ -86,13 +98,12 @@ def _train(experiment: Experiment, workdir: pathlib.Path) -> int:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    state, start = training.state, 0
     if checkpointer.latest_step() is not None:
-        state, position = checkpointer.restore(training.state)
+        state, position = checkpointer.restore(state)
         batches.set_state(position)
         start = int(state.step)
     write_atomically(workdir / CONFIG_FILE, json.dumps(configs.to_dict(config), indent=2).encode())
-    _announce(experiment, workdir, source, training.state.params, start)
+    _announce(experiment, workdir, source, state.params, start)
 
     options = LoopOptions(
         num_steps=config.train.num_steps,
