@@ -1,0 +1,134 @@
+"""The layers named in `ddpm_jax/__init__.py`, read from the imports of every file: no lower one imports a higher."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+import ddpm_jax
+
+PACKAGE = pathlib.Path(ddpm_jax.__file__).parent
+LAYERS = {
+    "errors": 0,
+    "diffusion": 1,
+    "samplers": 1,
+    "models": 2,
+    "data": 2,
+    "training": 3,
+    "evaluation": 3,
+    "interop": 3,
+    "plotting": 3,
+    "cli": 4,
+}
+PURE = ("diffusion", "samplers")
+PURE_MAY_IMPORT = {"jax", "numpy", "chex", "ddpm_jax"}
+STRANGERS = {("models", "data"), ("data", "models")}
+NOWHERE = {"torch", "torchvision", "tensorflow", "diffusers"}
+ONLY_IN = {  # library -> where it may be imported: a folder, or one file
+    "ml_collections": "cli/",
+    "absl": "cli/",
+    "orbax": "training/checkpoint.py",
+    "matplotlib": "plotting/",
+}
+STANDARD_LIBRARY = set(sys.stdlib_module_names)
+
+
+def imports(tree):
+    """Every module a file imports, at the top or inside a function: ("jax.lax", line)."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if module == "ddpm_jax":  # `from ddpm_jax import models` names its module behind the import
+                yield from ((f"ddpm_jax.{alias.name}", node.lineno) for alias in node.names)
+            else:
+                yield module, node.lineno
+
+
+def violations(name, source):
+    """What is wrong with the imports and calls of the file `name`, say "models/unet.py": a list of sentences."""
+    tree = ast.parse(source)
+    own = name.split("/")[0].removesuffix(".py")
+    found = [f"{name}:{line} {why}" for module, line in imports(tree) for why in _forbidden(name, own, module)]
+    relative = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    found += [f"{name}:{node.lineno} imports relatively, which hides its layer" for node in relative]
+    return found + [f"{name}:{line} {why}" for line, why in _calls(name, own, tree)]
+
+
+def _forbidden(name, own, module):
+    top = module.split(".")[0]
+    if top in NOWHERE:
+        yield f"imports {top}"
+    if not name.startswith(ONLY_IN.get(top, "")):
+        yield f"imports {top}, which belongs to {ONLY_IN[top]}"
+    if own in PURE and top not in PURE_MAY_IMPORT | STANDARD_LIBRARY:
+        yield f"imports {top} into pure mathematics"
+    other = module.split(".")[1] if module.startswith("ddpm_jax.") else None
+    if other in LAYERS and own in LAYERS:
+        if LAYERS[other] > LAYERS[own]:
+            yield f"imports {module}, of a higher layer"
+        if (own, other) in STRANGERS:
+            yield f"imports {module}: models and data do not know each other"
+
+
+def _calls(name, own, tree):
+    for node in ast.walk(tree):
+        attribute = node.attr if isinstance(node, ast.Attribute) else None
+        imported = {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+        if (attribute == "pmap" or "pmap" in imported) and name != "training/parallel.py":
+            yield node.lineno, "uses pmap, which belongs to training/parallel.py"
+        if own in PURE and (attribute == "scan" or "scan" in imported) and name != "samplers/loop.py":
+            yield node.lineno, "scans over timesteps, which belongs to samplers/loop.py"
+
+
+FILES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_file_keeps_to_its_layer(name):
+    assert violations(name, (PACKAGE / name).read_text()) == []
+
+
+def test_every_folder_has_a_layer_and_says_what_belongs_there():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders == set(LAYERS) - {"errors"}
+    assert all(ast.get_docstring(ast.parse((PACKAGE / name).read_text())) for name in FILES)
+
+
+def test_the_sampling_loop_is_the_only_scan_and_there_is_exactly_one():
+    tree = ast.parse((PACKAGE / "samplers/loop.py").read_text())
+    assert sum(isinstance(node, ast.Attribute) and node.attr == "scan" for node in ast.walk(tree)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "complaint"),
+    [
+        ("models/bad.py", "from ddpm_jax.training import ema", "higher layer"),
+        ("models/bad.py", "import ddpm_jax.training.ema", "higher layer"),
+        ("models/bad.py", "from ddpm_jax import cli", "higher layer"),
+        ("models/bad.py", "from ddpm_jax.data import images", "do not know each other"),
+        ("data/bad.py", "def f():\n    from ddpm_jax.models.unet import UNet", "do not know each other"),
+        ("diffusion/bad.py", "import flax.linen as nn", "pure mathematics"),
+        ("samplers/bad.py", "from scipy import integrate", "pure mathematics"),
+        ("errors.py", "from ddpm_jax.diffusion import losses", "higher layer"),
+        ("training/bad.py", "from ml_collections import ConfigDict", "belongs to cli/"),
+        ("training/bad.py", "import orbax.checkpoint as ocp", "belongs to training/checkpoint.py"),
+        ("evaluation/bad.py", "import jax\nf = jax.pmap(g)", "belongs to training/parallel.py"),
+        ("evaluation/bad.py", "from jax import pmap", "belongs to training/parallel.py"),
+        ("training/bad.py", "import matplotlib.pyplot as plt", "belongs to plotting/"),
+        ("samplers/bad.py", "import jax\njax.lax.scan(f, x, xs)", "belongs to samplers/loop.py"),
+        ("interop/bad.py", "def f():\n    import torch", "imports torch"),
+        ("data/bad.py", "import tensorflow as tf", "imports tensorflow"),
+        ("models/bad.py", "from . import layers", "relatively"),
+    ],
+)
+def test_the_checker_sees_a_bad_file(name, source, complaint):
+    assert any(complaint in found for found in violations(name, source))
+
+
+def test_the_checker_lets_a_good_file_pass():
+    source = "import functools\nimport jax\nimport numpy as np\nfrom ddpm_jax.errors import choose\n"
+    assert violations("diffusion/good.py", source) == []
+    assert violations("cli/good.py", "from absl import flags\nfrom ddpm_jax.training import ema") == []
