@@ -1,0 +1,133 @@
+"""What the training loop costs around the jitted step: data, metrics, records and logging, on the digits network.
+
+    python benchmarks/loop_overhead.py [--steps 100] [--rounds 7] [--json PATH]
+
+In one process and on the same batch shape, rounds of the whole loop (`training.loop.train`, no grids, no
+checkpoints) alternate with rounds of the bare step: dispatched over and over on one batch already split, nothing read
+until the end of the round. Prints the medians and how much longer a step of the loop takes. Goal: under 5 %.
+"""
+
+import argparse
+import io
+import json
+import pathlib
+import statistics
+import tempfile
+import time
+
+import jax
+
+from ddpm_jax.cli import config as configs
+from ddpm_jax.cli.data import load_split
+from ddpm_jax.cli.experiment import build, build_training, init_state
+from ddpm_jax.data import pipeline
+from ddpm_jax.training.loop import LoopOptions, train
+from ddpm_jax.training.metrics import MetricWriter, Progress
+from ddpm_jax.training.parallel import map_step, replicate, shard
+from ddpm_jax.training.randomness import base_key
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
+GOAL = 5.0  # percent
+
+
+class NoCheckpoints:
+    """In the place of a Checkpointer: saving is not what is measured."""
+
+    def save(self, *_):
+        pass
+
+    def wait(self):
+        pass
+
+
+def time_bare(step, state, batch, key, steps):
+    """Returns (state, seconds per step)."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        state, _ = step(state, batch, key)
+    jax.block_until_ready(state)
+    return state, (time.perf_counter() - start) / steps
+
+
+def time_loop(step, state, batches, key, steps, writer, config):
+    """Returns (state, seconds per step)."""
+    first = int(state.step)
+    options = LoopOptions(
+        num_steps=first + steps,
+        batch_size=config.train.batch_size,
+        log_every=config.train.log_every,
+        sample_every=0,
+        save_every=first + steps + 1,
+    )
+    start = time.perf_counter()
+    outcome = train(
+        state,
+        step,
+        batches,
+        key,
+        options=options,
+        checkpointer=NoCheckpoints(),
+        config={},
+        writer=writer,
+        progress=Progress(first + steps, file=io.StringIO()),
+        on_sample=lambda step, params: None,
+    )
+    jax.block_until_ready(outcome.state)
+    return outcome.state, (time.perf_counter() - start) / steps
+
+
+def measure(steps, rounds):
+    """Returns the result as a dict."""
+    config = configs.load_config(CONFIG)
+    experiment = build(config)
+    training = build_training(experiment)
+    step, key = map_step(training.train_step), base_key(config.seed)
+    bare, loop = [], []
+    with tempfile.TemporaryDirectory() as workdir, MetricWriter(workdir) as writer:
+        batches = pipeline.train_iterator(
+            load_split(config.data, config.data.train_split), batch_size=config.train.batch_size, seed=config.seed
+        )
+        batch = shard(next(batches))
+        state, _ = time_bare(step, replicate(init_state(experiment, training)), batch, key, 3)  # compiles
+        state, _ = time_loop(step, state, batches, key, 3, writer, config)
+        for _ in range(rounds):
+            state, seconds = time_bare(step, state, batch, key, steps)
+            bare.append(seconds)
+            state, seconds = time_loop(step, state, batches, key, steps, writer, config)
+            loop.append(seconds)
+        batches.close()
+    # Each round of the loop beside the bare one just before it, so that a slow drift of the machine cancels.
+    overhead = statistics.median(whole / alone - 1 for whole, alone in zip(loop, bare, strict=True))
+    return {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "batch_size": config.train.batch_size,
+        "steps": steps,
+        "rounds": rounds,
+        "bare_ms": 1e3 * statistics.median(bare),
+        "loop_ms": 1e3 * statistics.median(loop),
+        "overhead_percent": 100 * overhead,
+        "rounds_bare_ms": [1e3 * seconds for seconds in bare],
+        "rounds_loop_ms": [1e3 * seconds for seconds in loop],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=100, help="in a round")
+    parser.add_argument("--rounds", type=int, default=7, help="of each kind")
+    parser.add_argument("--json", metavar="PATH", help="also write the result there")
+    arguments = parser.parse_args()
+    result = measure(arguments.steps, arguments.rounds)
+    print(
+        f"{result['devices']} x {result['device']}, batch {result['batch_size']}, medians of {result['rounds']} rounds"
+    )
+    print(f"bare step  {result['bare_ms']:8.3f} ms")
+    print(f"whole loop {result['loop_ms']:8.3f} ms")
+    print(f"overhead   {result['overhead_percent']:8.2f} %  (goal: under {GOAL:.0f} %)")
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
