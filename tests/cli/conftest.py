@@ -1,0 +1,100 @@
+"""A small run, trained once for all tests here, and the ways they call the commands."""
+
+import importlib
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from ddpm_jax.cli import command
+
+ROOT = pathlib.Path(__file__).parents[2]
+FIELDS = """{{
+    "data": {{"name": "digits", "data_dir": {data_dir!r}, "image_size": 8, "channels": 1, "flip": False}},
+    "diffusion": {{"num_timesteps": 20}},
+    "model": {{"ch": 32, "ch_mult": (1,), "num_res_blocks": 1, "attn_resolutions": (), "dropout": 0.0}},
+    "optimizer": {{"warmup_steps": 2}},
+    "ema": {{"decay": 0.5}},
+    "train": {{
+        "num_steps": {num_steps}, "batch_size": 8, "log_every": 2, "sample_every": 0, "num_samples": 4,
+        "sample_steps": 20,
+    }},
+    "checkpoint": {{"save_every": 4}},
+}}"""
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def write_config(path: pathlib.Path, *, data_dir: str, num_steps: int) -> pathlib.Path:
+    fields = FIELDS.format(data_dir=data_dir, num_steps=num_steps)
+    path.write_text(f"def get_config():\n    return {fields}\n")
+    return path
+
+
+def main_of(name: str) -> Callable:
+    return importlib.import_module(f"ddpm_jax.cli.{name}").main
+
+
+@pytest.fixture
+def invoke(capfd):
+    """invoke("sample", "--ckpt", ...) -> Result: the command as `python sample.py` runs it, in this process."""
+
+    def invoke(name, *argv):
+        capfd.readouterr()
+        code = command.run(main_of(name), [str(argument) for argument in argv])
+        return Result(code, *capfd.readouterr())
+
+    return invoke
+
+
+@pytest.fixture
+def refused(invoke):
+    """refused("train", ..., says=[...]): fails unless the command ends with one sentence that holds these words."""
+
+    def refused(name, *argv, says, code=2):
+        result = invoke(name, *argv)
+        assert result.code == code, result
+        assert result.err.startswith("error: "), result.err
+        assert result.err.count("\n") == 1, result.err
+        assert result.out == ""
+        for words in says:
+            assert words in result.err
+
+    return refused
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, data_dir):
+    """The directory of a run of ten steps on the digits: read it, do not train in it.
+
+    The config file is damaged afterwards: nothing that follows may need it.
+    """
+    directory = tmp_path_factory.mktemp("trained")
+    config = write_config(directory / "mine.py", data_dir=data_dir, num_steps=10)
+    workdir = directory / "run"
+    assert command.run(main_of("train"), ["--config", str(config), "--workdir", str(workdir)]) == 0
+    config.write_text("raise RuntimeError('nobody should read this')\n")
+    return workdir
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of the run, to train or sample in."""
+    return pathlib.Path(shutil.copytree(trained, tmp_path / "copied"))
+
+
+@pytest.fixture
+def config_file(tmp_path, data_dir):
+    """config_file(num_steps=10) -> path of the config the run was trained with."""
+    return lambda num_steps=10: write_config(tmp_path / "mine.py", data_dir=data_dir, num_steps=num_steps)

@@ -1,0 +1,163 @@
+"""Directories, data and devices that are not what a command was told: one sentence, and nothing is changed."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax.cli import train
+from ddpm_jax.evaluation import generation
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """pictures(size, n) -> a folder of grey PNG files."""
+
+    def write(size, count=8):
+        folder = tmp_path / f"pictures{size}"
+        folder.mkdir()
+        for i in range(count):
+            Image.fromarray(np.full((size, size), 20 * i, np.uint8)).save(folder / f"{i}.png")
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def refused_training(refused, config_file, tmp_path, monkeypatch):
+    """refused_training(*argv, says=...): train.py refuses before it draws parameters or makes the workdir."""
+    monkeypatch.setattr(train, "init_state", lambda *args: pytest.fail("parameters were drawn"))
+
+    def check(*argv, says, workdir=tmp_path / "run"):
+        refused("train", "--config", config_file(), "--workdir", workdir, *argv, says=says)
+        assert not workdir.is_dir()
+
+    return check
+
+
+@pytest.fixture
+def refused_sampling(refused, tmp_path, monkeypatch):
+    """refused_sampling(*argv, says=...): sample.py and evaluate.py refuse before they sample."""
+    monkeypatch.setattr(generation, "make_generate", lambda *args, **kwargs: pytest.fail("sampling was set up"))
+
+    def check(*argv, says):
+        for name in ("sample", "evaluate"):
+            refused(name, *argv, says=says)
+
+    return check
+
+
+def folder_flags(folder, *more):
+    return ["--config.data.name=folder", f"--config.data.data_dir={folder}", *more]
+
+
+def test_a_workdir_that_cannot_be_made_is_refused(refused_training, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    refused_training(workdir=file, says=[f"{file} is a file", "name a directory"])
+    refused_training(workdir=file / "run", says=["cannot be made", f"{file} is a file", "another directory"])
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_workdir_without_permission_is_refused(refused_training, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refused_training(workdir=tmp_path / "locked" / "run", says=["may not write", "another directory"])
+
+
+def test_a_missing_folder_of_images_is_refused(refused_training, tmp_path):
+    refused_training(*folder_flags(tmp_path / "none"), says=["none' does not exist", "data_dir"])
+    (tmp_path / "empty").mkdir()
+    refused_training(*folder_flags(tmp_path / "empty"), says=["empty holds no images"])
+
+
+def test_images_smaller_than_asked_for_are_refused(refused_training, pictures):
+    says = ["0.png is 4x4", "image_size=8", "7 more", "smaller image_size"]
+    refused_training(*folder_flags(pictures(4)), says=says)
+
+
+def test_an_unreadable_image_stops_the_run_and_names_the_file_and_the_way_out(refused_training, pictures):
+    folder = pictures(16)
+    (folder / "3.png").write_bytes((folder / "2.png").read_bytes()[:50])
+    refused_training(*folder_flags(folder), says=["3.png cannot be read", "skip"])
+    (folder / "3.png").write_text("no picture at all")
+    refused_training(*folder_flags(folder), says=["3.png cannot be read", "skip"])
+
+
+def test_with_skip_the_rest_is_trained_on_and_the_skipped_file_is_named(
+    invoke, config_file, pictures, tmp_path, caplog
+):
+    folder = pictures(16, count=9)
+    (folder / "3.png").write_bytes((folder / "2.png").read_bytes()[:50])
+    flags = folder_flags(folder, "--config.data.unreadable=skip", "--config.train.num_steps=2")
+    result = invoke("train", "--config", config_file(), "--workdir", tmp_path / "run", *flags)
+    assert result.code == 0
+    assert "of 2; " in result.err
+    assert any("3.png" in record.getMessage() for record in caplog.records)
+
+
+def test_a_dataset_that_is_not_prepared_is_refused_with_the_command_that_prepares_it(refused_training, tmp_path):
+    flags = ["--config.data.name=cifar10", f"--config.data.data_dir={tmp_path}"]
+    refused_training(*flags, says=["'cifar10' is not prepared", str(tmp_path), "download_and_prepare", "[prepare]"])
+
+
+def test_a_checkpoint_that_is_none_is_refused(refused_sampling, tmp_path):
+    refused_sampling("--ckpt", tmp_path / "none", says=["no directory", "none", "--workdir"])
+    (tmp_path / "empty").mkdir()
+    refused_sampling("--ckpt", tmp_path / "empty", says=["empty holds no checkpoint", "train.py"])
+    (tmp_path / "file").write_text("x")
+    refused_sampling("--ckpt", tmp_path / "file", says=["no directory", "file"])
+    (tmp_path / "foreign" / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "foreign" / "checkpoints" / "5" / "model.bin").write_text("x")
+    refused_sampling("--ckpt", tmp_path / "foreign", says=["not written by ddpm_jax"])
+
+
+def test_a_step_without_a_checkpoint_is_refused_naming_those_there_are(refused_sampling, trained):
+    refused_sampling("--ckpt", trained, "--ckpt_step", 7, says=["step 7", "choose one of 8, 10"])
+
+
+def test_more_steps_than_timesteps_are_refused(refused_sampling, trained):
+    refused_sampling("--ckpt", trained, "--steps", 21, says=["steps is 21", "20 timesteps", "1 to 20"])
+
+
+def test_an_output_that_is_a_file_is_refused(refused, trained, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    refused("sample", "--ckpt", trained, "--out", tmp_path / "file", says=["is a file", "name a directory"])
+    refused("sample", "--ckpt", trained, "--out", tmp_path / "file" / "x", says=["Cannot write"], code=1)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+def test_a_gpu_asked_for_and_absent_is_refused(refused, name, trained, config_file, tmp_path):
+    argv = ["--config", config_file(), "--workdir", tmp_path / "run"] if name == "train" else ["--ckpt", trained]
+    says = ["--platform gpu", "no such device", "--platform cpu", "pip install -e '.[cuda]'"]
+    refused(name, *argv, "--platform", "gpu", says=says)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "flags", "named"), [("cuda", [], "JAX_PLATFORMS=cuda"), ("", ["--platform", "gpu"], "--platform gpu")]
+)
+def test_a_gpu_asked_for_and_absent_is_refused_in_a_fresh_process(trained, variable, flags, named):
+    environment = os.environ | {"JAX_PLATFORMS": variable, "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, ROOT / "sample.py", "--ckpt", trained, *flags]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {named} was asked for")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_defect_of_the_package_keeps_its_traceback():
+    from ddpm_jax.cli import command
+
+    def broken(argv):
+        raise ValueError("a defect")
+
+    with pytest.raises(ValueError, match="a defect"):
+        command.run(broken, [])

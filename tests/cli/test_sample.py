@@ -1,0 +1,126 @@
+"""`python sample.py`: from a checkpoint alone to a grid, NPZ files and the chain; given again, it goes on."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parents[2]
+DIGIT = 64 + 2  # pixels a digit takes in a grid, with its margin
+
+
+def read(out):
+    shards = sorted(out.glob("samples-*.npz"))
+    return np.concatenate([np.load(shard)["images"] for shard in shards])
+
+
+@pytest.fixture(scope="module")
+def eight(trained, tmp_path_factory):
+    """Images 0..7, made in one batch from another working directory."""
+    from ddpm_jax.cli import command, sample
+
+    directory = tmp_path_factory.mktemp("elsewhere")
+    before = os.getcwd()
+    os.chdir(directory)
+    try:
+        argv = ["--ckpt", os.path.relpath(trained), "--num_samples", "8", "--out", "eight"]
+        assert command.run(sample.main, argv) == 0
+    finally:
+        os.chdir(before)
+    return directory / "eight"
+
+
+def test_only_the_checkpoint_is_needed(eight):
+    images = read(eight)
+    assert images.shape == (8, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert len(np.unique(images.reshape(8, -1), axis=0)) == 8  # eight different images
+    with Image.open(eight / "grid.png") as grid:
+        assert grid.size == (3 * DIGIT + 2, 3 * DIGIT + 2)
+
+
+def test_the_manifest_says_how_to_make_the_images_again(eight):
+    manifest = json.loads((eight / "manifest.json").read_text())
+    wanted = {"checkpoint_step": 10, "weights": "ema", "sampler": "ancestral", "steps": 20, "seed": 0, "num_images": 8}
+    assert manifest.items() >= wanted.items()
+    assert {"python", "ddpm-jax", "jax", "jaxlib", "flax", "numpy"} == set(manifest["versions"])
+
+
+def test_batches_smaller_than_the_number_of_samples_give_the_same_images(invoke, trained, eight, tmp_path):
+    result = invoke("sample", "--ckpt", trained, "--num_samples", 8, "--batch_size", 3, "--out", tmp_path / "out")
+    assert result.code == 0
+    assert_same_images(read(tmp_path / "out"), read(eight))
+
+
+def assert_same_images(actual, expected):
+    """Equal but for one level in a few pixels: XLA sums in another order in programs of another size, and what lies on
+    the border of two levels may fall to either side."""
+    difference = np.abs(actual.astype(int) - expected.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
+def test_eight_devices_make_the_images_of_one(trained, eight, tmp_path):
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, ROOT / "sample.py", "--ckpt", trained, "--num_samples", "8", "--out", tmp_path / "out"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""  # no library has anything to say either
+    assert_same_images(read(tmp_path / "out"), read(eight))
+
+
+def test_given_again_nothing_is_made_anew(invoke, trained, eight, monkeypatch):
+    from ddpm_jax.evaluation import generation
+
+    before = {path.name: path.stat().st_mtime_ns for path in eight.glob("samples-*.npz")}
+    monkeypatch.setattr(generation, "generate_batches", lambda *args, **kwargs: pytest.fail("sampled again"))
+    assert invoke("sample", "--ckpt", trained, "--num_samples", 8, "--out", eight).code == 0
+    assert {path.name: path.stat().st_mtime_ns for path in eight.glob("samples-*.npz")} == before
+
+
+def test_results_of_other_settings_are_never_mixed(refused, trained, eight):
+    before = (eight / "manifest.json").read_bytes()
+    argv = ["--ckpt", trained, "--num_samples", 8, "--out", eight, "--seed", 1]
+    refused("sample", *argv, says=["seed is 0 there, 1 here", "another directory"])
+    assert (eight / "manifest.json").read_bytes() == before
+
+
+def test_raw_weights_fewer_steps_and_an_older_checkpoint_give_other_images_in_folders_of_their_own(
+    invoke, copied, eight
+):
+    flags = ["--raw_weights", "--steps", 5, "--ckpt_step", 8, "--seed", 3]
+    result = invoke("sample", "--ckpt", copied, "--num_samples", 8, *flags)
+    assert result.code == 0
+    out = copied / "generated" / "step8_raw_seed3_steps5_n8"
+    assert f"{out}/grid.png" in result.out
+    manifest = json.loads((out / "manifest.json").read_text())
+    wanted = {"checkpoint_step": 8, "weights": "raw", "steps": 5, "seed": 3}
+    assert manifest.items() >= wanted.items()
+    assert (read(out) != read(eight)).mean() > 0.5
+
+
+def test_raw_weights_are_not_the_moving_average(invoke, trained, eight, tmp_path):
+    argv = ["--ckpt", trained, "--num_samples", 8, "--out", tmp_path / "raw", "--raw_weights"]
+    assert invoke("sample", *argv).code == 0
+    difference = np.abs(read(tmp_path / "raw").astype(int) - read(eight))
+    assert 0 < difference.mean() < 30  # the same noise through nearly the same network
+
+
+def test_the_chain_is_drawn_as_a_strip_and_an_animation(invoke, trained, eight):
+    result = invoke("sample", "--ckpt", trained, "--num_samples", 8, "--out", eight, "--chain")
+    assert result.code == 0
+    assert f"{eight}/chain.gif" in result.out
+    with Image.open(eight / "chain.gif") as animation:
+        assert animation.n_frames == 21  # noise and each of 20 steps
+        assert animation.size == (8 * DIGIT + 2, 2 * DIGIT + 2)
+    with Image.open(eight / "chain.png") as picture:
+        strip = np.asarray(picture)
+    # 12 moments; two rows for each of 8 digits, and 7 gaps of 8 pixels.
+    assert strip.shape == (8 * 2 * DIGIT + 2 + 7 * 8, 12 * DIGIT + 2)
+    last = strip[2 : 2 + 64, -DIGIT:-2][::8, ::8]  # of x_t: the sample itself
+    assert np.abs(last.astype(int) - read(eight)[0, :, :, 0]).max() <= 1

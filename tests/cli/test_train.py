@@ -1,0 +1,61 @@
+"""`python train.py`: what a run leaves behind, and how it is resumed."""
+
+import json
+
+import pytest
+from PIL import Image
+
+
+def steps_in(workdir):
+    return [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def checkpoints_in(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def test_a_run_leaves_its_records_checkpoints_pictures_and_config(trained):
+    assert steps_in(trained) == [2, 4, 6, 8, 10]
+    assert checkpoints_in(trained) == [8, 10]
+    assert list((trained / "tensorboard").iterdir())
+    with Image.open(trained / "samples" / "step_00000010.png") as grid, Image.open(trained / "loss.png") as curve:
+        assert grid.size == (2 * 64 + 3 * 2,) * 2  # 2x2 digits of 64 pixels
+        assert curve.size[0] > 100
+    saved = json.loads((trained / "config.json").read_text())
+    assert saved["model"]["ch"] == 32
+    assert saved["optimizer"]["b1"] == 0.9  # a default that the file did not name
+
+
+def test_the_same_command_with_more_steps_resumes(invoke, copied, config_file):
+    result = invoke("train", "--config", config_file(), "--workdir", copied, "--config.train.num_steps=12")
+    assert result.code == 0
+    assert "resuming at step 10 of 12" in result.err
+    assert steps_in(copied) == [2, 4, 6, 8, 10, 12]
+    assert checkpoints_in(copied) == [10, 12]
+    assert f"next: python sample.py --ckpt {copied}" in result.out
+    assert json.loads((copied / "config.json").read_text())["train"]["num_steps"] == 12
+
+
+def test_a_finished_run_given_again_trains_no_further(invoke, copied, config_file):
+    before = (copied / "metrics.jsonl").read_bytes()
+    assert invoke("train", "--config", config_file(), "--workdir", copied).code == 0
+    assert (copied / "metrics.jsonl").read_bytes() == before
+    assert checkpoints_in(copied) == [8, 10]
+
+
+def test_a_workdir_of_another_config_is_refused_naming_the_fields(refused, trained, config_file):
+    before = (trained / "config.json").read_bytes()
+    overrides = ["--config.model.ch=64", "--config.optimizer.learning_rate=0.1", "--config.train.num_steps=99"]
+    says = ["model.ch (32 there, 64 here)", "optimizer.learning_rate (0.0002 there, 0.1 here)", "another --workdir"]
+    refused("train", "--config", config_file(), "--workdir", trained, *overrides, says=says)
+    assert (trained / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("given", "name"), [([], "runs/mine"), (["--workdir", "here"], "here")])
+def test_the_workdir_is_named_by_the_config_file_unless_given(
+    invoke, copied, config_file, tmp_path, monkeypatch, given, name
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    copied.rename(tmp_path / name)
+    assert f"{name}: resuming" in invoke("train", "--config", config_file(), *given).err
