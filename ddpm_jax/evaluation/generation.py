@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.data.transforms import to_uint8
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.plotting.files import write_atomically
@@ -42,11 +43,6 @@ class Generate(Protocol):
     def __call__(
         self, params: Any, base_key: chex.PRNGKey, indices: Sequence[int], *, batch_size: int | None = None
     ) -> Generated: ...
-
-
-def to_uint8(x: chex.Array) -> chex.Array:
-    """[-1, 1] -> the nearest of 0..255, as uint8; what lies outside is clipped. Undoes x / 127.5 - 1."""
-    return jnp.clip(jnp.round((x + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def make_generate(
