@@ -184,8 +184,9 @@ def make_schedule(betas: np.ndarray, *, timesteps: np.ndarray | None = None, dty
         _check_timesteps(timesteps, betas.size)
         alphas_bar = alphas_bar[timesteps]
         betas = 1 - alphas_bar / np.concatenate([[1.0], alphas_bar[:-1]])
-    tables = _tables(betas, alphas_bar)
-    return Schedule(timesteps=timesteps.astype(np.float32), **{k: v.astype(dtype) for k, v in tables.items()})
+    with np.errstate(over="ignore"):  # an alphas_bar below 1e-38 is 0 in float32, and its reciprocal inf
+        tables = {name: table.astype(dtype) for name, table in _tables(betas, alphas_bar).items()}
+    return Schedule(timesteps=timesteps.astype(np.float32), **tables)
 
 
 def _check_timesteps(timesteps: np.ndarray, num_timesteps: int) -> None:
