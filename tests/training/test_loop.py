@@ -1,6 +1,7 @@
 """The loop, with a step that only keeps a diary: what is done when, what is reported, and how it ends."""
 
 import io
+import logging
 import os
 import signal
 
@@ -16,7 +17,7 @@ from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.metrics import MetricWriter, Progress
 from ddpm_jax.training.randomness import base_key
-from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.state import TrainState, create
 
 
 class _OnDevice:
@@ -36,7 +37,7 @@ class _Diary:
     def __init__(self, start=0, loss=lambda step: 1.0 / step, during_step=lambda step: None):
         self.events, self._loss, self._during_step = [], loss, during_step
         self.state = TrainState(jnp.int32(start), {}, {"w": jnp.float32(start)}, (), ())
-        self._batches = start
+        self._batches, self.batch = start, {"image": np.zeros((8, 1, 1, 1), np.uint8)}
 
     def note(self, *event):
         self.events.append(event)
@@ -52,7 +53,7 @@ class _Diary:
 
     def __next__(self):
         self._batches += 1
-        return {"image": np.zeros((8, 1, 1, 1), np.uint8)}
+        return self.batch
 
     def get_state(self):
         return {"batches": self._batches}
@@ -93,6 +94,18 @@ def test_metrics_are_read_one_step_late(tmp_path):
     for n in range(2, 7):
         expected += [("dispatch", n), ("read", n - 1)]
     assert diary.of("dispatch", "read") == [*expected, ("read", 6)]
+
+
+def test_the_step_compiles_once_though_the_state_comes_from_one_device(tmp_path, linear, caplog):
+    optimizer, objective = optax.sgd(1e-2), linear.objective()._replace(init=lambda: jnp.zeros(8))
+    _, step = linear.start(optimizer, objective=objective)
+    diary = _Diary()
+    diary.state, diary.train_step, diary.batch = create(linear.params(), optimizer, objective), step, linear.batch(8)
+    diary.on_sample = lambda step, params: None
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        diary.train(tmp_path)
+    compiled = [record.message for record in caplog.records if record.message.startswith("Compiling jit(_fun)")]
+    assert len(compiled) == 1
 
 
 def test_a_record_is_the_mean_since_the_one_before(tmp_path):
