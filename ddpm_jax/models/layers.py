@@ -4,13 +4,14 @@ The blocks made of them are in `unet.py` and `attention.py`. Parameters are floa
 """
 
 import zlib
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+
+from ddpm_jax.models.convolution import conv2d
 
 NUM_GROUPS = 32  # of every group normalisation (DDPM, appendix B)
 EPSILON = 1e-6  # added to the variance there; the TensorFlow default the original was trained with
@@ -21,12 +22,31 @@ default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
 
 
-def conv3x3(features: int, *, name: str, dtype: DTypeLike, kernel_init: Any = default_init) -> nn.Conv:
-    """Returns a 3x3 convolution that keeps height and width: [B, H, W, C] -> [B, H, W, features]."""
-    return nn.Conv(features, (3, 3), padding=1, kernel_init=kernel_init, dtype=dtype, name=name)
+class Conv3x3(nn.Module):
+    """A 3x3 convolution with a bias, zero-padded so that height and width are kept, or halved with stride 2.
+
+    [B, H, W, C] -> [B, H / stride, W / stride, features], computed and returned in `dtype`.
+    """
+
+    features: int
+    stride: int = 1
+    kernel_init: nn.initializers.Initializer = default_init
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        # TensorFlow's SAME, which at stride 2 pads an even side at its end only. PyTorch's padding=1 pads both ends: a
+        # different network.
+        pad = (1, 1) if self.stride == 1 else (0, 1)
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=(pad, pad))
+        return y + bias.astype(self.dtype)[None, None, None, :]
 
 
-def dense(features: int, *, name: str, dtype: DTypeLike, kernel_init: Any = default_init) -> nn.Dense:
+def dense(
+    features: int, *, name: str, dtype: DTypeLike, kernel_init: nn.initializers.Initializer = default_init
+) -> nn.Dense:
     """Returns a linear map of the last axis; on an image, a 1x1 convolution: [..., C] -> [..., features]."""
     return nn.Dense(features, kernel_init=kernel_init, dtype=dtype, name=name)
 
@@ -114,13 +134,6 @@ class Dropout(nn.Module):
         return jnp.where(jax.vmap(mask)(keys), x / (1.0 - self.rate), 0.0)
 
 
-def downsample(features: int, *, name: str, dtype: DTypeLike) -> nn.Conv:
-    """Returns a 3x3 convolution of stride 2: [B, H, W, C] -> [B, H/2, W/2, features]; H and W even."""
-    # TensorFlow's SAME pads an even side at its end only, PyTorch's padding=1 at both: a different network.
-    padding = ((0, 1), (0, 1))
-    return nn.Conv(features, (3, 3), 2, padding=padding, kernel_init=default_init, dtype=dtype, name=name)
-
-
 class Upsample(nn.Module):
     """Doubles height and width by repeating each pixel 2x2, then smooths by a 3x3 convolution."""
 
@@ -158,10 +171,7 @@ def conv_of_repeated(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return jnp.concatenate([a, b + c], axis), jnp.concatenate([a + b, c], axis)
 
     def conv2x2(row: int, col: int, kernel: jax.Array) -> jax.Array:
-        padding = ((1 - row, row), (1 - col, col))
-        return jax.lax.conv_general_dilated(
-            x, kernel.astype(x.dtype), (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return conv2d(x, kernel.astype(x.dtype), padding=((1 - row, row), (1 - col, col)))
 
     rows = [
         jnp.stack([conv2x2(i, j, phase) for j, phase in enumerate(phases(row_kernel, 1))], axis=3)

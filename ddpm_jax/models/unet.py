@@ -12,12 +12,11 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.models.attention import AttentionBlock
 from ddpm_jax.models.layers import (
     NUM_GROUPS,
+    Conv3x3,
     Dropout,
     GroupNorm,
     Upsample,
-    conv3x3,
     dense,
-    downsample,
     timestep_embedding,
     zero_init,
 )
@@ -49,7 +48,7 @@ class ResBlock(nn.Module):
         """
         dtype = self.dtype
         h = nn.swish(GroupNorm(dtype=dtype, name="norm1")(x))
-        h = conv3x3(self.features, name="conv1", dtype=dtype)(h)
+        h = Conv3x3(self.features, dtype=dtype, name="conv1")(h)
         if self.scale_shift_norm:
             scale_shift = dense(2 * self.features, name="temb_proj", dtype=dtype)(temb)[:, None, None, :]
             scale, shift = jnp.split(scale_shift, 2, axis=-1)
@@ -58,7 +57,7 @@ class ResBlock(nn.Module):
             h = h + dense(self.features, name="temb_proj", dtype=dtype)(temb)[:, None, None, :]
             h = GroupNorm(dtype=dtype, name="norm2")(h)
         h = Dropout(self.dropout, name="dropout")(nn.swish(h), dropout_keys)
-        h = conv3x3(self.features, name="conv2", dtype=dtype, kernel_init=zero_init)(h)
+        h = Conv3x3(self.features, kernel_init=zero_init, dtype=dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = dense(self.features, name="shortcut", dtype=dtype)(x)
         return x + h
@@ -123,7 +122,7 @@ class UNet(nn.Module):
         temb = nn.swish(dense(4 * self.ch, name="temb_dense1", dtype=dtype)(temb))
 
         # Down
-        h = conv3x3(self.ch, name="conv_in", dtype=dtype)(x)
+        h = Conv3x3(self.ch, dtype=dtype, name="conv_in")(x)
         skips = [h]
         for i, features, attends in levels:
             for j in range(self.num_res_blocks):
@@ -132,7 +131,7 @@ class UNet(nn.Module):
                     h = attention(h, f"down_{i}_attn_{j}")
                 skips.append(h)
             if i != len(levels) - 1:
-                h = downsample(features, name=f"down_{i}_downsample", dtype=dtype)(h)
+                h = Conv3x3(features, stride=2, dtype=dtype, name=f"down_{i}_downsample")(h)
                 skips.append(h)
 
         # Middle
@@ -152,7 +151,7 @@ class UNet(nn.Module):
         assert not skips
 
         h = nn.swish(GroupNorm(name="norm_out")(h))
-        return conv3x3(self.out_channels, name="conv_out", dtype=jnp.float32, kernel_init=zero_init)(h)
+        return Conv3x3(self.out_channels, kernel_init=zero_init, dtype=jnp.float32, name="conv_out")(h)
 
 
 def check_unet(unet: UNet, height: int, width: int) -> None:

@@ -9,11 +9,11 @@ import scipy.signal
 
 from ddpm_jax.models.attention import AttentionBlock
 from ddpm_jax.models.layers import (
+    Conv3x3,
     Dropout,
     GroupNorm,
     Upsample,
     conv_of_repeated,
-    downsample,
     timestep_embedding,
 )
 
@@ -104,7 +104,7 @@ def test_upsample_in_bfloat16_sums_its_weights_in_float32():
 def test_downsample_pads_an_even_image_at_its_end_only():
     """Output (i, j) is the window starting at (2i, 2j): TensorFlow's SAME, not PyTorch's padding=1."""
     x = normal(1, 4, 6, 2).astype(np.float32)
-    layer = downsample(3, name=None, dtype=jnp.float32)
+    layer = Conv3x3(3, stride=2)
     params = layer.init(jax.random.key(0), x)
     kernel = np.asarray(params["params"]["kernel"])
     padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))

@@ -1,0 +1,251 @@
+"""The CIFAR-10 U-Net against PyTorch: diffusers' `UNet2DModel`, eager, same weights, machine, threads and precision.
+
+    pip install -e '.[parity]' && python benchmarks/unet_vs_pytorch.py [--batch_size 8] [--small] [--dtype bfloat16]
+
+Checks first that both networks return the same output, then times a forward pass (no dropout) and a training step: mean
+squared error, gradients, Adam; dropout 0.1 in both. Runs of the two are interleaved, since other work on the machine
+disturbs both alike, and medians are reported with the fastest run beside them. Both use the GPU if both can, else the
+CPU with the same number of threads. A ratio above 1 means that ours is faster.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ddpm_jax.interop.diffusers import unet_params_from_diffusers
+from ddpm_jax.models.unet import UNet
+
+try:
+    import diffusers
+    import torch
+except ImportError as error:
+    sys.exit(f"{error.name} is not installed: this benchmark compares with it; pip install -e '.[parity]'.")
+
+CIFAR10 = UNet()
+SMALL = UNet(resolution=16, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,))
+LEARNING_RATE = 2e-4
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the root mean square difference, relative to the output's
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What was measured of one task, in seconds."""
+
+    task: str
+    ours: list[float]
+    pytorch: list[float]
+    compile: float
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.pytorch) / statistics.median(self.ours)
+
+    @property
+    def ratio_of_fastest(self) -> float:
+        return min(self.pytorch) / min(self.ours)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One batch as NumPy arrays: images and the noise in them [B, H, W, 3], times [B]."""
+
+    x: np.ndarray
+    t: np.ndarray
+    eps: np.ndarray
+
+    @classmethod
+    def random(cls, batch_size: int, resolution: int) -> "Batch":
+        rng = np.random.default_rng(0)
+        x, eps = rng.normal(size=(2, batch_size, resolution, resolution, 3)).astype(np.float32)
+        return cls(x, rng.integers(0, 1000, batch_size).astype(np.int32), eps)
+
+
+def diffusers_network(unet: UNet, device: str) -> torch.nn.Module:
+    """Returns their network with our fields, initialised by PyTorch from a fixed seed."""
+    torch.manual_seed(0)
+    attends = [unet.resolution // 2**i in unet.attn_resolutions for i in range(len(unet.ch_mult))]
+    return diffusers.UNet2DModel(
+        sample_size=unet.resolution,
+        layers_per_block=unet.num_res_blocks,
+        block_out_channels=tuple(unet.ch * mult for mult in unet.ch_mult),
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        attention_head_dim=None,
+        dropout=unet.dropout,
+        downsample_padding=0,
+        norm_eps=1e-6,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+    ).to(device)
+
+
+def pytorch_tasks(
+    network: torch.nn.Module, batch: Batch, dtype: str, device: str
+) -> tuple[Callable[[], torch.Tensor], Callable[[], None]]:
+    """Returns their forward pass and their training step; each call finishes its work on the device."""
+    x, eps = (torch.tensor(a.transpose(0, 3, 1, 2), device=device).contiguous() for a in (batch.x, batch.eps))
+    t = torch.tensor(batch.t, device=device)
+    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
+    # The same float32 as XLA's on a GPU, where both round the factors of a product to TensorFloat-32.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=dtype == "bfloat16")
+
+    def finish() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def forward() -> torch.Tensor:
+        network.eval()
+        with torch.no_grad(), autocast():
+            y = network(x, t).sample
+        finish()
+        return y
+
+    def train() -> None:
+        network.train()
+        optimizer.zero_grad()
+        with autocast():
+            loss = torch.nn.functional.mse_loss(network(x, t).sample.float(), eps)
+        loss.backward()
+        optimizer.step()
+        finish()
+
+    return forward, train
+
+
+def our_tasks(unet: UNet, params: dict, batch: Batch) -> tuple[Callable[[], jax.Array], Callable[[], None]]:
+    """Returns our forward pass and our training step; each call finishes its work on the device."""
+    x, t, eps = map(jnp.asarray, (batch.x, batch.t, batch.eps))
+    optimizer = optax.adam(LEARNING_RATE)
+    dropout_keys = jax.random.split(jax.random.key(0), len(x))
+    apply = jax.jit(unet.apply)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, x, t, eps, dropout_keys):
+        def loss_fn(params):
+            eps_hat = unet.apply({"params": params}, x, t, dropout_keys=dropout_keys)
+            return jnp.mean(jnp.square(eps_hat - eps))
+
+        params, opt_state = state
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    params = jax.tree.map(jnp.array, params)
+    state = jax.tree.map(jnp.array, params), optimizer.init(params)  # a copy: the state is donated
+
+    def forward() -> jax.Array:
+        return jax.block_until_ready(apply({"params": params}, x, t))
+
+    def train() -> None:
+        nonlocal state
+        state, _ = jax.block_until_ready(step(state, x, t, eps, dropout_keys))
+
+    return forward, train
+
+
+def check_same_output(ours: np.ndarray, theirs: np.ndarray, dtype: str) -> float:
+    """Returns the relative root mean square difference of two outputs; leaves the program if it is too large."""
+    difference = float(np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2)))
+    if not difference < TOLERANCE[dtype]:
+        sys.exit(
+            f"The networks differ by {difference:.1e} on the same weights, above {TOLERANCE[dtype]:.0e}: not timed."
+        )
+    return difference
+
+
+def seconds(task: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    task()
+    return time.perf_counter() - start
+
+
+def compare(task: str, ours: Callable[[], object], pytorch: Callable[[], object], repeats: int) -> Row:
+    """Times two tasks in turns; the first call of each, where ours compiles, is not among the runs."""
+    first = seconds(ours)
+    pytorch()
+    turns = [(seconds(ours), seconds(pytorch)) for _ in range(repeats)]
+    our_runs, their_runs = map(list, zip(*turns, strict=True))
+    return Row(task, our_runs, their_runs, first - statistics.median(our_runs))
+
+
+def choose_device() -> str:
+    """Returns "cuda" where both libraries have a GPU, "cpu" where PyTorch has none; leaves the program otherwise."""
+    if not torch.cuda.is_available():
+        jax.config.update("jax_platforms", "cpu")
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        return "cpu"
+    if jax.default_backend() != "gpu":
+        sys.exit("PyTorch has a GPU and JAX has none: install jax[cuda13], or hide it with CUDA_VISIBLE_DEVICES=''.")
+    return "cuda"
+
+
+def table(rows: list[Row]) -> str:
+    """Formats the rows for reading."""
+    lines = [f"{'':16}{'ours':>20}{'PyTorch':>20}{'ratio':>16}{'our compilation':>18}"]
+    for row in rows:
+        ours, theirs = (f"{statistics.median(s):.3f} s ({min(s):.3f})" for s in (row.ours, row.pytorch))
+        ratio = f"{row.ratio:.2f} ({row.ratio_of_fastest:.2f})"
+        lines.append(f"{row.task:16}{ours:>20}{theirs:>20}{ratio:>16}{row.compile:>16.1f} s")
+    return "\n".join([*lines, "Medians; of the fastest run in brackets."])
+
+
+def main(argv: list[str] | None = None) -> list[Row]:
+    """Runs the comparison and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--small", action="store_true", help="a network of 0.5 M parameters at 16x16 instead")
+    parser.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32", help="of the computation")
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each task")
+    parser.add_argument("--json", metavar="PATH", help="also write every run's seconds here")
+    flags = parser.parse_args(argv)
+
+    device = choose_device()
+    unet = (SMALL if flags.small else CIFAR10).clone(dtype=flags.dtype)
+    network = diffusers_network(unet, device)
+    state_dict = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
+    params = unet_params_from_diffusers(state_dict, unet)
+    batch = Batch.random(flags.batch_size, unet.resolution)
+    our_forward, our_train = our_tasks(unet, params, batch)
+    their_forward, their_train = pytorch_tasks(network, batch, flags.dtype, device)
+
+    compiling = seconds(our_forward)
+    theirs = their_forward().float().cpu().numpy().transpose(0, 2, 3, 1)
+    difference = check_same_output(np.asarray(our_forward()), theirs, flags.dtype)
+    forward = compare("forward", our_forward, their_forward, flags.repeats)
+    rows = [dataclasses.replace(forward, compile=compiling - statistics.median(forward.ours))]
+    rows.append(compare("training step", our_train, their_train, flags.repeats))
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    setting = {
+        "parameters": count,
+        "batch_size": flags.batch_size,
+        "dtype": flags.dtype,
+        "device": jax.devices()[0].device_kind if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "relative_difference": difference,
+    }
+    print(", ".join(f"{name} {value}" for name, value in setting.items()))
+    print(table(rows))
+    if flags.json:
+        results = [dataclasses.asdict(row) | {"ratio": row.ratio} for row in rows]
+        with open(flags.json, "w") as file:
+            json.dump({"setting": setting, "results": results}, file, indent=2)
+    return rows
+
+
+if __name__ == "__main__":
+    main()
