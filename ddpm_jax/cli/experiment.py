@@ -142,6 +142,13 @@ def init_state(experiment: Experiment, training: Training) -> TrainState:
     return create(params, training.optimizer, training.objective)
 
 
+def state_shapes(experiment: Experiment, training: Training) -> TrainState:
+    """The state's tree with shapes and dtypes for leaves, nothing computed: what a checkpoint is restored into."""
+    return jax.eval_shape(
+        lambda key: create(experiment.init_params(key), training.optimizer, training.objective), base_key(0)
+    )
+
+
 def check_batch(config: ConfigDict) -> None:
     """Refuses a batch that the devices cannot share.
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser, choose_platform
 from ddpm_jax.cli.data import load_split
-from ddpm_jax.cli.experiment import Experiment, Training, build, build_training, check_batch, init_state
+from ddpm_jax.cli.experiment import Experiment, Training, build, build_training, check_batch, init_state, state_shapes
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.generation import make_generate
@@ -89,7 +89,6 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
 def _train(experiment: Experiment, training: Training, workdir: pathlib.Path) -> int:
     config = experiment.config
     source = load_split(config.data, config.data.train_split)
-    state, start = init_state(experiment, training), 0
     checkpointer = Checkpointer(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every)
     batches = pipeline.train_iterator(
         source,
@@ -98,10 +97,12 @@ def _train(experiment: Experiment, training: Training, workdir: pathlib.Path) ->
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    if checkpointer.latest_step() is not None:
-        state, position = checkpointer.restore(state)
+    if checkpointer.latest_step() is None:
+        state = init_state(experiment, training)
+    else:
+        state, position = checkpointer.restore(state_shapes(experiment, training))
         batches.set_state(position)
-        start = int(state.step)
+    start = int(state.step)
     write_atomically(workdir / CONFIG_FILE, json.dumps(configs.to_dict(config), indent=2).encode())
     _announce(experiment, workdir, source, state.params, start)
 
