@@ -77,7 +77,10 @@ def run_python():
     """run_python(*arguments, devices=1, **kwargs): `python -W error` on that many virtual CPU devices."""
 
     def run(*arguments, devices=1, **kwargs):
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "PYTHONPATH": str(ROOT),  # this tree, whether or not it is the one installed
+        }
         command = [sys.executable, "-W", "error", *map(str, arguments)]
         result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **kwargs)
         assert result.returncode == 0, result.stderr
