@@ -1,6 +1,7 @@
 """What every command shares: parsing, the choice of platform, one sentence instead of a traceback."""
 
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from absl import flags
 
 from ddpm_jax.errors import FailureError, UsageError, suggest
 
-USAGE, FAILURE = 2, 1  # exit codes
+USAGE, FAILURE, INTERRUPTED = 2, 1, 128 + signal.SIGINT  # exit codes; the last is the shell's convention
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would repeat the draws of a smaller
 _HELP_COLUMN, _HELP_WIDTH = 26, 110
 
@@ -110,9 +111,15 @@ def choose_platform(platform: str | None) -> None:
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Calls main(arguments) and returns the exit code: 2 for a user's mistake, 1 for a failure, one sentence each."""
+    """Calls main(arguments) and returns the exit code: 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C.
+
+    Each comes with one sentence on standard error.
+    """
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except (UsageError, FailureError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE if isinstance(error, UsageError) else FAILURE
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED

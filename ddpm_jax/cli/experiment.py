@@ -15,7 +15,7 @@ from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.unet import UNet, check_unet
 from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
-from ddpm_jax.training.randomness import base_key, stream
+from ddpm_jax.training.randomness import base_key, init_key
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
@@ -138,7 +138,7 @@ def init_state(experiment: Experiment, training: Training) -> TrainState:
     # It runs once: optimising the program, on a CPU, would take three times as long as all the rest.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(experiment.init_params, compiler_options=options)
-    params = init(stream(base_key(experiment.config.seed), "init"))
+    params = init(init_key(base_key(experiment.config.seed)))
     return create(params, training.optimizer, training.objective)
 
 

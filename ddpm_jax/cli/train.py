@@ -19,11 +19,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.command import Parser, choose_platform
+from ddpm_jax.cli.command import INTERRUPTED, Parser, choose_platform
 from ddpm_jax.cli.data import load_split
 from ddpm_jax.cli.experiment import Experiment, Training, build, build_training, check_batch, init_state, state_shapes
 from ddpm_jax.data import pipeline, sources
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.generation import make_generate
 from ddpm_jax.plotting.curves import columns, loss_curve
 from ddpm_jax.plotting.files import write_atomically
@@ -38,7 +38,6 @@ from ddpm_jax.training.randomness import base_key
 
 DEFAULT_CONFIG = "configs/digits.py"
 CONFIG_FILE = "config.json"
-INTERRUPTED = 128 + signal.SIGINT  # the shell's convention; SIGTERM, asked for by a scheduler, ends with 0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,7 +76,11 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
-    differing = configs.differences(configs.to_dict(config), json.loads(path.read_text()))
+    try:
+        theirs = json.loads(path.read_text())
+    except ValueError as error:
+        raise FailureError(f"{path} is damaged ({error}): move it away to write it again.") from error
+    differing = configs.differences(configs.to_dict(config), theirs)
     if differing:
         raise UsageError(
             f"{workdir} holds a run with another config: {'; '.join(differing[:5])}"
@@ -177,7 +180,7 @@ def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.P
     loss_curve(workdir / "loss.png", steps, losses[:, 0], quartiles, title=str(workdir))
     if interrupted_by is not None:
         print(f"saved step {step} in {workdir}. To resume, give the same command again.", file=sys.stderr)
-        return INTERRUPTED if interrupted_by == signal.SIGINT else 0
+        return INTERRUPTED if interrupted_by == signal.SIGINT else 0  # SIGTERM is a scheduler's wish, and granted
     print(f"done: {step} steps\n  samples  {_grid_path(workdir, step)}\n  loss     {workdir / 'loss.png'}")
     print(f"next: python sample.py --ckpt {workdir}")
     return 0

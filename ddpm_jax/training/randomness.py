@@ -4,6 +4,7 @@
     a step's key = fold_in(base key, step)
     a stream's key = fold_in(step's key, its constant below)
     an example's key = fold_in(stream's key, its global index in the batch)
+    the key of the initial weights = fold_in(base key, INIT)
 
 So the draws do not depend on the number of devices or hosts, and a resumed run needs no stored key. A constant never
 changes: that would change every run.
@@ -16,7 +17,8 @@ import jax
 
 from ddpm_jax.diffusion.timesteps import fold_in_each
 
-STREAMS = {"init": 0, "t": 1, "eps": 2, "flip": 3, "dropout": 4}
+STREAMS = {"t": 1, "eps": 2, "flip": 3, "dropout": 4}
+INIT = 0x696E6974  # "init": no step that a run reaches, and none of the constants that sampling folds in
 
 
 def base_key(seed: int) -> chex.PRNGKey:
@@ -24,8 +26,13 @@ def base_key(seed: int) -> chex.PRNGKey:
     return jax.random.key(seed)
 
 
-def stream(key: chex.PRNGKey, name: Literal["init", "t", "eps", "flip", "dropout"]) -> chex.PRNGKey:
-    """The key of a named stream within a step's key (or within the base key, for `init`)."""
+def init_key(key: chex.PRNGKey) -> chex.PRNGKey:
+    """The key that the initial weights are drawn with, from the base key."""
+    return jax.random.fold_in(key, INIT)
+
+
+def stream(key: chex.PRNGKey, name: Literal["t", "eps", "flip", "dropout"]) -> chex.PRNGKey:
+    """The key of a named stream within a step's key."""
     return jax.random.fold_in(key, STREAMS[name])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli import train
+from ddpm_jax.cli import command, train
 from ddpm_jax.evaluation import generation
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -161,3 +161,16 @@ def test_a_defect_of_the_package_keeps_its_traceback():
 
     with pytest.raises(ValueError, match="a defect"):
         command.run(broken, [])
+
+
+def test_ctrl_c_before_training_is_one_line(capsys):
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert command.run(main, []) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_a_damaged_config_in_the_workdir_is_named(refused, config_file, tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": ')
+    refused("train", "--config", config_file(), "--workdir", tmp_path, code=1, says=["config.json is damaged"])
