@@ -61,8 +61,7 @@ def _gradients(objective: Objective, state: TrainState, batch: Any, key: chex.PR
 
     parts = jax.tree.map(lambda x: x.reshape((accumulate_steps, -1, *x.shape[1:])), (batch, index))
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-    # XLA's CPU backend computes a convolution's weight gradient very slowly inside a loop: unroll it there.
-    total, aux = jax.lax.scan(part, zeros, parts, unroll=jax.default_backend() == "cpu")
+    total, aux = jax.lax.scan(part, zeros, parts)
     loss, grads = jax.tree.map(lambda x: x / accumulate_steps, total)
     return loss, jax.tree.map(lambda x: x.reshape((per_device, *x.shape[2:])), aux), grads
 
