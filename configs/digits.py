@@ -23,7 +23,7 @@ def get_config():
     config.model.attn_resolutions = (4,)
     config.model.dropout = 0.0
 
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.decay = "cosine"
     config.ema.decay = 0.995
