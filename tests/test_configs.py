@@ -5,23 +5,41 @@ import pathlib
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.experiment import build, build_training
+from ddpm_jax.cli.experiment import build, build_training, init_state
+from ddpm_jax.diffusion.schedules import spaced_timesteps
 from ddpm_jax.errors import UsageError
+from ddpm_jax.training.parallel import map_step, replicate, shard
+from ddpm_jax.training.randomness import base_key
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
 DATASETS = ("ddpm_cifar10", "ddpm_lsun_church", "ddpm_lsun_bedroom", "ddpm_lsun_cat", "ddpm_celebahq256")
+
+ABLATION = {  # table 2 of Ho et al. 2020: parameterisation, loss, variance
+    "ddpm_cifar10_mu_vlb_learned": ("mu", "vlb", "learned"),
+    "ddpm_cifar10_mu_vlb": ("mu", "vlb", "fixed_large"),
+    "ddpm_cifar10_mu_simple": ("mu", "simple", "fixed_large"),
+    "ddpm_cifar10_eps_vlb_learned": ("eps", "vlb", "learned"),
+    "ddpm_cifar10_eps_vlb": ("eps", "vlb", "fixed_large"),
+    "ddpm_cifar10": ("eps", "simple", "fixed_large"),
+}
+IMPROVED = {  # table 2 of Nichol & Dhariwal 2021, cosine, T = 4000: loss, variance, draws of t
+    "iddpm_cifar10_simple": ("simple", "fixed_large", "uniform"),
+    "iddpm_cifar10_hybrid": ("hybrid", "learned_range", "uniform"),
+    "iddpm_cifar10_vlb": ("vlb", "learned_range", "importance"),
+}
 
 
 def load(name):
     return configs.load_config(CONFIGS / f"{name}.py")
 
 
-def test_the_papers_datasets_and_the_digits_have_configs():
-    assert {"digits", *DATASETS} <= {path.stem for path in FILES}
+def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
+    assert {"digits", *DATASETS, *ABLATION, *IMPROVED} == {path.stem for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -43,8 +61,15 @@ def test_config_is_a_record_of_its_experiment(path):
     assert path.stem == "digits" or f"--config configs/{path.name}" in record  # the command is this file's own
 
 
-@pytest.mark.parametrize(("name", "count"), [("ddpm_cifar10", 35_746_307), ("ddpm_lsun_church", 113_673_219)])
-def test_parameter_counts_are_those_of_the_original_graph(name, count):
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("ddpm_cifar10", 35_746_307),
+        ("ddpm_lsun_church", 113_673_219),
+        ("iddpm_cifar10_hybrid", 52_546_438),  # of diffusers' network with these settings
+    ],
+)
+def test_parameter_counts_are_those_of_the_original_networks(name, count):
     shapes = build(load(name)).params_shapes()
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes)) == count
 
@@ -73,6 +98,86 @@ def test_256x256_configs_train_as_the_original_code_did(name):
     assert (config.optimizer.learning_rate, config.train.batch_size, config.model.dropout) == (2e-5, 64, 0.0)
     assert config.optimizer.warmup_steps == 5000
     assert config.data.flip == (name != "ddpm_lsun_bedroom")  # the paper: no flips for Bedroom
+
+
+@pytest.mark.parametrize("name", ABLATION)
+def test_the_ablation_of_ddpm_changes_what_its_table_names_and_nothing_else(name):
+    config = load(name)
+    diffusion = config.diffusion
+    assert (diffusion.parameterization, diffusion.loss, diffusion.variance) == ABLATION[name]
+    varied = {"diffusion.parameterization", "diffusion.loss", "diffusion.variance"}
+    if diffusion.loss == "vlb":
+        varied |= {"optimizer.clip_norm", "optimizer.eps"}
+    base = dict(configs.flatten(load("ddpm_cifar10")))
+    assert {field for field, value in configs.flatten(config) if value != base[field]} <= varied
+
+
+@pytest.mark.parametrize("first", [[3.0, -4.0, 0.5], [1e-8, -3e-9, 2e-8]], ids=["clipped", "eps decides"])
+def test_a_bound_t_times_as_large_is_trained_by_the_same_updates(first):
+    """The original's L is the mean over t of L_t; ours is the sum, so clipping and Adam's eps are T times as large."""
+    ours, original = load("ddpm_cifar10_eps_vlb").optimizer, load("ddpm_cifar10").optimizer
+
+    def updates(o, scale):
+        optimizer = optax.chain(optax.clip_by_global_norm(o.clip_norm), optax.adam(1.0, eps=o.eps))
+        state, result = optimizer.init(np.zeros(3, np.float32)), []
+        for shrink in (1.0, 0.05):
+            update, state = optimizer.update(np.float32(scale * shrink) * np.float32(first), state)
+            result.append(update)
+        return np.stack(result)
+
+    np.testing.assert_allclose(updates(ours, 1000), updates(original, 1), rtol=1e-5)  # float32
+    assert np.abs(updates(original, 1000) / updates(original, 1) - 1).max() > 0.1
+
+
+@pytest.mark.parametrize("name", IMPROVED)
+def test_improved_ddpm_trains_as_its_authors_did(name):
+    """Their published flags for CIFAR-10 and their code's defaults."""
+    config = load(name)
+    d, m, o = config.diffusion, config.model, config.optimizer
+    assert (d.loss, d.variance, d.timestep_sampling) == IMPROVED[name]
+    assert (d.schedule, d.num_timesteps, d.parameterization) == ("cosine", 4000, "eps")
+    assert (m.ch, m.ch_mult, m.num_res_blocks, m.attn_resolutions) == (128, (1, 2, 2, 2), 3, (16, 8))
+    assert (m.num_heads, m.dropout, m.scale_shift_norm) == (4, 0.3, True)
+    assert (m.time_embedding, m.norm_eps, m.downsample_padding) == ("cos_sin", 1e-5, "both")
+    assert (o.name, o.learning_rate, o.weight_decay, o.eps) == ("adamw", 1e-4, 0.0, 1e-8)
+    assert (o.warmup_steps, o.decay, o.clip_norm) == (0, "constant", 0.0)
+    assert (config.ema.decay, config.ema.warmup) == (0.9999, False)
+    assert (config.train.batch_size, config.train.num_steps, config.data.flip) == (128, 500_000, False)
+
+
+def test_rescaled_timesteps_are_in_0_to_1000_whatever_t_and_however_few_steps_are_walked():
+    experiment = build(load("iddpm_cifar10_hybrid"))
+    np.testing.assert_array_equal(experiment.schedule.timesteps, np.arange(4000) / 4)
+    np.testing.assert_array_equal(experiment.respaced(50).timesteps, spaced_timesteps(4000, 50) / 4)
+    np.testing.assert_array_equal(build(load("ddpm_cifar10")).schedule.timesteps, np.arange(1000))
+
+
+@pytest.mark.parametrize("name", [name for name in ABLATION | IMPROVED if name != "ddpm_cifar10"])
+def test_a_shrunken_version_trains_through_the_real_step(name):
+    """A dozen steps: a finite loss each, finite parameters and averages, and both ends of the network have moved."""
+    shrunken = [
+        "data.image_size=8",
+        "diffusion.num_timesteps=8",  # few, so that importance sampling has its history soon
+        "train.sample_steps=8",
+        "model.ch=32",
+        "model.ch_mult=1,",
+        "model.num_res_blocks=1",
+        "model.attn_resolutions=()",
+        "optimizer.warmup_steps=0",
+        "train.batch_size=16",
+    ]
+    experiment = build(configs.override(load(name), [f"--config.{field}" for field in shrunken]))
+    training = build_training(experiment)
+    initial = init_state(experiment, training)
+    state, step = replicate(jax.tree.map(np.asarray, initial)), map_step(training.train_step)
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
+    for _ in range(12):
+        state, metrics = step(state, shard({"image": images}), base_key(0))
+        assert np.isfinite(metrics["loss"])
+    for params in (state.params, state.ema_params):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+        for layer in ("conv_in", "conv_out"):
+            assert np.any(params[layer]["kernel"] != initial.params[layer]["kernel"])
 
 
 @pytest.mark.parametrize(
@@ -127,3 +232,11 @@ def test_what_changes_neither_model_nor_draws_may_differ_on_resuming():
     assert configs.differences(configs.to_dict(ours), configs.to_dict(theirs)) == ["model.ch (128 there, 64 here)"]
     fields = {name for name, _ in configs.flatten(configs.default_config())}
     assert set(configs.RESUMABLE) <= fields
+
+
+def test_a_run_older_than_a_field_has_its_default():
+    ours, theirs = configs.to_dict(configs.default_config()), configs.to_dict(configs.default_config())
+    del theirs["model"]["time_embedding"]
+    assert configs.differences(ours, theirs) == []
+    ours["model"]["time_embedding"] = "cos_sin"
+    assert configs.differences(ours, theirs) == ["model.time_embedding ('sin_cos' there, 'cos_sin' here)"]

@@ -38,6 +38,7 @@ def default_config() -> ConfigDict:
             },
             "diffusion": {
                 "num_timesteps": 1000,  # T
+                "rescale_timesteps": False,  # tell the network times in 0..1000 whatever T is
                 "schedule": "linear",  # linear, quad, const, jsd, warmup10, warmup50, cosine, scaled_linear, sigmoid
                 "beta_start": config_dict.placeholder(float),  # None is the schedule's published value
                 "beta_end": config_dict.placeholder(float),
@@ -55,6 +56,9 @@ def default_config() -> ConfigDict:
                 "num_heads": 1,
                 "dropout": 0.1,
                 "scale_shift_norm": False,  # the time scales and shifts the second norm of a block
+                "time_embedding": "sin_cos",  # sin_cos (DDPM), cos_sin (Improved DDPM)
+                "norm_eps": 1e-6,  # added to the variance in group normalisation
+                "downsample_padding": "end",  # where a stride of 2 pads: end (DDPM), both (Improved DDPM)
                 "dtype": "float32",  # of the computation: float32, bfloat16; parameters are float32
                 "remat": False,  # recompute activations in the backward pass: less memory, more time
             },
@@ -246,7 +250,8 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Returns "model.ch (64 there, 32 here)" for each field that keeps a run with `ours` from continuing `theirs`."""
-    here, there = dict(flatten(ours)), dict(flatten(theirs))
+    # A run from before a field existed was made with what is its default now.
+    here, there = dict(flatten(ours)), dict(flatten(to_dict(default_config()))) | dict(flatten(theirs))
     names = [name for name in here | there if name not in RESUMABLE and here.get(name) != there.get(name)]
     return [f"{name} ({there.get(name)!r} there, {here.get(name)!r} here)" for name in names]
 
@@ -292,7 +297,7 @@ def check_ranges(config: ConfigDict) -> None:
         (_AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
         (_AT_LEAST_ZERO, lambda v: v >= 0, "at least 0"),
         (_BELOW_ONE, lambda v: 0 <= v < 1, "in [0, 1)"),
-        (("optimizer.learning_rate", "optimizer.eps"), lambda v: v > 0, "above 0"),
+        (("model.norm_eps", "optimizer.learning_rate", "optimizer.eps"), lambda v: v > 0, "above 0"),
         (("data.channels",), lambda v: v in (1, 3), "1 or 3"),
         (("seed",), lambda v: 0 <= v <= MAX_SEED, f"in 0..{MAX_SEED}"),
         (("diffusion.num_timesteps",), lambda v: v >= 2, "at least 2"),

@@ -20,6 +20,7 @@ from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+RESCALED_TIME = 1000.0  # what t = T would be called under rescale_timesteps (Improved DDPM's code)
 
 
 class Experiment(NamedTuple):
@@ -84,7 +85,8 @@ def build(config: ConfigDict) -> Experiment:
 def _schedule(config: ConfigDict, timesteps: Any) -> Schedule:
     c = config.diffusion
     betas = make_betas(c.schedule, c.num_timesteps, beta_start=c.beta_start, beta_end=c.beta_end)
-    return make_schedule(betas, timesteps=timesteps)
+    time_scale = RESCALED_TIME / c.num_timesteps if c.rescale_timesteps else 1.0
+    return make_schedule(betas, timesteps=timesteps, time_scale=time_scale)
 
 
 class Training(NamedTuple):

@@ -129,7 +129,7 @@ class Schedule(NamedTuple):
     Notation of Ho et al. 2020: alpha_t = 1 - beta_t, alphas_bar_t the product of alphas up to t, alphas_bar_{-1} = 1.
     """
 
-    timesteps: chex.Array  # the time the network is told at row t; differs from t in a respaced chain
+    timesteps: chex.Array  # the time the network is told at row t; differs from t in a respaced or rescaled chain
     betas: chex.Array
     alphas_bar: chex.Array
     alphas_bar_prev: chex.Array  # alphas_bar[t-1]
@@ -152,7 +152,9 @@ class Schedule(NamedTuple):
         return self.betas.shape[0]
 
 
-def make_schedule(betas: np.ndarray, *, timesteps: np.ndarray | None = None, dtype=np.float32) -> Schedule:
+def make_schedule(
+    betas: np.ndarray, *, timesteps: np.ndarray | None = None, time_scale: float = 1.0, dtype=np.float32
+) -> Schedule:
     """Builds every table from the betas, in float64, and rounds to `dtype`.
 
     Args:
@@ -160,10 +162,11 @@ def make_schedule(betas: np.ndarray, *, timesteps: np.ndarray | None = None, dty
       timesteps: strictly increasing indices of the steps to keep, int [N]; None keeps all. The kept steps form a chain
         of their own with the same q(x_t|x_0): beta' = 1 - alphas_bar_t / alphas_bar_s, with s the kept step before t
         (Nichol & Dhariwal 2021, section 4).
+      time_scale: the network is told t times this; Improved DDPM's code has 1000 / T.
       dtype: of the tables; float64 serves tests.
 
     Returns:
-      The `Schedule`, N rows. Row i tells the network the time timesteps[i].
+      The `Schedule`, N rows. Row i tells the network the time timesteps[i] * time_scale.
 
     Raises:
       UsageError: too few betas, betas outside their range, or timesteps that are not increasing indices into them.
@@ -186,7 +189,7 @@ def make_schedule(betas: np.ndarray, *, timesteps: np.ndarray | None = None, dty
         betas = 1 - alphas_bar / np.concatenate([[1.0], alphas_bar[:-1]])
     with np.errstate(over="ignore"):  # an alphas_bar below 1e-38 is 0 in float32, and its reciprocal inf
         tables = {name: table.astype(dtype) for name, table in _tables(betas, alphas_bar).items()}
-    return Schedule(timesteps=timesteps.astype(np.float32), **tables)
+    return Schedule(timesteps=(timesteps * time_scale).astype(np.float32), **tables)
 
 
 def _check_timesteps(timesteps: np.ndarray, num_timesteps: int) -> None:

@@ -1,8 +1,13 @@
 """The U-Net's weights as Hugging Face diffusers' `UNet2DModel` names and lays them out (the google/ddpm-* checkpoints).
 
 Those networks have `attention_head_dim: null`, `downsample_padding: 0`, `norm_eps: 1e-6`, `flip_sin_to_cos: false` and
-`freq_shift: 1`; with any other setting the weights mean a different network. NumPy arrays in and out, as
-`safetensors.numpy.load_file` and `save_file` have them.
+`freq_shift: 1`, which are our U-Net's defaults; with any other setting the weights mean a different network. Ours has
+  `norm_eps`;
+  `downsample_padding` "end" for 0, "both" for 1;
+  `time_embedding` "sin_cos" for `flip_sin_to_cos: false` and `freq_shift: 1`, "cos_sin" for `true` and `0`;
+  `scale_shift_norm` for `resnet_time_scale_shift: scale_shift`, if `attn_norm_num_groups` is 32;
+  `num_heads`, where `attention_head_dim` is the channels of each.
+NumPy arrays in and out, as `safetensors.numpy.load_file` and `save_file` have them.
 """
 
 import re

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ddpm_jax.models.layers import GroupNorm, dense, zero_init
+from ddpm_jax.models.layers import EPSILON, GroupNorm, dense, zero_init
 
 
 class AttentionBlock(nn.Module):
@@ -16,6 +16,7 @@ class AttentionBlock(nn.Module):
     """
 
     num_heads: int = 1
+    norm_eps: float = EPSILON
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -23,7 +24,7 @@ class AttentionBlock(nn.Module):
         """Returns the input with what it attended to added, same shape; the softmax is float32 whatever `dtype` is."""
         B, H, W, C = x_BxHxWxC.shape
         L, N, D = H * W, self.num_heads, C // self.num_heads
-        h_BxLxC = GroupNorm(dtype=self.dtype, name="norm")(x_BxHxWxC).reshape(B, L, C)
+        h_BxLxC = GroupNorm(self.norm_eps, self.dtype, name="norm")(x_BxHxWxC).reshape(B, L, C)
         q_BxLxNxD = dense(C, name="q", dtype=self.dtype)(h_BxLxC).reshape(B, L, N, D)
         k_BxLxNxD = dense(C, name="k", dtype=self.dtype)(h_BxLxC).reshape(B, L, N, D)
         v_BxLxNxD = dense(C, name="v", dtype=self.dtype)(h_BxLxC).reshape(B, L, N, D)

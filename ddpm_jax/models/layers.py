@@ -16,6 +16,14 @@ from ddpm_jax.models.convolution import conv2d
 NUM_GROUPS = 32  # of every group normalisation (DDPM, appendix B)
 EPSILON = 1e-6  # added to the variance there; the TensorFlow default the original was trained with
 
+TIME_EMBEDDINGS = {
+    "sin_cos": "sines first, the last frequency exactly 1/10000 (DDPM)",
+    "cos_sin": "cosines first, the last frequency just above 1/10000 (Improved DDPM)",
+}
+# Zeros before and after each axis of an image that a 3x3 convolution of stride 2 halves. TensorFlow's SAME pads an even
+# side at its end only, PyTorch's padding=1 at both: different networks.
+DOWNSAMPLE_PADDINGS = {"end": (0, 1), "both": (1, 1)}
+
 # Weights are drawn from U(-r, r), r = sqrt(3 * scale / mean(fan_in, fan_out)). The last layer of each residual branch
 # and of the network starts at practically nothing: a new residual block is its shortcut, a new network outputs 0.
 default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -30,6 +38,7 @@ class Conv3x3(nn.Module):
 
     features: int
     stride: int = 1
+    padding: tuple[int, int] = (1, 1)  # zeros before and after each axis; with stride 2, see DOWNSAMPLE_PADDINGS
     kernel_init: nn.initializers.Initializer = default_init
     dtype: DTypeLike = jnp.float32
 
@@ -37,10 +46,8 @@ class Conv3x3(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        # TensorFlow's SAME, which at stride 2 pads an even side at its end only. PyTorch's padding=1 pads both ends: a
-        # different network.
-        pad = (1, 1) if self.stride == 1 else (0, 1)
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=(pad, pad))
+        padding = (self.padding, self.padding)
+        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=padding)
         return y + bias.astype(self.dtype)[None, None, None, :]
 
 
@@ -51,36 +58,40 @@ def dense(
     return nn.Dense(features, kernel_init=kernel_init, dtype=dtype, name=name)
 
 
-def timestep_embedding(t: jax.Array, features: int) -> jax.Array:
-    """Embeds the time as sines, then cosines, of geometrically spaced frequencies.
+def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> jax.Array:
+    """Embeds the time as sines and cosines of geometrically spaced frequencies.
 
-    emb(t) = [sin(t w_0), ..., sin(t w_{n-1}), cos(t w_0), ..., cos(t w_{n-1})]
-    w_i = 10000^(-i / (n-1)),  n = features // 2
+    sin_cos: emb(t) = [sin(t w_0), ..., sin(t w_{n-1}), cos(t w_0), ..., cos(t w_{n-1})],  w_i = 10000^(-i / (n-1))
+    cos_sin: emb(t) = [cos(t w_0), ..., cos(t w_{n-1}), sin(t w_0), ..., sin(t w_{n-1})],  w_i = 10000^(-i / n)
 
-    The last frequency is 1/10000 exactly, as in the original DDPM; diffusers calls this form
-    `flip_sin_to_cos=False, freq_shift=1`. Improved DDPM puts the cosines first and divides by n.
+    with n = features // 2. The first is the original DDPM's, in diffusers `flip_sin_to_cos=False, freq_shift=1`; the
+    second Improved DDPM's, `flip_sin_to_cos=True, freq_shift=0`.
 
     Args:
       t: [B], int32 or float32: 0..T-1, or any real number where time is rescaled.
       features: length of the embedding, at least 4; when odd, the last entry is 0.
+      form: a key of `TIME_EMBEDDINGS`.
 
     Returns:
       [B, features] float32.
     """
     half = features // 2
-    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / (half - 1)).astype(np.float32)
+    spacings = half - 1 if form == "sin_cos" else half
+    frequencies = np.exp(-np.log(10000.0) * np.arange(half) / spacings).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    waves = (jnp.sin, jnp.cos) if form == "sin_cos" else (jnp.cos, jnp.sin)
+    embedding = jnp.concatenate([wave(angles) for wave in waves], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, features % 2)))
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu and He 2018), 32 groups of channels: y = (x - mean) / sqrt(var + 1e-6) * scale + bias.
+    """Group normalisation (Wu and He 2018), 32 groups of channels: y = (x - mean) / sqrt(var + eps) * scale + bias.
 
     The mean and the variance of a group are over its channels and all pixels, in float32 whatever `dtype` is; the
     variance is the mean of (x - mean)^2, since E[x^2] - E[x]^2 loses every digit where the mean is large.
     """
 
+    eps: float = EPSILON
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -91,7 +102,7 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x = x.astype(jnp.float32)
         x = x - group_mean(x)
-        inverse_std = jax.lax.rsqrt(group_mean(jnp.square(x)) + EPSILON)
+        inverse_std = jax.lax.rsqrt(group_mean(jnp.square(x)) + self.eps)
         return (x * (inverse_std * scale[None, None, None, :]) + bias[None, None, None, :]).astype(self.dtype)
 
 
@@ -99,7 +110,7 @@ def group_mean(x: jax.Array) -> jax.Array:
     """Returns the mean over the pixels and channels of each group, once per channel: [B, H, W, C] -> [B, 1, 1, C].
 
     Pixels are summed first: a reduction that keeps the channels last is 3x faster on a CPU than one over groups of
-    4 or 8 neighbouring channels, and as fast elsewhere.
+    4 or 8 neighbouring channels.
     """
     batch, _, _, channels = x.shape
     group = channels // NUM_GROUPS

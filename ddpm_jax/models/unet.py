@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.attention import AttentionBlock
 from ddpm_jax.models.layers import (
+    DOWNSAMPLE_PADDINGS,
+    EPSILON,
     NUM_GROUPS,
+    TIME_EMBEDDINGS,
     Conv3x3,
     Dropout,
     GroupNorm,
@@ -35,6 +38,7 @@ class ResBlock(nn.Module):
     features: int
     dropout: float = 0.0
     scale_shift_norm: bool = False
+    norm_eps: float = EPSILON
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -47,15 +51,15 @@ class ResBlock(nn.Module):
           dropout_keys: [B] typed keys, or None for no dropout.
         """
         dtype = self.dtype
-        h = nn.swish(GroupNorm(dtype=dtype, name="norm1")(x))
+        h = nn.swish(GroupNorm(self.norm_eps, dtype, name="norm1")(x))
         h = Conv3x3(self.features, dtype=dtype, name="conv1")(h)
         if self.scale_shift_norm:
             scale_shift = dense(2 * self.features, name="temb_proj", dtype=dtype)(temb)[:, None, None, :]
             scale, shift = jnp.split(scale_shift, 2, axis=-1)
-            h = GroupNorm(dtype=dtype, name="norm2")(h) * (1 + scale) + shift
+            h = GroupNorm(self.norm_eps, dtype, name="norm2")(h) * (1 + scale) + shift
         else:
             h = h + dense(self.features, name="temb_proj", dtype=dtype)(temb)[:, None, None, :]
-            h = GroupNorm(dtype=dtype, name="norm2")(h)
+            h = GroupNorm(self.norm_eps, dtype, name="norm2")(h)
         h = Dropout(self.dropout, name="dropout")(nn.swish(h), dropout_keys)
         h = Conv3x3(self.features, kernel_init=zero_init, dtype=dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
@@ -70,6 +74,9 @@ class UNet(nn.Module):
     num_res_blocks blocks and then a downsampling; every result is kept. Going up, a level has one block more, each fed
     its input concatenated with the latest result still kept, and then an upsampling. Attention follows every block of
     the levels in attn_resolutions, on both paths, and sits between the two blocks at the bottom.
+
+    The defaults are DDPM's network. Improved DDPM's has scale_shift_norm, time_embedding "cos_sin", norm_eps 1e-5 and
+    downsample_padding "both".
 
     The parameters do not depend on the height and width, so a trained network runs at any size its strides divide.
     `check_unet` refuses what this class cannot build.
@@ -86,6 +93,9 @@ class UNet(nn.Module):
     num_heads: int = 1
     dropout: float = 0.1  # probability of a zero before each block's last convolution
     scale_shift_norm: bool = False  # let the time scale and shift the second normalisation (Improved DDPM)
+    time_embedding: str = "sin_cos"  # a key of layers.TIME_EMBEDDINGS
+    norm_eps: float = EPSILON  # added to the variance of every group normalisation; 1e-5 in Improved DDPM
+    downsample_padding: str = "end"  # a key of layers.DOWNSAMPLE_PADDINGS; "both" in Improved DDPM
     dtype: DTypeLike = jnp.float32  # of the computation; parameters, normalisation statistics and softmax are float32
     remat: bool = False  # recompute blocks in the backward pass: less memory, one more forward pass
 
@@ -107,17 +117,17 @@ class UNet(nn.Module):
         dtype = self.dtype
 
         def block(h: jax.Array, features: int, name: str) -> jax.Array:
-            layer = res_block(features, self.dropout, self.scale_shift_norm, dtype, name=name)
+            layer = res_block(features, self.dropout, self.scale_shift_norm, self.norm_eps, dtype, name=name)
             return layer(h, temb, dropout_keys)
 
         def attention(h: jax.Array, name: str) -> jax.Array:
-            return attention_block(self.num_heads, dtype, name=name)(h)
+            return attention_block(self.num_heads, self.norm_eps, dtype, name=name)(h)
 
         levels = [
             (i, self.ch * mult, self.resolution // 2**i in self.attn_resolutions) for i, mult in enumerate(self.ch_mult)
         ]
 
-        temb = timestep_embedding(t, self.ch)
+        temb = timestep_embedding(t, self.ch, self.time_embedding)
         temb = nn.swish(dense(4 * self.ch, name="temb_dense0", dtype=dtype)(temb))
         temb = nn.swish(dense(4 * self.ch, name="temb_dense1", dtype=dtype)(temb))
 
@@ -131,7 +141,8 @@ class UNet(nn.Module):
                     h = attention(h, f"down_{i}_attn_{j}")
                 skips.append(h)
             if i != len(levels) - 1:
-                h = Conv3x3(features, stride=2, dtype=dtype, name=f"down_{i}_downsample")(h)
+                padding = DOWNSAMPLE_PADDINGS[self.downsample_padding]
+                h = Conv3x3(features, 2, padding, dtype=dtype, name=f"down_{i}_downsample")(h)
                 skips.append(h)
 
         # Middle
@@ -150,7 +161,7 @@ class UNet(nn.Module):
                 h = Upsample(dtype, name=f"up_{i}_upsample")(h)
         assert not skips
 
-        h = nn.swish(GroupNorm(name="norm_out")(h))
+        h = nn.swish(GroupNorm(self.norm_eps, name="norm_out")(h))
         return Conv3x3(self.out_channels, kernel_init=zero_init, dtype=jnp.float32, name="conv_out")(h)
 
 
@@ -166,6 +177,8 @@ def check_unet(unet: UNet, height: int, width: int) -> None:
       UsageError: a field or the size is wrong; the sentence names the value, what was expected and what to do.
     """
     _check_numbers(unet)
+    choose("time embedding", unet.time_embedding, TIME_EMBEDDINGS)
+    choose("downsample padding", unet.downsample_padding, DOWNSAMPLE_PADDINGS)
     levels = len(unet.ch_mult)
     stride = 2 ** (levels - 1)
     for name, size in {"height": height, "width": width, "resolution": unet.resolution}.items():
@@ -194,6 +207,8 @@ def _check_numbers(unet: UNet) -> None:
             raise UsageError(f"{name} is {value!r}: give a whole number of at least 1.")
     if not 0.0 <= unet.dropout < 1.0:
         raise UsageError(f"dropout is {unet.dropout}: give a probability in [0, 1), for example 0.1.")
+    if not 0.0 < unet.norm_eps < float("inf"):
+        raise UsageError(f"norm_eps is {unet.norm_eps}: give a number above 0, for example 1e-6.")
     try:
         floating = jnp.issubdtype(jnp.dtype(unet.dtype), jnp.floating)
     except TypeError:

@@ -43,7 +43,11 @@ RANGES = [
     *((field, bad, "at least 1") for field in AT_LEAST_ONE for bad in (0, -3)),
     *((field, -1, "at least 0") for field in [*AT_LEAST_ZERO, "checkpoint.keep_every"]),
     *((field, bad, "in [0, 1)") for field in BELOW_ONE for bad in (-0.5, 1)),
-    *((field, bad, "above 0") for field in ("optimizer.learning_rate", "optimizer.eps") for bad in (0, -1)),
+    *(
+        (field, bad, "above 0")
+        for field in ("model.norm_eps", "optimizer.learning_rate", "optimizer.eps")
+        for bad in (0, -1)
+    ),
     *((field, bad, "finite") for field in ("optimizer.learning_rate", "optimizer.clip_norm") for bad in ("nan", "inf")),
     ("diffusion.num_timesteps", 1, "at least 2"),
     ("diffusion.num_timesteps", -5, "at least 2"),

@@ -1,11 +1,14 @@
 """The U-Net against diffusers' `UNet2DModel` with the same random weights."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers, unet_params_to_diffusers
+from ddpm_jax.interop.renaming import unet_shapes
 from ddpm_jax.models.unet import UNet
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
@@ -14,8 +17,21 @@ diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed:
 UNET = UNet(resolution=16, ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0)
 
 
+TIME_EMBEDDINGS = {
+    "sin_cos": {"flip_sin_to_cos": False, "freq_shift": 1},
+    "cos_sin": {"flip_sin_to_cos": True, "freq_shift": 0},
+}
+IMPROVED_DDPM = {
+    "num_heads": 4,
+    "scale_shift_norm": True,
+    "time_embedding": "cos_sin",
+    "downsample_padding": "both",
+    "out_channels": 6,
+}
+
+
 def peer(unet, in_channels=3):
-    """Their network of our fields, with the settings of the google/ddpm-* checkpoints and random weights."""
+    """Their network of our fields, by default with the settings of the google/ddpm-* checkpoints; random weights."""
     attends = [unet.resolution // 2**i in unet.attn_resolutions for i in range(len(unet.ch_mult))]
     network = diffusers.UNet2DModel(
         sample_size=unet.resolution,
@@ -28,10 +44,9 @@ def peer(unet, in_channels=3):
         attention_head_dim=None if unet.num_heads == 1 else unet.ch * unet.ch_mult[-1] // unet.num_heads,
         resnet_time_scale_shift="scale_shift" if unet.scale_shift_norm else "default",
         attn_norm_num_groups=32,  # or theirs has no normalisation in the middle's attention under scale_shift
-        downsample_padding=0,
-        norm_eps=1e-6,
-        flip_sin_to_cos=False,
-        freq_shift=1,
+        downsample_padding={"end": 0, "both": 1}[unet.downsample_padding],
+        norm_eps=unet.norm_eps,
+        **TIME_EMBEDDINGS[unet.time_embedding],
     )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -55,6 +70,8 @@ def weights():
     [
         ({}, 3, 16, 16),
         ({"num_heads": 2, "scale_shift_norm": True, "out_channels": 2}, 1, 8, 24),
+        # So large an epsilon that each normalisation shows whether it has it.
+        (IMPROVED_DDPM | {"norm_eps": 0.1}, 3, 16, 16),
     ],
 )
 def test_output_is_that_of_diffusers(fields, channels, height, width):
@@ -62,13 +79,20 @@ def test_output_is_that_of_diffusers(fields, channels, height, width):
     network = peer(unet, channels)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, height, width, channels)).astype(np.float32)
-    t = np.array([0, 731], np.int32)
+    t = np.array([0, 731.25], np.float32)
     with torch.no_grad():
         theirs = network(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t)).sample.numpy().transpose(0, 2, 3, 1)
     params = unet_params_from_diffusers(state_dict(network), unet)
     ours = jax.jit(unet.apply)({"params": params}, x, t)
     # Float32 sums in another order, some 30 layers deep: relative to the largest output.
     np.testing.assert_allclose(ours, theirs, atol=3e-5 * np.abs(theirs).max())
+
+
+def test_the_network_of_improved_ddpm_has_as_many_parameters_as_that_of_diffusers():
+    fields = IMPROVED_DDPM | {"ch_mult": (1, 2, 2, 2), "num_res_blocks": 3, "attn_resolutions": (16, 8)}
+    unet = UNet(resolution=32, **fields)
+    theirs = sum(math.prod(parameter.shape) for parameter in peer(unet).parameters())
+    assert sum(map(math.prod, unet_shapes(unet, in_channels=3).values())) == theirs == 52_546_438
 
 
 def test_old_and_new_attention_names_are_the_same_weights(weights):

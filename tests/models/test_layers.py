@@ -9,6 +9,8 @@ import scipy.signal
 
 from ddpm_jax.models.attention import AttentionBlock
 from ddpm_jax.models.layers import (
+    DOWNSAMPLE_PADDINGS,
+    TIME_EMBEDDINGS,
     Conv3x3,
     Dropout,
     GroupNorm,
@@ -22,29 +24,44 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def test_timestep_embedding_is_the_published_formula():
-    t = [0, 1, 437.5, 999]
-    # Angles reach 1000, whose float32 spacing is 6e-5; the sine and cosine move by as much at most.
-    np.testing.assert_allclose(timestep_embedding(jnp.array(t), 8), [embed(time, 8) for time in t], atol=1e-4)
-
-
-def embed(t, features):
+def ddpm_embedding(t, features):
     half = features // 2
     angles = [t * 10000 ** (-i / (half - 1)) for i in range(half)]
     return [np.sin(a) for a in angles] + [np.cos(a) for a in angles]
 
 
-def test_an_odd_embedding_ends_in_zero():
-    odd = timestep_embedding(jnp.array([3, 5]), 9)
-    np.testing.assert_array_equal(odd[:, :8], timestep_embedding(jnp.array([3, 5]), 8))
+def improved_ddpm_embedding(t, features):
+    half = features // 2
+    angles = [t * 10000 ** (-i / half) for i in range(half)]
+    return [np.cos(a) for a in angles] + [np.sin(a) for a in angles]
+
+
+@pytest.mark.parametrize(("form", "embed"), [("sin_cos", ddpm_embedding), ("cos_sin", improved_ddpm_embedding)])
+def test_timestep_embedding_is_the_published_formula(form, embed):
+    t = [0, 1, 437.5, 999]
+    # Angles reach 1000, whose float32 spacing is 6e-5; the sine and cosine move by as much at most.
+    np.testing.assert_allclose(timestep_embedding(jnp.array(t), 8, form), [embed(time, 8) for time in t], atol=1e-4)
+
+
+@pytest.mark.parametrize("form", TIME_EMBEDDINGS)
+def test_an_odd_embedding_ends_in_zero(form):
+    odd = timestep_embedding(jnp.array([3, 5]), 9, form)
+    np.testing.assert_array_equal(odd[:, :8], timestep_embedding(jnp.array([3, 5]), 8, form))
     np.testing.assert_array_equal(odd[:, 8], 0.0)
 
 
-def group_norm_float64(x, scale, bias):
+def group_norm_float64(x, scale, bias, eps=1e-6):
     groups = x.reshape(*x.shape[:3], 32, -1)
     mean = groups.mean(axis=(1, 2, 4), keepdims=True)
     variance = groups.var(axis=(1, 2, 4), keepdims=True)
-    return ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape) * scale + bias
+    return ((groups - mean) / np.sqrt(variance + eps)).reshape(x.shape) * scale + bias
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-5])
+def test_group_norm_of_a_nearly_constant_image_depends_on_eps(eps):
+    x = (1e-3 * normal(1, 4, 4, 32)).astype(np.float32)  # a variance of 1e-6
+    params = {"params": {"scale": jnp.ones(32), "bias": jnp.zeros(32)}}
+    np.testing.assert_allclose(GroupNorm(eps).apply(params, x), group_norm_float64(np.float64(x), 1, 0, eps), atol=1e-5)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
@@ -101,16 +118,18 @@ def test_upsample_in_bfloat16_sums_its_weights_in_float32():
     np.testing.assert_allclose(np.float32(y), expected, atol=0.03)
 
 
-def test_downsample_pads_an_even_image_at_its_end_only():
-    """Output (i, j) is the window starting at (2i, 2j): TensorFlow's SAME, not PyTorch's padding=1."""
+@pytest.mark.parametrize(("padding", "start"), [("end", 0), ("both", -1)])
+def test_downsample_pads_an_even_image_as_named(padding, start):
+    """Output (i, j) is the window from (2i, 2j) with TensorFlow's SAME, from (2i-1, 2j-1) with PyTorch's padding=1."""
     x = normal(1, 4, 6, 2).astype(np.float32)
-    layer = Conv3x3(3, stride=2)
+    layer = Conv3x3(3, stride=2, padding=DOWNSAMPLE_PADDINGS[padding])
     params = layer.init(jax.random.key(0), x)
     kernel = np.asarray(params["params"]["kernel"])
-    padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # pixel (0, 0) is at (1, 1)
     expected = np.zeros((1, 2, 3, 3))
     for i, j in np.ndindex(2, 3):
-        expected[0, i, j] = np.einsum("hwc,hwcd->d", padded[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3], kernel)
+        top, left = 2 * i + start + 1, 2 * j + start + 1
+        expected[0, i, j] = np.einsum("hwc,hwcd->d", padded[0, top : top + 3, left : left + 3], kernel)
     np.testing.assert_allclose(layer.apply(params, x), expected, atol=1e-5)
 
 
