@@ -3,8 +3,11 @@
     python sample.py --ckpt runs/digits                                   64 images
     python sample.py --ckpt runs/digits --steps 100 --chain               in 100 steps, drawing the chain
     python sample.py --ckpt runs/cifar10 --num_samples 50000 --batch_size 500
+    python sample.py --ckpt runs/cifar10 --interpolate a.png b.png        from one picture to another
+    python sample.py --ckpt runs/cifar10 --shared_latents                 samples that share an x_t
 
 Image i depends on --seed and on i only. A command that was stopped goes on where it stopped when it is given again.
+The last two commands make their own pictures instead of the samples.
 """
 
 import pathlib
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from ddpm_jax.cli import latents
 from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.diffusion.schedules import Schedule
@@ -47,14 +51,21 @@ def main(argv: Sequence[str]) -> int:
         metavar="DIR",
     )
     parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
-    parser.boolean("chain", "Also draw the chain of the first images: chain.png and chain.gif.")
-    flags = parser.parse(argv)
+    parser.boolean(
+        "chain",
+        "Also draw the chains of the first images, x_t and the x_0 predicted from it (progressive generation): "
+        "chain.png and chain.gif.",
+    )
+    latents.define_flags(parser)
+    flags = parser.parse(latents.join_pair(argv))
     if not flags.ckpt:
         raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
     choose_platform(flags.platform)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     steps = loaded.experiment.schedule.num_timesteps if flags.steps is None else flags.steps
     schedule = loaded.experiment.respaced(steps)
+    if flags.interpolate is not None or flags.shared_latents:
+        return latents.run(loaded, schedule, flags)
     out = pathlib.Path(flags.out or _default_out(flags.ckpt, loaded, flags.seed, steps, flags.num_samples))
 
     batch_size = min(flags.batch_size, flags.num_samples)

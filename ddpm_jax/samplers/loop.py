@@ -1,4 +1,4 @@
-"""`sample`: walks a sampler's table with one `lax.scan`, the only one over timesteps in the package.
+"""`sample`: walks a sampler's table with one `lax.scan`, the only loop that walks a chain.
 
 What a row holds and what a step does is the sampler's affair (`ancestral`, and its neighbours); what the network's
 output means, clipping and guidance are the denoiser's. Batches, devices and files are `evaluation.generation`.

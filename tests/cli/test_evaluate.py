@@ -1,9 +1,16 @@
-"""`python evaluate.py`: numbers beside the checkpoint."""
+"""`python evaluate.py`: numbers and pictures beside the checkpoint; stopped, it goes on; what it refuses."""
 
 import json
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from ddpm_jax.cli import evaluate, likelihood_bound
+from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+
+T = 20
 
 
 def test_the_pixel_frechet_distance_is_printed_and_kept(invoke, copied, tmp_path):
@@ -24,11 +31,219 @@ def test_the_pixel_frechet_distance_is_printed_and_kept(invoke, copied, tmp_path
     # The samples are those of sample.py, and the digits those of scikit-learn: the number follows from the two.
     assert invoke("sample", "--ckpt", copied, "--num_samples", 8, "--out", tmp_path / "eight").code == 0
     samples = np.load(next((tmp_path / "eight").glob("samples-*.npz")))["images"]
-    assert record["frechet_samples"] == pytest.approx(pixel_frechet_distance(samples, train_digits()), rel=1e-2)
+    assert record["frechet_samples"] == pytest.approx(pixel_frechet_distance(samples, digits()[:1497]), rel=1e-2)
 
 
-def train_digits():
+def digits():
+    """All digits, the training images first."""
     from sklearn.datasets import load_digits
 
     images = np.rint(load_digits().images[..., None] * (255 / 16)).astype(np.uint8)
-    return images[np.random.RandomState(0).permutation(len(images))[:1497]]
+    return images[np.random.RandomState(0).permutation(len(images))]
+
+
+NAME = "step10_ema_test_n7_stride1_draws2_seed5"
+
+
+@pytest.fixture(scope="module")
+def seven(trained, tmp_path_factory):
+    """Both likelihood metrics of the first seven test digits."""
+    from ddpm_jax.cli import command
+
+    out = tmp_path_factory.mktemp("seven")
+    argv = ["--ckpt", trained, "--metric", "bpd,rate_distortion", "--num_images", 7, "--draws", 2, "--seed", 5]
+    assert command.run(evaluate.main, [str(a) for a in [*argv, "--batch_size", 4, "--out", out]]) == 0
+    return out
+
+
+def record_of(out, metric, name=NAME):
+    return json.loads((out / f"{metric}_{name}.json").read_text())
+
+
+def test_the_record_says_how_to_repeat_the_number(seven, trained):
+    record = record_of(seven, "bpd")
+    wanted = {
+        "metric": "bpd",
+        "checkpoint": str(trained),
+        "checkpoint_step": 10,
+        "weights": "ema",
+        "split": "test",
+        "num_images": 7,
+        "seed": 5,
+        "draws": 2,
+        "timestep_stride": 1,
+        "num_timesteps": T,
+        "dtype": "float32",
+        "clip_denoised": True,
+        "matmul_precision": "default",
+    }
+    assert record.items() >= wanted.items()
+    assert len(record["weights_sha256"]) == 64
+    assert {"python", "ddpm-jax", "jax", "jaxlib", "flax", "numpy"} == set(record["versions"])
+    assert "digits" in record["data"]
+
+
+def test_the_bound_is_that_of_the_checkpoint_on_the_held_out_digits(seven, trained):
+    """Every t by hand, with the moving average, x_0 clipped and other noise: they agree within their errors."""
+    import jax
+    import jax.numpy as jnp
+
+    from ddpm_jax.cli.load import load
+    from ddpm_jax.diffusion import gaussian, likelihood
+
+    record, loaded = record_of(seven, "bpd"), load(trained)
+    x_0 = jnp.asarray(digits()[1497:][:7] / 127.5 - 1, jnp.float32)
+    schedule = loaded.experiment.schedule
+    denoiser = jax.jit(loaded.experiment.denoiser(loaded.params, schedule))
+    totals = []
+    for draw in range(4):
+        total = likelihood.prior_term(schedule, x_0)
+        for step in range(T):
+            eps = np.random.default_rng([draw, step]).standard_normal(x_0.shape, np.float32)
+            t = jnp.full(len(x_0), step)
+            x_t = gaussian.q_sample(schedule, x_0, t, eps)
+            total += likelihood.bound_term(schedule, denoiser(x_t, t), x_0, x_t, t)
+        totals.append(float(total.mean()))
+    found = record["bits_per_dim"]
+    np.testing.assert_allclose(record["prior"], likelihood.prior_term(schedule, x_0).mean(), rtol=1e-5)
+    error = np.hypot(found["standard_error_draws"], np.std(totals, ddof=1) / 2)
+    assert abs(found["mean"] - np.mean(totals)) < 4 * error
+    assert error < 0.05 * found["mean"]
+
+
+def test_the_terms_add_up_in_both_records(seven):
+    bound, coding = record_of(seven, "bpd"), record_of(seven, "rate_distortion")
+    total = bound["bits_per_dim"]["mean"]
+    assert bound["prior"] + bound["divergences"]["mean"] + bound["decoder"]["mean"] == pytest.approx(total)
+    assert coding["rate"] + coding["distortion"] == pytest.approx(total)
+    assert coding["curve"]["rate"][-1] == pytest.approx(coding["rate"])
+    assert bound["prior"] + sum(bound["per_timestep"]["bits"]) == pytest.approx(total)
+    assert bound["per_timestep"]["t"] == list(range(T))
+    assert bound["per_timestep"]["visits"] == [14] * T
+    assert coding["curve"]["t"] == list(range(T))[::-1]
+    assert coding["distortion_rmse"] == pytest.approx(127.5 * bound["per_timestep"]["x_0_mse"][0] ** 0.5)
+
+
+@pytest.mark.parametrize("metric", ["bpd", "rate_distortion"])
+def test_a_picture_lies_beside_the_record(seven, metric):
+    with Image.open(seven / f"{metric}_{NAME}.png") as image:
+        assert image.width > image.height > 300
+        assert len(np.unique(np.asarray(image.convert("L")))) > 50
+
+
+def test_the_table_is_printed(invoke, seven, trained):
+    argv = ["--metric", "bpd", "--num_images", 7, "--draws", 2, "--seed", 5, "--out", seven]
+    result = invoke("evaluate", "--ckpt", trained, *argv)
+    record = record_of(seven, "bpd")["bits_per_dim"]
+    assert f"bits/dim at most   {record['mean']:.4f} ± {record['standard_error']:.4f}" in result.out
+    assert "7 images of test, every t, 2 draws" in result.out
+    assert str(seven / f"bpd_{NAME}.json") in result.out
+    assert result.err == ""
+
+
+def test_given_again_nothing_is_computed_anew(invoke, seven, trained, monkeypatch):
+    before = {path.name: path.read_bytes() for path in seven.glob("*.json")}
+    monkeypatch.setattr(likelihood_bound, "make_bound", lambda *args: pytest.fail("computed again"))
+    argv = ["--metric", "bpd,rate_distortion", "--num_images", 7, "--draws", 2, "--seed", 5, "--batch_size", 4]
+    assert invoke("evaluate", "--ckpt", trained, *argv, "--out", seven).code == 0
+    assert {path.name: path.read_bytes() for path in seven.glob("*.json")} == before
+
+
+class Stopped(Exception):
+    """The machine goes down after the first batch is on disk."""
+
+
+def test_a_stopped_command_goes_on_where_it_stopped(invoke, seven, trained, tmp_path, monkeypatch):
+    argv = ["--metric", "bpd", "--num_images", 7, "--draws", 2, "--seed", 5, "--batch_size", 4, "--out", tmp_path]
+    save, stream, begun = likelihood_bound.results.save_tally, likelihood_bound.stream_terms, []
+
+    def stopped(*args):
+        save(*args)
+        raise Stopped
+
+    def counted(*args, done, **kwargs):
+        begun.append(done)
+        return stream(*args, done=done, **kwargs)
+
+    monkeypatch.setattr(likelihood_bound, "stream_terms", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(likelihood_bound.results, "save_tally", stopped)
+        with pytest.raises(Stopped):
+            invoke("evaluate", "--ckpt", trained, *argv)
+    assert not list(tmp_path.glob("*.json"))
+    assert invoke("evaluate", "--ckpt", trained, *argv).code == 0
+    assert begun == [0, 4]
+    assert record_of(tmp_path, "bpd") == record_of(seven, "bpd")
+
+
+def test_weights_and_strides_have_files_of_their_own(invoke, copied):
+    argv = ["--ckpt", copied, "--metric", "bpd", "--num_images", 3]
+    assert invoke("evaluate", *argv, "--raw_weights", "--timestep_stride", 20, "--split", "train[:5]").code == 0
+    record = record_of(copied / "evaluation", "bpd", "step10_raw_train-5_n3_stride20_draws1_seed0")
+    assert (record["split"], record["weights"]) == ("train[:5]", "raw")
+    assert record["bits_per_dim"]["standard_error_draws"] is None  # one draw: not a number, so null
+    assert sum(record["per_timestep"]["visits"]) == 3 * 13  # of 20 timesteps
+
+
+def test_other_weights_under_the_same_name_are_not_mixed_in(refused, invoke, trained, tmp_path, monkeypatch):
+    argv = ["--ckpt", trained, "--metric", "bpd", "--num_images", 2, "--timestep_stride", 20, "--out", tmp_path]
+    assert invoke("evaluate", *argv).code == 0
+    monkeypatch.setattr(likelihood_bound.results, "weights_digest", lambda params: "0" * 64)
+    refused("evaluate", *argv, says=["holds results made otherwise", "weights_sha256", "--out"])
+
+
+@pytest.fixture
+def refused_bound(refused, trained, tmp_path, monkeypatch):
+    """refused_bound(*argv, says=...): before anything is set up, and nothing is written."""
+    monkeypatch.setattr(likelihood_bound, "make_bound", lambda *args: pytest.fail("the bound was set up"))
+
+    def check(*argv, says):
+        for metric in ("bpd", "rate_distortion"):
+            refused("evaluate", "--ckpt", trained, "--metric", metric, "--out", tmp_path / "out", *argv, says=says)
+        assert not (tmp_path / "out").exists()
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--split", "tset"], ["'tset'"]),
+        (["--split", "train["], ["train["]),
+        (["--num_images", "0"], ["--num_images=0", "whole number of at least 1"]),
+        (["--num_images", "301"], ["num_images is 301", "split 'test' has 300 images"]),
+        (["--timestep_stride", "0"], ["--timestep_stride=0", "whole number of at least 1"]),
+        (["--timestep_stride", "21"], ["stride is 21", "the chain has 20 timesteps"]),
+        (["--draws", "0"], ["--draws=0", "whole number of at least 1"]),
+        (["--batch_size", "0"], ["--batch_size=0", "whole number of at least 1"]),
+        (["--metric", "bdp"], ["Unknown metric 'bdp'", "Did you mean 'bpd'?"]),
+        (["--metric", "bpd,"], ["Unknown metric ''"]),
+    ],
+)
+def test_what_is_not_there_is_refused(refused_bound, argv, says):
+    refused_bound(*argv, says=says)
+
+
+def test_images_of_another_shape_are_refused(refused_bound, monkeypatch):
+    larger = ArraySource(np.zeros((5, 16, 16, 1), np.uint8), np.zeros(5, np.int32), 0, "larger")
+    monkeypatch.setattr(likelihood_bound, "load_split", lambda *args, **kwargs: larger)
+    refused_bound(says=["images of split 'test' are 16x16x1", "trained on 8x8x1"])
+
+
+def test_a_model_without_a_likelihood_is_refused(refused_bound, monkeypatch):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        schedule = make_schedule(make_betas("linear", T, beta_start=1e-30))
+    load = evaluate.load
+
+    def noiseless(*args, **kwargs):
+        loaded = load(*args, **kwargs)
+        return loaded._replace(experiment=loaded.experiment._replace(schedule=schedule))
+
+    monkeypatch.setattr(evaluate, "load", noiseless)
+    refused_bound(says=["has no likelihood", "adds no noise at t = 0", "beta_start"])
+
+
+def test_a_directory_that_cannot_be_written_is_one_sentence(refused, trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    argv = ["--metric", "bpd", "--num_images", 1, "--timestep_stride", 20, "--out", tmp_path / "file"]
+    refused("evaluate", "--ckpt", trained, *argv, says=["Cannot write", "file", "Make room"], code=1)

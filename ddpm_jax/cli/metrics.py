@@ -1,0 +1,170 @@
+"""What evaluate.py can compute: METRICS, functions (loaded, flags) -> `Result`. Flags and files are `cli.evaluate`."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.cli.data import load_split
+from ddpm_jax.cli.likelihood_bound import bound_of
+from ddpm_jax.cli.load import Loaded
+from ddpm_jax.data import pipeline, sources
+from ddpm_jax.evaluation import generation
+from ddpm_jax.evaluation.frechet import pixel_frechet_distance
+from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
+from ddpm_jax.evaluation.results import format_table
+from ddpm_jax.evaluation.tally import Estimate
+from ddpm_jax.plotting import likelihood as pictures
+from ddpm_jax.samplers.ancestral import ancestral
+
+READ_BATCH = 256
+TABLE_ROWS = 11  # of the tables that are printed; the JSON has every row
+
+
+class Result(NamedTuple):
+    """What a metric gives back: `values` go into the JSON, `text` to the terminal, `draw(path)` makes the PNG."""
+
+    values: dict[str, Any]
+    text: str
+    suffix: str = ""  # of the files' names, where one checkpoint has many results of this metric
+    draw: Callable[[pathlib.Path], None] | None = None
+
+
+Metric = Callable[[Loaded, Any], Result]
+
+
+def bits_per_dimension(loaded: Loaded, flags: Any) -> Result:
+    """The variational bound with its terms, and the table of bits and errors at every t."""
+    of = bound_of(loaded, flags)
+    summary, t = of.summary, np.flatnonzero(of.summary.visits)
+    rmse = HALF_RANGE * np.sqrt(summary.mse[t])
+    columns = {
+        "t": t,
+        "bits": summary.bits[t],
+        "bits_standard_error": summary.bits_standard_error[t],
+        "x_0_mse": summary.mse[t],
+        "x_0_mse_standard_error": summary.mse_standard_error[t],
+        "visits": summary.visits[t],
+    }
+    values = {
+        **of.settings,
+        "bits_per_dim": summary.total,
+        "prior": summary.prior,
+        "divergences": summary.divergences,
+        "decoder": summary.decoder,
+        "per_timestep": columns,
+    }
+    shown = _spread(len(t))
+    table = format_table(
+        ["t", "bits/dim", "±", "RMSE of x_0"],
+        [(t[i], summary.bits[t[i]], summary.bits_standard_error[t[i]], rmse[i]) for i in shown],
+    )
+    text = "\n".join(
+        [
+            f"bits/dim at most   {_number(summary.total)}",
+            f"  L_T              {summary.prior:.3g}",
+            f"  sum over t >= 1  {_number(summary.divergences)}",
+            f"  t = 0, decoder   {_number(summary.decoder)}",
+            f"{of.what}; ± one standard error over images",
+            *_draws_note(summary.total),
+            "",
+            table,
+        ]
+    )
+    title = f"Bound: {summary.total.mean:.3f} bits/dim ({of.what})"
+    draw = functools.partial(
+        pictures.bound_terms,
+        t=t,
+        bits=columns["bits"],
+        standard_error=columns["bits_standard_error"],
+        rmse=rmse,
+        title=title,
+    )
+    return Result(values, text, of.suffix, draw)
+
+
+def _number(estimate: Estimate) -> str:
+    return f"{estimate.mean:.4f} ± {estimate.standard_error:.4f}"
+
+
+def _draws_note(total: Estimate) -> list[str]:
+    if np.isnan(total.standard_error_draws):
+        return []
+    return [f"± {total.standard_error_draws:.2g} of the total is due to the draws: another --seed moves it by so much"]
+
+
+def progressive_coding(loaded: Loaded, flags: Any) -> Result:
+    """Rate against distortion while an image arrives, and the split of the bound into the two."""
+    of = bound_of(loaded, flags)
+    summary, curve = of.summary, rate_distortion(of.summary)
+    values = {
+        **of.settings,
+        "rate": summary.prior + summary.divergences.mean,
+        "distortion": summary.decoder.mean,
+        "distortion_rmse": float(curve.rmse[-1]),
+        "total": summary.total,
+        "curve": curve,
+    }
+    table = format_table(
+        ["t", "rate", "RMSE", "±"],
+        [(curve.t[i], curve.rate[i], curve.rmse[i], curve.rmse_standard_error[i]) for i in _spread(len(curve.t))],
+    )
+    text = "\n".join(
+        [
+            f"rate         {values['rate']:.4f} bits/dim",
+            f"distortion   {values['distortion']:.4f} bits/dim, RMSE {curve.rmse[-1]:.3f} on 0..255",
+            f"total        {_number(summary.total)} bits/dim",
+            of.what,
+            "",
+            table,
+        ]
+    )
+    draw = functools.partial(pictures.rate_distortion, t=curve.t, rate=curve.rate, rmse=curve.rmse, title=of.what)
+    return Result(values, text, of.suffix, draw)
+
+
+def _spread(count: int) -> np.ndarray:
+    """Up to TABLE_ROWS places of `count`, evenly spaced, the first and the last among them."""
+    return np.unique(np.round(np.linspace(0, count - 1, TABLE_ROWS)).astype(int))
+
+
+def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
+    """The Frechet distance of pixels of samples to the training images, beside that of the held-out images."""
+    steps = flags.steps or loaded.experiment.schedule.num_timesteps
+    schedule = loaded.experiment.respaced(steps)
+    data = loaded.experiment.config.data
+    train = _images(load_split(data, data.train_split, data_dir=flags.data_dir))
+    held_out = _images(load_split(data, data.test_split, data_dir=flags.data_dir))[: flags.num_samples]
+    generate = generation.make_generate(
+        lambda params: loaded.experiment.denoiser(params, schedule), ancestral(schedule), loaded.experiment.image_shape
+    )
+    batches = generation.generate_batches(
+        generate, loaded.params, seed=flags.seed, indices=np.arange(flags.num_samples), batch_size=flags.batch_size
+    )
+    samples = np.concatenate([images for _, images in batches])
+    of_samples, of_held_out = (pixel_frechet_distance(images, train) for images in (samples, held_out))
+    values = {
+        "num_samples": len(samples),
+        "num_held_out": len(held_out),
+        "num_train": len(train),
+        "steps": steps,
+        "frechet_samples": of_samples,
+        "frechet_held_out": of_held_out,
+        "ratio": of_samples / of_held_out,
+    }
+    text = "\n".join(f"{k:24} {v:.4g}" if isinstance(v, float) else f"{k:24} {v}" for k, v in values.items())
+    return Result(values, text)
+
+
+def _images(source: sources.Source) -> np.ndarray:
+    batches = pipeline.eval_batches(source, batch_size=READ_BATCH)
+    return np.concatenate([batch["image"][mask] for batch, mask in batches])
+
+
+METRICS: dict[str, Metric] = {
+    "bpd": bits_per_dimension,
+    "frechet_pixels": frechet_pixels,
+    "rate_distortion": progressive_coding,
+}

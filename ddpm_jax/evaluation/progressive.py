@@ -1,0 +1,191 @@
+"""Progressive coding and generation (Ho et al. 2020, section 4.3), and interpolation (section 4.4).
+
+Algorithm 3 of the paper sends an image as x_T, x_{T-1}, ... x_0, each drawn from q given the image and the one before
+and coded under p at the cost of a term of the bound; whoever has received x_t (algorithm 4) shows the x_0 predicted
+from it. The x_t sent have the distribution q(x_t|x_0), so rate and distortion are sums and rows of the table of the
+bound (`bound`, `tally`): no other run over the data is needed. The code itself is not built: none is practical.
+
+The x_0 predicted along one chain of samples is part of every chain (`samplers.loop.Samples.frames_x_0`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.data.transforms import to_model_range, to_uint8
+from ddpm_jax.diffusion.gaussian import q_sample
+from ddpm_jax.diffusion.parameterization import Denoiser
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.evaluation.tally import Summary
+from ddpm_jax.samplers import randomness
+from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.samplers.loop import Sampler, sample
+
+HALF_RANGE = 127.5  # grey levels in a unit of [-1, 1]
+
+
+class RateDistortion(NamedTuple):
+    """K points of the curve, the first bits first: float64 [K] but for t. The rate rises along it."""
+
+    t: np.ndarray  # int64, decreasing: x_t is what has been received
+    rate: np.ndarray  # bits/dim received by then: L_T + the terms at all later t
+    rmse: np.ndarray  # of the x_0 predicted from x_t, in grey levels of 0..255
+    rmse_standard_error: np.ndarray  # over images
+
+
+def rate_distortion(summary: Summary) -> RateDistortion:
+    """The curve of Ho et al. 2020, figure 5: at each t that was visited, what x_t has cost and what it is worth.
+
+    rate(t) = L_T + Σ over s > t of the term at s, so rate(T-1) = L_T and rate(0) = the bound without the decoder's
+    term: the "rate" of the paper's table 4, whose "distortion" is that term. rmse(t) = 127.5 √(mean over images and
+    dimensions of (x_0 - predicted x_0)²).
+    """
+    later = np.cumsum(summary.contributions[::-1])[::-1] - summary.contributions
+    t = np.flatnonzero(summary.visits)[::-1]
+    root = np.sqrt(summary.mse[t])
+    with np.errstate(divide="ignore", invalid="ignore"):  # an error of 0 has no direction
+        error = np.where(root > 0, HALF_RANGE * summary.mse_standard_error[t] / (2 * root), 0.0)
+    return RateDistortion(t, summary.prior + later[t], HALF_RANGE * root, error)
+
+
+def from_timestep(schedule: Schedule, t: int) -> Sampler:
+    """Ancestral sampling that starts at x_t instead of x_T: rows t, t-1 .. 0 of the schedule.
+
+    Raises:
+      UsageError: `t` is not in 0..T-1.
+    """
+    if not 0 <= t < schedule.num_timesteps:
+        raise UsageError(
+            f"t is {t}: the chain has the timesteps 0 (least noise) to {schedule.num_timesteps - 1}, choose one of "
+            "them."
+        )
+    whole = ancestral(schedule)
+    return whole._replace(rows=whole.rows[-(t + 1) :])
+
+
+class Interpolation(NamedTuple):
+    """The way from one image to another: lambdas [N], images uint8 [N, H, W, C]."""
+
+    lambdas: np.ndarray
+    images: np.ndarray
+
+
+def interpolate(
+    make_denoiser: Callable[[Any], Denoiser],
+    schedule: Schedule,
+    params: Any,
+    pair: np.ndarray,
+    *,
+    t: int,
+    steps: int,
+    seed: int,
+) -> Interpolation:
+    """Goes from one image to another through the latent space at t (Ho et al. 2020, section 4.4 and figure 8).
+
+    Both are encoded by q(x_t|x_0), x̄_t = (1-λ) x_t + λ x'_t is decoded by the reverse chain. The encoding's ε is shared
+    by the two, so that x̄_t has the noise that belongs to t at every λ (of independent ε the variance would fall to half
+    in the middle); and the chain's noise is shared by all λ, so that neighbours differ by λ alone. Large t gives varied
+    and new images, small t a blend of the two.
+
+    Args:
+      make_denoiser: params -> `Denoiser`.
+      schedule: the chain that is walked, whole or respaced.
+      params: parameters.
+      pair: uint8 [2, H, W, C].
+      t: where to interpolate, 0..T-1 of `schedule`.
+      steps: N, the number of λ from 0 to 1, both included; at least 2.
+      seed: of both noises.
+
+    Raises:
+      UsageError: `t` or `steps` out of range.
+      FailureError: an image that is not finite.
+    """
+    if steps < 2:
+        raise UsageError(f"The number of interpolation steps is {steps}: choose at least 2, the two ends.")
+    chex.assert_type(pair, np.uint8)
+    chex.assert_shape(pair, (2, None, None, None))
+    sampler = from_timestep(schedule, t)
+    lambdas = np.linspace(0, 1, steps)
+
+    @jax.jit
+    def run(params, key, pair, lambdas):
+        keys = randomness.image_keys(key, jnp.zeros(steps, jnp.int32))
+        eps = jnp.broadcast_to(randomness.initial_noise(keys[:1], pair.shape[1:]), pair.shape)
+        x_t = q_sample(schedule, to_model_range(pair), jnp.full(2, t), eps)
+        return sample(make_denoiser(params), sampler, mix(x_t, lambdas), keys).x_0
+
+    x_0 = run(params, jax.random.key(seed), pair, lambdas.astype(np.float32))
+    return Interpolation(lambdas, _to_images(x_0))
+
+
+def mix(x_t: chex.Array, lambdas: chex.Array) -> chex.Array:
+    """(1-λ) x_t[0] + λ x_t[1] for each λ: [2, ...], [N] -> [N, ...]."""
+    weight = lambdas.reshape((-1,) + (1,) * (x_t.ndim - 1))
+    return (1 - weight) * x_t[:1] + weight * x_t[1:]
+
+
+class SharedLatents(NamedTuple):
+    """Samples from K moments of one chain, the noisiest first."""
+
+    t: np.ndarray  # int64 [K]
+    latents: np.ndarray  # uint8 [K, H, W, C]: the chain's x_t
+    images: np.ndarray  # uint8 [K, N, H, W, C]: draws from p(x_0|x_t)
+
+
+def samples_sharing_latents(
+    make_denoiser: Callable[[Any], Denoiser],
+    schedule: Schedule,
+    params: Any,
+    image_shape: tuple[int, int, int],
+    *,
+    num_latents: int,
+    num_samples: int,
+    seed: int,
+) -> SharedLatents:
+    """Walks one chain and sets out anew from K of its moments, N times each (Ho et al. 2020, figure 7).
+
+    What the N samples of a row have in common is what x_t says already: nothing at t = T-1, nearly all at small t. The
+    chain is that of image 0 of the seed; the moments are evenly spaced: t = 999, 749, 499, 249 for K = 4 of T = 1000.
+
+    Args:
+      make_denoiser: params -> `Denoiser`.
+      schedule: the chain that is walked, whole or respaced.
+      params: parameters.
+      image_shape: (H, W, C).
+      num_latents: K, 1..T.
+      num_samples: N, at least 1.
+      seed: of the noise.
+
+    Raises:
+      UsageError: more moments than the chain has.
+      FailureError: an image that is not finite.
+    """
+    num_timesteps = schedule.num_timesteps
+    if not 1 <= num_latents <= num_timesteps:
+        raise UsageError(f"{num_latents} latents are asked for: the chain has {num_timesteps}, choose 1 to so many.")
+    denoiser = make_denoiser(params)
+    keys = randomness.image_keys(jax.random.key(seed), jnp.arange(1 + num_latents * num_samples))
+    of_rows = keys[1:].reshape(num_latents, num_samples)
+    x_T = randomness.initial_noise(keys[:1], image_shape)
+    # The last frame is the chain's own sample; its other frames are the x_t before so many rows.
+    latents = sample(denoiser, ancestral(schedule), x_T, keys[:1], num_frames=num_latents + 1).frames_x_t[:-1, 0]
+    rows = np.round(np.linspace(0, num_timesteps, num_latents + 1)).astype(int)[:-1]
+    t = num_timesteps - 1 - rows
+    images = [
+        sample(denoiser, from_timestep(schedule, s), jnp.tile(x_t, (num_samples, 1, 1, 1)), row_keys).x_0
+        for s, x_t, row_keys in zip(t, latents, of_rows, strict=True)
+    ]
+    return SharedLatents(t, np.asarray(to_uint8(latents)), _to_images(jnp.stack(images)))
+
+
+def _to_images(x_0: chex.Array) -> np.ndarray:
+    if not jnp.all(jnp.isfinite(x_0)):
+        raise FailureError(
+            "An image came out as not-a-number or infinite: the weights have diverged, so use an earlier checkpoint."
+        )
+    return np.asarray(to_uint8(x_0))

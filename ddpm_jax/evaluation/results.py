@@ -1,0 +1,122 @@
+"""Results on disk: records as JSON that say how to repeat them, and the tally of a bound that is under way as NPZ.
+
+What a number means is `tally` and `frechet`; which settings belong to it, the command says.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.evaluation.tally import Tally
+from ddpm_jax.plotting.files import write_atomically
+
+_SETTINGS = "settings"
+
+
+def weights_digest(params: Any) -> str:
+    """SHA-256 of all parameters in the order of the tree, as 64 hexadecimal digits: which weights a number is of."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()
+
+
+def machine() -> dict[str, str]:
+    """What computes, as far as it changes digits: the kind of device and JAX's precision of matrix products."""
+    precision = jax.config.jax_default_matmul_precision or "default"
+    return {"device": jax.local_devices()[0].device_kind, "matmul_precision": precision}
+
+
+def write_record(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
+    """Writes a record as JSON, whole or not at all. Arrays become lists; what is not a number, null.
+
+    Raises:
+      FailureError: the file cannot be written.
+    """
+    with _reporting(pathlib.Path(path)):
+        write_atomically(path, (json.dumps(_plain(record), indent=2, allow_nan=False) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Lays out rows under a header, right-aligned; floats to four significant digits, NaN as "-"."""
+    cells = [list(header), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float | np.floating):
+        return str(value)
+    return f"{value:.4g}" if math.isfinite(value) else "-"
+
+
+def save_tally(path: str | os.PathLike, tally: Tally, settings: Mapping[str, Any]) -> None:
+    """Writes a tally and the settings it was made with, whole or not at all.
+
+    Raises:
+      FailureError: the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, **{_SETTINGS: np.array(json.dumps(_plain(settings)))}, **tally._asdict())
+    with _reporting(pathlib.Path(path)):
+        write_atomically(path, buffer.getvalue())
+
+
+def load_tally(path: str | os.PathLike, settings: Mapping[str, Any]) -> Tally | None:
+    """Returns the tally that was saved with these settings, None where there is no file.
+
+    Raises:
+      UsageError: it was made with other settings; the first that differ are named.
+      FailureError: the file is damaged.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return None
+    try:
+        # Read in full first: a memory map or a lazy member would fail later, outside of this block.
+        with np.load(io.BytesIO(path.read_bytes())) as arrays:
+            found = json.loads(str(arrays[_SETTINGS]))
+            tally = Tally(**{name: arrays[name] for name in Tally._fields})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise FailureError(f"{path} is damaged ({error}): delete it and evaluate again.") from error
+    wanted = _plain(settings)
+    differing = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
+    if differing:
+        named = ", ".join(f"{name} is {found.get(name)!r} there, {wanted.get(name)!r} here" for name in differing[:3])
+        raise UsageError(f"{path} holds results made otherwise ({named}): name another directory with --out.")
+    return tally
+
+
+@contextlib.contextmanager
+def _reporting(path: pathlib.Path) -> Iterator[None]:
+    """Turns an operating system's refusal into the sentence that the user reads."""
+    try:
+        yield
+    except OSError as error:
+        raise FailureError(
+            f"Cannot write {path}: {error.strerror or error}. Make room or make the directory writable, then start the "
+            "same command again to go on."
+        ) from error

@@ -1,0 +1,144 @@
+"""What is kept of the terms of the bound while batches pass by, and the means and standard errors at the end.
+
+A `Tally` grows by a batch at a time and is all that a stopped evaluation needs to go on; `summarize` reads it.
+Computing the terms belongs to `bound`, the rate-distortion curve to `progressive`, files to `results`. All of it is in
+float64 on the host.
+
+Two errors are told apart. `standard_error` is over images: how far the mean of these N images lies from that of the
+distribution they come from, all randomness included; each image's own estimate is unbiased and independent of the
+others', so the spread over images says it, whatever the stride. `standard_error_draws` is that of the number as an
+estimate for these very images: how far another seed would move it. It takes two draws or more.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from ddpm_jax.evaluation.bound import Strata, Terms
+
+
+class Tally(NamedTuple):
+    """Sums over N images. Of one image at one t: c draws came to this t, s is the sum of their bits, m of their mse."""
+
+    total: np.ndarray  # float64 [N, draws]: L_T + the sum over t, estimated by each draw
+    decoder: np.ndarray  # float64 [N, draws]: the term at t = 0
+    prior: np.ndarray  # float64 [N]: L_T
+    images: np.ndarray  # float64 [T]: images with c > 0
+    c: np.ndarray  # float64 [T], as are those below: Σ c
+    cc: np.ndarray
+    s: np.ndarray
+    ss: np.ndarray
+    sc: np.ndarray
+    m: np.ndarray
+    mm: np.ndarray
+    mc: np.ndarray
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.prior)
+
+
+class Estimate(NamedTuple):
+    """A mean over images and its standard errors (see above); NaN for one that takes more images or draws."""
+
+    mean: float
+    standard_error: float
+    standard_error_draws: float
+
+
+class Summary(NamedTuple):
+    """The bound in bits/dim: total = prior + divergences + decoder. Tables are [T], NaN where no draw came to a t."""
+
+    num_images: int
+    draws: int
+    total: Estimate
+    prior: float  # L_T
+    divergences: Estimate  # Σ over t >= 1
+    decoder: Estimate  # the term at t = 0, the paper's L_0
+    visits: np.ndarray  # int64, how many terms were computed
+    bits: np.ndarray  # mean over them
+    bits_standard_error: np.ndarray  # over images
+    mse: np.ndarray  # of the predicted x_0, on [-1, 1]
+    mse_standard_error: np.ndarray
+    contributions: np.ndarray  # float64 [T]: what the terms at t add to the mean total, 0 where there are none
+
+
+def empty(num_timesteps: int, draws: int) -> Tally:
+    """The tally of no image."""
+    sums = (np.zeros(num_timesteps) for _ in range(len(Tally._fields) - 3))
+    return Tally(np.zeros((0, draws)), np.zeros((0, draws)), np.zeros(0), *sums)
+
+
+def add(tally: Tally, strata: Strata, terms: Terms) -> Tally:
+    """Adds n images, their `Terms` with a draws axis: t, bits and mse [n, draws, R], prior [n]. See `stream_terms`."""
+    num_timesteps = len(tally.c)
+    bits, mse, prior = (np.asarray(x, np.float64) for x in (terms.bits, terms.mse, terms.prior))
+    c, s, m = (_by_timestep(terms.t, values, num_timesteps) for values in (np.ones_like(bits), bits, mse))
+    sums = (c > 0), c, c * c, s, s * s, s * c, m, m * m, m * c
+    return Tally(
+        np.concatenate([tally.total, bits @ strata.size.astype(np.float64) + prior[:, None]]),
+        np.concatenate([tally.decoder, bits[..., 0]]),
+        np.concatenate([tally.prior, prior]),
+        *(old + new.sum(axis=0) for old, new in zip(tally[3:], sums, strict=True)),
+    )
+
+
+def _by_timestep(t: np.ndarray, values: np.ndarray, num_timesteps: int) -> np.ndarray:
+    """Sums `values` [n, draws, R] by image and t: [n, T]."""
+    cell = np.arange(len(t))[:, None, None] * num_timesteps + t
+    return np.bincount(cell.ravel(), values.ravel(), len(t) * num_timesteps).reshape(len(t), num_timesteps)
+
+
+def add_all(tally: Tally, strata: Strata, batches: Iterable[Terms]) -> Tally:
+    """Adds every batch."""
+    for terms in batches:
+        tally = add(tally, strata, terms)
+    return tally
+
+
+def summarize(tally: Tally, strata: Strata) -> Summary:
+    """Means and standard errors of a tally of at least one image."""
+    draws = tally.total.shape[1]
+    bits, bits_error = _ratio(tally, tally.s, tally.ss, tally.sc)
+    mse, mse_error = _ratio(tally, tally.m, tally.mm, tally.mc)
+    divergences = tally.total - tally.decoder - tally.prior[:, None]
+    return Summary(
+        num_images=tally.num_images,
+        draws=draws,
+        total=_estimate(tally.total),
+        prior=float(tally.prior.mean()),
+        divergences=_estimate(divergences),
+        decoder=_estimate(tally.decoder),
+        visits=tally.c.astype(np.int64),
+        bits=bits,
+        bits_standard_error=bits_error,
+        mse=mse,
+        mse_standard_error=mse_error,
+        contributions=strata.weights() * tally.s / (tally.num_images * draws),
+    )
+
+
+def _estimate(values: np.ndarray) -> Estimate:
+    """Of [N, draws]: the mean, its error over images, and the error that the draws alone make for these images."""
+    num_images, draws = values.shape
+    per_image = values.mean(axis=1)
+    error = per_image.std(ddof=1) / math.sqrt(num_images) if num_images > 1 else math.nan
+    within = math.sqrt(values.var(axis=1, ddof=1).sum() / draws) / num_images if draws > 1 else math.nan
+    return Estimate(float(per_image.mean()), float(error), float(within))
+
+
+def _ratio(tally: Tally, s: np.ndarray, ss: np.ndarray, sc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean per visit Σs / Σc and its standard error, the draws of one image being no independent sample of images.
+
+    The linearised variance of a ratio, Σ (s - mean c)² / (Σ c)² with the correction n / (n - 1) (Cochran 1977,
+    Sampling Techniques, section 6.4); at one visit an image it is the standard error of a mean.
+    """
+    n = tally.images
+    with np.errstate(divide="ignore", invalid="ignore"):  # a t that nobody came to is NaN
+        mean = s / tally.c
+        squares = np.maximum(ss - 2 * mean * sc + mean**2 * tally.cc, 0.0)
+        error = np.sqrt(squares * n / (n - 1)) / tally.c
+    return mean, np.where(n > 1, error, np.nan)

@@ -1,0 +1,91 @@
+"""Pictures of likelihoods: the terms of the bound over t, and the rate-distortion curve. Arrays in, PNG out.
+
+Computing them belongs to `evaluation`; curves of training are `curves`. Matplotlib's object interface only.
+"""
+
+import io
+import os
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ddpm_jax.plotting.files import write_atomically
+
+_COLOUR = "#1f4e79"
+_WIDTH, _HEIGHT = 5.2, 4.0  # inches of a panel
+
+
+def bound_terms(
+    path: str | os.PathLike,
+    t: np.ndarray,
+    bits: np.ndarray,
+    standard_error: np.ndarray,
+    rmse: np.ndarray,
+    title: str = "",
+) -> None:
+    """Writes a PNG of the bits/dim at each t (on a logarithmic axis) and of the error of the predicted x_0.
+
+    Args:
+      path: where to; parent folders are created.
+      t: int [K], increasing.
+      bits: [K], bits/dim of the term at t.
+      standard_error: [K], of `bits`; NaN for none. Drawn as a band of two on either side.
+      rmse: [K], of the x_0 predicted at t, in grey levels of 0..255.
+      title: above the figure.
+    """
+    figure, (left, right) = _panels(2, title)
+    # The decoder's term at t = 0 has its place left of t = 1: a logarithmic axis of t + 1.
+    _line(left, t + 1, bits)
+    below, above = np.maximum(bits - 2 * standard_error, 0.3 * bits), bits + 2 * standard_error
+    left.fill_between(t + 1, below, above, color=_COLOUR, alpha=0.2, linewidth=0)
+    left.set(xscale="log", yscale="log", xlabel="t + 1", ylabel="bits per dimension at t")
+    _line(right, t, rmse)
+    right.set(xlabel="t", ylabel="RMSE of the predicted x_0 (0..255)")
+    _write(path, figure)
+
+
+def rate_distortion(
+    path: str | os.PathLike, t: np.ndarray, rate: np.ndarray, rmse: np.ndarray, title: str = ""
+) -> None:
+    """Writes a PNG of distortion over steps, rate over steps, and distortion over rate (Ho et al. 2020, figure 5).
+
+    Args:
+      path: where to; parent folders are created.
+      t: int [K], decreasing: first bits first.
+      rate: [K], bits/dim received by x_t.
+      rmse: [K], of the x_0 predicted from x_t, in grey levels of 0..255.
+      title: above the figure.
+    """
+    figure, (over_t, rate_over_t, over_rate) = _panels(3, title)
+    steps = t[0] - t
+    _line(over_t, steps, rmse)
+    over_t.set(xlabel="reverse steps", ylabel="distortion (RMSE on 0..255)", ylim=(0, None))
+    _line(rate_over_t, steps, rate)
+    rate_over_t.set(xlabel="reverse steps", ylabel="rate (bits per dimension)", ylim=(0, None))
+    _line(over_rate, rate, rmse)
+    over_rate.set(xlabel="rate (bits per dimension)", ylabel="distortion (RMSE on 0..255)", ylim=(0, None))
+    _write(path, figure)
+
+
+def _panels(count: int, title: str) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(_WIDTH * count, _HEIGHT), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title, fontsize=12)
+    panels = figure.subplots(1, count)
+    for panel in panels:
+        panel.grid(True, which="major", linewidth=0.5, color="#dddddd")
+        panel.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _line(axis: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    axis.plot(x, y, color=_COLOUR, linewidth=1.6, marker="o" if len(x) < 60 else None, markersize=3)
+
+
+def _write(path: str | os.PathLike, figure: Figure) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())
