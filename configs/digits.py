@@ -27,7 +27,6 @@ def get_config():
 
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
-    config.optimizer.decay = "cosine"
     config.ema.decay = 0.995
 
     config.train.num_steps = 2000
