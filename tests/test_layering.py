@@ -30,6 +30,7 @@ ONLY_IN = {  # library -> where it may be imported: a folder, or one file
     "absl": "cli/",
     "orbax": "training/checkpoint.py",
     "matplotlib": "plotting/",
+    "diffrax": "evaluation/likelihood_ode.py",
 }
 STANDARD_LIBRARY = set(sys.stdlib_module_names)
 

@@ -1,0 +1,193 @@
+"""The process in real time and its probability flow: the ODE that carries data to noise and back without chance.
+
+Belongs here: a table of T steps continued to real t, a network or an exact mixture as a function ε(x, t) of real t, and
+the velocity of the flow. Does not: solving the ODE and what it says of likelihood (`evaluation.likelihood_ode`).
+
+The chain is the sampled form of dx = -½ β(t) x dt + √β(t) dw, and the flow with the same q(x_t) at every t is
+
+    dx/dt = -½ β(t) (x + ∇ log q_t(x)) = ½ d log ᾱ/dt (x - ε(x, t) / √(1-ᾱ(t)))
+
+(Song et al. 2021, Score-Based Generative Modeling through SDEs, eq. 11 and 13; in other variables it is DDIM's ODE,
+Song et al. 2020, eq. 14). Time counts as in the table: t = 0 is the least noisy step, t = T-1 the last, t = -1 clean
+data.
+
+How B(t) = -log ᾱ(t) = ∫β runs between the integers is ours to choose: the flow from one level of noise to another does
+not depend on the speed it is walked at, only what the network is told between the t it was trained on does. B is the
+piecewise cubic through the whole table and B(-1) = 0 whose slope at an integer is that of the parabola through its
+neighbours, held to at most 3 times either adjacent step: enough for B to be monotone (Fritsch & Carlson 1980). For a
+linear schedule B is so nearly a parabola that the limit never acts. β(t) = B'(t) is continuous, and 1 - ᾱ = -expm1(-B)
+keeps its digits at small t.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion.mixture import GaussianMixture, optimal
+from ddpm_jax.diffusion.parameterization import Network
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.errors import UsageError, choose
+
+EpsFunction = Callable[[chex.Array, chex.Array], chex.Array]  # (x [B, *D], t float [B]) -> E[ε|x] [B, *D]
+Velocity = Callable[[chex.Array, chex.Array], chex.Array]  # (x [B, *D], t float [B]) -> dx/dt [B, *D]
+
+
+class ContinuousSchedule(NamedTuple):
+    """B(t) = -log ᾱ(t) as T cubics; a pytree. Row i is the interval from t = i-1 to i."""
+
+    cubics: chex.Array  # [T, 4]: B(i-1+u) = c_0 + c_1 u + c_2 u² + c_3 u³, u in [0, 1]
+
+    @property
+    def num_timesteps(self) -> int:
+        """T; the real time runs from -1 (clean data) to T-1."""
+        return self.cubics.shape[0]
+
+
+class NoiseLevel(NamedTuple):
+    """The process at real times, each of the shape of t."""
+
+    beta: chex.Array  # β(t) = -d log ᾱ/dt
+    sqrt_alphas_bar: chex.Array
+    sqrt_one_minus_alphas_bar: chex.Array
+
+
+class Flow(NamedTuple):
+    """A velocity and the times between which it is walked; start < end. Data is at the start, noise at the end."""
+
+    velocity: Velocity
+    start: float
+    end: float
+
+
+def make_continuous(schedule: Schedule) -> ContinuousSchedule:
+    """Continues a table to real t, in float64 NumPy, rounded to the table's dtype; it is met at the integers.
+
+    Args:
+      schedule: the whole chain of T steps, not traced. A respaced one has the same flow with fewer points to go by.
+
+    Raises:
+      UsageError: a respaced chain, or one that reaches alphas_bar = 0, which real time would take forever to do.
+    """
+    if not np.array_equal(schedule.timesteps, np.arange(schedule.num_timesteps)):
+        raise UsageError("The flow needs the whole chain, but this one is respaced: leave out the number of steps.")
+    if schedule.alphas_bar[-1] == 0:
+        raise UsageError(
+            "This schedule ends at alphas_bar = 0, so its flow has no finite end: choose a schedule that keeps some "
+            "signal, linear or cosine, say."
+        )
+    alphas_bar = np.asarray(schedule.alphas_bar, np.float64)
+    one_minus = np.asarray(schedule.sqrt_one_minus_alphas_bar, np.float64) ** 2
+    # Each form where the rounded table has its digits: 1 - ᾱ while there is little noise, ᾱ after that.
+    knots = np.append(0.0, np.where(one_minus < 0.5, -np.log1p(-np.minimum(one_minus, 0.5)), -np.log(alphas_bar)))
+    steps = np.diff(knots)
+    left, right = steps[:-1], steps[1:]
+    inner = np.minimum((left + right) / 2, 3 * np.minimum(left, right))
+    ends = np.clip([1.5 * steps[0] - 0.5 * steps[1], 1.5 * steps[-1] - 0.5 * steps[-2]], 0, 3 * steps[[0, -1]])
+    slopes = np.concatenate([ends[:1], inner, ends[1:]])
+    c_2 = 3 * steps - 2 * slopes[:-1] - slopes[1:]
+    c_3 = slopes[:-1] + slopes[1:] - 2 * steps
+    cubics = np.stack([knots[:-1], slopes[:-1], c_2, c_3], axis=1)
+    return ContinuousSchedule(cubics.astype(schedule.alphas_bar.dtype))
+
+
+def noise_level(continuous: ContinuousSchedule, t: chex.Array) -> NoiseLevel:
+    """β, √ᾱ and √(1-ᾱ) at real t in [-1, T-1], any shape; beyond it the outer cubics go on."""
+    row = jnp.clip(jnp.floor(t), -1, continuous.num_timesteps - 2).astype(jnp.int32) + 1
+    u = t - (row - 1)
+    c_0, c_1, c_2, c_3 = jnp.moveaxis(jnp.asarray(continuous.cubics)[row], -1, 0)
+    integrated_beta = c_0 + u * (c_1 + u * (c_2 + u * c_3))
+    return NoiseLevel(
+        beta=c_1 + u * (2 * c_2 + u * 3 * c_3),
+        sqrt_alphas_bar=jnp.exp(-0.5 * integrated_beta),
+        sqrt_one_minus_alphas_bar=jnp.sqrt(-jnp.expm1(-integrated_beta)),
+    )
+
+
+def mixture_eps(mixture: GaussianMixture, continuous: ContinuousSchedule) -> EpsFunction:
+    """E[ε|x_t] of data that is a Gaussian mixture, at real t."""
+
+    def eps(x: chex.Array, t: chex.Array) -> chex.Array:
+        level = noise_level(continuous, t)
+        return optimal(mixture, x, level.sqrt_alphas_bar, level.sqrt_one_minus_alphas_bar).eps
+
+    return eps
+
+
+def _eps_from_x_0(continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, x_0: chex.Array) -> chex.Array:
+    level = noise_level(continuous, t)
+    return (x - _over(level.sqrt_alphas_bar, x) * x_0) / _over(level.sqrt_one_minus_alphas_bar, x)
+
+
+def _eps_from_v(continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, v: chex.Array) -> chex.Array:
+    level = noise_level(continuous, t)
+    return _over(level.sqrt_one_minus_alphas_bar, x) * x + _over(level.sqrt_alphas_bar, x) * v
+
+
+def _eps_from_mu(continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, mu: chex.Array) -> chex.Array:
+    """μ at real t is the mean of q(x_{t-1}|x_t), one whole step back: ε = √(1-ᾱ_t)/β_t (x - √α_t μ) (eq. 11)."""
+    level, prev = noise_level(continuous, t), noise_level(continuous, t - 1)
+    sqrt_alpha = level.sqrt_alphas_bar / prev.sqrt_alphas_bar
+    beta = level.sqrt_one_minus_alphas_bar**2 - (sqrt_alpha * prev.sqrt_one_minus_alphas_bar) ** 2
+    return _over(level.sqrt_one_minus_alphas_bar / beta, x) * (x - _over(sqrt_alpha, x) * mu)
+
+
+# (continuous schedule, x, t, network output) -> ε; the same meanings as `parameterization.PARAMETERIZATIONS`
+EPS_FROM: dict[str, Callable[..., chex.Array]] = {
+    "eps": lambda continuous, x, t, eps: eps,
+    "x_0": _eps_from_x_0,
+    "v": _eps_from_v,
+    "mu": _eps_from_mu,
+}
+
+
+def network_eps(network: Network, continuous: ContinuousSchedule, *, parameterization: str) -> EpsFunction:
+    """A network's ε at real t. Nothing is clipped: a clipped x_0 makes the flow's velocity no function to integrate.
+
+    Args:
+      network: (x [B, H, W, C], time float [B]) -> [B, H, W, C or 2C]; a variance in the second half is not used. It is
+        asked at times between those it was trained on, so the embedding of its time must be a smooth function.
+      continuous: of the schedule it was trained on.
+      parameterization: what its first C channels are: a key of `EPS_FROM`. mu has a meaning at t >= 0 only.
+
+    Raises:
+      UsageError: an unknown parameterisation.
+    """
+    to_eps = choose("parameterization", parameterization, EPS_FROM)
+
+    def eps(x: chex.Array, t: chex.Array) -> chex.Array:
+        return to_eps(continuous, x, t, network(x, t)[..., : x.shape[-1]])
+
+    return eps
+
+
+def probability_flow(eps: EpsFunction, continuous: ContinuousSchedule, *, start: float = 0.0) -> Flow:
+    """The flow dx/dt = -½ β(t) (x - ε(x, t) / √(1-ᾱ(t))) (Song et al. 2021, eq. 13), from `start` to T-1.
+
+    Args:
+      eps: a model of the noise at real t.
+      continuous: its schedule.
+      start: the time at which data enters, in (-1, T-1). At 0, the first t that a network is trained on, the flow's
+        density is that of data with the noise of the first step in it; below 0 a network is asked what it never saw,
+        and towards -1 the score of real data grows without bound.
+
+    Raises:
+      UsageError: a start outside (-1, T-1).
+    """
+    end = continuous.num_timesteps - 1
+    if not -1 < start < end:
+        raise UsageError(f"The flow cannot start at t = {start}: choose a time above -1 and below {end}; 0 is usual.")
+
+    def velocity(x: chex.Array, t: chex.Array) -> chex.Array:
+        level = noise_level(continuous, t)
+        score = -eps(x, t) / _over(level.sqrt_one_minus_alphas_bar, x)
+        return -0.5 * _over(level.beta, x) * (x + score)
+
+    return Flow(velocity, float(start), float(end))
+
+
+def _over(value: chex.Array, x: chex.Array) -> chex.Array:
+    """[B] -> [B, 1, ..., 1] with the rank of `x`."""
+    return value.reshape(value.shape + (1,) * (x.ndim - 1))

@@ -1,0 +1,160 @@
+"""The chain in real time against its own table and SciPy; the velocity against the continuity equation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.interpolate
+
+from ddpm_jax.diffusion import flow as flows
+from ddpm_jax.diffusion import mixture as mixtures
+from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS, convert
+from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.errors import UsageError
+
+T = 1000
+NAMES = ["linear", "quad", "const", "warmup10", "cosine", "scaled_linear", "sigmoid"]
+LINEAR = make_schedule(make_betas("linear", T))
+
+
+def betas_of(name):
+    """A schedule of the package, or "jump", whose β rises a hundredfold in one step."""
+    return np.where(np.arange(T) < 500, 1e-4, 1e-2) if name == "jump" else make_betas(name, T)
+
+
+def integrated_beta(name):
+    """B = -Σ log(1-β) at t = -1..T-1 in float64."""
+    return np.append(0.0, -np.cumsum(np.log1p(-betas_of(name))))
+
+
+def dense_times(per_step=7):
+    return np.linspace(-1, T - 1, T * per_step + 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_is_met_at_every_integer(name):
+    schedule = make_schedule(make_betas(name, T))
+    level = flows.noise_level(flows.make_continuous(schedule), jnp.arange(T, dtype=jnp.float32))
+    # An exponential of B up to 20: float32 keeps 20 * 6e-8 of it
+    np.testing.assert_allclose(level.sqrt_alphas_bar, schedule.sqrt_alphas_bar, rtol=2e-6)
+    np.testing.assert_allclose(level.sqrt_one_minus_alphas_bar, schedule.sqrt_one_minus_alphas_bar, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "jump"])
+def test_noise_only_grows_between_the_integers(name):
+    with jax.enable_x64(True):
+        continuous = flows.make_continuous(make_schedule(betas_of(name), dtype=np.float64))
+        level = jax.tree.map(np.asarray, flows.noise_level(continuous, dense_times()))
+    assert level.beta.dtype == np.float64
+    assert np.all(level.beta >= 0)
+    assert np.all(np.diff(level.sqrt_one_minus_alphas_bar) >= 0)
+    assert level.sqrt_alphas_bar[0] == 1  # t = -1 is clean data
+    assert level.sqrt_one_minus_alphas_bar[0] == 0
+    # no overshoot: between two integers B stays between their values
+    values, knots = -2 * np.log(level.sqrt_alphas_bar), integrated_beta(name)
+    left, right = np.repeat(knots[:-1], 7), np.repeat(knots[1:], 7)
+    assert np.all((values[:-1] >= left - 1e-12) & (values[:-1] <= right + 1e-12))
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_beta_is_the_derivative_of_minus_log_alphas_bar(name):
+    with jax.enable_x64(True):
+        continuous = flows.make_continuous(make_schedule(make_betas(name, T), dtype=np.float64))
+        t, h = np.linspace(-0.99, T - 1.01, 4321), 1e-4
+        before, now, after = (flows.noise_level(continuous, t + d) for d in (-h, 0, h))
+        difference = -(jnp.log(after.sqrt_alphas_bar) - jnp.log(before.sqrt_alphas_bar)) / h  # of √ᾱ: half, over 2h
+        # central differences: h² B''' / 6 plus 1e-15 B / h
+        np.testing.assert_allclose(now.beta, difference, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "quad"])
+def test_a_smooth_schedule_is_continued_as_by_a_spline(name):
+    """The cubic spline through all knots has one more derivative; both are O(h^4) from the curve that is meant."""
+    spline = scipy.interpolate.CubicSpline(np.arange(-1, T), integrated_beta(name))
+    level = flows.noise_level(flows.make_continuous(make_schedule(make_betas(name, T))), np.float32(dense_times()))
+    exact = spline(dense_times())
+    np.testing.assert_allclose(level.sqrt_alphas_bar, np.exp(-exact / 2), rtol=2e-6)
+    np.testing.assert_allclose(level.beta, spline(dense_times(), 1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", PARAMETERIZATIONS)
+def test_every_parameterisation_means_at_the_integers_what_the_table_says(name):
+    assert flows.EPS_FROM.keys() == PARAMETERIZATIONS.keys()
+    t = np.array([0, 1, 40, 500, 999])
+    x_t, value = np.random.default_rng(0).normal(size=(2, 5, 3, 3, 2)).astype(np.float32)
+    eps = flows.network_eps(lambda x, t: value, flows.make_continuous(LINEAR), parameterization=name)
+    expected = convert(LINEAR, x_t, t, value, source=name, target="eps")
+    # mu divides by 1 - α_t = 1e-4 at t = 0 of float32 numbers near 1
+    np.testing.assert_allclose(eps(x_t, np.float32(t)), expected, rtol=2e-4 if name == "mu" else 1e-5, atol=1e-5)
+
+
+def test_mu_between_the_integers_is_the_mean_of_the_step_back_of_length_one():
+    """μ at real t is Ho et al.'s eq. 7 between the levels at t-1 and t; the exact one gives the exact ε. float64."""
+    with jax.enable_x64(True):
+        data = mixtures.make_mixture([0.4, 0.6], np.array([[-0.5, 0.2], [0.6, 0.0]]), [0.1, 0.02], dtype=np.float64)
+        continuous = flows.make_continuous(make_schedule(make_betas("linear", T), dtype=np.float64))
+        x, t = np.random.default_rng(0).normal(size=(4, 2)), np.array([0.5, 10.25, 300.5, 900.75])
+        _, signal, noise = (np.asarray(a)[:, None] for a in flows.noise_level(continuous, t))
+        _, signal_prev, noise_prev = (np.asarray(a)[:, None] for a in flows.noise_level(continuous, t - 1))
+        best = mixtures.optimal(data, x, signal[:, 0], noise[:, 0])
+        alpha = (signal / signal_prev) ** 2
+        mu = (signal_prev * (1 - alpha) * best.x_0 + np.sqrt(alpha) * noise_prev**2 * x) / noise**2
+        eps = flows.network_eps(lambda x, t: mu, continuous, parameterization="mu")(x, t)
+        np.testing.assert_allclose(eps, best.eps, rtol=1e-8)
+
+
+def test_a_network_is_told_the_real_time_and_its_variance_channels_are_left_out():
+    def network(x, t):
+        assert t.dtype == jnp.float32
+        return jnp.concatenate([x * t[:, None, None, None], jnp.full_like(x, jnp.nan)], axis=-1)
+
+    eps = flows.network_eps(network, flows.make_continuous(LINEAR), parameterization="eps")
+    x = np.ones((2, 2, 2, 3), np.float32)
+    np.testing.assert_array_equal(eps(x, np.float32([0.5, 7.25]))[:, 0, 0, 0], [0.5, 7.25])
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_the_velocity_carries_q_t_of_a_mixture(name):
+    """The continuity equation, ∂q/∂t + ∇·(q f) = 0: ∂/∂t log q_t(x) = -f·∇ log q_t - div f, all in float64."""
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        data = mixtures.make_mixture([0.3, 0.7], rng.uniform(-1, 1, (2, 2)), [0.05, 0.2], dtype=np.float64)
+        continuous = flows.make_continuous(make_schedule(make_betas(name, T), dtype=np.float64))
+        velocity = flows.probability_flow(flows.mixture_eps(data, continuous), continuous).velocity
+
+        def log_q(x, t):
+            return mixtures.log_prob(mixtures.diffused(data, *flows.noise_level(continuous, t)[1:]), x[None])[0]
+
+        def both_sides(x, t):
+            def f(x):
+                return velocity(x[None], t[None])[0]
+
+            return jax.grad(log_q, 1)(x, t), -f(x) @ jax.grad(log_q)(x, t) - jnp.trace(jax.jacfwd(f)(x))
+
+        x, t = rng.normal(size=(40, 2)), rng.uniform(-0.9, T - 1, 40)
+        change, transport = jax.jit(jax.vmap(both_sides))(x, t)
+        np.testing.assert_allclose(change, transport, rtol=1e-8, atol=1e-12)
+        assert np.abs(change).max() > 1e-3
+
+
+def test_the_flow_starts_where_asked_and_ends_at_the_last_step():
+    flow = flows.probability_flow(lambda x, t: x, flows.make_continuous(LINEAR), start=-0.5)
+    assert (flow.start, flow.end) == (-0.5, T - 1)
+
+
+def test_a_chain_without_a_flow_is_refused():
+    with pytest.raises(UsageError, match="ends at alphas_bar = 0"):
+        flows.make_continuous(make_schedule(make_betas("jsd", 10)))
+    with pytest.raises(UsageError, match="respaced"):
+        flows.make_continuous(make_schedule(make_betas("linear", 10), timesteps=[0, 5, 9]))
+
+
+@pytest.mark.parametrize("start", [-1, -3.5, T - 1, float("nan")])
+def test_a_start_outside_the_chain_is_refused(start):
+    with pytest.raises(UsageError, match="cannot start at t"):
+        flows.probability_flow(lambda x, t: x, flows.make_continuous(LINEAR), start=start)
+
+
+def test_an_unknown_parameterisation_is_refused():
+    with pytest.raises(UsageError, match="eps"):
+        flows.network_eps(lambda x, t: x, flows.make_continuous(LINEAR), parameterization="epsilon")
