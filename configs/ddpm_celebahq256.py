@@ -7,37 +7,14 @@ Hardware: TPU v3-8, 2.2 steps/s (the paper), so 63 h for 500,000 steps. 113.7 M 
 Expected: the paper shows samples and gives no score.
 """
 
-from ddpm_jax.cli.config import default_config
+import pathlib
+
+from ddpm_jax.cli.config import load_config
 
 
 def get_config():
-    config = default_config()
+    config = load_config(pathlib.Path(__file__).with_name("ddpm_lsun_church.py"))
     config.data.name = "celeb_a_hq/256"
-    config.data.image_size = 256
-    config.data.channels = 3
-    config.data.flip = True
     config.data.holdout = 0.01  # TFDS has only a training split
-
-    config.diffusion.schedule = "linear"
-    config.diffusion.num_timesteps = 1000
-    config.diffusion.parameterization = "eps"
-    config.diffusion.variance = "fixed_small"
-    config.diffusion.loss = "simple"
-
-    config.model.ch = 128
-    config.model.ch_mult = (1, 1, 2, 2, 4, 4)
-    config.model.num_res_blocks = 2
-    config.model.attn_resolutions = (16,)
-    config.model.dropout = 0.0
-
-    config.optimizer.learning_rate = 2e-5
-    config.optimizer.warmup_steps = 5000
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.clip_scope = "replica"
-    config.ema.decay = 0.9999
-
-    config.train.batch_size = 64
     config.train.num_steps = 500_000
-    config.train.num_samples = 16
-    config.train.sample_steps = 250
     return config

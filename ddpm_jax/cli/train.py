@@ -25,8 +25,8 @@ from ddpm_jax.cli.experiment import Experiment, Training, build, build_training,
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.generation import make_generate
+from ddpm_jax.files import write_atomically
 from ddpm_jax.plotting.curves import columns, loss_curve
-from ddpm_jax.plotting.files import write_atomically
 from ddpm_jax.plotting.images import grid, save_png
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.training import metrics

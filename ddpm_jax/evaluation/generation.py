@@ -4,7 +4,6 @@ Training's sample grid, the sampling command and the evaluations all make their 
 sampler is the caller's choice; pictures (PNG, GIF) are drawn by `plotting`.
 """
 
-import contextlib
 import io
 import json
 import os
@@ -21,7 +20,7 @@ import numpy as np
 from ddpm_jax.data.transforms import to_uint8
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.plotting.files import write_atomically
+from ddpm_jax.files import reporting, write_atomically
 from ddpm_jax.samplers import randomness
 from ddpm_jax.samplers.loop import Sampler, sample
 from ddpm_jax.training import parallel
@@ -172,7 +171,7 @@ def write_shards(
         if size < 1:
             raise UsageError(f"{name} is {size}: choose at least 1.")
     directory = pathlib.Path(directory)
-    with _reporting(directory):
+    with reporting(directory):
         _claim(directory, {**manifest, "num_images": num_images, "shard_size": shard_size})
         for leftover in directory.glob(".samples-*.tmp"):
             leftover.unlink()
@@ -189,7 +188,7 @@ def write_shards(
                 on_images(done)
         buffer = io.BytesIO()
         np.savez(buffer, images=np.concatenate(parts), index=shard.index)
-        with _reporting(shard.path):
+        with reporting(shard.path):
             write_atomically(shard.path, buffer.getvalue())
 
 
@@ -261,15 +260,3 @@ def _read_shard(shard: _Shard) -> np.ndarray:
     if not np.array_equal(index, shard.index):
         raise FailureError(f"{shard.path} holds other images than its name says: delete it and sample again.")
     return images
-
-
-@contextlib.contextmanager
-def _reporting(path: pathlib.Path) -> Iterator[None]:
-    """Turns an operating system's refusal into the sentence that the user reads."""
-    try:
-        yield
-    except OSError as error:
-        raise FailureError(
-            f"Cannot write {path}: {error.strerror or error}. The shards that are whole stay: "
-            "make room or make the directory writable, then start the same command again to go on."
-        ) from error

@@ -3,7 +3,6 @@
 What a number means is `tally` and `frechet`; which settings belong to it, the command says.
 """
 
-import contextlib
 import hashlib
 import io
 import json
@@ -11,7 +10,7 @@ import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ import numpy as np
 
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.tally import Tally
-from ddpm_jax.plotting.files import write_atomically
+from ddpm_jax.files import reporting, write_atomically
 
 _SETTINGS = "settings"
 
@@ -44,7 +43,7 @@ def write_record(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
     Raises:
       FailureError: the file cannot be written.
     """
-    with _reporting(pathlib.Path(path)):
+    with reporting(pathlib.Path(path)):
         write_atomically(path, (json.dumps(_plain(record), indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -81,7 +80,7 @@ def save_tally(path: str | os.PathLike, tally: Tally, settings: Mapping[str, Any
     """
     buffer = io.BytesIO()
     np.savez(buffer, **{_SETTINGS: np.array(json.dumps(_plain(settings)))}, **tally._asdict())
-    with _reporting(pathlib.Path(path)):
+    with reporting(pathlib.Path(path)):
         write_atomically(path, buffer.getvalue())
 
 
@@ -108,15 +107,3 @@ def load_tally(path: str | os.PathLike, settings: Mapping[str, Any]) -> Tally | 
         named = ", ".join(f"{name} is {found.get(name)!r} there, {wanted.get(name)!r} here" for name in differing[:3])
         raise UsageError(f"{path} holds results made otherwise ({named}): name another directory with --out.")
     return tally
-
-
-@contextlib.contextmanager
-def _reporting(path: pathlib.Path) -> Iterator[None]:
-    """Turns an operating system's refusal into the sentence that the user reads."""
-    try:
-        yield
-    except OSError as error:
-        raise FailureError(
-            f"Cannot write {path}: {error.strerror or error}. Make room or make the directory writable, then start the "
-            "same command again to go on."
-        ) from error

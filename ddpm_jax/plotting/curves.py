@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.ndimage import gaussian_filter1d
 
-from ddpm_jax.plotting.files import write_atomically
+from ddpm_jax.files import write_atomically
 
 _LOSS_COLOUR = "#1f4e79"
 _QUARTILE_COLOURS = ("#0b7a75", "#3a86c8", "#c8763a", "#8b1e3f")

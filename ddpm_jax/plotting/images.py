@@ -13,7 +13,7 @@ import chex
 import numpy as np
 from PIL import Image
 
-from ddpm_jax.plotting.files import write_atomically
+from ddpm_jax.files import write_atomically
 
 BACKGROUND = 255
 _GIF_FASTEST_MS = 20  # Viewers play anything shorter than this at 100 ms a frame.

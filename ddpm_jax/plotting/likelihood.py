@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ddpm_jax.plotting.files import write_atomically
+from ddpm_jax.files import write_atomically
 
 _COLOUR = "#1f4e79"
 _WIDTH, _HEIGHT = 5.2, 4.0  # inches of a panel

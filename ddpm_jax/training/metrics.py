@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.errors import FailureError
-from ddpm_jax.plotting.files import write_atomically
+from ddpm_jax.files import reporting, write_atomically
 
 RECORDS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -50,7 +50,7 @@ class MetricWriter:
         self._workdir = pathlib.Path(workdir)
         self._resume_step = resume_step
         self._events = None
-        with _reporting(self._records):
+        with reporting(self._records, "keep the metrics in"):
             _repair(self._records, math.inf if resume_step is None else resume_step)
 
     @property
@@ -68,7 +68,7 @@ class MetricWriter:
         metrics = {name: float(value) for name, value in metrics.items()}
         stored = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = json.dumps({"step": int(step), **stored}, allow_nan=False) + "\n"
-        with _reporting(self._records):
+        with reporting(self._records, "keep the metrics in"):
             self._workdir.mkdir(parents=True, exist_ok=True)
             with open(self._records, "ab") as file:
                 file.write(line.encode())
@@ -90,7 +90,7 @@ class MetricWriter:
         """Closes the event file; harmless when repeated or when nothing was written."""
         events, self._events = self._events, None
         if events is not None:
-            with _reporting(self._workdir / TENSORBOARD):
+            with reporting(self._workdir / TENSORBOARD, "keep the metrics in"):
                 events.close()
 
     def __enter__(self) -> "MetricWriter":
@@ -102,7 +102,7 @@ class MetricWriter:
     def _write_event(self, step: int, summaries: list) -> None:
         from tensorboardX.proto import event_pb2
 
-        with _reporting(self._workdir / TENSORBOARD):
+        with reporting(self._workdir / TENSORBOARD, "keep the metrics in"):
             try:
                 if self._events is None:
                     self._events = self._open_events()
@@ -146,7 +146,7 @@ def read(workdir: str | os.PathLike) -> list[Record]:
       FailureError: the file exists and cannot be read.
     """
     path = pathlib.Path(workdir) / RECORDS
-    with _reporting(path):
+    with reporting(path, "keep the metrics in"):
         return [record for _, record in _parse(path)]
 
 
@@ -170,18 +170,6 @@ def _repair(path: pathlib.Path, last_step: float) -> None:
     repaired = b"".join(line + b"\n" for line, record in _parse(path) if record["step"] <= last_step)
     if repaired != path.read_bytes():
         write_atomically(path, repaired)
-
-
-@contextlib.contextmanager
-def _reporting(path: pathlib.Path) -> Iterator[None]:
-    """Turns an operating system's refusal into the sentence that the user reads."""
-    try:
-        yield
-    except OSError as error:
-        raise FailureError(
-            f"Cannot keep the metrics in {path}: {error.strerror or error}. "
-            "Make room or make the folder writable, then start the same command again to resume."
-        ) from error
 
 
 class Averages:

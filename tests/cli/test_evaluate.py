@@ -246,4 +246,4 @@ def test_a_model_without_a_likelihood_is_refused(refused_bound, monkeypatch):
 def test_a_directory_that_cannot_be_written_is_one_sentence(refused, trained, tmp_path):
     (tmp_path / "file").write_text("")
     argv = ["--metric", "bpd", "--num_images", 1, "--timestep_stride", 20, "--out", tmp_path / "file"]
-    refused("evaluate", "--ckpt", trained, *argv, says=["Cannot write", "file", "Make room"], code=1)
+    refused("evaluate", "--ckpt", trained, *argv, says=["Cannot write", "file", "make room"], code=1)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.plotting import files, images
+from ddpm_jax import files
+from ddpm_jax.plotting import images
 
 
 def _random_images(*shape):
