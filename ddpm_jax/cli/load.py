@@ -5,6 +5,7 @@ import pathlib
 import platform
 from typing import Any, NamedTuple
 
+from ddpm_jax import __version__
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.experiment import Experiment, build
 from ddpm_jax.training import checkpoint
@@ -41,5 +42,5 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: b
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on, for records that say how a result was made."""
-    packages = ("ddpm-jax", "jax", "jaxlib", "flax", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    others = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+    return {"python": platform.python_version(), "ddpm-jax": __version__} | others
