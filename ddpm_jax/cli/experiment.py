@@ -12,7 +12,9 @@ from ddpm_jax.diffusion.losses import check_loss
 from ddpm_jax.diffusion.parameterization import Denoiser, check_parameterization, make_denoiser, output_channels
 from ddpm_jax.diffusion.schedules import Schedule, make_betas, make_schedule, spaced_timesteps
 from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.evaluation import generation
 from ddpm_jax.models.unet import UNet, check_unet
+from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
 from ddpm_jax.training.randomness import base_key, init_key
@@ -49,6 +51,12 @@ class Experiment(NamedTuple):
         """
         kept = spaced_timesteps(self.schedule.num_timesteps, steps)
         return _schedule(self.config, None if steps == self.schedule.num_timesteps else kept)
+
+    def generator(self, schedule: Schedule, **options: Any) -> generation.Generate:
+        """Makes images by the ancestral chain over `schedule`; options are those of `generation.make_generate`."""
+        return generation.make_generate(
+            lambda params: self.denoiser(params, schedule), ancestral(schedule), self.image_shape, **options
+        )
 
     def init_params(self, key: jax.Array) -> Any:
         """Draws the initial parameters, float32."""

@@ -17,7 +17,6 @@ from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
 from ddpm_jax.evaluation.results import format_table
 from ddpm_jax.evaluation.tally import Estimate
 from ddpm_jax.plotting import likelihood as pictures
-from ddpm_jax.samplers.ancestral import ancestral
 
 READ_BATCH = 256
 TABLE_ROWS = 11  # of the tables that are printed; the JSON has every row
@@ -137,9 +136,7 @@ def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
     data = loaded.experiment.config.data
     train = _images(load_split(data, data.train_split, data_dir=flags.data_dir))
     held_out = _images(load_split(data, data.test_split, data_dir=flags.data_dir))[: flags.num_samples]
-    generate = generation.make_generate(
-        lambda params: loaded.experiment.denoiser(params, schedule), ancestral(schedule), loaded.experiment.image_shape
-    )
+    generate = loaded.experiment.generator(schedule)
     batches = generation.generate_batches(
         generate, loaded.params, seed=flags.seed, indices=np.arange(flags.num_samples), batch_size=flags.batch_size
     )

@@ -25,7 +25,6 @@ from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation
 from ddpm_jax.plotting import images as pictures
-from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.training.randomness import base_key
 
 IN_GRID = 64  # images in grid.png
@@ -98,16 +97,15 @@ def _write_samples(
         "seed": seed,
         "versions": versions(),
     }
-    sampler = ancestral(schedule)
     on_terminal = sys.stderr.isatty()
     with (
         tqdm.tqdm(total=num_samples, unit="image", disable=not on_terminal) as images_bar,
-        tqdm.tqdm(total=sampler.num_rows, unit="step", desc="chain", disable=not on_terminal, leave=False) as chain_bar,
+        tqdm.tqdm(
+            total=schedule.num_timesteps, unit="step", desc="chain", disable=not on_terminal, leave=False
+        ) as chain_bar,
     ):
-        generate = generation.make_generate(
-            lambda params: loaded.experiment.denoiser(params, schedule),
-            sampler,
-            loaded.experiment.image_shape,
+        generate = loaded.experiment.generator(
+            schedule,
             # The bar within the chain needs calls back to the host, which keep the program out of JAX's disk cache.
             on_progress=(lambda done: _move(chain_bar, done)) if on_terminal else None,
         )
@@ -134,12 +132,7 @@ def _first_images(out: pathlib.Path, count: int) -> np.ndarray:
 
 
 def _write_chain(loaded: Loaded, schedule: Schedule, out: pathlib.Path, *, seed: int, num_chains: int) -> None:
-    generate = generation.make_generate(
-        lambda params: loaded.experiment.denoiser(params, schedule),
-        ancestral(schedule),
-        loaded.experiment.image_shape,
-        num_frames=min(FRAMES, schedule.num_timesteps + 1),
-    )
+    generate = loaded.experiment.generator(schedule, num_frames=min(FRAMES, schedule.num_timesteps + 1))
     chain = generate(loaded.params, base_key(seed), np.arange(num_chains))
     pictures.save_png(out / "chain.png", pictures.chain_pairs(chain.frames_x_t, chain.frames_x_0))
     both = zip(chain.frames_x_t, chain.frames_x_0, strict=True)

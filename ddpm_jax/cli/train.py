@@ -24,11 +24,9 @@ from ddpm_jax.cli.data import load_split
 from ddpm_jax.cli.experiment import Experiment, Training, build, build_training, check_batch, init_state, state_shapes
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.evaluation.generation import make_generate
 from ddpm_jax.files import write_atomically
 from ddpm_jax.plotting.curves import columns, loss_curve
 from ddpm_jax.plotting.images import grid, save_png
-from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.training import metrics
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.loop import LoopOptions, train
@@ -154,10 +152,7 @@ def _sample_writer(
 ) -> Callable[[int, Any], None]:
     """Returns on_sample(step, params): the same noise every time, so that the grids can be compared."""
     config = experiment.config
-    schedule = experiment.respaced(config.train.sample_steps)
-    generate = make_generate(
-        lambda params: experiment.denoiser(params, schedule), ancestral(schedule), experiment.image_shape
-    )
+    generate = experiment.generator(experiment.respaced(config.train.sample_steps))
 
     def on_sample(step: int, params: Any) -> None:
         images = generate(params, base_key(config.seed), np.arange(config.train.num_samples)).images
