@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ddpm_jax.cli.config import check_ranges
+from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, make_continuous, network_eps
 from ddpm_jax.diffusion.losses import check_loss
 from ddpm_jax.diffusion.parameterization import Denoiser, check_parameterization, make_denoiser, output_channels
 from ddpm_jax.diffusion.schedules import Schedule, make_betas, make_schedule, spaced_timesteps
@@ -41,6 +42,22 @@ class Experiment(NamedTuple):
             parameterization=self.config.diffusion.parameterization,
             variance=self.config.diffusion.variance,
             clip_denoised=True,
+        )
+
+    def continuous(self) -> ContinuousSchedule:
+        """The chain in real time.
+
+        Raises:
+          UsageError: it ends at alphas_bar = 0.
+        """
+        return make_continuous(self.schedule, time_scale=_time_scale(self.config))
+
+    def eps(self, params: Any, continuous: ContinuousSchedule) -> EpsFunction:
+        """The model's ε at real t, without dropout, nothing clipped."""
+        return network_eps(
+            lambda x_t, time: self.model.apply({"params": params}, x_t, time),
+            continuous,
+            parameterization=self.config.diffusion.parameterization,
         )
 
     def respaced(self, steps: int) -> Schedule:
@@ -93,8 +110,11 @@ def build(config: ConfigDict) -> Experiment:
 def _schedule(config: ConfigDict, timesteps: Any) -> Schedule:
     c = config.diffusion
     betas = make_betas(c.schedule, c.num_timesteps, beta_start=c.beta_start, beta_end=c.beta_end)
-    time_scale = RESCALED_TIME / c.num_timesteps if c.rescale_timesteps else 1.0
-    return make_schedule(betas, timesteps=timesteps, time_scale=time_scale)
+    return make_schedule(betas, timesteps=timesteps, time_scale=_time_scale(config))
+
+
+def _time_scale(config: ConfigDict) -> float:
+    return RESCALED_TIME / config.diffusion.num_timesteps if config.diffusion.rescale_timesteps else 1.0
 
 
 class Training(NamedTuple):

@@ -39,6 +39,7 @@ class ContinuousSchedule(NamedTuple):
     """B(t) = -log ᾱ(t) as T cubics; a pytree. Row i is the interval from t = i-1 to i."""
 
     cubics: chex.Array  # [T, 4]: B(i-1+u) = c_0 + c_1 u + c_2 u² + c_3 u³, u in [0, 1]
+    time_scale: chex.Numeric  # a network is told this times t
 
     @property
     def num_timesteps(self) -> int:
@@ -62,16 +63,17 @@ class Flow(NamedTuple):
     end: float
 
 
-def make_continuous(schedule: Schedule) -> ContinuousSchedule:
+def make_continuous(schedule: Schedule, *, time_scale: float = 1.0) -> ContinuousSchedule:
     """Continues a table to real t, in float64 NumPy, rounded to the table's dtype; it is met at the integers.
 
     Args:
       schedule: the whole chain of T steps, not traced. A respaced one has the same flow with fewer points to go by.
+      time_scale: that of `make_schedule`; it tells a chain with rescaled times from a respaced one.
 
     Raises:
       UsageError: a respaced chain, or one that reaches alphas_bar = 0, which real time would take forever to do.
     """
-    if not np.array_equal(schedule.timesteps, np.arange(schedule.num_timesteps)):
+    if not np.array_equal(schedule.timesteps, (np.arange(schedule.num_timesteps) * time_scale).astype(np.float32)):
         raise UsageError("The flow needs the whole chain, but this one is respaced: leave out the number of steps.")
     if schedule.alphas_bar[-1] == 0:
         raise UsageError(
@@ -90,7 +92,7 @@ def make_continuous(schedule: Schedule) -> ContinuousSchedule:
     c_2 = 3 * steps - 2 * slopes[:-1] - slopes[1:]
     c_3 = slopes[:-1] + slopes[1:] - 2 * steps
     cubics = np.stack([knots[:-1], slopes[:-1], c_2, c_3], axis=1)
-    return ContinuousSchedule(cubics.astype(schedule.alphas_bar.dtype))
+    return ContinuousSchedule(cubics.astype(schedule.alphas_bar.dtype), time_scale)
 
 
 def noise_level(continuous: ContinuousSchedule, t: chex.Array) -> NoiseLevel:
@@ -148,7 +150,7 @@ def network_eps(network: Network, continuous: ContinuousSchedule, *, parameteriz
 
     Args:
       network: (x [B, H, W, C], time float [B]) -> [B, H, W, C or 2C]; a variance in the second half is not used. It is
-        asked at times between those it was trained on, so the embedding of its time must be a smooth function.
+        told times between those it was trained on, so the embedding of its time must be a smooth function.
       continuous: of the schedule it was trained on.
       parameterization: what its first C channels are: a key of `EPS_FROM`. mu has a meaning at t >= 0 only.
 
@@ -158,7 +160,7 @@ def network_eps(network: Network, continuous: ContinuousSchedule, *, parameteriz
     to_eps = choose("parameterization", parameterization, EPS_FROM)
 
     def eps(x: chex.Array, t: chex.Array) -> chex.Array:
-        return to_eps(continuous, x, t, network(x, t)[..., : x.shape[-1]])
+        return to_eps(continuous, x, t, network(x, continuous.time_scale * t)[..., : x.shape[-1]])
 
     return eps
 

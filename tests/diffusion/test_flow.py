@@ -113,6 +113,18 @@ def test_a_network_is_told_the_real_time_and_its_variance_channels_are_left_out(
     np.testing.assert_array_equal(eps(x, np.float32([0.5, 7.25]))[:, 0, 0, 0], [0.5, 7.25])
 
 
+def test_a_network_of_rescaled_times_is_told_them():
+    """At integers the numbers of `Schedule.timesteps`, which it was trained with, and between them the line."""
+    schedule = make_schedule(make_betas("cosine", 4000), time_scale=1000 / 4000)
+    continuous = flows.make_continuous(schedule, time_scale=1000 / 4000)
+    eps = flows.network_eps(lambda x, t: t[:, None] + 0 * x, continuous, parameterization="eps")
+    t = np.float32([0, 17, 3999])
+    np.testing.assert_array_equal(eps(np.zeros((3, 1)), t)[:, 0], schedule.timesteps[np.int32(t)])
+    np.testing.assert_allclose(eps(np.zeros((1, 1)), np.float32([17.5])), (17 + 18) / 2 / 4)
+    with pytest.raises(UsageError, match="respaced"):
+        flows.make_continuous(schedule)
+
+
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_the_velocity_carries_q_t_of_a_mixture(name):
     """The continuity equation, ∂q/∂t + ∇·(q f) = 0: ∂/∂t log q_t(x) = -f·∇ log q_t - div f, all in float64."""
