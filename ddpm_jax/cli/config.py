@@ -62,6 +62,11 @@ def default_config() -> ConfigDict:
                 "dtype": "float32",  # of the computation: float32, bfloat16; parameters are float32
                 "remat": False,  # recompute activations in the backward pass: less memory, more time
             },
+            "condition": {  # what the network is told of an image beside x_t and t
+                "num_classes": 0,  # its class, of the data's so many; 0: not told
+                "label_dropout": 0.0,  # share of the labels hidden in training, for classifier-free guidance
+                "low_res_factor": 0,  # the image shrunk so many times, as in super-resolution; 0: not told
+            },
             "optimizer": {
                 "name": "adam",  # adam, adamw
                 "learning_rate": 2e-4,
@@ -271,13 +276,15 @@ _AT_LEAST_ONE = (
     "checkpoint.keep_last",
 )
 _AT_LEAST_ZERO = (
+    "condition.num_classes",
+    "condition.low_res_factor",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
     "train.sample_every",
     "checkpoint.keep_every",
 )
-_BELOW_ONE = ("model.dropout", "data.holdout", "ema.decay", "optimizer.b1", "optimizer.b2")
+_BELOW_ONE = ("model.dropout", "condition.label_dropout", "data.holdout", "ema.decay", "optimizer.b1", "optimizer.b2")
 
 
 def check_ranges(config: ConfigDict) -> None:
@@ -305,9 +312,28 @@ def check_ranges(config: ConfigDict) -> None:
         for name in names:
             if not valid(values[name]):
                 raise UsageError(f"{name} is {values[name]}: it must be {wanted}.")
+    _check_condition(config)
     steps, num_timesteps = values["train.sample_steps"], values["diffusion.num_timesteps"]
     if steps > num_timesteps:
         raise UsageError(
             f"train.sample_steps is {steps}, more than the {num_timesteps} of diffusion.num_timesteps: "
             f"choose 1 to {num_timesteps}."
+        )
+
+
+def _check_condition(config: ConfigDict) -> None:
+    c, size = config.condition, config.data.image_size
+    if c.label_dropout and not c.num_classes:
+        raise UsageError(
+            f"condition.label_dropout is {c.label_dropout}, but the network is told no labels to hide: "
+            "set condition.num_classes to the number of classes of the data."
+        )
+    if c.low_res_factor == 1:
+        raise UsageError(
+            "condition.low_res_factor is 1, which tells the network the image itself: use 0 or 2 and more."
+        )
+    if c.low_res_factor and size % c.low_res_factor:
+        raise UsageError(
+            f"condition.low_res_factor is {c.low_res_factor}, which does not divide data.image_size {size}: "
+            "choose a divisor."
         )

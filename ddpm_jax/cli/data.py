@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import sources
+from ddpm_jax.errors import UsageError
 
 
 def load_split(data: ConfigDict, split: str, *, data_dir: str | None = None) -> sources.Source:
@@ -17,3 +18,19 @@ def load_split(data: ConfigDict, split: str, *, data_dir: str | None = None) -> 
         cache=data.cache,
         unreadable=data.unreadable,
     )
+
+
+def check_classes(source: sources.Source, config: ConfigDict, *, split: str) -> None:
+    """Refuses a split whose labels are not those that the config's network is told.
+
+    Raises:
+      UsageError: it has no labels, or another number of classes.
+    """
+    wanted, found = config.condition.num_classes, source.num_classes
+    if wanted and found != wanted:
+        has = f"has {found} classes" if found else "has no labels"
+        remedy = f"{found}" if found else "0"
+        raise UsageError(
+            f"Split {split!r} of dataset {config.data.name!r} {has}, but condition.num_classes is {wanted}: "
+            f"train with condition.num_classes={remedy}, or choose data with {wanted} classes."
+        )

@@ -1,5 +1,6 @@
 """Config -> the parts it names. Everything that can be wrong with a config is found here, before anything compiles."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +11,20 @@ from ml_collections import ConfigDict
 from ddpm_jax.cli.config import check_ranges
 from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, make_continuous, network_eps
 from ddpm_jax.diffusion.losses import check_loss
-from ddpm_jax.diffusion.parameterization import Denoiser, check_parameterization, make_denoiser, output_channels
+from ddpm_jax.diffusion.parameterization import (
+    Denoiser,
+    Prediction,
+    check_parameterization,
+    make_denoiser,
+    output_channels,
+)
 from ddpm_jax.diffusion.schedules import Schedule, make_betas, make_schedule, spaced_timesteps
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation import generation
-from ddpm_jax.models.unet import UNet, check_unet
+from ddpm_jax.models.condition import Condition
+from ddpm_jax.models.unet import UNet, check_unet, null_condition
 from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.training.conditioning import Conditioning
 from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
 from ddpm_jax.training.randomness import base_key, init_key
@@ -24,6 +33,8 @@ from ddpm_jax.training.step import StepOptions, make_train_step
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 RESCALED_TIME = 1000.0  # what t = T would be called under rescale_timesteps (Improved DDPM's code)
+
+ConditionalDenoiser = Callable[[jax.Array, jax.Array, Condition | None], Prediction]
 
 
 class Experiment(NamedTuple):
@@ -34,15 +45,32 @@ class Experiment(NamedTuple):
     schedule: Schedule  # all T steps
     image_shape: tuple[int, int, int]
 
-    def denoiser(self, params: Any, schedule: Schedule) -> Denoiser:
-        """The model without dropout, x_0 clipped, on `schedule`: the whole chain or a respaced one."""
+    def denoiser(self, params: Any, schedule: Schedule, condition: Condition | None = None) -> Denoiser:
+        """The model without dropout, x_0 clipped, on `schedule`: the whole chain or a respaced one.
+
+        A conditional model needs the condition, one for each image of the batches that the denoiser will be given.
+        """
+        return self._denoiser(params, schedule, condition, clip_denoised=True)
+
+    def conditional_denoiser(self, params: Any, schedule: Schedule) -> ConditionalDenoiser:
+        """(x_t, t, condition) -> `Prediction`, nothing clipped: guidance comes before clipping."""
+        return lambda x_t, t, condition: self._denoiser(params, schedule, condition, clip_denoised=False)(x_t, t)
+
+    def _denoiser(
+        self, params: Any, schedule: Schedule, condition: Condition | None, *, clip_denoised: bool
+    ) -> Denoiser:
         return make_denoiser(
-            lambda x_t, time: self.model.apply({"params": params}, x_t, time),
+            lambda x_t, time: self.model.apply({"params": params}, x_t, time, condition),
             schedule,
             parameterization=self.config.diffusion.parameterization,
             variance=self.config.diffusion.variance,
-            clip_denoised=True,
+            clip_denoised=clip_denoised,
         )
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """What the model is told of an example."""
+        return Conditioning(**self.config.condition.to_dict())
 
     def continuous(self) -> ContinuousSchedule:
         """The chain in real time.
@@ -52,10 +80,10 @@ class Experiment(NamedTuple):
         """
         return make_continuous(self.schedule, time_scale=_time_scale(self.config))
 
-    def eps(self, params: Any, continuous: ContinuousSchedule) -> EpsFunction:
-        """The model's ε at real t, without dropout, nothing clipped."""
+    def eps(self, params: Any, continuous: ContinuousSchedule, condition: Condition | None = None) -> EpsFunction:
+        """The model's ε at real t, without dropout, nothing clipped; of a conditional model as in `denoiser`."""
         return network_eps(
-            lambda x_t, time: self.model.apply({"params": params}, x_t, time),
+            lambda x_t, time: self.model.apply({"params": params}, x_t, time, condition),
             continuous,
             parameterization=self.config.diffusion.parameterization,
         )
@@ -78,7 +106,7 @@ class Experiment(NamedTuple):
     def init_params(self, key: jax.Array) -> Any:
         """Draws the initial parameters, float32."""
         x, t = jnp.zeros((1, *self.image_shape)), jnp.zeros((1,))
-        return self.model.init(key, x, t)["params"]
+        return self.model.init(key, x, t, null_condition(self.model, x))["params"]
 
     def params_shapes(self) -> Any:
         """The parameter tree as shapes, nothing computed."""
@@ -101,6 +129,8 @@ def build(config: ConfigDict) -> Experiment:
         "resolution": size,
         "out_channels": output_channels(config.data.channels, diffusion.variance),
         "dtype": choose("compute dtype", config.model.dtype, DTYPES),
+        "num_classes": config.condition.num_classes,
+        "low_res_channels": config.data.channels if config.condition.low_res_factor else 0,
     }
     model = UNet(**fields)
     check_unet(model, height=size, width=size)
@@ -133,9 +163,9 @@ def build_training(experiment: Experiment) -> Training:
     """
     config, c = experiment.config, experiment.config.diffusion
 
-    def apply(params, x_t, time, dropout_keys):
+    def apply(params, x_t, time, condition, dropout_keys):
         keys = dropout_keys if config.model.dropout else None
-        return experiment.model.apply({"params": params}, x_t, time, dropout_keys=keys)
+        return experiment.model.apply({"params": params}, x_t, time, condition, dropout_keys=keys)
 
     objective = diffusion_objective(
         apply,
@@ -146,6 +176,7 @@ def build_training(experiment: Experiment) -> Training:
         weighting=c.weighting,
         timestep_sampling=c.timestep_sampling,
         flip=config.data.flip,
+        conditioning=experiment.conditioning,
     )
     o = config.optimizer
     learning_rate = make_learning_rate(

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import INTERRUPTED, Parser, choose_platform
-from ddpm_jax.cli.data import load_split
+from ddpm_jax.cli.data import check_classes, load_split
 from ddpm_jax.cli.experiment import Experiment, Training, build, build_training, check_batch, init_state, state_shapes
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import FailureError, UsageError
@@ -90,6 +90,7 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
 def _train(experiment: Experiment, training: Training, workdir: pathlib.Path) -> int:
     config = experiment.config
     source = load_split(config.data, config.data.train_split)
+    check_classes(source, config, split=config.data.train_split)
     checkpointer = Checkpointer(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every)
     batches = pipeline.train_iterator(
         source,

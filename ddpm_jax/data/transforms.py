@@ -1,4 +1,4 @@
-"""What is done to pixels on the device: scaling to the model's range and back, and the random flip. Pure, jit-able."""
+"""What is done to pixels on the device: to the model's range and back, the random flip, resizing. Pure, jit-able."""
 
 import chex
 import jax
@@ -47,3 +47,34 @@ def random_flip(image: jax.Array, keys: jax.Array) -> jax.Array:
     chex.assert_shape(keys, (image.shape[0],))
     flip = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(flip[:, None, None, None], image[:, :, ::-1, :], image)
+
+
+def downsample(x: jax.Array, factor: int) -> jax.Array:
+    """Shrinks images to what a file of the smaller size would hold: the mean of each factor x factor block, 8 bits.
+
+    Rounding to the 256 levels makes a low-resolution picture read from a file the same thing as one made here.
+
+    Args:
+      x: [B, H, W, C], float32 in [-1, 1]; H and W multiples of `factor`.
+      factor: at least 1.
+
+    Returns:
+      [B, H / factor, W / factor, C], float32, on the levels of `to_model_range`.
+    """
+    batch, height, width, channels = x.shape
+    blocks = x.reshape(batch, height // factor, factor, width // factor, factor, channels)
+    return to_model_range(to_uint8(jnp.mean(blocks, axis=(2, 4))))
+
+
+def upsample(x: jax.Array, factor: int) -> jax.Array:
+    """Enlarges images bilinearly, pixels being squares whose values are those of their centres; edges are repeated.
+
+    Args:
+      x: [B, H, W, C], float32.
+      factor: at least 1.
+
+    Returns:
+      [B, factor H, factor W, C], float32.
+    """
+    batch, height, width, channels = x.shape
+    return jax.image.resize(x, (batch, factor * height, factor * width, channels), "bilinear")

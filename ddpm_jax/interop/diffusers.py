@@ -6,7 +6,9 @@ Those networks have `attention_head_dim: null`, `downsample_padding: 0`, `norm_e
   `downsample_padding` "end" for 0, "both" for 1;
   `time_embedding` "sin_cos" for `flip_sin_to_cos: false` and `freq_shift: 1`, "cos_sin" for `true` and `0`;
   `scale_shift_norm` for `resnet_time_scale_shift: scale_shift`, if `attn_norm_num_groups` is 32;
-  `num_heads`, where `attention_head_dim` is the channels of each.
+  `num_heads`, where `attention_head_dim` is the channels of each;
+  `num_classes` K for `num_class_embeds: K + 1`, if the last class was trained as the null class;
+  `low_res_channels`, if the last of their `in_channels` are those of a low-resolution image.
 NumPy arrays in and out, as `safetensors.numpy.load_file` and `save_file` have them.
 """
 
@@ -32,6 +34,7 @@ MODULES = {  # ours -> theirs, for the layers within a block
 }
 OLD_MODULES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.15
 TOP = {
+    "class_embedding": "class_embedding",
     "temb_dense0": "time_embedding.linear_1",
     "temb_dense1": "time_embedding.linear_2",
     "conv_in": "conv_in",

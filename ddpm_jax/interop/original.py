@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to, unet_shapes
 from ddpm_jax.models.unet import UNet
 
@@ -27,8 +28,9 @@ def unet_params_from_original(variables: Mapping[str, np.ndarray], unet: UNet, s
       params, nested, float32: `unet.apply({"params": params}, x, t)`.
 
     Raises:
-      UsageError: a variable is missing, is left over, or has another shape than the network's.
+      UsageError: a variable is missing, is left over, or has another shape than the network's; the network has classes.
     """
+    _check_unconditional(unet.num_classes)
     first = variables.get(f"{scope}/conv_in/W")
     in_channels = 3 if first is None else first.shape[-2]  # a missing conv_in is reported with the others
     shapes = unet_shapes(unet, in_channels)
@@ -36,8 +38,18 @@ def unet_params_from_original(variables: Mapping[str, np.ndarray], unet: UNet, s
 
 
 def unet_params_to_original(params: Params, scope: str = "model") -> dict[str, np.ndarray]:
-    """Returns the parameters of a network under the original's variable names, float32."""
+    """Returns the parameters of a network under the original's variable names, float32.
+
+    Raises:
+      UsageError: the network has classes.
+    """
+    _check_unconditional("class_embedding" in params)
     return rename_to(params, lambda path: f"{scope}/{_name(path)}", _same_layout)
+
+
+def _check_unconditional(has_classes: object) -> None:
+    if has_classes:
+        raise UsageError("The original code has no networks with classes: choose one without, or the diffusers format.")
 
 
 def _name(path: Path) -> str:

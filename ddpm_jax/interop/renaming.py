@@ -13,18 +13,21 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.models.unet import UNet
+from ddpm_jax.models.unet import UNet, null_condition
 
 Path = tuple[str, ...]  # of one of our parameters: ("down_0_block_0", "conv1", "kernel")
 Params = Mapping[str, Any]
 
 
 def unet_shapes(unet: UNet, in_channels: int) -> dict[Path, tuple[int, ...]]:
-    """Returns the shape of every parameter of a network, in its own order, without computing any."""
+    """Returns the shape of every parameter of a network, in its own order, without computing any.
+
+    Of the input's channels, the last `low_res_channels` are the low-resolution image's.
+    """
     side = 2 ** (len(unet.ch_mult) - 1)
-    image = jax.ShapeDtypeStruct((1, side, side, in_channels), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, side, side, in_channels - unet.low_res_channels), jnp.float32)
     time = jax.ShapeDtypeStruct((1,), jnp.int32)
-    variables = jax.eval_shape(unet.init, jax.random.key(0), image, time)
+    variables = jax.eval_shape(unet.init, jax.random.key(0), image, time, null_condition(unet, image))
     return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
 
 

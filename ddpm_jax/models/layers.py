@@ -1,4 +1,4 @@
-"""The U-Net's small layers: initialisers, normalisation, convolutions, dropout and the embedding of the time.
+"""The U-Net's small layers: initialisers, normalisation, convolutions, dropout, the embeddings of time and class.
 
 The blocks made of them are in `unet.py` and `attention.py`. Parameters are float32; each layer computes in `dtype`.
 """
@@ -82,6 +82,22 @@ def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> ja
     waves = (jnp.sin, jnp.cos) if form == "sin_cos" else (jnp.cos, jnp.sin)
     embedding = jnp.concatenate([wave(angles) for wave in waves], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, features % 2)))
+
+
+class ClassEmbedding(nn.Module):
+    """One vector a class, the null class too, drawn from N(0, I) as in the code of Dhariwal and Nichol (2021)."""
+
+    num_classes: int
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, label: jax.Array) -> jax.Array:
+        """Maps int [B], 0..num_classes with the null class last, to [B, features]; any other label to not-a-number."""
+        shape = (self.num_classes + 1, self.features)
+        embedding = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
+        rows = embedding.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return rows.astype(self.dtype)
 
 
 class GroupNorm(nn.Module):

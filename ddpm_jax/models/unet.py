@@ -1,5 +1,8 @@
 """The DDPM U-Net (Ho, Jain and Abbeel 2020, appendix B): a noisy image and a time in, an image of any meaning out.
 
+It may also be told a `Condition`: a class, whose embedding is added to that of the time (Dhariwal and Nichol 2021), and
+a low-resolution image, whose channels are concatenated with the noisy one's (Saharia et al. 2021; Ho et al. 2022).
+
 Its layers are in `layers.py` and `attention.py`. What the output means (eps, x_0, a variance) is not known here.
 """
 
@@ -10,11 +13,13 @@ from jax.typing import DTypeLike
 
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.attention import AttentionBlock
+from ddpm_jax.models.condition import Condition, check_condition
 from ddpm_jax.models.layers import (
     DOWNSAMPLE_PADDINGS,
     EPSILON,
     NUM_GROUPS,
     TIME_EMBEDDINGS,
+    ClassEmbedding,
     Conv3x3,
     Dropout,
     GroupNorm,
@@ -47,7 +52,7 @@ class ResBlock(nn.Module):
 
         Args:
           x: [B, H, W, C] in `dtype`.
-          temb: [B, E], the embedded time after its last swish.
+          temb: [B, E], the embedded time and class after their swish.
           dropout_keys: [B] typed keys, or None for no dropout.
         """
         dtype = self.dtype
@@ -98,20 +103,36 @@ class UNet(nn.Module):
     downsample_padding: str = "end"  # a key of layers.DOWNSAMPLE_PADDINGS; "both" in Improved DDPM
     dtype: DTypeLike = jnp.float32  # of the computation; parameters, normalisation statistics and softmax are float32
     remat: bool = False  # recompute blocks in the backward pass: less memory, one more forward pass
+    num_classes: int = 0  # of the labels in the condition, without the null class; 0: it has none
+    low_res_channels: int = 0  # of the low-resolution image in the condition; 0: it has none
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, *, dropout_keys: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        condition: Condition | None = None,
+        *,
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
         """Applies the network.
 
         Args:
           x: [B, H, W, C] float32; H and W divisible by 2**(len(ch_mult) - 1).
           t: [B], int32 or float32: the time the network is told, 0..T-1 or rescaled.
+          condition: what else it is told, with a leading axis B; exactly the parts that the fields announce. A label
+            outside 0..num_classes gives not-a-number.
           dropout_keys: [B] typed keys, one per example, already folded with the step and the example's global index;
             None for no dropout.
 
         Returns:
           [B, H, W, out_channels] float32.
+
+        Raises:
+          UsageError: the condition lacks a part, has one too many, or one of another shape.
         """
+        check_condition(condition, x=x, num_classes=self.num_classes, low_res_channels=self.low_res_channels)
+        label, low_res = Condition() if condition is None else condition
         res_block = nn.remat(ResBlock) if self.remat else ResBlock
         attention_block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
         dtype = self.dtype
@@ -129,9 +150,14 @@ class UNet(nn.Module):
 
         temb = timestep_embedding(t, self.ch, self.time_embedding)
         temb = nn.swish(dense(4 * self.ch, name="temb_dense0", dtype=dtype)(temb))
-        temb = nn.swish(dense(4 * self.ch, name="temb_dense1", dtype=dtype)(temb))
+        temb = dense(4 * self.ch, name="temb_dense1", dtype=dtype)(temb)
+        if label is not None:
+            temb = temb + ClassEmbedding(self.num_classes, 4 * self.ch, dtype, name="class_embedding")(label)
+        temb = nn.swish(temb)
 
         # Down
+        if low_res is not None:
+            x = jnp.concatenate([x, low_res], axis=-1)
         h = Conv3x3(self.ch, dtype=dtype, name="conv_in")(x)
         skips = [h]
         for i, features, attends in levels:
@@ -163,6 +189,19 @@ class UNet(nn.Module):
 
         h = nn.swish(GroupNorm(self.norm_eps, name="norm_out")(h))
         return Conv3x3(self.out_channels, kernel_init=zero_init, dtype=jnp.float32, name="conv_out")(h)
+
+
+def null_condition(unet: UNet, x: jax.Array) -> Condition | None:
+    """Returns the condition, for images x [B, H, W, C], that says nothing: the null class and a black image.
+
+    Of the right shapes, so a network can be initialised with it; None for a network without conditions.
+    """
+    if not unet.num_classes and not unet.low_res_channels:
+        return None
+    return Condition(
+        label=jnp.full(x.shape[:1], unet.num_classes, jnp.int32) if unet.num_classes else None,
+        low_res=jnp.full((*x.shape[:3], unet.low_res_channels), -1.0) if unet.low_res_channels else None,
+    )
 
 
 def check_unet(unet: UNet, height: int, width: int) -> None:
@@ -205,6 +244,9 @@ def _check_numbers(unet: UNet) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise UsageError(f"{name} is {value!r}: give a whole number of at least 1.")
+    for name, value in {"num_classes": unet.num_classes, "low_res_channels": unet.low_res_channels}.items():
+        if not isinstance(value, int) or value < 0:
+            raise UsageError(f"{name} is {value!r}: give a whole number, 0 for none.")
     if not 0.0 <= unet.dropout < 1.0:
         raise UsageError(f"dropout is {unet.dropout}: give a probability in [0, 1), for example 0.1.")
     if not 0.0 < unet.norm_eps < float("inf"):

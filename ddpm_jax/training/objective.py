@@ -12,12 +12,14 @@ from ddpm_jax.diffusion import timesteps
 from ddpm_jax.diffusion.losses import training_losses
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import choose
+from ddpm_jax.models.condition import Condition
+from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, condition_of, drop_labels
 from ddpm_jax.training.randomness import example_keys, stream
 
 QUARTILES = 4
 
-# (params, x_t [B, H, W, C], time float32 [B], dropout keys [B]) -> output
-ApplyTrain = Callable[[Any, chex.Array, chex.Array, chex.PRNGKey], chex.Array]
+# (params, x_t [B, H, W, C], time float32 [B], condition, dropout keys [B]) -> output
+ApplyTrain = Callable[[Any, chex.Array, chex.Array, Condition | None, chex.PRNGKey], chex.Array]
 Sums = dict[str, tuple[chex.Array, chex.Array]]  # name -> (sum, count), scalars or vectors: the metric is their ratio
 
 
@@ -60,6 +62,7 @@ def diffusion_objective(
     weighting: str,
     timestep_sampling: str,
     flip: bool,
+    conditioning: Conditioning = UNCONDITIONAL,
 ) -> Objective:
     """The objective of Ho et al. 2020, algorithm 1: draw t and ε, diffuse, predict, compare.
 
@@ -68,10 +71,11 @@ def diffusion_objective(
       schedule: tables of all T steps.
       parameterization, variance, loss, weighting: see `losses.training_losses`.
       timestep_sampling: a key of `TIMESTEP_SAMPLING`.
-      flip: mirror each image with probability 1/2.
+      flip: mirror each image with probability 1/2, and what is made of it with it.
+      conditioning: what the network is told of each example; its labels are dropped here.
 
     Returns:
-      An `Objective` over batches {"image": uint8 [B, H, W, C], ...}.
+      An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}; without classes no label is read.
 
     Raises:
       UsageError: unknown timestep_sampling. Unknown names of the loss are refused when it is first traced.
@@ -91,9 +95,11 @@ def diffusion_objective(
             x_0 = random_flip(x_0, example_keys(key, "flip", index))
         t, weight = draw_t(history, stream(key, "t"), index)
         eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(example_keys(key, "eps", index))
+        condition = condition_of(conditioning, x_0, batch.get("label"))
+        condition = drop_labels(conditioning, condition, example_keys(key, "label", index))
         dropout_keys = example_keys(key, "dropout", index)
         result = training_losses(
-            lambda x_t, time: apply(params, x_t, time, dropout_keys),
+            lambda x_t, time: apply(params, x_t, time, condition, dropout_keys),
             schedule,
             x_0,
             t,

@@ -17,7 +17,8 @@ import jax
 
 from ddpm_jax.diffusion.timesteps import fold_in_each
 
-STREAMS = {"t": 1, "eps": 2, "flip": 3, "dropout": 4}
+STREAMS = {"t": 1, "eps": 2, "flip": 3, "dropout": 4, "label": 5}
+Stream = Literal["t", "eps", "flip", "dropout", "label"]
 INIT = 0x696E6974  # "init": no step that a run reaches, and none of the constants that sampling folds in
 
 
@@ -31,11 +32,11 @@ def init_key(key: chex.PRNGKey) -> chex.PRNGKey:
     return jax.random.fold_in(key, INIT)
 
 
-def stream(key: chex.PRNGKey, name: Literal["t", "eps", "flip", "dropout"]) -> chex.PRNGKey:
+def stream(key: chex.PRNGKey, name: Stream) -> chex.PRNGKey:
     """The key of a named stream within a step's key."""
     return jax.random.fold_in(key, STREAMS[name])
 
 
-def example_keys(key: chex.PRNGKey, name: Literal["t", "eps", "flip", "dropout"], index: chex.Array) -> chex.PRNGKey:
+def example_keys(key: chex.PRNGKey, name: Stream, index: chex.Array) -> chex.PRNGKey:
     """One key per example of the stream `name`: `index` is int [B], global; returns keys [B]."""
     return fold_in_each(stream(key, name), index)

@@ -37,8 +37,15 @@ AT_LEAST_ONE = [
     "checkpoint.save_every",
     "checkpoint.keep_last",
 ]
-AT_LEAST_ZERO = ["optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.clip_norm", "train.sample_every"]
-BELOW_ONE = ["model.dropout", "data.holdout", "ema.decay", "optimizer.b1", "optimizer.b2"]
+AT_LEAST_ZERO = [
+    "condition.num_classes",
+    "condition.low_res_factor",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "train.sample_every",
+]
+BELOW_ONE = ["model.dropout", "condition.label_dropout", "data.holdout", "ema.decay", "optimizer.b1", "optimizer.b2"]
 RANGES = [
     *((field, bad, "at least 1") for field in AT_LEAST_ONE for bad in (0, -3)),
     *((field, -1, "at least 0") for field in [*AT_LEAST_ZERO, "checkpoint.keep_every"]),
@@ -72,6 +79,10 @@ TOGETHER = [  # overrides that contradict each other or the digits' config, and 
     (["optimizer.decay=cosine", "optimizer.warmup_steps=50"], ["warmup_steps (50)", "num_steps (10)"]),
     (["train.sample_steps=21"], ["train.sample_steps is 21", "choose 1 to 20"]),
     (["diffusion.num_timesteps=10"], ["train.sample_steps is 20", "choose 1 to 10"]),
+    (["condition.label_dropout=0.1"], ["label_dropout is 0.1", "no labels to hide", "set condition.num_classes"]),
+    (["condition.num_classes=7"], ["'digits' has 10 classes", "num_classes is 7", "condition.num_classes=10"]),
+    (["condition.low_res_factor=1"], ["low_res_factor is 1", "0 or 2 and more"]),
+    (["condition.low_res_factor=3"], ["low_res_factor is 3", "does not divide data.image_size 8"]),
     (["optimizer.accumulate_steps=3"], ["train.batch_size is 8", "3 parts", "use 6"]),
 ]
 
@@ -127,7 +138,7 @@ def test_values_that_do_not_go_together_are_refused(refused_untouched, overrides
         ("--config.modle.ch=64", ["'modle.ch'", "Did you mean 'model.ch'?"]),
         ("--config.batch_size=64", ["'batch_size'", "Did you mean 'train.batch_size'?"]),
         ("--config.model.batch_size=64", ["'model.batch_size'", "Did you mean 'train.batch_size'?"]),
-        ("--config.xyz=1", ["'xyz'", "The groups are checkpoint, data, diffusion"]),
+        ("--config.xyz=1", ["'xyz'", "The groups are checkpoint, condition, data"]),
         ("--config.model=64", ["'model' is a group", "model.ch,"]),
         ("--config.model.ch=wide", ["'model.ch'", "type int", "'wide'"]),
         ("--config.model.ch=1.5", ["'model.ch'", "type int", "'1.5'"]),

@@ -33,7 +33,9 @@ def diffusion():
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
     objective = diffusion_objective(
-        lambda params, x_t, time, keys: model.apply({"params": params}, x_t, time, dropout_keys=keys),
+        lambda params, x_t, time, condition, keys: model.apply(
+            {"params": params}, x_t, time, condition, dropout_keys=keys
+        ),
         make_schedule(make_betas("linear", T, beta_start=0.1, beta_end=0.5)),
         parameterization="eps",
         variance="fixed_large",

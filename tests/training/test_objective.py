@@ -16,7 +16,7 @@ T = 10  # no multiple of 4: the quartiles are not equally large
 B = 24
 
 
-def _network(params, x_t, time, dropout_keys):
+def _network(params, x_t, time, condition, dropout_keys):
     """Depends on all that a network is given, the dropout keys too."""
     noise = jax.vmap(lambda key: jax.random.normal(key, x_t.shape[1:]))(dropout_keys)
     return params["a"] * x_t + params["b"] * time[:, None, None, None] + params["c"] * noise
