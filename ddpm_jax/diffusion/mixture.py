@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.parameterization import VARIANCES, Denoiser, Prediction, mu_from_x_0
+from ddpm_jax.diffusion.gaussian import q_posterior
+from ddpm_jax.diffusion.parameterization import VARIANCES, Denoiser, Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, choose
 
@@ -200,7 +201,7 @@ def exact_denoiser(mixture: GaussianMixture, schedule: Schedule, *, variance: st
             log_variance = jnp.log(jax.vmap(moments)(reverse_posterior(mixture, schedule, x_t, t))[1])
         else:
             log_variance = jnp.broadcast_to(VARIANCES[variance](schedule, x_t, t, None), x_t.shape)
-        return Prediction(best.x_0, best.eps, mu_from_x_0(schedule, x_t, t, best.x_0), log_variance)
+        return Prediction(best.x_0, best.eps, q_posterior(schedule, best.x_0, x_t, t).mean, log_variance)
 
     return denoiser
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
+import jax
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.gaussian import extract, q_posterior
@@ -53,14 +54,18 @@ def v_from_x_0(schedule: Schedule, x_t: chex.Array, t: chex.Array, x_0: chex.Arr
 
 
 def x_0_from_mu(schedule: Schedule, x_t: chex.Array, t: chex.Array, mu: chex.Array) -> chex.Array:
-    """The x_0 whose posterior q(x_{t-1}|x_t, x_0) has mean μ (Ho et al. 2020, eq. 7 solved for x_0)."""
-    from_x_t = extract(schedule.posterior_mean_coef2, t, x_t) * x_t
-    return (mu - from_x_t) / extract(schedule.posterior_mean_coef1, t, x_t)
+    """The x_0 whose posterior q(x_{t-1}|x_t, x_0) has mean μ (Ho et al. 2020, eq. 7 solved for x_0).
+
+    t-1 is one step of the chain that was trained, in a respaced one too: that is what a network has learnt to say.
+    """
+    from_x_t = extract(schedule.trained_mean_coef2, t, x_t) * x_t
+    return (mu - from_x_t) / extract(schedule.trained_mean_coef1, t, x_t)
 
 
 def mu_from_x_0(schedule: Schedule, x_t: chex.Array, t: chex.Array, x_0: chex.Array) -> chex.Array:
-    """μ, the mean of q(x_{t-1}|x_t, x_0) (Ho et al. 2020, eq. 7); x_0 itself at t = 0."""
-    return q_posterior(schedule, x_0, x_t, t).mean
+    """μ, the mean of q(x_{t-1}|x_t, x_0) (Ho et al. 2020, eq. 7); x_0 itself at t = 0. t-1 as in `x_0_from_mu`."""
+    from_x_t = extract(schedule.trained_mean_coef2, t, x_t) * x_t
+    return extract(schedule.trained_mean_coef1, t, x_t) * x_0 + from_x_t
 
 
 class Parameterization(NamedTuple):
@@ -146,18 +151,25 @@ def interpret(
     value, variance_output = output[..., : x_t.shape[-1]], output[..., x_t.shape[-1] :]
     x_0 = convert(schedule, x_t, t, value, source=parameterization, target="x_0")
     log_variance = VARIANCES[variance](schedule, x_t, t, variance_output)
+    posterior = q_posterior(schedule, x_0, x_t, t)
     return Prediction(
         x_0=x_0,
         eps=value if parameterization == "eps" else eps_from_x_0(schedule, x_t, t, x_0),
-        mean=value if parameterization == "mu" else mu_from_x_0(schedule, x_t, t, x_0),
+        mean=_said_mean(schedule, x_0, x_t, t, value) if parameterization == "mu" else posterior.mean,
         log_variance=jnp.broadcast_to(log_variance, x_t.shape),
     )
+
+
+def _said_mean(schedule: Schedule, x_0: chex.Array, x_t: chex.Array, t: chex.Array, mu: chex.Array) -> chex.Array:
+    """The network's own μ where the chain takes the step that was trained, elsewhere the mean that x_0 implies."""
+    own_step = schedule.trained_mean_coef1 == schedule.posterior_mean_coef1
+    return jnp.where(extract(own_step, t, x_t), mu, q_posterior(schedule, x_0, x_t, t).mean)
 
 
 def with_x_0(schedule: Schedule, prediction: Prediction, x_0: chex.Array, x_t: chex.Array, t: chex.Array) -> Prediction:
     """Replaces the predicted x_0 and everything that follows from it: eps and the mean. The variance stays."""
     return prediction._replace(
-        x_0=x_0, eps=eps_from_x_0(schedule, x_t, t, x_0), mean=mu_from_x_0(schedule, x_t, t, x_0)
+        x_0=x_0, eps=eps_from_x_0(schedule, x_t, t, x_0), mean=q_posterior(schedule, x_0, x_t, t).mean
     )
 
 
@@ -183,7 +195,7 @@ def make_denoiser(
     Args:
       network: (x_t [B, H, W, C], time float32 [B]) -> output. It is told `schedule.timesteps[t]`, so that a respaced
         chain of N rows asks a network trained on T steps the right questions.
-      schedule: tables of the chain that is walked; not traced, since they are checked here.
+      schedule: tables of the chain that is walked. Traced ones cannot be checked here: `check_parameterization`.
       parameterization: a key of `PARAMETERIZATIONS`.
       variance: a key of `VARIANCES`.
       clip_denoised: clip the predicted x_0 to [-1, 1], as in sampling and evaluation.
@@ -209,5 +221,7 @@ def check_parameterization(schedule: Schedule, parameterization: str) -> None:
         of x_0 and eps says nothing about it.
     """
     choose("parameterization", parameterization, PARAMETERIZATIONS)
+    if isinstance(schedule.alphas_bar, jax.core.Tracer):  # whoever passes a schedule as data has checked it before
+        return
     if parameterization == "eps" and schedule.alphas_bar[-1] == 0:
         raise UsageError("This schedule ends at alphas_bar = 0, where eps does not determine x_0: predict x_0 or v.")

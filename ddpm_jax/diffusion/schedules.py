@@ -141,6 +141,8 @@ class Schedule(NamedTuple):
     snr: chex.Array  # alphas_bar / (1 - alphas_bar)
     posterior_mean_coef1: chex.Array  # of x_0 in the mean of q(x_{t-1}|x_t, x_0), eq. 7
     posterior_mean_coef2: chex.Array  # of x_t in it
+    trained_mean_coef1: chex.Array  # posterior_mean_coef1 of the whole chain at this t; another where it is respaced
+    trained_mean_coef2: chex.Array
     posterior_variance: chex.Array  # beta tilde, eq. 7; 0 at t = 0
     posterior_log_variance_clipped: chex.Array  # its log, with the value of t = 1 at t = 0
     fixed_large_log_variance: chex.Array  # log beta_t, with the log posterior variance of t = 1 at t = 0
@@ -159,9 +161,9 @@ def make_schedule(
 
     Args:
       betas: float64 [T], each in (0, 1), the last in (0, 1].
-      timesteps: strictly increasing indices of the steps to keep, int [N]; None keeps all. The kept steps form a chain
-        of their own with the same q(x_t|x_0): beta' = 1 - alphas_bar_t / alphas_bar_s, with s the kept step before t
-        (Nichol & Dhariwal 2021, section 4).
+      timesteps: strictly increasing times to keep, int or float [N], in 0..T-1; None keeps all. The kept steps form a
+        chain of their own with the same q(x_t|x_0): beta' = 1 - alphas_bar_t / alphas_bar_s, with s the kept step
+        before t (Nichol & Dhariwal 2021, section 4). Between two indices log sigma is linear in t: `log_sigmas`.
       time_scale: the network is told t times this; Improved DDPM's code has 1000 / T.
       dtype: of the tables; float64 serves tests.
 
@@ -180,16 +182,38 @@ def make_schedule(
             "beta of 1 nothing is left to diffuse."
         )
     alphas_bar = np.cumprod(1 - betas)
+    trained_mean_coefs = _mean_coefs(betas, alphas_bar)
     if timesteps is None:
         timesteps = np.arange(betas.size)
     else:
         timesteps = np.asarray(timesteps)
         _check_timesteps(timesteps, betas.size)
-        alphas_bar = alphas_bar[timesteps]
+        trained_mean_coefs = [np.interp(timesteps, np.arange(betas.size), coef) for coef in trained_mean_coefs]
+        alphas_bar = _at(alphas_bar, timesteps)
         betas = 1 - alphas_bar / np.concatenate([[1.0], alphas_bar[:-1]])
+    tables = _tables(betas, alphas_bar) | dict(
+        zip(("trained_mean_coef1", "trained_mean_coef2"), trained_mean_coefs, strict=True)
+    )
     with np.errstate(over="ignore"):  # an alphas_bar below 1e-38 is 0 in float32, and its reciprocal inf
-        tables = {name: table.astype(dtype) for name, table in _tables(betas, alphas_bar).items()}
+        tables = {name: table.astype(dtype) for name, table in tables.items()}
     return Schedule(timesteps=(timesteps * time_scale).astype(np.float32), **tables)
+
+
+def log_sigmas(alphas_bar: np.ndarray) -> np.ndarray:
+    """log σ, σ² = (1-ᾱ) / ᾱ: the noise that is added to data of unchanged scale to get x_t / √ᾱ_t. float64 [T]."""
+    with np.errstate(divide="ignore"):  # ᾱ = 0 is noise without end
+        return 0.5 * (np.log1p(-alphas_bar) - np.log(alphas_bar))
+
+
+def _at(alphas_bar: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
+    """ᾱ at times that may lie between the indices: the table's own value on them, log σ linear between two."""
+    if np.issubdtype(timesteps.dtype, np.integer):
+        return alphas_bar[timesteps]
+    below = np.floor(timesteps).astype(int)
+    above = np.ceil(timesteps).astype(int)
+    table, part = log_sigmas(alphas_bar), timesteps - below
+    between = np.where(part > 0, (1 - part) * table[below] + part * table[above], table[below])
+    return np.where(part > 0, 1 / (1 + np.exp(2 * between)), alphas_bar[below])
 
 
 def _check_timesteps(timesteps: np.ndarray, num_timesteps: int) -> None:
@@ -197,6 +221,13 @@ def _check_timesteps(timesteps: np.ndarray, num_timesteps: int) -> None:
         raise UsageError(f"The timesteps to keep must be strictly increasing, not {timesteps.tolist()}.")
     if timesteps[0] < 0 or timesteps[-1] >= num_timesteps:
         raise UsageError(f"The timesteps to keep must lie in 0..{num_timesteps - 1}, not {timesteps.tolist()}.")
+
+
+def _mean_coefs(betas: np.ndarray, alphas_bar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of x_0 and of x_t in the mean of q(x_{t-1}|x_t, x_0) (Ho et al. 2020, eq. 7)."""
+    alphas_bar_prev = np.concatenate([[1.0], alphas_bar[:-1]])
+    of_x_0 = betas * np.sqrt(alphas_bar_prev) / (1 - alphas_bar)
+    return of_x_0, (1 - alphas_bar_prev) * np.sqrt(1 - betas) / (1 - alphas_bar)
 
 
 def _tables(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.ndarray]:
@@ -217,8 +248,7 @@ def _tables(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.ndarray]:
         "sqrt_recip_alphas_bar": np.sqrt(recip_alphas_bar),
         "sqrt_recipm1_alphas_bar": np.sqrt(recip_alphas_bar - 1),
         "snr": alphas_bar / (1 - alphas_bar),
-        "posterior_mean_coef1": betas * np.sqrt(alphas_bar_prev) / (1 - alphas_bar),
-        "posterior_mean_coef2": (1 - alphas_bar_prev) * np.sqrt(1 - betas) / (1 - alphas_bar),
+        **dict(zip(("posterior_mean_coef1", "posterior_mean_coef2"), _mean_coefs(betas, alphas_bar), strict=True)),
         "posterior_variance": posterior_variance,
         "posterior_log_variance_clipped": np.log(np.append(first, posterior_variance[1:])),
         "fixed_large_log_variance": np.log(np.append(first, betas[1:])),

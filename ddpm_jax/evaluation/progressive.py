@@ -65,7 +65,7 @@ def from_timestep(schedule: Schedule, t: int) -> Sampler:
             "them."
         )
     whole = ancestral(schedule)
-    return whole._replace(rows=whole.rows[-(t + 1) :])
+    return whole._replace(rows=whole.rows[-(t + 1) :], evaluations=t + 1)
 
 
 class Interpolation(NamedTuple):

@@ -67,4 +67,5 @@ def step(
 
 def ancestral(schedule: Schedule) -> Sampler:
     """The sampler that walks every row of `schedule`, t = T-1 .. 0; of a respaced one, every row that was kept."""
-    return Sampler(rows=np.arange(schedule.num_timesteps, dtype=np.int32)[::-1], init=AncestralState, step=step)
+    rows = np.arange(schedule.num_timesteps, dtype=np.int32)[::-1]
+    return Sampler(schedule, rows, init=AncestralState, step=step, evaluations=len(rows))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
+from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.samplers import randomness
 
@@ -32,12 +33,17 @@ class Sampler(NamedTuple):
     `rows` is a pytree of [N, ...] arrays in the order of the walk, noisiest first. `init` turns x_T [B, H, W, C] into
     the state before the first row. `step(denoiser, state, row, keys)` does one row: `row` is `rows` without its leading
     axis, `keys` [B] are fresh ones for this row and each image; it returns the next state and the `Prediction` that was
-    made from state.x_t.
+    made from state.x_t. `schedule` has the noise levels at which the step asks the denoiser, t being its row: the
+    denoiser is built on it. `evaluations` counts how often a whole chain asks.
+
+    Rows and schedule are data: a program compiled with them as arguments serves every sampler of the same kind and N.
     """
 
+    schedule: Schedule
     rows: Any
     init: Callable[[chex.Array], State]
     step: Callable[[Denoiser, State, Any, chex.PRNGKey], tuple[State, Prediction]]
+    evaluations: int
 
     @property
     def num_rows(self) -> int:

@@ -7,6 +7,7 @@ import pytest
 from scipy.special import expit
 
 from ddpm_jax.diffusion import schedules
+from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError
 
 
@@ -100,6 +101,8 @@ def test_tables_satisfy_their_definitions(name):
             "snr": product / noise,
             "posterior_mean_coef1": before**0.5 * betas[t] / noise,
             "posterior_mean_coef2": (1 - betas[t]) ** 0.5 * (1 - before) / noise,
+            "trained_mean_coef1": before**0.5 * betas[t] / noise,
+            "trained_mean_coef2": (1 - betas[t]) ** 0.5 * (1 - before) / noise,
             "posterior_variance": betas[t] * (1 - before) / noise,
             "posterior_log_variance_clipped": np.log(betas[max(t, 1)] * (1 - before) / noise) if t else None,
             "fixed_large_log_variance": np.log(betas[t]) if t else None,
@@ -154,6 +157,25 @@ def test_keeping_every_step_is_the_full_chain():
     for field in full._fields:
         # 1e-11: a beta of 1e-4 comes back from a ratio near 1 with 12 digits
         np.testing.assert_allclose(getattr(kept, field), getattr(full, field), rtol=1e-11)
+
+
+def test_between_two_steps_log_sigma_is_linear():
+    chain = Chain(schedules.make_betas("linear", 40))
+    kept = chain.at([3, 7.25, 12.5, 39.0], dtype=np.float64)
+    log_sigma = 0.5 * np.log((1 - kept.alphas_bar) / kept.alphas_bar)
+    table = chain.log_sigmas
+    expected = [table[3], 0.75 * table[7] + 0.25 * table[8], 0.5 * table[12] + 0.5 * table[13], table[39]]
+    np.testing.assert_allclose(log_sigma, expected, rtol=1e-12)
+    np.testing.assert_array_equal(kept.alphas_bar[[0, 3]], chain.at(dtype=np.float64).alphas_bar[[3, 39]])
+    np.testing.assert_allclose(chain.times_of(np.exp(log_sigma)), [3, 7.25, 12.5, 39], rtol=1e-12)
+
+
+def test_a_respaced_chain_remembers_the_step_that_was_trained():
+    betas = schedules.make_betas("linear", 40)
+    whole, kept = (schedules.make_schedule(betas, timesteps=t, dtype=np.float64) for t in (None, KEPT))
+    np.testing.assert_array_equal(kept.trained_mean_coef1, whole.posterior_mean_coef1[KEPT])
+    np.testing.assert_array_equal(kept.trained_mean_coef2, whole.posterior_mean_coef2[KEPT])
+    assert not np.any(kept.trained_mean_coef1[1:] == kept.posterior_mean_coef1[1:])
 
 
 def test_a_chain_of_one_step_has_finite_tables():

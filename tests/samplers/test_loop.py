@@ -121,7 +121,8 @@ def counting_sampler(num_rows):
         return Trace(x_next, jnp.stack([state.history[1], x_next])), prediction
 
     rows = {"before": np.arange(num_rows, dtype=np.float32), "after": np.arange(1, num_rows + 1, dtype=np.float32)}
-    return Sampler(rows=rows, init=init, step=step)
+    schedule = make_schedule(make_betas("linear", 10))
+    return Sampler(schedule, rows, init, step, evaluations=num_rows)
 
 
 @pytest.mark.parametrize(("num_rows", "num_frames"), [(10, 2), (10, 3), (10, 11), (7, 4), (1, 2), (1000, 9)])

@@ -1,0 +1,85 @@
+"""DDIM and the samplers that are it by another name: Euler's method, and Euler's with fresh noise.
+
+In x̄ = x_t / √ᾱ_t and σ the probability flow is dx̄/dσ = ε(x_t, t) (Song et al. 2020, eq. 14), and Euler's step on it is
+DDIM with η = 0: exact if ε did not change along the way. First order.
+"""
+
+import numpy as np
+
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.errors import UsageError
+from ddpm_jax.samplers.linear import Levels, Weights, levels_of, linear_sampler
+from ddpm_jax.samplers.loop import Sampler
+
+
+def ddim(chain: Chain, times: np.ndarray, *, eta: float = 0.0, dtype=np.float32) -> Sampler:
+    """x_{i+1} = √ᾱ' x_0 + √(1-ᾱ'-s²) ε + s z, s = η √((1-ᾱ')/(1-ᾱ)) √(1-ᾱ/ᾱ') (Song et al. 2020, eq. 12 and 16).
+
+    ᾱ' is that of the next level. What x_0 and ε are where x_0 is clipped is the denoiser's affair; the dialects of
+    DDIM differ in nothing else: the paper does not clip; OpenAI's code clips and re-derives ε from the clipped x_0
+    (`clip_x_0`, our default); diffusers clips and keeps ε as the network said it.
+
+    Args:
+      chain: the process.
+      times: which of its levels are visited, [N]: `spacing.space`.
+      eta: 0 is deterministic; 1 is ancestral sampling with the variance β̃ (fixed_small). In [0, 1].
+      dtype: of the tables; float64 serves tests.
+
+    Raises:
+      UsageError: eta outside [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise UsageError(f"eta is {eta}: choose 0 (deterministic) to 1 (ancestral).")
+    schedule = chain.at(times, dtype=dtype)
+    levels = levels_of(schedule)
+    s = eta * _posterior_scale(levels)
+    weights = Weights(
+        x=np.zeros(len(s)),
+        x_0=levels.signal[1:, None],
+        eps=np.sqrt(np.maximum(levels.noise[1:] ** 2 - s**2, 0))[:, None],
+        z=s,
+    )
+    return linear_sampler(schedule, weights)
+
+
+def euler(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
+    """x̄_{i+1} = x̄_i + (σ' - σ) ε: DDIM with η = 0, under the name that users of ODE samplers look for."""
+    return ddim(chain, times, eta=0.0, dtype=dtype)
+
+
+def euler_ancestral(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=np.float32) -> Sampler:
+    """Euler's step down to σ_down, then fresh noise of scale σ_up: σ_up² + σ_down² = σ'² (k-diffusion's sampler).
+
+    σ_up = min(σ', η σ'/σ √(σ² - σ'²)). For η = 1 it is DDIM with η = 1 in other words, and so ancestral sampling.
+
+    Args:
+      chain: the process.
+      times: which of its levels are visited, [N].
+      eta: how much of the noise is fresh; 0 is `euler`. Not negative.
+      dtype: of the tables.
+
+    Raises:
+      UsageError: a negative eta.
+    """
+    if eta < 0:
+        raise UsageError(
+            f"eta is {eta}: choose 0 (deterministic), 1 (ancestral) or another number that is not negative."
+        )
+    schedule = chain.at(times, dtype=dtype)
+    levels = levels_of(schedule)
+    up = np.minimum(levels.sigma[1:], eta * _posterior_scale(levels) / levels.signal[1:])
+    down = np.sqrt(levels.sigma[1:] ** 2 - up**2)
+    after, sigma = levels.signal[1:], levels.sigma[:-1]
+    weights = Weights(
+        x=after / levels.signal[:-1],
+        x_0=np.zeros((len(up), 0)),
+        eps=(after * (down - sigma))[:, None],
+        z=after * up,
+    )
+    return linear_sampler(schedule, weights)
+
+
+def _posterior_scale(levels: Levels) -> np.ndarray:
+    """√β̃ of each step, [N]: √((1-ᾱ')/(1-ᾱ)) √(1-ᾱ/ᾱ') (Ho et al. 2020, eq. 7). In x̄ it is σ'/σ √(σ²-σ'²) √ᾱ'."""
+    before, after = levels.noise[:-1], levels.noise[1:]
+    return after / before * np.sqrt(1 - (levels.signal[:-1] / levels.signal[1:]) ** 2)

@@ -1,0 +1,68 @@
+"""SAMPLERS: every sampler under the name a user gives it, and `make_sampler`, which checks what it is asked for.
+
+A sampler's maker is a function (chain, times, *, its options) -> `Sampler`; the options that may be given are its
+keyword arguments. Adding a sampler: its table and step in a file here, a line below, a line in
+tests/samplers/test_conformance.py.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.samplers.ddim import ddim, euler, euler_ancestral
+from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.samplers.spacing import space
+
+
+def _ancestral(chain: Chain, times: Any, *, dtype: Any = None) -> Sampler:
+    return ancestral(chain.at(times) if dtype is None else chain.at(times, dtype=dtype))
+
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ancestral": _ancestral,
+    "ddim": ddim,
+    "euler": euler,
+    "euler_ancestral": euler_ancestral,
+}
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a sampler and their defaults; `dtype` is not one.
+
+    Raises:
+      UsageError: an unknown sampler.
+    """
+    parameters = inspect.signature(choose("sampler", name, SAMPLERS)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY and p.name != "dtype"}
+
+
+def make_sampler(
+    name: str, chain: Chain, *, steps: int, spacing: str | Sequence[float] = "linspace", options: Mapping[str, Any] = {}
+) -> Sampler:
+    """The sampler `name` over N of the chain's noise levels.
+
+    Args:
+      name: a key of `SAMPLERS`.
+      chain: the process.
+      steps: N, 1..T.
+      spacing: see `spacing.space`.
+      options: of this sampler: `options_of`.
+
+    Raises:
+      UsageError: an unknown sampler or spacing, steps out of range, an option that this sampler does not have or a
+        value it cannot take, or a sampler in σ for a chain that ends at alphas_bar = 0.
+    """
+    known = options_of(name)
+    for option in options:
+        if option not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has no options"
+            raise UsageError(f"The sampler {name} has no option {option}: {has}.")
+    times = space(chain, spacing, steps)
+    if chain.at(times).alphas_bar[-1] == 0 and name not in ("ancestral", "ddim"):
+        raise UsageError(
+            f"This chain ends at alphas_bar = 0, where the sampler {name} has no first step: choose ancestral or ddim."
+        )
+    return SAMPLERS[name](chain, times, **options)
