@@ -1,5 +1,6 @@
 """What every command shares: parsing, the choice of platform, one sentence instead of a traceback."""
 
+import math
 import os
 import signal
 import sys
@@ -32,6 +33,19 @@ class _Integer(flags.ArgumentParser):
         return value
 
 
+class _Positive(flags.ArgumentParser):
+    """A finite number above 0, refused in the words of a sentence."""
+
+    def parse(self, argument: str | float) -> float:
+        try:
+            value = float(argument)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise ValueError("it must be a number above 0")
+        return value
+
+
 class Parser:
     """A command's flags, held apart from absl's global ones so that commands can be called from Python."""
 
@@ -51,6 +65,11 @@ class Parser:
         """Defines --name N, at least `lower` and at most `upper`."""
         flags.DEFINE(_Integer(lower, upper), name, default, help, flag_values=self.values)
         self._document(f"--{name} N", help, default)
+
+    def number(self, name: str, default: str, help: str) -> None:
+        """Defines --name X, a finite number above 0; `default` as it is to be shown."""
+        flags.DEFINE(_Positive(), name, default, help, flag_values=self.values)
+        self._document(f"--{name} X", help, default)
 
     def boolean(self, name: str, help: str) -> None:
         """Defines --name, off by default."""

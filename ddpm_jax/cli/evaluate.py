@@ -2,6 +2,7 @@
 
     python evaluate.py --ckpt runs/digits                                 300 samples against the training images
     python evaluate.py --ckpt runs/digits --metric bpd                    the variational bound, in bits per dimension
+    python evaluate.py --ckpt runs/digits --metric bpd_ode --draws 2      the likelihood by the probability flow
     python evaluate.py --ckpt runs/cifar10 --metric bpd,rate_distortion --num_images 1000 --timestep_stride 10
 
 Metrics, several separated by commas:
@@ -9,20 +10,25 @@ Metrics, several separated by commas:
                    the training images; beside it that of as many held-out images as samples (or all there are),
                    because the distance of a small set is larger
   bpd              the variational bound on -log p(image), its terms and its table over t
+  bpd_ode          bits per dimension of the density that the probability-flow ODE gives to dequantised images
   rate_distortion  the bound as progressive coding: bits received against the error of the image predicted from them
 
 The bound takes one network evaluation for each image, draw and timestep. --num_images and --timestep_stride make it
-cheaper and stay unbiased; the standard error says what that costs. A command that was stopped goes on where it stopped
-when it is given again.
+cheaper and stay unbiased; the standard error says what that costs. The ODE is solved once for each image and draw, with
+as many network evaluations as --rtol and --atol take, each with a pass back for every probe; --trace exact takes a pass
+for every number in an image. For the digits 1e-4 instead of 1e-6 moves an image's bits/dim by 0.002 (rms; 0.007 at most
+of 48) and their mean by less than 1e-4, in 270 evaluations instead of 1,270. A command that was stopped goes on where
+it stopped when it is given again.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+from ddpm_jax.cli import likelihood_ode
 from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform
-from ddpm_jax.cli.likelihood_bound import evaluation_dir
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.cli.metrics import METRICS, Result
+from ddpm_jax.cli.split import result_path
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation.results import machine, write_record
 
@@ -55,8 +61,9 @@ def _parser() -> Parser:
     parser.integer("steps", None, "frechet_pixels: steps of the reverse chain; all T by default.", lower=1)
     parser.string("split", None, "Likelihoods: of which images; by default the config's test split.", metavar="NAME")
     parser.integer("num_images", None, "Likelihoods: only the first so many of the split; all by default.", lower=1)
-    parser.integer("draws", 1, "bpd, rate_distortion: draws of the noise for each image and t.", lower=1)
+    parser.integer("draws", 1, "Likelihoods: draws of the noise, for the bound at each t.", lower=1)
     parser.integer("timestep_stride", 1, "bpd, rate_distortion: one random t of every so many, 1 for all.", lower=1)
+    likelihood_ode.define_flags(parser)
     return parser
 
 
@@ -68,11 +75,11 @@ def _report(name: str, result: Result, loaded: Loaded, flags: Any) -> None:
         "checkpoint_step": loaded.step,
         "weights": loaded.weights,
         "seed": flags.seed,
-        **result.values,
         **machine(),
         "versions": versions(),
+        **result.values,
     }
-    path = evaluation_dir(flags) / f"{name}_step{loaded.step}_{loaded.weights}{result.suffix}.json"
+    path = result_path(name, loaded, flags, f"{result.suffix}.json")
     write_record(path, record)
     print(f"{name} of step {loaded.step} ({loaded.weights} weights)")
     print(result.text)

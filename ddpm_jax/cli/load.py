@@ -40,7 +40,7 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: b
     return Loaded(experiment, params, step, "raw" if raw_weights else "ema")
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on, for records that say how a result was made."""
-    others = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what the numbers depend on, `more` packages among it, for records that say how a result was made."""
+    others = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy", *more)}
     return {"python": platform.python_version(), "ddpm-jax": __version__} | others

@@ -9,14 +9,17 @@ import numpy as np
 
 from ddpm_jax.cli.data import load_split
 from ddpm_jax.cli.likelihood_bound import bound_of
-from ddpm_jax.cli.load import Loaded
+from ddpm_jax.cli.likelihood_ode import ode_of
+from ddpm_jax.cli.load import Loaded, versions
+from ddpm_jax.cli.split import result_path
 from ddpm_jax.data import pipeline, sources
-from ddpm_jax.evaluation import generation
+from ddpm_jax.evaluation import generation, results
 from ddpm_jax.evaluation.frechet import pixel_frechet_distance
 from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
 from ddpm_jax.evaluation.results import format_table
-from ddpm_jax.evaluation.tally import Estimate
+from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.plotting import likelihood as pictures
+from ddpm_jax.samplers.ancestral import ancestral
 
 READ_BATCH = 256
 TABLE_ROWS = 11  # of the tables that are printed; the JSON has every row
@@ -94,6 +97,34 @@ def _draws_note(total: Estimate) -> list[str]:
     return [f"± {total.standard_error_draws:.2g} of the total is due to the draws: another --seed moves it by so much"]
 
 
+def bits_per_dimension_ode(loaded: Loaded, flags: Any) -> Result:
+    """The likelihood by the probability flow of images with uniform noise over their bins, and what it took."""
+    of = ode_of(loaded, flags)
+    total, per_image, evaluations = (
+        estimate(of.bits.draws.astype(np.float64)),
+        of.bits.bits_per_dim,
+        of.bits.num_evaluations,
+    )
+    quantiles = dict(zip(("5%", "50%", "95%"), np.quantile(per_image, [0.05, 0.5, 0.95]), strict=True))
+    values = {
+        **of.settings,
+        "bits_per_dim": total,
+        "quantiles_over_images": quantiles,
+        "network_evaluations": {"mean": evaluations.mean(), "max": evaluations.max()},
+    }
+    text = "\n".join(
+        [
+            f"bits/dim             {_number(total)}",
+            f"  of 9 images in 10  {quantiles['5%']:.4f} to {quantiles['95%']:.4f}",
+            f"network evaluations  {evaluations.mean():.1f} for an image and draw, {evaluations.max()} at most",
+            f"{of.what}, rtol {flags.rtol:g}, atol {flags.atol:g}; ± one standard error over images",
+            *_draws_note(total),
+        ]
+    )
+    title = f"Probability flow: {total.mean:.3f} bits/dim ({of.what})"
+    return Result(values, text, of.suffix, functools.partial(pictures.bits_per_image, bits=per_image, title=title))
+
+
 def progressive_coding(loaded: Loaded, flags: Any) -> Result:
     """Rate against distortion while an image arrives, and the split of the bound into the two."""
     of = bound_of(loaded, flags)
@@ -134,15 +165,28 @@ def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
     steps = flags.steps or loaded.experiment.schedule.num_timesteps
     schedule = loaded.experiment.respaced(steps)
     data = loaded.experiment.config.data
-    train = _images(load_split(data, data.train_split, data_dir=flags.data_dir))
-    held_out = _images(load_split(data, data.test_split, data_dir=flags.data_dir))[: flags.num_samples]
-    generate = loaded.experiment.generator(schedule)
+    splits = [load_split(data, name, data_dir=flags.data_dir) for name in (data.train_split, data.test_split)]
+    settings = {
+        "weights_sha256": results.weights_digest(loaded.params),
+        "data": [split.fingerprint for split in splits],
+        "num_samples": flags.num_samples,
+        "steps": steps,
+        "seed": flags.seed,
+    }
+    suffix = f"_n{flags.num_samples}_steps{steps}_seed{flags.seed}"
+    results.check_record(
+        result_path("frechet_pixels", loaded, flags, f"{suffix}.json"),
+        settings | results.machine() | {"versions": versions()},
+    )
+    train, held_out = (_images(split) for split in splits)
+    held_out = held_out[: flags.num_samples]
+    generate = loaded.experiment.generator(ancestral(schedule))
     batches = generation.generate_batches(
         generate, loaded.params, seed=flags.seed, indices=np.arange(flags.num_samples), batch_size=flags.batch_size
     )
     samples = np.concatenate([images for _, images in batches])
     of_samples, of_held_out = (pixel_frechet_distance(images, train) for images in (samples, held_out))
-    values = {
+    numbers = {
         "num_samples": len(samples),
         "num_held_out": len(held_out),
         "num_train": len(train),
@@ -151,8 +195,8 @@ def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
         "frechet_held_out": of_held_out,
         "ratio": of_samples / of_held_out,
     }
-    text = "\n".join(f"{k:24} {v:.4g}" if isinstance(v, float) else f"{k:24} {v}" for k, v in values.items())
-    return Result(values, text)
+    text = "\n".join(f"{k:24} {v:.4g}" if isinstance(v, float) else f"{k:24} {v}" for k, v in numbers.items())
+    return Result(settings | numbers, text, suffix)
 
 
 def _images(source: sources.Source) -> np.ndarray:
@@ -162,6 +206,7 @@ def _images(source: sources.Source) -> np.ndarray:
 
 METRICS: dict[str, Metric] = {
     "bpd": bits_per_dimension,
+    "bpd_ode": bits_per_dimension_ode,
     "frechet_pixels": frechet_pixels,
     "rate_distortion": progressive_coding,
 }

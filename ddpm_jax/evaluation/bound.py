@@ -9,7 +9,6 @@ Randomness: the noise of draw d of image i at t is a function of (seed, i, d, t)
 the stride. So a strided estimate is made of terms of the full sum.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data import pipeline
 from ddpm_jax.data.sources import Source
 from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.diffusion.gaussian import q_sample
@@ -27,6 +25,7 @@ from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timesteps import fold_in_each
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.evaluation.batches import image_batches
 from ddpm_jax.samplers.randomness import normal
 from ddpm_jax.training import parallel
 
@@ -168,8 +167,8 @@ def check_has_bound(schedule: Schedule) -> None:
     noiseless = ~np.logical_and.reduce([np.isfinite(table) for table in tables])
     if noiseless.any():
         raise UsageError(
-            f"This model has no likelihood: its schedule adds no noise at t = {np.argmax(noiseless)}, where the terms "
-            "of the bound are infinite; choose a larger diffusion.beta_start."
+            f"This model has no likelihood: its schedule adds no noise at t = {np.argmax(noiseless)}, where a "
+            "density is that of a point; choose a larger diffusion.beta_start."
         )
 
 
@@ -226,21 +225,14 @@ def stream_terms(
       UsageError: draws or batch_size below 1.
       FailureError: a term that is not finite, or an image that cannot be read.
     """
-    for name, value in (("draws", draws), ("batch_size", batch_size)):
-        if value < 1:
-            raise UsageError(f"{name} is {value}: choose at least 1.")
-    devices = jax.local_device_count()
-    batch_size = math.ceil(min(batch_size, num_images) / devices) * devices
+    if draws < 1:
+        raise UsageError(f"draws is {draws}: choose at least 1.")
     key = jax.random.key(seed)
-    batches = pipeline.eval_batches(source, batch_size=batch_size, num_images=num_images)
-    for first, (batch, mask) in zip(range(0, num_images, batch_size), batches, strict=True):
-        index = np.arange(first, first + batch_size)
-        wanted = mask & (index >= done)
-        if not wanted.any():
-            continue
+    batches = image_batches(source, num_images=num_images, batch_size=batch_size, done=done)
+    for images, index, wanted in batches:
         parts = []
         for draw in range(draws):
-            found = bound(params, key, draw, batch["image"], index)
+            found = bound(params, key, draw, images, index)
             parts.append(Terms(*(part[wanted] for part in found)))
             if on_evaluations is not None:
                 on_evaluations(parts[-1].t.size)

@@ -29,7 +29,7 @@ r = s² / (ᾱ_0 s² + 1-ᾱ_0): 0.14 bits at s = 0.01, 5e-4 at s = 0.05; a test
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -38,9 +38,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.data.sources import Source
 from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, Flow, probability_flow
 from ddpm_jax.diffusion.timesteps import fold_in_each
 from ddpm_jax.errors import FailureError, UsageError, choose
+from ddpm_jax.evaluation.batches import image_batches
 from ddpm_jax.samplers.randomness import row_keys
 from ddpm_jax.training import parallel
 
@@ -80,6 +82,11 @@ class Bits(NamedTuple):
 
     draws: np.ndarray  # float32 [N, draws], bits/dim: each estimates an upper bound of -log2 P / D
     num_evaluations: np.ndarray  # int32 [N, draws], of the velocity, each with all probes
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.draws)
 
     @property
     def bits_per_dim(self) -> np.ndarray:
@@ -192,7 +199,7 @@ def make_bits_per_dim(
     """Returns evaluate(params, key, images, index) -> `Bits`, on all local devices.
 
     `key` is that of the seed, `index` the images' places in the data: the draws of an image depend on these two alone.
-    B is a multiple of the local devices; every B is compiled once (`data.pipeline.eval_batches` pads to one size).
+    B is a multiple of the local devices; every B is compiled once (`stream_bits` has but one).
 
     Args:
       make_eps: params -> ε at real t; traced.
@@ -245,6 +252,31 @@ def make_bits_per_dim(
         return Bits(bits, num_evaluations)
 
     return evaluate
+
+
+def no_bits(num_draws: int) -> Bits:
+    """The `Bits` of no image."""
+    return Bits(np.zeros((0, num_draws), np.float32), np.zeros((0, num_draws), np.int32))
+
+
+def stream_bits(
+    evaluate: Evaluate,
+    params: Any,
+    source: Source,
+    *,
+    seed: int,
+    num_images: int,
+    batch_size: int,
+    done: int = 0,
+) -> Iterator[Bits]:
+    """Yields the `Bits` of images done..num_images-1, a batch at a time; arguments and errors are of `image_batches`.
+
+    `evaluate` is of `make_bits_per_dim`, `params` its parameters, `seed` that of dequantisation and probes.
+    """
+    key = jax.random.key(seed)
+    for images, index, wanted in image_batches(source, num_images=num_images, batch_size=batch_size, done=done):
+        found = evaluate(params, key, images, index)
+        yield Bits(*(part[wanted] for part in found))
 
 
 def _check_solved(solved: np.ndarray, index: np.ndarray, solver: Solver) -> None:

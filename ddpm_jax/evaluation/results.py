@@ -1,6 +1,7 @@
-"""Results on disk: records as JSON that say how to repeat them, and the tally of a bound that is under way as NPZ.
+"""Results on disk: records as JSON that say how to repeat them, and the tally of a likelihood under way as NPZ.
 
-What a number means is `tally` and `frechet`; which settings belong to it, the command says.
+A tally is a NamedTuple of arrays: `tally.Tally` of the bound, `likelihood_ode.Bits`. What a number means is said there
+and in `frechet`; which settings belong to it, the command says.
 """
 
 import hashlib
@@ -11,16 +12,16 @@ import os
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.evaluation.tally import Tally
 from ddpm_jax.files import reporting, write_atomically
 
 _SETTINGS = "settings"
+AnyTally = TypeVar("AnyTally", bound=tuple)
 
 
 def weights_digest(params: Any) -> str:
@@ -72,7 +73,7 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if math.isfinite(value) else "-"
 
 
-def save_tally(path: str | os.PathLike, tally: Tally, settings: Mapping[str, Any]) -> None:
+def save_tally(path: str | os.PathLike, tally: AnyTally, settings: Mapping[str, Any]) -> None:
     """Writes a tally and the settings it was made with, whole or not at all.
 
     Raises:
@@ -84,8 +85,8 @@ def save_tally(path: str | os.PathLike, tally: Tally, settings: Mapping[str, Any
         write_atomically(path, buffer.getvalue())
 
 
-def load_tally(path: str | os.PathLike, settings: Mapping[str, Any]) -> Tally | None:
-    """Returns the tally that was saved with these settings, None where there is no file.
+def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], kind: type[AnyTally]) -> AnyTally | None:
+    """Returns the tally, of type `kind`, that was saved with these settings, None where there is no file.
 
     Raises:
       UsageError: it was made with other settings; the first that differ are named.
@@ -98,12 +99,33 @@ def load_tally(path: str | os.PathLike, settings: Mapping[str, Any]) -> Tally | 
         # Read in full first: a memory map or a lazy member would fail later, outside of this block.
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
             found = json.loads(str(arrays[_SETTINGS]))
-            tally = Tally(**{name: arrays[name] for name in Tally._fields})
+            tally = kind(**{name: arrays[name] for name in kind._fields})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise FailureError(f"{path} is damaged ({error}): delete it and evaluate again.") from error
-    wanted = _plain(settings)
+    _check_same(path, found, _plain(settings))
+    return tally
+
+
+def check_record(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
+    """Lets a record be written again with the same settings, those that are named in `settings`; refuses others.
+
+    Raises:
+      UsageError: the record there was made with other settings; the first that differ are named.
+      FailureError: the file is damaged.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return
+    try:
+        found = json.loads(path.read_text())
+        found = {name: found.get(name) for name in settings}
+    except (OSError, ValueError, AttributeError) as error:
+        raise FailureError(f"{path} is damaged ({error}): delete it and evaluate again.") from error
+    _check_same(path, found, _plain(settings))
+
+
+def _check_same(path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     differing = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if differing:
         named = ", ".join(f"{name} is {found.get(name)!r} there, {wanted.get(name)!r} here" for name in differing[:3])
         raise UsageError(f"{path} holds results made otherwise ({named}): name another directory with --out.")
-    return tally

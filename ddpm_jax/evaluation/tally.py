@@ -2,7 +2,7 @@
 
 A `Tally` grows by a batch at a time and is all that a stopped evaluation needs to go on; `summarize` reads it.
 Computing the terms belongs to `bound`, the rate-distortion curve to `progressive`, files to `results`. All of it is in
-float64 on the host.
+float64 on the host. `estimate` serves the likelihood by the ODE too.
 
 Two errors are told apart. `standard_error` is over images: how far the mean of these N images lies from that of the
 distribution they come from, all randomness included; each image's own estimate is unbiased and independent of the
@@ -99,6 +99,15 @@ def add_all(tally: Tally, strata: Strata, batches: Iterable[Terms]) -> Tally:
     return tally
 
 
+def estimate(values: np.ndarray) -> Estimate:
+    """Of [N, draws], bits/dim: the mean, its error over images, and the error that the draws make for these images."""
+    num_images, draws = values.shape
+    per_image = values.mean(axis=1)
+    error = per_image.std(ddof=1) / math.sqrt(num_images) if num_images > 1 else math.nan
+    within = math.sqrt(values.var(axis=1, ddof=1).sum() / draws) / num_images if draws > 1 else math.nan
+    return Estimate(float(per_image.mean()), float(error), float(within))
+
+
 def summarize(tally: Tally, strata: Strata) -> Summary:
     """Means and standard errors of a tally of at least one image."""
     draws = tally.total.shape[1]
@@ -108,10 +117,10 @@ def summarize(tally: Tally, strata: Strata) -> Summary:
     return Summary(
         num_images=tally.num_images,
         draws=draws,
-        total=_estimate(tally.total),
+        total=estimate(tally.total),
         prior=float(tally.prior.mean()),
-        divergences=_estimate(divergences),
-        decoder=_estimate(tally.decoder),
+        divergences=estimate(divergences),
+        decoder=estimate(tally.decoder),
         visits=tally.c.astype(np.int64),
         bits=bits,
         bits_standard_error=bits_error,
@@ -119,15 +128,6 @@ def summarize(tally: Tally, strata: Strata) -> Summary:
         mse_standard_error=mse_error,
         contributions=strata.weights() * tally.s / (tally.num_images * draws),
     )
-
-
-def _estimate(values: np.ndarray) -> Estimate:
-    """Of [N, draws]: the mean, its error over images, and the error that the draws alone make for these images."""
-    num_images, draws = values.shape
-    per_image = values.mean(axis=1)
-    error = per_image.std(ddof=1) / math.sqrt(num_images) if num_images > 1 else math.nan
-    within = math.sqrt(values.var(axis=1, ddof=1).sum() / draws) / num_images if draws > 1 else math.nan
-    return Estimate(float(per_image.mean()), float(error), float(within))
 
 
 def _ratio(tally: Tally, s: np.ndarray, ss: np.ndarray, sc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,10 @@
-"""Pictures of likelihoods: the terms of the bound over t, and the rate-distortion curve. Arrays in, PNG out.
+"""Pictures of likelihoods: the bound over t, the rate-distortion curve, bits of each image. Arrays in, PNG out.
 
 Computing them belongs to `evaluation`; curves of training are `curves`. Matplotlib's object interface only.
 """
 
 import io
+import math
 import os
 
 import numpy as np
@@ -69,12 +70,28 @@ def rate_distortion(
     _write(path, figure)
 
 
+def bits_per_image(path: str | os.PathLike, bits: np.ndarray, title: str = "") -> None:
+    """Writes a PNG of the histogram of the images' bits/dim, with a line at their mean.
+
+    Args:
+      path: where to; parent folders are created.
+      bits: [N], bits/dim of each image, finite.
+      title: above the figure.
+    """
+    figure, (panel,) = _panels(1, title)
+    panel.hist(bits, bins=min(60, max(5, math.isqrt(len(bits)))), color=_COLOUR)
+    panel.axvline(bits.mean(), color="black", linewidth=1, linestyle="--", label=f"mean {bits.mean():.3f}")
+    panel.set(xlabel="bits per dimension of an image", ylabel="images")
+    panel.legend(frameon=False)
+    _write(path, figure)
+
+
 def _panels(count: int, title: str) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=(_WIDTH * count, _HEIGHT), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title, fontsize=12)
-    panels = figure.subplots(1, count)
+    panels = figure.subplots(1, count, squeeze=False)[0]
     for panel in panels:
         panel.grid(True, which="major", linewidth=0.5, color="#dddddd")
         panel.spines[["top", "right"]].set_visible(False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli import evaluate, likelihood_bound
+from ddpm_jax.cli import evaluate, likelihood_bound, likelihood_ode, metrics, split
 from ddpm_jax.data.memory import ArraySource
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 
@@ -19,7 +19,7 @@ def test_the_pixel_frechet_distance_is_printed_and_kept(invoke, copied, tmp_path
     argv = ["--ckpt", copied, "--num_samples", 8, "--batch_size", 8]
     result = invoke("evaluate", *argv)
     assert result.code == 0
-    path = copied / "evaluation" / "frechet_pixels_step10_ema.json"
+    path = copied / "evaluation" / "frechet_pixels_step10_ema_n8_steps20_seed0.json"
     assert str(path) in result.out
     record = json.loads(path.read_text())
     assert (record["num_samples"], record["num_held_out"], record["num_train"]) == (8, 8, 1497)
@@ -32,6 +32,20 @@ def test_the_pixel_frechet_distance_is_printed_and_kept(invoke, copied, tmp_path
     assert invoke("sample", "--ckpt", copied, "--num_samples", 8, "--out", tmp_path / "eight").code == 0
     samples = np.load(next((tmp_path / "eight").glob("samples-*.npz")))["images"]
     assert record["frechet_samples"] == pytest.approx(pixel_frechet_distance(samples, digits()[:1497]), rel=1e-2)
+
+
+def test_every_setting_of_the_distance_has_a_file_of_its_own_and_other_weights_are_refused(
+    invoke, refused, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(metrics, "pixel_frechet_distance", lambda *images: 1.0)  # its numbers are another test's
+    argv = ["--ckpt", trained, "--num_samples", 2, "--steps", 2, "--out", tmp_path]
+    for seed in (0, 1):
+        assert invoke("evaluate", *argv, "--seed", seed).code == 0
+    names = {f"frechet_pixels_step10_ema_n2_steps2_seed{seed}.json" for seed in (0, 1)}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert invoke("evaluate", *argv).code == 0  # the same again may be written again
+    monkeypatch.setattr(metrics.results, "weights_digest", lambda params: "0" * 64)
+    refused("evaluate", *argv, says=["holds results made otherwise", "weights_sha256", "--out"])
 
 
 def digits():
@@ -155,7 +169,7 @@ class Stopped(Exception):
 
 def test_a_stopped_command_goes_on_where_it_stopped(invoke, seven, trained, tmp_path, monkeypatch):
     argv = ["--metric", "bpd", "--num_images", 7, "--draws", 2, "--seed", 5, "--batch_size", 4, "--out", tmp_path]
-    save, stream, begun = likelihood_bound.results.save_tally, likelihood_bound.stream_terms, []
+    save, stream, begun = split.results.save_tally, likelihood_bound.stream_terms, []
 
     def stopped(*args):
         save(*args)
@@ -167,7 +181,7 @@ def test_a_stopped_command_goes_on_where_it_stopped(invoke, seven, trained, tmp_
 
     monkeypatch.setattr(likelihood_bound, "stream_terms", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(likelihood_bound.results, "save_tally", stopped)
+        patch.setattr(split.results, "save_tally", stopped)
         with pytest.raises(Stopped):
             invoke("evaluate", "--ckpt", trained, *argv)
     assert not list(tmp_path.glob("*.json"))
@@ -188,17 +202,21 @@ def test_weights_and_strides_have_files_of_their_own(invoke, copied):
 def test_other_weights_under_the_same_name_are_not_mixed_in(refused, invoke, trained, tmp_path, monkeypatch):
     argv = ["--ckpt", trained, "--metric", "bpd", "--num_images", 2, "--timestep_stride", 20, "--out", tmp_path]
     assert invoke("evaluate", *argv).code == 0
-    monkeypatch.setattr(likelihood_bound.results, "weights_digest", lambda params: "0" * 64)
+    monkeypatch.setattr(split.results, "weights_digest", lambda params: "0" * 64)
     refused("evaluate", *argv, says=["holds results made otherwise", "weights_sha256", "--out"])
 
 
-@pytest.fixture
-def refused_bound(refused, trained, tmp_path, monkeypatch):
-    """refused_bound(*argv, says=...): before anything is set up, and nothing is written."""
-    monkeypatch.setattr(likelihood_bound, "make_bound", lambda *args: pytest.fail("the bound was set up"))
+LIKELIHOODS = ("bpd", "rate_distortion", "bpd_ode")
 
-    def check(*argv, says):
-        for metric in ("bpd", "rate_distortion"):
+
+@pytest.fixture
+def refused_likelihood(refused, trained, tmp_path, monkeypatch):
+    """refused_likelihood(*argv, says=...): before anything is computed, and nothing is written."""
+    for module, name in ((likelihood_bound, "stream_terms"), (likelihood_ode, "stream_bits")):
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("it went as far as to compute"))
+
+    def check(*argv, says, metrics=LIKELIHOODS):
+        for metric in metrics:
             refused("evaluate", "--ckpt", trained, "--metric", metric, "--out", tmp_path / "out", *argv, says=says)
         assert not (tmp_path / "out").exists()
 
@@ -213,34 +231,60 @@ def refused_bound(refused, trained, tmp_path, monkeypatch):
         (["--num_images", "0"], ["--num_images=0", "whole number of at least 1"]),
         (["--num_images", "301"], ["num_images is 301", "split 'test' has 300 images"]),
         (["--timestep_stride", "0"], ["--timestep_stride=0", "whole number of at least 1"]),
-        (["--timestep_stride", "21"], ["stride is 21", "the chain has 20 timesteps"]),
+        (["--probes", "0"], ["--probes=0", "whole number of at least 1"]),
+        (["--rtol", "0"], ["--rtol=0", "number above 0"]),
+        (["--atol", "-1e-4"], ["--atol=-1e-4", "number above 0"]),
+        (["--atol", "inf"], ["--atol=inf", "number above 0"]),
+        (["--rtol", "small"], ["--rtol=small", "number above 0"]),
         (["--draws", "0"], ["--draws=0", "whole number of at least 1"]),
         (["--batch_size", "0"], ["--batch_size=0", "whole number of at least 1"]),
         (["--metric", "bdp"], ["Unknown metric 'bdp'", "Did you mean 'bpd'?"]),
         (["--metric", "bpd,"], ["Unknown metric ''"]),
     ],
 )
-def test_what_is_not_there_is_refused(refused_bound, argv, says):
-    refused_bound(*argv, says=says)
+def test_what_is_not_there_is_refused(refused_likelihood, argv, says):
+    refused_likelihood(*argv, says=says)
 
 
-def test_images_of_another_shape_are_refused(refused_bound, monkeypatch):
+def test_a_stride_that_is_not_of_the_chain_is_refused(refused_likelihood):
+    says = ["stride is 21", "the chain has 20 timesteps"]
+    refused_likelihood("--timestep_stride", "21", says=says, metrics=("bpd", "rate_distortion"))
+
+
+def test_a_trace_that_is_not_there_is_refused(refused_likelihood):
+    says = ["Unknown trace 'hutchinson'", "exact, gaussian, rademacher"]
+    refused_likelihood("--trace", "hutchinson", says=says, metrics=["bpd_ode"])
+    says = ["--probes 2", "no part in --trace exact"]
+    refused_likelihood("--trace", "exact", "--probes", "2", says=says, metrics=["bpd_ode"])
+
+
+def test_images_of_another_shape_are_refused(refused_likelihood, monkeypatch):
     larger = ArraySource(np.zeros((5, 16, 16, 1), np.uint8), np.zeros(5, np.int32), 0, "larger")
-    monkeypatch.setattr(likelihood_bound, "load_split", lambda *args, **kwargs: larger)
-    refused_bound(says=["images of split 'test' are 16x16x1", "trained on 8x8x1"])
+    monkeypatch.setattr(split, "load_split", lambda *args, **kwargs: larger)
+    refused_likelihood(says=["images of split 'test' are 16x16x1", "trained on 8x8x1"])
 
 
-def test_a_model_without_a_likelihood_is_refused(refused_bound, monkeypatch):
-    with np.errstate(divide="ignore", invalid="ignore"):
-        schedule = make_schedule(make_betas("linear", T, beta_start=1e-30))
+def load_with(monkeypatch, schedule):
+    """Makes evaluate.py find this schedule in every checkpoint."""
     load = evaluate.load
 
-    def noiseless(*args, **kwargs):
+    def changed(*args, **kwargs):
         loaded = load(*args, **kwargs)
         return loaded._replace(experiment=loaded.experiment._replace(schedule=schedule))
 
-    monkeypatch.setattr(evaluate, "load", noiseless)
-    refused_bound(says=["has no likelihood", "adds no noise at t = 0", "beta_start"])
+    monkeypatch.setattr(evaluate, "load", changed)
+
+
+def test_a_model_without_a_likelihood_is_refused(refused_likelihood, monkeypatch):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        schedule = make_schedule(make_betas("linear", T, beta_start=1e-30))
+    load_with(monkeypatch, schedule)
+    refused_likelihood(says=["has no likelihood", "adds no noise at t = 0", "beta_start"])
+
+
+def test_a_flow_without_an_end_is_refused(refused_likelihood, monkeypatch):
+    load_with(monkeypatch, make_schedule(make_betas("jsd", T)))
+    refused_likelihood(says=["ends at alphas_bar = 0", "no finite end"], metrics=["bpd_ode"])
 
 
 def test_a_directory_that_cannot_be_written_is_one_sentence(refused, trained, tmp_path):

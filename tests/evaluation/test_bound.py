@@ -282,7 +282,7 @@ def test_a_stopped_evaluation_goes_on_with_another_batch_size(tmp_path):
     whole = tally.add(tally.empty(T, 2), strata, run(images, strata, draws=2))
     first = tally.add(tally.empty(T, 2), strata, run(images[:4], strata, draws=2, batch_size=4))
     results.save_tally(path, first, settings)
-    found = results.load_tally(path, settings)
+    found = results.load_tally(path, settings, tally.Tally)
     assert found.num_images == 4
     again = tally.add(found, strata, run(images, strata, draws=2, batch_size=3, done=4))
     for ours, theirs in zip(whole, again, strict=True):
@@ -291,14 +291,14 @@ def test_a_stopped_evaluation_goes_on_with_another_batch_size(tmp_path):
 
 def test_a_tally_of_other_settings_or_a_damaged_one_is_refused(tmp_path):
     path = tmp_path / "bound.npz"
-    assert results.load_tally(path, {"seed": 0}) is None
+    assert results.load_tally(path, {"seed": 0}, tally.Tally) is None
     results.save_tally(path, tally.empty(T, 1), {"seed": 0})
     with pytest.raises(UsageError, match=r"seed is 0 there, 1 here.*--out"):
-        results.load_tally(path, {"seed": 1})
+        results.load_tally(path, {"seed": 1}, tally.Tally)
     for damaged in (path.read_bytes()[:200], b"", b"no archive"):
         path.write_bytes(damaged)
         with pytest.raises(FailureError, match=r"bound.npz is damaged"):
-            results.load_tally(path, {"seed": 0})
+            results.load_tally(path, {"seed": 0}, tally.Tally)
 
 
 def test_the_parts_add_up_and_the_table_is_the_sum():

@@ -1,0 +1,106 @@
+"""Flags -> the likelihood by the probability-flow ODE over a split."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.cli.command import Parser
+from ddpm_jax.cli.load import Loaded, versions
+from ddpm_jax.cli.split import Split, go_on, open_split, progress, result_path
+from ddpm_jax.errors import UsageError
+from ddpm_jax.evaluation import results
+from ddpm_jax.evaluation.bound import check_has_bound
+from ddpm_jax.evaluation.likelihood_ode import TRACES, Bits, Evaluate, Solver, make_bits_per_dim, no_bits, stream_bits
+
+START = 0.0  # the first t that a network is trained on
+TOLERANCE = "1e-4"
+
+
+class OdeOf(NamedTuple):
+    """The likelihood of a checkpoint's flow of images."""
+
+    bits: Bits
+    settings: dict[str, Any]  # what the numbers follow from, beside the checkpoint
+    suffix: str  # of files about it
+    what: str  # in words
+
+
+def define_flags(parser: Parser) -> None:
+    """Adds the flags of this file to those of evaluate.py."""
+    parser.string("trace", "rademacher", f"bpd_ode: the divergence, by {', '.join(TRACES)}.", metavar="NAME")
+    parser.integer("probes", 1, "bpd_ode: random vectors for the divergence of each draw.", lower=1)
+    parser.number("rtol", TOLERANCE, "bpd_ode: relative error of a step of the solver.")
+    parser.number("atol", TOLERANCE, "bpd_ode: absolute error of a step of the solver.")
+
+
+def ode_of(loaded: Loaded, flags: Any) -> OdeOf:
+    """Computes the bits/dim of each image, or reads what an earlier command with the same settings has computed.
+
+    Raises:
+      UsageError: an unknown trace; a split or number of images that is not there; images of another shape than the
+        model's; a model whose flow has no density; results made otherwise in the same place.
+      FailureError: an image whose ODE cannot be solved; a file that is damaged or cannot be written.
+    """
+    if flags.trace == "exact" and flags.probes > 1:
+        raise UsageError(f"--probes {flags.probes} has no part in --trace exact: leave it out.")
+    check_has_bound(loaded.experiment.schedule)
+    evaluate = _evaluate(loaded, flags)  # refuses what it cannot do; it compiles when it is called
+    split = open_split(loaded, flags)
+    settings = split.settings | {
+        "trace": flags.trace,
+        "probes": math.prod(loaded.experiment.image_shape) if flags.trace == "exact" else flags.probes,
+        "rtol": flags.rtol,
+        "atol": flags.atol,
+        "start": START,
+        "clip_denoised": False,
+        "versions": versions("diffrax"),
+    }
+    trace = f"{flags.trace}{'' if flags.trace == 'exact' else flags.probes}"
+    suffix = f"{split.suffix}_{trace}_rtol{flags.rtol:g}_atol{flags.atol:g}_draws{flags.draws}_seed{flags.seed}"
+    bits = go_on(
+        result_path("bits_ode", loaded, flags, f"{suffix}.npz"),
+        no_bits(flags.draws),
+        split.num_images,
+        lambda bits: _further(evaluate, loaded, flags, split, bits),
+        made_with=settings | results.machine(),
+    )
+    probes = "exact trace" if flags.trace == "exact" else f"{flags.probes} {flags.trace} probe{_s(flags.probes)}"
+    return OdeOf(bits, settings, suffix, f"{split.what}, {probes}, {flags.draws} draw{_s(flags.draws)}")
+
+
+def _s(count: int) -> str:
+    return "s" if count > 1 else ""
+
+
+def _evaluate(loaded: Loaded, flags: Any) -> Evaluate:
+    experiment = loaded.experiment
+    continuous = experiment.continuous()
+    return make_bits_per_dim(
+        lambda params: experiment.eps(params, continuous),
+        continuous,
+        trace=flags.trace,
+        num_probes=flags.probes,
+        num_draws=flags.draws,
+        start=START,
+        solver=Solver(rtol=flags.rtol, atol=flags.atol),
+    )
+
+
+def _further(evaluate: Evaluate, loaded: Loaded, flags: Any, split: Split, bits: Bits) -> Iterator[Bits]:
+    """Yields the bits of all images so far after every further batch."""
+    with progress(split.num_images, initial=bits.num_images, unit="image") as bar:
+        batches = stream_bits(
+            evaluate,
+            loaded.params,
+            split.source,
+            seed=flags.seed,
+            num_images=split.num_images,
+            batch_size=flags.batch_size,
+            done=bits.num_images,
+        )
+        for batch in batches:
+            bits = Bits(*(np.concatenate(pair) for pair in zip(bits, batch, strict=True)))
+            bar.update(batch.num_images)
+            yield bits

@@ -1,0 +1,88 @@
+"""Flags -> the images that a likelihood is of, names of files about it, and going on where an earlier run stopped."""
+
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import tqdm
+
+from ddpm_jax.cli.data import load_split
+from ddpm_jax.cli.load import Loaded
+from ddpm_jax.data.sources import Source
+from ddpm_jax.evaluation import results
+from ddpm_jax.evaluation.bound import check_images
+
+
+class Split(NamedTuple):
+    """The images of a likelihood."""
+
+    source: Source
+    num_images: int  # the first so many of the source
+    settings: dict[str, Any]  # what a number of them follows from, beside the method
+    suffix: str  # of files about them
+    what: str  # in words
+
+
+def open_split(loaded: Loaded, flags: Any) -> Split:
+    """Opens --split, by default the config's test split, or the first --num_images of it.
+
+    Raises:
+      UsageError: a split or number of images that is not there; images of another shape than the model's.
+    """
+    experiment = loaded.experiment
+    name = flags.split or experiment.config.data.test_split
+    source = load_split(experiment.config.data, name, data_dir=flags.data_dir)
+    num_images = check_images(source, experiment.image_shape, split=name, num_images=flags.num_images)
+    settings = {
+        "weights_sha256": results.weights_digest(loaded.params),
+        "split": name,
+        "data": source.fingerprint,
+        "num_images": num_images,
+        "seed": flags.seed,
+        "draws": flags.draws,
+        "num_timesteps": experiment.schedule.num_timesteps,
+        "dtype": str(experiment.config.model.dtype),
+    }
+    stem = re.sub(r"[^\w.-]+", "-", name).strip("-")
+    return Split(source, num_images, settings, f"_{stem}_n{num_images}", f"{num_images} images of {name}")
+
+
+def result_path(name: str, loaded: Loaded, flags: Any, suffix: str) -> pathlib.Path:
+    """A file about a checkpoint, in --out or in the folder `evaluation` of the run."""
+    directory = pathlib.Path(flags.out or pathlib.Path(flags.ckpt) / "evaluation")
+    return directory / f"{name}_step{loaded.step}_{loaded.weights}{suffix}"
+
+
+def go_on(
+    path: pathlib.Path,
+    empty: results.AnyTally,
+    num_images: int,
+    compute: Callable[[results.AnyTally], Iterator[results.AnyTally]],
+    *,
+    made_with: dict[str, Any],
+) -> results.AnyTally:
+    """Returns the tally of `num_images` images: reads what is at `path`, computes the rest, writes after every batch.
+
+    Args:
+      path: of the tally.
+      empty: the tally of no image.
+      num_images: at which it is complete.
+      compute: tally -> the tallies after every further batch.
+      made_with: settings; a tally of others is refused.
+
+    Raises:
+      UsageError: results made otherwise in the same place.
+      FailureError: a file that is damaged or cannot be written; what `compute` raises.
+    """
+    tally = results.load_tally(path, made_with, type(empty)) or empty
+    if tally.num_images < num_images:
+        for tally in compute(tally):  # noqa: B020  the last one is the result
+            results.save_tally(path, tally, made_with)
+    return tally
+
+
+def progress(total: int, *, initial: int, unit: str) -> tqdm.tqdm:
+    """A progress bar on a terminal, nothing elsewhere."""
+    return tqdm.tqdm(total=total, initial=initial, unit=unit, unit_scale=True, disable=not sys.stderr.isatty())
