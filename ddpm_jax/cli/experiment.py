@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ddpm_jax.cli.config import check_ranges
+from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, make_continuous, network_eps
 from ddpm_jax.diffusion.losses import check_loss
 from ddpm_jax.diffusion.parameterization import (
@@ -18,12 +19,12 @@ from ddpm_jax.diffusion.parameterization import (
     make_denoiser,
     output_channels,
 )
-from ddpm_jax.diffusion.schedules import Schedule, make_betas, make_schedule, spaced_timesteps
+from ddpm_jax.diffusion.schedules import Schedule, make_betas, spaced_timesteps
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation import generation
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.unet import UNet, check_unet, null_condition
-from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.training.conditioning import Conditioning
 from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
@@ -42,7 +43,8 @@ class Experiment(NamedTuple):
 
     config: ConfigDict
     model: UNet
-    schedule: Schedule  # all T steps
+    chain: Chain
+    schedule: Schedule  # all T steps of the chain
     image_shape: tuple[int, int, int]
 
     def denoiser(self, params: Any, schedule: Schedule, condition: Condition | None = None) -> Denoiser:
@@ -78,7 +80,7 @@ class Experiment(NamedTuple):
         Raises:
           UsageError: it ends at alphas_bar = 0.
         """
-        return make_continuous(self.schedule, time_scale=_time_scale(self.config))
+        return make_continuous(self.schedule, time_scale=self.chain.time_scale)
 
     def eps(self, params: Any, continuous: ContinuousSchedule, condition: Condition | None = None) -> EpsFunction:
         """The model's ε at real t, without dropout, nothing clipped; of a conditional model as in `denoiser`."""
@@ -94,14 +96,11 @@ class Experiment(NamedTuple):
         Raises:
           UsageError: `steps` is not in 1..T.
         """
-        kept = spaced_timesteps(self.schedule.num_timesteps, steps)
-        return _schedule(self.config, None if steps == self.schedule.num_timesteps else kept)
+        return self.chain.at(spaced_timesteps(self.chain.num_timesteps, steps))
 
-    def generator(self, schedule: Schedule, **options: Any) -> generation.Generate:
-        """Makes images by the ancestral chain over `schedule`; options are those of `generation.make_generate`."""
-        return generation.make_generate(
-            lambda params: self.denoiser(params, schedule), ancestral(schedule), self.image_shape, **options
-        )
+    def generator(self, sampler: Sampler, **options: Any) -> generation.Generate:
+        """Makes images by `sampler`; options are those of `generation.make_generate`, inputs the `Condition`s."""
+        return generation.make_generate(self.denoiser, sampler, self.image_shape, **options)
 
     def init_params(self, key: jax.Array) -> Any:
         """Draws the initial parameters, float32."""
@@ -121,7 +120,8 @@ def build(config: ConfigDict) -> Experiment:
     """
     check_ranges(config)
     diffusion, size = config.diffusion, config.data.image_size
-    schedule = _schedule(config, None)
+    chain = _chain(config)
+    schedule = chain.at()
     check_parameterization(schedule, diffusion.parameterization)
     check_loss(diffusion.loss, diffusion.weighting, diffusion.variance)
     fields = {
@@ -134,17 +134,13 @@ def build(config: ConfigDict) -> Experiment:
     }
     model = UNet(**fields)
     check_unet(model, height=size, width=size)
-    return Experiment(config, model, schedule, (size, size, config.data.channels))
+    return Experiment(config, model, chain, schedule, (size, size, config.data.channels))
 
 
-def _schedule(config: ConfigDict, timesteps: Any) -> Schedule:
+def _chain(config: ConfigDict) -> Chain:
     c = config.diffusion
     betas = make_betas(c.schedule, c.num_timesteps, beta_start=c.beta_start, beta_end=c.beta_end)
-    return make_schedule(betas, timesteps=timesteps, time_scale=_time_scale(config))
-
-
-def _time_scale(config: ConfigDict) -> float:
-    return RESCALED_TIME / config.diffusion.num_timesteps if config.diffusion.rescale_timesteps else 1.0
+    return Chain(betas, time_scale=RESCALED_TIME / c.num_timesteps if c.rescale_timesteps else 1.0)
 
 
 class Training(NamedTuple):

@@ -27,6 +27,7 @@ from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import write_atomically
 from ddpm_jax.plotting.curves import columns, loss_curve
 from ddpm_jax.plotting.images import grid, save_png
+from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.training import metrics
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.loop import LoopOptions, train
@@ -153,7 +154,7 @@ def _sample_writer(
 ) -> Callable[[int, Any], None]:
     """Returns on_sample(step, params): the same noise every time, so that the grids can be compared."""
     config = experiment.config
-    generate = experiment.generator(experiment.respaced(config.train.sample_steps))
+    generate = experiment.generator(ancestral(experiment.respaced(config.train.sample_steps)))
 
     def on_sample(step: int, params: Any) -> None:
         images = generate(params, base_key(config.seed), np.arange(config.train.num_samples)).images

@@ -32,6 +32,8 @@ class Chain(NamedTuple):
 
     def at(self, timesteps: np.ndarray | None = None, *, dtype=np.float32) -> Schedule:
         """The tables of the chain that keeps only `timesteps`, int or float [N], increasing, in 0..T-1; None: all."""
+        if timesteps is not None and np.array_equal(timesteps, np.arange(self.num_timesteps)):
+            timesteps = None  # the tables as trained, to the last digit
         return make_schedule(self.betas, timesteps=timesteps, time_scale=self.time_scale, dtype=dtype)
 
     def times_of(self, sigmas: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ddpm_jax.data.transforms import to_uint8
 from ddpm_jax.diffusion.parameterization import Denoiser
+from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import reporting, write_atomically
 from ddpm_jax.samplers import randomness
@@ -40,29 +41,52 @@ class Generate(Protocol):
     """Makes the images of the given indices; see `make_generate`."""
 
     def __call__(
-        self, params: Any, base_key: chex.PRNGKey, indices: Sequence[int], *, batch_size: int | None = None
+        self,
+        params: Any,
+        base_key: chex.PRNGKey,
+        indices: Sequence[int],
+        *,
+        inputs: Any = None,
+        batch_size: int | None = None,
     ) -> Generated: ...
 
 
+def from_noise(schedule: Schedule, keys: chex.PRNGKey, image_shape: tuple[int, ...], inputs: Any) -> chex.Array:
+    """The start of a chain that samples: x_T ~ N(0, I) of each of keys [B], whatever the inputs."""
+    return randomness.initial_noise(keys, image_shape)
+
+
+def as_it_is(sampler: Sampler, inputs: Any) -> Sampler:
+    """The sampler of a chain that nothing is done to on its way."""
+    return sampler
+
+
 def make_generate(
-    make_denoiser: Callable[[Any], Denoiser],
+    make_denoiser: Callable[[Any, Schedule, Any], Denoiser],
     sampler: Sampler,
     image_shape: tuple[int, int, int],
     *,
+    start: Callable[[Schedule, chex.PRNGKey, tuple[int, ...], Any], chex.Array] = from_noise,
+    edit: Callable[[Sampler, Any], Sampler] = as_it_is,
     num_frames: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> Generate:
-    """Returns generate(params, base_key, indices, batch_size=None) -> `Generated`.
+    """Returns generate(params, base_key, indices, inputs=None, batch_size=None) -> `Generated`.
 
     Image i depends only on the base key, `key(seed)`, and on i; the batch and the number of devices can change its last
     digit, where the network's sums are then taken in another order. `indices` is int [n], any selection in any order.
     It is padded to `batch_size`, None for n, rounded up to a multiple of the local devices; every padded size is
     compiled once. Give a last, smaller batch the size of the others.
 
+    `inputs` is what the images are made of beside noise: any pytree of arrays [n, ...], labels or photographs, or None.
+    `params`, the sampler's schedule and its rows are arguments of the compiled program, not constants in it.
+
     Args:
-      make_denoiser: params -> `Denoiser`; traced.
+      make_denoiser: (params, schedule, inputs) -> `Denoiser`; traced.
       sampler: how the chain is walked.
       image_shape: (H, W, C).
+      start: (schedule, keys [B], image_shape, inputs) -> x_T [B, H, W, C], where the chain begins; traced.
+      edit: (sampler, inputs) -> the sampler that also knows of the inputs; traced.
       num_frames: frames kept of each chain, 0 for none.
       on_progress: host function, called with the rows of the chain that are done, increasing, the last time with their
         number; the first device calls. All calls of a batch have been made when generate returns.
@@ -72,13 +96,14 @@ def make_generate(
       FailureError: an image that is not finite.
     """
 
-    def chains(shared, indices):
-        params, base_key = shared
+    def chains(shared, examples):
+        params, base_key, schedule, rows = shared
+        indices, inputs = examples
         keys = randomness.image_keys(base_key, indices)
         samples = sample(
-            make_denoiser(params),
-            sampler,
-            randomness.initial_noise(keys, image_shape),
+            make_denoiser(params, schedule, inputs),
+            edit(sampler._replace(schedule=schedule, rows=rows), inputs),
+            start(schedule, keys, image_shape, inputs),
             keys,
             num_frames=num_frames,
             on_progress=on_progress,
@@ -91,9 +116,10 @@ def make_generate(
 
     mapped = parallel.map_examples(chains)
 
-    def generate(params, base_key, indices, *, batch_size=None):
+    def generate(params, base_key, indices, *, inputs=None, batch_size=None):
         indices = np.asarray(indices, np.int32)
-        padded = parallel.unshard(mapped((params, base_key), parallel.shard(_pad(indices, batch_size))))
+        examples = parallel.shard(_pad((indices, inputs), len(indices), batch_size))
+        padded = parallel.unshard(mapped((params, base_key, sampler.schedule, sampler.rows), examples))
         generated, finite = jax.tree.map(lambda x: x[: len(indices)], padded)
         if on_progress is not None:
             jax.effects_barrier()
@@ -108,21 +134,29 @@ def make_generate(
     return generate
 
 
-def _pad(indices: np.ndarray, batch_size: int | None) -> np.ndarray:
-    """Repeats the last index up to the batch size, and on to a multiple of the local devices."""
-    batch_size = len(indices) if batch_size is None else batch_size
-    if not 1 <= len(indices) <= batch_size:
-        raise UsageError(f"{len(indices)} images are asked for in a batch of {batch_size}: choose 1 to {batch_size}.")
+def _pad(examples: Any, count: int, batch_size: int | None) -> Any:
+    """Repeats the last of `count` examples up to the batch size, and on to a multiple of the local devices."""
+    batch_size = count if batch_size is None else batch_size
+    if not 1 <= count <= batch_size:
+        raise UsageError(f"{count} images are asked for in a batch of {batch_size}: choose 1 to {batch_size}.")
     devices = jax.local_device_count()
-    return np.pad(indices, (0, -(-batch_size // devices) * devices - len(indices)), mode="edge")
+    place = np.minimum(np.arange(-(-batch_size // devices) * devices), count - 1)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[place], examples)
 
 
 def generate_batches(
-    generate: Generate, params: Any, *, seed: int, indices: Sequence[int], batch_size: int
+    generate: Generate,
+    params: Any,
+    *,
+    seed: int,
+    indices: Sequence[int],
+    batch_size: int,
+    inputs_of: Callable[[np.ndarray], Any] = lambda indices: None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (indices int [n], images uint8 [n, H, W, C]) in order; n is `batch_size` but for the last.
 
-    `indices` are the global indices of the images wanted: `range(300)`, say.
+    `indices` are the global indices of the images wanted: `range(300)`, say. `inputs_of` gives the inputs of the images
+    of some of them, int [n] -> leaves [n, ...].
 
     Raises:
       UsageError: `batch_size` is not positive.
@@ -133,7 +167,7 @@ def generate_batches(
     indices = np.asarray(indices)
     for start in range(0, len(indices), batch_size):
         batch = indices[start : start + batch_size]
-        yield batch, generate(params, base_key, batch, batch_size=batch_size).images
+        yield batch, generate(params, base_key, batch, inputs=inputs_of(batch), batch_size=batch_size).images
 
 
 def write_shards(

@@ -35,7 +35,7 @@ def chain(traces=None):
     """(make_denoiser, sampler) of a convolution whose kernel is the parameters."""
     schedule = make_schedule(make_betas("linear", STEPS))
 
-    def denoiser_of(params):
+    def denoiser_of(params, schedule, inputs):
         def network(x_t, time):
             if traces is not None:
                 traces.append(x_t.shape[0])
@@ -62,7 +62,7 @@ def assert_same_images(actual, expected):
 def test_generate_is_the_sampler_on_the_keys_of_the_images(generate):
     denoiser_of, sampler = chain()
     keys = image_keys(KEY, jnp.array([4, 0, 9]))
-    x_0 = sample(denoiser_of(KERNEL), sampler, initial_noise(keys, SHAPE), keys).x_0
+    x_0 = sample(denoiser_of(KERNEL, sampler.schedule, None), sampler, initial_noise(keys, SHAPE), keys).x_0
     assert_same_images(generate(KERNEL, KEY, [4, 0, 9]).images, np.asarray(to_uint8(x_0)))
 
 
@@ -94,6 +94,55 @@ def test_new_parameters_compile_nothing_new():
     assert traces == [4]
 
 
+def test_inputs_start_and_edit_reach_the_image_they_belong_to():
+    """A chain that starts at its input, and to whose every x_t the other input is added; the network says 0 noise."""
+    schedule = make_schedule(make_betas("linear", STEPS))
+
+    def denoiser_of(params, schedule, inputs):
+        return make_denoiser(
+            lambda x_t, time: jnp.zeros_like(x_t) + inputs["label"][:, None, None, None] / 10,
+            schedule,
+            parameterization="x_0",
+            variance="fixed_small",
+            clip_denoised=False,
+        )
+
+    def edit(sampler, inputs):
+        def step(denoiser, state, row, keys):
+            state, prediction = sampler.step(denoiser, state, row, keys)
+            return state._replace(x_t=prediction.x_0 + inputs["shift"]), prediction
+
+        return sampler._replace(step=step)
+
+    generate = make_generate(
+        denoiser_of,
+        ancestral(schedule),
+        SHAPE,
+        start=lambda schedule, keys, image_shape, inputs: inputs["start"] * schedule.sqrt_alphas_bar[0],
+        edit=edit,
+        num_frames=2,
+    )
+    rng = np.random.default_rng(0)
+    inputs = {
+        "label": np.arange(7),
+        "start": rng.uniform(-1, 1, (7, *SHAPE)).astype(np.float32),
+        "shift": rng.uniform(-0.3, 0.3, (7, *SHAPE)).astype(np.float32),
+    }
+    made = generate(None, KEY, range(7), inputs=inputs, batch_size=10)
+    expected = np.arange(7).reshape(7, 1, 1, 1) / 10 + inputs["shift"]
+    assert_same_images(made.images, np.asarray(to_uint8(expected)))
+    assert_same_images(made.frames_x_t[0], np.asarray(to_uint8(schedule.sqrt_alphas_bar[0] * inputs["start"])))
+    batches = generate_batches(
+        generate,
+        None,
+        seed=3,
+        indices=[5, 1, 6],
+        batch_size=2,
+        inputs_of=lambda index: {name: leaf[index] for name, leaf in inputs.items()},
+    )
+    np.testing.assert_array_equal(np.concatenate([images for _, images in batches]), made.images[[5, 1, 6]])
+
+
 def test_frames_come_noise_first_and_end_with_the_images(generate):
     rows = []
     generated = make_generate(*chain(), SHAPE, num_frames=5, on_progress=rows.append)(KERNEL, KEY, range(3))
@@ -118,9 +167,9 @@ def test_bad_requests_are_refused(generate):
 def test_images_that_are_not_finite_are_a_failure_that_names_the_first():
     denoiser_of, sampler = chain()
 
-    def diverging(params):
+    def diverging(params, schedule, inputs):
         def denoiser(x_t, t):
-            prediction = denoiser_of(KERNEL)(x_t, t)
+            prediction = denoiser_of(KERNEL, schedule, inputs)(x_t, t)
             bad = jnp.arange(x_t.shape[0])[:, None, None, None] >= params
             return prediction._replace(mean=jnp.where(bad, jnp.nan, prediction.mean))
 
