@@ -240,6 +240,27 @@ def test_bits_per_dim_are_those_of_the_probability_mass():
     assert bits.standard_error.max() < 0.02
 
 
+def test_a_network_that_predicts_mu_has_the_likelihood_of_its_epsilon():
+    """μ of the exact ε by Ho et al. eq. 11, (x - β_t / √(1-ᾱ_t) ε) / √α_t with β_t over a whole step; t - 1 >= -1."""
+    exact = flows.mixture_eps(IMAGES, COSINE)
+
+    def mu(x, t):
+        now, before = (flows.noise_level(COSINE, t - back)[1:] for back in (0, 1))
+        alpha = (now[0] / before[0])[:, None, None, None] ** 2
+        beta = 1 - alpha
+        return (x - beta / now[1][:, None, None, None] * exact(x, t)) / jnp.sqrt(alpha)
+
+    make_eps = {
+        "eps": lambda _: exact,
+        "mu": lambda _: flows.network_eps(mu, COSINE, parameterization="mu"),
+    }
+    images, index = eight_bit_images(3), np.arange(3)
+    bits = {
+        k: ode.make_bits_per_dim(f, COSINE)({}, jax.random.key(0), images, index).draws for k, f in make_eps.items()
+    }
+    np.testing.assert_allclose(bits["mu"], bits["eps"], atol=1e-3)  # β is a difference in float32, 1e-4 of it at t = 0
+
+
 def test_an_images_draws_depend_on_the_seed_and_its_index_alone():
     images, index = eight_bit_images(4), np.array([3, 11, 7, 40])
     evaluate = make_evaluate(trace="rademacher")
