@@ -1,5 +1,6 @@
 """sample.py's pictures of the latent space: `--interpolate A B` and `--shared_latents`. Samples are `cli.sample`."""
 
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +9,9 @@ import numpy as np
 
 from ddpm_jax.cli.command import Parser
 from ddpm_jax.cli.load import Loaded, versions
+from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.data import images
-from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import progressive
 from ddpm_jax.evaluation.results import write_record
@@ -40,38 +42,56 @@ def join_pair(argv: Sequence[str]) -> list[str]:
     return argv
 
 
-def run(loaded: Loaded, schedule: Schedule, flags: Any) -> int:
-    """Draws what was asked for and prints where it is; returns the exit code."""
-    steps = schedule.num_timesteps
+def run(loaded: Loaded, recipe: Recipe, flags: Any) -> int:
+    """Draws what was asked for and prints where it is; returns the exit code.
+
+    Every image has the condition of image 0: of a model with classes, the first of --labels.
+
+    Raises:
+      UsageError: another sampler than the ancestral, whose x_t are what is shown.
+    """
+    if flags.sampler != "ancestral":
+        raise UsageError(
+            f"--interpolate and --shared_latents walk the ancestral chain: leave out --sampler {flags.sampler}."
+        )
     out = pathlib.Path(flags.out or pathlib.Path(flags.ckpt) / "generated")
-    stem = f"step{loaded.step}_{loaded.weights}_seed{flags.seed}_steps{steps}"
+    stem = f"step{loaded.step}_{loaded.weights}_seed{flags.seed}_{recipe.name()}"
     record = {
         "checkpoint": str(flags.ckpt),
         "checkpoint_step": loaded.step,
         "weights": loaded.weights,
-        "sampler": "ancestral",
-        "steps": steps,
         "seed": flags.seed,
+        **recipe.record,
         "versions": versions(),
     }
     if flags.interpolate is not None:
-        _interpolate(loaded, schedule, flags, out, stem, record)
+        _interpolate(loaded, recipe, flags, out, stem, record)
     if flags.shared_latents:
-        _shared_latents(loaded, schedule, flags, out, stem, record)
+        _shared_latents(loaded, recipe, flags, out, stem, record)
     return 0
 
 
+def _denoiser(recipe: Recipe, params: Any) -> Denoiser:
+    """The recipe's denoiser for batches of any size, all of them of image 0's condition."""
+
+    def denoiser(x_t: Any, t: Any) -> Prediction:
+        inputs = recipe.inputs_of(np.zeros(len(x_t), int))
+        return recipe.make_denoiser(params, recipe.sampler.schedule, inputs)(x_t, t)
+
+    return denoiser
+
+
 def _interpolate(
-    loaded: Loaded, schedule: Schedule, flags: Any, out: pathlib.Path, stem: str, record: dict[str, Any]
+    loaded: Loaded, recipe: Recipe, flags: Any, out: pathlib.Path, stem: str, record: dict[str, Any]
 ) -> None:
-    paths = _paths(flags.interpolate)
+    paths, schedule = _paths(flags.interpolate), recipe.sampler.schedule
     t = schedule.num_timesteps // 2 if flags.interpolate_t is None else flags.interpolate_t
     progressive.from_timestep(schedule, t)
     pair = np.stack([_read(path, loaded.experiment.image_shape) for path in paths])
     found = progressive.interpolate(
-        lambda params: loaded.experiment.denoiser(params, schedule),
+        functools.partial(_denoiser, recipe),
         schedule,
-        loaded.params,
+        recipe.params,
         pair,
         t=t,
         steps=flags.interpolate_steps,
@@ -86,12 +106,13 @@ def _interpolate(
 
 
 def _shared_latents(
-    loaded: Loaded, schedule: Schedule, flags: Any, out: pathlib.Path, stem: str, record: dict[str, Any]
+    loaded: Loaded, recipe: Recipe, flags: Any, out: pathlib.Path, stem: str, record: dict[str, Any]
 ) -> None:
+    schedule = recipe.sampler.schedule
     shared = progressive.samples_sharing_latents(
-        lambda params: loaded.experiment.denoiser(params, schedule),
+        functools.partial(_denoiser, recipe),
         schedule,
-        loaded.params,
+        recipe.params,
         loaded.experiment.image_shape,
         num_latents=min(LATENTS, schedule.num_timesteps),
         num_samples=SHARING,

@@ -2,6 +2,7 @@
 
     python sample.py --ckpt runs/digits                                   64 images
     python sample.py --ckpt runs/digits --steps 100 --chain               in 100 steps, drawing the chain
+    python sample.py --ckpt runs/digits --sampler dpmpp_2m --steps 20 --spacing karras
     python sample.py --ckpt runs/cifar10 --num_samples 50000 --batch_size 500
     python sample.py --ckpt runs/cifar10 --interpolate a.png b.png        from one picture to another
     python sample.py --ckpt runs/cifar10 --shared_latents                 samples that share an x_t
@@ -18,10 +19,10 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from ddpm_jax.cli import latents
+from ddpm_jax.cli import latents, sampling
 from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform
 from ddpm_jax.cli.load import Loaded, load, versions
-from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation
 from ddpm_jax.plotting import images as pictures
@@ -42,7 +43,6 @@ def main(argv: Sequence[str]) -> int:
     parser.integer("num_samples", 64, "How many images.", lower=1)
     parser.integer("batch_size", 64, "Images made at a time, over all devices.", lower=1)
     parser.integer("seed", 0, "Image i is a function of the seed and i.", lower=0, upper=MAX_SEED)
-    parser.integer("steps", None, "Steps of the reverse chain; all T of training by default.", lower=1)
     parser.string(
         "out",
         None,
@@ -55,64 +55,69 @@ def main(argv: Sequence[str]) -> int:
         "Also draw the chains of the first images, x_t and the x_0 predicted from it (progressive generation): "
         "chain.png and chain.gif.",
     )
+    sampling.define_flags(parser)
     latents.define_flags(parser)
     flags = parser.parse(latents.join_pair(argv))
     if not flags.ckpt:
         raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
     choose_platform(flags.platform)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
-    steps = loaded.experiment.schedule.num_timesteps if flags.steps is None else flags.steps
-    schedule = loaded.experiment.respaced(steps)
+    recipe = sampling.recipe_of(loaded, flags)
     if flags.interpolate is not None or flags.shared_latents:
-        return latents.run(loaded, schedule, flags)
-    out = pathlib.Path(flags.out or _default_out(flags.ckpt, loaded, flags.seed, steps, flags.num_samples))
+        return latents.run(loaded, recipe, flags)
+    out = pathlib.Path(flags.out or _default_out(loaded, recipe, flags))
 
     batch_size = min(flags.batch_size, flags.num_samples)
-    _write_samples(loaded, schedule, out, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size)
+    _write_samples(loaded, recipe, out, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size)
     first = _first_images(out, min(IN_GRID, flags.num_samples))
     pictures.save_png(out / "grid.png", pictures.grid(first))
     print(
-        f"{flags.num_samples} images of step {loaded.step} ({loaded.weights} weights), {steps} steps\n  {out}/grid.png"
+        f"{flags.num_samples} images of step {loaded.step} ({loaded.weights} weights), {recipe.record['sampler']}, "
+        f"{recipe.record['steps']} steps, {recipe.sampler.evaluations} network evaluations\n  {out}/grid.png"
     )
     print(f"  {out}/samples-*.npz")
     if flags.chain:
-        _write_chain(loaded, schedule, out, seed=flags.seed, num_chains=min(IN_CHAIN, flags.num_samples))
+        _write_chain(loaded, recipe, out, seed=flags.seed, num_chains=min(IN_CHAIN, flags.num_samples))
         print(f"  {out}/chain.png\n  {out}/chain.gif")
     return 0
 
 
-def _default_out(ckpt: str, loaded: Loaded, seed: int, steps: int, num_samples: int) -> pathlib.Path:
-    name = f"step{loaded.step}_{loaded.weights}_seed{seed}_steps{steps}_n{num_samples}"
-    return pathlib.Path(ckpt) / "generated" / name
+def _default_out(loaded: Loaded, recipe: Recipe, flags: Any) -> pathlib.Path:
+    name = f"step{loaded.step}_{loaded.weights}_seed{flags.seed}_{recipe.name()}_n{flags.num_samples}"
+    return pathlib.Path(flags.ckpt) / "generated" / name
 
 
 def _write_samples(
-    loaded: Loaded, schedule: Schedule, out: pathlib.Path, *, seed: int, num_samples: int, batch_size: int
+    loaded: Loaded, recipe: Recipe, out: pathlib.Path, *, seed: int, num_samples: int, batch_size: int
 ) -> None:
     manifest = {
         "checkpoint_step": loaded.step,
         "weights": loaded.weights,
-        "sampler": "ancestral",
-        "steps": schedule.num_timesteps,
         "seed": seed,
+        **recipe.record,
         "versions": versions(),
     }
     on_terminal = sys.stderr.isatty()
     with (
         tqdm.tqdm(total=num_samples, unit="image", disable=not on_terminal) as images_bar,
         tqdm.tqdm(
-            total=schedule.num_timesteps, unit="step", desc="chain", disable=not on_terminal, leave=False
+            total=recipe.sampler.num_rows, unit="step", desc="chain", disable=not on_terminal, leave=False
         ) as chain_bar,
     ):
-        generate = loaded.experiment.generator(
-            schedule,
+        generate = recipe.generator(
+            loaded.experiment.image_shape,
             # The bar within the chain needs calls back to the host, which keep the program out of JAX's disk cache.
             on_progress=(lambda done: _move(chain_bar, done)) if on_terminal else None,
         )
         generation.write_shards(
             out,
             lambda indices: generation.generate_batches(
-                generate, loaded.params, seed=seed, indices=indices, batch_size=batch_size
+                generate,
+                recipe.params,
+                seed=seed,
+                indices=indices,
+                batch_size=batch_size,
+                inputs_of=recipe.inputs_of,
             ),
             num_images=num_samples,
             shard_size=-(-SHARD // batch_size) * batch_size,
@@ -131,9 +136,11 @@ def _first_images(out: pathlib.Path, count: int) -> np.ndarray:
         return shard["images"][:count]
 
 
-def _write_chain(loaded: Loaded, schedule: Schedule, out: pathlib.Path, *, seed: int, num_chains: int) -> None:
-    generate = loaded.experiment.generator(schedule, num_frames=min(FRAMES, schedule.num_timesteps + 1))
-    chain = generate(loaded.params, base_key(seed), np.arange(num_chains))
+def _write_chain(loaded: Loaded, recipe: Recipe, out: pathlib.Path, *, seed: int, num_chains: int) -> None:
+    num_frames = min(FRAMES, recipe.sampler.num_rows + 1)
+    generate = recipe.generator(loaded.experiment.image_shape, num_frames=num_frames)
+    indices = np.arange(num_chains)
+    chain = generate(recipe.params, base_key(seed), indices, inputs=recipe.inputs_of(indices))
     pictures.save_png(out / "chain.png", pictures.chain_pairs(chain.frames_x_t, chain.frames_x_0))
     both = zip(chain.frames_x_t, chain.frames_x_0, strict=True)
     frames = [pictures.grid(np.concatenate([x_t, x_0]), columns=num_chains) for x_t, x_0 in both]
