@@ -12,6 +12,7 @@ from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.experiment import build, build_training, init_state
 from ddpm_jax.diffusion.schedules import spaced_timesteps
 from ddpm_jax.errors import UsageError
+from ddpm_jax.models.unet import null_condition
 from ddpm_jax.training.parallel import map_step, replicate, shard
 from ddpm_jax.training.randomness import base_key
 
@@ -32,6 +33,11 @@ IMPROVED = {  # table 2 of Nichol & Dhariwal 2021, cosine, T = 4000: loss, varia
     "iddpm_cifar10_hybrid": ("hybrid", "learned_range", "uniform"),
     "iddpm_cifar10_vlb": ("vlb", "learned_range", "importance"),
 }
+CONDITIONAL = {  # the unconditional config, and what the network is told: classes, hidden labels, how much smaller
+    "digits_cond": ("digits", (10, 0.1, 0)),
+    "digits_sr": ("digits", (0, 0.0, 2)),
+    "ddpm_cifar10_cond": ("ddpm_cifar10", (10, 0.1, 0)),
+}
 
 
 def load(name):
@@ -39,7 +45,7 @@ def load(name):
 
 
 def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
-    assert {"digits", *DATASETS, *ABLATION, *IMPROVED} == {path.stem for path in FILES}
+    assert {"digits", *DATASETS, *ABLATION, *IMPROVED, *CONDITIONAL} == {path.stem for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -49,7 +55,10 @@ def test_config_builds(path):
     height, width, channels = experiment.image_shape
     x, t = jax.ShapeDtypeStruct((2, height, width, channels), "float32"), jax.ShapeDtypeStruct((2,), "float32")
     output = jax.eval_shape(
-        lambda params, x, t: experiment.model.apply({"params": params}, x, t), experiment.params_shapes(), x, t
+        lambda params, x, t: experiment.model.apply({"params": params}, x, t, null_condition(experiment.model, x)),
+        experiment.params_shapes(),
+        x,
+        t,
     )
     assert output.shape == (2, height, width, experiment.model.out_channels)
 
@@ -112,6 +121,16 @@ def test_the_ablation_of_ddpm_changes_what_its_table_names_and_nothing_else(name
     assert {field for field, value in configs.flatten(config) if value != base[field]} <= varied
 
 
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_a_conditional_config_is_the_unconditional_one_that_is_told_more(name):
+    base, told = CONDITIONAL[name]
+    config, unconditional = load(name), dict(configs.flatten(load(base)))
+    c = config.condition
+    assert (c.num_classes, c.label_dropout, c.low_res_factor) == told
+    differing = {field for field, value in configs.flatten(config) if value != unconditional[field]}
+    assert {field for field in differing if not field.startswith("condition.")} <= {"train.num_samples"}
+
+
 @pytest.mark.parametrize("first", [[3.0, -4.0, 0.5], [1e-8, -3e-9, 2e-8]], ids=["clipped", "eps decides"])
 def test_a_bound_t_times_as_large_is_trained_by_the_same_updates(first):
     """The original's L is the mean over t of L_t; ours is the sum, so clipping and Adam's eps are T times as large."""
@@ -152,7 +171,7 @@ def test_rescaled_timesteps_are_in_0_to_1000_whatever_t_and_however_few_steps_ar
     np.testing.assert_array_equal(build(load("ddpm_cifar10")).schedule.timesteps, np.arange(1000))
 
 
-@pytest.mark.parametrize("name", [name for name in ABLATION | IMPROVED if name != "ddpm_cifar10"])
+@pytest.mark.parametrize("name", [name for name in ABLATION | IMPROVED | CONDITIONAL if name != "ddpm_cifar10"])
 def test_a_shrunken_version_trains_through_the_real_step(name):
     """A dozen steps: a finite loss each, finite parameters and averages, and both ends of the network have moved."""
     shrunken = [
@@ -170,9 +189,10 @@ def test_a_shrunken_version_trains_through_the_real_step(name):
     training = build_training(experiment)
     initial = init_state(experiment, training)
     state, step = replicate(jax.tree.map(np.asarray, initial)), map_step(training.train_step)
-    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (16, *experiment.image_shape), np.uint8)
+    batch = {"image": images, "label": np.arange(16, dtype=np.int32) % 10}
     for _ in range(12):
-        state, metrics = step(state, shard({"image": images}), base_key(0))
+        state, metrics = step(state, shard(batch), base_key(0))
         assert np.isfinite(metrics["loss"])
     for params in (state.params, state.ema_params):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))

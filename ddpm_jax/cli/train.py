@@ -22,11 +22,12 @@ from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import INTERRUPTED, Parser, choose_platform
 from ddpm_jax.cli.data import check_classes, load_split
 from ddpm_jax.cli.experiment import Experiment, Training, build, build_training, check_batch, init_state, state_shapes
+from ddpm_jax.cli.preview import make_preview
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import write_atomically
 from ddpm_jax.plotting.curves import columns, loss_curve
-from ddpm_jax.plotting.images import grid, save_png
+from ddpm_jax.plotting.images import save_png
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.training import metrics
 from ddpm_jax.training.checkpoint import Checkpointer
@@ -152,13 +153,13 @@ def _announce(experiment: Experiment, workdir: pathlib.Path, source: sources.Sou
 def _sample_writer(
     experiment: Experiment, workdir: pathlib.Path, writer: metrics.MetricWriter
 ) -> Callable[[int, Any], None]:
-    """Returns on_sample(step, params): the same noise every time, so that the grids can be compared."""
-    config = experiment.config
+    """Returns on_sample(step, params): the same noise and conditions every time, so that the grids can be compared."""
+    config, preview = experiment.config, make_preview(experiment)
     generate = experiment.generator(ancestral(experiment.respaced(config.train.sample_steps)))
 
     def on_sample(step: int, params: Any) -> None:
-        images = generate(params, base_key(config.seed), np.arange(config.train.num_samples)).images
-        picture = grid(images)
+        images = generate(params, base_key(config.seed), np.arange(preview.count), inputs=preview.condition).images
+        picture = preview.draw(images)
         save_png(_grid_path(workdir, step), picture)
         writer.image(step, "samples", picture)
 

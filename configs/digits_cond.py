@@ -1,0 +1,20 @@
+"""DDPM on the bundled digits, told which digit it is: samples by class, and guidance.
+
+Paper:    Ho and Salimans 2022, Classifier-Free Diffusion Guidance (label dropout); Dhariwal and Nichol 2021 (the class
+          embedding). The network and its training are those of configs/digits.py otherwise.
+Command:  python train.py --config configs/digits_cond.py
+Hardware: two CPU cores, a few minutes.
+Expected: a class to each row of the sample grid.
+"""
+
+import pathlib
+
+from ddpm_jax.cli.config import load_config
+
+
+def get_config():
+    config = load_config(pathlib.Path(__file__).with_name("digits.py"))
+    config.condition.num_classes = 10
+    config.condition.label_dropout = 0.1
+    config.train.num_samples = 80  # eight of each digit
+    return config
