@@ -1,5 +1,6 @@
 """Flags -> the bound over a split."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ from ddpm_jax.cli.load import Loaded, versions
 from ddpm_jax.cli.split import Split, go_on, open_split, progress, result_path
 from ddpm_jax.evaluation import results, tally
 from ddpm_jax.evaluation.bound import Strata, check_has_bound, make_bound, make_strata, stream_terms
+from ddpm_jax.training.conditioning import condition_of
 
 
 class BoundOf(NamedTuple):
@@ -47,7 +49,12 @@ def bound_of(loaded: Loaded, flags: Any) -> BoundOf:
 def _further(loaded: Loaded, flags: Any, strata: Strata, split: Split, summed: tally.Tally) -> Iterator[tally.Tally]:
     """Yields the tally after every further batch."""
     experiment = loaded.experiment
-    bound = make_bound(lambda params: experiment.denoiser(params, experiment.schedule), experiment.schedule, strata)
+    bound = make_bound(
+        lambda params, condition: experiment.denoiser(params, experiment.schedule, condition),
+        experiment.schedule,
+        strata,
+        condition_of=functools.partial(condition_of, experiment.conditioning),
+    )
     per_image = flags.draws * len(strata.first)
     with progress(split.num_images * per_image, initial=summed.num_images * per_image, unit="evaluation") as bar:
         batches = stream_terms(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-from ddpm_jax.cli.data import load_split
+from ddpm_jax.cli.data import check_classes, load_split
 from ddpm_jax.cli.load import Loaded
 from ddpm_jax.data.sources import Source
 from ddpm_jax.evaluation import results
@@ -28,12 +28,17 @@ class Split(NamedTuple):
 def open_split(loaded: Loaded, flags: Any) -> Split:
     """Opens --split, by default the config's test split, or the first --num_images of it.
 
+    Of a conditional model the likelihood is that of the images given what it is told of them: the settings and the
+    words say so.
+
     Raises:
-      UsageError: a split or number of images that is not there; images of another shape than the model's.
+      UsageError: a split or number of images that is not there; images of another shape than the model's, or not of its
+        classes.
     """
     experiment = loaded.experiment
     name = flags.split or experiment.config.data.test_split
     source = load_split(experiment.config.data, name, data_dir=flags.data_dir)
+    check_classes(source, experiment.config, split=name)
     num_images = check_images(source, experiment.image_shape, split=name, num_images=flags.num_images)
     settings = {
         "weights_sha256": results.weights_digest(loaded.params),
@@ -45,8 +50,12 @@ def open_split(loaded: Loaded, flags: Any) -> Split:
         "num_timesteps": experiment.schedule.num_timesteps,
         "dtype": str(experiment.config.model.dtype),
     }
+    told = experiment.conditioning.names
+    if told:  # absent otherwise: results of before there were conditions go on
+        settings["given"] = list(told)
+    given = f" given {' and '.join(told)}" if told else ""
     stem = re.sub(r"[^\w.-]+", "-", name).strip("-")
-    return Split(source, num_images, settings, f"_{stem}_n{num_images}", f"{num_images} images of {name}")
+    return Split(source, num_images, settings, f"_{stem}_n{num_images}", f"{num_images} images of {name}{given}")
 
 
 def result_path(name: str, loaded: Loaded, flags: Any, suffix: str) -> pathlib.Path:

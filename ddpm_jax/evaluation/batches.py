@@ -16,6 +16,7 @@ class ImageBatch(NamedTuple):
     """B images, a multiple of the local devices; every batch of a stream has the same B."""
 
     images: np.ndarray  # uint8 [B, H, W, C]
+    labels: np.ndarray  # int32 [B], 0 without classes
     index: np.ndarray  # int [B], place in the source
     wanted: np.ndarray  # bool [B], False for rows that fill up a batch or that were done before
 
@@ -45,4 +46,4 @@ def image_batches(source: Source, *, num_images: int, batch_size: int, done: int
         row = np.minimum(np.arange(batch_size), np.count_nonzero(real) - 1)
         wanted = real & (first + row >= done)
         if wanted.any():
-            yield ImageBatch(batch["image"][row], first + row, wanted)
+            yield ImageBatch(batch["image"][row], batch["label"][row], first + row, wanted)

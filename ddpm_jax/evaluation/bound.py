@@ -58,7 +58,15 @@ class Terms(NamedTuple):
 class Bound(Protocol):
     """(params, key, draw, images uint8 [B, H, W, C], index int [B]) -> `Terms` as NumPy arrays; see `make_bound`."""
 
-    def __call__(self, params: Any, key: chex.PRNGKey, draw: int, images: np.ndarray, index: np.ndarray) -> Terms: ...
+    def __call__(
+        self,
+        params: Any,
+        key: chex.PRNGKey,
+        draw: int,
+        images: np.ndarray,
+        index: np.ndarray,
+        labels: np.ndarray | None = None,
+    ) -> Terms: ...
 
 
 Noise = Callable[[chex.PRNGKey, chex.Array, tuple[int, ...]], chex.Array]  # (keys [B], t [B], (H, W, C)) -> ε
@@ -109,18 +117,27 @@ def draw_timesteps(keys: chex.PRNGKey, row: chex.Array, first: chex.Array, size:
 
 
 def make_bound(
-    make_denoiser: Callable[[Any], Denoiser], schedule: Schedule, strata: Strata, *, noise: Noise = gaussian_noise
+    make_denoiser: Callable[..., Denoiser],
+    schedule: Schedule,
+    strata: Strata,
+    *,
+    noise: Noise = gaussian_noise,
+    condition_of: Callable[[chex.Array, chex.Array | None], Any] | None = None,
 ) -> Bound:
-    """Returns bound(params, key, draw, images, index) -> `Terms`: one `lax.scan` over the strata, on all local devices.
+    """Returns bound(params, key, draw, images, index, labels=None): one `lax.scan` over the strata, on all devices.
+
+    Of a conditional model it is the bound on -log p(x_0 | its condition), and no bound on -log p(x_0).
 
     `key` is that of the seed, `draw` the number of the draw, `index` the images' places in the data. B is a multiple of
     the local devices; every B is compiled once.
 
     Args:
-      make_denoiser: params -> `Denoiser`; traced. For evaluation it clips the predicted x_0, as the original does.
+      make_denoiser: params -> `Denoiser`, or (params, condition) -> `Denoiser` with `condition_of`; traced. For
+        evaluation it clips the predicted x_0, as the original does.
       schedule: all T rows, not traced.
       strata: which t are visited, see `make_strata`.
       noise: ε of each image's key and t. Another one serves comparisons with given noise.
+      condition_of: (x_0, labels int [B]) -> what a conditional model is told of the images.
 
     Raises:
       UsageError: a schedule under which no bound is finite.
@@ -129,9 +146,9 @@ def make_bound(
 
     def terms(shared, examples):
         params, key, draw = shared
-        images, index = examples
+        images, index, labels = examples
         x_0 = to_model_range(images)
-        denoiser = make_denoiser(params)
+        denoiser = make_denoiser(params, *(() if condition_of is None else (condition_of(x_0, labels),)))
         image_keys = fold_in_each(jax.random.fold_in(key, BOUND), index)
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(image_keys, draw)
 
@@ -149,9 +166,9 @@ def make_bound(
 
     mapped = parallel.map_examples(terms)
 
-    def bound(params, key, draw, images, index):
+    def bound(params, key, draw, images, index, labels=None):
         chex.assert_type(images, np.uint8)
-        examples = parallel.shard((images, np.asarray(index, np.int32)))
+        examples = parallel.shard((images, np.asarray(index, np.int32), labels))
         return parallel.unshard(mapped((params, key, np.int32(draw)), examples))
 
     return bound
@@ -229,10 +246,10 @@ def stream_terms(
         raise UsageError(f"draws is {draws}: choose at least 1.")
     key = jax.random.key(seed)
     batches = image_batches(source, num_images=num_images, batch_size=batch_size, done=done)
-    for images, index, wanted in batches:
+    for images, labels, index, wanted in batches:
         parts = []
         for draw in range(draws):
-            found = bound(params, key, draw, images, index)
+            found = bound(params, key, draw, images, index, labels)
             parts.append(Terms(*(part[wanted] for part in found)))
             if on_evaluations is not None:
                 on_evaluations(parts[-1].t.size)

@@ -274,7 +274,7 @@ def stream_bits(
     `evaluate` is of `make_bits_per_dim`, `params` its parameters, `seed` that of dequantisation and probes.
     """
     key = jax.random.key(seed)
-    for images, index, wanted in image_batches(source, num_images=num_images, batch_size=batch_size, done=done):
+    for images, _, index, wanted in image_batches(source, num_images=num_images, batch_size=batch_size, done=done):
         found = evaluate(params, key, images, index)
         yield Bits(*(part[wanted] for part in found))
 

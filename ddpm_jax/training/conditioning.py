@@ -21,6 +21,12 @@ class Conditioning(NamedTuple):
     label_dropout: float = 0.0  # probability, in training, that a label is replaced by the null class
     low_res_factor: int = 0  # how many times smaller, in height and width, the low-resolution image is; 0: none
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the model is told, in words."""
+        told = {"their label": self.num_classes, "the image of lower resolution": self.low_res_factor}
+        return tuple(name for name, is_told in told.items() if is_told)
+
 
 UNCONDITIONAL = Conditioning()
 

@@ -375,3 +375,35 @@ def test_counts_below_one_are_refused(name):
     options = {"seed": 0, "num_images": 2, "draws": 1, "batch_size": 1} | {name: 0}
     with pytest.raises(UsageError, match=f"{name} is 0"):
         next(stream_terms(None, {}, source_of(images_of(2)), **options))
+
+
+def test_the_bound_of_a_conditional_model_is_that_of_each_image_given_its_own_label():
+    """A model that adds its label / 10 to what it predicts: every label's images have the terms of that one model."""
+    schedule, strata, images = schedule_of(), make_strata(T, 20), images_of(10)
+    labels = np.array([0, 2, 1, 1, 0, 2, 2, 0, 1, 2], np.int32)
+
+    def denoiser(shift):
+        return make_denoiser(
+            lambda x_t, time: exact_x_0(schedule, x_t, time) + shift,
+            schedule,
+            parameterization="x_0",
+            variance="fixed_small",
+            clip_denoised=False,
+        )
+
+    def terms(source, make, **options):
+        bound = make_bound(make, schedule, strata, **options)
+        batches = stream_terms(bound, {}, source, seed=0, num_images=10, draws=1, batch_size=4)
+        return Terms(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
+
+    told = terms(
+        ArraySource(images, labels, 3, "test"),
+        lambda params, condition: denoiser(condition[:, None, None, None] / 10),
+        condition_of=lambda x_0, labels: labels,
+    )
+    for label in range(3):
+        alone = terms(source_of(images), lambda params, label=label: denoiser(label / 10))
+        own = labels == label
+        np.testing.assert_array_equal(told.t, alone.t)
+        np.testing.assert_allclose(told.bits[own], alone.bits[own], rtol=1e-4, atol=1e-6)  # float32
+        assert np.all(np.abs(told.mse[~own] - alone.mse[~own]).max(axis=(1, 2)) > 1e-4)

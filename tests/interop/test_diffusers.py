@@ -9,6 +9,7 @@ import pytest
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers, unet_params_to_diffusers
 from ddpm_jax.interop.renaming import unet_shapes
+from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.unet import UNet
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
@@ -46,6 +47,7 @@ def peer(unet, in_channels=3):
         attn_norm_num_groups=32,  # or theirs has no normalisation in the middle's attention under scale_shift
         downsample_padding={"end": 0, "both": 1}[unet.downsample_padding],
         norm_eps=unet.norm_eps,
+        num_class_embeds=unet.num_classes + 1 if unet.num_classes else None,
         **TIME_EMBEDDINGS[unet.time_embedding],
     )
     generator = torch.Generator().manual_seed(0)
@@ -72,6 +74,7 @@ def weights():
         ({"num_heads": 2, "scale_shift_norm": True, "out_channels": 2}, 1, 8, 24),
         # So large an epsilon that each normalisation shows whether it has it.
         (IMPROVED_DDPM | {"norm_eps": 0.1}, 3, 16, 16),
+        ({"num_classes": 4, "scale_shift_norm": True}, 3, 16, 16),
     ],
 )
 def test_output_is_that_of_diffusers(fields, channels, height, width):
@@ -80,10 +83,13 @@ def test_output_is_that_of_diffusers(fields, channels, height, width):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, height, width, channels)).astype(np.float32)
     t = np.array([0, 731.25], np.float32)
+    label = np.array([2, 4], np.int32) if unet.num_classes else None  # a class and the null class
     with torch.no_grad():
-        theirs = network(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t)).sample.numpy().transpose(0, 2, 3, 1)
+        of_class = None if label is None else torch.tensor(label)
+        theirs = network(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t), class_labels=of_class).sample
+        theirs = theirs.numpy().transpose(0, 2, 3, 1)
     params = unet_params_from_diffusers(state_dict(network), unet)
-    ours = jax.jit(unet.apply)({"params": params}, x, t)
+    ours = jax.jit(unet.apply)({"params": params}, x, t, None if label is None else Condition(label=label))
     # Float32 sums in another order, some 30 layers deep: relative to the largest output.
     np.testing.assert_allclose(ours, theirs, atol=3e-5 * np.abs(theirs).max())
 
