@@ -1,0 +1,107 @@
+"""From a picture to the x_T that DDIM turns into it, and back: the probability flow walked upwards and down again.
+
+In x̄ = x_t / √ᾱ_t and σ the flow is dx̄/dσ = ε(x_t, t), and it has no direction: Euler's step from one level to the next
+higher is DDIM inversion (Song et al. 2020, section 4.3). Neither way draws anything.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
+from ddpm_jax.errors import UsageError
+from ddpm_jax.samplers.ddim import ddim
+from ddpm_jax.samplers.linear import levels_of
+from ddpm_jax.samplers.loop import Sampler, sample
+from ddpm_jax.samplers.randomness import image_keys
+
+
+class UpwardRows(NamedTuple):
+    """A step from one level to the next higher, x' = a x + c ε; [N] each, clean data first."""
+
+    level: np.ndarray  # int32: the row of the schedule for the level that is left; 0 for clean data, which has none
+    above: np.ndarray  # int32: the one for the level that is reached
+    x: np.ndarray  # a
+    eps: np.ndarray  # c
+
+
+class UpwardState(NamedTuple):
+    """The images on their way up."""
+
+    x_t: chex.Array  # [B, H, W, C]
+
+
+def invert(chain: Chain, times: np.ndarray, *, corrections: int = 0, dtype=np.float32) -> Sampler:
+    """The sampler that walks from x_0 up to x_T: x̄' = x̄ + (σ' - σ) ε, first order.
+
+    ε is that of the point which is left, while DDIM on its way back takes that of the point which is reached. Each
+    correction asks for ε there, at the estimate so far, and steps again: x' = a x + c ε(x'), solved by iteration as in
+    Pan et al. 2023 (AIDI). Where it converges, DDIM leads back to the very x_0, however few the steps.
+
+    Clean data has no row in the schedule: it is taken to the first level by the ε that is found there. For
+    `loop.sample`, x_T in the arguments is x_0, and x_0 in what it returns is x_T. Use a denoiser that clips nothing.
+
+    Args:
+      chain: the process.
+      times: which of its levels are visited, [N], as for the way back.
+      corrections: each costs one more evaluation a step.
+      dtype: of the tables; float64 serves tests.
+
+    Raises:
+      UsageError: a negative number of corrections.
+    """
+    if corrections < 0:
+        raise UsageError(f"corrections is {corrections}: choose 0 (Euler's step) or more.")
+    schedule = chain.at(times, dtype=dtype)
+    signal, noise = (table[:-1][::-1] for table in levels_of(schedule))
+    first = signal[0]
+    a = signal / np.append(first, signal[:-1])  # `init` has brought clean data to the first level's scale
+    c = noise - a * np.append(0.0, noise[:-1])
+    above = np.arange(len(a), dtype=np.int32)
+    rows = UpwardRows(np.maximum(above - 1, 0), above, a.astype(dtype), c.astype(dtype))
+
+    def init(x_0: chex.Array) -> UpwardState:
+        return UpwardState((first * x_0).astype(x_0.dtype))
+
+    def step(
+        denoiser: Denoiser, state: UpwardState, row: UpwardRows, keys: chex.PRNGKey
+    ) -> tuple[UpwardState, Prediction]:
+        x, batch = state.x_t, state.x_t.shape[:1]
+        prediction = denoiser(x, jnp.broadcast_to(row.level, batch))
+        above = row.x * x + row.eps * prediction.eps
+        for _ in range(corrections):
+            above = row.x * x + row.eps * denoiser(above, jnp.broadcast_to(row.above, batch)).eps
+        return UpwardState(above), prediction
+
+    return Sampler(schedule, rows, init, step, evaluations=len(a) * (1 + corrections))
+
+
+class Reconstruction(NamedTuple):
+    """A picture's latent, and what DDIM makes of it."""
+
+    x_T: chex.Array  # [B, H, W, C]
+    x_0: chex.Array  # [B, H, W, C]
+    rmse: chex.Array  # [B]: root mean squared error of x_0 over the image's values, in units of [-1, 1]
+
+
+def reconstruct(
+    denoiser: Denoiser, chain: Chain, times: np.ndarray, x_0: chex.Array, *, corrections: int = 0, dtype=np.float32
+) -> Reconstruction:
+    """`invert`, then DDIM with η = 0 over the same times.
+
+    Args:
+      denoiser: built on `chain.at(times)`, clipping nothing.
+      chain: the process.
+      times: [N].
+      x_0: [B, H, W, C] in [-1, 1].
+      corrections: of `invert`.
+      dtype: of the tables.
+    """
+    keys = image_keys(jax.random.key(0), jnp.arange(len(x_0)))  # nothing is drawn with them
+    x_T = sample(denoiser, invert(chain, times, corrections=corrections, dtype=dtype), x_0, keys).x_0
+    again = sample(denoiser, ddim(chain, times, dtype=dtype), x_T, keys).x_0
+    return Reconstruction(x_T, again, jnp.sqrt(jnp.mean(jnp.square(again - x_0), axis=tuple(range(1, x_0.ndim)))))
