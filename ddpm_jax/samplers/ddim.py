@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError
-from ddpm_jax.samplers.linear import Levels, Weights, levels_of, linear_sampler
+from ddpm_jax.samplers.linear import Levels, Weights, flow_weights, levels_of, linear_sampler
 from ddpm_jax.samplers.loop import Sampler
 
 
@@ -69,14 +69,7 @@ def euler_ancestral(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=
     levels = levels_of(schedule)
     up = np.minimum(levels.sigma[1:], eta * _posterior_scale(levels) / levels.signal[1:])
     down = np.sqrt(levels.sigma[1:] ** 2 - up**2)
-    after, sigma = levels.signal[1:], levels.sigma[:-1]
-    weights = Weights(
-        x=after / levels.signal[:-1],
-        x_0=np.zeros((len(up), 0)),
-        eps=(after * (down - sigma))[:, None],
-        z=after * up,
-    )
-    return linear_sampler(schedule, weights)
+    return linear_sampler(schedule, flow_weights(levels.signal, eps=(down - levels.sigma[:-1])[:, None], z=up))
 
 
 def _posterior_scale(levels: Levels) -> np.ndarray:

@@ -2,8 +2,14 @@
 
     x_{i+1} = a x_i + Σ_j b_j x_0[i-j] + Σ_j c_j ε[i-j] + d z,      j = 0 the newest prediction
 
-A sampler of this kind is its weights (`ddim`, `adams`, `dpm_solver`): functions of the noise levels, computed in
-float64. Also here: the three numbers of a level that all their formulas are written in.
+A sampler of this kind is its weights (`ddim`, `adams`, `pndm`, `dpm_solver`, `unipc`, `runge_kutta`): functions of the
+noise levels, computed in float64. A row asks the denoiser once. A method that asks twice a step is two rows, the second
+of which takes back what the first did with the older prediction and does better with both. So the network stands once
+in the compiled program, and the last step, which has no second half, is one row. Also here: the numbers of a level that
+the formulas are written in.
+
+Most formulas are those of the probability flow in x̄ = x / √ᾱ, where dx̄/dσ = ε (Song et al. 2020, eq. 14): see
+`flow_weights`.
 """
 
 from typing import NamedTuple
@@ -13,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.samplers.loop import Sampler
@@ -64,6 +71,20 @@ class Rows(NamedTuple):
     weights: Weights
 
 
+def flow_weights(signal: np.ndarray, eps: np.ndarray, z: np.ndarray | None = None) -> Weights:
+    """The weights of x̄_{i+1} = x̄_i + Σ_j c_j ε[i-j] + d z, x̄ = x / √ᾱ.
+
+    Args:
+      signal: √ᾱ of the level of x before every row and after the last, [N+1].
+      eps: c, [N, K].
+      z: d, [N], or None.
+    """
+    before, after = signal[:-1], signal[1:]
+    return Weights(
+        x=after / before, x_0=np.zeros((len(eps), 0)), eps=after[:, None] * eps, z=None if z is None else after * z
+    )
+
+
 class LinearState(NamedTuple):
     """The image and the predictions before the newest, those of the last step first; zeros where there is none yet."""
 
@@ -93,16 +114,53 @@ def _sum(weights: chex.Array, terms: chex.Array) -> chex.Array:
     return jnp.tensordot(weights, terms[: len(weights)], axes=1)
 
 
-def linear_sampler(schedule: Schedule, weights: Weights) -> Sampler:
-    """The sampler of these weights, [N, ...] for the N rows of `schedule`; computes in the dtype of the schedule."""
-    dtype, num_rows = np.asarray(schedule.alphas_bar).dtype, schedule.num_timesteps
-    chex.assert_tree_shape_prefix(weights, (num_rows,))
-    kept = [max(history.shape[1] - 1, 0) for history in (weights.x_0, weights.eps)]
+class _Init(NamedTuple):
+    """x_T -> the state before the first row. Equal for equal counts, so that a program serves every sampler of them."""
 
-    def init(x_T: chex.Array) -> LinearState:
-        return LinearState(x_T, *(jnp.zeros((count, *x_T.shape), x_T.dtype) for count in kept))
+    x_0: int  # predictions kept beside the newest
+    eps: int
 
-    rows = Rows(
-        level=np.arange(num_rows, dtype=np.int32)[::-1], weights=jax.tree.map(lambda w: np.asarray(w, dtype), weights)
+    def __call__(self, x_T: chex.Array) -> LinearState:
+        return LinearState(x_T, *(jnp.zeros((count, *x_T.shape), x_T.dtype) for count in self))
+
+
+def linear_sampler(schedule: Schedule, weights: Weights, level: np.ndarray | None = None) -> Sampler:
+    """The sampler of these weights; it computes in the dtype of the schedule.
+
+    Args:
+      schedule: the levels at which it asks.
+      weights: [N, ...].
+      level: the row of `schedule` at which each step asks, int [N]; None: each row once, the noisiest first.
+    """
+    if level is None:
+        level = np.arange(schedule.num_timesteps)[::-1]
+    chex.assert_tree_shape_prefix(weights, (len(level),))
+    dtype = np.asarray(schedule.alphas_bar).dtype
+    rows = Rows(np.asarray(level, np.int32), jax.tree.map(lambda w: np.asarray(w, dtype), weights))
+    init = _Init(*(max(history.shape[1] - 1, 0) for history in (weights.x_0, weights.eps)))
+    return Sampler(schedule, rows, init, step, evaluations=len(level))
+
+
+def asked_at(chain: Chain, times: np.ndarray, dtype) -> tuple[Schedule, np.ndarray, Levels]:
+    """The table of a sampler that asks at levels of its own: between the steps, or at one level more than once.
+
+    Only x_0 and ε of a prediction mean anything with it: its mean and variance lead to the next row of the table, which
+    is not where this sampler goes.
+
+    Args:
+      chain: the process.
+      times: where the rows ask, in the order of the walk, [N]; a time may come again.
+      dtype: of the tables.
+
+    Returns:
+      The table, N rows of increasing time; the row of it that each step asks at, int [N]; their levels in the order of
+      the walk, and clean data after them.
+    """
+    distinct, which = np.unique(times, return_inverse=True)
+    order = np.argsort(times, kind="stable")
+    schedule = jax.tree.map(lambda table: table[which[order]], chain.at(distinct, dtype=dtype))
+    level = np.argsort(order)
+    signal, noise = (
+        np.asarray(table, np.float64)[level] for table in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
     )
-    return Sampler(schedule, rows, init, step, evaluations=num_rows)
+    return schedule, level, Levels(np.append(signal, 1.0), np.append(noise, 0.0))

@@ -11,10 +11,16 @@ from typing import Any
 
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.samplers.adams import lms
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.ddim import ddim, euler, euler_ancestral
+from ddpm_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
+from ddpm_jax.samplers.langevin import predictor_corrector
 from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.samplers.pndm import plms, pndm
+from ddpm_jax.samplers.runge_kutta import dpm2, edm, heun
 from ddpm_jax.samplers.spacing import space
+from ddpm_jax.samplers.unipc import unipc
 
 
 def _ancestral(chain: Chain, times: Any, *, dtype: Any = None) -> Sampler:
@@ -26,7 +32,21 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "ddim": ddim,
     "euler": euler,
     "euler_ancestral": euler_ancestral,
+    "heun": heun,
+    "dpm2": dpm2,
+    "edm": edm,
+    "lms": lms,
+    "plms": plms,
+    "pndm": pndm,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_3m": dpmpp_3m,
+    "dpmpp_2m_sde": dpmpp_2m_sde,
+    "dpmpp_3m_sde": dpmpp_3m_sde,
+    "unipc": unipc,
+    "predictor_corrector": predictor_corrector,
 }
+# Those that have a first step where x_T holds nothing of x_0, and so neither σ nor λ is a number.
+FROM_PURE_NOISE = ("ancestral", "ddim", "predictor_corrector")
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -61,8 +81,9 @@ def make_sampler(
             has = f"its options are {', '.join(known)}" if known else "it has no options"
             raise UsageError(f"The sampler {name} has no option {option}: {has}.")
     times = space(chain, spacing, steps)
-    if chain.at(times).alphas_bar[-1] == 0 and name not in ("ancestral", "ddim"):
+    if chain.at(times).alphas_bar[-1] == 0 and name not in FROM_PURE_NOISE:
         raise UsageError(
-            f"This chain ends at alphas_bar = 0, where the sampler {name} has no first step: choose ancestral or ddim."
+            f"This chain ends at alphas_bar = 0, where the sampler {name} has no first step: choose one of "
+            f"{', '.join(FROM_PURE_NOISE)}."
         )
     return SAMPLERS[name](chain, times, **options)

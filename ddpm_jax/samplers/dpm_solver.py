@@ -1,0 +1,103 @@
+"""DPM-Solver++ (Lu et al. 2022b): the linear part of the flow solved exactly, x_0 interpolated over past predictions.
+
+With λ = log(√ᾱ / √(1-ᾱ)) and h = λ' - λ, and a prime for the next level, the solution of the flow from one level to the
+next is (eq. 8 of the paper; with noise, its appendix on SDE solvers)
+
+    x' = √(1-ᾱ')/√(1-ᾱ) e^(-ηh) x + √ᾱ' ∫ (1+η) e^(-(1+η)(λ'-u)) x_0(u) du + √(1-ᾱ') √(1 - e^(-2ηh)) z
+
+η = 0 is the probability flow, η = 1 the reverse diffusion; every η has the same marginals (Karras et al. 2022, eq. 6,
+with the amount of Langevin noise constant in λ). Methods differ in what stands for x_0(u): one prediction gives DDIM.
+
+The last step leads to λ = ∞: it is x_0 as last predicted.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.errors import UsageError
+from ddpm_jax.samplers.adams import lagrange_integrals
+from ddpm_jax.samplers.linear import Weights, levels_of, linear_sampler
+from ddpm_jax.samplers.loop import Sampler
+
+
+def dpmpp_2m(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2). Second order; `times` [N], `dtype` that of the tables."""
+    return _solver(chain, times, second_order, columns=2, eta=0.0, dtype=dtype)
+
+
+def dpmpp_3m(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
+    """DPM-Solver++ with a parabola through three predictions. Third order after its start: see `third_order`."""
+    return _solver(chain, times, third_order, columns=3, eta=0.0, dtype=dtype)
+
+
+def dpmpp_2m_sde(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=np.float32) -> Sampler:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, appendix B). `eta` is how much noise: 0 is `dpmpp_2m`; not negative."""
+    return _solver(chain, times, second_order, columns=2, eta=eta, dtype=dtype)
+
+
+def dpmpp_3m_sde(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=np.float32) -> Sampler:
+    """The same with three predictions, Crowson's `dpmpp_3m_sde`; `eta` as in `dpmpp_2m_sde`, 0 is `dpmpp_3m`."""
+    return _solver(chain, times, third_order, columns=3, eta=eta, dtype=dtype)
+
+
+def second_order(half_log_snr: np.ndarray, i: int, rate: float) -> np.ndarray:
+    """(1 - e^(-(1+η)h)) (x_0[i] + (x_0[i] - x_0[i-1]) / 2r), r = h[i-1] / h[i] (Lu et al. 2022b, algorithm 2).
+
+    Args:
+      half_log_snr: λ of the levels.
+      i: the step, from level i to the next.
+      rate: 1 + η.
+
+    Returns:
+      The weights of the known x_0, the newest first: [2], and [1] at the first step.
+    """
+    step = half_log_snr[i + 1] - half_log_snr[i]
+    whole = -np.expm1(-rate * step)
+    if i == 0:
+        return np.array([whole])
+    r = (half_log_snr[i] - half_log_snr[i - 1]) / step
+    return whole * np.array([1 + 0.5 / r, -0.5 / r])
+
+
+def third_order(half_log_snr: np.ndarray, i: int, rate: float) -> np.ndarray:
+    """The integral of the parabola through three x_0, of the line at the second step; arguments as `second_order`.
+
+    The code of the paper, k-diffusion and diffusers give the second difference half its weight (the second derivative
+    is twice what they divide by r_0 + r_1), which makes a method of second order. The second step is `second_order`, as
+    theirs.
+    """
+    if i < 2:
+        return second_order(half_log_snr, i, rate)
+    end = half_log_snr[i + 1]
+    known = half_log_snr[i - 2 : i + 1][::-1]
+    return lagrange_integrals(known, half_log_snr[i], end, lambda u: rate * np.exp(-rate * (end - u)))
+
+
+def _solver(
+    chain: Chain,
+    times: np.ndarray,
+    weights_of: Callable[[np.ndarray, int, float], np.ndarray],
+    *,
+    columns: int,
+    eta: float,
+    dtype,
+) -> Sampler:
+    if eta < 0:
+        raise UsageError(f"eta is {eta}: choose 0 (no noise), 1 (the reverse diffusion) or another number above 0.")
+    schedule = chain.at(times, dtype=dtype)
+    levels = levels_of(schedule)
+    steps = np.diff(levels.half_log_snr[:-1])  # all but the last, which is infinite
+    x_0 = np.zeros((len(steps) + 1, columns))
+    for i in range(len(steps)):
+        weights = weights_of(levels.half_log_snr, i, 1 + eta)
+        x_0[i, : len(weights)] = levels.signal[i + 1] * weights
+    x_0[-1, 0] = 1
+    weights = Weights(
+        x=np.append(levels.noise[1:-1] / levels.noise[:-2] * np.exp(-eta * steps), 0),
+        x_0=x_0,
+        eps=np.zeros((len(x_0), 0)),
+        z=np.append(levels.noise[1:-1] * np.sqrt(-np.expm1(-2 * eta * steps)), 0),
+    )
+    return linear_sampler(schedule, weights)
