@@ -13,8 +13,9 @@ import optax
 
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import UsageError
-from ddpm_jax.models.unet import UNet
+from ddpm_jax.models.unet import UNet, null_condition
 from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training.conditioning import Conditioning
 from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.parallel import check_batch_size, map_step, replicate, shard
 from ddpm_jax.training.randomness import base_key
@@ -26,9 +27,20 @@ T = 4  # so few that importance sampling has seen every t ten times before the l
 
 
 def diffusion():
-    """Dropout, flips and importance sampling; T and network are tiny."""
-    model = UNet(ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), dropout=0.2, out_channels=1, resolution=8)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,)))["params"]
+    """Dropout, flips, hidden labels, low-resolution images and importance sampling; T and network are tiny."""
+    model = UNet(
+        ch=32,
+        ch_mult=(1,),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        dropout=0.2,
+        out_channels=1,
+        resolution=8,
+        num_classes=3,
+        low_res_channels=1,
+    )
+    x = jnp.zeros((1, 8, 8, 1))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros((1,)), null_condition(model, x))["params"]
     # Noise in every layer: some start at zero, and then most of the gradient would be zero too.
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
@@ -43,6 +55,7 @@ def diffusion():
         weighting="uniform",
         timestep_sampling="importance",
         flip=True,
+        conditioning=Conditioning(num_classes=3, label_dropout=0.5, low_res_factor=2),
     )
     return objective, params
 
@@ -63,7 +76,11 @@ def remembering(objective):
 
 
 def batch_of(step):
-    return {"image": np.random.default_rng(step).integers(0, 256, (BATCH, 8, 8, 1), np.uint8)}
+    rng = np.random.default_rng(step)
+    return {
+        "image": rng.integers(0, 256, (BATCH, 8, 8, 1), np.uint8),
+        "label": rng.integers(0, 3, BATCH, np.int32),
+    }
 
 
 def train(out, resume, results):
