@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.cli import photos
 from ddpm_jax.cli.command import Parser
 from ddpm_jax.cli.load import Loaded, versions
 from ddpm_jax.cli.sampling import Recipe
-from ddpm_jax.data import images
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import progressive
@@ -87,7 +87,7 @@ def _interpolate(
     paths, schedule = _paths(flags.interpolate), recipe.sampler.schedule
     t = schedule.num_timesteps // 2 if flags.interpolate_t is None else flags.interpolate_t
     progressive.from_timestep(schedule, t)
-    pair = np.stack([_read(path, loaded.experiment.image_shape) for path in paths])
+    pair = np.stack([photos.read_photo("--interpolate", path, loaded.experiment.image_shape) for path in paths])
     found = progressive.interpolate(
         functools.partial(_denoiser, recipe),
         schedule,
@@ -131,21 +131,3 @@ def _paths(value: str) -> list[pathlib.Path]:
     if len(paths) != 2:  # --interpolate=A
         raise UsageError("--interpolate needs two image files, as in --interpolate a.png b.png.")
     return [pathlib.Path(path) for path in paths]
-
-
-def _read(path: pathlib.Path, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """The picture as the training data is read: resized on its shorter side and cropped, uint8 [H, W, C]."""
-    size, _, channels = image_shape
-    if not path.is_file():
-        raise UsageError(f"--interpolate: there is no file {path}.")
-    try:
-        image = images.decode(path)
-        if min(image.size) < size:
-            width, height = image.size
-            raise UsageError(
-                f"--interpolate: {path} is {width}x{height}, but the model's images are {size}x{size} and none is "
-                "enlarged: give a larger one."
-            )
-        return images.to_array(image, image_size=size, channels=channels)
-    except images.UnreadableImage as error:
-        raise UsageError(f"--interpolate: {path} cannot be read: {error}.") from error

@@ -1,4 +1,4 @@
-"""One picture -> uint8 [image_size, image_size, channels]: decoding, colour, resizing. Knows of no folder or dataset.
+"""One picture -> uint8 [image_size, image_size, channels], or a mask: decoding, colour, resizing. Knows of no dataset.
 
 Resizing is done as in the code of Dhariwal & Nichol (2021, arXiv:2105.05233), which much of the field has adopted, so
 that statistics of the data agree: the picture is halved with a box filter while its shorter side is at least twice the
@@ -85,6 +85,27 @@ def to_array(image: Image.Image, *, image_size: int, channels: int) -> np.ndarra
     return array[..., None] if channels == 1 else array
 
 
+def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
+    """Returns where a picture is white: bool [image_size, image_size, 1], shrunk and cropped as `to_array` does.
+
+    White is brighter than middle grey, after a conversion as in `to_array`: transparency is white. No two pixels are
+    mixed, one of them is taken instead, so a stroke much thinner than a pixel of the result may be lost.
+
+    Args:
+      image: any Pillow mode.
+      image_size: pixels a side, at most the picture's shorter side.
+
+    Raises:
+      UnreadableImage: floating-point or 32-bit pixels.
+      ValueError: the picture is smaller than `image_size`.
+    """
+    if min(image.size) < image_size:
+        raise ValueError(f"{image.size} is smaller than {image_size}")
+    nearest = Image.Resampling.NEAREST
+    image = _shrink(_to_mode(image, "L"), image_size, halve=nearest, fit=nearest)
+    return (np.asarray(_centre_crop(image, image_size)) > 127)[..., None]
+
+
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "F":
         raise UnreadableImage("its pixels are floating-point numbers of unknown range")
@@ -103,14 +124,20 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _shrink(image: Image.Image, image_size: int) -> Image.Image:
+def _shrink(
+    image: Image.Image,
+    image_size: int,
+    *,
+    halve: Image.Resampling = Image.Resampling.BOX,
+    fit: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
     """Brings the shorter side to `image_size`, keeping the aspect ratio to the nearest pixel."""
     while min(image.size) >= 2 * image_size:
         width, height = image.size
-        image = image.resize((width // 2, height // 2), Image.Resampling.BOX)
+        image = image.resize((width // 2, height // 2), halve)
     scale = image_size / min(image.size)
     width, height = (round(side * scale) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC) if scale != 1 else image
+    return image.resize((width, height), fit) if scale != 1 else image
 
 
 def _centre_crop(image: Image.Image, image_size: int) -> Image.Image:

@@ -1,0 +1,95 @@
+"""Pictures and masks that a user names on the command line, read as the training data is read.
+
+A picture of any size is brought to the model's on its shorter side and cropped at the centre; the mask that belongs to
+it has its size and is treated alike, each pixel taking the nearest's value. What is done with them is
+`samplers.editing`.
+"""
+
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from ddpm_jax.data import images
+from ddpm_jax.errors import UsageError
+
+
+def read_photo(flag: str, path: str | pathlib.Path, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """The picture as training reads it: colour converted, resized on its shorter side, cropped; uint8 [H, W, C].
+
+    Args:
+      flag: the one that named the file, for the message: "--init_image".
+      path: of a file in any format that Pillow reads.
+      image_shape: (H, W, C) of the model, H = W.
+
+    Raises:
+      UsageError: no such file, no picture in it, or one smaller than the model's images.
+    """
+    size, _, channels = image_shape
+    image = _decode(flag, path)
+    _check_size(flag, path, image, size)
+    try:
+        return images.to_array(image, image_size=size, channels=channels)
+    except images.UnreadableImage as error:
+        raise _unreadable(flag, path, error) from error
+
+
+def read_mask(
+    flag: str, path: str | pathlib.Path, photo: str | pathlib.Path, image_shape: tuple[int, int, int]
+) -> np.ndarray:
+    """What is to be painted anew of a picture: bool [H, W, 1], True where the mask is white, or transparent.
+
+    Args:
+      flag: the one that named the mask: "--mask".
+      path: of the mask: white (brighter than middle grey) is painted anew, black is kept.
+      photo: the file of the picture that it belongs to; it must have its width and height.
+      image_shape: (H, W, C) of the model, H = W.
+
+    Raises:
+      UsageError: a file that is missing or no picture, sizes that differ or are below the model's, or a mask with
+        nothing white in the part of the picture that is used.
+    """
+    size = image_shape[0]
+    mask, of_photo = _decode(flag, path), _decode(flag, photo)
+    if mask.size != of_photo.size:
+        raise UsageError(
+            f"{flag}: {path} is {_size(mask)}, but {photo} is {_size(of_photo)}: give a mask of the picture's size, "
+            "white where it is to be painted anew."
+        )
+    _check_size(flag, path, mask, size)
+    try:
+        white = images.to_mask(mask, image_size=size)
+    except images.UnreadableImage as error:
+        raise _unreadable(flag, path, error) from error
+    if not white.any():
+        raise UsageError(
+            f"{flag}: {path} has nothing white in the part that the model sees, so nothing would be painted anew: "
+            "make white what is to be painted."
+        )
+    return white
+
+
+def _decode(flag: str, path: str | pathlib.Path) -> Image.Image:
+    if not pathlib.Path(path).is_file():
+        raise UsageError(f"{flag}: there is no file {path}.")
+    try:
+        return images.decode(path)
+    except images.UnreadableImage as error:
+        raise _unreadable(flag, path, error) from error
+
+
+def _unreadable(flag: str, path: str | pathlib.Path, error: Exception) -> UsageError:
+    return UsageError(f"{flag}: {path} cannot be read: {error}.")
+
+
+def _check_size(flag: str, path: str | pathlib.Path, image: Image.Image, size: int) -> None:
+    if min(image.size) < size:
+        raise UsageError(
+            f"{flag}: {path} is {_size(image)}, but the model's images are {size}x{size} and none is enlarged: give a "
+            "larger one."
+        )
+
+
+def _size(image: Image.Image) -> str:
+    width, height = image.size
+    return f"{width}x{height}"
