@@ -61,6 +61,15 @@ def test_the_mask_lies_where_the_photo_shows_what_it_covers(save, size):
     assert not np.any(mask[photo < 5])
 
 
+def test_the_pixels_of_a_mask_are_chosen_and_not_mixed():
+    """White at one of every four pixels: halved, all of them or none, by where it is. A mean would be dark for all."""
+    pixels = np.zeros((4, 16, 16), np.uint8)
+    for phase in range(4):
+        pixels[phase, phase // 2 :: 2, phase % 2 :: 2] = 255
+    shares = [images.to_mask(Image.fromarray(of_phase), image_size=8).mean() for of_phase in pixels]
+    assert sorted(shares) == [0, 0, 0, 1]
+
+
 def test_a_mask_is_a_choice_at_middle_grey_in_any_mode(save):
     grey = np.zeros((8, 8), np.uint8)
     grey[0] = np.arange(124, 132)

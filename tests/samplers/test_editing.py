@@ -155,6 +155,16 @@ def test_the_default_walks_ten_times_each_25th_of_the_chain():
         jax.tree.map(np.testing.assert_array_equal, default.rows, explicit.rows)
 
 
+@pytest.mark.parametrize(("steps", "jump", "resamplings"), [(250, 10, 10), (50, 5, 3), (20, 1, 2)])
+def test_the_walk_visits_the_levels_that_diffusers_visits(steps, jump, resamplings):
+    scheduler = pytest.importorskip("diffusers").RePaintScheduler(num_train_timesteps=1000)
+    scheduler.set_timesteps(steps, jump_length=jump, jump_n_sample=resamplings)
+    rows = repaint(Chain(make_betas("linear", 1000)), np.arange(steps), jump=jump, resamplings=resamplings).rows.t
+    # Theirs begins with the highest level and names those that the jumps pass by; ours are those that a step leaves.
+    theirs = [*(scheduler.timesteps.numpy() // (1000 // steps)), -1]
+    np.testing.assert_array_equal(rows, [level for level, after in itertools.pairwise(theirs) if after < level])
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -376,9 +386,11 @@ def test_parallel_and_opposite_vectors_are_joined_by_a_straight_line(second):
     np.testing.assert_allclose(path, pair[:1] + weights[:, None] * (pair[1:] - pair[:1]), rtol=1e-6, atol=1e-6)
 
 
-def test_a_small_angle_is_still_an_arc():
-    """Just above where the straight line takes over, an arccos in float32 would be off by parts in ten."""
-    angle = 3e-4
-    pair = np.float32([[1.0, 0.0], [np.cos(angle), np.sin(angle)]])
-    path = np.asarray(slerp(pair, jnp.float32([0.25, 0.5])))
-    np.testing.assert_allclose(path[:, 1], np.sin(angle * np.array([0.25, 0.5])), rtol=1e-3)
+def test_between_nearly_opposite_vectors_lies_half_a_circle():
+    """Here sin θ divides by little: an arccos in float32 would be off by parts in a hundred."""
+    angle = np.pi - 1e-3
+    pair = np.array([[1.0, 0.0], [np.cos(angle), np.sin(angle)]])
+    weights = np.array([0.25, 0.5, 0.75])
+    path = slerp(jnp.float32(pair), jnp.float32(weights))
+    exact = np.stack([np.cos(weights * angle), np.sin(weights * angle)], axis=1)
+    np.testing.assert_allclose(path, exact, atol=1e-3)
