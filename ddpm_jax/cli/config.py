@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from ddpm_jax.cli.command import MAX_SEED
-from ddpm_jax.errors import UsageError, suggest
+from ddpm_jax.errors import UsageError, choose, suggest
 
 
 def default_config() -> ConfigDict:
@@ -24,6 +24,7 @@ def default_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,  # of the initial weights, the data order and every draw
+            "objective": "diffusion",  # what is trained: diffusion, or a classifier of noisy images to guide one
             "data": {
                 "name": "cifar10",  # a TFDS image dataset, "digits", or "folder"
                 "data_dir": "",  # TFDS's data_dir, or the folder of images; "" is TFDS's own default
@@ -261,6 +262,15 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     return [f"{name} ({there.get(name)!r} there, {here.get(name)!r} here)" for name in names]
 
 
+OBJECTIVES = {"diffusion": "a model of images", "classifier": "a classifier of noisy images, to guide one"}
+_NOT_OF_A_CLASSIFIER = (
+    "diffusion.parameterization",
+    "diffusion.variance",
+    "diffusion.loss",
+    "diffusion.weighting",
+    "condition.label_dropout",
+    "condition.low_res_factor",
+)
 _AT_LEAST_ONE = (
     "data.image_size",
     "model.ch",
@@ -313,12 +323,28 @@ def check_ranges(config: ConfigDict) -> None:
             if not valid(values[name]):
                 raise UsageError(f"{name} is {values[name]}: it must be {wanted}.")
     _check_condition(config)
+    _check_objective(config)
     steps, num_timesteps = values["train.sample_steps"], values["diffusion.num_timesteps"]
     if steps > num_timesteps:
         raise UsageError(
             f"train.sample_steps is {steps}, more than the {num_timesteps} of diffusion.num_timesteps: "
             f"choose 1 to {num_timesteps}."
         )
+
+
+def _check_objective(config: ConfigDict) -> None:
+    choose("objective", config.objective, OBJECTIVES)
+    if config.objective == "diffusion":
+        return
+    if config.condition.num_classes < 2:
+        raise UsageError(
+            f"condition.num_classes is {config.condition.num_classes}, and a classifier tells classes apart: set it to "
+            "the number of classes of the data."
+        )
+    values, defaults = dict(flatten(config)), dict(flatten(default_config()))
+    for name in _NOT_OF_A_CLASSIFIER:
+        if values[name] != defaults[name]:
+            raise UsageError(f"{name} is {values[name]!r}, but a classifier has none: leave it {defaults[name]!r}.")
 
 
 def _check_condition(config: ConfigDict) -> None:

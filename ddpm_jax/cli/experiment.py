@@ -22,9 +22,12 @@ from ddpm_jax.diffusion.parameterization import (
 from ddpm_jax.diffusion.schedules import Schedule, make_betas, spaced_timesteps
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation import generation
+from ddpm_jax.models.classifier import Classifier, check_classifier
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.unet import UNet, check_unet, null_condition
+from ddpm_jax.samplers.guidance import LogProb, class_log_prob
 from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.training.classifier import classifier_objective
 from ddpm_jax.training.conditioning import Conditioning
 from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
@@ -42,7 +45,7 @@ class Experiment(NamedTuple):
     """What sampling and evaluation need of a config."""
 
     config: ConfigDict
-    model: UNet
+    model: UNet | Classifier  # as config.objective says; the methods that make denoisers need a UNet
     chain: Chain
     schedule: Schedule  # all T steps of the chain
     image_shape: tuple[int, int, int]
@@ -73,6 +76,10 @@ class Experiment(NamedTuple):
     def conditioning(self) -> Conditioning:
         """What the model is told of an example."""
         return Conditioning(**self.config.condition.to_dict())
+
+    def class_log_prob(self, params: Any, schedule: Schedule) -> LogProb:
+        """log p(y|x_t) by a classifier without dropout, on the chain that it guides or a respaced one."""
+        return class_log_prob(lambda x_t, time: self.model.apply({"params": params}, x_t, time), schedule)
 
     def continuous(self) -> ContinuousSchedule:
         """The chain in real time.
@@ -105,7 +112,8 @@ class Experiment(NamedTuple):
     def init_params(self, key: jax.Array) -> Any:
         """Draws the initial parameters, float32."""
         x, t = jnp.zeros((1, *self.image_shape)), jnp.zeros((1,))
-        return self.model.init(key, x, t, null_condition(self.model, x))["params"]
+        condition = () if isinstance(self.model, Classifier) else (null_condition(self.model, x),)
+        return self.model.init(key, x, t, *condition)["params"]
 
     def params_shapes(self) -> Any:
         """The parameter tree as shapes, nothing computed."""
@@ -124,17 +132,28 @@ def build(config: ConfigDict) -> Experiment:
     schedule = chain.at()
     check_parameterization(schedule, diffusion.parameterization)
     check_loss(diffusion.loss, diffusion.weighting, diffusion.variance)
+    return Experiment(config, _model(config), chain, schedule, (size, size, config.data.channels))
+
+
+def _model(config: ConfigDict) -> UNet | Classifier:
+    size, channels = config.data.image_size, config.data.channels
     fields = {
         **config.model.to_dict(),
         "resolution": size,
-        "out_channels": output_channels(config.data.channels, diffusion.variance),
         "dtype": choose("compute dtype", config.model.dtype, DTYPES),
         "num_classes": config.condition.num_classes,
-        "low_res_channels": config.data.channels if config.condition.low_res_factor else 0,
     }
-    model = UNet(**fields)
-    check_unet(model, height=size, width=size)
-    return Experiment(config, model, chain, schedule, (size, size, config.data.channels))
+    if config.objective == "classifier":
+        classifier = Classifier(**fields)
+        check_classifier(classifier, height=size, width=size)
+        return classifier
+    unet = UNet(
+        **fields,
+        out_channels=output_channels(channels, config.diffusion.variance),
+        low_res_channels=channels if config.condition.low_res_factor else 0,
+    )
+    check_unet(unet, height=size, width=size)
+    return unet
 
 
 def _chain(config: ConfigDict) -> Chain:
@@ -157,23 +176,7 @@ def build_training(experiment: Experiment) -> Training:
     Raises:
       UsageError: as `build`.
     """
-    config, c = experiment.config, experiment.config.diffusion
-
-    def apply(params, x_t, time, condition, dropout_keys):
-        keys = dropout_keys if config.model.dropout else None
-        return experiment.model.apply({"params": params}, x_t, time, condition, dropout_keys=keys)
-
-    objective = diffusion_objective(
-        apply,
-        experiment.schedule,
-        parameterization=c.parameterization,
-        variance=c.variance,
-        loss=c.loss,
-        weighting=c.weighting,
-        timestep_sampling=c.timestep_sampling,
-        flip=config.data.flip,
-        conditioning=experiment.conditioning,
-    )
+    config, objective = experiment.config, _objective(experiment)
     o = config.optimizer
     learning_rate = make_learning_rate(
         o.learning_rate, warmup_steps=o.warmup_steps, decay=o.decay, num_steps=config.train.num_steps
@@ -188,6 +191,31 @@ def build_training(experiment: Experiment) -> Training:
     )
     train_step = make_train_step(objective, optimizer, learning_rate, options)
     return Training(objective, optimizer, train_step)
+
+
+def _objective(experiment: Experiment) -> Objective:
+    config, c = experiment.config, experiment.config.diffusion
+
+    def apply(params, *inputs):
+        *inputs, dropout_keys = inputs
+        keys = dropout_keys if config.model.dropout else None
+        return experiment.model.apply({"params": params}, *inputs, dropout_keys=keys)
+
+    if config.objective == "classifier":
+        return classifier_objective(
+            apply, experiment.schedule, timestep_sampling=c.timestep_sampling, flip=config.data.flip
+        )
+    return diffusion_objective(
+        apply,
+        experiment.schedule,
+        parameterization=c.parameterization,
+        variance=c.variance,
+        loss=c.loss,
+        weighting=c.weighting,
+        timestep_sampling=c.timestep_sampling,
+        flip=config.data.flip,
+        conditioning=experiment.conditioning,
+    )
 
 
 def init_state(experiment: Experiment, training: Training) -> TrainState:

@@ -5,9 +5,12 @@ import pathlib
 import platform
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ddpm_jax import __version__
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.experiment import Experiment, build
+from ddpm_jax.errors import UsageError
 from ddpm_jax.training import checkpoint
 
 
@@ -29,12 +32,46 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: b
       raw_weights: see above.
 
     Raises:
-      UsageError: no such checkpoint, or not one of ours.
+      UsageError: no such checkpoint, or not one of ours, or that of a classifier.
       FailureError: its files are damaged.
     """
+    return _load(workdir, step, raw_weights, objective="diffusion")
+
+
+def load_classifier(
+    workdir: str | pathlib.Path, guided: Experiment, *, step: int | None = None, raw_weights: bool = False
+) -> Loaded:
+    """As `load`, but of a classifier; `guided` is the experiment of the model that it is to guide.
+
+    Raises:
+      UsageError: as `load`, or it is no classifier, or it was trained on other images or another noise.
+    """
+    classifier = _load(workdir, step, raw_weights, objective="classifier")
+    ours, theirs = classifier.experiment, guided
+    if ours.image_shape != theirs.image_shape:
+        raise UsageError(
+            f"The classifier of {workdir} reads images of {'x'.join(map(str, ours.image_shape))}, but the model makes "
+            f"images of {'x'.join(map(str, theirs.image_shape))}: train the one for the other."
+        )
+    if not np.array_equal(ours.chain.betas, theirs.chain.betas) or ours.chain.time_scale != theirs.chain.time_scale:
+        raise UsageError(
+            f"The classifier of {workdir} was trained on another schedule or number of timesteps than the model: train "
+            "it with the model's diffusion.schedule, beta_start, beta_end, num_timesteps and rescale_timesteps."
+        )
+    return classifier
+
+
+def _load(workdir: str | pathlib.Path, step: int | None, raw_weights: bool, *, objective: str) -> Loaded:
     step = checkpoint.find_step(workdir, step)
     saved = checkpoint.read_config(workdir, step)
     experiment = build(configs.from_dict(saved, source=f"the config of {workdir}, step {step}"))
+    if experiment.config.objective != objective:
+        raise UsageError(
+            f"{workdir} holds a classifier, which makes no images: give the directory of a diffusion model."
+            if objective == "diffusion"
+            else f"{workdir} holds a diffusion model and no classifier: give the directory of a run whose config has "
+            "objective = 'classifier'."
+        )
     item = "params" if raw_weights else "ema_params"
     params = checkpoint.read_weights(workdir, step, {item: experiment.params_shapes()})[item]
     return Loaded(experiment, params, step, "raw" if raw_weights else "ema")

@@ -110,6 +110,7 @@ def _train(experiment: Experiment, training: Training, workdir: pathlib.Path) ->
     write_atomically(workdir / CONFIG_FILE, json.dumps(configs.to_dict(config), indent=2).encode())
     _announce(experiment, workdir, source, state.params, start)
 
+    makes_images = config.objective == "diffusion"
     options = LoopOptions(
         num_steps=config.train.num_steps,
         batch_size=config.train.batch_size,
@@ -130,13 +131,13 @@ def _train(experiment: Experiment, training: Training, workdir: pathlib.Path) ->
                 config=configs.to_dict(config),
                 writer=writer,
                 progress=progress,
-                on_sample=_sample_writer(experiment, workdir, writer),
+                on_sample=_sample_writer(experiment, workdir, writer) if makes_images else _no_samples,
             )
         finally:
             progress.close()
             batches.close()
             checkpointer.close()
-    return _finish(outcome.interrupted_by, int(outcome.state.step), workdir)
+    return _finish(outcome.interrupted_by, int(outcome.state.step), workdir, makes_images=makes_images)
 
 
 def _announce(experiment: Experiment, workdir: pathlib.Path, source: sources.Source, params: Any, start: int) -> None:
@@ -166,11 +167,15 @@ def _sample_writer(
     return on_sample
 
 
+def _no_samples(step: int, params: Any) -> None:
+    """on_sample of a classifier."""
+
+
 def _grid_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
     return workdir / "samples" / f"step_{step:08d}.png"
 
 
-def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.Path) -> int:
+def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.Path, *, makes_images: bool) -> int:
     """Draws the loss, and says what there is and what to type next."""
     records = metrics.read(workdir)
     steps, losses = columns(records, ["loss"])
@@ -179,6 +184,8 @@ def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.P
     if interrupted_by is not None:
         print(f"saved step {step} in {workdir}. To resume, give the same command again.", file=sys.stderr)
         return INTERRUPTED if interrupted_by == signal.SIGINT else 0  # SIGTERM is a scheduler's wish, and granted
-    print(f"done: {step} steps\n  samples  {_grid_path(workdir, step)}\n  loss     {workdir / 'loss.png'}")
-    print(f"next: python sample.py --ckpt {workdir}")
+    samples = f"  samples  {_grid_path(workdir, step)}\n" if makes_images else ""
+    print(f"done: {step} steps\n{samples}  loss     {workdir / 'loss.png'}")
+    if makes_images:
+        print(f"next: python sample.py --ckpt {workdir}")
     return 0
