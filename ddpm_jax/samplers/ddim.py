@@ -61,7 +61,7 @@ def euler_ancestral(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=
     Raises:
       UsageError: a negative eta.
     """
-    if eta < 0:
+    if not 0 <= eta < np.inf:
         raise UsageError(
             f"eta is {eta}: choose 0 (deterministic), 1 (ancestral) or another number that is not negative."
         )

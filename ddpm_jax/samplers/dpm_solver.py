@@ -84,7 +84,7 @@ def _solver(
     eta: float,
     dtype,
 ) -> Sampler:
-    if eta < 0:
+    if not 0 <= eta < np.inf:
         raise UsageError(f"eta is {eta}: choose 0 (no noise), 1 (the reverse diffusion) or another number above 0.")
     schedule = chain.at(times, dtype=dtype)
     levels = levels_of(schedule)

@@ -78,7 +78,7 @@ def predictor_corrector(
     Raises:
       UsageError: a number out of range.
     """
-    if not snr > 0:
+    if not 0 < snr < np.inf:
         raise UsageError(f"snr is {snr}: the ratio of signal to noise of a Langevin step is positive, say 0.16.")
     if corrector_steps < 0 or corrector_steps != int(corrector_steps):
         raise UsageError(f"corrector_steps is {corrector_steps}: choose a whole number, 0 for none.")

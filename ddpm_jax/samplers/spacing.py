@@ -86,9 +86,11 @@ def space(chain: Chain, spacing: str | Sequence[float], steps: int) -> np.ndarra
     last = chain.num_timesteps - 1
     if not isinstance(spacing, str):
         times = np.sort(np.asarray(spacing))
+        if times.size == 0:
+            raise UsageError("The list of timesteps is empty: give at least one.")
         if times.ndim != 1 or len(times) != steps:
             raise UsageError(f"steps is {steps}, but the list of timesteps has {times.size}: leave out the one.")
-        if np.any(np.diff(times) == 0) or times[0] < 0 or times[-1] > last:
+        if not (np.all(np.diff(times) > 0) and times[0] >= 0 and times[-1] <= last):  # NaN is none of these
             raise UsageError(f"The timesteps {list(spacing)} must differ and lie in 0..{last}.")
         return times
     make = choose("spacing", spacing, SPACINGS)

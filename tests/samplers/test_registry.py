@@ -1,0 +1,94 @@
+"""What a user may ask of a sampler, and the sentence where he may not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.schedules import make_betas
+from ddpm_jax.errors import UsageError
+from ddpm_jax.samplers.loop import sample
+from ddpm_jax.samplers.randomness import image_keys, initial_noise
+from ddpm_jax.samplers.registry import FROM_PURE_NOISE, SAMPLERS, make_sampler, options_of
+
+CHAIN = Chain(make_betas("linear", 100))
+
+
+def test_the_options_are_the_keyword_arguments_and_their_defaults():
+    assert options_of("ddim") == {"eta": 0.0}
+    assert options_of("unipc") == {"order": 2, "variant": "bh2"}
+    assert options_of("dpmpp_2m") == {}
+    assert options_of("edm") == {"s_churn": 0.0, "s_min": 0.0, "s_max": np.inf, "s_noise": 1.0}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_says_what_it_is(name):
+    assert name == "ancestral" or len(SAMPLERS[name].__doc__) > 80
+    assert "dtype" not in options_of(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("dimm", {}, "Unknown sampler 'dimm': choose one of .*Did you mean 'ddim'"),
+        ("dpmpp_2m", {"eta": 1.0}, "The sampler dpmpp_2m has no option eta: it has no options"),
+        ("edm", {"churn": 1.0}, "The sampler edm has no option churn: its options are s_churn, s_min, s_max, s_noise"),
+        ("ddim", {"dtype": np.float64}, "has no option dtype"),
+        ("ddim", {"eta": -0.1}, "eta is -0.1: choose 0 .* to 1"),
+        ("ddim", {"eta": 1.1}, "eta is 1.1: choose 0 .* to 1"),
+        ("ddim", {"eta": float("nan")}, "eta is nan"),
+        ("euler_ancestral", {"eta": -1.0}, "eta is -1.0: choose"),
+        ("euler_ancestral", {"eta": float("nan")}, "eta is nan"),
+        ("dpmpp_2m_sde", {"eta": -1.0}, "eta is -1.0: choose"),
+        ("dpmpp_3m_sde", {"eta": float("inf")}, "eta is inf"),
+        ("lms", {"order": 0}, "order is 0: lms combines 1 to 4"),
+        ("lms", {"order": 5}, "order is 5"),
+        ("lms", {"order": 2.5}, "order is 2.5"),
+        ("unipc", {"order": 4}, "order is 4: unipc has the orders 1 to 3"),
+        ("unipc", {"variant": "bh3"}, "Unknown variant of unipc 'bh3': choose one of bh1, bh2"),
+        ("edm", {"s_churn": -1.0}, "s_churn is -1.0: choose a number that is not negative"),
+        ("edm", {"s_noise": float("nan")}, "s_noise is nan"),
+        ("predictor_corrector", {"snr": 0.0}, "snr is 0.0: .* positive"),
+        ("predictor_corrector", {"snr": float("inf")}, "snr is inf"),
+        ("predictor_corrector", {"corrector_steps": -1}, "corrector_steps is -1: choose a whole number"),
+        ("predictor_corrector", {"corrector_steps": 1.5}, "corrector_steps is 1.5: choose a whole number"),
+    ],
+)
+def test_what_cannot_be_is_refused(name, options, message):
+    with pytest.raises(UsageError, match=message):
+        make_sampler(name, CHAIN, steps=10, options=options)
+
+
+@pytest.mark.parametrize("steps", [0, 101])
+def test_steps_outside_the_chain_are_refused(steps):
+    with pytest.raises(UsageError, match=f"steps is {steps}: the chain has 100 timesteps, so choose 1 to 100"):
+        make_sampler("ddim", CHAIN, steps=steps)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_chain_that_destroys_the_signal_is_walked_or_refused(name):
+    """At alphas_bar = 0 a network may say x_0; then ancestral sampling has a first step, and an ODE in σ has not."""
+    chain = Chain(make_betas("jsd", 20))
+    if name not in FROM_PURE_NOISE:
+        with pytest.raises(UsageError, match=f"alphas_bar = 0, where the sampler {name} has no first step: choose one"):
+            make_sampler(name, chain, steps=5)
+        return
+    sampler = make_sampler(name, chain, steps=5)
+    denoiser = make_denoiser(
+        lambda x, _: jnp.tanh(x), sampler.schedule, parameterization="x_0", variance="fixed_small", clip_denoised=True
+    )
+    keys = image_keys(jax.random.key(0), jnp.arange(3))
+    x_0 = sample(denoiser, sampler, initial_noise(keys, (4, 4, 1)), keys).x_0
+    assert np.isfinite(x_0).all()
+    assert np.abs(x_0).max() <= 1
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_chain_may_be_as_long_as_the_trained_one(name):
+    sampler = make_sampler(name, CHAIN, steps=100)
+    assert sampler.num_rows == sampler.evaluations >= 100
+    for leaf in jax.tree.leaves((sampler.rows, sampler.schedule.sqrt_alphas_bar)):
+        assert np.isfinite(leaf).all()
+        assert leaf.dtype in (np.float32, np.int32, np.bool_)

@@ -1,0 +1,102 @@
+"""Which levels are visited: what every spacing keeps to, and what each is for. Agreement with diffusers is beside."""
+
+import numpy as np
+import pytest
+
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.schedules import make_betas
+from ddpm_jax.errors import UsageError
+from ddpm_jax.samplers.linear import levels_of
+from ddpm_jax.samplers.spacing import SPACINGS, space
+
+CHAIN = Chain(make_betas("linear", 1000))
+INTEGER = ("linspace", "leading", "trailing", "quadratic")
+
+
+def sigmas(times):
+    return levels_of(CHAIN.at(times, dtype=np.float64)).sigma[-2::-1]
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10, 333, 999, 1000])
+def test_every_spacing_keeps_n_different_times_of_the_chain(spacing, steps):
+    times = space(CHAIN, spacing, steps)
+    assert len(times) == steps
+    assert np.all(np.diff(times) > 0)
+    assert times[0] >= 0
+    assert times[-1] <= 999
+    assert np.issubdtype(times.dtype, np.integer) == (spacing in INTEGER)
+    if spacing != "leading":
+        assert times[-1] == 999  # x_T is the noise of t = T-1
+    assert CHAIN.at(times).num_timesteps == steps
+
+
+@pytest.mark.parametrize("spacing", INTEGER)
+def test_all_steps_are_the_trained_chain(spacing):
+    np.testing.assert_array_equal(space(CHAIN, spacing, 1000), np.arange(1000))
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "scaled_linear"])
+@pytest.mark.parametrize("spacing", ["karras", "exponential"])
+def test_any_schedule_may_be_spaced_in_sigma_up_to_t_steps(name, spacing):
+    chain = Chain(make_betas(name, 100))
+    for steps in (2, 30, 100):
+        assert chain.at(space(chain, spacing, steps)).num_timesteps == steps
+
+
+def test_what_they_keep():
+    assert space(CHAIN, "linspace", 4).tolist() == [0, 333, 666, 999]
+    assert space(CHAIN, "leading", 4).tolist() == [0, 250, 500, 750]
+    assert space(CHAIN, "trailing", 4).tolist() == [249, 499, 749, 999]
+    assert space(CHAIN, "quadratic", 4).tolist() == [0, 111, 444, 999]
+    assert space(CHAIN, "quadratic", 100)[:4].tolist() == [0, 1, 2, 3]  # 0, 0, 0, 0 before they move up
+
+
+def test_karras_is_linear_in_the_seventh_root_of_sigma():
+    roots = sigmas(space(CHAIN, "karras", 12)) ** (1 / 7)
+    np.testing.assert_allclose(np.diff(roots), (roots[-1] - roots[0]) / 11, rtol=1e-9)
+
+
+@pytest.mark.parametrize("spacing", ["exponential", "logsnr"])
+def test_exponential_is_linear_in_the_log_snr(spacing):
+    alphas_bar = CHAIN.at(space(CHAIN, spacing, 12), dtype=np.float64).alphas_bar
+    steps = np.diff(np.log(alphas_bar / (1 - alphas_bar)))
+    np.testing.assert_allclose(steps, steps.mean(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("spacing", ["karras", "exponential"])
+def test_both_ends_of_the_chain_are_met_to_the_last_digit(spacing):
+    assert space(CHAIN, spacing, 12)[[0, -1]].tolist() == [0, 999]
+
+
+def test_a_list_of_times_is_taken_in_either_order():
+    assert space(CHAIN, [3, 500, 20.5], 3).tolist() == [3, 20.5, 500]
+    assert space(CHAIN, [999, 0], 2).tolist() == [0, 999]
+    assert np.issubdtype(space(CHAIN, [999, 0], 2).dtype, np.integer)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "message"),
+    [
+        ("karas", 10, "Unknown spacing 'karas': choose one of .*Did you mean 'karras'"),
+        ("linspace", 0, "steps is 0: the chain has 1000 timesteps, so choose 1 to 1000"),
+        ("leading", -3, "steps is -3"),
+        ("karras", 1001, "steps is 1001"),
+        ([1, 2, 3], 4, "steps is 4, but the list of timesteps has 3"),
+        ([1, 2, 2], 3, "must differ and lie in 0..999"),
+        ([1, 1000], 2, "must differ and lie in 0..999"),
+        ([-1, 5], 2, "must differ and lie in 0..999"),
+        ([], 0, "list of timesteps is empty"),
+        ([float("nan"), 3], 2, "must differ and lie in 0..999"),
+        ([[1, 2]], 2, "list of timesteps"),
+    ],
+)
+def test_what_cannot_be_is_refused(spacing, steps, message):
+    with pytest.raises(UsageError, match=message):
+        space(CHAIN, spacing, steps)
+
+
+@pytest.mark.parametrize("spacing", ["karras", "exponential", "logsnr"])
+def test_a_chain_that_destroys_the_signal_has_no_end_to_space_by(spacing):
+    with pytest.raises(UsageError, match=r"ends at alphas_bar = 0.*linspace, trailing or quadratic"):
+        space(Chain(make_betas("jsd", 50)), spacing, 10)
