@@ -8,7 +8,7 @@
 Metrics, several separated by commas:
   frechet_pixels   the Frechet distance between Gaussians fitted to the pixels, scaled to [0, 1], of the samples and of
                    the training images; beside it that of as many held-out images as samples (or all there are),
-                   because the distance of a small set is larger
+                   because the distance of a small set is larger; --sampler and the flags after it say how they are made
   bpd              the variational bound on -log p(image), its terms and its table over t
   bpd_ode          bits per dimension of the density that the probability-flow ODE gives to dequantised images
   rate_distortion  the bound as progressive coding: bits received against the error of the image predicted from them
@@ -24,7 +24,7 @@ it stopped when it is given again.
 from collections.abc import Sequence
 from typing import Any
 
-from ddpm_jax.cli import likelihood_ode
+from ddpm_jax.cli import likelihood_ode, sampling
 from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.cli.metrics import METRICS, Result
@@ -58,12 +58,12 @@ def _parser() -> Parser:
     parser.string("out", None, "Directory for the results; by default evaluation in the run's.", metavar="DIR")
     parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
     parser.integer("num_samples", 300, "frechet_pixels: how many images to make.", lower=2)
-    parser.integer("steps", None, "frechet_pixels: steps of the reverse chain; all T by default.", lower=1)
     parser.string("split", None, "Likelihoods: of which images; by default the config's test split.", metavar="NAME")
     parser.integer("num_images", None, "Likelihoods: only the first so many of the split; all by default.", lower=1)
     parser.integer("draws", 1, "Likelihoods: draws of the noise, for the bound at each t.", lower=1)
     parser.integer("timestep_stride", 1, "bpd, rate_distortion: one random t of every so many, 1 for all.", lower=1)
     likelihood_ode.define_flags(parser)
+    sampling.define_flags(parser)
     return parser
 
 

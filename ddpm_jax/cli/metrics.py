@@ -11,6 +11,7 @@ from ddpm_jax.cli.data import load_split
 from ddpm_jax.cli.likelihood_bound import bound_of
 from ddpm_jax.cli.likelihood_ode import ode_of
 from ddpm_jax.cli.load import Loaded, versions
+from ddpm_jax.cli.sampling import recipe_of
 from ddpm_jax.cli.split import result_path
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.evaluation import generation, results
@@ -19,7 +20,6 @@ from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
 from ddpm_jax.evaluation.results import format_table
 from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.plotting import likelihood as pictures
-from ddpm_jax.samplers.ancestral import ancestral
 
 READ_BATCH = 256
 TABLE_ROWS = 11  # of the tables that are printed; the JSON has every row
@@ -162,27 +162,31 @@ def _spread(count: int) -> np.ndarray:
 
 def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
     """The Frechet distance of pixels of samples to the training images, beside that of the held-out images."""
-    steps = flags.steps or loaded.experiment.schedule.num_timesteps
-    schedule = loaded.experiment.respaced(steps)
+    recipe = recipe_of(loaded, flags)
     data = loaded.experiment.config.data
     splits = [load_split(data, name, data_dir=flags.data_dir) for name in (data.train_split, data.test_split)]
     settings = {
         "weights_sha256": results.weights_digest(loaded.params),
         "data": [split.fingerprint for split in splits],
         "num_samples": flags.num_samples,
-        "steps": steps,
         "seed": flags.seed,
+        **recipe.record,
     }
-    suffix = f"_n{flags.num_samples}_steps{steps}_seed{flags.seed}"
+    suffix = f"_n{flags.num_samples}_{recipe.name()}_seed{flags.seed}"
     results.check_record(
         result_path("frechet_pixels", loaded, flags, f"{suffix}.json"),
         settings | results.machine() | {"versions": versions()},
     )
-    train, held_out = (_images(split) for split in splits)
+    train, held_out = (images_of(split) for split in splits)
     held_out = held_out[: flags.num_samples]
-    generate = loaded.experiment.generator(ancestral(schedule))
+    generate = recipe.generator(loaded.experiment.image_shape)
     batches = generation.generate_batches(
-        generate, loaded.params, seed=flags.seed, indices=np.arange(flags.num_samples), batch_size=flags.batch_size
+        generate,
+        recipe.params,
+        seed=flags.seed,
+        indices=np.arange(flags.num_samples),
+        batch_size=flags.batch_size,
+        inputs_of=recipe.inputs_of,
     )
     samples = np.concatenate([images for _, images in batches])
     of_samples, of_held_out = (pixel_frechet_distance(images, train) for images in (samples, held_out))
@@ -190,7 +194,8 @@ def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
         "num_samples": len(samples),
         "num_held_out": len(held_out),
         "num_train": len(train),
-        "steps": steps,
+        "steps": recipe.record["steps"],
+        "evaluations": recipe.sampler.evaluations,
         "frechet_samples": of_samples,
         "frechet_held_out": of_held_out,
         "ratio": of_samples / of_held_out,
@@ -199,7 +204,8 @@ def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
     return Result(settings | numbers, text, suffix)
 
 
-def _images(source: sources.Source) -> np.ndarray:
+def images_of(source: sources.Source) -> np.ndarray:
+    """All images of a source, uint8 [N, H, W, C]."""
     batches = pipeline.eval_batches(source, batch_size=READ_BATCH)
     return np.concatenate([batch["image"][mask] for batch, mask in batches])
 

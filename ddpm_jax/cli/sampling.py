@@ -69,8 +69,9 @@ def define_flags(parser: Parser) -> None:
     )
     parser.string(
         "spacing",
-        "linspace",
-        f"Which of the T noise levels: {', '.join(SPACINGS)}, or the timesteps themselves, as in 999,500,0.",
+        None,
+        f"Which of the T noise levels: {', '.join(SPACINGS)}, or the timesteps themselves, as in 999,500,0; by default "
+        "linspace for ancestral and trailing for others.",
         metavar="NAME",
     )
     parser.string("sampler_options", None, "Options of the sampler, as in eta=0.5.", metavar="NAME=X")
@@ -89,16 +90,34 @@ def recipe_of(loaded: Loaded, flags: Any) -> Recipe:
       UsageError: an unknown sampler, spacing, option or label, or a number of steps that the chain does not have.
     """
     experiment = loaded.experiment
-    spacing = _spacing(flags.spacing)
+    ordinary = "linspace" if flags.sampler == "ancestral" else "trailing"
+    spacing = ordinary if flags.spacing is None else spacing_of(flags.spacing)
     options = _options(flags.sampler, flags.sampler_options)
     steps = flags.steps or _default_steps(experiment, flags.sampler, spacing)
     sampler = make_sampler(flags.sampler, experiment.chain, steps=steps, spacing=spacing, options=options)
     record = {"sampler": flags.sampler, "steps": steps}
-    record |= {} if spacing == "linspace" else {"spacing": spacing}
+    record |= {} if spacing == ordinary else {"spacing": spacing}
     record |= {"sampler_options": options} if options else {}
-    labels = _labels(experiment, flags.labels)
+    return make_recipe(loaded, sampler, _labels(experiment, flags.labels), record)
+
+
+def make_recipe(loaded: Loaded, sampler: Sampler, labels: np.ndarray | None, record: dict[str, Any]) -> Recipe:
+    """The recipe of a sampler, unguided, x_0 clipped.
+
+    Args:
+      loaded: the model.
+      sampler: how the chain is walked.
+      labels: int32 [n], taken in turn; None for a model that is told none.
+      record: what made the sampler; the labels are added.
+
+    Raises:
+      UsageError: the model is told more than labels.
+    """
+    experiment = loaded.experiment
+    if experiment.conditioning.low_res_factor:
+        raise UsageError("This model enlarges low-resolution images: give one with --low_res.")
     if labels is not None:
-        record["labels"] = labels.tolist()
+        record = record | {"labels": labels.tolist()}
 
     def inputs_of(indices: np.ndarray) -> Inputs:
         if labels is None:
@@ -114,8 +133,12 @@ def recipe_of(loaded: Loaded, flags: Any) -> Recipe:
     )
 
 
-def _spacing(text: str) -> str | list[float]:
-    """A name, or a list of timesteps."""
+def spacing_of(text: str) -> str | list[float]:
+    """The value of --spacing: a name, or a list of timesteps.
+
+    Raises:
+      UsageError: a list that holds something else.
+    """
     if not text.replace(",", "").replace(".", "").strip().isdigit():
         return text
     try:
@@ -147,11 +170,17 @@ def _options(sampler: str, text: str | None) -> dict[str, Any]:
     return options
 
 
+def all_labels(experiment: Experiment) -> np.ndarray | None:
+    """Every class once, int32 [K]; None for a model that is told none."""
+    num_classes = experiment.config.condition.num_classes
+    return np.arange(num_classes, dtype=np.int32) if num_classes else None
+
+
 def _labels(experiment: Experiment, text: str | None) -> np.ndarray | None:
     """The labels to go round, int32, None for a model that is told none."""
     num_classes = experiment.config.condition.num_classes
     if text is None:
-        return np.arange(num_classes, dtype=np.int32) if num_classes else None
+        return all_labels(experiment)
     if not num_classes:
         raise UsageError("--labels: this model was trained without labels, so leave them out.")
     try:

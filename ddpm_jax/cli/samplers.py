@@ -1,0 +1,195 @@
+"""`python -m ddpm_jax.cli.samplers`: every sampler's error against network evaluations, as a table, PNG and JSON.
+
+    python -m ddpm_jax.cli.samplers                        on Gaussians in the plane, with the exact denoiser
+    python -m ddpm_jax.cli.samplers --ckpt runs/digits     and on a trained model, with the time an image takes
+
+On the mixture: the root mean square distance to where the probability flow leads from the same noise, for samplers
+without noise of their own; and the energy distance to the data's distribution, for all. On a model: the Frechet
+distance of pixels to the training images. Samplers that evaluate the network twice a step take half the steps.
+"""
+
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tqdm
+
+from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform, run
+from ddpm_jax.cli.data import load_split
+from ddpm_jax.cli.load import Loaded, load, versions
+from ddpm_jax.cli.metrics import images_of
+from ddpm_jax.cli.sampling import all_labels, make_recipe
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.schedules import make_betas
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.evaluation import generation
+from ddpm_jax.evaluation.frechet import pixel_frechet_distance
+from ddpm_jax.evaluation.results import format_table, machine, write_record
+from ddpm_jax.evaluation.sampler_comparison import PlaneProblem, sampler_within
+from ddpm_jax.plotting.samplers import Measure, error_against_evaluations
+from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.samplers.registry import SAMPLERS
+from ddpm_jax.samplers.spacing import SPACINGS
+
+EVALUATIONS = "5,10,20,50,100"
+PLANE_SAMPLES = 2000
+PLANE_CHAIN = 1000  # T of the mixture's process, with DDPM's linear schedule
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command and returns its exit code; see `command.run` for the errors."""
+    parser = Parser(__doc__)
+    parser.string("ckpt", None, "Directory of a training run; without it, only the mixture.", metavar="DIR")
+    parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
+    parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
+    parser.string("samplers", ",".join(SAMPLERS), "Which samplers.", metavar="NAME,...")
+    parser.string(
+        "evaluations", EVALUATIONS, "Network evaluations that a sampler may spend on an image.", metavar="N,..."
+    )
+    parser.string("spacing", "trailing", f"The noise levels: {', '.join(SPACINGS)}.", metavar="NAME")
+    parser.integer("num_samples", 300, "Images of the model for each sampler and number of evaluations.", lower=2)
+    parser.integer("batch_size", 300, "Images made at a time, over all devices.", lower=1)
+    parser.integer("seed", 0, "Of all noise.", lower=0, upper=MAX_SEED)
+    parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
+    parser.string("out", None, "Directory for the results; evaluation in the run's, or samplers.", metavar="DIR")
+    flags = parser.parse(argv)
+    names = [choose("sampler", name, SAMPLERS) and name for name in flags.samplers.split(",")]
+    budgets = _budgets(flags.evaluations)
+    choose_platform(flags.platform)
+    loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights) if flags.ckpt else None
+    chain = loaded.experiment.chain if loaded else Chain(make_betas("linear", PLANE_CHAIN))
+    cases = _cases(names, chain, budgets, choose("spacing", flags.spacing, SPACINGS) and flags.spacing)
+    plane = PlaneProblem(chain, num_samples=PLANE_SAMPLES, seed=flags.seed)
+    model = _Model(loaded, flags) if loaded else None
+    rows = [_row(case, plane, model) for case in tqdm.tqdm(cases, unit="sampler", disable=not sys.stderr.isatty())]
+    _report(rows, plane, model, flags)
+    return 0
+
+
+class _Case(NamedTuple):
+    name: str
+    budget: int
+    sampler: Sampler
+
+
+def _budgets(text: str) -> list[int]:
+    try:
+        budgets = [int(part) for part in text.split(",")]
+    except ValueError:
+        budgets = []
+    if not budgets or min(budgets) < 1:
+        raise UsageError(f"--evaluations {text}: give whole numbers of at least 1 separated by commas, as in 10,20,50.")
+    return sorted(set(budgets))
+
+
+def _cases(names: Sequence[str], chain: Chain, budgets: Sequence[int], spacing: str) -> list[_Case]:
+    """Every sampler at every budget that allows it another number of steps than the one before."""
+    cases = []
+    for name in names:
+        steps = 0
+        for budget in budgets:
+            sampler = sampler_within(name, chain, evaluations=budget, spacing=spacing)
+            if sampler is not None and sampler.num_rows > steps:
+                cases.append(_Case(name, budget, sampler))
+                steps = sampler.num_rows
+    return cases
+
+
+class _Model:
+    """The trained model, its training and held-out images, and how to make some from it."""
+
+    def __init__(self, loaded: Loaded, flags: Any):
+        self.loaded, self._flags = loaded, flags
+        data = loaded.experiment.config.data
+        self._train, held_out = (
+            images_of(load_split(data, name, data_dir=flags.data_dir)) for name in (data.train_split, data.test_split)
+        )
+        self.floor = pixel_frechet_distance(held_out[: flags.num_samples], self._train)
+
+    def measure(self, case: _Case) -> dict[str, float]:
+        """The Frechet distance, the seconds an image takes once compiled, and those of compiling."""
+        experiment, flags = self.loaded.experiment, self._flags
+        recipe = make_recipe(self.loaded, case.sampler, all_labels(experiment), {})
+        generate = recipe.generator(experiment.image_shape)
+
+        def images() -> np.ndarray:
+            batches = generation.generate_batches(
+                generate,
+                recipe.params,
+                seed=flags.seed,
+                indices=np.arange(flags.num_samples),
+                batch_size=min(flags.batch_size, flags.num_samples),
+                inputs_of=recipe.inputs_of,
+            )
+            return np.concatenate([made for _, made in batches])
+
+        start = time.perf_counter()
+        made = images()
+        first = time.perf_counter() - start
+        start = time.perf_counter()
+        images()
+        again = time.perf_counter() - start
+        return {
+            "frechet": pixel_frechet_distance(made, self._train),
+            "seconds_per_image": again / flags.num_samples,
+            "seconds_compiling": max(first - again, 0.0),
+        }
+
+
+def _row(case: _Case, plane: PlaneProblem, model: _Model | None) -> dict[str, Any]:
+    errors = plane.errors(case.sampler)
+    row = {
+        "sampler": case.name,
+        "steps": case.sampler.num_rows,
+        "evaluations": case.sampler.evaluations,
+        "mixture_flow": np.nan if errors.flow is None else errors.flow,
+        "mixture_energy": errors.energy,
+    }
+    return row | (model.measure(case) if model else {})
+
+
+def _report(rows: list[dict[str, Any]], plane: PlaneProblem, model: _Model | None, flags: Any) -> None:
+    floors = {"mixture_energy": plane.floor()} | ({"frechet": model.floor} if model else {})
+    settings = {"spacing": flags.spacing, "seed": flags.seed, "mixture_samples": PLANE_SAMPLES}
+    name = "samplers"
+    if model:
+        settings |= {
+            "checkpoint": str(flags.ckpt),
+            "checkpoint_step": model.loaded.step,
+            "weights": model.loaded.weights,
+            "num_samples": flags.num_samples,
+        }
+        name += f"_step{model.loaded.step}_{model.loaded.weights}_n{flags.num_samples}"
+    out = pathlib.Path(flags.out or (pathlib.Path(flags.ckpt) / "evaluation" if model else "samplers"))
+    path = out / f"{name}_{flags.spacing}_seed{flags.seed}.json"
+    write_record(path, settings | machine() | {"versions": versions(), "floors": floors, "rows": rows})
+    error_against_evaluations(path.with_suffix(".png"), _measures(rows, floors))
+    print(format_table(list(rows[0]), [list(row.values()) for row in rows]))
+    print(f"what chance alone leaves: {', '.join(f'{key} {value:.4g}' for key, value in floors.items())}")
+    print(f"{path}\n{path.with_suffix('.png')}")
+
+
+def _measures(rows: list[dict[str, Any]], floors: dict[str, float]) -> list[Measure]:
+    shown = {
+        "mixture_flow": ("mixture: distance to the flow", "RMSE", None),
+        "mixture_energy": ("mixture: distance to the data", "energy distance", "exact draws"),
+        "frechet": ("model: distance to the training images", "Frechet distance of pixels", "held-out images"),
+    }
+    measures = []
+    for key, (title, ylabel, floor) in shown.items():
+        if key not in rows[0]:
+            continue
+        lines = {}
+        for name in dict.fromkeys(row["sampler"] for row in rows):
+            of = [(row["evaluations"], row[key]) for row in rows if row["sampler"] == name]
+            if not all(np.isnan(value) for _, value in of):
+                lines[name] = tuple(np.array(column) for column in zip(*of, strict=True))
+        measures.append(Measure(title, ylabel, lines, (floor, floors[key]) if floor else None))
+    return measures
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

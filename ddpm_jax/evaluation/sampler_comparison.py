@@ -1,0 +1,103 @@
+"""What a sampler makes of a given number of network evaluations, on data whose diffusion is known.
+
+The data are a mixture of Gaussians in the plane, the denoiser is exact, so that all error is the sampler's. Two
+measures: for every sampler the energy distance between what it draws and what it should; for one without chance also
+how far each of its points is from where the probability flow leads from the same noise. On a trained model the measure
+is the Frechet distance (`frechet`).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.flow import make_continuous, mixture_eps, probability_flow
+from ddpm_jax.diffusion.mixture import GaussianMixture, exact_denoiser, make_mixture
+from ddpm_jax.diffusion.mixture import sample as draw
+from ddpm_jax.evaluation.likelihood_ode import Solver, decode
+from ddpm_jax.samplers import randomness
+from ddpm_jax.samplers.loop import Sampler, sample
+from ddpm_jax.samplers.registry import make_sampler
+
+SOLVER = Solver(rtol=1e-6, atol=1e-6)  # of the flow that deterministic samplers are compared with
+
+
+class Errors(NamedTuple):
+    """Of one sampler at one number of steps."""
+
+    energy: float  # √ of the energy distance to the data's distribution, in the units of x
+    flow: float | None  # RMSE to the probability flow; None for a sampler with noise
+
+
+def plane_mixture() -> GaussianMixture:
+    """The data: three Gaussians of unequal weight and width within [-1, 1]²."""
+    return make_mixture([0.5, 0.3, 0.2], [[-0.6, -0.4], [0.6, -0.2], [0.1, 0.7]], [0.01, 0.03, 0.005])
+
+
+def sampler_within(name: str, chain: Chain, *, evaluations: int, spacing: str) -> Sampler | None:
+    """The sampler with as many steps as `evaluations` network evaluations allow; None where not one is to be had.
+
+    Raises:
+      UsageError: what `make_sampler` raises.
+    """
+    for steps in range(min(evaluations, chain.num_timesteps), 0, -1):
+        sampler = make_sampler(name, chain, steps=steps, spacing=spacing)
+        if sampler.evaluations <= evaluations:
+            return sampler
+    return None
+
+
+def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """√(2 E|X-Y| - E|X-X'| - E|Y-Y'|) (Szekely & Rizzo 2013), 0 for equal distributions.
+
+    Args:
+      x: [n, D], n >= 2.
+      y: [m, D], m >= 2.
+
+    Returns:
+      The unbiased estimate of the square, its root; 0 where chance makes that negative.
+    """
+
+    def within(z: np.ndarray) -> float:
+        return float(cdist(z, z).sum() / (len(z) * (len(z) - 1)))
+
+    return float(np.sqrt(max(2 * float(cdist(x, y).mean()) - within(x) - within(y), 0.0)))
+
+
+class PlaneProblem:
+    """N starting points in the plane, where the flow leads from them, and N draws of the data itself."""
+
+    def __init__(self, chain: Chain, *, num_samples: int, seed: int):
+        self.chain, self.mixture = chain, plane_mixture()
+        base_key = jax.random.key(seed)
+        self._keys, self._others, of_data, of_floor = (
+            randomness.image_keys(base_key, jnp.arange(i * num_samples, (i + 1) * num_samples)) for i in range(4)
+        )
+        self._x_T = randomness.initial_noise(self._keys, (2,))
+        self._data = np.asarray(draw(self.mixture, of_data))
+        self._floor = np.asarray(draw(self.mixture, of_floor))
+        self._end = self._flow_end()
+
+    def _flow_end(self) -> np.ndarray:
+        """The flow to t = 0, and from there as every sampler goes: the x_0 predicted at t = 0."""
+        schedule = self.chain.at()
+        continuous = make_continuous(schedule, time_scale=self.chain.time_scale)
+        flow = probability_flow(mixture_eps(self.mixture, continuous), continuous)
+        x_t = jax.jit(lambda x_T: decode(flow, x_T, solver=SOLVER))(self._x_T)
+        return np.asarray(exact_denoiser(self.mixture, schedule)(x_t, jnp.zeros(len(x_t), int)).x_0)
+
+    def floor(self) -> float:
+        """The energy distance of as many exact draws: what chance alone leaves."""
+        return energy_distance(self._floor, self._data)
+
+    def errors(self, sampler: Sampler) -> Errors:
+        """Runs the sampler from the starting points; twice, with other noise on the way, to see if it has any."""
+        denoiser = exact_denoiser(self.mixture, sampler.schedule, variance="fixed_small")
+        run = jax.jit(lambda keys: sample(denoiser, sampler, self._x_T, keys).x_0)
+        x_0, again = np.asarray(run(self._keys)), np.asarray(run(self._others))
+        deterministic = np.array_equal(x_0, again)
+        flow = float(np.sqrt(np.mean(np.square(x_0 - self._end)))) if deterministic else None
+        return Errors(energy_distance(x_0, self._data), flow)

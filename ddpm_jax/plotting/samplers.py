@@ -1,0 +1,48 @@
+"""Error against network evaluations, a line for each sampler. Arrays in, PNG out. Computing them is `evaluation`."""
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ddpm_jax.plotting.densities import write_png
+
+_WIDTH, _HEIGHT = 4.6, 4.2  # inches of a panel
+_MARKS = "osD^v<>P"
+
+
+class Measure(NamedTuple):
+    """One pair of axes, both logarithmic."""
+
+    title: str
+    ylabel: str
+    lines: dict[str, tuple[np.ndarray, np.ndarray]]  # sampler -> evaluations [n], error [n]; NaN is left out
+    floor: tuple[str, float] | None = None  # what the error cannot be expected to fall below
+
+
+def error_against_evaluations(path: str | os.PathLike, measures: Sequence[Measure]) -> None:
+    """Writes a PNG of the measures side by side; a sampler has the same colour in each. Parent folders are created."""
+    names = list(dict.fromkeys(name for measure in measures for name in measure.lines))
+    colours = matplotlib.colormaps["tab20"].colors
+    figure = Figure(figsize=(_WIDTH * len(measures) + 1.6, _HEIGHT), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    handles = {}
+    for axis, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
+        for name, (evaluations, error) in measure.lines.items():
+            i = names.index(name)
+            style = {"color": colours[i % len(colours)], "marker": _MARKS[i % len(_MARKS)]}
+            (handles[name],) = axis.plot(evaluations, error, markersize=4, linewidth=1.2, **style)
+        if measure.floor is not None:
+            label, value = measure.floor
+            axis.axhline(value, color="black", linewidth=1.0, linestyle=":")
+            axis.annotate(label, (0.98, value), xycoords=("axes fraction", "data"), fontsize=8, ha="right", va="bottom")
+        axis.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel=measure.ylabel)
+        axis.set_title(measure.title, fontsize=10)
+        axis.grid(True, which="major", linewidth=0.5, color="#dddddd")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend([handles[name] for name in names], names, loc="outside right center", frameon=False, fontsize=8)
+    write_png(path, figure)
