@@ -11,9 +11,13 @@ from scipy.integrate import solve_ivp
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.mixture import exact_denoiser, make_mixture
 from ddpm_jax.diffusion.schedules import make_betas
-from ddpm_jax.samplers.linear import levels_of
+from ddpm_jax.samplers.linear import LinearState, levels_of
 from ddpm_jax.samplers.loop import Sampler, sample
 from ddpm_jax.samplers.randomness import image_keys, initial_noise
+from ddpm_jax.samplers.registry import SAMPLERS
+from ddpm_jax.samplers.spacing import space
+
+STEPS = (40, 80, 160)  # of the tests of convergence
 
 
 @functools.partial(jax.jit, static_argnames=("init", "step", "wrap", "num_frames"))
@@ -83,6 +87,41 @@ class Oracle:
 
     def run_from(self, state, sampler, rows, keys):
         return run_from(rows, sampler.schedule, self.mixture(np.float64), state, keys, step=sampler.step)
+
+    def errors(self, name, options, spacing, *, exact_history=0, change=lambda rows, sigma: rows):
+        """Largest error at the level t = 0, for each of STEPS, in float64. Clean data would hide the last step.
+
+        With `exact_history` the chain starts that many levels later, on the exact solution, with the exact predictions
+        of the levels before. `change` makes other rows of a sampler's.
+        """
+        found = []
+        with jax.enable_x64(True):
+            x_T, keys = self.start(16)
+            for steps in STEPS:
+                times = space(self.chain, spacing, steps)
+                sampler = SAMPLERS[name](self.chain, times, **options, dtype=np.float64)
+                levels = levels_of(self.chain.at(times, dtype=np.float64))
+                x_bar = self.flow(x_T / levels.signal[0], levels.sigma[:-1])
+                rows = jax.tree.map(lambda row: row[exact_history:-1], change(sampler.rows, levels.sigma))
+                if exact_history:
+                    state = self.exact_state(sampler.init(x_T), x_bar, levels, exact_history)
+                    x = self.run_from(state, sampler, rows, keys)
+                else:
+                    x = self.run(sampler, x_T, keys, rows=rows, dtype=np.float64).x_0
+                found.append(np.abs(np.asarray(x) - levels.signal[-2] * x_bar[-1]).max())
+        return np.array(found)
+
+    def order(self, *args, **options):
+        """The fitted slope of -log error against log N."""
+        return -np.polyfit(np.log(STEPS), np.log(self.errors(*args, **options)), 1)[0]
+
+    def exact_state(self, empty, x_bar, levels, i):
+        """The state of a linear sampler at level i of the exact solution x̄ [N, B, 2], its history the exact one."""
+        histories = [
+            jnp.asarray([of(x_bar[j], levels.sigma[j]) for j in range(i - 1, -1, -1)][: len(kept)]).reshape(kept.shape)
+            for of, kept in ((self.x_0, empty.x_0), (self.eps, empty.eps))
+        ]
+        return LinearState(jnp.asarray(levels.signal[i] * x_bar[i]), *histories)
 
     def start_levels(self, sampler):
         """(√ᾱ, σ) of the noisiest level of a sampler's table."""

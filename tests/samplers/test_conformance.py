@@ -12,10 +12,9 @@ import pytest
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import make_betas
-from ddpm_jax.samplers.linear import LinearState, levels_of
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import SAMPLERS, make_sampler, options_of
-from ddpm_jax.samplers.spacing import SPACINGS, space
+from ddpm_jax.samplers.spacing import SPACINGS
 
 
 class Case(NamedTuple):
@@ -161,46 +160,6 @@ def test_it_follows_the_flow_to_clean_data(oracle, name):
         assert error < 0.25, (spacing, error)  # the data are 2 wide; the order is the next tests' affair
 
 
-STEPS = (40, 80, 160)  # of the convergence tests
-
-
-def errors(oracle, name, options, spacing, *, exact_history=0):
-    """Largest error at the level t = 0, for each of STEPS, in float64. Clean data would hide the last step.
-
-    With `exact_history` the chain starts that many levels later, on the exact solution, with the exact predictions of
-    the levels before.
-    """
-    found = []
-    with jax.enable_x64(True):
-        x_T, keys = oracle.start(16)
-        for steps in STEPS:
-            times = space(oracle.chain, spacing, steps)
-            sampler = SAMPLERS[name](oracle.chain, times, **options, dtype=np.float64)
-            levels = levels_of(oracle.chain.at(times, dtype=np.float64))
-            x_bar = oracle.flow(x_T / levels.signal[0], levels.sigma[:-1])  # one solution for all samplers
-            if exact_history:
-                known = range(exact_history - 1, -1, -1)
-                state = LinearState(
-                    jnp.asarray(levels.signal[exact_history] * x_bar[exact_history]),
-                    *(
-                        jnp.asarray([of(x_bar[i], levels.sigma[i]) for i in known][: len(kept)]).reshape(kept.shape)
-                        for of, kept in zip((oracle.x_0, oracle.eps), sampler.init(x_T)[1:], strict=True)
-                    ),
-                )
-                rows = jax.tree.map(lambda row: row[exact_history:-1], sampler.rows)
-                x = oracle.run_from(state, sampler, rows, keys)
-            else:
-                rows = jax.tree.map(lambda row: row[:-1], sampler.rows)
-                x = oracle.run(sampler, x_T, keys, rows=rows, dtype=np.float64).x_0
-            found.append(np.abs(np.asarray(x) - levels.signal[-2] * x_bar[-1]).max())
-    return np.array(found)
-
-
-def slope(errors):
-    """-d log error / d log N, fitted."""
-    return -np.polyfit(np.log(STEPS), np.log(errors), 1)[0]
-
-
 # Orders that the first steps, of lower order, do not spoil over this range; unipc's corrector makes order p into p+1.
 ORDERS = [(name, CASES[name].options, CASES[name].order) for name in DETERMINISTIC if name != "dpmpp_3m"] + [
     ("edm", {"s_churn": 0.0}, 2),
@@ -214,9 +173,9 @@ ORDERS = [(name, CASES[name].options, CASES[name].order) for name in DETERMINIST
 @pytest.mark.parametrize("spacing", ["karras", "exponential"])
 @pytest.mark.parametrize(("name", "options", "order"), ORDERS)
 def test_the_error_falls_at_the_order_of_the_method(oracle, name, options, order, spacing):
-    found = errors(oracle, name, options, spacing)
+    found = oracle.order(name, options, spacing)
     # The next term of the error expansion shows at these N. An order more or less is 1 away.
-    assert slope(found) == pytest.approx(order, abs=0.2 if order < 4 else 0.5), found
+    assert found == pytest.approx(order, abs=0.2 if order < 4 else 0.5)
 
 
 @pytest.mark.parametrize("spacing", ["karras", "exponential"])
@@ -226,5 +185,5 @@ def test_the_error_falls_at_the_order_of_the_method(oracle, name, options, order
 )
 def test_a_multistep_method_with_its_history_has_its_full_order(oracle, name, options, order, spacing):
     columns = options.get("order", {"lms": 4, "dpmpp_2m": 2, "dpmpp_3m": 3}[name])
-    found = errors(oracle, name, options, spacing, exact_history=columns - 1)
-    assert slope(found) == pytest.approx(order, abs=0.3), found
+    found = oracle.order(name, options, spacing, exact_history=columns - 1)
+    assert found == pytest.approx(order, abs=0.3)

@@ -185,21 +185,17 @@ def test_dpmpp_2m(oracle, spacing, sde):
     assert_close(found, theirs(oracle, scheduler, x_T, sigmas, in_sigma=False, z=z))
 
 
-def half_second_difference(sigmas, rate):
+def half_second_difference(rows, sigmas):
     """Changes our third-order weights to theirs: they have -φ_3 D_2 where the parabola's integral is -2 φ_3 D_2."""
     half_log_snr = -np.log(sigmas[:-1])
-
-    def change(rows):
-        x_0 = rows.weights.x_0.copy()
-        for i in range(2, len(x_0) - 1):
-            h = half_log_snr[i + 1] - half_log_snr[i]
-            r_0, r_1 = np.diff(half_log_snr[i - 2 : i + 1])[::-1] / h
-            second_difference = np.array([1 / r_0, -1 / r_0 - 1 / r_1, 1 / r_1]) / (r_0 + r_1)
-            phi_3 = (np.expm1(-rate * h) + rate * h) / (rate * h) ** 2 - 0.5
-            x_0[i] += phi_3 * second_difference / np.sqrt(1 + sigmas[i + 1] ** 2)
-        return rows._replace(weights=rows.weights._replace(x_0=x_0))
-
-    return change
+    x_0 = rows.weights.x_0.copy()
+    for i in range(2, len(x_0) - 1):
+        h = half_log_snr[i + 1] - half_log_snr[i]
+        r_0, r_1 = np.diff(half_log_snr[i - 2 : i + 1])[::-1] / h
+        second_difference = np.array([1 / r_0, -1 / r_0 - 1 / r_1, 1 / r_1]) / (r_0 + r_1)
+        phi_3 = (np.expm1(-h) + h) / h**2 - 0.5
+        x_0[i] += phi_3 * second_difference / np.sqrt(1 + sigmas[i + 1] ** 2)
+    return rows._replace(weights=rows.weights._replace(x_0=x_0))
 
 
 @every_spacing
@@ -208,8 +204,14 @@ def test_dpmpp_3m_but_for_the_weight_of_the_second_difference(oracle, spacing):
     sigmas = sigmas_of(oracle, times)
     scheduler = scheduler_of(oracle, "DPMSolverMultistepScheduler", solver_order=3, lower_order_final=False)
     with_sigmas(scheduler, sigmas, STEPS)
-    x_T, found = ours(oracle, "dpmpp_3m", times, change=half_second_difference(sigmas, 1.0))
+    x_T, found = ours(oracle, "dpmpp_3m", times, change=lambda rows: half_second_difference(rows, sigmas))
     assert_close(found, theirs(oracle, scheduler, x_T, sigmas, in_sigma=False))
+
+
+def test_half_the_second_difference_makes_the_third_order_solver_one_of_second_order(oracle):
+    options = {"exact_history": 2}
+    assert oracle.order("dpmpp_3m", {}, "exponential", **options) > 2.7
+    assert oracle.order("dpmpp_3m", {}, "exponential", **options, change=half_second_difference) < 2.3
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
