@@ -78,7 +78,7 @@ def keep_known(denoiser: Denoiser, schedule: Schedule, known: chex.Array, mask: 
       denoiser: of the whole image.
       schedule: the one it was built on.
       known: [B, H, W, C] in [-1, 1]; what it holds under the mask is not looked at.
-      mask: bool [B, H, W, 1], True where the picture is to be painted anew.
+      mask: bool, or 0 and 1, [B, H, W, 1]: True where the picture is to be painted anew.
     """
     chex.assert_equal_rank([known, mask])
 
