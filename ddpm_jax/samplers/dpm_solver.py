@@ -1,7 +1,7 @@
 """DPM-Solver++ (Lu et al. 2022b): the linear part of the flow solved exactly, x_0 interpolated over past predictions.
 
 With λ = log(√ᾱ / √(1-ᾱ)) and h = λ' - λ, and a prime for the next level, the solution of the flow from one level to the
-next is (eq. 8 of the paper; with noise, its appendix on SDE solvers)
+next is (eq. 8 of the paper; with noise, its solvers for diffusion SDEs)
 
     x' = √(1-ᾱ')/√(1-ᾱ) e^(-ηh) x + √ᾱ' ∫ (1+η) e^(-(1+η)(λ'-u)) x_0(u) du + √(1-ᾱ') √(1 - e^(-2ηh)) z
 
@@ -33,7 +33,7 @@ def dpmpp_3m(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
 
 
 def dpmpp_2m_sde(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=np.float32) -> Sampler:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, appendix B). `eta` is how much noise: 0 is `dpmpp_2m`; not negative."""
+    """SDE-DPM-Solver++(2M) of the same paper. `eta` is how much noise: 0 is `dpmpp_2m`; not negative."""
     return _solver(chain, times, second_order, columns=2, eta=eta, dtype=dtype)
 
 

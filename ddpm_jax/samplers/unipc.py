@@ -1,6 +1,6 @@
 """UniPC (Zhao et al. 2023): a multistep predictor whose result is corrected, at no cost, once the next x_0 is known.
 
-Belongs here: UniP and UniC on predictions of x_0 (their appendix on data prediction) and their union. With h = λ' - λ,
+Belongs here: UniP and UniC on predictions of x_0 (its data-prediction form) and their union. With h = λ' - λ,
 primes for the next level and x_0(u) interpolated, both are
 
     x' = √(1-ᾱ')/√(1-ᾱ) x + √ᾱ' ∫ e^(-(λ'-u)) x_0(u) du
