@@ -14,7 +14,7 @@ from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import SAMPLERS, make_sampler, options_of
-from ddpm_jax.samplers.spacing import SPACINGS
+from ddpm_jax.samplers.spacing import SPACINGS, space
 
 
 class Case(NamedTuple):
@@ -158,6 +158,18 @@ def test_it_follows_the_flow_to_clean_data(oracle, name):
         exact = oracle.flow(x_T / signal, np.array([sigma, 1e-6]))[-1]
         error = np.abs(oracle.run(sampler, x_T, keys).x_0 - exact).max()
         assert error < 0.25, (spacing, error)  # the data are 2 wide; the order is the next tests' affair
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_float32_is_enough(oracle, name):
+    x_T, keys = oracle.start(8)
+    found = oracle.run(made(oracle, name, 20, "karras"), x_T, keys).x_0
+    times = space(oracle.chain, "karras", 20)
+    with jax.enable_x64(True):
+        sampler = SAMPLERS[name](oracle.chain, times, **CASES[name].options, dtype=np.float64)
+        exact = oracle.run(sampler, np.asarray(x_T), keys, dtype=np.float64).x_0
+    # Twenty roundings of 1e-7 of an x̄ that is at first ten times as large as the data.
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5)
 
 
 # Orders that the first steps, of lower order, do not spoil over this range; unipc's corrector makes order p into p+1.
