@@ -1,5 +1,6 @@
 """Flags -> the likelihood by the probability-flow ODE over a split."""
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.bound import check_has_bound
 from ddpm_jax.evaluation.likelihood_ode import TRACES, Bits, Evaluate, Solver, make_bits_per_dim, no_bits, stream_bits
+from ddpm_jax.training.conditioning import condition_of
 
 START = 0.0  # the first t that a network is trained on
 TOLERANCE = "1e-4"
@@ -78,13 +80,14 @@ def _evaluate(loaded: Loaded, flags: Any) -> Evaluate:
     experiment = loaded.experiment
     continuous = experiment.continuous()
     return make_bits_per_dim(
-        lambda params: experiment.eps(params, continuous),
+        lambda params, condition: experiment.eps(params, continuous, condition),
         continuous,
         trace=flags.trace,
         num_probes=flags.probes,
         num_draws=flags.draws,
         start=START,
         solver=Solver(rtol=flags.rtol, atol=flags.atol),
+        condition_of=functools.partial(condition_of, experiment.conditioning),
     )
 
 

@@ -39,6 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.data.sources import Source
+from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, Flow, probability_flow
 from ddpm_jax.diffusion.timesteps import fold_in_each
 from ddpm_jax.errors import FailureError, UsageError, choose
@@ -103,9 +104,16 @@ class Bits(NamedTuple):
 
 
 class Evaluate(Protocol):
-    """(params, key, images uint8 [B, H, W, C], index int [B]) -> `Bits`; see `make_bits_per_dim`."""
+    """(params, key, images uint8 [B, H, W, C], index int [B], labels) -> `Bits`; see `make_bits_per_dim`."""
 
-    def __call__(self, params: Any, key: chex.PRNGKey, images: np.ndarray, index: np.ndarray) -> Bits: ...
+    def __call__(
+        self,
+        params: Any,
+        key: chex.PRNGKey,
+        images: np.ndarray,
+        index: np.ndarray,
+        labels: np.ndarray | None = None,
+    ) -> Bits: ...
 
 
 def basis_probes(keys: chex.PRNGKey, num_probes: int, shape: tuple[int, ...]) -> chex.Array:
@@ -145,6 +153,11 @@ def log_density(flow: Flow, x: chex.Array, probes: chex.Array, *, solver: Solver
       solver: tolerances.
     """
     chex.assert_equal_shape([x, probes[:, 0]])
+    return jax.vmap(lambda x, probes: _log_density_of_one(flow, x, probes, solver))(x, probes)
+
+
+def _log_density_of_one(flow: Flow, x: chex.Array, probes: chex.Array, solver: Solver) -> Density:
+    """`log_density` of one x of shape *D, with probes [P, *D]."""
 
     def change(t, state, probes):
         def velocity(x):
@@ -156,14 +169,11 @@ def log_density(flow: Flow, x: chex.Array, probes: chex.Array, *, solver: Solver
         products = jax.vmap(lambda z: pull_back(z)[0])(probes)
         return value, jnp.mean(probes * products)
 
-    def solve(x, probes):
-        solution = _solve(change, (x, jnp.zeros((), x.dtype)), probes, flow.start, flow.end, solver)
-        x_T, divergence = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
-        log_prior = -0.5 * (jnp.mean(jnp.square(x_T)) + math.log(2 * math.pi))
-        log_prob = x.size * (log_prior + divergence)
-        return Density(log_prob, x_T, _num_evaluations(solution), _solved(solution) & jnp.isfinite(log_prob))
-
-    return jax.vmap(solve)(x, probes)
+    solution = _solve(change, (x, jnp.zeros((), x.dtype)), probes, flow.start, flow.end, solver)
+    x_T, divergence = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
+    log_prior = -0.5 * (jnp.mean(jnp.square(x_T)) + math.log(2 * math.pi))
+    log_prob = x.size * (log_prior + divergence)
+    return Density(log_prob, x_T, _num_evaluations(solution), _solved(solution) & jnp.isfinite(log_prob))
 
 
 def encode(flow: Flow, x_0: chex.Array, *, solver: Solver = SOLVER) -> chex.Array:
@@ -187,7 +197,7 @@ def bits_from_nats(log_prob: chex.Array, size: int) -> chex.Array:
 
 
 def make_bits_per_dim(
-    make_eps: Callable[[Any], EpsFunction],
+    make_eps: Callable[..., EpsFunction],
     continuous: ContinuousSchedule,
     *,
     trace: str = "rademacher",
@@ -195,20 +205,25 @@ def make_bits_per_dim(
     num_draws: int = 1,
     start: float = 0.0,
     solver: Solver = SOLVER,
+    condition_of: Callable[[chex.Array, chex.Array | None], Any] | None = None,
 ) -> Evaluate:
-    """Returns evaluate(params, key, images, index) -> `Bits`, on all local devices.
+    """Returns evaluate(params, key, images, index, labels=None) -> `Bits`, on all local devices.
+
+    Of a conditional model they are bits of -log p(x_0 | its condition), and none of -log p(x_0).
 
     `key` is that of the seed, `index` the images' places in the data: the draws of an image depend on these two alone.
     B is a multiple of the local devices; every B is compiled once (`stream_bits` has but one).
 
     Args:
-      make_eps: params -> ε at real t; traced.
+      make_eps: params -> ε at real t, or (params, condition) -> ε with `condition_of`; traced.
       continuous: its schedule.
       trace: a key of `TRACES`. `exact` takes D passes back per evaluation: for small images.
       num_probes: P of each draw; not used by `exact`. An evaluation is a forward pass and P backward to the input.
       num_draws: independent pairs of dequantisation noise and probes, each a solve of its own; 2 or more give errors.
       start: see `probability_flow`.
       solver: tolerances.
+      condition_of: (x_0, labels int [B]) -> what a conditional model is told of the images, leaves [B, ...]. x_0 is the
+        8-bit image on [-1, 1]: the noise of dequantisation is what the bits are paid for, and not told.
 
     Raises:
       UsageError: an unknown trace, a count below 1, a tolerance that is not positive, or a start outside the chain.
@@ -227,26 +242,32 @@ def make_bits_per_dim(
 
     def of_device(shared, examples):
         params, key = shared
-        images, index = examples
-        flow = probability_flow(make_eps(params), continuous, start=start)
+        images, index, labels = examples
+        condition = () if condition_of is None else (condition_of(to_model_range(images), labels),)
         image_keys = fold_in_each(jax.random.fold_in(key, LIKELIHOOD_ODE), index)
+
+        def density(x, probes, condition):
+            """Of one image: each has a flow of its own if it has a condition of its own."""
+            of_one = jax.tree.map(lambda leaf: leaf[None], condition)
+            flow = probability_flow(make_eps(params, *of_one), continuous, start=start)
+            return _log_density_of_one(flow, x, probes, solver)
 
         def one_draw(draw):
             keys = row_keys(image_keys, draw)
             u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(row_keys(keys, DEQUANTIZATION))
             probes = probe(row_keys(keys, PROBES), num_probes, images.shape[1:])
-            density = log_density(flow, dequantize(images, u), probes, solver=solver)
-            bits = bits_from_nats(density.log_prob, math.prod(images.shape[1:]))
-            return bits, density.num_evaluations, density.solved
+            found = jax.vmap(density)(dequantize(images, u), probes, condition)
+            bits = bits_from_nats(found.log_prob, math.prod(images.shape[1:]))
+            return bits, found.num_evaluations, found.solved
 
         draws = jax.lax.map(one_draw, jnp.arange(num_draws))
         return jax.tree.map(lambda leaf: leaf.T, draws)  # the images' axis comes first in all that leaves a device
 
     mapped = parallel.map_examples(of_device)
 
-    def evaluate(params, key, images, index):
+    def evaluate(params, key, images, index, labels=None):
         chex.assert_type(images, np.uint8)
-        examples = parallel.shard((images, np.asarray(index, np.int32)))
+        examples = parallel.shard((images, np.asarray(index, np.int32), labels))
         bits, num_evaluations, solved = parallel.unshard(mapped((params, key), examples))
         _check_solved(solved.all(axis=1), index, solver)
         return Bits(bits, num_evaluations)
@@ -274,8 +295,8 @@ def stream_bits(
     `evaluate` is of `make_bits_per_dim`, `params` its parameters, `seed` that of dequantisation and probes.
     """
     key = jax.random.key(seed)
-    for images, _, index, wanted in image_batches(source, num_images=num_images, batch_size=batch_size, done=done):
-        found = evaluate(params, key, images, index)
+    for images, labels, index, wanted in image_batches(source, num_images=num_images, batch_size=batch_size, done=done):
+        found = evaluate(params, key, images, index, labels)
         yield Bits(*(part[wanted] for part in found))
 
 

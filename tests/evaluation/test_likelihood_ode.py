@@ -261,6 +261,31 @@ def test_a_network_that_predicts_mu_has_the_likelihood_of_its_epsilon():
     np.testing.assert_allclose(bits["mu"], bits["eps"], atol=1e-3)  # β is a difference in float32, 1e-4 of it at t = 0
 
 
+def test_a_condition_is_made_of_the_8_bit_image_and_its_label_not_of_the_noisy_one():
+    images, labels, seen = eight_bit_images(4), np.array([2, 0, 1, 1], np.int32), []
+
+    def condition_of(x_0, labels):
+        jax.debug.callback(lambda x_0: seen.append(np.asarray(x_0)), x_0)
+        return labels
+
+    def make_eps(shifts, label):  # a label moves the mixture
+        mixture = IMAGES._replace(means=IMAGES.means + jnp.asarray(shifts)[label[0]])
+        return flows.mixture_eps(mixture, COSINE)
+
+    shifts = (0.0, 0.1, -0.2)
+    evaluate = ode.make_bits_per_dim(make_eps, COSINE, condition_of=condition_of)
+    told = evaluate(shifts, jax.random.key(0), images, np.arange(4), labels).draws
+    jax.effects_barrier()
+    np.testing.assert_allclose(np.concatenate(seen), images / 127.5 - 1, atol=1e-7)  # the noise is up to 4e-3
+    alone = make_evaluate()
+    for label, shift in enumerate(shifts):
+        moved = IMAGES._replace(means=IMAGES.means + np.float32(shift))
+        wanted = alone(moved, jax.random.key(0), images, np.arange(4)).draws
+        own = labels == label
+        np.testing.assert_allclose(told[own], wanted[own], atol=1e-3)  # an accepted step more or less, at 1e-5
+        assert np.all(np.abs(told[~own] - wanted[~own]) > 0.01)
+
+
 def test_an_images_draws_depend_on_the_seed_and_its_index_alone():
     images, index = eight_bit_images(4), np.array([3, 11, 7, 40])
     evaluate = make_evaluate(trace="rademacher")
