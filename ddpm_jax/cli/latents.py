@@ -48,9 +48,11 @@ def run(loaded: Loaded, recipe: Recipe, flags: Any) -> int:
     Every image has the condition of image 0: of a model with classes, the first of --labels.
 
     Raises:
-      UsageError: another sampler than the ancestral, whose x_t are what is shown.
+      UsageError: another sampler than the ancestral, whose x_t are what is shown; or a picture to be edited as well.
     """
-    if flags.sampler != "ancestral":
+    if flags.init_image or flags.inpaint:
+        raise UsageError("--interpolate and --shared_latents edit no picture: leave out --init_image and --inpaint.")
+    if flags.sampler not in (None, "ancestral"):
         raise UsageError(
             f"--interpolate and --shared_latents walk the ancestral chain: leave out --sampler {flags.sampler}."
         )

@@ -3,7 +3,11 @@
     python sample.py --ckpt runs/digits                                   64 images
     python sample.py --ckpt runs/digits --steps 100 --chain               in 100 steps, drawing the chain
     python sample.py --ckpt runs/digits --sampler dpmpp_2m --steps 20 --spacing karras
+    python sample.py --ckpt runs/digits_cond --labels 3,5 --guidance_scale 3 --guidance_interval 0.2,0.8
     python sample.py --ckpt runs/cifar10 --num_samples 50000 --batch_size 500
+    python sample.py --ckpt runs/cifar10 --init_image photo.png --strength 0.6
+    python sample.py --ckpt runs/cifar10 --inpaint photo.png --mask mask.png
+    python sample.py --ckpt runs/digits_sr --low_res small.png
     python sample.py --ckpt runs/cifar10 --interpolate a.png b.png        from one picture to another
     python sample.py --ckpt runs/cifar10 --shared_latents                 samples that share an x_t
 
@@ -19,7 +23,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from ddpm_jax.cli import latents, sampling
+from ddpm_jax.cli import editing, latents, sampling
 from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.cli.sampling import Recipe
@@ -29,6 +33,7 @@ from ddpm_jax.plotting import images as pictures
 from ddpm_jax.training.randomness import base_key
 
 IN_GRID = 64  # images in grid.png
+GRID_COLUMNS = 8  # of a grid whose columns are classes, about
 IN_CHAIN = 8  # chains in chain.png and chain.gif
 FRAMES = 60  # moments of a chain in chain.gif
 FPS = 12
@@ -56,21 +61,23 @@ def main(argv: Sequence[str]) -> int:
         "chain.png and chain.gif.",
     )
     sampling.define_flags(parser)
+    editing.define_flags(parser)
     latents.define_flags(parser)
     flags = parser.parse(latents.join_pair(argv))
     if not flags.ckpt:
         raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
     choose_platform(flags.platform)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
-    recipe = sampling.recipe_of(loaded, flags)
+    recipe = editing.edited(loaded, flags)
     if flags.interpolate is not None or flags.shared_latents:
         return latents.run(loaded, recipe, flags)
     out = pathlib.Path(flags.out or _default_out(loaded, recipe, flags))
 
     batch_size = min(flags.batch_size, flags.num_samples)
     _write_samples(loaded, recipe, out, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size)
-    first = _first_images(out, min(IN_GRID, flags.num_samples))
-    pictures.save_png(out / "grid.png", pictures.grid(first))
+    columns = _columns(recipe)
+    shown = min(IN_GRID // (columns or 1) * (columns or 1), flags.num_samples)
+    pictures.save_png(out / "grid.png", pictures.grid(_first_images(out, shown), columns))
     print(
         f"{flags.num_samples} images of step {loaded.step} ({loaded.weights} weights), {recipe.record['sampler']}, "
         f"{recipe.record['steps']} steps, {recipe.sampler.evaluations} network evaluations\n  {out}/grid.png"
@@ -85,6 +92,12 @@ def main(argv: Sequence[str]) -> int:
 def _default_out(loaded: Loaded, recipe: Recipe, flags: Any) -> pathlib.Path:
     name = f"step{loaded.step}_{loaded.weights}_seed{flags.seed}_{recipe.name()}_n{flags.num_samples}"
     return pathlib.Path(flags.ckpt) / "generated" / name
+
+
+def _columns(recipe: Recipe) -> int | None:
+    """Of the grid: as many as make every column one class, about eight; None for a square where there are no classes."""
+    labels = recipe.record.get("labels", ())
+    return len(labels) * max(1, GRID_COLUMNS // len(labels)) if 1 < len(labels) <= IN_GRID else None
 
 
 def _write_samples(

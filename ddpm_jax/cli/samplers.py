@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import tqdm
 
+from ddpm_jax.cli import guidance
 from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform, run
 from ddpm_jax.cli.data import load_split
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.cli.metrics import images_of
-from ddpm_jax.cli.sampling import all_labels, make_recipe
+from ddpm_jax.cli.sampling import make_recipe
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError, choose
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
     parser.integer("seed", 0, "Of all noise.", lower=0, upper=MAX_SEED)
     parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
     parser.string("out", None, "Directory for the results; evaluation in the run's, or samplers.", metavar="DIR")
+    guidance.define_flags(parser)
     flags = parser.parse(argv)
     names = [choose("sampler", name, SAMPLERS) and name for name in flags.samplers.split(",")]
     budgets = _budgets(flags.evaluations)
@@ -103,6 +105,7 @@ class _Model:
 
     def __init__(self, loaded: Loaded, flags: Any):
         self.loaded, self._flags = loaded, flags
+        self._guided = guidance.guided(loaded, flags)
         data = loaded.experiment.config.data
         self._train, held_out = (
             images_of(load_split(data, name, data_dir=flags.data_dir)) for name in (data.train_split, data.test_split)
@@ -112,7 +115,7 @@ class _Model:
     def measure(self, case: _Case) -> dict[str, float]:
         """The Frechet distance, the seconds an image takes once compiled, and those of compiling."""
         experiment, flags = self.loaded.experiment, self._flags
-        recipe = make_recipe(self.loaded, case.sampler, all_labels(experiment), {})
+        recipe = make_recipe(case.sampler, self._guided, {})
         generate = recipe.generator(experiment.image_shape)
 
         def images() -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Flags -> how images are to be made: sampler, noise levels, labels. Guidance and editing add to the same `Recipe`."""
+"""Flags -> how images are to be made: sampler, noise levels, guided model, in one `Recipe`; editing adds to it."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.cli import guidance
 from ddpm_jax.cli.command import Parser
 from ddpm_jax.cli.experiment import Experiment
 from ddpm_jax.cli.load import Loaded
@@ -14,20 +15,20 @@ from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation
-from ddpm_jax.models.condition import Condition, check_labels
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import SAMPLERS, make_sampler, options_of
-from ddpm_jax.samplers.spacing import SPACINGS
+from ddpm_jax.samplers.spacing import SPACINGS, space
 
+DEFAULT_SAMPLER = "ancestral"
 DEFAULT_STEPS = 50  # of every sampler but the ancestral, which by default takes all T
 
 
 class Inputs(NamedTuple):
     """What an image is made of beside noise; NumPy leaves [n, ...], None where there is no such thing."""
 
-    condition: Condition | None = None  # what the model is told
-    image: Any = None  # float32 [n, H, W, C] in [-1, 1]: the picture that is edited
-    mask: Any = None  # float32 [n, H, W, 1]: 1 where it is painted anew
+    told: guidance.Told = guidance.Told()  # what the model is told
+    image: np.ndarray | None = None  # float32 [n, H, W, C] in [-1, 1]: the picture that is edited
+    mask: np.ndarray | None = None  # bool [n, H, W, 1]: where it is painted anew
 
 
 class Recipe(NamedTuple):
@@ -60,7 +61,9 @@ class Recipe(NamedTuple):
 
 def define_flags(parser: Parser) -> None:
     """Adds the flags of this file to those of a command."""
-    parser.string("sampler", "ancestral", f"How the chain is walked: {', '.join(SAMPLERS)}.", metavar="NAME")
+    parser.string(
+        "sampler", None, f"How the chain is walked: {', '.join(SAMPLERS)} (default: {DEFAULT_SAMPLER}).", metavar="NAME"
+    )
     parser.integer(
         "steps",
         None,
@@ -75,61 +78,62 @@ def define_flags(parser: Parser) -> None:
         metavar="NAME",
     )
     parser.string("sampler_options", None, "Options of the sampler, as in eta=0.5.", metavar="NAME=X")
-    parser.string(
-        "labels",
-        None,
-        "Classes, as in 3,5: image i is of the i-th, over and over; by default all in turn.",
-        metavar="K",
-    )
+    guidance.define_flags(parser)
 
 
 def recipe_of(loaded: Loaded, flags: Any) -> Recipe:
-    """The sampler, its noise levels and the labels that the flags ask for, of an unguided model.
+    """The sampler, its noise levels and the guidance that the flags ask for.
 
     Raises:
-      UsageError: an unknown sampler, spacing, option or label, or a number of steps that the chain does not have.
+      UsageError: an unknown sampler, spacing or option, a number of steps that the chain does not have; what
+        `guidance.guided` raises.
     """
-    experiment = loaded.experiment
-    ordinary = "linspace" if flags.sampler == "ancestral" else "trailing"
-    spacing = ordinary if flags.spacing is None else spacing_of(flags.spacing)
-    options = _options(flags.sampler, flags.sampler_options)
-    steps = flags.steps or _default_steps(experiment, flags.sampler, spacing)
-    sampler = make_sampler(flags.sampler, experiment.chain, steps=steps, spacing=spacing, options=options)
-    record = {"sampler": flags.sampler, "steps": steps}
-    record |= {} if spacing == ordinary else {"spacing": spacing}
-    record |= {"sampler_options": options} if options else {}
-    return make_recipe(loaded, sampler, _labels(experiment, flags.labels), record)
+    sampler, record = sampler_of(loaded.experiment, flags, times_of(loaded.experiment, flags))
+    return make_recipe(sampler, guidance.guided(loaded, flags), record)
 
 
-def make_recipe(loaded: Loaded, sampler: Sampler, labels: np.ndarray | None, record: dict[str, Any]) -> Recipe:
-    """The recipe of a sampler, unguided, x_0 clipped.
-
-    Args:
-      loaded: the model.
-      sampler: how the chain is walked.
-      labels: int32 [n], taken in turn; None for a model that is told none.
-      record: what made the sampler; the labels are added.
+def times_of(experiment: Experiment, flags: Any, *, steps: int | None = None) -> np.ndarray:
+    """The times of the noise levels that --spacing and --steps ask for, [N], increasing.
 
     Raises:
-      UsageError: the model is told more than labels.
+      UsageError: an unknown sampler or spacing, a list that holds something else or another number of timesteps, or a
+        number of steps that the chain does not have.
     """
-    experiment = loaded.experiment
-    if experiment.conditioning.low_res_factor:
-        raise UsageError("This model enlarges low-resolution images: give one with --low_res.")
-    if labels is not None:
-        record = record | {"labels": labels.tolist()}
+    name = _sampler(flags)
+    spacing = _ordinary_spacing(name) if flags.spacing is None else spacing_of(flags.spacing)
+    return space(experiment.chain, spacing, steps or flags.steps or _default_steps(experiment, name, spacing))
 
-    def inputs_of(indices: np.ndarray) -> Inputs:
-        if labels is None:
-            return Inputs()
-        return Inputs(Condition(label=labels[np.asarray(indices) % len(labels)]))
 
+def sampler_of(experiment: Experiment, flags: Any, times: np.ndarray) -> tuple[Sampler, dict[str, Any]]:
+    """(the sampler that --sampler and --sampler_options ask for over these times, what made it).
+
+    Raises:
+      UsageError: an unknown sampler or option, or a value that it cannot take.
+    """
+    name = _sampler(flags)
+    options = _options(name, flags.sampler_options)
+    sampler = make_sampler(name, experiment.chain, steps=len(times), spacing=times, options=options)
+    record = {"sampler": name, "steps": len(times)}
+    record |= {} if flags.spacing in (None, _ordinary_spacing(name)) else {"spacing": spacing_of(flags.spacing)}
+    return sampler, record | ({"sampler_options": options} if options else {})
+
+
+def _sampler(flags: Any) -> str:
+    return DEFAULT_SAMPLER if flags.sampler is None else flags.sampler
+
+
+def _ordinary_spacing(sampler: str) -> str:
+    return "linspace" if sampler == "ancestral" else "trailing"
+
+
+def make_recipe(sampler: Sampler, model: guidance.Guided, record: dict[str, Any]) -> Recipe:
+    """The recipe of a sampler and a model, guided or not; `record` says what made the sampler."""
     return Recipe(
         sampler,
-        lambda params, schedule, inputs: experiment.denoiser(params, schedule, inputs.condition),
-        loaded.params,
-        inputs_of,
-        record,
+        lambda params, schedule, inputs: model.make_denoiser(params, schedule, inputs.told),
+        model.params,
+        lambda indices: Inputs(model.told_of(indices)),
+        record | model.record,
     )
 
 
@@ -168,24 +172,3 @@ def _options(sampler: str, text: str | None) -> dict[str, Any]:
             number = "a whole number" if kind is int else "a number"
             raise UsageError(f"The option {name} of the sampler {sampler} is {value!r}: it must be {number}.") from None
     return options
-
-
-def all_labels(experiment: Experiment) -> np.ndarray | None:
-    """Every class once, int32 [K]; None for a model that is told none."""
-    num_classes = experiment.config.condition.num_classes
-    return np.arange(num_classes, dtype=np.int32) if num_classes else None
-
-
-def _labels(experiment: Experiment, text: str | None) -> np.ndarray | None:
-    """The labels to go round, int32, None for a model that is told none."""
-    num_classes = experiment.config.condition.num_classes
-    if text is None:
-        return all_labels(experiment)
-    if not num_classes:
-        raise UsageError("--labels: this model was trained without labels, so leave them out.")
-    try:
-        labels = np.array([int(part) for part in text.split(",")], np.int32)
-    except ValueError:
-        raise UsageError(f"--labels {text}: give class numbers separated by commas, as in 3,5.") from None
-    check_labels(labels, num_classes)
-    return labels

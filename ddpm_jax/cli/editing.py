@@ -1,0 +1,133 @@
+"""Flags -> images made from a picture: `--init_image` (SDEdit) and `--inpaint` with `--mask` (RePaint), as a `Recipe`.
+
+The picture may have any size: it is resized on its shorter side and cropped at the centre, as in training; the mask,
+which must have its size, likewise. What the editing does is `samplers.editing`.
+"""
+
+from typing import Any
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.cli import guidance
+from ddpm_jax.cli.command import Parser
+from ddpm_jax.cli.load import Loaded
+from ddpm_jax.cli.photos import read_mask, read_photo
+from ddpm_jax.cli.sampling import Inputs, Recipe, make_recipe, recipe_of, sampler_of, times_of
+from ddpm_jax.data.transforms import to_model_range
+from ddpm_jax.diffusion.parameterization import Denoiser
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.errors import UsageError
+from ddpm_jax.samplers.editing import keep_known, noised, repaint, start_from
+
+REPAINT_STEPS = 250  # Lugmayr et al. 2022, section 5; all T where there are fewer
+
+
+def define_flags(parser: Parser) -> None:
+    """Adds the flags of this file to those of sample.py."""
+    parser.string("init_image", None, "Start from this picture instead of noise; see --strength.", metavar="FILE")
+    parser.string(
+        "strength", None, "With --init_image: how much is made anew, above 0 to 1 (default: 0.8).", metavar="X"
+    )
+    parser.string("inpaint", None, "Paint parts of this picture anew, where --mask is white.", metavar="FILE")
+    parser.string("mask", None, "With --inpaint: a picture of the same size, white where to paint.", metavar="FILE")
+    parser.integer(
+        "resamplings", None, "With --inpaint: how often each stretch of the chain is walked (default: 10).", lower=1
+    )
+    parser.integer("jump", None, "With --inpaint: steps in a stretch, by default a 25th of the chain.", lower=1)
+
+
+def edited(loaded: Loaded, flags: Any) -> Recipe:
+    """The recipe that the flags ask for: that of sampling, unless a picture is given.
+
+    Raises:
+      UsageError: two pictures, a flag without the one it belongs to, a file that cannot be used, a strength or jump out
+        of range; what `sampling.recipe_of` raises.
+    """
+    _check_together(flags)
+    if flags.init_image:
+        return _from_picture(loaded, flags)
+    if flags.inpaint:
+        return _inpainted(loaded, flags)
+    return recipe_of(loaded, flags)
+
+
+def _check_together(flags: Any) -> None:
+    if flags.init_image and flags.inpaint:
+        raise UsageError("--init_image and --inpaint are two ways to use a picture: give one of them.")
+    if flags.strength is not None and not flags.init_image:
+        raise UsageError("--strength says how much of --init_image is made anew: give that too, or leave it out.")
+    for name in ("mask", "resamplings", "jump"):
+        if getattr(flags, name) is not None and not flags.inpaint:
+            raise UsageError(f"--{name} belongs to --inpaint: give that too, or leave it out.")
+    if flags.inpaint and flags.sampler is None and flags.sampler_options:
+        raise UsageError(
+            "--sampler_options with --inpaint belong to a --sampler: RePaint has --resamplings and --jump."
+        )
+    if flags.inpaint and not flags.mask:
+        raise UsageError("--inpaint needs --mask: a picture of the same size, white where it is to be painted anew.")
+
+
+def _from_picture(loaded: Loaded, flags: Any) -> Recipe:
+    """Image-to-image: the picture with the noise of a level, and the sampler from there (Meng et al. 2022)."""
+    chain = loaded.experiment.chain
+    picture = _picture("--init_image", flags.init_image, loaded)
+    strength = 0.8 if flags.strength is None else guidance.number("strength", flags.strength)
+    times = start_from(times_of(loaded.experiment, flags), strength)
+    sampler, record = sampler_of(loaded.experiment, flags, times)
+    record |= {"init_image": str(flags.init_image), "strength": strength}
+    top = chain.at(times)  # the sampler's own table may have levels above it, as EDM's has
+
+    def start(schedule: Schedule, keys: chex.PRNGKey, image_shape: tuple[int, ...], inputs: Inputs) -> chex.Array:
+        return noised(top, inputs.image, keys)
+
+    recipe = make_recipe(sampler, guidance.guided(loaded, flags), record)
+    return recipe._replace(start=start, inputs_of=_with(recipe, image=picture))
+
+
+def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
+    """RePaint, or with --sampler any other way to walk; the known pixels are kept in the denoiser."""
+    chain = loaded.experiment.chain
+    picture = _picture("--inpaint", flags.inpaint, loaded)
+    mask = read_mask("--mask", flags.mask, flags.inpaint, loaded.experiment.image_shape)
+    record = {"inpaint": str(flags.inpaint), "mask": str(flags.mask)}
+    if flags.sampler is None:
+        steps = flags.steps or min(REPAINT_STEPS, chain.num_timesteps)
+        times = times_of(loaded.experiment, flags, steps=steps)
+        options = {} if flags.jump is None else {"jump": flags.jump}
+        options |= {} if flags.resamplings is None else {"resamplings": flags.resamplings}
+        sampler = repaint(chain, times, **options)
+        record = {"sampler": "repaint", "steps": len(times), **options} | record
+    else:
+        for name in ("resamplings", "jump"):
+            if getattr(flags, name) is not None:
+                raise UsageError(f"--{name} belongs to RePaint's own walk: leave out --sampler {flags.sampler}.")
+        times = times_of(loaded.experiment, flags)
+        sampler, walked = sampler_of(loaded.experiment, flags, times)
+        record = walked | record
+    top = chain.at(times)
+
+    def start(schedule: Schedule, keys: chex.PRNGKey, image_shape: tuple[int, ...], inputs: Inputs) -> chex.Array:
+        return noised(top, jnp.where(inputs.mask, 0.0, inputs.image), keys)
+
+    recipe = make_recipe(sampler, guidance.guided(loaded, flags), record)
+
+    def make_denoiser(params: Any, schedule: Schedule, inputs: Inputs) -> Denoiser:
+        return keep_known(recipe.make_denoiser(params, schedule, inputs), schedule, inputs.image, inputs.mask)
+
+    return recipe._replace(make_denoiser=make_denoiser, start=start, inputs_of=_with(recipe, image=picture, mask=mask))
+
+
+def _picture(flag: str, path: str, loaded: Loaded) -> np.ndarray:
+    return np.asarray(to_model_range(read_photo(flag, path, loaded.experiment.image_shape)))
+
+
+def _with(recipe: Recipe, **same: np.ndarray) -> Any:
+    """The recipe's inputs, and the same picture, or mask, for every image."""
+
+    def inputs_of(indices: np.ndarray) -> Inputs:
+        repeated = {name: np.repeat(array[None], len(indices), axis=0) for name, array in same.items()}
+        return recipe.inputs_of(indices)._replace(**repeated)
+
+    return inputs_of

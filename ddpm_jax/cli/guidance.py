@@ -1,0 +1,280 @@
+"""Flags -> the denoiser that images are made with: the model, guided if asked for, its x_0 clipped. Labels too."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.cli.command import Parser
+from ddpm_jax.cli.experiment import Experiment
+from ddpm_jax.cli.load import Loaded, load, load_classifier
+from ddpm_jax.cli.photos import read_photo
+from ddpm_jax.data.transforms import to_model_range, upsample
+from ddpm_jax.diffusion.parameterization import Denoiser
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.models.condition import Condition, check_labels, without_label
+from ddpm_jax.samplers import guidance
+from ddpm_jax.samplers.clipping import CLIPPINGS
+from ddpm_jax.samplers.guidance import ConditionalDenoiser
+
+
+class Told(NamedTuple):
+    """What is said of every image: to the model, and to the classifier that guides it."""
+
+    condition: Condition | None = None  # None for a model that is told nothing
+    label: np.ndarray | None = None  # int32 [n], for a classifier
+
+
+class Guided(NamedTuple):
+    """A model as it is to be used."""
+
+    make_denoiser: Callable[[Any, Schedule, Told], Denoiser]
+    params: Any  # of make_denoiser: weights, and the numbers of the guidance
+    told_of: Callable[[np.ndarray], Told]  # indices of images, int [n] -> leaves [n]
+    record: dict[str, Any]
+
+
+def define_flags(parser: Parser) -> None:
+    """Adds the flags of this file to those of a command."""
+    parser.string(
+        "labels",
+        None,
+        "Classes, as in 3,5: image i is of the i-th, over and over; by default all in turn.",
+        metavar="K",
+    )
+    parser.string(
+        "low_res",
+        None,
+        "Picture to enlarge, by a model of super-resolution; read at the low resolution, resized and cropped.",
+        metavar="FILE",
+    )
+    parser.string(
+        "guidance_scale",
+        None,
+        "How far to push towards the class (or away from --weaker): 1 is not at all, 0 is without the class.",
+        metavar="W",
+    )
+    parser.string(
+        "guidance_interval",
+        None,
+        "Only at these noise levels, as fractions of the chain from least to most noise: 0.2,0.8.",
+        metavar="LO,HI",
+    )
+    parser.string(
+        "guidance_rescale", None, "Bring the guided images' contrast back by this share, 0 to 1.", metavar="PHI"
+    )
+    parser.string(
+        "classifier",
+        None,
+        "Guide by this classifier, a run of configs/digits_classifier.py or its like.",
+        metavar="DIR",
+    )
+    parser.string("weaker", None, "Guide away from this run's model: less trained, or smaller.", metavar="DIR")
+    parser.integer("weaker_step", None, "Which of its checkpoints; the newest by default.", lower=0)
+    parser.string(
+        "clip",
+        "static",
+        "What is done to a predicted x_0 outside [-1, 1]: static (clipped, the noise follows), dynamic (scaled by a "
+        "percentile), keep_eps (clipped, the noise stays), none.",
+        metavar="NAME",
+    )
+
+
+def guided(loaded: Loaded, flags: Any) -> Guided:
+    """The denoiser that the flags ask for.
+
+    With --classifier or --weaker the scale is that of this guidance, otherwise of classifier-free guidance.
+
+    Raises:
+      UsageError: an unknown label or clipping; a scale, interval or share out of range; guidance that this model cannot
+        have; two kinds of guidance at once; a flag that would do nothing.
+    """
+    experiment = loaded.experiment
+    clip = choose("clipping", flags.clip, CLIPPINGS)
+    keep_mean = experiment.config.diffusion.parameterization == "mu"
+    force = _force(loaded, flags)
+    labels = _labels(force.num_classes, flags.labels)
+    record: dict[str, Any] = {} if flags.clip == "static" else {"clip": flags.clip}
+    record |= {"guidance": force.record} if force.record else {}
+    record |= {} if labels is None else {"labels": labels.tolist()}
+    record |= {} if flags.low_res is None else {"low_res": str(flags.low_res)}
+    low_res = _low_res(experiment, flags.low_res)
+
+    def make_denoiser(params: Any, schedule: Schedule, told: Told) -> Denoiser:
+        conditional = experiment.conditional_denoiser(params["model"], schedule)
+        return clip(force.apply(conditional, params["force"], schedule, told), schedule, keep_mean=keep_mean)
+
+    def told_of(indices: np.ndarray) -> Told:
+        label = None if labels is None else labels[np.asarray(indices) % len(labels)]
+        condition = Condition(
+            label=label if experiment.conditioning.num_classes else None,
+            low_res=None if low_res is None else np.repeat(low_res[None], len(indices), axis=0),
+        )
+        return Told(condition if experiment.conditioning.names else None, label)
+
+    return Guided(make_denoiser, {"model": loaded.params, "force": force.params}, told_of, record)
+
+
+class _Force(NamedTuple):
+    """What acts on the model."""
+
+    # (conditional denoiser, params, schedule, what is told) -> Denoiser, nothing clipped
+    apply: Callable[[ConditionalDenoiser, Any, Schedule, Told], Denoiser]
+    params: dict[str, Any]
+    record: dict[str, Any]
+    num_classes: int  # of whoever is told labels, 0 for nobody
+
+
+def _force(loaded: Loaded, flags: Any) -> _Force:
+    """Chooses the kind of guidance, and reads its numbers."""
+    experiment = loaded.experiment
+    num_classes = experiment.config.condition.num_classes
+    if flags.classifier and flags.weaker:
+        raise UsageError("--classifier and --weaker are two kinds of guidance: give one of them.")
+    if flags.weaker_step is not None and not flags.weaker:
+        raise UsageError("--weaker_step says which checkpoint of --weaker: give that too, or leave it out.")
+    numbers, record = _numbers(experiment, flags)
+    if not numbers:
+        return _Force(_unguided, {}, {}, num_classes)
+    if flags.guidance_rescale is not None and (flags.classifier or flags.weaker):
+        raise UsageError("--guidance_rescale belongs to classifier-free guidance: leave it out here.")
+    if flags.classifier:
+        return _by_classifier(experiment, flags, numbers, record)
+    if flags.weaker:
+        return _away_from_weaker(experiment, flags, numbers, record)
+    if not num_classes:
+        raise UsageError(
+            "--guidance_scale: this model was trained without labels, so it has no class to be guided to: choose a run "
+            "with condition.num_classes, or give --classifier or --weaker."
+        )
+    if not experiment.config.condition.label_dropout:
+        raise UsageError(
+            "--guidance_scale: this model was trained with condition.label_dropout = 0, so it does not know images "
+            "without their class: choose one that had some dropped, or give --classifier or --weaker."
+        )
+
+    def apply(conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told) -> Denoiser:
+        null = without_label(told.condition, num_classes)
+        return guidance.classifier_free(conditional, told.condition, null, schedule=schedule, **params)
+
+    numbers["rescale"] = np.float32(number("guidance_rescale", flags.guidance_rescale) or 0.0)
+    guidance.check_rescale(numbers["rescale"])
+    record |= {} if flags.guidance_rescale is None else {"rescale": float(numbers["rescale"])}
+    return _Force(apply, numbers, {"kind": "classifier-free"} | record, num_classes)
+
+
+def _unguided(conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told) -> Denoiser:
+    return lambda x_t, t: conditional(x_t, t, told.condition)
+
+
+def _by_classifier(experiment: Experiment, flags: Any, numbers: dict[str, Any], record: dict[str, Any]) -> _Force:
+    classifier = load_classifier(flags.classifier, experiment, raw_weights=flags.raw_weights)
+    num_classes = classifier.experiment.config.condition.num_classes
+    ours = experiment.config.condition.num_classes
+    if ours not in (0, num_classes):
+        raise UsageError(f"The model has {ours} classes, but the classifier of {flags.classifier} {num_classes}.")
+    guidance.check_has_signal(experiment.schedule)
+
+    def apply(conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told) -> Denoiser:
+        log_prob = classifier.experiment.class_log_prob(params["classifier"], schedule)
+        denoiser = _unguided(conditional, params, schedule, told)
+        return guidance.classifier_guidance(denoiser, log_prob, told.label, schedule=schedule, **params["numbers"])
+
+    params = {"classifier": classifier.params, "numbers": numbers}
+    said = {"kind": "classifier", "classifier": str(flags.classifier), "classifier_step": classifier.step}
+    return _Force(apply, params, said | record, num_classes)
+
+
+def _away_from_weaker(experiment: Experiment, flags: Any, numbers: dict[str, Any], record: dict[str, Any]) -> _Force:
+    weaker = load(flags.weaker, step=flags.weaker_step, raw_weights=flags.raw_weights)
+    _check_same_task(experiment, weaker.experiment, flags.weaker)
+
+    def apply(conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told) -> Denoiser:
+        other = weaker.experiment.conditional_denoiser(params["weaker"], schedule)
+        pair = (_unguided(model, params, schedule, told) for model in (conditional, other))
+        return guidance.autoguidance(*pair, schedule=schedule, **params["numbers"])
+
+    params = {"weaker": weaker.params, "numbers": numbers}
+    said = {"kind": "weaker", "weaker": str(flags.weaker), "weaker_step": weaker.step}
+    return _Force(apply, params, said | record, experiment.config.condition.num_classes)
+
+
+def _check_same_task(ours: Experiment, theirs: Experiment, directory: str) -> None:
+    for what, mine, other in (
+        ("image shape", ours.image_shape, theirs.image_shape),
+        ("noise levels", ours.chain.betas.tolist(), theirs.chain.betas.tolist()),
+        ("scale of times", ours.chain.time_scale, theirs.chain.time_scale),
+        ("conditions", ours.conditioning.names, theirs.conditioning.names),
+        ("number of classes", ours.conditioning.num_classes, theirs.conditioning.num_classes),
+    ):
+        if mine != other:
+            raise UsageError(
+                f"--weaker: the model of {directory} differs from this one in its {what}: give a less trained or "
+                "smaller model of the same kind."
+            )
+
+
+def _numbers(experiment: Experiment, flags: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(scale and interval as arrays, the same for the record); both empty where no guidance is asked for."""
+    asked = flags.guidance_scale is not None
+    if not asked:
+        for name in ("classifier", "weaker", "guidance_interval", "guidance_rescale"):
+            if getattr(flags, name) is not None:
+                raise UsageError(f"--{name} needs --guidance_scale, which says how strong the guidance is, as in 2.")
+        return {}, {}
+    scale = number("guidance_scale", flags.guidance_scale)
+    guidance.check_scale(scale)
+    low, high = _interval(flags.guidance_interval)
+    numbers = {"scale": np.float32(scale), "interval": guidance.interval_of(experiment.chain, low, high)}
+    return numbers, {"scale": scale} | ({} if flags.guidance_interval is None else {"interval": [low, high]})
+
+
+def number(name: str, text: str | None) -> float | None:
+    """The value of a flag that is a number, None where it is not given.
+
+    Raises:
+      UsageError: it is none.
+    """
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        raise UsageError(f"--{name} {text}: give a number, as in 2.5.") from None
+
+
+def _interval(text: str | None) -> tuple[float, float]:
+    if text is None:
+        return 0.0, 1.0
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--guidance_interval {text}: give two fractions of the chain, as in 0.2,0.8.") from None
+    return low, high
+
+
+def _low_res(experiment: Experiment, path: str | None) -> np.ndarray | None:
+    """The picture to enlarge, as the network is told it: float32 [H, W, C]; None for a model that enlarges none."""
+    factor = experiment.conditioning.low_res_factor
+    if not factor:
+        if path is not None:
+            raise UsageError("--low_res: this model does not enlarge images: choose a run with low_res_factor.")
+        return None
+    if path is None:
+        raise UsageError("This model enlarges low-resolution images: give one with --low_res.")
+    size, _, channels = experiment.image_shape
+    photo = read_photo("--low_res", path, (size // factor, size // factor, channels))
+    return np.asarray(upsample(to_model_range(photo[None]), factor)[0])
+
+
+def _labels(num_classes: int, text: str | None) -> np.ndarray | None:
+    """The labels to go round, int32, None where nobody is told any."""
+    if text is None:
+        return np.arange(num_classes, dtype=np.int32) if num_classes else None
+    if not num_classes:
+        raise UsageError("--labels: this model was trained without labels, so leave them out.")
+    try:
+        labels = np.array([int(part) for part in text.split(",")], np.int32)
+    except ValueError:
+        raise UsageError(f"--labels {text}: give class numbers separated by commas, as in 3,5.") from None
+    check_labels(labels, num_classes)
+    return labels
