@@ -111,7 +111,8 @@ def add_noise(x: chex.Array, scale: chex.Array, keys: chex.PRNGKey) -> chex.Arra
 
 
 def _sum(weights: chex.Array, terms: chex.Array) -> chex.Array:
-    return jnp.tensordot(weights, terms[: len(weights)], axes=1)
+    """Σ_j weights[j] terms[j], not as a product of matrices: accelerators round the factors of those."""
+    return jnp.sum(weights.reshape(-1, *(1,) * (terms.ndim - 1)) * terms[: len(weights)], axis=0)
 
 
 class _Init(NamedTuple):

@@ -172,6 +172,18 @@ def test_float32_is_enough(oracle, name):
     np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5)
 
 
+@every_sampler
+def test_nothing_is_left_to_matrix_units_which_round_their_factors(oracle, name):
+    """A sum of predictions written as a product of matrices is one of bfloat16 on TPU and of TF32 on GPU."""
+
+    def denoiser(x_t, t):
+        return Prediction(x_t, x_t, x_t, x_t)
+
+    sampler = made(oracle, name, 4)
+    program = jax.make_jaxpr(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0)(*oracle.start(2))
+    assert "dot_general" not in str(program)
+
+
 # Orders that the first steps, of lower order, do not spoil over this range; unipc's corrector makes order p into p+1.
 ORDERS = [(name, CASES[name].options, CASES[name].order) for name in DETERMINISTIC if name != "dpmpp_3m"] + [
     ("edm", {"s_churn": 0.0}, 2),
