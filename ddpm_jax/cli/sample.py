@@ -95,7 +95,7 @@ def _default_out(loaded: Loaded, recipe: Recipe, flags: Any) -> pathlib.Path:
 
 
 def _columns(recipe: Recipe) -> int | None:
-    """Of the grid: as many as make every column one class, about eight; None for a square where there are no classes."""
+    """Of the grid: as many as make every column one class, about eight; None, a square, where there are no classes."""
     labels = recipe.record.get("labels", ())
     return len(labels) * max(1, GRID_COLUMNS // len(labels)) if 1 < len(labels) <= IN_GRID else None
 

@@ -60,10 +60,14 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse(argv)
     names = [choose("sampler", name, SAMPLERS) and name for name in flags.samplers.split(",")]
     budgets = _budgets(flags.evaluations)
+    spacing = choose("spacing", flags.spacing, SPACINGS) and flags.spacing
+    for name in ("guidance_scale", "labels", "classifier", "weaker", "low_res"):
+        if getattr(flags, name) is not None and not flags.ckpt:
+            raise UsageError(f"--{name} is for a trained model: give --ckpt, or leave it out.")
     choose_platform(flags.platform)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights) if flags.ckpt else None
     chain = loaded.experiment.chain if loaded else Chain(make_betas("linear", PLANE_CHAIN))
-    cases = _cases(names, chain, budgets, choose("spacing", flags.spacing, SPACINGS) and flags.spacing)
+    cases = _cases(names, chain, budgets, spacing)
     plane = PlaneProblem(chain, num_samples=PLANE_SAMPLES, seed=flags.seed)
     model = _Model(loaded, flags) if loaded else None
     rows = [_row(case, plane, model) for case in tqdm.tqdm(cases, unit="sampler", disable=not sys.stderr.isatty())]
@@ -73,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
 
 class _Case(NamedTuple):
     name: str
-    budget: int
+    steps: int
     sampler: Sampler
 
 
@@ -91,12 +95,12 @@ def _cases(names: Sequence[str], chain: Chain, budgets: Sequence[int], spacing: 
     """Every sampler at every budget that allows it another number of steps than the one before."""
     cases = []
     for name in names:
-        steps = 0
+        most = 0
         for budget in budgets:
-            sampler = sampler_within(name, chain, evaluations=budget, spacing=spacing)
-            if sampler is not None and sampler.num_rows > steps:
-                cases.append(_Case(name, budget, sampler))
-                steps = sampler.num_rows
+            found = sampler_within(name, chain, evaluations=budget, spacing=spacing)
+            if found is not None and found[0] > most:
+                most = found[0]
+                cases.append(_Case(name, *found))
     return cases
 
 
@@ -146,7 +150,7 @@ def _row(case: _Case, plane: PlaneProblem, model: _Model | None) -> dict[str, An
     errors = plane.errors(case.sampler)
     row = {
         "sampler": case.name,
-        "steps": case.sampler.num_rows,
+        "steps": case.steps,
         "evaluations": case.sampler.evaluations,
         "mixture_flow": np.nan if errors.flow is None else errors.flow,
         "mixture_energy": errors.energy,

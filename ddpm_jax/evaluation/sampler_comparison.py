@@ -37,8 +37,8 @@ def plane_mixture() -> GaussianMixture:
     return make_mixture([0.5, 0.3, 0.2], [[-0.6, -0.4], [0.6, -0.2], [0.1, 0.7]], [0.01, 0.03, 0.005])
 
 
-def sampler_within(name: str, chain: Chain, *, evaluations: int, spacing: str) -> Sampler | None:
-    """The sampler with as many steps as `evaluations` network evaluations allow; None where not one is to be had.
+def sampler_within(name: str, chain: Chain, *, evaluations: int, spacing: str) -> tuple[int, Sampler] | None:
+    """(steps, sampler) with as many steps as `evaluations` network evaluations allow; None where not one is to be had.
 
     Raises:
       UsageError: what `make_sampler` raises.
@@ -46,7 +46,7 @@ def sampler_within(name: str, chain: Chain, *, evaluations: int, spacing: str) -
     for steps in range(min(evaluations, chain.num_timesteps), 0, -1):
         sampler = make_sampler(name, chain, steps=steps, spacing=spacing)
         if sampler.evaluations <= evaluations:
-            return sampler
+            return steps, sampler
     return None
 
 

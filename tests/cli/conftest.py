@@ -88,6 +88,26 @@ def trained(tmp_path_factory, data_dir):
     return workdir
 
 
+@pytest.fixture(scope="session")
+def train_with(tmp_path_factory, data_dir):
+    """train_with("--config.seed=1", ...) -> the directory of a run of ten steps with these overrides."""
+
+    def train(*overrides):
+        directory = tmp_path_factory.mktemp("other")
+        config = write_config(directory / "mine.py", data_dir=data_dir, num_steps=10)
+        argv = ["--config", str(config), "--workdir", str(directory / "run"), *overrides]
+        assert command.run(main_of("train"), argv) == 0
+        return directory / "run"
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def trained_by_class(train_with):
+    """A run that is told the class, a quarter of the labels hidden."""
+    return train_with("--config.condition.num_classes=10", "--config.condition.label_dropout=0.25")
+
+
 @pytest.fixture
 def copied(trained, tmp_path):
     """A copy of the run, to train or sample in."""
