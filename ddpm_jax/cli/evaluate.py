@@ -9,6 +9,9 @@ Metrics, several separated by commas:
   frechet_pixels   the Frechet distance between Gaussians fitted to the pixels, scaled to [0, 1], of the samples and of
                    the training images; beside it that of as many held-out images as samples (or all there are),
                    because the distance of a small set is larger; --sampler and the flags after it say how they are made
+  classification_accuracy
+                   of a model with classes: how many held-out images a classifier knows that was fitted to samples only,
+                   and one that was fitted to the training images
   bpd              the variational bound on -log p(image), its terms and its table over t
   bpd_ode          bits per dimension of the density that the probability-flow ODE gives to dequantised images
   rate_distortion  the bound as progressive coding: bits received against the error of the image predicted from them
@@ -57,7 +60,7 @@ def _parser() -> Parser:
     parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
     parser.string("out", None, "Directory for the results; by default evaluation in the run's.", metavar="DIR")
     parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
-    parser.integer("num_samples", 300, "frechet_pixels: how many images to make.", lower=2)
+    parser.integer("num_samples", 300, "How many images to make, where samples are.", lower=2)
     parser.string("split", None, "Likelihoods: of which images; by default the config's test split.", metavar="NAME")
     parser.integer("num_images", None, "Likelihoods: only the first so many of the split; all by default.", lower=1)
     parser.integer("draws", 1, "Likelihoods: draws of the noise, for the bound at each t.", lower=1)

@@ -11,10 +11,12 @@ from ddpm_jax.cli.data import load_split
 from ddpm_jax.cli.likelihood_bound import bound_of
 from ddpm_jax.cli.likelihood_ode import ode_of
 from ddpm_jax.cli.load import Loaded, versions
-from ddpm_jax.cli.sampling import recipe_of
+from ddpm_jax.cli.sampling import Recipe, recipe_of
 from ddpm_jax.cli.split import result_path
 from ddpm_jax.data import pipeline, sources
+from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation, results
+from ddpm_jax.evaluation.classification import classification_accuracy_score
 from ddpm_jax.evaluation.frechet import pixel_frechet_distance
 from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
 from ddpm_jax.evaluation.results import format_table
@@ -162,9 +164,59 @@ def _spread(count: int) -> np.ndarray:
 
 def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
     """The Frechet distance of pixels of samples to the training images, beside that of the held-out images."""
+    made = _prepare("frechet_pixels", loaded, flags)
+    train, held_out = (images_of(split) for split in made.splits)
+    held_out = held_out[: flags.num_samples]
+    of_samples, of_held_out = (pixel_frechet_distance(images, train) for images in (made.samples(), held_out))
+    numbers = {
+        "num_samples": flags.num_samples,
+        "num_held_out": len(held_out),
+        "num_train": len(train),
+        "steps": made.recipe.record["steps"],
+        "evaluations": made.recipe.sampler.evaluations,
+        "frechet_samples": of_samples,
+        "frechet_held_out": of_held_out,
+        "ratio": of_samples / of_held_out,
+    }
+    return Result(made.settings | numbers, _lines(numbers), made.suffix)
+
+
+def classification_accuracy(loaded: Loaded, flags: Any) -> Result:
+    """How well a classifier fitted to samples by class knows the held-out images; beside it one fitted to real ones."""
+    experiment = loaded.experiment
+    if not experiment.conditioning.num_classes:
+        raise UsageError("classification_accuracy: this model was trained without labels, so its samples have none.")
+    made = _prepare("classification_accuracy", loaded, flags)
+    (train, train_labels), (held_out, held_out_labels) = (_labelled(split) for split in made.splits)
+    labels = made.recipe.inputs_of(np.arange(flags.num_samples)).told.label
+    score = functools.partial(classification_accuracy_score, real_images=held_out, real_labels=held_out_labels)
+    numbers = {
+        "num_samples": flags.num_samples,
+        "num_held_out": len(held_out),
+        "num_train": len(train),
+        "steps": made.recipe.record["steps"],
+        "evaluations": made.recipe.sampler.evaluations,
+        "fitted_to_samples": score(made.samples(), labels),
+        "fitted_to_training_images": score(train, train_labels),
+    }
+    return Result(made.settings | numbers, _lines(numbers), made.suffix)
+
+
+class _Prepared(NamedTuple):
+    """Samples that are yet to be made, and what they are compared with."""
+
+    recipe: Recipe
+    splits: list[sources.Source]  # training, held out
+    settings: dict[str, Any]
+    suffix: str
+    samples: Callable[[], np.ndarray]
+
+
+def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
+    """Everything that can be refused, before anything is made."""
     recipe = recipe_of(loaded, flags)
     data = loaded.experiment.config.data
-    splits = [load_split(data, name, data_dir=flags.data_dir) for name in (data.train_split, data.test_split)]
+    splits = [load_split(data, split, data_dir=flags.data_dir) for split in (data.train_split, data.test_split)]
     settings = {
         "weights_sha256": results.weights_digest(loaded.params),
         "data": [split.fingerprint for split in splits],
@@ -174,34 +226,30 @@ def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
     }
     suffix = f"_n{flags.num_samples}_{recipe.name()}_seed{flags.seed}"
     results.check_record(
-        result_path("frechet_pixels", loaded, flags, f"{suffix}.json"),
-        settings | results.machine() | {"versions": versions()},
+        result_path(name, loaded, flags, f"{suffix}.json"), settings | results.machine() | {"versions": versions()}
     )
-    train, held_out = (images_of(split) for split in splits)
-    held_out = held_out[: flags.num_samples]
-    generate = recipe.generator(loaded.experiment.image_shape)
-    batches = generation.generate_batches(
-        generate,
-        recipe.params,
-        seed=flags.seed,
-        indices=np.arange(flags.num_samples),
-        batch_size=flags.batch_size,
-        inputs_of=recipe.inputs_of,
-    )
-    samples = np.concatenate([images for _, images in batches])
-    of_samples, of_held_out = (pixel_frechet_distance(images, train) for images in (samples, held_out))
-    numbers = {
-        "num_samples": len(samples),
-        "num_held_out": len(held_out),
-        "num_train": len(train),
-        "steps": recipe.record["steps"],
-        "evaluations": recipe.sampler.evaluations,
-        "frechet_samples": of_samples,
-        "frechet_held_out": of_held_out,
-        "ratio": of_samples / of_held_out,
-    }
-    text = "\n".join(f"{k:24} {v:.4g}" if isinstance(v, float) else f"{k:24} {v}" for k, v in numbers.items())
-    return Result(settings | numbers, text, suffix)
+
+    def samples() -> np.ndarray:
+        batches = generation.generate_batches(
+            recipe.generator(loaded.experiment.image_shape),
+            recipe.params,
+            seed=flags.seed,
+            indices=np.arange(flags.num_samples),
+            batch_size=flags.batch_size,
+            inputs_of=recipe.inputs_of,
+        )
+        return np.concatenate([images for _, images in batches])
+
+    return _Prepared(recipe, splits, settings, suffix, samples)
+
+
+def _lines(numbers: dict[str, Any]) -> str:
+    return "\n".join(f"{k:25} {v:.4g}" if isinstance(v, float) else f"{k:25} {v}" for k, v in numbers.items())
+
+
+def _labelled(source: sources.Source) -> tuple[np.ndarray, np.ndarray]:
+    batches = list(pipeline.eval_batches(source, batch_size=READ_BATCH))
+    return tuple(np.concatenate([batch[name][mask] for batch, mask in batches]) for name in ("image", "label"))
 
 
 def images_of(source: sources.Source) -> np.ndarray:
@@ -213,6 +261,7 @@ def images_of(source: sources.Source) -> np.ndarray:
 METRICS: dict[str, Metric] = {
     "bpd": bits_per_dimension,
     "bpd_ode": bits_per_dimension_ode,
+    "classification_accuracy": classification_accuracy,
     "frechet_pixels": frechet_pixels,
     "rate_distortion": progressive_coding,
 }

@@ -10,9 +10,11 @@
     python sample.py --ckpt runs/digits_sr --low_res small.png
     python sample.py --ckpt runs/cifar10 --interpolate a.png b.png        from one picture to another
     python sample.py --ckpt runs/cifar10 --shared_latents                 samples that share an x_t
+    python sample.py --ckpt runs/cifar10 --interpolate_seeds 1,2 --sampler ddim
+    python sample.py --ckpt runs/cifar10 --reconstruct photo.png --corrections 3
 
 Image i depends on --seed and on i only. A command that was stopped goes on where it stopped when it is given again.
-The last two commands make their own pictures instead of the samples.
+The last four commands make their own pictures instead of the samples.
 """
 
 import pathlib
@@ -66,11 +68,12 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse(latents.join_pair(argv))
     if not flags.ckpt:
         raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
+    drawings = latents.asked(flags)
     choose_platform(flags.platform)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     recipe = editing.edited(loaded, flags)
-    if flags.interpolate is not None or flags.shared_latents:
-        return latents.run(loaded, recipe, flags)
+    if drawings:
+        return latents.run(loaded, recipe, flags, drawings)
     out = pathlib.Path(flags.out or _default_out(loaded, recipe, flags))
 
     batch_size = min(flags.batch_size, flags.num_samples)
@@ -114,7 +117,7 @@ def _write_samples(
     with (
         tqdm.tqdm(total=num_samples, unit="image", disable=not on_terminal) as images_bar,
         tqdm.tqdm(
-            total=recipe.sampler.num_rows, unit="step", desc="chain", disable=not on_terminal, leave=False
+            total=recipe.sampler.num_rows, unit="evaluation", desc="chain", disable=not on_terminal, leave=False
         ) as chain_bar,
     ):
         generate = recipe.generator(

@@ -28,7 +28,7 @@ class State(Protocol):
 
 
 class Sampler(NamedTuple):
-    """A table of N rows and a pure step. The number of steps is a property of the table, the step is the same for all.
+    """A table of N rows and a pure step. The number of rows is a property of the table, the step is the same for all.
 
     `rows` is a pytree of [N, ...] arrays in the order of the walk, noisiest first. `init` turns x_T [B, H, W, C] into
     the state before the first row. `step(denoiser, state, row, keys)` does one row: `row` is `rows` without its leading
@@ -47,7 +47,7 @@ class Sampler(NamedTuple):
 
     @property
     def num_rows(self) -> int:
-        """N, the number of steps."""
+        """N: one row for each step of most samplers, two for those that ask the denoiser twice a step."""
         return len(jax.tree.leaves(self.rows)[0])
 
 
@@ -112,7 +112,7 @@ def _frame_slots(num_rows: int, num_frames: int) -> np.ndarray:
     """The frame that each of the chain's N+1 moments fills, int32 [N+1]; K, which is past the end, for no frame."""
     if num_frames and not 2 <= num_frames <= num_rows + 1:
         raise UsageError(
-            f"num_frames is {num_frames}: a chain of {num_rows} steps shows 2 to {num_rows + 1} frames; 0 is for none."
+            f"num_frames is {num_frames}: a chain of {num_rows} rows shows 2 to {num_rows + 1} frames; 0 is for none."
         )
     slots = np.full(num_rows + 1, num_frames, np.int32)
     slots[np.round(np.linspace(0, num_rows, num_frames)).astype(int)] = np.arange(num_frames)

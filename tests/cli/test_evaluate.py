@@ -291,3 +291,20 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(refused, trained, tm
     (tmp_path / "file").write_text("")
     argv = ["--metric", "bpd", "--num_images", 1, "--timestep_stride", 20, "--out", tmp_path / "file"]
     refused("evaluate", "--ckpt", trained, *argv, says=["Cannot write", "file", "make room"], code=1)
+
+
+def test_the_accuracy_of_a_classifier_of_samples_is_beside_that_of_the_training_images(
+    invoke, trained_by_class, tmp_path
+):
+    argv = ["--metric", "classification_accuracy", "--num_samples", 40, "--steps", 2, "--out", tmp_path]
+    assert invoke("evaluate", "--ckpt", trained_by_class, *argv).code == 0
+    (path,) = tmp_path.glob("classification_accuracy_*.json")
+    record = json.loads(path.read_text())
+    assert record["fitted_to_training_images"] > 0.9  # the digits are nearly linearly separable
+    assert record["fitted_to_samples"] < 0.6  # a model of ten steps knows no digits
+    assert record["labels"] == list(range(10))
+
+
+def test_a_model_without_classes_has_no_classification_accuracy(refused, trained):
+    argv = ["--ckpt", trained, "--metric", "classification_accuracy"]
+    refused("evaluate", *argv, says=["classification_accuracy", "trained without labels"])

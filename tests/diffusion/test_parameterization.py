@@ -63,19 +63,6 @@ def test_a_respaced_chain_reads_the_network_as_it_was_trained(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_respaced_chain_reads_the_network_as_it_was_trained(name):
-    """x_0 is the true one whatever the network predicts, and the mean is that of the respaced chain's longer step."""
-    kept = np.array([0, 4, 11, 19])
-    respaced = schedules.make_schedule(BETAS, timesteps=kept)
-    p = parameterization.interpret(
-        respaced, values[name][kept], x_t[kept], jnp.arange(4), parameterization=name, variance="fixed_small"
-    )
-    np.testing.assert_allclose(p.x_0, VALUES["x_0"][kept], rtol=1e-5, atol=1e-5)
-    expected = gaussian.q_posterior(respaced, jnp.asarray(VALUES["x_0"][kept]), x_t[kept], jnp.arange(4)).mean
-    np.testing.assert_allclose(p.mean, expected, rtol=2e-5, atol=2e-5)
-
-
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("variance", parameterization.VARIANCES)
 def test_prediction_is_consistent(name, variance):
     """The same x_0, eps and mean from every parameterisation, and x_t = √ᾱ x_0 + √(1-ᾱ) eps."""

@@ -192,5 +192,5 @@ def test_without_progress_there_is_no_callback_in_the_program():
 
 @pytest.mark.parametrize("num_frames", [-1, 1, 12])
 def test_a_number_of_frames_the_chain_has_not_is_refused(num_frames):
-    with pytest.raises(UsageError, match=f"num_frames is {num_frames}: a chain of 10 steps shows 2 to 11 frames"):
+    with pytest.raises(UsageError, match=f"num_frames is {num_frames}: a chain of 10 rows shows 2 to 11 frames"):
         chain(10, num_frames=num_frames)(*start(range(2)))
