@@ -1,32 +1,66 @@
-"""sample.py's pictures of the latent space: `--interpolate A B` and `--shared_latents`. Samples are `cli.sample`."""
+"""sample.py's commands that draw a picture of their own instead of samples: their flags, what is refused, the files.
 
-import functools
+`--interpolate A B`, `--shared_latents`, `--interpolate_seeds`, `--reconstruct`; what each draws is
+`cli.latent_pictures`, samples are `cli.sample`. A picture has a JSON record beside it, and is never replaced by one
+that was made otherwise.
+"""
+
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from ddpm_jax.cli import photos
 from ddpm_jax.cli.command import Parser
+from ddpm_jax.cli.latent_pictures import BETWEEN, DRAWINGS
 from ddpm_jax.cli.load import Loaded, versions
 from ddpm_jax.cli.sampling import Recipe
-from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.errors import UsageError
-from ddpm_jax.evaluation import progressive
-from ddpm_jax.evaluation.results import write_record
+from ddpm_jax.evaluation.results import check_record, write_record
 from ddpm_jax.plotting import images as pictures
 
-LATENTS = 4  # rows of shared_latents.png; T = 1000 gives the t of Ho et al. 2020, figure 7
-SHARING = 8  # samples in a row
-_BETWEEN = "\0"  # no path holds it
+_ANCESTRAL = ("interpolate", "shared_latents")
+_BELONG = {  # flag -> the commands of which it is
+    "interpolate_t": ("interpolate",),
+    "interpolate_steps": ("interpolate", "interpolate_seeds"),
+    "corrections": ("reconstruct",),
+}
+_IDLE = {  # command -> flags of samples that would do nothing
+    "interpolate": ("chain",),
+    "shared_latents": ("chain",),
+    "interpolate_seeds": ("chain", "num_samples", "batch_size"),
+    "reconstruct": ("chain", "num_samples", "batch_size", "seed", "sampler_options"),
+}
 
 
 def define_flags(parser: Parser) -> None:
     """Adds the flags of this file to those of sample.py."""
     parser.string("interpolate", None, "Two image files: draw the way from A to B through x_t.", metavar="A B")
     parser.integer("interpolate_t", None, "Which t, 0 (least noise) to steps - 1; by default half of it.", lower=0)
-    parser.integer("interpolate_steps", 11, "How many λ from 0 to 1, both included.", lower=2)
+    parser.string(
+        "interpolate_seeds",
+        None,
+        "Two seeds: draw the images on the arc between their x_T of image 0, by any sampler; what noise it adds is "
+        "that of --seed for all of them.",
+        metavar="I,J",
+    )
+    parser.integer(
+        "interpolate_steps",
+        None,
+        "With --interpolate or --interpolate_seeds: how many images, both ends included (default: 11).",
+        lower=2,
+    )
+    parser.string(
+        "reconstruct",
+        None,
+        "Picture to turn into its own x_T and back: DDIM inversion and DDIM over the same times, nothing clipped.",
+        metavar="FILE",
+    )
+    parser.integer(
+        "corrections",
+        None,
+        "With --reconstruct: how often each step up is corrected, each at the price of one more evaluation (default: "
+        "0).",
+        lower=0,
+    )
     parser.boolean("shared_latents", "Draw samples that share the x_t of one chain, at four t: shared_latents.png.")
 
 
@@ -38,98 +72,73 @@ def join_pair(argv: Sequence[str]) -> list[str]:
             pair = argv[i + 1 : i + 3]
             if len(pair) < 2 or any(path.startswith("--") for path in pair):
                 raise UsageError("--interpolate needs two image files, as in --interpolate a.png b.png.")
-            return [*argv[:i], f"--interpolate={_BETWEEN.join(pair)}", *argv[i + 3 :]]
+            return [*argv[:i], f"--interpolate={BETWEEN.join(pair)}", *argv[i + 3 :]]
     return argv
 
 
-def run(loaded: Loaded, recipe: Recipe, flags: Any) -> int:
-    """Draws what was asked for and prints where it is; returns the exit code.
-
-    Every image has the condition of image 0: of a model with classes, the first of --labels.
+def asked(flags: Any) -> list[str]:
+    """The names of the commands of this file that the flags ask for; of --reconstruct, sets the flags it decides.
 
     Raises:
-      UsageError: another sampler than the ancestral, whose x_t are what is shown; or a picture to be edited as well.
+      UsageError: two commands that do not go together, or a flag that would do nothing.
     """
-    if flags.init_image or flags.inpaint:
-        raise UsageError("--interpolate and --shared_latents edit no picture: leave out --init_image and --inpaint.")
-    if flags.sampler not in (None, "ancestral"):
+    commands = [name for name in DRAWINGS if getattr(flags, name) not in (None, False)]
+    for name, owners in _BELONG.items():
+        if getattr(flags, name) is not None and not set(owners) & set(commands):
+            raise UsageError(f"--{name} belongs to {' and '.join(f'--{o}' for o in owners)}: give it with that only.")
+    if not commands:
+        return commands
+    if len(commands) > 1 and not set(commands) <= set(_ANCESTRAL):
+        raise UsageError(f"--{commands[0]} and --{commands[1]} each draw a picture of their own: give one of them.")
+    named = " and ".join(f"--{name}" for name in commands)
+    for name in ("init_image", "inpaint"):
+        if getattr(flags, name):
+            raise UsageError(f"{named} can edit no picture: leave out --{name}.")
+    for command in commands:
+        for name in _IDLE[command]:
+            if flags[name].present:
+                raise UsageError(f"--{name} does nothing for --{command}: leave it out.")
+    if flags.labels and "," in flags.labels:
+        raise UsageError(f"--labels {flags.labels}: all images of {named} are of one class, so give one.")
+    if commands[0] in _ANCESTRAL and flags.sampler not in (None, "ancestral"):
+        raise UsageError(f"{named} can only walk the ancestral chain: leave out --sampler {flags.sampler}.")
+    if "reconstruct" in commands:
+        _decide(flags)
+    return commands
+
+
+def _decide(flags: Any) -> None:
+    if flags.sampler not in (None, "ddim"):
+        raise UsageError(f"--reconstruct walks up and down by DDIM: leave out --sampler {flags.sampler}.")
+    if flags["clip"].present and flags.clip != "none":
         raise UsageError(
-            f"--interpolate and --shared_latents walk the ancestral chain: leave out --sampler {flags.sampler}."
+            f"--reconstruct clips nothing, since what is clipped has no way back: leave out --clip {flags.clip}."
         )
+    flags.sampler, flags.clip = "ddim", "none"
+
+
+def run(loaded: Loaded, recipe: Recipe, flags: Any, commands: Sequence[str]) -> int:
+    """Draws what was asked for and prints where it is; returns the exit code.
+
+    Every image has the condition of image 0: of a model with classes, --labels, by default the first.
+
+    Raises:
+      UsageError: a file, seed or t that cannot be used, or the place is taken by a picture that was made otherwise.
+      FailureError: an image that is not finite, or files that cannot be written.
+    """
     out = pathlib.Path(flags.out or pathlib.Path(flags.ckpt) / "generated")
-    stem = f"step{loaded.step}_{loaded.weights}_seed{flags.seed}_{recipe.name()}"
-    record = {
-        "checkpoint": str(flags.ckpt),
-        "checkpoint_step": loaded.step,
-        "weights": loaded.weights,
-        "seed": flags.seed,
-        **recipe.record,
-        "versions": versions(),
-    }
-    if flags.interpolate is not None:
-        _interpolate(loaded, recipe, flags, out, stem, record)
-    if flags.shared_latents:
-        _shared_latents(loaded, recipe, flags, out, stem, record)
+    for command in commands:
+        drawing = DRAWINGS[command](loaded, recipe, flags)
+        seed = {} if command == "reconstruct" else {"seed": flags.seed}  # nothing is drawn there
+        parts = [drawing.name, f"step{loaded.step}", loaded.weights, *(f"seed{value}" for value in seed.values())]
+        path = out / ("_".join([*parts, recipe.name()]) + ".png")
+        made_by = {"checkpoint": str(flags.ckpt), "checkpoint_step": loaded.step, "weights": loaded.weights}
+        settings = {**made_by, **seed, **recipe.record, **drawing.settings, "versions": versions()}
+        record = path.with_suffix(".json")
+        check_record(record, settings)
+        drawn = drawing.draw()
+        # The record first: a picture without one could be replaced unnoticed.
+        write_record(record, settings | drawn.results)
+        pictures.save_png(path, pictures.grid(drawn.images, columns=drawn.columns))
+        print(f"{drawn.said}\n  {path}")
     return 0
-
-
-def _denoiser(recipe: Recipe, params: Any) -> Denoiser:
-    """The recipe's denoiser for batches of any size, all of them of image 0's condition."""
-
-    def denoiser(x_t: Any, t: Any) -> Prediction:
-        inputs = recipe.inputs_of(np.zeros(len(x_t), int))
-        return recipe.make_denoiser(params, recipe.sampler.schedule, inputs)(x_t, t)
-
-    return denoiser
-
-
-def _interpolate(
-    loaded: Loaded, recipe: Recipe, flags: Any, out: pathlib.Path, stem: str, record: dict[str, Any]
-) -> None:
-    paths, schedule = _paths(flags.interpolate), recipe.sampler.schedule
-    t = schedule.num_timesteps // 2 if flags.interpolate_t is None else flags.interpolate_t
-    progressive.from_timestep(schedule, t)
-    pair = np.stack([photos.read_photo("--interpolate", path, loaded.experiment.image_shape) for path in paths])
-    found = progressive.interpolate(
-        functools.partial(_denoiser, recipe),
-        schedule,
-        recipe.params,
-        pair,
-        t=t,
-        steps=flags.interpolate_steps,
-        seed=flags.seed,
-    )
-    row = np.concatenate([pair[:1], found.images, pair[1:]])
-    path = out / f"interpolate_{paths[0].stem}_{paths[1].stem}_t{t}_n{flags.interpolate_steps}_{stem}.png"
-    pictures.save_png(path, pictures.grid(row, columns=len(row)))
-    what = {"images": [str(path) for path in paths], "t": t, "lambdas": found.lambdas}
-    write_record(path.with_suffix(".json"), record | what)
-    print(f"{paths[0]}, {len(found.images)} images at t = {t} with λ from 0 to 1, {paths[1]}\n  {path}")
-
-
-def _shared_latents(
-    loaded: Loaded, recipe: Recipe, flags: Any, out: pathlib.Path, stem: str, record: dict[str, Any]
-) -> None:
-    schedule = recipe.sampler.schedule
-    shared = progressive.samples_sharing_latents(
-        functools.partial(_denoiser, recipe),
-        schedule,
-        recipe.params,
-        loaded.experiment.image_shape,
-        num_latents=min(LATENTS, schedule.num_timesteps),
-        num_samples=SHARING,
-        seed=flags.seed,
-    )
-    rows = np.concatenate([shared.latents[:, None], shared.images], axis=1)
-    path = out / f"shared_latents_{stem}.png"
-    pictures.save_png(path, pictures.grid(rows.reshape(-1, *rows.shape[2:]), columns=SHARING + 1))
-    write_record(path.with_suffix(".json"), record | {"t": shared.t})
-    listed = ", ".join(map(str, shared.t))
-    print(f"x_t of one chain at t = {listed}, and {SHARING} samples that share it\n  {path}")
-
-
-def _paths(value: str) -> list[pathlib.Path]:
-    paths = value.split(_BETWEEN)
-    if len(paths) != 2:  # --interpolate=A
-        raise UsageError("--interpolate needs two image files, as in --interpolate a.png b.png.")
-    return [pathlib.Path(path) for path in paths]

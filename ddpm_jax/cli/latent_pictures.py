@@ -1,0 +1,200 @@
+"""What sample.py's commands on the latent space draw: DRAWINGS, by the name of the flag that asks for each.
+
+Each function reads its flags and files, refuses what cannot be, and leaves the computing to `Drawing.draw`. Flags and
+files on disk are `cli.latents`; the mathematics is `evaluation.progressive` and `samplers`.
+"""
+
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.cli import photos, sampling
+from ddpm_jax.cli.command import MAX_SEED
+from ddpm_jax.cli.load import Loaded
+from ddpm_jax.cli.sampling import Recipe
+from ddpm_jax.data.transforms import to_model_range, to_uint8
+from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.evaluation import progressive
+from ddpm_jax.samplers import inversion
+from ddpm_jax.samplers.editing import slerp
+from ddpm_jax.samplers.randomness import image_keys, initial_noise
+from ddpm_jax.training.randomness import base_key
+
+BETWEEN = "\0"  # of the two paths of --interpolate: no path holds it
+LATENTS = 4  # rows of shared_latents.png; T = 1000 gives the t of Ho et al. 2020, figure 7
+SHARING = 8  # samples in a row
+PATH_STEPS = 11  # images from one end to the other
+
+
+class Drawn(NamedTuple):
+    """A finished drawing."""
+
+    images: np.ndarray  # uint8 [N, H, W, C], row by row
+    columns: int
+    results: dict[str, Any]  # for the record
+    said: str  # to the user
+
+
+class Drawing(NamedTuple):
+    """A drawing to be made."""
+
+    name: str  # how its file begins; different where the files read differ
+    settings: dict[str, Any]  # what it is made of, beside the checkpoint and the recipe
+    draw: Callable[[], Drawn]
+
+
+def _interpolate(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
+    """From one picture to another through x_t (Ho et al. 2020, figure 8)."""
+    paths, schedule = _paths(flags.interpolate), recipe.sampler.schedule
+    t = schedule.num_timesteps // 2 if flags.interpolate_t is None else flags.interpolate_t
+    progressive.from_timestep(schedule, t)
+    steps = flags.interpolate_steps or PATH_STEPS
+    pair = np.stack([photos.read_photo("--interpolate", path, loaded.experiment.image_shape) for path in paths])
+    settings = {"images": list(map(str, paths)), "sha256": list(map(_sha256, paths)), "t": t}
+
+    def draw() -> Drawn:
+        found = progressive.interpolate(
+            functools.partial(_denoiser, recipe),
+            schedule,
+            recipe.params,
+            pair,
+            t=t,
+            steps=steps,
+            seed=flags.seed,
+        )
+        row = np.concatenate([pair[:1], found.images, pair[1:]])
+        said = f"{paths[0]}, {steps} images at t = {t} with λ from 0 to 1, {paths[1]}"
+        return Drawn(row, len(row), {"lambdas": found.lambdas}, said)
+
+    stems = f"{paths[0].stem}_{paths[1].stem}_{_digest(settings)}"
+    return Drawing(f"interpolate_{stems}_t{t}_n{steps}", settings, draw)
+
+
+def _shared_latents(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
+    """Samples that share the x_t of one chain, at four t (Ho et al. 2020, figure 7)."""
+    schedule = recipe.sampler.schedule
+
+    def draw() -> Drawn:
+        shared = progressive.samples_sharing_latents(
+            functools.partial(_denoiser, recipe),
+            schedule,
+            recipe.params,
+            loaded.experiment.image_shape,
+            num_latents=min(LATENTS, schedule.num_timesteps),
+            num_samples=SHARING,
+            seed=flags.seed,
+        )
+        rows = np.concatenate([shared.latents[:, None], shared.images], axis=1)
+        said = f"x_t of one chain at t = {', '.join(map(str, shared.t))}, and {SHARING} samples that share it"
+        return Drawn(rows.reshape(-1, *rows.shape[2:]), SHARING + 1, {"t": shared.t}, said)
+
+    return Drawing("shared_latents", {}, draw)
+
+
+def _interpolate_seeds(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
+    """Samples on the arc between the x_T of two seeds, all with the noise of image 0 of --seed."""
+    first, last = _seeds(flags.interpolate_seeds)
+    steps = flags.interpolate_steps or PATH_STEPS
+    image_shape = loaded.experiment.image_shape
+    lambdas = np.linspace(0, 1, steps)
+    along = recipe._replace(
+        make_denoiser=lambda params, schedule, inputs: recipe.make_denoiser(params, schedule, inputs[0]),
+        start=lambda schedule, keys, image_shape, inputs: inputs[1],
+        edit=lambda sampler, inputs: recipe.edit(sampler, inputs[0]),
+    )
+
+    def draw() -> Drawn:
+        ends = [initial_noise(image_keys(base_key(seed), jnp.zeros(1, int)), image_shape) for seed in (first, last)]
+        x_T = np.asarray(slerp(jnp.concatenate(ends), jnp.asarray(lambdas, jnp.float32)))
+        same = np.zeros(steps, int)  # image 0's key and condition for all: they differ in x_T alone
+        inputs = (recipe.inputs_of(same), x_T)
+        images = along.generator(image_shape)(recipe.params, base_key(flags.seed), same, inputs=inputs).images
+        said = f"{steps} images from seed {first} to seed {last}, {recipe.record['sampler']}"
+        return Drawn(images, steps, {"lambdas": lambdas}, f"{said}, {recipe.record['steps']} steps")
+
+    return Drawing(f"interpolate_seeds_{first}_{last}_n{steps}", {"seeds": [first, last]}, draw)
+
+
+def _reconstruct(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
+    """A picture, the x_T that DDIM inversion finds for it, and what DDIM makes of that."""
+    experiment, path = loaded.experiment, pathlib.Path(flags.reconstruct)
+    photo = photos.read_photo("--reconstruct", path, experiment.image_shape)
+    times, corrections = sampling.times_of(experiment, flags), flags.corrections or 0
+    settings = {"reconstruct": str(path), "sha256": _sha256(path), "corrections": corrections}
+
+    @jax.jit
+    def back_and_forth(params: Any, x_0: chex.Array) -> inversion.Reconstruction:
+        denoiser = _denoiser(recipe, params)
+        return inversion.reconstruct(denoiser, experiment.chain, times, x_0, corrections=corrections)
+
+    def draw() -> Drawn:
+        found = back_and_forth(recipe.params, to_model_range(photo[None]))
+        rmse = progressive.HALF_RANGE * float(found.rmse[0])
+        if not np.isfinite(rmse):
+            raise FailureError(
+                "The reconstruction came out as not-a-number or infinite: take more --steps or fewer --corrections, "
+                "or, where plain samples fail too, an earlier checkpoint."
+            )
+        images = np.concatenate([photo[None], to_uint8(found.x_T), to_uint8(found.x_0)])
+        said = (
+            f"{path}, its x_T and its reconstruction in {len(times)} steps with {corrections} corrections, x_0 not "
+            f"clipped (--clip none): root mean squared error {rmse:.3g} grey levels"
+        )
+        return Drawn(images, len(images), {"rmse_grey_levels": rmse}, said)
+
+    return Drawing(f"reconstruct_{path.stem}_{_digest(settings)}_c{corrections}", settings, draw)
+
+
+DRAWINGS: dict[str, Callable[[Loaded, Recipe, Any], Drawing]] = {
+    "interpolate": _interpolate,
+    "shared_latents": _shared_latents,
+    "interpolate_seeds": _interpolate_seeds,
+    "reconstruct": _reconstruct,
+}
+
+
+def _denoiser(recipe: Recipe, params: Any) -> Denoiser:
+    """The recipe's denoiser for batches of any size, all of them of image 0's condition."""
+
+    def denoiser(x_t: Any, t: Any) -> Prediction:
+        inputs = recipe.inputs_of(np.zeros(len(x_t), int))
+        return recipe.make_denoiser(params, recipe.sampler.schedule, inputs)(x_t, t)
+
+    return denoiser
+
+
+def _paths(value: str) -> list[pathlib.Path]:
+    paths = value.split(BETWEEN)
+    if len(paths) != 2:  # --interpolate=A
+        raise UsageError("--interpolate needs two image files, as in --interpolate a.png b.png.")
+    return [pathlib.Path(path) for path in paths]
+
+
+def _seeds(text: str) -> tuple[int, int]:
+    try:
+        first, last = (int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--interpolate_seeds {text}: give two whole numbers, as in 1,2.") from None
+    for seed in (first, last):
+        if not 0 <= seed <= MAX_SEED:
+            raise UsageError(f"--interpolate_seeds {text}: {seed} is no seed, choose 0 to {MAX_SEED}.")
+    if first == last:
+        raise UsageError(f"--interpolate_seeds {text}: between a seed and itself all images are the same, give two.")
+    return first, last
+
+
+def _sha256(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    """Tells files of one name apart: those of different folders, and the same file before and after a change."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
