@@ -85,7 +85,7 @@ def time_loop(step, state, batches, key, steps, writer, config):
         config={},
         writer=writer,
         progress=Progress(first + steps, file=io.StringIO()),
-        on_sample=lambda step, params: None,
+        on_sample=lambda step, state: None,
     )
     jax.block_until_ready(outcome.state)
     return outcome.state, stopwatch.read(steps)

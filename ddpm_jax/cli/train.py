@@ -35,6 +35,7 @@ from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.objective import QUARTILES
 from ddpm_jax.training.parallel import map_step
 from ddpm_jax.training.randomness import base_key
+from ddpm_jax.training.state import TrainState
 
 DEFAULT_CONFIG = "configs/digits.py"
 CONFIG_FILE = "config.json"
@@ -153,13 +154,14 @@ def _announce(experiment: Experiment, workdir: pathlib.Path, source: sources.Sou
 
 def _sample_writer(
     experiment: Experiment, workdir: pathlib.Path, writer: metrics.MetricWriter
-) -> Callable[[int, Any], None]:
-    """Returns on_sample(step, params): the same noise and conditions every time, so that the grids can be compared."""
+) -> Callable[[int, TrainState], None]:
+    """Returns on_sample(step, state): the same noise and conditions every time, so that the grids can be compared."""
     config, preview = experiment.config, make_preview(experiment)
     generate = experiment.generator(ancestral(experiment.respaced(config.train.sample_steps)))
 
-    def on_sample(step: int, params: Any) -> None:
-        images = generate(params, base_key(config.seed), np.arange(preview.count), inputs=preview.condition).images
+    def on_sample(step: int, state: TrainState) -> None:
+        indices = np.arange(preview.count)
+        images = generate(state.ema_params, base_key(config.seed), indices, inputs=preview.condition).images
         picture = preview.draw(images)
         save_png(_grid_path(workdir, step), picture)
         writer.image(step, "samples", picture)
@@ -167,7 +169,7 @@ def _sample_writer(
     return on_sample
 
 
-def _no_samples(step: int, params: Any) -> None:
+def _no_samples(step: int, state: TrainState) -> None:
     """on_sample of a classifier."""
 
 

@@ -59,7 +59,7 @@ def train(
     config: Mapping[str, Any],
     writer: MetricWriter,
     progress: Progress,
-    on_sample: Callable[[int, Any], None],
+    on_sample: Callable[[int, TrainState], None],
 ) -> Outcome:
     """Trains from `state` until `options.num_steps`, or until SIGINT or SIGTERM asks to stop; then saves.
 
@@ -73,7 +73,7 @@ def train(
       config: JSON-able, saved with every checkpoint.
       writer: receives a record every `log_every` steps.
       progress: the bar or lines that a person watches.
-      on_sample: called with (step, EMA parameters) every `sample_every` steps and at the end.
+      on_sample: called with (step, state) every `sample_every` steps and at the end.
 
     Raises:
       FailureError: the loss or the gradient is not finite (the state is not saved), or a checkpoint cannot be written.
@@ -101,7 +101,7 @@ def train(
             if options.sample_every and step % options.sample_every == 0 and step != options.num_steps:
                 reporter.settle(saved)
                 with reporter.throughput.paused():
-                    on_sample(step, state.ema_params)
+                    on_sample(step, state)
             if step % options.save_every == 0:
                 save()
 
@@ -109,7 +109,7 @@ def train(
             save()
         checkpointer.wait()
         if interrupt.received is None:
-            on_sample(step, state.ema_params)
+            on_sample(step, state)
     return Outcome(state, interrupt.received)
 
 

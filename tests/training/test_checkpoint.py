@@ -109,7 +109,7 @@ class _Run:
                 config=CONFIG,
                 writer=writer,
                 progress=Progress(num_steps, file=io.StringIO()),
-                on_sample=lambda step, params: None,
+                on_sample=lambda step, state: None,
             )
         following = next(self.batches)
         self.batches.close()

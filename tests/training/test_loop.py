@@ -64,8 +64,8 @@ class _Diary:
     def wait(self):
         self.note("wait")
 
-    def on_sample(self, step, params):
-        self.note("sample", step, float(params["w"]))
+    def on_sample(self, step, state):
+        self.note("sample", step, float(state.ema_params["w"]))
 
     def train(self, workdir, **options):
         options = {"num_steps": 10, "batch_size": 8, "log_every": 4, "sample_every": 0, "save_every": 100} | options
@@ -101,7 +101,7 @@ def test_the_step_compiles_once_though_the_state_comes_from_one_device(tmp_path,
     _, step = linear.start(optimizer, objective=objective)
     diary = _Diary()
     diary.state, diary.train_step, diary.batch = create(linear.params(), optimizer, objective), step, linear.batch(8)
-    diary.on_sample = lambda step, params: None
+    diary.on_sample = lambda step, state: None
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         diary.train(tmp_path)
     compiled = [record.message for record in caplog.records if record.message.startswith("Compiling jit(_fun)")]
@@ -215,7 +215,7 @@ def test_a_diverging_run_stops_and_its_last_good_checkpoint_is_finite(tmp_path, 
             config={},
             writer=writer,
             progress=Progress(100, file=io.StringIO()),
-            on_sample=lambda step, params: None,
+            on_sample=lambda step, state: None,
         )
     checkpointer.close()
     stopped = 1 + records.read(tmp_path)[-1]["step"]
