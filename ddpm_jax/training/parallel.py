@@ -5,7 +5,7 @@ devices there are, and a checkpoint written on one device reads on eight. `pmap`
 `lax.axis_index` counts through all of them in the order of the global batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -26,6 +26,15 @@ def map_step(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, A
     equal on every device, by `pmean`, `psum` or `all_gather` over `AXIS`.
     """
     return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,))
+
+
+def several(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """Returns steps(state, batches, key) -> (state, metrics), one step after another in one program, to be mapped.
+
+    The leaves of `batches` are [K, examples per device, ...], those of the metrics [K, ...]: one dispatch pays for K
+    steps. The updates are those of K calls of `step`.
+    """
+    return lambda state, batches, key: jax.lax.scan(lambda state, batch: step(state, batch, key), state, batches)
 
 
 def replicate(tree: Any) -> Any:
@@ -55,6 +64,18 @@ def shard(tree: Any) -> Any:
     """Splits the leading axis over the local devices: [B, ...] -> [local devices, B / local devices, ...]."""
     devices = jax.local_device_count()
     return jax.tree.map(lambda x: np.reshape(x, (devices, x.shape[0] // devices, *x.shape[1:])), tree)
+
+
+def to_devices(batches: Sequence[Any]) -> Any:
+    """Starts to copy the batches of one call of a mapped step to the local devices, and returns without waiting.
+
+    The copy is under way while the devices still work on the call before. One batch is laid out as by `shard`, for a
+    mapped step; K as [local devices, K, B / local devices, ...], for the mapped `several` of it.
+    """
+    split = list(map(shard, batches))
+    tree = split[0] if len(split) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *split)
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
 def unshard(tree: Any) -> Any:

@@ -1,0 +1,78 @@
+"""Traces of single training steps, in the form that TensorBoard's profile tab and Perfetto read.
+
+What a step costs in numbers is measured by `benchmarks/`; the rates of a run are in `metrics`.
+"""
+
+import contextlib
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from ddpm_jax.errors import FailureError, UsageError
+
+
+class Trace:
+    """Records what host and devices do in steps `first` to `last`, counted from 1, into DIR/plugins/profile/TIME/.
+
+    Without arguments it records nothing. Steps that are dispatched together are recorded together. Leaving the context
+    ends a trace that is still open, so a run that is interrupted keeps what it has.
+    """
+
+    def __init__(self, directory: str | os.PathLike | None = None, *, first: int = 0, last: int = 0):
+        """Names the steps; nothing is recorded before `call` reaches them."""
+        self._directory = None if directory is None else pathlib.Path(directory)
+        self._first, self._last = first, last
+        self._open = False
+
+    def __enter__(self) -> "Trace":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop()
+
+    def call(self, step: int, count: int) -> contextlib.AbstractContextManager:
+        """Returns a context whose body dispatches steps step+1 to step+count.
+
+        Raises:
+          FailureError: the trace cannot be begun.
+        """
+        if self._directory is not None and not self._open and step < self._last and step + count >= self._first:
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                jax.profiler.start_trace(self._directory)
+            except (OSError, RuntimeError) as error:
+                raise FailureError(f"Cannot trace steps into {self._directory}: {error}.") from error
+            self._open = True
+        return jax.profiler.StepTraceAnnotation("train", step_num=step + count) if self._open else _NOTHING
+
+    def done(self, step: int, results: Any) -> None:
+        """Ends the trace where `step` is its last, or later, once the devices have computed `results`."""
+        if self._open and step >= self._last:
+            jax.block_until_ready(results)
+            self._stop()
+
+    def _stop(self) -> None:
+        if not self._open:
+            return
+        self._open, self._directory = False, None
+        try:
+            jax.profiler.stop_trace()
+        except (OSError, RuntimeError) as error:
+            raise FailureError(f"Writing the trace of the steps failed: {error}.") from error
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """Reads "FIRST:LAST", two steps counted from 1.
+
+    Raises:
+      UsageError: it is not that, or LAST comes before FIRST.
+    """
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise UsageError(f"--profile is {text!r}: give the first and the last step to trace, as in 10:12.")
+    return int(first), int(last)
