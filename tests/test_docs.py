@@ -45,3 +45,19 @@ def test_every_config_and_benchmark_in_the_docs_exists(path):
 def test_the_check_of_names_can_fail():
     with pytest.raises(AttributeError):
         _resolve("ddpm_jax.diffusion.gaussian.q_smaple")
+
+
+def test_the_python_of_the_readme_makes_images():
+    """With a stand-in for the network, which the reader is to bring; docs/samplers.md goes on with its names."""
+
+    class Unet:
+        def apply(self, variables, x_t, time):
+            return x_t * variables["params"]
+
+    names = {"unet": Unet(), "params": 0.9}
+    for path in (ROOT / "README.md", ROOT / "docs" / "samplers.md"):
+        for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
+            exec(block, names)
+    assert names["images"].shape == (16, 32, 32, 3)
+    assert abs(names["images"]).max() <= 1
+    assert names["samples"].shape == (16, 32, 32, 3)
