@@ -105,7 +105,7 @@ def _train(experiment: Experiment, training: Training, workdir: pathlib.Path) ->
     if checkpointer.latest_step() is None:
         state = init_state(experiment, training)
     else:
-        state, position = checkpointer.restore(state_shapes(experiment, training))
+        state, position = checkpointer.resume(state_shapes(experiment, training), _warn)
         batches.set_state(position)
     start = int(state.step)
     write_atomically(workdir / CONFIG_FILE, json.dumps(configs.to_dict(config), indent=2).encode())
@@ -139,6 +139,10 @@ def _train(experiment: Experiment, training: Training, workdir: pathlib.Path) ->
             batches.close()
             checkpointer.close()
     return _finish(outcome.interrupted_by, int(outcome.state.step), workdir, makes_images=makes_images)
+
+
+def _warn(sentence: str) -> None:
+    print(f"warning: {sentence}.", file=sys.stderr)
 
 
 def _announce(experiment: Experiment, workdir: pathlib.Path, source: sources.Source, params: Any, start: int) -> None:

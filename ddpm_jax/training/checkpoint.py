@@ -1,29 +1,88 @@
 """Checkpoints: the train state, the position in the data and the config, as one atomic unit. Only here is Orbax known.
 
 A run's directory holds `checkpoints/STEP/{state,data,config}`. A step's directory appears under its own name only when
-all of it is on disk, so a run killed while saving leaves the one before as the newest.
+all of it is on disk, so a run killed while saving leaves the one before as the newest. Each of the three holds the
+digests of its files (`digests`), because a flipped bit would otherwise be read back as other numbers.
 """
 
 import contextlib
 import gc
+import itertools
 import logging
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.tree_util import tree_flatten_with_path
 
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.training import digests
 
 CHECKPOINTS = "checkpoints"
-STATE, DATA, CONFIG = "state", "data", "config"
+STATE, DATA, CONFIG = ITEMS = "state", "data", "config"
+SET_ASIDE = ".damaged"  # added to the name of a damaged checkpoint's directory
 
 # Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of three.
 logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+class DamagedCheckpoint(FailureError):
+    """What is on disk is not what was saved.
+
+    Attributes:
+      reason: half a sentence.
+    """
+
+    def __init__(self, path: pathlib.Path, reason: str):
+        self.reason = reason
+        whole = _newest_whole(path.parent, other_than=int(path.name))
+        others = (
+            f"the newest one that is whole is that of step {whole}, which train.py resumes from and sample.py and "
+            f"evaluate.py take with --ckpt_step {whole}"
+            if whole is not None
+            else "there is no other one that is whole"
+        )
+        super().__init__(f"The checkpoint {path} is damaged ({reason}): {others}.")
+
+
+class _StateHandler(ocp.StandardCheckpointHandler):
+    """Writes the digests of a state's files, in the background, when the last of them is on disk."""
+
+    def finalize(self, directory) -> None:
+        super().finalize(directory)
+        digests.write(directory)
+
+    @classmethod
+    def typestr(cls) -> str:  # what Orbax notes for other readers: they need not know this class
+        return ocp.StandardCheckpointHandler.typestr()
+
+
+class _JsonHandler(ocp.JsonCheckpointHandler):
+    """As `_StateHandler`, of what is JSON."""
+
+    def finalize(self, directory) -> None:
+        super().finalize(directory)
+        digests.write(directory)
+
+    @classmethod
+    def typestr(cls) -> str:
+        return ocp.JsonCheckpointHandler.typestr()
+
+
+def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for item, args, handler in (
+        (STATE, ocp.args.StandardSave, _StateHandler()),
+        (DATA, ocp.args.JsonSave, _JsonHandler()),
+        (CONFIG, ocp.args.JsonSave, _JsonHandler()),
+    ):
+        registry.add(item, args, handler)
+    return registry
 
 
 class Checkpointer:
@@ -52,7 +111,7 @@ class Checkpointer:
         )
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=(STATE, DATA, CONFIG))
+            self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=_handlers())
         except OSError as error:
             raise FailureError(f"Cannot write checkpoints to {self._directory}: {error.strerror or error}.") from error
 
@@ -107,11 +166,58 @@ class Checkpointer:
 
         Raises:
           UsageError: no such checkpoint, or one of another architecture.
-          FailureError: the checkpoint's files are damaged.
+          DamagedCheckpoint: the checkpoint's files are damaged.
         """
-        step = find_step(self._directory.parent, step)
-        state = _restore_state(self._directory / str(step), template)
-        return state, _restore_json(self._directory / str(step), DATA)
+        path = self._directory / str(find_step(self._directory.parent, step))
+        _check_whole(path)
+        return _restore_state(path, template), _restore_json(path, DATA)
+
+    def resume(self, template: Any, report: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
+        """Returns (state, data_state) of the newest checkpoint that is whole; `report` is told of those that are not.
+
+        The directories of the damaged ones get another name, so that training can save those steps again; nothing is
+        deleted.
+
+        Raises:
+          UsageError: as `restore`.
+          FailureError: no checkpoint is whole, or a damaged one cannot be renamed.
+        """
+        damaged: list[tuple[int, str]] = []
+        for step in reversed(_steps(self._directory)):
+            try:
+                found = self.restore(template, step)
+            except DamagedCheckpoint as error:
+                damaged.append((step, error.reason))
+                continue
+            if damaged and jax.process_count() > 1:
+                multihost_utils.sync_global_devices("checkpoints read")  # no process may still be looking at them
+            for bad, reason in damaged:
+                name = self._set_aside(bad)
+                report(
+                    f"the checkpoint of step {bad} in {self._directory} is damaged ({reason}); it is kept as {name}, "
+                    f"and the run resumes from the one of step {step}"
+                )
+            return found
+        find_step(self._directory.parent)
+        listed = "; ".join(f"{step}: {reason}" for step, reason in damaged)
+        raise FailureError(
+            f"No checkpoint in {self._directory} is whole ({listed}): put back an intact copy of one of them, or move "
+            "that directory away to start over."
+        )
+
+    def _set_aside(self, step: int) -> str:
+        names = (f"{step}{SET_ASIDE}{n or ''}" for n in itertools.count())
+        name = next(name for name in names if not (self._directory / name).exists())
+        try:
+            if jax.process_index() == 0:
+                (self._directory / str(step)).rename(self._directory / name)
+        except OSError as error:
+            raise FailureError(
+                f"The damaged checkpoint {self._directory / str(step)} cannot be renamed ({error.strerror or error}): "
+                "move it away to resume from the one before it."
+            ) from error
+        self._manager.reload()
+        return name
 
     def close(self) -> None:
         """Waits for the last save and stops the background threads."""
@@ -127,7 +233,7 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
         raise UsageError(f"There is no directory {workdir}: --ckpt takes the --workdir of a training run.")
-    steps = sorted(int(p.name) for p in (workdir / CHECKPOINTS).glob("*") if p.name.isdigit() and p.is_dir())
+    steps = _steps(workdir / CHECKPOINTS)
     if not steps:
         raise UsageError(
             f"{workdir} holds no checkpoint: {CHECKPOINTS}/STEP is expected in it, as train.py --workdir writes it."
@@ -137,14 +243,44 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
     return steps[-1] if step is None else step
 
 
+def _steps(directory: pathlib.Path) -> list[int]:
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and path.is_dir())
+
+
+def _newest_whole(directory: pathlib.Path, *, other_than: int) -> int | None:
+    """The newest step but one whose items are all there, with the digests that they were written with."""
+    others = (step for step in reversed(_steps(directory)) if step != other_than)
+    return next((step for step in others if not any(_damage(directory / str(step), item) for item in ITEMS)), None)
+
+
+def _damage(path: pathlib.Path, item: str) -> str | None:
+    if not (path / item).is_dir():
+        return f"it has no {item}"
+    try:
+        return digests.damage(path / item)
+    except PermissionError as error:  # no damage: it must not be set aside for this
+        raise FailureError(f"The checkpoint {path} may not be read: make {error.filename} readable.") from error
+
+
+def _check_whole(path: pathlib.Path, items: tuple[str, ...] = ITEMS) -> None:
+    if not any((path / item).is_dir() for item in ITEMS):
+        raise UsageError(f"{path} was not written by ddpm_jax: it has no {', '.join(ITEMS[:-1])} or {ITEMS[-1]}.")
+    for item in items:
+        reason = _damage(path, item)
+        if reason:
+            raise DamagedCheckpoint(path, reason)
+
+
 def read_config(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
     """Returns the config saved with a checkpoint, as plain dicts and lists.
 
     Raises:
       UsageError: the checkpoint was not written by this package.
-      FailureError: its files are damaged.
+      DamagedCheckpoint: its files are damaged.
     """
-    return _restore_json(pathlib.Path(workdir).absolute() / CHECKPOINTS / str(step), CONFIG)
+    path = pathlib.Path(workdir).absolute() / CHECKPOINTS / str(step)
+    _check_whole(path, (CONFIG,))
+    return _restore_json(path, CONFIG)
 
 
 def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
@@ -157,14 +293,14 @@ def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
 
     Raises:
       UsageError: the checkpoint is not ours, or of another architecture.
-      FailureError: its files are damaged.
+      DamagedCheckpoint: its files are damaged.
     """
-    return _restore_state(pathlib.Path(workdir).absolute() / CHECKPOINTS / str(step), template, partial=True)
+    path = pathlib.Path(workdir).absolute() / CHECKPOINTS / str(step)
+    _check_whole(path, (STATE,))
+    return _restore_state(path, template, partial=True)
 
 
 def _restore_json(path: pathlib.Path, item: str) -> dict[str, Any]:
-    if not (path / item).is_dir():
-        raise UsageError(f"{path} was not written by ddpm_jax: it has no {item}.")
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             return reader.restore(path / item)
@@ -173,12 +309,13 @@ def _restore_json(path: pathlib.Path, item: str) -> dict[str, Any]:
 
 
 def _restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -> Any:
-    if not (path / STATE).is_dir():
-        raise UsageError(f"{path} was not written by ddpm_jax: it has no {STATE}.")
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), template)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        saved = reader.metadata(path / STATE).item_metadata
+        try:
+            saved = reader.metadata(path / STATE).item_metadata
+        except Exception as error:
+            raise _damaged(path, error) from error
         if saved is None:
             raise _damaged(path, "its metadata cannot be read")
         _check_architecture(path, saved.tree, template, partial=partial)
@@ -208,11 +345,8 @@ def _quiet_reads() -> Iterator[None]:
         sys.unraisablehook = report
 
 
-def _damaged(path: pathlib.Path, error: Exception | str) -> FailureError:
-    reason = str(error).strip().split("\n")[0]
-    return FailureError(
-        f"The checkpoint {path} is damaged ({reason}): move that directory away to use the one before it."
-    )
+def _damaged(path: pathlib.Path, error: Exception | str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(path, str(error).strip().split("\n")[0])
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

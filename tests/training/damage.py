@@ -1,4 +1,4 @@
-"""A program for test_checkpoint.py: damages every file of a checkpoint in turn, each in three ways, and restores.
+"""A program for test_checkpoint.py: damages every file of a checkpoint in turn, each in four ways, and restores.
 
 Prints a JSON list of [damage, item, outcome]; the outcome is "right", "wrong" or the sentence that the user reads. A
 process of its own, because threads of a restore that has failed go on complaining after it.
@@ -26,6 +26,13 @@ def garble(path):
     path.write_bytes(b"\xff" * path.stat().st_size)
 
 
+def flip(path):
+    """One bit, in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
 def outcome(workdir):
     try:
         state, position = Checkpointer(workdir, keep_last=1).restore(STATE)
@@ -44,7 +51,7 @@ def main():
     step = root / "whole" / CHECKPOINTS / str(STEP)
     files = [path for path in step.rglob("*") if path.is_file() and path.stat().st_size]
     results = []
-    for damage in (truncate, garble, pathlib.Path.unlink):
+    for damage in (truncate, garble, flip, pathlib.Path.unlink):
         for file in files:
             workdir = root / "damaged"
             shutil.copytree(root / "whole", workdir)

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ from ddpm_jax.data import pipeline
 from ddpm_jax.data.memory import ArraySource
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.training import checkpoint
-from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training import checkpoint, digests
+from ddpm_jax.training.checkpoint import Checkpointer, DamagedCheckpoint
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.metrics import MetricWriter, Progress
 from ddpm_jax.training.objective import diffusion_objective
@@ -53,8 +54,12 @@ def _save(workdir, *steps, **options):
     checkpointer.close()
 
 
+def _names(workdir):
+    return {path.name for path in (workdir / checkpoint.CHECKPOINTS).iterdir()}
+
+
 def _steps(workdir):
-    return sorted(int(path.name) for path in (workdir / checkpoint.CHECKPOINTS).iterdir())
+    return sorted(map(int, _names(workdir)))
 
 
 # Resuming
@@ -71,7 +76,7 @@ class _Run:
         self.batches = pipeline.train_iterator(source, batch_size=16, seed=0)
         self.checkpointer = Checkpointer(workdir, keep_last=2)
 
-        def apply(params, x_t, time, keys):
+        def apply(params, x_t, time, condition, keys):
             keep = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, x_t.shape[1:]))(keys)
             hidden = jnp.where(keep, jnp.tanh(x_t * params["a"][None] + params["b"][None]), 0.0)
             return hidden * params["c"][None] + time[:, None, None, None] * params["d"][None]
@@ -198,10 +203,13 @@ def test_a_missing_empty_or_foreign_directory_is_named(tmp_path):
         checkpoint.find_step(tmp_path)
     (tmp_path / "photos" / checkpoint.CHECKPOINTS / "7").mkdir(parents=True)
     assert checkpoint.find_step(tmp_path / "photos") == 7
-    with pytest.raises(UsageError, match="not written by ddpm_jax: it has no config"):
-        checkpoint.read_config(tmp_path / "photos", 7)
-    with pytest.raises(UsageError, match="not written by ddpm_jax: it has no state"):
-        Checkpointer(tmp_path / "photos", keep_last=1).restore(_state())
+    for read in (
+        lambda: checkpoint.read_config(tmp_path / "photos", 7),
+        lambda: Checkpointer(tmp_path / "photos", keep_last=1).restore(_state()),
+        lambda: Checkpointer(tmp_path / "photos", keep_last=1).resume(_state(), pytest.fail),
+    ):
+        with pytest.raises(UsageError, match="not written by ddpm_jax: it has no state, data or config"):
+            read()
 
 
 def test_a_step_that_is_not_there_is_answered_with_those_that_are(tmp_path):
@@ -230,10 +238,10 @@ def test_another_architecture_is_told_by_its_first_difference(tmp_path, params, 
 
 def test_any_damaged_file_gives_a_sentence_or_the_right_state(tmp_path, run_python):
     results = json.loads(run_python(DAMAGE, tmp_path).stdout)
-    for damage in ("truncate", "garble", "unlink"):
+    for damage in ("truncate", "garble", "flip", "unlink"):
         refused = {item for how, item, outcome in results if how == damage and outcome != "right"}
         assert refused == {"state", "data", "config"}
-    sentence = rf"{re.escape(str(tmp_path))}\S* (is damaged \(|was not written by ddpm_jax)[^\n]*\.$"
+    sentence = rf"{re.escape(str(tmp_path))}\S* is damaged \([^\n]*\.$"
     strange = [result for result in results if result[2] != "right" and not re.search(sentence, result[2])]
     assert not strange
 
@@ -242,8 +250,77 @@ def test_any_damaged_file_gives_a_sentence_or_the_right_state(tmp_path, run_pyth
 def test_a_missing_item_is_named(tmp_path, item):
     _save(tmp_path, 5)
     shutil.rmtree(tmp_path / checkpoint.CHECKPOINTS / "5" / item)
-    with pytest.raises(UsageError, match=f"has no {item}"):
-        (Checkpointer(tmp_path, keep_last=1).restore(_state()), checkpoint.read_config(tmp_path, 5))
+    with pytest.raises(DamagedCheckpoint, match=rf"is damaged \(it has no {item}\): there is no other"):
+        Checkpointer(tmp_path, keep_last=1).restore(_state())
+
+
+def _damage(workdir, step, file=f"{checkpoint.STATE}/_METADATA"):
+    path = workdir / checkpoint.CHECKPOINTS / str(step) / file
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def test_a_damaged_checkpoint_is_named_with_the_newest_that_is_whole(tmp_path):
+    _save(tmp_path, 5, 10, 15)
+    _damage(tmp_path, 15)
+    _damage(tmp_path, 10, "config/metadata")
+    sentence = r"/15 is damaged \(its file state/_METADATA is not what was written\): the newest one that is "
+    with pytest.raises(DamagedCheckpoint, match=sentence + r"whole is that of step 5, .* take with --ckpt_step 5\.$"):
+        checkpoint.read_weights(tmp_path, 15, {"params": _state().params})
+    with pytest.raises(DamagedCheckpoint, match=r"10 is damaged \(its file config/metadata .* of step 5, "):
+        checkpoint.read_config(tmp_path, 10)
+
+
+def test_a_run_resumes_from_the_newest_whole_checkpoint_and_keeps_the_damaged_under_another_name(tmp_path):
+    _save(tmp_path, 5, 10, 15)
+    _damage(tmp_path, 15)
+    shutil.rmtree(tmp_path / checkpoint.CHECKPOINTS / "10" / checkpoint.DATA)
+    reports = []
+    checkpointer = Checkpointer(tmp_path, keep_last=2)
+    state, position = checkpointer.resume(_state(), reports.append)
+    _assert_equal(state, _state(5))
+    assert position == {"batches": 5}
+    assert len(reports) == 2
+    assert re.search(
+        r"step 15 in .* is damaged \(its file state/_METADATA is not what was written\); it is kept as 15\.damaged, "
+        r"and the run resumes from the one of step 5$",
+        reports[0],
+    )
+    assert "step 10" in reports[1]
+    assert "(it has no data)" in reports[1]
+    # Those steps can be saved again, and what was set aside is neither counted nor cleared away.
+    for step in (10, 15):
+        checkpointer.save(step, _state(step), {"batches": step}, CONFIG)
+    checkpointer.close()
+    assert _names(tmp_path) == {"10", "15", "10.damaged", "15.damaged"}
+    again = Checkpointer(tmp_path, keep_last=2)
+    _assert_equal(again.resume(_state(), pytest.fail)[0], _state(15))
+    again.close()
+    _damage(tmp_path, 15)
+    Checkpointer(tmp_path, keep_last=2).resume(_state(), reports.append)
+    assert _names(tmp_path) == {"10", "10.damaged", "15.damaged", "15.damaged1"}
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_moved(tmp_path):
+    _save(tmp_path, 5, 10)
+    _damage(tmp_path, 5)
+    _damage(tmp_path, 10)
+    with pytest.raises(FailureError, match=r"^No checkpoint in .* is whole \(10: its file .*; 5: its .*\): put back"):
+        Checkpointer(tmp_path, keep_last=2).resume(_state(), pytest.fail)
+    assert _names(tmp_path) == {"5", "10"}
+
+
+def test_the_digests_are_those_that_sha256sum_checks(tmp_path):
+    _save(tmp_path, 5)
+    for item in checkpoint.ITEMS:
+        folder = tmp_path / checkpoint.CHECKPOINTS / "5" / item
+        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+
+
+def test_a_checkpoint_from_before_there_were_digests_is_read(tmp_path):
+    _save(tmp_path, 5)
+    for item in checkpoint.ITEMS:
+        (tmp_path / checkpoint.CHECKPOINTS / "5" / item / digests.SUMS).unlink()
+    _assert_equal(Checkpointer(tmp_path, keep_last=1).resume(_state(), pytest.fail)[0], _state(5))
 
 
 def test_a_full_disk_is_told_and_the_checkpoint_before_survives(tmp_path, run_python):
