@@ -12,7 +12,7 @@ from ddpm_jax.diffusion import timesteps
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import choose
-from ddpm_jax.training.objective import QUARTILES, Objective
+from ddpm_jax.training.objective import QUARTILES, Objective, by_time, loss_over_time
 from ddpm_jax.training.randomness import example_keys, stream
 
 # (params, x_t [B, H, W, C], time float32 [B], dropout keys [B]) -> logits [B, K]
@@ -62,16 +62,11 @@ def classifier_objective(
         return loss, ClassifierAux(t, loss, jnp.argmax(logits, axis=1) == label)
 
     def metrics(aux):
-        inside = (aux.t * QUARTILES // num_timesteps)[:, None] == jnp.arange(QUARTILES)[None, :]
-
-        def by_quartile(values):
-            return jnp.sum(jnp.where(inside, values[:, None], 0.0), axis=0), jnp.sum(inside, axis=0)
-
         correct = aux.correct.astype(jnp.float32)
         return {
             "accuracy": (jnp.sum(correct), jnp.float32(aux.t.size)),
-            "accuracy_q": by_quartile(correct),
-            "loss_q": by_quartile(aux.loss),
+            "accuracy_q": tuple(by_time(aux.t, correct, num_timesteps, QUARTILES)),
+            **loss_over_time(aux.t, aux.loss, num_timesteps),
         }
 
     return Objective(init=lambda: (), loss=loss_fn, update=lambda state, aux: state, metrics=metrics)

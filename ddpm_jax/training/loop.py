@@ -145,7 +145,7 @@ class _Reporter:
     def dispatched(self, step: int, count: int, metrics: Any) -> None:
         """Takes charge of the metrics of the `count` steps up to `step`, still on the device; stacked if several."""
         self._in_flight = step, count, metrics
-        self.throughput.add(self._options.batch_size * count)
+        self.throughput.add(self._options.batch_size * count, metrics)
         if count not in self._compiled:
             # The first call compiles before it returns; what it took is not the speed of training.
             jax.block_until_ready(metrics)
@@ -176,6 +176,8 @@ class _Reporter:
             rates = {"learning_rate": float(metrics["learning_rate"])}
             record = self._averages.means() | rates | speed
             self._writer.write(step, record)
+            for name, histogram in self._averages.histograms().items():
+                self._writer.histogram(step, name, histogram)
         self._progress.update(step, record)
 
 

@@ -1,175 +1,100 @@
-"""What the training loop reports: averages between log lines, throughput, records on disk, a bar on the terminal.
+"""What the training loop reports: averages between log lines, throughput, the writers, a bar on the terminal.
 
 Host side only: everything here takes numbers that have already left the device. Which metrics exist is decided by the
-train step and the loop; drawing them belongs to `plotting`.
+train step and the loop; where they go is in `records`, `tensorboard` and `weights_and_biases`; drawing them belongs to
+`plotting`.
 """
 
 import contextlib
-import json
 import math
 import os
-import pathlib
-import socket
+import queue
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TextIO
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TextIO
 
+import jax
 import numpy as np
 import tqdm
 
-from ddpm_jax.errors import FailureError
-from ddpm_jax.files import reporting, write_atomically
+from ddpm_jax.training.objective import ByTime
+from ddpm_jax.training.records import RECORDS, Record, Records, read
+from ddpm_jax.training.tensorboard import Events
 
-RECORDS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
+__all__ = ["RECORDS", "Averages", "Histogram", "MetricWriter", "Progress", "Record", "Throughput", "Viewer", "read"]
 
-Record = dict[str, float]
+
+class Histogram(NamedTuple):
+    """Bars."""
+
+    edges: np.ndarray  # [K + 1], increasing
+    values: np.ndarray  # [K], not negative
+
+
+class Viewer(Protocol):
+    """A program that a person watches a run with."""
+
+    def scalars(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def histogram(self, step: int, name: str, edges: np.ndarray, values: np.ndarray) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class MetricWriter:
-    """Appends metrics to `workdir/metrics.jsonl` and to TensorBoard event files in `workdir/tensorboard`.
+    """Appends metrics to `workdir/metrics.jsonl`, and shows them in TensorBoard and in what other viewers there are.
 
-    A record is one line, handed to the operating system before `write` returns: a kill loses at most the line being
-    written. Nothing but the repair of `resume_step` touches the disk before the first write. One process of a run, the
-    first, writes.
+    One process of a run, the first, writes. The methods raise FailureError: the disk is full, or the folder cannot be
+    written.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None = None):
+    def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None = None, viewers: Sequence[Viewer] = ()):
         """Opens the records of a run.
 
         Args:
           workdir: the folder of the run; created when the first record is written.
-          resume_step: number of updates in the checkpoint that training continues from, 0 to start over. Records of
-            later steps, written by a run that was killed after its last checkpoint, are removed, since they will be
-            written again. None keeps all of them. Either way a last line cut short by a kill is removed.
+          resume_step: number of updates in the checkpoint that training continues from; see `records.Records`.
+          viewers: to be told all that TensorBoard is told; closed with this.
 
         Raises:
           FailureError: the file of records cannot be read or repaired.
         """
-        self._workdir = pathlib.Path(workdir)
-        self._resume_step = resume_step
-        self._events = None
-        with reporting(self._records, "keep the metrics in"):
-            _repair(self._records, math.inf if resume_step is None else resume_step)
-
-    @property
-    def _records(self) -> pathlib.Path:
-        return self._workdir / RECORDS
+        self._records = Records(workdir, resume_step=resume_step)
+        self._viewers = [Events(workdir, resume_step=resume_step), *viewers]
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records the metrics of `step`, the number of updates done.
-
-        JSON has no NaN and no infinity: both are stored as null, and `read` returns NaN for them.
-
-        Raises:
-          FailureError: the disk is full, or the folder cannot be written.
-        """
+        """Records the metrics of `step`, the number of updates done."""
         metrics = {name: float(value) for name, value in metrics.items()}
-        stored = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        line = json.dumps({"step": int(step), **stored}, allow_nan=False) + "\n"
-        with reporting(self._records, "keep the metrics in"):
-            self._workdir.mkdir(parents=True, exist_ok=True)
-            with open(self._records, "ab") as file:
-                file.write(line.encode())
-        from tensorboardX import summary
-
-        self._write_event(step, [summary.scalar(name, value) for name, value in metrics.items()])
+        self._records.append(step, metrics)
+        for viewer in self._viewers:
+            viewer.scalars(step, metrics)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Shows uint8 [H, W, C], C = 1 or 3, under `name` in TensorBoard; the PNG on disk is the caller's to write.
+        """Shows uint8 [H, W, C], C = 1 or 3, under `name`; the PNG on disk is the caller's to write."""
+        for viewer in self._viewers:
+            viewer.image(step, name, image)
 
-        Raises:
-          FailureError: as for `write`.
-        """
-        from tensorboardX import summary
-
-        self._write_event(step, [summary.image(name, image, dataformats="HWC")])
+    def histogram(self, step: int, name: str, histogram: Histogram) -> None:
+        """Shows bars under `name`; the records hold numbers only."""
+        for viewer in self._viewers:
+            viewer.histogram(step, name, *histogram)
 
     def close(self) -> None:
-        """Closes the event file; harmless when repeated or when nothing was written."""
-        events, self._events = self._events, None
-        if events is not None:
-            with reporting(self._workdir / TENSORBOARD, "keep the metrics in"):
-                events.close()
+        """Closes the viewers; harmless when repeated or when nothing was written."""
+        with contextlib.ExitStack() as stack:
+            for viewer in self._viewers:
+                stack.callback(viewer.close)
 
     def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
-
-    def _write_event(self, step: int, summaries: list) -> None:
-        from tensorboardX.proto import event_pb2
-
-        with reporting(self._workdir / TENSORBOARD, "keep the metrics in"):
-            try:
-                if self._events is None:
-                    self._events = self._open_events()
-                for item in summaries:
-                    event = event_pb2.Event(wall_time=time.time(), step=int(step), summary=item)
-                    self._events.write(event.SerializeToString())
-                self._events.flush()
-            except OSError:
-                # What could not be written is still buffered: closing fails once more, but gives the file back.
-                with contextlib.suppress(OSError, FailureError):
-                    self.close()
-                raise
-
-    def _open_events(self):
-        # tensorboardX is slow to import, hence here. Its SummaryWriter writes in a thread that dies of a full disk and
-        # leaves the training waiting on a queue for ever; the writer beneath it reports the error to the caller.
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.record_writer import RecordWriter
-
-        folder = self._workdir / TENSORBOARD
-        folder.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names, hence the time comes first.
-        now = time.time()
-        events = RecordWriter(str(folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"))
-        head = [event_pb2.Event(wall_time=now, file_version="brain.Event:2")]
-        if self._resume_step is not None:
-            # Makes TensorBoard forget the later events of the files before this one.
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            head.append(event_pb2.Event(wall_time=now, step=self._resume_step + 1, session_log=start))
-        for event in head:
-            events.write(event.SerializeToString())
-        return events
-
-
-def read(workdir: str | os.PathLike) -> list[Record]:
-    """Returns the records of a run in the order of writing, [] if there are none yet.
-
-    Every record has "step" (int). A line that is not a whole record, cut short by a kill, is left out.
-
-    Raises:
-      FailureError: the file exists and cannot be read.
-    """
-    path = pathlib.Path(workdir) / RECORDS
-    with reporting(path, "keep the metrics in"):
-        return [record for _, record in _parse(path)]
-
-
-def _parse(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
-    """Yields the whole lines of `path`, without the newline, each with its record."""
-    if not path.exists():
-        return
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            yield line, {name: math.nan if value is None else value for name, value in record.items()}
-
-
-def _repair(path: pathlib.Path, last_step: float) -> None:
-    """Leaves the whole records up to `last_step`, byte for byte; does not write when there is nothing to repair."""
-    if not path.exists():
-        return
-    repaired = b"".join(line + b"\n" for line, record in _parse(path) if record["step"] <= last_step)
-    if repaired != path.read_bytes():
-        write_atomically(path, repaired)
 
 
 class Averages:
@@ -180,15 +105,23 @@ class Averages:
 
       averages.add({"loss": 0.5, "loss_q": (sums, counts)})
       averages.means()  # {"loss": 0.5, "loss_q1": ..., "loss_q4": ...}, without the quartiles that no t fell into
+
+    A pair that is an `objective.ByTime` becomes a histogram instead.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, float] = {}
+        self._by_time: dict[str, ByTime] = {}
 
-    def add(self, metrics: Mapping[str, object]) -> None:
+    def add(self, metrics: Mapping[str, Any]) -> None:
         """Takes in the metrics of one step: numbers, [K] vectors, or tuples (sum, count) of either, count >= 0."""
         for name, value in metrics.items():
+            if isinstance(value, ByTime):
+                total, count = (np.asarray(part, np.float64) for part in value)
+                before = self._by_time.get(name, ByTime(0.0, 0.0))
+                self._by_time[name] = ByTime(before.sum + total, before.count + count)
+                continue
             total, count = value if isinstance(value, tuple) else (value, np.ones(np.shape(value)))
             total, count = np.broadcast_arrays(np.asarray(total, np.float64), np.asarray(count, np.float64))
             names = [name] if total.ndim == 0 else [f"{name}{i}" for i in range(1, len(total) + 1)]
@@ -202,13 +135,50 @@ class Averages:
         self._sums, self._counts = {}, {}
         return means
 
+    def histograms(self) -> dict[str, Histogram]:
+        """Returns the means over each part of 0 <= t/T < 1 and starts over; 0 where no t fell."""
+        by_time, self._by_time = self._by_time, {}
+        return {
+            name: Histogram(np.linspace(0.0, 1.0, len(total) + 1), total / np.maximum(count, 1))
+            for name, (total, count) in by_time.items()
+        }
+
+
+class _Watch:
+    """Knows since when the device has had nothing to do: a thread of its own waits for each result."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self._results, self._arrived = queue.SimpleQueue(), [(0, -math.inf)]  # the number of the last, and when
+        self._given = 0
+        # A daemon: the end of the program does not wait for a device that hangs.
+        work = (self._results, self._arrived, clock)
+        threading.Thread(target=_note_arrivals, args=work, name="watch", daemon=True).start()
+        weakref.finalize(self, self._results.put, None)
+
+    def give(self, result: Any) -> None:
+        """Takes a result still on the device, after those given before."""
+        self._given += 1
+        self._results.put((result,))
+
+    def idle_since(self) -> float | None:
+        """When the last result arrived, None while it has not; long ago where none was given."""
+        count, when = self._arrived[0]
+        return when if count == self._given else None
+
+
+def _note_arrivals(results: queue.SimpleQueue, arrived: list[tuple[int, float]], clock: Callable[[], float]) -> None:
+    while (item := results.get()) is not None:
+        with contextlib.suppress(Exception):  # the loop meets the same error when it reads this result
+            jax.block_until_ready(item)
+        arrived[0] = arrived[0][0] + 1, clock()
+
 
 class Throughput:
-    """Images per second and the share of the time spent waiting for data, since the last reading."""
+    """Images per second, and the share of the time that the device had nothing to do for want of a batch."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         """Starts counting; `clock` returns seconds."""
-        self._clock = clock
+        self._clock, self._watch = clock, _Watch(clock)
         self._restart()
 
     def _restart(self) -> None:
@@ -217,18 +187,21 @@ class Throughput:
         self._waiting = 0.0
         self._paused = 0.0
 
-    def add(self, images: int) -> None:
-        """Counts the images, over all devices and hosts, of one step."""
+    def add(self, images: int, result: Any = None) -> None:
+        """Counts the images, over all devices and hosts, of one call; `result` is what that will return."""
         self._images += images
+        self._watch.give(result)
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Its body fetches the next batch."""
+        """Its body fetches the next batch. Only what it takes after the last call's result has arrived is waiting."""
         start = self._clock()
         try:
             yield
         finally:
-            self._waiting += self._clock() - start
+            end, idle_since = self._clock(), self._watch.idle_since()
+            if idle_since is not None:
+                self._waiting += max(0.0, end - max(start, idle_since))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -249,8 +222,8 @@ class Throughput:
         return {"images_per_second": images / seconds, "data_wait": waiting / seconds}
 
 
-_IN_BAR = ("loss", "grad_norm", "images_per_second")  # More would push the bar off the line.
-_LABELS = {"images_per_second": "images/s"}
+_IN_BAR = ("loss", "grad_norm", "images_per_second", "data_wait")  # More would push the bar off the line.
+_LABELS = {"images_per_second": "images/s", "data_wait": "data wait"}
 
 
 class Progress:
@@ -276,15 +249,24 @@ class Progress:
         elif metrics is not None:
             print(f"step {step}/{self._total} {self._format(metrics)}", file=self._file, flush=True)
 
+    def say(self, line: str) -> None:
+        """Prints a line above the bar, or after the lines so far."""
+        if self._bar is not None:
+            self._bar.write(line, file=self._file)
+        else:
+            print(line, file=self._file, flush=True)
+
     def close(self) -> None:
         """Leaves the cursor on a fresh line; harmless when repeated."""
         if self._bar is not None:
             self._bar.close()
 
     def _format(self, metrics: Mapping[str, float]) -> str:
-        return " ".join(f"{_LABELS.get(name, name)} {_short(value)}" for name, value in metrics.items())
+        return " ".join(f"{_LABELS.get(name, name)} {_short(name, value)}" for name, value in metrics.items())
 
 
-def _short(value: float) -> str:
-    """Four significant digits, and large numbers in full: 0.0432, 2e-05, 12345."""
+def _short(name: str, value: float) -> str:
+    """Four significant digits, large numbers in full, a share in per cent: 0.0432, 2e-05, 12345, 3.1%."""
+    if name == "data_wait":
+        return f"{value:.1%}"
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"

@@ -17,10 +17,32 @@ from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, conditio
 from ddpm_jax.training.randomness import example_keys, stream
 
 QUARTILES = 4
+BARS = 30  # of the histogram over t: as many as TensorBoard draws, which would otherwise cut them anew
 
 # (params, x_t [B, H, W, C], time float32 [B], condition, dropout keys [B]) -> output
 ApplyTrain = Callable[[Any, chex.Array, chex.Array, Condition | None, chex.PRNGKey], chex.Array]
 Sums = dict[str, tuple[chex.Array, chex.Array]]  # name -> (sum, count), scalars or vectors: the metric is their ratio
+
+
+class ByTime(NamedTuple):
+    """Sums and counts, [K], of the examples whose t fell into each of K equal parts of 0 <= t/T < 1."""
+
+    sum: chex.Array
+    count: chex.Array
+
+
+def by_time(t: chex.Array, values: chex.Array, num_timesteps: int, parts: int) -> ByTime:
+    """Sums values [B] over each of `parts` equal parts of the chain; t int [B] in 0..num_timesteps-1."""
+    inside = (t * parts // num_timesteps)[:, None] == jnp.arange(parts)[None, :]
+    return ByTime(jnp.sum(jnp.where(inside, values[:, None], 0.0), axis=0), jnp.sum(inside, axis=0))
+
+
+def loss_over_time(t: chex.Array, loss: chex.Array, num_timesteps: int) -> Sums:
+    """The loss [B] by quartile of t, for the records, and in finer parts, for a histogram."""
+    return {
+        "loss_q": tuple(by_time(t, loss, num_timesteps, QUARTILES)),
+        "loss_by_t": by_time(t, loss, num_timesteps, min(BARS, num_timesteps)),
+    }
 
 
 class Objective(NamedTuple):
@@ -117,10 +139,7 @@ def diffusion_objective(
             sums["simple"] = (jnp.sum(aux.simple), jnp.float32(aux.t.size))
         if loss != "simple":
             sums["vlb"] = (jnp.sum(aux.vlb), jnp.float32(aux.t.size))
-        quartile = aux.t * QUARTILES // num_timesteps
-        inside = quartile[:, None] == jnp.arange(QUARTILES)[None, :]
-        sums["loss_q"] = (jnp.sum(jnp.where(inside, aux.loss[:, None], 0.0), axis=0), jnp.sum(inside, axis=0))
-        return sums
+        return sums | loss_over_time(aux.t, aux.loss, num_timesteps)
 
     importance = timestep_sampling == "importance"
     return Objective(

@@ -16,6 +16,7 @@ from ddpm_jax.training import metrics as records
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.metrics import MetricWriter, Progress
+from ddpm_jax.training.objective import ByTime
 from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import TrainState, create
 
@@ -49,6 +50,7 @@ class _Diary:
         metrics = {name: np.float32(2 * n) for name in ("grad_norm", "learning_rate")}
         metrics["loss"] = _OnDevice(self._loss(n), lambda: self.note("read", n))
         metrics["loss_q"] = (np.arange(4.0), np.ones(4))
+        metrics["loss_by_t"] = ByTime(np.array([n, 3.0 * n]), np.array([1, 2]))
         return state._replace(step=jnp.int32(n), ema_params={"w": jnp.float32(n)}), metrics
 
     def __next__(self):
@@ -119,6 +121,16 @@ def test_a_record_is_the_mean_since_the_one_before(tmp_path):
         assert [record[f"loss_q{q}"] for q in (1, 2, 3, 4)] == [0, 1, 2, 3]
         assert record["images_per_second"] > 0
         assert 0 <= record["data_wait"] <= 1
+
+
+def test_bars_over_t_are_the_mean_since_the_record_before(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(MetricWriter, "histogram", lambda self, *what: shown.append(what))
+    _Diary().train(tmp_path)
+    assert [(step, name) for step, name, _ in shown] == [(4, "loss_by_t"), (8, "loss_by_t"), (10, "loss_by_t")]
+    for (_, _, histogram), steps in zip(shown, ([1, 2, 3, 4], [5, 6, 7, 8], [9, 10]), strict=True):
+        np.testing.assert_allclose(histogram.edges, [0, 0.5, 1])
+        np.testing.assert_allclose(histogram.values, [np.mean(steps), 1.5 * np.mean(steps)])
 
 
 def test_grids_are_drawn_from_the_ema_every_so_many_steps_and_at_the_end_once(tmp_path):

@@ -10,6 +10,8 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,9 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.errors import FailureError
-from ddpm_jax.training import metrics
+from ddpm_jax.training import metrics, tensorboard
+from ddpm_jax.training.objective import ByTime
+from ddpm_jax.training.records import Records
 
 
 def _steps(workdir):
@@ -34,7 +38,7 @@ def _events(workdir):
     """Events of every file, oldest file first, from the framing: length u64, checksum u32, payload, checksum u32."""
     from tensorboardX.proto import event_pb2
 
-    for path in sorted((workdir / metrics.TENSORBOARD).iterdir()):
+    for path in sorted((workdir / tensorboard.TENSORBOARD).iterdir()):
         data, position = path.read_bytes(), 0
         while position < len(data):
             (length,) = struct.unpack_from("<Q", data, position)
@@ -46,7 +50,9 @@ def test_records_read_back_as_they_were_written(tmp_path):
     with metrics.MetricWriter(tmp_path / "run") as writer:
         writer.write(100, {"loss": np.float32(0.1), "images_per_second": 1e4})
         writer.write(200, {"loss": jnp.float32(0.25)})
-    assert metrics.read(tmp_path / "run") == [
+    written = metrics.read(tmp_path / "run")
+    assert all(0 <= record.pop("seconds") < 60 for record in written)
+    assert written == [
         {"step": 100, "loss": float(np.float32(0.1)), "images_per_second": 1e4},
         {"step": 200, "loss": 0.25},
     ]
@@ -140,12 +146,82 @@ def test_tensorboard_gets_the_scalars_and_the_pixels(tmp_path):
     np.testing.assert_array_equal(np.asarray(digits.convert("L")), picture[..., 0])
 
 
+def test_tensorboard_gets_bars_with_the_edges_and_heights_they_were_given(tmp_path):
+    edges, heights = np.array([0.0, 0.5, 0.75, 1.0]), np.array([3.0, 0.0, 0.25])
+    with metrics.MetricWriter(tmp_path) as writer:
+        writer.histogram(7, "loss_by_t", metrics.Histogram(edges, heights))
+    (event,) = [event for event in _events(tmp_path) if event.summary.value]
+    (value,) = event.summary.value
+    assert (event.step, value.tag) == (7, "loss_by_t")
+    assert [value.histo.min, *value.histo.bucket_limit] == edges.tolist()
+    assert list(value.histo.bucket) == heights.tolist()
+    assert value.histo.max == 1.0
+    assert value.histo.sum / value.histo.num == pytest.approx((3 * 0.25 + 0.25 * 0.875) / 3.25)
+
+
+def test_tensorboard_itself_reads_the_bars_the_numbers_and_the_pictures(tmp_path):
+    pytest.importorskip("tensorboard")
+    # In a process of its own: its imports warn of what is none of ours.
+    with metrics.MetricWriter(tmp_path) as writer:
+        writer.write(7, {"loss": 0.5})
+        writer.histogram(7, "loss_by_t", metrics.Histogram(np.linspace(0, 1, 31), np.arange(30.0)))
+        writer.image(7, "samples", np.zeros((4, 6, 3), np.uint8))
+    program = """
+import json, sys
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+read = EventAccumulator(sys.argv[1], size_guidance={"histograms": 0})
+read.Reload()
+[loss], [bars], [image] = read.Scalars("loss"), read.Histograms("loss_by_t"), read.Images("samples")
+histogram = bars.histogram_value
+found = [loss.step, loss.value, bars.step, histogram.bucket_limit, histogram.bucket, image.width]
+print(json.dumps(found))
+"""
+    events = str(tmp_path / tensorboard.TENSORBOARD)
+    done = subprocess.run([sys.executable, "-c", program, events], capture_output=True, text=True, check=True)
+    step, loss, bars_step, limits, heights, width = json.loads(done.stdout)
+    assert (step, loss, bars_step, width) == (7, 0.5, 7, 6)
+    np.testing.assert_allclose(limits, np.linspace(0, 1, 31)[1:])
+    np.testing.assert_allclose(heights, np.arange(30.0))
+
+
+def test_seconds_run_on_over_a_resume_and_forget_what_is_done_again(tmp_path):
+    clock = _Clock()
+    records = Records(tmp_path, clock=clock)
+    for step in (1, 2, 3):
+        clock.now += 10
+        records.append(step, {"loss": 0.5})
+    clock.now += 1000  # interrupted
+    resumed = Records(tmp_path, resume_step=2, clock=clock)
+    clock.now += 7
+    resumed.append(3, {"loss": 0.5})
+    assert [(record["step"], record["seconds"]) for record in metrics.read(tmp_path)] == [(1, 10), (2, 20), (3, 27)]
+
+
+def test_what_is_measured_on_a_grid_joins_the_record_of_its_step(tmp_path):
+    with metrics.MetricWriter(tmp_path) as writer:
+        writer.write(1, {"loss": 0.5})
+        writer.write(2, {"loss": 0.25})
+        writer.write(2, {"colour_shift": 3.0})
+    assert _steps(tmp_path) == [1, 2]
+    assert {"loss": 0.25, "colour_shift": 3.0}.items() <= metrics.read(tmp_path)[-1].items()
+
+
+def test_a_finished_run_started_again_records_its_last_grid_once(tmp_path):
+    for resume_step in (0, 2):
+        with metrics.MetricWriter(tmp_path, resume_step=resume_step) as writer:
+            if not resume_step:
+                writer.write(2, {"loss": 0.25})
+            writer.write(2, {"colour_shift": 3.0})
+    assert (tmp_path / metrics.RECORDS).read_text().count("colour_shift") == 1
+
+
 def test_tensorboard_is_told_to_forget_what_the_resumed_run_writes_again(tmp_path):
     _write_steps(tmp_path, [10, 20, 30])
     _write_steps(tmp_path, [30], resume_step=20)
     starts = [event.step for event in _events(tmp_path) if event.HasField("session_log")]
     assert starts == [21]
-    assert len(list((tmp_path / metrics.TENSORBOARD).iterdir())) == 2
+    assert len(list((tmp_path / tensorboard.TENSORBOARD).iterdir())) == 2
 
 
 def test_tensorboardx_is_not_imported_before_writing():
@@ -168,7 +244,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 def test_a_disk_that_fills_up_under_tensorboard_stops_the_run_and_does_not_hang_it(tmp_path):
     writer = metrics.MetricWriter(tmp_path)
     writer.write(1, {"loss": 0.5})
-    (events,) = (tmp_path / metrics.TENSORBOARD).iterdir()
+    (events,) = (tmp_path / tensorboard.TENSORBOARD).iterdir()
     (descriptor,) = [
         int(entry.name)
         for entry in pathlib.Path("/proc/self/fd").iterdir()
@@ -216,6 +292,24 @@ def test_averages_of_scalar_pairs_keep_their_name():
     assert averages.means() == {"accuracy": 0.25}
 
 
+def test_averages_by_time_are_bars_over_the_chain_with_none_where_no_t_fell():
+    rng = np.random.default_rng(0)
+    averages, losses, parts = metrics.Averages(), [], []
+    for _ in range(3):
+        loss, part = rng.uniform(size=40), rng.integers(0, 4, 40)  # Never the last of five.
+        sums, counts = np.bincount(part, loss, 5), np.bincount(part, minlength=5)
+        averages.add({"loss_by_t": ByTime(jnp.array(sums), jnp.array(counts)), "loss": 1.0})
+        losses.append(loss)
+        parts.append(part)
+    losses, parts = np.concatenate(losses), np.concatenate(parts)
+    assert averages.means() == {"loss": 1.0}
+    (histogram,) = averages.histograms().values()
+    np.testing.assert_allclose(histogram.edges, [0, 0.2, 0.4, 0.6, 0.8, 1])
+    # The sums passed through float32.
+    np.testing.assert_allclose(histogram.values, [*(losses[parts == i].mean() for i in range(4)), 0], rtol=1e-6)
+    assert averages.histograms() == {}
+
+
 def test_a_loss_that_is_not_finite_shows_in_the_average():
     averages = metrics.Averages()
     averages.add({"loss": 1.0})
@@ -231,6 +325,22 @@ class _Clock:
         return self.now
 
 
+class _OnDevice:
+    """The result of a call: arrives when `finish` is called."""
+
+    def __init__(self):
+        self._event = threading.Event()
+
+    def block_until_ready(self):
+        assert self._event.wait(60)
+
+    def finish(self, throughput):
+        """Returns when the throughput knows of it."""
+        self._event.set()
+        while throughput._watch.idle_since() is None:
+            time.sleep(1e-3)
+
+
 def test_throughput_counts_images_and_waiting_since_the_last_reading():
     clock = _Clock()
     throughput = metrics.Throughput(clock)
@@ -238,11 +348,50 @@ def test_throughput_counts_images_and_waiting_since_the_last_reading():
         with throughput.waiting_for_data():
             clock.now += 0.5
         clock.now += 1.5
-        throughput.add(64)
+        result = _OnDevice()
+        throughput.add(64, result)
+        result.finish(throughput)
     assert throughput.read() == {"images_per_second": 32.0, "data_wait": 0.25}
     clock.now += 2.0
     throughput.add(10)
     assert throughput.read() == {"images_per_second": 5.0, "data_wait": 0.0}
+
+
+@pytest.mark.parametrize(("fetching", "computing", "share"), [(4.0, 3.0, 0.25), (3.0, 4.0, 0.0)])
+def test_fetching_while_the_device_works_is_not_waiting(fetching, computing, share):
+    # The loop fetches batch n+1 while call n runs; the slower of the two sets the pace.
+    clock = _Clock()
+    throughput = metrics.Throughput(clock)
+    for _ in range(3):
+        result = _OnDevice()
+        throughput.add(1, result)
+        with throughput.waiting_for_data():
+            if computing < fetching:
+                clock.now += computing
+                result.finish(throughput)
+                clock.now += fetching - computing
+            else:
+                clock.now += fetching
+        if computing >= fetching:
+            clock.now += computing - fetching
+            result.finish(throughput)
+    assert throughput.read()["data_wait"] == share
+
+
+def test_a_result_that_fails_on_the_device_ends_the_watch_of_nothing_else():
+    class Broken:
+        def block_until_ready(self):
+            raise RuntimeError("out of memory")
+
+    clock = _Clock()
+    throughput = metrics.Throughput(clock)
+    throughput.add(1, Broken())
+    result = _OnDevice()
+    throughput.add(1, result)
+    result.finish(throughput)
+    with throughput.waiting_for_data():
+        clock.now += 2.0
+    assert throughput.read()["data_wait"] == 1.0
 
 
 def test_throughput_leaves_out_pauses():
@@ -265,10 +414,13 @@ def test_progress_in_a_file_is_one_plain_line_for_each_report():
     file = io.StringIO()
     progress = metrics.Progress(2000, file=file)
     progress.update(199)
-    progress.update(200, {"loss": 0.0432, "lr": 2e-5, "images_per_second": 12345.6})
+    progress.update(200, {"loss": 0.0432, "lr": 2e-5, "images_per_second": 12345.6, "data_wait": 0.0312})
+    progress.say("look here")
     progress.update(400, {"loss": math.nan})
     progress.close()
-    assert file.getvalue() == "step 200/2000 loss 0.0432 lr 2e-05 images/s 12346\nstep 400/2000 loss nan\n"
+    assert file.getvalue() == (
+        "step 200/2000 loss 0.0432 lr 2e-05 images/s 12346 data wait 3.1%\nlook here\nstep 400/2000 loss nan\n"
+    )
 
 
 def test_progress_on_a_terminal_is_a_bar_that_starts_where_training_resumed():
@@ -277,11 +429,13 @@ def test_progress_on_a_terminal_is_a_bar_that_starts_where_training_resumed():
     assert re.search(r"500/2000", file.getvalue())
     for step in range(501, 2001):
         progress.update(step)
-    progress.update(2000, {"loss": 0.0432, "loss_q1": 1.0, "images_per_second": 3021.0})
+    progress.say("look here")
+    progress.update(2000, {"loss": 0.0432, "loss_q1": 1.0, "images_per_second": 3021.0, "data_wait": 0.5})
     progress.close()
     progress.close()
     last = file.getvalue().split("\r")[-1]
     assert "100%" in last
     assert "2000/2000" in last
-    assert "loss 0.0432 images/s 3021" in last
+    assert "loss 0.0432 images/s 3021 data wait 50.0%" in last
+    assert "look here\n" in file.getvalue()
     assert "loss_q1" not in last

@@ -10,7 +10,7 @@ import pytest
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.diffusion.timesteps import HISTORY, LossHistory, importance_probabilities
 from ddpm_jax.errors import UsageError
-from ddpm_jax.training.objective import DiffusionAux, diffusion_objective
+from ddpm_jax.training.objective import ByTime, DiffusionAux, diffusion_objective, loss_over_time
 
 T = 10  # no multiple of 4: the quartiles are not equally large
 B = 24
@@ -86,12 +86,26 @@ def test_metrics_by_quartile_of_t_are_means_over_its_examples():
         np.testing.assert_allclose(sums[quartile], loss[inside].sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("num_timesteps", "bars"), [(1000, 30), (40, 30), (7, 7)])
+def test_the_bars_over_t_are_sums_over_equal_parts_of_the_chain(num_timesteps, bars):
+    t = np.random.default_rng(1).integers(0, num_timesteps, 200)
+    loss = np.random.default_rng(2).uniform(size=200).astype(np.float32)
+    found = loss_over_time(jnp.asarray(t), jnp.asarray(loss), num_timesteps)["loss_by_t"]
+    # t/T of a boundary is rounded to float64; a hundredth of a step moves none across it that is not on it.
+    counts, edges = np.histogram((t + 0.01) / num_timesteps, bars, (0, 1))
+    sums, _ = np.histogram((t + 0.01) / num_timesteps, bars, (0, 1), weights=loss)
+    assert isinstance(found, ByTime)
+    assert len(edges) == len(found.sum) + 1
+    np.testing.assert_array_equal(found.count, counts)
+    np.testing.assert_allclose(found.sum, sums, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({}, {"loss_q"}),
-        ({"weighting": "min_snr"}, {"loss_q", "simple"}),
-        ({"loss": "vlb"}, {"loss_q", "simple", "vlb"}),
+        ({}, {"loss_q", "loss_by_t"}),
+        ({"weighting": "min_snr"}, {"loss_q", "loss_by_t", "simple"}),
+        ({"loss": "vlb"}, {"loss_q", "loss_by_t", "simple", "vlb"}),
     ],
 )
 def test_what_differs_from_the_loss_is_reported_beside_it(changes, names):

@@ -1,0 +1,99 @@
+"""TensorBoard event files, written without TensorFlow: scalars, pictures and histograms."""
+
+import contextlib
+import os
+import pathlib
+import socket
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from ddpm_jax.errors import FailureError
+from ddpm_jax.files import reporting
+
+TENSORBOARD = "tensorboard"
+
+
+class Events:
+    """Appends to an event file of its own in `workdir/tensorboard`, made when there is something to write."""
+
+    def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None = None):
+        """`resume_step` is that of `records.Records`: TensorBoard forgets what older files say of later steps."""
+        self._folder = pathlib.Path(workdir) / TENSORBOARD
+        self._resume_step = resume_step
+        self._file = None
+
+    def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raises FailureError, as all of these: the disk is full, or the folder cannot be written."""
+        from tensorboardX import summary
+
+        self._write(step, [summary.scalar(name, value) for name, value in metrics.items()])
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Shows uint8 [H, W, C], C = 1 or 3."""
+        from tensorboardX import summary
+
+        self._write(step, [summary.image(name, image, dataformats="HWC")])
+
+    def histogram(self, step: int, name: str, edges: np.ndarray, values: np.ndarray) -> None:
+        """Shows values [K], not negative, as bars over edges [K + 1], increasing.
+
+        TensorBoard draws 30 bars from the first edge to the last: of 30 equal ones it shows the heights as they are.
+        """
+        from tensorboardX.proto import summary_pb2
+
+        centres = (edges[1:] + edges[:-1]) / 2
+        histogram = summary_pb2.HistogramProto(
+            min=edges[0],
+            max=edges[-1],
+            num=values.sum(),
+            sum=values @ centres,
+            sum_squares=values @ centres**2,
+            bucket_limit=edges[1:],
+            bucket=values,
+        )
+        self._write(step, [summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, histo=histogram)])])
+
+    def close(self) -> None:
+        """Closes the event file; harmless when repeated or when nothing was written."""
+        file, self._file = self._file, None
+        if file is not None:
+            with reporting(self._folder, "keep the metrics in"):
+                file.close()
+
+    def _write(self, step: int, summaries: list) -> None:
+        from tensorboardX.proto import event_pb2
+
+        with reporting(self._folder, "keep the metrics in"):
+            try:
+                if self._file is None:
+                    self._file = self._open()
+                for item in summaries:
+                    event = event_pb2.Event(wall_time=time.time(), step=int(step), summary=item)
+                    self._file.write(event.SerializeToString())
+                self._file.flush()
+            except OSError:
+                # What could not be written is still buffered: closing fails once more, but gives the file back.
+                with contextlib.suppress(OSError, FailureError):
+                    self.close()
+                raise
+
+    def _open(self):
+        # tensorboardX is slow to import, hence here. Its SummaryWriter writes in a thread that dies of a full disk and
+        # leaves the training waiting on a queue for ever; the writer beneath it reports the error to the caller.
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads the files of a folder in the order of their names, hence the time comes first.
+        now = time.time()
+        file = RecordWriter(str(self._folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"))
+        head = [event_pb2.Event(wall_time=now, file_version="brain.Event:2")]
+        if self._resume_step is not None:
+            # Makes TensorBoard forget the later events of the files before this one.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            head.append(event_pb2.Event(wall_time=now, step=self._resume_step + 1, session_log=start))
+        for event in head:
+            file.write(event.SerializeToString())
+        return file
