@@ -78,9 +78,13 @@ class Parser:
 
     def _document(self, flag: str, help: str, default: str | int | None = None) -> None:
         text = help if default is None else f"{help} (default: {default})"
-        first, *others = textwrap.wrap(text, _HELP_WIDTH - _HELP_COLUMN)
-        left = f"  {flag}".ljust(_HELP_COLUMN)
-        self._lines += [left + first, *(" " * _HELP_COLUMN + line for line in others)]
+        lines = [" " * _HELP_COLUMN + line for line in textwrap.wrap(text, _HELP_WIDTH - _HELP_COLUMN)]
+        left = f"  {flag}"
+        if len(left) < _HELP_COLUMN - 1:
+            lines[0] = left.ljust(_HELP_COLUMN) + lines[0].lstrip()
+        else:
+            lines.insert(0, left)
+        self._lines += lines
 
     def parse(self, argv: Sequence[str]) -> flags.FlagValues:
         """Parses a command line without the program's name; shows the help and exits where it is asked for.
