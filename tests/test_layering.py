@@ -32,6 +32,8 @@ ONLY_IN = {  # library -> where it may be imported: a folder, or one file
     "orbax": "training/checkpoint.py",
     "matplotlib": "plotting/",
     "diffrax": "evaluation/likelihood_ode.py",
+    "wandb": "training/weights_and_biases.py",
+    "tensorboardX": "training/tensorboard.py",
 }
 STANDARD_LIBRARY = set(sys.stdlib_module_names)
 

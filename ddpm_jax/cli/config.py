@@ -92,6 +92,7 @@ def default_config() -> ConfigDict:
                 "sample_every": 10_000,  # steps between sample grids; 0 for only the last
                 "num_samples": 64,  # images in a grid
                 "sample_steps": 1000,  # steps of the chain for a grid
+                "raw_grid": False,  # show samples of the raw weights beside those of the EMA: twice the sampling
             },
             "checkpoint": {
                 "save_every": 5000,  # steps
@@ -113,6 +114,7 @@ RESUMABLE = (
     "train.sample_every",
     "train.num_samples",
     "train.sample_steps",
+    "train.raw_grid",
     "checkpoint.save_every",
     "checkpoint.keep_last",
     "checkpoint.keep_every",

@@ -11,7 +11,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,20 +22,17 @@ from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import INTERRUPTED, Parser, choose_platform
 from ddpm_jax.cli.data import check_classes, load_split
 from ddpm_jax.cli.experiment import Experiment, Training, build, build_training, check_batch, init_state, state_shapes
-from ddpm_jax.cli.preview import make_preview
+from ddpm_jax.cli.grids import grid_path, grid_writer, no_grid
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import write_atomically
 from ddpm_jax.plotting.curves import columns, loss_curve
-from ddpm_jax.plotting.images import save_png
-from ddpm_jax.samplers.ancestral import ancestral
-from ddpm_jax.training import metrics
+from ddpm_jax.training import metrics, weights_and_biases
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.objective import QUARTILES
 from ddpm_jax.training.parallel import map_step
 from ddpm_jax.training.randomness import base_key
-from ddpm_jax.training.state import TrainState
 
 DEFAULT_CONFIG = "configs/digits.py"
 CONFIG_FILE = "config.json"
@@ -53,17 +50,25 @@ def main(argv: Sequence[str]) -> int:
         "Directory of the run; by default runs/NAME for configs/NAME.py. Resumes what is there.",
         metavar="DIR",
     )
+    parser.string(
+        "wandb",
+        None,
+        "Show the run in this project of Weights & Biases, too; ENTITY/PROJECT for one of a team.",
+        metavar="PROJECT",
+    )
     overrides, rest = configs.split_overrides(argv)
     flags = parser.parse(rest)
     config = configs.override(configs.load_config(flags.config), overrides)
     workdir = pathlib.Path(flags.workdir or pathlib.Path("runs") / pathlib.Path(flags.config).stem)
+    if flags.wandb is not None:
+        weights_and_biases.load(flags.wandb)
 
     choose_platform(flags.platform)
     experiment = build(config)
     check_batch(config)
     training = build_training(experiment)
     _check_workdir(workdir, config)
-    return _train(experiment, training, workdir)
+    return _train(experiment, training, workdir, flags.wandb)
 
 
 def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -90,7 +95,7 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         )
 
 
-def _train(experiment: Experiment, training: Training, workdir: pathlib.Path) -> int:
+def _train(experiment: Experiment, training: Training, workdir: pathlib.Path, wandb: str | None = None) -> int:
     config = experiment.config
     source = load_split(config.data, config.data.train_split)
     check_classes(source, config, split=config.data.train_split)
@@ -120,7 +125,9 @@ def _train(experiment: Experiment, training: Training, workdir: pathlib.Path) ->
         save_every=config.checkpoint.save_every,
     )
     progress = metrics.Progress(config.train.num_steps, start_step=start)
-    with metrics.MetricWriter(workdir, resume_step=start) as writer:
+    settings = configs.to_dict(config)
+    viewers = [] if wandb is None else [weights_and_biases.WeightsAndBiases(workdir, wandb, settings)]
+    with metrics.MetricWriter(workdir, resume_step=start, viewers=viewers) as writer:
         try:
             outcome = train(
                 state,
@@ -129,10 +136,10 @@ def _train(experiment: Experiment, training: Training, workdir: pathlib.Path) ->
                 base_key(config.seed),
                 options=options,
                 checkpointer=checkpointer,
-                config=configs.to_dict(config),
+                config=settings,
                 writer=writer,
                 progress=progress,
-                on_sample=_sample_writer(experiment, workdir, writer) if makes_images else _no_samples,
+                on_sample=grid_writer(experiment, source, workdir, writer, progress.say) if makes_images else no_grid,
             )
         finally:
             progress.close()
@@ -156,31 +163,6 @@ def _announce(experiment: Experiment, workdir: pathlib.Path, source: sources.Sou
     )
 
 
-def _sample_writer(
-    experiment: Experiment, workdir: pathlib.Path, writer: metrics.MetricWriter
-) -> Callable[[int, TrainState], None]:
-    """Returns on_sample(step, state): the same noise and conditions every time, so that the grids can be compared."""
-    config, preview = experiment.config, make_preview(experiment)
-    generate = experiment.generator(ancestral(experiment.respaced(config.train.sample_steps)))
-
-    def on_sample(step: int, state: TrainState) -> None:
-        indices = np.arange(preview.count)
-        images = generate(state.ema_params, base_key(config.seed), indices, inputs=preview.condition).images
-        picture = preview.draw(images)
-        save_png(_grid_path(workdir, step), picture)
-        writer.image(step, "samples", picture)
-
-    return on_sample
-
-
-def _no_samples(step: int, state: TrainState) -> None:
-    """on_sample of a classifier."""
-
-
-def _grid_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    return workdir / "samples" / f"step_{step:08d}.png"
-
-
 def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.Path, *, makes_images: bool) -> int:
     """Draws the loss, and says what there is and what to type next."""
     records = metrics.read(workdir)
@@ -190,7 +172,7 @@ def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.P
     if interrupted_by is not None:
         print(f"saved step {step} in {workdir}. To resume, give the same command again.", file=sys.stderr)
         return INTERRUPTED if interrupted_by == signal.SIGINT else 0  # SIGTERM is a scheduler's wish, and granted
-    samples = f"  samples  {_grid_path(workdir, step)}\n" if makes_images else ""
+    samples = f"  samples  {grid_path(workdir, step)}\n" if makes_images else ""
     print(f"done: {step} steps\n{samples}  loss     {workdir / 'loss.png'}")
     if makes_images:
         print(f"next: python sample.py --ckpt {workdir}")

@@ -7,15 +7,16 @@ Everything takes and returns uint8 arrays with the channels last, 1 channel (gre
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import chex
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ddpm_jax.files import write_atomically
 
 BACKGROUND = 255
+_TITLE_HEIGHT = 22  # pixels
 _GIF_FASTEST_MS = 20  # Viewers play anything shorter than this at 100 ms a frame.
 
 
@@ -56,6 +57,28 @@ def grid(images: np.ndarray, columns: int | None = None, *, pad: int = 2, min_pi
         top, left = pad + row * (height + pad), pad + column * (width + pad)
         canvas[top : top + height, left : left + width] = image
     return canvas
+
+
+def side_by_side(pictures: Mapping[str, np.ndarray], *, gap: int = 16) -> np.ndarray:
+    """Puts pictures beside each other, each under its title.
+
+    Args:
+      pictures: title -> uint8 [H, W, C], all of the same shape.
+      gap: white pixels between them.
+
+    Returns:
+      uint8 [H', W', C].
+    """
+    parts = []
+    for title, picture in pictures.items():
+        _check_images(picture, rank=3)
+        height, width, channels = picture.shape
+        if parts:
+            parts.append(np.full((height + _TITLE_HEIGHT, gap, channels), BACKGROUND, np.uint8))
+        strip = Image.new("L", (width, _TITLE_HEIGHT), BACKGROUND)
+        ImageDraw.Draw(strip).text((width // 2, _TITLE_HEIGHT // 2), title, fill=0, anchor="mm", font_size=14)
+        parts.append(np.concatenate([np.asarray(strip)[..., None].repeat(channels, axis=-1), picture]))
+    return np.concatenate(parts, axis=1)
 
 
 def chain_strip(frames: np.ndarray, *, max_columns: int = 12, pad: int = 2, min_pixels: int = 64) -> np.ndarray:

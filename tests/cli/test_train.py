@@ -1,13 +1,17 @@
 """`python train.py`: what a run leaves behind, and how it is resumed."""
 
 import json
+import sys
+from unittest import mock
 
 import pytest
 from PIL import Image
 
+from ddpm_jax.training.records import read
+
 
 def steps_in(workdir):
-    return [json.loads(line)["step"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [record["step"] for record in read(workdir)]
 
 
 def checkpoints_in(workdir):
@@ -59,3 +63,26 @@ def test_the_workdir_is_named_by_the_config_file_unless_given(
     (tmp_path / "runs").mkdir()
     copied.rename(tmp_path / name)
     assert f"{name}: resuming" in invoke("train", "--config", config_file(), *given).err
+
+
+def test_wandb_is_refused_before_anything_is_done_where_it_is_not_installed(
+    refused, config_file, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    workdir = tmp_path / "new"
+    says = ["pip install -e '.[wandb]'"]
+    refused("train", "--config", config_file(), "--workdir", workdir, "--wandb", "digits", says=says)
+    assert not workdir.exists()
+
+
+def test_wandb_sees_the_records_the_bars_the_grid_and_the_config(invoke, copied, config_file, monkeypatch):
+    run, package = mock.Mock(), mock.Mock()
+    package.init.return_value = run
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    arguments = ["--workdir", copied, "--wandb", "digits", "--config.train.num_steps=11"]
+    assert invoke("train", "--config", config_file(), *arguments).code == 0
+    logged = {name: call.args[0]["step"] for call in run.log.call_args_list for name in call.args[0]}
+    assert {"loss", "loss_by_t", "samples", "colour_shift"} <= logged.keys()
+    assert set(logged.values()) == {11}
+    assert package.init.call_args.kwargs["config"]["model"]["ch"] == 32
+    run.finish.assert_called_once()

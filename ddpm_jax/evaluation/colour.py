@@ -1,0 +1,79 @@
+"""Whether samples have the colours of the training images: mean and standard deviation of each channel, and a test.
+
+Samples that are sharp and of the wrong tint pass unseen in a grid, and an FID tells of them late. Numbers in and out:
+which images, and what is said of them, is the caller's choice.
+"""
+
+from typing import NamedTuple
+
+import chex
+import numpy as np
+
+CHANNELS = {1: ("grey",), 3: ("red", "green", "blue")}
+
+
+class Colours(NamedTuple):
+    """Statistics of the channels [C] of a set of images, in grey levels of 0..255."""
+
+    mean: np.ndarray  # over the pixels of all images
+    std: np.ndarray  # of the pixels of all images
+    mean_spread: np.ndarray  # standard deviation over images of the mean over an image's pixels
+    variance_spread: np.ndarray  # standard deviation over images of an image's mean square distance from `mean`
+    count: float  # number of images; with weights, of equally weighted ones that would be as many
+
+
+def moments(images: np.ndarray) -> np.ndarray:
+    """The mean and the mean square of each image's channels: uint8 [N, H, W, C] -> float64 [N, 2, C]."""
+    chex.assert_type(images, np.uint8)
+    chex.assert_rank(images, 4)
+    pixels = images.astype(np.float64)
+    return np.stack([pixels.mean(axis=(1, 2)), np.square(pixels).mean(axis=(1, 2))], axis=1)
+
+
+def colours(image_moments: np.ndarray, weights: np.ndarray | None = None) -> Colours:
+    """Sums up a set of images.
+
+    Args:
+      image_moments: [N, 2, C], `moments` of N images.
+      weights: [N], not negative, not all 0: how much an image counts; None for all the same.
+    """
+    weights = np.ones(len(image_moments)) if weights is None else weights
+    weights = weights / weights.sum()
+    means, squares = image_moments[:, 0], image_moments[:, 1]
+    mean = weights @ means
+    distances = squares - 2 * mean * means + mean**2
+    variance = weights @ distances
+    return Colours(
+        mean=mean,
+        std=np.sqrt(np.maximum(variance, 0)),
+        mean_spread=np.sqrt(weights @ (means - mean) ** 2),
+        variance_spread=np.sqrt(weights @ (distances - variance) ** 2),
+        count=1 / np.sum(weights**2),
+    )
+
+
+class Shift(NamedTuple):
+    """How far samples are from the data, [C], in standard errors."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+def shift(samples: Colours, data: Colours) -> Shift:
+    """How far the mean and the variance of each channel are from those of the data, in standard errors.
+
+    The unit is the image: its pixels are no independent draws. Were the samples n images drawn as the N of the data
+    were, either difference would have the standard deviation s sqrt(1/n + 1/N), s being the spread over the data's
+    images, and be nearly normal where n is more than a few.
+    """
+    by_chance = np.sqrt(1 / samples.count + 1 / data.count)
+    return Shift(
+        _in_units(samples.mean - data.mean, data.mean_spread * by_chance),
+        _in_units(samples.std**2 - data.std**2, data.variance_spread * by_chance),
+    )
+
+
+def _in_units(difference: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    # A channel that is the same in all images has no spread: any difference is then infinitely many units.
+    tiny = np.finfo(np.float64).tiny
+    return np.where(np.abs(difference) < 1e-9, 0.0, difference / np.maximum(unit, tiny))

@@ -1,0 +1,125 @@
+"""Weights & Biases as a second place for what TensorBoard shows: `train.py --wandb PROJECT`.
+
+An extra: `pip install -e '.[wandb]'`. Nothing of it can stop a run: the first failure is one warning, and the records
+on disk go on.
+"""
+
+import logging
+import os
+import pathlib
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.files import write_atomically
+
+RUN_ID = "wandb/id"  # in the directory of the run; W&B keeps its own files beside it
+_log = logging.getLogger(__name__)
+
+
+def load(project: str) -> Any:
+    """Returns the module `wandb`, to send a run to `project`, "PROJECT" or "ENTITY/PROJECT".
+
+    Raises:
+      UsageError: that names no project, or the package is not installed.
+    """
+    if not project.rpartition("/")[2]:
+        raise UsageError(f"--wandb is {project!r}: name a project, as in --wandb digits or --wandb TEAM/digits.")
+    try:
+        import wandb
+    except ImportError:
+        wandb = None
+    if not hasattr(wandb, "init"):  # a folder of that name, where W&B has left its files, imports as an empty module
+        raise UsageError("--wandb needs the package wandb: install it with pip install -e '.[wandb]', or leave it out.")
+    return wandb
+
+
+class WeightsAndBiases:
+    """A run of W&B for the run in `workdir`, and the same one when that is resumed.
+
+    Metrics are drawn over their "step", not over W&B's own count, which cannot go back to the step of a checkpoint.
+    After a kill the steps since that are logged a second time, with the same values.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, project: str, config: Mapping[str, Any]):
+        """Starts the run, or continues the one whose id is kept in `workdir/wandb/id`.
+
+        Where W&B refuses or cannot be reached, the run is kept on disk, as with WANDB_MODE=offline.
+
+        Args:
+          workdir: the folder of the run, whose name is shown; W&B's own files go to `workdir/wandb`.
+          project: "PROJECT" or "ENTITY/PROJECT".
+          config: of the run, JSON-able.
+
+        Raises:
+          UsageError: see `load`.
+        """
+        self._wandb, workdir = load(project), pathlib.Path(workdir)
+        entity, _, project = project.rpartition("/")
+        self._run = None
+
+        def start(**options: Any) -> None:
+            self._run = self._wandb.init(
+                project=project,
+                entity=entity or None,
+                id=_run_id(workdir),
+                resume="allow",
+                dir=str(workdir),
+                name=workdir.absolute().name,
+                config=dict(config),
+                settings=self._wandb.Settings(console="off"),  # its copy of standard error would be one of the bar
+                **options,
+            )
+            self._run.define_metric("*", step_metric="step")
+
+        try:
+            start()
+        except Exception as error:
+            self._run = None
+            remedy = f"Its records are kept in {workdir / 'wandb'}, for wandb sync --append to send."
+            _log.warning("Weights & Biases cannot be used (%s). %s", _one_line(error), remedy)
+            self._try(lambda: start(mode="offline"))
+
+    def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Sends the metrics of `step`."""
+        self._send(step, lambda: dict(metrics))
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Sends uint8 [H, W, C], C = 1 or 3."""
+        self._send(step, lambda: {name: self._wandb.Image(image[..., 0] if image.shape[-1] == 1 else image)})
+
+    def histogram(self, step: int, name: str, edges: np.ndarray, values: np.ndarray) -> None:
+        """Sends values [K] as bars over edges [K + 1]."""
+        self._send(step, lambda: {name: self._wandb.Histogram(np_histogram=(values, edges))})
+
+    def close(self) -> None:
+        """Sends what is left; harmless when repeated."""
+        run = self._run
+        if run is not None:
+            self._try(run.finish)
+        self._run = None
+
+    def _send(self, step: int, values: Callable[[], dict[str, Any]]) -> None:
+        if self._run is not None:
+            self._try(lambda: self._run.log({"step": int(step), **values()}))
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._run = None
+            _log.warning("Weights & Biases failed and is left out from here on: %s", _one_line(error))
+
+
+def _run_id(workdir: pathlib.Path) -> str:
+    path = workdir / RUN_ID
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(4).encode())
+    return path.read_text().strip()
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
