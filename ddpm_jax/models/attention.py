@@ -1,4 +1,4 @@
-"""Self-attention over the pixels of a feature map."""
+"""Self-attention over the pixels of a feature map, by the program that suits the device."""
 
 import flax.linen as nn
 import jax
@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ddpm_jax.models.layers import EPSILON, GroupNorm, dense, zero_init
+
+FLASH_TILE = 128  # pixels that a block of the flash kernels works on at once: with fewer, most of it would idle
 
 
 class AttentionBlock(nn.Module):
@@ -28,6 +30,21 @@ class AttentionBlock(nn.Module):
         q_BxLxNxD = dense(C, name="q", dtype=self.dtype)(h_BxLxC).reshape(B, L, N, D)
         k_BxLxNxD = dense(C, name="k", dtype=self.dtype)(h_BxLxC).reshape(B, L, N, D)
         v_BxLxNxD = dense(C, name="v", dtype=self.dtype)(h_BxLxC).reshape(B, L, N, D)
-        o_BxLxNxD = jax.nn.dot_product_attention(q_BxLxNxD, k_BxLxNxD, v_BxLxNxD)
+        implementation = choose_implementation(jax.local_devices()[0], self.dtype, pixels=L, head_size=D)
+        o_BxLxNxD = jax.nn.dot_product_attention(q_BxLxNxD, k_BxLxNxD, v_BxLxNxD, implementation=implementation)
         h_BxLxC = dense(C, name="proj_out", dtype=self.dtype, kernel_init=zero_init)(o_BxLxNxD.reshape(B, L, C))
         return x_BxHxWxC + h_BxLxC.reshape(B, H, W, C)
+
+
+def choose_implementation(device: jax.Device, dtype: DTypeLike, *, pixels: int, head_size: int) -> str:
+    """Returns which `jax.nn.dot_product_attention` computes attention on a device: "cudnn" or "xla".
+
+    cuDNN's flash attention never stores the [L, L] weights. It takes half precision only, and heads of a multiple of 8
+    channels, at most 128 of them on Ampere (compute capability 8) and 256 from Hopper (9) on. All else has XLA's.
+    """
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return "xla"
+    major = int(device.compute_capability.split(".")[0])
+    largest = 256 if major >= 9 else 128 if major == 8 else 0
+    half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    return "cudnn" if half and pixels >= FLASH_TILE and head_size % 8 == 0 and head_size <= largest else "xla"

@@ -19,6 +19,7 @@ from ddpm_jax.models.layers import (
     timestep_embedding,
     zero_init,
 )
+from ddpm_jax.models.rematerialization import rematerialized
 from ddpm_jax.models.unet import ResBlock, UNet, check_unet
 
 
@@ -41,7 +42,7 @@ class Classifier(nn.Module):
     norm_eps: float = EPSILON
     downsample_padding: str = "end"
     dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, *, dropout_keys: jax.Array | None = None) -> jax.Array:
@@ -55,8 +56,8 @@ class Classifier(nn.Module):
         Returns:
           [B, num_classes] float32.
         """
-        res_block = nn.remat(ResBlock) if self.remat else ResBlock
-        attention_block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        res_block = rematerialized(ResBlock, self.remat)
+        attention_block = rematerialized(AttentionBlock, self.remat)
         dtype = self.dtype
 
         def block(h: jax.Array, features: int, name: str) -> jax.Array:

@@ -12,9 +12,11 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 Padding = tuple[tuple[int, int], tuple[int, int]]  # ((top, bottom), (left, right)), in pixels
 USUAL = ("NHWC", "HWIO", "NHWC")
+CONVOLUTION = "convolution"  # what `jax.checkpoint` policies call the results of conv2d
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding = ((0, 0), (0, 0))) -> jax.Array:
@@ -29,9 +31,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding
     Returns:
       [B, (H + padding - h) // stride + 1, likewise for W, D].
     """
-    if jax.default_backend() == "cpu":
-        return _conv2d_usual_layout(x, kernel, stride, padding)
-    return _conv2d(x, kernel, stride, padding)
+    convolve = _conv2d_usual_layout if jax.default_backend() == "cpu" else _conv2d
+    return checkpoint_name(convolve(x, kernel, stride, padding), CONVOLUTION)
 
 
 def _conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:

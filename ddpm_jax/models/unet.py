@@ -28,6 +28,7 @@ from ddpm_jax.models.layers import (
     timestep_embedding,
     zero_init,
 )
+from ddpm_jax.models.rematerialization import REMAT, rematerialized
 
 
 class ResBlock(nn.Module):
@@ -102,7 +103,7 @@ class UNet(nn.Module):
     norm_eps: float = EPSILON  # added to the variance of every group normalisation; 1e-5 in Improved DDPM
     downsample_padding: str = "end"  # a key of layers.DOWNSAMPLE_PADDINGS; "both" in Improved DDPM
     dtype: DTypeLike = jnp.float32  # of the computation; parameters, normalisation statistics and softmax are float32
-    remat: bool = False  # recompute blocks in the backward pass: less memory, one more forward pass
+    remat: str = "none"  # what the backward pass finds kept of the forward pass, a key of rematerialization.REMAT
     num_classes: int = 0  # of the labels in the condition, without the null class; 0: it has none
     low_res_channels: int = 0  # of the low-resolution image in the condition; 0: it has none
 
@@ -133,8 +134,8 @@ class UNet(nn.Module):
         """
         check_condition(condition, x=x, num_classes=self.num_classes, low_res_channels=self.low_res_channels)
         label, low_res = Condition() if condition is None else condition
-        res_block = nn.remat(ResBlock) if self.remat else ResBlock
-        attention_block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        res_block = rematerialized(ResBlock, self.remat)
+        attention_block = rematerialized(AttentionBlock, self.remat)
         dtype = self.dtype
 
         def block(h: jax.Array, features: int, name: str) -> jax.Array:
@@ -218,6 +219,7 @@ def check_unet(unet: UNet, height: int, width: int) -> None:
     _check_numbers(unet)
     choose("time embedding", unet.time_embedding, TIME_EMBEDDINGS)
     choose("downsample padding", unet.downsample_padding, DOWNSAMPLE_PADDINGS)
+    choose("remat", unet.remat, REMAT)
     levels = len(unet.ch_mult)
     stride = 2 ** (levels - 1)
     for name, size in {"height": height, "width": width, "resolution": unet.resolution}.items():

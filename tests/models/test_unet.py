@@ -186,15 +186,16 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
-def test_recomputation_changes_neither_output_nor_gradients(params, x):
+@pytest.mark.parametrize("remat", ["products", "blocks"])
+def test_recomputation_changes_neither_output_nor_gradients(params, x, remat):
     unet = SMALL.clone(dropout=0.3)
     keys = jax.random.split(jax.random.key(3), 2)
 
     value, grads = loss_and_grads(unet, params, x, keys)
-    value_remat, grads_remat = loss_and_grads(unet.clone(remat=True), params, x, keys)
+    value_remat, grads_remat = loss_and_grads(unet.clone(remat=remat), params, x, keys)
     np.testing.assert_allclose(value_remat, value, rtol=1e-6)
-    for (path, grad), remat in zip(flatten_dict(grads).items(), flatten_dict(grads_remat).values(), strict=True):
-        np.testing.assert_allclose(remat, grad, atol=1e-5 * max(1.0, float(jnp.abs(grad).max())), err_msg=str(path))
+    for (path, grad), ours in zip(flatten_dict(grads).items(), flatten_dict(grads_remat).values(), strict=True):
+        np.testing.assert_allclose(ours, grad, atol=1e-5 * max(1.0, float(jnp.abs(grad).max())), err_msg=str(path))
 
 
 def test_recomputation_is_in_the_backward_pass(params, x):
@@ -203,4 +204,32 @@ def test_recomputation_is_in_the_backward_pass(params, x):
         return sum(eqn.primitive.name.startswith(("remat", "checkpoint")) for eqn in equations(jaxpr.jaxpr))
 
     assert count(SMALL) == 0
-    assert count(SMALL.clone(remat=True)) >= 7 + 4  # its residual blocks and its attentions
+    assert count(SMALL.clone(remat="blocks")) >= 7 + 4  # its residual blocks and its attentions
+
+
+def test_recomputing_products_keeps_less_than_half_and_blocks_less_than_a_quarter_of_the_memory():
+    unet = SMALL.clone(ch_mult=(1,), attn_resolutions=(), dropout=0.3)
+    x, t, keys = jnp.zeros((8, 8, 8, 3)), jnp.zeros((8,)), jax.random.split(jax.random.key(3), 8)
+    params = jax.eval_shape(unet.init, jax.random.key(0), x, t)
+
+    def kept(remat):
+        """Bytes that the compiled forward pass hands to the backward pass, without the parameters among them."""
+        network = unet.clone(remat=remat)
+        forward = jax.jit(lambda p: jax.vjp(lambda p: network.apply(p, x, t, dropout_keys=keys), p))
+        compiled = forward.lower(params).compile({"xla_backend_optimization_level": 0})
+        return compiled.memory_analysis().output_size_in_bytes - sum(4 * leaf.size for leaf in jax.tree.leaves(params))
+
+    assert kept("products") < kept("none") / 2
+    assert 0 < kept("blocks") < kept("none") / 4
+
+
+def test_recomputing_products_multiplies_little_again_and_blocks_a_forward_pass(params, x):
+    def flops(function):
+        return jax.jit(function).lower(params).cost_analysis()["flops"]
+
+    def step(remat):
+        return flops(jax.grad(lambda p: jnp.mean(jnp.square(SMALL.clone(remat=remat).apply(p, x, T)))))
+
+    forward = flops(lambda p: SMALL.apply(p, x, T))
+    assert step("products") - step("none") < 0.1 * forward
+    assert 0.5 * forward < step("blocks") - step("none") < forward

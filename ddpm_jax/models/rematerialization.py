@@ -1,0 +1,21 @@
+"""Which results of the forward pass are kept for the backward pass, and which are computed again: memory for time."""
+
+import flax.linen as nn
+from jax import checkpoint_policies as policies
+
+from ddpm_jax.models.convolution import CONVOLUTION
+
+REMAT = {
+    "none": "keep everything: the fastest, and the most memory",
+    "products": "keep the inputs of the blocks and the results of their convolutions and matrix products; compute "
+    "normalisations, activations and dropout again, which costs little beside them",
+    "blocks": "keep the inputs of the blocks: the least memory, at the cost of one more forward pass",
+}
+
+
+def rematerialized(block: type[nn.Module], remat: str) -> type[nn.Module]:
+    """Returns the class of a block whose gradients are the same, made from what `remat`, a key of REMAT, keeps."""
+    if remat == "none":
+        return block
+    products = policies.save_from_both_policies(policies.save_only_these_names(CONVOLUTION), policies.dots_saveable)
+    return nn.remat(block, policy=products if remat == "products" else policies.nothing_saveable)
