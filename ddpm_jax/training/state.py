@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ddpm_jax.training import ema
@@ -19,6 +20,10 @@ class TrainState(NamedTuple):
     ema_params: Any  # float32, same tree
     opt_state: Any
     objective_state: Any  # what the objective remembers, e.g. past losses for importance sampling; often empty
+    nonfinite: chex.Array = np.int32(0)  # int32 scalar, updates in a row whose loss or gradient was not finite
+
+
+LATER = {"nonfinite": np.int32(0)}  # fields that older checkpoints lack, with what they stand for there
 
 
 def create(params: Any, optimizer: optax.GradientTransformation, objective: Objective) -> TrainState:
@@ -31,4 +36,5 @@ def create(params: Any, optimizer: optax.GradientTransformation, objective: Obje
         ema_params=ema_params,
         opt_state=opt_state,
         objective_state=objective.init(),
+        nonfinite=jnp.zeros((), jnp.int32),
     )

@@ -18,10 +18,14 @@ from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
 ROOT = pathlib.Path(__file__).parents[2]
+REMEMBERED = 64  # losses, as many as the largest batch here has
 
 
 def linear_objective(dropout=0.0):
-    """Squared error of x w + b; with `dropout`, inputs are masked per example. It remembers the last batch's losses."""
+    """Squared error of x w + b; with `dropout`, inputs are masked per example. It remembers the last batch's losses.
+
+    The state of an objective keeps its shape, hence the zeros after the last of them.
+    """
 
     def loss(params, state, batch, key, index):
         x = batch["x"]
@@ -32,9 +36,9 @@ def linear_objective(dropout=0.0):
         return losses, losses
 
     return Objective(
-        init=lambda: jnp.zeros((0,)),
+        init=lambda: jnp.zeros(REMEMBERED),
         loss=loss,
-        update=lambda state, losses: losses,
+        update=lambda state, losses: jnp.zeros_like(state).at[: losses.size].set(losses),
         metrics=lambda losses: {"loss_q": (jnp.sum(losses), jnp.float32(losses.size))},
     )
 

@@ -234,7 +234,6 @@ def test_a_diverging_run_stops_and_its_last_good_checkpoint_is_finite(tmp_path, 
     assert f"at step {stopped}. The checkpoint of step {stopped - 1} is kept" in str(caught.value)
     assert stopped == (poisoned or stopped)
     template, _ = linear.start(optax.sgd(rate))
-    template = template._replace(objective_state=jnp.zeros(8))
     restored, _ = Checkpointer(tmp_path, keep_last=1).restore(template)
     assert int(restored.step) == stopped - 1
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(restored.params))
