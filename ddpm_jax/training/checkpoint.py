@@ -22,6 +22,7 @@ from jax.tree_util import tree_flatten_with_path
 
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.training import digests
+from ddpm_jax.training.state import LATER
 
 CHECKPOINTS = "checkpoints"
 STATE, DATA, CONFIG = ITEMS = "state", "data", "config"
@@ -86,7 +87,7 @@ def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
 
 
 class Checkpointer:
-    """Saves and restores the checkpoints of one run, for the process that trains it.
+    """Saves and restores the checkpoints of one run, for the processes that train it: all make every call together.
 
     `save` copies the state to the host and returns; the files are written in the background.
     """
@@ -133,7 +134,7 @@ class Checkpointer:
         """
         items = ocp.args.Composite(
             **{
-                STATE: ocp.args.StandardSave(state),
+                STATE: ocp.args.StandardSave(_over_all_processes(state)),
                 DATA: ocp.args.JsonSave(dict(data_state)),
                 CONFIG: ocp.args.JsonSave(dict(config)),
             }
@@ -161,7 +162,8 @@ class Checkpointer:
         """Returns (state, data_state) of `step`, the newest by default.
 
         Args:
-          template: a state with the shapes and dtypes expected; its values are not read.
+          template: a state with the shapes and dtypes expected; its values are not read. A leaf is laid out as the
+            `sharding` of its template says, or on one device.
           step: a step on disk.
 
         Raises:
@@ -222,6 +224,14 @@ class Checkpointer:
     def close(self) -> None:
         """Waits for the last save and stops the background threads."""
         self._guard(self._manager.close)
+
+
+def _over_all_processes(state: Any) -> Any:
+    """What pmap returns is known to this process only; Orbax shares out the writing of what all have."""
+    if jax.process_count() == 1:
+        return state
+    to_global = ocp.utils.fully_replicated_host_local_array_to_global_array
+    return jax.tree.map(lambda leaf: to_global(leaf) if leaf.is_fully_addressable else leaf, state)
 
 
 def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
@@ -310,7 +320,9 @@ def _restore_json(path: pathlib.Path, item: str) -> dict[str, Any]:
 
 def _restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -> Any:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), template)
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device), template
+    )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         try:
             saved = reader.metadata(path / STATE).item_metadata
@@ -318,6 +330,10 @@ def _restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) 
             raise _damaged(path, error) from error
         if saved is None:
             raise _damaged(path, "its metadata cannot be read")
+        later = {name: LATER[name] for name in _top(template) & LATER.keys() - _top(saved.tree)}
+        if later:
+            older = {name: field for name, field in template._asdict().items() if name not in later}
+            return template._replace(**_restore_state(path, older, partial=True), **later)
         _check_architecture(path, saved.tree, template, partial=partial)
         with _quiet_reads():
             try:
@@ -359,11 +375,14 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
+def _top(tree: Any) -> set[str]:
+    return {name.split("/")[0] for name in _shapes(tree)}
+
+
 def _check_architecture(path: pathlib.Path, saved: Any, template: Any, *, partial: bool) -> None:
     here, there = _shapes(template), _shapes(saved)
     if partial:
-        top = {name.split("/")[0] for name in here}
-        there = {name: shape for name, shape in there.items() if name.split("/")[0] in top}
+        there = {name: shape for name, shape in there.items() if name.split("/")[0] in _top(template)}
     wrong = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
     if wrong:
         name, others = wrong[0], len(wrong) - 1

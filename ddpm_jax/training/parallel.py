@@ -6,7 +6,7 @@ devices there are, and a checkpoint written on one device reads on eight. `pmap`
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -17,6 +17,27 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ddpm_jax.errors import UsageError
 
 AXIS = "devices"
+
+
+class Collectives(NamedTuple):
+    """What a step asks of the other devices. The step is written for the examples at hand: a device's share, or all."""
+
+    per_device: bool  # whether the examples at hand are a device's share
+    mean: Callable[[Any], Any]  # the average of a tree over the devices
+    gather: Callable[[Any], Any]  # leaves [B, ...] of the examples at hand -> of all, in the order of the global batch
+    global_index: Callable[[int], chex.Array]  # B -> positions of the examples at hand in the global batch, int32 [B]
+    parameters: Callable[[Any], Any]  # as the state holds them -> as the network takes them; differentiable
+
+
+class Parallelism(NamedTuple):
+    """A way to spread training over the devices: `PMAP` here, `sharding.FSDP`."""
+
+    collectives: Collectives  # those that `make_train_step` is given
+    map_step: Callable[..., Any]  # compiles step(state, batch, key) -> (state, metrics); donates the state
+    shardings: Callable[[Any], Any]  # leaves with a shape -> where to create or restore a state, before `place`
+    place: Callable[[Any], Any]  # lays a state out as the compiled step returns it
+    to_devices: Callable[[Sequence[Any]], Any]  # local batches, one for each step of a call -> on their way to devices
+    whole: Callable[[Any], Any]  # a part of the state -> all of it on every device, as sampling takes it
 
 
 def map_step(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
@@ -48,16 +69,24 @@ def replicate(tree: Any) -> Any:
 
 
 def map_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Compiles function(shared, examples) -> results for all devices.
+    """Compiles function(shared, examples) -> results for this process's devices: it waits for no other process.
 
     `shared` is the same on every device; leaves of `examples` and of the results are [local devices, per device, ...].
     """
-    return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0))
+    own = jax.local_devices() if jax.process_count() > 1 else None
+    return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0), devices=own)
 
 
 def global_index(per_device: int) -> chex.Array:
     """Positions of this device's examples in the global batch, int32 [per_device]. Only inside a mapped function."""
     return jax.lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """How much memory the leaves of a placed tree take on each device."""
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+    )
 
 
 def shard(tree: Any) -> Any:
@@ -93,3 +122,26 @@ def check_batch_size(batch_size: int, what: str = "batch size") -> None:
     if batch_size < 1 or batch_size % devices:
         fit = max(devices, batch_size // devices * devices)
         raise UsageError(f"The {what} is {batch_size}, which {devices} devices cannot share evenly: use {fit}, say.")
+
+
+def _one_device(tree: Any) -> Any:
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda _: device, tree)
+
+
+MAPPED = Collectives(
+    per_device=True,
+    mean=lambda tree: jax.lax.pmean(tree, AXIS),
+    gather=lambda tree: jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, AXIS, tiled=True), tree),
+    global_index=global_index,
+    parameters=lambda params: params,
+)
+
+PMAP = Parallelism(
+    collectives=MAPPED,
+    map_step=map_step,
+    shardings=_one_device,
+    place=replicate,
+    to_devices=to_devices,
+    whole=lambda tree: tree,
+)

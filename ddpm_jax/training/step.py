@@ -1,6 +1,6 @@
 """One update, as a pure function: gradients, averaging over devices, clipping, Optax, EMA.
 
-It knows nothing of which objective it minimises, nor how many devices there are: `AXIS` names them.
+It knows nothing of which objective it minimises, nor how many devices there are: `Collectives` speak to them.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import optax
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.training import ema
 from ddpm_jax.training.objective import Objective
-from ddpm_jax.training.parallel import AXIS, global_index
+from ddpm_jax.training.parallel import MAPPED, Collectives
 from ddpm_jax.training.state import TrainState
 
 CLIP_SCOPES = {
@@ -31,6 +31,7 @@ class StepOptions(NamedTuple):
     clip_norm: float = 0.0  # global norm to clip the gradient to; 0 for none
     clip_scope: str = "average"  # a key of CLIP_SCOPES: they are different algorithms on several devices
     accumulate_steps: int = 1  # parts that a device computes its share of the batch in, one after the other
+    skip_nonfinite: int = 0  # updates in a row that may be passed over because loss or gradient is not finite
 
 
 def _clip(grads: Any, max_norm: float) -> tuple[Any, chex.Array]:
@@ -41,17 +42,19 @@ def _clip(grads: Any, max_norm: float) -> tuple[Any, chex.Array]:
     return grads, norm
 
 
-def _gradients(objective: Objective, state: TrainState, batch: Any, key: chex.PRNGKey, accumulate_steps: int):
-    """Returns (mean loss, aux [B], gradient) over this device's examples."""
+def _gradients(
+    objective: Objective, collectives: Collectives, state: TrainState, batch: Any, key: chex.PRNGKey, parts: int
+):
+    """Returns (mean loss, aux [B], gradient) over the B examples at hand, computed in so many parts."""
 
     def mean_loss(params, batch, index):
-        loss, aux = objective.loss(params, state.objective_state, batch, key, index)
+        loss, aux = objective.loss(collectives.parameters(params), state.objective_state, batch, key, index)
         return jnp.mean(loss), aux
 
     value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
-    per_device = jax.tree.leaves(batch)[0].shape[0]
-    index = global_index(per_device)
-    if accumulate_steps == 1:
+    batch_size = jax.tree.leaves(batch)[0].shape[0]
+    index = collectives.global_index(batch_size)
+    if parts == 1:
         (loss, aux), grads = value_and_grad(state.params, batch, index)
         return loss, aux, grads
 
@@ -59,11 +62,27 @@ def _gradients(objective: Objective, state: TrainState, batch: Any, key: chex.PR
         (loss, aux), grads = value_and_grad(state.params, *examples)
         return jax.tree.map(jnp.add, total, (loss, grads)), aux
 
-    parts = jax.tree.map(lambda x: x.reshape((accumulate_steps, -1, *x.shape[1:])), (batch, index))
+    # Every parts-th example: where the batch lies over devices, each of them has its share of every part.
+    strided = jax.tree.map(lambda x: jnp.swapaxes(x.reshape((-1, parts, *x.shape[1:])), 0, 1), (batch, index))
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-    total, aux = jax.lax.scan(part, zeros, parts)
-    loss, grads = jax.tree.map(lambda x: x / accumulate_steps, total)
-    return loss, jax.tree.map(lambda x: x.reshape((per_device, *x.shape[2:])), aux), grads
+    total, aux = jax.lax.scan(part, zeros, strided)
+    loss, grads = jax.tree.map(lambda x: x / parts, total)
+    return loss, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape((batch_size, *x.shape[2:])), aux), grads
+
+
+def _unless_nonfinite(new: TrainState, old: TrainState, loss: chex.Array, norm: chex.Array, allowed: int) -> TrainState:
+    """Returns `new`, or `old` with its counters moved on; loss and norm are the same on every device, so is the choice.
+
+    A selection of numbers, not a branch: it is fused into the update that it follows.
+    """
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    stopped = old.nonfinite > allowed
+    tolerated = ~stopped & (old.nonfinite < allowed)
+    kept = old._replace(
+        step=old.step + tolerated.astype(old.step.dtype),
+        nonfinite=old.nonfinite + (~stopped).astype(old.nonfinite.dtype),
+    )
+    return jax.tree.map(lambda updated, unchanged: jnp.where(finite & ~stopped, updated, unchanged), new, kept)
 
 
 def make_train_step(
@@ -71,44 +90,61 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     learning_rate: optax.Schedule,
     options: StepOptions,
+    collectives: Collectives = MAPPED,
 ) -> Callable[[TrainState, Any, chex.PRNGKey], tuple[TrainState, dict[str, Any]]]:
-    """Returns train_step(state, batch, base_key) -> (state, metrics), to be mapped over devices (`parallel.map_step`).
+    """Returns train_step(state, batch, base_key) -> (state, metrics), for `map_step` of the same `Parallelism`.
 
-    The batch is this device's share, leaves [B, ...]; B must be a multiple of `accumulate_steps`. The key is the run's
-    base key: the step folds in its own number. Metrics are scalars: `loss`, `grad_norm` (before clipping; with the
-    scope `replica` the mean of the devices' norms), `learning_rate`, and the objective's (sum, count) pairs.
+    The batch is that of the examples at hand, leaves [B, ...]: under `pmap` this device's share; B must be a multiple
+    of `accumulate_steps`. The key is the run's base key: the step folds in its own number. Metrics are scalars: `loss`,
+    `grad_norm` (before clipping; with the scope `replica` the mean of the devices' norms), `learning_rate`, and the
+    objective's (sum, count) pairs.
+
+    A step whose loss or gradient norm is not finite changes nothing but the counters `step` and `nonfinite`. The first
+    one too many in a row leaves `step` too, and after it the state never changes again: whatever was dispatched
+    meanwhile, the failing step can be repeated from it.
 
     Raises:
-      UsageError: unknown clip scope, or accumulate_steps below 1.
+      UsageError: unknown clip scope, or one that these collectives cannot serve, or accumulate_steps below 1, or
+        skip_nonfinite below 0.
     """
     choose("clip scope", options.clip_scope, CLIP_SCOPES)
     if options.accumulate_steps < 1:
         raise UsageError(f"accumulate_steps is {options.accumulate_steps}: it must be at least 1.")
+    if options.skip_nonfinite < 0:
+        raise UsageError(f"skip_nonfinite is {options.skip_nonfinite}: it must be at least 0.")
     per_replica = options.clip_scope == "replica"
+    if per_replica and options.clip_norm and not collectives.per_device:
+        raise UsageError(
+            "optimizer.clip_scope is 'replica', which clips each device's own gradient, but under parallel = 'fsdp' no "
+            "device has one: set optimizer.clip_scope=average, or optimizer.clip_norm=0 for no clipping."
+        )
 
     def train_step(state: TrainState, batch: Any, base_key: chex.PRNGKey) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(base_key, state.step)
-        loss, aux, grads = _gradients(objective, state, batch, key, options.accumulate_steps)
+        loss, aux, grads = _gradients(objective, collectives, state, batch, key, options.accumulate_steps)
 
         if per_replica:
             grads, norm = _clip(grads, options.clip_norm)
-            grads, norm = jax.lax.pmean((grads, norm), AXIS)
+            grads, norm = collectives.mean((grads, norm))
         else:
-            grads, norm = _clip(jax.lax.pmean(grads, AXIS), options.clip_norm)
+            grads, norm = _clip(collectives.mean(grads), options.clip_norm)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema.decay_at(state.step, options.ema_decay, warmup=options.ema_warmup)
-        all_aux = jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), aux)
+        all_aux = collectives.gather(aux)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
             ema_params=ema.update(state.ema_params, params, decay),
             opt_state=opt_state,
             objective_state=objective.update(state.objective_state, all_aux),
+            nonfinite=jnp.zeros_like(state.nonfinite),
         )
+        loss = collectives.mean(loss)
+        new_state = _unless_nonfinite(new_state, state, loss, norm, options.skip_nonfinite)
         metrics = {
-            "loss": jax.lax.pmean(loss, AXIS),
+            "loss": loss,
             "grad_norm": norm,
             "learning_rate": learning_rate(state.step),
             **objective.metrics(all_aux),

@@ -1,6 +1,7 @@
-"""A program for test_devices.py: trains on the devices it finds and writes what came out. `on_devices.py OUT [RESUME]`.
+"""A program for test_devices.py: trains on the devices it finds and writes what came out.
 
-OUT is a directory for results.npz and a checkpoint; RESUME is the OUT of another run, whose checkpoint is continued.
+`on_devices.py PARALLEL OUT [RESUME]`: PARALLEL is a key of `sharding.PARALLEL`, OUT a directory for results.npz and a
+checkpoint; RESUME is the OUT of another run, whose checkpoint is continued.
 """
 
 import pathlib
@@ -17,8 +18,9 @@ from ddpm_jax.models.unet import UNet, null_condition
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.conditioning import Conditioning
 from ddpm_jax.training.objective import Objective, diffusion_objective
-from ddpm_jax.training.parallel import check_batch_size, map_step, replicate, shard
+from ddpm_jax.training.parallel import bytes_per_device, check_batch_size
 from ddpm_jax.training.randomness import base_key
+from ddpm_jax.training.sharding import PARALLEL
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
@@ -83,18 +85,33 @@ def batch_of(step):
     }
 
 
-def train(out, resume, results):
+def placed(parallelism, state):
+    """The state laid out for the step; its leaves' shapes and where they are to be restored."""
+    places = parallelism.shardings(state)
+    template = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+    return parallelism.place(state), template
+
+
+def train(parallelism, out, resume, results):
     objective, params = diffusion()
     objective = remembering(objective)
     optimizer = optax.sgd(0.05)  # Adam would hide a gradient of the wrong scale
-    step = map_step(make_train_step(objective, optimizer, optax.constant_schedule(0.05), StepOptions(ema_decay=0.9)))
-    state = create(params, optimizer, objective)
+    schedule, options = optax.constant_schedule(0.05), StepOptions(ema_decay=0.9, accumulate_steps=2)
+    step = parallelism.map_step(make_train_step(objective, optimizer, schedule, options, parallelism.collectives))
+    state, template = placed(parallelism, create(params, optimizer, objective))
     if resume:
-        state, _ = Checkpointer(resume, keep_last=1).restore(state)
-    saver = Checkpointer(out, keep_last=1)
-    state, record = replicate(state), []
+        restored, _ = Checkpointer(resume, keep_last=1).restore(template)
+        state = parallelism.place(restored)
+    results["bytes"], results["all_bytes"] = bytes_per_device(state), sum(x.nbytes for x in jax.tree.leaves(state))
+    results["pieces"] = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    results["copies"] = len(state.step.addressable_shards)
+    saver, record, compilations = Checkpointer(out, keep_last=1), [], []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compilations.append(event))
     for n in range(int(state.step), STEPS):
-        state, metrics = step(state, shard(batch_of(n)), base_key(3))
+        batch, key = parallelism.to_devices([batch_of(n)]), base_key(3)
+        compilations.clear()
+        state, metrics = step(state, batch, key)
+        results["compilations_of_last_step"] = compilations.count("/jax/core/compile/backend_compile_duration")
         t, losses = state.objective_state[1]
         record.append((metrics["loss"], metrics["grad_norm"], np.asarray(t), np.asarray(losses), metrics["loss_q"]))
         if n + 1 == SAVED_AT:
@@ -109,12 +126,12 @@ def train(out, resume, results):
     results["unequal_copies"] = sum(
         not np.array_equal(piece.data, leaf.addressable_shards[0].data)
         for leaf in jax.tree.leaves(state)
+        if leaf.is_fully_replicated
         for piece in leaf.addressable_shards
     )
-    results["copies"] = len(state.step.addressable_shards)
 
 
-def gradients(results):
+def gradients(parallelism, results):
     """The gradient that reaches the optimiser for an x w whose examples differ in scale from device to device."""
     rng = np.random.default_rng(0)
     scale = np.repeat([0.1, 1, 2, 0.3, 5, 0.2, 3, 1], BATCH // 8)[:, None]
@@ -132,20 +149,24 @@ def gradients(results):
         "replica": StepOptions(clip_norm=1.0, clip_scope="replica"),
         "accumulated": StepOptions(accumulate_steps=2),
     }.items():
-        step = map_step(make_train_step(objective, optax.sgd(1.0), optax.constant_schedule(1.0), options))
-        state = create(jnp.asarray(results["w"]), optax.sgd(1.0), objective)
-        state, metrics = step(replicate(state), shard(batch), base_key(0))
+        if options.clip_scope == "replica" and not parallelism.collectives.per_device:
+            continue
+        schedule, sgd = optax.constant_schedule(1.0), optax.sgd(1.0)
+        step = parallelism.map_step(make_train_step(objective, sgd, schedule, options, parallelism.collectives))
+        state, _ = placed(parallelism, create(jnp.asarray(results["w"]), sgd, objective))
+        state, metrics = step(state, parallelism.to_devices([batch]), base_key(0))
         results[f"gradient_{name}"] = results["w"] - np.asarray(state.params)
         results[f"norm_{name}"] = metrics["grad_norm"]
 
 
 def main():
-    out, *resume = map(pathlib.Path, sys.argv[1:])
+    name, *directories = sys.argv[1:]
+    parallelism, (out, *resume) = PARALLEL[name], map(pathlib.Path, directories)
     out.mkdir(parents=True, exist_ok=True)
     results = {}
     if not resume:
-        gradients(results)
-    train(out, resume[0] if resume else None, results)
+        gradients(parallelism, results)
+    train(parallelism, out, resume[0] if resume else None, results)
     try:
         check_batch_size(12)
         results["refusal"] = ""
