@@ -1,0 +1,266 @@
+"""Several processes as one run: how they join, what they compare and agree on, and how they part.
+
+One process drives the devices of one host, or some of them; `jax.distributed` connects the processes, and process 0 is
+the coordinator. They run the same program in step. Here is what that takes beside the step itself: a common start, the
+sharing out of work that needs no common program, a common decision to stop, and an end when one of them is lost.
+With one process everything here is the identity.
+"""
+
+import ctypes
+import functools
+import json
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ddpm_jax.errors import FailureError, UsageError
+
+CONNECT_SECONDS = 300  # that a process waits at the start for all others
+LOST_SECONDS = 60  # without a sign of life, after which a process counts as lost
+VOTE_SECONDS = 0.5  # between two votes about stopping, about
+FAREWELL_SECONDS = 1.0  # that the coordinator stays on when it fails, for the others to say why they do
+LOST = (
+    "Another process of this run was lost or could not be reached, so this one stops too. The checkpoints are intact: "
+    "start all processes with the same command again to resume."
+)
+STDERR, FAILURE = 2, 1  # a file descriptor, an exit code
+
+
+def join(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: int = CONNECT_SECONDS,
+) -> None:
+    """Joins the processes of a run; call it before anything else asks for JAX's devices.
+
+    Args:
+      coordinator: "HOST:PORT" at which process 0 listens. None, with the next two, on a TPU slice, under Slurm or Open
+        MPI, where JAX finds all three.
+      num_processes: of the run.
+      process_id: of this process, 0..num_processes-1.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      UsageError: the arguments cannot be, or are absent where nothing tells them.
+      FailureError: the cluster's own services do not answer. That the processes do not find one another within
+        `timeout`, or that one is lost later, ends this process with a sentence and exit code 1: JAX aborts then.
+    """
+    given = (coordinator, num_processes, process_id)
+    if None not in given:
+        _check_address(coordinator, process_id)
+    # Loopback and Ethernet, for devices that have no interconnect of their own.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Its handler would swallow SIGTERM. `StopVote` does its work, for SIGINT too.
+    jax.config.update("jax_enable_preemption_service", False)
+    waiting_for = f"{'the coordinator' if process_id else 'all processes'}{f' at {coordinator}' if coordinator else ''}"
+    _abort_with(
+        f"This process waited {timeout} s for {waiting_for}: start all processes, give each the same --coordinator and "
+        "--num_processes and its own --process_id, and let no firewall stand between them."
+    )
+    try:
+        jax.distributed.initialize(
+            *given, initialization_timeout=timeout, heartbeat_timeout_seconds=LOST_SECONDS, shutdown_timeout_seconds=300
+        )
+    except ValueError as error:
+        raise UsageError(
+            "JAX finds no TPU slice, Slurm or Open MPI here to tell the processes from one another: give --coordinator "
+            "HOST:PORT, --num_processes N and --process_id I."
+        ) from error
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise FailureError(f"The processes could not be connected ({reason}).") from error
+    _abort_with(LOST)
+
+
+def _check_address(coordinator: str, process_id: int) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise UsageError(f"--coordinator {coordinator} is no address: give HOST:PORT, as in 10.0.0.2:1234.")
+    if process_id == 0:
+        with socket.socket(socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", int(port)))
+            except OSError as error:
+                raise UsageError(
+                    f"--coordinator {coordinator}: port {port} of this host cannot be used ({error.strerror}): "
+                    "choose another, for all processes."
+                ) from error
+
+
+_on_abort = None  # what the C library calls must not be collected
+
+
+def _abort_with(sentence: str) -> None:
+    """Makes an abort of this process end it with a sentence and exit code 1.
+
+    When JAX loses another process, or waits in vain for one, it calls abort() from a thread of its own, whatever
+    Python is doing. A handler of the `signal` module would run too late: never.
+    """
+    global _on_abort
+
+    def end(_number: int) -> None:
+        os.write(STDERR, f"error: {sentence}\n".encode())
+        os._exit(FAILURE)
+
+    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    set_handler(signal.SIGABRT, ctypes.cast(_on_abort, ctypes.c_void_p))
+
+
+def joined() -> bool:
+    """Whether this process is one of several that `join` has connected, or was to."""
+    return jax.distributed.is_initialized()
+
+
+def leave(code: int) -> None:
+    """Ends this process at once where `join` was called; returns where it was not.
+
+    An ordinary end waits for the others, which may wait for this one in a step that will never come.
+    """
+    if not joined():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_first():
+        time.sleep(FAREWELL_SECONDS)
+    os._exit(code)
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether a computation failed because another process is gone, as far as the error's words tell."""
+    signs = ("gloo", "nccl", "connection", "socket", "unavailable", "coordination")
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error).lower() for sign in signs)
+
+
+def is_first() -> bool:
+    """Whether this is process 0, the one that writes records, pictures and progress."""
+    return jax.process_index() == 0
+
+
+class Silent:
+    """Stands for a writer of records or a bar on every process but the first: takes every call and does nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
+def check_equal(values: Mapping[str, Any]) -> None:
+    """Compares what all processes must have in common, say the fields of their configs; they call it together.
+
+    Args:
+      values: name -> JSON-able.
+
+    Raises:
+      UsageError: on every process, where one has another value than process 0; the names and both values are told.
+    """
+    if jax.process_count() == 1:
+        return
+    # Gloo waits 30 s for all to come to the first program over the same devices, and as long as it takes at later ones.
+    # So the first ones are here, where all come at once, and not after compiling or reading.
+    np.asarray(_maximum(np.zeros(2)).addressable_data(0))
+    text = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(text)))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(text)] = text
+    texts = multihost_utils.process_allgather(padded)
+    first, *others = (json.loads(bytes(row[:length])) for row, length in zip(texts, lengths, strict=True))
+    for process, theirs in enumerate(others, start=1):
+        names = [name for name in {**first, **theirs} if first.get(name) != theirs.get(name)]
+        if names:
+            listed = "; ".join(f"{n} is {first.get(n)!r} there and {theirs.get(n)!r} here" for n in names[:3])
+            more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UsageError(
+                f"Process 0 and process {process} were not started alike ({listed}{more}): start all processes with "
+                "the same command."
+            )
+
+
+def share(count: int) -> np.ndarray:
+    """This process's part of 0..count-1, neighbours: int [n], n the same everywhere, the last number filling up."""
+    size = -(-count // jax.process_count())
+    return np.minimum(jax.process_index() * size + np.arange(size), count - 1)
+
+
+def gather(rows: np.ndarray, count: int) -> np.ndarray:
+    """Puts together what all processes made of their `share(count)`, [n, ...]: [count, ...]. All call it together."""
+    if jax.process_count() == 1:
+        return rows
+    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))[:count]
+
+
+def wait_for_all(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def local(tree: Any) -> Any:
+    """A tree that lies whole on every device, as this process can use it alone."""
+    return jax.tree.map(lambda x: x if x.is_fully_addressable else x.addressable_data(0), tree)
+
+
+def _maximum(values: np.ndarray) -> jax.Array:
+    """Starts to compute the maximum over all processes of each of values [n]; float32, whole on every device."""
+    mesh = Mesh(np.array(jax.devices()), ("devices",))
+    rows = np.broadcast_to(values.astype(np.float32), (jax.local_device_count(), len(values)))
+    rows = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("devices")), rows)
+    return _compiled_maximum(NamedSharding(mesh, PartitionSpec()))(rows)
+
+
+@functools.cache
+def _compiled_maximum(replicated: NamedSharding):
+    return jax.jit(lambda rows: jnp.max(rows, axis=0), out_shardings=replicated)
+
+
+class StopVote:
+    """The processes' common decision to stop: all of them learn of a signal to any of them after the same call.
+
+    About every `VOTE_SECONDS` the devices take the maximum of the processes' wishes, in a program that is queued behind
+    a step and read after the next one is queued, so that nothing waits for it. The maximum of the time that a call
+    takes goes with it: it says after how many calls the next vote is due, and is as common as the wish.
+    """
+
+    def __init__(self) -> None:
+        self._pending: jax.Array | None = None
+        self._due = 1  # calls until the next vote
+        self._since, self._calls = time.monotonic(), 0
+
+    def __call__(self, wish: int) -> int:
+        """To be called after every dispatch: takes a wish, 0 for none; returns the greatest one, 0 until it is known.
+
+        All processes get the same answer after the same number of calls.
+        """
+        if jax.process_count() == 1:
+            return wish
+        self._calls += 1
+        if self._pending is not None:
+            verdict, seconds = np.asarray(self._pending.addressable_data(0))
+            self._pending = None
+            self._due = max(1, math.floor(VOTE_SECONDS / max(float(seconds), 1e-6)))
+            return int(verdict)
+        if self._calls >= self._due:
+            seconds = (time.monotonic() - self._since) / self._calls
+            self._pending = _maximum(np.array([wish, seconds]))
+            self._since, self._calls = time.monotonic(), 0
+        return 0
