@@ -24,6 +24,7 @@ def default_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,  # of the initial weights, the data order and every draw
+            "parallel": "pmap",  # the state on every device, or split over them where it outgrows one: pmap, fsdp
             "objective": "diffusion",  # what is trained: diffusion, or a classifier of noisy images to guide one
             "data": {
                 "name": "cifar10",  # a TFDS image dataset, "digits", or "folder"
@@ -61,7 +62,7 @@ def default_config() -> ConfigDict:
                 "norm_eps": 1e-6,  # added to the variance in group normalisation
                 "downsample_padding": "end",  # where a stride of 2 pads: end (DDPM), both (Improved DDPM)
                 "dtype": "float32",  # of the computation: float32, bfloat16; parameters are float32
-                "remat": False,  # recompute activations in the backward pass: less memory, more time
+                "remat": "none",  # what is computed again in the backward pass, for memory: none, products, blocks
             },
             "condition": {  # what the network is told of an image beside x_t and t
                 "num_classes": 0,  # its class, of the data's so many; 0: not told
@@ -92,7 +93,9 @@ def default_config() -> ConfigDict:
                 "sample_every": 10_000,  # steps between sample grids; 0 for only the last
                 "num_samples": 64,  # images in a grid
                 "sample_steps": 1000,  # steps of the chain for a grid
+                "skip_nonfinite": 0,  # updates in a row that are passed over if loss or gradient is not finite
                 "raw_grid": False,  # show samples of the raw weights beside those of the EMA: twice the sampling
+                "steps_per_call": 1,  # updates dispatched together: more where a step takes milliseconds
             },
             "checkpoint": {
                 "save_every": 5000,  # steps
@@ -105,6 +108,7 @@ def default_config() -> ConfigDict:
 
 # A run may be resumed with other values of these: they change neither the model nor the draws.
 RESUMABLE = (
+    "parallel",
     "data.data_dir",
     "data.cache",
     "data.unreadable",
@@ -114,7 +118,9 @@ RESUMABLE = (
     "train.sample_every",
     "train.num_samples",
     "train.sample_steps",
+    "train.skip_nonfinite",
     "train.raw_grid",
+    "train.steps_per_call",
     "checkpoint.save_every",
     "checkpoint.keep_last",
     "checkpoint.keep_every",
@@ -165,6 +171,7 @@ def from_dict(values: Mapping[str, Any], *, source: str) -> ConfigDict:
     """
     config = default_config()
     for name, value in flatten(values):
+        value = _in_todays_words(name, value)
         check_field(name, config, source)
         try:
             parent, _, field = name.rpartition(".")
@@ -173,6 +180,11 @@ def from_dict(values: Mapping[str, Any], *, source: str) -> ConfigDict:
         except (TypeError, ValueError) as error:
             raise UsageError(f"{source}: {_type_sentence(name, value, config)}") from error
     return config
+
+
+def _in_todays_words(name: str, value: Any) -> Any:
+    """What a field of an older config would be called now: model.remat was once true or false."""
+    return ("blocks" if value else "none") if name == "model.remat" and isinstance(value, bool) else value
 
 
 def _group(config: ConfigDict, dotted: str) -> ConfigDict:
@@ -284,6 +296,7 @@ _AT_LEAST_ONE = (
     "train.log_every",
     "train.num_samples",
     "train.sample_steps",
+    "train.steps_per_call",
     "checkpoint.save_every",
     "checkpoint.keep_last",
 )
@@ -294,6 +307,7 @@ _AT_LEAST_ZERO = (
     "optimizer.weight_decay",
     "optimizer.clip_norm",
     "train.sample_every",
+    "train.skip_nonfinite",
     "checkpoint.keep_every",
 )
 _BELOW_ONE = ("model.dropout", "condition.label_dropout", "data.holdout", "ema.decay", "optimizer.b1", "optimizer.b2")
