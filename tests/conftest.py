@@ -1,5 +1,6 @@
 """What every test relies on: strict rank promotion, one CPU device, a compilation cache shared between processes."""
 
+import gc
 import os
 import pathlib
 
@@ -27,6 +28,14 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Drops a file's compiled programs: each holds memory maps, and XLA crashes where a process has too many of them."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
