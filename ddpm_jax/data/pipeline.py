@@ -1,8 +1,8 @@
 """Sources -> batches: seeded shuffling, sharding over processes, prefetching in threads, and a position to resume from.
 
 The stream is defined globally: batch n, whole, is a function of (source, seed, n, batch_size). Process p of P takes the
-p-th of P equal parts of it, so that the same training run results from any number of processes. Only *indices* go
-through grain; the rows are gathered once per batch.
+p-th of P equal parts of it, so that the same training run results from any number of processes. Only the *numbers* of
+batches go through grain, for its threads; the rows are gathered once per batch.
 """
 
 import functools
@@ -18,6 +18,7 @@ from ddpm_jax.errors import FailureError, UsageError
 
 Batch = dict[str, np.ndarray]
 _MAX_THREADS = 16
+_ENDLESS = 2**62  # batches: more than any run takes
 
 
 class TrainIterator:
@@ -93,15 +94,37 @@ def train_iterator(
     local = _local_size(batch_size, process_index, process_count)
     if seed < 0:
         raise UsageError(f"seed={seed} should be at least 0.")
-    # grain shuffles epoch e by seed + e, so neighbouring seeds would share their epochs: spread them first.
-    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    stream = grain.MapDataset.range(len(source)).shuffle(seed=spread).repeat()
-    # Batch n P + p of this size is part p of global batch n. (An endless stream has no remainder to drop, but only then
-    # does grain's count of batches not overflow at size 1.)
-    indices = stream.batch(local, drop_remainder=True)[process_index::process_count]
-    batches = indices.map(functools.partial(gather, source))
+    order = _Order(len(source), seed)
+
+    def read(n: int) -> Batch:
+        return gather(source, order.rows(n * batch_size + process_index * local, local))
+
+    batches = grain.MapDataset.range(_ENDLESS).map(read)
     identity = {"seed": seed, "batch_size": batch_size, "fingerprint": source.fingerprint}
     return TrainIterator(batches, _read_options(source, num_threads, prefetch), identity)
+
+
+class _Order:
+    """The endless sequence of rows that a run trains on: one permutation of all rows an epoch, by (seed, epoch).
+
+    They are drawn by `np.random.RandomState`, whose stream NumPy has frozen (NEP 19): a run resumes on the same order
+    under another version. The last two are kept, 8 bytes a row each.
+    """
+
+    def __init__(self, count: int, seed: int):
+        self._count, self._seed = count, seed
+        self._permutation = functools.lru_cache(maxsize=2)(self._draw)
+
+    def rows(self, start: int, size: int) -> np.ndarray:
+        """Rows at the places start..start+size-1 of the sequence, int64 [size]."""
+        epochs = range(start // self._count, (start + size - 1) // self._count + 1)
+        parts = [self._permutation(epoch) for epoch in epochs]
+        first = start - epochs[0] * self._count
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts))[first : first + size]
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        words = np.random.SeedSequence([self._seed, epoch]).generate_state(4)
+        return np.random.RandomState(words).permutation(self._count)
 
 
 def eval_batches(
