@@ -49,11 +49,16 @@ class _Positive(flags.ArgumentParser):
 class Parser:
     """A command's flags, held apart from absl's global ones so that commands can be called from Python."""
 
-    def __init__(self, summary: str):
+    def __init__(self, summary: str, *, computes: bool = True, arguments: bool = False):
+        """`computes`: the command uses JAX; `arguments`: it takes words that follow no flag, kept in `arguments`."""
         self.summary = summary
         self.values = flags.FlagValues()
+        self.arguments: list[str] = []
+        self._computes, self._takes_arguments = computes, arguments
         self._lines: list[str] = []
-        flags.DEFINE_enum("platform", None, ["cpu", "gpu", "tpu"], "", flag_values=self.values)
+        self.values.set_gnu_getopt(arguments)  # flags may also come after them
+        if computes:
+            flags.DEFINE_enum("platform", None, ["cpu", "gpu", "tpu"], "", flag_values=self.values)
         flags.DEFINE_boolean("help", False, "", short_name="h", flag_values=self.values)
 
     def string(self, name: str, default: str | None, help: str, *, metavar: str) -> None:
@@ -93,19 +98,20 @@ class Parser:
           UsageError: an unknown flag (the nearest is suggested), a bad value, or a stray argument.
         """
         try:
-            stray = self.values(["", *argv])[1:]
+            self.arguments = self.values(["", *argv])[1:]
         except flags.UnrecognizedFlagError as error:
             near = suggest(error.flagname, self.values)
             raise UsageError(f"There is no flag --{error.flagname}.{near} --help lists the flags.") from error
         except flags.Error as error:
             raise UsageError(f"{str(error).rstrip('.')}. --help lists the flags.") from error
         if self.values.help:
-            self._document("--platform cpu|gpu|tpu", "Where to compute; by default the best device there is.")
+            if self._computes:
+                self._document("--platform cpu|gpu|tpu", "Where to compute; by default the best device there is.")
             self._document("--help", "Show this help.")
             print("\n".join([self.summary.strip(), "", "Flags:", *self._lines]))
             raise SystemExit(0)
-        if stray:
-            raise UsageError(f"Unexpected argument {stray[0]!r}: values follow their flag, as in --seed 1.")
+        if self.arguments and not self._takes_arguments:
+            raise UsageError(f"Unexpected argument {self.arguments[0]!r}: values follow their flag, as in --seed 1.")
         return self.values
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.ndimage import gaussian_filter1d
 
@@ -94,35 +95,37 @@ def loss_curve(
 
 
 def _draw_loss(axis: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
-    _line(axis, steps, losses, color=_LOSS_COLOUR, alpha=0.3, linewidth=0.8, label="as logged")
-    _line(axis, steps, smooth(losses, _width(losses)), color=_LOSS_COLOUR, linewidth=1.8, label="smoothed")
-    _finish(axis, losses)
+    line(axis, steps, losses, color=_LOSS_COLOUR, alpha=0.3, linewidth=0.8, label="as logged")
+    line(axis, steps, smooth(losses, _width(losses)), color=_LOSS_COLOUR, linewidth=1.8, label="smoothed")
+    finish(axis, losses)
 
 
 def _draw_quartiles(axis: Axes, steps: np.ndarray, quartiles: np.ndarray) -> None:
     count = quartiles.shape[1]
     smoothed = [smooth(losses, _width(losses)) for losses in quartiles.T]
-    for i, (raw, line) in enumerate(zip(quartiles.T, smoothed, strict=True)):
+    for i, (raw, mean) in enumerate(zip(quartiles.T, smoothed, strict=True)):
         colour = _QUARTILE_COLOURS[i % len(_QUARTILE_COLOURS)]
-        _line(axis, steps, raw, color=colour, alpha=0.18, linewidth=0.6)
+        line(axis, steps, raw, color=colour, alpha=0.18, linewidth=0.6)
         label = f"{i / count:.2f} ≤ t/T < {(i + 1) / count:.2f}"
-        _line(axis, steps, line, color=colour, linewidth=1.8, label=label)
-    _finish(axis, quartiles)
+        line(axis, steps, mean, color=colour, linewidth=1.8, label=label)
+    finish(axis, quartiles)
 
 
 def _width(losses: np.ndarray) -> float:
     return max(len(losses), 1) / 80
 
 
-def _line(axis: Axes, steps: np.ndarray, values: np.ndarray, **style) -> None:
+def line(axis: Axes, steps: np.ndarray, values: np.ndarray, **style) -> Line2D:
+    """Draws the finite of values [n] over steps [n]."""
     finite = np.isfinite(values)
     marker = "o" if finite.sum() == 1 else None  # A line through one point is invisible.
-    axis.plot(steps[finite], values[finite], marker=marker, **style)
+    return axis.plot(steps[finite], values[finite], marker=marker, **style)[0]
 
 
-def _finish(axis: Axes, values: np.ndarray) -> None:
+def finish(axis: Axes, values: np.ndarray, *, xlabel: str = "step") -> None:
+    """Gives an axis its scales, labels and legend; `values` is all that was drawn, of any shape."""
     values = values[np.isfinite(values)]
-    axis.set_xlabel("step")
+    axis.set_xlabel(xlabel)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     if values.size and values.min() > 0 and values.max() / values.min() > _LOG_AXIS_FROM:
@@ -134,10 +137,11 @@ def _finish(axis: Axes, values: np.ndarray) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     if values.size:
         axis.margins(x=0.01)
-        # Above the axes, where it never covers a line.
-        axis.legend(
-            loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=8, columnspacing=1.2
-        )
+        if axis.get_legend_handles_labels()[1]:
+            # Above the axes, where it never covers a line.
+            axis.legend(
+                loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=8, columnspacing=1.2
+            )
     else:
         axis.set(xticks=[], yticks=[])
         axis.text(0.5, 0.5, "no finite values yet", transform=axis.transAxes, ha="center", color="#777777")

@@ -64,6 +64,20 @@ def test_pairs_put_the_prediction_below_its_x_t():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
+def test_pictures_side_by_side_keep_their_pixels_under_a_title_each(channels):
+    left, right = _random_images(40, 90, channels), _random_images(40, 90, channels)[::-1]
+    picture = images.side_by_side({"EMA": left, "raw weights": right}, gap=5)
+    height = picture.shape[0] - 40
+    assert picture.shape[1:] == (90 + 5 + 90, channels)
+    np.testing.assert_array_equal(picture[height:, :90], left)
+    np.testing.assert_array_equal(picture[height:, 95:], right)
+    assert np.all(picture[:, 90:95] == images.BACKGROUND)
+    titles = picture[:height, :90], picture[:height, 95:]
+    assert all(title.min() < 100 for title in titles)  # letters
+    assert np.any(titles[0] != titles[1])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
 def test_a_png_reads_back_exactly_and_its_folder_is_made(tmp_path, channels):
     picture = _random_images(5, 7, channels)
     images.save_png(tmp_path / "a" / "b.png", picture)
