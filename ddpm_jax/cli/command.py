@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -59,6 +60,7 @@ class Parser:
         self.values.set_gnu_getopt(arguments)  # flags may also come after them
         if computes:
             flags.DEFINE_enum("platform", None, ["cpu", "gpu", "tpu"], "", flag_values=self.values)
+            flags.DEFINE_string("compilation_cache", None, "", flag_values=self.values)
         flags.DEFINE_boolean("help", False, "", short_name="h", flag_values=self.values)
 
     def string(self, name: str, default: str | None, help: str, *, metavar: str) -> None:
@@ -107,12 +109,61 @@ class Parser:
         if self.values.help:
             if self._computes:
                 self._document("--platform cpu|gpu|tpu", "Where to compute; by default the best device there is.")
+                self._document(
+                    "--compilation_cache DIR",
+                    "Keep compiled programs there: the next process with the same model and devices starts without "
+                    "compiling them.",
+                )
             self._document("--help", "Show this help.")
             print("\n".join([self.summary.strip(), "", "Flags:", *self._lines]))
             raise SystemExit(0)
         if self.arguments and not self._takes_arguments:
             raise UsageError(f"Unexpected argument {self.arguments[0]!r}: values follow their flag, as in --seed 1.")
         return self.values
+
+
+def define_process_flags(parser: Parser) -> None:
+    """Adds the flags of a command that several processes can run together."""
+    parser.boolean(
+        "distributed",
+        "One of several processes that work together, say one on each host: give every one the same command. On a TPU "
+        "slice, under Slurm and under Open MPI nothing else is needed.",
+    )
+    parser.string("coordinator", None, "With --distributed: where process 0 listens.", metavar="HOST:PORT")
+    parser.integer("num_processes", None, "With --distributed: how many processes there are.", lower=1)
+    parser.integer("process_id", None, "With --distributed: which of them this is, from 0.", lower=0)
+    parser.integer(
+        "connect_timeout", None, "With --distributed: seconds to wait for the others (default: 300).", lower=1
+    )
+
+
+def join_processes(parsed: flags.FlagValues) -> None:
+    """Connects the processes that the flags of `define_process_flags` speak of; before `choose_platform`.
+
+    Raises:
+      UsageError: some of the flags without the others; what `hosts.join` raises.
+    """
+    names = ("coordinator", "num_processes", "process_id")
+    given = [name for name in names if parsed[name].value is not None]
+    if not parsed.distributed:
+        for name in (*given, *(["connect_timeout"] if parsed.connect_timeout is not None else [])):
+            raise UsageError(f"--{name} is for several processes: give --distributed too, or leave it out.")
+        return
+    if given and len(given) < len(names):
+        missing = " and ".join(f"--{name}" for name in names if name not in given)
+        raise UsageError(
+            f"{missing} {'is' if len(given) == 2 else 'are'} missing: give all of --coordinator, --num_processes and "
+            "--process_id, or none of them on a TPU slice and under Slurm."
+        )
+    if given and parsed.process_id >= parsed.num_processes:
+        raise UsageError(
+            f"--process_id is {parsed.process_id}: of {parsed.num_processes} processes it is one of 0 to "
+            f"{parsed.num_processes - 1}."
+        )
+    from ddpm_jax.training import hosts  # JAX takes a second to import, which --help need not wait for
+
+    timeout = hosts.CONNECT_SECONDS if parsed.connect_timeout is None else parsed.connect_timeout
+    hosts.join(parsed.coordinator, parsed.num_processes, parsed.process_id, timeout=timeout)
 
 
 def choose_platform(platform: str | None) -> None:
@@ -139,6 +190,27 @@ def choose_platform(platform: str | None) -> None:
         raise UsageError(f"{asked} was asked for, but JAX finds no such device here: {install}use --platform cpu.")
 
 
+def keep_compiled(directory: str | None) -> None:
+    """Makes JAX keep compiled programs in `directory`, or on a bucket "gs://..."; None leaves it as it is.
+
+    Raises:
+      UsageError: the directory cannot be made.
+    """
+    if directory is None:
+        return
+    import jax
+
+    if "://" not in directory:
+        directory = os.path.abspath(directory)
+        try:
+            os.makedirs(directory, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--compilation_cache {directory} cannot be made: {error.strerror}.") from error
+    jax.config.update("jax_compilation_cache_dir", directory)
+    # By default JAX keeps only what took a second to compile; a start consists of many smaller programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Calls main(arguments) and returns the exit code: 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C.
 
@@ -148,7 +220,26 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         return main(sys.argv[1:] if argv is None else argv)
     except (UsageError, FailureError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, UsageError) else FAILURE
+        return _fail(USAGE if isinstance(error, UsageError) else FAILURE)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _fail(INTERRUPTED)
+    except Exception as error:
+        from ddpm_jax.training import hosts
+
+        if not hosts.joined():
+            raise
+        if hosts.is_loss(error):
+            reason = str(error).strip().split("\n")[0]
+            print(f"error: {hosts.LOST} ({reason})", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        return _fail(FAILURE)
+
+
+def _fail(code: int) -> int:
+    """Returns the exit code; one of several processes ends here, because the others may be waiting for it in vain."""
+    from ddpm_jax.training import hosts
+
+    hosts.leave(code)
+    return code

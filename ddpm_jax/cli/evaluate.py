@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.cli import likelihood_ode, sampling
-from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform
+from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform, keep_compiled
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.cli.metrics import METRICS, Result
 from ddpm_jax.cli.split import result_path
@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
     names = flags.metric.split(",")
     metrics = {name: choose("metric", name, METRICS) for name in names}
+    keep_compiled(flags.compilation_cache)
     choose_platform(flags.platform)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     for name, metric in metrics.items():

@@ -29,9 +29,12 @@ from ddpm_jax.samplers.guidance import LogProb, class_log_prob
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.training.classifier import classifier_objective
 from ddpm_jax.training.conditioning import Conditioning
+from ddpm_jax.training.ema import Average
 from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
+from ddpm_jax.training.parallel import Parallelism
 from ddpm_jax.training.randomness import base_key, init_key
+from ddpm_jax.training.sharding import PARALLEL
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
@@ -168,6 +171,7 @@ class Training(NamedTuple):
     objective: Objective
     optimizer: optax.GradientTransformation
     train_step: Any  # not yet mapped over devices
+    parallelism: Parallelism  # how it will be
 
 
 def build_training(experiment: Experiment) -> Training:
@@ -183,14 +187,22 @@ def build_training(experiment: Experiment) -> Training:
     )
     optimizer = make_optimizer(o.name, learning_rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
     options = StepOptions(
-        ema_decay=config.ema.decay,
-        ema_warmup=config.ema.warmup,
+        ema=Average(config.ema.decay, config.ema.warmup, config.ema.rampup_ratio, config.ema.sigma_rel),
+        averages=averages_of(config),
         clip_norm=o.clip_norm,
         clip_scope=o.clip_scope,
         accumulate_steps=o.accumulate_steps,
+        skip_nonfinite=config.train.skip_nonfinite,
     )
-    train_step = make_train_step(objective, optimizer, learning_rate, options)
-    return Training(objective, optimizer, train_step)
+    parallelism = choose("value of parallel", config.parallel, PARALLEL)
+    train_step = make_train_step(objective, optimizer, learning_rate, options, parallelism.collectives)
+    return Training(objective, optimizer, train_step, parallelism)
+
+
+def averages_of(config: ConfigDict) -> dict[str, Average]:
+    """The averages kept beside the one to sample from, by name."""
+    by_decay = {f"decay_{decay:g}": Average(decay=decay) for decay in config.ema.decays}
+    return by_decay | {f"sigma_rel_{width:g}": Average(sigma_rel=width) for width in config.ema.sigma_rels}
 
 
 def _objective(experiment: Experiment) -> Objective:
@@ -219,19 +231,28 @@ def _objective(experiment: Experiment) -> Objective:
 
 
 def init_state(experiment: Experiment, training: Training) -> TrainState:
-    """Draws the state before the first update from the config's seed."""
+    """Draws the state before the first update from the config's seed, each part of it where it will be."""
     # It runs once: optimising the program, on a CPU, would take three times as long as all the rest.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(experiment.init_params, compiler_options=options)
-    params = init(init_key(base_key(experiment.config.seed)))
-    return create(params, training.optimizer, training.objective)
+    places = training.parallelism.shardings(_state_shapes(experiment, training))
+    init = jax.jit(lambda key: _create(experiment, training, key), out_shardings=places, compiler_options=options)
+    return init(init_key(base_key(experiment.config.seed)))
 
 
 def state_shapes(experiment: Experiment, training: Training) -> TrainState:
-    """The state's tree with shapes and dtypes for leaves, nothing computed: what a checkpoint is restored into."""
-    return jax.eval_shape(
-        lambda key: create(experiment.init_params(key), training.optimizer, training.objective), base_key(0)
-    )
+    """The state's tree, leaves with shape, dtype and place, nothing computed: what a checkpoint is restored into."""
+    shapes = _state_shapes(experiment, training)
+    places = training.parallelism.shardings(shapes)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+
+
+def _state_shapes(experiment: Experiment, training: Training) -> TrainState:
+    return jax.eval_shape(lambda key: _create(experiment, training, key), base_key(0))
+
+
+def _create(experiment: Experiment, training: Training, key: jax.Array) -> TrainState:
+    averages = averages_of(experiment.config)
+    return create(experiment.init_params(key), training.optimizer, training.objective, averages)
 
 
 def check_batch(config: ConfigDict) -> None:

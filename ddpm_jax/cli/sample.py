@@ -26,7 +26,7 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.cli import editing, latents, sampling
-from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform
+from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform, keep_compiled
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError
@@ -69,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
     if not flags.ckpt:
         raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
     drawings = latents.asked(flags)
+    keep_compiled(flags.compilation_cache)
     choose_platform(flags.platform)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     recipe = editing.edited(loaded, flags)

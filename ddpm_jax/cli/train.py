@@ -2,6 +2,13 @@
 
     python train.py                                              the bundled 8x8 digits, into runs/digits
     python train.py --config configs/ddpm_cifar10.py --workdir runs/cifar10 --config.train.batch_size=256
+    python train.py --distributed ...                            on every host of a TPU slice or of a Slurm job
+    python train.py --distributed --coordinator HOST:1234 --num_processes 2 --process_id 0 ...         elsewhere
+
+Ctrl-C or SIGTERM: the run saves after the step under way and ends, with exit code 130 or 0; a second Ctrl-C ends it at
+once. Of several processes any one may get the signal: all save at a common step, a second later or so. If a process is
+lost, the others end with exit code 1, at the latest after a minute. The same command resumes the run, on any number of
+processes and devices that divides the batch, with the same data and draws.
 
 Every field of the config, with its default, is listed in `ddpm_jax/cli/config.py`.
 """
@@ -18,8 +25,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from ddpm_jax import __version__
 from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.command import INTERRUPTED, Parser, choose_platform
+from ddpm_jax.cli.command import (
+    INTERRUPTED,
+    Parser,
+    choose_platform,
+    define_process_flags,
+    join_processes,
+    keep_compiled,
+)
 from ddpm_jax.cli.data import check_classes, load_split
 from ddpm_jax.cli.experiment import Experiment, Training, build, build_training, check_batch, init_state, state_shapes
 from ddpm_jax.cli.grids import grid_path, grid_writer, no_grid
@@ -27,12 +42,16 @@ from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import write_atomically
 from ddpm_jax.plotting.curves import columns, loss_curve
-from ddpm_jax.training import metrics, weights_and_biases
+from ddpm_jax.training import hosts, metrics, weights_and_biases
 from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.objective import QUARTILES
-from ddpm_jax.training.parallel import map_step
+from ddpm_jax.training.parallel import bytes_per_device, several
+from ddpm_jax.training.profiling import Trace, parse_steps
 from ddpm_jax.training.randomness import base_key
+from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.tensorboard import TENSORBOARD
 
 DEFAULT_CONFIG = "configs/digits.py"
 CONFIG_FILE = "config.json"
@@ -51,24 +70,42 @@ def main(argv: Sequence[str]) -> int:
         metavar="DIR",
     )
     parser.string(
+        "profile",
+        None,
+        "Trace the steps FIRST to LAST of the run, counted from 1, into WORKDIR/tensorboard: see its Profile tab.",
+        metavar="FIRST:LAST",
+    )
+    parser.string(
         "wandb",
         None,
         "Show the run in this project of Weights & Biases, too; ENTITY/PROJECT for one of a team.",
         metavar="PROJECT",
     )
+    define_process_flags(parser)
     overrides, rest = configs.split_overrides(argv)
     flags = parser.parse(rest)
     config = configs.override(configs.load_config(flags.config), overrides)
     workdir = pathlib.Path(flags.workdir or pathlib.Path("runs") / pathlib.Path(flags.config).stem)
+    profile = parse_steps(flags.profile) if flags.profile else None
     if flags.wandb is not None:
         weights_and_biases.load(flags.wandb)
 
+    keep_compiled(flags.compilation_cache)
+    join_processes(flags)
     choose_platform(flags.platform)
+    hosts.check_equal(_common(config))
     experiment = build(config)
     check_batch(config)
     training = build_training(experiment)
     _check_workdir(workdir, config)
-    return _train(experiment, training, workdir, flags.wandb)
+    return _train(experiment, training, workdir, profile, flags.wandb)
+
+
+def _common(config: ConfigDict) -> dict[str, Any]:
+    """What all processes of a run must have been started with: all of the config but where and how it reads files."""
+    own = ("data.data_dir", "data.cache")
+    fields = dict(configs.flatten(configs.to_dict(config)))
+    return {"ddpm_jax": __version__, "jax": jax.__version__} | {k: v for k, v in fields.items() if k not in own}
 
 
 def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -95,8 +132,14 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         )
 
 
-def _train(experiment: Experiment, training: Training, workdir: pathlib.Path, wandb: str | None = None) -> int:
-    config = experiment.config
+def _train(
+    experiment: Experiment,
+    training: Training,
+    workdir: pathlib.Path,
+    profile: tuple[int, int] | None = None,
+    wandb: str | None = None,
+) -> int:
+    config, parallelism = experiment.config, training.parallelism
     source = load_split(config.data, config.data.train_split)
     check_classes(source, config, split=config.data.train_split)
     checkpointer = Checkpointer(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every)
@@ -113,25 +156,31 @@ def _train(experiment: Experiment, training: Training, workdir: pathlib.Path, wa
         state, position = checkpointer.resume(state_shapes(experiment, training), _warn)
         batches.set_state(position)
     start = int(state.step)
-    write_atomically(workdir / CONFIG_FILE, json.dumps(configs.to_dict(config), indent=2).encode())
-    _announce(experiment, workdir, source, state.params, start)
+    # Another step there: a working directory that the processes do not share.
+    hosts.check_equal({"the data": source.fingerprint, "the step of the checkpoint in --workdir": start})
+    trace = _trace(profile, workdir, start, config.train.num_steps)
+    if hosts.is_first():
+        write_atomically(workdir / CONFIG_FILE, json.dumps(configs.to_dict(config), indent=2).encode())
+        _announce(experiment, workdir, source, state, start)
 
     makes_images = config.objective == "diffusion"
+    parts = config.optimizer.accumulate_steps
     options = LoopOptions(
         num_steps=config.train.num_steps,
         batch_size=config.train.batch_size,
         log_every=config.train.log_every,
         sample_every=config.train.sample_every,
         save_every=config.checkpoint.save_every,
+        steps_per_call=config.train.steps_per_call,
+        skip_nonfinite=config.train.skip_nonfinite,
     )
-    progress = metrics.Progress(config.train.num_steps, start_step=start)
     settings = configs.to_dict(config)
-    viewers = [] if wandb is None else [weights_and_biases.WeightsAndBiases(workdir, wandb, settings)]
-    with metrics.MetricWriter(workdir, resume_step=start, viewers=viewers) as writer:
+    progress, writer = _observers(config, workdir, start, wandb) if hosts.is_first() else (hosts.Silent(),) * 2
+    with writer:
         try:
             outcome = train(
                 state,
-                map_step(training.train_step),
+                parallelism.map_step(training.train_step),
                 batches,
                 base_key(config.seed),
                 options=options,
@@ -139,31 +188,66 @@ def _train(experiment: Experiment, training: Training, workdir: pathlib.Path, wa
                 config=settings,
                 writer=writer,
                 progress=progress,
-                on_sample=grid_writer(experiment, source, workdir, writer, progress.say) if makes_images else no_grid,
+                on_sample=grid_writer(experiment, source, workdir, writer, progress.say, whole=parallelism.whole)
+                if makes_images
+                else no_grid,
+                train_steps=parallelism.map_step(several(training.train_step)),
+                trace=trace,
+                explain=make_explain(training.objective, parts=jax.local_device_count() * parts),
+                parallelism=parallelism,
             )
         finally:
             progress.close()
             batches.close()
             checkpointer.close()
-    return _finish(outcome.interrupted_by, int(outcome.state.step), workdir, makes_images=makes_images)
+    if hosts.is_first():
+        _finish(outcome.interrupted_by, int(outcome.state.step), workdir, makes_images=makes_images)
+    return INTERRUPTED if outcome.interrupted_by == signal.SIGINT else 0  # SIGTERM is a scheduler's wish, and granted
+
+
+def _observers(
+    config: ConfigDict, workdir: pathlib.Path, start: int, wandb: str | None
+) -> tuple[metrics.Progress, metrics.MetricWriter]:
+    """What shows the run; of several processes, the first's."""
+    settings = configs.to_dict(config)
+    viewers = [] if wandb is None else [weights_and_biases.WeightsAndBiases(workdir, wandb, settings)]
+    progress = metrics.Progress(config.train.num_steps, start_step=start)
+    return progress, metrics.MetricWriter(workdir, resume_step=start, viewers=viewers)
 
 
 def _warn(sentence: str) -> None:
     print(f"warning: {sentence}.", file=sys.stderr)
 
 
-def _announce(experiment: Experiment, workdir: pathlib.Path, source: sources.Source, params: Any, start: int) -> None:
-    count = sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+def _trace(profile: tuple[int, int] | None, workdir: pathlib.Path, start: int, num_steps: int) -> Trace | None:
+    if profile is None:
+        return None
+    first, last = profile
+    if not start < first <= last <= num_steps:
+        raise UsageError(
+            f"--profile is {first}:{last}, but this run has the steps {start + 1} to {num_steps} before it: "
+            "choose some of these."
+        )
+    return Trace(workdir / TENSORBOARD, first=first, last=last)
+
+
+def _announce(
+    experiment: Experiment, workdir: pathlib.Path, source: sources.Source, state: TrainState, start: int
+) -> None:
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(state.params))
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device{'s' if jax.device_count() > 1 else ''}"
+    if jax.process_count() > 1:
+        devices += f" of {jax.process_count()} processes"
     begin = f"resuming at step {start}" if start else "starting"
     print(
         f"{workdir}: {begin} of {experiment.config.train.num_steps}; {len(source):,} images of "
-        f"{'x'.join(map(str, experiment.image_shape))}, {count:,} parameters, {devices}",
+        f"{'x'.join(map(str, experiment.image_shape))}, {count:,} parameters, {devices}, "
+        f"{bytes_per_device(state) / 1e6:,.1f} MB of state on each",
         file=sys.stderr,
     )
 
 
-def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.Path, *, makes_images: bool) -> int:
+def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.Path, *, makes_images: bool) -> None:
     """Draws the loss, and says what there is and what to type next."""
     records = metrics.read(workdir)
     steps, losses = columns(records, ["loss"])
@@ -171,9 +255,8 @@ def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.P
     loss_curve(workdir / "loss.png", steps, losses[:, 0], quartiles, title=str(workdir))
     if interrupted_by is not None:
         print(f"saved step {step} in {workdir}. To resume, give the same command again.", file=sys.stderr)
-        return INTERRUPTED if interrupted_by == signal.SIGINT else 0  # SIGTERM is a scheduler's wish, and granted
+        return
     samples = f"  samples  {grid_path(workdir, step)}\n" if makes_images else ""
     print(f"done: {step} steps\n{samples}  loss     {workdir / 'loss.png'}")
     if makes_images:
         print(f"next: python sample.py --ckpt {workdir}")
-    return 0

@@ -7,7 +7,7 @@ step, or `steps_per_call` of them. The arithmetic is in `step`; what goes to dis
 
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -16,9 +16,11 @@ import numpy as np
 
 from ddpm_jax.errors import FailureError
 from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training.diagnosis import Explain
+from ddpm_jax.training.hosts import StopVote
 from ddpm_jax.training.interrupt import Interrupt
 from ddpm_jax.training.metrics import Averages, MetricWriter, Progress, Throughput
-from ddpm_jax.training.parallel import replicate, to_devices
+from ddpm_jax.training.parallel import PMAP, Parallelism
 from ddpm_jax.training.profiling import Trace
 from ddpm_jax.training.state import TrainState
 
@@ -32,6 +34,7 @@ class LoopOptions(NamedTuple):
     sample_every: int  # 0: only at the end
     save_every: int
     steps_per_call: int = 1  # dispatched together; fewer where a grid or a save is due sooner
+    skip_nonfinite: int = 0  # steps in a row that may change nothing, not being finite: that of `StepOptions`
 
     def next_call(self, step: int) -> int:
         """Steps of the call after `step` updates: all, or one where so many would pass over a grid, a save or the end.
@@ -73,12 +76,16 @@ def train(
     on_sample: Callable[[int, TrainState], None],
     train_steps: Callable[[TrainState, Any, chex.PRNGKey], tuple[TrainState, dict[str, Any]]] | None = None,
     trace: Trace | None = None,
+    explain: Explain | None = None,
+    parallelism: Parallelism = PMAP,
 ) -> Outcome:
     """Trains from `state` until `options.num_steps`, or until SIGINT or SIGTERM asks to stop; then saves.
 
+    Of several processes each calls this, and all stop after the same step when one of them is asked to.
+
     Args:
       state: where to start; its buffers are donated.
-      train_step: mapped over devices (`parallel.map_step`).
+      train_step: mapped over devices by the `map_step` of `parallelism`.
       batches: local batches, at the position that belongs to `state`.
       key: the run's base key; `train_step` folds in the step.
       options: see `LoopOptions`.
@@ -89,62 +96,77 @@ def train(
       on_sample: called with (step, state) every `sample_every` steps and at the end.
       train_steps: `parallel.several` of the step, mapped; needed where `options.steps_per_call` is above 1.
       trace: profiles some of the steps.
+      explain: says why a step was not finite (`diagnosis.make_explain`), given the state before it, its batch, the key.
+      parallelism: how state and batches are laid out over the devices.
 
     Raises:
-      FailureError: the loss or the gradient is not finite (the state is not saved), or a checkpoint cannot be written.
+      FailureError: the loss or the gradient is not finite more often in a row than `options.skip_nonfinite` (the state
+        is not saved), or a checkpoint cannot be written.
     """
-    state = replicate(state)
+    state = parallelism.place(state)
     step = saved = int(state.step)
-    reporter, trace = _Reporter(options, writer, progress), trace or Trace()
+    reporter, trace = _Reporter(options, writer, progress, in_a_row=int(state.nonfinite)), trace or Trace()
+
+    def settle() -> None:
+        try:
+            reporter.settle()
+        except _NotFinite as failure:
+            raise FailureError(failure.sentence(saved, explain and _why(explain, state, failure.batch, key))) from None
 
     def save() -> None:
         nonlocal saved
-        reporter.settle(saved)  # a state that is not finite is never saved
+        settle()  # no state is saved before it is known that its steps are finite
         with reporter.throughput.paused():
             checkpointer.save(step, state, batches.get_state(), config)
         saved = step
 
+    vote, stop = StopVote(), 0
     with Interrupt() as interrupt, trace:
-        while step < options.num_steps and interrupt.received is None:
+        while step < options.num_steps and not stop:
             count = options.next_call(step)
             with reporter.throughput.waiting_for_data():
                 fetched = [next(batches) for _ in range(count)]
             with trace.call(step, count):
                 run = train_step if count == 1 else train_steps
-                state, metrics = run(state, to_devices(fetched), key)
+                state, metrics = run(state, parallelism.to_devices(fetched), key)
             step += count
-            reporter.settle(saved)
-            reporter.dispatched(step, count, metrics)
+            settle()
+            reporter.dispatched(step, metrics, fetched)
             trace.done(step, state)
 
             if options.sample_every and step % options.sample_every == 0 and step != options.num_steps:
-                reporter.settle(saved)
+                settle()
                 with reporter.throughput.paused():
                     on_sample(step, state)
             if step % options.save_every == 0:
                 save()
+            stop = vote(interrupt.received or 0)
 
         if saved != step:
             save()
         checkpointer.wait()
-        if interrupt.received is None:
+        if not stop:
             on_sample(step, state)
-    return Outcome(state, interrupt.received)
+    return Outcome(state, signal.Signals(stop) if stop else None)
 
 
 class _Reporter:
     """Holds the metrics of the call in flight, and turns those that have arrived into records."""
 
-    def __init__(self, options: LoopOptions, writer: MetricWriter, progress: Progress):
+    def __init__(self, options: LoopOptions, writer: MetricWriter, progress: Progress, *, in_a_row: int):
         self.throughput = Throughput()
         self._options, self._writer, self._progress = options, writer, progress
         self._averages = Averages()
-        self._in_flight: tuple[int, int, Any] | None = None
+        self._in_flight: tuple[int, Any, Sequence[Any]] | None = None
+        self._skipped, self._in_a_row = 0, in_a_row  # steps that were not finite: since the last record, and in a row
         self._compiled: set[int] = set()  # numbers of steps in a call
 
-    def dispatched(self, step: int, count: int, metrics: Any) -> None:
-        """Takes charge of the metrics of the `count` steps up to `step`, still on the device; stacked if several."""
-        self._in_flight = step, count, metrics
+    def dispatched(self, step: int, metrics: Any, fetched: Sequence[Any]) -> None:
+        """Takes charge of the metrics, still on the device, of the steps up to `step`; stacked if several.
+
+        `fetched` holds the batch of each.
+        """
+        self._in_flight, count = (step, metrics, fetched), len(fetched)
         self.throughput.add(self._options.batch_size * count, metrics)
         if count not in self._compiled:
             # The first call compiles before it returns; what it took is not the speed of training.
@@ -152,41 +174,70 @@ class _Reporter:
             self.throughput = Throughput()
             self._compiled.add(count)
 
-    def settle(self, saved: int) -> None:
-        """Waits for the call in flight, if any, refuses a loss that is not finite, and records each of its steps."""
+    def settle(self) -> None:
+        """Waits for the call in flight, if any, and records each of its steps.
+
+        Raises:
+          _NotFinite: the loss or the gradient of one is not finite, and that cannot be passed over.
+        """
         if self._in_flight is None:
             return
-        (last, count, metrics), self._in_flight = self._in_flight, None
+        (last, metrics, fetched), self._in_flight = self._in_flight, None
         metrics = jax.device_get(metrics)
-        steps = range(last - count + 1, last + 1)
+        steps = range(last - len(fetched) + 1, last + 1)
         # Read once: between two steps of a call no time passes here.
         speed = self.throughput.read() if any(map(self._is_logged, steps)) else {}
-        for i, step in enumerate(steps):
-            self._settle_step(step, metrics if count == 1 else jax.tree.map(lambda x, i=i: x[i], metrics), speed, saved)
+        for i, (step, batch) in enumerate(zip(steps, fetched, strict=True)):
+            one = metrics if len(fetched) == 1 else jax.tree.map(lambda x, i=i: x[i], metrics)
+            self._settle_step(step, one, speed, batch)
 
     def _is_logged(self, step: int) -> bool:
         return step % self._options.log_every == 0 or step == self._options.num_steps
 
-    def _settle_step(self, step: int, metrics: Mapping[str, Any], speed: Mapping[str, float], saved: int) -> None:
-        _check_finite(step, metrics, saved)
-        self._averages.add(metrics)
+    def _settle_step(self, step: int, metrics: Mapping[str, Any], speed: Mapping[str, float], batch: Any) -> None:
+        if self._is_finite(step, metrics, batch):
+            self._averages.add(metrics)
+        else:
+            self._skipped += 1
         record = None
         if self._is_logged(step):
             # Rates are those of the last step; everything else is the mean since the record before.
             rates = {"learning_rate": float(metrics["learning_rate"])}
-            record = self._averages.means() | rates | speed
+            skipped = {"skipped": self._skipped} if self._options.skip_nonfinite else {}
+            record = self._averages.means() | rates | skipped | speed
+            self._skipped = 0
             self._writer.write(step, record)
             for name, histogram in self._averages.histograms().items():
                 self._writer.histogram(step, name, histogram)
         self._progress.update(step, record)
 
+    def _is_finite(self, step: int, metrics: Mapping[str, Any], batch: Any) -> bool:
+        wrong = [name for name in ("loss", "grad_norm") if not math.isfinite(float(metrics[name]))]
+        self._in_a_row = self._in_a_row + 1 if wrong else 0
+        if self._in_a_row > self._options.skip_nonfinite:
+            raise _NotFinite(step, wrong[0], float(metrics[wrong[0]]), self._in_a_row, batch)
+        return not wrong
 
-def _check_finite(step: int, metrics: Mapping[str, Any], saved: int) -> None:
-    for name in ("loss", "grad_norm"):
-        value = float(metrics[name])
-        if not math.isfinite(value):
-            kept = f"The checkpoint of step {saved} is kept" if saved else "No checkpoint had been saved yet"
-            raise FailureError(
-                f"{name} became {value} at step {step}. {kept}; lower optimizer.learning_rate, raise "
-                "optimizer.warmup_steps or set optimizer.clip_norm, and start again."
-            )
+
+class _NotFinite(Exception):
+    """A step that the run cannot go on after."""
+
+    def __init__(self, step: int, name: str, value: float, in_a_row: int, batch: Any):
+        self.step, self.name, self.value, self.in_a_row, self.batch = step, name, value, in_a_row, batch
+
+    def sentence(self, saved: int, why: str | None) -> str:
+        """What the user reads: which number, when, why, what is left and what to do."""
+        times = f", {self.in_a_row} times in a row" if self.in_a_row > 1 else ""
+        kept = f"The checkpoint of step {saved} is kept" if saved else "No checkpoint had been saved yet"
+        return (
+            f"{self.name} became {self.value} at step {self.step}{times}{f': {why}' if why else ''}. {kept}; lower "
+            "optimizer.learning_rate, raise optimizer.warmup_steps or set optimizer.clip_norm, and start again, or "
+            f"pass over more such steps in a row with train.skip_nonfinite={self.in_a_row}."
+        )
+
+
+def _why(explain: Explain, state: TrainState, batch: Any, key: chex.PRNGKey) -> str:
+    try:
+        return explain(state, batch, key)
+    except Exception as error:  # whatever keeps the step from being repeated, the failure itself must be told
+        return f"its cause is not known, because repeating the step failed ({type(error).__name__})"
