@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Drops a file's compiled programs: each holds memory maps, and XLA crashes where a process has too many of them."""
+    """Drops a file's compiled programs: each holds memory maps, and XLA crashes where a process has too many."""
     yield
     jax.clear_caches()
     gc.collect()
