@@ -10,10 +10,8 @@ passed over because of an unusual name would be worse than one sentence too many
 """
 
 import itertools
-import logging
 import os
 import pathlib
-import threading
 import zlib
 
 import numpy as np
@@ -21,7 +19,8 @@ import numpy as np
 from ddpm_jax.data import images
 from ddpm_jax.data.holdout import carve
 from ddpm_jax.data.memory import for_each
-from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.data.unreadable import Unreadable
+from ddpm_jax.errors import FailureError, UsageError, choose
 
 HELD_OUT = ("test", "validation", "val")  # what "test" means, the first that is there
 
@@ -43,15 +42,17 @@ class FolderSource:
         next readable one, so that the sequence of examples does not depend on when that is noticed.
     """
 
-    def __init__(self, paths, labels, *, num_classes, image_size, channels, skip, skipped, fingerprint):
-        self._paths, self._labels = paths, labels
+    def __init__(self, folder, paths, labels, *, num_classes, image_size, channels, skip, skipped, fingerprint):
+        self._folder, self._paths, self._labels = folder, paths, labels
         self._skip = skip
-        self._lock = threading.Lock()
-        self.skipped: list[str] = skipped
-        self._known_bad = set(skipped)
+        self._unreadable = Unreadable(len(paths) + len(skipped), skipped)
         self.image_shape = (image_size, image_size, channels)
         self.num_classes = num_classes
         self.fingerprint = fingerprint
+
+    @property
+    def skipped(self) -> list[str]:
+        return self._unreadable.names
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -59,14 +60,15 @@ class FolderSource:
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         for row in itertools.chain(range(i, len(self)), range(i)):
             path = self._paths[row]
-            if path in self._known_bad:
+            if path in self._unreadable:
                 continue
             try:
                 return {"image": self._read(path), "label": np.int32(self._labels[row])}
             except images.UnreadableImage as error:
+                _check_still_there(self._folder)
                 if not self._skip:
                     raise UsageError(_unreadable(path, error)) from error
-                self._note(path, error)
+                self._unreadable.add(path, error)
         raise UsageError(
             f"None of the {len(self)} images can be read, the first being {self._paths[0]}: check the folder."
         )
@@ -75,12 +77,18 @@ class FolderSource:
         image_size, _, channels = self.image_shape
         return images.to_array(images.decode(path), image_size=image_size, channels=channels)
 
-    def _note(self, path: str, error: Exception) -> None:
-        with self._lock:
-            if path not in self._known_bad:
-                self._known_bad.add(path)
-                self.skipped.append(path)
-                logging.getLogger(__name__).info("skipping %s: %s", path, error)
+
+def _check_still_there(folder: pathlib.Path) -> None:
+    """Tells a file that cannot be read from a folder that is gone: skipping all of its files would help nobody.
+
+    Raises:
+      FailureError: the folder does not exist any more, or is as empty as the place where a disk was mounted.
+    """
+    if not (folder.is_dir() and any(folder.iterdir())):
+        raise FailureError(
+            f"The folder of images {folder} is gone or empty, though it held images before: bring it back, and give "
+            "the same command again to resume from the last checkpoint."
+        )
 
 
 def _unreadable(path: str, error: Exception) -> str:
@@ -111,6 +119,7 @@ def open_folder(
     _check_large_enough(folder, names, sizes, image_size)
     labels = [_label(name, folder, classes) for name in readable]
     return FolderSource(
+        folder,
         [os.path.join(folder, name) for name in readable],
         labels,
         num_classes=len(classes),

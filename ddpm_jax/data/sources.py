@@ -26,7 +26,7 @@ class Source(Protocol):
         it: two sources with the same fingerprint give the same sequence of examples.
 
     A source may also have `gather(indices) -> batch`, if it reads many rows at a time more cheaply, and `skipped`, the
-    paths it has passed over as unreadable.
+    paths or names of what it has passed over as unreadable so far.
     """
 
     image_shape: tuple[int, int, int]
@@ -67,7 +67,7 @@ def load(
         the number of images alone. Pass the same value for both splits.
       cache: whether to decode once into memory: "always", "never", or "auto": if that takes at most 4 GiB and a quarter
         of the machine's memory. The sequence of examples does not depend on it.
-      unreadable: for folders, what to do about files that cannot be read: "stop", or "skip" (see `source.skipped`).
+      unreadable: what to do about images that cannot be read, now or later: "stop", or "skip" (see `source.skipped`).
 
     Raises:
       UsageError: any of the above is wrong, or the images are not there.
@@ -80,7 +80,13 @@ def load(
         )
     else:
         source = _open_tfds(
-            name, split=split, data_dir=data_dir, image_size=image_size, channels=channels, holdout=holdout
+            name,
+            split=split,
+            data_dir=data_dir,
+            image_size=image_size,
+            channels=channels,
+            holdout=holdout,
+            unreadable=unreadable,
         )
     if wants_cache(source, cache):
         source = decoded(source)
@@ -113,4 +119,4 @@ def _check(*, image_size: int, channels: int, holdout: float, cache: str, unread
 def _report(skipped: list[str]) -> None:
     if skipped:
         first = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        logging.getLogger(__name__).warning("Skipped %d unreadable files: %s", len(skipped), first)
+        logging.getLogger(__name__).warning("Skipped %d unreadable images: %s", len(skipped), first)

@@ -4,27 +4,40 @@ Pictures are decoded by Pillow, as those of a folder are, so that pixels do not 
 (TFDS would prefer it, and the two decode JPEG differently).
 """
 
+import itertools
+
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming, read_only_builder
 
 from ddpm_jax.data import images
 from ddpm_jax.data.holdout import carve
-from ddpm_jax.errors import UsageError, suggest
+from ddpm_jax.data.unreadable import Unreadable
+from ddpm_jax.errors import FailureError, UsageError, suggest
 
 HELD_OUT = ("test", "validation")  # what "test" means, the first that the dataset has
 
 
 class TfdsSource:
-    """Random access to a prepared TFDS split; see `sources.Source` for the attributes, `open_dataset` to make one."""
+    """Random access to a prepared TFDS split; see `sources.Source` for the attributes, `open_dataset` to make one.
 
-    def __init__(self, records, rows, *, keys, num_classes, image_size, channels, name, fingerprint):
+    Attributes:
+      skipped: with `unreadable="skip"`, what could not be decoded so far; the next image that can be is taken instead,
+        so that the sequence of examples does not depend on when that is noticed.
+    """
+
+    def __init__(self, records, rows, *, keys, num_classes, image_size, channels, skip, name, fingerprint):
         self._records, self._rows = records, rows
         self._image_key, self._label_key = keys
+        self._skip, self._unreadable = skip, Unreadable(len(rows))
         self._name = name
         self.image_shape = (image_size, image_size, channels)
         self.num_classes = num_classes
         self.fingerprint = fingerprint
+
+    @property
+    def skipped(self) -> list[str]:
+        return self._unreadable.names
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -35,32 +48,58 @@ class TfdsSource:
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Reads many records at once, ~5 times cheaper than one by one."""
-        rows = [int(row) for row in self._rows[indices]]
-        records = self._records.__getitems__(rows)
-        image = np.stack([self._image(record, row) for record, row in zip(records, rows, strict=True)])
-        label = [record[self._label_key] if self._label_key else 0 for record in records]
-        return {"image": image, "label": np.array(label, np.int32)}
+        examples = [self._example(int(i), record) for i, record in zip(indices, self._read(indices), strict=True)]
+        return {
+            "image": np.stack([image for image, _ in examples]),
+            "label": np.array([label for _, label in examples], np.int32),
+        }
 
-    def _image(self, record, row: int) -> np.ndarray:
-        image_size, _, channels = self.image_shape
-        encoded = record[self._image_key]
+    def _read(self, indices: np.ndarray) -> list:
         try:
-            image = images.decode(encoded) if isinstance(encoded, bytes) else images.from_array(encoded)
-            if min(image.size) < image_size:
-                raise UsageError(_too_small(f"Image {row} of dataset {self._name!r}", image.size, image_size))
-            return images.to_array(image, image_size=image_size, channels=channels)
-        except images.UnreadableImage as error:
-            raise UsageError(
-                f"Image {row} of dataset {self._name!r} cannot be decoded ({error}): prepare the dataset anew."
+            return self._records.__getitems__([int(row) for row in self._rows[indices]])
+        except (OSError, RuntimeError, ValueError) as error:  # those of array_record
+            reason = str(error).strip().split("\n")[0]
+            raise FailureError(
+                f"Dataset {self._name!r} can no longer be read ({reason}): bring its files back or prepare it anew, "
+                "and give the same command again to resume from the last checkpoint."
             ) from error
 
+    def _example(self, i: int, record) -> tuple[np.ndarray, int]:
+        """Decodes example `i`, or the next one that can be decoded."""
+        for j in itertools.chain(range(i, len(self)), range(i)):
+            name = f"image {self._rows[j]} of dataset {self._name!r}"
+            if name in self._unreadable:
+                continue
+            record = record if j == i else self._read(np.array([j]))[0]
+            try:
+                return self._image(record, name), record[self._label_key] if self._label_key else 0
+            except images.UnreadableImage as error:
+                if not self._skip:
+                    raise UsageError(
+                        f"I{name[1:]} cannot be decoded ({error}): prepare the dataset anew, or set "
+                        "unreadable='skip' to pass over such images."
+                    ) from error
+                self._unreadable.add(name, error)
+        raise UsageError(f"None of the {len(self)} images of dataset {self._name!r} can be decoded: prepare it anew.")
 
-def open_dataset(name: str, *, split: str, data_dir: str, image_size: int, channels: int, holdout: float) -> TfdsSource:
+    def _image(self, record, name: str) -> np.ndarray:
+        image_size, _, channels = self.image_shape
+        encoded = record[self._image_key]
+        image = images.decode(encoded) if isinstance(encoded, bytes) else images.from_array(encoded)
+        if min(image.size) < image_size:
+            raise UsageError(_too_small(f"I{name[1:]}", image.size, image_size))
+        return images.to_array(image, image_size=image_size, channels=channels)
+
+
+def open_dataset(
+    name: str, *, split: str, data_dir: str, image_size: int, channels: int, holdout: float, unreadable: str
+) -> TfdsSource:
     """Opens `name` ("cifar10", "cifar10:3.0.2", "lsun/church") below `data_dir`, "" for TFDS's default folder.
 
     Args:
       split: "train"; "test", which is the dataset's own "test", else its "validation", else `holdout` of "train"; or a
         TFDS split expression, such as "train[:90%]" or "train+test".
+      unreadable: "stop" or "skip".
 
     Raises:
       UsageError: the dataset is unknown, absent, not ArrayRecord, or has no such split, no images, or too small ones.
@@ -97,6 +136,7 @@ def open_dataset(name: str, *, split: str, data_dir: str, image_size: int, chann
         num_classes=num_classes,
         image_size=image_size,
         channels=channels,
+        skip=unreadable == "skip",
         name=name,
         fingerprint=fingerprint,
     )

@@ -1,7 +1,9 @@
 """A folder of images: what is read, in which order, with which labels, and every sentence about what is amiss."""
 
+import itertools
 import logging
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -194,7 +196,7 @@ def test_skip_leaves_out_what_is_no_image_and_counts_it(tmp_path, caplog):
         source = _load(tmp_path, unreadable="skip")
     assert _values(source) == [0, 2, 3]
     assert [pathlib.Path(path).name for path in source.skipped] == ["001.png", "004.png"]
-    assert "Skipped 2 unreadable files" in caplog.text
+    assert "Skipped 2 unreadable images" in caplog.text
     assert "001.png" in caplog.text
 
 
@@ -235,6 +237,41 @@ def test_the_batches_with_skipped_files_do_not_depend_on_cache_or_threads(tmp_pa
         assert len(source.skipped) == 3
     np.testing.assert_array_equal(streams[0], streams[1])
     np.testing.assert_array_equal(streams[0], streams[2])
+
+
+def test_what_becomes_unreadable_later_is_told_as_it_is_found_and_counted(tmp_path, caplog):
+    _many(tmp_path, 30)
+    source = _load(tmp_path, unreadable="skip")
+    iterator = pipeline.train_iterator(source, batch_size=15, seed=0, num_threads=2)
+    next(iterator)
+    assert not caplog.records
+    for i in range(12):
+        _noisy(tmp_path / f"{i:03}.png")
+    (tmp_path / "012.png").unlink()
+    for _ in range(8):
+        assert set(np.unique(next(iterator)["image"])) <= set(range(30))
+    iterator.close()
+    assert len(source.skipped) == 13
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 10, "the others are counted"
+    for n, sentence in enumerate(sorted(told, key=lambda s: int(s.rpartition("): ")[2].split()[0])), start=1):
+        assert re.match(rf"Skipped .*\.png \(.*\): {n} of 30 images are unreadable so far\.$", sentence)
+
+
+@pytest.mark.parametrize("unreadable", ["stop", "skip"])
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_folder_that_vanishes_is_told_from_files_that_cannot_be_read(tmp_path, unreadable, emptied, caplog):
+    folder = tmp_path / "images"
+    _many(folder, 6)
+    iterator = pipeline.train_iterator(_load(folder, unreadable=unreadable), batch_size=3, seed=0)
+    next(iterator)
+    folder.rename(tmp_path / "elsewhere")
+    if emptied:
+        folder.mkdir()
+    with pytest.raises(FailureError, match=rf"^The folder of images {folder} is gone or empty, .*: bring it back, and"):
+        list(itertools.islice(iterator, 20))  # more than are prepared ahead
+    iterator.close()
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_text("<html>"), _noisy])

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -158,6 +159,39 @@ def test_damaged_and_small_records_are_named(tmp_path):
         _load(tmp_path, channels=3)[2]
     iterator = pipeline.train_iterator(_load(tmp_path, channels=3), batch_size=3, seed=0)
     with pytest.raises(FailureError, match=r"Image [12] of dataset 'tiny'"):
+        next(iterator)
+    iterator.close()
+
+
+@pytest.mark.parametrize("cache", ["never", "always"])
+def test_skip_replaces_a_damaged_record_by_the_next_and_tells_and_counts_it(tmp_path, cache, caplog):
+    images = [_png(np.full((6, 6, 3), i, np.uint8)) for i in range(5)]
+    for i in (1, 2, 4):
+        images[i] = images[i][:45]
+    _image_features(tmp_path, images)
+    source = _load(tmp_path, channels=3, cache=cache, unreadable="skip")
+    for _ in range(2):  # the second pass, with the bad ones known, is the same
+        assert _values(source) == [0, 3, 3, 3, 0]
+        assert [int(source[i]["label"]) for i in range(5)] == [0, 0, 0, 0, 0], "the labels go with the images"
+    assert sorted(source.skipped) == [f"image {i} of dataset 'tiny'" for i in (1, 2, 4)]
+    told = [record.getMessage() for record in caplog.records if "so far" in record.getMessage()]
+    assert len(told) == 3
+    assert told[-1].startswith("Skipped image 4 of dataset 'tiny' (")
+    assert told[-1].endswith("): 3 of 5 images are unreadable so far.")
+
+
+def test_a_dataset_of_nothing_that_can_be_decoded_is_refused(tmp_path):
+    _image_features(tmp_path, [b"<html>", b""])
+    with pytest.raises(UsageError, match="None of the 2 images of dataset 'tiny' can be decoded: prepare it anew"):
+        _load(tmp_path, channels=3, unreadable="skip", cache="always")
+
+
+def test_a_dataset_whose_files_are_gone_is_told_with_what_to_do(tmp_path):
+    _prepare(tmp_path, splits={"train": 4})
+    source = _load(tmp_path)
+    shutil.rmtree(tmp_path / "tiny")
+    iterator = pipeline.train_iterator(source, batch_size=2, seed=0)
+    with pytest.raises(FailureError, match=r"^Dataset 'tiny' can no longer be read \(.*No such file.*\): bring its"):
         next(iterator)
     iterator.close()
 
