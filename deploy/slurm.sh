@@ -42,6 +42,9 @@ srun --wait=120 python train.py \
 
 if [[ -d "$WORKDIR/checkpoints/$STEPS" ]]; then
     echo "done: $STEPS steps in $WORKDIR"
-else
+elif ((${SLURM_JOB_END_TIME:-0} - $(date +%s) < 300)); then
     scontrol requeue "$SLURM_JOB_ID"
+else
+    # Not the time limit but scancel or a person has stopped it: it stays stopped.
+    echo "stopped: sbatch the same again to resume"
 fi

@@ -137,7 +137,9 @@ def test_train_sh_ends_as_train_does_and_passes_its_arguments(stub, tmp_path):
 
 def test_train_sh_passes_sigterm_on_waits_for_the_save_and_asks_to_be_started_again(stub, tmp_path):
     (tmp_path / "checkpoints" / "200").mkdir(parents=True)
-    log = stub("python", "trap 'sleep 0.5; touch saved; exit 0' TERM; touch started; while :; do sleep 0.05; done")
+    log = stub(
+        "python", "trap 'sleep 0.5; touch saved; exit 0' TERM; touch started; for i in {1..200}; do sleep 0.05; done"
+    )
     process = subprocess.Popen([DEPLOY / "train.sh", tmp_path, "300"], cwd=tmp_path)
     deadline = time.monotonic() + 30
     while not (tmp_path / "started").exists():
@@ -149,20 +151,25 @@ def test_train_sh_passes_sigterm_on_waits_for_the_save_and_asks_to_be_started_ag
     assert len(log.read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("finished", [False, True])
-def test_the_slurm_job_queues_itself_again_until_it_is_finished(stub, tmp_path, monkeypatch, finished):
+@pytest.mark.parametrize(
+    ("finished", "seconds_left", "again"), [(False, 100, True), (False, 9000, False), (True, 100, False)]
+)
+def test_the_slurm_job_queues_itself_again_where_its_time_was_up(
+    stub, tmp_path, monkeypatch, finished, seconds_left, again
+):
     requeued = stub("scontrol", "")
     started = stub("srun", f"mkdir -p {tmp_path}/run/checkpoints/{300 if finished else 200}")
     (tmp_path / "venv" / "bin").mkdir(parents=True)
     (tmp_path / "venv" / "bin" / "activate").touch()
     for name, value in {"WORKDIR": "run", "VENV": "venv", "STEPS": "300", "SLURM_JOB_ID": "17"}.items():
         monkeypatch.setenv(name, value if value.isdigit() else str(tmp_path / value))
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + seconds_left))
     done = subprocess.run(["bash", DEPLOY / "slurm.sh"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "train.py --config configs/ddpm_cifar10.py" in started.read_text()
     assert started.read_text().rstrip().endswith("--distributed")
-    assert requeued.exists() != finished
-    assert finished or requeued.read_text() == "requeue 17\n"
+    assert requeued.exists() == again
+    assert not again or requeued.read_text() == "requeue 17\n"
 
 
 def test_a_slurm_job_that_fails_is_not_queued_again(stub, tmp_path, monkeypatch):
