@@ -3,7 +3,9 @@
     python benchmarks/input_pipeline.py                                    a generated folder of 32x32 PNG files
     python benchmarks/input_pipeline.py --name cifar10 --data_dir DIR      a prepared TFDS dataset
 
-Timed is the loop that a training run has, `next(iterator)`, with each batch copied once as if to a device.
+Timed is the loop that a training run has, `next(iterator)`, with each batch copied once as if to a device. Then a
+stand-in for one takes `--device_rate` images a second: it sleeps for a batch's time, from when the batch is there. The
+share of its time in which it waits for data is 0 where the input is not the bottleneck.
 """
 
 import argparse
@@ -44,6 +46,23 @@ def images_per_second(source, *, batch_size: int, seconds: float, repeats: int) 
     return rates
 
 
+def waiting_share(source, *, batch_size: int, rate: float, seconds: float) -> float:
+    """Returns the share of the time that a device of `rate` images a second would wait for batches."""
+    iterator = pipeline.train_iterator(source, batch_size=batch_size, seed=0)
+    next(iterator)
+    start = free = time.perf_counter()  # free: when the device has done what it was given
+    waited = 0.0
+    while free - start < seconds:
+        next(iterator)["image"].copy()
+        there = time.perf_counter()
+        waited += max(0.0, there - free)
+        free = max(free, there) + batch_size / rate
+        # One batch ahead, as the training loop: the next is fetched while the device works on this one.
+        time.sleep(max(0.0, free - batch_size / rate - time.perf_counter()))
+    iterator.close()
+    return waited / (free - start)
+
+
 def measure(options: dict, arguments: argparse.Namespace) -> list[dict]:
     rows = []
     for cache in ("always", "never"):
@@ -61,6 +80,10 @@ def measure(options: dict, arguments: argparse.Namespace) -> list[dict]:
                 "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
                 "load_seconds": round(load_seconds, 2),
                 "images_per_second": [round(rate) for rate in rates],
+                "device_rate": arguments.device_rate,
+                "waiting_share": waiting_share(
+                    source, batch_size=arguments.batch_size, rate=arguments.device_rate, seconds=arguments.seconds
+                ),
             }
         )
     return rows
@@ -68,12 +91,13 @@ def measure(options: dict, arguments: argparse.Namespace) -> list[dict]:
 
 def report(rows: list[dict]) -> str:
     lines = [f"{rows[0]['source']}, batch size {rows[0]['batch_size']}, {rows[0]['cores']} cores"]
-    lines.append(f"{'cache':<8}{'load':>10}{'images/s, median':>20}{'lowest':>10}{'highest':>10}")
+    waits = f"a device of {rows[0]['device_rate']:,.0f}/s waits"
+    lines.append(f"{'cache':<8}{'load':>10}{'images/s, median':>20}{'lowest':>10}{'highest':>10}{waits:>32}")
     for row in rows:
         rates = row["images_per_second"]
         lines.append(
             f"{'yes' if row['cache'] else 'no':<8}{row['load_seconds']:>8.1f} s"
-            f"{int(np.median(rates)):>20,}{min(rates):>10,}{max(rates):>10,}"
+            f"{int(np.median(rates)):>20,}{min(rates):>10,}{max(rates):>10,}{row['waiting_share']:>32.1%}"
         )
     return "\n".join(lines)
 
@@ -87,6 +111,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000, help="images in the generated folder")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
+    parser.add_argument("--device_rate", type=float, default=10_000, help="images a second of the stand-in device")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
