@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from ddpm_jax.cli.command import MAX_SEED
 from ddpm_jax.errors import UsageError, choose, suggest
+from ddpm_jax.training.ema_profiles import WIDEST
 
 
 def default_config() -> ConfigDict:
@@ -85,6 +86,11 @@ def default_config() -> ConfigDict:
             "ema": {
                 "decay": 0.9999,
                 "warmup": False,  # min(decay, (1 + step) / (10 + step))
+                "rampup_ratio": 0.0,  # half-life at most this share of the steps done: EDM has 0.05; 0 for no limit
+                "sigma_rel": 0.0,  # above 0: a power function of time of this relative width (EDM2), and no decay
+                "decays": (),  # of further averages, kept for `python -m ddpm_jax.cli.ema`
+                "sigma_rels": (),  # likewise; from snapshots of two of these any width can be made after training
+                "snapshot_every": 0,  # steps between these snapshots; 0 for none
             },
             "train": {
                 "num_steps": 800_000,
@@ -124,6 +130,7 @@ RESUMABLE = (
     "checkpoint.save_every",
     "checkpoint.keep_last",
     "checkpoint.keep_every",
+    "ema.snapshot_every",
 )
 
 
@@ -309,8 +316,17 @@ _AT_LEAST_ZERO = (
     "train.sample_every",
     "train.skip_nonfinite",
     "checkpoint.keep_every",
+    "ema.snapshot_every",
 )
-_BELOW_ONE = ("model.dropout", "condition.label_dropout", "data.holdout", "ema.decay", "optimizer.b1", "optimizer.b2")
+_BELOW_ONE = (
+    "model.dropout",
+    "condition.label_dropout",
+    "data.holdout",
+    "ema.decay",
+    "ema.rampup_ratio",
+    "optimizer.b1",
+    "optimizer.b2",
+)
 
 
 def check_ranges(config: ConfigDict) -> None:
@@ -334,12 +350,14 @@ def check_ranges(config: ConfigDict) -> None:
         (("data.channels",), lambda v: v in (1, 3), "1 or 3"),
         (("seed",), lambda v: 0 <= v <= MAX_SEED, f"in 0..{MAX_SEED}"),
         (("diffusion.num_timesteps",), lambda v: v >= 2, "at least 2"),
+        (("ema.sigma_rel",), lambda v: 0 <= v < WIDEST, f"0 or more and below {WIDEST:.4f}"),
     ):
         for name in names:
             if not valid(values[name]):
                 raise UsageError(f"{name} is {values[name]}: it must be {wanted}.")
     _check_condition(config)
     _check_objective(config)
+    _check_ema(config)
     steps, num_timesteps = values["train.sample_steps"], values["diffusion.num_timesteps"]
     if steps > num_timesteps:
         raise UsageError(
@@ -361,6 +379,35 @@ def _check_objective(config: ConfigDict) -> None:
     for name in _NOT_OF_A_CLASSIFIER:
         if values[name] != defaults[name]:
             raise UsageError(f"{name} is {values[name]!r}, but a classifier has none: leave it {defaults[name]!r}.")
+
+
+def _check_ema(config: ConfigDict) -> None:
+    e = config.ema
+    laws = [f"ema.{name}" for name in ("warmup", "rampup_ratio", "sigma_rel") if e[name]]
+    if len(laws) > 1:
+        raise UsageError(f"{laws[0]} and {laws[1]} are two laws for one average: set one of them.")
+    for field in ("decays", "sigma_rels"):
+        if len(set(e[field])) < len(e[field]):
+            raise UsageError(f"ema.{field} is {e[field]}: name every average once.")
+    for decay in e.decays:
+        if not (isinstance(decay, float) and 0 <= decay < 1):
+            raise UsageError(f"ema.decays has {decay!r}: every decay must be in [0, 1), as in 0.999,0.9999.")
+    for width in e.sigma_rels:
+        if not (isinstance(width, float) and 0 < width < WIDEST):
+            raise UsageError(
+                f"ema.sigma_rels has {width!r}: every relative width must be above 0 and below {WIDEST:.4f}, where all "
+                "of the run weighs the same, as in 0.05,0.10."
+            )
+    if e.snapshot_every and not e.sigma_rels:
+        raise UsageError(
+            f"ema.snapshot_every is {e.snapshot_every}, but there are no averages to save: set ema.sigma_rels, to "
+            "0.05,0.10, say."
+        )
+    if e.sigma_rels and not e.snapshot_every:
+        raise UsageError(
+            f"ema.sigma_rels is {e.sigma_rels}, but no snapshots are saved of these averages: set ema.snapshot_every, "
+            "to a fiftieth of train.num_steps, say."
+        )
 
 
 def _check_condition(config: ConfigDict) -> None:

@@ -201,8 +201,13 @@ def build_training(experiment: Experiment) -> Training:
 
 def averages_of(config: ConfigDict) -> dict[str, Average]:
     """The averages kept beside the one to sample from, by name."""
-    by_decay = {f"decay_{decay:g}": Average(decay=decay) for decay in config.ema.decays}
-    return by_decay | {f"sigma_rel_{width:g}": Average(sigma_rel=width) for width in config.ema.sigma_rels}
+    by_decay = {f"decay_{decay}": Average(decay=decay) for decay in config.ema.decays}
+    return by_decay | {name: Average(sigma_rel=width) for name, width in snapshot_names(config).items()}
+
+
+def snapshot_names(config: ConfigDict) -> dict[str, float]:
+    """Name -> relative width of the averages that snapshots are saved of."""
+    return {f"sigma_rel_{width}": width for width in config.ema.sigma_rels}
 
 
 def _objective(experiment: Experiment) -> Objective:

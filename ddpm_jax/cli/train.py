@@ -36,7 +36,16 @@ from ddpm_jax.cli.command import (
     keep_compiled,
 )
 from ddpm_jax.cli.data import check_classes, load_split
-from ddpm_jax.cli.experiment import Experiment, Training, build, build_training, check_batch, init_state, state_shapes
+from ddpm_jax.cli.experiment import (
+    Experiment,
+    Training,
+    build,
+    build_training,
+    check_batch,
+    init_state,
+    snapshot_names,
+    state_shapes,
+)
 from ddpm_jax.cli.grids import grid_path, grid_writer, no_grid
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import FailureError, UsageError
@@ -45,6 +54,7 @@ from ddpm_jax.plotting.curves import columns, loss_curve
 from ddpm_jax.training import hosts, metrics, weights_and_biases
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.diagnosis import make_explain
+from ddpm_jax.training.ema_snapshots import Snapshots
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.objective import QUARTILES
 from ddpm_jax.training.parallel import bytes_per_device, several
@@ -173,8 +183,10 @@ def _train(
         save_every=config.checkpoint.save_every,
         steps_per_call=config.train.steps_per_call,
         skip_nonfinite=config.train.skip_nonfinite,
+        snapshot_every=config.ema.snapshot_every,
     )
     settings = configs.to_dict(config)
+    snapshots = Snapshots(workdir, snapshot_names(config), settings) if config.ema.snapshot_every else None
     progress, writer = _observers(config, workdir, start, wandb) if hosts.is_first() else (hosts.Silent(),) * 2
     with writer:
         try:
@@ -195,11 +207,14 @@ def _train(
                 trace=trace,
                 explain=make_explain(training.objective, parts=jax.local_device_count() * parts),
                 parallelism=parallelism,
+                on_snapshot=snapshots,
             )
         finally:
             progress.close()
             batches.close()
             checkpointer.close()
+            if snapshots is not None:
+                snapshots.close()
     if hosts.is_first():
         _finish(outcome.interrupted_by, int(outcome.state.step), workdir, makes_images=makes_images)
     return INTERRUPTED if outcome.interrupted_by == signal.SIGINT else 0  # SIGTERM is a scheduler's wish, and granted
@@ -216,7 +231,8 @@ def _observers(
 
 
 def _warn(sentence: str) -> None:
-    print(f"warning: {sentence}.", file=sys.stderr)
+    if hosts.is_first():
+        print(f"warning: {sentence}.", file=sys.stderr)
 
 
 def _trace(profile: tuple[int, int] | None, workdir: pathlib.Path, start: int, num_steps: int) -> Trace | None:

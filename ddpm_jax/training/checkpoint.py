@@ -28,8 +28,9 @@ CHECKPOINTS = "checkpoints"
 STATE, DATA, CONFIG = ITEMS = "state", "data", "config"
 SET_ASIDE = ".damaged"  # added to the name of a damaged checkpoint's directory
 
-# Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of three.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of three, and prints
+# the traceback of every error that it raises.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class DamagedCheckpoint(FailureError):
@@ -130,8 +131,11 @@ class Checkpointer:
           config: JSON-able.
 
         Raises:
-          FailureError: this save or the one before could not be written; earlier checkpoints are intact.
+          FailureError: this save or the one before could not be written; earlier checkpoints are intact. Or they were
+            removed, all of them, while the run was under way.
         """
+        if self._manager.all_steps() and not self._directory.is_dir():
+            raise FailureError(_removed(self._directory))
         items = ocp.args.Composite(
             **{
                 STATE: ocp.args.StandardSave(_over_all_processes(state)),
@@ -153,10 +157,12 @@ class Checkpointer:
         try:
             action()
         except Exception as error:  # Orbax raises what the file system, tensorstore or a thread of its own raised
-            good = self._manager.all_steps(read=True)
+            if not self._directory.is_dir():
+                raise FailureError(_removed(self._directory)) from error
+            good = _steps(self._directory)
             last = f"The last good checkpoint is that of step {max(good)}." if good else "There is no earlier one."
-            reason = str(error).strip().split("\n")[0]
-            raise FailureError(f"Saving a checkpoint in {self._directory} failed: {reason} {last}") from error
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            raise FailureError(f"Saving a checkpoint in {self._directory} failed: {reason}. {last}") from error
 
     def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Returns (state, data_state) of `step`, the newest by default.
@@ -226,6 +232,13 @@ class Checkpointer:
         self._guard(self._manager.close)
 
 
+def _removed(directory: pathlib.Path) -> str:
+    return (
+        f"{directory} was removed while the run was under way, and its checkpoints with it: bring it back to resume, or "
+        "give the same command again to start over."
+    )
+
+
 def _over_all_processes(state: Any) -> Any:
     """What pmap returns is known to this process only; Orbax shares out the writing of what all have."""
     if jax.process_count() == 1:
@@ -251,6 +264,11 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
     if step is not None and step not in steps:
         raise UsageError(f"{workdir} has no checkpoint of step {step}: choose one of {', '.join(map(str, steps))}.")
     return steps[-1] if step is None else step
+
+
+def saved_steps(workdir: str | os.PathLike) -> list[int]:
+    """The steps on disk, ascending; empty where there are none."""
+    return _steps(pathlib.Path(workdir) / CHECKPOINTS)
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
@@ -331,6 +349,7 @@ def _restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) 
         if saved is None:
             raise _damaged(path, "its metadata cannot be read")
         later = {name: LATER[name] for name in _top(template) & LATER.keys() - _top(saved.tree)}
+        later |= {name: field for name, field in _empty_fields(template).items() if name not in saved.tree}
         if later:
             older = {name: field for name, field in template._asdict().items() if name not in later}
             return template._replace(**_restore_state(path, older, partial=True), **later)
@@ -375,6 +394,12 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
+def _empty_fields(template: Any) -> dict[str, Any]:
+    """What of a state has no leaves: a checkpoint from before such a field existed does not lack anything."""
+    fields = template._asdict() if hasattr(template, "_asdict") else {}
+    return {name: field for name, field in fields.items() if not jax.tree.leaves(field)}
+
+
 def _top(tree: Any) -> set[str]:
     return {name.split("/")[0] for name in _shapes(tree)}
 
@@ -382,6 +407,11 @@ def _top(tree: Any) -> set[str]:
 def _check_architecture(path: pathlib.Path, saved: Any, template: Any, *, partial: bool) -> None:
     here, there = _shapes(template), _shapes(saved)
     if partial:
+        lacking = _top(template) - _top(saved)
+        if lacking:
+            raise UsageError(
+                f"The checkpoint {path} holds no {min(lacking)}: it has {', '.join(sorted(_top(saved)))} only."
+            )
         there = {name: shape for name, shape in there.items() if name.split("/")[0] in _top(template)}
     wrong = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
     if wrong:

@@ -1,29 +1,59 @@
-"""Exponential moving average of the parameters: the weights that are sampled from and evaluated."""
+"""Moving averages of the parameters: the weights that are sampled from and evaluated.
 
-from typing import Any
+Here are the laws by which an average takes in new parameters during training. What can be made of saved averages
+afterwards is in `ema_profiles`.
+"""
+
+import math
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-import optax
+
+from ddpm_jax.training.ema_profiles import gamma_of
+
+
+class Average(NamedTuple):
+    """The law of one average. At most one of `warmup`, `rampup_ratio` and `sigma_rel` is set."""
+
+    decay: float = 0.9999  # share of itself that an average keeps in an update (Ho et al. 2020, appendix B)
+    warmup: bool = False  # the decay is at most (1 + step) / (10 + step): TensorFlow's, with num_updates
+    rampup_ratio: float = 0.0  # the half-life is at most this share of the steps done; 0: not limited (EDM: 0.05)
+    sigma_rel: float = 0.0  # above 0: a power function of time, of this relative width (EDM2), and no decay
 
 
 def init(params: Any) -> Any:
-    """Starts the average at the parameters: a copy, because a donated buffer cannot be given twice."""
+    """Starts an average at the parameters: a copy, because a donated buffer cannot be given twice."""
     return jax.tree.map(jnp.copy, params)
 
 
-def decay_at(step: chex.Array, decay: float, *, warmup: bool) -> chex.Array:
-    """The decay used after update number `step` (0-based), float32 scalar.
+def rate_at(step: chex.Array, average: Average) -> chex.Array:
+    """1 - decay: the share of the new parameters after update number `step` (0-based), float32 scalar.
 
-    Constant as in Ho et al. 2020, or min(decay, (1 + step) / (10 + step)) with `warmup`, which forgets the initial
-    weights sooner in short runs (the ramp of TensorFlow's ExponentialMovingAverage with num_updates).
+    Not the decay itself, which in float32 would lose digits the nearer it is to 1.
+
+    - constant: 1 - d;
+    - `warmup`: d_t = min(d, (1 + step) / (10 + step));
+    - `rampup_ratio` r: the half-life of d, or r step where that is shorter (Karras et al. 2022, their code);
+    - `sigma_rel`: β_t = (1 - 1/t)^(γ+1) with t = step + 1 (Karras et al. 2024, equation 127), which makes the average
+      after t updates that of all parameters so far with weights proportional to time^γ: the initial ones have none.
     """
     step = jnp.asarray(step, jnp.float32)
-    return jnp.minimum(decay, (1 + step) / (10 + step)) if warmup else jnp.float32(decay)
+    if average.sigma_rel:
+        return -jnp.expm1((gamma_of(average.sigma_rel) + 1) * jnp.log1p(-1 / (step + 1)))
+    rate = jnp.float32(1 - average.decay)
+    if average.warmup:
+        return jnp.maximum(rate, 9 / (10 + step))
+    if average.rampup_ratio:
+        return jnp.maximum(rate, -jnp.expm1(-math.log(2) / (average.rampup_ratio * step)))
+    return rate
 
 
-def update(ema_params: Any, params: Any, decay: chex.Array) -> Any:
-    """ema <- decay * ema + (1 - decay) * params, leaf by leaf in float32 (Ho et al. 2020, appendix B: decay 0.9999)."""
+def update(ema_params: Any, params: Any, rate: chex.Array) -> Any:
+    """ema <- ema + rate (params - ema), leaf by leaf in float32.
+
+    In this form parameters that do not change are a fixed point whatever the rounding of the rate.
+    """
     chex.assert_trees_all_equal_shapes_and_dtypes(ema_params, params)
-    return optax.incremental_update(params, ema_params, 1 - decay)
+    return jax.tree.map(lambda average, new: average + rate * (new - average), ema_params, params)

@@ -35,14 +35,18 @@ class LoopOptions(NamedTuple):
     save_every: int
     steps_per_call: int = 1  # dispatched together; fewer where a grid or a save is due sooner
     skip_nonfinite: int = 0  # steps in a row that may change nothing, not being finite: that of `StepOptions`
+    snapshot_every: int = 0  # and at the end; 0: never
 
     def next_call(self, step: int) -> int:
-        """Steps of the call after `step` updates: all, or one where so many would pass over a grid, a save or the end.
+        """Steps of the call after `step` updates: all, or one where that many would pass over what is due, or the end.
 
         So every cadence is exact, and there are two programs at most.
         """
-        due = [(step // every + 1) * every for every in (self.sample_every, self.save_every) if every]
+        due = [(step // every + 1) * every for every in self._cadences() if every]
         return self.steps_per_call if step + self.steps_per_call <= min(self.num_steps, *due) else 1
+
+    def _cadences(self) -> tuple[int, ...]:
+        return self.sample_every, self.save_every, self.snapshot_every
 
 
 class Batches(Protocol):
@@ -78,6 +82,7 @@ def train(
     trace: Trace | None = None,
     explain: Explain | None = None,
     parallelism: Parallelism = PMAP,
+    on_snapshot: Callable[[int, TrainState], None] | None = None,
 ) -> Outcome:
     """Trains from `state` until `options.num_steps`, or until SIGINT or SIGTERM asks to stop; then saves.
 
@@ -98,6 +103,7 @@ def train(
       trace: profiles some of the steps.
       explain: says why a step was not finite (`diagnosis.make_explain`), given the state before it, its batch, the key.
       parallelism: how state and batches are laid out over the devices.
+      on_snapshot: called with (step, state) every `snapshot_every` steps and after the last; needed where that is set.
 
     Raises:
       FailureError: the loss or the gradient is not finite more often in a row than `options.skip_nonfinite` (the state
@@ -138,6 +144,10 @@ def train(
                 settle()
                 with reporter.throughput.paused():
                     on_sample(step, state)
+            if options.snapshot_every and (step % options.snapshot_every == 0 or step == options.num_steps):
+                settle()
+                with reporter.throughput.paused():
+                    on_snapshot(step, state)
             if step % options.save_every == 0:
                 save()
             stop = vote(interrupt.received or 0)

@@ -1,5 +1,6 @@
 """All that survives a step."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import chex
@@ -21,15 +22,23 @@ class TrainState(NamedTuple):
     opt_state: Any
     objective_state: Any  # what the objective remembers, e.g. past losses for importance sampling; often empty
     nonfinite: chex.Array = np.int32(0)  # int32 scalar, updates in a row whose loss or gradient was not finite
+    averages: Any = ()  # further averages of the parameters, by name; often none
 
 
 LATER = {"nonfinite": np.int32(0)}  # fields that older checkpoints lack, with what they stand for there
 
 
-def create(params: Any, optimizer: optax.GradientTransformation, objective: Objective) -> TrainState:
-    """The state before the first update."""
+def create(
+    params: Any, optimizer: optax.GradientTransformation, objective: Objective, averages: Iterable[str] = ()
+) -> TrainState:
+    """The state before the first update; `averages` names those that are kept beside the one to sample from."""
+
     # Compiled as one: each leaf by itself would be a program of its own.
-    ema_params, opt_state = jax.jit(lambda params: (ema.init(params), optimizer.init(params)))(params)
+    @jax.jit
+    def of_params(params):
+        return ema.init(params), optimizer.init(params), {name: ema.init(params) for name in averages}
+
+    ema_params, opt_state, others = of_params(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -37,4 +46,5 @@ def create(params: Any, optimizer: optax.GradientTransformation, objective: Obje
         opt_state=opt_state,
         objective_state=objective.init(),
         nonfinite=jnp.zeros((), jnp.int32),
+        averages=others,
     )

@@ -3,7 +3,8 @@
 It knows nothing of which objective it minimises, nor how many devices there are: `Collectives` speak to them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import chex
@@ -13,6 +14,7 @@ import optax
 
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.training import ema
+from ddpm_jax.training.ema import Average
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.parallel import MAPPED, Collectives
 from ddpm_jax.training.state import TrainState
@@ -26,8 +28,8 @@ CLIP_SCOPES = {
 class StepOptions(NamedTuple):
     """The parts of an update that are neither the objective nor the optimiser."""
 
-    ema_decay: float = 0.9999
-    ema_warmup: bool = False
+    ema: Average = Average()  # of the parameters that are sampled from
+    averages: Mapping[str, Average] = MappingProxyType({})  # kept beside it: those of the state, by name
     clip_norm: float = 0.0  # global norm to clip the gradient to; 0 for none
     clip_scope: str = "average"  # a key of CLIP_SCOPES: they are different algorithms on several devices
     accumulate_steps: int = 1  # parts that a device computes its share of the batch in, one after the other
@@ -131,15 +133,18 @@ def make_train_step(
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = ema.decay_at(state.step, options.ema_decay, warmup=options.ema_warmup)
         all_aux = collectives.gather(aux)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
-            ema_params=ema.update(state.ema_params, params, decay),
+            ema_params=ema.update(state.ema_params, params, ema.rate_at(state.step, options.ema)),
             opt_state=opt_state,
             objective_state=objective.update(state.objective_state, all_aux),
             nonfinite=jnp.zeros_like(state.nonfinite),
+            averages={
+                name: ema.update(state.averages[name], params, ema.rate_at(state.step, average))
+                for name, average in options.averages.items()
+            },
         )
         loss = collectives.mean(loss)
         new_state = _unless_nonfinite(new_state, state, loss, norm, options.skip_nonfinite)

@@ -17,6 +17,7 @@ NAMES = [  # field, a slip, the name that was meant
     ("optimizer.name", "adm", "adam"),
     ("optimizer.decay", "cosin", "cosine"),
     ("optimizer.clip_scope", "replicas", "replica"),
+    ("parallel", "fspd", "fsdp"),
     ("data.name", "digit", "digits"),
     ("data.name", "cifar1", "cifar10"),
     ("data.cache", "alway", "always"),
@@ -34,6 +35,7 @@ AT_LEAST_ONE = [
     "train.log_every",
     "train.num_samples",
     "train.sample_steps",
+    "train.steps_per_call",
     "checkpoint.save_every",
     "checkpoint.keep_last",
 ]
@@ -44,8 +46,18 @@ AT_LEAST_ZERO = [
     "optimizer.weight_decay",
     "optimizer.clip_norm",
     "train.sample_every",
+    "train.skip_nonfinite",
+    "ema.snapshot_every",
 ]
-BELOW_ONE = ["model.dropout", "condition.label_dropout", "data.holdout", "ema.decay", "optimizer.b1", "optimizer.b2"]
+BELOW_ONE = [
+    "model.dropout",
+    "condition.label_dropout",
+    "data.holdout",
+    "ema.decay",
+    "ema.rampup_ratio",
+    "optimizer.b1",
+    "optimizer.b2",
+]
 RANGES = [
     *((field, bad, "at least 1") for field in AT_LEAST_ONE for bad in (0, -3)),
     *((field, -1, "at least 0") for field in [*AT_LEAST_ZERO, "checkpoint.keep_every"]),
@@ -58,6 +70,8 @@ RANGES = [
     *((field, bad, "finite") for field in ("optimizer.learning_rate", "optimizer.clip_norm") for bad in ("nan", "inf")),
     ("diffusion.num_timesteps", 1, "at least 2"),
     ("diffusion.num_timesteps", -5, "at least 2"),
+    ("ema.sigma_rel", -0.1, "0 or more and below 0.2887"),
+    ("ema.sigma_rel", 0.3, "0 or more and below 0.2887"),
     ("diffusion.beta_start", -0.1, "(0, 1]"),
     ("diffusion.beta_end", 0, "(0, 1]"),
     ("data.channels", 2, "1 or 3"),

@@ -20,6 +20,7 @@ from ddpm_jax.evaluation.bound import make_bound, make_strata
 from ddpm_jax.evaluation.likelihood_ode import make_bits_per_dim
 from ddpm_jax.models.layers import timestep_embedding
 from ddpm_jax.training import parallel
+from ddpm_jax.training.ema import Average
 from ddpm_jax.training.objective import diffusion_objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
 from ddpm_jax.training.randomness import base_key
@@ -70,7 +71,7 @@ def train():
     )
     learning_rate = make_learning_rate(2e-3, warmup_steps=50, decay="cosine", num_steps=UPDATES[-1])
     optimizer = make_optimizer("adam", learning_rate)
-    step = make_train_step(objective, optimizer, learning_rate, StepOptions(ema_decay=0.99, ema_warmup=True))
+    step = make_train_step(objective, optimizer, learning_rate, StepOptions(ema=Average(0.99, warmup=True)))
     # One program of many updates: dispatching each would take longer than computing it.
     steps = parallel.map_step(lambda state, batches, key: jax.lax.scan(lambda s, b: step(s, b, key), state, batches))
     params = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)), jnp.zeros(1))

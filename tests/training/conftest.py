@@ -64,7 +64,7 @@ class Linear:
         """Returns (state, mapped train step)."""
         objective = objective or linear_objective()
         step = make_train_step(objective, optimizer, optax.constant_schedule(learning_rate), StepOptions(**options))
-        return replicate(create(linear_params(), optimizer, objective)), map_step(step)
+        return replicate(create(linear_params(), optimizer, objective, options.get("averages", ()))), map_step(step)
 
     @staticmethod
     def step(train_step, state, batch, seed=0):

@@ -17,6 +17,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.models.unet import UNet, null_condition
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.conditioning import Conditioning
+from ddpm_jax.training.ema import Average
 from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.parallel import bytes_per_device, check_batch_size
 from ddpm_jax.training.randomness import base_key
@@ -96,7 +97,7 @@ def train(parallelism, out, resume, results):
     objective, params = diffusion()
     objective = remembering(objective)
     optimizer = optax.sgd(0.05)  # Adam would hide a gradient of the wrong scale
-    schedule, options = optax.constant_schedule(0.05), StepOptions(ema_decay=0.9, accumulate_steps=2)
+    schedule, options = optax.constant_schedule(0.05), StepOptions(ema=Average(0.9), accumulate_steps=2)
     step = parallelism.map_step(make_train_step(objective, optimizer, schedule, options, parallelism.collectives))
     state, template = placed(parallelism, create(params, optimizer, objective))
     if resume:

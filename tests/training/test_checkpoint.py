@@ -19,6 +19,7 @@ from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.training import checkpoint, digests
 from ddpm_jax.training.checkpoint import Checkpointer, DamagedCheckpoint
+from ddpm_jax.training.ema import Average
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.metrics import MetricWriter, Progress
 from ddpm_jax.training.objective import diffusion_objective
@@ -95,7 +96,7 @@ class _Run:
         optimizer = make_optimizer("adam", rate)
         params = {name: jnp.full((4, 4, 1), value) for name, value in zip("abcd", (0.5, 0.1, 1.0, -0.1), strict=True)}
         self.state = create(params, optimizer, objective)
-        self.step = map_step(make_train_step(objective, optimizer, rate, StepOptions(ema_decay=0.9, clip_norm=1.0)))
+        self.step = map_step(make_train_step(objective, optimizer, rate, StepOptions(ema=Average(0.9), clip_norm=1.0)))
         if self.checkpointer.latest_step() is not None:
             self.state, position = self.checkpointer.restore(self.state)
             self.batches.set_state(position)

@@ -1,4 +1,4 @@
-"""One update on one device, on a linear model: gradient, accumulation, clipping, EMA, donation, compilation."""
+"""One update on one device, on a linear model: gradient, accumulation, clipping, donation, compilation."""
 
 import logging
 
@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.training import ema
 from ddpm_jax.training.optimizer import make_learning_rate
 from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.step import StepOptions, make_train_step
@@ -101,38 +100,6 @@ def test_the_first_update_under_warm_up_changes_nothing_but_the_moments(linear):
         assert moved == (n > 0)
         assert np.any(state.opt_state[0].mu["w"])
     np.testing.assert_allclose(rates, [0, 0.025, 0.05, 0.075, 0.1, 0.1], rtol=1e-6)
-
-
-def test_ema_is_the_weighted_sum_of_all_parameters_from_the_first_step(linear):
-    decay, steps = 0.75, 6
-    state, step = linear.start(optax.sgd(0.05), ema_decay=decay)
-    path = [np.float64(state.params["w"])]
-    np.testing.assert_array_equal(state.ema_params["w"], path[0])
-    for n in range(steps):
-        state, _ = linear.step(step, state, linear.batch(12, seed=n))
-        path.append(np.float64(state.params["w"]))
-    # ema_n = d^n p_0 + (1 - d) sum_k d^(n-k) p_k, k = 1..n
-    weights = [decay**steps] + [(1 - decay) * decay ** (steps - k) for k in range(1, steps + 1)]
-    np.testing.assert_allclose(state.ema_params["w"], np.dot(weights, path), rtol=1e-6)
-    assert state.ema_params["w"].dtype == jnp.float32
-
-
-def test_ema_warm_up_uses_the_published_ramp(linear):
-    state, step = linear.start(optax.sgd(0.05), ema_decay=0.25, ema_warmup=True)
-    expected = np.float64(state.params["w"])
-    for n in range(5):
-        state, _ = linear.step(step, state, linear.batch(12, seed=n))
-        decay = min(0.25, (1 + n) / (10 + n))  # 0.1, 0.18, then the ceiling
-        expected = decay * expected + (1 - decay) * np.float64(state.params["w"])
-        np.testing.assert_allclose(state.ema_params["w"], expected, rtol=1e-6)
-
-
-def test_ema_at_the_papers_decay_forgets_at_its_rate_in_float32():
-    params, average = {"w": jnp.ones(())}, {"w": jnp.zeros(())}
-    decay = ema.decay_at(jnp.int32(0), 0.9999, warmup=False)
-    average = jax.lax.fori_loop(0, 10_000, lambda _, average: ema.update(average, params, decay), average)
-    # 0.9999 in float32 is 0.99989998: the rate 1e-4 is off by 1.7e-4 of itself. As much again for rounding.
-    np.testing.assert_allclose(average["w"], 1 - 0.9999**10_000, rtol=3e-4)
 
 
 def test_the_state_is_donated_stays_unstacked_and_compiles_once(linear, caplog):

@@ -13,6 +13,7 @@ from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.training import metrics as records
+from ddpm_jax.training.ema import Average
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.metrics import MetricWriter, Progress
 from ddpm_jax.training.objective import diffusion_objective
@@ -32,7 +33,7 @@ class _Run:
     def __init__(self, linear, poisoned=None):
         objective = linear.objective(dropout=0.3)._replace(init=lambda: jnp.zeros(BATCH))
         optimizer = optax.adam(1e-2)
-        step = make_train_step(objective, optimizer, optax.constant_schedule(1e-2), StepOptions(ema_decay=0.9))
+        step = make_train_step(objective, optimizer, optax.constant_schedule(1e-2), StepOptions(ema=Average(0.9)))
         self.state = create(linear.params(), optimizer, objective)
         self._step, self._steps = map_step(step), map_step(several(step))
         self._linear, self._fetched, self._poisoned = linear, 0, poisoned

@@ -1,0 +1,178 @@
+"""`python -m ddpm_jax.cli.ema --ckpt DIR`: other averages of a run's weights than the one it is sampled from.
+
+    python -m ddpm_jax.cli.ema --ckpt runs/digits                                 what there is
+    python -m ddpm_jax.cli.ema --ckpt runs/digits --sigma_rel 0.05,0.10,0.15      averages of these widths
+    python -m ddpm_jax.cli.ema --ckpt runs/digits --average decay_0.999           one kept in training
+
+A relative width is the standard deviation of the time that weights are averaged over, in units of the run so far: 0.10
+looks back over about a tenth of it (Karras et al. 2024). Any width can be made of the snapshots that training saves
+with --config.ema.sigma_rels=0.05,0.10 and --config.ema.snapshot_every=STEPS; how well is said by the error of the fit.
+--average takes any of those of --config.ema.decays and ema.sigma_rels, from the newest checkpoint.
+
+Every average is written to a directory of its own, runs/digits/ema/NAME; sample.py and evaluate.py take it as --ckpt.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ddpm_jax.cli import config as configs
+from ddpm_jax.cli.command import Parser, choose_platform, run
+from ddpm_jax.cli.experiment import Experiment, averages_of, build, snapshot_names
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.files import reporting, write_atomically
+from ddpm_jax.training import checkpoint, ema_snapshots
+from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training.ema_profiles import Fit, Profile, fit, gamma_of
+
+AVERAGES = "ema"  # the directory in a run's where they are written
+RECORD = "average.json"
+
+
+class Run(NamedTuple):
+    """What is on disk of a run."""
+
+    workdir: pathlib.Path
+    experiment: Experiment
+    saved_config: dict[str, Any]
+    step: int  # of the newest checkpoint, or of the one asked for
+    snapshots: list[int]  # steps, up to `step`
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command and returns its exit code; see `command.run` for the errors."""
+    parser = Parser(__doc__)
+    parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
+    parser.string("sigma_rel", None, "Relative widths of averages to make of the snapshots.", metavar="X,X")
+    parser.string("average", None, "One that was kept in training, by its name.", metavar="NAME")
+    parser.integer(
+        "ckpt_step",
+        None,
+        "The step the averages end at: a snapshot's, or a checkpoint's; by default the newest.",
+        lower=1,
+    )
+    parser.string("out", None, f"Directory for the results; by default {AVERAGES} in the run's.", metavar="DIR")
+    flags = parser.parse(argv)
+    if not flags.ckpt:
+        raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
+    if flags.sigma_rel and flags.average:
+        raise UsageError("--sigma_rel makes averages and --average takes one that was kept: give one of them.")
+    widths = [_width(text) for text in flags.sigma_rel.split(",")] if flags.sigma_rel else []
+    choose_platform(flags.platform)
+    found = _open(pathlib.Path(flags.ckpt), flags.ckpt_step if flags.average else None)
+    out = pathlib.Path(flags.out or found.workdir / AVERAGES)
+    if flags.average:
+        _export(found, flags.average, out)
+    elif widths:
+        steps = _steps_until(found, flags.ckpt_step)
+        for width in widths:
+            _reconstruct(found, width, steps, out)
+    else:
+        print(_listing(found))
+    return 0
+
+
+def _width(text: str) -> float:
+    try:
+        width = float(text)
+    except ValueError:
+        raise UsageError(f"--sigma_rel has {text!r}, which is no number: give some, as in 0.05,0.10.") from None
+    gamma_of(width)  # refuses a width that no profile has
+    return width
+
+
+def _open(workdir: pathlib.Path, step: int | None) -> Run:
+    step = checkpoint.find_step(workdir, step)
+    saved = checkpoint.read_config(workdir, step)
+    config = configs.from_dict(saved, source=f"the config of {workdir}, step {step}")
+    return Run(workdir, build(config), saved, step, ema_snapshots.saved_steps(workdir))
+
+
+def _listing(found: Run) -> str:
+    config = found.experiment.config
+    kept = ", ".join(averages_of(config)) or "none beside the one that is sampled from"
+    if not found.snapshots:
+        saved = "none"
+    else:
+        ends = f"from step {found.snapshots[0]} to {found.snapshots[-1]}"
+        saved = f"{len(found.snapshots)}, {ends}, of {' and '.join(snapshot_names(config))}"
+    made = sorted(path.parent.name for path in (found.workdir / AVERAGES).glob(f"*/{RECORD}"))
+    return f"averages kept, at step {found.step}: {kept}\nsnapshots: {saved}\nmade: {', '.join(made) or 'none'}"
+
+
+def _steps_until(found: Run, last: int | None) -> list[int]:
+    """The snapshots up to `last`, a step that has one.
+
+    Raises:
+      UsageError: there are none, or not that one.
+    """
+    if not found.snapshots:
+        raise UsageError(
+            f"{found.workdir} has no snapshots of averages: train with --config.ema.sigma_rels=0.05,0.10 and "
+            "--config.ema.snapshot_every=STEPS to have some."
+        )
+    if last is not None and last not in found.snapshots:
+        near = min(found.snapshots, key=lambda step: abs(step - last))
+        raise UsageError(f"{found.workdir} has no snapshot of step {last}: the nearest is that of step {near}.")
+    return [step for step in found.snapshots if last is None or step <= last]
+
+
+def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Path) -> None:
+    """Makes the average of a width out of the snapshots of `steps`, as it is at the last of them."""
+    name, end, names = f"sigma_rel_{width}", steps[-1], snapshot_names(found.experiment.config)
+    _check_new(out / name, end)
+    saved = [Profile(gamma_of(other), step) for step in steps for other in names.values()]
+    made: Fit = fit(Profile(gamma_of(width), end), saved)
+    coefficients = made.coefficients.reshape(len(steps), len(names))
+    params = ema_snapshots.combine(found.workdir, steps, list(names), coefficients, found.experiment.params_shapes())
+    record = {
+        "sigma_rel": width,
+        "step": end,
+        "fit_error": made.error,
+        "of": list(names),
+        "snapshots": list(steps),
+        "coefficients": coefficients.tolist(),
+    }
+    _write(out / name, end, params, found.saved_config, record)
+    print(
+        f"the average of width {width} at step {end}, of {len(saved)} averages in {len(steps)} snapshots; the profile "
+        f"is {100 * made.error:.2g} % off\n  python sample.py --ckpt {out / name}"
+    )
+
+
+def _export(found: Run, name: str, out: pathlib.Path) -> None:
+    names = averages_of(found.experiment.config)
+    if not names:
+        raise UsageError(
+            f"{found.workdir} keeps no average but the one that is sampled from: train with --config.ema.decays=0.999, "
+            "say, to have more."
+        )
+    choose("average", name, names)
+    _check_new(out / name, found.step)
+    shapes = found.experiment.params_shapes()
+    saved = checkpoint.read_weights(found.workdir, found.step, {"averages": {kept: shapes for kept in names}})
+    _write(out / name, found.step, saved["averages"][name], found.saved_config, {"average": name, "step": found.step})
+    print(f"the average {name} at step {found.step}\n  python sample.py --ckpt {out / name}")
+
+
+def _check_new(directory: pathlib.Path, step: int) -> None:
+    if step in checkpoint.saved_steps(directory):
+        raise UsageError(
+            f"{directory} holds this average at step {step} already: sample from it, remove it, or name another "
+            "directory with --out."
+        )
+
+
+def _write(directory: pathlib.Path, step: int, params: Any, config: dict[str, Any], record: dict[str, Any]) -> None:
+    """Writes weights as the EMA of a checkpoint that has nothing else, and how they were made."""
+    checkpointer = Checkpointer(directory, keep_last=1, keep_every=1)
+    checkpointer.save(step, {"ema_params": params}, {}, config)
+    checkpointer.close()
+    with reporting(directory / RECORD):
+        write_atomically(directory / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
