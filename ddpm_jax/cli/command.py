@@ -166,6 +166,12 @@ def join_processes(parsed: flags.FlagValues) -> None:
     hosts.join(parsed.coordinator, parsed.num_processes, parsed.process_id, timeout=timeout)
 
 
+def common_flags(parsed: flags.FlagValues) -> dict[str, object]:
+    """The flags that all processes must have been given alike, as `hosts.check_equal` compares them."""
+    own = ("process_id", "connect_timeout", "platform", "compilation_cache", "data_dir")
+    return {f"--{name}": value for name, value in parsed.flag_values_dict().items() if name not in own}
+
+
 def choose_platform(platform: str | None) -> None:
     """Makes JAX use `platform` ("cpu", "gpu", "tpu"), or its own choice for None.
 

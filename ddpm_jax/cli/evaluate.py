@@ -21,19 +21,29 @@ cheaper and stay unbiased; the standard error says what that costs. The ODE is s
 as many network evaluations as --rtol and --atol take, each with a pass back for every probe; --trace exact takes a pass
 for every number in an image. For the digits 1e-4 instead of 1e-6 moves an image's bits/dim by 0.002 (rms; 0.007 at most
 of 48) and their mean by less than 1e-4, in 270 evaluations instead of 1,270. A command that was stopped goes on where
-it stopped when it is given again.
+it stopped when it is given again. Several processes (--distributed) share out the images; they must see the same
+directories, and the first writes.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.cli import likelihood_ode, sampling
-from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform, keep_compiled
+from ddpm_jax.cli.command import (
+    MAX_SEED,
+    Parser,
+    choose_platform,
+    common_flags,
+    define_process_flags,
+    join_processes,
+    keep_compiled,
+)
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.cli.metrics import METRICS, Result
 from ddpm_jax.cli.split import result_path
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation.results import machine, write_record
+from ddpm_jax.training import hosts
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,10 +54,15 @@ def main(argv: Sequence[str]) -> int:
     names = flags.metric.split(",")
     metrics = {name: choose("metric", name, METRICS) for name in names}
     keep_compiled(flags.compilation_cache)
+    join_processes(flags)
     choose_platform(flags.platform)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step})
     for name, metric in metrics.items():
-        _report(name, metric(loaded, flags), loaded, flags)
+        result = metric(loaded, flags)
+        if hosts.is_first():
+            _report(name, result, loaded, flags)
+    hosts.wait_for_all("the results are written")
     return 0
 
 
@@ -56,7 +71,7 @@ def _parser() -> Parser:
     parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
     parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
     parser.string("metric", "frechet_pixels", f"What to compute: {', '.join(METRICS)}.", metavar="NAME")
-    parser.integer("batch_size", 100, "Images at a time, over all devices.", lower=1)
+    parser.integer("batch_size", 100, "Images at a time, over all devices of all processes.", lower=1)
     parser.integer("seed", 0, "Of the samples, or of the noise that images are diffused with.", lower=0, upper=MAX_SEED)
     parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
     parser.string("out", None, "Directory for the results; by default evaluation in the run's.", metavar="DIR")
@@ -68,6 +83,7 @@ def _parser() -> Parser:
     parser.integer("timestep_stride", 1, "bpd, rate_distortion: one random t of every so many, 1 for all.", lower=1)
     likelihood_ode.define_flags(parser)
     sampling.define_flags(parser)
+    define_process_flags(parser)
     return parser
 
 

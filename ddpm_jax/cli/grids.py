@@ -68,7 +68,7 @@ def grid_writer(
         mine = hosts.share(preview.count)
         inputs = jax.tree.map(lambda leaf: leaf[mine], preview.condition)
         made = generate(hosts.local(whole(params)), base_key(config.seed), mine, inputs=inputs).images
-        return hosts.gather(made, preview.count)
+        return hosts.gather([made], preview.count)
 
     def on_sample(step: int, state: TrainState) -> None:
         images = draw(state.ema_params)

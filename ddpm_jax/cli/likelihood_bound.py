@@ -4,8 +4,10 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
+
 from ddpm_jax.cli.load import Loaded, versions
-from ddpm_jax.cli.split import Split, go_on, open_split, progress, result_path
+from ddpm_jax.cli.split import Span, Split, go_on, open_split, progress, result_path
 from ddpm_jax.evaluation import results, tally
 from ddpm_jax.evaluation.bound import Strata, check_has_bound, make_bound, make_strata, stream_terms
 from ddpm_jax.training.conditioning import condition_of
@@ -38,7 +40,8 @@ def bound_of(loaded: Loaded, flags: Any) -> BoundOf:
         result_path("bound", loaded, flags, f"{suffix}.npz"),
         tally.empty(experiment.schedule.num_timesteps, flags.draws),
         split.num_images,
-        lambda summed: _further(loaded, flags, strata, split, summed),
+        lambda summed, span: _further(loaded, flags, strata, split, summed, span),
+        merge=tally.merge,
         made_with=settings | results.machine() | {"versions": versions()},
     )
     every = "every t" if flags.timestep_stride == 1 else f"one t of every {flags.timestep_stride} at most"
@@ -46,8 +49,10 @@ def bound_of(loaded: Loaded, flags: Any) -> BoundOf:
     return BoundOf(tally.summarize(summed, strata), settings, suffix, what)
 
 
-def _further(loaded: Loaded, flags: Any, strata: Strata, split: Split, summed: tally.Tally) -> Iterator[tally.Tally]:
-    """Yields the tally after every further batch."""
+def _further(
+    loaded: Loaded, flags: Any, strata: Strata, split: Split, summed: tally.Tally, span: Span
+) -> Iterator[tally.Tally]:
+    """Yields the tally after every further batch of the images of a span."""
     experiment = loaded.experiment
     bound = make_bound(
         lambda params, condition: experiment.denoiser(params, experiment.schedule, condition),
@@ -56,16 +61,19 @@ def _further(loaded: Loaded, flags: Any, strata: Strata, split: Split, summed: t
         condition_of=functools.partial(condition_of, experiment.conditioning),
     )
     per_image = flags.draws * len(strata.first)
-    with progress(split.num_images * per_image, initial=summed.num_images * per_image, unit="evaluation") as bar:
+    with progress(
+        (span.last - span.first) * per_image, initial=summed.num_images * per_image, unit="evaluation"
+    ) as bar:
         batches = stream_terms(
             bound,
             loaded.params,
             split.source,
             seed=flags.seed,
-            num_images=split.num_images,
+            num_images=span.last,
             draws=flags.draws,
-            batch_size=flags.batch_size,
-            done=summed.num_images,
+            batch_size=-(-flags.batch_size // jax.process_count()),
+            done=span.first + summed.num_images,
+            first=span.first,
             on_evaluations=bar.update,
         )
         for terms in batches:

@@ -5,11 +5,12 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ddpm_jax.cli.command import Parser
 from ddpm_jax.cli.load import Loaded, versions
-from ddpm_jax.cli.split import Split, go_on, open_split, progress, result_path
+from ddpm_jax.cli.split import Span, Split, go_on, open_split, progress, result_path
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.bound import check_has_bound
@@ -65,7 +66,8 @@ def ode_of(loaded: Loaded, flags: Any) -> OdeOf:
         result_path("bits_ode", loaded, flags, f"{suffix}.npz"),
         no_bits(flags.draws),
         split.num_images,
-        lambda bits: _further(evaluate, loaded, flags, split, bits),
+        lambda bits, span: _further(evaluate, loaded, flags, split, bits, span),
+        merge=_joined,
         made_with=settings | results.machine(),
     )
     probes = "exact trace" if flags.trace == "exact" else f"{flags.probes} {flags.trace} probe{_s(flags.probes)}"
@@ -91,19 +93,24 @@ def _evaluate(loaded: Loaded, flags: Any) -> Evaluate:
     )
 
 
-def _further(evaluate: Evaluate, loaded: Loaded, flags: Any, split: Split, bits: Bits) -> Iterator[Bits]:
-    """Yields the bits of all images so far after every further batch."""
-    with progress(split.num_images, initial=bits.num_images, unit="image") as bar:
+def _joined(first: Bits, second: Bits) -> Bits:
+    return Bits(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
+
+
+def _further(evaluate: Evaluate, loaded: Loaded, flags: Any, split: Split, bits: Bits, span: Span) -> Iterator[Bits]:
+    """Yields the bits of all images of a span so far after every further batch."""
+    with progress(span.last - span.first, initial=bits.num_images, unit="image") as bar:
         batches = stream_bits(
             evaluate,
             loaded.params,
             split.source,
             seed=flags.seed,
-            num_images=split.num_images,
-            batch_size=flags.batch_size,
-            done=bits.num_images,
+            num_images=span.last,
+            batch_size=-(-flags.batch_size // jax.process_count()),
+            done=span.first + bits.num_images,
+            first=span.first,
         )
         for batch in batches:
-            bits = Bits(*(np.concatenate(pair) for pair in zip(bits, batch, strict=True)))
+            bits = _joined(bits, batch)
             bar.update(batch.num_images)
             yield bits

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ddpm_jax.cli.data import load_split
@@ -22,6 +23,7 @@ from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
 from ddpm_jax.evaluation.results import format_table
 from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.plotting import likelihood as pictures
+from ddpm_jax.training import hosts
 
 READ_BATCH = 256
 TABLE_ROWS = 11  # of the tables that are printed; the JSON has every row
@@ -234,11 +236,11 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
             recipe.generator(loaded.experiment.image_shape),
             recipe.params,
             seed=flags.seed,
-            indices=np.arange(flags.num_samples),
-            batch_size=flags.batch_size,
+            indices=hosts.share(flags.num_samples),
+            batch_size=-(-flags.batch_size // jax.process_count()),
             inputs_of=recipe.inputs_of,
         )
-        return np.concatenate([images for _, images in batches])
+        return hosts.gather((images for _, images in batches), flags.num_samples)
 
     return _Prepared(recipe, splits, settings, suffix, samples)
 

@@ -14,7 +14,8 @@
     python sample.py --ckpt runs/cifar10 --reconstruct photo.png --corrections 3
 
 Image i depends on --seed and on i only. A command that was stopped goes on where it stopped when it is given again.
-The last four commands make their own pictures instead of the samples.
+The last four commands make their own pictures instead of the samples. Several processes (--distributed) share out the
+NPZ files, up to a thousand images each, in a directory that all of them see; the first draws the grid.
 """
 
 import pathlib
@@ -22,16 +23,26 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
 from ddpm_jax.cli import editing, latents, sampling
-from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform, keep_compiled
+from ddpm_jax.cli.command import (
+    MAX_SEED,
+    Parser,
+    choose_platform,
+    common_flags,
+    define_process_flags,
+    join_processes,
+    keep_compiled,
+)
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation
 from ddpm_jax.plotting import images as pictures
+from ddpm_jax.training import hosts
 from ddpm_jax.training.randomness import base_key
 
 IN_GRID = 64  # images in grid.png
@@ -48,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
     parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
     parser.integer("num_samples", 64, "How many images.", lower=1)
-    parser.integer("batch_size", 64, "Images made at a time, over all devices.", lower=1)
+    parser.integer("batch_size", 64, "Images made at a time, over all devices of all processes.", lower=1)
     parser.integer("seed", 0, "Image i is a function of the seed and i.", lower=0, upper=MAX_SEED)
     parser.string(
         "out",
@@ -65,13 +76,18 @@ def main(argv: Sequence[str]) -> int:
     sampling.define_flags(parser)
     editing.define_flags(parser)
     latents.define_flags(parser)
+    define_process_flags(parser)
     flags = parser.parse(latents.join_pair(argv))
     if not flags.ckpt:
         raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
     drawings = latents.asked(flags)
+    if drawings and flags.distributed:
+        raise UsageError(f"--{drawings[0]} draws one picture, on one process: leave out --distributed.")
     keep_compiled(flags.compilation_cache)
+    join_processes(flags)
     choose_platform(flags.platform)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step})
     recipe = editing.edited(loaded, flags)
     if drawings:
         return latents.run(loaded, recipe, flags, drawings)
@@ -79,6 +95,14 @@ def main(argv: Sequence[str]) -> int:
 
     batch_size = min(flags.batch_size, flags.num_samples)
     _write_samples(loaded, recipe, out, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size)
+    if hosts.is_first():
+        _draw(loaded, recipe, out, flags)
+    hosts.wait_for_all("the pictures are drawn")
+    return 0
+
+
+def _draw(loaded: Loaded, recipe: Recipe, out: pathlib.Path, flags: Any) -> None:
+    """Draws the grid and the chain, and says where everything is."""
     columns = _columns(recipe)
     shown = min(IN_GRID // (columns or 1) * (columns or 1), flags.num_samples)
     pictures.save_png(out / "grid.png", pictures.grid(_first_images(out, shown), columns))
@@ -90,7 +114,6 @@ def main(argv: Sequence[str]) -> int:
     if flags.chain:
         _write_chain(loaded, recipe, out, seed=flags.seed, num_chains=min(IN_CHAIN, flags.num_samples))
         print(f"  {out}/chain.png\n  {out}/chain.gif")
-    return 0
 
 
 def _default_out(loaded: Loaded, recipe: Recipe, flags: Any) -> pathlib.Path:
@@ -114,9 +137,11 @@ def _write_samples(
         **recipe.record,
         "versions": versions(),
     }
-    on_terminal = sys.stderr.isatty()
+    on_terminal = sys.stderr.isatty() and hosts.is_first()
+    shard_size = -(-SHARD // batch_size) * batch_size
+    total = generation.share(num_samples, shard_size)
     with (
-        tqdm.tqdm(total=num_samples, unit="image", disable=not on_terminal) as images_bar,
+        tqdm.tqdm(total=total, unit="image", disable=not on_terminal) as images_bar,
         tqdm.tqdm(
             total=recipe.sampler.num_rows, unit="evaluation", desc="chain", disable=not on_terminal, leave=False
         ) as chain_bar,
@@ -133,11 +158,11 @@ def _write_samples(
                 recipe.params,
                 seed=seed,
                 indices=indices,
-                batch_size=batch_size,
+                batch_size=-(-batch_size // jax.process_count()),
                 inputs_of=recipe.inputs_of,
             ),
             num_images=num_samples,
-            shard_size=-(-SHARD // batch_size) * batch_size,
+            shard_size=shard_size,
             manifest=manifest,
             on_images=lambda done: _move(images_bar, done),
         )

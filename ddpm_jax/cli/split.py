@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import tqdm
 
 from ddpm_jax.cli.data import check_classes, load_split
 from ddpm_jax.cli.load import Loaded
 from ddpm_jax.data.sources import Source
+from ddpm_jax.errors import FailureError
 from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.bound import check_images
+from ddpm_jax.training import hosts
 
 
 class Split(NamedTuple):
@@ -64,21 +67,33 @@ def result_path(name: str, loaded: Loaded, flags: Any, suffix: str) -> pathlib.P
     return directory / f"{name}_step{loaded.step}_{loaded.weights}{suffix}"
 
 
+class Span(NamedTuple):
+    """Images first..last-1 of a split."""
+
+    first: int
+    last: int
+
+
 def go_on(
     path: pathlib.Path,
     empty: results.AnyTally,
     num_images: int,
-    compute: Callable[[results.AnyTally], Iterator[results.AnyTally]],
+    compute: Callable[[results.AnyTally, Span], Iterator[results.AnyTally]],
     *,
+    merge: Callable[[results.AnyTally, results.AnyTally], results.AnyTally],
     made_with: dict[str, Any],
 ) -> results.AnyTally:
     """Returns the tally of `num_images` images: reads what is at `path`, computes the rest, writes after every batch.
+
+    Several processes share out the images that are missing, each with a tally of its own beside `path`; the first
+    merges them. They must see the same directory.
 
     Args:
       path: of the tally.
       empty: the tally of no image.
       num_images: at which it is complete.
-      compute: tally -> the tallies after every further batch.
+      compute: (tally of the first images of a span, the span) -> the tallies after every further batch of it.
+      merge: two tallies -> that of the images of both.
       made_with: settings; a tally of others is refused.
 
     Raises:
@@ -86,12 +101,46 @@ def go_on(
       FailureError: a file that is damaged or cannot be written; what `compute` raises.
     """
     tally = results.load_tally(path, made_with, type(empty)) or empty
-    if tally.num_images < num_images:
-        for tally in compute(tally):  # noqa: B020  the last one is the result
+    if tally.num_images == num_images:
+        return tally
+    if jax.process_count() == 1:
+        return _complete(path, tally, Span(0, num_images), compute, made_with)
+    spans = [Span(*bounds) for bounds in hosts.span(tally.num_images, num_images)]
+    paths = [path.with_name(f"{path.stem}_images{first}-{last}{path.suffix}") for first, last in spans]
+    own = jax.process_index()
+    part = results.load_tally(paths[own], made_with, type(empty)) or empty
+    _complete(paths[own], part, spans[own], compute, made_with)
+    hosts.wait_for_all("all parts are there")
+    for part_path, span in zip(paths, spans, strict=True):
+        part = results.load_tally(part_path, made_with, type(empty)) or empty
+        if part.num_images != span.last - span.first:
+            raise FailureError(f"{part_path} of another process is not to be seen: --out must be the same directory.")
+        tally = merge(tally, part)
+    hosts.wait_for_all("all parts are read")
+    if hosts.is_first():
+        results.save_tally(path, tally, made_with)
+        for part_path in paths:
+            part_path.unlink(missing_ok=True)
+    hosts.wait_for_all("the parts are merged")
+    return tally
+
+
+def _complete(
+    path: pathlib.Path,
+    tally: results.AnyTally,
+    span: Span,
+    compute: Callable[[results.AnyTally, Span], Iterator[results.AnyTally]],
+    made_with: dict[str, Any],
+) -> results.AnyTally:
+    """Adds to the tally of the first images of a span those that are missing; writes it after every batch."""
+    if tally.num_images < span.last - span.first:
+        for tally in compute(tally, span):  # noqa: B020  the last one is the result
             results.save_tally(path, tally, made_with)
     return tally
 
 
 def progress(total: int, *, initial: int, unit: str) -> tqdm.tqdm:
     """A progress bar on a terminal, nothing elsewhere."""
-    return tqdm.tqdm(total=total, initial=initial, unit=unit, unit_scale=True, disable=not sys.stderr.isatty())
+    return tqdm.tqdm(
+        total=total, initial=initial, unit=unit, unit_scale=True, disable=not (sys.stderr.isatty() and hosts.is_first())
+    )

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.data import pipeline
+from ddpm_jax.data.memory import gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UsageError
 
@@ -21,8 +22,24 @@ class ImageBatch(NamedTuple):
     wanted: np.ndarray  # bool [B], False for rows that fill up a batch or that were done before
 
 
-def image_batches(source: Source, *, num_images: int, batch_size: int, done: int = 0) -> Iterator[ImageBatch]:
-    """Yields images done..num_images-1 in order.
+class _From:
+    """A source from one of its images on."""
+
+    def __init__(self, source: Source, first: int):
+        self._source, self._first = source, first
+        self.image_shape = source.image_shape
+
+    def __len__(self) -> int:
+        return len(self._source) - self._first
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return gather(self._source, indices + self._first)
+
+
+def image_batches(
+    source: Source, *, num_images: int, batch_size: int, done: int = 0, first: int = 0
+) -> Iterator[ImageBatch]:
+    """Yields images done..num_images-1 in order, in batches that are counted from image `first` on.
 
     The last batch is filled up with its last image: what is computed of an image is then computed again, and never of
     one that is not in the data.
@@ -30,8 +47,9 @@ def image_batches(source: Source, *, num_images: int, batch_size: int, done: int
     Args:
       source: image i is its i-th.
       num_images: at most len(source).
-      batch_size: over all devices; rounded up to a multiple of them.
-      done: images to leave out at the start, those that an earlier run has done; any number.
+      batch_size: over this process's devices; rounded up to a multiple of them.
+      done: images to leave out at the start, those that an earlier run has done; any number from `first` on.
+      first: at most num_images.
 
     Raises:
       UsageError: batch_size below 1.
@@ -40,10 +58,13 @@ def image_batches(source: Source, *, num_images: int, batch_size: int, done: int
     if batch_size < 1:
         raise UsageError(f"batch_size is {batch_size}: choose at least 1.")
     devices = jax.local_device_count()
-    batch_size = math.ceil(min(batch_size, num_images) / devices) * devices
-    batches = pipeline.eval_batches(source, batch_size=batch_size, num_images=num_images)
-    for first, (batch, real) in zip(range(0, num_images, batch_size), batches, strict=True):
+    if first == num_images:
+        return
+    batch_size = math.ceil(min(batch_size, num_images - first) / devices) * devices
+    source = _From(source, first) if first else source
+    batches = pipeline.eval_batches(source, batch_size=batch_size, num_images=num_images - first)
+    for start, (batch, real) in zip(range(first, num_images, batch_size), batches, strict=True):
         row = np.minimum(np.arange(batch_size), np.count_nonzero(real) - 1)
-        wanted = real & (first + row >= done)
+        wanted = real & (start + row >= done)
         if wanted.any():
-            yield ImageBatch(batch["image"][row], batch["label"][row], first + row, wanted)
+            yield ImageBatch(batch["image"][row], batch["label"][row], start + row, wanted)

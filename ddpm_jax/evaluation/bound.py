@@ -221,6 +221,7 @@ def stream_terms(
     draws: int,
     batch_size: int,
     done: int = 0,
+    first: int = 0,
     on_evaluations: Callable[[int], None] | None = None,
 ) -> Iterator[Terms]:
     """Yields the terms of images done..num_images-1, a batch at a time: t, bits and mse are [n, draws, R], prior [n].
@@ -234,8 +235,9 @@ def stream_terms(
       seed: of the noise and of the timesteps.
       num_images: at most len(source).
       draws: independent draws of each image.
-      batch_size: images at a time over all devices; rounded up to a multiple of them.
-      done: images to leave out at the start, those that an earlier run has done; any number.
+      batch_size: images at a time over this process's devices; rounded up to a multiple of them.
+      done: images to leave out at the start, those that an earlier run has done; any number from `first` on.
+      first: the image that batches are counted from.
       on_evaluations: called after every draw of a batch with the network evaluations done in it.
 
     Raises:
@@ -245,7 +247,7 @@ def stream_terms(
     if draws < 1:
         raise UsageError(f"draws is {draws}: choose at least 1.")
     key = jax.random.key(seed)
-    batches = image_batches(source, num_images=num_images, batch_size=batch_size, done=done)
+    batches = image_batches(source, num_images=num_images, batch_size=batch_size, done=done, first=first)
     for images, labels, index, wanted in batches:
         parts = []
         for draw in range(draws):

@@ -24,7 +24,7 @@ from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import reporting, write_atomically
 from ddpm_jax.samplers import randomness
 from ddpm_jax.samplers.loop import Sampler, sample
-from ddpm_jax.training import parallel
+from ddpm_jax.training import hosts, parallel
 
 MANIFEST = "manifest.json"
 
@@ -181,6 +181,9 @@ def write_shards(
 ) -> None:
     """Streams images 0..num_images-1 to `samples-00000-of-00050.npz`, ...; started again, it goes on where it stopped.
 
+    Several processes call it together, with a directory that they share: process p of P makes the shards p, P + p, ...
+    and it returns when all are there.
+
     A shard holds `images`, uint8 [n, H, W, C], and `index`, int64 [n]. It is there whole or not at all, and always made
     of the same batches, so that a set of images finished after any number of kills is the one made without them, byte
     for byte. `manifest.json` is written first. Nothing that is there is ever overwritten.
@@ -193,8 +196,8 @@ def write_shards(
       shard_size: images in each shard but the last.
       manifest: everything needed to make the same images again, as JSON can store it: checkpoint, step, weights, seed,
         steps, versions. `num_images` and `shard_size` are added.
-      on_images: called with the number of images that are done: at the start, with those found on disk, and after every
-        batch.
+      on_images: called with the number of images of this process's shards that are done: at the start, with those found
+        on disk, and after every batch.
 
     Raises:
       UsageError: a size below 1, or the directory holds a set made from another manifest; the fields that differ are
@@ -207,10 +210,13 @@ def write_shards(
     directory = pathlib.Path(directory)
     with reporting(directory):
         _claim(directory, {**manifest, "num_images": num_images, "shard_size": shard_size})
-        for leftover in directory.glob(".samples-*.tmp"):
-            leftover.unlink()
-        missing = [shard for shard in _shards(directory, num_images, shard_size) if not shard.path.exists()]
-    done = num_images - sum(len(shard.index) for shard in missing)
+        if hosts.is_first():
+            for leftover in directory.glob(".samples-*.tmp"):
+                leftover.unlink()
+    hosts.wait_for_all("the directory is ready")
+    mine = _shards(directory, num_images, shard_size)[jax.process_index() :: jax.process_count()]
+    missing = [shard for shard in mine if not shard.path.exists()]
+    done = sum(len(shard.index) for shard in mine) - sum(len(shard.index) for shard in missing)
     if on_images is not None:
         on_images(done)
     for shard in missing:
@@ -224,6 +230,13 @@ def write_shards(
         np.savez(buffer, images=np.concatenate(parts), index=shard.index)
         with reporting(shard.path):
             write_atomically(shard.path, buffer.getvalue())
+    hosts.wait_for_all("all images are there")
+
+
+def share(num_images: int, shard_size: int) -> int:
+    """How many of the images `write_shards` makes in this process."""
+    first, step = jax.process_index() * shard_size, jax.process_count() * shard_size
+    return sum(min(shard_size, num_images - start) for start in range(first, num_images, step))
 
 
 def read_shards(directory: str | os.PathLike) -> np.ndarray:
@@ -267,7 +280,8 @@ def _claim(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
     if found is None:
         if next(directory.glob("samples-*.npz"), None) is not None:
             raise UsageError(f"{directory} holds images without a {MANIFEST}: name another directory.")
-        write_atomically(directory / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        if hosts.is_first():
+            write_atomically(directory / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
         return
     names = [name for name in {**found, **manifest} if found.get(name) != manifest.get(name)]
     if names:

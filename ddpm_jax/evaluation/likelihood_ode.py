@@ -289,13 +289,15 @@ def stream_bits(
     num_images: int,
     batch_size: int,
     done: int = 0,
+    first: int = 0,
 ) -> Iterator[Bits]:
     """Yields the `Bits` of images done..num_images-1, a batch at a time; arguments and errors are of `image_batches`.
 
     `evaluate` is of `make_bits_per_dim`, `params` its parameters, `seed` that of dequantisation and probes.
     """
     key = jax.random.key(seed)
-    for images, labels, index, wanted in image_batches(source, num_images=num_images, batch_size=batch_size, done=done):
+    batches = image_batches(source, num_images=num_images, batch_size=batch_size, done=done, first=first)
+    for images, labels, index, wanted in batches:
         found = evaluate(params, key, images, index, labels)
         yield Bits(*(part[wanted] for part in found))
 

@@ -86,6 +86,12 @@ def add(tally: Tally, strata: Strata, terms: Terms) -> Tally:
     )
 
 
+def merge(first: Tally, second: Tally) -> Tally:
+    """The tally of both sets of images, those of the first before those of the second."""
+    per_image = (np.concatenate(pair) for pair in zip(first[:3], second[:3], strict=True))
+    return Tally(*per_image, *(a + b for a, b in zip(first[3:], second[3:], strict=True)))
+
+
 def _by_timestep(t: np.ndarray, values: np.ndarray, num_timesteps: int) -> np.ndarray:
     """Sums `values` [n, draws, R] by image and t: [n, T]."""
     cell = np.arange(len(t))[:, None, None] * num_timesteps + t

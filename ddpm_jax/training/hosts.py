@@ -8,6 +8,7 @@ With one process everything here is the identity.
 
 import ctypes
 import functools
+import itertools
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -202,11 +203,23 @@ def share(count: int) -> np.ndarray:
     return np.minimum(jax.process_index() * size + np.arange(size), count - 1)
 
 
-def gather(rows: np.ndarray, count: int) -> np.ndarray:
-    """Puts together what all processes made of their `share(count)`, [n, ...]: [count, ...]. All call it together."""
+def gather(batches: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """Puts together what all processes make of their `share(count)`: [count, ...] on every one of them.
+
+    All call it together; the batches [n, ...] of a share are as many and as long everywhere. They are exchanged one by
+    one, so that the devices hold no more.
+    """
     if jax.process_count() == 1:
-        return rows
-    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))[:count]
+        return np.concatenate(list(batches))
+    parts = np.concatenate([multihost_utils.process_allgather(batch) for batch in batches], axis=1)
+    return parts.reshape(-1, *parts.shape[2:])[:count]
+
+
+def span(first: int, last: int) -> list[tuple[int, int]]:
+    """The parts of first..last-1 for processes that need not be equally fast: (first, last) of each, in order."""
+    processes = jax.process_count()
+    bounds = [first + (last - first) * p // processes for p in range(processes + 1)]
+    return list(itertools.pairwise(bounds))
 
 
 def wait_for_all(name: str) -> None:
