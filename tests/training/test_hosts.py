@@ -1,0 +1,65 @@
+"""What processes agree on, as far as one process can tell; tests/cli/test_distributed.py runs several."""
+
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.training import hosts
+
+
+@pytest.fixture(params=[1, 2, 3, 8])
+def processes(request, monkeypatch):
+    """Runs a function as each of so many processes; returns what all of them returned."""
+    monkeypatch.setattr(jax, "process_count", lambda: request.param)
+
+    def run(function):
+        results = []
+        for p in range(request.param):
+            monkeypatch.setattr(jax, "process_index", lambda p=p: p)
+            results.append(function())
+        return results
+
+    return run
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 30])
+def test_shares_are_equally_long_and_cover_everything_in_order(processes, count):
+    shares = processes(lambda: hosts.share(count))
+    assert len({len(share) for share in shares}) == 1
+    assert list(dict.fromkeys(np.concatenate(shares))) == list(range(count))
+    np.testing.assert_array_equal(np.concatenate(shares)[:count], np.arange(count))
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 30), (17, 30), (4, 4)])
+def test_spans_follow_one_another_and_differ_by_one_at_most(processes, first, last):
+    for spans in processes(lambda: hosts.span(first, last)):
+        assert np.concatenate([np.arange(*span) for span in spans]).tolist() == list(range(first, last))
+        sizes = [b - a for a, b in spans]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_one_process_alone_agrees_with_itself_without_a_device():
+    hosts.check_equal({"anything": object()})  # not even read
+    vote = hosts.StopVote()
+    assert [vote(0), vote(signal.SIGTERM), vote(0)] == [0, signal.SIGTERM, 0]
+    batches = [np.arange(3), np.arange(3, 5)]
+    np.testing.assert_array_equal(hosts.gather(batches, 5), np.arange(5))
+
+
+def test_a_failing_command_alone_ends_as_it_always_did():
+    hosts.leave(1)  # returns
+
+
+@pytest.mark.parametrize("coordinator", ["host", "host:", ":1234", "host:port", "host:0", "host:65536"])
+def test_an_address_without_a_port_is_refused_before_anything_is_tried(coordinator):
+    with pytest.raises(UsageError, match="is no address: give HOST:PORT"):
+        hosts.join(coordinator, 2, 1)
+
+
+def test_the_stand_in_of_a_writer_takes_every_call_and_closes():
+    with hosts.Silent() as silent:
+        assert silent.write(3, {"loss": 1.0}) is None
+        assert silent.anything(of=object()) is None
