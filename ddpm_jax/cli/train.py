@@ -172,6 +172,7 @@ def _train(
     if hosts.is_first():
         write_atomically(workdir / CONFIG_FILE, json.dumps(configs.to_dict(config), indent=2).encode())
         _announce(experiment, workdir, source, state, start)
+    hosts.check_shared(workdir / CONFIG_FILE)
 
     makes_images = config.objective == "diffusion"
     parts = config.optimizer.accumulate_steps

@@ -200,8 +200,8 @@ def write_shards(
         on disk, and after every batch.
 
     Raises:
-      UsageError: a size below 1, or the directory holds a set made from another manifest; the fields that differ are
-        named.
+      UsageError: a size below 1, the directory holds a set made from another manifest (the fields that differ are
+        named), or it is not the same for all processes.
       FailureError: the disk is full or cannot be written. Whole shards stay.
     """
     for name, size in (("num_images", num_images), ("shard_size", shard_size)):
@@ -213,7 +213,7 @@ def write_shards(
         if hosts.is_first():
             for leftover in directory.glob(".samples-*.tmp"):
                 leftover.unlink()
-    hosts.wait_for_all("the directory is ready")
+    hosts.check_shared(directory / MANIFEST)
     mine = _shards(directory, num_images, shard_size)[jax.process_index() :: jax.process_count()]
     missing = [shard for shard in mine if not shard.path.exists()]
     done = sum(len(shard.index) for shard in mine) - sum(len(shard.index) for shard in missing)

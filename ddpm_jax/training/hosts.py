@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import pathlib
 import signal
 import socket
 import sys
@@ -29,6 +30,7 @@ from ddpm_jax.errors import FailureError, UsageError
 
 CONNECT_SECONDS = 300  # that a process waits at the start for all others
 LOST_SECONDS = 60  # without a sign of life, after which a process counts as lost
+VISIBLE_SECONDS = 60  # until what one host has written is seen by the others
 VOTE_SECONDS = 0.5  # between two votes about stopping, about
 FAREWELL_SECONDS = 1.0  # that the coordinator stays on when it fails, for the others to say why they do
 LOST = (
@@ -195,6 +197,25 @@ def check_equal(values: Mapping[str, Any]) -> None:
                 f"Process 0 and process {process} were not started alike ({listed}{more}): start all processes with "
                 "the same command."
             )
+
+
+def check_shared(path: pathlib.Path) -> None:
+    """Refuses a directory that is not the same on all hosts: `path` is there, the first process has written it.
+
+    Raises:
+      UsageError: this process does not see it, not even after a minute, which a network's file system may take.
+    """
+    if jax.process_count() == 1:
+        return
+    wait_for_all(f"{path.name} is written")
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"{path.parent} is not the same directory for all processes: {path.name}, which process 0 has written "
+                f"there, is not to be seen by process {jax.process_index()}. Name one on a file system that they share."
+            )
+        time.sleep(0.1)
 
 
 def share(count: int) -> np.ndarray:

@@ -98,6 +98,22 @@ def data_dir(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
+@pytest.mark.parametrize("name", ["train", "sample", "evaluate"])
+def test_half_given_flags_are_refused(refused, name):
+    ckpt = [] if name == "train" else ["--ckpt", "anywhere"]
+    refused(name, *ckpt, "--num_processes", 2, says=["--num_processes is for several processes: give --distributed"])
+    refused(name, *ckpt, "--connect_timeout", 2, says=["--connect_timeout is for several processes"])
+    some = [*ckpt, "--distributed", "--coordinator", "host:1234"]
+    refused(name, *some, says=["--num_processes and --process_id are missing"])
+    refused(name, *some, "--process_id", 0, says=["--num_processes is missing: give all of"])
+    refused(name, *some, "--process_id", 2, "--num_processes", 2, says=["--process_id is 2: of 2 processes", "0 to 1"])
+    refused(name, "--num_processes", 0, says=["--num_processes=0", "whole number of at least 1"])
+
+
+def test_a_picture_of_its_own_is_drawn_by_one_process(refused):
+    refused("sample", "--ckpt", "anywhere", "--distributed", "--shared_latents", says=["leave out --distributed"])
+
+
 def test_a_signal_to_one_process_saves_at_a_common_step_and_ends_both_with_success(tmp_path, data_dir):
     workdir = tmp_path / "run"
     run = _train(workdir, data_dir, 100_000, processes=2, devices=2)
@@ -177,6 +193,14 @@ def test_a_coordinator_that_does_not_answer_is_told_in_a_sentence():
     (code,), (output,) = Command("train.py", *together, "--connect_timeout=2").finish()
     assert code == 1
     assert "error: This process waited 2 s for the coordinator at 127.0.0.1:9: start all processes" in output
+
+
+@pytest.mark.slow
+def test_where_nothing_tells_the_processes_apart_the_flags_are_asked_for():
+    (code,), (output,) = Command("train.py", "--distributed").finish()
+    assert code == 2
+    assert "error: JAX finds no TPU slice, Slurm or Open MPI here" in output
+    assert "give --coordinator HOST:PORT, --num_processes N and --process_id I" in output
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,15 @@ def test_every_image_that_is_not_done_comes_once_and_in_its_place(num_images, ba
         np.testing.assert_array_equal(batch.images, IMAGES[batch.index])  # the rows that fill it too
 
 
+@pytest.mark.parametrize(("first", "num_images", "done"), [(0, 10, 0), (3, 10, 3), (3, 8, 6), (5, 5, 5), (9, 10, 9)])
+def test_batches_may_be_counted_from_any_image_on(first, num_images, done):
+    batches = list(image_batches(SOURCE, num_images=num_images, batch_size=4, done=done, first=first))
+    assert [i for batch in batches for i in batch.index[batch.wanted]] == list(range(done, num_images))
+    for batch in batches:
+        assert (batch.index[0] - first) % 4 == 0
+        np.testing.assert_array_equal(batch.images, IMAGES[batch.index])
+
+
 def test_the_last_batch_is_filled_with_its_last_image():
     *_, last = image_batches(SOURCE, num_images=9, batch_size=4)
     assert last.index.tolist() == [8, 8, 8, 8]

@@ -289,6 +289,19 @@ def test_a_stopped_evaluation_goes_on_with_another_batch_size(tmp_path):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-7)
 
 
+def test_tallies_of_parts_of_the_images_merge_to_that_of_all():
+    images, strata = images_of(7), make_strata(T, 7)
+    terms = run(images, strata, draws=2)
+
+    def tally_of(rows):
+        return tally.add(tally.empty(T, 2), strata, Terms(*(part[rows] for part in terms)))
+
+    whole, parts = tally_of(slice(None)), [tally_of(slice(*bounds)) for bounds in ((0, 3), (3, 3), (3, 7))]
+    merged = tally.merge(tally.merge(parts[0], parts[1]), parts[2])
+    for ours, theirs in zip(merged, whole, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)  # float64 sums in another order
+
+
 def test_a_tally_of_other_settings_or_a_damaged_one_is_refused(tmp_path):
     path = tmp_path / "bound.npz"
     assert results.load_tally(path, {"seed": 0}, tally.Tally) is None

@@ -49,6 +49,18 @@ def test_one_process_alone_agrees_with_itself_without_a_device():
     np.testing.assert_array_equal(hosts.gather(batches, 5), np.arange(5))
 
 
+def test_a_directory_that_another_process_does_not_see_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(hosts, "wait_for_all", lambda name: None)
+    monkeypatch.setattr(hosts, "VISIBLE_SECONDS", 0.2)
+    path = tmp_path / "config.json"
+    with pytest.raises(UsageError, match=r"not the same directory for all processes: config\.json, .* by process 1"):
+        hosts.check_shared(path)
+    monkeypatch.setattr(hosts.time, "sleep", lambda seconds: path.write_text("{}"))  # as a slow file system shows it
+    hosts.check_shared(path)
+
+
 def test_a_failing_command_alone_ends_as_it_always_did():
     hosts.leave(1)  # returns
 
