@@ -41,6 +41,51 @@ def test_spans_follow_one_another_and_differ_by_one_at_most(processes, first, la
         assert max(sizes) - min(sizes) <= 1
 
 
+class _Devices:
+    """The maximum over three processes in lockstep, each with a clock of its own; stands for `hosts._maximum`."""
+
+    def __init__(self, seconds_per_call):
+        self.seconds, self.clocks, self.current = seconds_per_call, [0.0] * 3, 0
+        self.rounds = [[], [], []]
+
+    def enter(self, process):
+        self.current = process
+        self.clocks[process] += self.seconds[process]
+
+    def maximum(self, values):
+        self.rounds[self.current].append(values)
+        return _Queued(self.rounds, len(self.rounds[self.current]) - 1)
+
+
+class _Queued:
+    def __init__(self, rounds, number):
+        self._rounds, self._number = rounds, number
+
+    def addressable_data(self, _):
+        return np.max([votes[self._number] for votes in self._rounds], axis=0)  # fails if one has not voted
+
+
+@pytest.mark.parametrize("seconds", [(0.002, 0.003, 0.01), (0.2, 0.1, 0.1), (3.0, 2.0, 2.5)])
+def test_all_processes_learn_of_a_signal_after_the_same_call_and_vote_seldom(monkeypatch, seconds):
+    devices, calls, signalled = _Devices(seconds), 400, 137
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(hosts, "_maximum", devices.maximum)
+    monkeypatch.setattr(hosts.time, "monotonic", lambda: devices.clocks[devices.current])
+    votes, answers = [hosts.StopVote() for _ in range(3)], []
+    for call in range(calls):
+        wishes = [0, 0, signal.SIGTERM if call >= signalled else 0]
+        answers.append([])
+        for process, vote in enumerate(votes):
+            devices.enter(process)
+            answers[-1].append(vote(wishes[process]))
+    assert all(len(set(answer)) == 1 for answer in answers)
+    stopped = next(call for call, answer in enumerate(answers) if any(answer))
+    assert answers[stopped] == [signal.SIGTERM] * 3
+    # In time: half a second, and the two calls that cast and read the vote.
+    assert signalled < stopped <= signalled + hosts.VOTE_SECONDS / max(seconds) + 2
+    assert len(devices.rounds[0]) <= 1 + calls / max(2, hosts.VOTE_SECONDS // max(seconds))
+
+
 def test_one_process_alone_agrees_with_itself_without_a_device():
     hosts.check_equal({"anything": object()})  # not even read
     vote = hosts.StopVote()
