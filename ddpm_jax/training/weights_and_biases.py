@@ -79,7 +79,7 @@ class WeightsAndBiases:
             start()
         except Exception as error:
             self._run = None
-            remedy = f"Its records are kept in {workdir / 'wandb'}, for wandb sync --append to send."
+            remedy = f"Its records are kept in {workdir / 'wandb'}, for wandb sync to send."
             _log.warning("Weights & Biases cannot be used (%s). %s", _one_line(error), remedy)
             self._try(lambda: start(mode="offline"))
 
