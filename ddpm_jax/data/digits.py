@@ -50,6 +50,9 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield key, {"image": images[row], "label": labels[row]}
 
 
+_REFUSED = (OSError, RuntimeError)  # a full disk is the latter, in the words of array_record
+
+
 def scans() -> tuple[np.ndarray, np.ndarray]:
     """Returns scikit-learn's scans, 0..16 scaled to 0..255 and rounded, uint8 [1797, 8, 8, 1]; and labels [1797]."""
     from sklearn.datasets import load_digits  # a second to import, and needed once in the life of a data_dir
@@ -71,7 +74,7 @@ def prepare(data_dir: str) -> str:
         builder = Digits(data_dir=data_dir or None)
         if not builder.data_path.exists():
             _write(builder)
-    except OSError as error:
+    except _REFUSED as error:
         raise FailureError(
             f"The bundled digits cannot be written below {data_dir or tfds.core.constants.DATA_DIR} ({error}): "
             "set data_dir to a folder you can write to."
@@ -85,6 +88,6 @@ def _write(builder: Digits) -> None:
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")
-    except OSError:
+    except _REFUSED:
         if not builder.data_path.exists():  # else another process was first
             raise

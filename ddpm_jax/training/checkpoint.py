@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -161,8 +162,12 @@ class Checkpointer:
                 raise FailureError(_removed(self._directory)) from error
             good = _steps(self._directory)
             last = f"The last good checkpoint is that of step {max(good)}." if good else "There is no earlier one."
-            reason = str(error).strip().split("\n")[0].rstrip(".")
-            raise FailureError(f"Saving a checkpoint in {self._directory} failed: {reason}. {last}") from error
+            # The writes beside the one that failed report to an event loop that is closed, with a traceback each.
+            sys.unraisablehook = lambda _: None
+            raise FailureError(
+                f"Saving a checkpoint in {self._directory} failed: {_reason(error)}. {last} Put that right and give "
+                "the same command again to resume."
+            ) from error
 
     def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Returns (state, data_state) of `step`, the newest by default.
@@ -232,10 +237,18 @@ class Checkpointer:
         self._guard(self._manager.close)
 
 
+def _reason(error: Exception) -> str:
+    """The operating system's words, which tensorstore hides among others, or the first line of the message."""
+    number = getattr(error, "errno", None) or re.search(r"os_error_code='(\d+)'", str(error))
+    if number:
+        return os.strerror(number if isinstance(number, int) else int(number[1]))
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
 def _removed(directory: pathlib.Path) -> str:
     return (
-        f"{directory} was removed while the run was under way, and its checkpoints with it: bring it back to resume, or "
-        "give the same command again to start over."
+        f"{directory} was removed while the run was under way, and its checkpoints with it: bring it back to resume, "
+        "or give the same command again to start over."
     )
 
 
@@ -381,7 +394,7 @@ def _quiet_reads() -> Iterator[None]:
 
 
 def _damaged(path: pathlib.Path, error: Exception | str) -> DamagedCheckpoint:
-    return DamagedCheckpoint(path, str(error).strip().split("\n")[0])
+    return DamagedCheckpoint(path, error if isinstance(error, str) else _reason(error))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
