@@ -36,7 +36,7 @@ def rate_at(step: chex.Array, average: Average) -> chex.Array:
     - constant: 1 - d;
     - `warmup`: d_t = min(d, (1 + step) / (10 + step));
     - `rampup_ratio` r: the half-life of d, or r step where that is shorter (Karras et al. 2022, their code);
-    - `sigma_rel`: β_t = (1 - 1/t)^(γ+1) with t = step + 1 (Karras et al. 2024, equation 127), which makes the average
+    - `sigma_rel`: β_t = (1 - 1/t)^(γ+1) with t = step + 1 (Karras et al. 2024, section 3.1), which makes the average
       after t updates that of all parameters so far with weights proportional to time^γ: the initial ones have none.
     """
     step = jnp.asarray(step, jnp.float32)
