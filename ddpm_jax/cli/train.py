@@ -6,9 +6,10 @@
     python train.py --distributed --coordinator HOST:1234 --num_processes 2 --process_id 0 ...         elsewhere
 
 Ctrl-C or SIGTERM: the run saves after the step under way and ends, with exit code 130 or 0; a second Ctrl-C ends it at
-once. Of several processes any one may get the signal: all save at a common step, a second later or so. If a process is
-lost, the others end with exit code 1, at the latest after a minute. The same command resumes the run, on any number of
-processes and devices that divides the batch, with the same data and draws.
+once. Of several processes any one may get the signal: all save at a common step, a second or two steps later, or when
+the grid under way is drawn. If a process is lost, the others end with exit code 1, at the latest after a minute. The
+same command resumes the run with the same data and draws, on any number of processes and devices that divides the
+batch.
 
 Every field of the config, with its default, is listed in `ddpm_jax/cli/config.py`.
 """
