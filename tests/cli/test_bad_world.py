@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -120,6 +121,47 @@ def test_a_checkpoint_that_is_none_is_refused(refused_sampling, tmp_path):
 
 def test_a_step_without_a_checkpoint_is_refused_naming_those_there_are(refused_sampling, trained):
     refused_sampling("--ckpt", trained, "--ckpt_step", 7, says=["step 7", "choose one of 8, 10"])
+
+
+def _flip_a_bit(step_folder):
+    """In the largest file, which holds the numbers."""
+    file = max((path for path in step_folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+def test_a_damaged_checkpoint_is_refused_naming_the_newest_whole_one(refused, name, copied):
+    _flip_a_bit(copied / "checkpoints" / "10")
+    says = ["checkpoints/10 is damaged (its file state/", "is not what was written)", "of step 8", "--ckpt_step 8"]
+    refused(name, "--ckpt", copied, says=says, code=1)
+    assert {path.name for path in (copied / "checkpoints").iterdir()} == {"8", "10"}
+
+
+def test_a_run_with_a_damaged_checkpoint_resumes_from_the_one_before_it_and_says_so(invoke, copied, config_file):
+    _flip_a_bit(copied / "checkpoints" / "10")
+    result = invoke("train", "--config", config_file(num_steps=12), "--workdir", copied)
+    assert result.code == 0
+    warnings = [line for line in result.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert "the checkpoint of step 10 in " in warnings[0]
+    assert warnings[0].endswith("it is kept as 10.damaged, and the run resumes from the one of step 8.")
+    assert "resuming at step 8 of 12" in result.err
+    assert {path.name for path in (copied / "checkpoints").iterdir()} == {"8", "10.damaged", "12"}
+
+
+def test_a_number_that_overflows_is_followed_to_its_module(invoke, config_file, tmp_path):
+    # After one step at this rate the parameters are so large that products of them overflow.
+    flags = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0"]
+    result = invoke("train", "--config", config_file(), "--workdir", tmp_path / "run", *flags)
+    assert result.code == 1
+    assert re.fullmatch(
+        r"error: loss became nan at step 2: the first number that is not finite is in the output of \w+ \(its input is "
+        r"finite, up to \d.*\), for 8 of 8 images, one of them at t = \d+\. No checkpoint had been saved yet; lower "
+        r"optimizer\.learning_rate, .* with train\.skip_nonfinite=1\.",
+        result.err.splitlines()[-1],
+    )
 
 
 def test_more_steps_than_timesteps_are_refused(refused_sampling, trained):
