@@ -42,20 +42,17 @@ class Run:
 
     def __init__(self, workdir: pathlib.Path, overrides: list[str]):
         self.workdir, self._overrides, self._process = workdir, overrides, None
+        self._printed = workdir.with_suffix(".log")
 
     def start(self) -> None:
         command = [sys.executable, "-u", "train.py", "--config", str(CONFIG), "--workdir", str(self.workdir)]
         # So small that all it compiles is worth keeping for the next start.
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.workdir.parent / "compiled")}
         environment = os.environ | cache | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        self._process = subprocess.Popen(
-            [*command, *self._overrides],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        with open(self._printed, "w") as file:
+            self._process = subprocess.Popen(
+                [*command, *self._overrides], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
 
     def until(self, condition) -> bool:
         """Waits until condition() or the end of the program; returns whether it is still there."""
@@ -64,7 +61,7 @@ class Run:
             if condition():
                 return True
             if time.monotonic() > deadline:
-                self._process.kill()
+                self.kill()
                 raise Failed(f"train.py hangs:\n{self.output()}")
             time.sleep(0.0005)
         return False
@@ -73,12 +70,18 @@ class Run:
         self._process.send_signal(signal.SIGKILL)
 
     def output(self) -> str:
-        return self._process.communicate()[0]
+        """What was printed, when the program has ended."""
+        self._process.wait(PATIENCE)
+        return self._printed.read_text()
+
+    def has_begun(self) -> bool:
+        """Whether this start has cleared away what the one before left half done."""
+        return "\nstep " in self._printed.read_text()  # the line of its first step
 
     def finish(self) -> str:
         output = self.output()
         if self._process.returncode:
-            raise Failed(f"train.py ended with {self._process.returncode}:\n{output}")
+            raise Failed(f"train.py ended with {self._process.returncode}:\n{output[-2000:]}")
         return output
 
     def records(self) -> list[dict]:
@@ -150,7 +153,7 @@ def _kill(run: Run, wanted: int, rng: random.Random, steps: int) -> tuple[int, i
         before = saved_steps(run.workdir)
         run.start()
         goal = min((before[-1] if before else 0) + rng.randint(1, 2 * STEPS_PER_KILL), steps - 1)
-        alive = run.until(lambda goal=goal: run.recorded() >= goal)
+        alive = run.until(run.has_begun) and run.until(lambda goal=goal: run.recorded() >= goal)
         if kills % 2:
             alive = alive and run.until(run.is_saving)
         time.sleep(rng.uniform(0, 0.05))

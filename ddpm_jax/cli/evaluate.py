@@ -43,6 +43,7 @@ from ddpm_jax.cli.metrics import METRICS, Result
 from ddpm_jax.cli.split import result_path
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation.results import machine, write_record
+from ddpm_jax.files import reporting
 from ddpm_jax.training import hosts
 
 
@@ -105,5 +106,6 @@ def _report(name: str, result: Result, loaded: Loaded, flags: Any) -> None:
     print(result.text)
     print(path)
     if result.draw is not None:
-        result.draw(path.with_suffix(".png"))
+        with reporting(path.with_suffix(".png")):
+            result.draw(path.with_suffix(".png"))
         print(path.with_suffix(".png"))

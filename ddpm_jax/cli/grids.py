@@ -16,6 +16,7 @@ from ddpm_jax.cli.preview import make_preview
 from ddpm_jax.data.memory import gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.evaluation.colour import CHANNELS, Colours, colours, moments, shift
+from ddpm_jax.files import reporting
 from ddpm_jax.plotting.images import save_png, side_by_side
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.training import hosts
@@ -78,7 +79,8 @@ def grid_writer(
         picture = preview.draw(images)
         if raw is not None:
             picture = side_by_side({"EMA": picture, "raw weights": preview.draw(raw)})
-        save_png(grid_path(workdir, step), picture)
+        with reporting(grid_path(workdir, step)):
+            save_png(grid_path(workdir, step), picture)
         writer.image(step, "samples", picture)
         record, warning = compare_colours(colours(moments(images)), data())
         writer.write(step, record)

@@ -15,6 +15,7 @@ from ddpm_jax.cli.load import Loaded, versions
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.results import check_record, write_record
+from ddpm_jax.files import reporting
 from ddpm_jax.plotting import images as pictures
 
 _ANCESTRAL = ("interpolate", "shared_latents")
@@ -139,6 +140,7 @@ def run(loaded: Loaded, recipe: Recipe, flags: Any, commands: Sequence[str]) -> 
         drawn = drawing.draw()
         # The record first: a picture without one could be replaced unnoticed.
         write_record(record, settings | drawn.results)
-        pictures.save_png(path, pictures.grid(drawn.images, columns=drawn.columns))
+        with reporting(path):
+            pictures.save_png(path, pictures.grid(drawn.images, columns=drawn.columns))
         print(f"{drawn.said}\n  {path}")
     return 0

@@ -41,6 +41,7 @@ from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation
+from ddpm_jax.files import reporting
 from ddpm_jax.plotting import images as pictures
 from ddpm_jax.training import hosts
 from ddpm_jax.training.randomness import base_key
@@ -105,7 +106,8 @@ def _draw(loaded: Loaded, recipe: Recipe, out: pathlib.Path, flags: Any) -> None
     """Draws the grid and the chain, and says where everything is."""
     columns = _columns(recipe)
     shown = min(IN_GRID // (columns or 1) * (columns or 1), flags.num_samples)
-    pictures.save_png(out / "grid.png", pictures.grid(_first_images(out, shown), columns))
+    with reporting(out / "grid.png"):
+        pictures.save_png(out / "grid.png", pictures.grid(_first_images(out, shown), columns))
     print(
         f"{flags.num_samples} images of step {loaded.step} ({loaded.weights} weights), {recipe.record['sampler']}, "
         f"{recipe.record['steps']} steps, {recipe.sampler.evaluations} network evaluations\n  {out}/grid.png"
@@ -183,7 +185,9 @@ def _write_chain(loaded: Loaded, recipe: Recipe, out: pathlib.Path, *, seed: int
     generate = recipe.generator(loaded.experiment.image_shape, num_frames=num_frames)
     indices = np.arange(num_chains)
     chain = generate(recipe.params, base_key(seed), indices, inputs=recipe.inputs_of(indices))
-    pictures.save_png(out / "chain.png", pictures.chain_pairs(chain.frames_x_t, chain.frames_x_0))
+    with reporting(out / "chain.png"):
+        pictures.save_png(out / "chain.png", pictures.chain_pairs(chain.frames_x_t, chain.frames_x_0))
     both = zip(chain.frames_x_t, chain.frames_x_0, strict=True)
     frames = [pictures.grid(np.concatenate([x_t, x_0]), columns=num_chains) for x_t, x_0 in both]
-    pictures.save_gif(out / "chain.gif", np.stack(frames), fps=FPS)
+    with reporting(out / "chain.gif"):
+        pictures.save_gif(out / "chain.gif", np.stack(frames), fps=FPS)

@@ -50,7 +50,7 @@ from ddpm_jax.cli.experiment import (
 from ddpm_jax.cli.grids import grid_path, grid_writer, no_grid
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import reporting, write_atomically
 from ddpm_jax.plotting.curves import columns, loss_curve
 from ddpm_jax.training import hosts, metrics, weights_and_biases
 from ddpm_jax.training.checkpoint import Checkpointer
@@ -171,7 +171,8 @@ def _train(
     hosts.check_equal({"the data": source.fingerprint, "the step of the checkpoint in --workdir": start})
     trace = _trace(profile, workdir, start, config.train.num_steps)
     if hosts.is_first():
-        write_atomically(workdir / CONFIG_FILE, json.dumps(configs.to_dict(config), indent=2).encode())
+        with reporting(workdir / CONFIG_FILE):
+            write_atomically(workdir / CONFIG_FILE, json.dumps(configs.to_dict(config), indent=2).encode())
         _announce(experiment, workdir, source, state, start)
     hosts.check_shared(workdir / CONFIG_FILE)
 
@@ -270,7 +271,8 @@ def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.P
     records = metrics.read(workdir)
     steps, losses = columns(records, ["loss"])
     _, quartiles = columns(records, [f"loss_q{q}" for q in range(1, QUARTILES + 1)])
-    loss_curve(workdir / "loss.png", steps, losses[:, 0], quartiles, title=str(workdir))
+    with reporting(workdir / "loss.png"):
+        loss_curve(workdir / "loss.png", steps, losses[:, 0], quartiles, title=str(workdir))
     if interrupted_by is not None:
         print(f"saved step {step} in {workdir}. To resume, give the same command again.", file=sys.stderr)
         return

@@ -162,8 +162,9 @@ class Checkpointer:
                 raise FailureError(_removed(self._directory)) from error
             good = _steps(self._directory)
             last = f"The last good checkpoint is that of step {max(good)}." if good else "There is no earlier one."
-            # The writes beside the one that failed report to an event loop that is closed, with a traceback each.
+            # The writes beside the one that failed report to a closed event loop, or to nobody, with a traceback each.
             sys.unraisablehook = lambda _: None
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise FailureError(
                 f"Saving a checkpoint in {self._directory} failed: {_reason(error)}. {last} Put that right and give "
                 "the same command again to resume."

@@ -151,6 +151,15 @@ def test_a_run_with_a_damaged_checkpoint_resumes_from_the_one_before_it_and_says
     assert {path.name for path in (copied / "checkpoints").iterdir()} == {"8", "10.damaged", "12"}
 
 
+def test_a_picture_that_cannot_be_written_is_told_and_the_last_step_is_saved(invoke, copied, config_file):
+    picture = copied / "samples" / "step_00000012.png"
+    picture.mkdir(parents=True)  # stands in its way
+    result = invoke("train", "--config", config_file(num_steps=12), "--workdir", copied)
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith(f"error: Cannot write {picture}: Is a directory. ")
+    assert (copied / "checkpoints" / "12").is_dir()
+
+
 def test_a_number_that_overflows_is_followed_to_its_module(invoke, config_file, tmp_path):
     # After one step at this rate the parameters are so large that products of them overflow.
     flags = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0"]

@@ -325,16 +325,38 @@ def test_a_checkpoint_from_before_there_were_digests_is_read(tmp_path):
 
 
 def test_a_full_disk_is_told_and_the_checkpoint_before_survives(tmp_path, run_python):
-    sentences = run_python(DISK_FULL, tmp_path).stdout.splitlines()
+    result = run_python(DISK_FULL, tmp_path)
+    assert result.stderr == ""
+    sentences = result.stdout.splitlines()
     assert len(sentences) >= 1
     assert all(f"Saving a checkpoint in {tmp_path / 'checkpoints'} failed: " in sentence for sentence in sentences)
     assert all("The last good checkpoint is that of step 1." in sentence for sentence in sentences)
-    assert "File too large" in sentences[0]
+    assert f"{tmp_path / 'checkpoints'} failed: File too large. The last good" in sentences[0]
+    assert sentences[0].endswith("Put that right and give the same command again to resume.")
     template = {"params": jax.ShapeDtypeStruct((1_000_000,), jnp.float32)}
     checkpointer = Checkpointer(tmp_path, keep_last=1)
     state, position = checkpointer.restore(template)
     np.testing.assert_array_equal(state["params"], np.random.default_rng(1).random(1_000_000, np.float32))
     assert position == {"batches": 1}
+    checkpointer.close()
+
+
+def test_checkpoints_that_are_removed_under_a_running_job_are_told_and_single_ones_not_missed(tmp_path):
+    checkpointer = Checkpointer(tmp_path / "run", keep_last=2)
+    for step in (5, 10):
+        checkpointer.save(step, _state(step), {"batches": step}, CONFIG)
+        checkpointer.wait()
+    shutil.rmtree(tmp_path / "run" / checkpoint.CHECKPOINTS / "5")
+    for step in (15, 20):
+        checkpointer.save(step, _state(step), {"batches": step}, CONFIG)
+        checkpointer.wait()
+    assert _steps(tmp_path / "run") == [15, 20]
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(
+        FailureError, match=r"run/checkpoints was removed while the run was under way, and its checkpoints"
+    ):
+        checkpointer.save(25, _state(25), {"batches": 25}, CONFIG)
+    assert not (tmp_path / "run").exists()
     checkpointer.close()
 
 
