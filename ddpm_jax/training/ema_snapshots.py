@@ -39,6 +39,8 @@ class Snapshots:
     def __call__(self, step: int, state: TrainState) -> None:
         """Starts saving, in the background; a step that is there already is the same, and left as it is.
 
+        Of several processes it returns when all is on disk, so that a checkpoint is not saved meanwhile.
+
         Raises:
           FailureError: this save or the one before could not be written.
         """
@@ -46,6 +48,8 @@ class Snapshots:
         if step > (self._checkpointer.latest_step() or 0):
             averages = {name: state.averages[name] for name in self._names}
             self._checkpointer.save(step, {"averages": averages}, {}, self._config)
+            if jax.process_count() > 1:
+                self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits for the last save and stops the background threads."""

@@ -147,6 +147,7 @@ def train(
             if options.snapshot_every and (step % options.snapshot_every == 0 or step == options.num_steps):
                 settle()
                 with reporter.throughput.paused():
+                    checkpointer.wait()  # one at a time: several processes might get to two of them in different orders
                     on_snapshot(step, state)
             if step % options.save_every == 0:
                 save()
