@@ -1,0 +1,109 @@
+"""Winograd's convolution against the direct sum of float64, and where a network's convolutions are computed by it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.models import convolution, winograd
+from ddpm_jax.models.convolution import conv2d
+
+PADDING = ((1, 1), (1, 1))
+
+
+def arrays(batch, height, width, channels, features, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    x, y_bar = rng.normal(size=(batch, height, width, channels)), rng.normal(size=(batch, height, width, features))
+    return [a.astype(dtype) for a in (x, rng.normal(size=(3, 3, channels, features)) / 30, y_bar)]
+
+
+def direct(x, kernel):
+    """The sum over the nine pixels of the kernel, in float64."""
+    height, width = x.shape[1:3]
+    x, kernel = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0))), np.float64(kernel)
+    return sum(x[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(3) for j in range(3))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 3, 5), (1, 2, 2, 1, 1), (3, 8, 4, 4, 2)])
+def test_the_convolution_and_its_two_gradients_are_those_of_the_direct_sum(shape):
+    with jax.enable_x64(True):
+        x, kernel, y_bar = arrays(*shape, dtype=np.float64)
+        np.testing.assert_allclose(winograd.convolve(x, kernel), direct(x, kernel), atol=1e-13)
+        turned = kernel[::-1, ::-1].swapaxes(2, 3)
+        np.testing.assert_allclose(winograd.input_gradient(y_bar, kernel), direct(y_bar, turned), atol=1e-13)
+        padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        height, width = x.shape[1:3]
+        for i, j in np.ndindex(3, 3):
+            expected = np.einsum("bhwc,bhwd->cd", padded[:, i : i + height, j : j + width], y_bar)
+            np.testing.assert_allclose(winograd.kernel_gradient(x, y_bar)[i, j], expected, atol=1e-12)
+
+
+def test_a_batch_taken_in_parts_gives_the_same_numbers(monkeypatch):
+    x, kernel, _ = arrays(4, 4, 4, 128, 128)
+    whole = winograd.convolve(x, kernel)
+    monkeypatch.setattr(winograd, "CACHE", 4 * 16 * 4 * 256 * 2 + 1)  # two images
+    assert winograd.parts(x.shape, kernel.shape) == 2
+    np.testing.assert_allclose(winograd.convolve(x, kernel), whole, rtol=1e-6, atol=1e-6)
+
+
+def test_in_float32_its_error_is_that_of_the_direct_sum():
+    x, kernel, _ = arrays(1, 8, 8, 256, 128)
+    expected = direct(x, kernel)
+
+    def error(y):
+        return np.sqrt(np.mean((y - expected) ** 2) / np.mean(expected**2))
+
+    assert error(winograd.convolve(x, kernel)) < 2 * error(np.asarray(convolution._conv2d(x, kernel, 1, PADDING)))
+
+
+@pytest.mark.parametrize("cache", [winograd.CACHE, 4 * 16 * 4 * 256 + 1])  # all at once, or an image at a time
+def test_a_wide_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, cache):
+    monkeypatch.setattr(winograd, "CACHE", cache)
+    x, kernel, y_bar = arrays(2, 4, 4, 128, 128)
+
+    def ours(x, kernel):
+        return conv2d(x, kernel, padding=PADDING)
+
+    def theirs(x, kernel):
+        return convolution._conv2d(x, kernel, 1, PADDING)
+
+    tangents = jnp.sin(x), jnp.sin(kernel)
+    for derivative in (
+        lambda f: f(x, kernel),
+        lambda f: jax.vjp(f, x, kernel)[1](jnp.asarray(y_bar)),
+        lambda f: jax.jvp(f, (x, kernel), tangents)[1],
+        lambda f: jax.vmap(jax.grad(lambda x: jnp.sum(f(x[None], kernel) ** 2)))(x),
+    ):
+        # Sums of up to 1,152 products of order 1/30 in float32.
+        for a, b in zip(
+            *(jax.tree.leaves(jax.jit(derivative, static_argnums=0)(f)) for f in (ours, theirs)), strict=True
+        ):
+            np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "expected"),
+    [
+        ((8, 32, 32, 128), (3, 3, 128, 128), 2),  # the first level of the CIFAR-10 network, batch 8
+        ((8, 16, 16, 256), (3, 3, 256, 256), 1),
+        ((8, 16, 16, 256), (3, 3, 256, 64), None),  # too few channels
+        ((8, 16, 16, 256), (2, 2, 256, 256), None),  # of the upsampling
+        ((8, 15, 16, 256), (3, 3, 256, 256), None),
+        ((1, 256, 256, 128), (3, 3, 128, 128), None),  # not even an image fits
+        ((9, 32, 32, 128), (3, 3, 128, 128), 3),
+    ],
+)
+def test_wide_layers_of_even_maps_are_taken_in_parts_that_stay_in_the_cache(shape, kernel, expected):
+    assert winograd.parts(shape, kernel) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "direct"),
+    [({}, 0), ({"dtype": jnp.bfloat16}, 1), ({"stride": 2}, 1), ({"padding": ((0, 1), (0, 1))}, 1)],
+)
+def test_only_float32_of_stride_one_and_symmetric_padding_goes_there(changed, direct):
+    changed = {"stride": 1, "padding": PADDING, "dtype": jnp.float32} | changed
+    dtype = changed.pop("dtype")
+    x, kernel = jnp.zeros((2, 4, 4, 128), dtype), jnp.zeros((3, 3, 128, 128), dtype)
+    program = str(jax.make_jaxpr(lambda x, kernel: conv2d(x, kernel, **changed))(x, kernel))
+    assert program.count("conv_general_dilated[") == direct
