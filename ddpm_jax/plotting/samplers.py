@@ -13,6 +13,7 @@ from ddpm_jax.plotting.densities import write_png
 
 _WIDTH, _HEIGHT = 4.6, 4.2  # inches of a panel
 _MARKS = "osD^v<>P"
+_DASHES = "-", "--"
 
 
 class Measure(NamedTuple):
@@ -21,13 +22,14 @@ class Measure(NamedTuple):
     title: str
     ylabel: str
     lines: dict[str, tuple[np.ndarray, np.ndarray]]  # sampler -> evaluations [n], error [n]; NaN is left out
-    floor: tuple[str, float] | None = None  # what the error cannot be expected to fall below
+    floor: tuple[str, float] | None = None  # (what, error) of perfect samples; an error of 0 is drawn on it
 
 
 def error_against_evaluations(path: str | os.PathLike, measures: Sequence[Measure]) -> None:
     """Writes a PNG of the measures side by side; a sampler has the same colour in each. Parent folders are created."""
     names = list(dict.fromkeys(name for measure in measures for name in measure.lines))
-    colours = matplotlib.colormaps["tab20"].colors
+    colours = matplotlib.colormaps["tab10"].colors
+    budgets = sorted({int(n) for measure in measures for evaluations, _ in measure.lines.values() for n in evaluations})
     figure = Figure(figsize=(_WIDTH * len(measures) + 1.6, _HEIGHT), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     handles = {}
@@ -35,14 +37,27 @@ def error_against_evaluations(path: str | os.PathLike, measures: Sequence[Measur
         for name, (evaluations, error) in measure.lines.items():
             i = names.index(name)
             style = {"color": colours[i % len(colours)], "marker": _MARKS[i % len(_MARKS)]}
-            (handles[name],) = axis.plot(evaluations, error, markersize=4, linewidth=1.2, **style)
+            style["linestyle"] = _DASHES[i // len(colours) % len(_DASHES)]
+            shown = error if measure.floor is None else np.where(error <= 0, measure.floor[1], error)
+            (handles[name],) = axis.plot(evaluations, shown, markersize=4, linewidth=1.2, **style)
         if measure.floor is not None:
             label, value = measure.floor
             axis.axhline(value, color="black", linewidth=1.0, linestyle=":")
             axis.annotate(label, (0.98, value), xycoords=("axes fraction", "data"), fontsize=8, ha="right", va="bottom")
         axis.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel=measure.ylabel)
+        axis.set_xticks([], minor=True)
+        axis.set_xticks(_apart(budgets), [str(n) for n in _apart(budgets)])
         axis.set_title(measure.title, fontsize=10)
         axis.grid(True, which="major", linewidth=0.5, color="#dddddd")
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend([handles[name] for name in names], names, loc="outside right center", frameon=False, fontsize=8)
     write_png(path, figure)
+
+
+def _apart(budgets: Sequence[int]) -> list[int]:
+    """Those of the increasing numbers that have room for a label on a logarithmic axis."""
+    kept: list[int] = []
+    for n in reversed(budgets):
+        if not kept or n < 0.8 * kept[0]:
+            kept.insert(0, n)
+    return kept
