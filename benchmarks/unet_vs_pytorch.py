@@ -77,6 +77,8 @@ def diffusers_network(unet: UNet, device: str) -> torch.nn.Module:
     attends = [unet.resolution // 2**i in unet.attn_resolutions for i in range(len(unet.ch_mult))]
     return diffusers.UNet2DModel(
         sample_size=unet.resolution,
+        in_channels=unet.out_channels,
+        out_channels=unet.out_channels,
         layers_per_block=unet.num_res_blocks,
         block_out_channels=tuple(unet.ch * mult for mult in unet.ch_mult),
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
@@ -85,6 +87,8 @@ def diffusers_network(unet: UNet, device: str) -> torch.nn.Module:
         dropout=unet.dropout,
         downsample_padding=0,
         norm_eps=1e-6,
+        attn_norm_num_groups=32,  # or the middle's attention has no normalisation under scale_shift
+        resnet_time_scale_shift="scale_shift" if unet.scale_shift_norm else "default",
         flip_sin_to_cos=False,
         freq_shift=1,
     ).to(device)

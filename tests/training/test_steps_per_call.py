@@ -125,6 +125,7 @@ def test_a_loss_that_is_not_finite_is_named_by_its_own_step(tmp_path, linear):
         run.train(tmp_path, num_steps=12, save_every=4, steps_per_call=4)
 
 
+@pytest.mark.slow
 def test_four_steps_of_the_network_in_one_program_are_four_steps_bit_for_bit():
     model = UNet(
         resolution=8, out_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(8,), dropout=0.2
