@@ -193,7 +193,9 @@ def _check_same_end(killed: Run, unkilled: Run, overrides: list[str]) -> None:
 
 
 def _of_the_model(run: Run) -> list[dict]:
-    return [{name: record[name] for name in ("step", "loss", "grad_norm", "learning_rate")} for record in run.records()]
+    names = ("step", "loss", "grad_norm", "learning_rate")
+    # The other records are of the grids: what they say has a clock in it, too.
+    return [{name: record[name] for name in names} for record in run.records() if "loss" in record]
 
 
 if __name__ == "__main__":
