@@ -38,6 +38,7 @@ CONDITIONAL = {  # the unconditional config, and what the network is told: class
     "digits_sr": ("digits", (0, 0.0, 2)),
     "ddpm_cifar10_cond": ("ddpm_cifar10", (10, 0.1, 0)),
 }
+ONE_OF_A_KIND = ("iddpm_cifar10_hybrid", "iddpm_cifar10_vlb", "digits_cond", "digits_sr")  # the rest train with --slow
 
 
 CLASSIFIERS = {"digits_classifier"}
@@ -174,7 +175,14 @@ def test_rescaled_timesteps_are_in_0_to_1000_whatever_t_and_however_few_steps_ar
     np.testing.assert_array_equal(build(load("ddpm_cifar10")).schedule.timesteps, np.arange(1000))
 
 
-@pytest.mark.parametrize("name", [name for name in ABLATION | IMPROVED | CONDITIONAL if name != "ddpm_cifar10"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ONE_OF_A_KIND else pytest.param(name, marks=pytest.mark.slow)
+        for name in ABLATION | IMPROVED | CONDITIONAL
+        if name != "ddpm_cifar10"
+    ],
+)
 def test_a_shrunken_version_trains_through_the_real_step(name):
     """A dozen steps: a finite loss each, finite parameters and averages, and both ends of the network have moved."""
     shrunken = [
@@ -234,7 +242,7 @@ def test_every_field_can_be_overridden_with_its_own_value():
     config = configs.default_config()
     for name, value in configs.flatten(config):
         if value is not None:
-            text = ",".join(map(str, value)) + "," if isinstance(value, tuple) else str(value)
+            text = "".join(f"{item}," for item in value) or "()" if isinstance(value, tuple) else str(value)
             config = configs.override(config, [f"--config.{name}={text}"])
     assert configs.to_dict(config) == configs.to_dict(configs.default_config())
 

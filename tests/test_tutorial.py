@@ -35,6 +35,7 @@ def small(tmp_path_factory):
     return outputs, names, images
 
 
+@pytest.mark.slow
 def test_every_picture_of_the_text_is_made_and_no_other(small):
     shown = set(tutorial.re.findall(r"\(images/(tutorial_\w+\.png)\)", TEXT))
     made = {path.name for path in small[2].iterdir()}
@@ -45,6 +46,7 @@ def test_every_picture_of_the_text_is_made_and_no_other(small):
         assert (DOCS / "images" / name).stat().st_size < 120_000
 
 
+@pytest.mark.slow
 def test_the_blocks_print_what_the_text_shows_but_for_the_digits(small):
     """The same lines in the same places; the small settings change numbers and how many rows there are."""
     shown = [block["output"] for block in tutorial.BLOCK.finditer(TEXT)]
@@ -54,6 +56,7 @@ def test_the_blocks_print_what_the_text_shows_but_for_the_digits(small):
             assert printed.splitlines()[0].split(":")[0] == text.splitlines()[2].split(":")[0]
 
 
+@pytest.mark.slow
 def test_the_oracles_numbers_are_right_at_any_size(small):
     names = small[1]
     density_error = np.abs(names["solved"].log_prob - names["true_log_prob"]) * names["bits_per_dim"]
@@ -66,6 +69,7 @@ def test_the_oracles_numbers_are_right_at_any_size(small):
     assert abs(means[1] - kl[1]) < 4 * np.hypot(errors[1], kl_error[1])
 
 
+@pytest.mark.slow
 def test_the_network_approaches_the_oracle(small):
     names = small[1]
     assert names["errors"][-1] < names["errors"][0] < 0.2

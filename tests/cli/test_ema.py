@@ -36,6 +36,7 @@ def _trajectory(workdir, shapes):
     return np.stack([_flat(read_weights(workdir, step, {"params": shapes})["params"]) for step in range(1, 11)])
 
 
+@pytest.mark.slow
 def test_averages_made_of_snapshots_are_those_of_the_weights_as_they_went(invoke, mine):
     result = invoke("ema", "--ckpt", mine, "--sigma_rel", "0.15,0.25")
     assert result.code == 0

@@ -40,7 +40,10 @@ def record(out, metric):
     return json.loads(next(out.glob(f"{metric}_*.json")).read_text())
 
 
-@pytest.mark.parametrize(("metric", "tally", "field"), [("bpd", "bound", "prior"), ("bpd_ode", "bits_ode", "draws")])
+@pytest.mark.parametrize(
+    ("metric", "tally", "field"),
+    [("bpd", "bound", "prior"), pytest.param("bpd_ode", "bits_ode", "draws", marks=pytest.mark.slow)],
+)
 def test_a_killed_evaluation_ends_with_the_number_of_an_undisturbed_one(trained, tmp_path, metric, tally, field):
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     process, deadline = start(trained, killed, metric), time.monotonic() + PATIENCE

@@ -167,6 +167,7 @@ def test_the_samplers_own_noise_is_that_of_the_seed_all_along_the_path(invoke, t
     assert np.abs(ends[1] - sample).max() > 20
 
 
+@pytest.mark.slow
 def test_a_path_of_a_conditional_model_is_of_one_class_under_guidance(invoke, trained_by_class, tmp_path):
     how = ["--sampler", "ddim", "--steps", 3, "--labels", 4, "--guidance_scale", 2]
     argv = ["--interpolate_seeds", "2,5", "--interpolate_steps", 4, "--out", tmp_path / "path"]

@@ -60,6 +60,7 @@ def test_a_run_begun_under_pmap_goes_on_split_over_devices_and_back(invoke, by_a
     np.testing.assert_allclose(losses(moved), losses(stayed), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_device_trains_alike_from_the_first_step(train_with, by_average):
     # The weights are drawn by another program; sums are taken in another order.
     np.testing.assert_allclose(losses(train_with(AVERAGE, FSDP)), losses(by_average), rtol=1e-4)

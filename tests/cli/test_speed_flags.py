@@ -42,6 +42,7 @@ def test_a_range_that_is_none_is_refused_before_the_config_is_built(refused, con
     refused("train", "--config", config_file(), "--profile", "12", says=["--profile is '12'", "as in 10:12"])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_steps_per_call(invoke, copied, config_file):
     result = invoke(
         "train",
@@ -64,6 +65,7 @@ def test_a_cache_that_cannot_be_made_is_refused(refused, config_file, tmp_path):
     refused("train", "--config", config_file(), "--compilation_cache", tmp_path / "file", says=says)
 
 
+@pytest.mark.slow
 def test_the_second_process_finds_the_programs_of_the_first(tmp_path, config_file):
     hits = []
     for name in ("first", "second"):

@@ -149,6 +149,7 @@ def _check_killed_run(tmp_path, data_dir, undisturbed, *, seed, kills):
     _assert_same_end(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_as_if_undisturbed(tmp_path, data_dir, undisturbed):
     _check_killed_run(tmp_path, data_dir, undisturbed, seed=0, kills=4)
 

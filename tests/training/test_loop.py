@@ -175,10 +175,11 @@ def test_a_signal_saves_after_the_step_and_stops(tmp_path, capfd, number):
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path):
     diary = _Diary(during_step=lambda n: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         diary.train(tmp_path)
     assert not diary.of("save")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

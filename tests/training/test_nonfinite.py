@@ -329,6 +329,7 @@ def test_a_finite_step_is_called_one():
     assert "each part of the batch has a finite loss and gradient" in _why(_Network())
 
 
+@pytest.mark.slow
 def test_in_the_real_network_the_block_and_the_timestep_are_named():
     model = UNet(resolution=8, out_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), dropout=0.1)
     params = _on_host(model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,)))["params"])

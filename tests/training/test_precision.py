@@ -75,6 +75,7 @@ def test_loss_and_gradient_in_bfloat16_are_those_of_float32_to_a_few_hundredths(
     assert 1e-3 < np.linalg.norm(half - full) / np.linalg.norm(full) < 0.1
 
 
+@pytest.mark.slow
 def test_updates_too_small_for_bfloat16_are_kept_in_the_float32_weights_and_their_average(params, batch):
     optimizer = optax.adam(RATE)
     state, step = start(jnp.bfloat16, params, optimizer)
