@@ -52,7 +52,15 @@ def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
     assert {"digits", *DATASETS, *ABLATION, *IMPROVED, *CONDITIONAL, *CLASSIFIERS} == {path.stem for path in FILES}
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in CLASSIFIERS], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path.stem in ABLATION and path.stem != "ddpm_cifar10" else ())
+        for path in FILES
+        if path.stem not in CLASSIFIERS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_config_builds(path):
     experiment = build(configs.load_config(path))
     build_training(experiment)

@@ -114,6 +114,7 @@ def test_a_picture_of_its_own_is_drawn_by_one_process(refused):
     refused("sample", "--ckpt", "anywhere", "--distributed", "--shared_latents", says=["leave out --distributed"])
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_saves_at_a_common_step_and_ends_both_with_success(tmp_path, data_dir):
     workdir = tmp_path / "run"
     run = _train(workdir, data_dir, 100_000, processes=2, devices=2)

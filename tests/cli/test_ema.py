@@ -55,6 +55,7 @@ def test_averages_made_of_snapshots_are_those_of_the_weights_as_they_went(invoke
         assert np.linalg.norm(made - direct) < 0.05 * np.linalg.norm(direct - path[-1])
 
 
+@pytest.mark.slow
 def test_an_average_kept_in_training_becomes_a_directory_to_sample_from(invoke, mine):
     result = invoke("ema", "--ckpt", mine, "--average", "decay_0.5")
     assert result.code == 0
@@ -66,6 +67,7 @@ def test_an_average_kept_in_training_becomes_a_directory_to_sample_from(invoke, 
     assert list(directory.glob("generated/*/grid.png"))
 
 
+@pytest.mark.slow
 def test_it_lists_what_there_is(invoke, mine):
     assert invoke("ema", "--ckpt", mine, "--sigma_rel", "0.15", "--ckpt_step", "6").code == 0
     listed = invoke("ema", "--ckpt", mine).out
@@ -76,6 +78,7 @@ def test_it_lists_what_there_is(invoke, mine):
     assert (record["step"], record["snapshots"]) == (6, [1, 2, 3, 4, 5, 6])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_adds_to_its_snapshots(invoke, mine, config_file):
     more = ["--config.checkpoint.save_every=1", "--config.checkpoint.keep_every=1", "--config.train.num_steps=11"]
     result = invoke(

@@ -40,6 +40,7 @@ def train_on_devices(devices, *argv):
     return result.stderr
 
 
+@pytest.mark.slow
 def test_a_run_begun_under_pmap_goes_on_split_over_devices_and_back(invoke, by_average, config_file, tmp_path):
     moved = pathlib.Path(shutil.copytree(by_average, tmp_path / "moved"))
     split = train_on_devices(
