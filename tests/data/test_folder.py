@@ -1,7 +1,9 @@
 """A folder of images: what is read, in which order, with which labels, and every sentence about what is amiss."""
 
+import io
 import itertools
 import logging
+import os
 import pathlib
 import re
 
@@ -20,10 +22,13 @@ def _picture(path: pathlib.Path, value: int, size=(8, 8)):
 
 
 def _noisy(path: pathlib.Path):
-    """Half of a picture large enough that its header is whole."""
+    """Half of a picture large enough that its header is whole; put in place at once, as a reader may be at work."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
-    Image.fromarray(pixels).save(path)
-    path.write_bytes(path.read_bytes()[:600])
+    whole = io.BytesIO()
+    Image.fromarray(pixels).save(whole, path.suffix[1:])
+    part = path.with_suffix(".part")
+    part.write_bytes(whole.getvalue()[:600])
+    os.replace(part, path)
     return path
 
 
