@@ -172,6 +172,18 @@ def common_flags(parsed: flags.FlagValues) -> dict[str, object]:
     return {f"--{name}": value for name, value in parsed.flag_values_dict().items() if name not in own}
 
 
+def prepare_jax(parsed: flags.FlagValues) -> None:
+    """Does what a computing command's common flags ask of JAX; before anything else asks for its devices.
+
+    Raises:
+      UsageError: what `keep_compiled`, `join_processes` and `choose_platform` raise.
+    """
+    keep_compiled(parsed.compilation_cache)
+    if "distributed" in parsed:
+        join_processes(parsed)
+    choose_platform(parsed.platform)
+
+
 def choose_platform(platform: str | None) -> None:
     """Makes JAX use `platform` ("cpu", "gpu", "tpu"), or its own choice for None.
 

@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.command import Parser, choose_platform, run
+from ddpm_jax.cli.command import Parser, prepare_jax, run
 from ddpm_jax.cli.experiment import Experiment, averages_of, build, snapshot_names
+from ddpm_jax.cli.load import check_names_a_run
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.files import reporting, write_atomically
 from ddpm_jax.training import checkpoint, ema_snapshots
@@ -55,12 +56,11 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.string("out", None, f"Directory for the results; by default {AVERAGES} in the run's.", metavar="DIR")
     flags = parser.parse(argv)
-    if not flags.ckpt:
-        raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
+    check_names_a_run(flags)
     if flags.sigma_rel and flags.average:
         raise UsageError("--sigma_rel makes averages and --average takes one that was kept: give one of them.")
     widths = [_width(text) for text in flags.sigma_rel.split(",")] if flags.sigma_rel else []
-    choose_platform(flags.platform)
+    prepare_jax(flags)
     found = _open(pathlib.Path(flags.ckpt), flags.ckpt_step if flags.average else None)
     out = pathlib.Path(flags.out or found.workdir / AVERAGES)
     if flags.average:

@@ -29,19 +29,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.cli import likelihood_ode, sampling
-from ddpm_jax.cli.command import (
-    MAX_SEED,
-    Parser,
-    choose_platform,
-    common_flags,
-    define_process_flags,
-    join_processes,
-    keep_compiled,
-)
-from ddpm_jax.cli.load import Loaded, load, versions
+from ddpm_jax.cli.command import MAX_SEED, Parser, common_flags, define_process_flags, prepare_jax
+from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load, versions
 from ddpm_jax.cli.metrics import METRICS, Result
 from ddpm_jax.cli.split import result_path
-from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.errors import choose
 from ddpm_jax.evaluation.results import machine, write_record
 from ddpm_jax.files import reporting
 from ddpm_jax.training import hosts
@@ -50,13 +42,10 @@ from ddpm_jax.training import hosts
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     flags = _parser().parse(argv)
-    if not flags.ckpt:
-        raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
+    check_names_a_run(flags)
     names = flags.metric.split(",")
     metrics = {name: choose("metric", name, METRICS) for name in names}
-    keep_compiled(flags.compilation_cache)
-    join_processes(flags)
-    choose_platform(flags.platform)
+    prepare_jax(flags)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step})
     for name, metric in metrics.items():
@@ -69,14 +58,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser(__doc__)
-    parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
-    parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
+    define_checkpoint_flags(parser)
     parser.string("metric", "frechet_pixels", f"What to compute: {', '.join(METRICS)}.", metavar="NAME")
     parser.integer("batch_size", 100, "Images at a time, over all devices of all processes.", lower=1)
     parser.integer("seed", 0, "Of the samples, or of the noise that images are diffused with.", lower=0, upper=MAX_SEED)
     parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
     parser.string("out", None, "Directory for the results; by default evaluation in the run's.", metavar="DIR")
-    parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
     parser.integer("num_samples", 300, "How many images to make, where samples are.", lower=2)
     parser.string("split", None, "Likelihoods: of which images; by default the config's test split.", metavar="NAME")
     parser.integer("num_images", None, "Likelihoods: only the first so many of the split; all by default.", lower=1)

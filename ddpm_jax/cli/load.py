@@ -9,9 +9,27 @@ import numpy as np
 
 from ddpm_jax import __version__
 from ddpm_jax.cli import config as configs
+from ddpm_jax.cli.command import Parser
 from ddpm_jax.cli.experiment import Experiment, build
 from ddpm_jax.errors import UsageError
 from ddpm_jax.training import checkpoint
+
+
+def define_checkpoint_flags(parser: Parser) -> None:
+    """Adds the flags that say which weights of which run."""
+    parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
+    parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
+    parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
+
+
+def check_names_a_run(flags: Any) -> None:
+    """Refuses a command line without --ckpt.
+
+    Raises:
+      UsageError: it is missing.
+    """
+    if not flags.ckpt:
+        raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
 
 
 class Loaded(NamedTuple):

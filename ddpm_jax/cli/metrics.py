@@ -167,15 +167,11 @@ def _spread(count: int) -> np.ndarray:
 def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
     """The Frechet distance of pixels of samples to the training images, beside that of the held-out images."""
     made = _prepare("frechet_pixels", loaded, flags)
-    train, held_out = (images_of(split) for split in made.splits)
+    train, held_out = map(images_of, made.splits)
     held_out = held_out[: flags.num_samples]
     of_samples, of_held_out = (pixel_frechet_distance(images, train) for images in (made.samples(), held_out))
     numbers = {
-        "num_samples": flags.num_samples,
-        "num_held_out": len(held_out),
-        "num_train": len(train),
-        "steps": made.recipe.record["steps"],
-        "evaluations": made.recipe.sampler.evaluations,
+        **_counts(made, train, held_out),
         "frechet_samples": of_samples,
         "frechet_held_out": of_held_out,
         "ratio": of_samples / of_held_out,
@@ -193,11 +189,7 @@ def classification_accuracy(loaded: Loaded, flags: Any) -> Result:
     labels = made.recipe.inputs_of(np.arange(flags.num_samples)).told.label
     score = functools.partial(classification_accuracy_score, real_images=held_out, real_labels=held_out_labels)
     numbers = {
-        "num_samples": flags.num_samples,
-        "num_held_out": len(held_out),
-        "num_train": len(train),
-        "steps": made.recipe.record["steps"],
-        "evaluations": made.recipe.sampler.evaluations,
+        **_counts(made, train, held_out),
         "fitted_to_samples": score(made.samples(), labels),
         "fitted_to_training_images": score(train, train_labels),
     }
@@ -245,6 +237,16 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
     return _Prepared(recipe, splits, settings, suffix, samples)
 
 
+def _counts(made: _Prepared, train: np.ndarray, held_out: np.ndarray) -> dict[str, int]:
+    return {
+        "num_samples": made.settings["num_samples"],
+        "num_held_out": len(held_out),
+        "num_train": len(train),
+        "steps": made.recipe.record["steps"],
+        "evaluations": made.recipe.sampler.evaluations,
+    }
+
+
 def _lines(numbers: dict[str, Any]) -> str:
     return "\n".join(f"{k:25} {v:.4g}" if isinstance(v, float) else f"{k:25} {v}" for k, v in numbers.items())
 
@@ -256,8 +258,7 @@ def _labelled(source: sources.Source) -> tuple[np.ndarray, np.ndarray]:
 
 def images_of(source: sources.Source) -> np.ndarray:
     """All images of a source, uint8 [N, H, W, C]."""
-    batches = pipeline.eval_batches(source, batch_size=READ_BATCH)
-    return np.concatenate([batch["image"][mask] for batch, mask in batches])
+    return _labelled(source)[0]
 
 
 METRICS: dict[str, Metric] = {

@@ -28,16 +28,8 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.cli import editing, latents, sampling
-from ddpm_jax.cli.command import (
-    MAX_SEED,
-    Parser,
-    choose_platform,
-    common_flags,
-    define_process_flags,
-    join_processes,
-    keep_compiled,
-)
-from ddpm_jax.cli.load import Loaded, load, versions
+from ddpm_jax.cli.command import MAX_SEED, Parser, common_flags, define_process_flags, prepare_jax
+from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load, versions
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation
@@ -57,8 +49,7 @@ SHARD = 1000  # images in an NPZ file, rounded up to whole batches
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__)
-    parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
-    parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
+    define_checkpoint_flags(parser)
     parser.integer("num_samples", 64, "How many images.", lower=1)
     parser.integer("batch_size", 64, "Images made at a time, over all devices of all processes.", lower=1)
     parser.integer("seed", 0, "Image i is a function of the seed and i.", lower=0, upper=MAX_SEED)
@@ -68,7 +59,6 @@ def main(argv: Sequence[str]) -> int:
         "Directory for the results; by default one under the run, named by what was asked for.",
         metavar="DIR",
     )
-    parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
     parser.boolean(
         "chain",
         "Also draw the chains of the first images, x_t and the x_0 predicted from it (progressive generation): "
@@ -79,14 +69,11 @@ def main(argv: Sequence[str]) -> int:
     latents.define_flags(parser)
     define_process_flags(parser)
     flags = parser.parse(latents.join_pair(argv))
-    if not flags.ckpt:
-        raise UsageError("--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits.")
+    check_names_a_run(flags)
     drawings = latents.asked(flags)
     if drawings and flags.distributed:
         raise UsageError(f"--{drawings[0]} draws one picture, on one process: leave out --distributed.")
-    keep_compiled(flags.compilation_cache)
-    join_processes(flags)
-    choose_platform(flags.platform)
+    prepare_jax(flags)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step})
     recipe = editing.edited(loaded, flags)

@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.cli import guidance
-from ddpm_jax.cli.command import MAX_SEED, Parser, choose_platform, keep_compiled, run
+from ddpm_jax.cli.command import MAX_SEED, Parser, prepare_jax, run
 from ddpm_jax.cli.data import load_split
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.cli.metrics import images_of
@@ -64,8 +64,7 @@ def main(argv: Sequence[str]) -> int:
     for name in ("guidance_scale", "labels", "classifier", "weaker", "low_res"):
         if getattr(flags, name) is not None and not flags.ckpt:
             raise UsageError(f"--{name} is for a trained model: give --ckpt, or leave it out.")
-    keep_compiled(flags.compilation_cache)
-    choose_platform(flags.platform)
+    prepare_jax(flags)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights) if flags.ckpt else None
     chain = loaded.experiment.chain if loaded else Chain(make_betas("linear", PLANE_CHAIN))
     cases = _cases(names, chain, budgets, spacing)

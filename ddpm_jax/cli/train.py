@@ -31,10 +31,8 @@ from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import (
     INTERRUPTED,
     Parser,
-    choose_platform,
     define_process_flags,
-    join_processes,
-    keep_compiled,
+    prepare_jax,
 )
 from ddpm_jax.cli.data import check_classes, load_split
 from ddpm_jax.cli.experiment import (
@@ -101,9 +99,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.wandb is not None:
         weights_and_biases.load(flags.wandb)
 
-    keep_compiled(flags.compilation_cache)
-    join_processes(flags)
-    choose_platform(flags.platform)
+    prepare_jax(flags)
     hosts.check_equal(_common(config))
     experiment = build(config)
     check_batch(config)

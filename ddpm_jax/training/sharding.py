@@ -19,9 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.training.parallel import AXIS, PMAP, Collectives, Parallelism
 
-MIN_SPLIT = (
-    4096  # numbers in a leaf: smaller ones are on every device, for a message each would cost more than it saves
-)
+MIN_SPLIT = 4096  # numbers in a leaf: a smaller one is on every device, its message would cost more than it saves
 
 
 def _mesh() -> Mesh:
