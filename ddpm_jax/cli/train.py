@@ -204,7 +204,9 @@ def _train(
                 else no_grid,
                 train_steps=parallelism.map_step(several(training.train_step)),
                 trace=trace,
-                explain=make_explain(training.objective, parts=jax.local_device_count() * parts),
+                explain=make_explain(
+                    training.objective, parts=jax.local_device_count() * parts, whole=parallelism.whole
+                ),
                 parallelism=parallelism,
                 on_snapshot=snapshots,
             )

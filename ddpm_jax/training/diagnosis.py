@@ -19,28 +19,30 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.state import TrainState
 
-Explain = Callable[[TrainState, Mapping[str, np.ndarray], chex.PRNGKey], str]
+Explain = Callable[[TrainState, Mapping[str, np.ndarray], chex.PRNGKey], str | None]
 NETWORK = "the network"
 
 
-def make_explain(objective: Objective, *, parts: int) -> Explain:
+def make_explain(objective: Objective, *, parts: int, whole: Callable[[Any], Any] = lambda tree: tree) -> Explain:
     """Returns explain(state, batch, base_key) -> why the step from `state` is not finite, as half a sentence.
+
+    Several processes call it together, each with its share of the batch. It returns None where all of that is finite.
 
     Args:
       objective: what was trained. Its network is watched if it is made of Flax modules.
       parts: equal parts, one after another, that this process's share of the batch is computed in. Examples draw the
         same numbers in any part, so that one may be no larger than what a device computes at once.
+      whole: a part of the state -> all of it on every device (`Parallelism.whole`).
     """
 
-    def explain(state: TrainState, batch: Mapping[str, np.ndarray], base_key: chex.PRNGKey) -> str:
-        if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(state.params)):
-            return "its cause is not narrowed where the parameters are spread over several processes"
-        bad = next((name for name, leaf in _named(state.params) if not bool(jnp.all(jnp.isfinite(leaf)))), None)
+    def explain(state: TrainState, batch: Mapping[str, np.ndarray], base_key: chex.PRNGKey) -> str | None:
+        # One copy of what every device holds.
+        held = whole((state.params, state.objective_state, state.step))
+        params, objective_state, step = jax.tree.map(lambda leaf: leaf.addressable_data(0), held)
+        bad = next((name for name, leaf in _named(params) if not bool(jnp.all(jnp.isfinite(leaf)))), None)
         if bad is not None:
             return f"the parameter {bad} was not finite before that step"
-        # One copy of what every device holds; what is spread over them stays so.
-        params = jax.tree.map(lambda x: x.addressable_data(0) if x.is_fully_replicated else x, state.params)
-        rest = jax.tree.map(np.asarray, (state.objective_state, jax.random.key_data(base_key), state.step))
+        rest = jax.tree.map(np.asarray, (objective_state, jax.random.key_data(base_key), step))
         watch = _Watch()
         for examples in _parts(batch, parts):
             watch.bad.clear()
@@ -53,10 +55,7 @@ def make_explain(objective: Objective, *, parts: int) -> Explain:
             norms = _gradient_norms(objective, params, *rest, *examples)
             if not np.all(np.isfinite(jax.tree.leaves(norms))):
                 return _first_gradient(norms, watch)
-        return (
-            "computed again, each part of the batch has a finite loss and gradient, so either their sum overflows or "
-            "the device erred"
-        )
+        return None
 
     return explain
 

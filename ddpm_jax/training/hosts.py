@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -74,9 +75,15 @@ def join(
         "--num_processes and its own --process_id, and let no firewall stand between them."
     )
     try:
-        jax.distributed.initialize(
-            *given, initialization_timeout=timeout, heartbeat_timeout_seconds=LOST_SECONDS, shutdown_timeout_seconds=300
-        )
+        with warnings.catch_warnings():
+            # JAX looks around even where it is told all, and in a container misses a package that would find the rest.
+            warnings.filterwarnings("ignore", "Kubernetes environment detected")
+            jax.distributed.initialize(
+                *given,
+                initialization_timeout=timeout,
+                heartbeat_timeout_seconds=LOST_SECONDS,
+                shutdown_timeout_seconds=300,
+            )
     except ValueError as error:
         raise UsageError(
             "JAX finds no TPU slice, Slurm or Open MPI here to tell the processes from one another: give --coordinator "
@@ -182,12 +189,7 @@ def check_equal(values: Mapping[str, Any]) -> None:
     # Gloo waits 30 s for all to come to the first program over the same devices, and as long as it takes at later ones.
     # So the first ones are here, where all come at once, and not after compiling or reading.
     np.asarray(_maximum(np.zeros(2)).addressable_data(0))
-    text = np.frombuffer(json.dumps(values).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.int32(len(text)))
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: len(text)] = text
-    texts = multihost_utils.process_allgather(padded)
-    first, *others = (json.loads(bytes(row[:length])) for row, length in zip(texts, lengths, strict=True))
+    first, *others = tell_all(values)
     for process, theirs in enumerate(others, start=1):
         names = [name for name in {**first, **theirs} if first.get(name) != theirs.get(name)]
         if names:
@@ -197,6 +199,18 @@ def check_equal(values: Mapping[str, Any]) -> None:
                 f"Process 0 and process {process} were not started alike ({listed}{more}): start all processes with "
                 "the same command."
             )
+
+
+def tell_all(value: Any) -> list[Any]:
+    """What every process says, in their order; all call it together. A JSON-able value; tuples may become lists."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(text)))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(text)] = text
+    texts = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths, strict=True)]
 
 
 def check_shared(path: pathlib.Path) -> None:

@@ -15,14 +15,19 @@ import jax
 import numpy as np
 
 from ddpm_jax.errors import FailureError
+from ddpm_jax.training import hosts
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.diagnosis import Explain
-from ddpm_jax.training.hosts import StopVote
 from ddpm_jax.training.interrupt import Interrupt
 from ddpm_jax.training.metrics import Averages, MetricWriter, Progress, Throughput
 from ddpm_jax.training.parallel import PMAP, Parallelism
 from ddpm_jax.training.profiling import Trace
 from ddpm_jax.training.state import TrainState
+
+FINITE = (
+    "computed again, each part of the batch has a finite loss and gradient, so either their sum overflows or the "
+    "device erred"
+)
 
 
 class LoopOptions(NamedTuple):
@@ -126,7 +131,7 @@ def train(
             checkpointer.save(step, state, batches.get_state(), config)
         saved = step
 
-    vote, stop = StopVote(), 0
+    vote, stop = hosts.StopVote(), 0
     with Interrupt() as interrupt, trace:
         while step < options.num_steps and not stop:
             count = options.next_call(step)
@@ -248,7 +253,10 @@ class _NotFinite(Exception):
 
 
 def _why(explain: Explain, state: TrainState, batch: Any, key: chex.PRNGKey) -> str:
+    """What explains the failure best of what the processes find, each in its share of the batch."""
     try:
-        return explain(state, batch, key)
+        cause = explain(state, batch, key)
+        found = (0, cause) if cause else (2, FINITE)
     except Exception as error:  # whatever keeps the step from being repeated, the failure itself must be told
-        return f"its cause is not known, because repeating the step failed ({type(error).__name__})"
+        found = 1, f"its cause is not known, because repeating the step failed ({type(error).__name__})"
+    return min(hosts.tell_all(found), key=lambda told: told[0])[1]
