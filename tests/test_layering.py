@@ -29,7 +29,7 @@ NOWHERE = {"torch", "torchvision", "tensorflow", "diffusers"}
 ONLY_IN = {  # library -> where it may be imported: a folder, or one file
     "ml_collections": "cli/",
     "absl": "cli/",
-    "orbax": "training/checkpoint.py",
+    "orbax": "training/checkpoint",
     "matplotlib": "plotting/",
     "diffrax": "evaluation/likelihood_ode.py",
     "wandb": "training/weights_and_biases.py",
@@ -118,7 +118,7 @@ def test_the_sampling_loop_is_the_only_scan_and_there_is_exactly_one():
         ("samplers/bad.py", "from scipy import integrate", "pure mathematics"),
         ("errors.py", "from ddpm_jax.diffusion import losses", "higher layer"),
         ("training/bad.py", "from ml_collections import ConfigDict", "belongs to cli/"),
-        ("training/bad.py", "import orbax.checkpoint as ocp", "belongs to training/checkpoint.py"),
+        ("training/bad.py", "import orbax.checkpoint as ocp", "belongs to training/checkpoint"),
         ("evaluation/bad.py", "import jax\nf = jax.pmap(g)", "belongs to training/parallel.py"),
         ("evaluation/bad.py", "from jax import pmap", "belongs to training/parallel.py"),
         ("training/bad.py", "import matplotlib.pyplot as plt", "belongs to plotting/"),

@@ -24,8 +24,9 @@ from ddpm_jax.cli.experiment import Experiment, averages_of, build, snapshot_nam
 from ddpm_jax.cli.load import check_names_a_run
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.files import reporting, write_atomically
-from ddpm_jax.training import checkpoint, ema_snapshots
+from ddpm_jax.training import ema_snapshots
 from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training.checkpoint_reading import find_step, read_config, read_weights, saved_steps
 from ddpm_jax.training.ema_profiles import Fit, Profile, fit, gamma_of
 
 AVERAGES = "ema"  # the directory in a run's where they are written
@@ -84,8 +85,8 @@ def _width(text: str) -> float:
 
 
 def _open(workdir: pathlib.Path, step: int | None) -> Run:
-    step = checkpoint.find_step(workdir, step)
-    saved = checkpoint.read_config(workdir, step)
+    step = find_step(workdir, step)
+    saved = read_config(workdir, step)
     config = configs.from_dict(saved, source=f"the config of {workdir}, step {step}")
     return Run(workdir, build(config), saved, step, ema_snapshots.saved_steps(workdir))
 
@@ -152,13 +153,13 @@ def _export(found: Run, name: str, out: pathlib.Path) -> None:
     choose("average", name, names)
     _check_new(out / name, found.step)
     shapes = found.experiment.params_shapes()
-    saved = checkpoint.read_weights(found.workdir, found.step, {"averages": {kept: shapes for kept in names}})
+    saved = read_weights(found.workdir, found.step, {"averages": {kept: shapes for kept in names}})
     _write(out / name, found.step, saved["averages"][name], found.saved_config, {"average": name, "step": found.step})
     print(f"the average {name} at step {found.step}\n  python sample.py --ckpt {out / name}")
 
 
 def _check_new(directory: pathlib.Path, step: int) -> None:
-    if step in checkpoint.saved_steps(directory):
+    if step in saved_steps(directory):
         raise UsageError(
             f"{directory} holds this average at step {step} already: sample from it, remove it, or name another "
             "directory with --out."

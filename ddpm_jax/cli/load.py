@@ -12,7 +12,7 @@ from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser
 from ddpm_jax.cli.experiment import Experiment, build
 from ddpm_jax.errors import UsageError
-from ddpm_jax.training import checkpoint
+from ddpm_jax.training.checkpoint_reading import find_step, read_config, read_weights
 
 
 def define_checkpoint_flags(parser: Parser) -> None:
@@ -80,8 +80,8 @@ def load_classifier(
 
 
 def _load(workdir: str | pathlib.Path, step: int | None, raw_weights: bool, *, objective: str) -> Loaded:
-    step = checkpoint.find_step(workdir, step)
-    saved = checkpoint.read_config(workdir, step)
+    step = find_step(workdir, step)
+    saved = read_config(workdir, step)
     experiment = build(configs.from_dict(saved, source=f"the config of {workdir}, step {step}"))
     if experiment.config.objective != objective:
         raise UsageError(
@@ -91,7 +91,7 @@ def _load(workdir: str | pathlib.Path, step: int | None, raw_weights: bool, *, o
             "objective = 'classifier'."
         )
     item = "params" if raw_weights else "ema_params"
-    params = checkpoint.read_weights(workdir, step, {item: experiment.params_shapes()})[item]
+    params = read_weights(workdir, step, {item: experiment.params_shapes()})[item]
     return Loaded(experiment, params, step, "raw" if raw_weights else "ema")
 
 

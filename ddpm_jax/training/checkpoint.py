@@ -1,56 +1,45 @@
-"""Checkpoints: the train state, the position in the data and the config, as one atomic unit. Only here is Orbax known.
+"""Writing checkpoints: the train state, the position in the data and the config, as one atomic unit.
 
 A run's directory holds `checkpoints/STEP/{state,data,config}`. A step's directory appears under its own name only when
 all of it is on disk, so a run killed while saving leaves the one before as the newest. Each of the three holds the
 digests of its files (`digests`), because a flipped bit would otherwise be read back as other numbers.
+
+Reading them is in `checkpoint_reading`; Orbax is known in these two files only.
 """
 
-import contextlib
-import gc
 import itertools
 import logging
 import os
 import pathlib
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jax.tree_util import tree_flatten_with_path
 
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.training import digests
-from ddpm_jax.training.state import LATER
+from ddpm_jax.training.checkpoint_reading import (
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    STATE,
+    DamagedCheckpoint,
+    check_whole,
+    find_step,
+    reason_of,
+    restore_json,
+    restore_state,
+    steps_in,
+)
 
-CHECKPOINTS = "checkpoints"
-STATE, DATA, CONFIG = ITEMS = "state", "data", "config"
 SET_ASIDE = ".damaged"  # added to the name of a damaged checkpoint's directory
 
 # Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of three, and prints
 # the traceback of every error that it raises.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
-
-
-class DamagedCheckpoint(FailureError):
-    """What is on disk is not what was saved.
-
-    Attributes:
-      reason: half a sentence.
-    """
-
-    def __init__(self, path: pathlib.Path, reason: str):
-        self.reason = reason
-        whole = _newest_whole(path.parent, other_than=int(path.name))
-        others = (
-            f"the newest one that is whole is that of step {whole}, which train.py resumes from and sample.py and "
-            f"evaluate.py take with --ckpt_step {whole}"
-            if whole is not None
-            else "there is no other one that is whole"
-        )
-        super().__init__(f"The checkpoint {path} is damaged ({reason}): {others}.")
 
 
 class _StateHandler(ocp.StandardCheckpointHandler):
@@ -160,13 +149,13 @@ class Checkpointer:
         except Exception as error:  # Orbax raises what the file system, tensorstore or a thread of its own raised
             if not self._directory.is_dir():
                 raise FailureError(_removed(self._directory)) from error
-            good = _steps(self._directory)
+            good = steps_in(self._directory)
             last = f"The last good checkpoint is that of step {max(good)}." if good else "There is no earlier one."
             # The writes beside the one that failed report to a closed event loop, or to nobody, with a traceback each.
             sys.unraisablehook = lambda _: None
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise FailureError(
-                f"Saving a checkpoint in {self._directory} failed: {_reason(error)}. {last} Put that right and give "
+                f"Saving a checkpoint in {self._directory} failed: {reason_of(error)}. {last} Put that right and give "
                 "the same command again to resume."
             ) from error
 
@@ -183,8 +172,8 @@ class Checkpointer:
           DamagedCheckpoint: the checkpoint's files are damaged.
         """
         path = self._directory / str(find_step(self._directory.parent, step))
-        _check_whole(path)
-        return _restore_state(path, template), _restore_json(path, DATA)
+        check_whole(path)
+        return restore_state(path, template), restore_json(path, DATA)
 
     def resume(self, template: Any, report: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
         """Returns (state, data_state) of the newest checkpoint that is whole; `report` is told of those that are not.
@@ -197,7 +186,7 @@ class Checkpointer:
           FailureError: no checkpoint is whole, or a damaged one cannot be renamed.
         """
         damaged: list[tuple[int, str]] = []
-        for step in reversed(_steps(self._directory)):
+        for step in reversed(steps_in(self._directory)):
             try:
                 found = self.restore(template, step)
             except DamagedCheckpoint as error:
@@ -238,14 +227,6 @@ class Checkpointer:
         self._guard(self._manager.close)
 
 
-def _reason(error: Exception) -> str:
-    """The operating system's words, which tensorstore hides among others, or the first line of the message."""
-    number = getattr(error, "errno", None) or re.search(r"os_error_code='(\d+)'", str(error))
-    if number:
-        return os.strerror(number if isinstance(number, int) else int(number[1]))
-    return str(error).strip().split("\n")[0].rstrip(".")
-
-
 def _removed(directory: pathlib.Path) -> str:
     return (
         f"{directory} was removed while the run was under way, and its checkpoints with it: bring it back to resume, "
@@ -259,178 +240,3 @@ def _over_all_processes(state: Any) -> Any:
         return state
     to_global = ocp.utils.fully_replicated_host_local_array_to_global_array
     return jax.tree.map(lambda leaf: to_global(leaf) if leaf.is_fully_addressable else leaf, state)
-
-
-def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
-    """Returns `step`, or the newest step on disk.
-
-    Raises:
-      UsageError: the directory is missing, holds no checkpoint, or not this one.
-    """
-    workdir = pathlib.Path(workdir)
-    if not workdir.is_dir():
-        raise UsageError(f"There is no directory {workdir}: --ckpt takes the --workdir of a training run.")
-    steps = _steps(workdir / CHECKPOINTS)
-    if not steps:
-        raise UsageError(
-            f"{workdir} holds no checkpoint: {CHECKPOINTS}/STEP is expected in it, as train.py --workdir writes it."
-        )
-    if step is not None and step not in steps:
-        raise UsageError(f"{workdir} has no checkpoint of step {step}: choose one of {', '.join(map(str, steps))}.")
-    return steps[-1] if step is None else step
-
-
-def saved_steps(workdir: str | os.PathLike) -> list[int]:
-    """The steps on disk, ascending; empty where there are none."""
-    return _steps(pathlib.Path(workdir) / CHECKPOINTS)
-
-
-def _steps(directory: pathlib.Path) -> list[int]:
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and path.is_dir())
-
-
-def _newest_whole(directory: pathlib.Path, *, other_than: int) -> int | None:
-    """The newest step but one whose items are all there, with the digests that they were written with."""
-    others = (step for step in reversed(_steps(directory)) if step != other_than)
-    return next((step for step in others if not any(_damage(directory / str(step), item) for item in ITEMS)), None)
-
-
-def _damage(path: pathlib.Path, item: str) -> str | None:
-    if not (path / item).is_dir():
-        return f"it has no {item}"
-    try:
-        return digests.damage(path / item)
-    except PermissionError as error:  # no damage: it must not be set aside for this
-        raise FailureError(f"The checkpoint {path} may not be read: make {error.filename} readable.") from error
-
-
-def _check_whole(path: pathlib.Path, items: tuple[str, ...] = ITEMS) -> None:
-    if not any((path / item).is_dir() for item in ITEMS):
-        raise UsageError(f"{path} was not written by ddpm_jax: it has no {', '.join(ITEMS[:-1])} or {ITEMS[-1]}.")
-    for item in items:
-        reason = _damage(path, item)
-        if reason:
-            raise DamagedCheckpoint(path, reason)
-
-
-def read_config(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
-    """Returns the config saved with a checkpoint, as plain dicts and lists.
-
-    Raises:
-      UsageError: the checkpoint was not written by this package.
-      DamagedCheckpoint: its files are damaged.
-    """
-    path = pathlib.Path(workdir).absolute() / CHECKPOINTS / str(step)
-    _check_whole(path, (CONFIG,))
-    return _restore_json(path, CONFIG)
-
-
-def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
-    """Returns a part of a saved state, without reading the rest.
-
-    Args:
-      workdir: the run's directory.
-      step: a step on disk (`find_step`).
-      template: {"ema_params": tree of shapes and dtypes}, or {"params": ...}.
-
-    Raises:
-      UsageError: the checkpoint is not ours, or of another architecture.
-      DamagedCheckpoint: its files are damaged.
-    """
-    path = pathlib.Path(workdir).absolute() / CHECKPOINTS / str(step)
-    _check_whole(path, (STATE,))
-    return _restore_state(path, template, partial=True)
-
-
-def _restore_json(path: pathlib.Path, item: str) -> dict[str, Any]:
-    try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            return reader.restore(path / item)
-    except Exception as error:
-        raise _damaged(path, error) from error
-
-
-def _restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -> Any:
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device), template
-    )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        try:
-            saved = reader.metadata(path / STATE).item_metadata
-        except Exception as error:
-            raise _damaged(path, error) from error
-        if saved is None:
-            raise _damaged(path, "its metadata cannot be read")
-        later = {name: LATER[name] for name in _top(template) & LATER.keys() - _top(saved.tree)}
-        later |= {name: field for name, field in _empty_fields(template).items() if name not in saved.tree}
-        if later:
-            older = {name: field for name, field in template._asdict().items() if name not in later}
-            return template._replace(**_restore_state(path, older, partial=True), **later)
-        _check_architecture(path, saved.tree, template, partial=partial)
-        with _quiet_reads():
-            try:
-                return reader.restore(
-                    path / STATE,
-                    args=ocp.args.PyTreeRestore(
-                        template,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(template),
-                        partial_restore=partial,
-                    ),
-                )
-            except Exception as error:
-                damaged = _damaged(path, error)
-            gc.collect()
-    raise damaged
-
-
-@contextlib.contextmanager
-def _quiet_reads() -> Iterator[None]:
-    """Keeps the reads under way beside one that failed from printing a traceback each when they are dropped."""
-    report, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    finally:
-        sys.unraisablehook = report
-
-
-def _damaged(path: pathlib.Path, error: Exception | str) -> DamagedCheckpoint:
-    return DamagedCheckpoint(path, error if isinstance(error, str) else _reason(error))
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Flattens to {"params/conv_in/kernel": shape}; NamedTuples, dicts and lists all give plain names."""
-
-    def name(key) -> str:
-        return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
-
-    leaves, _ = tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
-    return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def _empty_fields(template: Any) -> dict[str, Any]:
-    """What of a state has no leaves: a checkpoint from before such a field existed does not lack anything."""
-    fields = template._asdict() if hasattr(template, "_asdict") else {}
-    return {name: field for name, field in fields.items() if not jax.tree.leaves(field)}
-
-
-def _top(tree: Any) -> set[str]:
-    return {name.split("/")[0] for name in _shapes(tree)}
-
-
-def _check_architecture(path: pathlib.Path, saved: Any, template: Any, *, partial: bool) -> None:
-    here, there = _shapes(template), _shapes(saved)
-    if partial:
-        lacking = _top(template) - _top(saved)
-        if lacking:
-            raise UsageError(
-                f"The checkpoint {path} holds no {min(lacking)}: it has {', '.join(sorted(_top(saved)))} only."
-            )
-        there = {name: shape for name, shape in there.items() if name.split("/")[0] in _top(template)}
-    wrong = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
-    if wrong:
-        name, others = wrong[0], len(wrong) - 1
-        raise UsageError(
-            f"The checkpoint {path} is of another architecture: {name} is {there.get(name, 'absent')} there and "
-            f"{here.get(name, 'absent')} in this model{f', and {others} more differ' if others else ''}."
-        )

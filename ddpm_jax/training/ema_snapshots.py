@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.training import checkpoint
+from ddpm_jax.training import checkpoint_reading
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.state import TrainState
 
@@ -58,7 +58,7 @@ class Snapshots:
 
 def saved_steps(workdir: str | os.PathLike) -> list[int]:
     """The steps of a run's snapshots, ascending; empty where there are none."""
-    return checkpoint.saved_steps(pathlib.Path(workdir) / SNAPSHOTS)
+    return checkpoint_reading.saved_steps(pathlib.Path(workdir) / SNAPSHOTS)
 
 
 def combine(
@@ -80,7 +80,7 @@ def combine(
     total = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float64), shapes)
     template = {"averages": {name: shapes for name in names}}
     for step, row in zip(steps, coefficients, strict=True):
-        saved = checkpoint.read_weights(pathlib.Path(workdir) / SNAPSHOTS, step, template)["averages"]
+        saved = checkpoint_reading.read_weights(pathlib.Path(workdir) / SNAPSHOTS, step, template)["averages"]
         for name, coefficient in zip(names, row, strict=True):
             total = jax.tree.map(lambda s, x, c=coefficient: s + c * np.asarray(x, np.float64), total, saved[name])
     return jax.tree.map(np.float32, total)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.training import metrics
-from ddpm_jax.training.checkpoint import find_step
+from ddpm_jax.training.checkpoint_reading import find_step
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "training" / "killed_config.py"

@@ -17,8 +17,9 @@ from ddpm_jax.data import pipeline
 from ddpm_jax.data.memory import ArraySource
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.training import checkpoint, digests
-from ddpm_jax.training.checkpoint import Checkpointer, DamagedCheckpoint
+from ddpm_jax.training import checkpoint_reading, digests
+from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training.checkpoint_reading import DamagedCheckpoint
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.metrics import MetricWriter, Progress
@@ -56,7 +57,7 @@ def _save(workdir, *steps, **options):
 
 
 def _names(workdir):
-    return {path.name for path in (workdir / checkpoint.CHECKPOINTS).iterdir()}
+    return {path.name for path in (workdir / checkpoint_reading.CHECKPOINTS).iterdir()}
 
 
 def _steps(workdir):
@@ -169,9 +170,9 @@ def test_state_position_and_config_come_back_as_one(tmp_path):
         _assert_equal(state, _state(step))
         assert jax.tree.structure(state) == jax.tree.structure(_state())
         assert position == {"batches": step}
-        assert checkpoint.read_config(tmp_path, step) == CONFIG
+        assert checkpoint_reading.read_config(tmp_path, step) == CONFIG
     assert int(checkpointer.restore(_state())[0].step) == 10, "the newest by default"
-    weights = checkpoint.read_weights(tmp_path, 5, {"ema_params": jax.eval_shape(_state).ema_params})
+    weights = checkpoint_reading.read_weights(tmp_path, 5, {"ema_params": jax.eval_shape(_state).ema_params})
     _assert_equal(weights, {"ema_params": _state(5).ema_params})
     checkpointer.close()
 
@@ -187,9 +188,9 @@ def test_the_last_ones_and_every_so_many_are_kept(tmp_path):
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(tmp_path):
     _save(tmp_path, 5)
-    half = tmp_path / checkpoint.CHECKPOINTS / "10.orbax-checkpoint-tmp"
-    shutil.copytree(tmp_path / checkpoint.CHECKPOINTS / "5", half)
-    assert checkpoint.find_step(tmp_path) == 5
+    half = tmp_path / checkpoint_reading.CHECKPOINTS / "10.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / checkpoint_reading.CHECKPOINTS / "5", half)
+    assert checkpoint_reading.find_step(tmp_path) == 5
     _save(tmp_path, 15)
     assert _steps(tmp_path) == [5, 15]
 
@@ -199,13 +200,13 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(tmp_path):
 
 def test_a_missing_empty_or_foreign_directory_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"no directory .*nowhere: --ckpt takes the --workdir"):
-        checkpoint.find_step(tmp_path / "nowhere")
+        checkpoint_reading.find_step(tmp_path / "nowhere")
     with pytest.raises(UsageError, match=r"holds no checkpoint: checkpoints/STEP is expected"):
-        checkpoint.find_step(tmp_path)
-    (tmp_path / "photos" / checkpoint.CHECKPOINTS / "7").mkdir(parents=True)
-    assert checkpoint.find_step(tmp_path / "photos") == 7
+        checkpoint_reading.find_step(tmp_path)
+    (tmp_path / "photos" / checkpoint_reading.CHECKPOINTS / "7").mkdir(parents=True)
+    assert checkpoint_reading.find_step(tmp_path / "photos") == 7
     for read in (
-        lambda: checkpoint.read_config(tmp_path / "photos", 7),
+        lambda: checkpoint_reading.read_config(tmp_path / "photos", 7),
         lambda: Checkpointer(tmp_path / "photos", keep_last=1).restore(_state()),
         lambda: Checkpointer(tmp_path / "photos", keep_last=1).resume(_state(), pytest.fail),
     ):
@@ -216,7 +217,7 @@ def test_a_missing_empty_or_foreign_directory_is_named(tmp_path):
 def test_a_step_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     _save(tmp_path, 5, 10)
     with pytest.raises(UsageError, match="no checkpoint of step 7: choose one of 5, 10"):
-        checkpoint.find_step(tmp_path, 7)
+        checkpoint_reading.find_step(tmp_path, 7)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +235,7 @@ def test_another_architecture_is_told_by_its_first_difference(tmp_path, params, 
         Checkpointer(tmp_path, keep_last=1).restore(_state()._replace(params=params))
     if params:
         with pytest.raises(UsageError, match=f"of another architecture: {sentence}"):
-            checkpoint.read_weights(tmp_path, 5, {"params": params})
+            checkpoint_reading.read_weights(tmp_path, 5, {"params": params})
 
 
 def test_any_damaged_file_gives_a_sentence_or_the_right_state(tmp_path, run_python):
@@ -247,16 +248,16 @@ def test_any_damaged_file_gives_a_sentence_or_the_right_state(tmp_path, run_pyth
     assert not strange
 
 
-@pytest.mark.parametrize("item", [checkpoint.STATE, checkpoint.DATA, checkpoint.CONFIG])
+@pytest.mark.parametrize("item", [checkpoint_reading.STATE, checkpoint_reading.DATA, checkpoint_reading.CONFIG])
 def test_a_missing_item_is_named(tmp_path, item):
     _save(tmp_path, 5)
-    shutil.rmtree(tmp_path / checkpoint.CHECKPOINTS / "5" / item)
+    shutil.rmtree(tmp_path / checkpoint_reading.CHECKPOINTS / "5" / item)
     with pytest.raises(DamagedCheckpoint, match=rf"is damaged \(it has no {item}\): there is no other"):
         Checkpointer(tmp_path, keep_last=1).restore(_state())
 
 
-def _damage(workdir, step, file=f"{checkpoint.STATE}/_METADATA"):
-    path = workdir / checkpoint.CHECKPOINTS / str(step) / file
+def _damage(workdir, step, file=f"{checkpoint_reading.STATE}/_METADATA"):
+    path = workdir / checkpoint_reading.CHECKPOINTS / str(step) / file
     path.write_bytes(path.read_bytes()[:-1])
 
 
@@ -266,15 +267,15 @@ def test_a_damaged_checkpoint_is_named_with_the_newest_that_is_whole(tmp_path):
     _damage(tmp_path, 10, "config/metadata")
     sentence = r"/15 is damaged \(its file state/_METADATA is not what was written\): the newest one that is "
     with pytest.raises(DamagedCheckpoint, match=sentence + r"whole is that of step 5, .* take with --ckpt_step 5\.$"):
-        checkpoint.read_weights(tmp_path, 15, {"params": _state().params})
+        checkpoint_reading.read_weights(tmp_path, 15, {"params": _state().params})
     with pytest.raises(DamagedCheckpoint, match=r"10 is damaged \(its file config/metadata .* of step 5, "):
-        checkpoint.read_config(tmp_path, 10)
+        checkpoint_reading.read_config(tmp_path, 10)
 
 
 def test_a_run_resumes_from_the_newest_whole_checkpoint_and_keeps_the_damaged_under_another_name(tmp_path):
     _save(tmp_path, 5, 10, 15)
     _damage(tmp_path, 15)
-    shutil.rmtree(tmp_path / checkpoint.CHECKPOINTS / "10" / checkpoint.DATA)
+    shutil.rmtree(tmp_path / checkpoint_reading.CHECKPOINTS / "10" / checkpoint_reading.DATA)
     reports = []
     checkpointer = Checkpointer(tmp_path, keep_last=2)
     state, position = checkpointer.resume(_state(), reports.append)
@@ -312,15 +313,15 @@ def test_where_no_checkpoint_is_whole_nothing_is_moved(tmp_path):
 
 def test_the_digests_are_those_that_sha256sum_checks(tmp_path):
     _save(tmp_path, 5)
-    for item in checkpoint.ITEMS:
-        folder = tmp_path / checkpoint.CHECKPOINTS / "5" / item
+    for item in checkpoint_reading.ITEMS:
+        folder = tmp_path / checkpoint_reading.CHECKPOINTS / "5" / item
         subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
 def test_a_checkpoint_from_before_there_were_digests_is_read(tmp_path):
     _save(tmp_path, 5)
-    for item in checkpoint.ITEMS:
-        (tmp_path / checkpoint.CHECKPOINTS / "5" / item / digests.SUMS).unlink()
+    for item in checkpoint_reading.ITEMS:
+        (tmp_path / checkpoint_reading.CHECKPOINTS / "5" / item / digests.SUMS).unlink()
     _assert_equal(Checkpointer(tmp_path, keep_last=1).resume(_state(), pytest.fail)[0], _state(5))
 
 
@@ -346,7 +347,7 @@ def test_checkpoints_that_are_removed_under_a_running_job_are_told_and_single_on
     for step in (5, 10):
         checkpointer.save(step, _state(step), {"batches": step}, CONFIG)
         checkpointer.wait()
-    shutil.rmtree(tmp_path / "run" / checkpoint.CHECKPOINTS / "5")
+    shutil.rmtree(tmp_path / "run" / checkpoint_reading.CHECKPOINTS / "5")
     for step in (15, 20):
         checkpointer.save(step, _state(step), {"batches": step}, CONFIG)
         checkpointer.wait()
@@ -361,7 +362,7 @@ def test_checkpoints_that_are_removed_under_a_running_job_are_told_and_single_on
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path):
-    (tmp_path / checkpoint.CHECKPOINTS).write_text("a file stands where the folder should")
+    (tmp_path / checkpoint_reading.CHECKPOINTS).write_text("a file stands where the folder should")
     with pytest.raises(FailureError, match=r"Cannot write checkpoints to .*checkpoints: "):
         Checkpointer(tmp_path, keep_last=1)
     with pytest.raises(UsageError, match="keep_last is 0"):

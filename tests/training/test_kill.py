@@ -15,7 +15,8 @@ import pytest
 from ddpm_jax.cli.config import load_config
 from ddpm_jax.cli.experiment import build, build_training
 from ddpm_jax.training import metrics
-from ddpm_jax.training.checkpoint import CHECKPOINTS, Checkpointer, find_step
+from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training.checkpoint_reading import CHECKPOINTS, find_step
 from ddpm_jax.training.state import create
 
 ROOT = pathlib.Path(__file__).parents[2]

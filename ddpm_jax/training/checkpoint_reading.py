@@ -1,0 +1,240 @@
+"""Reading checkpoints, finding them, and telling the damaged ones; `checkpoint` writes them.
+
+Where they lie, what is in them and how it is kept whole is said there.
+"""
+
+import contextlib
+import gc
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.tree_util import tree_flatten_with_path
+
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.training import digests
+from ddpm_jax.training.state import LATER
+
+CHECKPOINTS = "checkpoints"
+STATE, DATA, CONFIG = ITEMS = "state", "data", "config"
+
+
+class DamagedCheckpoint(FailureError):
+    """What is on disk is not what was saved.
+
+    Attributes:
+      reason: half a sentence.
+    """
+
+    def __init__(self, path: pathlib.Path, reason: str):
+        self.reason = reason
+        whole = _newest_whole(path.parent, other_than=int(path.name))
+        others = (
+            f"the newest one that is whole is that of step {whole}, which train.py resumes from and sample.py and "
+            f"evaluate.py take with --ckpt_step {whole}"
+            if whole is not None
+            else "there is no other one that is whole"
+        )
+        super().__init__(f"The checkpoint {path} is damaged ({reason}): {others}.")
+
+
+def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
+    """Returns `step`, or the newest step on disk.
+
+    Raises:
+      UsageError: the directory is missing, holds no checkpoint, or not this one.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise UsageError(f"There is no directory {workdir}: --ckpt takes the --workdir of a training run.")
+    steps = steps_in(workdir / CHECKPOINTS)
+    if not steps:
+        raise UsageError(
+            f"{workdir} holds no checkpoint: {CHECKPOINTS}/STEP is expected in it, as train.py --workdir writes it."
+        )
+    if step is not None and step not in steps:
+        raise UsageError(f"{workdir} has no checkpoint of step {step}: choose one of {', '.join(map(str, steps))}.")
+    return steps[-1] if step is None else step
+
+
+def saved_steps(workdir: str | os.PathLike) -> list[int]:
+    """The steps on disk, ascending; empty where there are none."""
+    return steps_in(pathlib.Path(workdir) / CHECKPOINTS)
+
+
+def steps_in(directory: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints in a directory, ascending."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and path.is_dir())
+
+
+def _newest_whole(directory: pathlib.Path, *, other_than: int) -> int | None:
+    """The newest step but one whose items are all there, with the digests that they were written with."""
+    others = (step for step in reversed(steps_in(directory)) if step != other_than)
+    return next((step for step in others if not any(_damage(directory / str(step), item) for item in ITEMS)), None)
+
+
+def _damage(path: pathlib.Path, item: str) -> str | None:
+    if not (path / item).is_dir():
+        return f"it has no {item}"
+    try:
+        return digests.damage(path / item)
+    except PermissionError as error:  # no damage: it must not be set aside for this
+        raise FailureError(f"The checkpoint {path} may not be read: make {error.filename} readable.") from error
+
+
+def check_whole(path: pathlib.Path, items: tuple[str, ...] = ITEMS) -> None:
+    """Compares the items of the checkpoint `path` with their digests.
+
+    Raises:
+      UsageError: it is none of ours.
+      DamagedCheckpoint: an item is missing or damaged.
+    """
+    if not any((path / item).is_dir() for item in ITEMS):
+        raise UsageError(f"{path} was not written by ddpm_jax: it has no {', '.join(ITEMS[:-1])} or {ITEMS[-1]}.")
+    for item in items:
+        reason = _damage(path, item)
+        if reason:
+            raise DamagedCheckpoint(path, reason)
+
+
+def read_config(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+    """Returns the config saved with a checkpoint, as plain dicts and lists.
+
+    Raises:
+      UsageError: the checkpoint was not written by this package.
+      DamagedCheckpoint: its files are damaged.
+    """
+    path = pathlib.Path(workdir).absolute() / CHECKPOINTS / str(step)
+    check_whole(path, (CONFIG,))
+    return restore_json(path, CONFIG)
+
+
+def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
+    """Returns a part of a saved state, without reading the rest.
+
+    Args:
+      workdir: the run's directory.
+      step: a step on disk (`find_step`).
+      template: {"ema_params": tree of shapes and dtypes}, or {"params": ...}.
+
+    Raises:
+      UsageError: the checkpoint is not ours, or of another architecture.
+      DamagedCheckpoint: its files are damaged.
+    """
+    path = pathlib.Path(workdir).absolute() / CHECKPOINTS / str(step)
+    check_whole(path, (STATE,))
+    return restore_state(path, template, partial=True)
+
+
+def restore_json(path: pathlib.Path, item: str) -> dict[str, Any]:
+    """Returns an item of the checkpoint `path` that is JSON; raises DamagedCheckpoint."""
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            return reader.restore(path / item)
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -> Any:
+    """Returns the state in the checkpoint `path`, laid out as `template`; or those parts of it, if `partial`.
+
+    Raises:
+      UsageError: it is of another architecture.
+      DamagedCheckpoint: it cannot be read.
+    """
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device), template
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        try:
+            saved = reader.metadata(path / STATE).item_metadata
+        except Exception as error:
+            raise _damaged(path, error) from error
+        if saved is None:
+            raise _damaged(path, "its metadata cannot be read")
+        later = {name: LATER[name] for name in _top(template) & LATER.keys() - _top(saved.tree)}
+        later |= {name: field for name, field in _empty_fields(template).items() if name not in saved.tree}
+        if later:
+            older = {name: field for name, field in template._asdict().items() if name not in later}
+            return template._replace(**restore_state(path, older, partial=True), **later)
+        _check_architecture(path, saved.tree, template, partial=partial)
+        with _quiet_reads():
+            try:
+                return reader.restore(
+                    path / STATE,
+                    args=ocp.args.PyTreeRestore(
+                        template,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(template),
+                        partial_restore=partial,
+                    ),
+                )
+            except Exception as error:
+                damaged = _damaged(path, error)
+            gc.collect()
+    raise damaged
+
+
+@contextlib.contextmanager
+def _quiet_reads() -> Iterator[None]:
+    """Keeps the reads under way beside one that failed from printing a traceback each when they are dropped."""
+    report, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
+
+
+def _damaged(path: pathlib.Path, error: Exception | str) -> DamagedCheckpoint:
+    return DamagedCheckpoint(path, error if isinstance(error, str) else reason_of(error))
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Flattens to {"params/conv_in/kernel": shape}; NamedTuples, dicts and lists all give plain names."""
+
+    def name(key) -> str:
+        return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+    leaves, _ = tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _empty_fields(template: Any) -> dict[str, Any]:
+    """What of a state has no leaves: a checkpoint from before such a field existed does not lack anything."""
+    fields = template._asdict() if hasattr(template, "_asdict") else {}
+    return {name: field for name, field in fields.items() if not jax.tree.leaves(field)}
+
+
+def _top(tree: Any) -> set[str]:
+    return {name.split("/")[0] for name in _shapes(tree)}
+
+
+def _check_architecture(path: pathlib.Path, saved: Any, template: Any, *, partial: bool) -> None:
+    here, there = _shapes(template), _shapes(saved)
+    if partial:
+        lacking = _top(template) - _top(saved)
+        if lacking:
+            raise UsageError(
+                f"The checkpoint {path} holds no {min(lacking)}: it has {', '.join(sorted(_top(saved)))} only."
+            )
+        there = {name: shape for name, shape in there.items() if name.split("/")[0] in _top(template)}
+    wrong = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+    if wrong:
+        name, others = wrong[0], len(wrong) - 1
+        raise UsageError(
+            f"The checkpoint {path} is of another architecture: {name} is {there.get(name, 'absent')} there and "
+            f"{here.get(name, 'absent')} in this model{f', and {others} more differ' if others else ''}."
+        )
+
+
+def reason_of(error: Exception) -> str:
+    """The operating system's words, which tensorstore hides among others, or the first line of the message."""
+    number = getattr(error, "errno", None) or re.search(r"os_error_code='(\d+)'", str(error))
+    if number:
+        return os.strerror(number if isinstance(number, int) else int(number[1]))
+    return str(error).strip().split("\n")[0].rstrip(".")
