@@ -1,5 +1,7 @@
 """Which results of the forward pass are kept for the backward pass, and which are computed again: memory for time."""
 
+import functools
+
 import flax.linen as nn
 from jax import checkpoint_policies as policies
 
@@ -13,6 +15,7 @@ REMAT = {
 }
 
 
+@functools.cache  # one class for all blocks of a kind, so that JAX traces equal ones once
 def rematerialized(block: type[nn.Module], remat: str) -> type[nn.Module]:
     """Returns the class of a block whose gradients are the same, made from what `remat`, a key of REMAT, keeps."""
     if remat == "none":

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ddpm_jax.models.unet import ResBlock, UNet
+from ddpm_jax.models.trunk import ResBlock
+from ddpm_jax.models.unet import UNet
 
 SMALL = UNet(resolution=8, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0)
 T = jnp.array([0, 999])

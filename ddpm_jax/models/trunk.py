@@ -1,0 +1,232 @@
+"""What the U-Net and the classifier share: the fields, the blocks, the way down to the lowest resolution, the checks.
+
+What a network is told beside the time, and what it makes of the lowest resolution, is in `unet.py` and `classifier.py`.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.models.attention import AttentionBlock
+from ddpm_jax.models.layers import (
+    DOWNSAMPLE_PADDINGS,
+    EPSILON,
+    NUM_GROUPS,
+    TIME_EMBEDDINGS,
+    Conv3x3,
+    Dropout,
+    GroupNorm,
+    dense,
+    timestep_embedding,
+    zero_init,
+)
+from ddpm_jax.models.rematerialization import REMAT, rematerialized
+
+
+class ResBlock(nn.Module):
+    """Two normalised convolutions with the time added in between, summed with the input.
+
+    h = conv1(swish(norm1(x)))
+    h = norm2(h + temb_proj(temb))      with scale_shift_norm: norm2(h) * (1 + s) + b, where [s, b] = temb_proj(temb)
+    y = shortcut(x) + conv2(dropout(swish(h)))
+
+    The shortcut is the identity, or a 1x1 convolution where the number of channels changes.
+    """
+
+    features: int
+    dropout: float = 0.0
+    scale_shift_norm: bool = False
+    norm_eps: float = EPSILON
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, temb: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+        """Maps [B, H, W, C] to [B, H, W, features].
+
+        Args:
+          x: [B, H, W, C] in `dtype`.
+          temb: [B, E], the embedded time and class after their swish.
+          dropout_keys: [B] typed keys, or None for no dropout.
+        """
+        dtype = self.dtype
+        h = nn.swish(GroupNorm(self.norm_eps, dtype, name="norm1")(x))
+        h = Conv3x3(self.features, dtype=dtype, name="conv1")(h)
+        if self.scale_shift_norm:
+            scale_shift = dense(2 * self.features, name="temb_proj", dtype=dtype)(temb)[:, None, None, :]
+            scale, shift = jnp.split(scale_shift, 2, axis=-1)
+            h = GroupNorm(self.norm_eps, dtype, name="norm2")(h) * (1 + scale) + shift
+        else:
+            h = h + dense(self.features, name="temb_proj", dtype=dtype)(temb)[:, None, None, :]
+            h = GroupNorm(self.norm_eps, dtype, name="norm2")(h)
+        h = Dropout(self.dropout, name="dropout")(nn.swish(h), dropout_keys)
+        h = Conv3x3(self.features, kernel_init=zero_init, dtype=dtype, name="conv2")(h)
+        if x.shape[-1] != self.features:
+            x = dense(self.features, name="shortcut", dtype=dtype)(x)
+        return x + h
+
+
+class Trunk(nn.Module):
+    """Residual blocks on a pyramid of resolutions, down from the image to the lowest of them.
+
+    Level i works at 1 / 2**i of the image's height and width with ch * ch_mult[i] channels: num_res_blocks blocks, and
+    then a downsampling. Attention follows every block of the levels in attn_resolutions, and sits between the two
+    blocks at the bottom.
+
+    A network that begins so derives from it and calls its methods in a compact `__call__`: the layers that they make
+    are the network's own, by the names given here. `check_trunk` refuses what it cannot build.
+    """
+
+    resolution: int = (
+        32  # height of a training image; level i has attention if resolution // 2**i is in attn_resolutions
+    )
+    ch: int = 128  # channels of the first level
+    ch_mult: tuple[int, ...] = (1, 2, 2, 2)  # channels of each level, as multiples of ch
+    num_res_blocks: int = 2  # of each level on the way down
+    attn_resolutions: tuple[int, ...] = (16,)
+    num_heads: int = 1
+    dropout: float = 0.1  # probability of a zero before each block's last convolution
+    scale_shift_norm: bool = False  # let the time scale and shift the second normalisation (Improved DDPM)
+    time_embedding: str = "sin_cos"  # a key of layers.TIME_EMBEDDINGS
+    norm_eps: float = EPSILON  # added to the variance of every group normalisation; 1e-5 in Improved DDPM
+    downsample_padding: str = "end"  # a key of layers.DOWNSAMPLE_PADDINGS; "both" in Improved DDPM
+    dtype: DTypeLike = jnp.float32  # of the computation; parameters, normalisation statistics and softmax are float32
+    remat: str = "none"  # what the backward pass finds kept of the forward pass, a key of rematerialization.REMAT
+
+    @property
+    def levels(self) -> list[tuple[int, int, bool]]:
+        """(index, channels, whether attention follows the blocks) of each level, from the image down."""
+        return [
+            (i, self.ch * mult, self.resolution // 2**i in self.attn_resolutions) for i, mult in enumerate(self.ch_mult)
+        ]
+
+    @nn.nowrap
+    def embed(self, t: jax.Array) -> jax.Array:
+        """Maps times [B] to [B, 4 ch]: what a block is told, but for a swish that comes when all is added."""
+        temb = timestep_embedding(t, self.ch, self.time_embedding)
+        temb = nn.swish(dense(4 * self.ch, name="temb_dense0", dtype=self.dtype)(temb))
+        return dense(4 * self.ch, name="temb_dense1", dtype=self.dtype)(temb)
+
+    @nn.nowrap
+    def block(
+        self, h: jax.Array, temb: jax.Array, dropout_keys: jax.Array | None, features: int, name: str
+    ) -> jax.Array:
+        """Applies a new `ResBlock` of this name."""
+        res_block = rematerialized(ResBlock, self.remat)
+        layer = res_block(features, self.dropout, self.scale_shift_norm, self.norm_eps, self.dtype, name=name)
+        return layer(h, temb, dropout_keys)
+
+    @nn.nowrap
+    def attention(self, h: jax.Array, name: str) -> jax.Array:
+        """Applies a new `AttentionBlock` of this name."""
+        attention_block = rematerialized(AttentionBlock, self.remat)
+        return attention_block(self.num_heads, self.norm_eps, self.dtype, name=name)(h)
+
+    @nn.nowrap
+    def down(self, x: jax.Array, temb: jax.Array, dropout_keys: jax.Array | None) -> list[jax.Array]:
+        """Walks the levels from the image [B, H, W, C] down; `temb` [B, 4 ch] after its swish.
+
+        Returns:
+          The result of the first convolution, of every block (with its attention) and of every downsampling, in order.
+        """
+        h = Conv3x3(self.ch, dtype=self.dtype, name="conv_in")(x)
+        results = [h]
+        for i, features, attends in self.levels:
+            for j in range(self.num_res_blocks):
+                h = self.block(h, temb, dropout_keys, features, f"down_{i}_block_{j}")
+                if attends:
+                    h = self.attention(h, f"down_{i}_attn_{j}")
+                results.append(h)
+            if i != len(self.ch_mult) - 1:
+                padding = DOWNSAMPLE_PADDINGS[self.downsample_padding]
+                h = Conv3x3(features, 2, padding, dtype=self.dtype, name=f"down_{i}_downsample")(h)
+                results.append(h)
+        return results
+
+    @nn.nowrap
+    def middle(self, h: jax.Array, temb: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+        """Applies the two blocks at the bottom and the attention between them."""
+        _, features, _ = self.levels[-1]
+        h = self.block(h, temb, dropout_keys, features, "mid_block_1")
+        h = self.attention(h, "mid_attn_1")
+        return self.block(h, temb, dropout_keys, features, "mid_block_2")
+
+
+def check_trunk(trunk: Trunk, height: int, width: int) -> None:
+    """Checks that a network of these fields can be built and run on images of one size, before anything compiles.
+
+    Args:
+      trunk: the network, not yet initialised: its fields are all that is read.
+      height: of the images, in pixels.
+      width: of the images, in pixels.
+
+    Raises:
+      UsageError: a field or the size is wrong; the sentence names the value, what was expected and what to do.
+    """
+    _check_numbers(trunk)
+    choose("time embedding", trunk.time_embedding, TIME_EMBEDDINGS)
+    choose("downsample padding", trunk.downsample_padding, DOWNSAMPLE_PADDINGS)
+    choose("remat", trunk.remat, REMAT)
+    levels = len(trunk.ch_mult)
+    stride = 2 ** (levels - 1)
+    for name, size in {"height": height, "width": width, "resolution": trunk.resolution}.items():
+        if size < 1 or size % stride:
+            raise UsageError(
+                f"The {name} {size} is not divisible by {stride}, the stride of a U-Net of {levels} levels: "
+                f"resize the images to a multiple of {stride}, or give fewer ch_mult than {tuple(trunk.ch_mult)}."
+            )
+    # Every other normalised width is a sum of these, by concatenation with a skip.
+    for features in {trunk.ch, *(trunk.ch * mult for mult in trunk.ch_mult)}:
+        if features % NUM_GROUPS:
+            raise UsageError(
+                f"A level of {features} channels cannot be normalised in {NUM_GROUPS} groups: "
+                f"make ch (now {trunk.ch}) times each of ch_mult {tuple(trunk.ch_mult)} a multiple of {NUM_GROUPS}."
+            )
+    _check_attention(trunk)
+
+
+def check_count(name: str, value: object, *, or_none: bool = False) -> None:
+    """Refuses a field that is no whole number of at least 1, or of at least 0 where that means none.
+
+    Raises:
+      UsageError: with its name and value.
+    """
+    if not isinstance(value, int) or value < (0 if or_none else 1):
+        raise UsageError(f"{name} is {value!r}: give a whole number{', 0 for none' if or_none else ' of at least 1'}.")
+
+
+def _check_numbers(trunk: Trunk) -> None:
+    if not trunk.ch_mult:
+        raise UsageError("ch_mult is empty: give one multiplier of the channels per level, for example (1, 2, 2, 2).")
+    for name in ("ch", "num_res_blocks", "num_heads"):
+        check_count(name, getattr(trunk, name))
+    for i, mult in enumerate(trunk.ch_mult):
+        check_count(f"ch_mult[{i}]", mult)
+    if not 0.0 <= trunk.dropout < 1.0:
+        raise UsageError(f"dropout is {trunk.dropout}: give a probability in [0, 1), for example 0.1.")
+    if not 0.0 < trunk.norm_eps < float("inf"):
+        raise UsageError(f"norm_eps is {trunk.norm_eps}: give a number above 0, for example 1e-6.")
+    try:
+        floating = jnp.issubdtype(jnp.dtype(trunk.dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise UsageError(f"dtype is {trunk.dtype!r}: give a floating-point type, float32 or bfloat16.")
+
+
+def _check_attention(trunk: Trunk) -> None:
+    resolutions = [trunk.resolution // 2**i for i in range(len(trunk.ch_mult))]
+    for wanted in trunk.attn_resolutions:
+        if wanted not in resolutions:
+            raise UsageError(
+                f"attn_resolutions names {wanted}, but the levels of a U-Net of resolution {trunk.resolution} "
+                f"are at {', '.join(map(str, resolutions))}: choose among these."
+            )
+    attending = [mult for mult, at in zip(trunk.ch_mult, resolutions, strict=True) if at in trunk.attn_resolutions]
+    for mult in [*attending, trunk.ch_mult[-1]]:  # the middle always attends
+        if trunk.ch * mult % trunk.num_heads:
+            raise UsageError(
+                f"num_heads {trunk.num_heads} does not divide the {trunk.ch * mult} channels of a level with "
+                f"attention: choose a divisor of {trunk.ch * mult}."
+            )
