@@ -108,10 +108,11 @@ def setting() -> dict[str, Any]:
     }
 
 
-def parser(doc: str, *, config: str) -> argparse.ArgumentParser:
-    """A parser with --json and --config, by default configs/`config`."""
+def parser(doc: str, *, config: str | None = None) -> argparse.ArgumentParser:
+    """A parser with --json and, where `config` is given, --config, by default configs/`config`."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--config", default=str(ROOT / "configs" / config))
+    if config is not None:
+        made.add_argument("--config", default=str(ROOT / "configs" / config))
     made.add_argument("--json", metavar="PATH", help="also write the result there")
     return made
 
@@ -129,6 +130,17 @@ def report(result: Mapping[str, Any], path: str | None) -> None:
     """Prints a result as two columns, and writes it as JSON where a path is given."""
     for name, value in result.items():
         print(f"{name.replace('_', ' '):28} {_shown(name, value)}")
+    _write(result, path)
+
+
+def report_table(where: Mapping[str, Any], table: str, rows: Sequence[Mapping[str, Any]], path: str | None) -> None:
+    """Prints where it was measured and a table, and writes its rows as JSON where a path is given."""
+    print(", ".join(f"{name.replace('_', ' ')} {_shown(name, value)}" for name, value in where.items()))
+    print(table)
+    _write({"setting": where, "results": rows}, path)
+
+
+def _write(result: Mapping[str, Any], path: str | None) -> None:
     if path:
         pathlib.Path(path).write_text(json.dumps(result, indent=2) + "\n")
 

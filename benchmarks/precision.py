@@ -7,12 +7,10 @@ gradients of two batches, that of a picture's another picture. Samples are DDIM'
 distance of pixels of each set is to the training images.
 """
 
-import argparse
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measuring import report, setting
+from measuring import parser, report, setting
 
 from ddpm_jax.cli.data import load_split
 from ddpm_jax.cli.experiment import Experiment, build, build_training
@@ -94,12 +92,11 @@ def measure(ckpt: str, *, batches: int, num_samples: int, steps: int) -> dict:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = parser(__doc__)
     made.add_argument("--ckpt", required=True, help="directory of a training run")
     made.add_argument("--batches", type=int, default=8, help=f"of {BATCH} images")
     made.add_argument("--num_samples", type=int, default=300)
     made.add_argument("--steps", type=int, default=50, help="of DDIM")
-    made.add_argument("--json", metavar="PATH", help="also write the result there")
     arguments = made.parse_args(argv)
     result = measure(
         arguments.ckpt, batches=arguments.batches, num_samples=arguments.num_samples, steps=arguments.steps

@@ -8,10 +8,8 @@ the two in turns. A ratio above 1 means that ours is faster. Compilation is what
 one, for the chain that is timed and for one of `--more_steps`.
 """
 
-import argparse
 import contextlib
 import dataclasses
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +18,8 @@ from unittest import mock
 
 import jax
 import numpy as np
-from unet_vs_pytorch import CIFAR10, choose_device, diffusers_network, seconds
+from measuring import parser, report_table, seconds
+from unet_vs_pytorch import CIFAR10, choose_device, diffusers_network, parity_setting
 
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.parameterization import Denoiser, make_denoiser
@@ -207,15 +206,14 @@ def table(rows: list[Row], steps: int, more: int) -> str:
 
 def main(argv: list[str] | None = None) -> list[Row]:
     """Runs the comparison and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", choices=NETWORKS, default="digits")
-    parser.add_argument("--samplers", default=",".join(SAMPLERS), help="separated by commas")
-    parser.add_argument("--steps", type=int, help="of the chain")
-    parser.add_argument("--more_steps", type=int, help="of the chain compiled besides; four times as many by default")
-    parser.add_argument("--batch_size", type=int, help="images made by a call")
-    parser.add_argument("--repeats", type=int, default=7, help="timed calls of each")
-    parser.add_argument("--json", metavar="PATH", help="also write every call's seconds here")
-    flags = parser.parse_args(argv)
+    made = parser(__doc__)
+    made.add_argument("--network", choices=NETWORKS, default="digits")
+    made.add_argument("--samplers", default=",".join(SAMPLERS), help="separated by commas")
+    made.add_argument("--steps", type=int, help="of the chain")
+    made.add_argument("--more_steps", type=int, help="of the chain compiled besides; four times as many by default")
+    made.add_argument("--batch_size", type=int, help="images made by a call")
+    made.add_argument("--repeats", type=int, default=7, help="timed calls of each")
+    flags = made.parse_args(argv)
 
     device = choose_device()
     unet = NETWORKS[flags.network]
@@ -229,22 +227,14 @@ def main(argv: list[str] | None = None) -> list[Row]:
         for name in flags.samplers.split(",")
     ]
 
-    setting = {
+    measured = {
         "network": flags.network,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "steps": steps,
         "batch_size": batch,
-        "device": jax.devices()[0].device_kind if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
     }
-    print(", ".join(f"{name} {value}" for name, value in setting.items()))
-    print(table(rows, steps, more))
-    if flags.json:
-        results = [dataclasses.asdict(row) | {"ratio": row.ratio} for row in rows]
-        with open(flags.json, "w") as file:
-            json.dump({"setting": setting, "results": results}, file, indent=2)
+    results = [dataclasses.asdict(row) | {"ratio": row.ratio} for row in rows]
+    report_table(measured | parity_setting(), table(rows, steps, more), results, flags.json)
     return rows
 
 

@@ -8,20 +8,19 @@ disturbs both alike, and medians are reported with the fastest run beside them. 
 CPU with the same number of threads. A ratio above 1 means that ours is faster.
 """
 
-import argparse
 import dataclasses
 import functools
-import json
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from measuring import parser, report_table, seconds, setting
 
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers
 from ddpm_jax.models.unet import UNet
@@ -169,12 +168,6 @@ def check_same_output(ours: np.ndarray, theirs: np.ndarray, dtype: str) -> float
     return difference
 
 
-def seconds(task: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    task()
-    return time.perf_counter() - start
-
-
 def compare(task: str, ours: Callable[[], object], pytorch: Callable[[], object], repeats: int) -> Row:
     """Times two tasks in turns; the first call of each, where ours compiles, is not among the runs."""
     first = seconds(ours)
@@ -195,6 +188,12 @@ def choose_device() -> str:
     return "cuda"
 
 
+def parity_setting() -> dict[str, Any]:
+    """Where it was measured, and against what."""
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    return {**setting(), "threads_of_pytorch": torch.get_num_threads(), **versions}
+
+
 def table(rows: list[Row]) -> str:
     """Formats the rows for reading."""
     lines = [f"{'':16}{'ours':>20}{'PyTorch':>20}{'ratio':>16}{'our compilation':>18}"]
@@ -207,13 +206,12 @@ def table(rows: list[Row]) -> str:
 
 def main(argv: list[str] | None = None) -> list[Row]:
     """Runs the comparison and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--small", action="store_true", help="a network of 0.5 M parameters at 16x16 instead")
-    parser.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32", help="of the computation")
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each task")
-    parser.add_argument("--json", metavar="PATH", help="also write every run's seconds here")
-    flags = parser.parse_args(argv)
+    made = parser(__doc__)
+    made.add_argument("--batch_size", type=int, default=8)
+    made.add_argument("--small", action="store_true", help="a network of 0.7 M parameters at 16x16 instead")
+    made.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32", help="of the computation")
+    made.add_argument("--repeats", type=int, default=7, help="timed runs of each task")
+    flags = made.parse_args(argv)
 
     device = choose_device()
     unet = (SMALL if flags.small else CIFAR10).clone(dtype=flags.dtype)
@@ -231,23 +229,14 @@ def main(argv: list[str] | None = None) -> list[Row]:
     rows = [dataclasses.replace(forward, compile=compiling - statistics.median(forward.ours))]
     rows.append(compare("training step", our_train, their_train, flags.repeats))
 
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    setting = {
-        "parameters": count,
+    measured = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "batch_size": flags.batch_size,
         "dtype": flags.dtype,
-        "device": jax.devices()[0].device_kind if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
         "relative_difference": difference,
     }
-    print(", ".join(f"{name} {value}" for name, value in setting.items()))
-    print(table(rows))
-    if flags.json:
-        results = [dataclasses.asdict(row) | {"ratio": row.ratio} for row in rows]
-        with open(flags.json, "w") as file:
-            json.dump({"setting": setting, "results": results}, file, indent=2)
+    results = [dataclasses.asdict(row) | {"ratio": row.ratio} for row in rows]
+    report_table(measured | parity_setting(), table(rows), results, flags.json)
     return rows
 
 
