@@ -14,6 +14,7 @@ LAYERS = {
     "files": 0,
     "diffusion": 1,
     "samplers": 1,
+    "variational": 1,
     "models": 2,
     "data": 2,
     "training": 3,
@@ -22,7 +23,7 @@ LAYERS = {
     "plotting": 3,
     "cli": 4,
 }
-PURE = ("diffusion", "samplers")
+PURE = ("diffusion", "samplers", "variational")
 PURE_MAY_IMPORT = {"jax", "numpy", "chex", "ddpm_jax"}
 STRANGERS = {("models", "data"), ("data", "models")}
 NOWHERE = {"torch", "torchvision", "tensorflow", "diffusers"}
