@@ -37,7 +37,7 @@ def gradients(experiment: Experiment, params, images: np.ndarray, batches: int) 
     @jax.jit
     def value_and_grad(params, batch, key):
         def mean_loss(params):
-            return jnp.mean(objective.loss(params, objective.init(), batch, key, jnp.arange(BATCH))[0])
+            return jnp.mean(objective.loss(params, objective.init(params), batch, key, jnp.arange(BATCH))[0])
 
         return jax.value_and_grad(mean_loss)(params)
 

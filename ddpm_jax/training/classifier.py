@@ -69,4 +69,4 @@ def classifier_objective(
             **loss_over_time(aux.t, aux.loss, num_timesteps),
         }
 
-    return Objective(init=lambda: (), loss=loss_fn, update=lambda state, aux: state, metrics=metrics)
+    return Objective(init=lambda params: (), loss=loss_fn, update=lambda state, aux: state, metrics=metrics)

@@ -49,13 +49,15 @@ class Objective(NamedTuple):
     """Pure functions that define what is trained. B counts the examples at hand; examples know their global index.
 
     `state` is what the objective carries from step to step (any pytree, often empty); it changes only in `update`,
-    which is given `aux` gathered from all devices in the order of the global batch.
+    which is given `aux` gathered from all devices in the order of the global batch. `impose` puts in place those
+    parameters that follow from the state and from no gradient.
     """
 
-    init: Callable[[], Any]  # () -> state
+    init: Callable[[Any], Any]  # (initial params) -> state
     loss: Callable[..., tuple[chex.Array, Any]]  # (params, state, batch, key, index [B]) -> (loss [B], aux leaves [B])
     update: Callable[[Any, Any], Any]  # (state, aux) -> state
     metrics: Callable[[Any], Sums]  # aux -> sums and counts over the B examples
+    impose: Callable[[Any, Any], Any] = lambda params, state: params  # (updated params, updated state) -> params
 
 
 class DiffusionAux(NamedTuple):
@@ -143,7 +145,7 @@ def diffusion_objective(
 
     importance = timestep_sampling == "importance"
     return Objective(
-        init=lambda: timesteps.init_history(num_timesteps) if importance else (),
+        init=lambda params: timesteps.init_history(num_timesteps) if importance else (),
         loss=loss_fn,
         update=lambda history, aux: timesteps.update_history(history, aux.t, aux.loss) if importance else history,
         metrics=metrics,

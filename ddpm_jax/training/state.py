@@ -44,7 +44,7 @@ def create(
         params=params,
         ema_params=ema_params,
         opt_state=opt_state,
-        objective_state=objective.init(),
+        objective_state=objective.init(params),
         nonfinite=jnp.zeros((), jnp.int32),
         averages=others,
     )

@@ -132,14 +132,15 @@ def make_train_step(
             grads, norm = _clip(collectives.mean(grads), options.clip_norm)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         all_aux = collectives.gather(aux)
+        objective_state = objective.update(state.objective_state, all_aux)
+        params = objective.impose(optax.apply_updates(state.params, updates), objective_state)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
             ema_params=ema.update(state.ema_params, params, ema.rate_at(state.step, options.ema)),
             opt_state=opt_state,
-            objective_state=objective.update(state.objective_state, all_aux),
+            objective_state=objective_state,
             nonfinite=jnp.zeros_like(state.nonfinite),
             averages={
                 name: ema.update(state.averages[name], params, ema.rate_at(state.step, average))

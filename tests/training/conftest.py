@@ -1,4 +1,4 @@
-"""A linear model as an `Objective`, and Python in a process of its own: on several devices, or with limits."""
+"""A linear model as an `Objective`, DDPM's objective, and Python in a process of its own: on several devices, say."""
 
 import os
 import pathlib
@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.training.objective import Objective
+from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.parallel import map_step, replicate, shard
 from ddpm_jax.training.randomness import base_key, example_keys
 from ddpm_jax.training.state import create
@@ -19,6 +20,14 @@ from ddpm_jax.training.step import StepOptions, make_train_step
 
 ROOT = pathlib.Path(__file__).parents[2]
 REMEMBERED = 64  # losses, as many as the largest batch here has
+DDPM = {
+    "parameterization": "eps",
+    "variance": "fixed_large",
+    "loss": "simple",
+    "weighting": "uniform",
+    "timestep_sampling": "uniform",
+    "flip": True,
+}
 
 
 def linear_objective(dropout=0.0):
@@ -36,7 +45,7 @@ def linear_objective(dropout=0.0):
         return losses, losses
 
     return Objective(
-        init=lambda: jnp.zeros(REMEMBERED),
+        init=lambda params: jnp.zeros(REMEMBERED),
         loss=loss,
         update=lambda state, losses: jnp.zeros_like(state).at[: losses.size].set(losses),
         metrics=lambda losses: {"loss_q": (jnp.sum(losses), jnp.float32(losses.size))},
@@ -74,6 +83,25 @@ class Linear:
 @pytest.fixture
 def linear():
     return Linear
+
+
+@pytest.fixture(scope="session")
+def ddpm_objective():
+    """ddpm_objective(apply, schedule, **changes): the objective of DDPM, but for the changed options."""
+    return lambda apply, schedule, **changes: diffusion_objective(apply, schedule, **DDPM | changes)
+
+
+@pytest.fixture(scope="session")
+def network_objective(ddpm_objective):
+    """network_objective(model, num_timesteps): the same, of a Flax network that is told nothing but x_t and t."""
+
+    def make(model, num_timesteps):
+        def apply(params, x_t, time, condition, keys):
+            return model.apply({"params": params}, x_t, time, dropout_keys=keys)
+
+        return ddpm_objective(apply, make_schedule(make_betas("linear", num_timesteps)))
+
+    return make
 
 
 @pytest.fixture(scope="session")

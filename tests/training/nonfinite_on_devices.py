@@ -36,7 +36,7 @@ def loss(params, state, batch, key, index):
 
 
 def main():
-    objective = Objective(init=lambda: (), loss=loss, update=lambda state, aux: state, metrics=lambda aux: {})
+    objective = Objective(init=lambda params: (), loss=loss, update=lambda state, aux: state, metrics=lambda aux: {})
     optimizer = optax.sgd(1e-3)
     params = Network().init(jax.random.key(0), jnp.ones((1, 3)))["params"]
     step = make_train_step(objective, optimizer, optax.constant_schedule(1e-3), StepOptions(skip_nonfinite=1))

@@ -71,7 +71,7 @@ def remembering(objective):
         return objective.update(history, aux), (aux.t, aux.loss)
 
     return Objective(
-        init=lambda: (objective.init(), (jnp.zeros((BATCH,), jnp.int32), jnp.zeros((BATCH,)))),
+        init=lambda params: (objective.init(params), (jnp.zeros((BATCH,), jnp.int32), jnp.zeros((BATCH,)))),
         loss=lambda params, state, *rest: objective.loss(params, state[0], *rest),
         update=update,
         metrics=objective.metrics,
@@ -142,7 +142,7 @@ def gradients(parallelism, results):
         losses = jnp.square(batch["x"] @ params - 1)
         return losses, losses
 
-    objective = Objective(init=lambda: (), loss=loss, update=lambda state, aux: (), metrics=lambda aux: {})
+    objective = Objective(init=lambda params: (), loss=loss, update=lambda state, aux: (), metrics=lambda aux: {})
     results["x"], results["w"] = batch["x"], np.float32([0.5, -1, 2])
     for name, options in {
         "plain": StepOptions(),

@@ -77,7 +77,7 @@ def test_metrics_are_means_over_the_batch_and_over_each_quarter_of_the_chain():
 
 def test_it_remembers_nothing():
     objective = objective_of()
-    assert objective.init() == ()
+    assert objective.init({}) == ()
     assert objective.update((), None) == ()
 
 

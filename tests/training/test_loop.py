@@ -99,7 +99,7 @@ def test_metrics_are_read_one_step_late(tmp_path):
 
 
 def test_the_step_compiles_once_though_the_state_comes_from_one_device(tmp_path, linear, caplog):
-    optimizer, objective = optax.sgd(1e-2), linear.objective()._replace(init=lambda: jnp.zeros(8))
+    optimizer, objective = optax.sgd(1e-2), linear.objective()._replace(init=lambda params: jnp.zeros(8))
     _, step = linear.start(optimizer, objective=objective)
     diary = _Diary()
     diary.state, diary.train_step, diary.batch = create(linear.params(), optimizer, objective), step, linear.batch(8)

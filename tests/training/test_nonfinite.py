@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.training import metrics as records
@@ -19,7 +18,7 @@ from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.metrics import MetricWriter, Progress
-from ddpm_jax.training.objective import Objective, diffusion_objective
+from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.parallel import map_step, replicate, several, to_devices
 from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import TrainState, create
@@ -261,7 +260,7 @@ def _objective(network):
         losses = jnp.square(network.apply({"params": params}, batch["x"])[:, 0])
         return losses, losses
 
-    return Objective(init=lambda: (), loss=loss, update=lambda state, aux: state, metrics=lambda aux: {})
+    return Objective(init=lambda params: (), loss=loss, update=lambda state, aux: state, metrics=lambda aux: {})
 
 
 def _why(network, *, params=lambda params: params, x=lambda x: x, parts=2):
@@ -335,20 +334,11 @@ def test_a_finite_step_has_no_cause():
 
 
 @pytest.mark.slow
-def test_in_the_real_network_the_block_and_the_timestep_are_named():
+def test_in_the_real_network_the_block_and_the_timestep_are_named(network_objective):
     model = UNet(resolution=8, out_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), dropout=0.1)
     params = _on_host(model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,)))["params"])
     params["mid_block_1"]["norm2"]["scale"] += 3e38
-    objective = diffusion_objective(
-        lambda params, x_t, time, condition, keys: model.apply({"params": params}, x_t, time, dropout_keys=keys),
-        make_schedule(make_betas("linear", 10)),
-        parameterization="eps",
-        variance="fixed_large",
-        loss="simple",
-        weighting="uniform",
-        timestep_sampling="uniform",
-        flip=True,
-    )
+    objective = network_objective(model, num_timesteps=10)
     state = replicate(TrainState(jnp.int32(4), params, params, (), ()))
     batch = {"image": np.zeros((2, 8, 8, 1), np.uint8)}
     why = make_explain(objective, parts=1)(state, batch, base_key(0))

@@ -45,7 +45,7 @@ def _batch():
 def test_the_loss_is_algorithm_1_by_hand():
     key, first = jax.random.key(7), 100  # examples 100..123 of the global batch
     objective = _objective()
-    losses, aux = objective.loss(PARAMS, objective.init(), _batch(), key, first + jnp.arange(B))
+    losses, aux = objective.loss(PARAMS, objective.init(PARAMS), _batch(), key, first + jnp.arange(B))
 
     alphas_bar = np.cumprod(1 - np.linspace(0.01, 0.3, T))
     flipped = 0
@@ -144,7 +144,7 @@ def test_importance_weights_leave_the_expected_loss_unchanged():
 
 def test_the_history_holds_the_last_unweighted_losses_of_every_t():
     objective = _objective(timestep_sampling="importance")
-    state, expected = objective.init(), collections.defaultdict(lambda: collections.deque(maxlen=HISTORY))
+    state, expected = objective.init(PARAMS), collections.defaultdict(lambda: collections.deque(maxlen=HISTORY))
     for n in range(20):
         _, aux = objective.loss(PARAMS, state, _batch(), jax.random.key(n), jnp.arange(B))
         state = objective.update(state, aux)
@@ -158,7 +158,7 @@ def test_the_history_holds_the_last_unweighted_losses_of_every_t():
 def test_other_draws_of_t_carry_nothing():
     for sampling in ("uniform", "antithetic"):
         objective = _objective(timestep_sampling=sampling)
-        assert objective.init() == ()
+        assert objective.init(PARAMS) == ()
         losses, aux = objective.loss(PARAMS, (), _batch(), jax.random.key(0), jnp.arange(B))
         np.testing.assert_array_equal(losses, aux.loss)
         assert objective.update((), aux) == ()

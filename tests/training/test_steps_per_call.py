@@ -9,14 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.training import metrics as records
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.metrics import MetricWriter, Progress
-from ddpm_jax.training.objective import diffusion_objective
 from ddpm_jax.training.parallel import map_step, replicate, several, shard, to_devices
 from ddpm_jax.training.profiling import Trace, parse_steps
 from ddpm_jax.training.randomness import base_key
@@ -31,7 +29,7 @@ class _Run:
     """A linear model with dropout in the real loop; keeps what was saved and drawn, and the steps of each call."""
 
     def __init__(self, linear, poisoned=None):
-        objective = linear.objective(dropout=0.3)._replace(init=lambda: jnp.zeros(BATCH))
+        objective = linear.objective(dropout=0.3)._replace(init=lambda params: jnp.zeros(BATCH))
         optimizer = optax.adam(1e-2)
         step = make_train_step(objective, optimizer, optax.constant_schedule(1e-2), StepOptions(ema=Average(0.9)))
         self.state = create(linear.params(), optimizer, objective)
@@ -126,21 +124,12 @@ def test_a_loss_that_is_not_finite_is_named_by_its_own_step(tmp_path, linear):
 
 
 @pytest.mark.slow
-def test_four_steps_of_the_network_in_one_program_are_four_steps_bit_for_bit():
+def test_four_steps_of_the_network_in_one_program_are_four_steps_bit_for_bit(network_objective):
     model = UNet(
         resolution=8, out_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(8,), dropout=0.2
     )
     params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,)))["params"]
-    objective = diffusion_objective(
-        lambda params, x_t, time, condition, keys: model.apply({"params": params}, x_t, time, dropout_keys=keys),
-        make_schedule(make_betas("linear", 10)),
-        parameterization="eps",
-        variance="fixed_large",
-        loss="simple",
-        weighting="uniform",
-        timestep_sampling="uniform",
-        flip=True,
-    )
+    objective = network_objective(model, num_timesteps=10)
     optimizer = optax.adam(1e-3)
     step = make_train_step(objective, optimizer, optax.constant_schedule(1e-3), StepOptions(clip_norm=1.0))
     rng = np.random.default_rng(0)
