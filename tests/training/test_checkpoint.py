@@ -23,7 +23,6 @@ from ddpm_jax.training.checkpoint_reading import DamagedCheckpoint
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.metrics import MetricWriter, Progress
-from ddpm_jax.training.objective import diffusion_objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
 from ddpm_jax.training.parallel import map_step, replicate
 from ddpm_jax.training.randomness import base_key
@@ -70,7 +69,7 @@ def _steps(workdir):
 class _Run:
     """Real data and checkpoints, all that a state can hold (Adam, EMA, importance sampling), and draws with dropout."""
 
-    def __init__(self, workdir):
+    def __init__(self, workdir, ddpm_objective):
         self.workdir = workdir
         rng = np.random.default_rng(0)
         images = rng.integers(0, 256, (40, 4, 4, 1), np.uint8)
@@ -83,15 +82,10 @@ class _Run:
             hidden = jnp.where(keep, jnp.tanh(x_t * params["a"][None] + params["b"][None]), 0.0)
             return hidden * params["c"][None] + time[:, None, None, None] * params["d"][None]
 
-        objective = diffusion_objective(
+        objective = ddpm_objective(
             apply,
             make_schedule(make_betas("linear", 4, beta_start=0.1, beta_end=0.5)),
-            parameterization="eps",
-            variance="fixed_large",
-            loss="simple",
-            weighting="uniform",
             timestep_sampling="importance",
-            flip=True,
         )
         rate = make_learning_rate(1e-2, warmup_steps=4, decay="constant", num_steps=0)
         optimizer = make_optimizer("adam", rate)
@@ -124,10 +118,10 @@ class _Run:
         return outcome.state, following
 
 
-def test_stopping_and_resuming_changes_no_bit(tmp_path):
-    through, next_through = _Run(tmp_path / "through").train(22)
-    _Run(tmp_path / "stopped").train(11)
-    again = _Run(tmp_path / "stopped")
+def test_stopping_and_resuming_changes_no_bit(tmp_path, ddpm_objective):
+    through, next_through = _Run(tmp_path / "through", ddpm_objective).train(22)
+    _Run(tmp_path / "stopped", ddpm_objective).train(11)
+    again = _Run(tmp_path / "stopped", ddpm_objective)
     assert int(again.state.step) == 11
     resumed, next_resumed = again.train(22)
     _assert_equal(resumed, through)

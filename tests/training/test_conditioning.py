@@ -8,7 +8,6 @@ import pytest
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.training.conditioning import Conditioning, condition_of, drop_labels
-from ddpm_jax.training.objective import diffusion_objective
 from ddpm_jax.training.randomness import example_keys
 
 K, B = 7, 40
@@ -65,19 +64,13 @@ def test_a_model_is_told_what_its_fields_say_and_nothing_else():
     np.testing.assert_allclose(both.low_res[..., 0], expected, atol=1e-6)  # float32 against float64
 
 
-def test_the_objective_hides_the_labels_of_its_stream_and_mirrors_what_it_shrinks():
+def test_the_objective_hides_the_labels_of_its_stream_and_mirrors_what_it_shrinks(ddpm_objective):
     """Networks that answer with what they are told: the loss is the error of that against the noise, by hand."""
 
     def objective(conditioning, answer):
-        return diffusion_objective(
+        return ddpm_objective(
             lambda params, x_t, time, condition, keys: jnp.broadcast_to(answer(condition), x_t.shape),
             make_schedule(make_betas("linear", 10, beta_start=0.01, beta_end=0.3)),
-            parameterization="eps",
-            variance="fixed_large",
-            loss="simple",
-            weighting="uniform",
-            timestep_sampling="uniform",
-            flip=True,
             conditioning=conditioning,
         )
 

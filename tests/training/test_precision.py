@@ -6,9 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.training.objective import diffusion_objective
 from ddpm_jax.training.parallel import map_step, replicate, to_devices
 from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import create
@@ -16,27 +14,13 @@ from ddpm_jax.training.step import StepOptions, make_train_step
 
 RATE = 1e-5  # 1/400 of the distance of neighbouring bfloat16 numbers at the size of a normalisation's scale, 1
 STEPS = 5
-
-
-def objective_in(dtype):
-    unet = UNet(resolution=8, out_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(8,), dtype=dtype)
-    return diffusion_objective(
-        lambda params, x_t, time, condition, keys: unet.apply({"params": params}, x_t, time, dropout_keys=keys),
-        make_schedule(make_betas("linear", 100)),
-        parameterization="eps",
-        variance="fixed_large",
-        loss="simple",
-        weighting="uniform",
-        timestep_sampling="uniform",
-        flip=True,
-    ), unet
+UNET = UNet(resolution=8, out_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(8,))
 
 
 @pytest.fixture(scope="module")
 def params():
     """No layer of which is nearly zero, as some of a new network are."""
-    _, unet = objective_in(jnp.float32)
-    shapes = jax.eval_shape(unet.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,)))["params"]
+    shapes = jax.eval_shape(UNET.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,)))["params"]
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -51,21 +35,27 @@ def batch():
     return {"image": np.random.default_rng(1).integers(0, 256, (8, 8, 8, 1), np.uint8)}
 
 
-def start(dtype, params, optimizer):
-    objective, _ = objective_in(dtype)
-    step = make_train_step(objective, optimizer, optax.constant_schedule(RATE), StepOptions())
-    return replicate(create(jax.tree.map(jnp.array, params), optimizer, objective)), map_step(step)
+@pytest.fixture
+def start(network_objective, params):
+    """start(dtype, optimizer): (state, mapped train step) of a network that computes in `dtype`."""
+
+    def make(dtype, optimizer):
+        objective = network_objective(UNET.clone(dtype=dtype), num_timesteps=100)
+        step = make_train_step(objective, optimizer, optax.constant_schedule(RATE), StepOptions())
+        return replicate(create(jax.tree.map(jnp.array, params), optimizer, objective)), map_step(step)
+
+    return make
 
 
 def flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def test_loss_and_gradient_in_bfloat16_are_those_of_float32_to_a_few_hundredths(params, batch):
+def test_loss_and_gradient_in_bfloat16_are_those_of_float32_to_a_few_hundredths(start, params, batch):
     # SGD at rate 1 subtracts the gradient itself.
     losses, gradients = {}, {}
     for dtype in (jnp.float32, jnp.bfloat16):
-        state, step = start(dtype, params, optax.sgd(1.0))
+        state, step = start(dtype, optax.sgd(1.0))
         state, metrics = step(state, to_devices([batch]), base_key(0))
         losses[dtype], gradients[dtype] = float(metrics["loss"]), flat(params) - flat(state.params)
     full, half = gradients[jnp.float32], gradients[jnp.bfloat16]
@@ -76,9 +66,9 @@ def test_loss_and_gradient_in_bfloat16_are_those_of_float32_to_a_few_hundredths(
 
 
 @pytest.mark.slow
-def test_updates_too_small_for_bfloat16_are_kept_in_the_float32_weights_and_their_average(params, batch):
+def test_updates_too_small_for_bfloat16_are_kept_in_the_float32_weights_and_their_average(start, params, batch):
     optimizer = optax.adam(RATE)
-    state, step = start(jnp.bfloat16, params, optimizer)
+    state, step = start(jnp.bfloat16, optimizer)
     for _ in range(STEPS):
         state, metrics = step(state, to_devices([batch]), base_key(0))
     leaves = jax.tree.leaves((state.params, state.ema_params, state.opt_state))
