@@ -14,6 +14,7 @@ batch.
 Every field of the config, with its default, is listed in `ddpm_jax/cli/config.py`.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -146,35 +147,85 @@ def _train(
     profile: tuple[int, int] | None = None,
     wandb: str | None = None,
 ) -> int:
-    config, parallelism = experiment.config, training.parallelism
+    """Trains from the newest checkpoint in `workdir`, or from the beginning; returns the exit code."""
+    config, settings, parallelism = experiment.config, configs.to_dict(experiment.config), training.parallelism
     source = load_split(config.data, config.data.train_split)
     check_classes(source, config, split=config.data.train_split)
     checkpointer = Checkpointer(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every)
-    batches = pipeline.train_iterator(
-        source,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    if checkpointer.latest_step() is None:
-        state = init_state(experiment, training)
-    else:
-        state, position = checkpointer.resume(state_shapes(experiment, training), _warn)
-        batches.set_state(position)
+    batches = _batches(config, source)
+    state = _first_state(experiment, training, checkpointer, batches)
     start = int(state.step)
     # Another step there: a working directory that the processes do not share.
     hosts.check_equal({"the data": source.fingerprint, "the step of the checkpoint in --workdir": start})
     trace = _trace(profile, workdir, start, config.train.num_steps)
     if hosts.is_first():
         with reporting(workdir / CONFIG_FILE):
-            write_atomically(workdir / CONFIG_FILE, json.dumps(configs.to_dict(config), indent=2).encode())
+            write_atomically(workdir / CONFIG_FILE, json.dumps(settings, indent=2).encode())
         _announce(experiment, workdir, source, state, start)
     hosts.check_shared(workdir / CONFIG_FILE)
 
     makes_images = config.objective == "diffusion"
-    parts = config.optimizer.accumulate_steps
-    options = LoopOptions(
+    snapshots = Snapshots(workdir, snapshot_names(config), settings) if config.ema.snapshot_every else None
+    progress, writer = _observers(config, workdir, start, wandb) if hosts.is_first() else (hosts.Silent(),) * 2
+    with (
+        writer,
+        contextlib.nullcontext() if snapshots is None else contextlib.closing(snapshots),
+        contextlib.closing(checkpointer),
+        contextlib.closing(batches),
+        contextlib.closing(progress),
+    ):
+        outcome = train(
+            state,
+            parallelism.map_step(training.train_step),
+            batches,
+            base_key(config.seed),
+            options=_loop_options(config),
+            checkpointer=checkpointer,
+            config=settings,
+            writer=writer,
+            progress=progress,
+            on_sample=grid_writer(experiment, source, workdir, writer, progress.say, whole=parallelism.whole)
+            if makes_images
+            else no_grid,
+            train_steps=parallelism.map_step(several(training.train_step)),
+            trace=trace,
+            explain=make_explain(
+                training.objective,
+                parts=jax.local_device_count() * config.optimizer.accumulate_steps,
+                whole=parallelism.whole,
+            ),
+            parallelism=parallelism,
+            on_snapshot=snapshots,
+        )
+    if hosts.is_first():
+        _finish(outcome.interrupted_by, int(outcome.state.step), workdir, makes_images=makes_images)
+    return INTERRUPTED if outcome.interrupted_by == signal.SIGINT else 0  # SIGTERM is a scheduler's wish, and granted
+
+
+def _batches(config: ConfigDict, source: sources.Source) -> pipeline.TrainIterator:
+    """This process's part of the batches, from the first on."""
+    return pipeline.train_iterator(
+        source,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _first_state(
+    experiment: Experiment, training: Training, checkpointer: Checkpointer, batches: pipeline.TrainIterator
+) -> TrainState:
+    """The state of the newest checkpoint that is whole, `batches` set to its place; a new one where there is none."""
+    if checkpointer.latest_step() is None:
+        return init_state(experiment, training)
+    state, position = checkpointer.resume(state_shapes(experiment, training), _warn)
+    batches.set_state(position)
+    return state
+
+
+def _loop_options(config: ConfigDict) -> LoopOptions:
+    return LoopOptions(
         num_steps=config.train.num_steps,
         batch_size=config.train.batch_size,
         log_every=config.train.log_every,
@@ -184,41 +235,6 @@ def _train(
         skip_nonfinite=config.train.skip_nonfinite,
         snapshot_every=config.ema.snapshot_every,
     )
-    settings = configs.to_dict(config)
-    snapshots = Snapshots(workdir, snapshot_names(config), settings) if config.ema.snapshot_every else None
-    progress, writer = _observers(config, workdir, start, wandb) if hosts.is_first() else (hosts.Silent(),) * 2
-    with writer:
-        try:
-            outcome = train(
-                state,
-                parallelism.map_step(training.train_step),
-                batches,
-                base_key(config.seed),
-                options=options,
-                checkpointer=checkpointer,
-                config=settings,
-                writer=writer,
-                progress=progress,
-                on_sample=grid_writer(experiment, source, workdir, writer, progress.say, whole=parallelism.whole)
-                if makes_images
-                else no_grid,
-                train_steps=parallelism.map_step(several(training.train_step)),
-                trace=trace,
-                explain=make_explain(
-                    training.objective, parts=jax.local_device_count() * parts, whole=parallelism.whole
-                ),
-                parallelism=parallelism,
-                on_snapshot=snapshots,
-            )
-        finally:
-            progress.close()
-            batches.close()
-            checkpointer.close()
-            if snapshots is not None:
-                snapshots.close()
-    if hosts.is_first():
-        _finish(outcome.interrupted_by, int(outcome.state.step), workdir, makes_images=makes_images)
-    return INTERRUPTED if outcome.interrupted_by == signal.SIGINT else 0  # SIGTERM is a scheduler's wish, and granted
 
 
 def _observers(
