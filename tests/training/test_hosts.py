@@ -1,4 +1,4 @@
-"""What processes agree on, as far as one process can tell; tests/cli/test_distributed.py runs several."""
+"""What processes agree on, as far as one process can tell; tests/processes runs several."""
 
 import signal
 

@@ -1,0 +1,65 @@
+"""Several processes sample and evaluate together, and come to what one comes to."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+LAYOUTS = {"one": {}, "two": {"processes": 2, "devices": 2}}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, train):
+    workdir = tmp_path_factory.mktemp("trained")
+    train(workdir, 8).succeed()
+    return workdir
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images_that_are_sampled(tmp_path, trained, command):
+    for name, layout in LAYOUTS.items():
+        arguments = ["--ckpt", trained, "--num_samples", 1100, "--batch_size", 100, "--steps", 2]
+        outputs = command("sample.py", *arguments, "--out", tmp_path / name, **layout).succeed()
+        assert "1100 images" in outputs[0]
+        assert not any("images" in output for output in outputs[1:])
+    names = [{path.name for path in (tmp_path / name).iterdir()} for name in LAYOUTS]
+    assert (
+        names[0]
+        == names[1]
+        == {"grid.png", "manifest.json", "samples-00000-of-00002.npz", "samples-00001-of-00002.npz"}
+    )
+    for path in sorted((tmp_path / "one").glob("*.npz")):
+        ours, expected = np.load(tmp_path / "two" / path.name), np.load(path)
+        np.testing.assert_array_equal(ours["index"], expected["index"])
+        # A batch of another size sums in another order: a grey level at most, and seldom.
+        off = np.abs(np.int32(ours["images"]) - expected["images"])
+        assert off.max() <= 1
+        assert np.mean(off) < 1e-2
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does(tmp_path, trained, command):
+    records = {}
+    for name, layout in LAYOUTS.items():
+        arguments = ["--ckpt", trained, "--metric", "bpd,bpd_ode,frechet_pixels", "--num_images", 21, "--draws", 2]
+        arguments += ["--rtol", "1e-3", "--atol", "1e-3", "--num_samples", 30, "--batch_size", 8, "--steps", 2]
+        outputs = command("evaluate.py", *arguments, "--out", tmp_path / name, **layout).succeed()
+        assert "bpd_ode of step 8" in outputs[0]
+        assert not any("bits/dim" in output for output in outputs[1:])
+        records[name] = {
+            re.match(r"(bpd_ode|[a-z]+)", path.name)[0]: json.loads(path.read_text())
+            for path in (tmp_path / name).glob("*.json")
+        }
+        assert not list((tmp_path / name).glob("*_images*"))  # the parts have been merged
+    one, two = records["one"], records["two"]
+    assert set(one) == set(two) == {"bpd", "bpd_ode", "frechet"}
+    for part in ("mean", "standard_error"):
+        np.testing.assert_allclose(two["bpd"]["bits_per_dim"][part], one["bpd"]["bits_per_dim"][part], rtol=1e-5)
+        # A step that is about to be refused may be accepted where sums are taken in another order: of the tolerance.
+        np.testing.assert_allclose(
+            two["bpd_ode"]["bits_per_dim"][part], one["bpd_ode"]["bits_per_dim"][part], rtol=1e-3
+        )
+    np.testing.assert_allclose(two["bpd"]["per_timestep"]["bits"], one["bpd"]["per_timestep"]["bits"], rtol=1e-4)
+    # Images that differ by a grey level here and there.
+    np.testing.assert_allclose(two["frechet"]["frechet_samples"], one["frechet"]["frechet_samples"], rtol=1e-3)
