@@ -1,6 +1,7 @@
-"""What the U-Net and the classifier share: the fields, the blocks, the way down to the lowest resolution, the checks.
+"""What the networks of residual blocks share: the fields, the blocks, the ways down and up the resolutions, the checks.
 
-What a network is told beside the time, and what it makes of the lowest resolution, is in `unet.py` and `classifier.py`.
+`Pyramid` is of all of them, `Trunk` of those that are told a time. What else a network is told, and what it makes of
+the lowest resolution, is in `unet.py`, `classifier.py` and `autoencoder.py`.
 """
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from ddpm_jax.models.layers import (
     Conv3x3,
     Dropout,
     GroupNorm,
+    Upsample,
     dense,
     timestep_embedding,
     zero_init,
@@ -32,7 +34,8 @@ class ResBlock(nn.Module):
     h = norm2(h + temb_proj(temb))      with scale_shift_norm: norm2(h) * (1 + s) + b, where [s, b] = temb_proj(temb)
     y = shortcut(x) + conv2(dropout(swish(h)))
 
-    The shortcut is the identity, or a 1x1 convolution where the number of channels changes.
+    The shortcut is the identity, or a 1x1 convolution where the number of channels changes. Without a time, temb_proj
+    is left out.
     """
 
     features: int
@@ -42,18 +45,20 @@ class ResBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, features].
 
         Args:
           x: [B, H, W, C] in `dtype`.
-          temb: [B, E], the embedded time and class after their swish.
+          temb: [B, E], the embedded time and class after their swish; None for a network that is told neither.
           dropout_keys: [B] typed keys, or None for no dropout.
         """
         dtype = self.dtype
         h = nn.swish(GroupNorm(self.norm_eps, dtype, name="norm1")(x))
         h = Conv3x3(self.features, dtype=dtype, name="conv1")(h)
-        if self.scale_shift_norm:
+        if temb is None:
+            h = GroupNorm(self.norm_eps, dtype, name="norm2")(h)
+        elif self.scale_shift_norm:
             scale_shift = dense(2 * self.features, name="temb_proj", dtype=dtype)(temb)[:, None, None, :]
             scale, shift = jnp.split(scale_shift, 2, axis=-1)
             h = GroupNorm(self.norm_eps, dtype, name="norm2")(h) * (1 + scale) + shift
@@ -67,15 +72,16 @@ class ResBlock(nn.Module):
         return x + h
 
 
-class Trunk(nn.Module):
-    """Residual blocks on a pyramid of resolutions, down from the image to the lowest of them.
+class Pyramid(nn.Module):
+    """Residual blocks on a pyramid of resolutions, down from the image to the lowest of them, and up again.
 
-    Level i works at 1 / 2**i of the image's height and width with ch * ch_mult[i] channels: num_res_blocks blocks, and
-    then a downsampling. Attention follows every block of the levels in attn_resolutions, and sits between the two
-    blocks at the bottom.
+    Level i works at 1 / 2**i of the image's height and width with ch * ch_mult[i] channels: on the way down,
+    num_res_blocks blocks and then a downsampling; on the way up one block more, and then an upsampling. Attention
+    follows every block of the levels in attn_resolutions, and sits between the two blocks at the bottom.
 
-    A network that begins so derives from it and calls its methods in a compact `__call__`: the layers that they make
-    are the network's own, by the names given here. `check_trunk` refuses what it cannot build.
+    A network of this form derives from it and calls its methods in a compact `__call__`: the layers that they make are
+    the network's own, by the names given here. In them `temb` [B, 4 ch] is the embedded time after its swish, None for
+    a network that is told none. `check_pyramid` refuses what it cannot build.
     """
 
     resolution: int = (
@@ -87,12 +93,12 @@ class Trunk(nn.Module):
     attn_resolutions: tuple[int, ...] = (16,)
     num_heads: int = 1
     dropout: float = 0.1  # probability of a zero before each block's last convolution
-    scale_shift_norm: bool = False  # let the time scale and shift the second normalisation (Improved DDPM)
-    time_embedding: str = "sin_cos"  # a key of layers.TIME_EMBEDDINGS
     norm_eps: float = EPSILON  # added to the variance of every group normalisation; 1e-5 in Improved DDPM
     downsample_padding: str = "end"  # a key of layers.DOWNSAMPLE_PADDINGS; "both" in Improved DDPM
     dtype: DTypeLike = jnp.float32  # of the computation; parameters, normalisation statistics and softmax are float32
     remat: str = "none"  # what the backward pass finds kept of the forward pass, a key of rematerialization.REMAT
+
+    scale_shift_norm = False  # no field here: only a `Trunk` has the time that does this
 
     @property
     def levels(self) -> list[tuple[int, int, bool]]:
@@ -102,15 +108,8 @@ class Trunk(nn.Module):
         ]
 
     @nn.nowrap
-    def embed(self, t: jax.Array) -> jax.Array:
-        """Maps times [B] to [B, 4 ch]: what a block is told, but for a swish that comes when all is added."""
-        temb = timestep_embedding(t, self.ch, self.time_embedding)
-        temb = nn.swish(dense(4 * self.ch, name="temb_dense0", dtype=self.dtype)(temb))
-        return dense(4 * self.ch, name="temb_dense1", dtype=self.dtype)(temb)
-
-    @nn.nowrap
     def block(
-        self, h: jax.Array, temb: jax.Array, dropout_keys: jax.Array | None, features: int, name: str
+        self, h: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None, features: int, name: str
     ) -> jax.Array:
         """Applies a new `ResBlock` of this name."""
         res_block = rematerialized(ResBlock, self.remat)
@@ -124,8 +123,8 @@ class Trunk(nn.Module):
         return attention_block(self.num_heads, self.norm_eps, self.dtype, name=name)(h)
 
     @nn.nowrap
-    def down(self, x: jax.Array, temb: jax.Array, dropout_keys: jax.Array | None) -> list[jax.Array]:
-        """Walks the levels from the image [B, H, W, C] down; `temb` [B, 4 ch] after its swish.
+    def down(self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None) -> list[jax.Array]:
+        """Walks the levels from the image [B, H, W, C] down.
 
         Returns:
           The result of the first convolution, of every block (with its attention) and of every downsampling, in order.
@@ -145,12 +144,57 @@ class Trunk(nn.Module):
         return results
 
     @nn.nowrap
-    def middle(self, h: jax.Array, temb: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
+    def middle(self, h: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
         """Applies the two blocks at the bottom and the attention between them."""
         _, features, _ = self.levels[-1]
         h = self.block(h, temb, dropout_keys, features, "mid_block_1")
         h = self.attention(h, "mid_attn_1")
         return self.block(h, temb, dropout_keys, features, "mid_block_2")
+
+    @nn.nowrap
+    def up(
+        self,
+        h: jax.Array,
+        temb: jax.Array | None,
+        dropout_keys: jax.Array | None,
+        skips: list[jax.Array] | None = None,
+    ) -> jax.Array:
+        """Walks the levels up from the lowest, of the features h.
+
+        Args:
+          h: [B, H / 2**(levels - 1), likewise W, C].
+          temb: see the class.
+          dropout_keys: [B] typed keys, or None for no dropout.
+          skips: one for each block, the last for the first: concatenated with the block's input and taken off the list.
+            None for none.
+
+        Returns:
+          [B, H, W, ch * ch_mult[0]].
+        """
+        for i, features, attends in reversed(self.levels):
+            for j in range(self.num_res_blocks + 1):
+                if skips is not None:
+                    h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self.block(h, temb, dropout_keys, features, f"up_{i}_block_{j}")
+                if attends:
+                    h = self.attention(h, f"up_{i}_attn_{j}")
+            if i != 0:
+                h = Upsample(self.dtype, name=f"up_{i}_upsample")(h)
+        return h
+
+
+class Trunk(Pyramid):
+    """A pyramid whose blocks are told a time. `check_trunk` refuses what it cannot build."""
+
+    scale_shift_norm: bool = False  # let the time scale and shift the second normalisation (Improved DDPM)
+    time_embedding: str = "sin_cos"  # a key of layers.TIME_EMBEDDINGS
+
+    @nn.nowrap
+    def embed(self, t: jax.Array) -> jax.Array:
+        """Maps times [B] to [B, 4 ch]: what a block is told, but for a swish that comes when all is added."""
+        temb = timestep_embedding(t, self.ch, self.time_embedding)
+        temb = nn.swish(dense(4 * self.ch, name="temb_dense0", dtype=self.dtype)(temb))
+        return dense(4 * self.ch, name="temb_dense1", dtype=self.dtype)(temb)
 
 
 def check_trunk(trunk: Trunk, height: int, width: int) -> None:
@@ -164,26 +208,31 @@ def check_trunk(trunk: Trunk, height: int, width: int) -> None:
     Raises:
       UsageError: a field or the size is wrong; the sentence names the value, what was expected and what to do.
     """
-    _check_numbers(trunk)
     choose("time embedding", trunk.time_embedding, TIME_EMBEDDINGS)
-    choose("downsample padding", trunk.downsample_padding, DOWNSAMPLE_PADDINGS)
-    choose("remat", trunk.remat, REMAT)
-    levels = len(trunk.ch_mult)
+    check_pyramid(trunk, height, width)
+
+
+def check_pyramid(pyramid: Pyramid, height: int, width: int) -> None:
+    """As `check_trunk`, for a network that is told no time."""
+    _check_numbers(pyramid)
+    choose("downsample padding", pyramid.downsample_padding, DOWNSAMPLE_PADDINGS)
+    choose("remat", pyramid.remat, REMAT)
+    levels = len(pyramid.ch_mult)
     stride = 2 ** (levels - 1)
-    for name, size in {"height": height, "width": width, "resolution": trunk.resolution}.items():
+    for name, size in {"height": height, "width": width, "resolution": pyramid.resolution}.items():
         if size < 1 or size % stride:
             raise UsageError(
-                f"The {name} {size} is not divisible by {stride}, the stride of a U-Net of {levels} levels: "
-                f"resize the images to a multiple of {stride}, or give fewer ch_mult than {tuple(trunk.ch_mult)}."
+                f"The {name} {size} is not divisible by {stride}, the stride of a network of {levels} levels: "
+                f"resize the images to a multiple of {stride}, or give fewer ch_mult than {tuple(pyramid.ch_mult)}."
             )
     # Every other normalised width is a sum of these, by concatenation with a skip.
-    for features in {trunk.ch, *(trunk.ch * mult for mult in trunk.ch_mult)}:
+    for features in {pyramid.ch, *(pyramid.ch * mult for mult in pyramid.ch_mult)}:
         if features % NUM_GROUPS:
             raise UsageError(
                 f"A level of {features} channels cannot be normalised in {NUM_GROUPS} groups: "
-                f"make ch (now {trunk.ch}) times each of ch_mult {tuple(trunk.ch_mult)} a multiple of {NUM_GROUPS}."
+                f"make ch (now {pyramid.ch}) times each of ch_mult {tuple(pyramid.ch_mult)} a multiple of {NUM_GROUPS}."
             )
-    _check_attention(trunk)
+    _check_attention(pyramid)
 
 
 def check_count(name: str, value: object, *, or_none: bool = False) -> None:
@@ -196,37 +245,37 @@ def check_count(name: str, value: object, *, or_none: bool = False) -> None:
         raise UsageError(f"{name} is {value!r}: give a whole number{', 0 for none' if or_none else ' of at least 1'}.")
 
 
-def _check_numbers(trunk: Trunk) -> None:
-    if not trunk.ch_mult:
+def _check_numbers(pyramid: Pyramid) -> None:
+    if not pyramid.ch_mult:
         raise UsageError("ch_mult is empty: give one multiplier of the channels per level, for example (1, 2, 2, 2).")
     for name in ("ch", "num_res_blocks", "num_heads"):
-        check_count(name, getattr(trunk, name))
-    for i, mult in enumerate(trunk.ch_mult):
+        check_count(name, getattr(pyramid, name))
+    for i, mult in enumerate(pyramid.ch_mult):
         check_count(f"ch_mult[{i}]", mult)
-    if not 0.0 <= trunk.dropout < 1.0:
-        raise UsageError(f"dropout is {trunk.dropout}: give a probability in [0, 1), for example 0.1.")
-    if not 0.0 < trunk.norm_eps < float("inf"):
-        raise UsageError(f"norm_eps is {trunk.norm_eps}: give a number above 0, for example 1e-6.")
+    if not 0.0 <= pyramid.dropout < 1.0:
+        raise UsageError(f"dropout is {pyramid.dropout}: give a probability in [0, 1), for example 0.1.")
+    if not 0.0 < pyramid.norm_eps < float("inf"):
+        raise UsageError(f"norm_eps is {pyramid.norm_eps}: give a number above 0, for example 1e-6.")
     try:
-        floating = jnp.issubdtype(jnp.dtype(trunk.dtype), jnp.floating)
+        floating = jnp.issubdtype(jnp.dtype(pyramid.dtype), jnp.floating)
     except TypeError:
         floating = False
     if not floating:
-        raise UsageError(f"dtype is {trunk.dtype!r}: give a floating-point type, float32 or bfloat16.")
+        raise UsageError(f"dtype is {pyramid.dtype!r}: give a floating-point type, float32 or bfloat16.")
 
 
-def _check_attention(trunk: Trunk) -> None:
-    resolutions = [trunk.resolution // 2**i for i in range(len(trunk.ch_mult))]
-    for wanted in trunk.attn_resolutions:
+def _check_attention(pyramid: Pyramid) -> None:
+    resolutions = [pyramid.resolution // 2**i for i in range(len(pyramid.ch_mult))]
+    for wanted in pyramid.attn_resolutions:
         if wanted not in resolutions:
             raise UsageError(
-                f"attn_resolutions names {wanted}, but the levels of a U-Net of resolution {trunk.resolution} "
+                f"attn_resolutions names {wanted}, but the levels of a network of resolution {pyramid.resolution} "
                 f"are at {', '.join(map(str, resolutions))}: choose among these."
             )
-    attending = [mult for mult, at in zip(trunk.ch_mult, resolutions, strict=True) if at in trunk.attn_resolutions]
-    for mult in [*attending, trunk.ch_mult[-1]]:  # the middle always attends
-        if trunk.ch * mult % trunk.num_heads:
+    attending = [mult for mult, at in zip(pyramid.ch_mult, resolutions, strict=True) if at in pyramid.attn_resolutions]
+    for mult in [*attending, pyramid.ch_mult[-1]]:  # the middle always attends
+        if pyramid.ch * mult % pyramid.num_heads:
             raise UsageError(
-                f"num_heads {trunk.num_heads} does not divide the {trunk.ch * mult} channels of a level with "
-                f"attention: choose a divisor of {trunk.ch * mult}."
+                f"num_heads {pyramid.num_heads} does not divide the {pyramid.ch * mult} channels of a level with "
+                f"attention: choose a divisor of {pyramid.ch * mult}."
             )

@@ -3,7 +3,7 @@
 It may also be told a `Condition`: a class, whose embedding is added to that of the time (Dhariwal and Nichol 2021), and
 a low-resolution image, whose channels are concatenated with the noisy one's (Saharia et al. 2021; Ho et al. 2022).
 
-The way down is in `trunk.py`, the layers in `layers.py` and `attention.py`. What the output means (eps, x_0, a
+The ways down and up are in `trunk.py`, the layers in `layers.py` and `attention.py`. What the output means (eps, x_0, a
 variance) is not known here.
 """
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.models.condition import Condition, check_condition
-from ddpm_jax.models.layers import ClassEmbedding, Conv3x3, GroupNorm, Upsample, zero_init
+from ddpm_jax.models.layers import ClassEmbedding, Conv3x3, GroupNorm, zero_init
 from ddpm_jax.models.trunk import Trunk, check_count, check_trunk
 
 
@@ -71,14 +71,7 @@ class UNet(Trunk):
 
         skips = self.down(x, temb, dropout_keys)
         h = self.middle(skips[-1], temb, dropout_keys)
-        for i, features, attends in reversed(self.levels):
-            for j in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self.block(h, temb, dropout_keys, features, f"up_{i}_block_{j}")
-                if attends:
-                    h = self.attention(h, f"up_{i}_attn_{j}")
-            if i != 0:
-                h = Upsample(self.dtype, name=f"up_{i}_upsample")(h)
+        h = self.up(h, temb, dropout_keys, skips)
         assert not skips
 
         h = nn.swish(GroupNorm(self.norm_eps, name="norm_out")(h))
