@@ -109,7 +109,7 @@ def to_devices(batches: Sequence[Any]) -> Any:
 
 def unshard(tree: Any) -> Any:
     """Undoes `shard` and fetches to the host: [devices, B, ...] -> NumPy [devices * B, ...]."""
-    return jax.tree.map(lambda x: np.asarray(x).reshape((-1, *x.shape[2:])), tree)
+    return jax.tree.map(lambda x: np.asarray(x).reshape((x.shape[0] * x.shape[1], *x.shape[2:])), tree)
 
 
 def check_batch_size(batch_size: int, what: str = "batch size") -> None:

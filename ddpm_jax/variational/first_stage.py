@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 
+from ddpm_jax.samplers.randomness import normal
 from ddpm_jax.variational.observation import Family
 from ddpm_jax.variational.posterior import DiagonalGaussian, from_moments, kl_to_prior, reparameterize
 from ddpm_jax.variational.quantization import Quantized, quantize, straight_through
@@ -78,7 +78,7 @@ class FirstStage(NamedTuple):
             posterior = from_moments(out)
             if noise_keys is None:
                 return Latent(posterior.mean, posterior)
-            return Latent(reparameterize(posterior, latent_noise(noise_keys, posterior.mean.shape[1:])), posterior)
+            return Latent(reparameterize(posterior, normal(noise_keys, posterior.mean.shape[1:])), posterior)
         if self.kind == "vq":
             codes = quantize(out, params["codebook"])
             return Latent(straight_through(out, codes.codes), out, codes)
@@ -112,8 +112,3 @@ class FirstStage(NamedTuple):
         if self.kind == "vq":
             return jnp.full(latent.z.shape, math.log(self.num_codes) / latent.z.shape[-1])
         return jnp.zeros(latent.z.shape)
-
-
-def latent_noise(keys: chex.PRNGKey, shape: tuple[int, ...]) -> chex.Array:
-    """ε ~ N(0, I) of the latents [B, *shape], each example's from its own key [B]."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
