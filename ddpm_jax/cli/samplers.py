@@ -42,28 +42,14 @@ PLANE_CHAIN = 1000  # T of the mixture's process, with DDPM's linear schedule
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
-    parser = Parser(__doc__)
-    parser.string("ckpt", None, "Directory of a training run; without it, only the mixture.", metavar="DIR")
-    parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
-    parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
-    parser.string("samplers", ",".join(SAMPLERS), "Which samplers.", metavar="NAME,...")
-    parser.string(
-        "evaluations", EVALUATIONS, "Network evaluations that a sampler may spend on an image.", metavar="N,..."
-    )
-    parser.string("spacing", "trailing", f"The noise levels: {', '.join(SPACINGS)}.", metavar="NAME")
-    parser.integer("num_samples", 300, "Images of the model for each sampler and number of evaluations.", lower=2)
-    parser.integer("batch_size", 300, "Images made at a time, over all devices.", lower=1)
-    parser.integer("seed", 0, "Of all noise.", lower=0, upper=MAX_SEED)
-    parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
-    parser.string("out", None, "Directory for the results; evaluation in the run's, or samplers.", metavar="DIR")
-    guidance.define_flags(parser)
+    parser, of_a_model = _parser()
     flags = parser.parse(argv)
     names = [choose("sampler", name, SAMPLERS) and name for name in flags.samplers.split(",")]
     budgets = _budgets(flags.evaluations)
     spacing = choose("spacing", flags.spacing, SPACINGS) and flags.spacing
-    for name in ("guidance_scale", "labels", "classifier", "weaker", "low_res"):
-        if getattr(flags, name) is not None and not flags.ckpt:
-            raise UsageError(f"--{name} is for a trained model: give --ckpt, or leave it out.")
+    unused = [] if flags.ckpt else [name for name in of_a_model if flags[name].present]
+    if unused:
+        raise UsageError(f"--{unused[0]} is for a trained model: give --ckpt, or leave it out.")
     prepare_jax(flags)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights) if flags.ckpt else None
     chain = loaded.experiment.chain if loaded else Chain(make_betas("linear", PLANE_CHAIN))
@@ -73,6 +59,27 @@ def main(argv: Sequence[str]) -> int:
     rows = [_row(case, plane, model) for case in tqdm.tqdm(cases, unit="sampler", disable=not sys.stderr.isatty())]
     _report(rows, plane, model, flags)
     return 0
+
+
+def _parser() -> tuple[Parser, list[str]]:
+    """The flags, and the names of those that mean nothing without --ckpt."""
+    parser = Parser(__doc__)
+    parser.string("ckpt", None, "Directory of a training run; without it, only the mixture.", metavar="DIR")
+    parser.string("samplers", ",".join(SAMPLERS), "Which samplers.", metavar="NAME,...")
+    parser.string(
+        "evaluations", EVALUATIONS, "Network evaluations that a sampler may spend on an image.", metavar="N,..."
+    )
+    parser.string("spacing", "trailing", f"The noise levels: {', '.join(SPACINGS)}.", metavar="NAME")
+    parser.integer("seed", 0, "Of all noise.", lower=0, upper=MAX_SEED)
+    parser.string("out", None, "Directory for the results; evaluation in the run's, or samplers.", metavar="DIR")
+    always = set(parser.values)
+    parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
+    parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
+    parser.integer("num_samples", 300, "Images of the model for each sampler and number of evaluations.", lower=2)
+    parser.integer("batch_size", 300, "Images made at a time, over all devices.", lower=1)
+    parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
+    guidance.define_flags(parser)
+    return parser, [name for name in parser.values if name not in always]
 
 
 class _Case(NamedTuple):

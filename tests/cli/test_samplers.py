@@ -1,12 +1,31 @@
 """`python -m ddpm_jax.cli.samplers`: one row for every sampler and budget, on the mixture and on a model."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax.cli import samplers
+
 FLAGS = ["--samplers", "ddim,heun,ancestral", "--spacing", "logsnr"]
+OF_A_MODEL = [
+    ("--ckpt_step", 10),
+    ("--raw_weights",),
+    ("--num_samples", 300),  # the default, but given
+    ("--batch_size", 300),
+    ("--data_dir", "somewhere"),
+    ("--labels", "3,5"),
+    ("--low_res", "small.png"),
+    ("--guidance_scale", 2),
+    ("--guidance_interval", "0.2,0.8"),
+    ("--guidance_rescale", 0.5),
+    ("--classifier", "runs/classifier"),
+    ("--weaker", "runs/weaker"),
+    ("--weaker_step", 10),
+    ("--clip", "static"),
+]
 
 
 def test_on_the_mixture_errors_fall_with_evaluations(invoke, tmp_path, monkeypatch):
@@ -45,8 +64,22 @@ def test_on_a_model_the_distance_and_the_times_are_there(invoke, trained, tmp_pa
         (["--spacing", "karas"], ["Unknown spacing 'karas'", "karras"]),
         (["--evaluations", "0,5"], ["--evaluations 0,5", "at least 1"]),
         (["--evaluations", "five"], ["--evaluations five"]),
-        (["--guidance_scale", "2"], ["--guidance_scale", "--ckpt"]),
     ],
 )
 def test_what_cannot_be_is_refused(refused, flags, says):
     refused("samplers", *flags, says=says)
+
+
+@pytest.mark.parametrize("flag", OF_A_MODEL)
+def test_without_a_model_what_only_a_model_needs_is_refused(refused, flag):
+    refused("samplers", *flag, says=[f"{flag[0]} is for a trained model", "--ckpt"])
+
+
+def test_every_flag_concerns_the_mixture_or_is_refused_without_a_model(capsys):
+    with pytest.raises(SystemExit):
+        samplers.main(["--help"])
+    listed = re.findall(r"^  (--\w+)", capsys.readouterr().out, re.MULTILINE)
+    mixture = ["--ckpt", "--samplers", "--evaluations", "--spacing", "--seed", "--out"]
+    assert sorted(listed) == sorted(
+        [*mixture, "--platform", "--compilation_cache", "--help", *(name for name, *_ in OF_A_MODEL)]
+    )
