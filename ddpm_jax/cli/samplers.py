@@ -28,8 +28,9 @@ from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation import generation
 from ddpm_jax.evaluation.frechet import pixel_frechet_distance
-from ddpm_jax.evaluation.results import format_table, machine, write_record
+from ddpm_jax.evaluation.results import check_record, format_table, machine, write_record
 from ddpm_jax.evaluation.sampler_comparison import PlaneProblem, sampler_within
+from ddpm_jax.files import reporting
 from ddpm_jax.plotting.samplers import Measure, error_against_evaluations
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import SAMPLERS
@@ -56,8 +57,10 @@ def main(argv: Sequence[str]) -> int:
     cases = _cases(names, chain, budgets, spacing)
     plane = PlaneProblem(chain, num_samples=PLANE_SAMPLES, seed=flags.seed)
     model = _Model(loaded, flags) if loaded else None
+    path, settings = _path(flags, model), _settings(flags, model)
+    check_record(path, settings)
     rows = [_row(case, plane, model) for case in tqdm.tqdm(cases, unit="sampler", disable=not sys.stderr.isatty())]
-    _report(rows, plane, model, flags)
+    _report(path, settings, rows, {"mixture_energy": plane.floor()} | ({"frechet": model.floor} if model else {}))
     return 0
 
 
@@ -116,7 +119,7 @@ class _Model:
 
     def __init__(self, loaded: Loaded, flags: Any):
         self.loaded, self._flags = loaded, flags
-        self._guided = guidance.guided(loaded, flags)
+        self.guided = guidance.guided(loaded, flags)
         data = loaded.experiment.config.data
         self._train, held_out = (
             images_of(load_split(data, name, data_dir=flags.data_dir)) for name in (data.train_split, data.test_split)
@@ -126,7 +129,7 @@ class _Model:
     def measure(self, case: _Case) -> dict[str, float]:
         """The Frechet distance, the seconds an image takes once compiled, and those of compiling."""
         experiment, flags = self.loaded.experiment, self._flags
-        recipe = make_recipe(case.sampler, self._guided, {})
+        recipe = make_recipe(case.sampler, self.guided, {})
         generate = recipe.generator(experiment.image_shape)
 
         def images() -> np.ndarray:
@@ -165,22 +168,37 @@ def _row(case: _Case, plane: PlaneProblem, model: _Model | None) -> dict[str, An
     return row | (model.measure(case) if model else {})
 
 
-def _report(rows: list[dict[str, Any]], plane: PlaneProblem, model: _Model | None, flags: Any) -> None:
-    floors = {"mixture_energy": plane.floor()} | ({"frechet": model.floor} if model else {})
-    settings = {"spacing": flags.spacing, "seed": flags.seed, "mixture_samples": PLANE_SAMPLES}
-    name = "samplers"
+def _settings(flags: Any, model: _Model | None) -> dict[str, Any]:
+    """What is needed to measure the same again."""
+    settings = {
+        "samplers": flags.samplers.split(","),
+        "evaluations": _budgets(flags.evaluations),
+        "spacing": flags.spacing,
+        "seed": flags.seed,
+        "mixture_samples": PLANE_SAMPLES,
+    }
     if model:
         settings |= {
             "checkpoint": str(flags.ckpt),
             "checkpoint_step": model.loaded.step,
             "weights": model.loaded.weights,
             "num_samples": flags.num_samples,
+            "made_with": model.guided.record,
         }
-        name += f"_step{model.loaded.step}_{model.loaded.weights}_n{flags.num_samples}"
+    return settings | machine() | {"versions": versions()}
+
+
+def _path(flags: Any, model: _Model | None) -> pathlib.Path:
+    """Of the JSON file."""
+    name = f"_step{model.loaded.step}_{model.loaded.weights}_n{flags.num_samples}" if model else ""
     out = pathlib.Path(flags.out or (pathlib.Path(flags.ckpt) / "evaluation" if model else "samplers"))
-    path = out / f"{name}_{flags.spacing}_seed{flags.seed}.json"
-    write_record(path, settings | machine() | {"versions": versions(), "floors": floors, "rows": rows})
-    error_against_evaluations(path.with_suffix(".png"), _measures(rows, floors))
+    return out / f"samplers{name}_{flags.spacing}_seed{flags.seed}.json"
+
+
+def _report(path: pathlib.Path, settings: dict[str, Any], rows: list[dict[str, Any]], floors: dict[str, float]) -> None:
+    write_record(path, settings | {"floors": floors, "rows": rows})
+    with reporting(path.with_suffix(".png")):
+        error_against_evaluations(path.with_suffix(".png"), _measures(rows, floors))
     print(format_table(list(rows[0]), [list(row.values()) for row in rows]))
     print(f"what chance alone leaves: {', '.join(f'{key} {value:.4g}' for key, value in floors.items())}")
     print(f"{path}\n{path.with_suffix('.png')}")

@@ -47,6 +47,13 @@ def test_on_the_mixture_errors_fall_with_evaluations(invoke, tmp_path, monkeypat
     assert "what chance alone leaves" in result.out
 
 
+def test_results_are_written_again_only_for_the_same_question(invoke, refused, tmp_path):
+    argv = ["--samplers", "ddim", "--evaluations", "2", "--out", tmp_path]
+    assert [invoke("samplers", *argv).code for _ in range(2)] == [0, 0]
+    for other, says in (("--samplers=ddim,heun", "samplers is ['ddim']"), ("--evaluations=3", "evaluations is [2]")):
+        refused("samplers", *argv, other, says=[says, "--out"])
+
+
 def test_on_a_model_the_distance_and_the_times_are_there(invoke, trained, tmp_path):
     argv = ["--ckpt", trained, "--num_samples", 8, "--evaluations", "3", "--samplers", "ddim", "--out", tmp_path]
     assert invoke("samplers", *argv).code == 0
