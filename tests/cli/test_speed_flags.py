@@ -1,12 +1,17 @@
 """`--profile`, `--compilation_cache` and `train.steps_per_call` as a user types them."""
 
+import importlib
+import pkgutil
 import subprocess
 import sys
 
 import jax
 import pytest
 
+from ddpm_jax import cli
 from ddpm_jax.cli import config as configs
+
+COMPUTING = ("train", "sample", "evaluate", "samplers", "ema")
 
 # The command in a process of its own, which then says how many programs it found in the cache.
 PROGRAM = """
@@ -63,6 +68,33 @@ def test_a_cache_that_cannot_be_made_is_refused(refused, config_file, tmp_path):
     (tmp_path / "file").touch()
     says = [f"--compilation_cache {tmp_path / 'file'} cannot be made"]
     refused("train", "--config", config_file(), "--compilation_cache", tmp_path / "file", says=says)
+
+
+@pytest.fixture
+def _cache_as_before():
+    """Ends with the cache of the tests, whatever a command has made of it."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.mark.usefixtures("_cache_as_before")
+@pytest.mark.parametrize("name", COMPUTING)
+def test_a_command_keeps_its_programs_where_it_is_told_to(refused, config_file, tmp_path, name):
+    """Asked of a run that is not there, and of a working directory that is a file: refused once JAX is prepared."""
+    (tmp_path / "file").touch()
+    argv = ("--config", config_file(), "--workdir", tmp_path / "file") if name == "train" else ("--ckpt", tmp_path)
+    refused(name, *argv, "--compilation_cache", tmp_path / "cache", says=[str(tmp_path)])
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache")
+    assert (tmp_path / "cache").is_dir()
+
+
+def test_these_are_all_commands_that_compute():
+    modules = [importlib.import_module(f"ddpm_jax.cli.{found.name}") for found in pkgutil.iter_modules(cli.__path__)]
+    commands = {module.__name__.rpartition(".")[2] for module in modules if hasattr(module, "main")}
+    assert commands == {*COMPUTING, "plot"}
 
 
 @pytest.mark.slow
