@@ -23,7 +23,7 @@ from ddpm_jax.cli.command import Parser, prepare_jax, run
 from ddpm_jax.cli.experiment import Experiment, averages_of, build, snapshot_names
 from ddpm_jax.cli.load import check_names_a_run
 from ddpm_jax.errors import UsageError, choose
-from ddpm_jax.files import reporting, write_atomically
+from ddpm_jax.files import as_path, check_place, reporting, write_atomically
 from ddpm_jax.training import ema_snapshots
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.checkpoint_reading import find_step, read_config, read_weights, saved_steps
@@ -62,8 +62,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--sigma_rel makes averages and --average takes one that was kept: give one of them.")
     widths = [_width(text) for text in flags.sigma_rel.split(",")] if flags.sigma_rel else []
     prepare_jax(flags)
-    found = _open(pathlib.Path(flags.ckpt), flags.ckpt_step if flags.average else None)
-    out = pathlib.Path(flags.out or found.workdir / AVERAGES)
+    found = _open(as_path(flags.ckpt), flags.ckpt_step if flags.average else None)
+    out = as_path(flags.out or found.workdir / AVERAGES)
+    check_place(out, flag="--out", writing=True)
     if flags.average:
         _export(found, flags.average, out)
     elif widths:

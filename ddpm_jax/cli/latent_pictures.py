@@ -23,6 +23,7 @@ from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import progressive
+from ddpm_jax.files import as_path
 from ddpm_jax.samplers import inversion
 from ddpm_jax.samplers.editing import slerp
 from ddpm_jax.samplers.randomness import image_keys, initial_noise
@@ -125,7 +126,7 @@ def _interpolate_seeds(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
 
 def _reconstruct(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     """A picture, the x_T that DDIM inversion finds for it, and what DDIM makes of that."""
-    experiment, path = loaded.experiment, pathlib.Path(flags.reconstruct)
+    experiment, path = loaded.experiment, as_path(flags.reconstruct)
     photo = photos.read_photo("--reconstruct", path, experiment.image_shape)
     times, corrections = sampling.times_of(experiment, flags), flags.corrections or 0
     settings = {"reconstruct": str(path), "sha256": _sha256(path), "corrections": corrections}
@@ -175,7 +176,7 @@ def _paths(value: str) -> list[pathlib.Path]:
     paths = value.split(BETWEEN)
     if len(paths) != 2:  # --interpolate=A
         raise UsageError("--interpolate needs two image files, as in --interpolate a.png b.png.")
-    return [pathlib.Path(path) for path in paths]
+    return [as_path(path) for path in paths]
 
 
 def _seeds(text: str) -> tuple[int, int]:

@@ -5,7 +5,6 @@
 that was made otherwise.
 """
 
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from ddpm_jax.cli.load import Loaded, versions
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.results import check_record, write_record
-from ddpm_jax.files import reporting
+from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting import images as pictures
 
 _ANCESTRAL = ("interpolate", "shared_latents")
@@ -127,7 +126,8 @@ def run(loaded: Loaded, recipe: Recipe, flags: Any, commands: Sequence[str]) -> 
       UsageError: a file, seed or t that cannot be used, or the place is taken by a picture that was made otherwise.
       FailureError: an image that is not finite, or files that cannot be written.
     """
-    out = pathlib.Path(flags.out or pathlib.Path(flags.ckpt) / "generated")
+    out = as_path(flags.out or as_path(flags.ckpt) / "generated")
+    check_place(out, flag="--out", writing=True)
     for command in commands:
         drawing = DRAWINGS[command](loaded, recipe, flags)
         seed = {} if command == "reconstruct" else {"seed": flags.seed}  # nothing is drawn there

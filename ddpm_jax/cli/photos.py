@@ -12,6 +12,7 @@ from PIL import Image
 
 from ddpm_jax.data import images
 from ddpm_jax.errors import UsageError
+from ddpm_jax.files import as_path
 
 
 def read_photo(flag: str, path: str | pathlib.Path, image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -70,7 +71,7 @@ def read_mask(
 
 
 def _decode(flag: str, path: str | pathlib.Path) -> Image.Image:
-    if not pathlib.Path(path).is_file():
+    if not as_path(path).is_file():
         raise UsageError(f"{flag}: there is no file {path}.")
     try:
         return images.decode(path)

@@ -20,7 +20,7 @@ from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser, run
 from ddpm_jax.errors import FailureError, UsageError, choose, suggest
 from ddpm_jax.evaluation.results import format_table
-from ddpm_jax.files import reporting
+from ddpm_jax.files import absolute, as_path, check_place, is_remote, reporting
 from ddpm_jax.plotting.runs import Curve, compare_runs
 from ddpm_jax.training.records import RECORDS, SECONDS, Record, read
 
@@ -96,7 +96,7 @@ def _weight(text: str) -> float:
 
 
 def _picture(text: str) -> pathlib.Path:
-    out = pathlib.Path(text)
+    out = as_path(text)
     if out.suffix.lower() != ".png" or out.is_dir():
         raise UsageError(f"--out {text} is not the name of a PNG: choose one that ends in .png.")
     return out
@@ -105,17 +105,22 @@ def _picture(text: str) -> pathlib.Path:
 def _load(paths: Sequence[str]) -> list[Run]:
     if not paths:
         raise UsageError("No run is named: name the directories of some, as in runs/digits runs/digits_cond.")
-    folders = [pathlib.Path(path) for path in paths]
+    folders = [as_path(path) for path in paths]
     for i, folder in enumerate(folders):
-        if folder.resolve() in [other.resolve() for other in folders[:i]]:
+        if _resolved(folder) in map(_resolved, folders[:i]):
             raise UsageError(f"{folder} is named twice: name every run once.")
-    lasts = [folder.absolute().name for folder in folders]
+    lasts = [absolute(folder).name for folder in folders]
     # The last part of the path is enough where it tells the runs apart.
     names = lasts if len(set(lasts)) == len(lasts) else [str(folder) for folder in folders]
     return [_read(name, folder) for name, folder in zip(names, folders, strict=True)]
 
 
+def _resolved(folder: pathlib.Path) -> pathlib.Path:
+    return folder if is_remote(folder) else folder.resolve()
+
+
 def _read(name: str, folder: pathlib.Path) -> Run:
+    check_place(folder, flag=str(folder))
     if not folder.is_dir():
         beside = sorted(map(str, folder.parent.glob("*/"))) if folder.parent.is_dir() else []
         raise UsageError(f"There is no directory {folder}.{suggest(str(folder), beside)} Name the --workdir of a run.")

@@ -18,7 +18,7 @@ The last four commands make their own pictures instead of the samples. Several p
 NPZ files, up to a thousand images each, in a directory that all of them see; the first draws the grid.
 """
 
-import pathlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +33,7 @@ from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation
-from ddpm_jax.files import reporting
+from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting import images as pictures
 from ddpm_jax.training import hosts
 from ddpm_jax.training.randomness import base_key
@@ -79,7 +79,8 @@ def main(argv: Sequence[str]) -> int:
     recipe = editing.edited(loaded, flags)
     if drawings:
         return latents.run(loaded, recipe, flags, drawings)
-    out = pathlib.Path(flags.out or _default_out(loaded, recipe, flags))
+    out = as_path(flags.out or _default_out(loaded, recipe, flags))
+    check_place(out, flag="--out", writing=True)
 
     batch_size = min(flags.batch_size, flags.num_samples)
     _write_samples(loaded, recipe, out, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size)
@@ -89,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _draw(loaded: Loaded, recipe: Recipe, out: pathlib.Path, flags: Any) -> None:
+def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
     """Draws the grid and the chain, and says where everything is."""
     columns = _columns(recipe)
     shown = min(IN_GRID // (columns or 1) * (columns or 1), flags.num_samples)
@@ -105,9 +106,9 @@ def _draw(loaded: Loaded, recipe: Recipe, out: pathlib.Path, flags: Any) -> None
         print(f"  {out}/chain.png\n  {out}/chain.gif")
 
 
-def _default_out(loaded: Loaded, recipe: Recipe, flags: Any) -> pathlib.Path:
+def _default_out(loaded: Loaded, recipe: Recipe, flags: Any) -> os.PathLike:
     name = f"step{loaded.step}_{loaded.weights}_seed{flags.seed}_{recipe.name()}_n{flags.num_samples}"
-    return pathlib.Path(flags.ckpt) / "generated" / name
+    return as_path(flags.ckpt) / "generated" / name
 
 
 def _columns(recipe: Recipe) -> int | None:
@@ -117,7 +118,7 @@ def _columns(recipe: Recipe) -> int | None:
 
 
 def _write_samples(
-    loaded: Loaded, recipe: Recipe, out: pathlib.Path, *, seed: int, num_samples: int, batch_size: int
+    loaded: Loaded, recipe: Recipe, out: os.PathLike, *, seed: int, num_samples: int, batch_size: int
 ) -> None:
     manifest = {
         "checkpoint_step": loaded.step,
@@ -162,12 +163,12 @@ def _move(bar: Any, done: int) -> None:
     bar.refresh()
 
 
-def _first_images(out: pathlib.Path, count: int) -> np.ndarray:
-    with np.load(min(out.glob("samples-00000-of-*.npz"))) as shard:
+def _first_images(out: os.PathLike, count: int) -> np.ndarray:
+    with min(out.glob("samples-00000-of-*.npz")).open("rb") as file, np.load(file) as shard:
         return shard["images"][:count]
 
 
-def _write_chain(loaded: Loaded, recipe: Recipe, out: pathlib.Path, *, seed: int, num_chains: int) -> None:
+def _write_chain(loaded: Loaded, recipe: Recipe, out: os.PathLike, *, seed: int, num_chains: int) -> None:
     num_frames = min(FRAMES, recipe.sampler.num_rows + 1)
     generate = recipe.generator(loaded.experiment.image_shape, num_frames=num_frames)
     indices = np.arange(num_chains)

@@ -30,7 +30,7 @@ from ddpm_jax.evaluation import generation
 from ddpm_jax.evaluation.frechet import pixel_frechet_distance
 from ddpm_jax.evaluation.results import check_record, format_table, machine, write_record
 from ddpm_jax.evaluation.sampler_comparison import PlaneProblem, sampler_within
-from ddpm_jax.files import reporting
+from ddpm_jax.files import as_path, reporting
 from ddpm_jax.plotting.samplers import Measure, error_against_evaluations
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import SAMPLERS
@@ -191,7 +191,7 @@ def _settings(flags: Any, model: _Model | None) -> dict[str, Any]:
 def _path(flags: Any, model: _Model | None) -> pathlib.Path:
     """Of the JSON file."""
     name = f"_step{model.loaded.step}_{model.loaded.weights}_n{flags.num_samples}" if model else ""
-    out = pathlib.Path(flags.out or (pathlib.Path(flags.ckpt) / "evaluation" if model else "samplers"))
+    out = as_path(flags.out or (as_path(flags.ckpt) / "evaluation" if model else "samplers"))
     return out / f"samplers{name}_{flags.spacing}_seed{flags.seed}.json"
 
 

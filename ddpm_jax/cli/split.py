@@ -15,6 +15,7 @@ from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import FailureError
 from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.bound import check_images
+from ddpm_jax.files import as_path
 from ddpm_jax.training import hosts
 
 
@@ -50,9 +51,10 @@ def open_split(loaded: Loaded, flags: Any) -> Split:
         "num_images": num_images,
         "seed": flags.seed,
         "draws": flags.draws,
-        "num_timesteps": experiment.schedule.num_timesteps,
         "dtype": str(experiment.config.model.dtype),
     }
+    if experiment.config.objective == "diffusion":
+        settings["num_timesteps"] = experiment.schedule.num_timesteps
     told = experiment.conditioning.names
     if told:  # absent otherwise: results of before there were conditions go on
         settings["given"] = list(told)
@@ -63,7 +65,7 @@ def open_split(loaded: Loaded, flags: Any) -> Split:
 
 def result_path(name: str, loaded: Loaded, flags: Any, suffix: str) -> pathlib.Path:
     """A file about a checkpoint, in --out or in the folder `evaluation` of the run."""
-    directory = pathlib.Path(flags.out or pathlib.Path(flags.ckpt) / "evaluation")
+    directory = as_path(flags.out or as_path(flags.ckpt) / "evaluation")
     return directory / f"{name}_step{loaded.step}_{loaded.weights}{suffix}"
 
 

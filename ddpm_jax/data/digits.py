@@ -11,7 +11,8 @@ import io
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ddpm_jax.errors import FailureError
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.files import is_remote
 
 NUM_TRAIN, NUM_TEST = 1497, 300
 
@@ -68,8 +69,11 @@ def prepare(data_dir: str) -> str:
     final name.
 
     Raises:
+      UsageError: `data_dir` lies in a bucket, where nothing is prepared.
       FailureError: it cannot be written there.
     """
+    if is_remote(data_dir):
+        raise UsageError(f"The bundled digits are written to a directory of this machine: data_dir is {data_dir}.")
     try:
         builder = Digits(data_dir=data_dir or None)
         if not builder.data_path.exists():

@@ -9,6 +9,7 @@ Every file counts as a picture, except hidden ones and those whose extension is 
 passed over because of an unusual name would be worse than one sentence too many. Links to folders are followed.
 """
 
+import concurrent.futures
 import itertools
 import os
 import pathlib
@@ -21,8 +22,11 @@ from ddpm_jax.data.holdout import carve
 from ddpm_jax.data.memory import for_each
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, choose
+from ddpm_jax.files import BUCKET, as_path, check_place, is_remote
 
 HELD_OUT = ("test", "validation", "val")  # what "test" means, the first that is there
+
+IN_BUCKET = 64  # objects read at once: each is a wait of some 50 ms
 
 # fmt: off
 COMPANIONS = {  # what commonly lies beside pictures without being one
@@ -45,6 +49,7 @@ class FolderSource:
     def __init__(self, folder, paths, labels, *, num_classes, image_size, channels, skip, skipped, fingerprint):
         self._folder, self._paths, self._labels = folder, paths, labels
         self._skip = skip
+        self._pool = concurrent.futures.ThreadPoolExecutor(IN_BUCKET) if is_remote(folder) else None
         self._unreadable = Unreadable(len(paths) + len(skipped), skipped)
         self.image_shape = (image_size, image_size, channels)
         self.num_classes = num_classes
@@ -72,6 +77,11 @@ class FolderSource:
         raise UsageError(
             f"None of the {len(self)} images can be read, the first being {self._paths[0]}: check the folder."
         )
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads many pictures; those of a bucket at once, since each is a wait for the network."""
+        examples = list((self._pool.map if self._pool else map)(self.__getitem__, map(int, indices)))
+        return {name: np.stack([example[name] for example in examples]) for name in ("image", "label")}
 
     def _read(self, path: str) -> np.ndarray:
         image_size, _, channels = self.image_shape
@@ -107,7 +117,9 @@ def open_folder(
     Raises:
       UsageError: no such folder, no pictures in it, one that is too small, or, with "stop", one that cannot be read.
     """
-    root = pathlib.Path(data_dir).expanduser()
+    root = as_path(data_dir)
+    root = root if is_remote(root) else root.expanduser()
+    check_place(root, flag="data_dir")
     if not data_dir or not root.is_dir():
         raise UsageError(f"Folder {data_dir!r} does not exist: set data_dir to a folder of images.")
     choose("split of a folder", split, {"train": None, "test": None})
@@ -160,6 +172,15 @@ def _list(folder: pathlib.Path) -> list[str]:
     Raises:
       UsageError: there is none.
     """
+    found = _walk_bucket(folder) if is_remote(folder) else _walk(folder)
+    if not found:
+        raise UsageError(
+            f"Folder {folder} holds no images: put some into it, in one folder per class if there are classes."
+        )
+    return sorted(found)
+
+
+def _walk(folder: pathlib.Path) -> list[str]:
     found, seen = [], set()
     for where, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(where)
@@ -170,11 +191,16 @@ def _list(folder: pathlib.Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = os.path.relpath(where, folder).replace(os.sep, "/")
         found += [name if inside == "." else f"{inside}/{name}" for name in files if _is_picture(name)]
-    if not found:
-        raise UsageError(
-            f"Folder {folder} holds no images: put some into it, in one folder per class if there are classes."
-        )
-    return sorted(found)
+    return found
+
+
+def _walk_bucket(folder: pathlib.Path) -> list[str]:
+    found, root = [], str(folder).removeprefix(BUCKET)
+    for where, folders, files in folder.walk():
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = str(where).removeprefix(BUCKET).removeprefix(root).strip("/")
+        found += [f"{inside}/{name}".lstrip("/") for name in files if name and _is_picture(name)]
+    return found
 
 
 def _is_picture(name: str) -> bool:
@@ -212,7 +238,7 @@ def _inspect(paths: list[str], *, stop: bool) -> list[tuple[int, int] | None]:
         return 1
 
     # Opening files is waiting for a disk or a network, so more threads than cores.
-    threads = max(8, os.cpu_count() or 1)
+    threads = IN_BUCKET if paths and is_remote(paths[0]) else max(8, os.cpu_count() or 1)
     for_each(look, range(len(paths)), total=len(paths), what="checking", num_threads=threads)
     return sizes
 

@@ -11,6 +11,8 @@ import os
 import numpy as np
 from PIL import Image, ImageOps
 
+from ddpm_jax.files import as_path, is_remote, reporting
+
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 
 
@@ -25,9 +27,11 @@ def decode(file: str | os.PathLike | bytes) -> Image.Image:
 
     Raises:
       UnreadableImage: the file is missing, not an image, truncated or corrupt.
+      FailureError: the bucket that it lies in refuses or does not answer.
     """
+    opened = _opened(file)
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        with Image.open(opened) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return image
@@ -44,14 +48,29 @@ def header_size(path: str | os.PathLike) -> tuple[int, int]:
 
     Raises:
       UnreadableImage: the file is missing or does not start as an image; truncation further on goes unnoticed.
+      FailureError: as `decode`.
     """
+    opened = _opened(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(opened) as image:
             return image.size
     except MemoryError:
         raise
     except Exception as error:  # as in `decode`
         raise UnreadableImage(_reason(error)) from error
+
+
+def _opened(file: str | os.PathLike | bytes) -> str | os.PathLike | io.BytesIO:
+    """What Pillow can open. A bucket that does not answer is no damage of the picture."""
+    if isinstance(file, bytes):
+        return io.BytesIO(file)
+    if not is_remote(file):
+        return file
+    with reporting(file, "read"):
+        try:
+            return io.BytesIO(as_path(file).read_bytes())
+        except FileNotFoundError:
+            raise UnreadableImage("there is no such object") from None
 
 
 def _reason(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Reading what tensorflow-datasets has prepared as ArrayRecord: the files alone, without TensorFlow or builder code.
 
 Pictures are decoded by Pillow, as those of a folder are, so that pixels do not depend on whether OpenCV is installed
-(TFDS would prefer it, and the two decode JPEG differently).
+(TFDS would prefer it, and the two decode JPEG differently). What lies in a bucket is copied to this machine first: a
+picture at a random place costs a request there.
 """
 
 import itertools
@@ -14,6 +15,7 @@ from ddpm_jax.data import images
 from ddpm_jax.data.holdout import carve
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, suggest
+from ddpm_jax.files import as_path, check_place, is_remote, local_copy, reporting
 
 HELD_OUT = ("test", "validation")  # what "test" means, the first that the dataset has
 
@@ -104,7 +106,13 @@ def open_dataset(
     Raises:
       UsageError: the dataset is unknown, absent, not ArrayRecord, or has no such split, no images, or too small ones.
     """
+    remote = bool(data_dir) and is_remote(data_dir)
+    if remote:
+        check_place(as_path(data_dir), flag="data_dir")
     builder = _find(name, data_dir)
+    if remote:
+        with reporting(data_dir, "read"):
+            builder = read_only_builder.builder_from_directory(local_copy(builder.data_path))
     _check_random_access(builder, name, data_dir)
     image_key, label_key, num_classes = _keys(builder.info.features, name)
     shape = builder.info.features[image_key].shape

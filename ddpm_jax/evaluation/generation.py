@@ -21,7 +21,7 @@ from ddpm_jax.data.transforms import to_uint8
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import reporting, write_atomically
+from ddpm_jax.files import as_path, reporting, write_atomically
 from ddpm_jax.samplers import randomness
 from ddpm_jax.samplers.loop import Sampler, sample
 from ddpm_jax.training import hosts, parallel
@@ -207,7 +207,7 @@ def write_shards(
     for name, size in (("num_images", num_images), ("shard_size", shard_size)):
         if size < 1:
             raise UsageError(f"{name} is {size}: choose at least 1.")
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     with reporting(directory):
         _claim(directory, {**manifest, "num_images": num_images, "shard_size": shard_size})
         if hosts.is_first():
@@ -246,7 +246,7 @@ def read_shards(directory: str | os.PathLike) -> np.ndarray:
       UsageError: no images here, or not yet all of them.
       FailureError: a file is damaged.
     """
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     manifest = _read_manifest(directory)
     if manifest is None:
         raise UsageError(f"{directory} holds no {MANIFEST}: name a directory that sampled images were written to.")
@@ -301,7 +301,7 @@ def _read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
 
 def _read_shard(shard: _Shard) -> np.ndarray:
     try:
-        with open(shard.path, "rb") as file, np.load(file) as arrays:
+        with shard.path.open("rb") as file, np.load(file) as arrays:
             images, index = arrays["images"], arrays["index"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise FailureError(f"{shard.path} is damaged ({error}): delete it and sample again.") from error

@@ -9,7 +9,6 @@ import io
 import json
 import math
 import os
-import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import reporting, write_atomically
+from ddpm_jax.files import as_path, reporting, write_atomically
 
 _SETTINGS = "settings"
 AnyTally = TypeVar("AnyTally", bound=tuple)
@@ -44,7 +43,7 @@ def write_record(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
     Raises:
       FailureError: the file cannot be written.
     """
-    with reporting(pathlib.Path(path)):
+    with reporting(path):
         write_atomically(path, (json.dumps(_plain(record), indent=2, allow_nan=False) + "\n").encode())
 
 
@@ -81,7 +80,7 @@ def save_tally(path: str | os.PathLike, tally: AnyTally, settings: Mapping[str, 
     """
     buffer = io.BytesIO()
     np.savez(buffer, **{_SETTINGS: np.array(json.dumps(_plain(settings)))}, **tally._asdict())
-    with reporting(pathlib.Path(path)):
+    with reporting(path):
         write_atomically(path, buffer.getvalue())
 
 
@@ -92,7 +91,7 @@ def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], kind: type[
       UsageError: it was made with other settings; the first that differ are named.
       FailureError: the file is damaged.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if not path.exists():
         return None
     try:
@@ -113,7 +112,7 @@ def check_record(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
       UsageError: the record there was made with other settings; the first that differ are named.
       FailureError: the file is damaged.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if not path.exists():
         return
     try:
@@ -124,7 +123,7 @@ def check_record(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
     _check_same(path, found, _plain(settings))
 
 
-def _check_same(path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _check_same(path: os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     differing = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
     if differing:
         named = ", ".join(f"{name} is {found.get(name)!r} there, {wanted.get(name)!r} here" for name in differing[:3])

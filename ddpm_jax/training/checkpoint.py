@@ -10,7 +10,6 @@ Reading them is in `checkpoint_reading`; Orbax is known in these two files only.
 import itertools
 import logging
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.files import absolute, as_path, is_refusal, move_folder, reason_of
 from ddpm_jax.training import digests
 from ddpm_jax.training.checkpoint_reading import (
     CHECKPOINTS,
@@ -29,7 +29,6 @@ from ddpm_jax.training.checkpoint_reading import (
     DamagedCheckpoint,
     check_whole,
     find_step,
-    reason_of,
     restore_json,
     restore_state,
     steps_in,
@@ -97,15 +96,17 @@ class Checkpointer:
         """
         if keep_last < 1:
             raise UsageError(f"checkpoint.keep_last is {keep_last}: at least the newest checkpoint must be kept.")
-        self._directory = pathlib.Path(workdir).absolute() / CHECKPOINTS
+        self._directory = absolute(as_path(workdir)) / CHECKPOINTS
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
         )
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=_handlers())
-        except OSError as error:
-            raise FailureError(f"Cannot write checkpoints to {self._directory}: {error.strerror or error}.") from error
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            raise FailureError(f"Cannot write checkpoints to {self._directory}: {reason_of(error)}.") from error
 
     def latest_step(self) -> int | None:
         """The newest step on disk, or None."""
@@ -213,10 +214,12 @@ class Checkpointer:
         name = next(name for name in names if not (self._directory / name).exists())
         try:
             if jax.process_index() == 0:
-                (self._directory / str(step)).rename(self._directory / name)
-        except OSError as error:
+                move_folder(self._directory / str(step), self._directory / name)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
             raise FailureError(
-                f"The damaged checkpoint {self._directory / str(step)} cannot be renamed ({error.strerror or error}): "
+                f"The damaged checkpoint {self._directory / str(step)} cannot be renamed ({reason_of(error)}): "
                 "move it away to resume from the one before it."
             ) from error
         self._manager.reload()
@@ -227,7 +230,7 @@ class Checkpointer:
         self._guard(self._manager.close)
 
 
-def _removed(directory: pathlib.Path) -> str:
+def _removed(directory: os.PathLike) -> str:
     return (
         f"{directory} was removed while the run was under way, and its checkpoints with it: bring it back to resume, "
         "or give the same command again to start over."

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -17,11 +16,13 @@ import orbax.checkpoint as ocp
 from jax.tree_util import tree_flatten_with_path
 
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.files import absolute, as_path, check_place, is_refusal, is_remote, reason_of
 from ddpm_jax.training import digests
 from ddpm_jax.training.state import LATER
 
 CHECKPOINTS = "checkpoints"
 STATE, DATA, CONFIG = ITEMS = "state", "data", "config"
+COMMITTED = "commit_success.txt"  # Orbax's name for it
 
 
 class DamagedCheckpoint(FailureError):
@@ -49,7 +50,8 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
     Raises:
       UsageError: the directory is missing, holds no checkpoint, or not this one.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
+    check_place(workdir, flag="--ckpt")
     if not workdir.is_dir():
         raise UsageError(f"There is no directory {workdir}: --ckpt takes the --workdir of a training run.")
     steps = steps_in(workdir / CHECKPOINTS)
@@ -64,12 +66,17 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
 
 def saved_steps(workdir: str | os.PathLike) -> list[int]:
     """The steps on disk, ascending; empty where there are none."""
-    return steps_in(pathlib.Path(workdir) / CHECKPOINTS)
+    return steps_in(as_path(workdir) / CHECKPOINTS)
 
 
 def steps_in(directory: pathlib.Path) -> list[int]:
     """The steps of the checkpoints in a directory, ascending."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and _is_complete(path))
+
+
+def _is_complete(path: pathlib.Path) -> bool:
+    """Whether saving it has come to its end, which a bucket, where nothing is renamed, tells by a last object."""
+    return (path / COMMITTED).exists() if is_remote(path) else path.is_dir()
 
 
 def _newest_whole(directory: pathlib.Path, *, other_than: int) -> int | None:
@@ -85,6 +92,10 @@ def _damage(path: pathlib.Path, item: str) -> str | None:
         return digests.damage(path / item)
     except PermissionError as error:  # no damage: it must not be set aside for this
         raise FailureError(f"The checkpoint {path} may not be read: make {error.filename} readable.") from error
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        raise _out_of_reach(path, error) from error
 
 
 def check_whole(path: pathlib.Path, items: tuple[str, ...] = ITEMS) -> None:
@@ -109,7 +120,7 @@ def read_config(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
       UsageError: the checkpoint was not written by this package.
       DamagedCheckpoint: its files are damaged.
     """
-    path = pathlib.Path(workdir).absolute() / CHECKPOINTS / str(step)
+    path = absolute(as_path(workdir)) / CHECKPOINTS / str(step)
     check_whole(path, (CONFIG,))
     return restore_json(path, CONFIG)
 
@@ -126,7 +137,7 @@ def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
       UsageError: the checkpoint is not ours, or of another architecture.
       DamagedCheckpoint: its files are damaged.
     """
-    path = pathlib.Path(workdir).absolute() / CHECKPOINTS / str(step)
+    path = absolute(as_path(workdir)) / CHECKPOINTS / str(step)
     check_whole(path, (STATE,))
     return restore_state(path, template, partial=True)
 
@@ -190,8 +201,18 @@ def _quiet_reads() -> Iterator[None]:
         sys.unraisablehook = report
 
 
-def _damaged(path: pathlib.Path, error: Exception | str) -> DamagedCheckpoint:
+def _damaged(path: pathlib.Path, error: Exception | str) -> FailureError:
+    if is_remote(path) and isinstance(error, Exception):
+        return _out_of_reach(path, error)  # its objects are what was written: that has been seen
     return DamagedCheckpoint(path, error if isinstance(error, str) else reason_of(error))
+
+
+def _out_of_reach(path: pathlib.Path, error: Exception) -> FailureError:
+    """No damage: a checkpoint must not be set aside because a network fails."""
+    return FailureError(
+        f"The checkpoint {path} cannot be read ({reason_of(error)}). It is left as it is: put that right and give the "
+        "same command again."
+    )
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -230,11 +251,3 @@ def _check_architecture(path: pathlib.Path, saved: Any, template: Any, *, partia
             f"The checkpoint {path} is of another architecture: {name} is {there.get(name, 'absent')} there and "
             f"{here.get(name, 'absent')} in this model{f', and {others} more differ' if others else ''}."
         )
-
-
-def reason_of(error: Exception) -> str:
-    """The operating system's words, which tensorstore hides among others, or the first line of the message."""
-    number = getattr(error, "errno", None) or re.search(r"os_error_code='(\d+)'", str(error))
-    if number:
-        return os.strerror(number if isinstance(number, int) else int(number[1]))
-    return str(error).strip().split("\n")[0].rstrip(".")

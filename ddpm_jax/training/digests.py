@@ -8,6 +8,8 @@ import hashlib
 import pathlib
 from collections.abc import Iterator
 
+from ddpm_jax.files import is_remote
+
 SUMS = "SHA256SUMS"
 _AT_A_TIME = 4  # files read at once: hashing keeps a core busy, and a network has more to give than one stream takes
 
@@ -21,10 +23,15 @@ def write(folder: pathlib.Path) -> None:
 def damage(folder: pathlib.Path) -> str | None:
     """Returns what is no longer as it was when the digests were written, as half a sentence, or None.
 
-    Files that came later are not looked at, and without digests nothing is known, so nothing is wrong.
+    Files that came later are not looked at. Without digests nothing is known of files on a disk, so nothing is wrong;
+    in a bucket there has never been a checkpoint without.
+
+    Raises:
+      PermissionError: a file on a disk may not be read.
+      Exception: a bucket does not answer, or refuses.
     """
     if not (folder / SUMS).exists():
-        return None
+        return f"its file {folder.name}/{SUMS} is missing" if is_remote(folder) else None
     try:
         expected = [line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines()]
         with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
@@ -39,6 +46,8 @@ def damage(folder: pathlib.Path) -> str | None:
     except PermissionError:
         raise
     except OSError as error:
+        if is_remote(folder):
+            raise
         return f"a file in its {folder.name} cannot be read: {error.strerror or error}"
     return None
 

@@ -5,13 +5,13 @@ Which sum of them makes which average is in `ema_profiles`.
 """
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from ddpm_jax.files import as_path
 from ddpm_jax.training import checkpoint_reading
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.state import TrainState
@@ -34,7 +34,7 @@ class Snapshots:
           FailureError: the directory cannot be written.
         """
         self._names, self._config = tuple(names), config
-        self._checkpointer = Checkpointer(pathlib.Path(workdir) / SNAPSHOTS, keep_last=1, keep_every=1)
+        self._checkpointer = Checkpointer(as_path(workdir) / SNAPSHOTS, keep_last=1, keep_every=1)
 
     def __call__(self, step: int, state: TrainState) -> None:
         """Starts saving, in the background; a step that is there already is the same, and left as it is.
@@ -58,7 +58,7 @@ class Snapshots:
 
 def saved_steps(workdir: str | os.PathLike) -> list[int]:
     """The steps of a run's snapshots, ascending; empty where there are none."""
-    return checkpoint_reading.saved_steps(pathlib.Path(workdir) / SNAPSHOTS)
+    return checkpoint_reading.saved_steps(as_path(workdir) / SNAPSHOTS)
 
 
 def combine(
@@ -80,7 +80,7 @@ def combine(
     total = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float64), shapes)
     template = {"averages": {name: shapes for name in names}}
     for step, row in zip(steps, coefficients, strict=True):
-        saved = checkpoint_reading.read_weights(pathlib.Path(workdir) / SNAPSHOTS, step, template)["averages"]
+        saved = checkpoint_reading.read_weights(as_path(workdir) / SNAPSHOTS, step, template)["averages"]
         for name, coefficient in zip(names, row, strict=True):
             total = jax.tree.map(lambda s, x, c=coefficient: s + c * np.asarray(x, np.float64), total, saved[name])
     return jax.tree.map(np.float32, total)

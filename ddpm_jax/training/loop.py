@@ -128,6 +128,7 @@ def train(
         nonlocal saved
         settle()  # no state is saved before it is known that its steps are finite
         with reporter.throughput.paused():
+            writer.flush()  # before: what a checkpoint comes after must not be lost with the next
             checkpointer.save(step, state, batches.get_state(), config)
         saved = step
 

@@ -65,7 +65,8 @@ class MetricWriter:
           FailureError: the file of records cannot be read or repaired.
         """
         self._records = Records(workdir, resume_step=resume_step)
-        self._viewers = [Events(workdir, resume_step=resume_step), *viewers]
+        self._events = Events(workdir, resume_step=resume_step)
+        self._viewers = [self._events, *viewers]
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the metrics of `step`, the number of updates done."""
@@ -84,11 +85,17 @@ class MetricWriter:
         for viewer in self._viewers:
             viewer.histogram(step, name, *histogram)
 
+    def flush(self) -> None:
+        """What was written is there to stay after this; in a bucket it was not before."""
+        self._records.flush()
+        self._events.flush()
+
     def close(self) -> None:
-        """Closes the viewers; harmless when repeated or when nothing was written."""
+        """Writes what waits and closes the viewers; harmless when repeated or when nothing was written."""
         with contextlib.ExitStack() as stack:
             for viewer in self._viewers:
                 stack.callback(viewer.close)
+            stack.callback(self._records.flush)
 
     def __enter__(self) -> "MetricWriter":
         return self

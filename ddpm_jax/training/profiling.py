@@ -5,12 +5,14 @@ What a step costs in numbers is measured by `benchmarks/`; the rates of a run ar
 
 import contextlib
 import os
-import pathlib
+import shutil
+import tempfile
 from typing import Any
 
 import jax
 
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.files import as_path, copy_folder, is_remote, reporting
 
 
 class Trace:
@@ -22,7 +24,8 @@ class Trace:
 
     def __init__(self, directory: str | os.PathLike | None = None, *, first: int = 0, last: int = 0):
         """Names the steps; nothing is recorded before `call` reaches them."""
-        self._directory = None if directory is None else pathlib.Path(directory)
+        self._directory = None if directory is None else as_path(directory)
+        self._written = self._directory  # by JAX, which knows disks only
         self._first, self._last = first, last
         self._open = False
 
@@ -40,8 +43,11 @@ class Trace:
         """
         if self._directory is not None and not self._open and step < self._last and step + count >= self._first:
             try:
-                self._directory.mkdir(parents=True, exist_ok=True)
-                jax.profiler.start_trace(self._directory)
+                if is_remote(self._directory):
+                    self._written = tempfile.mkdtemp(prefix="ddpm_jax-trace-")
+                else:
+                    self._directory.mkdir(parents=True, exist_ok=True)
+                jax.profiler.start_trace(self._written)
             except (OSError, RuntimeError) as error:
                 raise FailureError(f"Cannot trace steps into {self._directory}: {error}.") from error
             self._open = True
@@ -56,11 +62,15 @@ class Trace:
     def _stop(self) -> None:
         if not self._open:
             return
-        self._open, self._directory = False, None
+        directory, self._open, self._directory = self._directory, False, None
         try:
             jax.profiler.stop_trace()
         except (OSError, RuntimeError) as error:
             raise FailureError(f"Writing the trace of the steps failed: {error}.") from error
+        if self._written != directory:
+            with reporting(directory):
+                copy_folder(self._written, directory)
+            shutil.rmtree(self._written)
 
 
 _NOTHING = contextlib.nullcontext()

@@ -1,8 +1,12 @@
-"""The records of a run on disk: `metrics.jsonl`, one line a report, which survive a kill and are cut back on a resume.
+"""The records of a run: `metrics.jsonl`, one line a report, which survive a kill and are cut back on a resume.
+
+In a bucket, where nothing can be appended to, the lines since the last save become one more object, a part:
+`metrics/NNNNNN.jsonl`. So what is written is written once. A run that is copied to a disk, or back, goes on as it is.
 
 What is in a record is decided by the train step and the loop; who else is told, by `metrics.MetricWriter`.
 """
 
+import concurrent.futures
 import json
 import math
 import os
@@ -10,9 +14,11 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from ddpm_jax.files import reporting, write_atomically
+from ddpm_jax.files import as_path, is_remote, reporting, write_atomically
 
 RECORDS = "metrics.jsonl"
+_PARTS = "metrics"  # the folder of those of a bucket
+_AT_A_TIME = 16  # parts read at once: each is a wait for the network
 SECONDS = "seconds"  # in every record: wall time of the run so far, its interruptions left out
 _DOING = "keep the metrics in"
 
@@ -20,10 +26,11 @@ Record = dict[str, float]
 
 
 class Records:
-    """Appends to `workdir/metrics.jsonl`.
+    """Appends to `workdir/metrics.jsonl`, or puts parts into a bucket.
 
     A record is one line, handed to the operating system before `append` returns: a kill loses at most the line being
-    written. Nothing but the repair of `resume_step` touches the disk before the first line.
+    written. In a bucket it is there after `flush`. Nothing but the repair of `resume_step` touches the disk before the
+    first line.
     """
 
     def __init__(
@@ -45,9 +52,12 @@ class Records:
         Raises:
           FailureError: the file of records cannot be read or repaired.
         """
-        self._path = pathlib.Path(workdir) / RECORDS
+        self._path, self._waiting = as_path(workdir) / RECORDS, b""
         with reporting(self._path, _DOING):
-            _repair(self._path, math.inf if resume_step is None else resume_step)
+            written = _contents(self._path.parent)
+            for path, data in written.items():
+                _repair(path, data, math.inf if resume_step is None else resume_step)
+        self._next = 1 + max((int(path.stem) for path in written if path != self._path), default=0)
         kept = read(workdir)
         before = max((record.get(SECONDS, 0.0) for record in kept), default=0.0)
         self._clock, self._start = clock, clock() - before
@@ -71,10 +81,26 @@ class Records:
         seconds = round(self._clock() - self._start, 3)
         stored = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = json.dumps({"step": int(step), SECONDS: seconds, **stored}, allow_nan=False) + "\n"
+        if is_remote(self._path):
+            self._waiting += line.encode()
+            return
         with reporting(self._path, _DOING):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "ab") as file:
                 file.write(line.encode())
+
+    def flush(self) -> None:
+        """Puts what waits into the bucket, as one object; on a disk nothing waits.
+
+        Raises:
+          FailureError: the bucket refuses.
+        """
+        if not self._waiting:
+            return
+        path = self._path.parent / _PARTS / f"{self._next:06}.jsonl"
+        with reporting(path, _DOING):
+            write_atomically(path, self._waiting)
+        self._next, self._waiting = self._next + 1, b""
 
 
 def read(workdir: str | os.PathLike) -> list[Record]:
@@ -86,21 +112,32 @@ def read(workdir: str | os.PathLike) -> list[Record]:
     Raises:
       FailureError: the file exists and cannot be read.
     """
-    path, records = pathlib.Path(workdir) / RECORDS, []
-    with reporting(path, _DOING):
-        for _, record in _parse(path):
-            if records and records[-1]["step"] == record["step"]:
-                records[-1] |= record
-            else:
-                records.append(record)
+    workdir, records = as_path(workdir), []
+    with reporting(workdir / RECORDS, _DOING):
+        written = _contents(workdir)
+    lines = [record for data in written.values() for _, record in _parse(data)]
+    if len(written) > 1:  # of a run that was copied, the file may be older than the parts, or newer
+        lines.sort(key=lambda record: record["step"])
+    for record in lines:
+        if records and records[-1]["step"] == record["step"]:
+            records[-1] |= record
+        else:
+            records.append(record)
     return records
 
 
-def _parse(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
-    """Yields the whole lines of `path`, without the newline, each with its record."""
-    if not path.exists():
-        return
-    for line in path.read_bytes().split(b"\n"):
+def _contents(workdir: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    """What is in the file and in the parts, in the order of writing."""
+    paths = sorted(path for path in (workdir / _PARTS).glob("*.jsonl") if path.stem.isdigit())
+    if (workdir / RECORDS).exists():
+        paths.insert(0, workdir / RECORDS)
+    with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
+        return dict(zip(paths, pool.map(lambda path: path.read_bytes(), paths), strict=True))
+
+
+def _parse(data: bytes) -> Iterator[tuple[bytes, Record]]:
+    """Yields the whole lines, without the newline, each with its record."""
+    for line in data.split(b"\n"):
         try:
             record = json.loads(line)
         except ValueError:
@@ -109,10 +146,8 @@ def _parse(path: pathlib.Path) -> Iterator[tuple[bytes, Record]]:
             yield line, {name: math.nan if value is None else value for name, value in record.items()}
 
 
-def _repair(path: pathlib.Path, last_step: float) -> None:
+def _repair(path: pathlib.Path, data: bytes, last_step: float) -> None:
     """Leaves the whole records up to `last_step`, byte for byte; does not write when there is nothing to repair."""
-    if not path.exists():
-        return
-    repaired = b"".join(line + b"\n" for line, record in _parse(path) if record["step"] <= last_step)
-    if repaired != path.read_bytes():
+    repaired = b"".join(line + b"\n" for line, record in _parse(data) if record["step"] <= last_step)
+    if repaired != data:
         write_atomically(path, repaired)

@@ -1,16 +1,21 @@
-"""TensorBoard event files, written without TensorFlow: scalars, pictures and histograms."""
+"""TensorBoard event files, written without TensorFlow: scalars, pictures and histograms.
+
+In a bucket, where nothing can be appended to, what came since the last save is a file of its own. TensorBoard reads the
+files of a folder one after the other.
+"""
 
 import contextlib
+import io
 import os
-import pathlib
 import socket
 import time
+import types
 from collections.abc import Mapping
 
 import numpy as np
 
 from ddpm_jax.errors import FailureError
-from ddpm_jax.files import reporting
+from ddpm_jax.files import as_path, is_remote, reporting, write_atomically
 
 TENSORBOARD = "tensorboard"
 
@@ -20,7 +25,7 @@ class Events:
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None = None):
         """`resume_step` is that of `records.Records`: TensorBoard forgets what older files say of later steps."""
-        self._folder = pathlib.Path(workdir) / TENSORBOARD
+        self._folder = as_path(workdir) / TENSORBOARD
         self._resume_step = resume_step
         self._file = None
 
@@ -55,6 +60,16 @@ class Events:
         )
         self._write(step, [summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, histo=histogram)])])
 
+    def flush(self) -> None:
+        """Puts what was written since into the bucket; on a disk it is there already.
+
+        Raises:
+          FailureError: the bucket refuses.
+        """
+        if is_remote(self._folder):
+            self.close()
+            self._resume_step = None
+
     def close(self) -> None:
         """Closes the event file; harmless when repeated or when nothing was written."""
         file, self._file = self._file, None
@@ -82,13 +97,18 @@ class Events:
     def _open(self):
         # tensorboardX is slow to import, hence here. Its SummaryWriter writes in a thread that dies of a full disk and
         # leaves the training waiting on a queue for ever; the writer beneath it reports the error to the caller.
+        from tensorboardX import record_writer
         from tensorboardX.proto import event_pb2
-        from tensorboardX.record_writer import RecordWriter
 
-        self._folder.mkdir(parents=True, exist_ok=True)
         # TensorBoard reads the files of a folder in the order of their names, hence the time comes first.
         now = time.time()
-        file = RecordWriter(str(self._folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"))
+        path = self._folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
+        if is_remote(path):
+            # Its own way to a bucket writes the whole file again at every flush.
+            record_writer.register_writer_factory("gs", types.SimpleNamespace(open=_Put))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        file = record_writer.RecordWriter(str(path))
         head = [event_pb2.Event(wall_time=now, file_version="brain.Event:2")]
         if self._resume_step is not None:
             # Makes TensorBoard forget the later events of the files before this one.
@@ -97,3 +117,19 @@ class Events:
         for event in head:
             file.write(event.SerializeToString())
         return file
+
+
+class _Put(io.BytesIO):
+    """A file in memory that becomes an object when it is closed."""
+
+    fileno = property()  # the writer must not ask for one, to wait for a disk
+
+    def __init__(self, path: str):
+        super().__init__()
+        self._path = path
+
+    def close(self) -> None:
+        if not self.closed:
+            data = self.getvalue()
+            super().close()
+            write_atomically(self._path, data)

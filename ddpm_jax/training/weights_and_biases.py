@@ -8,13 +8,14 @@ import logging
 import os
 import pathlib
 import secrets
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.files import write_atomically
+from ddpm_jax.files import absolute, as_path, is_remote, write_atomically
 
 RUN_ID = "wandb/id"  # in the directory of the run; W&B keeps its own files beside it
 _log = logging.getLogger(__name__)
@@ -50,16 +51,19 @@ class WeightsAndBiases:
         Where W&B refuses or cannot be reached, the run is kept on disk, as with WANDB_MODE=offline.
 
         Args:
-          workdir: the folder of the run, whose name is shown; W&B's own files go to `workdir/wandb`.
+          workdir: the folder of the run, whose name is shown; W&B's own files go to `workdir/wandb`, or to
+            a temporary folder where that lies in a bucket.
           project: "PROJECT" or "ENTITY/PROJECT".
           config: of the run, JSON-able.
 
         Raises:
           UsageError: see `load`.
         """
-        self._wandb, workdir = load(project), pathlib.Path(workdir)
+        self._wandb, workdir = load(project), as_path(workdir)
         entity, _, project = project.rpartition("/")
         self._run = None
+        # W&B writes to disks only.
+        folder = tempfile.mkdtemp(prefix="ddpm_jax-wandb-") if is_remote(workdir) else str(workdir)
 
         def start(**options: Any) -> None:
             self._run = self._wandb.init(
@@ -67,8 +71,8 @@ class WeightsAndBiases:
                 entity=entity or None,
                 id=_run_id(workdir),
                 resume="allow",
-                dir=str(workdir),
-                name=workdir.absolute().name,
+                dir=folder,
+                name=absolute(workdir).name,
                 config=dict(config),
                 settings=self._wandb.Settings(console="off"),  # its copy of standard error would be one of the bar
                 **options,
@@ -79,7 +83,7 @@ class WeightsAndBiases:
             start()
         except Exception as error:
             self._run = None
-            remedy = f"Its records are kept in {workdir / 'wandb'}, for wandb sync to send."
+            remedy = f"Its records are kept in {os.path.join(folder, 'wandb')}, for wandb sync to send."
             _log.warning("Weights & Biases cannot be used (%s). %s", _one_line(error), remedy)
             self._try(lambda: start(mode="offline"))
 
