@@ -9,7 +9,8 @@ Those networks have `attention_head_dim: null`, `downsample_padding: 0`, `norm_e
   `num_heads`, where `attention_head_dim` is the channels of each;
   `num_classes` K for `num_class_embeds: K + 1`, if the last class was trained as the null class;
   `low_res_channels`, if the last of their `in_channels` are those of a low-resolution image.
-NumPy arrays in and out, as `safetensors.numpy.load_file` and `save_file` have them.
+NumPy arrays in and out, as `safetensors.numpy.load_file` and `save_file` have them. The names and layouts of their
+blocks are here for `first_stage.py` too.
 """
 
 import re
@@ -45,6 +46,7 @@ TOP = {
     "mid_block_2": "mid_block.resnets.1",
 }
 KINDS = {"block": "resnets", "attn": "attentions"}
+POINTWISE = {"shortcut", "quant", "post_quant"}  # our linear maps that are 1x1 convolutions there
 
 
 def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet) -> dict[str, Any]:
@@ -61,19 +63,20 @@ def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet)
     Raises:
       UsageError: a tensor is missing, is left over, or has another shape than the network's.
     """
-    state_dict = {_new_name(name): value for name, value in state_dict.items()}
+    state_dict = {new_name(name): value for name, value in state_dict.items()}
     first = state_dict.get("conv_in.weight")
     in_channels = 3 if first is None else first.shape[1]  # a missing conv_in is reported with the others
     shapes = unet_shapes(unet, in_channels)
-    return rename_from(state_dict, shapes, lambda path: _name(path, len(unet.ch_mult)), _from_torch, SOURCE)
+    return rename_from(state_dict, shapes, lambda path: tensor_name(path, len(unet.ch_mult)), from_torch, SOURCE)
 
 
 def unet_params_to_diffusers(params: Params, unet: UNet) -> dict[str, np.ndarray]:
     """Returns the parameters of a network as a diffusers `UNet2DModel` state dict (new names), float32."""
-    return rename_to(params, lambda path: _name(path, len(unet.ch_mult)), _to_torch)
+    return rename_to(params, lambda path: tensor_name(path, len(unet.ch_mult)), to_torch)
 
 
-def _name(path: Path, num_levels: int) -> str:
+def tensor_name(path: Path, num_levels: int) -> str:
+    """Returns their name of the parameter at a path of a network of so many levels."""
     *modules, leaf = path
     names = [_block_name(modules[0], num_levels), *(MODULES.get(module, module) for module in modules[1:])]
     return ".".join([*names, "bias" if leaf == "bias" else "weight"])
@@ -89,11 +92,13 @@ def _block_name(block: str, num_levels: int) -> str:
     return f"{direction}_blocks.{level}.{part}"
 
 
-def _new_name(name: str) -> str:
+def new_name(name: str) -> str:
+    """Returns the name that diffusers gives today to a tensor of an old file; others stay as they are."""
     return re.sub(r"\.(query|key|value|proj_attn)\.", lambda old: f".{OLD_MODULES[old.group(1)]}.", name)
 
 
-def _from_torch(path: Path, value: np.ndarray) -> np.ndarray:
+def from_torch(path: Path, value: np.ndarray) -> np.ndarray:
+    """Turns the layout of one of their tensors into that of our parameter at `path`."""
     if path[-1] != "kernel":
         return value
     if value.ndim == 4 and value.shape[2:] == (1, 1):  # a 1x1 convolution is a linear map here
@@ -101,8 +106,9 @@ def _from_torch(path: Path, value: np.ndarray) -> np.ndarray:
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
-def _to_torch(path: Path, value: np.ndarray) -> np.ndarray:
+def to_torch(path: Path, value: np.ndarray) -> np.ndarray:
+    """Turns the layout of our parameter at `path` into that of their tensor."""
     if path[-1] != "kernel":
         return value
     value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-    return value[:, :, None, None] if "shortcut" in path else value
+    return value[:, :, None, None] if POINTWISE.intersection(path) else value

@@ -37,6 +37,7 @@ def rename_from(
     name_of: Callable[[Path], str],
     layout: Callable[[Path, np.ndarray], np.ndarray],
     source: str,
+    network: str = "U-Net",
 ) -> dict[str, Any]:
     """Builds our parameters from another project's tensors.
 
@@ -46,6 +47,7 @@ def rename_from(
       name_of: their name of a parameter of ours.
       layout: their layout -> ours, for the parameter at a path.
       source: what the tensors are, for the message: "diffusers state dict".
+      network: what ours is, for the message.
 
     Returns:
       The nested dictionary of float32 arrays that `unet.apply({"params": params}, ...)` takes.
@@ -60,7 +62,7 @@ def rename_from(
         if keys:
             shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise UsageError(
-                f"The {source} {problem} {shown}: give the U-Net the fields (ch, ch_mult, num_res_blocks, "
+                f"The {source} {problem} {shown}: give the {network} the fields (ch, ch_mult, num_res_blocks, "
                 "attn_resolutions, ...) of the network these weights were trained in."
             )
     params = {}
@@ -69,7 +71,7 @@ def rename_from(
         if value.shape != shapes[path]:
             raise UsageError(
                 f"{name} of the {source} has shape {np.shape(tensors[name])}, read here as {value.shape}, where the "
-                f"U-Net has {shapes[path]}: give it the fields of the network these weights were trained in."
+                f"{network} has {shapes[path]}: give it the fields of the network these weights were trained in."
             )
         params[path] = value
     return unflatten_dict(params)
