@@ -42,6 +42,13 @@ ONE_OF_A_KIND = ("iddpm_cifar10_hybrid", "iddpm_cifar10_vlb", "digits_cond", "di
 
 
 CLASSIFIERS = {"digits_classifier"}
+FIRST_STAGES = {  # image size, kind, latent [h, w, c]
+    "ae_digits": (8, "ae", (4, 4, 1)),
+    "vae_digits": (8, "vae", (4, 4, 4)),
+    "vqvae_digits": (8, "vq", (4, 4, 4)),
+    "vae_cifar10": (32, "vae", (8, 8, 4)),
+    "vqvae_cifar10": (32, "vq", (8, 8, 64)),
+}
 
 
 def load(name):
@@ -49,7 +56,9 @@ def load(name):
 
 
 def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
-    assert {"digits", *DATASETS, *ABLATION, *IMPROVED, *CONDITIONAL, *CLASSIFIERS} == {path.stem for path in FILES}
+    assert {"digits", *DATASETS, *ABLATION, *IMPROVED, *CONDITIONAL, *CLASSIFIERS, *FIRST_STAGES} == {
+        path.stem for path in FILES
+    }
 
 
 @pytest.mark.parametrize(
@@ -57,7 +66,7 @@ def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
     [
         pytest.param(path, marks=pytest.mark.slow if path.stem in ABLATION and path.stem != "ddpm_cifar10" else ())
         for path in FILES
-        if path.stem not in CLASSIFIERS
+        if path.stem not in CLASSIFIERS | FIRST_STAGES.keys()
     ],
     ids=lambda path: path.stem,
 )
@@ -73,6 +82,18 @@ def test_config_builds(path):
         t,
     )
     assert output.shape == (2, height, width, experiment.model.out_channels)
+
+
+@pytest.mark.parametrize("name", FIRST_STAGES)
+def test_a_first_stages_config_builds(name):
+    size, kind, latent = FIRST_STAGES[name]
+    experiment = build(load(name))
+    build_training(experiment)
+    x = jax.ShapeDtypeStruct((2, size, size, experiment.image_shape[-1]), "float32")
+    stage, params = experiment.first_stage, experiment.params_shapes()
+    assert stage.kind == kind
+    assert jax.eval_shape(stage.latent, params, x).z.shape == (2, *latent)
+    assert ("codebook" in params) == (kind == "vq")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

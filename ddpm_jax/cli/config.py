@@ -9,7 +9,7 @@ import importlib.util
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -26,7 +26,7 @@ def default_config() -> ConfigDict:
         {
             "seed": 0,  # of the initial weights, the data order and every draw
             "parallel": "pmap",  # the state on every device, or split over them where it outgrows one: pmap, fsdp
-            "objective": "diffusion",  # what is trained: diffusion, or a classifier of noisy images to guide one
+            "objective": "diffusion",  # what is trained: diffusion, classifier (of noisy images), first_stage
             "data": {
                 "name": "cifar10",  # a TFDS image dataset, "digits", or "folder"
                 "data_dir": "",  # TFDS's data_dir, or the folder of images; "" is TFDS's own default
@@ -69,6 +69,21 @@ def default_config() -> ConfigDict:
                 "num_classes": 0,  # its class, of the data's so many; 0: not told
                 "label_dropout": 0.0,  # share of the labels hidden in training, for classifier-free guidance
                 "low_res_factor": 0,  # the image shrunk so many times, as in super-resolution; 0: not told
+            },
+            "first_stage": {  # an autoencoder; of the fields of model it has all but those of the time
+                "kind": "vae",  # ae, vae, vq
+                "latent_channels": 4,  # of the latents, 2**(len(model.ch_mult) - 1) times smaller than the image
+                "family": "gaussian",  # what the decoder says of a pixel: gaussian, discretized_logistic, bernoulli
+                "scale": "shared",  # of its distribution: fixed, shared (one number, learned), pixel (by the decoder)
+                "log_scale": 0.0,  # of the fixed scale, or where the shared one starts
+                "beta": 1.0,  # vae: weight of the KL
+                "kl_warmup_steps": 0,  # vae: over which it rises from 0
+                "free_nats": 0.0,  # vae: of the KL of each latent channel, that cost nothing
+                "num_codes": 512,  # vq: rows of the codebook
+                "commitment": 0.25,  # vq: weight of the loss that keeps vectors near their codes
+                "codebook": "averages",  # vq: how it is learned: averages, gradient
+                "codebook_decay": 0.99,  # vq: of the averages
+                "restart_below": 0.0,  # vq: vectors per update below which a code is given a new place; 0 for never
             },
             "optimizer": {
                 "name": "adam",  # adam, adamw
@@ -283,15 +298,39 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     return [f"{name} ({there.get(name)!r} there, {here.get(name)!r} here)" for name in names]
 
 
-OBJECTIVES = {"diffusion": "a model of images", "classifier": "a classifier of noisy images, to guide one"}
-_NOT_OF_A_CLASSIFIER = (
-    "diffusion.parameterization",
-    "diffusion.variance",
-    "diffusion.loss",
-    "diffusion.weighting",
-    "condition.label_dropout",
-    "condition.low_res_factor",
-)
+OBJECTIVES = {
+    "diffusion": "a diffusion model",
+    "classifier": "a classifier",  # of noisy images, to guide one
+    "first_stage": "a first stage",  # of latent diffusion, or for itself
+}
+# Objective -> fields that have no part in it, single ones or whole groups.
+_NO_PART = {
+    "diffusion": ("first_stage",),
+    "classifier": (
+        "diffusion.parameterization",
+        "diffusion.variance",
+        "diffusion.loss",
+        "diffusion.weighting",
+        "condition.label_dropout",
+        "condition.low_res_factor",
+        "first_stage",
+    ),
+    "first_stage": (
+        "diffusion",
+        "condition",
+        "model.scale_shift_norm",
+        "model.time_embedding",
+        "train.sample_steps",
+    ),
+}
+_OF_KL = ("beta", "kl_warmup_steps", "free_nats")
+_OF_CODES = ("num_codes", "commitment", "codebook", "codebook_decay", "restart_below")
+# Kind of first stage -> fields of its group that have no part in it.
+_NO_PART_OF_KIND = {
+    "ae": (*_OF_KL, *_OF_CODES),
+    "vae": _OF_CODES,
+    "vq": _OF_KL,
+}
 _AT_LEAST_ONE = (
     "data.image_size",
     "model.ch",
@@ -306,8 +345,14 @@ _AT_LEAST_ONE = (
     "train.steps_per_call",
     "checkpoint.save_every",
     "checkpoint.keep_last",
+    "first_stage.latent_channels",
 )
 _AT_LEAST_ZERO = (
+    "first_stage.beta",
+    "first_stage.kl_warmup_steps",
+    "first_stage.free_nats",
+    "first_stage.commitment",
+    "first_stage.restart_below",
     "condition.num_classes",
     "condition.low_res_factor",
     "optimizer.warmup_steps",
@@ -324,6 +369,7 @@ _BELOW_ONE = (
     "data.holdout",
     "ema.decay",
     "ema.rampup_ratio",
+    "first_stage.codebook_decay",
     "optimizer.b1",
     "optimizer.b2",
 )
@@ -348,6 +394,7 @@ def check_ranges(config: ConfigDict) -> None:
         (_BELOW_ONE, lambda v: 0 <= v < 1, "in [0, 1)"),
         (("model.norm_eps", "optimizer.learning_rate", "optimizer.eps"), lambda v: v > 0, "above 0"),
         (("data.channels",), lambda v: v in (1, 3), "1 or 3"),
+        (("first_stage.num_codes",), lambda v: v >= 2, "at least 2"),
         (("seed",), lambda v: 0 <= v <= MAX_SEED, f"in 0..{MAX_SEED}"),
         (("diffusion.num_timesteps",), lambda v: v >= 2, "at least 2"),
         (("ema.sigma_rel",), lambda v: 0 <= v < WIDEST, f"0 or more and below {WIDEST:.4f}"),
@@ -367,18 +414,25 @@ def check_ranges(config: ConfigDict) -> None:
 
 
 def _check_objective(config: ConfigDict) -> None:
-    choose("objective", config.objective, OBJECTIVES)
-    if config.objective == "diffusion":
-        return
-    if config.condition.num_classes < 2:
+    what = choose("objective", config.objective, OBJECTIVES)
+    if config.objective == "classifier" and config.condition.num_classes < 2:
         raise UsageError(
             f"condition.num_classes is {config.condition.num_classes}, and a classifier tells classes apart: set it to "
             "the number of classes of the data."
         )
+    _check_unused(config, _NO_PART[config.objective], what)
+    if config.objective == "first_stage":
+        kind = config.first_stage.kind
+        unused = choose("kind of first stage", kind, _NO_PART_OF_KIND)
+        _check_unused(config, [f"first_stage.{name}" for name in unused], f"a first stage of the kind {kind!r}")
+
+
+def _check_unused(config: ConfigDict, names: Iterable[str], what: str) -> None:
+    """Refuses fields that were set though nothing reads them; a name without a dot is a whole group."""
     values, defaults = dict(flatten(config)), dict(flatten(default_config()))
-    for name in _NOT_OF_A_CLASSIFIER:
-        if values[name] != defaults[name]:
-            raise UsageError(f"{name} is {values[name]!r}, but a classifier has none: leave it {defaults[name]!r}.")
+    for name, value in values.items():
+        if (name in names or name.split(".")[0] in names) and value != defaults[name]:
+            raise UsageError(f"{name} is {value!r}, but {what} has none: leave it {defaults[name]!r}.")
 
 
 def _check_ema(config: ConfigDict) -> None:

@@ -16,6 +16,10 @@ Metrics, several separated by commas:
   bpd_ode          bits per dimension of the density that the probability-flow ODE gives to dequantised images
   rate_distortion  the bound as progressive coding: bits received against the error of the image predicted from them
 
+Metrics of first stages (configs with objective = "first_stage"):
+  reconstruction   the error of reconstructions on 0..255, of the posterior's mean; of a VQ-VAE how many codes are used
+  elbo             the evidence lower bound and its terms, and the importance-weighted bound of --draws samples
+
 The bound takes one network evaluation for each image, draw and timestep. --num_images and --timestep_stride make it
 cheaper and stay unbiased; the standard error says what that costs. The ODE is solved once for each image and draw, with
 as many network evaluations as --rtol and --atol take, each with a pass back for every probe; --trace exact takes a pass
@@ -30,12 +34,13 @@ from typing import Any
 
 from ddpm_jax.cli import likelihood_ode, sampling
 from ddpm_jax.cli.command import MAX_SEED, Parser, common_flags, define_process_flags, prepare_jax
-from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load, versions
+from ddpm_jax.cli.first_stage_metrics import FIRST_STAGE_METRICS
+from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load, load_first_stage, versions
 from ddpm_jax.cli.metrics import METRICS, Result
 from ddpm_jax.cli.split import result_path
-from ddpm_jax.errors import choose
+from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation.results import machine, write_record
-from ddpm_jax.files import reporting
+from ddpm_jax.files import check_place, reporting
 from ddpm_jax.training import hosts
 
 
@@ -44,10 +49,15 @@ def main(argv: Sequence[str]) -> int:
     flags = _parser().parse(argv)
     check_names_a_run(flags)
     names = flags.metric.split(",")
-    metrics = {name: choose("metric", name, METRICS) for name in names}
+    metrics = {name: choose("metric", name, METRICS | FIRST_STAGE_METRICS) for name in names}
+    of_first_stage = [name for name in names if name in FIRST_STAGE_METRICS]
+    if 0 < len(of_first_stage) < len(names):
+        raise UsageError(f"--metric {flags.metric}: {of_first_stage[0]} is of a first stage, the others are not.")
     prepare_jax(flags)
-    loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    read = load_first_stage if of_first_stage else load
+    loaded = read(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step})
+    check_place(result_path("", loaded, flags, "").parent, flag="--out", writing=True)
     for name, metric in metrics.items():
         result = metric(loaded, flags)
         if hosts.is_first():
@@ -59,7 +69,8 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(__doc__)
     define_checkpoint_flags(parser)
-    parser.string("metric", "frechet_pixels", f"What to compute: {', '.join(METRICS)}.", metavar="NAME")
+    every = ", ".join(METRICS | FIRST_STAGE_METRICS)
+    parser.string("metric", "frechet_pixels", f"What to compute: {every}.", metavar="NAME")
     parser.integer("batch_size", 100, "Images at a time, over all devices of all processes.", lower=1)
     parser.integer("seed", 0, "Of the samples, or of the noise that images are diffused with.", lower=0, upper=MAX_SEED)
     parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from ddpm_jax.cli import first_stage
 from ddpm_jax.cli.config import check_ranges
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, make_continuous, network_eps
@@ -22,6 +23,7 @@ from ddpm_jax.diffusion.parameterization import (
 from ddpm_jax.diffusion.schedules import Schedule, make_betas, spaced_timesteps
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation import generation
+from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.classifier import Classifier, check_classifier
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.unet import UNet, check_unet, null_condition
@@ -37,6 +39,7 @@ from ddpm_jax.training.randomness import base_key, init_key
 from ddpm_jax.training.sharding import PARALLEL
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
+from ddpm_jax.variational.first_stage import FirstStage
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 RESCALED_TIME = 1000.0  # what t = T would be called under rescale_timesteps (Improved DDPM's code)
@@ -48,7 +51,7 @@ class Experiment(NamedTuple):
     """What sampling and evaluation need of a config."""
 
     config: ConfigDict
-    model: UNet | Classifier  # as config.objective says; the methods that make denoisers need a UNet
+    model: UNet | Classifier | Autoencoder  # as config.objective says; the methods that make denoisers need a UNet
     chain: Chain
     schedule: Schedule  # all T steps of the chain
     image_shape: tuple[int, int, int]
@@ -74,6 +77,11 @@ class Experiment(NamedTuple):
             variance=self.config.diffusion.variance,
             clip_denoised=clip_denoised,
         )
+
+    @property
+    def first_stage(self) -> FirstStage:
+        """What the numbers of an `Autoencoder` mean."""
+        return first_stage.make_first_stage(self.config, self.model)
 
     @property
     def conditioning(self) -> Conditioning:
@@ -115,6 +123,8 @@ class Experiment(NamedTuple):
     def init_params(self, key: jax.Array) -> Any:
         """Draws the initial parameters, float32."""
         x, t = jnp.zeros((1, *self.image_shape)), jnp.zeros((1,))
+        if isinstance(self.model, Autoencoder):
+            return self.model.init(key, x)["params"]
         condition = () if isinstance(self.model, Classifier) else (null_condition(self.model, x),)
         return self.model.init(key, x, t, *condition)["params"]
 
@@ -138,12 +148,15 @@ def build(config: ConfigDict) -> Experiment:
     return Experiment(config, _model(config), chain, schedule, (size, size, config.data.channels))
 
 
-def _model(config: ConfigDict) -> UNet | Classifier:
+def _model(config: ConfigDict) -> UNet | Classifier | Autoencoder:
     size, channels = config.data.image_size, config.data.channels
+    dtype = choose("compute dtype", config.model.dtype, DTYPES)
+    if config.objective == "first_stage":
+        return first_stage.make_network(config, dtype)
     fields = {
         **config.model.to_dict(),
         "resolution": size,
-        "dtype": choose("compute dtype", config.model.dtype, DTYPES),
+        "dtype": dtype,
         "num_classes": config.condition.num_classes,
     }
     if config.objective == "classifier":
@@ -212,6 +225,8 @@ def snapshot_names(config: ConfigDict) -> dict[str, float]:
 
 def _objective(experiment: Experiment) -> Objective:
     config, c = experiment.config, experiment.config.diffusion
+    if config.objective == "first_stage":
+        return first_stage.make_objective(config, experiment.model)
 
     def apply(params, *inputs):
         *inputs, dropout_keys = inputs

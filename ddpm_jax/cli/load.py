@@ -56,6 +56,15 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: b
     return _load(workdir, step, raw_weights, objective="diffusion")
 
 
+def load_first_stage(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: bool = False) -> Loaded:
+    """As `load`, but of a first stage.
+
+    Raises:
+      UsageError: as `load`, or it is none.
+    """
+    return _load(workdir, step, raw_weights, objective="first_stage")
+
+
 def load_classifier(
     workdir: str | pathlib.Path, guided: Experiment, *, step: int | None = None, raw_weights: bool = False
 ) -> Loaded:
@@ -83,12 +92,11 @@ def _load(workdir: str | pathlib.Path, step: int | None, raw_weights: bool, *, o
     step = find_step(workdir, step)
     saved = read_config(workdir, step)
     experiment = build(configs.from_dict(saved, source=f"the config of {workdir}, step {step}"))
-    if experiment.config.objective != objective:
+    theirs, wanted = (configs.OBJECTIVES[name] for name in (experiment.config.objective, objective))
+    if theirs != wanted:
         raise UsageError(
-            f"{workdir} holds a classifier, which makes no images: give the directory of a diffusion model."
-            if objective == "diffusion"
-            else f"{workdir} holds a diffusion model and no classifier: give the directory of a run whose config has "
-            "objective = 'classifier'."
+            f"{workdir} holds {theirs} and not {wanted}: give the directory of a run whose config has "
+            f"objective = {objective!r}."
         )
     item = "params" if raw_weights else "ema_params"
     params = read_weights(workdir, step, {item: experiment.params_shapes()})[item]

@@ -20,7 +20,7 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,10 +46,11 @@ from ddpm_jax.cli.experiment import (
     snapshot_names,
     state_shapes,
 )
+from ddpm_jax.cli.first_stage_pictures import picture_writer
 from ddpm_jax.cli.grids import grid_path, grid_writer, no_grid
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import reporting, write_atomically
+from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
 from ddpm_jax.plotting.curves import columns, loss_curve
 from ddpm_jax.training import hosts, metrics, weights_and_biases
 from ddpm_jax.training.checkpoint import Checkpointer
@@ -65,6 +66,10 @@ from ddpm_jax.training.tensorboard import TENSORBOARD
 
 DEFAULT_CONFIG = "configs/digits.py"
 CONFIG_FILE = "config.json"
+_NEXT = {  # objective -> what to type after training; those that are missing make no images
+    "diffusion": "sample.py --ckpt {}",
+    "first_stage": "evaluate.py --ckpt {} --metric reconstruction",
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -95,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     overrides, rest = configs.split_overrides(argv)
     flags = parser.parse(rest)
     config = configs.override(configs.load_config(flags.config), overrides)
-    workdir = pathlib.Path(flags.workdir or pathlib.Path("runs") / pathlib.Path(flags.config).stem)
+    workdir = as_path(flags.workdir or pathlib.Path("runs") / pathlib.Path(flags.config).stem)
     profile = parse_steps(flags.profile) if flags.profile else None
     if flags.wandb is not None:
         weights_and_biases.load(flags.wandb)
@@ -117,13 +122,15 @@ def _common(config: ConfigDict) -> dict[str, Any]:
 
 
 def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Refuses a directory that belongs to another run."""
+    """Refuses a directory that belongs to another run or cannot be written."""
+    check_place(workdir, flag="--workdir", writing=True)
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir {workdir} is a file: name a directory.")
-    existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
-    if not (existing.is_dir() and os.access(existing, os.W_OK)):
-        why = f"you may not write to {existing}" if existing.is_dir() else f"{existing} is a file"
-        raise UsageError(f"--workdir {workdir} cannot be made, because {why}: name another directory.")
+    if not is_remote(workdir):
+        existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+        if not (existing.is_dir() and os.access(existing, os.W_OK)):
+            why = f"you may not write to {existing}" if existing.is_dir() else f"{existing} is a file"
+            raise UsageError(f"--workdir {workdir} cannot be made, because {why}: name another directory.")
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
@@ -164,7 +171,6 @@ def _train(
         _announce(experiment, workdir, source, state, start)
     hosts.check_shared(workdir / CONFIG_FILE)
 
-    makes_images = config.objective == "diffusion"
     snapshots = Snapshots(workdir, snapshot_names(config), settings) if config.ema.snapshot_every else None
     progress, writer = _observers(config, workdir, start, wandb) if hosts.is_first() else (hosts.Silent(),) * 2
     with (
@@ -184,9 +190,7 @@ def _train(
             config=settings,
             writer=writer,
             progress=progress,
-            on_sample=grid_writer(experiment, source, workdir, writer, progress.say, whole=parallelism.whole)
-            if makes_images
-            else no_grid,
+            on_sample=_on_sample(experiment, source, workdir, writer, progress.say, parallelism.whole),
             train_steps=parallelism.map_step(several(training.train_step)),
             trace=trace,
             explain=make_explain(
@@ -198,8 +202,25 @@ def _train(
             on_snapshot=snapshots,
         )
     if hosts.is_first():
-        _finish(outcome.interrupted_by, int(outcome.state.step), workdir, makes_images=makes_images)
+        _finish(outcome.interrupted_by, int(outcome.state.step), workdir, config.objective)
     return INTERRUPTED if outcome.interrupted_by == signal.SIGINT else 0  # SIGTERM is a scheduler's wish, and granted
+
+
+def _on_sample(
+    experiment: Experiment,
+    source: sources.Source,
+    workdir: pathlib.Path,
+    writer: metrics.MetricWriter,
+    say: Callable[[str], None],
+    whole: Callable[[Any], Any],
+) -> Callable[[int, TrainState], None]:
+    """What is shown every `train.sample_every` steps."""
+    match experiment.config.objective:
+        case "diffusion":
+            return grid_writer(experiment, source, workdir, writer, say, whole=whole)
+        case "first_stage":
+            return picture_writer(experiment, workdir, writer, say, whole=whole)
+    return no_grid
 
 
 def _batches(config: ConfigDict, source: sources.Source) -> pipeline.TrainIterator:
@@ -280,17 +301,17 @@ def _announce(
     )
 
 
-def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.Path, *, makes_images: bool) -> None:
+def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.Path, objective: str) -> None:
     """Draws the loss, and says what there is and what to type next."""
     records = metrics.read(workdir)
     steps, losses = columns(records, ["loss"])
     _, quartiles = columns(records, [f"loss_q{q}" for q in range(1, QUARTILES + 1)])
     with reporting(workdir / "loss.png"):
-        loss_curve(workdir / "loss.png", steps, losses[:, 0], quartiles, title=str(workdir))
+        loss_curve(workdir / "loss.png", steps, losses[:, 0], quartiles if len(quartiles) else None, title=str(workdir))
     if interrupted_by is not None:
         print(f"saved step {step} in {workdir}. To resume, give the same command again.", file=sys.stderr)
         return
-    samples = f"  samples  {grid_path(workdir, step)}\n" if makes_images else ""
-    print(f"done: {step} steps\n{samples}  loss     {workdir / 'loss.png'}")
-    if makes_images:
-        print(f"next: python sample.py --ckpt {workdir}")
+    pictures = f"  samples  {grid_path(workdir, step)}\n" if objective in _NEXT else ""
+    print(f"done: {step} steps\n{pictures}  loss     {workdir / 'loss.png'}")
+    if objective in _NEXT:
+        print(f"next: python {_NEXT[objective].format(workdir)}")

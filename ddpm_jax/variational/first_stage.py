@@ -99,8 +99,11 @@ class FirstStage(NamedTuple):
         return jnp.sum(self.family.log_likelihood(x, *decoded), axis=(1, 2, 3))
 
     def image(self, decoded: Decoded) -> chex.Array:
-        """The mean of p(x|z), the image that is shown: [B, H, W, C], nominally in [-1, 1]."""
-        return self.family.mean(decoded.location)
+        """The image that is shown, the mean of p(x|z) as far as there are levels: [B, H, W, C] in [-1, 1].
+
+        A logistic distribution over levels has its location far outside where it is sure of the first or the last one.
+        """
+        return jnp.clip(self.family.mean(decoded.location), -1.0, 1.0)
 
     def kl(self, latent: Latent) -> chex.Array:
         """KL(q(z|x) || p(z)) in nats, [B, h, w, c]: of an AE, which has no prior, 0.

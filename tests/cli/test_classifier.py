@@ -47,7 +47,7 @@ def test_the_same_command_resumes_and_names_no_samples(invoke, classifier, confi
 
 @pytest.mark.parametrize("name", ["sample", "evaluate"])
 def test_images_of_a_classifier_are_refused(refused, classifier, name):
-    refused(name, "--ckpt", classifier, says=[f"{classifier} holds a classifier, which makes no images"])
+    refused(name, "--ckpt", classifier, says=[f"{classifier} holds a classifier and not a diffusion model"])
 
 
 def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifier, trained):
@@ -59,7 +59,7 @@ def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifie
     expected = [row[label] - np.log(np.exp(row).sum()) for row, label in zip(np.float64(logits), (3, 7), strict=True)]
     np.testing.assert_allclose(log_prob(x_t, t, np.array([3, 7])), expected, rtol=1e-5)
 
-    with pytest.raises(UsageError, match="holds a diffusion model and no classifier"):
+    with pytest.raises(UsageError, match="holds a diffusion model and not a classifier"):
         load_classifier(trained, guided)
     for override, words in (
         ("data.image_size=16", "reads images of 8x8x1, but the model makes images of 16x16x1"),

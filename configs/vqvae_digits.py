@@ -1,0 +1,20 @@
+"""A VQ-VAE of the digits that scikit-learn bundles: 16 codes of a codebook of 64 for an image, 96 bits.
+
+Paper:    van den Oord, Vinyals and Kavukcuoglu 2017, Neural Discrete Representation Learning; the codebook is learned
+          by moving averages (appendix A.1), and codes that nothing chooses are placed anew.
+Command:  python train.py --config configs/vqvae_digits.py
+Hardware: two CPU cores, a few minutes.
+Expected: see docs/first_stages.md.
+"""
+
+import pathlib
+
+from ddpm_jax.cli.config import load_config
+
+
+def get_config():
+    config = load_config(pathlib.Path(__file__).with_name("vae_digits.py"))
+    config.first_stage.kind = "vq"
+    config.first_stage.num_codes = 64
+    config.first_stage.restart_below = 0.5
+    return config

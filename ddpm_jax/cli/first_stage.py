@@ -1,0 +1,76 @@
+"""Config -> the parts of a first stage: its network, what the network's numbers mean, its objective."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.models.autoencoder import Autoencoder, check_autoencoder
+from ddpm_jax.training.first_stage import FirstStageOptions, first_stage_objective
+from ddpm_jax.training.objective import Objective
+from ddpm_jax.variational.first_stage import SCALES, FirstStage
+from ddpm_jax.variational.observation import FAMILIES
+
+_OF_THE_TIME = ("scale_shift_norm", "time_embedding")  # fields of config.model
+
+
+def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
+    """Builds the network, computing in `dtype`.
+
+    Raises:
+      UsageError: a field that cannot work, alone or beside the others.
+    """
+    stage, size, channels = config.first_stage, config.data.image_size, config.data.channels
+    family = choose("family of a decoder", stage.family, FAMILIES)
+    choose("scale of a decoder", stage.scale, SCALES)
+    if not family.scaled and (stage.scale, stage.log_scale) != ("shared", 0.0):
+        raise UsageError(
+            f"first_stage.scale is {stage.scale!r} and log_scale {stage.log_scale}, but a {stage.family} decoder has "
+            "no scale: leave them as they are by default."
+        )
+    fields = {name: value for name, value in config.model.to_dict().items() if name not in _OF_THE_TIME}
+    network = Autoencoder(
+        **fields
+        | {
+            "dtype": dtype,
+            "resolution": size,
+            "image_channels": channels,
+            "latent_channels": stage.latent_channels,
+            "moments": stage.kind == "vae",
+            "num_codes": stage.num_codes if stage.kind == "vq" else 0,
+            "out_channels": 2 * channels if family.scaled and stage.scale == "pixel" else channels,
+            "shared_log_scale": stage.log_scale if family.scaled and stage.scale == "shared" else None,
+        }
+    )
+    check_autoencoder(network, height=size, width=size)
+    return network
+
+
+def make_first_stage(config: ConfigDict, network: Autoencoder) -> FirstStage:
+    """What the network's numbers mean."""
+    stage = config.first_stage
+
+    def method(function):
+        return lambda params, inputs, keys: network.apply(
+            {"params": params}, inputs, keys if config.model.dropout else None, method=function
+        )
+
+    return FirstStage(
+        stage.kind,
+        method(Autoencoder.encode),
+        method(Autoencoder.decode),
+        FAMILIES[stage.family],
+        scale=stage.scale,
+        log_scale=stage.log_scale,
+        num_codes=network.num_codes,
+    )
+
+
+def make_objective(config: ConfigDict, network: Autoencoder) -> Objective:
+    """The objective that the config describes.
+
+    Raises:
+      UsageError: an unknown way to learn a codebook.
+    """
+    options = FirstStageOptions(**{name: config.first_stage[name] for name in FirstStageOptions._fields})
+    return first_stage_objective(make_first_stage(config, network), options, flip=config.data.flip)
