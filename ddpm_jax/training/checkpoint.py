@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import absolute, as_path, is_refusal, move_folder, reason_of
-from ddpm_jax.training import digests
+from ddpm_jax.training import digests, hosts
 from ddpm_jax.training.checkpoint_reading import (
     CHECKPOINTS,
     CONFIG,
@@ -148,6 +148,8 @@ class Checkpointer:
         try:
             action()
         except Exception as error:  # Orbax raises what the file system, tensorstore or a thread of its own raised
+            if hosts.is_loss(error):
+                raise FailureError(hosts.LOST) from error
             if not self._directory.is_dir():
                 raise FailureError(_removed(self._directory)) from error
             good = steps_in(self._directory)

@@ -115,7 +115,7 @@ _on_abort = None  # what the C library calls must not be collected
 
 
 def _abort_with(sentence: str) -> None:
-    """Makes an abort of this process end it with a sentence and exit code 1.
+    """Makes an abort of this process end it with a sentence, "" for none, and exit code 1.
 
     When JAX loses another process, or waits in vain for one, it calls abort() from a thread of its own, whatever
     Python is doing. A handler of the `signal` module would run too late: never.
@@ -123,7 +123,8 @@ def _abort_with(sentence: str) -> None:
     global _on_abort
 
     def end(_number: int) -> None:
-        os.write(STDERR, f"error: {sentence}\n".encode())
+        if sentence:
+            os.write(STDERR, f"error: {sentence}\n".encode())
         os._exit(FAILURE)
 
     _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
@@ -138,12 +139,13 @@ def joined() -> bool:
 
 
 def leave(code: int) -> None:
-    """Ends this process at once where `join` was called; returns where it was not.
+    """Ends this process at once where `join` was called; returns where it was not. Why has been said already.
 
     An ordinary end waits for the others, which may wait for this one in a step that will never come.
     """
     if not joined():
         return
+    _abort_with("")
     sys.stdout.flush()
     sys.stderr.flush()
     if is_first():

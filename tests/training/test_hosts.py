@@ -3,11 +3,13 @@
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.training import hosts
+from ddpm_jax.training.checkpoint import Checkpointer
 
 
 @pytest.fixture(params=[1, 2, 3, 8])
@@ -104,6 +106,22 @@ def test_a_directory_that_another_process_does_not_see_is_refused(tmp_path, monk
         hosts.check_shared(path)
     monkeypatch.setattr(hosts.time, "sleep", lambda seconds: path.write_text("{}"))  # as a slow file system shows it
     hosts.check_shared(path)
+
+
+def test_a_save_that_fails_because_a_process_is_gone_is_told_as_its_loss(tmp_path, monkeypatch):
+    def save(*_, **__):
+        raise jax.errors.JaxRuntimeError("INTERNAL: Barrier failed because: UNAVAILABLE: Task 1 heartbeat timeout.")
+
+    checkpointer = Checkpointer(tmp_path, keep_last=1)
+    monkeypatch.setattr(checkpointer._manager, "save", save)
+    with pytest.raises(FailureError) as raised:
+        checkpointer.save(1, {"x": jnp.zeros(2)}, {}, {})
+    assert str(raised.value) == hosts.LOST
+    checkpointer.close()
+
+
+def test_all_tell_one_another_what_they_say():
+    assert hosts.tell_all([0, "a cause"]) == [[0, "a cause"]]
 
 
 def test_a_failing_command_alone_ends_as_it_always_did():
