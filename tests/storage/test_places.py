@@ -1,0 +1,130 @@
+"""Paths in a bucket: what can be done with them, and the sentence for every way in which it cannot."""
+
+import asyncio
+import importlib.util
+import pathlib
+
+import pytest
+
+from ddpm_jax import files
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.files import as_path, check_place, is_remote, local_copy, move_folder, reporting, write_atomically
+
+
+def test_names_of_this_machine_stay_what_they_were():
+    for name in ("runs/digits", "/tmp/x", ".", "a b"):
+        assert as_path(name) == pathlib.Path(name)
+        assert isinstance(as_path(pathlib.Path(name)), pathlib.Path)
+        assert not is_remote(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("s3://b/x", "gs://BUCKET/DIR"), ("http://x", "no place"), ("gs://", "names no bucket")]
+)
+def test_other_addresses_are_refused(name, words):
+    with pytest.raises(UsageError, match=words):
+        as_path(name)
+
+
+def test_without_gcsfs_the_extra_is_named(monkeypatch, refused):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    files._bucket_paths.cache_clear()
+    try:
+        assert "pip install -e '.[gcs]'" in refused("train", "--workdir", "gs://bucket/x")
+    finally:
+        files._bucket_paths.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs's way, in a thread of its own
+def test_what_is_written_is_read_seen_by_others_at_once_and_replaced_whole(folder):
+    path = folder / "a" / "b.txt"
+    assert not path.exists()  # and whoever remembered that would not see it below
+    assert list(folder.glob("*")) == []
+    for data in (b"one", b"", b"x" * 12_000_000):  # the last in several requests
+        write_atomically(str(path), data)
+        assert path.read_bytes() == data
+    assert [child.name for child in folder.iterdir()] == ["a"]
+    assert as_path(str(path)) == path
+
+
+def test_a_folder_moves_with_all_that_is_in_it(folder):
+    for name in ("a", "deep/b", "deep/er/c"):
+        write_atomically(folder / "from" / name, name.encode())
+    move_folder(folder / "from", folder / "to")
+    assert not (folder / "from").is_dir()
+    for name in ("a", "deep/b", "deep/er/c"):
+        assert (folder / "to" / name).read_bytes() == name.encode()
+
+
+def test_a_local_copy_is_made_once_and_anew_when_the_objects_change(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    write_atomically(folder / "set" / "1.0" / "x", b"old")
+    copy = local_copy(folder / "set" / "1.0")
+    assert copy.parts[-2:] == ("set", "1.0")
+    assert (copy / "x").read_bytes() == b"old"
+    (copy / "mark").touch()
+    assert local_copy(folder / "set" / "1.0") == copy
+    write_atomically(folder / "set" / "1.0" / "x", b"newer")
+    assert (local_copy(folder / "set" / "1.0") / "x").read_bytes() == b"newer"
+    assert (copy / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("gs://absent/run", "--workdir: there is no bucket gs://absent: make it with gcloud storage buckets create"),
+        ("gs://forbidden/run", "cannot be read: Google Cloud forbids it: the account that asks needs the role"),
+        ("gs://nameless/run", "cannot be read: Google Cloud does not know who asks: log in with gcloud auth"),
+        ("gs://read-only/run", "gs://read-only/run cannot be written: Google Cloud forbids it"),
+    ],
+)
+def test_train_refuses_a_bucket_that_is_not_there_or_may_not_be_used(server, refused, config_file, place, words):
+    assert words in refused("train", "--config", config_file, "--workdir", place)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(server, refused):
+    assert "--ckpt: there is no bucket gs://absent" in refused("sample", "--ckpt", "gs://absent/run")
+    assert "There is no directory gs://bucket/nowhere" in refused("evaluate", "--ckpt", "gs://bucket/nowhere")
+
+
+class _Hasty:
+    """asyncio, but for the waits between attempts."""
+
+    def __getattr__(self, name):
+        return getattr(asyncio, name)
+
+    async def sleep(self, _):
+        pass
+
+
+@pytest.fixture
+def unreachable(server, monkeypatch):
+    """Nobody listens where the clients look for the bucket."""
+    import fsspec
+
+    monkeypatch.setattr("gcsfs.retry.asyncio", _Hasty())
+    store, _ = fsspec.url_to_fs("gs://bucket", finalize_on_close=True)
+    monkeypatch.setattr(store, "_endpoint", "http://127.0.0.1:1")
+
+
+def test_a_bucket_that_does_not_answer_is_a_failure(unreachable, refused, config_file):
+    sentence = refused("train", "--config", config_file, "--workdir", "gs://bucket/run", code=1)
+    assert "--workdir: gs://bucket/run cannot be read: Google Cloud Storage does not answer" in sentence
+
+
+def test_writing_to_a_bucket_that_does_not_answer_ends_in_a_sentence(unreachable):
+    with (
+        pytest.raises(FailureError, match=r"Cannot write gs://bucket/x: .* does not answer .* same command again"),
+        reporting("gs://bucket/x"),
+    ):
+        write_atomically("gs://bucket/x", b"data")
+
+
+def test_a_mistake_of_this_program_is_not_taken_for_a_refusal(server):
+    with pytest.raises(KeyError), reporting("gs://bucket/x"):
+        raise KeyError("x")
+
+
+def test_a_disk_is_not_asked(tmp_path):
+    check_place(tmp_path / "nowhere", flag="--workdir", writing=True)
+    assert list(tmp_path.iterdir()) == []
