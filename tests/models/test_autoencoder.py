@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.models.autoencoder import Autoencoder, check_autoencoder
+from ddpm_jax.models.layers import Dropout
 from ddpm_jax.models.trunk import ResBlock
 
 SMALL = Autoencoder(resolution=16, ch=32, ch_mult=(1, 2), num_res_blocks=1, dropout=0.3)
@@ -142,7 +143,7 @@ def test_an_example_does_not_see_its_neighbours_in_the_batch(params):
         assert jnp.abs(apply(SMALL, method, params, x[::-1]) - apply(SMALL, method, params, x)).max() > 0.1
 
 
-def test_dropout_is_drawn_by_the_key_of_the_example_and_apart_in_encoder_and_decoder(params):
+def test_dropout_is_drawn_by_the_key_of_the_example(params):
     z = apply(SMALL, "encode", params, X)[..., :4]
     same = jnp.stack([KEYS[0], KEYS[0]])
     for method, x in (("encode", X), ("decode", z)):
@@ -153,6 +154,22 @@ def test_dropout_is_drawn_by_the_key_of_the_example_and_apart_in_encoder_and_dec
         assert jnp.abs(one_key - plain).max() > 1e-2
         still = SMALL.clone(dropout=0.0)
         np.testing.assert_array_equal(apply(still, method, params, twins, same), plain)
+
+
+def test_every_block_of_encoder_and_decoder_has_a_mask_of_its_own(params):
+    masks = []
+    for method, x, blocks in (("encode", X, 4), ("decode", X[:, ::2, ::2].repeat(2, -1)[..., :4], 6)):
+        capture = functools.partial(
+            SMALL.apply, capture_intermediates=lambda module, _: isinstance(module, Dropout), mutable="intermediates"
+        )
+        _, kept = jax.jit(functools.partial(capture, method=method))({"params": params}, x, KEYS)
+        dropped = [np.asarray(h) == 0 for h in jax.tree.leaves(kept)]
+        assert len(dropped) == blocks
+        masks += dropped
+    for i, mask in enumerate(masks):
+        # The share of zeros among n independent draws has deviation sqrt(0.3 * 0.7 / n); five of them.
+        assert abs(mask.mean() - 0.3) < 5 * np.sqrt(0.21 / mask.size)
+        assert not any(mask.shape == other.shape and (mask == other).all() for other in masks[:i])
 
 
 def test_bfloat16_is_near_float32_with_float32_parameters_and_outputs(params):
