@@ -216,7 +216,9 @@ def check_place(path: Any, *, flag: str, writing: bool = False) -> None:
             )
         if writing:
             doing = "written"
-            probe = path / f".write-test-{secrets.token_hex(4)}"
+            # Beside it: in it, another process would take it for a folder that is there, and then is not.
+            name = f".write-test-{secrets.token_hex(4)}"
+            probe = path / name if path == bucket else path.with_name(path.name + name)
             probe.write_bytes(b"")
             probe.unlink()
     except Exception as error:
