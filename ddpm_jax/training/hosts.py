@@ -155,8 +155,11 @@ def leave(code: int) -> None:
 
 def is_loss(error: BaseException) -> bool:
     """Whether a computation failed because another process is gone, as far as the error's words tell."""
-    signs = ("gloo", "nccl", "connection", "socket", "unavailable", "coordination")
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(sign in str(error).lower() for sign in signs)
+    words, libraries = str(error).lower(), ("gloo", "nccl")
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return any(sign in words for sign in (*libraries, "connection", "socket", "unavailable", "coordination"))
+    # JAX makes a ValueError of it where the program that fails is called, and not where its result is read.
+    return isinstance(error, ValueError) and any(library in words for library in libraries)
 
 
 def is_first() -> bool:

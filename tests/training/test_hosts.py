@@ -120,6 +120,20 @@ def test_a_save_that_fails_because_a_process_is_gone_is_told_as_its_loss(tmp_pat
     checkpointer.close()
 
 
+@pytest.mark.parametrize(
+    ("error", "loss"),
+    [
+        (jax.errors.JaxRuntimeError("UNAVAILABLE: Task 1 heartbeat timeout."), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 3 bytes."), False),
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:55990"), True),
+        (ValueError("UNAVAILABLE: Error opening gs://bucket: connection refused"), False),
+        (KeyError("gloo"), False),
+    ],
+)
+def test_the_loss_of_a_process_is_told_from_other_errors(error, loss):
+    assert hosts.is_loss(error) is loss
+
+
 def test_all_tell_one_another_what_they_say():
     assert hosts.tell_all([0, "a cause"]) == [[0, "a cause"]]
 
