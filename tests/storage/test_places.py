@@ -3,6 +3,8 @@
 import asyncio
 import importlib.util
 import pathlib
+import urllib.parse
+import urllib.request
 
 import pytest
 
@@ -36,15 +38,24 @@ def test_without_gcsfs_the_extra_is_named(monkeypatch, refused):
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs's way, in a thread of its own
-def test_what_is_written_is_read_seen_by_others_at_once_and_replaced_whole(folder):
+def test_what_is_written_is_read_and_replaced_whole(folder):
     path = folder / "a" / "b.txt"
-    assert not path.exists()  # and whoever remembered that would not see it below
-    assert list(folder.glob("*")) == []
+    assert not path.exists()
     for data in (b"one", b"", b"x" * 12_000_000):  # the last in several requests
         write_atomically(str(path), data)
         assert path.read_bytes() == data
     assert [child.name for child in folder.iterdir()] == ["a"]
     assert as_path(str(path)) == path
+
+
+def test_what_another_process_writes_is_seen_at_once(server, folder):
+    write_atomically(folder / "shared" / "mine", b"")
+    assert [path.name for path in (folder / "shared").iterdir()] == ["mine"]
+    name = str(folder / "shared" / "theirs").removeprefix("gs://bucket/")
+    url = f"{server}/upload/storage/v1/b/bucket/o?uploadType=media&name={urllib.parse.quote(name, safe='')}"
+    urllib.request.urlopen(urllib.request.Request(url, b"data", {"Content-Type": "text/plain"})).close()
+    assert (folder / "shared" / "theirs").exists()
+    assert sorted(path.name for path in (folder / "shared").iterdir()) == ["mine", "theirs"]
 
 
 def test_a_folder_moves_with_all_that_is_in_it(folder):

@@ -1,0 +1,47 @@
+"""What writes to disks only, with a bucket behind it; and single pictures that a user names."""
+
+import sys
+from unittest import mock
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_jax.cli.photos import read_photo
+from ddpm_jax.errors import UsageError
+from ddpm_jax.files import write_atomically
+from ddpm_jax.training.profiling import Trace
+from ddpm_jax.training.weights_and_biases import RUN_ID, WeightsAndBiases
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs's way, in a thread of its own
+def test_a_trace_comes_into_the_bucket_and_leaves_nothing_here(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Trace(folder / "tensorboard", first=1, last=1) as trace, trace.call(0, 1):
+        trace.done(1, jnp.ones(3) + 1)
+    (profile,) = (folder / "tensorboard" / "plugins" / "profile").iterdir()
+    assert any(path.name.endswith(".xplane.pb") for path in profile.iterdir())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_and_biases_writes_here_and_its_id_is_kept_in_the_bucket(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    package = mock.Mock()
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    for _ in range(2):  # the second is a resume
+        WeightsAndBiases(folder / "my_run", "digits", {}).close()
+    first, second = (call.kwargs for call in package.init.call_args_list)
+    assert first["id"] == second["id"] == (folder / "my_run" / RUN_ID).read_text()
+    assert first["name"] == "my_run"
+    assert first["dir"].startswith(str(tmp_path))
+
+
+def test_a_photo_is_read_from_the_bucket_or_refused_by_its_name(folder, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    write_atomically(folder / "photo.png", (tmp_path / "photo.png").read_bytes())
+    photo = str(folder / "photo.png")
+    np.testing.assert_array_equal(read_photo("--init_image", photo, (8, 8, 3)), pixels)
+    with pytest.raises(UsageError, match=r"--init_image: there is no file gs://bucket/\S+/absent.png"):
+        read_photo("--init_image", str(folder / "absent.png"), (8, 8, 3))
