@@ -18,11 +18,14 @@ def _said(output):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signalled", [0, 1])
+@pytest.mark.parametrize(
+    ("signalled", "fields"),
+    [(0, ("--config.parallel=fsdp", "--config.train.steps_per_call=2")), (1, ())],
+)
 def test_a_signal_to_one_process_saves_at_a_common_step_and_ends_both_with_success(
-    tmp_path, train, last_recorded, signalled
+    tmp_path, train, last_recorded, signalled, fields
 ):
-    run = train(tmp_path / "run", 100_000, processes=2, devices=2)
+    run = train(tmp_path / "run", 100_000, *fields, processes=2, devices=2)
     run.until(lambda: last_recorded(tmp_path / "run") >= 3)
     run.processes[signalled].send_signal(signal.SIGTERM)
     outputs = run.succeed()
