@@ -52,6 +52,14 @@ def is_remote(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith(BUCKET)
 
 
+def is_folder(path: Any) -> bool:
+    """Whether there is a folder `path`; in a bucket, anything below that name.
+
+    A bucket that does not answer raises its client's error, where `is_dir` would say no.
+    """
+    return path.exists() if is_remote(path) else path.is_dir()
+
+
 def absolute(path: Any) -> Any:
     """The path from the root of this machine; of one in a bucket, itself."""
     return path if is_remote(path) else path.absolute()

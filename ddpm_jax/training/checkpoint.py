@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import absolute, as_path, is_refusal, move_folder, reason_of
+from ddpm_jax.files import absolute, as_path, is_refusal, is_remote, move_folder, reason_of
 from ddpm_jax.training import digests, hosts
 from ddpm_jax.training.checkpoint_reading import (
     CHECKPOINTS,
@@ -125,7 +125,7 @@ class Checkpointer:
           FailureError: this save or the one before could not be written; earlier checkpoints are intact. Or they were
             removed, all of them, while the run was under way.
         """
-        if self._manager.all_steps() and not self._directory.is_dir():
+        if self._manager.all_steps() and self._is_gone():
             raise FailureError(_removed(self._directory))
         items = ocp.args.Composite(
             **{
@@ -150,17 +150,27 @@ class Checkpointer:
         except Exception as error:  # Orbax raises what the file system, tensorstore or a thread of its own raised
             if hosts.is_loss(error):
                 raise FailureError(hosts.LOST) from error
-            if not self._directory.is_dir():
+            if self._is_gone():
                 raise FailureError(_removed(self._directory)) from error
-            good = steps_in(self._directory)
-            last = f"The last good checkpoint is that of step {max(good)}." if good else "There is no earlier one."
             # The writes beside the one that failed report to a closed event loop, or to nobody, with a traceback each.
             sys.unraisablehook = lambda _: None
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise FailureError(
-                f"Saving a checkpoint in {self._directory} failed: {reason_of(error)}. {last} Put that right and give "
-                "the same command again to resume."
+                f"Saving a checkpoint in {self._directory} failed: {reason_of(error)}. {self._last_good()} Put that "
+                "right and give the same command again to resume."
             ) from error
+
+    def _is_gone(self) -> bool:
+        return not is_remote(self._directory) and not self._directory.is_dir()  # a bucket has no folders to be gone
+
+    def _last_good(self) -> str:
+        try:
+            good = steps_in(self._directory)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            return "Earlier checkpoints are intact."  # there is no looking now
+        return f"The last good checkpoint is that of step {max(good)}." if good else "There is no earlier one."
 
     def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Returns (state, data_state) of `step`, the newest by default.

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax.tree_util import tree_flatten_with_path
 
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import absolute, as_path, check_place, is_refusal, is_remote, reason_of
+from ddpm_jax.files import absolute, as_path, check_place, is_folder, is_refusal, is_remote, reason_of
 from ddpm_jax.training import digests
 from ddpm_jax.training.state import LATER
 
@@ -52,7 +52,7 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
     """
     workdir = as_path(workdir)
     check_place(workdir, flag="--ckpt")
-    if not workdir.is_dir():
+    if not is_folder(workdir):
         raise UsageError(f"There is no directory {workdir}: --ckpt takes the --workdir of a training run.")
     steps = steps_in(workdir / CHECKPOINTS)
     if not steps:
@@ -86,11 +86,16 @@ def _newest_whole(directory: pathlib.Path, *, other_than: int) -> int | None:
 
 
 def _damage(path: pathlib.Path, item: str) -> str | None:
-    if not (path / item).is_dir():
-        return f"it has no {item}"
+    with _within_reach(path):
+        return digests.damage(path / item) if is_folder(path / item) else f"it has no {item}"
+
+
+@contextlib.contextmanager
+def _within_reach(path: pathlib.Path) -> Iterator[None]:
+    """What keeps its body from reading is no damage: a checkpoint must not be set aside for this."""
     try:
-        return digests.damage(path / item)
-    except PermissionError as error:  # no damage: it must not be set aside for this
+        yield
+    except PermissionError as error:
         raise FailureError(f"The checkpoint {path} may not be read: make {error.filename} readable.") from error
     except Exception as error:
         if not is_refusal(error):
@@ -105,7 +110,9 @@ def check_whole(path: pathlib.Path, items: tuple[str, ...] = ITEMS) -> None:
       UsageError: it is none of ours.
       DamagedCheckpoint: an item is missing or damaged.
     """
-    if not any((path / item).is_dir() for item in ITEMS):
+    with _within_reach(path):
+        ours = any(is_folder(path / item) for item in ITEMS)
+    if not ours:
         raise UsageError(f"{path} was not written by ddpm_jax: it has no {', '.join(ITEMS[:-1])} or {ITEMS[-1]}.")
     for item in items:
         reason = _damage(path, item)
@@ -208,7 +215,6 @@ def _damaged(path: pathlib.Path, error: Exception | str) -> FailureError:
 
 
 def _out_of_reach(path: pathlib.Path, error: Exception) -> FailureError:
-    """No damage: a checkpoint must not be set aside because a network fails."""
     return FailureError(
         f"The checkpoint {path} cannot be read ({reason_of(error)}). It is left as it is: put that right and give the "
         "same command again."

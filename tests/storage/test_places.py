@@ -11,6 +11,7 @@ import pytest
 from ddpm_jax import files
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, check_place, is_remote, local_copy, move_folder, reporting, write_atomically
+from ddpm_jax.training.checkpoint_reading import DamagedCheckpoint, check_whole
 
 
 def test_names_of_this_machine_stay_what_they_were():
@@ -129,6 +130,17 @@ def test_writing_to_a_bucket_that_does_not_answer_ends_in_a_sentence(unreachable
         reporting("gs://bucket/x"),
     ):
         write_atomically("gs://bucket/x", b"data")
+
+
+def test_a_checkpoint_out_of_reach_is_not_taken_for_a_damaged_one(folder, request):
+    write_atomically(folder / "checkpoints" / "5" / "state" / "x", b"")
+    for_state = folder / "checkpoints" / "5", ("state",)
+    with pytest.raises(DamagedCheckpoint, match=r"its file state/SHA256SUMS is missing"):
+        check_whole(*for_state)
+    request.getfixturevalue("unreachable")
+    with pytest.raises(FailureError, match=r"5 cannot be read \(.* does not answer .* left as it is") as caught:
+        check_whole(*for_state)
+    assert not isinstance(caught.value, DamagedCheckpoint)
 
 
 def test_a_mistake_of_this_program_is_not_taken_for_a_refusal(server):
