@@ -40,7 +40,7 @@ srun --wait=120 python train.py \
     --compilation_cache "$WORKDIR/compiled" \
     --distributed
 
-if [[ -d "$WORKDIR/checkpoints/$STEPS" ]]; then
+if deploy/finished.sh "$WORKDIR" "$STEPS"; then
     echo "done: $STEPS steps in $WORKDIR"
 elif ((${SLURM_JOB_END_TIME:-0} - $(date +%s) < 300)); then
     scontrol requeue "$SLURM_JOB_ID"

@@ -31,7 +31,7 @@ while [ "$code" -gt 128 ] && kill -0 "$pid" 2>/dev/null; do
     code=$?
 done
 
-if [ "$code" -eq 0 ] && [ ! -d "$workdir/checkpoints/$steps" ]; then
+if [ "$code" -eq 0 ] && ! "$(dirname "$0")/finished.sh" "$workdir" "$steps"; then
     exit 75
 fi
 exit "$code"

@@ -135,6 +135,14 @@ def test_train_sh_ends_as_train_does_and_passes_its_arguments(stub, tmp_path):
     assert subprocess.run([DEPLOY / "train.sh", workdir], capture_output=True).returncode == 2
 
 
+@pytest.mark.parametrize("step", [300, 299])
+def test_in_a_bucket_train_sh_asks_python_whether_the_run_is_finished(stub, step):
+    log = stub("python", f'[ "$1" != -c ] || [ "$4" -eq {step} ]')  # train.py ends well; the question is answered so
+    done = subprocess.run([DEPLOY / "train.sh", "gs://bucket/run", "300"])
+    assert done.returncode == (0 if step == 300 else 75)
+    assert log.read_text().endswith("gs://bucket/run 300\n")
+
+
 def test_train_sh_passes_sigterm_on_waits_for_the_save_and_asks_to_be_started_again(stub, tmp_path):
     (tmp_path / "checkpoints" / "200").mkdir(parents=True)
     log = stub(
