@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import absolute, as_path, is_refusal, is_remote, move_folder, reason_of
@@ -35,10 +34,6 @@ from ddpm_jax.training.checkpoint_reading import (
 )
 
 SET_ASIDE = ".damaged"  # added to the name of a damaged checkpoint's directory
-
-# Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of three, and prints
-# the traceback of every error that it raises.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class _StateHandler(ocp.StandardCheckpointHandler):
@@ -205,8 +200,8 @@ class Checkpointer:
             except DamagedCheckpoint as error:
                 damaged.append((step, error.reason))
                 continue
-            if damaged and jax.process_count() > 1:
-                multihost_utils.sync_global_devices("checkpoints read")  # no process may still be looking at them
+            if damaged:
+                hosts.wait_for_all("checkpoints read")  # no process may still be looking at them
             for bad, reason in damaged:
                 name = self._set_aside(bad)
                 report(
@@ -225,7 +220,7 @@ class Checkpointer:
         names = (f"{step}{SET_ASIDE}{n or ''}" for n in itertools.count())
         name = next(name for name in names if not (self._directory / name).exists())
         try:
-            if jax.process_index() == 0:
+            if hosts.is_first():
                 move_folder(self._directory / str(step), self._directory / name)
         except Exception as error:
             if not is_refusal(error):
@@ -234,6 +229,7 @@ class Checkpointer:
                 f"The damaged checkpoint {self._directory / str(step)} cannot be renamed ({reason_of(error)}): "
                 "move it away to resume from the one before it."
             ) from error
+        hosts.wait_for_all("a damaged checkpoint is set aside")  # or the others would take that step for saved
         self._manager.reload()
         return name
 

@@ -17,7 +17,7 @@ from ddpm_jax.data import pipeline
 from ddpm_jax.data.memory import ArraySource
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.training import checkpoint_reading, digests
+from ddpm_jax.training import checkpoint_reading, digests, hosts
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.checkpoint_reading import DamagedCheckpoint
 from ddpm_jax.training.ema import Average
@@ -294,6 +294,26 @@ def test_a_run_resumes_from_the_newest_whole_checkpoint_and_keeps_the_damaged_un
     _damage(tmp_path, 15)
     Checkpointer(tmp_path, keep_last=2).resume(_state(), reports.append)
     assert _names(tmp_path) == {"10", "10.damaged", "15.damaged", "15.damaged1"}
+
+
+def test_a_process_that_another_one_moves_the_damaged_checkpoint_for_can_save_that_step_again(tmp_path, monkeypatch):
+    _save(tmp_path, 5, 10)
+    _damage(tmp_path, 10)
+    folder = tmp_path / checkpoint_reading.CHECKPOINTS
+
+    def wait_for_all(name):
+        if name == "a damaged checkpoint is set aside":
+            (folder / "10").rename(folder / "10.damaged")  # what the first process has done by then, and not before
+
+    checkpointer = Checkpointer(tmp_path, keep_last=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_index", lambda: 1)
+        patch.setattr(hosts, "wait_for_all", wait_for_all)
+        checkpointer.resume(_state(), lambda sentence: None)
+    assert checkpointer.latest_step() == 5
+    checkpointer.save(10, _state(10), {"batches": 10}, CONFIG)
+    checkpointer.close()
+    assert _names(tmp_path) == {"5", "10", "10.damaged"}
 
 
 def test_where_no_checkpoint_is_whole_nothing_is_moved(tmp_path):
