@@ -82,8 +82,8 @@ def default_config() -> ConfigDict:
                 "num_codes": 512,  # vq: rows of the codebook
                 "commitment": 0.25,  # vq: weight of the loss that keeps vectors near their codes
                 "codebook": "averages",  # vq: how it is learned: averages, gradient
-                "codebook_decay": 0.99,  # vq: of the averages
-                "restart_below": 0.0,  # vq: vectors per update below which a code is given a new place; 0 for never
+                "codebook_decay": 0.99,  # vq: of the averages; a codebook learned by its gradient has none
+                "restart_below": 0.0,  # of the averages: vectors per update below which a code is given a new place
             },
             "optimizer": {
                 "name": "adam",  # adam, adamw
@@ -321,10 +321,12 @@ _NO_PART = {
         "model.scale_shift_norm",
         "model.time_embedding",
         "train.sample_steps",
+        "train.raw_grid",
     ),
 }
 _OF_KL = ("beta", "kl_warmup_steps", "free_nats")
-_OF_CODES = ("num_codes", "commitment", "codebook", "codebook_decay", "restart_below")
+_OF_AVERAGES = ("codebook_decay", "restart_below")
+_OF_CODES = ("num_codes", "commitment", "codebook", *_OF_AVERAGES)
 # Kind of first stage -> fields of its group that have no part in it.
 _NO_PART_OF_KIND = {
     "ae": (*_OF_KL, *_OF_CODES),
@@ -425,6 +427,11 @@ def _check_objective(config: ConfigDict) -> None:
         kind = config.first_stage.kind
         unused = choose("kind of first stage", kind, _NO_PART_OF_KIND)
         _check_unused(config, [f"first_stage.{name}" for name in unused], f"a first stage of the kind {kind!r}")
+        if config.first_stage.codebook == "gradient":
+            names = [f"first_stage.{name}" for name in _OF_AVERAGES]
+            _check_unused(config, names, "a codebook that is learned by its gradient")
+        if config.first_stage.scale == "pixel":
+            _check_unused(config, ["first_stage.log_scale"], "a decoder that gives a scale for each number")
 
 
 def _check_unused(config: ConfigDict, names: Iterable[str], what: str) -> None:

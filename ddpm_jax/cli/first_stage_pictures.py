@@ -114,6 +114,6 @@ def collapse(kind: str, kl: float, counts: np.ndarray) -> str | None:
     if kind == "vq" and perplexity(counts) < max(1.5, LEAST_SHARE * len(counts)):
         return (
             f"the perplexity of the codes is {perplexity(counts):.3g} of {len(counts)}: the codebook has collapsed. "
-            "Set first_stage.restart_below, or take fewer codes."
+            "Set first_stage.restart_below, with first_stage.codebook=averages, or take fewer codes."
         )
     return None

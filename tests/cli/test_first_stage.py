@@ -60,6 +60,7 @@ def test_the_same_command_resumes(invoke, runs, config_file):
     assert f"next: python evaluate.py --ckpt {runs['vq']} --metric reconstruction" in result.out
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_ends_where_an_undisturbed_one_does(tmp_path, invoke, runs, config_file):
     """The dictionary and the count of the warm-up are part of a checkpoint."""
     for steps in (2, 4):
@@ -114,6 +115,15 @@ def test_what_a_first_stage_cannot_do_is_refused(refused, runs, trained, tmp_pat
         (["--config.first_stage.kind=vq", "--config.first_stage.beta=2"], "first_stage.beta is 2.0, but a first stage"),
         (["--config.diffusion.num_timesteps=50"], "diffusion.num_timesteps is 50, but a first stage has none"),
         (["--config.condition.num_classes=10"], "condition.num_classes is 10, but a first stage has none"),
+        (["--config.train.raw_grid=true"], "train.raw_grid is True, but a first stage has none"),
+        (
+            [f"--config.first_stage.{field}" for field in ("kind=vq", "codebook=gradient", "restart_below=0.5")],
+            "first_stage.restart_below is 0.5, but a codebook that is learned by its gradient has none",
+        ),
+        (
+            [f"--config.first_stage.{field}" for field in ("scale=pixel", "log_scale=-2.0")],
+            "first_stage.log_scale is -2.0, but a decoder that gives a scale for each number has none",
+        ),
         (["--config.first_stage.family=poisson"], "family of a decoder 'poisson'"),
         (["--config.first_stage.scale=big"], "scale of a decoder 'big'"),
         (
