@@ -300,10 +300,12 @@ def _read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _read_shard(shard: _Shard) -> np.ndarray:
+    with reporting(shard.path, "read"):
+        data = shard.path.read_bytes()
     try:
-        with shard.path.open("rb") as file, np.load(file) as arrays:
+        with np.load(io.BytesIO(data)) as arrays:
             images, index = arrays["images"], arrays["index"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise FailureError(f"{shard.path} is damaged ({error}): delete it and sample again.") from error
     if not np.array_equal(index, shard.index):
         raise FailureError(f"{shard.path} holds other images than its name says: delete it and sample again.")

@@ -89,17 +89,16 @@ def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], kind: type[
 
     Raises:
       UsageError: it was made with other settings; the first that differ are named.
-      FailureError: the file is damaged.
+      FailureError: the file is damaged, or cannot be read.
     """
-    path = as_path(path)
-    if not path.exists():
+    data = _read(path)
+    if data is None:
         return None
     try:
-        # Read in full first: a memory map or a lazy member would fail later, outside of this block.
-        with np.load(io.BytesIO(path.read_bytes())) as arrays:
+        with np.load(io.BytesIO(data)) as arrays:
             found = json.loads(str(arrays[_SETTINGS]))
             tally = kind(**{name: arrays[name] for name in kind._fields})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise FailureError(f"{path} is damaged ({error}): delete it and evaluate again.") from error
     _check_same(path, found, _plain(settings))
     return tally
@@ -110,17 +109,24 @@ def check_record(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
 
     Raises:
       UsageError: the record there was made with other settings; the first that differ are named.
-      FailureError: the file is damaged.
+      FailureError: the file is damaged, or cannot be read.
     """
-    path = as_path(path)
-    if not path.exists():
+    data = _read(path)
+    if data is None:
         return
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(data)
         found = {name: found.get(name) for name in settings}
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise FailureError(f"{path} is damaged ({error}): delete it and evaluate again.") from error
     _check_same(path, found, _plain(settings))
+
+
+def _read(path: str | os.PathLike) -> bytes | None:
+    """What is in a file, None where there is none. One that is out of reach is not damaged: nobody may delete it."""
+    path = as_path(path)
+    with reporting(path, "read"):
+        return path.read_bytes() if path.exists() else None
 
 
 def _check_same(path: os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -312,6 +313,15 @@ def test_a_tally_of_other_settings_or_a_damaged_one_is_refused(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(FailureError, match=r"bound.npz is damaged"):
             results.load_tally(path, {"seed": 0}, tally.Tally)
+
+
+def test_results_that_cannot_be_read_are_not_taken_for_damaged_ones(tmp_path, monkeypatch):
+    path = tmp_path / "bound.npz"
+    results.save_tally(path, tally.empty(T, 1), {"seed": 0})
+    monkeypatch.setattr(type(path), "read_bytes", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+    for read in (lambda: results.load_tally(path, {}, tally.Tally), lambda: results.check_record(path, {})):
+        with pytest.raises(FailureError, match=r"Cannot read .*bound.npz: Permission denied"):
+            read()
 
 
 def test_the_parts_add_up_and_the_table_is_the_sum():
