@@ -9,7 +9,7 @@ and its numbers are bits of 8-bit images, too. What a Bernoulli decoder says is 
 
 **Bounds.** Of K draws z_k from the posterior (and u_k), `elbo` is the mean of the K bounds, its KL in closed form;
 `importance_weighted` the bound of Burda et al. 2016 with K samples, where p(x, u_k | z_k) p(z_k) / q(z_k|x) are the
-weights: never above -log P on average, and nearer to it the more of them there are. A VQ-VAE has a certain z, whose
+weights: never below -log P on average, and nearer to it the more of them there are. A VQ-VAE has a certain z, whose
 prior is uniform: log K for each code, and no second bound.
 """
 
