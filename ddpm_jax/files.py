@@ -173,8 +173,8 @@ def reporting(path: str | os.PathLike, doing: str = "write") -> Iterator[None]:
     except Exception as error:
         if is_remote(path) and is_refusal(error):
             raise FailureError(
-                f"Cannot {doing} {path}: {reason_of(error)}. What is already there stays: put that right, then start "
-                "the same command again to resume."
+                f"Cannot {doing} {path}: {reason_of(error, path)}. What is already there stays: put that right, then "
+                "start the same command again to resume."
             ) from error
         if not isinstance(error, OSError):
             raise
@@ -189,21 +189,35 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS
 
 
-def reason_of(error: Exception) -> str:
-    """Why, in a few words: those of the operating system, what a bucket's answer means, or the first of the message."""
+def reason_of(error: Exception, path: str | os.PathLike) -> str:
+    """Why, in a few words: those of the operating system, what a bucket's answer means, or the first of the message.
+
+    Args:
+      error: raised by what was done to `path`.
+      path: of this machine or in a bucket.
+    """
     number = getattr(error, "errno", None) or re.search(r"os_error_code='(\d+)'", str(error))  # so tensorstore has it
     if number and not type(error).__module__.startswith(_WAYS):
         return os.strerror(number if isinstance(number, int) else int(number[1]))
-    text, code = str(error), getattr(error, "code", None)
+    text, code = str(error).strip(), getattr(error, "code", None)
+    first_line = text.split("\n")[0]
+    if not is_remote(path):
+        return first_line.rstrip(".")
     if isinstance(error, FileNotFoundError):
         return "there is no such bucket or object"
-    if code == 401 or "401" in text.split("\n")[0]:
+    if code == 401 or re.search(r"(?<![\w/.-])401(?![\w/-])", first_line):  # and not a step in a name
         return "Google Cloud does not know who asks: log in with gcloud auth application-default login"
     if code == 403 or text.startswith("Forbidden") or " 403 " in f" {text} ":
         return "Google Cloud forbids it: the account that asks needs the role Storage Object User on the bucket"
-    if type(error).__module__.startswith(_WAYS):
-        return f"Google Cloud Storage does not answer ({text.strip()}): look at the network and its proxy"
-    return text.strip().split("\n")[0].rstrip(".")
+    if _is_silence(error):
+        said = text or type(error).__name__
+        return f"Google Cloud Storage does not answer ({said}): look at the network and its proxy"
+    return first_line.rstrip(".")
+
+
+def _is_silence(error: Exception) -> bool:
+    """Whether a bucket has not answered; asyncio's own error says no more than that time is up."""
+    return type(error).__module__.startswith(_WAYS) or isinstance(error, TimeoutError)
 
 
 def check_place(path: Any, *, flag: str, writing: bool = False) -> None:
@@ -232,9 +246,8 @@ def check_place(path: Any, *, flag: str, writing: bool = False) -> None:
     except Exception as error:
         if not is_refusal(error):
             raise
-        unanswered = type(error).__module__.startswith(_WAYS)
-        sentence = f"{flag}: {path} cannot be {doing}: {reason_of(error)}."
-        raise (FailureError if unanswered else UsageError)(sentence) from error
+        sentence = f"{flag}: {path} cannot be {doing}: {reason_of(error, path)}."
+        raise (FailureError if _is_silence(error) else UsageError)(sentence) from error
 
 
 def _listed(path: Any) -> bool:

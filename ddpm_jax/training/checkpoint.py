@@ -101,7 +101,8 @@ class Checkpointer:
         except Exception as error:
             if not is_refusal(error):
                 raise
-            raise FailureError(f"Cannot write checkpoints to {self._directory}: {reason_of(error)}.") from error
+            reason = reason_of(error, self._directory)
+            raise FailureError(f"Cannot write checkpoints to {self._directory}: {reason}.") from error
 
     def latest_step(self) -> int | None:
         """The newest step on disk, or None."""
@@ -151,8 +152,8 @@ class Checkpointer:
             sys.unraisablehook = lambda _: None
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise FailureError(
-                f"Saving a checkpoint in {self._directory} failed: {reason_of(error)}. {self._last_good()} Put that "
-                "right and give the same command again to resume."
+                f"Saving a checkpoint in {self._directory} failed: {reason_of(error, self._directory)}. "
+                f"{self._last_good()} Put that right and give the same command again to resume."
             ) from error
 
     def _is_gone(self) -> bool:
@@ -226,8 +227,8 @@ class Checkpointer:
             if not is_refusal(error):
                 raise
             raise FailureError(
-                f"The damaged checkpoint {self._directory / str(step)} cannot be renamed ({reason_of(error)}): "
-                "move it away to resume from the one before it."
+                f"The damaged checkpoint {self._directory / str(step)} cannot be renamed "
+                f"({reason_of(error, self._directory)}): move it away to resume from the one before it."
             ) from error
         hosts.wait_for_all("a damaged checkpoint is set aside")  # or the others would take that step for saved
         self._manager.reload()

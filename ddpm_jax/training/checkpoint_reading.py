@@ -211,13 +211,13 @@ def _quiet_reads() -> Iterator[None]:
 def _damaged(path: pathlib.Path, error: Exception | str) -> FailureError:
     if is_remote(path) and isinstance(error, Exception):
         return _out_of_reach(path, error)  # its objects are what was written: that has been seen
-    return DamagedCheckpoint(path, error if isinstance(error, str) else reason_of(error))
+    return DamagedCheckpoint(path, error if isinstance(error, str) else reason_of(error, path))
 
 
 def _out_of_reach(path: pathlib.Path, error: Exception) -> FailureError:
     return FailureError(
-        f"The checkpoint {path} cannot be read ({reason_of(error)}). It is left as it is: put that right and give the "
-        "same command again."
+        f"The checkpoint {path} cannot be read ({reason_of(error, path)}). It is left as it is: put that right and "
+        "give the same command again."
     )
 
 

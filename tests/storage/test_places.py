@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import pathlib
+import re
 import urllib.parse
 import urllib.request
 
@@ -141,6 +142,20 @@ def test_a_checkpoint_out_of_reach_is_not_taken_for_a_damaged_one(folder, reques
     with pytest.raises(FailureError, match=r"5 cannot be read \(.* does not answer .* left as it is") as caught:
         check_whole(*for_state)
     assert not isinstance(caught.value, DamagedCheckpoint)
+
+
+@pytest.mark.parametrize(
+    ("error", "path", "words"),
+    [
+        (ValueError("INTERNAL: gs://bucket/run-401/checkpoints/401/state"), "gs://bucket/run-401", "^INTERNAL: gs:"),
+        (ValueError("HTTP response code: 401 with body"), "gs://bucket/run", "does not know who asks"),
+        (FileNotFoundError("b/bucket/o/run"), "gs://bucket/run", "no such bucket or object"),
+        (FileNotFoundError("No metadata in runs/401."), "runs", "^No metadata in runs/401$"),
+        (TimeoutError(), "gs://bucket/run", r"does not answer \(TimeoutError\)"),
+    ],
+)
+def test_a_bucket_speaks_where_there_is_one_and_a_step_is_no_answer_of_it(error, path, words):
+    assert re.search(words, files.reason_of(error, path))
 
 
 def test_a_mistake_of_this_program_is_not_taken_for_a_refusal(server):
