@@ -66,9 +66,9 @@ class Events:
         Raises:
           FailureError: the bucket refuses.
         """
-        if is_remote(self._folder):
+        if is_remote(self._folder) and self._file is not None:
             self.close()
-            self._resume_step = None
+            self._resume_step = None  # told by that file
 
     def close(self) -> None:
         """Closes the event file; harmless when repeated or when nothing was written."""

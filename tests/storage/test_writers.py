@@ -12,6 +12,7 @@ from ddpm_jax.cli.photos import read_photo
 from ddpm_jax.errors import UsageError
 from ddpm_jax.files import write_atomically
 from ddpm_jax.training.profiling import Trace
+from ddpm_jax.training.tensorboard import TENSORBOARD, Events
 from ddpm_jax.training.weights_and_biases import RUN_ID, WeightsAndBiases
 
 
@@ -23,6 +24,23 @@ def test_a_trace_comes_into_the_bucket_and_leaves_nothing_here(folder, tmp_path,
     (profile,) = (folder / "tensorboard" / "plugins" / "profile").iterdir()
     assert any(path.name.endswith(".xplane.pb") for path in profile.iterdir())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_is_told_of_a_resume_also_where_a_save_comes_before_the_first_record(folder):
+    from tensorboardX.proto import event_pb2
+
+    events = Events(folder / "events", resume_step=3)
+    events.flush()
+    events.scalars(5, {"loss": 1.0})
+    events.flush()
+    (path,) = (folder / "events" / TENSORBOARD).iterdir()
+    data, start, steps = path.read_bytes(), 0, []
+    while start < len(data):
+        length = int.from_bytes(data[start : start + 8], "little")
+        event = event_pb2.Event.FromString(data[start + 12 : start + 12 + length])
+        steps += [event.step] if event.HasField("session_log") else []
+        start += 12 + length + 4
+    assert steps == [4]
 
 
 def test_weights_and_biases_writes_here_and_its_id_is_kept_in_the_bucket(folder, tmp_path, monkeypatch):
