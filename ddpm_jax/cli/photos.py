@@ -12,7 +12,7 @@ from PIL import Image
 
 from ddpm_jax.data import images
 from ddpm_jax.errors import UsageError
-from ddpm_jax.files import as_path
+from ddpm_jax.files import as_path, is_remote, reporting
 
 
 def read_photo(flag: str, path: str | pathlib.Path, image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -71,7 +71,10 @@ def read_mask(
 
 
 def _decode(flag: str, path: str | pathlib.Path) -> Image.Image:
-    if not as_path(path).is_file():
+    place = as_path(path)
+    with reporting(place, "read"):
+        there = place.exists() if is_remote(place) else place.is_file()
+    if not there:
         raise UsageError(f"{flag}: there is no file {path}.")
     try:
         return images.decode(path)

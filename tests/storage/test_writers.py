@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.cli.photos import read_photo
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import write_atomically
 from ddpm_jax.training.profiling import Trace
 from ddpm_jax.training.tensorboard import TENSORBOARD, Events
@@ -63,3 +63,5 @@ def test_a_photo_is_read_from_the_bucket_or_refused_by_its_name(folder, tmp_path
     np.testing.assert_array_equal(read_photo("--init_image", photo, (8, 8, 3)), pixels)
     with pytest.raises(UsageError, match=r"--init_image: there is no file gs://bucket/\S+/absent.png"):
         read_photo("--init_image", str(folder / "absent.png"), (8, 8, 3))
+    with pytest.raises(FailureError, match=r"Cannot read gs://forbidden/photo.png: Google Cloud forbids it"):
+        read_photo("--init_image", "gs://forbidden/photo.png", (8, 8, 3))
