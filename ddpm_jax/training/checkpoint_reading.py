@@ -5,6 +5,7 @@ Where they lie, what is in them and how it is kept whole is said there.
 
 import contextlib
 import gc
+import logging
 import os
 import pathlib
 import sys
@@ -19,6 +20,10 @@ from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import absolute, as_path, check_place, is_folder, is_refusal, is_remote, reason_of
 from ddpm_jax.training import digests
 from ddpm_jax.training.state import LATER
+
+# Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of three, and prints
+# the traceback of every error that it raises.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 CHECKPOINTS = "checkpoints"
 STATE, DATA, CONFIG = ITEMS = "state", "data", "config"

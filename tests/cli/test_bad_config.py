@@ -38,8 +38,14 @@ AT_LEAST_ONE = [
     "train.steps_per_call",
     "checkpoint.save_every",
     "checkpoint.keep_last",
+    "first_stage.latent_channels",
 ]
 AT_LEAST_ZERO = [
+    "first_stage.beta",
+    "first_stage.kl_warmup_steps",
+    "first_stage.free_nats",
+    "first_stage.commitment",
+    "first_stage.restart_below",
     "condition.num_classes",
     "condition.low_res_factor",
     "optimizer.warmup_steps",
@@ -55,6 +61,7 @@ BELOW_ONE = [
     "data.holdout",
     "ema.decay",
     "ema.rampup_ratio",
+    "first_stage.codebook_decay",
     "optimizer.b1",
     "optimizer.b2",
 ]
@@ -68,6 +75,8 @@ RANGES = [
         for bad in (0, -1)
     ),
     *((field, bad, "finite") for field in ("optimizer.learning_rate", "optimizer.clip_norm") for bad in ("nan", "inf")),
+    ("first_stage.num_codes", 1, "at least 2"),
+    ("first_stage.log_scale", "nan", "finite"),
     ("diffusion.num_timesteps", 1, "at least 2"),
     ("diffusion.num_timesteps", -5, "at least 2"),
     ("ema.sigma_rel", -0.1, "0 or more and below 0.2887"),

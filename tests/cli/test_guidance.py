@@ -165,4 +165,4 @@ def test_guidance_that_the_model_cannot_have_is_refused(refused, trained, traine
     told = ["--guidance_scale", 2, "--weaker", trained]
     refused("sample", "--ckpt", trained_by_class, *told, says=["differs from this one in its conditions"])
     refused("sample", "--ckpt", trained, *told, "--classifier", trained, says=["two kinds of guidance"])
-    refused("sample", "--ckpt", trained, "--guidance_scale", 2, "--classifier", trained, says=["no classifier"])
+    refused("sample", "--ckpt", trained, "--guidance_scale", 2, "--classifier", trained, says=["not a classifier"])
