@@ -160,6 +160,7 @@ def test_a_picture_that_cannot_be_written_is_told_and_the_last_step_is_saved(inv
     assert (copied / "checkpoints" / "12").is_dir()
 
 
+@pytest.mark.slow
 def test_a_number_that_overflows_is_followed_to_its_module(invoke, config_file, tmp_path):
     # After one step at this rate the parameters are so large that products of them overflow.
     flags = ["--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0"]
