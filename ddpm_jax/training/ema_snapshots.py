@@ -37,9 +37,9 @@ class Snapshots:
         self._checkpointer = Checkpointer(as_path(workdir) / SNAPSHOTS, keep_last=1, keep_every=1)
 
     def __call__(self, step: int, state: TrainState) -> None:
-        """Starts saving, in the background; a step that is there already is the same, and left as it is.
+        """Saves, and returns when all is on disk; a step that is there already is the same, and left as it is.
 
-        Of several processes it returns when all is on disk, so that a checkpoint is not saved meanwhile.
+        A checkpoint of the same step that was on disk first would let a resumed run pass the snapshot by.
 
         Raises:
           FailureError: this save or the one before could not be written.
@@ -48,8 +48,7 @@ class Snapshots:
         if step > (self._checkpointer.latest_step() or 0):
             averages = {name: state.averages[name] for name in self._names}
             self._checkpointer.save(step, {"averages": averages}, {}, self._config)
-            if jax.process_count() > 1:
-                self._checkpointer.wait()
+            self._checkpointer.wait()
 
     def close(self) -> None:
         """Waits for the last save and stops the background threads."""
