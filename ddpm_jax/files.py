@@ -186,7 +186,12 @@ def reporting(path: str | os.PathLike, doing: str = "write") -> Iterator[None]:
 
 def is_refusal(error: Exception) -> bool:
     """Whether the operating system, a bucket or the way to it refused, as opposed to a mistake of this program."""
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS
+    return isinstance(error, OSError) or is_of_a_bucket(error)
+
+
+def is_of_a_bucket(error: Exception) -> bool:
+    """Whether a client of buckets raised this, of whatever name."""
+    return type(error).__module__.split(".")[0] in _CLIENTS
 
 
 def reason_of(error: Exception, path: str | os.PathLike) -> str:

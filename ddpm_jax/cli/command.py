@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 
 from ddpm_jax.errors import FailureError, UsageError, suggest
+from ddpm_jax.files import BUCKET, is_of_a_bucket, reason_of
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 128 + signal.SIGINT  # exit codes; the last is the shell's convention
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would repeat the draws of a smaller
@@ -245,6 +246,9 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     except Exception as error:
         from ddpm_jax.training import hosts
 
+        if is_of_a_bucket(error):
+            print(f"error: Storage fails: {reason_of(error, BUCKET)}. Give the same command again.", file=sys.stderr)
+            return _fail(FAILURE)
         if not hosts.joined():
             raise
         if hosts.is_loss(error):

@@ -144,7 +144,7 @@ class Checkpointer:
         try:
             action()
         except Exception as error:  # Orbax raises what the file system, tensorstore or a thread of its own raised
-            if hosts.is_loss(error):
+            if hosts.joined() and hosts.is_loss(error):
                 raise FailureError(hosts.LOST) from error
             if self._is_gone():
                 raise FailureError(_removed(self._directory)) from error

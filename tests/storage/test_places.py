@@ -8,8 +8,10 @@ import urllib.parse
 import urllib.request
 
 import pytest
+import requests
 
 from ddpm_jax import files
+from ddpm_jax.cli import command
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, check_place, is_remote, local_copy, move_folder, reporting, write_atomically
 from ddpm_jax.training.checkpoint_reading import DamagedCheckpoint, check_whole
@@ -166,3 +168,11 @@ def test_a_mistake_of_this_program_is_not_taken_for_a_refusal(server):
 def test_a_disk_is_not_asked(tmp_path):
     check_place(tmp_path / "nowhere", flag="--workdir", writing=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bucket_that_fails_anywhere_in_a_command_ends_in_a_sentence(capfd):
+    def main(argv):
+        raise requests.exceptions.ConnectionError("connection reset")
+
+    assert command.run(main, []) == 1
+    assert capfd.readouterr().err.startswith("error: Storage fails: Google Cloud Storage does not answer (connection")

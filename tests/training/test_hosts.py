@@ -114,6 +114,9 @@ def test_a_save_that_fails_because_a_process_is_gone_is_told_as_its_loss(tmp_pat
 
     checkpointer = Checkpointer(tmp_path, keep_last=1)
     monkeypatch.setattr(checkpointer._manager, "save", save)
+    with pytest.raises(FailureError, match=r"Saving a checkpoint in .* failed"):  # one process has none to lose
+        checkpointer.save(1, {"x": jnp.zeros(2)}, {}, {})
+    monkeypatch.setattr(hosts, "joined", lambda: True)
     with pytest.raises(FailureError) as raised:
         checkpointer.save(1, {"x": jnp.zeros(2)}, {}, {})
     assert str(raised.value) == hosts.LOST
