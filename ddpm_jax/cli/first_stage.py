@@ -8,7 +8,7 @@ from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.autoencoder import Autoencoder, check_autoencoder
 from ddpm_jax.training.first_stage import FirstStageOptions, first_stage_objective
 from ddpm_jax.training.objective import Objective
-from ddpm_jax.variational.first_stage import SCALES, FirstStage
+from ddpm_jax.variational.first_stage import LOG_SCALE, SCALES, FirstStage
 from ddpm_jax.variational.observation import FAMILIES
 
 _OF_THE_TIME = ("scale_shift_norm", "time_embedding")  # fields of config.model
@@ -27,6 +27,12 @@ def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
         raise UsageError(
             f"first_stage.scale is {stage.scale!r} and log_scale {stage.log_scale}, but a {stage.family} decoder has "
             "no scale: leave them as they are by default."
+        )
+    least, most = LOG_SCALE
+    if not least < stage.log_scale < most:
+        raise UsageError(
+            f"first_stage.log_scale is {stage.log_scale}: it must be between {least:g} and {most:g}, beyond which log "
+            "scales are clipped."
         )
     fields = {name: value for name, value in config.model.to_dict().items() if name not in _OF_THE_TIME}
     network = Autoencoder(

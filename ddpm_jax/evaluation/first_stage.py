@@ -31,12 +31,11 @@ from ddpm_jax.evaluation.likelihood_ode import dequantize
 from ddpm_jax.samplers.randomness import row_keys
 from ddpm_jax.training import parallel
 from ddpm_jax.variational import bound, quantization
-from ddpm_jax.variational.first_stage import FirstStage
+from ddpm_jax.variational.first_stage import HALF_RANGE, FirstStage
 from ddpm_jax.variational.posterior import log_density, prior_log_density
 
 FIRST_STAGE = 0x66697273  # "firs": folded into the base key, where training folds a step and sampling its own
 DEQUANTIZATION, LATENT = 0, 1  # folded into a draw's key
-HALF_RANGE = 127.5
 
 
 class Scores(NamedTuple):
@@ -86,12 +85,12 @@ def score(first_stage: FirstStage, params: Any, images: chex.Array, keys: chex.P
     x, num_dims = to_model_range(images), math.prod(images.shape[1:])
     at_mean = first_stage.latent(params, x)
     kl = first_stage.kl(at_mean)
-    mse = jnp.mean(jnp.square(HALF_RANGE * (first_stage.image(first_stage.decoded(params, at_mean.z)) - x)), (1, 2, 3))
+    mse = first_stage.squared_error(first_stage.decoded(params, at_mean.z), x)
     dequantized = not first_stage.family.discrete and first_stage.family.scaled
 
     def one_draw(draw):
         of_draw = row_keys(keys, draw)
-        latent = first_stage.latent(params, x, row_keys(of_draw, LATENT))
+        latent = first_stage.redrawn(at_mean, row_keys(of_draw, LATENT))
         seen, offset = x, 0.0
         if dequantized:
             u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(row_keys(of_draw, DEQUANTIZATION))

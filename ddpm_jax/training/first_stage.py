@@ -21,7 +21,6 @@ from ddpm_jax.variational import bound, quantization
 from ddpm_jax.variational.first_stage import KINDS, FirstStage, Latent
 from ddpm_jax.variational.quantization import Dictionary
 
-HALF_RANGE = 127.5  # levels of 0..255 in the unit of [-1, 1]
 CODEBOOKS = {"averages": "exponential moving averages of the vectors", "gradient": "by the second term of the loss"}
 
 
@@ -77,7 +76,7 @@ def first_stage_objective(first_stage: FirstStage, options: FirstStageOptions, *
         latent = first_stage.latent(params, x, noise_keys, dropout_keys)
         decoded = first_stage.decoded(params, latent.z, dropout_keys)
         nll, kl = -first_stage.log_likelihood(decoded, x), first_stage.kl(latent)
-        mse = jnp.mean(jnp.square(HALF_RANGE * (first_stage.image(decoded) - x)), axis=(1, 2, 3))
+        mse = first_stage.squared_error(decoded, x)
         num_dims, total = x[0].size, jnp.sum(kl, axis=(1, 2, 3))
         aux = FirstStageAux(nll / num_dims, total, bound.bits_per_dim(nll + total, num_dims), mse)
         loss = nll

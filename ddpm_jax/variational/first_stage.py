@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import chex
 import jax.numpy as jnp
 
+from ddpm_jax.diffusion.likelihood import mean_over_dims
 from ddpm_jax.samplers.randomness import normal
 from ddpm_jax.variational.observation import Family
 from ddpm_jax.variational.posterior import DiagonalGaussian, from_moments, kl_to_prior, reparameterize
@@ -26,6 +27,7 @@ SCALES = {
     "shared": "one number, learned",
     "pixel": "given by the decoder for each number of an image",
 }
+HALF_RANGE = 127.5  # levels of 0..255 in the unit of [-1, 1]
 LOG_SCALE = (-7.0, 7.0)  # where a decoder's log scales are clipped: on [-1, 1], a level is e^-4.8 wide
 
 # Both: (params, input [B, ...], dropout keys [B] or None) -> [B, ...] float32
@@ -76,13 +78,19 @@ class FirstStage(NamedTuple):
         out = self.encode(params, x, dropout_keys)
         if self.kind == "vae":
             posterior = from_moments(out)
-            if noise_keys is None:
-                return Latent(posterior.mean, posterior)
-            return Latent(reparameterize(posterior, normal(noise_keys, posterior.mean.shape[1:])), posterior)
+            latent = Latent(posterior.mean, posterior)
+            return latent if noise_keys is None else self.redrawn(latent, noise_keys)
         if self.kind == "vq":
             codes = quantize(out, params["codebook"])
             return Latent(straight_through(out, codes.codes), out, codes)
         return Latent(out, out)
+
+    def redrawn(self, latent: Latent, noise_keys: chex.PRNGKey) -> Latent:
+        """The latent with another draw of z, from keys [B]; of a kind without a distribution, the latent as it is."""
+        if self.kind != "vae":
+            return latent
+        posterior = latent.encoded
+        return latent._replace(z=reparameterize(posterior, normal(noise_keys, posterior.mean.shape[1:])))
 
     def decoded(self, params: Any, z: chex.Array, dropout_keys: chex.PRNGKey | None = None) -> Decoded:
         """Decodes latents [B, h, w, c]; `params` has `log_scale`, a scalar, if the scale is "shared"."""
@@ -104,6 +112,10 @@ class FirstStage(NamedTuple):
         A logistic distribution over levels has its location far outside where it is sure of the first or the last one.
         """
         return jnp.clip(self.family.mean(decoded.location), -1.0, 1.0)
+
+    def squared_error(self, decoded: Decoded, x: chex.Array) -> chex.Array:
+        """Of the image that is shown, in squared levels of 0..255, mean over its dimensions: [B]."""
+        return mean_over_dims(jnp.square(HALF_RANGE * (self.image(decoded) - x)))
 
     def kl(self, latent: Latent) -> chex.Array:
         """KL(q(z|x) || p(z)) in nats, [B, h, w, c]: of an AE, which has no prior, 0.

@@ -115,6 +115,7 @@ def test_what_a_first_stage_cannot_do_is_refused(refused, runs, trained, tmp_pat
         (["--config.first_stage.kind=vq", "--config.first_stage.beta=2"], "first_stage.beta is 2.0, but a first stage"),
         (["--config.diffusion.num_timesteps=50"], "diffusion.num_timesteps is 50, but a first stage has none"),
         (["--config.condition.num_classes=10"], "condition.num_classes is 10, but a first stage has none"),
+        (["--config.first_stage.log_scale=-8"], "log_scale is -8.0: it must be between -7 and 7"),
         (["--config.train.raw_grid=true"], "train.raw_grid is True, but a first stage has none"),
         (
             [f"--config.first_stage.{field}" for field in ("kind=vq", "codebook=gradient", "restart_below=0.5")],
