@@ -187,7 +187,8 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("products", marks=pytest.mark.slow), "blocks"])
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["products", "blocks"])
 def test_recomputation_changes_neither_output_nor_gradients(params, x, remat):
     unet = SMALL.clone(dropout=0.3)
     keys = jax.random.split(jax.random.key(3), 2)
