@@ -5,8 +5,8 @@
 Every second the resident memory of the process and the arrays that JAX holds are noted, and a line is fitted to what
 comes after the warm-up. Exit code 1 where a line rises by more than the bound from its one end to the other.
 
-Every save leaves 0.1 to 0.2 MiB behind: tensorstore keeps what Orbax asks it for, its counters. `--save_every 200`
-shows it; by default it is 2000, which is still more often than a run saves.
+Every save leaves 0.1 to 0.2 MiB behind, in part the counters that Orbax asks tensorstore for. `--save_every 200` shows
+it; by default it is 2000, which is still more often than a run saves.
 """
 
 import argparse
