@@ -1,14 +1,13 @@
 """What evaluate.py can compute of a first stage: functions (loaded, flags) -> `Result`."""
 
-from collections.abc import Iterator
+import functools
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from ddpm_jax.cli.load import Loaded, versions
 from ddpm_jax.cli.metrics import Metric, Result
-from ddpm_jax.cli.split import Span, Split, go_on, open_split, progress, result_path
+from ddpm_jax.cli.split import go_on, image_by_image, open_split, result_path
 from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.first_stage import Scores, check_has_elbo, joined, no_scores, stream_scores
 from ddpm_jax.evaluation.tally import Estimate, estimate
@@ -81,36 +80,17 @@ def _scores_of(loaded: Loaded, flags: Any) -> _ScoresOf:
     stage, config = loaded.experiment.first_stage, loaded.experiment.config.first_stage
     split = open_split(loaded, flags)
     suffix = f"{split.suffix}_draws{flags.draws}_seed{flags.seed}"
+    stream = functools.partial(stream_scores, stage, loaded.params, num_draws=flags.draws)
     scores = go_on(
         result_path("scores", loaded, flags, f"{suffix}.npz"),
         no_scores(flags.draws, config.latent_channels, stage.num_codes),
         split.num_images,
-        lambda scores, span: _further(loaded, flags, split, scores, span),
+        lambda scores, span: image_by_image(stream, scores, span, split, flags, merge=joined),
         merge=joined,
         made_with=split.settings | results.machine() | {"versions": versions()},
     )
     what = f"{split.what}, {flags.draws} draw{'s' if flags.draws > 1 else ''}"
     return _ScoresOf(scores, split.settings, suffix, what)
-
-
-def _further(loaded: Loaded, flags: Any, split: Split, scores: Scores, span: Span) -> Iterator[Scores]:
-    """Yields the scores of all images of a span so far after every further batch."""
-    with progress(span.last - span.first, initial=scores.num_images, unit="image") as bar:
-        batches = stream_scores(
-            loaded.experiment.first_stage,
-            loaded.params,
-            split.source,
-            seed=flags.seed,
-            num_images=span.last,
-            batch_size=-(-flags.batch_size // jax.process_count()),
-            num_draws=flags.draws,
-            done=span.first + scores.num_images,
-            first=span.first,
-        )
-        for batch in batches:
-            scores = joined(scores, batch)
-            bar.update(batch.num_images)
-            yield scores
 
 
 def _over_images(values: np.ndarray) -> Estimate:

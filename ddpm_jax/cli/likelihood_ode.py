@@ -2,15 +2,13 @@
 
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from ddpm_jax.cli.command import Parser
 from ddpm_jax.cli.load import Loaded, versions
-from ddpm_jax.cli.split import Span, Split, go_on, open_split, progress, result_path
+from ddpm_jax.cli.split import go_on, image_by_image, open_split, result_path
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.bound import check_has_bound
@@ -62,11 +60,12 @@ def ode_of(loaded: Loaded, flags: Any) -> OdeOf:
     }
     trace = f"{flags.trace}{'' if flags.trace == 'exact' else flags.probes}"
     suffix = f"{split.suffix}_{trace}_rtol{flags.rtol:g}_atol{flags.atol:g}_draws{flags.draws}_seed{flags.seed}"
+    stream = functools.partial(stream_bits, evaluate, loaded.params)
     bits = go_on(
         result_path("bits_ode", loaded, flags, f"{suffix}.npz"),
         no_bits(flags.draws),
         split.num_images,
-        lambda bits, span: _further(evaluate, loaded, flags, split, bits, span),
+        lambda bits, span: image_by_image(stream, bits, span, split, flags, merge=_joined),
         merge=_joined,
         made_with=settings | results.machine(),
     )
@@ -95,22 +94,3 @@ def _evaluate(loaded: Loaded, flags: Any) -> Evaluate:
 
 def _joined(first: Bits, second: Bits) -> Bits:
     return Bits(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
-
-
-def _further(evaluate: Evaluate, loaded: Loaded, flags: Any, split: Split, bits: Bits, span: Span) -> Iterator[Bits]:
-    """Yields the bits of all images of a span so far after every further batch."""
-    with progress(span.last - span.first, initial=bits.num_images, unit="image") as bar:
-        batches = stream_bits(
-            evaluate,
-            loaded.params,
-            split.source,
-            seed=flags.seed,
-            num_images=span.last,
-            batch_size=-(-flags.batch_size // jax.process_count()),
-            done=span.first + bits.num_images,
-            first=span.first,
-        )
-        for batch in batches:
-            bits = _joined(bits, batch)
-            bar.update(batch.num_images)
-            yield bits

@@ -141,6 +141,40 @@ def _complete(
     return tally
 
 
+def image_by_image(
+    stream: Callable[..., Iterator[results.AnyTally]],
+    tally: results.AnyTally,
+    span: Span,
+    split: Split,
+    flags: Any,
+    *,
+    merge: Callable[[results.AnyTally, results.AnyTally], results.AnyTally],
+) -> Iterator[results.AnyTally]:
+    """Yields the tally of all images of a span so far after every further batch; for `go_on`.
+
+    Args:
+      stream: (source, with the keywords of `evaluation.batches.image_batches` and seed) -> tallies, one a batch.
+      tally: of the first images of the span.
+      span: the images.
+      split: which they are of.
+      flags: --seed and --batch_size, of all processes together.
+      merge: two tallies -> that of the images of both.
+    """
+    with progress(span.last - span.first, initial=tally.num_images, unit="image") as bar:
+        batches = stream(
+            split.source,
+            seed=flags.seed,
+            num_images=span.last,
+            batch_size=-(-flags.batch_size // jax.process_count()),
+            done=span.first + tally.num_images,
+            first=span.first,
+        )
+        for batch in batches:
+            tally = merge(tally, batch)
+            bar.update(batch.num_images)
+            yield tally
+
+
 def progress(total: int, *, initial: int, unit: str) -> tqdm.tqdm:
     """A progress bar on a terminal, nothing elsewhere."""
     return tqdm.tqdm(
