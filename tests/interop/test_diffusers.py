@@ -12,6 +12,8 @@ from ddpm_jax.interop.renaming import unet_shapes
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.unet import UNet
 
+from .conftest import perturbed, state_dict
+
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[parity]'")
 
@@ -50,16 +52,7 @@ def peer(unet, in_channels=3):
         num_class_embeds=unet.num_classes + 1 if unet.num_classes else None,
         **TIME_EMBEDDINGS[unet.time_embedding],
     )
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-            assert parameter.abs().max() > 0, name
-    return network.eval()
-
-
-def state_dict(network):
-    return {name: value.detach().numpy().copy() for name, value in network.state_dict().items()}
+    return perturbed(network)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from ddpm_jax.interop.first_stage import autoencoder_params_from_diffusers, auto
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.variational.quantization import quantize, straight_through
 
+from .conftest import perturbed, state_dict
+
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[parity]'")
 
@@ -35,16 +37,7 @@ def peer(model):
         network = diffusers.VQModel(num_vq_embeddings=model.num_codes, **fields)
     else:
         network = diffusers.AutoencoderKL(**fields)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-            assert parameter.abs().max() > 0, name
-    return network.eval()
-
-
-def state_dict(network):
-    return {name: value.detach().numpy().copy() for name, value in network.state_dict().items()}
+    return perturbed(network)
 
 
 def theirs(call, x):
