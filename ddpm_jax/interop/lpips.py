@@ -1,0 +1,111 @@
+"""The weights of the LPIPS distance, from one file of the user's: NPZ, or safetensors.
+
+The names are those of the authors' package, `lpips.LPIPS(net="vgg").state_dict()`:
+  net.slice1.0.weight ... net.slice5.28.bias     the convolutions, each numbered as in torchvision's VGG16
+  lin0.model.1.weight ... lin4.model.1.weight    [1, C, 1, 1], none negative
+or for the convolutions torchvision's own, features.0.weight ... features.28.bias. Other tensors are not read.
+"""
+
+import io
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.files import as_path
+from ddpm_jax.interop.diffusers import from_torch
+from ddpm_jax.models.lpips import Lpips
+
+_HOW = 'docs/first_stages.md, "Sharp reconstructions", says how to make it'
+
+
+def read_lpips(path: str | os.PathLike, model: Lpips) -> dict[str, Any]:
+    """Reads the parameters of the distance.
+
+    Args:
+      path: an NPZ or a safetensors file, here or in a bucket.
+      model: the network they are for.
+
+    Returns:
+      params, nested, float32: `model.apply({"params": params}, x, y)`.
+
+    Raises:
+      UsageError: no such file, or it is neither, or as `lpips_params`.
+    """
+    file = as_path(path)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"The weights of the perceptual distance cannot be read from {path} ({error.strerror or error}): {_HOW}."
+        ) from error
+    return lpips_params(_tensors(data, str(path)), model, source=str(path))
+
+
+def lpips_params(tensors: Mapping[str, np.ndarray], model: Lpips, *, source: str) -> dict[str, Any]:
+    """Builds the parameters from tensors by name; `source` is where these are from, for the message.
+
+    Raises:
+      UsageError: a tensor is missing, or has another shape than the network's, or a number that cannot be.
+    """
+    tensors = {re.sub(r"^net\.slice\d+\.", "features.", name): value for name, value in tensors.items()}
+    params = {}
+    for path, shape in lpips_shapes(model).items():
+        name = _name(path, model)
+        if name not in tensors:
+            raise UsageError(f"{source} has no tensor {name}, which the perceptual distance is made of: {_HOW}.")
+        value = np.asarray(tensors[name], np.float32)
+        # A linear map [1, C, 1, 1] is our vector [C].
+        value = value.reshape(-1) if path[-1].startswith("lin_") else from_torch(path, value)
+        if value.shape != shape:
+            raise UsageError(
+                f"{name} of {source} has shape {np.shape(tensors[name])}, read here as {value.shape}, where VGG16 has "
+                f"{shape}: {_HOW}."
+            )
+        if not np.isfinite(value).all():
+            raise UsageError(f"{name} of {source} has numbers that are not finite: {_HOW}.")
+        if path[-1].startswith("lin_") and (value < 0).any():
+            raise UsageError(f"{name} of {source} has negative weights, with which it is no distance: {_HOW}.")
+        params[path] = value
+    return unflatten_dict(params)
+
+
+def lpips_shapes(model: Lpips) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Returns the shape of every parameter, without computing any."""
+    image = jax.ShapeDtypeStruct((1, model.smallest_side, model.smallest_side, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image, image)["params"]
+    return {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}
+
+
+def _name(path: tuple[str, ...], model: Lpips) -> str:
+    if path[-1].startswith("lin_"):
+        return f"lin{path[-1].removeprefix('lin_')}.model.1.weight"
+    _, k, _, j = path[1].split("_")
+    # Theirs number a convolution and its ReLU apart, and the pooling between slices.
+    before = sum(2 * len(channels) + 1 for channels in model.channels[: int(k)])
+    return f"features.{before + 2 * int(j)}.{'weight' if path[-1] == 'kernel' else 'bias'}"
+
+
+def _tensors(data: bytes, source: str) -> dict[str, np.ndarray]:
+    try:
+        if data[:2] == b"PK":  # an NPZ file is a ZIP archive
+            with np.load(io.BytesIO(data)) as archive:
+                return dict(archive)
+        from safetensors.numpy import load  # an extra
+    except ImportError as error:
+        raise UsageError(
+            f"Reading {source} needs the package safetensors: `pip install safetensors`, or give an NPZ file."
+        ) from error
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{source} is a damaged NPZ file ({error}): {_HOW}.") from error
+    try:
+        return load(data)
+    except Exception as error:  # of the package's own kind
+        raise UsageError(f"{source} is neither an NPZ nor a safetensors file ({error}): {_HOW}.") from error
