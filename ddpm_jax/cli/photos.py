@@ -2,7 +2,7 @@
 
 A picture of any size is brought to the model's on its shorter side and cropped at the centre; the mask that belongs to
 it has its size and is treated alike, each pixel taking the nearest's value. What is done with them is
-`samplers.editing`.
+`samplers.editing`. A first stage may also be given pictures at their own size.
 """
 
 import pathlib
@@ -28,11 +28,39 @@ def read_photo(flag: str, path: str | pathlib.Path, image_shape: tuple[int, int,
     """
     size, _, channels = image_shape
     image = _decode(flag, path)
-    _check_size(flag, path, image, size)
+    _check_size(flag, path, image.size, size)
     try:
         return images.to_array(image, image_size=size, channels=channels)
     except images.UnreadableImage as error:
         raise _unreadable(flag, path, error) from error
+
+
+def read_whole_photo(flag: str, path: str | pathlib.Path, *, multiple: int, channels: int) -> np.ndarray:
+    """The picture at its own size, cropped at the centre to multiples of a number: uint8 [H, W, channels].
+
+    Raises:
+      UsageError: as `read_photo`.
+    """
+    image = _decode(flag, path)
+    _check_size(flag, path, image.size, multiple)
+    try:
+        return images.to_whole_array(image, multiple=multiple, channels=channels)
+    except images.UnreadableImage as error:
+        raise _unreadable(flag, path, error) from error
+
+
+def check_photo(flag: str, path: str | pathlib.Path, size: int) -> None:
+    """Looks at a picture's header alone: one of many that will be read when their turn comes.
+
+    Raises:
+      UsageError: no such file, none that begins as a picture, or one whose shorter side is below `size`.
+    """
+    _check_there(flag, path)
+    try:
+        found = images.header_size(path)
+    except images.UnreadableImage as error:
+        raise _unreadable(flag, path, error) from error
+    _check_size(flag, path, found, size)
 
 
 def read_mask(
@@ -54,10 +82,10 @@ def read_mask(
     mask, of_photo = _decode(flag, path), _decode(flag, photo)
     if mask.size != of_photo.size:
         raise UsageError(
-            f"{flag}: {path} is {_size(mask)}, but {photo} is {_size(of_photo)}: give a mask of the picture's size, "
-            "white where it is to be painted anew."
+            f"{flag}: {path} is {_size(mask.size)}, but {photo} is {_size(of_photo.size)}: give a mask of its "
+            "size, white where it is to be painted anew."
         )
-    _check_size(flag, path, mask, size)
+    _check_size(flag, path, mask.size, size)
     try:
         white = images.to_mask(mask, image_size=size)
     except images.UnreadableImage as error:
@@ -71,29 +99,33 @@ def read_mask(
 
 
 def _decode(flag: str, path: str | pathlib.Path) -> Image.Image:
-    place = as_path(path)
-    with reporting(place, "read"):
-        there = place.exists() if is_remote(place) else place.is_file()
-    if not there:
-        raise UsageError(f"{flag}: there is no file {path}.")
+    _check_there(flag, path)
     try:
         return images.decode(path)
     except images.UnreadableImage as error:
         raise _unreadable(flag, path, error) from error
 
 
+def _check_there(flag: str, path: str | pathlib.Path) -> None:
+    place = as_path(path)
+    with reporting(place, "read"):
+        there = place.exists() if is_remote(place) else place.is_file()
+    if not there:
+        raise UsageError(f"{flag}: there is no file {path}.")
+
+
 def _unreadable(flag: str, path: str | pathlib.Path, error: Exception) -> UsageError:
     return UsageError(f"{flag}: {path} cannot be read: {error}.")
 
 
-def _check_size(flag: str, path: str | pathlib.Path, image: Image.Image, size: int) -> None:
-    if min(image.size) < size:
+def _check_size(flag: str, path: str | pathlib.Path, found: tuple[int, int], size: int) -> None:
+    if min(found) < size:
         raise UsageError(
-            f"{flag}: {path} is {_size(image)}, but the model's images are {size}x{size} and none is enlarged: give a "
+            f"{flag}: {path} is {_size(found)}, but images of {size}x{size} are wanted and none is enlarged: give a "
             "larger one."
         )
 
 
-def _size(image: Image.Image) -> str:
-    width, height = image.size
+def _size(found: tuple[int, int]) -> str:
+    width, height = found
     return f"{width}x{height}"

@@ -146,13 +146,13 @@ def open_folder(
 def _files_of_split(root: pathlib.Path, split: str, holdout: float) -> tuple[pathlib.Path, list[str], list[str]]:
     """Returns a folder, the paths of the split's pictures relative to it, and the names of the classes."""
     train, test = _split_folders(root)
-    names = _list(train)
+    names = pictures_in(train)
     classes = _classes(names)
     if test is None:
         rows = carve(len(names), split=split, holdout=holdout, where=f"Folder {root}")
         folder, names = train, [names[row] for row in rows]
     elif split == "test":
-        folder, names = test, _list(test)
+        folder, names = test, pictures_in(test)
     else:
         folder = train
     return folder, names, classes
@@ -166,7 +166,7 @@ def _split_folders(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | Non
     return root / "train", next((root / name for name in HELD_OUT if name in folders), None)
 
 
-def _list(folder: pathlib.Path) -> list[str]:
+def pictures_in(folder: pathlib.Path) -> list[str]:
     """Returns all pictures below `folder` as sorted relative paths with "/": the same order on every machine.
 
     Raises:

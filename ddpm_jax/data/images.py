@@ -1,4 +1,4 @@
-"""One picture -> uint8 [image_size, image_size, channels], or a mask: decoding, colour, resizing. Knows of no dataset.
+"""One picture -> uint8 [image_size, image_size, channels], the whole of it, or a mask. Knows of no dataset.
 
 Resizing is done as in the code of Dhariwal & Nichol (2021, arXiv:2105.05233), which much of the field has adopted, so
 that statistics of the data agree: the picture is halved with a box filter while its shorter side is at least twice the
@@ -99,7 +99,30 @@ def to_array(image: Image.Image, *, image_size: int, channels: int) -> np.ndarra
     """
     if min(image.size) < image_size:
         raise ValueError(f"{image.size} is smaller than {image_size}")
-    image = _centre_crop(_shrink(_to_mode(image, MODES[channels]), image_size), image_size)
+    return _pixels(
+        _centre_crop(_shrink(_to_mode(image, MODES[channels]), image_size), image_size, image_size), channels
+    )
+
+
+def to_whole_array(image: Image.Image, *, multiple: int, channels: int) -> np.ndarray:
+    """Returns the picture at its own size, uint8 [H, W, channels], cropped at the centre to multiples of a number.
+
+    Args:
+      image: as in `to_array`.
+      multiple: of which both sides shall be; at most the picture's shorter side.
+      channels: 1 or 3.
+
+    Raises:
+      UnreadableImage: floating-point or 32-bit pixels.
+      ValueError: the picture is smaller than `multiple`.
+    """
+    if min(image.size) < multiple:
+        raise ValueError(f"{image.size} is smaller than {multiple}")
+    width, height = (side // multiple * multiple for side in image.size)
+    return _pixels(_centre_crop(_to_mode(image, MODES[channels]), width, height), channels)
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     array = np.asarray(image)
     return array[..., None] if channels == 1 else array
 
@@ -122,7 +145,7 @@ def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
         raise ValueError(f"{image.size} is smaller than {image_size}")
     nearest = Image.Resampling.NEAREST
     image = _shrink(_to_mode(image, "L"), image_size, halve=nearest, fit=nearest)
-    return (np.asarray(_centre_crop(image, image_size)) > 127)[..., None]
+    return (np.asarray(_centre_crop(image, image_size, image_size)) > 127)[..., None]
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -159,7 +182,6 @@ def _shrink(
     return image.resize((width, height), fit) if scale != 1 else image
 
 
-def _centre_crop(image: Image.Image, image_size: int) -> Image.Image:
-    width, height = image.size
-    left, top = (width - image_size) // 2, (height - image_size) // 2
-    return image.crop((left, top, left + image_size, top + image_size))
+def _centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

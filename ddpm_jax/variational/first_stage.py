@@ -92,6 +92,10 @@ class FirstStage(NamedTuple):
         posterior = latent.encoded
         return latent._replace(z=reparameterize(posterior, normal(noise_keys, posterior.mean.shape[1:])))
 
+    def snapped(self, params: Any, z: chex.Array) -> chex.Array:
+        """Any latents [..., c] as the decoder knows them: of a VQ-VAE the nearest codes, of other kinds as they are."""
+        return quantize(z, params["codebook"]).codes if self.kind == "vq" else z
+
     def decoded(self, params: Any, z: chex.Array, dropout_keys: chex.PRNGKey | None = None) -> Decoded:
         """Decodes latents [B, h, w, c]; `params` has `log_scale`, a scalar, if the scale is "shared"."""
         out = self.decode(params, z, dropout_keys)

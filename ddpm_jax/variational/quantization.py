@@ -36,7 +36,8 @@ def quantize(z: chex.Array, codebook: chex.Array) -> Quantized:
 
 def straight_through(z: chex.Array, codes: chex.Array) -> chex.Array:
     """The codes, with the gradient of z: what the decoder wants of its input is handed to the encoder as it is."""
-    return z + jax.lax.stop_gradient(codes - z)
+    # Often written z + sg[codes - z], which is off by a rounding from what decoding the codes alone would see.
+    return jax.lax.stop_gradient(codes) + (z - jax.lax.stop_gradient(z))
 
 
 def codebook_loss(z: chex.Array, codes: chex.Array) -> chex.Array:

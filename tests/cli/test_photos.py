@@ -104,7 +104,7 @@ def test_a_photo_that_cannot_be_used_is_refused(save, tmp_path):
         (tmp_path / "none.png", r"^--init_image: there is no file .*none\.png\.$"),
         (tmp_path, "^--init_image: there is no file"),
         (text, r"^--init_image: .*text\.png cannot be read: not an image"),
-        (save("small.png", noise(20, 5)), r"^--init_image: .*small\.png is 5x20, but the model's images are 8x8"),
+        (save("small.png", noise(20, 5)), r"^--init_image: .*small\.png is 5x20, but images of 8x8 are wanted"),
         (save("float.tiff", np.ones((8, 8), np.float32)), "cannot be read: its pixels are floating-point"),
     ):
         with pytest.raises(UsageError, match=complaint):
@@ -122,7 +122,7 @@ def test_a_mask_that_cannot_be_used_is_refused(save, tmp_path):
         with pytest.raises(UsageError, match=complaint):
             read_mask("--mask", path, photo, MODEL)
     small = save("small.png", noise(5, 9))
-    with pytest.raises(UsageError, match=r"small\.png is 9x5, but the model's images are 8x8"):
+    with pytest.raises(UsageError, match=r"small\.png is 9x5, but images of 8x8 are wanted"):
         read_mask("--mask", small, small, MODEL)
 
 

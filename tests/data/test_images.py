@@ -127,6 +127,15 @@ def test_the_centre_is_kept_and_the_aspect_ratio_too(height, width):
     np.testing.assert_allclose(np.diff(row)[2:5].mean(), slope, atol=1.5)
 
 
+def test_a_picture_is_whole_but_for_what_is_over_a_multiple_on_both_sides():
+    pixels = _noise(9, 15)
+    whole = images.to_whole_array(Image.fromarray(pixels), multiple=4, channels=3)
+    np.testing.assert_array_equal(whole, pixels[0:8, 1:13])
+    assert images.to_whole_array(Image.fromarray(pixels), multiple=3, channels=1).shape == (9, 15, 1)
+    with pytest.raises(ValueError, match="smaller than 10"):
+        images.to_whole_array(Image.fromarray(pixels), multiple=10, channels=3)
+
+
 def test_nothing_is_enlarged():
     with pytest.raises(ValueError, match="smaller"):
         _array(Image.fromarray(_noise(4, 9)), image_size=8)

@@ -71,3 +71,11 @@ def test_a_learned_scale_stays_where_float32_can_follow():
     decoded = stage.decoded({"log_scale": jnp.float32(-100.0), "copies": 1}, X[:, ::2, ::2])
     assert decoded.log_scale.shape == (1, 1, 1, 1)
     assert np.all(np.isfinite(stage.log_likelihood(decoded, X)))
+
+
+def test_vectors_of_a_vq_vae_become_its_codes_and_other_latents_stay():
+    codebook, z = np.float32([[0, 0], [1, 1], [5, 5]]), np.float32([[[0.9, 1.2], [4, 2.5]]])
+    snapped = FirstStage("vq", _encode, _decode, FAMILIES["gaussian"], num_codes=3).snapped({"codebook": codebook}, z)
+    np.testing.assert_array_equal(snapped, [[[1, 1], [5, 5]]])  # of [4, 2.5]: 3² + 1.5² = 11.25 against 1 + 2.5² = 7.25
+    for kind in ("ae", "vae"):
+        assert FirstStage(kind, _encode, _decode, FAMILIES["gaussian"]).snapped({}, z) is z

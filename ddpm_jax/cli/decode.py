@@ -1,0 +1,88 @@
+"""`python -m ddpm_jax.cli.decode --ckpt DIR FILE.npz`: latents of a first stage to pictures.
+
+    python -m ddpm_jax.cli.decode --ckpt runs/vae_cifar10 latents.npz                       into decoded/
+    python -m ddpm_jax.cli.decode --ckpt runs/vae_cifar10 latents.npz --out sheet.png       as one sheet
+
+FILE.npz is what `python -m ddpm_jax.cli.encode` has written, and must be of the same weights; or a file of your own
+with `latents` [N, h, w, c], of a VQ-VAE also with `codes` [N, h, w] instead. Of a VQ-VAE every vector becomes the
+nearest code. In a directory every picture has the name of the one that was encoded; where two had the same, all begin
+with their numbers. Pictures that are there are not replaced.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+
+from ddpm_jax.cli.command import Parser, prepare_jax, run
+from ddpm_jax.cli.load import check_names_a_run, define_checkpoint_flags, load_first_stage
+from ddpm_jax.errors import UsageError
+from ddpm_jax.evaluation import latent_file
+from ddpm_jax.evaluation.coding import decode
+from ddpm_jax.evaluation.results import weights_digest
+from ddpm_jax.files import as_path, check_place, reporting
+from ddpm_jax.plotting.images import grid, save_png
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command and returns its exit code; see `command.run` for the errors."""
+    parser = Parser(__doc__, arguments=True)
+    define_checkpoint_flags(parser)
+    parser.string("out", "decoded", "Directory for a picture each, or FILE.png for one sheet.", metavar="DIR|FILE.png")
+    parser.integer("batch_size", 16, "Pictures at a time, over all devices.", lower=1)
+    flags = parser.parse(argv)
+    check_names_a_run(flags)
+    if len(parser.arguments) != 1:
+        raise UsageError(f"{len(parser.arguments)} files of latents are named: name one, as in latents.npz.")
+    path, out = parser.arguments[0], as_path(flags.out)
+    check_place(out, flag="--out", writing=True)
+    arrays = latent_file.read(path)
+    prepare_jax(flags)
+    loaded = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    stage, what = loaded.experiment.first_stage, f"{flags.ckpt}, step {loaded.step}, {loaded.weights} weights"
+    latent_file.check_made_by(path, arrays, first_stage=weights_digest(loaded.params), what=what)
+    codebook = np.asarray(loaded.params["codebook"]) if stage.kind == "vq" else None
+    channels = loaded.experiment.model.latent_channels
+    z = latent_file.latents_of(path, arrays, channels=channels, codebook=codebook)
+    places = _places(out, list(map(str, arrays.get("names", ()))), len(z))
+    batches = decode(stage, loaded.params, z, batch_size=flags.batch_size)
+    images = (image for batch in batches for image in batch)
+    images = tqdm.tqdm(images, total=len(z), unit="picture", disable=not sys.stderr.isatty())
+    if len(places) < len(z):
+        _save(out, grid(np.stack(list(images))))
+    else:
+        for place, image in zip(places, images, strict=True):
+            _save(place, image)
+    print(f"{len(z)} picture{'s' if len(z) > 1 else ''} by {what}\n  {out}")
+    return 0
+
+
+def _places(out: pathlib.Path, names: Sequence[str], count: int) -> list[pathlib.Path]:
+    """Where the pictures go: one file each, or the one of a sheet.
+
+    Raises:
+      UsageError: a file is there already.
+    """
+    if out.suffix.lower() == ".png":
+        places = [out]
+    else:
+        stems = [pathlib.PurePath(name).stem for name in names] if len(names) == count else [""] * count
+        if len({*stems, ""}) <= count:  # two of one name, or one without
+            stems = [f"{i:05d}_{stem}".rstrip("_") for i, stem in enumerate(stems)]
+        places = [out / f"{stem}.png" for stem in stems]
+    for place in places:
+        with reporting(place, "read"):
+            if place.exists():
+                raise UsageError(f"--out: {place} is there already: remove it, or choose another place.")
+    return places
+
+
+def _save(place: pathlib.Path, picture: np.ndarray) -> None:
+    with reporting(place):
+        save_png(place, picture)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,130 @@
+"""Latents in an NPZ file: which arrays there are, whose latents they are, and what a decoder can take of them.
+
+    latents          float32 [N, h, w, c], what the decoder takes
+    codes            int32 [N, h, w], of a VQ-VAE; either of the two is enough to decode
+    mean             float32 [N, h, w, c], of the posterior, where `latents` are draws from it and not its mean
+    log_variance     float32 [N, h, w, c], of a VAE's posterior
+    names            [N], of the pictures
+    kind             ae, vae or vq
+    first_stage      SHA-256 of the weights, 64 hexadecimal digits
+    made_by          where these were, for a person
+
+A file of somebody's own needs `latents` or `codes` only; `first_stage` is believed where it is there.
+"""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.evaluation.coding import Latents
+from ddpm_jax.files import as_path, reporting, write_atomically
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def write(
+    path: str | os.PathLike, found: Latents, *, names: Sequence[str], kind: str, first_stage: str, made_by: str
+) -> None:
+    """Writes the file, whole or not at all; see the top for the arguments.
+
+    Raises:
+      FailureError: it cannot be written.
+    """
+    arrays: dict[str, Any] = {name: array for name, array in found._asdict().items() if array is not None}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays, names=np.array(names), kind=kind, first_stage=first_stage, made_by=made_by)
+    with reporting(path):
+        write_atomically(path, buffer.getvalue())
+
+
+def read(path: str | os.PathLike) -> Arrays:
+    """Returns the arrays of a file by name.
+
+    Raises:
+      UsageError: there is no such file, or it cannot be read.
+      FailureError: it is out of reach.
+    """
+    path = as_path(path)
+    with reporting(path, "read"):
+        data = path.read_bytes() if path.is_file() else None
+    if data is None:
+        raise UsageError(f"There is no file {path}: give one that `python -m ddpm_jax.cli.encode` has written.")
+    try:
+        with np.load(io.BytesIO(data)) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except MemoryError:
+        raise
+    except Exception as error:  # damage in a ZIP file comes as errors of many kinds
+        raise UsageError(
+            f"{path} is not an NPZ file, or damaged: give one that `python -m ddpm_jax.cli.encode` has written."
+        ) from error
+
+
+def check_made_by(path: str | os.PathLike, arrays: Arrays, *, first_stage: str, what: str) -> None:
+    """Refuses latents of another first stage.
+
+    Args:
+      path: of the file, for the message.
+      arrays: in it.
+      first_stage: `results.weights_digest` of the weights that are to decode.
+      what: these, in words.
+
+    Raises:
+      UsageError: the digest is another one.
+    """
+    theirs = str(arrays.get("first_stage", first_stage))
+    if theirs != first_stage:
+        made_by = f" ({arrays['made_by']})" if "made_by" in arrays else ""
+        raise UsageError(
+            f"{path} holds latents of another first stage{made_by}, {theirs[:12]}..., than {what}, "
+            f"{first_stage[:12]}...: decode with the one that encoded them."
+        )
+
+
+def latents_of(path: str | os.PathLike, arrays: Arrays, *, channels: int, codebook: np.ndarray | None) -> np.ndarray:
+    """Returns what a decoder takes of a file, float32 [N, h, w, c].
+
+    Args:
+      path: of the file, for the message.
+      arrays: in it.
+      channels: c of the first stage.
+      codebook: float32 [K, c], of a VQ-VAE.
+
+    Raises:
+      UsageError: neither latents nor codes, of another shape or type than the decoder's, or codes that are not those of
+        the latents beside them.
+    """
+    if codebook is None and "codes" in arrays:
+        raise UsageError(f"{path} holds codes, but this first stage has no codebook: decode with the one of the codes.")
+    if "latents" not in arrays and "codes" not in arrays:
+        wanted = "'latents'" if codebook is None else "'latents' or 'codes'"
+        there = ", ".join(map(repr, arrays)) or "nothing"
+        raise UsageError(f"{path} has no {wanted}, but {there}: give a file that the encode command has written.")
+    looked_up = codebook[_codes(path, arrays["codes"], len(codebook))] if "codes" in arrays else None
+    if "latents" not in arrays:
+        return looked_up
+    z = arrays["latents"]
+    if z.ndim != 4 or z.shape[-1] != channels or z.size == 0 or not np.issubdtype(z.dtype, np.floating):
+        raise UsageError(
+            f"The latents of {path} are {z.dtype} {list(z.shape)}: this decoder takes float32 [N, h, w, {channels}]."
+        )
+    if not np.isfinite(z).all():
+        raise UsageError(f"Latents of {path} are not finite: give finite numbers.")
+    if looked_up is not None and not np.array_equal(z, looked_up):
+        raise UsageError(f"The latents of {path} are not the codes beside them: leave one of the two out of the file.")
+    return z.astype(np.float32)
+
+
+def _codes(path: str | os.PathLike, codes: np.ndarray, num_codes: int) -> np.ndarray:
+    if codes.ndim != 3 or codes.size == 0 or not np.issubdtype(codes.dtype, np.integer):
+        raise UsageError(f"The codes of {path} are {codes.dtype} {list(codes.shape)}: integers [N, h, w] are expected.")
+    if codes.min() < 0 or codes.max() >= num_codes:
+        raise UsageError(
+            f"The codes of {path} are in {codes.min()}..{codes.max()}, but this codebook has 0..{num_codes - 1}: "
+            "decode with the first stage that they are of."
+        )
+    return codes
