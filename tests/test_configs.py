@@ -12,7 +12,7 @@ from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.experiment import build, build_training, init_state
 from ddpm_jax.diffusion.schedules import spaced_timesteps
 from ddpm_jax.errors import UsageError
-from ddpm_jax.models.unet import null_condition
+from ddpm_jax.models.condition import null_condition
 from ddpm_jax.training.parallel import map_step, replicate, shard
 from ddpm_jax.training.randomness import base_key
 

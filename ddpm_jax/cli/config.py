@@ -52,18 +52,26 @@ def default_config() -> ConfigDict:
                 "timestep_sampling": "uniform",  # of t in training: uniform, antithetic, importance
             },
             "model": {
+                "name": "unet",  # the network: unet, or dit with its fields below; of these it has the last five
                 "ch": 128,  # channels of the first level
                 "ch_mult": (1, 2, 2, 2),  # channels of each level, in units of ch
                 "num_res_blocks": 2,  # per level on the way down, one more on the way up
                 "attn_resolutions": (16,),  # heights of the feature maps that get attention
                 "num_heads": 1,
-                "dropout": 0.1,
                 "scale_shift_norm": False,  # the time scales and shifts the second norm of a block
-                "time_embedding": "sin_cos",  # sin_cos (DDPM), cos_sin (Improved DDPM)
-                "norm_eps": 1e-6,  # added to the variance in group normalisation
                 "downsample_padding": "end",  # where a stride of 2 pads: end (DDPM), both (Improved DDPM)
+                "dropout": 0.1,
+                "time_embedding": "sin_cos",  # sin_cos (DDPM), cos_sin (Improved DDPM, DiT), cos_sin_inclusive
+                "norm_eps": 1e-6,  # added to the variance in normalisations
                 "dtype": "float32",  # of the computation: float32, bfloat16; parameters are float32
                 "remat": "none",  # what is computed again in the backward pass, for memory: none, products, blocks
+            },
+            "dit": {  # the transformer
+                "size": "S",  # of its paper: S, B, L, XL; custom: of the next three fields
+                "hidden_size": 384,  # channels of a token
+                "depth": 12,  # blocks
+                "num_heads": 6,
+                "patch_size": 2,  # height and width of what becomes a token, in pixels of what the network sees
             },
             "condition": {  # what the network is told of an image beside x_t and t
                 "num_classes": 0,  # its class, of the data's so many; 0: not told
@@ -303,6 +311,23 @@ OBJECTIVES = {
     "classifier": "a classifier",  # of noisy images, to guide one
     "first_stage": "a first stage",  # of latent diffusion, or for itself
 }
+NETWORKS = {"unet": "a U-Net", "dit": "a transformer, whose fields are in the group dit,"}
+# Network -> fields that have no part in it, single ones or whole groups.
+_NO_PART_OF_NETWORK = {
+    "unet": ("dit",),
+    "dit": tuple(
+        f"model.{name}"
+        for name in (
+            "ch",
+            "ch_mult",
+            "num_res_blocks",
+            "attn_resolutions",
+            "num_heads",
+            "scale_shift_norm",
+            "downsample_padding",
+        )
+    ),
+}
 # Objective -> fields that have no part in it, single ones or whole groups.
 _NO_PART = {
     "diffusion": ("first_stage",),
@@ -338,6 +363,10 @@ _AT_LEAST_ONE = (
     "model.ch",
     "model.num_res_blocks",
     "model.num_heads",
+    "dit.hidden_size",
+    "dit.depth",
+    "dit.num_heads",
+    "dit.patch_size",
     "optimizer.accumulate_steps",
     "train.num_steps",
     "train.batch_size",
@@ -406,6 +435,7 @@ def check_ranges(config: ConfigDict) -> None:
                 raise UsageError(f"{name} is {values[name]}: it must be {wanted}.")
     _check_condition(config)
     _check_objective(config)
+    _check_network(config)
     _check_ema(config)
     steps, num_timesteps = values["train.sample_steps"], values["diffusion.num_timesteps"]
     if steps > num_timesteps:
@@ -432,6 +462,16 @@ def _check_objective(config: ConfigDict) -> None:
             _check_unused(config, names, "a codebook that is learned by its gradient")
         if config.first_stage.scale == "pixel":
             _check_unused(config, ["first_stage.log_scale"], "a decoder that gives a scale for each number")
+
+
+def _check_network(config: ConfigDict) -> None:
+    what = choose("network", config.model.name, NETWORKS)
+    if config.model.name != "unet" and config.objective != "diffusion":
+        raise UsageError(
+            f"model.name is {config.model.name!r}, but {OBJECTIVES[config.objective]} is made of the U-Net's blocks: "
+            "set it to 'unet'."
+        )
+    _check_unused(config, _NO_PART_OF_NETWORK[config.model.name], what)
 
 
 def _check_unused(config: ConfigDict, names: Iterable[str], what: str) -> None:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.cli import first_stage
 from ddpm_jax.cli.config import check_ranges
+from ddpm_jax.cli.network import make_classifier, make_network
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, make_continuous, network_eps
 from ddpm_jax.diffusion.losses import check_loss
@@ -18,15 +19,15 @@ from ddpm_jax.diffusion.parameterization import (
     Prediction,
     check_parameterization,
     make_denoiser,
-    output_channels,
 )
 from ddpm_jax.diffusion.schedules import Schedule, make_betas, spaced_timesteps
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation import generation
 from ddpm_jax.models.autoencoder import Autoencoder
-from ddpm_jax.models.classifier import Classifier, check_classifier
-from ddpm_jax.models.condition import Condition
-from ddpm_jax.models.unet import UNet, check_unet, null_condition
+from ddpm_jax.models.classifier import Classifier
+from ddpm_jax.models.condition import Condition, null_condition
+from ddpm_jax.models.dit import DiT
+from ddpm_jax.models.unet import UNet
 from ddpm_jax.samplers.guidance import LogProb, class_log_prob
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.training.classifier import classifier_objective
@@ -51,7 +52,7 @@ class Experiment(NamedTuple):
     """What sampling and evaluation need of a config."""
 
     config: ConfigDict
-    model: UNet | Classifier | Autoencoder  # as config.objective says; the methods that make denoisers need a UNet
+    model: UNet | DiT | Classifier | Autoencoder  # by config.objective and model.name; the first two denoise
     chain: Chain
     schedule: Schedule  # all T steps of the chain
     image_shape: tuple[int, int, int]
@@ -148,28 +149,14 @@ def build(config: ConfigDict) -> Experiment:
     return Experiment(config, _model(config), chain, schedule, (size, size, config.data.channels))
 
 
-def _model(config: ConfigDict) -> UNet | Classifier | Autoencoder:
+def _model(config: ConfigDict) -> UNet | DiT | Classifier | Autoencoder:
     size, channels = config.data.image_size, config.data.channels
     dtype = choose("compute dtype", config.model.dtype, DTYPES)
     if config.objective == "first_stage":
         return first_stage.make_network(config, dtype)
-    fields = {
-        **config.model.to_dict(),
-        "resolution": size,
-        "dtype": dtype,
-        "num_classes": config.condition.num_classes,
-    }
     if config.objective == "classifier":
-        classifier = Classifier(**fields)
-        check_classifier(classifier, height=size, width=size)
-        return classifier
-    unet = UNet(
-        **fields,
-        out_channels=output_channels(channels, config.diffusion.variance),
-        low_res_channels=channels if config.condition.low_res_factor else 0,
-    )
-    check_unet(unet, height=size, width=size)
-    return unet
+        return make_classifier(config, size, dtype)
+    return make_network(config, (size, size, channels), dtype)
 
 
 def _chain(config: ConfigDict) -> Chain:

@@ -11,7 +11,7 @@ from ddpm_jax.training.objective import Objective
 from ddpm_jax.variational.first_stage import LOG_SCALE, SCALES, FirstStage
 from ddpm_jax.variational.observation import FAMILIES
 
-_OF_THE_TIME = ("scale_shift_norm", "time_embedding")  # fields of config.model
+_NOT_OURS = ("name", "scale_shift_norm", "time_embedding")  # fields of config.model: there is no choice and no time
 
 
 def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
@@ -34,7 +34,7 @@ def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
             f"first_stage.log_scale is {stage.log_scale}: it must be between {least:g} and {most:g}, beyond which log "
             "scales are clipped."
         )
-    fields = {name: value for name, value in config.model.to_dict().items() if name not in _OF_THE_TIME}
+    fields = {name: value for name, value in config.model.to_dict().items() if name not in _NOT_OURS}
     network = Autoencoder(
         **fields
         | {

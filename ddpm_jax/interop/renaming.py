@@ -13,7 +13,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.models.unet import UNet, null_condition
+from ddpm_jax.models.condition import null_condition
+from ddpm_jax.models.unet import UNet
 
 Path = tuple[str, ...]  # of one of our parameters: ("down_0_block_0", "conv1", "kernel")
 Params = Mapping[str, Any]

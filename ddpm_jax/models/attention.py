@@ -1,21 +1,43 @@
-"""Self-attention over the pixels of a feature map, by the program that suits the device."""
+"""Self-attention, over the pixels of a feature map or over tokens, by the program that suits the device."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ddpm_jax.models.layers import EPSILON, GroupNorm, dense, zero_init
+from ddpm_jax.models.layers import EPSILON, GroupNorm, default_init, dense, zero_init
 
-FLASH_TILE = 128  # pixels that a block of the flash kernels works on at once: with fewer, most of it would idle
+FLASH_TILE = 128  # tokens that a block of the flash kernels works on at once: with fewer, most of it would idle
+
+
+def self_attention(
+    h_BxLxC: jax.Array,
+    num_heads: int,
+    dtype: DTypeLike,
+    *,
+    qkv_init: nn.initializers.Initializer = default_init,
+    out_init: nn.initializers.Initializer = zero_init,
+) -> jax.Array:
+    """Every token attends to every token of its example: proj_out(softmax(q k^T / sqrt(D)) v).
+
+    q, k and v are linear maps of h; the maps are layers q, k, v and proj_out of the calling module. In names, B is the
+    batch, L the tokens, C the channels, N the heads and D = C / N the channels of a head.
+
+    Returns:
+      The shape of h, in `dtype`; the softmax is float32 whatever that is.
+    """
+    B, L, C = h_BxLxC.shape
+    N, D = num_heads, C // num_heads
+    q_BxLxNxD, k_BxLxNxD, v_BxLxNxD = (
+        dense(C, name=name, dtype=dtype, kernel_init=qkv_init)(h_BxLxC).reshape(B, L, N, D) for name in ("q", "k", "v")
+    )
+    implementation = choose_implementation(jax.local_devices()[0], dtype, tokens=L, head_size=D)
+    o_BxLxNxD = jax.nn.dot_product_attention(q_BxLxNxD, k_BxLxNxD, v_BxLxNxD, implementation=implementation)
+    return dense(C, name="proj_out", dtype=dtype, kernel_init=out_init)(o_BxLxNxD.reshape(B, L, C))
 
 
 class AttentionBlock(nn.Module):
-    """Every pixel attends to every pixel of its image: x + proj_out(softmax(q k^T / sqrt(D)) v).
-
-    q, k and v are linear maps of norm(x). In names, B is the batch, H and W the height and width, C the channels,
-    L = H W the pixels, N the heads and D = C / N the channels of a head.
-    """
+    """Every pixel attends to every pixel of its image: x + self_attention(norm(x))."""
 
     num_heads: int = 1
     norm_eps: float = EPSILON
@@ -23,20 +45,13 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """Returns the input with what it attended to added, same shape; the softmax is float32 whatever `dtype` is."""
+        """Returns the input with what it attended to added, same shape."""
         B, H, W, C = x_BxHxWxC.shape
-        L, N, D = H * W, self.num_heads, C // self.num_heads
-        h_BxLxC = GroupNorm(self.norm_eps, self.dtype, name="norm")(x_BxHxWxC).reshape(B, L, C)
-        q_BxLxNxD = dense(C, name="q", dtype=self.dtype)(h_BxLxC).reshape(B, L, N, D)
-        k_BxLxNxD = dense(C, name="k", dtype=self.dtype)(h_BxLxC).reshape(B, L, N, D)
-        v_BxLxNxD = dense(C, name="v", dtype=self.dtype)(h_BxLxC).reshape(B, L, N, D)
-        implementation = choose_implementation(jax.local_devices()[0], self.dtype, pixels=L, head_size=D)
-        o_BxLxNxD = jax.nn.dot_product_attention(q_BxLxNxD, k_BxLxNxD, v_BxLxNxD, implementation=implementation)
-        h_BxLxC = dense(C, name="proj_out", dtype=self.dtype, kernel_init=zero_init)(o_BxLxNxD.reshape(B, L, C))
-        return x_BxHxWxC + h_BxLxC.reshape(B, H, W, C)
+        h_BxLxC = GroupNorm(self.norm_eps, self.dtype, name="norm")(x_BxHxWxC).reshape(B, H * W, C)
+        return x_BxHxWxC + self_attention(h_BxLxC, self.num_heads, self.dtype).reshape(B, H, W, C)
 
 
-def choose_implementation(device: jax.Device, dtype: DTypeLike, *, pixels: int, head_size: int) -> str:
+def choose_implementation(device: jax.Device, dtype: DTypeLike, *, tokens: int, head_size: int) -> str:
     """Returns which `jax.nn.dot_product_attention` computes attention on a device: "cudnn" or "xla".
 
     cuDNN's flash attention never stores the [L, L] weights. It takes half precision only, and heads of a multiple of 8
@@ -47,4 +62,4 @@ def choose_implementation(device: jax.Device, dtype: DTypeLike, *, pixels: int, 
     major = int(device.compute_capability.split(".")[0])
     largest = 256 if major >= 9 else 128 if major == 8 else 0
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    return "cudnn" if half and pixels >= FLASH_TILE and head_size % 8 == 0 and head_size <= largest else "xla"
+    return "cudnn" if half and tokens >= FLASH_TILE and head_size % 8 == 0 and head_size <= largest else "xla"

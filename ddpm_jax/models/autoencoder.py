@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.models.checks import check_count
 from ddpm_jax.models.layers import Conv3x3, GroupNorm, dense
-from ddpm_jax.models.trunk import Pyramid, check_count, check_pyramid
+from ddpm_jax.models.trunk import Pyramid, check_pyramid
 
 
 class Encoder(Pyramid, kw_only=True):

@@ -5,7 +5,7 @@ the labels by it (`training.conditioning`), so that one network holds the condit
 and Salimans 2022, Classifier-Free Diffusion Guidance, section 3.2).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,20 @@ class Condition(NamedTuple):
 
     label: jax.Array | None = None  # int32 [B], 0..K-1, or K for the null class
     low_res: jax.Array | None = None  # float32 [B, H, W, C]: the low-resolution image, brought to the size of the image
+
+
+def null_condition(network: Any, x: jax.Array) -> Condition | None:
+    """Returns the condition, for images x [B, H, W, C], that says nothing: the null class and a black image.
+
+    Of the shapes that the network's num_classes and low_res_channels ask for, so it can be initialised with it; None
+    for a network without conditions.
+    """
+    if not network.num_classes and not network.low_res_channels:
+        return None
+    return Condition(
+        label=jnp.full(x.shape[:1], network.num_classes, jnp.int32) if network.num_classes else None,
+        low_res=jnp.full((*x.shape[:3], network.low_res_channels), -1.0) if network.low_res_channels else None,
+    )
 
 
 def without_label(condition: Condition, num_classes: int) -> Condition:

@@ -1,4 +1,4 @@
-"""The U-Net's small layers: initialisers, normalisation, convolutions, dropout, the embeddings of time and class.
+"""The networks' small layers: initialisers, normalisation, convolutions, dropout, the embeddings of time and class.
 
 The blocks made of them are in `unet.py` and `attention.py`. Parameters are float32; each layer computes in `dtype`.
 """
@@ -18,7 +18,8 @@ EPSILON = 1e-6  # added to the variance there; the TensorFlow default the origin
 
 TIME_EMBEDDINGS = {
     "sin_cos": "sines first, the last frequency exactly 1/10000 (DDPM)",
-    "cos_sin": "cosines first, the last frequency just above 1/10000 (Improved DDPM)",
+    "cos_sin": "cosines first, the last frequency just above 1/10000 (Improved DDPM, DiT)",
+    "cos_sin_inclusive": "cosines first, the last frequency exactly 1/10000 (DiT as diffusers computes it)",
 }
 # Zeros before and after each axis of an image that a 3x3 convolution of stride 2 halves. TensorFlow's SAME pads an even
 # side at its end only, PyTorch's padding=1 at both: different networks.
@@ -64,8 +65,9 @@ def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> ja
     sin_cos: emb(t) = [sin(t w_0), ..., sin(t w_{n-1}), cos(t w_0), ..., cos(t w_{n-1})],  w_i = 10000^(-i / (n-1))
     cos_sin: emb(t) = [cos(t w_0), ..., cos(t w_{n-1}), sin(t w_0), ..., sin(t w_{n-1})],  w_i = 10000^(-i / n)
 
-    with n = features // 2. The first is the original DDPM's, in diffusers `flip_sin_to_cos=False, freq_shift=1`; the
-    second Improved DDPM's, `flip_sin_to_cos=True, freq_shift=0`.
+    with n = features // 2; cos_sin_inclusive has the order of the second and the frequencies of the first. The first is
+    the original DDPM's, in diffusers `flip_sin_to_cos=False, freq_shift=1`; the second that of Improved DDPM and DiT,
+    `flip_sin_to_cos=True, freq_shift=0`; the third is what diffusers has in place of the second in its DiT.
 
     Args:
       t: [B], int32 or float32: 0..T-1, or any real number where time is rescaled.
@@ -76,7 +78,7 @@ def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> ja
       [B, features] float32.
     """
     half = features // 2
-    spacings = half - 1 if form == "sin_cos" else half
+    spacings = half if form == "cos_sin" else half - 1
     frequencies = np.exp(-np.log(10000.0) * np.arange(half) / spacings).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
     waves = (jnp.sin, jnp.cos) if form == "sin_cos" else (jnp.cos, jnp.sin)
@@ -84,20 +86,49 @@ def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> ja
     return jnp.pad(embedding, ((0, 0), (0, features % 2)))
 
 
+def embed_time(
+    t: jax.Array,
+    waves: int,
+    features: int,
+    *,
+    form: str,
+    dtype: DTypeLike,
+    kernel_init: nn.initializers.Initializer = default_init,
+) -> jax.Array:
+    """Maps times [B] by two layers, temb_dense0 and temb_dense1 of the calling module, to [B, features].
+
+    `waves` is the length of the `timestep_embedding`, whose form is `form`, that they are given.
+    """
+    temb = timestep_embedding(t, waves, form)
+    temb = nn.swish(dense(features, name="temb_dense0", dtype=dtype, kernel_init=kernel_init)(temb))
+    return dense(features, name="temb_dense1", dtype=dtype, kernel_init=kernel_init)(temb)
+
+
 class ClassEmbedding(nn.Module):
-    """One vector a class, the null class too, drawn from N(0, I) as in the code of Dhariwal and Nichol (2021)."""
+    """One vector a class, the null class too, drawn from N(0, stddev^2 I)."""
 
     num_classes: int
     features: int
     dtype: DTypeLike = jnp.float32
+    stddev: float = 1.0  # that of the code of Dhariwal and Nichol (2021)
 
     @nn.compact
     def __call__(self, label: jax.Array) -> jax.Array:
         """Maps int [B], 0..num_classes with the null class last, to [B, features]; any other label to not-a-number."""
         shape = (self.num_classes + 1, self.features)
-        embedding = self.param("embedding", nn.initializers.normal(1.0), shape, jnp.float32)
+        embedding = self.param("embedding", nn.initializers.normal(self.stddev), shape, jnp.float32)
         rows = embedding.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return rows.astype(self.dtype)
+
+
+def layer_norm(x: jax.Array, eps: float = EPSILON, dtype: DTypeLike = jnp.float32) -> jax.Array:
+    """Layer normalisation (Ba, Kiros and Hinton 2016) without scale and bias: (x - mean) / sqrt(var + eps).
+
+    Over the last axis of an array of any float type, in float32 as in `GroupNorm`; returns the same shape in `dtype`.
+    """
+    x = x.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    return (x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)).astype(dtype)
 
 
 class GroupNorm(nn.Module):

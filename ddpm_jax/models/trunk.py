@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.attention import AttentionBlock
+from ddpm_jax.models.checks import check_computation, check_count
 from ddpm_jax.models.layers import (
     DOWNSAMPLE_PADDINGS,
     EPSILON,
@@ -21,10 +22,10 @@ from ddpm_jax.models.layers import (
     GroupNorm,
     Upsample,
     dense,
-    timestep_embedding,
+    embed_time,
     zero_init,
 )
-from ddpm_jax.models.rematerialization import REMAT, rematerialized
+from ddpm_jax.models.rematerialization import rematerialized
 
 
 class ResBlock(nn.Module):
@@ -192,9 +193,7 @@ class Trunk(Pyramid):
     @nn.nowrap
     def embed(self, t: jax.Array) -> jax.Array:
         """Maps times [B] to [B, 4 ch]: what a block is told, but for a swish that comes when all is added."""
-        temb = timestep_embedding(t, self.ch, self.time_embedding)
-        temb = nn.swish(dense(4 * self.ch, name="temb_dense0", dtype=self.dtype)(temb))
-        return dense(4 * self.ch, name="temb_dense1", dtype=self.dtype)(temb)
+        return embed_time(t, self.ch, 4 * self.ch, form=self.time_embedding, dtype=self.dtype)
 
 
 def check_trunk(trunk: Trunk, height: int, width: int) -> None:
@@ -215,8 +214,8 @@ def check_trunk(trunk: Trunk, height: int, width: int) -> None:
 def check_pyramid(pyramid: Pyramid, height: int, width: int) -> None:
     """As `check_trunk`, for a network that is told no time."""
     _check_numbers(pyramid)
+    check_computation(pyramid)
     choose("downsample padding", pyramid.downsample_padding, DOWNSAMPLE_PADDINGS)
-    choose("remat", pyramid.remat, REMAT)
     levels = len(pyramid.ch_mult)
     stride = 2 ** (levels - 1)
     for name, size in {"height": height, "width": width, "resolution": pyramid.resolution}.items():
@@ -235,16 +234,6 @@ def check_pyramid(pyramid: Pyramid, height: int, width: int) -> None:
     _check_attention(pyramid)
 
 
-def check_count(name: str, value: object, *, or_none: bool = False) -> None:
-    """Refuses a field that is no whole number of at least 1, or of at least 0 where that means none.
-
-    Raises:
-      UsageError: with its name and value.
-    """
-    if not isinstance(value, int) or value < (0 if or_none else 1):
-        raise UsageError(f"{name} is {value!r}: give a whole number{', 0 for none' if or_none else ' of at least 1'}.")
-
-
 def _check_numbers(pyramid: Pyramid) -> None:
     if not pyramid.ch_mult:
         raise UsageError("ch_mult is empty: give one multiplier of the channels per level, for example (1, 2, 2, 2).")
@@ -252,16 +241,6 @@ def _check_numbers(pyramid: Pyramid) -> None:
         check_count(name, getattr(pyramid, name))
     for i, mult in enumerate(pyramid.ch_mult):
         check_count(f"ch_mult[{i}]", mult)
-    if not 0.0 <= pyramid.dropout < 1.0:
-        raise UsageError(f"dropout is {pyramid.dropout}: give a probability in [0, 1), for example 0.1.")
-    if not 0.0 < pyramid.norm_eps < float("inf"):
-        raise UsageError(f"norm_eps is {pyramid.norm_eps}: give a number above 0, for example 1e-6.")
-    try:
-        floating = jnp.issubdtype(jnp.dtype(pyramid.dtype), jnp.floating)
-    except TypeError:
-        floating = False
-    if not floating:
-        raise UsageError(f"dtype is {pyramid.dtype!r}: give a floating-point type, float32 or bfloat16.")
 
 
 def _check_attention(pyramid: Pyramid) -> None:

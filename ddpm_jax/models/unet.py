@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.models.checks import check_count
 from ddpm_jax.models.condition import Condition, check_condition
 from ddpm_jax.models.layers import ClassEmbedding, Conv3x3, GroupNorm, zero_init
-from ddpm_jax.models.trunk import Trunk, check_count, check_trunk
+from ddpm_jax.models.trunk import Trunk, check_trunk
 
 
 class UNet(Trunk):
@@ -76,19 +77,6 @@ class UNet(Trunk):
 
         h = nn.swish(GroupNorm(self.norm_eps, name="norm_out")(h))
         return Conv3x3(self.out_channels, kernel_init=zero_init, dtype=jnp.float32, name="conv_out")(h)
-
-
-def null_condition(unet: UNet, x: jax.Array) -> Condition | None:
-    """Returns the condition, for images x [B, H, W, C], that says nothing: the null class and a black image.
-
-    Of the right shapes, so a network can be initialised with it; None for a network without conditions.
-    """
-    if not unet.num_classes and not unet.low_res_channels:
-        return None
-    return Condition(
-        label=jnp.full(x.shape[:1], unet.num_classes, jnp.int32) if unet.num_classes else None,
-        low_res=jnp.full((*x.shape[:3], unet.low_res_channels), -1.0) if unet.low_res_channels else None,
-    )
 
 
 def check_unet(unet: UNet, height: int, width: int) -> None:

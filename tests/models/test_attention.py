@@ -36,7 +36,7 @@ def device(platform, capability=None, version=CUDA):
     ],
 )
 def test_flash_attention_is_chosen_where_cudnn_has_it(where, dtype, pixels, head_size, chosen):
-    assert choose_implementation(where, jnp.dtype(dtype), pixels=pixels, head_size=head_size) == chosen
+    assert choose_implementation(where, jnp.dtype(dtype), tokens=pixels, head_size=head_size) == chosen
 
 
 def test_the_block_attends_by_what_was_chosen_for_its_own_heads(monkeypatch):

@@ -9,8 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.models.condition import Condition, check_labels, without_label
-from ddpm_jax.models.unet import UNet, null_condition
+from ddpm_jax.models.condition import Condition, check_labels, null_condition, without_label
+from ddpm_jax.models.unet import UNet
 
 K = 3
 # Scale and shift: with 32 channels in 32 groups, a norm would remove what is added to a channel.

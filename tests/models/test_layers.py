@@ -36,7 +36,19 @@ def improved_ddpm_embedding(t, features):
     return [np.cos(a) for a in angles] + [np.sin(a) for a in angles]
 
 
-@pytest.mark.parametrize(("form", "embed"), [("sin_cos", ddpm_embedding), ("cos_sin", improved_ddpm_embedding)])
+def ddpm_embedding_cosines_first(t, features):
+    sines_and_cosines = ddpm_embedding(t, features)
+    return sines_and_cosines[features // 2 :] + sines_and_cosines[: features // 2]
+
+
+@pytest.mark.parametrize(
+    ("form", "embed"),
+    [
+        ("sin_cos", ddpm_embedding),
+        ("cos_sin", improved_ddpm_embedding),
+        ("cos_sin_inclusive", ddpm_embedding_cosines_first),
+    ],
+)
 def test_timestep_embedding_is_the_published_formula(form, embed):
     t = [0, 1, 437.5, 999]
     # Angles reach 1000, whose float32 spacing is 6e-5; the sine and cosine move by as much at most.

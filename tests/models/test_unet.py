@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +10,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.models.trunk import ResBlock
 from ddpm_jax.models.unet import UNet
+
+from .conftest import equations
 
 SMALL = UNet(resolution=8, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0)
 T = jnp.array([0, 999])
@@ -177,14 +178,6 @@ def test_in_bfloat16_every_mean_variance_and_softmax_is_float32(params, x):
             dtypes[eqn.primitive.name].add(str(eqn.invars[0].aval.dtype))
     assert "bfloat16" in dtypes.pop("conv_general_dilated")
     assert dtypes == {name: {"float32"} for name in dtypes}
-
-
-def equations(jaxpr):
-    """Yields every equation of a jaxpr and of those within it."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
-            yield from equations(inner)
 
 
 @pytest.mark.slow

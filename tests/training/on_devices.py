@@ -14,7 +14,8 @@ import optax
 
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import UsageError
-from ddpm_jax.models.unet import UNet, null_condition
+from ddpm_jax.models.condition import null_condition
+from ddpm_jax.models.unet import UNet
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.conditioning import Conditioning
 from ddpm_jax.training.ema import Average
