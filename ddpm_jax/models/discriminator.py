@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.models.checks import check_count
 from ddpm_jax.models.convolution import conv2d
 from ddpm_jax.models.layers import NUM_GROUPS, GroupNorm
-from ddpm_jax.models.trunk import check_count
 
 SLOPE = 0.2  # of the leaky ReLU below 0
 MOST = 8  # times ch: no layer has more channels
