@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.models.condition import null_condition
+from ddpm_jax.models.dit import DiT
 from ddpm_jax.models.unet import UNet
 
 Path = tuple[str, ...]  # of one of our parameters: ("down_0_block_0", "conv1", "kernel")
@@ -21,14 +22,19 @@ Params = Mapping[str, Any]
 
 
 def unet_shapes(unet: UNet, in_channels: int) -> dict[Path, tuple[int, ...]]:
+    """As `network_shapes`."""
+    return network_shapes(unet, in_channels, side=2 ** (len(unet.ch_mult) - 1))
+
+
+def network_shapes(network: UNet | DiT, in_channels: int, *, side: int) -> dict[Path, tuple[int, ...]]:
     """Returns the shape of every parameter of a network, in its own order, without computing any.
 
-    Of the input's channels, the last `low_res_channels` are the low-resolution image's.
+    Of the input's channels, the last `low_res_channels` are the low-resolution image's; `side` is a height and width
+    that it can be given.
     """
-    side = 2 ** (len(unet.ch_mult) - 1)
-    image = jax.ShapeDtypeStruct((1, side, side, in_channels - unet.low_res_channels), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, side, side, in_channels - network.low_res_channels), jnp.float32)
     time = jax.ShapeDtypeStruct((1,), jnp.int32)
-    variables = jax.eval_shape(unet.init, jax.random.key(0), image, time, null_condition(unet, image))
+    variables = jax.eval_shape(network.init, jax.random.key(0), image, time, null_condition(network, image))
     return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
 
 
@@ -39,6 +45,7 @@ def rename_from(
     layout: Callable[[Path, np.ndarray], np.ndarray],
     source: str,
     network: str = "U-Net",
+    fields: str = "ch, ch_mult, num_res_blocks, attn_resolutions, ...",
 ) -> dict[str, Any]:
     """Builds our parameters from another project's tensors.
 
@@ -49,6 +56,7 @@ def rename_from(
       layout: their layout -> ours, for the parameter at a path.
       source: what the tensors are, for the message: "diffusers state dict".
       network: what ours is, for the message.
+      fields: of its, that decide the names and shapes, for the message.
 
     Returns:
       The nested dictionary of float32 arrays that `unet.apply({"params": params}, ...)` takes.
@@ -63,8 +71,8 @@ def rename_from(
         if keys:
             shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise UsageError(
-                f"The {source} {problem} {shown}: give the {network} the fields (ch, ch_mult, num_res_blocks, "
-                "attn_resolutions, ...) of the network these weights were trained in."
+                f"The {source} {problem} {shown}: give the {network} the fields ({fields}) of the network these "
+                "weights were trained in."
             )
     params = {}
     for path, name in names.items():
