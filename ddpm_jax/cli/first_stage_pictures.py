@@ -1,8 +1,15 @@
-"""What training a first stage shows: held-out images, what they become, their latents, images drawn from the prior."""
+"""What a first stage makes of held-out images, as pictures: during training and, by `cli.draw`, after it.
+
+first stage      the images, what they become, of a VAE images drawn from the prior, the latents channel by channel
+interpolation    a row between each of some pairs of images, in latent space
+codes            of a VQ-VAE: the share of each code, the most used first
+walk             of a VAE whose whole latent is two numbers: the images of the plane, at the prior's quantiles
+means            of the same: where in the plane the classes lie
+"""
 
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +18,103 @@ import numpy as np
 from ddpm_jax.cli.data import load_split
 from ddpm_jax.cli.experiment import Experiment
 from ddpm_jax.cli.grids import grid_path
-from ddpm_jax.data import pipeline
+from ddpm_jax.data.memory import gather
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.files import reporting
 from ddpm_jax.plotting.images import grid, save_png, side_by_side
+from ddpm_jax.plotting.latents import classes_in_plane, code_usage
 from ddpm_jax.samplers.randomness import image_keys, initial_noise
 from ddpm_jax.training import hosts
 from ddpm_jax.training.metrics import MetricWriter
 from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.variational.latent_space import lines, quantile_grid
 from ddpm_jax.variational.quantization import perplexity, usage
 
 LATENT_CHANNELS = 4  # that are shown, at most
+PAIRS, STEPS = 6, 9  # rows of an interpolation at most, and images in each between the two originals
+SHEET, CELL = 20, 32  # images on a side of a walk, as in the paper's figure, and pixels of each at least
+COUNTED = 512  # held-out images at most whose codes are counted or means are shown
 LEAST_NATS = 0.1  # of KL an image, below which the decoder goes without z
 LEAST_SHARE = 0.02  # of the codes that the perplexity comes to, below which the codebook has collapsed
+
+
+class Drawn(NamedTuple):
+    """What was drawn of some weights."""
+
+    pictures: dict[str, np.ndarray]  # name -> uint8 [H, W, C], of those at the top that there are
+    numbers: dict[str, float]  # of a VAE the KL in nats an image, of a VQ-VAE the perplexity of its codes
+    warning: str | None  # of a collapse
+
+
+class Seen(NamedTuple):
+    """What an encoder makes of B images."""
+
+    z: Any  # [B, h, w, c], as the decoder takes it
+    between: Any  # [B, h, w, c], what is interpolated: z, of a VQ-VAE the vectors before codes replace them
+    kl: Any  # [B], nats
+    index: Any  # int32 [B, h, w], codes; () without a codebook
+
+
+def make_drawing(
+    experiment: Experiment, *, num_samples: int, seed: int, data_dir: str | None = None
+) -> Callable[[Any], Drawn]:
+    """Returns draw(params) -> `Drawn`: the same held-out images and the same noise every time.
+
+    Args:
+      experiment: of a first stage.
+      num_samples: images shown; fewer where the split has not so many.
+      seed: of the images from the prior.
+      data_dir: where the data is, if not where the config says.
+
+    Raises:
+      UsageError: there is no such split.
+    """
+    config, stage = experiment.config, experiment.first_stage
+    in_plane = _in_plane(experiment)
+    source = load_split(config.data, config.data.test_split, data_dir=data_dir)
+    count = min(num_samples, len(source))
+    wanted = max(count, min(COUNTED, len(source))) if in_plane or stage.kind == "vq" else count
+    held_out = gather(source, np.arange(wanted))
+
+    @jax.jit
+    def encode(params: Any, images: Any) -> Seen:
+        latent = stage.latent(params, to_model_range(images))
+        between, index = (latent.z, ()) if latent.codes is None else (latent.encoded, latent.codes.index)
+        return Seen(latent.z, between, jnp.sum(stage.kl(latent), axis=(1, 2, 3)), index)
+
+    @jax.jit
+    def decode(params: Any, z: Any) -> Any:
+        return to_uint8(stage.image(stage.decoded(params, stage.snapped(params, z))))
+
+    def draw(params: Any) -> Drawn:
+        def shown(z: np.ndarray) -> np.ndarray:
+            return _in_batches(lambda part: decode(params, part), z, count)
+
+        seen = _in_batches(lambda images: encode(params, images), held_out["image"], count)
+        originals = held_out["image"][:count]
+        columns = {"original": originals, "reconstruction": shown(seen.z[:count])}
+        if stage.kind == "vae":
+            keys = image_keys(base_key(seed), jnp.arange(count))
+            columns["from the prior"] = shown(np.asarray(initial_noise(keys, seen.z.shape[1:])))
+        columns |= latent_images(seen.z[:count], originals.shape)
+        pictures = {"first stage": side_by_side({name: grid(pixels) for name, pixels in columns.items()})}
+        if count > 1:
+            pictures["interpolation"] = _interpolation(originals, seen.between[:count], shown)
+        if in_plane:
+            pictures["walk"] = grid(shown(quantile_grid(SHEET)[:, None, None]), SHEET, pad=1, min_pixels=CELL)
+            title = f"means of {wanted} held-out images"
+            pictures["means"] = classes_in_plane(seen.z[:, 0, 0], held_out["label"], title=title)
+        kl = float(seen.kl[:count].mean())
+        if stage.kind != "vq":
+            return Drawn(pictures, {"held_out_kl": kl} if stage.kind == "vae" else {}, collapse(stage.kind, kl, ()))
+        counts = np.asarray(usage(seen.index, stage.num_codes))
+        used, found = np.count_nonzero(counts), float(perplexity(counts))
+        title = f"perplexity {found:.1f} of {len(counts)} codes, {used} used by {wanted} held-out images"
+        pictures["codes"] = code_usage(counts, title=title)
+        return Drawn(pictures, {"held_out_perplexity": found}, collapse(stage.kind, kl, counts))
+
+    return draw
 
 
 def picture_writer(
@@ -35,54 +125,63 @@ def picture_writer(
     *,
     whole: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[int, TrainState], None]:
-    """Returns on_sample(step, state): the same held-out images every time, `train.num_samples` of them or all.
+    """Returns on_sample(step, state), which writes the pictures: `train.num_samples` images in them, or all there are.
 
     Args:
       experiment: the run's, of a first stage.
-      workdir: where the pictures go.
-      writer: gets the picture; of a VAE the KL, of a VQ-VAE the perplexity of its codes, over these images.
+      workdir: where the pictures go: the first where a diffusion model's grid would be, the others beside it.
+      writer: gets the pictures and the numbers.
       say: prints a line for the person who watches: a collapse.
       whole: as in `grids.grid_writer`.
 
     Raises:
       UsageError: there is no such split.
     """
-    config, stage = experiment.config, experiment.first_stage
-    source = load_split(config.data, config.data.test_split)
-    count = min(config.train.num_samples, len(source))
-    originals = next(pipeline.eval_batches(source, batch_size=count, num_images=count))[0]["image"]
-
-    @jax.jit
-    def become(params):
-        latent = stage.latent(params, to_model_range(originals))
-        shown = [latent.z]
-        if stage.kind == "vae":
-            keys = image_keys(base_key(config.seed), jnp.arange(count))
-            shown.append(initial_noise(keys, latent.z.shape[1:]))
-        images = [to_uint8(stage.image(stage.decoded(params, z))) for z in shown]
-        counts = () if latent.codes is None else usage(latent.codes.index, stage.num_codes)
-        return images, latent.z, jnp.sum(stage.kl(latent)) / count, counts
+    config = experiment.config
+    draw = make_drawing(experiment, num_samples=config.train.num_samples, seed=config.seed)
 
     def on_sample(step: int, state: TrainState) -> None:
         params = hosts.local(whole(state.ema_params))
         if not hosts.is_first():
             return
-        images, z, kl, counts = jax.device_get(become(params))
-        pictures = dict(zip(("original", "reconstruction", "from the prior"), (originals, *images), strict=False))
-        pictures |= latent_images(z, originals.shape)
-        picture = side_by_side({name: grid(pixels) for name, pixels in pictures.items()})
-        with reporting(grid_path(workdir, step)):
-            save_png(grid_path(workdir, step), picture)
-        writer.image(step, "first stage", picture)
-        if stage.kind == "vae":
-            writer.write(step, {"held_out_kl": float(kl)})
-        if stage.kind == "vq":
-            writer.write(step, {"held_out_perplexity": float(perplexity(counts))})
-        warning = collapse(stage.kind, float(kl), counts)
-        if warning:
-            say(f"step {step}: {warning}")
+        drawn = draw(params)
+        for name, picture in drawn.pictures.items():
+            path = grid_path(workdir, step)
+            path = path if name == "first stage" else path.with_name(f"{path.stem}_{name}.png")
+            with reporting(path):
+                save_png(path, picture)
+            writer.image(step, name, picture)
+        if drawn.numbers:
+            writer.write(step, drawn.numbers)
+        if drawn.warning:
+            say(f"step {step}: {drawn.warning}")
 
     return on_sample
+
+
+def _in_plane(experiment: Experiment) -> bool:
+    """Whether the whole latent of an image is two numbers that have a prior."""
+    stage, model = experiment.config.first_stage, experiment.model
+    return stage.kind == "vae" and stage.latent_channels == 2 and model.factor == experiment.config.data.image_size
+
+
+def _in_batches(function: Callable[[Any], Any], rows: np.ndarray, size: int) -> Any:
+    """The function of all rows on the host, `size` at a time; the last batch is filled up by its last row."""
+    parts = []
+    for start in range(0, len(rows), size):
+        part = rows[np.minimum(np.arange(start, start + size), len(rows) - 1)]
+        parts.append(jax.device_get(function(part)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(rows)], *parts)
+
+
+def _interpolation(originals: np.ndarray, z: np.ndarray, shown: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Rows from the first of each pair of images to the second."""
+    pairs = min(PAIRS, len(originals) // 2)
+    first, last = (slice(start, 2 * pairs, 2) for start in (0, 1))
+    path = np.asarray(lines(z[first], z[last], STEPS))
+    images = shown(path.reshape(-1, *z.shape[1:])).reshape(pairs, STEPS, *originals.shape[1:])
+    rows = np.concatenate([originals[first, None], images, originals[last, None]], axis=1)
+    return grid(rows.reshape(-1, *originals.shape[1:]), STEPS + 2)
 
 
 def latent_images(z: np.ndarray, shape: tuple[int, ...]) -> dict[str, np.ndarray]:

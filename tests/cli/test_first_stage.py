@@ -51,6 +51,20 @@ def test_a_run_leaves_records_of_its_kind_pictures_and_a_checkpoint(runs, kind, 
     with Image.open(runs[kind] / "samples" / "step_00000004.png") as picture:
         assert picture.width == columns * (2 * 66 + 2) + (columns - 1) * 16
     assert (runs[kind] / "loss.png").exists()
+    beside = {"interpolation", "codes"} if kind == "vq" else {"interpolation"}
+    assert {path.stem[14:] for path in (runs[kind] / "samples").glob("step_00000004_*")} == beside
+
+
+def test_a_command_draws_the_pictures_that_training_drew(invoke, runs):
+    result = invoke("draw", "--ckpt", runs["vq"], "--num_samples", "4")
+    assert result.code == 0, result.err
+    theirs = sorted((runs["vq"] / "samples").glob("step_00000004*.png"))
+    assert len(result.out.splitlines()) == len(theirs) == 3
+    for path in theirs:
+        name = path.stem[14:] or "first_stage"
+        ours = runs["vq"] / "pictures" / f"{name}_step4_ema_n4_seed0.png"
+        assert str(ours) in result.out
+        np.testing.assert_array_equal(np.asarray(Image.open(ours)), np.asarray(Image.open(path)))
 
 
 def test_the_same_command_resumes(invoke, runs, config_file):
@@ -100,6 +114,7 @@ def test_evaluate_counts_a_vq_vaes_codes(invoke, runs, tmp_path):
 def test_what_a_first_stage_cannot_do_is_refused(refused, runs, trained, tmp_path):
     refused("sample", "--ckpt", runs["vae"], says=[f"{runs['vae']} holds a first stage and not a diffusion model"])
     refused("evaluate", "--ckpt", trained, "--metric", "elbo", says=["holds a diffusion model and not a first stage"])
+    refused("draw", "--ckpt", trained, says=["holds a diffusion model and not a first stage"])
     refused("evaluate", "--ckpt", runs["ae"], "--metric", "elbo", says=["no prior over its latents"])
     refused("evaluate", "--ckpt", runs["vae"], "--metric", "elbo,bpd", says=["elbo is of a first stage"])
 

@@ -1,0 +1,56 @@
+"""`python -m ddpm_jax.cli.draw --ckpt DIR`: the pictures of a first stage that training draws, of any checkpoint.
+
+    python -m ddpm_jax.cli.draw --ckpt runs/vae_digits
+    python -m ddpm_jax.cli.draw --ckpt runs/vae2d_digits --num_samples 64 --ckpt_step 500
+
+Held-out images beside their reconstructions, images from the prior and the latents' channels; interpolation between
+pairs of images; of a VQ-VAE how often its codes are used; of a VAE of two numbers the sheet of images of the plane, and
+where the classes lie in it. A picture is not replaced by one that was made otherwise.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from ddpm_jax.cli.command import MAX_SEED, Parser, prepare_jax, run
+from ddpm_jax.cli.first_stage_pictures import make_drawing
+from ddpm_jax.cli.load import check_names_a_run, define_checkpoint_flags, load_first_stage, versions
+from ddpm_jax.evaluation.results import check_record, write_record
+from ddpm_jax.files import as_path, check_place, reporting
+from ddpm_jax.plotting.images import save_png
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command and returns its exit code; see `command.run` for the errors."""
+    parser = Parser(__doc__)
+    define_checkpoint_flags(parser)
+    parser.integer("num_samples", 16, "Held-out images that are shown.", lower=1)
+    parser.integer("seed", 0, "Of the images from the prior.", lower=0, upper=MAX_SEED)
+    parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
+    parser.string("out", None, "Directory for the pictures; by default pictures in the run's.", metavar="DIR")
+    flags = parser.parse(argv)
+    check_names_a_run(flags)
+    prepare_jax(flags)
+    loaded = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    out = as_path(flags.out or as_path(flags.ckpt) / "pictures")
+    check_place(out, flag="--out", writing=True)
+    made_by = {"checkpoint": str(flags.ckpt), "checkpoint_step": loaded.step, "weights": loaded.weights}
+    settings = made_by | {"num_samples": flags.num_samples, "seed": flags.seed, "versions": versions()}
+    ending = f"step{loaded.step}_{loaded.weights}_n{flags.num_samples}_seed{flags.seed}"
+    record = out / f"pictures_{ending}.json"
+    check_record(record, settings)
+    draw = make_drawing(loaded.experiment, num_samples=flags.num_samples, seed=flags.seed, data_dir=flags.data_dir)
+    drawn = draw(loaded.params)
+    # The record first: a picture without one could be replaced unnoticed.
+    write_record(record, settings | drawn.numbers)
+    for name, picture in drawn.pictures.items():
+        path = out / f"{name.replace(' ', '_')}_{ending}.png"
+        with reporting(path):
+            save_png(path, picture)
+        print(path)
+    if drawn.warning:
+        print(f"warning: {drawn.warning}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
