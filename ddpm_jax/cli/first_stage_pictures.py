@@ -28,7 +28,7 @@ from ddpm_jax.training import hosts
 from ddpm_jax.training.metrics import MetricWriter
 from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.variational.latent_space import lines, quantile_grid
+from ddpm_jax.variational.traversal import lines, quantile_grid
 from ddpm_jax.variational.quantization import perplexity, usage
 
 LATENT_CHANNELS = 4  # that are shown, at most

@@ -1,9 +1,9 @@
-"""Points of a latent space: lines against NumPy, the prior's quantiles against SciPy."""
+"""Traversals of a latent space: lines against NumPy, the prior's quantiles against SciPy."""
 
 import numpy as np
 from scipy import stats
 
-from ddpm_jax.variational.latent_space import lines, quantile_grid
+from ddpm_jax.variational.traversal import lines, quantile_grid
 
 RNG = np.random.default_rng(0)
 

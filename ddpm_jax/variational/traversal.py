@@ -1,4 +1,4 @@
-"""Points of a latent space that are worth a look: lines between two images' latents, the quantiles of the prior.
+"""Traversals of a latent space: lines between two images' latents, the plane at the quantiles of the prior.
 
 **Lines are straight.** `samplers.editing.slerp` goes on an arc because x_T is pure noise: its length is √d whatever the
 image, and a network that has seen only that length knows no other. Latents of a first stage are not noise. A VAE's
