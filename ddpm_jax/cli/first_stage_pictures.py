@@ -28,8 +28,8 @@ from ddpm_jax.training import hosts
 from ddpm_jax.training.metrics import MetricWriter
 from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.variational.traversal import lines, quantile_grid
 from ddpm_jax.variational.quantization import perplexity, usage
+from ddpm_jax.variational.traversal import lines, quantile_grid
 
 LATENT_CHANNELS = 4  # that are shown, at most
 PAIRS, STEPS = 6, 9  # rows of an interpolation at most, and images in each between the two originals
