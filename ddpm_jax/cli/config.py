@@ -79,6 +79,10 @@ def default_config() -> ConfigDict:
                 "low_res_factor": 0,  # the image shrunk so many times, as in super-resolution; 0: not told
             },
             "first_stage": {  # an autoencoder; of the fields of model it has all but those of the time
+                # The first three are of a model over the latents of one that is trained already, the others of its own.
+                "ckpt": "",  # directory of its run: the model is one of its latents; "": of pixels
+                "latent_scale": 0.0,  # what the latents are multiplied by; 0: one over their standard deviation
+                "cache": "",  # directory to keep encoded images in; "": every batch is encoded anew
                 "kind": "vae",  # ae, vae, vq
                 "latent_channels": 4,  # of the latents, 2**(len(model.ch_mult) - 1) times smaller than the image
                 "family": "gaussian",  # what the decoder says of a pixel: gaussian, discretized_logistic, bernoulli
@@ -141,6 +145,8 @@ RESUMABLE = (
     "data.data_dir",
     "data.cache",
     "data.unreadable",
+    "first_stage.ckpt",  # which one it is, its digest says
+    "first_stage.cache",
     "model.remat",
     "train.num_steps",
     "train.log_every",
@@ -330,7 +336,7 @@ _NO_PART_OF_NETWORK = {
 }
 # Objective -> fields that have no part in it, single ones or whole groups.
 _NO_PART = {
-    "diffusion": ("first_stage",),
+    "diffusion": (),
     "classifier": (
         "diffusion.parameterization",
         "diffusion.variance",
@@ -338,7 +344,6 @@ _NO_PART = {
         "diffusion.weighting",
         "condition.label_dropout",
         "condition.low_res_factor",
-        "first_stage",
     ),
     "first_stage": (
         "diffusion",
@@ -349,6 +354,7 @@ _NO_PART = {
         "train.raw_grid",
     ),
 }
+_OF_LATENTS = ("ckpt", "latent_scale", "cache")
 _OF_KL = ("beta", "kl_warmup_steps", "free_nats")
 _OF_AVERAGES = ("codebook_decay", "restart_below")
 _OF_CODES = ("num_codes", "commitment", "codebook", *_OF_AVERAGES)
@@ -379,6 +385,7 @@ _AT_LEAST_ONE = (
     "first_stage.latent_channels",
 )
 _AT_LEAST_ZERO = (
+    "first_stage.latent_scale",
     "first_stage.beta",
     "first_stage.kl_warmup_steps",
     "first_stage.free_nats",
@@ -453,7 +460,10 @@ def _check_objective(config: ConfigDict) -> None:
             "the number of classes of the data."
         )
     _check_unused(config, _NO_PART[config.objective], what)
-    if config.objective == "first_stage":
+    if config.objective != "first_stage":
+        _check_latents(config, what)
+    else:
+        _check_unused(config, [f"first_stage.{name}" for name in _OF_LATENTS], what)
         kind = config.first_stage.kind
         unused = choose("kind of first stage", kind, _NO_PART_OF_KIND)
         _check_unused(config, [f"first_stage.{name}" for name in unused], f"a first stage of the kind {kind!r}")
@@ -472,6 +482,20 @@ def _check_network(config: ConfigDict) -> None:
             "set it to 'unet'."
         )
     _check_unused(config, _NO_PART_OF_NETWORK[config.model.name], what)
+
+
+def _check_latents(config: ConfigDict, what: str) -> None:
+    """Refuses fields of a first stage where it is trained already, or where there is none."""
+    stage = config.first_stage
+    own = [f"first_stage.{name}" for name in stage if name not in _OF_LATENTS]
+    _check_unused(config, own, f"{what} over latents, whose first stage brings its own," if stage.ckpt else what)
+    if not stage.ckpt:
+        _check_unused(config, [f"first_stage.{name}" for name in _OF_LATENTS], f"{what} of pixels")
+    elif config.condition.low_res_factor:
+        raise UsageError(
+            f"condition.low_res_factor is {config.condition.low_res_factor}, but a model over latents can be told no "
+            "image of lower resolution: set it to 0, or leave out first_stage.ckpt."
+        )
 
 
 def _check_unused(config: ConfigDict, names: Iterable[str], what: str) -> None:

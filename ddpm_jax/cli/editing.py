@@ -1,12 +1,15 @@
 """Flags -> images made from a picture: `--init_image` (SDEdit) and `--inpaint` with `--mask` (RePaint), as a `Recipe`.
 
 The picture may have any size: it is resized on its shorter side and cropped at the centre, as in training; the mask,
-which must have its size, likewise. What the editing does is `samplers.editing`.
+which must have its size, likewise. What the editing does is `samplers.editing`. A model over latents edits
+the picture's latents; those whose pixels the mask touches are painted anew, and the picture itself is shown where the
+mask is black.
 """
 
 from typing import Any
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,7 +18,6 @@ from ddpm_jax.cli.command import Parser
 from ddpm_jax.cli.load import Loaded
 from ddpm_jax.cli.photos import read_mask, read_photo
 from ddpm_jax.cli.sampling import Inputs, Recipe, make_recipe, recipe_of, sampler_of, times_of
-from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
@@ -72,24 +74,24 @@ def _check_together(flags: Any) -> None:
 def _from_picture(loaded: Loaded, flags: Any) -> Recipe:
     """Image-to-image: the picture with the noise of a level, and the sampler from there (Meng et al. 2022)."""
     chain = loaded.experiment.chain
-    picture = _picture("--init_image", flags.init_image, loaded)
+    photo = read_photo("--init_image", flags.init_image, loaded.experiment.image_shape)
     strength = 0.8 if flags.strength is None else guidance.number("strength", flags.strength)
     times = start_from(times_of(loaded.experiment, flags), strength)
     sampler, record = sampler_of(loaded.experiment, flags, times)
     record |= {"init_image": str(flags.init_image), "strength": strength}
     top = chain.at(times)  # the sampler's own table may have levels above it, as EDM's has
 
-    def start(schedule: Schedule, keys: chex.PRNGKey, image_shape: tuple[int, ...], inputs: Inputs) -> chex.Array:
+    def start(schedule: Schedule, keys: chex.PRNGKey, shape: tuple[int, ...], inputs: Inputs) -> chex.Array:
         return noised(top, inputs.image, keys)
 
     recipe = make_recipe(sampler, guidance.guided(loaded, flags), record)
-    return recipe._replace(start=start, inputs_of=_with(recipe, image=picture))
+    return recipe._replace(start=start, inputs_of=_with(recipe, image=_x_0(loaded, photo)))
 
 
 def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
     """RePaint, or with --sampler any other way to walk; the known pixels are kept in the denoiser."""
     chain = loaded.experiment.chain
-    picture = _picture("--inpaint", flags.inpaint, loaded)
+    photo = read_photo("--inpaint", flags.inpaint, loaded.experiment.image_shape)
     mask = read_mask("--mask", flags.mask, flags.inpaint, loaded.experiment.image_shape)
     record = {"inpaint": str(flags.inpaint), "mask": str(flags.mask)}
     if flags.sampler is None:
@@ -108,7 +110,7 @@ def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
         record = walked | record
     top = chain.at(times)
 
-    def start(schedule: Schedule, keys: chex.PRNGKey, image_shape: tuple[int, ...], inputs: Inputs) -> chex.Array:
+    def start(schedule: Schedule, keys: chex.PRNGKey, shape: tuple[int, ...], inputs: Inputs) -> chex.Array:
         return noised(top, jnp.where(inputs.mask, 0.0, inputs.image), keys)
 
     recipe = make_recipe(sampler, guidance.guided(loaded, flags), record)
@@ -116,11 +118,27 @@ def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
     def make_denoiser(params: Any, schedule: Schedule, inputs: Inputs) -> Denoiser:
         return keep_known(recipe.make_denoiser(params, schedule, inputs), schedule, inputs.image, inputs.mask)
 
-    return recipe._replace(make_denoiser=make_denoiser, start=start, inputs_of=_with(recipe, image=picture, mask=mask))
+    recipe = recipe._replace(make_denoiser=make_denoiser, start=start)
+    image = _x_0(loaded, photo)
+    if loaded.experiment.first is None:
+        return recipe._replace(inputs_of=_with(recipe, image=image, mask=mask))
+
+    def show(params: Any, x: chex.Array, inputs: Inputs) -> chex.Array:
+        return jnp.where(inputs.photo_mask, recipe.show(params, x, inputs), inputs.photo)
+
+    touched = _blocks(mask, image.shape).any(axis=(1, 3))
+    return recipe._replace(show=show, inputs_of=_with(recipe, image=image, mask=touched, photo=photo, photo_mask=mask))
 
 
-def _picture(flag: str, path: str, loaded: Loaded) -> np.ndarray:
-    return np.asarray(to_model_range(read_photo(flag, path, loaded.experiment.image_shape)))
+def _x_0(loaded: Loaded, photo: np.ndarray) -> np.ndarray:
+    """A photo, uint8 [H, W, C], as the model knows it: float32 [h, w, c]."""
+    return np.asarray(jax.jit(loaded.experiment.read)(loaded.params, photo[None]))[0]
+
+
+def _blocks(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """The pixels [H, W, 1] that each latent of [h, w, c] stands for: [h, f, w, f, 1]."""
+    height, width, _ = shape
+    return mask.reshape(height, len(mask) // height, width, mask.shape[1] // width, 1)
 
 
 def _with(recipe: Recipe, **same: np.ndarray) -> Any:

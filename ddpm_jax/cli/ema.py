@@ -18,10 +18,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser, prepare_jax, run
-from ddpm_jax.cli.experiment import Experiment, averages_of, build, snapshot_names
-from ddpm_jax.cli.load import check_names_a_run
+from ddpm_jax.cli.experiment import Experiment, averages_of, objective_state_shapes, snapshot_names
+from ddpm_jax.cli.load import check_names_a_run, experiment_of
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.files import as_path, check_place, reporting, write_atomically
 from ddpm_jax.training import ema_snapshots
@@ -88,8 +87,8 @@ def _width(text: str) -> float:
 def _open(workdir: pathlib.Path, step: int | None) -> Run:
     step = find_step(workdir, step)
     saved = read_config(workdir, step)
-    config = configs.from_dict(saved, source=f"the config of {workdir}, step {step}")
-    return Run(workdir, build(config), saved, step, ema_snapshots.saved_steps(workdir))
+    experiment = experiment_of(saved, source=f"the config of {workdir}, step {step}")
+    return Run(workdir, experiment, saved, step, ema_snapshots.saved_steps(workdir))
 
 
 def _listing(found: Run) -> str:
@@ -137,7 +136,7 @@ def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Pa
         "snapshots": list(steps),
         "coefficients": coefficients.tolist(),
     }
-    _write(out / name, end, params, found.saved_config, record)
+    _write(out / name, end, params, found, record)
     print(
         f"the average of width {width} at step {end}, of {len(saved)} averages in {len(steps)} snapshots; the profile "
         f"is {100 * made.error:.2g} % off\n  python sample.py --ckpt {out / name}"
@@ -155,7 +154,7 @@ def _export(found: Run, name: str, out: pathlib.Path) -> None:
     _check_new(out / name, found.step)
     shapes = found.experiment.params_shapes()
     saved = read_weights(found.workdir, found.step, {"averages": {kept: shapes for kept in names}})
-    _write(out / name, found.step, saved["averages"][name], found.saved_config, {"average": name, "step": found.step})
+    _write(out / name, found.step, saved["averages"][name], found, {"average": name, "step": found.step})
     print(f"the average {name} at step {found.step}\n  python sample.py --ckpt {out / name}")
 
 
@@ -167,10 +166,14 @@ def _check_new(directory: pathlib.Path, step: int) -> None:
         )
 
 
-def _write(directory: pathlib.Path, step: int, params: Any, config: dict[str, Any], record: dict[str, Any]) -> None:
-    """Writes weights as the EMA of a checkpoint that has nothing else, and how they were made."""
+def _write(directory: pathlib.Path, step: int, params: Any, found: Run, record: dict[str, Any]) -> None:
+    """Writes weights as the EMA of a checkpoint that has nothing else but the first stage, and how they were made."""
+    state = {"ema_params": params}
+    if found.experiment.first is not None:
+        shapes = objective_state_shapes(found.experiment)
+        state |= read_weights(found.workdir, found.step, {"objective_state": shapes})
     checkpointer = Checkpointer(directory, keep_last=1, keep_every=1)
-    checkpointer.save(step, {"ema_params": params}, {}, config)
+    checkpointer.save(step, state, {}, found.saved_config)
     checkpointer.close()
     with reporting(directory / RECORD):
         write_atomically(directory / RECORD, (json.dumps(record, indent=2) + "\n").encode())

@@ -1,5 +1,6 @@
 """Config -> the parts it names. Everything that can be wrong with a config is found here, before anything compiles."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.cli import first_stage
 from ddpm_jax.cli.config import check_ranges
 from ddpm_jax.cli.network import make_classifier, make_network
+from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, make_continuous, network_eps
 from ddpm_jax.diffusion.losses import check_loss
@@ -33,19 +35,37 @@ from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.training.classifier import classifier_objective
 from ddpm_jax.training.conditioning import Conditioning
 from ddpm_jax.training.ema import Average
+from ddpm_jax.training.latent_diffusion import over_latents
 from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
-from ddpm_jax.training.parallel import Parallelism
+from ddpm_jax.training.parallel import Parallelism, in_parts
 from ddpm_jax.training.randomness import base_key, init_key
 from ddpm_jax.training.sharding import PARALLEL
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
 from ddpm_jax.variational.first_stage import FirstStage
+from ddpm_jax.variational.latent_space import Frozen, LatentSpace
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 RESCALED_TIME = 1000.0  # what t = T would be called under rescale_timesteps (Improved DDPM's code)
 
+DECODED = 8  # latents that a device decodes at a time, for the memory that the features at full size take
+
 ConditionalDenoiser = Callable[[jax.Array, jax.Array, Condition | None], Prediction]
+
+
+class Weights(NamedTuple):
+    """What images of a model over latents are made with; a pytree. Of a model over pixels they are its parameters."""
+
+    params: Any
+    frozen: Frozen
+
+
+class First(NamedTuple):
+    """The trained first stage whose latents a model is of."""
+
+    experiment: "Experiment"
+    sha256: str  # of its parameters: `results.weights_digest`
 
 
 class Experiment(NamedTuple):
@@ -56,23 +76,58 @@ class Experiment(NamedTuple):
     chain: Chain
     schedule: Schedule  # all T steps of the chain
     image_shape: tuple[int, int, int]
+    first: First | None = None  # None: the model is one of pixels, or a first stage itself
 
-    def denoiser(self, params: Any, schedule: Schedule, condition: Condition | None = None) -> Denoiser:
-        """The model without dropout, x_0 clipped, on `schedule`: the whole chain or a respaced one.
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what diffuses: of an image, or of its latents."""
+        return self.image_shape if self.first is None else self.latents.shape
+
+    @property
+    def latents(self) -> LatentSpace:
+        """Where the latents of `first` lie, which must be there."""
+        return first_stage.make_latent_space(
+            self.first.experiment.first_stage, self.first.experiment.model, self.image_shape
+        )
+
+    def weights(self, params: Any, state: TrainState) -> Any:
+        """What images are made with in training: `params`, those trained or averaged, and what they need beside."""
+        return params if self.first is None else Weights(params, state.objective_state.frozen)
+
+    def apply(self, weights: Any, *inputs: Any) -> jax.Array:
+        """The network without dropout, of `weights` as `load` and the method above give them."""
+        return self.model.apply({"params": weights if self.first is None else weights.params}, *inputs)
+
+    def read(self, weights: Any, images: jax.Array) -> jax.Array:
+        """Images uint8 [B, H, W, C] as the model knows them, x_0: in [-1, 1], or the means of their latents."""
+        x = to_model_range(images)
+        return x if self.first is None else self.latents.encode(weights.frozen, x)
+
+    def show(self, weights: Any, x: jax.Array, inputs: Any = None) -> jax.Array:
+        """The images uint8 [B, H, W, C] that x_0, or x_t, stands for; latents are decoded, `DECODED` at a time.
+
+        It does not look at the inputs of a `generation.Generate`.
+        """
+        if self.first is None:
+            return to_uint8(x)
+        return in_parts(lambda z: to_uint8(self.latents.decode(weights.frozen, z)), x, size=DECODED)
+
+    def denoiser(self, weights: Any, schedule: Schedule, condition: Condition | None = None) -> Denoiser:
+        """The model without dropout, x_0 clipped if it is a pixel, on `schedule`: the whole chain or a respaced one.
 
         A conditional model needs the condition, one for each image of the batches that the denoiser will be given.
         """
-        return self._denoiser(params, schedule, condition, clip_denoised=True)
+        return self._denoiser(weights, schedule, condition, clip_denoised=self.first is None)
 
-    def conditional_denoiser(self, params: Any, schedule: Schedule) -> ConditionalDenoiser:
+    def conditional_denoiser(self, weights: Any, schedule: Schedule) -> ConditionalDenoiser:
         """(x_t, t, condition) -> `Prediction`, nothing clipped: guidance comes before clipping."""
-        return lambda x_t, t, condition: self._denoiser(params, schedule, condition, clip_denoised=False)(x_t, t)
+        return lambda x_t, t, condition: self._denoiser(weights, schedule, condition, clip_denoised=False)(x_t, t)
 
     def _denoiser(
-        self, params: Any, schedule: Schedule, condition: Condition | None, *, clip_denoised: bool
+        self, weights: Any, schedule: Schedule, condition: Condition | None, *, clip_denoised: bool
     ) -> Denoiser:
         return make_denoiser(
-            lambda x_t, time: self.model.apply({"params": params}, x_t, time, condition),
+            lambda x_t, time: self.apply(weights, x_t, time, condition),
             schedule,
             parameterization=self.config.diffusion.parameterization,
             variance=self.config.diffusion.variance,
@@ -89,9 +144,9 @@ class Experiment(NamedTuple):
         """What the model is told of an example."""
         return Conditioning(**self.config.condition.to_dict())
 
-    def class_log_prob(self, params: Any, schedule: Schedule) -> LogProb:
+    def class_log_prob(self, weights: Any, schedule: Schedule) -> LogProb:
         """log p(y|x_t) by a classifier without dropout, on the chain that it guides or a respaced one."""
-        return class_log_prob(lambda x_t, time: self.model.apply({"params": params}, x_t, time), schedule)
+        return class_log_prob(functools.partial(self.apply, weights), schedule)
 
     def continuous(self) -> ContinuousSchedule:
         """The chain in real time.
@@ -101,10 +156,10 @@ class Experiment(NamedTuple):
         """
         return make_continuous(self.schedule, time_scale=self.chain.time_scale)
 
-    def eps(self, params: Any, continuous: ContinuousSchedule, condition: Condition | None = None) -> EpsFunction:
+    def eps(self, weights: Any, continuous: ContinuousSchedule, condition: Condition | None = None) -> EpsFunction:
         """The model's ε at real t, without dropout, nothing clipped; of a conditional model as in `denoiser`."""
         return network_eps(
-            lambda x_t, time: self.model.apply({"params": params}, x_t, time, condition),
+            lambda x_t, time: self.apply(weights, x_t, time, condition),
             continuous,
             parameterization=self.config.diffusion.parameterization,
         )
@@ -119,11 +174,11 @@ class Experiment(NamedTuple):
 
     def generator(self, sampler: Sampler, **options: Any) -> generation.Generate:
         """Makes images by `sampler`; options are those of `generation.make_generate`, inputs the `Condition`s."""
-        return generation.make_generate(self.denoiser, sampler, self.image_shape, **options)
+        return generation.make_generate(self.denoiser, sampler, self.shape, show=self.show, **options)
 
     def init_params(self, key: jax.Array) -> Any:
         """Draws the initial parameters, float32."""
-        x, t = jnp.zeros((1, *self.image_shape)), jnp.zeros((1,))
+        x, t = jnp.zeros((1, *self.shape)), jnp.zeros((1,))
         if isinstance(self.model, Autoencoder):
             return self.model.init(key, x)["params"]
         condition = () if isinstance(self.model, Classifier) else (null_condition(self.model, x),)
@@ -134,29 +189,38 @@ class Experiment(NamedTuple):
         return jax.eval_shape(self.init_params, base_key(0))
 
 
-def build(config: ConfigDict) -> Experiment:
-    """Builds the model and the schedule.
+def build(config: ConfigDict, first: First | None = None) -> Experiment:
+    """Builds the model and the schedule; `first` is the first stage that `first_stage.ckpt` names, if it does.
 
     Raises:
-      UsageError: any field of the config has a value that cannot work, alone or beside the others.
+      UsageError: any field of the config has a value that cannot work, alone or beside the others or the first stage.
     """
     check_ranges(config)
     diffusion, size = config.diffusion, config.data.image_size
+    image_shape = (size, size, config.data.channels)
+    if first is not None:
+        first_stage.check_encodes(first.experiment.model, image_shape, config.first_stage.ckpt)
     chain = _chain(config)
     schedule = chain.at()
     check_parameterization(schedule, diffusion.parameterization)
     check_loss(diffusion.loss, diffusion.weighting, diffusion.variance)
-    return Experiment(config, _model(config), chain, schedule, (size, size, config.data.channels))
+    experiment = Experiment(config, None, chain, schedule, image_shape, first)
+    try:
+        return experiment._replace(model=_model(config, experiment.shape))
+    except UsageError as error:
+        if first is None:
+            raise
+        raise UsageError(f"Over latents of {'x'.join(map(str, experiment.shape))}: {error}") from error
 
 
-def _model(config: ConfigDict) -> UNet | DiT | Classifier | Autoencoder:
-    size, channels = config.data.image_size, config.data.channels
+def _model(config: ConfigDict, shape: tuple[int, int, int]) -> UNet | DiT | Classifier | Autoencoder:
+    """The network over arrays [B, *shape]."""
     dtype = choose("compute dtype", config.model.dtype, DTYPES)
     if config.objective == "first_stage":
         return first_stage.make_network(config, dtype)
     if config.objective == "classifier":
-        return make_classifier(config, size, dtype)
-    return make_network(config, (size, size, channels), dtype)
+        return make_classifier(config, shape[0], dtype)
+    return make_network(config, shape, dtype)
 
 
 def _chain(config: ConfigDict) -> Chain:
@@ -211,6 +275,13 @@ def snapshot_names(config: ConfigDict) -> dict[str, float]:
 
 
 def _objective(experiment: Experiment) -> Objective:
+    objective = _objective_of_images(experiment)
+    if experiment.first is None:
+        return objective
+    return over_latents(objective, experiment.latents, flip=experiment.config.data.flip)
+
+
+def _objective_of_images(experiment: Experiment) -> Objective:
     config, c = experiment.config, experiment.config.diffusion
     if config.objective == "first_stage":
         return first_stage.make_objective(config, experiment.model)
@@ -237,13 +308,16 @@ def _objective(experiment: Experiment) -> Objective:
     )
 
 
-def init_state(experiment: Experiment, training: Training) -> TrainState:
-    """Draws the state before the first update from the config's seed, each part of it where it will be."""
+def init_state(experiment: Experiment, training: Training, frozen: Frozen | None = None) -> TrainState:
+    """Draws the state before the first update from the config's seed, each part of it where it will be.
+
+    A model over latents has `frozen` in it; the buffers are shared with the argument.
+    """
     # It runs once: optimising the program, on a CPU, would take three times as long as all the rest.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     places = training.parallelism.shardings(_state_shapes(experiment, training))
-    init = jax.jit(lambda key: _create(experiment, training, key), out_shardings=places, compiler_options=options)
-    return init(init_key(base_key(experiment.config.seed)))
+    init = jax.jit(functools.partial(_create, experiment, training), out_shardings=places, compiler_options=options)
+    return init(init_key(base_key(experiment.config.seed)), frozen)
 
 
 def state_shapes(experiment: Experiment, training: Training) -> TrainState:
@@ -254,12 +328,28 @@ def state_shapes(experiment: Experiment, training: Training) -> TrainState:
 
 
 def _state_shapes(experiment: Experiment, training: Training) -> TrainState:
-    return jax.eval_shape(lambda key: _create(experiment, training, key), base_key(0))
+    return jax.eval_shape(functools.partial(_create, experiment, training), base_key(0), frozen_shapes(experiment))
 
 
-def _create(experiment: Experiment, training: Training, key: jax.Array) -> TrainState:
+def frozen_shapes(experiment: Experiment) -> Frozen | None:
+    """What a model over latents keeps of its first stage, as shapes; None of another model."""
+    if experiment.first is None:
+        return None
+    return Frozen(experiment.first.experiment.params_shapes(), jax.ShapeDtypeStruct((), jnp.float32))
+
+
+def objective_state_shapes(experiment: Experiment) -> Any:
+    """What the objective remembers, as shapes: of a model over latents, that is where its first stage is."""
+    state = jax.eval_shape(_objective(experiment).init, experiment.params_shapes())
+    return state if experiment.first is None else state._replace(frozen=frozen_shapes(experiment))
+
+
+def _create(experiment: Experiment, training: Training, key: jax.Array, frozen: Frozen | None) -> TrainState:
     averages = averages_of(experiment.config)
-    return create(experiment.init_params(key), training.optimizer, training.objective, averages)
+    state = create(experiment.init_params(key), training.optimizer, training.objective, averages)
+    if frozen is None:
+        return state
+    return state._replace(objective_state=state.objective_state._replace(frozen=frozen))
 
 
 def check_batch(config: ConfigDict) -> None:

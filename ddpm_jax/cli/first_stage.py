@@ -9,6 +9,7 @@ from ddpm_jax.models.autoencoder import Autoencoder, check_autoencoder
 from ddpm_jax.training.first_stage import FirstStageOptions, first_stage_objective
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.variational.first_stage import LOG_SCALE, SCALES, FirstStage
+from ddpm_jax.variational.latent_space import LatentSpace
 from ddpm_jax.variational.observation import FAMILIES
 
 _NOT_OURS = ("name", "scale_shift_norm", "time_embedding")  # fields of config.model: there is no choice and no time
@@ -70,6 +71,31 @@ def make_first_stage(config: ConfigDict, network: Autoencoder) -> FirstStage:
         log_scale=stage.log_scale,
         num_codes=network.num_codes,
     )
+
+
+def make_latent_space(stage: FirstStage, network: Autoencoder, image_shape: tuple[int, int, int]) -> LatentSpace:
+    """The latents of images of a size that `check_encodes` lets pass."""
+    height, width, _ = image_shape
+    return LatentSpace(stage, (height // network.factor, width // network.factor, network.latent_channels))
+
+
+def check_encodes(network: Autoencoder, image_shape: tuple[int, int, int], directory: str) -> None:
+    """Refuses images that the first stage of `directory` cannot encode; they may be larger or smaller than its own.
+
+    Raises:
+      UsageError: another number of channels, or a size that is no multiple of its factor.
+    """
+    size, _, channels = image_shape
+    if channels != network.image_channels:
+        raise UsageError(
+            f"data.channels is {channels}, but the first stage of {directory} encodes images of "
+            f"{network.image_channels}: train a first stage on the same data."
+        )
+    if size % network.factor:
+        raise UsageError(
+            f"data.image_size is {size}, which the factor {network.factor} of the first stage of {directory} does not "
+            f"divide: choose a multiple of {network.factor}."
+        )
 
 
 def make_objective(config: ConfigDict, network: Autoencoder) -> Objective:

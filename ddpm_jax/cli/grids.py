@@ -65,15 +65,15 @@ def grid_writer(
     labels = None if preview.condition is None else preview.condition.label
     data = functools.cache(lambda: reference_colours(source, labels))
 
-    def draw(params) -> np.ndarray:
+    def draw(weights) -> np.ndarray:
         mine = hosts.share(preview.count)
         inputs = jax.tree.map(lambda leaf: leaf[mine], preview.condition)
-        made = generate(hosts.local(whole(params)), base_key(config.seed), mine, inputs=inputs).images
+        made = generate(hosts.local(whole(weights)), base_key(config.seed), mine, inputs=inputs).images
         return hosts.gather([made], preview.count)
 
     def on_sample(step: int, state: TrainState) -> None:
-        images = draw(state.ema_params)
-        raw = draw(state.params) if config.train.raw_grid else None
+        images = draw(experiment.weights(state.ema_params, state))
+        raw = draw(experiment.weights(state.params, state)) if config.train.raw_grid else None
         if not hosts.is_first():
             return
         picture = preview.draw(images)

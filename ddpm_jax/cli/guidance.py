@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ddpm_jax.cli.command import Parser
 from ddpm_jax.cli.experiment import Experiment
-from ddpm_jax.cli.load import Loaded, load, load_classifier
+from ddpm_jax.cli.load import Loaded, digest_of_first, load, load_classifier
 from ddpm_jax.cli.photos import read_photo
 from ddpm_jax.data.transforms import to_model_range, upsample
 from ddpm_jax.diffusion.parameterization import Denoiser
@@ -33,6 +34,7 @@ class Guided(NamedTuple):
     params: Any  # of make_denoiser: weights, and the numbers of the guidance
     told_of: Callable[[np.ndarray], Told]  # indices of images, int [n] -> leaves [n]
     record: dict[str, Any]
+    show: Callable[[Any, jax.Array], jax.Array]  # (params, x_0 [n, ...]) -> the images uint8 [n, H, W, C] it stands for
 
 
 def define_flags(parser: Parser) -> None:
@@ -74,9 +76,9 @@ def define_flags(parser: Parser) -> None:
     parser.integer("weaker_step", None, "Which of its checkpoints; the newest by default.", lower=0)
     parser.string(
         "clip",
-        "static",
+        None,
         "What is done to a predicted x_0 outside [-1, 1]: static (clipped, the noise follows), dynamic (scaled by a "
-        "percentile), keep_eps (clipped, the noise stays), none.",
+        "percentile), keep_eps (clipped, the noise stays), none; by default static for pixels, none for latents.",
         metavar="NAME",
     )
 
@@ -91,11 +93,12 @@ def guided(loaded: Loaded, flags: Any) -> Guided:
         have; two kinds of guidance at once; a flag that would do nothing.
     """
     experiment = loaded.experiment
-    clip = choose("clipping", flags.clip, CLIPPINGS)
+    clipping = _clipping(experiment, flags.clip)
+    clip = choose("clipping", clipping, CLIPPINGS)
     keep_mean = experiment.config.diffusion.parameterization == "mu"
     force = _force(loaded, flags)
     labels = _labels(force.num_classes, flags.labels)
-    record: dict[str, Any] = {} if flags.clip == "static" else {"clip": flags.clip}
+    record: dict[str, Any] = {} if clipping == _ordinary_clipping(experiment) else {"clip": clipping}
     record |= {"guidance": force.record} if force.record else {}
     record |= {} if labels is None else {"labels": labels.tolist()}
     record |= {} if flags.low_res is None else {"low_res": str(flags.low_res)}
@@ -113,7 +116,20 @@ def guided(loaded: Loaded, flags: Any) -> Guided:
         )
         return Told(condition if experiment.conditioning.names else None, label)
 
-    return Guided(make_denoiser, {"model": loaded.params, "force": force.params}, told_of, record)
+    def show(params: Any, x: jax.Array) -> jax.Array:
+        return experiment.show(params["model"], x)
+
+    return Guided(make_denoiser, {"model": loaded.params, "force": force.params}, told_of, record, show)
+
+
+def _ordinary_clipping(experiment: Experiment) -> str:
+    return "static" if experiment.first is None else "none"
+
+
+def _clipping(experiment: Experiment, asked: str | None) -> str:
+    if experiment.first is not None and asked not in (None, "none"):
+        raise UsageError(f"--clip {asked}: the x_0 of this model is a latent, which has no range: leave --clip out.")
+    return _ordinary_clipping(experiment) if asked is None else asked
 
 
 class _Force(NamedTuple):
@@ -203,6 +219,7 @@ def _away_from_weaker(experiment: Experiment, flags: Any, numbers: dict[str, Any
 def _check_same_task(ours: Experiment, theirs: Experiment, directory: str) -> None:
     for what, mine, other in (
         ("image shape", ours.image_shape, theirs.image_shape),
+        ("first stage", digest_of_first(ours), digest_of_first(theirs)),
         ("noise levels", ours.chain.betas.tolist(), theirs.chain.betas.tolist()),
         ("scale of times", ours.chain.time_scale, theirs.chain.time_scale),
         ("conditions", ours.conditioning.names, theirs.conditioning.names),

@@ -19,7 +19,6 @@ from ddpm_jax.cli import photos, sampling
 from ddpm_jax.cli.command import MAX_SEED
 from ddpm_jax.cli.load import Loaded
 from ddpm_jax.cli.sampling import Recipe
-from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import progressive
@@ -66,10 +65,11 @@ def _interpolate(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
             functools.partial(_denoiser, recipe),
             schedule,
             recipe.params,
-            pair,
+            jax.jit(loaded.experiment.read)(loaded.params, pair),
             t=t,
             steps=steps,
             seed=flags.seed,
+            show=recipe.show,
         )
         row = np.concatenate([pair[:1], found.images, pair[1:]])
         said = f"{paths[0]}, {steps} images at t = {t} with λ from 0 to 1, {paths[1]}"
@@ -88,10 +88,11 @@ def _shared_latents(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
             functools.partial(_denoiser, recipe),
             schedule,
             recipe.params,
-            loaded.experiment.image_shape,
+            loaded.experiment.shape,
             num_latents=min(LATENTS, schedule.num_timesteps),
             num_samples=SHARING,
             seed=flags.seed,
+            show=recipe.show,
         )
         rows = np.concatenate([shared.latents[:, None], shared.images], axis=1)
         said = f"x_t of one chain at t = {', '.join(map(str, shared.t))}, and {SHARING} samples that share it"
@@ -104,20 +105,20 @@ def _interpolate_seeds(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     """Samples on the arc between the x_T of two seeds, all with the noise of image 0 of --seed."""
     first, last = _seeds(flags.interpolate_seeds)
     steps = flags.interpolate_steps or PATH_STEPS
-    image_shape = loaded.experiment.image_shape
+    shape = loaded.experiment.shape
     lambdas = np.linspace(0, 1, steps)
     along = recipe._replace(
         make_denoiser=lambda params, schedule, inputs: recipe.make_denoiser(params, schedule, inputs[0]),
-        start=lambda schedule, keys, image_shape, inputs: inputs[1],
+        start=lambda schedule, keys, shape, inputs: inputs[1],
         edit=lambda sampler, inputs: recipe.edit(sampler, inputs[0]),
     )
 
     def draw() -> Drawn:
-        ends = [initial_noise(image_keys(base_key(seed), jnp.zeros(1, int)), image_shape) for seed in (first, last)]
+        ends = [initial_noise(image_keys(base_key(seed), jnp.zeros(1, int)), shape) for seed in (first, last)]
         x_T = np.asarray(slerp(jnp.concatenate(ends), jnp.asarray(lambdas, jnp.float32)))
         same = np.zeros(steps, int)  # image 0's key and condition for all: they differ in x_T alone
         inputs = (recipe.inputs_of(same), x_T)
-        images = along.generator(image_shape)(recipe.params, base_key(flags.seed), same, inputs=inputs).images
+        images = along.generator(shape)(recipe.params, base_key(flags.seed), same, inputs=inputs).images
         said = f"{steps} images from seed {first} to seed {last}, {recipe.record['sampler']}"
         return Drawn(images, steps, {"lambdas": lambdas}, f"{said}, {recipe.record['steps']} steps")
 
@@ -130,26 +131,30 @@ def _reconstruct(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     photo = photos.read_photo("--reconstruct", path, experiment.image_shape)
     times, corrections = sampling.times_of(experiment, flags), flags.corrections or 0
     settings = {"reconstruct": str(path), "sha256": _sha256(path), "corrections": corrections}
+    latents = experiment.first is not None
+    scale, unit = (1.0, "of latents") if latents else (progressive.HALF_RANGE, "grey levels")
 
     @jax.jit
-    def back_and_forth(params: Any, x_0: chex.Array) -> inversion.Reconstruction:
-        denoiser = _denoiser(recipe, params)
-        return inversion.reconstruct(denoiser, experiment.chain, times, x_0, corrections=corrections)
+    def back_and_forth(params: Any, weights: Any, images: chex.Array) -> tuple[inversion.Reconstruction, chex.Array]:
+        denoiser, x_0 = _denoiser(recipe, params), experiment.read(weights, images)
+        found = inversion.reconstruct(denoiser, experiment.chain, times, x_0, corrections=corrections)
+        return found, recipe.show(params, jnp.concatenate([x_0, found.x_T, found.x_0]))
 
     def draw() -> Drawn:
-        found = back_and_forth(recipe.params, to_model_range(photo[None]))
-        rmse = progressive.HALF_RANGE * float(found.rmse[0])
+        found, shown = back_and_forth(recipe.params, loaded.params, photo[None])
+        rmse = scale * float(found.rmse[0])
         if not np.isfinite(rmse):
             raise FailureError(
                 "The reconstruction came out as not-a-number or infinite: take more --steps or fewer --corrections, "
                 "or, where plain samples fail too, an earlier checkpoint."
             )
-        images = np.concatenate([photo[None], to_uint8(found.x_T), to_uint8(found.x_0)])
+        # Of latents, what the first stage alone makes of the photo stands between.
+        images = np.concatenate([photo[None], shown if latents else shown[1:]])
         said = (
             f"{path}, its x_T and its reconstruction in {len(times)} steps with {corrections} corrections, x_0 not "
-            f"clipped (--clip none): root mean squared error {rmse:.3g} grey levels"
+            f"clipped (--clip none): root mean squared error {rmse:.3g} {unit}"
         )
-        return Drawn(images, len(images), {"rmse_grey_levels": rmse}, said)
+        return Drawn(images, len(images), {f"rmse_{unit.replace(' ', '_')}": rmse}, said)
 
     return Drawing(f"reconstruct_{path.stem}_{_digest(settings)}_c{corrections}", settings, draw)
 

@@ -10,9 +10,11 @@ import numpy as np
 from ddpm_jax import __version__
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser
-from ddpm_jax.cli.experiment import Experiment, build
+from ddpm_jax.cli.experiment import Experiment, First, Weights, build, objective_state_shapes
 from ddpm_jax.errors import UsageError
 from ddpm_jax.training.checkpoint_reading import find_step, read_config, read_weights
+
+FIRST_STAGE = "frozen_first_stage"  # of the settings of a run over latents
 
 
 def define_checkpoint_flags(parser: Parser) -> None:
@@ -36,9 +38,9 @@ class Loaded(NamedTuple):
     """A trained model."""
 
     experiment: Experiment
-    params: Any
+    params: Any  # of a model over latents `experiment.Weights`: its first stage is in the checkpoint too
     step: int
-    weights: str  # "ema" or "raw"
+    weights: str  # "ema" or "raw"; "frozen": a first stage that another model's checkpoint has
 
 
 def load(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: bool = False) -> Loaded:
@@ -57,12 +59,20 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: b
 
 
 def load_first_stage(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: bool = False) -> Loaded:
-    """As `load`, but of a first stage.
+    """As `load`, but of a first stage, or of the one that a model over latents is frozen with.
 
     Raises:
-      UsageError: as `load`, or it is none.
+      UsageError: as `load`, or there is none.
     """
-    return _load(workdir, step, raw_weights, objective="first_stage")
+    step = find_step(workdir, step)
+    experiment = experiment_of(read_config(workdir, step), source=f"the config of {workdir}, step {step}")
+    if experiment.first is None:
+        return _load(workdir, step, raw_weights, objective="first_stage")
+    if raw_weights:
+        raise UsageError(f"{workdir} holds its first stage as it was frozen, with no raw weights: leave them out.")
+    shapes = objective_state_shapes(experiment)
+    frozen = read_weights(workdir, step, {"objective_state": shapes})["objective_state"].frozen
+    return Loaded(experiment.first.experiment, frozen.params, step, "frozen")
 
 
 def load_classifier(
@@ -80,6 +90,11 @@ def load_classifier(
             f"The classifier of {workdir} reads images of {'x'.join(map(str, ours.image_shape))}, but the model makes "
             f"images of {'x'.join(map(str, theirs.image_shape))}: train the one for the other."
         )
+    if digest_of_first(ours) != digest_of_first(theirs):
+        raise UsageError(
+            f"The classifier of {workdir} and the model are not of the same latents: train it with the model's "
+            "first_stage.ckpt, or without one for a model of pixels."
+        )
     if not np.array_equal(ours.chain.betas, theirs.chain.betas) or ours.chain.time_scale != theirs.chain.time_scale:
         raise UsageError(
             f"The classifier of {workdir} was trained on another schedule or number of timesteps than the model: train "
@@ -88,10 +103,41 @@ def load_classifier(
     return classifier
 
 
+def digest_of_first(experiment: Experiment) -> str | None:
+    """Which first stage a model's latents are of, None for a model of pixels."""
+    return None if experiment.first is None else experiment.first.sha256
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """What a run saves of how it was made: its config, and the config and digest of its first stage."""
+    settings = configs.to_dict(experiment.config)
+    if experiment.first is None:
+        return settings
+    config, sha256 = experiment.first.experiment.config, experiment.first.sha256
+    return settings | {FIRST_STAGE: {"sha256": sha256, "config": configs.to_dict(config)}}
+
+
+def experiment_of(settings: dict[str, Any], *, source: str) -> Experiment:
+    """The experiment that `settings_of` told of; `source` says where they stand.
+
+    Raises:
+      UsageError: they are not a config of this version.
+    """
+    config = configs.from_dict({name: value for name, value in settings.items() if name != FIRST_STAGE}, source=source)
+    return build(config, first_of(settings, source=source))
+
+
+def first_of(settings: dict[str, Any], *, source: str) -> First | None:
+    """The first stage of a run over latents, None of another; as `experiment_of`."""
+    if FIRST_STAGE not in settings:
+        return None
+    first = settings[FIRST_STAGE]
+    return First(build(configs.from_dict(first["config"], source=f"{source}, of its first stage")), first["sha256"])
+
+
 def _load(workdir: str | pathlib.Path, step: int | None, raw_weights: bool, *, objective: str) -> Loaded:
     step = find_step(workdir, step)
-    saved = read_config(workdir, step)
-    experiment = build(configs.from_dict(saved, source=f"the config of {workdir}, step {step}"))
+    experiment = experiment_of(read_config(workdir, step), source=f"the config of {workdir}, step {step}")
     theirs, wanted = (configs.OBJECTIVES[name] for name in (experiment.config.objective, objective))
     if theirs != wanted:
         raise UsageError(
@@ -99,7 +145,11 @@ def _load(workdir: str | pathlib.Path, step: int | None, raw_weights: bool, *, o
             f"objective = {objective!r}."
         )
     item = "params" if raw_weights else "ema_params"
-    params = read_weights(workdir, step, {item: experiment.params_shapes()})[item]
+    template = {item: experiment.params_shapes()}
+    if experiment.first is not None:
+        template["objective_state"] = objective_state_shapes(experiment)
+    read = read_weights(workdir, step, template)
+    params = read[item] if experiment.first is None else Weights(read[item], read["objective_state"].frozen)
     return Loaded(experiment, params, step, "raw" if raw_weights else "ema")
 
 

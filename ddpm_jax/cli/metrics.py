@@ -225,7 +225,7 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
 
     def samples() -> np.ndarray:
         batches = generation.generate_batches(
-            recipe.generator(loaded.experiment.image_shape),
+            recipe.generator(loaded.experiment.shape),
             recipe.params,
             seed=flags.seed,
             indices=hosts.share(flags.num_samples),

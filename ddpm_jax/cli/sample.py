@@ -137,7 +137,7 @@ def _write_samples(
         ) as chain_bar,
     ):
         generate = recipe.generator(
-            loaded.experiment.image_shape,
+            loaded.experiment.shape,
             # The bar within the chain needs calls back to the host, which keep the program out of JAX's disk cache.
             on_progress=(lambda done: _move(chain_bar, done)) if on_terminal else None,
         )
@@ -170,7 +170,7 @@ def _first_images(out: os.PathLike, count: int) -> np.ndarray:
 
 def _write_chain(loaded: Loaded, recipe: Recipe, out: os.PathLike, *, seed: int, num_chains: int) -> None:
     num_frames = min(FRAMES, recipe.sampler.num_rows + 1)
-    generate = recipe.generator(loaded.experiment.image_shape, num_frames=num_frames)
+    generate = recipe.generator(loaded.experiment.shape, num_frames=num_frames)
     indices = np.arange(num_chains)
     chain = generate(recipe.params, base_key(seed), indices, inputs=recipe.inputs_of(indices))
     with reporting(out / "chain.png"):

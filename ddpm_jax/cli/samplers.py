@@ -130,7 +130,7 @@ class _Model:
         """The Frechet distance, the seconds an image takes once compiled, and those of compiling."""
         experiment, flags = self.loaded.experiment, self._flags
         recipe = make_recipe(case.sampler, self.guided, {})
-        generate = recipe.generator(experiment.image_shape)
+        generate = recipe.generator(experiment.shape)
 
         def images() -> np.ndarray:
             batches = generation.generate_batches(

@@ -27,8 +27,10 @@ class Inputs(NamedTuple):
     """What an image is made of beside noise; NumPy leaves [n, ...], None where there is no such thing."""
 
     told: guidance.Told = guidance.Told()  # what the model is told
-    image: np.ndarray | None = None  # float32 [n, H, W, C] in [-1, 1]: the picture that is edited
-    mask: np.ndarray | None = None  # bool [n, H, W, 1]: where it is painted anew
+    image: np.ndarray | None = None  # float32 [n, h, w, c]: the picture that is edited, as x_0
+    mask: np.ndarray | None = None  # bool [n, h, w, 1]: where it is painted anew
+    photo: np.ndarray | None = None  # uint8 [n, H, W, C]: of a model over latents the picture to be painted on
+    photo_mask: np.ndarray | None = None  # bool [n, H, W, 1]: where
 
 
 class Recipe(NamedTuple):
@@ -41,11 +43,12 @@ class Recipe(NamedTuple):
     record: dict[str, Any]  # how to make the same images again
     start: Callable[..., Any] = generation.from_noise
     edit: Callable[..., Any] = generation.as_it_is
+    show: Callable[..., Any] = generation.pixels
 
-    def generator(self, image_shape: tuple[int, int, int], **options: Any) -> generation.Generate:
-        """Makes the images; options are those of `generation.make_generate`."""
+    def generator(self, shape: tuple[int, int, int], **options: Any) -> generation.Generate:
+        """Makes the images, of `Experiment.shape`; options are those of `generation.make_generate`."""
         return generation.make_generate(
-            self.make_denoiser, self.sampler, image_shape, start=self.start, edit=self.edit, **options
+            self.make_denoiser, self.sampler, shape, show=self.show, start=self.start, edit=self.edit, **options
         )
 
     def name(self) -> str:
@@ -134,6 +137,7 @@ def make_recipe(sampler: Sampler, model: guidance.Guided, record: dict[str, Any]
         model.params,
         lambda indices: Inputs(model.told_of(indices)),
         record | model.record,
+        show=lambda params, x, inputs=None: model.show(params, x),
     )
 
 

@@ -12,7 +12,7 @@ import tqdm
 from ddpm_jax.cli.data import check_classes, load_split
 from ddpm_jax.cli.load import Loaded
 from ddpm_jax.data.sources import Source
-from ddpm_jax.errors import FailureError
+from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.bound import check_images
 from ddpm_jax.files import as_path
@@ -36,10 +36,15 @@ def open_split(loaded: Loaded, flags: Any) -> Split:
     words say so.
 
     Raises:
-      UsageError: a split or number of images that is not there; images of another shape than the model's, or not of its
-        classes.
+      UsageError: a model over latents; a split or number of images that is not there; images of another shape than the
+        model's, or not of its classes.
     """
     experiment = loaded.experiment
+    if experiment.first is not None:
+        raise UsageError(
+            "This model is one of latents, so its bound and its flow are of those and not of images: take "
+            "frechet_pixels, or elbo of the first stage."
+        )
     name = flags.split or experiment.config.data.test_split
     source = load_split(experiment.config.data, name, data_dir=flags.data_dir)
     check_classes(source, experiment.config, split=name)

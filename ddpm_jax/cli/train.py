@@ -49,6 +49,8 @@ from ddpm_jax.cli.experiment import (
 )
 from ddpm_jax.cli.first_stage_pictures import picture_writer
 from ddpm_jax.cli.grids import grid_path, grid_writer, no_grid
+from ddpm_jax.cli.latent_training import find_first_stage, freeze, kept_latents
+from ddpm_jax.cli.load import FIRST_STAGE, settings_of
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
@@ -108,22 +110,23 @@ def main(argv: Sequence[str]) -> int:
 
     prepare_jax(flags)
     hosts.check_equal(_common(config))
-    experiment = build(config)
+    begun = _check_workdir(workdir, config)
+    first, first_params = find_first_stage(config, begun)
+    experiment = build(config, first)
     check_batch(config)
     training = build_training(experiment)
-    _check_workdir(workdir, config)
-    return _train(experiment, training, workdir, profile, flags.wandb)
+    return _train(experiment, training, workdir, profile, flags.wandb, first_params)
 
 
 def _common(config: ConfigDict) -> dict[str, Any]:
     """What all processes of a run must have been started with: all of the config but where and how it reads files."""
-    own = ("data.data_dir", "data.cache")
+    own = ("data.data_dir", "data.cache", "first_stage.ckpt", "first_stage.cache")
     fields = dict(configs.flatten(configs.to_dict(config)))
     return {"ddpm_jax": __version__, "jax": jax.__version__} | {k: v for k, v in fields.items() if k not in own}
 
 
-def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Refuses a directory that belongs to another run or cannot be written."""
+def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
+    """Refuses a directory that belongs to another run or cannot be written; returns the settings of its run, if any."""
     check_place(workdir, flag="--workdir", writing=True)
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir {workdir} is a file: name a directory.")
@@ -134,18 +137,19 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
             raise UsageError(f"--workdir {workdir} cannot be made, because {why}: name another directory.")
     path = workdir / CONFIG_FILE
     if not path.exists():
-        return
+        return None
     try:
         theirs = json.loads(path.read_text())
     except ValueError as error:
         raise FailureError(f"{path} is damaged ({error}): move it away to write it again.") from error
-    differing = configs.differences(configs.to_dict(config), theirs)
+    differing = configs.differences(configs.to_dict(config), {k: v for k, v in theirs.items() if k != FIRST_STAGE})
     if differing:
         raise UsageError(
             f"{workdir} holds a run with another config: {'; '.join(differing[:5])}"
             f"{f'; and {len(differing) - 5} more' if len(differing) > 5 else ''}. "
             "Give the same config to resume it, or another --workdir."
         )
+    return theirs
 
 
 def _train(
@@ -154,14 +158,21 @@ def _train(
     workdir: pathlib.Path,
     profile: tuple[int, int] | None = None,
     wandb: str | None = None,
+    first_params: Any = None,
 ) -> int:
-    """Trains from the newest checkpoint in `workdir`, or from the beginning; returns the exit code."""
-    config, settings, parallelism = experiment.config, configs.to_dict(experiment.config), training.parallelism
+    """Trains from the newest checkpoint in `workdir`, or from the beginning; returns the exit code.
+
+    A model over latents begins with the parameters of its first stage; later they are in its checkpoints.
+    """
+    config, settings, parallelism = experiment.config, settings_of(experiment), training.parallelism
     source = load_split(config.data, config.data.train_split)
     check_classes(source, config, split=config.data.train_split)
     checkpointer = Checkpointer(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every)
-    batches = _batches(config, source)
-    state = _first_state(experiment, training, checkpointer, batches)
+    state, position = _first_state(experiment, training, checkpointer, first_params, source)
+    examples = source if experiment.first is None else kept_latents(experiment, state.objective_state.frozen, source)
+    batches = _batches(config, examples)
+    if position is not None:
+        batches.set_state(position)
     start = int(state.step)
     # Another step there: a working directory that the processes do not share.
     hosts.check_equal({"the data": source.fingerprint, "the step of the checkpoint in --workdir": start})
@@ -236,14 +247,19 @@ def _batches(config: ConfigDict, source: sources.Source) -> pipeline.TrainIterat
 
 
 def _first_state(
-    experiment: Experiment, training: Training, checkpointer: Checkpointer, batches: pipeline.TrainIterator
-) -> TrainState:
-    """The state of the newest checkpoint that is whole, `batches` set to its place; a new one where there is none."""
-    if checkpointer.latest_step() is None:
-        return init_state(experiment, training)
-    state, position = checkpointer.resume(state_shapes(experiment, training), _warn)
-    batches.set_state(position)
-    return state
+    experiment: Experiment, training: Training, checkpointer: Checkpointer, first_params: Any, source: sources.Source
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """(state, place in the data) of the newest checkpoint that is whole; a new state, and None, where there is none."""
+    if checkpointer.latest_step() is not None:
+        return checkpointer.resume(state_shapes(experiment, training), _warn)
+    if experiment.first is None:
+        return init_state(experiment, training), None
+    if first_params is None:
+        raise UsageError(
+            f"first_stage.ckpt is {experiment.config.first_stage.ckpt}, and there is no such directory; this run has "
+            "saved no checkpoint yet that the first stage would be in."
+        )
+    return init_state(experiment, training, freeze(experiment, first_params, source)), None
 
 
 def _loop_options(config: ConfigDict) -> LoopOptions:
@@ -296,10 +312,17 @@ def _announce(
     begin = f"resuming at step {start}" if start else "starting"
     print(
         f"{workdir}: {begin} of {experiment.config.train.num_steps}; {len(source):,} images of "
-        f"{'x'.join(map(str, experiment.image_shape))}, {count:,} parameters, {devices}, "
+        f"{'x'.join(map(str, experiment.image_shape))}{_over(experiment, state)}, {count:,} parameters, {devices}, "
         f"{bytes_per_device(state) / 1e6:,.1f} MB of state on each",
         file=sys.stderr,
     )
+
+
+def _over(experiment: Experiment, state: TrainState) -> str:
+    if experiment.first is None:
+        return ""
+    shape, scale = "x".join(map(str, experiment.shape)), float(np.asarray(state.objective_state.frozen.scale))
+    return f" as latents of {shape} times {scale:.4g}"
 
 
 def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.Path, objective: str) -> None:

@@ -4,6 +4,7 @@ Training's sample grid, the sampling command and the evaluations all make their 
 sampler is the caller's choice; pictures (PNG, GIF) are drawn by `plotting`.
 """
 
+import functools
 import io
 import json
 import os
@@ -51,9 +52,14 @@ class Generate(Protocol):
     ) -> Generated: ...
 
 
-def from_noise(schedule: Schedule, keys: chex.PRNGKey, image_shape: tuple[int, ...], inputs: Any) -> chex.Array:
+def from_noise(schedule: Schedule, keys: chex.PRNGKey, shape: tuple[int, ...], inputs: Any) -> chex.Array:
     """The start of a chain that samples: x_T ~ N(0, I) of each of keys [B], whatever the inputs."""
-    return randomness.initial_noise(keys, image_shape)
+    return randomness.initial_noise(keys, shape)
+
+
+def pixels(params: Any, x: chex.Array, inputs: Any = None) -> chex.Array:
+    """The images, uint8, of a chain that diffuses them themselves."""
+    return to_uint8(x)
 
 
 def as_it_is(sampler: Sampler, inputs: Any) -> Sampler:
@@ -64,8 +70,9 @@ def as_it_is(sampler: Sampler, inputs: Any) -> Sampler:
 def make_generate(
     make_denoiser: Callable[[Any, Schedule, Any], Denoiser],
     sampler: Sampler,
-    image_shape: tuple[int, int, int],
+    shape: tuple[int, int, int],
     *,
+    show: Callable[[Any, chex.Array, Any], chex.Array] = pixels,
     start: Callable[[Schedule, chex.PRNGKey, tuple[int, ...], Any], chex.Array] = from_noise,
     edit: Callable[[Sampler, Any], Sampler] = as_it_is,
     num_frames: int = 0,
@@ -84,8 +91,9 @@ def make_generate(
     Args:
       make_denoiser: (params, schedule, inputs) -> `Denoiser`; traced.
       sampler: how the chain is walked.
-      image_shape: (H, W, C).
-      start: (schedule, keys [B], image_shape, inputs) -> x_T [B, H, W, C], where the chain begins; traced.
+      shape: (h, w, c) of what diffuses.
+      show: (params, x [B, h, w, c], inputs) -> the images uint8 [B, H, W, C] that it stands for; traced.
+      start: (schedule, keys [B], shape, inputs) -> x_T [B, h, w, c], where the chain begins; traced.
       edit: (sampler, inputs) -> the sampler that also knows of the inputs; traced.
       num_frames: frames kept of each chain, 0 for none.
       on_progress: host function, called with the rows of the chain that are done, increasing, the last time with their
@@ -103,7 +111,7 @@ def make_generate(
         samples = sample(
             make_denoiser(params, schedule, inputs),
             edit(sampler._replace(schedule=schedule, rows=rows), inputs),
-            start(schedule, keys, image_shape, inputs),
+            start(schedule, keys, shape, inputs),
             keys,
             num_frames=num_frames,
             on_progress=on_progress,
@@ -111,8 +119,9 @@ def make_generate(
         )
         finite = jnp.all(jnp.isfinite(samples.x_0), axis=(1, 2, 3))
         # The images' axis comes first in everything that leaves a device.
-        frames = [None if f is None else to_uint8(jnp.swapaxes(f, 0, 1)) for f in samples[1:]]
-        return Generated(to_uint8(samples.x_0), *frames), finite
+        show_all = functools.partial(jax.lax.map, lambda x: show(params, x, inputs))
+        frames = [None if f is None else jnp.swapaxes(show_all(f), 0, 1) for f in samples[1:]]
+        return Generated(show(params, samples.x_0, inputs), *frames), finite
 
     mapped = parallel.map_examples(chains)
 

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.evaluation.generation import pixels
 from ddpm_jax.evaluation.tally import Summary
 from ddpm_jax.samplers import randomness
 from ddpm_jax.samplers.ancestral import ancestral
@@ -79,11 +79,12 @@ def interpolate(
     make_denoiser: Callable[[Any], Denoiser],
     schedule: Schedule,
     params: Any,
-    pair: np.ndarray,
+    pair: chex.Array,
     *,
     t: int,
     steps: int,
     seed: int,
+    show: Callable[[Any, chex.Array], chex.Array] = pixels,
 ) -> Interpolation:
     """Goes from one image to another through the latent space at t (Ho et al. 2020, section 4.4 and figure 8).
 
@@ -96,10 +97,11 @@ def interpolate(
       make_denoiser: params -> `Denoiser`.
       schedule: the chain that is walked, whole or respaced.
       params: parameters.
-      pair: uint8 [2, H, W, C].
+      pair: x_0 of the two, float32 [2, h, w, c].
       t: where to interpolate, 0..T-1 of `schedule`.
       steps: N, the number of λ from 0 to 1, both included; at least 2.
       seed: of both noises.
+      show: (params, x_0 [N, h, w, c]) -> the images uint8 [N, H, W, C] that they stand for.
 
     Raises:
       UsageError: `t` or `steps` out of range.
@@ -107,7 +109,7 @@ def interpolate(
     """
     if steps < 2:
         raise UsageError(f"The number of interpolation steps is {steps}: choose at least 2, the two ends.")
-    chex.assert_type(pair, np.uint8)
+    chex.assert_type(pair, np.float32)
     chex.assert_shape(pair, (2, None, None, None))
     sampler = from_timestep(schedule, t)
     lambdas = np.linspace(0, 1, steps)
@@ -116,11 +118,11 @@ def interpolate(
     def run(params, key, pair, lambdas):
         keys = randomness.image_keys(key, jnp.zeros(steps, jnp.int32))
         eps = jnp.broadcast_to(randomness.initial_noise(keys[:1], pair.shape[1:]), pair.shape)
-        x_t = q_sample(schedule, to_model_range(pair), jnp.full(2, t), eps)
+        x_t = q_sample(schedule, pair, jnp.full(2, t), eps)
         return sample(make_denoiser(params), sampler, mix(x_t, lambdas), keys).x_0
 
     x_0 = run(params, jax.random.key(seed), pair, lambdas.astype(np.float32))
-    return Interpolation(lambdas, _to_images(x_0))
+    return Interpolation(lambdas, _to_images(show, params, x_0))
 
 
 def mix(x_t: chex.Array, lambdas: chex.Array) -> chex.Array:
@@ -141,11 +143,12 @@ def samples_sharing_latents(
     make_denoiser: Callable[[Any], Denoiser],
     schedule: Schedule,
     params: Any,
-    image_shape: tuple[int, int, int],
+    shape: tuple[int, int, int],
     *,
     num_latents: int,
     num_samples: int,
     seed: int,
+    show: Callable[[Any, chex.Array], chex.Array] = pixels,
 ) -> SharedLatents:
     """Walks one chain and sets out anew from K of its moments, N times each (Ho et al. 2020, figure 7).
 
@@ -156,10 +159,11 @@ def samples_sharing_latents(
       make_denoiser: params -> `Denoiser`.
       schedule: the chain that is walked, whole or respaced.
       params: parameters.
-      image_shape: (H, W, C).
+      shape: (h, w, c) of x_0.
       num_latents: K, 1..T.
       num_samples: N, at least 1.
       seed: of the noise.
+      show: as in `interpolate`.
 
     Raises:
       UsageError: more moments than the chain has.
@@ -171,7 +175,7 @@ def samples_sharing_latents(
     denoiser = make_denoiser(params)
     keys = randomness.image_keys(jax.random.key(seed), jnp.arange(1 + num_latents * num_samples))
     of_rows = keys[1:].reshape(num_latents, num_samples)
-    x_T = randomness.initial_noise(keys[:1], image_shape)
+    x_T = randomness.initial_noise(keys[:1], shape)
     # The last frame is the chain's own sample; its other frames are the x_t before so many rows.
     latents = sample(denoiser, ancestral(schedule), x_T, keys[:1], num_frames=num_latents + 1).frames_x_t[:-1, 0]
     rows = np.round(np.linspace(0, num_timesteps, num_latents + 1)).astype(int)[:-1]
@@ -180,12 +184,15 @@ def samples_sharing_latents(
         sample(denoiser, from_timestep(schedule, s), jnp.tile(x_t, (num_samples, 1, 1, 1)), row_keys).x_0
         for s, x_t, row_keys in zip(t, latents, of_rows, strict=True)
     ]
-    return SharedLatents(t, np.asarray(to_uint8(latents)), _to_images(jnp.stack(images)))
+    drawn = _to_images(show, params, jnp.concatenate(images))
+    return SharedLatents(
+        t, np.asarray(jax.jit(show)(params, latents)), drawn.reshape(num_latents, num_samples, *drawn.shape[1:])
+    )
 
 
-def _to_images(x_0: chex.Array) -> np.ndarray:
+def _to_images(show: Callable[[Any, chex.Array], chex.Array], params: Any, x_0: chex.Array) -> np.ndarray:
     if not jnp.all(jnp.isfinite(x_0)):
         raise FailureError(
             "An image came out as not-a-number or infinite: the weights have diverged, so use an earlier checkpoint."
         )
-    return np.asarray(to_uint8(x_0))
+    return np.asarray(jax.jit(show)(params, x_0))

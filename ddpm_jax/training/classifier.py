@@ -7,12 +7,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.data.transforms import random_flip, to_model_range
 from ddpm_jax.diffusion import timesteps
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import choose
-from ddpm_jax.training.objective import QUARTILES, Objective, by_time, loss_over_time
+from ddpm_jax.training.objective import QUARTILES, Objective, by_time, loss_over_time, x_0_of
 from ddpm_jax.training.randomness import example_keys, stream
 
 # (params, x_t [B, H, W, C], time float32 [B], dropout keys [B]) -> logits [B, K]
@@ -41,7 +40,8 @@ def classifier_objective(
       flip: mirror each image with probability 1/2.
 
     Returns:
-      An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}. Its metrics are the accuracy, and
+      An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}, or with x_0 for the image as in
+      `diffusion_objective`. Its metrics are the accuracy, and
       loss and accuracy in each quarter of the chain.
 
     Raises:
@@ -51,9 +51,7 @@ def classifier_objective(
     num_timesteps = schedule.num_timesteps
 
     def loss_fn(params, state, batch, key, index):
-        x_0, label = to_model_range(batch["image"]), batch["label"]
-        if flip:
-            x_0 = random_flip(x_0, example_keys(key, "flip", index))
+        x_0, label = x_0_of(batch, key, index, flip=flip), batch["label"]
         t = draw_t(stream(key, "t"), index, num_timesteps)
         eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(example_keys(key, "eps", index))
         x_t = q_sample(schedule, x_0, t, eps)

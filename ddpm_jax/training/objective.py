@@ -16,6 +16,7 @@ from ddpm_jax.models.condition import Condition
 from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, condition_of, drop_labels
 from ddpm_jax.training.randomness import example_keys, stream
 
+GIVEN = "x_0"  # what a batch may bring instead of an image: [B, h, w, c], as the model is to see it
 QUARTILES = 4
 BARS = 30  # of the histogram over t: as many as TensorBoard draws, which would otherwise cut them anew
 
@@ -60,6 +61,14 @@ class Objective(NamedTuple):
     impose: Callable[[Any, Any], Any] = lambda params, state: params  # (updated params, updated state) -> params
 
 
+def x_0_of(batch: Any, key: chex.PRNGKey, index: chex.Array, *, flip: bool) -> chex.Array:
+    """The examples as the model sees them: those that are `GIVEN`, else the images in [-1, 1], mirrored by chance."""
+    if GIVEN in batch:
+        return batch[GIVEN]
+    x_0 = to_model_range(batch["image"])
+    return random_flip(x_0, example_keys(key, "flip", index)) if flip else x_0
+
+
 class DiffusionAux(NamedTuple):
     """Per-example results, [B]."""
 
@@ -100,6 +109,7 @@ def diffusion_objective(
 
     Returns:
       An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}; without classes no label is read.
+      Instead of the image a batch may bring x_0 itself, {"x_0": float32 [B, h, w, c]}, which is not mirrored.
 
     Raises:
       UsageError: unknown timestep_sampling. Unknown names of the loss are refused when it is first traced.
@@ -114,9 +124,7 @@ def diffusion_objective(
         return draw(key, index, num_timesteps), jnp.ones(index.shape)
 
     def loss_fn(params, history, batch, key, index):
-        x_0 = to_model_range(batch["image"])
-        if flip:
-            x_0 = random_flip(x_0, example_keys(key, "flip", index))
+        x_0 = x_0_of(batch, key, index, flip=flip)
         t, weight = draw_t(history, stream(key, "t"), index)
         eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(example_keys(key, "eps", index))
         condition = condition_of(conditioning, x_0, batch.get("label"))

@@ -82,6 +82,17 @@ def global_index(per_device: int) -> chex.Array:
     return jax.lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
 
 
+def in_parts(function: Callable[[chex.Array], chex.Array], x: chex.Array, *, size: int) -> chex.Array:
+    """function(x), [B, ...] -> [B, ...], of `size` examples at a time: what is between takes the memory of so many."""
+    parts = -(-len(x) // size)
+    if parts <= 1:
+        return function(x)
+    size = -(-len(x) // parts)
+    padded = jnp.concatenate([x, jnp.repeat(x[-1:], parts * size - len(x), axis=0)])
+    out = jax.lax.map(function, padded.reshape(parts, size, *x.shape[1:]))
+    return out.reshape(-1, *out.shape[2:])[: len(x)]
+
+
 def bytes_per_device(tree: Any) -> int:
     """How much memory the leaves of a placed tree take on each device."""
     return sum(

@@ -17,8 +17,8 @@ import jax
 
 from ddpm_jax.diffusion.timesteps import fold_in_each
 
-STREAMS = {"t": 1, "eps": 2, "flip": 3, "dropout": 4, "label": 5}
-Stream = Literal["t", "eps", "flip", "dropout", "label"]
+STREAMS = {"t": 1, "eps": 2, "flip": 3, "dropout": 4, "label": 5, "latent": 6}
+Stream = Literal["t", "eps", "flip", "dropout", "label", "latent"]
 INIT = 0x696E6974  # "init": no step that a run reaches, and none of the constants that sampling folds in
 
 

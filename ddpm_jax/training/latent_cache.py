@@ -1,0 +1,161 @@
+"""Images -> what a frozen encoder says of them: the scale of latents, and latents kept on disk, encoded once.
+
+What is kept is the encoder's output, of a VAE the moments: z is drawn from them anew in every step
+(`latent_diffusion`). A file holds some thousand images, and is there whole or not at all.
+"""
+
+import io
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from ddpm_jax.data.memory import gather
+from ddpm_jax.data.sources import Source
+from ddpm_jax.data.transforms import to_model_range
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.files import reporting, write_atomically
+from ddpm_jax.training import hosts, parallel
+from ddpm_jax.training.latent_diffusion import ENCODED
+from ddpm_jax.variational.latent_space import Frozen, LatentSpace, scale_of
+
+BATCH = 32  # images encoded at a time, on each device
+SHARD = 1024  # images in a file: of ImageNet's latents, and of the mirrored images', 64 MiB
+MANIFEST = "latents.json"
+
+
+def measure_scale(space: LatentSpace, params: Any, source: Source, *, key: chex.PRNGKey, num_images: int) -> float:
+    """The scale that gives the latents of up to so many images, evenly spaced in the source, standard deviation 1.
+
+    Raises:
+      UsageError: the latents do not vary.
+    """
+    count = min(num_images, len(source))
+    rows = np.unique(np.linspace(0, len(source) - 1, count).round().astype(np.int64))
+
+    def sums(params, examples):
+        x, index = examples
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        z = space.encode(Frozen(params, jnp.float32(1)), to_model_range(x), keys)
+        return jnp.stack([jnp.sum(z, axis=(1, 2, 3)), jnp.sum(jnp.square(z), axis=(1, 2, 3))], axis=1)
+
+    mine = rows[hosts.share(len(rows))]
+    found = hosts.gather((totals for totals, _ in _stream(sums, params, source, mine)), len(rows))
+    return scale_of(found[:, 0], found[:, 1], int(np.prod(space.shape)))
+
+
+def _stream(
+    function: Callable[[Any, tuple[chex.Array, chex.Array]], chex.Array], params: Any, source: Source, rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (function(params, (images uint8 [n, H, W, C], rows int32 [n])), labels int32 [n]), all rows in order."""
+    mapped, size = parallel.map_examples(function), BATCH * jax.local_device_count()
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        padded = np.pad(batch, (0, size - len(batch)), mode="edge")
+        examples = gather(source, padded)
+        results = parallel.unshard(mapped(params, parallel.shard((examples["image"], padded.astype(np.int32)))))
+        yield results[: len(batch)], examples["label"][: len(batch)]
+
+
+class CachedLatents:
+    """Random access to {"encoded": float32 [V, h, w, m], "label": int32 []} in files that are mapped into memory.
+
+    For `pipeline.train_iterator`: its batches are of the same examples as those of the images, in the same order.
+    """
+
+    def __init__(self, shards: Sequence[np.ndarray], fingerprint: str):
+        self._shards, self.fingerprint = shards, fingerprint
+
+    def __len__(self) -> int:
+        return sum(map(len, self._shards))
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Rows of the batch, encoded [B, V, h, w, m] and label [B]."""
+        rows = np.stack([self._shards[i // SHARD][i % SHARD] for i in indices])
+        return {ENCODED: rows[ENCODED], "label": rows["label"]}
+
+
+def cached(
+    directory: pathlib.Path, space: LatentSpace, params: Any, source: Source, *, flip: bool, sha256: str
+) -> CachedLatents:
+    """Encodes what of `source` is not yet kept in `directory`, and returns what is.
+
+    Several processes share the work; they must see one directory. A command that was stopped goes on where it stopped.
+
+    Args:
+      directory: of this machine; created if need be.
+      space: the encoder.
+      params: of the first stage.
+      source: the images.
+      flip: whether to keep of each image the latents of its mirror image, too.
+      sha256: of the parameters.
+
+    Raises:
+      UsageError: the directory holds latents of other images or of another first stage.
+      FailureError: it cannot be written, or a file there is damaged.
+    """
+    made_of = {"first_stage_sha256": sha256, "data": source.fingerprint, "flip": flip, "images_in_a_file": SHARD}
+    with reporting(directory):
+        _claim(directory, made_of)
+    hosts.check_shared(directory / MANIFEST)
+    count = -(-len(source) // SHARD)
+    paths = [directory / f"latents-{i:05d}-of-{count:05d}.npy" for i in range(count)]
+
+    def encode(params, examples):
+        x = to_model_range(examples[0])
+        versions = (x, x[:, :, ::-1]) if flip else (x,)
+        return jnp.stack([space.encoded(params, version) for version in versions], axis=1)
+
+    mine = range(jax.process_index(), count, jax.process_count())
+    missing = [i for i in mine if not paths[i].exists()]
+    with tqdm.tqdm(total=SHARD * len(missing), desc="encoding", unit=" images", leave=False, disable=None) as bar:
+        for i in missing:
+            rows = np.arange(i * SHARD, min((i + 1) * SHARD, len(source)))
+            parts = []
+            for encoded, labels in _stream(encode, params, source, rows):
+                parts.append(_table(encoded, labels))
+                bar.update(len(labels))
+            buffer = io.BytesIO()
+            np.save(buffer, np.concatenate(parts))
+            with reporting(paths[i]):
+                write_atomically(paths[i], buffer.getvalue())
+    hosts.wait_for_all("all latents are there")
+    return CachedLatents(list(map(_read, paths)), source.fingerprint)
+
+
+def _table(encoded: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """One row an image, as CachedLatents reads it."""
+    table = np.empty(len(labels), [(ENCODED, np.float32, encoded.shape[1:]), ("label", np.int32)])
+    table[ENCODED], table["label"] = encoded, labels
+    return table
+
+
+def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
+    """Writes what the latents are of into a directory that has none; refuses one that holds others."""
+    path = directory / MANIFEST
+    if not path.exists():
+        if hosts.is_first():
+            write_atomically(path, (json.dumps(made_of, indent=2) + "\n").encode())
+        return
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        raise FailureError(f"{path} is damaged: delete {directory} to encode anew.") from None
+    names = [name for name in made_of if found.get(name) != made_of[name]]
+    if names:
+        differing = ", ".join(f"{name} is {found.get(name)!r} there, {made_of[name]!r} here" for name in names)
+        raise UsageError(f"first_stage.cache: {directory} holds other latents ({differing}): name another directory.")
+
+
+def _read(path: pathlib.Path) -> np.ndarray:
+    with reporting(path, "read"):
+        try:
+            return np.load(path, mmap_mode="r")
+        except (ValueError, EOFError) as error:
+            raise FailureError(f"{path} is damaged ({error}): delete it, and it is encoded anew.") from error
