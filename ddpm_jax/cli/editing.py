@@ -118,16 +118,17 @@ def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
     def make_denoiser(params: Any, schedule: Schedule, inputs: Inputs) -> Denoiser:
         return keep_known(recipe.make_denoiser(params, schedule, inputs), schedule, inputs.image, inputs.mask)
 
-    recipe = recipe._replace(make_denoiser=make_denoiser, start=start)
-    image = _x_0(loaded, photo)
+    painting, image = recipe._replace(make_denoiser=make_denoiser, start=start), _x_0(loaded, photo)
     if loaded.experiment.first is None:
-        return recipe._replace(inputs_of=_with(recipe, image=image, mask=mask))
+        return painting._replace(inputs_of=_with(recipe, image=image, mask=mask))
 
     def show(params: Any, x: chex.Array, inputs: Inputs) -> chex.Array:
         return jnp.where(inputs.photo_mask, recipe.show(params, x, inputs), inputs.photo)
 
     touched = _blocks(mask, image.shape).any(axis=(1, 3))
-    return recipe._replace(show=show, inputs_of=_with(recipe, image=image, mask=touched, photo=photo, photo_mask=mask))
+    return painting._replace(
+        show=show, inputs_of=_with(recipe, image=image, mask=touched, photo=photo, photo_mask=mask)
+    )
 
 
 def _x_0(loaded: Loaded, photo: np.ndarray) -> np.ndarray:

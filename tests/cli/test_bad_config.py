@@ -45,6 +45,7 @@ AT_LEAST_ONE = [
     "first_stage.latent_channels",
 ]
 AT_LEAST_ZERO = [
+    "first_stage.latent_scale",
     "first_stage.beta",
     "first_stage.kl_warmup_steps",
     "first_stage.free_nats",

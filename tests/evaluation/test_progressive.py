@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.data.transforms import to_uint8
+from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
@@ -120,7 +120,7 @@ def test_a_t_outside_the_chain_is_refused(t):
 
 def interpolate(pair, **options):
     options = {"t": 6, "steps": 5, "seed": 0} | options
-    return progressive.interpolate(denoiser_of(SCHEDULE), SCHEDULE, {}, pair, **options)
+    return progressive.interpolate(denoiser_of(SCHEDULE), SCHEDULE, {}, to_model_range(pair), **options)
 
 
 @pytest.mark.parametrize("t", [0, 6, T - 1])
@@ -166,8 +166,9 @@ def test_a_mixture_of_latents_keeps_the_variance_of_the_noise():
 def test_one_step_of_interpolation_and_broken_weights_are_refused():
     with pytest.raises(UsageError, match="interpolation steps is 1: choose at least 2"):
         interpolate(images_of(2), steps=1)
+    broken, pair = denoiser_of(SCHEDULE, broken=True), to_model_range(images_of(2))
     with pytest.raises(FailureError, match="not-a-number"):
-        progressive.interpolate(denoiser_of(SCHEDULE, broken=True), SCHEDULE, {}, images_of(2), t=3, steps=2, seed=0)
+        progressive.interpolate(broken, SCHEDULE, {}, pair, t=3, steps=2, seed=0)
 
 
 def share(schedule=SCHEDULE, **options):
