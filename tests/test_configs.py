@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.experiment import build, build_training, init_state
+from ddpm_jax.cli.experiment import First, build, build_training, init_state
 from ddpm_jax.diffusion.schedules import spaced_timesteps
 from ddpm_jax.errors import UsageError
 from ddpm_jax.models.condition import null_condition
@@ -49,6 +49,7 @@ FIRST_STAGES = {  # image size, kind, latent [h, w, c]
     "vae_cifar10": (32, "vae", (8, 8, 4)),
     "vqvae_cifar10": (32, "vq", (8, 8, 64)),
 }
+OVER_LATENTS = {"ldm_digits": ("vae_digits", (4, 4, 4))}  # config of the first stage, shape of its latents
 
 
 def load(name):
@@ -56,7 +57,7 @@ def load(name):
 
 
 def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
-    assert {"digits", *DATASETS, *ABLATION, *IMPROVED, *CONDITIONAL, *CLASSIFIERS, *FIRST_STAGES} == {
+    assert {"digits", *DATASETS, *ABLATION, *IMPROVED, *CONDITIONAL, *CLASSIFIERS, *FIRST_STAGES, *OVER_LATENTS} == {
         path.stem for path in FILES
     }
 
@@ -66,14 +67,25 @@ def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
     [
         pytest.param(path, marks=pytest.mark.slow if path.stem in ABLATION and path.stem != "ddpm_cifar10" else ())
         for path in FILES
-        if path.stem not in CLASSIFIERS | FIRST_STAGES.keys()
+        if path.stem not in CLASSIFIERS | FIRST_STAGES.keys() | OVER_LATENTS.keys()
     ],
     ids=lambda path: path.stem,
 )
 def test_config_builds(path):
-    experiment = build(configs.load_config(path))
+    check_builds(build(configs.load_config(path)))
+
+
+@pytest.mark.parametrize("name", OVER_LATENTS)
+def test_a_config_over_latents_builds_on_its_first_stage(name):
+    first, shape = OVER_LATENTS[name]
+    experiment = build(load(name), First(build(load(first)), sha256=""))
+    assert experiment.shape == shape
+    check_builds(experiment)
+
+
+def check_builds(experiment):
     build_training(experiment)
-    height, width, channels = experiment.image_shape
+    height, width, channels = experiment.shape
     x, t = jax.ShapeDtypeStruct((2, height, width, channels), "float32"), jax.ShapeDtypeStruct((2,), "float32")
     output = jax.eval_shape(
         lambda params, x, t: experiment.model.apply({"params": params}, x, t, null_condition(experiment.model, x)),

@@ -82,8 +82,8 @@ def read_mask(
     mask, of_photo = _decode(flag, path), _decode(flag, photo)
     if mask.size != of_photo.size:
         raise UsageError(
-            f"{flag}: {path} is {_size(mask.size)}, but {photo} is {_size(of_photo.size)}: give a mask of its "
-            "size, white where it is to be painted anew."
+            f"{flag}: {path} is {_size(mask.size)}, but {photo} is {_size(of_photo.size)}: give a mask of the "
+            "picture's size, white where it is to be painted anew."
         )
     _check_size(flag, path, mask.size, size)
     try:
