@@ -97,6 +97,17 @@ def default_config() -> ConfigDict:
                 "codebook_decay": 0.99,  # vq: of the averages; a codebook learned by its gradient has none
                 "restart_below": 0.0,  # of the averages: vectors per update below which a code is given a new place
             },
+            "sharp": {  # what reconstructions of a first stage are held against, beside what the decoder says of them
+                "perceptual_weight": 0.0,  # of the LPIPS distance, nats per dimension for a distance of 1; 0: none
+                "perceptual_file": "",  # its weights, NPZ or safetensors; a run that has begun has them itself
+                "adversarial_weight": 0.0,  # of a discriminator's verdict, times the adaptive weight; 0: none
+                "start_step": 0,  # updates before discriminator and verdict begin
+                "discriminator_ch": 64,  # channels of its first layer
+                "discriminator_layers": 3,  # of stride 2: a logit sees 70x70 pixels with 3, 34x34 with 2, 16x16 with 1
+                "discriminator_learning_rate": 2e-4,  # of its Adam; warm-up and decay are those of the optimizer
+                "discriminator_b1": 0.5,
+                "discriminator_b2": 0.9,
+            },
             "optimizer": {
                 "name": "adam",  # adam, adamw
                 "learning_rate": 2e-4,
@@ -148,6 +159,7 @@ RESUMABLE = (
     "first_stage.ckpt",  # which one it is, its digest says
     "first_stage.cache",
     "model.remat",
+    "sharp.perceptual_file",
     "train.num_steps",
     "train.log_every",
     "train.sample_every",
@@ -336,7 +348,7 @@ _NO_PART_OF_NETWORK = {
 }
 # Objective -> fields that have no part in it, single ones or whole groups.
 _NO_PART = {
-    "diffusion": (),
+    "diffusion": ("sharp",),
     "classifier": (
         "diffusion.parameterization",
         "diffusion.variance",
@@ -344,6 +356,7 @@ _NO_PART = {
         "diffusion.weighting",
         "condition.label_dropout",
         "condition.low_res_factor",
+        "sharp",
     ),
     "first_stage": (
         "diffusion",
@@ -383,6 +396,8 @@ _AT_LEAST_ONE = (
     "checkpoint.save_every",
     "checkpoint.keep_last",
     "first_stage.latent_channels",
+    "sharp.discriminator_ch",
+    "sharp.discriminator_layers",
 )
 _AT_LEAST_ZERO = (
     "first_stage.latent_scale",
@@ -391,6 +406,9 @@ _AT_LEAST_ZERO = (
     "first_stage.free_nats",
     "first_stage.commitment",
     "first_stage.restart_below",
+    "sharp.perceptual_weight",
+    "sharp.adversarial_weight",
+    "sharp.start_step",
     "condition.num_classes",
     "condition.low_res_factor",
     "optimizer.warmup_steps",
@@ -401,6 +419,7 @@ _AT_LEAST_ZERO = (
     "checkpoint.keep_every",
     "ema.snapshot_every",
 )
+_ABOVE_ZERO = ("model.norm_eps", "optimizer.learning_rate", "optimizer.eps", "sharp.discriminator_learning_rate")
 _BELOW_ONE = (
     "model.dropout",
     "condition.label_dropout",
@@ -408,6 +427,8 @@ _BELOW_ONE = (
     "ema.decay",
     "ema.rampup_ratio",
     "first_stage.codebook_decay",
+    "sharp.discriminator_b1",
+    "sharp.discriminator_b2",
     "optimizer.b1",
     "optimizer.b2",
 )
@@ -430,7 +451,7 @@ def check_ranges(config: ConfigDict) -> None:
         (_AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
         (_AT_LEAST_ZERO, lambda v: v >= 0, "at least 0"),
         (_BELOW_ONE, lambda v: 0 <= v < 1, "in [0, 1)"),
-        (("model.norm_eps", "optimizer.learning_rate", "optimizer.eps"), lambda v: v > 0, "above 0"),
+        (_ABOVE_ZERO, lambda v: v > 0, "above 0"),
         (("data.channels",), lambda v: v in (1, 3), "1 or 3"),
         (("first_stage.num_codes",), lambda v: v >= 2, "at least 2"),
         (("seed",), lambda v: 0 <= v <= MAX_SEED, f"in 0..{MAX_SEED}"),
@@ -472,6 +493,21 @@ def _check_objective(config: ConfigDict) -> None:
             _check_unused(config, names, "a codebook that is learned by its gradient")
         if config.first_stage.scale == "pixel":
             _check_unused(config, ["first_stage.log_scale"], "a decoder that gives a scale for each number")
+        _check_sharp(config)
+
+
+def _check_sharp(config: ConfigDict) -> None:
+    c = config.sharp
+    if not c.perceptual_weight:
+        _check_unused(config, ["sharp.perceptual_file"], "a first stage without sharp.perceptual_weight")
+    if not c.adversarial_weight:
+        names = [name for name in c if name.startswith(("start_", "discriminator_"))]
+        _check_unused(config, [f"sharp.{name}" for name in names], "a first stage without sharp.adversarial_weight")
+    elif c.start_step >= config.train.num_steps:
+        raise UsageError(
+            f"sharp.start_step is {c.start_step}, but the run ends after {config.train.num_steps} steps "
+            "(train.num_steps), and the discriminator would never begin: start it sooner, or train longer."
+        )
 
 
 def _check_network(config: ConfigDict) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from ddpm_jax.cli import first_stage
+from ddpm_jax.cli import first_stage, sharp
 from ddpm_jax.cli.config import check_ranges
 from ddpm_jax.cli.network import make_classifier, make_network
 from ddpm_jax.data.transforms import to_model_range, to_uint8
@@ -250,10 +250,11 @@ def build_training(experiment: Experiment) -> Training:
         o.learning_rate, warmup_steps=o.warmup_steps, decay=o.decay, num_steps=config.train.num_steps
     )
     optimizer = make_optimizer(o.name, learning_rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
+    optimizer = sharp.make_players(config, optimizer)
     options = StepOptions(
         ema=Average(config.ema.decay, config.ema.warmup, config.ema.rampup_ratio, config.ema.sigma_rel),
         averages=averages_of(config),
-        clip_norm=o.clip_norm,
+        clip_norm=0.0 if config.sharp.adversarial_weight else o.clip_norm,  # each player's optimiser clips its own
         clip_scope=o.clip_scope,
         accumulate_steps=o.accumulate_steps,
         skip_nonfinite=config.train.skip_nonfinite,
@@ -311,12 +312,17 @@ def _objective_of_images(experiment: Experiment) -> Objective:
 def init_state(experiment: Experiment, training: Training, frozen: Frozen | None = None) -> TrainState:
     """Draws the state before the first update from the config's seed, each part of it where it will be.
 
-    A model over latents has `frozen` in it; the buffers are shared with the argument.
+    A model over latents has `frozen` in it; the buffers are shared with the argument. What a first stage keeps frozen
+    is read here.
+
+    Raises:
+      UsageError: it cannot be read.
     """
     # It runs once: optimising the program, on a CPU, would take three times as long as all the rest.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     places = training.parallelism.shardings(_state_shapes(experiment, training))
     init = jax.jit(functools.partial(_create, experiment, training), out_shardings=places, compiler_options=options)
+    frozen = sharp.read_frozen(experiment.config) if frozen is None else frozen
     return init(init_key(base_key(experiment.config.seed)), frozen)
 
 
@@ -331,10 +337,13 @@ def _state_shapes(experiment: Experiment, training: Training) -> TrainState:
     return jax.eval_shape(functools.partial(_create, experiment, training), base_key(0), frozen_shapes(experiment))
 
 
-def frozen_shapes(experiment: Experiment) -> Frozen | None:
-    """What a model over latents keeps of its first stage, as shapes; None of another model."""
+def frozen_shapes(experiment: Experiment) -> Any:
+    """What never changes of what the objective remembers, as shapes: the first stage of a model over latents.
+
+    Of a first stage it is the weights of the distance that it is held to; None where there is nothing of the kind.
+    """
     if experiment.first is None:
-        return None
+        return sharp.frozen_shapes(experiment.config)
     return Frozen(experiment.first.experiment.params_shapes(), jax.ShapeDtypeStruct((), jnp.float32))
 
 
@@ -344,9 +353,10 @@ def objective_state_shapes(experiment: Experiment) -> Any:
     return state if experiment.first is None else state._replace(frozen=frozen_shapes(experiment))
 
 
-def _create(experiment: Experiment, training: Training, key: jax.Array, frozen: Frozen | None) -> TrainState:
+def _create(experiment: Experiment, training: Training, key: jax.Array, frozen: Any) -> TrainState:
     averages = averages_of(experiment.config)
-    state = create(experiment.init_params(key), training.optimizer, training.objective, averages)
+    params = sharp.with_discriminator(experiment.config, experiment.init_params(key), key)
+    state = create(params, training.optimizer, training.objective, averages)
     if frozen is None:
         return state
     return state._replace(objective_state=state.objective_state._replace(frozen=frozen))

@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ddpm_jax.cli import sharp
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.autoencoder import Autoencoder, check_autoencoder
 from ddpm_jax.training.first_stage import FirstStageOptions, first_stage_objective
@@ -50,6 +51,7 @@ def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
         }
     )
     check_autoencoder(network, height=size, width=size)
+    sharp.check(config)
     return network
 
 
@@ -105,4 +107,9 @@ def make_objective(config: ConfigDict, network: Autoencoder) -> Objective:
       UsageError: an unknown way to learn a codebook.
     """
     options = FirstStageOptions(**{name: config.first_stage[name] for name in FirstStageOptions._fields})
-    return first_stage_objective(make_first_stage(config, network), options, flip=config.data.flip)
+    return first_stage_objective(
+        make_first_stage(config, network),
+        options,
+        flip=config.data.flip,
+        sharpness=sharp.make_sharpness(config, network.dtype),
+    )

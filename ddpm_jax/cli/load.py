@@ -1,18 +1,23 @@
 """A checkpoint directory -> a model ready to use: the checkpoint brings its own config."""
 
+import functools
 import importlib.metadata
 import pathlib
 import platform
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ddpm_jax import __version__
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser
 from ddpm_jax.cli.experiment import Experiment, First, Weights, build, objective_state_shapes
+from ddpm_jax.cli.sharp import with_discriminator
 from ddpm_jax.errors import UsageError
 from ddpm_jax.training.checkpoint_reading import find_step, read_config, read_weights
+from ddpm_jax.training.randomness import base_key
+from ddpm_jax.training.sharpness import without_discriminator
 
 FIRST_STAGE = "frozen_first_stage"  # of the settings of a run over latents
 
@@ -144,12 +149,15 @@ def _load(workdir: str | pathlib.Path, step: int | None, raw_weights: bool, *, o
             f"{workdir} holds {theirs} and not {wanted}: give the directory of a run whose config has "
             f"objective = {objective!r}."
         )
-    item = "params" if raw_weights else "ema_params"
-    template = {item: experiment.params_shapes()}
+    item, shapes = "params" if raw_weights else "ema_params", experiment.params_shapes()
+    if raw_weights:  # those of a first stage's discriminator are there too, and are read with the others
+        shapes = jax.eval_shape(functools.partial(with_discriminator, experiment.config), shapes, base_key(0))
+    template = {item: shapes}
     if experiment.first is not None:
         template["objective_state"] = objective_state_shapes(experiment)
     read = read_weights(workdir, step, template)
-    params = read[item] if experiment.first is None else Weights(read[item], read["objective_state"].frozen)
+    params = without_discriminator(read[item])
+    params = params if experiment.first is None else Weights(params, read["objective_state"].frozen)
     return Loaded(experiment, params, step, "raw" if raw_weights else "ema")
 
 

@@ -4,7 +4,8 @@
     vae   -log p(x|z) + w KL(q(z|x) || N(0, I))                                        (Kingma and Welling 2014)
     vq    -log p(x|z) + |sg[z_e] - e|² + b |z_e - sg[e]|²                              (van den Oord et al. 2017)
 
-all divided by the number of dimensions of an image: nats per dimension.
+all divided by the number of dimensions of an image: nats per dimension. What may be added to that to make images sharp
+is in `sharpness`.
 """
 
 from typing import Any, NamedTuple
@@ -17,6 +18,16 @@ from ddpm_jax.data.transforms import random_flip, to_model_range
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.training.objective import Objective, Sums
 from ddpm_jax.training.randomness import example_keys
+from ddpm_jax.training.sharpness import (
+    PLAIN,
+    Sharpness,
+    SharpnessAux,
+    first_weight,
+    next_weight,
+    sharpen,
+    sharpness_metrics,
+    without_discriminator,
+)
 from ddpm_jax.variational import bound, quantization
 from ddpm_jax.variational.first_stage import KINDS, FirstStage, Latent
 from ddpm_jax.variational.quantization import Dictionary
@@ -43,6 +54,18 @@ class FirstStageState(NamedTuple):
     dictionary: Dictionary | tuple = ()
 
 
+class SharpState(NamedTuple):
+    """As `FirstStageState`, with what the terms of `sharpness` remember.
+
+    A class of its own: a checkpoint has every field, and those of first stages without these terms have no more.
+    """
+
+    step: chex.Array
+    dictionary: Dictionary | tuple
+    adaptive_weight: chex.Array | tuple  # of the adversarial term, scalar
+    frozen: Any = ()  # weights of the perceptual distance, put there before the first step: in every checkpoint
+
+
 class FirstStageAux(NamedTuple):
     """Per-example results, leaves [B, ...]."""
 
@@ -53,13 +76,17 @@ class FirstStageAux(NamedTuple):
     vectors: chex.Array | tuple = ()  # z_e [B, h, w, c]
     index: chex.Array | tuple = ()  # of its codes, [B, h, w]
     order: chex.Array | tuple = ()  # uniform draws, [B, h, w]: which vectors dead codes are put on
+    sharpness: SharpnessAux = SharpnessAux()
 
 
-def first_stage_objective(first_stage: FirstStage, options: FirstStageOptions, *, flip: bool) -> Objective:
+def first_stage_objective(
+    first_stage: FirstStage, options: FirstStageOptions, *, flip: bool, sharpness: Sharpness = PLAIN
+) -> Objective:
     """The objective over batches {"image": uint8 [B, H, W, C]}.
 
     Metrics: `nll` in nats per dimension of the image, `mse` in squared levels of 0..255; of a VAE `kl` in nats per
-    image; where it is a code length `bits_per_dim`; of a VQ-VAE the `perplexity` of the batch's codes.
+    image; where it is a code length `bits_per_dim`; of a VQ-VAE the `perplexity` of the batch's codes; and those of
+    `sharpness.sharpness_metrics`. With an adversarial term the parameters have a subtree `discriminator`.
 
     Raises:
       UsageError: an option out of its range.
@@ -74,11 +101,19 @@ def first_stage_objective(first_stage: FirstStage, options: FirstStageOptions, *
             x = random_flip(x, example_keys(key, "flip", index))
         noise_keys, dropout_keys = (example_keys(key, name, index) for name in ("eps", "dropout"))
         latent = first_stage.latent(params, x, noise_keys, dropout_keys)
-        decoded = first_stage.decoded(params, latent.z, dropout_keys)
+        decoded, sharp_loss, sharp_aux = sharpen(
+            sharpness,
+            first_stage,
+            params,
+            state,
+            x=x,
+            z=latent.z,
+            dropout_keys=dropout_keys,
+        )
         nll, kl = -first_stage.log_likelihood(decoded, x), first_stage.kl(latent)
         mse = first_stage.squared_error(decoded, x)
         num_dims, total = x[0].size, jnp.sum(kl, axis=(1, 2, 3))
-        aux = FirstStageAux(nll / num_dims, total, bound.bits_per_dim(nll + total, num_dims), mse)
+        aux = FirstStageAux(nll / num_dims, total, bound.bits_per_dim(nll + total, num_dims), mse, sharpness=sharp_aux)
         loss = nll
         if kind == "vae":
             weight = bound.kl_weight(state.step, beta=options.beta, warmup_steps=options.kl_warmup_steps)
@@ -87,9 +122,14 @@ def first_stage_objective(first_stage: FirstStage, options: FirstStageOptions, *
             loss = loss + _codebook_terms(latent, options)
             draws = jax.vmap(lambda k: jax.random.uniform(k, latent.z.shape[1:3]))(noise_keys)
             aux = aux._replace(vectors=latent.encoded, index=latent.codes.index, order=draws)
-        return loss / num_dims, jax.lax.stop_gradient(aux)
+        return loss / num_dims + sharp_loss, jax.lax.stop_gradient(aux)
 
-    def update(state: FirstStageState, aux: FirstStageAux) -> FirstStageState:
+    def init(params: Any) -> FirstStageState | SharpState:
+        dictionary = quantization.make_dictionary(params["codebook"]) if averages else ()
+        state = FirstStageState(jnp.zeros((), jnp.int32), dictionary)
+        return SharpState(*state, first_weight(sharpness)) if sharpness.has_terms else state
+
+    def update(state: FirstStageState | SharpState, aux: FirstStageAux) -> FirstStageState | SharpState:
         dictionary = state.dictionary
         if averages:
             vectors, order = aux.vectors.reshape(-1, aux.vectors.shape[-1]), aux.order.reshape(-1)
@@ -98,7 +138,8 @@ def first_stage_objective(first_stage: FirstStage, options: FirstStageOptions, *
             )
             if options.restart_below:
                 dictionary, _ = quantization.restart_dead(dictionary, vectors, order, least=options.restart_below)
-        return FirstStageState(state.step + 1, dictionary)
+        state = state._replace(step=state.step + 1, dictionary=dictionary)
+        return state._replace(adaptive_weight=next_weight(sharpness, aux.sharpness)) if sharpness.has_terms else state
 
     def metrics(aux: FirstStageAux) -> Sums:
         means = {"nll": aux.nll, "mse": aux.mse}
@@ -110,19 +151,18 @@ def first_stage_objective(first_stage: FirstStage, options: FirstStageOptions, *
         if kind == "vq":
             counts = quantization.usage(aux.index, first_stage.num_codes)
             sums["perplexity"] = (quantization.perplexity(counts), jnp.float32(1))
-        return sums
+        return sums | sharpness_metrics(aux.sharpness)
 
-    def impose(params: Any, state: FirstStageState) -> Any:
+    def impose(params: Any, state: FirstStageState | SharpState) -> Any:
         return {**params, "codebook": quantization.codebook_of(state.dictionary)} if averages else params
 
     return Objective(
-        init=lambda params: FirstStageState(
-            jnp.zeros((), jnp.int32), quantization.make_dictionary(params["codebook"]) if averages else ()
-        ),
+        init=init,
         loss=loss_fn,
         update=update,
         metrics=metrics,
         impose=impose,
+        averaged=without_discriminator if sharpness.adversarial_weight else lambda params: params,
     )
 
 

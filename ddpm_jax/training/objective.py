@@ -51,7 +51,7 @@ class Objective(NamedTuple):
 
     `state` is what the objective carries from step to step (any pytree, often empty); it changes only in `update`,
     which is given `aux` gathered from all devices in the order of the global batch. `impose` puts in place those
-    parameters that follow from the state and from no gradient.
+    parameters that follow from the state and from no gradient. `averaged` leaves out those that serve training alone.
     """
 
     init: Callable[[Any], Any]  # (initial params) -> state
@@ -59,6 +59,7 @@ class Objective(NamedTuple):
     update: Callable[[Any, Any], Any]  # (state, aux) -> state
     metrics: Callable[[Any], Sums]  # aux -> sums and counts over the B examples
     impose: Callable[[Any, Any], Any] = lambda params, state: params  # (updated params, updated state) -> params
+    averaged: Callable[[Any], Any] = lambda params: params  # params -> those that moving averages are kept of
 
 
 def x_0_of(batch: Any, key: chex.PRNGKey, index: chex.Array, *, flip: bool) -> chex.Array:

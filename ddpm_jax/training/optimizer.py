@@ -1,4 +1,7 @@
-"""The optimiser and its learning rate, from Optax."""
+"""The optimiser and its learning rate, from Optax; and two of them for two players."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import optax
 
@@ -71,3 +74,26 @@ def make_optimizer(
       UsageError: unknown name, or weight decay with adam.
     """
     return choose("optimizer", name, OPTIMIZERS)(learning_rate, weight_decay, b1=b1, b2=b2, eps=eps)
+
+
+def for_players(
+    players: Mapping[str, optax.GradientTransformation], rest: optax.GradientTransformation, *, clip_norm: float
+) -> optax.GradientTransformation:
+    """One optimiser for a dictionary of parameters, some of whose entries have an optimiser of their own.
+
+    Args:
+      players: name of an entry -> its optimiser.
+      rest: of all other entries together.
+      clip_norm: global norm to clip each player's gradient to, and that of the rest, by itself: one norm for all would
+        make the step of one depend on the gradient of the other. 0 for none.
+    """
+    others = "/"  # no name of an entry
+
+    def clipped(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+        return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
+
+    def labels(params: Mapping[str, Any]) -> dict[str, str]:
+        return {name: name if name in players else others for name in params}
+
+    optimizers = {**players, others: rest}
+    return optax.partition({name: clipped(optimizer) for name, optimizer in optimizers.items()}, labels)

@@ -18,7 +18,7 @@ class TrainState(NamedTuple):
 
     step: chex.Array  # int32 scalar, updates done so far
     params: Any  # float32
-    ema_params: Any  # float32, same tree
+    ema_params: Any  # float32, same tree, or that part of it which is used after training (`Objective.averaged`)
     opt_state: Any
     objective_state: Any  # what the objective remembers, e.g. past losses for importance sampling; often empty
     nonfinite: chex.Array = np.int32(0)  # int32 scalar, updates in a row whose loss or gradient was not finite
@@ -36,7 +36,8 @@ def create(
     # Compiled as one: each leaf by itself would be a program of its own.
     @jax.jit
     def of_params(params):
-        return ema.init(params), optimizer.init(params), {name: ema.init(params) for name in averages}
+        kept = objective.averaged(params)
+        return ema.init(kept), optimizer.init(params), {name: ema.init(kept) for name in averages}
 
     ema_params, opt_state, others = of_params(params)
     return TrainState(

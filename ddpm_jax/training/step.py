@@ -135,15 +135,16 @@ def make_train_step(
         all_aux = collectives.gather(aux)
         objective_state = objective.update(state.objective_state, all_aux)
         params = objective.impose(optax.apply_updates(state.params, updates), objective_state)
+        averaged = objective.averaged(params)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
-            ema_params=ema.update(state.ema_params, params, ema.rate_at(state.step, options.ema)),
+            ema_params=ema.update(state.ema_params, averaged, ema.rate_at(state.step, options.ema)),
             opt_state=opt_state,
             objective_state=objective_state,
             nonfinite=jnp.zeros_like(state.nonfinite),
             averages={
-                name: ema.update(state.averages[name], params, ema.rate_at(state.step, average))
+                name: ema.update(state.averages[name], averaged, ema.rate_at(state.step, average))
                 for name, average in options.averages.items()
             },
         )

@@ -43,6 +43,8 @@ AT_LEAST_ONE = [
     "checkpoint.save_every",
     "checkpoint.keep_last",
     "first_stage.latent_channels",
+    "sharp.discriminator_ch",
+    "sharp.discriminator_layers",
 ]
 AT_LEAST_ZERO = [
     "first_stage.latent_scale",
@@ -51,6 +53,9 @@ AT_LEAST_ZERO = [
     "first_stage.free_nats",
     "first_stage.commitment",
     "first_stage.restart_below",
+    "sharp.perceptual_weight",
+    "sharp.adversarial_weight",
+    "sharp.start_step",
     "condition.num_classes",
     "condition.low_res_factor",
     "optimizer.warmup_steps",
@@ -67,6 +72,8 @@ BELOW_ONE = [
     "ema.decay",
     "ema.rampup_ratio",
     "first_stage.codebook_decay",
+    "sharp.discriminator_b1",
+    "sharp.discriminator_b2",
     "optimizer.b1",
     "optimizer.b2",
 ]
@@ -76,7 +83,12 @@ RANGES = [
     *((field, bad, "in [0, 1)") for field in BELOW_ONE for bad in (-0.5, 1)),
     *(
         (field, bad, "above 0")
-        for field in ("model.norm_eps", "optimizer.learning_rate", "optimizer.eps")
+        for field in (
+            "model.norm_eps",
+            "optimizer.learning_rate",
+            "optimizer.eps",
+            "sharp.discriminator_learning_rate",
+        )
         for bad in (0, -1)
     ),
     *((field, bad, "finite") for field in ("optimizer.learning_rate", "optimizer.clip_norm") for bad in ("nan", "inf")),
