@@ -48,6 +48,7 @@ FIRST_STAGES = {  # image size, kind, latent [h, w, c]
     "vqvae_digits": (8, "vq", (4, 4, 4)),
     "vae_cifar10": (32, "vae", (8, 8, 4)),
     "vqvae_cifar10": (32, "vq", (8, 8, 64)),
+    "vqgan_cifar10": (32, "vq", (8, 8, 64)),
 }
 OVER_LATENTS = {"ldm_digits": ("vae_digits", (4, 4, 4))}  # config of the first stage, shape of its latents
 
