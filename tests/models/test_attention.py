@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.models import attention
 from ddpm_jax.models.attention import AttentionBlock, choose_implementation
 
 CUDA = "cuda 13000"
@@ -24,15 +25,15 @@ def device(platform, capability=None, version=CUDA):
         (device("gpu", "9.0"), "float16", 256, 64, "cudnn"),
         (device("gpu", "12.0"), "bfloat16", 4096, 64, "cudnn"),
         (device("gpu", "8.0"), "bfloat16", 256, 128, "cudnn"),
-        (device("gpu", "8.0"), "bfloat16", 256, 256, "xla"),  # too large a head for Ampere
-        (device("gpu", "7.5"), "bfloat16", 256, 64, "xla"),  # no flash attention before it
-        (device("gpu", "9.0"), "float32", 256, 256, "xla"),
-        (device("gpu", "9.0"), "bfloat16", 16, 256, "xla"),  # the middle of the network, at 4x4
-        (device("gpu", "9.0"), "bfloat16", 256, 512, "xla"),
-        (device("gpu", "9.0"), "bfloat16", 256, 36, "xla"),
-        (device("gpu", "gfx942", "rocm 6"), "bfloat16", 256, 64, "xla"),
-        (device("tpu"), "bfloat16", 256, 64, "xla"),
-        (device("cpu"), "bfloat16", 256, 64, "xla"),
+        (device("gpu", "8.0"), "bfloat16", 256, 256, "products"),  # too large a head for Ampere
+        (device("gpu", "7.5"), "bfloat16", 256, 64, "products"),  # no flash attention before it
+        (device("gpu", "9.0"), "float32", 256, 256, "products"),
+        (device("gpu", "9.0"), "bfloat16", 16, 256, "products"),  # the middle of the network, at 4x4
+        (device("gpu", "9.0"), "bfloat16", 256, 512, "products"),
+        (device("gpu", "9.0"), "bfloat16", 256, 36, "products"),
+        (device("gpu", "gfx942", "rocm 6"), "bfloat16", 256, 64, "products"),
+        (device("tpu"), "bfloat16", 256, 64, "products"),
+        (device("cpu"), "bfloat16", 256, 64, "products"),
     ],
 )
 def test_flash_attention_is_chosen_where_cudnn_has_it(where, dtype, pixels, head_size, chosen):
@@ -42,18 +43,17 @@ def test_flash_attention_is_chosen_where_cudnn_has_it(where, dtype, pixels, head
 def test_the_block_attends_by_what_was_chosen_for_its_own_heads(monkeypatch):
     asked = []
 
-    def attend(q, k, v, *, implementation):
-        asked.append((q.shape, str(q.dtype), implementation))
-        return v
+    def attend(implementation):
+        return lambda q, k, v: asked.append((q.shape, str(q.dtype), implementation)) or v
 
-    monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+    monkeypatch.setattr(attention, "IMPLEMENTATIONS", {name: attend(name) for name in attention.IMPLEMENTATIONS})
     monkeypatch.setattr(jax, "local_devices", lambda: [device("gpu", "9.0")])
     for heads, dtype in ((1, jnp.bfloat16), (4, jnp.float32)):
         block = AttentionBlock(heads, dtype=dtype)
         jax.eval_shape(
             lambda x, block=block: block.init_with_output(jax.random.key(0), x), jnp.zeros((2, 16, 16, 64), dtype)
         )
-    assert asked == [((2, 256, 1, 64), "bfloat16", "cudnn"), ((2, 256, 4, 16), "float32", "xla")]
+    assert asked == [((2, 256, 1, 64), "bfloat16", "cudnn"), ((2, 256, 4, 16), "float32", "products")]
 
 
 def test_attention_is_the_softmax_of_the_products_of_float64():
