@@ -93,6 +93,16 @@ def seconds(task: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def wall_and_processor_seconds(task: Callable[[], object]) -> tuple[float, float]:
+    """As `seconds`, and beside it what all threads of this process spent on a processor.
+
+    The latter is also disturbed by other programs, but less: by caches they share, not by waiting for a core.
+    """
+    start = time.process_time()
+    wall = seconds(task)
+    return wall, time.process_time() - start
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median, lowest and highest."""
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}

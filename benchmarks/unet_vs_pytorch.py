@@ -4,10 +4,12 @@
 
 Checks first that both networks return the same output, then times a forward pass (no dropout) and a training step: mean
 squared error, gradients, Adam; dropout 0.1 in both. Runs of the two are interleaved, since other work on the machine
-disturbs both alike, and medians are reported with the fastest run beside them. Both use the GPU if both can, else the
-CPU with the same number of threads. A ratio above 1 means that ours is faster.
+disturbs both alike, and medians are reported with the fastest run beside them, and the ratio of what the threads of
+each spent on the processor. Both use the GPU if both can, else the CPU with the same number of threads. A ratio above 1
+means that ours is faster.
 """
 
+import argparse
 import dataclasses
 import functools
 import os
@@ -20,9 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from measuring import parser, report_table, seconds, setting
+from measuring import parser, report_table, seconds, setting, wall_and_processor_seconds
 
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers
+from ddpm_jax.models.condition import Condition
+from ddpm_jax.models.dit import DiT
 from ddpm_jax.models.unet import UNet
 
 try:
@@ -34,6 +38,7 @@ except ImportError as error:
 CIFAR10 = UNet()
 SMALL = UNet(resolution=16, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,))
 LEARNING_RATE = 2e-4
+Tasks = tuple[Callable[[], Any], Callable[[], None]]  # a forward pass and a training step
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the root mean square difference, relative to the output's
 
 
@@ -44,7 +49,13 @@ class Row:
     task: str
     ours: list[float]
     pytorch: list[float]
+    ours_processor: list[float]
+    pytorch_processor: list[float]
     compile: float
+
+    @property
+    def ratio_of_processor(self) -> float:
+        return statistics.median(self.pytorch_processor) / statistics.median(self.ours_processor)
 
     @property
     def ratio(self) -> float:
@@ -57,16 +68,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One batch as NumPy arrays: images and the noise in them [B, H, W, 3], times [B]."""
+    """One batch as NumPy arrays: images and the noise in them [B, H, W, C], times [B]."""
 
     x: np.ndarray
     t: np.ndarray
     eps: np.ndarray
 
     @classmethod
-    def random(cls, batch_size: int, resolution: int) -> "Batch":
+    def random(cls, batch_size: int, resolution: int, channels: int = 3) -> "Batch":
         rng = np.random.default_rng(0)
-        x, eps = rng.normal(size=(2, batch_size, resolution, resolution, 3)).astype(np.float32)
+        x, eps = rng.normal(size=(2, batch_size, resolution, resolution, channels)).astype(np.float32)
         return cls(x, rng.integers(0, 1000, batch_size).astype(np.int32), eps)
 
 
@@ -93,10 +104,11 @@ def diffusers_network(unet: UNet, device: str) -> torch.nn.Module:
     ).to(device)
 
 
-def pytorch_tasks(
-    network: torch.nn.Module, batch: Batch, dtype: str, device: str
-) -> tuple[Callable[[], torch.Tensor], Callable[[], None]]:
-    """Returns their forward pass and their training step; each call finishes its work on the device."""
+def pytorch_tasks(network: torch.nn.Module, batch: Batch, dtype: str, device: str, **told: torch.Tensor) -> Tasks:
+    """Returns their forward pass and their training step; each call finishes its work on the device.
+
+    `told` is what the network is given beside images and times.
+    """
     x, eps = (torch.tensor(a.transpose(0, 3, 1, 2), device=device).contiguous() for a in (batch.x, batch.eps))
     t = torch.tensor(batch.t, device=device)
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
@@ -111,7 +123,7 @@ def pytorch_tasks(
     def forward() -> torch.Tensor:
         network.eval()
         with torch.no_grad(), autocast():
-            y = network(x, t).sample
+            y = network(x, t, **told).sample
         finish()
         return y
 
@@ -119,7 +131,7 @@ def pytorch_tasks(
         network.train()
         optimizer.zero_grad()
         with autocast():
-            loss = torch.nn.functional.mse_loss(network(x, t).sample.float(), eps)
+            loss = torch.nn.functional.mse_loss(network(x, t, **told).sample.float(), eps)
         loss.backward()
         optimizer.step()
         finish()
@@ -127,17 +139,17 @@ def pytorch_tasks(
     return forward, train
 
 
-def our_tasks(unet: UNet, params: dict, batch: Batch) -> tuple[Callable[[], jax.Array], Callable[[], None]]:
+def our_tasks(network: UNet | DiT, params: dict, batch: Batch, condition: Condition | None = None) -> Tasks:
     """Returns our forward pass and our training step; each call finishes its work on the device."""
     x, t, eps = map(jnp.asarray, (batch.x, batch.t, batch.eps))
     optimizer = optax.adam(LEARNING_RATE)
     dropout_keys = jax.random.split(jax.random.key(0), len(x))
-    apply = jax.jit(unet.apply)
+    apply = jax.jit(network.apply)
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, x, t, eps, dropout_keys):
+    def step(state, x, t, eps, condition, dropout_keys):
         def loss_fn(params):
-            eps_hat = unet.apply({"params": params}, x, t, dropout_keys=dropout_keys)
+            eps_hat = network.apply({"params": params}, x, t, condition, dropout_keys=dropout_keys)
             return jnp.mean(jnp.square(eps_hat - eps))
 
         params, opt_state = state
@@ -149,11 +161,11 @@ def our_tasks(unet: UNet, params: dict, batch: Batch) -> tuple[Callable[[], jax.
     state = jax.tree.map(jnp.array, params), optimizer.init(params)  # a copy: the state is donated
 
     def forward() -> jax.Array:
-        return jax.block_until_ready(apply({"params": params}, x, t))
+        return jax.block_until_ready(apply({"params": params}, x, t, condition))
 
     def train() -> None:
         nonlocal state
-        state, _ = jax.block_until_ready(step(state, x, t, eps, dropout_keys))
+        state, _ = jax.block_until_ready(step(state, x, t, eps, condition, dropout_keys))
 
     return forward, train
 
@@ -172,9 +184,9 @@ def compare(task: str, ours: Callable[[], object], pytorch: Callable[[], object]
     """Times two tasks in turns; the first call of each, where ours compiles, is not among the runs."""
     first = seconds(ours)
     pytorch()
-    turns = [(seconds(ours), seconds(pytorch)) for _ in range(repeats)]
-    our_runs, their_runs = map(list, zip(*turns, strict=True))
-    return Row(task, our_runs, their_runs, first - statistics.median(our_runs))
+    turns = [(*wall_and_processor_seconds(ours), *wall_and_processor_seconds(pytorch)) for _ in range(repeats)]
+    our_runs, our_processor, their_runs, their_processor = map(list, zip(*turns, strict=True))
+    return Row(task, our_runs, their_runs, our_processor, their_processor, first - statistics.median(our_runs))
 
 
 def choose_device() -> str:
@@ -196,32 +208,33 @@ def parity_setting() -> dict[str, Any]:
 
 def table(rows: list[Row]) -> str:
     """Formats the rows for reading."""
-    lines = [f"{'':16}{'ours':>20}{'PyTorch':>20}{'ratio':>16}{'our compilation':>18}"]
+    lines = [f"{'':16}{'ours':>20}{'PyTorch':>20}{'ratio':>16}{'of processor':>16}{'our compilation':>18}"]
     for row in rows:
         ours, theirs = (f"{statistics.median(s):.3f} s ({min(s):.3f})" for s in (row.ours, row.pytorch))
         ratio = f"{row.ratio:.2f} ({row.ratio_of_fastest:.2f})"
-        lines.append(f"{row.task:16}{ours:>20}{theirs:>20}{ratio:>16}{row.compile:>16.1f} s")
+        lines.append(
+            f"{row.task:16}{ours:>20}{theirs:>20}{ratio:>16}{row.ratio_of_processor:>16.2f}{row.compile:>16.1f} s"
+        )
     return "\n".join([*lines, "Medians; of the fastest run in brackets."])
 
 
-def main(argv: list[str] | None = None) -> list[Row]:
-    """Runs the comparison and prints the table."""
-    made = parser(__doc__)
-    made.add_argument("--batch_size", type=int, default=8)
-    made.add_argument("--small", action="store_true", help="a network of 0.7 M parameters at 16x16 instead")
+def define_flags(doc: str, *, batch_size: int) -> argparse.ArgumentParser:
+    """The flags of a comparison of networks."""
+    made = parser(doc)
+    made.add_argument("--batch_size", type=int, default=batch_size)
     made.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32", help="of the computation")
     made.add_argument("--repeats", type=int, default=7, help="timed runs of each task")
-    flags = made.parse_args(argv)
+    return made
 
-    device = choose_device()
-    unet = (SMALL if flags.small else CIFAR10).clone(dtype=flags.dtype)
-    network = diffusers_network(unet, device)
-    state_dict = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
-    params = unet_params_from_diffusers(state_dict, unet)
-    batch = Batch.random(flags.batch_size, unet.resolution)
-    our_forward, our_train = our_tasks(unet, params, batch)
-    their_forward, their_train = pytorch_tasks(network, batch, flags.dtype, device)
 
+def arrays(network: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Returns their parameters as NumPy arrays by name."""
+    return {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
+
+
+def compare_networks(ours: Tasks, pytorch: Tasks, params: dict, flags: argparse.Namespace) -> list[Row]:
+    """Checks that both networks return the same, times their tasks and prints the table."""
+    (our_forward, our_train), (their_forward, their_train) = ours, pytorch
     compiling = seconds(our_forward)
     theirs = their_forward().float().cpu().numpy().transpose(0, 2, 3, 1)
     difference = check_same_output(np.asarray(our_forward()), theirs, flags.dtype)
@@ -238,6 +251,21 @@ def main(argv: list[str] | None = None) -> list[Row]:
     results = [dataclasses.asdict(row) | {"ratio": row.ratio} for row in rows]
     report_table(measured | parity_setting(), table(rows), results, flags.json)
     return rows
+
+
+def main(argv: list[str] | None = None) -> list[Row]:
+    """Runs the comparison and prints the table."""
+    made = define_flags(__doc__, batch_size=8)
+    made.add_argument("--small", action="store_true", help="a network of 0.7 M parameters at 16x16 instead")
+    flags = made.parse_args(argv)
+
+    device = choose_device()
+    unet = (SMALL if flags.small else CIFAR10).clone(dtype=flags.dtype)
+    network = diffusers_network(unet, device)
+    params = unet_params_from_diffusers(arrays(network), unet)
+    batch = Batch.random(flags.batch_size, unet.resolution)
+    ours, theirs = our_tasks(unet, params, batch), pytorch_tasks(network, batch, flags.dtype, device)
+    return compare_networks(ours, theirs, params, flags)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,12 @@ FIRST_STAGES = {  # image size, kind, latent [h, w, c]
     "vqgan_cifar10": (32, "vq", (8, 8, 64)),
 }
 OVER_LATENTS = {"ldm_digits": ("vae_digits", (4, 4, 4))}  # config of the first stage, shape of its latents
+TRANSFORMERS = ("dit_digits", "ldm_dit_imagenet256")
+STABLE_DIFFUSION_VAE = {
+    "objective": "first_stage",
+    "data": {"image_size": 256},
+    "model": {"ch": 128, "ch_mult": (1, 2, 4, 4), "attn_resolutions": (), "dropout": 0.0},
+}
 
 
 def load(name):
@@ -58,9 +64,9 @@ def load(name):
 
 
 def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
-    assert {"digits", *DATASETS, *ABLATION, *IMPROVED, *CONDITIONAL, *CLASSIFIERS, *FIRST_STAGES, *OVER_LATENTS} == {
-        path.stem for path in FILES
-    }
+    unconditional = {"digits", *DATASETS, *ABLATION, *IMPROVED}
+    others = {*CONDITIONAL, *CLASSIFIERS, *FIRST_STAGES, *OVER_LATENTS, *TRANSFORMERS}
+    assert unconditional | others == {path.stem for path in FILES}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +74,7 @@ def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
     [
         pytest.param(path, marks=pytest.mark.slow if path.stem in ABLATION and path.stem != "ddpm_cifar10" else ())
         for path in FILES
-        if path.stem not in CLASSIFIERS | FIRST_STAGES.keys() | OVER_LATENTS.keys()
+        if path.stem not in CLASSIFIERS | FIRST_STAGES.keys() | OVER_LATENTS.keys() | {"ldm_dit_imagenet256"}
     ],
     ids=lambda path: path.stem,
 )
@@ -208,6 +214,29 @@ def test_improved_ddpm_trains_as_its_authors_did(name):
     assert (o.warmup_steps, o.decay, o.clip_norm) == (0, "constant", 0.0)
     assert (config.ema.decay, config.ema.warmup) == (0.9999, False)
     assert (config.train.batch_size, config.train.num_steps, config.data.flip) == (128, 500_000, False)
+
+
+def test_dit_on_imagenet_trains_as_its_authors_did():
+    """Section 4 of the paper, its appendix and the published code's defaults."""
+    config = load("ldm_dit_imagenet256")
+    first = First(build(configs.from_dict(STABLE_DIFFUSION_VAE, source="a test")), sha256="")
+    experiment = build(config, first)
+    assert experiment.shape == (32, 32, 4)
+    assert experiment.model.out_channels == 8
+    check_builds(experiment)
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(experiment.params_shapes()))
+    assert round(count / 1e6) == 675
+    np.testing.assert_allclose(experiment.chain.betas[[0, -1]], [1e-4, 0.02])
+    d, o = config.diffusion, config.optimizer
+    assert (d.num_timesteps, d.loss, d.variance, d.parameterization) == (1000, "hybrid", "learned_range", "eps")
+    assert (d.rescale_timesteps, d.timestep_sampling) == (False, "uniform")
+    assert (o.name, o.learning_rate, o.weight_decay, o.b1, o.b2) == ("adamw", 1e-4, 0.0, 0.9, 0.999)
+    assert (o.warmup_steps, o.decay, o.clip_norm) == (0, "constant", 0.0)
+    assert (config.ema.decay, config.ema.warmup) == (0.9999, False)
+    assert (config.train.batch_size, config.train.num_steps, config.data.flip) == (256, 7_000_000, True)
+    assert (config.condition.num_classes, config.condition.label_dropout) == (1000, 0.1)
+    assert (config.model.dropout, config.model.time_embedding) == (0.0, "cos_sin")
+    assert config.first_stage.latent_scale == 0.18215
 
 
 def test_rescaled_timesteps_are_in_0_to_1000_whatever_t_and_however_few_steps_are_walked():

@@ -1,0 +1,71 @@
+"""The Diffusion Transformer against PyTorch: diffusers' `DiTTransformer2DModel`, eager, same weights and threads.
+
+    pip install -e '.[parity]' && python benchmarks/dit_vs_pytorch.py [--size S] [--batch_size 4] [--dtype bfloat16]
+
+The paper's network of patches of 2x2 on latents of 32x32x4 with 1000 classes. Checked, timed and reported as in
+unet_vs_pytorch.py: a forward pass, and a training step of mean squared error, gradients and Adam.
+"""
+
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+from unet_vs_pytorch import Batch, Row, arrays, choose_device, compare_networks, define_flags, our_tasks, pytorch_tasks
+
+from ddpm_jax.interop.dit import dit_params_from_diffusers
+from ddpm_jax.models.condition import Condition
+from ddpm_jax.models.dit import SIZES, DiT
+
+try:
+    import diffusers
+    import torch
+except ImportError as error:
+    sys.exit(f"{error.name} is not installed: this benchmark compares with it; pip install -e '.[parity]'.")
+
+LATENTS, CHANNELS, CLASSES = 32, 4, 1000
+
+
+def diffusers_network(dit: DiT, device: str) -> torch.nn.Module:
+    """Returns their network with our fields, initialised by PyTorch (no zeros) from a fixed seed."""
+    torch.manual_seed(0)
+    network = diffusers.DiTTransformer2DModel(
+        num_attention_heads=dit.num_heads,
+        attention_head_dim=dit.hidden_size // dit.num_heads,
+        in_channels=CHANNELS,
+        out_channels=dit.out_channels,
+        num_layers=dit.depth,
+        sample_size=LATENTS,
+        patch_size=dit.patch_size,
+        num_embeds_ada_norm=dit.num_classes,
+        norm_eps=dit.norm_eps,
+    ).to(device)
+    for block in network.transformer_blocks[1:]:  # one embedding of time and label for all, as in the paper
+        block.norm1.emb = network.transformer_blocks[0].norm1.emb
+    return network
+
+
+def main(argv: list[str] | None = None) -> list[Row]:
+    """Runs the comparison and prints the table."""
+    made = define_flags(__doc__, batch_size=4)
+    made.add_argument("--size", choices=SIZES, default="S", help="of the paper")
+    flags = made.parse_args(argv)
+
+    device = choose_device()
+    dit = DiT(
+        **SIZES[flags.size]._asdict(),
+        num_classes=CLASSES,
+        out_channels=CHANNELS,
+        time_embedding="cos_sin_inclusive",
+        dtype=flags.dtype,
+    )
+    network = diffusers_network(dit, device)
+    params = dit_params_from_diffusers(arrays(network), dit)
+    batch = Batch.random(flags.batch_size, LATENTS, CHANNELS)
+    labels = np.random.default_rng(1).integers(0, CLASSES, flags.batch_size)
+    ours = our_tasks(dit, params, batch, Condition(label=jnp.asarray(labels)))
+    theirs = pytorch_tasks(network, batch, flags.dtype, device, class_labels=torch.tensor(labels, device=device))
+    return compare_networks(ours, theirs, params, flags)
+
+
+if __name__ == "__main__":
+    main()
