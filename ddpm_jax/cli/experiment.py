@@ -323,6 +323,8 @@ def init_state(experiment: Experiment, training: Training, frozen: Frozen | None
     places = training.parallelism.shardings(_state_shapes(experiment, training))
     init = jax.jit(functools.partial(_create, experiment, training), out_shardings=places, compiler_options=options)
     frozen = sharp.read_frozen(experiment.config) if frozen is None else frozen
+    if frozen is not None:
+        frozen = jax.device_put(frozen, places.objective_state.frozen)
     return init(init_key(base_key(experiment.config.seed)), frozen)
 
 

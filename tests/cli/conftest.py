@@ -1,8 +1,11 @@
 """A small run, trained once for all tests here, and the ways they call the commands."""
 
 import importlib
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,6 +42,15 @@ def write_config(path: pathlib.Path, *, data_dir: str, num_steps: int) -> pathli
 
 def main_of(name: str) -> Callable:
     return importlib.import_module(f"ddpm_jax.cli.{name}").main
+
+
+def train_on_devices(devices, *argv):
+    """Runs train.py in a process that has so many virtual devices; returns what it said."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-W", "error", "train.py", *map(str, argv)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
 
 
 @pytest.fixture

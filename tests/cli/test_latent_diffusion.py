@@ -16,7 +16,7 @@ from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.registry import make_sampler
 
-from .conftest import main_of, write_config
+from .conftest import main_of, train_on_devices, write_config
 
 # The config of the tests sets what a first stage does not have.
 STAGE = [
@@ -127,6 +127,18 @@ def test_latents_that_are_kept_train_the_same_model(run, stage, data_dir, tmp_pa
     assert len(list((tmp_path / "kept").glob("latents-*-of-00002.npy"))) == 2
 
 
+@pytest.mark.slow
+def test_devices_and_a_stop_on_the_way_change_nothing(stage, config_file, data_dir, tmp_path):
+    over = [f"--config.first_stage.ckpt={stage}", "--config.optimizer.clip_scope=average", "--config.data.flip=true"]
+    (tmp_path / "one").mkdir()
+    wanted = losses_of(train(tmp_path / "one", data_dir, 4, *over))
+    for parallel in ("pmap", "fsdp"):
+        for steps in (2, 4):  # the second resumes the first
+            argv = ["--config", config_file(steps), "--workdir", tmp_path / parallel, f"--config.parallel={parallel}"]
+            train_on_devices(4, *argv, *over)
+        np.testing.assert_allclose(losses_of(tmp_path / parallel), wanted, rtol=1e-4)
+
+
 def test_inpainting_shows_the_picture_where_the_mask_is_black(invoke, run, photo, tmp_path):
     """The mask ends in the middle of a latent, so that what is painted and what is kept share one."""
     argv = ["--inpaint", tmp_path / "photo.png", "--mask", tmp_path / "mask.png", *FAST, "--out", tmp_path / "out"]
@@ -158,21 +170,23 @@ def test_a_little_strength_gives_what_the_first_stage_makes_of_the_picture(invok
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "columns"),
     [
-        ["--interpolate", "photo.png", "photo.png", "--steps", "4", "--interpolate_steps", "2"],
-        ["--shared_latents", "--steps", "4"],
-        ["--interpolate_seeds", "1,2", "--steps", "4", "--interpolate_steps", "2"],
-        ["--reconstruct", "photo.png", "--steps", "4"],
+        (["--interpolate", "photo.png", "photo.png", "--steps", "4", "--interpolate_steps", "2"], 4),
+        (["--shared_latents", "--steps", "4"], 9),
+        (["--interpolate_seeds", "1,2", "--steps", "4", "--interpolate_steps", "2"], 2),
+        (["--reconstruct", "photo.png", "--steps", "4"], 4),  # the photo, it through the first stage alone, x_T, back
     ],
-    ids=lambda flags: flags[0],
+    ids=["interpolate", "shared_latents", "interpolate_seeds", "reconstruct"],
 )
-def test_drawings_on_the_chain_are_of_decoded_images(invoke, run, photo, tmp_path, monkeypatch, flags):
+def test_drawings_on_the_chain_are_of_decoded_images(invoke, run, photo, tmp_path, monkeypatch, flags, columns):
     monkeypatch.chdir(tmp_path)
     result = invoke("sample", "--ckpt", run, *flags, "--labels", "3", "--out", tmp_path / "out")
     assert result.code == 0, result.err
     with Image.open(next((tmp_path / "out").glob("*.png"))) as picture:
-        assert picture.height % (8 + 2) in (0, 2, 4, 8)  # rows of images of 8 pixels, each enlarged alike, and borders
+        side = 64 + 2  # of an image of 8 pixels, enlarged, and its border
+        assert picture.size[1] % side == 2
+        assert picture.size[0] // side == columns
 
 
 @pytest.mark.slow

@@ -1,17 +1,15 @@
 """`--config.parallel=fsdp`: trains, draws, saves and resumes as pmap does; what it cannot do is refused."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from .conftest import train_on_devices
+
 AVERAGE = "--config.optimizer.clip_scope=average"
 FSDP = "--config.parallel=fsdp"
 
@@ -30,14 +28,6 @@ def losses(workdir):
 
 def megabytes_on_each(announcement):
     return float(re.search(r"([\d.,]+) MB of state on each", announcement).group(1).replace(",", ""))
-
-
-def train_on_devices(devices, *argv):
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    command = [sys.executable, "-W", "error", "train.py", *map(str, argv)]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stderr
 
 
 @pytest.mark.slow
