@@ -2,9 +2,9 @@
 
 Paper:    Peebles and Xie 2023, Scalable Diffusion Models with Transformers, section 4. Betas, variance and loss are
           those of Dhariwal and Nichol 2021 (ADM); 675 M parameters.
-First:    The first stage has to be supplied: a run whose config has objective "first_stage" and this autoencoder, with
-          the weights "sd-vae-ft" of Stable Diffusion's VAE, which `ddpm_jax.interop.first_stage` reads as diffusers
-          lays them out. Its latents of 32x32x4 are multiplied by 0.18215.
+First:    The first stage has to be supplied: the file of Stable Diffusion's VAE "sd-vae-ft", as diffusers lays it out.
+          python -m ddpm_jax.cli.import_first_stage --config configs/vae_imagenet256.py --weights FILE --out runs/sd_vae
+          Its latents of 32x32x4 are multiplied by 0.18215.
 Data:     TFDS imagenet2012, which has to be downloaded by hand from image-net.org.
 Command:  python train.py --config configs/ldm_dit_imagenet256.py --config.first_stage.ckpt=runs/sd_vae
           (on TPU or GPU with --config.model.dtype=bfloat16 --config.parallel=fsdp)

@@ -6,10 +6,8 @@ The names are those of the authors' package, `lpips.LPIPS(net="vgg").state_dict(
 or for the convolutions torchvision's own, features.0.weight ... features.28.bias. Other tensors are not read.
 """
 
-import io
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +17,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.files import as_path
 from ddpm_jax.interop.diffusers import from_torch
+from ddpm_jax.interop.tensor_files import read_tensors
 from ddpm_jax.models.lpips import Lpips
 
 _HOW = 'docs/first_stages.md, "Sharp reconstructions", says how to make it'
@@ -39,14 +37,8 @@ def read_lpips(path: str | os.PathLike, model: Lpips) -> dict[str, Any]:
     Raises:
       UsageError: no such file, or it is neither, or as `lpips_params`.
     """
-    file = as_path(path)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"The weights of the perceptual distance cannot be read from {path} ({error.strerror or error}): {_HOW}."
-        ) from error
-    return lpips_params(_tensors(data, str(path)), model, source=str(path))
+    tensors = read_tensors(path, what="weights of the perceptual distance", how=_HOW)
+    return lpips_params(tensors, model, source=str(path))
 
 
 def lpips_params(tensors: Mapping[str, np.ndarray], model: Lpips, *, source: str) -> dict[str, Any]:
@@ -91,21 +83,3 @@ def _name(path: tuple[str, ...], model: Lpips) -> str:
     # Theirs number a convolution and its ReLU apart, and the pooling between slices.
     before = sum(2 * len(channels) + 1 for channels in model.channels[: int(k)])
     return f"features.{before + 2 * int(j)}.{'weight' if path[-1] == 'kernel' else 'bias'}"
-
-
-def _tensors(data: bytes, source: str) -> dict[str, np.ndarray]:
-    try:
-        if data[:2] == b"PK":  # an NPZ file is a ZIP archive
-            with np.load(io.BytesIO(data)) as archive:
-                return dict(archive)
-        from safetensors.numpy import load  # an extra
-    except ImportError as error:
-        raise UsageError(
-            f"Reading {source} needs the package safetensors: `pip install safetensors`, or give an NPZ file."
-        ) from error
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{source} is a damaged NPZ file ({error}): {_HOW}.") from error
-    try:
-        return load(data)
-    except Exception as error:  # of the package's own kind
-        raise UsageError(f"{source} is neither an NPZ nor a safetensors file ({error}): {_HOW}.") from error

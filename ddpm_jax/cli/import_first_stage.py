@@ -1,0 +1,62 @@
+"""`python -m ddpm_jax.cli.import_first_stage --config FILE --weights FILE --out DIR`: a first stage from elsewhere.
+
+    python -m ddpm_jax.cli.import_first_stage --config configs/vae_imagenet256.py \\
+        --weights diffusion_pytorch_model.safetensors --out runs/sd_vae
+
+Reads the weights of an `AutoencoderKL` or a `VQModel` as diffusers lays them out, safetensors or NPZ, into the network
+of the config, and writes them as a run of step 0. Everything takes it for one: evaluate.py, encode and decode, and
+--config.first_stage.ckpt of a model over its latents. It holds these weights only, so it cannot be trained on.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.cli import config as configs
+from ddpm_jax.cli.command import Parser, prepare_jax, run
+from ddpm_jax.cli.experiment import build
+from ddpm_jax.cli.load import settings_of
+from ddpm_jax.errors import UsageError
+from ddpm_jax.files import as_path, check_place
+from ddpm_jax.interop.first_stage import autoencoder_params_from_diffusers
+from ddpm_jax.interop.tensor_files import read_tensors
+from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training.checkpoint_reading import saved_steps
+
+_HOW = "give the safetensors file of the autoencoder, as diffusers saves it, or its tensors in an NPZ file"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command and returns its exit code; see `command.run` for the errors."""
+    parser = Parser(__doc__)
+    parser.string("config", None, "Config of the first stage; --config.FIELD=VALUE overrides a field.", metavar="FILE")
+    parser.string("weights", None, "Its weights as diffusers names them: safetensors, or NPZ.", metavar="FILE")
+    parser.string("out", None, "Directory to write the run to.", metavar="DIR")
+    overrides, rest = configs.split_overrides(argv)
+    flags = parser.parse(rest)
+    for name in ("config", "weights", "out"):
+        if not getattr(flags, name):
+            raise UsageError(f"--{name} is missing: this command needs --config, --weights and --out.")
+    prepare_jax(flags)
+    config = configs.override(configs.load_config(flags.config), overrides)
+    if config.objective != "first_stage":
+        what = configs.OBJECTIVES[config.objective]
+        raise UsageError(f"--config {flags.config} is that of {what}, but the weights are a first stage's.")
+    experiment, out = build(config), as_path(flags.out)
+    check_place(out, flag="--out", writing=True)
+    if saved_steps(out):
+        raise UsageError(f"--out {out} holds a run already: name another directory.")
+
+    tensors = read_tensors(flags.weights, what="weights of the first stage", how=_HOW)
+    params = autoencoder_params_from_diffusers(tensors, experiment.model)
+    checkpointer = Checkpointer(out, keep_last=1, keep_every=1)
+    checkpointer.save(0, {"ema_params": jax.tree.map(jnp.asarray, params)}, {}, settings_of(experiment))
+    checkpointer.close()
+    print(f"a first stage of {flags.weights}\n  --config.first_stage.ckpt={out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
