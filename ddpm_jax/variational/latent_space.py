@@ -14,7 +14,6 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.samplers.randomness import normal
 from ddpm_jax.variational.first_stage import FirstStage
 from ddpm_jax.variational.posterior import from_moments, reparameterize
-from ddpm_jax.variational.quantization import quantize
 
 
 class Frozen(NamedTuple):
@@ -56,9 +55,7 @@ class LatentSpace(NamedTuple):
 
     def decode(self, frozen: Frozen, z: chex.Array) -> chex.Array:
         """The images that are shown for z [B, h, w, c]: [B, H, W, C] in [-1, 1]."""
-        z = z / frozen.scale
-        if self.stage.kind == "vq":
-            z = quantize(z, frozen.params["codebook"]).codes
+        z = self.stage.snapped(frozen.params, z / frozen.scale)
         return self.stage.image(self.stage.decoded(frozen.params, z))
 
 
