@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from ddpm_jax.cli import first_stage, sharp
-from ddpm_jax.cli.config import check_ranges
+from ddpm_jax.cli.config_checks import check_ranges
 from ddpm_jax.cli.network import make_classifier, make_network
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.diffusion.chain import Chain

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser, prepare_jax, run
+from ddpm_jax.cli.config_checks import OBJECTIVES
 from ddpm_jax.cli.experiment import build
 from ddpm_jax.cli.load import settings_of
 from ddpm_jax.errors import UsageError
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     prepare_jax(flags)
     config = configs.override(configs.load_config(flags.config), overrides)
     if config.objective != "first_stage":
-        what = configs.OBJECTIVES[config.objective]
+        what = OBJECTIVES[config.objective]
         raise UsageError(f"--config {flags.config} is that of {what}, but the weights are a first stage's.")
     experiment, out = build(config), as_path(flags.out)
     check_place(out, flag="--out", writing=True)

@@ -12,6 +12,7 @@ import numpy as np
 from ddpm_jax import __version__
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser
+from ddpm_jax.cli.config_checks import OBJECTIVES
 from ddpm_jax.cli.experiment import Experiment, First, Weights, build, objective_state_shapes
 from ddpm_jax.cli.sharp import with_discriminator
 from ddpm_jax.errors import UsageError
@@ -143,7 +144,7 @@ def first_of(settings: dict[str, Any], *, source: str) -> First | None:
 def _load(workdir: str | pathlib.Path, step: int | None, raw_weights: bool, *, objective: str) -> Loaded:
     step = find_step(workdir, step)
     experiment = experiment_of(read_config(workdir, step), source=f"the config of {workdir}, step {step}")
-    theirs, wanted = (configs.OBJECTIVES[name] for name in (experiment.config.objective, objective))
+    theirs, wanted = (OBJECTIVES[name] for name in (experiment.config.objective, objective))
     if theirs != wanted:
         raise UsageError(
             f"{workdir} holds {theirs} and not {wanted}: give the directory of a run whose config has "
