@@ -4,7 +4,8 @@ Paper:    Hinton and Salakhutdinov 2006, Reducing the Dimensionality of Data wit
           network is that of configs/vae_digits.py.
 Command:  python train.py --config configs/ae_digits.py
 Hardware: two CPU cores, a few minutes.
-Expected: see docs/first_stages.md.
+Expected: `python evaluate.py --ckpt runs/ae_digits --metric reconstruction`: RMSE 15.2 of 255, PSNR 25.2 dB (measured,
+          the 300 held-out digits).
 """
 
 import pathlib

@@ -45,6 +45,7 @@ CLASSIFIERS = {"digits_classifier"}
 FIRST_STAGES = {  # image size, kind, latent [h, w, c]
     "ae_digits": (8, "ae", (4, 4, 1)),
     "vae_digits": (8, "vae", (4, 4, 4)),
+    "vae2d_digits": (8, "vae", (1, 1, 2)),
     "vqvae_digits": (8, "vq", (4, 4, 4)),
     "vae_cifar10": (32, "vae", (8, 8, 4)),
     "vqvae_cifar10": (32, "vq", (8, 8, 64)),
