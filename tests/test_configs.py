@@ -38,7 +38,8 @@ CONDITIONAL = {  # the unconditional config, and what the network is told: class
     "digits_sr": ("digits", (0, 0.0, 2)),
     "ddpm_cifar10_cond": ("ddpm_cifar10", (10, 0.1, 0)),
 }
-ONE_OF_A_KIND = ("iddpm_cifar10_hybrid",)  # the rest train with --slow
+ONE_OF_A_KIND = ("digits_cond",)  # the rest train with --slow
+BUILT = ("digits", "digits_cond", "ddpm_cifar10", "dit_digits")  # likewise
 
 
 CLASSIFIERS = {"digits_classifier"}
@@ -72,7 +73,7 @@ def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=pytest.mark.slow if path.stem in ABLATION and path.stem != "ddpm_cifar10" else ())
+        pytest.param(path, marks=() if path.stem in BUILT else pytest.mark.slow)
         for path in FILES
         if path.stem not in CLASSIFIERS | FIRST_STAGES.keys() | OVER_LATENTS.keys()
     ],

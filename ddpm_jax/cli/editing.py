@@ -23,6 +23,7 @@ from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.samplers.editing import keep_known, noised, repaint, start_from
 
+MIDDLE_GREY = 128
 REPAINT_STEPS = 250  # Lugmayr et al. 2022, section 5; all T where there are fewer
 
 
@@ -118,7 +119,9 @@ def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
     def make_denoiser(params: Any, schedule: Schedule, inputs: Inputs) -> Denoiser:
         return keep_known(recipe.make_denoiser(params, schedule, inputs), schedule, inputs.image, inputs.mask)
 
-    painting, image = recipe._replace(make_denoiser=make_denoiser, start=start), _x_0(loaded, photo)
+    painting = recipe._replace(make_denoiser=make_denoiser, start=start)
+    # What is to be painted over is grey: the encoder's attention and norms would see it in the latents that are kept.
+    image = _x_0(loaded, np.where(mask, MIDDLE_GREY, photo).astype(np.uint8))
     if loaded.experiment.first is None:
         return painting._replace(inputs_of=_with(recipe, image=image, mask=mask))
 

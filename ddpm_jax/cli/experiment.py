@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -324,7 +325,8 @@ def init_state(experiment: Experiment, training: Training, frozen: Frozen | None
     init = jax.jit(functools.partial(_create, experiment, training), out_shardings=places, compiler_options=options)
     frozen = sharp.read_frozen(experiment.config) if frozen is None else frozen
     if frozen is not None:
-        frozen = jax.device_put(frozen, places.objective_state.frozen)
+        # From the host: what lies on a device of this process has no way to those of others.
+        frozen = jax.device_put(jax.tree.map(np.asarray, frozen), places.objective_state.frozen)
     return init(init_key(base_key(experiment.config.seed)), frozen)
 
 

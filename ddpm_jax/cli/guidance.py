@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax.cli.command import Parser
 from ddpm_jax.cli.experiment import Experiment
-from ddpm_jax.cli.load import Loaded, digest_of_first, load, load_classifier
+from ddpm_jax.cli.load import Loaded, load, load_classifier, of_one_kind
 from ddpm_jax.cli.photos import read_photo
 from ddpm_jax.data.transforms import to_model_range, upsample
 from ddpm_jax.diffusion.parameterization import Denoiser
@@ -156,9 +156,9 @@ def _force(loaded: Loaded, flags: Any) -> _Force:
     if flags.guidance_rescale is not None and (flags.classifier or flags.weaker):
         raise UsageError("--guidance_rescale belongs to classifier-free guidance: leave it out here.")
     if flags.classifier:
-        return _by_classifier(experiment, flags, numbers, record)
+        return _by_classifier(loaded, flags, numbers, record)
     if flags.weaker:
-        return _away_from_weaker(experiment, flags, numbers, record)
+        return _away_from_weaker(loaded, flags, numbers, record)
     if not num_classes:
         raise UsageError(
             "--guidance_scale: this model was trained without labels, so it has no class to be guided to: choose a run "
@@ -184,8 +184,9 @@ def _unguided(conditional: ConditionalDenoiser, params: Any, schedule: Schedule,
     return lambda x_t, t: conditional(x_t, t, told.condition)
 
 
-def _by_classifier(experiment: Experiment, flags: Any, numbers: dict[str, Any], record: dict[str, Any]) -> _Force:
-    classifier = load_classifier(flags.classifier, experiment, raw_weights=flags.raw_weights)
+def _by_classifier(loaded: Loaded, flags: Any, numbers: dict[str, Any], record: dict[str, Any]) -> _Force:
+    experiment = loaded.experiment
+    classifier = load_classifier(flags.classifier, loaded, raw_weights=flags.raw_weights)
     num_classes = classifier.experiment.config.condition.num_classes
     ours = experiment.config.condition.num_classes
     if ours not in (0, num_classes):
@@ -202,9 +203,9 @@ def _by_classifier(experiment: Experiment, flags: Any, numbers: dict[str, Any], 
     return _Force(apply, params, said | record, num_classes)
 
 
-def _away_from_weaker(experiment: Experiment, flags: Any, numbers: dict[str, Any], record: dict[str, Any]) -> _Force:
+def _away_from_weaker(loaded: Loaded, flags: Any, numbers: dict[str, Any], record: dict[str, Any]) -> _Force:
     weaker = load(flags.weaker, step=flags.weaker_step, raw_weights=flags.raw_weights)
-    _check_same_task(experiment, weaker.experiment, flags.weaker)
+    _check_same_task(loaded, weaker, flags.weaker)
 
     def apply(conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told) -> Denoiser:
         other = weaker.experiment.conditional_denoiser(params["weaker"], schedule)
@@ -213,13 +214,14 @@ def _away_from_weaker(experiment: Experiment, flags: Any, numbers: dict[str, Any
 
     params = {"weaker": weaker.params, "numbers": numbers}
     said = {"kind": "weaker", "weaker": str(flags.weaker), "weaker_step": weaker.step}
-    return _Force(apply, params, said | record, experiment.config.condition.num_classes)
+    return _Force(apply, params, said | record, loaded.experiment.config.condition.num_classes)
 
 
-def _check_same_task(ours: Experiment, theirs: Experiment, directory: str) -> None:
+def _check_same_task(model: Loaded, weaker: Loaded, directory: str) -> None:
+    ours, theirs = model.experiment, weaker.experiment
     for what, mine, other in (
         ("image shape", ours.image_shape, theirs.image_shape),
-        ("first stage", digest_of_first(ours), digest_of_first(theirs)),
+        ("latents", True, of_one_kind(model, weaker)),
         ("noise levels", ours.chain.betas.tolist(), theirs.chain.betas.tolist()),
         ("scale of times", ours.chain.time_scale, theirs.chain.time_scale),
         ("conditions", ours.conditioning.names, theirs.conditioning.names),

@@ -21,6 +21,7 @@ from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.sharpness import without_discriminator
 
 FIRST_STAGE = "frozen_first_stage"  # of the settings of a run over latents
+SCALE_TOLERANCE = 0.05  # of scales that two runs have measured, each to about 1 %
 
 
 def define_checkpoint_flags(parser: Parser) -> None:
@@ -82,24 +83,24 @@ def load_first_stage(workdir: str | pathlib.Path, *, step: int | None = None, ra
 
 
 def load_classifier(
-    workdir: str | pathlib.Path, guided: Experiment, *, step: int | None = None, raw_weights: bool = False
+    workdir: str | pathlib.Path, guided: Loaded, *, step: int | None = None, raw_weights: bool = False
 ) -> Loaded:
-    """As `load`, but of a classifier; `guided` is the experiment of the model that it is to guide.
+    """As `load`, but of a classifier; `guided` is the model that it is to guide.
 
     Raises:
       UsageError: as `load`, or it is no classifier, or it was trained on other images or another noise.
     """
     classifier = _load(workdir, step, raw_weights, objective="classifier")
-    ours, theirs = classifier.experiment, guided
+    ours, theirs = classifier.experiment, guided.experiment
     if ours.image_shape != theirs.image_shape:
         raise UsageError(
             f"The classifier of {workdir} reads images of {'x'.join(map(str, ours.image_shape))}, but the model makes "
             f"images of {'x'.join(map(str, theirs.image_shape))}: train the one for the other."
         )
-    if digest_of_first(ours) != digest_of_first(theirs):
+    if not of_one_kind(classifier, guided):
         raise UsageError(
-            f"The classifier of {workdir} and the model are not of the same latents: train it with the model's "
-            "first_stage.ckpt, or without one for a model of pixels."
+            f"The classifier of {workdir} is of {latents_of(classifier)}, the model of {latents_of(guided)}: train it "
+            "with the model's first_stage.ckpt and latent_scale."
         )
     if not np.array_equal(ours.chain.betas, theirs.chain.betas) or ours.chain.time_scale != theirs.chain.time_scale:
         raise UsageError(
@@ -109,9 +110,21 @@ def load_classifier(
     return classifier
 
 
-def digest_of_first(experiment: Experiment) -> str | None:
-    """Which first stage a model's latents are of, None for a model of pixels."""
-    return None if experiment.first is None else experiment.first.sha256
+def of_one_kind(model: Loaded, other: Loaded) -> bool:
+    """Whether both are of pixels, or of the same latents: of one first stage, and scales that differ by chance only."""
+    ours, theirs = model.experiment.first, other.experiment.first
+    if ours is None or theirs is None:
+        return ours is theirs
+    scales = (np.asarray(loaded.params.frozen.scale) for loaded in (model, other))
+    return ours.sha256 == theirs.sha256 and np.isclose(*scales, rtol=SCALE_TOLERANCE)
+
+
+def latents_of(loaded: Loaded) -> str:
+    """What a model is of, in words: pixels, or which latents."""
+    if loaded.experiment.first is None:
+        return "pixels"
+    scale = float(np.asarray(loaded.params.frozen.scale))
+    return f"latents of the first stage {loaded.experiment.first.sha256[:12]} times {scale:.3g}"
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:

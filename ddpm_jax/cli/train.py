@@ -111,7 +111,10 @@ def main(argv: Sequence[str]) -> int:
     prepare_jax(flags)
     hosts.check_equal(_common(config))
     begun = _check_workdir(workdir, config)
-    first, first_params = find_first_stage(config, begun)
+    first, first_params = find_first_stage(config, workdir, begun)
+    if first is not None:  # which the processes may read, and keep the latents of, in places of their own
+        kept = bool(config.first_stage.cache)
+        hosts.check_equal({"the digest of first_stage.ckpt": first.sha256, "whether first_stage.cache is set": kept})
     experiment = build(config, first)
     check_batch(config)
     training = build_training(experiment)
@@ -142,6 +145,12 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] 
         theirs = json.loads(path.read_text())
     except ValueError as error:
         raise FailureError(f"{path} is damaged ({error}): move it away to write it again.") from error
+    if bool(config.first_stage.ckpt) != (FIRST_STAGE in theirs):
+        ours, other = ("latents", "pixels") if config.first_stage.ckpt else ("pixels", "latents")
+        raise UsageError(
+            f"{workdir} holds a run over {other}, and this config is of one over {ours}: give first_stage.ckpt as it "
+            "was, or another --workdir."
+        )
     differing = configs.differences(configs.to_dict(config), {k: v for k, v in theirs.items() if k != FIRST_STAGE})
     if differing:
         raise UsageError(
@@ -169,7 +178,9 @@ def _train(
     check_classes(source, config, split=config.data.train_split)
     checkpointer = Checkpointer(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every)
     state, position = _first_state(experiment, training, checkpointer, first_params, source)
-    examples = source if experiment.first is None else kept_latents(experiment, state.objective_state.frozen, source)
+    examples = source
+    if experiment.first is not None:
+        examples = kept_latents(experiment, state.objective_state.frozen, source, whole=parallelism.whole)
     batches = _batches(config, examples)
     if position is not None:
         batches.set_state(position)

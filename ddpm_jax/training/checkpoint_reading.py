@@ -143,7 +143,7 @@ def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
     Args:
       workdir: the run's directory.
       step: a step on disk (`find_step`).
-      template: {"ema_params": tree of shapes and dtypes}, or {"params": ...}.
+      template: fields of the state, {"ema_params": tree of shapes and dtypes} say, or {"params": ...}.
 
     Raises:
       UsageError: the checkpoint is not ours, or of another architecture.

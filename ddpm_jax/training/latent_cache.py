@@ -4,8 +4,12 @@ What is kept is the encoder's output, of a VAE the moments: z is drawn from them
 (`latent_diffusion`). A file holds some thousand images, and is there whole or not at all.
 """
 
+import collections
+import concurrent.futures
+import functools
 import io
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -26,6 +30,7 @@ from ddpm_jax.training.latent_diffusion import ENCODED
 from ddpm_jax.variational.latent_space import Frozen, LatentSpace, scale_of
 
 BATCH = 32  # images encoded at a time, on each device
+OPEN = 256  # files that are mapped at a time
 SHARD = 1024  # images in a file: of ImageNet's latents, and of the mirrored images', 64 MiB
 MANIFEST = "latents.json"
 
@@ -55,12 +60,29 @@ def _stream(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (function(params, (images uint8 [n, H, W, C], rows int32 [n])), labels int32 [n]), all rows in order."""
     mapped, size = parallel.map_examples(function), BATCH * jax.local_device_count()
-    for start in range(0, len(rows), size):
-        batch = rows[start : start + size]
-        padded = np.pad(batch, (0, size - len(batch)), mode="edge")
-        examples = gather(source, padded)
-        results = parallel.unshard(mapped(params, parallel.shard((examples["image"], padded.astype(np.int32)))))
-        yield results[: len(batch)], examples["label"][: len(batch)]
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+
+    def read(batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        padded = np.pad(batch, (0, size - len(batch)), mode="edge").astype(np.int32)
+        return padded, gather(source, padded)
+
+    threads = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:  # decoding pictures may take longer than encoding them
+        coming = collections.deque()
+        for batch in batches:
+            coming.append((len(batch), pool.submit(read, batch)))
+            if len(coming) > threads:
+                yield _finish(mapped, params, *coming.popleft())
+        while coming:
+            yield _finish(mapped, params, *coming.popleft())
+
+
+def _finish(
+    mapped: Callable[..., Any], params: Any, count: int, reading: concurrent.futures.Future
+) -> tuple[np.ndarray, np.ndarray]:
+    padded, examples = reading.result()
+    results = parallel.unshard(mapped(params, parallel.shard((examples["image"], padded))))
+    return results[:count], examples["label"][:count]
 
 
 class CachedLatents:
@@ -69,15 +91,19 @@ class CachedLatents:
     For `pipeline.train_iterator`: its batches are of the same examples as those of the images, in the same order.
     """
 
-    def __init__(self, shards: Sequence[np.ndarray], fingerprint: str):
-        self._shards, self.fingerprint = shards, fingerprint
+    def __init__(self, paths: Sequence[pathlib.Path], of: Source):
+        self._count, self.fingerprint = len(of), of.fingerprint
+        # A mapped file is an open one, and of these a process may have a thousand.
+        self._shard = functools.lru_cache(maxsize=OPEN)(lambda i: _read(paths[i], rows=min(SHARD, len(of) - i * SHARD)))
+        for i in range(len(paths)):
+            self._shard(i)
 
     def __len__(self) -> int:
-        return sum(map(len, self._shards))
+        return self._count
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Rows of the batch, encoded [B, V, h, w, m] and label [B]."""
-        rows = np.stack([self._shards[i // SHARD][i % SHARD] for i in indices])
+        rows = np.stack([self._shard(i // SHARD)[i % SHARD] for i in indices.tolist()])
         return {ENCODED: rows[ENCODED], "label": rows["label"]}
 
 
@@ -114,7 +140,8 @@ def cached(
 
     mine = range(jax.process_index(), count, jax.process_count())
     missing = [i for i in mine if not paths[i].exists()]
-    with tqdm.tqdm(total=SHARD * len(missing), desc="encoding", unit=" images", leave=False, disable=None) as bar:
+    total = sum(min(SHARD, len(source) - i * SHARD) for i in missing)
+    with tqdm.tqdm(total=total, desc="encoding", unit=" images", leave=False, disable=None) as bar:
         for i in missing:
             rows = np.arange(i * SHARD, min((i + 1) * SHARD, len(source)))
             parts = []
@@ -126,7 +153,7 @@ def cached(
             with reporting(paths[i]):
                 write_atomically(paths[i], buffer.getvalue())
     hosts.wait_for_all("all latents are there")
-    return CachedLatents(list(map(_read, paths)), source.fingerprint)
+    return CachedLatents(paths, source)
 
 
 def _table(encoded: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -139,7 +166,14 @@ def _table(encoded: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
     """Writes what the latents are of into a directory that has none; refuses one that holds others."""
     path = directory / MANIFEST
+    if hosts.is_first():
+        for leftover in directory.glob(".latents-*.tmp"):
+            leftover.unlink()
     if not path.exists():
+        if next(directory.glob("latents-*.npy"), None) is not None:
+            raise UsageError(
+                f"first_stage.cache: {directory} holds latents without a {MANIFEST}: name another directory."
+            )
         if hosts.is_first():
             write_atomically(path, (json.dumps(made_of, indent=2) + "\n").encode())
         return
@@ -153,9 +187,12 @@ def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
         raise UsageError(f"first_stage.cache: {directory} holds other latents ({differing}): name another directory.")
 
 
-def _read(path: pathlib.Path) -> np.ndarray:
+def _read(path: pathlib.Path, *, rows: int) -> np.ndarray:
     with reporting(path, "read"):
         try:
-            return np.load(path, mmap_mode="r")
+            table = np.load(path, mmap_mode="r")
         except (ValueError, EOFError) as error:
             raise FailureError(f"{path} is damaged ({error}): delete it, and it is encoded anew.") from error
+    if table.dtype.names != (ENCODED, "label") or len(table) != rows:
+        raise FailureError(f"{path} is not a file of {rows} latents: delete it, and it is encoded anew.")
+    return table

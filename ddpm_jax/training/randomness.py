@@ -5,6 +5,7 @@
     a stream's key = fold_in(step's key, its constant below)
     an example's key = fold_in(stream's key, its global index in the batch)
     the key of the initial weights = fold_in(base key, INIT)
+    the key of the draws that the scale of latents is measured on = fold_in(base key, SCALE)
 
 So the draws do not depend on the number of devices or hosts, and a resumed run needs no stored key. A constant never
 changes: that would change every run.
@@ -20,6 +21,7 @@ from ddpm_jax.diffusion.timesteps import fold_in_each
 STREAMS = {"t": 1, "eps": 2, "flip": 3, "dropout": 4, "label": 5, "latent": 6}
 Stream = Literal["t", "eps", "flip", "dropout", "label", "latent"]
 INIT = 0x696E6974  # "init": no step that a run reaches, and none of the constants that sampling folds in
+SCALE = 0x7363616C  # "scal": likewise
 
 
 def base_key(seed: int) -> chex.PRNGKey:
@@ -30,6 +32,11 @@ def base_key(seed: int) -> chex.PRNGKey:
 def init_key(key: chex.PRNGKey) -> chex.PRNGKey:
     """The key that the initial weights are drawn with, from the base key."""
     return jax.random.fold_in(key, INIT)
+
+
+def scale_key(key: chex.PRNGKey) -> chex.PRNGKey:
+    """The key that the latents whose scale is measured are drawn with, from the base key."""
+    return jax.random.fold_in(key, SCALE)
 
 
 def stream(key: chex.PRNGKey, name: Stream) -> chex.PRNGKey:

@@ -68,10 +68,12 @@ def scale_of(sums: np.ndarray, squares: np.ndarray, size: int) -> float:
       size: numbers in a latent.
 
     Raises:
-      UsageError: they do not vary, so that there is nothing to learn: the first stage has collapsed.
+      UsageError: they are not finite, or do not vary, so that there is nothing to learn: the first stage has collapsed.
     """
     mean, square = (float(np.mean(totals, dtype=np.float64)) / size for totals in (sums, squares))
     variance = square - mean**2
+    if not math.isfinite(variance):
+        raise UsageError("The latents of the first stage are not finite: its weights have diverged.")
     if not variance > 1e-10:
         raise UsageError(
             f"The latents of the first stage vary by {math.sqrt(max(variance, 0.0)):.2g} only: it has learned nothing "

@@ -51,8 +51,8 @@ def test_images_of_a_classifier_are_refused(refused, classifier, name):
 
 
 def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifier, trained):
-    guided = load(trained).experiment
-    loaded = load_classifier(classifier, guided)
+    model = load(trained)
+    guided, loaded = model.experiment, load_classifier(classifier, model)
     x_t, t = np.zeros((2, 8, 8, 1), np.float32), np.array([0, 19])
     log_prob = loaded.experiment.class_log_prob(loaded.params, guided.schedule)
     logits = loaded.experiment.model.apply({"params": loaded.params}, x_t, t)
@@ -60,7 +60,7 @@ def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifie
     np.testing.assert_allclose(log_prob(x_t, t, np.array([3, 7])), expected, rtol=1e-5)
 
     with pytest.raises(UsageError, match="holds a diffusion model and not a classifier"):
-        load_classifier(trained, guided)
+        load_classifier(trained, model)
     for override, words in (
         ("data.image_size=16", "reads images of 8x8x1, but the model makes images of 16x16x1"),
         ("diffusion.schedule=cosine", "another schedule"),
@@ -69,7 +69,7 @@ def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifie
     ):
         other = configs.override(configs.from_dict(configs.to_dict(guided.config), source=""), [f"--config.{override}"])
         with pytest.raises(UsageError, match=words):
-            load_classifier(classifier, build(other))
+            load_classifier(classifier, model._replace(experiment=build(other)))
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_classifier_free_guidance_is_the_function_in_its_interval_rescaled_and_c
     assert record["clip"] == "dynamic"
 
 
+@pytest.mark.slow
 def test_guidance_away_from_an_earlier_checkpoint(invoke, trained, tmp_path):
     flags = ["--weaker", trained, "--weaker_step", 8, "--guidance_scale", 2]
     argv = ["--ckpt", trained, "--num_samples", 3, *STEPS, "--out", tmp_path / "o"]
@@ -113,7 +114,7 @@ def test_guidance_by_a_classifier_of_an_unconditional_model(invoke, trained, tra
     run = train_with("--config.objective=classifier", "--config.condition.num_classes=10")
     flags = ["--classifier", run, "--guidance_scale", 3, "--labels", "7"]
     assert invoke("sample", "--ckpt", trained, "--num_samples", 3, *STEPS, *flags, "--out", tmp_path / "o").code == 0
-    classifier = load_classifier(run, load(trained).experiment)
+    classifier = load_classifier(run, load(trained))
 
     def guided(conditional, schedule, condition, loaded):
         log_prob = classifier.experiment.class_log_prob(classifier.params, schedule)
@@ -126,6 +127,7 @@ def test_guidance_by_a_classifier_of_an_unconditional_model(invoke, trained, tra
     assert manifest(tmp_path / "o")["guidance"]["kind"] == "classifier"
 
 
+@pytest.mark.slow
 def test_a_model_that_enlarges_is_told_the_picture_at_the_low_resolution(invoke, refused, train_with, tmp_path):
     run = train_with("--config.condition.low_res_factor=2")
     photo = tmp_path / "photo.png"

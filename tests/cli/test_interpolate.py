@@ -61,6 +61,7 @@ def test_little_noise_leaves_the_pictures_nearly_as_they_are(invoke, trained, pi
     assert np.abs(digits[0] - digits[3]).max() > 100
 
 
+@pytest.mark.slow
 def test_samples_that_share_a_latent(invoke, trained, tmp_path):
     result = invoke("sample", "--ckpt", trained, "--shared_latents", "--out", tmp_path)
     assert result.code == 0, result.err
@@ -136,7 +137,9 @@ def sampled(invoke, ckpt, out, *flags):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--sampler", "ddim"], ["--sampler", "heun", "--spacing", "karras"]], ids=["ddim", "heun"]
+    "flags",
+    [["--sampler", "ddim"], pytest.param(["--sampler", "heun", "--spacing", "karras"], marks=pytest.mark.slow)],
+    ids=["ddim", "heun"],
 )
 def test_the_ends_of_a_path_between_seeds_are_the_samples_of_these_seeds(invoke, trained, tmp_path, flags):
     """To one grey level: the batch has another size, so the network's sums may be taken in another order."""

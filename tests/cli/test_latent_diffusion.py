@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.cli import command
-from ddpm_jax.cli.load import load, load_first_stage
+from ddpm_jax.cli.load import load, load_first_stage, of_one_kind
+from ddpm_jax.evaluation.results import weights_digest
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.randomness import image_keys, initial_noise
@@ -114,6 +115,7 @@ def test_a_run_goes_on_without_the_directory_of_its_first_stage(invoke, run, con
     assert "resuming at step 4 of 4; 1,497 images of 8x8x1 as latents of 4x4x4 times" in result.err
 
 
+@pytest.mark.slow
 def test_latents_that_are_kept_train_the_same_model(run, stage, data_dir, tmp_path):
     kept = train(
         tmp_path,
@@ -147,8 +149,15 @@ def test_inpainting_shows_the_picture_where_the_mask_is_black(invoke, run, photo
     images = images_in(tmp_path / "out")[..., 0]
     np.testing.assert_array_equal(images[:, 3:], np.broadcast_to(photo[3:], (4, 5, 8)))
     assert all(np.any(image[:3] != photo[:3]) for image in images)
+    painted_over = photo.copy()
+    painted_over[:3] = 255 - photo[:3]  # what the mask hides must not show in the latents that are kept
+    Image.fromarray(painted_over).save(tmp_path / "photo.png")
+    again = [*argv[:-1], tmp_path / "again"]
+    assert invoke("sample", "--ckpt", run, *again).code == 0
+    np.testing.assert_array_equal(images_in(tmp_path / "again")[..., 0], images)
 
 
+@pytest.mark.slow
 def test_a_little_strength_gives_what_the_first_stage_makes_of_the_picture(invoke, run, photo, tmp_path):
     argv = [
         "--init_image",
@@ -234,6 +243,32 @@ def test_a_first_stage_that_is_missing_or_has_changed_is_refused(refused, run, s
     again = ["--config", config_file(4), "--workdir", copied, *CLASSES, "--config.train.sample_every=4"]
     words = ["has changed since this run was begun with it (SHA-256 000000000000 then", "give the run's own directory"]
     refused("train", *again, f"--config.first_stage.ckpt={stage}", says=words)
+
+
+def test_a_run_over_latents_stays_one_and_its_first_stage_the_one_it_was_begun_with(
+    refused, invoke, run, trained, stage, config_file, tmp_path
+):
+    pixels = ["--config", config_file(10), "--workdir", shutil.copytree(trained, tmp_path / "pixels")]
+    refused("train", *pixels, f"--config.first_stage.ckpt={stage}", says=["holds a run over pixels, and this config"])
+    copied = shutil.copytree(run, tmp_path / "copied")
+    again = ["--config", config_file(4), "--workdir", copied, *CLASSES, "--config.train.sample_every=4"]
+    refused("train", *again, says=["holds a run over latents, and this config is of one over pixels"])
+    (copied / "config.json").unlink()  # moved away, because it was damaged: what was saved with the checkpoint counts
+    (tmp_path / "empty").mkdir()
+    result = invoke("train", *again, f"--config.first_stage.ckpt={tmp_path / 'empty'}")
+    assert result.code == 0, result.err
+    assert json.loads((copied / "config.json").read_text())["frozen_first_stage"]["sha256"] == digest_of(stage)
+
+
+def digest_of(stage):
+    return weights_digest(load_first_stage(stage).params)
+
+
+def test_models_of_one_first_stage_with_another_scale_are_not_of_one_kind(run):
+    loaded = load(run)
+    scaled = loaded.params._replace(frozen=loaded.params.frozen._replace(scale=jnp.float32(0.18215)))
+    assert of_one_kind(loaded, loaded)
+    assert not of_one_kind(loaded, loaded._replace(params=scaled))
 
 
 def test_another_shape_than_the_first_stages_is_refused(refused, stage, config_file, tmp_path):

@@ -6,12 +6,13 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from ddpm_jax import cli
 from ddpm_jax.cli import config as configs
 
-COMPUTING = ("train", "sample", "evaluate", "samplers", "ema")
+COMPUTING = ("train", "sample", "evaluate", "samplers", "ema", "encode", "decode", "draw", "import_first_stage")
 
 # The command in a process of its own, which then says how many programs it found in the cache.
 PROGRAM = """
@@ -85,8 +86,16 @@ def _cache_as_before():
 def test_a_command_keeps_its_programs_where_it_is_told_to(refused, config_file, tmp_path, name):
     """Asked of a run that is not there, and of a working directory that is a file: refused once JAX is prepared."""
     (tmp_path / "file").touch()
-    argv = ("--config", config_file(), "--workdir", tmp_path / "file") if name == "train" else ("--ckpt", tmp_path)
-    refused(name, *argv, "--compilation_cache", tmp_path / "cache", says=[str(tmp_path)])
+    np.savez(tmp_path / "latents.npz", latents=np.zeros((1, 2, 2, 1), np.float32))
+    argv = {
+        "train": ("--config", config_file(), "--workdir", tmp_path / "file"),
+        "encode": ("--ckpt", tmp_path, tmp_path / "file", "--out", tmp_path / "out.npz"),
+        "decode": ("--ckpt", tmp_path, tmp_path / "latents.npz"),
+        "import_first_stage": ("--config", config_file(), "--weights", tmp_path / "file", "--out", tmp_path / "out"),
+    }
+    refused(
+        name, *argv.get(name, ("--ckpt", tmp_path)), "--compilation_cache", tmp_path / "cache", says=[str(tmp_path)]
+    )
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache")
     assert (tmp_path / "cache").is_dir()
 

@@ -98,6 +98,7 @@ def test_runs_here_and_there_are_drawn_together(call, on_disk, in_bucket, folder
     assert (folder / "both.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_named_set_aside_and_passed_over(
     call, refused, capfd, config_file, on_disk, in_bucket
 ):
