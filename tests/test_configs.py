@@ -38,8 +38,7 @@ CONDITIONAL = {  # the unconditional config, and what the network is told: class
     "digits_sr": ("digits", (0, 0.0, 2)),
     "ddpm_cifar10_cond": ("ddpm_cifar10", (10, 0.1, 0)),
 }
-ONE_OF_A_KIND = ("digits_cond",)  # the rest train with --slow
-BUILT = ("digits", "digits_cond", "ddpm_cifar10", "dit_digits")  # likewise
+BUILT = ("digits", "digits_cond", "ddpm_cifar10", "dit_digits")  # the rest with --slow
 
 
 CLASSIFIERS = {"digits_classifier"}
@@ -244,14 +243,8 @@ def test_rescaled_timesteps_are_in_0_to_1000_whatever_t_and_however_few_steps_ar
     np.testing.assert_array_equal(build(load("ddpm_cifar10")).schedule.timesteps, np.arange(1000))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name in ONE_OF_A_KIND else pytest.param(name, marks=pytest.mark.slow)
-        for name in ABLATION | IMPROVED | CONDITIONAL
-        if name != "ddpm_cifar10"
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ABLATION | IMPROVED | CONDITIONAL if name != "ddpm_cifar10"])
 def test_a_shrunken_version_trains_through_the_real_step(name):
     """A dozen steps: a finite loss each, finite parameters and averages, and both ends of the network have moved."""
     shrunken = [

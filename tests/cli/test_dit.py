@@ -61,6 +61,7 @@ def losses(workdir):
     return [record["loss"] for record in records if "loss" in record]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_resumed_is_the_one_that_was_not(trained, train):
     stopped = train("--config.train.num_steps=4")
     train(workdir=stopped)

@@ -293,6 +293,7 @@ def test_a_directory_that_cannot_be_written_is_one_sentence(refused, trained, tm
     refused("evaluate", "--ckpt", trained, *argv, says=["Cannot write", "file", "make room"], code=1)
 
 
+@pytest.mark.slow
 def test_the_accuracy_of_a_classifier_of_samples_is_beside_that_of_the_training_images(
     invoke, trained_by_class, tmp_path
 ):

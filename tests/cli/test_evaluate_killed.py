@@ -42,8 +42,9 @@ def record(out, metric):
 
 @pytest.mark.parametrize(
     ("metric", "tally", "field"),
-    [("bpd", "bound", "prior"), pytest.param("bpd_ode", "bits_ode", "draws", marks=pytest.mark.slow)],
+    [("bpd", "bound", "prior"), ("bpd_ode", "bits_ode", "draws")],
 )
+@pytest.mark.slow
 def test_a_killed_evaluation_ends_with_the_number_of_an_undisturbed_one(trained, tmp_path, metric, tally, field):
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     process, deadline = start(trained, killed, metric), time.monotonic() + PATIENCE

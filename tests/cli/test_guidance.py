@@ -110,6 +110,7 @@ def test_guidance_away_from_an_earlier_checkpoint(invoke, trained, tmp_path):
     assert manifest(tmp_path / "o")["guidance"]["weaker_step"] == 8
 
 
+@pytest.mark.slow
 def test_guidance_by_a_classifier_of_an_unconditional_model(invoke, trained, train_with, tmp_path):
     run = train_with("--config.objective=classifier", "--config.condition.num_classes=10")
     flags = ["--classifier", run, "--guidance_scale", 3, "--labels", "7"]

@@ -181,6 +181,7 @@ def test_a_path_of_a_conditional_model_is_of_one_class_under_guidance(invoke, tr
         assert np.abs(row[place] - sample).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_reconstruction_is_nearer_with_more_steps_and_with_corrections(invoke, trained, picture, tmp_path):
     """DDIM inversion is of first order, so four times the steps are about a quarter of the error: ask for half."""
     a, rmse = picture("a.png", 20), []

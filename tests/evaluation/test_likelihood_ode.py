@@ -240,6 +240,7 @@ def test_bits_per_dim_are_those_of_the_probability_mass():
     assert bits.standard_error.max() < 0.02
 
 
+@pytest.mark.slow
 def test_a_network_that_predicts_mu_has_the_likelihood_of_its_epsilon():
     """μ of the exact ε by Ho et al. eq. 11, (x - β_t / √(1-ᾱ_t) ε) / √α_t with β_t over a whole step; t - 1 >= -1."""
     exact = flows.mixture_eps(IMAGES, COSINE)
@@ -261,6 +262,7 @@ def test_a_network_that_predicts_mu_has_the_likelihood_of_its_epsilon():
     np.testing.assert_allclose(bits["mu"], bits["eps"], atol=1e-3)  # β is a difference in float32, 1e-4 of it at t = 0
 
 
+@pytest.mark.slow
 def test_a_condition_is_made_of_the_8_bit_image_and_its_label_not_of_the_noisy_one():
     images, labels, seen = eight_bit_images(4), np.array([2, 0, 1, 1], np.int32), []
 

@@ -7,6 +7,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from ddpm_jax.data.memory import ArraySource
 from ddpm_jax.diffusion import flow as flows
@@ -28,6 +29,7 @@ def bits(done=0):
     return np.concatenate([part.draws for part in found]), [part.num_images for part in found]
 
 
+@pytest.mark.slow
 def test_three_devices_find_what_one_finds(tmp_path):
     here, batches = bits()
     assert (here.shape, batches) == ((5, 2), [2, 2, 1])

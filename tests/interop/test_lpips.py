@@ -158,7 +158,7 @@ def test_what_is_wrong_with_the_tensors_is_named(tmp_path, change, words):
             r"cannot be read from .*missing\.npz \(No such file or directory\): docs/first_stages\.md",
         ),
         ("cut.npz", b"PK\x03\x04", "is a damaged NPZ file"),
-        ("weights.pth", b"\x80\x02}q\x00.", "neither an NPZ nor a safetensors file"),
+        ("weights.pth", b"\x80\x02}q\x00.", "neither an NPZ nor a safetensors file|needs the package safetensors"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, name, content, words):

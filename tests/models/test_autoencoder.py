@@ -134,6 +134,7 @@ def test_every_parameter_has_a_gradient_but_the_codes_and_the_scale(params):
             assert jnp.abs(grad).max() > 0, path
 
 
+@pytest.mark.slow
 def test_an_example_does_not_see_its_neighbours_in_the_batch(params):
     z = apply(SMALL, "encode", params, X)[..., :4]
     for method, x in (("encode", X), ("decode", z)):

@@ -90,6 +90,7 @@ def test_the_class_reaches_every_residual_block(params):
         assert difference(deaf=[name for name in blocks if name != block]) > 1e-3, block
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_class_is_that_of_its_own_images(params):
     grads = jax.grad(lambda p: jnp.sum(apply(BY_CLASS, p, X, told(0, K)) ** 2))(params)["class_embedding"]["embedding"]
     assert [bool(jnp.any(row != 0)) for row in grads] == [True, False, False, True]

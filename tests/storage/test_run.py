@@ -79,6 +79,7 @@ def test_tensorboard_reads_every_step_once(in_bucket):
     assert seen == list(range(1, 7))
 
 
+@pytest.mark.slow
 def test_samples_and_a_bound_are_those_of_the_run_on_the_disk(call, on_disk, in_bucket):
     images, bounds = [], []
     for workdir in (on_disk, in_bucket):

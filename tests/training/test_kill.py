@@ -161,6 +161,7 @@ def test_a_run_killed_very_often_ends_as_if_undisturbed(tmp_path, data_dir, undi
     _check_killed_run(tmp_path, data_dir, undisturbed, seed=seed, kills=6)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_says_how_to_resume_and_the_run_goes_on(tmp_path, data_dir, undisturbed):
     workdir = tmp_path / "run"
     program = Program(workdir, data_dir)

@@ -51,6 +51,7 @@ def flat(tree):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
+@pytest.mark.slow
 def test_loss_and_gradient_in_bfloat16_are_those_of_float32_to_a_few_hundredths(start, params, batch):
     # SGD at rate 1 subtracts the gradient itself.
     losses, gradients = {}, {}

@@ -152,6 +152,7 @@ def alone():
     return toy.run("pmap")
 
 
+@pytest.mark.slow
 def test_one_device_and_eight_train_alike_in_parts_and_under_fsdp(alone, tmp_path, run_python):
     """The weight of each step, both losses and all parameters, of examples in two parts on each device of eight."""
     run_python(PROGRAM, tmp_path / "results.npz", devices=8)
