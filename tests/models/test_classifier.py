@@ -33,6 +33,7 @@ def params(x):
     return unflatten_dict({path: draw(path, leaf.shape) for path, leaf in shapes.items()})
 
 
+@pytest.mark.slow
 def test_logits_are_a_linear_map_of_the_mean_over_the_unets_lowest_features(x, params):
     """The U-Net of the same fields, given the classifier's parameters on its way down; pooling in NumPy."""
     unet = UNet(out_channels=1, **FIELDS)

@@ -43,6 +43,7 @@ def _names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_saving_goes_on_to_the_same_bits_as_on_a_disk(on_disk, in_bucket):
     assert saved_steps(in_bucket) == saved_steps(on_disk) == [2, 4, 6]
     for raw in (False, True):
