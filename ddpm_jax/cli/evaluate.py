@@ -29,11 +29,12 @@ it stopped when it is given again. Several processes (--distributed) share out t
 directories, and the first writes.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.cli import likelihood_ode, sampling
-from ddpm_jax.cli.command import MAX_SEED, Parser, common_flags, define_process_flags, prepare_jax
+from ddpm_jax.cli.command import MAX_SEED, Parser, common_flags, define_process_flags, prepare_jax, run
 from ddpm_jax.cli.first_stage_metrics import FIRST_STAGE_METRICS
 from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load, load_first_stage, versions
 from ddpm_jax.cli.metrics import METRICS, Result
@@ -107,3 +108,7 @@ def _report(name: str, result: Result, loaded: Loaded, flags: Any) -> None:
         with reporting(path.with_suffix(".png")):
             result.draw(path.with_suffix(".png"))
         print(path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

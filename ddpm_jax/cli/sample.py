@@ -28,7 +28,7 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.cli import editing, latents, sampling
-from ddpm_jax.cli.command import MAX_SEED, Parser, common_flags, define_process_flags, prepare_jax
+from ddpm_jax.cli.command import MAX_SEED, Parser, common_flags, define_process_flags, prepare_jax, run
 from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load, versions
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError
@@ -179,3 +179,7 @@ def _write_chain(loaded: Loaded, recipe: Recipe, out: os.PathLike, *, seed: int,
     frames = [pictures.grid(np.concatenate([x_t, x_0]), columns=num_chains) for x_t, x_0 in both]
     with reporting(out / "chain.gif"):
         pictures.save_gif(out / "chain.gif", np.stack(frames), fps=FPS)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -35,6 +35,7 @@ from ddpm_jax.cli.command import (
     Parser,
     define_process_flags,
     prepare_jax,
+    run,
 )
 from ddpm_jax.cli.data import check_classes, load_split
 from ddpm_jax.cli.experiment import (
@@ -350,3 +351,7 @@ def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.P
     print(f"done: {step} steps\n{pictures}  loss     {workdir / 'loss.png'}")
     if objective in _NEXT:
         print(f"next: python {_NEXT[objective].format(workdir)}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,12 +1,43 @@
 """`--help` and what a command says of its own flags."""
 
+import importlib
+import pkgutil
 import re
+import runpy
+import sys
 
 import pytest
 
-from ddpm_jax.cli import command, evaluate, sample, train
+import ddpm_jax.cli
+from ddpm_jax.cli import command
 
-COMMANDS = {"train": train, "sample": sample, "evaluate": evaluate}
+MODULES = [importlib.import_module(f"ddpm_jax.cli.{m.name}") for m in pkgutil.iter_modules(ddpm_jax.cli.__path__)]
+COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES if hasattr(module, "main")}
+OF_A_FILE = ("train", "sample", "evaluate")  # at the root of the repository, and so called in their help
+
+
+def test_the_commands_are_found():
+    assert {*OF_A_FILE, "draw", "ema", "encode", "decode", "plot", "samplers"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize(("flag", "code"), [("--help", 0), ("--no_such_flag", command.USAGE)])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_runs_as_a_module(monkeypatch, capsys, name, flag, code):
+    """As `python -m ddpm_jax.cli.NAME` does it, in this process."""
+    module = f"ddpm_jax.cli.{name}"
+    monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "argv", [name, flag])
+    with pytest.raises(SystemExit) as exited:
+        runpy.run_module(module, run_name="__main__")
+    said, complaint = capsys.readouterr()
+    assert exited.value.code == code
+    if flag == "--help":
+        assert said.startswith("`python ")
+        assert "\nFlags:\n" in said
+        assert complaint == ""
+    else:
+        assert said == ""
+        assert complaint.startswith("error: There is no flag --no_such_flag.")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -17,14 +48,14 @@ def test_help_is_a_page_that_fits_a_terminal(capsys, name, flag):
     assert exited.value.code == 0
     page, noise = capsys.readouterr()
     assert noise == ""
-    assert page.startswith(f"`python {name}.py")
+    assert page.startswith(f"`python {name}.py" if name in OF_A_FILE else f"`python -m ddpm_jax.cli.{name}")
     assert max(map(len, page.splitlines())) <= 120
     assert "ddpm_jax.cli.command" not in page  # absl's own layout heads the flags with the module
     flags = page.partition("\nFlags:\n")[2].splitlines()
     assert all(re.match(r" {26}\S|  --\S+( \S+){0,2}(  |$)", line) for line in flags)  # the text never touches the flag
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", OF_A_FILE)
 def test_help_lists_every_flag_with_its_default(capsys, name):
     with pytest.raises(SystemExit):
         command.run(COMMANDS[name].main, ["--help"])
@@ -39,7 +70,7 @@ def test_help_lists_every_flag_with_its_default(capsys, name):
     assert f"(default: {defaults[name]})" in page
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", OF_A_FILE)
 def test_flags_are_refused_before_anything_else(refused, name):
     refused(name, "--plattform", "cpu", says=["no flag --plattform", "Did you mean 'platform'?", "--help"])
     refused(name, "cpu", says=["Unexpected argument 'cpu'"])
