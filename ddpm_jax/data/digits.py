@@ -11,6 +11,7 @@ import io
 import numpy as np
 import tensorflow_datasets as tfds
 
+from ddpm_jax.data.places import check_no_pictures
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import is_remote
 
@@ -69,11 +70,12 @@ def prepare(data_dir: str) -> str:
     final name.
 
     Raises:
-      UsageError: `data_dir` lies in a bucket, where nothing is prepared.
+      UsageError: `data_dir` lies in a bucket, where nothing is prepared, or is a folder of pictures.
       FailureError: it cannot be written there.
     """
     if is_remote(data_dir):
         raise UsageError(f"The bundled digits are written to a directory of this machine: data_dir is {data_dir}.")
+    check_no_pictures(data_dir, name="digits")
     try:
         builder = Digits(data_dir=data_dir or None)
         if not builder.data_path.exists():

@@ -20,6 +20,7 @@ import numpy as np
 from ddpm_jax.data import images
 from ddpm_jax.data.holdout import carve
 from ddpm_jax.data.memory import for_each
+from ddpm_jax.data.places import check_no_datasets
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, choose
 from ddpm_jax.files import BUCKET, as_path, check_place, is_remote
@@ -122,6 +123,7 @@ def open_folder(
     check_place(root, flag="data_dir")
     if not data_dir or not root.is_dir():
         raise UsageError(f"Folder {data_dir!r} does not exist: set data_dir to a folder of images.")
+    check_no_datasets(root)
     choose("split of a folder", split, {"train": None, "test": None})
     folder, names, classes = _files_of_split(root, split, holdout)
     sizes = _inspect([os.path.join(folder, name) for name in names], stop=unreadable == "stop")

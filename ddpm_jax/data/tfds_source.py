@@ -13,6 +13,7 @@ from tensorflow_datasets.core import naming, read_only_builder
 
 from ddpm_jax.data import images
 from ddpm_jax.data.holdout import carve
+from ddpm_jax.data.places import check_no_pictures
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, suggest
 from ddpm_jax.files import as_path, check_place, is_remote, local_copy, reporting
@@ -163,6 +164,7 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         raise UsageError(
             f"Unknown dataset {name!r}: give digits, folder, or the name of a dataset of tensorflow-datasets.{nearest}"
         )
+    check_no_pictures(data_dir, name=name)
     raise UsageError(
         f"Dataset {name!r} is not prepared in {_where(data_dir)}: {_how_to_prepare(name, data_dir)}, "
         "or put its images into a folder and use name='folder' with data_dir set to that folder."

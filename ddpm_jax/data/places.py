@@ -1,0 +1,121 @@
+"""What a data_dir looks like from outside: a folder of pictures, or one of datasets that TFDS has prepared.
+
+Names alone are looked at; no picture is opened and nothing is written. What lies in a folder of pictures is `layout`.
+"""
+
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.files import is_remote
+
+# fmt: off
+PICTURES = {  # usual extensions of pictures, to tell what a folder is for; reading it takes any that Pillow reads
+    ".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif",
+    ".tiff", ".webp",
+}
+# fmt: on
+_DEPTH = 2  # folders between data_dir and a picture: those of a split and of a class
+_ENTRIES = 20_000  # looked at before a folder counts as one without pictures
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_INFO = "dataset_info.json"
+
+
+def check_no_pictures(data_dir: str, *, name: str) -> None:
+    """Refuses to look for, or write, a dataset in a folder of pictures.
+
+    A folder in which TFDS has prepared a dataset other than the digits is its own, whatever lies next to that.
+
+    Args:
+      data_dir: "" for TFDS's default, which is not looked at.
+      name: of the dataset, for the message.
+
+    Raises:
+      UsageError: `data_dir`, or a folder at most two levels below, holds a picture.
+    """
+    if not data_dir or is_remote(data_dir):
+        return
+    folder = pathlib.Path(data_dir).expanduser()
+    picture = None if set(datasets_in(folder)) - {"digits"} else _first_picture(folder)
+    if picture is not None:
+        left = folder / "digits" if (folder / "digits").is_dir() and datasets_in(folder) else None
+        raise UsageError(
+            f"data_dir {data_dir} is a folder of pictures ({picture} is one), but data.name is {name!r}: set "
+            "data.name=folder to use these pictures, or leave data_dir out"
+            f"{f'; {left} is the bundled digits and no class, so remove it' if left else ''}."
+        )
+
+
+def check_no_datasets(folder: pathlib.Path) -> None:
+    """Refuses to read, as a folder of pictures, what TFDS has prepared.
+
+    Raises:
+      UsageError: `folder` is, or has in it, such a dataset.
+    """
+    if is_remote(folder):
+        return
+    if _is_prepared(folder) or any(_is_version(entry) for entry in _entries(folder)):
+        raise UsageError(
+            f"data_dir {folder} is a dataset that tensorflow-datasets prepared, but data.name is 'folder': set "
+            "data.name to the name of the dataset and data_dir to the folder that it was prepared in."
+        )
+    found = datasets_in(folder)
+    if found and _first_picture(folder) is None:
+        raise UsageError(
+            f"data_dir {folder} holds what tensorflow-datasets prepared ({', '.join(found)}) and no pictures, but "
+            "data.name is 'folder': set data.name to one of these, or data_dir to a folder of pictures."
+        )
+    if found:
+        raise UsageError(
+            f"{folder / found[0]} is a dataset that tensorflow-datasets prepared and no class of pictures: move it "
+            f"out of {folder}, or remove it."
+        )
+
+
+def datasets_in(folder: pathlib.Path) -> list[str]:
+    """The names of the datasets that TFDS has prepared below `folder`, in alphabetical order; [] if it is none."""
+    return sorted(entry.name for entry in _entries(folder) if entry.is_dir() and _is_dataset(entry))
+
+
+def _is_dataset(place: os.PathLike) -> bool:
+    """Whether `place` holds a version of a dataset, or a configuration that does."""
+    inside = list(_entries(place))
+    return any(_is_version(entry) or any(map(_is_version, _entries(entry))) for entry in inside)
+
+
+def _is_version(place: os.DirEntry) -> bool:
+    return bool(_VERSION.fullmatch(place.name)) and _is_prepared(place)
+
+
+def _is_prepared(version: os.PathLike) -> bool:
+    return os.path.isfile(os.path.join(version, _INFO))
+
+
+def _first_picture(folder: pathlib.Path) -> str | None:
+    """A picture in `folder` or in the folders near below it, as a relative path; None if there is none soon."""
+    level, looked_at = [folder], 0
+    for _ in range(_DEPTH + 1):
+        folders = []
+        for entry in (entry for place in level for entry in _entries(place)):
+            looked_at += 1
+            if looked_at > _ENTRIES:
+                return None
+            if entry.name.startswith(".") or entry.name == "downloads":  # where TFDS unpacks archives
+                continue
+            if entry.is_dir():
+                folders.append(entry.path)
+            elif os.path.splitext(entry.name)[1].lower() in PICTURES:
+                return os.path.relpath(entry.path, folder)
+        level = sorted(place for place in folders if not _is_dataset(place))
+    return None
+
+
+def _entries(folder: os.PathLike) -> Iterator[os.DirEntry]:
+    """What is in a folder, in alphabetical order; nothing where it cannot be listed: whoever reads it says so."""
+    try:
+        with os.scandir(folder) as found:
+            return iter(sorted(found, key=lambda entry: entry.name))
+    except OSError:
+        return iter(())
