@@ -145,14 +145,16 @@ def picture_writer(
         if not hosts.is_first():
             return
         drawn = draw(params)
+        # The record first: where the picture is, a resumed run does not draw it again.
+        if drawn.numbers:
+            writer.write(step, drawn.numbers)
+            writer.flush()
         for name, picture in drawn.pictures.items():
             path = grid_path(workdir, step)
             path = path if name == "first stage" else path.with_name(f"{path.stem}_{name}.png")
             with reporting(path):
                 save_png(path, picture)
             writer.image(step, name, picture)
-        if drawn.numbers:
-            writer.write(step, drawn.numbers)
         if drawn.warning:
             say(f"step {step}: {drawn.warning}")
 

@@ -79,11 +79,13 @@ def grid_writer(
         picture = preview.draw(images)
         if raw is not None:
             picture = side_by_side({"EMA": picture, "raw weights": preview.draw(raw)})
+        record, warning = compare_colours(colours(moments(images)), data())
+        # The record first: where the picture is, a resumed run does not draw it again.
+        writer.write(step, record)
+        writer.flush()
         with reporting(grid_path(workdir, step)):
             save_png(grid_path(workdir, step), picture)
         writer.image(step, "samples", picture)
-        record, warning = compare_colours(colours(moments(images)), data())
-        writer.write(step, record)
         if warning:
             say(f"step {step}: {warning}")
 

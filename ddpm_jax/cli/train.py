@@ -224,6 +224,7 @@ def _train(
             ),
             parallelism=parallelism,
             on_snapshot=snapshots,
+            owes_grid=_owes_grid(config, workdir, start),
         )
     if hosts.is_first():
         _finish(outcome.interrupted_by, int(outcome.state.step), workdir, config.objective)
@@ -245,6 +246,15 @@ def _on_sample(
         case "first_stage":
             return picture_writer(experiment, workdir, writer, say, whole=whole)
     return no_grid
+
+
+def _owes_grid(config: ConfigDict, workdir: pathlib.Path, start: int) -> bool:
+    """Whether the run was stopped between the checkpoint that it resumes from and the grid of that step."""
+    makes_grids = start > 0 and config.objective in _NEXT and config.train.sample_every > 0
+    if not makes_grids or start % config.train.sample_every:
+        return False
+    with reporting(grid_path(workdir, start), "read"):
+        return hosts.tell_all(not grid_path(workdir, start).exists())[0]
 
 
 def _batches(config: ConfigDict, source: sources.Source) -> pipeline.TrainIterator:

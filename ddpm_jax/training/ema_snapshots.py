@@ -39,8 +39,6 @@ class Snapshots:
     def __call__(self, step: int, state: TrainState) -> None:
         """Saves, and returns when all is on disk; a step that is there already is the same, and left as it is.
 
-        A checkpoint of the same step that was on disk first would let a resumed run pass the snapshot by.
-
         Raises:
           FailureError: this save or the one before could not be written.
         """

@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: fetch a batch, step, report, sample, save.
+"""The training loop, top to bottom: fetch a batch, step, report, save, sample.
 
 The host stays one call behind the device: it dispatches call n and then reads the metrics of call n-1, so the device
 never waits for logging, and the batch of call n is on its way to the device while that works on call n-1. A call is one
@@ -50,6 +50,14 @@ class LoopOptions(NamedTuple):
         due = [(step // every + 1) * every for every in self._cadences() if every]
         return self.steps_per_call if step + self.steps_per_call <= min(self.num_steps, *due) else 1
 
+    def is_snapshot_due(self, step: int) -> bool:
+        """Whether averages are kept after `step` updates."""
+        return step > 0 and self.snapshot_every > 0 and (step % self.snapshot_every == 0 or step == self.num_steps)
+
+    def is_grid_due(self, step: int) -> bool:
+        """Whether a grid is drawn after `step` updates."""
+        return step > 0 and (step == self.num_steps or (self.sample_every > 0 and step % self.sample_every == 0))
+
     def _cadences(self) -> tuple[int, ...]:
         return self.sample_every, self.save_every, self.snapshot_every
 
@@ -88,6 +96,7 @@ def train(
     explain: Explain | None = None,
     parallelism: Parallelism = PMAP,
     on_snapshot: Callable[[int, TrainState], None] | None = None,
+    owes_grid: bool = False,
 ) -> Outcome:
     """Trains from `state` until `options.num_steps`, or until SIGINT or SIGTERM asks to stop; then saves.
 
@@ -109,6 +118,8 @@ def train(
       explain: says why a step was not finite (`diagnosis.make_explain`), given the state before it, its batch, the key.
       parallelism: how state and batches are laid out over the devices.
       on_snapshot: called with (step, state) every `snapshot_every` steps and after the last; needed where that is set.
+        It lets a step pass that it has been given before.
+      owes_grid: whether the run that saved `state` was stopped before the grid of that step was drawn.
 
     Raises:
       FailureError: the loss or the gradient is not finite more often in a row than `options.skip_nonfinite` (the state
@@ -132,8 +143,24 @@ def train(
             checkpointer.save(step, state, batches.get_state(), config)
         saved = step
 
+    def snapshot() -> None:
+        if options.is_snapshot_due(step):
+            settle()
+            with reporter.throughput.paused():
+                checkpointer.wait()  # one at a time: several processes might get to two of them in different orders
+                on_snapshot(step, state)
+
+    def draw() -> None:
+        settle()
+        with reporter.throughput.paused():
+            on_sample(step, state)
+
     vote, stop = hosts.StopVote(), 0
     with Interrupt() as interrupt, trace:
+        # What a run that was stopped after its checkpoint had not come to.
+        snapshot()
+        if owes_grid and step != options.num_steps:
+            draw()
         while step < options.num_steps and not stop:
             count = options.next_call(step)
             with reporter.throughput.waiting_for_data():
@@ -146,24 +173,19 @@ def train(
             reporter.dispatched(step, metrics, fetched)
             trace.done(step, state)
 
-            if options.sample_every and step % options.sample_every == 0 and step != options.num_steps:
-                settle()
-                with reporter.throughput.paused():
-                    on_sample(step, state)
-            if options.snapshot_every and (step % options.snapshot_every == 0 or step == options.num_steps):
-                settle()
-                with reporter.throughput.paused():
-                    checkpointer.wait()  # one at a time: several processes might get to two of them in different orders
-                    on_snapshot(step, state)
-            if step % options.save_every == 0:
+            # A grid takes minutes, and a machine that is taken away gives notice of half of one: save before all else.
+            if step % options.save_every == 0 or step == options.num_steps:
                 save()
+            snapshot()
             stop = vote(interrupt.received or 0)
+            if options.is_grid_due(step) and step != options.num_steps and not stop:
+                draw()
 
         if saved != step:
             save()
         checkpointer.wait()
         if not stop:
-            on_sample(step, state)
+            draw()
     return Outcome(state, signal.Signals(stop) if stop else None)
 
 

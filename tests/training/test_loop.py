@@ -69,7 +69,10 @@ class _Diary:
     def on_sample(self, step, state):
         self.note("sample", step, float(state.ema_params["w"]))
 
-    def train(self, workdir, **options):
+    def on_snapshot(self, step, state):
+        self.note("snapshot", step)
+
+    def train(self, workdir, *, owes_grid=False, **options):
         options = {"num_steps": 10, "batch_size": 8, "log_every": 4, "sample_every": 0, "save_every": 100} | options
         with MetricWriter(workdir) as writer:
             return train(
@@ -83,6 +86,8 @@ class _Diary:
                 writer=writer,
                 progress=Progress(options["num_steps"], file=io.StringIO()),
                 on_sample=self.on_sample,
+                on_snapshot=self.on_snapshot,
+                owes_grid=owes_grid,
             )
 
     def of(self, *kinds):
@@ -147,6 +152,24 @@ def test_saves_hold_the_state_and_the_batches_of_their_step_and_the_last_step_is
         diary = _Diary()
         diary.train(tmp_path, num_steps=num_steps, save_every=4)
         assert diary.of("save", "wait") == [*(("save", n, n, n) for n in saved), ("wait",)]
+
+
+def test_what_is_due_at_a_step_begins_with_the_save_and_ends_with_the_grid(tmp_path):
+    """A grid takes longer than the notice that a preempted machine gets."""
+    diary = _Diary()
+    diary.train(tmp_path, num_steps=5, sample_every=2, save_every=2, snapshot_every=2)
+    assert [event[:2] for event in diary.of("save", "wait", "snapshot", "sample")] == [
+        *[("save", 2), ("wait",), ("snapshot", 2), ("sample", 2)],
+        *[("save", 4), ("wait",), ("snapshot", 4), ("sample", 4)],
+        *[("save", 5), ("wait",), ("snapshot", 5), ("wait",), ("sample", 5)],
+    ]
+
+
+def test_a_run_stopped_between_its_save_and_what_follows_makes_that_first(tmp_path):
+    diary = _Diary(start=4)
+    diary.train(tmp_path, num_steps=5, sample_every=2, save_every=2, snapshot_every=2, owes_grid=True)
+    done = [event[:2] for event in diary.of("dispatch", "snapshot", "sample")]
+    assert done == [("snapshot", 4), ("sample", 4), ("dispatch", 5), ("snapshot", 5), ("sample", 5)]
 
 
 def test_a_run_goes_on_from_the_step_of_its_state(tmp_path):
