@@ -17,9 +17,10 @@ import pathlib
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from ddpm_jax.errors import FailureError, UsageError
 
@@ -27,6 +28,10 @@ BUCKET = "gs://"
 _AT_A_TIME = 8  # objects fetched at once
 _WAYS = ("aiohttp", "requests")  # whose errors say that a bucket does not answer
 _CLIENTS = (*_WAYS, "fsspec", "gcsfs", "google")  # whose errors, beside those of the system, are a bucket's
+
+
+class NotAFile(OSError):
+    """Where a file is expected there is something else. The message names it: "a named pipe"."""
 
 
 def as_path(name: str | os.PathLike) -> pathlib.Path | Any:
@@ -80,6 +85,54 @@ def _bucket_paths() -> Any:
     # What it remembers of a folder does not notice what other processes write there.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path
+
+
+def open_file(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file to read its bytes. A pipe or a device, which may have no end, is not opened at all.
+
+    Raises:
+      NotAFile: it is no regular file, nor a link to one.
+      OSError: as `open`; of a bucket also what its client raises.
+    """
+    path = as_path(path)
+    if is_remote(path):
+        return path.open("rb")
+    _check_is_file(os.stat(path))
+    # Something else may stand there by now, and opening a pipe waits for a writer unless it may not.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_is_file(os.fstat(descriptor))
+    except NotAFile:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def _check_is_file(status: os.stat_result) -> None:
+    kinds = (
+        (stat.S_ISFIFO, "a named pipe"),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    )
+    if not stat.S_ISREG(status.st_mode):
+        raise NotAFile(next((what for is_kind, what in kinds if is_kind(status.st_mode)), "something else"))
+
+
+def read_file(path: str | os.PathLike, *, largest: int | None = None) -> bytes:
+    """The bytes of a file, or no more than `largest` of them; raises as `open_file`."""
+    with open_file(path) as file:
+        return file.read(-1 if largest is None else largest)
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, as 64 hexadecimal digits; raises as `open_file`."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
@@ -170,6 +223,8 @@ def reporting(path: str | os.PathLike, doing: str = "write") -> Iterator[None]:
     """
     try:
         yield
+    except NotAFile as error:
+        raise FailureError(f"{path} is {error}, and a file is expected: move it away, or name another.") from error
     except Exception as error:
         if is_remote(path) and is_refusal(error):
             raise FailureError(

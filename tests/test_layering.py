@@ -12,6 +12,8 @@ PACKAGE = pathlib.Path(ddpm_jax.__file__).parent
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "keys": 0,
+    "schema": 0,
     "diffusion": 1,
     "samplers": 1,
     "variational": 1,
@@ -84,6 +86,8 @@ def _calls(name, own, tree):
         imported = {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
         if (attribute == "pmap" or "pmap" in imported) and name != "training/parallel.py":
             yield node.lineno, "uses pmap, which belongs to training/parallel.py"
+        if attribute == "key" and getattr(node.value, "attr", None) == "random" and name != "keys.py":
+            yield node.lineno, "makes a key, which belongs to keys.py"
         if own in PURE and (attribute == "scan" or "scan" in imported) and name != "samplers/loop.py":
             yield node.lineno, "scans over timesteps, which belongs to samplers/loop.py"
 
@@ -98,7 +102,7 @@ def test_file_keeps_to_its_layer(name):
 
 def test_every_folder_has_a_layer_and_says_what_belongs_there():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert folders == set(LAYERS) - {"errors", "files"}
+    assert folders == set(LAYERS) - {"errors", "files", "keys", "schema"}
     assert all(ast.get_docstring(ast.parse((PACKAGE / name).read_text())) for name in FILES)
 
 
@@ -123,6 +127,7 @@ def test_the_sampling_loop_is_the_only_scan_and_there_is_exactly_one():
         ("evaluation/bad.py", "import jax\nf = jax.pmap(g)", "belongs to training/parallel.py"),
         ("evaluation/bad.py", "from jax import pmap", "belongs to training/parallel.py"),
         ("training/bad.py", "import matplotlib.pyplot as plt", "belongs to plotting/"),
+        ("evaluation/bad.py", "import jax\nkey = jax.random.key(0)", "belongs to keys.py"),
         ("samplers/bad.py", "import jax\njax.lax.scan(f, x, xs)", "belongs to samplers/loop.py"),
         ("interop/bad.py", "def f():\n    import torch", "imports torch"),
         ("data/bad.py", "import tensorflow as tf", "imports tensorflow"),

@@ -177,8 +177,11 @@ def prepare_jax(parsed: flags.FlagValues) -> None:
     """Does what a computing command's common flags ask of JAX; before anything else asks for its devices.
 
     Raises:
-      UsageError: what `keep_compiled`, `join_processes` and `choose_platform` raise.
+      UsageError: what `keys.check_settings`, `keep_compiled`, `join_processes` and `choose_platform` raise.
     """
+    from ddpm_jax import keys  # JAX takes a second to import, which --help need not wait for
+
+    keys.check_settings()
     keep_compiled(parsed.compilation_cache)
     if "distributed" in parsed:
         join_processes(parsed)

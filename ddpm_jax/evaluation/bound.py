@@ -26,6 +26,7 @@ from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timesteps import fold_in_each
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.batches import image_batches
+from ddpm_jax.keys import base_key
 from ddpm_jax.samplers.randomness import normal
 from ddpm_jax.training import parallel
 
@@ -246,7 +247,7 @@ def stream_terms(
     """
     if draws < 1:
         raise UsageError(f"draws is {draws}: choose at least 1.")
-    key = jax.random.key(seed)
+    key = base_key(seed)
     batches = image_batches(source, num_images=num_images, batch_size=batch_size, done=done, first=first)
     for images, labels, index, wanted in batches:
         parts = []

@@ -14,6 +14,7 @@ import numpy as np
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.diffusion.timesteps import fold_in_each
 from ddpm_jax.errors import FailureError
+from ddpm_jax.keys import base_key
 from ddpm_jax.training import parallel
 from ddpm_jax.variational.first_stage import FirstStage
 
@@ -59,7 +60,7 @@ def encode(
         )
         return found, _finite(latent.z)
 
-    key = jax.random.fold_in(jax.random.key(seed or 0), ENCODING)
+    key = jax.random.fold_in(base_key(seed or 0), ENCODING)
     yield from _map(of_device, (params, key), images, batch_size)
 
 

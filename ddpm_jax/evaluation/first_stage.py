@@ -28,6 +28,7 @@ from ddpm_jax.diffusion.timesteps import fold_in_each
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.batches import image_batches
 from ddpm_jax.evaluation.likelihood_ode import dequantize
+from ddpm_jax.keys import base_key
 from ddpm_jax.samplers.randomness import row_keys
 from ddpm_jax.training import parallel
 from ddpm_jax.variational import bound, quantization
@@ -142,7 +143,7 @@ def stream_scores(
     Raises:
       FailureError: a score that is not finite.
     """
-    key = jax.random.fold_in(jax.random.key(seed), FIRST_STAGE)
+    key = jax.random.fold_in(base_key(seed), FIRST_STAGE)
 
     def of_device(shared, examples):
         params, key = shared

@@ -23,6 +23,7 @@ from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, reporting, write_atomically
+from ddpm_jax.keys import base_key
 from ddpm_jax.samplers import randomness
 from ddpm_jax.samplers.loop import Sampler, sample
 from ddpm_jax.training import hosts, parallel
@@ -172,11 +173,11 @@ def generate_batches(
     """
     if batch_size < 1:
         raise UsageError(f"The batch size is {batch_size}: choose at least 1.")
-    base_key = jax.random.key(seed)
+    key = base_key(seed)
     indices = np.asarray(indices)
     for start in range(0, len(indices), batch_size):
         batch = indices[start : start + batch_size]
-        yield batch, generate(params, base_key, batch, inputs=inputs_of(batch), batch_size=batch_size).images
+        yield batch, generate(params, key, batch, inputs=inputs_of(batch), batch_size=batch_size).images
 
 
 def write_shards(

@@ -44,6 +44,7 @@ from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, Flow, proba
 from ddpm_jax.diffusion.timesteps import fold_in_each
 from ddpm_jax.errors import FailureError, UsageError, choose
 from ddpm_jax.evaluation.batches import image_batches
+from ddpm_jax.keys import base_key
 from ddpm_jax.samplers.randomness import row_keys
 from ddpm_jax.training import parallel
 
@@ -295,7 +296,7 @@ def stream_bits(
 
     `evaluate` is of `make_bits_per_dim`, `params` its parameters, `seed` that of dequantisation and probes.
     """
-    key = jax.random.key(seed)
+    key = base_key(seed)
     batches = image_batches(source, num_images=num_images, batch_size=batch_size, done=done, first=first)
     for images, labels, index, wanted in batches:
         found = evaluate(params, key, images, index, labels)

@@ -22,6 +22,7 @@ from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.generation import pixels
 from ddpm_jax.evaluation.tally import Summary
+from ddpm_jax.keys import base_key
 from ddpm_jax.samplers import randomness
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import Sampler, sample
@@ -121,7 +122,7 @@ def interpolate(
         x_t = q_sample(schedule, pair, jnp.full(2, t), eps)
         return sample(make_denoiser(params), sampler, mix(x_t, lambdas), keys).x_0
 
-    x_0 = run(params, jax.random.key(seed), pair, lambdas.astype(np.float32))
+    x_0 = run(params, base_key(seed), pair, lambdas.astype(np.float32))
     return Interpolation(lambdas, _to_images(show, params, x_0))
 
 
@@ -173,7 +174,7 @@ def samples_sharing_latents(
     if not 1 <= num_latents <= num_timesteps:
         raise UsageError(f"{num_latents} latents are asked for: the chain has {num_timesteps}, choose 1 to so many.")
     denoiser = make_denoiser(params)
-    keys = randomness.image_keys(jax.random.key(seed), jnp.arange(1 + num_latents * num_samples))
+    keys = randomness.image_keys(base_key(seed), jnp.arange(1 + num_latents * num_samples))
     of_rows = keys[1:].reshape(num_latents, num_samples)
     x_T = randomness.initial_noise(keys[:1], shape)
     # The last frame is the chain's own sample; its other frames are the x_t before so many rows.

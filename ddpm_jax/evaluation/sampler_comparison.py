@@ -18,6 +18,7 @@ from ddpm_jax.diffusion.flow import make_continuous, mixture_eps, probability_fl
 from ddpm_jax.diffusion.mixture import GaussianMixture, exact_denoiser, make_mixture
 from ddpm_jax.diffusion.mixture import sample as draw
 from ddpm_jax.evaluation.likelihood_ode import Solver, decode
+from ddpm_jax.keys import base_key
 from ddpm_jax.samplers import randomness
 from ddpm_jax.samplers.loop import Sampler, sample
 from ddpm_jax.samplers.registry import make_sampler
@@ -72,9 +73,9 @@ class PlaneProblem:
 
     def __init__(self, chain: Chain, *, num_samples: int, seed: int):
         self.chain, self.mixture = chain, plane_mixture()
-        base_key = jax.random.key(seed)
+        key = base_key(seed)
         self._keys, self._others, of_data, of_floor = (
-            randomness.image_keys(base_key, jnp.arange(i * num_samples, (i + 1) * num_samples)) for i in range(4)
+            randomness.image_keys(key, jnp.arange(i * num_samples, (i + 1) * num_samples)) for i in range(4)
         )
         self._x_T = randomness.initial_noise(self._keys, (2,))
         self._data = np.asarray(draw(self.mixture, of_data))

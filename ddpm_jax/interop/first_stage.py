@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict
 
 from ddpm_jax.interop.diffusers import SOURCE, from_torch, new_name, tensor_name, to_torch
 from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to
+from ddpm_jax.keys import base_key
 from ddpm_jax.models.autoencoder import Autoencoder
 
 TOP = {"quant": "quant_conv", "post_quant": "post_quant_conv"}  # ours -> theirs, beside encoder and decoder
@@ -62,7 +63,7 @@ def autoencoder_params_to_diffusers(params: Params, model: Autoencoder) -> dict[
 def _shapes(model: Autoencoder) -> dict[Path, tuple[int, ...]]:
     """Returns the shape of every parameter, without computing any."""
     image = jax.ShapeDtypeStruct((1, model.factor, model.factor, model.image_channels), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables = jax.eval_shape(model.init, base_key(0), image)
     return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
 
 

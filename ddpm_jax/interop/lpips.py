@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.diffusers import from_torch
 from ddpm_jax.interop.tensor_files import read_tensors
+from ddpm_jax.keys import base_key
 from ddpm_jax.models.lpips import Lpips
 
 _HOW = 'docs/first_stages.md, "Sharp reconstructions", says how to make it'
@@ -72,7 +73,7 @@ def lpips_params(tensors: Mapping[str, np.ndarray], model: Lpips, *, source: str
 def lpips_shapes(model: Lpips) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Returns the shape of every parameter, without computing any."""
     image = jax.ShapeDtypeStruct((1, model.smallest_side, model.smallest_side, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image, image)["params"]
+    shapes = jax.eval_shape(model.init, base_key(0), image, image)["params"]
     return {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}
 
 

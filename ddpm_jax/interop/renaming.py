@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.keys import base_key
 from ddpm_jax.models.condition import null_condition
 from ddpm_jax.models.dit import DiT
 from ddpm_jax.models.unet import UNet
@@ -34,7 +35,7 @@ def network_shapes(network: UNet | DiT, in_channels: int, *, side: int) -> dict[
     """
     image = jax.ShapeDtypeStruct((1, side, side, in_channels - network.low_res_channels), jnp.float32)
     time = jax.ShapeDtypeStruct((1,), jnp.int32)
-    variables = jax.eval_shape(network.init, jax.random.key(0), image, time, null_condition(network, image))
+    variables = jax.eval_shape(network.init, base_key(0), image, time, null_condition(network, image))
     return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
 
 

@@ -7,13 +7,13 @@ higher is DDIM inversion (Song et al. 2020, section 4.3). Neither way draws anyt
 from typing import NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.errors import UsageError
+from ddpm_jax.keys import base_key
 from ddpm_jax.samplers.ddim import ddim
 from ddpm_jax.samplers.linear import levels_of
 from ddpm_jax.samplers.loop import Sampler, sample
@@ -101,7 +101,7 @@ def reconstruct(
       corrections: of `invert`.
       dtype: of the tables.
     """
-    keys = image_keys(jax.random.key(0), jnp.arange(len(x_0)))  # nothing is drawn with them
+    keys = image_keys(base_key(0), jnp.arange(len(x_0)))  # nothing is drawn with them
     x_T = sample(denoiser, invert(chain, times, corrections=corrections, dtype=dtype), x_0, keys).x_0
     again = sample(denoiser, ddim(chain, times, dtype=dtype), x_T, keys).x_0
     return Reconstruction(x_T, again, jnp.sqrt(jnp.mean(jnp.square(again - x_0), axis=tuple(range(1, x_0.ndim)))))

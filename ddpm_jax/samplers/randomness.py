@@ -1,6 +1,6 @@
 """The random numbers of sampling: every image has a key of its own, which follows from the seed and its index alone.
 
-    base key = key(seed)
+    base key = key(seed), of `keys.base_key`
     an image's key = fold_in(fold_in(base key, SAMPLING), its global index)
     its x_T = normal(fold_in(image's key, INITIAL))
     its noise at row t = normal(fold_in(image's key, t)), t = N-1 .. 0 counting down the rows of the table

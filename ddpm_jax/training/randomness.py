@@ -1,6 +1,6 @@
 """Named streams of random numbers. Nothing random is stored: every key follows from the seed and from counters.
 
-    base key = key(seed)
+    base key = key(seed), of `keys.base_key`
     a step's key = fold_in(base key, step)
     a stream's key = fold_in(step's key, its constant below)
     an example's key = fold_in(stream's key, its global index in the batch)
@@ -17,16 +17,14 @@ import chex
 import jax
 
 from ddpm_jax.diffusion.timesteps import fold_in_each
+from ddpm_jax.keys import base_key
+
+__all__ = ["INIT", "SCALE", "STREAMS", "Stream", "base_key", "example_keys", "init_key", "scale_key", "stream"]
 
 STREAMS = {"t": 1, "eps": 2, "flip": 3, "dropout": 4, "label": 5, "latent": 6}
 Stream = Literal["t", "eps", "flip", "dropout", "label", "latent"]
 INIT = 0x696E6974  # "init": no step that a run reaches, and none of the constants that sampling folds in
 SCALE = 0x7363616C  # "scal": likewise
-
-
-def base_key(seed: int) -> chex.PRNGKey:
-    """The key of a run: a typed key from its seed."""
-    return jax.random.key(seed)
 
 
 def init_key(key: chex.PRNGKey) -> chex.PRNGKey:

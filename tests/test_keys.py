@@ -1,0 +1,60 @@
+"""A seed means the same draws whatever the environment says, or the environment is refused."""
+
+import jax
+import numpy as np
+import pytest
+
+from ddpm_jax import keys
+from ddpm_jax.errors import UsageError
+from ddpm_jax.samplers import randomness
+
+IMAGE = 3
+
+
+def noise():
+    return np.asarray(randomness.initial_noise(randomness.image_keys(keys.base_key(7), np.array([IMAGE])), (2, 2, 1)))
+
+
+def test_another_implementation_by_default_does_not_change_the_draws():
+    expected = noise()
+    with jax.default_prng_impl("rbg"):
+        assert jax.random.key(7).dtype != keys.base_key(7).dtype  # the setting is at work
+        np.testing.assert_array_equal(noise(), expected)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        (lambda: jax.enable_x64(True), "JAX_ENABLE_X64 is True, so image i of a seed .* unset it, or set it to False"),
+        (lambda: jax.threefry_partitionable(False), "JAX_THREEFRY_PARTITIONABLE is False, .* or set it to True"),
+    ],
+)
+def test_a_setting_that_changes_the_draws_is_refused(setting, sentence):
+    expected = noise()
+    keys.check_settings()
+    with setting():
+        assert not np.array_equal(noise(), expected)
+        with pytest.raises(UsageError, match=sentence):
+            keys.check_settings()
+
+
+def test_an_offset_to_all_seeds_is_refused():
+    jax.config.update("jax_random_seed_offset", 1)
+    try:
+        with pytest.raises(UsageError, match="JAX_RANDOM_SEED_OFFSET is 1"):
+            keys.check_settings()
+    finally:
+        jax.config.update("jax_random_seed_offset", 0)
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "encode", "ema"])
+def test_every_command_refuses_it_before_it_reads_anything(command, capsys):
+    import importlib
+
+    from ddpm_jax.cli import command as commands
+
+    main = importlib.import_module(f"ddpm_jax.cli.{command}").main
+    argv = {"train": ["--config", "configs/digits.py"], "encode": ["--ckpt", "nowhere", "docs/images"]}
+    with jax.enable_x64(True):
+        assert commands.run(main, argv.get(command, ["--ckpt", "nowhere"])) == 2
+    assert "JAX_ENABLE_X64 is True" in capsys.readouterr().err
