@@ -147,7 +147,8 @@ def default_config() -> ConfigDict:
     ).lock()
 
 
-# A run may be resumed with other values of these: they change neither the model nor the draws.
+# A run may be resumed with other values of these: they change neither the model nor the draws. Where the learning rate
+# falls over train.num_steps, `optimizer.check_length` says when that may change.
 RESUMABLE = (
     "parallel",
     "data.data_dir",

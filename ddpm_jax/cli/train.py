@@ -58,10 +58,12 @@ from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_ato
 from ddpm_jax.plotting.curves import columns, loss_curve
 from ddpm_jax.training import hosts, metrics, weights_and_biases
 from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.training.checkpoint_reading import saved_steps
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.ema_snapshots import Snapshots
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.objective import QUARTILES
+from ddpm_jax.training.optimizer import check_length
 from ddpm_jax.training.parallel import bytes_per_device, several
 from ddpm_jax.training.profiling import Trace, parse_steps
 from ddpm_jax.training.randomness import base_key
@@ -159,7 +161,21 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] 
             f"{f'; and {len(differing) - 5} more' if len(differing) > 5 else ''}. "
             "Give the same config to resume it, or another --workdir."
         )
+    _check_length(workdir, config, theirs)
     return theirs
+
+
+def _check_length(workdir: pathlib.Path, config: ConfigDict, theirs: dict[str, Any]) -> None:
+    """Refuses another train.num_steps than that over which the learning rate has begun to fall."""
+    o, steps = config.optimizer, saved_steps(workdir)
+    check_length(
+        o.learning_rate,
+        warmup_steps=o.warmup_steps,
+        decay=o.decay,
+        num_steps=config.train.num_steps,
+        saved_num_steps=theirs["train"]["num_steps"],
+        step=steps[-1] if steps else 0,
+    )
 
 
 def _train(

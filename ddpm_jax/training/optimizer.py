@@ -46,6 +46,43 @@ def make_learning_rate(learning_rate: float, *, warmup_steps: int, decay: str, n
     return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), schedule], [warmup_steps])
 
 
+def check_length(
+    learning_rate: float,
+    *,
+    warmup_steps: int,
+    decay: str,
+    num_steps: int,
+    saved_num_steps: int,
+    step: int,
+) -> None:
+    """Refuses to resume a run with another length, if the learning rate has begun to fall over it.
+
+    While it has not, the steps that were done are those of a run that was begun with the new length.
+
+    Args:
+      learning_rate: the peak.
+      warmup_steps: W.
+      decay: a key of `DECAYS`.
+      num_steps: the length of the run from now on.
+      saved_num_steps: its length so far.
+      step: the number of updates done.
+
+    Raises:
+      UsageError: the two lengths differ, the decay is not constant, and an update after step W is done.
+    """
+    if num_steps == saved_num_steps or decay == "constant" or step <= warmup_steps + 1:
+        return
+    then, now = (
+        float(make_learning_rate(learning_rate, warmup_steps=warmup_steps, decay=decay, num_steps=length)(step))
+        for length in (saved_num_steps, num_steps)
+    )
+    raise UsageError(
+        f"train.num_steps is {num_steps}, but optimizer.decay={decay} has lowered the learning rate over the "
+        f"{saved_num_steps} steps that this run was begun with: at step {step} it would be {now:.3g} instead of "
+        f"{then:.3g}, so resume with train.num_steps={saved_num_steps}, or begin another run in another --workdir."
+    )
+
+
 def _adam(learning_rate: optax.Schedule, weight_decay: float, **moments: float) -> optax.GradientTransformation:
     if weight_decay:
         raise UsageError(f"adam takes no weight decay (it is {weight_decay}): choose adamw.")

@@ -55,6 +55,17 @@ def test_a_workdir_of_another_config_is_refused_naming_the_fields(refused, train
     assert (trained / "config.json").read_bytes() == before
 
 
+def test_more_steps_are_refused_once_the_learning_rate_has_fallen_over_the_first(refused, copied, config_file):
+    path = copied / "config.json"
+    path.write_text(path.read_text().replace('"decay": "constant"', '"decay": "cosine"'))
+    before = path.read_bytes()
+    overrides = ["--config.optimizer.decay=cosine", "--config.train.num_steps=26"]
+    # step 10 is 8 steps after the warm-up: the end of the 8 before, a third of the 24 now; 2e-4 (1 + cos(pi / 3)) / 2
+    says = ["train.num_steps is 26", "optimizer.decay=cosine", "at step 10 it would be 0.00015 instead of 0,"]
+    refused("train", "--config", config_file(), "--workdir", copied, *overrides, says=says)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(("given", "name"), [([], "runs/mine"), (["--workdir", "here"], "here")])
 def test_the_workdir_is_named_by_the_config_file_unless_given(
     invoke, copied, config_file, tmp_path, monkeypatch, given, name

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
+from ddpm_jax.training.optimizer import DECAYS, check_length, make_learning_rate, make_optimizer
 
 PEAK, WARMUP, STEPS = 2e-4, 50, 250
 
@@ -28,6 +28,33 @@ def test_the_rate_rises_from_0_and_then_decays_to_the_end_of_the_run(decay, afte
     expected = PEAK * np.where(step < warmup, rising, after((step - warmup) / (STEPS - warmup)))
     # Absolute at the end of the decay, where 1 + cos cancels.
     np.testing.assert_allclose(jax.vmap(rate)(jnp.asarray(step)), expected, rtol=2e-6, atol=1e-7 * PEAK)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("warmup", [0, 4])
+@pytest.mark.parametrize("longer", [15, 30])
+def test_a_run_may_get_another_length_while_its_steps_so_far_are_those_of_that_length(decay, warmup, longer):
+    before, after = (
+        np.float64([make_learning_rate(PEAK, warmup_steps=warmup, decay=decay, num_steps=n)(s) for s in range(12)])
+        for n in (12, longer)
+    )
+    allowed = []
+    for step in range(13):
+        try:
+            check_length(PEAK, warmup_steps=warmup, decay=decay, num_steps=longer, saved_num_steps=12, step=step)
+            allowed.append(True)
+        except UsageError:
+            allowed.append(False)
+    assert allowed == [bool(np.all(before[:step] == after[:step])) for step in range(13)]
+    check_length(PEAK, warmup_steps=warmup, decay=decay, num_steps=12, saved_num_steps=12, step=12)
+
+
+def test_the_refusal_of_another_length_says_what_the_rate_would_be():
+    """Linear from 2e-4 at step 50: at step 150, half of 250 steps is left and a quarter of 550 has gone."""
+    with pytest.raises(
+        UsageError, match=r"train\.num_steps is 450.* 250 steps .*step 150 .* 0\.00015 instead of 0\.0001"
+    ):
+        check_length(PEAK, warmup_steps=50, decay="linear", num_steps=450, saved_num_steps=250, step=150)
 
 
 def _adam(gradients, x, rate, *, b1, b2, eps, weight_decay=0.0):
