@@ -1,51 +1,38 @@
 """What every command shares: parsing, the choice of platform, one sentence instead of a traceback."""
 
-import math
+import functools
 import os
 import signal
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
 from ddpm_jax.errors import FailureError, UsageError, suggest
 from ddpm_jax.files import BUCKET, is_of_a_bucket, reason_of
+from ddpm_jax.numerals import Valid, number, numbers, whole_number, whole_numbers
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 128 + signal.SIGINT  # exit codes; the last is the shell's convention
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would repeat the draws of a smaller
+MAX_STEP = 2**31 - 1  # a run counts its updates in 32 bits
+MAX_TIMESTEPS = 1_000_000  # of a chain, or of its walk
+MAX_IMAGES = 10_000_000  # of one command
+MAX_BATCH = 1_000_000
+_MAX_PROCESSES, _LONGEST_WAIT = 100_000, 7 * 24 * 3600
 _HELP_COLUMN, _HELP_WIDTH = 26, 110
 
 
-class _Integer(flags.ArgumentParser):
-    """A whole number in a range, refused in the words of a sentence."""
+class Numeral(flags.ArgumentParser):
+    """What `read` makes of a text; its complaint, a sentence without its subject, is absl's to complete."""
 
-    def __init__(self, lower: int, upper: int | None):
-        self.lower, self.upper = lower, upper
+    def __init__(self, read: Callable[[str], Any]):
+        self._read = read
 
-    def parse(self, argument: str | int) -> int:
-        wanted = f"in {self.lower}..{self.upper}" if self.upper is not None else f"of at least {self.lower}"
-        try:
-            value = int(argument)
-        except ValueError:
-            value = None
-        if value is None or value < self.lower or (self.upper is not None and value > self.upper):
-            raise ValueError(f"it must be a whole number {wanted}")
-        return value
-
-
-class _Positive(flags.ArgumentParser):
-    """A finite number above 0, refused in the words of a sentence."""
-
-    def parse(self, argument: str | float) -> float:
-        try:
-            value = float(argument)
-        except ValueError:
-            value = math.nan
-        if not 0 < value < math.inf:
-            raise ValueError("it must be a number above 0")
-        return value
+    def parse(self, argument: str | int) -> Any:
+        return self._read(str(argument))
 
 
 class Parser:
@@ -69,15 +56,47 @@ class Parser:
         flags.DEFINE_string(name, default, help, flag_values=self.values)
         self._document(f"--{name} {metavar}", help, default)
 
-    def integer(self, name: str, default: int | None, help: str, *, lower: int, upper: int | None = None) -> None:
-        """Defines --name N, at least `lower` and at most `upper`."""
-        flags.DEFINE(_Integer(lower, upper), name, default, help, flag_values=self.values)
-        self._document(f"--{name} N", help, default)
+    def integer(self, name: str, default: int | None, help: str, *, lower: int, upper: int) -> None:
+        """Defines --name N, a whole number in [lower, upper]."""
+        self._numeral(name, default, help, "N", functools.partial(whole_number, lower=lower, upper=upper))
 
-    def number(self, name: str, default: str, help: str) -> None:
-        """Defines --name X, a finite number above 0; `default` as it is to be shown."""
-        flags.DEFINE(_Positive(), name, default, help, flag_values=self.values)
-        self._document(f"--{name} X", help, default)
+    def integers(
+        self,
+        name: str,
+        default: str | None,
+        help: str,
+        *,
+        metavar: str,
+        lower: int,
+        upper: int,
+        count: int | None = None,
+    ) -> None:
+        """Defines --name METAVAR, whole numbers in [lower, upper] separated by commas, `count` of them."""
+        read = functools.partial(whole_numbers, lower=lower, upper=upper, count=count)
+        self._numeral(name, default, help, metavar, read)
+
+    def number(self, name: str, default: str | None, help: str, *, valid: Valid, wanted: str) -> None:
+        """Defines --name X, a finite number that is `valid`: one `wanted`, in words; `default` as it is shown."""
+        self._numeral(name, default, help, "X", functools.partial(number, valid=valid, wanted=wanted))
+
+    def numbers(
+        self,
+        name: str,
+        default: str | None,
+        help: str,
+        *,
+        metavar: str,
+        valid: Valid,
+        wanted: str,
+        count: int | None = None,
+    ) -> None:
+        """Defines --name METAVAR, finite numbers separated by commas, each `valid`, `count` of them."""
+        read = functools.partial(numbers, valid=valid, wanted=wanted, count=count)
+        self._numeral(name, default, help, metavar, read)
+
+    def _numeral(self, name: str, default: Any, help: str, metavar: str, read: Callable[[str], Any]) -> None:
+        flags.DEFINE(Numeral(read), name, default, help, flag_values=self.values)
+        self._document(f"--{name} {metavar}", help, default)
 
     def boolean(self, name: str, help: str) -> None:
         """Defines --name, off by default."""
@@ -131,10 +150,18 @@ def define_process_flags(parser: Parser) -> None:
         "slice, under Slurm and under Open MPI nothing else is needed.",
     )
     parser.string("coordinator", None, "With --distributed: where process 0 listens.", metavar="HOST:PORT")
-    parser.integer("num_processes", None, "With --distributed: how many processes there are.", lower=1)
-    parser.integer("process_id", None, "With --distributed: which of them this is, from 0.", lower=0)
     parser.integer(
-        "connect_timeout", None, "With --distributed: seconds to wait for the others (default: 300).", lower=1
+        "num_processes", None, "With --distributed: how many processes there are.", lower=1, upper=_MAX_PROCESSES
+    )
+    parser.integer(
+        "process_id", None, "With --distributed: which of them this is, from 0.", lower=0, upper=_MAX_PROCESSES - 1
+    )
+    parser.integer(
+        "connect_timeout",
+        None,
+        "With --distributed: seconds to wait for the others (default: 300).",
+        lower=1,
+        upper=_LONGEST_WAIT,
     )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import tqdm
 
-from ddpm_jax.cli.command import Parser, prepare_jax, run
+from ddpm_jax.cli.command import MAX_BATCH, Parser, prepare_jax, run
 from ddpm_jax.cli.load import check_names_a_run, define_checkpoint_flags, load_first_stage
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import latent_file
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(__doc__, arguments=True)
     define_checkpoint_flags(parser)
     parser.string("out", "decoded", "Directory for a picture each, or FILE.png for one sheet.", metavar="DIR|FILE.png")
-    parser.integer("batch_size", 16, "Pictures at a time, over all devices.", lower=1)
+    parser.integer("batch_size", 16, "Pictures at a time, over all devices.", lower=1, upper=MAX_BATCH)
     flags = parser.parse(argv)
     check_names_a_run(flags)
     if len(parser.arguments) != 1:

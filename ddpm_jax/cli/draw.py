@@ -18,12 +18,14 @@ from ddpm_jax.evaluation.results import check_record, write_record
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting.images import save_png
 
+MAX_SHOWN = 10_000  # images of one picture
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__)
     define_checkpoint_flags(parser)
-    parser.integer("num_samples", 16, "Held-out images that are shown.", lower=1)
+    parser.integer("num_samples", 16, "Held-out images that are shown.", lower=1, upper=MAX_SHOWN)
     parser.integer("seed", 0, "Of the images from the prior.", lower=0, upper=MAX_SEED)
     parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
     parser.string("out", None, "Directory for the pictures; by default pictures in the run's.", metavar="DIR")

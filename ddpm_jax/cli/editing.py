@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.cli import guidance
-from ddpm_jax.cli.command import Parser
+from ddpm_jax.cli.command import MAX_TIMESTEPS, Parser
 from ddpm_jax.cli.load import Loaded
 from ddpm_jax.cli.photos import read_mask, read_photo
 from ddpm_jax.cli.sampling import Inputs, Recipe, make_recipe, recipe_of, sampler_of, times_of
@@ -25,20 +25,35 @@ from ddpm_jax.samplers.editing import keep_known, noised, repaint, start_from
 
 MIDDLE_GREY = 128
 REPAINT_STEPS = 250  # Lugmayr et al. 2022, section 5; all T where there are fewer
+MAX_RESAMPLINGS = 1000  # of a stretch; Lugmayr et al. 2022 have 10
 
 
 def define_flags(parser: Parser) -> None:
     """Adds the flags of this file to those of sample.py."""
     parser.string("init_image", None, "Start from this picture instead of noise; see --strength.", metavar="FILE")
-    parser.string(
-        "strength", None, "With --init_image: how much is made anew, above 0 to 1 (default: 0.8).", metavar="X"
+    parser.number(
+        "strength",
+        None,
+        "With --init_image: how much is made anew, above 0 to 1 (default: 0.8).",
+        valid=lambda value: 0 < value <= 1,
+        wanted="above 0 and at most 1",
     )
     parser.string("inpaint", None, "Paint parts of this picture anew, where --mask is white.", metavar="FILE")
     parser.string("mask", None, "With --inpaint: a picture of the same size, white where to paint.", metavar="FILE")
     parser.integer(
-        "resamplings", None, "With --inpaint: how often each stretch of the chain is walked (default: 10).", lower=1
+        "resamplings",
+        None,
+        "With --inpaint: how often each stretch of the chain is walked (default: 10).",
+        lower=1,
+        upper=MAX_RESAMPLINGS,
     )
-    parser.integer("jump", None, "With --inpaint: steps in a stretch, by default a 25th of the chain.", lower=1)
+    parser.integer(
+        "jump",
+        None,
+        "With --inpaint: steps in a stretch, by default a 25th of the chain.",
+        lower=1,
+        upper=MAX_TIMESTEPS,
+    )
 
 
 def edited(loaded: Loaded, flags: Any) -> Recipe:
@@ -76,7 +91,7 @@ def _from_picture(loaded: Loaded, flags: Any) -> Recipe:
     """Image-to-image: the picture with the noise of a level, and the sampler from there (Meng et al. 2022)."""
     chain = loaded.experiment.chain
     photo = read_photo("--init_image", flags.init_image, loaded.experiment.image_shape)
-    strength = 0.8 if flags.strength is None else guidance.number("strength", flags.strength)
+    strength = 0.8 if flags.strength is None else flags.strength
     times = start_from(times_of(loaded.experiment, flags), strength)
     sampler, record = sampler_of(loaded.experiment, flags, times)
     record |= {"init_image": str(flags.init_image), "strength": strength}

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ddpm_jax.cli.command import Parser, prepare_jax, run
+from ddpm_jax.cli.command import MAX_STEP, Parser, prepare_jax, run
 from ddpm_jax.cli.experiment import Experiment, averages_of, objective_state_shapes, snapshot_names
 from ddpm_jax.cli.load import check_names_a_run, experiment_of
 from ddpm_jax.errors import UsageError, choose
@@ -26,7 +26,7 @@ from ddpm_jax.files import as_path, check_place, reporting, write_atomically
 from ddpm_jax.training import ema_snapshots
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.checkpoint_reading import find_step, read_config, read_weights, saved_steps
-from ddpm_jax.training.ema_profiles import Fit, Profile, fit, gamma_of
+from ddpm_jax.training.ema_profiles import WIDEST, Fit, Profile, fit, gamma_of
 
 AVERAGES = "ema"  # the directory in a run's where they are written
 RECORD = "average.json"
@@ -46,20 +46,28 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__)
     parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
-    parser.string("sigma_rel", None, "Relative widths of averages to make of the snapshots.", metavar="X,X")
+    parser.numbers(
+        "sigma_rel",
+        None,
+        "Relative widths of averages to make of the snapshots.",
+        metavar="X,X",
+        valid=lambda value: 0 < value < WIDEST,
+        wanted=f"above 0 and below {WIDEST:.4f}",
+    )
     parser.string("average", None, "One that was kept in training, by its name.", metavar="NAME")
     parser.integer(
         "ckpt_step",
         None,
         "The step the averages end at: a snapshot's, or a checkpoint's; by default the newest.",
         lower=1,
+        upper=MAX_STEP,
     )
     parser.string("out", None, f"Directory for the results; by default {AVERAGES} in the run's.", metavar="DIR")
     flags = parser.parse(argv)
     check_names_a_run(flags)
     if flags.sigma_rel and flags.average:
         raise UsageError("--sigma_rel makes averages and --average takes one that was kept: give one of them.")
-    widths = [_width(text) for text in flags.sigma_rel.split(",")] if flags.sigma_rel else []
+    widths = flags.sigma_rel or []
     prepare_jax(flags)
     found = _open(as_path(flags.ckpt), flags.ckpt_step if flags.average else None)
     out = as_path(flags.out or found.workdir / AVERAGES)
@@ -73,15 +81,6 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(_listing(found))
     return 0
-
-
-def _width(text: str) -> float:
-    try:
-        width = float(text)
-    except ValueError:
-        raise UsageError(f"--sigma_rel has {text!r}, which is no number: give some, as in 0.05,0.10.") from None
-    gamma_of(width)  # refuses a width that no profile has
-    return width
 
 
 def _open(workdir: pathlib.Path, step: int | None) -> Run:

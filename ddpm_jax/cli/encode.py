@@ -23,7 +23,7 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.cli import photos
-from ddpm_jax.cli.command import MAX_SEED, Parser, prepare_jax, run
+from ddpm_jax.cli.command import MAX_BATCH, MAX_SEED, Parser, prepare_jax, run
 from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load_first_stage
 from ddpm_jax.data.folder import pictures_in
 from ddpm_jax.errors import UsageError
@@ -33,6 +33,7 @@ from ddpm_jax.evaluation.results import weights_digest
 from ddpm_jax.files import as_path, check_place, reporting
 
 PICTURE = "PICTURE"  # what messages call an argument
+MAX_SIZE = 16_384  # pixels
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,13 +41,19 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(__doc__, arguments=True)
     define_checkpoint_flags(parser)
     parser.string("out", "latents.npz", "Where to.", metavar="FILE.npz")
-    parser.integer("size", None, "Height and width to bring the pictures to; by default those of training.", lower=1)
+    parser.integer(
+        "size",
+        None,
+        "Height and width to bring the pictures to; by default those of training.",
+        lower=1,
+        upper=MAX_SIZE,
+    )
     parser.boolean("keep_size", "Leave the pictures as large as they are, but for what the network cannot divide.")
     parser.boolean("sample", "Draw from a VAE's posterior instead of taking its mean.")
     parser.integer(
         "seed", None, "With --sample: picture i's draw is of the seed and i (default: 0).", lower=0, upper=MAX_SEED
     )
-    parser.integer("batch_size", 16, "Pictures at a time, over all devices.", lower=1)
+    parser.integer("batch_size", 16, "Pictures at a time, over all devices.", lower=1, upper=MAX_BATCH)
     flags = parser.parse(argv)
     check_names_a_run(flags)
     _check(flags)

@@ -34,7 +34,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.cli import likelihood_ode, sampling
-from ddpm_jax.cli.command import MAX_SEED, Parser, common_flags, define_process_flags, prepare_jax, run
+from ddpm_jax.cli.command import (
+    MAX_BATCH,
+    MAX_IMAGES,
+    MAX_SEED,
+    MAX_TIMESTEPS,
+    Parser,
+    common_flags,
+    define_process_flags,
+    prepare_jax,
+    run,
+)
 from ddpm_jax.cli.first_stage_metrics import FIRST_STAGE_METRICS
 from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load, load_first_stage, versions
 from ddpm_jax.cli.metrics import METRICS, Result
@@ -43,6 +53,8 @@ from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation.results import machine, write_record
 from ddpm_jax.files import check_place, reporting
 from ddpm_jax.training import hosts
+
+MAX_DRAWS = 10_000
 
 
 def main(argv: Sequence[str]) -> int:
@@ -72,15 +84,27 @@ def _parser() -> Parser:
     define_checkpoint_flags(parser)
     every = ", ".join(METRICS | FIRST_STAGE_METRICS)
     parser.string("metric", "frechet_pixels", f"What to compute: {every}.", metavar="NAME")
-    parser.integer("batch_size", 100, "Images at a time, over all devices of all processes.", lower=1)
+    parser.integer("batch_size", 100, "Images at a time, over all devices of all processes.", lower=1, upper=MAX_BATCH)
     parser.integer("seed", 0, "Of the samples, or of the noise that images are diffused with.", lower=0, upper=MAX_SEED)
     parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
     parser.string("out", None, "Directory for the results; by default evaluation in the run's.", metavar="DIR")
-    parser.integer("num_samples", 300, "How many images to make, where samples are.", lower=2)
+    parser.integer("num_samples", 300, "How many images to make, where samples are.", lower=2, upper=MAX_IMAGES)
     parser.string("split", None, "Likelihoods: of which images; by default the config's test split.", metavar="NAME")
-    parser.integer("num_images", None, "Likelihoods: only the first so many of the split; all by default.", lower=1)
-    parser.integer("draws", 1, "Likelihoods: draws of the noise, for the bound at each t.", lower=1)
-    parser.integer("timestep_stride", 1, "bpd, rate_distortion: one random t of every so many, 1 for all.", lower=1)
+    parser.integer(
+        "num_images",
+        None,
+        "Likelihoods: only the first so many of the split; all by default.",
+        lower=1,
+        upper=MAX_IMAGES,
+    )
+    parser.integer("draws", 1, "Likelihoods: draws of the noise, for the bound at each t.", lower=1, upper=MAX_DRAWS)
+    parser.integer(
+        "timestep_stride",
+        1,
+        "bpd, rate_distortion: one random t of every so many, 1 for all.",
+        lower=1,
+        upper=MAX_TIMESTEPS,
+    )
     likelihood_ode.define_flags(parser)
     sampling.define_flags(parser)
     define_process_flags(parser)

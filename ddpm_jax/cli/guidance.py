@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax.cli.command import Parser
+from ddpm_jax.cli.command import MAX_STEP, Parser
 from ddpm_jax.cli.experiment import Experiment
 from ddpm_jax.cli.load import Loaded, load, load_classifier, of_one_kind
 from ddpm_jax.cli.photos import read_photo
@@ -15,9 +15,14 @@ from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.condition import Condition, check_labels, without_label
+from ddpm_jax.numerals import whole_numbers
 from ddpm_jax.samplers import guidance
 from ddpm_jax.samplers.clipping import CLIPPINGS
 from ddpm_jax.samplers.guidance import ConditionalDenoiser
+
+MAX_SCALE = 1_000_000  # of guidance
+MAX_CLASSES = 1_000_000
+_SHARE = {"valid": lambda value: 0 <= value <= 1, "wanted": "in 0..1"}
 
 
 class Told(NamedTuple):
@@ -51,21 +56,22 @@ def define_flags(parser: Parser) -> None:
         "Picture to enlarge, by a model of super-resolution; read at the low resolution, resized and cropped.",
         metavar="FILE",
     )
-    parser.string(
+    parser.number(
         "guidance_scale",
         None,
         "How far to push towards the class (or away from --weaker): 1 is not at all, 0 is without the class.",
-        metavar="W",
+        valid=lambda value: 0 <= value <= MAX_SCALE,
+        wanted=f"in 0..{MAX_SCALE}",
     )
-    parser.string(
+    parser.numbers(
         "guidance_interval",
         None,
         "Only at these noise levels, as fractions of the chain from least to most noise: 0.2,0.8.",
         metavar="LO,HI",
+        **_SHARE,
+        count=2,
     )
-    parser.string(
-        "guidance_rescale", None, "Bring the guided images' contrast back by this share, 0 to 1.", metavar="PHI"
-    )
+    parser.number("guidance_rescale", None, "Bring the guided images' contrast back by this share, 0 to 1.", **_SHARE)
     parser.string(
         "classifier",
         None,
@@ -73,7 +79,7 @@ def define_flags(parser: Parser) -> None:
         metavar="DIR",
     )
     parser.string("weaker", None, "Guide away from this run's model: less trained, or smaller.", metavar="DIR")
-    parser.integer("weaker_step", None, "Which of its checkpoints; the newest by default.", lower=0)
+    parser.integer("weaker_step", None, "Which of its checkpoints; the newest by default.", lower=0, upper=MAX_STEP)
     parser.string(
         "clip",
         None,
@@ -174,7 +180,7 @@ def _force(loaded: Loaded, flags: Any) -> _Force:
         null = without_label(told.condition, num_classes)
         return guidance.classifier_free(conditional, told.condition, null, schedule=schedule, **params)
 
-    numbers["rescale"] = np.float32(number("guidance_rescale", flags.guidance_rescale) or 0.0)
+    numbers["rescale"] = np.float32(flags.guidance_rescale or 0.0)
     guidance.check_rescale(numbers["rescale"])
     record |= {} if flags.guidance_rescale is None else {"rescale": float(numbers["rescale"])}
     return _Force(apply, numbers, {"kind": "classifier-free"} | record, num_classes)
@@ -242,33 +248,11 @@ def _numbers(experiment: Experiment, flags: Any) -> tuple[dict[str, Any], dict[s
             if getattr(flags, name) is not None:
                 raise UsageError(f"--{name} needs --guidance_scale, which says how strong the guidance is, as in 2.")
         return {}, {}
-    scale = number("guidance_scale", flags.guidance_scale)
+    scale = flags.guidance_scale
     guidance.check_scale(scale)
-    low, high = _interval(flags.guidance_interval)
+    low, high = (0.0, 1.0) if flags.guidance_interval is None else flags.guidance_interval
     numbers = {"scale": np.float32(scale), "interval": guidance.interval_of(experiment.chain, low, high)}
     return numbers, {"scale": scale} | ({} if flags.guidance_interval is None else {"interval": [low, high]})
-
-
-def number(name: str, text: str | None) -> float | None:
-    """The value of a flag that is a number, None where it is not given.
-
-    Raises:
-      UsageError: it is none.
-    """
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        raise UsageError(f"--{name} {text}: give a number, as in 2.5.") from None
-
-
-def _interval(text: str | None) -> tuple[float, float]:
-    if text is None:
-        return 0.0, 1.0
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--guidance_interval {text}: give two fractions of the chain, as in 0.2,0.8.") from None
-    return low, high
 
 
 def _low_res(experiment: Experiment, path: str | None) -> np.ndarray | None:
@@ -292,7 +276,7 @@ def _labels(num_classes: int, text: str | None) -> np.ndarray | None:
     if not num_classes:
         raise UsageError("--labels: this model was trained without labels, so leave them out.")
     try:
-        labels = np.array([int(part) for part in text.split(",")], np.int32)
+        labels = np.array(whole_numbers(text, lower=0, upper=MAX_CLASSES), np.int32)
     except ValueError:
         raise UsageError(f"--labels {text}: give class numbers separated by commas, as in 3,5.") from None
     check_labels(labels, num_classes)

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.cli import photos, sampling
-from ddpm_jax.cli.command import MAX_SEED
 from ddpm_jax.cli.load import Loaded
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
@@ -103,7 +102,11 @@ def _shared_latents(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
 
 def _interpolate_seeds(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     """Samples on the arc between the x_T of two seeds, all with the noise of image 0 of --seed."""
-    first, last = _seeds(flags.interpolate_seeds)
+    first, last = flags.interpolate_seeds
+    if first == last:
+        raise UsageError(
+            f"--interpolate_seeds {first},{last}: between a seed and itself all images are the same, give two."
+        )
     steps = flags.interpolate_steps or PATH_STEPS
     shape = loaded.experiment.shape
     lambdas = np.linspace(0, 1, steps)
@@ -182,19 +185,6 @@ def _paths(value: str) -> list[pathlib.Path]:
     if len(paths) != 2:  # --interpolate=A
         raise UsageError("--interpolate needs two image files, as in --interpolate a.png b.png.")
     return [as_path(path) for path in paths]
-
-
-def _seeds(text: str) -> tuple[int, int]:
-    try:
-        first, last = (int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--interpolate_seeds {text}: give two whole numbers, as in 1,2.") from None
-    for seed in (first, last):
-        if not 0 <= seed <= MAX_SEED:
-            raise UsageError(f"--interpolate_seeds {text}: {seed} is no seed, choose 0 to {MAX_SEED}.")
-    if first == last:
-        raise UsageError(f"--interpolate_seeds {text}: between a seed and itself all images are the same, give two.")
-    return first, last
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -8,7 +8,7 @@ that was made otherwise.
 from collections.abc import Sequence
 from typing import Any
 
-from ddpm_jax.cli.command import Parser
+from ddpm_jax.cli.command import MAX_SEED, MAX_TIMESTEPS, Parser
 from ddpm_jax.cli.latent_pictures import BETWEEN, DRAWINGS
 from ddpm_jax.cli.load import Loaded, versions
 from ddpm_jax.cli.sampling import Recipe
@@ -17,6 +17,8 @@ from ddpm_jax.evaluation.results import check_record, write_record
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting import images as pictures
 
+MAX_ON_THE_WAY = 1000  # images of one picture, all made at a time
+MAX_CORRECTIONS = 100  # of a step; they converge within a few
 _ANCESTRAL = ("interpolate", "shared_latents")
 _BELONG = {  # flag -> the commands of which it is
     "interpolate_t": ("interpolate",),
@@ -34,19 +36,29 @@ _IDLE = {  # command -> flags of samples that would do nothing
 def define_flags(parser: Parser) -> None:
     """Adds the flags of this file to those of sample.py."""
     parser.string("interpolate", None, "Two image files: draw the way from A to B through x_t.", metavar="A B")
-    parser.integer("interpolate_t", None, "Which t, 0 (least noise) to steps - 1; by default half of it.", lower=0)
-    parser.string(
+    parser.integer(
+        "interpolate_t",
+        None,
+        "Which t, 0 (least noise) to steps - 1; by default half of it.",
+        lower=0,
+        upper=MAX_TIMESTEPS - 1,
+    )
+    parser.integers(
         "interpolate_seeds",
         None,
         "Two seeds: draw the images on the arc between their x_T of image 0, by any sampler; what noise it adds is "
         "that of --seed for all of them.",
         metavar="I,J",
+        lower=0,
+        upper=MAX_SEED,
+        count=2,
     )
     parser.integer(
         "interpolate_steps",
         None,
         "With --interpolate or --interpolate_seeds: how many images, both ends included (default: 11).",
         lower=2,
+        upper=MAX_ON_THE_WAY,
     )
     parser.string(
         "reconstruct",
@@ -60,6 +72,7 @@ def define_flags(parser: Parser) -> None:
         "With --reconstruct: how often each step up is corrected, each at the price of one more evaluation (default: "
         "0).",
         lower=0,
+        upper=MAX_CORRECTIONS,
     )
     parser.boolean("shared_latents", "Draw samples that share the x_t of one chain, at four t: shared_latents.png.")
 

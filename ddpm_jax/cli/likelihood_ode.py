@@ -17,6 +17,8 @@ from ddpm_jax.training.conditioning import condition_of
 
 START = 0.0  # the first t that a network is trained on
 TOLERANCE = "1e-4"
+MAX_PROBES = 10_000
+_SMALL = {"valid": lambda value: 0 < value <= 1, "wanted": "above 0 and at most 1"}
 
 
 class OdeOf(NamedTuple):
@@ -31,9 +33,9 @@ class OdeOf(NamedTuple):
 def define_flags(parser: Parser) -> None:
     """Adds the flags of this file to those of evaluate.py."""
     parser.string("trace", "rademacher", f"bpd_ode: the divergence, by {', '.join(TRACES)}.", metavar="NAME")
-    parser.integer("probes", 1, "bpd_ode: random vectors for the divergence of each draw.", lower=1)
-    parser.number("rtol", TOLERANCE, "bpd_ode: relative error of a step of the solver.")
-    parser.number("atol", TOLERANCE, "bpd_ode: absolute error of a step of the solver.")
+    parser.integer("probes", 1, "bpd_ode: random vectors for the divergence of each draw.", lower=1, upper=MAX_PROBES)
+    parser.number("rtol", TOLERANCE, "bpd_ode: relative error of a step of the solver.", **_SMALL)
+    parser.number("atol", TOLERANCE, "bpd_ode: absolute error of a step of the solver.", **_SMALL)
 
 
 def ode_of(loaded: Loaded, flags: Any) -> OdeOf:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ddpm_jax import __version__
 from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.command import Parser
+from ddpm_jax.cli.command import MAX_STEP, Parser
 from ddpm_jax.cli.config_checks import OBJECTIVES
 from ddpm_jax.cli.experiment import Experiment, First, Weights, build, objective_state_shapes
 from ddpm_jax.cli.sharp import with_discriminator
@@ -27,7 +27,7 @@ SCALE_TOLERANCE = 0.05  # of scales that two runs have measured, each to about 1
 def define_checkpoint_flags(parser: Parser) -> None:
     """Adds the flags that say which weights of which run."""
     parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
-    parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
+    parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0, upper=MAX_STEP)
     parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
 
 

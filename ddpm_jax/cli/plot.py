@@ -47,16 +47,17 @@ def main(argv: Sequence[str]) -> int:
         "metrics", "loss", "What to draw, a panel each; a name that does not exist lists them.", metavar="NAMES"
     )
     parser.string("x", "step", f"Over what: {', '.join(X_AXES)}.", metavar="NAME")
-    parser.string(
+    parser.number(
         "smooth",
         None,
         "How slowly the weights of the smoothed line fall off from record to record, at least 0, for none, and below "
         "1; by default over an eightieth of the longest run.",
-        metavar="W",
+        valid=lambda value: 0 <= value < 1,
+        wanted="of at least 0 and below 1",
     )
     parser.string("out", "plot.png", "The picture; one that is there is replaced.", metavar="FILE.png")
     flags = parser.parse(argv)
-    smoothing, out = None if flags.smooth is None else _weight(flags.smooth), _picture(flags.out)
+    smoothing, out = flags.smooth, _picture(flags.out)
     choose("x axis", flags.x, X_AXES)
     runs = _load(parser.arguments)
     if smoothing is None:
@@ -84,16 +85,6 @@ def main(argv: Sequence[str]) -> int:
     print(_table(runs, names, differing))
     print(f"wrote {out}")
     return 0
-
-
-def _weight(text: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not 0 <= weight < 1:
-        raise UsageError(f"--smooth is {text}: it must be a number of at least 0 and below 1, as in --smooth 0.9.")
-    return weight
 
 
 def _picture(text: str) -> pathlib.Path:

@@ -28,7 +28,16 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.cli import editing, latents, sampling
-from ddpm_jax.cli.command import MAX_SEED, Parser, common_flags, define_process_flags, prepare_jax, run
+from ddpm_jax.cli.command import (
+    MAX_BATCH,
+    MAX_IMAGES,
+    MAX_SEED,
+    Parser,
+    common_flags,
+    define_process_flags,
+    prepare_jax,
+    run,
+)
 from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load, versions
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError
@@ -50,8 +59,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__)
     define_checkpoint_flags(parser)
-    parser.integer("num_samples", 64, "How many images.", lower=1)
-    parser.integer("batch_size", 64, "Images made at a time, over all devices of all processes.", lower=1)
+    parser.integer("num_samples", 64, "How many images.", lower=1, upper=MAX_IMAGES)
+    parser.integer(
+        "batch_size", 64, "Images made at a time, over all devices of all processes.", lower=1, upper=MAX_BATCH
+    )
     parser.integer("seed", 0, "Image i is a function of the seed and i.", lower=0, upper=MAX_SEED)
     parser.string(
         "out",

@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.cli import guidance
-from ddpm_jax.cli.command import MAX_SEED, Parser, prepare_jax, run
+from ddpm_jax.cli.command import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_STEP, MAX_TIMESTEPS, Parser, prepare_jax, run
 from ddpm_jax.cli.data import load_split
 from ddpm_jax.cli.load import Loaded, load, versions
 from ddpm_jax.cli.metrics import images_of
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     parser, of_a_model = _parser()
     flags = parser.parse(argv)
     names = [choose("sampler", name, SAMPLERS) and name for name in flags.samplers.split(",")]
-    budgets = _budgets(flags.evaluations)
+    budgets = sorted(set(flags.evaluations))
     spacing = choose("spacing", flags.spacing, SPACINGS) and flags.spacing
     unused = [] if flags.ckpt else [name for name in of_a_model if flags[name].present]
     if unused:
@@ -69,17 +69,24 @@ def _parser() -> tuple[Parser, list[str]]:
     parser = Parser(__doc__)
     parser.string("ckpt", None, "Directory of a training run; without it, only the mixture.", metavar="DIR")
     parser.string("samplers", ",".join(SAMPLERS), "Which samplers.", metavar="NAME,...")
-    parser.string(
-        "evaluations", EVALUATIONS, "Network evaluations that a sampler may spend on an image.", metavar="N,..."
+    parser.integers(
+        "evaluations",
+        EVALUATIONS,
+        "Network evaluations that a sampler may spend on an image.",
+        metavar="N,...",
+        lower=1,
+        upper=MAX_TIMESTEPS,
     )
     parser.string("spacing", "trailing", f"The noise levels: {', '.join(SPACINGS)}.", metavar="NAME")
     parser.integer("seed", 0, "Of all noise.", lower=0, upper=MAX_SEED)
     parser.string("out", None, "Directory for the results; evaluation in the run's, or samplers.", metavar="DIR")
     always = set(parser.values)
-    parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0)
+    parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0, upper=MAX_STEP)
     parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
-    parser.integer("num_samples", 300, "Images of the model for each sampler and number of evaluations.", lower=2)
-    parser.integer("batch_size", 300, "Images made at a time, over all devices.", lower=1)
+    parser.integer(
+        "num_samples", 300, "Images of the model for each sampler and number of evaluations.", lower=2, upper=MAX_IMAGES
+    )
+    parser.integer("batch_size", 300, "Images made at a time, over all devices.", lower=1, upper=MAX_BATCH)
     parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
     guidance.define_flags(parser)
     return parser, [name for name in parser.values if name not in always]
@@ -89,16 +96,6 @@ class _Case(NamedTuple):
     name: str
     steps: int
     sampler: Sampler
-
-
-def _budgets(text: str) -> list[int]:
-    try:
-        budgets = [int(part) for part in text.split(",")]
-    except ValueError:
-        budgets = []
-    if not budgets or min(budgets) < 1:
-        raise UsageError(f"--evaluations {text}: give whole numbers of at least 1 separated by commas, as in 10,20,50.")
-    return sorted(set(budgets))
 
 
 def _cases(names: Sequence[str], chain: Chain, budgets: Sequence[int], spacing: str) -> list[_Case]:
@@ -172,7 +169,7 @@ def _settings(flags: Any, model: _Model | None) -> dict[str, Any]:
     """What is needed to measure the same again."""
     settings = {
         "samplers": flags.samplers.split(","),
-        "evaluations": _budgets(flags.evaluations),
+        "evaluations": sorted(set(flags.evaluations)),
         "spacing": flags.spacing,
         "seed": flags.seed,
         "mixture_samples": PLANE_SAMPLES,

@@ -8,18 +8,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.cli import guidance
-from ddpm_jax.cli.command import Parser
+from ddpm_jax.cli.command import MAX_TIMESTEPS, Parser
 from ddpm_jax.cli.experiment import Experiment
 from ddpm_jax.cli.load import Loaded
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation
+from ddpm_jax.numerals import number, numbers, whole_number
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import SAMPLERS, make_sampler, options_of
 from ddpm_jax.samplers.spacing import SPACINGS, space
 
 DEFAULT_SAMPLER = "ancestral"
+MAX_OPTION = 1000  # of an option that is a whole number: orders, and steps within a step
 DEFAULT_STEPS = 50  # of every sampler but the ancestral, which by default takes all T
 
 
@@ -72,6 +74,7 @@ def define_flags(parser: Parser) -> None:
         None,
         f"Steps of the chain, 1 to T; by default T for ancestral and {DEFAULT_STEPS} for others.",
         lower=1,
+        upper=MAX_TIMESTEPS,
     )
     parser.string(
         "spacing",
@@ -114,7 +117,7 @@ def sampler_of(experiment: Experiment, flags: Any, times: np.ndarray) -> tuple[S
       UsageError: an unknown sampler or option, or a value that it cannot take.
     """
     name = _sampler(flags)
-    options = _options(name, flags.sampler_options)
+    options = options_given(name, flags.sampler_options)
     sampler = make_sampler(name, experiment.chain, steps=len(times), spacing=times, options=options)
     record = {"sampler": name, "steps": len(times)}
     record |= {} if flags.spacing in (None, _ordinary_spacing(name)) else {"spacing": spacing_of(flags.spacing)}
@@ -147,12 +150,13 @@ def spacing_of(text: str) -> str | list[float]:
     Raises:
       UsageError: a list that holds something else.
     """
-    if not text.replace(",", "").replace(".", "").strip().isdigit():
-        return text
     try:
-        return [float(part) if "." in part else int(part) for part in text.split(",")]
+        times = numbers(text, valid=lambda time: 0 <= time <= MAX_TIMESTEPS)
     except ValueError:
+        if any(character.isalpha() for character in text):
+            return text
         raise UsageError(f"--spacing {text} is no list of timesteps: give them as in 999,500,0.") from None
+    return [time if "." in part else round(time) for time, part in zip(times, text.split(","), strict=True)]
 
 
 def _default_steps(experiment: Experiment, sampler: str, spacing: str | list[float]) -> int:
@@ -162,17 +166,29 @@ def _default_steps(experiment: Experiment, sampler: str, spacing: str | list[flo
     return num_timesteps if sampler == "ancestral" else min(DEFAULT_STEPS, num_timesteps)
 
 
-def _options(sampler: str, text: str | None) -> dict[str, Any]:
-    """`eta=0.5,order=3` as numbers and names of the types that the sampler's defaults have."""
+def options_given(sampler: str, text: str | None) -> dict[str, Any]:
+    """`eta=0.5,order=3` as numbers and names of the types that the sampler's defaults have.
+
+    Raises:
+      UsageError: an unknown sampler, an option without a value, or a value of another type.
+    """
     known, options = options_of(sampler), {}
     for part in text.split(",") if text else []:
         name, _, value = part.partition("=")
         if not (name and value):
             raise UsageError(f"--sampler_options {text}: give each option as NAME=X, as in eta=0.5.")
-        kind = type(known.get(name, ""))
         try:
-            options[name] = kind(value)
-        except ValueError:
-            number = "a whole number" if kind is int else "a number"
-            raise UsageError(f"The option {name} of the sampler {sampler} is {value!r}: it must be {number}.") from None
+            options[name] = _option(value, known.get(name, ""))
+        except ValueError as error:
+            raise UsageError(f"The option {name} of the sampler {sampler} is {value!r}: {error}.") from None
     return options
+
+
+def _option(text: str, default: Any) -> Any:
+    """The value of an option, of the type that its default has; infinity where that is it."""
+    match default:
+        case int():
+            return whole_number(text, lower=0, upper=MAX_OPTION)
+        case float():
+            return default if text == str(default) else number(text)
+    return text

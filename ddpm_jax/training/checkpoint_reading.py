@@ -18,6 +18,7 @@ from jax.tree_util import tree_flatten_with_path
 
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import absolute, as_path, check_place, is_folder, is_refusal, is_remote, reason_of
+from ddpm_jax.numerals import is_whole
 from ddpm_jax.training import digests
 from ddpm_jax.training.state import LATER
 
@@ -76,7 +77,7 @@ def saved_steps(workdir: str | os.PathLike) -> list[int]:
 
 def steps_in(directory: pathlib.Path) -> list[int]:
     """The steps of the checkpoints in a directory, ascending."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and _is_complete(path))
+    return sorted(int(path.name) for path in directory.glob("*") if is_whole(path.name) and _is_complete(path))
 
 
 def _is_complete(path: pathlib.Path) -> bool:

@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.numerals import is_whole
 
 CONNECT_SECONDS = 300  # that a process waits at the start for all others
 LOST_SECONDS = 60  # without a sign of life, after which a process counts as lost
@@ -97,7 +98,7 @@ def join(
 
 def _check_address(coordinator: str, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 1 <= int(port) <= 65535:
+    if not host or not is_whole(port) or len(port) > 5 or not 1 <= int(port) <= 65535:
         raise UsageError(f"--coordinator {coordinator} is no address: give HOST:PORT, as in 10.0.0.2:1234.")
     if process_id == 0:
         with socket.socket(socket.AF_INET) as probe:

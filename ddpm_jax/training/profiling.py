@@ -13,6 +13,9 @@ import jax
 
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, copy_folder, is_remote, reporting
+from ddpm_jax.numerals import whole_numbers
+
+_MAX_STEP = 2**31 - 1
 
 
 class Trace:
@@ -82,7 +85,10 @@ def parse_steps(text: str) -> tuple[int, int]:
     Raises:
       UsageError: it is not that, or LAST comes before FIRST.
     """
-    first, _, last = text.partition(":")
-    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+    try:
+        first, last = whole_numbers(text.replace(":", ","), lower=1, upper=_MAX_STEP, count=2)
+    except ValueError:
+        first, last = 0, 0
+    if "," in text or not 1 <= first <= last:
         raise UsageError(f"--profile is {text!r}: give the first and the last step to trace, as in 10:12.")
-    return int(first), int(last)
+    return first, last

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 
 from ddpm_jax.files import as_path, is_remote, reporting, write_atomically
+from ddpm_jax.numerals import is_whole
 
 RECORDS = "metrics.jsonl"
 _PARTS = "metrics"  # the folder of those of a bucket
@@ -128,7 +129,7 @@ def read(workdir: str | os.PathLike) -> list[Record]:
 
 def _contents(workdir: pathlib.Path) -> dict[pathlib.Path, bytes]:
     """What is in the file and in the parts, in the order of writing."""
-    paths = sorted(path for path in (workdir / _PARTS).glob("*.jsonl") if path.stem.isdigit())
+    paths = sorted(path for path in (workdir / _PARTS).glob("*.jsonl") if is_whole(path.stem))
     if (workdir / RECORDS).exists():
         paths.insert(0, workdir / RECORDS)
     with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:

@@ -77,8 +77,8 @@ def test_what_cannot_be_is_refused(refused, trained, photo, mask, tmp_path):
         (["--inpaint", path, "--mask", mask, "--init_image", path], ["two ways to use a picture"]),
         (["--mask", mask], ["--mask belongs to --inpaint"]),
         (["--strength", 0.5], ["--strength", "--init_image"]),
-        (["--init_image", path, "--strength", 0], ["strength is 0"]),
-        (["--init_image", path, "--strength", "half"], ["--strength half", "give a number"]),
+        (["--init_image", path, "--strength", 0], ["--strength=0", "above 0"]),
+        (["--init_image", path, "--strength", "half"], ["--strength=half", "number above 0 and at most 1"]),
         (["--init_image", tmp_path / "none.png"], ["--init_image: there is no file"]),
         (["--init_image", path, "--shared_latents"], ["edit no picture"]),
     ]:

@@ -115,7 +115,7 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(refused, make_run, tmp_pa
     refused("plot", run, run, *out, says=["named twice"])
     refused("plot", run, "--out", tmp_path / "notes.txt", says=["ends in .png"])
     for weight in ("1", "-0.1", "much", "nan"):
-        refused("plot", run, f"--smooth={weight}", *out, says=[f"--smooth is {weight}", "below 1"])
+        refused("plot", run, f"--smooth={weight}", *out, says=[f"--smooth={weight}", "below 1"])
     (old / "config.json").unlink()
     refused("plot", old, "--x", "images", *out, says=["no config.json", "--x step"])
     refused("plot", run, "--platform", "cpu", *out, says=["no flag --platform"])

@@ -69,7 +69,7 @@ def test_on_a_model_the_distance_and_the_times_are_there(invoke, trained, tmp_pa
     [
         (["--samplers", "ddim,hoin"], ["Unknown sampler 'hoin'"]),
         (["--spacing", "karas"], ["Unknown spacing 'karas'", "karras"]),
-        (["--evaluations", "0,5"], ["--evaluations 0,5", "at least 1"]),
+        (["--evaluations", "0,5"], ["--evaluations=0,5", "whole numbers in 1.."]),
         (["--evaluations", "five"], ["--evaluations five"]),
     ],
 )

@@ -48,7 +48,7 @@ def test_a_list_of_timesteps_is_a_spacing_and_says_the_number_of_steps(invoke, c
         (["--sampler", "dim"], ["Unknown sampler 'dim'", "Did you mean 'ddim'"]),
         (["--spacing", "karas"], ["Unknown spacing 'karas'", "Did you mean 'karras'"]),
         (["--steps", 21], ["steps is 21", "choose 1 to 20"]),
-        (["--steps", 0], ["steps", "at least 1"]),
+        (["--steps", 0], ["--steps=0", "whole number in 1.."]),
         (["--spacing", "19,7,7"], ["must differ and lie in 0..19"]),
         (["--spacing", "20,7"], ["must differ and lie in 0..19"]),
         (["--spacing", "19,,7"], ["no list of timesteps"]),

@@ -1,0 +1,86 @@
+"""Numbers that a user writes, in a flag or in a list: one notation and one sentence for all of them.
+
+Python alone takes more for a number than a person means by one: the digits of every script, not-a-number, infinity,
+and a thousand digits. A whole number here is ASCII digits, with a sign and with underscores between digits where one
+likes, as in 50_000; any other number is a finite decimal.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+Valid = Callable[[float], bool]
+
+_DIGITS = r"[0-9]+(?:_[0-9]+)*"
+_WHOLE = re.compile(rf"[+-]?{_DIGITS}")
+_DECIMAL = re.compile(rf"[+-]?(?:{_DIGITS}\.?(?:{_DIGITS})?|\.{_DIGITS})(?:[eE][+-]?{_DIGITS})?")
+_LONGEST = 400  # characters; the largest finite double has 309 digits
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is ASCII digits and nothing else, as in the name of a checkpoint."""
+    return text.isascii() and text.isdecimal()
+
+
+def whole_number(text: str, *, lower: int, upper: int) -> int:
+    """Reads a whole number in [lower, upper].
+
+    Raises:
+      ValueError: it is none, or outside; the message says what it must be.
+    """
+    text = text.strip()
+    value = int(text) if len(text) <= _LONGEST and _WHOLE.fullmatch(text) else None
+    if value is None or not lower <= value <= upper:
+        raise ValueError(f"it must be a whole number in {lower}..{upper}")
+    return value
+
+
+def whole_numbers(text: str, *, lower: int, upper: int, count: int | None = None) -> list[int]:
+    """Reads whole numbers in [lower, upper] separated by commas, `count` of them.
+
+    Raises:
+      ValueError: as `whole_number`, or another number of them.
+    """
+    read = functools.partial(whole_number, lower=lower, upper=upper)
+    return _several(text, read, count, f"whole numbers in {lower}..{upper}")
+
+
+def number(text: str, *, valid: Valid = lambda value: True, wanted: str = "") -> float:
+    """Reads a finite number.
+
+    Args:
+      text: decimal, perhaps with an exponent.
+      valid: whether the number may be this one.
+      wanted: the same in words, for the message: "above 0".
+
+    Raises:
+      ValueError: it is none, or not valid; the message says what it must be.
+    """
+    text = text.strip()
+    value = float(text) if len(text) <= _LONGEST and _DECIMAL.fullmatch(text) else math.nan
+    if not (math.isfinite(value) and valid(value)):
+        raise ValueError(f"it must be a number {wanted}".rstrip())
+    return value
+
+
+def numbers(text: str, *, valid: Valid = lambda value: True, wanted: str = "", count: int | None = None) -> list[float]:
+    """Reads finite numbers separated by commas, `count` of them; as `number`.
+
+    Raises:
+      ValueError: as `number`, or another number of them.
+    """
+    return _several(text, functools.partial(number, valid=valid), count, f"numbers {wanted}".rstrip())
+
+
+def _several(text: str, read: Callable[[str], T], count: int | None, what: str) -> list[T]:
+    parts = text.split(",")
+    try:
+        values = [read(part) for part in parts]
+    except ValueError:
+        values = []
+    if not values or count not in (None, len(values)):
+        raise ValueError(f"it must be {'' if count is None else f'{count} '}{what} separated by commas")
+    return values

@@ -1,0 +1,102 @@
+"""Numbers in flags: every flag of every command that takes one, found in the parsers themselves."""
+
+import importlib
+import pkgutil
+import unittest.mock
+
+import pytest
+
+import ddpm_jax.cli
+from ddpm_jax.cli import command, sampling
+from ddpm_jax.errors import UsageError
+
+OF_NO_FLAG = [  # there is none that takes any of these
+    *("9" * 20, "-" + "9" * 20, "9" * 5000, "-1", "0x10"),
+    *("²", "１", "٣", "½", "1__0", "_1", "", " ", "x", "1;2"),
+    *("nan", "inf", "-inf", "1e400", "1e39", "-1e39"),
+]
+
+
+class _Found(Exception):
+    pass
+
+
+def _parser_of(module):
+    """The parser that a command makes before it reads its arguments."""
+    with unittest.mock.patch.object(command.Parser, "parse", autospec=True, side_effect=_Found) as parse:
+        try:
+            module.main([])
+        except _Found:
+            return parse.call_args.args[0]
+    raise AssertionError(f"{module.__name__} parses no flags")
+
+
+MODULES = [importlib.import_module(f"ddpm_jax.cli.{m.name}") for m in pkgutil.iter_modules(ddpm_jax.cli.__path__)]
+PARSERS = {module.__name__.rpartition(".")[2]: _parser_of(module) for module in MODULES if hasattr(module, "main")}
+NUMERALS = [
+    (name, flag)
+    for name, parser in PARSERS.items()
+    for flag in parser.values
+    if isinstance(parser.values[flag].parser, command.Numeral)
+]
+
+
+def test_the_flags_that_take_numbers_are_found():
+    found = {flag for _, flag in NUMERALS}
+    assert {"num_samples", "batch_size", "seed", "ckpt_step", "draws", "probes", "resamplings", "rtol"} <= found
+    assert {"interpolate_seeds", "evaluations", "sigma_rel", "guidance_interval", "strength", "smooth"} <= found
+
+
+@pytest.mark.parametrize(("name", "flag"), NUMERALS)
+def test_a_number_that_makes_no_sense_is_one_sentence(refused, name, flag):
+    for text in OF_NO_FLAG:
+        refused(name, f"--{flag}={text}", says=[f"--{flag}={text}", "it must be "])
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_every_default_is_in_its_own_range(name):
+    values = PARSERS[name].values
+    for flag in (flag for of, flag in NUMERALS if of == name):
+        if values[flag].default is not None:
+            default = values[flag].default
+            text = ",".join(map(str, default)) if isinstance(default, list) else str(default)
+            assert values[flag].parser.parse(text) == default
+
+
+@pytest.mark.parametrize("text", ["9" * 20, "-1,5", "²,5", "１,5", "5,,7", "5,", "5;7", ""])
+def test_times_that_no_chain_has_are_no_spacing(text):
+    with pytest.raises(UsageError, match="is no list of timesteps"):
+        sampling.spacing_of(text)
+
+
+def test_a_spacing_is_a_name_or_times():
+    assert sampling.spacing_of("karras") == "karras"
+    assert sampling.spacing_of("nan") == "nan"  # a name, and unknown
+    assert sampling.spacing_of("19,7.5,0") == [19, 7.5, 0]
+
+
+@pytest.mark.parametrize(
+    "steps", ["9" * 20 + ":" + "9" * 21, "²:³", "１:２", "-1:2", "0:1", "3:2", "1,2", "5", "1:2:3", ":"]
+)
+def test_steps_that_no_run_has_are_not_profiled(refused, steps):
+    refused("train", f"--profile={steps}", says=["--profile is ", "as in 10:12"])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "option"),
+    [
+        *(("lms", f"order={text}") for text in ("9" * 20, "²", "1.5", "-1", "nan")),
+        *(("predictor_corrector", f"corrector_steps={text}") for text in ("9" * 20, "1001")),
+        *(("ddim", f"eta={text}") for text in ("nan", "inf", "1e400", "½")),
+        ("edm", "s_max=nan"),
+    ],
+)
+def test_an_option_that_is_no_number_is_refused(sampler, option):
+    name, _, text = option.partition("=")
+    with pytest.raises(UsageError, match=rf"^The option {name} of the sampler {sampler} is '{text}': it must be a "):
+        sampling.options_given(sampler, option)
+
+
+def test_options_have_the_type_of_their_default_and_may_be_it():
+    assert sampling.options_given("edm", "s_churn=2,s_max=inf") == {"s_churn": 2.0, "s_max": float("inf")}
+    assert sampling.options_given("unipc", "order=3,variant=bh1") == {"order": 3, "variant": "bh1"}
