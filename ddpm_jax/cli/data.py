@@ -17,6 +17,7 @@ def load_split(data: ConfigDict, split: str, *, data_dir: str | None = None) -> 
         holdout=data.holdout,
         cache=data.cache,
         unreadable=data.unreadable,
+        layout=data.layout,
     )
 
 

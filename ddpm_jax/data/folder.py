@@ -1,41 +1,25 @@
-"""Reading a folder of pictures: which files count, what their classes are, what becomes of those that cannot be read.
-
-    data_dir/*.png                       no classes
-    data_dir/<class>/.../*.png           one class per folder at the first level, in alphabetical order
-    data_dir/{train,test}/...            either of the two above, with a held-out split of its own; for want of "test",
-                                         "validation" or "val" is taken
-
-Every file counts as a picture, except hidden ones and those whose extension is in `COMPANIONS`: a file that is silently
-passed over because of an unusual name would be worse than one sentence too many. Links to folders are followed.
-"""
+"""Pictures of a folder -> examples, and what becomes of those that cannot be read. `layout` says which files."""
 
 import concurrent.futures
 import itertools
+import logging
 import os
 import pathlib
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from ddpm_jax.data import images
-from ddpm_jax.data.holdout import carve
+from ddpm_jax.data.about import About
+from ddpm_jax.data.layout import LAYOUTS, label_of, lay_out
 from ddpm_jax.data.memory import for_each
 from ddpm_jax.data.places import check_no_datasets
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, choose
-from ddpm_jax.files import BUCKET, as_path, check_place, is_remote
-
-HELD_OUT = ("test", "validation", "val")  # what "test" means, the first that is there
+from ddpm_jax.files import as_path, check_place, is_remote
 
 IN_BUCKET = 64  # objects read at once: each is a wait of some 50 ms
-
-# fmt: off
-COMPANIONS = {  # what commonly lies beside pictures without being one
-    ".cfg", ".csv", ".db", ".gz", ".h5", ".html", ".ini", ".json", ".jsonl", ".lmdb", ".log", ".mat", ".md", ".npy",
-    ".npz", ".parquet", ".pdf", ".pkl", ".pt", ".pth", ".py", ".sh", ".tar", ".tsv", ".txt", ".url", ".xml", ".yaml",
-    ".yml", ".zip",
-}
-# fmt: on
 
 
 class FolderSource:
@@ -47,14 +31,16 @@ class FolderSource:
         next readable one, so that the sequence of examples does not depend on when that is noticed.
     """
 
-    def __init__(self, folder, paths, labels, *, num_classes, image_size, channels, skip, skipped, fingerprint):
-        self._folder, self._paths, self._labels = folder, paths, labels
+    def __init__(self, folder, paths, labels, *, image_size, channels, skip, skipped, fingerprint, about):
+        self._folder, self._paths = folder, paths
+        self.labels = np.array(labels, np.int32)
         self._skip = skip
         self._pool = concurrent.futures.ThreadPoolExecutor(IN_BUCKET) if is_remote(folder) else None
         self._unreadable = Unreadable(len(paths) + len(skipped), skipped)
         self.image_shape = (image_size, image_size, channels)
-        self.num_classes = num_classes
+        self.num_classes = len(about.class_names)
         self.fingerprint = fingerprint
+        self.about = about
 
     @property
     def skipped(self) -> list[str]:
@@ -69,7 +55,7 @@ class FolderSource:
             if path in self._unreadable:
                 continue
             try:
-                return {"image": self._read(path), "label": np.int32(self._labels[row])}
+                return {"image": self._read(path), "label": self.labels[row]}
             except images.UnreadableImage as error:
                 _check_still_there(self._folder)
                 if not self._skip:
@@ -107,124 +93,74 @@ def _unreadable(path: str, error: Exception) -> str:
 
 
 def open_folder(
-    data_dir: str, *, split: str, image_size: int, channels: int, holdout: float, unreadable: str
+    data_dir: str,
+    *,
+    split: str,
+    image_size: int,
+    channels: int,
+    holdout: float,
+    unreadable: str,
+    layout: str = "auto",
 ) -> FolderSource:
     """Opens the pictures below `data_dir` after looking at the header of every file.
 
     Args:
-      split: "train" or "test"; without a folder for the latter, `holdout.carve` sets a share of the files aside.
+      split: as in `layout.lay_out`, as are `holdout` and `layout`.
       unreadable: "stop" or "skip".
 
     Raises:
-      UsageError: no such folder, no pictures in it, one that is too small, or, with "stop", one that cannot be read.
+      UsageError: no such folder, no pictures in it, one that is too small, or, with "stop", one that cannot be read;
+        what `layout.lay_out` raises.
     """
+    choose("layout of a folder", layout, LAYOUTS)
     root = as_path(data_dir)
     root = root if is_remote(root) else root.expanduser()
     check_place(root, flag="data_dir")
-    if not data_dir or not root.is_dir():
+    if not data_dir or not _is_folder(root):
         raise UsageError(f"Folder {data_dir!r} does not exist: set data_dir to a folder of images.")
     check_no_datasets(root)
-    choose("split of a folder", split, {"train": None, "test": None})
-    folder, names, classes = _files_of_split(root, split, holdout)
+    found = lay_out(root, split=split, holdout=holdout, layout=layout)
+    folder, names = found.folder, found.names
     sizes = _inspect([os.path.join(folder, name) for name in names], stop=unreadable == "stop")
     readable = [name for name, size in zip(names, sizes, strict=True) if size is not None]
     if not readable:
         raise UsageError(f"None of the {len(names)} files in {folder} is an image, the first being {names[0]}.")
     _check_large_enough(folder, names, sizes, image_size)
-    labels = [_label(name, folder, classes) for name in readable]
+    labels = [label_of(name, folder, found.classes) for name in readable]
+    if split == "train":  # of the two splits that a run opens one says what is passed over
+        _tell([*found.notes, *_without_images(found.classes, labels)])
     return FolderSource(
         folder,
         [os.path.join(folder, name) for name in readable],
         labels,
-        num_classes=len(classes),
         image_size=image_size,
         channels=channels,
         skip=unreadable == "skip",
         skipped=[os.path.join(folder, name) for name, size in zip(names, sizes, strict=True) if size is None],
         fingerprint=f"folder {split} {image_size}x{image_size}x{channels} {_summary(readable, labels)}",
+        about=About(tuple(found.classes), found.splits),
     )
 
 
-def _files_of_split(root: pathlib.Path, split: str, holdout: float) -> tuple[pathlib.Path, list[str], list[str]]:
-    """Returns a folder, the paths of the split's pictures relative to it, and the names of the classes."""
-    train, test = _split_folders(root)
-    names = pictures_in(train)
-    classes = _classes(names)
-    if test is None:
-        rows = carve(len(names), split=split, holdout=holdout, where=f"Folder {root}")
-        folder, names = train, [names[row] for row in rows]
-    elif split == "test":
-        folder, names = test, pictures_in(test)
-    else:
-        folder = train
-    return folder, names, classes
+def _is_folder(root: pathlib.Path) -> bool:
+    try:
+        return root.is_dir()
+    except OSError as error:
+        raise UsageError(f"Folder {root} cannot be looked at: {error.strerror or error}.") from error
 
 
-def _split_folders(root: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
-    """Returns the folders of train and test; `root` and None if `root` has other folders than those of splits."""
-    folders = {child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")}
-    if "train" not in folders or folders - {"train", *HELD_OUT}:
-        return root, None  # "train" among other folders is a class: the vehicle
-    return root / "train", next((root / name for name in HELD_OUT if name in folders), None)
+def _without_images(classes: Sequence[str], labels: Sequence[int]) -> list[str]:
+    with_images = set(labels)
+    return [
+        f"class {name} (number {i}) has no image that can be trained on"
+        for i, name in enumerate(classes)
+        if i not in with_images
+    ]
 
 
-def pictures_in(folder: pathlib.Path) -> list[str]:
-    """Returns all pictures below `folder` as sorted relative paths with "/": the same order on every machine.
-
-    Raises:
-      UsageError: there is none.
-    """
-    found = _walk_bucket(folder) if is_remote(folder) else _walk(folder)
-    if not found:
-        raise UsageError(
-            f"Folder {folder} holds no images: put some into it, in one folder per class if there are classes."
-        )
-    return sorted(found)
-
-
-def _walk(folder: pathlib.Path) -> list[str]:
-    found, seen = [], set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(where, folder).replace(os.sep, "/")
-        found += [name if inside == "." else f"{inside}/{name}" for name in files if _is_picture(name)]
-    return found
-
-
-def _walk_bucket(folder: pathlib.Path) -> list[str]:
-    found, root = [], str(folder).removeprefix(BUCKET)
-    for where, folders, files in folder.walk():
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = str(where).removeprefix(BUCKET).removeprefix(root).strip("/")
-        found += [f"{inside}/{name}".lstrip("/") for name in files if name and _is_picture(name)]
-    return found
-
-
-def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() not in COMPANIONS
-
-
-def _classes(names: list[str]) -> list[str]:
-    """Returns the folders at the first level; [] if it is only one, or some pictures lie loose beside them."""
-    classes = sorted({name.split("/")[0] for name in names})
-    return classes if len(classes) > 1 and all("/" in name for name in names) else []
-
-
-def _label(name: str, folder: pathlib.Path, classes: list[str]) -> int:
-    if not classes:
-        return 0
-    first = name.split("/")[0]
-    if first not in classes:
-        raise UsageError(
-            f"Image {folder / name} belongs to none of the classes of the training images ({', '.join(classes)}): "
-            "move it to one of these, or remove it."
-        )
-    return classes.index(first)
+def _tell(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        logging.getLogger(__name__).warning("Note: %s.", sentence)
 
 
 def _inspect(paths: list[str], *, stop: bool) -> list[tuple[int, int] | None]:

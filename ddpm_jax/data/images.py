@@ -5,15 +5,27 @@ that statistics of the data agree: the picture is halved with a box filter while
 target, brought to the target with an antialiased bicubic filter, and cropped at the centre. Nothing is enlarged.
 """
 
+import contextlib
 import io
 import os
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from ddpm_jax.errors import FailureError
 from ddpm_jax.files import as_path, is_remote, reporting
 
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 
 
 class UnreadableImage(Exception):
@@ -29,13 +41,12 @@ def decode(file: str | os.PathLike | bytes) -> Image.Image:
       UnreadableImage: the file is missing, not an image, truncated or corrupt.
       FailureError: the bucket that it lies in refuses or does not answer.
     """
-    opened = _opened(file)
     try:
-        with Image.open(opened) as image:
+        with _opened(file) as opened, Image.open(opened) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return image
-    except MemoryError:
+    except (MemoryError, UnreadableImage, FailureError):
         raise
     except (
         Exception
@@ -50,27 +61,49 @@ def header_size(path: str | os.PathLike) -> tuple[int, int]:
       UnreadableImage: the file is missing or does not start as an image; truncation further on goes unnoticed.
       FailureError: as `decode`.
     """
-    opened = _opened(path)
     try:
-        with Image.open(opened) as image:
+        with _opened(path) as opened, Image.open(opened) as image:
             return image.size
-    except MemoryError:
+    except (MemoryError, UnreadableImage, FailureError):
         raise
     except Exception as error:  # as in `decode`
         raise UnreadableImage(_reason(error)) from error
 
 
-def _opened(file: str | os.PathLike | bytes) -> str | os.PathLike | io.BytesIO:
-    """What Pillow can open. A bucket that does not answer is no damage of the picture."""
+@contextlib.contextmanager
+def _opened(file: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
+    """What Pillow can read. A bucket that does not answer is no damage of the picture."""
     if isinstance(file, bytes):
-        return io.BytesIO(file)
-    if not is_remote(file):
-        return file
-    with reporting(file, "read"):
-        try:
-            return io.BytesIO(as_path(file).read_bytes())
-        except FileNotFoundError:
-            raise UnreadableImage("there is no such object") from None
+        yield io.BytesIO(file)
+    elif is_remote(file):
+        with reporting(file, "read"):
+            try:
+                data = as_path(file).read_bytes()
+            except FileNotFoundError:
+                raise UnreadableImage("there is no such object") from None
+        yield io.BytesIO(data)
+    else:
+        with _opened_file(file) as stream:
+            yield stream
+
+
+def _opened_file(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file, and nothing else of that name: a FIFO or a device may keep its reader waiting for ever."""
+    _check_kind(os.stat(path).st_mode)
+    # It may have been exchanged since.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_kind(os.fstat(descriptor).st_mode)
+    except UnreadableImage:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def _check_kind(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_one, name in _KINDS if is_one(mode)), "of an unknown kind")
+        raise UnreadableImage(f"it is {kind} and no file")
 
 
 def _reason(error: Exception) -> str:

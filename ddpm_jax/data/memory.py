@@ -10,6 +10,7 @@ import os
 import numpy as np
 from tqdm import tqdm
 
+from ddpm_jax.data.about import About, about
 from ddpm_jax.errors import UsageError
 
 AUTO_BUDGET = 4 * 2**30  # bytes that `cache="auto"` may take, ...
@@ -27,6 +28,7 @@ class ArraySource:
       num_classes: 0 when there are no labels.
       fingerprint: what the arrays are, see `sources.Source`.
       skipped: files left out as unreadable.
+      about: of the dataset, see `about.About`.
     """
 
     images: np.ndarray
@@ -34,6 +36,7 @@ class ArraySource:
     num_classes: int
     fingerprint: str
     skipped: list[str] = dataclasses.field(default_factory=list)
+    about: About = dataclasses.field(default_factory=About)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -97,7 +100,8 @@ def decoded(source) -> ArraySource:
         return len(rows)
 
     for_each(decode_chunk, range(0, len(source), _CHUNK), total=len(source), what="decoding")
-    return ArraySource(images, labels, source.num_classes, source.fingerprint, sorted(getattr(source, "skipped", ())))
+    skipped = sorted(getattr(source, "skipped", ()))
+    return ArraySource(images, labels, source.num_classes, source.fingerprint, skipped, about(source))
 
 
 def for_each(function, items, *, total: int, what: str, num_threads: int | None = None) -> None:

@@ -25,8 +25,8 @@ class Source(Protocol):
       fingerprint: name, split, size and count of what is read, short, and the same on every machine. Checkpoints store
         it: two sources with the same fingerprint give the same sequence of examples.
 
-    A source may also have `gather(indices) -> batch`, if it reads many rows at a time more cheaply, and `skipped`, the
-    paths or names of what it has passed over as unreadable so far.
+    A source may also have `gather(indices) -> batch`, if it reads many rows at a time more cheaply; `skipped`, the
+    paths or names of what it has passed over as unreadable so far; `about`, see `about.About`; and `labels`, int32 [N].
     """
 
     image_shape: tuple[int, int, int]
@@ -50,6 +50,7 @@ def load(
     holdout: float = 0.0,
     cache: str = "auto",
     unreadable: str = "stop",
+    layout: str = "auto",
 ) -> Source:
     """Opens a split of a dataset, decoded into memory if it fits.
 
@@ -57,8 +58,8 @@ def load(
 
     Args:
       name: "digits", "folder", or a dataset of tensorflow-datasets: "cifar10", "cifar10:3.0.2", "lsun/church".
-      split: "train" or "test", the held-out images; of TFDS datasets also a split expression such as "train[:90%]".
-        "test" is the dataset's own test split, else its validation split, else carved off train.
+      split: "train" or "test", the held-out images; of TFDS datasets also a split expression such as "train[:90%]", of
+        folders also "valid". "test" is the dataset's own test split, else its validation split, else carved off train.
       data_dir: the folder of images, or the folder below which TFDS keeps its datasets ("" for its default). The digits
         are written there the first time.
       image_size: height and width, in pixels.
@@ -68,26 +69,24 @@ def load(
       cache: whether to decode once into memory: "always", "never", or "auto": if that takes at most 4 GiB and a quarter
         of the machine's memory. The sequence of examples does not depend on it.
       unreadable: what to do about images that cannot be read, now or later: "stop", or "skip" (see `source.skipped`).
+      layout: of a folder: whether the folders in it are "classes", "splits", or to be told by their names ("auto").
 
     Raises:
       UsageError: any of the above is wrong, or the images are not there.
       FailureError: the digits cannot be written.
     """
     _check(image_size=image_size, channels=channels, holdout=holdout, cache=cache, unreadable=unreadable)
+    options = {
+        "split": split,
+        "image_size": image_size,
+        "channels": channels,
+        "holdout": holdout,
+        "unreadable": unreadable,
+    }
     if name == "folder":
-        source = folder.open_folder(
-            data_dir, split=split, image_size=image_size, channels=channels, holdout=holdout, unreadable=unreadable
-        )
+        source = folder.open_folder(data_dir, layout=layout, **options)
     else:
-        source = _open_tfds(
-            name,
-            split=split,
-            data_dir=data_dir,
-            image_size=image_size,
-            channels=channels,
-            holdout=holdout,
-            unreadable=unreadable,
-        )
+        source = _open_tfds(name, data_dir=data_dir, **options)
     if wants_cache(source, cache):
         source = decoded(source)
     _report(getattr(source, "skipped", ()))

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming, read_only_builder
 
 from ddpm_jax.data import images
+from ddpm_jax.data.about import About
 from ddpm_jax.data.holdout import carve
 from ddpm_jax.data.places import check_no_pictures
 from ddpm_jax.data.unreadable import Unreadable
@@ -29,7 +30,7 @@ class TfdsSource:
         so that the sequence of examples does not depend on when that is noticed.
     """
 
-    def __init__(self, records, rows, *, keys, num_classes, image_size, channels, skip, name, fingerprint):
+    def __init__(self, records, rows, *, keys, num_classes, image_size, channels, skip, name, fingerprint, about):
         self._records, self._rows = records, rows
         self._image_key, self._label_key = keys
         self._skip, self._unreadable = skip, Unreadable(len(rows))
@@ -37,6 +38,7 @@ class TfdsSource:
         self.image_shape = (image_size, image_size, channels)
         self.num_classes = num_classes
         self.fingerprint = fingerprint
+        self.about = about
 
     @property
     def skipped(self) -> list[str]:
@@ -137,6 +139,7 @@ def open_dataset(
         if carved
         else np.arange(len(records))
     )
+    class_names = tuple(builder.info.features[label_key].names) if num_classes else ()
     fingerprint = f"{builder.info.full_name} {split} {image_size}x{image_size}x{channels} n={len(rows)}"
     return TfdsSource(
         records,
@@ -148,7 +151,17 @@ def open_dataset(
         skip=unreadable == "skip",
         name=name,
         fingerprint=fingerprint,
+        about=About(class_names, _splits(builder, len(rows), split, holdout=holdout)),
     )
+
+
+def _splits(builder: tfds.core.DatasetBuilder, count: int, split: str, *, holdout: float) -> dict[str, int]:
+    """Every split that can be asked for, with its number of images; `count` of the one called `split`."""
+    there = {one: builder.info.splits[one].num_examples for one in builder.info.splits}
+    if holdout and not _held_out(builder) and "train" in there and split in ("train", "test"):
+        other = "test" if split == "train" else "train"
+        there |= {split: count, other: there["train"] - count}
+    return there
 
 
 def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
