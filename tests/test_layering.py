@@ -12,6 +12,7 @@ PACKAGE = pathlib.Path(ddpm_jax.__file__).parent
 LAYERS = {
     "errors": 0,
     "files": 0,
+    "archives": 0,
     "keys": 0,
     "numerals": 0,
     "schema": 0,
@@ -103,7 +104,7 @@ def test_file_keeps_to_its_layer(name):
 
 def test_every_folder_has_a_layer_and_says_what_belongs_there():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    assert folders == set(LAYERS) - {"errors", "files", "keys", "numerals", "schema"}
+    assert folders == set(LAYERS) - {"errors", "files", "archives", "keys", "numerals", "schema"}
     assert all(ast.get_docstring(ast.parse((PACKAGE / name).read_text())) for name in FILES)
 
 

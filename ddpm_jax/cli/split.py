@@ -107,7 +107,7 @@ def go_on(
       UsageError: results made otherwise in the same place.
       FailureError: a file that is damaged or cannot be written; what `compute` raises.
     """
-    tally = results.load_tally(path, made_with, type(empty)) or empty
+    tally = results.load_tally(path, made_with, empty) or empty
     if tally.num_images == num_images:
         return tally
     if jax.process_count() == 1:
@@ -115,11 +115,11 @@ def go_on(
     spans = [Span(*bounds) for bounds in hosts.span(tally.num_images, num_images)]
     paths = [path.with_name(f"{path.stem}_images{first}-{last}{path.suffix}") for first, last in spans]
     own = jax.process_index()
-    part = results.load_tally(paths[own], made_with, type(empty)) or empty
+    part = results.load_tally(paths[own], made_with, empty) or empty
     _complete(paths[own], part, spans[own], compute, made_with)
     hosts.wait_for_all("all parts are there")
     for part_path, span in zip(paths, spans, strict=True):
-        part = results.load_tally(part_path, made_with, type(empty)) or empty
+        part = results.load_tally(part_path, made_with, empty) or empty
         if part.num_images != span.last - span.first:
             raise FailureError(f"{part_path} of another process is not to be seen: --out must be the same directory.")
         tally = merge(tally, part)

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.archives import BadArchive, Header, read_npz
 from ddpm_jax.data.transforms import to_uint8
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
@@ -312,10 +312,12 @@ def _read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
 def _read_shard(shard: _Shard) -> np.ndarray:
     with reporting(shard.path, "read"):
         data = shard.path.read_bytes()
+    count = len(shard.index)
+    images = Header(np.dtype(np.uint8), (count, None, None, None))
+    headers = {"images": images, "index": Header(np.dtype(np.int64), (count,))}
     try:
-        with np.load(io.BytesIO(data)) as arrays:
-            images, index = arrays["images"], arrays["index"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        images, index = read_npz(data, headers).values()
+    except BadArchive as error:
         raise FailureError(f"{shard.path} is damaged ({error}): delete it and sample again.") from error
     if not np.array_equal(index, shard.index):
         raise FailureError(f"{shard.path} holds other images than its name says: delete it and sample again.")

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.archives import BadArchive, read_npz
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.coding import Latents
-from ddpm_jax.files import as_path, reporting, write_atomically
+from ddpm_jax.files import as_path, read_file, reporting, write_atomically
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -50,17 +51,15 @@ def read(path: str | os.PathLike) -> Arrays:
     """
     path = as_path(path)
     with reporting(path, "read"):
-        data = path.read_bytes() if path.is_file() else None
+        data = read_file(path) if path.is_file() else None
     if data is None:
         raise UsageError(f"There is no file {path}: give one that `python -m ddpm_jax.cli.encode` has written.")
     try:
-        with np.load(io.BytesIO(data)) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except MemoryError:
-        raise
-    except Exception as error:  # damage in a ZIP file comes as errors of many kinds
+        return read_npz(data)
+    except BadArchive as error:
         raise UsageError(
-            f"{path} is not an NPZ file, or damaged: give one that `python -m ddpm_jax.cli.encode` has written."
+            f"{path} is not an NPZ file, or damaged ({error}): give one that `python -m ddpm_jax.cli.encode` has "
+            "written."
         ) from error
 
 
@@ -112,11 +111,13 @@ def latents_of(path: str | os.PathLike, arrays: Arrays, *, channels: int, codebo
         raise UsageError(
             f"The latents of {path} are {z.dtype} {list(z.shape)}: this decoder takes float32 [N, h, w, {channels}]."
         )
+    with np.errstate(over="ignore"):
+        z = z.astype(np.float32)
     if not np.isfinite(z).all():
-        raise UsageError(f"Latents of {path} are not finite: give finite numbers.")
+        raise UsageError(f"Latents of {path} are not finite in float32: give finite numbers.")
     if looked_up is not None and not np.array_equal(z, looked_up):
         raise UsageError(f"The latents of {path} are not the codes beside them: leave one of the two out of the file.")
-    return z.astype(np.float32)
+    return z
 
 
 def _codes(path: str | os.PathLike, codes: np.ndarray, num_codes: int) -> np.ndarray:

@@ -9,13 +9,13 @@ import io
 import json
 import math
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+from ddpm_jax.archives import Header, read_npz
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, reporting, write_atomically
 
@@ -84,8 +84,13 @@ def save_tally(path: str | os.PathLike, tally: AnyTally, settings: Mapping[str, 
         write_atomically(path, buffer.getvalue())
 
 
-def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], kind: type[AnyTally]) -> AnyTally | None:
-    """Returns the tally, of type `kind`, that was saved with these settings, None where there is no file.
+def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], empty: AnyTally) -> AnyTally | None:
+    """Returns the tally that was saved with these settings, None where there is no file.
+
+    Args:
+      path: of the file.
+      settings: that it must have been made with.
+      empty: the tally of no image, of the same type: arrays whose first axis is images have none there.
 
     Raises:
       UsageError: it was made with other settings; the first that differ are named.
@@ -94,14 +99,18 @@ def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], kind: type[
     data = _read(path)
     if data is None:
         return None
+    fields = empty._asdict()
+    headers = {name: Header(leaf.dtype, tuple(side or None for side in leaf.shape)) for name, leaf in fields.items()}
     try:
-        with np.load(io.BytesIO(data)) as arrays:
-            found = json.loads(str(arrays[_SETTINGS]))
-            tally = kind(**{name: arrays[name] for name in kind._fields})
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_npz(data, {_SETTINGS: Header(np.dtype(str), ()), **headers})
+        found = json.loads(str(arrays[_SETTINGS]))
+        counts = {len(arrays[name]) for name, leaf in fields.items() if len(leaf) == 0}
+        if not isinstance(found, dict) or len(counts) != 1:
+            raise ValueError("its arrays are not of the same images")
+    except (ValueError, RecursionError) as error:
         raise FailureError(f"{path} is damaged ({error}): delete it and evaluate again.") from error
     _check_same(path, found, _plain(settings))
-    return tally
+    return type(empty)(**{name: arrays[name] for name in fields})
 
 
 def check_record(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet)
       params, nested, float32: `unet.apply({"params": params}, x, t)`.
 
     Raises:
-      UsageError: a tensor is missing, is left over, or has another shape than the network's.
+      UsageError: a tensor is missing, is left over, has another shape than the network's, or is none of weights.
     """
     state_dict = {new_name(name): value for name, value in state_dict.items()}
     first = state_dict.get("conv_in.weight")

@@ -39,7 +39,7 @@ def autoencoder_params_from_diffusers(state_dict: Mapping[str, np.ndarray], mode
       params, nested, float32: `model.apply({"params": params}, x, method="encode")`.
 
     Raises:
-      UsageError: a tensor is missing, is left over, or has another shape than the network's.
+      UsageError: a tensor is missing, is left over, has another shape than the network's, or is none of weights.
     """
     state_dict = {new_name(name): value for name, value in state_dict.items()}
     shapes = _shapes(model)

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.diffusers import from_torch
-from ddpm_jax.interop.tensor_files import read_tensors
+from ddpm_jax.interop.tensor_files import read_tensors, weight
 from ddpm_jax.keys import base_key
 from ddpm_jax.models.lpips import Lpips
 
@@ -46,7 +46,8 @@ def lpips_params(tensors: Mapping[str, np.ndarray], model: Lpips, *, source: str
     """Builds the parameters from tensors by name; `source` is where these are from, for the message.
 
     Raises:
-      UsageError: a tensor is missing, or has another shape than the network's, or a number that cannot be.
+      UsageError: a tensor is missing, has another shape than the network's, or a number that cannot be
+        (`tensor_files.weight`).
     """
     tensors = {re.sub(r"^net\.slice\d+\.", "features.", name): value for name, value in tensors.items()}
     params = {}
@@ -54,7 +55,7 @@ def lpips_params(tensors: Mapping[str, np.ndarray], model: Lpips, *, source: str
         name = _name(path, model)
         if name not in tensors:
             raise UsageError(f"{source} has no tensor {name}, which the perceptual distance is made of: {_HOW}.")
-        value = np.asarray(tensors[name], np.float32)
+        value = weight(name, tensors[name], source)
         # A linear map [1, C, 1, 1] is our vector [C].
         value = value.reshape(-1) if path[-1].startswith("lin_") else from_torch(path, value)
         if value.shape != shape:
@@ -62,8 +63,6 @@ def lpips_params(tensors: Mapping[str, np.ndarray], model: Lpips, *, source: str
                 f"{name} of {source} has shape {np.shape(tensors[name])}, read here as {value.shape}, where VGG16 has "
                 f"{shape}: {_HOW}."
             )
-        if not np.isfinite(value).all():
-            raise UsageError(f"{name} of {source} has numbers that are not finite: {_HOW}.")
         if path[-1].startswith("lin_") and (value < 0).any():
             raise UsageError(f"{name} of {source} has negative weights, with which it is no distance: {_HOW}.")
         params[path] = value

@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.interop.tensor_files import weight
 from ddpm_jax.keys import base_key
 from ddpm_jax.models.condition import null_condition
 from ddpm_jax.models.dit import DiT
@@ -63,7 +64,8 @@ def rename_from(
       The nested dictionary of float32 arrays that `unet.apply({"params": params}, ...)` takes.
 
     Raises:
-      UsageError: a tensor is missing, is left over, or has another shape than the network's.
+      UsageError: a tensor is missing, is left over, has another shape than the network's, or is none of weights
+        (`tensor_files.weight`).
     """
     names = {path: name_of(path) for path in shapes}
     missing = [name for name in names.values() if name not in tensors]
@@ -77,7 +79,7 @@ def rename_from(
             )
     params = {}
     for path, name in names.items():
-        value = layout(path, np.asarray(tensors[name], np.float32))
+        value = layout(path, weight(name, tensors[name], f"the {source}"))
         if value.shape != shapes[path]:
             raise UsageError(
                 f"{name} of the {source} has shape {np.shape(tensors[name])}, read here as {value.shape}, where the "

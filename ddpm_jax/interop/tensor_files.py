@@ -1,13 +1,13 @@
 """Named tensors in one file of the user's, NPZ or safetensors. What their names mean is said by who reads them."""
 
-import io
 import os
-import zipfile
 
+import ml_dtypes
 import numpy as np
 
+from ddpm_jax.archives import BadArchive, read_npz, read_safetensors
 from ddpm_jax.errors import UsageError
-from ddpm_jax.files import as_path
+from ddpm_jax.files import read_file
 
 
 def read_tensors(path: str | os.PathLike, *, what: str, how: str) -> dict[str, np.ndarray]:
@@ -18,25 +18,53 @@ def read_tensors(path: str | os.PathLike, *, what: str, how: str) -> dict[str, n
       what: in it, for the message: "weights of the perceptual distance".
       how: where to find out how to make one, likewise.
 
+    Returns:
+      name -> array of the file's own type, bfloat16 among these. They cannot be written to.
+
     Raises:
-      UsageError: no such file, or it is neither, or damaged; or safetensors, and the package is not there.
+      UsageError: no such file, or it is neither, or damaged.
     """
     try:
-        data = as_path(path).read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise UsageError(f"The {what} cannot be read from {path} ({error.strerror or error}): {how}.") from error
+    is_zip = data[:2] == b"PK"  # as an NPZ file is
     try:
-        if data[:2] == b"PK":  # an NPZ file is a ZIP archive
-            with np.load(io.BytesIO(data)) as archive:
-                return dict(archive)
-        from safetensors.numpy import load  # an extra
-    except ImportError as error:
+        return read_npz(data) if is_zip else read_safetensors(data)
+    except BadArchive as error:
+        kind = "a damaged NPZ file" if is_zip else "neither an NPZ nor a whole safetensors file"
+        raise UsageError(f"{path} is {kind} ({error}): {how}.") from error
+
+
+def weight(name: str, value: np.ndarray, source: str) -> np.ndarray:
+    """Returns a tensor of a network's weights as float32, of the same shape.
+
+    Args:
+      name: of the tensor, for the message.
+      value: floating-point numbers of any width, bfloat16 too.
+      source: what the tensor is from, likewise: "the diffusers state dict".
+
+    Raises:
+      UsageError: it is of another kind (integers are those of a quantised network, whose scales are not known here), or
+        one of its numbers is not finite, or beyond the largest float32.
+    """
+    value = np.asarray(value)
+    # Not `np.issubdtype`: bfloat16 is no floating-point number to NumPy, but `finfo` of its package knows it.
+    try:
+        ml_dtypes.finfo(value.dtype)
+        floating = value.dtype.kind != "c"
+    except ValueError:
+        floating = False
+    if not floating:
         raise UsageError(
-            f"Reading {path} needs the package safetensors: `pip install safetensors`, or give an NPZ file."
-        ) from error
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{path} is a damaged NPZ file ({error}): {how}.") from error
-    try:
-        return load(data)
-    except Exception as error:  # of the package's own kind
-        raise UsageError(f"{path} is neither an NPZ nor a safetensors file ({error}): {how}.") from error
+            f"{name} of {source} is of type {value.dtype}: weights are floating-point numbers, of 16, 32 or 64 bits."
+        )
+    with np.errstate(over="ignore"):
+        single = value.astype(np.float32)
+    if not np.isfinite(single).all():
+        there = value[~np.isfinite(single)].flat[0]
+        raise UsageError(
+            f"{name} of {source} holds {float(there)}, which is no finite number in float32: give weights that have "
+            "not diverged."
+        )
+    return single

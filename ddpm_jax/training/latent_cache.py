@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from ddpm_jax.archives import BadArchive, Header, map_npy
 from ddpm_jax.data.memory import gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.data.transforms import to_model_range
@@ -91,10 +92,15 @@ class CachedLatents:
     For `pipeline.train_iterator`: its batches are of the same examples as those of the images, in the same order.
     """
 
-    def __init__(self, paths: Sequence[pathlib.Path], of: Source):
+    def __init__(self, paths: Sequence[pathlib.Path], of: Source, encoded: tuple[int, ...]):
+        """`encoded`: [V, h, w, m] of an image."""
         self._count, self.fingerprint = len(of), of.fingerprint
+
+        def read(i: int) -> np.ndarray:
+            return _read(paths[i], Header(_row(encoded), (min(SHARD, len(of) - i * SHARD),)))
+
         # A mapped file is an open one, and of these a process may have a thousand.
-        self._shard = functools.lru_cache(maxsize=OPEN)(lambda i: _read(paths[i], rows=min(SHARD, len(of) - i * SHARD)))
+        self._shard = functools.lru_cache(maxsize=OPEN)(read)
         for i in range(len(paths)):
             self._shard(i)
 
@@ -153,12 +159,17 @@ def cached(
             with reporting(paths[i]):
                 write_atomically(paths[i], buffer.getvalue())
     hosts.wait_for_all("all latents are there")
-    return CachedLatents(paths, source)
+    image = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.uint8)
+    return CachedLatents(paths, source, jax.eval_shape(encode, params, (image,)).shape[1:])
+
+
+def _row(encoded: tuple[int, ...]) -> np.dtype:
+    return np.dtype([(ENCODED, np.float32, encoded), ("label", np.int32)])
 
 
 def _table(encoded: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """One row an image, as CachedLatents reads it."""
-    table = np.empty(len(labels), [(ENCODED, np.float32, encoded.shape[1:]), ("label", np.int32)])
+    table = np.empty(len(labels), _row(encoded.shape[1:]))
     table[ENCODED], table["label"] = encoded, labels
     return table
 
@@ -187,12 +198,9 @@ def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
         raise UsageError(f"first_stage.cache: {directory} holds other latents ({differing}): name another directory.")
 
 
-def _read(path: pathlib.Path, *, rows: int) -> np.ndarray:
+def _read(path: pathlib.Path, expected: Header) -> np.ndarray:
     with reporting(path, "read"):
         try:
-            table = np.load(path, mmap_mode="r")
-        except (ValueError, EOFError) as error:
+            return map_npy(path, expected)
+        except BadArchive as error:
             raise FailureError(f"{path} is damaged ({error}): delete it, and it is encoded anew.") from error
-    if table.dtype.names != (ENCODED, "label") or len(table) != rows:
-        raise FailureError(f"{path} is not a file of {rows} latents: delete it, and it is encoded anew.")
-    return table

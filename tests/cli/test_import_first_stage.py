@@ -1,6 +1,9 @@
 """`python -m ddpm_jax.cli.import_first_stage`: weights as diffusers names them become a run that everything reads."""
 
+import json
+
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -38,6 +41,81 @@ def test_the_weights_come_out_as_they_went_in(invoke, refused, files, tmp_path):
     expected = {**params, "log_scale": np.float32(0.0)}  # which the file does not have
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
     refused("import_first_stage", *argv, says=["holds a run already: name another directory"])
+
+
+@pytest.fixture
+def rewritten(files, tmp_path):
+    """rewritten(change) -> the command's arguments, with change(tensors) of the weights."""
+    argv, _ = files
+
+    def rewrite(change):
+        tensors = dict(np.load(tmp_path / "vae.npz"))
+        change(tensors)
+        np.savez(tmp_path / "vae.npz", **tensors)
+        return argv
+
+    return rewrite
+
+
+def safetensors_of(tensors, dtype, name):
+    """The file, by the words of the format: the header's length, the header, the numbers one after the other."""
+    index, rest = {}, b""
+    for key, value in tensors.items():
+        content = value.astype(dtype).tobytes()
+        index[key] = {"dtype": name, "shape": value.shape, "data_offsets": [len(rest), len(rest) + len(content)]}
+        rest += content
+    header = json.dumps(index).encode()
+    return len(header).to_bytes(8, "little") + header + rest
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(ml_dtypes.bfloat16, "BF16"), ("<f2", "F16"), ("<f4", "F32"), ("<f8", "F64")]
+)
+def test_safetensors_of_16_32_and_64_bits_are_read_exactly(invoke, files, tmp_path, dtype, name):
+    argv, _ = files
+    tensors = dict(np.load(tmp_path / "vae.npz"))
+    (tmp_path / "vae.safetensors").write_bytes(safetensors_of(tensors, dtype, name))
+    result = invoke("import_first_stage", *argv, "--weights", tmp_path / "vae.safetensors")
+    assert result.code == 0, result.err
+    kernel = load_first_stage(tmp_path / "run").params["decoder"]["conv_out"]["kernel"]
+    expected = tensors["decoder.conv_out.weight"].astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(kernel, expected.transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.nan, x), ["holds nan", "not diverged"]),
+        (lambda x: x + np.float32(np.inf), ["holds inf"]),
+        (lambda x: x.astype(np.float64) + 1e300, ["holds 1e+300", "no finite number in float32"]),
+        (lambda x: x.astype(np.complex64), ["is of type complex64", "floating-point numbers"]),
+        (lambda x: x > 0, ["is of type bool"]),
+        (lambda x: x.astype(np.int8), ["is of type int8"]),
+        (lambda x: x.astype("M8[s]"), ["is of type datetime64[s]"]),
+        (lambda x: x.astype(str), ["is of type <U"]),
+        (lambda x: x.astype(ml_dtypes.bfloat16), ["is of type |V2"]),
+        (lambda x: x.astype(object), ["Python objects, which are never read"]),
+    ],
+)
+def test_a_tensor_that_is_no_weights_is_refused_by_its_name(refused, rewritten, tmp_path, change, says):
+    name = "encoder.conv_in.bias"
+    argv = rewritten(lambda tensors: tensors.update({name: change(tensors[name])}))
+    named = [] if "objects" in says[0] else [f"{name} of the diffusers state dict"]
+    refused("import_first_stage", *argv, says=[*named, *says])
+    assert not (tmp_path / "run").exists()
+
+
+def test_fp8_and_a_damaged_safetensors_file_are_refused(refused, files, tmp_path):
+    argv, _ = files
+    whole = safetensors_of({"a": np.zeros(3)}, np.float32, "F32")
+    for content, says in (
+        (whole.replace(b'"F32"', b'"F8_E4M3"'), ["'a' is of F8_E4M3, where one of BOOL, U8,"]),
+        (whole[:-1], ["take 12 bytes, and 11 follow"]),
+    ):
+        header = content.index(b"}}") + 2 - 8
+        (tmp_path / "vae.safetensors").write_bytes(header.to_bytes(8, "little") + content[8:])
+        says = ["vae.safetensors is neither an NPZ nor a whole safetensors file", *says]
+        refused("import_first_stage", *argv, "--weights", tmp_path / "vae.safetensors", says=says)
 
 
 def test_what_cannot_be_read_is_refused(refused, files, tmp_path):

@@ -138,7 +138,7 @@ def test_npz_and_safetensors_are_read_alike(tmp_path):
         ),
         (lambda t: t.pop("lin3.model.1.weight"), r"has no tensor lin3\.model\.1\.weight"),
         (lambda t: t.update({"lin3.model.1.weight": -t["lin3.model.1.weight"]}), r"lin3.* negative weights"),
-        (lambda t: t.update({NARROW_FIRST: t[NARROW_FIRST] * np.nan}), r"features\.0\.weight .*not finite"),
+        (lambda t: t.update({NARROW_FIRST: t[NARROW_FIRST] * np.nan}), r"features\.0\.weight of .*npz holds nan"),
     ],
 )
 def test_what_is_wrong_with_the_tensors_is_named(tmp_path, change, words):
@@ -158,7 +158,7 @@ def test_what_is_wrong_with_the_tensors_is_named(tmp_path, change, words):
             r"cannot be read from .*missing\.npz \(No such file or directory\): docs/first_stages\.md",
         ),
         ("cut.npz", b"PK\x03\x04", "is a damaged NPZ file"),
-        ("weights.pth", b"\x80\x02}q\x00.", "neither an NPZ nor a safetensors file|needs the package safetensors"),
+        ("weights.pth", b"\x80\x02}q\x00.", "neither an NPZ nor a whole safetensors file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused(tmp_path, name, content, words):

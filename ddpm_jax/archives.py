@@ -1,0 +1,237 @@
+"""Arrays in files that somebody else may have written: NPZ, NPY and safetensors.
+
+The headers are compared with the size of the file and with what the caller expects before memory is asked for, and
+nothing in a file is executed. What the arrays mean, and what to do about a file that is refused, the caller says.
+"""
+
+import contextlib
+import io
+import json
+import math
+import pathlib
+import struct
+import sys
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from ddpm_jax.files import open_file
+
+MEMBERS = 10_000  # arrays in a file
+INFLATED, RATIO = 1 << 28, 100  # bytes, and times the file's size: what inflates beyond both is no archive of numbers
+HEADER = 10_000  # bytes of an NPY header, NumPy's own limit
+INDEX = 100_000_000  # bytes of a safetensors header, that format's own limit
+
+SAFETENSORS = {
+    "BOOL": np.dtype(bool),
+    **{f"U{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"I{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class BadArchive(ValueError):
+    """What is in a file is not what its headers or the caller say; half a sentence."""
+
+
+class Header(NamedTuple):
+    """What an array is, before it is read."""
+
+    dtype: np.dtype
+    shape: tuple[int | None, ...] | None  # None, or None for a side: any
+
+
+def read_npz(data: bytes, expected: Mapping[str, Header] | None = None) -> dict[str, np.ndarray]:
+    """Returns the arrays of an NPZ file by name; they cannot be written to.
+
+    Args:
+      data: the file's bytes.
+      expected: the arrays to read, of which others are passed over; all by default. Strings of any length and text in
+        either byte order agree with a `str` dtype.
+
+    Raises:
+      BadArchive: damaged, larger than it can be, or an array is missing, is none of numbers or text, or is not as
+        expected.
+    """
+    with _refusing("a damaged archive"), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        found = _members(archive, len(data))
+        for name in expected or ():
+            if name not in found:
+                there = ", ".join(map(repr, list(found)[:5])) or "nothing"
+                raise BadArchive(f"it has no array {name!r}, but {there}")
+        names = found if expected is None else expected
+        return {name: _read_member(archive, found[name], name, (expected or {}).get(name)) for name in names}
+
+
+def map_npy(path: pathlib.Path, expected: Header) -> np.ndarray:
+    """Maps an NPY file of this machine into memory, read-only.
+
+    Raises:
+      BadArchive: damaged, or not as expected.
+      OSError: as `files.open_file`.
+    """
+    with open_file(path) as file:
+        header, fortran = _npy_header(file)
+        offset, size = file.tell(), file.seek(0, 2)
+    _check_expected("its array", header, expected)
+    size -= offset
+    if size != _nbytes(header):
+        raise BadArchive(f"its header tells of {_nbytes(header):,} bytes, and {size:,} follow")
+    return np.memmap(path, header.dtype, "r", offset, header.shape, "F" if fortran else "C")
+
+
+def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
+    """Returns the tensors of a safetensors file by name; they cannot be written to.
+
+    The file is the length n of a JSON object in 8 bytes, little-endian; the object, which gives each tensor's
+    dtype, its shape and where it lies in the rest; and the rest, of which every byte belongs to one tensor
+    (https://github.com/huggingface/safetensors, "Format").
+
+    Raises:
+      BadArchive: none, damaged, or of numbers that NumPy and JAX cannot compute with here, such as FP8.
+    """
+    length = int.from_bytes(data[:8], "little")
+    if not 2 <= length <= min(len(data) - 8, INDEX) or data[8:9] != b"{":
+        raise BadArchive("it does not begin as a safetensors file")
+    with _refusing("its header is damaged"):
+        index = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=_unique)
+    index.pop("__metadata__", None)
+    if len(index) > MEMBERS:
+        raise BadArchive(f"it has {len(index):,} tensors, more than {MEMBERS:,}")
+    placed = {name: _placed(name, entry) for name, entry in index.items()}
+    end = 0
+    for name, (header, begin, stop) in sorted(placed.items(), key=lambda item: item[1][1:]):
+        if begin != end or stop - begin != _nbytes(header):
+            raise BadArchive(f"its tensor {name!r} does not lie where its header says")
+        end = stop
+    if end != len(data) - 8 - length:
+        raise BadArchive(f"its tensors take {end:,} bytes, and {len(data) - 8 - length:,} follow the header")
+    rest = memoryview(data)[8 + length :]
+    return {name: _array(rest[begin:stop], header) for name, (header, begin, stop) in placed.items()}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise BadArchive("a name stands twice in its header")
+    return found
+
+
+def _placed(name: str, entry: Any) -> tuple[Header, int, int]:
+    try:
+        kind, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, stop))
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole or not isinstance(kind, str):
+        raise BadArchive(f"the header of its tensor {name!r} is damaged")
+    if kind not in SAFETENSORS:
+        raise BadArchive(f"its tensor {name!r} is of {kind}, where one of {', '.join(SAFETENSORS)} is expected")
+    return Header(SAFETENSORS[kind], shape), begin, stop
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The members by the name of their array, once the directory has been found sound."""
+    infos = archive.infolist()
+    if len(infos) > MEMBERS:
+        raise BadArchive(f"it has {len(infos):,} members, more than {MEMBERS:,}")
+    if any(info.flag_bits & 1 for info in infos):
+        raise BadArchive("it is encrypted")
+    if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in infos):
+        raise BadArchive("it is compressed in another way than NumPy does")
+    if sum(info.compress_size for info in infos) > size:
+        raise BadArchive("its members overlap")
+    inflated = sum(info.file_size for info in infos)
+    if inflated > max(INFLATED, RATIO * size):
+        raise BadArchive(f"its {size:,} bytes would inflate to {inflated:,}, as those of no array of data do")
+    found = {info.filename.removesuffix(".npy"): info for info in infos}
+    if len(found) != len(infos):
+        raise BadArchive("a name stands twice in it")
+    return found
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, expected: Header | None) -> np.ndarray:
+    with archive.open(info) as member:
+        header, fortran = _npy_header(member)
+        size = info.file_size - member.tell()
+        if size != _nbytes(header):
+            raise BadArchive(f"the header of {name!r} tells of {_nbytes(header):,} bytes, and {size:,} follow")
+        if expected is not None:
+            _check_expected(repr(name), header, expected)
+        content = member.read()  # to the end, where its checksum is compared
+    if len(content) != size:
+        raise BadArchive(f"its array {name!r} is cut off")
+    return _array(content, header, "F" if fortran else "C")
+
+
+def _array(content: bytes | memoryview, header: Header, order: str = "C") -> np.ndarray:
+    # An empty buffer is none for NumPy, and a shape of zeros may have a side that no array can have.
+    with _refusing("it has an array of an impossible shape"):
+        flat = np.frombuffer(content, header.dtype) if len(content) else np.zeros(0, header.dtype)
+        array = flat.reshape(header.shape, order=order)
+        if header.dtype.kind == "U" and (flat.view(header.dtype.byteorder + "u4") > sys.maxunicode).any():
+            raise BadArchive("it has text that is none")
+    array.flags.writeable = False
+    return array
+
+
+def _npy_header(file: BinaryIO) -> tuple[Header, bool]:
+    """The header of an NPY file from its beginning on, and whether the array lies in Fortran's order."""
+    with _refusing("an array in it has a damaged header"):
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise BadArchive(f"an array in it is of version {version} of the NPY format")
+        length = struct.unpack("<H" if version == (1, 0) else "<I", file.read(2 if version == (1, 0) else 4))[0]
+        if length > HEADER:
+            raise BadArchive(f"the header of an array in it has {length:,} bytes")
+        text = io.BytesIO(struct.pack("<H", length) + file.read(length))
+        # A literal, which NumPy parses without calling anything in it. It warns of those of Python 2.
+        with warnings.catch_warnings(action="ignore"):
+            try:
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(text, HEADER)
+            except MemoryError:  # Python's parser, of a literal that is nested too deeply
+                raise BadArchive("an array in it has a damaged header") from None
+    if dtype.hasobject:
+        raise BadArchive("an array in it is of Python objects, which are never read")
+    if dtype.itemsize == 0 or any(side < 0 for side in shape):
+        raise BadArchive("an array in it has an impossible shape or type")
+    return Header(dtype, shape), fortran
+
+
+def _nbytes(header: Header) -> int:
+    return math.prod(header.shape) * header.dtype.itemsize
+
+
+def _check_expected(what: str, found: Header, expected: Header) -> None:
+    text = expected.dtype.kind == "U" and found.dtype.kind == "U"
+    fits = expected.shape is None or (
+        len(expected.shape) == len(found.shape)
+        and all(side in (None, is_now) for side, is_now in zip(expected.shape, found.shape, strict=True))
+    )
+    if (found.dtype != expected.dtype and not text) or not fits:
+        raise BadArchive(f"{what} is {_said(found)}, where {_said(expected)} is expected")
+
+
+def _said(header: Header) -> str:
+    kind = "text" if header.dtype.kind == "U" else str(header.dtype)
+    shape = "" if header.shape is None else f" [{', '.join('any' if n is None else str(n) for n in header.shape)}]"
+    return f"{kind}{shape}"
+
+
+@contextlib.contextmanager
+def _refusing(reason: str) -> Iterator[None]:
+    """On bytes that are not what they should be the parsers raise whatever they trip over."""
+    try:
+        yield
+    except (BadArchive, MemoryError):
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise BadArchive(f"{reason}: {error}".rstrip(": .")) from error
+    except Exception as error:  # ValueError, SyntaxError, struct.error, RecursionError, ...
+        raise BadArchive(f"{reason}: {type(error).__name__}") from error
