@@ -117,7 +117,7 @@ def differing(found: Any, wanted: Any, name: str = "") -> dict[str, tuple[str, s
     """Returns name -> (there, here), as text, for everything in which two pieces of plain data differ.
 
     Fields of objects within each other have dotted names, {"guidance.scale": ("2.0", "3.0")}; what one of them lacks is
-    "absent"; of a SHA-256 there are the first digits.
+    "absent", unless it is null in the other; of a SHA-256 there are the first digits.
     """
     if not (isinstance(found, dict) and isinstance(wanted, dict)):
         return {} if found == wanted else {name: (shown(found), shown(wanted))}
@@ -125,6 +125,7 @@ def differing(found: Any, wanted: Any, name: str = "") -> dict[str, tuple[str, s
     return {
         dotted: texts
         for field, pair in pairs.items()
+        if not all(value is None or value is _ABSENT for value in pair)
         for dotted, texts in differing(*pair, _dotted(name, field)).items()
     }
 

@@ -21,7 +21,6 @@ from ddpm_jax.cli.load import check_names_a_run, define_checkpoint_flags, load_f
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import decode
-from ddpm_jax.evaluation.results import weights_digest
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting.images import grid, save_png
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     prepare_jax(flags)
     loaded = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     stage, what = loaded.experiment.first_stage, f"{flags.ckpt}, step {loaded.step}, {loaded.weights} weights"
-    latent_file.check_made_by(path, arrays, first_stage=weights_digest(loaded.params), what=what)
+    latent_file.check_made_by(path, arrays, first_stage=loaded.sha256, what=what)
     codebook = np.asarray(loaded.params["codebook"]) if stage.kind == "vq" else None
     channels = loaded.experiment.model.latent_channels
     z = latent_file.latents_of(path, arrays, channels=channels, codebook=codebook)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from ddpm_jax.cli.command import MAX_SEED, Parser, prepare_jax, run
 from ddpm_jax.cli.first_stage_pictures import make_drawing
-from ddpm_jax.cli.load import check_names_a_run, define_checkpoint_flags, load_first_stage, versions
+from ddpm_jax.cli.load import check_names_a_run, define_checkpoint_flags, identity_of, load_first_stage, versions
 from ddpm_jax.evaluation.results import check_record, write_record
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting.images import save_png
@@ -36,7 +36,9 @@ def main(argv: Sequence[str]) -> int:
     out = as_path(flags.out or as_path(flags.ckpt) / "pictures")
     check_place(out, flag="--out", writing=True)
     made_by = {"checkpoint": str(flags.ckpt), "checkpoint_step": loaded.step, "weights": loaded.weights}
-    settings = made_by | {"num_samples": flags.num_samples, "seed": flags.seed, "versions": versions()}
+    settings = (
+        made_by | identity_of(loaded) | {"num_samples": flags.num_samples, "seed": flags.seed, "versions": versions()}
+    )
     ending = f"step{loaded.step}_{loaded.weights}_n{flags.num_samples}_seed{flags.seed}"
     record = out / f"pictures_{ending}.json"
     check_record(record, settings)

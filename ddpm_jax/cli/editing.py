@@ -16,7 +16,7 @@ import numpy as np
 from ddpm_jax.cli import guidance
 from ddpm_jax.cli.command import MAX_TIMESTEPS, Parser
 from ddpm_jax.cli.load import Loaded
-from ddpm_jax.cli.photos import read_mask, read_photo
+from ddpm_jax.cli.photos import named_file, read_mask, read_photo
 from ddpm_jax.cli.sampling import Inputs, Recipe, make_recipe, recipe_of, sampler_of, times_of
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
@@ -94,7 +94,7 @@ def _from_picture(loaded: Loaded, flags: Any) -> Recipe:
     strength = 0.8 if flags.strength is None else flags.strength
     times = start_from(times_of(loaded.experiment, flags), strength)
     sampler, record = sampler_of(loaded.experiment, flags, times)
-    record |= {"init_image": str(flags.init_image), "strength": strength}
+    record |= named_file("init_image", flags.init_image) | {"strength": strength}
     top = chain.at(times)  # the sampler's own table may have levels above it, as EDM's has
 
     def start(schedule: Schedule, keys: chex.PRNGKey, shape: tuple[int, ...], inputs: Inputs) -> chex.Array:
@@ -109,7 +109,7 @@ def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
     chain = loaded.experiment.chain
     photo = read_photo("--inpaint", flags.inpaint, loaded.experiment.image_shape)
     mask = read_mask("--mask", flags.mask, flags.inpaint, loaded.experiment.image_shape)
-    record = {"inpaint": str(flags.inpaint), "mask": str(flags.mask)}
+    record = named_file("inpaint", flags.inpaint) | named_file("mask", flags.mask)
     if flags.sampler is None:
         steps = flags.steps or min(REPAINT_STEPS, chain.num_timesteps)
         times = times_of(loaded.experiment, flags, steps=steps)

@@ -29,7 +29,6 @@ from ddpm_jax.data.folder import pictures_in
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import Latents, encode
-from ddpm_jax.evaluation.results import weights_digest
 from ddpm_jax.files import as_path, check_place, reporting
 
 PICTURE = "PICTURE"  # what messages call an argument
@@ -66,8 +65,9 @@ def main(argv: Sequence[str]) -> int:
     read = _pictures(paths, loaded, flags)
     found = _joined(list(encode(stage, loaded.params, read, batch_size=flags.batch_size, seed=seed)))
     made_by = f"{flags.ckpt}, step {loaded.step}, {loaded.weights} weights"
-    digest = weights_digest(loaded.params)
-    latent_file.write(out, found, names=list(map(str, paths)), kind=stage.kind, first_stage=digest, made_by=made_by)
+    latent_file.write(
+        out, found, names=list(map(str, paths)), kind=stage.kind, first_stage=loaded.sha256, made_by=made_by
+    )
     count, *shape = found.latents.shape
     print(f"{count} latents of {'x'.join(map(str, shape))} by {made_by}\n  {out}")
     return 0

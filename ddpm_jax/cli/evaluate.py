@@ -46,7 +46,15 @@ from ddpm_jax.cli.command import (
     run,
 )
 from ddpm_jax.cli.first_stage_metrics import FIRST_STAGE_METRICS
-from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load, load_first_stage, versions
+from ddpm_jax.cli.load import (
+    Loaded,
+    check_names_a_run,
+    define_checkpoint_flags,
+    identity_of,
+    load,
+    load_first_stage,
+    versions,
+)
 from ddpm_jax.cli.metrics import METRICS, Result
 from ddpm_jax.cli.split import result_path
 from ddpm_jax.errors import UsageError, choose
@@ -69,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     prepare_jax(flags)
     read = load_first_stage if of_first_stage else load
     loaded = read(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
-    hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step})
+    hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step} | identity_of(loaded))
     check_place(result_path("", loaded, flags, "").parent, flag="--out", writing=True)
     for name, metric in metrics.items():
         result = metric(loaded, flags)
@@ -118,6 +126,7 @@ def _report(name: str, result: Result, loaded: Loaded, flags: Any) -> None:
         "checkpoint": str(flags.ckpt),
         "checkpoint_step": loaded.step,
         "weights": loaded.weights,
+        **identity_of(loaded),
         "seed": flags.seed,
         **machine(),
         "versions": versions(),

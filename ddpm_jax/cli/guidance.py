@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_jax.cli.command import MAX_STEP, Parser
 from ddpm_jax.cli.experiment import Experiment
 from ddpm_jax.cli.load import Loaded, load, load_classifier, of_one_kind
-from ddpm_jax.cli.photos import read_photo
+from ddpm_jax.cli.photos import named_file, read_photo
 from ddpm_jax.data.transforms import to_model_range, upsample
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
@@ -107,8 +107,8 @@ def guided(loaded: Loaded, flags: Any) -> Guided:
     record: dict[str, Any] = {} if clipping == _ordinary_clipping(experiment) else {"clip": clipping}
     record |= {"guidance": force.record} if force.record else {}
     record |= {} if labels is None else {"labels": labels.tolist()}
-    record |= {} if flags.low_res is None else {"low_res": str(flags.low_res)}
     low_res = _low_res(experiment, flags.low_res)
+    record |= {} if flags.low_res is None else named_file("low_res", flags.low_res)
 
     def make_denoiser(params: Any, schedule: Schedule, told: Told) -> Denoiser:
         conditional = experiment.conditional_denoiser(params["model"], schedule)
@@ -205,7 +205,7 @@ def _by_classifier(loaded: Loaded, flags: Any, numbers: dict[str, Any], record: 
         return guidance.classifier_guidance(denoiser, log_prob, told.label, schedule=schedule, **params["numbers"])
 
     params = {"classifier": classifier.params, "numbers": numbers}
-    said = {"kind": "classifier", "classifier": str(flags.classifier), "classifier_step": classifier.step}
+    said = {"kind": "classifier", **_named_run("classifier", flags.classifier, classifier)}
     return _Force(apply, params, said | record, num_classes)
 
 
@@ -219,8 +219,13 @@ def _away_from_weaker(loaded: Loaded, flags: Any, numbers: dict[str, Any], recor
         return guidance.autoguidance(*pair, schedule=schedule, **params["numbers"])
 
     params = {"weaker": weaker.params, "numbers": numbers}
-    said = {"kind": "weaker", "weaker": str(flags.weaker), "weaker_step": weaker.step}
+    said = {"kind": "weaker", **_named_run("weaker", flags.weaker, weaker)}
     return _Force(apply, params, said | record, loaded.experiment.config.condition.num_classes)
+
+
+def _named_run(flag: str, directory: str, loaded: Loaded) -> dict[str, Any]:
+    """What a record says of a second model."""
+    return {flag: str(directory), f"{flag}_step": loaded.step, f"{flag}_sha256": loaded.sha256}
 
 
 def _check_same_task(model: Loaded, weaker: Loaded, directory: str) -> None:

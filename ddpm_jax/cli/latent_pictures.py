@@ -21,7 +21,7 @@ from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import progressive
-from ddpm_jax.files import as_path
+from ddpm_jax.files import as_path, sha256_of
 from ddpm_jax.samplers import inversion
 from ddpm_jax.samplers.editing import slerp
 from ddpm_jax.samplers.randomness import image_keys, initial_noise
@@ -57,7 +57,7 @@ def _interpolate(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     progressive.from_timestep(schedule, t)
     steps = flags.interpolate_steps or PATH_STEPS
     pair = np.stack([photos.read_photo("--interpolate", path, loaded.experiment.image_shape) for path in paths])
-    settings = {"images": list(map(str, paths)), "sha256": list(map(_sha256, paths)), "t": t}
+    settings = {"images": list(map(str, paths)), "sha256": list(map(sha256_of, paths)), "t": t}
 
     def draw() -> Drawn:
         found = progressive.interpolate(
@@ -133,7 +133,7 @@ def _reconstruct(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     experiment, path = loaded.experiment, as_path(flags.reconstruct)
     photo = photos.read_photo("--reconstruct", path, experiment.image_shape)
     times, corrections = sampling.times_of(experiment, flags), flags.corrections or 0
-    settings = {"reconstruct": str(path), "sha256": _sha256(path), "corrections": corrections}
+    settings = {"reconstruct": str(path), "sha256": sha256_of(path), "corrections": corrections}
     latents = experiment.first is not None
     scale, unit = (1.0, "of latents") if latents else (progressive.HALF_RANGE, "grey levels")
 
@@ -185,10 +185,6 @@ def _paths(value: str) -> list[pathlib.Path]:
     if len(paths) != 2:  # --interpolate=A
         raise UsageError("--interpolate needs two image files, as in --interpolate a.png b.png.")
     return [as_path(path) for path in paths]
-
-
-def _sha256(path: pathlib.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _digest(settings: dict[str, Any]) -> str:

@@ -14,7 +14,6 @@ from ddpm_jax.cli.experiment import Experiment, First
 from ddpm_jax.cli.load import first_of, load_first_stage
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UsageError
-from ddpm_jax.evaluation.results import weights_digest
 from ddpm_jax.files import as_path, is_folder, is_remote
 from ddpm_jax.training import hosts, latent_cache
 from ddpm_jax.training.checkpoint_reading import find_step, read_config, saved_steps
@@ -56,7 +55,7 @@ def find_first_stage(
         loaded = load_first_stage(directory)
     except UsageError as error:
         raise UsageError(f"first_stage.ckpt: {error}") from error
-    found = First(loaded.experiment, weights_digest(loaded.params))
+    found = First(loaded.experiment, loaded.sha256)
     if begun is not None and begun.sha256 != found.sha256:
         raise UsageError(
             f"first_stage.ckpt: {directory} has changed since this run was begun with it (SHA-256 "

@@ -130,8 +130,8 @@ def _decide(flags: Any) -> None:
     flags.sampler, flags.clip = "ddim", "none"
 
 
-def run(loaded: Loaded, recipe: Recipe, flags: Any, commands: Sequence[str]) -> int:
-    """Draws what was asked for and prints where it is; returns the exit code.
+def run(loaded: Loaded, identity: dict[str, Any], recipe: Recipe, flags: Any, commands: Sequence[str]) -> int:
+    """Draws what was asked for and prints where it is; returns the exit code. `identity` is that of `loaded`.
 
     Every image has the condition of image 0: of a model with classes, --labels, by default the first.
 
@@ -147,7 +147,7 @@ def run(loaded: Loaded, recipe: Recipe, flags: Any, commands: Sequence[str]) -> 
         parts = [drawing.name, f"step{loaded.step}", loaded.weights, *(f"seed{value}" for value in seed.values())]
         path = out / ("_".join([*parts, recipe.name()]) + ".png")
         made_by = {"checkpoint": str(flags.ckpt), "checkpoint_step": loaded.step, "weights": loaded.weights}
-        settings = {**made_by, **seed, **recipe.record, **drawing.settings, "versions": versions()}
+        settings = {**made_by, **identity, **seed, **recipe.record, **drawing.settings, "versions": versions()}
         record = path.with_suffix(".json")
         check_record(record, settings)
         drawn = drawing.draw()

@@ -16,11 +16,24 @@ from ddpm_jax.cli.config_checks import OBJECTIVES
 from ddpm_jax.cli.experiment import Experiment, First, Weights, build, objective_state_shapes
 from ddpm_jax.cli.sharp import with_discriminator
 from ddpm_jax.errors import UsageError
+from ddpm_jax.evaluation.results import weights_digest
+from ddpm_jax.keys import IMPLEMENTATION
 from ddpm_jax.training.checkpoint_reading import find_step, read_config, read_weights
 from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.sharpness import without_discriminator
 
 FIRST_STAGE = "frozen_first_stage"  # of the settings of a run over latents
+# Groups and fields of a config: with the weights they decide what a model computes.
+OF_A_MODEL = (
+    "objective",
+    "data.image_size",
+    "data.channels",
+    "diffusion.",
+    "model.",
+    "dit.",
+    "condition.",
+    "first_stage.",
+)
 SCALE_TOLERANCE = 0.05  # of scales that two runs have measured, each to about 1 %
 
 
@@ -48,6 +61,7 @@ class Loaded(NamedTuple):
     params: Any  # of a model over latents `experiment.Weights`: its first stage is in the checkpoint too
     step: int
     weights: str  # "ema" or "raw"; "frozen": a first stage that another model's checkpoint has
+    sha256: str = ""  # `results.weights_digest` of the parameters
 
 
 def load(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: bool = False) -> Loaded:
@@ -79,7 +93,7 @@ def load_first_stage(workdir: str | pathlib.Path, *, step: int | None = None, ra
         raise UsageError(f"{workdir} holds its first stage as it was frozen, with no raw weights: leave them out.")
     shapes = objective_state_shapes(experiment)
     frozen = read_weights(workdir, step, {"objective_state": shapes})["objective_state"].frozen
-    return Loaded(experiment.first.experiment, frozen.params, step, "frozen")
+    return Loaded(experiment.first.experiment, frozen.params, step, "frozen", weights_digest(frozen.params))
 
 
 def load_classifier(
@@ -108,6 +122,28 @@ def load_classifier(
             "it with the model's diffusion.schedule, beta_start, beta_end, num_timesteps and rescale_timesteps."
         )
     return classifier
+
+
+def identity_of(loaded: Loaded) -> dict[str, Any]:
+    """What says which model results are of, whatever lies in its directory later; as JSON has it.
+
+    The digest is of the weights themselves, in memory, and not of the checkpoint's files: those of one state differ
+    from save to save, and the weights of a copy, or those of one average out of two checkpoints, are the same.
+    """
+    config = _set_fields(configs.to_dict(loaded.experiment.config))
+    if loaded.experiment.first is not None:
+        config[FIRST_STAGE] = _set_fields(configs.to_dict(loaded.experiment.first.experiment.config))
+    return {"weights_sha256": loaded.sha256, "config": config, "random_numbers": IMPLEMENTATION}
+
+
+def _set_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that what a model computes follows from, where they are not today's default: later ones may join."""
+    defaults = dict(configs.flatten(configs.to_dict(configs.default_config())))
+    return {
+        name: value
+        for name, value in configs.flatten(config)
+        if name.startswith(OF_A_MODEL) and name not in configs.RESUMABLE and value != defaults[name]
+    }
 
 
 def of_one_kind(model: Loaded, other: Loaded) -> bool:
@@ -172,7 +208,7 @@ def _load(workdir: str | pathlib.Path, step: int | None, raw_weights: bool, *, o
     read = read_weights(workdir, step, template)
     params = without_discriminator(read[item])
     params = params if experiment.first is None else Weights(params, read["objective_state"].frozen)
-    return Loaded(experiment, params, step, "raw" if raw_weights else "ema")
+    return Loaded(experiment, params, step, "raw" if raw_weights else "ema", weights_digest(params))
 
 
 def versions(*more: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 from ddpm_jax.cli.data import load_split
 from ddpm_jax.cli.likelihood_bound import bound_of
 from ddpm_jax.cli.likelihood_ode import ode_of
-from ddpm_jax.cli.load import Loaded, versions
+from ddpm_jax.cli.load import Loaded, identity_of, versions
 from ddpm_jax.cli.sampling import Recipe, recipe_of
 from ddpm_jax.cli.split import result_path
 from ddpm_jax.data import pipeline, sources
@@ -212,7 +212,7 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
     data = loaded.experiment.config.data
     splits = [load_split(data, split, data_dir=flags.data_dir) for split in (data.train_split, data.test_split)]
     settings = {
-        "weights_sha256": results.weights_digest(loaded.params),
+        **identity_of(loaded),
         "data": [split.fingerprint for split in splits],
         "num_samples": flags.num_samples,
         "seed": flags.seed,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ddpm_jax.data import images
 from ddpm_jax.errors import UsageError
-from ddpm_jax.files import as_path, is_remote, reporting
+from ddpm_jax.files import as_path, is_remote, reporting, sha256_of
 
 
 def read_photo(flag: str, path: str | pathlib.Path, image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -33,6 +33,12 @@ def read_photo(flag: str, path: str | pathlib.Path, image_shape: tuple[int, int,
         return images.to_array(image, image_size=size, channels=channels)
     except images.UnreadableImage as error:
         raise _unreadable(flag, path, error) from error
+
+
+def named_file(flag: str, path: str | pathlib.Path) -> dict[str, str]:
+    """What a record says of a file that was used: its name, and the SHA-256 that tells it from another of this name."""
+    with reporting(path, "read"):
+        return {flag: str(path), f"{flag}_sha256": sha256_of(path)}
 
 
 def read_whole_photo(flag: str, path: str | pathlib.Path, *, multiple: int, channels: int) -> np.ndarray:

@@ -38,7 +38,7 @@ from ddpm_jax.cli.command import (
     prepare_jax,
     run,
 )
-from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load, versions
+from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, identity_of, load, versions
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation
@@ -86,15 +86,17 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--{drawings[0]} draws one picture, on one process: leave out --distributed.")
     prepare_jax(flags)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
-    hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step})
+    identity = identity_of(loaded)
+    hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step} | identity)
     recipe = editing.edited(loaded, flags)
     if drawings:
-        return latents.run(loaded, recipe, flags, drawings)
+        return latents.run(loaded, identity, recipe, flags, drawings)
     out = as_path(flags.out or _default_out(loaded, recipe, flags))
     check_place(out, flag="--out", writing=True)
 
     batch_size = min(flags.batch_size, flags.num_samples)
-    _write_samples(loaded, recipe, out, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size)
+    made_by = {"checkpoint": str(flags.ckpt), "checkpoint_step": loaded.step, "weights": loaded.weights, **identity}
+    _write_samples(loaded, recipe, out, made_by, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size)
     if hosts.is_first():
         _draw(loaded, recipe, out, flags)
     hosts.wait_for_all("the pictures are drawn")
@@ -106,7 +108,7 @@ def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
     columns = _columns(recipe)
     shown = min(IN_GRID // (columns or 1) * (columns or 1), flags.num_samples)
     with reporting(out / "grid.png"):
-        pictures.save_png(out / "grid.png", pictures.grid(_first_images(out, shown), columns))
+        pictures.save_png(out / "grid.png", pictures.grid(generation.read_shards(out, shown), columns))
     print(
         f"{flags.num_samples} images of step {loaded.step} ({loaded.weights} weights), {recipe.record['sampler']}, "
         f"{recipe.record['steps']} steps, {recipe.sampler.evaluations} network evaluations\n  {out}/grid.png"
@@ -129,15 +131,16 @@ def _columns(recipe: Recipe) -> int | None:
 
 
 def _write_samples(
-    loaded: Loaded, recipe: Recipe, out: os.PathLike, *, seed: int, num_samples: int, batch_size: int
+    loaded: Loaded,
+    recipe: Recipe,
+    out: os.PathLike,
+    made_by: dict[str, Any],
+    *,
+    seed: int,
+    num_samples: int,
+    batch_size: int,
 ) -> None:
-    manifest = {
-        "checkpoint_step": loaded.step,
-        "weights": loaded.weights,
-        "seed": seed,
-        **recipe.record,
-        "versions": versions(),
-    }
+    manifest = {**made_by, "seed": seed, **recipe.record, "versions": versions()}
     on_terminal = sys.stderr.isatty() and hosts.is_first()
     shard_size = -(-SHARD // batch_size) * batch_size
     total = generation.share(num_samples, shard_size)
@@ -172,11 +175,6 @@ def _write_samples(
 def _move(bar: Any, done: int) -> None:
     bar.n = done
     bar.refresh()
-
-
-def _first_images(out: os.PathLike, count: int) -> np.ndarray:
-    with min(out.glob("samples-00000-of-*.npz")).open("rb") as file, np.load(file) as shard:
-        return shard["images"][:count]
 
 
 def _write_chain(loaded: Loaded, recipe: Recipe, out: os.PathLike, *, seed: int, num_chains: int) -> None:

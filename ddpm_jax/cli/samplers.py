@@ -20,7 +20,7 @@ import tqdm
 from ddpm_jax.cli import guidance
 from ddpm_jax.cli.command import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_STEP, MAX_TIMESTEPS, Parser, prepare_jax, run
 from ddpm_jax.cli.data import load_split
-from ddpm_jax.cli.load import Loaded, load, versions
+from ddpm_jax.cli.load import Loaded, identity_of, load, versions
 from ddpm_jax.cli.metrics import images_of
 from ddpm_jax.cli.sampling import make_recipe
 from ddpm_jax.diffusion.chain import Chain
@@ -179,6 +179,7 @@ def _settings(flags: Any, model: _Model | None) -> dict[str, Any]:
             "checkpoint": str(flags.ckpt),
             "checkpoint_step": model.loaded.step,
             "weights": model.loaded.weights,
+            **identity_of(model.loaded),
             "num_samples": flags.num_samples,
             "made_with": model.guided.record,
         }

@@ -10,7 +10,7 @@ import jax
 import tqdm
 
 from ddpm_jax.cli.data import check_classes, load_split
-from ddpm_jax.cli.load import Loaded
+from ddpm_jax.cli.load import Loaded, identity_of
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import results
@@ -50,7 +50,7 @@ def open_split(loaded: Loaded, flags: Any) -> Split:
     check_classes(source, experiment.config, split=name)
     num_images = check_images(source, experiment.image_shape, split=name, num_images=flags.num_images)
     settings = {
-        "weights_sha256": results.weights_digest(loaded.params),
+        **identity_of(loaded),
         "split": name,
         "data": source.fingerprint,
         "num_images": num_images,
@@ -107,7 +107,7 @@ def go_on(
       UsageError: results made otherwise in the same place.
       FailureError: a file that is damaged or cannot be written; what `compute` raises.
     """
-    tally = results.load_tally(path, made_with, empty) or empty
+    tally = results.load_tally(path, made_with, empty)
     if tally.num_images == num_images:
         return tally
     if jax.process_count() == 1:
@@ -115,11 +115,11 @@ def go_on(
     spans = [Span(*bounds) for bounds in hosts.span(tally.num_images, num_images)]
     paths = [path.with_name(f"{path.stem}_images{first}-{last}{path.suffix}") for first, last in spans]
     own = jax.process_index()
-    part = results.load_tally(paths[own], made_with, empty) or empty
+    part = results.load_tally(paths[own], made_with, empty)
     _complete(paths[own], part, spans[own], compute, made_with)
     hosts.wait_for_all("all parts are there")
     for part_path, span in zip(paths, spans, strict=True):
-        part = results.load_tally(part_path, made_with, empty) or empty
+        part = results.load_tally(part_path, made_with, empty)
         if part.num_images != span.last - span.first:
             raise FailureError(f"{part_path} of another process is not to be seen: --out must be the same directory.")
         tally = merge(tally, part)

@@ -22,13 +22,16 @@ from ddpm_jax.data.transforms import to_uint8
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import as_path, reporting, write_atomically
+from ddpm_jax.evaluation.results import check_same
+from ddpm_jax.files import as_path, read_file, reporting, write_atomically
 from ddpm_jax.keys import base_key
 from ddpm_jax.samplers import randomness
 from ddpm_jax.samplers.loop import Sampler, sample
+from ddpm_jax.schema import LARGEST, Malformed, Table, Whole, parse
 from ddpm_jax.training import hosts, parallel
 
 MANIFEST = "manifest.json"
+_SIZES = Table({"num_images": Whole(1), "shard_size": Whole(1)})
 
 
 class Generated(NamedTuple):
@@ -204,15 +207,17 @@ def write_shards(
         A shard that is no multiple of the batch pads its last batch, so choose one that is.
       num_images: of the whole set.
       shard_size: images in each shard but the last.
-      manifest: everything needed to make the same images again, as JSON can store it: checkpoint, step, weights, seed,
-        steps, versions. `num_images` and `shard_size` are added.
+      manifest: everything needed to make the same images again, as JSON can store it: the digest of the weights, step,
+        seed, steps, digests of pictures that are used, versions. `num_images` and `shard_size` are added. What
+        `checkpoint` says is for a person: the digests tell whether the images are the same.
       on_images: called with the number of images of this process's shards that are done: at the start, with those found
         on disk, and after every batch.
 
     Raises:
       UsageError: a size below 1, the directory holds a set made from another manifest (the fields that differ are
         named), or it is not the same for all processes.
-      FailureError: the disk is full or cannot be written. Whole shards stay.
+      FailureError: the disk is full or cannot be written, or a shard that is there is damaged or of other images. Whole
+        shards stay.
     """
     for name, size in (("num_images", num_images), ("shard_size", shard_size)):
         if size < 1:
@@ -226,6 +231,9 @@ def write_shards(
     hosts.check_shared(directory / MANIFEST)
     mine = _shards(directory, num_images, shard_size)[jax.process_index() :: jax.process_count()]
     missing = [shard for shard in mine if not shard.path.exists()]
+    for shard in mine:
+        if shard not in missing:
+            _check_index(shard)
     done = sum(len(shard.index) for shard in mine) - sum(len(shard.index) for shard in missing)
     if on_images is not None:
         on_images(done)
@@ -249,25 +257,34 @@ def share(num_images: int, shard_size: int) -> int:
     return sum(min(shard_size, num_images - start) for start in range(first, num_images, step))
 
 
-def read_shards(directory: str | os.PathLike) -> np.ndarray:
-    """Returns all images that `write_shards` wrote, in the order of their index: uint8 [N, H, W, C].
+def read_shards(directory: str | os.PathLike, count: int | None = None) -> np.ndarray:
+    """Returns the images that `write_shards` wrote, in the order of their index: uint8 [N, H, W, C].
+
+    Args:
+      directory: of the images.
+      count: only the first so many; all by default.
 
     Raises:
-      UsageError: no images here, or not yet all of them.
-      FailureError: a file is damaged.
+      UsageError: no images here, or not yet all that are wanted.
+      FailureError: a file is damaged, or holds other images than its name says.
     """
     directory = as_path(directory)
     manifest = _read_manifest(directory)
     if manifest is None:
         raise UsageError(f"{directory} holds no {MANIFEST}: name a directory that sampled images were written to.")
     shards = _shards(directory, manifest["num_images"], manifest["shard_size"])
+    shards = [shard for shard in shards if count is None or shard.index[0] < count]
     missing = [shard.path.name for shard in shards if not shard.path.exists()]
     if missing:
         raise UsageError(
             f"{directory} lacks {len(missing)} of {len(shards)} shards, {missing[0]} first: "
             "start the command that writes them again, and it will go on where it stopped."
         )
-    return np.concatenate([_read_shard(shard) for shard in shards])
+    images = [_read_shard(shard) for shard in shards]
+    for shard, found in zip(shards, images, strict=True):
+        if found.shape[1:] != images[0].shape[1:]:
+            raise FailureError(f"{shard.path} holds images of another size than {shards[0].path.name}: delete it.")
+    return np.concatenate(images)[:count]
 
 
 class _Shard(NamedTuple):
@@ -293,32 +310,44 @@ def _claim(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
         if hosts.is_first():
             write_atomically(directory / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
         return
-    names = [name for name in {**found, **manifest} if found.get(name) != manifest.get(name)]
-    if names:
-        differing = ", ".join(f"{name} is {found.get(name)!r} there, {manifest.get(name)!r} here" for name in names[:3])
-        raise UsageError(f"{directory} holds images made otherwise ({differing}): name another directory.")
+    check_same(f"{directory} holds images", found, manifest)
 
 
 def _read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
     path = directory / MANIFEST
-    if not path.exists():
-        return None
+    with reporting(path, "read"):
+        data = read_file(path, largest=LARGEST + 1) if path.exists() else None
     try:
-        return json.loads(path.read_bytes())
-    except ValueError:
-        raise FailureError(f"{path} is damaged: name another directory, or restore this file.") from None
+        return None if data is None else parse(data, _SIZES)
+    except Malformed as error:
+        raise FailureError(f"{path} is damaged ({error}): name another directory, or restore this file.") from None
+
+
+def _check_index(shard: _Shard) -> None:
+    """Looks at the numbers of a shard's images alone."""
+    _check_numbers(shard, _arrays(shard, {"index": _numbers(shard)})["index"])
 
 
 def _read_shard(shard: _Shard) -> np.ndarray:
+    images = Header(np.dtype(np.uint8), (len(shard.index), None, None, None))
+    images, index = _arrays(shard, {"images": images, "index": _numbers(shard)}).values()
+    _check_numbers(shard, index)
+    return images
+
+
+def _numbers(shard: _Shard) -> Header:
+    return Header(np.dtype(np.int64), shard.index.shape)
+
+
+def _arrays(shard: _Shard, headers: Mapping[str, Header]) -> dict[str, np.ndarray]:
     with reporting(shard.path, "read"):
-        data = shard.path.read_bytes()
-    count = len(shard.index)
-    images = Header(np.dtype(np.uint8), (count, None, None, None))
-    headers = {"images": images, "index": Header(np.dtype(np.int64), (count,))}
+        data = read_file(shard.path)
     try:
-        images, index = read_npz(data, headers).values()
+        return read_npz(data, headers)
     except BadArchive as error:
         raise FailureError(f"{shard.path} is damaged ({error}): delete it and sample again.") from error
+
+
+def _check_numbers(shard: _Shard, index: np.ndarray) -> None:
     if not np.array_equal(index, shard.index):
         raise FailureError(f"{shard.path} holds other images than its name says: delete it and sample again.")
-    return images

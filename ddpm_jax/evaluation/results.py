@@ -17,9 +17,14 @@ import numpy as np
 
 from ddpm_jax.archives import Header, read_npz
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import as_path, reporting, write_atomically
+from ddpm_jax.files import as_path, read_file, reporting, write_atomically
+from ddpm_jax.schema import Malformed, Table, differing, parse
 
 _SETTINGS = "settings"
+_PLACE = "checkpoint"  # where the weights lie: which they are, their digest says
+_IDENTITY = ("weights_sha256", "config", "random_numbers")  # what older versions did not record, or not all of it
+_REMEDY = "name another directory"
+_OUT = f"{_REMEDY} with --out"
 AnyTally = TypeVar("AnyTally", bound=tuple)
 
 
@@ -84,8 +89,8 @@ def save_tally(path: str | os.PathLike, tally: AnyTally, settings: Mapping[str, 
         write_atomically(path, buffer.getvalue())
 
 
-def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], empty: AnyTally) -> AnyTally | None:
-    """Returns the tally that was saved with these settings, None where there is no file.
+def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], empty: AnyTally) -> AnyTally:
+    """Returns the tally that was saved with these settings; where there is no file, that of no image.
 
     Args:
       path: of the file.
@@ -98,18 +103,18 @@ def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], empty: AnyT
     """
     data = _read(path)
     if data is None:
-        return None
+        return empty
     fields = empty._asdict()
     headers = {name: Header(leaf.dtype, tuple(side or None for side in leaf.shape)) for name, leaf in fields.items()}
     try:
         arrays = read_npz(data, {_SETTINGS: Header(np.dtype(str), ()), **headers})
-        found = json.loads(str(arrays[_SETTINGS]))
-        counts = {len(arrays[name]) for name, leaf in fields.items() if len(leaf) == 0}
-        if not isinstance(found, dict) or len(counts) != 1:
+        found = parse(str(arrays[_SETTINGS]).encode(), Table())
+        # Where the model has no codes, their axis is empty for any number of images.
+        if len({len(arrays[name]) for name, leaf in fields.items() if len(leaf) == 0} - {0}) > 1:
             raise ValueError("its arrays are not of the same images")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise FailureError(f"{path} is damaged ({error}): delete it and evaluate again.") from error
-    _check_same(path, found, _plain(settings))
+    check_same(f"{path} holds results", found, _plain(settings), remedy=_OUT)
     return type(empty)(**{name: arrays[name] for name in fields})
 
 
@@ -124,22 +129,42 @@ def check_record(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
     if data is None:
         return
     try:
-        found = json.loads(data)
-        found = {name: found.get(name) for name in settings}
-    except (ValueError, AttributeError) as error:
+        found = parse(data, Table())
+    except Malformed as error:
         raise FailureError(f"{path} is damaged ({error}): delete it and evaluate again.") from error
-    _check_same(path, found, _plain(settings))
+    found = {name: found[name] for name in settings if name in found}
+    check_same(f"{path} holds results", found, _plain(settings), remedy=_OUT)
 
 
 def _read(path: str | os.PathLike) -> bytes | None:
     """What is in a file, None where there is none. One that is out of reach is not damaged: nobody may delete it."""
     path = as_path(path)
     with reporting(path, "read"):
-        return path.read_bytes() if path.exists() else None
+        return read_file(path) if path.exists() else None
 
 
-def _check_same(path: os.PathLike, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differing = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-    if differing:
-        named = ", ".join(f"{name} is {found.get(name)!r} there, {wanted.get(name)!r} here" for name in differing[:3])
-        raise UsageError(f"{path} holds results made otherwise ({named}): name another directory with --out.")
+def check_same(there: str, found: Mapping[str, Any], wanted: Mapping[str, Any], *, remedy: str = _REMEDY) -> None:
+    """Refuses results that are there if they do not follow from the same settings as those that are wanted.
+
+    Where `checkpoint` lies makes no difference, because the digest of its weights is among the settings.
+
+    Args:
+      there: how the sentence begins: "runs/digits/generated holds images".
+      found: settings of what is there, as JSON gives them back.
+      wanted: of what is asked for, likewise.
+      remedy: how the sentence ends.
+
+    Raises:
+      UsageError: they differ, and the first three differences are named; or those that are there do not say which
+        model they are of, as older versions did not.
+    """
+    unknown = [name for name in _IDENTITY if name in wanted and name not in found]
+    if unknown:
+        raise UsageError(
+            f"{there} of an older version, which did not record {' and '.join(unknown)}, so whether they are of this "
+            f"model is not known: {remedy}, or remove them to make them again."
+        )
+    sides = ({name: value for name, value in side.items() if name != _PLACE} for side in (found, wanted))
+    named = [f"{name} is {old} there, {new} here" for name, (old, new) in differing(*sides).items()]
+    if named:
+        raise UsageError(f"{there} made otherwise ({', '.join(named[:3])}): {remedy}.")

@@ -1,5 +1,6 @@
 """`python sample.py --init_image` and `--inpaint`: pictures come in as training reads them, and what is kept is."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -61,6 +62,21 @@ def test_inpainting_keeps_what_is_black_in_the_mask(invoke, trained, photo, mask
     assert np.any(images[0, :4] != images[1, :4])  # painted anew, each in its own way
     record = json.loads((tmp_path / "o" / "manifest.json").read_text())
     assert record["sampler"] == ("repaint" if "--jump" in flags else "dpmpp_2m")
+    for name, file in (("inpaint", path), ("mask", mask)):
+        assert record[f"{name}_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_another_picture_under_the_same_name_gives_other_images_or_a_sentence(invoke, refused, copied, photo):
+    path, _ = photo
+    argv = ["--ckpt", copied, "--num_samples", 1, "--steps", 5, "--strength", 0.4, "--init_image", path]
+    outs = []
+    for _ in range(2):
+        assert invoke("sample", *argv).code == 0
+        outs.append(max((copied / "generated").iterdir(), key=lambda out: out.stat().st_mtime_ns))
+        Image.eval(Image.open(path), lambda level: 255 - level).save(path)
+    assert outs[0] != outs[1]  # where no --out is given
+    Image.eval(Image.open(path), lambda level: level // 2).save(path)
+    refused("sample", *argv, "--out", outs[0], says=["made otherwise (init_image_sha256 is ", " there, "])
 
 
 def test_what_cannot_be_is_refused(refused, trained, photo, mask, tmp_path):

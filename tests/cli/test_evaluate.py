@@ -44,7 +44,7 @@ def test_every_setting_of_the_distance_has_a_file_of_its_own_and_other_weights_a
     names = {f"frechet_pixels_step10_ema_n2_steps2_seed{seed}.json" for seed in (0, 1)}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert invoke("evaluate", *argv).code == 0  # the same again may be written again
-    monkeypatch.setattr(metrics.results, "weights_digest", lambda params: "0" * 64)
+    monkeypatch.setattr("ddpm_jax.cli.load.weights_digest", lambda params: "0" * 64)
     refused("evaluate", *argv, says=["holds results made otherwise", "weights_sha256", "--out"])
 
 
@@ -202,7 +202,7 @@ def test_weights_and_strides_have_files_of_their_own(invoke, copied):
 def test_other_weights_under_the_same_name_are_not_mixed_in(refused, invoke, trained, tmp_path, monkeypatch):
     argv = ["--ckpt", trained, "--metric", "bpd", "--num_images", 2, "--timestep_stride", 20, "--out", tmp_path]
     assert invoke("evaluate", *argv).code == 0
-    monkeypatch.setattr(split.results, "weights_digest", lambda params: "0" * 64)
+    monkeypatch.setattr("ddpm_jax.cli.load.weights_digest", lambda params: "0" * 64)
     refused("evaluate", *argv, says=["holds results made otherwise", "weights_sha256", "--out"])
 
 

@@ -91,7 +91,7 @@ def test_given_again_it_is_read_and_stopped_it_goes_on(invoke, five, trained, tm
 
 
 def test_other_weights_under_the_same_name_are_not_mixed_in(refused, five, trained, monkeypatch):
-    monkeypatch.setattr("ddpm_jax.evaluation.results.weights_digest", lambda params: "0" * 64)
+    monkeypatch.setattr("ddpm_jax.cli.load.weights_digest", lambda params: "0" * 64)
     refused("evaluate", "--ckpt", trained, *ARGV, "--out", five, says=["made otherwise", "weights_sha256", "--out"])
 
 

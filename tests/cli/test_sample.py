@@ -3,12 +3,15 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from ddpm_jax.evaluation import generation
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGIT = 64 + 2  # pixels a digit takes in a grid, with its margin
@@ -75,8 +78,6 @@ def test_eight_devices_make_the_images_of_one(trained, eight, tmp_path):
 
 
 def test_given_again_nothing_is_made_anew(invoke, trained, eight, monkeypatch):
-    from ddpm_jax.evaluation import generation
-
     before = {path.name: path.stat().st_mtime_ns for path in eight.glob("samples-*.npz")}
     monkeypatch.setattr(generation, "generate_batches", lambda *args, **kwargs: pytest.fail("sampled again"))
     assert invoke("sample", "--ckpt", trained, "--num_samples", 8, "--out", eight).code == 0
@@ -88,6 +89,41 @@ def test_results_of_other_settings_are_never_mixed(refused, trained, eight):
     argv = ["--ckpt", trained, "--num_samples", 8, "--out", eight, "--seed", 1]
     refused("sample", *argv, says=["seed is 0 there, 1 here", "another directory"])
     assert (eight / "manifest.json").read_bytes() == before
+
+
+def shards(out):
+    return {path.name: path.read_bytes() for path in out.glob("samples-*.npz")}
+
+
+def test_images_of_other_weights_at_the_same_step_are_never_returned(invoke, refused, copied, tmp_path):
+    argv = ["--num_samples", 2, "--steps", 2, "--out", tmp_path / "out"]
+    assert invoke("sample", "--ckpt", copied, *argv).code == 0
+    moved = copied.rename(tmp_path / "moved")
+    assert invoke("sample", "--ckpt", moved, *argv).code == 0  # the same weights, wherever they lie
+    before = shards(tmp_path / "out")
+    shutil.rmtree(moved / "checkpoints" / "10")
+    shutil.copytree(moved / "checkpoints" / "8", moved / "checkpoints" / "10")
+    says = ["made otherwise (weights_sha256 is ", "... there, ", "name another directory"]
+    refused("sample", "--ckpt", moved, *argv, says=says)
+    assert shards(tmp_path / "out") == before
+
+
+def test_images_of_an_older_version_are_read_and_not_added_to(invoke, refused, trained, eight, tmp_path):
+    out = pathlib.Path(shutil.copytree(eight, tmp_path / "out"))
+    manifest = json.loads((out / "manifest.json").read_text())
+    for name in ("weights_sha256", "config", "random_numbers", "checkpoint"):
+        del manifest[name]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    says = ["of an older version", "weights_sha256 and config and random_numbers", "name another directory"]
+    refused("sample", "--ckpt", trained, "--num_samples", 8, "--out", out, says=says)
+    np.testing.assert_array_equal(generation.read_shards(out), read(eight))
+
+
+def test_a_shard_of_other_images_is_not_drawn(refused, trained, eight, tmp_path):
+    out = pathlib.Path(shutil.copytree(eight, tmp_path / "out"))
+    np.savez(out / "samples-00000-of-00001.npz", images=read(eight), index=np.arange(8, 16))
+    says = ["samples-00000-of-00001.npz holds other images than its name says"]
+    refused("sample", "--ckpt", trained, "--num_samples", 8, "--out", out, says=says, code=1)
 
 
 def test_raw_weights_fewer_steps_and_an_older_checkpoint_give_other_images_in_folders_of_their_own(

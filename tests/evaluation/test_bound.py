@@ -304,21 +304,21 @@ def test_tallies_of_parts_of_the_images_merge_to_that_of_all():
 
 
 def test_a_tally_of_other_settings_or_a_damaged_one_is_refused(tmp_path):
-    path = tmp_path / "bound.npz"
-    assert results.load_tally(path, {"seed": 0}, tally.empty(T, 1)) is None
+    path, none = tmp_path / "bound.npz", tally.empty(T, 1)
+    assert results.load_tally(path, {"seed": 0}, none).num_images == 0
     results.save_tally(path, tally.empty(T, 1), {"seed": 0})
     with pytest.raises(UsageError, match=r"seed is 0 there, 1 here.*--out"):
-        results.load_tally(path, {"seed": 1}, tally.empty(T, 1))
+        results.load_tally(path, {"seed": 1}, none)
     for damaged in (path.read_bytes()[:200], b"", b"no archive"):
         path.write_bytes(damaged)
         with pytest.raises(FailureError, match=r"bound.npz is damaged"):
-            results.load_tally(path, {"seed": 0}, tally.empty(T, 1))
+            results.load_tally(path, {"seed": 0}, none)
 
 
 def test_results_that_cannot_be_read_are_not_taken_for_damaged_ones(tmp_path, monkeypatch):
     path = tmp_path / "bound.npz"
     results.save_tally(path, tally.empty(T, 1), {"seed": 0})
-    monkeypatch.setattr(type(path), "read_bytes", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+    monkeypatch.setattr(results, "read_file", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
     for read in (lambda: results.load_tally(path, {}, tally.empty(T, 1)), lambda: results.check_record(path, {})):
         with pytest.raises(FailureError, match=r"Cannot read .*bound.npz: Permission denied"):
             read()

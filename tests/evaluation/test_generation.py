@@ -298,7 +298,7 @@ def test_a_set_made_otherwise_is_refused_and_left_alone(tmp_path):
     write_shards(tmp_path, fake_batches(), **SET)
     before = contents(tmp_path)
     other = {**SET, "manifest": {"checkpoint": "runs/digits", "step": 1000, "seed": 0, "steps": 50}}
-    with pytest.raises(UsageError, match=r"step is 2000 there, 1000 here, steps is None there, 50 here") as caught:
+    with pytest.raises(UsageError, match=r"step is 2000 there, 1000 here, steps is absent there, 50 here") as caught:
         write_shards(tmp_path, fake_batches(), **other)
     assert "seed" not in str(caught.value)
     with pytest.raises(UsageError, match="num_images is 23 there, 24 here"):
