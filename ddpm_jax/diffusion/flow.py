@@ -82,8 +82,11 @@ def make_continuous(schedule: Schedule, *, time_scale: float = 1.0) -> Continuou
         )
     alphas_bar = np.asarray(schedule.alphas_bar, np.float64)
     one_minus = np.asarray(schedule.sqrt_one_minus_alphas_bar, np.float64) ** 2
-    # Each form where the rounded table has its digits: 1 - ᾱ while there is little noise, ᾱ after that.
-    knots = np.append(0.0, np.where(one_minus < 0.5, -np.log1p(-np.minimum(one_minus, 0.5)), -np.log(alphas_bar)))
+    # Each form where the rounded table has its digits: 1 - ᾱ while there is little noise, ᾱ after that, and √ᾱ where ᾱ
+    # is smaller than a normal number of the table.
+    normal = alphas_bar >= np.finfo(schedule.alphas_bar.dtype).tiny
+    log_alphas_bar = np.where(normal, np.log(alphas_bar), 2 * np.log(np.asarray(schedule.sqrt_alphas_bar, np.float64)))
+    knots = np.append(0.0, np.where(one_minus < 0.5, -np.log1p(-np.minimum(one_minus, 0.5)), -log_alphas_bar))
     steps = np.diff(knots)
     left, right = steps[:-1], steps[1:]
     inner = np.minimum((left + right) / 2, 3 * np.minimum(left, right))

@@ -28,6 +28,18 @@ def extract(table: chex.Array, t: chex.Array, x: chex.Array) -> chex.Array:
     return jnp.asarray(table)[t].reshape(t.shape + (1,) * (x.ndim - 1))
 
 
+def alpha(schedule: Schedule, t: chex.Array) -> chex.Array:
+    """α_t = 1 - β_t, [B], to all digits of the table: as ᾱ_t / ᾱ_{t-1}, since 1 - β_t cancels where β_t is near 1.
+
+    At the end of a long chain ᾱ_t is too small for the table, and ᾱ_t / ᾱ_{t-1} would be 0/0; 1 - β_t is taken there.
+    """
+    alphas_bar, alphas_bar_prev, betas = (
+        jnp.asarray(table)[t] for table in (schedule.alphas_bar, schedule.alphas_bar_prev, schedule.betas)
+    )
+    kept = alphas_bar >= jnp.finfo(alphas_bar.dtype).tiny
+    return jnp.where(kept, alphas_bar / jnp.where(kept, alphas_bar_prev, 1), 1 - betas)
+
+
 def q_sample(schedule: Schedule, x_0: chex.Array, t: chex.Array, eps: chex.Array) -> chex.Array:
     """Diffuses x_0 to step t in one jump: x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε (Ho et al. 2020, eq. 4).
 
@@ -55,8 +67,7 @@ def q_mean_variance(schedule: Schedule, x_0: chex.Array, t: chex.Array) -> Gauss
 
 def q_step(schedule: Schedule, x_prev: chex.Array, t: chex.Array) -> Gaussian:
     """q(x_t|x_{t-1}) = N(√(1-β_t) x_{t-1}, β_t I) (Ho et al. 2020, eq. 2), with x_{-1} the data."""
-    # √(1-β_t) as a ratio, since 1 - β_t would cancel in float32 where β_t is near 1
-    scale = jnp.sqrt(extract(schedule.alphas_bar, t, x_prev) / extract(schedule.alphas_bar_prev, t, x_prev))
+    scale = jnp.sqrt(alpha(schedule, t)).reshape(t.shape + (1,) * (x_prev.ndim - 1))
     return Gaussian(scale * x_prev, extract(schedule.betas, t, x_prev), extract(schedule.log_betas, t, x_prev))
 
 

@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion.gaussian import q_sample
+from ddpm_jax.diffusion.gaussian import alpha, q_sample
 from ddpm_jax.diffusion.likelihood import bound_term, mean_over_dims
 from ddpm_jax.diffusion.parameterization import (
     LEARNED_VARIANCES,
@@ -33,15 +33,22 @@ class Losses(NamedTuple):
     vlb: chex.Array  # an unbiased estimate of sum_t L_t in bits/dim, over uniform t; zeros where it is not computed
 
 
-def _x_0_error_per_target_error(schedule: Schedule, t: chex.Array, parameterization: str) -> chex.Array:
-    """(squared error of the target) / (squared error of the x_0 it implies), [B]: the same x_t links both linearly."""
-    snr = jnp.asarray(schedule.snr)[t]
-    return {
-        "eps": lambda: snr,
-        "x_0": lambda: jnp.ones_like(snr),
-        "v": lambda: snr + 1,
-        "mu": lambda: jnp.square(jnp.asarray(schedule.posterior_mean_coef1)[t]),
-    }[parameterization]()
+def _eps_error_per_target_error(schedule: Schedule, t: chex.Array, parameterization: str) -> chex.Array:
+    """(squared error of eps) / (squared error of the target), [B], for one prediction: x_t links all of them linearly.
+
+    Both errors are multiples of that of x_0, and each ratio is written without their common factor, which vanishes at
+    the end of a chain: SNR/SNR for eps, SNR/(SNR + 1) = ᾱ_t for v.
+    """
+    s = jax.tree.map(lambda table: jnp.asarray(table)[t], schedule)
+    if parameterization == "eps":
+        return jnp.ones_like(s.snr)
+    if parameterization == "mu":
+        own_step = s.trained_mean_coef1 == s.posterior_mean_coef1
+        # SNR_t / c², c = √ᾱ_{t-1} β_t / (1-ᾱ_t) (eq. 7), has α_t ᾱ_{t-1} above and ᾱ_{t-1} below.
+        one_step = alpha(schedule, t) * jnp.square(s.sqrt_one_minus_alphas_bar / s.betas)
+        longer = s.sqrt_alphas_bar / jnp.where(own_step, 1, s.sqrt_one_minus_alphas_bar * s.trained_mean_coef1)
+        return jnp.where(own_step, one_step, jnp.square(longer))
+    return {"x_0": s.snr, "v": s.alphas_bar}[parameterization]
 
 
 def uniform_weight(schedule: Schedule, t: chex.Array, parameterization: str) -> chex.Array:
@@ -53,12 +60,17 @@ def uniform_weight(schedule: Schedule, t: chex.Array, parameterization: str) -> 
 def min_snr_weight(schedule: Schedule, t: chex.Array, parameterization: str, gamma: float = 5.0) -> chex.Array:
     """min(SNR_t, γ) on the squared error of x_0 (Hang et al. 2023, section 3.4), in the units of the target.
 
-    So min(SNR, γ)/SNR where the target is eps and min(SNR, γ)/(SNR + 1) where it is v (their section 4.2).
-    Returns float32 [B].
+    So min(1, γ/SNR) where the target is eps, which is 1 where nothing is left of the signal, and min(SNR, γ)/(SNR + 1)
+    where it is v (their section 4.2). Returns float32 [B].
+
+    Raises:
+      UsageError: an unknown parameterisation, or a γ that is not positive.
     """
     choose("parameterization", parameterization, PARAMETERIZATIONS)
-    x_0_weight = jnp.minimum(jnp.asarray(schedule.snr)[t], gamma)
-    return x_0_weight / _x_0_error_per_target_error(schedule, t, parameterization)
+    if not gamma > 0:
+        raise UsageError(f"gamma of min-SNR is {gamma}: it must be above 0, 5 say.")
+    of_eps = gamma / jnp.maximum(jnp.asarray(schedule.snr)[t], gamma)
+    return of_eps * _eps_error_per_target_error(schedule, t, parameterization)
 
 
 def p2_weight(
@@ -67,10 +79,15 @@ def p2_weight(
     """1 / (k + SNR_t)^γ on the squared error of eps (Choi et al. 2022, eq. 8), in the units of the target.
 
     The squared error of eps is SNR times that of x_0. Returns float32 [B].
+
+    Raises:
+      UsageError: an unknown parameterisation, or a k that is not positive: the weight would be infinite at SNR 0.
     """
     choose("parameterization", parameterization, PARAMETERIZATIONS)
-    snr = jnp.asarray(schedule.snr)[t]
-    return snr / (k + snr) ** gamma / _x_0_error_per_target_error(schedule, t, parameterization)
+    if not k > 0:
+        raise UsageError(f"k of P2 is {k}: it must be above 0, 1 say.")
+    of_eps = (k + jnp.asarray(schedule.snr)[t]) ** -gamma
+    return of_eps * _eps_error_per_target_error(schedule, t, parameterization)
 
 
 LOSSES = {

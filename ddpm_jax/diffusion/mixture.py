@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.gaussian import q_posterior
+from ddpm_jax.diffusion.gaussian import alpha, q_posterior
 from ddpm_jax.diffusion.parameterization import VARIANCES, Denoiser, Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, choose
@@ -157,18 +157,20 @@ def reverse_posterior(mixture: GaussianMixture, schedule: Schedule, x_t: chex.Ar
     signals, noises = jnp.asarray(schedule.sqrt_alphas_bar), jnp.asarray(schedule.sqrt_one_minus_alphas_bar)
     signal_prev = jnp.where(t > 0, signals[t - 1], 1)  # x_{-1} is clean data
     noise_prev = jnp.where(t > 0, noises[t - 1], 0)
+    step = jnp.sqrt(alpha(schedule, t))
 
-    def of_one(x_t, signal, noise, signal_prev, noise_prev, beta):
+    def of_one(x_t, signal, noise, signal_prev, noise_prev, step, beta):
         q_t = diffused(mixture, signal, noise)
         q_prev = diffused(mixture, signal_prev, noise_prev)
-        gain = signal / signal_prev * q_prev.variances / q_t.variances
+        gain = step * q_prev.variances / q_t.variances
         return GaussianMixture(
             weights=_responsibilities(q_t, x_t),
             means=q_prev.means + gain[_over(x_t)] * (x_t[None] - q_t.means),
             variances=beta * q_prev.variances / q_t.variances,
         )
 
-    return jax.vmap(of_one)(x_t, signals[t], noises[t], signal_prev, noise_prev, jnp.asarray(schedule.betas)[t])
+    betas = jnp.asarray(schedule.betas)[t]
+    return jax.vmap(of_one)(x_t, signals[t], noises[t], signal_prev, noise_prev, step, betas)
 
 
 def moments(mixture: GaussianMixture) -> tuple[chex.Array, chex.Array]:

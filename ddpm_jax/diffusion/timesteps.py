@@ -48,12 +48,14 @@ def init_history(num_timesteps: int) -> LossHistory:
 def importance_probabilities(history: LossHistory) -> chex.Array:
     """p_t ∝ √E[L_t²] over the remembered losses, once every t has a full history; uniform before (eq. 18).
 
+    Losses that are all 0 leave nothing to prefer: uniform as well.
+
     Returns:
       float32 [T], sums to 1, each at least UNIFORM_SHARE / T.
     """
     num_timesteps = history.counts.shape[0]
     root_mean_square = jnp.sqrt(jnp.mean(jnp.square(history.losses), axis=1))
-    warm = jnp.all(history.counts >= HISTORY)
+    warm = jnp.all(history.counts >= HISTORY) & jnp.any(root_mean_square > 0)
     p = jnp.where(warm, root_mean_square, 1.0)
     return (1 - UNIFORM_SHARE) * p / jnp.sum(p) + UNIFORM_SHARE / num_timesteps
 

@@ -50,7 +50,7 @@ def make_explain(objective: Objective, *, parts: int, whole: Callable[[Any], Any
                 loss, aux = _forward(objective, params, *rest, *examples)
                 jax.effects_barrier()
             if not np.all(np.isfinite(loss)):
-                return watch.first() + _where(loss, aux)
+                return (_weight(aux) or watch.first()) + _where(loss, aux)
         for examples in _parts(batch, parts):
             norms = _gradient_norms(objective, params, *rest, *examples)
             if not np.all(np.isfinite(jax.tree.leaves(norms))):
@@ -135,6 +135,14 @@ class _Watch:
         """When the module of a parameter was first computed; -1 if it was not seen."""
         module = name.rpartition("/")[0]
         return self.places.index((module, "input")) if (module, "input") in self.places else -1
+
+
+def _weight(aux: Any) -> str | None:
+    """That the loss of diffusion fails by its weight over t, in words, where the errors that it weighs are finite."""
+    errors = [getattr(aux, name, np.nan) for name in ("simple", "vlb")]
+    if not all(np.all(np.isfinite(error)) for error in errors):
+        return None
+    return f"the network's error is finite, up to {np.max(errors):.3g}, its product with the weight over t is not"
 
 
 def _where(loss: Any, aux: Any) -> str:

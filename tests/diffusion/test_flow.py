@@ -40,6 +40,13 @@ def test_the_table_is_met_at_every_integer(name):
     np.testing.assert_allclose(level.sqrt_one_minus_alphas_bar, schedule.sqrt_one_minus_alphas_bar, rtol=1e-6)
 
 
+def test_a_table_whose_last_signal_is_denormal_is_met_there_too():
+    """alphas_bar of 1e-44 keeps one digit in float32; -log of it is 100.5 all the same."""
+    betas = make_betas("linear", 10_000)
+    found = flows.make_continuous(make_schedule(betas)).cubics[:, 0]
+    np.testing.assert_allclose(found[1:], -np.cumsum(np.log1p(-betas))[:-1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", [*NAMES, "jump"])
 def test_noise_only_grows_between_the_integers(name):
     with jax.enable_x64(True):

@@ -42,6 +42,15 @@ def test_composing_the_forward_steps_gives_the_jump(chain):
         np.testing.assert_allclose(jump.log_variance[t], np.log(variance), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("num_timesteps", [100, 10_000])
+@pytest.mark.parametrize("name", schedules.BETA_SCHEDULES)
+def test_a_step_is_scaled_alike_where_nothing_is_left_of_the_signal(name, num_timesteps):
+    """√(1-β_t) in float64, also where ᾱ_t is no number of float32."""
+    betas = schedules.make_betas(name, num_timesteps)
+    step = gaussian.q_step(schedules.make_schedule(betas), jnp.ones((num_timesteps, 1)), jnp.arange(num_timesteps))
+    np.testing.assert_allclose(step.mean[:, 0], np.sqrt(1 - betas), rtol=1e-6)
+
+
 def test_q_sample_is_the_mean_plus_scaled_noise(chain):
     _, schedule = chain
     eps = jax.random.normal(jax.random.key(0), x_0_of_all.shape)

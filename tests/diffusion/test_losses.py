@@ -1,5 +1,7 @@
 """Training losses: what is minimised, where its gradients go, and how it is weighted over t."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -135,6 +137,73 @@ def test_weights_are_the_papers(weighting, name, expected):
     np.testing.assert_allclose(result, expected, rtol=1e-5)
     loss = loss_of(lambda x, _: 0.3 * x, parameterization=name, weighting=weighting)
     np.testing.assert_allclose(loss.loss, expected * loss.simple, rtol=1e-5)
+
+
+def ratios(name, num_timesteps, timesteps=None):
+    """The schedule in float32; in float64 SNR_t and (error of the target) / (error of x_0), as the papers say them."""
+    betas = schedules.make_betas(name, num_timesteps)
+    single, double = (schedules.make_schedule(betas, timesteps=timesteps, dtype=d) for d in (np.float32, np.float64))
+    errors = {"eps": double.snr, "x_0": 1.0, "v": double.snr + 1, "mu": double.trained_mean_coef1**2}
+    return single, double.snr, errors
+
+
+@functools.partial(jax.jit, static_argnames=("weighting", "parameterization"))
+def weights_at_every_t(schedule, *, weighting, parameterization):
+    return losses.WEIGHTINGS[weighting](schedule, jnp.arange(schedule.num_timesteps), parameterization)
+
+
+@pytest.mark.parametrize("num_timesteps", [10, 100, 1000, 4000, 10_000])
+@pytest.mark.parametrize("name", schedules.BETA_SCHEDULES)
+def test_weights_are_the_papers_to_the_last_step_of_every_chain(name, num_timesteps):
+    """Down to an SNR of 1e-88, which float32 does not have; at an SNR of 0 the weights of eps are their limits."""
+    schedule, snr, errors = ratios(name, num_timesteps)
+    for target, error in errors.items():
+        with np.errstate(divide="ignore", invalid="ignore"):
+            expected = {"min_snr": np.minimum(snr, 5) / error, "p2": snr / (1 + snr) / error}
+        for weighting, weight in expected.items():
+            weight = np.where(snr == 0, 1.0 if target == "eps" else 0.0, weight)
+            found = weights_at_every_t(schedule, weighting=weighting, parameterization=target)
+            # 1e-6: a few roundings of 6e-8; 1e-37: smaller numbers are 0 on most devices
+            np.testing.assert_allclose(found, weight, rtol=1e-6, atol=1e-37, err_msg=f"{weighting} {target}")
+
+
+@functools.partial(jax.jit, static_argnames=("parameterization", "weighting"))
+@jax.value_and_grad
+def loss_sum(scale, schedule, **choices):
+    result = losses.training_losses(
+        lambda x, _: scale * x, schedule, x_0, every_t, eps, variance="fixed_small", loss="simple", **choices
+    )
+    return jnp.sum(result.loss)
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "p2"])
+@pytest.mark.parametrize("name", NAMES)
+def test_weighted_losses_and_their_gradients_are_finite_to_the_end_of_every_chain(name, weighting):
+    for schedule in schedules.BETA_SCHEDULES:
+        for num_timesteps in (24, 100, 1000, 4000, 10_000):
+            rows = np.linspace(0, num_timesteps - 1, T).astype(int)
+            tables = schedules.make_schedule(schedules.make_betas(schedule, num_timesteps))
+            tables = jax.tree.map(lambda table, rows=rows: table[rows], tables)
+            found = loss_sum(0.3, tables, parameterization=name, weighting=weighting)
+            assert np.all(np.isfinite(found)), (schedule, num_timesteps)
+
+
+def test_weights_of_mu_are_those_of_the_trained_step_in_a_respaced_chain_too():
+    schedule, snr, errors = ratios("linear", 40, timesteps=[0, 3, 4, 17, 39])
+    found = losses.min_snr_weight(schedule, jnp.arange(5), "mu")
+    np.testing.assert_allclose(found, np.minimum(snr, 5) / errors["mu"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weight", "sentence"),
+    [
+        (lambda: losses.min_snr_weight(SCHEDULE, every_t, "eps", gamma=0.0), "gamma of min-SNR is 0.0: .* above 0"),
+        (lambda: losses.p2_weight(SCHEDULE, every_t, "eps", k=0.0), "k of P2 is 0.0: .* above 0"),
+    ],
+)
+def test_constants_that_would_divide_by_zero_are_refused(weight, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        weight()
 
 
 def test_weightings_take_other_constants():

@@ -156,6 +156,15 @@ def test_exact_denoiser_steps_to_the_mean_of_the_reverse_posterior(variance, tim
     np.testing.assert_allclose(signal * prediction.x_0 + noise * prediction.eps, x_t, rtol=1e-5, atol=1e-5)
 
 
+def test_reverse_posterior_where_nothing_is_left_of_the_signal_is_the_step_between_two_noises():
+    """√ᾱ is 1e-44 there: x_{t-1} and x_t are standard normal with covariance √α."""
+    schedule = make_schedule(make_betas("const", 10_000))
+    x_t = np.array([[0.4, -1.2]], np.float32)
+    found = mixtures.reverse_posterior(PLANE, schedule, x_t, np.array([9_999]))
+    np.testing.assert_allclose(found.means, np.broadcast_to(np.sqrt(0.98) * x_t, (1, 3, 2)), rtol=1e-6)
+    np.testing.assert_allclose(found.variances, np.full((1, 3), 0.02), rtol=1e-6)
+
+
 def test_with_unit_variance_data_fixed_large_is_exact_and_with_a_point_fixed_small():
     """Ho et al. 2020, section 3.2: the two extremes of data that is one Gaussian. t = 0 is their clipped row."""
     t, x_t = jnp.arange(1, 30), rng.normal(size=(29, 2, 2, 1)).astype(np.float32)

@@ -102,6 +102,13 @@ def test_importance_draws_lower_the_variance_of_the_loss():
     assert np.std(np.asarray(weight) * f[t]) < 0.02 * np.std(f)
 
 
+def test_importance_is_uniform_where_there_is_no_loss_at_all():
+    nothing = full_history(np.zeros((15, timesteps.HISTORY)))
+    np.testing.assert_allclose(timesteps.importance_probabilities(nothing), 1 / 15, rtol=1e-6)
+    one = full_history(np.eye(15, timesteps.HISTORY))  # of the first ten t
+    assert np.all(np.isfinite(importance(KEY, everyone[:50], one)[1]))
+
+
 def test_importance_is_uniform_until_every_step_has_a_full_history():
     almost = HISTORY._replace(counts=HISTORY.counts.at[4].set(timesteps.HISTORY - 1))
     for history in (timesteps.init_history(15), almost):

@@ -11,6 +11,8 @@ import numpy as np
 import optax
 import pytest
 
+from ddpm_jax.diffusion.losses import WEIGHTINGS
+from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.training import metrics as records
@@ -18,7 +20,7 @@ from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.loop import LoopOptions, train
 from ddpm_jax.training.metrics import MetricWriter, Progress
-from ddpm_jax.training.objective import Objective
+from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.parallel import map_step, replicate, several, to_devices
 from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import TrainState, create
@@ -318,6 +320,26 @@ def test_a_loss_that_fails_after_the_network_is_told_apart():
     assert _why(_Network(), params=change) == (
         "the network's output is finite, the loss that is made of it is not, for 2 of 2 images"
     )
+
+
+def test_a_weight_over_t_that_fails_is_told_apart_from_the_error_that_it_weighs(monkeypatch):
+    def uniform_but_for_the_last(schedule, t, parameterization):
+        return jnp.where(t == 3, jnp.nan, 1.0)
+
+    monkeypatch.setitem(WEIGHTINGS, "p2", uniform_but_for_the_last)
+    objective = diffusion_objective(
+        lambda params, x_t, time, condition, keys: params["scale"] * x_t,
+        make_schedule(make_betas("linear", 4)),
+        **{"parameterization": "eps", "variance": "fixed_small", "loss": "simple", "weighting": "p2"},
+        timestep_sampling="antithetic",
+        flip=False,
+    )
+    params = {"scale": np.float32(1)}
+    state = replicate(TrainState(jnp.int32(0), params, params, (), ()))
+    why = make_explain(objective, parts=1)(state, {"image": np.zeros((32, 2, 2, 1), np.uint8)}, base_key(0))
+    assert why.startswith("the network's error is finite, up to ")
+    assert "its product with the weight over t is not, for " in why
+    assert why.endswith(" of 32 images, one of them at t = 3")
 
 
 def test_a_gradient_that_fails_alone_is_followed_back_from_the_loss():
