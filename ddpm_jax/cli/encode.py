@@ -25,7 +25,7 @@ import tqdm
 from ddpm_jax.cli import photos
 from ddpm_jax.cli.command import MAX_BATCH, MAX_SEED, Parser, prepare_jax, run
 from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load_first_stage
-from ddpm_jax.data.folder import pictures_in
+from ddpm_jax.data.layout import pictures_in
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import Latents, encode
