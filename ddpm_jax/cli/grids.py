@@ -13,6 +13,7 @@ import numpy as np
 
 from ddpm_jax.cli.experiment import Experiment
 from ddpm_jax.cli.preview import make_preview
+from ddpm_jax.data.about import about
 from ddpm_jax.data.memory import gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.evaluation.colour import CHANNELS, Colours, colours, moments, shift
@@ -60,7 +61,7 @@ def grid_writer(
     Raises:
       UsageError: see `preview.make_preview`.
     """
-    config, preview = experiment.config, make_preview(experiment)
+    config, preview = experiment.config, make_preview(experiment, about(source).class_names)
     generate = experiment.generator(ancestral(experiment.respaced(config.train.sample_steps)))
     labels = None if preview.condition is None else preview.condition.label
     data = functools.cache(lambda: reference_colours(source, labels))

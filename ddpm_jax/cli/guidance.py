@@ -1,6 +1,6 @@
 """Flags -> the denoiser that images are made with: the model, guided if asked for, its x_0 clipped. Labels too."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,18 +10,17 @@ from ddpm_jax.cli.command import MAX_STEP, Parser
 from ddpm_jax.cli.experiment import Experiment
 from ddpm_jax.cli.load import Loaded, load, load_classifier, of_one_kind
 from ddpm_jax.cli.photos import named_file, read_photo
+from ddpm_jax.data.about import labels_of
 from ddpm_jax.data.transforms import to_model_range, upsample
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.condition import Condition, check_labels, without_label
-from ddpm_jax.numerals import whole_numbers
 from ddpm_jax.samplers import guidance
 from ddpm_jax.samplers.clipping import CLIPPINGS
 from ddpm_jax.samplers.guidance import ConditionalDenoiser
 
 MAX_SCALE = 1_000_000  # of guidance
-MAX_CLASSES = 1_000_000
 _SHARE = {"valid": lambda value: 0 <= value <= 1, "wanted": "in 0..1"}
 
 
@@ -40,6 +39,7 @@ class Guided(NamedTuple):
     told_of: Callable[[np.ndarray], Told]  # indices of images, int [n] -> leaves [n]
     record: dict[str, Any]
     show: Callable[[Any, jax.Array], jax.Array]  # (params, x_0 [n, ...]) -> the images uint8 [n, H, W, C] it stands for
+    class_names: tuple[str, ...]  # name i is of label i; () where they are not known
 
 
 def define_flags(parser: Parser) -> None:
@@ -47,7 +47,8 @@ def define_flags(parser: Parser) -> None:
     parser.string(
         "labels",
         None,
-        "Classes, as in 3,5: image i is of the i-th, over and over; by default all in turn.",
+        "Classes by number or name, as in 3,5 or cat,dog: image i is of the i-th, over and over; by default all "
+        "in turn.",
         metavar="K",
     )
     parser.string(
@@ -103,7 +104,7 @@ def guided(loaded: Loaded, flags: Any) -> Guided:
     clip = choose("clipping", clipping, CLIPPINGS)
     keep_mean = experiment.config.diffusion.parameterization == "mu"
     force = _force(loaded, flags)
-    labels = _labels(force.num_classes, flags.labels)
+    labels = _labels(force.num_classes, flags.labels, force.class_names)
     record: dict[str, Any] = {} if clipping == _ordinary_clipping(experiment) else {"clip": clipping}
     record |= {"guidance": force.record} if force.record else {}
     record |= {} if labels is None else {"labels": labels.tolist()}
@@ -125,7 +126,9 @@ def guided(loaded: Loaded, flags: Any) -> Guided:
     def show(params: Any, x: jax.Array) -> jax.Array:
         return experiment.show(params["model"], x)
 
-    return Guided(make_denoiser, {"model": loaded.params, "force": force.params}, told_of, record, show)
+    return Guided(
+        make_denoiser, {"model": loaded.params, "force": force.params}, told_of, record, show, force.class_names
+    )
 
 
 def _ordinary_clipping(experiment: Experiment) -> str:
@@ -146,6 +149,7 @@ class _Force(NamedTuple):
     params: dict[str, Any]
     record: dict[str, Any]
     num_classes: int  # of whoever is told labels, 0 for nobody
+    class_names: tuple[str, ...]  # () where they are not known
 
 
 def _force(loaded: Loaded, flags: Any) -> _Force:
@@ -158,7 +162,7 @@ def _force(loaded: Loaded, flags: Any) -> _Force:
         raise UsageError("--weaker_step says which checkpoint of --weaker: give that too, or leave it out.")
     numbers, record = _numbers(experiment, flags)
     if not numbers:
-        return _Force(_unguided, {}, {}, num_classes)
+        return _Force(_unguided, {}, {}, num_classes, loaded.class_names)
     if flags.guidance_rescale is not None and (flags.classifier or flags.weaker):
         raise UsageError("--guidance_rescale belongs to classifier-free guidance: leave it out here.")
     if flags.classifier:
@@ -183,7 +187,7 @@ def _force(loaded: Loaded, flags: Any) -> _Force:
     numbers["rescale"] = np.float32(flags.guidance_rescale or 0.0)
     guidance.check_rescale(numbers["rescale"])
     record |= {} if flags.guidance_rescale is None else {"rescale": float(numbers["rescale"])}
-    return _Force(apply, numbers, {"kind": "classifier-free"} | record, num_classes)
+    return _Force(apply, numbers, {"kind": "classifier-free"} | record, num_classes, loaded.class_names)
 
 
 def _unguided(conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told) -> Denoiser:
@@ -206,7 +210,7 @@ def _by_classifier(loaded: Loaded, flags: Any, numbers: dict[str, Any], record: 
 
     params = {"classifier": classifier.params, "numbers": numbers}
     said = {"kind": "classifier", **_named_run("classifier", flags.classifier, classifier)}
-    return _Force(apply, params, said | record, num_classes)
+    return _Force(apply, params, said | record, num_classes, classifier.class_names)
 
 
 def _away_from_weaker(loaded: Loaded, flags: Any, numbers: dict[str, Any], record: dict[str, Any]) -> _Force:
@@ -220,7 +224,8 @@ def _away_from_weaker(loaded: Loaded, flags: Any, numbers: dict[str, Any], recor
 
     params = {"weaker": weaker.params, "numbers": numbers}
     said = {"kind": "weaker", **_named_run("weaker", flags.weaker, weaker)}
-    return _Force(apply, params, said | record, loaded.experiment.config.condition.num_classes)
+    num_classes = loaded.experiment.config.condition.num_classes
+    return _Force(apply, params, said | record, num_classes, loaded.class_names)
 
 
 def _named_run(flag: str, directory: str, loaded: Loaded) -> dict[str, Any]:
@@ -274,15 +279,15 @@ def _low_res(experiment: Experiment, path: str | None) -> np.ndarray | None:
     return np.asarray(upsample(to_model_range(photo[None]), factor)[0])
 
 
-def _labels(num_classes: int, text: str | None) -> np.ndarray | None:
+def _labels(num_classes: int, text: str | None, class_names: Sequence[str]) -> np.ndarray | None:
     """The labels to go round, int32, None where nobody is told any."""
     if text is None:
         return np.arange(num_classes, dtype=np.int32) if num_classes else None
     if not num_classes:
         raise UsageError("--labels: this model was trained without labels, so leave them out.")
     try:
-        labels = np.array(whole_numbers(text, lower=0, upper=MAX_CLASSES), np.int32)
-    except ValueError:
-        raise UsageError(f"--labels {text}: give class numbers separated by commas, as in 3,5.") from None
+        labels = np.array(labels_of(text.split(","), class_names), np.int32)
+    except UsageError as error:
+        raise UsageError(f"--labels {text}: {error}") from None
     check_labels(labels, num_classes)
     return labels

@@ -15,6 +15,8 @@ from ddpm_jax.cli.command import MAX_STEP, Parser
 from ddpm_jax.cli.config_checks import OBJECTIVES
 from ddpm_jax.cli.experiment import Experiment, First, Weights, build, objective_state_shapes
 from ddpm_jax.cli.sharp import with_discriminator
+from ddpm_jax.data.about import about
+from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.results import weights_digest
 from ddpm_jax.keys import IMPLEMENTATION
@@ -23,6 +25,7 @@ from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.sharpness import without_discriminator
 
 FIRST_STAGE = "frozen_first_stage"  # of the settings of a run over latents
+DATASET = "dataset"  # of the settings: what is known of the data and is in no config, such as the names of the classes
 # Groups and fields of a config: with the weights they decide what a model computes.
 OF_A_MODEL = (
     "objective",
@@ -62,6 +65,7 @@ class Loaded(NamedTuple):
     step: int
     weights: str  # "ema" or "raw"; "frozen": a first stage that another model's checkpoint has
     sha256: str = ""  # `results.weights_digest` of the parameters
+    class_names: tuple[str, ...] = ()  # of the data it was trained on; () where they are not known
 
 
 def load(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: bool = False) -> Loaded:
@@ -163,9 +167,14 @@ def latents_of(loaded: Loaded) -> str:
     return f"latents of the first stage {loaded.experiment.first.sha256[:12]} times {scale:.3g}"
 
 
-def settings_of(experiment: Experiment) -> dict[str, Any]:
-    """What a run saves of how it was made: its config, and the config and digest of its first stage."""
+def settings_of(experiment: Experiment, source: Source | None = None) -> dict[str, Any]:
+    """What a run saves of how it was made: its config, what `source` says of the data, and its first stage.
+
+    Of the first stage these are its config and the digest of its parameters.
+    """
     settings = configs.to_dict(experiment.config)
+    if source is not None and about(source).class_names:
+        settings[DATASET] = {"class_names": list(about(source).class_names)}
     if experiment.first is None:
         return settings
     config, sha256 = experiment.first.experiment.config, experiment.first.sha256
@@ -178,8 +187,19 @@ def experiment_of(settings: dict[str, Any], *, source: str) -> Experiment:
     Raises:
       UsageError: they are not a config of this version.
     """
-    config = configs.from_dict({name: value for name, value in settings.items() if name != FIRST_STAGE}, source=source)
-    return build(config, first_of(settings, source=source))
+    return build(configs.from_dict(config_in(settings), source=source), first_of(settings, source=source))
+
+
+def config_in(settings: dict[str, Any]) -> dict[str, Any]:
+    """The config of what `settings_of` told of."""
+    return {name: value for name, value in settings.items() if name not in (FIRST_STAGE, DATASET)}
+
+
+def class_names_of(settings: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the classes that a run was trained on; () in settings of before they were kept."""
+    known = settings.get(DATASET)
+    names = known.get("class_names", ()) if isinstance(known, dict) else ()
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
 def first_of(settings: dict[str, Any], *, source: str) -> First | None:
@@ -192,7 +212,8 @@ def first_of(settings: dict[str, Any], *, source: str) -> First | None:
 
 def _load(workdir: str | pathlib.Path, step: int | None, raw_weights: bool, *, objective: str) -> Loaded:
     step = find_step(workdir, step)
-    experiment = experiment_of(read_config(workdir, step), source=f"the config of {workdir}, step {step}")
+    settings = read_config(workdir, step)
+    experiment = experiment_of(settings, source=f"the config of {workdir}, step {step}")
     theirs, wanted = (OBJECTIVES[name] for name in (experiment.config.objective, objective))
     if theirs != wanted:
         raise UsageError(
@@ -208,7 +229,8 @@ def _load(workdir: str | pathlib.Path, step: int | None, raw_weights: bool, *, o
     read = read_weights(workdir, step, template)
     params = without_discriminator(read[item])
     params = params if experiment.first is None else Weights(params, read["objective_state"].frozen)
-    return Loaded(experiment, params, step, "raw" if raw_weights else "ema", weights_digest(params))
+    weights = "raw" if raw_weights else "ema"
+    return Loaded(experiment, params, step, weights, weights_digest(params), class_names_of(settings))
 
 
 def versions(*more: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser, run
-from ddpm_jax.cli.load import FIRST_STAGE
+from ddpm_jax.cli.load import DATASET, FIRST_STAGE
 from ddpm_jax.errors import FailureError, UsageError, choose, suggest
 from ddpm_jax.evaluation.results import format_table
 from ddpm_jax.files import absolute, as_path, check_place, is_remote, reporting
@@ -135,6 +135,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
         theirs = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise FailureError(f"{path} cannot be read ({error}): move it away to plot without it.") from error
+    theirs.pop(DATASET, None)
     theirs[FIRST_STAGE] = theirs.get(FIRST_STAGE, {}).get("sha256")  # without the config of it
     return dict(configs.flatten(configs.to_dict(configs.default_config()))) | dict(configs.flatten(theirs))
 

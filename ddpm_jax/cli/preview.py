@@ -1,6 +1,7 @@
 """The picture of samples that training draws: what the model is told for each of them, and how they are laid out."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,9 +10,10 @@ import numpy as np
 from ddpm_jax.cli.data import check_classes, load_split
 from ddpm_jax.cli.experiment import Experiment
 from ddpm_jax.data import pipeline
+from ddpm_jax.data.about import printable
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.models.condition import Condition
-from ddpm_jax.plotting.images import grid
+from ddpm_jax.plotting.images import grid, with_labels
 from ddpm_jax.training.conditioning import condition_of
 
 
@@ -22,6 +24,7 @@ class Preview(NamedTuple):
     condition: Condition | None  # NumPy leaves [n, ...]; None of an unconditional model
     columns: int | None  # of the grid; None: a square
     originals: np.ndarray | None  # uint8 [n, H, W, C], where the samples enlarge low-resolution images of these
+    rows: tuple[str, ...] = ()  # labels of the rows, where every row is a class whose name is known
 
     def draw(self, samples: np.ndarray) -> np.ndarray:
         """Lays out samples uint8 [n, H, W, C] as uint8 [H', W', C].
@@ -30,17 +33,18 @@ class Preview(NamedTuple):
         as the network sees it, the sample, the original.
         """
         if self.originals is None:
-            return grid(samples, self.columns)
+            return with_labels(grid(samples, self.columns), rows=self.rows)
         low_res = np.asarray(to_uint8(self.condition.low_res))
         triples = np.stack([low_res, samples, self.originals], axis=1)
         return grid(triples.reshape(-1, *samples.shape[1:]), self.columns)
 
 
-def make_preview(experiment: Experiment) -> Preview:
+def make_preview(experiment: Experiment, class_names: Sequence[str] = ()) -> Preview:
     """Returns the preview of `train.num_samples` samples.
 
     An unconditional model is told nothing. Of a model that is told the class, every row is a class, in order, as far as
-    the number of samples goes. A model that enlarges gets the first images of the held-out split, and their classes.
+    the number of samples goes, labelled where the names are known. A model that enlarges gets the first images of the
+    held-out split, and their classes.
 
     Raises:
       UsageError: there is no such split, or its labels are not those of the model.
@@ -52,7 +56,10 @@ def make_preview(experiment: Experiment) -> Preview:
         return Preview(count, None, None, None)
     per_class = math.ceil(count / conditioning.num_classes)
     condition = Condition(label=np.arange(count, dtype=np.int32) // per_class)
-    return Preview(count, condition, per_class if per_class > 1 else None, None)
+    if per_class == 1:
+        return Preview(count, condition, None, None)
+    rows = tuple(map(printable, class_names[: math.ceil(count / per_class)]))
+    return Preview(count, condition, per_class, None, rows)
 
 
 def _of_held_out_images(experiment: Experiment) -> Preview:

@@ -40,6 +40,7 @@ from ddpm_jax.cli.command import (
 )
 from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, identity_of, load, versions
 from ddpm_jax.cli.sampling import Recipe
+from ddpm_jax.data.about import printable, shortened
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation
 from ddpm_jax.files import as_path, check_place, reporting
@@ -108,12 +109,19 @@ def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
     columns = _columns(recipe)
     shown = min(IN_GRID // (columns or 1) * (columns or 1), flags.num_samples)
     with reporting(out / "grid.png"):
-        pictures.save_png(out / "grid.png", pictures.grid(generation.read_shards(out, shown), columns))
+        grid = pictures.grid(generation.read_shards(out, shown), columns)
+        pictures.save_png(out / "grid.png", pictures.with_labels(grid, columns=_column_labels(recipe, columns)))
     print(
         f"{flags.num_samples} images of step {loaded.step} ({loaded.weights} weights), {recipe.record['sampler']}, "
         f"{recipe.record['steps']} steps, {recipe.sampler.evaluations} network evaluations\n  {out}/grid.png"
     )
     print(f"  {out}/samples-*.npz")
+    if classes := _classes(recipe):
+        print(
+            f"  image i is of class {shortened(classes)} in turn"
+            if len(classes) > 1
+            else f"  all of class {classes[0]}"
+        )
     if flags.chain:
         _write_chain(loaded, recipe, out, seed=flags.seed, num_chains=min(IN_CHAIN, flags.num_samples))
         print(f"  {out}/chain.png\n  {out}/chain.gif")
@@ -128,6 +136,18 @@ def _columns(recipe: Recipe) -> int | None:
     """Of the grid: as many as make every column one class, about eight; None, a square, where there are no classes."""
     labels = recipe.record.get("labels", ())
     return len(labels) * max(1, GRID_COLUMNS // len(labels)) if 1 < len(labels) <= IN_GRID else None
+
+
+def _classes(recipe: Recipe) -> list[str]:
+    """The classes that the images go round, by name where the names are known."""
+    names = dict(enumerate(recipe.class_names))
+    return [printable(names.get(label, str(label))) for label in recipe.record.get("labels", ())]
+
+
+def _column_labels(recipe: Recipe, columns: int | None) -> list[str]:
+    """The classes of the grid's columns; none where a column is of several."""
+    classes = _classes(recipe)
+    return classes * (columns // len(classes)) if columns and classes else []
 
 
 def _write_samples(

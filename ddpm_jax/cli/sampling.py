@@ -46,6 +46,7 @@ class Recipe(NamedTuple):
     start: Callable[..., Any] = generation.from_noise
     edit: Callable[..., Any] = generation.as_it_is
     show: Callable[..., Any] = generation.pixels
+    class_names: tuple[str, ...] = ()  # name i is of label i; () where they are not known
 
     def generator(self, shape: tuple[int, int, int], **options: Any) -> generation.Generate:
         """Makes the images, of `Experiment.shape`; options are those of `generation.make_generate`."""
@@ -141,6 +142,7 @@ def make_recipe(sampler: Sampler, model: guidance.Guided, record: dict[str, Any]
         lambda indices: Inputs(model.told_of(indices)),
         record | model.record,
         show=lambda params, x, inputs=None: model.show(params, x),
+        class_names=model.class_names,
     )
 
 

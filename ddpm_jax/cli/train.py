@@ -51,8 +51,9 @@ from ddpm_jax.cli.experiment import (
 from ddpm_jax.cli.first_stage_pictures import picture_writer
 from ddpm_jax.cli.grids import grid_path, grid_writer, no_grid
 from ddpm_jax.cli.latent_training import find_first_stage, freeze, kept_latents
-from ddpm_jax.cli.load import FIRST_STAGE, settings_of
+from ddpm_jax.cli.load import FIRST_STAGE, config_in, settings_of
 from ddpm_jax.data import pipeline, sources
+from ddpm_jax.data.about import describe
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
 from ddpm_jax.plotting.curves import columns, loss_curve
@@ -154,7 +155,7 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] 
             f"{workdir} holds a run over {other}, and this config is of one over {ours}: give first_stage.ckpt as it "
             "was, or another --workdir."
         )
-    differing = configs.differences(configs.to_dict(config), {k: v for k, v in theirs.items() if k != FIRST_STAGE})
+    differing = configs.differences(configs.to_dict(config), config_in(theirs))
     if differing:
         raise UsageError(
             f"{workdir} holds a run with another config: {'; '.join(differing[:5])}"
@@ -190,9 +191,10 @@ def _train(
 
     A model over latents begins with the parameters of its first stage; later they are in its checkpoints.
     """
-    config, settings, parallelism = experiment.config, settings_of(experiment), training.parallelism
+    config, parallelism = experiment.config, training.parallelism
     source = load_split(config.data, config.data.train_split)
     check_classes(source, config, split=config.data.train_split)
+    settings = settings_of(experiment, source)
     checkpointer = Checkpointer(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every)
     state, position = _first_state(experiment, training, checkpointer, first_params, source)
     examples = source
@@ -354,6 +356,7 @@ def _announce(
         f"{bytes_per_device(state) / 1e6:,.1f} MB of state on each",
         file=sys.stderr,
     )
+    print(f"data {experiment.config.data.name}: {describe(source)}", file=sys.stderr)
 
 
 def _over(experiment: Experiment, state: TrainState) -> str:

@@ -1,10 +1,14 @@
 """What a source can say of its dataset as a whole: the names of its classes, and the splits that there are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.errors import UsageError, suggest
+from ddpm_jax.numerals import whole_number
+
+_MAX_CLASSES = 1_000_000
 _SHOWN = 8  # classes that are named in a line; of more, these and how many more there are
 
 
@@ -31,8 +35,46 @@ def describe(source: Any) -> str:
         return "; ".join([*parts, "no classes"])
     labels = getattr(source, "labels", None)
     counts = None if labels is None else np.bincount(labels, minlength=source.num_classes)
-    shown = [name if counts is None else f"{name} {counts[i]:,}" for i, name in enumerate(names[:_SHOWN])]
-    if len(names) > _SHOWN:
-        shown.append(f"and {len(names) - _SHOWN} more")
+    shown = [name if counts is None else f"{name} {counts[i]:,}" for i, name in enumerate(names)]
     number = f"{source.num_classes} class{'es' if source.num_classes > 1 else ''}"
-    return "; ".join([*parts, f"{number}: {', '.join(shown)}" if shown else number])
+    return "; ".join([*parts, f"{number}: {shortened(shown)}" if shown else number])
+
+
+def labels_of(texts: Sequence[str], class_names: Sequence[str]) -> list[int]:
+    """The labels of classes that are given by number or by name; a whole number is always a number.
+
+    Raises:
+      UsageError: there is no class of that name.
+    """
+    known = {name: label for label, name in enumerate(class_names)}
+    return [_label_of(text, known) for text in texts]
+
+
+def _label_of(text: str, known: Mapping[str, int]) -> int:
+    try:
+        return whole_number(text, lower=0, upper=_MAX_CLASSES)
+    except ValueError:
+        pass
+    if text in known:
+        return known[text]
+    if known:
+        names = shortened(list(known))
+        raise UsageError(
+            f"there is no class {text!r}: give class numbers, or names among {names}.{suggest(text, known)}"
+        )
+    raise UsageError(
+        f"{text!r} is no class number, and the names of this model's classes are not known: give class numbers "
+        "separated by commas, as in 3,5."
+    )
+
+
+def printable(name: str) -> str:
+    """A name that somebody gave to a folder, as it may be shown on a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Names in a line, as they may be shown; of many the first and how many more there are."""
+    more = len(names) - _SHOWN
+    shown = [printable(name) for name in names[:_SHOWN]]
+    return ", ".join([*shown, f"and {more} more"] if more > 0 else shown)

@@ -8,7 +8,6 @@ target, brought to the target with an antialiased bicubic filter, and cropped at
 import contextlib
 import io
 import os
-import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -16,16 +15,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ddpm_jax.errors import FailureError
-from ddpm_jax.files import as_path, is_remote, reporting
+from ddpm_jax.files import NotAFile, as_path, is_remote, open_file, reporting
 
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 
 
 class UnreadableImage(Exception):
@@ -83,27 +75,12 @@ def _opened(file: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
                 raise UnreadableImage("there is no such object") from None
         yield io.BytesIO(data)
     else:
-        with _opened_file(file) as stream:
+        try:
+            stream = open_file(file)
+        except NotAFile as error:
+            raise UnreadableImage(f"it is {error} and no file") from None
+        with stream:
             yield stream
-
-
-def _opened_file(path: str | os.PathLike) -> BinaryIO:
-    """Opens a file, and nothing else of that name: a FIFO or a device may keep its reader waiting for ever."""
-    _check_kind(os.stat(path).st_mode)
-    # It may have been exchanged since.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        _check_kind(os.fstat(descriptor).st_mode)
-    except UnreadableImage:
-        os.close(descriptor)
-        raise
-    return os.fdopen(descriptor, "rb")
-
-
-def _check_kind(mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        kind = next((name for is_one, name in _KINDS if is_one(mode)), "of an unknown kind")
-        raise UnreadableImage(f"it is {kind} and no file")
 
 
 def _reason(error: Exception) -> str:

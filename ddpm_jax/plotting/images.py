@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import chex
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from ddpm_jax.files import write_atomically
 
 BACKGROUND = 255
 _TITLE_HEIGHT = 22  # pixels
+_LABEL = 12  # pixels, the size of the letters of labels
 _GIF_FASTEST_MS = 20  # Viewers play anything shorter than this at 100 ms a frame.
 
 
@@ -57,6 +58,49 @@ def grid(images: np.ndarray, columns: int | None = None, *, pad: int = 2, min_pi
         top, left = pad + row * (height + pad), pad + column * (width + pad)
         canvas[top : top + height, left : left + width] = image
     return canvas
+
+
+def with_labels(picture: np.ndarray, *, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> np.ndarray:
+    """Writes a label over each of the equally wide columns of a grid, or before each of its equally high rows.
+
+    Args:
+      picture: uint8 [H, W, C].
+      columns: one label for each column, cut where the column is narrower; or none.
+      rows: one label for each row, cut where it is longer than a quarter of the width, but not below 48 pixels; or
+        none.
+
+    Returns:
+      uint8 [H', W', C].
+    """
+    _check_images(picture, rank=3)
+    if not columns and not rows:
+        return picture
+    height, width, channels = picture.shape
+    strip, font = Image.new("L", (width, _TITLE_HEIGHT if columns else 0), BACKGROUND), ImageFont.load_default(_LABEL)
+    for i, label in enumerate(columns):
+        centre = ((i + 0.5) * width / len(columns), _TITLE_HEIGHT / 2)
+        text = _cut(label, font, width / len(columns) - 4)
+        ImageDraw.Draw(strip).text(centre, text, fill=0, anchor="mm", font=font)
+    picture = np.concatenate([_grey(strip, channels), picture])
+    widest = max(48, width // 4)
+    texts = [_cut(label, font, widest) for label in rows]
+    side = Image.new("L", (round(max(map(font.getlength, texts))) + 8 if texts else 0, len(picture)), BACKGROUND)
+    for i, text in enumerate(texts):
+        middle = strip.height + (i + 0.5) * height / len(rows)
+        ImageDraw.Draw(side).text((side.width - 4, middle), text, fill=0, anchor="rm", font=font)
+    return np.concatenate([_grey(side, channels), picture], axis=1)
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, or as much of it as fits into so many pixels with an ellipsis."""
+    if font.getlength(text) <= width:
+        return text
+    kept = next((n for n in range(len(text) - 1, 0, -1) if font.getlength(f"{text[:n]}…") <= width), 0)
+    return f"{text[:kept]}…" if kept else ""
+
+
+def _grey(image: Image.Image, channels: int) -> np.ndarray:
+    return np.asarray(image).reshape(image.height, image.width, 1).repeat(channels, axis=-1)
 
 
 def side_by_side(pictures: Mapping[str, np.ndarray], *, gap: int = 16) -> np.ndarray:

@@ -50,7 +50,7 @@ def test_labels_are_taken_in_turn_and_make_the_columns_of_the_grid(invoke, train
     assert invoke("sample", *argv).code == 0
     assert manifest(tmp_path / "o")["labels"] == list(range(10))
     with Image.open(tmp_path / "o" / "grid.png") as grid:
-        assert grid.size == (10 * 66 + 2, 2 * 66 + 2)
+        assert grid.size == (10 * 66 + 2, 2 * 66 + 2 + 22)  # under the names of the classes
     expected = by_hand(
         trained_by_class,
         [*range(10)] * 2,

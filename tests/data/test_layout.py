@@ -223,7 +223,9 @@ def test_a_folder_that_cannot_be_listed_is_refused_and_what_is_no_file_is_not_wa
     if unreadable == "skip":
         assert fifo == "opened"
     else:
-        assert fifo.startswith(f"Image {folders[2]}/cat/pipe.png cannot be read (it is a FIFO and no file): remove it")
+        assert fifo.startswith(
+            f"Image {folders[2]}/cat/pipe.png cannot be read (it is a named pipe and no file): remove it"
+        )
     assert proc == "/proc belongs to the operating system: set data_dir to a folder of images."
 
 

@@ -149,3 +149,29 @@ def test_a_reader_of_the_old_file_never_sees_a_mixture(tmp_path):
         files.write_atomically(path, b"new and longer")
         assert reader.read() == b"old"
     assert path.read_bytes() == b"new and longer"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_labels_stand_over_their_columns_and_before_their_rows_and_leave_the_picture_as_it_is(channels):
+    picture = _random_images(120, 300, channels)
+    over = images.with_labels(picture, columns=["ant", "bee", ""])
+    np.testing.assert_array_equal(over[-120:], picture)
+    dark = (over[:-120, :, 0] < 128).any(axis=0)
+    assert dark[:100].any()
+    assert dark[100:200].any()
+    assert not dark[200:].any()
+    before = images.with_labels(picture, rows=["", "a name"])
+    np.testing.assert_array_equal(before[:, -300:], picture)
+    dark = (before[:, :-300, 0] < 128).any(axis=1)
+    assert dark[60:].any()
+    assert not dark[:60].any()
+    assert images.with_labels(picture) is picture
+
+
+def test_a_long_label_is_cut_to_its_column():
+    over = images.with_labels(np.zeros((10, 120, 1), np.uint8), columns=["w" * 100, "", ""])
+    dark = (over[:-10, :, 0] < 128).any(axis=0)
+    assert dark[:40].any()
+    assert not dark[40:].any()
+    side = images.with_labels(np.zeros((10, 120, 1), np.uint8), rows=["w" * 100])
+    assert side.shape[1] <= 120 + 48 + 8
