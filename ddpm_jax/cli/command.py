@@ -1,5 +1,6 @@
 """What every command shares: parsing, the choice of platform, one sentence instead of a traceback."""
 
+import errno
 import functools
 import os
 import signal
@@ -12,16 +13,18 @@ from typing import Any
 from absl import flags
 
 from ddpm_jax.errors import FailureError, UsageError, suggest
-from ddpm_jax.files import BUCKET, is_of_a_bucket, reason_of
+from ddpm_jax.files import BUCKET, as_path, check_place, is_of_a_bucket, is_remote, reason_of
 from ddpm_jax.numerals import Valid, number, numbers, whole_number, whole_numbers
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 128 + signal.SIGINT  # exit codes; the last is the shell's convention
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would repeat the draws of a smaller
+BETWEEN = "\0"  # of several paths in one argument: no path holds it
 MAX_STEP = 2**31 - 1  # a run counts its updates in 32 bits
 MAX_TIMESTEPS = 1_000_000  # of a chain, or of its walk
 MAX_IMAGES = 10_000_000  # of one command
 MAX_BATCH = 1_000_000
 _MAX_PROCESSES, _LONGEST_WAIT = 100_000, 7 * 24 * 3600
+_REFUSALS = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS}
 _HELP_COLUMN, _HELP_WIDTH = 26, 110
 
 
@@ -35,12 +38,39 @@ class Numeral(flags.ArgumentParser):
         return self._read(str(argument))
 
 
+class Place(flags.ArgumentParser):
+    """The names of files or directories, refused where they are longer than any file system takes."""
+
+    def parse(self, argument: str) -> str:
+        for path in argument.split(BETWEEN):
+            if not is_remote(path):
+                _check_length(path)
+        return argument
+
+
+def _check_length(path: str) -> None:
+    longest = max(len(os.fsencode(part)) for part in path.split("/"))
+    most_of_a_name, most = os.pathconf("/", "PC_NAME_MAX"), os.pathconf("/", "PC_PATH_MAX") - 1  # a byte ends a path
+    if longest > most_of_a_name:
+        raise ValueError(
+            f"a name in it has {longest} bytes, and the system allows {most_of_a_name}: choose a shorter one"
+        )
+    if len(os.fsencode(path)) > most:
+        raise ValueError(f"it has {len(os.fsencode(path))} bytes, and the system allows {most}: choose a shorter one")
+
+
 class Parser:
     """A command's flags, held apart from absl's global ones so that commands can be called from Python."""
 
-    def __init__(self, summary: str, *, computes: bool = True, arguments: bool = False):
-        """`computes`: the command uses JAX; `arguments`: it takes words that follow no flag, kept in `arguments`."""
-        self.summary = summary
+    def __init__(self, summary: str | None, *, computes: bool = True, arguments: bool = False):
+        """Begins a command's flags.
+
+        Args:
+          summary: the module's docstring, which heads the help.
+          computes: the command uses JAX.
+          arguments: it takes words that follow no flag, kept in `arguments`.
+        """
+        self.summary = summary or "This Python drops the text of the help (-OO): run it without that to read it."
         self.values = flags.FlagValues()
         self.arguments: list[str] = []
         self._computes, self._takes_arguments = computes, arguments
@@ -48,12 +78,17 @@ class Parser:
         self.values.set_gnu_getopt(arguments)  # flags may also come after them
         if computes:
             flags.DEFINE_enum("platform", None, ["cpu", "gpu", "tpu"], "", flag_values=self.values)
-            flags.DEFINE_string("compilation_cache", None, "", flag_values=self.values)
+            flags.DEFINE(Place(), "compilation_cache", None, "", flag_values=self.values)
         flags.DEFINE_boolean("help", False, "", short_name="h", flag_values=self.values)
 
     def string(self, name: str, default: str | None, help: str, *, metavar: str) -> None:
         """Defines --name METAVAR."""
         flags.DEFINE_string(name, default, help, flag_values=self.values)
+        self._document(f"--{name} {metavar}", help, default)
+
+    def path(self, name: str, default: str | None, help: str, *, metavar: str) -> None:
+        """Defines --name METAVAR, a file or directory of this machine or a bucket, or several between `BETWEEN`."""
+        flags.DEFINE(Place(), name, default, help, flag_values=self.values)
         self._document(f"--{name} {metavar}", help, default)
 
     def integer(self, name: str, default: int | None, help: str, *, lower: int, upper: int) -> None:
@@ -137,6 +172,11 @@ class Parser:
             self._document("--help", "Show this help.")
             print("\n".join([self.summary.strip(), "", "Flags:", *self._lines]))
             raise SystemExit(0)
+        for argument in self.arguments:
+            try:
+                Place().parse(argument)
+            except ValueError as error:
+                raise UsageError(f"{argument}: {error}.") from None
         if self.arguments and not self._takes_arguments:
             raise UsageError(f"Unexpected argument {self.arguments[0]!r}: values follow their flag, as in --seed 1.")
         return self.values
@@ -206,9 +246,16 @@ def prepare_jax(parsed: flags.FlagValues) -> None:
     Raises:
       UsageError: what `keys.check_settings`, `keep_compiled`, `join_processes` and `choose_platform` raise.
     """
+    import jax
+
     from ddpm_jax import keys  # JAX takes a second to import, which --help need not wait for
 
     keys.check_settings()
+    if jax.config.jax_disable_jit:
+        raise UsageError(
+            "JAX_DISABLE_JIT is set, without which a chain takes minutes an image: unset it; a function of the "
+            "package may be run so in Python."
+        )
     keep_compiled(parsed.compilation_cache)
     if "distributed" in parsed:
         join_processes(parsed)
@@ -249,7 +296,9 @@ def keep_compiled(directory: str | None) -> None:
         return
     import jax
 
-    if "://" not in directory:
+    place = as_path(directory)
+    check_place(place, flag="--compilation_cache", writing=True)
+    if not is_remote(place):
         directory = os.path.abspath(directory)
         try:
             os.makedirs(directory, exist_ok=True)
@@ -265,6 +314,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
 
     Each comes with one sentence on standard error.
     """
+    _print_whatever_is_said()
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except (UsageError, FailureError) as error:
@@ -279,6 +329,9 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         if is_of_a_bucket(error):
             print(f"error: Storage fails: {reason_of(error, BUCKET)}. Give the same command again.", file=sys.stderr)
             return _fail(FAILURE)
+        if isinstance(error, OSError) and error.errno in _REFUSALS:
+            print(f"error: {error.filename}: {error.strerror}. Make it usable, or name another.", file=sys.stderr)
+            return _fail(FAILURE)
         if not hosts.joined():
             raise
         if hosts.is_loss(error):
@@ -287,6 +340,13 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         else:
             traceback.print_exc()
         return _fail(FAILURE)
+
+
+def _print_whatever_is_said() -> None:
+    """Makes a terminal that lacks a character, ± say, or a name that is no text, print its code instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # that of a notebook has no encoding
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(code: int) -> int:

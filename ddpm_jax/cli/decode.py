@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__, arguments=True)
     define_checkpoint_flags(parser)
-    parser.string("out", "decoded", "Directory for a picture each, or FILE.png for one sheet.", metavar="DIR|FILE.png")
+    parser.path("out", "decoded", "Directory for a picture each, or FILE.png for one sheet.", metavar="DIR|FILE.png")
     parser.integer("batch_size", 16, "Pictures at a time, over all devices.", lower=1, upper=MAX_BATCH)
     flags = parser.parse(argv)
     check_names_a_run(flags)

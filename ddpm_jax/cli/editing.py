@@ -30,7 +30,7 @@ MAX_RESAMPLINGS = 1000  # of a stretch; Lugmayr et al. 2022 have 10
 
 def define_flags(parser: Parser) -> None:
     """Adds the flags of this file to those of sample.py."""
-    parser.string("init_image", None, "Start from this picture instead of noise; see --strength.", metavar="FILE")
+    parser.path("init_image", None, "Start from this picture instead of noise; see --strength.", metavar="FILE")
     parser.number(
         "strength",
         None,
@@ -38,8 +38,8 @@ def define_flags(parser: Parser) -> None:
         valid=lambda value: 0 < value <= 1,
         wanted="above 0 and at most 1",
     )
-    parser.string("inpaint", None, "Paint parts of this picture anew, where --mask is white.", metavar="FILE")
-    parser.string("mask", None, "With --inpaint: a picture of the same size, white where to paint.", metavar="FILE")
+    parser.path("inpaint", None, "Paint parts of this picture anew, where --mask is white.", metavar="FILE")
+    parser.path("mask", None, "With --inpaint: a picture of the same size, white where to paint.", metavar="FILE")
     parser.integer(
         "resamplings",
         None,

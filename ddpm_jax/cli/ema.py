@@ -45,7 +45,7 @@ class Run(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__)
-    parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
+    parser.path("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
     parser.numbers(
         "sigma_rel",
         None,
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         lower=1,
         upper=MAX_STEP,
     )
-    parser.string("out", None, f"Directory for the results; by default {AVERAGES} in the run's.", metavar="DIR")
+    parser.path("out", None, f"Directory for the results; by default {AVERAGES} in the run's.", metavar="DIR")
     flags = parser.parse(argv)
     check_names_a_run(flags)
     if flags.sigma_rel and flags.average:

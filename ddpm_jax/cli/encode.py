@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__, arguments=True)
     define_checkpoint_flags(parser)
-    parser.string("out", "latents.npz", "Where to.", metavar="FILE.npz")
+    parser.path("out", "latents.npz", "Where to.", metavar="FILE.npz")
     parser.integer(
         "size",
         None,

@@ -94,8 +94,8 @@ def _parser() -> Parser:
     parser.string("metric", "frechet_pixels", f"What to compute: {every}.", metavar="NAME")
     parser.integer("batch_size", 100, "Images at a time, over all devices of all processes.", lower=1, upper=MAX_BATCH)
     parser.integer("seed", 0, "Of the samples, or of the noise that images are diffused with.", lower=0, upper=MAX_SEED)
-    parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
-    parser.string("out", None, "Directory for the results; by default evaluation in the run's.", metavar="DIR")
+    parser.path("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
+    parser.path("out", None, "Directory for the results; by default evaluation in the run's.", metavar="DIR")
     parser.integer("num_samples", 300, "How many images to make, where samples are.", lower=2, upper=MAX_IMAGES)
     parser.string("split", None, "Likelihoods: of which images; by default the config's test split.", metavar="NAME")
     parser.integer(

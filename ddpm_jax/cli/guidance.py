@@ -51,7 +51,7 @@ def define_flags(parser: Parser) -> None:
         "in turn.",
         metavar="K",
     )
-    parser.string(
+    parser.path(
         "low_res",
         None,
         "Picture to enlarge, by a model of super-resolution; read at the low resolution, resized and cropped.",
@@ -73,13 +73,13 @@ def define_flags(parser: Parser) -> None:
         count=2,
     )
     parser.number("guidance_rescale", None, "Bring the guided images' contrast back by this share, 0 to 1.", **_SHARE)
-    parser.string(
+    parser.path(
         "classifier",
         None,
         "Guide by this classifier, a run of configs/digits_classifier.py or its like.",
         metavar="DIR",
     )
-    parser.string("weaker", None, "Guide away from this run's model: less trained, or smaller.", metavar="DIR")
+    parser.path("weaker", None, "Guide away from this run's model: less trained, or smaller.", metavar="DIR")
     parser.integer("weaker_step", None, "Which of its checkpoints; the newest by default.", lower=0, upper=MAX_STEP)
     parser.string(
         "clip",

@@ -32,9 +32,9 @@ _HOW = "give the safetensors file of the autoencoder, as diffusers saves it, or 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__)
-    parser.string("config", None, "Config of the first stage; --config.FIELD=VALUE overrides a field.", metavar="FILE")
-    parser.string("weights", None, "Its weights as diffusers names them: safetensors, or NPZ.", metavar="FILE")
-    parser.string("out", None, "Directory to write the run to.", metavar="DIR")
+    parser.path("config", None, "Config of the first stage; --config.FIELD=VALUE overrides a field.", metavar="FILE")
+    parser.path("weights", None, "Its weights as diffusers names them: safetensors, or NPZ.", metavar="FILE")
+    parser.path("out", None, "Directory to write the run to.", metavar="DIR")
     overrides, rest = configs.split_overrides(argv)
     flags = parser.parse(rest)
     for name in ("config", "weights", "out"):

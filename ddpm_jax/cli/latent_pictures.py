@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.cli import photos, sampling
+from ddpm_jax.cli.command import BETWEEN
 from ddpm_jax.cli.load import Loaded
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
@@ -27,7 +28,6 @@ from ddpm_jax.samplers.editing import slerp
 from ddpm_jax.samplers.randomness import image_keys, initial_noise
 from ddpm_jax.training.randomness import base_key
 
-BETWEEN = "\0"  # of the two paths of --interpolate: no path holds it
 LATENTS = 4  # rows of shared_latents.png; T = 1000 gives the t of Ho et al. 2020, figure 7
 SHARING = 8  # samples in a row
 PATH_STEPS = 11  # images from one end to the other

@@ -8,8 +8,8 @@ that was made otherwise.
 from collections.abc import Sequence
 from typing import Any
 
-from ddpm_jax.cli.command import MAX_SEED, MAX_TIMESTEPS, Parser
-from ddpm_jax.cli.latent_pictures import BETWEEN, DRAWINGS
+from ddpm_jax.cli.command import BETWEEN, MAX_SEED, MAX_TIMESTEPS, Parser
+from ddpm_jax.cli.latent_pictures import DRAWINGS
 from ddpm_jax.cli.load import Loaded, versions
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError
@@ -35,7 +35,7 @@ _IDLE = {  # command -> flags of samples that would do nothing
 
 def define_flags(parser: Parser) -> None:
     """Adds the flags of this file to those of sample.py."""
-    parser.string("interpolate", None, "Two image files: draw the way from A to B through x_t.", metavar="A B")
+    parser.path("interpolate", None, "Two image files: draw the way from A to B through x_t.", metavar="A B")
     parser.integer(
         "interpolate_t",
         None,
@@ -60,7 +60,7 @@ def define_flags(parser: Parser) -> None:
         lower=2,
         upper=MAX_ON_THE_WAY,
     )
-    parser.string(
+    parser.path(
         "reconstruct",
         None,
         "Picture to turn into its own x_T and back: DDIM inversion and DDIM over the same times, nothing clipped.",

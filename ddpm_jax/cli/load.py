@@ -42,7 +42,7 @@ SCALE_TOLERANCE = 0.05  # of scales that two runs have measured, each to about 1
 
 def define_checkpoint_flags(parser: Parser) -> None:
     """Adds the flags that say which weights of which run."""
-    parser.string("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
+    parser.path("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
     parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0, upper=MAX_STEP)
     parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
 

@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         valid=lambda value: 0 <= value < 1,
         wanted="of at least 0 and below 1",
     )
-    parser.string("out", "plot.png", "The picture; one that is there is replaced.", metavar="FILE.png")
+    parser.path("out", "plot.png", "The picture; one that is there is replaced.", metavar="FILE.png")
     flags = parser.parse(argv)
     smoothing, out = flags.smooth, _picture(flags.out)
     choose("x axis", flags.x, X_AXES)

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         "batch_size", 64, "Images made at a time, over all devices of all processes.", lower=1, upper=MAX_BATCH
     )
     parser.integer("seed", 0, "Image i is a function of the seed and i.", lower=0, upper=MAX_SEED)
-    parser.string(
+    parser.path(
         "out",
         None,
         "Directory for the results; by default one under the run, named by what was asked for.",

@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> tuple[Parser, list[str]]:
     """The flags, and the names of those that mean nothing without --ckpt."""
     parser = Parser(__doc__)
-    parser.string("ckpt", None, "Directory of a training run; without it, only the mixture.", metavar="DIR")
+    parser.path("ckpt", None, "Directory of a training run; without it, only the mixture.", metavar="DIR")
     parser.string("samplers", ",".join(SAMPLERS), "Which samplers.", metavar="NAME,...")
     parser.integers(
         "evaluations",
@@ -79,7 +79,7 @@ def _parser() -> tuple[Parser, list[str]]:
     )
     parser.string("spacing", "trailing", f"The noise levels: {', '.join(SPACINGS)}.", metavar="NAME")
     parser.integer("seed", 0, "Of all noise.", lower=0, upper=MAX_SEED)
-    parser.string("out", None, "Directory for the results; evaluation in the run's, or samplers.", metavar="DIR")
+    parser.path("out", None, "Directory for the results; evaluation in the run's, or samplers.", metavar="DIR")
     always = set(parser.values)
     parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0, upper=MAX_STEP)
     parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
@@ -87,7 +87,7 @@ def _parser() -> tuple[Parser, list[str]]:
         "num_samples", 300, "Images of the model for each sampler and number of evaluations.", lower=2, upper=MAX_IMAGES
     )
     parser.integer("batch_size", 300, "Images made at a time, over all devices.", lower=1, upper=MAX_BATCH)
-    parser.string("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
+    parser.path("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
     guidance.define_flags(parser)
     return parser, [name for name in parser.values if name not in always]
 

@@ -82,10 +82,10 @@ _NEXT = {  # objective -> what to type after training; those that are missing ma
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__)
-    parser.string(
+    parser.path(
         "config", DEFAULT_CONFIG, "Config file; --config.FIELD=VALUE overrides one of its fields.", metavar="FILE"
     )
-    parser.string(
+    parser.path(
         "workdir",
         None,
         "Directory of the run; by default runs/NAME for configs/NAME.py. Resumes what is there.",

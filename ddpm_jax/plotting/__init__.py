@@ -1,1 +1,12 @@
 """Arrays -> PNG and GIF: sample grids, chains, curves. The only folder that imports matplotlib."""
+
+import os
+
+try:
+    import matplotlib
+except ValueError:  # of MPLBACKEND: the backend of the notebook that starts a command may be missing where it runs
+    _backend = os.environ.pop("MPLBACKEND", None)
+    import matplotlib  # noqa: F401  nothing here draws on the backend of the process
+
+    if _backend is not None:
+        os.environ["MPLBACKEND"] = _backend

@@ -1,4 +1,4 @@
-"""Numbers in flags: every flag of every command that takes one, found in the parsers themselves."""
+"""Numbers and paths in flags: every flag of every command that takes one, found in the parsers themselves."""
 
 import importlib
 import pkgutil
@@ -39,6 +39,13 @@ NUMERALS = [
     for flag in parser.values
     if isinstance(parser.values[flag].parser, command.Numeral)
 ]
+PLACES = [
+    (name, flag)
+    for name, parser in PARSERS.items()
+    for flag in parser.values
+    if isinstance(parser.values[flag].parser, command.Place)
+]
+TOO_LONG = ["a" * 256, "runs/" + "ü" * 128 + "/x", "/".join(["a" * 250] * 20)]
 
 
 def test_the_flags_that_take_numbers_are_found():
@@ -100,3 +107,25 @@ def test_an_option_that_is_no_number_is_refused(sampler, option):
 def test_options_have_the_type_of_their_default_and_may_be_it():
     assert sampling.options_given("edm", "s_churn=2,s_max=inf") == {"s_churn": 2.0, "s_max": float("inf")}
     assert sampling.options_given("unipc", "order=3,variant=bh1") == {"order": 3, "variant": "bh1"}
+
+
+def test_the_flags_that_take_paths_are_found():
+    found = {flag for _, flag in PLACES}
+    assert {"ckpt", "out", "workdir", "config", "data_dir", "weaker", "classifier", "compilation_cache"} <= found
+    assert {"init_image", "inpaint", "mask", "low_res", "interpolate", "reconstruct", "weights"} <= found
+
+
+@pytest.mark.parametrize(("name", "flag"), PLACES)
+def test_a_name_that_no_file_can_have_is_one_sentence(refused, name, flag):
+    for path in TOO_LONG:
+        refused(name, f"--{flag}={path}", says=[f"--{flag}=", "bytes, and the system allows", "choose a shorter one"])
+
+
+@pytest.mark.parametrize("name", ["plot", "encode", "decode"])
+def test_an_argument_that_no_file_can_be_called_is_one_sentence(refused, name):
+    for path in TOO_LONG:
+        refused(name, path, says=["bytes, and the system allows"])
+
+
+def test_both_pictures_of_a_pair_are_looked_at(refused):
+    refused("sample", "--interpolate", "a.png", "b" * 300, says=["has 300 bytes", "allows 255"])

@@ -70,7 +70,7 @@ def test_on_a_model_the_distance_and_the_times_are_there(invoke, trained, tmp_pa
         (["--samplers", "ddim,hoin"], ["Unknown sampler 'hoin'"]),
         (["--spacing", "karas"], ["Unknown spacing 'karas'", "karras"]),
         (["--evaluations", "0,5"], ["--evaluations=0,5", "whole numbers in 1.."]),
-        (["--evaluations", "five"], ["--evaluations five"]),
+        (["--evaluations", "five"], ["--evaluations=five"]),
     ],
 )
 def test_what_cannot_be_is_refused(refused, flags, says):
