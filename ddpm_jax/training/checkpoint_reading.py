@@ -77,7 +77,11 @@ def saved_steps(workdir: str | os.PathLike) -> list[int]:
 
 def steps_in(directory: pathlib.Path) -> list[int]:
     """The steps of the checkpoints in a directory, ascending."""
-    return sorted(int(path.name) for path in directory.glob("*") if is_whole(path.name) and _is_complete(path))
+    return sorted(int(path.name) for path in directory.glob("*") if _is_a_step(path.name) and _is_complete(path))
+
+
+def _is_a_step(name: str) -> bool:
+    return is_whole(name) and str(int(name)) == name
 
 
 def _is_complete(path: pathlib.Path) -> bool:

@@ -48,6 +48,7 @@ def test_the_backend_of_a_notebook_keeps_no_picture_from_being_drawn(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_help_without_docstrings_lists_the_flags():
     result = _python("-OO", "-m", "ddpm_jax.cli.plot", "--help")
     assert result.returncode == 0, result.stderr
@@ -80,6 +81,8 @@ def test_a_cache_of_programs_lies_on_a_disk_or_in_a_bucket(place):
 
 
 def test_a_refusal_of_the_system_that_nothing_foresaw_is_one_sentence(capsys, tmp_path):
+    (tmp_path / "a").mkdir()
+
     def main(argv):
         return len((tmp_path / "a" / ("b" * 300)).read_text())
 

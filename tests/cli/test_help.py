@@ -55,6 +55,18 @@ def test_help_is_a_page_that_fits_a_terminal(capsys, name, flag):
     assert all(re.match(r" {26}\S|  --\S+( \S+){0,2}(  |$)", line) for line in flags)  # the text never touches the flag
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_without_docstrings_lists_the_flags(monkeypatch, capsys, name):
+    """As `python -OO` leaves a module, without its docstring."""
+    monkeypatch.setattr(COMMANDS[name], "__doc__", None)
+    with pytest.raises(SystemExit) as exited:
+        COMMANDS[name].main(["--help"])
+    assert exited.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("This Python drops the text of the help (-OO)")
+    assert "--help" in said.partition("\nFlags:\n")[2]
+
+
 @pytest.mark.parametrize("name", OF_A_FILE)
 def test_help_lists_every_flag_with_its_default(capsys, name):
     with pytest.raises(SystemExit):

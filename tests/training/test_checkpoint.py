@@ -189,6 +189,16 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(tmp_path):
     assert _steps(tmp_path) == [5, 15]
 
 
+@pytest.mark.parametrize("name", ["²", "１", "010"])
+def test_a_folder_that_is_not_called_by_a_step_is_no_checkpoint(tmp_path, name):
+    _save(tmp_path, 5)
+    shutil.copytree(tmp_path / checkpoint_reading.CHECKPOINTS / "5", tmp_path / checkpoint_reading.CHECKPOINTS / name)
+    assert checkpoint_reading.find_step(tmp_path) == 5
+    _save(tmp_path, 15)
+    assert checkpoint_reading.saved_steps(tmp_path) == [5, 15]
+    assert (tmp_path / checkpoint_reading.CHECKPOINTS / name).is_dir()
+
+
 # What a user reads
 
 
