@@ -43,6 +43,7 @@ def default_config() -> ConfigDict:
                 "schedule": "linear",  # linear, quad, const, jsd, warmup10, warmup50, cosine, scaled_linear, sigmoid
                 "beta_start": config_dict.placeholder(float),  # None is the schedule's published value
                 "beta_end": config_dict.placeholder(float),
+                "scale_betas": False,  # the end points are those of 1000 steps: scale them to num_timesteps
                 "parameterization": "eps",  # what the network predicts: eps, x_0, v, mu
                 "variance": "fixed_large",  # fixed_small, fixed_large, learned, learned_range
                 "loss": "simple",  # simple, vlb, hybrid

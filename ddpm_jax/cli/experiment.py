@@ -226,7 +226,9 @@ def _model(config: ConfigDict, shape: tuple[int, int, int]) -> UNet | DiT | Clas
 
 def _chain(config: ConfigDict) -> Chain:
     c = config.diffusion
-    betas = make_betas(c.schedule, c.num_timesteps, beta_start=c.beta_start, beta_end=c.beta_end)
+    betas = make_betas(
+        c.schedule, c.num_timesteps, beta_start=c.beta_start, beta_end=c.beta_end, scale_betas=c.scale_betas
+    )
     return Chain(betas, time_scale=RESCALED_TIME / c.num_timesteps if c.rescale_timesteps else 1.0)
 
 

@@ -54,6 +54,7 @@ from ddpm_jax.cli.latent_training import find_first_stage, freeze, kept_latents
 from ddpm_jax.cli.load import FIRST_STAGE, config_in, settings_of
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.data.about import describe
+from ddpm_jax.diffusion.likelihood import prior_warning
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
 from ddpm_jax.plotting.curves import columns, loss_curve
@@ -345,6 +346,8 @@ def _trace(profile: tuple[int, int] | None, workdir: pathlib.Path, start: int, n
 def _announce(
     experiment: Experiment, workdir: pathlib.Path, source: sources.Source, state: TrainState, start: int
 ) -> None:
+    if experiment.config.objective == "diffusion" and (sentence := prior_warning(experiment.schedule)):
+        _warn(sentence)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(state.params))
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device{'s' if jax.device_count() > 1 else ''}"
     if jax.process_count() > 1:

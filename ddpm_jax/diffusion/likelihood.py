@@ -18,6 +18,7 @@ from ddpm_jax.diffusion.schedules import Schedule
 HALF_BIN = 1 / 255  # data has 256 levels, 2/255 apart on [-1, 1]
 EDGE = 0.999  # beyond it lies only the first or the last level, whose bins reach to infinity
 MIN_PROBABILITY = 1e-12  # keeps the logarithm finite
+NEGLIGIBLE_PRIOR = 0.005  # bits/dim: what is lost when a bound is quoted to two decimals, as in the papers
 
 
 def mean_over_dims(x: chex.Array) -> chex.Array:
@@ -100,3 +101,35 @@ def prior_term(schedule: Schedule, x_0: chex.Array) -> chex.Array:
     t = jnp.full(x_0.shape[:1], schedule.num_timesteps - 1)
     q: Gaussian = q_mean_variance(schedule, x_0, t)
     return mean_over_dims(normal_kl(q.mean, q.log_variance, jnp.zeros_like(x_0), jnp.zeros_like(x_0))) / math.log(2.0)
+
+
+def prior_term_of_unit_data(schedule: Schedule) -> float:
+    """L_T in bits/dim of data whose mean square is 1: -½ log2(1-ᾱ_T); of data in [-1, 1] it is the most there can be.
+
+    2.9e-5 for the linear schedule of 1000 steps, 0.0034 for `scaled_linear`, the largest of the published ones.
+    """
+    return -0.5 * float(schedule.log_one_minus_alphas_bar[-1]) / math.log(2.0)
+
+
+def prior_warning(schedule: Schedule) -> str | None:
+    """Says that a chain ends before x_T is noise: half of a sentence with the numbers, half with the remedy.
+
+    Samples start from N(0, I), and what the end of the chain still holds of the data is then missing from them: their
+    mean and spread are others than the data's, however well the network is trained.
+
+    Args:
+      schedule: the whole chain, not traced.
+
+    Returns:
+      The sentence, without a full stop; None where L_T is below `NEGLIGIBLE_PRIOR`.
+    """
+    bits = prior_term_of_unit_data(schedule)
+    if bits < NEGLIGIBLE_PRIOR:
+        return None
+    return (
+        f"the chain of {schedule.num_timesteps} steps ends at alphas_bar_T = {float(schedule.alphas_bar[-1]):.2g}, and "
+        f"x_T is not noise alone: L_T is {bits:.2g} bits/dim for data of mean square 1, where less than "
+        f"{NEGLIGIBLE_PRIOR} would be negligible, so samples will have another mean and spread than the data; set "
+        "scale_betas, which scales published betas to the number of steps, or choose a larger beta_end, more steps or "
+        "the cosine schedule"
+    )

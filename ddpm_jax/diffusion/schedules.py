@@ -14,6 +14,8 @@ import numpy as np
 
 from ddpm_jax.errors import UsageError, choose
 
+PUBLISHED_TIMESTEPS = 1000  # the T that published end points are meant for
+
 
 def linear_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
     """beta_t rises linearly (Ho et al. 2020, section 4). Returns float64 [T]."""
@@ -94,7 +96,12 @@ _END_POINTS = dict.fromkeys(("linear", "quad", "warmup10", "warmup50", "scaled_l
 
 
 def make_betas(
-    name: str, num_timesteps: int, *, beta_start: float | None = None, beta_end: float | None = None
+    name: str,
+    num_timesteps: int,
+    *,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    scale_betas: bool = False,
 ) -> np.ndarray:
     """Returns the betas of the schedule `name`.
 
@@ -103,12 +110,15 @@ def make_betas(
       num_timesteps: T, at least 2.
       beta_start: beta at t = 0, in (0, 1); None for the published value. Not taken by const, jsd and cosine.
       beta_end: beta at t = T-1, in (0, 1]; None for the published value. Not taken by jsd and cosine.
+      scale_betas: the end points are those of a chain of 1000 steps, and the T steps are scaled so that they add as
+        much noise as these: `scaled_betas`. False: they are those of the T steps. Not taken by jsd and cosine, which
+        follow T by themselves.
 
     Returns:
       float64 [T], each in (0, 1].
 
     Raises:
-      UsageError: unknown name, T < 2, an end point the schedule does not take or one outside its range.
+      UsageError: unknown name, T < 2, an argument the schedule does not take or an end point outside its range.
     """
     schedule = choose("beta schedule", name, BETA_SCHEDULES)
     if num_timesteps < 2:
@@ -120,7 +130,31 @@ def make_betas(
             raise UsageError(f"The {name} schedule takes no {key}: leave it unset (it is {value}).")
         if not 0 < value <= 1:
             raise UsageError(f"{key} is {value}: a beta lies in (0, 1].")
-    return schedule(num_timesteps, **given)
+    if scale_betas and not taken:
+        raise UsageError(f"The {name} schedule follows the number of timesteps by itself: leave scale_betas false.")
+    betas = schedule(num_timesteps, **given)
+    return scaled_betas(betas) if scale_betas else betas
+
+
+def scaled_betas(betas: np.ndarray) -> np.ndarray:
+    """The betas of T steps that add together as much noise as 1000 steps along the same curve: 1 - (1-β)^(1000/T).
+
+    A step of the chain is one of dx = -½ β(u) x du + √β(u) dw over 1/T of its time, so α_t is exp(-∫β) over it: the
+    power 1000/T. alphas_bar at the end is that of 1000 steps for every T, up to how well T points follow the curve,
+    and every beta stays below 1. To first order it is β 1000/T, the rule of Improved DDPM's code, by which the linear
+    schedule has a beta above 1 where T < 20.
+
+    Args:
+      betas: float64 [T], each in (0, 1]: the published curve at T points.
+
+    Returns:
+      float64 [T]; `betas` itself where T is 1000.
+    """
+    longer = PUBLISHED_TIMESTEPS / len(betas)
+    if longer == 1:
+        return betas
+    with np.errstate(divide="ignore"):  # a beta of 1 stays 1
+        return -np.expm1(longer * np.log1p(-betas))
 
 
 class Schedule(NamedTuple):

@@ -115,6 +115,7 @@ TOGETHER = [  # overrides that contradict each other or the digits' config, and 
     (["diffusion.variance=learned"], ["simple", "learned", "use hybrid or vlb"]),
     (["diffusion.schedule=jsd"], ["alphas_bar = 0", "predict x_0 or v"]),
     (["diffusion.schedule=cosine", "diffusion.beta_start=0.1"], ["cosine", "beta_start", "leave it unset"]),
+    (["diffusion.schedule=cosine", "diffusion.scale_betas=true"], ["cosine", "leave scale_betas false"]),
     (["optimizer.weight_decay=0.1"], ["0.1", "choose adamw"]),
     (["optimizer.decay=cosine", "optimizer.warmup_steps=50"], ["warmup_steps (50)", "num_steps (10)"]),
     (["train.sample_steps=21"], ["train.sample_steps is 21", "choose 1 to 20"]),

@@ -40,6 +40,13 @@ def test_the_same_command_with_more_steps_resumes(invoke, copied, config_file):
     assert json.loads((copied / "config.json").read_text())["train"]["num_steps"] == 12
 
 
+def test_a_chain_that_ends_too_early_is_said_before_training(invoke, copied, config_file):
+    result = invoke("train", "--config", config_file(), "--workdir", copied)  # linear, 20 steps
+    assert result.err.startswith("warning: the chain of 20 steps ends at alphas_bar_T = 0.82, ")
+    assert "L_T is 1.2 bits/dim" in result.err
+    assert "scale_betas" in result.err
+
+
 def test_a_finished_run_given_again_trains_no_further(invoke, copied, config_file):
     before = (copied / "metrics.jsonl").read_bytes()
     assert invoke("train", "--config", config_file(), "--workdir", copied).code == 0

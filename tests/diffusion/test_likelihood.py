@@ -91,6 +91,29 @@ def test_prior_term_is_the_divergence_of_the_last_step():
         assert np.all(result >= 0)
 
 
+@pytest.mark.parametrize(("name", "num_timesteps"), [("linear", 100), ("linear", 1000), ("scaled_linear", 1000)])
+def test_prior_term_of_unit_data_is_the_prior_term_of_data_of_mean_square_one(name, num_timesteps):
+    schedule = schedules.make_schedule(schedules.make_betas(name, num_timesteps))
+    x_0 = np.array([-1, 1, 1, -1], np.float32).reshape(1, 2, 2, 1)
+    expected = float(likelihood.prior_term(schedule, x_0)[0])
+    assert likelihood.prior_term_of_unit_data(schedule) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", schedules.BETA_SCHEDULES)
+def test_published_schedules_end_in_noise(name):
+    assert likelihood.prior_warning(schedules.make_schedule(schedules.make_betas(name, 1000))) is None
+
+
+def test_a_chain_that_ends_too_early_is_said_with_its_numbers_until_its_betas_are_scaled():
+    """ᾱ_T = 0.364 at 100 steps, -½ log2(1 - 0.364) = 0.327."""
+    short = schedules.make_schedule(schedules.make_betas("linear", 100))
+    says = likelihood.prior_warning(short)
+    for words in ("100 steps", "alphas_bar_T = 0.36", "L_T is 0.33 bits/dim", "set scale_betas"):
+        assert words in says
+    scaled = schedules.make_schedule(schedules.make_betas("linear", 100, scale_betas=True))
+    assert likelihood.prior_warning(scaled) is None
+
+
 def test_bound_term_is_the_decoder_at_the_first_step_and_the_divergence_after():
     schedule = schedules.make_schedule(schedules.make_betas("linear", 10))
     x_0 = jnp.asarray(LEVELS[:24].reshape(2, 2, 2, 3))

@@ -62,6 +62,47 @@ def test_sigmoid_is_a_logistic_curve():
     np.testing.assert_allclose(schedules.make_betas("sigmoid", 300), expected, rtol=1e-12)
 
 
+SCALED = [name for name in schedules.BETA_SCHEDULES if name not in ("jsd", "cosine")]
+
+
+@pytest.mark.parametrize("num_timesteps", [100, 500, 4000])
+@pytest.mark.parametrize("name", SCALED)
+def test_scaled_betas_follow_the_same_process_in_fewer_or_more_steps(name, num_timesteps):
+    """log ᾱ after the same share of the chain is that of 1000 steps, up to the sums of T and of 1000 points."""
+    part = np.arange(1, 21) / 20
+    whole, scaled = (
+        np.log(np.cumprod(1 - betas))[(part * len(betas)).astype(int) - 1]
+        for betas in (schedules.make_betas(name, 1000), schedules.make_betas(name, num_timesteps, scale_betas=True))
+    )
+    # half a step at either end: β times 1000/T/2; the noisiest step of all has the largest β
+    largest = schedules.make_betas(name, 1000).max()
+    np.testing.assert_allclose(scaled, whole, rtol=2e-3, atol=1.01 * largest * 1000 / min(num_timesteps, 1000) / 2)
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scaled_betas_are_betas_and_end_in_noise_at_any_number_of_steps(name):
+    """Improved DDPM's rule has a beta of 2 at 10 steps."""
+    for num_timesteps in (2, 10, 20, 10_000):
+        betas = schedules.make_betas(name, num_timesteps, scale_betas=True)
+        assert betas.shape == (num_timesteps,)
+        assert np.all((betas > 0) & (betas < 1))
+        assert np.prod(1 - betas) < 0.005
+
+
+def test_scaled_betas_are_the_published_ones_at_1000_steps_and_improved_ddpms_to_first_order():
+    np.testing.assert_array_equal(
+        schedules.make_betas("linear", 1000, scale_betas=True), schedules.make_betas("linear", 1000)
+    )
+    theirs = np.linspace(1e-4 / 4, 0.02 / 4, 4000)  # its `linear` of 4000 steps
+    scaled = schedules.make_betas("linear", 4000, scale_betas=True)
+    # (1 - 1/4) β / 2 is the second order of 1 - (1-β)^(1/4) over its first
+    np.testing.assert_allclose(scaled / theirs - 1, 0.375 * 4 * theirs, rtol=0.02)
+
+
+def test_scaled_betas_keep_an_end_point_of_one():
+    assert schedules.make_betas("linear", 10, beta_end=1.0, scale_betas=True)[-1] == 1
+
+
 @pytest.mark.parametrize(
     ("name", "theirs", "end_points"),
     [
@@ -204,6 +245,8 @@ def test_spacing_keeps_both_ends_and_never_repeats():
         (lambda: schedules.make_betas("cosine", 10, beta_end=0.1), "The cosine schedule takes no beta_end"),
         (lambda: schedules.make_betas("const", 10, beta_start=0.1), "The const schedule takes no beta_start"),
         (lambda: schedules.make_betas("jsd", 10, beta_start=0.1), "The jsd schedule takes no beta_start"),
+        (lambda: schedules.make_betas("jsd", 10, scale_betas=True), "jsd schedule follows .* leave scale_betas false"),
+        (lambda: schedules.make_betas("cosine", 10, scale_betas=True), "cosine .* leave scale_betas false"),
         (lambda: schedules.make_betas("linear", 10, beta_start=0.0), r"beta_start is 0.0: a beta lies in \(0, 1\]"),
         (lambda: schedules.make_betas("linear", 10, beta_end=1.5), r"beta_end is 1.5: a beta lies in \(0, 1\]"),
         (lambda: schedules.make_schedule([]), r"at least two numbers, but have shape \(0,\)"),
