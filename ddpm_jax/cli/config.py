@@ -35,6 +35,7 @@ def default_config() -> ConfigDict:
                 "flip": True,  # mirror training images at random
                 "cache": "auto",  # keep decoded images in memory: auto, always, never
                 "unreadable": "stop",  # an image that cannot be read: stop, skip
+                "small": "stop",  # an image smaller than image_size: stop, skip, enlarge
                 "layout": "auto",  # what the folders in a folder of images are: classes, splits, auto (by their names)
             },
             "diffusion": {
@@ -156,6 +157,7 @@ RESUMABLE = (
     "data.data_dir",
     "data.cache",
     "data.unreadable",
+    "data.small",
     "data.layout",  # the fingerprint of the data tells
     "first_stage.ckpt",  # which one it is, its digest says
     "first_stage.cache",

@@ -1,13 +1,15 @@
 """The data section of a config -> a source."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import sources
 from ddpm_jax.errors import UsageError
 
 
-def load_split(data: ConfigDict, split: str, *, data_dir: str | None = None) -> sources.Source:
-    """Opens a split of the config's dataset, at `data_dir` where given. Errors: see `sources.load`."""
+def load_split(data: ConfigDict, split: str, *, data_dir: str | None = None, report: Any = None) -> sources.Source:
+    """Opens a split of the config's dataset, at `data_dir` where given. Errors, and `report`: see `sources.load`."""
     return sources.load(
         name=data.name,
         split=split,
@@ -17,7 +19,9 @@ def load_split(data: ConfigDict, split: str, *, data_dir: str | None = None) -> 
         holdout=data.holdout,
         cache=data.cache,
         unreadable=data.unreadable,
+        small=data.small,
         layout=data.layout,
+        report=report,
     )
 
 

@@ -63,7 +63,7 @@ def check_photo(flag: str, path: str | pathlib.Path, size: int) -> None:
     """
     _check_there(flag, path)
     try:
-        found = images.header_size(path)
+        found = images.header(path).size
     except images.UnreadableImage as error:
         raise _unreadable(flag, path, error) from error
     _check_size(flag, path, found, size)
@@ -72,17 +72,18 @@ def check_photo(flag: str, path: str | pathlib.Path, size: int) -> None:
 def read_mask(
     flag: str, path: str | pathlib.Path, photo: str | pathlib.Path, image_shape: tuple[int, int, int]
 ) -> np.ndarray:
-    """What is to be painted anew of a picture: bool [H, W, 1], True where the mask is white, or transparent.
+    """What is to be painted of a picture: bool [H, W, 1], True where the mask is white.
 
     Args:
       flag: the one that named the mask: "--mask".
-      path: of the mask: white (brighter than middle grey) is painted anew, black is kept.
+      path: of the mask: white (brighter than middle grey) is painted, black is kept. Of a mask with transparent parts
+        what is not to be seen is kept, or painted if nothing of the rest is white: see `images.to_mask`.
       photo: the file of the picture that it belongs to; it must have its width and height.
       image_shape: (H, W, C) of the model, H = W.
 
     Raises:
       UsageError: a file that is missing or no picture, sizes that differ or are below the model's, or a mask with
-        nothing white in the part of the picture that is used.
+        nothing white, or nothing else, in the part of the picture that is used.
     """
     size = image_shape[0]
     mask, of_photo = _decode(flag, path), _decode(flag, photo)
@@ -100,6 +101,11 @@ def read_mask(
         raise UsageError(
             f"{flag}: {path} has nothing white in the part that the model sees, so nothing would be painted anew: "
             "make white what is to be painted."
+        )
+    if white.all():
+        raise UsageError(
+            f"{flag}: {path} is white in all of the part that the model sees, so nothing of the picture would be kept: "
+            "make black what is to be kept."
         )
     return white
 

@@ -74,6 +74,7 @@ from ddpm_jax.training.tensorboard import TENSORBOARD
 
 DEFAULT_CONFIG = "configs/digits.py"
 CONFIG_FILE = "config.json"
+BAD_IMAGES = "bad_images.txt"  # lists those that cannot be used
 _NEXT = {  # objective -> what to type after training; those that are missing make no images
     "diffusion": "sample.py --ckpt {}",
     "first_stage": "evaluate.py --ckpt {} --metric reconstruction",
@@ -193,7 +194,7 @@ def _train(
     A model over latents begins with the parameters of its first stage; later they are in its checkpoints.
     """
     config, parallelism = experiment.config, training.parallelism
-    source = load_split(config.data, config.data.train_split)
+    source = load_split(config.data, config.data.train_split, report=workdir / BAD_IMAGES if hosts.is_first() else None)
     check_classes(source, config, split=config.data.train_split)
     settings = settings_of(experiment, source)
     checkpointer = Checkpointer(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every)

@@ -12,29 +12,32 @@ import numpy as np
 
 from ddpm_jax.data import images
 from ddpm_jax.data.about import About
+from ddpm_jax.data.inspection import IN_BUCKET, Policy, refusal, usable
 from ddpm_jax.data.layout import LAYOUTS, label_of, lay_out
-from ddpm_jax.data.memory import for_each
+from ddpm_jax.data.memory import ArraySource, decoded
 from ddpm_jax.data.places import check_no_datasets
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, choose
 from ddpm_jax.files import as_path, check_place, is_remote
-
-IN_BUCKET = 64  # objects read at once: each is a wait of some 50 ms
 
 
 class FolderSource:
     """Random access to the pictures of one split; see `sources.Source` for the attributes, `open_folder` to make one.
 
     Attributes:
-      skipped: with `unreadable="skip"`, the paths found unreadable so far, in the order of discovery. A file whose
-        header is damaged is left out. A file that turns out to be truncated only when it is decoded is replaced by the
-        next readable one, so that the sequence of examples does not depend on when that is noticed.
+      skipped: the paths passed over so far as unreadable, or as too small, in the order of discovery, as far as the
+        policy is to skip them. A file whose header says so is left out. A file that turns out to be truncated only when
+        it is decoded is replaced by the next readable one, so that the sequence of examples does not depend on when
+        that is noticed.
+      reasons: path -> why, of those.
+      labels: int32 [N].
     """
 
-    def __init__(self, folder, paths, labels, *, image_size, channels, skip, skipped, fingerprint, about):
+    def __init__(self, folder, paths, labels, *, image_size, channels, policy, skipped, fingerprint, about):
         self._folder, self._paths = folder, paths
         self.labels = np.array(labels, np.int32)
-        self._skip = skip
+        self._policy = policy
+        self._skip = policy.unreadable == "skip"
         self._pool = concurrent.futures.ThreadPoolExecutor(IN_BUCKET) if is_remote(folder) else None
         self._unreadable = Unreadable(len(paths) + len(skipped), skipped)
         self.image_shape = (image_size, image_size, channels)
@@ -46,8 +49,26 @@ class FolderSource:
     def skipped(self) -> list[str]:
         return self._unreadable.names
 
+    @property
+    def reasons(self) -> dict[str, str]:
+        return self._unreadable.reasons
+
     def __len__(self) -> int:
         return len(self._paths)
+
+    def in_memory(self) -> ArraySource:
+        """Decodes all pictures, also after one that cannot be read: a refusal tells of all such.
+
+        Raises:
+          UsageError: pictures cannot be read, and the policy is to stop.
+        """
+        stop, before, self._skip = not self._skip, set(self.reasons), True
+        self._unreadable.quiet = stop
+        found = decoded(self)
+        damaged = {path: why for path, why in self.reasons.items() if path not in before}
+        if stop and damaged:
+            raise refusal(damaged, {}, image_size=self.image_shape[0], report=self._policy.report)
+        return found
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         for row in itertools.chain(range(i, len(self)), range(i)):
@@ -59,7 +80,7 @@ class FolderSource:
             except images.UnreadableImage as error:
                 _check_still_there(self._folder)
                 if not self._skip:
-                    raise UsageError(_unreadable(path, error)) from error
+                    raise refusal({path: str(error)}, {}, image_size=self.image_shape[0]) from error
                 self._unreadable.add(path, error)
         raise UsageError(
             f"None of the {len(self)} images can be read, the first being {self._paths[0]}: check the folder."
@@ -72,7 +93,8 @@ class FolderSource:
 
     def _read(self, path: str) -> np.ndarray:
         image_size, _, channels = self.image_shape
-        return images.to_array(images.decode(path), image_size=image_size, channels=channels)
+        enlarge = self._policy.small == "enlarge"
+        return images.to_array(images.decode(path), image_size=image_size, channels=channels, enlarge=enlarge)
 
 
 def _check_still_there(folder: pathlib.Path) -> None:
@@ -88,10 +110,6 @@ def _check_still_there(folder: pathlib.Path) -> None:
         )
 
 
-def _unreadable(path: str, error: Exception) -> str:
-    return f"Image {path} cannot be read ({error}): remove it, or set unreadable='skip' to pass over such files."
-
-
 def open_folder(
     data_dir: str,
     *,
@@ -99,18 +117,18 @@ def open_folder(
     image_size: int,
     channels: int,
     holdout: float,
-    unreadable: str,
+    policy: Policy,
     layout: str = "auto",
 ) -> FolderSource:
     """Opens the pictures below `data_dir` after looking at the header of every file.
 
     Args:
       split: as in `layout.lay_out`, as are `holdout` and `layout`.
-      unreadable: "stop" or "skip".
+      policy: what becomes of pictures that cannot be used.
 
     Raises:
-      UsageError: no such folder, no pictures in it, one that is too small, or, with "stop", one that cannot be read;
-        what `layout.lay_out` raises.
+      UsageError: no such folder, or no pictures in it; what `layout.lay_out` and `inspection.usable` raise.
+      FailureError: a list of pictures that cannot be used cannot be written.
     """
     choose("layout of a folder", layout, LAYOUTS)
     root = as_path(data_dir)
@@ -121,23 +139,19 @@ def open_folder(
     check_no_datasets(root)
     found = lay_out(root, split=split, holdout=holdout, layout=layout)
     folder, names = found.folder, found.names
-    sizes = _inspect([os.path.join(folder, name) for name in names], stop=unreadable == "stop")
-    readable = [name for name, size in zip(names, sizes, strict=True) if size is not None]
-    if not readable:
-        raise UsageError(f"None of the {len(names)} files in {folder} is an image, the first being {names[0]}.")
-    _check_large_enough(folder, names, sizes, image_size)
-    labels = [label_of(name, folder, found.classes) for name in readable]
+    usables = usable(folder, names, image_size=image_size, policy=policy)
+    labels = [label_of(name, folder, found.classes) for name in usables.names]
     if split == "train":  # of the two splits that a run opens one says what is passed over
-        _tell([*found.notes, *_without_images(found.classes, labels)])
+        _tell([*found.notes, *_without_images(found.classes, labels), *usables.notes])
     return FolderSource(
         folder,
-        [os.path.join(folder, name) for name in readable],
+        [os.path.join(folder, name) for name in usables.names],
         labels,
         image_size=image_size,
         channels=channels,
-        skip=unreadable == "skip",
-        skipped=[os.path.join(folder, name) for name, size in zip(names, sizes, strict=True) if size is None],
-        fingerprint=f"folder {split} {image_size}x{image_size}x{channels} {_summary(readable, labels)}",
+        policy=policy,
+        skipped=usables.skipped,
+        fingerprint=f"folder {split} {image_size}x{image_size}x{channels} {_summary(usables.names, labels)}",
         about=About(tuple(found.classes), found.splits),
     )
 
@@ -161,37 +175,6 @@ def _without_images(classes: Sequence[str], labels: Sequence[int]) -> list[str]:
 def _tell(sentences: Sequence[str]) -> None:
     for sentence in sentences:
         logging.getLogger(__name__).warning("Note: %s.", sentence)
-
-
-def _inspect(paths: list[str], *, stop: bool) -> list[tuple[int, int] | None]:
-    """Returns (width, height) of every file from its header, None for the unreadable (or raises, to `stop`)."""
-    sizes: list[tuple[int, int] | None] = [None] * len(paths)
-
-    def look(i: int) -> int:
-        try:
-            sizes[i] = images.header_size(paths[i])
-        except images.UnreadableImage as error:
-            if stop:
-                raise UsageError(_unreadable(paths[i], error)) from error
-        return 1
-
-    # Opening files is waiting for a disk or a network, so more threads than cores.
-    threads = IN_BUCKET if paths and is_remote(paths[0]) else max(8, os.cpu_count() or 1)
-    for_each(look, range(len(paths)), total=len(paths), what="checking", num_threads=threads)
-    return sizes
-
-
-def _check_large_enough(
-    folder: pathlib.Path, names: list[str], sizes: list[tuple[int, int] | None], image_size: int
-) -> None:
-    small = [(name, size) for name, size in zip(names, sizes, strict=True) if size and min(size) < image_size]
-    if small:
-        (name, (width, height)), others = small[0], len(small) - 1
-        raise UsageError(
-            f"Image {folder / name} is {width}x{height} pixels, smaller than image_size={image_size}"
-            f"{f' (as are {others} more)' if others else ''}: "
-            "nothing is enlarged, so remove what is too small or ask for a smaller image_size."
-        )
 
 
 def _summary(names: list[str], labels: list[int]) -> str:

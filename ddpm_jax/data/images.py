@@ -2,14 +2,15 @@
 
 Resizing is done as in the code of Dhariwal & Nichol (2021, arXiv:2105.05233), which much of the field has adopted, so
 that statistics of the data agree: the picture is halved with a box filter while its shorter side is at least twice the
-target, brought to the target with an antialiased bicubic filter, and cropped at the centre. Nothing is enlarged.
+target, brought to the target with an antialiased bicubic filter, and cropped at the centre. Nothing is
+enlarged unless that is asked for.
 """
 
 import contextlib
 import io
 import os
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,11 +18,19 @@ from PIL import Image, ImageOps
 from ddpm_jax.errors import FailureError
 from ddpm_jax.files import NotAFile, as_path, is_remote, open_file, reporting
 
+_MIDDLE = 127  # of grey: what is brighter is white in a mask
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 
 
 class UnreadableImage(Exception):
     """The bytes are not a picture that can be shown; the caller knows which file or record it was and says so."""
+
+
+class Header(NamedTuple):
+    """What the first bytes of a picture say."""
+
+    size: tuple[int, int]  # (width, height)
+    mode: str  # Pillow's name of the kind of pixels
 
 
 def decode(file: str | os.PathLike | bytes) -> Image.Image:
@@ -46,8 +55,8 @@ def decode(file: str | os.PathLike | bytes) -> Image.Image:
         raise UnreadableImage(_reason(error)) from error
 
 
-def header_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Returns (width, height) from the header alone, without decoding.
+def header(path: str | os.PathLike) -> Header:
+    """Returns what the header alone says, without decoding.
 
     Raises:
       UnreadableImage: the file is missing or does not start as an image; truncation further on goes unnoticed.
@@ -55,11 +64,25 @@ def header_size(path: str | os.PathLike) -> tuple[int, int]:
     """
     try:
         with _opened(path) as opened, Image.open(opened) as image:
-            return image.size
+            return Header(image.size, image.mode)
     except (MemoryError, UnreadableImage, FailureError):
         raise
     except Exception as error:  # as in `decode`
         raise UnreadableImage(_reason(error)) from error
+
+
+def largest_value(path: str | os.PathLike) -> int:
+    """The largest value of a picture of one channel, of 8 or 16 bits.
+
+    Raises:
+      UnreadableImage, FailureError: as `decode`.
+    """
+    return int(np.asarray(decode(path)).max())
+
+
+def size_in_words(size: tuple[int, int]) -> str:
+    """(width, height) as in 640x480."""
+    return f"{size[0]}x{size[1]}"
 
 
 @contextlib.contextmanager
@@ -94,7 +117,7 @@ def from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def to_array(image: Image.Image, *, image_size: int, channels: int) -> np.ndarray:
+def to_array(image: Image.Image, *, image_size: int, channels: int, enlarge: bool = False) -> np.ndarray:
     """Returns the picture as uint8 [image_size, image_size, channels]: colour converted, resized, centre-cropped.
 
     Args:
@@ -102,12 +125,13 @@ def to_array(image: Image.Image, *, image_size: int, channels: int) -> np.ndarra
         CMYK and the like become RGB. Grey becomes RGB by repetition, RGB becomes grey by ITU-R 601 luma.
       image_size: pixels a side, at most the picture's shorter side.
       channels: 1 or 3.
+      enlarge: whether a picture may also be smaller than that: it is enlarged bicubically.
 
     Raises:
       UnreadableImage: floating-point or 32-bit pixels, whose range is not known.
-      ValueError: the picture is smaller than `image_size`.
+      ValueError: the picture is smaller than `image_size`, and is not to be enlarged.
     """
-    if min(image.size) < image_size:
+    if min(image.size) < image_size and not enlarge:
         raise ValueError(f"{image.size} is smaller than {image_size}")
     return _pixels(
         _centre_crop(_shrink(_to_mode(image, MODES[channels]), image_size), image_size, image_size), channels
@@ -140,8 +164,9 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
 def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
     """Returns where a picture is white: bool [image_size, image_size, 1], shrunk and cropped as `to_array` does.
 
-    White is brighter than middle grey, after a conversion as in `to_array`: transparency is white. No two pixels are
-    mixed, one of them is taken instead, so a stroke much thinner than a pixel of the result may be lost.
+    White is brighter than middle grey, laid over black, so that of white strokes on a transparent layer the strokes are
+    white. A picture that has no white pixel then is laid over white: it is one with parts erased, which are meant. No
+    two pixels are mixed, one of them is taken instead, so a stroke much thinner than a pixel of the result may be lost.
 
     Args:
       image: any Pillow mode.
@@ -154,18 +179,23 @@ def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
     if min(image.size) < image_size:
         raise ValueError(f"{image.size} is smaller than {image_size}")
     nearest = Image.Resampling.NEAREST
-    image = _shrink(_to_mode(image, "L"), image_size, halve=nearest, fit=nearest)
-    return (np.asarray(_centre_crop(image, image_size, image_size)) > 127)[..., None]
+    image = _shrink(_mask_in_grey(image), image_size, halve=nearest, fit=nearest)
+    return (np.asarray(_centre_crop(image, image_size, image_size)) > _MIDDLE)[..., None]
 
 
-def _to_mode(image: Image.Image, mode: str) -> Image.Image:
+def _mask_in_grey(image: Image.Image) -> Image.Image:
+    over_black = _to_mode(image, "L", background="black")
+    return over_black if np.asarray(over_black).max() > _MIDDLE else _to_mode(image, "L")
+
+
+def _to_mode(image: Image.Image, mode: str, *, background: str = "white") -> Image.Image:
     if image.mode == "F":
         raise UnreadableImage("its pixels are floating-point numbers of unknown range")
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image if image.mode == mode else image.convert(mode)
 
 

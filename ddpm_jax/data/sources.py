@@ -4,16 +4,20 @@
 """
 
 import logging
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from ddpm_jax.data import folder, images
+from ddpm_jax.data.inspection import Policy, write_list
 from ddpm_jax.data.memory import decoded, wants_cache
 from ddpm_jax.errors import UsageError, choose
 
 CACHE_MODES = dict.fromkeys(("auto", "always", "never"))
 UNREADABLE_MODES = dict.fromkeys(("stop", "skip"))
+_TOLD = 3  # images passed over that are named
+SMALL_MODES = dict.fromkeys(("stop", "skip", "enlarge"))
 
 
 class Source(Protocol):
@@ -50,11 +54,13 @@ def load(
     holdout: float = 0.0,
     cache: str = "auto",
     unreadable: str = "stop",
+    small: str = "stop",
     layout: str = "auto",
+    report: Any = None,
 ) -> Source:
     """Opens a split of a dataset, decoded into memory if it fits.
 
-    Pictures are resized on their shorter side and cropped at the centre (`images.to_array`); none is enlarged.
+    Pictures are resized on their shorter side and cropped at the centre (`images.to_array`).
 
     Args:
       name: "digits", "folder", or a dataset of tensorflow-datasets: "cifar10", "cifar10:3.0.2", "lsun/church".
@@ -69,27 +75,32 @@ def load(
       cache: whether to decode once into memory: "always", "never", or "auto": if that takes at most 4 GiB and a quarter
         of the machine's memory. The sequence of examples does not depend on it.
       unreadable: what to do about images that cannot be read, now or later: "stop", or "skip" (see `source.skipped`).
+      small: what to do about images smaller than `image_size`: "stop", "skip", or "enlarge" them.
       layout: of a folder: whether the folders in it are "classes", "splits", or to be told by their names ("auto").
+      report: path of a file to list the images of a folder in that cannot be used, where there are several; None for no
+        such file.
 
     Raises:
       UsageError: any of the above is wrong, or the images are not there.
-      FailureError: the digits cannot be written.
+      FailureError: the digits, or the list, cannot be written.
     """
     _check(image_size=image_size, channels=channels, holdout=holdout, cache=cache, unreadable=unreadable)
+    choose("treatment of small images", small, SMALL_MODES)
     options = {
         "split": split,
         "image_size": image_size,
         "channels": channels,
         "holdout": holdout,
-        "unreadable": unreadable,
+        "policy": Policy(unreadable, small, report),
     }
     if name == "folder":
         source = folder.open_folder(data_dir, layout=layout, **options)
     else:
         source = _open_tfds(name, data_dir=data_dir, **options)
+    opened = source
     if wants_cache(source, cache):
-        source = decoded(source)
-    _report(getattr(source, "skipped", ()))
+        source = source.in_memory() if isinstance(source, folder.FolderSource) else decoded(source)
+    _report(opened.reasons, report)
     return source
 
 
@@ -115,7 +126,15 @@ def _check(*, image_size: int, channels: int, holdout: float, cache: str, unread
         raise UsageError(f"holdout={holdout} should be the share of the images to set aside, at least 0 and below 1.")
 
 
-def _report(skipped: list[str]) -> None:
-    if skipped:
-        first = ", ".join(skipped[:3]) + (", ..." if len(skipped) > 3 else "")
-        logging.getLogger(__name__).warning("Skipped %d unreadable images: %s", len(skipped), first)
+def _report(reasons: Mapping[str, str], report: Any) -> None:
+    """Tells of what is passed over, and lists it where there is more than can be told."""
+    if not reasons:
+        return
+    shown = list(reasons)[:_TOLD]
+    more = len(reasons) > len(shown)
+    if more and report is not None:
+        write_list(report, reasons)
+    where = f", all of them listed in {report}" if more and report is not None else ""
+    logging.getLogger(__name__).warning(
+        "Skipped %d unreadable images or too small ones: %s%s%s", len(reasons), ", ".join(shown), ", ..." * more, where
+    )

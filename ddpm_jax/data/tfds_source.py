@@ -14,6 +14,7 @@ from tensorflow_datasets.core import naming, read_only_builder
 from ddpm_jax.data import images
 from ddpm_jax.data.about import About
 from ddpm_jax.data.holdout import carve
+from ddpm_jax.data.inspection import Policy
 from ddpm_jax.data.places import check_no_pictures
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, suggest
@@ -26,14 +27,15 @@ class TfdsSource:
     """Random access to a prepared TFDS split; see `sources.Source` for the attributes, `open_dataset` to make one.
 
     Attributes:
-      skipped: with `unreadable="skip"`, what could not be decoded so far; the next image that can be is taken instead,
-        so that the sequence of examples does not depend on when that is noticed.
+      skipped: what could not be decoded so far, or was too small, as far as the policy is to skip it; the next image
+        that can be used is taken instead, so that the sequence of examples does not depend on when that is noticed.
+      reasons: name -> why, of those.
     """
 
-    def __init__(self, records, rows, *, keys, num_classes, image_size, channels, skip, name, fingerprint, about):
+    def __init__(self, records, rows, *, keys, num_classes, image_size, channels, policy, name, fingerprint, about):
         self._records, self._rows = records, rows
         self._image_key, self._label_key = keys
-        self._skip, self._unreadable = skip, Unreadable(len(rows))
+        self._policy, self._unreadable = policy, Unreadable(len(rows))
         self._name = name
         self.image_shape = (image_size, image_size, channels)
         self.num_classes = num_classes
@@ -43,6 +45,10 @@ class TfdsSource:
     @property
     def skipped(self) -> list[str]:
         return self._unreadable.names
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        return self._unreadable.reasons
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -79,7 +85,7 @@ class TfdsSource:
             try:
                 return self._image(record, name), record[self._label_key] if self._label_key else 0
             except images.UnreadableImage as error:
-                if not self._skip:
+                if self._policy.unreadable != "skip" and not isinstance(error, _TooSmall):
                     raise UsageError(
                         f"I{name[1:]} cannot be decoded ({error}): prepare the dataset anew, or set "
                         "unreadable='skip' to pass over such images."
@@ -91,20 +97,27 @@ class TfdsSource:
         image_size, _, channels = self.image_shape
         encoded = record[self._image_key]
         image = images.decode(encoded) if isinstance(encoded, bytes) else images.from_array(encoded)
-        if min(image.size) < image_size:
-            raise UsageError(_too_small(f"I{name[1:]}", image.size, image_size))
-        return images.to_array(image, image_size=image_size, channels=channels)
+        small = self._policy.small
+        if min(image.size) < image_size and small != "enlarge":
+            if small == "stop":
+                raise UsageError(_too_small(f"I{name[1:]}", image.size, image_size))
+            raise _TooSmall(f"it is {images.size_in_words(image.size)} pixels")
+        return images.to_array(image, image_size=image_size, channels=channels, enlarge=small == "enlarge")
+
+
+class _TooSmall(images.UnreadableImage):
+    """An image to be passed over because of its size."""
 
 
 def open_dataset(
-    name: str, *, split: str, data_dir: str, image_size: int, channels: int, holdout: float, unreadable: str
+    name: str, *, split: str, data_dir: str, image_size: int, channels: int, holdout: float, policy: Policy
 ) -> TfdsSource:
     """Opens `name` ("cifar10", "cifar10:3.0.2", "lsun/church") below `data_dir`, "" for TFDS's default folder.
 
     Args:
       split: "train"; "test", which is the dataset's own "test", else its "validation", else `holdout` of "train"; or a
         TFDS split expression, such as "train[:90%]" or "train+test".
-      unreadable: "stop" or "skip".
+      policy: what becomes of images that cannot be used.
 
     Raises:
       UsageError: the dataset is unknown, absent, not ArrayRecord, or has no such split, no images, or too small ones.
@@ -119,7 +132,7 @@ def open_dataset(
     _check_random_access(builder, name, data_dir)
     image_key, label_key, num_classes = _keys(builder.info.features, name)
     shape = builder.info.features[image_key].shape
-    if None not in shape and min(shape[:2]) < image_size:
+    if None not in shape and min(shape[:2]) < image_size and policy.small != "enlarge":
         raise UsageError(_too_small(f"An image of dataset {name!r}", (shape[1], shape[0]), image_size))
     expression = _expression(split, builder, name)
     skip = {key: tfds.decode.SkipDecoding() for key in builder.info.features if key not in (label_key, image_key)}
@@ -148,7 +161,7 @@ def open_dataset(
         num_classes=num_classes,
         image_size=image_size,
         channels=channels,
-        skip=unreadable == "skip",
+        policy=policy,
         name=name,
         fingerprint=fingerprint,
         about=About(class_names, _splits(builder, len(rows), split, holdout=holdout)),
@@ -238,5 +251,5 @@ def _expression(split: str, builder: tfds.core.DatasetBuilder, name: str) -> str
 def _too_small(what: str, size: tuple[int, int], image_size: int) -> str:
     return (
         f"{what} is {size[0]}x{size[1]} pixels, smaller than image_size={image_size}: "
-        "nothing is enlarged, so ask for a smaller image_size."
+        "ask for a smaller image_size, or set small='enlarge' to enlarge such images."
     )

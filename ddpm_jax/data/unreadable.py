@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 IN_FULL = 10  # of those found while reading, so many are told one by one, then every tenth power
 
@@ -11,28 +11,32 @@ class Unreadable:
     """The names of the images passed over, safe to add to from several threads.
 
     Attributes:
-      names: in the order of discovery.
+      reasons: name -> why, in the order of discovery.
+      quiet: whether what is added is not told.
     """
 
-    def __init__(self, total: int, names: Iterable[str] = ()):
-        """Starts with `names`, found while the source of `total` images was opened, and told by whoever opened it."""
-        self.names = list(names)
-        self._known = set(self.names)
+    def __init__(self, total: int, reasons: Mapping[str, str] | None = None):
+        """Starts with `reasons`, found while the source of `total` images was opened, and told by whoever opened it."""
+        self.reasons = dict(reasons or {})
+        self.quiet = False
         self._total = total
         self._lock = threading.Lock()
 
+    @property
+    def names(self) -> list[str]:
+        return list(self.reasons)
+
     def __contains__(self, name: str) -> bool:
-        return name in self._known
+        return name in self.reasons
 
     def add(self, name: str, reason: Exception) -> None:
         """Notes that `name` cannot be read, and tells so unless it was known."""
         with self._lock:
-            if name in self._known:
+            if name in self.reasons:
                 return
-            self._known.add(name)
-            self.names.append(name)
-            count = len(self.names)
-        if count <= IN_FULL or str(count).strip("0") == "1":
+            self.reasons[name] = str(reason)
+            count = len(self.reasons)
+        if not self.quiet and (count <= IN_FULL or str(count).strip("0") == "1"):
             logging.getLogger(__name__).warning(
                 "Skipped %s (%s): %d of %d images are unreadable so far.", name, reason, count, self._total
             )

@@ -35,9 +35,9 @@ def refused_training(refused, config_file, tmp_path, monkeypatch):
     """refused_training(*argv, says=...): train.py refuses before it draws parameters or makes the workdir."""
     monkeypatch.setattr(train, "init_state", lambda *args: pytest.fail("parameters were drawn"))
 
-    def check(*argv, says, workdir=tmp_path / "run"):
+    def check(*argv, says, workdir=tmp_path / "run", left=()):
         refused("train", "--config", config_file(), "--workdir", workdir, *argv, says=says)
-        assert not workdir.is_dir()
+        assert sorted(os.listdir(workdir) if workdir.is_dir() else []) == sorted(left)
 
     return check
 
@@ -79,8 +79,8 @@ def test_a_missing_folder_of_images_is_refused(refused_training, tmp_path):
 
 
 def test_images_smaller_than_asked_for_are_refused(refused_training, pictures):
-    says = ["0.png is 4x4", "image_size=8", "7 more", "smaller image_size"]
-    refused_training(*folder_flags(pictures(4)), says=says)
+    says = ["0.png is 4x4", "image_size=8", "7 more", "smaller image_size", "all 8 are listed in", "bad_images.txt"]
+    refused_training(*folder_flags(pictures(4)), says=says, left=["bad_images.txt"])
 
 
 def test_an_unreadable_image_stops_the_run_and_names_the_file_and_the_way_out(refused_training, pictures):

@@ -85,13 +85,27 @@ def test_a_mask_is_a_choice_at_middle_grey_in_any_mode(save):
     np.testing.assert_array_equal(read_mask("--mask", photo.parent / "two.png", photo, MODEL)[0, :, 0], expected)
 
 
+@pytest.mark.parametrize("hidden", [0, 255])
+def test_of_white_strokes_on_a_transparent_layer_the_strokes_are_painted(save, hidden):
+    """Whatever colour the transparent pixels have, which nobody sees."""
+    photo = save("photo.png", noise(8, 8))
+    layer = np.full((8, 8, 4), hidden, np.uint8)
+    layer[..., 3] = 0
+    layer[2:5, 3] = 255
+    layer[6, :, :3], layer[6, :, 3] = 255, np.arange(0, 256, 32)  # a soft edge: half of it and more is white
+    expected = np.zeros((8, 8), bool)
+    expected[2:5, 3] = True
+    expected[6] = np.arange(0, 256, 32) > 127
+    np.testing.assert_array_equal(read_mask("--mask", save("layer.png", layer), photo, MODEL)[..., 0], expected)
+
+
 def test_a_photo_that_a_camera_turned_and_its_mask_are_compared_upright(save):
     """Orientation 6: stored lying, shown standing."""
     exif = Image.Exif()
     exif[0x0112] = 6
     photo = save("photo.jpg", noise(16, 24), exif=exif)
-    standing = save("standing.png", rectangle(24, 16, 0, 24, 0, 16))
-    assert read_mask("--mask", standing, photo, MODEL).all()
+    standing = save("standing.png", rectangle(24, 16, 6, 24, 0, 16))
+    assert read_mask("--mask", standing, photo, MODEL)[1:].all()
     lying = save("lying.png", rectangle(16, 24, 0, 16, 0, 24))
     with pytest.raises(UsageError, match=r"lying\.png is 24x16, but .*photo\.jpg is 16x24"):
         read_mask("--mask", lying, photo, MODEL)
@@ -117,6 +131,11 @@ def test_a_mask_that_cannot_be_used_is_refused(save, tmp_path):
         (tmp_path / "none.png", r"^--mask: there is no file .*none\.png\.$"),
         (save("other.png", rectangle(8, 8, 0, 8, 0, 8)), r"other\.png is 8x8, but .*photo\.png is 16x16: give a mask"),
         (save("black.png", rectangle(16, 16, 0, 0, 0, 0)), r"black\.png has nothing white"),
+        (
+            save("white.png", rectangle(16, 16, 0, 16, 0, 16)),
+            r"white\.png is white in all of the part",
+        ),
+        (save("layer.png", np.zeros((16, 16, 4), np.uint8)), r"layer\.png is white in all of the part"),
         (save("float.tiff", np.ones((16, 16), np.float32)), "cannot be read: its pixels are floating-point"),
     ):
         with pytest.raises(UsageError, match=complaint):

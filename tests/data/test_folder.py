@@ -176,13 +176,97 @@ def test_a_split_that_folders_do_not_have_is_refused(tmp_path):
         _load(tmp_path, split="tests")
 
 
-def test_small_images_are_refused_with_path_and_sizes_whatever_the_mode(tmp_path):
+def test_small_images_are_refused_with_path_and_sizes_whatever_becomes_of_unreadable_ones(tmp_path):
     _picture(tmp_path / "a.png", 0)
     _picture(tmp_path / "b.png", 0, size=(20, 7))
     _picture(tmp_path / "c.png", 0, size=(3, 3))
     for unreadable in ("stop", "skip"):
         with pytest.raises(UsageError, match=r"b\.png is 20x7 pixels, smaller than image_size=8 \(as are 1 more\)"):
             _load(tmp_path, unreadable=unreadable)
+
+
+@pytest.mark.parametrize("cache", ["never", "always"])
+def test_small_images_are_skipped_or_enlarged_if_asked_for(tmp_path, cache, caplog):
+    for name, value, size in [("a.png", 10, (8, 8)), ("b.png", 20, (20, 4)), ("c.png", 30, (3, 3))]:
+        _picture(tmp_path / name, value, size)
+    with caplog.at_level(logging.WARNING):
+        skipping = _load(tmp_path, small="skip", cache=cache)
+    assert (_values(skipping), [pathlib.Path(path).name for path in skipping.skipped]) == ([10], ["b.png", "c.png"])
+    assert "Skipped 2 unreadable images or too small ones" in caplog.text
+    enlarging = _load(tmp_path, small="enlarge", cache=cache)
+    assert (_values(enlarging), enlarging.skipped) == ([10, 20, 30], [])
+    assert enlarging.image_shape == (8, 8, 1)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(UsageError, match=r"None of the 2 files .* of 8x8 pixels or more, .* b\.png \(20x4\)"):
+        _load(tmp_path, small="skip")
+
+
+def _bad(folder):
+    _many(folder, 9)
+    for name in ("001.png", "004.png"):
+        (folder / name).write_text("<html>")
+    _picture(folder / "006.png", 0, size=(3, 9))
+
+
+def test_all_images_that_cannot_be_used_are_listed_in_a_file(tmp_path):
+    folder, report = tmp_path / "photos", tmp_path / "bad.txt"
+    _bad(folder)
+    before = sorted(os.listdir(folder))
+    with pytest.raises(UsageError) as refusal:
+        _load(folder, report=report)
+    assert re.fullmatch(
+        rf"Image {folder}/001\.png cannot be read \(.*\), nor can 1 more, and 1 are smaller than image_size=8; all 3 "
+        rf"are listed in {report}: remove what cannot be read, or set unreadable='skip' to pass over such files\.",
+        str(refusal.value),
+    )
+    lines = [line.split("\t") for line in report.read_text().splitlines()]
+    assert [pathlib.Path(path).name for path, _ in lines] == ["001.png", "004.png", "006.png"]
+    assert lines[2][1] == "3x9"
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_what_is_truncated_further_on_is_listed_too_where_all_is_decoded(tmp_path, caplog):
+    folder, report = tmp_path / "photos", tmp_path / "bad.txt"
+    _many(folder, 9)
+    for name in ("002.png", "005.png"):
+        _noisy(folder / name)
+    with pytest.raises(UsageError, match=rf"002\.png cannot be read .*, nor can 1 more; all 2 are listed in {report}"):
+        _load(folder, report=report, cache="always")
+    assert len(report.read_text().splitlines()) == 2
+    assert not caplog.records
+
+
+def test_what_is_skipped_is_listed_where_it_is_more_than_can_be_told(tmp_path, caplog):
+    folder, report = tmp_path / "photos", tmp_path / "bad.txt"
+    _bad(folder)
+    _load(folder, report=report, unreadable="skip", small="skip")
+    assert not report.exists()
+    _noisy(folder / "008.png")
+    _load(folder, report=report, unreadable="skip", small="skip", cache="always")
+    assert [line.split("\t")[0][-7:] for line in report.read_text().splitlines()] == [
+        "001.png",
+        "004.png",
+        "006.png",
+        "008.png",
+    ]
+    assert f"..., all of them listed in {report}" in caplog.text
+
+
+@pytest.mark.parametrize(("largest", "bits"), [(4095, 12), (1000, 10), (200, 8), (16383, 14)])
+def test_values_of_fewer_bits_in_files_of_16_are_told(tmp_path, caplog, largest, bits):
+    for i in range(3):
+        Image.fromarray(np.full((8, 8), largest - 100 * (i % 2), np.uint16)).save(tmp_path / f"{i}.png")
+    _load(tmp_path)
+    assert f"3 images have 16 bits, but no value above {largest} in 3" in caplog.text
+    assert f"as if they held {bits} bits" in caplog.text
+    assert f"multiplied by {2 ** (16 - bits)}." in caplog.text
+
+
+def test_of_values_that_use_16_bits_nothing_is_told(tmp_path, caplog):
+    for i, value in enumerate([5, 40_000]):
+        Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / f"{i}.png")
+    assert _values(_load(tmp_path)) == [0, 156]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("cache", ["never", "always"])
@@ -318,6 +402,7 @@ def test_the_cache_is_chosen_by_size(tmp_path, monkeypatch):
     [
         ({"cache": "alway"}, "Unknown cache mode 'alway'.*Did you mean 'always'"),
         ({"unreadable": "ignore"}, "Unknown treatment of unreadable images 'ignore': choose one of skip, stop"),
+        ({"small": "grow"}, "Unknown treatment of small images 'grow': choose one of enlarge, skip, stop"),
         ({"image_size": 0}, "image_size=0 should be a positive"),
         ({"channels": 4}, "channels=4 should be 1 .* or 3"),
         ({"holdout": 1.0}, "holdout=1.0 should be the share"),

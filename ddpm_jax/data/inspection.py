@@ -1,0 +1,147 @@
+"""The header of every picture, before any is decoded: which can be used, and one sentence about the others."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.data import images
+from ddpm_jax.data.memory import for_each
+from ddpm_jax.errors import UsageError
+from ddpm_jax.files import is_remote, reporting, write_atomically
+
+IN_BUCKET = 64  # objects read at once: each is a wait of some 50 ms
+_DECODED = 8  # pictures of 16 bits whose values are looked at
+_DEPTHS = (8, 10, 12, 14)  # bits of cameras and scanners whose files have 16
+
+
+class Policy(NamedTuple):
+    """What becomes of pictures that cannot be used."""
+
+    unreadable: str = "stop"  # or "skip"
+    small: str = "stop"  # of those smaller than image_size; or "skip", "enlarge"
+    report: Any = None  # path of the file that lists them where a sentence cannot name them all; None for no such file
+
+
+class Usable(NamedTuple):
+    """What an inspection has found."""
+
+    names: list[str]  # of the pictures that can be used, in the order given
+    skipped: dict[str, str]  # path -> why it is passed over
+    notes: list[str]  # sentences about what is used, but may not be what it seems
+
+
+def usable(folder: Any, names: Sequence[str], *, image_size: int, policy: Policy) -> Usable:
+    """Looks at the headers of all pictures.
+
+    Args:
+      folder: that the names start from.
+      names: relative paths.
+      image_size: pixels a side that are needed.
+      policy: see there.
+
+    Raises:
+      UsageError: some cannot be read or are too small, and the policy is to stop; or none is left.
+      FailureError: the list of them cannot be written.
+    """
+    paths = [os.path.join(folder, name) for name in names]
+    headers = _headers(paths)
+    unreadable = {path: str(found) for path, found in zip(paths, headers, strict=True) if isinstance(found, Exception)}
+    sizes = {path: found.size for path, found in zip(paths, headers, strict=True) if path not in unreadable}
+    small = {path: images.size_in_words(size) for path, size in sizes.items() if min(size) < image_size}
+    if policy.small == "enlarge":
+        small = {}
+    of_stop = (unreadable if policy.unreadable == "stop" else {}, small if policy.small == "stop" else {})
+    if any(of_stop):
+        raise refusal(*of_stop, image_size=image_size, report=policy.report)
+    skipped = {path: why for path, why in (unreadable | small).items()}
+    if len(skipped) == len(paths):
+        raise UsageError(
+            f"None of the {len(paths)} files in {folder} is an image of {image_size}x{image_size} pixels or more, the "
+            f"first being {names[0]} ({skipped[paths[0]]})."
+        )
+    used = [i for i, path in enumerate(paths) if path not in skipped]
+    deep = [paths[i] for i in used if headers[i].mode.startswith("I")]
+    return Usable([names[i] for i in used], skipped, _depth(deep))
+
+
+def refusal(
+    unreadable: Mapping[str, str], small: Mapping[str, str], *, image_size: int, report: Any = None
+) -> UsageError:
+    """The error about pictures that cannot be used: the first by name, the others by their number and in a file.
+
+    Args:
+      unreadable: path -> why, of those that cannot be read.
+      small: path -> its size in words, of those smaller than `image_size`.
+      image_size: see there.
+      report: of the file, which is written if there are several; None for none.
+
+    Raises:
+      FailureError: it cannot be written.
+    """
+    bad = {**unreadable, **small}
+    path, why = next(iter(bad.items()))
+    listed = ""
+    if report is not None and len(bad) > 1:
+        write_list(report, bad)
+        listed = f"; all {len(bad)} are listed in {report}"
+    if unreadable:
+        more = f", nor can {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        also = f", and {len(small)} are smaller than image_size={image_size}" if small else ""
+        them = "it" if len(unreadable) == 1 else "what cannot be read"
+        return UsageError(
+            f"Image {path} cannot be read ({why}){more}{also}{listed}: remove {them}, or set unreadable='skip' to pass "
+            "over such files."
+        )
+    more = f" (as are {len(small) - 1} more)" if len(small) > 1 else ""
+    return UsageError(
+        f"Image {path} is {why} pixels, smaller than image_size={image_size}{more}{listed}: remove what is too small, "
+        "ask for a smaller image_size, or set small='skip' to pass over such files, small='enlarge' to enlarge them."
+    )
+
+
+def write_list(report: Any, bad: Mapping[str, str]) -> None:
+    """Writes a line for each picture: its path, a tab, and why it cannot be used.
+
+    Raises:
+      FailureError: the file cannot be written.
+    """
+    lines = "".join(f"{path}\t{why}\n" for path, why in bad.items())
+    with reporting(report):
+        write_atomically(report, lines.encode(errors="surrogateescape"))
+
+
+def _headers(paths: Sequence[str]) -> list[images.Header | images.UnreadableImage]:
+    headers: list = [None] * len(paths)
+
+    def look(i: int) -> int:
+        try:
+            headers[i] = images.header(paths[i])
+        except images.UnreadableImage as error:
+            headers[i] = error
+        return 1
+
+    # Opening files is waiting for a disk or a network, so more threads than cores.
+    threads = IN_BUCKET if paths and is_remote(paths[0]) else max(8, os.cpu_count() or 1)
+    for_each(look, range(len(paths)), total=len(paths), what="checking", num_threads=threads)
+    return headers
+
+
+def _depth(paths: Sequence[str]) -> list[str]:
+    """A sentence about pictures of 16 bits that leave the upper ones empty: they would be nearly black."""
+    chosen = np.unique(np.linspace(0, len(paths) - 1, min(_DECODED, len(paths))).round().astype(int))
+    largest = 0
+    for i in chosen:
+        try:
+            largest = max(largest, images.largest_value(paths[i]))
+        except images.UnreadableImage:
+            continue  # whoever decodes it says so
+    bits = next((depth for depth in _DEPTHS if largest < 2**depth), 16)
+    if not largest or bits == 16:
+        return []
+    return [
+        f"{len(paths)} images have 16 bits, but no value above {largest} in {len(chosen)} that were looked at, as if "
+        f"they held {bits} bits: 65535 is white, so they are read as nearly black unless their values are first "
+        f"multiplied by {2 ** (16 - bits)}"
+    ]
