@@ -7,7 +7,7 @@ Folders are concepts; a lower layer never imports a higher one (`tests/test_laye
     L2  training, evaluation, interop, plotting    what turns the parts into experiments
     L3  cli                                        flags and configs, and nothing else
 
-`errors` and `files` are below all of them.
+`errors`, `files` and `locks` are below all of them.
 """
 
 __version__ = "0.1.0"

@@ -75,6 +75,7 @@ class Parser:
         self.arguments: list[str] = []
         self._computes, self._takes_arguments = computes, arguments
         self._lines: list[str] = []
+        self._texts = {"compilation_cache": "DIR"} if computes else {}  # flag -> what its text names
         self.values.set_gnu_getopt(arguments)  # flags may also come after them
         if computes:
             flags.DEFINE_enum("platform", None, ["cpu", "gpu", "tpu"], "", flag_values=self.values)
@@ -84,11 +85,13 @@ class Parser:
     def string(self, name: str, default: str | None, help: str, *, metavar: str) -> None:
         """Defines --name METAVAR."""
         flags.DEFINE_string(name, default, help, flag_values=self.values)
+        self._texts[name] = metavar
         self._document(f"--{name} {metavar}", help, default)
 
     def path(self, name: str, default: str | None, help: str, *, metavar: str) -> None:
         """Defines --name METAVAR, a file or directory of this machine or a bucket, or several between `BETWEEN`."""
         flags.DEFINE(Place(), name, default, help, flag_values=self.values)
+        self._texts[name] = metavar
         self._document(f"--{name} {metavar}", help, default)
 
     def integer(self, name: str, default: int | None, help: str, *, lower: int, upper: int) -> None:
@@ -152,7 +155,7 @@ class Parser:
         """Parses a command line without the program's name; shows the help and exits where it is asked for.
 
         Raises:
-          UsageError: an unknown flag (the nearest is suggested), a bad value, or a stray argument.
+          UsageError: an unknown flag (the nearest is suggested), a bad or empty value, or a stray argument.
         """
         try:
             self.arguments = self.values(["", *argv])[1:]
@@ -172,7 +175,13 @@ class Parser:
             self._document("--help", "Show this help.")
             print("\n".join([self.summary.strip(), "", "Flags:", *self._lines]))
             raise SystemExit(0)
+        for name, metavar in self._texts.items():
+            # Nothing is what a variable of the shell is that was not set, and no path: "" would be where one stands.
+            if self.values[name].present and not (self.values[name].value or "").strip():
+                raise UsageError(f"--{name} is empty: give it a value, as in --{name} {metavar}, or leave it out.")
         for argument in self.arguments:
+            if not argument.strip():
+                raise UsageError("An argument is empty: name a file or a directory, or leave it out.")
             try:
                 Place().parse(argument)
             except ValueError as error:

@@ -23,6 +23,7 @@ from ddpm_jax.cli.experiment import Experiment, averages_of, objective_state_sha
 from ddpm_jax.cli.load import check_names_a_run, experiment_of
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.files import as_path, check_place, reporting, write_atomically
+from ddpm_jax.locks import alone
 from ddpm_jax.training import ema_snapshots
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.checkpoint_reading import find_step, read_config, read_weights, saved_steps
@@ -122,11 +123,9 @@ def _steps_until(found: Run, last: int | None) -> list[int]:
 def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Path) -> None:
     """Makes the average of a width out of the snapshots of `steps`, as it is at the last of them."""
     name, end, names = f"sigma_rel_{width}", steps[-1], snapshot_names(found.experiment.config)
-    _check_new(out / name, end)
     saved = [Profile(gamma_of(other), step) for step in steps for other in names.values()]
     made: Fit = fit(Profile(gamma_of(width), end), saved)
     coefficients = made.coefficients.reshape(len(steps), len(names))
-    params = ema_snapshots.combine(found.workdir, steps, list(names), coefficients, found.experiment.params_shapes())
     record = {
         "sigma_rel": width,
         "step": end,
@@ -135,7 +134,11 @@ def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Pa
         "snapshots": list(steps),
         "coefficients": coefficients.tolist(),
     }
-    _write(out / name, end, params, found, record)
+    with alone(out / name, "averaging weights into it"):
+        _check_new(out / name, end)
+        shapes = found.experiment.params_shapes()
+        params = ema_snapshots.combine(found.workdir, steps, list(names), coefficients, shapes)
+        _write(out / name, end, params, found, record)
     print(
         f"the average of width {width} at step {end}, of {len(saved)} averages in {len(steps)} snapshots; the profile "
         f"is {100 * made.error:.2g} % off\n  python sample.py --ckpt {out / name}"
@@ -150,10 +153,11 @@ def _export(found: Run, name: str, out: pathlib.Path) -> None:
             "say, to have more."
         )
     choose("average", name, names)
-    _check_new(out / name, found.step)
-    shapes = found.experiment.params_shapes()
-    saved = read_weights(found.workdir, found.step, {"averages": {kept: shapes for kept in names}})
-    _write(out / name, found.step, saved["averages"][name], found, {"average": name, "step": found.step})
+    with alone(out / name, "averaging weights into it"):
+        _check_new(out / name, found.step)
+        shapes = found.experiment.params_shapes()
+        saved = read_weights(found.workdir, found.step, {"averages": {kept: shapes for kept in names}})
+        _write(out / name, found.step, saved["averages"][name], found, {"average": name, "step": found.step})
     print(f"the average {name} at step {found.step}\n  python sample.py --ckpt {out / name}")
 
 

@@ -8,6 +8,7 @@ of the config, and writes them as a run of step 0. Everything takes it for one: 
 --config.first_stage.ckpt of a model over its latents. It holds these weights only, so it cannot be trained on.
 """
 
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.interop.first_stage import autoencoder_params_from_diffusers
 from ddpm_jax.interop.tensor_files import read_tensors
+from ddpm_jax.locks import alone
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.checkpoint_reading import saved_steps
 
@@ -47,16 +49,21 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"--config {flags.config} is that of {what}, but the weights are a first stage's.")
     experiment, out = build(config), as_path(flags.out)
     check_place(out, flag="--out", writing=True)
-    if saved_steps(out):
-        raise UsageError(f"--out {out} holds a run already: name another directory.")
-
+    _check_new(out)
     tensors = read_tensors(flags.weights, what="weights of the first stage", how=_HOW)
     params = autoencoder_params_from_diffusers(tensors, experiment.model)
-    checkpointer = Checkpointer(out, keep_last=1, keep_every=1)
-    checkpointer.save(0, {"ema_params": jax.tree.map(jnp.asarray, params)}, {}, settings_of(experiment))
-    checkpointer.close()
+    with alone(out, "importing a first stage into it"):
+        _check_new(out)
+        checkpointer = Checkpointer(out, keep_last=1, keep_every=1)
+        checkpointer.save(0, {"ema_params": jax.tree.map(jnp.asarray, params)}, {}, settings_of(experiment))
+        checkpointer.close()
     print(f"a first stage of {flags.weights}\n  --config.first_stage.ckpt={out}")
     return 0
+
+
+def _check_new(out: pathlib.Path) -> None:
+    if saved_steps(out):
+        raise UsageError(f"--out {out} holds a run already: name another directory.")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def join_pair(argv: Sequence[str]) -> list[str]:
     for i, argument in enumerate(argv):
         if argument.lstrip("-") == "interpolate" and argument.startswith("-"):
             pair = argv[i + 1 : i + 3]
-            if len(pair) < 2 or any(path.startswith("--") for path in pair):
+            if len(pair) < 2 or any(path.startswith("--") or not path.strip() for path in pair):
                 raise UsageError("--interpolate needs two image files, as in --interpolate a.png b.png.")
             return [*argv[:i], f"--interpolate={BETWEEN.join(pair)}", *argv[i + 3 :]]
     return argv

@@ -105,8 +105,20 @@ def go_on(
 
     Raises:
       UsageError: results made otherwise in the same place.
-      FailureError: a file that is damaged or cannot be written; what `compute` raises.
+      FailureError: a file that is damaged or cannot be written, or that another command writes; what `compute` raises.
     """
+    with hosts.alone(path.parent, "evaluating into it", name=f".{path.name}.lock"):
+        return _go_on(path, empty, num_images, compute, merge, made_with)
+
+
+def _go_on(
+    path: pathlib.Path,
+    empty: results.AnyTally,
+    num_images: int,
+    compute: Callable[[results.AnyTally, Span], Iterator[results.AnyTally]],
+    merge: Callable[[results.AnyTally, results.AnyTally], results.AnyTally],
+    made_with: dict[str, Any],
+) -> results.AnyTally:
     tally = results.load_tally(path, made_with, empty)
     if tally.num_images == num_images:
         return tally

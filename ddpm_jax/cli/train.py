@@ -57,8 +57,9 @@ from ddpm_jax.data.about import describe
 from ddpm_jax.diffusion.likelihood import prior_warning
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
+from ddpm_jax.locks import Lock
 from ddpm_jax.plotting.curves import columns, loss_curve
-from ddpm_jax.training import hosts, metrics, weights_and_biases
+from ddpm_jax.training import hosts, metrics, records, weights_and_biases
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.checkpoint_reading import saved_steps
 from ddpm_jax.training.diagnosis import make_explain
@@ -116,15 +117,18 @@ def main(argv: Sequence[str]) -> int:
 
     prepare_jax(flags)
     hosts.check_equal(_common(config))
-    begun = _check_workdir(workdir, config)
-    first, first_params = find_first_stage(config, workdir, begun)
-    if first is not None:  # which the processes may read, and keep the latents of, in places of their own
-        kept = bool(config.first_stage.cache)
-        hosts.check_equal({"the digest of first_stage.ckpt": first.sha256, "whether first_stage.cache is set": kept})
-    experiment = build(config, first)
-    check_batch(config)
-    training = build_training(experiment)
-    return _train(experiment, training, workdir, profile, flags.wandb, first_params)
+    _check_workdir(workdir)
+    with hosts.alone(workdir, "training in it") as lock:
+        first, first_params = find_first_stage(config, workdir, _settings_in(workdir, config))
+        if first is not None:  # which the processes may read, and keep the latents of, in places of their own
+            kept = bool(config.first_stage.cache)
+            hosts.check_equal(
+                {"the digest of first_stage.ckpt": first.sha256, "whether first_stage.cache is set": kept}
+            )
+        experiment = build(config, first)
+        check_batch(config)
+        training = build_training(experiment)
+        return _train(experiment, training, workdir, profile, flags.wandb, first_params, lock)
 
 
 def _common(config: ConfigDict) -> dict[str, Any]:
@@ -134,8 +138,8 @@ def _common(config: ConfigDict) -> dict[str, Any]:
     return {"ddpm_jax": __version__, "jax": jax.__version__} | {k: v for k, v in fields.items() if k not in own}
 
 
-def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
-    """Refuses a directory that belongs to another run or cannot be written; returns the settings of its run, if any."""
+def _check_workdir(workdir: pathlib.Path) -> None:
+    """Refuses a directory that cannot be written."""
     check_place(workdir, flag="--workdir", writing=True)
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir {workdir} is a file: name a directory.")
@@ -144,6 +148,15 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] 
         if not (existing.is_dir() and os.access(existing, os.W_OK)):
             why = f"you may not write to {existing}" if existing.is_dir() else f"{existing} is a file"
             raise UsageError(f"--workdir {workdir} cannot be made, because {why}: name another directory.")
+
+
+def _settings_in(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
+    """The settings of the run that has begun in a directory; None where nothing has been trained there.
+
+    Raises:
+      UsageError: it is another run than the config's.
+      FailureError: its settings cannot be read.
+    """
     path = workdir / CONFIG_FILE
     if not path.exists():
         return None
@@ -151,6 +164,9 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] 
         theirs = json.loads(path.read_text())
     except ValueError as error:
         raise FailureError(f"{path} is damaged ({error}): move it away to write it again.") from error
+    kept = saved_steps(workdir)
+    if not kept and not records.read(workdir):
+        return None  # it was ended before it had anything to show: this one replaces it
     if bool(config.first_stage.ckpt) != (FIRST_STAGE in theirs):
         ours, other = ("latents", "pixels") if config.first_stage.ckpt else ("pixels", "latents")
         raise UsageError(
@@ -162,7 +178,8 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] 
         raise UsageError(
             f"{workdir} holds a run with another config: {'; '.join(differing[:5])}"
             f"{f'; and {len(differing) - 5} more' if len(differing) > 5 else ''}. "
-            "Give the same config to resume it, or another --workdir."
+            f"Give the same config to resume it{'' if kept else ', remove it (it has records, but no checkpoint)'}, "
+            "or another --workdir."
         )
     _check_length(workdir, config, theirs)
     return theirs
@@ -188,6 +205,7 @@ def _train(
     profile: tuple[int, int] | None = None,
     wandb: str | None = None,
     first_params: Any = None,
+    lock: Lock | None = None,
 ) -> int:
     """Trains from the newest checkpoint in `workdir`, or from the beginning; returns the exit code.
 
@@ -197,15 +215,26 @@ def _train(
     source = load_split(config.data, config.data.train_split, report=workdir / BAD_IMAGES if hosts.is_first() else None)
     check_classes(source, config, split=config.data.train_split)
     settings = settings_of(experiment, source)
-    checkpointer = Checkpointer(workdir, keep_last=config.checkpoint.keep_last, keep_every=config.checkpoint.keep_every)
+    checkpointer = Checkpointer(
+        workdir,
+        keep_last=config.checkpoint.keep_last,
+        keep_every=config.checkpoint.keep_every,
+        before_save=(lock or Lock()).check,
+    )
     state, position = _first_state(experiment, training, checkpointer, first_params, source)
+    start = int(state.step)
+    if start > config.train.num_steps:
+        raise UsageError(
+            f"train.num_steps is {config.train.num_steps}, but the run in {workdir} is at step {start} already: give "
+            "more to train on, or another --workdir; --ckpt_step of sample.py and evaluate.py takes an earlier "
+            "checkpoint that is kept."
+        )
     examples = source
     if experiment.first is not None:
         examples = kept_latents(experiment, state.objective_state.frozen, source, whole=parallelism.whole)
     batches = _batches(config, examples)
     if position is not None:
         batches.set_state(position)
-    start = int(state.step)
     # Another step there: a working directory that the processes do not share.
     hosts.check_equal({"the data": source.fingerprint, "the step of the checkpoint in --workdir": start})
     trace = _trace(profile, workdir, start, config.train.num_steps)
@@ -372,9 +401,9 @@ def _over(experiment: Experiment, state: TrainState) -> str:
 
 def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.Path, objective: str) -> None:
     """Draws the loss, and says what there is and what to type next."""
-    records = metrics.read(workdir)
-    steps, losses = columns(records, ["loss"])
-    _, quartiles = columns(records, [f"loss_q{q}" for q in range(1, QUARTILES + 1)])
+    written = records.read(workdir)
+    steps, losses = columns(written, ["loss"])
+    _, quartiles = columns(written, [f"loss_q{q}" for q in range(1, QUARTILES + 1)])
     with reporting(workdir / "loss.png"):
         loss_curve(workdir / "loss.png", steps, losses[:, 0], quartiles if len(quartiles) else None, title=str(workdir))
     if interrupted_by is not None:

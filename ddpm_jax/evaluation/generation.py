@@ -216,34 +216,48 @@ def write_shards(
     Raises:
       UsageError: a size below 1, the directory holds a set made from another manifest (the fields that differ are
         named), or it is not the same for all processes.
-      FailureError: the disk is full or cannot be written, or a shard that is there is damaged or of other images. Whole
-        shards stay.
+      FailureError: the disk is full or cannot be written, a shard that is there is damaged or of other images, or
+        another command makes images there. Whole shards stay.
     """
     for name, size in (("num_images", num_images), ("shard_size", shard_size)):
         if size < 1:
             raise UsageError(f"{name} is {size}: choose at least 1.")
-    directory = as_path(directory)
+    with hosts.alone(directory, "making images in it"):
+        _write_shards(
+            as_path(directory),
+            make_batches,
+            {**manifest, "num_images": num_images, "shard_size": shard_size},
+            on_images or (lambda done: None),
+        )
+
+
+def _write_shards(
+    directory: pathlib.Path,
+    make_batches: Callable[[np.ndarray], Iterable[tuple[np.ndarray, np.ndarray]]],
+    manifest: dict[str, Any],
+    on_images: Callable[[int], None],
+) -> None:
     with reporting(directory):
-        _claim(directory, {**manifest, "num_images": num_images, "shard_size": shard_size})
+        _claim(directory, manifest)
         if hosts.is_first():
             for leftover in directory.glob(".samples-*.tmp"):
                 leftover.unlink()
     hosts.check_shared(directory / MANIFEST)
-    mine = _shards(directory, num_images, shard_size)[jax.process_index() :: jax.process_count()]
+    mine = _shards(directory, manifest["num_images"], manifest["shard_size"])[
+        jax.process_index() :: jax.process_count()
+    ]
     missing = [shard for shard in mine if not shard.path.exists()]
     for shard in mine:
         if shard not in missing:
             _check_index(shard)
     done = sum(len(shard.index) for shard in mine) - sum(len(shard.index) for shard in missing)
-    if on_images is not None:
-        on_images(done)
+    on_images(done)
     for shard in missing:
         parts = []
         for indices, images in make_batches(shard.index):
             parts.append(images)
             done += len(indices)
-            if on_images is not None:
-                on_images(done)
+            on_images(done)
         buffer = io.BytesIO()
         np.savez(buffer, images=np.concatenate(parts), index=shard.index)
         with reporting(shard.path):

@@ -77,13 +77,21 @@ class Checkpointer:
     `save` copies the state to the host and returns; the files are written in the background.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, keep_last: int, keep_every: int = 0):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        keep_last: int,
+        keep_every: int = 0,
+        before_save: Callable[[], None] = lambda: None,
+    ):
         """Opens `workdir`/checkpoints, made if missing, and removes what a killed run left half-written there.
 
         Args:
           workdir: the run's directory.
           keep_last: how many of the newest checkpoints to keep, at least 1.
           keep_every: keep also every checkpoint whose step is a multiple of this, for ever; 0 for none.
+          before_save: called before each save, which it prevents by an error: the `check` of the directory's lock.
 
         Raises:
           UsageError: keep_last below 1.
@@ -91,7 +99,7 @@ class Checkpointer:
         """
         if keep_last < 1:
             raise UsageError(f"checkpoint.keep_last is {keep_last}: at least the newest checkpoint must be kept.")
-        self._directory = absolute(as_path(workdir)) / CHECKPOINTS
+        self._directory, self._before_save = absolute(as_path(workdir)) / CHECKPOINTS, before_save
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
         )
@@ -119,8 +127,9 @@ class Checkpointer:
 
         Raises:
           FailureError: this save or the one before could not be written; earlier checkpoints are intact. Or they were
-            removed, all of them, while the run was under way.
+            removed, all of them, while the run was under way. Or `before_save` raises it.
         """
+        self._before_save()
         if self._manager.all_steps() and self._is_gone():
             raise FailureError(_removed(self._directory))
         items = ocp.args.Composite(

@@ -6,6 +6,7 @@ sharing out of work that needs no common program, a common decision to stop, and
 With one process everything here is the identity.
 """
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -18,7 +19,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ddpm_jax import locks
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.numerals import is_whole
 
@@ -217,6 +219,29 @@ def tell_all(value: Any) -> list[Any]:
     padded[: len(text)] = text
     texts = multihost_utils.process_allgather(padded)
     return [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths, strict=True)]
+
+
+@contextlib.contextmanager
+def alone(directory: str | os.PathLike, doing: str, *, name: str = locks.LOCK) -> Iterator[locks.Lock]:
+    """Holds the lock on a directory (`locks.alone`) for all processes of a run: the first one has it.
+
+    All call it together.
+
+    Raises:
+      UsageError: on every process, as `locks.alone`.
+      FailureError: likewise.
+    """
+    with contextlib.ExitStack() as stack:
+        lock, refusal = locks.Lock(), None
+        if is_first():
+            try:
+                lock = stack.enter_context(locks.alone(directory, doing, name=name))
+            except (UsageError, FailureError) as error:
+                refusal = error
+        told = tell_all([isinstance(refusal, UsageError), str(refusal)] if refusal else None)[0]
+        if told is not None:
+            raise refusal or (UsageError if told[0] else FailureError)(told[1])
+        yield lock
 
 
 def check_shared(path: pathlib.Path) -> None:

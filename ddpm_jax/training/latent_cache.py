@@ -6,6 +6,7 @@ What is kept is the encoder's output, of a VAE the moments: z is drawn from them
 
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import io
 import json
@@ -130,12 +131,9 @@ def cached(
 
     Raises:
       UsageError: the directory holds latents of other images or of another first stage.
-      FailureError: it cannot be written, or a file there is damaged.
+      FailureError: it cannot be written, a file there is damaged, or another command encodes latents there.
     """
     made_of = {"first_stage_sha256": sha256, "data": source.fingerprint, "flip": flip, "images_in_a_file": SHARD}
-    with reporting(directory):
-        _claim(directory, made_of)
-    hosts.check_shared(directory / MANIFEST)
     count = -(-len(source) // SHARD)
     paths = [directory / f"latents-{i:05d}-of-{count:05d}.npy" for i in range(count)]
 
@@ -144,7 +142,29 @@ def cached(
         versions = (x, x[:, :, ::-1]) if flip else (x,)
         return jnp.stack([space.encoded(params, version) for version in versions], axis=1)
 
-    mine = range(jax.process_index(), count, jax.process_count())
+    # Where all is there, several runs may begin at once.
+    complete = hosts.tell_all(all(path.exists() for path in (directory / MANIFEST, *paths)))
+    with contextlib.nullcontext() if all(complete) else hosts.alone(directory, "encoding latents into it"):
+        with reporting(directory):
+            _claim(directory, made_of)
+            if hosts.is_first() and not all(complete):
+                for leftover in directory.glob(".latents-*.tmp"):
+                    leftover.unlink()
+        hosts.check_shared(directory / MANIFEST)
+        _encode(paths, encode, params, source)
+        hosts.wait_for_all("all latents are there")
+    image = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.uint8)
+    return CachedLatents(paths, source, jax.eval_shape(encode, params, (image,)).shape[1:])
+
+
+def _encode(
+    paths: Sequence[pathlib.Path],
+    encode: Callable[[Any, tuple[chex.Array, ...]], chex.Array],
+    params: Any,
+    source: Source,
+) -> None:
+    """Writes this process's part of those files that are missing."""
+    mine = range(jax.process_index(), len(paths), jax.process_count())
     missing = [i for i in mine if not paths[i].exists()]
     total = sum(min(SHARD, len(source) - i * SHARD) for i in missing)
     with tqdm.tqdm(total=total, desc="encoding", unit=" images", leave=False, disable=None) as bar:
@@ -158,9 +178,6 @@ def cached(
             np.save(buffer, np.concatenate(parts))
             with reporting(paths[i]):
                 write_atomically(paths[i], buffer.getvalue())
-    hosts.wait_for_all("all latents are there")
-    image = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.uint8)
-    return CachedLatents(paths, source, jax.eval_shape(encode, params, (image,)).shape[1:])
 
 
 def _row(encoded: tuple[int, ...]) -> np.dtype:
@@ -177,9 +194,6 @@ def _table(encoded: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
     """Writes what the latents are of into a directory that has none; refuses one that holds others."""
     path = directory / MANIFEST
-    if hosts.is_first():
-        for leftover in directory.glob(".latents-*.tmp"):
-            leftover.unlink()
     if not path.exists():
         if next(directory.glob("latents-*.npy"), None) is not None:
             raise UsageError(

@@ -90,6 +90,27 @@ def test_flags_are_refused_before_anything_else(refused, name):
     refused(name, "--platform", says=["Missing value", "--platform"])
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_flag_takes_nothing_for_a_value(capsys, tmp_path, monkeypatch, name):
+    """Nothing is what a variable that is not set gives: `--workdir ""` must not be another directory."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        command.run(COMMANDS[name].main, ["--help"])
+    flags = re.findall(r"^  --(\S+) (\S+)", capsys.readouterr().out, re.MULTILINE)
+    texts = [flag for flag, value in flags if value not in ("N", "X", "cpu|gpu|tpu")]
+    assert texts
+    for flag in texts:
+        for nothing in ("", " "):
+            assert command.run(COMMANDS[name].main, [f"--{flag}", nothing]) == command.USAGE
+            says = rf"(--{flag} is empty: give it|flag --{flag}=\s*: it must be|--interpolate needs two image files)"
+            assert re.match(f"error: {says}", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_file_or_directory_is_named_by_nothing(refused):
+    refused("encode", "--ckpt", "run", "", says=["An argument is empty"])
+
+
 @pytest.mark.parametrize(
     ("name", "argv", "says"),
     [

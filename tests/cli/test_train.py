@@ -1,12 +1,15 @@
 """`python train.py`: what a run leaves behind, and how it is resumed."""
 
 import json
+import shutil
 import sys
 from unittest import mock
 
 import pytest
 from PIL import Image
 
+from ddpm_jax import locks
+from ddpm_jax.cli import train
 from ddpm_jax.training.records import read
 
 
@@ -71,6 +74,41 @@ def test_more_steps_are_refused_once_the_learning_rate_has_fallen_over_the_first
     says = ["train.num_steps is 26", "optimizer.decay=cosine", "at step 10 it would be 0.00015 instead of 0,"]
     refused("train", "--config", config_file(), "--workdir", copied, *overrides, says=says)
     assert path.read_bytes() == before
+
+
+def test_a_run_that_was_killed_before_it_had_anything_to_show_is_replaced_by_another_config(
+    invoke, refused, copied, config_file
+):
+    """As a kill while compiling leaves it; what has records is kept, checkpoint or not."""
+    shutil.rmtree(copied / "checkpoints")
+    argv = ["--config", config_file(), "--workdir", copied, "--config.seed=1", "--config.train.num_steps=2"]
+    refused("train", *argv, says=["another config: seed (0 there, 1 here)", "remove it (it has records, but no"])
+    assert len(steps_in(copied)) == 5
+    (copied / "metrics.jsonl").unlink()
+    assert invoke("train", *argv).code == 0
+    assert json.loads((copied / "config.json").read_text())["seed"] == 1
+    assert checkpoints_in(copied) == [2]
+
+
+def test_a_run_that_is_further_than_it_is_to_go_is_said_so(refused, copied, config_file):
+    before = (copied / "config.json").read_bytes()
+    says = ["train.num_steps is 9, but the run in", "is at step 10 already", "--ckpt_step"]
+    refused("train", "--config", config_file(), "--workdir", copied, "--config.train.num_steps=9", says=says)
+    assert (copied / "config.json").read_bytes() == before
+    assert steps_in(copied) == [2, 4, 6, 8, 10]
+
+
+def test_a_second_training_in_the_same_directory_ends_before_it_does_anything(
+    refused, copied, config_file, monkeypatch
+):
+    monkeypatch.setattr(train, "build", lambda *args: pytest.fail("it went on"))
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
+    argv = ["--config", config_file(), "--workdir", copied, "--config.train.num_steps=12"]
+    with locks.alone(copied, "training in it"):
+        # Of another config too: what is in the directory is the other's to say.
+        for more in ([], ["--config.seed=1"]):
+            refused("train", *argv, *more, code=1, says=["is in use: process", "has been training in it since"])
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
 
 
 @pytest.mark.parametrize(("given", "name"), [([], "runs/mine"), (["--workdir", "here"], "here")])

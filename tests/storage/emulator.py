@@ -25,12 +25,16 @@ from gcp_storage_emulator.server import RequestHandler, Router
 from gcp_storage_emulator.storage import Storage
 
 OBJECT = re.compile(r"(/upload|/download)?/storage/v1/b/(?P<bucket>[^/]+)/o(/(?P<name>[^/]+))?")
+NAME = re.compile(rb'"name": ("[^"]+")')  # of an object that is uploaded in one request with what is known of it
 LOCK = threading.Lock()  # the emulator's memory is not made for threads; sending is what takes long
 
 
 class Handler(RequestHandler):
     def _serve(self, method):
         connection, self.wfile = self.wfile, io.BytesIO()
+        incoming = self.rfile
+        if self._query().get("uploadType") == "multipart":
+            self.rfile = io.BytesIO(incoming.read(int(self.headers.get("Content-Length") or 0)))
         with LOCK:
             self._generation = self._current()
             code = self._refusal(method) or self._condition()
@@ -44,7 +48,7 @@ class Handler(RequestHandler):
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
-        answer, self.wfile = self.wfile.getvalue(), connection
+        answer, self.wfile, self.rfile = self.wfile.getvalue(), connection, incoming
         self.wfile.write(answer)
 
     def _refusal(self, method):
@@ -56,14 +60,17 @@ class Handler(RequestHandler):
         """The generation of the object that is asked for, None where it does not exist."""
         query = self._query()
         there = OBJECT.fullmatch(urllib.parse.urlsplit(self.path).path)
-        if not there or not (there["name"] or "name" in query):
+        name = there and (there["name"] or query.get("name") or self._named_in_the_body())
+        if not name:
             return None
         try:
-            return self.storage.get_file_obj(there["bucket"], urllib.parse.unquote(there["name"] or query["name"]))[
-                "generation"
-            ]
+            return self.storage.get_file_obj(there["bucket"], urllib.parse.unquote(name))["generation"]
         except NotFound:
             return None
+
+    def _named_in_the_body(self):
+        named = NAME.search(self.rfile.getvalue()) if isinstance(self.rfile, io.BytesIO) else None
+        return named and json.loads(named[1])
 
     def _condition(self):
         query, current = self._query(), self._generation or "0"

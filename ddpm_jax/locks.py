@@ -1,0 +1,304 @@
+"""One writer at a time: the lock that a command holds on the directory it writes into.
+
+On a disk it is a lock of the operating system (flock) on the file `.lock`: it ends with its process, however that
+ends, and a file that a killed process leaves behind locks nothing. Network file systems pass it on to their server; one
+that knows no locks is said so, and not guarded.
+
+A bucket has no such locks. There the owner makes the object `.lock`, which succeeds for one process only, and writes
+it again every `BEAT_SECONDS`. Who finds it waits: if it is written again its owner lives; after `STALE_SECONDS`
+without that, or at once if the owner was a process of this machine that is gone, it is removed, provided it is still
+the same one. An owner that was silent for longer, and has been replaced, learns of it from `check`.
+"""
+
+import contextlib
+import datetime
+import errno
+import json
+import os
+import pathlib
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.files import as_path, is_refusal, is_remote, reporting
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nothing is guarded there
+    fcntl = None
+
+LOCK = ".lock"
+BEAT_SECONDS = 15.0  # between two signs of life in a bucket, which takes one write a second to an object
+STALE_SECONDS = 60.0  # without one, after which the owner is taken to be gone
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems that know none
+
+
+class Lock:
+    """What the owner of a directory holds."""
+
+    def check(self) -> None:
+        """Returns if the directory is still this process's own; on a disk it always is.
+
+        Raises:
+          FailureError: another process has taken it over.
+        """
+
+
+@contextlib.contextmanager
+def alone(directory: str | os.PathLike, doing: str, *, name: str = LOCK) -> Iterator[Lock]:
+    """Holds the lock on a directory while its body runs, and leaves nothing behind that the body has not made.
+
+    Args:
+      directory: on a disk or in a bucket; made if need be.
+      doing: what other processes will read of this one: "training in it".
+      name: of the lock, where a part of the directory is locked only.
+
+    Raises:
+      UsageError: `directory` is a file.
+      FailureError: another process holds the lock (it is named, with what to do), or the directory cannot be written.
+    """
+    directory = as_path(directory)
+    take = _in_a_bucket if is_remote(directory) else _on_a_disk
+    with take(directory, name, _Owner.of_this_process(doing)) as lock:
+        yield lock
+
+
+class _Owner(NamedTuple):
+    """Who holds a lock, as the lock itself says."""
+
+    host: str
+    pid: int
+    since: str  # local time, with its zone
+    doing: str
+    machine: str  # on which `pid` means one process; "" where that is not known
+    token: str  # of one taking of the lock
+
+    @classmethod
+    def of_this_process(cls, doing: str) -> "_Owner":
+        since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+        return cls(socket.gethostname(), os.getpid(), since, doing, _machine(), secrets.token_hex(8))
+
+    @classmethod
+    def read(cls, data: bytes) -> "_Owner | None":
+        """The owner that `data` tells of, None if it does not: it may be half-written, or anybody's file."""
+        try:
+            owner = cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return None
+        texts = (owner.host, owner.since, owner.doing, owner.machine, owner.token)
+        return owner if isinstance(owner.pid, int) and all(isinstance(text, str) for text in texts) else None
+
+    def data(self) -> bytes:
+        return (json.dumps(self._asdict()) + "\n").encode()
+
+    def is_gone(self) -> bool:
+        """Whether the process was one of this machine and has ended; False where that cannot be known."""
+        if not self.machine or self.machine != _machine():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
+
+
+def _machine() -> str:
+    """Names what process numbers are unique in: this boot of the machine, and the container."""
+    try:
+        boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _held(directory: Any, owner: _Owner | None) -> FailureError:
+    who = f"process {owner.pid} on {owner.host}" if owner else "another process"
+    what = f"has been {owner.doing} since {owner.since}" if owner else "is writing into it"
+    return FailureError(
+        f"{directory} is in use: {who} {what}. Wait until it ends, or stop it, or name another directory."
+    )
+
+
+@contextlib.contextmanager
+def _on_a_disk(directory: pathlib.Path, name: str, owner: _Owner) -> Iterator[Lock]:
+    if directory.exists() and not directory.is_dir():
+        raise UsageError(f"{directory} is a file: name a directory.")
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        with reporting(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            file = None if fcntl is None else _locked(directory / name, directory)
+        try:
+            if file is not None:
+                with contextlib.suppress(OSError):  # it locks as well without a name in it, say on a full disk
+                    file.truncate(0)
+                    file.write(owner.data())
+                    file.flush()
+            yield Lock()
+        finally:
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    if _is_at(file, directory / name):
+                        (directory / name).unlink()  # while it is locked: `_locked` notices that it is gone
+                file.close()
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
+
+def _locked(path: pathlib.Path, directory: pathlib.Path) -> Any:
+    """The file `path`, open and locked; None on a file system without locks."""
+    while True:
+        file = open(path, "a+b")  # noqa: SIM115  it stays open as long as it is locked
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            with file:
+                if isinstance(error, BlockingIOError) or error.errno == errno.EACCES:
+                    file.seek(0)
+                    raise _held(directory, _Owner.read(file.read(4096))) from error
+                if error.errno not in _NO_LOCKS:
+                    raise
+                print(
+                    f"warning: the file system of {directory} knows no locks ({error.strerror}), so a second process "
+                    "that writes there would go unnoticed.",
+                    file=sys.stderr,
+                )
+                return None
+        if _is_at(file, path):
+            return file
+        file.close()  # its owner has removed it between our two steps
+
+
+def _is_at(file: Any, path: pathlib.Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _in_a_bucket(directory: Any, name: str, owner: _Owner) -> Iterator[Lock]:
+    lock = _ObjectLock(directory, name, owner)
+    with reporting(directory):
+        lock.take()
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+class _ObjectLock(Lock):
+    """An object that one process has made, and writes again and again from a thread of its own."""
+
+    def __init__(self, directory: Any, name: str, owner: _Owner):
+        import fsspec
+
+        self._directory, self._owner = directory, owner
+        self._store, self._name = fsspec.url_to_fs(str(directory / name))
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def take(self) -> None:
+        """Makes the object, when no living process has it.
+
+        Raises:
+          FailureError: one has.
+        """
+        while not self._make():
+            generation, other = self._read()
+            if other == self._owner:
+                break  # the answer to the first request was lost, and it was sent again
+            if generation is not None and (other is None or not other.is_gone()):
+                self._await_silence(generation, other)
+            if generation is not None:
+                self._remove(generation)
+        self._thread.start()
+
+    def check(self) -> None:
+        try:
+            mine, other = self._is_mine()
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            return  # what is written next will say that the bucket does not answer
+        if not mine:
+            raise FailureError(
+                f"{self._directory} was taken over by {f'process {other.pid} on {other.host}' if other else 'another'} "
+                f"while this process gave no sign of life for {STALE_SECONDS:.0f} s, so this one stops and writes no "
+                "more."
+            )
+
+    def release(self) -> None:
+        self._end.set()
+        self._thread.join()
+        with contextlib.suppress(Exception):  # then it is found stale
+            generation, other = self._read()
+            if other == self._owner:
+                self._remove(generation)
+
+    def _make(self) -> bool:
+        """Whether there was no such object, and is now ours."""
+        try:
+            self._store.pipe_file(self._name, self._owner.data(), mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def _read(self) -> tuple[str | None, _Owner | None]:
+        """(number of the object's present version, whose it is); None and None where there is none."""
+        try:
+            generation = self._store.info(self._name)["generation"]
+            return generation, _Owner.read(self._store.cat_file(self._name))
+        except FileNotFoundError:
+            return None, None
+
+    def _await_silence(self, generation: str, other: _Owner | None) -> None:
+        """Returns when the object is gone or has not been written for `STALE_SECONDS`; its owner is told of meanwhile.
+
+        Raises:
+          FailureError: it has been written: its owner lives.
+        """
+        who = f"process {other.pid} on {other.host}" if other else "another process"
+        print(
+            f"{self._directory}: looking for up to {STALE_SECONDS:.0f} s whether {who}, which has its lock, still "
+            "lives.",
+            file=sys.stderr,
+        )
+        deadline = time.monotonic() + STALE_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(min(1.0, BEAT_SECONDS))
+            now, other = self._read()
+            if now is None:
+                return
+            if now != generation:
+                raise _held(self._directory, other)
+
+    def _remove(self, generation: str) -> None:
+        """Removes the object if that is its version still."""
+        bucket, _, key = self._name.partition("/")
+        # The latter is the answer to a condition that does not hold.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            self._store.call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=generation)
+
+    def _is_mine(self) -> tuple[bool, _Owner | None]:
+        """Whether the object is this process's, and else whose; one that somebody has removed is made again."""
+        generation, other = self._read()
+        if generation is None and self._make():
+            return True, self._owner
+        return other == self._owner, other
+
+    def _beat(self) -> None:
+        while not self._end.wait(BEAT_SECONDS):
+            with contextlib.suppress(Exception):  # the bucket may answer next time
+                if not self._is_mine()[0]:
+                    return
+                self._store.pipe_file(self._name, self._owner.data())
