@@ -24,18 +24,19 @@ def suggest(name: str, valid: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
+def choose(kind: str, name: str, table: Mapping[str, T], *, hint: str = "") -> T:
     """Returns `table[name]`.
 
     Args:
       kind: what the table holds, for the message: "beta schedule".
       name: the user's choice.
       table: the valid choices.
+      hint: what to say of a name that is not among them, where something is known of it.
 
     Raises:
       UsageError: `name` is not in the table; the sentence lists the valid names and suggests the nearest.
     """
     if name not in table:
         valid = ", ".join(sorted(table))
-        raise UsageError(f"Unknown {kind} {name!r}: choose one of {valid}.{suggest(str(name), table)}")
+        raise UsageError(f"Unknown {kind} {name!r}: choose one of {valid}.{hint or suggest(str(name), table)}")
     return table[name]

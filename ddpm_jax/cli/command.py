@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 
+from ddpm_jax.cli.synonyms import FLAGS, ours
 from ddpm_jax.errors import FailureError, UsageError, suggest
 from ddpm_jax.files import BUCKET, as_path, check_place, is_of_a_bucket, is_remote, reason_of
 from ddpm_jax.numerals import Valid, number, numbers, whole_number, whole_numbers
@@ -62,18 +63,26 @@ def _check_length(path: str) -> None:
 class Parser:
     """A command's flags, held apart from absl's global ones so that commands can be called from Python."""
 
-    def __init__(self, summary: str | None, *, computes: bool = True, arguments: bool = False):
+    def __init__(
+        self,
+        summary: str | None,
+        *,
+        computes: bool = True,
+        arguments: bool = False,
+        elsewhere: Callable[[str], str | None] = lambda name: None,
+    ):
         """Begins a command's flags.
 
         Args:
           summary: the module's docstring, which heads the help.
           computes: the command uses JAX.
           arguments: it takes words that follow no flag, kept in `arguments`.
+          elsewhere: what a name that is no flag may stand for beside the flags, if anything.
         """
         self.summary = summary or "This Python drops the text of the help (-OO): run it without that to read it."
         self.values = flags.FlagValues()
         self.arguments: list[str] = []
-        self._computes, self._takes_arguments = computes, arguments
+        self._computes, self._takes_arguments, self._elsewhere = computes, arguments, elsewhere
         self._lines: list[str] = []
         self._texts = {"compilation_cache": "DIR"} if computes else {}  # flag -> what its text names
         self.values.set_gnu_getopt(arguments)  # flags may also come after them
@@ -151,6 +160,10 @@ class Parser:
             lines.insert(0, left)
         self._lines += lines
 
+    def _suggest(self, name: str) -> str:
+        known = ours(name, FLAGS, self.values) or self._elsewhere(name)
+        return f" Did you mean {known!r}?" if known else suggest(name, self.values)
+
     def parse(self, argv: Sequence[str]) -> flags.FlagValues:
         """Parses a command line without the program's name; shows the help and exits where it is asked for.
 
@@ -160,7 +173,7 @@ class Parser:
         try:
             self.arguments = self.values(["", *argv])[1:]
         except flags.UnrecognizedFlagError as error:
-            near = suggest(error.flagname, self.values)
+            near = self._suggest(error.flagname)
             raise UsageError(f"There is no flag --{error.flagname}.{near} --help lists the flags.") from error
         except flags.Error as error:
             raise UsageError(f"{str(error).rstrip('.')}. --help lists the flags.") from error

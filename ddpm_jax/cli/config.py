@@ -14,7 +14,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_dict, config_flags
 
+import ddpm_jax
+from ddpm_jax.cli.synonyms import FIELDS, ours
 from ddpm_jax.errors import UsageError, suggest
+
+CONFIGS = "configs"  # the folder of those that come with the package
 
 
 def default_config() -> ConfigDict:
@@ -178,6 +182,9 @@ RESUMABLE = (
 )
 
 
+_WANTED = {bool: "true or false", int: "a whole number", float: "a number", tuple: "values separated by commas"}
+
+
 def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields ("model.ch", 128) for every field."""
     for name, value in config.items():
@@ -193,9 +200,11 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
     Raises:
       UsageError: there is no such file (the nearest is suggested), it fails, or it sets a field that does not exist.
     """
-    path = pathlib.Path(path)
+    path = config_file(path)
     if not path.is_file():
         beside = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
+        if path.name == str(path):
+            beside = sorted({file.stem for folder in _config_folders() for file in folder.glob("*.py")})
         there = f"There are {', '.join(beside)}." if beside else f"Paths start from {pathlib.Path.cwd()}."
         raise UsageError(f"There is no config file {path}.{suggest(str(path), beside)} {there}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
@@ -212,6 +221,21 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
     if not isinstance(config, Mapping | ConfigDict):
         raise UsageError(f"get_config() of {path} returns {config!r}: it must return a ConfigDict or a dict.")
     return from_dict(config.to_dict() if isinstance(config, ConfigDict) else config, source=str(path))
+
+
+def config_file(name: str | pathlib.Path) -> pathlib.Path:
+    """The file that --config names: itself, or for "digits" the configs/digits.py here or next to the package.
+
+    Where there is none, `name` as a path.
+    """
+    path = pathlib.Path(name)
+    if path.is_file() or path.name != str(name) or path.suffix not in ("", ".py"):
+        return path
+    return next((file for folder in _config_folders() if (file := folder / f"{path.stem}.py").is_file()), path)
+
+
+def _config_folders() -> tuple[pathlib.Path, ...]:
+    return pathlib.Path(CONFIGS), pathlib.Path(ddpm_jax.__file__).parents[1] / CONFIGS
 
 
 def from_dict(values: Mapping[str, Any], *, source: str) -> ConfigDict:
@@ -256,9 +280,8 @@ def check_field(name: str, config: ConfigDict, source: str) -> None:
             inside = ", ".join(f"{name}.{field}" for field in config[name])
             raise UsageError(f"{source}: {name!r} is a group of config fields: set one of {inside}.")
     elif name not in fields:
-        # A field's own name outweighs the group it was looked for in: model.batch_size means train.batch_size.
-        leaf = name.rpartition(".")[2]
-        near = [f for f in fields if f.rpartition(".")[2] == leaf] or difflib.get_close_matches(name, fields, n=1)
+        known = field_called(name, config)
+        near = [known] if known else difflib.get_close_matches(name, fields, n=1)
         hint = (
             f" Did you mean {near[0]!r}?"
             if near
@@ -267,11 +290,23 @@ def check_field(name: str, config: ConfigDict, source: str) -> None:
         raise UsageError(f"{source}: there is no config field {name!r}.{hint}")
 
 
+def field_called(name: str, config: ConfigDict) -> str | None:
+    """The field that `name`, perhaps with a group before it, stands for in our words or others'; None where unknown."""
+    fields = [field for field, _ in flatten(config)]
+    # A field's own name outweighs the group it was looked for in: model.batch_size means train.batch_size.
+    leaf = name.rpartition(".")[2]
+    return next((field for field in fields if field.rpartition(".")[2] == leaf), None) or ours(leaf, FIELDS, fields)
+
+
 def _type_sentence(name: str, value: Any, config: ConfigDict) -> str:
     parent, _, field = name.rpartition(".")
     group = _group(config, parent)
-    kind = group.get_type(field).__name__
-    return f"config field {name!r} is of type {kind} and cannot be {value!r} (it is {group[field]!r} now)."
+    kind = group.get_type(field)
+    wanted = _WANTED.get(kind)
+    return (
+        f"config field {name!r} is of type {kind.__name__} and cannot be {value!r} (it is {group[field]!r} now)"
+        f"{f': give {wanted}' if wanted else ''}."
+    )
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

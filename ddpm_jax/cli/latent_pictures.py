@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.cli import photos, sampling
+from ddpm_jax.cli import names, photos, sampling
 from ddpm_jax.cli.command import BETWEEN
 from ddpm_jax.cli.load import Loaded
 from ddpm_jax.cli.sampling import Recipe
@@ -74,7 +74,7 @@ def _interpolate(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
         said = f"{paths[0]}, {steps} images at t = {t} with λ from 0 to 1, {paths[1]}"
         return Drawn(row, len(row), {"lambdas": found.lambdas}, said)
 
-    stems = f"{paths[0].stem}_{paths[1].stem}_{_digest(settings)}"
+    stems = f"{names.stem(paths[0])}_{names.stem(paths[1])}_{_digest(settings)}"
     return Drawing(f"interpolate_{stems}_t{t}_n{steps}", settings, draw)
 
 
@@ -159,7 +159,7 @@ def _reconstruct(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
         )
         return Drawn(images, len(images), {f"rmse_{unit.replace(' ', '_')}": rmse}, said)
 
-    return Drawing(f"reconstruct_{path.stem}_{_digest(settings)}_c{corrections}", settings, draw)
+    return Drawing(f"reconstruct_{names.stem(path)}_{_digest(settings)}_c{corrections}", settings, draw)
 
 
 DRAWINGS: dict[str, Callable[[Loaded, Recipe, Any], Drawing]] = {

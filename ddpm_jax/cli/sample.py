@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import tqdm
 
-from ddpm_jax.cli import editing, latents, sampling
+from ddpm_jax.cli import editing, latents, names, sampling
 from ddpm_jax.cli.command import (
     MAX_BATCH,
     MAX_IMAGES,
@@ -128,7 +128,9 @@ def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
 
 
 def _default_out(loaded: Loaded, recipe: Recipe, flags: Any) -> os.PathLike:
-    name = f"step{loaded.step}_{loaded.weights}_seed{flags.seed}_{recipe.name()}_n{flags.num_samples}"
+    of_model = f"step{loaded.step}_{loaded.weights}_seed{flags.seed}"
+    what, how = names.what(recipe.record), names.how(recipe.record)
+    name = names.joined(what, of_model, how, f"n{flags.num_samples}")
     return as_path(flags.ckpt) / "generated" / name
 
 

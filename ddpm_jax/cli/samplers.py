@@ -33,7 +33,7 @@ from ddpm_jax.evaluation.sampler_comparison import PlaneProblem, sampler_within
 from ddpm_jax.files import as_path, reporting
 from ddpm_jax.plotting.samplers import Measure, error_against_evaluations
 from ddpm_jax.samplers.loop import Sampler
-from ddpm_jax.samplers.registry import SAMPLERS
+from ddpm_jax.samplers.registry import SAMPLERS, find
 from ddpm_jax.samplers.spacing import SPACINGS
 
 EVALUATIONS = "5,10,20,50,100"
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser, of_a_model = _parser()
     flags = parser.parse(argv)
-    names = [choose("sampler", name, SAMPLERS) and name for name in flags.samplers.split(",")]
+    names = [find(name) and name for name in flags.samplers.split(",")]
     budgets = sorted(set(flags.evaluations))
     spacing = choose("spacing", flags.spacing, SPACINGS) and flags.spacing
     unused = [] if flags.ckpt else [name for name in of_a_model if flags[name].present]

@@ -1,13 +1,11 @@
 """Flags -> how images are to be made: sampler, noise levels, guided model, in one `Recipe`; editing adds to it."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.cli import guidance
+from ddpm_jax.cli import guidance, names
 from ddpm_jax.cli.command import MAX_TIMESTEPS, Parser
 from ddpm_jax.cli.experiment import Experiment
 from ddpm_jax.cli.load import Loaded
@@ -55,14 +53,8 @@ class Recipe(NamedTuple):
         )
 
     def name(self) -> str:
-        """Of a folder of such images: steps, sampler, and a digest of the rest, where they are not the default."""
-        own = {name: value for name, value in self.record.items() if name not in ("sampler", "steps")}
-        parts = [f"steps{self.record['steps']}"]
-        if self.record["sampler"] != "ancestral":
-            parts.append(self.record["sampler"])
-        if own:
-            parts.append(hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8])
-        return "_".join(parts)
+        """Of files about such images: what they are made from, steps, sampler, a digest of what is not the default."""
+        return names.joined(names.what(self.record), names.how(self.record))
 
 
 def define_flags(parser: Parser) -> None:

@@ -84,7 +84,7 @@ _NEXT = {  # objective -> what to type after training; those that are missing ma
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, elsewhere=_as_a_field)
     parser.path(
         "config", DEFAULT_CONFIG, "Config file; --config.FIELD=VALUE overrides one of its fields.", metavar="FILE"
     )
@@ -129,6 +129,12 @@ def main(argv: Sequence[str]) -> int:
         check_batch(config)
         training = build_training(experiment)
         return _train(experiment, training, workdir, profile, flags.wandb, first_params, lock)
+
+
+def _as_a_field(flag: str) -> str | None:
+    """The override that a flag of another library's training script stands for."""
+    field = configs.field_called(flag, configs.default_config())
+    return field and f"config.{field}"
 
 
 def _common(config: ConfigDict) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def lay_out(root: Any, *, split: str, holdout: float, layout: str) -> Layout:
     trained_on = inside.get("train", names)
     of_classes = of_split.get("train", of_split.get(wanted))
     notes = [*_outside(root, files, of_split), *_empty(root, folders, of_classes, trained_on)]
+    notes += _unlabelled(root, of_classes, trained_on)
     folder = root / of_split[wanted] if of_split else root
     return Layout(folder, names, _classes(trained_on), splits, notes)
 
@@ -168,6 +169,25 @@ def _empty(root: Any, folders: Sequence[str], inside: str | None, names: Sequenc
         for name in level
         if "/" not in name and name not in with_pictures
     ]
+
+
+def _unlabelled(root: Any, inside: str | None, names: Sequence[str]) -> list[str]:
+    """Why images that lie in folders have no labels, where that is so."""
+    place = root if inside is None else root / inside
+    folders, loose = sorted({name.split("/")[0] for name in names if "/" in name}), [n for n in names if "/" not in n]
+    if folders and loose:
+        return [
+            f"{len(loose)} images lie in {place} itself, {loose[0]} first, next to its folders {_listed(folders)}, so "
+            "there are no labels: move them into folders to have classes"
+        ]
+    if len(folders) != 1:
+        return []
+    below = sorted({name.split("/")[1] for name in names if name.count("/") > 1})
+    sentence = f"all images of {place} lie in its one folder {folders[0]}, so there are no labels"
+    if len(below) < 2:
+        return [sentence]
+    remedy = f"set data_dir to {place / folders[0]}" if inside is None else f"move them from {folders[0]} into {place}"
+    return [f"{sentence}: to have the classes {_listed(below)}, {remedy}"]
 
 
 def label_of(name: str, folder: Any, classes: Sequence[str]) -> int:

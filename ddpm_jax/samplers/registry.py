@@ -6,6 +6,7 @@ tests/samplers/test_conformance.py.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -45,8 +46,45 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "unipc": unipc,
     "predictor_corrector": predictor_corrector,
 }
+ELSEWHERE = {  # small letters and digits of other libraries' names -> ours
+    "ddpm": "ancestral",
+    "ddpmancestral": "ancestral",
+    "eulera": "euler_ancestral",
+    "dpmpp": "dpmpp_2m",
+    "dpmsolver": "dpmpp_2m",
+    "dpmsolverpp": "dpmpp_2m",
+    "dpmsolver2": "dpmpp_2m",
+    "dpmsolver3": "dpmpp_3m",
+    "dpmppsde": "dpmpp_2m_sde",
+    "dpmsolversde": "dpmpp_2m_sde",
+    "dpmsolverppsde": "dpmpp_2m_sde",
+    "sdedpmsolverpp": "dpmpp_2m_sde",
+    "pc": "predictor_corrector",
+    "scoresdeve": "predictor_corrector",
+    "langevin": "predictor_corrector",
+}
 # Those that have a first step where x_T holds nothing of x_0, and so neither σ nor λ is a number.
 FROM_PURE_NOISE = ("ancestral", "ddim", "predictor_corrector")
+
+
+def find(name: str) -> Callable[..., Sampler]:
+    """The maker of a sampler.
+
+    Raises:
+      UsageError: an unknown sampler; the sentence names ours where it is another library's name of one.
+    """
+    return choose("sampler", name, SAMPLERS, hint=_known_as(name))
+
+
+def _known_as(name: str) -> str:
+    """ " Did you mean 'dpmpp_2m' with the spacing 'karras'?" for "DPM++ 2M Karras"; "" where nothing is known."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
+    plain = re.sub(r"(scheduler|discrete|multistep|singlestep)", "", plain)
+    spacing = next((spacing for spacing in ("karras", "exponential") if plain.endswith(spacing)), None)
+    plain = plain.removesuffix(spacing or "").removeprefix("sample")
+    ours = {own.replace("_", ""): own for own in SAMPLERS} | ELSEWHERE
+    found = ours.get(plain) or ours.get(plain.removeprefix("k"))
+    return f" Did you mean {found!r}{f' with the spacing {spacing!r}' if spacing else ''}?" if found else ""
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -55,7 +93,7 @@ def options_of(name: str) -> dict[str, Any]:
     Raises:
       UsageError: an unknown sampler.
     """
-    parameters = inspect.signature(choose("sampler", name, SAMPLERS)).parameters.values()
+    parameters = inspect.signature(find(name)).parameters.values()
     return {p.name: p.default for p in parameters if p.kind == p.KEYWORD_ONLY and p.name != "dtype"}
 
 

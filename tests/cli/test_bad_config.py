@@ -1,10 +1,12 @@
 """Configs that cannot work: one sentence, before a parameter is drawn and before the workdir is touched."""
 
+import pathlib
+
 import jax
 import pytest
 
 from ddpm_jax.cli import config as configs
-from ddpm_jax.cli import train
+from ddpm_jax.cli import synonyms, train
 
 NAMES = [  # field, a slip, the name that was meant
     ("diffusion.schedule", "linar", "linear"),
@@ -184,6 +186,13 @@ def test_values_that_do_not_go_together_are_refused(refused_untouched, overrides
         ("--config.model.ch=wide", ["'model.ch'", "type int", "'wide'"]),
         ("--config.model.ch=1.5", ["'model.ch'", "type int", "'1.5'"]),
         ("--config.data.flip=maybe", ["'data.flip'", "type bool", "'maybe'"]),
+        ("--config.data.flip=no", ["'data.flip'", "cannot be 'no'", "give true or false"]),
+        ("--config.optimizer.lr=1e-4", ["'optimizer.lr'", "Did you mean 'optimizer.learning_rate'?"]),
+        ("--config.train.bs=64", ["'train.bs'", "Did you mean 'train.batch_size'?"]),
+        ("--config.resolution=64", ["'resolution'", "Did you mean 'data.image_size'?"]),
+        ("--config.diffusion.timesteps=100", ["Did you mean 'diffusion.num_timesteps'?"]),
+        ("--config.model.ema_decay=0.99", ["Did you mean 'ema.decay'?"]),
+        ("--config.train.epochs=3", ["Did you mean 'train.num_steps'?"]),
         ("--config.optimizer.learning_rate=fast", ["'optimizer.learning_rate'", "type float", "'fast'"]),
         ("--config.data.flip", ["--config.data.flip has no value", "--config.data.flip=VALUE"]),
     ],
@@ -225,6 +234,29 @@ def test_a_config_file_that_fails_is_named_with_the_reason(refused, tmp_path, te
 def test_a_config_file_that_is_missing_is_refused_and_the_nearest_suggested(refused, config_file, tmp_path):
     config_file()
     refused("train", "--config", tmp_path / "mien.py", says=["mien.py", f"Did you mean '{tmp_path / 'mine.py'}'?"])
+    refused("train", "--config", "digts", says=["no config file digts", "Did you mean 'digits'?", "ddpm_cifar10"])
     refused("train", "--config", "nowhere/mine.py", says=["no config file nowhere/mine.py", "Paths start from"])
     (tmp_path / "mine.txt").write_text("text")
     refused("train", "--config", tmp_path / "mine.txt", says=["mine.txt is not a Python file"])
+
+
+def test_a_config_is_found_by_its_bare_name(tmp_path, monkeypatch):
+    ours = pathlib.Path(__file__).parents[2] / "configs" / "digits.py"
+    for name in ("digits", "digits.py"):
+        assert configs.config_file(name).resolve() == ours
+    monkeypatch.chdir(tmp_path)
+    assert configs.config_file("digits").resolve() == ours, "also from another directory"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.py").write_text("")
+    assert configs.config_file("digits").resolve() == tmp_path / "configs" / "digits.py", "one's own come first"
+    for name in ("other/digits", "digits.yaml", "nothing"):
+        assert not configs.config_file(name).exists()
+
+
+def test_every_synonym_is_of_one_field():
+    fields = dict(configs.flatten(configs.default_config()))
+    assert set(synonyms.FIELDS) <= set(fields)
+    others = [other for names in synonyms.FIELDS.values() for other in names.split()]
+    assert len(others) == len(set(others))
+    own = {field.rpartition(".")[2] for field in fields}
+    assert not own & set(others), "a field's own name needs no synonym"

@@ -7,7 +7,7 @@ import unittest.mock
 import pytest
 
 import ddpm_jax.cli
-from ddpm_jax.cli import command, sampling
+from ddpm_jax.cli import command, sampling, synonyms
 from ddpm_jax.errors import UsageError
 
 OF_NO_FLAG = [  # there is none that takes any of these
@@ -129,3 +129,26 @@ def test_an_argument_that_no_file_can_be_called_is_one_sentence(refused, name):
 
 def test_both_pictures_of_a_pair_are_looked_at(refused):
     refused("sample", "--interpolate", "a.png", "b" * 300, says=["has 300 bytes", "allows 255"])
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "meant"),
+    [
+        ("train", "--lr", "config.optimizer.learning_rate"),
+        ("train", "--batch_size", "config.train.batch_size"),
+        ("train", "--output_dir", "workdir"),
+        ("train", "--device", "platform"),
+        ("sample", "--num_inference_steps", "steps"),
+        ("sample", "--cfg_scale", "guidance_scale"),
+        ("sample", "--scheduler", "sampler"),
+        ("sample", "--checkpoint", "ckpt"),
+        ("evaluate", "--output_dir", "out"),
+    ],
+)
+def test_a_flag_of_another_library_is_answered_with_ours(refused, name, flag, meant):
+    refused(name, flag, "1", says=[f"There is no flag {flag}.", f"Did you mean '{meant}'?"])
+
+
+def test_every_synonym_is_of_a_flag():
+    flags = {flag for parser in PARSERS.values() for flag in parser.values}
+    assert set(synonyms.FLAGS) <= flags

@@ -111,6 +111,32 @@ def test_an_unknown_layout_is_refused(tmp_path):
         _load(tmp_path, layout="class")
 
 
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (
+            ["dataset/cat/a.png", "dataset/dog/b.png"],
+            ["one folder dataset", "classes cat and dog", "data_dir to {}/dataset"],
+        ),
+        (["train/all/cat/a.png", "train/all/dog/b.png", "test/all/c.png"], ["move them from all into {}/train"]),
+        (["cat/a.png", "cat/b.png"], ["all images of {} lie in its one folder cat, so there are no labels"]),
+        (["cat/a.png", "dog/b.png", "c.png", "d.png"], ["2 images lie in {} itself, c.png first", "cat and dog"]),
+    ],
+)
+def test_images_in_folders_that_have_no_labels_are_told_why(tmp_path, files, says):
+    found = _found(_pictures(tmp_path, *files))
+    assert found.classes == []
+    (note,) = found.notes
+    assert "so there are no labels" in note
+    for words in says:
+        assert words.format(tmp_path) in note
+
+
+@pytest.mark.parametrize("files", [["a.png", "b.png"], ["cat/a.png", "dog/b.png"]])
+def test_images_that_need_no_explanation_have_none(tmp_path, files):
+    assert _found(_pictures(tmp_path, *files)).notes == []
+
+
 @pytest.mark.parametrize("empty", ["bird", "train/bird"])
 def test_an_empty_folder_of_a_class_is_told(tmp_path, empty, caplog):
     inside = "train/" if empty.startswith("train") else ""

@@ -1,0 +1,68 @@
+"""Records of how images are made -> names of their folders and files: readable, safe, short, one for each record."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_IN_A_STEM = 24  # characters of a file's name that are kept
+_IN_A_NAME = 80  # of all that is said before the digest
+_SHOWN_LABELS = 3  # more are left to the digest
+_FORCES = {"classifier-free": "cfg", "classifier": "classifier", "weaker": "away"}  # kind of guidance -> its name
+
+
+def what(record: Mapping[str, Any]) -> str:
+    """The picture that images are made from, and the guidance: "img2img_photo_s0.6_cfg3"; "" where there is neither."""
+    parts = []
+    if "init_image" in record:
+        parts += ["img2img", stem(record["init_image"]), f"s{record['strength']:g}"]
+    if "inpaint" in record:
+        parts += ["inpaint", stem(record["inpaint"]), stem(record["mask"])]
+    if "low_res" in record:
+        parts += ["enlarge", stem(record["low_res"])]
+    if "guidance" in record:
+        force = record["guidance"]
+        parts.append(f"{_FORCES[force['kind']]}{force['scale']:g}")
+    return _short(parts)
+
+
+def how(record: Mapping[str, Any]) -> str:
+    """Steps, sampler and labels, and a digest of the record where more than steps and sampler are not the default.
+
+    The digest tells records apart that look alike in words: two photos of one name, say.
+    """
+    own = {name: value for name, value in record.items() if name not in ("sampler", "steps")}
+    parts = [f"steps{record['steps']}"]
+    if record["sampler"] != "ancestral":
+        parts.append(record["sampler"])
+    if "spacing" in record:
+        parts.append(record["spacing"] if isinstance(record["spacing"], str) else "times")
+    parts += [
+        f"{name}{value:g}" if isinstance(value, int | float) else f"{name}-{value}" for name, value in _options(own)
+    ]
+    if 0 < len(record.get("labels", ())) <= _SHOWN_LABELS:
+        parts.append(f"labels{'-'.join(map(str, record['labels']))}")
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:8]
+    return "_".join([_short(parts), *([digest] if own else [])])
+
+
+def stem(path: str | os.PathLike) -> str:
+    """The name of a file without its ending, of ASCII letters, digits, _ and -, which every shell takes as they are."""
+    name = os.path.splitext(os.path.basename(os.fspath(path)))[0]
+    return re.sub(r"[^A-Za-z0-9_]+", "-", name)[:_IN_A_STEM].strip("-") or "picture"
+
+
+def joined(*parts: str) -> str:
+    """The parts that say something, with _ between them."""
+    return "_".join(filter(None, parts))
+
+
+def _options(own: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    options = [(name, own[name]) for name in ("resamplings", "jump", "clip") if name in own]
+    return [*own.get("sampler_options", {}).items(), *options]
+
+
+def _short(parts: list[str]) -> str:
+    return re.sub(r"[^\w.+-]+", "-", "_".join(parts), flags=re.ASCII)[:_IN_A_NAME].rstrip("_")
