@@ -16,8 +16,16 @@ from ddpm_jax.cli.synonyms import FLAGS, ours
 from ddpm_jax.errors import FailureError, UsageError, suggest
 from ddpm_jax.files import BUCKET, as_path, check_place, is_of_a_bucket, is_remote, reason_of
 from ddpm_jax.numerals import Valid, number, numbers, whole_number, whole_numbers
+from ddpm_jax.training import interrupt
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 128 + signal.SIGINT  # exit codes; the last is the shell's convention
+OUT_OF_TIME = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
+_STOPPED = {
+    interrupt.Wish.TIME: OUT_OF_TIME,
+    interrupt.Wish.SIGINT: INTERRUPTED,
+    interrupt.Wish.SIGTERM: 128 + signal.SIGTERM,
+}
+MAX_SECONDS = 10**8  # three years
 MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would repeat the draws of a smaller
 BETWEEN = "\0"  # of several paths in one argument: no path holds it
 MAX_STEP = 2**31 - 1  # a run counts its updates in 32 bits
@@ -204,6 +212,23 @@ class Parser:
         return self.values
 
 
+def define_limit(parser: Parser) -> None:
+    """Adds --max_seconds."""
+    parser.integer(
+        "max_seconds",
+        None,
+        "Stop in order after this time, with what is done kept: the same command goes on with the rest.",
+        lower=1,
+        upper=MAX_SECONDS,
+    )
+
+
+def stop_of(parsed: flags.FlagValues) -> interrupt.Interrupt:
+    """What to enter while a command computes that keeps what it has done; the time limit begins here."""
+    promise = "stopping, with what is done kept; Ctrl-C again leaves at once"
+    return interrupt.Interrupt(promise, max_seconds=parsed.max_seconds)
+
+
 def define_process_flags(parser: Parser) -> None:
     """Adds the flags of a command that several processes can run together."""
     parser.boolean(
@@ -334,14 +359,20 @@ def keep_compiled(directory: str | None) -> None:
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Calls main(arguments) and returns the exit code: 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C.
 
-    Each comes with one sentence on standard error.
+    What was stopped before it was done ends with 130, 143 after SIGTERM, and 75 after --max_seconds. Each comes with
+    one sentence on standard error.
     """
     _print_whatever_is_said()
+    if argv is None:
+        interrupt.own_process()
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except (UsageError, FailureError) as error:
         print(f"error: {error}", file=sys.stderr)
         return _fail(USAGE if isinstance(error, UsageError) else FAILURE)
+    except interrupt.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return _fail(_STOPPED[stopped.wish])
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return _fail(INTERRUPTED)
@@ -376,4 +407,5 @@ def _fail(code: int) -> int:
     from ddpm_jax.training import hosts
 
     hosts.leave(code)
+    interrupt.leave_at_once(code)
     return code

@@ -21,12 +21,13 @@ Metrics of first stages (configs with objective = "first_stage"):
   elbo             the evidence lower bound and its terms, and the importance-weighted bound of --draws samples
 
 The bound takes one network evaluation for each image, draw and timestep. --num_images and --timestep_stride make it
-cheaper and stay unbiased; the standard error says what that costs. The ODE is solved once for each image and draw, with
-as many network evaluations as --rtol and --atol take, each with a pass back for every probe; --trace exact takes a pass
-for every number in an image. For the digits 1e-4 instead of 1e-6 moves an image's bits/dim by 0.002 (rms; 0.007 at most
-of 48) and their mean by less than 1e-4, in 270 evaluations instead of 1,270. A command that was stopped goes on where
-it stopped when it is given again. Several processes (--distributed) share out the images; they must see the same
-directories, and the first writes.
+cheaper and stay unbiased; the standard error says what that costs. The ODE is solved once for each image and draw,
+with as many network evaluations as --rtol and --atol take, each with a pass back for every probe; --trace exact takes
+a pass for every number in an image. For the digits 1e-4 instead of 1e-6 moves an image's bits/dim by 0.002 (rms;
+0.007 at most of 48) and their mean by less than 1e-4, in 270 evaluations instead of 1,270. Ctrl-C, SIGTERM and
+--max_seconds stop the command within a second or two, with exit code 130, 143 or 75, and of likelihoods whole batches
+kept: given again, it goes on where it stopped. Samples that a metric makes for itself are not kept. Several processes
+(--distributed) share out the images; they must see the same directories, and the first writes.
 """
 
 import sys
@@ -41,9 +42,11 @@ from ddpm_jax.cli.command import (
     MAX_TIMESTEPS,
     Parser,
     common_flags,
+    define_limit,
     define_process_flags,
     prepare_jax,
     run,
+    stop_of,
 )
 from ddpm_jax.cli.first_stage_metrics import FIRST_STAGE_METRICS
 from ddpm_jax.cli.load import (
@@ -55,12 +58,12 @@ from ddpm_jax.cli.load import (
     load_first_stage,
     versions,
 )
-from ddpm_jax.cli.metrics import METRICS, Result
+from ddpm_jax.cli.metrics import METRICS, Metric, Result
 from ddpm_jax.cli.split import result_path
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation.results import machine, write_record
 from ddpm_jax.files import check_place, reporting
-from ddpm_jax.training import hosts
+from ddpm_jax.training import hosts, interrupt
 
 MAX_DRAWS = 10_000
 
@@ -74,17 +77,28 @@ def main(argv: Sequence[str]) -> int:
     of_first_stage = [name for name in names if name in FIRST_STAGE_METRICS]
     if 0 < len(of_first_stage) < len(names):
         raise UsageError(f"--metric {flags.metric}: {of_first_stage[0]} is of a first stage, the others are not.")
+    stop = stop_of(flags)
     prepare_jax(flags)
     read = load_first_stage if of_first_stage else load
     loaded = read(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step} | identity_of(loaded))
     check_place(result_path("", loaded, flags, "").parent, flag="--out", writing=True)
-    for name, metric in metrics.items():
-        result = metric(loaded, flags)
-        if hosts.is_first():
-            _report(name, result, loaded, flags)
+    with stop:
+        for name, metric in metrics.items():
+            result = _computed(name, metric, loaded, flags)
+            if hosts.is_first():
+                _report(name, result, loaded, flags)
     hosts.wait_for_all("the results are written")
     return 0
+
+
+def _computed(name: str, metric: Metric, loaded: Loaded, flags: Any) -> Result:
+    try:
+        return metric(loaded, flags)
+    except interrupt.Stopped as stopped:
+        if stopped.kept:
+            raise
+        raise interrupt.Stopped(stopped.wish, f"{name} keeps nothing: the same command begins it again.") from None
 
 
 def _parser() -> Parser:
@@ -115,6 +129,7 @@ def _parser() -> Parser:
     )
     likelihood_ode.define_flags(parser)
     sampling.define_flags(parser)
+    define_limit(parser)
     define_process_flags(parser)
     return parser
 

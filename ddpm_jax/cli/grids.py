@@ -21,7 +21,7 @@ from ddpm_jax.files import reporting
 from ddpm_jax.plotting.images import save_png, side_by_side
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.training import hosts
-from ddpm_jax.training.metrics import MetricWriter
+from ddpm_jax.training.metrics import MetricWriter, Progress
 from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import TrainState
 
@@ -44,7 +44,7 @@ def grid_writer(
     source: Source,
     workdir: pathlib.Path,
     writer: MetricWriter,
-    say: Callable[[str], None],
+    progress: Progress,
     *,
     whole: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[int, TrainState], None]:
@@ -55,21 +55,22 @@ def grid_writer(
       source: its training images.
       workdir: where the pictures go.
       writer: gets the picture, and the mean and standard deviation of each channel.
-      say: prints a line for the person who watches.
+      progress: for the person who watches.
       whole: parameters as the state holds them -> on every device, as they are sampled with (`Parallelism.whole`).
 
     Raises:
       UsageError: see `preview.make_preview`.
     """
     config, preview = experiment.config, make_preview(experiment, about(source).class_names)
-    generate = experiment.generator(ancestral(experiment.respaced(config.train.sample_steps)))
+    generate = experiment.generator(ancestral(experiment.respaced(config.train.sample_steps)), together=True)
     labels = None if preview.condition is None else preview.condition.label
     data = functools.cache(lambda: reference_colours(source, labels))
 
     def draw(weights) -> np.ndarray:
         mine = hosts.share(preview.count)
         inputs = jax.tree.map(lambda leaf: leaf[mine], preview.condition)
-        made = generate(hosts.local(whole(weights)), base_key(config.seed), mine, inputs=inputs).images
+        watch = functools.partial(progress.drawing, f"{preview.count} samples")
+        made = generate(hosts.local(whole(weights)), base_key(config.seed), mine, inputs=inputs, watch=watch).images
         return hosts.gather([made], preview.count)
 
     def on_sample(step: int, state: TrainState) -> None:
@@ -88,7 +89,7 @@ def grid_writer(
             save_png(grid_path(workdir, step), picture)
         writer.image(step, "samples", picture)
         if warning:
-            say(f"step {step}: {warning}")
+            progress.say(f"step {step}: {warning}")
 
     return on_sample
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 
 from ddpm_jax.cli.load import Loaded, versions
-from ddpm_jax.cli.split import Span, Split, go_on, open_split, progress, result_path
+from ddpm_jax.cli.split import Span, Split, go_on, open_split, result_path
 from ddpm_jax.evaluation import results, tally
 from ddpm_jax.evaluation.bound import Strata, check_has_bound, make_bound, make_strata, stream_terms
 from ddpm_jax.training.conditioning import condition_of
+from ddpm_jax.training.progress import Counter
 
 
 class BoundOf(NamedTuple):
@@ -61,9 +62,9 @@ def _further(
         condition_of=functools.partial(condition_of, experiment.conditioning),
     )
     per_image = flags.draws * len(strata.first)
-    with progress(
-        (span.last - span.first) * per_image, initial=summed.num_images * per_image, unit="evaluation"
-    ) as bar:
+    with Counter(
+        "evaluating", (span.last - span.first) * per_image, initial=summed.num_images * per_image, unit="network output"
+    ) as counter:
         batches = stream_terms(
             bound,
             loaded.params,
@@ -74,7 +75,7 @@ def _further(
             batch_size=-(-flags.batch_size // jax.process_count()),
             done=span.first + summed.num_images,
             first=span.first,
-            on_evaluations=bar.update,
+            on_evaluations=counter.add,
         )
         for terms in batches:
             summed = tally.add(summed, strata, terms)

@@ -23,7 +23,8 @@ from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
 from ddpm_jax.evaluation.results import format_table
 from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.plotting import likelihood as pictures
-from ddpm_jax.training import hosts
+from ddpm_jax.training import hosts, interrupt
+from ddpm_jax.training.progress import Counter
 
 READ_BATCH = 256
 TABLE_ROWS = 11  # of the tables that are printed; the JSON has every row
@@ -224,17 +225,26 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
     )
 
     def samples() -> np.ndarray:
-        batches = generation.generate_batches(
-            recipe.generator(loaded.experiment.shape),
-            recipe.params,
-            seed=flags.seed,
-            indices=hosts.share(flags.num_samples),
-            batch_size=-(-flags.batch_size // jax.process_count()),
-            inputs_of=recipe.inputs_of,
-        )
-        return hosts.gather((images for _, images in batches), flags.num_samples)
+        indices = hosts.share(flags.num_samples)
+        with Counter("sampling", len(indices), unit="image") as counter:
+            batches = generation.generate_batches(
+                recipe.generator(loaded.experiment.shape),
+                recipe.params,
+                seed=flags.seed,
+                indices=indices,
+                batch_size=-(-flags.batch_size // jax.process_count()),
+                inputs_of=recipe.inputs_of,
+                on_rows=counter.within,
+            )
+            return hosts.gather((_counted(images, counter) for _, images in batches), flags.num_samples)
 
     return _Prepared(recipe, splits, settings, suffix, samples)
+
+
+def _counted(images: np.ndarray, counter: Counter) -> np.ndarray:
+    counter.add(len(images))
+    interrupt.check()
+    return images
 
 
 def _counts(made: _Prepared, train: np.ndarray, held_out: np.ndarray) -> dict[str, int]:

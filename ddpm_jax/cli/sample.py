@@ -13,7 +13,8 @@
     python sample.py --ckpt runs/cifar10 --interpolate_seeds 1,2 --sampler ddim
     python sample.py --ckpt runs/cifar10 --reconstruct photo.png --corrections 3
 
-Image i depends on --seed and on i only. A command that was stopped goes on where it stopped when it is given again.
+Image i depends on --seed and on i only. Ctrl-C, SIGTERM and --max_seconds stop the command within a second or two,
+with exit code 130, 143 or 75, and whole batches kept: given again, it goes on where it stopped.
 The last four commands make their own pictures instead of the samples. Several processes (--distributed) share out the
 NPZ files, up to a thousand images each, in a directory that all of them see; the first draws the grid.
 """
@@ -25,7 +26,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from ddpm_jax.cli import editing, latents, names, sampling
 from ddpm_jax.cli.command import (
@@ -34,9 +34,11 @@ from ddpm_jax.cli.command import (
     MAX_SEED,
     Parser,
     common_flags,
+    define_limit,
     define_process_flags,
     prepare_jax,
     run,
+    stop_of,
 )
 from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, identity_of, load, versions
 from ddpm_jax.cli.sampling import Recipe
@@ -46,6 +48,7 @@ from ddpm_jax.evaluation import generation
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting import images as pictures
 from ddpm_jax.training import hosts
+from ddpm_jax.training.progress import Counter
 from ddpm_jax.training.randomness import base_key
 
 IN_GRID = 64  # images in grid.png
@@ -79,9 +82,11 @@ def main(argv: Sequence[str]) -> int:
     sampling.define_flags(parser)
     editing.define_flags(parser)
     latents.define_flags(parser)
+    define_limit(parser)
     define_process_flags(parser)
     flags = parser.parse(latents.join_pair(argv))
     check_names_a_run(flags)
+    stop = stop_of(flags)
     drawings = latents.asked(flags)
     if drawings and flags.distributed:
         raise UsageError(f"--{drawings[0]} draws one picture, on one process: leave out --distributed.")
@@ -91,15 +96,19 @@ def main(argv: Sequence[str]) -> int:
     hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step} | identity)
     recipe = editing.edited(loaded, flags)
     if drawings:
-        return latents.run(loaded, identity, recipe, flags, drawings)
+        with stop:
+            return latents.run(loaded, identity, recipe, flags, drawings)
     out = as_path(flags.out or _default_out(loaded, recipe, flags))
     check_place(out, flag="--out", writing=True)
 
     batch_size = min(flags.batch_size, flags.num_samples)
     made_by = {"checkpoint": str(flags.ckpt), "checkpoint_step": loaded.step, "weights": loaded.weights, **identity}
-    _write_samples(loaded, recipe, out, made_by, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size)
-    if hosts.is_first():
-        _draw(loaded, recipe, out, flags)
+    with stop:
+        _write_samples(
+            loaded, recipe, out, made_by, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size
+        )
+        if hosts.is_first():
+            _draw(loaded, recipe, out, flags)
     hosts.wait_for_all("the pictures are drawn")
     return 0
 
@@ -163,20 +172,9 @@ def _write_samples(
     batch_size: int,
 ) -> None:
     manifest = {**made_by, "seed": seed, **recipe.record, "versions": versions()}
-    on_terminal = sys.stderr.isatty() and hosts.is_first()
     shard_size = -(-SHARD // batch_size) * batch_size
-    total = generation.share(num_samples, shard_size)
-    with (
-        tqdm.tqdm(total=total, unit="image", disable=not on_terminal) as images_bar,
-        tqdm.tqdm(
-            total=recipe.sampler.num_rows, unit="evaluation", desc="chain", disable=not on_terminal, leave=False
-        ) as chain_bar,
-    ):
-        generate = recipe.generator(
-            loaded.experiment.shape,
-            # The bar within the chain needs calls back to the host, which keep the program out of JAX's disk cache.
-            on_progress=(lambda done: _move(chain_bar, done)) if on_terminal else None,
-        )
+    generate = recipe.generator(loaded.experiment.shape)
+    with Counter("sampling", generation.share(num_samples, shard_size), unit="image") as counter:
         generation.write_shards(
             out,
             lambda indices: generation.generate_batches(
@@ -186,17 +184,13 @@ def _write_samples(
                 indices=indices,
                 batch_size=-(-batch_size // jax.process_count()),
                 inputs_of=recipe.inputs_of,
+                on_rows=counter.within,
             ),
             num_images=num_samples,
             shard_size=shard_size,
             manifest=manifest,
-            on_images=lambda done: _move(images_bar, done),
+            on_images=counter.reach,
         )
-
-
-def _move(bar: Any, done: int) -> None:
-    bar.n = done
-    bar.refresh()
 
 
 def _write_chain(loaded: Loaded, recipe: Recipe, out: os.PathLike, *, seed: int, num_chains: int) -> None:

@@ -2,12 +2,10 @@
 
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import tqdm
 
 from ddpm_jax.cli.data import check_classes, load_split
 from ddpm_jax.cli.load import Loaded, identity_of
@@ -16,7 +14,8 @@ from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.bound import check_images
 from ddpm_jax.files import as_path
-from ddpm_jax.training import hosts
+from ddpm_jax.training import hosts, interrupt
+from ddpm_jax.training.progress import Counter
 
 
 class Split(NamedTuple):
@@ -106,6 +105,7 @@ def go_on(
     Raises:
       UsageError: results made otherwise in the same place.
       FailureError: a file that is damaged or cannot be written, or that another command writes; what `compute` raises.
+      Stopped: by a signal or a time limit; what is at `path` stays.
     """
     with hosts.alone(path.parent, "evaluating into it", name=f".{path.name}.lock"):
         return _go_on(path, empty, num_images, compute, merge, made_with)
@@ -152,9 +152,18 @@ def _complete(
     made_with: dict[str, Any],
 ) -> results.AnyTally:
     """Adds to the tally of the first images of a span those that are missing; writes it after every batch."""
-    if tally.num_images < span.last - span.first:
+    total = span.last - span.first
+    if tally.num_images == total:
+        return tally
+    try:
         for tally in compute(tally, span):  # noqa: B020  the last one is the result
             results.save_tally(path, tally, made_with)
+            if tally.num_images < total:
+                interrupt.check()
+    except interrupt.Stopped as stopped:
+        kept = f"{tally.num_images} of {total} images are kept in {path}; the same command goes on with the rest."
+        nothing = "no batch was done yet: a smaller --batch_size is done sooner."
+        raise interrupt.Stopped(stopped.wish, kept if tally.num_images else nothing) from None
     return tally
 
 
@@ -177,7 +186,7 @@ def image_by_image(
       flags: --seed and --batch_size, of all processes together.
       merge: two tallies -> that of the images of both.
     """
-    with progress(span.last - span.first, initial=tally.num_images, unit="image") as bar:
+    with Counter("evaluating", span.last - span.first, initial=tally.num_images, unit="image") as counter:
         batches = stream(
             split.source,
             seed=flags.seed,
@@ -188,12 +197,5 @@ def image_by_image(
         )
         for batch in batches:
             tally = merge(tally, batch)
-            bar.update(batch.num_images)
+            counter.add(batch.num_images)
             yield tally
-
-
-def progress(total: int, *, initial: int, unit: str) -> tqdm.tqdm:
-    """A progress bar on a terminal, nothing elsewhere."""
-    return tqdm.tqdm(
-        total=total, initial=initial, unit=unit, unit_scale=True, disable=not (sys.stderr.isatty() and hosts.is_first())
-    )

@@ -6,11 +6,11 @@
     python train.py --distributed ...                            on every host of a TPU slice or of a Slurm job
     python train.py --distributed --coordinator HOST:1234 --num_processes 2 --process_id 0 ...         elsewhere
 
-Ctrl-C or SIGTERM: the run saves after the step under way and ends, with exit code 130 or 0; a second Ctrl-C ends it at
-once. Of several processes any one may get the signal: all save at a common step, a second or two steps later, or when
-the grid under way is drawn. If a process is lost, the others end with exit code 1, at the latest after a minute. The
-same command resumes the run with the same data and draws, on any number of processes and devices that divides the
-batch.
+Ctrl-C, SIGTERM or --max_seconds: the run saves after the step under way and ends, with exit code 130, 0 or 0; a grid
+under way is left, and drawn when the run is resumed. A second Ctrl-C ends the run at once. Of several processes any
+one may get the signal: all save at a common step, a second or two steps later. If a process is lost, the others end
+with exit code 1, at the latest after a minute. The same command resumes the run with the same data and draws, on any
+number of processes and devices that divides the batch.
 
 Every field of the config, with its default, is listed in `ddpm_jax/cli/config.py`.
 """
@@ -19,7 +19,6 @@ import contextlib
 import json
 import os
 import pathlib
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -33,6 +32,7 @@ from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import (
     INTERRUPTED,
     Parser,
+    define_limit,
     define_process_flags,
     prepare_jax,
     run,
@@ -64,7 +64,8 @@ from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.checkpoint_reading import saved_steps
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.ema_snapshots import Snapshots
-from ddpm_jax.training.loop import LoopOptions, train
+from ddpm_jax.training.interrupt import Interrupt, Wish
+from ddpm_jax.training.loop import PROMISE, LoopOptions, train
 from ddpm_jax.training.objective import QUARTILES
 from ddpm_jax.training.optimizer import check_length
 from ddpm_jax.training.parallel import bytes_per_device, several
@@ -106,6 +107,7 @@ def main(argv: Sequence[str]) -> int:
         "Show the run in this project of Weights & Biases, too; ENTITY/PROJECT for one of a team.",
         metavar="PROJECT",
     )
+    define_limit(parser)
     define_process_flags(parser)
     overrides, rest = configs.split_overrides(argv)
     flags = parser.parse(rest)
@@ -115,6 +117,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.wandb is not None:
         weights_and_biases.load(flags.wandb)
 
+    stop = Interrupt(PROMISE, max_seconds=flags.max_seconds)
     prepare_jax(flags)
     hosts.check_equal(_common(config))
     _check_workdir(workdir)
@@ -128,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
         experiment = build(config, first)
         check_batch(config)
         training = build_training(experiment)
-        return _train(experiment, training, workdir, profile, flags.wandb, first_params, lock)
+        return _train(experiment, training, workdir, profile, flags.wandb, first_params, lock, stop)
 
 
 def _as_a_field(flag: str) -> str | None:
@@ -212,6 +215,7 @@ def _train(
     wandb: str | None = None,
     first_params: Any = None,
     lock: Lock | None = None,
+    stop: Interrupt | None = None,
 ) -> int:
     """Trains from the newest checkpoint in `workdir`, or from the beginning; returns the exit code.
 
@@ -269,7 +273,7 @@ def _train(
             config=settings,
             writer=writer,
             progress=progress,
-            on_sample=_on_sample(experiment, source, workdir, writer, progress.say, parallelism.whole),
+            on_sample=_on_sample(experiment, source, workdir, writer, progress, parallelism.whole),
             train_steps=parallelism.map_step(several(training.train_step)),
             trace=trace,
             explain=make_explain(
@@ -280,10 +284,12 @@ def _train(
             parallelism=parallelism,
             on_snapshot=snapshots,
             owes_grid=_owes_grid(config, workdir, start),
+            interrupt=stop,
         )
     if hosts.is_first():
         _finish(outcome.interrupted_by, int(outcome.state.step), workdir, config.objective)
-    return INTERRUPTED if outcome.interrupted_by == signal.SIGINT else 0  # SIGTERM is a scheduler's wish, and granted
+    # SIGTERM and the time limit are a scheduler's wishes, and granted.
+    return INTERRUPTED if outcome.interrupted_by == Wish.SIGINT else 0
 
 
 def _on_sample(
@@ -291,15 +297,15 @@ def _on_sample(
     source: sources.Source,
     workdir: pathlib.Path,
     writer: metrics.MetricWriter,
-    say: Callable[[str], None],
+    progress: metrics.Progress,
     whole: Callable[[Any], Any],
 ) -> Callable[[int, TrainState], None]:
     """What is shown every `train.sample_every` steps."""
     match experiment.config.objective:
         case "diffusion":
-            return grid_writer(experiment, source, workdir, writer, say, whole=whole)
+            return grid_writer(experiment, source, workdir, writer, progress, whole=whole)
         case "first_stage":
-            return picture_writer(experiment, workdir, writer, say, whole=whole)
+            return picture_writer(experiment, workdir, writer, progress.say, whole=whole)
     return no_grid
 
 
@@ -405,7 +411,7 @@ def _over(experiment: Experiment, state: TrainState) -> str:
     return f" as latents of {shape} times {scale:.4g}"
 
 
-def _finish(interrupted_by: signal.Signals | None, step: int, workdir: pathlib.Path, objective: str) -> None:
+def _finish(interrupted_by: Wish | None, step: int, workdir: pathlib.Path, objective: str) -> None:
     """Draws the loss, and says what there is and what to type next."""
     written = records.read(workdir)
     steps, losses = columns(written, ["loss"])

@@ -25,7 +25,9 @@ from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.timesteps import fold_in_each
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.evaluation import dispatch
 from ddpm_jax.evaluation.batches import image_batches
+from ddpm_jax.evaluation.dispatch import Pace
 from ddpm_jax.keys import base_key
 from ddpm_jax.samplers.randomness import normal
 from ddpm_jax.training import parallel
@@ -125,7 +127,9 @@ def make_bound(
     noise: Noise = gaussian_noise,
     condition_of: Callable[[chex.Array, chex.Array | None], Any] | None = None,
 ) -> Bound:
-    """Returns bound(params, key, draw, images, index, labels=None): one `lax.scan` over the strata, on all devices.
+    """Returns bound(params, key, draw, images, index, labels=None): a loop over the strata, on all devices.
+
+    It is walked in dispatches of about half a second, between which signals are seen; see `dispatch.walk`.
 
     Of a conditional model it is the bound on -log p(x_0 | its condition), and no bound on -log p(x_0).
 
@@ -145,7 +149,14 @@ def make_bound(
     """
     check_has_bound(schedule)
 
-    def terms(shared, examples):
+    pace, num_rows = Pace(), len(strata.first)
+    table = tuple(np.asarray(column, np.int32) for column in (np.arange(num_rows), strata.first, strata.size))
+
+    def empty(shared, examples):
+        visited = num_rows, len(examples[0])
+        return jnp.zeros(visited, jnp.int32), jnp.zeros(visited, jnp.float32), jnp.zeros(visited, jnp.float32)
+
+    def visit(shared, examples, terms, first, last):
         params, key, draw = shared
         images, index, labels = examples
         x_0 = to_model_range(images)
@@ -153,24 +164,35 @@ def make_bound(
         image_keys = fold_in_each(jax.random.fold_in(key, BOUND), index)
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(image_keys, draw)
 
-        def at_row(carry, stratum):
+        def at_row(row, terms):
+            stratum = (jax.lax.dynamic_index_in_dim(column, row, keepdims=False) for column in table)
             t = draw_timesteps(keys, *stratum)
             x_t = q_sample(schedule, x_0, t, noise(keys, t, x_0.shape[1:]))
             prediction = denoiser(x_t, t)
             bits = bound_term(schedule, prediction, x_0, x_t, t)
-            return carry, (t, bits, mean_over_dims(jnp.square(prediction.x_0 - x_0)))
+            found = t, bits, mean_over_dims(jnp.square(prediction.x_0 - x_0))
+            return tuple(all_.at[row].set(one.astype(all_.dtype)) for all_, one in zip(terms, found, strict=True))
 
-        rows = np.arange(len(strata.first), dtype=np.int32)
-        _, visited = jax.lax.scan(at_row, None, (rows, strata.first, strata.size))
+        return jax.lax.fori_loop(first, last, at_row, terms)
+
+    def result(shared, examples_and_terms):
+        (images, *_), terms = examples_and_terms
         # The images' axis comes first in everything that leaves a device.
-        return Terms(*(part.T for part in visited), prior_term(schedule, x_0))
+        return Terms(*(part.T for part in terms), prior_term(schedule, to_model_range(images)))
 
-    mapped = parallel.map_examples(terms)
+    begun, segment, finished = parallel.map_examples(empty), parallel.map_segment(visit), parallel.map_examples(result)
 
     def bound(params, key, draw, images, index, labels=None):
         chex.assert_type(images, np.uint8)
-        examples = parallel.shard((images, np.asarray(index, np.int32), labels))
-        return parallel.unshard(mapped((params, key, np.int32(draw)), examples))
+        shared = parallel.replicate((params, key, np.int32(draw)))
+        examples = parallel.to_devices([(images, np.asarray(index, np.int32), labels)])
+        terms = dispatch.walk(
+            lambda terms, first, last: segment(shared, examples, terms, first, last),
+            begun(shared, examples),
+            num_rows,
+            pace=pace,
+        )
+        return parallel.unshard(finished(shared, (examples, terms)))
 
     return bound
 

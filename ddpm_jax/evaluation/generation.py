@@ -22,13 +22,15 @@ from ddpm_jax.data.transforms import to_uint8
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.evaluation import dispatch
+from ddpm_jax.evaluation.dispatch import Pace, Watch, unwatched
 from ddpm_jax.evaluation.results import check_same
 from ddpm_jax.files import as_path, read_file, reporting, write_atomically
 from ddpm_jax.keys import base_key
-from ddpm_jax.samplers import randomness
-from ddpm_jax.samplers.loop import Sampler, sample
+from ddpm_jax.samplers import loop, randomness
+from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.schema import LARGEST, Malformed, Table, Whole, parse
-from ddpm_jax.training import hosts, parallel
+from ddpm_jax.training import hosts, interrupt, parallel
 
 MANIFEST = "manifest.json"
 _SIZES = Table({"num_images": Whole(1), "shard_size": Whole(1)})
@@ -53,6 +55,7 @@ class Generate(Protocol):
         *,
         inputs: Any = None,
         batch_size: int | None = None,
+        watch: Watch = unwatched,
     ) -> Generated: ...
 
 
@@ -80,9 +83,9 @@ def make_generate(
     start: Callable[[Schedule, chex.PRNGKey, tuple[int, ...], Any], chex.Array] = from_noise,
     edit: Callable[[Sampler, Any], Sampler] = as_it_is,
     num_frames: int = 0,
-    on_progress: Callable[[int], None] | None = None,
+    together: bool = False,
 ) -> Generate:
-    """Returns generate(params, base_key, indices, inputs=None, batch_size=None) -> `Generated`.
+    """Returns generate(params, base_key, indices, inputs=None, batch_size=None, watch=unwatched) -> `Generated`.
 
     Image i depends only on the base key, `key(seed)`, and on i; the batch and the number of devices can change its last
     digit, where the network's sums are then taken in another order. `indices` is int [n], any selection in any order.
@@ -100,42 +103,60 @@ def make_generate(
       start: (schedule, keys [B], shape, inputs) -> x_T [B, h, w, c], where the chain begins; traced.
       edit: (sampler, inputs) -> the sampler that also knows of the inputs; traced.
       num_frames: frames kept of each chain, 0 for none.
-      on_progress: host function, called with the rows of the chain that are done, increasing, the last time with their
-        number; the first device calls. All calls of a batch have been made when generate returns.
+      together: all processes of a run make as many images each, and stop together; see `dispatch.walk`.
+
+    The chains are walked in dispatches of about half a second, between which generate calls `watch` with the rows that
+    are done and their number, and looks at signals.
 
     Generate raises:
+      Stopped: see `dispatch.walk`.
       UsageError: no indices, more than `batch_size`, or `num_frames` not of this chain.
       FailureError: an image that is not finite.
     """
+    pace, num_rows = Pace(), sampler.num_rows
 
-    def chains(shared, examples):
-        params, base_key, schedule, rows = shared
+    def parts_of(shared, examples):
+        _, base_key, schedule, rows = shared
         indices, inputs = examples
-        keys = randomness.image_keys(base_key, indices)
-        samples = sample(
-            make_denoiser(params, schedule, inputs),
-            edit(sampler._replace(schedule=schedule, rows=rows), inputs),
-            start(schedule, keys, shape, inputs),
-            keys,
-            num_frames=num_frames,
-            on_progress=on_progress,
-            reports=jax.lax.axis_index(parallel.AXIS) == 0,
-        )
+        edited = edit(sampler._replace(schedule=schedule, rows=rows), inputs)
+        return edited, randomness.image_keys(base_key, indices), inputs
+
+    def set_out(shared, examples):
+        edited, keys, inputs = parts_of(shared, examples)
+        return loop.begin(edited, start(shared[2], keys, shape, inputs), num_frames=num_frames)
+
+    def go_on(shared, examples, walk, first, last):
+        edited, keys, inputs = parts_of(shared, examples)
+        denoiser = make_denoiser(shared[0], shared[2], inputs)
+        return loop.advance(denoiser, edited, walk, keys, first, last)
+
+    def arrive(shared, examples_and_walk):
+        examples, walk = examples_and_walk
+        params, (edited, _, inputs) = shared[0], parts_of(shared, examples)
+        samples = loop.finish(edited, walk)
         finite = jnp.all(jnp.isfinite(samples.x_0), axis=(1, 2, 3))
         # The images' axis comes first in everything that leaves a device.
         show_all = functools.partial(jax.lax.map, lambda x: show(params, x, inputs))
         frames = [None if f is None else jnp.swapaxes(show_all(f), 0, 1) for f in samples[1:]]
         return Generated(show(params, samples.x_0, inputs), *frames), finite
 
-    mapped = parallel.map_examples(chains)
+    begun, segment, arrived = parallel.map_examples(set_out), parallel.map_segment(go_on), parallel.map_examples(arrive)
 
-    def generate(params, base_key, indices, *, inputs=None, batch_size=None):
+    def generate(params, base_key, indices, *, inputs=None, batch_size=None, watch=unwatched):
         indices = np.asarray(indices, np.int32)
-        examples = parallel.shard(_pad((indices, inputs), len(indices), batch_size))
-        padded = parallel.unshard(mapped((params, base_key, sampler.schedule, sampler.rows), examples))
+        # On the devices once, not with every dispatch.
+        shared = parallel.replicate((params, base_key, sampler.schedule, sampler.rows))
+        examples = parallel.to_devices([_pad((indices, inputs), len(indices), batch_size)])
+        walk = dispatch.walk(
+            lambda walk, first, last: segment(shared, examples, walk, first, last),
+            begun(shared, examples),
+            num_rows,
+            pace=pace,
+            watch=watch,
+            together=together,
+        )
+        padded = parallel.unshard(arrived(shared, (examples, walk)))
         generated, finite = jax.tree.map(lambda x: x[: len(indices)], padded)
-        if on_progress is not None:
-            jax.effects_barrier()
         if not finite.all():
             raise FailureError(
                 f"Image {indices[np.argmin(finite)]} came out as not-a-number or infinite: the weights have diverged, "
@@ -165,14 +186,17 @@ def generate_batches(
     indices: Sequence[int],
     batch_size: int,
     inputs_of: Callable[[np.ndarray], Any] = lambda indices: None,
+    on_rows: Callable[[int, int, int], None] = lambda images, done, total: None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (indices int [n], images uint8 [n, H, W, C]) in order; n is `batch_size` but for the last.
 
     `indices` are the global indices of the images wanted: `range(300)`, say. `inputs_of` gives the inputs of the images
-    of some of them, int [n] -> leaves [n, ...].
+    of some of them, int [n] -> leaves [n, ...]. `on_rows` is called now and then with the number of images of the batch
+    under way, and how many rows of its chains are done of how many.
 
     Raises:
       UsageError: `batch_size` is not positive.
+      Stopped: see `dispatch.walk`.
     """
     if batch_size < 1:
         raise UsageError(f"The batch size is {batch_size}: choose at least 1.")
@@ -180,7 +204,9 @@ def generate_batches(
     indices = np.asarray(indices)
     for start in range(0, len(indices), batch_size):
         batch = indices[start : start + batch_size]
-        yield batch, generate(params, key, batch, inputs=inputs_of(batch), batch_size=batch_size).images
+        watch = functools.partial(on_rows, len(batch))
+        made = generate(params, key, batch, inputs=inputs_of(batch), batch_size=batch_size, watch=watch)
+        yield batch, made.images
 
 
 def write_shards(
@@ -218,6 +244,8 @@ def write_shards(
         named), or it is not the same for all processes.
       FailureError: the disk is full or cannot be written, a shard that is there is damaged or of other images, or
         another command makes images there. Whole shards stay.
+      Stopped: by a signal or a time limit. Whole shards stay, and of the one under way the batches that are done, in a
+        file `.samples-00000-of-00050.begun`.
     """
     for name, size in (("num_images", num_images), ("shard_size", shard_size)):
         if size < 1:
@@ -250,18 +278,25 @@ def _write_shards(
     for shard in mine:
         if shard not in missing:
             _check_index(shard)
-    done = sum(len(shard.index) for shard in mine) - sum(len(shard.index) for shard in missing)
+    total = sum(len(shard.index) for shard in mine)
+    done = total - sum(len(shard.index) for shard in missing)
     on_images(done)
     for shard in missing:
-        parts = []
-        for indices, images in make_batches(shard.index):
-            parts.append(images)
-            done += len(indices)
-            on_images(done)
-        buffer = io.BytesIO()
-        np.savez(buffer, images=np.concatenate(parts), index=shard.index)
-        with reporting(shard.path):
-            write_atomically(shard.path, buffer.getvalue())
+        parts = _begun(shard)
+        done += sum(map(len, parts))
+        try:
+            for indices, images in make_batches(shard.index[sum(map(len, parts)) :]):
+                parts.append(images)
+                done += len(indices)
+                on_images(done)
+                if done < total:
+                    interrupt.check()
+        except interrupt.Stopped as stopped:
+            if parts:
+                _save(shard, parts, shard.begun)
+            raise interrupt.Stopped(stopped.wish, _kept(done, total, directory)) from None
+        _save(shard, parts, shard.path)
+        shard.begun.unlink(missing_ok=True)
     hosts.wait_for_all("all images are there")
 
 
@@ -304,6 +339,42 @@ def read_shards(directory: str | os.PathLike, count: int | None = None) -> np.nd
 class _Shard(NamedTuple):
     path: pathlib.Path
     index: np.ndarray  # int64 [n]
+
+    @property
+    def begun(self) -> pathlib.Path:
+        """Where its first batches are kept while it is not whole."""
+        return self.path.with_name(f".{self.path.stem}.begun")
+
+
+def _save(shard: _Shard, parts: Sequence[np.ndarray], path: pathlib.Path) -> None:
+    images, buffer = np.concatenate(parts), io.BytesIO()
+    np.savez(buffer, images=images, index=shard.index[: len(images)])
+    with reporting(path):
+        write_atomically(path, buffer.getvalue())
+
+
+def _begun(shard: _Shard) -> list[np.ndarray]:
+    """The images of the shard that a stopped command had made, uint8 [n, H, W, C] in a list; else an empty one."""
+    if not shard.begun.exists():
+        return []
+    with reporting(shard.begun, "read"):
+        data = read_file(shard.begun)
+    headers = {
+        "images": Header(np.dtype(np.uint8), (None, None, None, None)),
+        "index": Header(np.dtype(np.int64), (None,)),
+    }
+    try:
+        images, index = read_npz(data, headers).values()
+    except BadArchive:
+        return []  # they are made again
+    fits = len(images) == len(index) < len(shard.index) and np.array_equal(index, shard.index[: len(index)])
+    return [images] if fits else []
+
+
+def _kept(done: int, total: int, directory: os.PathLike) -> str:
+    if not done:
+        return f"no batch of {directory} was done yet: a smaller --batch_size is done sooner."
+    return f"{done} of {total} images are kept in {directory}; the same command goes on with the rest."
 
 
 def _shards(directory: pathlib.Path, num_images: int, shard_size: int) -> list[_Shard]:

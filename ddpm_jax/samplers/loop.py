@@ -1,10 +1,10 @@
-"""`sample`: walks a sampler's table with one `lax.scan`, the only loop that walks a chain.
+"""`sample` walks a sampler's table with one `lax.scan`; `begin`, `advance` and `finish` do so in segments.
 
 What a row holds and what a step does is the sampler's affair (`ancestral`, and its neighbours); what the network's
-output means, clipping and guidance are the denoiser's. Batches, devices and files are `evaluation.generation`.
+output means, clipping and guidance are the denoiser's. Batches, devices and files are `evaluation.generation`, and how
+long a segment is, `evaluation.dispatch`.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -17,8 +17,6 @@ from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.samplers import randomness
-
-REPORTS = 64  # per chain: a bar moves every 1.6 %, and the host is disturbed no oftener
 
 
 class State(Protocol):
@@ -59,6 +57,13 @@ class Samples(NamedTuple):
     frames_x_0: chex.Array | None  # [K, B, H, W, C]: the x_0 predicted from the x_t of the same frame; None for K = 0
 
 
+class Walk(NamedTuple):
+    """B chains under way: all that one segment hands on to the next."""
+
+    state: State
+    frames: tuple[chex.Array, chex.Array] | None  # x_t and x_0, [K, B, H, W, C] each, filled so far; None for K = 0
+
+
 def sample(
     denoiser: Denoiser,
     sampler: Sampler,
@@ -66,8 +71,6 @@ def sample(
     keys: chex.PRNGKey,
     *,
     num_frames: int = 0,
-    on_progress: Callable[[int], None] | None = None,
-    reports: chex.Array | bool = True,
 ) -> Samples:
     """Runs the reverse chains of a batch from noise to images.
 
@@ -77,10 +80,6 @@ def sample(
       x_T: float32 [B, H, W, C], standard normal: `randomness.initial_noise`.
       keys: [B], one for each image: `randomness.image_keys`.
       num_frames: K, 0 or 2..N+1; only the K frames are kept in memory, never all N.
-      on_progress: host function, called with the number of rows reached: increasing, at most 64 times, N last. It does
-        not change the result; None leaves no trace in the compiled program. Calls may still be under way when the
-        samples are there: `jax.effects_barrier()` waits for them.
-      reports: bool scalar, may be traced: whether this call is one that reports. Of several devices let one do it.
 
     Returns:
       `Samples`, float32; values lie near [-1, 1] and are not clipped here.
@@ -88,24 +87,79 @@ def sample(
     Raises:
       UsageError: `num_frames` is 1, negative or more than the chain has.
     """
-    chex.assert_rank(keys, 1)
     chex.assert_equal_shape_prefix([x_T, keys], 1)
-    num_rows = sampler.num_rows
-    slots = _frame_slots(num_rows, num_frames)
+    walk = begin(sampler, x_T, num_frames=num_frames)
+
+    def body(walk, scanned):
+        row, countdown, slot = scanned
+        return _walk_row(denoiser, sampler, walk, keys, row, countdown, slot), None
+
+    table = (sampler.rows, _countdown(sampler), _frame_slots(sampler.num_rows, num_frames)[:-1])
+    walk, _ = jax.lax.scan(body, walk, table)
+    return finish(sampler, walk)
+
+
+def begin(sampler: Sampler, x_T: chex.Array, *, num_frames: int = 0) -> Walk:
+    """The chains before their first row; arguments and errors are those of `sample`."""
+    _frame_slots(sampler.num_rows, num_frames)
     frames = tuple(jnp.zeros((num_frames, *x_T.shape), x_T.dtype) for _ in range(2)) if num_frames else None
+    return Walk(sampler.init(x_T), frames)
 
-    def body(carry, scanned):
-        state, frames = carry
-        row, t, slot = scanned
-        if on_progress is not None:
-            _report(on_progress, num_rows - t, num_rows, reports)
-        next_state, prediction = sampler.step(denoiser, state, row, randomness.row_keys(keys, t))
-        return (next_state, _keep(frames, slot, state.x_t, prediction.x_0)), None
 
-    countdown = np.arange(num_rows, dtype=np.int32)[::-1]
-    (state, frames), _ = jax.lax.scan(body, (sampler.init(x_T), frames), (sampler.rows, countdown, slots[:-1]))
-    frames_x_t, frames_x_0 = _keep(frames, slots[-1], state.x_t, state.x_t) or (None, None)
-    return Samples(state.x_t, frames_x_t, frames_x_0)
+def advance(
+    denoiser: Denoiser, sampler: Sampler, walk: Walk, keys: chex.PRNGKey, first: chex.Array, last: chex.Array
+) -> Walk:
+    """Walks the rows first..last-1 of the table; from 0 to N in any number of segments it is what `sample` does.
+
+    The length of a `scan` is compiled in. Here the bounds are arguments, so that one program serves segments of every
+    length, and where a chain is cut cannot change a bit of it.
+
+    Args:
+      denoiser: as for `sample`.
+      sampler: as for `sample`.
+      walk: of `begin`, or of the segment before; its buffers may be donated.
+      keys: [B], the same for every segment.
+      first: int32 scalar, may be traced.
+      last: int32 scalar, may be traced; at most N.
+    """
+    chex.assert_rank(keys, 1)
+    tables = (sampler.rows, _countdown(sampler), _slots_of(sampler, walk)[:-1])
+
+    def body(i, walk):
+        of_row = jax.tree.map(lambda table: jax.lax.dynamic_index_in_dim(table, i, keepdims=False), tables)
+        return _walk_row(denoiser, sampler, walk, keys, *of_row)
+
+    return jax.lax.fori_loop(first, last, body, walk)
+
+
+def finish(sampler: Sampler, walk: Walk) -> Samples:
+    """The samples of chains that have walked all rows."""
+    x_0 = walk.state.x_t
+    frames_x_t, frames_x_0 = _keep(walk.frames, _slots_of(sampler, walk)[-1], x_0, x_0) or (None, None)
+    return Samples(x_0, frames_x_t, frames_x_0)
+
+
+def _walk_row(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    walk: Walk,
+    keys: chex.PRNGKey,
+    row: Any,
+    countdown: chex.Array,
+    slot: chex.Array,
+) -> Walk:
+    """One row of the table; `slot` is the frame that x_t fills before it."""
+    state, prediction = sampler.step(denoiser, walk.state, row, randomness.row_keys(keys, countdown))
+    return Walk(state, _keep(walk.frames, slot, walk.state.x_t, prediction.x_0))
+
+
+def _countdown(sampler: Sampler) -> np.ndarray:
+    """What each row folds into the keys, int32 [N]: N-1, ..., 0."""
+    return np.arange(sampler.num_rows, dtype=np.int32)[::-1]
+
+
+def _slots_of(sampler: Sampler, walk: Walk) -> np.ndarray:
+    return _frame_slots(sampler.num_rows, 0 if walk.frames is None else len(walk.frames[0]))
 
 
 def _frame_slots(num_rows: int, num_frames: int) -> np.ndarray:
@@ -124,13 +178,3 @@ def _keep(frames: tuple | None, slot: chex.Array, *images: chex.Array) -> tuple 
     if frames is None:
         return None
     return tuple(buffer.at[slot].set(image, mode="drop") for buffer, image in zip(frames, images, strict=True))
-
-
-def _report(on_progress: Callable[[int], None], reached: chex.Array, num_rows: int, reports: chex.Array | bool) -> None:
-    """Tells the host, now and then, which row the chain has come to."""
-    due = (reached % math.ceil(num_rows / REPORTS) == 0) | (reached == num_rows)
-    jax.lax.cond(
-        due & reports,
-        lambda: jax.debug.callback(lambda reached: on_progress(int(reached)), reached),
-        lambda: None,
-    )

@@ -6,7 +6,6 @@ step, or `steps_per_call` of them. The arithmetic is in `step`; what goes to dis
 """
 
 import math
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -18,12 +17,13 @@ from ddpm_jax.errors import FailureError
 from ddpm_jax.training import hosts
 from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.diagnosis import Explain
-from ddpm_jax.training.interrupt import Interrupt
+from ddpm_jax.training.interrupt import Interrupt, Stopped, Wish
 from ddpm_jax.training.metrics import Averages, MetricWriter, Progress, Throughput
 from ddpm_jax.training.parallel import PMAP, Parallelism
 from ddpm_jax.training.profiling import Trace
 from ddpm_jax.training.state import TrainState
 
+PROMISE = "saving after this step; Ctrl-C again stops without saving"
 FINITE = (
     "computed again, each part of the batch has a finite loss and gradient, so either their sum overflows or the "
     "device erred"
@@ -76,7 +76,7 @@ class Outcome(NamedTuple):
     """How a run ended."""
 
     state: TrainState
-    interrupted_by: signal.Signals | None
+    interrupted_by: Wish | None
 
 
 def train(
@@ -97,8 +97,9 @@ def train(
     parallelism: Parallelism = PMAP,
     on_snapshot: Callable[[int, TrainState], None] | None = None,
     owes_grid: bool = False,
+    interrupt: Interrupt | None = None,
 ) -> Outcome:
-    """Trains from `state` until `options.num_steps`, or until SIGINT or SIGTERM asks to stop; then saves.
+    """Trains from `state` until `options.num_steps`, or until a signal or the time limit asks to stop; then saves.
 
     Of several processes each calls this, and all stop after the same step when one of them is asked to.
 
@@ -112,7 +113,8 @@ def train(
       config: JSON-able, saved with every checkpoint.
       writer: receives a record every `log_every` steps.
       progress: the bar or lines that a person watches.
-      on_sample: called with (step, state) every `sample_every` steps and at the end.
+      on_sample: called with (step, state) every `sample_every` steps and at the end, when the step is saved. It may
+        give up by raising `Stopped`.
       train_steps: `parallel.several` of the step, mapped; needed where `options.steps_per_call` is above 1.
       trace: profiles some of the steps.
       explain: says why a step was not finite (`diagnosis.make_explain`), given the state before it, its batch, the key.
@@ -120,6 +122,7 @@ def train(
       on_snapshot: called with (step, state) every `snapshot_every` steps and after the last; needed where that is set.
         It lets a step pass that it has been given before.
       owes_grid: whether the run that saved `state` was stopped before the grid of that step was drawn.
+      interrupt: entered while training; by default one without a time limit.
 
     Raises:
       FailureError: the loss or the gradient is not finite more often in a row than `options.skip_nonfinite` (the state
@@ -150,17 +153,22 @@ def train(
                 checkpointer.wait()  # one at a time: several processes might get to two of them in different orders
                 on_snapshot(step, state)
 
-    def draw() -> None:
+    def draw() -> int:
+        """Draws the grid; returns the wish that it was abandoned for, 0 for none."""
         settle()
         with reporter.throughput.paused():
-            on_sample(step, state)
+            try:
+                on_sample(step, state)
+            except Stopped as stopped:
+                return stopped.wish
+        return 0
 
-    vote, stop = hosts.StopVote(), 0
-    with Interrupt() as interrupt, trace:
+    stop = 0
+    with interrupt or Interrupt(PROMISE) as interrupt, trace:
         # What a run that was stopped after its checkpoint had not come to.
         snapshot()
         if owes_grid and step != options.num_steps:
-            draw()
+            stop = draw()
         while step < options.num_steps and not stop:
             count = options.next_call(step)
             with reporter.throughput.waiting_for_data():
@@ -177,16 +185,16 @@ def train(
             if step % options.save_every == 0 or step == options.num_steps:
                 save()
             snapshot()
-            stop = vote(interrupt.received or 0)
+            stop = interrupt.vote()
             if options.is_grid_due(step) and step != options.num_steps and not stop:
-                draw()
+                stop = draw()
 
         if saved != step:
             save()
         checkpointer.wait()
         if not stop:
-            draw()
-    return Outcome(state, signal.Signals(stop) if stop else None)
+            stop = draw()
+    return Outcome(state, Wish(stop) if stop else None)
 
 
 class _Reporter:

@@ -21,6 +21,7 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.training.objective import ByTime
+from ddpm_jax.training.progress import Counter
 from ddpm_jax.training.records import RECORDS, Record, Records, read
 from ddpm_jax.training.tensorboard import Events
 
@@ -240,7 +241,7 @@ class Progress:
         """Starts at `start_step` updates of `total_steps`; writes to `file`, by default standard error."""
         self._total = total_steps
         self._file = sys.stderr if file is None else file
-        self._bar = None
+        self._bar = self._drawn = None
         if self._file.isatty():
             self._bar = tqdm.tqdm(
                 total=total_steps, initial=start_step, unit="step", file=self._file, dynamic_ncols=True
@@ -255,6 +256,17 @@ class Progress:
             self._bar.update(step - self._bar.n)
         elif metrics is not None:
             print(f"step {step}/{self._total} {self._format(metrics)}", file=self._file, flush=True)
+
+    def drawing(self, what: str, done: int, total: int) -> None:
+        """Reports that the part done/total of a picture is drawn: in the bar, or by a line now and then."""
+        if self._bar is not None:
+            self._bar.set_description_str(f"drawing {what}, {done / total:.0%}" if done < total else "")
+            return
+        if self._drawn is None:
+            self._drawn = Counter(f"drawing {what}", total, unit="row", file=self._file)
+        self._drawn.reach(done)
+        if done == total:
+            self._drawn = None
 
     def say(self, line: str) -> None:
         """Prints a line above the bar, or after the lines so far."""

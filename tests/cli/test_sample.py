@@ -73,7 +73,8 @@ def test_eight_devices_make_the_images_of_one(trained, eight, tmp_path):
     command = [sys.executable, ROOT / "sample.py", "--ckpt", trained, "--num_samples", "8", "--out", tmp_path / "out"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""  # no library has anything to say either
+    said = [line for line in done.stderr.splitlines() if not line.startswith("sampling: ")]  # of a slow machine
+    assert said == []  # no library has anything to say either
     assert_same_images(read(tmp_path / "out"), read(eight))
 
 

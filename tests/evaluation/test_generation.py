@@ -18,7 +18,7 @@ from ddpm_jax.data.transforms import to_uint8
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.evaluation import generation
+from ddpm_jax.evaluation import dispatch, generation
 from ddpm_jax.evaluation.generation import generate_batches, make_generate, read_shards, write_shards
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import sample
@@ -144,15 +144,58 @@ def test_inputs_start_and_edit_reach_the_image_they_belong_to():
 
 
 def test_frames_come_noise_first_and_end_with_the_images(generate):
-    rows = []
-    generated = make_generate(*chain(), SHAPE, num_frames=5, on_progress=rows.append)(KERNEL, KEY, range(3))
+    generated = make_generate(*chain(), SHAPE, num_frames=5)(KERNEL, KEY, range(3))
     assert generated.frames_x_t.shape == generated.frames_x_0.shape == (5, 3, *SHAPE)
     noise = initial_noise(image_keys(KEY, jnp.arange(3)), SHAPE)
     np.testing.assert_array_equal(generated.frames_x_t[0], to_uint8(noise))
     np.testing.assert_array_equal(generated.frames_x_t[-1], generated.images)
     np.testing.assert_array_equal(generated.frames_x_0[-1], generated.images)
     assert_same_images(generated.images, generate(KERNEL, KEY, range(3)).images)
-    assert rows == list(range(1, STEPS + 1))  # every row has been reported when the images are there
+
+
+class Stop(Exception):
+    """What a watch raises."""
+
+
+def test_the_watch_sees_every_dispatch_and_what_it_raises_ends_the_chain_and_leaves_the_generator_whole():
+    inputs = np.random.default_rng(1).standard_normal((3, *SHAPE)).astype(np.float32)
+    # The start hands its input through: a donated buffer must not be the input's own.
+    generate = make_generate(*chain(), SHAPE, start=lambda schedule, keys, shape, inputs: inputs)
+    whole = generate(KERNEL, KEY, range(3), inputs=inputs).images
+    seen = []
+
+    def watch(done, total):
+        seen.append((done, total))
+        if done > 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        generate(KERNEL, KEY, range(3), inputs=inputs, watch=watch)
+    assert [total for _, total in seen] == [STEPS] * len(seen)
+    assert seen[-1][0] > 2
+    np.testing.assert_array_equal(generate(KERNEL, KEY, range(3), inputs=inputs).images, whole)
+
+
+@pytest.mark.parametrize("rows", [1, 3, STEPS])
+def test_images_are_the_same_bit_for_bit_however_long_a_dispatch_is(generate, monkeypatch, rows):
+    monkeypatch.setattr(dispatch.Pace, "learn", lambda self, done, seconds: setattr(self, "rows", rows))
+    framed = make_generate(*chain(), SHAPE, num_frames=5)
+    np.testing.assert_array_equal(framed(KERNEL, KEY, range(3)).frames_x_t, once(num_frames=5).frames_x_t)
+    np.testing.assert_array_equal(generate(KERNEL, KEY, range(3)).images, once().images)
+
+
+def once(num_frames=0):
+    """Three images by the scan of the whole chain."""
+    denoiser_of, sampler = chain()
+    keys = image_keys(KEY, jnp.arange(3))
+
+    def whole(schedule, rows):
+        denoiser = denoiser_of(KERNEL, schedule, None)
+        on = sampler._replace(schedule=schedule, rows=rows)
+        return sample(denoiser, on, initial_noise(keys, SHAPE), keys, num_frames=num_frames)
+
+    samples = jax.jit(whole)(sampler.schedule, sampler.rows)
+    return generation.Generated(*(None if x is None else np.asarray(to_uint8(x)) for x in samples))
 
 
 def test_bad_requests_are_refused(generate):
@@ -205,9 +248,9 @@ def test_eight_devices_make_the_images_of_one(tmp_path, generate):
     body = f"""
 assert jax.local_device_count() == 8
 rows = []
-generate = this.make_generate(*this.chain(), this.SHAPE, num_frames=3, on_progress=rows.append)
-generated = generate(this.KERNEL, this.KEY, range(13), batch_size=13)
-assert rows == list(range(1, this.STEPS + 1)), rows  # one device reports
+generate = this.make_generate(*this.chain(), this.SHAPE, num_frames=3)
+generated = generate(this.KERNEL, this.KEY, range(13), batch_size=13, watch=lambda done, total: rows.append(done))
+assert rows[-1] == this.STEPS and rows == sorted(set(rows)), rows
 np.savez({str(tmp_path / "eight.npz")!r}, **generated._asdict())
 """
     subprocess.run(program(body), env=run_environment(devices=8), check=True)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.mixture import exact_denoiser
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import make_betas
-from ddpm_jax.samplers.loop import sample
+from ddpm_jax.samplers.loop import advance, begin, finish, sample
 from ddpm_jax.samplers.registry import SAMPLERS, make_sampler, options_of
 from ddpm_jax.samplers.spacing import SPACINGS, space
 
@@ -211,3 +212,25 @@ def test_a_multistep_method_with_its_history_has_its_full_order(oracle, name, op
     columns = options.get("order", {"lms": 4, "dpmpp_2m": 2, "dpmpp_3m": 3}[name])
     found = oracle.order(name, options, spacing, exact_history=columns - 1)
     assert found == pytest.approx(order, abs=0.3)
+
+
+@every_sampler
+def test_a_chain_walked_in_segments_of_any_lengths_is_the_chain_bit_for_bit(oracle, name):
+    """By one program: where the cuts are is an argument of it."""
+    sampler, num_frames, traces = made(oracle, name, 12), 4, []
+    x_T, keys = oracle.start(5)
+    denoiser = exact_denoiser(oracle.mixture(), sampler.schedule, variance="fixed_small")
+    whole = jax.jit(lambda x_T, keys: sample(denoiser, sampler, x_T, keys, num_frames=num_frames))(x_T, keys)
+
+    @jax.jit
+    def segment(walk, keys, first, last):
+        traces.append(1)
+        return advance(denoiser, sampler, walk, keys, first, last)
+
+    for length in (1, 5, sampler.num_rows):
+        walk = jax.jit(lambda x_T: begin(sampler, x_T, num_frames=num_frames))(x_T)
+        for first in range(0, sampler.num_rows, length):
+            walk = segment(walk, keys, np.int32(first), np.int32(min(first + length, sampler.num_rows)))
+        for ours, theirs in zip(finish(sampler, walk), whole, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert len(traces) == 1
