@@ -5,9 +5,10 @@ Every other exception is a defect of the package and keeps its traceback.
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 T = TypeVar("T")
+LONGEST = 2000  # characters of a sentence: a name in a foreign file may have a million
 
 
 class UsageError(ValueError):
@@ -16,6 +17,27 @@ class UsageError(ValueError):
 
 class FailureError(RuntimeError):
     """The world failed us, say a full disk or a diverged loss: a command prints the sentence and exits with 1."""
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    r"""Returns `text` with what a terminal obeys instead of showing it written out: \x1b, \u202e, \n.
+
+    Names and values in a stranger's file may hold such characters. With `lines` a newline stays one.
+    """
+    if lines:
+        return "\n".join(map(visible, text.split("\n")))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def sentence(error: Exception) -> str:
+    """What a command prints of an error: one line that a terminal shows as it is, and not an endless one."""
+    text = visible(str(error))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
+
+
+def say(text: object, file: TextIO | None = None) -> None:
+    """Prints a text of one or more lines, which a terminal shows as it is, to `file`, by default standard output."""
+    print(visible(str(text), lines=True), file=file)
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.errors import FailureError, UsageError, say
 from ddpm_jax.files import as_path, is_refusal, is_remote, reporting
 
 try:
@@ -167,7 +167,7 @@ def _locked(path: pathlib.Path, directory: pathlib.Path) -> Any:
                     raise _held(directory, _Owner.read(file.read(4096))) from error
                 if error.errno not in _NO_LOCKS:
                     raise
-                print(
+                say(
                     f"warning: the file system of {directory} knows no locks ({error.strerror}), so a second process "
                     "that writes there would go unnoticed.",
                     file=sys.stderr,
@@ -268,7 +268,7 @@ class _ObjectLock(Lock):
           FailureError: it has been written: its owner lives.
         """
         who = f"process {other.pid} on {other.host}" if other else "another process"
-        print(
+        say(
             f"{self._directory}: looking for up to {STALE_SECONDS:.0f} s whether {who}, which has its lock, still "
             "lives.",
             file=sys.stderr,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddpm_jax.errors import UsageError, choose, suggest
+from ddpm_jax.errors import LONGEST, UsageError, choose, sentence, suggest, visible
 
 TABLE = {"linear": 1, "cosine": 2}
 
@@ -21,3 +21,29 @@ def test_no_name_is_suggested_where_none_is_near():
     assert suggest("zzz", TABLE) == ""
     with pytest.raises(UsageError, match=r"choose one of cosine, linear\.$"):
         choose("beta schedule", "", TABLE)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ä日本 é", "plain ä日本 é"),
+        ("\x1b[2J\x07", r"\x1b[2J\x07"),
+        ("a\rb\bc", r"a\rb\x08c"),
+        ("right\u202eleft\u2066", r"right\u202eleft\u2066"),
+        ("a\u2028b\x85", r"a\u2028b\x85"),
+        ("\udcff", r"\udcff"),
+        ("\U000e0041", r"\U000e0041"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_written_out(text, shown):
+    assert visible(text) == shown
+    assert visible(f"{text}\n{text}") == rf"{shown}\n{shown}"
+    assert visible(f"{text}\n{text}", lines=True) == f"{shown}\n{shown}"
+
+
+def test_a_sentence_is_one_line_that_ends():
+    assert sentence(UsageError("a\nerror: b")) == r"a\nerror: b"
+    text = sentence(UsageError("begin" + "x" * 10**6 + "end"))
+    assert text.startswith("begin")
+    assert text.endswith("end")
+    assert len(text) < LONGEST + 10

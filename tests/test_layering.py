@@ -41,6 +41,7 @@ ONLY_IN = {  # library -> where it may be imported: a folder, or one file
     "wandb": "training/weights_and_biases.py",
     "tensorboardX": "training/tensorboard.py",
 }
+MAY_PRINT = {"errors.py", "cli/__init__.py", "training/metrics.py"}
 STANDARD_LIBRARY = set(sys.stdlib_module_names)
 
 
@@ -91,6 +92,8 @@ def _calls(name, own, tree):
             yield node.lineno, "uses pmap, which belongs to training/parallel.py"
         if attribute == "key" and getattr(node.value, "attr", None) == "random" and name != "keys.py":
             yield node.lineno, "makes a key, which belongs to keys.py"
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print" and name not in MAY_PRINT:
+            yield node.lineno, "prints, where `say` of errors.py shows what a terminal would obey"
         if own in PURE and (attribute == "scan" or "scan" in imported) and name != "samplers/loop.py":
             yield node.lineno, "scans over timesteps, which belongs to samplers/loop.py"
 
@@ -135,6 +138,7 @@ def test_the_sampling_loop_is_the_only_scan_and_there_is_exactly_one():
         ("interop/bad.py", "def f():\n    import torch", "imports torch"),
         ("data/bad.py", "import tensorflow as tf", "imports tensorflow"),
         ("models/bad.py", "from . import layers", "relatively"),
+        ("cli/bad.py", "print(name)", "where `say` of errors.py"),
     ],
 )
 def test_the_checker_sees_a_bad_file(name, source, complaint):

@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from ddpm_jax.cli.synonyms import FLAGS, ours
-from ddpm_jax.errors import FailureError, UsageError, suggest
+from ddpm_jax.errors import FailureError, UsageError, say, sentence, suggest, visible
 from ddpm_jax.files import BUCKET, as_path, check_place, is_of_a_bucket, is_remote, reason_of
 from ddpm_jax.numerals import Valid, number, numbers, whole_number, whole_numbers
 from ddpm_jax.training import interrupt
@@ -194,7 +194,7 @@ class Parser:
                     "compiling them.",
                 )
             self._document("--help", "Show this help.")
-            print("\n".join([self.summary.strip(), "", "Flags:", *self._lines]))
+            say("\n".join([self.summary.strip(), "", "Flags:", *self._lines]))
             raise SystemExit(0)
         for name, metavar in self._texts.items():
             # Nothing is what a variable of the shell is that was not set, and no path: "" would be where one stands.
@@ -368,28 +368,31 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     try:
         return main(sys.argv[1:] if argv is None else argv)
     except (UsageError, FailureError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {sentence(error)}", file=sys.stderr)
         return _fail(USAGE if isinstance(error, UsageError) else FAILURE)
     except interrupt.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return _fail(_STOPPED[stopped.wish])
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        say("\ninterrupted", file=sys.stderr)
         return _fail(INTERRUPTED)
     except Exception as error:
         from ddpm_jax.training import hosts
 
         if is_of_a_bucket(error):
-            print(f"error: Storage fails: {reason_of(error, BUCKET)}. Give the same command again.", file=sys.stderr)
+            say(f"error: Storage fails: {reason_of(error, BUCKET)}. Give the same command again.", file=sys.stderr)
             return _fail(FAILURE)
         if isinstance(error, OSError) and error.errno in _REFUSALS:
-            print(f"error: {error.filename}: {error.strerror}. Make it usable, or name another.", file=sys.stderr)
+            say(
+                f"error: {visible(str(error.filename))}: {error.strerror}. Make it usable, or name another.",
+                file=sys.stderr,
+            )
             return _fail(FAILURE)
         if not hosts.joined():
             raise
         if hosts.is_loss(error):
             reason = str(error).strip().split("\n")[0]
-            print(f"error: {hosts.LOST} ({reason})", file=sys.stderr)
+            say(f"error: {hosts.LOST} ({reason})", file=sys.stderr)
         else:
             traceback.print_exc()
         return _fail(FAILURE)

@@ -18,7 +18,7 @@ import tqdm
 
 from ddpm_jax.cli.command import MAX_BATCH, Parser, prepare_jax, run
 from ddpm_jax.cli.load import check_names_a_run, define_checkpoint_flags, load_first_stage
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import decode
 from ddpm_jax.files import as_path, check_place, reporting
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         for place, image in zip(places, images, strict=True):
             _save(place, image)
-    print(f"{len(z)} picture{'s' if len(z) > 1 else ''} by {what}\n  {out}")
+    say(f"{len(z)} picture{'s' if len(z) > 1 else ''} by {what}\n  {out}")
     return 0
 
 

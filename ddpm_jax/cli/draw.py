@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from ddpm_jax.cli.command import MAX_SEED, Parser, prepare_jax, run
 from ddpm_jax.cli.first_stage_pictures import make_drawing
 from ddpm_jax.cli.load import check_names_a_run, define_checkpoint_flags, identity_of, load_first_stage, versions
+from ddpm_jax.errors import say
 from ddpm_jax.evaluation.results import check_record, write_record
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting.images import save_png
@@ -50,9 +51,9 @@ def main(argv: Sequence[str]) -> int:
         path = out / f"{name.replace(' ', '_')}_{ending}.png"
         with reporting(path):
             save_png(path, picture)
-        print(path)
+        say(path)
     if drawn.warning:
-        print(f"warning: {drawn.warning}", file=sys.stderr)
+        say(f"warning: {drawn.warning}", file=sys.stderr)
     return 0
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ddpm_jax.cli.command import MAX_STEP, Parser, prepare_jax, run
 from ddpm_jax.cli.experiment import Experiment, averages_of, objective_state_shapes, snapshot_names
 from ddpm_jax.cli.load import check_names_a_run, experiment_of
-from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.files import as_path, check_place, reporting, write_atomically
 from ddpm_jax.locks import alone
 from ddpm_jax.training import ema_snapshots
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         for width in widths:
             _reconstruct(found, width, steps, out)
     else:
-        print(_listing(found))
+        say(_listing(found))
     return 0
 
 
@@ -139,7 +139,7 @@ def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Pa
         shapes = found.experiment.params_shapes()
         params = ema_snapshots.combine(found.workdir, steps, list(names), coefficients, shapes)
         _write(out / name, end, params, found, record)
-    print(
+    say(
         f"the average of width {width} at step {end}, of {len(saved)} averages in {len(steps)} snapshots; the profile "
         f"is {100 * made.error:.2g} % off\n  python sample.py --ckpt {out / name}"
     )
@@ -158,7 +158,7 @@ def _export(found: Run, name: str, out: pathlib.Path) -> None:
         shapes = found.experiment.params_shapes()
         saved = read_weights(found.workdir, found.step, {"averages": {kept: shapes for kept in names}})
         _write(out / name, found.step, saved["averages"][name], found, {"average": name, "step": found.step})
-    print(f"the average {name} at step {found.step}\n  python sample.py --ckpt {out / name}")
+    say(f"the average {name} at step {found.step}\n  python sample.py --ckpt {out / name}")
 
 
 def _check_new(directory: pathlib.Path, step: int) -> None:

@@ -26,7 +26,7 @@ from ddpm_jax.cli import photos
 from ddpm_jax.cli.command import MAX_BATCH, MAX_SEED, Parser, prepare_jax, run
 from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load_first_stage
 from ddpm_jax.data.layout import pictures_in
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import Latents, encode
 from ddpm_jax.files import as_path, check_place, reporting
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
         out, found, names=list(map(str, paths)), kind=stage.kind, first_stage=loaded.sha256, made_by=made_by
     )
     count, *shape = found.latents.shape
-    print(f"{count} latents of {'x'.join(map(str, shape))} by {made_by}\n  {out}")
+    say(f"{count} latents of {'x'.join(map(str, shape))} by {made_by}\n  {out}")
     return 0
 
 

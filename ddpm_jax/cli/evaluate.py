@@ -60,7 +60,7 @@ from ddpm_jax.cli.load import (
 )
 from ddpm_jax.cli.metrics import METRICS, Metric, Result
 from ddpm_jax.cli.split import result_path
-from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.evaluation.results import machine, write_record
 from ddpm_jax.files import check_place, reporting
 from ddpm_jax.training import hosts, interrupt
@@ -149,13 +149,13 @@ def _report(name: str, result: Result, loaded: Loaded, flags: Any) -> None:
     }
     path = result_path(name, loaded, flags, f"{result.suffix}.json")
     write_record(path, record)
-    print(f"{name} of step {loaded.step} ({loaded.weights} weights)")
-    print(result.text)
-    print(path)
+    say(f"{name} of step {loaded.step} ({loaded.weights} weights)")
+    say(result.text)
+    say(path)
     if result.draw is not None:
         with reporting(path.with_suffix(".png")):
             result.draw(path.with_suffix(".png"))
-        print(path.with_suffix(".png"))
+        say(path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

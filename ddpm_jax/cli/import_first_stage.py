@@ -20,7 +20,7 @@ from ddpm_jax.cli.command import Parser, prepare_jax, run
 from ddpm_jax.cli.config_checks import OBJECTIVES
 from ddpm_jax.cli.experiment import build
 from ddpm_jax.cli.load import settings_of
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import UsageError, say
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.interop.first_stage import autoencoder_params_from_diffusers
 from ddpm_jax.interop.tensor_files import read_tensors
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         checkpointer = Checkpointer(out, keep_last=1, keep_every=1)
         checkpointer.save(0, {"ema_params": jax.tree.map(jnp.asarray, params)}, {}, settings_of(experiment))
         checkpointer.close()
-    print(f"a first stage of {flags.weights}\n  --config.first_stage.ckpt={out}")
+    say(f"a first stage of {flags.weights}\n  --config.first_stage.ckpt={out}")
     return 0
 
 

@@ -12,7 +12,7 @@ from ddpm_jax.cli.command import BETWEEN, MAX_SEED, MAX_TIMESTEPS, Parser
 from ddpm_jax.cli.latent_pictures import DRAWINGS
 from ddpm_jax.cli.load import Loaded, versions
 from ddpm_jax.cli.sampling import Recipe
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation.results import check_record, write_record
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting import images as pictures
@@ -155,5 +155,5 @@ def run(loaded: Loaded, identity: dict[str, Any], recipe: Recipe, flags: Any, co
         write_record(record, settings | drawn.results)
         with reporting(path):
             pictures.save_png(path, pictures.grid(drawn.images, columns=drawn.columns))
-        print(f"{drawn.said}\n  {path}")
+        say(f"{drawn.said}\n  {path}")
     return 0

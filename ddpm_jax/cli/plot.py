@@ -19,7 +19,7 @@ import numpy as np
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser, run
 from ddpm_jax.cli.load import DATASET, FIRST_STAGE
-from ddpm_jax.errors import FailureError, UsageError, choose, suggest
+from ddpm_jax.errors import FailureError, UsageError, choose, say, suggest
 from ddpm_jax.evaluation.results import format_table
 from ddpm_jax.files import absolute, as_path, check_place, is_remote, reporting
 from ddpm_jax.plotting.runs import Curve, compare_runs
@@ -82,8 +82,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"No run has a finite value of {empty[0]!r}: leave it out of --metrics.")
     with reporting(out):
         compare_runs(out, panels, xlabel=X_AXES[flags.x], smoothing=smoothing)
-    print(_table(runs, names, differing))
-    print(f"wrote {out}")
+    say(_table(runs, names, differing))
+    say(f"wrote {out}")
     return 0
 
 

@@ -43,7 +43,7 @@ from ddpm_jax.cli.command import (
 from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, identity_of, load, versions
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.data.about import printable, shortened
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation import generation
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting import images as pictures
@@ -120,20 +120,20 @@ def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
     with reporting(out / "grid.png"):
         grid = pictures.grid(generation.read_shards(out, shown), columns)
         pictures.save_png(out / "grid.png", pictures.with_labels(grid, columns=_column_labels(recipe, columns)))
-    print(
+    say(
         f"{flags.num_samples} images of step {loaded.step} ({loaded.weights} weights), {recipe.record['sampler']}, "
         f"{recipe.record['steps']} steps, {recipe.sampler.evaluations} network evaluations\n  {out}/grid.png"
     )
-    print(f"  {out}/samples-*.npz")
+    say(f"  {out}/samples-*.npz")
     if classes := _classes(recipe):
-        print(
+        say(
             f"  image i is of class {shortened(classes)} in turn"
             if len(classes) > 1
             else f"  all of class {classes[0]}"
         )
     if flags.chain:
         _write_chain(loaded, recipe, out, seed=flags.seed, num_chains=min(IN_CHAIN, flags.num_samples))
-        print(f"  {out}/chain.png\n  {out}/chain.gif")
+        say(f"  {out}/chain.png\n  {out}/chain.gif")
 
 
 def _default_out(loaded: Loaded, recipe: Recipe, flags: Any) -> os.PathLike:

@@ -25,7 +25,7 @@ from ddpm_jax.cli.metrics import images_of
 from ddpm_jax.cli.sampling import make_recipe
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
-from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.evaluation import generation
 from ddpm_jax.evaluation.frechet import pixel_frechet_distance
 from ddpm_jax.evaluation.results import check_record, format_table, machine, write_record
@@ -197,9 +197,9 @@ def _report(path: pathlib.Path, settings: dict[str, Any], rows: list[dict[str, A
     write_record(path, settings | {"floors": floors, "rows": rows})
     with reporting(path.with_suffix(".png")):
         error_against_evaluations(path.with_suffix(".png"), _measures(rows, floors))
-    print(format_table(list(rows[0]), [list(row.values()) for row in rows]))
-    print(f"what chance alone leaves: {', '.join(f'{key} {value:.4g}' for key, value in floors.items())}")
-    print(f"{path}\n{path.with_suffix('.png')}")
+    say(format_table(list(rows[0]), [list(row.values()) for row in rows]))
+    say(f"what chance alone leaves: {', '.join(f'{key} {value:.4g}' for key, value in floors.items())}")
+    say(f"{path}\n{path.with_suffix('.png')}")
 
 
 def _measures(rows: list[dict[str, Any]], floors: dict[str, float]) -> list[Measure]:

@@ -55,7 +55,7 @@ from ddpm_jax.cli.load import FIRST_STAGE, config_in, settings_of
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.data.about import describe
 from ddpm_jax.diffusion.likelihood import prior_warning
-from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.errors import FailureError, UsageError, say, visible
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
 from ddpm_jax.locks import Lock
 from ddpm_jax.plotting.curves import columns, loss_curve
@@ -370,7 +370,7 @@ def _observers(
 
 def _warn(sentence: str) -> None:
     if hosts.is_first():
-        print(f"warning: {sentence}.", file=sys.stderr)
+        say(f"warning: {visible(sentence)}.", file=sys.stderr)
 
 
 def _trace(profile: tuple[int, int] | None, workdir: pathlib.Path, start: int, num_steps: int) -> Trace | None:
@@ -395,13 +395,13 @@ def _announce(
     if jax.process_count() > 1:
         devices += f" of {jax.process_count()} processes"
     begin = f"resuming at step {start}" if start else "starting"
-    print(
+    say(
         f"{workdir}: {begin} of {experiment.config.train.num_steps}; {len(source):,} images of "
         f"{'x'.join(map(str, experiment.image_shape))}{_over(experiment, state)}, {count:,} parameters, {devices}, "
         f"{bytes_per_device(state) / 1e6:,.1f} MB of state on each",
         file=sys.stderr,
     )
-    print(f"data {experiment.config.data.name}: {describe(source)}", file=sys.stderr)
+    say(f"data {experiment.config.data.name}: {describe(source)}", file=sys.stderr)
 
 
 def _over(experiment: Experiment, state: TrainState) -> str:
@@ -419,12 +419,12 @@ def _finish(interrupted_by: Wish | None, step: int, workdir: pathlib.Path, objec
     with reporting(workdir / "loss.png"):
         loss_curve(workdir / "loss.png", steps, losses[:, 0], quartiles if len(quartiles) else None, title=str(workdir))
     if interrupted_by is not None:
-        print(f"saved step {step} in {workdir}. To resume, give the same command again.", file=sys.stderr)
+        say(f"saved step {step} in {workdir}. To resume, give the same command again.", file=sys.stderr)
         return
     pictures = f"  samples  {grid_path(workdir, step)}\n" if objective in _NEXT else ""
-    print(f"done: {step} steps\n{pictures}  loss     {workdir / 'loss.png'}")
+    say(f"done: {step} steps\n{pictures}  loss     {workdir / 'loss.png'}")
     if objective in _NEXT:
-        print(f"next: python {_NEXT[objective].format(workdir)}")
+        say(f"next: python {_NEXT[objective].format(workdir)}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.errors import UsageError, suggest
+from ddpm_jax.errors import UsageError, suggest, visible
 from ddpm_jax.numerals import whole_number
 
 _MAX_CLASSES = 1_000_000
@@ -70,7 +70,7 @@ def _label_of(text: str, known: Mapping[str, int]) -> int:
 
 def printable(name: str) -> str:
     """A name that somebody gave to a folder, as it may be shown on a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
+    return visible(name)
 
 
 def shortened(names: Sequence[str]) -> str:

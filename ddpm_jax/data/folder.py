@@ -17,7 +17,7 @@ from ddpm_jax.data.layout import LAYOUTS, label_of, lay_out
 from ddpm_jax.data.memory import ArraySource, decoded
 from ddpm_jax.data.places import check_no_datasets
 from ddpm_jax.data.unreadable import Unreadable
-from ddpm_jax.errors import FailureError, UsageError, choose
+from ddpm_jax.errors import FailureError, UsageError, choose, visible
 from ddpm_jax.files import as_path, check_place, is_remote
 
 
@@ -174,7 +174,7 @@ def _without_images(classes: Sequence[str], labels: Sequence[int]) -> list[str]:
 
 def _tell(sentences: Sequence[str]) -> None:
     for sentence in sentences:
-        logging.getLogger(__name__).warning("Note: %s.", sentence)
+        logging.getLogger(__name__).warning("Note: %s.", visible(sentence))
 
 
 def _summary(names: list[str], labels: list[int]) -> str:

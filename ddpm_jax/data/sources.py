@@ -12,7 +12,7 @@ import numpy as np
 from ddpm_jax.data import folder, images
 from ddpm_jax.data.inspection import Policy, write_list
 from ddpm_jax.data.memory import decoded, wants_cache
-from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.errors import UsageError, choose, visible
 
 CACHE_MODES = dict.fromkeys(("auto", "always", "never"))
 UNREADABLE_MODES = dict.fromkeys(("stop", "skip"))
@@ -136,5 +136,9 @@ def _report(reasons: Mapping[str, str], report: Any) -> None:
         write_list(report, reasons)
     where = f", all of them listed in {report}" if more and report is not None else ""
     logging.getLogger(__name__).warning(
-        "Skipped %d unreadable images or too small ones: %s%s%s", len(reasons), ", ".join(shown), ", ..." * more, where
+        "Skipped %d unreadable images or too small ones: %s%s%s",
+        len(reasons),
+        visible(", ".join(shown)),
+        ", ..." * more,
+        where,
     )

@@ -6,11 +6,15 @@ picture at a random place costs a request there.
 """
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming, read_only_builder
+from tensorflow_datasets.core.utils import file_utils
 
+from ddpm_jax import schema
 from ddpm_jax.data import images
 from ddpm_jax.data.about import About
 from ddpm_jax.data.holdout import carve
@@ -18,8 +22,10 @@ from ddpm_jax.data.inspection import Policy
 from ddpm_jax.data.places import check_no_pictures
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, suggest
-from ddpm_jax.files import as_path, check_place, is_remote, local_copy, reporting
+from ddpm_jax.files import as_path, check_place, is_remote, local_copy, read_file, reporting
 
+_OWN = "tensorflow_datasets.core.features."
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # under which a feature has the name of its class
 HELD_OUT = ("test", "validation")  # what "test" means, the first that the dataset has
 
 
@@ -180,11 +186,20 @@ def _splits(builder: tfds.core.DatasetBuilder, count: int, split: str, *, holdou
 def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     try:
         base, kwargs = naming.parse_builder_name_kwargs(name)
+        for folder in file_utils.list_data_dirs(given_data_dir=data_dir or None):
+            _check_features(as_path(folder) / str(base))
         return read_only_builder.builder_from_files(str(base), data_dir=data_dir or None, **kwargs)
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
+    except UsageError:
+        raise
     except ValueError:
         base, known = name, tfds.list_builders(with_community_datasets=False)
+    except Exception as error:  # TFDS parses its files with whatever its parsers trip over
+        raise UsageError(
+            f"Dataset {name!r} in {_where(data_dir)} is damaged ({type(error).__name__}): with another data_dir, "
+            f"{_how_to_prepare(name, 'NEW_DATA_DIR')}."
+        ) from error
     if str(base) not in known:
         nearest = suggest(str(base), [*known, "digits", "folder"])
         raise UsageError(
@@ -195,6 +210,38 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         f"Dataset {name!r} is not prepared in {_where(data_dir)}: {_how_to_prepare(name, data_dir)}, "
         "or put its images into a folder and use name='folder' with data_dir set to that folder."
     )
+
+
+def _check_features(folder: Any) -> None:
+    """Refuses a dataset whose features are classes of anybody but TFDS, which imports them by the names in a file.
+
+    Raises:
+      UsageError: features.json, of any config and version of the dataset in `folder`, names such a class, or is
+        damaged.
+    """
+    for path in itertools.chain(folder.glob("*/features.json"), folder.glob("*/*/features.json")):
+        try:
+            with reporting(path, "read"):
+                classes = list(_classes_in(schema.parse(read_file(path))))
+        except schema.Malformed as error:
+            raise UsageError(f"{path} is damaged ({error}): prepare the dataset anew.") from error
+        foreign = next((name for name in classes if not name.startswith(_OWN)), None)
+        if foreign is not None:
+            raise UsageError(
+                f"{path} names the class {schema.shown(foreign)}, and importing it would run code of its own: only "
+                "datasets whose features are those of tensorflow-datasets are read."
+            )
+
+
+def _classes_in(value: Any) -> Iterator[str]:
+    """The names of classes in a features.json, of today's form and the one before."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _classes_in(item)
+    elif isinstance(value, dict):
+        yield from (value[key] for key in _CLASS_KEYS if isinstance(value.get(key), str))
+        for item in value.values():
+            yield from _classes_in(item)
 
 
 def _where(data_dir: str) -> str:

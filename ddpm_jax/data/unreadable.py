@@ -4,6 +4,8 @@ import logging
 import threading
 from collections.abc import Mapping
 
+from ddpm_jax.errors import visible
+
 IN_FULL = 10  # of those found while reading, so many are told one by one, then every tenth power
 
 
@@ -38,5 +40,9 @@ class Unreadable:
             count = len(self.reasons)
         if not self.quiet and (count <= IN_FULL or str(count).strip("0") == "1"):
             logging.getLogger(__name__).warning(
-                "Skipped %s (%s): %d of %d images are unreadable so far.", name, reason, count, self._total
+                "Skipped %s (%s): %d of %d images are unreadable so far.",
+                visible(name),
+                visible(str(reason)),
+                count,
+                self._total,
             )

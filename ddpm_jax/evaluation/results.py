@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.archives import Header, read_npz
-from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.errors import FailureError, UsageError, visible
 from ddpm_jax.files import as_path, read_file, reporting, write_atomically
 from ddpm_jax.schema import Malformed, Table, differing, parse
 
@@ -65,7 +65,10 @@ def _plain(value: Any) -> Any:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Lays out rows under a header, right-aligned; floats to four significant digits, NaN as "-"."""
+    """Lays out rows under a header, right-aligned; floats to four significant digits, NaN as "-".
+
+    Names of a foreign file are shown, not obeyed: a cell has one line.
+    """
     cells = [list(header), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
@@ -73,7 +76,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     if not isinstance(value, float | np.floating):
-        return str(value)
+        return visible(str(value))
     return f"{value:.4g}" if math.isfinite(value) else "-"
 
 

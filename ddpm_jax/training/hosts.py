@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax import locks
-from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.errors import FailureError, UsageError, visible
 from ddpm_jax.numerals import is_whole
 
 CONNECT_SECONDS = 300  # that a process waits at the start for all others
@@ -127,7 +127,7 @@ def _abort_with(sentence: str) -> None:
 
     def end(_number: int) -> None:
         if sentence:
-            os.write(STDERR, f"error: {sentence}\n".encode())
+            os.write(STDERR, f"error: {visible(sentence)}\n".encode())
         os._exit(FAILURE)
 
     _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import tqdm
 
+from ddpm_jax.errors import visible
 from ddpm_jax.training.objective import ByTime
 from ddpm_jax.training.progress import Counter
 from ddpm_jax.training.records import RECORDS, Record, Records, read
@@ -270,6 +271,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Prints a line above the bar, or after the lines so far."""
+        line = visible(line)
         if self._bar is not None:
             self._bar.write(line, file=self._file)
         else:

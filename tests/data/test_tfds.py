@@ -264,3 +264,49 @@ def test_cifar10_streams_the_same_with_and_without_cache(cifar10):
         np.testing.assert_array_equal(ours["label"], theirs["label"])
     for stream in streams:
         stream.close()
+
+
+def _rewrite_features(builder, change):
+    """Puts change(the text) in place of the features.json of a prepared dataset."""
+    path = pathlib.Path(builder.data_path) / "features.json"
+    path.write_text(change(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("tensorflow_datasets.core.features.tensor_feature", "intruder"),
+        lambda text: text.replace("tensorflow_datasets.core.features.features_dict", "intruder"),
+        lambda text: (
+            text.replace("tensorflow_datasets.core", "intruder")
+            .replace("pythonClass", "python_class_")
+            .replace("_Name", "_name")
+        ),
+        lambda text: json.dumps({"type": "intruder.Image", "content": {}}),  # of an older TFDS
+        lambda text: json.dumps({"type": "tensorflow_datasets.core.features_of_mine.Image", "content": {}}),
+    ],
+)
+def test_a_module_that_a_foreign_features_file_names_is_not_imported(tmp_path, monkeypatch, change):
+    """The module leaves a file behind where it is imported."""
+    (tmp_path / "code").mkdir()
+    for name in ("intruder", "tensorflow_datasets_intruder"):
+        (tmp_path / "code" / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    _rewrite_features(_prepare(tmp_path / "data", splits={"train": 2}), change)
+    with pytest.raises(UsageError, match=r"features\.json names the class '\w+\..*run code of its own"):
+        _load(tmp_path / "data")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_dataset_is_named(tmp_path):
+    builder = _prepare(tmp_path, splits={"train": 2})
+    info = pathlib.Path(builder.data_path) / "dataset_info.json"
+    whole = info.read_text()
+    for text in ("[]", "{", whole.replace('"splits"', '"sprits"')):
+        info.write_text(text)
+        with pytest.raises(UsageError, match="tiny"):
+            _load(tmp_path)
+    info.write_text(whole)
+    _rewrite_features(builder, lambda text: "[" * 100_000)
+    with pytest.raises(UsageError, match=r"features\.json is damaged"):
+        _load(tmp_path)
