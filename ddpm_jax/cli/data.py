@@ -1,11 +1,16 @@
-"""The data section of a config -> a source."""
+"""The data section of a config -> a source, and whether its data are those that a model was trained on."""
 
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ddpm_jax.cli.load import Loaded
 from ddpm_jax.data import sources
+from ddpm_jax.data.about import about, shortened
 from ddpm_jax.errors import UsageError
+from ddpm_jax.training import hosts
 
 
 def load_split(data: ConfigDict, split: str, *, data_dir: str | None = None, report: Any = None) -> sources.Source:
@@ -25,11 +30,39 @@ def load_split(data: ConfigDict, split: str, *, data_dir: str | None = None, rep
     )
 
 
-def check_classes(source: sources.Source, config: ConfigDict, *, split: str) -> None:
-    """Refuses a split whose labels are not those that the config's network is told.
+def load_evaluated(loaded: Loaded, split: str, *, data_dir: str | None) -> tuple[sources.Source, dict[str, str]]:
+    """Opens a split that a model is to be evaluated on.
+
+    Returns:
+      The split, and what the record of a result says where it belongs to other data than those that the model was
+      trained on: {"trained_on": those}. A line on standard error says the same.
 
     Raises:
-      UsageError: it has no labels, or another number of classes.
+      UsageError: see `sources.load` and `check_classes`.
+    """
+    config = loaded.experiment.config
+    source = load_split(config.data, split, data_dir=data_dir)
+    check_classes(source, config, split=split, class_names=loaded.class_names)
+    ours, theirs = about(source).contents, loaded.contents
+    if not ours or not theirs or ours == theirs:
+        return source, {}
+    if hosts.is_first():
+        print(
+            f"warning: the model was trained on other data ({theirs}) than those it is evaluated on ({ours}); the "
+            "record says so.",
+            file=sys.stderr,
+        )
+    return source, {"trained_on": theirs}
+
+
+def check_classes(source: sources.Source, config: ConfigDict, *, split: str, class_names: Sequence[str] = ()) -> None:
+    """Refuses a split whose labels are not those that the config's network is told.
+
+    Args:
+      class_names: those that the network was trained with, where they are known.
+
+    Raises:
+      UsageError: it has no labels, another number of classes, or as many others.
     """
     wanted, found = config.condition.num_classes, source.num_classes
     if wanted and found != wanted:
@@ -38,4 +71,10 @@ def check_classes(source: sources.Source, config: ConfigDict, *, split: str) -> 
         raise UsageError(
             f"Split {split!r} of dataset {config.data.name!r} {has}, but condition.num_classes is {wanted}: "
             f"train with condition.num_classes={remedy}, or choose data with {wanted} classes."
+        )
+    names = about(source).class_names
+    if wanted and class_names and names != tuple(class_names):
+        raise UsageError(
+            f"Split {split!r} of dataset {config.data.name!r} has the classes {shortened(names)}, but the model was "
+            f"trained with {shortened(class_names)}: choose data with the same classes."
         )

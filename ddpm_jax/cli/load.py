@@ -66,6 +66,7 @@ class Loaded(NamedTuple):
     weights: str  # "ema" or "raw"; "frozen": a first stage that another model's checkpoint has
     sha256: str = ""  # `results.weights_digest` of the parameters
     class_names: tuple[str, ...] = ()  # of the data it was trained on; () where they are not known
+    contents: str = ""  # `about.About.contents` of the data it was trained on; "" where they are not known
 
 
 def load(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: bool = False) -> Loaded:
@@ -173,8 +174,8 @@ def settings_of(experiment: Experiment, source: Source | None = None) -> dict[st
     Of the first stage these are its config and the digest of its parameters.
     """
     settings = configs.to_dict(experiment.config)
-    if source is not None and about(source).class_names:
-        settings[DATASET] = {"class_names": list(about(source).class_names)}
+    if source is not None and about(source).contents:
+        settings[DATASET] = {"class_names": list(about(source).class_names), "contents": about(source).contents}
     if experiment.first is None:
         return settings
     config, sha256 = experiment.first.experiment.config, experiment.first.sha256
@@ -195,10 +196,20 @@ def config_in(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in (FIRST_STAGE, DATASET)}
 
 
+def contents_of(settings: dict[str, Any]) -> str:
+    """What tells the data that a run was trained on from others; "" in settings of before it was kept."""
+    contents = _dataset_in(settings).get("contents")
+    return contents if isinstance(contents, str) else ""
+
+
+def _dataset_in(settings: dict[str, Any]) -> dict[str, Any]:
+    known = settings.get(DATASET)
+    return known if isinstance(known, dict) else {}
+
+
 def class_names_of(settings: dict[str, Any]) -> tuple[str, ...]:
     """The names of the classes that a run was trained on; () in settings of before they were kept."""
-    known = settings.get(DATASET)
-    names = known.get("class_names", ()) if isinstance(known, dict) else ()
+    names = _dataset_in(settings).get("class_names")
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
@@ -230,7 +241,8 @@ def _load(workdir: str | pathlib.Path, step: int | None, raw_weights: bool, *, o
     params = without_discriminator(read[item])
     params = params if experiment.first is None else Weights(params, read["objective_state"].frozen)
     weights = "raw" if raw_weights else "ema"
-    return Loaded(experiment, params, step, weights, weights_digest(params), class_names_of(settings))
+    of_data = class_names_of(settings), contents_of(settings)
+    return Loaded(experiment, params, step, weights, weights_digest(params), *of_data)
 
 
 def versions(*more: str) -> dict[str, str]:

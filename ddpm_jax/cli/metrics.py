@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax.cli.data import load_split
+from ddpm_jax.cli.data import load_evaluated, load_split
 from ddpm_jax.cli.likelihood_bound import bound_of
 from ddpm_jax.cli.likelihood_ode import ode_of
 from ddpm_jax.cli.load import Loaded, identity_of, versions
 from ddpm_jax.cli.sampling import Recipe, recipe_of
-from ddpm_jax.cli.split import result_path
+from ddpm_jax.cli.split import result_path, stem_of
 from ddpm_jax.data import pipeline, sources
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation, results
@@ -166,10 +166,17 @@ def _spread(count: int) -> np.ndarray:
 
 
 def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
-    """The Frechet distance of pixels of samples to the training images, beside that of the held-out images."""
+    """The Frechet distance of pixels of samples to the training images, beside that of the held-out images.
+
+    With --split train, for data of which nothing is held out, it stands alone.
+    """
     made = _prepare("frechet_pixels", loaded, flags)
-    train, held_out = map(images_of, made.splits)
-    held_out = held_out[: flags.num_samples]
+    train = images_of(made.train)
+    if made.held_out is made.train:
+        distance = pixel_frechet_distance(made.samples(), train)
+        numbers = {**_counts(made, train), "frechet_samples": distance}
+        return Result(made.settings | numbers, _lines(numbers), made.suffix)
+    held_out = images_of(made.held_out)[: flags.num_samples]
     of_samples, of_held_out = (pixel_frechet_distance(images, train) for images in (made.samples(), held_out))
     numbers = {
         **_counts(made, train, held_out),
@@ -186,7 +193,8 @@ def classification_accuracy(loaded: Loaded, flags: Any) -> Result:
     if not experiment.conditioning.num_classes:
         raise UsageError("classification_accuracy: this model was trained without labels, so its samples have none.")
     made = _prepare("classification_accuracy", loaded, flags)
-    (train, train_labels), (held_out, held_out_labels) = (_labelled(split) for split in made.splits)
+    train, train_labels = _labelled(made.train)
+    held_out, held_out_labels = _labelled(made.held_out)
     labels = made.recipe.inputs_of(np.arange(flags.num_samples)).told.label
     score = functools.partial(classification_accuracy_score, real_images=held_out, real_labels=held_out_labels)
     numbers = {
@@ -201,7 +209,8 @@ class _Prepared(NamedTuple):
     """Samples that are yet to be made, and what they are compared with."""
 
     recipe: Recipe
-    splits: list[sources.Source]  # training, held out
+    train: sources.Source
+    held_out: sources.Source  # the same one, if --split asks for the images that were trained on
     settings: dict[str, Any]
     suffix: str
     samples: Callable[[], np.ndarray]
@@ -211,15 +220,19 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
     """Everything that can be refused, before anything is made."""
     recipe = recipe_of(loaded, flags)
     data = loaded.experiment.config.data
-    splits = [load_split(data, split, data_dir=flags.data_dir) for split in (data.train_split, data.test_split)]
+    names = (data.train_split, flags.split or data.test_split)
+    train, other = load_evaluated(loaded, names[0], data_dir=flags.data_dir)
+    held_out = train if names[0] == names[1] else load_split(data, names[1], data_dir=flags.data_dir)
     settings = {
         **identity_of(loaded),
-        "data": [split.fingerprint for split in splits],
+        "data": [split.fingerprint for split in (train, held_out)],
         "num_samples": flags.num_samples,
         "seed": flags.seed,
         **recipe.record,
+        **other,
     }
-    suffix = f"_n{flags.num_samples}_{recipe.name()}_seed{flags.seed}"
+    suffix = f"_{stem_of(flags.split)}" if flags.split else ""
+    suffix += f"_n{flags.num_samples}_{recipe.name()}_seed{flags.seed}"
     results.check_record(
         result_path(name, loaded, flags, f"{suffix}.json"), settings | results.machine() | {"versions": versions()}
     )
@@ -238,7 +251,7 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
             )
             return hosts.gather((_counted(images, counter) for _, images in batches), flags.num_samples)
 
-    return _Prepared(recipe, splits, settings, suffix, samples)
+    return _Prepared(recipe, train, held_out, settings, suffix, samples)
 
 
 def _counted(images: np.ndarray, counter: Counter) -> np.ndarray:
@@ -247,10 +260,10 @@ def _counted(images: np.ndarray, counter: Counter) -> np.ndarray:
     return images
 
 
-def _counts(made: _Prepared, train: np.ndarray, held_out: np.ndarray) -> dict[str, int]:
+def _counts(made: _Prepared, train: np.ndarray, held_out: np.ndarray | None = None) -> dict[str, int]:
     return {
         "num_samples": made.settings["num_samples"],
-        "num_held_out": len(held_out),
+        **({} if held_out is None else {"num_held_out": len(held_out)}),
         "num_train": len(train),
         "steps": made.recipe.record["steps"],
         "evaluations": made.recipe.sampler.evaluations,

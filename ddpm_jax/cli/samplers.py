@@ -19,7 +19,7 @@ import tqdm
 
 from ddpm_jax.cli import guidance
 from ddpm_jax.cli.command import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_STEP, MAX_TIMESTEPS, Parser, prepare_jax, run
-from ddpm_jax.cli.data import load_split
+from ddpm_jax.cli.data import load_evaluated, load_split
 from ddpm_jax.cli.load import Loaded, identity_of, load, versions
 from ddpm_jax.cli.metrics import images_of
 from ddpm_jax.cli.sampling import make_recipe
@@ -118,9 +118,9 @@ class _Model:
         self.loaded, self._flags = loaded, flags
         self.guided = guidance.guided(loaded, flags)
         data = loaded.experiment.config.data
-        self._train, held_out = (
-            images_of(load_split(data, name, data_dir=flags.data_dir)) for name in (data.train_split, data.test_split)
-        )
+        train, self.other_data = load_evaluated(loaded, data.train_split, data_dir=flags.data_dir)
+        self._train = images_of(train)
+        held_out = images_of(load_split(data, data.test_split, data_dir=flags.data_dir))
         self.floor = pixel_frechet_distance(held_out[: flags.num_samples], self._train)
 
     def measure(self, case: _Case) -> dict[str, float]:
@@ -182,6 +182,7 @@ def _settings(flags: Any, model: _Model | None) -> dict[str, Any]:
             **identity_of(model.loaded),
             "num_samples": flags.num_samples,
             "made_with": model.guided.record,
+            **model.other_data,
         }
     return settings | machine() | {"versions": versions()}
 

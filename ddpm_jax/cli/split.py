@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ddpm_jax.cli.data import check_classes, load_split
+from ddpm_jax.cli.data import load_evaluated
 from ddpm_jax.cli.load import Loaded, identity_of
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import FailureError, UsageError
@@ -45,8 +45,7 @@ def open_split(loaded: Loaded, flags: Any) -> Split:
             "frechet_pixels, or elbo of the first stage."
         )
     name = flags.split or experiment.config.data.test_split
-    source = load_split(experiment.config.data, name, data_dir=flags.data_dir)
-    check_classes(source, experiment.config, split=name)
+    source, other = load_evaluated(loaded, name, data_dir=flags.data_dir)
     num_images = check_images(source, experiment.image_shape, split=name, num_images=flags.num_images)
     settings = {
         **identity_of(loaded),
@@ -62,9 +61,15 @@ def open_split(loaded: Loaded, flags: Any) -> Split:
     told = experiment.conditioning.names
     if told:  # absent otherwise: results of before there were conditions go on
         settings["given"] = list(told)
+    settings |= other
     given = f" given {' and '.join(told)}" if told else ""
-    stem = re.sub(r"[^\w.-]+", "-", name).strip("-")
-    return Split(source, num_images, settings, f"_{stem}_n{num_images}", f"{num_images} images of {name}{given}")
+    suffix, what = f"_{stem_of(name)}_n{num_images}", f"{num_images} images of {name}{given}"
+    return Split(source, num_images, settings, suffix, what)
+
+
+def stem_of(split: str) -> str:
+    """The name of a split as a part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", split).strip("-")
 
 
 def result_path(name: str, loaded: Loaded, flags: Any, suffix: str) -> pathlib.Path:

@@ -53,7 +53,7 @@ from ddpm_jax.cli.grids import grid_path, grid_writer, no_grid
 from ddpm_jax.cli.latent_training import find_first_stage, freeze, kept_latents
 from ddpm_jax.cli.load import FIRST_STAGE, config_in, settings_of
 from ddpm_jax.data import pipeline, sources
-from ddpm_jax.data.about import describe
+from ddpm_jax.data.about import describe, holds_out
 from ddpm_jax.diffusion.likelihood import prior_warning
 from ddpm_jax.errors import FailureError, UsageError, say, visible
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
@@ -245,6 +245,7 @@ def _train(
     batches = _batches(config, examples)
     if position is not None:
         batches.set_state(position)
+    _check_held_out(config, source)
     # Another step there: a working directory that the processes do not share.
     hosts.check_equal({"the data": source.fingerprint, "the step of the checkpoint in --workdir": start})
     trace = _trace(profile, workdir, start, config.train.num_steps)
@@ -290,6 +291,14 @@ def _train(
         _finish(outcome.interrupted_by, int(outcome.state.step), workdir, config.objective)
     # SIGTERM and the time limit are a scheduler's wishes, and granted.
     return INTERRUPTED if outcome.interrupted_by == Wish.SIGINT else 0
+
+
+def _check_held_out(config: ConfigDict, source: sources.Source) -> None:
+    if config.data.test_split == "test" and not holds_out(source):
+        _warn(
+            "no image is held out, so nothing can be compared with images that were not trained on: set data.holdout, "
+            "say to 0.1, or give the data a test split; without one, evaluate.py takes --split train"
+        )
 
 
 def _on_sample(

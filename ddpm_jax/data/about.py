@@ -17,6 +17,13 @@ class About(NamedTuple):
 
     class_names: tuple[str, ...] = ()  # name i is of label i; () without classes, or where they have no names
     splits: Mapping[str, int] = {}  # name -> images, of every split that can be asked for by these names
+    contents: str = ""  # the same for the same data on every machine, whichever split of it is read; "" if not known
+
+
+def holds_out(source: Any) -> bool:
+    """Whether the dataset has images that "test" means, or does not say what it has."""
+    splits = about(source).splits
+    return not splits or bool({"test", "valid", "validation"} & set(splits))
 
 
 def about(source: Any) -> About:
@@ -29,7 +36,7 @@ def describe(source: Any) -> str:
 
     Classes are counted in the split that `source` is of, where its labels are at hand.
     """
-    names, splits = about(source)
+    names, splits = about(source).class_names, about(source).splits
     parts = [", ".join(f"{name} {count:,}" for name, count in splits.items())] if splits else []
     if not source.num_classes:
         return "; ".join([*parts, "no classes"])

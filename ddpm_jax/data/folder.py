@@ -5,7 +5,6 @@ import itertools
 import logging
 import os
 import pathlib
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from ddpm_jax.data import images
 from ddpm_jax.data.about import About
 from ddpm_jax.data.inspection import IN_BUCKET, Policy, refusal, usable
-from ddpm_jax.data.layout import LAYOUTS, label_of, lay_out
+from ddpm_jax.data.layout import LAYOUTS, digest_of, label_of, lay_out
 from ddpm_jax.data.memory import ArraySource, decoded
 from ddpm_jax.data.places import check_no_datasets
 from ddpm_jax.data.unreadable import Unreadable
@@ -152,7 +151,7 @@ def open_folder(
         policy=policy,
         skipped=usables.skipped,
         fingerprint=f"folder {split} {image_size}x{image_size}x{channels} {_summary(usables.names, labels)}",
-        about=About(tuple(found.classes), found.splits),
+        about=About(tuple(found.classes), found.splits, found.contents),
     )
 
 
@@ -179,5 +178,4 @@ def _tell(sentences: Sequence[str]) -> None:
 
 def _summary(names: list[str], labels: list[int]) -> str:
     """The folder may move, so its own name is not in here; its files may not change, so theirs are."""
-    listing = "\n".join(f"{label} {name}" for name, label in zip(names, labels, strict=True))
-    return f"n={len(names)} files={zlib.crc32(listing.encode(errors='surrogateescape')):08x}"
+    return digest_of([f"{label} {name}" for name, label in zip(names, labels, strict=True)])

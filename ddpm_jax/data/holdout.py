@@ -17,7 +17,8 @@ def carve(num_examples: int, *, split: str, holdout: float, where: str) -> np.nd
     if holdout == 0:
         if split == "test":
             raise UsageError(
-                f"{where} has no test split of its own: set holdout, say to 0.1, to set a part of it aside."
+                f"{where} has no test split of its own: set holdout, say to 0.1, before training to set a part of it "
+                "aside, or evaluate with --split train or with the --data_dir of images that have one."
             )
         return np.arange(num_examples)
     num_test = max(1, round(num_examples * holdout))

@@ -13,6 +13,7 @@ passed over because of an unusual name would be worse than one sentence too many
 
 import os
 import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ class Layout(NamedTuple):
     classes: list[str]  # of the training images; label i is the i-th
     splits: dict[str, int]  # every split there is, in the words of `SPLITS`: how many pictures
     notes: list[str]  # sentences about what is passed over
+    contents: str  # number and digest of all pictures by their names, the same for every split
 
 
 def lay_out(root: Any, *, split: str, holdout: float, layout: str) -> Layout:
@@ -89,7 +91,7 @@ def lay_out(root: Any, *, split: str, holdout: float, layout: str) -> Layout:
     notes = [*_outside(root, files, of_split), *_empty(root, folders, of_classes, trained_on)]
     notes += _unlabelled(root, of_classes, trained_on)
     folder = root / of_split[wanted] if of_split else root
-    return Layout(folder, names, _classes(trained_on), splits, notes)
+    return Layout(folder, names, _classes(trained_on), splits, notes, f"folder {digest_of(files)}")
 
 
 def _role(name: str) -> str | None:
@@ -188,6 +190,12 @@ def _unlabelled(root: Any, inside: str | None, names: Sequence[str]) -> list[str
         return [sentence]
     remedy = f"set data_dir to {place / folders[0]}" if inside is None else f"move them from {folders[0]} into {place}"
     return [f"{sentence}: to have the classes {_listed(below)}, {remedy}"]
+
+
+def digest_of(lines: Sequence[str]) -> str:
+    """The number of some lines, each about a file, and a short digest of them."""
+    listing = "\n".join(lines)
+    return f"n={len(lines)} files={zlib.crc32(listing.encode(errors='surrogateescape')):08x}"
 
 
 def label_of(name: str, folder: Any, classes: Sequence[str]) -> int:

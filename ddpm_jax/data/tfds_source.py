@@ -170,7 +170,7 @@ def open_dataset(
         policy=policy,
         name=name,
         fingerprint=fingerprint,
-        about=About(class_names, _splits(builder, len(rows), split, holdout=holdout)),
+        about=About(class_names, _splits(builder, len(rows), split, holdout=holdout), _contents(builder)),
     )
 
 
@@ -181,6 +181,11 @@ def _splits(builder: tfds.core.DatasetBuilder, count: int, split: str, *, holdou
         other = "test" if split == "train" else "train"
         there |= {split: count, other: there["train"] - count}
     return there
+
+
+def _contents(builder: tfds.core.DatasetBuilder) -> str:
+    counts = (f"{split}={builder.info.splits[split].num_examples}" for split in sorted(builder.info.splits))
+    return " ".join([builder.info.full_name, *counts])
 
 
 def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:

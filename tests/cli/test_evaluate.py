@@ -260,7 +260,7 @@ def test_a_trace_that_is_not_there_is_refused(refused_likelihood):
 
 def test_images_of_another_shape_are_refused(refused_likelihood, monkeypatch):
     larger = ArraySource(np.zeros((5, 16, 16, 1), np.uint8), np.zeros(5, np.int32), 0, "larger")
-    monkeypatch.setattr(split, "load_split", lambda *args, **kwargs: larger)
+    monkeypatch.setattr("ddpm_jax.cli.data.load_split", lambda *args, **kwargs: larger)
     refused_likelihood(says=["images of split 'test' are 16x16x1", "trained on 8x8x1"])
 
 

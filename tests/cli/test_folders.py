@@ -1,5 +1,7 @@
 """A model of a folder of pictures, from training to pictures: its classes have names, its splits are told."""
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -80,3 +82,60 @@ def test_a_run_from_before_names_were_kept_takes_numbers_and_says_so(invoke, ref
     result = invoke("sample", "--ckpt", run, "--labels", "2", "--num_samples", 2, "--out", tmp_path / "out")
     assert result.code == 0
     assert "all of class 2" in result.out
+
+
+@pytest.fixture(scope="module")
+def without_held_out(tmp_path_factory):
+    """A run of two steps on six loose images, none of them held out, and what it said."""
+    directory = tmp_path_factory.mktemp("loose")
+    photos = write_pictures(directory / "photos", *(f"{i}.png" for i in range(6)))
+    config = write_config(directory / "mine.py", data_dir=str(photos), num_steps=2)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        argv = ["--config", str(config), "--workdir", str(directory / "run"), "--config.data.name=folder"]
+        assert command.run(main_of("train"), argv) == 0
+    return directory / "run", said.getvalue()
+
+
+def test_training_warns_that_nothing_is_held_out(without_held_out):
+    warning = "warning: no image is held out, so nothing can be compared with images that were not trained on: set data"
+    assert warning in without_held_out[1]
+
+
+def test_without_held_out_images_the_training_images_are_evaluated_where_asked_for(
+    invoke, refused, without_held_out, monkeypatch
+):
+    run, _ = without_held_out
+    flags = ["--ckpt", run, "--num_samples", 3, "--steps", 2]
+    says = ["photos has no test split of its own", "--split train", "--data_dir"]
+    refused("evaluate", *flags, says=says)
+    refused("evaluate", *flags, "--metric", "bpd", says=says)
+    result = invoke("evaluate", *flags, "--metric", "frechet_pixels,bpd", "--split", "train")
+    assert result.code == 0, result.err
+    assert result.err == ""
+    found = json.loads(next((run / "evaluation").glob("frechet_pixels_*_train_n3_*.json")).read_text())
+    assert found["frechet_samples"] > 0
+    assert found["num_train"] == 6
+    assert not {"frechet_held_out", "ratio", "num_held_out"} & set(found)
+    found = json.loads(next((run / "evaluation").glob("bpd_*_train_n6*.json")).read_text())
+    assert found["split"] == "train"
+
+
+@pytest.mark.parametrize("metric", ["frechet_pixels", pytest.param("bpd", marks=pytest.mark.slow)])
+def test_other_data_than_those_of_the_run_are_told_by_every_metric(invoke, refused, run, tmp_path, metric):
+    flags = ["--ckpt", run, "--num_samples", 3, "--steps", 2, "--metric", metric, "--out", tmp_path / "same"]
+    moved = write_pictures(tmp_path / "moved", *NAMES)
+    result = invoke("evaluate", *flags, "--data_dir", moved)
+    assert (result.code, result.err) == (0, "")
+    assert "trained_on" not in json.loads(next((tmp_path / "same").glob("*.json")).read_text())
+    flags[-1] = tmp_path / "other"
+    write_pictures(moved, "Test/bee/new.png")
+    result = invoke("evaluate", *flags, "--data_dir", moved)
+    assert result.code == 0
+    assert result.err.startswith("warning: the model was trained on other data (folder n=18 files=")
+    assert "evaluated on (folder n=19 files=" in result.err
+    assert json.loads(next((tmp_path / "other").glob("*.json")).read_text())["trained_on"].startswith("folder n=18 ")
+    (moved / "Train" / "bee").rename(moved / "Train" / "wasp")
+    (moved / "Test" / "bee").rename(moved / "Test" / "wasp")
+    says = ["has the classes ant, cat, wasp", "was trained with ant, bee, cat", "the same classes"]
+    refused("evaluate", *flags, "--data_dir", moved, says=says)
