@@ -97,19 +97,25 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
     path = as_path(path)
     if is_remote(path):
         return path.open("rb")
-    _check_is_file(os.stat(path))
+    check_is_file(os.stat(path))
     # Something else may stand there by now, and opening a pipe waits for a writer unless it may not.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        _check_is_file(os.fstat(descriptor))
+        check_is_file(os.fstat(descriptor))
     except NotAFile:
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
 
 
-def _check_is_file(status: os.stat_result) -> None:
+def check_is_file(status: os.stat_result) -> None:
+    """Refuses what `os.stat` or, for links to be refused too, `os.lstat` says of something else than a regular file.
+
+    Raises:
+      NotAFile: see there.
+    """
     kinds = (
+        (stat.S_ISLNK, "a link"),
         (stat.S_ISFIFO, "a named pipe"),
         (stat.S_ISDIR, "a folder"),
         (stat.S_ISSOCK, "a socket"),

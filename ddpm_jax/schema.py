@@ -29,7 +29,7 @@ class Whole(NamedTuple):
     high: int = WHOLE
 
     def __str__(self) -> str:
-        return f"a whole number in {self.low}..{self.high}"
+        return str(self.low) if self.low == self.high else f"a whole number in {self.low}..{self.high}"
 
 
 class Number(NamedTuple):

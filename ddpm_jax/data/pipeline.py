@@ -15,10 +15,17 @@ import numpy as np
 from ddpm_jax.data.memory import ArraySource, gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.schema import Malformed, Table, Text, Whole, check
 
 Batch = dict[str, np.ndarray]
 _MAX_THREADS = 16
 _ENDLESS = 2**62  # batches: more than any run takes
+
+
+def position_at(step: int | None = None) -> Table:
+    """The kind of what `TrainIterator.get_state` returns, after `step` batches: every update takes one."""
+    batches = Whole() if step is None else Whole(step, step)
+    return Table({"batches": batches}, {"seed": Whole(), "batch_size": Whole(1), "fingerprint": Text()})
 
 
 class TrainIterator:
@@ -45,8 +52,12 @@ class TrainIterator:
         """Continues after `state["batches"]` batches, at no cost whatever the number.
 
         Raises:
-          UsageError: the state is of another seed, batch size or source.
+          UsageError: the state is none, or of another seed, batch size or source.
         """
+        try:
+            check(state, position_at())
+        except Malformed as error:
+            raise UsageError(f"This is no position in the data: {error}.") from error
         for field, ours in self._identity.items():
             if state.get(field) != ours:
                 raise UsageError(

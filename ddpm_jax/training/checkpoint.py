@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from ddpm_jax.data.pipeline import position_at
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import absolute, as_path, is_refusal, is_remote, move_folder, reason_of
+from ddpm_jax.files import NotAFile, absolute, as_path, is_refusal, is_remote, move_folder, reason_of
 from ddpm_jax.training import digests, hosts
 from ddpm_jax.training.checkpoint_reading import (
     CHECKPOINTS,
@@ -95,11 +96,12 @@ class Checkpointer:
 
         Raises:
           UsageError: keep_last below 1.
-          FailureError: the directory cannot be written.
+          FailureError: the directory cannot be written, or there are pipes or devices in its checkpoints.
         """
         if keep_last < 1:
             raise UsageError(f"checkpoint.keep_last is {keep_last}: at least the newest checkpoint must be kept.")
         self._directory, self._before_save = absolute(as_path(workdir)) / CHECKPOINTS, before_save
+        self._check_files()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
         )
@@ -112,6 +114,16 @@ class Checkpointer:
             reason = reason_of(error, self._directory)
             raise FailureError(f"Cannot write checkpoints to {self._directory}: {reason}.") from error
 
+    def _check_files(self) -> None:
+        """Refuses what Orbax, which opens a file of every checkpoint at once, would wait for without end."""
+        if is_remote(self._directory) or not self._directory.is_dir():
+            return
+        for step in steps_in(self._directory):
+            try:
+                digests.check_files(self._directory / str(step))
+            except NotAFile as error:
+                raise FailureError(f"In {self._directory}, a checkpoint is damaged: {error}. Move it away.") from error
+
     def latest_step(self) -> int | None:
         """The newest step on disk, or None."""
         return self._manager.latest_step()
@@ -122,7 +134,7 @@ class Checkpointer:
         Args:
           step: updates done.
           state: a pytree of arrays.
-          data_state: JSON-able position in the data, that of the next batch.
+          data_state: JSON-able position in the data, that of the next batch: see `pipeline.position_at`.
           config: JSON-able.
 
         Raises:
@@ -187,11 +199,12 @@ class Checkpointer:
 
         Raises:
           UsageError: no such checkpoint, or one of another architecture.
-          DamagedCheckpoint: the checkpoint's files are damaged.
+          DamagedCheckpoint: the checkpoint's files are damaged, or its position in the data is not that of its step.
         """
         path = self._directory / str(find_step(self._directory.parent, step))
         check_whole(path)
-        return restore_state(path, template), restore_json(path, DATA)
+        position = restore_json(path, DATA, position_at(int(path.name)))  # before: it costs nothing
+        return restore_state(path, template), position
 
     def resume(self, template: Any, report: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
         """Returns (state, data_state) of the newest checkpoint that is whole; `report` is told of those that are not.

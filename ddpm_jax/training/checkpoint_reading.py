@@ -4,6 +4,7 @@ Where they lie, what is in them and how it is kept whole is said there.
 """
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -17,9 +18,20 @@ import orbax.checkpoint as ocp
 from jax.tree_util import tree_flatten_with_path
 
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import absolute, as_path, check_place, is_folder, is_refusal, is_remote, reason_of
+from ddpm_jax.files import (
+    NotAFile,
+    absolute,
+    as_path,
+    check_place,
+    is_folder,
+    is_refusal,
+    is_remote,
+    read_file,
+    reason_of,
+)
 from ddpm_jax.numerals import is_whole
-from ddpm_jax.training import digests
+from ddpm_jax.schema import LARGEST, Malformed, Table, parse
+from ddpm_jax.training import digests, hosts
 from ddpm_jax.training.state import LATER
 
 # Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of three, and prints
@@ -28,7 +40,9 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 CHECKPOINTS = "checkpoints"
 STATE, DATA, CONFIG = ITEMS = "state", "data", "config"
-COMMITTED = "commit_success.txt"  # Orbax's name for it
+COMMITTED = digests.LATER
+_JSON = "metadata"  # the file of an item that is JSON; Orbax's name for it
+ANY_TABLE = Table()
 
 
 class DamagedCheckpoint(FailureError):
@@ -97,7 +111,23 @@ def _newest_whole(directory: pathlib.Path, *, other_than: int) -> int | None:
 
 def _damage(path: pathlib.Path, item: str) -> str | None:
     with _within_reach(path):
+        try:
+            if not is_remote(path):
+                digests.check_files(path)
+        except NotAFile as error:
+            return str(error)
         return digests.damage(path / item) if is_folder(path / item) else f"it has no {item}"
+
+
+@functools.cache
+def _warn_of_missing_sums(path: pathlib.Path, item: str) -> None:
+    """Says once that an item of a checkpoint on a disk has no digests."""
+    if hosts.is_first():
+        print(
+            f"warning: the checkpoint {path} has no {item}/{digests.SUMS}, as those of old versions have none: whether "
+            "its files are what was written is not known.",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager
@@ -128,6 +158,8 @@ def check_whole(path: pathlib.Path, items: tuple[str, ...] = ITEMS) -> None:
         reason = _damage(path, item)
         if reason:
             raise DamagedCheckpoint(path, reason)
+        if not is_remote(path) and not (path / item / digests.SUMS).exists():
+            _warn_of_missing_sums(path, item)
 
 
 def read_config(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
@@ -159,12 +191,15 @@ def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
     return restore_state(path, template, partial=True)
 
 
-def restore_json(path: pathlib.Path, item: str) -> dict[str, Any]:
-    """Returns an item of the checkpoint `path` that is JSON; raises DamagedCheckpoint."""
+def restore_json(path: pathlib.Path, item: str, kind: Table = ANY_TABLE) -> dict[str, Any]:
+    """Returns an item of the checkpoint `path` that is JSON; raises DamagedCheckpoint where it is not of its kind."""
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            return reader.restore(path / item)
+        return parse(read_file(path / item / _JSON, largest=LARGEST + 1), kind)
+    except Malformed as error:
+        raise DamagedCheckpoint(path, f"in its {item}, {error}") from error
     except Exception as error:
+        if not is_refusal(error):
+            raise
         raise _damaged(path, error) from error
 
 

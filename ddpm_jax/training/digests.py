@@ -1,48 +1,62 @@
 """Digests of the files of a folder, kept in it: what is read later can be told from what was written.
 
-Run in the folder, `sha256sum --check SHA256SUMS` understands it. What the files are is not known here.
+Run in the folder, `sha256sum --check SHA256SUMS` understands it. What the files are is not known here. Only regular
+files in the folder are ever opened, whatever it or its digests name: no link, pipe or device.
 """
 
 import concurrent.futures
-import hashlib
+import os
 import pathlib
+import re
+import stat
 from collections.abc import Iterator
 
-from ddpm_jax.files import is_remote
+from ddpm_jax.files import NotAFile, check_is_file, is_remote, read_file, sha256_of
+from ddpm_jax.schema import shown
 
 SUMS = "SHA256SUMS"
+LATER = "commit_success.txt"  # Orbax adds it when all others are there; it is empty, or holds the time
+_LINE = re.compile("([0-9a-f]{64})  (.+)")
+_LARGEST = 16 << 20  # bytes of the digests: of 100,000 files
 _AT_A_TIME = 4  # files read at once: hashing keeps a core busy, and a network has more to give than one stream takes
 
 
 def write(folder: pathlib.Path) -> None:
     """Writes the digests of all files in `folder` and below into `folder`/SHA256SUMS."""
-    lines = [f"{_digest(path)}  {name}\n" for name, path in _files(folder)]
+    lines = [f"{sha256_of(path)}  {name}\n" for name, path in _files(folder)]
     (folder / SUMS).write_text("".join(lines))
 
 
 def damage(folder: pathlib.Path) -> str | None:
     """Returns what is no longer as it was when the digests were written, as half a sentence, or None.
 
-    Files that came later are not looked at. Without digests nothing is known of files on a disk, so nothing is wrong;
-    in a bucket there has never been a checkpoint without.
+    Every file must be among the digests, but for those whose names begin with a dot and for `LATER`. Without digests
+    nothing is known of files on a disk, so nothing is wrong; in a bucket there has never been a checkpoint without.
 
     Raises:
       PermissionError: a file on a disk may not be read.
       Exception: a bucket does not answer, or refuses.
     """
-    if not (folder / SUMS).exists():
-        return f"its file {folder.name}/{SUMS} is missing" if is_remote(folder) else None
     try:
-        expected = [line.split("  ", 1) for line in (folder / SUMS).read_text().splitlines()]
+        there = dict(_files(folder))
+        if SUMS not in there:
+            return f"its file {folder.name}/{SUMS} is missing" if is_remote(folder) else None
+        expected = _parse(read_file(there[SUMS], largest=_LARGEST))
+        if not expected:
+            return f"its file {folder.name}/{SUMS} is not what was written"
+        lacking = [name for name in expected if name not in there]
+        if lacking:
+            return f"its file {_name(folder, lacking[0])} is missing"
+        unknown = [name for name in there if name not in {SUMS, LATER, *expected} and not _is_hidden(name)]
+        if unknown:
+            return f"its file {_name(folder, unknown[0])} is not among those that were written"
         with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
-            found = pool.map(lambda entry: _digest_if_there(folder / entry[1]), expected)
-            for (digest, name), is_now in zip(expected, found, strict=True):
-                if is_now is None:
-                    return f"its file {folder.name}/{name} is missing"
+            found = pool.map(lambda name: sha256_of(there[name]), expected)
+            for (name, digest), is_now in zip(expected.items(), found, strict=True):
                 if is_now != digest:
-                    return f"its file {folder.name}/{name} is not what was written"
-    except (ValueError, IndexError):
-        return f"its file {folder.name}/{SUMS} is not what was written"
+                    return f"its file {_name(folder, name)} is not what was written"
+    except NotAFile as error:
+        return str(error)
     except PermissionError:
         raise
     except OSError as error:
@@ -52,25 +66,53 @@ def damage(folder: pathlib.Path) -> str | None:
     return None
 
 
-def _files(folder: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
+def _name(folder: pathlib.Path, name: str) -> str:
+    return _printable(f"{folder.name}/{name}")
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() and len(name) < 200 else shown(name)
+
+
+def _parse(data: bytes) -> dict[str, str]:
+    """Name -> digest; {} where a line is not one of each."""
+    lines = [_LINE.fullmatch(line) for line in data.decode(errors="replace").splitlines()]
+    return {line[2]: line[1] for line in lines} if all(lines) else {}
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether the system, and not Orbax, has put a file there."""
+    return name.rpartition("/")[2].startswith(".")
+
+
+def check_files(folder: pathlib.Path) -> None:
+    """Refuses a folder of this machine in which, at its top, there is something else than files and folders.
+
+    Raises:
+      NotAFile: half a sentence names it.
+    """
+    for path in sorted(folder.iterdir()):
+        _check(path, f"{folder.name}/{path.name}")
+
+
+def _check(path: pathlib.Path, name: str) -> bool:
+    """Whether a path of this machine, called `name` below, is a folder and not a file; raises NotAFile if neither."""
+    status = os.lstat(path)
+    if stat.S_ISDIR(status.st_mode):
+        return True
+    try:
+        check_is_file(status)
+    except NotAFile as error:
+        raise NotAFile(f"its {_printable(name)} is {error}, and a file is expected") from None
+    return False
+
+
+def _files(folder: pathlib.Path, within: str = "") -> Iterator[tuple[str, pathlib.Path]]:
+    """Yields (name, path) of the files in `folder` and below, names from there on."""
     # Not `rglob`: folders in a cloud's storage have none.
     for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            yield from ((f"{path.name}/{name}", file) for name, file in _files(path))
+        name = within + path.name
+        if path.is_dir() if is_remote(path) else _check(path, f"{folder.name}/{path.name}"):
+            yield from _files(path, f"{name}/")
         else:
-            yield path.name, path
-
-
-def _digest_if_there(path: pathlib.Path) -> str | None:
-    try:
-        return _digest(path)
-    except FileNotFoundError:
-        return None
-
-
-def _digest(path: pathlib.Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            yield name, path

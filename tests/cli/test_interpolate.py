@@ -4,6 +4,7 @@
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -127,7 +128,10 @@ def test_pictures_of_one_name_do_not_overwrite_each_others_row(invoke, trained, 
 def test_the_row_of_another_run_is_not_overwritten(invoke, refused, trained, copied, tmp_path):
     flags = ["--interpolate_seeds", "1,2", "--interpolate_steps", 2, "--steps", 2, "--out", tmp_path / "out"]
     assert invoke("sample", "--ckpt", trained, *flags).code == 0
-    refused("sample", "--ckpt", copied, *flags, says=["made otherwise", "checkpoint is", "--out"])
+    assert invoke("sample", "--ckpt", copied, *flags).code == 0  # the same weights in another place
+    shutil.rmtree(copied / "checkpoints" / "10")
+    shutil.copytree(copied / "checkpoints" / "8", copied / "checkpoints" / "10")
+    refused("sample", "--ckpt", copied, *flags, says=["made otherwise", "weights_sha256 is", "--out"])
 
 
 def sampled(invoke, ckpt, out, *flags):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -342,11 +343,99 @@ def test_the_digests_are_those_that_sha256sum_checks(tmp_path):
         subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
-def test_a_checkpoint_from_before_there_were_digests_is_read(tmp_path):
+def test_a_checkpoint_from_before_there_were_digests_is_read_with_a_warning(tmp_path, capsys):
     _save(tmp_path, 5)
     for item in checkpoint_reading.ITEMS:
         (tmp_path / checkpoint_reading.CHECKPOINTS / "5" / item / digests.SUMS).unlink()
-    _assert_equal(Checkpointer(tmp_path, keep_last=1).resume(_state(), pytest.fail)[0], _state(5))
+    for _ in range(2):
+        _assert_equal(Checkpointer(tmp_path, keep_last=1).resume(_state(), pytest.fail)[0], _state(5))
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == len(checkpoint_reading.ITEMS)  # once each
+    assert all(re.match(r"warning: the checkpoint .*/5 has no \w+/SHA256SUMS, ", warning) for warning in warnings)
+
+
+def _edit_sums(change):
+    def edit(state):
+        sums = state / digests.SUMS
+        sums.write_text(change(sums.read_text()))
+
+    return edit
+
+
+def _in_place_of(name, make):
+    def replace(state):
+        (state / name).unlink(missing_ok=True)
+        make(state / name)
+
+    return replace
+
+
+NUMBERS = "0" * 64
+CHANGES = {
+    "no digest": (_edit_sums(lambda text: ""), "its file state/SHA256SUMS is not what was written"),
+    "not all digests": (_edit_sums(lambda text: text[: text.index("\n") + 1]), "state/.* is not among those"),
+    "half a line": (_edit_sums(lambda text: text[:-70]), "state/SHA256SUMS is not what was written|not among those"),
+    "a device": (_edit_sums(lambda text: f"{text}{NUMBERS}  /dev/zero\n"), "its file state//dev/zero is missing"),
+    "a path outside": (_edit_sums(lambda text: f"{text}{NUMBERS}  ../../../secret\n"), "secret is missing"),
+    "an escape": (_edit_sums(lambda text: f"{text}{NUMBERS}  a\x1b[2Jb\n"), r"a\\x1b\[2Jb' is missing"),
+    "another file": (_in_place_of("d/added", lambda path: path.write_text("")), "state/d/added is not among those"),
+    "a pipe": (_in_place_of("_METADATA", os.mkfifo), "its state/_METADATA is a named pipe, and a file is expected"),
+    "a link": (_in_place_of("_METADATA", lambda path: path.symlink_to("/dev/zero")), "its state/_METADATA is a link"),
+    "a pipe for digests": (_in_place_of("SHA256SUMS", os.mkfifo), "its state/SHA256SUMS is a named pipe"),
+    "a pipe above": (_in_place_of("../_CHECKPOINT_METADATA", os.mkfifo), "its 5/_CHECKPOINT_METADATA is a named pipe"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_only_files_in_the_checkpoint_are_read_and_every_one_has_its_digest(tmp_path, change):
+    _save(tmp_path, 5)
+    state = tmp_path / checkpoint_reading.CHECKPOINTS / "5" / checkpoint_reading.STATE
+    (state / ".DS_Store").write_text("what a system leaves")
+    checkpoint_reading.check_whole(state.parent)
+    make, reason = CHANGES[change]
+    make(state)
+    for read in (
+        lambda: checkpoint_reading.read_weights(tmp_path, 5, {"params": _state().params}),
+        lambda: Checkpointer(tmp_path, keep_last=1).restore(_state()),
+    ):
+        with pytest.raises(FailureError, match=rf"damaged.*{reason}") as caught:
+            read()
+        assert str(caught.value).isprintable()
+
+
+def _write_data(workdir, step, text):
+    """Puts a text in place of a position in the data, with the digest that it ought to have."""
+    item = workdir / checkpoint_reading.CHECKPOINTS / str(step) / checkpoint_reading.DATA
+    (item / digests.SUMS).unlink()
+    (item / "metadata").write_text(text)
+    digests.write(item)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("null", "it is null, and an object is expected"),
+        ("1.5", "it is 1.5, and an object"),
+        ("true", "it is true, and an object"),
+        ("[]", r"it is \[\], and an object"),
+        ("{}", "it has no batches"),
+        ('{"batches": 9}', "its batches is 9, and 10 is expected"),
+        ('{"batches": 10.0}', "its batches is 10.0, and 10"),
+        ('{"batches": true}', "its batches is true"),
+        ('{"batches": ' + "9" * 60 + "}", "it holds a whole number of 60 digits"),
+        ('{"batches": 10, "seed": null}', "its seed is null"),
+        ("[" * 200_000, "it is nested too deeply"),
+    ],
+)
+def test_a_position_in_the_data_that_is_not_that_of_the_step_is_damage(tmp_path, text, reason):
+    _save(tmp_path, 5, 10)
+    _write_data(tmp_path, 10, text)
+    reports = []
+    state, position = Checkpointer(tmp_path, keep_last=2).resume(_state(), reports.append)
+    _assert_equal(state, _state(5))
+    assert position == {"batches": 5}
+    assert len(reports) == 1
+    assert re.search(rf"step 10 in .* is damaged \(in its data, {reason}.*\); it is kept as 10\.damaged", reports[0])
 
 
 def test_a_full_disk_is_told_and_the_checkpoint_before_survives(tmp_path, run_python):
