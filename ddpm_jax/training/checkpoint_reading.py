@@ -17,7 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.tree_util import tree_flatten_with_path
 
-from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.errors import FailureError, UsageError, say
 from ddpm_jax.files import (
     NotAFile,
     absolute,
@@ -123,10 +123,10 @@ def _damage(path: pathlib.Path, item: str) -> str | None:
 def _warn_of_missing_sums(path: pathlib.Path, item: str) -> None:
     """Says once that an item of a checkpoint on a disk has no digests."""
     if hosts.is_first():
-        print(
+        say(
             f"warning: the checkpoint {path} has no {item}/{digests.SUMS}, as those of old versions have none: whether "
             "its files are what was written is not known.",
-            file=sys.stderr,
+            sys.stderr,
         )
 
 

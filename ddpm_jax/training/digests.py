@@ -11,8 +11,8 @@ import re
 import stat
 from collections.abc import Iterator
 
+from ddpm_jax.errors import visible
 from ddpm_jax.files import NotAFile, check_is_file, is_remote, read_file, sha256_of
-from ddpm_jax.schema import shown
 
 SUMS = "SHA256SUMS"
 LATER = "commit_success.txt"  # Orbax adds it when all others are there; it is empty, or holds the time
@@ -67,11 +67,7 @@ def damage(folder: pathlib.Path) -> str | None:
 
 
 def _name(folder: pathlib.Path, name: str) -> str:
-    return _printable(f"{folder.name}/{name}")
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() and len(name) < 200 else shown(name)
+    return visible(f"{folder.name}/{name}")
 
 
 def _parse(data: bytes) -> dict[str, str]:
@@ -103,7 +99,7 @@ def _check(path: pathlib.Path, name: str) -> bool:
     try:
         check_is_file(status)
     except NotAFile as error:
-        raise NotAFile(f"its {_printable(name)} is {error}, and a file is expected") from None
+        raise NotAFile(f"its {visible(name)} is {error}, and a file is expected") from None
     return False
 
 

@@ -377,7 +377,7 @@ CHANGES = {
     "half a line": (_edit_sums(lambda text: text[:-70]), "state/SHA256SUMS is not what was written|not among those"),
     "a device": (_edit_sums(lambda text: f"{text}{NUMBERS}  /dev/zero\n"), "its file state//dev/zero is missing"),
     "a path outside": (_edit_sums(lambda text: f"{text}{NUMBERS}  ../../../secret\n"), "secret is missing"),
-    "an escape": (_edit_sums(lambda text: f"{text}{NUMBERS}  a\x1b[2Jb\n"), r"a\\x1b\[2Jb' is missing"),
+    "an escape": (_edit_sums(lambda text: f"{text}{NUMBERS}  a\x1b[2Jb\n"), r"a\\x1b\[2Jb is missing"),
     "another file": (_in_place_of("d/added", lambda path: path.write_text("")), "state/d/added is not among those"),
     "a pipe": (_in_place_of("_METADATA", os.mkfifo), "its state/_METADATA is a named pipe, and a file is expected"),
     "a link": (_in_place_of("_METADATA", lambda path: path.symlink_to("/dev/zero")), "its state/_METADATA is a link"),
