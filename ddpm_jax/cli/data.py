@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.cli.load import Loaded
 from ddpm_jax.data import sources
 from ddpm_jax.data.about import about, shortened
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import UsageError, say
 from ddpm_jax.training import hosts
 
 
@@ -47,7 +47,7 @@ def load_evaluated(loaded: Loaded, split: str, *, data_dir: str | None) -> tuple
     if not ours or not theirs or ours == theirs:
         return source, {}
     if hosts.is_first():
-        print(
+        say(
             f"warning: the model was trained on other data ({theirs}) than those it is evaluated on ({ours}); the "
             "record says so.",
             file=sys.stderr,

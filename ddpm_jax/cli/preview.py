@@ -10,8 +10,8 @@ import numpy as np
 from ddpm_jax.cli.data import check_classes, load_split
 from ddpm_jax.cli.experiment import Experiment
 from ddpm_jax.data import pipeline
-from ddpm_jax.data.about import printable
 from ddpm_jax.data.transforms import to_model_range, to_uint8
+from ddpm_jax.errors import visible
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.plotting.images import grid, with_labels
 from ddpm_jax.training.conditioning import condition_of
@@ -58,7 +58,7 @@ def make_preview(experiment: Experiment, class_names: Sequence[str] = ()) -> Pre
     condition = Condition(label=np.arange(count, dtype=np.int32) // per_class)
     if per_class == 1:
         return Preview(count, condition, None, None)
-    rows = tuple(map(printable, class_names[: math.ceil(count / per_class)]))
+    rows = tuple(map(visible, class_names[: math.ceil(count / per_class)]))
     return Preview(count, condition, per_class, None, rows)
 
 

@@ -42,8 +42,8 @@ from ddpm_jax.cli.command import (
 )
 from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, identity_of, load, versions
 from ddpm_jax.cli.sampling import Recipe
-from ddpm_jax.data.about import printable, shortened
-from ddpm_jax.errors import UsageError, say
+from ddpm_jax.data.about import shortened
+from ddpm_jax.errors import UsageError, say, visible
 from ddpm_jax.evaluation import generation
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting import images as pictures
@@ -152,7 +152,7 @@ def _columns(recipe: Recipe) -> int | None:
 def _classes(recipe: Recipe) -> list[str]:
     """The classes that the images go round, by name where the names are known."""
     names = dict(enumerate(recipe.class_names))
-    return [printable(names.get(label, str(label))) for label in recipe.record.get("labels", ())]
+    return [visible(names.get(label, str(label))) for label in recipe.record.get("labels", ())]
 
 
 def _column_labels(recipe: Recipe, columns: int | None) -> list[str]:

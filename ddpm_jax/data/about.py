@@ -75,13 +75,8 @@ def _label_of(text: str, known: Mapping[str, int]) -> int:
     )
 
 
-def printable(name: str) -> str:
-    """A name that somebody gave to a folder, as it may be shown on a terminal."""
-    return visible(name)
-
-
 def shortened(names: Sequence[str]) -> str:
     """Names in a line, as they may be shown; of many the first and how many more there are."""
     more = len(names) - _SHOWN
-    shown = [printable(name) for name in names[:_SHOWN]]
+    shown = [visible(name) for name in names[:_SHOWN]]
     return ", ".join([*shown, f"and {more} more"] if more > 0 else shown)
