@@ -155,7 +155,8 @@ class Experiment(NamedTuple):
         Raises:
           UsageError: it ends at alphas_bar = 0.
         """
-        return make_continuous(self.schedule, time_scale=self.chain.time_scale)
+        precise = self.chain.at(dtype=np.float64)
+        return make_continuous(precise, time_scale=self.chain.time_scale, dtype=np.float32)
 
     def eps(self, weights: Any, continuous: ContinuousSchedule, condition: Condition | None = None) -> EpsFunction:
         """The model's ε at real t, without dropout, nothing clipped; of a conditional model as in `denoiser`."""

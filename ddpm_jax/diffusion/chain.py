@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.diffusion.schedules import Schedule, log_sigmas, make_schedule
+from ddpm_jax.diffusion.schedules import Schedule, half_log_snr, make_schedule
 
 
 class Chain(NamedTuple):
@@ -28,7 +28,7 @@ class Chain(NamedTuple):
     @property
     def log_sigmas(self) -> np.ndarray:
         """log σ at every t, float64 [T], increasing; inf at the end of a chain that destroys the signal."""
-        return log_sigmas(np.cumprod(1 - self.betas))
+        return -half_log_snr(self.betas)
 
     def at(self, timesteps: np.ndarray | None = None, *, dtype=np.float32) -> Schedule:
         """The tables of the chain that keeps only `timesteps`, int or float [N], increasing, in 0..T-1; None: all."""

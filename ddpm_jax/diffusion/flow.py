@@ -63,12 +63,14 @@ class Flow(NamedTuple):
     end: float
 
 
-def make_continuous(schedule: Schedule, *, time_scale: float = 1.0) -> ContinuousSchedule:
-    """Continues a table to real t, in float64 NumPy, rounded to the table's dtype; it is met at the integers.
+def make_continuous(schedule: Schedule, *, time_scale: float = 1.0, dtype=None) -> ContinuousSchedule:
+    """Continues a table to real t, in float64 NumPy, rounded to `dtype`; it is met at the integers.
 
     Args:
       schedule: the whole chain of T steps, not traced. A respaced one has the same flow with fewer points to go by.
+        Of a float32 table β(t), a difference of rounded numbers, has an error of up to 3e-4 of its value.
       time_scale: that of `make_schedule`; it tells a chain with rescaled times from a respaced one.
+      dtype: of what is returned; None for the schedule's.
 
     Raises:
       UsageError: a respaced chain, or one that reaches alphas_bar = 0, which real time would take forever to do.
@@ -95,13 +97,18 @@ def make_continuous(schedule: Schedule, *, time_scale: float = 1.0) -> Continuou
     c_2 = 3 * steps - 2 * slopes[:-1] - slopes[1:]
     c_3 = slopes[:-1] + slopes[1:] - 2 * steps
     cubics = np.stack([knots[:-1], slopes[:-1], c_2, c_3], axis=1)
-    return ContinuousSchedule(cubics.astype(schedule.alphas_bar.dtype), time_scale)
+    return ContinuousSchedule(cubics.astype(dtype or schedule.alphas_bar.dtype), time_scale)
+
+
+def _place(continuous: ContinuousSchedule, t: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """The row whose interval holds t, int32, and u, how far into it t is."""
+    row = jnp.clip(jnp.floor(t), -1, continuous.num_timesteps - 2).astype(jnp.int32) + 1
+    return row, t - (row - 1)
 
 
 def noise_level(continuous: ContinuousSchedule, t: chex.Array) -> NoiseLevel:
     """β, √ᾱ and √(1-ᾱ) at real t in [-1, T-1], any shape; beyond it the outer cubics go on."""
-    row = jnp.clip(jnp.floor(t), -1, continuous.num_timesteps - 2).astype(jnp.int32) + 1
-    u = t - (row - 1)
+    row, u = _place(continuous, t)
     c_0, c_1, c_2, c_3 = jnp.moveaxis(jnp.asarray(continuous.cubics)[row], -1, 0)
     integrated_beta = c_0 + u * (c_1 + u * (c_2 + u * c_3))
     return NoiseLevel(
@@ -109,6 +116,18 @@ def noise_level(continuous: ContinuousSchedule, t: chex.Array) -> NoiseLevel:
         sqrt_alphas_bar=jnp.exp(-0.5 * integrated_beta),
         sqrt_one_minus_alphas_bar=jnp.sqrt(-jnp.expm1(-integrated_beta)),
     )
+
+
+def _beta_of_a_step(continuous: ContinuousSchedule, t: chex.Array) -> chex.Array:
+    """∫ β from t-1 to t, for t in [0, T-1]: the parts of two neighbouring cubics, without the large B they begin at."""
+    row, u = _place(continuous, t)
+
+    def risen(row: chex.Array, u: chex.Array) -> chex.Array:
+        _, c_1, c_2, c_3 = jnp.moveaxis(jnp.asarray(continuous.cubics)[row], -1, 0)
+        return u * (c_1 + u * (c_2 + u * c_3))
+
+    before = row - 1
+    return risen(row, u) + risen(before, jnp.ones_like(u)) - risen(before, u)
 
 
 def mixture_eps(mixture: GaussianMixture, continuous: ContinuousSchedule) -> EpsFunction:
@@ -133,10 +152,10 @@ def _eps_from_v(continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, v:
 
 def _eps_from_mu(continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, mu: chex.Array) -> chex.Array:
     """μ at real t is the mean of q(x_{t-1}|x_t), one whole step back: ε = √(1-ᾱ_t)/β_t (x - √α_t μ) (eq. 11)."""
-    level, prev = noise_level(continuous, t), noise_level(continuous, t - 1)
-    sqrt_alpha = level.sqrt_alphas_bar / prev.sqrt_alphas_bar
-    beta = level.sqrt_one_minus_alphas_bar**2 - (sqrt_alpha * prev.sqrt_one_minus_alphas_bar) ** 2
-    return _over(level.sqrt_one_minus_alphas_bar / beta, x) * (x - _over(sqrt_alpha, x) * mu)
+    integrated_beta = _beta_of_a_step(continuous, t)
+    sqrt_alpha, beta = jnp.exp(-0.5 * integrated_beta), -jnp.expm1(-integrated_beta)
+    noise = noise_level(continuous, t).sqrt_one_minus_alphas_bar
+    return _over(noise / beta, x) * (x - _over(sqrt_alpha, x) * mu)
 
 
 # (continuous schedule, x, t, network output) -> ε; the same meanings as `parameterization.PARAMETERIZATIONS`

@@ -26,8 +26,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.gaussian import alpha, q_posterior
-from ddpm_jax.diffusion.parameterization import VARIANCES, Denoiser, Prediction
+from ddpm_jax.diffusion.gaussian import alpha, extract, q_posterior
+from ddpm_jax.diffusion.parameterization import (
+    LEARNED_VARIANCES,
+    PARAMETERIZATIONS,
+    VARIANCES,
+    Denoiser,
+    Network,
+    Prediction,
+    mu_from_x_0,
+)
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, choose
 
@@ -206,6 +214,48 @@ def exact_denoiser(mixture: GaussianMixture, schedule: Schedule, *, variance: st
         return Prediction(best.x_0, best.eps, q_posterior(schedule, best.x_0, x_t, t).mean, log_variance)
 
     return denoiser
+
+
+def exact_network(mixture: GaussianMixture, schedule: Schedule, *, parameterization: str, variance: str) -> Network:
+    """What a perfect network puts out that was trained on the whole chain: its mean and variance are of that one step.
+
+    `parameterization.interpret` makes of it the reverse step of any chain that keeps some of these times. Between two
+    times its output is linear, as a network's nearly is.
+
+    Args:
+      mixture: q(x_0).
+      schedule: the whole chain of T steps, not respaced; the network is told t itself.
+      parameterization: what it predicts: a key of `parameterization.PARAMETERIZATIONS`.
+      variance: a key of `parameterization.VARIANCES`. Where it is learned, the second half of the channels says the
+        variance of q(x_{t-1}|x_t) in every dimension.
+
+    Raises:
+      UsageError: an unknown parameterisation or variance.
+    """
+    choose("parameterization", parameterization, PARAMETERIZATIONS)
+    choose("variance", variance, VARIANCES)
+
+    def at_index(x_t: chex.Array, t: chex.Array) -> chex.Array:
+        signal, noise = (
+            jnp.asarray(table)[t] for table in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
+        )
+        best = optimal(mixture, x_t, signal, noise)
+        value = mu_from_x_0(schedule, x_t, t, best.x_0) if parameterization == "mu" else getattr(best, parameterization)
+        if variance not in LEARNED_VARIANCES:
+            return value
+        one_step = jnp.log(jax.vmap(moments)(reverse_posterior(mixture, schedule, x_t, t))[1])
+        if variance == "learned_range":
+            low = extract(schedule.posterior_log_variance_clipped, t, x_t)
+            one_step = 2 * (one_step - low) / (extract(schedule.log_betas, t, x_t) - low) - 1
+        return jnp.concatenate([value, one_step], axis=-1)
+
+    def network(x_t: chex.Array, time: chex.Array) -> chex.Array:
+        below = jnp.floor(time).astype(int)
+        part = (time - below).reshape(time.shape + (1,) * (x_t.ndim - 1))
+        above = jnp.minimum(below + 1, schedule.num_timesteps - 1)
+        return (1 - part) * at_index(x_t, below) + part * at_index(x_t, above)
+
+    return network
 
 
 def _over(x: chex.Array) -> tuple:

@@ -10,10 +10,13 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.diffusion.gaussian import extract, q_posterior
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, choose
+
+TINY = float(np.finfo(np.float32).tiny)  # keeps a logarithm finite
 
 
 class Prediction(NamedTuple):
@@ -100,8 +103,44 @@ def convert(
     return value if source == target else from_x_0(schedule, x_t, t, to_x_0(schedule, x_t, t, value))
 
 
+def _own_step(schedule: Schedule) -> chex.Array:
+    """Where the walked step is the one that was trained, bool [T]: everywhere in the whole chain."""
+    return schedule.trained_mean_coef1 == schedule.posterior_mean_coef1
+
+
+def _learned(schedule: Schedule, x_t: chex.Array, t: chex.Array, said: chex.Array) -> chex.Array:
+    """Turns log Σ of the step that was trained, which the network says, into that of the walked step.
+
+    Given x_0 both steps are Gaussian, with mean c_1 x_0 + c_2 x_t and variance β̃ (Ho et al. 2020,
+    eq. 7). With x_0 unknown, and the trained step's numbers on the left, the walked one's on the right,
+
+        Σ = β̃ + c_1² Var(x_0|x_t),    Σ' = β̃' + c_1'² Var(x_0|x_t)
+
+    which is exact where q(x_0|x_t) is Gaussian, and the variance of the nearest Gaussian where it is not.
+
+    Var(x_0|x_t) is a small difference of large numbers at most t: an error of 1 % in Σ can make it
+    anything. It is therefore held to 0..1, all that it can be for data in [-1, 1]; latents are scaled to
+    variance 1. Where the walked step is the trained one, what the network says stays as it is.
+    """
+    own = extract(_own_step(schedule), t, x_t)
+    log_trained = extract(jnp.log(jnp.maximum(schedule.trained_posterior_variance, TINY)), t, x_t)
+    # Both branches of the `where` below stay finite: its gradient would be 0 times infinity.
+    log_variance = jnp.where(own, log_trained, said)
+    # Σ - β̃ without cancelling.
+    excess = -jnp.exp(log_variance) * jnp.expm1(jnp.minimum(log_trained - log_variance, 0))
+    of_x_0 = jnp.maximum(extract(schedule.trained_mean_coef1, t, x_t), TINY)
+    variance_of_x_0 = jnp.minimum(excess / of_x_0 / of_x_0, 1)
+    of_x_0 = extract(schedule.posterior_mean_coef1, t, x_t)
+    walked = extract(schedule.posterior_variance, t, x_t) + jnp.square(of_x_0) * variance_of_x_0
+    return jnp.where(own, said, jnp.log(jnp.maximum(walked, TINY)))
+
+
 def _learned_range(schedule: Schedule, x_t: chex.Array, t: chex.Array, v: chex.Array) -> chex.Array:
-    """log Σ = u log β_t + (1-u) log β̃_t, u = (v+1)/2 (Nichol & Dhariwal 2021, eq. 15): v in [-1, 1] spans the range."""
+    """log Σ = u log β_t + (1-u) log β̃_t, u = (v+1)/2 (Nichol & Dhariwal 2021, eq. 15): v in [-1, 1] spans the range.
+
+    In a respaced chain the range is that chain's: so the paper defines it (section 4) and evaluates its
+    models. For Gaussian data this is an approximation, unlike `_learned`; docs/samplers.md has its error.
+    """
     u = (v + 1) / 2
     return u * extract(schedule.log_betas, t, x_t) + (1 - u) * extract(schedule.posterior_log_variance_clipped, t, x_t)
 
@@ -110,7 +149,7 @@ def _learned_range(schedule: Schedule, x_t: chex.Array, t: chex.Array, v: chex.A
 VARIANCES: dict[str, Callable[..., chex.Array]] = {
     "fixed_small": lambda schedule, x_t, t, _: extract(schedule.posterior_log_variance_clipped, t, x_t),
     "fixed_large": lambda schedule, x_t, t, _: extract(schedule.fixed_large_log_variance, t, x_t),
-    "learned": lambda schedule, x_t, t, log_variance: log_variance,
+    "learned": _learned,
     "learned_range": _learned_range,
 }
 LEARNED_VARIANCES = ("learned", "learned_range")
@@ -137,8 +176,8 @@ def interpret(
       x_t: [B, H, W, C].
       t: int [B] in 0..T-1.
       parameterization: what the first C channels are: a key of `PARAMETERIZATIONS`.
-      variance: a key of `VARIANCES`. `learned`: the channels are the log-variance. `learned_range`: they choose between
-        beta tilde (-1) and beta (+1).
+      variance: a key of `VARIANCES`. `learned`: the channels are the log-variance of the step that was trained, which
+        a respaced chain turns into that of its own. `learned_range`: they choose between beta tilde (-1) and beta (+1).
 
     Returns:
       The prediction, every field of the shape of x_t.
@@ -162,8 +201,7 @@ def interpret(
 
 def _said_mean(schedule: Schedule, x_0: chex.Array, x_t: chex.Array, t: chex.Array, mu: chex.Array) -> chex.Array:
     """The network's own μ where the chain takes the step that was trained, elsewhere the mean that x_0 implies."""
-    own_step = schedule.trained_mean_coef1 == schedule.posterior_mean_coef1
-    return jnp.where(extract(own_step, t, x_t), mu, q_posterior(schedule, x_0, x_t, t).mean)
+    return jnp.where(extract(_own_step(schedule), t, x_t), mu, q_posterior(schedule, x_0, x_t, t).mean)
 
 
 def with_x_0(schedule: Schedule, prediction: Prediction, x_0: chex.Array, x_t: chex.Array, t: chex.Array) -> Prediction:

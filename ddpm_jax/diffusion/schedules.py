@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import chex
 import numpy as np
+from scipy.special import expit
 
 from ddpm_jax.errors import UsageError, choose
 
@@ -175,12 +176,15 @@ class Schedule(NamedTuple):
     snr: chex.Array  # alphas_bar / (1 - alphas_bar)
     posterior_mean_coef1: chex.Array  # of x_0 in the mean of q(x_{t-1}|x_t, x_0), eq. 7
     posterior_mean_coef2: chex.Array  # of x_t in it
-    trained_mean_coef1: chex.Array  # posterior_mean_coef1 of the whole chain at this t; another where it is respaced
+    # What a network learnt to say of its own step; other numbers than those of the walked step in a respaced chain.
+    trained_mean_coef1: chex.Array  # posterior_mean_coef1 of the whole chain at this t
     trained_mean_coef2: chex.Array
     posterior_variance: chex.Array  # beta tilde, eq. 7; 0 at t = 0
     posterior_log_variance_clipped: chex.Array  # its log, with the value of t = 1 at t = 0
     fixed_large_log_variance: chex.Array  # log beta_t, with the log posterior variance of t = 1 at t = 0
     log_betas: chex.Array
+    half_log_snr: chex.Array  # λ = log(√ᾱ / √(1-ᾱ)), falling with t; -inf where alphas_bar is 0
+    trained_posterior_variance: chex.Array  # beta tilde of the whole chain at this t
 
     @property
     def num_timesteps(self) -> int:
@@ -197,7 +201,7 @@ def make_schedule(
       betas: float64 [T], each in (0, 1), the last in (0, 1].
       timesteps: strictly increasing times to keep, int or float [N], in 0..T-1; None keeps all. The kept steps form a
         chain of their own with the same q(x_t|x_0): beta' = 1 - alphas_bar_t / alphas_bar_s, with s the kept step
-        before t (Nichol & Dhariwal 2021, section 4). Between two indices log sigma is linear in t: `log_sigmas`.
+        before t (Nichol & Dhariwal 2021, section 4). Between two indices `half_log_snr` is linear in t.
       time_scale: the network is told t times this; Improved DDPM's code has 1000 / T.
       dtype: of the tables; float64 serves tests.
 
@@ -205,7 +209,8 @@ def make_schedule(
       The `Schedule`, N rows. Row i tells the network the time timesteps[i] * time_scale.
 
     Raises:
-      UsageError: too few betas, betas outside their range, or timesteps that are not increasing indices into them.
+      UsageError: too few betas, betas outside their range, or timesteps that are not increasing, leave 0..T-1, or have
+        more than one level at which alphas_bar is 0.
     """
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or betas.size < 2:
@@ -215,39 +220,65 @@ def make_schedule(
             f"betas must lie in (0, 1), the last in (0, 1], but they span {betas.min()} to {betas.max()}: after a "
             "beta of 1 nothing is left to diffuse."
         )
-    alphas_bar = np.cumprod(1 - betas)
-    trained_mean_coefs = _mean_coefs(betas, alphas_bar)
+    alphas_bar, lambdas = np.cumprod(1 - betas), half_log_snr(betas)
+    trained = _trained_step(betas, alphas_bar)
+    whole = np.arange(betas.size)
     if timesteps is None:
-        timesteps = np.arange(betas.size)
+        timesteps = whole
     else:
         timesteps = np.asarray(timesteps)
         _check_timesteps(timesteps, betas.size)
-        trained_mean_coefs = [np.interp(timesteps, np.arange(betas.size), coef) for coef in trained_mean_coefs]
-        alphas_bar = _at(alphas_bar, timesteps)
-        betas = 1 - alphas_bar / np.concatenate([[1.0], alphas_bar[:-1]])
-    tables = _tables(betas, alphas_bar) | dict(
-        zip(("trained_mean_coef1", "trained_mean_coef2"), trained_mean_coefs, strict=True)
-    )
+        trained = {name: np.interp(timesteps, whole, table) for name, table in trained.items()}
+        betas, alphas_bar, lambdas = _keep(timesteps, betas, alphas_bar, lambdas)
+    tables = _tables(betas, alphas_bar) | {"half_log_snr": lambdas} | trained
     with np.errstate(over="ignore"):  # an alphas_bar below 1e-38 is 0 in float32, and its reciprocal inf
         tables = {name: table.astype(dtype) for name, table in tables.items()}
     return Schedule(timesteps=(timesteps * time_scale).astype(np.float32), **tables)
 
 
-def log_sigmas(alphas_bar: np.ndarray) -> np.ndarray:
-    """log σ, σ² = (1-ᾱ) / ᾱ: the noise that is added to data of unchanged scale to get x_t / √ᾱ_t. float64 [T]."""
-    with np.errstate(divide="ignore"):  # ᾱ = 0 is noise without end
-        return 0.5 * (np.log1p(-alphas_bar) - np.log(alphas_bar))
+def half_log_snr(betas: np.ndarray) -> np.ndarray:
+    """λ_t = log(√ᾱ_t / √(1-ᾱ_t)) = -log σ_t of the whole chain, float64 [T]; -inf where nothing is left of the signal.
+
+    Summed as logarithms: 1 - ᾱ_t of a rounded ᾱ_t near 1 would have lost the digits of a small β already.
+    """
+    with np.errstate(divide="ignore"):  # a last beta of 1 has no logarithm of its alpha
+        log_alphas_bar = np.cumsum(np.log1p(-np.asarray(betas, np.float64)))
+    return 0.5 * (log_alphas_bar - np.log(-np.expm1(log_alphas_bar)))
 
 
-def _at(alphas_bar: np.ndarray, timesteps: np.ndarray) -> np.ndarray:
-    """ᾱ at times that may lie between the indices: the table's own value on them, log σ linear between two."""
-    if np.issubdtype(timesteps.dtype, np.integer):
-        return alphas_bar[timesteps]
-    below = np.floor(timesteps).astype(int)
-    above = np.ceil(timesteps).astype(int)
-    table, part = log_sigmas(alphas_bar), timesteps - below
-    between = np.where(part > 0, (1 - part) * table[below] + part * table[above], table[below])
-    return np.where(part > 0, 1 / (1 + np.exp(2 * between)), alphas_bar[below])
+def step_variance(lambdas: np.ndarray, lambdas_prev: np.ndarray) -> np.ndarray:
+    """1 - ᾱ/ᾱ' of the step from the level λ' up to the noisier λ, any distance apart; 0 where they are one level.
+
+    Written as (1-ᾱ) (1 - e^(-2(λ'-λ))). The ratio of two rounded ᾱ would lose the digits of a short step.
+    """
+    lambdas, lambdas_prev = np.broadcast_arrays(lambdas, lambdas_prev)
+    apart = np.subtract(lambdas_prev, lambdas, out=np.zeros(lambdas.shape), where=lambdas != lambdas_prev)
+    return expit(-2 * lambdas) * -np.expm1(-2 * apart)
+
+
+def _keep(
+    timesteps: np.ndarray, betas: np.ndarray, alphas_bar: np.ndarray, lambdas: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(β, ᾱ, λ) of the chain of these times, which may lie between the indices: there λ is linear in t.
+
+    On an index ᾱ is the table's own value, and so is β where the step before it is kept as well.
+    """
+    below, above = np.floor(timesteps).astype(int), np.ceil(timesteps).astype(int)
+    part = timesteps - below
+    with np.errstate(invalid="ignore"):  # 0 times an infinite λ, where `part` is 0 and nothing is taken of it
+        lambdas = np.where(part > 0, (1 - part) * lambdas[below] + part * lambdas[above], lambdas[below])
+    if np.isneginf(lambdas[:-1]).any():
+        raise UsageError(
+            f"The timesteps to keep have several levels without signal: {timesteps.tolist()} may have one above "
+            f"{betas.size - 2}, the last index at which this schedule keeps some."
+        )
+    own = (part == 0) & (np.diff(timesteps, prepend=-1) == 1)
+    walked = step_variance(lambdas, np.append(np.inf, lambdas[:-1]))
+    return (
+        np.where(own, betas[below], walked),
+        np.where(part > 0, expit(2 * lambdas), alphas_bar[below]),
+        lambdas,
+    )
 
 
 def _check_timesteps(timesteps: np.ndarray, num_timesteps: int) -> None:
@@ -264,9 +295,27 @@ def _mean_coefs(betas: np.ndarray, alphas_bar: np.ndarray) -> tuple[np.ndarray, 
     return of_x_0, (1 - alphas_bar_prev) * np.sqrt(1 - betas) / (1 - alphas_bar)
 
 
+def _posterior_variance(betas: np.ndarray, alphas_bar: np.ndarray) -> np.ndarray:
+    """β̃ of q(x_{t-1}|x_t, x_0) (Ho et al. 2020, eq. 7); 0 at t = 0."""
+    return betas * (1 - np.concatenate([[1.0], alphas_bar[:-1]])) / (1 - alphas_bar)
+
+
+def _trained_step(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.ndarray]:
+    """What the whole chain's own step is like at each t, under the names that `Schedule` keeps it by.
+
+    Between two indices these are interpolated linearly, as a network's output is that is linear in the time.
+    """
+    of_x_0, of_x_t = _mean_coefs(betas, alphas_bar)
+    return {
+        "trained_mean_coef1": of_x_0,
+        "trained_mean_coef2": of_x_t,
+        "trained_posterior_variance": _posterior_variance(betas, alphas_bar),
+    }
+
+
 def _tables(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.ndarray]:
     alphas_bar_prev = np.concatenate([[1.0], alphas_bar[:-1]])
-    posterior_variance = betas * (1 - alphas_bar_prev) / (1 - alphas_bar)
+    posterior_variance = _posterior_variance(betas, alphas_bar)
     # beta tilde is 0 at t = 0, so its log takes the next value; a chain of one step has no next value and takes beta.
     first = posterior_variance[1] if betas.size > 1 else betas[0]
     # alphas_bar reaches 0 in chains that destroy the signal (jsd); there x_0 cannot be recovered from eps: 1/0 = inf.

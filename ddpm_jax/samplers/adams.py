@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError
-from ddpm_jax.samplers.linear import flow_weights, levels_of, linear_sampler
+from ddpm_jax.samplers.linear import flow_weights, levels_at, linear_sampler
 from ddpm_jax.samplers.loop import Sampler
 
 MAX_ORDER = 4
@@ -58,8 +58,7 @@ def lms(chain: Chain, times: np.ndarray, *, order: int = 4, dtype=np.float32) ->
     """
     if order not in range(1, MAX_ORDER + 1):
         raise UsageError(f"order is {order}: lms combines 1 to {MAX_ORDER} predictions.")
-    schedule = chain.at(times, dtype=dtype)
-    levels = levels_of(schedule)
+    schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
     sigma = levels.sigma
     eps = np.zeros((len(sigma) - 1, order))
     for i in range(len(eps)):

@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError
-from ddpm_jax.samplers.linear import Levels, Weights, flow_weights, levels_of, linear_sampler
+from ddpm_jax.samplers.linear import Levels, Weights, flow_weights, levels_at, linear_sampler
 from ddpm_jax.samplers.loop import Sampler
 
 
@@ -30,15 +30,9 @@ def ddim(chain: Chain, times: np.ndarray, *, eta: float = 0.0, dtype=np.float32)
     """
     if not 0 <= eta <= 1:
         raise UsageError(f"eta is {eta}: choose 0 (deterministic) to 1 (ancestral).")
-    schedule = chain.at(times, dtype=dtype)
-    levels = levels_of(schedule)
-    s = eta * _posterior_scale(levels)
-    weights = Weights(
-        x=np.zeros(len(s)),
-        x_0=levels.signal[1:, None],
-        eps=np.sqrt(np.maximum(levels.noise[1:] ** 2 - s**2, 0))[:, None],
-        z=s,
-    )
+    schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
+    kept, fresh = _split_noise(levels, eta)
+    weights = Weights(x=np.zeros(len(kept)), x_0=levels.signal[1:, None], eps=kept[:, None], z=fresh)
     return linear_sampler(schedule, weights)
 
 
@@ -65,14 +59,18 @@ def euler_ancestral(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=
         raise UsageError(
             f"eta is {eta}: choose 0 (deterministic), 1 (ancestral) or another number that is not negative."
         )
-    schedule = chain.at(times, dtype=dtype)
-    levels = levels_of(schedule)
-    up = np.minimum(levels.sigma[1:], eta * _posterior_scale(levels) / levels.signal[1:])
-    down = np.sqrt(levels.sigma[1:] ** 2 - up**2)
+    schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
+    kept, fresh = _split_noise(levels, eta)
+    down, up = (of / levels.signal[1:] for of in (kept, fresh))
     return linear_sampler(schedule, flow_weights(levels.signal, eps=(down - levels.sigma[:-1])[:, None], z=up))
 
 
-def _posterior_scale(levels: Levels) -> np.ndarray:
-    """√β̃ of each step, [N]: √((1-ᾱ')/(1-ᾱ)) √(1-ᾱ/ᾱ') (Ho et al. 2020, eq. 7). In x̄ it is σ'/σ √(σ²-σ'²) √ᾱ'."""
-    before, after = levels.noise[:-1], levels.noise[1:]
-    return after / before * np.sqrt(1 - (levels.signal[:-1] / levels.signal[1:]) ** 2)
+def _split_noise(levels: Levels, eta: float) -> tuple[np.ndarray, np.ndarray]:
+    """√(1-ᾱ'-s²), the noise of the next level that is kept, and s = min(√(1-ᾱ'), η √β̃), that which is fresh; [N] each.
+
+    β̃ = (1-ᾱ')/(1-ᾱ) (1-ᾱ/ᾱ') (Ho et al. 2020, eq. 7) is (1-ᾱ') (1 - e^(-2h)), in x̄ and σ it is σ'²/σ² (σ²-σ'²).
+    Neither the fresh part of a short step nor the kept part of a long one is a difference of numbers near each other.
+    """
+    lost = -np.expm1(-2 * levels.steps)
+    kept = np.maximum(np.exp(-2 * levels.steps) + (1 - eta**2) * lost, 0)
+    return levels.noise[1:] * np.sqrt(kept), levels.noise[1:] * np.minimum(eta * np.sqrt(lost), 1)

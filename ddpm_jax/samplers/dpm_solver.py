@@ -18,7 +18,7 @@ import numpy as np
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError
 from ddpm_jax.samplers.adams import lagrange_integrals
-from ddpm_jax.samplers.linear import Weights, levels_of, linear_sampler
+from ddpm_jax.samplers.linear import Weights, levels_at, linear_sampler
 from ddpm_jax.samplers.loop import Sampler
 
 
@@ -86,9 +86,8 @@ def _solver(
 ) -> Sampler:
     if not 0 <= eta < np.inf:
         raise UsageError(f"eta is {eta}: choose 0 (no noise), 1 (the reverse diffusion) or another number above 0.")
-    schedule = chain.at(times, dtype=dtype)
-    levels = levels_of(schedule)
-    steps = np.diff(levels.half_log_snr[:-1])  # all but the last, which is infinite
+    schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
+    steps = levels.steps[:-1]  # all but the last, which is infinite
     x_0 = np.zeros((len(steps) + 1, columns))
     for i in range(len(steps)):
         weights = weights_of(levels.half_log_snr, i, 1 + eta)

@@ -18,9 +18,10 @@ import numpy as np
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.gaussian import extract, q_sample
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction, eps_from_x_0
-from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.schedules import Schedule, step_variance
 from ddpm_jax.errors import UsageError
 from ddpm_jax.samplers import ancestral
+from ddpm_jax.samplers.linear import levels_at
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.randomness import initial_noise, normal, row_keys
 
@@ -136,11 +137,12 @@ def repaint(
         raise UsageError(f"resamplings is {resamplings}: choose at least 1, which walks the chain once.")
     if not 1 <= jump <= steps:
         raise UsageError(f"jump is {jump}: of a chain of {steps} steps choose 1 to {steps}.")
-    schedule = chain.at(times, dtype=dtype)
     t, to = _walk(steps, jump, resamplings)
-    alphas_bar = np.append(np.asarray(chain.at(times, dtype=np.float64).alphas_bar), 1.0)  # [-1] is clean data
-    kept = alphas_bar[to] / alphas_bar[t - 1]
-    rows = JumpRows(t.astype(np.int32), np.sqrt(kept).astype(dtype), np.sqrt(1 - kept).astype(dtype))
+    signal, _, lambdas = (table[::-1] for table in levels_at(chain, times))  # row t is in place t + 1
+    scale = signal[to + 1] / signal[t]
+    noise = np.sqrt(step_variance(lambdas[to + 1], lambdas[t]))
+    rows = JumpRows(t.astype(np.int32), scale.astype(dtype), noise.astype(dtype))
+    schedule = chain.at(times, dtype=dtype)
     return Sampler(schedule, rows, init=ancestral.AncestralState, step=_step, evaluations=len(t))
 
 

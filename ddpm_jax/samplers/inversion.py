@@ -15,7 +15,7 @@ from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.errors import UsageError
 from ddpm_jax.keys import base_key
 from ddpm_jax.samplers.ddim import ddim
-from ddpm_jax.samplers.linear import levels_of
+from ddpm_jax.samplers.linear import levels_at
 from ddpm_jax.samplers.loop import Sampler, sample
 from ddpm_jax.samplers.randomness import image_keys
 
@@ -56,11 +56,11 @@ def invert(chain: Chain, times: np.ndarray, *, corrections: int = 0, dtype=np.fl
     """
     if corrections < 0:
         raise UsageError(f"corrections is {corrections}: choose 0 (Euler's step) or more.")
-    schedule = chain.at(times, dtype=dtype)
-    signal, noise = (table[:-1][::-1] for table in levels_of(schedule))
+    schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
+    signal = levels.signal[-2::-1]
     first = signal[0]
     a = signal / np.append(first, signal[:-1])  # `init` has brought clean data to the first level's scale
-    c = noise - a * np.append(0.0, noise[:-1])
+    c = (levels.noise[:-1] * -np.expm1(-levels.steps))[::-1]  # √ᾱ' (σ' - σ), of an infinite σ' too
     above = np.arange(len(a), dtype=np.int32)
     rows = UpwardRows(np.maximum(above - 1, 0), above, a.astype(dtype), c.astype(dtype))
 

@@ -82,7 +82,7 @@ def predictor_corrector(
         raise UsageError(f"snr is {snr}: the ratio of signal to noise of a Langevin step is positive, say 0.16.")
     if corrector_steps < 0 or corrector_steps != int(corrector_steps):
         raise UsageError(f"corrector_steps is {corrector_steps}: choose a whole number, 0 for none.")
-    schedule = chain.at(times, dtype=dtype)
+    schedule, precise = (chain.at(times, dtype=of) for of in (dtype, np.float64))
     num_steps = schedule.num_timesteps
     corrects = np.array([False] + ([True] * int(corrector_steps) + [False]) * (num_steps - 1))
     level = num_steps - np.cumsum(~corrects)
@@ -90,7 +90,7 @@ def predictor_corrector(
     rows = Rows(
         level=level,
         corrects=corrects,
-        noise=np.asarray(schedule.sqrt_one_minus_alphas_bar)[level],
-        size=(2 * (1 - np.asarray(schedule.betas)[level]) * snr**2).astype(dtype),
+        noise=precise.sqrt_one_minus_alphas_bar[level].astype(dtype),
+        size=(2 * (1 - precise.betas[level]) * snr**2).astype(dtype),
     )
     return Sampler(schedule, rows, init=AncestralState, step=step, evaluations=len(level))

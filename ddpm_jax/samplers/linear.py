@@ -27,29 +27,43 @@ from ddpm_jax.samplers.randomness import normal
 
 
 class Levels(NamedTuple):
-    """The levels that a chain of N steps comes through, noisiest first: float64 [N+1], the last is clean data."""
+    """The levels that a chain of N steps comes through, noisiest first: float64 [N+1], the last is clean data.
+
+    Differences between levels are taken of λ, which keeps the digits that two rounded ᾱ near one another have lost.
+    """
 
     signal: np.ndarray  # √ᾱ, 1 at the end
     noise: np.ndarray  # √(1-ᾱ), 0 at the end
+    half_log_snr: np.ndarray  # λ = -log σ (Lu et al. 2022, section 2), +inf at the end
 
     @property
     def sigma(self) -> np.ndarray:
         """σ = √(1-ᾱ) / √ᾱ, 0 at the end."""
-        return self.noise / self.signal
+        return np.exp(-self.half_log_snr)
 
     @property
-    def half_log_snr(self) -> np.ndarray:
-        """λ = -log σ (Lu et al. 2022, section 2), +inf at the end."""
-        with np.errstate(divide="ignore"):
-            return -np.log(self.sigma)
+    def steps(self) -> np.ndarray:
+        """h = λ' - λ, [N]: positive, 0 where a sampler stays at a level, infinite to clean data and from pure noise."""
+        before, after = self.half_log_snr[:-1], self.half_log_snr[1:]
+        return np.subtract(after, before, out=np.zeros(before.shape), where=before != after)
 
 
-def levels_of(schedule: Schedule) -> Levels:
-    """The levels of a table, T-1 first, and clean data after them."""
-    signal, noise = (
-        np.asarray(table, np.float64)[::-1] for table in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
-    )
-    return Levels(np.append(signal, 1.0), np.append(noise, 0.0))
+def levels_of(schedule: Schedule, rows: np.ndarray | None = None) -> Levels:
+    """The levels of a table and clean data after them; build it in float64, as `levels_at` does.
+
+    Args:
+      schedule: the table.
+      rows: which of its rows, in the order of the walk, int [N]; None: all, T-1 first.
+    """
+    rows = np.arange(schedule.num_timesteps)[::-1] if rows is None else rows
+    tables = schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar, schedule.half_log_snr
+    clean = 1.0, 0.0, np.inf
+    return Levels(*(np.append(np.asarray(t, np.float64)[rows], end) for t, end in zip(tables, clean, strict=True)))
+
+
+def levels_at(chain: Chain, times: np.ndarray) -> Levels:
+    """The levels of a chain at `times` [N], increasing, to float64: what a sampler's weights are computed from."""
+    return levels_of(chain.at(times, dtype=np.float64))
 
 
 class Weights(NamedTuple):
@@ -160,8 +174,4 @@ def asked_at(chain: Chain, times: np.ndarray, dtype) -> tuple[Schedule, np.ndarr
     distinct, which = np.unique(times, return_inverse=True)
     order = np.argsort(times, kind="stable")
     schedule = jax.tree.map(lambda table: table[which[order]], chain.at(distinct, dtype=dtype))
-    level = np.argsort(order)
-    signal, noise = (
-        np.asarray(table, np.float64)[level] for table in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
-    )
-    return schedule, level, Levels(np.append(signal, 1.0), np.append(noise, 0.0))
+    return schedule, np.argsort(order), levels_of(chain.at(distinct, dtype=np.float64), which)

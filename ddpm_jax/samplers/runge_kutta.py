@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError
-from ddpm_jax.samplers.linear import asked_at, flow_weights, levels_of, linear_sampler
+from ddpm_jax.samplers.linear import asked_at, flow_weights, levels_at, linear_sampler
 from ddpm_jax.samplers.loop import Sampler
 
 MAX_CHURN = math.sqrt(2) - 1  # Karras et al. 2022, algorithm 2: never more new noise than there is
@@ -28,7 +28,7 @@ def dpm2(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
     at too.
     """
     times = np.asarray(times, np.float64)[::-1]
-    sigma = levels_of(chain.at(times[::-1], dtype=np.float64)).sigma
+    sigma = levels_at(chain, times[::-1]).sigma
     halfway = chain.times_of(np.sqrt(sigma[:-2] * sigma[1:-1]))
     asked = np.append(np.stack([times[:-1], halfway], axis=1), times[-1])
     schedule, level, levels = asked_at(chain, asked, dtype)
@@ -70,7 +70,7 @@ def edm(
         if not value >= 0:
             raise UsageError(f"{name} is {value}: choose a number that is not negative.")
     times = np.asarray(times, np.float64)[::-1]
-    sigma = levels_of(chain.at(times[::-1], dtype=np.float64)).sigma[:-1]
+    sigma = levels_at(chain, times[::-1]).sigma[:-1]
     gamma = np.where((s_min <= sigma) & (sigma <= s_max), min(s_churn / len(times), MAX_CHURN), 0)
     raised = np.where(gamma > 0, chain.times_of((1 + gamma) * sigma), times)
     asked = np.append(times[0], np.stack([times[1:], raised[1:]], axis=1))
@@ -79,5 +79,6 @@ def edm(
     step = np.diff(levels.sigma)[0::2]
     move[0::2, 0] = step
     move[1::2] = step[:-1, None] / 2 * np.array([1, -1])
-    z[1::2] = s_noise * np.sqrt(levels.sigma[2:-1:2] ** 2 - levels.sigma[1:-1:2] ** 2)
+    raise_by = -levels.steps[1::2]  # of log σ; σ̂² - σ² itself would cancel
+    z[1::2] = s_noise * levels.sigma[1:-1:2] * np.sqrt(np.expm1(2 * raise_by))
     return linear_sampler(schedule, flow_weights(levels.signal, move, z), level)

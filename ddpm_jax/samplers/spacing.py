@@ -110,8 +110,8 @@ def _ends(chain: Chain) -> np.ndarray:
 
 
 def _of_sigmas(chain: Chain, sigmas: np.ndarray) -> np.ndarray:
-    """Times of increasing σ. The ends of a list of two or more are met exactly."""
+    """Times of increasing σ, the last that of t = T-1; of two or more the first is that of t = 0: met exactly."""
     times = chain.times_of(sigmas)
-    if len(times) > 1:
-        times[[0, -1]] = 0, chain.num_timesteps - 1
+    times[0] = 0
+    times[-1] = chain.num_timesteps - 1
     return times

@@ -16,7 +16,7 @@ import numpy as np
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.samplers.adams import lagrange_integrals
-from ddpm_jax.samplers.linear import Levels, Weights, levels_of, linear_sampler
+from ddpm_jax.samplers.linear import Levels, Weights, levels_at, linear_sampler
 from ddpm_jax.samplers.loop import Sampler
 
 MAX_ORDER = 3
@@ -44,8 +44,7 @@ def unipc(chain: Chain, times: np.ndarray, *, order: int = 2, variant: str = "bh
     if order not in range(1, MAX_ORDER + 1):
         raise UsageError(f"order is {order}: unipc has the orders 1 to {MAX_ORDER}.")
     choose("variant of unipc", variant, VARIANTS)
-    schedule = chain.at(times, dtype=dtype)
-    levels = levels_of(schedule)
+    schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
     num_steps = len(levels.signal) - 1
     keep = np.append(levels.noise[1:-1] / levels.noise[:-2], 0)
     x_0 = np.zeros((num_steps, order + 1))

@@ -148,12 +148,15 @@ def test_tables_satisfy_their_definitions(name):
             "posterior_log_variance_clipped": np.log(betas[max(t, 1)] * (1 - before) / noise) if t else None,
             "fixed_large_log_variance": np.log(betas[t]) if t else None,
             "log_betas": np.log(betas[t]),
+            "half_log_snr": 0.5 * np.log(product / noise),
+            "trained_posterior_variance": betas[t] * (1 - before) / noise,
         }
         assert set(expected) == set(s._fields)
         for field, value in expected.items():
             if value is not None:
                 # 1e-9: alphas_bar is near 1 at first, and 1 - alphas_bar keeps 12 of 16 digits
-                np.testing.assert_allclose(getattr(s, field)[t], value, rtol=1e-9, err_msg=f"{field}[{t}]")
+                near_0 = 1e-12 if field == "half_log_snr" else 0  # which it passes through
+                np.testing.assert_allclose(getattr(s, field)[t], value, rtol=1e-9, atol=near_0, err_msg=f"{field}[{t}]")
     assert s.posterior_variance[0] == 0
     assert s.posterior_log_variance_clipped[0] == np.log(s.posterior_variance[1])
     assert s.fixed_large_log_variance[0] == np.log(s.posterior_variance[1])
@@ -165,7 +168,7 @@ def test_tables_are_float32_and_finite(name):
     for field, table in s._asdict().items():
         assert table.shape == (30,)
         assert table.dtype == np.float32
-        infinite = name == "jsd" and field.startswith("sqrt_recip")
+        infinite = name == "jsd" and field.startswith(("sqrt_recip", "half_log_snr"))
         assert np.all(np.isfinite(table[:-1] if infinite else table)), field
 
 
@@ -216,7 +219,11 @@ def test_a_respaced_chain_remembers_the_step_that_was_trained():
     whole, kept = (schedules.make_schedule(betas, timesteps=t, dtype=np.float64) for t in (None, KEPT))
     np.testing.assert_array_equal(kept.trained_mean_coef1, whole.posterior_mean_coef1[KEPT])
     np.testing.assert_array_equal(kept.trained_mean_coef2, whole.posterior_mean_coef2[KEPT])
-    assert not np.any(kept.trained_mean_coef1[1:] == kept.posterior_mean_coef1[1:])
+    np.testing.assert_array_equal(kept.trained_posterior_variance, whole.posterior_variance[KEPT])
+    # To the last digit where the step before is kept too, and nowhere else: so a step is known to be the trained one.
+    own = np.diff(KEPT, prepend=-1) == 1
+    np.testing.assert_array_equal(kept.trained_mean_coef1 == kept.posterior_mean_coef1, own)
+    np.testing.assert_array_equal(kept.betas == betas[KEPT], own)
 
 
 def test_a_chain_of_one_step_has_finite_tables():
