@@ -9,7 +9,8 @@ Metrics, several separated by commas:
   frechet_pixels   the Frechet distance between Gaussians fitted to the pixels, scaled to [0, 1], of the samples and of
                    the training images; beside it that of as many held-out images as samples (or all there are),
                    because the distance of a small set is larger; --sampler and the flags after it say how they are
-                   made. With --split train, where nothing is held out, the distance of the samples alone
+                   made. With --split train, where nothing is held out, the distance of the samples alone. The memory
+                   it takes for large images grows with --num_samples times --num_reference
   classification_accuracy
                    of a model with classes: how many held-out images a classifier knows that was fitted to samples only,
                    and one that was fitted to the training images
@@ -112,6 +113,13 @@ def _parser() -> Parser:
     parser.path("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
     parser.path("out", None, "Directory for the results; by default evaluation in the run's.", metavar="DIR")
     parser.integer("num_samples", 300, "How many images to make, where samples are.", lower=2, upper=MAX_IMAGES)
+    parser.integer(
+        "num_reference",
+        None,
+        "frechet_pixels: only so many of the training images, spread evenly over them; all by default.",
+        lower=2,
+        upper=MAX_IMAGES,
+    )
     parser.string(
         "split",
         None,

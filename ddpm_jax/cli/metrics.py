@@ -14,11 +14,12 @@ from ddpm_jax.cli.likelihood_ode import ode_of
 from ddpm_jax.cli.load import Loaded, identity_of, versions
 from ddpm_jax.cli.sampling import Recipe, recipe_of
 from ddpm_jax.cli.split import result_path, stem_of
-from ddpm_jax.data import pipeline, sources
+from ddpm_jax.data import sources
+from ddpm_jax.data.memory import in_memory
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import generation, results
-from ddpm_jax.evaluation.classification import classification_accuracy_score
-from ddpm_jax.evaluation.frechet import pixel_frechet_distance
+from ddpm_jax.evaluation.classification import check_labelled_sets, classification_accuracy_score
+from ddpm_jax.evaluation.frechet import check_pixel_sets, pixel_frechet_distance
 from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
 from ddpm_jax.evaluation.results import format_table
 from ddpm_jax.evaluation.tally import Estimate, estimate
@@ -26,7 +27,6 @@ from ddpm_jax.plotting import likelihood as pictures
 from ddpm_jax.training import hosts, interrupt
 from ddpm_jax.training.progress import Counter
 
-READ_BATCH = 256
 TABLE_ROWS = 11  # of the tables that are printed; the JSON has every row
 
 
@@ -171,12 +171,19 @@ def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
     With --split train, for data of which nothing is held out, it stands alone.
     """
     made = _prepare("frechet_pixels", loaded, flags)
-    train = images_of(made.train)
-    if made.held_out is made.train:
+    alone = made.held_out is made.train
+    rows, held_out_rows = check_pixel_sets(
+        made.train,
+        None if alone else made.held_out,
+        num_samples=flags.num_samples,
+        num_reference=flags.num_reference,
+    )
+    train = in_memory(made.train, rows).images
+    if alone:
         distance = pixel_frechet_distance(made.samples(), train)
         numbers = {**_counts(made, train), "frechet_samples": distance}
         return Result(made.settings | numbers, _lines(numbers), made.suffix)
-    held_out = images_of(made.held_out)[: flags.num_samples]
+    held_out = in_memory(made.held_out, held_out_rows).images
     of_samples, of_held_out = (pixel_frechet_distance(images, train) for images in (made.samples(), held_out))
     numbers = {
         **_counts(made, train, held_out),
@@ -193,14 +200,15 @@ def classification_accuracy(loaded: Loaded, flags: Any) -> Result:
     if not experiment.conditioning.num_classes:
         raise UsageError("classification_accuracy: this model was trained without labels, so its samples have none.")
     made = _prepare("classification_accuracy", loaded, flags)
-    train, train_labels = _labelled(made.train)
-    held_out, held_out_labels = _labelled(made.held_out)
     labels = made.recipe.inputs_of(np.arange(flags.num_samples)).told.label
-    score = functools.partial(classification_accuracy_score, real_images=held_out, real_labels=held_out_labels)
+    sizes, dims = (flags.num_samples, len(made.train), len(made.held_out)), int(np.prod(made.train.image_shape))
+    check_labelled_sets(labels, max(sizes), dims, besides=dims * sum(sizes))
+    train, held_out = in_memory(made.train), in_memory(made.held_out)
+    score = functools.partial(classification_accuracy_score, real_images=held_out.images, real_labels=held_out.labels)
     numbers = {
-        **_counts(made, train, held_out),
+        **_counts(made, train.images, held_out.images),
         "fitted_to_samples": score(made.samples(), labels),
-        "fitted_to_training_images": score(train, train_labels),
+        "fitted_to_training_images": score(train.images, train.labels),
     }
     return Result(made.settings | numbers, _lines(numbers), made.suffix)
 
@@ -231,8 +239,11 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
         **recipe.record,
         **other,
     }
+    if flags.num_reference and name == "frechet_pixels":  # absent otherwise: results of before the flag go on
+        settings["num_reference"] = flags.num_reference
     suffix = f"_{stem_of(flags.split)}" if flags.split else ""
-    suffix += f"_n{flags.num_samples}_{recipe.name()}_seed{flags.seed}"
+    reference = f"_ref{flags.num_reference}" if "num_reference" in settings else ""
+    suffix += f"_n{flags.num_samples}{reference}_{recipe.name()}_seed{flags.seed}"
     results.check_record(
         result_path(name, loaded, flags, f"{suffix}.json"), settings | results.machine() | {"versions": versions()}
     )
@@ -272,16 +283,6 @@ def _counts(made: _Prepared, train: np.ndarray, held_out: np.ndarray | None = No
 
 def _lines(numbers: dict[str, Any]) -> str:
     return "\n".join(f"{k:25} {v:.4g}" if isinstance(v, float) else f"{k:25} {v}" for k, v in numbers.items())
-
-
-def _labelled(source: sources.Source) -> tuple[np.ndarray, np.ndarray]:
-    batches = list(pipeline.eval_batches(source, batch_size=READ_BATCH))
-    return tuple(np.concatenate([batch[name][mask] for batch, mask in batches]) for name in ("image", "label"))
-
-
-def images_of(source: sources.Source) -> np.ndarray:
-    """All images of a source, uint8 [N, H, W, C]."""
-    return _labelled(source)[0]
 
 
 METRICS: dict[str, Metric] = {

@@ -21,13 +21,13 @@ from ddpm_jax.cli import guidance
 from ddpm_jax.cli.command import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_STEP, MAX_TIMESTEPS, Parser, prepare_jax, run
 from ddpm_jax.cli.data import load_evaluated, load_split
 from ddpm_jax.cli.load import Loaded, identity_of, load, versions
-from ddpm_jax.cli.metrics import images_of
 from ddpm_jax.cli.sampling import make_recipe
+from ddpm_jax.data.memory import in_memory
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.evaluation import generation
-from ddpm_jax.evaluation.frechet import pixel_frechet_distance
+from ddpm_jax.evaluation.frechet import check_pixel_sets, pixel_frechet_distance
 from ddpm_jax.evaluation.results import check_record, format_table, machine, write_record
 from ddpm_jax.evaluation.sampler_comparison import PlaneProblem, sampler_within
 from ddpm_jax.files import as_path, reporting
@@ -86,6 +86,13 @@ def _parser() -> tuple[Parser, list[str]]:
     parser.integer(
         "num_samples", 300, "Images of the model for each sampler and number of evaluations.", lower=2, upper=MAX_IMAGES
     )
+    parser.integer(
+        "num_reference",
+        None,
+        "Compare with only so many of the training images, spread evenly over them; all by default.",
+        lower=2,
+        upper=MAX_IMAGES,
+    )
     parser.integer("batch_size", 300, "Images made at a time, over all devices.", lower=1, upper=MAX_BATCH)
     parser.path("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
     guidance.define_flags(parser)
@@ -119,9 +126,12 @@ class _Model:
         self.guided = guidance.guided(loaded, flags)
         data = loaded.experiment.config.data
         train, self.other_data = load_evaluated(loaded, data.train_split, data_dir=flags.data_dir)
-        self._train = images_of(train)
-        held_out = images_of(load_split(data, data.test_split, data_dir=flags.data_dir))
-        self.floor = pixel_frechet_distance(held_out[: flags.num_samples], self._train)
+        held_out = load_split(data, data.test_split, data_dir=flags.data_dir)
+        rows, held_out_rows = check_pixel_sets(
+            train, held_out, num_samples=flags.num_samples, num_reference=flags.num_reference
+        )
+        self._train = in_memory(train, rows).images
+        self.floor = pixel_frechet_distance(in_memory(held_out, held_out_rows).images, self._train)
 
     def measure(self, case: _Case) -> dict[str, float]:
         """The Frechet distance, the seconds an image takes once compiled, and those of compiling."""
@@ -184,6 +194,8 @@ def _settings(flags: Any, model: _Model | None) -> dict[str, Any]:
             "made_with": model.guided.record,
             **model.other_data,
         }
+        if flags.num_reference:  # absent otherwise: results of before the flag go on
+            settings["num_reference"] = flags.num_reference
     return settings | machine() | {"versions": versions()}
 
 

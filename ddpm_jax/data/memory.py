@@ -85,23 +85,31 @@ def _physical_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def decoded(source) -> ArraySource:
-    """Returns `source` decoded once, by one thread a core, with a progress bar on a terminal.
+def decoded(source, rows: np.ndarray | None = None) -> ArraySource:
+    """Returns `source`, or only its `rows` [n], decoded once by one thread a core, with a progress bar on a terminal.
 
-    The rows stay where they are, so that the sequence of examples does not depend on whether there is a cache.
+    All rows stay where they are, so that the sequence of examples does not depend on whether there is a cache.
     """
-    images = np.empty((len(source), *source.image_shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
+    rows = np.arange(len(source)) if rows is None else rows
+    images = np.empty((len(rows), *source.image_shape), np.uint8)
+    labels = np.empty(len(rows), np.int32)
 
     def decode_chunk(start: int) -> int:
-        rows = np.arange(start, min(start + _CHUNK, len(source)))
-        batch = gather(source, rows)
-        images[rows], labels[rows] = batch["image"], batch["label"]
-        return len(rows)
+        chunk = slice(start, start + _CHUNK)
+        batch = gather(source, rows[chunk])
+        images[chunk], labels[chunk] = batch["image"], batch["label"]
+        return len(batch["label"])
 
-    for_each(decode_chunk, range(0, len(source), _CHUNK), total=len(source), what="decoding")
+    for_each(decode_chunk, range(0, len(rows), _CHUNK), total=len(rows), what="decoding")
     skipped = sorted(getattr(source, "skipped", ()))
     return ArraySource(images, labels, source.num_classes, source.fingerprint, skipped, about(source))
+
+
+def in_memory(source, rows: np.ndarray | None = None) -> ArraySource:
+    """Returns `source`, or only its `rows`, as arrays: itself where it is that already."""
+    if isinstance(source, ArraySource) and (rows is None or len(rows) == len(source)):
+        return source
+    return decoded(source, rows)
 
 
 def for_each(function, items, *, total: int, what: str, num_threads: int | None = None) -> None:

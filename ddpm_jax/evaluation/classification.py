@@ -7,6 +7,7 @@ pixels: for small images, where it says what a deep network would say of large o
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from ddpm_jax import host_memory
 from ddpm_jax.errors import UsageError
 
 MAX_ITERATIONS = 1000
@@ -24,13 +25,33 @@ def classification_accuracy_score(
       real_labels: int [M].
 
     Raises:
-      UsageError: fewer than two classes to learn.
+      UsageError: as `check_labelled_sets`.
     """
-    if len(np.unique(labels)) < 2:
-        raise UsageError("A classifier needs images of at least two classes: make more samples, or of more labels.")
+    check_labelled_sets(labels, max(len(images), len(real_images)), int(np.prod(images.shape[1:])))
 
     def pixels(x: np.ndarray) -> np.ndarray:
         return x.reshape(len(x), -1).astype(np.float64) / 255
 
     classifier = LogisticRegression(max_iter=MAX_ITERATIONS).fit(pixels(images), labels)
     return float(classifier.score(pixels(real_images), real_labels))
+
+
+def check_labelled_sets(labels: np.ndarray, most: int, dims: int, *, besides: int = 0) -> None:
+    """Refuses a score that cannot be computed, before there are images to compute it of.
+
+    Args:
+      labels: int [N], of the images that a classifier is to be fitted to.
+      most: images of the largest set that is fitted to or asked about.
+      dims: numbers in an image.
+      besides: bytes that will be taken before the score is computed.
+
+    Raises:
+      UsageError: fewer than two classes to learn, or the memory needed is more than there is.
+    """
+    if len(np.unique(labels)) < 2:
+        raise UsageError("A classifier needs images of at least two classes: make more samples, or of more labels.")
+    host_memory.check(
+        2 * 8 * most * dims + besides,  # the pixels in float64, and what scikit-learn makes of them
+        what=f"A classifier of {most:,} images of {dims:,} numbers",
+        remedy="this score is for small images, so take another metric",
+    )

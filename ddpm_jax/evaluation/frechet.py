@@ -2,17 +2,21 @@
 
 With Inception features this distance is the FID; computing those features is not done here. All of it is float64 NumPy
 on the host: the matrix square root of a nearly singular covariance has no digits to spare.
-"""
 
-from collections.abc import Iterator
+Two sets are compared in one of two ways, whichever takes fewer operations: by their D x D covariances, or, where the
+smaller set has fewer than about D elements, by the N x M products of their elements. Both give the same number.
+"""
 
 import chex
 import numpy as np
 import scipy.linalg
 
+from ddpm_jax import host_memory
+from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UsageError
 
-_CHUNK = 4096  # Images turned to float64 at a time: 100 MB for 32x32x3.
+_BUFFER = 2**27  # bytes that features in float64, or the products of some of them, take at a time
 
 
 class GaussianAccumulator:
@@ -33,9 +37,12 @@ class GaussianAccumulator:
         centred = features - mean
         count = self.count + len(features)
         shift = mean - self._mean
-        self._scatter = (
-            self._scatter + centred.T @ centred + np.outer(shift, shift) * (self.count * len(features) / count)
-        )
+        # In place: D x D arrays are the largest there are.
+        scatter = centred.T @ centred
+        if self.count:
+            scatter += self._scatter
+            scatter += np.outer(shift, shift * (self.count * len(features) / count))
+        self._scatter = scatter
         self._mean = self._mean + shift * (len(features) / count)
         self.count = count
 
@@ -92,11 +99,105 @@ def frechet_distance(mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, 
     return max(0.0, float(squared))
 
 
+def frechet_distance_of_sets(features_a: np.ndarray, features_b: np.ndarray) -> float:
+    """`frechet_distance` between the Gaussians fitted to two sets, in the way that takes fewer operations.
+
+    With the centred features X [N, D] and Y [M, D] as rows, C_1 = XᵀX / (N-1) has the factor Xᵀ / √(N-1), so that
+
+      tr (C₁C₂)^½ = |X Yᵀ|_* / √((N-1)(M-1)),   tr C₁ = |X|² / (N-1)
+
+    with the nuclear norm, the sum of the singular values, of an N x M matrix, and nothing is D x D. A singular value is
+    wrong by at most some ε of the largest, ε = 2e-16, and so is their sum by min(N, M) ε of the traces.
+
+    Args:
+      features_a: [N, D], of any real dtype.
+      features_b: [M, D].
+
+    Returns:
+      d² >= 0.
+
+    Raises:
+      UsageError: a set has fewer than 2 elements, or neither way has the memory it needs.
+    """
+    chex.assert_rank([features_a, features_b], 2)
+    check_sets(len(features_a), len(features_b), features_a.shape[1])
+    if _by_elements(len(features_a), len(features_b), features_a.shape[1]):
+        return _distance_by_elements(features_a, features_b)
+    return frechet_distance(*_statistics_in_chunks(features_a), *_statistics_in_chunks(features_b))
+
+
+def memory_needed(num_a: int, num_b: int, dims: int) -> int:
+    """Bytes that `frechet_distance_of_sets` takes at most beside the features themselves."""
+    if _by_elements(num_a, num_b, dims):
+        return 8 * num_a * num_b + 3 * max(_BUFFER, 8 * (num_a + num_b))
+    # Both covariances; of the second also a copy, its eigenvectors and its factor, beside the factor of the first.
+    return 6 * 8 * dims**2 + 3 * max(_BUFFER, 8 * dims)
+
+
+def check_sets(num_a: int, num_b: int, dims: int, *, besides: int = 0, remedy: str = "compare smaller sets") -> None:
+    """Refuses a distance that cannot be computed, before there are sets to compute it of.
+
+    Args:
+      num_a, num_b: elements of the sets.
+      dims: D.
+      besides: bytes that will be taken before the distance is computed.
+      remedy: what to do where the memory does not suffice, in the imperative.
+
+    Raises:
+      UsageError: a set has fewer than 2 elements, or the memory needed is more than there is.
+    """
+    fewer = min(num_a, num_b)
+    if fewer < 2:
+        raise UsageError(f"A covariance needs at least 2 samples, got {fewer}: evaluate more of them.")
+    host_memory.check(
+        memory_needed(num_a, num_b, dims) + besides,
+        what=f"The Frechet distance between {num_a:,} and {num_b:,} examples of {dims:,} numbers",
+        remedy=remedy,
+    )
+
+
+def check_pixel_sets(
+    train: Source, held_out: Source | None, *, num_samples: int, num_reference: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The images that samples are compared with, once it is known that they can be, before any is read or made.
+
+    Args:
+      train: the training images.
+      held_out: images of their shape, compared with them as the samples are; None for no such comparison.
+      num_samples: N, how many samples there will be.
+      num_reference: training images to compare with, spread evenly over all; None for all.
+
+    Returns:
+      The rows of `train`, [M], and those of `held_out`, the first N or all there are.
+
+    Raises:
+      UsageError: a set has fewer than 2 images, or a distance needs more memory than there is.
+    """
+    if held_out is not None and len(held_out) < 2:
+        raise UsageError(
+            f"There are {len(held_out)} held-out images, and beside the distance of samples stands that of at least 2 "
+            "of these: take another metric, or hold out more."
+        )
+    num_held_out = 0 if held_out is None else min(num_samples, len(held_out))
+    count, dims = min(num_reference or len(train), len(train)), int(np.prod(train.image_shape))
+    # Samples are there twice while their batches become one array.
+    pictures = 2 * num_samples + num_held_out + (0 if isinstance(train, ArraySource) else count)
+    for num_compared in (num_samples, num_held_out or num_samples):
+        check_sets(
+            num_compared,
+            count,
+            dims,
+            besides=dims * pictures,
+            remedy="give fewer --num_samples, or compare them with fewer training images by --num_reference",
+        )
+    return np.linspace(0, len(train) - 1, count).round().astype(int), np.arange(num_held_out)
+
+
 def pixel_frechet_distance(images_a: np.ndarray, images_b: np.ndarray) -> float:
     """Frechet distance between two sets of images on their pixels, scaled to [0, 1].
 
-    A check for small images, where it tells a trained model from an untrained one in a second. It is no FID, and its
-    cost grows with the cube of the number of pixels. Finite sets bias it upwards: compare sets of equal size.
+    A check for small images, where it tells a trained model from an untrained one in a second. It is no FID. Finite
+    sets bias it upwards: compare sets of equal size.
 
     Args:
       images_a: uint8 [N, H, W, C].
@@ -106,7 +207,7 @@ def pixel_frechet_distance(images_a: np.ndarray, images_b: np.ndarray) -> float:
       d² >= 0, in units of the squared intensity range. On [-1, 1] it would be 4 times as large.
 
     Raises:
-      UsageError: the two sets differ in image shape, or one has fewer than 2 images.
+      UsageError: the two sets differ in image shape, or `frechet_distance_of_sets` refuses them.
     """
     chex.assert_type([images_a, images_b], np.uint8)
     chex.assert_rank([images_a, images_b], 4)
@@ -115,19 +216,44 @@ def pixel_frechet_distance(images_a: np.ndarray, images_b: np.ndarray) -> float:
             f"Cannot compare images of shape {images_a.shape[1:]} with images of shape {images_b.shape[1:]}: "
             "give two sets of the same height, width and channels."
         )
-    return frechet_distance(*_pixel_statistics(images_a), *_pixel_statistics(images_b))
+    dims = int(np.prod(images_a.shape[1:]))
+    flat_a, flat_b = (images.reshape(len(images), dims) for images in (images_a, images_b))
+    return frechet_distance_of_sets(flat_a, flat_b) / 255**2
 
 
-def _pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _by_elements(num_a: int, num_b: int, dims: int) -> bool:
+    """Whether the N x M way takes fewer operations: the products and singular values of each, to leading order."""
+    few, many = sorted((num_a, num_b))
+    by_elements = 2 * few * many * dims + 4 * few**2 * many
+    # Two eigendecompositions with vectors, of some 10 D³ each, and the singular values of a product.
+    return by_elements < 2 * (few + many) * dims**2 + 25 * dims**3
+
+
+def _distance_by_elements(features_a: np.ndarray, features_b: np.ndarray) -> float:
+    """The distance by the N x M products of the centred elements, some dimensions at a time."""
+    num_a, num_b = len(features_a), len(features_b)
+    products = np.zeros((num_a, num_b), order="F")  # the order that SciPy overwrites
+    squares_a = squares_b = of_means = 0.0
+    width, columns = max(1, _BUFFER // (8 * (num_a + num_b))), max(1, _BUFFER // (8 * num_a))
+    for start in range(0, features_a.shape[1], width):
+        a, b = (x[:, start : start + width].astype(np.float64) for x in (features_a, features_b))
+        mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
+        a -= mean_a
+        b -= mean_b
+        of_means += np.sum((mean_a - mean_b) ** 2)
+        squares_a, squares_b = squares_a + np.vdot(a, a), squares_b + np.vdot(b, b)
+        for column in range(0, num_b, columns):
+            products[:, column : column + columns] += a @ b[column : column + columns].T
+    root_trace = scipy.linalg.svdvals(products, overwrite_a=True).sum() / np.sqrt((num_a - 1) * (num_b - 1))
+    return max(0.0, float(of_means + squares_a / (num_a - 1) + squares_b / (num_b - 1) - 2 * root_trace))
+
+
+def _statistics_in_chunks(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     accumulator = GaussianAccumulator()
-    for chunk in _chunks(images):
-        accumulator.add(chunk.reshape(len(chunk), -1) / 255.0)
+    rows = max(1, _BUFFER // (8 * features.shape[1]))
+    for start in range(0, len(features), rows):
+        accumulator.add(features[start : start + rows])
     return accumulator.statistics()
-
-
-def _chunks(images: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(images), _CHUNK):
-        yield images[start : start + _CHUNK]
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:

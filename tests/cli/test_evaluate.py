@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax import host_memory
 from ddpm_jax.cli import evaluate, likelihood_bound, likelihood_ode, metrics, split
 from ddpm_jax.data.memory import ArraySource
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
@@ -43,6 +44,9 @@ def test_every_setting_of_the_distance_has_a_file_of_its_own_and_other_weights_a
         assert invoke("evaluate", *argv, "--seed", seed).code == 0
     names = {f"frechet_pixels_step10_ema_n2_steps2_seed{seed}.json" for seed in (0, 1)}
     assert {path.name for path in tmp_path.iterdir()} == names
+    assert invoke("evaluate", *argv, "--num_reference", 100).code == 0
+    path = tmp_path / "frechet_pixels_step10_ema_n2_ref100_steps2_seed0.json"
+    assert json.loads(path.read_text())["num_train"] == 100
     assert invoke("evaluate", *argv).code == 0  # the same again may be written again
     monkeypatch.setattr("ddpm_jax.cli.load.weights_digest", lambda params: "0" * 64)
     refused("evaluate", *argv, says=["holds results made otherwise", "weights_sha256", "--out"])
@@ -304,6 +308,16 @@ def test_the_accuracy_of_a_classifier_of_samples_is_beside_that_of_the_training_
     assert record["fitted_to_training_images"] > 0.9  # the digits are nearly linearly separable
     assert record["fitted_to_samples"] < 0.6  # a model of ten steps knows no digits
     assert record["labels"] == list(range(10))
+
+
+def test_a_distance_that_needs_more_memory_than_there_is_is_refused_before_a_sample_is_made(
+    refused, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(host_memory, "available", lambda: 2**20)
+    monkeypatch.setattr(metrics.generation, "generate_batches", lambda *args, **kwargs: pytest.fail("samples are made"))
+    says = ["300 and 1,497 examples of 64 numbers needs 0.4 GiB", "0.0 GiB are available", "--num_reference"]
+    refused("evaluate", "--ckpt", trained, "--out", tmp_path, says=says)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_without_classes_has_no_classification_accuracy(refused, trained):

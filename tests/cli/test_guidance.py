@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax import host_memory
 from ddpm_jax.cli.load import load, load_classifier
 from ddpm_jax.data.transforms import to_uint8
+from ddpm_jax.evaluation import generation
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.samplers import guidance, randomness
 from ddpm_jax.samplers.clipping import CLIPPINGS
@@ -171,3 +173,19 @@ def test_guidance_that_the_model_cannot_have_is_refused(refused, trained, traine
     refused("sample", "--ckpt", trained_by_class, *told, says=["differs from this one in its conditions"])
     refused("sample", "--ckpt", trained, *told, "--classifier", trained, says=["two kinds of guidance"])
     refused("sample", "--ckpt", trained, "--guidance_scale", 2, "--classifier", trained, says=["not a classifier"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "there", "says"),
+    [
+        (["--labels", "3"], 2**40, ["images of at least two classes", "of more labels"]),
+        ([], 2**20, ["A classifier of 1,497 images of 64 numbers needs", "take another metric"]),
+    ],
+)
+def test_a_classifier_that_cannot_be_fitted_is_refused_before_a_sample_is_made(
+    refused, trained_by_class, tmp_path, monkeypatch, flags, there, says
+):
+    monkeypatch.setattr(host_memory, "available", lambda: there)
+    monkeypatch.setattr(generation, "generate_batches", lambda *args, **kwargs: pytest.fail("samples are made"))
+    argv = ["--ckpt", trained_by_class, "--metric", "classification_accuracy", "--out", tmp_path, *flags]
+    refused("evaluate", *argv, says=says)

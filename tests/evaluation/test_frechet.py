@@ -1,9 +1,13 @@
 """The Frechet distance against closed forms, scipy's matrix square root, and Gaussian samples."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.linalg
 
+from ddpm_jax import host_memory
+from ddpm_jax.data.memory import ArraySource
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import frechet
 
@@ -150,12 +154,114 @@ def test_pixels_are_compared_on_the_unit_interval(channels):
     assert frechet.pixel_frechet_distance(images_a, images_b) == pytest.approx(expected, rel=1e-10)
 
 
-def test_pixel_distance_does_not_depend_on_order_or_on_the_chunks(monkeypatch):
+@pytest.mark.parametrize("size", [4, 8])  # 16 dimensions: by covariances; 64: by elements
+def test_pixel_distance_does_not_depend_on_order_or_on_the_chunks(monkeypatch, size):
     rng = np.random.default_rng(RNG_SEED)
-    images_a, images_b = rng.integers(0, 256, (2, 50, 4, 4, 1), dtype=np.uint8)
+    images_a, images_b = rng.integers(0, 256, (2, 50, size, size, 1), dtype=np.uint8)
     whole = frechet.pixel_frechet_distance(images_a, images_b)
-    monkeypatch.setattr(frechet, "_CHUNK", 7)
+    monkeypatch.setattr(frechet, "_BUFFER", 8 * 100 * 7)  # 7 images of 100 numbers, 7 numbers of 100 images
     assert frechet.pixel_frechet_distance(images_a[::-1], images_b) == pytest.approx(whole, rel=1e-12)
+
+
+# Two ways to one number
+
+
+def _features(count, dims, seed, *, scale=1.0, shift=0.0):
+    """Correlated features far from isotropic, as pixels are: a spectrum over three decades."""
+    rng = np.random.default_rng(seed)
+    return shift + scale * rng.normal(size=(count, dims)) * np.logspace(0, -3, dims) @ _orthogonal(
+        np.random.default_rng(9), dims
+    )
+
+
+@pytest.mark.parametrize("dims", [5, 30, 31, 40, 41, 80])  # on both sides of 30 and 40, and of one less of each
+def test_by_elements_it_is_the_distance_by_covariances(dims):
+    a, b = _features(30, dims, 0), _features(40, dims, 1, scale=1.3, shift=0.2)
+    by_covariances = frechet.frechet_distance(*frechet.gaussian_statistics(a), *frechet.gaussian_statistics(b))
+    # 30 rounding errors of 2e-16 of the traces, a few times as large as the distance
+    assert frechet._distance_by_elements(a, b) == pytest.approx(by_covariances, rel=1e-11)
+    assert frechet._distance_by_elements(b, a) == pytest.approx(by_covariances, rel=1e-11)
+    assert frechet.frechet_distance_of_sets(a, b) == pytest.approx(by_covariances, rel=1e-11)
+
+
+def test_by_elements_it_agrees_with_scipys_square_root():
+    a, b = np.random.default_rng(0).normal(size=(60, 10)), np.random.default_rng(1).normal(0.5, 2, (90, 10))
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b).real
+    expected = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2) + np.trace(cov_a + cov_b - 2 * root)
+    assert frechet._distance_by_elements(a, b) == pytest.approx(expected, rel=1e-11)
+
+
+def test_by_elements_it_has_a_closed_form_for_two_elements_each():
+    """x_0 ± u and y_0 ± v have the covariances 2 u uᵀ and 2 v vᵀ: |x_0 - y_0|² + 2 (|u|² + |v|² - 2 |u·v|)."""
+    x, u, y, v = np.random.default_rng(RNG_SEED).normal(size=(4, 100_000))
+    distance = frechet.frechet_distance_of_sets(np.stack([x + u, x - u]), np.stack([y + v, y - v]))
+    expected = (x - y) @ (x - y) + 2 * (u @ u + v @ v - 2 * abs(u @ v))
+    assert distance == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_set_of_fewer_elements_than_dimensions_is_at_distance_zero_from_itself():
+    features = _features(10, 200, 0)
+    assert frechet.frechet_distance_of_sets(features, features[::-1]) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("num_a", "num_b", "dims", "by_elements"),
+    [
+        (300, 1497, 64, False),  # the digits
+        (300, 50_000, 3072, True),  # CIFAR-10
+        (50_000, 50_000, 3072, False),
+        (300, 30_000, 196_608, True),  # CelebA-HQ at 256x256
+        (5000, 30_000, 196_608, True),
+    ],
+)
+def test_the_way_is_the_one_of_fewer_operations(num_a, num_b, dims, by_elements):
+    assert frechet._by_elements(num_a, num_b, dims) == by_elements
+    assert frechet._by_elements(num_b, num_a, dims) == by_elements
+    assert frechet.memory_needed(num_a, num_b, dims) < 8 * 2**30  # D x D of the last two would be 288 GiB
+
+
+@pytest.mark.parametrize(
+    ("num_a", "num_b", "dims", "by_elements"),
+    [(200, 1500, 300, True), (200, 1500, 300, False), (60, 70, 50_000, True), (60, 70, 500, False)],
+)
+def test_the_memory_needed_is_no_less_than_what_is_taken(monkeypatch, num_a, num_b, dims, by_elements):
+    monkeypatch.setattr(frechet, "_BUFFER", 2**20)
+    monkeypatch.setattr(frechet, "_by_elements", lambda *sizes: by_elements)
+    rng = np.random.default_rng(RNG_SEED)
+    a, b = (rng.integers(0, 256, (count, dims), dtype=np.uint8) for count in (num_a, num_b))
+    tracemalloc.start()
+    frechet.frechet_distance_of_sets(a, b)
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken <= frechet.memory_needed(num_a, num_b, dims) < 3 * taken
+
+
+def test_what_does_not_fit_is_refused_with_what_it_needs_and_what_there_is(monkeypatch):
+    monkeypatch.setattr(host_memory, "available", lambda: 2**30)
+    says = r"between 40,000 and 30,000 examples of 196,608 numbers needs 9\.3 GiB .* 1\.0 GiB are available: compare sm"
+    with pytest.raises(UsageError, match=says):
+        frechet.check_sets(40_000, 30_000, 196_608)
+    frechet.check_sets(300, 30_000, 196_608)
+
+
+def _split(count, size=4):
+    return ArraySource(np.zeros((count, size, size, 1), np.uint8), np.zeros(count, np.int32), 0, "")
+
+
+def test_training_images_are_compared_with_evenly_and_held_out_ones_as_many_as_samples():
+    train, held_out = frechet.check_pixel_sets(_split(10), _split(7), num_samples=5, num_reference=4)
+    assert (train.tolist(), held_out.tolist()) == ([0, 3, 6, 9], [0, 1, 2, 3, 4])
+    train, held_out = frechet.check_pixel_sets(_split(10), _split(7), num_samples=9)
+    assert (train.tolist(), held_out.tolist()) == (list(range(10)), list(range(7)))
+
+
+def test_sets_that_cannot_be_compared_are_refused_before_they_are_read(monkeypatch):
+    with pytest.raises(UsageError, match="There are 1 held-out images"):
+        frechet.check_pixel_sets(_split(10), _split(1), num_samples=5)
+    monkeypatch.setattr(host_memory, "available", lambda: 2**20)
+    with pytest.raises(UsageError, match=r"give fewer --num_samples, or .* fewer training images by --num_reference"):
+        frechet.check_pixel_sets(_split(10), _split(7), num_samples=5)
 
 
 def test_sets_of_different_image_shapes_are_refused():

@@ -1,0 +1,56 @@
+"""How much memory of the host a computation may take, and the sentence where it needs more.
+
+What a device holds is not looked at here.
+"""
+
+import os
+import pathlib
+
+from ddpm_jax.errors import UsageError
+
+_MEMINFO = pathlib.Path("/proc/meminfo")
+_LIMITS = (  # of the container, of both generations of Linux's control groups
+    pathlib.Path("/sys/fs/cgroup/memory.max"),
+    pathlib.Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def available() -> int:
+    """Bytes that this process may still take: what the machine has free, and no more than its container may hold.
+
+    Where the system does not tell what is free, all of the machine's memory.
+    """
+    limits = [int(text) for text in map(_read, _LIMITS) if text.strip().isdigit()]
+    return min([_free(), *limits])
+
+
+def _free() -> int:
+    for line in _read(_MEMINFO).splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def check(needed: int, *, what: str, remedy: str) -> None:
+    """Refuses what needs more memory than there is, before it is begun.
+
+    Args:
+      needed: bytes.
+      what: the subject of the sentence.
+      remedy: what to do about it, in the imperative.
+
+    Raises:
+      UsageError: `needed` is more than `available`.
+    """
+    there = available()
+    if needed > there:
+        raise UsageError(
+            f"{what} needs {needed / 2**30:,.1f} GiB of memory, and {there / 2**30:,.1f} GiB are available: {remedy}."
+        )

@@ -1,0 +1,36 @@
+"""What memory there is for a computation on the host, and the sentence where it does not suffice."""
+
+import os
+
+import pytest
+
+from ddpm_jax import host_memory
+from ddpm_jax.errors import UsageError
+
+
+def _system(tmp_path, monkeypatch, *, meminfo, limit):
+    paths = tmp_path / "meminfo", tmp_path / "memory.max", tmp_path / "none"
+    for path, text in zip(paths, (meminfo, limit), strict=False):
+        path.write_text(text)
+    monkeypatch.setattr(host_memory, "_MEMINFO", paths[0])
+    monkeypatch.setattr(host_memory, "_LIMITS", paths[1:])
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max\n", 3072), ("2048\n", 2048), ("9223372036854771712\n", 3072)])
+def test_what_is_available_is_what_is_free_and_no_more_than_the_container_may_hold(
+    tmp_path, monkeypatch, limit, expected
+):
+    _system(tmp_path, monkeypatch, meminfo="MemTotal:  9 kB\nMemAvailable:       3 kB\n", limit=limit)
+    assert host_memory.available() == expected
+
+
+def test_where_the_system_does_not_tell_it_is_all_of_the_machine(tmp_path, monkeypatch):
+    _system(tmp_path, monkeypatch, meminfo="", limit="max")
+    assert host_memory.available() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_what_needs_more_is_refused_with_both_numbers_and_the_remedy(tmp_path, monkeypatch):
+    _system(tmp_path, monkeypatch, meminfo="MemAvailable: 1048576 kB", limit="max")
+    host_memory.check(2**30, what="It", remedy="take less")
+    with pytest.raises(UsageError, match=r"^It needs 1\.5 GiB of memory, and 1\.0 GiB are available: take less\.$"):
+        host_memory.check(3 * 2**29, what="It", remedy="take less")
