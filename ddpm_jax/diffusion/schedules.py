@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import chex
 import numpy as np
-from scipy.special import expit
 
 from ddpm_jax.errors import UsageError, choose
 
@@ -253,7 +252,8 @@ def step_variance(lambdas: np.ndarray, lambdas_prev: np.ndarray) -> np.ndarray:
     """
     lambdas, lambdas_prev = np.broadcast_arrays(lambdas, lambdas_prev)
     apart = np.subtract(lambdas_prev, lambdas, out=np.zeros(lambdas.shape), where=lambdas != lambdas_prev)
-    return expit(-2 * lambdas) * -np.expm1(-2 * apart)
+    one_minus_alphas_bar = np.exp(-np.logaddexp(0, 2 * lambdas))
+    return one_minus_alphas_bar * -np.expm1(-2 * apart)
 
 
 def _keep(
@@ -276,7 +276,7 @@ def _keep(
     walked = step_variance(lambdas, np.append(np.inf, lambdas[:-1]))
     return (
         np.where(own, betas[below], walked),
-        np.where(part > 0, expit(2 * lambdas), alphas_bar[below]),
+        np.where(part > 0, np.exp(-np.logaddexp(0, -2 * lambdas)), alphas_bar[below]),
         lambdas,
     )
 
