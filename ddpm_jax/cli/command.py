@@ -337,11 +337,18 @@ def keep_compiled(directory: str | None) -> None:
     """Makes JAX keep compiled programs in `directory`, or on a bucket "gs://..."; None leaves it as it is.
 
     Raises:
-      UsageError: the directory cannot be made.
+      UsageError: the directory cannot be made, or its name is no text, which JAX has to have.
     """
     if directory is None:
         return
     import jax
+
+    try:
+        directory.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"--compilation_cache {directory} is no name in UTF-8, as JAX needs one: rename it."
+        ) from error
 
     place = as_path(directory)
     check_place(place, flag="--compilation_cache", writing=True)

@@ -109,6 +109,8 @@ def _opened(file: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image in a format that Pillow reads"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"its header tells of more than the {2 * Image.MAX_IMAGE_PIXELS:,} pixels that Pillow takes"
     return str(error).rstrip(".") or type(error).__name__
 
 

@@ -69,6 +69,8 @@ def test_a_cache_that_cannot_be_made_is_refused(refused, config_file, tmp_path):
     (tmp_path / "file").touch()
     says = [f"--compilation_cache {tmp_path / 'file'} cannot be made"]
     refused("train", "--config", config_file(), "--compilation_cache", tmp_path / "file", says=says)
+    says = [r"\udcff is no name in UTF-8"]
+    refused("train", "--config", config_file(), "--compilation_cache", f"{tmp_path}/\udcff", says=says)
 
 
 @pytest.fixture

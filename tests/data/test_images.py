@@ -1,6 +1,8 @@
 """One picture at a time: colour modes, orientation, resizing. The oracles are hand-computed pixels and plain NumPy."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -148,3 +150,13 @@ def test_damaged_files_are_unreadable(damage, format):
     data = {"truncated": data[: len(data) // 2], "garbage": b"<html>not found</html>", "empty": b""}[damage]
     with pytest.raises(images.UnreadableImage):
         images.decode(data)
+
+
+def test_a_header_of_more_pixels_than_memory_is_refused_before_they_are_decoded():
+    """A PNG of a few hundred bytes whose header, with its right checksum, tells of 10^10 pixels."""
+    encoded = _encoded(Image.fromarray(_noise(6, 6)))
+    header = b"IHDR" + struct.pack(">II", 100_000, 100_000) + encoded[24:29]
+    bomb = encoded[:12] + header + struct.pack(">I", zlib.crc32(header)) + encoded[33:]
+    for read in (images.decode, images.header):
+        with pytest.raises(images.UnreadableImage, match="more than the 178,956,970 pixels that Pillow takes"):
+            read(bomb)

@@ -1,6 +1,7 @@
 """Images from a model: the same on one device and eight and in any batch, and a set on disk that survives kill -9."""
 
 import errno
+import io
 import json
 import os
 import pathlib
@@ -405,7 +406,9 @@ def test_reading_what_is_missing_or_damaged_says_so(tmp_path):
     with pytest.raises(UsageError, match=r"lacks 1 of 3 shards, samples-00001-of-00003.npz first"):
         read_shards(tmp_path)
     other = (tmp_path / "samples-00000-of-00003.npz").read_bytes()
-    for damaged in (whole[:100], b"", b"no archive", other):
+    texts = io.BytesIO()
+    np.savez(texts, images=np.array(["a", "b"]), index=np.arange(2))
+    for damaged in (whole[:100], b"", b"no archive", other, texts.getvalue()):
         shard.write_bytes(damaged)
         with pytest.raises(FailureError, match=r"samples-00001-of-00003.npz"):
             read_shards(tmp_path)

@@ -1,0 +1,388 @@
+"""The cases of the fuzzer: case n is a function of n, a command line and what is damaged of the files that it reads.
+
+A third are flags, a third fields of a config, and a third files. Values are small or absurd, never merely large: what a
+machine can compute in an hour is no mistake.
+"""
+
+import functools
+import importlib
+import json
+import math
+import os
+import pathlib
+import random
+import shutil
+from typing import NamedTuple
+
+from ddpm_jax.cli import command
+from ddpm_jax.cli import config as configs
+
+from . import world as worlds
+
+TEXTS = (
+    *("", " ", "x", "-", "--", "=", ",", ",,", "a,b", "0,", "none", "None", "true", "auto", "*", "%s", "{}", "{0}"),
+    *("$x$", "$\\frac{$", "../..", ".", "~", "²", "٣", "ä", "日本", "\x1b[31mred", "\u202eabc", "a\nb", "a\rb", "\x00"),
+    *(
+        "\x07",
+        "\udcff",
+        "é" * 300,
+        "x" * 5000,
+        "gs://",
+        "s3://a/b",
+        "http://x/y",
+        "/dev/null",
+        "/dev/null/x",
+        "/proc/x",
+    ),
+    *("/proc/x", "nan", "inf", "1e999", "[]", "(1,", "()", "'", '"', "1;2", "\u2028", "\ufeff1", "\ud800", "C:\\x"),
+)
+NUMBERS = (
+    *(
+        "0",
+        "1",
+        "2",
+        "3",
+        "-1",
+        "-0",
+        "+1",
+        " 1",
+        "1.5",
+        ".5",
+        "1e-3",
+        "-2.5",
+        "1e400",
+        "1e-400",
+        "nan",
+        "-inf",
+        "0x10",
+    ),
+    *("1_0", "99999999999999999999", "1" + "0" * 60, "9" * 5000, "1" * 400, "²", "1,2", "0.1,0.2", "-1,5", "1e999"),
+    *("1.0000000001", "1,,2", "--1", "1e", "0b1", "1j", "half"),
+)
+VALUES = (
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        3,
+        1.5,
+        -0.5,
+        1e-300,
+        1e300,
+        math.nan,
+        math.inf,
+        -math.inf,
+        10**20,
+        2**63,
+        10**60,
+    ),
+    *(
+        (),
+        (0,),
+        (-1,),
+        (1, 2),
+        ("x",),
+        (1.5,),
+        (10**20,),
+        [],
+        [[1]],
+        {},
+        {"a": 1},
+        "",
+        "x",
+        "1",
+        "\x1b[31m",
+        "x" * 5000,
+    ),
+    *("\x00", "/dev/zero", b"x", 1j),
+)
+JSON = (
+    *("null", "true", "-1", "0", "1", "2.5", "1e999", "-1e999", "NaN", "Infinity", "9" * 60, "9" * 5000, '""', '"x"'),
+    *('"\\u001b[2J\\u202e"', '"\\ud800"', "[]", "{}", "[[]]", "[null]", '{"a": {"b": 1}}', "[" * 200_000, '"nan"'),
+    *("[" * 60 + "]" * 60, '"' + "x" * 10_000 + '"', "1e300", "-0.0", "[1, 2, 3]", '"/etc/passwd"', '"../../x"'),
+)
+DAMAGES = (
+    *("flip", "flip", "flip", "cut", "empty", "more", "zeros", "swap", "gone", "folder", "pipe", "zero", "loop"),
+    *("nowhere", "head"),
+)
+# What needs other machines, or writes where it is told to whoever asks.
+NOT_FUZZED = {
+    "distributed",
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "connect_timeout",
+    "wandb",
+    "platform",
+    "help",
+}
+WRITTEN = {"out", "workdir", "compilation_cache"}  # below the case's own directory, or where nothing can be written
+COSTLY = {"train.num_steps"}  # whose large values are an honest wish
+
+
+class Case(NamedTuple):
+    command: str
+    argv: list[str]
+    said: str
+    same_result: bool
+
+
+def make(number: int, world: pathlib.Path, here: pathlib.Path) -> Case:
+    """Copies the world to `here`, an empty directory, and damages what case `number` damages."""
+    rng = random.Random(number)
+    shutil.copytree(world, here, dirs_exist_ok=True, ignore=shutil.ignore_patterns("expected-*"))
+    worlds.write_configs(here)
+    return (_flags, _fields, _files)[number % 3](rng, here)
+
+
+@functools.cache
+def expected(name: str, world: pathlib.Path) -> dict[str, bytes]:
+    """What the undamaged command makes; kept beside the world for the next process."""
+    here = world / f"expected-{name}"
+    if not here.exists():
+        half = world.parent / f"half-{os.getpid()}"
+        shutil.copytree(world, half, ignore=shutil.ignore_patterns("expected-*"))
+        worlds.write_configs(half)
+        code = worlds.invoke(name, worlds.arguments(name, half))
+        if code != 0:
+            raise RuntimeError(f"The undamaged {name} ends with {code}.")
+        half.rename(here)
+    return worlds.made(name, here)
+
+
+@functools.cache
+def flags_of(name: str) -> tuple[tuple[str, bool], ...]:
+    """(name, whether it is a switch) of every flag of a command, from the parser that it makes for itself."""
+    found = []
+
+    class Seen(Exception):
+        pass
+
+    def parse(self, argv):
+        for flag in sorted(self.values):
+            found.append((flag, self.values[flag].boolean))
+        raise Seen
+
+    original, command.Parser.parse = command.Parser.parse, parse
+    try:
+        importlib.import_module(f"ddpm_jax.cli.{name}").main([])
+    except Seen:
+        pass
+    finally:
+        command.Parser.parse = original
+    return tuple(found)
+
+
+def _flags(rng, here):
+    name = rng.choice(worlds.COMMANDS)
+    argv = worlds.arguments(name, here)
+    known = [(flag, switch) for flag, switch in flags_of(name) if flag not in NOT_FUZZED]
+    for _ in range(rng.choice((1, 1, 1, 2))):
+        flag, switch = rng.choice(known)
+        value = rng.choice(TEXTS + NUMBERS)
+        if flag in WRITTEN and os.path.isabs(value) and not value.startswith(("/dev/null", "/proc")):
+            value = "x"
+        kind = rng.random()
+        if kind < 0.7:
+            argv += [f"--{flag}"] if switch and rng.random() < 0.8 else [f"--{flag}", value]
+        elif kind < 0.8:
+            argv += [f"--{flag}={value}"]
+        elif kind < 0.85:
+            argv += [f"--{flag}"]
+        elif kind < 0.9:
+            argv.insert(rng.randrange(len(argv) + 1), value)
+        elif kind < 0.95:
+            argv += [f"--{flag[:-1]}", value]
+        else:
+            del argv[rng.randrange(len(argv))]
+    return Case(name, argv, "flags", False)
+
+
+def _fields(rng, here):
+    """A field of a config: on the command line, in the file, or in the file of a run that is resumed."""
+    name = rng.choice(("train", "train", "import_first_stage"))
+    base = worlds.config(here)
+    if name == "import_first_stage" or rng.random() < 0.3:
+        base = worlds.of_first_stage(here, rng.choice(("ae", "vae", "vq")))
+    argv = ["--config", str(here / "mine.py")]
+    argv += ["--workdir", str(here / rng.choice(("new", "run")))] if name == "train" else []
+    argv += ["--weights", str(here / "weights.npz"), "--out", str(here / "new")] if name != "train" else []
+    fields = sorted(field for field, _ in configs.flatten(configs.default_config()) if field not in COSTLY)
+    said = []
+    for _ in range(rng.choice((1, 1, 2))):
+        field = rng.choice(fields)
+        if rng.random() < 0.5:
+            value = rng.choice(TEXTS + NUMBERS)
+            argv += [f"--config.{field}={value}"]
+        else:
+            value, (group, _, leaf) = rng.choice(VALUES), field.rpartition(".")
+            inside = dict(base.get(group, {})) if group else base
+            inside[leaf] = value
+            base |= {group: inside} if group else {}
+        said.append(f"{field}={str(value)[:80]!r}")
+    worlds.write_config(here / "mine.py", base)
+    return Case(name, argv, "; ".join(said), False)
+
+
+# command -> what it reads; whether a damage that goes unnoticed may change the result: a picture is what it shows.
+READS = {
+    "train": ("run/checkpoints", "run", "pictures"),
+    "sample": ("run/checkpoints", "run/checkpoints", "generated"),
+    "evaluate": ("run/checkpoints", "pictures"),
+    "plot": ("run",),
+    "draw": ("stage/checkpoints", "pictures"),
+    "ema": ("run",),
+    "encode": ("stage/checkpoints", "photo.png"),
+    "decode": ("stage/checkpoints", "latents.npz"),
+    "import_first_stage": ("weights.safetensors", "weights.npz"),
+}
+PROVED = ("run", "stage", "generated", "latents.npz")  # under digests, or one of the two that a checksum covers
+
+
+def _files(rng, here):
+    name = rng.choice(sorted(READS))
+    what = rng.choice(READS[name])
+    argv = worlds.arguments(name, here)
+    if what == "weights.npz":
+        argv[argv.index(str(here / "weights.safetensors"))] = str(here / what)
+    if name == "sample" and what == "generated":
+        argv[argv.index(str(here / "out"))] = str(here / what)
+    if name == "sample" and rng.random() < 0.2:
+        what = rng.choice(("photo.png", "mask.png"))
+        argv += ["--inpaint", str(here / "photo.png"), "--mask", str(here / "mask.png")]
+    files = [here / what] if (here / what).is_file() else _below(here / what)
+    file = rng.choice(files)
+    said = f"{os.path.relpath(file, here)}: {_damage(rng, file, files)}"
+    if rng.random() < 0.5 and _seal(file):
+        said += ", and SHA256SUMS made to agree"
+        return Case(name, argv, said, False)
+    same = what.split("/")[0] in PROVED and what != "generated" and "--mask" not in argv
+    return Case(name, argv, said, same)
+
+
+def _below(folder):
+    """Its files, in an order that does not change with the random names that Orbax gives to some."""
+
+    def place(path):
+        random_name = len(path.name) == 32
+        return path.parent, path.stat().st_size if random_name else 0, "" if random_name else path.name
+
+    return sorted((path for path in folder.rglob("*") if path.is_file()), key=place)
+
+
+def _below_length(rng, length):
+    """Not `randrange`, which draws more often for some lengths: those of files may differ by a digit of a time."""
+    return int(rng.random() * length)
+
+
+def _damage(rng, file, others):
+    content = file.read_bytes()
+    if (file.suffix in (".json", ".jsonl") or content[:1] == b"{") and rng.random() < 0.6:
+        return _rewrite_json(rng, file, content)
+    kind = rng.choice(
+        (
+            "flip",
+            "flip",
+            "cut",
+            "empty",
+            "more",
+            "zeros",
+            "swap",
+            "gone",
+            "folder",
+            "pipe",
+            "zero",
+            "loop",
+            "nowhere",
+            "head",
+        )
+    )
+    match kind:
+        case "flip" if content:
+            place = _below_length(rng, len(content))
+            file.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :])
+            return f"a bit of byte {place} flipped"
+        case "head" if content:
+            place = _below_length(rng, min(64, len(content)))
+            file.write_bytes(content[:place] + bytes([rng.randrange(256)]) + content[place + 1 :])
+            return f"byte {place} replaced"
+        case "cut" if content:
+            length = _below_length(rng, len(content))
+            file.write_bytes(content[:length])
+            return f"cut to {length} bytes"
+        case "zeros":
+            file.write_bytes(bytes(len(content)))
+        case "more":
+            file.write_bytes(content + b'\x00PK\x03\x04{["')
+        case "swap":
+            other = rng.choice(others)
+            file.write_bytes(other.read_bytes())
+            return f"what is in {other.name}"
+        case "gone":
+            file.unlink()
+        case "folder":
+            file.unlink()
+            file.mkdir()
+        case "pipe":
+            file.unlink()
+            os.mkfifo(file)
+        case "zero" | "loop" | "nowhere":
+            file.unlink()
+            file.symlink_to({"zero": "/dev/zero", "loop": file.name, "nowhere": "nowhere"}[kind])
+        case _:
+            file.write_bytes(b"")
+    return kind
+
+
+def _rewrite_json(rng, file, content):
+    """Another value, field or name somewhere in it."""
+    lines = content.split(b"\n") if file.suffix == ".jsonl" else [content]
+    number = _below_length(rng, len(lines))
+    try:
+        value = json.loads(lines[number])
+    except ValueError:
+        lines[number] = rng.choice(JSON).encode()
+        file.write_bytes(b"\n".join(lines))
+        return "a line replaced"
+    mark = "@@fuzz@@"
+    where, inside, key = "the whole", None, None
+    for _ in range(rng.randrange(1, 6)):
+        at = inside[key] if inside is not None else value
+        if not (isinstance(at, dict | list) and at):
+            break
+        inside, key = at, rng.choice(sorted(at)) if isinstance(at, dict) else _below_length(rng, len(at))
+        where = f"{where}.{key}"
+    new = rng.choice(JSON)
+    if inside is None:
+        lines[number] = new.encode()
+    elif rng.random() < 0.2:
+        del inside[key]
+        new = "deleted"
+        lines[number] = json.dumps(value).encode()
+    elif rng.random() < 0.2 and isinstance(inside, dict):
+        new = rng.choice(("\x1b[2J", "x" * 300, "", "seed", "__class__", "\u202e"))
+        inside[new] = inside.pop(key)
+        lines[number] = json.dumps(value, ensure_ascii=False).encode()
+    else:
+        inside[key] = mark
+        lines[number] = json.dumps(value).replace(f'"{mark}"', new).encode()
+    file.write_bytes(b"\n".join(lines))
+    return f"{where} is {new[:60]!r}"
+
+
+def _seal(file):
+    """Makes the digests of an item of a checkpoint agree with what has become of it: a stranger would."""
+    from ddpm_jax.training import digests
+
+    for folder in file.parents:
+        if (folder / digests.SUMS).is_file() and file.name != digests.SUMS:
+            if not file.is_file():
+                return False
+            (folder / digests.SUMS).unlink()
+            digests.write(folder)
+            return True
+    return False
