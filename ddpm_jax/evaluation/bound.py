@@ -173,7 +173,7 @@ def make_bound(
             found = t, bits, mean_over_dims(jnp.square(prediction.x_0 - x_0))
             return tuple(all_.at[row].set(one.astype(all_.dtype)) for all_, one in zip(terms, found, strict=True))
 
-        return jax.lax.fori_loop(first, last, at_row, terms)
+        return jax.lax.fori_loop(first, last, at_row, terms), last == num_rows
 
     def result(shared, examples_and_terms):
         (images, *_), terms = examples_and_terms

@@ -53,11 +53,11 @@ def walk(
     watch: Watch = unwatched,
     together: bool = False,
 ) -> Any:
-    """Does the rows 0..total-1 in dispatches; returns the last carry, which may still be on its way.
+    """Does the rows 0..total-1 in dispatches, or fewer; returns the last carry, which may still be on its way.
 
     Args:
-      advance: (carry, first, last) -> (the carry after these rows, a small array that is ready when they are done).
-        It dispatches and returns; the carry's buffers may be donated.
+      advance: (carry, first, last) -> (the carry after these rows, bool [...]: whether nothing is left to do, which on
+        all devices ends the walk before the last row). It dispatches and returns; the carry's buffers may be donated.
       carry: before the first row.
       total: at least 1.
       pace: kept by the caller, so that the next computation of the kind begins as fast as this one ended.
@@ -80,11 +80,13 @@ def walk(
             since = time.perf_counter() if since is None else since  # after compiling
         if first == total or len(in_flight) == AHEAD:
             before, done, ready = in_flight.popleft()
-            jax.block_until_ready(ready)
+            finished = np.all(np.asarray(ready))  # waits for it
             now = time.perf_counter()
             pace.learn(done - before, now - since)
             since = now
             watch(done, total)
+            if finished:
+                break
             if done < total:
                 interrupt.check(together=together)
     return carry

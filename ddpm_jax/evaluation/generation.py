@@ -128,7 +128,7 @@ def make_generate(
     def go_on(shared, examples, walk, first, last):
         edited, keys, inputs = parts_of(shared, examples)
         denoiser = make_denoiser(shared[0], shared[2], inputs)
-        return loop.advance(denoiser, edited, walk, keys, first, last)
+        return loop.advance(denoiser, edited, walk, keys, first, last), last == num_rows
 
     def arrive(shared, examples_and_walk):
         examples, walk = examples_and_walk

@@ -43,7 +43,9 @@ from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, Flow, probability_flow
 from ddpm_jax.diffusion.timesteps import fold_in_each
 from ddpm_jax.errors import FailureError, UsageError, choose
+from ddpm_jax.evaluation import dispatch
 from ddpm_jax.evaluation.batches import image_batches
+from ddpm_jax.evaluation.dispatch import Pace
 from ddpm_jax.keys import base_key
 from ddpm_jax.samplers.randomness import row_keys
 from ddpm_jax.training import parallel
@@ -52,6 +54,7 @@ BITS_OF_BINS = math.log2(127.5)  # see the derivation above
 LIKELIHOOD_ODE = 0x6F64656C  # "odel": folded into the base key, where training folds a step and sampling its own
 DEQUANTIZATION, PROBES = 0, 1  # folded into a draw's key
 STAGES = 6  # evaluations of a step of Tsit5; the seventh is the first of the next one, tried again or not
+METHOD = diffrax.Tsit5()
 FIRST_STEP = 0.1  # in units of t, tried first at either end; one that is too long is rejected like any other
 
 
@@ -159,6 +162,24 @@ def log_density(flow: Flow, x: chex.Array, probes: chex.Array, *, solver: Solver
 
 def _log_density_of_one(flow: Flow, x: chex.Array, probes: chex.Array, solver: Solver) -> Density:
     """`log_density` of one x of shape *D, with probes [P, *D]."""
+    path = _set_out(flow, x, probes, solver)
+    return _arrive(flow, _go_on(flow, path, probes, solver, solver.max_steps))
+
+
+class Path(NamedTuple):
+    """The ODE of one example under way: all that one dispatch hands on to the next. No t has an axis."""
+
+    t: chex.Array  # how far it has come
+    t_next: chex.Array  # where the next step will be tried to
+    state: tuple[chex.Array, chex.Array]  # x [*D], the integral of the divergence so far by D
+    solver_state: Any
+    controller_state: Any
+    num_steps: chex.Array  # int32, those that were rejected too
+    okay: chex.Array  # bool, False where the solver gave up
+
+
+def _change(flow: Flow) -> diffrax.ODETerm:
+    """d/dt of (x, log-density by D), with probes [P, *D] for arguments."""
 
     def change(t, state, probes):
         def velocity(x):
@@ -170,11 +191,60 @@ def _log_density_of_one(flow: Flow, x: chex.Array, probes: chex.Array, solver: S
         products = jax.vmap(lambda z: pull_back(z)[0])(probes)
         return value, jnp.mean(probes * products)
 
-    solution = _solve(change, (x, jnp.zeros((), x.dtype)), probes, flow.start, flow.end, solver)
-    x_T, divergence = jax.tree.map(lambda leaf: leaf[-1], solution.ys)
+    return diffrax.ODETerm(change)
+
+
+def _set_out(flow: Flow, x: chex.Array, probes: chex.Array, solver: Solver) -> Path:
+    term, state = _change(flow), (x, jnp.zeros((), x.dtype))
+    start, end, step = (jnp.asarray(t, float) for t in (flow.start, flow.end, FIRST_STEP))
+    order = METHOD.error_order(term)
+    t_next, of_controller = _controller(solver).init(term, start, end, state, step, probes, METHOD.func, order)
+    t_next = jnp.minimum(t_next, end)
+    of_solver = METHOD.init(term, start, t_next, state, probes)
+    return Path(start, t_next, state, of_solver, of_controller, jnp.int32(0), jnp.bool_(True))
+
+
+def _go_on(flow: Flow, path: Path, probes: chex.Array, solver: Solver, steps: chex.Array | int) -> Path:
+    """Tries up to so many further steps: `diffrax.diffeqsolve`, which cannot hand its next step on, in pieces."""
+    term, end, controller = _change(flow), jnp.asarray(flow.end, path.t.dtype), _controller(solver)
+    nearly = np.asarray(flow.end, path.t.dtype)
+    for _ in range(100):  # diffrax: a step that ends within 100 units in the last place of the end is one to the end
+        nearly = np.nextafter(nearly, -np.inf, dtype=nearly.dtype)
+
+    def step(carry):
+        path, tried = carry
+        state, error, _, of_solver, result = METHOD.step(
+            term, path.t, path.t_next, path.state, probes, path.solver_state, False
+        )
+        error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
+        keep, t, t_next, _, of_controller, ruling = controller.adapt_step_size(
+            path.t, path.t_next, path.state, state, probes, error, METHOD.error_order(term), path.controller_state
+        )
+        t = jnp.minimum(t, end)
+        t_next = jnp.where(t_next > nearly, jnp.where(keep, end, t + 0.5 * (end - t)), t_next)
+        state, of_solver = jax.tree.map(
+            lambda new, old: jnp.where(keep, new, old), (state, of_solver), (path.state, path.solver_state)
+        )
+        okay = path.okay & (~keep | diffrax.is_okay(result)) & diffrax.is_okay(ruling)
+        return Path(t, t_next, state, of_solver, of_controller, path.num_steps + 1, okay), tried + 1
+
+    def goes_on(carry):
+        path, tried = carry
+        return _is_under_way(flow, path, solver) & (tried < steps)
+
+    return jax.lax.while_loop(goes_on, step, (path, jnp.int32(0)))[0]
+
+
+def _is_under_way(flow: Flow, path: Path, solver: Solver) -> chex.Array:
+    return (path.t < flow.end) & path.okay & (path.num_steps < solver.max_steps)
+
+
+def _arrive(flow: Flow, path: Path) -> Density:
+    x_T, divergence = path.state
     log_prior = -0.5 * (jnp.mean(jnp.square(x_T)) + math.log(2 * math.pi))
-    log_prob = x.size * (log_prior + divergence)
-    return Density(log_prob, x_T, _num_evaluations(solution), _solved(solution) & jnp.isfinite(log_prob))
+    log_prob = x_T.size * (log_prior + divergence)
+    solved = (path.t >= flow.end) & path.okay & jnp.isfinite(log_prob)
+    return Density(log_prob, x_T, STAGES * path.num_steps + 1, solved)
 
 
 def encode(flow: Flow, x_0: chex.Array, *, solver: Solver = SOLVER) -> chex.Array:
@@ -212,6 +282,9 @@ def make_bits_per_dim(
 
     Of a conditional model they are bits of -log p(x_0 | its condition), and none of -log p(x_0).
 
+    A batch is solved in dispatches of about half a second, or one step of the solver where that takes longer, between
+    which signals are seen; see `dispatch.walk`.
+
     `key` is that of the seed, `index` the images' places in the data: the draws of an image depend on these two alone.
     B is a multiple of the local devices; every B is compiled once (`stream_bits` has but one).
 
@@ -241,35 +314,62 @@ def make_bits_per_dim(
             raise UsageError(f"{name} is {tolerance}: a tolerance is positive, 1e-5, say.")
     probability_flow(lambda x, t: x, continuous, start=start)  # refuses a wrong start before anything is traced
 
-    def of_device(shared, examples):
-        params, key = shared
+    def parts_of(shared, examples):
+        """(of one image: its condition -> its flow; the conditions, the noisy images, the probes) of a draw."""
+        params, key, draw = shared
         images, index, labels = examples
         condition = () if condition_of is None else (condition_of(to_model_range(images), labels),)
-        image_keys = fold_in_each(jax.random.fold_in(key, LIKELIHOOD_ODE), index)
 
-        def density(x, probes, condition):
-            """Of one image: each has a flow of its own if it has a condition of its own."""
+        def flow_of(condition):
             of_one = jax.tree.map(lambda leaf: leaf[None], condition)
-            flow = probability_flow(make_eps(params, *of_one), continuous, start=start)
-            return _log_density_of_one(flow, x, probes, solver)
+            return probability_flow(make_eps(params, *of_one), continuous, start=start)
 
-        def one_draw(draw):
-            keys = row_keys(image_keys, draw)
-            u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(row_keys(keys, DEQUANTIZATION))
-            probes = probe(row_keys(keys, PROBES), num_probes, images.shape[1:])
-            found = jax.vmap(density)(dequantize(images, u), probes, condition)
-            bits = bits_from_nats(found.log_prob, math.prod(images.shape[1:]))
-            return bits, found.num_evaluations, found.solved
+        keys = row_keys(fold_in_each(jax.random.fold_in(key, LIKELIHOOD_ODE), index), draw)
+        u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(row_keys(keys, DEQUANTIZATION))
+        probes = probe(row_keys(keys, PROBES), num_probes, images.shape[1:])
+        return flow_of, condition, dequantize(images, u), probes
 
-        draws = jax.lax.map(one_draw, jnp.arange(num_draws))
-        return jax.tree.map(lambda leaf: leaf.T, draws)  # the images' axis comes first in all that leaves a device
+    def set_out(shared, examples):
+        flow_of, condition, x, probes = parts_of(shared, examples)
+        return jax.vmap(lambda condition, x, probes: _set_out(flow_of(condition), x, probes, solver))(
+            condition, x, probes
+        )
 
-    mapped = parallel.map_examples(of_device)
+    def go_on(shared, examples, paths, first, last):
+        flow_of, condition, _, probes = parts_of(shared, examples)
+
+        def of_one(condition, path, probes):
+            flow = flow_of(condition)
+            path = _go_on(flow, path, probes, solver, last - first)
+            return path, _is_under_way(flow, path, solver)
+
+        paths, under_way = jax.vmap(of_one)(condition, paths, probes)
+        return paths, ~jnp.any(under_way)
+
+    def arrive(shared, examples_and_paths):
+        examples, paths = examples_and_paths
+        flow_of, condition, x, _ = parts_of(shared, examples)
+        found = jax.vmap(lambda condition, path: _arrive(flow_of(condition), path))(condition, paths)
+        bits = bits_from_nats(found.log_prob, math.prod(x.shape[1:]))
+        return bits, found.num_evaluations, found.solved
+
+    begun, segment, arrived = parallel.map_examples(set_out), parallel.map_segment(go_on), parallel.map_examples(arrive)
+    pace = Pace()
 
     def evaluate(params, key, images, index, labels=None):
         chex.assert_type(images, np.uint8)
-        examples = parallel.shard((images, np.asarray(index, np.int32), labels))
-        bits, num_evaluations, solved = parallel.unshard(mapped((params, key), examples))
+        examples = parallel.to_devices([(images, np.asarray(index, np.int32), labels)])
+        draws = []
+        for draw in range(num_draws):
+            shared = parallel.replicate((params, key, np.int32(draw)))
+            paths = dispatch.walk(
+                lambda paths, first, last, shared=shared: segment(shared, examples, paths, first, last),
+                begun(shared, examples),
+                solver.max_steps,
+                pace=pace,
+            )
+            draws.append(parallel.unshard(arrived(shared, (examples, paths))))
+        bits, num_evaluations, solved = (np.stack(parts, axis=1) for parts in zip(*draws, strict=True))
         _check_solved(solved.all(axis=1), index, solver)
         return Bits(bits, num_evaluations)
 
@@ -317,19 +417,23 @@ def _largest_rms(tree: Any) -> chex.Array:
     return jnp.max(jnp.stack([jnp.sqrt(jnp.mean(jnp.square(leaf))) for leaf in jax.tree.leaves(tree)]))
 
 
+def _controller(solver: Solver) -> diffrax.PIDController:
+    return diffrax.PIDController(rtol=solver.rtol, atol=solver.atol, norm=_largest_rms)
+
+
 def _solve(
     derivative: Callable[..., Any], state: Any, args: Any, start: float, end: float, solver: Solver
 ) -> diffrax.Solution:
     """One example from `start` to `end`, either of which may be the later; the state at the end is ys[-1]."""
     return diffrax.diffeqsolve(
         diffrax.ODETerm(derivative),
-        diffrax.Tsit5(),
+        METHOD,
         t0=start,
         t1=end,
         dt0=math.copysign(FIRST_STEP, end - start),
         y0=state,
         args=args,
-        stepsize_controller=diffrax.PIDController(rtol=solver.rtol, atol=solver.atol, norm=_largest_rms),
+        stepsize_controller=_controller(solver),
         adjoint=diffrax.ForwardMode(),
         max_steps=solver.max_steps,
         throw=False,  # an error raised on the device would not say which image; `solved` does
@@ -346,7 +450,3 @@ def _follow(flow: Flow, x: chex.Array, start: float, end: float, solver: Solver)
 
 def _solved(solution: diffrax.Solution) -> chex.Array:
     return solution.result == diffrax.RESULTS.successful
-
-
-def _num_evaluations(solution: diffrax.Solution) -> chex.Array:
-    return STAGES * solution.stats["num_steps"] + 1

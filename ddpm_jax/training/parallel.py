@@ -78,18 +78,13 @@ def map_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
 
 
 def map_segment(function: Callable[..., Any]) -> Callable[..., tuple[Any, chex.Array]]:
-    """Compiles function(shared, examples, carry, first, last) -> carry, as `map_examples` does; donates the carry.
+    """Compiles function(shared, examples, carry, first, last) -> (carry, done), as `map_examples`; donates the carry.
 
-    Returns segment(...) -> (carry, an array that is ready when the segment is done). `first` and `last` are int32
-    scalars, the leaves of the carry [local devices, ...].
+    `first` and `last` are int32 scalars, `done` is a small array, and the leaves of the carry are [local devices, ...].
     """
     own = jax.local_devices() if jax.process_count() > 1 else None
-
-    def segment(shared, examples, carry, first, last):
-        return function(shared, examples, carry, first, last), last
-
     axes = (None, 0, 0, None, None)
-    return jax.pmap(segment, axis_name=AXIS, in_axes=axes, donate_argnums=(2,), devices=own)
+    return jax.pmap(function, axis_name=AXIS, in_axes=axes, donate_argnums=(2,), devices=own)
 
 
 def global_index(per_device: int) -> chex.Array:

@@ -1,5 +1,8 @@
 """Dispatches of bounded time: every row once and in order, never more than two under way, as long as they are quick."""
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
@@ -9,20 +12,32 @@ from ddpm_jax.evaluation import dispatch
 class Device:
     """Does rows in a time of its own, and knows what is under way."""
 
-    def __init__(self, seconds_a_row, monkeypatch):
+    def __init__(self, seconds_a_row, monkeypatch, *, enough=math.inf):
+        self.enough = enough
         self.now, self.seconds_a_row, self.spans, self.under_way, self.most = 0.0, seconds_a_row, [], 0, 0
         monkeypatch.setattr(dispatch.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(dispatch.jax, "block_until_ready", self.wait)
 
     def advance(self, carry, first, last):
         self.spans.append((int(first), int(last)))
         self.under_way += 1
         self.most = max(self.most, self.under_way)
-        return [*carry, *range(first, last)], int(last - first)
+        return [*carry, *range(first, last)], _Result(self, int(last - first), last >= self.enough)
 
     def wait(self, rows):
         self.under_way -= 1
         self.now += rows * self.seconds_a_row
+
+
+class _Result(NamedTuple):
+    """What the host waits for."""
+
+    device: Device
+    rows: int
+    finished: bool
+
+    def __array__(self, dtype=None, copy=None):
+        self.device.wait(self.rows)
+        return np.asarray(self.finished, dtype)
 
 
 @pytest.mark.parametrize("total", [1, 2, 37, 1000])
@@ -55,6 +70,12 @@ def test_processes_that_walk_together_make_the_same_dispatches_whatever_time_the
         spans.append(device.spans)
     assert spans[0] == spans[1]
     assert len(spans[0]) <= dispatch.PARTS
+
+
+def test_a_walk_ends_early_when_nothing_is_left_to_do(monkeypatch):
+    device = Device(1.0, monkeypatch, enough=5)
+    rows = dispatch.walk(device.advance, [], 100, pace=dispatch.Pace())
+    assert rows == list(range(6)), "one dispatch more was under way when the device said so"
 
 
 def test_what_the_watch_raises_ends_the_walk(monkeypatch):

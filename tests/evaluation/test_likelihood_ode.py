@@ -329,3 +329,27 @@ def test_diverged_weights_are_reported_and_not_returned():
     evaluate = make_evaluate(solver=ode.Solver(max_steps=50))
     with pytest.raises(FailureError, match="not finite"):
         evaluate(diverged, jax.random.key(0), eight_bit_images(1), np.array([0]))
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_a_path_walked_in_pieces_is_the_solution_of_diffrax_bit_for_bit(mixture, steps):
+    continuous = make_continuous(make_schedule(make_betas("linear", 1000)))
+    flow, x = exact_flow(mixture, continuous), draw(mixture, 6)
+    probes = ode.rademacher_probes(keys_of(6), 1, x.shape[1:])
+    solver = ode.Solver(rtol=1e-4, atol=1e-4)
+
+    def by_diffrax(x, probes):
+        state = (x, jnp.zeros(()))
+        solution = ode._solve(ode._change(flow).vector_field, state, probes, flow.start, flow.end, solver)
+        return [leaf[-1] for leaf in solution.ys], solution.stats["num_steps"]
+
+    further = jax.jit(jax.vmap(lambda path, probes: ode._go_on(flow, path, probes, solver, steps)))
+    path = jax.jit(jax.vmap(lambda x, probes: ode._set_out(flow, x, probes, solver)))(x, probes)
+    pieces = 0
+    while np.any(ode._is_under_way(flow, path, solver)):
+        path, pieces = further(path, probes), pieces + 1
+    expected, num_steps = jax.jit(jax.vmap(by_diffrax))(x, probes)
+    assert pieces == -(-int(num_steps.max()) // steps) > 1
+    np.testing.assert_array_equal(path.num_steps, num_steps)
+    for ours, theirs in zip(path.state, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
