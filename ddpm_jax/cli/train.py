@@ -65,7 +65,7 @@ from ddpm_jax.training.checkpoint_reading import saved_steps
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.ema_snapshots import Snapshots
 from ddpm_jax.training.interrupt import Interrupt, Wish
-from ddpm_jax.training.loop import PROMISE, LoopOptions, train
+from ddpm_jax.training.loop import PROMISE, SINCE_RECORD, LoopOptions, train
 from ddpm_jax.training.objective import QUARTILES
 from ddpm_jax.training.optimizer import check_length
 from ddpm_jax.training.parallel import bytes_per_device, several
@@ -286,6 +286,7 @@ def _train(
             on_snapshot=snapshots,
             owes_grid=_owes_grid(config, workdir, start),
             interrupt=stop,
+            since_record=(position or {}).get(SINCE_RECORD, {}),
         )
     if hosts.is_first():
         _finish(outcome.interrupted_by, int(outcome.state.step), workdir, config.objective)

@@ -7,6 +7,7 @@ step, or `steps_per_call` of them. The arithmetic is in `step`; what goes to dis
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -23,6 +24,7 @@ from ddpm_jax.training.parallel import PMAP, Parallelism
 from ddpm_jax.training.profiling import Trace
 from ddpm_jax.training.state import TrainState
 
+SINCE_RECORD = "since_record"  # in the data item of a checkpoint that was saved between two records
 PROMISE = "saving after this step; Ctrl-C again stops without saving"
 FINITE = (
     "computed again, each part of the batch has a finite loss and gradient, so either their sum overflows or the "
@@ -98,6 +100,7 @@ def train(
     on_snapshot: Callable[[int, TrainState], None] | None = None,
     owes_grid: bool = False,
     interrupt: Interrupt | None = None,
+    since_record: Mapping[str, Any] = MappingProxyType({}),
 ) -> Outcome:
     """Trains from `state` until `options.num_steps`, or until a signal or the time limit asks to stop; then saves.
 
@@ -123,6 +126,8 @@ def train(
         It lets a step pass that it has been given before.
       owes_grid: whether the run that saved `state` was stopped before the grid of that step was drawn.
       interrupt: entered while training; by default one without a time limit.
+      since_record: of the data item of the checkpoint that `state` is of, what is there under `SINCE_RECORD`: the means
+        of the next record begin with it.
 
     Raises:
       FailureError: the loss or the gradient is not finite more often in a row than `options.skip_nonfinite` (the state
@@ -131,6 +136,7 @@ def train(
     state = parallelism.place(state)
     step = saved = int(state.step)
     reporter, trace = _Reporter(options, writer, progress, in_a_row=int(state.nonfinite)), trace or Trace()
+    reporter.set_state(since_record)
 
     def settle() -> None:
         try:
@@ -143,7 +149,7 @@ def train(
         settle()  # no state is saved before it is known that its steps are finite
         with reporter.throughput.paused():
             writer.flush()  # before: what a checkpoint comes after must not be lost with the next
-            checkpointer.save(step, state, batches.get_state(), config)
+            checkpointer.save(step, state, {**batches.get_state(), **reporter.get_state()}, config)
         saved = step
 
     def snapshot() -> None:
@@ -237,6 +243,17 @@ class _Reporter:
         for i, (step, batch) in enumerate(zip(steps, fetched, strict=True)):
             one = metrics if len(fetched) == 1 else jax.tree.map(lambda x, i=i: x[i], metrics)
             self._settle_step(step, one, speed, batch)
+
+    def get_state(self) -> dict[str, Any]:
+        """What the next record will be made of besides the steps to come, for the data item of a checkpoint."""
+        averages = self._averages.get_state()
+        return {SINCE_RECORD: averages | {"skipped": self._skipped}} if averages or self._skipped else {}
+
+    def set_state(self, since_record: Mapping[str, Any]) -> None:
+        """Goes on from there."""
+        averages = dict(since_record)
+        self._skipped = int(averages.pop("skipped", 0))
+        self._averages.set_state(averages)
 
     def _is_logged(self, step: int) -> bool:
         return step % self._options.log_every == 0 or step == self._options.num_steps

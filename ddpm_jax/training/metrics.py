@@ -20,7 +20,8 @@ import jax
 import numpy as np
 import tqdm
 
-from ddpm_jax.errors import visible
+from ddpm_jax.errors import UsageError, visible
+from ddpm_jax.schema import Malformed, Number, Table, check
 from ddpm_jax.training.objective import ByTime
 from ddpm_jax.training.progress import Counter
 from ddpm_jax.training.records import RECORDS, Record, Records, read
@@ -106,6 +107,12 @@ class MetricWriter:
         self.close()
 
 
+_BARS = Table({"sum": None, "count": None})
+_AVERAGES = Table(
+    {}, {"sums": Table(others=Number()), "counts": Table(others=Number()), "by_time": Table(others=_BARS)}
+)
+
+
 class Averages:
     """Means of per-step metrics since they were last asked for.
 
@@ -137,6 +144,31 @@ class Averages:
             for key, addend, weight in zip(names, total.reshape(-1), count.reshape(-1), strict=True):
                 self._sums[key] = self._sums.get(key, 0.0) + float(addend)
                 self._counts[key] = self._counts.get(key, 0.0) + float(weight)
+
+    def get_state(self) -> dict[str, Any]:
+        """What was added since the means were last asked for, JSON-able; {} for nothing, or a sum that is no number."""
+        numbers = [*self._sums.values(), *(x for pair in self._by_time.values() for part in pair for x in part)]
+        if not self._counts or not np.all(np.isfinite(numbers)):
+            return {}
+        by_time = {name: {"sum": list(s), "count": list(c)} for name, (s, c) in self._by_time.items()}
+        return {"sums": dict(self._sums), "counts": dict(self._counts), "by_time": by_time}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `get_state` returned.
+
+        Raises:
+          UsageError: it is none.
+        """
+        try:
+            check(state, _AVERAGES)
+            by_time = {
+                name: ByTime(*(np.array(part[field], np.float64) for field in ("sum", "count")))
+                for name, part in state.get("by_time", {}).items()
+            }
+        except (Malformed, ValueError, TypeError) as error:
+            raise UsageError(f"The averages in the checkpoint are malformed: {error}.") from error
+        self._sums, self._counts = dict(state.get("sums", {})), dict(state.get("counts", {}))
+        self._by_time = by_time
 
     def means(self) -> dict[str, float]:
         """Returns the means and starts over; a metric whose counts are all 0 is left out."""

@@ -1,9 +1,11 @@
 """The loop, with a step that only keeps a diary: what is done when, what is reported, and how it ends."""
 
 import io
+import json
 import logging
 import os
 import signal
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import pytest
 from ddpm_jax.errors import FailureError
 from ddpm_jax.training import metrics as records
 from ddpm_jax.training.checkpoint import Checkpointer
-from ddpm_jax.training.loop import LoopOptions, train
+from ddpm_jax.training.loop import SINCE_RECORD, LoopOptions, train
 from ddpm_jax.training.metrics import MetricWriter, Progress
 from ddpm_jax.training.objective import ByTime
 from ddpm_jax.training.randomness import base_key
@@ -62,6 +64,7 @@ class _Diary:
 
     def save(self, step, state, data_state, config):
         self.note("save", step, int(state.step), data_state["batches"])
+        self.saved = json.loads(json.dumps(data_state))
 
     def wait(self):
         self.note("wait")
@@ -72,7 +75,7 @@ class _Diary:
     def on_snapshot(self, step, state):
         self.note("snapshot", step)
 
-    def train(self, workdir, *, owes_grid=False, **options):
+    def train(self, workdir, *, owes_grid=False, since_record=MappingProxyType({}), **options):
         options = {"num_steps": 10, "batch_size": 8, "log_every": 4, "sample_every": 0, "save_every": 100} | options
         with MetricWriter(workdir) as writer:
             return train(
@@ -88,6 +91,7 @@ class _Diary:
                 on_sample=self.on_sample,
                 on_snapshot=self.on_snapshot,
                 owes_grid=owes_grid,
+                since_record=since_record,
             )
 
     def of(self, *kinds):
@@ -181,6 +185,35 @@ def test_a_run_goes_on_from_the_step_of_its_state(tmp_path):
     finished = _Diary(start=10)
     finished.train(tmp_path)
     assert not finished.of("dispatch", "save")
+
+
+@pytest.mark.parametrize("stopped", [2, 4, 7])
+def test_the_record_after_an_interruption_is_that_of_an_undisturbed_run(tmp_path, monkeypatch, stopped):
+    bars = []
+    monkeypatch.setattr(
+        MetricWriter, "histogram", lambda self, step, name, bar: bars.append((step, name, bar.values.tolist()))
+    )
+
+    def losses(n):
+        return np.float32(1 / 3 * n)  # of which the order of a sum can be told
+
+    _Diary(loss=losses).train(tmp_path / "still")
+    still, bars = bars, []
+    diary = _Diary(loss=losses, during_step=lambda n: os.kill(os.getpid(), signal.SIGTERM) if n == stopped else None)
+    diary.train(tmp_path / "moved")
+    since = diary.saved.get(SINCE_RECORD, {})
+    assert bool(since) == (stopped % 4 != 0), "nothing is kept that a record has said"
+    _Diary(start=stopped, loss=losses).train(tmp_path / "moved", since_record=since)
+    clock = ("seconds", "images_per_second", "data_wait")
+    ours, theirs = (
+        [
+            {name: value for name, value in record.items() if name not in clock}
+            for record in records.read(tmp_path / run)
+        ]
+        for run in ("moved", "still")
+    )
+    assert ours == theirs
+    assert bars == still
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
