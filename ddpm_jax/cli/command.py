@@ -378,7 +378,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         say(f"error: {sentence(error)}", file=sys.stderr)
         return _fail(USAGE if isinstance(error, UsageError) else FAILURE)
     except interrupt.Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        say(stopped, file=sys.stderr)
         return _fail(_STOPPED[stopped.wish])
     except KeyboardInterrupt:
         say("\ninterrupted", file=sys.stderr)

@@ -7,6 +7,7 @@ from typing import TextIO
 
 import tqdm
 
+from ddpm_jax.errors import say
 from ddpm_jax.training import hosts
 
 FIRST, EVERY = 5.0, 10.0  # seconds to the first line, and between two: what is done sooner is done without one
@@ -81,7 +82,8 @@ class Counter:
         rate = (done - before) / max(seconds - since, 1e-9)
         left = f", about {duration((self._total - done) / rate)} to go" if rate > 0 else ""
         share = f"{done / self._total:.0%} of {self._total:,} {self._unit}s"
-        print(f"{self._what}: {share} after {duration(seconds)}{left}", file=self._file, flush=True)
+        say(f"{self._what}: {share} after {duration(seconds)}{left}", file=self._file)
+        self._file.flush()
 
     def close(self) -> None:
         """Leaves the cursor on a fresh line; harmless when repeated."""
