@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 from ddpm_jax.cli.load import Loaded
 from ddpm_jax.data import sources
 from ddpm_jax.data.about import about, shortened
+from ddpm_jax.data.places import check_outside
 from ddpm_jax.errors import UsageError, say
+from ddpm_jax.files import as_path
 from ddpm_jax.training import hosts
 
 
@@ -28,6 +30,24 @@ def load_split(data: ConfigDict, split: str, *, data_dir: str | None = None, rep
         layout=data.layout,
         report=report,
     )
+
+
+def check_places(data: ConfigDict, *, data_dir: str | None = None, **places: Any) -> None:
+    """Refuses to write into a folder of pictures.
+
+    Args:
+      data: of the config.
+      data_dir: in place of the config's.
+      places: flag -> the directory that it names, None where it is not given.
+
+    Raises:
+      UsageError: one of these lies in the folder.
+    """
+    folders = {data.data_dir, data_dir} - {None, ""}
+    if data.name == "folder":
+        for flag, place in places.items():
+            for folder in folders if place else ():
+                check_outside(folder, as_path(place), flag=f"--{flag}")
 
 
 def load_evaluated(loaded: Loaded, split: str, *, data_dir: str | None) -> tuple[sources.Source, dict[str, str]]:

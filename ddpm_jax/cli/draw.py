@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from ddpm_jax.cli.command import MAX_SEED, Parser, prepare_jax, run
+from ddpm_jax.cli.data import check_places
 from ddpm_jax.cli.first_stage_pictures import make_drawing
 from ddpm_jax.cli.load import check_names_a_run, define_checkpoint_flags, identity_of, load_first_stage, versions
 from ddpm_jax.errors import say
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     loaded = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     out = as_path(flags.out or as_path(flags.ckpt) / "pictures")
     check_place(out, flag="--out", writing=True)
+    check_places(loaded.experiment.config.data, data_dir=flags.data_dir, out=flags.out)
     made_by = {"checkpoint": str(flags.ckpt), "checkpoint_step": loaded.step, "weights": loaded.weights}
     settings = (
         made_by | identity_of(loaded) | {"num_samples": flags.num_samples, "seed": flags.seed, "versions": versions()}

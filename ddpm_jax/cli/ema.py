@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ddpm_jax.cli.command import MAX_STEP, Parser, prepare_jax, run
+from ddpm_jax.cli.data import check_places
 from ddpm_jax.cli.experiment import Experiment, averages_of, objective_state_shapes, snapshot_names
 from ddpm_jax.cli.load import check_names_a_run, experiment_of
 from ddpm_jax.errors import UsageError, choose, say
@@ -73,6 +74,7 @@ def main(argv: Sequence[str]) -> int:
     found = _open(as_path(flags.ckpt), flags.ckpt_step if flags.average else None)
     out = as_path(flags.out or found.workdir / AVERAGES)
     check_place(out, flag="--out", writing=True)
+    check_places(found.experiment.config.data, out=flags.out)
     if flags.average:
         _export(found, flags.average, out)
     elif widths:

@@ -50,6 +50,7 @@ from ddpm_jax.cli.command import (
     run,
     stop_of,
 )
+from ddpm_jax.cli.data import check_places
 from ddpm_jax.cli.first_stage_metrics import FIRST_STAGE_METRICS
 from ddpm_jax.cli.load import (
     Loaded,
@@ -85,6 +86,7 @@ def main(argv: Sequence[str]) -> int:
     loaded = read(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step} | identity_of(loaded))
     check_place(result_path("", loaded, flags, "").parent, flag="--out", writing=True)
+    check_places(loaded.experiment.config.data, data_dir=flags.data_dir, out=flags.out)
     with stop:
         for name, metric in metrics.items():
             result = _computed(name, metric, loaded, flags)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.cli.command import BETWEEN, MAX_SEED, MAX_TIMESTEPS, Parser
+from ddpm_jax.cli.data import check_places
 from ddpm_jax.cli.latent_pictures import DRAWINGS
 from ddpm_jax.cli.load import Loaded, versions
 from ddpm_jax.cli.sampling import Recipe
@@ -141,6 +142,7 @@ def run(loaded: Loaded, identity: dict[str, Any], recipe: Recipe, flags: Any, co
     """
     out = as_path(flags.out or as_path(flags.ckpt) / "generated")
     check_place(out, flag="--out", writing=True)
+    check_places(loaded.experiment.config.data, out=flags.out)
     for command in commands:
         drawing = DRAWINGS[command](loaded, recipe, flags)
         seed = {} if command == "reconstruct" else {"seed": flags.seed}  # nothing is drawn there

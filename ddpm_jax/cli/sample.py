@@ -40,6 +40,7 @@ from ddpm_jax.cli.command import (
     run,
     stop_of,
 )
+from ddpm_jax.cli.data import check_places
 from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, identity_of, load, versions
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.data.about import shortened
@@ -100,6 +101,7 @@ def main(argv: Sequence[str]) -> int:
             return latents.run(loaded, identity, recipe, flags, drawings)
     out = as_path(flags.out or _default_out(loaded, recipe, flags))
     check_place(out, flag="--out", writing=True)
+    check_places(loaded.experiment.config.data, out=flags.out)
 
     batch_size = min(flags.batch_size, flags.num_samples)
     made_by = {"checkpoint": str(flags.ckpt), "checkpoint_step": loaded.step, "weights": loaded.weights, **identity}

@@ -19,7 +19,7 @@ import tqdm
 
 from ddpm_jax.cli import guidance
 from ddpm_jax.cli.command import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_STEP, MAX_TIMESTEPS, Parser, prepare_jax, run
-from ddpm_jax.cli.data import load_evaluated, load_split
+from ddpm_jax.cli.data import check_places, load_evaluated, load_split
 from ddpm_jax.cli.load import Loaded, identity_of, load, versions
 from ddpm_jax.cli.sampling import make_recipe
 from ddpm_jax.data.memory import in_memory
@@ -54,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     prepare_jax(flags)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights) if flags.ckpt else None
     chain = loaded.experiment.chain if loaded else Chain(make_betas("linear", PLANE_CHAIN))
+    if loaded:
+        check_places(loaded.experiment.config.data, data_dir=flags.data_dir, out=flags.out)
     cases = _cases(names, chain, budgets, spacing)
     plane = PlaneProblem(chain, num_samples=PLANE_SAMPLES, seed=flags.seed)
     model = _Model(loaded, flags) if loaded else None

@@ -37,7 +37,7 @@ from ddpm_jax.cli.command import (
     prepare_jax,
     run,
 )
-from ddpm_jax.cli.data import check_classes, load_split
+from ddpm_jax.cli.data import check_classes, check_places, load_split
 from ddpm_jax.cli.experiment import (
     Experiment,
     Training,
@@ -52,8 +52,10 @@ from ddpm_jax.cli.first_stage_pictures import picture_writer
 from ddpm_jax.cli.grids import grid_path, grid_writer, no_grid
 from ddpm_jax.cli.latent_training import find_first_stage, freeze, kept_latents
 from ddpm_jax.cli.load import FIRST_STAGE, config_in, settings_of
-from ddpm_jax.data import pipeline, sources
-from ddpm_jax.data.about import describe, holds_out
+from ddpm_jax.data import listing, pipeline, sources
+from ddpm_jax.data.about import about, describe, holds_out
+from ddpm_jax.data.listing import check_unchanged
+from ddpm_jax.data.places import check_not_of_run
 from ddpm_jax.diffusion.likelihood import prior_warning
 from ddpm_jax.errors import FailureError, UsageError, say, visible
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
@@ -121,6 +123,7 @@ def main(argv: Sequence[str]) -> int:
     prepare_jax(flags)
     hosts.check_equal(_common(config))
     _check_workdir(workdir)
+    _check_apart(config, workdir)
     with hosts.alone(workdir, "training in it") as lock:
         first, first_params = find_first_stage(config, workdir, _settings_in(workdir, config))
         if first is not None:  # which the processes may read, and keep the latents of, in places of their own
@@ -157,6 +160,13 @@ def _check_workdir(workdir: pathlib.Path) -> None:
         if not (existing.is_dir() and os.access(existing, os.W_OK)):
             why = f"you may not write to {existing}" if existing.is_dir() else f"{existing} is a file"
             raise UsageError(f"--workdir {workdir} cannot be made, because {why}: name another directory.")
+
+
+def _check_apart(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuses a folder of pictures that the run would write into."""
+    check_places(config.data, workdir=workdir, **{"config.first_stage.cache": config.first_stage.cache})
+    if config.data.name == "folder" and config.data.data_dir:
+        check_not_of_run(config.data.data_dir, workdir)
 
 
 def _settings_in(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
@@ -244,6 +254,7 @@ def _train(
         examples = kept_latents(experiment, state.objective_state.frozen, source, whole=parallelism.whole)
     batches = _batches(config, examples)
     if position is not None:
+        check_unchanged(workdir / listing.FILE, source, position.get("fingerprint"), _warn)
         batches.set_state(position)
     _check_held_out(config, source)
     # Another step there: a working directory that the processes do not share.
@@ -252,6 +263,7 @@ def _train(
     if hosts.is_first():
         with reporting(workdir / CONFIG_FILE):
             write_atomically(workdir / CONFIG_FILE, json.dumps(settings, indent=2).encode())
+        _keep_listing(workdir, source, begun=position is not None)
         _announce(experiment, workdir, source, state, start)
     hosts.check_shared(workdir / CONFIG_FILE)
 
@@ -292,6 +304,13 @@ def _train(
         _finish(outcome.interrupted_by, int(outcome.state.step), workdir, config.objective)
     # SIGTERM and the time limit are a scheduler's wishes, and granted.
     return INTERRUPTED if outcome.interrupted_by == Wish.SIGINT else 0
+
+
+def _keep_listing(workdir: pathlib.Path, source: sources.Source, *, begun: bool) -> None:
+    """Writes which files the run is trained on, at its start, or when it first resumes after none was written."""
+    path, files = workdir / listing.FILE, about(source).files
+    if files is not None and not (begun and path.exists()):
+        listing.write_listing(path, files)
 
 
 def _check_held_out(config: ConfigDict, source: sources.Source) -> None:

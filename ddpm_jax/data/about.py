@@ -18,6 +18,7 @@ class About(NamedTuple):
     class_names: tuple[str, ...] = ()  # name i is of label i; () without classes, or where they have no names
     splits: Mapping[str, int] = {}  # name -> images, of every split that can be asked for by these names
     contents: str = ""  # the same for the same data on every machine, whichever split of it is read; "" if not known
+    files: Any = None  # `listing.Listing` of the split of a folder; None of other data
 
 
 def holds_out(source: Any) -> bool:

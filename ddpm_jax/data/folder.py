@@ -13,6 +13,7 @@ from ddpm_jax.data import images
 from ddpm_jax.data.about import About
 from ddpm_jax.data.inspection import IN_BUCKET, Policy, refusal, usable
 from ddpm_jax.data.layout import LAYOUTS, digest_of, label_of, lay_out
+from ddpm_jax.data.listing import list_files
 from ddpm_jax.data.memory import ArraySource, decoded
 from ddpm_jax.data.places import check_no_datasets
 from ddpm_jax.data.unreadable import Unreadable
@@ -151,7 +152,7 @@ def open_folder(
         policy=policy,
         skipped=usables.skipped,
         fingerprint=f"folder {split} {image_size}x{image_size}x{channels} {_summary(usables.names, labels)}",
-        about=About(tuple(found.classes), found.splits, found.contents),
+        about=About(tuple(found.classes), found.splits, found.contents, list_files(folder, usables.names)),
     )
 
 

@@ -1,12 +1,14 @@
 """What a data_dir looks like from outside: a folder of pictures, or one of datasets that TFDS has prepared.
 
 Names alone are looked at; no picture is opened and nothing is written. What lies in a folder of pictures is `layout`.
+Nothing else may write into one either.
 """
 
 import os
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.files import is_remote
@@ -21,6 +23,17 @@ _DEPTH = 2  # folders between data_dir and a picture: those of a split and of a 
 _ENTRIES = 20_000  # looked at before a folder counts as one without pictures
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _INFO = "dataset_info.json"
+_OF_A_RUN = (  # directories that a run and the commands that read it make
+    "checkpoints",
+    "ema",
+    "evaluation",
+    "generated",
+    "pictures",
+    "samples",
+    "snapshots",
+    "tensorboard",
+    "wandb",
+)
 
 
 def check_no_pictures(data_dir: str, *, name: str) -> None:
@@ -72,6 +85,52 @@ def check_no_datasets(folder: pathlib.Path) -> None:
             f"{folder / found[0]} is a dataset that tensorflow-datasets prepared and no class of pictures: move it "
             f"out of {folder}, or remove it."
         )
+
+
+def check_outside(data_dir: str, place: Any, *, flag: str) -> None:
+    """Refuses to write below a folder of pictures, where what is written would count as pictures.
+
+    A folder in it that is hidden, and so passed over, may be written to.
+
+    Args:
+      data_dir: the folder of pictures.
+      place: a directory of this machine or in a bucket, which need not exist.
+      flag: that named it, for the message.
+
+    Raises:
+      UsageError: `place` is `data_dir` or lies in it.
+    """
+    inside = _inside(data_dir, place)
+    if inside is not None and not any(part.startswith(".") for part in inside.parts):
+        raise UsageError(
+            f"{flag} {place} lies in the folder of images {data_dir}, where what is written would count as images: "
+            "name a directory outside it."
+        )
+
+
+def check_not_of_run(data_dir: str, workdir: Any) -> None:
+    """Refuses to train on what the run itself writes.
+
+    Raises:
+      UsageError: `data_dir` lies in a directory that the run in `workdir` writes to.
+    """
+    inside = _inside(workdir, data_dir)
+    if inside is not None and inside.parts and inside.parts[0] in _OF_A_RUN:
+        raise UsageError(
+            f"data_dir {data_dir} lies where the run in {workdir} writes its own files: name another --workdir, or "
+            "copy the images elsewhere."
+        )
+
+
+def _inside(folder: Any, place: Any) -> pathlib.PurePath | None:
+    """The path from `folder` to `place` below it; None if it lies elsewhere."""
+    if is_remote(folder) != is_remote(place):
+        return None
+    if is_remote(folder):
+        ends = [pathlib.PurePosixPath(os.fspath(path)) for path in (folder, place)]
+    else:
+        ends = [pathlib.PurePath(os.path.realpath(os.path.expanduser(path))) for path in (folder, place)]
+    return ends[1].relative_to(ends[0]) if ends[1].is_relative_to(ends[0]) else None
 
 
 def datasets_in(folder: pathlib.Path) -> list[str]:

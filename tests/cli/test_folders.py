@@ -139,3 +139,34 @@ def test_other_data_than_those_of_the_run_are_told_by_every_metric(invoke, refus
     (moved / "Test" / "bee").rename(moved / "Test" / "wasp")
     says = ["has the classes ant, cat, wasp", "was trained with ant, bee, cat", "the same classes"]
     refused("evaluate", *flags, "--data_dir", moved, says=says)
+
+
+def test_a_run_that_would_write_into_its_images_is_refused_at_the_start(refused, run, tmp_path):
+    photos = run.parent / "photos"
+    before = sorted(map(str, photos.rglob("*")))
+    train = ["--config", run.parent / "mine.py", "--config.data.name=folder", "--config.condition.num_classes=3"]
+    refused("train", *train, "--workdir", photos / "run", says=["--workdir", "lies in the folder of images"])
+    for name in ("sample", "evaluate"):
+        refused(name, "--ckpt", run, "--out", photos / "Test" / "x", says=["--out", "lies in the folder of images"])
+    assert sorted(map(str, photos.rglob("*"))) == before
+
+
+def test_a_folder_that_has_changed_is_told_at_resume_by_its_files(invoke, refused, without_held_out):
+    run, _ = without_held_out
+    photos = run.parent / "photos"
+    more = ["--config", run.parent / "mine.py", "--config.data.name=folder", "--workdir", run]
+    more += ["--config.train.num_steps=3"]
+    write_pictures(photos, "new.png")
+    refused("train", *more, says=["not those that the run began with", "1 is new (new.png)", "another --workdir"])
+    (photos / "new.png").unlink()
+    old = (photos / "4.png").read_bytes()
+    Image.new("L", (8, 8)).save(photos / "4.png")
+    refused("train", *more, says=["Image 4.png has", "bytes, but had", "data_files.jsonl.gz"])
+    (photos / "4.png").write_bytes(old)
+    (run / "data_files.jsonl.gz").unlink()  # as of a run from before there were listings
+    result = invoke("train", *more)
+    assert result.code == 0, result.err
+    assert (run / "data_files.jsonl.gz").exists()
+    result = invoke("train", *more)
+    assert result.code == 0, result.err
+    assert "another time" not in result.err
