@@ -62,7 +62,9 @@ def x_0_from_mu(schedule: Schedule, x_t: chex.Array, t: chex.Array, mu: chex.Arr
     t-1 is one step of the chain that was trained, in a respaced one too: that is what a network has learnt to say.
     """
     from_x_t = extract(schedule.trained_mean_coef2, t, x_t) * x_t
-    return (mu - from_x_t) / extract(schedule.trained_mean_coef1, t, x_t)
+    # Where nothing is left of the signal mu says nothing about x_0, and its slope must still be finite.
+    of_x_0 = extract(schedule.trained_mean_coef1, t, x_t)
+    return (mu - from_x_t) / jnp.maximum(of_x_0, jnp.finfo(of_x_0.dtype).tiny)
 
 
 def mu_from_x_0(schedule: Schedule, x_t: chex.Array, t: chex.Array, x_0: chex.Array) -> chex.Array:
