@@ -22,6 +22,7 @@ from ddpm_jax.cli.command import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_STEP, MAX_
 from ddpm_jax.cli.data import check_places, load_evaluated, load_split
 from ddpm_jax.cli.load import Loaded, identity_of, load, versions
 from ddpm_jax.cli.sampling import make_recipe
+from ddpm_jax.data.about import holds_out
 from ddpm_jax.data.memory import in_memory
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
@@ -62,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     path, settings = _path(flags, model), _settings(flags, model)
     check_record(path, settings)
     rows = [_row(case, plane, model) for case in tqdm.tqdm(cases, unit="sampler", disable=not sys.stderr.isatty())]
-    _report(path, settings, rows, {"mixture_energy": plane.floor()} | ({"frechet": model.floor} if model else {}))
+    _report(path, settings, rows, {"mixture_energy": plane.floor()} | (model.floors if model else {}))
     return 0
 
 
@@ -128,12 +129,16 @@ class _Model:
         self.guided = guidance.guided(loaded, flags)
         data = loaded.experiment.config.data
         train, self.other_data = load_evaluated(loaded, data.train_split, data_dir=flags.data_dir)
-        held_out = load_split(data, data.test_split, data_dir=flags.data_dir)
+        none = data.test_split == "test" and not holds_out(train)
+        held_out = None if none else load_split(data, data.test_split, data_dir=flags.data_dir)
         rows, held_out_rows = check_pixel_sets(
             train, held_out, num_samples=flags.num_samples, num_reference=flags.num_reference
         )
         self._train = in_memory(train, rows).images
-        self.floor = pixel_frechet_distance(in_memory(held_out, held_out_rows).images, self._train)
+        self.floors = {}  # of data with held-out images, what these are apart
+        if held_out is not None:
+            floor = pixel_frechet_distance(in_memory(held_out, held_out_rows).images, self._train)
+            self.floors["frechet"] = floor
 
     def measure(self, case: _Case) -> dict[str, float]:
         """The Frechet distance, the seconds an image takes once compiled, and those of compiling."""
@@ -232,7 +237,7 @@ def _measures(rows: list[dict[str, Any]], floors: dict[str, float]) -> list[Meas
             of = [(row["evaluations"], row[key]) for row in rows if row["sampler"] == name]
             if not all(np.isnan(value) for _, value in of):
                 lines[name] = tuple(np.array(column) for column in zip(*of, strict=True))
-        measures.append(Measure(title, ylabel, lines, (floor, floors[key]) if floor else None))
+        measures.append(Measure(title, ylabel, lines, (floor, floors[key]) if key in floors else None))
     return measures
 
 

@@ -170,3 +170,12 @@ def test_a_folder_that_has_changed_is_told_at_resume_by_its_files(invoke, refuse
     result = invoke("train", *more)
     assert result.code == 0, result.err
     assert "another time" not in result.err
+
+
+@pytest.mark.slow
+def test_samplers_are_compared_without_held_out_images_too(invoke, without_held_out, tmp_path):
+    argv = ["--ckpt", without_held_out[0], "--num_samples", 3, "--evaluations", "2", "--samplers", "ddim"]
+    assert invoke("samplers", *argv, "--out", tmp_path).code == 0
+    record = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert set(record["floors"]) == {"mixture_energy"}
+    assert record["rows"][0]["frechet"] > 0

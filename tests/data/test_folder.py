@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import re
+import zlib
 
 import numpy as np
 import pytest
@@ -144,6 +145,8 @@ def test_holdout_must_leave_something_to_train_on(tmp_path):
 def test_the_fingerprint_survives_a_move_and_notices_other_files_or_options(tmp_path):
     _many(tmp_path / "a", 4)
     first = _load(tmp_path / "a").fingerprint
+    listing = b"0 000.png\n0 001.png\n0 002.png\n0 003.png"  # as ever: runs made before resume by it
+    assert first == f"folder train 8x8x1 n=4 files={zlib.crc32(listing):08x}"
     (tmp_path / "a").rename(tmp_path / "b")
     assert _load(tmp_path / "b").fingerprint == first
     assert _load(tmp_path / "b", cache="always").fingerprint == first
