@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from ddpm_jax.plotting.densities import GROUP_COLOURS, write_png
+from ddpm_jax.plotting.densities import GROUP_COLOURS
+from ddpm_jax.plotting.figures import new_figure, write_figure
 
 _WIDTH, _HEIGHT = 4.6, 3.4  # inches of a panel
 _DPI = 110
@@ -43,11 +42,10 @@ class Panel(NamedTuple):
 
 def comparison(path: str | os.PathLike, panels: Sequence[Panel]) -> None:
     """Writes a PNG of panels side by side; parent folders are created."""
-    figure = Figure(figsize=(_WIDTH * len(panels), _HEIGHT), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_WIDTH * len(panels), _HEIGHT, dpi=_DPI)
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axis, panel)
-    write_png(path, figure)
+    write_figure(path, figure, colours=256)
 
 
 def _draw(axis: Axes, panel: Panel) -> None:

@@ -3,19 +3,16 @@
 Reading the records from disk belongs to `training.metrics`.
 """
 
-import io
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.ndimage import gaussian_filter1d
 
-from ddpm_jax.files import write_atomically
+from ddpm_jax.plotting.figures import new_figure, write_figure
 
 _LOSS_COLOUR = "#1f4e79"
 _QUARTILE_COLOURS = ("#0b7a75", "#3a86c8", "#c8763a", "#8b1e3f")
@@ -79,8 +76,7 @@ def loss_curve(
     """
     steps, losses = np.asarray(steps, np.float64), np.asarray(losses, np.float64)
     panels = 1 if quartiles is None else 2
-    figure = Figure(figsize=(6.4 * panels, 4.2), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.4 * panels, 4.2, dpi=130)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     if title:
         figure.suptitle(title, fontsize=12)
@@ -89,9 +85,7 @@ def loss_curve(
     if quartiles is not None:
         _draw_quartiles(axes[1], steps, np.asarray(quartiles, np.float64))
         axes[1].set_ylabel(f"{ylabel} by part of t")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    write_figure(path, figure)
 
 
 def _draw_loss(axis: Axes, steps: np.ndarray, losses: np.ndarray) -> None:

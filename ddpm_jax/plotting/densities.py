@@ -4,7 +4,6 @@ Computing what is drawn belongs to `diffusion` and `evaluation`; numbers over a 
 Matplotlib's object interface only.
 """
 
-import io
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,11 +11,8 @@ from typing import NamedTuple
 import chex
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from PIL import Image
 
-from ddpm_jax.files import write_atomically
+from ddpm_jax.plotting.figures import new_figure, write_figure
 
 GROUP_COLOURS = ("#1f4e79", "#c0504d", "#4f8f4f", "#8064a2", "#d08a2e", "#3b9ab2", "#7f7f7f", "#b04a8b")
 _PANEL = 2.5  # inches of a side
@@ -52,21 +48,11 @@ def planes(path: str | os.PathLike, rows: Sequence[Sequence[Plane]], *, extent: 
     columns = len(rows[0])
     if any(len(row) != columns for row in rows):
         raise ValueError(f"Rows of panels have the lengths {[len(row) for row in rows]}: they must agree.")
-    figure = Figure(figsize=(_PANEL * columns, (_PANEL + 0.25) * len(rows)), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_PANEL * columns, (_PANEL + 0.25) * len(rows), dpi=_DPI)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis, plane in zip(axes.ravel(), (plane for row in rows for plane in row), strict=True):
         _draw(axis, plane, extent)
-    write_png(path, figure)
-
-
-def write_png(path: str | os.PathLike, figure: Figure) -> None:
-    """Writes a figure with a palette of 256 colours, a third of the size of one in true colour."""
-    drawn, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png")
-    picture = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    picture.save(packed, format="PNG", optimize=True)
-    write_atomically(path, packed.getvalue())
+    write_figure(path, figure, colours=256)
 
 
 def _draw(axis: Axes, plane: Plane, extent: float) -> None:

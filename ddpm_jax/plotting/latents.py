@@ -4,9 +4,9 @@ What is drawn comes from `cli.first_stage_pictures`, which also writes it. Matpl
 """
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+
+from ddpm_jax.plotting.figures import new_figure, pixels_of
 
 _COLOUR = "#1f4e79"
 _DPI = 110
@@ -23,7 +23,7 @@ def code_usage(counts: np.ndarray, *, title: str) -> np.ndarray:
     Returns:
       uint8 [H, W, 3].
     """
-    figure = Figure(figsize=(6.4, 3.6), dpi=_DPI, layout="constrained")
+    figure = new_figure(6.4, 3.6, dpi=_DPI)
     axis = figure.subplots()
     shares = np.sort(counts)[::-1] / np.sum(counts)
     axis.stairs(100 * shares, np.arange(len(counts) + 1), fill=True, color=_COLOUR)
@@ -32,7 +32,7 @@ def code_usage(counts: np.ndarray, *, title: str) -> np.ndarray:
     axis.set_title(title, fontsize=10)
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    return _pixels(figure)
+    return pixels_of(figure)
 
 
 def classes_in_plane(points: np.ndarray, labels: np.ndarray, *, title: str) -> np.ndarray:
@@ -46,7 +46,7 @@ def classes_in_plane(points: np.ndarray, labels: np.ndarray, *, title: str) -> n
     Returns:
       uint8 [H, W, 3].
     """
-    figure = Figure(figsize=(5.6, 4.8), dpi=_DPI, layout="constrained")
+    figure = new_figure(5.6, 4.8, dpi=_DPI)
     axis = figure.subplots()
     for radius in (1, 2):
         axis.add_patch(Circle((0, 0), radius, fill=False, color="#bbbbbb", linewidth=0.8))
@@ -60,10 +60,4 @@ def classes_in_plane(points: np.ndarray, labels: np.ndarray, *, title: str) -> n
     axis.set(aspect="equal", xlabel="z 1", ylabel="z 2")
     axis.set_title(title, fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
-    return _pixels(figure)
-
-
-def _pixels(figure: Figure) -> np.ndarray:
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels_of(figure)

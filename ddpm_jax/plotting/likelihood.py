@@ -3,16 +3,14 @@
 Computing them belongs to `evaluation`; curves of training are `curves`. Matplotlib's object interface only.
 """
 
-import io
 import math
 import os
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ddpm_jax.files import write_atomically
+from ddpm_jax.plotting.figures import new_figure, write_figure
 
 _COLOUR = "#1f4e79"
 _WIDTH, _HEIGHT = 5.2, 4.0  # inches of a panel
@@ -44,7 +42,7 @@ def bound_terms(
     left.set(xscale="log", yscale="log", xlabel="t + 1", ylabel="bits per dimension at t")
     _line(right, t, rmse)
     right.set(xlabel="t", ylabel="RMSE of the predicted x_0 (0..255)")
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def rate_distortion(
@@ -67,7 +65,7 @@ def rate_distortion(
     rate_over_t.set(xlabel="reverse steps", ylabel="rate (bits per dimension)", ylim=(0, None))
     _line(over_rate, rate, rmse)
     over_rate.set(xlabel="rate (bits per dimension)", ylabel="distortion (RMSE on 0..255)", ylim=(0, None))
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def bits_per_image(path: str | os.PathLike, bits: np.ndarray, title: str = "") -> None:
@@ -83,12 +81,11 @@ def bits_per_image(path: str | os.PathLike, bits: np.ndarray, title: str = "") -
     panel.axvline(bits.mean(), color="black", linewidth=1, linestyle="--", label=f"mean {bits.mean():.3f}")
     panel.set(xlabel="bits per dimension of an image", ylabel="images")
     panel.legend(frameon=False)
-    _write(path, figure)
+    write_figure(path, figure)
 
 
 def _panels(count: int, title: str) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(_WIDTH * count, _HEIGHT), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_WIDTH * count, _HEIGHT, dpi=130)
     if title:
         figure.suptitle(title, fontsize=12)
     panels = figure.subplots(1, count, squeeze=False)[0]
@@ -100,9 +97,3 @@ def _panels(count: int, title: str) -> tuple[Figure, np.ndarray]:
 
 def _line(axis: Axes, x: np.ndarray, y: np.ndarray) -> None:
     axis.plot(x, y, color=_COLOUR, linewidth=1.6, marker="o" if len(x) < 60 else None, markersize=3)
-
-
-def _write(path: str | os.PathLike, figure: Figure) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())

@@ -10,12 +10,10 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from scipy.signal import lfilter
 
 from ddpm_jax.plotting.curves import finish, line
-from ddpm_jax.plotting.densities import write_png
+from ddpm_jax.plotting.figures import new_figure, write_figure
 
 _WIDTH, _HEIGHT = 5.6, 3.8  # inches of a panel
 _COLUMNS = 3  # panels beside each other at most
@@ -69,8 +67,7 @@ def compare_runs(
     colours = matplotlib.colormaps["tab10" if len(labels) <= 10 else "tab20"].colors
     columns = 2 if len(panels) == 4 else min(len(panels), _COLUMNS)
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(_WIDTH * columns, _HEIGHT * rows + 0.25 * len(labels)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_WIDTH * columns, _HEIGHT * rows + 0.25 * len(labels), dpi=110)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     handles = {}
     for axis, (metric, curves) in zip(axes, panels.items(), strict=False):
@@ -89,4 +86,4 @@ def compare_runs(
         axis.set_axis_off()
     # One below the other: the names of runs and what differs between them are long.
     figure.legend([handles[label] for label in labels], labels, loc="outside lower left", frameon=False, fontsize=9)
-    write_png(path, figure)
+    write_figure(path, figure, colours=256)

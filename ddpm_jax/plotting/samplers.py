@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from ddpm_jax.plotting.densities import write_png
+from ddpm_jax.plotting.figures import new_figure, write_figure
 
 _WIDTH, _HEIGHT = 4.6, 4.2  # inches of a panel
 _MARKS = "osD^v<>P"
@@ -30,8 +28,7 @@ def error_against_evaluations(path: str | os.PathLike, measures: Sequence[Measur
     names = list(dict.fromkeys(name for measure in measures for name in measure.lines))
     colours = matplotlib.colormaps["tab10"].colors
     budgets = sorted({int(n) for measure in measures for evaluations, _ in measure.lines.values() for n in evaluations})
-    figure = Figure(figsize=(_WIDTH * len(measures) + 1.6, _HEIGHT), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(_WIDTH * len(measures) + 1.6, _HEIGHT, dpi=110)
     handles = {}
     for axis, measure in zip(figure.subplots(1, len(measures), squeeze=False)[0], measures, strict=True):
         for name, (evaluations, error) in measure.lines.items():
@@ -51,7 +48,7 @@ def error_against_evaluations(path: str | os.PathLike, measures: Sequence[Measur
         axis.grid(True, which="major", linewidth=0.5, color="#dddddd")
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend([handles[name] for name in names], names, loc="outside right center", frameon=False, fontsize=8)
-    write_png(path, figure)
+    write_figure(path, figure, colours=256)
 
 
 def _apart(budgets: Sequence[int]) -> list[int]:
