@@ -1,10 +1,19 @@
 """The docs name things that exist, and their commands parse."""
 
+import contextlib
 import importlib
 import pathlib
 import re
 
+import jax
+import numpy as np
 import pytest
+
+from ddpm_jax.cli import config as configs
+from ddpm_jax.cli.experiment import build
+from ddpm_jax.cli.load import settings_of
+from ddpm_jax.keys import base_key
+from ddpm_jax.training.checkpoint import Checkpointer
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,17 +56,66 @@ def test_the_check_of_names_can_fail():
         _resolve("ddpm_jax.diffusion.gaussian.q_smaple")
 
 
-def test_the_python_of_the_readme_makes_images():
-    """With a stand-in for the network, which the reader is to bring; docs/samplers.md goes on with its names."""
+def _python_of(path):
+    return "".join(re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL))
+
+
+@contextlib.contextmanager
+def _compilations():
+    """Collects what XLA compiles, by the name of the event."""
+    events = []
+
+    def listen(event, seconds, **_):
+        if "compile" in event:
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A directory with the checkpoint of a small, untrained model in runs/digits."""
+    monkeypatch.chdir(tmp_path)
+    overrides = ("model.ch=32", "model.ch_mult=(1,)", "model.num_res_blocks=1", "model.attn_resolutions=()")
+    config = configs.override(
+        configs.load_config(ROOT / "configs" / "digits.py"), [f"--config.{field}" for field in overrides]
+    )
+    experiment = build(config)
+    checkpointer = Checkpointer(tmp_path / "runs" / "digits", keep_last=1)
+    checkpointer.save(1, {"ema_params": experiment.init_params(base_key(0))}, {}, settings_of(experiment))
+    checkpointer.close()
+
+
+def test_the_python_of_the_readme_makes_images_and_compiles_once(run):
+    names = {}
+    exec(_python_of(ROOT / "README.md"), names)
+    images, more = np.asarray(names["images"]), np.asarray(names["more"])
+    assert images.shape == more.shape == (16, 8, 8, 1)
+    assert images.dtype == np.uint8
+    assert np.any(images != more)
+    assert names["images_of"]._cache_size() == 1
+    indices = np.arange(16)
+    with _compilations() as compiled:
+        again = names["images_of"](names["params"], 0, indices)
+    assert compiled == []
+    np.testing.assert_array_equal(again, images)
+    with _compilations() as compiled:
+        names["images_of"](names["params"], 0, indices[:3])
+    assert compiled, "the check sees a compilation where there is one"
+
+
+def test_the_python_of_the_page_on_samplers_makes_images():
+    """With a stand-in for the network, which the reader is to bring."""
 
     class Unet:
         def apply(self, variables, x_t, time):
             return x_t * variables["params"]
 
     names = {"unet": Unet(), "params": 0.9}
-    for path in (ROOT / "README.md", ROOT / "docs" / "samplers.md"):
-        for block in re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL):
-            exec(block, names)
-    assert names["images"].shape == (16, 32, 32, 3)
-    assert abs(names["images"]).max() <= 1
+    exec(_python_of(ROOT / "docs" / "samplers.md"), names)
     assert names["samples"].shape == (16, 32, 32, 3)
+    assert abs(names["samples"]).max() <= 1
