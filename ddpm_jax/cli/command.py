@@ -160,7 +160,9 @@ class Parser:
 
     def _document(self, flag: str, help: str, default: str | int | None = None) -> None:
         text = help if default is None else f"{help} (default: {default})"
-        lines = [" " * _HELP_COLUMN + line for line in textwrap.wrap(text, _HELP_WIDTH - _HELP_COLUMN)]
+        width = _HELP_WIDTH - _HELP_COLUMN
+        wrapped = textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+        lines = [" " * _HELP_COLUMN + line for line in wrapped]
         left = f"  {flag}"
         if len(left) < _HELP_COLUMN - 1:
             lines[0] = left.ljust(_HELP_COLUMN) + lines[0].lstrip()

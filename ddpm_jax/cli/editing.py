@@ -101,7 +101,8 @@ def _from_picture(loaded: Loaded, flags: Any) -> Recipe:
         return noised(top, inputs.image, keys)
 
     recipe = make_recipe(sampler, guidance.guided(loaded, flags), record)
-    return recipe._replace(start=start, inputs_of=_with(recipe, image=_x_0(loaded, photo)))
+    originals = {"original": photo} | recipe.originals
+    return recipe._replace(start=start, inputs_of=_with(recipe, image=_x_0(loaded, photo)), originals=originals)
 
 
 def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
@@ -134,9 +135,11 @@ def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
     def make_denoiser(params: Any, schedule: Schedule, inputs: Inputs) -> Denoiser:
         return keep_known(recipe.make_denoiser(params, schedule, inputs), schedule, inputs.image, inputs.mask)
 
-    painting = recipe._replace(make_denoiser=make_denoiser, start=start)
     # What is to be painted over is grey: the encoder's attention and norms would see it in the latents that are kept.
-    image = _x_0(loaded, np.where(mask, MIDDLE_GREY, photo).astype(np.uint8))
+    kept = np.where(mask, MIDDLE_GREY, photo).astype(np.uint8)
+    originals = {"original": photo, "kept": kept} | recipe.originals
+    painting = recipe._replace(make_denoiser=make_denoiser, start=start, originals=originals)
+    image = _x_0(loaded, kept)
     if loaded.experiment.first is None:
         return painting._replace(inputs_of=_with(recipe, image=image, mask=mask))
 

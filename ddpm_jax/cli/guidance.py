@@ -11,7 +11,7 @@ from ddpm_jax.cli.experiment import Experiment
 from ddpm_jax.cli.load import Loaded, load, load_classifier, of_one_kind
 from ddpm_jax.cli.photos import named_file, read_photo
 from ddpm_jax.data.about import labels_of
-from ddpm_jax.data.transforms import to_model_range, upsample
+from ddpm_jax.data.transforms import to_model_range, to_uint8, upsample
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, choose
@@ -40,6 +40,7 @@ class Guided(NamedTuple):
     record: dict[str, Any]
     show: Callable[[Any, jax.Array], jax.Array]  # (params, x_0 [n, ...]) -> the images uint8 [n, H, W, C] it stands for
     class_names: tuple[str, ...]  # name i is of label i; () where they are not known
+    originals: dict[str, np.ndarray]  # uint8 [H, W, C]: the low-resolution image as the network sees it, if any
 
 
 def define_flags(parser: Parser) -> None:
@@ -126,9 +127,9 @@ def guided(loaded: Loaded, flags: Any) -> Guided:
     def show(params: Any, x: jax.Array) -> jax.Array:
         return experiment.show(params["model"], x)
 
-    return Guided(
-        make_denoiser, {"model": loaded.params, "force": force.params}, told_of, record, show, force.class_names
-    )
+    params = {"model": loaded.params, "force": force.params}
+    originals = {} if low_res is None else {"low-res": np.asarray(to_uint8(low_res))}
+    return Guided(make_denoiser, params, told_of, record, show, force.class_names, originals)
 
 
 def _ordinary_clipping(experiment: Experiment) -> str:

@@ -7,7 +7,7 @@ files on disk are `cli.latents`; the mathematics is `evaluation.progressive` and
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -40,6 +40,8 @@ class Drawn(NamedTuple):
     columns: int
     results: dict[str, Any]  # for the record
     said: str  # to the user
+    over: Sequence[str] = ()  # labels of the columns
+    before: Sequence[str] = ()  # labels of the rows
 
 
 class Drawing(NamedTuple):
@@ -72,7 +74,8 @@ def _interpolate(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
         )
         row = np.concatenate([pair[:1], found.images, pair[1:]])
         said = f"{paths[0]}, {steps} images at t = {t} with λ from 0 to 1, {paths[1]}"
-        return Drawn(row, len(row), {"lambdas": found.lambdas}, said)
+        over = [paths[0].stem, *(f"λ = {value:.2g}" for value in found.lambdas), paths[1].stem]
+        return Drawn(row, len(row), {"lambdas": found.lambdas}, said, over)
 
     stems = f"{names.stem(paths[0])}_{names.stem(paths[1])}_{_digest(settings)}"
     return Drawing(f"interpolate_{stems}_t{t}_n{steps}", settings, draw)
@@ -95,7 +98,8 @@ def _shared_latents(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
         )
         rows = np.concatenate([shared.latents[:, None], shared.images], axis=1)
         said = f"x_t of one chain at t = {', '.join(map(str, shared.t))}, and {SHARING} samples that share it"
-        return Drawn(rows.reshape(-1, *rows.shape[2:]), SHARING + 1, {"t": shared.t}, said)
+        over, before = ["x_t", *(f"sample {i}" for i in range(SHARING))], [f"t = {t}" for t in shared.t]
+        return Drawn(rows.reshape(-1, *rows.shape[2:]), SHARING + 1, {"t": shared.t}, said, over, before)
 
     return Drawing("shared_latents", {}, draw)
 
@@ -123,7 +127,8 @@ def _interpolate_seeds(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
         inputs = (recipe.inputs_of(same), x_T)
         images = along.generator(shape)(recipe.params, base_key(flags.seed), same, inputs=inputs).images
         said = f"{steps} images from seed {first} to seed {last}, {recipe.record['sampler']}"
-        return Drawn(images, steps, {"lambdas": lambdas}, f"{said}, {recipe.record['steps']} steps")
+        over = [f"seed {first}", *(f"λ = {value:.2g}" for value in lambdas[1:-1]), f"seed {last}"]
+        return Drawn(images, steps, {"lambdas": lambdas}, f"{said}, {recipe.record['steps']} steps", over)
 
     return Drawing(f"interpolate_seeds_{first}_{last}_n{steps}", {"seeds": [first, last]}, draw)
 
@@ -157,7 +162,8 @@ def _reconstruct(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
             f"{path}, its x_T and its reconstruction in {len(times)} steps with {corrections} corrections, x_0 not "
             f"clipped (--clip none): root mean squared error {rmse:.3g} {unit}"
         )
-        return Drawn(images, len(images), {f"rmse_{unit.replace(' ', '_')}": rmse}, said)
+        over = ["original", *(["first stage"] if latents else []), "its x_T", "reconstruction"]
+        return Drawn(images, len(images), {f"rmse_{unit.replace(' ', '_')}": rmse}, said, over)
 
     return Drawing(f"reconstruct_{names.stem(path)}_{_digest(settings)}_c{corrections}", settings, draw)
 

@@ -18,6 +18,7 @@ from ddpm_jax.evaluation.results import check_record, write_record
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting import images as pictures
 
+WIDE_ENOUGH = 88  # pixels of an image, for a label of two words above it
 MAX_ON_THE_WAY = 1000  # images of one picture, all made at a time
 MAX_CORRECTIONS = 100  # of a step; they converge within a few
 _ANCESTRAL = ("interpolate", "shared_latents")
@@ -156,6 +157,7 @@ def run(loaded: Loaded, identity: dict[str, Any], recipe: Recipe, flags: Any, co
         # The record first: a picture without one could be replaced unnoticed.
         write_record(record, settings | drawn.results)
         with reporting(path):
-            pictures.save_png(path, pictures.grid(drawn.images, columns=drawn.columns))
+            grid = pictures.grid(drawn.images, columns=drawn.columns, min_pixels=WIDE_ENOUGH)
+            pictures.save_png(path, pictures.with_labels(grid, columns=drawn.over, rows=drawn.before))
         say(f"{drawn.said}\n  {path}")
     return 0

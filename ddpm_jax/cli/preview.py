@@ -36,7 +36,8 @@ class Preview(NamedTuple):
             return with_labels(grid(samples, self.columns), rows=self.rows)
         low_res = np.asarray(to_uint8(self.condition.low_res))
         triples = np.stack([low_res, samples, self.originals], axis=1)
-        return grid(triples.reshape(-1, *samples.shape[1:]), self.columns)
+        picture = grid(triples.reshape(-1, *samples.shape[1:]), self.columns)
+        return with_labels(picture, columns=("low-res", "sample", "original") * (self.columns // 3))
 
 
 def make_preview(experiment: Experiment, class_names: Sequence[str] = ()) -> Preview:

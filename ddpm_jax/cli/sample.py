@@ -55,6 +55,7 @@ from ddpm_jax.training.randomness import base_key
 IN_GRID = 64  # images in grid.png
 GRID_COLUMNS = 8  # of a grid whose columns are classes, about
 IN_CHAIN = 8  # chains in chain.png and chain.gif
+CHAIN_ROWS = ("x_t", "x_0")  # the second is predicted from the first
 FRAMES = 60  # moments of a chain in chain.gif
 FPS = 12
 SHARD = 1000  # images in an NPZ file, rounded up to whole batches
@@ -121,7 +122,10 @@ def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
     shown = min(IN_GRID // (columns or 1) * (columns or 1), flags.num_samples)
     with reporting(out / "grid.png"):
         grid = pictures.grid(generation.read_shards(out, shown), columns)
-        pictures.save_png(out / "grid.png", pictures.with_labels(grid, columns=_column_labels(recipe, columns)))
+        grid = pictures.with_labels(grid, columns=_column_labels(recipe, columns))
+        if recipe.originals:
+            grid = pictures.beside_originals(recipe.originals, grid, title=_title(recipe.record))
+        pictures.save_png(out / "grid.png", grid)
     say(
         f"{flags.num_samples} images of step {loaded.step} ({loaded.weights} weights), {recipe.record['sampler']}, "
         f"{recipe.record['steps']} steps, {recipe.sampler.evaluations} network evaluations\n  {out}/grid.png"
@@ -163,6 +167,13 @@ def _column_labels(recipe: Recipe, columns: int | None) -> list[str]:
     return classes * (columns // len(classes)) if columns and classes else []
 
 
+def _title(record: dict[str, Any]) -> str:
+    """What was done to a picture, for the head of the grid."""
+    if "init_image" in record:
+        return f"made from it, strength {record['strength']:g}"
+    return "painted" if "inpaint" in record else "enlarged"
+
+
 def _write_samples(
     loaded: Loaded,
     recipe: Recipe,
@@ -198,12 +209,16 @@ def _write_samples(
 def _write_chain(loaded: Loaded, recipe: Recipe, out: os.PathLike, *, seed: int, num_chains: int) -> None:
     num_frames = min(FRAMES, recipe.sampler.num_rows + 1)
     generate = recipe.generator(loaded.experiment.shape, num_frames=num_frames)
+    done = np.round(np.linspace(0, recipe.sampler.num_rows, num_frames)).astype(int)
+    moments = [f"{rows}/{recipe.sampler.num_rows}" for rows in done]
     indices = np.arange(num_chains)
     chain = generate(recipe.params, base_key(seed), indices, inputs=recipe.inputs_of(indices))
     with reporting(out / "chain.png"):
-        pictures.save_png(out / "chain.png", pictures.chain_pairs(chain.frames_x_t, chain.frames_x_0))
+        picture = pictures.chain_pairs(chain.frames_x_t, chain.frames_x_0, moments=moments, rows=CHAIN_ROWS)
+        pictures.save_png(out / "chain.png", picture)
     both = zip(chain.frames_x_t, chain.frames_x_0, strict=True)
-    frames = [pictures.grid(np.concatenate([x_t, x_0]), columns=num_chains) for x_t, x_0 in both]
+    grids = [pictures.grid(np.concatenate([x_t, x_0]), columns=num_chains) for x_t, x_0 in both]
+    frames = [pictures.with_labels(grid, rows=CHAIN_ROWS) for grid in grids]
     with reporting(out / "chain.gif"):
         pictures.save_gif(out / "chain.gif", np.stack(frames), fps=FPS)
 

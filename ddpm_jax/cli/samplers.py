@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser, of_a_model = _parser()
     flags = parser.parse(argv)
-    names = [find(name) and name for name in flags.samplers.split(",")]
+    names = [find(name) and name for name in _named(flags)]
     budgets = sorted(set(flags.evaluations))
     spacing = choose("spacing", flags.spacing, SPACINGS) and flags.spacing
     unused = [] if flags.ckpt else [name for name in of_a_model if flags[name].present]
@@ -71,7 +71,7 @@ def _parser() -> tuple[Parser, list[str]]:
     """The flags, and the names of those that mean nothing without --ckpt."""
     parser = Parser(__doc__)
     parser.path("ckpt", None, "Directory of a training run; without it, only the mixture.", metavar="DIR")
-    parser.string("samplers", ",".join(SAMPLERS), "Which samplers.", metavar="NAME,...")
+    parser.string("samplers", None, f"Which samplers, of {', '.join(SAMPLERS)}; by default all.", metavar="NAME,...")
     parser.integers(
         "evaluations",
         EVALUATIONS,
@@ -100,6 +100,10 @@ def _parser() -> tuple[Parser, list[str]]:
     parser.path("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
     guidance.define_flags(parser)
     return parser, [name for name in parser.values if name not in always]
+
+
+def _named(flags: Any) -> list[str]:
+    return list(SAMPLERS) if flags.samplers is None else flags.samplers.split(",")
 
 
 class _Case(NamedTuple):
@@ -185,7 +189,7 @@ def _row(case: _Case, plane: PlaneProblem, model: _Model | None) -> dict[str, An
 def _settings(flags: Any, model: _Model | None) -> dict[str, Any]:
     """What is needed to measure the same again."""
     settings = {
-        "samplers": flags.samplers.split(","),
+        "samplers": _named(flags),
         "evaluations": sorted(set(flags.evaluations)),
         "spacing": flags.spacing,
         "seed": flags.seed,

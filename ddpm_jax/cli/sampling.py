@@ -41,6 +41,7 @@ class Recipe(NamedTuple):
     params: Any  # of make_denoiser
     inputs_of: Callable[[np.ndarray], Inputs]  # indices of images, int [n] -> leaves [n, ...]
     record: dict[str, Any]  # how to make the same images again
+    originals: dict[str, np.ndarray]  # uint8 [H, W, C] each: what every image is made from, for people to see
     start: Callable[..., Any] = generation.from_noise
     edit: Callable[..., Any] = generation.as_it_is
     show: Callable[..., Any] = generation.pixels
@@ -76,8 +77,14 @@ def define_flags(parser: Parser) -> None:
         "linspace for ancestral and trailing for others.",
         metavar="NAME",
     )
-    parser.string("sampler_options", None, "Options of the sampler, as in eta=0.5.", metavar="NAME=X")
+    parser.string("sampler_options", None, f"Options of the sampler: {_options_in_words()}.", metavar="NAME=X,...")
     guidance.define_flags(parser)
+
+
+def _options_in_words() -> str:
+    """Every sampler that has options, with these and their defaults."""
+    options = {name: ",".join(f"{k}={v}" for k, v in options_of(name).items()) for name in SAMPLERS}
+    return "; ".join(f"of {name} {values}" for name, values in options.items() if values)
 
 
 def recipe_of(loaded: Loaded, flags: Any) -> Recipe:
@@ -135,6 +142,7 @@ def make_recipe(sampler: Sampler, model: guidance.Guided, record: dict[str, Any]
         record | model.record,
         show=lambda params, x, inputs=None: model.show(params, x),
         class_names=model.class_names,
+        originals=model.originals,
     )
 
 

@@ -4,12 +4,14 @@ Everything takes and returns uint8 arrays with the channels last, 1 channel (gre
 [-1, 1] to uint8 belongs to the samplers; curves of numbers belong to `curves`.
 """
 
+import functools
 import io
 import math
 import os
 from collections.abc import Mapping, Sequence
 
 import chex
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -17,7 +19,8 @@ from ddpm_jax.files import write_atomically
 
 BACKGROUND = 255
 _TITLE_HEIGHT = 22  # pixels
-_LABEL = 12  # pixels, the size of the letters of labels
+_GAP = 16  # pixels between what is shown side by side
+_LABEL = 11  # pixels, the size of the letters of labels
 _GIF_FASTEST_MS = 20  # Viewers play anything shorter than this at 100 ms a frame.
 
 
@@ -76,7 +79,7 @@ def with_labels(picture: np.ndarray, *, columns: Sequence[str] = (), rows: Seque
     if not columns and not rows:
         return picture
     height, width, channels = picture.shape
-    strip, font = Image.new("L", (width, _TITLE_HEIGHT if columns else 0), BACKGROUND), ImageFont.load_default(_LABEL)
+    strip, font = Image.new("L", (width, _TITLE_HEIGHT if columns else 0), BACKGROUND), _font()
     for i, label in enumerate(columns):
         centre = ((i + 0.5) * width / len(columns), _TITLE_HEIGHT / 2)
         text = _cut(label, font, width / len(columns) - 4)
@@ -91,6 +94,39 @@ def with_labels(picture: np.ndarray, *, columns: Sequence[str] = (), rows: Seque
     return np.concatenate([_grey(side, channels), picture], axis=1)
 
 
+def beside_originals(originals: Mapping[str, np.ndarray], picture: np.ndarray, *, title: str) -> np.ndarray:
+    """Puts the images that a grid was made from before it, one below the other, each under its name.
+
+    Args:
+      originals: name -> uint8 [h, w, C], enlarged as those of a grid are.
+      picture: the grid, uint8 [H, W, C].
+      title: what is written over the grid.
+
+    Returns:
+      uint8 [H', W', C].
+    """
+    _check_images(picture, rank=3)
+    parts = [with_labels(grid(image[None], 1), columns=[name]) for name, image in originals.items()]
+    before = np.concatenate([_filled(part, width=max(part.shape[1] for part in parts)) for part in parts])
+    needed = math.ceil(_font().getlength(title)) + 8
+    picture = with_labels(_filled(picture, width=max(picture.shape[1], needed)), columns=[title])
+    height = max(len(before), len(picture))
+    gap = np.full((height, _GAP, picture.shape[-1]), BACKGROUND, np.uint8)
+    return np.concatenate([_filled(before, height=height), gap, _filled(picture, height=height)], axis=1)
+
+
+def _filled(picture: np.ndarray, *, height: int = 0, width: int = 0) -> np.ndarray:
+    """The picture with white on the right and below, up to a size."""
+    below, right = max(0, height - picture.shape[0]), max(0, width - picture.shape[1])
+    return np.pad(picture, ((0, below), (0, right), (0, 0)), constant_values=BACKGROUND)
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    """The one that comes with matplotlib: Pillow's own has no Greek letters."""
+    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _LABEL)
+
+
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """The text, or as much of it as fits into so many pixels with an ellipsis."""
     if font.getlength(text) <= width:
@@ -103,7 +139,7 @@ def _grey(image: Image.Image, channels: int) -> np.ndarray:
     return np.asarray(image).reshape(image.height, image.width, 1).repeat(channels, axis=-1)
 
 
-def side_by_side(pictures: Mapping[str, np.ndarray], *, gap: int = 16) -> np.ndarray:
+def side_by_side(pictures: Mapping[str, np.ndarray], *, gap: int = _GAP) -> np.ndarray:
     """Puts pictures beside each other, each under its title.
 
     Args:
@@ -141,13 +177,22 @@ def chain_strip(frames: np.ndarray, *, max_columns: int = 12, pad: int = 2, min_
 
 
 def chain_pairs(
-    x_t: np.ndarray, x_0: np.ndarray, *, max_columns: int = 12, pad: int = 2, min_pixels: int = 64
+    x_t: np.ndarray,
+    x_0: np.ndarray,
+    *,
+    moments: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    max_columns: int = 12,
+    pad: int = 2,
+    min_pixels: int = 64,
 ) -> np.ndarray:
     """Two rows per sample: x_t above, the x_0 predicted from it below; samples are set apart by a wider gap.
 
     Args:
       x_t: uint8 [F, N, H, W, C], noise first.
       x_0: uint8 [F, N, H, W, C], the prediction made from the x_t at the same place.
+      moments: a label for each of the F frames, written over those that are shown; or none.
+      rows: what is written before each x_t and each x_0; or none.
       max_columns: as in `chain_strip`.
       pad: as in `grid`.
       min_pixels: as in `grid`.
@@ -156,23 +201,33 @@ def chain_pairs(
       uint8 [H', W', C].
     """
     chex.assert_equal_shape([x_t, x_0])
-    return _rows([x_t, x_0], max_columns=max_columns, pad=pad, min_pixels=min_pixels)
+    return _rows([x_t, x_0], moments, rows, max_columns=max_columns, pad=pad, min_pixels=min_pixels)
 
 
-def _rows(chains: Sequence[np.ndarray], *, max_columns: int, pad: int, min_pixels: int) -> np.ndarray:
+def _rows(
+    chains: Sequence[np.ndarray],
+    moments: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    *,
+    max_columns: int,
+    pad: int,
+    min_pixels: int,
+) -> np.ndarray:
     for frames in chains:
         _check_images(frames, rank=5)
     count = len(chains[0])
     columns = min(count, max_columns)
     shown = np.round(np.linspace(count - 1, 0, columns)).astype(int)[::-1]
     blocks = []
+    over = [moments[i] for i in shown] if moments else []
     for sample in range(chains[0].shape[1]):
         if blocks and len(chains) > 1:
             blocks.append(np.full((4 * pad, *blocks[0].shape[1:]), BACKGROUND, np.uint8))
         images = np.concatenate([frames[shown, sample] for frames in chains])
         block = grid(images, columns, pad=pad, min_pixels=min_pixels)
         # Every block brings its own upper and lower margin; one of the two between neighbours is enough.
-        blocks.append(block[pad:] if blocks else block)
+        block = block[pad:] if blocks else block
+        blocks.append(with_labels(block, columns=[] if blocks else over, rows=rows))
     return np.concatenate(blocks)
 
 

@@ -43,6 +43,10 @@ def test_at_little_strength_the_picture_stays(invoke, trained, photo, tmp_path):
         argv = ["--ckpt", trained, "--num_samples", 4, "--init_image", path, "--strength", strength, "--out", out]
         assert invoke("sample", *argv).code == 0
         errors.append(np.sqrt(np.mean(np.square(read(out)[..., 0].astype(float) - digit))))
+        with Image.open(out / "grid.png") as grid:  # the picture first, then what was made from it
+            np.testing.assert_array_equal(np.asarray(grid)[24 : 24 + 64 : 8, 2 : 2 + 64 : 8], digit)
+            assert grid.size[0] >= 68 + 16 + 2 * 66 + 2
+            assert grid.size[1] == 22 + 2 * 66 + 2
     assert errors[0] < 0.2 * errors[1]
     record = json.loads((tmp_path / "0.9" / "manifest.json").read_text())
     assert record.items() >= {"steps": 18, "strength": 0.9, "init_image": str(path)}.items()

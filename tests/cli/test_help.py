@@ -10,6 +10,7 @@ import pytest
 
 import ddpm_jax.cli
 from ddpm_jax.cli import command
+from ddpm_jax.samplers.registry import SAMPLERS, options_of
 
 MODULES = [importlib.import_module(f"ddpm_jax.cli.{m.name}") for m in pkgutil.iter_modules(ddpm_jax.cli.__path__)]
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES if hasattr(module, "main")}
@@ -53,6 +54,38 @@ def test_help_is_a_page_that_fits_a_terminal(capsys, name, flag):
     assert "ddpm_jax.cli.command" not in page  # absl's own layout heads the flags with the module
     flags = page.partition("\nFlags:\n")[2].splitlines()
     assert all(re.match(r" {26}\S|  --\S+( \S+){0,2}(  |$)", line) for line in flags)  # the text never touches the flag
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_breaks_no_name(monkeypatch, capsys, name):
+    texts, document = [], command.Parser._document
+
+    def remembering(self, flag, help, default=None):
+        texts.append(help)
+        document(self, flag, help, default)
+
+    monkeypatch.setattr(command.Parser, "_document", remembering)
+    with pytest.raises(SystemExit):
+        COMMANDS[name].main(["--help"])
+    words = set(capsys.readouterr().out.split())
+    assert len(texts) > 1
+    assert {word for text in texts for word in text.split()} <= words
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+def test_help_lists_the_options_of_every_sampler_with_their_defaults(capsys, name):
+    with pytest.raises(SystemExit):
+        COMMANDS[name].main(["--help"])
+    page = " ".join(capsys.readouterr().out.split())
+    for sampler, options in (
+        ("ddim", "eta=0.0"),
+        ("edm", "s_churn=0.0,s_min=0.0,s_max=inf,s_noise=1.0"),
+        ("lms", "order=4"),
+        ("unipc", "order=2,variant=bh2"),
+        ("predictor_corrector", "snr=0.16,corrector_steps=1"),
+    ):
+        assert f"of {sampler} {options}" in page
+    assert all(options_of(sampler) or f"of {sampler} " not in page for sampler in SAMPLERS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

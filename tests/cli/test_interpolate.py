@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-DIGIT = 64 + 2  # pixels a digit takes in a grid, with its margin
+DIGIT = 88 + 2  # pixels a digit takes in a drawing, with its margin
+TITLE = 22  # pixels of the labels above
 
 
 def row_of(path):
     """The digits of a PNG of one row, int [N, 8, 8]."""
     with Image.open(path) as image:
-        row = np.asarray(image).astype(int)[2:66:8]
-    return np.stack([row[:, 2 + i * DIGIT : 66 + i * DIGIT : 8] for i in range(row.shape[1] // DIGIT)])
+        row = np.asarray(image).astype(int)[TITLE + 2 : TITLE + DIGIT : 11]
+    return np.stack([row[:, 2 + i * DIGIT : (i + 1) * DIGIT : 11] for i in range(row.shape[1] // DIGIT)])
 
 
 def record_of(path):
@@ -44,8 +45,10 @@ def test_a_row_from_one_picture_to_another(invoke, trained, picture, tmp_path):
     assert str(path) in result.out
     with Image.open(path) as image:
         row = np.asarray(image)
-    assert row.shape == (DIGIT + 2, 5 * DIGIT + 2)
-    np.testing.assert_array_equal(row[2:66:8, 2:66:8], np.asarray(Image.open(a)))  # the pictures stand at the ends
+    assert row.shape == (TITLE + DIGIT + 2, 5 * DIGIT + 2)
+    np.testing.assert_array_equal(row_of(path)[0], np.asarray(Image.open(a)))  # the pictures stand at the ends
+    for i in range(5):
+        assert row[:TITLE, i * DIGIT : (i + 1) * DIGIT].min() < 128, "each under its label"
     record = record_of(path)
     wanted = {"checkpoint_step": 10, "weights": "ema", "t": 10, "steps": 20, "seed": 0, "lambdas": [0.0, 0.5, 1.0]}
     assert record.items() >= wanted.items()
@@ -69,7 +72,9 @@ def test_samples_that_share_a_latent(invoke, trained, tmp_path):
     path = tmp_path / "shared_latents_step10_ema_seed0_steps20.png"
     assert str(path) in result.out
     with Image.open(path) as image:
-        assert image.size == (9 * DIGIT + 2, 4 * DIGIT + 2)
+        names = image.size[0] - (9 * DIGIT + 2)
+        assert 20 < names < DIGIT, "t stands before each row"
+        assert image.size[1] == TITLE + 4 * DIGIT + 2
     assert record_of(path)["t"] == [19, 14, 9, 4]
 
 

@@ -193,8 +193,8 @@ def test_drawings_on_the_chain_are_of_decoded_images(invoke, run, photo, tmp_pat
     result = invoke("sample", "--ckpt", run, *flags, "--labels", "3", "--out", tmp_path / "out")
     assert result.code == 0, result.err
     with Image.open(next((tmp_path / "out").glob("*.png"))) as picture:
-        side = 64 + 2  # of an image of 8 pixels, enlarged, and its border
-        assert picture.size[1] % side == 2
+        side = 88 + 2  # of an image of 8 pixels, enlarged, and its border
+        assert picture.size[1] % side == 22 + 2
         assert picture.size[0] // side == columns
 
 

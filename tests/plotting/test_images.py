@@ -175,3 +175,47 @@ def test_a_long_label_is_cut_to_its_column():
     assert not dark[40:].any()
     side = images.with_labels(np.zeros((10, 120, 1), np.uint8), rows=["w" * 100])
     assert side.shape[1] <= 120 + 48 + 8
+
+
+def test_letters_of_labels_are_in_the_font():
+    missing = images._font().getmask("\U0010ffff")
+    for letter in "λβσxTé…":
+        drawn = images._font().getmask(letter)
+        assert drawn.size != missing.size or bytes(drawn) != bytes(missing)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_originals_stand_before_the_grid_with_all_pixels_of_both(channels):
+    originals = {"original": _random_images(8, 8, channels), "kept": _random_images(8, 8, channels)}
+    grid = images.grid(_random_images(6, 8, 8, channels))
+    picture = images.beside_originals(originals, grid, title="strength 0.6")
+    enlarged = [images.grid(image[None]) for image in originals.values()]
+    np.testing.assert_array_equal(picture[22:90, :66], enlarged[0][:, :66])
+    np.testing.assert_array_equal(picture[112:180, :66], enlarged[1][:, :66])
+    np.testing.assert_array_equal(picture[22 : 22 + len(grid), 68 + 16 :], grid)
+    for left, right in ((0, 68), (84, picture.shape[1])):
+        assert picture[:22, left:right].min() < 128, "a name is written over each"
+    assert picture[22:, 68:84].min() == 255, "between them is white"
+
+
+def test_a_title_wider_than_the_grid_is_not_cut():
+    title = "a title that is much wider than one image"
+    picture = images.beside_originals(
+        {"original": _random_images(8, 8, 1)}, images.grid(_random_images(1, 8, 8, 1)), title=title
+    )
+    assert picture.shape[1] >= 68 + 16 + images._font().getlength(title)
+    assert picture[:, -2:].min() == 255
+
+
+def test_a_labelled_chain_has_the_pixels_of_the_bare_one():
+    x_t, x_0 = _random_images(30, 2, 8, 8, 1), _random_images(30, 2, 8, 8, 1)[::-1]
+    bare = images.chain_pairs(x_t, x_0)
+    moments = [f"{i}/29" for i in range(30)]
+    labelled = images.chain_pairs(x_t, x_0, moments=moments, rows=("x_t", "x_0"))
+    side = labelled.shape[1] - bare.shape[1]
+    np.testing.assert_array_equal(labelled[22:, side:], bare)
+    assert labelled[:22, side:].min() < 128
+    for top in (22, 22 + 66):
+        assert labelled[top + 20 : top + 50, :side].min() < 128, "each row has its name"
+    first, last = labelled[:22, side : side + 66], labelled[:22, -66:]
+    assert np.any(first != last)
