@@ -57,7 +57,7 @@ def test_the_flags_that_take_numbers_are_found():
 @pytest.mark.parametrize(("name", "flag"), NUMERALS)
 def test_a_number_that_makes_no_sense_is_one_sentence(refused, name, flag):
     for text in OF_NO_FLAG:
-        refused(name, f"--{flag}={text}", says=[f"--{flag}={text}", "it must be "])
+        refused(name, f"--{flag}={text}", says=[f"--{flag}={text[:40]}", "it must be "])
 
 
 @pytest.mark.parametrize("name", PARSERS)
