@@ -8,6 +8,11 @@ import pathlib
 
 from ddpm_jax.errors import UsageError
 
+try:
+    import resource
+except ImportError:  # not a POSIX system
+    resource = None
+
 _MEMINFO = pathlib.Path("/proc/meminfo")
 _LIMITS = (  # of the container, of both generations of Linux's control groups
     pathlib.Path("/sys/fs/cgroup/memory.max"),
@@ -24,11 +29,26 @@ def available() -> int:
     return min([_free(), *limits])
 
 
+def total() -> int:
+    """Bytes that this process can have at most: the machine's with its swap space, or what it is limited to."""
+    limits = [int(text) for text in map(_read, _LIMITS) if text.strip().isdigit()]
+    if resource is not None:
+        limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS)[:1] if limit != resource.RLIM_INFINITY]
+    return min([_machine() + _line("SwapTotal", 0), *limits])
+
+
 def _free() -> int:
-    for line in _read(_MEMINFO).splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+    return _line("MemAvailable", _machine())
+
+
+def _machine() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _line(name: str, otherwise: int) -> int:
+    """Bytes of one line of the system's account of its memory."""
+    found = [line for line in _read(_MEMINFO).splitlines() if line.startswith(f"{name}:")]
+    return int(found[0].split()[1]) * 1024 if found else otherwise
 
 
 def _read(path: pathlib.Path) -> str:

@@ -34,3 +34,10 @@ def test_what_needs_more_is_refused_with_both_numbers_and_the_remedy(tmp_path, m
     host_memory.check(2**30, what="It", remedy="take less")
     with pytest.raises(UsageError, match=r"^It needs 1\.5 GiB of memory, and 1\.0 GiB are available: take less\.$"):
         host_memory.check(3 * 2**29, what="It", remedy="take less")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max", None), ("2048", 2048)])
+def test_what_a_process_can_have_at_most_counts_the_swap_space(tmp_path, monkeypatch, limit, expected):
+    _system(tmp_path, monkeypatch, meminfo="MemAvailable: 3 kB\nSwapTotal:  4 kB\n", limit=limit)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert host_memory.total() == (expected or machine + 4096)

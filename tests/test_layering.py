@@ -18,6 +18,7 @@ LAYERS = {
     "numerals": 0,
     "schema": 0,
     "locks": 0,
+    "memory": 0,
     "diffusion": 1,
     "samplers": 1,
     "variational": 1,
@@ -109,7 +110,7 @@ def test_file_keeps_to_its_layer(name):
 
 def test_every_folder_has_a_layer_and_says_what_belongs_there():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    files = {"errors", "files", "archives", "host_memory", "keys", "locks", "numerals", "schema"}
+    files = {"errors", "files", "archives", "host_memory", "keys", "locks", "memory", "numerals", "schema"}
     assert folders == set(LAYERS) - files
     assert all(ast.get_docstring(ast.parse((PACKAGE / name).read_text())) for name in FILES)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 
+from ddpm_jax import memory
 from ddpm_jax.cli.synonyms import FLAGS, ours
 from ddpm_jax.errors import FailureError, UsageError, say, sentence, suggest, visible
 from ddpm_jax.files import BUCKET, as_path, check_place, is_of_a_bucket, is_remote, reason_of
@@ -388,6 +389,9 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     except Exception as error:
         from ddpm_jax.training import hosts
 
+        if memory.is_exhaustion(error):
+            say(f"error: {memory.sentence(error, 'this command')}", file=sys.stderr)
+            return _fail(FAILURE)
         if is_of_a_bucket(error):
             say(f"error: Storage fails: {reason_of(error, BUCKET)}. Give the same command again.", file=sys.stderr)
             return _fail(FAILURE)

@@ -36,6 +36,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ddpm_jax import memory
 from ddpm_jax.cli import likelihood_ode, sampling
 from ddpm_jax.cli.command import (
     MAX_BATCH,
@@ -98,7 +99,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _computed(name: str, metric: Metric, loaded: Loaded, flags: Any) -> Result:
     try:
-        return metric(loaded, flags)
+        with memory.explained(f"{name} of {flags.batch_size} images at a time", "lower --batch_size"):
+            return metric(loaded, flags)
     except interrupt.Stopped as stopped:
         if stopped.kept:
             raise

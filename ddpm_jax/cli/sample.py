@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax import memory
 from ddpm_jax.cli import editing, latents, names, sampling
 from ddpm_jax.cli.command import (
     MAX_BATCH,
@@ -106,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
 
     batch_size = min(flags.batch_size, flags.num_samples)
     made_by = {"checkpoint": str(flags.ckpt), "checkpoint_step": loaded.step, "weights": loaded.weights, **identity}
-    with stop:
+    with stop, memory.explained(f"making {batch_size} images at a time", "lower --batch_size"):
         _write_samples(
             loaded, recipe, out, made_by, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size
         )

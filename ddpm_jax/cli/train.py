@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax import __version__
+from ddpm_jax import __version__, memory
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import (
     INTERRUPTED,
@@ -66,6 +66,7 @@ from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.checkpoint_reading import saved_steps
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.ema_snapshots import Snapshots
+from ddpm_jax.training.exhaustion import remedies_of_a_step
 from ddpm_jax.training.interrupt import Interrupt, Wish
 from ddpm_jax.training.loop import PROMISE, SINCE_RECORD, LoopOptions, train
 from ddpm_jax.training.objective import QUARTILES
@@ -241,6 +242,8 @@ def _train(
         keep_every=config.checkpoint.keep_every,
         before_save=(lock or Lock()).check,
     )
+    remedies = _remedies(config)
+    memory.check(bytes_per_device(state_shapes(experiment, training)), "the state of the model", remedies)
     state, position = _first_state(experiment, training, checkpointer, first_params, source)
     start = int(state.step)
     if start > config.train.num_steps:
@@ -275,6 +278,7 @@ def _train(
         contextlib.closing(checkpointer),
         contextlib.closing(batches),
         contextlib.closing(progress),
+        memory.explained(f"a training step of {config.train.batch_size} images", remedies),
     ):
         outcome = train(
             state,
@@ -286,7 +290,9 @@ def _train(
             config=settings,
             writer=writer,
             progress=progress,
-            on_sample=_on_sample(experiment, source, workdir, writer, progress, parallelism.whole),
+            on_sample=memory.explained(f"drawing {config.train.num_samples} samples", "lower train.num_samples")(
+                _on_sample(experiment, source, workdir, writer, progress, parallelism.whole)
+            ),
             train_steps=parallelism.map_step(several(training.train_step)),
             trace=trace,
             explain=make_explain(
@@ -319,6 +325,16 @@ def _check_held_out(config: ConfigDict, source: sources.Source) -> None:
             "no image is held out, so nothing can be compared with images that were not trained on: set data.holdout, "
             "say to 0.1, or give the data a test split; without one, evaluate.py takes --split train"
         )
+
+
+def _remedies(config: ConfigDict) -> str:
+    return remedies_of_a_step(
+        batch_size=config.train.batch_size,
+        accumulate_steps=config.optimizer.accumulate_steps,
+        remat=config.model.remat,
+        parallel=config.parallel,
+        devices=jax.device_count(),
+    )
 
 
 def _on_sample(

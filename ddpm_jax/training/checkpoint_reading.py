@@ -17,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.tree_util import tree_flatten_with_path
 
+from ddpm_jax import memory
 from ddpm_jax.errors import FailureError, UsageError, say
 from ddpm_jax.files import (
     NotAFile,
@@ -253,7 +254,9 @@ def _quiet_reads() -> Iterator[None]:
         sys.unraisablehook = report
 
 
-def _damaged(path: pathlib.Path, error: Exception | str) -> FailureError:
+def _damaged(path: pathlib.Path, error: Exception | str) -> FailureError | MemoryError:
+    if isinstance(error, Exception) and memory.is_exhaustion(error):
+        return MemoryError(str(error))  # that there is no room for it is not its fault
     if is_remote(path) and isinstance(error, Exception):
         return _out_of_reach(path, error)  # its objects are what was written: that has been seen
     return DamagedCheckpoint(path, error if isinstance(error, str) else reason_of(error, path))

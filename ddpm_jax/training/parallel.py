@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ddpm_jax import memory
 from ddpm_jax.errors import UsageError
 
 AXIS = "devices"
@@ -46,7 +47,8 @@ def map_step(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, A
     `batch` leaves are [local devices, examples per device, ...] (see `shard`). The step must make its state and metrics
     equal on every device, by `pmean`, `psum` or `all_gather` over `AXIS`.
     """
-    return jax.pmap(step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,))
+    axes = {"in_axes": (None, 0, None), "out_axes": (None, None)}
+    return memory.checked(jax.pmap(step, axis_name=AXIS, donate_argnums=(0,), **axes))
 
 
 def several(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
@@ -74,7 +76,7 @@ def map_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     `shared` is the same on every device; leaves of `examples` and of the results are [local devices, per device, ...].
     """
     own = jax.local_devices() if jax.process_count() > 1 else None
-    return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0), devices=own)
+    return memory.checked(jax.pmap(function, axis_name=AXIS, in_axes=(None, 0), devices=own))
 
 
 def map_segment(function: Callable[..., Any]) -> Callable[..., tuple[Any, chex.Array]]:
@@ -84,7 +86,7 @@ def map_segment(function: Callable[..., Any]) -> Callable[..., tuple[Any, chex.A
     """
     own = jax.local_devices() if jax.process_count() > 1 else None
     axes = (None, 0, 0, None, None)
-    return jax.pmap(function, axis_name=AXIS, in_axes=axes, donate_argnums=(2,), devices=own)
+    return memory.checked(jax.pmap(function, axis_name=AXIS, in_axes=axes, donate_argnums=(2,), devices=own))
 
 
 def global_index(per_device: int) -> chex.Array:
@@ -130,6 +132,8 @@ def to_devices(batches: Sequence[Any]) -> Any:
 
 def unshard(tree: Any) -> Any:
     """Undoes `shard` and fetches to the host: [devices, B, ...] -> NumPy [devices * B, ...]."""
+    # NumPy would end the process where the program has failed: the error comes from waiting.
+    tree = jax.block_until_ready(tree)
     return jax.tree.map(lambda x: np.asarray(x).reshape((x.shape[0] * x.shape[1], *x.shape[2:])), tree)
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ddpm_jax import memory
 from ddpm_jax.training.parallel import AXIS, PMAP, Collectives, Parallelism
 
 MIN_SPLIT = 4096  # numbers in a leaf: a smaller one is on every device, its message would cost more than it saves
@@ -68,7 +69,7 @@ def _map_step(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, 
         constrain = jax.lax.with_sharding_constraint
         return constrain(state, shardings(state)), constrain(metrics, jax.tree.map(lambda _: _replicated(), metrics))
 
-    return jax.jit(global_step, donate_argnums=(0,))
+    return memory.checked(jax.jit(global_step, donate_argnums=(0,)))
 
 
 def _to_devices(batches: Sequence[Mapping[str, np.ndarray]]) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax import host_memory
 from ddpm_jax.cli import command, train
 from ddpm_jax.evaluation import generation
 
@@ -226,3 +227,49 @@ def test_ctrl_c_before_training_is_one_line(capsys):
 def test_a_damaged_config_in_the_workdir_is_named(refused, config_file, tmp_path):
     (tmp_path / "config.json").write_text('{"seed": ')
     refused("train", "--config", config_file(), "--workdir", tmp_path, code=1, says=["config.json is damaged"])
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "says"),
+    [
+        (
+            "train",
+            ["--config.train.batch_size=2048"],
+            ["a training step of 2048 images asked for", "optimizer.accumulate_steps=2", "model.remat=blocks"],
+        ),
+        ("sample", ["--num_samples=2048", "--batch_size=2048"], ["making 2048 images at a time", "lower --batch_size"]),
+        pytest.param(
+            "evaluate",
+            ["--metric=bpd", "--batch_size=300", "--timestep_stride=10"],
+            ["bpd of 300 images at a time asked for", "lower --batch_size"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_program_larger_than_the_memory_there_is_ends_in_a_sentence(
+    invoke, trained, config_file, tmp_path, monkeypatch, name, argv, says
+):
+    """Of the programs as they are compiled, on a machine that has 8 MiB for them."""
+    monkeypatch.setattr(host_memory, "total", lambda: 2**23)
+    place = ["--config", config_file(), "--workdir"] if name == "train" else ["--ckpt", trained, "--out"]
+    result = invoke(name, *place, tmp_path / "out", *argv)
+    assert result.code == 1, result
+    assert "Traceback" not in result.err
+    last = result.err.splitlines()[-1]
+    assert last.startswith("error: Out of memory: ")
+    for words in (*says, "this process can have 8.0 MiB"):
+        assert words in last
+
+
+def test_a_checkpoint_that_memory_does_not_suffice_for_is_not_taken_for_a_damaged_one(
+    invoke, copied, config_file, monkeypatch
+):
+    def restore(*args, **kwargs):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4096 bytes.")
+
+    monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointHandler.restore", restore)
+    result = invoke("train", "--config", config_file(num_steps=12), "--workdir", copied)
+    assert result.code == 1
+    assert result.err.endswith("or use a device with more memory.\n")
+    assert "Out of memory: this command asked for 4.0 KiB" in result.err
+    assert {path.name for path in (copied / "checkpoints").iterdir()} == {"8", "10"}
