@@ -10,7 +10,8 @@ import pytest
 
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.experiment import First, build, build_training, init_state
-from ddpm_jax.diffusion.schedules import spaced_timesteps
+from ddpm_jax.diffusion.likelihood import prior_warning
+from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
 from ddpm_jax.errors import UsageError
 from ddpm_jax.models.condition import null_condition
 from ddpm_jax.training.parallel import map_step, replicate, shard
@@ -67,6 +68,15 @@ def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
     unconditional = {"digits", *DATASETS, *ABLATION, *IMPROVED}
     others = {*CONDITIONAL, *CLASSIFIERS, *FIRST_STAGES, *OVER_LATENTS, *TRANSFORMERS}
     assert unconditional | others == {path.stem for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_chain_ends_in_noise(path):
+    c = load(path.stem).diffusion
+    betas = make_betas(
+        c.schedule, c.num_timesteps, beta_start=c.beta_start, beta_end=c.beta_end, scale_betas=c.scale_betas
+    )
+    assert prior_warning(make_schedule(betas)) is None
 
 
 @pytest.mark.parametrize(

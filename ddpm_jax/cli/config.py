@@ -354,9 +354,13 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict(preserve_field_references=False)))
 
 
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every field by its dotted name; a run from before a field existed was made with what is its default now."""
+    return dict(flatten(to_dict(default_config()))) | dict(flatten(values))
+
+
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Returns "model.ch (64 there, 32 here)" for each field that keeps a run with `ours` from continuing `theirs`."""
-    # A run from before a field existed was made with what is its default now.
-    here, there = dict(flatten(ours)), dict(flatten(to_dict(default_config()))) | dict(flatten(theirs))
+    here, there = dict(flatten(ours)), completed(theirs)
     names = [name for name in here | there if name not in RESUMABLE and here.get(name) != there.get(name)]
     return [f"{name} ({there.get(name)!r} there, {here.get(name)!r} here)" for name in names]

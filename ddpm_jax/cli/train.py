@@ -208,12 +208,13 @@ def _settings_in(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | 
 def _check_length(workdir: pathlib.Path, config: ConfigDict, theirs: dict[str, Any]) -> None:
     """Refuses another train.num_steps than that over which the learning rate has begun to fall."""
     o, steps = config.optimizer, saved_steps(workdir)
+    saved = configs.completed(config_in(theirs))
     check_length(
         o.learning_rate,
         warmup_steps=o.warmup_steps,
         decay=o.decay,
         num_steps=config.train.num_steps,
-        saved_num_steps=theirs["train"]["num_steps"],
+        saved_num_steps=saved["train.num_steps"],
         step=steps[-1] if steps else 0,
     )
 
