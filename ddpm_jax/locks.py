@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from ddpm_jax.errors import FailureError, UsageError, say
 from ddpm_jax.files import as_path, is_refusal, is_remote, reporting
+from ddpm_jax.schema import Malformed, Table, Text, Whole, parse
 
 try:
     import fcntl
@@ -35,6 +36,7 @@ except ImportError:  # not a POSIX system: nothing is guarded there
 LOCK = ".lock"
 BEAT_SECONDS = 15.0  # between two signs of life in a bucket, which takes one write a second to an object
 STALE_SECONDS = 60.0  # without one, after which the owner is taken to be gone
+_OWNER = Table({"pid": Whole(1, 2**31 - 1)}, others=Text())
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems that know none
 
 
@@ -87,11 +89,9 @@ class _Owner(NamedTuple):
     def read(cls, data: bytes) -> "_Owner | None":
         """The owner that `data` tells of, None if it does not: it may be half-written, or anybody's file."""
         try:
-            owner = cls(**json.loads(data))
-        except (ValueError, TypeError):
+            return cls(**parse(data, _OWNER))
+        except (Malformed, TypeError):
             return None
-        texts = (owner.host, owner.since, owner.doing, owner.machine, owner.token)
-        return owner if isinstance(owner.pid, int) and all(isinstance(text, str) for text in texts) else None
 
     def data(self) -> bytes:
         return (json.dumps(self._asdict()) + "\n").encode()

@@ -251,10 +251,21 @@ def from_dict(values: Mapping[str, Any], *, source: str) -> ConfigDict:
         try:
             parent, _, field = name.rpartition(".")
             target = _group(config, parent)
+            if not _fits(value, target.get_type(field), optional=target[field] is None):
+                raise TypeError(value)
             target[field] = tuple(value) if isinstance(value, list) else value
         except (TypeError, ValueError) as error:
             raise UsageError(f"{source}: {_type_sentence(name, value, config)}") from error
     return config
+
+
+def _fits(value: Any, kind: type, *, optional: bool) -> bool:
+    """Whether a value is of a field's type. ConfigDict is less strict: it takes true for a number and null for all."""
+    if value is None:
+        return optional
+    if isinstance(value, list | tuple):
+        return all(isinstance(item, int | float) and not isinstance(item, bool) for item in value)
+    return isinstance(value, bool) == issubclass(kind, bool)
 
 
 def _in_todays_words(name: str, value: Any) -> Any:

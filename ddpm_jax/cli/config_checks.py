@@ -5,12 +5,14 @@ What the fields are, and how they are set, is `config`; names are checked where 
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from ddpm_jax.cli.command import MAX_SEED
 from ddpm_jax.cli.config import default_config, flatten
 from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.schema import shown
 from ddpm_jax.training.ema_profiles import WIDEST
 
 OBJECTIVES = {
@@ -123,6 +125,38 @@ _BELOW_ONE = (
 )
 
 
+_LARGEST = 2**31 - 1  # of any whole number: the step, and what is counted on a device, has 32 bits
+# What costs time or memory as soon as the network or the chain is built or traced, far above anything in use.
+_AT_MOST = {
+    "data.image_size": 8192,
+    "diffusion.num_timesteps": 1_000_000,
+    "model.ch": 16_384,
+    "model.num_res_blocks": 16,
+    "model.num_heads": 1024,
+    "dit.hidden_size": 65_536,
+    "dit.depth": 128,
+    "dit.num_heads": 1024,
+    "dit.patch_size": 8192,
+    "condition.num_classes": 1_000_000,
+    "first_stage.latent_channels": 4096,
+    "first_stage.num_codes": 1 << 20,
+    "sharp.discriminator_ch": 16_384,
+    "sharp.discriminator_layers": 10,
+    "optimizer.accumulate_steps": 1 << 20,
+    "train.batch_size": 1 << 20,
+    "train.num_samples": 1 << 16,
+    "train.steps_per_call": 10_000,
+    "checkpoint.keep_last": 1_000_000,
+}
+_LONGEST = {  # how many there are, and how large each may be
+    "model.ch_mult": (12, 1024),
+    "model.attn_resolutions": (64, 8192),
+    "ema.decays": (16, 1),
+    "ema.sigma_rels": (16, 1),
+}
+_BLOCKS = 64  # of residual blocks on the way down of a U-Net, each of which takes about a second to trace
+
+
 def check_ranges(config: ConfigDict) -> None:
     """Refuses numbers that mean nothing; names are checked where they are looked up.
 
@@ -136,6 +170,7 @@ def check_ranges(config: ConfigDict) -> None:
     for name in ("model.ch_mult", "model.attn_resolutions"):
         if not all(isinstance(item, int) and item >= 1 for item in values[name]):
             raise UsageError(f"{name} is {values[name]}: it must be whole numbers of at least 1, as in 1,2,2.")
+    _check_largest(values)
     for names, valid, wanted in (
         (_AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
         (_AT_LEAST_ZERO, lambda v: v >= 0, "at least 0"),
@@ -159,6 +194,26 @@ def check_ranges(config: ConfigDict) -> None:
         raise UsageError(
             f"train.sample_steps is {steps}, more than the {num_timesteps} of diffusion.num_timesteps: "
             f"choose 1 to {num_timesteps}."
+        )
+
+
+def _check_largest(values: dict[str, Any]) -> None:
+    """Refuses numbers and lists that would be worked on for minutes before anything else could be said of them."""
+    for name, value in values.items():
+        largest = _AT_MOST.get(name, _LARGEST)
+        if isinstance(value, int) and name != "seed" and abs(value) > largest:
+            raise UsageError(f"{name} is {value}: it must be at most {largest}.")
+    for name, (longest, largest) in _LONGEST.items():
+        numbers = [item for item in values[name] if isinstance(item, int | float)]
+        if len(values[name]) > longest or max(numbers, default=0) > largest:
+            raise UsageError(
+                f"{name} is {shown(values[name])}: it must be at most {longest} numbers of up to {largest}."
+            )
+    levels, blocks = len(values["model.ch_mult"]), values["model.num_res_blocks"]
+    if levels * blocks > _BLOCKS:
+        raise UsageError(
+            f"model.num_res_blocks is {blocks} on each of the {levels} levels of model.ch_mult: that must be at most "
+            f"{_BLOCKS} blocks in all."
         )
 
 

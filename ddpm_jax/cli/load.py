@@ -17,9 +17,11 @@ from ddpm_jax.cli.experiment import Experiment, First, Weights, build, objective
 from ddpm_jax.cli.sharp import with_discriminator
 from ddpm_jax.data.about import about
 from ddpm_jax.data.sources import Source
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.results import weights_digest
+from ddpm_jax.files import read_file, reporting
 from ddpm_jax.keys import IMPLEMENTATION
+from ddpm_jax.schema import LARGEST, SHA256, Malformed, Table, check, parse
 from ddpm_jax.training.checkpoint_reading import find_step, read_config, read_weights
 from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.sharpness import without_discriminator
@@ -37,6 +39,7 @@ OF_A_MODEL = (
     "condition.",
     "first_stage.",
 )
+SETTINGS = Table(optional={FIRST_STAGE: Table({"sha256": SHA256, "config": Table()})})
 SCALE_TOLERANCE = 0.05  # of scales that two runs have measured, each to about 1 %
 
 
@@ -182,12 +185,30 @@ def settings_of(experiment: Experiment, source: Source | None = None) -> dict[st
     return settings | {FIRST_STAGE: {"sha256": sha256, "config": configs.to_dict(config)}}
 
 
+def read_settings(path: pathlib.Path) -> dict[str, Any] | None:
+    """What `settings_of` told of, from a run's config.json; None where there is no such file.
+
+    Raises:
+      FailureError: it is damaged, or cannot be read.
+    """
+    with reporting(path, "read"):
+        data = read_file(path, largest=LARGEST + 1) if path.exists() else None
+    try:
+        return None if data is None else parse(data, SETTINGS)
+    except Malformed as error:
+        raise FailureError(f"{path} is damaged ({error}): move it away to go on without it.") from error
+
+
 def experiment_of(settings: dict[str, Any], *, source: str) -> Experiment:
     """The experiment that `settings_of` told of; `source` says where they stand.
 
     Raises:
       UsageError: they are not a config of this version.
     """
+    try:
+        check(settings, SETTINGS)
+    except Malformed as error:
+        raise UsageError(f"In {source}, {error}.") from error
     return build(configs.from_dict(config_in(settings), source=source), first_of(settings, source=source))
 
 

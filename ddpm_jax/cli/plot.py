@@ -7,7 +7,6 @@ A RUN is the --workdir of a train.py. Beside its name in the legend stand the co
 where they are one or two. The table has all, and the mean of each metric over the last tenth of the run's records.
 """
 
-import json
 import math
 import pathlib
 import sys
@@ -18,11 +17,12 @@ import numpy as np
 
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser, run
-from ddpm_jax.cli.load import DATASET, FIRST_STAGE
-from ddpm_jax.errors import FailureError, UsageError, choose, say, suggest
+from ddpm_jax.cli.load import DATASET, FIRST_STAGE, read_settings
+from ddpm_jax.errors import UsageError, choose, say, suggest
 from ddpm_jax.evaluation.results import format_table
 from ddpm_jax.files import absolute, as_path, check_place, is_remote, reporting
 from ddpm_jax.plotting.runs import Curve, compare_runs
+from ddpm_jax.schema import shown
 from ddpm_jax.training.records import RECORDS, SECONDS, Record, read
 
 CONFIG_FILE = "config.json"
@@ -129,12 +129,9 @@ def _read(name: str, folder: pathlib.Path) -> Run:
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
+    theirs = read_settings(path)
+    if theirs is None:
         return {}
-    try:
-        theirs = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise FailureError(f"{path} cannot be read ({error}): move it away to plot without it.") from error
     theirs.pop(DATASET, None)
     theirs[FIRST_STAGE] = theirs.get(FIRST_STAGE, {}).get("sha256")  # without the config of it
     return dict(configs.flatten(configs.to_dict(configs.default_config()))) | dict(configs.flatten(theirs))
@@ -168,6 +165,8 @@ def _curve(run: Run, metric: str, over: str) -> tuple[np.ndarray, np.ndarray]:
         if not run.config:
             raise UsageError(f"{run.name} has no {CONFIG_FILE} to read its batch size from: use --x step.")
         scale = run.config["train.batch_size"]
+        if not isinstance(scale, int) or isinstance(scale, bool):
+            raise UsageError(f"The batch size in {CONFIG_FILE} of {run.name} is {shown(scale)}: use --x step.")
     return np.array([record["step"] * scale for record in records], np.float64), y
 
 

@@ -51,13 +51,13 @@ from ddpm_jax.cli.experiment import (
 from ddpm_jax.cli.first_stage_pictures import picture_writer
 from ddpm_jax.cli.grids import grid_path, grid_writer, no_grid
 from ddpm_jax.cli.latent_training import find_first_stage, freeze, kept_latents
-from ddpm_jax.cli.load import FIRST_STAGE, config_in, settings_of
+from ddpm_jax.cli.load import FIRST_STAGE, config_in, read_settings, settings_of
 from ddpm_jax.data import listing, pipeline, sources
 from ddpm_jax.data.about import about, describe, holds_out
 from ddpm_jax.data.listing import check_unchanged
 from ddpm_jax.data.places import check_not_of_run
 from ddpm_jax.diffusion.likelihood import prior_warning
-from ddpm_jax.errors import FailureError, UsageError, say, visible
+from ddpm_jax.errors import UsageError, say, visible
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
 from ddpm_jax.locks import Lock
 from ddpm_jax.plotting.curves import columns, loss_curve
@@ -178,12 +178,9 @@ def _settings_in(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | 
       FailureError: its settings cannot be read.
     """
     path = workdir / CONFIG_FILE
-    if not path.exists():
+    theirs = read_settings(path)
+    if theirs is None:
         return None
-    try:
-        theirs = json.loads(path.read_text())
-    except ValueError as error:
-        raise FailureError(f"{path} is damaged ({error}): move it away to write it again.") from error
     kept = saved_steps(workdir)
     if not kept and not records.read(workdir):
         return None  # it was ended before it had anything to show: this one replaces it

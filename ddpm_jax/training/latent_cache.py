@@ -26,7 +26,8 @@ from ddpm_jax.data.memory import gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import reporting, write_atomically
+from ddpm_jax.files import read_file, reporting, write_atomically
+from ddpm_jax.schema import LARGEST, Malformed, Table, differing, parse
 from ddpm_jax.training import hosts, parallel
 from ddpm_jax.training.latent_diffusion import ENCODED
 from ddpm_jax.variational.latent_space import Frozen, LatentSpace, scale_of
@@ -203,13 +204,13 @@ def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
             write_atomically(path, (json.dumps(made_of, indent=2) + "\n").encode())
         return
     try:
-        found = json.loads(path.read_bytes())
-    except ValueError:
-        raise FailureError(f"{path} is damaged: delete {directory} to encode anew.") from None
-    names = [name for name in made_of if found.get(name) != made_of[name]]
-    if names:
-        differing = ", ".join(f"{name} is {found.get(name)!r} there, {made_of[name]!r} here" for name in names)
-        raise UsageError(f"first_stage.cache: {directory} holds other latents ({differing}): name another directory.")
+        found = parse(read_file(path, largest=LARGEST + 1), Table())
+    except Malformed as error:
+        raise FailureError(f"{path} is damaged ({error}): delete {directory} to encode anew.") from None
+    pairs = differing({name: value for name, value in found.items() if name in made_of}, made_of)
+    if pairs:
+        named = ", ".join(f"{name} is {there} there, {here} here" for name, (there, here) in pairs.items())
+        raise UsageError(f"first_stage.cache: {directory} holds other latents ({named}): name another directory.")
 
 
 def _read(path: pathlib.Path, expected: Header) -> np.ndarray:

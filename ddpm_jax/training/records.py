@@ -14,14 +14,18 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from ddpm_jax.files import as_path, is_remote, reporting, write_atomically
+from ddpm_jax.files import as_path, is_remote, read_file, reporting, write_atomically
 from ddpm_jax.numerals import is_whole
+from ddpm_jax.schema import Malformed, Number, Table, Whole, parse
 
 RECORDS = "metrics.jsonl"
 _PARTS = "metrics"  # the folder of those of a bucket
 _AT_A_TIME = 16  # parts read at once: each is a wait for the network
 SECONDS = "seconds"  # in every record: wall time of the run so far, its interruptions left out
 _DOING = "keep the metrics in"
+
+_LONGEST = 1 << 20  # bytes of a line
+_RECORD = Table({"step": Whole()}, others=Number(null=True))
 
 Record = dict[str, float]
 
@@ -107,8 +111,8 @@ class Records:
 def read(workdir: str | os.PathLike) -> list[Record]:
     """Returns the records of a run in the order of writing, [] if there are none yet.
 
-    Every record has "step" (int). Lines of the same step, one after the other, are one record: a grid of samples adds
-    what is measured on it. A line that is not a whole record, cut short by a kill, is left out.
+    Every record has "step" (int), and numbers. Lines of the same step, one after the other, are one record: a grid of
+    samples adds what is measured on it. A line that is no such record, cut short by a kill say, is left out.
 
     Raises:
       FailureError: the file exists and cannot be read.
@@ -133,18 +137,17 @@ def _contents(workdir: pathlib.Path) -> dict[pathlib.Path, bytes]:
     if (workdir / RECORDS).exists():
         paths.insert(0, workdir / RECORDS)
     with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
-        return dict(zip(paths, pool.map(lambda path: path.read_bytes(), paths), strict=True))
+        return dict(zip(paths, pool.map(read_file, paths), strict=True))
 
 
 def _parse(data: bytes) -> Iterator[tuple[bytes, Record]]:
     """Yields the whole lines, without the newline, each with its record."""
     for line in data.split(b"\n"):
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = parse(line, _RECORD, largest=_LONGEST)
+        except Malformed:
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            yield line, {name: math.nan if value is None else value for name, value in record.items()}
+        yield line, {name: math.nan if value is None else value for name, value in record.items()}
 
 
 def _repair(path: pathlib.Path, data: bytes, last_step: float) -> None:

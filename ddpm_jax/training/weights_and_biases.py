@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.files import absolute, as_path, is_remote, write_atomically
+from ddpm_jax.files import absolute, as_path, is_remote, read_file, reporting, write_atomically
 
 RUN_ID = "wandb/id"  # in the directory of the run; W&B keeps its own files beside it
 _log = logging.getLogger(__name__)
@@ -122,7 +122,8 @@ def _run_id(workdir: pathlib.Path) -> str:
     path = workdir / RUN_ID
     if not path.exists():
         write_atomically(path, secrets.token_hex(4).encode())
-    return path.read_text().strip()
+    with reporting(path, "read"):
+        return read_file(path, largest=1000).decode(errors="replace").strip()
 
 
 def _one_line(error: Exception) -> str:

@@ -108,8 +108,19 @@ RANGES = [
     ("model.ch_mult", "0,1", "whole numbers of at least 1"),
     ("model.ch_mult", "1,x", "whole numbers of at least 1"),
 ]
+TOO_LARGE = [  # each would be traced, or its memory asked for, before anything else is said of it
+    ("data.image_size", 10**9, "at most 8192"),
+    ("diffusion.num_timesteps", 10**12, "at most 1000000"),
+    ("model.num_res_blocks", 1000, "at most 16"),
+    ("model.ch_mult", ",".join("1" * 62), "at most 12 numbers"),
+    ("dit.depth", 1_000_000, "at most 128"),
+    ("train.batch_size", 10**12, "at most 1048576"),
+    ("train.num_steps", 10**20, "at most 2147483647"),
+    ("optimizer.warmup_steps", 2**31, "at most 2147483647"),
+]
 TOGETHER = [  # overrides that contradict each other or the digits' config, and words of the sentence
     (["data.image_size=9", "model.ch_mult=1,2"], ["9 is not divisible by 2", "multiple of 2"]),
+    (["model.num_res_blocks=16", "model.ch_mult=1,1,1,1,1"], ["16 on each of the 5 levels", "at most 64 blocks"]),
     (["model.ch=33"], ["33 channels", "32 groups", "multiple of 32"]),
     (["model.num_heads=3"], ["num_heads 3", "divisor of 32"]),
     (["model.attn_resolutions=5,"], ["attn_resolutions names 5", "at 8"]),
@@ -154,7 +165,7 @@ def test_an_unknown_name_is_refused_and_the_nearest_suggested(refused_untouched,
     )
 
 
-@pytest.mark.parametrize(("field", "value", "wanted"), RANGES)
+@pytest.mark.parametrize(("field", "value", "wanted"), RANGES + TOO_LARGE)
 def test_a_number_outside_its_range_is_refused(refused_untouched, field, value, wanted):
     refused_untouched(*set_fields(f"{field}={value}"), says=[field.rpartition(".")[2] + " is ", wanted])
 
