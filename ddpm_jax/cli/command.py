@@ -340,30 +340,39 @@ def keep_compiled(directory: str | None) -> None:
     """Makes JAX keep compiled programs in `directory`, or on a bucket "gs://..."; None leaves it as it is.
 
     Raises:
-      UsageError: the directory cannot be made, or its name is no text, which JAX has to have.
+      UsageError: the directory, for None that of JAX_COMPILATION_CACHE_DIR, cannot be made, or its name is no text,
+        which JAX has to have.
     """
-    if directory is None:
-        return
     import jax
 
+    if directory is None:
+        if jax.config.jax_compilation_cache_dir is not None:
+            _check_cache(jax.config.jax_compilation_cache_dir, "JAX_COMPILATION_CACHE_DIR")
+        return
+    _check_cache(directory, "--compilation_cache")
+    place = as_path(directory)
+    check_place(place, flag="--compilation_cache", writing=True)
+    jax.config.update("jax_compilation_cache_dir", directory if is_remote(place) else os.path.abspath(directory))
+    # By default JAX keeps only what took a second to compile; a start consists of many smaller programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _check_cache(directory: str, name: str) -> None:
+    """Refuses a place for compiled programs that JAX would fail at when it first compiles; `name` is who named it."""
     try:
         directory.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(
-            f"--compilation_cache {directory} is no name in UTF-8, as JAX needs one: rename it."
-        ) from error
-
-    place = as_path(directory)
-    check_place(place, flag="--compilation_cache", writing=True)
-    if not is_remote(place):
-        directory = os.path.abspath(directory)
-        try:
-            os.makedirs(directory, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--compilation_cache {directory} cannot be made: {error.strerror}.") from error
-    jax.config.update("jax_compilation_cache_dir", directory)
-    # By default JAX keeps only what took a second to compile; a start consists of many smaller programs.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        raise UsageError(f"{name} {directory} is no name in UTF-8, as JAX needs one: rename it.") from error
+    try:
+        place = as_path(directory)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+    if is_remote(place):
+        return
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{name} {directory} cannot be made: {error.strerror}.") from error
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:

@@ -76,8 +76,15 @@ def test_no_command_runs_operation_by_operation(refused, tmp_path):
 
 @pytest.mark.parametrize("place", ["foo://bar", "s3://bucket/programs", "gs://"])
 def test_a_cache_of_programs_lies_on_a_disk_or_in_a_bucket(place):
-    with pytest.raises(UsageError, match=r"(is no place that can be read or written|names no bucket)"):
+    with pytest.raises(UsageError, match=r"^--compilation_cache: .*(can be read or written|names no bucket)"):
         command.keep_compiled(place)
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", place)  # as the variable sets it
+    try:
+        with pytest.raises(UsageError, match=r"^JAX_COMPILATION_CACHE_DIR: .*(can be read or written|names no bucket)"):
+            command.keep_compiled(None)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_a_refusal_of_the_system_that_nothing_foresaw_is_one_sentence(capsys, tmp_path):
