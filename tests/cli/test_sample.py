@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.evaluation import generation
+from ddpm_jax.training.progress import Counter
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGIT = 64 + 2  # pixels a digit takes in a grid, with its margin
@@ -66,6 +68,34 @@ def assert_same_images(actual, expected):
     difference = np.abs(actual.astype(int) - expected.astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.01
+
+
+def test_a_signal_keeps_the_batches_that_are_done_and_the_same_command_ends_with_the_same_images(
+    invoke, trained, tmp_path, monkeypatch
+):
+    argv = ("sample", "--ckpt", trained, "--num_samples", 8, "--batch_size", 3)
+    assert invoke(*argv, "--out", tmp_path / "whole").code == 0
+    batches, made = [], []
+
+    def within(counter, images, done, total):
+        batches.extend([images] if done == total else [])
+        if len(batches) == 2 and done == total:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Counter, "within", within)
+        result = invoke(*argv, "--out", tmp_path / "stopped")
+    assert result.code == 143
+    assert result.err.splitlines()[-1] == (
+        f"stopped by SIGTERM: 6 of 8 images are kept in {tmp_path / 'stopped'}; the same command goes on with the rest."
+    )
+    assert not list((tmp_path / "stopped").glob("samples-*"))
+    monkeypatch.setattr(Counter, "within", lambda counter, images, done, total: made.append(images))
+    assert invoke(*argv, "--out", tmp_path / "stopped").code == 0
+    assert set(made) == {2}, "six of the eight were there"
+    np.testing.assert_array_equal(read(tmp_path / "stopped"), read(tmp_path / "whole"))
+    names = ({path.name for path in (tmp_path / out).iterdir()} for out in ("stopped", "whole"))
+    assert next(names) == next(names)
 
 
 def test_eight_devices_make_the_images_of_one(trained, eight, tmp_path):

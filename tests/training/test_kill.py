@@ -162,6 +162,30 @@ def test_a_run_killed_very_often_ends_as_if_undisturbed(tmp_path, data_dir, undi
 
 
 @pytest.mark.slow
+def test_a_second_ctrl_c_leaves_at_once_even_amid_a_save_and_the_run_goes_on(tmp_path, data_dir, undisturbed):
+    program, amid_a_save = Program(tmp_path / "run", data_dir), 0
+    for _ in range(4):
+        program.mark()
+        program.start()
+        if not (program.until(program.trains) and program.until(program.saving)):
+            break
+        for _ in range(2):
+            program.process.send_signal(signal.SIGINT)
+            time.sleep(0.01)  # two signals at once are one to the kernel
+        start = time.monotonic()
+        ended, output = program.finish()
+        assert ended == 130, output
+        assert "Traceback" not in output
+        assert "Fatal" not in output
+        assert time.monotonic() - start < 5
+        amid_a_save += program.saving()
+    assert amid_a_save, "every save was quicker than the signals"
+    ended, output = program.run()
+    assert ended == 0, output
+    _assert_same_end(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.slow
 def test_a_signal_saves_says_how_to_resume_and_the_run_goes_on(tmp_path, data_dir, undisturbed):
     workdir = tmp_path / "run"
     program = Program(workdir, data_dir)

@@ -1,0 +1,88 @@
+"""Wishes to stop: who hears of them, what they become, and that a second Ctrl-C waits for nothing."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import pytest
+
+from ddpm_jax.training import interrupt
+from ddpm_jax.training.interrupt import Interrupt, Stopped, Wish
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_where_nobody_listens_there_is_no_wish():
+    interrupt.check()
+    interrupt.check(together=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("together", [False, True])
+def test_a_signal_is_said_at_once_and_stops_at_the_next_check(capfd, number, together):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with Interrupt("stopping soon") as stop:
+        interrupt.check(together=together)
+        os.kill(os.getpid(), number)
+        assert capfd.readouterr().err == f"\n{number.name}: stopping soon.\n"
+        with pytest.raises(Stopped) as stopped:
+            interrupt.check(together=together)
+        assert stopped.value.wish == stop.received == number
+    interrupt.check()
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_time_limit_is_a_wish_and_a_signal_counts_for_more(monkeypatch):
+    now = [50.0]
+    monkeypatch.setattr(interrupt, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    stop = Interrupt("", max_seconds=10)
+    now[0] = 55.0
+    with stop:  # the time runs from the start of the command
+        interrupt.check()
+        now[0] = 60.0
+        with pytest.raises(Stopped, match=r"^stopped by --max_seconds$"):
+            interrupt.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == Wish.SIGTERM
+
+
+def test_the_innermost_interrupt_hears_the_signal():
+    with Interrupt("outer") as outer:
+        with Interrupt("inner"):
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(Stopped):
+                interrupt.check()
+        assert outer.received is None
+        interrupt.check()
+
+
+PROGRAM = """
+import sys, jax
+from ddpm_jax.training import interrupt
+interrupt.own_process()
+busy = jax.jit(lambda x: jax.lax.fori_loop(0, 2**31 - 2, lambda i, x: x * 1.0000001 + 1e-9, x)).lower(1.0).compile()
+with interrupt.Interrupt("stopping soon"):
+    print("busy", flush=True)
+    busy(1.0).block_until_ready()
+"""
+
+
+def test_a_command_deep_in_a_program_answers_a_signal_and_leaves_at_the_second():
+    """Python runs no handler while the main thread waits for a device."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() + process.stderr.readline() == "\nSIGINT: stopping soon.\n"
+    assert process.poll() is None
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "\ninterrupted\n")
+    assert time.monotonic() - start < 5
