@@ -7,10 +7,12 @@ digests of its files (`digests`), because a flipped bit would otherwise be read 
 Reading them is in `checkpoint_reading`; Orbax is known in these two files only.
 """
 
+import functools
 import itertools
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -102,6 +104,7 @@ class Checkpointer:
             raise UsageError(f"checkpoint.keep_last is {keep_last}: at least the newest checkpoint must be kept.")
         self._directory, self._before_save = absolute(as_path(workdir)) / CHECKPOINTS, before_save
         self._check_files()
+        _say_failed_writes_once()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last, keep_period=keep_every or None, cleanup_tmp_directories=True
         )
@@ -169,9 +172,6 @@ class Checkpointer:
                 raise FailureError(hosts.LOST) from error
             if self._is_gone():
                 raise FailureError(_removed(self._directory)) from error
-            # The writes beside the one that failed report to a closed event loop, or to nobody, with a traceback each.
-            sys.unraisablehook = lambda _: None
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             raise FailureError(
                 f"Saving a checkpoint in {self._directory} failed: {reason_of(error, self._directory)}. "
                 f"{self._last_good()} Put that right and give the same command again to resume."
@@ -259,6 +259,35 @@ class Checkpointer:
     def close(self) -> None:
         """Waits for the last save and stops the background threads."""
         self._guard(self._manager.close)
+
+
+@functools.cache
+def _say_failed_writes_once() -> None:
+    """Silences, in this process, what Orbax's event loop prints of writes beside the one that is raised.
+
+    They report to a loop that is closed by then, or to nobody, with a traceback each, perhaps before the sentence.
+    """
+    print_exception, print_unraisable = sys.excepthook, sys.unraisablehook
+
+    def on_exception(kind, error, traceback) -> None:
+        if not _is_of_closed_loop(error):
+            print_exception(kind, error, traceback)
+
+    def on_unraisable(unraisable) -> None:
+        if not _is_of_closed_loop(unraisable.exc_value):
+            print_unraisable(unraisable)
+
+    def is_news(record: logging.LogRecord) -> bool:
+        error = record.exc_info and record.exc_info[1]
+        return not (_is_of_closed_loop(error) or (isinstance(error, Exception) and is_refusal(error)))
+
+    sys.excepthook, sys.unraisablehook = on_exception, on_unraisable
+    logging.getLogger("asyncio").addFilter(is_news)
+
+
+def _is_of_closed_loop(error: object) -> bool:
+    in_background = threading.current_thread() is not threading.main_thread()
+    return in_background and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 def _removed(directory: os.PathLike) -> str:

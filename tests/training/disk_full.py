@@ -18,6 +18,8 @@ def main():
     for step in (1, 2):
         # Random numbers, because zeros compress to nothing.
         state = {"params": np.random.default_rng(step).random(1_000_000, np.float32)}
+        # More of them, because a write beside the one that fails has something to say of its own.
+        state |= {f"more{i}": np.random.default_rng(step + i).random(300_000, np.float32) for i in range(9)}
         if step == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
         try:

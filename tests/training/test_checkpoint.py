@@ -448,6 +448,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_survives(tmp_path, run_py
     assert f"{tmp_path / 'checkpoints'} failed: File too large. The last good" in sentences[0]
     assert sentences[0].endswith("Put that right and give the same command again to resume.")
     template = {"params": jax.ShapeDtypeStruct((1_000_000,), jnp.float32)}
+    template |= {f"more{i}": jax.ShapeDtypeStruct((300_000,), jnp.float32) for i in range(9)}
     checkpointer = Checkpointer(tmp_path, keep_last=1)
     state, position = checkpointer.restore(template)
     np.testing.assert_array_equal(state["params"], np.random.default_rng(1).random(1_000_000, np.float32))
