@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ def read_listing(path: Any) -> Listing | None:
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError("it names no files")
         return Listing(names, *np.array([[size, time] for _, size, time in rows], np.int64).reshape(-1, 2).T)
-    except (ValueError, TypeError, OverflowError, EOFError, OSError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, EOFError, OSError, RecursionError, zlib.error) as error:
         raise FailureError(
             f"{path}, which lists the files that the run was trained on, is damaged ({error}): remove it to go on "
             "without comparing them."

@@ -116,6 +116,7 @@ def test_without_a_listing_other_data_in_splits_say_how_a_run_over_classes_goes_
         gzip.compress(json.dumps(["a", 10**30, 1]).encode()),
         gzip.compress(b"[" * 100_000),
         gzip.compress(b'["a", 1, 2]\n')[:-9],
+        gzip.compress(b'["a", 1, 2]\n')[:10] + b"\xff" * 20,
     ],
 )
 def test_a_damaged_listing_is_one_sentence(tmp_path, content):

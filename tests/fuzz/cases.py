@@ -7,7 +7,6 @@ machine can compute in an hour is no mistake.
 import functools
 import importlib
 import json
-import math
 import os
 import pathlib
 import random
@@ -18,97 +17,8 @@ from ddpm_jax.cli import command
 from ddpm_jax.cli import config as configs
 
 from . import world as worlds
+from .words import FIELDS, FLAGS, JSON, NUMBERS, TEXTS, VALUES
 
-TEXTS = (
-    *("", " ", "x", "-", "--", "=", ",", ",,", "a,b", "0,", "none", "None", "true", "auto", "*", "%s", "{}", "{0}"),
-    *("$x$", "$\\frac{$", "../..", ".", "~", "²", "٣", "ä", "日本", "\x1b[31mred", "\u202eabc", "a\nb", "a\rb", "\x00"),
-    *(
-        "\x07",
-        "\udcff",
-        "é" * 300,
-        "x" * 5000,
-        "gs://",
-        "s3://a/b",
-        "http://x/y",
-        "/dev/null",
-        "/dev/null/x",
-        "/proc/x",
-    ),
-    *("/proc/x", "nan", "inf", "1e999", "[]", "(1,", "()", "'", '"', "1;2", "\u2028", "\ufeff1", "\ud800", "C:\\x"),
-)
-NUMBERS = (
-    *(
-        "0",
-        "1",
-        "2",
-        "3",
-        "-1",
-        "-0",
-        "+1",
-        " 1",
-        "1.5",
-        ".5",
-        "1e-3",
-        "-2.5",
-        "1e400",
-        "1e-400",
-        "nan",
-        "-inf",
-        "0x10",
-    ),
-    *("1_0", "99999999999999999999", "1" + "0" * 60, "9" * 5000, "1" * 400, "²", "1,2", "0.1,0.2", "-1,5", "1e999"),
-    *("1.0000000001", "1,,2", "--1", "1e", "0b1", "1j", "half"),
-)
-VALUES = (
-    *(
-        None,
-        True,
-        False,
-        0,
-        1,
-        -1,
-        2,
-        3,
-        1.5,
-        -0.5,
-        1e-300,
-        1e300,
-        math.nan,
-        math.inf,
-        -math.inf,
-        10**20,
-        2**63,
-        10**60,
-    ),
-    *(
-        (),
-        (0,),
-        (-1,),
-        (1, 2),
-        ("x",),
-        (1.5,),
-        (10**20,),
-        [],
-        [[1]],
-        {},
-        {"a": 1},
-        "",
-        "x",
-        "1",
-        "\x1b[31m",
-        "x" * 5000,
-    ),
-    *("\x00", "/dev/zero", b"x", 1j),
-)
-JSON = (
-    *("null", "true", "-1", "0", "1", "2.5", "1e999", "-1e999", "NaN", "Infinity", "9" * 60, "9" * 5000, '""', '"x"'),
-    *('"\\u001b[2J\\u202e"', '"\\ud800"', "[]", "{}", "[[]]", "[null]", '{"a": {"b": 1}}', "[" * 200_000, '"nan"'),
-    *("[" * 60 + "]" * 60, '"' + "x" * 10_000 + '"', "1e300", "-0.0", "[1, 2, 3]", '"/etc/passwd"', '"../../x"'),
-)
-DAMAGES = (
-    *("flip", "flip", "flip", "cut", "empty", "more", "zeros", "swap", "gone", "folder", "pipe", "zero", "loop"),
-    *("nowhere", "head"),
-)
 # What needs other machines, or writes where it is told to whoever asks.
 NOT_FUZZED = {
     "distributed",
@@ -178,10 +88,18 @@ def flags_of(name: str) -> tuple[tuple[str, bool], ...]:
 
 
 def _flags(rng, here):
+    """Nonsense in one or two flags, or several in earnest that may not go together."""
     name = rng.choice(worlds.COMMANDS)
     argv = worlds.arguments(name, here)
     known = [(flag, switch) for flag, switch in flags_of(name) if flag not in NOT_FUZZED]
-    for _ in range(rng.choice((1, 1, 1, 2))):
+    if rng.random() < 0.5:
+        for flag, switch in rng.sample(known, min(len(known), rng.choice((1, 2, 3, 4)))):
+            if switch:
+                argv += [f"--{flag}"]
+            elif flag in FLAGS:
+                argv += [f"--{flag}", rng.choice(FLAGS[flag]).replace("@", f"{here}/")]
+        return Case(name, argv, "flags in earnest", False)
+    for _ in range(rng.choice((1, 1, 2))):
         flag, switch = rng.choice(known)
         value = rng.choice(TEXTS + NUMBERS)
         if flag in WRITTEN and os.path.isabs(value) and not value.startswith(("/dev/null", "/proc")):
@@ -203,23 +121,28 @@ def _flags(rng, here):
 
 
 def _fields(rng, here):
-    """A field of a config: on the command line, in the file, or in the file of a run that is resumed."""
-    name = rng.choice(("train", "train", "import_first_stage"))
-    base = worlds.config(here)
-    if name == "import_first_stage" or rng.random() < 0.3:
-        base = worlds.of_first_stage(here, rng.choice(("ae", "vae", "vq")))
+    """Nonsense in one or two fields of a config, or several in earnest that may not go together.
+
+    They stand on the command line or in the file, of a new run or of one that is resumed.
+    """
+    name = rng.choice(("train", "train", "train", "import_first_stage"))
+    of_first_stage = name == "import_first_stage" or rng.random() < 0.3
+    base = worlds.of_first_stage(here, rng.choice(("ae", "vae", "vq"))) if of_first_stage else worlds.config(here)
     argv = ["--config", str(here / "mine.py")]
-    argv += ["--workdir", str(here / rng.choice(("new", "run")))] if name == "train" else []
-    argv += ["--weights", str(here / "weights.npz"), "--out", str(here / "new")] if name != "train" else []
-    fields = sorted(field for field, _ in configs.flatten(configs.default_config()) if field not in COSTLY)
+    if name == "train":
+        argv += ["--workdir", str(here / rng.choice(("new", "new", "run")))]
+    else:
+        argv += ["--weights", str(here / "weights.npz"), "--out", str(here / "new")]
+    in_earnest = rng.random() < 0.5
+    fields = sorted(FIELDS if in_earnest else set(dict(configs.flatten(configs.default_config()))) - COSTLY)
     said = []
-    for _ in range(rng.choice((1, 1, 2))):
-        field = rng.choice(fields)
-        if rng.random() < 0.5:
-            value = rng.choice(TEXTS + NUMBERS)
+    for field in rng.sample(fields, rng.choice((1, 2, 3, 4)) if in_earnest else rng.choice((1, 1, 2))):
+        typed = rng.random() < 0.5
+        value = rng.choice(FIELDS[field] if in_earnest else TEXTS + NUMBERS if typed else VALUES)
+        if typed:
             argv += [f"--config.{field}={value}"]
         else:
-            value, (group, _, leaf) = rng.choice(VALUES), field.rpartition(".")
+            group, _, leaf = field.rpartition(".")
             inside = dict(base.get(group, {})) if group else base
             inside[leaf] = value
             base |= {group: inside} if group else {}
@@ -228,19 +151,19 @@ def _fields(rng, here):
     return Case(name, argv, "; ".join(said), False)
 
 
-# command -> what it reads; whether a damage that goes unnoticed may change the result: a picture is what it shows.
-READS = {
-    "train": ("run/checkpoints", "run", "pictures"),
-    "sample": ("run/checkpoints", "run/checkpoints", "generated"),
-    "evaluate": ("run/checkpoints", "pictures"),
-    "plot": ("run",),
-    "draw": ("stage/checkpoints", "pictures"),
-    "ema": ("run",),
-    "encode": ("stage/checkpoints", "photo.png"),
-    "decode": ("stage/checkpoints", "latents.npz"),
+STATE, CONFIG = "checkpoints/4/state", "checkpoints/4/config/metadata"
+READS = {  # command -> what it reads
+    "train": ("run/checkpoints", f"run/{CONFIG}", "run/config.json", "run/metrics.jsonl", "pictures"),
+    "sample": (f"run/{STATE}", f"run/{STATE}/_METADATA", f"run/{CONFIG}", "generated", "generated/manifest.json"),
+    "evaluate": ("run/checkpoints/4", f"run/{CONFIG}", "pictures"),
+    "plot": ("run/config.json", "run/metrics.jsonl"),
+    "draw": ("stage/checkpoints/4", f"stage/{CONFIG}", "pictures"),
+    "ema": (f"run/{STATE}", f"run/{CONFIG}"),
+    "encode": ("stage/checkpoints/4", f"stage/{CONFIG}", "photo.png"),
+    "decode": ("stage/checkpoints/4", "latents.npz"),
     "import_first_stage": ("weights.safetensors", "weights.npz"),
 }
-PROVED = ("run", "stage", "generated", "latents.npz")  # under digests, or one of the two that a checksum covers
+PROVED = ("run", "stage", "latents.npz")  # under digests or checksums: damage that goes unnoticed changes nothing
 
 
 def _files(rng, here):
@@ -249,18 +172,18 @@ def _files(rng, here):
     argv = worlds.arguments(name, here)
     if what == "weights.npz":
         argv[argv.index(str(here / "weights.safetensors"))] = str(here / what)
-    if name == "sample" and what == "generated":
-        argv[argv.index(str(here / "out"))] = str(here / what)
+    if name == "sample" and what.startswith("generated"):
+        argv[argv.index(str(here / "out"))] = str(here / "generated")
     if name == "sample" and rng.random() < 0.2:
         what = rng.choice(("photo.png", "mask.png"))
         argv += ["--inpaint", str(here / "photo.png"), "--mask", str(here / "mask.png")]
     files = [here / what] if (here / what).is_file() else _below(here / what)
     file = rng.choice(files)
     said = f"{os.path.relpath(file, here)}: {_damage(rng, file, files)}"
-    if rng.random() < 0.5 and _seal(file):
+    if rng.random() < 0.7 and _seal(file):
         said += ", and SHA256SUMS made to agree"
         return Case(name, argv, said, False)
-    same = what.split("/")[0] in PROVED and what != "generated" and "--mask" not in argv
+    same = what.split("/")[0] in PROVED and "--mask" not in argv
     return Case(name, argv, said, same)
 
 

@@ -1,11 +1,12 @@
 """Starts workers and watches them: a case that takes too long or too much memory ends with its process.
 
-    python -m tests.fuzz.driver WORLD FIRST COUNT
+    python -m tests.fuzz.driver WORLD 17 300:800
 
-runs so many cases from number FIRST on, and prints those that fail; WORLD is made if it is missing.
+runs case 17 and those from 300 to 799, and prints what fails; the directory WORLD is made if it is missing.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -93,10 +94,15 @@ class Worker:
         return {"number": number, "wrong": [reason], "err": self._errors.read_text()[-4000:]}
 
 
+def _numbers(text):
+    first, _, end = text.partition(":")
+    return range(int(first), int(end or int(first) + 1))
+
+
 def main():
-    world, first, count = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    with contextlib.closing(Worker(world)) as worker:
-        for number in range(first, first + count):
+    world, *wanted = sys.argv[1:]
+    with contextlib.closing(Worker(pathlib.Path(world))) as worker:
+        for number in itertools.chain.from_iterable(map(_numbers, wanted)):
             result = worker.run(number)
             if result["wrong"]:
                 print(json.dumps(result, indent=2), flush=True)

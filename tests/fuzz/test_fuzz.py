@@ -1,7 +1,7 @@
 """Whatever is typed, configured or lies on disk: one sentence and the right exit code, or the right result.
 
 Case n is always the same: `pytest --slow -n0 tests/fuzz -k '[17]'` runs the one of number 17 again, and
-`python -m tests.fuzz.driver WORLD 300 500` looks further.
+`python -m tests.fuzz.driver WORLD 300:800` looks further.
 """
 
 import contextlib

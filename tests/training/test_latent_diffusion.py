@@ -164,6 +164,10 @@ def test_encoding_goes_on_where_it_stopped_and_a_damaged_file_is_named(tmp_path,
     files[2].write_bytes(files[2].read_bytes()[:40])
     with pytest.raises(FailureError, match=r"latents-00002-of-00003.npy is damaged .*: delete it"):
         cached(directory)
+    for text in ("[]", "{", "[" * 100_000):
+        (directory / "latents.json").write_text(text)
+        with pytest.raises(FailureError, match=r"latents.json is damaged \(it .*: delete"):
+            cached(directory)
 
 
 @pytest.mark.parametrize(
