@@ -118,7 +118,9 @@ def test_what_no_variance_of_data_can_be_is_held_to_what_it_can_be(steps):
         return interpret(schedule, output, x_t, rows, parameterization="eps", variance="learned").log_variance.ravel()
 
     for said in (-80.0, -9.0, 5.0, 80.0):
-        assert np.isfinite(jax.jacobian(log_variance)(said)).all()
+        slope = jax.jacobian(log_variance)(said)
+        assert np.isfinite(slope).all()
+        assert (slope == 1).all() or steps < 1000  # training differentiates the whole chain
     if steps < 1000:
         low, high = (np.exp(np.asarray(log_variance(said), np.float64))[1:] for said in (-80.0, 80.0))
         np.testing.assert_allclose(low, schedule.posterior_variance[1:], rtol=1e-5)
@@ -130,8 +132,10 @@ MIXTURE = mixtures.make_mixture(
 )
 
 
-@pytest.mark.parametrize("spacing", ["linspace", "trailing", "quadratic"])
-@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+@pytest.mark.parametrize(
+    ("parameterization", "spacing"),
+    [*((name, "linspace") for name in PARAMETERIZATIONS), ("eps", "trailing"), ("eps", "quadratic")],
+)
 def test_of_a_mixture_mean_and_variance_are_those_of_the_longer_step(parameterization, spacing):
     """Those of q(x_s|x_t) for every kept s < t, at draws of x_t: they are moments of a mixture, and no Gaussian's."""
     times = space(CHAIN, spacing, 20)
@@ -160,8 +164,7 @@ SAMPLERS_WITH_A_VARIANCE = {
 }
 
 
-@pytest.mark.parametrize("steps", [50, 10])
-@pytest.mark.parametrize("name", SAMPLERS_WITH_A_VARIANCE)
+@pytest.mark.parametrize(("name", "steps"), [("ancestral", 10), ("predictor_corrector", 50), ("repaint", 50)])
 def test_samplers_with_the_models_variance_walk_as_with_the_exact_one(name, steps):
     """The same noise, so the same samples; with the variance of one step taken as it is they are others."""
     times = space(CHAIN, "linspace", steps)
@@ -188,8 +191,9 @@ def test_repainting_nothing_leaves_the_width_of_the_data(steps):
     assert samples_mean_and_std(denoiser, steps, rows=rows)[1] == pytest.approx(WIDTH, abs=0.001)
 
 
-@pytest.mark.parametrize("spacing", ["linspace", "karras"])
-@pytest.mark.parametrize("name", SAMPLERS_WITH_A_VARIANCE)
+@pytest.mark.parametrize(
+    ("name", "spacing"), [*((name, "linspace") for name in SAMPLERS_WITH_A_VARIANCE), ("ancestral", "karras")]
+)
 def test_samples_have_the_width_of_the_data(name, spacing):
     """16,384 numbers in images of 64, also between the trained steps, where the network interpolates."""
     times = space(CHAIN, spacing, 50)
