@@ -121,10 +121,10 @@ def main(argv: Sequence[str]) -> int:
         weights_and_biases.load(flags.wandb)
 
     stop = Interrupt(PROMISE, max_seconds=flags.max_seconds)
+    _check_apart(config, workdir, flags.compilation_cache)  # which `prepare_jax` makes
     prepare_jax(flags)
     hosts.check_equal(_common(config))
     _check_workdir(workdir)
-    _check_apart(config, workdir)
     with hosts.alone(workdir, "training in it") as lock:
         first, first_params = find_first_stage(config, workdir, _settings_in(workdir, config))
         if first is not None:  # which the processes may read, and keep the latents of, in places of their own
@@ -163,9 +163,10 @@ def _check_workdir(workdir: pathlib.Path) -> None:
             raise UsageError(f"--workdir {workdir} cannot be made, because {why}: name another directory.")
 
 
-def _check_apart(config: ConfigDict, workdir: pathlib.Path) -> None:
+def _check_apart(config: ConfigDict, workdir: pathlib.Path, compilation_cache: str | None) -> None:
     """Refuses a folder of pictures that the run would write into."""
-    check_places(config.data, workdir=workdir, **{"config.first_stage.cache": config.first_stage.cache})
+    latents = {"config.first_stage.cache": config.first_stage.cache}
+    check_places(config.data, workdir=workdir, compilation_cache=compilation_cache, **latents)
     if config.data.name == "folder" and config.data.data_dir:
         check_not_of_run(config.data.data_dir, workdir)
 

@@ -147,6 +147,8 @@ def test_a_run_that_would_write_into_its_images_is_refused_at_the_start(refused,
     before = sorted(map(str, photos.rglob("*")))
     train = ["--config", run.parent / "mine.py", "--config.data.name=folder", "--config.condition.num_classes=3"]
     refused("train", *train, "--workdir", photos / "run", says=["--workdir", "lies in the folder of images"])
+    cache = ["--compilation_cache", photos / "cache"]
+    refused("train", *train, "--workdir", tmp_path / "run", *cache, says=["--compilation_cache", "folder of images"])
     for name in ("sample", "evaluate"):
         refused(name, "--ckpt", run, "--out", photos / "Test" / "x", says=["--out", "lies in the folder of images"])
     assert sorted(map(str, photos.rglob("*"))) == before
