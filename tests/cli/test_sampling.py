@@ -5,9 +5,24 @@ import json
 import pytest
 from PIL import Image
 
+from ddpm_jax.cli.load import Loaded, experiment_of, identity_of
+
 
 def manifest(out):
     return json.loads((out / "manifest.json").read_text())
+
+
+def test_results_are_of_the_weights_and_of_what_a_config_makes_of_them():
+    def identity(sha256, **fields):
+        values = {"diffusion": {"variance": "fixed_large"}, "train": {"num_steps": 10}} | fields
+        experiment = experiment_of(values, source="the config")
+        return identity_of(Loaded(experiment, {}, 10, "ema", sha256))
+
+    ours = identity("a" * 64)
+    assert identity("a" * 64, train={"num_steps": 20}, optimizer={"b1": 0.5}) == ours
+    assert identity("b" * 64) != ours
+    assert identity("a" * 64, diffusion={"variance": "fixed_small"}) != ours
+    assert ours["random_numbers"] == "threefry2x32"
 
 
 def test_a_sampler_its_spacing_and_options_are_recorded_and_have_a_folder_of_their_own(invoke, copied):

@@ -9,6 +9,7 @@ from scipy import stats
 from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import first_stage as evaluation
+from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.likelihood_ode import dequantize
 from ddpm_jax.variational import pca
 from ddpm_jax.variational.first_stage import FirstStage
@@ -138,3 +139,17 @@ def test_a_number_that_is_not_finite_is_refused_with_its_image():
 def test_a_plain_autoencoder_has_no_bound():
     with pytest.raises(UsageError, match="ask for reconstruction"):
         evaluation.check_has_elbo(LINEAR._replace(kind="ae"))
+
+
+@pytest.mark.parametrize("num_codes", [0, 4])
+def test_scores_of_a_model_with_and_without_codes_come_back_from_disk(tmp_path, num_codes):
+    empty = evaluation.no_scores(2, 3, num_codes)
+    rows = [np.arange(5.0 * np.prod(part.shape[1:])).reshape(5, *part.shape[1:]) for part in empty[:-1]]
+    scores = evaluation.Scores(*rows, np.arange(num_codes))
+    results.save_tally(tmp_path / "scores.npz", scores, {"seed": 0})
+    found = results.load_tally(tmp_path / "scores.npz", {"seed": 0}, empty)
+    for ours, theirs in zip(found, scores, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    results.save_tally(tmp_path / "scores.npz", scores._replace(mse=scores.mse[:4]), {"seed": 0})
+    with pytest.raises(FailureError, match=r"scores\.npz is damaged"):
+        results.load_tally(tmp_path / "scores.npz", {"seed": 0}, empty)

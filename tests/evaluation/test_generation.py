@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -315,6 +316,18 @@ def test_a_second_start_makes_only_the_shards_that_are_missing(tmp_path):
     log.clear()
     write_shards(tmp_path, fake_batches(log=log), **SET)
     assert log == []
+
+
+def test_a_shard_of_other_images_is_not_taken_for_one_that_is_done(tmp_path):
+    write_shards(tmp_path, fake_batches(), **SET)
+    shutil.copy(tmp_path / "samples-00000-of-00003.npz", tmp_path / "samples-00001-of-00003.npz")
+    before = contents(tmp_path)
+    with pytest.raises(FailureError, match=r"samples-00001-of-00003\.npz holds other images than its name says"):
+        write_shards(tmp_path, fake_batches(), **SET)
+    assert contents(tmp_path) == before
+    with pytest.raises(FailureError, match=r"samples-00001-of-00003\.npz holds other images"):
+        read_shards(tmp_path)
+    np.testing.assert_array_equal(read_shards(tmp_path, 7)[:, 0, 0, 0], 7 * np.arange(7) % 251)  # the first shard alone
 
 
 def test_a_set_finished_after_kill_9_is_the_set_made_at_once(tmp_path):
