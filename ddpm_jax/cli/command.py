@@ -409,7 +409,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
                 f"error: {visible(str(error.filename))}: {error.strerror}. Make it usable, or name another.",
                 file=sys.stderr,
             )
-            return _fail(FAILURE)
+            return _fail(USAGE if error.errno == errno.ENAMETOOLONG else FAILURE)
         if not hosts.joined():
             raise
         if hosts.is_loss(error):

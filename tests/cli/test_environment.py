@@ -93,7 +93,7 @@ def test_a_refusal_of_the_system_that_nothing_foresaw_is_one_sentence(capsys, tm
     def main(argv):
         return len((tmp_path / "a" / ("b" * 300)).read_text())
 
-    assert command.run(main, []) == command.FAILURE
+    assert command.run(main, []) == command.USAGE
     said = capsys.readouterr().err
     assert said.startswith(f"error: {tmp_path}/a/bbb")
     assert said.endswith("File name too long. Make it usable, or name another.\n")

@@ -10,13 +10,13 @@ from ddpm_jax.plotting import likelihood
 @pytest.fixture
 def axes(monkeypatch):
     """Draws with `draw(path, ...)` and returns the axes of the figure that was written."""
-    write, figures = likelihood._write, []
+    write, figures = likelihood.write_figure, []
 
     def keep(path, figure):
         figures.append(figure)
         write(path, figure)
 
-    monkeypatch.setattr(likelihood, "_write", keep)
+    monkeypatch.setattr(likelihood, "write_figure", keep)
 
     def axes(draw, path, *args, **kwargs):
         draw(path, *args, **kwargs)
