@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ddpm_jax.data import pipeline, sources
+from ddpm_jax.data.about import describe, holds_out
 from ddpm_jax.errors import FailureError, UsageError
 
 
@@ -161,6 +162,45 @@ def test_damaged_and_small_records_are_named(tmp_path):
     with pytest.raises(FailureError, match=r"Image [12] of dataset 'tiny'"):
         next(iterator)
     iterator.close()
+
+
+@pytest.mark.parametrize("cache", ["never", "always"])
+def test_small_records_are_replaced_or_enlarged_if_asked_for(tmp_path, cache, caplog):
+    sizes = [(6, 6), (3, 9), (12, 12)]
+    images = [_png(np.full((*size, 3), i, np.uint8)) for i, size in enumerate(sizes)]
+    _image_features(tmp_path, images)
+    assert _values(_load(tmp_path, channels=3, cache=cache, small="skip")) == [0, 2, 2]
+    assert "Skipped image 1 of dataset 'tiny' (it is 9x3 pixels)" in caplog.text
+    enlarging = _load(tmp_path, channels=3, cache=cache, small="enlarge")
+    assert (_values(enlarging), enlarging.skipped) == ([0, 1, 2], [])
+    _image_features(tmp_path / "damaged", [images[0], b"<html>", images[1]])
+    with pytest.raises(UsageError, match=r"Image 1 of dataset 'tiny' cannot be decoded"):
+        _load(tmp_path / "damaged", channels=3, cache="always", small="skip")
+
+
+def test_a_dataset_all_of_whose_images_are_small_is_enlarged_if_asked_for(tmp_path):
+    _prepare(tmp_path, splits={"train": 2})
+    for small in ("stop", "skip"):
+        with pytest.raises(UsageError, match=r"is 6x6 pixels, smaller than image_size=8: .* small='enlarge'"):
+            _load(tmp_path, image_size=8, small=small)
+    assert _load(tmp_path, image_size=8, small="enlarge").gather(np.arange(2))["image"].shape == (2, 8, 8, 1)
+
+
+def test_the_names_of_classes_and_the_splits_are_known(tmp_path):
+    label = tfds.features.ClassLabel(names=["ant", "bee"])
+    features = {"image": tfds.features.Tensor(shape=(6, 6, 1), dtype=np.uint8), "label": label}
+
+    def examples(split, i):
+        return {"image": np.zeros((6, 6, 1), np.uint8), "label": i % 2}
+
+    _prepare(tmp_path, splits={"train": 4}, features=features, examples=examples)
+    whole, carved = _load(tmp_path, cache="always"), _load(tmp_path, split="test", holdout=0.25)
+    assert whole.about.class_names == carved.about.class_names == ("ant", "bee")
+    assert whole.about.contents == carved.about.contents == "tiny/1.0.0 train=4"
+    assert describe(whole) == "train 4; 2 classes: ant 2, bee 2"
+    assert describe(carved) == "train 3, test 1; 2 classes: ant, bee"
+    assert holds_out(carved)
+    assert not holds_out(whole)
 
 
 @pytest.mark.parametrize("cache", ["never", "always"])
