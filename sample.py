@@ -2,7 +2,10 @@
 
 import sys
 
-from ddpm_jax.cli import command, sample
+from ddpm_jax.training import interrupt
 
 if __name__ == "__main__":
+    interrupt.own_process()
+    with interrupt.leaving():
+        from ddpm_jax.cli import command, sample
     sys.exit(command.run(sample.main))

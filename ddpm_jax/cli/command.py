@@ -429,8 +429,8 @@ def _print_whatever_is_said() -> None:
 
 def _fail(code: int) -> int:
     """Returns the exit code; one of several processes ends here, because the others may be waiting for it in vain."""
-    from ddpm_jax.training import hosts
-
-    hosts.leave(code)
+    hosts = sys.modules.get("ddpm_jax.training.hosts")  # which imports JAX; where it is not, nothing was joined
+    if hosts is not None:
+        hosts.leave(code)
     interrupt.leave_at_once(code)
     return code

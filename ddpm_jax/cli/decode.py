@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 
 from ddpm_jax.cli.command import MAX_BATCH, Parser, prepare_jax, run
 from ddpm_jax.cli.load import check_names_a_run, define_checkpoint_flags, load_first_stage
@@ -23,6 +22,7 @@ from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import decode
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting.images import grid, save_png
+from ddpm_jax.training.progress import counted
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     places = _places(out, list(map(str, arrays.get("names", ()))), len(z))
     batches = decode(stage, loaded.params, z, batch_size=flags.batch_size)
     images = (image for batch in batches for image in batch)
-    images = tqdm.tqdm(images, total=len(z), unit="picture", disable=not sys.stderr.isatty())
+    images = counted(images, "decoding", len(z), unit="picture")
     if len(places) < len(z):
         _save(out, grid(np.stack(list(images))))
     else:

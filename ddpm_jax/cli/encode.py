@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from ddpm_jax.cli import photos
 from ddpm_jax.cli.command import MAX_BATCH, MAX_SEED, Parser, prepare_jax, run
@@ -30,6 +29,7 @@ from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import Latents, encode
 from ddpm_jax.files import as_path, check_place, reporting
+from ddpm_jax.training.progress import counted
 
 PICTURE = "PICTURE"  # what messages call an argument
 MAX_SIZE = 16_384  # pixels
@@ -121,7 +121,7 @@ def _pictures(paths: Sequence[pathlib.Path], loaded: Loaded, flags: Any) -> Iter
 
     def read() -> Iterator[np.ndarray]:
         first = None
-        for path in tqdm.tqdm(paths, unit="picture", disable=not sys.stderr.isatty()):
+        for path in counted(paths, "encoding", len(paths), unit="picture"):
             if flags.keep_size:
                 picture = photos.read_whole_photo(PICTURE, path, multiple=factor, channels=channels)
             else:

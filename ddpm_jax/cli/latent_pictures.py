@@ -21,10 +21,11 @@ from ddpm_jax.cli.load import Loaded
 from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.evaluation import progressive
+from ddpm_jax.evaluation import dispatch, progressive
 from ddpm_jax.files import as_path, sha256_of
 from ddpm_jax.samplers import inversion
 from ddpm_jax.samplers.editing import slerp
+from ddpm_jax.samplers.loop import Sampler, Samples
 from ddpm_jax.samplers.randomness import image_keys, initial_noise
 from ddpm_jax.training.randomness import base_key
 
@@ -142,14 +143,19 @@ def _reconstruct(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     latents = experiment.first is not None
     scale, unit = (1.0, "of latents") if latents else (progressive.HALF_RANGE, "grey levels")
 
-    @jax.jit
-    def back_and_forth(params: Any, weights: Any, images: chex.Array) -> tuple[inversion.Reconstruction, chex.Array]:
-        denoiser, x_0 = _denoiser(recipe, params), experiment.read(weights, images)
-        found = inversion.reconstruct(denoiser, experiment.chain, times, x_0, corrections=corrections)
-        return found, recipe.show(params, jnp.concatenate([x_0, found.x_T, found.x_0]))
+    make_denoiser = functools.partial(_denoiser, recipe)
+
+    def walk(denoiser: Denoiser, sampler: Sampler, x: chex.Array, keys: chex.PRNGKey) -> Samples:
+        return dispatch.sample(make_denoiser, sampler, recipe.params, x, keys)
+
+    def back_and_forth() -> tuple[inversion.Reconstruction, chex.Array]:
+        x_0 = jax.jit(experiment.read)(loaded.params, photo[None])
+        denoiser = make_denoiser(recipe.params)
+        found = inversion.reconstruct(denoiser, experiment.chain, times, x_0, corrections=corrections, walk=walk)
+        return found, jax.jit(recipe.show)(recipe.params, jnp.concatenate([x_0, found.x_T, found.x_0]))
 
     def draw() -> Drawn:
-        found, shown = back_and_forth(recipe.params, loaded.params, photo[None])
+        found, shown = back_and_forth()
         rmse = scale * float(found.rmse[0])
         if not np.isfinite(rmse):
             raise FailureError(

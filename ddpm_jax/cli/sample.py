@@ -19,9 +19,10 @@ The last four commands make their own pictures instead of the samples. Several p
 NPZ files, up to a thousand images each, in a directory that all of them see; the first draws the grid.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -49,7 +50,7 @@ from ddpm_jax.errors import UsageError, say, visible
 from ddpm_jax.evaluation import generation
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.plotting import images as pictures
-from ddpm_jax.training import hosts
+from ddpm_jax.training import hosts, interrupt
 from ddpm_jax.training.progress import Counter
 from ddpm_jax.training.randomness import base_key
 
@@ -99,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
     hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step} | identity)
     recipe = editing.edited(loaded, flags)
     if drawings:
-        with stop:
+        with stop, _keeping("nothing is kept of the picture; the same command begins it again."):
             return latents.run(loaded, identity, recipe, flags, drawings)
     out = as_path(flags.out or _default_out(loaded, recipe, flags))
     check_place(out, flag="--out", writing=True)
@@ -112,9 +113,19 @@ def main(argv: Sequence[str]) -> int:
             loaded, recipe, out, made_by, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size
         )
         if hosts.is_first():
-            _draw(loaded, recipe, out, flags)
+            with _keeping("the images are kept; the same command draws them."):
+                _draw(loaded, recipe, out, flags)
     hosts.wait_for_all("the pictures are drawn")
     return 0
+
+
+@contextlib.contextmanager
+def _keeping(what: str) -> Iterator[None]:
+    """Says what is kept where its body is stopped and does not say so itself."""
+    try:
+        yield
+    except interrupt.Stopped as stopped:
+        raise interrupt.Stopped(stopped.wish, what) from None
 
 
 def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
 from ddpm_jax.cli import guidance
 from ddpm_jax.cli.command import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_STEP, MAX_TIMESTEPS, Parser, prepare_jax, run
@@ -36,6 +35,7 @@ from ddpm_jax.plotting.samplers import Measure, error_against_evaluations
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import SAMPLERS, find
 from ddpm_jax.samplers.spacing import SPACINGS
+from ddpm_jax.training.progress import counted
 
 EVALUATIONS = "5,10,20,50,100"
 PLANE_SAMPLES = 2000
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     model = _Model(loaded, flags) if loaded else None
     path, settings = _path(flags, model), _settings(flags, model)
     check_record(path, settings)
-    rows = [_row(case, plane, model) for case in tqdm.tqdm(cases, unit="sampler", disable=not sys.stderr.isatty())]
+    rows = [_row(case, plane, model) for case in counted(cases, "comparing", len(cases), unit="sampler")]
     _report(path, settings, rows, {"mixture_energy": plane.floor()} | (model.floors if model else {}))
     return 0
 

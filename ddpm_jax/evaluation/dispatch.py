@@ -11,9 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import chex
 import jax
 import numpy as np
 
+from ddpm_jax.diffusion.parameterization import Denoiser
+from ddpm_jax.samplers import loop
+from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.training import interrupt
 
 SECONDS = 0.5  # of a dispatch, about; two are in flight, so that a signal is seen within a second
@@ -42,6 +46,36 @@ class Pace:
         """A dispatch of so many rows kept the device busy for so long."""
         fitting = SECONDS * rows / max(seconds, 1e-9)
         self.rows = int(max(1, min(fitting, GROWTH * rows)))
+
+
+def sample(
+    make_denoiser: Callable[[Any], Denoiser],
+    sampler: Sampler,
+    params: Any,
+    x_T: chex.Array,
+    keys: chex.PRNGKey,
+    *,
+    num_frames: int = 0,
+) -> loop.Samples:
+    """`samplers.loop.sample` of one batch on one device, in dispatches; `params` are those of `make_denoiser`.
+
+    Raises:
+      UsageError: `num_frames` not of this chain.
+      Stopped: see `walk`.
+    """
+    segment = jax.jit(
+        lambda params, chains, keys, first, last: (
+            loop.advance(make_denoiser(params), sampler, chains, keys, first, last),
+            last == sampler.num_rows,
+        )
+    )
+    chains = walk(
+        lambda chains, first, last: segment(params, chains, keys, first, last),
+        jax.jit(lambda x_T: loop.begin(sampler, x_T, num_frames=num_frames))(x_T),
+        sampler.num_rows,
+        pace=Pace(),
+    )
+    return jax.jit(lambda chains: loop.finish(sampler, chains))(chains)
 
 
 def walk(

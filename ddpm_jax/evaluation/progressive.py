@@ -8,6 +8,7 @@ bound (`bound`, `tally`): no other run over the data is needed. The code itself 
 The x_0 predicted along one chain of samples is part of every chain (`samplers.loop.Samples.frames_x_0`).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,12 +21,13 @@ from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.evaluation import dispatch
 from ddpm_jax.evaluation.generation import pixels
 from ddpm_jax.evaluation.tally import Summary
 from ddpm_jax.keys import base_key
 from ddpm_jax.samplers import randomness
 from ddpm_jax.samplers.ancestral import ancestral
-from ddpm_jax.samplers.loop import Sampler, sample
+from ddpm_jax.samplers.loop import Sampler
 
 HALF_RANGE = 127.5  # grey levels in a unit of [-1, 1]
 
@@ -116,13 +118,13 @@ def interpolate(
     lambdas = np.linspace(0, 1, steps)
 
     @jax.jit
-    def run(params, key, pair, lambdas):
+    def start(key, pair, lambdas):
         keys = randomness.image_keys(key, jnp.zeros(steps, jnp.int32))
         eps = jnp.broadcast_to(randomness.initial_noise(keys[:1], pair.shape[1:]), pair.shape)
-        x_t = q_sample(schedule, pair, jnp.full(2, t), eps)
-        return sample(make_denoiser(params), sampler, mix(x_t, lambdas), keys).x_0
+        return mix(q_sample(schedule, pair, jnp.full(2, t), eps), lambdas), keys
 
-    x_0 = run(params, base_key(seed), pair, lambdas.astype(np.float32))
+    x_t, keys = start(base_key(seed), pair, lambdas.astype(np.float32))
+    x_0 = dispatch.sample(make_denoiser, sampler, params, x_t, keys).x_0
     return Interpolation(lambdas, _to_images(show, params, x_0))
 
 
@@ -173,16 +175,17 @@ def samples_sharing_latents(
     num_timesteps = schedule.num_timesteps
     if not 1 <= num_latents <= num_timesteps:
         raise UsageError(f"{num_latents} latents are asked for: the chain has {num_timesteps}, choose 1 to so many.")
-    denoiser = make_denoiser(params)
+    walk = functools.partial(dispatch.sample, make_denoiser)
     keys = randomness.image_keys(base_key(seed), jnp.arange(1 + num_latents * num_samples))
     of_rows = keys[1:].reshape(num_latents, num_samples)
     x_T = randomness.initial_noise(keys[:1], shape)
     # The last frame is the chain's own sample; its other frames are the x_t before so many rows.
-    latents = sample(denoiser, ancestral(schedule), x_T, keys[:1], num_frames=num_latents + 1).frames_x_t[:-1, 0]
+    chain = walk(ancestral(schedule), params, x_T, keys[:1], num_frames=num_latents + 1)
+    latents = chain.frames_x_t[:-1, 0]
     rows = np.round(np.linspace(0, num_timesteps, num_latents + 1)).astype(int)[:-1]
     t = num_timesteps - 1 - rows
     images = [
-        sample(denoiser, from_timestep(schedule, s), jnp.tile(x_t, (num_samples, 1, 1, 1)), row_keys).x_0
+        walk(from_timestep(schedule, s), params, jnp.tile(x_t, (num_samples, 1, 1, 1)), row_keys).x_0
         for s, x_t, row_keys in zip(t, latents, of_rows, strict=True)
     ]
     drawn = _to_images(show, params, jnp.concatenate(images))

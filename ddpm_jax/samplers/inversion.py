@@ -4,6 +4,7 @@ In x̄ = x_t / √ᾱ_t and σ the flow is dx̄/dσ = ε(x_t, t), and it has no 
 higher is DDIM inversion (Song et al. 2020, section 4.3). Neither way draws anything.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -16,7 +17,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.keys import base_key
 from ddpm_jax.samplers.ddim import ddim
 from ddpm_jax.samplers.linear import levels_at
-from ddpm_jax.samplers.loop import Sampler, sample
+from ddpm_jax.samplers.loop import Sampler, Samples, sample
 from ddpm_jax.samplers.randomness import image_keys
 
 
@@ -89,7 +90,14 @@ class Reconstruction(NamedTuple):
 
 
 def reconstruct(
-    denoiser: Denoiser, chain: Chain, times: np.ndarray, x_0: chex.Array, *, corrections: int = 0, dtype=np.float32
+    denoiser: Denoiser,
+    chain: Chain,
+    times: np.ndarray,
+    x_0: chex.Array,
+    *,
+    corrections: int = 0,
+    dtype=np.float32,
+    walk: Callable[[Denoiser, Sampler, chex.Array, chex.PRNGKey], Samples] = sample,
 ) -> Reconstruction:
     """`invert`, then DDIM with η = 0 over the same times.
 
@@ -100,8 +108,9 @@ def reconstruct(
       x_0: [B, H, W, C] in [-1, 1].
       corrections: of `invert`.
       dtype: of the tables.
+      walk: how the chains are walked, `sample` or what does the same in dispatches.
     """
     keys = image_keys(base_key(0), jnp.arange(len(x_0)))  # nothing is drawn with them
-    x_T = sample(denoiser, invert(chain, times, corrections=corrections, dtype=dtype), x_0, keys).x_0
-    again = sample(denoiser, ddim(chain, times, dtype=dtype), x_T, keys).x_0
+    x_T = walk(denoiser, invert(chain, times, corrections=corrections, dtype=dtype), x_0, keys).x_0
+    again = walk(denoiser, ddim(chain, times, dtype=dtype), x_T, keys).x_0
     return Reconstruction(x_T, again, jnp.sqrt(jnp.mean(jnp.square(again - x_0), axis=tuple(range(1, x_0.ndim)))))

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 
 STDERR = 2
@@ -59,6 +60,27 @@ def leave_at_once(code: int) -> None:
         with contextlib.suppress(Exception):  # closed, or entered by the main thread just now
             stream.flush()
     os._exit(code)
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """While its body imports libraries, Ctrl-C ends a process that is a command at once.
+
+    An exception in the midst of an extension's initialisation makes that fail in its own words, or crash.
+    """
+    if not _alone:
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(STDERR, b"\ninterrupted\n")
+    leave_at_once(LEAVING)
 
 
 def check(*, together: bool = False) -> None:
@@ -139,8 +161,7 @@ class Interrupt:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal == Wish.SIGINT and number == signal.SIGINT:
-            os.write(STDERR, b"\ninterrupted\n")
-            leave_at_once(LEAVING)
+            _leave(number, frame)
             raise KeyboardInterrupt
         self._signal = Wish(number)
         message = f"\n{self._signal.name}: {self._promise}.\n"

@@ -2,14 +2,15 @@
 
 import sys
 import time
-from collections.abc import Callable
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO, TypeVar
 
 import tqdm
 
 from ddpm_jax.errors import say
 from ddpm_jax.training import hosts
 
+Item = TypeVar("Item")
 FIRST, EVERY = 5.0, 10.0  # seconds to the first line, and between two: what is done sooner is done without one
 
 
@@ -98,6 +99,14 @@ class Counter:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def counted(items: Iterable[Item], what: str, total: int, *, unit: str) -> Iterator[Item]:
+    """Yields the items and counts those that are done with."""
+    with Counter(what, total, unit=unit) as counter:
+        for item in items:
+            yield item
+            counter.add(1)
 
 
 def duration(seconds: float) -> str:

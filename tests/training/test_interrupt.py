@@ -86,3 +86,29 @@ def test_a_command_deep_in_a_program_answers_a_signal_and_leaves_at_the_second()
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "\ninterrupted\n")
     assert time.monotonic() - start < 5
+
+
+def test_ctrl_c_amid_an_import_leaves_at_once_without_an_exception():
+    """One that arose while jaxlib initialises made it fail in words of its own, or crash."""
+    body = "print('importing', flush=True)\n    try: time.sleep(60)\n    finally: print('an exception')"
+    program = f"import time\nfrom ddpm_jax.training import interrupt\ninterrupt.own_process()\nwith interrupt.leaving():\n    {body}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output, errors) == (130, "", "\ninterrupted\n")
+
+
+def test_the_scripts_import_nothing_heavy_before_they_listen():
+    """What `train.py` imports before it can be left must take no second."""
+    program = "import sys\nfrom ddpm_jax.training import interrupt\nprint('jax' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.stdout == "False False\n"

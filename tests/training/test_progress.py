@@ -86,3 +86,10 @@ def test_of_several_processes_the_first_counts(monkeypatch):
 )
 def test_a_time_is_said_in_the_unit_of_people(seconds, said):
     assert duration(seconds) == said
+
+
+def test_items_are_counted_when_they_are_done_with():
+    seen = []
+    for item in progress.counted("abc", "encoding", 3, unit="picture"):
+        seen.append(item)
+    assert seen == ["a", "b", "c"]
