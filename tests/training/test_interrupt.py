@@ -90,8 +90,17 @@ def test_a_command_deep_in_a_program_answers_a_signal_and_leaves_at_the_second()
 
 def test_ctrl_c_amid_an_import_leaves_at_once_without_an_exception():
     """One that arose while jaxlib initialises made it fail in words of its own, or crash."""
-    body = "print('importing', flush=True)\n    try: time.sleep(60)\n    finally: print('an exception')"
-    program = f"import time\nfrom ddpm_jax.training import interrupt\ninterrupt.own_process()\nwith interrupt.leaving():\n    {body}"
+    program = """
+import time
+from ddpm_jax.training import interrupt
+interrupt.own_process()
+with interrupt.leaving():
+    print("importing", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print("an exception")
+"""
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
