@@ -119,7 +119,7 @@ def noise_level(continuous: ContinuousSchedule, t: chex.Array) -> NoiseLevel:
 
 
 def _beta_of_a_step(continuous: ContinuousSchedule, t: chex.Array) -> chex.Array:
-    """∫ β from t-1 to t, for t in [0, T-1]: the parts of two neighbouring cubics, without the large B they begin at."""
+    """∫ β from t-1 to t, for t in [0, T-1]: a difference of B(t) without the large values of B."""
     row, u = _place(continuous, t)
 
     def risen(row: chex.Array, u: chex.Array) -> chex.Array:

@@ -217,10 +217,10 @@ def exact_denoiser(mixture: GaussianMixture, schedule: Schedule, *, variance: st
 
 
 def exact_network(mixture: GaussianMixture, schedule: Schedule, *, parameterization: str, variance: str) -> Network:
-    """What a perfect network puts out that was trained on the whole chain: its mean and variance are of that one step.
+    """The output of a perfect network trained on the whole chain: mean and variance are of one step.
 
-    `parameterization.interpret` makes of it the reverse step of any chain that keeps some of these times. Between two
-    times its output is linear, as a network's nearly is.
+    `parameterization.interpret` turns it into the reverse step of any chain. Between two times the
+    output is interpolated linearly.
 
     Args:
       mixture: q(x_0).

@@ -118,11 +118,12 @@ def _learned(schedule: Schedule, x_t: chex.Array, t: chex.Array, said: chex.Arra
 
         Σ = β̃ + c_1² Var(x_0|x_t),    Σ' = β̃' + c_1'² Var(x_0|x_t)
 
-    which is exact where q(x_0|x_t) is Gaussian, and the variance of the nearest Gaussian where it is not.
+    which is exact: Σ' is the variance of the walked step whatever q(x_0|x_t) is, by the law of
+    total variance.
 
-    Var(x_0|x_t) is a small difference of large numbers at most t: an error of 1 % in Σ can make it
-    anything. It is therefore held to 0..1, all that it can be for data in [-1, 1]; latents are scaled to
-    variance 1. Where the walked step is the trained one, what the network says stays as it is.
+    At most t, Var(x_0|x_t) is a small difference of large numbers: an error of 1 % in Σ can make it
+    anything. It is therefore held to 0..1, all that it can be for data in [-1, 1]; latents are scaled
+    to variance 1. Where the walked step is the trained one, what the network says stays as it is.
     """
     own = extract(_own_step(schedule), t, x_t)
     log_trained = extract(jnp.log(jnp.maximum(schedule.trained_posterior_variance, TINY)), t, x_t)
@@ -140,8 +141,8 @@ def _learned(schedule: Schedule, x_t: chex.Array, t: chex.Array, said: chex.Arra
 def _learned_range(schedule: Schedule, x_t: chex.Array, t: chex.Array, v: chex.Array) -> chex.Array:
     """log Σ = u log β_t + (1-u) log β̃_t, u = (v+1)/2 (Nichol & Dhariwal 2021, eq. 15): v in [-1, 1] spans the range.
 
-    In a respaced chain the range is that chain's: so the paper defines it (section 4) and evaluates its
-    models. For Gaussian data this is an approximation, unlike `_learned`; docs/samplers.md has its error.
+    In a respaced chain the range is that chain's: so the paper defines it (section 4) and evaluates
+    its models. Unlike `_learned` this is an approximation; docs/samplers.md has its error.
     """
     u = (v + 1) / 2
     return u * extract(schedule.log_betas, t, x_t) + (1 - u) * extract(schedule.posterior_log_variance_clipped, t, x_t)

@@ -175,7 +175,7 @@ class Schedule(NamedTuple):
     snr: chex.Array  # alphas_bar / (1 - alphas_bar)
     posterior_mean_coef1: chex.Array  # of x_0 in the mean of q(x_{t-1}|x_t, x_0), eq. 7
     posterior_mean_coef2: chex.Array  # of x_t in it
-    # What a network learnt to say of its own step; other numbers than those of the walked step in a respaced chain.
+    # Of the step that was trained; in a respaced chain the step that is walked has other numbers.
     trained_mean_coef1: chex.Array  # posterior_mean_coef1 of the whole chain at this t
     trained_mean_coef2: chex.Array
     posterior_variance: chex.Array  # beta tilde, eq. 7; 0 at t = 0
@@ -236,9 +236,9 @@ def make_schedule(
 
 
 def half_log_snr(betas: np.ndarray) -> np.ndarray:
-    """λ_t = log(√ᾱ_t / √(1-ᾱ_t)) = -log σ_t of the whole chain, float64 [T]; -inf where nothing is left of the signal.
+    """λ_t = log(√ᾱ_t / √(1-ᾱ_t)) = -log σ_t of the whole chain, float64 [T]; -inf where ᾱ_t is 0.
 
-    Summed as logarithms: 1 - ᾱ_t of a rounded ᾱ_t near 1 would have lost the digits of a small β already.
+    Summed as logarithms: 1 - ᾱ_t of a rounded ᾱ_t near 1 would have lost the digits of a small β.
     """
     with np.errstate(divide="ignore"):  # a last beta of 1 has no logarithm of its alpha
         log_alphas_bar = np.cumsum(np.log1p(-np.asarray(betas, np.float64)))
@@ -246,9 +246,9 @@ def half_log_snr(betas: np.ndarray) -> np.ndarray:
 
 
 def step_variance(lambdas: np.ndarray, lambdas_prev: np.ndarray) -> np.ndarray:
-    """1 - ᾱ/ᾱ' of the step from the level λ' up to the noisier λ, any distance apart; 0 where they are one level.
+    """1 - ᾱ/ᾱ' of the step from the level λ' up to the noisier λ; 0 where they are one level.
 
-    Written as (1-ᾱ) (1 - e^(-2(λ'-λ))). The ratio of two rounded ᾱ would lose the digits of a short step.
+    Written as (1-ᾱ) (1 - e^(-2(λ'-λ))): a ratio of two rounded ᾱ loses the digits of a short step.
     """
     lambdas, lambdas_prev = np.broadcast_arrays(lambdas, lambdas_prev)
     apart = np.subtract(lambdas_prev, lambdas, out=np.zeros(lambdas.shape), where=lambdas != lambdas_prev)
@@ -259,13 +259,13 @@ def step_variance(lambdas: np.ndarray, lambdas_prev: np.ndarray) -> np.ndarray:
 def _keep(
     timesteps: np.ndarray, betas: np.ndarray, alphas_bar: np.ndarray, lambdas: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(β, ᾱ, λ) of the chain of these times, which may lie between the indices: there λ is linear in t.
+    """(β, ᾱ, λ) of the chain of these times; between two indices λ is linear in t.
 
     On an index ᾱ is the table's own value, and so is β where the step before it is kept as well.
     """
     below, above = np.floor(timesteps).astype(int), np.ceil(timesteps).astype(int)
     part = timesteps - below
-    with np.errstate(invalid="ignore"):  # 0 times an infinite λ, where `part` is 0 and nothing is taken of it
+    with np.errstate(invalid="ignore"):  # 0 times an infinite λ, which `where` does not take
         lambdas = np.where(part > 0, (1 - part) * lambdas[below] + part * lambdas[above], lambdas[below])
     if np.isneginf(lambdas[:-1]).any():
         raise UsageError(
@@ -301,9 +301,9 @@ def _posterior_variance(betas: np.ndarray, alphas_bar: np.ndarray) -> np.ndarray
 
 
 def _trained_step(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.ndarray]:
-    """What the whole chain's own step is like at each t, under the names that `Schedule` keeps it by.
+    """The numbers of the whole chain's step at each t, by their names in `Schedule`.
 
-    Between two indices these are interpolated linearly, as a network's output is that is linear in the time.
+    Between two indices they are interpolated linearly: right for a network whose output is linear there.
     """
     of_x_0, of_x_t = _mean_coefs(betas, alphas_bar)
     return {

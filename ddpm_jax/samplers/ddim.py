@@ -66,10 +66,10 @@ def euler_ancestral(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=
 
 
 def _split_noise(levels: Levels, eta: float) -> tuple[np.ndarray, np.ndarray]:
-    """√(1-ᾱ'-s²), the noise of the next level that is kept, and s = min(√(1-ᾱ'), η √β̃), that which is fresh; [N] each.
+    """The noise of the next level that is kept, √(1-ᾱ'-s²), and the fresh, s = min(√(1-ᾱ'), η √β̃); [N] each.
 
-    β̃ = (1-ᾱ')/(1-ᾱ) (1-ᾱ/ᾱ') (Ho et al. 2020, eq. 7) is (1-ᾱ') (1 - e^(-2h)), in x̄ and σ it is σ'²/σ² (σ²-σ'²).
-    Neither the fresh part of a short step nor the kept part of a long one is a difference of numbers near each other.
+    β̃ = (1-ᾱ')/(1-ᾱ) (1-ᾱ/ᾱ') (Ho et al. 2020, eq. 7) is (1-ᾱ') (1 - e^(-2h)); in x̄ and σ it is
+    σ'²/σ² (σ²-σ'²). So neither part is a difference of numbers that are near each other.
     """
     lost = -np.expm1(-2 * levels.steps)
     kept = np.maximum(np.exp(-2 * levels.steps) + (1 - eta**2) * lost, 0)

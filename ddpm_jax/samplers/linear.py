@@ -27,9 +27,9 @@ from ddpm_jax.samplers.randomness import normal
 
 
 class Levels(NamedTuple):
-    """The levels that a chain of N steps comes through, noisiest first: float64 [N+1], the last is clean data.
+    """The levels that a chain of N steps visits, noisiest first, clean data last: float64 [N+1].
 
-    Differences between levels are taken of λ, which keeps the digits that two rounded ᾱ near one another have lost.
+    Differences between levels are taken of λ, which keeps the digits that near-equal ᾱ have lost.
     """
 
     signal: np.ndarray  # √ᾱ, 1 at the end
@@ -43,7 +43,7 @@ class Levels(NamedTuple):
 
     @property
     def steps(self) -> np.ndarray:
-        """h = λ' - λ, [N]: positive, 0 where a sampler stays at a level, infinite to clean data and from pure noise."""
+        """h = λ' - λ, [N]: 0 where a sampler stays at a level, inf to clean data and from pure noise."""
         before, after = self.half_log_snr[:-1], self.half_log_snr[1:]
         return np.subtract(after, before, out=np.zeros(before.shape), where=before != after)
 
@@ -62,7 +62,7 @@ def levels_of(schedule: Schedule, rows: np.ndarray | None = None) -> Levels:
 
 
 def levels_at(chain: Chain, times: np.ndarray) -> Levels:
-    """The levels of a chain at `times` [N], increasing, to float64: what a sampler's weights are computed from."""
+    """The levels of a chain at `times` [N], increasing: what a sampler's weights are computed from."""
     return levels_of(chain.at(times, dtype=np.float64))
 
 

@@ -110,7 +110,7 @@ def _ends(chain: Chain) -> np.ndarray:
 
 
 def _of_sigmas(chain: Chain, sigmas: np.ndarray) -> np.ndarray:
-    """Times of increasing σ, the last that of t = T-1; of two or more the first is that of t = 0: met exactly."""
+    """Times of increasing σ. The last is T-1 and of two or more the first is 0, exactly."""
     times = chain.times_of(sigmas)
     times[0] = 0
     times[-1] = chain.num_timesteps - 1

@@ -15,10 +15,13 @@ from ddpm_jax.diffusion import flow as flows
 from ddpm_jax.diffusion import mixture as mixtures
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.parameterization import make_denoiser
-from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
 from ddpm_jax.evaluation.bound import make_bound, make_strata
 from ddpm_jax.evaluation.likelihood_ode import make_bits_per_dim
 from ddpm_jax.models.layers import timestep_embedding
+from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.samplers.loop import sample
+from ddpm_jax.samplers.randomness import image_keys, initial_noise
 from ddpm_jax.training import parallel
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.objective import diffusion_objective
@@ -29,7 +32,8 @@ from ddpm_jax.training.step import StepOptions, make_train_step
 
 T = 100
 SHAPE = (4, 4, 1)
-SCHEDULE = make_schedule(make_betas("linear", T, beta_start=2e-4, beta_end=0.2))
+BETAS = make_betas("linear", T, beta_start=2e-4, beta_end=0.2)
+SCHEDULE = make_schedule(BETAS)
 CONTINUOUS = flows.make_continuous(SCHEDULE)
 MEANS = np.random.default_rng(0).uniform(-0.5, 0.5, (3, *SHAPE))
 MIXTURE = mixtures.make_mixture([0.2, 0.5, 0.3], MEANS, [0.015, 0.03, 0.02])
@@ -38,7 +42,9 @@ COUNT = 64  # images it is looked at on
 
 
 class Network(nn.Module):
-    """(x_t [B, 4, 4, 1], time [B]) -> ε [B, 4, 4, 1]."""
+    """(x_t [B, 4, 4, 1], time [B]) -> ε [B, 4, 4, 1], and the log-variance of the step in a second channel."""
+
+    says_variance: bool = False
 
     @nn.compact
     def __call__(self, x_t, time):
@@ -48,7 +54,11 @@ class Network(nn.Module):
             h = nn.swish(nn.Dense(128)(h))
         # A part of ε is x_t times a function of t: a product, which layers that add learn slowly.
         eps = nn.Dense(1)(nn.swish(nn.Dense(32)(embedded))) * flat + nn.Dense(flat.shape[-1])(h)
-        return eps.reshape(x_t.shape)
+        eps = eps.reshape(x_t.shape)
+        if not self.says_variance:
+            return eps
+        log_variance = nn.Dense(1)(nn.swish(nn.Dense(32)(embedded))) + nn.Dense(flat.shape[-1])(h)
+        return jnp.concatenate([eps, log_variance.reshape(x_t.shape)], axis=-1)
 
 
 def eight_bit(count, seed):
@@ -56,15 +66,15 @@ def eight_bit(count, seed):
     return np.asarray(jax.jit(lambda keys: to_uint8(mixtures.sample(MIXTURE, keys)))(keys))
 
 
-def train():
+def train(*, variance="fixed_large", loss="simple"):
     """{number of updates: the moving average of the weights}."""
-    model = Network()
+    model = Network(says_variance=variance == "learned")
     objective = diffusion_objective(
         lambda params, x_t, time, condition, keys: model.apply(params, x_t, time),
         SCHEDULE,
         parameterization="eps",
-        variance="fixed_large",
-        loss="simple",
+        variance=variance,
+        loss=loss,
         weighting="uniform",
         timestep_sampling="uniform",
         flip=False,
@@ -167,3 +177,37 @@ def test_its_likelihood_by_the_flow_comes_near_to_the_true_one(saved, images):
     (early, _), (late, error) = above_oracle(by(eps_of), exact, saved).values()
     assert 3 * error < late < 0.1
     assert late < 0.5 * early
+
+
+@pytest.mark.slow
+def test_a_learned_variance_is_good_for_chains_of_fewer_steps():
+    """Standard deviation over all images and pixels, as a share of the data's.
+
+    Measured: 0.964 in all 100 steps, 0.948 in 25 and 0.956 in 10; 0.839 and 0.817 where the variance of
+    one step is taken for that of a longer one.
+    """
+    params = train(variance="learned", loss="hybrid")[UPDATES[-1]]
+    data = eight_bit(4096, seed=6) / 127.5 - 1
+    keys = image_keys(jax.random.key(7), jnp.arange(4096))
+    x_T = initial_noise(keys, SHAPE)
+
+    def network(x_t, time):
+        return Network(says_variance=True).apply(params, x_t, time)
+
+    def std(steps, *, converted=True):
+        schedule = make_schedule(BETAS, timesteps=spaced_timesteps(T, steps))
+        denoiser = make_denoiser(network, schedule, parameterization="eps", variance="learned", clip_denoised=True)
+
+        def unconverted(x_t, t):
+            said = network(x_t, jnp.asarray(schedule.timesteps)[t])[..., 1:]
+            return denoiser(x_t, t)._replace(log_variance=said)
+
+        used = denoiser if converted else unconverted
+        run = jax.jit(lambda x_T, keys: sample(used, ancestral(schedule), x_T, keys).x_0)
+        return np.std(run(x_T, keys)) / data.std()
+
+    whole = std(T)
+    assert whole == pytest.approx(1, abs=0.06)
+    for steps in (25, 10):
+        assert std(steps) == pytest.approx(whole, abs=0.03)
+        assert std(steps, converted=False) < whole - 0.09
