@@ -63,7 +63,7 @@ from ddpm_jax.locks import Lock
 from ddpm_jax.plotting.curves import columns, loss_curve
 from ddpm_jax.training import hosts, metrics, records, weights_and_biases
 from ddpm_jax.training.checkpoint import Checkpointer
-from ddpm_jax.training.checkpoint_reading import saved_steps
+from ddpm_jax.training.checkpoint_reading import check_name, saved_steps
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.ema_snapshots import Snapshots
 from ddpm_jax.training.exhaustion import remedies_of_a_step
@@ -152,7 +152,8 @@ def _common(config: ConfigDict) -> dict[str, Any]:
 
 
 def _check_workdir(workdir: pathlib.Path) -> None:
-    """Refuses a directory that cannot be written."""
+    """Refuses a directory that cannot be written, or in which checkpoints would be lost."""
+    check_name(workdir)
     check_place(workdir, flag="--workdir", writing=True)
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir {workdir} is a file: name a directory.")

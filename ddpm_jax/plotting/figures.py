@@ -49,8 +49,19 @@ def pixels_of(figure: Figure) -> np.ndarray:
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
+def _take_as_written(figure: Figure) -> None:
+    """Draws a $ in the name of a run, a class or a directory as a $: a formula that is none would be an error."""
+    axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
+    # Matplotlib writes powers of ten on ticks as formulas.
+    ticks = {id(text) for axis in axes for text in (*axis.get_ticklabels(which="both"), axis.get_offset_text())}
+    for text in figure.findobj(Text):
+        if id(text) not in ticks:
+            text.set_parse_math(False)
+
+
 def fit_titles(figure: Figure) -> None:
     """Breaks the titles, and the labels of the figure's own legends, that are wider than their place into lines."""
+    _take_as_written(figure)
     figure.draw_without_rendering()  # only now is it known where the axes lie
     renderer = figure.canvas.get_renderer()
     for text, room in list(_places(figure)):

@@ -29,6 +29,7 @@ from ddpm_jax.training.checkpoint_reading import (
     DATA,
     STATE,
     DamagedCheckpoint,
+    check_name,
     check_whole,
     find_step,
     restore_json,
@@ -97,11 +98,12 @@ class Checkpointer:
           before_save: called before each save, which it prevents by an error: the `check` of the directory's lock.
 
         Raises:
-          UsageError: keep_last below 1.
+          UsageError: keep_last below 1, or a name in which Orbax would not find its files.
           FailureError: the directory cannot be written, or there are pipes or devices in its checkpoints.
         """
         if keep_last < 1:
             raise UsageError(f"checkpoint.keep_last is {keep_last}: at least the newest checkpoint must be kept.")
+        check_name(as_path(workdir))
         self._directory, self._before_save = absolute(as_path(workdir)) / CHECKPOINTS, before_save
         self._check_files()
         _say_failed_writes_once()

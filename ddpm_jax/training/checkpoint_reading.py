@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -65,6 +66,24 @@ class DamagedCheckpoint(FailureError):
         super().__init__(f"The checkpoint {path} is damaged ({reason}): {others}.")
 
 
+def check_name(workdir: pathlib.Path) -> None:
+    r"""Refuses a directory that would be taken for another one.
+
+    Beneath Orbax, tensorstore takes a \ for a / and names for text; and Orbax looks for files by a pattern, in which
+    [1] stands for 1. A checkpoint would be written there and never be found.
+
+    Raises:
+      UsageError: there is such a character in its path.
+    """
+    text = str(absolute(workdir))
+    found = re.search(r"\\|\[[^/]*\]|[\ud800-\udfff]", text)
+    if found:
+        raise UsageError(
+            f"Checkpoints cannot be kept in {text}, because of the {found[0]} in its name: rename it, or name another "
+            "directory."
+        )
+
+
 def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
     """Returns `step`, or the newest step on disk.
 
@@ -72,6 +91,7 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
       UsageError: the directory is missing, holds no checkpoint, or not this one.
     """
     workdir = as_path(workdir)
+    check_name(workdir)
     check_place(workdir, flag="--ckpt")
     if not is_folder(workdir):
         raise UsageError(f"There is no directory {workdir}: --ckpt takes the --workdir of a training run.")

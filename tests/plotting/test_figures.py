@@ -12,7 +12,10 @@ from matplotlib.text import Text
 
 from ddpm_jax.plotting import comparisons, curves, densities, figures, latents, likelihood, runs, samplers
 
-LONG = "Probability flow: 3.123 bits/dim (10,000 images of validation given the class, 16 rademacher probes, 4 draws)"
+LONG = (
+    r"$\frac{$ of "
+    + "Probability flow: 3.123 bits/dim (10,000 images of validation given the class, 16 rademacher probes, 4 draws)"
+)
 WORD = "/home/somebody/experiments/" + "a_long_name_of_a_run_" * 5  # without a space to break at
 X = np.arange(1.0, 9.0)
 CALLS = {

@@ -481,3 +481,21 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path):
         Checkpointer(tmp_path, keep_last=1)
     with pytest.raises(UsageError, match="keep_last is 0"):
         Checkpointer(tmp_path, keep_last=0)
+
+
+@pytest.mark.parametrize("name", ["[1] first", "a\\b", "\udcff"])
+def test_a_directory_in_whose_name_checkpoints_would_be_lost_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    for use in (lambda path: Checkpointer(path, keep_last=1), checkpoint_reading.find_step):
+        with pytest.raises(UsageError, match=r"Checkpoints cannot be kept in .*: rename it, or name another"):
+            use(tmp_path / name)
+    assert not list((tmp_path / name).iterdir())
+
+
+def test_in_a_directory_of_any_other_name_checkpoints_are_found_again(tmp_path):
+    for name in ("a b", "a%20b", "#?*|", "日本", "a\nb", "{x}", "$x$", "a[b", "..a"):
+        writer = Checkpointer(tmp_path / name, keep_last=1)
+        writer.save(5, {"params": np.arange(3.0, dtype=np.float32)}, {"batches": 5}, {"seed": 0})
+        writer.close()
+        found = checkpoint_reading.read_weights(tmp_path / name, 5, {"params": np.zeros(3, np.float32)})
+        np.testing.assert_array_equal(found["params"], [0, 1, 2])
