@@ -297,7 +297,7 @@ class Progress:
             return
         if self._drawn is None:
             self._drawn = Counter(f"drawing {what}", total, unit="row", file=self._file)
-        self._drawn.reach(done)
+        self._drawn.add(done - self._drawn.done)
         if done == total:
             self._drawn = None
 

@@ -40,7 +40,8 @@ class Counter:
         self._what, self._unit, self._total = what, unit, total
         self._file = sys.stderr if file is None else file
         self._clock, self._start, self._due = clock, clock(), FIRST
-        self._first: tuple[float, float] | None = None  # the first report: when, and what was done; compiling is before
+        # When the first part was done, and what was done then: compiling, and what was found on disk, are before.
+        self._first: tuple[float, float] | None = None
         self.done = initial
         self._bar = self._inner = None
         self._silent = not hosts.is_first()
@@ -51,11 +52,12 @@ class Counter:
         return tqdm.tqdm(file=self._file, dynamic_ncols=True, unit_scale=True, **options)
 
     def add(self, count: int) -> None:
-        """So many more units are done."""
+        """So many more units have been done."""
+        self._note(self.done + count)
         self.reach(self.done + count)
 
     def reach(self, done: int) -> None:
-        """So many units are done in all."""
+        """So many units are there in all, whoever did them."""
         self.done = done
         if self._bar is not None:
             self._bar.set_postfix_str("", refresh=False)
@@ -72,14 +74,18 @@ class Counter:
             if done == total:
                 self._inner.close()
                 self._inner = None
+        self._note(self.done + units * done / total)
         self._line(self.done + units * done / total)
+
+    def _note(self, done: float) -> None:
+        self._first = self._first or (self._clock() - self._start, done)
 
     def _line(self, done: float) -> None:
         seconds = self._clock() - self._start
-        since, before = self._first = self._first or (seconds, done)
         if self._silent or self._bar is not None or seconds < self._due or done >= self._total:
             return
         self._due = seconds + EVERY
+        since, before = self._first or (seconds, done)
         rate = (done - before) / max(seconds - since, 1e-9)
         left = f", about {duration((self._total - done) / rate)} to go" if rate > 0 else ""
         share = f"{done / self._total:.0%} of {self._total:,} {self._unit}s"

@@ -1,10 +1,11 @@
 """A count for people: a bar on a terminal, lines now and then elsewhere, nothing for what is done soon."""
 
+import functools
 import io
 
 import pytest
 
-from ddpm_jax.training import progress
+from ddpm_jax.training import metrics, progress
 from ddpm_jax.training.progress import Counter, duration
 
 
@@ -33,6 +34,7 @@ def test_lines_come_now_and_then_with_the_share_the_time_and_what_is_left_of_it(
     """60 s of compiling, then an image a second in batches of ten, with twenty looks at each chain."""
     clock, file = Clock(), io.StringIO()
     counter = Counter("sampling", 100, unit="image", file=file, clock=clock)
+    counter.reach(0)  # what is on disk
     clock.now += 60
     for batch in range(10):
         for done in range(1, 21):
@@ -93,3 +95,17 @@ def test_items_are_counted_when_they_are_done_with():
     for item in progress.counted("abc", "encoding", 3, unit="picture"):
         seen.append(item)
     assert seen == ["a", "b", "c"]
+
+
+def test_training_says_that_it_draws_in_its_bar_or_by_lines_where_drawing_takes_long(monkeypatch):
+    clock, file, terminal = Clock(), io.StringIO(), Terminal()
+    monkeypatch.setattr(metrics, "Counter", functools.partial(Counter, clock=clock))
+    for shown in (metrics.Progress(100, file=file), metrics.Progress(100, file=terminal)):
+        for done in (250, 500, 1000):
+            clock.now += 6
+            shown.drawing("64 samples", done, 1000)
+        shown.update(100, None)
+        shown.close()
+    assert file.getvalue() == "drawing 64 samples: 50% of 1,000 rows after 6 s, about 12 s to go\n"
+    assert "drawing 64 samples, 25%" in terminal.getvalue()
+    assert "drawing" not in terminal.getvalue().rpartition("\r")[2]
