@@ -117,7 +117,7 @@ def train(parallelism, out, resume, results):
         t, losses = state.objective_state[1]
         record.append((metrics["loss"], metrics["grad_norm"], np.asarray(t), np.asarray(losses), metrics["loss_q"]))
         if n + 1 == SAVED_AT:
-            saver.save(n + 1, state, {}, {})
+            saver.save(n + 1, state, {"batches": n + 1}, {})
     saver.close()
     for name, values in zip(("loss", "grad_norm", "t", "losses", "loss_q"), zip(*record, strict=True), strict=True):
         results[name] = np.asarray(jax.device_get(values))

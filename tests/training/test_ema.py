@@ -97,7 +97,7 @@ def test_several_averages_are_kept_at_once_each_by_its_law(linear, tmp_path):
     np.testing.assert_allclose(state.averages["decay_0.5"]["w"], _weighted(path, [0.5] * 6), rtol=1e-6)
     np.testing.assert_allclose(state.averages["sigma_rel_0.1"]["w"], _weighted(path, power), rtol=1e-6)
     checkpointer = Checkpointer(tmp_path, keep_last=1)
-    checkpointer.save(6, state, {}, {})
+    checkpointer.save(6, state, {"batches": 6}, {})
     checkpointer.wait()
     restored, _ = checkpointer.restore(state)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
@@ -106,7 +106,9 @@ def test_several_averages_are_kept_at_once_each_by_its_law(linear, tmp_path):
 def test_a_checkpoint_from_before_there_were_several_is_read(linear, tmp_path):
     state, _ = _path(linear, 2)
     checkpointer = Checkpointer(tmp_path, keep_last=1)
-    checkpointer.save(2, {name: field for name, field in state._asdict().items() if name != "averages"}, {}, {})
+    checkpointer.save(
+        2, {name: field for name, field in state._asdict().items() if name != "averages"}, {"batches": 2}, {}
+    )
     checkpointer.wait()
     restored, _ = checkpointer.restore(state)
     jax.tree.map(np.testing.assert_array_equal, restored, state)

@@ -182,7 +182,7 @@ def test_averages_leave_the_discriminator_out_and_a_resumed_run_ends_bit_for_bit
         return state
 
     state = advance(toy.new_state(parallelism, optimizer, objective, averages=("other",)), range(saved_at))
-    saver.save(saved_at, state, {}, {})
+    saver.save(saved_at, state, {"batches": saved_at}, {})
     saver.wait()
     template = jax.eval_shape(lambda state: state, state)
     whole = jax.tree.map(np.asarray, advance(state, range(saved_at, toy.STEPS)))
