@@ -14,6 +14,7 @@ OF_A_MODEL = [
     ("--ckpt_step", 10),
     ("--raw_weights",),
     ("--num_samples", 300),  # the default, but given
+    ("--num_reference", 100),
     ("--batch_size", 300),
     ("--data_dir", "somewhere"),
     ("--labels", "3,5"),
