@@ -144,7 +144,7 @@ def test_a_run_with_a_damaged_checkpoint_resumes_from_the_one_before_it_and_says
     _flip_a_bit(copied / "checkpoints" / "10")
     result = invoke("train", "--config", config_file(num_steps=12), "--workdir", copied)
     assert result.code == 0
-    warnings = [line for line in result.err.splitlines() if line.startswith("warning: ")]
+    warnings = [line for line in result.err.splitlines() if line.startswith("warning: the checkpoint")]
     assert len(warnings) == 1
     assert "the checkpoint of step 10 in " in warnings[0]
     assert warnings[0].endswith("it is kept as 10.damaged, and the run resumes from the one of step 8.")
