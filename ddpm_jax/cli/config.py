@@ -28,6 +28,9 @@ def default_config() -> ConfigDict:
             "seed": 0,  # of the initial weights, the data order and every draw
             "parallel": "pmap",  # the state on every device, or split over them where it outgrows one: pmap, fsdp
             "objective": "diffusion",  # what is trained: diffusion, classifier (of noisy images), first_stage
+            "init_from": "",  # directory of a run whose weights this one begins with; "": they are drawn
+            "init_from_step": config_dict.placeholder(int),  # which of its checkpoints; None: the newest
+            "init_from_raw": False,  # its weights as trained, instead of their moving average
             "data": {
                 "name": "cifar10",  # a TFDS image dataset, "digits", or "folder"
                 "data_dir": "",  # TFDS's data_dir, or the folder of images; "" is TFDS's own default

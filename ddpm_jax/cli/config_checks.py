@@ -185,6 +185,10 @@ def check_ranges(config: ConfigDict) -> None:
         for name in names:
             if not valid(values[name]):
                 raise UsageError(f"{name} is {values[name]}: it must be {wanted}.")
+    if not config.init_from:
+        _check_unused(config, ["init_from_step", "init_from_raw"], "a run without init_from")
+    elif config.init_from_step is not None and config.init_from_step < 0:
+        raise UsageError(f"init_from_step is {config.init_from_step}: it must be at least 0.")
     _check_condition(config)
     _check_objective(config)
     _check_network(config)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from ddpm_jax.cli import first_stage, sharp
@@ -36,6 +37,7 @@ from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.training.classifier import classifier_objective
 from ddpm_jax.training.conditioning import Conditioning
 from ddpm_jax.training.ema import Average
+from ddpm_jax.training.initial_weights import Given, replaced
 from ddpm_jax.training.latent_diffusion import over_latents
 from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
@@ -313,11 +315,13 @@ def _objective_of_images(experiment: Experiment) -> Objective:
     )
 
 
-def init_state(experiment: Experiment, training: Training, frozen: Frozen | None = None) -> TrainState:
+def init_state(
+    experiment: Experiment, training: Training, frozen: Frozen | None = None, given: Given | None = None
+) -> TrainState:
     """Draws the state before the first update from the config's seed, each part of it where it will be.
 
     A model over latents has `frozen` in it; the buffers are shared with the argument. What a first stage keeps frozen
-    is read here.
+    is read here. Parameters in `given` are these instead of drawn, in the averages too.
 
     Raises:
       UsageError: it cannot be read.
@@ -330,7 +334,9 @@ def init_state(experiment: Experiment, training: Training, frozen: Frozen | None
     if frozen is not None:
         # From the host: what lies on a device of this process has no way to those of others.
         frozen = jax.device_put(jax.tree.map(np.asarray, frozen), places.objective_state.frozen)
-    return init(init_key(base_key(experiment.config.seed)), frozen)
+    where = flatten_dict(places.params)
+    given = {path: jax.device_put(np.asarray(leaf), where[path]) for path, leaf in (given or {}).items()}
+    return init(init_key(base_key(experiment.config.seed)), frozen, given)
 
 
 def state_shapes(experiment: Experiment, training: Training) -> TrainState:
@@ -360,9 +366,12 @@ def objective_state_shapes(experiment: Experiment) -> Any:
     return state if experiment.first is None else state._replace(frozen=frozen_shapes(experiment))
 
 
-def _create(experiment: Experiment, training: Training, key: jax.Array, frozen: Any) -> TrainState:
+def _create(
+    experiment: Experiment, training: Training, key: jax.Array, frozen: Any, given: Given | None = None
+) -> TrainState:
     averages = averages_of(experiment.config)
-    params = sharp.with_discriminator(experiment.config, experiment.init_params(key), key)
+    params = replaced(experiment.init_params(key), given or {})
+    params = sharp.with_discriminator(experiment.config, params, key)
     state = create(params, training.optimizer, training.objective, averages)
     if frozen is None:
         return state

@@ -21,12 +21,13 @@ from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.results import weights_digest
 from ddpm_jax.files import read_file, reporting
 from ddpm_jax.keys import IMPLEMENTATION
-from ddpm_jax.schema import LARGEST, SHA256, Malformed, Table, check, parse
+from ddpm_jax.schema import LARGEST, SHA256, Malformed, Table, Text, Whole, check, parse
 from ddpm_jax.training.checkpoint_reading import find_step, read_config, read_weights
 from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.sharpness import without_discriminator
 
 FIRST_STAGE = "frozen_first_stage"  # of the settings of a run over latents
+INIT_FROM = "begun_from"  # of the settings of a run that began with another's weights: which these were
 DATASET = "dataset"  # of the settings: what is known of the data and is in no config, such as the names of the classes
 # Groups and fields of a config: with the weights they decide what a model computes.
 OF_A_MODEL = (
@@ -39,7 +40,12 @@ OF_A_MODEL = (
     "condition.",
     "first_stage.",
 )
-SETTINGS = Table(optional={FIRST_STAGE: Table({"sha256": SHA256, "config": Table()})})
+SETTINGS = Table(
+    optional={
+        FIRST_STAGE: Table({"sha256": SHA256, "config": Table()}),
+        INIT_FROM: Table({"source": Text(), "step": Whole(), "weights": Text(), "sha256": SHA256}),
+    }
+)
 SCALE_TOLERANCE = 0.05  # of scales that two runs have measured, each to about 1 %
 
 
@@ -85,6 +91,13 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: b
       FailureError: its files are damaged.
     """
     return _load(workdir, step, raw_weights, objective="diffusion")
+
+
+def load_any(
+    workdir: str | pathlib.Path, objective: str, *, step: int | None = None, raw_weights: bool = False
+) -> Loaded:
+    """As `load`, but of a run with this `objective`."""
+    return _load(workdir, step, raw_weights, objective=objective)
 
 
 def load_first_stage(workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: bool = False) -> Loaded:
@@ -205,16 +218,25 @@ def experiment_of(settings: dict[str, Any], *, source: str) -> Experiment:
     Raises:
       UsageError: they are not a config of this version.
     """
+    check_settings(settings, source=source)
+    return build(configs.from_dict(config_in(settings), source=source), first_of(settings, source=source))
+
+
+def check_settings(settings: dict[str, Any], *, source: str) -> None:
+    """Refuses settings whose parts beside the config are not as `settings_of` makes them.
+
+    Raises:
+      UsageError: they are not.
+    """
     try:
         check(settings, SETTINGS)
     except Malformed as error:
         raise UsageError(f"In {source}, {error}.") from error
-    return build(configs.from_dict(config_in(settings), source=source), first_of(settings, source=source))
 
 
 def config_in(settings: dict[str, Any]) -> dict[str, Any]:
     """The config of what `settings_of` told of."""
-    return {name: value for name, value in settings.items() if name not in (FIRST_STAGE, DATASET)}
+    return {name: value for name, value in settings.items() if name not in (FIRST_STAGE, DATASET, INIT_FROM)}
 
 
 def contents_of(settings: dict[str, Any]) -> str:

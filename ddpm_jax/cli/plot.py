@@ -17,7 +17,7 @@ import numpy as np
 
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser, run
-from ddpm_jax.cli.load import DATASET, FIRST_STAGE, read_settings
+from ddpm_jax.cli.load import DATASET, FIRST_STAGE, INIT_FROM, read_settings
 from ddpm_jax.errors import UsageError, choose, say, suggest
 from ddpm_jax.evaluation.results import format_table
 from ddpm_jax.files import absolute, as_path, check_place, is_remote, reporting
@@ -133,6 +133,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     if theirs is None:
         return {}
     theirs.pop(DATASET, None)
+    theirs.pop(INIT_FROM, None)
     theirs[FIRST_STAGE] = theirs.get(FIRST_STAGE, {}).get("sha256")  # without the config of it
     return dict(configs.flatten(configs.to_dict(configs.default_config()))) | dict(configs.flatten(theirs))
 

@@ -48,10 +48,11 @@ from ddpm_jax.cli.experiment import (
     snapshot_names,
     state_shapes,
 )
+from ddpm_jax.cli.fine_tuning import Beginning, find_beginning
 from ddpm_jax.cli.first_stage_pictures import picture_writer
 from ddpm_jax.cli.grids import grid_path, grid_writer, no_grid
 from ddpm_jax.cli.latent_training import find_first_stage, freeze, kept_latents
-from ddpm_jax.cli.load import FIRST_STAGE, config_in, read_settings, settings_of
+from ddpm_jax.cli.load import FIRST_STAGE, INIT_FROM, config_in, read_settings, settings_of
 from ddpm_jax.data import listing, pipeline, sources
 from ddpm_jax.data.about import about, describe, holds_out
 from ddpm_jax.data.listing import check_unchanged
@@ -126,7 +127,8 @@ def main(argv: Sequence[str]) -> int:
     hosts.check_equal(_common(config))
     _check_workdir(workdir)
     with hosts.alone(workdir, "training in it") as lock:
-        first, first_params = find_first_stage(config, workdir, _settings_in(workdir, config))
+        begun = _settings_in(workdir, config)
+        first, first_params = find_first_stage(config, workdir, begun)
         if first is not None:  # which the processes may read, and keep the latents of, in places of their own
             kept = bool(config.first_stage.cache)
             hosts.check_equal(
@@ -135,7 +137,9 @@ def main(argv: Sequence[str]) -> int:
         experiment = build(config, first)
         check_batch(config)
         training = build_training(experiment)
-        return _train(experiment, training, workdir, profile, flags.wandb, first_params, lock, stop)
+        beginning, began = find_beginning(experiment, workdir, begun)
+        hosts.check_equal({"the digest of the weights of init_from": began and began["sha256"]})
+        return _train(experiment, training, workdir, profile, flags.wandb, first_params, lock, stop, beginning, began)
 
 
 def _as_a_field(flag: str) -> str | None:
@@ -146,7 +150,7 @@ def _as_a_field(flag: str) -> str | None:
 
 def _common(config: ConfigDict) -> dict[str, Any]:
     """What all processes of a run must have been started with: all of the config but where and how it reads files."""
-    own = ("data.data_dir", "data.cache", "first_stage.ckpt", "first_stage.cache")
+    own = ("data.data_dir", "data.cache", "first_stage.ckpt", "first_stage.cache", "init_from")
     fields = dict(configs.flatten(configs.to_dict(config)))
     return {"ddpm_jax": __version__, "jax": jax.__version__} | {k: v for k, v in fields.items() if k not in own}
 
@@ -227,15 +231,18 @@ def _train(
     first_params: Any = None,
     lock: Lock | None = None,
     stop: Interrupt | None = None,
+    beginning: Beginning | None = None,
+    began: dict[str, Any] | None = None,
 ) -> int:
     """Trains from the newest checkpoint in `workdir`, or from the beginning; returns the exit code.
 
-    A model over latents begins with the parameters of its first stage; later they are in its checkpoints.
+    A model over latents begins with the parameters of its first stage; later they are in its checkpoints. `began` says
+    what a run began with, that does not draw its weights: `beginning`, or what that was.
     """
     config, parallelism = experiment.config, training.parallelism
     source = load_split(config.data, config.data.train_split, report=workdir / BAD_IMAGES if hosts.is_first() else None)
     check_classes(source, config, split=config.data.train_split)
-    settings = settings_of(experiment, source)
+    settings = settings_of(experiment, source) | ({INIT_FROM: began} if began else {})
     checkpointer = Checkpointer(
         workdir,
         keep_last=config.checkpoint.keep_last,
@@ -244,7 +251,7 @@ def _train(
     )
     remedies = _remedies(config)
     memory.check(bytes_per_device(state_shapes(experiment, training)), "the state of the model", remedies)
-    state, position = _first_state(experiment, training, checkpointer, first_params, source)
+    state, position = _first_state(experiment, training, checkpointer, first_params, source, beginning)
     start = int(state.step)
     if start > config.train.num_steps:
         raise UsageError(
@@ -267,7 +274,7 @@ def _train(
         with reporting(workdir / CONFIG_FILE):
             write_atomically(workdir / CONFIG_FILE, json.dumps(settings, indent=2).encode())
         _keep_listing(workdir, source, begun=position is not None)
-        _announce(experiment, workdir, source, state, start)
+        _announce(experiment, workdir, source, state, start, beginning)
     hosts.check_shared(workdir / CONFIG_FILE)
 
     snapshots = Snapshots(workdir, snapshot_names(config), settings) if config.ema.snapshot_every else None
@@ -375,11 +382,20 @@ def _batches(config: ConfigDict, source: sources.Source) -> pipeline.TrainIterat
 
 
 def _first_state(
-    experiment: Experiment, training: Training, checkpointer: Checkpointer, first_params: Any, source: sources.Source
+    experiment: Experiment,
+    training: Training,
+    checkpointer: Checkpointer,
+    first_params: Any,
+    source: sources.Source,
+    beginning: Beginning | None,
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """(state, place in the data) of the newest checkpoint that is whole; a new state, and None, where there is none."""
     if checkpointer.latest_step() is not None:
         return checkpointer.resume(state_shapes(experiment, training), _warn)
+    if beginning is not None:
+        for note in beginning.notes:
+            _warn(f"init_from: {note}")
+        return init_state(experiment, training, beginning.frozen, beginning.given), None
     if experiment.first is None:
         return init_state(experiment, training), None
     if first_params is None:
@@ -431,7 +447,12 @@ def _trace(profile: tuple[int, int] | None, workdir: pathlib.Path, start: int, n
 
 
 def _announce(
-    experiment: Experiment, workdir: pathlib.Path, source: sources.Source, state: TrainState, start: int
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    source: sources.Source,
+    state: TrainState,
+    start: int,
+    beginning: Beginning | None,
 ) -> None:
     if experiment.config.objective == "diffusion" and (sentence := prior_warning(experiment.schedule)):
         _warn(sentence)
@@ -439,7 +460,7 @@ def _announce(
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device{'s' if jax.device_count() > 1 else ''}"
     if jax.process_count() > 1:
         devices += f" of {jax.process_count()} processes"
-    begin = f"resuming at step {start}" if start else "starting"
+    begin = f"resuming at step {start}" if start else f"starting from {beginning.what}" if beginning else "starting"
     say(
         f"{workdir}: {begin} of {experiment.config.train.num_steps}; {len(source):,} images of "
         f"{'x'.join(map(str, experiment.image_shape))}{_over(experiment, state)}, {count:,} parameters, {devices}, "
