@@ -7,6 +7,7 @@ ink bits in a 4x4 cell, 0..16; stored are 0..255. TFDS encodes a `features.Image
 
 import contextlib
 import io
+import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -76,16 +77,17 @@ def prepare(data_dir: str) -> str:
     if is_remote(data_dir):
         raise UsageError(f"The bundled digits are written to a directory of this machine: data_dir is {data_dir}.")
     check_no_pictures(data_dir, name="digits")
+    folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     try:
-        builder = Digits(data_dir=data_dir or None)
-        if not builder.data_path.exists():
-            _write(builder)
+        # A builder would read what is there, before `tfds_source` has looked whether it can be.
+        if not (folder / "digits" / str(Digits.VERSION)).exists():
+            _write(Digits(data_dir=data_dir or None))
     except _REFUSED as error:
         raise FailureError(
             f"The bundled digits cannot be written below {data_dir or tfds.core.constants.DATA_DIR} ({error}): "
             "set data_dir to a folder you can write to."
         ) from error
-    return f"digits:{builder.version}"
+    return f"digits:{Digits.VERSION}"
 
 
 def _write(builder: Digits) -> None:

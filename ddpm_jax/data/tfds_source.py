@@ -22,7 +22,7 @@ from ddpm_jax.data.inspection import Policy
 from ddpm_jax.data.places import check_no_pictures
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, suggest
-from ddpm_jax.files import as_path, check_place, is_remote, local_copy, read_file, reporting
+from ddpm_jax.files import as_path, check_place, is_refusal, is_remote, local_copy, open_file, read_file, reporting
 
 _OWN = "tensorflow_datasets.core.features."
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # under which a feature has the name of its class
@@ -88,6 +88,11 @@ class TfdsSource:
             if name in self._unreadable:
                 continue
             record = record if j == i else self._read(np.array([j]))[0]
+            lacking = [key for key in (self._image_key, self._label_key) if key and record.get(key) is None]
+            if lacking:
+                raise UsageError(
+                    f"I{name[1:]} has no {lacking[0]!r}, of which features.json tells: prepare the dataset anew."
+                )
             try:
                 return self._image(record, name), record[self._label_key] if self._label_key else 0
             except images.UnreadableImage as error:
@@ -146,7 +151,7 @@ def open_dataset(
         skip[image_key] = tfds.decode.SkipDecoding()
     try:
         records = builder.as_data_source(expression, decoders=skip)
-    except ValueError as error:
+    except (ValueError, KeyError) as error:  # the latter where there is no split at all
         known = ", ".join(sorted(builder.info.splits))
         raise UsageError(
             f"Dataset {name!r} has no images in split {split!r}: give train, test, or a TFDS expression over {known}."
@@ -192,15 +197,17 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     try:
         base, kwargs = naming.parse_builder_name_kwargs(name)
         for folder in file_utils.list_data_dirs(given_data_dir=data_dir or None):
-            _check_features(as_path(folder) / str(base))
+            _check_files(as_path(folder) / str(base))
         return read_only_builder.builder_from_files(str(base), data_dir=data_dir or None, **kwargs)
     except tfds.core.registered.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
-    except UsageError:
+    except (UsageError, FailureError, MemoryError):
         raise
     except ValueError:
         base, known = name, tfds.list_builders(with_community_datasets=False)
     except Exception as error:  # TFDS parses its files with whatever its parsers trip over
+        if is_refusal(error):
+            raise
         raise UsageError(
             f"Dataset {name!r} in {_where(data_dir)} is damaged ({type(error).__name__}): with another data_dir, "
             f"{_how_to_prepare(name, 'NEW_DATA_DIR')}."
@@ -217,19 +224,25 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     )
 
 
-def _check_features(folder: Any) -> None:
-    """Refuses a dataset whose features are classes of anybody but TFDS, which imports them by the names in a file.
+def _check_files(folder: Any) -> None:
+    """Looks at what is prepared in `folder`, of any config and version, before TFDS reads it.
 
     Raises:
-      UsageError: features.json, of any config and version of the dataset in `folder`, names such a class, or is
-        damaged.
+      UsageError: features.json names a class of anybody but TFDS, which would import its module; or JSON is damaged.
+      FailureError: a file cannot be read, or is none but a pipe or a device, which has no end.
     """
-    for path in itertools.chain(folder.glob("*/features.json"), folder.glob("*/*/features.json")):
+    for path in itertools.chain(folder.glob("*/*"), folder.glob("*/*/*")):
+        if not is_remote(path) and not path.is_dir():
+            with reporting(path, "read"):
+                open_file(path).close()
+        if path.name not in ("dataset_info.json", "features.json"):
+            continue
         try:
             with reporting(path, "read"):
-                classes = list(_classes_in(schema.parse(read_file(path))))
+                found = schema.parse(read_file(path))
         except schema.Malformed as error:
             raise UsageError(f"{path} is damaged ({error}): prepare the dataset anew.") from error
+        classes = _classes_in(found) if path.name == "features.json" else ()
         foreign = next((name for name in classes if not name.startswith(_OWN)), None)
         if foreign is not None:
             raise UsageError(

@@ -347,6 +347,16 @@ def test_a_damaged_dataset_is_named(tmp_path):
         with pytest.raises(UsageError, match="tiny"):
             _load(tmp_path)
     info.write_text(whole)
+    info.unlink()
+    os.mkfifo(info)
+    with pytest.raises(FailureError, match=r"dataset_info\.json is a named pipe"):
+        _load(tmp_path)
+    info.unlink()
+    info.write_text(whole)
+    features = (info.parent / "features.json").read_text()
     _rewrite_features(builder, lambda text: "[" * 100_000)
     with pytest.raises(UsageError, match=r"features\.json is damaged"):
         _load(tmp_path)
+    _rewrite_features(builder, lambda text: features.replace('"image"', '"picture"'))
+    with pytest.raises(UsageError, match=r"has no 'picture', of which features\.json tells"):
+        _load(tmp_path)[0]
