@@ -22,7 +22,7 @@ from ddpm_jax.data.inspection import Policy
 from ddpm_jax.data.places import check_no_pictures
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, suggest
-from ddpm_jax.files import as_path, check_place, is_refusal, is_remote, local_copy, open_file, read_file, reporting
+from ddpm_jax.files import as_path, check_place, is_remote, local_copy, open_file, read_file, reporting
 
 _OWN = "tensorflow_datasets.core.features."
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # under which a feature has the name of its class
@@ -206,7 +206,7 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     except ValueError:
         base, known = name, tfds.list_builders(with_community_datasets=False)
     except Exception as error:  # TFDS parses its files with whatever its parsers trip over
-        if is_refusal(error):
+        if getattr(error, "errno", None) is not None or is_remote(data_dir):  # of the system, or of a bucket
             raise
         raise UsageError(
             f"Dataset {name!r} in {_where(data_dir)} is damaged ({type(error).__name__}): with another data_dir, "

@@ -348,6 +348,8 @@ def test_a_damaged_dataset_is_named(tmp_path):
             _load(tmp_path)
     info.write_text(whole)
     info.unlink()
+    with pytest.raises(UsageError, match="tiny"):
+        _load(tmp_path)
     os.mkfifo(info)
     with pytest.raises(FailureError, match=r"dataset_info\.json is a named pipe"):
         _load(tmp_path)
