@@ -54,12 +54,13 @@ def test_what_is_wrong_with_an_outcome_is_told(code, out, err, wrong):
 
 def test_a_case_is_a_function_of_its_number(tmp_path):
     world = tmp_path / "world"
-    (world / "run" / "checkpoints" / "4").mkdir(parents=True)
-    for name in ("run/checkpoints/4/a", "run/b.json", "photo.png", "mask.png", "latents.npz", "weights.npz"):
-        (world / name).write_text('{"a": [1, 2]}')
-    for name in ("weights.safetensors", "generated/a.npz", "stage/checkpoints/4/a", "pictures/a/0.png"):
+    step = ("state/_METADATA", "state/d/0", "config/metadata", "data/metadata")
+    files = [f"{run}/checkpoints/4/{name}" for run in ("run", "stage") for name in step]
+    files += ["run/config.json", "run/metrics.jsonl", "generated/manifest.json", "generated/a.npz", "pictures/a/0.png"]
+    files += ["photo.png", "mask.png", "latents.npz", "weights.npz", "weights.safetensors"]
+    for name in files:
         (world / name).parent.mkdir(parents=True, exist_ok=True)
-        (world / name).write_bytes(b"0123456789")
+        (world / name).write_text('{"a": [1, 2]}')
     made = []
     for attempt in ("one", "two"):
         for number in range(60):
