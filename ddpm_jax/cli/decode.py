@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     codebook = np.asarray(loaded.params["codebook"]) if stage.kind == "vq" else None
     channels = loaded.experiment.model.latent_channels
     z = latent_file.latents_of(path, arrays, channels=channels, codebook=codebook)
-    places = _places(out, list(map(str, arrays.get("names", ()))), len(z))
+    places = _places(out, latent_file.names_of(arrays), len(z))
     batches = decode(stage, loaded.params, z, batch_size=flags.batch_size)
     images = (image for batch in batches for image in batch)
     images = counted(images, "decoding", len(z), unit="picture")
@@ -67,7 +67,7 @@ def _places(out: pathlib.Path, names: Sequence[str], count: int) -> list[pathlib
     if out.suffix.lower() == ".png":
         places = [out]
     else:
-        stems = [pathlib.PurePath(name).stem for name in names] if len(names) == count else [""] * count
+        stems = list(names) if len(names) == count else [""] * count
         if len({*stems, ""}) <= count:  # two of one name, or one without
             stems = [f"{i:05d}_{stem}".rstrip("_") for i, stem in enumerate(stems)]
         places = [out / f"{stem}.png" for stem in stems]

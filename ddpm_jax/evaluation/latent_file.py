@@ -14,6 +14,7 @@ A file of somebody's own needs `latents` or `codes` only; `first_stage` is belie
 
 import io
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,19 @@ def read(path: str | os.PathLike) -> Arrays:
             f"{path} is not an NPZ file, or damaged ({error}): give one that `python -m ddpm_jax.cli.encode` has "
             "written."
         ) from error
+
+
+def names_of(arrays: Arrays) -> list[str]:
+    """Returns the names of the pictures without folder and extension, as files can have them; [] where there are none.
+
+    In a stranger's file they may be anything: what is no list of text is passed over, and what would not be shown,
+    or cannot be in the name of a file, is an underscore.
+    """
+    names = arrays.get("names")
+    if names is None or names.ndim != 1 or names.dtype.kind != "U":
+        return []
+    stems = (pathlib.PurePath(name).stem for name in names.tolist())
+    return ["".join(letter if letter.isprintable() else "_" for letter in stem) for stem in stems]
 
 
 def check_made_by(path: str | os.PathLike, arrays: Arrays, *, first_stage: str, what: str) -> None:

@@ -84,3 +84,22 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
             latent_file.read(path)
     with pytest.raises(UsageError, match=r"There is no file .*none\.npz"):
         latent_file.read(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize(
+    ("names", "stems"),
+    [
+        (["album/a.png", "b", "c.d.jpg"], ["a", "b", "c.d"]),
+        (["../../etc/passwd", "..", "/"], ["passwd", "..", ""]),
+        (["a\x00b", "\x1b[2J", "x\u202e", "a\nb"], ["a_b", "_[2J", "x_", "a_b"]),
+        ("one", []),
+        ([1.0, 2.0], []),
+        ([["a"]], []),
+    ],
+)
+def test_names_of_a_strangers_file_can_be_those_of_files(names, stems):
+    assert latent_file.names_of({"names": np.array(names)}) == stems
+
+
+def test_a_file_may_have_no_names():
+    assert latent_file.names_of({}) == []
