@@ -3,12 +3,13 @@
 import errno
 import functools
 import os
+import select
 import signal
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from absl import flags
 
@@ -20,6 +21,7 @@ from ddpm_jax.numerals import Valid, number, numbers, whole_number, whole_number
 from ddpm_jax.training import interrupt
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 128 + signal.SIGINT  # exit codes; the last is the shell's convention
+UNREAD = 128 + signal.SIGPIPE  # nobody reads what is printed
 OUT_OF_TIME = 75  # EX_TEMPFAIL of sysexits.h: the same command goes on
 _STOPPED = {
     interrupt.Wish.TIME: OUT_OF_TIME,
@@ -379,13 +381,25 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     """Calls main(arguments) and returns the exit code: 2 for a user's mistake, 1 for a failure, 130 for Ctrl-C.
 
     What was stopped before it was done ends with 130, 143 after SIGTERM, and 75 after --max_seconds. Each comes with
-    one sentence on standard error.
+    one sentence on standard error, but for 141: nobody reads it, as after `| head`.
     """
     _print_whatever_is_said()
     if argv is None:
         interrupt.own_process()
     try:
-        return main(sys.argv[1:] if argv is None else argv)
+        code = _code_of(main, sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()  # here, where it can still be told that nobody reads it
+        return code
+    except BrokenPipeError:
+        if not _stop_printing():
+            raise
+        return _fail(UNREAD)
+
+
+def _code_of(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Calls main(arguments) and tells of what it raises; the exit code."""
+    try:
+        return main(argv)
     except (UsageError, FailureError) as error:
         say(f"error: {sentence(error)}", file=sys.stderr)
         return _fail(USAGE if isinstance(error, UsageError) else FAILURE)
@@ -401,6 +415,8 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         if memory.is_exhaustion(error):
             say(f"error: {memory.sentence(error, 'this command')}", file=sys.stderr)
             return _fail(FAILURE)
+        if isinstance(error, BrokenPipeError) and (_is_unread(sys.stdout) or _is_unread(sys.stderr)):
+            raise
         if is_of_a_bucket(error):
             say(f"error: Storage fails: {reason_of(error, BUCKET)}. Give the same command again.", file=sys.stderr)
             return _fail(FAILURE)
@@ -418,6 +434,26 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         else:
             traceback.print_exc()
         return _fail(FAILURE)
+
+
+def _stop_printing() -> bool:
+    """Whether nobody reads a standard stream any more, as after `| head`; what else comes for it then goes nowhere."""
+    unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
+    for stream in unread:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    return bool(unread)
+
+
+def _is_unread(stream: TextIO) -> bool:
+    try:
+        descriptor = stream.fileno()
+    except (AttributeError, OSError):  # that of a notebook or of a test is no file
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _print_whatever_is_said() -> None:

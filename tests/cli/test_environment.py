@@ -36,16 +36,34 @@ def test_a_setting_that_jax_does_not_have_is_one_sentence(name, value, says):
     assert f"unset {name}, or set it" in result.stderr
 
 
-def test_the_backend_of_a_notebook_keeps_no_picture_from_being_drawn(tmp_path):
+@pytest.mark.parametrize("backend", ["module://no_such_notebook.backend_inline", "no such backend"])
+def test_the_backend_of_a_notebook_keeps_no_picture_from_being_drawn(tmp_path, backend):
     """`!python train.py` in a notebook has the notebook's backend, which the command's Python may lack."""
     draw = (
         "import os, numpy as np; from ddpm_jax.plotting.curves import loss_curve; "
         f"loss_curve({str(tmp_path / 'a.png')!r}, np.arange(3.0), np.ones(3)); print(os.environ['MPLBACKEND'])"
     )
-    result = _python("-c", draw, MPLBACKEND="module://no_such_notebook.backend_inline")
+    result = _python("-c", draw, MPLBACKEND=backend)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "module://no_such_notebook.backend_inline\n"  # for whoever else reads it
+    assert result.stdout == f"{backend}\n"  # for whoever else reads it
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["no_such_run"]])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_command_that_nobody_reads_ends_without_a_traceback(argv, stream):
+    """`| head` closes the pipe while the command still prints."""
+    other = {"stdout": "stderr", "stderr": "stdout"}[stream]
+    reading, unread = os.pipe()
+    os.close(reading)
+    with open(unread, "wb") as unread:
+        command_line = [sys.executable, "-m", "ddpm_jax.cli.plot", *argv]
+        result = subprocess.run(command_line, **{stream: unread, other: subprocess.PIPE}, check=False)
+    printed_there = "stdout" if argv == ["--help"] else "stderr"
+    expected = command.USAGE if argv != ["--help"] else 0
+    assert result.returncode == (command.UNREAD if stream == printed_there else expected)
+    if stream == printed_there:
+        assert getattr(result, other) == b""
 
 
 @pytest.mark.slow
