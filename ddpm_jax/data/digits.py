@@ -76,11 +76,12 @@ def prepare(data_dir: str) -> str:
     """
     if is_remote(data_dir):
         raise UsageError(f"The bundled digits are written to a directory of this machine: data_dir is {data_dir}.")
-    check_no_pictures(data_dir, name="digits")
     folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    there = (folder / "digits" / str(Digits.VERSION)).exists()
+    check_no_pictures(data_dir, name="digits", writing=not there)
     try:
         # A builder would read what is there, before `tfds_source` has looked whether it can be.
-        if not (folder / "digits" / str(Digits.VERSION)).exists():
+        if not there:
             _write(Digits(data_dir=data_dir or None))
     except _REFUSED as error:
         raise FailureError(

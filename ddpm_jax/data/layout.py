@@ -6,6 +6,7 @@
 
 Folders are splits if all of those at the first level that hold pictures are called as in `SPLITS`. A single folder of
 such a name among others is a class ("train", the vehicle); several among others are refused, and `layout` says which.
+So are splits one level lower, in a folder around them or in those of the classes.
 
 Every file counts as a picture, except hidden ones and those whose extension is in `COMPANIONS`: a file that is silently
 passed over because of an unusual name would be worse than one sentence too many. Links to folders are followed.
@@ -13,6 +14,7 @@ passed over because of an unusual name would be worse than one sentence too many
 
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,6 +29,7 @@ SPLITS = {  # split -> what a folder of it may be called, in upper or lower case
     "test": ("test", "testing", "eval"),
 }
 LAYOUTS = dict.fromkeys(("auto", "classes", "splits"))
+_BESIDE = {"data", "image", "images", "img", "imgs", "seg", "set"}  # what may go with it: "test_set", "seg_train"
 
 # fmt: off
 COMPANIONS = {  # what commonly lies beside pictures without being one
@@ -66,6 +69,8 @@ def lay_out(root: Any, *, split: str, holdout: float, layout: str) -> Layout:
     role = role if role is not None else choose("split of a folder", split, dict.fromkeys(SPLITS))
     files, folders = _found(root)
     of_split = _split_folders(root, files, layout)
+    if layout == "auto" and not of_split:
+        _check_not_lower(root, files)
     inside = {
         one: [name.removeprefix(f"{folder}/") for name in files if name.startswith(f"{folder}/")]
         for one, folder in of_split.items()
@@ -95,8 +100,9 @@ def lay_out(root: Any, *, split: str, holdout: float, layout: str) -> Layout:
 
 
 def _role(name: str) -> str | None:
-    """The split that a folder of this name is of, if it is one's name."""
-    return next((role for role, names in SPLITS.items() if name.lower() in names), None)
+    """The split that a folder of this name is of, if it is one's name, also with a number: "train2017"."""
+    words = [word for word in re.split(r"[\W\d_]+", name.lower()) if word and word not in _BESIDE]
+    return next((role for role, names in SPLITS.items() if len(words) == 1 and words[0] in names), None)
 
 
 def _split_folders(root: Any, files: Sequence[str], layout: str) -> dict[str, str]:
@@ -128,6 +134,30 @@ def _split_folders(root: Any, files: Sequence[str], layout: str) -> dict[str, st
             )
         found[role] = name
     return found
+
+
+def _check_not_lower(root: Any, files: Sequence[str]) -> None:
+    """Refuses splits within a folder around them, or within those of the classes: tests would be trained on.
+
+    Raises:
+      UsageError: there are two at the second level.
+    """
+    first = {name.split("/")[0] for name in files}
+    second = {tuple(name.split("/")[:2]) for name in files if name.count("/") > 1}
+    named: dict[str, list[str]] = {}
+    for around, below in sorted(second):
+        if _role(below):
+            named.setdefault(around, []).append(below)
+    for around, splits in named.items():
+        if len(set(map(_role, splits))) < 2:
+            continue
+        remedy = f"set data_dir to {root / around}"
+        if len(first) > 1:
+            remedy = f"move the images so that the splits are outermost ({splits[0]}/{around})"
+        raise UsageError(
+            f"Folder {root / around} holds {_listed(splits)}, which are names of splits: {remedy}, or set "
+            "data.layout=classes to train on all of them."
+        )
 
 
 def _listed(names: Sequence[str]) -> str:

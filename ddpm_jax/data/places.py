@@ -36,7 +36,7 @@ _OF_A_RUN = (  # directories that a run and the commands that read it make
 )
 
 
-def check_no_pictures(data_dir: str, *, name: str) -> None:
+def check_no_pictures(data_dir: str, *, name: str, writing: bool = False) -> None:
     """Refuses to look for, or write, a dataset in a folder of pictures.
 
     A folder in which TFDS has prepared a dataset other than the digits is its own, whatever lies next to that.
@@ -44,14 +44,15 @@ def check_no_pictures(data_dir: str, *, name: str) -> None:
     Args:
       data_dir: "" for TFDS's default, which is not looked at.
       name: of the dataset, for the message.
+      writing: whether it is about to be written there, so that pictures are looked for at every depth.
 
     Raises:
-      UsageError: `data_dir`, or a folder at most two levels below, holds a picture.
+      UsageError: `data_dir`, or a folder at most two levels below, or any below, holds a picture.
     """
     if not data_dir or is_remote(data_dir):
         return
     folder = pathlib.Path(data_dir).expanduser()
-    picture = None if set(datasets_in(folder)) - {"digits"} else _first_picture(folder)
+    picture = None if set(datasets_in(folder)) - {"digits"} else _first_picture(folder, deep=writing)
     if picture is not None:
         left = folder / "digits" if (folder / "digits").is_dir() and datasets_in(folder) else None
         raise UsageError(
@@ -152,19 +153,27 @@ def _is_prepared(version: os.PathLike) -> bool:
     return os.path.isfile(os.path.join(version, _INFO))
 
 
-def _first_picture(folder: pathlib.Path) -> str | None:
-    """A picture in `folder` or in the folders near below it, as a relative path; None if there is none soon."""
-    level, looked_at = [folder], 0
-    for _ in range(_DEPTH + 1):
-        folders = []
+def _first_picture(folder: pathlib.Path, *, deep: bool = False) -> str | None:
+    """A picture in `folder` or in the folders near below it, as a relative path; None if there is none soon.
+
+    Args:
+      folder: see there.
+      deep: whether to look at every depth, and at all there is; of links to folders each is followed once.
+    """
+    level, looked_at, depth, seen = [folder], 0, 0, set()
+    while level and (deep or depth <= _DEPTH):
+        folders, depth = [], depth + 1
         for entry in (entry for place in level for entry in _entries(place)):
             looked_at += 1
-            if looked_at > _ENTRIES:
+            if looked_at > _ENTRIES and not deep:
                 return None
             if entry.name.startswith(".") or entry.name == "downloads":  # where TFDS unpacks archives
                 continue
             if entry.is_dir():
-                folders.append(entry.path)
+                real = os.path.realpath(entry.path)
+                if real not in seen:
+                    seen.add(real)
+                    folders.append(entry.path)
             elif os.path.splitext(entry.name)[1].lower() in PICTURES:
                 return os.path.relpath(entry.path, folder)
         level = sorted(place for place in folders if not _is_dataset(place))

@@ -36,7 +36,17 @@ def _load(folder, **options):
 
 @pytest.mark.parametrize(
     ("train", "test"),
-    [("Train", "Test"), ("training", "testing"), ("TRAIN", "eval"), ("train", "dev"), ("Training", "Validation")],
+    [
+        ("Train", "Test"),
+        ("training", "testing"),
+        ("TRAIN", "eval"),
+        ("train", "dev"),
+        ("Training", "Validation"),
+        ("train2017", "val2017"),
+        ("training_set", "test_set"),
+        ("seg_train", "seg_test"),
+        ("Train images", "Test-data"),
+    ],
 )
 def test_folders_called_as_splits_in_any_case_are_no_classes(tmp_path, train, test):
     _pictures(tmp_path, f"{train}/cat/a.png", f"{train}/dog/b.png", f"{test}/dog/c.png")
@@ -72,6 +82,28 @@ def test_for_want_of_a_held_out_folder_a_share_of_train_is_set_aside(tmp_path):
 def test_a_lone_name_of_a_split_among_other_folders_is_a_class(tmp_path, lone):
     _pictures(tmp_path, f"{lone}/a.png", "bus/b.png", "car/c.png")
     assert _found(tmp_path).classes == sorted(["bus", "car", lone])
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (["data/train/a.png", "data/test/b.png"], "set data_dir to {}/data"),
+        (["data/Train/cat/a.png", "data/val/cat/b.png"], "set data_dir to {}/data"),
+        (
+            ["cat/testing/a.png", "cat/training/b.png", "dog/training/c.png"],
+            r"move the images so that the splits are outermost \(testing/cat\)",
+        ),
+    ],
+)
+def test_splits_within_a_folder_or_within_classes_are_refused_until_it_is_said_what_they_are(tmp_path, files, sentence):
+    _pictures(tmp_path, *files)
+    with pytest.raises(UsageError, match=sentence.format(tmp_path)):
+        _found(tmp_path)
+    assert sorted(_found(tmp_path, layout="classes").names) == sorted(files)
+
+
+def test_a_lone_name_of_a_split_within_a_class_is_nothing_to_refuse(tmp_path):
+    assert _found(_pictures(tmp_path, "cat/test/a.png", "cat/home/b.png", "dog/c.png")).classes == ["cat", "dog"]
 
 
 def test_folders_without_pictures_do_not_make_splits_into_classes(tmp_path):

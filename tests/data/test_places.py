@@ -37,6 +37,22 @@ def test_no_dataset_is_looked_for_or_written_in_a_folder_of_pictures(tmp_path, d
     assert _tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("picture", ["train/cat/monday/a.png", "a/b/c/d/e/f.jpg"])
+def test_the_digits_are_not_written_above_pictures_however_deep_they_lie(tmp_path, picture):
+    folder = _pictures(tmp_path / "photos", picture)
+    (folder / "round").symlink_to(folder)
+    before = _tree(tmp_path)
+    with pytest.raises(UsageError, match=rf"is a folder of pictures \({picture} is one\)"):
+        digits.prepare(str(folder))
+    assert _tree(tmp_path) == before
+
+
+def test_digits_that_are_there_already_are_read_though_pictures_lie_deep_beside_them(tmp_path):
+    digits.prepare(str(tmp_path))
+    _pictures(tmp_path, "a/b/c/d/e.png")
+    assert len(sources.load(name="digits", data_dir=str(tmp_path), **OPTIONS)) == 1497
+
+
 def test_digits_that_were_written_among_classes_are_named_whichever_way_they_are_met(tmp_path):
     digits.prepare(str(tmp_path))
     _pictures(tmp_path, "cat/a.png", "dog/b.png")
