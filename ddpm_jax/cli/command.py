@@ -387,7 +387,8 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     if argv is None:
         interrupt.own_process()
     try:
-        code = _code_of(main, sys.argv[1:] if argv is None else argv)
+        with interrupt.leaving():  # until and after what the command does between two looks at signals
+            code = _code_of(main, sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # here, where it can still be told that nobody reads it
         return code
     except BrokenPipeError:

@@ -64,9 +64,10 @@ def leave_at_once(code: int) -> None:
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """While its body imports libraries, Ctrl-C ends a process that is a command at once.
+    """While its body runs and no `Interrupt` is entered, Ctrl-C ends a process that is a command at once.
 
-    An exception in the midst of an extension's initialisation makes that fail in its own words, or crash.
+    An exception in the midst of an extension's initialisation makes that fail in its own words, or crash; one that
+    arrives in a callback of the garbage collector, as JAX has, is lost.
     """
     if not _alone:
         yield

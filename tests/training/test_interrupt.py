@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import types
 
@@ -121,3 +122,20 @@ def test_the_scripts_import_nothing_heavy_before_they_listen():
         [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert done.stdout == "False False\n"
+
+
+def test_ctrl_c_amid_a_callback_of_the_garbage_collector_is_not_lost():
+    """Python ignores what such a callback raises, and JAX has one: the time between imports and the first dispatch."""
+    program = textwrap.dedent("""
+        import gc, signal, sys
+        from ddpm_jax.cli import command
+
+        def main(argv):
+            gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGINT))
+            gc.collect()
+            print("went on")
+
+        command.run(main)
+    """)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "\ninterrupted\n")
