@@ -94,7 +94,7 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
     check_name(workdir)
     check_place(workdir, flag="--ckpt")
     if not is_folder(workdir):
-        raise UsageError(f"There is no directory {workdir}: --ckpt takes the --workdir of a training run.")
+        raise UsageError(f"There is no directory {workdir}: name the --workdir of a training run.")
     steps = steps_in(workdir / CHECKPOINTS)
     if not steps:
         raise UsageError(

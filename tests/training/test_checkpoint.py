@@ -204,7 +204,7 @@ def test_a_folder_that_is_not_called_by_a_step_is_no_checkpoint(tmp_path, name):
 
 
 def test_a_missing_empty_or_foreign_directory_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"no directory .*nowhere: --ckpt takes the --workdir"):
+    with pytest.raises(UsageError, match=r"no directory .*nowhere: name the --workdir of a training run"):
         checkpoint_reading.find_step(tmp_path / "nowhere")
     with pytest.raises(UsageError, match=r"holds no checkpoint: checkpoints/STEP is expected"):
         checkpoint_reading.find_step(tmp_path)
