@@ -6,12 +6,14 @@ it has its size and is treated alike, each pixel taking the nearest's value. Wha
 """
 
 import pathlib
+import sys
 
 import numpy as np
 from PIL import Image
 
 from ddpm_jax.data import images
-from ddpm_jax.errors import UsageError
+from ddpm_jax.data.inspection import depth_notes
+from ddpm_jax.errors import UsageError, say
 from ddpm_jax.files import as_path, is_remote, reporting, sha256_of
 
 
@@ -94,7 +96,7 @@ def read_mask(
         )
     _check_size(flag, path, mask.size, size)
     try:
-        white = images.to_mask(mask, image_size=size)
+        erased, white = images.is_erased(mask), images.to_mask(mask, image_size=size)
     except images.UnreadableImage as error:
         raise _unreadable(flag, path, error) from error
     if not white.any():
@@ -107,15 +109,27 @@ def read_mask(
             f"{flag}: {path} is white in all of the part that the model sees, so nothing of the picture would be kept: "
             "make black what is to be kept."
         )
+    if erased:
+        _warn(
+            f"{flag}: nothing white is to be seen in {path}, so its transparent parts are painted, as of a picture "
+            "with parts erased; make strokes white to have them painted instead"
+        )
     return white
 
 
 def _decode(flag: str, path: str | pathlib.Path) -> Image.Image:
     _check_there(flag, path)
     try:
-        return images.decode(path)
+        image = images.decode(path)
     except images.UnreadableImage as error:
         raise _unreadable(flag, path, error) from error
+    for note in depth_notes([path] if image.mode.startswith("I;16") else []):
+        _warn(f"{flag}: {path}: {note}")
+    return image
+
+
+def _warn(note: str) -> None:
+    say(f"warning: {note}.", file=sys.stderr)
 
 
 def _check_there(flag: str, path: str | pathlib.Path) -> None:

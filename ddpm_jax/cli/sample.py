@@ -134,7 +134,7 @@ def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
     shown = min(IN_GRID // (columns or 1) * (columns or 1), flags.num_samples)
     with reporting(out / "grid.png"):
         grid = pictures.grid(generation.read_shards(out, shown), columns)
-        grid = pictures.with_labels(grid, columns=_column_labels(recipe, columns))
+        grid = pictures.with_labels(grid, columns=_column_labels(recipe, columns, shown))
         if recipe.originals:
             grid = pictures.beside_originals(recipe.originals, grid, title=_title(recipe.record))
         pictures.save_png(out / "grid.png", grid)
@@ -173,10 +173,12 @@ def _classes(recipe: Recipe) -> list[str]:
     return [visible(names.get(label, str(label))) for label in recipe.record.get("labels", ())]
 
 
-def _column_labels(recipe: Recipe, columns: int | None) -> list[str]:
-    """The classes of the grid's columns; none where a column is of several."""
+def _column_labels(recipe: Recipe, columns: int | None, shown: int) -> list[str]:
+    """The classes of the grid's columns, "" over empty ones; none where a column is of several."""
     classes = _classes(recipe)
-    return classes * (columns // len(classes)) if columns and classes else []
+    if not (columns and classes):
+        return []
+    return [classes[i % len(classes)] if i < shown else "" for i in range(columns)]
 
 
 def _title(record: dict[str, Any]) -> str:

@@ -460,9 +460,11 @@ def _announce(
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device{'s' if jax.device_count() > 1 else ''}"
     if jax.process_count() > 1:
         devices += f" of {jax.process_count()} processes"
-    begin = f"resuming at step {start}" if start else f"starting from {beginning.what}" if beginning else "starting"
+    length = experiment.config.train.num_steps
+    begin = f"resuming at step {start} of {length}" if start else f"starting the first of {length} steps"
+    of_others = f" from {beginning.what}" if beginning else ""
     say(
-        f"{workdir}: {begin} of {experiment.config.train.num_steps}; {len(source):,} images of "
+        f"{workdir}: {begin}{of_others}; {len(source):,} images of "
         f"{'x'.join(map(str, experiment.image_shape))}{_over(experiment, state)}, {count:,} parameters, {devices}, "
         f"{bytes_per_device(state) / 1e6:,.1f} MB of state on each",
         file=sys.stderr,

@@ -185,9 +185,14 @@ def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
     return (np.asarray(_centre_crop(image, image_size, image_size)) > _MIDDLE)[..., None]
 
 
+def is_erased(mask: Image.Image) -> bool:
+    """Whether `to_mask` takes the transparent parts of a picture for what is meant, nothing white being visible."""
+    over_black, over_white = (_to_mode(mask, "L", background=of) for of in ("black", "white"))
+    return np.asarray(over_black).max() <= _MIDDLE < np.asarray(over_white).max()
+
+
 def _mask_in_grey(image: Image.Image) -> Image.Image:
-    over_black = _to_mode(image, "L", background="black")
-    return over_black if np.asarray(over_black).max() > _MIDDLE else _to_mode(image, "L")
+    return _to_mode(image, "L", background="white" if is_erased(image) else "black")
 
 
 def _to_mode(image: Image.Image, mode: str, *, background: str = "white") -> Image.Image:

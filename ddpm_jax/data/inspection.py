@@ -63,7 +63,7 @@ def usable(folder: Any, names: Sequence[str], *, image_size: int, policy: Policy
         )
     used = [i for i, path in enumerate(paths) if path not in skipped]
     deep = [paths[i] for i in used if headers[i].mode.startswith("I")]
-    return Usable([names[i] for i in used], skipped, _depth(deep))
+    return Usable([names[i] for i in used], skipped, depth_notes(deep))
 
 
 def refusal(
@@ -91,13 +91,14 @@ def refusal(
         also = f", and {len(small)} are smaller than image_size={image_size}" if small else ""
         them = "it" if len(unreadable) == 1 else "what cannot be read"
         return UsageError(
-            f"Image {path} cannot be read ({why}){more}{also}{listed}: remove {them}, or set unreadable='skip' to pass "
-            "over such files."
+            f"Image {path} cannot be read ({why}){more}{also}{listed}: remove {them}, or set "
+            "data.unreadable=skip to pass over such files."
         )
     more = f" (as are {len(small) - 1} more)" if len(small) > 1 else ""
     return UsageError(
         f"Image {path} is {why} pixels, smaller than image_size={image_size}{more}{listed}: remove what is too small, "
-        "ask for a smaller image_size, or set small='skip' to pass over such files, small='enlarge' to enlarge them."
+        "ask for a smaller image_size, or set data.small=skip to pass over such files, data.small=enlarge to enlarge "
+        "them."
     )
 
 
@@ -128,8 +129,12 @@ def _headers(paths: Sequence[str]) -> list[images.Header | images.UnreadableImag
     return headers
 
 
-def _depth(paths: Sequence[str]) -> list[str]:
-    """A sentence about pictures of 16 bits that leave the upper ones empty: they would be nearly black."""
+def depth_notes(paths: Sequence[str]) -> list[str]:
+    """A sentence about pictures of 16 bits that leave the upper ones empty: they would be nearly black.
+
+    Args:
+      paths: of pictures of one channel of 16 bits.
+    """
     chosen = np.unique(np.linspace(0, len(paths) - 1, min(_DECODED, len(paths))).round().astype(int))
     largest = 0
     for i in chosen:
@@ -140,8 +145,9 @@ def _depth(paths: Sequence[str]) -> list[str]:
     bits = next((depth for depth in _DEPTHS if largest < 2**depth), 16)
     if not largest or bits == 16:
         return []
+    have = "images have" if len(paths) > 1 else "image has"
     return [
-        f"{len(paths)} images have 16 bits, but no value above {largest} in {len(chosen)} that were looked at, as if "
-        f"they held {bits} bits: 65535 is white, so they are read as nearly black unless their values are first "
-        f"multiplied by {2 ** (16 - bits)}"
+        f"{len(paths)} {have} 16 bits, but no value above {largest} in {len(chosen)} that were looked "
+        f"at, as if they held {bits} bits: 65535 is white, so they are read as nearly black unless "
+        f"their values are first multiplied by {2 ** (16 - bits)}"
     ]

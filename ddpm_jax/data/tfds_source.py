@@ -99,7 +99,7 @@ class TfdsSource:
                 if self._policy.unreadable != "skip" and not isinstance(error, _TooSmall):
                     raise UsageError(
                         f"I{name[1:]} cannot be decoded ({error}): prepare the dataset anew, or set "
-                        "unreadable='skip' to pass over such images."
+                        "data.unreadable=skip to pass over such images."
                     ) from error
                 self._unreadable.add(name, error)
         raise UsageError(f"None of the {len(self)} images of dataset {self._name!r} can be decoded: prepare it anew.")
@@ -316,5 +316,5 @@ def _expression(split: str, builder: tfds.core.DatasetBuilder, name: str) -> str
 def _too_small(what: str, size: tuple[int, int], image_size: int) -> str:
     return (
         f"{what} is {size[0]}x{size[1]} pixels, smaller than image_size={image_size}: "
-        "ask for a smaller image_size, or set small='enlarge' to enlarge such images."
+        "ask for a smaller image_size, or set data.small=enlarge to enlarge such images."
     )

@@ -80,7 +80,7 @@ def bits_per_image(path: str | os.PathLike, bits: np.ndarray, title: str = "") -
     panel.hist(bits, bins=min(60, max(5, math.isqrt(len(bits)))), color=_COLOUR)
     panel.axvline(bits.mean(), color="black", linewidth=1, linestyle="--", label=f"mean {bits.mean():.3f}")
     panel.set(xlabel="bits per dimension of an image", ylabel="images")
-    panel.legend(frameon=False)
+    panel.legend(frameon=True, edgecolor="none")  # legible over the bars
     write_figure(path, figure)
 
 

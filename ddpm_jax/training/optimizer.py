@@ -57,7 +57,8 @@ def check_length(
 ) -> None:
     """Refuses to resume a run with another length, if the learning rate has begun to fall over it.
 
-    While it has not, the steps that were done are those of a run that was begun with the new length.
+    While it has not, the steps that were done are those of a run that was begun with the new length. A
+    length that is passed already is no question of the rate: whoever resumes refuses it.
 
     Args:
       learning_rate: the peak.
@@ -68,9 +69,12 @@ def check_length(
       step: the number of updates done.
 
     Raises:
-      UsageError: the two lengths differ, the decay is not constant, and an update after step W is done.
+      UsageError: the two lengths differ, the decay is not constant, an update after step W is done, and the
+        new length is not passed yet.
     """
     if num_steps == saved_num_steps or decay == "constant" or step <= warmup_steps + 1:
+        return
+    if num_steps < step:
         return
     then, now = (
         float(make_learning_rate(learning_rate, warmup_steps=warmup_steps, decay=decay, num_steps=length)(step))

@@ -57,7 +57,9 @@ def test_a_run_begins_as_the_very_function_of_another_with_its_own_batch_rate_an
     argv = ["--config", config_file(num_steps=1), "--workdir", tmp_path / "run", *overrides]
     result = invoke("train", *argv)
     assert result.code == 0, result.err
-    assert f"starting from the {'raw' if raw else 'ema'} weights of {trained}, step 8 of 1;" in result.err
+    assert (
+        f"starting the first of 1 steps from the {'raw' if raw else 'ema'} weights of {trained}, step 8;" in result.err
+    )
     source = load(trained, step=8, raw_weights=raw)
     ((experiment, state),) = beginning_state
     for params in (state.params, state.ema_params, state.averages["decay_0.9"]):

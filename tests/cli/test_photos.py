@@ -99,6 +99,25 @@ def test_of_white_strokes_on_a_transparent_layer_the_strokes_are_painted(save, h
     np.testing.assert_array_equal(read_mask("--mask", save("layer.png", layer), photo, MODEL)[..., 0], expected)
 
 
+def test_a_mask_says_when_its_transparent_parts_are_taken_for_what_is_painted(save, capsys):
+    photo, layer = save("photo.png", noise(8, 8)), np.zeros((8, 8, 4), np.uint8)
+    layer[2:5, 3, 3] = 255  # strokes nobody would call white
+    for colour, complaint in ((255, ""), (0, "warning: --mask: nothing white is to be seen in ")):
+        layer[..., :3] = colour
+        read_mask("--mask", save("layer.png", layer), photo, MODEL)
+        told = capsys.readouterr().err
+        assert told.startswith(complaint)
+        assert bool(told) == bool(complaint)
+
+
+def test_a_photo_of_12_bits_in_a_file_of_16_is_told(save, capsys):
+    pixels = np.full((8, 8), 4095, np.uint16)
+    read_photo("--init_image", save("deep.png", pixels), MODEL)
+    assert "1 image has 16 bits, but no value above 4095 in 1" in capsys.readouterr().err
+    read_photo("--init_image", save("whole.png", pixels * 16), MODEL)
+    assert not capsys.readouterr().err
+
+
 def test_a_photo_that_a_camera_turned_and_its_mask_are_compared_upright(save):
     """Orientation 6: stored lying, shown standing."""
     exif = Image.Exif()

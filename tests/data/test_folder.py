@@ -219,7 +219,7 @@ def test_all_images_that_cannot_be_used_are_listed_in_a_file(tmp_path):
         _load(folder, report=report)
     assert re.fullmatch(
         rf"Image {folder}/001\.png cannot be read \(.*\), nor can 1 more, and 1 are smaller than image_size=8; all 3 "
-        rf"are listed in {report}: remove what cannot be read, or set unreadable='skip' to pass over such files\.",
+        rf"are listed in {report}: remove what cannot be read, or set data.unreadable=skip to pass over such files\.",
         str(refusal.value),
     )
     lines = [line.split("\t") for line in report.read_text().splitlines()]
@@ -276,7 +276,7 @@ def test_of_values_that_use_16_bits_nothing_is_told(tmp_path, caplog):
 def test_stop_names_the_file_that_is_no_image(tmp_path, cache):
     _many(tmp_path, 3)
     (tmp_path / "001.png").write_text("<html>")
-    with pytest.raises(UsageError, match=r"001\.png cannot be read \(not an image.*unreadable='skip'"):
+    with pytest.raises(UsageError, match=r"001\.png cannot be read \(not an image.*data.unreadable=skip"):
         _load(tmp_path, cache=cache)
 
 

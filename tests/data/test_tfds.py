@@ -181,7 +181,7 @@ def test_small_records_are_replaced_or_enlarged_if_asked_for(tmp_path, cache, ca
 def test_a_dataset_all_of_whose_images_are_small_is_enlarged_if_asked_for(tmp_path):
     _prepare(tmp_path, splits={"train": 2})
     for small in ("stop", "skip"):
-        with pytest.raises(UsageError, match=r"is 6x6 pixels, smaller than image_size=8: .* small='enlarge'"):
+        with pytest.raises(UsageError, match=r"is 6x6 pixels, smaller than image_size=8: .* data.small=enlarge"):
             _load(tmp_path, image_size=8, small=small)
     assert _load(tmp_path, image_size=8, small="enlarge").gather(np.arange(2))["image"].shape == (2, 8, 8, 1)
 
