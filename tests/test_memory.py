@@ -113,11 +113,12 @@ def test_a_state_larger_than_the_memory_there_is_is_refused_and_a_smaller_one_pa
         (
             {},
             "lower train.batch_size (now 128), compute it in parts, one after the other, with "
-            "optimizer.accumulate_steps=2, compute activations again in the backward pass with model.remat=blocks, or ",
+            "optimizer.accumulate_steps=2 or more, compute activations again in the backward pass with "
+            "model.remat=blocks, or ",
         ),
         (
             {"devices": 8, "accumulate_steps": 4, "remat": "blocks"},
-            "with optimizer.accumulate_steps=8, split the state over the devices with parallel=fsdp, or take",
+            "with optimizer.accumulate_steps=8 or more, split the state over the devices with parallel=fsdp, or take",
         ),
         ({"devices": 128, "parallel": "fsdp", "remat": "blocks"}, "or take a smaller network"),
     ],

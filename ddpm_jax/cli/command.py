@@ -37,6 +37,12 @@ MAX_IMAGES = 10_000_000  # of one command
 MAX_BATCH = 1_000_000
 _MAX_PROCESSES, _LONGEST_WAIT = 100_000, 7 * 24 * 3600
 _REFUSALS = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS}
+_TRANSFER_GUARDS = (
+    "jax_transfer_guard",
+    "jax_transfer_guard_host_to_device",
+    "jax_transfer_guard_device_to_device",
+    "jax_transfer_guard_device_to_host",
+)
 _HELP_COLUMN, _HELP_WIDTH = 26, 110
 
 
@@ -308,6 +314,12 @@ def prepare_jax(parsed: flags.FlagValues) -> None:
             "JAX_DISABLE_JIT is set, without which a chain takes minutes an image: unset it; a function of the "
             "package may be run so in Python."
         )
+    for guard in _TRANSFER_GUARDS:
+        if str(getattr(jax.config, guard)).startswith("disallow"):
+            raise UsageError(
+                f"{guard.upper()} is {getattr(jax.config, guard)}, and a command copies its data to the device and "
+                "its results back: unset it, or set it to log."
+            )
     keep_compiled(parsed.compilation_cache)
     if "distributed" in parsed:
         join_processes(parsed)

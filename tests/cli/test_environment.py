@@ -92,6 +92,15 @@ def test_no_command_runs_operation_by_operation(refused, tmp_path):
         refused("sample", "--ckpt", tmp_path, says=["JAX_DISABLE_JIT is set", "unset it"])
 
 
+def test_no_command_runs_where_nothing_may_be_copied_to_a_device(refused, tmp_path):
+    before = jax.config.jax_transfer_guard_host_to_device
+    jax.config.update("jax_transfer_guard_host_to_device", "disallow")  # as the variable sets it
+    try:
+        refused("sample", "--ckpt", tmp_path, says=["JAX_TRANSFER_GUARD_HOST_TO_DEVICE is disallow", "set it to log"])
+    finally:
+        jax.config.update("jax_transfer_guard_host_to_device", before)
+
+
 @pytest.mark.parametrize("place", ["foo://bar", "s3://bucket/programs", "gs://"])
 def test_a_cache_of_programs_lies_on_a_disk_or_in_a_bucket(place):
     with pytest.raises(UsageError, match=r"^--compilation_cache: .*(can be read or written|names no bucket)"):

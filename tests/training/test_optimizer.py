@@ -49,6 +49,10 @@ def test_a_run_may_get_another_length_while_its_steps_so_far_are_those_of_that_l
     check_length(PEAK, warmup_steps=warmup, decay=decay, num_steps=12, saved_num_steps=12, step=12)
 
 
+def test_a_length_that_is_passed_is_no_question_of_the_rate():
+    check_length(PEAK, warmup_steps=2, decay="cosine", num_steps=10, saved_num_steps=20, step=20)
+
+
 def test_the_refusal_of_another_length_says_what_the_rate_would_be():
     """Linear from 2e-4 at step 50: at step 150, half of 250 steps is left and a quarter of 550 has gone."""
     with pytest.raises(
