@@ -8,7 +8,7 @@ import pytest
 from ddpm_jax.cli import command
 from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.experiment import build
-from ddpm_jax.cli.load import load, load_classifier
+from ddpm_jax.cli.load import config_in, load, load_classifier
 from ddpm_jax.errors import UsageError
 
 from .conftest import main_of, write_config
@@ -101,5 +101,5 @@ def test_a_config_that_cannot_work_is_refused(refused, config_file, tmp_path, ov
 def test_a_config_from_before_the_field_existed_is_that_of_a_diffusion_model(trained):
     saved = json.loads((trained / "config.json").read_text())
     del saved["objective"]
-    assert configs.from_dict(saved, source="old").objective == "diffusion"
+    assert configs.from_dict(config_in(saved), source="old").objective == "diffusion"
     assert configs.differences(json.loads((trained / "config.json").read_text()), saved) == []

@@ -82,7 +82,7 @@ def saved(arguments, tmp_path_factory):
     state = init_state(experiment, training)
     directory = tmp_path_factory.mktemp("saved")
     with contextlib.closing(Checkpointer(directory, keep_last=1)) as checkpointer:
-        checkpointer.save(1, state, {}, configs.to_dict(config))
+        checkpointer.save(1, state, {"batches": 1}, configs.to_dict(config))
     return experiment, training, state, directory
 
 
