@@ -262,7 +262,7 @@ class _ObjectLock(Lock):
             return None, None
 
     def _await_silence(self, generation: str, other: _Owner | None) -> None:
-        """Returns when the object is gone or has not been written for `STALE_SECONDS`; its owner is told of meanwhile.
+        """Returns when the object is gone or has not been written for `STALE_SECONDS`; its owner is reported meanwhile.
 
         Raises:
           FailureError: it has been written: its owner lives.

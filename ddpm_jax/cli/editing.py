@@ -34,11 +34,11 @@ def define_flags(parser: Parser) -> None:
     parser.number(
         "strength",
         None,
-        "With --init_image: how much is made anew, above 0 to 1 (default: 0.8).",
+        "With --init_image: how much is generated again, above 0 to 1 (default: 0.8).",
         valid=lambda value: 0 < value <= 1,
         wanted="above 0 and at most 1",
     )
-    parser.path("inpaint", None, "Paint parts of this picture anew, where --mask is white.", metavar="FILE")
+    parser.path("inpaint", None, "Paint over this picture where --mask is white.", metavar="FILE")
     parser.path("mask", None, "With --inpaint: a picture of the same size, white where to paint.", metavar="FILE")
     parser.integer(
         "resamplings",

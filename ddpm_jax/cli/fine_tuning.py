@@ -97,7 +97,7 @@ def find_beginning(
             f"{before['sha256'][:12]} then, {loaded.sha256[:12]} now): give init_from_step={before['step']}, or "
             "another --workdir."
         )
-    notes = [f"{name} is drawn anew, because the classes differ" for name in fresh]
+    notes = [f"{name} is initialized, because the classes differ" for name in fresh]
     differing = _differing(loaded.experiment.config, config)
     if differing:
         notes.append(f"its weights mean something else here, because {'; '.join(differing)}")

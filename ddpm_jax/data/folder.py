@@ -1,4 +1,4 @@
-"""Pictures of a folder -> examples, and what becomes of those that cannot be read. `layout` says which files."""
+"""Pictures of a folder -> examples; unreadable ones stop or are skipped. `layout` says which files."""
 
 import concurrent.futures
 import itertools
@@ -124,7 +124,7 @@ def open_folder(
 
     Args:
       split: as in `layout.lay_out`, as are `holdout` and `layout`.
-      policy: what becomes of pictures that cannot be used.
+      policy: how pictures that cannot be used are treated.
 
     Raises:
       UsageError: no such folder, or no pictures in it; what `layout.lay_out` and `inspection.usable` raise.

@@ -17,7 +17,7 @@ _DEPTHS = (8, 10, 12, 14)  # bits of cameras and scanners whose files have 16
 
 
 class Policy(NamedTuple):
-    """What becomes of pictures that cannot be used."""
+    """How pictures that cannot be used are treated."""
 
     unreadable: str = "stop"  # or "skip"
     small: str = "stop"  # of those smaller than image_size; or "skip", "enlarge"

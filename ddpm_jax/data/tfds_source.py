@@ -91,14 +91,14 @@ class TfdsSource:
             lacking = [key for key in (self._image_key, self._label_key) if key and record.get(key) is None]
             if lacking:
                 raise UsageError(
-                    f"I{name[1:]} has no {lacking[0]!r}, of which features.json tells: prepare the dataset anew."
+                    f"I{name[1:]} has no {lacking[0]!r}, of which features.json tells: prepare the dataset again."
                 )
             try:
                 return self._image(record, name), record[self._label_key] if self._label_key else 0
             except images.UnreadableImage as error:
                 if self._policy.unreadable != "skip" and not isinstance(error, _TooSmall):
                     raise UsageError(
-                        f"I{name[1:]} cannot be decoded ({error}): prepare the dataset anew, or set "
+                        f"I{name[1:]} cannot be decoded ({error}): prepare the dataset again, or set "
                         "data.unreadable=skip to pass over such images."
                     ) from error
                 self._unreadable.add(name, error)
@@ -128,7 +128,7 @@ def open_dataset(
     Args:
       split: "train"; "test", which is the dataset's own "test", else its "validation", else `holdout` of "train"; or a
         TFDS split expression, such as "train[:90%]" or "train+test".
-      policy: what becomes of images that cannot be used.
+      policy: how images that cannot be used are treated.
 
     Raises:
       UsageError: the dataset is unknown, absent, not ArrayRecord, or has no such split, no images, or too small ones.
@@ -241,7 +241,7 @@ def _check_files(folder: Any) -> None:
             with reporting(path, "read"):
                 found = schema.parse(read_file(path))
         except schema.Malformed as error:
-            raise UsageError(f"{path} is damaged ({error}): prepare the dataset anew.") from error
+            raise UsageError(f"{path} is damaged ({error}): prepare the dataset again.") from error
         classes = _classes_in(found) if path.name == "features.json" else ()
         foreign = next((name for name in classes if not name.startswith(_OWN)), None)
         if foreign is not None:

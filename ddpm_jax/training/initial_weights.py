@@ -17,7 +17,8 @@ Given = Mapping[tuple[str, ...], Any]  # path in the tree of parameters -> leaf
 def fitting(theirs: Any, ours: Any, *, source: str) -> tuple[Given, list[str]]:
     """Returns (the leaves of `theirs` that a model takes over, the names of those that it draws).
 
-    All are taken over but the table of classes, where their number differs or only one of the models is told them.
+    All are taken over but the table of classes, where their number differs or only one of the models is conditioned
+    on them.
 
     Args:
       theirs: a tree of parameters, arrays.

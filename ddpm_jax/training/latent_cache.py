@@ -206,7 +206,7 @@ def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
     try:
         found = parse(read_file(path, largest=LARGEST + 1), Table())
     except Malformed as error:
-        raise FailureError(f"{path} is damaged ({error}): delete {directory} to encode anew.") from None
+        raise FailureError(f"{path} is damaged ({error}): delete {directory} to encode again.") from None
     pairs = differing({name: value for name, value in found.items() if name in made_of}, made_of)
     if pairs:
         named = ", ".join(f"{name} is {there} there, {here} here" for name, (there, here) in pairs.items())

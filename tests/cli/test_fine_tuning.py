@@ -121,7 +121,7 @@ def test_a_model_that_is_told_classes_takes_all_but_their_table_and_says_so(
     flags = ["--workdir", tmp_path / "run", f"--config.init_from={trained}", "--config.condition.num_classes=10"]
     result = invoke("train", "--config", config_file(num_steps=1), *flags)
     assert result.err.endswith("error: Stopped.\n")
-    assert "warning: init_from: class_embedding/embedding is drawn anew, because the classes differ." in result.err
+    assert "warning: init_from: class_embedding/embedding is initialized, because the classes differ." in result.err
     ((_, state),) = beginning_state
     params = dict(state.params)
     assert np.std(params.pop("class_embedding")["embedding"]) > 0
