@@ -1,5 +1,6 @@
 """Flags -> the denoiser that images are made with: the model, guided if asked for, its x_0 clipped. Labels too."""
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,11 +11,11 @@ from ddpm_jax.cli.command import MAX_STEP, Parser
 from ddpm_jax.cli.experiment import Experiment
 from ddpm_jax.cli.load import Loaded, load, load_classifier, of_one_kind
 from ddpm_jax.cli.photos import named_file, read_photo
-from ddpm_jax.data.about import labels_of
+from ddpm_jax.data.about import labels_of, numbers_that_are_names
 from ddpm_jax.data.transforms import to_model_range, to_uint8, upsample
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.models.condition import Condition, check_labels, without_label
 from ddpm_jax.samplers import guidance
 from ddpm_jax.samplers.clipping import CLIPPINGS
@@ -290,5 +291,7 @@ def _labels(num_classes: int, text: str | None, class_names: Sequence[str]) -> n
         labels = np.array(labels_of(text.split(","), class_names), np.int32)
     except UsageError as error:
         raise UsageError(f"--labels {text}: {error}") from None
+    for note in numbers_that_are_names(text.split(","), class_names):
+        say(f"warning: --labels: {note}.", file=sys.stderr)
     check_labels(labels, num_classes)
     return labels

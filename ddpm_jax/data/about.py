@@ -58,6 +58,18 @@ def labels_of(texts: Sequence[str], class_names: Sequence[str]) -> list[int]:
     return [_label_of(text, known) for text in texts]
 
 
+def numbers_that_are_names(texts: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """Says which of the numbers that `labels_of` reads are also the name of another class, half a sentence each."""
+    known = {name: label for label, name in enumerate(class_names)}
+    return [
+        f"{text} is class number {label}"
+        + (f", called {class_names[label]!r}" if label < len(class_names) else "")
+        + f", and not the class called {text!r}, whose number is {known[text]}"
+        for text, label in zip(texts, labels_of(texts, class_names), strict=True)
+        if known.get(text, label) != label
+    ]
+
+
 def _label_of(text: str, known: Mapping[str, int]) -> int:
     try:
         return whole_number(text, lower=0, upper=_MAX_CLASSES)

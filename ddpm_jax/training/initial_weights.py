@@ -36,7 +36,8 @@ def fitting(theirs: Any, ours: Any, *, source: str) -> tuple[Given, list[str]]:
         first, others = wrong[0], len(wrong) - 1
         raise UsageError(
             f"{source} is of another architecture: {'/'.join(first)} is {shapes_there.get(first, 'absent')} there and "
-            f"{shapes_here.get(first, 'absent')} in this model{f', and {others} more differ' if others else ''}."
+            f"{shapes_here.get(first, 'absent')} in this model{f', and {others} more differ' if others else ''}: "
+            "give the fields of the network (config groups model and dit) as that run has them."
         )
     taken = {path: there[path] for path in here if path not in differing}
     return taken, ["/".join(path) for path in differing if path in here]

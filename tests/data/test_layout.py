@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.data import sources
-from ddpm_jax.data.about import describe
+from ddpm_jax.data.about import describe, numbers_that_are_names
 from ddpm_jax.data.layout import lay_out, pictures_in
 from ddpm_jax.errors import UsageError
 
@@ -292,6 +292,17 @@ def test_a_link_into_the_system_is_refused(tmp_path):
     (tmp_path / "odd").symlink_to("/proc/self")
     with pytest.raises(UsageError, match=r"odd leads to /proc/.*, which belongs to the operating system"):
         pictures_in(tmp_path)
+
+
+def test_a_number_that_is_the_name_of_another_class_is_said():
+    names = ["1", "10", "2", "cat"]
+    assert numbers_that_are_names(["0", "3", "cat"], names) == []
+    assert numbers_that_are_names(["2", "1"], names) == [
+        "1 is class number 1, called '10', and not the class called '1', whose number is 0"
+    ]
+    assert numbers_that_are_names(["10"], names) == [
+        "10 is class number 10, and not the class called '10', whose number is 1"
+    ]
 
 
 def test_labels_follow_the_classes_that_are_described(tmp_path):
