@@ -100,7 +100,7 @@ def test_with_skip_the_rest_is_trained_on_and_the_skipped_file_is_named(
     flags = folder_flags(folder, "--config.data.unreadable=skip", "--config.train.num_steps=2")
     result = invoke("train", "--config", config_file(), "--workdir", tmp_path / "run", *flags)
     assert result.code == 0
-    assert "of 2; " in result.err
+    assert "starting the first of 2 steps; " in result.err
     assert any("3.png" in record.getMessage() for record in caplog.records)
 
 

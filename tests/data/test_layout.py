@@ -234,16 +234,22 @@ def test_a_link_to_a_folder_that_is_gone_is_refused(tmp_path):
 
 
 AS_SOMEBODY = """
-import concurrent.futures.thread, os, sys
+import concurrent.futures.thread, os, sys, tempfile
 from PIL import Image
 from ddpm_jax.data import sources
 from ddpm_jax.errors import UsageError
-Image.init()  # what is imported later may be out of this user's reach
+def load(data_dir):
+    sources.load(name="folder", split="train", data_dir=data_dir, image_size=8, channels=1, unreadable=sys.argv[1])
+# What is imported later may be out of this user's reach: one folder is opened before.
+Image.init()
+with tempfile.TemporaryDirectory() as folder:
+    Image.new("L", (8, 8)).save(folder + "/a.png")
+    load(folder)
 if os.geteuid() == 0:
     os.setuid(65534)
 for data_dir in sys.argv[2:]:
     try:
-        sources.load(name="folder", split="train", data_dir=data_dir, image_size=8, channels=1, unreadable=sys.argv[1])
+        load(data_dir)
         print("opened")
     except UsageError as error:
         print(error)
