@@ -11,7 +11,6 @@ estimate for these very images: how far another seed would move it. It takes two
 """
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -96,13 +95,6 @@ def _by_timestep(t: np.ndarray, values: np.ndarray, num_timesteps: int) -> np.nd
     """Sums `values` [n, draws, R] by image and t: [n, T]."""
     cell = np.arange(len(t))[:, None, None] * num_timesteps + t
     return np.bincount(cell.ravel(), values.ravel(), len(t) * num_timesteps).reshape(len(t), num_timesteps)
-
-
-def add_all(tally: Tally, strata: Strata, batches: Iterable[Terms]) -> Tally:
-    """Adds every batch."""
-    for terms in batches:
-        tally = add(tally, strata, terms)
-    return tally
 
 
 def estimate(values: np.ndarray) -> Estimate:
