@@ -16,9 +16,9 @@ import jax
 from measuring import parse, parser, report, seconds, setting, spread
 from train_step import random_batch
 
-from ddpm_jax.cli.experiment import build, build_training, init_state
-from ddpm_jax.training.checkpoint import Checkpointer
-from ddpm_jax.training.randomness import base_key
+from ddpm_jax.checkpoints.writer import Checkpointer
+from ddpm_jax.experiments.experiment import build, build_training, init_state
+from ddpm_jax.randomness import base_key
 
 GOAL = 2.0  # percent
 FASTER = (0.5, 0.1, 0.05)  # seconds a step; the last is that of a TPU v3-8 in the paper

@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.experiment import build
-from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.evaluation import results, tally
 from ddpm_jax.evaluation.bound import Strata, make_bound, stream_terms
-from ddpm_jax.training.randomness import base_key
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.experiment import build
+from ddpm_jax.randomness import base_key
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 GOAL = 5.0  # percent

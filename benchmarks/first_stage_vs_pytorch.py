@@ -19,7 +19,7 @@ import numpy as np
 from measuring import compiled, parser, report_table, seconds, spread
 from unet_vs_pytorch import TOLERANCE, check_same_output, choose_device, parity_setting
 
-from ddpm_jax.interop.first_stage import autoencoder_params_from_diffusers
+from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers
 from ddpm_jax.models.autoencoder import Autoencoder
 
 try:

@@ -14,12 +14,12 @@ import numpy as np
 from measuring import parse, parser, report, seconds, setting, spread
 from ml_collections import ConfigDict
 
-from ddpm_jax.cli.experiment import build
-from ddpm_jax.evaluation.generation import make_generate
+from ddpm_jax.experiments.experiment import build
+from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.models.condition import Condition, without_label
+from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.guidance import classifier_free
 from ddpm_jax.samplers.registry import make_sampler
-from ddpm_jax.training.randomness import base_key
 
 GOAL = 2.05
 SCALE = 3.0

@@ -22,10 +22,10 @@ import time
 import jax
 import numpy as np
 
-from ddpm_jax.cli.config import load_config, override
-from ddpm_jax.cli.experiment import build, build_training, state_shapes
-from ddpm_jax.training.checkpoint import Checkpointer
-from ddpm_jax.training.checkpoint_reading import saved_steps
+from ddpm_jax.checkpoints.reader import saved_steps
+from ddpm_jax.checkpoints.writer import Checkpointer
+from ddpm_jax.experiments.config import load_config, override
+from ddpm_jax.experiments.experiment import build, build_training, state_shapes
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "digits.py"

@@ -18,14 +18,14 @@ import time
 
 import jax
 
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.data import load_split
-from ddpm_jax.cli.experiment import build, build_training, init_state
 from ddpm_jax.data import pipeline
+from ddpm_jax.distributed.pmap import map_step, replicate, shard
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.datasets import load_split
+from ddpm_jax.experiments.experiment import build, build_training, init_state
+from ddpm_jax.monitoring.metric_writer import MetricWriter, Progress
+from ddpm_jax.randomness import base_key
 from ddpm_jax.training.loop import LoopOptions, train
-from ddpm_jax.training.metrics import MetricWriter, Progress
-from ddpm_jax.training.parallel import map_step, replicate, shard
-from ddpm_jax.training.randomness import base_key
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 GOAL = 5.0  # percent

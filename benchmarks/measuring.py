@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ddpm_jax.cli import config as configs
+from ddpm_jax.experiments import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
 

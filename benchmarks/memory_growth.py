@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.cli import command, train
-from ddpm_jax.training import metrics
+from ddpm_jax.monitoring import metric_writer
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 WARM_UP = 0.3  # of the time: compiling, first save and grid, and an allocator that finds its size
@@ -65,7 +65,7 @@ def main() -> int:
         workdir = pathlib.Path(folder) / "run"
         sampler.start()
         code = command.run(train.main, _argv(workdir, arguments.save_every))
-        steps = metrics.read(workdir)[-1]["step"]
+        steps = metric_writer.read(workdir)[-1]["step"]
     if code:
         return code
     return _report(np.array(sampler.samples, np.float64), steps, arguments.bound)

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from measuring import parser, report, setting
 
-from ddpm_jax.cli.data import load_split
-from ddpm_jax.cli.experiment import Experiment, build, build_training
-from ddpm_jax.cli.load import load
-from ddpm_jax.cli.metrics import images_of
 from ddpm_jax.evaluation.frechet import pixel_frechet_distance
+from ddpm_jax.experiments.datasets import load_split
+from ddpm_jax.experiments.experiment import Experiment, build, build_training
+from ddpm_jax.experiments.loading import load
+from ddpm_jax.randomness import base_key, stream
 from ddpm_jax.samplers.registry import make_sampler
-from ddpm_jax.training.randomness import base_key, stream
+from ddpm_jax.tasks.metrics import images_of
 
 BATCH = 64
 

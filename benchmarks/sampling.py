@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from measuring import achieved, compiled, parse, parser, peak_bytes, report, seconds, setting, spread
 
-from ddpm_jax.cli.experiment import build
+from ddpm_jax.experiments.experiment import build
+from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.registry import make_sampler
-from ddpm_jax.training.randomness import base_key
 
 
 def measure(config, *, sampler: str, steps: int, batch_size: int, rounds: int) -> dict:

@@ -21,13 +21,13 @@ import numpy as np
 from measuring import parser, report_table, seconds
 from unet_vs_pytorch import CIFAR10, choose_device, diffusers_network, parity_setting
 
+from ddpm_jax import randomness
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.parameterization import Denoiser, make_denoiser
 from ddpm_jax.diffusion.schedules import Schedule, make_betas
-from ddpm_jax.evaluation.generation import make_generate
+from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.samplers import randomness
 from ddpm_jax.samplers.clipping import CLIPPINGS
 from ddpm_jax.samplers.loop import Sampler, sample
 from ddpm_jax.samplers.registry import make_sampler

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from measuring import achieved, compiled, parse, parser, peak_bytes, report, seconds, setting, spread
 
-from ddpm_jax.cli.experiment import build, build_training, check_batch, init_state
-from ddpm_jax.training.parallel import several
-from ddpm_jax.training.randomness import base_key
+from ddpm_jax.distributed.pmap import several
+from ddpm_jax.experiments.experiment import build, build_training, check_batch, init_state
+from ddpm_jax.randomness import base_key
 
 
 def measure(config, *, calls: int, rounds: int) -> dict:

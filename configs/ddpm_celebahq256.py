@@ -9,7 +9,7 @@ Expected: the paper shows samples and gives no score.
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

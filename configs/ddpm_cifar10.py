@@ -9,7 +9,7 @@ To reproduce the paper on other numbers of devices: the original clips the gradi
 before averaging (clip_scope "replica"); on one device that clips the gradient of all 128.
 """
 
-from ddpm_jax.cli.config import default_config
+from ddpm_jax.experiments.config import default_config
 
 
 def get_config():

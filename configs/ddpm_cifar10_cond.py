@@ -9,7 +9,7 @@ Expected: not measured; the papers have no CIFAR-10 result of this model.
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -11,7 +11,7 @@ script for CIFAR-10 has beta (fixed_large) as its default, as here.
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -8,7 +8,7 @@ Expected: no scores: unstable to train, with poor samples (the paper leaves the 
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -8,7 +8,7 @@ Expected: IS 8.06, FID 13.22 (the paper). Which fixed variance is not known, as 
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -8,7 +8,7 @@ Expected: IS 7.28, FID 23.69 (the paper).
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -9,7 +9,7 @@ Expected: FID 6.36 with 50,000 EMA samples (the paper, table 3). No mirroring, a
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -7,7 +7,7 @@ Hardware: TPU v3-8, 2.2 steps/s (the paper), so 152 h for 1,200,000 steps. 113.7
 Expected: FID 7.89 with 50,000 EMA samples (the paper, table 3).
 """
 
-from ddpm_jax.cli.config import default_config
+from ddpm_jax.experiments.config import default_config
 
 
 def get_config():

@@ -7,7 +7,7 @@ Expected: `python evaluate.py --ckpt runs/digits` gives a pixel Frechet distance
           times that of the held-out digits (measured, 300 samples).
 """
 
-from ddpm_jax.cli.config import default_config
+from ddpm_jax.experiments.config import default_config
 
 
 def get_config():

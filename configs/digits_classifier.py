@@ -10,7 +10,7 @@ Expected: of the 300 held-out digits it tells 99 % at t = 0 and at t = 100, 88 %
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -11,7 +11,7 @@ Expected: a class to each row of the sample grid. Classifiers trained on 1,797 s
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -10,7 +10,7 @@ Expected: in the sample grid, between the 4x4 image and the original, digits tha
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -11,7 +11,7 @@ weights are DDPM's: theirs are PyTorch's default, uniform within 1/sqrt(fan-in),
 DDPM's are practically zero.
 """
 
-from ddpm_jax.cli.config import default_config
+from ddpm_jax.experiments.config import default_config
 
 
 def get_config():

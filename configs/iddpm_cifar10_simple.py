@@ -10,7 +10,7 @@ Not known: which fixed variance those scores are of. The authors' code has beta 
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

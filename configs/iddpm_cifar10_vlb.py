@@ -8,7 +8,7 @@ Expected: 2.94 bits/dim, FID 11.47 after 500,000 steps, with all 4,000 steps of 
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -11,7 +11,7 @@ Expected: `python evaluate.py --ckpt runs/ldm_digits` gives a pixel Frechet dist
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -14,7 +14,7 @@ Expected: FID-50K of 250 ancestral steps, by the paper: 19.47 after 400,000 step
           networks (--config.dit.size=S, B, L) reach 68.40, 43.47 and 23.33.
 """
 
-from ddpm_jax.cli.config import default_config
+from ddpm_jax.experiments.config import default_config
 
 
 def get_config():

@@ -11,7 +11,7 @@ Expected: samples/step_00002000_walk.png is like the figure, with every digit in
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

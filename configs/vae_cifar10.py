@@ -8,7 +8,7 @@ Hardware: one GPU.
 Expected: not yet trained to the end.
 """
 
-from ddpm_jax.cli.config import default_config
+from ddpm_jax.experiments.config import default_config
 
 
 def get_config():

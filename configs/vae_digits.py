@@ -10,7 +10,7 @@ Expected: `python evaluate.py --ckpt runs/vae_digits --metric elbo,reconstructio
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -10,7 +10,7 @@ Expected: the published autoencoder, of 246,803 updates, has a reconstruction FI
           validation images of COCO 2017 (model card of its finetuned successors). Not run here.
 """
 
-from ddpm_jax.cli.config import default_config
+from ddpm_jax.experiments.config import default_config
 
 
 def get_config():

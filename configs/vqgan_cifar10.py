@@ -12,7 +12,7 @@ Expected: not yet trained to the end.
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

@@ -10,7 +10,7 @@ Expected: `python evaluate.py --ckpt runs/vqvae_digits --metric elbo,reconstruct
 
 import pathlib
 
-from ddpm_jax.cli.config import load_config
+from ddpm_jax.experiments.config import load_config
 
 
 def get_config():

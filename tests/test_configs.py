@@ -8,14 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.experiment import First, build, build_training, init_state
 from ddpm_jax.diffusion.likelihood import prior_warning
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
+from ddpm_jax.distributed.pmap import map_step, replicate, shard
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.experiment import First, build, build_training, init_state
 from ddpm_jax.models.condition import null_condition
-from ddpm_jax.training.parallel import map_step, replicate, shard
-from ddpm_jax.training.randomness import base_key
+from ddpm_jax.randomness import base_key
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))

@@ -12,7 +12,7 @@ import tomllib
 import pytest
 
 from ddpm_jax.cli import command, train
-from ddpm_jax.cli import config as configs
+from ddpm_jax.experiments import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

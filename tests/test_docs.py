@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.experiment import build
-from ddpm_jax.cli.load import settings_of
-from ddpm_jax.keys import base_key
-from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.checkpoints.writer import Checkpointer
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.experiment import build
+from ddpm_jax.experiments.loading import settings_of
+from ddpm_jax.randomness import base_key
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

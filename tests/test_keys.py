@@ -4,21 +4,20 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import keys
+from ddpm_jax import randomness
 from ddpm_jax.errors import UsageError
-from ddpm_jax.samplers import randomness
 
 IMAGE = 3
 
 
 def noise():
-    return np.asarray(randomness.initial_noise(randomness.image_keys(keys.base_key(7), np.array([IMAGE])), (2, 2, 1)))
+    return np.asarray(randomness.initial_noise(randomness.image_keys(randomness.base_key(7), np.array([IMAGE])), (2, 2, 1)))
 
 
 def test_another_implementation_by_default_does_not_change_the_draws():
     expected = noise()
     with jax.default_prng_impl("rbg"):
-        assert jax.random.key(7).dtype != keys.base_key(7).dtype  # the setting is at work
+        assert jax.random.key(7).dtype != randomness.base_key(7).dtype  # the setting is at work
         np.testing.assert_array_equal(noise(), expected)
 
 
@@ -31,18 +30,18 @@ def test_another_implementation_by_default_does_not_change_the_draws():
 )
 def test_a_setting_that_changes_the_draws_is_refused(setting, sentence):
     expected = noise()
-    keys.check_settings()
+    randomness.check_settings()
     with setting():
         assert not np.array_equal(noise(), expected)
         with pytest.raises(UsageError, match=sentence):
-            keys.check_settings()
+            randomness.check_settings()
 
 
 def test_an_offset_to_all_seeds_is_refused():
     jax.config.update("jax_random_seed_offset", 1)
     try:
         with pytest.raises(UsageError, match="JAX_RANDOM_SEED_OFFSET is 1"):
-            keys.check_settings()
+            randomness.check_settings()
     finally:
         jax.config.update("jax_random_seed_offset", 0)
 

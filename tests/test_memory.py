@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax import host_memory, memory
+from ddpm_jax.distributed import pmap
 from ddpm_jax.errors import FailureError
-from ddpm_jax.training import parallel
 from ddpm_jax.training.exhaustion import remedies_of_a_step
 
 GIB = 2**30
@@ -84,7 +84,7 @@ def _squares(_, x):
 
 
 @pytest.mark.parametrize(
-    ("mapped", "lead"), [(parallel.map_examples(_squares), (1,)), (memory.checked(jax.jit(_squares)), ())]
+    ("mapped", "lead"), [(pmap.map_examples(_squares), (1,)), (memory.checked(jax.jit(_squares)), ())]
 )
 def test_a_program_whose_arrays_in_between_no_machine_has_is_refused_before_it_runs(mapped, lead):
     np.testing.assert_array_equal(mapped(0.0, np.ones((*lead, 3, 1), np.float32)).reshape(-1), np.ones(3))

@@ -13,12 +13,11 @@ from typing import Any, TextIO
 
 from absl import flags
 
-from ddpm_jax import memory
+from ddpm_jax import interrupt, memory
 from ddpm_jax.cli.synonyms import FLAGS, ours
 from ddpm_jax.errors import FailureError, UsageError, say, sentence, suggest, visible
 from ddpm_jax.files import BUCKET, as_path, check_place, is_of_a_bucket, is_remote, reason_of
 from ddpm_jax.numerals import Valid, number, numbers, whole_number, whole_numbers
-from ddpm_jax.training import interrupt
 
 USAGE, FAILURE, INTERRUPTED = 2, 1, 128 + signal.SIGINT  # exit codes; the last is the shell's convention
 UNREAD = 128 + signal.SIGPIPE  # nobody reads what is printed
@@ -286,7 +285,7 @@ def join_processes(parsed: flags.FlagValues) -> None:
             f"--process_id is {parsed.process_id}: of {parsed.num_processes} processes it is one of 0 to "
             f"{parsed.num_processes - 1}."
         )
-    from ddpm_jax.training import hosts  # JAX takes a second to import, which --help need not wait for
+    from ddpm_jax.distributed import hosts  # JAX takes a second to import, which --help need not wait for
 
     timeout = hosts.CONNECT_SECONDS if parsed.connect_timeout is None else parsed.connect_timeout
     hosts.join(parsed.coordinator, parsed.num_processes, parsed.process_id, timeout=timeout)
@@ -302,13 +301,13 @@ def prepare_jax(parsed: flags.FlagValues) -> None:
     """Does what a computing command's common flags ask of JAX; before anything else asks for its devices.
 
     Raises:
-      UsageError: what `keys.check_settings`, `keep_compiled`, `join_processes` and `choose_platform` raise.
+      UsageError: what `randomness.check_settings`, `keep_compiled`, `join_processes` and `choose_platform` raise.
     """
     import jax
 
-    from ddpm_jax import keys  # JAX takes a second to import, which --help need not wait for
+    from ddpm_jax import randomness  # JAX takes a second to import, which --help need not wait for
 
-    keys.check_settings()
+    randomness.check_settings()
     if jax.config.jax_disable_jit:
         raise UsageError(
             "JAX_DISABLE_JIT is set, without which a chain takes minutes an image: unset it; a function of the "
@@ -423,7 +422,7 @@ def _code_of(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         say("\ninterrupted", file=sys.stderr)
         return _fail(INTERRUPTED)
     except Exception as error:
-        from ddpm_jax.training import hosts
+        from ddpm_jax.distributed import hosts
 
         if memory.is_exhaustion(error):
             say(f"error: {memory.sentence(error, 'this command')}", file=sys.stderr)
@@ -478,7 +477,7 @@ def _print_whatever_is_said() -> None:
 
 def _fail(code: int) -> int:
     """Returns the exit code; one of several processes ends here, because the others may be waiting for it in vain."""
-    hosts = sys.modules.get("ddpm_jax.training.hosts")  # which imports JAX; where it is not, nothing was joined
+    hosts = sys.modules.get("ddpm_jax.distributed.hosts")  # which imports JAX; where it is not, nothing was joined
     if hosts is not None:
         hosts.leave(code)
     interrupt.leave_at_once(code)

@@ -16,13 +16,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddpm_jax.cli.command import MAX_BATCH, Parser, prepare_jax, run
-from ddpm_jax.cli.load import check_names_a_run, define_checkpoint_flags, load_first_stage
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import decode
+from ddpm_jax.experiments.loading import check_names_a_run, define_checkpoint_flags, load_first_stage
 from ddpm_jax.files import as_path, check_place, reporting
-from ddpm_jax.plotting.images import grid, save_png
-from ddpm_jax.training.progress import counted
+from ddpm_jax.monitoring.progress import counted
+from ddpm_jax.plotting.grids import grid, save_png
 
 
 def main(argv: Sequence[str]) -> int:

@@ -12,13 +12,19 @@ import sys
 from collections.abc import Sequence
 
 from ddpm_jax.cli.command import MAX_SEED, Parser, prepare_jax, run
-from ddpm_jax.cli.data import check_places
-from ddpm_jax.cli.first_stage_pictures import make_drawing
-from ddpm_jax.cli.load import check_names_a_run, define_checkpoint_flags, identity_of, load_first_stage, versions
 from ddpm_jax.errors import say
 from ddpm_jax.evaluation.results import check_record, write_record
+from ddpm_jax.experiments.datasets import check_places
+from ddpm_jax.experiments.loading import (
+    check_names_a_run,
+    define_checkpoint_flags,
+    identity_of,
+    load_first_stage,
+    versions,
+)
 from ddpm_jax.files import as_path, check_place, reporting
-from ddpm_jax.plotting.images import save_png
+from ddpm_jax.plotting.grids import save_png
+from ddpm_jax.tasks.first_stage_pictures import make_drawing
 
 MAX_SHOWN = 10_000  # images of one picture
 

@@ -18,16 +18,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ddpm_jax.checkpoints import snapshots
+from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights, saved_steps
+from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.cli.command import MAX_STEP, Parser, prepare_jax, run
-from ddpm_jax.cli.data import check_places
-from ddpm_jax.cli.experiment import Experiment, averages_of, objective_state_shapes, snapshot_names
-from ddpm_jax.cli.load import check_names_a_run, experiment_of
 from ddpm_jax.errors import UsageError, choose, say
+from ddpm_jax.experiments.datasets import check_places
+from ddpm_jax.experiments.experiment import Experiment, averages_of, objective_state_shapes, snapshot_names
+from ddpm_jax.experiments.loading import check_names_a_run, experiment_of
 from ddpm_jax.files import as_path, check_place, reporting, write_atomically
 from ddpm_jax.locks import alone
-from ddpm_jax.training import ema_snapshots
-from ddpm_jax.training.checkpoint import Checkpointer
-from ddpm_jax.training.checkpoint_reading import find_step, read_config, read_weights, saved_steps
 from ddpm_jax.training.ema_profiles import WIDEST, Fit, Profile, fit, gamma_of
 
 AVERAGES = "ema"  # the directory in a run's where they are written
@@ -90,7 +90,7 @@ def _open(workdir: pathlib.Path, step: int | None) -> Run:
     step = find_step(workdir, step)
     saved = read_config(workdir, step)
     experiment = experiment_of(saved, source=f"the config of {workdir}, step {step}")
-    return Run(workdir, experiment, saved, step, ema_snapshots.saved_steps(workdir))
+    return Run(workdir, experiment, saved, step, snapshots.saved_steps(workdir))
 
 
 def _listing(found: Run) -> str:
@@ -139,7 +139,7 @@ def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Pa
     with alone(out / name, "averaging weights into it"):
         _check_new(out / name, end)
         shapes = found.experiment.params_shapes()
-        params = ema_snapshots.combine(found.workdir, steps, list(names), coefficients, shapes)
+        params = snapshots.combine(found.workdir, steps, list(names), coefficients, shapes)
         _write(out / name, end, params, found, record)
     say(
         f"the average of width {width} at step {end}, of {len(saved)} averages in {len(steps)} snapshots; the profile "

@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.cli import photos
 from ddpm_jax.cli.command import MAX_BATCH, MAX_SEED, Parser, prepare_jax, run
-from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, load_first_stage
 from ddpm_jax.data.layout import pictures_in
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import Latents, encode
+from ddpm_jax.experiments.loading import Loaded, check_names_a_run, define_checkpoint_flags, load_first_stage
 from ddpm_jax.files import as_path, check_place, reporting
-from ddpm_jax.training.progress import counted
+from ddpm_jax.monitoring.progress import counted
+from ddpm_jax.tasks import photos
 
 PICTURE = "PICTURE"  # what messages call an argument
 MAX_SIZE = 16_384  # pixels

@@ -36,8 +36,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ddpm_jax import memory
-from ddpm_jax.cli import likelihood_ode, sampling
+from ddpm_jax import interrupt, memory
 from ddpm_jax.cli.command import (
     MAX_BATCH,
     MAX_IMAGES,
@@ -51,9 +50,11 @@ from ddpm_jax.cli.command import (
     run,
     stop_of,
 )
-from ddpm_jax.cli.data import check_places
-from ddpm_jax.cli.first_stage_metrics import FIRST_STAGE_METRICS
-from ddpm_jax.cli.load import (
+from ddpm_jax.distributed import hosts
+from ddpm_jax.errors import UsageError, choose, say
+from ddpm_jax.evaluation.results import machine, write_record
+from ddpm_jax.experiments.datasets import check_places
+from ddpm_jax.experiments.loading import (
     Loaded,
     check_names_a_run,
     define_checkpoint_flags,
@@ -62,12 +63,11 @@ from ddpm_jax.cli.load import (
     load_first_stage,
     versions,
 )
-from ddpm_jax.cli.metrics import METRICS, Metric, Result
-from ddpm_jax.cli.split import result_path
-from ddpm_jax.errors import UsageError, choose, say
-from ddpm_jax.evaluation.results import machine, write_record
 from ddpm_jax.files import check_place, reporting
-from ddpm_jax.training import hosts, interrupt
+from ddpm_jax.tasks import likelihood_flow, sampling
+from ddpm_jax.tasks.evaluated_split import result_path
+from ddpm_jax.tasks.first_stage_metrics import FIRST_STAGE_METRICS
+from ddpm_jax.tasks.metrics import METRICS, Metric, Result
 
 MAX_DRAWS = 10_000
 
@@ -145,7 +145,7 @@ def _parser() -> Parser:
         lower=1,
         upper=MAX_TIMESTEPS,
     )
-    likelihood_ode.define_flags(parser)
+    likelihood_flow.define_flags(parser)
     sampling.define_flags(parser)
     define_limit(parser)
     define_process_flags(parser)

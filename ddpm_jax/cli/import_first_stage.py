@@ -15,18 +15,18 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.cli import config as configs
+from ddpm_jax.checkpoints.reader import saved_steps
+from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.cli.command import Parser, prepare_jax, run
-from ddpm_jax.cli.config_checks import OBJECTIVES
-from ddpm_jax.cli.experiment import build
-from ddpm_jax.cli.load import settings_of
 from ddpm_jax.errors import UsageError, say
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.config_checks import OBJECTIVES
+from ddpm_jax.experiments.experiment import build
+from ddpm_jax.experiments.loading import settings_of
 from ddpm_jax.files import as_path, check_place
-from ddpm_jax.interop.first_stage import autoencoder_params_from_diffusers
+from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers
 from ddpm_jax.interop.tensor_files import read_tensors
 from ddpm_jax.locks import alone
-from ddpm_jax.training.checkpoint import Checkpointer
-from ddpm_jax.training.checkpoint_reading import saved_steps
 
 _HOW = "give the safetensors file of the autoencoder, as diffusers saves it, or its tensors in an NPZ file"
 

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.cli.command import BETWEEN, MAX_SEED, MAX_TIMESTEPS, Parser
-from ddpm_jax.cli.data import check_places
-from ddpm_jax.cli.latent_pictures import DRAWINGS
-from ddpm_jax.cli.load import Loaded, versions
-from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation.results import check_record, write_record
+from ddpm_jax.experiments.datasets import check_places
+from ddpm_jax.experiments.loading import Loaded, versions
 from ddpm_jax.files import as_path, check_place, reporting
-from ddpm_jax.plotting import images as pictures
+from ddpm_jax.plotting import grids as pictures
+from ddpm_jax.tasks.interpolation import DRAWINGS
+from ddpm_jax.tasks.sampling import Recipe
 
 WIDE_ENOUGH = 88  # pixels of an image, for a label of two words above it
 MAX_ON_THE_WAY = 1000  # images of one picture, all made at a time

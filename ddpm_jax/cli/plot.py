@@ -15,15 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.cli import config as configs
 from ddpm_jax.cli.command import Parser, run
-from ddpm_jax.cli.load import DATASET, FIRST_STAGE, INIT_FROM, read_settings
 from ddpm_jax.errors import UsageError, choose, say, suggest
 from ddpm_jax.evaluation.results import format_table
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.loading import DATASET, FIRST_STAGE, INIT_FROM, read_settings
 from ddpm_jax.files import absolute, as_path, check_place, is_remote, reporting
+from ddpm_jax.monitoring.records import RECORDS, SECONDS, Record, read
 from ddpm_jax.plotting.runs import Curve, compare_runs
 from ddpm_jax.schema import shown
-from ddpm_jax.training.records import RECORDS, SECONDS, Record, read
 
 CONFIG_FILE = "config.json"
 X_AXES = {"step": "step", "seconds": "seconds of training", "images": "training images seen"}

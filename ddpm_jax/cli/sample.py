@@ -28,8 +28,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import memory
-from ddpm_jax.cli import editing, latents, names, sampling
+from ddpm_jax import interrupt, memory
+from ddpm_jax.cli import latents
 from ddpm_jax.cli.command import (
     MAX_BATCH,
     MAX_IMAGES,
@@ -42,17 +42,18 @@ from ddpm_jax.cli.command import (
     run,
     stop_of,
 )
-from ddpm_jax.cli.data import check_places
-from ddpm_jax.cli.load import Loaded, check_names_a_run, define_checkpoint_flags, identity_of, load, versions
-from ddpm_jax.cli.sampling import Recipe
 from ddpm_jax.data.about import shortened
+from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import UsageError, say, visible
-from ddpm_jax.evaluation import generation
+from ddpm_jax.experiments.datasets import check_places
+from ddpm_jax.experiments.loading import Loaded, check_names_a_run, define_checkpoint_flags, identity_of, load, versions
 from ddpm_jax.files import as_path, check_place, reporting
-from ddpm_jax.plotting import images as pictures
-from ddpm_jax.training import hosts, interrupt
-from ddpm_jax.training.progress import Counter
-from ddpm_jax.training.randomness import base_key
+from ddpm_jax.generation import generating
+from ddpm_jax.monitoring.progress import Counter
+from ddpm_jax.plotting import grids as pictures
+from ddpm_jax.randomness import base_key
+from ddpm_jax.tasks import editing, names, sampling
+from ddpm_jax.tasks.sampling import Recipe
 
 IN_GRID = 64  # images in grid.png
 GRID_COLUMNS = 8  # of a grid whose columns are classes, about
@@ -133,7 +134,7 @@ def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
     columns = _columns(recipe)
     shown = min(IN_GRID // (columns or 1) * (columns or 1), flags.num_samples)
     with reporting(out / "grid.png"):
-        grid = pictures.grid(generation.read_shards(out, shown), columns)
+        grid = pictures.grid(generating.read_shards(out, shown), columns)
         grid = pictures.with_labels(grid, columns=_column_labels(recipe, columns, shown))
         if recipe.originals:
             grid = pictures.beside_originals(recipe.originals, grid, title=_title(recipe.record))
@@ -201,10 +202,10 @@ def _write_samples(
     manifest = {**made_by, "seed": seed, **recipe.record, "versions": versions()}
     shard_size = -(-SHARD // batch_size) * batch_size
     generate = recipe.generator(loaded.experiment.shape)
-    with Counter("sampling", generation.share(num_samples, shard_size), unit="image") as counter:
-        generation.write_shards(
+    with Counter("sampling", generating.share(num_samples, shard_size), unit="image") as counter:
+        generating.write_shards(
             out,
-            lambda indices: generation.generate_batches(
+            lambda indices: generating.generate_batches(
                 generate,
                 recipe.params,
                 seed=seed,

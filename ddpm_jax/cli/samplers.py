@@ -16,26 +16,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.cli import guidance
 from ddpm_jax.cli.command import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_STEP, MAX_TIMESTEPS, Parser, prepare_jax, run
-from ddpm_jax.cli.data import check_places, load_evaluated, load_split
-from ddpm_jax.cli.load import Loaded, identity_of, load, versions
-from ddpm_jax.cli.sampling import make_recipe
 from ddpm_jax.data.about import holds_out
-from ddpm_jax.data.memory import in_memory
+from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError, choose, say
-from ddpm_jax.evaluation import generation
 from ddpm_jax.evaluation.frechet import check_pixel_sets, pixel_frechet_distance
 from ddpm_jax.evaluation.results import check_record, format_table, machine, write_record
 from ddpm_jax.evaluation.sampler_comparison import PlaneProblem, sampler_within
+from ddpm_jax.experiments.datasets import check_places, load_evaluated, load_split
+from ddpm_jax.experiments.loading import Loaded, identity_of, load, versions
 from ddpm_jax.files import as_path, reporting
-from ddpm_jax.plotting.samplers import Measure, error_against_evaluations
+from ddpm_jax.generation import generating
+from ddpm_jax.monitoring.progress import counted
+from ddpm_jax.plotting.sampler_errors import Measure, error_against_evaluations
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import SAMPLERS, find
 from ddpm_jax.samplers.spacing import SPACINGS
-from ddpm_jax.training.progress import counted
+from ddpm_jax.tasks import guidance
+from ddpm_jax.tasks.sampling import make_recipe
 
 EVALUATIONS = "5,10,20,50,100"
 PLANE_SAMPLES = 2000
@@ -151,7 +151,7 @@ class _Model:
         generate = recipe.generator(experiment.shape)
 
         def images() -> np.ndarray:
-            batches = generation.generate_batches(
+            batches = generating.generate_batches(
                 generate,
                 recipe.params,
                 seed=flags.seed,

@@ -28,7 +28,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax import __version__, memory
-from ddpm_jax.cli import config as configs
+from ddpm_jax.checkpoints.reader import check_name, saved_steps
+from ddpm_jax.checkpoints.snapshots import Snapshots
+from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.cli.command import (
     INTERRUPTED,
     Parser,
@@ -37,8 +39,17 @@ from ddpm_jax.cli.command import (
     prepare_jax,
     run,
 )
-from ddpm_jax.cli.data import check_classes, check_places, load_split
-from ddpm_jax.cli.experiment import (
+from ddpm_jax.data import listing, pipeline, sources
+from ddpm_jax.data.about import about, describe, holds_out
+from ddpm_jax.data.listing import check_unchanged
+from ddpm_jax.data.places import check_not_of_run
+from ddpm_jax.diffusion.likelihood import prior_warning
+from ddpm_jax.distributed import hosts
+from ddpm_jax.distributed.pmap import bytes_per_device, several
+from ddpm_jax.errors import UsageError, say, visible
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.datasets import check_classes, check_places, load_split
+from ddpm_jax.experiments.experiment import (
     Experiment,
     Training,
     build,
@@ -48,35 +59,25 @@ from ddpm_jax.cli.experiment import (
     snapshot_names,
     state_shapes,
 )
-from ddpm_jax.cli.fine_tuning import Beginning, find_beginning
-from ddpm_jax.cli.first_stage_pictures import picture_writer
-from ddpm_jax.cli.grids import grid_path, grid_writer, no_grid
-from ddpm_jax.cli.latent_training import find_first_stage, freeze, kept_latents
-from ddpm_jax.cli.load import FIRST_STAGE, INIT_FROM, config_in, read_settings, settings_of
-from ddpm_jax.data import listing, pipeline, sources
-from ddpm_jax.data.about import about, describe, holds_out
-from ddpm_jax.data.listing import check_unchanged
-from ddpm_jax.data.places import check_not_of_run
-from ddpm_jax.diffusion.likelihood import prior_warning
-from ddpm_jax.errors import UsageError, say, visible
+from ddpm_jax.experiments.fine_tuning import Beginning, find_beginning
+from ddpm_jax.experiments.latents import find_first_stage, freeze, kept_latents
+from ddpm_jax.experiments.loading import FIRST_STAGE, INIT_FROM, config_in, read_settings, settings_of
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
+from ddpm_jax.interrupt import Interrupt, Wish
 from ddpm_jax.locks import Lock
+from ddpm_jax.monitoring import metric_writer, records, weights_and_biases
+from ddpm_jax.monitoring.profiling import Trace, parse_steps
+from ddpm_jax.monitoring.tensorboard import TENSORBOARD
 from ddpm_jax.plotting.curves import columns, loss_curve
-from ddpm_jax.training import hosts, metrics, records, weights_and_biases
-from ddpm_jax.training.checkpoint import Checkpointer
-from ddpm_jax.training.checkpoint_reading import check_name, saved_steps
+from ddpm_jax.randomness import base_key
+from ddpm_jax.tasks.first_stage_pictures import picture_writer
+from ddpm_jax.tasks.training_grids import grid_path, grid_writer, no_grid
 from ddpm_jax.training.diagnosis import make_explain
-from ddpm_jax.training.ema_snapshots import Snapshots
 from ddpm_jax.training.exhaustion import remedies_of_a_step
-from ddpm_jax.training.interrupt import Interrupt, Wish
 from ddpm_jax.training.loop import PROMISE, SINCE_RECORD, LoopOptions, train
 from ddpm_jax.training.objective import QUARTILES
 from ddpm_jax.training.optimizer import check_length
-from ddpm_jax.training.parallel import bytes_per_device, several
-from ddpm_jax.training.profiling import Trace, parse_steps
-from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.tensorboard import TENSORBOARD
 
 DEFAULT_CONFIG = "configs/digits.py"
 CONFIG_FILE = "config.json"
@@ -348,8 +349,8 @@ def _on_sample(
     experiment: Experiment,
     source: sources.Source,
     workdir: pathlib.Path,
-    writer: metrics.MetricWriter,
-    progress: metrics.Progress,
+    writer: metric_writer.MetricWriter,
+    progress: metric_writer.Progress,
     whole: Callable[[Any], Any],
 ) -> Callable[[int, TrainState], None]:
     """What is shown every `train.sample_every` steps."""
@@ -421,12 +422,12 @@ def _loop_options(config: ConfigDict) -> LoopOptions:
 
 def _observers(
     config: ConfigDict, workdir: pathlib.Path, start: int, wandb: str | None
-) -> tuple[metrics.Progress, metrics.MetricWriter]:
+) -> tuple[metric_writer.Progress, metric_writer.MetricWriter]:
     """What shows the run; of several processes, the first's."""
     settings = configs.to_dict(config)
     viewers = [] if wandb is None else [weights_and_biases.WeightsAndBiases(workdir, wandb, settings)]
-    progress = metrics.Progress(config.train.num_steps, start_step=start)
-    return progress, metrics.MetricWriter(workdir, resume_step=start, viewers=viewers)
+    progress = metric_writer.Progress(config.train.num_steps, start_step=start)
+    return progress, metric_writer.MetricWriter(workdir, resume_step=start, viewers=viewers)
 
 
 def _warn(sentence: str) -> None:

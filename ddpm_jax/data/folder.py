@@ -11,10 +11,10 @@ import numpy as np
 
 from ddpm_jax.data import images
 from ddpm_jax.data.about import About
+from ddpm_jax.data.in_memory import ArraySource, decoded
 from ddpm_jax.data.inspection import IN_BUCKET, Policy, refusal, usable
 from ddpm_jax.data.layout import LAYOUTS, digest_of, label_of, lay_out
 from ddpm_jax.data.listing import list_files
-from ddpm_jax.data.memory import ArraySource, decoded
 from ddpm_jax.data.places import check_no_datasets
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, choose, visible

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.data import images
-from ddpm_jax.data.memory import for_each
+from ddpm_jax.data.in_memory import for_each
 from ddpm_jax.errors import UsageError
 from ddpm_jax.files import is_remote, reporting, write_atomically
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from ddpm_jax.data.memory import ArraySource, gather
+from ddpm_jax.data.in_memory import ArraySource, gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.schema import Malformed, Table, Text, Whole, check

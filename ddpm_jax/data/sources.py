@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddpm_jax.data import folder, images
+from ddpm_jax.data.in_memory import decoded, wants_cache
 from ddpm_jax.data.inspection import Policy, write_list
-from ddpm_jax.data.memory import decoded, wants_cache
 from ddpm_jax.errors import UsageError, choose, visible
 
 CACHE_MODES = dict.fromkeys(("auto", "always", "never"))

@@ -13,17 +13,14 @@ import jax.numpy as jnp
 HISTORY = 10  # losses remembered per t (Nichol & Dhariwal 2021, section 3.3)
 UNIFORM_SHARE = 0.001  # share of uniform draws, so that every t keeps being measured and no weight explodes
 
+from ddpm_jax.randomness import fold_in_each
+
 
 class LossHistory(NamedTuple):
     """The last losses seen at every t; a pytree that is carried from step to step."""
 
     losses: chex.Array  # float32 [T, HISTORY], a ring buffer per t
     counts: chex.Array  # int32 [T], losses ever seen
-
-
-def fold_in_each(key: chex.PRNGKey, index: chex.Array) -> chex.PRNGKey:
-    """Returns one key per example: `key` with the example's number folded in. `index` is int [B]; returns keys [B]."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
 def uniform(key: chex.PRNGKey, index: chex.Array, num_timesteps: int) -> chex.Array:

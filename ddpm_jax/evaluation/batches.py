@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.data import pipeline
-from ddpm_jax.data.memory import gather
+from ddpm_jax.data.in_memory import gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UsageError
 

@@ -23,18 +23,14 @@ from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.likelihood import bound_term, mean_over_dims, prior_term
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.diffusion.timesteps import fold_in_each
+from ddpm_jax.distributed import pmap
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.evaluation import dispatch
 from ddpm_jax.evaluation.batches import image_batches
-from ddpm_jax.evaluation.dispatch import Pace
-from ddpm_jax.keys import base_key
-from ddpm_jax.samplers.randomness import normal
-from ddpm_jax.training import parallel
+from ddpm_jax.generation import dispatch
+from ddpm_jax.generation.dispatch import Pace
+from ddpm_jax.randomness import BOUND, TIMES, base_key, fold_in_each, normal
 
 # A constant never changes: that would change every result.
-BOUND = 0x626F756E  # "boun": folded into the base key, where training folds a step and sampling its own constant
-TIMES = 0xFFFFFFFF  # the stream of t within an image's draw, where the noise folds in t: no chain has so many steps
 SHORTER = 4  # a run of timesteps is at most so many times shorter than the t it starts at
 
 
@@ -180,19 +176,19 @@ def make_bound(
         # The images' axis comes first in everything that leaves a device.
         return Terms(*(part.T for part in terms), prior_term(schedule, to_model_range(images)))
 
-    begun, segment, finished = parallel.map_examples(empty), parallel.map_segment(visit), parallel.map_examples(result)
+    begun, segment, finished = pmap.map_examples(empty), pmap.map_segment(visit), pmap.map_examples(result)
 
     def bound(params, key, draw, images, index, labels=None):
         chex.assert_type(images, np.uint8)
-        shared = parallel.replicate((params, key, np.int32(draw)))
-        examples = parallel.to_devices([(images, np.asarray(index, np.int32), labels)])
+        shared = pmap.replicate((params, key, np.int32(draw)))
+        examples = pmap.to_devices([(images, np.asarray(index, np.int32), labels)])
         terms = dispatch.walk(
             lambda terms, first, last: segment(shared, examples, terms, first, last),
             begun(shared, examples),
             num_rows,
             pace=pace,
         )
-        return parallel.unshard(finished(shared, (examples, terms)))
+        return pmap.unshard(finished(shared, (examples, terms)))
 
     return bound
 

@@ -12,13 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.data.transforms import to_model_range, to_uint8
-from ddpm_jax.diffusion.timesteps import fold_in_each
+from ddpm_jax.distributed import pmap
 from ddpm_jax.errors import FailureError
-from ddpm_jax.keys import base_key
-from ddpm_jax.training import parallel
+from ddpm_jax.randomness import ENCODING, base_key, fold_in_each
 from ddpm_jax.variational.first_stage import FirstStage
-
-ENCODING = 0x656E636F  # "enco": folded into the base key, where training folds a step and sampling its own
 
 
 class Latents(NamedTuple):
@@ -89,11 +86,11 @@ def _map(
     """
     devices = jax.local_device_count()
     size = -(-batch_size // devices) * devices
-    mapped = parallel.map_examples(function)
+    mapped = pmap.map_examples(function)
     for start, batch in _batched(rows, size):
         filled = np.stack(batch + batch[-1:] * (size - len(batch)))
         index = np.arange(start, start + size, dtype=np.int32)
-        found, finite = parallel.unshard(mapped(shared, parallel.shard((filled, index))))
+        found, finite = pmap.unshard(mapped(shared, pmap.shard((filled, index))))
         if not finite.all():
             raise FailureError(
                 f"What the network makes of number {start + np.argmin(finite)} is not finite: use an earlier "

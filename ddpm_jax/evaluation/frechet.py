@@ -12,7 +12,7 @@ import numpy as np
 import scipy.linalg
 
 from ddpm_jax import host_memory
-from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UsageError
 

@@ -41,18 +41,14 @@ import numpy as np
 from ddpm_jax.data.sources import Source
 from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, Flow, probability_flow
-from ddpm_jax.diffusion.timesteps import fold_in_each
+from ddpm_jax.distributed import pmap
 from ddpm_jax.errors import FailureError, UsageError, choose
-from ddpm_jax.evaluation import dispatch
 from ddpm_jax.evaluation.batches import image_batches
-from ddpm_jax.evaluation.dispatch import Pace
-from ddpm_jax.keys import base_key
-from ddpm_jax.samplers.randomness import row_keys
-from ddpm_jax.training import parallel
+from ddpm_jax.generation import dispatch
+from ddpm_jax.generation.dispatch import Pace
+from ddpm_jax.randomness import DEQUANTIZATION, LIKELIHOOD_ODE, PROBES, base_key, fold_in_each, row_keys
 
 BITS_OF_BINS = math.log2(127.5)  # see the derivation above
-LIKELIHOOD_ODE = 0x6F64656C  # "odel": folded into the base key, where training folds a step and sampling its own
-DEQUANTIZATION, PROBES = 0, 1  # folded into a draw's key
 STAGES = 6  # evaluations of a step of Tsit5; the seventh is the first of the next one, tried again or not
 METHOD = diffrax.Tsit5()
 FIRST_STEP = 0.1  # in units of t, tried first at either end; one that is too long is rejected like any other
@@ -353,22 +349,22 @@ def make_bits_per_dim(
         bits = bits_from_nats(found.log_prob, math.prod(x.shape[1:]))
         return bits, found.num_evaluations, found.solved
 
-    begun, segment, arrived = parallel.map_examples(set_out), parallel.map_segment(go_on), parallel.map_examples(arrive)
+    begun, segment, arrived = pmap.map_examples(set_out), pmap.map_segment(go_on), pmap.map_examples(arrive)
     pace = Pace()
 
     def evaluate(params, key, images, index, labels=None):
         chex.assert_type(images, np.uint8)
-        examples = parallel.to_devices([(images, np.asarray(index, np.int32), labels)])
+        examples = pmap.to_devices([(images, np.asarray(index, np.int32), labels)])
         draws = []
         for draw in range(num_draws):
-            shared = parallel.replicate((params, key, np.int32(draw)))
+            shared = pmap.replicate((params, key, np.int32(draw)))
             paths = dispatch.walk(
                 lambda paths, first, last, shared=shared: segment(shared, examples, paths, first, last),
                 begun(shared, examples),
                 solver.max_steps,
                 pace=pace,
             )
-            draws.append(parallel.unshard(arrived(shared, (examples, paths))))
+            draws.append(pmap.unshard(arrived(shared, (examples, paths))))
         bits, num_evaluations, solved = (np.stack(parts, axis=1) for parts in zip(*draws, strict=True))
         _check_solved(solved.all(axis=1), index, solver)
         return Bits(bits, num_evaluations)

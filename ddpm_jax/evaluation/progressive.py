@@ -17,15 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import randomness
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.evaluation import dispatch
-from ddpm_jax.evaluation.generation import pixels
 from ddpm_jax.evaluation.tally import Summary
-from ddpm_jax.keys import base_key
-from ddpm_jax.samplers import randomness
+from ddpm_jax.generation import dispatch
+from ddpm_jax.generation.generating import pixels
+from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import Sampler
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from ddpm_jax import randomness
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.flow import make_continuous, mixture_eps, probability_flow
 from ddpm_jax.diffusion.mixture import GaussianMixture, exact_denoiser, make_mixture
 from ddpm_jax.diffusion.mixture import sample as draw
 from ddpm_jax.evaluation.likelihood_ode import Solver, decode
-from ddpm_jax.keys import base_key
-from ddpm_jax.samplers import randomness
+from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.loop import Sampler, sample
 from ddpm_jax.samplers.registry import make_sampler
 

@@ -19,8 +19,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.diffusers import from_torch
 from ddpm_jax.interop.tensor_files import read_tensors, weight
-from ddpm_jax.keys import base_key
 from ddpm_jax.models.lpips import Lpips
+from ddpm_jax.randomness import base_key
 
 _HOW = 'docs/first_stages.md, "Sharp reconstructions", says how to make it'
 

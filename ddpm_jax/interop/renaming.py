@@ -14,10 +14,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.tensor_files import weight
-from ddpm_jax.keys import base_key
 from ddpm_jax.models.condition import null_condition
 from ddpm_jax.models.dit import DiT
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.randomness import base_key
 
 Path = tuple[str, ...]  # of one of our parameters: ("down_0_block_0", "conv1", "kernel")
 Params = Mapping[str, Any]

@@ -28,8 +28,8 @@ import numpy as np
 
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.randomness import normal
 from ddpm_jax.samplers.loop import Sampler
-from ddpm_jax.samplers.randomness import normal
 
 
 class AncestralState(NamedTuple):

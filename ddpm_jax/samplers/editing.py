@@ -20,10 +20,10 @@ from ddpm_jax.diffusion.gaussian import extract, q_sample
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction, eps_from_x_0
 from ddpm_jax.diffusion.schedules import Schedule, step_variance
 from ddpm_jax.errors import UsageError
+from ddpm_jax.randomness import initial_noise, normal, row_keys
 from ddpm_jax.samplers import ancestral
 from ddpm_jax.samplers.linear import levels_at
 from ddpm_jax.samplers.loop import Sampler
-from ddpm_jax.samplers.randomness import initial_noise, normal, row_keys
 
 JUMPS_PER_CHAIN = 25  # Lugmayr et al. 2022, section 5: jumps of 10 in 250 steps
 AGAIN = 1  # a row's second noise, that of its jump

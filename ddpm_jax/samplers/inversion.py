@@ -14,11 +14,10 @@ import numpy as np
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.errors import UsageError
-from ddpm_jax.keys import base_key
+from ddpm_jax.randomness import base_key, image_keys
 from ddpm_jax.samplers.ddim import ddim
 from ddpm_jax.samplers.linear import levels_at
 from ddpm_jax.samplers.loop import Sampler, Samples, sample
-from ddpm_jax.samplers.randomness import image_keys
 
 
 class UpwardRows(NamedTuple):

@@ -14,9 +14,9 @@ import numpy as np
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.errors import UsageError
+from ddpm_jax.randomness import normal
 from ddpm_jax.samplers.ancestral import AncestralState, p_sample
 from ddpm_jax.samplers.loop import Sampler
-from ddpm_jax.samplers.randomness import normal
 
 
 class Rows(NamedTuple):

@@ -22,8 +22,8 @@ import numpy as np
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.randomness import normal
 from ddpm_jax.samplers.loop import Sampler
-from ddpm_jax.samplers.randomness import normal
 
 
 class Levels(NamedTuple):

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import randomness
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
-from ddpm_jax.samplers import randomness
 
 
 class State(Protocol):

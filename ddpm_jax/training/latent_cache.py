@@ -22,14 +22,14 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.archives import BadArchive, Header, map_npy
-from ddpm_jax.data.memory import gather
+from ddpm_jax.data.in_memory import gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.data.transforms import to_model_range
+from ddpm_jax.distributed import hosts, pmap
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import read_file, reporting, write_atomically
 from ddpm_jax.schema import LARGEST, Malformed, Table, differing, parse
-from ddpm_jax.training import hosts, parallel
-from ddpm_jax.training.latent_diffusion import ENCODED
+from ddpm_jax.training.latent_objective import ENCODED
 from ddpm_jax.variational.latent_space import Frozen, LatentSpace, scale_of
 
 BATCH = 32  # images encoded at a time, on each device
@@ -62,7 +62,7 @@ def _stream(
     function: Callable[[Any, tuple[chex.Array, chex.Array]], chex.Array], params: Any, source: Source, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (function(params, (images uint8 [n, H, W, C], rows int32 [n])), labels int32 [n]), all rows in order."""
-    mapped, size = parallel.map_examples(function), BATCH * jax.local_device_count()
+    mapped, size = pmap.map_examples(function), BATCH * jax.local_device_count()
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def read(batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -84,7 +84,7 @@ def _finish(
     mapped: Callable[..., Any], params: Any, count: int, reading: concurrent.futures.Future
 ) -> tuple[np.ndarray, np.ndarray]:
     padded, examples = reading.result()
-    results = parallel.unshard(mapped(params, parallel.shard((examples["image"], padded))))
+    results = pmap.unshard(mapped(params, pmap.shard((examples["image"], padded))))
     return results[:count], examples["label"][:count]
 
 

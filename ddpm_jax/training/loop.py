@@ -14,14 +14,14 @@ import chex
 import jax
 import numpy as np
 
+from ddpm_jax.checkpoints.writer import Checkpointer
+from ddpm_jax.distributed import hosts
+from ddpm_jax.distributed.pmap import PMAP, Parallelism
 from ddpm_jax.errors import FailureError
-from ddpm_jax.training import hosts
-from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.interrupt import Interrupt, Stopped, Wish
+from ddpm_jax.monitoring.metric_writer import Averages, MetricWriter, Progress, Throughput
+from ddpm_jax.monitoring.profiling import Trace
 from ddpm_jax.training.diagnosis import Explain
-from ddpm_jax.training.interrupt import Interrupt, Stopped, Wish
-from ddpm_jax.training.metrics import Averages, MetricWriter, Progress, Throughput
-from ddpm_jax.training.parallel import PMAP, Parallelism
-from ddpm_jax.training.profiling import Trace
 from ddpm_jax.training.state import TrainState
 
 SINCE_RECORD = "since_record"  # in the data item of a checkpoint that was saved between two records

@@ -13,8 +13,8 @@ from ddpm_jax.diffusion.losses import training_losses
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import choose
 from ddpm_jax.models.condition import Condition
+from ddpm_jax.randomness import example_keys, stream
 from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, condition_of, drop_labels
-from ddpm_jax.training.randomness import example_keys, stream
 
 GIVEN = "x_0"  # what a batch may bring instead of an image: [B, h, w, c], as the model is to see it
 QUARTILES = 4

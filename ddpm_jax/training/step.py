@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ddpm_jax.distributed.pmap import MAPPED, Collectives
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.training import ema
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.objective import Objective
-from ddpm_jax.training.parallel import MAPPED, Collectives
 from ddpm_jax.training.state import TrainState
 
 CLIP_SCOPES = {

@@ -12,7 +12,7 @@ import chex
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.likelihood import mean_over_dims
-from ddpm_jax.samplers.randomness import normal
+from ddpm_jax.randomness import normal
 from ddpm_jax.variational.observation import Family
 from ddpm_jax.variational.posterior import DiagonalGaussian, from_moments, kl_to_prior, reparameterize
 from ddpm_jax.variational.quantization import Quantized, quantize, straight_through

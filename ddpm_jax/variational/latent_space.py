@@ -11,7 +11,7 @@ import chex
 import numpy as np
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.samplers.randomness import normal
+from ddpm_jax.randomness import normal
 from ddpm_jax.variational.first_stage import FirstStage
 from ddpm_jax.variational.posterior import from_moments, reparameterize
 

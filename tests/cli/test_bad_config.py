@@ -5,8 +5,8 @@ import pathlib
 import jax
 import pytest
 
-from ddpm_jax.cli import config as configs
 from ddpm_jax.cli import synonyms, train
+from ddpm_jax.experiments import config as configs
 
 NAMES = [  # field, a slip, the name that was meant
     ("diffusion.schedule", "linar", "linear"),

@@ -12,7 +12,6 @@ from PIL import Image
 
 from ddpm_jax import host_memory
 from ddpm_jax.cli import command, train
-from ddpm_jax.evaluation import generation
 
 ROOT = pathlib.Path(__file__).parents[2]
 

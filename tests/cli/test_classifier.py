@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax.cli import command
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.experiment import build
-from ddpm_jax.cli.load import config_in, load, load_classifier
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.experiment import build
+from ddpm_jax.experiments.loading import config_in, load, load_classifier
 
 from .conftest import main_of, write_config
 

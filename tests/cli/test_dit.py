@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax.cli import command
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.experiment import build
-from ddpm_jax.cli.load import load
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.experiment import build
+from ddpm_jax.experiments.loading import load
 from ddpm_jax.models.dit import SIZES, DiT
 
 from .conftest import main_of

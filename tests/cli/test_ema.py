@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.load import load
-from ddpm_jax.training.checkpoint_reading import read_weights
+from ddpm_jax.checkpoints.reader import read_weights
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.loading import load
 from ddpm_jax.training.ema_profiles import Profile, gamma_of, step_weights
 
 KEPT = ("--config.ema.decays=0.5", "--config.ema.sigma_rels=0.1,0.2", "--config.ema.snapshot_every=1")

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.cli import command, decode, encode
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.experiment import build
-from ddpm_jax.cli.load import load_first_stage
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.evaluation.results import weights_digest
-from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.experiment import build
+from ddpm_jax.experiments.loading import load_first_stage
 
 KINDS = ("ae", "vae", "vq")
 SIZE, FACTOR, CODES = 8, 2, 16

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import host_memory
-from ddpm_jax.cli import evaluate, likelihood_bound, likelihood_ode, metrics, split
-from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.cli import evaluate
+from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
+from ddpm_jax.tasks import evaluated_split, likelihood_bound, likelihood_flow, metrics
 
 T = 20
 
@@ -49,7 +50,7 @@ def test_every_setting_of_the_distance_has_a_file_of_its_own_and_other_weights_a
     path = tmp_path / "frechet_pixels_step10_ema_n2_ref100_steps2_seed0.json"
     assert json.loads(path.read_text())["num_train"] == 100
     assert invoke("evaluate", *argv).code == 0  # the same again may be written again
-    monkeypatch.setattr("ddpm_jax.cli.load.weights_digest", lambda params: "0" * 64)
+    monkeypatch.setattr("ddpm_jax.experiments.loading.weights_digest", lambda params: "0" * 64)
     refused("evaluate", *argv, says=["holds results made otherwise", "weights_sha256", "--out"])
 
 
@@ -107,8 +108,8 @@ def test_the_bound_is_that_of_the_checkpoint_on_the_held_out_digits(seven, train
     import jax
     import jax.numpy as jnp
 
-    from ddpm_jax.cli.load import load
     from ddpm_jax.diffusion import gaussian, likelihood
+    from ddpm_jax.experiments.loading import load
 
     record, loaded = record_of(seven, "bpd"), load(trained)
     x_0 = jnp.asarray(digits()[1497:][:7] / 127.5 - 1, jnp.float32)
@@ -174,7 +175,7 @@ class Stopped(Exception):
 
 def test_a_stopped_command_goes_on_where_it_stopped(invoke, seven, trained, tmp_path, monkeypatch):
     argv = ["--metric", "bpd", "--num_images", 7, "--draws", 2, "--seed", 5, "--batch_size", 4, "--out", tmp_path]
-    save, stream, begun = split.results.save_tally, likelihood_bound.stream_terms, []
+    save, stream, begun = evaluated_split.results.save_tally, likelihood_bound.stream_terms, []
 
     def stopped(*args):
         save(*args)
@@ -186,7 +187,7 @@ def test_a_stopped_command_goes_on_where_it_stopped(invoke, seven, trained, tmp_
 
     monkeypatch.setattr(likelihood_bound, "stream_terms", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(split.results, "save_tally", stopped)
+        patch.setattr(evaluated_split.results, "save_tally", stopped)
         with pytest.raises(Stopped):
             invoke("evaluate", "--ckpt", trained, *argv)
     assert not list(tmp_path.glob("*.json"))
@@ -207,7 +208,7 @@ def test_weights_and_strides_have_files_of_their_own(invoke, copied):
 def test_other_weights_under_the_same_name_are_not_mixed_in(refused, invoke, trained, tmp_path, monkeypatch):
     argv = ["--ckpt", trained, "--metric", "bpd", "--num_images", 2, "--timestep_stride", 20, "--out", tmp_path]
     assert invoke("evaluate", *argv).code == 0
-    monkeypatch.setattr("ddpm_jax.cli.load.weights_digest", lambda params: "0" * 64)
+    monkeypatch.setattr("ddpm_jax.experiments.loading.weights_digest", lambda params: "0" * 64)
     refused("evaluate", *argv, says=["holds results made otherwise", "weights_sha256", "--out"])
 
 
@@ -217,7 +218,7 @@ LIKELIHOODS = ("bpd", "rate_distortion", "bpd_ode")
 @pytest.fixture
 def refused_likelihood(refused, trained, tmp_path, monkeypatch):
     """refused_likelihood(*argv, says=...): before anything is computed, and nothing is written."""
-    for module, name in ((likelihood_bound, "stream_terms"), (likelihood_ode, "stream_bits")):
+    for module, name in ((likelihood_bound, "stream_terms"), (likelihood_flow, "stream_bits")):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("it went as far as to compute"))
 
     def check(*argv, says, metrics=LIKELIHOODS):
@@ -265,7 +266,7 @@ def test_a_trace_that_is_not_there_is_refused(refused_likelihood):
 
 def test_images_of_another_shape_are_refused(refused_likelihood, monkeypatch):
     larger = ArraySource(np.zeros((5, 16, 16, 1), np.uint8), np.zeros(5, np.int32), 0, "larger")
-    monkeypatch.setattr("ddpm_jax.cli.data.load_split", lambda *args, **kwargs: larger)
+    monkeypatch.setattr("ddpm_jax.experiments.datasets.load_split", lambda *args, **kwargs: larger)
     refused_likelihood(says=["images of split 'test' are 16x16x1", "trained on 8x8x1"])
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli import evaluate, likelihood_ode
-from ddpm_jax.cli.data import load_split
-from ddpm_jax.cli.experiment import build
-from ddpm_jax.cli.load import Loaded
+from ddpm_jax.cli import evaluate
 from ddpm_jax.diffusion import flow as flows
 from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.datasets import load_split
+from ddpm_jax.experiments.experiment import build
+from ddpm_jax.experiments.loading import Loaded
+from ddpm_jax.tasks import likelihood_flow
 
 NAME = "bpd_ode_step10_ema_test_n5_rademacher2_rtol0.001_atol0.002_draws2_seed5"
 ARGV = ["--metric", "bpd_ode", "--num_images", 5, "--draws", 2, "--seed", 5, "--batch_size", 2, "--probes", 2]
@@ -71,13 +72,13 @@ def test_the_record_says_how_to_repeat_the_number_and_what_it_took(five, trained
 
 def test_given_again_it_is_read_and_stopped_it_goes_on(invoke, five, trained, tmp_path, monkeypatch):
     """The tally of the first two images is what a command leaves that was stopped after its first batch."""
-    stream, begun = likelihood_ode.stream_bits, []
+    stream, begun = likelihood_flow.stream_bits, []
 
     def counted(*args, done, **kwargs):
         begun.append(done)
         return stream(*args, done=done, **kwargs)
 
-    monkeypatch.setattr(likelihood_ode, "stream_bits", counted)
+    monkeypatch.setattr(likelihood_flow, "stream_bits", counted)
     again = invoke("evaluate", "--ckpt", trained, *ARGV, "--out", five)
     assert (again.code, begun) == (0, [])
     assert "5 images of test, 2 rademacher probes, 2 draws, rtol 0.001, atol 0.002" in again.out
@@ -91,7 +92,7 @@ def test_given_again_it_is_read_and_stopped_it_goes_on(invoke, five, trained, tm
 
 
 def test_other_weights_under_the_same_name_are_not_mixed_in(refused, five, trained, monkeypatch):
-    monkeypatch.setattr("ddpm_jax.cli.load.weights_digest", lambda params: "0" * 64)
+    monkeypatch.setattr("ddpm_jax.experiments.loading.weights_digest", lambda params: "0" * 64)
     refused("evaluate", "--ckpt", trained, *ARGV, "--out", five, says=["made otherwise", "weights_sha256", "--out"])
 
 
@@ -171,7 +172,7 @@ def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_la
     loaded = Loaded(experiment._replace(model=model), {}, 0, "ema")
     argv = ["--ckpt", tmp_path, "--metric", "bpd_ode", "--num_images", 12, "--batch_size", 6, "--draws", 16]
     argv += ["--rtol", 1e-6, "--atol", 1e-6]
-    of = likelihood_ode.ode_of(loaded, evaluate._parser().parse([str(a) for a in argv]))
+    of = likelihood_flow.ode_of(loaded, evaluate._parser().parse([str(a) for a in argv]))
 
     source = load_split(fields.data, "test")
     examples = [source[i] for i in range(12)]

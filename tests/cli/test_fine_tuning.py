@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from ddpm_jax.checkpoints.reader import read_config
 from ddpm_jax.cli import train
-from ddpm_jax.cli.load import load, load_first_stage
 from ddpm_jax.errors import FailureError
+from ddpm_jax.experiments.loading import load, load_first_stage
+from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.ancestral import ancestral
-from ddpm_jax.training.checkpoint_reading import read_config
-from ddpm_jax.training.randomness import base_key
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import unittest.mock
 import pytest
 
 import ddpm_jax.cli
-from ddpm_jax.cli import command, sampling, synonyms
+from ddpm_jax.cli import command, synonyms
 from ddpm_jax.errors import UsageError
+from ddpm_jax.tasks import sampling
 
 OF_NO_FLAG = [  # there is none that takes any of these
     *("9" * 20, "-" + "9" * 20, "9" * 5000, "-1", "0x10"),

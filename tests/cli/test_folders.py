@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.cli import command
-from ddpm_jax.cli.load import load
+from ddpm_jax.experiments.loading import load
 
 from .conftest import main_of, write_config
 
@@ -75,7 +75,7 @@ def test_labels_may_be_names_and_are_the_same_as_numbers(invoke, refused, run, t
 
 
 def test_a_run_from_before_names_were_kept_takes_numbers_and_says_so(invoke, refused, run, monkeypatch, tmp_path):
-    from ddpm_jax.cli import load as loading
+    from ddpm_jax.experiments import loading as loading
 
     monkeypatch.setattr(loading, "class_names_of", lambda settings: ())
     refused("sample", "--ckpt", run, "--labels", "cat", says=["names of this model's classes are not known", "3,5"])

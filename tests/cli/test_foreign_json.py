@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.load import FIRST_STAGE, experiment_of, read_settings
+from ddpm_jax.checkpoints import digests, reader
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import results
-from ddpm_jax.evaluation.generation import read_shards
 from ddpm_jax.evaluation.tally import Tally, empty
-from ddpm_jax.training import checkpoint_reading, digests, records
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.loading import FIRST_STAGE, experiment_of, read_settings
+from ddpm_jax.generation.generating import read_shards
+from ddpm_jax.monitoring import records
 
 
 def settings(path):
@@ -35,11 +36,11 @@ def tally(path):
 
 def checkpoint(path):
     step = path.parent / "checkpoints" / "5"
-    for item in checkpoint_reading.ITEMS:
+    for item in reader.ITEMS:
         (step / item).mkdir(parents=True)
-    path.rename(step / checkpoint_reading.CONFIG / "metadata")
-    digests.write(step / checkpoint_reading.CONFIG)
-    experiment_of(checkpoint_reading.read_config(path.parent, 5), source="the config")
+    path.rename(step / reader.CONFIG / "metadata")
+    digests.write(step / reader.CONFIG)
+    experiment_of(reader.read_config(path.parent, 5), source="the config")
 
 
 @pytest.mark.parametrize("read", [settings, manifest, record, tally, checkpoint])

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli.data import load_split
-from ddpm_jax.cli.grids import REFERENCE, compare_colours, reference_colours
-from ddpm_jax.cli.load import load
-from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.evaluation.colour import colours, moments
-from ddpm_jax.plotting.images import grid
+from ddpm_jax.experiments.datasets import load_split
+from ddpm_jax.experiments.loading import load
+from ddpm_jax.monitoring.records import read
+from ddpm_jax.plotting.grids import grid
+from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.ancestral import ancestral
-from ddpm_jax.training.randomness import base_key
-from ddpm_jax.training.records import read
+from ddpm_jax.tasks.training_grids import REFERENCE, compare_colours, reference_colours
 
 KINDS = ("sample_mean", "sample_std", "data_mean", "data_std")
 

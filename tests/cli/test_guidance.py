@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import host_memory
-from ddpm_jax.cli.load import load, load_classifier
+from ddpm_jax import host_memory, randomness
 from ddpm_jax.data.transforms import to_uint8
-from ddpm_jax.evaluation import generation
+from ddpm_jax.experiments.loading import load, load_classifier
 from ddpm_jax.models.condition import Condition
-from ddpm_jax.samplers import guidance, randomness
+from ddpm_jax.samplers import guidance
 from ddpm_jax.samplers.clipping import CLIPPINGS
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import make_sampler

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 import ddpm_jax.cli
+from ddpm_jax import interrupt
 from ddpm_jax.cli import command
 from ddpm_jax.samplers.registry import SAMPLERS, options_of
-from ddpm_jax.training import interrupt
 
 MODULES = [importlib.import_module(f"ddpm_jax.cli.{m.name}") for m in pkgutil.iter_modules(ddpm_jax.cli.__path__)]
 COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES if hasattr(module, "main")}

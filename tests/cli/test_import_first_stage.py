@@ -7,10 +7,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.experiment import build
-from ddpm_jax.cli.load import load_first_stage
-from ddpm_jax.interop.first_stage import autoencoder_params_to_diffusers
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.experiment import build
+from ddpm_jax.experiments.loading import load_first_stage
+from ddpm_jax.interop.autoencoder_kl import autoencoder_params_to_diffusers
 
 FIELDS = {
     "objective": "first_stage",

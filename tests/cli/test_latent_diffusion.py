@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.cli import command
-from ddpm_jax.cli.load import load, load_first_stage, of_one_kind
 from ddpm_jax.evaluation.results import weights_digest
+from ddpm_jax.experiments.loading import load, load_first_stage, of_one_kind
 from ddpm_jax.models.condition import Condition
+from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.samplers.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.registry import make_sampler
 
 from .conftest import main_of, train_on_devices, write_config

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from ddpm_jax.cli import names
+from ddpm_jax.tasks import names
 
 PLAIN = {"sampler": "ancestral", "steps": 1000}
 GUIDED = {"guidance": {"kind": "classifier-free", "scale": 3.0, "interval": [0.2, 0.8]}}

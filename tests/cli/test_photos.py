@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli.photos import read_mask, read_photo
 from ddpm_jax.data import images
 from ddpm_jax.errors import UsageError
+from ddpm_jax.tasks.photos import read_mask, read_photo
 
 MODEL = (8, 8, 3)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli import config as configs
 from ddpm_jax.cli import plot
+from ddpm_jax.experiments import config as configs
 
 
 @pytest.fixture

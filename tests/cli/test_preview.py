@@ -5,12 +5,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.data import check_classes, load_split
-from ddpm_jax.cli.experiment import build
-from ddpm_jax.cli.preview import make_preview
-from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.datasets import check_classes, load_split
+from ddpm_jax.experiments.experiment import build
+from ddpm_jax.tasks.preview import make_preview
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.evaluation import generation
-from ddpm_jax.training.progress import Counter
+from ddpm_jax.generation import generating
+from ddpm_jax.monitoring.progress import Counter
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGIT = 64 + 2  # pixels a digit takes in a grid, with its margin
@@ -147,7 +147,7 @@ def test_images_of_an_older_version_are_read_and_not_added_to(invoke, refused, t
     (out / "manifest.json").write_text(json.dumps(manifest))
     says = ["of an older version", "weights_sha256 and config and random_numbers", "name another directory"]
     refused("sample", "--ckpt", trained, "--num_samples", 8, "--out", out, says=says)
-    np.testing.assert_array_equal(generation.read_shards(out), read(eight))
+    np.testing.assert_array_equal(generating.read_shards(out), read(eight))
 
 
 def test_a_shard_of_other_images_is_not_drawn(refused, trained, eight, tmp_path):

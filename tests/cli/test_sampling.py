@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli.load import Loaded, experiment_of, identity_of
+from ddpm_jax.experiments.loading import Loaded, experiment_of, identity_of
 
 
 def manifest(out):

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli import command, sharp
-from ddpm_jax.cli import config as configs
-from ddpm_jax.cli.experiment import build, build_training, init_state, state_shapes
-from ddpm_jax.cli.load import load_first_stage
+from ddpm_jax.checkpoints.writer import Checkpointer
+from ddpm_jax.cli import command
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.experiment import build, build_training, init_state, state_shapes
+from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.models.lpips import Lpips
-from ddpm_jax.training.checkpoint import Checkpointer
 
 from .conftest import main_of, write_config
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import cli
-from ddpm_jax.cli import config as configs
+from ddpm_jax.experiments import config as configs
 
 COMPUTING = ("train", "sample", "evaluate", "samplers", "ema", "encode", "decode", "draw", "import_first_stage")
 

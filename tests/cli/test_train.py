@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddpm_jax import locks
 from ddpm_jax.cli import train
-from ddpm_jax.training.records import read
+from ddpm_jax.monitoring.records import read
 
 
 def steps_in(workdir):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.data import memory, pipeline, sources
+from ddpm_jax.data import in_memory, pipeline, sources
 from ddpm_jax.errors import FailureError, UsageError
 
 
@@ -380,7 +380,7 @@ def test_the_cache_holds_what_the_files_hold(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20, 17, 3), np.uint8)).save(tmp_path / name)
     direct, cached = (_load(tmp_path, channels=3, cache=cache) for cache in ("never", "always"))
-    assert isinstance(cached, memory.ArraySource)
+    assert isinstance(cached, in_memory.ArraySource)
     assert (cached.num_classes, cached.fingerprint, cached.image_shape) == (2, direct.fingerprint, (8, 8, 3))
     for i in range(3):
         np.testing.assert_array_equal(cached[i]["image"], direct[i]["image"])
@@ -389,13 +389,13 @@ def test_the_cache_holds_what_the_files_hold(tmp_path):
 
 def test_the_cache_is_chosen_by_size(tmp_path, monkeypatch):
     _many(tmp_path, 3)  # 192 bytes at 8x8
-    assert isinstance(_load(tmp_path, cache="auto"), memory.ArraySource)
+    assert isinstance(_load(tmp_path, cache="auto"), in_memory.ArraySource)
     monkeypatch.setattr(memory, "AUTO_BUDGET", 191)
-    assert not isinstance(_load(tmp_path, cache="auto"), memory.ArraySource)
+    assert not isinstance(_load(tmp_path, cache="auto"), in_memory.ArraySource)
     monkeypatch.setattr(memory, "AUTO_BUDGET", 192)
-    assert isinstance(_load(tmp_path, cache="auto"), memory.ArraySource)
+    assert isinstance(_load(tmp_path, cache="auto"), in_memory.ArraySource)
     monkeypatch.setattr(memory, "_physical_memory", lambda: 191)
-    assert not isinstance(_load(tmp_path, cache="auto"), memory.ArraySource)
+    assert not isinstance(_load(tmp_path, cache="auto"), in_memory.ArraySource)
     with pytest.raises(UsageError, match=r"cache='always' needs .* GiB for 3 images, but the machine has"):
         _load(tmp_path, cache="always")
 

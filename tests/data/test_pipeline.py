@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ddpm_jax.data import memory, pipeline
+from ddpm_jax.data import in_memory, pipeline
 from ddpm_jax.errors import UsageError
 
 
 def _source(count, fingerprint="rows"):
     images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 1))
-    return memory.ArraySource(np.ascontiguousarray(images), np.arange(count, dtype=np.int32), count, fingerprint)
+    return in_memory.ArraySource(np.ascontiguousarray(images), np.arange(count, dtype=np.int32), count, fingerprint)
 
 
 class _Slow:

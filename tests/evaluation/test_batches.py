@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.batches import image_batches
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule

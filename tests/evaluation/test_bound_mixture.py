@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.diffusion import mixture as mixtures
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
 from ddpm_jax.evaluation.bound import Terms, make_bound, make_strata, stream_terms

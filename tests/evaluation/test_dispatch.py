@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation import dispatch
+from ddpm_jax.generation import dispatch
 
 
 class Device:

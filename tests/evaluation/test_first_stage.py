@@ -8,7 +8,7 @@ from scipy import stats
 
 from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.evaluation import first_stage as evaluation
+from ddpm_jax.evaluation import first_stage_scores as evaluation
 from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.likelihood_ode import dequantize
 from ddpm_jax.variational import pca

@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 
 from ddpm_jax import host_memory
-from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import frechet
 

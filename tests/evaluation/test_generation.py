@@ -20,11 +20,11 @@ from ddpm_jax.data.transforms import to_uint8
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.evaluation import dispatch, generation
-from ddpm_jax.evaluation.generation import generate_batches, make_generate, read_shards, write_shards
+from ddpm_jax.generation import dispatch, generating
+from ddpm_jax.generation.generating import generate_batches, make_generate, read_shards, write_shards
+from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.samplers.randomness import image_keys, initial_noise
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHAPE = (4, 4, 1)
@@ -197,7 +197,7 @@ def once(num_frames=0):
         return sample(denoiser, on, initial_noise(keys, SHAPE), keys, num_frames=num_frames)
 
     samples = jax.jit(whole)(sampler.schedule, sampler.rows)
-    return generation.Generated(*(None if x is None else np.asarray(to_uint8(x)) for x in samples))
+    return generating.Generated(*(None if x is None else np.asarray(to_uint8(x)) for x in samples))
 
 
 def test_bad_requests_are_refused(generate):
@@ -425,6 +425,6 @@ def test_reading_what_is_missing_or_damaged_says_so(tmp_path):
         shard.write_bytes(damaged)
         with pytest.raises(FailureError, match=r"samples-00001-of-00003.npz"):
             read_shards(tmp_path)
-    (tmp_path / generation.MANIFEST).write_text("{")
+    (tmp_path / generating.MANIFEST).write_text("{")
     with pytest.raises(FailureError, match=r"manifest.json is damaged"):
         read_shards(tmp_path)

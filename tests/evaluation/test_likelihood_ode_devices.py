@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.diffusion import flow as flows
 from ddpm_jax.diffusion import mixture as mixtures
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule

@@ -16,17 +16,16 @@ from ddpm_jax.diffusion import mixture as mixtures
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
+from ddpm_jax.distributed import pmap
 from ddpm_jax.evaluation.bound import make_bound, make_strata
 from ddpm_jax.evaluation.likelihood_ode import make_bits_per_dim
 from ddpm_jax.models.layers import timestep_embedding
+from ddpm_jax.randomness import base_key, image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.samplers.randomness import image_keys, initial_noise
-from ddpm_jax.training import parallel
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.objective import diffusion_objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
-from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
@@ -83,9 +82,9 @@ def train(*, variance="fixed_large", loss="simple"):
     optimizer = make_optimizer("adam", learning_rate)
     step = make_train_step(objective, optimizer, learning_rate, StepOptions(ema=Average(0.99, warmup=True)))
     # One program of many updates: dispatching each would take longer than computing it.
-    steps = parallel.map_step(lambda state, batches, key: jax.lax.scan(lambda s, b: step(s, b, key), state, batches))
+    steps = pmap.map_step(lambda state, batches, key: jax.lax.scan(lambda s, b: step(s, b, key), state, batches))
     params = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)), jnp.zeros(1))
-    state, saved = parallel.replicate(create(params, optimizer, objective)), {}
+    state, saved = pmap.replicate(create(params, optimizer, objective)), {}
     images = eight_bit(BATCH * UPDATES[-1], seed=1).reshape(-1, UPDATES[0], BATCH, *SHAPE)
     for batches in images:
         state, _ = steps(state, {"image": batches[None]}, base_key(0))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax import randomness
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.parameterization import make_denoiser
@@ -12,7 +13,6 @@ from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import progressive, tally
 from ddpm_jax.evaluation.bound import Terms, make_bound, make_strata
-from ddpm_jax.samplers import randomness
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import sample
 

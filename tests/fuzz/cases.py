@@ -14,7 +14,7 @@ import shutil
 from typing import NamedTuple
 
 from ddpm_jax.cli import command
-from ddpm_jax.cli import config as configs
+from ddpm_jax.experiments import config as configs
 
 from . import world as worlds
 from .words import FIELDS, FLAGS, JSON, NUMBERS, TEXTS, VALUES
@@ -299,7 +299,7 @@ def _rewrite_json(rng, file, content):
 
 def _seal(file):
     """Makes the digests of an item of a checkpoint agree with what has become of it: a stranger would."""
-    from ddpm_jax.training import digests
+    from ddpm_jax.checkpoints import digests
 
     for folder in file.parents:
         if (folder / digests.SUMS).is_file() and file.name != digests.SUMS:

@@ -100,8 +100,8 @@ SAMPLING = ("--num_samples", 2, "--batch_size", 2, "--steps", 2)
 
 def _write_weights(world):
     """The first stage's under the names of another project, as NPZ and as safetensors."""
-    from ddpm_jax.cli.load import load_first_stage
-    from ddpm_jax.interop.first_stage import autoencoder_params_to_diffusers
+    from ddpm_jax.experiments.loading import load_first_stage
+    from ddpm_jax.interop.autoencoder_kl import autoencoder_params_to_diffusers
 
     loaded = load_first_stage(world / "stage")
     tensors = autoencoder_params_to_diffusers(loaded.params, loaded.experiment.model)

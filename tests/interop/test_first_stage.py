@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.interop.first_stage import autoencoder_params_from_diffusers, autoencoder_params_to_diffusers
+from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers, autoencoder_params_to_diffusers
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.variational.quantization import quantize, straight_through
 

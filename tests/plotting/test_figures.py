@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ddpm_jax.plotting import comparisons, curves, densities, figures, latents, likelihood, runs, samplers
+from ddpm_jax.plotting import bits, comparisons, curves, densities, figures, latent_plots, runs, sampler_errors
 
 LONG = (
     r"$\frac{$ of "
@@ -20,14 +20,14 @@ WORD = "/home/somebody/experiments/" + "a_long_name_of_a_run_" * 5  # without a 
 X = np.arange(1.0, 9.0)
 CALLS = {
     "loss_curve": lambda path, title: curves.loss_curve(path, X, X, np.stack([X] * 4, axis=1), title=title),
-    "bound_terms": lambda path, title: likelihood.bound_terms(path, X, X, 0.1 * X, X, title),
-    "rate_distortion": lambda path, title: likelihood.rate_distortion(path, X[::-1], X, X[::-1], title),
-    "bits_per_image": lambda path, title: likelihood.bits_per_image(path, X, title),
+    "bound_terms": lambda path, title: bits.bound_terms(path, X, X, 0.1 * X, X, title),
+    "rate_distortion": lambda path, title: bits.rate_distortion(path, X[::-1], X, X[::-1], title),
+    "bits_per_image": lambda path, title: bits.bits_per_image(path, X, title),
     "compare_runs": lambda path, title: runs.compare_runs(
         path, {title: [runs.Curve(title, X, X)], "loss": [runs.Curve("b", X, X)]}, xlabel="step", smoothing=0.5
     ),
-    "error_against_evaluations": lambda path, title: samplers.error_against_evaluations(
-        path, [samplers.Measure(title, "RMSE", {"ddim": (X, X)}), samplers.Measure(title, "RMSE", {"lms": (X, X)})]
+    "error_against_evaluations": lambda path, title: sampler_errors.error_against_evaluations(
+        path, [sampler_errors.Measure(title, "RMSE", {"ddim": (X, X)}), sampler_errors.Measure(title, "RMSE", {"lms": (X, X)})]
     ),
     "comparison": lambda path, title: comparisons.comparison(
         path, [comparisons.Panel(title, "x", "y", [comparisons.Series("a", X, X)])] * 2
@@ -35,10 +35,10 @@ CALLS = {
     "planes": lambda path, title: densities.planes(
         path, [[densities.Plane(title, points=np.ones((3, 2)))] * 3] * 2, extent=2.0
     ),
-    "code_usage": lambda path, title: latents.code_usage(np.arange(1, 9), title=title),
-    "classes_in_plane": lambda path, title: latents.classes_in_plane(np.ones((4, 2)), np.arange(4), title=title),
+    "code_usage": lambda path, title: latent_plots.code_usage(np.arange(1, 9), title=title),
+    "classes_in_plane": lambda path, title: latent_plots.classes_in_plane(np.ones((4, 2)), np.arange(4), title=title),
 }
-MODULES = (comparisons, curves, densities, latents, likelihood, runs, samplers)
+MODULES = (comparisons, curves, densities, latent_plots, bits, runs, samplers)
 
 
 def _draws(function: types.FunctionType) -> bool:

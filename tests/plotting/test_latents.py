@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddpm_jax.plotting.latents import classes_in_plane, code_usage
+from ddpm_jax.plotting.latent_plots import classes_in_plane, code_usage
 
 
 def pixels_like(picture, colour, *, within):

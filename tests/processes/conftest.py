@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from ddpm_jax.training import metrics
+from ddpm_jax.monitoring import metric_writer
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "training" / "killed_config.py"
@@ -105,7 +105,7 @@ def train(tmp_path_factory):
 
 
 def _losses(workdir):
-    records = [record for record in metrics.read(workdir) if "loss" in record]
+    records = [record for record in metric_writer.read(workdir) if "loss" in record]
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
     return np.array([record["loss"] for record in records])
 
@@ -119,4 +119,4 @@ def losses():
 @pytest.fixture(scope="session")
 def last_recorded():
     """last_recorded(workdir): the last step with a record of its loss."""
-    return lambda workdir: max((record["step"] for record in metrics.read(workdir) if "loss" in record), default=0)
+    return lambda workdir: max((record["step"] for record in metric_writer.read(workdir) if "loss" in record), default=0)

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.cli import command
-from ddpm_jax.training import hosts
-from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.distributed import hosts
+from ddpm_jax.distributed.fsdp import PARALLEL
+from ddpm_jax.distributed.pmap import several
+from ddpm_jax.monitoring.metric_writer import MetricWriter, Progress
+from ddpm_jax.randomness import base_key
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.loop import LoopOptions, train
-from ddpm_jax.training.metrics import MetricWriter, Progress
 from ddpm_jax.training.objective import Objective
-from ddpm_jax.training.parallel import several
-from ddpm_jax.training.randomness import base_key
-from ddpm_jax.training.sharding import PARALLEL
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.cli.load import load
+from ddpm_jax.experiments.loading import load
 
 FSDP = "--config.parallel=fsdp"
 SPREAD = {"processes": 2, "devices": 2}

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from ddpm_jax.training.checkpoint_reading import find_step, saved_steps
+from ddpm_jax.checkpoints.reader import find_step, saved_steps
 
 LOST_WITHIN = 90  # seconds in which a process must have noticed that another is gone: `hosts.LOST_SECONDS` and a margin
 LOST = "error: Another process of this run was lost or could not be reached, so this one stops too."

@@ -11,9 +11,9 @@ from scipy.integrate import solve_ivp
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.mixture import exact_denoiser, make_mixture
 from ddpm_jax.diffusion.schedules import make_betas
+from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.linear import LinearState, levels_of
 from ddpm_jax.samplers.loop import Sampler, sample
-from ddpm_jax.samplers.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.registry import SAMPLERS
 from ddpm_jax.samplers.spacing import space
 

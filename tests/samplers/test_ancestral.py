@@ -9,9 +9,9 @@ import pytest
 
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
+from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral, p_sample
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.samplers.randomness import image_keys, initial_noise
 
 # Few steps of large variance: here the choice of sigma and every coefficient show, while 1000 small ones hide them.
 COARSE_BETAS = make_betas("linear", 30, beta_start=1e-3, beta_end=0.3)

@@ -12,10 +12,10 @@ from ddpm_jax.diffusion.gaussian import q_posterior
 from ddpm_jax.diffusion.parameterization import eps_from_x_0, make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.randomness import image_keys
 from ddpm_jax.samplers.clipping import CLIPPINGS, threshold
 from ddpm_jax.samplers.ddim import ddim
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.samplers.randomness import image_keys
 
 rng = np.random.default_rng(0)
 T, B, SHAPE = 50, 4, (3, 5, 2)

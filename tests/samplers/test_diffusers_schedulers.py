@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from ddpm_jax.randomness import normal, row_keys
 from ddpm_jax.samplers.linear import levels_of
-from ddpm_jax.samplers.randomness import normal, row_keys
 from ddpm_jax.samplers.registry import SAMPLERS
 from ddpm_jax.samplers.spacing import space
 

@@ -12,7 +12,7 @@ import pytest
 from scipy.special import ndtr
 
 from ddpm_jax.diffusion.mixture import make_mixture
-from ddpm_jax.samplers.randomness import image_keys, initial_noise
+from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.registry import make_sampler
 
 COUNT = 20_000

@@ -13,10 +13,10 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
+from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.editing import keep_known, noised, repaint, slerp, start_from
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.samplers.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.registry import SAMPLERS, make_sampler
 from ddpm_jax.samplers.spacing import space
 

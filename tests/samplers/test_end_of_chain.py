@@ -8,8 +8,8 @@ import pytest
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.mixture import exact_denoiser, make_mixture
 from ddpm_jax.diffusion.schedules import make_betas
+from ddpm_jax.randomness import image_keys
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.samplers.randomness import image_keys
 from ddpm_jax.samplers.registry import make_sampler
 
 MEAN, STD = 0.8, 0.1

@@ -13,6 +13,7 @@ from ddpm_jax.diffusion.gaussian import q_posterior
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
+from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.ddim import ddim
 from ddpm_jax.samplers.guidance import (
     EVERYWHERE,
@@ -24,7 +25,6 @@ from ddpm_jax.samplers.guidance import (
     interval_of,
 )
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.samplers.randomness import image_keys, initial_noise
 
 rng = np.random.default_rng(0)
 T, B, SHAPE = 40, 6, (2, 3, 1)

@@ -10,10 +10,10 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.mixture import exact_denoiser, make_mixture
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
+from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.ddim import ddim
 from ddpm_jax.samplers.inversion import invert, reconstruct
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.samplers.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.spacing import space
 
 WEIGHTS, MEANS, VARIANCES = np.array([0.4, 0.6]), np.array([[-0.8, 0.3], [0.6, -0.2]]), np.array([0.15, 0.3])

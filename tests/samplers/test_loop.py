@@ -11,9 +11,9 @@ import pytest
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
 from ddpm_jax.errors import UsageError
+from ddpm_jax.randomness import INITIAL, SAMPLING, image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import Sampler, sample
-from ddpm_jax.samplers.randomness import INITIAL, SAMPLING, image_keys, initial_noise
 
 SHAPE = (4, 4, 1)
 

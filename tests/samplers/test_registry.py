@@ -9,8 +9,8 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
+from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.samplers.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.registry import FROM_PURE_NOISE, SAMPLERS, make_sampler, options_of
 
 CHAIN = Chain(make_betas("linear", 100))

@@ -15,11 +15,11 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS, interpret, make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas
+from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.editing import repaint
 from ddpm_jax.samplers.langevin import predictor_corrector
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.samplers.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.spacing import space
 
 CHAIN = Chain(make_betas("linear", 1000))

@@ -11,10 +11,10 @@ import pytest
 import requests
 
 from ddpm_jax import files
+from ddpm_jax.checkpoints.reader import DamagedCheckpoint, check_whole
 from ddpm_jax.cli import command
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, check_place, is_remote, local_copy, move_folder, reporting, write_atomically
-from ddpm_jax.training.checkpoint_reading import DamagedCheckpoint, check_whole
 
 
 def test_names_of_this_machine_stay_what_they_were():

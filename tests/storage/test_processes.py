@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from ddpm_jax.evaluation.generation import read_shards
-from ddpm_jax.training.checkpoint_reading import saved_steps
-from ddpm_jax.training.records import read
+from ddpm_jax.checkpoints.reader import saved_steps
+from ddpm_jax.generation.generating import read_shards
+from ddpm_jax.monitoring.records import read
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.cli.load import load
-from ddpm_jax.evaluation.generation import read_shards
-from ddpm_jax.training.checkpoint_reading import saved_steps
-from ddpm_jax.training.records import read
+from ddpm_jax.checkpoints.reader import saved_steps
+from ddpm_jax.experiments.loading import load
+from ddpm_jax.generation.generating import read_shards
+from ddpm_jax.monitoring.records import read
 
 NUMBERS = ("step", "loss", "grad_norm", "learning_rate")  # of a record, what does not depend on the clock
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli.photos import read_photo
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import write_atomically
-from ddpm_jax.training.profiling import Trace
-from ddpm_jax.training.tensorboard import TENSORBOARD, Events
-from ddpm_jax.training.weights_and_biases import RUN_ID, WeightsAndBiases
+from ddpm_jax.monitoring.profiling import Trace
+from ddpm_jax.monitoring.tensorboard import TENSORBOARD, Events
+from ddpm_jax.monitoring.weights_and_biases import RUN_ID, WeightsAndBiases
+from ddpm_jax.tasks.photos import read_photo
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs's way, in a thread of its own

@@ -12,9 +12,9 @@ import optax
 import pytest
 
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.distributed.pmap import map_step, replicate, shard
+from ddpm_jax.randomness import base_key, example_keys
 from ddpm_jax.training.objective import Objective, diffusion_objective
-from ddpm_jax.training.parallel import map_step, replicate, shard
-from ddpm_jax.training.randomness import base_key, example_keys
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 

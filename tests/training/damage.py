@@ -11,9 +11,9 @@ import sys
 
 import numpy as np
 
+from ddpm_jax.checkpoints.reader import CHECKPOINTS, read_config
+from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.training.checkpoint import Checkpointer
-from ddpm_jax.training.checkpoint_reading import CHECKPOINTS, read_config
 
 STEP, POSITION, CONFIG = 5, {"batches": 5}, {"seed": 0}
 STATE = {"step": np.int32(STEP), "params": np.linspace(0, 1, 300, dtype=np.float32), "opt_state": np.ones((2, 2))}

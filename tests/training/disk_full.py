@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 
+from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.errors import FailureError
-from ddpm_jax.training.checkpoint import Checkpointer
 
 
 def main():

@@ -1,6 +1,6 @@
 """A config for test_kill.py: the real program on the digits, small enough to be killed often; a save every 4 steps."""
 
-from ddpm_jax.cli.config import default_config
+from ddpm_jax.experiments.config import default_config
 
 
 def get_config():

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ddpm_jax.distributed.pmap import map_step, replicate, to_devices
+from ddpm_jax.randomness import base_key
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.objective import Objective
-from ddpm_jax.training.parallel import map_step, replicate, to_devices
-from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 

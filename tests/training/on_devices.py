@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.distributed.fsdp import PARALLEL
+from ddpm_jax.distributed.pmap import bytes_per_device, check_batch_size
 from ddpm_jax.errors import UsageError
 from ddpm_jax.models.condition import null_condition
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.training.checkpoint import Checkpointer
+from ddpm_jax.randomness import base_key
 from ddpm_jax.training.conditioning import Conditioning
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.objective import Objective, diffusion_objective
-from ddpm_jax.training.parallel import bytes_per_device, check_batch_size
-from ddpm_jax.training.randomness import base_key
-from ddpm_jax.training.sharding import PARALLEL
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ddpm_jax.training.first_stage import FirstStageOptions, first_stage_objective
+from ddpm_jax.distributed.fsdp import PARALLEL
+from ddpm_jax.training.first_stage_objective import FirstStageOptions, first_stage_objective
 from ddpm_jax.training.optimizer import for_players
-from ddpm_jax.training.sharding import PARALLEL
 from ddpm_jax.training.sharpness import Sharpness
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step

@@ -14,19 +14,20 @@ import numpy as np
 import optax
 import pytest
 
+from ddpm_jax.checkpoints import digests, reader
+from ddpm_jax.checkpoints.reader import DamagedCheckpoint
+from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.data import pipeline
-from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.distributed import hosts
+from ddpm_jax.distributed.pmap import map_step, replicate
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.training import checkpoint_reading, digests, hosts
-from ddpm_jax.training.checkpoint import Checkpointer
-from ddpm_jax.training.checkpoint_reading import DamagedCheckpoint
+from ddpm_jax.monitoring.metric_writer import MetricWriter, Progress
+from ddpm_jax.randomness import base_key
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.loop import LoopOptions, train
-from ddpm_jax.training.metrics import MetricWriter, Progress
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
-from ddpm_jax.training.parallel import map_step, replicate
-from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
@@ -57,7 +58,7 @@ def _save(workdir, *steps, **options):
 
 
 def _names(workdir):
-    return {path.name for path in (workdir / checkpoint_reading.CHECKPOINTS).iterdir()}
+    return {path.name for path in (workdir / reader.CHECKPOINTS).iterdir()}
 
 
 def _steps(workdir):
@@ -165,9 +166,9 @@ def test_state_position_and_config_come_back_as_one(tmp_path):
         _assert_equal(state, _state(step))
         assert jax.tree.structure(state) == jax.tree.structure(_state())
         assert position == {"batches": step}
-        assert checkpoint_reading.read_config(tmp_path, step) == CONFIG
+        assert reader.read_config(tmp_path, step) == CONFIG
     assert int(checkpointer.restore(_state())[0].step) == 10, "the newest by default"
-    weights = checkpoint_reading.read_weights(tmp_path, 5, {"ema_params": jax.eval_shape(_state).ema_params})
+    weights = reader.read_weights(tmp_path, 5, {"ema_params": jax.eval_shape(_state).ema_params})
     _assert_equal(weights, {"ema_params": _state(5).ema_params})
     checkpointer.close()
 
@@ -183,9 +184,9 @@ def test_the_last_ones_and_every_so_many_are_kept(tmp_path):
 
 def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(tmp_path):
     _save(tmp_path, 5)
-    half = tmp_path / checkpoint_reading.CHECKPOINTS / "10.orbax-checkpoint-tmp"
-    shutil.copytree(tmp_path / checkpoint_reading.CHECKPOINTS / "5", half)
-    assert checkpoint_reading.find_step(tmp_path) == 5
+    half = tmp_path / reader.CHECKPOINTS / "10.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / reader.CHECKPOINTS / "5", half)
+    assert reader.find_step(tmp_path) == 5
     _save(tmp_path, 15)
     assert _steps(tmp_path) == [5, 15]
 
@@ -193,11 +194,11 @@ def test_what_a_killed_save_left_is_no_checkpoint_and_is_cleared_away(tmp_path):
 @pytest.mark.parametrize("name", ["²", "１", "010"])
 def test_a_folder_that_is_not_called_by_a_step_is_no_checkpoint(tmp_path, name):
     _save(tmp_path, 5)
-    shutil.copytree(tmp_path / checkpoint_reading.CHECKPOINTS / "5", tmp_path / checkpoint_reading.CHECKPOINTS / name)
-    assert checkpoint_reading.find_step(tmp_path) == 5
+    shutil.copytree(tmp_path / reader.CHECKPOINTS / "5", tmp_path / reader.CHECKPOINTS / name)
+    assert reader.find_step(tmp_path) == 5
     _save(tmp_path, 15)
-    assert checkpoint_reading.saved_steps(tmp_path) == [5, 15]
-    assert (tmp_path / checkpoint_reading.CHECKPOINTS / name).is_dir()
+    assert reader.saved_steps(tmp_path) == [5, 15]
+    assert (tmp_path / reader.CHECKPOINTS / name).is_dir()
 
 
 # What a user reads
@@ -205,13 +206,13 @@ def test_a_folder_that_is_not_called_by_a_step_is_no_checkpoint(tmp_path, name):
 
 def test_a_missing_empty_or_foreign_directory_is_named(tmp_path):
     with pytest.raises(UsageError, match=r"no directory .*nowhere: name the --workdir of a training run"):
-        checkpoint_reading.find_step(tmp_path / "nowhere")
+        reader.find_step(tmp_path / "nowhere")
     with pytest.raises(UsageError, match=r"holds no checkpoint: checkpoints/STEP is expected"):
-        checkpoint_reading.find_step(tmp_path)
-    (tmp_path / "photos" / checkpoint_reading.CHECKPOINTS / "7").mkdir(parents=True)
-    assert checkpoint_reading.find_step(tmp_path / "photos") == 7
+        reader.find_step(tmp_path)
+    (tmp_path / "photos" / reader.CHECKPOINTS / "7").mkdir(parents=True)
+    assert reader.find_step(tmp_path / "photos") == 7
     for read in (
-        lambda: checkpoint_reading.read_config(tmp_path / "photos", 7),
+        lambda: reader.read_config(tmp_path / "photos", 7),
         lambda: Checkpointer(tmp_path / "photos", keep_last=1).restore(_state()),
         lambda: Checkpointer(tmp_path / "photos", keep_last=1).resume(_state(), pytest.fail),
     ):
@@ -222,7 +223,7 @@ def test_a_missing_empty_or_foreign_directory_is_named(tmp_path):
 def test_a_step_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     _save(tmp_path, 5, 10)
     with pytest.raises(UsageError, match="no checkpoint of step 7: choose one of 5, 10"):
-        checkpoint_reading.find_step(tmp_path, 7)
+        reader.find_step(tmp_path, 7)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_another_architecture_is_told_by_its_first_difference(tmp_path, params, 
         Checkpointer(tmp_path, keep_last=1).restore(_state()._replace(params=params))
     if params:
         with pytest.raises(UsageError, match=f"of another architecture: {sentence}"):
-            checkpoint_reading.read_weights(tmp_path, 5, {"params": params})
+            reader.read_weights(tmp_path, 5, {"params": params})
 
 
 def test_any_damaged_file_gives_a_sentence_or_the_right_state(tmp_path, run_python):
@@ -253,16 +254,16 @@ def test_any_damaged_file_gives_a_sentence_or_the_right_state(tmp_path, run_pyth
     assert not strange
 
 
-@pytest.mark.parametrize("item", [checkpoint_reading.STATE, checkpoint_reading.DATA, checkpoint_reading.CONFIG])
+@pytest.mark.parametrize("item", [reader.STATE, reader.DATA, reader.CONFIG])
 def test_a_missing_item_is_named(tmp_path, item):
     _save(tmp_path, 5)
-    shutil.rmtree(tmp_path / checkpoint_reading.CHECKPOINTS / "5" / item)
+    shutil.rmtree(tmp_path / reader.CHECKPOINTS / "5" / item)
     with pytest.raises(DamagedCheckpoint, match=rf"is damaged \(it has no {item}\): there is no other"):
         Checkpointer(tmp_path, keep_last=1).restore(_state())
 
 
-def _damage(workdir, step, file=f"{checkpoint_reading.STATE}/_METADATA"):
-    path = workdir / checkpoint_reading.CHECKPOINTS / str(step) / file
+def _damage(workdir, step, file=f"{reader.STATE}/_METADATA"):
+    path = workdir / reader.CHECKPOINTS / str(step) / file
     path.write_bytes(path.read_bytes()[:-1])
 
 
@@ -272,15 +273,15 @@ def test_a_damaged_checkpoint_is_named_with_the_newest_that_is_whole(tmp_path):
     _damage(tmp_path, 10, "config/metadata")
     sentence = r"/15 is damaged \(its file state/_METADATA is not what was written\): the newest one that is "
     with pytest.raises(DamagedCheckpoint, match=sentence + r"whole is that of step 5, .* take with --ckpt_step 5\.$"):
-        checkpoint_reading.read_weights(tmp_path, 15, {"params": _state().params})
+        reader.read_weights(tmp_path, 15, {"params": _state().params})
     with pytest.raises(DamagedCheckpoint, match=r"10 is damaged \(its file config/metadata .* of step 5, "):
-        checkpoint_reading.read_config(tmp_path, 10)
+        reader.read_config(tmp_path, 10)
 
 
 def test_a_run_resumes_from_the_newest_whole_checkpoint_and_keeps_the_damaged_under_another_name(tmp_path):
     _save(tmp_path, 5, 10, 15)
     _damage(tmp_path, 15)
-    shutil.rmtree(tmp_path / checkpoint_reading.CHECKPOINTS / "10" / checkpoint_reading.DATA)
+    shutil.rmtree(tmp_path / reader.CHECKPOINTS / "10" / reader.DATA)
     reports = []
     checkpointer = Checkpointer(tmp_path, keep_last=2)
     state, position = checkpointer.resume(_state(), reports.append)
@@ -310,7 +311,7 @@ def test_a_run_resumes_from_the_newest_whole_checkpoint_and_keeps_the_damaged_un
 def test_a_process_that_another_one_moves_the_damaged_checkpoint_for_can_save_that_step_again(tmp_path, monkeypatch):
     _save(tmp_path, 5, 10)
     _damage(tmp_path, 10)
-    folder = tmp_path / checkpoint_reading.CHECKPOINTS
+    folder = tmp_path / reader.CHECKPOINTS
 
     def wait_for_all(name):
         if name == "a damaged checkpoint is set aside":
@@ -338,19 +339,19 @@ def test_where_no_checkpoint_is_whole_nothing_is_moved(tmp_path):
 
 def test_the_digests_are_those_that_sha256sum_checks(tmp_path):
     _save(tmp_path, 5)
-    for item in checkpoint_reading.ITEMS:
-        folder = tmp_path / checkpoint_reading.CHECKPOINTS / "5" / item
+    for item in reader.ITEMS:
+        folder = tmp_path / reader.CHECKPOINTS / "5" / item
         subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
 
 
 def test_a_checkpoint_from_before_there_were_digests_is_read_with_a_warning(tmp_path, capsys):
     _save(tmp_path, 5)
-    for item in checkpoint_reading.ITEMS:
-        (tmp_path / checkpoint_reading.CHECKPOINTS / "5" / item / digests.SUMS).unlink()
+    for item in reader.ITEMS:
+        (tmp_path / reader.CHECKPOINTS / "5" / item / digests.SUMS).unlink()
     for _ in range(2):
         _assert_equal(Checkpointer(tmp_path, keep_last=1).resume(_state(), pytest.fail)[0], _state(5))
     warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == len(checkpoint_reading.ITEMS)  # once each
+    assert len(warnings) == len(reader.ITEMS)  # once each
     assert all(re.match(r"warning: the checkpoint .*/5 has no \w+/SHA256SUMS, ", warning) for warning in warnings)
 
 
@@ -389,13 +390,13 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_only_files_in_the_checkpoint_are_read_and_every_one_has_its_digest(tmp_path, change):
     _save(tmp_path, 5)
-    state = tmp_path / checkpoint_reading.CHECKPOINTS / "5" / checkpoint_reading.STATE
+    state = tmp_path / reader.CHECKPOINTS / "5" / reader.STATE
     (state / ".DS_Store").write_text("what a system leaves")
-    checkpoint_reading.check_whole(state.parent)
+    reader.check_whole(state.parent)
     make, reason = CHANGES[change]
     make(state)
     for read in (
-        lambda: checkpoint_reading.read_weights(tmp_path, 5, {"params": _state().params}),
+        lambda: reader.read_weights(tmp_path, 5, {"params": _state().params}),
         lambda: Checkpointer(tmp_path, keep_last=1).restore(_state()),
     ):
         with pytest.raises(FailureError, match=rf"damaged.*{reason}") as caught:
@@ -405,7 +406,7 @@ def test_only_files_in_the_checkpoint_are_read_and_every_one_has_its_digest(tmp_
 
 def _write_data(workdir, step, text):
     """Puts a text in place of a position in the data, with the digest that it ought to have."""
-    item = workdir / checkpoint_reading.CHECKPOINTS / str(step) / checkpoint_reading.DATA
+    item = workdir / reader.CHECKPOINTS / str(step) / reader.DATA
     (item / digests.SUMS).unlink()
     (item / "metadata").write_text(text)
     digests.write(item)
@@ -461,7 +462,7 @@ def test_checkpoints_that_are_removed_under_a_running_job_are_told_and_single_on
     for step in (5, 10):
         checkpointer.save(step, _state(step), {"batches": step}, CONFIG)
         checkpointer.wait()
-    shutil.rmtree(tmp_path / "run" / checkpoint_reading.CHECKPOINTS / "5")
+    shutil.rmtree(tmp_path / "run" / reader.CHECKPOINTS / "5")
     for step in (15, 20):
         checkpointer.save(step, _state(step), {"batches": step}, CONFIG)
         checkpointer.wait()
@@ -476,7 +477,7 @@ def test_checkpoints_that_are_removed_under_a_running_job_are_told_and_single_on
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path):
-    (tmp_path / checkpoint_reading.CHECKPOINTS).write_text("a file stands where the folder should")
+    (tmp_path / reader.CHECKPOINTS).write_text("a file stands where the folder should")
     with pytest.raises(FailureError, match=r"Cannot write checkpoints to .*checkpoints: "):
         Checkpointer(tmp_path, keep_last=1)
     with pytest.raises(UsageError, match="keep_last is 0"):
@@ -486,7 +487,7 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path):
 @pytest.mark.parametrize("name", ["[1] first", "a\\b", "\udcff"])
 def test_a_directory_in_whose_name_checkpoints_would_be_lost_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
-    for use in (lambda path: Checkpointer(path, keep_last=1), checkpoint_reading.find_step):
+    for use in (lambda path: Checkpointer(path, keep_last=1), reader.find_step):
         with pytest.raises(UsageError, match=r"Checkpoints cannot be kept in .*: rename it, or name another"):
             use(tmp_path / name)
     assert not list((tmp_path / name).iterdir())
@@ -497,5 +498,5 @@ def test_in_a_directory_of_any_other_name_checkpoints_are_found_again(tmp_path):
         writer = Checkpointer(tmp_path / name, keep_last=1)
         writer.save(5, {"params": np.arange(3.0, dtype=np.float32)}, {"batches": 5}, {"seed": 0})
         writer.close()
-        found = checkpoint_reading.read_weights(tmp_path / name, 5, {"params": np.zeros(3, np.float32)})
+        found = reader.read_weights(tmp_path / name, 5, {"params": np.zeros(3, np.float32)})
         np.testing.assert_array_equal(found["params"], [0, 1, 2])

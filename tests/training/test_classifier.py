@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import UsageError
-from ddpm_jax.training.classifier import ClassifierAux, classifier_objective
+from ddpm_jax.training.classifier_objective import ClassifierAux, classifier_objective
 
 T, B, K = 10, 24, 3  # T no multiple of 4: the quarters are not equally large
 SCALE = 100.0  # the network is told 100 t

@@ -7,8 +7,8 @@ import pytest
 
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.models.condition import Condition
+from ddpm_jax.randomness import example_keys
 from ddpm_jax.training.conditioning import Conditioning, condition_of, drop_labels
-from ddpm_jax.training.randomness import example_keys
 
 K, B = 7, 40
 

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.training import ema
-from ddpm_jax.training.checkpoint import Checkpointer
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.ema_profiles import gamma_of
 

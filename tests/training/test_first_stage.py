@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from ddpm_jax.data.transforms import to_model_range
+from ddpm_jax.distributed.pmap import map_step
 from ddpm_jax.errors import UsageError
-from ddpm_jax.training.first_stage import FirstStageOptions, first_stage_objective
-from ddpm_jax.training.parallel import map_step
+from ddpm_jax.training.first_stage_objective import FirstStageOptions, first_stage_objective
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 from ddpm_jax.variational import pca

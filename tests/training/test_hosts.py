@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.checkpoints.writer import Checkpointer
+from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.training import hosts
-from ddpm_jax.training.checkpoint import Checkpointer
 
 
 @pytest.fixture(params=[1, 2, 3, 8])

@@ -11,8 +11,8 @@ import types
 
 import pytest
 
-from ddpm_jax.training import interrupt
-from ddpm_jax.training.interrupt import Interrupt, Stopped, Wish
+from ddpm_jax import interrupt
+from ddpm_jax.interrupt import Interrupt, Stopped, Wish
 
 ROOT = pathlib.Path(__file__).parents[2]
 

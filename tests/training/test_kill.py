@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.cli.config import load_config
-from ddpm_jax.cli.experiment import build, build_training
-from ddpm_jax.training import metrics
-from ddpm_jax.training.checkpoint import Checkpointer
-from ddpm_jax.training.checkpoint_reading import CHECKPOINTS, find_step
+from ddpm_jax.checkpoints.reader import CHECKPOINTS, find_step
+from ddpm_jax.checkpoints.writer import Checkpointer
+from ddpm_jax.experiments.config import load_config
+from ddpm_jax.experiments.experiment import build, build_training
+from ddpm_jax.monitoring import metric_writer
 from ddpm_jax.training.state import create
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -77,7 +77,7 @@ class Program:
         self._size_before = self._size()
 
     def _size(self):
-        path = self.workdir / metrics.RECORDS
+        path = self.workdir / metric_writer.RECORDS
         return path.stat().st_size if path.exists() else 0
 
     def saving(self):
@@ -114,7 +114,7 @@ def _assert_same_end(workdir, undisturbed):
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert position == expected_position
     assert int(state.step) == STEPS
-    records, expected_records = metrics.read(workdir), metrics.read(undisturbed)
+    records, expected_records = metric_writer.read(workdir), metric_writer.read(undisturbed)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     for name in ("loss", "grad_norm", "learning_rate"):
         assert [record[name] for record in records] == [record[name] for record in expected_records]
@@ -202,7 +202,7 @@ def test_a_signal_saves_says_how_to_resume_and_the_run_goes_on(tmp_path, data_di
         assert f"saved step {step} in {workdir}. To resume, give the same command again." in output
         assert "Traceback" not in output
         assert step < STEPS
-        assert metrics.read(workdir)[-1]["step"] == step
+        assert metric_writer.read(workdir)[-1]["step"] == step
     ended, output = program.run()
     assert ended == 0, output
     assert f"resuming at step {step} of {STEPS}" in output

@@ -6,15 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.data.memory import ArraySource
+from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.data.pipeline import train_iterator
 from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.distributed.pmap import in_parts, map_step, shard
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.training import latent_cache
-from ddpm_jax.training.latent_diffusion import ENCODED, over_latents
+from ddpm_jax.training.latent_objective import ENCODED, over_latents
 from ddpm_jax.training.objective import GIVEN, diffusion_objective
-from ddpm_jax.training.parallel import in_parts, map_step, shard
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 from ddpm_jax.variational.first_stage import FirstStage

@@ -19,17 +19,17 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.errors import FailureError
-from ddpm_jax.training import metrics, tensorboard
+from ddpm_jax.monitoring import metric_writer, tensorboard
+from ddpm_jax.monitoring.records import Records
 from ddpm_jax.training.objective import ByTime
-from ddpm_jax.training.records import Records
 
 
 def _steps(workdir):
-    return [record["step"] for record in metrics.read(workdir)]
+    return [record["step"] for record in metric_writer.read(workdir)]
 
 
 def _write_steps(workdir, steps, **kwargs):
-    with metrics.MetricWriter(workdir, **kwargs) as writer:
+    with metric_writer.MetricWriter(workdir, **kwargs) as writer:
         for step in steps:
             writer.write(step, {"loss": 1.0 / (1 + step)})
 
@@ -47,10 +47,10 @@ def _events(workdir):
 
 
 def test_records_read_back_as_they_were_written(tmp_path):
-    with metrics.MetricWriter(tmp_path / "run") as writer:
+    with metric_writer.MetricWriter(tmp_path / "run") as writer:
         writer.write(100, {"loss": np.float32(0.1), "images_per_second": 1e4})
         writer.write(200, {"loss": jnp.float32(0.25)})
-    written = metrics.read(tmp_path / "run")
+    written = metric_writer.read(tmp_path / "run")
     assert all(0 <= record.pop("seconds") < 60 for record in written)
     assert written == [
         {"step": 100, "loss": float(np.float32(0.1)), "images_per_second": 1e4},
@@ -59,25 +59,25 @@ def test_records_read_back_as_they_were_written(tmp_path):
 
 
 def test_every_line_is_strict_json_and_nan_survives(tmp_path):
-    with metrics.MetricWriter(tmp_path) as writer:
+    with metric_writer.MetricWriter(tmp_path) as writer:
         writer.write(1, {"loss": math.nan, "grad_norm": math.inf, "fine": 2.0})
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    line = (tmp_path / metrics.RECORDS).read_text()
+    line = (tmp_path / metric_writer.RECORDS).read_text()
     assert json.loads(line, parse_constant=refuse)["fine"] == 2.0
-    (record,) = metrics.read(tmp_path)
+    (record,) = metric_writer.read(tmp_path)
     assert math.isnan(record["loss"])
     assert math.isnan(record["grad_norm"])
 
 
 def test_a_run_without_records_reads_as_none(tmp_path):
-    assert metrics.read(tmp_path / "nowhere") == []
+    assert metric_writer.read(tmp_path / "nowhere") == []
 
 
 def test_nothing_is_created_before_the_first_write(tmp_path):
-    metrics.MetricWriter(tmp_path / "run", resume_step=0).close()
+    metric_writer.MetricWriter(tmp_path / "run", resume_step=0).close()
     assert not (tmp_path / "run").exists()
 
 
@@ -95,24 +95,24 @@ def test_without_a_resume_step_all_records_are_kept(tmp_path):
 
 def test_resuming_leaves_kept_lines_byte_for_byte(tmp_path):
     kept = b'{"step": 1,  "loss": 0.10}\n'  # Spacing and digits that this writer would not produce.
-    (tmp_path / metrics.RECORDS).write_bytes(kept + b'{"step": 2, "loss": 0.2}\n')
-    metrics.MetricWriter(tmp_path, resume_step=1).close()
-    assert (tmp_path / metrics.RECORDS).read_bytes() == kept
+    (tmp_path / metric_writer.RECORDS).write_bytes(kept + b'{"step": 2, "loss": 0.2}\n')
+    metric_writer.MetricWriter(tmp_path, resume_step=1).close()
+    assert (tmp_path / metric_writer.RECORDS).read_bytes() == kept
 
 
 @pytest.mark.parametrize("cut", range(1, 24))
 def test_a_last_line_cut_anywhere_is_tolerated_and_repaired(tmp_path, cut):
     whole = b'{"step": 10, "loss": 1.0}\n'
     last = b'{"step": 20, "loss": 2.0}'
-    (tmp_path / metrics.RECORDS).write_bytes(whole + last[:cut])
+    (tmp_path / metric_writer.RECORDS).write_bytes(whole + last[:cut])
     assert _steps(tmp_path) == [10]
     _write_steps(tmp_path, [20], resume_step=10)
     assert _steps(tmp_path) == [10, 20]
-    assert (tmp_path / metrics.RECORDS).read_bytes().count(b"\n") == 2
+    assert (tmp_path / metric_writer.RECORDS).read_bytes().count(b"\n") == 2
 
 
 def test_a_last_record_that_lacks_only_its_newline_is_whole(tmp_path):
-    (tmp_path / metrics.RECORDS).write_bytes(b'{"step": 10}\n{"step": 20}')
+    (tmp_path / metric_writer.RECORDS).write_bytes(b'{"step": 10}\n{"step": 20}')
     _write_steps(tmp_path, [30], resume_step=20)
     assert _steps(tmp_path) == [10, 20, 30]
 
@@ -120,7 +120,7 @@ def test_a_last_record_that_lacks_only_its_newline_is_whole(tmp_path):
 def test_a_killed_process_leaves_every_record_it_wrote(tmp_path):
     program = (
         "import os, signal, sys; from ddpm_jax.training import metrics;"
-        "writer = metrics.MetricWriter(sys.argv[1]);"
+        "writer = metric_writer.MetricWriter(sys.argv[1]);"
         "[writer.write(step, {'loss': 0.5}) for step in range(1, 6)];"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -132,7 +132,7 @@ def test_a_killed_process_leaves_every_record_it_wrote(tmp_path):
 
 def test_tensorboard_gets_the_scalars_and_the_pixels(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    with metrics.MetricWriter(tmp_path) as writer:
+    with metric_writer.MetricWriter(tmp_path) as writer:
         writer.write(3, {"loss": 0.5, "grad_norm": 2.0})
         writer.image(3, "samples", picture)
         writer.image(3, "digits", picture[..., :1])
@@ -148,8 +148,8 @@ def test_tensorboard_gets_the_scalars_and_the_pixels(tmp_path):
 
 def test_tensorboard_gets_bars_with_the_edges_and_heights_they_were_given(tmp_path):
     edges, heights = np.array([0.0, 0.5, 0.75, 1.0]), np.array([3.0, 0.0, 0.25])
-    with metrics.MetricWriter(tmp_path) as writer:
-        writer.histogram(7, "loss_by_t", metrics.Histogram(edges, heights))
+    with metric_writer.MetricWriter(tmp_path) as writer:
+        writer.histogram(7, "loss_by_t", metric_writer.Histogram(edges, heights))
     (event,) = [event for event in _events(tmp_path) if event.summary.value]
     (value,) = event.summary.value
     assert (event.step, value.tag) == (7, "loss_by_t")
@@ -162,9 +162,9 @@ def test_tensorboard_gets_bars_with_the_edges_and_heights_they_were_given(tmp_pa
 def test_tensorboard_itself_reads_the_bars_the_numbers_and_the_pictures(tmp_path):
     pytest.importorskip("tensorboard")
     # In a process of its own: its imports warn of what is none of ours.
-    with metrics.MetricWriter(tmp_path) as writer:
+    with metric_writer.MetricWriter(tmp_path) as writer:
         writer.write(7, {"loss": 0.5})
-        writer.histogram(7, "loss_by_t", metrics.Histogram(np.linspace(0, 1, 31), np.arange(30.0)))
+        writer.histogram(7, "loss_by_t", metric_writer.Histogram(np.linspace(0, 1, 31), np.arange(30.0)))
         writer.image(7, "samples", np.zeros((4, 6, 3), np.uint8))
     program = """
 import json, sys
@@ -195,25 +195,25 @@ def test_seconds_run_on_over_a_resume_and_forget_what_is_done_again(tmp_path):
     resumed = Records(tmp_path, resume_step=2, clock=clock)
     clock.now += 7
     resumed.append(3, {"loss": 0.5})
-    assert [(record["step"], record["seconds"]) for record in metrics.read(tmp_path)] == [(1, 10), (2, 20), (3, 27)]
+    assert [(record["step"], record["seconds"]) for record in metric_writer.read(tmp_path)] == [(1, 10), (2, 20), (3, 27)]
 
 
 def test_what_is_measured_on_a_grid_joins_the_record_of_its_step(tmp_path):
-    with metrics.MetricWriter(tmp_path) as writer:
+    with metric_writer.MetricWriter(tmp_path) as writer:
         writer.write(1, {"loss": 0.5})
         writer.write(2, {"loss": 0.25})
         writer.write(2, {"colour_shift": 3.0})
     assert _steps(tmp_path) == [1, 2]
-    assert {"loss": 0.25, "colour_shift": 3.0}.items() <= metrics.read(tmp_path)[-1].items()
+    assert {"loss": 0.25, "colour_shift": 3.0}.items() <= metric_writer.read(tmp_path)[-1].items()
 
 
 def test_a_finished_run_started_again_records_its_last_grid_once(tmp_path):
     for resume_step in (0, 2):
-        with metrics.MetricWriter(tmp_path, resume_step=resume_step) as writer:
+        with metric_writer.MetricWriter(tmp_path, resume_step=resume_step) as writer:
             if not resume_step:
                 writer.write(2, {"loss": 0.25})
             writer.write(2, {"colour_shift": 3.0})
-    assert (tmp_path / metrics.RECORDS).read_text().count("colour_shift") == 1
+    assert (tmp_path / metric_writer.RECORDS).read_text().count("colour_shift") == 1
 
 
 def test_tensorboard_is_told_to_forget_what_the_resumed_run_writes_again(tmp_path):
@@ -225,24 +225,24 @@ def test_tensorboard_is_told_to_forget_what_the_resumed_run_writes_again(tmp_pat
 
 
 def test_tensorboardx_is_not_imported_before_writing():
-    program = "import sys, ddpm_jax.training.metrics; assert 'tensorboardX' not in sys.modules"
+    program = "import sys, ddpm_jax.monitoring.metric_writer; assert 'tensorboardX' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
-    writer = metrics.MetricWriter(tmp_path)
+    writer = metric_writer.MetricWriter(tmp_path)
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("builtins.open", full)
-    with pytest.raises(FailureError, match=r"Cannot keep the metrics in .*metrics.jsonl: No space left.*resume"):
+    with pytest.raises(FailureError, match=r"Cannot keep the metrics in .*metric_writer.jsonl: No space left.*resume"):
         writer.write(1, {"loss": 0.5})
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux: a device that is always full, and /proc")
 def test_a_disk_that_fills_up_under_tensorboard_stops_the_run_and_does_not_hang_it(tmp_path):
-    writer = metrics.MetricWriter(tmp_path)
+    writer = metric_writer.MetricWriter(tmp_path)
     writer.write(1, {"loss": 0.5})
     (events,) = (tmp_path / tensorboard.TENSORBOARD).iterdir()
     (descriptor,) = [
@@ -258,7 +258,7 @@ def test_a_disk_that_fills_up_under_tensorboard_stops_the_run_and_does_not_hang_
 
 
 def test_averages_are_means_since_the_last_reading():
-    averages = metrics.Averages()
+    averages = metric_writer.Averages()
     averages.add({"loss": 1.0, "lr": jnp.float32(2.0)})
     averages.add({"loss": 4.0, "lr": 2.0})
     assert averages.means() == {"loss": 2.5, "lr": 2.0}
@@ -269,7 +269,7 @@ def test_averages_are_means_since_the_last_reading():
 
 def test_averages_of_pairs_weigh_by_the_counts_and_leave_out_the_empty_ones():
     rng = np.random.default_rng(0)
-    averages, losses, quartiles = metrics.Averages(), [], []
+    averages, losses, quartiles = metric_writer.Averages(), [], []
     for _ in range(5):
         loss, quartile = rng.uniform(size=6), rng.integers(0, 3, 6)  # Never the last quartile.
         sums = [loss[quartile == q].sum() for q in range(4)]
@@ -286,7 +286,7 @@ def test_averages_of_pairs_weigh_by_the_counts_and_leave_out_the_empty_ones():
 
 
 def test_averages_of_scalar_pairs_keep_their_name():
-    averages = metrics.Averages()
+    averages = metric_writer.Averages()
     averages.add({"accuracy": (3.0, 4)})
     averages.add({"accuracy": (1.0, 12)})
     assert averages.means() == {"accuracy": 0.25}
@@ -294,7 +294,7 @@ def test_averages_of_scalar_pairs_keep_their_name():
 
 def test_averages_by_time_are_bars_over_the_chain_with_none_where_no_t_fell():
     rng = np.random.default_rng(0)
-    averages, losses, parts = metrics.Averages(), [], []
+    averages, losses, parts = metric_writer.Averages(), [], []
     for _ in range(3):
         loss, part = rng.uniform(size=40), rng.integers(0, 4, 40)  # Never the last of five.
         sums, counts = np.bincount(part, loss, 5), np.bincount(part, minlength=5)
@@ -311,7 +311,7 @@ def test_averages_by_time_are_bars_over_the_chain_with_none_where_no_t_fell():
 
 
 def test_a_loss_that_is_not_finite_shows_in_the_average():
-    averages = metrics.Averages()
+    averages = metric_writer.Averages()
     averages.add({"loss": 1.0})
     averages.add({"loss": math.nan})
     assert math.isnan(averages.means()["loss"])
@@ -343,7 +343,7 @@ class _OnDevice:
 
 def test_throughput_counts_images_and_waiting_since_the_last_reading():
     clock = _Clock()
-    throughput = metrics.Throughput(clock)
+    throughput = metric_writer.Throughput(clock)
     for _ in range(4):
         with throughput.waiting_for_data():
             clock.now += 0.5
@@ -361,7 +361,7 @@ def test_throughput_counts_images_and_waiting_since_the_last_reading():
 def test_fetching_while_the_device_works_is_not_waiting(fetching, computing, share):
     # The loop fetches batch n+1 while call n runs; the slower of the two sets the pace.
     clock = _Clock()
-    throughput = metrics.Throughput(clock)
+    throughput = metric_writer.Throughput(clock)
     for _ in range(3):
         result = _OnDevice()
         throughput.add(1, result)
@@ -384,7 +384,7 @@ def test_a_result_that_fails_on_the_device_ends_the_watch_of_nothing_else():
             raise RuntimeError("out of memory")
 
     clock = _Clock()
-    throughput = metrics.Throughput(clock)
+    throughput = metric_writer.Throughput(clock)
     throughput.add(1, Broken())
     result = _OnDevice()
     throughput.add(1, result)
@@ -396,7 +396,7 @@ def test_a_result_that_fails_on_the_device_ends_the_watch_of_nothing_else():
 
 def test_throughput_leaves_out_pauses():
     clock = _Clock()
-    throughput = metrics.Throughput(clock)
+    throughput = metric_writer.Throughput(clock)
     clock.now += 1.0
     throughput.add(10)
     with throughput.paused():
@@ -412,7 +412,7 @@ class _Terminal(io.StringIO):
 
 def test_progress_in_a_file_is_one_plain_line_for_each_report():
     file = io.StringIO()
-    progress = metrics.Progress(2000, file=file)
+    progress = metric_writer.Progress(2000, file=file)
     progress.update(199)
     progress.update(200, {"loss": 0.0432, "lr": 2e-5, "images_per_second": 12345.6, "data_wait": 0.0312})
     progress.say("look here")
@@ -425,7 +425,7 @@ def test_progress_in_a_file_is_one_plain_line_for_each_report():
 
 def test_progress_on_a_terminal_is_a_bar_that_starts_where_training_resumed():
     file = _Terminal()
-    progress = metrics.Progress(2000, start_step=500, file=file)
+    progress = metric_writer.Progress(2000, start_step=500, file=file)
     assert re.search(r"500/2000", file.getvalue())
     for step in range(501, 2001):
         progress.update(step)

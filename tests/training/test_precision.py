@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from ddpm_jax.distributed.pmap import map_step, replicate, to_devices
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.training.parallel import map_step, replicate, to_devices
-from ddpm_jax.training.randomness import base_key
+from ddpm_jax.randomness import base_key
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 

@@ -5,8 +5,8 @@ import io
 
 import pytest
 
-from ddpm_jax.training import metrics, progress
-from ddpm_jax.training.progress import Counter, duration
+from ddpm_jax.monitoring import metric_writer, progress
+from ddpm_jax.monitoring.progress import Counter, duration
 
 
 class Clock:
@@ -100,7 +100,7 @@ def test_items_are_counted_when_they_are_done_with():
 def test_training_says_that_it_draws_in_its_bar_or_by_lines_where_drawing_takes_long(monkeypatch):
     clock, file, terminal = Clock(), io.StringIO(), Terminal()
     monkeypatch.setattr(metrics, "Counter", functools.partial(Counter, clock=clock))
-    for shown in (metrics.Progress(100, file=file), metrics.Progress(100, file=terminal)):
+    for shown in (metric_writer.Progress(100, file=file), metric_writer.Progress(100, file=terminal)):
         for done in (250, 500, 1000):
             clock.now += 6
             shown.drawing("64 samples", done, 1000)

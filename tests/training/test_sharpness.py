@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
+from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.data.transforms import to_model_range
-from ddpm_jax.training.checkpoint import Checkpointer
-from ddpm_jax.training.sharding import PARALLEL
+from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.training.sharpness import Sharpness
 
 from . import sharp_on_devices as toy

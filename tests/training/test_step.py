@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.randomness import base_key
 from ddpm_jax.training.optimizer import make_learning_rate
-from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.step import StepOptions, make_train_step
 
 

@@ -9,15 +9,15 @@ import numpy as np
 import optax
 import pytest
 
+from ddpm_jax.distributed.pmap import map_step, replicate, several, shard, to_devices
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.training import metrics as records
+from ddpm_jax.monitoring import metric_writer as records
+from ddpm_jax.monitoring.metric_writer import MetricWriter, Progress
+from ddpm_jax.monitoring.profiling import Trace, parse_steps
+from ddpm_jax.randomness import base_key
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.loop import LoopOptions, train
-from ddpm_jax.training.metrics import MetricWriter, Progress
-from ddpm_jax.training.parallel import map_step, replicate, several, shard, to_devices
-from ddpm_jax.training.profiling import Trace, parse_steps
-from ddpm_jax.training.randomness import base_key
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 

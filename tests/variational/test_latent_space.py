@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.samplers.randomness import normal
+from ddpm_jax.randomness import normal
 from ddpm_jax.variational.first_stage import FirstStage
 from ddpm_jax.variational.latent_space import Frozen, LatentSpace, scale_of
 from ddpm_jax.variational.observation import FAMILIES

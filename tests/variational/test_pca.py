@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.decomposition import PCA
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.variational import bound, pca
+from ddpm_jax.variational import evidence, pca
 from ddpm_jax.variational.posterior import (
     DiagonalGaussian,
     kl_to_prior,
@@ -110,7 +110,7 @@ def test_the_importance_weighted_bound_rises_to_the_likelihood(model, x):
     q = _wrong(pca.posterior(model, x))
     draws = _log_weights(model, q, x, 64 * 500, jax.random.key(2))
     bounds = [
-        float(jnp.mean(jax.vmap(bound.importance_weighted)(draws.reshape(-1, k, len(x))))) for k in (1, 4, 16, 64)
+        float(jnp.mean(jax.vmap(evidence.importance_weighted)(draws.reshape(-1, k, len(x))))) for k in (1, 4, 16, 64)
     ]
     true = float(jnp.mean(pca.log_prob(model, x)))
     assert bounds == sorted(bounds)

@@ -1,0 +1,328 @@
+"""Reading checkpoints, finding them, and telling the damaged ones; `checkpoint` writes them.
+
+Where they lie, what is in them and how it is kept whole is said there.
+"""
+
+import contextlib
+import functools
+import gc
+import logging
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.tree_util import tree_flatten_with_path
+
+from ddpm_jax import memory
+from ddpm_jax.checkpoints import digests
+from ddpm_jax.distributed import hosts
+from ddpm_jax.errors import FailureError, UsageError, say
+from ddpm_jax.files import (
+    NotAFile,
+    absolute,
+    as_path,
+    check_place,
+    is_folder,
+    is_refusal,
+    is_remote,
+    read_file,
+    reason_of,
+)
+from ddpm_jax.numerals import is_whole
+from ddpm_jax.schema import LARGEST, Malformed, Table, parse
+from ddpm_jax.training.state import LATER
+
+# Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of three, and prints
+# the traceback of every error that it raises.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+CHECKPOINTS = "checkpoints"
+STATE, DATA, CONFIG = ITEMS = "state", "data", "config"
+COMMITTED = digests.LATER
+_JSON = "metadata"  # the file of an item that is JSON; Orbax's name for it
+ANY_TABLE = Table()
+
+
+class DamagedCheckpoint(FailureError):
+    """What is on disk is not what was saved.
+
+    Attributes:
+      reason: half a sentence.
+    """
+
+    def __init__(self, path: pathlib.Path, reason: str):
+        self.reason = reason
+        whole = _newest_whole(path.parent, other_than=int(path.name))
+        others = (
+            f"the newest one that is whole is that of step {whole}, which train.py resumes from and sample.py and "
+            f"evaluate.py take with --ckpt_step {whole}"
+            if whole is not None
+            else "there is no other one that is whole"
+        )
+        super().__init__(f"The checkpoint {path} is damaged ({reason}): {others}.")
+
+
+def check_name(workdir: pathlib.Path) -> None:
+    r"""Refuses a directory that would be taken for another one.
+
+    Beneath Orbax, tensorstore takes a \ for a / and names for text; and Orbax looks for files by a pattern, in which
+    [1] stands for 1. A checkpoint would be written there and never be found.
+
+    Raises:
+      UsageError: there is such a character in its path.
+    """
+    text = str(absolute(workdir))
+    found = re.search(r"\\|\[[^/]*\]|[\ud800-\udfff]", text)
+    if found:
+        raise UsageError(
+            f"Checkpoints cannot be kept in {text}, because of the {found[0]} in its name: rename it, or name another "
+            "directory."
+        )
+
+
+def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
+    """Returns `step`, or the newest step on disk.
+
+    Raises:
+      UsageError: the directory is missing, holds no checkpoint, or not this one.
+    """
+    workdir = as_path(workdir)
+    check_name(workdir)
+    check_place(workdir, flag="--ckpt")
+    if not is_folder(workdir):
+        raise UsageError(f"There is no directory {workdir}: name the --workdir of a training run.")
+    steps = steps_in(workdir / CHECKPOINTS)
+    if not steps:
+        raise UsageError(
+            f"{workdir} holds no checkpoint: {CHECKPOINTS}/STEP is expected in it, as train.py --workdir writes it."
+        )
+    if step is not None and step not in steps:
+        raise UsageError(f"{workdir} has no checkpoint of step {step}: choose one of {', '.join(map(str, steps))}.")
+    return steps[-1] if step is None else step
+
+
+def saved_steps(workdir: str | os.PathLike) -> list[int]:
+    """The steps on disk, ascending; empty where there are none."""
+    return steps_in(as_path(workdir) / CHECKPOINTS)
+
+
+def steps_in(directory: pathlib.Path) -> list[int]:
+    """The steps of the checkpoints in a directory, ascending."""
+    return sorted(int(path.name) for path in directory.glob("*") if _is_a_step(path.name) and _is_complete(path))
+
+
+def _is_a_step(name: str) -> bool:
+    return is_whole(name) and str(int(name)) == name
+
+
+def _is_complete(path: pathlib.Path) -> bool:
+    """Whether saving it has come to its end, which a bucket, where nothing is renamed, tells by a last object."""
+    return (path / COMMITTED).exists() if is_remote(path) else path.is_dir()
+
+
+def _newest_whole(directory: pathlib.Path, *, other_than: int) -> int | None:
+    """The newest step but one whose items are all there, with the digests that they were written with."""
+    others = (step for step in reversed(steps_in(directory)) if step != other_than)
+    return next((step for step in others if not any(_damage(directory / str(step), item) for item in ITEMS)), None)
+
+
+def _damage(path: pathlib.Path, item: str) -> str | None:
+    with _within_reach(path):
+        try:
+            if not is_remote(path):
+                digests.check_files(path)
+        except NotAFile as error:
+            return str(error)
+        return digests.damage(path / item) if is_folder(path / item) else f"it has no {item}"
+
+
+@functools.cache
+def _warn_of_missing_sums(path: pathlib.Path, item: str) -> None:
+    """Says once that an item of a checkpoint on a disk has no digests."""
+    if hosts.is_first():
+        say(
+            f"warning: the checkpoint {path} has no {item}/{digests.SUMS}, as those of old versions have none: whether "
+            "its files are what was written is not known.",
+            sys.stderr,
+        )
+
+
+@contextlib.contextmanager
+def _within_reach(path: pathlib.Path) -> Iterator[None]:
+    """What keeps its body from reading is no damage: a checkpoint must not be set aside for this."""
+    try:
+        yield
+    except PermissionError as error:
+        raise FailureError(f"The checkpoint {path} may not be read: make {error.filename} readable.") from error
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        raise _out_of_reach(path, error) from error
+
+
+def check_whole(path: pathlib.Path, items: tuple[str, ...] = ITEMS) -> None:
+    """Compares the items of the checkpoint `path` with their digests.
+
+    Raises:
+      UsageError: it is none of ours.
+      DamagedCheckpoint: an item is missing or damaged.
+    """
+    with _within_reach(path):
+        ours = any(is_folder(path / item) for item in ITEMS)
+    if not ours:
+        raise UsageError(f"{path} was not written by ddpm_jax: it has no {', '.join(ITEMS[:-1])} or {ITEMS[-1]}.")
+    for item in items:
+        reason = _damage(path, item)
+        if reason:
+            raise DamagedCheckpoint(path, reason)
+        if not is_remote(path) and not (path / item / digests.SUMS).exists():
+            _warn_of_missing_sums(path, item)
+
+
+def read_config(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
+    """Returns the config saved with a checkpoint, as plain dicts and lists.
+
+    Raises:
+      UsageError: the checkpoint was not written by this package.
+      DamagedCheckpoint: its files are damaged.
+    """
+    path = absolute(as_path(workdir)) / CHECKPOINTS / str(step)
+    check_whole(path, (CONFIG,))
+    return restore_json(path, CONFIG)
+
+
+def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
+    """Returns a part of a saved state, without reading the rest.
+
+    Args:
+      workdir: the run's directory.
+      step: a step on disk (`find_step`).
+      template: fields of the state, {"ema_params": tree of shapes and dtypes} say, or {"params": ...}.
+
+    Raises:
+      UsageError: the checkpoint is not ours, or of another architecture.
+      DamagedCheckpoint: its files are damaged.
+    """
+    path = absolute(as_path(workdir)) / CHECKPOINTS / str(step)
+    check_whole(path, (STATE,))
+    return restore_state(path, template, partial=True)
+
+
+def restore_json(path: pathlib.Path, item: str, kind: Table = ANY_TABLE) -> dict[str, Any]:
+    """Returns an item of the checkpoint `path` that is JSON; raises DamagedCheckpoint where it is not of its kind."""
+    try:
+        return parse(read_file(path / item / _JSON, largest=LARGEST + 1), kind)
+    except Malformed as error:
+        raise DamagedCheckpoint(path, f"in its {item}, {error}") from error
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        raise _damaged(path, error) from error
+
+
+def restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -> Any:
+    """Returns the state in the checkpoint `path`, laid out as `template`; or those parts of it, if `partial`.
+
+    Raises:
+      UsageError: it is of another architecture.
+      DamagedCheckpoint: it cannot be read.
+    """
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device), template
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        try:
+            saved = reader.metadata(path / STATE).item_metadata
+        except Exception as error:
+            raise _damaged(path, error) from error
+        if saved is None:
+            raise _damaged(path, "its metadata cannot be read")
+        later = {name: LATER[name] for name in _top(template) & LATER.keys() - _top(saved.tree)}
+        later |= {name: field for name, field in _empty_fields(template).items() if name not in saved.tree}
+        if later:
+            older = {name: field for name, field in template._asdict().items() if name not in later}
+            return template._replace(**restore_state(path, older, partial=True), **later)
+        _check_architecture(path, saved.tree, template, partial=partial)
+        with _quiet_reads():
+            try:
+                return reader.restore(
+                    path / STATE,
+                    args=ocp.args.PyTreeRestore(
+                        template,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(template),
+                        partial_restore=partial,
+                    ),
+                )
+            except Exception as error:
+                damaged = _damaged(path, error)
+            gc.collect()
+    raise damaged
+
+
+@contextlib.contextmanager
+def _quiet_reads() -> Iterator[None]:
+    """Keeps the reads under way beside one that failed from printing a traceback each when they are dropped."""
+    report, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = report
+
+
+def _damaged(path: pathlib.Path, error: Exception | str) -> FailureError | MemoryError:
+    if isinstance(error, Exception) and memory.is_exhaustion(error):
+        return MemoryError(str(error))  # that there is no room for it is not its fault
+    if is_remote(path) and isinstance(error, Exception):
+        return _out_of_reach(path, error)  # its objects are what was written: that has been seen
+    return DamagedCheckpoint(path, error if isinstance(error, str) else reason_of(error, path))
+
+
+def _out_of_reach(path: pathlib.Path, error: Exception) -> FailureError:
+    return FailureError(
+        f"The checkpoint {path} cannot be read ({reason_of(error, path)}). It is left as it is: put that right and "
+        "give the same command again."
+    )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Flattens to {"params/conv_in/kernel": shape}; NamedTuples, dicts and lists all give plain names."""
+
+    def name(key) -> str:
+        return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
+
+    leaves, _ = tree_flatten_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+    return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _empty_fields(template: Any) -> dict[str, Any]:
+    """What of a state has no leaves: a checkpoint from before such a field existed does not lack anything."""
+    fields = template._asdict() if hasattr(template, "_asdict") else {}
+    return {name: field for name, field in fields.items() if not jax.tree.leaves(field)}
+
+
+def _top(tree: Any) -> set[str]:
+    return {name.split("/")[0] for name in _shapes(tree)}
+
+
+def _check_architecture(path: pathlib.Path, saved: Any, template: Any, *, partial: bool) -> None:
+    here, there = _shapes(template), _shapes(saved)
+    if partial:
+        lacking = _top(template) - _top(saved)
+        if lacking:
+            raise UsageError(
+                f"The checkpoint {path} holds no {min(lacking)}: it has {', '.join(sorted(_top(saved)))} only."
+            )
+        there = {name: shape for name, shape in there.items() if name.split("/")[0] in _top(template)}
+    wrong = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+    if wrong:
+        name, others = wrong[0], len(wrong) - 1
+        raise UsageError(
+            f"The checkpoint {path} is of another architecture: {name} is {there.get(name, 'absent')} there and "
+            f"{here.get(name, 'absent')} in this model{f', and {others} more differ' if others else ''}."
+        )

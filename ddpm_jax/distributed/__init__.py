@@ -1,0 +1,1 @@
+"""Several devices and several processes: who is there, how state and batches lie over them."""

@@ -1,0 +1,131 @@
+"""The config's `init_from`: a new run begins with the weights of another one."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.checkpoints.reader import find_step, read_config, saved_steps
+from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.experiment import Experiment
+from ddpm_jax.experiments.loading import INIT_FROM, Loaded, check_settings, latents_of, load_any
+from ddpm_jax.training.initial_weights import Given, fitting
+from ddpm_jax.variational.latent_space import Frozen
+
+# Fields of a model that say how it is trained, and not what its weights compute.
+_OF_TRAINING = (
+    "diffusion.loss",
+    "diffusion.weighting",
+    "diffusion.timestep_sampling",
+    "model.dropout",
+    "model.dtype",
+    "model.remat",
+    "condition.num_classes",  # its parameters say so
+    "condition.label_dropout",
+    "first_stage.ckpt",
+    "first_stage.cache",
+    "first_stage.latent_scale",
+    "first_stage.beta",
+    "first_stage.kl_warmup_steps",
+    "first_stage.free_nats",
+    "first_stage.commitment",
+    "first_stage.codebook",
+    "first_stage.codebook_decay",
+    "first_stage.restart_below",
+)
+_GROUPS = ("data.channels", "diffusion.", "model.", "dit.", "condition.", "first_stage.")
+
+
+class Beginning(NamedTuple):
+    """What a run begins with of another."""
+
+    given: Given  # parameters that are not drawn
+    frozen: Frozen | None  # the first stage and the scale of the other run's latents
+    record: dict[str, Any]  # which run, step and weights: kept with the settings
+    notes: list[str]  # what the user should know, half a sentence each
+
+    @property
+    def what(self) -> str:
+        """The weights, in words."""
+        return f"the {self.record['weights']} weights of {self.record['source']}, step {self.record['step']}"
+
+
+def find_beginning(
+    experiment: Experiment, workdir: pathlib.Path, settings: dict[str, Any] | None
+) -> tuple[Beginning | None, dict[str, Any] | None]:
+    """Returns (what `init_from` names, its record); nothing is read for a run that has checkpoints of its own.
+
+    Args:
+      experiment: of the new run.
+      workdir: its directory.
+      settings: those that the run was begun with (`load.settings_of`), None where there are none.
+
+    Raises:
+      UsageError: there is no such run or step, it is one of another kind, architecture or first stage, or has changed
+        since this run was begun from it.
+      FailureError: its files are damaged.
+    """
+    config = experiment.config
+    if saved_steps(workdir):
+        if settings is None:
+            settings = read_config(workdir, find_step(workdir))
+            check_settings(settings, source=f"the config of {workdir}")
+        return None, settings.get(INIT_FROM)
+    if not config.init_from:
+        return None, None
+    try:
+        loaded = load_any(
+            config.init_from, config.objective, step=config.init_from_step, raw_weights=config.init_from_raw
+        )
+        _check_kind(loaded, experiment)
+        params = loaded.params if loaded.experiment.first is None else loaded.params.params
+        given, fresh = fitting(params, experiment.params_shapes(), source=config.init_from)
+    except UsageError as error:
+        raise UsageError(f"init_from: {error}") from error
+    record = {
+        "source": config.init_from,
+        "step": loaded.step,
+        "weights": loaded.weights,
+        "sha256": loaded.sha256,
+    }
+    before = (settings or {}).get(INIT_FROM)
+    if before is not None and before["sha256"] != loaded.sha256:
+        raise UsageError(
+            f"init_from: {config.init_from} has changed since this run was begun from it (SHA-256 "
+            f"{before['sha256'][:12]} then, {loaded.sha256[:12]} now): give init_from_step={before['step']}, or "
+            "another --workdir."
+        )
+    notes = [f"{name} is initialized, because the classes differ" for name in fresh]
+    differing = _differing(loaded.experiment.config, config)
+    if differing:
+        notes.append(f"its weights mean something else here, because {'; '.join(differing)}")
+    return Beginning(given, _frozen(loaded, config), record, notes), record
+
+
+def _check_kind(loaded: Loaded, experiment: Experiment) -> None:
+    ours, theirs = experiment.first, loaded.experiment.first
+    if (ours is None) != (theirs is None) or (ours is not None and ours.sha256 != theirs.sha256):
+        here = "pixels" if ours is None else f"latents of the first stage {ours.sha256[:12]}"
+        raise UsageError(
+            f"{experiment.config.init_from} holds a model of {latents_of(loaded)}, and this config is of one of "
+            f"{here}: give first_stage.ckpt as that run has it."
+        )
+
+
+def _frozen(loaded: Loaded, config: ConfigDict) -> Frozen | None:
+    """The first stage as the other run has it; with the scale of this config, if it says one."""
+    if loaded.experiment.first is None:
+        return None
+    scale = config.first_stage.latent_scale
+    return loaded.params.frozen._replace(scale=np.float32(scale)) if scale else loaded.params.frozen
+
+
+def _differing(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
+    """The fields that change what the same weights compute: "model.num_heads is 1 there and 2 here"."""
+    there, here = (dict(configs.flatten(configs.to_dict(config))) for config in (theirs, ours))
+    names = [
+        name for name in here if name.startswith(_GROUPS) and name not in _OF_TRAINING and here[name] != there.get(name)
+    ]
+    return [f"{name} is {there.get(name)!r} there and {here[name]!r} here" for name in names]

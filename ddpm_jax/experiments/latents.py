@@ -1,0 +1,106 @@
+"""What training over latents needs before its first step: the first stage, the scale of its latents, those kept.
+
+From then on the first stage is in the run's checkpoints, and the run needs its directory no more.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ddpm_jax.checkpoints.reader import find_step, read_config, saved_steps
+from ddpm_jax.data.sources import Source
+from ddpm_jax.distributed import hosts
+from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.experiment import Experiment, First
+from ddpm_jax.experiments.loading import first_of, load_first_stage
+from ddpm_jax.files import as_path, is_folder, is_remote
+from ddpm_jax.randomness import base_key, scale_key
+from ddpm_jax.training import latent_cache
+from ddpm_jax.variational.latent_space import Frozen
+
+SAMPLE = 4096  # training images that the scale is measured on: the standard error of it is below 1 %
+
+
+def find_first_stage(
+    config: ConfigDict, workdir: pathlib.Path, settings: dict[str, Any] | None
+) -> tuple[First | None, Any]:
+    """The first stage that `first_stage.ckpt` names and its parameters; None and None where it names none.
+
+    Args:
+      config: of the run.
+      workdir: its directory.
+      settings: those that the run was begun with, of `load.settings_of`; None where there is no file of them. A run
+        that has begun goes on without the directory, or with an empty one: then there are no parameters, they are in
+        its checkpoints.
+
+    Raises:
+      UsageError: there is no such directory, it holds no first stage, or another one than the run was begun with.
+    """
+    directory = config.first_stage.ckpt
+    if not directory:
+        return None, None
+    if settings is None and saved_steps(workdir):
+        settings = read_config(workdir, find_step(workdir))
+    begun = first_of(settings, source="the config of the run") if settings else None
+    if begun is not None and not saved_steps(directory):
+        return begun, None
+    if not is_folder(as_path(directory)):
+        raise UsageError(
+            f"first_stage.ckpt is {directory}, and there is no such directory: train a first stage, with "
+            "--config configs/vae_digits.py, say, and name its --workdir."
+        )
+    try:
+        loaded = load_first_stage(directory)
+    except UsageError as error:
+        raise UsageError(f"first_stage.ckpt: {error}") from error
+    found = First(loaded.experiment, loaded.sha256)
+    if begun is not None and begun.sha256 != found.sha256:
+        raise UsageError(
+            f"first_stage.ckpt: {directory} has changed since this run was begun with it (SHA-256 "
+            f"{begun.sha256[:12]} then, {found.sha256[:12]} now): to go on with the one that is in the run's "
+            "checkpoints, give the run's own directory as --config.first_stage.ckpt; for the new one, another "
+            "--workdir."
+        )
+    return begun or found, loaded.params
+
+
+def freeze(experiment: Experiment, params: Any, source: Source) -> Frozen:
+    """The first stage as the run will keep it, with the scale that the config says, or that training images have."""
+    scale = experiment.config.first_stage.latent_scale
+    if not scale:
+        scale = latent_cache.measure_scale(
+            experiment.latents, params, source, key=scale_key(base_key(experiment.config.seed)), num_images=SAMPLE
+        )
+    return Frozen(params, jnp.float32(scale))
+
+
+def kept_latents(
+    experiment: Experiment, frozen: Frozen, source: Source, *, whole: Callable[[Any], Any]
+) -> Source | latent_cache.CachedLatents:
+    """`source` itself, or with `first_stage.cache` what its images were encoded to, once, and kept there.
+
+    `whole` lays a part of the state out on every device: `Parallelism.whole`.
+
+    Raises:
+      UsageError: the directory holds latents of something else, or is one of a bucket, or not shared by the processes.
+      FailureError: it cannot be written.
+    """
+    directory = experiment.config.first_stage.cache
+    if not directory:
+        return source
+    if is_remote(as_path(directory)):
+        raise UsageError(
+            f"first_stage.cache is {directory}, but latents are read from a disk at every step: name a directory of "
+            "this machine."
+        )
+    return latent_cache.cached(
+        as_path(directory),
+        experiment.latents,
+        hosts.local(whole(frozen.params)),
+        source,
+        flip=experiment.config.data.flip,
+        sha256=experiment.first.sha256,
+    )

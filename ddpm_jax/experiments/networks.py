@@ -1,0 +1,69 @@
+"""Config -> the network of a diffusion model, or of the classifier of its noisy images."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.diffusion.parameterization import output_channels
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.experiments.config import default_config
+from ddpm_jax.models.classifier import Classifier, check_classifier
+from ddpm_jax.models.dit import SIZES, DiT, Size, check_dit
+from ddpm_jax.models.unet import UNet, check_unet
+
+CUSTOM = "custom"
+_OF_BOTH = ("dropout", "time_embedding", "norm_eps", "dtype", "remat")  # fields of config.model
+
+
+def make_network(config: ConfigDict, shape: tuple[int, int, int], dtype: Any) -> UNet | DiT:
+    """Builds the network for noisy images of shape [H, W, C], computing in `dtype`.
+
+    Raises:
+      UsageError: a field that cannot work, alone or beside the others.
+    """
+    height, width, channels = shape
+    model = {**config.model.to_dict(), "dtype": dtype}
+    name = model.pop("name")
+    told = {
+        "out_channels": output_channels(channels, config.diffusion.variance),
+        "num_classes": config.condition.num_classes,
+        "low_res_channels": channels if config.condition.low_res_factor else 0,
+    }
+    if name == "dit":
+        shared = {field: model[field] for field in _OF_BOTH}
+        dit = DiT(**_size(config.dit)._asdict(), patch_size=config.dit.patch_size, **shared, **told)
+        check_dit(dit, height=height, width=width)
+        return dit
+    unet = UNet(**model, resolution=height, **told)
+    check_unet(unet, height=height, width=width)
+    return unet
+
+
+def make_classifier(config: ConfigDict, size: int, dtype: Any) -> Classifier:
+    """Builds the classifier of noisy images of size x size pixels, computing in `dtype`.
+
+    Raises:
+      UsageError: as `make_network`.
+    """
+    fields = {name: value for name, value in config.model.to_dict().items() if name != "name"}
+    fields |= {"resolution": size, "dtype": dtype, "num_classes": config.condition.num_classes}
+    classifier = Classifier(**fields)
+    check_classifier(classifier, height=size, width=size)
+    return classifier
+
+
+def _size(dit: ConfigDict) -> Size:
+    """The size that `dit.size` names.
+
+    Raises:
+      UsageError: an unknown size, or fields set beside one that says them.
+    """
+    own, default = (Size(**{field: group[field] for field in Size._fields}) for group in (dit, default_config().dit))
+    size = choose("size of a transformer", dit.size, {**SIZES, CUSTOM: own})
+    if dit.size != CUSTOM and own != default:
+        field = next(field for field in Size._fields if getattr(own, field) != getattr(default, field))
+        raise UsageError(
+            f"dit.{field} is {getattr(own, field)}, but that of the size {dit.size!r} is {getattr(size, field)}: set "
+            f"dit.size to {CUSTOM!r} too, or leave dit.{field} {getattr(default, field)}."
+        )
+    return size

@@ -1,0 +1,174 @@
+"""Ctrl-C, SIGTERM and a time limit as wishes to stop, honoured between two dispatches so that what is done is kept.
+
+Signals belong to the process, and so do the wishes: whatever computes asks `check` now and then, and what that raises
+ends in the command that has entered an `Interrupt`. Where none is entered, Ctrl-C is Python's own.
+"""
+
+import contextlib
+import enum
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+STDERR = 2
+LEAVING = 128 + signal.SIGINT  # the shell's convention
+
+
+class Wish(enum.IntEnum):
+    """Why to stop. Of several wishes the greatest counts."""
+
+    TIME = 1
+    SIGINT = signal.SIGINT
+    SIGTERM = signal.SIGTERM
+
+
+class Stopped(Exception):
+    """Something long was stopped by a wish; whoever knows what is kept of it says so in `kept`."""
+
+    def __init__(self, wish: Wish, kept: str = ""):
+        super().__init__(wish, kept)
+        self.wish, self.kept = wish, kept
+
+    def __str__(self) -> str:
+        by = "by --max_seconds" if self.wish == Wish.TIME else f"by {self.wish.name}"
+        return f"stopped {by}: {self.kept}" if self.kept else f"stopped {by}"
+
+
+_entered: list["Interrupt"] = []
+_alone = False
+
+
+def own_process() -> None:
+    """Says that this process is a command and nothing else, so that a second Ctrl-C may end it on the spot."""
+    global _alone
+    _alone = True
+
+
+def leave_at_once(code: int) -> None:
+    """Ends a process that is a command without waiting for anything; returns where it is more than that.
+
+    Python's own end would wait for threads that compute or save, and take the interpreter away beneath those that XLA
+    has: a segmentation fault. What is on disk is whole, because files get their names when they are.
+    """
+    if not _alone:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # closed, or entered by the main thread just now
+            stream.flush()
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+    """While its body runs and no `Interrupt` is entered, Ctrl-C ends a process that is a command at once.
+
+    An exception in the midst of an extension's initialisation makes that fail in its own words, or crash; one that
+    arrives in a callback of the garbage collector, as JAX has, is lost.
+    """
+    if not _alone:
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if previous is None else previous)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os.write(STDERR, b"\ninterrupted\n")
+    leave_at_once(LEAVING)
+
+
+def check(*, together: bool = False) -> None:
+    """Returns if nobody wishes to stop.
+
+    Args:
+      together: all processes of a run call this equally often, and stop after the same call.
+
+    Raises:
+      Stopped: the wish that the innermost `Interrupt` has received.
+    """
+    if not _entered:
+        return
+    wish = _entered[-1].vote() if together else _entered[-1].received
+    if wish:
+        raise Stopped(Wish(wish))
+
+
+class Interrupt:
+    """While entered, the first SIGINT or SIGTERM is noted instead of obeyed; a second SIGINT stops at once."""
+
+    def __init__(self, promise: str, *, max_seconds: float | None = None):
+        """Starts the clock.
+
+        Args:
+          promise: what follows a signal, said at once, as in "SIGINT: saving after this step; ...".
+          max_seconds: after which there is a wish to stop even without a signal.
+        """
+        from ddpm_jax.distributed import hosts  # which imports JAX: a command's --help need not wait for it
+
+        self._promise, self._signal = promise, None
+        self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
+        self._common, self._verdict = hosts.StopVote(), 0
+        self._previous: dict[signal.Signals, object] = {}
+        self._pipe: tuple[int, int] | None = None
+
+    @property
+    def received(self) -> Wish | None:
+        """The wish of this process."""
+        if self._signal is not None:
+            return self._signal
+        return Wish.TIME if self._deadline is not None and time.monotonic() >= self._deadline else None
+
+    def vote(self) -> int:
+        """The processes' common wish, 0 for none; see `hosts.StopVote`. Once there is one it stays."""
+        self._verdict = self._verdict or self._common(self.received or 0)
+        return self._verdict
+
+    def __enter__(self) -> "Interrupt":
+        _entered.append(self)
+        handler = self._note
+        if _alone:
+            # Python runs no handler while the main thread compiles or waits for a device. A thread hears of it through
+            # the pipe that the operating system's handler writes to.
+            self._pipe = os.pipe()
+            os.set_blocking(self._pipe[1], False)
+            signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, args=(self._pipe[0],), name="signals", daemon=True).start()
+            handler = _heard
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, handler)
+        return self
+
+    def __exit__(self, *_) -> None:
+        _entered.remove(self)
+        for number, handler in self._previous.items():
+            # None is a handler that was not set from Python and cannot be set again from here.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if self._pipe is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._pipe[1])  # which ends the thread
+
+    def _listen(self, pipe: int) -> None:
+        while heard := os.read(pipe, 1):
+            if heard[0] in (signal.SIGINT, signal.SIGTERM):
+                self._note(heard[0], None)
+        os.close(pipe)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal == Wish.SIGINT and number == signal.SIGINT:
+            _leave(number, frame)
+            raise KeyboardInterrupt
+        self._signal = Wish(number)
+        message = f"\n{self._signal.name}: {self._promise}.\n"
+        # Not print: sys.stderr refuses to be entered again where the signal arrived in the middle of a line.
+        os.write(STDERR, message.encode())
+
+
+def _heard(number: int, frame: FrameType | None) -> None:
+    """Stands for a handler where a thread listens."""

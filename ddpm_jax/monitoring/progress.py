@@ -1,0 +1,122 @@
+"""How much of a long computation is done: a bar on a terminal; in a notebook or a log a line now and then."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO, TypeVar
+
+import tqdm
+
+from ddpm_jax.distributed import hosts
+from ddpm_jax.errors import say
+
+Item = TypeVar("Item")
+FIRST, EVERY = 5.0, 10.0  # seconds to the first line, and between two: what is done sooner is done without one
+
+
+class Counter:
+    """Counts to a total. Of several processes the first shows it."""
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        *,
+        unit: str,
+        initial: int = 0,
+        file: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Starts the clock.
+
+        Args:
+          what: what is being done, as in "sampling".
+          total: of the units.
+          unit: in the singular.
+          initial: done before.
+          file: by default standard error.
+          clock: returns seconds.
+        """
+        self._what, self._unit, self._total = what, unit, total
+        self._file = sys.stderr if file is None else file
+        self._clock, self._start, self._due = clock, clock(), FIRST
+        # When the first part was done, and what was done then: compiling, and what was found on disk, are before.
+        self._first: tuple[float, float] | None = None
+        self.done = initial
+        self._bar = self._inner = None
+        self._silent = not hosts.is_first()
+        if not self._silent and self._file.isatty():
+            self._bar = self._new_bar(total=total, initial=initial, unit=unit, desc=what, postfix="compiling")
+
+    def _new_bar(self, **options) -> tqdm.tqdm:
+        return tqdm.tqdm(file=self._file, dynamic_ncols=True, unit_scale=True, **options)
+
+    def add(self, count: int) -> None:
+        """So many more units have been done."""
+        self._note(self.done + count)
+        self.reach(self.done + count)
+
+    def reach(self, done: int) -> None:
+        """So many units are there in all, whoever did them."""
+        self.done = done
+        if self._bar is not None:
+            self._bar.set_postfix_str("", refresh=False)
+            self._bar.update(done - self._bar.n)
+        self._line(done)
+
+    def within(self, units: int, done: int, total: int) -> None:
+        """Of the next so many units, which are made together, the part done/total is."""
+        if self._bar is not None:
+            if self._inner is None:
+                self._bar.set_postfix_str("")
+                self._inner = self._new_bar(total=total, unit="row", desc="chain", leave=False)
+            self._inner.update(done - self._inner.n)
+            if done == total:
+                self._inner.close()
+                self._inner = None
+        self._note(self.done + units * done / total)
+        self._line(self.done + units * done / total)
+
+    def _note(self, done: float) -> None:
+        self._first = self._first or (self._clock() - self._start, done)
+
+    def _line(self, done: float) -> None:
+        seconds = self._clock() - self._start
+        if self._silent or self._bar is not None or seconds < self._due or done >= self._total:
+            return
+        self._due = seconds + EVERY
+        since, before = self._first or (seconds, done)
+        rate = (done - before) / max(seconds - since, 1e-9)
+        left = f", about {duration((self._total - done) / rate)} to go" if rate > 0 else ""
+        share = f"{done / self._total:.0%} of {self._total:,} {self._unit}s"
+        say(f"{self._what}: {share} after {duration(seconds)}{left}", file=self._file)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Leaves the cursor on a fresh line; harmless when repeated."""
+        for bar in (self._inner, self._bar):
+            if bar is not None:
+                bar.close()
+        self._inner = self._bar = None
+        self._silent = True
+
+    def __enter__(self) -> "Counter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def counted(items: Iterable[Item], what: str, total: int, *, unit: str) -> Iterator[Item]:
+    """Yields the items and counts those that are done with."""
+    with Counter(what, total, unit=unit) as counter:
+        for item in items:
+            yield item
+            counter.add(1)
+
+
+def duration(seconds: float) -> str:
+    """In the unit that a person would use: 45 s, 3 min, 2.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,82 @@
+"""Flags -> the bound over a split."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from ddpm_jax.evaluation import results, tally
+from ddpm_jax.evaluation.bound import Strata, check_has_bound, make_bound, make_strata, stream_terms
+from ddpm_jax.experiments.loading import Loaded, versions
+from ddpm_jax.monitoring.progress import Counter
+from ddpm_jax.tasks.evaluated_split import Span, Split, go_on, open_split, result_path
+from ddpm_jax.training.conditioning import condition_of
+
+
+class BoundOf(NamedTuple):
+    """The bound of a checkpoint over images."""
+
+    summary: tally.Summary
+    settings: dict[str, Any]  # what the numbers follow from, beside the checkpoint
+    suffix: str  # of files about it
+    what: str  # in words
+
+
+def bound_of(loaded: Loaded, flags: Any) -> BoundOf:
+    """Computes the bound, or reads what an earlier command with the same settings has computed of it.
+
+    Raises:
+      UsageError: a split, number of images or stride that is not there; images of another shape than the model's; a
+        model without a likelihood; results made otherwise in the same place.
+      FailureError: a term that is not finite; a file that is damaged or cannot be written.
+    """
+    experiment = loaded.experiment
+    check_has_bound(experiment.schedule)
+    strata = make_strata(experiment.schedule.num_timesteps, flags.timestep_stride)
+    split = open_split(loaded, flags)
+    settings = split.settings | {"timestep_stride": flags.timestep_stride, "clip_denoised": True}
+    suffix = f"{split.suffix}_stride{flags.timestep_stride}_draws{flags.draws}_seed{flags.seed}"
+    summed = go_on(
+        result_path("bound", loaded, flags, f"{suffix}.npz"),
+        tally.empty(experiment.schedule.num_timesteps, flags.draws),
+        split.num_images,
+        lambda summed, span: _further(loaded, flags, strata, split, summed, span),
+        merge=tally.merge,
+        made_with=settings | results.machine() | {"versions": versions()},
+    )
+    every = "every t" if flags.timestep_stride == 1 else f"one t of every {flags.timestep_stride} at most"
+    what = f"{split.what}, {every}, {flags.draws} draw{'s' if flags.draws > 1 else ''}"
+    return BoundOf(tally.summarize(summed, strata), settings, suffix, what)
+
+
+def _further(
+    loaded: Loaded, flags: Any, strata: Strata, split: Split, summed: tally.Tally, span: Span
+) -> Iterator[tally.Tally]:
+    """Yields the tally after every further batch of the images of a span."""
+    experiment = loaded.experiment
+    bound = make_bound(
+        lambda params, condition: experiment.denoiser(params, experiment.schedule, condition),
+        experiment.schedule,
+        strata,
+        condition_of=functools.partial(condition_of, experiment.conditioning),
+    )
+    per_image = flags.draws * len(strata.first)
+    with Counter(
+        "evaluating", (span.last - span.first) * per_image, initial=summed.num_images * per_image, unit="network output"
+    ) as counter:
+        batches = stream_terms(
+            bound,
+            loaded.params,
+            split.source,
+            seed=flags.seed,
+            num_images=span.last,
+            draws=flags.draws,
+            batch_size=-(-flags.batch_size // jax.process_count()),
+            done=span.first + summed.num_images,
+            first=span.first,
+            on_evaluations=counter.add,
+        )
+        for terms in batches:
+            summed = tally.add(summed, strata, terms)
+            yield summed

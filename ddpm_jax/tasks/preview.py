@@ -1,0 +1,75 @@
+"""The picture of samples that training draws: what the model is told for each of them, and how they are laid out."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ddpm_jax.data import pipeline
+from ddpm_jax.data.transforms import to_model_range, to_uint8
+from ddpm_jax.errors import visible
+from ddpm_jax.experiments.datasets import check_classes, load_split
+from ddpm_jax.experiments.experiment import Experiment
+from ddpm_jax.models.condition import Condition
+from ddpm_jax.plotting.grids import grid, with_labels
+from ddpm_jax.training.conditioning import condition_of
+
+
+class Preview(NamedTuple):
+    """n samples to be drawn."""
+
+    count: int  # n
+    condition: Condition | None  # NumPy leaves [n, ...]; None of an unconditional model
+    columns: int | None  # of the grid; None: a square
+    originals: np.ndarray | None  # uint8 [n, H, W, C], where the samples enlarge low-resolution images of these
+    rows: tuple[str, ...] = ()  # labels of the rows, where every row is a class whose name is known
+
+    def draw(self, samples: np.ndarray) -> np.ndarray:
+        """Lays out samples uint8 [n, H, W, C] as uint8 [H', W', C].
+
+        Of super-resolution every sample is the middle of three: the low-resolution image it was made from, enlarged
+        as the network sees it, the sample, the original.
+        """
+        if self.originals is None:
+            return with_labels(grid(samples, self.columns), rows=self.rows)
+        low_res = np.asarray(to_uint8(self.condition.low_res))
+        triples = np.stack([low_res, samples, self.originals], axis=1)
+        picture = grid(triples.reshape(-1, *samples.shape[1:]), self.columns)
+        return with_labels(picture, columns=("low-res", "sample", "original") * (self.columns // 3))
+
+
+def make_preview(experiment: Experiment, class_names: Sequence[str] = ()) -> Preview:
+    """Returns the preview of `train.num_samples` samples.
+
+    An unconditional model is told nothing. Of a model that is told the class, every row is a class, in order, as far as
+    the number of samples goes, labelled where the names are known. A model that enlarges gets the first images of the
+    held-out split, and their classes.
+
+    Raises:
+      UsageError: there is no such split, or its labels are not those of the model.
+    """
+    count, conditioning = experiment.config.train.num_samples, experiment.conditioning
+    if conditioning.low_res_factor:
+        return _of_held_out_images(experiment)
+    if not conditioning.num_classes:
+        return Preview(count, None, None, None)
+    per_class = math.ceil(count / conditioning.num_classes)
+    condition = Condition(label=np.arange(count, dtype=np.int32) // per_class)
+    if per_class == 1:
+        return Preview(count, condition, None, None)
+    rows = tuple(map(visible, class_names[: math.ceil(count / per_class)]))
+    return Preview(count, condition, per_class, None, rows)
+
+
+def _of_held_out_images(experiment: Experiment) -> Preview:
+    config = experiment.config
+    split = config.data.test_split
+    source = load_split(config.data, split)
+    check_classes(source, config, split=split)
+    count = min(config.train.num_samples, len(source))
+    batch, _ = next(pipeline.eval_batches(source, batch_size=count, num_images=count))
+    condition = condition_of(experiment.conditioning, to_model_range(batch["image"]), batch["label"])
+    columns = 3 * math.ceil(math.sqrt(count / 3))
+    return Preview(count, jax.tree.map(np.asarray, condition), columns, batch["image"])
