@@ -2,7 +2,7 @@
 
 import sys
 
-from ddpm_jax import interrupt
+from ddpm_jax.distributed import interrupt
 
 if __name__ == "__main__":
     interrupt.own_process()

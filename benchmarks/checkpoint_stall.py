@@ -1,11 +1,13 @@
 """What share of the time a run spends on its checkpoints, saving every 500 steps. Goal: under 2 %.
 
-    python benchmarks/checkpoint_stall.py [--config configs/ddpm_cifar10.py] [--every 500] [--steps 4]
+    python benchmarks/checkpoint_stall.py [--config configs/ddpm_cifar10.py] [--every 500] [--steps
+    4]
 
-Rounds of `--steps` steps alternate with rounds that begin with a save, as the loop saves: state copied to the host,
-files written in the background. A save costs what the loop waits for it, and what the steps beside the writing take
-longer, with what is left to write after them. The share is that of one save in `--every` steps, at the step's own time
-here and, for what the loop waits, at the times of faster devices.
+Rounds of `--steps` steps alternate with rounds that begin with a save, as the loop saves: state
+copied to the host, files written in the background. A save costs what the loop waits for it, and
+what the steps beside the writing take longer, with what is left to write after them. The share is
+that of one save in `--every` steps, at the step's own time here and, for what the loop waits, at
+the times of faster devices.
 """
 
 import functools
@@ -48,7 +50,10 @@ def measure(config, *, every: int, steps: int, rounds: int) -> dict:
             waits.append(seconds(functools.partial(checkpointer.save, number, state, {}, {})))
             beside.append(seconds(lambda: (train(), checkpointer.wait())))
         checkpointer.close()
-    wait, slower = statistics.median(waits), max(0.0, statistics.median(beside) - statistics.median(plain))
+    wait, slower = (
+        statistics.median(waits),
+        max(0.0, statistics.median(beside) - statistics.median(plain)),
+    )
     step_seconds = statistics.median(plain) / steps
     return {
         **setting(),

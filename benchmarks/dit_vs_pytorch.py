@@ -1,16 +1,28 @@
-"""The Diffusion Transformer against PyTorch: diffusers' `DiTTransformer2DModel`, eager, same weights and threads.
+"""The Diffusion Transformer against PyTorch: diffusers' `DiTTransformer2DModel`, eager, same
+weights and threads.
 
-    pip install -e '.[parity]' && python benchmarks/dit_vs_pytorch.py [--size S] [--batch_size 4] [--dtype bfloat16]
+    pip install -e '.[parity]' && python benchmarks/dit_vs_pytorch.py [--size S] [--batch_size 4]
+    [--dtype bfloat16]
 
-The paper's network of patches of 2x2 on latents of 32x32x4 with 1000 classes. Checked, timed and reported as in
-unet_vs_pytorch.py: a forward pass, and a training step of mean squared error, gradients and Adam.
+The paper's network of patches of 2x2 on latents of 32x32x4 with 1000 classes. Checked, timed and
+reported as in unet_vs_pytorch.py: a forward pass, and a training step of mean squared error,
+gradients and Adam.
 """
 
 import sys
 
 import jax.numpy as jnp
 import numpy as np
-from unet_vs_pytorch import Batch, Row, arrays, choose_device, compare_networks, define_flags, our_tasks, pytorch_tasks
+from unet_vs_pytorch import (
+    Batch,
+    Row,
+    arrays,
+    choose_device,
+    compare_networks,
+    define_flags,
+    our_tasks,
+    pytorch_tasks,
+)
 
 from ddpm_jax.interop.dit import dit_params_from_diffusers
 from ddpm_jax.models.condition import Condition
@@ -20,13 +32,17 @@ try:
     import diffusers
     import torch
 except ImportError as error:
-    sys.exit(f"{error.name} is not installed: this benchmark compares with it; pip install -e '.[parity]'.")
+    sys.exit(
+        f"{error.name} is not installed: this benchmark compares with it; pip install -e "
+        "'.[parity]'."
+    )
 
 LATENTS, CHANNELS, CLASSES = 32, 4, 1000
 
 
 def diffusers_network(dit: DiT, device: str) -> torch.nn.Module:
-    """Returns their network with our fields, initialised by PyTorch (no zeros) from a fixed seed."""
+    """Returns their network with our fields, initialised by PyTorch (no zeros) from a fixed
+    seed."""
     torch.manual_seed(0)
     network = diffusers.DiTTransformer2DModel(
         num_attention_heads=dit.num_heads,
@@ -39,7 +55,8 @@ def diffusers_network(dit: DiT, device: str) -> torch.nn.Module:
         num_embeds_ada_norm=dit.num_classes,
         norm_eps=dit.norm_eps,
     ).to(device)
-    for block in network.transformer_blocks[1:]:  # one embedding of time and label for all, as in the paper
+    # one embedding of time and label for all, as in the paper
+    for block in network.transformer_blocks[1:]:
         block.norm1.emb = network.transformer_blocks[0].norm1.emb
     return network
 
@@ -63,7 +80,9 @@ def main(argv: list[str] | None = None) -> list[Row]:
     batch = Batch.random(flags.batch_size, LATENTS, CHANNELS)
     labels = np.random.default_rng(1).integers(0, CLASSES, flags.batch_size)
     ours = our_tasks(dit, params, batch, Condition(label=jnp.asarray(labels)))
-    theirs = pytorch_tasks(network, batch, flags.dtype, device, class_labels=torch.tensor(labels, device=device))
+    theirs = pytorch_tasks(
+        network, batch, flags.dtype, device, class_labels=torch.tensor(labels, device=device)
+    )
     return compare_networks(ours, theirs, params, flags)
 
 

@@ -1,11 +1,14 @@
-"""What the evaluation of the bound costs around the network: noise, terms, tally, files and batches.
+"""What the evaluation of the bound costs around the network: noise, terms, tally, files and
+batches.
 
-    python benchmarks/evaluation_overhead.py [--config configs/digits.py] [--batch 100] [--evaluations 200] [--rounds 7]
+    python benchmarks/evaluation_overhead.py [--config configs/digits.py] [--batch 100]
+    [--evaluations 200] [--rounds 7]
 
-In one process and on the same batch shape, rounds of the whole loop of `evaluate.py --metric bpd` on a batch (from the
-data in memory to the tally on disk) alternate with rounds of the bare forward pass: jitted, dispatched over and over on
-one batch, waited for at the end of the round. Prints the medians of the time of a network evaluation of one image and
-how much longer it takes in the loop. Goal: within 5 %. The weights are random: their values cost nothing.
+In one process and on the same batch shape, rounds of the whole loop of `evaluate.py --metric bpd`
+on a batch (from the data in memory to the tally on disk) alternate with rounds of the bare forward
+pass: jitted, dispatched over and over on one batch, waited for at the end of the round. Prints the
+medians of the time of a network evaluation of one image and how much longer it takes in the loop.
+Goal: within 5 %. The weights are random: their values cost nothing.
 """
 
 import argparse
@@ -20,10 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.data.in_memory import ArraySource
-from ddpm_jax.evaluation import results, tally
+from ddpm_jax.evaluation import tally
 from ddpm_jax.evaluation.bound import Strata, make_bound, stream_terms
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.experiment import build
+from ddpm_jax.monitoring import results
 from ddpm_jax.randomness import base_key
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
@@ -43,7 +47,9 @@ def time_loop(bound, params, source, strata, num_timesteps, path):
     """Returns seconds per evaluation of a batch, one for each stratum."""
     start = time.perf_counter()
     summed = tally.empty(num_timesteps, 1)
-    batches = stream_terms(bound, params, source, seed=0, num_images=len(source), draws=1, batch_size=len(source))
+    batches = stream_terms(
+        bound, params, source, seed=0, num_images=len(source), draws=1, batch_size=len(source)
+    )
     for terms in batches:
         summed = tally.add(summed, strata, terms)
         results.save_tally(path, summed, {})
@@ -62,7 +68,9 @@ def measure(config_path, batch, evaluations, rounds):
     first = np.linspace(0, schedule.num_timesteps - 1, evaluations).astype(np.int32)
     strata = Strata(first, np.ones(evaluations, np.int32))
     bound = make_bound(lambda params: experiment.denoiser(params, schedule), schedule, strata)
-    forward = jax.jit(lambda params, x_t, time_of: experiment.model.apply({"params": params}, x_t, time_of))
+    forward = jax.jit(
+        lambda params, x_t, time_of: experiment.model.apply({"params": params}, x_t, time_of)
+    )
     arguments = params, jnp.asarray(pixels / 127.5 - 1, jnp.float32), jnp.full(batch, 500.0)
     bare, loop = [], []
     with tempfile.TemporaryDirectory() as directory:
@@ -72,7 +80,8 @@ def measure(config_path, batch, evaluations, rounds):
         for _ in range(rounds):
             bare.append(time_bare(forward, *arguments, evaluations))
             loop.append(time_loop(bound, params, *rest))
-    # Each round of the loop beside the bare one just before it, so that a slow drift of the machine cancels.
+    # Each round of the loop beside the bare one just before it, so that a slow drift of the machine
+    # cancels.
     overhead = statistics.median(whole / alone - 1 for whole, alone in zip(loop, bare, strict=True))
     return {
         **results.machine(),
@@ -89,7 +98,9 @@ def measure(config_path, batch, evaluations, rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default=CONFIG, help="whose network")
     parser.add_argument("--batch", type=int, default=100, help="images")
     parser.add_argument("--evaluations", type=int, default=200, help="of the batch in a round")
@@ -100,7 +111,8 @@ def main():
         parser.error("the bare pass runs on one device: hide the others")
     result = measure(arguments.config, arguments.batch, arguments.evaluations, arguments.rounds)
     print(
-        f"{result['config']} on {result['device']}, batch {result['batch_size']}, medians of {result['rounds']} rounds"
+        f"{result['config']} on {result['device']}, batch {result['batch_size']}, medians of "
+        f"{result['rounds']} rounds"
     )
     print(f"bare forward pass {result['bare_us_per_image']:9.2f} us per image")
     print(f"evaluation loop   {result['loop_us_per_image']:9.2f} us per image and t")

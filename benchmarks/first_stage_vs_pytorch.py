@@ -1,11 +1,13 @@
-"""A first stage against PyTorch: diffusers' `AutoencoderKL`, eager, same weights, machine, threads and precision.
+"""A first stage against PyTorch: diffusers' `AutoencoderKL`, eager, same weights, machine, threads
+and precision.
 
-    pip install -e '.[parity]' && python benchmarks/first_stage_vs_pytorch.py [--size stable_diffusion]
+    pip install -e '.[parity]' && python benchmarks/first_stage_vs_pytorch.py [--size
+    stable_diffusion]
 
-Encodes images to moments and decodes latents, both without gradients, after it has checked that both networks return
-the same. Runs of the two are interleaved, since other work on the machine disturbs both alike, and medians are reported
-with the fastest run beside them. Both use the GPU if both can, else the CPU with the same number of threads. A ratio
-above 1 means that ours is faster.
+Encodes images to moments and decodes latents, both without gradients, after it has checked that
+both networks return the same. Runs of the two are interleaved, since other work on the machine
+disturbs both alike, and medians are reported with the fastest run beside them. Both use the GPU if
+both can, else the CPU with the same number of threads. A ratio above 1 means that ours is faster.
 """
 
 import functools
@@ -26,7 +28,10 @@ try:
     import diffusers
     import torch
 except ImportError as error:
-    sys.exit(f"{error.name} is not installed: this benchmark compares with it; pip install -e '.[parity]'.")
+    sys.exit(
+        f"{error.name} is not installed: this benchmark compares with it; pip install -e "
+        "'.[parity]'."
+    )
 
 SIZES = {  # name -> network, images in a batch unless told
     "small": (Autoencoder(resolution=64, ch=64, ch_mult=(1, 2, 2), num_res_blocks=1), 8),
@@ -50,10 +55,14 @@ def diffusers_network(model: Autoencoder, device: str) -> torch.nn.Module:
     return network.to(device).eval()
 
 
-def pytorch_task(call: Callable[[torch.Tensor], torch.Tensor], x: np.ndarray, dtype: str, device: str) -> Callable:
-    """Returns their function of one batch of our layout; each call finishes its work on the device."""
+def pytorch_task(
+    call: Callable[[torch.Tensor], torch.Tensor], x: np.ndarray, dtype: str, device: str
+) -> Callable:
+    """Returns their function of one batch of our layout; each call finishes its work on the
+    device."""
     batch = torch.tensor(x.transpose(0, 3, 1, 2), device=device).contiguous()
-    # The same float32 as XLA's on a GPU, where both round the factors of a product to TensorFloat-32.
+    # The same float32 as XLA's on a GPU, where both round the factors of a product to
+    # TensorFloat-32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     def task() -> torch.Tensor:
@@ -74,7 +83,8 @@ def compare(
     theirs: Callable[[], torch.Tensor],
     repeats: int,
 ) -> dict[str, Any]:
-    """Checks that both return the same of x and times them in turns; `task` is "encode" or "decode"."""
+    """Checks that both return the same of x and times them in turns; `task` is "encode" or
+    "decode"."""
     apply = jax.jit(functools.partial(model.apply, method=task))
     variables, x = jax.device_put(({"params": params}, x))
     program = compiled(apply, variables, x)
@@ -100,22 +110,33 @@ def compare(
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Formats the rows for reading."""
-    lines = [f"{'images/s':10}{'ours':>18}{'PyTorch':>18}{'ratio':>16}{'our compilation':>18}{'difference':>13}"]
+    lines = [
+        f"{'images/s':10}{'ours':>18}{'PyTorch':>18}{'ratio':>16}{'our compilation':>18}{'difference':>13}"
+    ]
     for row in rows:
         rates = (row["ours_images_per_second"], row["pytorch_images_per_second"])
         ours, theirs = (f"{rate['median']:.3g} ({rate['highest']:.3g})" for rate in rates)
         ratio = f"{row['ratio']:.2f} ({row['ratio_of_fastest']:.2f})"
-        compiling, difference = f"{row['compile_seconds']:.1f} s", f"{row['relative_difference']:.1e}"
-        lines.append(f"{row['task']:10}{ours:>18}{theirs:>18}{ratio:>16}{compiling:>18}{difference:>13}")
+        compiling, difference = (
+            f"{row['compile_seconds']:.1f} s",
+            f"{row['relative_difference']:.1e}",
+        )
+        lines.append(
+            f"{row['task']:10}{ours:>18}{theirs:>18}{ratio:>16}{compiling:>18}{difference:>13}"
+        )
     return "\n".join([*lines, "Medians; of the fastest run in brackets."])
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Runs the comparison and prints the table."""
     made = parser(__doc__)
-    made.add_argument("--size", choices=SIZES, default="small", help="4 M parameters at 64x64, or 84 M at 256x256")
+    made.add_argument(
+        "--size", choices=SIZES, default="small", help="4 M parameters at 64x64, or 84 M at 256x256"
+    )
     made.add_argument("--batch_size", type=int, help="images; by default 8, or 1 at the large size")
-    made.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32", help="of the computation")
+    made.add_argument(
+        "--dtype", choices=sorted(TOLERANCE), default="float32", help="of the computation"
+    )
     made.add_argument("--repeats", type=int, default=7, help="timed runs of each task")
     flags = made.parse_args(argv)
 
@@ -123,12 +144,16 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     model, batch_size = SIZES[flags.size]
     model, batch_size = model.clone(dtype=flags.dtype), flags.batch_size or batch_size
     network = diffusers_network(model, device)
-    state_dict = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
+    state_dict = {
+        name: value.detach().cpu().numpy() for name, value in network.state_dict().items()
+    }
     params = autoencoder_params_from_diffusers(state_dict, model)
     rng = np.random.default_rng(0)
     side, latent_side = model.resolution, model.resolution // model.factor
     images = rng.uniform(-1, 1, (batch_size, side, side, model.image_channels)).astype(np.float32)
-    latents = rng.normal(size=(batch_size, latent_side, latent_side, model.latent_channels)).astype(np.float32)
+    latents = rng.normal(size=(batch_size, latent_side, latent_side, model.latent_channels)).astype(
+        np.float32
+    )
     tasks = {
         "encode": (images, lambda x: network.encode(x).latent_dist.parameters),
         "decode": (latents, lambda z: network.decode(z).sample),

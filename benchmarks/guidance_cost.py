@@ -1,10 +1,12 @@
-"""What classifier-free guidance costs: sampling calls with it against calls without, same weights, chain and labels.
+"""What classifier-free guidance costs: sampling calls with it against calls without, same weights,
+chain and labels.
 
-    python benchmarks/guidance_cost.py [--config configs/digits_cond.py] [--steps 50] [--batch_size 16] [--repeats 9]
+    python benchmarks/guidance_cost.py [--config configs/digits_cond.py] [--steps 50] [--batch_size
+    16] [--repeats 9]
 
-Both walk DDIM over the same steps; the guided network sees every image twice, told its class and not, in one batch.
-Calls of the two alternate in one process, and the ratio is that of each pair. Goal: a median of at most 2.05. The
-weights are random: their values cost nothing.
+Both walk DDIM over the same steps; the guided network sees every image twice, told its class and
+not, in one batch. Calls of the two alternate in one process, and the ratio is that of each pair.
+Goal: a median of at most 2.05. The weights are random: their values cost nothing.
 """
 
 from collections.abc import Callable
@@ -25,12 +27,16 @@ GOAL = 2.05
 SCALE = 3.0
 
 
-def make_calls(config: ConfigDict, *, steps: int, batch_size: int) -> dict[str, Callable[[], np.ndarray]]:
+def make_calls(
+    config: ConfigDict, *, steps: int, batch_size: int
+) -> dict[str, Callable[[], np.ndarray]]:
     """Returns {name: call}, each drawing noise, walking the chain and fetching uint8 images."""
     experiment = build(config)
     num_classes = experiment.conditioning.num_classes
     if not num_classes:
-        raise SystemExit("This config has no classes to guide to: give one with condition.num_classes.")
+        raise SystemExit(
+            "This config has no classes to guide to: give one with condition.num_classes."
+        )
     params = jax.jit(experiment.init_params)(base_key(0))
     sampler = make_sampler("ddim", experiment.chain, steps=steps, spacing="trailing")
     told = Condition(label=np.arange(batch_size, dtype=np.int32) % num_classes)
@@ -73,7 +79,9 @@ def main(argv: list[str] | None = None) -> dict:
     made.add_argument("--batch_size", type=int, default=16)
     made.add_argument("--repeats", type=int, default=9)
     arguments, config = parse(made, argv)
-    result = measure(config, steps=arguments.steps, batch_size=arguments.batch_size, repeats=arguments.repeats)
+    result = measure(
+        config, steps=arguments.steps, batch_size=arguments.batch_size, repeats=arguments.repeats
+    )
     report(result, arguments.json)
     return result
 

@@ -1,11 +1,13 @@
-"""Kills a training run again and again, half of the times while it saves: nothing saved is lost, no number changes.
+"""Kills a training run again and again, half of the times while it saves: nothing saved is lost, no
+number changes.
 
     python benchmarks/kill_soak.py --kills 50
 
-A tiny network on the bundled digits, a record every step and a save every few. Each time `train.py` is killed with
-SIGKILL after a random number of further steps, or as soon as a checkpoint after that is half written. Checked, with
-exit code 1 where it fails: no kill takes a checkpoint away; every start resumes from the newest that was on disk; and
-the state at the end and the records of every step are those of a run that was never killed, bit for bit.
+A tiny network on the bundled digits, a record every step and a save every few. Each time `train.py`
+is killed with SIGKILL after a random number of further steps, or as soon as a checkpoint after that
+is half written. Checked, with exit code 1 where it fails: no kill takes a checkpoint away; every
+start resumes from the newest that was on disk; and the state at the end and the records of every
+step are those of a run that was never killed, bit for bit.
 """
 
 import argparse
@@ -46,13 +48,25 @@ class Run:
         self._printed = workdir.with_suffix(".log")
 
     def start(self) -> None:
-        command = [sys.executable, "-u", "train.py", "--config", str(CONFIG), "--workdir", str(self.workdir)]
+        command = [
+            sys.executable,
+            "-u",
+            "train.py",
+            "--config",
+            str(CONFIG),
+            "--workdir",
+            str(self.workdir),
+        ]
         # So small that all it compiles is worth keeping for the next start.
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.workdir.parent / "compiled")}
         environment = os.environ | cache | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         with open(self._printed, "w") as file:
             self._process = subprocess.Popen(
-                [*command, *self._overrides], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+                [*command, *self._overrides],
+                cwd=ROOT,
+                env=environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
             )
 
     def until(self, condition) -> bool:
@@ -101,7 +115,9 @@ class Run:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     arguments = parser.parse_args()
@@ -114,14 +130,16 @@ def main() -> int:
             unkilled.start()
             unkilled.finish()
             killed = Run(folder / "killed", overrides)
-            kills, in_saves, lost = _kill(killed, arguments.kills, random.Random(arguments.seed), steps)
+            kills, in_saves, lost = _kill(
+                killed, arguments.kills, random.Random(arguments.seed), steps
+            )
             _check_same_end(killed, unkilled, overrides)
         except Failed as failure:
             print(f"FAILED: {failure}")
             return 1
     print(
-        f"{kills} kills, {in_saves} of them with a checkpoint half written, {lost} steps done again; no checkpoint was "
-        f"lost, and step {steps} is that of the unkilled run bit for bit"
+        f"{kills} kills, {in_saves} of them with a checkpoint half written, {lost} steps done "
+        f"again; no checkpoint was lost, and step {steps} is that of the unkilled run bit for bit"
     )
     return 0
 
@@ -148,7 +166,8 @@ def _overrides(steps: int, data_dir: pathlib.Path) -> list[str]:
 
 
 def _kill(run: Run, wanted: int, rng: random.Random, steps: int) -> tuple[int, int, int]:
-    """Returns how many kills there were, how many of them left a checkpoint half written, and the steps they cost."""
+    """Returns how many kills there were, how many of them left a checkpoint half written, and the
+    steps they cost."""
     kills = in_saves = lost = 0
     while kills < wanted:
         before = saved_steps(run.workdir)
@@ -165,7 +184,9 @@ def _kill(run: Run, wanted: int, rng: random.Random, steps: int) -> tuple[int, i
         _check_start(run.output(), before)
         after = saved_steps(run.workdir)
         if (after[-1] if after else 0) < (before[-1] if before else 0):
-            raise Failed(f"the checkpoints were {before} before kill {kills + 1} and are {after} after it")
+            raise Failed(
+                f"the checkpoints were {before} before kill {kills + 1} and are {after} after it"
+            )
         kills, in_saves = kills + 1, in_saves + run.is_saving()
         lost += run.recorded() - (after[-1] if after else 0)
         print(f"kill {kills}: at step {run.recorded()}, checkpoints {after}", flush=True)
@@ -178,13 +199,18 @@ def _kill(run: Run, wanted: int, rng: random.Random, steps: int) -> tuple[int, i
 def _check_start(output: str, saved: list[int]) -> None:
     expected = f"resuming at step {saved[-1]} of " if saved else "starting of "
     if expected not in output or "damaged" in output or "Traceback" in output:
-        raise Failed(f"with the checkpoints {saved} it was expected to be {expected!r}, but it said:\n{output}")
+        raise Failed(
+            f"with the checkpoints {saved} it was expected to be {expected!r}, but it "
+            f"said:\n{output}"
+        )
 
 
 def _check_same_end(killed: Run, unkilled: Run, overrides: list[str]) -> None:
     experiment = build(override(load_config(CONFIG), overrides))
     template = state_shapes(experiment, build_training(experiment))
-    ours, theirs = (Checkpointer(run.workdir, keep_last=2).restore(template) for run in (killed, unkilled))
+    ours, theirs = (
+        Checkpointer(run.workdir, keep_last=2).restore(template) for run in (killed, unkilled)
+    )
     pairs = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
     different = [jax.tree_util.keystr(path) for (path, a), b in pairs if not np.array_equal(a, b)]
     if different:

@@ -1,11 +1,13 @@
-"""What the training loop costs around the jitted step: data, metrics, records and logging, on the digits network.
+"""What the training loop costs around the jitted step: data, metrics, records and logging, on the
+digits network.
 
     python benchmarks/loop_overhead.py [--steps 100] [--rounds 7] [--json PATH]
 
-In one process and on the same batch shape, rounds of the whole loop (`training.loop.train`, no grids, no
-checkpoints) alternate with rounds of the bare step: dispatched over and over on one batch already split, nothing read
-until the end of the round. Prints the medians, of the time on the clock and of the processor's, and how much more of
-either a step of the loop takes. Goal: under 5 % on the clock. A busy machine disturbs the processor's time less.
+In one process and on the same batch shape, rounds of the whole loop (`training.loop.train`, no
+grids, no checkpoints) alternate with rounds of the bare step: dispatched over and over on one batch
+already split, nothing read until the end of the round. Prints the medians, of the time on the clock
+and of the processor's, and how much more of either a step of the loop takes. Goal: under 5 % on the
+clock. A busy machine disturbs the processor's time less.
 """
 
 import argparse
@@ -43,7 +45,8 @@ class NoCheckpoints:
 
 
 class Stopwatch:
-    """Milliseconds per step since it was made: on the clock, and of all the process's threads together."""
+    """Milliseconds per step since it was made: on the clock, and of all the process's threads
+    together."""
 
     def __init__(self):
         self._wall, self._cpu = time.perf_counter(), time.process_time()
@@ -100,10 +103,13 @@ def measure(steps, rounds):
     bare, loop = [], []
     with tempfile.TemporaryDirectory() as workdir, MetricWriter(workdir) as writer:
         batches = pipeline.train_iterator(
-            load_split(config.data, config.data.train_split), batch_size=config.train.batch_size, seed=config.seed
+            load_split(config.data, config.data.train_split),
+            batch_size=config.train.batch_size,
+            seed=config.seed,
         )
         batch = shard(next(batches))
-        state, _ = time_bare(step, replicate(init_state(experiment, training)), batch, key, 3)  # compiles
+        # compiles
+        state, _ = time_bare(step, replicate(init_state(experiment, training)), batch, key, 3)
         state, _ = time_loop(step, state, batches, key, 3, writer, config)
         for _ in range(rounds):
             state, times = time_bare(step, state, batch, key, steps)
@@ -126,24 +132,34 @@ def measure(steps, rounds):
 
 
 def overhead(bare, loop, kind):
-    """In percent; each round of the loop beside the bare one just before it, so that a machine's slow drift cancels."""
-    return 100 * statistics.median(whole[kind] / alone[kind] - 1 for whole, alone in zip(loop, bare, strict=True))
+    """In percent; each round of the loop beside the bare one just before it, so that a machine's
+    slow drift cancels."""
+    return 100 * statistics.median(
+        whole[kind] / alone[kind] - 1 for whole, alone in zip(loop, bare, strict=True)
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=100, help="in a round")
     parser.add_argument("--rounds", type=int, default=7, help="of each kind")
     parser.add_argument("--json", metavar="PATH", help="also write the result there")
     arguments = parser.parse_args()
     result = measure(arguments.steps, arguments.rounds)
-    print("{devices} x {device}, batch {batch_size}, medians of {rounds} rounds of {steps} steps".format(**result))
+    print(
+        "{devices} x {device}, batch {batch_size}, medians of {rounds} rounds of {steps} steps".format(
+            **result
+        )
+    )
     print(f"per step         {'clock':>10} {'processor':>10}")
     for name in ("bare", "loop"):
         print(f"{name:10} ms    {result[name]['wall_ms']:10.3f} {result[name]['cpu_ms']:10.3f}")
     percent = result["overhead_percent"]
     print(
-        f"overhead   %     {percent['wall_ms']:10.2f} {percent['cpu_ms']:10.2f}   (goal: under {GOAL:.0f} on the clock)"
+        f"overhead   %     {percent['wall_ms']:10.2f} {percent['cpu_ms']:10.2f}   (goal: under "
+        f"{GOAL:.0f} on the clock)"
     )
     if arguments.json:
         pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")

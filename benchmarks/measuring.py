@@ -1,7 +1,8 @@
-"""What the benchmarks share: what a device can do, what a program asks of it, a table on the terminal and JSON on disk.
+"""What the benchmarks share: what a device can do, what a program asks of it, a table on the
+terminal and JSON on disk.
 
-What is measured, and how, stands in each benchmark. FLOP are those that JAX counts in the program as it is written,
-before XLA rewrites it: multiplications and additions one each.
+What is measured, and how, stands in each benchmark. FLOP are those that JAX counts in the program
+as it is written, before XLA rewrites it: multiplications and additions one each.
 """
 
 import argparse
@@ -20,9 +21,10 @@ from ddpm_jax.experiments import config as configs
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# FLOP/s of dense bfloat16 products with float32 sums, by JAX's name of a device; a TPU v2 or v3 device is one of a
-# chip's two cores. NVIDIA: the data sheets of A100, H100, H200 and L4 (halved where they count with sparsity) and the
-# Ada architecture's white paper. TPU: "System architecture" of each version in the Cloud TPU documentation.
+# FLOP/s of dense bfloat16 products with float32 sums, by JAX's name of a device; a TPU v2 or v3
+# device is one of a chip's two cores. NVIDIA: the data sheets of A100, H100, H200 and L4 (halved
+# where they count with sparsity) and the Ada architecture's white paper. TPU: "System architecture"
+# of each version in the Cloud TPU documentation.
 PEAK_BFLOAT16 = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -57,11 +59,17 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
     start = time.perf_counter()
     program = lowered.compile()
     seconds = time.perf_counter() - start
-    return Program(program, lowered.cost_analysis()["flops"], seconds, program.memory_analysis().temp_size_in_bytes)
+    return Program(
+        program,
+        lowered.cost_analysis()["flops"],
+        seconds,
+        program.memory_analysis().temp_size_in_bytes,
+    )
 
 
 def peak_bytes(fallback: int) -> int:
-    """The most memory in use on the first device since the process began; `fallback` where it is not counted (CPU)."""
+    """The most memory in use on the first device since the process began; `fallback` where it is
+    not counted (CPU)."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use", fallback)
 
@@ -72,13 +80,20 @@ def measured_peak(dtype: str, *, size: int | None = None, repeats: int = 7) -> f
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a: a @ a)
     jax.block_until_ready(product(a))
-    return 2 * size**3 / min(seconds(lambda: jax.block_until_ready(product(a))) for _ in range(repeats))
+    return (
+        2
+        * size**3
+        / min(seconds(lambda: jax.block_until_ready(product(a))) for _ in range(repeats))
+    )
 
 
 def achieved(flops: float, taken: float, dtype: str) -> dict[str, float | None]:
-    """FLOP/s on each device, and their share of what it can do: as published, and as its own matrix product reaches."""
+    """FLOP/s on each device, and their share of what it can do: as published, and as its own matrix
+    product reaches."""
     rate = flops / taken
-    published = PEAK_BFLOAT16.get(jax.local_devices()[0].device_kind) if dtype == "bfloat16" else None
+    published = (
+        PEAK_BFLOAT16.get(jax.local_devices()[0].device_kind) if dtype == "bfloat16" else None
+    )
     return {
         "flops_per_second": rate,
         "share_of_published_peak": rate / published if published else None,
@@ -96,7 +111,8 @@ def seconds(task: Callable[[], object]) -> float:
 def wall_and_processor_seconds(task: Callable[[], object]) -> tuple[float, float]:
     """As `seconds`, and beside it what all threads of this process spent on a processor.
 
-    The latter is also disturbed by other programs, but less: by caches they share, not by waiting for a core.
+    The latter is also disturbed by other programs, but less: by caches they share, not by waiting
+    for a core.
     """
     start = time.process_time()
     wall = seconds(task)
@@ -120,14 +136,18 @@ def setting() -> dict[str, Any]:
 
 def parser(doc: str, *, config: str | None = None) -> argparse.ArgumentParser:
     """A parser with --json and, where `config` is given, --config, by default configs/`config`."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     if config is not None:
         made.add_argument("--config", default=str(ROOT / "configs" / config))
     made.add_argument("--json", metavar="PATH", help="also write the result there")
     return made
 
 
-def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, ConfigDict]:
+def parse(
+    made: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, ConfigDict]:
     """Returns the arguments, and the config with its --config.FIELD=VALUE overrides."""
     arguments, rest = made.parse_known_args(argv)
     overrides, others = configs.split_overrides(rest)
@@ -143,9 +163,16 @@ def report(result: Mapping[str, Any], path: str | None) -> None:
     _write(result, path)
 
 
-def report_table(where: Mapping[str, Any], table: str, rows: Sequence[Mapping[str, Any]], path: str | None) -> None:
-    """Prints where it was measured and a table, and writes its rows as JSON where a path is given."""
-    print(", ".join(f"{name.replace('_', ' ')} {_shown(name, value)}" for name, value in where.items()))
+def report_table(
+    where: Mapping[str, Any], table: str, rows: Sequence[Mapping[str, Any]], path: str | None
+) -> None:
+    """Prints where it was measured and a table, and writes its rows as JSON where a path is
+    given."""
+    print(
+        ", ".join(
+            f"{name.replace('_', ' ')} {_shown(name, value)}" for name, value in where.items()
+        )
+    )
     print(table)
     _write({"setting": where, "results": rows}, path)
 

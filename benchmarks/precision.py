@@ -1,10 +1,11 @@
-"""What bfloat16 computation changes on a trained model: loss, gradients and samples beside those of float32.
+"""What bfloat16 computation changes on a trained model: loss, gradients and samples beside those of
+float32.
 
     python benchmarks/precision.py --ckpt runs/digits [--batches 8] [--num_samples 300] [--steps 50]
 
-Same float32 weights, same images, t, noise and masks. The yardstick of a gradient's error is the distance of the
-gradients of two batches, that of a picture's another picture. Samples are DDIM's from the same noise; the Fréchet
-distance of pixels of each set is to the training images.
+Same float32 weights, same images, t, noise and masks. The yardstick of a gradient's error is the
+distance of the gradients of two batches, that of a picture's another picture. Samples are DDIM's
+from the same noise; the Fréchet distance of pixels of each set is to the training images.
 """
 
 import jax
@@ -30,20 +31,28 @@ def in_dtype(experiment: Experiment, dtype: str) -> Experiment:
     return build(config)
 
 
-def gradients(experiment: Experiment, params, images: np.ndarray, batches: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the losses [batches] and the gradients [batches, parameters] of the training objective."""
+def gradients(
+    experiment: Experiment, params, images: np.ndarray, batches: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the losses [batches] and the gradients [batches, parameters] of the training
+    objective."""
     objective = build_training(experiment).objective
 
     @jax.jit
     def value_and_grad(params, batch, key):
         def mean_loss(params):
-            return jnp.mean(objective.loss(params, objective.init(params), batch, key, jnp.arange(BATCH))[0])
+            return jnp.mean(
+                objective.loss(params, objective.init(params), batch, key, jnp.arange(BATCH))[0]
+            )
 
         return jax.value_and_grad(mean_loss)(params)
 
     rng, losses, flat = np.random.default_rng(0), [], []
     for n in range(batches):
-        batch = {"image": images[rng.integers(0, len(images), BATCH)], "label": np.zeros(BATCH, np.int32)}
+        batch = {
+            "image": images[rng.integers(0, len(images), BATCH)],
+            "label": np.zeros(BATCH, np.int32),
+        }
         loss, gradient = value_and_grad(params, batch, jax.random.fold_in(base_key(0), n))
         losses.append(float(loss))
         flat.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]))
@@ -78,16 +87,26 @@ def measure(ckpt: str, *, batches: int, num_samples: int, steps: int) -> dict:
         **setting(),
         "step": loaded.step,
         "loss": {dtype: float(np.mean(values)) for dtype, values in loss.items()},
-        "loss_relative_difference_of_a_batch": float(np.mean(np.abs(loss["bfloat16"] / loss["float32"] - 1))),
-        "loss_relative_difference_of_all": float(np.mean(loss["bfloat16"]) / np.mean(loss["float32"]) - 1),
+        "loss_relative_difference_of_a_batch": float(
+            np.mean(np.abs(loss["bfloat16"] / loss["float32"] - 1))
+        ),
+        "loss_relative_difference_of_all": float(
+            np.mean(loss["bfloat16"]) / np.mean(loss["float32"]) - 1
+        ),
         "gradient_relative_error": relative(half - full, full),
-        "gradient_relative_error_of_their_mean": relative(np.mean(half - full, axis=0), np.mean(full, axis=0)),
-        "gradient_relative_distance_of_two_batches": relative(np.roll(full, 1, axis=0) - full, full),
+        "gradient_relative_error_of_their_mean": relative(
+            np.mean(half - full, axis=0), np.mean(full, axis=0)
+        ),
+        "gradient_relative_distance_of_two_batches": relative(
+            np.roll(full, 1, axis=0) - full, full
+        ),
         "samples": num_samples,
         "pixel_rms_difference_of_255": float(np.sqrt(np.mean(pixels**2))),
         "pixel_rms_difference_of_two_samples": float(np.sqrt(np.mean(others**2))),
         "share_of_pixels_equal": float(np.mean(pixels == 0)),
-        "frechet_pixels": {dtype: pixel_frechet_distance(values, images) for dtype, values in drawn.items()},
+        "frechet_pixels": {
+            dtype: pixel_frechet_distance(values, images) for dtype, values in drawn.items()
+        },
     }
 
 
@@ -99,7 +118,10 @@ def main(argv: list[str] | None = None) -> dict:
     made.add_argument("--steps", type=int, default=50, help="of DDIM")
     arguments = made.parse_args(argv)
     result = measure(
-        arguments.ckpt, batches=arguments.batches, num_samples=arguments.num_samples, steps=arguments.steps
+        arguments.ckpt,
+        batches=arguments.batches,
+        num_samples=arguments.num_samples,
+        steps=arguments.steps,
     )
     report(result, arguments.json)
     return result

@@ -1,9 +1,11 @@
-"""A whole sampling call of a config's network: images a second, share of the device's peak, memory, compilation.
+"""A whole sampling call of a config's network: images a second, share of the device's peak, memory,
+compilation.
 
-    python benchmarks/sampling.py [--config configs/ddpm_cifar10.py] [--sampler ddim] [--steps 50] [--batch_size 128]
+    python benchmarks/sampling.py [--config configs/ddpm_cifar10.py] [--sampler ddim] [--steps 50]
+    [--batch_size 128]
 
-What `sample.py` does: noise, chain, clipping, uint8 images on the host, by random weights, whose values cost nothing.
-`sampling_vs_pytorch.py` compares with another program.
+What `sample.py` does: noise, chain, clipping, uint8 images on the host, by random weights, whose
+values cost nothing. `sampling_vs_pytorch.py` compares with another program.
 """
 
 import functools
@@ -11,7 +13,17 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measuring import achieved, compiled, parse, parser, peak_bytes, report, seconds, setting, spread
+from measuring import (
+    achieved,
+    compiled,
+    parse,
+    parser,
+    peak_bytes,
+    report,
+    seconds,
+    setting,
+    spread,
+)
 
 from ddpm_jax.experiments.experiment import build
 from ddpm_jax.randomness import base_key
@@ -29,8 +41,11 @@ def measure(config, *, sampler: str, steps: int, batch_size: int, rounds: int) -
     median = spread(times)["median"]
     share = batch_size // jax.device_count()
     x, t = jnp.zeros((share, *experiment.image_shape)), jnp.zeros((share,))
-    # The chain is a loop whose length JAX does not count: its FLOP are those of the network, once a step.
-    network = compiled(jax.jit(lambda p, x, t: experiment.model.apply({"params": p}, x, t)), params, x, t)
+    # The chain is a loop whose length JAX does not count: its FLOP are those of the network, once a
+    # step.
+    network = compiled(
+        jax.jit(lambda p, x, t: experiment.model.apply({"params": p}, x, t)), params, x, t
+    )
     params_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     return {
         **setting(),

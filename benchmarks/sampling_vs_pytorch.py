@@ -1,11 +1,14 @@
-"""Whole sampling calls against PyTorch: diffusers' pipelines, eager; same weights, sampler, steps, machine, threads.
+"""Whole sampling calls against PyTorch: diffusers' pipelines, eager; same weights, sampler, steps,
+machine, threads.
 
-    pip install -e '.[parity]' && python benchmarks/sampling_vs_pytorch.py [--network cifar10] [--steps 5]
+    pip install -e '.[parity]' && python benchmarks/sampling_vs_pytorch.py [--network cifar10]
+    [--steps 5]
 
-Ours is `evaluation.generation`, theirs `DDIMPipeline` or `DDPMPipeline`: each draws its noise, walks the chain and
-returns uint8 images on the host. Checks first that both walk the same chains from the same noise, then times calls of
-the two in turns. A ratio above 1 means that ours is faster. Compilation is what our first call takes beyond a later
-one, for the chain that is timed and for one of `--more_steps`.
+Ours is `evaluation.generation`, theirs `DDIMPipeline` or `DDPMPipeline`: each draws its noise,
+walks the chain and returns uint8 images on the host. Checks first that both walk the same chains
+from the same noise, then times calls of the two in turns. A ratio above 1 means that ours is
+faster. Compilation is what our first call takes beyond a later one, for the chain that is timed and
+for one of `--more_steps`.
 """
 
 import contextlib
@@ -36,19 +39,30 @@ try:
     import diffusers
     import torch
 except ImportError as error:
-    sys.exit(f"{error.name} is not installed: this benchmark compares with it; pip install -e '.[parity]'.")
+    sys.exit(
+        f"{error.name} is not installed: this benchmark compares with it; pip install -e "
+        "'.[parity]'."
+    )
 
 DIGITS = UNet(
-    resolution=8, out_channels=1, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), scale_shift_norm=True
+    resolution=8,
+    out_channels=1,
+    ch=32,
+    ch_mult=(1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(4,),
+    scale_shift_norm=True,
 )
-NETWORKS = {"digits": DIGITS, "cifar10": CIFAR10}  # those of the configs of these names, without dropout here
+# those of the configs of these names, without dropout here
+NETWORKS = {"digits": DIGITS, "cifar10": CIFAR10}
 DEFAULTS = {"digits": (50, 16), "cifar10": (5, 4)}  # steps, images
 CHAIN = Chain(make_betas("linear", 1000, beta_start=1e-4, beta_end=0.02))
 TOLERANCE = 1e-3  # of the root mean square difference of the ends of the chains, relative to theirs
 
 
 class Peer(NamedTuple):
-    """What a sampler of ours is called there, its settings, and which of our clippings they amount to."""
+    """What a sampler of ours is called there, its settings, and which of our clippings they amount
+    to."""
 
     pipeline: type
     scheduler: type
@@ -57,14 +71,23 @@ class Peer(NamedTuple):
     clip: str
 
 
-# Their DDIM clips x_0 and by default keeps ε: with weights that are not trained such chains are chaotic, and two
-# correct programs would differ. Their DPM-Solver clips nothing, and ends at the noise of t = 0 unless told otherwise.
+# Their DDIM clips x_0 and by default keeps ε: with weights that are not trained such chains are
+# chaotic, and two correct programs would differ. Their DPM-Solver clips nothing, and ends at the
+# noise of t = 0 unless told otherwise.
 SAMPLERS = {
     "ddim": Peer(
-        diffusers.DDIMPipeline, diffusers.DDIMScheduler, {}, {"eta": 0.0, "use_clipped_model_output": True}, "static"
+        diffusers.DDIMPipeline,
+        diffusers.DDIMScheduler,
+        {},
+        {"eta": 0.0, "use_clipped_model_output": True},
+        "static",
     ),
     "dpmpp_2m": Peer(
-        diffusers.DDPMPipeline, diffusers.DPMSolverMultistepScheduler, {"final_sigmas_type": "zero"}, {}, "none"
+        diffusers.DDPMPipeline,
+        diffusers.DPMSolverMultistepScheduler,
+        {"final_sigmas_type": "zero"},
+        {},
+        "none",
     ),
     "ancestral": Peer(diffusers.DDPMPipeline, diffusers.DDPMScheduler, {}, {}, "static"),
 }
@@ -136,7 +159,11 @@ class Ours:
     def ends(self) -> np.ndarray:
         """The ends of the chains, float32 [B, H, W, C], before they are clipped and rounded."""
         sampler, x_T = self.sampler, next(self.noise())
-        walk = jax.jit(lambda params: sample(self.denoiser(params, sampler.schedule), sampler, x_T, self.keys).x_0)
+        walk = jax.jit(
+            lambda params: (
+                sample(self.denoiser(params, sampler.schedule), sampler, x_T, self.keys).x_0
+            )
+        )
         return np.asarray(walk(self.params))
 
 
@@ -150,7 +177,11 @@ class Theirs:
         )
         self.pipeline = self.peer.pipeline(network, scheduler)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.arguments = {"batch_size": ours.batch_size, "num_inference_steps": ours.steps, **self.peer.arguments}
+        self.arguments = {
+            "batch_size": ours.batch_size,
+            "num_inference_steps": ours.steps,
+            **self.peer.arguments,
+        }
 
     def __call__(self) -> np.ndarray:
         """What is timed: it makes uint8 [B, H, W, C] of PyTorch's own noise."""
@@ -167,7 +198,9 @@ class Theirs:
             return outputs[-1]
 
         def randn_tensor(shape, *, device=None, **unused):
-            return torch.tensor(np.asarray(next(noise)).transpose(0, 3, 1, 2), device=device).reshape(shape)
+            return torch.tensor(
+                np.asarray(next(noise)).transpose(0, 3, 1, 2), device=device
+            ).reshape(shape)
 
         with contextlib.ExitStack() as patches:
             patches.enter_context(mock.patch.object(scheduler, "step", recorded_step))
@@ -184,11 +217,17 @@ def measure(ours: Ours, network: torch.nn.Module, *, more_steps: int, repeats: i
     expected = theirs.ends(ours.noise())
     difference = float(np.sqrt(np.mean((ours.ends() - expected) ** 2) / np.mean(expected**2)))
     if not difference < TOLERANCE:
-        sys.exit(f"The chains of {ours.name} differ by {difference:.1e}, above {TOLERANCE:.0e}: not timed.")
+        sys.exit(
+            f"The chains of {ours.name} differ by {difference:.1e}, above {TOLERANCE:.0e}: not "
+            "timed."
+        )
     turns = [(seconds(call), seconds(theirs)) for _ in range(repeats)]
     our_runs, their_runs = map(list, zip(*turns, strict=True))
     longer = dataclasses.replace(ours, steps=more_steps).call()
-    compilation = {ours.steps: first - statistics.median(our_runs), more_steps: seconds(longer) - seconds(longer)}
+    compilation = {
+        ours.steps: first - statistics.median(our_runs),
+        more_steps: seconds(longer) - seconds(longer),
+    }
     return Row(ours.name, our_runs, their_runs, compilation, difference)
 
 
@@ -197,11 +236,20 @@ def table(rows: list[Row], steps: int, more: int) -> str:
     compiling = f"compilation, {steps} / {more} steps"
     lines = [f"{'':10}{'ours':>18}{'PyTorch':>18}{'ratio':>22}{compiling:>32}{'difference':>12}"]
     for row in rows:
-        ours, theirs = (f"{statistics.median(s):.3f} s ({min(s):.3f})" for s in (row.ours, row.pytorch))
+        ours, theirs = (
+            f"{statistics.median(s):.3f} s ({min(s):.3f})" for s in (row.ours, row.pytorch)
+        )
         ratio = f"{row.ratio:.2f} ({row.ratios[0]:.2f} to {row.ratios[-1]:.2f})"
         compilation = " / ".join(f"{row.compilation[n]:.1f} s" for n in (steps, more))
-        lines.append(f"{row.sampler:10}{ours:>18}{theirs:>18}{ratio:>22}{compilation:>32}{row.difference:>12.1e}")
-    return "\n".join([*lines, "Medians; in brackets the fastest call, and the range of the ratio over the rounds."])
+        lines.append(
+            f"{row.sampler:10}{ours:>18}{theirs:>18}{ratio:>22}{compilation:>32}{row.difference:>12.1e}"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "Medians; in brackets the fastest call, and the range of the ratio over the rounds.",
+        ]
+    )
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
@@ -210,20 +258,31 @@ def main(argv: list[str] | None = None) -> list[Row]:
     made.add_argument("--network", choices=NETWORKS, default="digits")
     made.add_argument("--samplers", default=",".join(SAMPLERS), help="separated by commas")
     made.add_argument("--steps", type=int, help="of the chain")
-    made.add_argument("--more_steps", type=int, help="of the chain compiled besides; four times as many by default")
+    made.add_argument(
+        "--more_steps",
+        type=int,
+        help="of the chain compiled besides; four times as many by default",
+    )
     made.add_argument("--batch_size", type=int, help="images made by a call")
     made.add_argument("--repeats", type=int, default=7, help="timed calls of each")
     flags = made.parse_args(argv)
 
     device = choose_device()
     unet = NETWORKS[flags.network]
-    steps, batch = flags.steps or DEFAULTS[flags.network][0], flags.batch_size or DEFAULTS[flags.network][1]
+    steps, batch = (
+        flags.steps or DEFAULTS[flags.network][0],
+        flags.batch_size or DEFAULTS[flags.network][1],
+    )
     more = flags.more_steps or 4 * steps
     network = diffusers_network(unet, device).eval()
-    state_dict = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
+    state_dict = {
+        name: value.detach().cpu().numpy() for name, value in network.state_dict().items()
+    }
     params = jax.device_put(unet_params_from_diffusers(state_dict, unet))
     rows = [
-        measure(Ours(unet, params, name, steps, batch), network, more_steps=more, repeats=flags.repeats)
+        measure(
+            Ours(unet, params, name, steps, batch), network, more_steps=more, repeats=flags.repeats
+        )
         for name in flags.samplers.split(",")
     ]
 

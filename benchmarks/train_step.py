@@ -1,15 +1,29 @@
-"""The whole training step of a config: images a second, share of the device's peak, memory, compilation.
+"""The whole training step of a config: images a second, share of the device's peak, memory,
+compilation.
 
-    python benchmarks/train_step.py [--config configs/ddpm_cifar10.py] [--config.train.batch_size=512]
-        [--config.model.dtype=bfloat16] [--config.train.steps_per_call=10] [--config.model.remat=products]
+    python benchmarks/train_step.py [--config configs/ddpm_cifar10.py]
+    [--config.train.batch_size=512]
+        [--config.model.dtype=bfloat16] [--config.train.steps_per_call=10]
+        [--config.model.remat=products]
 
-Flip, draws, diffusion, network with dropout, loss, gradients, average over the devices, clipping, Adam and EMA, on
-random images that lie on the device. Calls follow each other as in training: a round of `--calls` is waited for once.
+Flip, draws, diffusion, network with dropout, loss, gradients, average over the devices, clipping,
+Adam and EMA, on random images that lie on the device. Calls follow each other as in training: a
+round of `--calls` is waited for once.
 """
 
 import jax
 import numpy as np
-from measuring import achieved, compiled, parse, parser, peak_bytes, report, seconds, setting, spread
+from measuring import (
+    achieved,
+    compiled,
+    parse,
+    parser,
+    peak_bytes,
+    report,
+    seconds,
+    setting,
+    spread,
+)
 
 from ddpm_jax.distributed.pmap import several
 from ddpm_jax.experiments.experiment import build, build_training, check_batch, init_state
@@ -21,7 +35,11 @@ def measure(config, *, calls: int, rounds: int) -> dict:
     check_batch(config)
     experiment = build(config)
     training = build_training(experiment)
-    parallelism, per_call, size = training.parallelism, config.train.steps_per_call, config.train.batch_size
+    parallelism, per_call, size = (
+        training.parallelism,
+        config.train.steps_per_call,
+        config.train.batch_size,
+    )
     step = training.train_step if per_call == 1 else several(training.train_step)
     state, key = parallelism.place(init_state(experiment, training)), base_key(config.seed)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -37,7 +55,8 @@ def measure(config, *, calls: int, rounds: int) -> dict:
     one_round()
     steps = calls * per_call
     times = [seconds(one_round) / steps for _ in range(rounds)]
-    # The loop's body is counted once, which is one step; a mapped program's FLOP are those of one device.
+    # The loop's body is counted once, which is one step; a mapped program's FLOP are those of one
+    # device.
     rates = achieved(program.flops, spread(times)["median"], config.model.dtype)
     return {
         **setting(),
@@ -59,7 +78,10 @@ def measure(config, *, calls: int, rounds: int) -> dict:
 def random_batch(size: int, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
     """uint8 [B, H, W, C] and labels."""
     rng = np.random.default_rng(0)
-    return {"image": rng.integers(0, 256, (size, *shape), np.uint8), "label": np.zeros(size, np.int32)}
+    return {
+        "image": rng.integers(0, 256, (size, *shape), np.uint8),
+        "label": np.zeros(size, np.int32),
+    }
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -1,12 +1,15 @@
-"""The CIFAR-10 U-Net against PyTorch: diffusers' `UNet2DModel`, eager, same weights, machine, threads and precision.
+"""The CIFAR-10 U-Net against PyTorch: diffusers' `UNet2DModel`, eager, same weights, machine,
+threads and precision.
 
-    pip install -e '.[parity]' && python benchmarks/unet_vs_pytorch.py [--batch_size 8] [--small] [--dtype bfloat16]
+    pip install -e '.[parity]' && python benchmarks/unet_vs_pytorch.py [--batch_size 8] [--small]
+    [--dtype bfloat16]
 
-Checks first that both networks return the same output, then times a forward pass (no dropout) and a training step: mean
-squared error, gradients, Adam; dropout 0.1 in both. Runs of the two are interleaved, since other work on the machine
-disturbs both alike, and medians are reported with the fastest run beside them, and the ratio of what the threads of
-each spent on the processor. Both use the GPU if both can, else the CPU with the same number of threads. A ratio above 1
-means that ours is faster.
+Checks first that both networks return the same output, then times a forward pass (no dropout) and a
+training step: mean squared error, gradients, Adam; dropout 0.1 in both. Runs of the two are
+interleaved, since other work on the machine disturbs both alike, and medians are reported with the
+fastest run beside them, and the ratio of what the threads of each spent on the processor. Both use
+the GPU if both can, else the CPU with the same number of threads. A ratio above 1 means that ours
+is faster.
 """
 
 import argparse
@@ -33,13 +36,17 @@ try:
     import diffusers
     import torch
 except ImportError as error:
-    sys.exit(f"{error.name} is not installed: this benchmark compares with it; pip install -e '.[parity]'.")
+    sys.exit(
+        f"{error.name} is not installed: this benchmark compares with it; pip install -e "
+        "'.[parity]'."
+    )
 
 CIFAR10 = UNet()
 SMALL = UNet(resolution=16, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,))
 LEARNING_RATE = 2e-4
 Tasks = tuple[Callable[[], Any], Callable[[], None]]  # a forward pass and a training step
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of the root mean square difference, relative to the output's
+# of the root mean square difference, relative to the output's
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +84,9 @@ class Batch:
     @classmethod
     def random(cls, batch_size: int, resolution: int, channels: int = 3) -> "Batch":
         rng = np.random.default_rng(0)
-        x, eps = rng.normal(size=(2, batch_size, resolution, resolution, channels)).astype(np.float32)
+        x, eps = rng.normal(size=(2, batch_size, resolution, resolution, channels)).astype(
+            np.float32
+        )
         return cls(x, rng.integers(0, 1000, batch_size).astype(np.int32), eps)
 
 
@@ -104,17 +113,26 @@ def diffusers_network(unet: UNet, device: str) -> torch.nn.Module:
     ).to(device)
 
 
-def pytorch_tasks(network: torch.nn.Module, batch: Batch, dtype: str, device: str, **told: torch.Tensor) -> Tasks:
-    """Returns their forward pass and their training step; each call finishes its work on the device.
+def pytorch_tasks(
+    network: torch.nn.Module, batch: Batch, dtype: str, device: str, **told: torch.Tensor
+) -> Tasks:
+    """Returns their forward pass and their training step; each call finishes its work on the
+    device.
 
     `told` is what the network is given beside images and times.
     """
-    x, eps = (torch.tensor(a.transpose(0, 3, 1, 2), device=device).contiguous() for a in (batch.x, batch.eps))
+    x, eps = (
+        torch.tensor(a.transpose(0, 3, 1, 2), device=device).contiguous()
+        for a in (batch.x, batch.eps)
+    )
     t = torch.tensor(batch.t, device=device)
     optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
-    # The same float32 as XLA's on a GPU, where both round the factors of a product to TensorFloat-32.
+    # The same float32 as XLA's on a GPU, where both round the factors of a product to
+    # TensorFloat-32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=dtype == "bfloat16")
+    autocast = functools.partial(
+        torch.autocast, device, torch.bfloat16, enabled=dtype == "bfloat16"
+    )
 
     def finish() -> None:
         if device == "cuda":
@@ -139,7 +157,9 @@ def pytorch_tasks(network: torch.nn.Module, batch: Batch, dtype: str, device: st
     return forward, train
 
 
-def our_tasks(network: UNet | DiT, params: dict, batch: Batch, condition: Condition | None = None) -> Tasks:
+def our_tasks(
+    network: UNet | DiT, params: dict, batch: Batch, condition: Condition | None = None
+) -> Tasks:
     """Returns our forward pass and our training step; each call finishes its work on the device."""
     x, t, eps = map(jnp.asarray, (batch.x, batch.t, batch.eps))
     optimizer = optax.adam(LEARNING_RATE)
@@ -171,32 +191,51 @@ def our_tasks(network: UNet | DiT, params: dict, batch: Batch, condition: Condit
 
 
 def check_same_output(ours: np.ndarray, theirs: np.ndarray, dtype: str) -> float:
-    """Returns the relative root mean square difference of two outputs; leaves the program if it is too large."""
+    """Returns the relative root mean square difference of two outputs; leaves the program if it is
+    too large."""
     difference = float(np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2)))
     if not difference < TOLERANCE[dtype]:
         sys.exit(
-            f"The networks differ by {difference:.1e} on the same weights, above {TOLERANCE[dtype]:.0e}: not timed."
+            f"The networks differ by {difference:.1e} on the same weights, above "
+            f"{TOLERANCE[dtype]:.0e}: not timed."
         )
     return difference
 
 
-def compare(task: str, ours: Callable[[], object], pytorch: Callable[[], object], repeats: int) -> Row:
-    """Times two tasks in turns; the first call of each, where ours compiles, is not among the runs."""
+def compare(
+    task: str, ours: Callable[[], object], pytorch: Callable[[], object], repeats: int
+) -> Row:
+    """Times two tasks in turns; the first call of each, where ours compiles, is not among the
+    runs."""
     first = seconds(ours)
     pytorch()
-    turns = [(*wall_and_processor_seconds(ours), *wall_and_processor_seconds(pytorch)) for _ in range(repeats)]
+    turns = [
+        (*wall_and_processor_seconds(ours), *wall_and_processor_seconds(pytorch))
+        for _ in range(repeats)
+    ]
     our_runs, our_processor, their_runs, their_processor = map(list, zip(*turns, strict=True))
-    return Row(task, our_runs, their_runs, our_processor, their_processor, first - statistics.median(our_runs))
+    return Row(
+        task,
+        our_runs,
+        their_runs,
+        our_processor,
+        their_processor,
+        first - statistics.median(our_runs),
+    )
 
 
 def choose_device() -> str:
-    """Returns "cuda" where both libraries have a GPU, "cpu" where PyTorch has none; leaves the program otherwise."""
+    """Returns "cuda" where both libraries have a GPU, "cpu" where PyTorch has none; leaves the
+    program otherwise."""
     if not torch.cuda.is_available():
         jax.config.update("jax_platforms", "cpu")
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         return "cpu"
     if jax.default_backend() != "gpu":
-        sys.exit("PyTorch has a GPU and JAX has none: install jax[cuda13], or hide it with CUDA_VISIBLE_DEVICES=''.")
+        sys.exit(
+            "PyTorch has a GPU and JAX has none: install jax[cuda13], or hide it with "
+            "CUDA_VISIBLE_DEVICES=''."
+        )
     return "cuda"
 
 
@@ -208,12 +247,17 @@ def parity_setting() -> dict[str, Any]:
 
 def table(rows: list[Row]) -> str:
     """Formats the rows for reading."""
-    lines = [f"{'':16}{'ours':>20}{'PyTorch':>20}{'ratio':>16}{'of processor':>16}{'our compilation':>18}"]
+    lines = [
+        f"{'':16}{'ours':>20}{'PyTorch':>20}{'ratio':>16}{'of processor':>16}{'our compilation':>18}"
+    ]
     for row in rows:
-        ours, theirs = (f"{statistics.median(s):.3f} s ({min(s):.3f})" for s in (row.ours, row.pytorch))
+        ours, theirs = (
+            f"{statistics.median(s):.3f} s ({min(s):.3f})" for s in (row.ours, row.pytorch)
+        )
         ratio = f"{row.ratio:.2f} ({row.ratio_of_fastest:.2f})"
         lines.append(
-            f"{row.task:16}{ours:>20}{theirs:>20}{ratio:>16}{row.ratio_of_processor:>16.2f}{row.compile:>16.1f} s"
+            f"{row.task:16}{ours:>20}{theirs:>20}{ratio:>16}{row.ratio_of_processor:>16.2f}{row.compile:>16.1f} "
+            "s"
         )
     return "\n".join([*lines, "Medians; of the fastest run in brackets."])
 
@@ -222,7 +266,9 @@ def define_flags(doc: str, *, batch_size: int) -> argparse.ArgumentParser:
     """The flags of a comparison of networks."""
     made = parser(doc)
     made.add_argument("--batch_size", type=int, default=batch_size)
-    made.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32", help="of the computation")
+    made.add_argument(
+        "--dtype", choices=sorted(TOLERANCE), default="float32", help="of the computation"
+    )
     made.add_argument("--repeats", type=int, default=7, help="timed runs of each task")
     return made
 
@@ -232,7 +278,9 @@ def arrays(network: torch.nn.Module) -> dict[str, np.ndarray]:
     return {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
 
 
-def compare_networks(ours: Tasks, pytorch: Tasks, params: dict, flags: argparse.Namespace) -> list[Row]:
+def compare_networks(
+    ours: Tasks, pytorch: Tasks, params: dict, flags: argparse.Namespace
+) -> list[Row]:
     """Checks that both networks return the same, times their tasks and prints the table."""
     (our_forward, our_train), (their_forward, their_train) = ours, pytorch
     compiling = seconds(our_forward)
@@ -256,7 +304,9 @@ def compare_networks(ours: Tasks, pytorch: Tasks, params: dict, flags: argparse.
 def main(argv: list[str] | None = None) -> list[Row]:
     """Runs the comparison and prints the table."""
     made = define_flags(__doc__, batch_size=8)
-    made.add_argument("--small", action="store_true", help="a network of 0.7 M parameters at 16x16 instead")
+    made.add_argument(
+        "--small", action="store_true", help="a network of 0.7 M parameters at 16x16 instead"
+    )
     flags = made.parse_args(argv)
 
     device = choose_device()
@@ -264,7 +314,10 @@ def main(argv: list[str] | None = None) -> list[Row]:
     network = diffusers_network(unet, device)
     params = unet_params_from_diffusers(arrays(network), unet)
     batch = Batch.random(flags.batch_size, unet.resolution)
-    ours, theirs = our_tasks(unet, params, batch), pytorch_tasks(network, batch, flags.dtype, device)
+    ours, theirs = (
+        our_tasks(unet, params, batch),
+        pytorch_tasks(network, batch, flags.dtype, device),
+    )
     return compare_networks(ours, theirs, params, flags)
 
 

@@ -1,4 +1,5 @@
-"""DDPM on CIFAR-10 trained on the true bound L: the network predicts mu and the logarithm of the variance.
+"""DDPM on CIFAR-10 trained on the true bound L: the network predicts mu and the logarithm of the
+variance.
 
 Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models, table 2: mu prediction, L, learned diagonal Sigma.
 Command:  python train.py --config configs/ddpm_cifar10_mu_vlb_learned.py --config.data.data_dir=DIR

@@ -3,8 +3,8 @@
 Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models (the method; a network of 0.76 M parameters).
 Command:  python train.py
 Hardware: two CPU cores, a few minutes.
-Expected: `python evaluate.py --ckpt runs/digits` gives a pixel Frechet distance of 0.122 to the training digits, 1.17
-          times that of the held-out digits (measured, 300 samples).
+Expected: `python evaluate.py --ckpt runs/digits` gives a pixel Frechet distance of 0.122 to the
+          training digits, 1.17 times that of the held-out digits (measured, 300 samples).
 """
 
 from ddpm_jax.experiments.config import default_config
@@ -22,7 +22,8 @@ def get_config():
     config.model.num_res_blocks = 1
     config.model.attn_resolutions = (4,)
     config.model.dropout = 0.0
-    # With 32 channels in 32 groups a norm removes whatever is added to a channel, the time too; scaling gets through.
+    # With 32 channels in 32 groups a norm removes whatever is added to a channel, the time too;
+    # scaling gets through.
     config.model.scale_shift_norm = True
 
     config.optimizer.learning_rate = 2e-3

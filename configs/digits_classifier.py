@@ -4,8 +4,8 @@ Paper:    Dhariwal and Nichol 2021, Diffusion Models Beat GANs on Image Synthesi
           the half of configs/digits.py's that goes down). AdamW and its weight decay are theirs.
 Command:  python train.py --config configs/digits_classifier.py
 Hardware: two CPU cores, a few minutes.
-Expected: of the 300 held-out digits it tells 99 % at t = 0 and at t = 100, 88 % at t = 200 and 46 % at t = 400
-          (measured, EMA weights).
+Expected: of the 300 held-out digits it tells 99 % at t = 0 and at t = 100, 88 % at t = 200 and 46 %
+          at t = 400 (measured, EMA weights).
 """
 
 import pathlib

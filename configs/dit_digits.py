@@ -1,12 +1,15 @@
-"""A small Diffusion Transformer on the bundled digits, told which digit it is: samples by class, and guidance.
+"""A small Diffusion Transformer on the bundled digits, told which digit it is: samples by class,
+and guidance.
 
 Paper:    Peebles and Xie 2023, Scalable Diffusion Models with Transformers (the network: patches, adaLN-Zero; here of
-          0.72 M parameters and over pixels). Data and training are those of configs/digits_cond.py otherwise.
+          0.72 M parameters and over pixels). Data and training are those of configs/digits_cond.py
+          otherwise.
 Command:  python train.py --config configs/dit_digits.py
 Hardware: two CPU cores; 154 images/s with eight other processes on them, 192,000 images in all.
-Expected: `python evaluate.py --ckpt runs/dit_digits` gives a pixel Frechet distance of 0.150 to the training digits,
-          1.43 times that of the held-out digits (measured, 300 samples; after 2,000 steps 1.69); the U-Net of
-          configs/digits.py has 1.17. In the sample grid each row is a class.
+Expected: `python evaluate.py --ckpt runs/dit_digits` gives a pixel Frechet distance of 0.150 to the
+          training digits, 1.43 times that of the held-out digits (measured, 300 samples; after
+          2,000 steps 1.69); the U-Net of configs/digits.py has 1.17. In the sample grid each row is
+          a class.
 """
 
 import pathlib

@@ -4,9 +4,10 @@ Paper:    Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffu
 Command:  python train.py --config configs/vae_digits.py
           python train.py --config configs/ldm_digits.py --config.first_stage.ckpt=runs/vae_digits
 Hardware: two CPU cores, a few minutes each.
-Expected: `python evaluate.py --ckpt runs/ldm_digits` gives a pixel Frechet distance of 0.229 to the training digits,
-          2.2 times that of the held-out digits and 1.9 times that of the pixel model (measured, 300 samples). Of the
-          same number of digits that the VAE encodes and decodes it is 0.10 to 0.12.
+Expected: `python evaluate.py --ckpt runs/ldm_digits` gives a pixel Frechet distance of 0.229 to the
+          training digits, 2.2 times that of the held-out digits and 1.9 times that of the pixel
+          model (measured, 300 samples). Of the same number of digits that the VAE encodes and
+          decodes it is 0.10 to 0.12.
 """
 
 import pathlib
@@ -18,7 +19,8 @@ def get_config():
     config = load_config(pathlib.Path(__file__).with_name("digits.py"))
     config.first_stage.ckpt = "runs/vae_digits"
     config.model.ch = 64
-    # z is drawn anew each time, so the loss is noisier than over pixels: smaller steps in the end, a longer average.
+    # z is drawn anew each time, so the loss is noisier than over pixels: smaller steps in the end,
+    # a longer average.
     config.optimizer.learning_rate = 1e-3
     config.optimizer.decay = "cosine"
     config.ema.decay = 0.998

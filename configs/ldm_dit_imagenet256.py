@@ -1,17 +1,20 @@
-"""DiT-XL/2 on ImageNet at 256x256: a transformer over the latents of Stable Diffusion's autoencoder, told the class.
+"""DiT-XL/2 on ImageNet at 256x256: a transformer over the latents of Stable Diffusion's
+autoencoder, told the class.
 
 Paper:    Peebles and Xie 2023, Scalable Diffusion Models with Transformers, section 4. Betas, variance and loss are
           those of Dhariwal and Nichol 2021 (ADM); 675 M parameters.
 First:    The first stage has to be supplied: the file of Stable Diffusion's VAE "sd-vae-ft", as diffusers lays it out.
-          python -m ddpm_jax.cli.import_first_stage --config configs/vae_imagenet256.py --weights FILE --out runs/sd_vae
-          Its latents of 32x32x4 are multiplied by 0.18215.
+          python -m ddpm_jax.cli.import_first_stage --config configs/vae_imagenet256.py --weights
+          FILE --out runs/sd_vae Its latents of 32x32x4 are multiplied by 0.18215.
 Data:     TFDS imagenet2012, which has to be downloaded by hand from image-net.org.
-Command:  python train.py --config configs/ldm_dit_imagenet256.py --config.first_stage.ckpt=runs/sd_vae
-          (on TPU or GPU with --config.model.dtype=bfloat16 --config.parallel=fsdp)
+Command:  python train.py --config configs/ldm_dit_imagenet256.py
+          --config.first_stage.ckpt=runs/sd_vae (on TPU or GPU with --config.model.dtype=bfloat16
+          --config.parallel=fsdp)
 Hardware: the authors' TPU v3-256 made 5.7 steps/s, 7 M steps in two weeks. Not run here.
-Expected: FID-50K of 250 ancestral steps, by the paper: 19.47 after 400,000 steps, 9.62 after 7 M, and 2.27 with
-          --guidance_scale 1.5, for which the authors guide three of the four channels. After 400,000 steps the smaller
-          networks (--config.dit.size=S, B, L) reach 68.40, 43.47 and 23.33.
+Expected: FID-50K of 250 ancestral steps, by the paper: 19.47 after 400,000 steps, 9.62 after 7 M,
+          and 2.27 with --guidance_scale 1.5, for which the authors guide three of the four
+          channels. After 400,000 steps the smaller networks (--config.dit.size=S, B, L) reach
+          68.40, 43.47 and 23.33.
 """
 
 from ddpm_jax.experiments.config import default_config

@@ -4,8 +4,9 @@ Paper:    Kingma and Welling 2014, Auto-Encoding Variational Bayes. The network 
           the decoder's distribution is a discretised logistic one, whose one scale is learned.
 Command:  python train.py --config configs/vae_digits.py
 Hardware: two CPU cores, a few minutes.
-Expected: `python evaluate.py --ckpt runs/vae_digits --metric elbo,reconstruction --draws 64`: at most 3.59 bits/dim,
-          3.50 by the importance-weighted bound, RMSE 20.6 of 255 (measured, the 300 held-out digits).
+Expected: `python evaluate.py --ckpt runs/vae_digits --metric elbo,reconstruction --draws 64`: at
+          most 3.59 bits/dim, 3.50 by the importance-weighted bound, RMSE 20.6 of 255 (measured, the
+          300 held-out digits).
 """
 
 import pathlib

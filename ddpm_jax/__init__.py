@@ -1,6 +1,7 @@
 """Denoising diffusion in JAX: pure functions over pytrees, from the schedule to the sampler.
 
-Folders are concepts; a lower layer never imports a higher one (`tests/test_layering.py` enforces it):
+Folders are concepts; a lower layer never imports a higher one (`tests/test_layering.py` enforces
+it):
 
     L0  diffusion, samplers, variational           the mathematics: arrays in, arrays out
     L1  models, data                               networks; pictures on disk -> uint8 batches

@@ -1,7 +1,8 @@
 """Arrays in files that somebody else may have written: NPZ, NPY and safetensors.
 
-The headers are compared with the size of the file and with what the caller expects before memory is asked for, and
-nothing in a file is executed. What the arrays mean, and what to do about a file that is refused, the caller says.
+The headers are compared with the size of the file and with what the caller expects before memory is
+asked for, and nothing in a file is executed. What the arrays mean, and what to do about a file that
+is refused, the caller says.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ import numpy as np
 from ddpm_jax.files import open_file
 
 MEMBERS = 10_000  # arrays in a file
-INFLATED, RATIO = 1 << 28, 100  # bytes, and times the file's size: what inflates beyond both is no archive of numbers
+# bytes, and times the file's size: what inflates beyond both is no archive of numbers
+INFLATED, RATIO = 1 << 28, 100
 HEADER = 10_000  # bytes of an NPY header, NumPy's own limit
 INDEX = 100_000_000  # bytes of a safetensors header, that format's own limit
 
@@ -52,12 +54,12 @@ def read_npz(data: bytes, expected: Mapping[str, Header] | None = None) -> dict[
 
     Args:
       data: the file's bytes.
-      expected: the arrays to read, of which others are passed over; all by default. Strings of any length and text in
-        either byte order agree with a `str` dtype.
+      expected: the arrays to read, of which others are passed over; all by default. Strings of any
+        length and text in either byte order agree with a `str` dtype.
 
     Raises:
-      BadArchive: damaged, larger than it can be, or an array is missing, is none of numbers or text, or is not as
-        expected.
+      BadArchive: damaged, larger than it can be, or an array is missing, is none of numbers or
+        text, or is not as expected.
     """
     with _refusing("a damaged archive"), zipfile.ZipFile(io.BytesIO(data)) as archive:
         found = _members(archive, len(data))
@@ -66,7 +68,10 @@ def read_npz(data: bytes, expected: Mapping[str, Header] | None = None) -> dict[
                 there = ", ".join(map(repr, list(found)[:5])) or "nothing"
                 raise BadArchive(f"it has no array {name!r}, but {there}")
         names = found if expected is None else expected
-        return {name: _read_member(archive, found[name], name, (expected or {}).get(name)) for name in names}
+        return {
+            name: _read_member(archive, found[name], name, (expected or {}).get(name))
+            for name in names
+        }
 
 
 def map_npy(path: pathlib.Path, expected: Header) -> np.ndarray:
@@ -89,12 +94,13 @@ def map_npy(path: pathlib.Path, expected: Header) -> np.ndarray:
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     """Returns the tensors of a safetensors file by name; they cannot be written to.
 
-    The file is the length n of a JSON object in 8 bytes, little-endian; the object, which gives each tensor's
-    dtype, its shape and where it lies in the rest; and the rest, of which every byte belongs to one tensor
-    (https://github.com/huggingface/safetensors, "Format").
+    The file is the length n of a JSON object in 8 bytes, little-endian; the object, which gives
+    each tensor's dtype, its shape and where it lies in the rest; and the rest, of which every byte
+    belongs to one tensor (https://github.com/huggingface/safetensors, "Format").
 
     Raises:
-      BadArchive: none, damaged, or of numbers that NumPy and JAX cannot compute with here, such as FP8.
+      BadArchive: none, damaged, or of numbers that NumPy and JAX cannot compute with here, such as
+        FP8.
     """
     length = int.from_bytes(data[:8], "little")
     if not 2 <= length <= min(len(data) - 8, INDEX) or data[8:9] != b"{":
@@ -111,9 +117,13 @@ def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
             raise BadArchive(f"its tensor {name!r} does not lie where its header says")
         end = stop
     if end != len(data) - 8 - length:
-        raise BadArchive(f"its tensors take {end:,} bytes, and {len(data) - 8 - length:,} follow the header")
+        raise BadArchive(
+            f"its tensors take {end:,} bytes, and {len(data) - 8 - length:,} follow the header"
+        )
     rest = memoryview(data)[8 + length :]
-    return {name: _array(rest[begin:stop], header) for name, (header, begin, stop) in placed.items()}
+    return {
+        name: _array(rest[begin:stop], header) for name, (header, begin, stop) in placed.items()
+    }
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -132,7 +142,9 @@ def _placed(name: str, entry: Any) -> tuple[Header, int, int]:
     if not whole or not isinstance(kind, str):
         raise BadArchive(f"the header of its tensor {name!r} is damaged")
     if kind not in SAFETENSORS:
-        raise BadArchive(f"its tensor {name!r} is of {kind}, where one of {', '.join(SAFETENSORS)} is expected")
+        raise BadArchive(
+            f"its tensor {name!r} is of {kind}, where one of {', '.join(SAFETENSORS)} is expected"
+        )
     return Header(SAFETENSORS[kind], shape), begin, stop
 
 
@@ -149,19 +161,25 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
         raise BadArchive("its members overlap")
     inflated = sum(info.file_size for info in infos)
     if inflated > max(INFLATED, RATIO * size):
-        raise BadArchive(f"its {size:,} bytes would inflate to {inflated:,}, as those of no array of data do")
+        raise BadArchive(
+            f"its {size:,} bytes would inflate to {inflated:,}, as those of no array of data do"
+        )
     found = {info.filename.removesuffix(".npy"): info for info in infos}
     if len(found) != len(infos):
         raise BadArchive("a name stands twice in it")
     return found
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, expected: Header | None) -> np.ndarray:
+def _read_member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, expected: Header | None
+) -> np.ndarray:
     with archive.open(info) as member:
         header, fortran = _npy_header(member)
         size = info.file_size - member.tell()
         if size != _nbytes(header):
-            raise BadArchive(f"the header of {name!r} tells of {_nbytes(header):,} bytes, and {size:,} follow")
+            raise BadArchive(
+                f"the header of {name!r} tells of {_nbytes(header):,} bytes, and {size:,} follow"
+            )
         if expected is not None:
             _check_expected(repr(name), header, expected)
         content = member.read()  # to the end, where its checksum is compared
@@ -171,27 +189,35 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, exp
 
 
 def _array(content: bytes | memoryview, header: Header, order: str = "C") -> np.ndarray:
-    # An empty buffer is none for NumPy, and a shape of zeros may have a side that no array can have.
+    # An empty buffer is none for NumPy, and a shape of zeros may have a side that no array can
+    # have.
     with _refusing("it has an array of an impossible shape"):
         flat = np.frombuffer(content, header.dtype) if len(content) else np.zeros(0, header.dtype)
         array = flat.reshape(header.shape, order=order)
-        if header.dtype.kind == "U" and (flat.view(header.dtype.byteorder + "u4") > sys.maxunicode).any():
+        if (
+            header.dtype.kind == "U"
+            and (flat.view(header.dtype.byteorder + "u4") > sys.maxunicode).any()
+        ):
             raise BadArchive("it has text that is none")
     array.flags.writeable = False
     return array
 
 
 def _npy_header(file: BinaryIO) -> tuple[Header, bool]:
-    """The header of an NPY file from its beginning on, and whether the array lies in Fortran's order."""
+    """The header of an NPY file from its beginning on, and whether the array lies in Fortran's
+    order."""
     with _refusing("an array in it has a damaged header"):
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise BadArchive(f"an array in it is of version {version} of the NPY format")
-        length = struct.unpack("<H" if version == (1, 0) else "<I", file.read(2 if version == (1, 0) else 4))[0]
+        length = struct.unpack(
+            "<H" if version == (1, 0) else "<I", file.read(2 if version == (1, 0) else 4)
+        )[0]
         if length > HEADER:
             raise BadArchive(f"the header of an array in it has {length:,} bytes")
         text = io.BytesIO(struct.pack("<H", length) + file.read(length))
-        # A literal, which NumPy parses without calling anything in it. It warns of those of Python 2.
+        # A literal, which NumPy parses without calling anything in it. It warns of those of Python
+        # 2.
         with warnings.catch_warnings(action="ignore"):
             try:
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(text, HEADER)
@@ -212,7 +238,9 @@ def _check_expected(what: str, found: Header, expected: Header) -> None:
     text = expected.dtype.kind == "U" and found.dtype.kind == "U"
     fits = expected.shape is None or (
         len(expected.shape) == len(found.shape)
-        and all(side in (None, is_now) for side, is_now in zip(expected.shape, found.shape, strict=True))
+        and all(
+            side in (None, is_now) for side, is_now in zip(expected.shape, found.shape, strict=True)
+        )
     )
     if (found.dtype != expected.dtype and not text) or not fits:
         raise BadArchive(f"{what} is {_said(found)}, where {_said(expected)} is expected")
@@ -220,7 +248,11 @@ def _check_expected(what: str, found: Header, expected: Header) -> None:
 
 def _said(header: Header) -> str:
     kind = "text" if header.dtype.kind == "U" else str(header.dtype)
-    shape = "" if header.shape is None else f" [{', '.join('any' if n is None else str(n) for n in header.shape)}]"
+    shape = (
+        ""
+        if header.shape is None
+        else f" [{', '.join('any' if n is None else str(n) for n in header.shape)}]"
+    )
     return f"{kind}{shape}"
 
 

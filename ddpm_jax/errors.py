@@ -1,4 +1,5 @@
-"""The two errors a command reports as one sentence, and the look-up that suggests the nearest valid name.
+"""The two errors a command reports as one sentence, and the look-up that suggests the nearest valid
+name.
 
 Every other exception is a defect of the package and keeps its traceback.
 """
@@ -12,17 +13,21 @@ LONGEST = 2000  # characters of a sentence: a name in a foreign file may have a 
 
 
 class UsageError(ValueError):
-    """The user asked for something that cannot be: a command prints the sentence and exits with 2."""
+    """The user asked for something that cannot be: a command prints the sentence and exits with
+    2."""
 
 
 class FailureError(RuntimeError):
-    """The world failed us, say a full disk or a diverged loss: a command prints the sentence and exits with 1."""
+    """The world failed us, say a full disk or a diverged loss: a command prints the sentence and
+    exits with 1."""
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    r"""Returns `text` with what a terminal obeys instead of showing it written out: \x1b, \u202e, \n.
+    r"""Returns `text` with what a terminal obeys instead of showing it written out: \x1b, \u202e,
+    \n.
 
-    Names and values in a stranger's file may hold such characters. With `lines` a newline stays one.
+    Names and values in a stranger's file may hold such characters. With `lines` a newline stays
+    one.
     """
     if lines:
         return "\n".join(map(visible, text.split("\n")))
@@ -30,18 +35,21 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def sentence(error: Exception) -> str:
-    """What a command prints of an error: one line that a terminal shows as it is, and not an endless one."""
+    """What a command prints of an error: one line that a terminal shows as it is, and not an
+    endless one."""
     text = visible(str(error))
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
 
 
 def say(text: object, file: TextIO | None = None) -> None:
-    """Prints a text of one or more lines, which a terminal shows as it is, to `file`, by default standard output."""
+    """Prints a text of one or more lines, which a terminal shows as it is, to `file`, by default
+    standard output."""
     print(visible(str(text), lines=True), file=file)
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Returns " Did you mean 'linear'?" for the valid name nearest to `name`, or "" when none is near."""
+    """Returns " Did you mean 'linear'?" for the valid name nearest to `name`, or "" when none is
+    near."""
     near = difflib.get_close_matches(name, list(valid), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -56,9 +64,12 @@ def choose(kind: str, name: str, table: Mapping[str, T], *, hint: str = "") -> T
       hint: what to say of a name that is not among them, where something is known of it.
 
     Raises:
-      UsageError: `name` is not in the table; the sentence lists the valid names and suggests the nearest.
+      UsageError: `name` is not in the table; the sentence lists the valid names and suggests the
+        nearest.
     """
     if name not in table:
         valid = ", ".join(sorted(table))
-        raise UsageError(f"Unknown {kind} {name!r}: choose one of {valid}.{hint or suggest(str(name), table)}")
+        raise UsageError(
+            f"Unknown {kind} {name!r}: choose one of {valid}.{hint or suggest(str(name), table)}"
+        )
     return table[name]

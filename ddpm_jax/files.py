@@ -1,9 +1,11 @@
-"""Files here and in a bucket: naming them, writing a whole one or nothing, saying in a sentence why that failed.
+"""Files here and in a bucket: naming them, writing a whole one or nothing, saying in a sentence why
+that failed.
 
-Names of this machine are `pathlib.Path`, names that begin with gs:// are `epath.Path`, which has the same methods. Only
-where a store of objects cannot do what a disk does need they be told apart: it has no folders, and neither appends nor
-renames. What a reader finds under a name is never half of it: here by a rename, there because an object appears when
-all of it has arrived. Checkpoints do not go through here: Orbax has its own ways.
+Names of this machine are `pathlib.Path`, names that begin with gs:// are `epath.Path`, which has
+the same methods. Only where a store of objects cannot do what a disk does need they be told apart:
+it has no folders, and neither appends nor renames. What a reader finds under a name is never half
+of it: here by a rename, there because an object appears when all of it has arrived. Checkpoints do
+not go through here: Orbax has its own ways.
 """
 
 import concurrent.futures
@@ -27,7 +29,8 @@ from ddpm_jax.errors import FailureError, UsageError
 BUCKET = "gs://"
 _AT_A_TIME = 8  # objects fetched at once
 _WAYS = ("aiohttp", "requests")  # whose errors say that a bucket does not answer
-_CLIENTS = (*_WAYS, "fsspec", "gcsfs", "google")  # whose errors, beside those of the system, are a bucket's
+# whose errors, beside those of the system, are a bucket's
+_CLIENTS = (*_WAYS, "fsspec", "gcsfs", "google")
 
 
 class NotAFile(OSError):
@@ -35,7 +38,8 @@ class NotAFile(OSError):
 
 
 def as_path(name: str | os.PathLike) -> pathlib.Path | Any:
-    """Returns a path that can be read and written: of this machine, or in a bucket of Google Cloud Storage.
+    """Returns a path that can be read and written: of this machine, or in a bucket of Google Cloud
+    Storage.
 
     Raises:
       UsageError: another kind of address, no bucket in it, or gcsfs is not installed.
@@ -43,10 +47,14 @@ def as_path(name: str | os.PathLike) -> pathlib.Path | Any:
     text = os.fspath(name)
     scheme, separator, rest = text.partition("://")
     if not separator:
-        # pathlib makes one slash of two; what went through it by mistake would be a folder called "gs:".
+        # pathlib makes one slash of two; what went through it by mistake would be a folder called
+        # "gs:".
         return pathlib.Path(name)
     if scheme != "gs":
-        raise UsageError(f"{text} is no place that can be read or written: name a directory, or {BUCKET}BUCKET/DIR.")
+        raise UsageError(
+            f"{text} is no place that can be read or written: name a directory, or "
+            f"{BUCKET}BUCKET/DIR."
+        )
     if not rest.strip("/"):
         raise UsageError(f"{text} names no bucket: {BUCKET}BUCKET/DIR is expected.")
     return _bucket_paths()(text)
@@ -73,22 +81,27 @@ def absolute(path: Any) -> Any:
 @functools.cache
 def _bucket_paths() -> Any:
     if importlib.util.find_spec("gcsfs") is None:
-        raise UsageError(f"{BUCKET} needs the package gcsfs: install it with pip install -e '.[gcs]'.")
+        raise UsageError(
+            f"{BUCKET} needs the package gcsfs: install it with pip install -e '.[gcs]'."
+        )
     # Which library reads a bucket must not depend on whether TensorFlow is there too.
     os.environ.setdefault("EPATH_USE_TF", "false")
-    # Otherwise gcsfs asks for the kind of the bucket, on another service that needs rights of its own.
+    # Otherwise gcsfs asks for the kind of the bucket, on another service that needs rights of its
+    # own.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
     from etils import epath
 
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints the traceback of every error that it raises
+    # it prints the traceback of every error that it raises
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     # What it remembers of a folder does not notice what other processes write there.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path
 
 
 def open_file(path: str | os.PathLike) -> BinaryIO:
-    """Opens a file to read its bytes. A pipe or a device, which may have no end, is not opened at all.
+    """Opens a file to read its bytes. A pipe or a device, which may have no end, is not opened at
+    all.
 
     Raises:
       NotAFile: it is no regular file, nor a link to one.
@@ -98,7 +111,8 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
     if is_remote(path):
         return path.open("rb")
     check_is_file(os.stat(path))
-    # Something else may stand there by now, and opening a pipe waits for a writer unless it may not.
+    # Something else may stand there by now, and opening a pipe waits for a writer unless it may
+    # not.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         check_is_file(os.fstat(descriptor))
@@ -109,7 +123,8 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
 
 
 def check_is_file(status: os.stat_result) -> None:
-    """Refuses what `os.stat` or, for links to be refused too, `os.lstat` says of something else than a regular file.
+    """Refuses what `os.stat` or, for links to be refused too, `os.lstat` says of something else
+    than a regular file.
 
     Raises:
       NotAFile: see there.
@@ -123,7 +138,9 @@ def check_is_file(status: os.stat_result) -> None:
         (stat.S_ISBLK, "a device"),
     )
     if not stat.S_ISREG(status.st_mode):
-        raise NotAFile(next((what for is_kind, what in kinds if is_kind(status.st_mode)), "something else"))
+        raise NotAFile(
+            next((what for is_kind, what in kinds if is_kind(status.st_mode)), "something else")
+        )
 
 
 def read_file(path: str | os.PathLike, *, largest: int | None = None) -> bytes:
@@ -142,10 +159,12 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Writes `data` to `path`, creating parent folders; a kill or a full disk leaves what was there before.
+    """Writes `data` to `path`, creating parent folders; a kill or a full disk leaves what was there
+    before.
 
     Raises:
-      OSError: the file cannot be written; `path` is then untouched. In a bucket, also what its client raises.
+      OSError: the file cannot be written; `path` is then untouched. In a bucket, also what its
+        client raises.
     """
     path = as_path(path)
     if is_remote(path):
@@ -173,15 +192,22 @@ def copy_folder(source: str | os.PathLike, target: Any) -> None:
 
 
 def local_copy(folder: Any) -> pathlib.Path:
-    """Copies a folder of a bucket, with what is in it, to this machine's directory for temporary files (TMPDIR).
+    """Copies a folder of a bucket, with what is in it, to this machine's directory for temporary
+    files (TMPDIR).
 
-    A copy that is there already, of the same objects, is taken. Processes that copy at once all succeed.
+    A copy that is there already, of the same objects, is taken. Processes that copy at once all
+    succeed.
     """
     import fsspec
 
     store, name = fsspec.url_to_fs(str(folder))
     objects = store.find(name, detail=True)
-    listing = repr([str(folder), *((path, info["size"], info.get("etag")) for path, info in sorted(objects.items()))])
+    listing = repr(
+        [
+            str(folder),
+            *((path, info["size"], info.get("etag")) for path, info in sorted(objects.items())),
+        ]
+    )
     digest = hashlib.sha256(listing.encode()).hexdigest()[:16]
     # The last parts of the name: some readers learn from them what is in the folder.
     copies = pathlib.Path(tempfile.gettempdir()) / f"ddpm_jax-{os.getuid()}"
@@ -208,7 +234,8 @@ def local_copy(folder: Any) -> pathlib.Path:
 
 
 def move_folder(source: Any, target: Any) -> None:
-    """Renames a folder; in a bucket, copies its objects there and then removes them, so that a kill loses none."""
+    """Renames a folder; in a bucket, copies its objects there and then removes them, so that a kill
+    loses none."""
     if not is_remote(source):
         source.rename(target)
         return
@@ -222,31 +249,36 @@ def move_folder(source: Any, target: Any) -> None:
 
 @contextlib.contextmanager
 def reporting(path: str | os.PathLike, doing: str = "write") -> Iterator[None]:
-    """Its body works on `path`; the refusal of the operating system or a bucket becomes the sentence the user reads.
+    """Its body works on `path`; the refusal of the operating system or a bucket becomes the
+    sentence the user reads.
 
     Raises:
-      FailureError: the disk is full, or `path` cannot be read or written. `doing` says what was tried.
+      FailureError: the disk is full, or `path` cannot be read or written. `doing` says what was
+        tried.
     """
     try:
         yield
     except NotAFile as error:
-        raise FailureError(f"{path} is {error}, and a file is expected: move it away, or name another.") from error
+        raise FailureError(
+            f"{path} is {error}, and a file is expected: move it away, or name another."
+        ) from error
     except Exception as error:
         if is_remote(path) and is_refusal(error):
             raise FailureError(
-                f"Cannot {doing} {path}: {reason_of(error, path)}. What is already there stays: put that right, then "
-                "start the same command again to resume."
+                f"Cannot {doing} {path}: {reason_of(error, path)}. What is already there stays: "
+                "put that right, then start the same command again to resume."
             ) from error
         if not isinstance(error, OSError):
             raise
         raise FailureError(
-            f"Cannot {doing} {path}: {error.strerror or error}. What is already there stays: make room or make the "
-            "directory writable, then start the same command again to resume."
+            f"Cannot {doing} {path}: {error.strerror or error}. What is already there stays: make "
+            "room or make the directory writable, then start the same command again to resume."
         ) from error
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the operating system, a bucket or the way to it refused, as opposed to a mistake of this program."""
+    """Whether the operating system, a bucket or the way to it refused, as opposed to a mistake of
+    this program."""
     return isinstance(error, OSError) or is_of_a_bucket(error)
 
 
@@ -256,13 +288,15 @@ def is_of_a_bucket(error: Exception) -> bool:
 
 
 def reason_of(error: Exception, path: str | os.PathLike) -> str:
-    """Why, in a few words: those of the operating system, what a bucket's answer means, or the first of the message.
+    """Why, in a few words: those of the operating system, what a bucket's answer means, or the
+    first of the message.
 
     Args:
       error: raised by what was done to `path`.
       path: of this machine or in a bucket.
     """
-    number = getattr(error, "errno", None) or re.search(r"os_error_code='(\d+)'", str(error))  # so tensorstore has it
+    # so tensorstore has it
+    number = getattr(error, "errno", None) or re.search(r"os_error_code='(\d+)'", str(error))
     if number and not type(error).__module__.startswith(_WAYS):
         return os.strerror(number if isinstance(number, int) else int(number[1]))
     text, code = str(error).strip(), getattr(error, "code", None)
@@ -271,8 +305,11 @@ def reason_of(error: Exception, path: str | os.PathLike) -> str:
         return first_line.rstrip(".")
     if isinstance(error, FileNotFoundError):
         return "there is no such bucket or object"
-    if code == 401 or re.search(r"(?<![\w/.-])401(?![\w/-])", first_line):  # and not a step in a name
-        return "Google Cloud does not know who asks: log in with gcloud auth application-default login"
+    # and not a step in a name
+    if code == 401 or re.search(r"(?<![\w/.-])401(?![\w/-])", first_line):
+        return (
+            "Google Cloud does not know who asks: log in with gcloud auth application-default login"
+        )
     if code == 403 or text.startswith("Forbidden") or " 403 " in f" {text} ":
         return "Google Cloud forbids it: the account that asks needs the role Storage Object User on the bucket"
     if _is_silence(error):
@@ -287,10 +324,12 @@ def _is_silence(error: Exception) -> bool:
 
 
 def check_place(path: Any, *, flag: str, writing: bool = False) -> None:
-    """Asks a bucket for what will be asked of it later, before anything expensive begins. Disks are not asked.
+    """Asks a bucket for what will be asked of it later, before anything expensive begins. Disks are
+    not asked.
 
     Raises:
-      UsageError: there is no such bucket, or it may not be listed; with `writing`, or not be written.
+      UsageError: there is no such bucket, or it may not be listed; with `writing`, or not be
+        written.
       FailureError: it does not answer, which is known after about half a minute.
     """
     if not is_remote(path):
@@ -300,11 +339,13 @@ def check_place(path: Any, *, flag: str, writing: bool = False) -> None:
     try:
         if not _listed(path) and not bucket.is_dir():
             raise UsageError(
-                f"{flag}: there is no bucket {bucket}: make it with gcloud storage buckets create {bucket}."
+                f"{flag}: there is no bucket {bucket}: make it with gcloud storage buckets create "
+                f"{bucket}."
             )
         if writing:
             doing = "written"
-            # Beside it: in it, another process would take it for a folder that is there, and then is not.
+            # Beside it: in it, another process would take it for a folder that is there, and then
+            # is not.
             name = f".write-test-{secrets.token_hex(4)}"
             probe = path / name if path == bucket else path.with_name(path.name + name)
             probe.write_bytes(b"")

@@ -21,7 +21,8 @@ _LIMITS = (  # of the container, of both generations of Linux's control groups
 
 
 def available() -> int:
-    """Bytes that this process may still take: what the machine has free, and no more than its container may hold.
+    """Bytes that this process may still take: what the machine has free, and no more than its
+    container may hold.
 
     Where the system does not tell what is free, all of the machine's memory.
     """
@@ -30,10 +31,15 @@ def available() -> int:
 
 
 def total() -> int:
-    """Bytes that this process can have at most: the machine's with its swap space, or what it is limited to."""
+    """Bytes that this process can have at most: the machine's with its swap space, or what it is
+    limited to."""
     limits = [int(text) for text in map(_read, _LIMITS) if text.strip().isdigit()]
     if resource is not None:
-        limits += [limit for limit in resource.getrlimit(resource.RLIMIT_AS)[:1] if limit != resource.RLIM_INFINITY]
+        limits += [
+            limit
+            for limit in resource.getrlimit(resource.RLIMIT_AS)[:1]
+            if limit != resource.RLIM_INFINITY
+        ]
     return min([_machine() + _line("SwapTotal", 0), *limits])
 
 
@@ -72,5 +78,6 @@ def check(needed: int, *, what: str, remedy: str) -> None:
     there = available()
     if needed > there:
         raise UsageError(
-            f"{what} needs {needed / 2**30:,.1f} GiB of memory, and {there / 2**30:,.1f} GiB are available: {remedy}."
+            f"{what} needs {needed / 2**30:,.1f} GiB of memory, and {there / 2**30:,.1f} GiB are "
+            f"available: {remedy}."
         )

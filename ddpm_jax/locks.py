@@ -1,13 +1,14 @@
 """One writer at a time: the lock that a command holds on the directory it writes into.
 
-On a disk it is a lock of the operating system (flock) on the file `.lock`: it ends with its process, however that
-ends, and a file that a killed process leaves behind locks nothing. Network file systems pass it on to their server; one
-that knows no locks is said so, and not guarded.
+On a disk it is a lock of the operating system (flock) on the file `.lock`: it ends with its
+process, however that ends, and a file that a killed process leaves behind locks nothing. Network
+file systems pass it on to their server; one that knows no locks is said so, and not guarded.
 
-A bucket has no such locks. There the owner makes the object `.lock`, which succeeds for one process only, and writes
-it again every `BEAT_SECONDS`. Who finds it waits: if it is written again its owner lives; after `STALE_SECONDS`
-without that, or at once if the owner was a process of this machine that is gone, it is removed, provided it is still
-the same one. An owner that was silent for longer, and has been replaced, learns of it from `check`.
+A bucket has no such locks. There the owner makes the object `.lock`, which succeeds for one process
+only, and writes it again every `BEAT_SECONDS`. Who finds it waits: if it is written again its owner
+lives; after `STALE_SECONDS` without that, or at once if the owner was a process of this machine
+that is gone, it is removed, provided it is still the same one. An owner that was silent for longer,
+and has been replaced, learns of it from `check`.
 """
 
 import contextlib
@@ -34,10 +35,12 @@ except ImportError:  # not a POSIX system: nothing is guarded there
     fcntl = None
 
 LOCK = ".lock"
-BEAT_SECONDS = 15.0  # between two signs of life in a bucket, which takes one write a second to an object
+# between two signs of life in a bucket, which takes one write a second to an object
+BEAT_SECONDS = 15.0
 STALE_SECONDS = 60.0  # without one, after which the owner is taken to be gone
 _OWNER = Table({"pid": Whole(1, 2**31 - 1)}, others=Text())
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of file systems that know none
+# of file systems that know none
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Lock:
@@ -53,7 +56,8 @@ class Lock:
 
 @contextlib.contextmanager
 def alone(directory: str | os.PathLike, doing: str, *, name: str = LOCK) -> Iterator[Lock]:
-    """Holds the lock on a directory while its body runs, and leaves nothing behind that the body has not made.
+    """Holds the lock on a directory while its body runs, and leaves nothing behind that the body
+    has not made.
 
     Args:
       directory: on a disk or in a bucket; made if need be.
@@ -62,7 +66,8 @@ def alone(directory: str | os.PathLike, doing: str, *, name: str = LOCK) -> Iter
 
     Raises:
       UsageError: `directory` is a file.
-      FailureError: another process holds the lock (it is named, with what to do), or the directory cannot be written.
+      FailureError: another process holds the lock (it is named, with what to do), or the directory
+        cannot be written.
     """
     directory = as_path(directory)
     take = _in_a_bucket if is_remote(directory) else _on_a_disk
@@ -83,11 +88,14 @@ class _Owner(NamedTuple):
     @classmethod
     def of_this_process(cls, doing: str) -> "_Owner":
         since = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        return cls(socket.gethostname(), os.getpid(), since, doing, _machine(), secrets.token_hex(8))
+        return cls(
+            socket.gethostname(), os.getpid(), since, doing, _machine(), secrets.token_hex(8)
+        )
 
     @classmethod
     def read(cls, data: bytes) -> "_Owner | None":
-        """The owner that `data` tells of, None if it does not: it may be half-written, or anybody's file."""
+        """The owner that `data` tells of, None if it does not: it may be half-written, or anybody's
+        file."""
         try:
             return cls(**parse(data, _OWNER))
         except (Malformed, TypeError):
@@ -97,7 +105,8 @@ class _Owner(NamedTuple):
         return (json.dumps(self._asdict()) + "\n").encode()
 
     def is_gone(self) -> bool:
-        """Whether the process was one of this machine and has ended; False where that cannot be known."""
+        """Whether the process was one of this machine and has ended; False where that cannot be
+        known."""
         if not self.machine or self.machine != _machine():
             return False
         try:
@@ -122,7 +131,8 @@ def _held(directory: Any, owner: _Owner | None) -> FailureError:
     who = f"process {owner.pid} on {owner.host}" if owner else "another process"
     what = f"has been {owner.doing} since {owner.since}" if owner else "is writing into it"
     return FailureError(
-        f"{directory} is in use: {who} {what}. Wait until it ends, or stop it, or name another directory."
+        f"{directory} is in use: {who} {what}. Wait until it ends, or stop it, or name another "
+        "directory."
     )
 
 
@@ -137,7 +147,8 @@ def _on_a_disk(directory: pathlib.Path, name: str, owner: _Owner) -> Iterator[Lo
             file = None if fcntl is None else _locked(directory / name, directory)
         try:
             if file is not None:
-                with contextlib.suppress(OSError):  # it locks as well without a name in it, say on a full disk
+                # it locks as well without a name in it, say on a full disk
+                with contextlib.suppress(OSError):
                     file.truncate(0)
                     file.write(owner.data())
                     file.flush()
@@ -146,7 +157,8 @@ def _on_a_disk(directory: pathlib.Path, name: str, owner: _Owner) -> Iterator[Lo
             if file is not None:
                 with contextlib.suppress(OSError):
                     if _is_at(file, directory / name):
-                        (directory / name).unlink()  # while it is locked: `_locked` notices that it is gone
+                        # while it is locked: `_locked` notices that it is gone
+                        (directory / name).unlink()
                 file.close()
     finally:
         with contextlib.suppress(OSError):  # not empty
@@ -168,8 +180,8 @@ def _locked(path: pathlib.Path, directory: pathlib.Path) -> Any:
                 if error.errno not in _NO_LOCKS:
                     raise
                 say(
-                    f"warning: the file system of {directory} knows no locks ({error.strerror}), so a second process "
-                    "that writes there would go unnoticed.",
+                    f"warning: the file system of {directory} knows no locks ({error.strerror}), "
+                    "so a second process that writes there would go unnoticed.",
                     file=sys.stderr,
                 )
                 return None
@@ -232,9 +244,10 @@ class _ObjectLock(Lock):
             return  # what is written next will say that the bucket does not answer
         if not mine:
             raise FailureError(
-                f"{self._directory} was taken over by {f'process {other.pid} on {other.host}' if other else 'another'} "
-                f"while this process gave no sign of life for {STALE_SECONDS:.0f} s, so this one stops and writes no "
-                "more."
+                f"{self._directory} was taken over by "
+                f"{f'process {other.pid} on {other.host}' if other else 'another'} while this "
+                f"process gave no sign of life for {STALE_SECONDS:.0f} s, so this one stops and "
+                "writes no more."
             )
 
     def release(self) -> None:
@@ -254,7 +267,8 @@ class _ObjectLock(Lock):
         return True
 
     def _read(self) -> tuple[str | None, _Owner | None]:
-        """(number of the object's present version, whose it is); None and None where there is none."""
+        """(number of the object's present version, whose it is); None and None where there is
+        none."""
         try:
             generation = self._store.info(self._name)["generation"]
             return generation, _Owner.read(self._store.cat_file(self._name))
@@ -262,15 +276,16 @@ class _ObjectLock(Lock):
             return None, None
 
     def _await_silence(self, generation: str, other: _Owner | None) -> None:
-        """Returns when the object is gone or has not been written for `STALE_SECONDS`; its owner is reported meanwhile.
+        """Returns when the object is gone or has not been written for `STALE_SECONDS`; its owner is
+        reported meanwhile.
 
         Raises:
           FailureError: it has been written: its owner lives.
         """
         who = f"process {other.pid} on {other.host}" if other else "another process"
         say(
-            f"{self._directory}: looking for up to {STALE_SECONDS:.0f} s whether {who}, which has its lock, still "
-            "lives.",
+            f"{self._directory}: looking for up to {STALE_SECONDS:.0f} s whether {who}, which has "
+            "its lock, still lives.",
             file=sys.stderr,
         )
         deadline = time.monotonic() + STALE_SECONDS
@@ -290,7 +305,8 @@ class _ObjectLock(Lock):
             self._store.call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=generation)
 
     def _is_mine(self) -> tuple[bool, _Owner | None]:
-        """Whether the object is this process's, and else whose; one that somebody has removed is made again."""
+        """Whether the object is this process's, and else whose; one that somebody has removed is
+        made again."""
         generation, other = self._read()
         if generation is None and self._make():
             return True, self._owner

@@ -1,8 +1,9 @@
-"""Out of memory: telling it from other errors, in a sentence that says what was asked for, what there is, what helps.
+"""Out of memory: telling it from other errors, in a sentence that says what was asked for, what
+there is, what helps.
 
-XLA reports it in words of its own for each kind of device, NumPy and Python by `MemoryError`; and a system that
-promises more memory than it has ends the process instead, without a word. For the last there are `check` and `checked`,
-which refuse what is larger than all memory there is.
+XLA reports it in words of its own for each kind of device, NumPy and Python by `MemoryError`; and a
+system that promises more memory than it has ends the process instead, without a word. For the last
+there are `check` and `checked`, which refuse what is larger than all memory there is.
 """
 
 import contextlib
@@ -15,7 +16,8 @@ from typing import Any
 from ddpm_jax import host_memory
 from ddpm_jax.errors import FailureError
 
-# In lower case, of messages of XLA for CPU, GPU and TPU, of CUDA's libraries, of C++ and of the system.
+# In lower case, of messages of XLA for CPU, GPU and TPU, of CUDA's libraries, of C++ and of the
+# system.
 _SIGNS = (
     "out of memory",
     "ran out of memory",
@@ -29,23 +31,33 @@ _SIGNS = (
     "exceeded hbm capacity",
 )
 _UNITS = {unit: 1024**power for power, unit in enumerate("bkmgtpe")}
-_AMOUNT = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?) ?(?:([kmgtpe])(?:i?b)?\b|(?:b|bytes)\b)", re.IGNORECASE)
+_AMOUNT = re.compile(
+    r"(?<![\w.])(\d+(?:\.\d+)?) ?(?:([kmgtpe])(?:i?b)?\b|(?:b|bytes)\b)", re.IGNORECASE
+)
 _REMEDY = "compute less at a time (--batch_size, --num_samples, where there are such), or use a device with more memory"
 
 
 def is_exhaustion(error: BaseException) -> bool:
-    """Whether an error says that memory, of the host or of a device, is used up; a full disk is something else."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    """Whether an error says that memory, of the host or of a device, is used up; a full disk is
+    something else."""
+    if isinstance(error, MemoryError) or (
+        isinstance(error, OSError) and error.errno == errno.ENOMEM
+    ):
         return True
     words = str(error).lower()
     # XLA raises a RuntimeError of its own, which JAX at times makes a ValueError of.
-    if not isinstance(error, RuntimeError | ValueError) or isinstance(error, FailureError) or "no space left" in words:
+    if (
+        not isinstance(error, RuntimeError | ValueError)
+        or isinstance(error, FailureError)
+        or "no space left" in words
+    ):
         return False
     return any(sign in words for sign in _SIGNS)
 
 
 def bytes_asked_for(error: BaseException) -> int | None:
-    """How many bytes an error of `is_exhaustion` speaks of first, None if of none; exact numbers go before rounded."""
+    """How many bytes an error of `is_exhaustion` speaks of first, None if of none; exact numbers go
+    before rounded."""
     words = str(error)
     sign = min((at for at in map(words.lower().find, _SIGNS) if at >= 0), default=0)
     found = _AMOUNT.search(words, sign)
@@ -91,7 +103,8 @@ def in_words(size: float) -> str:
 
 
 def check(size: int, doing: str, remedies: str) -> None:
-    """Refuses what takes more bytes of a device than it has; on a CPU, than all devices have together.
+    """Refuses what takes more bytes of a device than it has; on a CPU, than all devices have
+    together.
 
     Args:
       size: bytes on each device.
@@ -107,10 +120,12 @@ def check(size: int, doing: str, remedies: str) -> None:
 
 
 def checked(program: Callable[..., Any]) -> Callable[..., Any]:
-    """What `jax.jit` or `jax.pmap` returns, refused before it runs where its memory is not there: on CPUs.
+    """What `jax.jit` or `jax.pmap` returns, refused before it runs where its memory is not there:
+    on CPUs.
 
-    Other devices refuse it themselves. A CPU's memory is the system's, which promises more than it has and then ends
-    the process. The program is compiled once all the same. Its second argument is what it is compiled for: a batch.
+    Other devices refuse it themselves. A CPU's memory is the system's, which promises more than it
+    has and then ends the process. The program is compiled once all the same. Its second argument is
+    what it is compiled for: a batch.
 
     The function that is returned raises:
       MemoryError: the program needs more than the host has.
@@ -141,7 +156,8 @@ def _check_program(program: Callable[..., Any], *arguments: Any) -> None:
 
 
 def _device_memory() -> tuple[int, int] | None:
-    """(bytes that JAX may use of a local device, bytes in use); None of a CPU, whose memory is the host's."""
+    """(bytes that JAX may use of a local device, bytes in use); None of a CPU, whose memory is the
+    host's."""
     import jax
 
     statistics = jax.local_devices()[0].memory_stats() or {}

@@ -1,8 +1,9 @@
-"""Numbers that a user writes, in a flag or in a list: one notation and one sentence for all of them.
+"""Numbers that a user writes, in a flag or in a list: one notation and one sentence for all of
+them.
 
-Python alone takes more for a number than a person means by one: the digits of every script, not-a-number, infinity,
-and a thousand digits. A whole number here is ASCII digits, with a sign and with underscores between digits where one
-likes, as in 50_000; any other number is a finite decimal.
+Python alone takes more for a number than a person means by one: the digits of every script,
+not-a-number, infinity, and a thousand digits. A whole number here is ASCII digits, with a sign and
+with underscores between digits where one likes, as in 50_000; any other number is a finite decimal.
 """
 
 import functools
@@ -66,13 +67,17 @@ def number(text: str, *, valid: Valid = lambda value: True, wanted: str = "") ->
     return value
 
 
-def numbers(text: str, *, valid: Valid = lambda value: True, wanted: str = "", count: int | None = None) -> list[float]:
+def numbers(
+    text: str, *, valid: Valid = lambda value: True, wanted: str = "", count: int | None = None
+) -> list[float]:
     """Reads finite numbers separated by commas, `count` of them; as `number`.
 
     Raises:
       ValueError: as `number`, or another number of them.
     """
-    return _several(text, functools.partial(number, valid=valid), count, f"numbers {wanted}".rstrip())
+    return _several(
+        text, functools.partial(number, valid=valid), count, f"numbers {wanted}".rstrip()
+    )
 
 
 def _several(text: str, read: Callable[[str], T], count: int | None, what: str) -> list[T]:
@@ -82,5 +87,7 @@ def _several(text: str, read: Callable[[str], T], count: int | None, what: str) 
     except ValueError:
         values = []
     if not values or count not in (None, len(values)):
-        raise ValueError(f"it must be {'' if count is None else f'{count} '}{what} separated by commas")
+        raise ValueError(
+            f"it must be {'' if count is None else f'{count} '}{what} separated by commas"
+        )
     return values

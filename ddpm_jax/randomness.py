@@ -73,7 +73,8 @@ def check_settings() -> None:
         if found != wanted:
             raise UsageError(
                 f"{name.upper()} is {found}, so image i of a seed would not be the one it is "
-                f"elsewhere, and a run would not resume on its draws: unset it, or set it to {wanted}."
+                "elsewhere, and a run would not resume on its draws: unset it, or set it to "
+                f"{wanted}."
             )
 
 

@@ -1,7 +1,9 @@
-"""JSON from a file that anybody may have written: plain data of the expected kind, or half a sentence why not.
+"""JSON from a file that anybody may have written: plain data of the expected kind, or half a
+sentence why not.
 
-A kind is `Whole`, `Number`, `Text`, `Table` or None, for anything. Whatever the kind, data is bounded: in bytes, depth
-and the size of whole numbers, and every number is finite. Which sentence the half belongs to, the caller says.
+A kind is `Whole`, `Number`, `Text`, `Table` or None, for anything. Whatever the kind, data is
+bounded: in bytes, depth and the size of whole numbers, and every number is finite. Which sentence
+the half belongs to, the caller says.
 """
 
 import json
@@ -19,7 +21,8 @@ _ABSENT = object()
 
 
 class Malformed(ValueError):
-    """Data is not of its kind. The message is half a sentence about it: "its seed is null, and ... is expected"."""
+    """Data is not of its kind. The message is half a sentence about it: "its seed is null, and ...
+    is expected"."""
 
 
 class Whole(NamedTuple):
@@ -29,7 +32,9 @@ class Whole(NamedTuple):
     high: int = WHOLE
 
     def __str__(self) -> str:
-        return str(self.low) if self.low == self.high else f"a whole number in {self.low}..{self.high}"
+        return (
+            str(self.low) if self.low == self.high else f"a whole number in {self.low}..{self.high}"
+        )
 
 
 class Number(NamedTuple):
@@ -51,7 +56,8 @@ class Text(NamedTuple):
 
 
 class Table(NamedTuple):
-    """An object with the fields of `required`, perhaps those of `optional`, and others of the kind `others`."""
+    """An object with the fields of `required`, perhaps those of `optional`, and others of the kind
+    `others`."""
 
     required: Mapping[str, Any] = {}
     optional: Mapping[str, Any] = {}
@@ -69,7 +75,8 @@ def parse(data: bytes, kind: Kind = None, *, largest: int = LARGEST) -> Any:
     """Returns what a text of JSON holds, as plain dicts, lists, strings and numbers.
 
     Raises:
-      Malformed: it is longer than `largest` bytes, no JSON, beyond the bounds above, or not of this kind.
+      Malformed: it is longer than `largest` bytes, no JSON, beyond the bounds above, or not of this
+        kind.
     """
     if len(data) > largest:
         raise Malformed(f"it has more than {largest:,} bytes")
@@ -98,30 +105,43 @@ def check(value: Any, kind: Kind, name: str = "") -> None:
         case Whole(low, high):
             good = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
         case Number(null):
-            good = (isinstance(value, int | float) and not isinstance(value, bool)) or (null and value is None)
+            good = (isinstance(value, int | float) and not isinstance(value, bool)) or (
+                null and value is None
+            )
         case Text(pattern):
             good = isinstance(value, str) and re.fullmatch(pattern, value) is not None
         case Table():
             good = isinstance(value, dict)
     if not good:
-        raise Malformed(f"{f'its {name}' if name else 'it'} is {shown(value)}, and {kind} is expected")
+        raise Malformed(
+            f"{f'its {name}' if name else 'it'} is {shown(value)}, and {kind} is expected"
+        )
     if isinstance(kind, Table):
         for field in kind.required:
             if field not in value:
                 raise Malformed(f"it has no {_dotted(name, field)}")
         for field, item in value.items():
-            check(item, kind.required.get(field, kind.optional.get(field, kind.others)), _dotted(name, field))
+            check(
+                item,
+                kind.required.get(field, kind.optional.get(field, kind.others)),
+                _dotted(name, field),
+            )
 
 
 def differing(found: Any, wanted: Any, name: str = "") -> dict[str, tuple[str, str]]:
-    """Returns name -> (there, here), as text, for everything in which two pieces of plain data differ.
+    """Returns name -> (there, here), as text, for everything in which two pieces of plain data
+    differ.
 
-    Fields of objects within each other have dotted names, {"guidance.scale": ("2.0", "3.0")}; what one of them lacks is
-    "absent", unless it is null in the other; of a SHA-256 there are the first digits.
+    Fields of objects within each other have dotted names, {"guidance.scale": ("2.0", "3.0")}; what
+    one of them lacks is "absent", unless it is null in the other; of a SHA-256 there are the first
+    digits.
     """
     if not (isinstance(found, dict) and isinstance(wanted, dict)):
         return {} if found == wanted else {name: (shown(found), shown(wanted))}
-    pairs = {field: (found.get(field, _ABSENT), wanted.get(field, _ABSENT)) for field in {**found, **wanted}}
+    pairs = {
+        field: (found.get(field, _ABSENT), wanted.get(field, _ABSENT))
+        for field in {**found, **wanted}
+    }
     return {
         dotted: texts
         for field, pair in pairs.items()
@@ -131,7 +151,8 @@ def differing(found: Any, wanted: Any, name: str = "") -> dict[str, tuple[str, s
 
 
 def shown(value: Any) -> str:
-    """A value as a sentence can name it: short, in printable characters, without the quotes of JSON's escapes."""
+    """A value as a sentence can name it: short, in printable characters, without the quotes of
+    JSON's escapes."""
     if value is _ABSENT:
         return "absent"
     if isinstance(value, str) and re.fullmatch(SHA256.pattern, value):

@@ -59,7 +59,9 @@ def with_outputs(text: str, outputs: list[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--write", action="store_true", help="put the output into tutorial.md")
     write = parser.parse_args().write
     text = TUTORIAL.read_text()

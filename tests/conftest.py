@@ -1,11 +1,14 @@
-"""What every test relies on: strict rank promotion, one CPU device, a compilation cache shared between processes."""
+"""What every test relies on: strict rank promotion, one CPU device, a compilation cache shared
+between processes."""
 
 import gc
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax"))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
 
 import jax
@@ -32,7 +35,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Drops a file's compiled programs: each holds memory maps, and XLA crashes where a process has too many."""
+    """Drops a file's compiled programs: each holds memory maps, and XLA crashes where a process has
+    too many."""
     yield
     jax.clear_caches()
     gc.collect()

@@ -1,4 +1,5 @@
-"""Foreign archives: whole ones are read as NumPy and safetensors do, others refused before memory is taken."""
+"""Foreign archives: whole ones are read as NumPy and safetensors do, others refused before memory
+is taken."""
 
 import io
 import json
@@ -126,7 +127,8 @@ def test_a_member_that_is_not_what_its_header_says_is_refused(member, words):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_every_flipped_byte_and_every_cut_is_refused_or_harmless(save):
-    """Names and dates of the directory are under no checksum: another name is another array, another date none."""
+    """Names and dates of the directory are under no checksum: another name is another array,
+    another date none."""
     whole = npz(save, images=IMAGES)
     expected = {"images": Header(IMAGES.dtype, IMAGES.shape)}
     sentences = []
@@ -177,7 +179,9 @@ def test_what_is_missing_or_of_another_type_than_expected_is_named():
     data = npz(**ARRAYS)
     with pytest.raises(BadArchive, match="no array 'index', but 'images', 'columns'"):
         read_npz(data, {"index": Header(np.dtype(np.int64), (2,))})
-    with pytest.raises(BadArchive, match=r"'images' is uint8 \[2, 3, 4\], where uint8 \[any, 3, 3\] is expected"):
+    with pytest.raises(
+        BadArchive, match=r"'images' is uint8 \[2, 3, 4\], where uint8 \[any, 3, 3\] is expected"
+    ):
         read_npz(data, {"images": Header(np.dtype(np.uint8), (None, 3, 3))})
     with pytest.raises(BadArchive, match=r"'text' is text \[2\], where float64 is expected"):
         read_npz(data, {"text": Header(np.dtype(float), None)})
@@ -214,7 +218,9 @@ def test_safetensors_of_every_type_are_read_exactly():
 
 
 def test_a_file_of_the_format_s_own_package_is_read_alike():
-    numpy = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed: pip install -e '.[parity]'")
+    numpy = pytest.importorskip(
+        "safetensors.numpy", reason="safetensors is not installed: pip install -e '.[parity]'"
+    )
     rng = np.random.default_rng(0)
     arrays = {f"layer{i}.weight": rng.normal(size=(i, 3)).astype(np.float32) for i in range(1, 5)}
     found = read_safetensors(numpy.save(arrays, metadata={"made": "here"}))
@@ -242,16 +248,25 @@ def test_a_file_of_the_format_s_own_package_is_read_alike():
         (tensors({"a": entry(shape=(1.0,))}, b"0000"), "header of its tensor 'a' is damaged"),
         (tensors({"a": entry(shape=(-1, -1))}, b"0000"), "header of its tensor 'a' is damaged"),
         (tensors({"a": entry(offsets=(0, 4, 8))}, b"0000"), "header of its tensor 'a' is damaged"),
-        (tensors({"a": entry("F8_E4M3", offsets=(0, 1))}, b"0"), "'a' is of F8_E4M3, where one of BOOL, U8,"),
+        (
+            tensors({"a": entry("F8_E4M3", offsets=(0, 1))}, b"0"),
+            "'a' is of F8_E4M3, where one of BOOL, U8,",
+        ),
         (tensors({"a": entry()}, b"000"), "take 4 bytes, and 3 follow"),
         (tensors({"a": entry()}, b"00000"), "take 4 bytes, and 5 follow"),
         (tensors({"a": entry(shape=(10**12,))}, b"0000"), "'a' does not lie where"),
         (tensors({"a": entry(offsets=(4, 8))}, b"0" * 8), "'a' does not lie where"),
         (tensors({"a": entry(), "b": entry()}, b"0000"), "does not lie where"),
-        (tensors({"a": entry(offsets=(0, 4)), "b": entry(offsets=(2, 6))}, b"0" * 6), "'b' does not lie where"),
+        (
+            tensors({"a": entry(offsets=(0, 4)), "b": entry(offsets=(2, 6))}, b"0" * 6),
+            "'b' does not lie where",
+        ),
         (tensors({"a": entry(offsets=(4, 0))}, b"0000"), "'a' does not lie where"),
         (tensors({"a": entry(shape=(10**30, 0), offsets=(0, 0))}), "impossible shape"),
-        (tensors({str(i): entry(shape=(0,), offsets=(0, 0)) for i in range(10_001)}), "10,001 tensors"),
+        (
+            tensors({str(i): entry(shape=(0,), offsets=(0, 0)) for i in range(10_001)}),
+            "10,001 tensors",
+        ),
         (tensors({"\x1b[31m": 1}), r"'\\x1b\[31m'"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Config files: each one loads, builds, and is a record of its experiment; users' own are completed by the defaults."""
+"""Config files: each one loads, builds, and is a record of its experiment; users' own are completed
+by the defaults."""
 
 import ast
 import pathlib
@@ -19,7 +20,13 @@ from ddpm_jax.randomness import base_key
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
-DATASETS = ("ddpm_cifar10", "ddpm_lsun_church", "ddpm_lsun_bedroom", "ddpm_lsun_cat", "ddpm_celebahq256")
+DATASETS = (
+    "ddpm_cifar10",
+    "ddpm_lsun_church",
+    "ddpm_lsun_bedroom",
+    "ddpm_lsun_cat",
+    "ddpm_celebahq256",
+)
 
 ABLATION = {  # table 2 of Ho et al. 2020: parameterisation, loss, variance
     "ddpm_cifar10_mu_vlb_learned": ("mu", "vlb", "learned"),
@@ -34,7 +41,8 @@ IMPROVED = {  # table 2 of Nichol & Dhariwal 2021, cosine, T = 4000: loss, varia
     "iddpm_cifar10_hybrid": ("hybrid", "learned_range", "uniform"),
     "iddpm_cifar10_vlb": ("vlb", "learned_range", "importance"),
 }
-CONDITIONAL = {  # the unconditional config, and what the network is told: classes, hidden labels, how much smaller
+# the unconditional config, and what the network is told: classes, hidden labels, how much smaller
+CONDITIONAL = {
     "digits_cond": ("digits", (10, 0.1, 0)),
     "digits_sr": ("digits", (0, 0.0, 2)),
     "ddpm_cifar10_cond": ("ddpm_cifar10", (10, 0.1, 0)),
@@ -74,7 +82,11 @@ def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
 def test_every_chain_ends_in_noise(path):
     c = load(path.stem).diffusion
     betas = make_betas(
-        c.schedule, c.num_timesteps, beta_start=c.beta_start, beta_end=c.beta_end, scale_betas=c.scale_betas
+        c.schedule,
+        c.num_timesteps,
+        beta_start=c.beta_start,
+        beta_end=c.beta_end,
+        scale_betas=c.scale_betas,
     )
     assert prior_warning(make_schedule(betas)) is None
 
@@ -103,9 +115,14 @@ def test_a_config_over_latents_builds_on_its_first_stage(name):
 def check_builds(experiment):
     build_training(experiment)
     height, width, channels = experiment.shape
-    x, t = jax.ShapeDtypeStruct((2, height, width, channels), "float32"), jax.ShapeDtypeStruct((2,), "float32")
+    x, t = (
+        jax.ShapeDtypeStruct((2, height, width, channels), "float32"),
+        jax.ShapeDtypeStruct((2,), "float32"),
+    )
     output = jax.eval_shape(
-        lambda params, x, t: experiment.model.apply({"params": params}, x, t, null_condition(experiment.model, x)),
+        lambda params, x, t: experiment.model.apply(
+            {"params": params}, x, t, null_condition(experiment.model, x)
+        ),
         experiment.params_shapes(),
         x,
         t,
@@ -129,7 +146,8 @@ def test_a_first_stages_config_builds(name):
 def test_config_is_a_record_of_its_experiment(path):
     record = ast.get_docstring(ast.parse(path.read_text()))
     assert all(heading in record for heading in ("Paper:", "Command:", "Hardware:", "Expected:"))
-    assert path.stem == "digits" or f"--config configs/{path.name}" in record  # the command is this file's own
+    # the command is this file's own
+    assert path.stem == "digits" or f"--config configs/{path.name}" in record
 
 
 @pytest.mark.parametrize(
@@ -156,17 +174,27 @@ def test_cifar10_trains_as_the_original_code_did():
     config = load("ddpm_cifar10")
     o = config.optimizer
     assert (o.name, o.learning_rate, o.b1, o.b2, o.eps) == ("adam", 2e-4, 0.9, 0.999, 1e-8)
-    assert (o.warmup_steps, o.decay, o.clip_norm, o.clip_scope) == (5000, "constant", 1.0, "replica")
+    assert (o.warmup_steps, o.decay, o.clip_norm, o.clip_scope) == (
+        5000,
+        "constant",
+        1.0,
+        "replica",
+    )
     assert (config.ema.decay, config.ema.warmup) == (0.9999, False)
     assert (config.train.batch_size, config.train.num_steps) == (128, 800_000)
     assert (config.model.dropout, config.data.flip) == (0.1, True)
-    assert configs.to_dict(config) == configs.to_dict(configs.default_config())  # the defaults are this experiment
+    # the defaults are this experiment
+    assert configs.to_dict(config) == configs.to_dict(configs.default_config())
 
 
 @pytest.mark.parametrize("name", DATASETS[1:])
 def test_256x256_configs_train_as_the_original_code_did(name):
     config = load(name)
-    assert (config.optimizer.learning_rate, config.train.batch_size, config.model.dropout) == (2e-5, 64, 0.0)
+    assert (config.optimizer.learning_rate, config.train.batch_size, config.model.dropout) == (
+        2e-5,
+        64,
+        0.0,
+    )
     assert config.optimizer.warmup_steps == 5000
     assert config.data.flip == (name != "ddpm_lsun_bedroom")  # the paper: no flips for Bedroom
 
@@ -190,12 +218,17 @@ def test_a_conditional_config_is_the_unconditional_one_that_is_told_more(name):
     c = config.condition
     assert (c.num_classes, c.label_dropout, c.low_res_factor) == told
     differing = {field for field, value in configs.flatten(config) if value != unconditional[field]}
-    assert {field for field in differing if not field.startswith("condition.")} <= {"train.num_samples"}
+    assert {field for field in differing if not field.startswith("condition.")} <= {
+        "train.num_samples"
+    }
 
 
-@pytest.mark.parametrize("first", [[3.0, -4.0, 0.5], [1e-8, -3e-9, 2e-8]], ids=["clipped", "eps decides"])
+@pytest.mark.parametrize(
+    "first", [[3.0, -4.0, 0.5], [1e-8, -3e-9, 2e-8]], ids=["clipped", "eps decides"]
+)
 def test_a_bound_t_times_as_large_is_trained_by_the_same_updates(first):
-    """The original's L is the mean over t of L_t; ours is the sum, so clipping and Adam's eps are T times as large."""
+    """The original's L is the mean over t of L_t; ours is the sum, so clipping and Adam's eps are T
+    times as large."""
     ours, original = load("ddpm_cifar10_eps_vlb").optimizer, load("ddpm_cifar10").optimizer
 
     def updates(o, scale):
@@ -217,13 +250,22 @@ def test_improved_ddpm_trains_as_its_authors_did(name):
     d, m, o = config.diffusion, config.model, config.optimizer
     assert (d.loss, d.variance, d.timestep_sampling) == IMPROVED[name]
     assert (d.schedule, d.num_timesteps, d.parameterization) == ("cosine", 4000, "eps")
-    assert (m.ch, m.ch_mult, m.num_res_blocks, m.attn_resolutions) == (128, (1, 2, 2, 2), 3, (16, 8))
+    assert (m.ch, m.ch_mult, m.num_res_blocks, m.attn_resolutions) == (
+        128,
+        (1, 2, 2, 2),
+        3,
+        (16, 8),
+    )
     assert (m.num_heads, m.dropout, m.scale_shift_norm) == (4, 0.3, True)
     assert (m.time_embedding, m.norm_eps, m.downsample_padding) == ("cos_sin", 1e-5, "both")
     assert (o.name, o.learning_rate, o.weight_decay, o.eps) == ("adamw", 1e-4, 0.0, 1e-8)
     assert (o.warmup_steps, o.decay, o.clip_norm) == (0, "constant", 0.0)
     assert (config.ema.decay, config.ema.warmup) == (0.9999, False)
-    assert (config.train.batch_size, config.train.num_steps, config.data.flip) == (128, 500_000, False)
+    assert (config.train.batch_size, config.train.num_steps, config.data.flip) == (
+        128,
+        500_000,
+        False,
+    )
 
 
 def test_dit_on_imagenet_trains_as_its_authors_did():
@@ -235,12 +277,21 @@ def test_dit_on_imagenet_trains_as_its_authors_did():
     assert round(count / 1e6) == 675
     np.testing.assert_allclose(experiment.chain.betas[[0, -1]], [1e-4, 0.02])
     d, o = config.diffusion, config.optimizer
-    assert (d.num_timesteps, d.loss, d.variance, d.parameterization) == (1000, "hybrid", "learned_range", "eps")
+    assert (d.num_timesteps, d.loss, d.variance, d.parameterization) == (
+        1000,
+        "hybrid",
+        "learned_range",
+        "eps",
+    )
     assert (d.rescale_timesteps, d.timestep_sampling) == (False, "uniform")
     assert (o.name, o.learning_rate, o.weight_decay, o.b1, o.b2) == ("adamw", 1e-4, 0.0, 0.9, 0.999)
     assert (o.warmup_steps, o.decay, o.clip_norm) == (0, "constant", 0.0)
     assert (config.ema.decay, config.ema.warmup) == (0.9999, False)
-    assert (config.train.batch_size, config.train.num_steps, config.data.flip) == (256, 7_000_000, True)
+    assert (config.train.batch_size, config.train.num_steps, config.data.flip) == (
+        256,
+        7_000_000,
+        True,
+    )
     assert (config.condition.num_classes, config.condition.label_dropout) == (1000, 0.1)
     assert (config.model.dropout, config.model.time_embedding) == (0.0, "cos_sin")
     assert config.first_stage.latent_scale == 0.18215
@@ -254,9 +305,12 @@ def test_rescaled_timesteps_are_in_0_to_1000_whatever_t_and_however_few_steps_ar
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in ABLATION | IMPROVED | CONDITIONAL if name != "ddpm_cifar10"])
+@pytest.mark.parametrize(
+    "name", [name for name in ABLATION | IMPROVED | CONDITIONAL if name != "ddpm_cifar10"]
+)
 def test_a_shrunken_version_trains_through_the_real_step(name):
-    """A dozen steps: a finite loss each, finite parameters and averages, and both ends of the network have moved."""
+    """A dozen steps: a finite loss each, finite parameters and averages, and both ends of the
+    network have moved."""
     shrunken = [
         "data.image_size=8",
         "diffusion.num_timesteps=8",  # few, so that importance sampling has its history soon
@@ -285,7 +339,10 @@ def test_a_shrunken_version_trains_through_the_real_step(name):
 
 @pytest.mark.parametrize(
     "body",
-    ["return {'model': {'ch': 64, 'ch_mult': [1, 2]}}", "return ConfigDict({'model': {'ch': 64, 'ch_mult': (1, 2)}})"],
+    [
+        "return {'model': {'ch': 64, 'ch_mult': [1, 2]}}",
+        "return ConfigDict({'model': {'ch': 64, 'ch_mult': (1, 2)}})",
+    ],
 )
 def test_a_users_own_file_is_completed_by_the_defaults(tmp_path, body):
     path = tmp_path / "mine.py"
@@ -298,7 +355,9 @@ def test_a_users_own_file_is_completed_by_the_defaults(tmp_path, body):
 def test_a_value_of_the_wrong_type_in_a_users_file_names_the_file_and_the_field(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def get_config():\n    return {'model': {'ch': 'wide'}}\n")
-    with pytest.raises(UsageError, match=r"mine\.py: config field 'model\.ch' is of type int and cannot be 'wide'"):
+    with pytest.raises(
+        UsageError, match=r"mine\.py: config field 'model\.ch' is of type int and cannot be 'wide'"
+    ):
         configs.load_config(path)
 
 
@@ -314,7 +373,11 @@ def test_every_field_can_be_overridden_with_its_own_value():
     config = configs.default_config()
     for name, value in configs.flatten(config):
         if value is not None:
-            text = "".join(f"{item}," for item in value) or "()" if isinstance(value, tuple) else str(value)
+            text = (
+                "".join(f"{item}," for item in value) or "()"
+                if isinstance(value, tuple)
+                else str(value)
+            )
             config = configs.override(config, [f"--config.{name}={text}"])
     assert configs.to_dict(config) == configs.to_dict(configs.default_config())
 
@@ -332,14 +395,21 @@ def test_what_changes_neither_model_nor_draws_may_differ_on_resuming():
     ours.train.num_steps, ours.checkpoint.save_every = 7, 3
     assert configs.differences(configs.to_dict(ours), configs.to_dict(theirs)) == []
     ours.model.ch = 64
-    assert configs.differences(configs.to_dict(ours), configs.to_dict(theirs)) == ["model.ch (128 there, 64 here)"]
+    assert configs.differences(configs.to_dict(ours), configs.to_dict(theirs)) == [
+        "model.ch (128 there, 64 here)"
+    ]
     fields = {name for name, _ in configs.flatten(configs.default_config())}
     assert set(configs.RESUMABLE) <= fields
 
 
 def test_a_run_older_than_a_field_has_its_default():
-    ours, theirs = configs.to_dict(configs.default_config()), configs.to_dict(configs.default_config())
+    ours, theirs = (
+        configs.to_dict(configs.default_config()),
+        configs.to_dict(configs.default_config()),
+    )
     del theirs["model"]["time_embedding"]
     assert configs.differences(ours, theirs) == []
     ours["model"]["time_embedding"] = "cos_sin"
-    assert configs.differences(ours, theirs) == ["model.time_embedding ('sin_cos' there, 'cos_sin' here)"]
+    assert configs.differences(ours, theirs) == [
+        "model.time_embedding ('sin_cos' there, 'cos_sin' here)"
+    ]

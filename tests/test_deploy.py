@@ -1,4 +1,5 @@
-"""What deploy/ holds: by its own validators where they are installed, by its commands, and by what its scripts do."""
+"""What deploy/ holds: by its own validators where they are installed, by its commands, and by what
+its scripts do."""
 
 import os
 import pathlib
@@ -33,7 +34,9 @@ def _passes(*argv):
 
 def _manifests():
     yaml = pytest.importorskip("yaml")
-    return {item["kind"]: item for item in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
+    return {
+        item["kind"]: item for item in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    }
 
 
 def _arguments(name):
@@ -41,7 +44,9 @@ def _arguments(name):
     if name == "kubernetes.yaml":
         (container,) = _manifests()["Job"]["spec"]["template"]["spec"]["containers"]
         return container["args"]
-    return re.findall(r"--[\w.]+(?:=\S+)?", (DEPLOY / name).read_text().partition("python train.py")[2])
+    return re.findall(
+        r"--[\w.]+(?:=\S+)?", (DEPLOY / name).read_text().partition("python train.py")[2]
+    )
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -65,20 +70,30 @@ def test_what_the_container_file_copies_is_there_and_sent_to_the_builder():
 
 def test_the_container_has_every_extra_that_its_head_names():
     text = (DEPLOY / "Containerfile").read_text()
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     named = set(re.findall(r"EXTRA=(\w+)", text))
     assert named == {"cuda", "tpu", "test"}
     assert named | {"wandb"} <= extras.keys()
 
 
 def test_the_manifest_is_valid_yaml_and_valid_kubernetes():
-    _passes(_tool("yamllint"), "-d", "{extends: default, rules: {line-length: {max: 120}}}", DEPLOY / "kubernetes.yaml")
+    _passes(
+        _tool("yamllint"),
+        "-d",
+        "{extends: default, rules: {line-length: {max: 120}}}",
+        DEPLOY / "kubernetes.yaml",
+    )
     _passes(_tool("kubernetes-validate"), "--strict", DEPLOY / "kubernetes.yaml")
 
 
 def test_the_processes_of_the_job_are_as_many_as_they_are_told_and_find_the_first():
     manifests = _manifests()
-    job, (container,) = manifests["Job"]["spec"], manifests["Job"]["spec"]["template"]["spec"]["containers"]
+    job, (container,) = (
+        manifests["Job"]["spec"],
+        manifests["Job"]["spec"]["template"]["spec"]["containers"],
+    )
     flags = dict(argument.lstrip("-").partition("=")[::2] for argument in container["args"])
     assert job["completions"] == job["parallelism"] == int(flags["num_processes"])
     host, port = flags["coordinator"].split(":")
@@ -88,7 +103,10 @@ def test_the_processes_of_the_job_are_as_many_as_they_are_told_and_find_the_firs
     assert manifests["Service"]["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
     assert int(port) == container["ports"][0]["containerPort"]
     (volume,) = job["template"]["spec"]["volumes"]
-    assert volume["persistentVolumeClaim"]["claimName"] == manifests["PersistentVolumeClaim"]["metadata"]["name"]
+    assert (
+        volume["persistentVolumeClaim"]["claimName"]
+        == manifests["PersistentVolumeClaim"]["metadata"]["name"]
+    )
     assert container["args"][0].startswith(container["volumeMounts"][0]["mountPath"])
 
 
@@ -109,7 +127,8 @@ def test_the_flags_and_fields_are_those_of_train(capsys, name):
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
-    """stub("python", "exit 3"): a program of that name that does this instead; its calls are kept in NAME.log."""
+    """stub("python", "exit 3"): a program of that name that does this instead; its calls are kept
+    in NAME.log."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -130,14 +149,17 @@ def test_train_sh_ends_as_train_does_and_passes_its_arguments(stub, tmp_path):
         log = stub("python", f"exit {code}")
         done = subprocess.run([DEPLOY / "train.sh", workdir, "300", "--config=configs/digits.py"])
         assert done.returncode == code
-    expected = f"train.py --workdir {workdir} --config.train.num_steps=300 --config=configs/digits.py"
+    expected = (
+        f"train.py --workdir {workdir} --config.train.num_steps=300 --config=configs/digits.py"
+    )
     assert log.read_text().splitlines() == 4 * [expected]
     assert subprocess.run([DEPLOY / "train.sh", workdir], capture_output=True).returncode == 2
 
 
 @pytest.mark.parametrize("step", [300, 299])
 def test_in_a_bucket_train_sh_asks_python_whether_the_run_is_finished(stub, step):
-    log = stub("python", f'[ "$1" != -c ] || [ "$4" -eq {step} ]')  # train.py ends well; the question is answered so
+    # Train.py ends well; the question is answered so
+    log = stub("python", f'[ "$1" != -c ] || [ "$4" -eq {step} ]')
     done = subprocess.run([DEPLOY / "train.sh", "gs://bucket/run", "300"])
     assert done.returncode == (0 if step == 300 else 75)
     assert log.read_text().endswith("gs://bucket/run 300\n")
@@ -146,7 +168,8 @@ def test_in_a_bucket_train_sh_asks_python_whether_the_run_is_finished(stub, step
 def test_train_sh_passes_sigterm_on_waits_for_the_save_and_asks_to_be_started_again(stub, tmp_path):
     (tmp_path / "checkpoints" / "200").mkdir(parents=True)
     log = stub(
-        "python", "trap 'sleep 0.5; touch saved; exit 0' TERM; touch started; for i in {1..200}; do sleep 0.05; done"
+        "python",
+        "trap 'sleep 0.5; touch saved; exit 0' TERM; touch started; for i in {1..200}; do sleep 0.05; done",
     )
     process = subprocess.Popen([DEPLOY / "train.sh", tmp_path, "300"], cwd=tmp_path)
     deadline = time.monotonic() + 30
@@ -160,7 +183,8 @@ def test_train_sh_passes_sigterm_on_waits_for_the_save_and_asks_to_be_started_ag
 
 
 @pytest.mark.parametrize(
-    ("finished", "seconds_left", "again"), [(False, 100, True), (False, 9000, False), (True, 100, False)]
+    ("finished", "seconds_left", "again"),
+    [(False, 100, True), (False, 9000, False), (True, 100, False)],
 )
 def test_the_slurm_job_queues_itself_again_where_its_time_was_up(
     stub, tmp_path, monkeypatch, finished, seconds_left, again
@@ -169,7 +193,12 @@ def test_the_slurm_job_queues_itself_again_where_its_time_was_up(
     started = stub("srun", f"mkdir -p {tmp_path}/run/checkpoints/{300 if finished else 200}")
     (tmp_path / "venv" / "bin").mkdir(parents=True)
     (tmp_path / "venv" / "bin" / "activate").touch()
-    for name, value in {"WORKDIR": "run", "VENV": "venv", "STEPS": "300", "SLURM_JOB_ID": "17"}.items():
+    for name, value in {
+        "WORKDIR": "run",
+        "VENV": "venv",
+        "STEPS": "300",
+        "SLURM_JOB_ID": "17",
+    }.items():
         monkeypatch.setenv(name, value if value.isdigit() else str(tmp_path / value))
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + seconds_left))
     done = subprocess.run(["bash", DEPLOY / "slurm.sh"], capture_output=True, text=True)

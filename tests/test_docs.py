@@ -80,13 +80,21 @@ def _compilations():
 def run(tmp_path, monkeypatch):
     """A directory with the checkpoint of a small, untrained model in runs/digits."""
     monkeypatch.chdir(tmp_path)
-    overrides = ("model.ch=32", "model.ch_mult=(1,)", "model.num_res_blocks=1", "model.attn_resolutions=()")
+    overrides = (
+        "model.ch=32",
+        "model.ch_mult=(1,)",
+        "model.num_res_blocks=1",
+        "model.attn_resolutions=()",
+    )
     config = configs.override(
-        configs.load_config(ROOT / "configs" / "digits.py"), [f"--config.{field}" for field in overrides]
+        configs.load_config(ROOT / "configs" / "digits.py"),
+        [f"--config.{field}" for field in overrides],
     )
     experiment = build(config)
     checkpointer = Checkpointer(tmp_path / "runs" / "digits", keep_last=1)
-    checkpointer.save(1, {"ema_params": experiment.init_params(base_key(0))}, {}, settings_of(experiment))
+    checkpointer.save(
+        1, {"ema_params": experiment.init_params(base_key(0))}, {}, settings_of(experiment)
+    )
     checkpointer.close()
 
 

@@ -14,7 +14,10 @@ def test_a_valid_name_gives_its_entry():
 def test_an_unknown_name_is_named_with_all_valid_ones_and_the_nearest():
     with pytest.raises(UsageError) as caught:
         choose("beta schedule", "linar", TABLE)
-    assert str(caught.value) == "Unknown beta schedule 'linar': choose one of cosine, linear. Did you mean 'linear'?"
+    assert (
+        str(caught.value)
+        == "Unknown beta schedule 'linar': choose one of cosine, linear. Did you mean 'linear'?"
+    )
 
 
 def test_no_name_is_suggested_where_none_is_near():

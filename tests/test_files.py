@@ -28,7 +28,10 @@ def test_what_is_no_file_is_named_and_not_opened(strange):
         for read in (open_file, read_file, sha256_of):
             with pytest.raises(NotAFile, match=what):
                 read(name)
-        with pytest.raises(FailureError, match=rf"{name} is {what}, and a file is expected: "), reporting(name, "read"):
+        with (
+            pytest.raises(FailureError, match=rf"{name} is {what}, and a file is expected: "),
+            reporting(name, "read"),
+        ):
             read_file(name)
 
 

@@ -1,4 +1,5 @@
-"""What memory there is for a computation on the host, and the sentence where it does not suffice."""
+"""What memory there is for a computation on the host, and the sentence where it does not
+suffice."""
 
 import os
 
@@ -16,11 +17,15 @@ def _system(tmp_path, monkeypatch, *, meminfo, limit):
     monkeypatch.setattr(host_memory, "_LIMITS", paths[1:])
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("max\n", 3072), ("2048\n", 2048), ("9223372036854771712\n", 3072)])
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("max\n", 3072), ("2048\n", 2048), ("9223372036854771712\n", 3072)]
+)
 def test_what_is_available_is_what_is_free_and_no_more_than_the_container_may_hold(
     tmp_path, monkeypatch, limit, expected
 ):
-    _system(tmp_path, monkeypatch, meminfo="MemTotal:  9 kB\nMemAvailable:       3 kB\n", limit=limit)
+    _system(
+        tmp_path, monkeypatch, meminfo="MemTotal:  9 kB\nMemAvailable:       3 kB\n", limit=limit
+    )
     assert host_memory.available() == expected
 
 
@@ -32,12 +37,16 @@ def test_where_the_system_does_not_tell_it_is_all_of_the_machine(tmp_path, monke
 def test_what_needs_more_is_refused_with_both_numbers_and_the_remedy(tmp_path, monkeypatch):
     _system(tmp_path, monkeypatch, meminfo="MemAvailable: 1048576 kB", limit="max")
     host_memory.check(2**30, what="It", remedy="take less")
-    with pytest.raises(UsageError, match=r"^It needs 1\.5 GiB of memory, and 1\.0 GiB are available: take less\.$"):
+    with pytest.raises(
+        UsageError, match=r"^It needs 1\.5 GiB of memory, and 1\.0 GiB are available: take less\.$"
+    ):
         host_memory.check(3 * 2**29, what="It", remedy="take less")
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("max", None), ("2048", 2048)])
-def test_what_a_process_can_have_at_most_counts_the_swap_space(tmp_path, monkeypatch, limit, expected):
+def test_what_a_process_can_have_at_most_counts_the_swap_space(
+    tmp_path, monkeypatch, limit, expected
+):
     _system(tmp_path, monkeypatch, meminfo="MemAvailable: 3 kB\nSwapTotal:  4 kB\n", limit=limit)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert host_memory.total() == (expected or machine + 4096)

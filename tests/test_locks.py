@@ -1,4 +1,5 @@
-"""One writer at a time in a directory of a disk; that of a bucket is in tests/storage/test_locks.py."""
+"""One writer at a time in a directory of a disk; that of a bucket is in
+tests/storage/test_locks.py."""
 
 import errno
 import json
@@ -25,7 +26,9 @@ with alone(sys.argv[1], "training in it"):
 def holder(tmp_path):
     """(process, directory) of another process that holds the lock on a directory."""
     directory = tmp_path / "runs" / "a"
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(directory)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(directory)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "held\n"
     yield process, directory
     process.kill()
@@ -52,7 +55,10 @@ def test_a_killed_process_leaves_no_lock(holder):
 
 def test_a_directory_is_locked_once_within_a_process_too_and_again_afterwards(tmp_path):
     with locks.alone(tmp_path, "training in it"):
-        with pytest.raises(FailureError, match="is in use"), locks.alone(tmp_path, "training in it"):
+        with (
+            pytest.raises(FailureError, match="is in use"),
+            locks.alone(tmp_path, "training in it"),
+        ):
             pass
         with locks.alone(tmp_path, "evaluating into it", name=".part.lock"):
             pass
@@ -71,7 +77,9 @@ def test_folders_that_were_made_and_not_used_are_removed_and_others_stay(tmp_pat
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["x"]
 
 
-def test_a_lock_file_removed_between_opening_and_locking_it_is_not_taken_for_the_lock(tmp_path, monkeypatch):
+def test_a_lock_file_removed_between_opening_and_locking_it_is_not_taken_for_the_lock(
+    tmp_path, monkeypatch
+):
     flock, removed = locks.fcntl.flock, []
 
     def flock_after_the_owner_has_left(file, how):
@@ -82,7 +90,10 @@ def test_a_lock_file_removed_between_opening_and_locking_it_is_not_taken_for_the
     monkeypatch.setattr(locks.fcntl, "flock", flock_after_the_owner_has_left)
     with locks.alone(tmp_path, "training in it"):
         assert (tmp_path / locks.LOCK).exists()
-        with pytest.raises(FailureError, match="is in use"), locks.alone(tmp_path, "training in it"):
+        with (
+            pytest.raises(FailureError, match="is in use"),
+            locks.alone(tmp_path, "training in it"),
+        ):
             pass
 
 
@@ -104,7 +115,10 @@ def test_a_system_without_flock_is_not_guarded(tmp_path, monkeypatch):
 
 def test_a_file_is_no_directory_to_write_into(tmp_path):
     (tmp_path / "x").touch()
-    with pytest.raises(UsageError, match="x is a file"), locks.alone(tmp_path / "x", "training in it"):
+    with (
+        pytest.raises(UsageError, match="x is a file"),
+        locks.alone(tmp_path / "x", "training in it"),
+    ):
         pass
 
 
@@ -112,5 +126,8 @@ def test_a_file_is_no_directory_to_write_into(tmp_path):
 def test_a_lock_whose_owner_cannot_be_read_is_still_one(tmp_path, data):
     with locks.alone(tmp_path, "training in it"):
         (tmp_path / locks.LOCK).write_bytes(data)
-        with pytest.raises(FailureError, match="in use: another process"), locks.alone(tmp_path, "training in it"):
+        with (
+            pytest.raises(FailureError, match="in use: another process"),
+            locks.alone(tmp_path, "training in it"),
+        ):
             pass

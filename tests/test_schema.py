@@ -67,7 +67,13 @@ def test_a_table_within_a_table_is_named_by_its_dots():
 
 def test_differences_are_named_by_their_dots():
     digests = ["a" * 64, "b" * 64]
-    there = {"a": 1, "same": [1], "guidance": {"scale": 2.0, "kind": "weaker"}, "gone": 0, "no": None}
+    there = {
+        "a": 1,
+        "same": [1],
+        "guidance": {"scale": 2.0, "kind": "weaker"},
+        "gone": 0,
+        "no": None,
+    }
     here = {"a": 2, "same": [1], "guidance": {"scale": 3.0, "kind": "weaker"}, "new": {"x": 1}}
     there, here = there | {"sha256": digests[0]}, here | {"sha256": digests[1]}
     assert differing(there, here) == {

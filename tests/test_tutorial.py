@@ -1,4 +1,5 @@
-"""The tutorial's code runs, draws its pictures, and finds what its text says; at a size that takes seconds."""
+"""The tutorial's code runs, draws its pictures, and finds what its text says; at a size that takes
+seconds."""
 
 import importlib.util
 import pathlib
@@ -48,7 +49,8 @@ def test_every_picture_of_the_text_is_made_and_no_other(small):
 
 @pytest.mark.slow
 def test_the_blocks_print_what_the_text_shows_but_for_the_digits(small):
-    """The same lines in the same places; the small settings change numbers and how many rows there are."""
+    """The same lines in the same places; the small settings change numbers and how many rows there
+    are."""
     shown = [block["output"] for block in tutorial.BLOCK.finditer(TEXT)]
     assert [bool(output) for output in small[0]] == [output is not None for output in shown]
     for printed, text in zip(small[0], shown, strict=True):
@@ -59,7 +61,9 @@ def test_the_blocks_print_what_the_text_shows_but_for_the_digits(small):
 @pytest.mark.slow
 def test_the_oracles_numbers_are_right_at_any_size(small):
     names = small[1]
-    density_error = np.abs(names["solved"].log_prob - names["true_log_prob"]) * names["bits_per_dim"]
+    density_error = (
+        np.abs(names["solved"].log_prob - names["true_log_prob"]) * names["bits_per_dim"]
+    )
     assert density_error.max() < 1e-3
     assert np.abs(names["back"] - names["x"]).max() < 0.01
     means, errors = np.array(names["bounds"]).T

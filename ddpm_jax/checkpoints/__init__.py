@@ -1,1 +1,2 @@
-"""Checkpoints on disk: writing them, finding and reading them, telling damaged ones, snapshots of averages."""
+"""Checkpoints on disk: writing them, finding and reading them, telling damaged ones, snapshots of
+averages."""

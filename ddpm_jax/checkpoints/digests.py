@@ -1,7 +1,9 @@
-"""Digests of the files of a folder, kept in it: what is read later can be told from what was written.
+"""Digests of the files of a folder, kept in it: what is read later can be told from what was
+written.
 
-Run in the folder, `sha256sum --check SHA256SUMS` understands it. What the files are is not known here. Only regular
-files in the folder are ever opened, whatever it or its digests name: no link, pipe or device.
+Run in the folder, `sha256sum --check SHA256SUMS` understands it. What the files are is not known
+here. Only regular files in the folder are ever opened, whatever it or its digests name: no link,
+pipe or device.
 """
 
 import concurrent.futures
@@ -15,10 +17,13 @@ from ddpm_jax.errors import visible
 from ddpm_jax.files import NotAFile, check_is_file, is_remote, read_file, sha256_of
 
 SUMS = "SHA256SUMS"
-LATER = "commit_success.txt"  # Orbax adds it when all others are there; it is empty, or holds the time
+# Orbax adds it when all others are there; it is empty, or holds the time
+LATER = "commit_success.txt"
 _LINE = re.compile("([0-9a-f]{64})  (.+)")
 _LARGEST = 16 << 20  # bytes of the digests: of 100,000 files
-_AT_A_TIME = 4  # files read at once: hashing keeps a core busy, and a network has more to give than one stream takes
+# files read at once: hashing keeps a core busy, and a network has more to give than one stream
+# takes
+_AT_A_TIME = 4
 
 
 def write(folder: pathlib.Path) -> None:
@@ -28,10 +33,12 @@ def write(folder: pathlib.Path) -> None:
 
 
 def damage(folder: pathlib.Path) -> str | None:
-    """Returns what is no longer as it was when the digests were written, as half a sentence, or None.
+    """Returns what is no longer as it was when the digests were written, as half a sentence, or
+    None.
 
-    Every file must be among the digests, but for those whose names begin with a dot and for `LATER`. Without digests
-    nothing is known of files on a disk, so nothing is wrong; in a bucket there has never been a checkpoint without.
+    Every file must be among the digests, but for those whose names begin with a dot and for
+    `LATER`. Without digests nothing is known of files on a disk, so nothing is wrong; in a bucket
+    there has never been a checkpoint without.
 
     Raises:
       PermissionError: a file on a disk may not be read.
@@ -47,7 +54,9 @@ def damage(folder: pathlib.Path) -> str | None:
         lacking = [name for name in expected if name not in there]
         if lacking:
             return f"its file {_name(folder, lacking[0])} is missing"
-        unknown = [name for name in there if name not in {SUMS, LATER, *expected} and not _is_hidden(name)]
+        unknown = [
+            name for name in there if name not in {SUMS, LATER, *expected} and not _is_hidden(name)
+        ]
         if unknown:
             return f"its file {_name(folder, unknown[0])} is not among those that were written"
         with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
@@ -82,7 +91,8 @@ def _is_hidden(name: str) -> bool:
 
 
 def check_files(folder: pathlib.Path) -> None:
-    """Refuses a folder of this machine in which, at its top, there is something else than files and folders.
+    """Refuses a folder of this machine in which, at its top, there is something else than files and
+    folders.
 
     Raises:
       NotAFile: half a sentence names it.
@@ -92,7 +102,8 @@ def check_files(folder: pathlib.Path) -> None:
 
 
 def _check(path: pathlib.Path, name: str) -> bool:
-    """Whether a path of this machine, called `name` below, is a folder and not a file; raises NotAFile if neither."""
+    """Whether a path of this machine, called `name` below, is a folder and not a file; raises
+    NotAFile if neither."""
     status = os.lstat(path)
     if stat.S_ISDIR(status.st_mode):
         return True

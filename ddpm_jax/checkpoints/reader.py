@@ -37,8 +37,8 @@ from ddpm_jax.numerals import is_whole
 from ddpm_jax.schema import LARGEST, Malformed, Table, parse
 from ddpm_jax.training.state import LATER
 
-# Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of three, and prints
-# the traceback of every error that it raises.
+# Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of
+# three, and prints the traceback of every error that it raises.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 CHECKPOINTS = "checkpoints"
@@ -59,8 +59,8 @@ class DamagedCheckpoint(FailureError):
         self.reason = reason
         whole = _newest_whole(path.parent, other_than=int(path.name))
         others = (
-            f"the newest one that is whole is that of step {whole}, which train.py resumes from and sample.py and "
-            f"evaluate.py take with --ckpt_step {whole}"
+            f"the newest one that is whole is that of step {whole}, which train.py resumes from "
+            f"and sample.py and evaluate.py take with --ckpt_step {whole}"
             if whole is not None
             else "there is no other one that is whole"
         )
@@ -70,8 +70,8 @@ class DamagedCheckpoint(FailureError):
 def check_name(workdir: pathlib.Path) -> None:
     r"""Refuses a directory that would be taken for another one.
 
-    Beneath Orbax, tensorstore takes a \ for a / and names for text; and Orbax looks for files by a pattern, in which
-    [1] stands for 1. A checkpoint would be written there and never be found.
+    Beneath Orbax, tensorstore takes a \ for a / and names for text; and Orbax looks for files by a
+    pattern, in which [1] stands for 1. A checkpoint would be written there and never be found.
 
     Raises:
       UsageError: there is such a character in its path.
@@ -80,8 +80,8 @@ def check_name(workdir: pathlib.Path) -> None:
     found = re.search(r"\\|\[[^/]*\]|[\ud800-\udfff]", text)
     if found:
         raise UsageError(
-            f"Checkpoints cannot be kept in {text}, because of the {found[0]} in its name: rename it, or name another "
-            "directory."
+            f"Checkpoints cannot be kept in {text}, because of the {found[0]} in its name: rename "
+            "it, or name another directory."
         )
 
 
@@ -99,10 +99,14 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
     steps = steps_in(workdir / CHECKPOINTS)
     if not steps:
         raise UsageError(
-            f"{workdir} holds no checkpoint: {CHECKPOINTS}/STEP is expected in it, as train.py --workdir writes it."
+            f"{workdir} holds no checkpoint: {CHECKPOINTS}/STEP is expected in it, as train.py "
+            "--workdir writes it."
         )
     if step is not None and step not in steps:
-        raise UsageError(f"{workdir} has no checkpoint of step {step}: choose one of {', '.join(map(str, steps))}.")
+        raise UsageError(
+            f"{workdir} has no checkpoint of step {step}: choose one of "
+            f"{', '.join(map(str, steps))}."
+        )
     return steps[-1] if step is None else step
 
 
@@ -113,7 +117,11 @@ def saved_steps(workdir: str | os.PathLike) -> list[int]:
 
 def steps_in(directory: pathlib.Path) -> list[int]:
     """The steps of the checkpoints in a directory, ascending."""
-    return sorted(int(path.name) for path in directory.glob("*") if _is_a_step(path.name) and _is_complete(path))
+    return sorted(
+        int(path.name)
+        for path in directory.glob("*")
+        if _is_a_step(path.name) and _is_complete(path)
+    )
 
 
 def _is_a_step(name: str) -> bool:
@@ -121,14 +129,23 @@ def _is_a_step(name: str) -> bool:
 
 
 def _is_complete(path: pathlib.Path) -> bool:
-    """Whether saving it has come to its end, which a bucket, where nothing is renamed, tells by a last object."""
+    """Whether saving it has come to its end, which a bucket, where nothing is renamed, tells by a
+    last object."""
     return (path / COMMITTED).exists() if is_remote(path) else path.is_dir()
 
 
 def _newest_whole(directory: pathlib.Path, *, other_than: int) -> int | None:
-    """The newest step but one whose items are all there, with the digests that they were written with."""
+    """The newest step but one whose items are all there, with the digests that they were written
+    with."""
     others = (step for step in reversed(steps_in(directory)) if step != other_than)
-    return next((step for step in others if not any(_damage(directory / str(step), item) for item in ITEMS)), None)
+    return next(
+        (
+            step
+            for step in others
+            if not any(_damage(directory / str(step), item) for item in ITEMS)
+        ),
+        None,
+    )
 
 
 def _damage(path: pathlib.Path, item: str) -> str | None:
@@ -146,19 +163,22 @@ def _warn_of_missing_sums(path: pathlib.Path, item: str) -> None:
     """Says once that an item of a checkpoint on a disk has no digests."""
     if hosts.is_first():
         say(
-            f"warning: the checkpoint {path} has no {item}/{digests.SUMS}, as those of old versions have none: whether "
-            "its files are what was written is not known.",
+            f"warning: the checkpoint {path} has no {item}/{digests.SUMS}, as those of old "
+            "versions have none: whether its files are what was written is not known.",
             sys.stderr,
         )
 
 
 @contextlib.contextmanager
 def _within_reach(path: pathlib.Path) -> Iterator[None]:
-    """What keeps its body from reading is no damage: a checkpoint must not be set aside for this."""
+    """What keeps its body from reading is no damage: a checkpoint must not be set aside for
+    this."""
     try:
         yield
     except PermissionError as error:
-        raise FailureError(f"The checkpoint {path} may not be read: make {error.filename} readable.") from error
+        raise FailureError(
+            f"The checkpoint {path} may not be read: make {error.filename} readable."
+        ) from error
     except Exception as error:
         if not is_refusal(error):
             raise
@@ -175,7 +195,9 @@ def check_whole(path: pathlib.Path, items: tuple[str, ...] = ITEMS) -> None:
     with _within_reach(path):
         ours = any(is_folder(path / item) for item in ITEMS)
     if not ours:
-        raise UsageError(f"{path} was not written by ddpm_jax: it has no {', '.join(ITEMS[:-1])} or {ITEMS[-1]}.")
+        raise UsageError(
+            f"{path} was not written by ddpm_jax: it has no {', '.join(ITEMS[:-1])} or {ITEMS[-1]}."
+        )
     for item in items:
         reason = _damage(path, item)
         if reason:
@@ -202,7 +224,8 @@ def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
     Args:
       workdir: the run's directory.
       step: a step on disk (`find_step`).
-      template: fields of the state, {"ema_params": tree of shapes and dtypes} say, or {"params": ...}.
+      template: fields of the state, {"ema_params": tree of shapes and dtypes} say, or {"params":
+        ...}.
 
     Raises:
       UsageError: the checkpoint is not ours, or of another architecture.
@@ -214,7 +237,8 @@ def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
 
 
 def restore_json(path: pathlib.Path, item: str, kind: Table = ANY_TABLE) -> dict[str, Any]:
-    """Returns an item of the checkpoint `path` that is JSON; raises DamagedCheckpoint where it is not of its kind."""
+    """Returns an item of the checkpoint `path` that is JSON; raises DamagedCheckpoint where it is
+    not of its kind."""
     try:
         return parse(read_file(path / item / _JSON, largest=LARGEST + 1), kind)
     except Malformed as error:
@@ -226,7 +250,8 @@ def restore_json(path: pathlib.Path, item: str, kind: Table = ANY_TABLE) -> dict
 
 
 def restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -> Any:
-    """Returns the state in the checkpoint `path`, laid out as `template`; or those parts of it, if `partial`.
+    """Returns the state in the checkpoint `path`, laid out as `template`; or those parts of it, if
+    `partial`.
 
     Raises:
       UsageError: it is of another architecture.
@@ -234,7 +259,10 @@ def restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -
     """
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device), template
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device
+        ),
+        template,
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         try:
@@ -244,7 +272,9 @@ def restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -
         if saved is None:
             raise _damaged(path, "its metadata cannot be read")
         later = {name: LATER[name] for name in _top(template) & LATER.keys() - _top(saved.tree)}
-        later |= {name: field for name, field in _empty_fields(template).items() if name not in saved.tree}
+        later |= {
+            name: field for name, field in _empty_fields(template).items() if name not in saved.tree
+        }
         if later:
             older = {name: field for name, field in template._asdict().items() if name not in later}
             return template._replace(**restore_state(path, older, partial=True), **later)
@@ -267,7 +297,8 @@ def restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -
 
 @contextlib.contextmanager
 def _quiet_reads() -> Iterator[None]:
-    """Keeps the reads under way beside one that failed from printing a traceback each when they are dropped."""
+    """Keeps the reads under way beside one that failed from printing a traceback each when they are
+    dropped."""
     report, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
@@ -285,13 +316,14 @@ def _damaged(path: pathlib.Path, error: Exception | str) -> FailureError | Memor
 
 def _out_of_reach(path: pathlib.Path, error: Exception) -> FailureError:
     return FailureError(
-        f"The checkpoint {path} cannot be read ({reason_of(error, path)}). It is left as it is: put that right and "
-        "give the same command again."
+        f"The checkpoint {path} cannot be read ({reason_of(error, path)}). It is left as it is: "
+        "put that right and give the same command again."
     )
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Flattens to {"params/conv_in/kernel": shape}; NamedTuples, dicts and lists all give plain names."""
+    """Flattens to {"params/conv_in/kernel": shape}; NamedTuples, dicts and lists all give plain
+    names."""
 
     def name(key) -> str:
         return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
@@ -301,7 +333,8 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _empty_fields(template: Any) -> dict[str, Any]:
-    """What of a state has no leaves: a checkpoint from before such a field existed does not lack anything."""
+    """What of a state has no leaves: a checkpoint from before such a field existed does not lack
+    anything."""
     fields = template._asdict() if hasattr(template, "_asdict") else {}
     return {name: field for name, field in fields.items() if not jax.tree.leaves(field)}
 
@@ -316,13 +349,19 @@ def _check_architecture(path: pathlib.Path, saved: Any, template: Any, *, partia
         lacking = _top(template) - _top(saved)
         if lacking:
             raise UsageError(
-                f"The checkpoint {path} holds no {min(lacking)}: it has {', '.join(sorted(_top(saved)))} only."
+                f"The checkpoint {path} holds no {min(lacking)}: it has "
+                f"{', '.join(sorted(_top(saved)))} only."
             )
-        there = {name: shape for name, shape in there.items() if name.split("/")[0] in _top(template)}
-    wrong = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+        there = {
+            name: shape for name, shape in there.items() if name.split("/")[0] in _top(template)
+        }
+    wrong = [
+        name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)
+    ]
     if wrong:
         name, others = wrong[0], len(wrong) - 1
         raise UsageError(
-            f"The checkpoint {path} is of another architecture: {name} is {there.get(name, 'absent')} there and "
-            f"{here.get(name, 'absent')} in this model{f', and {others} more differ' if others else ''}."
+            f"The checkpoint {path} is of another architecture: {name} is "
+            f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} in this "
+            f"model{f', and {others} more differ' if others else ''}."
         )

@@ -1,7 +1,8 @@
-"""Snapshots of averages on disk: written every so many steps of a run, put together to others after it.
+"""Snapshots of averages on disk: written every so many steps of a run, put together to others after
+it.
 
-They lie in the run's directory as checkpoints of their own, `snapshots/checkpoints/STEP`, and all of them are kept.
-Which sum of them makes which average is in `ema_profiles`.
+They lie in the run's directory as checkpoints of their own, `snapshots/checkpoints/STEP`, and all
+of them are kept. Which sum of them makes which average is in `ema_profiles`.
 """
 
 import os
@@ -20,7 +21,8 @@ SNAPSHOTS = "snapshots"
 
 
 class Snapshots:
-    """Saves some of a state's averages, for the process that trains; to be called as `on_snapshot` of the loop."""
+    """Saves some of a state's averages, for the process that trains; to be called as `on_snapshot`
+    of the loop."""
 
     def __init__(self, workdir: str | os.PathLike, names: Sequence[str], config: Mapping[str, Any]):
         """Opens `workdir`/snapshots, made if missing.
@@ -37,7 +39,8 @@ class Snapshots:
         self._checkpointer = Checkpointer(as_path(workdir) / SNAPSHOTS, keep_last=1, keep_every=1)
 
     def __call__(self, step: int, state: TrainState) -> None:
-        """Saves, and returns when all is on disk; a step that is there already is the same, and left as it is.
+        """Saves, and returns when all is on disk; a step that is there already is the same, and
+        left as it is.
 
         Raises:
           FailureError: this save or the one before could not be written.
@@ -59,9 +62,14 @@ def saved_steps(workdir: str | os.PathLike) -> list[int]:
 
 
 def combine(
-    workdir: str | os.PathLike, steps: Sequence[int], names: Sequence[str], coefficients: np.ndarray, shapes: Any
+    workdir: str | os.PathLike,
+    steps: Sequence[int],
+    names: Sequence[str],
+    coefficients: np.ndarray,
+    shapes: Any,
 ) -> Any:
-    """Returns the sum of snapshots, Σ c[i, j] (average j at step i), as float32; the sum is taken in float64.
+    """Returns the sum of snapshots, Σ c[i, j] (average j at step i), as float32; the sum is taken
+    in float64.
 
     Args:
       workdir: the run's directory.
@@ -79,5 +87,7 @@ def combine(
     for step, row in zip(steps, coefficients, strict=True):
         saved = reader.read_weights(as_path(workdir) / SNAPSHOTS, step, template)["averages"]
         for name, coefficient in zip(names, row, strict=True):
-            total = jax.tree.map(lambda s, x, c=coefficient: s + c * np.asarray(x, np.float64), total, saved[name])
+            total = jax.tree.map(
+                lambda s, x, c=coefficient: s + c * np.asarray(x, np.float64), total, saved[name]
+            )
     return jax.tree.map(np.float32, total)

@@ -1,8 +1,10 @@
-"""Writing checkpoints: the train state, the position in the data and the config, as one atomic unit.
+"""Writing checkpoints: the train state, the position in the data and the config, as one atomic
+unit.
 
-A run's directory holds `checkpoints/STEP/{state,data,config}`. A step's directory appears under its own name only when
-all of it is on disk, so a run killed while saving leaves the one before as the newest. Each of the three holds the
-digests of its files (`digests`), because a flipped bit would otherwise be read back as other numbers.
+A run's directory holds `checkpoints/STEP/{state,data,config}`. A step's directory appears under its
+own name only when all of it is on disk, so a run killed while saving leaves the one before as the
+newest. Each of the three holds the digests of its files (`digests`), because a flipped bit would
+otherwise be read back as other numbers.
 
 Reading them is in `checkpoint_reading`; Orbax is known in these two files only.
 """
@@ -36,13 +38,22 @@ from ddpm_jax.checkpoints.reader import (
 from ddpm_jax.data.pipeline import position_at
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import NotAFile, absolute, as_path, is_refusal, is_remote, move_folder, reason_of
+from ddpm_jax.files import (
+    NotAFile,
+    absolute,
+    as_path,
+    is_refusal,
+    is_remote,
+    move_folder,
+    reason_of,
+)
 
 SET_ASIDE = ".damaged"  # added to the name of a damaged checkpoint's directory
 
 
 class _StateHandler(ocp.StandardCheckpointHandler):
-    """Writes the digests of a state's files, in the background, when the last of them is on disk."""
+    """Writes the digests of a state's files, in the background, when the last of them is on
+    disk."""
 
     def finalize(self, directory) -> None:
         super().finalize(directory)
@@ -77,7 +88,8 @@ def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
 
 
 class Checkpointer:
-    """Saves and restores the checkpoints of one run, for the processes that train it: all make every call together.
+    """Saves and restores the checkpoints of one run, for the processes that train it: all make
+    every call together.
 
     `save` copies the state to the host and returns; the files are written in the background.
     """
@@ -90,20 +102,26 @@ class Checkpointer:
         keep_every: int = 0,
         before_save: Callable[[], None] = lambda: None,
     ):
-        """Opens `workdir`/checkpoints, made if missing, and removes what a killed run left half-written there.
+        """Opens `workdir`/checkpoints, made if missing, and removes what a killed run left
+        half-written there.
 
         Args:
           workdir: the run's directory.
           keep_last: how many of the newest checkpoints to keep, at least 1.
-          keep_every: keep also every checkpoint whose step is a multiple of this, for ever; 0 for none.
-          before_save: called before each save, which it prevents by an error: the `check` of the directory's lock.
+          keep_every: keep also every checkpoint whose step is a multiple of this, for ever; 0 for
+            none.
+          before_save: called before each save, which it prevents by an error: the `check` of the
+            directory's lock.
 
         Raises:
           UsageError: keep_last below 1, or a name in which Orbax would not find its files.
-          FailureError: the directory cannot be written, or there are pipes or devices in its checkpoints.
+          FailureError: the directory cannot be written, or there are pipes or devices in its
+            checkpoints.
         """
         if keep_last < 1:
-            raise UsageError(f"checkpoint.keep_last is {keep_last}: at least the newest checkpoint must be kept.")
+            raise UsageError(
+                f"checkpoint.keep_last is {keep_last}: at least the newest checkpoint must be kept."
+            )
         check_name(as_path(workdir))
         self._directory, self._before_save = absolute(as_path(workdir)) / CHECKPOINTS, before_save
         self._check_files()
@@ -113,39 +131,51 @@ class Checkpointer:
         )
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._manager = ocp.CheckpointManager(self._directory, options=options, handler_registry=_handlers())
+            self._manager = ocp.CheckpointManager(
+                self._directory, options=options, handler_registry=_handlers()
+            )
         except Exception as error:
             if not is_refusal(error):
                 raise
             reason = reason_of(error, self._directory)
-            raise FailureError(f"Cannot write checkpoints to {self._directory}: {reason}.") from error
+            raise FailureError(
+                f"Cannot write checkpoints to {self._directory}: {reason}."
+            ) from error
 
     def _check_files(self) -> None:
-        """Refuses what Orbax, which opens a file of every checkpoint at once, would wait for without end."""
+        """Refuses what Orbax, which opens a file of every checkpoint at once, would wait for
+        without end."""
         if is_remote(self._directory) or not self._directory.is_dir():
             return
         for step in steps_in(self._directory):
             try:
                 digests.check_files(self._directory / str(step))
             except NotAFile as error:
-                raise FailureError(f"In {self._directory}, a checkpoint is damaged: {error}. Move it away.") from error
+                raise FailureError(
+                    f"In {self._directory}, a checkpoint is damaged: {error}. Move it away."
+                ) from error
 
     def latest_step(self) -> int | None:
         """The newest step on disk, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, data_state: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """Starts saving; waits first for the previous save. The state's buffers may be donated as soon as this returns.
+    def save(
+        self, step: int, state: Any, data_state: Mapping[str, Any], config: Mapping[str, Any]
+    ) -> None:
+        """Starts saving; waits first for the previous save. The state's buffers may be donated as
+        soon as this returns.
 
         Args:
           step: updates done.
           state: a pytree of arrays.
-          data_state: JSON-able position in the data, that of the next batch: see `pipeline.position_at`.
+          data_state: JSON-able position in the data, that of the next batch: see
+            `pipeline.position_at`.
           config: JSON-able.
 
         Raises:
-          FailureError: this save or the one before could not be written; earlier checkpoints are intact. Or they were
-            removed, all of them, while the run was under way. Or `before_save` raises it.
+          FailureError: this save or the one before could not be written; earlier checkpoints are
+            intact. Or they were removed, all of them, while the run was under way. Or `before_save`
+            raises it.
         """
         self._before_save()
         if self._manager.all_steps() and self._is_gone():
@@ -170,18 +200,21 @@ class Checkpointer:
     def _guard(self, action) -> None:
         try:
             action()
-        except Exception as error:  # Orbax raises what the file system, tensorstore or a thread of its own raised
+        # Orbax raises what the file system, tensorstore or a thread of its own raised
+        except Exception as error:
             if hosts.joined() and hosts.is_loss(error):
                 raise FailureError(hosts.LOST) from error
             if self._is_gone():
                 raise FailureError(_removed(self._directory)) from error
             raise FailureError(
-                f"Saving a checkpoint in {self._directory} failed: {reason_of(error, self._directory)}. "
-                f"{self._last_good()} Put that right and give the same command again to resume."
+                f"Saving a checkpoint in {self._directory} failed: "
+                f"{reason_of(error, self._directory)}. {self._last_good()} Put that right and give "
+                "the same command again to resume."
             ) from error
 
     def _is_gone(self) -> bool:
-        return not is_remote(self._directory) and not self._directory.is_dir()  # a bucket has no folders to be gone
+        # a bucket has no folders to be gone
+        return not is_remote(self._directory) and not self._directory.is_dir()
 
     def _last_good(self) -> str:
         try:
@@ -190,19 +223,24 @@ class Checkpointer:
             if not is_refusal(error):
                 raise
             return "Earlier checkpoints are intact."  # there is no looking now
-        return f"The last good checkpoint is that of step {max(good)}." if good else "There is no earlier one."
+        return (
+            f"The last good checkpoint is that of step {max(good)}."
+            if good
+            else "There is no earlier one."
+        )
 
     def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Returns (state, data_state) of `step`, the newest by default.
 
         Args:
-          template: a state with the shapes and dtypes expected; its values are not read. A leaf is laid out as the
-            `sharding` of its template says, or on one device.
+          template: a state with the shapes and dtypes expected; its values are not read. A leaf is
+            laid out as the `sharding` of its template says, or on one device.
           step: a step on disk.
 
         Raises:
           UsageError: no such checkpoint, or one of another architecture.
-          DamagedCheckpoint: the checkpoint's files are damaged, or its position in the data is not that of its step.
+          DamagedCheckpoint: the checkpoint's files are damaged, or its position in the data is not
+            that of its step.
         """
         path = self._directory / str(find_step(self._directory.parent, step))
         check_whole(path)
@@ -210,10 +248,11 @@ class Checkpointer:
         return restore_state(path, template), position
 
     def resume(self, template: Any, report: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
-        """Returns (state, data_state) of the newest checkpoint that is whole; `report` is told of those that are not.
+        """Returns (state, data_state) of the newest checkpoint that is whole; `report` is told of
+        those that are not.
 
-        The directories of the damaged ones get another name, so that training can save those steps again; nothing is
-        deleted.
+        The directories of the damaged ones get another name, so that training can save those steps
+        again; nothing is deleted.
 
         Raises:
           UsageError: as `restore`.
@@ -231,15 +270,15 @@ class Checkpointer:
             for bad, reason in damaged:
                 name = self._set_aside(bad)
                 report(
-                    f"the checkpoint of step {bad} in {self._directory} is damaged ({reason}); it is kept as {name}, "
-                    f"and the run resumes from the one of step {step}"
+                    f"the checkpoint of step {bad} in {self._directory} is damaged ({reason}); it "
+                    f"is kept as {name}, and the run resumes from the one of step {step}"
                 )
             return found
         find_step(self._directory.parent)
         listed = "; ".join(f"{step}: {reason}" for step, reason in damaged)
         raise FailureError(
-            f"No checkpoint in {self._directory} is whole ({listed}): put back an intact copy of one of them, or move "
-            "that directory away to start over."
+            f"No checkpoint in {self._directory} is whole ({listed}): put back an intact copy of "
+            "one of them, or move that directory away to start over."
         )
 
     def _set_aside(self, step: int) -> str:
@@ -253,9 +292,11 @@ class Checkpointer:
                 raise
             raise FailureError(
                 f"The damaged checkpoint {self._directory / str(step)} cannot be renamed "
-                f"({reason_of(error, self._directory)}): move it away to resume from the one before it."
+                f"({reason_of(error, self._directory)}): move it away to resume from the one "
+                "before it."
             ) from error
-        hosts.wait_for_all("a damaged checkpoint is set aside")  # or the others would take that step for saved
+        # or the others would take that step for saved
+        hosts.wait_for_all("a damaged checkpoint is set aside")
         self._manager.reload()
         return name
 
@@ -266,9 +307,11 @@ class Checkpointer:
 
 @functools.cache
 def _say_failed_writes_once() -> None:
-    """Silences, in this process, what Orbax's event loop prints of writes beside the one that is raised.
+    """Silences, in this process, what Orbax's event loop prints of writes beside the one that is
+    raised.
 
-    They report to a loop that is closed by then, or to nobody, with a traceback each, perhaps before the sentence.
+    They report to a loop that is closed by then, or to nobody, with a traceback each, perhaps
+    before the sentence.
     """
     print_exception, print_unraisable = sys.excepthook, sys.unraisablehook
 
@@ -282,7 +325,9 @@ def _say_failed_writes_once() -> None:
 
     def is_news(record: logging.LogRecord) -> bool:
         error = record.exc_info and record.exc_info[1]
-        return not (_is_of_closed_loop(error) or (isinstance(error, Exception) and is_refusal(error)))
+        return not (
+            _is_of_closed_loop(error) or (isinstance(error, Exception) and is_refusal(error))
+        )
 
     sys.excepthook, sys.unraisablehook = on_exception, on_unraisable
     logging.getLogger("asyncio").addFilter(is_news)
@@ -290,18 +335,21 @@ def _say_failed_writes_once() -> None:
 
 def _is_of_closed_loop(error: object) -> bool:
     in_background = threading.current_thread() is not threading.main_thread()
-    return in_background and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    return (
+        in_background and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+    )
 
 
 def _removed(directory: os.PathLike) -> str:
     return (
-        f"{directory} was removed while the run was under way, and its checkpoints with it: bring it back to resume, "
-        "or give the same command again to start over."
+        f"{directory} was removed while the run was under way, and its checkpoints with it: bring "
+        "it back to resume, or give the same command again to start over."
     )
 
 
 def _over_all_processes(state: Any) -> Any:
-    """What pmap returns is known to this process only; Orbax shares out the writing of what all have."""
+    """What pmap returns is known to this process only; Orbax shares out the writing of what all
+    have."""
     if jax.process_count() == 1:
         return state
     to_global = ocp.utils.fully_replicated_host_local_array_to_global_array

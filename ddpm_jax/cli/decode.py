@@ -3,10 +3,11 @@
     python -m ddpm_jax.cli.decode --ckpt runs/vae_cifar10 latents.npz                       into decoded/
     python -m ddpm_jax.cli.decode --ckpt runs/vae_cifar10 latents.npz --out sheet.png       as one sheet
 
-FILE.npz is what `python -m ddpm_jax.cli.encode` has written, and must be of the same weights; or a file of your own
-with `latents` [N, h, w, c], of a VQ-VAE also with `codes` [N, h, w] instead. Of a VQ-VAE every vector becomes the
-nearest code. In a directory every picture has the name of the one that was encoded; where two had the same, all begin
-with their numbers. Pictures that are there are not replaced.
+FILE.npz is what `python -m ddpm_jax.cli.encode` has written, and must be of the same weights; or a
+file of your own with `latents` [N, h, w, c], of a VQ-VAE also with `codes` [N, h, w] instead. Of a
+VQ-VAE every vector becomes the nearest code. In a directory every picture has the name of the one
+that was encoded; where two had the same, all begin with their numbers. Pictures that are there are
+not replaced.
 """
 
 import pathlib
@@ -19,7 +20,11 @@ from ddpm_jax.cli.command import MAX_BATCH, Parser, prepare_jax, run
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import decode
-from ddpm_jax.experiments.loading import check_names_a_run, define_checkpoint_flags, load_first_stage
+from ddpm_jax.experiments.loading import (
+    check_names_a_run,
+    define_checkpoint_flags,
+    load_first_stage,
+)
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.monitoring.progress import counted
 from ddpm_jax.plotting.grids import grid, save_png
@@ -29,18 +34,30 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__, arguments=True)
     define_checkpoint_flags(parser)
-    parser.path("out", "decoded", "Directory for a picture each, or FILE.png for one sheet.", metavar="DIR|FILE.png")
-    parser.integer("batch_size", 16, "Pictures at a time, over all devices.", lower=1, upper=MAX_BATCH)
+    parser.path(
+        "out",
+        "decoded",
+        "Directory for a picture each, or FILE.png for one sheet.",
+        metavar="DIR|FILE.png",
+    )
+    parser.integer(
+        "batch_size", 16, "Pictures at a time, over all devices.", lower=1, upper=MAX_BATCH
+    )
     flags = parser.parse(argv)
     check_names_a_run(flags)
     if len(parser.arguments) != 1:
-        raise UsageError(f"{len(parser.arguments)} files of latents are named: name one, as in latents.npz.")
+        raise UsageError(
+            f"{len(parser.arguments)} files of latents are named: name one, as in latents.npz."
+        )
     path, out = parser.arguments[0], as_path(flags.out)
     check_place(out, flag="--out", writing=True)
     arrays = latent_file.read(path)
     prepare_jax(flags)
     loaded = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
-    stage, what = loaded.experiment.first_stage, f"{flags.ckpt}, step {loaded.step}, {loaded.weights} weights"
+    stage, what = (
+        loaded.experiment.first_stage,
+        f"{flags.ckpt}, step {loaded.step}, {loaded.weights} weights",
+    )
     latent_file.check_made_by(path, arrays, first_stage=loaded.sha256, what=what)
     codebook = np.asarray(loaded.params["codebook"]) if stage.kind == "vq" else None
     channels = loaded.experiment.model.latent_channels
@@ -74,7 +91,9 @@ def _places(out: pathlib.Path, names: Sequence[str], count: int) -> list[pathlib
     for place in places:
         with reporting(place, "read"):
             if place.exists():
-                raise UsageError(f"--out: {place} is there already: remove it, or choose another place.")
+                raise UsageError(
+                    f"--out: {place} is there already: remove it, or choose another place."
+                )
     return places
 
 

@@ -1,11 +1,13 @@
-"""`python -m ddpm_jax.cli.draw --ckpt DIR`: the pictures of a first stage that training draws, of any checkpoint.
+"""`python -m ddpm_jax.cli.draw --ckpt DIR`: the pictures of a first stage that training draws, of
+any checkpoint.
 
     python -m ddpm_jax.cli.draw --ckpt runs/vae_digits
     python -m ddpm_jax.cli.draw --ckpt runs/vae2d_digits --num_samples 64 --ckpt_step 500
 
-Held-out images beside their reconstructions, images from the prior and the latents' channels; interpolation between
-pairs of images; of a VQ-VAE how often its codes are used; of a VAE of two numbers the sheet of images of the plane, and
-where the classes lie in it. A picture is not replaced by one that was made otherwise.
+Held-out images beside their reconstructions, images from the prior and the latents' channels;
+interpolation between pairs of images; of a VQ-VAE how often its codes are used; of a VAE of two
+numbers the sheet of images of the plane, and where the classes lie in it. A picture is not replaced
+by one that was made otherwise.
 """
 
 import sys
@@ -13,7 +15,6 @@ from collections.abc import Sequence
 
 from ddpm_jax.cli.command import MAX_SEED, Parser, prepare_jax, run
 from ddpm_jax.errors import say
-from ddpm_jax.evaluation.results import check_record, write_record
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.loading import (
     check_names_a_run,
@@ -23,6 +24,7 @@ from ddpm_jax.experiments.loading import (
     versions,
 )
 from ddpm_jax.files import as_path, check_place, reporting
+from ddpm_jax.monitoring.results import check_record, write_record
 from ddpm_jax.plotting.grids import save_png
 from ddpm_jax.tasks.first_stage_pictures import make_drawing
 
@@ -35,8 +37,15 @@ def main(argv: Sequence[str]) -> int:
     define_checkpoint_flags(parser)
     parser.integer("num_samples", 16, "Held-out images that are shown.", lower=1, upper=MAX_SHOWN)
     parser.integer("seed", 0, "Of the images from the prior.", lower=0, upper=MAX_SEED)
-    parser.path("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
-    parser.path("out", None, "Directory for the pictures; by default pictures in the run's.", metavar="DIR")
+    parser.path(
+        "data_dir",
+        None,
+        "Where the data is, if not where the training run found it.",
+        metavar="DIR",
+    )
+    parser.path(
+        "out", None, "Directory for the pictures; by default pictures in the run's.", metavar="DIR"
+    )
     flags = parser.parse(argv)
     check_names_a_run(flags)
     prepare_jax(flags)
@@ -44,14 +53,22 @@ def main(argv: Sequence[str]) -> int:
     out = as_path(flags.out or as_path(flags.ckpt) / "pictures")
     check_place(out, flag="--out", writing=True)
     check_places(loaded.experiment.config.data, data_dir=flags.data_dir, out=flags.out)
-    made_by = {"checkpoint": str(flags.ckpt), "checkpoint_step": loaded.step, "weights": loaded.weights}
+    made_by = {
+        "checkpoint": str(flags.ckpt),
+        "checkpoint_step": loaded.step,
+        "weights": loaded.weights,
+    }
     settings = (
-        made_by | identity_of(loaded) | {"num_samples": flags.num_samples, "seed": flags.seed, "versions": versions()}
+        made_by
+        | identity_of(loaded)
+        | {"num_samples": flags.num_samples, "seed": flags.seed, "versions": versions()}
     )
     ending = f"step{loaded.step}_{loaded.weights}_n{flags.num_samples}_seed{flags.seed}"
     record = out / f"pictures_{ending}.json"
     check_record(record, settings)
-    draw = make_drawing(loaded.experiment, num_samples=flags.num_samples, seed=flags.seed, data_dir=flags.data_dir)
+    draw = make_drawing(
+        loaded.experiment, num_samples=flags.num_samples, seed=flags.seed, data_dir=flags.data_dir
+    )
     drawn = draw(loaded.params)
     # The record first: a picture without one could be replaced unnoticed.
     write_record(record, settings | drawn.numbers)

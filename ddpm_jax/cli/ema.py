@@ -1,15 +1,18 @@
-"""`python -m ddpm_jax.cli.ema --ckpt DIR`: other averages of a run's weights than the one it is sampled from.
+"""`python -m ddpm_jax.cli.ema --ckpt DIR`: other averages of a run's weights than the one it is
+sampled from.
 
     python -m ddpm_jax.cli.ema --ckpt runs/digits                                 what there is
     python -m ddpm_jax.cli.ema --ckpt runs/digits --sigma_rel 0.05,0.10,0.15      averages of these widths
     python -m ddpm_jax.cli.ema --ckpt runs/digits --average decay_0.999           one kept in training
 
-A relative width is the standard deviation of the time that weights are averaged over, in units of the run so far: 0.10
-looks back over about a tenth of it (Karras et al. 2024). Any width can be made of the snapshots that training saves
-with --config.ema.sigma_rels=0.05,0.10 and --config.ema.snapshot_every=STEPS; how well is said by the error of the fit.
---average takes any of those of --config.ema.decays and ema.sigma_rels, from the newest checkpoint.
+A relative width is the standard deviation of the time that weights are averaged over, in units of
+the run so far: 0.10 looks back over about a tenth of it (Karras et al. 2024). Any width can be made
+of the snapshots that training saves with --config.ema.sigma_rels=0.05,0.10 and
+--config.ema.snapshot_every=STEPS; how well is said by the error of the fit. --average takes any of
+those of --config.ema.decays and ema.sigma_rels, from the newest checkpoint.
 
-Every average is written to a directory of its own, runs/digits/ema/NAME; sample.py and evaluate.py take it as --ckpt.
+Every average is written to a directory of its own, runs/digits/ema/NAME; sample.py and evaluate.py
+take it as --ckpt.
 """
 
 import json
@@ -24,7 +27,12 @@ from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.cli.command import MAX_STEP, Parser, prepare_jax, run
 from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.experiments.datasets import check_places
-from ddpm_jax.experiments.experiment import Experiment, averages_of, objective_state_shapes, snapshot_names
+from ddpm_jax.experiments.experiment import (
+    Experiment,
+    averages_of,
+    objective_state_shapes,
+    snapshot_names,
+)
 from ddpm_jax.experiments.loading import check_names_a_run, experiment_of
 from ddpm_jax.files import as_path, check_place, reporting, write_atomically
 from ddpm_jax.locks import alone
@@ -47,7 +55,9 @@ class Run(NamedTuple):
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__)
-    parser.path("ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR")
+    parser.path(
+        "ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR"
+    )
     parser.numbers(
         "sigma_rel",
         None,
@@ -64,11 +74,18 @@ def main(argv: Sequence[str]) -> int:
         lower=1,
         upper=MAX_STEP,
     )
-    parser.path("out", None, f"Directory for the results; by default {AVERAGES} in the run's.", metavar="DIR")
+    parser.path(
+        "out",
+        None,
+        f"Directory for the results; by default {AVERAGES} in the run's.",
+        metavar="DIR",
+    )
     flags = parser.parse(argv)
     check_names_a_run(flags)
     if flags.sigma_rel and flags.average:
-        raise UsageError("--sigma_rel makes averages and --average takes one that was kept: give one of them.")
+        raise UsageError(
+            "--sigma_rel makes averages and --average takes one that was kept: give one of them."
+        )
     widths = flags.sigma_rel or []
     prepare_jax(flags)
     found = _open(as_path(flags.ckpt), flags.ckpt_step if flags.average else None)
@@ -113,17 +130,20 @@ def _steps_until(found: Run, last: int | None) -> list[int]:
     """
     if not found.snapshots:
         raise UsageError(
-            f"{found.workdir} has no snapshots of averages: train with --config.ema.sigma_rels=0.05,0.10 and "
-            "--config.ema.snapshot_every=STEPS to have some."
+            f"{found.workdir} has no snapshots of averages: train with "
+            "--config.ema.sigma_rels=0.05,0.10 and --config.ema.snapshot_every=STEPS to have some."
         )
     if last is not None and last not in found.snapshots:
         near = min(found.snapshots, key=lambda step: abs(step - last))
-        raise UsageError(f"{found.workdir} has no snapshot of step {last}: the nearest is that of step {near}.")
+        raise UsageError(
+            f"{found.workdir} has no snapshot of step {last}: the nearest is that of step {near}."
+        )
     return [step for step in found.snapshots if last is None or step <= last]
 
 
 def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Path) -> None:
-    """Makes the average of a width out of the snapshots of `steps`, as it is at the last of them."""
+    """Makes the average of a width out of the snapshots of `steps`, as it is at the last of
+    them."""
     name, end, names = f"sigma_rel_{width}", steps[-1], snapshot_names(found.experiment.config)
     saved = [Profile(gamma_of(other), step) for step in steps for other in names.values()]
     made: Fit = fit(Profile(gamma_of(width), end), saved)
@@ -142,8 +162,9 @@ def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Pa
         params = snapshots.combine(found.workdir, steps, list(names), coefficients, shapes)
         _write(out / name, end, params, found, record)
     say(
-        f"the average of width {width} at step {end}, of {len(saved)} averages in {len(steps)} snapshots; the profile "
-        f"is {100 * made.error:.2g} % off\n  python sample.py --ckpt {out / name}"
+        f"the average of width {width} at step {end}, of {len(saved)} averages in {len(steps)} "
+        f"snapshots; the profile is {100 * made.error:.2g} % off\n  python sample.py --ckpt "
+        f"{out / name}"
     )
 
 
@@ -151,28 +172,39 @@ def _export(found: Run, name: str, out: pathlib.Path) -> None:
     names = averages_of(found.experiment.config)
     if not names:
         raise UsageError(
-            f"{found.workdir} keeps no average but the one that is sampled from: train with --config.ema.decays=0.999, "
-            "say, to have more."
+            f"{found.workdir} keeps no average but the one that is sampled from: train with "
+            "--config.ema.decays=0.999, say, to have more."
         )
     choose("average", name, names)
     with alone(out / name, "averaging weights into it"):
         _check_new(out / name, found.step)
         shapes = found.experiment.params_shapes()
-        saved = read_weights(found.workdir, found.step, {"averages": {kept: shapes for kept in names}})
-        _write(out / name, found.step, saved["averages"][name], found, {"average": name, "step": found.step})
+        saved = read_weights(
+            found.workdir, found.step, {"averages": {kept: shapes for kept in names}}
+        )
+        _write(
+            out / name,
+            found.step,
+            saved["averages"][name],
+            found,
+            {"average": name, "step": found.step},
+        )
     say(f"the average {name} at step {found.step}\n  python sample.py --ckpt {out / name}")
 
 
 def _check_new(directory: pathlib.Path, step: int) -> None:
     if step in saved_steps(directory):
         raise UsageError(
-            f"{directory} holds this average at step {step} already: sample from it, remove it, or name another "
-            "directory with --out."
+            f"{directory} holds this average at step {step} already: sample from it, remove it, or "
+            "name another directory with --out."
         )
 
 
-def _write(directory: pathlib.Path, step: int, params: Any, found: Run, record: dict[str, Any]) -> None:
-    """Writes weights as the EMA of a checkpoint that has nothing else but the first stage, and how they were made."""
+def _write(
+    directory: pathlib.Path, step: int, params: Any, found: Run, record: dict[str, Any]
+) -> None:
+    """Writes weights as the EMA of a checkpoint that has nothing else but the first stage, and how
+    they were made."""
     state = {"ema_params": params}
     if found.experiment.first is not None:
         shapes = objective_state_shapes(found.experiment)

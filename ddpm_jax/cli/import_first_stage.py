@@ -1,11 +1,13 @@
-"""`python -m ddpm_jax.cli.import_first_stage --config FILE --weights FILE --out DIR`: a first stage from elsewhere.
+"""`python -m ddpm_jax.cli.import_first_stage --config FILE --weights FILE --out DIR`: a first stage
+from elsewhere.
 
     python -m ddpm_jax.cli.import_first_stage --config configs/vae_imagenet256.py \\
         --weights diffusion_pytorch_model.safetensors --out runs/sd_vae
 
-Reads the weights of an `AutoencoderKL` or a `VQModel` as diffusers lays them out, safetensors or NPZ, into the network
-of the config, and writes them as a run of step 0. Everything takes it for one: evaluate.py, encode and decode, and
---config.first_stage.ckpt of a model over its latents. It holds these weights only, so it cannot be trained on.
+Reads the weights of an `AutoencoderKL` or a `VQModel` as diffusers lays them out, safetensors or
+NPZ, into the network of the config, and writes them as a run of step 0. Everything takes it for
+one: evaluate.py, encode and decode, and --config.first_stage.ckpt of a model over its latents. It
+holds these weights only, so it cannot be trained on.
 """
 
 import pathlib
@@ -34,19 +36,30 @@ _HOW = "give the safetensors file of the autoencoder, as diffusers saves it, or 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__)
-    parser.path("config", None, "Config of the first stage; --config.FIELD=VALUE overrides a field.", metavar="FILE")
-    parser.path("weights", None, "Its weights as diffusers names them: safetensors, or NPZ.", metavar="FILE")
+    parser.path(
+        "config",
+        None,
+        "Config of the first stage; --config.FIELD=VALUE overrides a field.",
+        metavar="FILE",
+    )
+    parser.path(
+        "weights", None, "Its weights as diffusers names them: safetensors, or NPZ.", metavar="FILE"
+    )
     parser.path("out", None, "Directory to write the run to.", metavar="DIR")
     overrides, rest = configs.split_overrides(argv)
     flags = parser.parse(rest)
     for name in ("config", "weights", "out"):
         if not getattr(flags, name):
-            raise UsageError(f"--{name} is missing: this command needs --config, --weights and --out.")
+            raise UsageError(
+                f"--{name} is missing: this command needs --config, --weights and --out."
+            )
     prepare_jax(flags)
     config = configs.override(configs.load_config(flags.config), overrides)
     if config.objective != "first_stage":
         what = OBJECTIVES[config.objective]
-        raise UsageError(f"--config {flags.config} is that of {what}, but the weights are a first stage's.")
+        raise UsageError(
+            f"--config {flags.config} is that of {what}, but the weights are a first stage's."
+        )
     experiment, out = build(config), as_path(flags.out)
     check_place(out, flag="--out", writing=True)
     _check_new(out)
@@ -55,7 +68,9 @@ def main(argv: Sequence[str]) -> int:
     with alone(out, "importing a first stage into it"):
         _check_new(out)
         checkpointer = Checkpointer(out, keep_last=1, keep_every=1)
-        checkpointer.save(0, {"ema_params": jax.tree.map(jnp.asarray, params)}, {}, settings_of(experiment))
+        checkpointer.save(
+            0, {"ema_params": jax.tree.map(jnp.asarray, params)}, {}, settings_of(experiment)
+        )
         checkpointer.close()
     say(f"a first stage of {flags.weights}\n  --config.first_stage.ckpt={out}")
     return 0

@@ -1,10 +1,12 @@
 """`python -m ddpm_jax.cli.plot RUN ...`: training runs beside each other, as one PNG and a table.
 
     python -m ddpm_jax.cli.plot runs/digits runs/digits_cond
-    python -m ddpm_jax.cli.plot runs/* --metrics loss,loss_q1,grad_norm --x seconds --smooth 0.95 --out curves.png
+    python -m ddpm_jax.cli.plot runs/* --metrics loss,loss_q1,grad_norm --x seconds --smooth 0.95
+    --out curves.png
 
-A RUN is the --workdir of a train.py. Beside its name in the legend stand the config fields that differ between the runs
-where they are one or two. The table has all, and the mean of each metric over the last tenth of the run's records.
+A RUN is the --workdir of a train.py. Beside its name in the legend stand the config fields that
+differ between the runs where they are one or two. The table has all, and the mean of each metric
+over the last tenth of the run's records.
 """
 
 import math
@@ -17,11 +19,11 @@ import numpy as np
 
 from ddpm_jax.cli.command import Parser, run
 from ddpm_jax.errors import UsageError, choose, say, suggest
-from ddpm_jax.evaluation.results import format_table
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.loading import DATASET, FIRST_STAGE, INIT_FROM, read_settings
 from ddpm_jax.files import absolute, as_path, check_place, is_remote, reporting
 from ddpm_jax.monitoring.records import RECORDS, SECONDS, Record, read
+from ddpm_jax.monitoring.results import format_table
 from ddpm_jax.plotting.runs import Curve, compare_runs
 from ddpm_jax.schema import shown
 
@@ -44,18 +46,23 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__, arguments=True, computes=False)
     parser.string(
-        "metrics", "loss", "What to draw, a panel each; a name that does not exist lists them.", metavar="NAMES"
+        "metrics",
+        "loss",
+        "What to draw, a panel each; a name that does not exist lists them.",
+        metavar="NAMES",
     )
     parser.string("x", "step", f"Over what: {', '.join(X_AXES)}.", metavar="NAME")
     parser.number(
         "smooth",
         None,
-        "How slowly the weights of the smoothed line fall off from record to record, at least 0, for none, and below "
-        "1; by default over an eightieth of the longest run.",
+        "How slowly the weights of the smoothed line fall off from record to record, at least 0, "
+        "for none, and below 1; by default over an eightieth of the longest run.",
         valid=lambda value: 0 <= value < 1,
         wanted="of at least 0 and below 1",
     )
-    parser.path("out", "plot.png", "The picture; one that is there is replaced.", metavar="FILE.png")
+    parser.path(
+        "out", "plot.png", "The picture; one that is there is replaced.", metavar="FILE.png"
+    )
     flags = parser.parse(argv)
     smoothing, out = flags.smooth, _picture(flags.out)
     choose("x axis", flags.x, X_AXES)
@@ -96,7 +103,9 @@ def _picture(text: str) -> pathlib.Path:
 
 def _load(paths: Sequence[str]) -> list[Run]:
     if not paths:
-        raise UsageError("No run is named: name the directories of some, as in runs/digits runs/digits_cond.")
+        raise UsageError(
+            "No run is named: name the directories of some, as in runs/digits runs/digits_cond."
+        )
     folders = [as_path(path) for path in paths]
     for i, folder in enumerate(folders):
         if _resolved(folder) in map(_resolved, folders[:i]):
@@ -115,7 +124,10 @@ def _read(name: str, folder: pathlib.Path) -> Run:
     check_place(folder, flag=str(folder))
     if not folder.is_dir():
         beside = sorted(map(str, folder.parent.glob("*/"))) if folder.parent.is_dir() else []
-        raise UsageError(f"There is no directory {folder}.{suggest(str(folder), beside)} Name the --workdir of a run.")
+        raise UsageError(
+            f"There is no directory {folder}.{suggest(str(folder), beside)} Name the --workdir of "
+            "a run."
+        )
     records = read(folder)
     if not records:
         inside = sorted(str(path.parent) for path in folder.glob(f"*/{RECORDS}"))
@@ -124,7 +136,9 @@ def _read(name: str, folder: pathlib.Path) -> Run:
             if inside
             else "name the --workdir of a run that has got as far as its first train.log_every steps"
         )
-        raise UsageError(f"There are no records in {folder} ({RECORDS} is missing or empty): {remedy}.")
+        raise UsageError(
+            f"There are no records in {folder} ({RECORDS} is missing or empty): {remedy}."
+        )
     return Run(name, records, _read_config(folder / CONFIG_FILE))
 
 
@@ -135,14 +149,20 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     theirs.pop(DATASET, None)
     theirs.pop(INIT_FROM, None)
     theirs[FIRST_STAGE] = theirs.get(FIRST_STAGE, {}).get("sha256")  # without the config of it
-    return dict(configs.flatten(configs.to_dict(configs.default_config()))) | dict(configs.flatten(theirs))
+    return dict(configs.flatten(configs.to_dict(configs.default_config()))) | dict(
+        configs.flatten(theirs)
+    )
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
     """The config fields that are not the same in all runs that have a config."""
     configured = [run.config for run in runs if run.config]
-    names = list(dict.fromkeys(name for config in configured for name in config if name not in _NO_MATTER))
-    return [name for name in names if any(c.get(name) != configured[0].get(name) for c in configured)]
+    names = list(
+        dict.fromkeys(name for config in configured for name in config if name not in _NO_MATTER)
+    )
+    return [
+        name for name in names if any(c.get(name) != configured[0].get(name) for c in configured)
+    ]
 
 
 def _label(run: Run, differing: Sequence[str]) -> str:
@@ -158,16 +178,21 @@ def _curve(run: Run, metric: str, over: str) -> tuple[np.ndarray, np.ndarray]:
     if over == "seconds":
         if not any(SECONDS in record for record in run.records):
             raise UsageError(
-                f"The records of {run.name} are of a version that kept no seconds: use --x step or images."
+                f"The records of {run.name} are of a version that kept no seconds: use --x step or "
+                "images."
             )
         return np.array([record.get(SECONDS, np.nan) for record in records], np.float64), y
     scale = 1
     if over == "images":
         if not run.config:
-            raise UsageError(f"{run.name} has no {CONFIG_FILE} to read its batch size from: use --x step.")
+            raise UsageError(
+                f"{run.name} has no {CONFIG_FILE} to read its batch size from: use --x step."
+            )
         scale = run.config["train.batch_size"]
         if not isinstance(scale, int) or isinstance(scale, bool):
-            raise UsageError(f"The batch size in {CONFIG_FILE} of {run.name} is {shown(scale)}: use --x step.")
+            raise UsageError(
+                f"The batch size in {CONFIG_FILE} of {run.name} is {shown(scale)}: use --x step."
+            )
     return np.array([record["step"] * scale for record in records], np.float64), y
 
 

@@ -1,22 +1,24 @@
-"""`python sample.py --ckpt DIR`: images from a training run's newest checkpoint, as a PNG grid and NPZ files.
+"""`python sample.py --ckpt DIR`: images from a training run's newest checkpoint, as a PNG grid and
+NPZ files.
 
     python sample.py --ckpt runs/digits                                   64 images
     python sample.py --ckpt runs/digits --steps 100 --chain               in 100 steps, drawing the chain
     python sample.py --ckpt runs/digits --sampler dpmpp_2m --steps 20 --spacing karras
-    python sample.py --ckpt runs/digits_cond --labels 3,5 --guidance_scale 3 --guidance_interval 0.2,0.8
-    python sample.py --ckpt runs/cifar10 --num_samples 50000 --batch_size 500
-    python sample.py --ckpt runs/cifar10 --init_image photo.png --strength 0.6
-    python sample.py --ckpt runs/cifar10 --inpaint photo.png --mask mask.png
-    python sample.py --ckpt runs/digits_sr --low_res small.png
+    python sample.py --ckpt runs/digits_cond --labels 3,5 --guidance_scale 3 --guidance_interval
+    0.2,0.8 python sample.py --ckpt runs/cifar10 --num_samples 50000 --batch_size 500 python
+    sample.py --ckpt runs/cifar10 --init_image photo.png --strength 0.6 python sample.py --ckpt
+    runs/cifar10 --inpaint photo.png --mask mask.png python sample.py --ckpt runs/digits_sr
+    --low_res small.png
     python sample.py --ckpt runs/cifar10 --interpolate a.png b.png        from one picture to another
     python sample.py --ckpt runs/cifar10 --shared_latents                 samples that share an x_t
     python sample.py --ckpt runs/cifar10 --interpolate_seeds 1,2 --sampler ddim
     python sample.py --ckpt runs/cifar10 --reconstruct photo.png --corrections 3
 
-Image i depends on --seed and on i only. Ctrl-C, SIGTERM and --max_seconds stop the command within a second or two,
-with exit code 130, 143 or 75, and whole batches kept: given again, it goes on where it stopped.
-The last four commands make their own pictures instead of the samples. Several processes (--distributed) share out the
-NPZ files, up to a thousand images each, in a directory that all of them see; the first draws the grid.
+Image i depends on --seed and on i only. Ctrl-C, SIGTERM and --max_seconds stop the command within a
+second or two, with exit code 130, 143 or 75, and whole batches kept: given again, it goes on where
+it stopped. The last four commands make their own pictures instead of the samples. Several processes
+(--distributed) share out the NPZ files, up to a thousand images each, in a directory that all of
+them see; the first draws the grid.
 """
 
 import contextlib
@@ -28,7 +30,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import interrupt, memory
+from ddpm_jax import memory
 from ddpm_jax.cli import latents
 from ddpm_jax.cli.command import (
     MAX_BATCH,
@@ -43,10 +45,17 @@ from ddpm_jax.cli.command import (
     stop_of,
 )
 from ddpm_jax.data.about import shortened
-from ddpm_jax.distributed import hosts
+from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import UsageError, say, visible
 from ddpm_jax.experiments.datasets import check_places
-from ddpm_jax.experiments.loading import Loaded, check_names_a_run, define_checkpoint_flags, identity_of, load, versions
+from ddpm_jax.experiments.loading import (
+    Loaded,
+    check_names_a_run,
+    define_checkpoint_flags,
+    identity_of,
+    load,
+    versions,
+)
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.generation import generating
 from ddpm_jax.monitoring.progress import Counter
@@ -70,7 +79,11 @@ def main(argv: Sequence[str]) -> int:
     define_checkpoint_flags(parser)
     parser.integer("num_samples", 64, "How many images.", lower=1, upper=MAX_IMAGES)
     parser.integer(
-        "batch_size", 64, "Images made at a time, over all devices of all processes.", lower=1, upper=MAX_BATCH
+        "batch_size",
+        64,
+        "Images made at a time, over all devices of all processes.",
+        lower=1,
+        upper=MAX_BATCH,
     )
     parser.integer("seed", 0, "Image i is a function of the seed and i.", lower=0, upper=MAX_SEED)
     parser.path(
@@ -81,8 +94,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.boolean(
         "chain",
-        "Also draw the chains of the first images, x_t and the x_0 predicted from it (progressive generation): "
-        "chain.png and chain.gif.",
+        "Also draw the chains of the first images, x_t and the x_0 predicted from it (progressive "
+        "generation): chain.png and chain.gif.",
     )
     sampling.define_flags(parser)
     editing.define_flags(parser)
@@ -94,7 +107,9 @@ def main(argv: Sequence[str]) -> int:
     stop = stop_of(flags)
     drawings = latents.asked(flags)
     if drawings and flags.distributed:
-        raise UsageError(f"--{drawings[0]} draws one picture, on one process: leave out --distributed.")
+        raise UsageError(
+            f"--{drawings[0]} draws one picture, on one process: leave out --distributed."
+        )
     prepare_jax(flags)
     loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     identity = identity_of(loaded)
@@ -108,10 +123,21 @@ def main(argv: Sequence[str]) -> int:
     check_places(loaded.experiment.config.data, out=flags.out)
 
     batch_size = min(flags.batch_size, flags.num_samples)
-    made_by = {"checkpoint": str(flags.ckpt), "checkpoint_step": loaded.step, "weights": loaded.weights, **identity}
+    made_by = {
+        "checkpoint": str(flags.ckpt),
+        "checkpoint_step": loaded.step,
+        "weights": loaded.weights,
+        **identity,
+    }
     with stop, memory.explained(f"making {batch_size} images at a time", "lower --batch_size"):
         _write_samples(
-            loaded, recipe, out, made_by, seed=flags.seed, num_samples=flags.num_samples, batch_size=batch_size
+            loaded,
+            recipe,
+            out,
+            made_by,
+            seed=flags.seed,
+            num_samples=flags.num_samples,
+            batch_size=batch_size,
         )
         if hosts.is_first():
             with _keeping("the images are kept; the same command draws them."):
@@ -140,8 +166,9 @@ def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
             grid = pictures.beside_originals(recipe.originals, grid, title=_title(recipe.record))
         pictures.save_png(out / "grid.png", grid)
     say(
-        f"{flags.num_samples} images of step {loaded.step} ({loaded.weights} weights), {recipe.record['sampler']}, "
-        f"{recipe.record['steps']} steps, {recipe.sampler.evaluations} network evaluations\n  {out}/grid.png"
+        f"{flags.num_samples} images of step {loaded.step} ({loaded.weights} weights), "
+        f"{recipe.record['sampler']}, {recipe.record['steps']} steps, {recipe.sampler.evaluations} "
+        f"network evaluations\n  {out}/grid.png"
     )
     say(f"  {out}/samples-*.npz")
     if classes := _classes(recipe):
@@ -151,7 +178,9 @@ def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
             else f"  all of class {classes[0]}"
         )
     if flags.chain:
-        _write_chain(loaded, recipe, out, seed=flags.seed, num_chains=min(IN_CHAIN, flags.num_samples))
+        _write_chain(
+            loaded, recipe, out, seed=flags.seed, num_chains=min(IN_CHAIN, flags.num_samples)
+        )
         say(f"  {out}/chain.png\n  {out}/chain.gif")
 
 
@@ -163,7 +192,8 @@ def _default_out(loaded: Loaded, recipe: Recipe, flags: Any) -> os.PathLike:
 
 
 def _columns(recipe: Recipe) -> int | None:
-    """Of the grid: as many as make every column one class, about eight; None, a square, where there are no classes."""
+    """Of the grid: as many as make every column one class, about eight; None, a square, where there
+    are no classes."""
     labels = recipe.record.get("labels", ())
     return len(labels) * max(1, GRID_COLUMNS // len(labels)) if 1 < len(labels) <= IN_GRID else None
 
@@ -221,7 +251,9 @@ def _write_samples(
         )
 
 
-def _write_chain(loaded: Loaded, recipe: Recipe, out: os.PathLike, *, seed: int, num_chains: int) -> None:
+def _write_chain(
+    loaded: Loaded, recipe: Recipe, out: os.PathLike, *, seed: int, num_chains: int
+) -> None:
     num_frames = min(FRAMES, recipe.sampler.num_rows + 1)
     generate = recipe.generator(loaded.experiment.shape, num_frames=num_frames)
     done = np.round(np.linspace(0, recipe.sampler.num_rows, num_frames)).astype(int)
@@ -229,7 +261,9 @@ def _write_chain(loaded: Loaded, recipe: Recipe, out: os.PathLike, *, seed: int,
     indices = np.arange(num_chains)
     chain = generate(recipe.params, base_key(seed), indices, inputs=recipe.inputs_of(indices))
     with reporting(out / "chain.png"):
-        picture = pictures.chain_pairs(chain.frames_x_t, chain.frames_x_0, moments=moments, rows=CHAIN_ROWS)
+        picture = pictures.chain_pairs(
+            chain.frames_x_t, chain.frames_x_0, moments=moments, rows=CHAIN_ROWS
+        )
         pictures.save_png(out / "chain.png", picture)
     both = zip(chain.frames_x_t, chain.frames_x_0, strict=True)
     grids = [pictures.grid(np.concatenate([x_t, x_0]), columns=num_chains) for x_t, x_0 in both]

@@ -1,11 +1,13 @@
-"""`python -m ddpm_jax.cli.samplers`: every sampler's error against network evaluations, as a table, PNG and JSON.
+"""`python -m ddpm_jax.cli.samplers`: every sampler's error against network evaluations, as a table,
+PNG and JSON.
 
     python -m ddpm_jax.cli.samplers                        on Gaussians in the plane, with the exact denoiser
     python -m ddpm_jax.cli.samplers --ckpt runs/digits     and on a trained model, with the time an image takes
 
-On the mixture: the root mean square distance to where the probability flow leads from the same noise, for samplers
-without noise of their own; and the energy distance to the data's distribution, for all. On a model: the Frechet
-distance of pixels to the training images. Samplers that evaluate the network twice a step take half the steps.
+On the mixture: the root mean square distance to where the probability flow leads from the same
+noise, for samplers without noise of their own; and the energy distance to the data's distribution,
+for all. On a model: the Frechet distance of pixels to the training images. Samplers that evaluate
+the network twice a step take half the steps.
 """
 
 import pathlib
@@ -16,20 +18,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.cli.command import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_STEP, MAX_TIMESTEPS, Parser, prepare_jax, run
+from ddpm_jax.cli.command import (
+    MAX_BATCH,
+    MAX_IMAGES,
+    MAX_SEED,
+    MAX_STEP,
+    MAX_TIMESTEPS,
+    Parser,
+    prepare_jax,
+    run,
+)
 from ddpm_jax.data.about import holds_out
 from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.evaluation.frechet import check_pixel_sets, pixel_frechet_distance
-from ddpm_jax.evaluation.results import check_record, format_table, machine, write_record
 from ddpm_jax.evaluation.sampler_comparison import PlaneProblem, sampler_within
 from ddpm_jax.experiments.datasets import check_places, load_evaluated, load_split
 from ddpm_jax.experiments.loading import Loaded, identity_of, load, versions
 from ddpm_jax.files import as_path, reporting
 from ddpm_jax.generation import generating
 from ddpm_jax.monitoring.progress import counted
+from ddpm_jax.monitoring.results import check_record, format_table, machine, write_record
 from ddpm_jax.plotting.sampler_errors import Measure, error_against_evaluations
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import SAMPLERS, find
@@ -53,7 +64,11 @@ def main(argv: Sequence[str]) -> int:
     if unused:
         raise UsageError(f"--{unused[0]} is for a trained model: give --ckpt, or leave it out.")
     prepare_jax(flags)
-    loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights) if flags.ckpt else None
+    loaded = (
+        load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+        if flags.ckpt
+        else None
+    )
     chain = loaded.experiment.chain if loaded else Chain(make_betas("linear", PLANE_CHAIN))
     if loaded:
         check_places(loaded.experiment.config.data, data_dir=flags.data_dir, out=flags.out)
@@ -62,16 +77,27 @@ def main(argv: Sequence[str]) -> int:
     model = _Model(loaded, flags) if loaded else None
     path, settings = _path(flags, model), _settings(flags, model)
     check_record(path, settings)
-    rows = [_row(case, plane, model) for case in counted(cases, "comparing", len(cases), unit="sampler")]
-    _report(path, settings, rows, {"mixture_energy": plane.floor()} | (model.floors if model else {}))
+    rows = [
+        _row(case, plane, model) for case in counted(cases, "comparing", len(cases), unit="sampler")
+    ]
+    _report(
+        path, settings, rows, {"mixture_energy": plane.floor()} | (model.floors if model else {})
+    )
     return 0
 
 
 def _parser() -> tuple[Parser, list[str]]:
     """The flags, and the names of those that mean nothing without --ckpt."""
     parser = Parser(__doc__)
-    parser.path("ckpt", None, "Directory of a training run; without it, only the mixture.", metavar="DIR")
-    parser.string("samplers", None, f"Which samplers, of {', '.join(SAMPLERS)}; by default all.", metavar="NAME,...")
+    parser.path(
+        "ckpt", None, "Directory of a training run; without it, only the mixture.", metavar="DIR"
+    )
+    parser.string(
+        "samplers",
+        None,
+        f"Which samplers, of {', '.join(SAMPLERS)}; by default all.",
+        metavar="NAME,...",
+    )
     parser.integers(
         "evaluations",
         EVALUATIONS,
@@ -80,24 +106,49 @@ def _parser() -> tuple[Parser, list[str]]:
         lower=1,
         upper=MAX_TIMESTEPS,
     )
-    parser.string("spacing", "trailing", f"The noise levels: {', '.join(SPACINGS)}.", metavar="NAME")
+    parser.string(
+        "spacing", "trailing", f"The noise levels: {', '.join(SPACINGS)}.", metavar="NAME"
+    )
     parser.integer("seed", 0, "Of all noise.", lower=0, upper=MAX_SEED)
-    parser.path("out", None, "Directory for the results; evaluation in the run's, or samplers.", metavar="DIR")
+    parser.path(
+        "out",
+        None,
+        "Directory for the results; evaluation in the run's, or samplers.",
+        metavar="DIR",
+    )
     always = set(parser.values)
-    parser.integer("ckpt_step", None, "Which of its checkpoints; the newest by default.", lower=0, upper=MAX_STEP)
+    parser.integer(
+        "ckpt_step",
+        None,
+        "Which of its checkpoints; the newest by default.",
+        lower=0,
+        upper=MAX_STEP,
+    )
     parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
     parser.integer(
-        "num_samples", 300, "Images of the model for each sampler and number of evaluations.", lower=2, upper=MAX_IMAGES
+        "num_samples",
+        300,
+        "Images of the model for each sampler and number of evaluations.",
+        lower=2,
+        upper=MAX_IMAGES,
     )
     parser.integer(
         "num_reference",
         None,
-        "Compare with only so many of the training images, spread evenly over them; all by default.",
+        "Compare with only so many of the training images, spread evenly over them; all by "
+        "default.",
         lower=2,
         upper=MAX_IMAGES,
     )
-    parser.integer("batch_size", 300, "Images made at a time, over all devices.", lower=1, upper=MAX_BATCH)
-    parser.path("data_dir", None, "Where the data is, if not where the training run found it.", metavar="DIR")
+    parser.integer(
+        "batch_size", 300, "Images made at a time, over all devices.", lower=1, upper=MAX_BATCH
+    )
+    parser.path(
+        "data_dir",
+        None,
+        "Where the data is, if not where the training run found it.",
+        metavar="DIR",
+    )
     guidance.define_flags(parser)
     return parser, [name for name in parser.values if name not in always]
 
@@ -145,7 +196,8 @@ class _Model:
             self.floors["frechet"] = floor
 
     def measure(self, case: _Case) -> dict[str, float]:
-        """The Frechet distance, the seconds an image takes once compiled, and those of compiling."""
+        """The Frechet distance, the seconds an image takes once compiled, and those of
+        compiling."""
         experiment, flags = self.loaded.experiment, self._flags
         recipe = make_recipe(case.sampler, self.guided, {})
         generate = recipe.generator(experiment.shape)
@@ -217,12 +269,20 @@ def _path(flags: Any, model: _Model | None) -> pathlib.Path:
     return out / f"samplers{name}_{flags.spacing}_seed{flags.seed}.json"
 
 
-def _report(path: pathlib.Path, settings: dict[str, Any], rows: list[dict[str, Any]], floors: dict[str, float]) -> None:
+def _report(
+    path: pathlib.Path,
+    settings: dict[str, Any],
+    rows: list[dict[str, Any]],
+    floors: dict[str, float],
+) -> None:
     write_record(path, settings | {"floors": floors, "rows": rows})
     with reporting(path.with_suffix(".png")):
         error_against_evaluations(path.with_suffix(".png"), _measures(rows, floors))
     say(format_table(list(rows[0]), [list(row.values()) for row in rows]))
-    say(f"what chance alone leaves: {', '.join(f'{key} {value:.4g}' for key, value in floors.items())}")
+    say(
+        "what chance alone leaves: "
+        f"{', '.join(f'{key} {value:.4g}' for key, value in floors.items())}"
+    )
     say(f"{path}\n{path.with_suffix('.png')}")
 
 
@@ -230,7 +290,11 @@ def _measures(rows: list[dict[str, Any]], floors: dict[str, float]) -> list[Meas
     shown = {
         "mixture_flow": ("mixture: distance to the flow", "RMSE", None),
         "mixture_energy": ("mixture: distance to the data", "energy distance", "exact draws"),
-        "frechet": ("model: distance to the training images", "Frechet distance of pixels", "held-out images"),
+        "frechet": (
+            "model: distance to the training images",
+            "Frechet distance of pixels",
+            "held-out images",
+        ),
     }
     measures = []
     for key, (title, ylabel, floor) in shown.items():
@@ -241,7 +305,9 @@ def _measures(rows: list[dict[str, Any]], floors: dict[str, float]) -> list[Meas
             of = [(row["evaluations"], row[key]) for row in rows if row["sampler"] == name]
             if not all(np.isnan(value) for _, value in of):
                 lines[name] = tuple(np.array(column) for column in zip(*of, strict=True))
-        measures.append(Measure(title, ylabel, lines, (floor, floors[key]) if key in floors else None))
+        measures.append(
+            Measure(title, ylabel, lines, (floor, floors[key]) if key in floors else None)
+        )
     return measures
 
 

@@ -1,4 +1,5 @@
-"""What users of other libraries call our flags and config fields: a name that we lack is answered with the one we have.
+"""What users of other libraries call our flags and config fields: a name that we lack is answered
+with the one we have.
 
 The tables hold the spelling in small letters; `_` and `-` are told apart nowhere.
 """
@@ -17,7 +18,8 @@ FIELDS = {
     "optimizer.accumulate_steps": "gradient_accumulation_steps grad_accum accumulation_steps gradient_accumulate_every",
     "train.batch_size": "bs batch train_batch_size global_batch_size total_batch_size microbatch",
     "train.num_steps": "steps max_steps train_steps num_train_steps max_train_steps train_num_steps total_steps "
-    "num_iterations iterations iters max_iters n_iters epochs num_epochs num_train_epochs max_epochs n_epochs",
+    "num_iterations iterations iters max_iters n_iters epochs num_epochs num_train_epochs "
+    "max_epochs n_epochs",
     "train.log_every": "log_interval logging_steps log_freq log_every_n_steps log_steps",
     "train.sample_every": "sample_interval save_and_sample_every sample_freq eval_every",
     "train.num_samples": "n_samples num_images",
@@ -90,7 +92,10 @@ FLAGS = {
 
 
 def ours(name: str, table: Mapping[str, str], there: Iterable[str]) -> str | None:
-    """What we call a flag or field that others call `name`, if it is one of those `there`; None for any other."""
+    """What we call a flag or field that others call `name`, if it is one of those `there`; None for
+    any other."""
     name = name.lower().replace("-", "_")
     there = set(there)
-    return next((own for own, others in table.items() if own in there and name in others.split()), None)
+    return next(
+        (own for own, others in table.items() if own in there and name in others.split()), None
+    )

@@ -1,16 +1,19 @@
-"""`python train.py`: trains the experiment of a config in a directory of its own, or resumes it there.
+"""`python train.py`: trains the experiment of a config in a directory of its own, or resumes it
+there.
 
     python train.py                                              the bundled 8x8 digits, into runs/digits
-    python train.py --config configs/ddpm_cifar10.py --workdir runs/cifar10 --config.train.batch_size=256
+    python train.py --config configs/ddpm_cifar10.py --workdir runs/cifar10
+    --config.train.batch_size=256
     python train.py --workdir gs://BUCKET/runs/a                 in a bucket of Google Cloud Storage
     python train.py --distributed ...                            on every host of a TPU slice or of a Slurm job
     python train.py --distributed --coordinator HOST:1234 --num_processes 2 --process_id 0 ...         elsewhere
 
-Ctrl-C, SIGTERM or --max_seconds: the run saves after the step under way and ends, with exit code 130, 0 or 0; a grid
-under way is left, and drawn when the run is resumed. A second Ctrl-C ends the run at once. Of several processes any
-one may get the signal: all save at a common step, a second or two steps later. If a process is lost, the others end
-with exit code 1, at the latest after a minute. The same command resumes the run with the same data and draws, on any
-number of processes and devices that divides the batch.
+Ctrl-C, SIGTERM or --max_seconds: the run saves after the step under way and ends, with exit code
+130, 0 or 0; a grid under way is left, and drawn when the run is resumed. A second Ctrl-C ends the
+run at once. Of several processes any one may get the signal: all save at a common step, a second or
+two steps later. If a process is lost, the others end with exit code 1, at the latest after a
+minute. The same command resumes the run with the same data and draws, on any number of processes
+and devices that divides the batch.
 
 Every field of the config, with its default, is listed in `ddpm_jax/cli/config.py`.
 """
@@ -45,6 +48,7 @@ from ddpm_jax.data.listing import check_unchanged
 from ddpm_jax.data.places import check_not_of_run
 from ddpm_jax.diffusion.likelihood import prior_warning
 from ddpm_jax.distributed import hosts
+from ddpm_jax.distributed.interrupt import Interrupt, Wish
 from ddpm_jax.distributed.pmap import bytes_per_device, several
 from ddpm_jax.errors import UsageError, say, visible
 from ddpm_jax.experiments import config as configs
@@ -61,9 +65,14 @@ from ddpm_jax.experiments.experiment import (
 )
 from ddpm_jax.experiments.fine_tuning import Beginning, find_beginning
 from ddpm_jax.experiments.latents import find_first_stage, freeze, kept_latents
-from ddpm_jax.experiments.loading import FIRST_STAGE, INIT_FROM, config_in, read_settings, settings_of
+from ddpm_jax.experiments.loading import (
+    FIRST_STAGE,
+    INIT_FROM,
+    config_in,
+    read_settings,
+    settings_of,
+)
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
-from ddpm_jax.interrupt import Interrupt, Wish
 from ddpm_jax.locks import Lock
 from ddpm_jax.monitoring import metric_writer, records, weights_and_biases
 from ddpm_jax.monitoring.profiling import Trace, parse_steps
@@ -92,7 +101,10 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit code; see `command.run` for the errors."""
     parser = Parser(__doc__, elsewhere=_as_a_field)
     parser.path(
-        "config", DEFAULT_CONFIG, "Config file; --config.FIELD=VALUE overrides one of its fields.", metavar="FILE"
+        "config",
+        DEFAULT_CONFIG,
+        "Config file; --config.FIELD=VALUE overrides one of its fields.",
+        metavar="FILE",
     )
     parser.path(
         "workdir",
@@ -103,7 +115,8 @@ def main(argv: Sequence[str]) -> int:
     parser.string(
         "profile",
         None,
-        "Trace the steps FIRST to LAST of the run, counted from 1, into WORKDIR/tensorboard: see its Profile tab.",
+        "Trace the steps FIRST to LAST of the run, counted from 1, into WORKDIR/tensorboard: see "
+        "its Profile tab.",
         metavar="FIRST:LAST",
     )
     parser.string(
@@ -130,17 +143,32 @@ def main(argv: Sequence[str]) -> int:
     with hosts.alone(workdir, "training in it") as lock:
         begun = _settings_in(workdir, config)
         first, first_params = find_first_stage(config, workdir, begun)
-        if first is not None:  # which the processes may read, and keep the latents of, in places of their own
+        # which the processes may read, and keep the latents of, in places of their own
+        if first is not None:
             kept = bool(config.first_stage.cache)
             hosts.check_equal(
-                {"the digest of first_stage.ckpt": first.sha256, "whether first_stage.cache is set": kept}
+                {
+                    "the digest of first_stage.ckpt": first.sha256,
+                    "whether first_stage.cache is set": kept,
+                }
             )
         experiment = build(config, first)
         check_batch(config)
         training = build_training(experiment)
         beginning, began = find_beginning(experiment, workdir, begun)
         hosts.check_equal({"the digest of the weights of init_from": began and began["sha256"]})
-        return _train(experiment, training, workdir, profile, flags.wandb, first_params, lock, stop, beginning, began)
+        return _train(
+            experiment,
+            training,
+            workdir,
+            profile,
+            flags.wandb,
+            first_params,
+            lock,
+            stop,
+            beginning,
+            began,
+        )
 
 
 def _as_a_field(flag: str) -> str | None:
@@ -150,10 +178,13 @@ def _as_a_field(flag: str) -> str | None:
 
 
 def _common(config: ConfigDict) -> dict[str, Any]:
-    """What all processes of a run must have been started with: all of the config but where and how it reads files."""
+    """What all processes of a run must have been started with: all of the config but where and how
+    it reads files."""
     own = ("data.data_dir", "data.cache", "first_stage.ckpt", "first_stage.cache", "init_from")
     fields = dict(configs.flatten(configs.to_dict(config)))
-    return {"ddpm_jax": __version__, "jax": jax.__version__} | {k: v for k, v in fields.items() if k not in own}
+    return {"ddpm_jax": __version__, "jax": jax.__version__} | {
+        k: v for k, v in fields.items() if k not in own
+    }
 
 
 def _check_workdir(workdir: pathlib.Path) -> None:
@@ -163,10 +194,16 @@ def _check_workdir(workdir: pathlib.Path) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir {workdir} is a file: name a directory.")
     if not is_remote(workdir):
-        existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+        existing = next(
+            path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists()
+        )
         if not (existing.is_dir() and os.access(existing, os.W_OK)):
-            why = f"you may not write to {existing}" if existing.is_dir() else f"{existing} is a file"
-            raise UsageError(f"--workdir {workdir} cannot be made, because {why}: name another directory.")
+            why = (
+                f"you may not write to {existing}" if existing.is_dir() else f"{existing} is a file"
+            )
+            raise UsageError(
+                f"--workdir {workdir} cannot be made, because {why}: name another directory."
+            )
 
 
 def _check_apart(config: ConfigDict, workdir: pathlib.Path, compilation_cache: str | None) -> None:
@@ -178,7 +215,8 @@ def _check_apart(config: ConfigDict, workdir: pathlib.Path, compilation_cache: s
 
 
 def _settings_in(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
-    """The settings of the run that has begun in a directory; None where nothing has been trained there.
+    """The settings of the run that has begun in a directory; None where nothing has been trained
+    there.
 
     Raises:
       UsageError: it is another run than the config's.
@@ -194,16 +232,17 @@ def _settings_in(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | 
     if bool(config.first_stage.ckpt) != (FIRST_STAGE in theirs):
         ours, other = ("latents", "pixels") if config.first_stage.ckpt else ("pixels", "latents")
         raise UsageError(
-            f"{workdir} holds a run over {other}, and this config is of one over {ours}: give first_stage.ckpt as it "
-            "was, or another --workdir."
+            f"{workdir} holds a run over {other}, and this config is of one over {ours}: give "
+            "first_stage.ckpt as it was, or another --workdir."
         )
     differing = configs.differences(configs.to_dict(config), config_in(theirs))
     if differing:
         raise UsageError(
-            f"{workdir} holds a run with another config: {'; '.join(differing[:5])}"
-            f"{f'; and {len(differing) - 5} more' if len(differing) > 5 else ''}. "
-            f"Give the same config to resume it{'' if kept else ', remove it (it has records, but no checkpoint)'}, "
-            "or another --workdir."
+            f"{workdir} holds a run with another config: "
+            f"{'; '.join(differing[:5])}{f'; and {len(differing) - 5} more' if len(differing) > 5 else ''}. "
+            "Give the same config to resume "
+            f"it{'' if kept else ', remove it (it has records, but no checkpoint)'}, or another "
+            "--workdir."
         )
     _check_length(workdir, config, theirs)
     return theirs
@@ -237,11 +276,16 @@ def _train(
 ) -> int:
     """Trains from the newest checkpoint in `workdir`, or from the beginning; returns the exit code.
 
-    A model over latents begins with the parameters of its first stage; later they are in its checkpoints. `began` says
-    what a run began with, that does not draw its weights: `beginning`, or what that was.
+    A model over latents begins with the parameters of its first stage; later they are in its
+    checkpoints. `began` says what a run began with, that does not draw its weights: `beginning`, or
+    what that was.
     """
     config, parallelism = experiment.config, training.parallelism
-    source = load_split(config.data, config.data.train_split, report=workdir / BAD_IMAGES if hosts.is_first() else None)
+    source = load_split(
+        config.data,
+        config.data.train_split,
+        report=workdir / BAD_IMAGES if hosts.is_first() else None,
+    )
     check_classes(source, config, split=config.data.train_split)
     settings = settings_of(experiment, source) | ({INIT_FROM: began} if began else {})
     checkpointer = Checkpointer(
@@ -251,25 +295,33 @@ def _train(
         before_save=(lock or Lock()).check,
     )
     remedies = _remedies(config)
-    memory.check(bytes_per_device(state_shapes(experiment, training)), "the state of the model", remedies)
-    state, position = _first_state(experiment, training, checkpointer, first_params, source, beginning)
+    memory.check(
+        bytes_per_device(state_shapes(experiment, training)), "the state of the model", remedies
+    )
+    state, position = _first_state(
+        experiment, training, checkpointer, first_params, source, beginning
+    )
     start = int(state.step)
     if start > config.train.num_steps:
         raise UsageError(
-            f"train.num_steps is {config.train.num_steps}, but the run in {workdir} is at step {start} already: give "
-            "more to train on, or another --workdir; --ckpt_step of sample.py and evaluate.py takes an earlier "
-            "checkpoint that is kept."
+            f"train.num_steps is {config.train.num_steps}, but the run in {workdir} is at step "
+            f"{start} already: give more to train on, or another --workdir; --ckpt_step of "
+            "sample.py and evaluate.py takes an earlier checkpoint that is kept."
         )
     examples = source
     if experiment.first is not None:
-        examples = kept_latents(experiment, state.objective_state.frozen, source, whole=parallelism.whole)
+        examples = kept_latents(
+            experiment, state.objective_state.frozen, source, whole=parallelism.whole
+        )
     batches = _batches(config, examples)
     if position is not None:
         check_unchanged(workdir / listing.FILE, source, position.get("fingerprint"), _warn)
         batches.set_state(position)
     _check_held_out(config, source)
     # Another step there: a working directory that the processes do not share.
-    hosts.check_equal({"the data": source.fingerprint, "the step of the checkpoint in --workdir": start})
+    hosts.check_equal(
+        {"the data": source.fingerprint, "the step of the checkpoint in --workdir": start}
+    )
     trace = _trace(profile, workdir, start, config.train.num_steps)
     if hosts.is_first():
         with reporting(workdir / CONFIG_FILE):
@@ -278,8 +330,12 @@ def _train(
         _announce(experiment, workdir, source, state, start, beginning)
     hosts.check_shared(workdir / CONFIG_FILE)
 
-    snapshots = Snapshots(workdir, snapshot_names(config), settings) if config.ema.snapshot_every else None
-    progress, writer = _observers(config, workdir, start, wandb) if hosts.is_first() else (hosts.Silent(),) * 2
+    snapshots = (
+        Snapshots(workdir, snapshot_names(config), settings) if config.ema.snapshot_every else None
+    )
+    progress, writer = (
+        _observers(config, workdir, start, wandb) if hosts.is_first() else (hosts.Silent(),) * 2
+    )
     with (
         writer,
         contextlib.nullcontext() if snapshots is None else contextlib.closing(snapshots),
@@ -298,9 +354,9 @@ def _train(
             config=settings,
             writer=writer,
             progress=progress,
-            on_sample=memory.explained(f"drawing {config.train.num_samples} samples", "lower train.num_samples")(
-                _on_sample(experiment, source, workdir, writer, progress, parallelism.whole)
-            ),
+            on_sample=memory.explained(
+                f"drawing {config.train.num_samples} samples", "lower train.num_samples"
+            )(_on_sample(experiment, source, workdir, writer, progress, parallelism.whole)),
             train_steps=parallelism.map_step(several(training.train_step)),
             trace=trace,
             explain=make_explain(
@@ -321,7 +377,8 @@ def _train(
 
 
 def _keep_listing(workdir: pathlib.Path, source: sources.Source, *, begun: bool) -> None:
-    """Writes which files the run is trained on, at its start, or when it first resumes after none was written."""
+    """Writes which files the run is trained on, at its start, or when it first resumes after none
+    was written."""
     path, files = workdir / listing.FILE, about(source).files
     if files is not None and not (begun and path.exists()):
         listing.write_listing(path, files)
@@ -330,8 +387,9 @@ def _keep_listing(workdir: pathlib.Path, source: sources.Source, *, begun: bool)
 def _check_held_out(config: ConfigDict, source: sources.Source) -> None:
     if config.data.test_split == "test" and not holds_out(source):
         _warn(
-            "no image is held out, so nothing can be compared with images that were not trained on: set data.holdout, "
-            "say to 0.1, or give the data a test split; without one, evaluate.py takes --split train"
+            "no image is held out, so nothing can be compared with images that were not trained "
+            "on: set data.holdout, say to 0.1, or give the data a test split; without one, "
+            "evaluate.py takes --split train"
         )
 
 
@@ -363,7 +421,8 @@ def _on_sample(
 
 
 def _owes_grid(config: ConfigDict, workdir: pathlib.Path, start: int) -> bool:
-    """Whether the run was stopped between the checkpoint that it resumes from and the grid of that step."""
+    """Whether the run was stopped between the checkpoint that it resumes from and the grid of that
+    step."""
     makes_grids = start > 0 and config.objective in _NEXT and config.train.sample_every > 0
     if not makes_grids or start % config.train.sample_every:
         return False
@@ -390,7 +449,8 @@ def _first_state(
     source: sources.Source,
     beginning: Beginning | None,
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """(state, place in the data) of the newest checkpoint that is whole; a new state, and None, where there is none."""
+    """(state, place in the data) of the newest checkpoint that is whole; a new state, and None,
+    where there is none."""
     if checkpointer.latest_step() is not None:
         return checkpointer.resume(state_shapes(experiment, training), _warn)
     if beginning is not None:
@@ -401,8 +461,8 @@ def _first_state(
         return init_state(experiment, training), None
     if first_params is None:
         raise UsageError(
-            f"first_stage.ckpt is {experiment.config.first_stage.ckpt}, and there is no such directory; this run has "
-            "saved no checkpoint yet that the first stage would be in."
+            f"first_stage.ckpt is {experiment.config.first_stage.ckpt}, and there is no such "
+            "directory; this run has saved no checkpoint yet that the first stage would be in."
         )
     return init_state(experiment, training, freeze(experiment, first_params, source)), None
 
@@ -425,7 +485,9 @@ def _observers(
 ) -> tuple[metric_writer.Progress, metric_writer.MetricWriter]:
     """What shows the run; of several processes, the first's."""
     settings = configs.to_dict(config)
-    viewers = [] if wandb is None else [weights_and_biases.WeightsAndBiases(workdir, wandb, settings)]
+    viewers = (
+        [] if wandb is None else [weights_and_biases.WeightsAndBiases(workdir, wandb, settings)]
+    )
     progress = metric_writer.Progress(config.train.num_steps, start_step=start)
     return progress, metric_writer.MetricWriter(workdir, resume_step=start, viewers=viewers)
 
@@ -435,14 +497,16 @@ def _warn(sentence: str) -> None:
         say(f"warning: {visible(sentence)}.", file=sys.stderr)
 
 
-def _trace(profile: tuple[int, int] | None, workdir: pathlib.Path, start: int, num_steps: int) -> Trace | None:
+def _trace(
+    profile: tuple[int, int] | None, workdir: pathlib.Path, start: int, num_steps: int
+) -> Trace | None:
     if profile is None:
         return None
     first, last = profile
     if not start < first <= last <= num_steps:
         raise UsageError(
-            f"--profile is {first}:{last}, but this run has the steps {start + 1} to {num_steps} before it: "
-            "choose some of these."
+            f"--profile is {first}:{last}, but this run has the steps {start + 1} to {num_steps} "
+            "before it: choose some of these."
         )
     return Trace(workdir / TENSORBOARD, first=first, last=last)
 
@@ -455,19 +519,25 @@ def _announce(
     start: int,
     beginning: Beginning | None,
 ) -> None:
-    if experiment.config.objective == "diffusion" and (sentence := prior_warning(experiment.schedule)):
+    if experiment.config.objective == "diffusion" and (
+        sentence := prior_warning(experiment.schedule)
+    ):
         _warn(sentence)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(state.params))
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device{'s' if jax.device_count() > 1 else ''}"
     if jax.process_count() > 1:
         devices += f" of {jax.process_count()} processes"
     length = experiment.config.train.num_steps
-    begin = f"resuming at step {start} of {length}" if start else f"starting the first of {length} steps"
+    begin = (
+        f"resuming at step {start} of {length}"
+        if start
+        else f"starting the first of {length} steps"
+    )
     of_others = f" from {beginning.what}" if beginning else ""
     say(
         f"{workdir}: {begin}{of_others}; {len(source):,} images of "
-        f"{'x'.join(map(str, experiment.image_shape))}{_over(experiment, state)}, {count:,} parameters, {devices}, "
-        f"{bytes_per_device(state) / 1e6:,.1f} MB of state on each",
+        f"{'x'.join(map(str, experiment.image_shape))}{_over(experiment, state)}, {count:,} "
+        f"parameters, {devices}, {bytes_per_device(state) / 1e6:,.1f} MB of state on each",
         file=sys.stderr,
     )
     say(f"data {experiment.config.data.name}: {describe(source)}", file=sys.stderr)
@@ -476,7 +546,10 @@ def _announce(
 def _over(experiment: Experiment, state: TrainState) -> str:
     if experiment.first is None:
         return ""
-    shape, scale = "x".join(map(str, experiment.shape)), float(np.asarray(state.objective_state.frozen.scale))
+    shape, scale = (
+        "x".join(map(str, experiment.shape)),
+        float(np.asarray(state.objective_state.frozen.scale)),
+    )
     return f" as latents of {shape} times {scale:.4g}"
 
 
@@ -486,9 +559,18 @@ def _finish(interrupted_by: Wish | None, step: int, workdir: pathlib.Path, objec
     steps, losses = columns(written, ["loss"])
     _, quartiles = columns(written, [f"loss_q{q}" for q in range(1, QUARTILES + 1)])
     with reporting(workdir / "loss.png"):
-        loss_curve(workdir / "loss.png", steps, losses[:, 0], quartiles if len(quartiles) else None, title=str(workdir))
+        loss_curve(
+            workdir / "loss.png",
+            steps,
+            losses[:, 0],
+            quartiles if len(quartiles) else None,
+            title=str(workdir),
+        )
     if interrupted_by is not None:
-        say(f"saved step {step} in {workdir}. To resume, give the same command again.", file=sys.stderr)
+        say(
+            f"saved step {step} in {workdir}. To resume, give the same command again.",
+            file=sys.stderr,
+        )
         return
     pictures = f"  samples  {grid_path(workdir, step)}\n" if objective in _NEXT else ""
     say(f"done: {step} steps\n{pictures}  loss     {workdir / 'loss.png'}")

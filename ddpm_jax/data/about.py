@@ -1,4 +1,5 @@
-"""What a source can say of its dataset as a whole: the names of its classes, and the splits that there are."""
+"""What a source can say of its dataset as a whole: the names of its classes, and the splits that
+there are."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,9 +16,12 @@ _SHOWN = 8  # classes that are named in a line; of more, these and how many more
 class About(NamedTuple):
     """Of the dataset that a source is a split of."""
 
-    class_names: tuple[str, ...] = ()  # name i is of label i; () without classes, or where they have no names
-    splits: Mapping[str, int] = {}  # name -> images, of every split that can be asked for by these names
-    contents: str = ""  # the same for the same data on every machine, whichever split of it is read; "" if not known
+    # name i is of label i; () without classes, or where they have no names
+    class_names: tuple[str, ...] = ()
+    # name -> images, of every split that can be asked for by these names
+    splits: Mapping[str, int] = {}
+    # the same for the same data on every machine, whichever split of it is read; "" if not known
+    contents: str = ""
     files: Any = None  # `listing.Listing` of the split of a folder; None of other data
 
 
@@ -59,7 +63,8 @@ def labels_of(texts: Sequence[str], class_names: Sequence[str]) -> list[int]:
 
 
 def numbers_that_are_names(texts: Sequence[str], class_names: Sequence[str]) -> list[str]:
-    """Says which of the numbers that `labels_of` reads are also the name of another class, half a sentence each."""
+    """Says which of the numbers that `labels_of` reads are also the name of another class, half a
+    sentence each."""
     known = {name: label for label, name in enumerate(class_names)}
     return [
         f"{text} is class number {label}"
@@ -80,11 +85,12 @@ def _label_of(text: str, known: Mapping[str, int]) -> int:
     if known:
         names = shortened(list(known))
         raise UsageError(
-            f"there is no class {text!r}: give class numbers, or names among {names}.{suggest(text, known)}"
+            f"there is no class {text!r}: give class numbers, or names among "
+            f"{names}.{suggest(text, known)}"
         )
     raise UsageError(
-        f"{text!r} is no class number, and the names of this model's classes are not known: give class numbers "
-        "separated by commas, as in 3,5."
+        f"{text!r} is no class number, and the names of this model's classes are not known: give "
+        "class numbers separated by commas, as in 3,5."
     )
 
 

@@ -1,8 +1,9 @@
-"""The bundled data: scikit-learn's 1,797 scans of handwritten digits, 8x8 grey, as a TFDS dataset. Needs no network.
+"""The bundled data: scikit-learn's 1,797 scans of handwritten digits, 8x8 grey, as a TFDS dataset.
+Needs no network.
 
-They are the test set of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak, 1998). A pixel counts the
-ink bits in a 4x4 cell, 0..16; stored are 0..255. TFDS encodes a `features.Image` with TensorFlow but a
-`features.Tensor` without it, which is why the image is one.
+They are the test set of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak,
+1998). A pixel counts the ink bits in a 4x4 cell, 0..16; stored are 0..255. TFDS encodes a
+`features.Image` with TensorFlow but a `features.Tensor` without it, which is why the image is one.
 """
 
 import contextlib
@@ -41,7 +42,8 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager):
         del dl_manager
         images, labels = scans()
-        # NumPy has frozen the stream of RandomState (NEP 19): the same 300 are held out everywhere, for ever.
+        # NumPy has frozen the stream of RandomState (NEP 19): the same 300 are held out everywhere,
+        # for ever.
         order = np.random.RandomState(0).permutation(len(images))
         return {
             "train": self._generate_examples(images, labels, order[:NUM_TRAIN]),
@@ -57,25 +59,32 @@ _REFUSED = (OSError, RuntimeError)  # a full disk is the latter, in the words of
 
 
 def scans() -> tuple[np.ndarray, np.ndarray]:
-    """Returns scikit-learn's scans, 0..16 scaled to 0..255 and rounded, uint8 [1797, 8, 8, 1]; and labels [1797]."""
-    from sklearn.datasets import load_digits  # a second to import, and needed once in the life of a data_dir
+    """Returns scikit-learn's scans, 0..16 scaled to 0..255 and rounded, uint8 [1797, 8, 8, 1]; and
+    labels [1797]."""
+    # a second to import, and needed once in the life of a data_dir
+    from sklearn.datasets import load_digits
 
     digits = load_digits()
     return np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8), digits.target
 
 
 def prepare(data_dir: str) -> str:
-    """Writes the dataset below `data_dir` ("" for TFDS's default) unless it is there, and returns its TFDS name.
+    """Writes the dataset below `data_dir` ("" for TFDS's default) unless it is there, and returns
+    its TFDS name.
 
-    Processes that prepare at once all succeed: each writes a folder of its own, the first to finish renames it to the
-    final name.
+    Processes that prepare at once all succeed: each writes a folder of its own, the first to finish
+    renames it to the final name.
 
     Raises:
-      UsageError: `data_dir` lies in a bucket, where nothing is prepared, or is a folder of pictures.
+      UsageError: `data_dir` lies in a bucket, where nothing is prepared, or is a folder of
+        pictures.
       FailureError: it cannot be written there.
     """
     if is_remote(data_dir):
-        raise UsageError(f"The bundled digits are written to a directory of this machine: data_dir is {data_dir}.")
+        raise UsageError(
+            "The bundled digits are written to a directory of this machine: data_dir is "
+            f"{data_dir}."
+        )
     folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     there = (folder / "digits" / str(Digits.VERSION)).exists()
     check_no_pictures(data_dir, name="digits", writing=not there)
@@ -85,8 +94,9 @@ def prepare(data_dir: str) -> str:
             _write(Digits(data_dir=data_dir or None))
     except _REFUSED as error:
         raise FailureError(
-            f"The bundled digits cannot be written below {data_dir or tfds.core.constants.DATA_DIR} ({error}): "
-            "set data_dir to a folder you can write to."
+            "The bundled digits cannot be written below "
+            f"{data_dir or tfds.core.constants.DATA_DIR} ({error}): set data_dir to a folder you "
+            "can write to."
         ) from error
     return f"digits:{Digits.VERSION}"
 

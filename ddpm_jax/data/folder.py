@@ -1,4 +1,5 @@
-"""Pictures of a folder -> examples; unreadable ones stop or are skipped. `layout` says which files."""
+"""Pictures of a folder -> examples; unreadable ones stop or are skipped. `layout` says which
+files."""
 
 import concurrent.futures
 import itertools
@@ -22,18 +23,21 @@ from ddpm_jax.files import as_path, check_place, is_remote
 
 
 class FolderSource:
-    """Random access to the pictures of one split; see `sources.Source` for the attributes, `open_folder` to make one.
+    """Random access to the pictures of one split; see `sources.Source` for the attributes,
+    `open_folder` to make one.
 
     Attributes:
-      skipped: the paths passed over so far as unreadable, or as too small, in the order of discovery, as far as the
-        policy is to skip them. A file whose header says so is left out. A file that turns out to be truncated only when
-        it is decoded is replaced by the next readable one, so that the sequence of examples does not depend on when
-        that is noticed.
+      skipped: the paths passed over so far as unreadable, or as too small, in the order of
+        discovery, as far as the policy is to skip them. A file whose header says so is left out. A
+        file that turns out to be truncated only when it is decoded is replaced by the next readable
+        one, so that the sequence of examples does not depend on when that is noticed.
       reasons: path -> why, of those.
       labels: int32 [N].
     """
 
-    def __init__(self, folder, paths, labels, *, image_size, channels, policy, skipped, fingerprint, about):
+    def __init__(
+        self, folder, paths, labels, *, image_size, channels, policy, skipped, fingerprint, about
+    ):
         self._folder, self._paths = folder, paths
         self.labels = np.array(labels, np.int32)
         self._policy = policy
@@ -83,30 +87,39 @@ class FolderSource:
                     raise refusal({path: str(error)}, {}, image_size=self.image_shape[0]) from error
                 self._unreadable.add(path, error)
         raise UsageError(
-            f"None of the {len(self)} images can be read, the first being {self._paths[0]}: check the folder."
+            f"None of the {len(self)} images can be read, the first being {self._paths[0]}: check "
+            "the folder."
         )
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Reads many pictures; those of a bucket at once, since each is a wait for the network."""
-        examples = list((self._pool.map if self._pool else map)(self.__getitem__, map(int, indices)))
-        return {name: np.stack([example[name] for example in examples]) for name in ("image", "label")}
+        examples = list(
+            (self._pool.map if self._pool else map)(self.__getitem__, map(int, indices))
+        )
+        return {
+            name: np.stack([example[name] for example in examples]) for name in ("image", "label")
+        }
 
     def _read(self, path: str) -> np.ndarray:
         image_size, _, channels = self.image_shape
         enlarge = self._policy.small == "enlarge"
-        return images.to_array(images.decode(path), image_size=image_size, channels=channels, enlarge=enlarge)
+        return images.to_array(
+            images.decode(path), image_size=image_size, channels=channels, enlarge=enlarge
+        )
 
 
 def _check_still_there(folder: pathlib.Path) -> None:
-    """Tells a file that cannot be read from a folder that is gone: skipping all of its files would help nobody.
+    """Tells a file that cannot be read from a folder that is gone: skipping all of its files would
+    help nobody.
 
     Raises:
-      FailureError: the folder does not exist any more, or is as empty as the place where a disk was mounted.
+      FailureError: the folder does not exist any more, or is as empty as the place where a disk was
+        mounted.
     """
     if not (folder.is_dir() and any(folder.iterdir())):
         raise FailureError(
-            f"The folder of images {folder} is gone or empty, though it held images before: bring it back, and give "
-            "the same command again to resume from the last checkpoint."
+            f"The folder of images {folder} is gone or empty, though it held images before: bring "
+            "it back, and give the same command again to resume from the last checkpoint."
         )
 
 
@@ -127,7 +140,8 @@ def open_folder(
       policy: how pictures that cannot be used are treated.
 
     Raises:
-      UsageError: no such folder, or no pictures in it; what `layout.lay_out` and `inspection.usable` raise.
+      UsageError: no such folder, or no pictures in it; what `layout.lay_out` and
+        `inspection.usable` raise.
       FailureError: a list of pictures that cannot be used cannot be written.
     """
     choose("layout of a folder", layout, LAYOUTS)
@@ -152,7 +166,9 @@ def open_folder(
         policy=policy,
         skipped=usables.skipped,
         fingerprint=f"folder {split} {image_size}x{image_size}x{channels} {_summary(usables.names, labels)}",
-        about=About(tuple(found.classes), found.splits, found.contents, list_files(folder, usables.names)),
+        about=About(
+            tuple(found.classes), found.splits, found.contents, list_files(folder, usables.names)
+        ),
     )
 
 
@@ -160,7 +176,9 @@ def _is_folder(root: pathlib.Path) -> bool:
     try:
         return root.is_dir()
     except OSError as error:
-        raise UsageError(f"Folder {root} cannot be looked at: {error.strerror or error}.") from error
+        raise UsageError(
+            f"Folder {root} cannot be looked at: {error.strerror or error}."
+        ) from error
 
 
 def _without_images(classes: Sequence[str], labels: Sequence[int]) -> list[str]:
@@ -178,5 +196,6 @@ def _tell(sentences: Sequence[str]) -> None:
 
 
 def _summary(names: list[str], labels: list[int]) -> str:
-    """The folder may move, so its own name is not in here; its files may not change, so theirs are."""
+    """The folder may move, so its own name is not in here; its files may not change, so theirs
+    are."""
     return digest_of([f"{label} {name}" for name, label in zip(names, labels, strict=True)])

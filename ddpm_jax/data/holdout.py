@@ -1,4 +1,5 @@
-"""The held-out part of a dataset that has none of its own: the same examples on every machine, in every run."""
+"""The held-out part of a dataset that has none of its own: the same examples on every machine, in
+every run."""
 
 import numpy as np
 
@@ -6,10 +7,12 @@ from ddpm_jax.errors import UsageError
 
 
 def carve(num_examples: int, *, split: str, holdout: float, where: str) -> np.ndarray:
-    """Returns the sorted rows of `split`, "train" or "test", when a share `holdout` of all is set aside as "test".
+    """Returns the sorted rows of `split`, "train" or "test", when a share `holdout` of all is set
+    aside as "test".
 
-    They are drawn by `np.random.RandomState(0)`, whose stream NumPy has frozen (NEP 19), so that the result depends on
-    `num_examples` and `holdout` alone. With `holdout` 0 "train" is everything.
+    They are drawn by `np.random.RandomState(0)`, whose stream NumPy has frozen (NEP 19), so that
+    the result depends on `num_examples` and `holdout` alone. With `holdout` 0 "train" is
+    everything.
 
     Raises:
       UsageError: "test" is asked for and `holdout` is 0, or nothing would be left to train on.
@@ -17,12 +20,15 @@ def carve(num_examples: int, *, split: str, holdout: float, where: str) -> np.nd
     if holdout == 0:
         if split == "test":
             raise UsageError(
-                f"{where} has no test split of its own: set holdout, say to 0.1, before training to set a part of it "
-                "aside, or evaluate with --split train or with the --data_dir of images that have one."
+                f"{where} has no test split of its own: set holdout, say to 0.1, before training "
+                "to set a part of it aside, or evaluate with --split train or with the --data_dir "
+                "of images that have one."
             )
         return np.arange(num_examples)
     num_test = max(1, round(num_examples * holdout))
     if num_test >= num_examples:
-        raise UsageError(f"holdout={holdout} leaves nothing to train on of the {num_examples} images of {where}.")
+        raise UsageError(
+            f"holdout={holdout} leaves nothing to train on of the {num_examples} images of {where}."
+        )
     order = np.random.RandomState(0).permutation(num_examples)
     return np.sort(order[:num_test] if split == "test" else order[num_test:])

@@ -1,9 +1,10 @@
-"""One picture -> uint8 [image_size, image_size, channels], the whole of it, or a mask. Knows of no dataset.
+"""One picture -> uint8 [image_size, image_size, channels], the whole of it, or a mask. Knows of no
+dataset.
 
-Resizing is done as in the code of Dhariwal & Nichol (2021, arXiv:2105.05233), which much of the field has adopted, so
-that statistics of the data agree: the picture is halved with a box filter while its shorter side is at least twice the
-target, brought to the target with an antialiased bicubic filter, and cropped at the centre. Nothing is
-enlarged unless that is asked for.
+Resizing is done as in the code of Dhariwal & Nichol (2021, arXiv:2105.05233), which much of the
+field has adopted, so that statistics of the data agree: the picture is halved with a box filter
+while its shorter side is at least twice the target, brought to the target with an antialiased
+bicubic filter, and cropped at the centre. Nothing is enlarged unless that is asked for.
 """
 
 import contextlib
@@ -23,7 +24,8 @@ MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 
 
 class UnreadableImage(Exception):
-    """The bytes are not a picture that can be shown; the caller knows which file or record it was and says so."""
+    """The bytes are not a picture that can be shown; the caller knows which file or record it was
+    and says so."""
 
 
 class Header(NamedTuple):
@@ -34,7 +36,8 @@ class Header(NamedTuple):
 
 
 def decode(file: str | os.PathLike | bytes) -> Image.Image:
-    """Returns the picture in `file` (a path, or the encoded bytes), decoded in full and turned upright by its EXIF tag.
+    """Returns the picture in `file` (a path, or the encoded bytes), decoded in full and turned
+    upright by its EXIF tag.
 
     Of an animation the first frame is taken.
 
@@ -49,9 +52,8 @@ def decode(file: str | os.PathLike | bytes) -> Image.Image:
             return image
     except (MemoryError, UnreadableImage, FailureError):
         raise
-    except (
-        Exception
-    ) as error:  # on damaged files Pillow raises whatever its parsers trip over: OSError, SyntaxError, struct.error ...
+    # On damaged files Pillow raises whatever its parsers trip over: OSError, struct.error ...
+    except Exception as error:
         raise UnreadableImage(_reason(error)) from error
 
 
@@ -59,7 +61,8 @@ def header(path: str | os.PathLike) -> Header:
     """Returns what the header alone says, without decoding.
 
     Raises:
-      UnreadableImage: the file is missing or does not start as an image; truncation further on goes unnoticed.
+      UnreadableImage: the file is missing or does not start as an image; truncation further on goes
+        unnoticed.
       FailureError: as `decode`.
     """
     try:
@@ -115,16 +118,21 @@ def _reason(error: Exception) -> str:
 
 
 def from_array(array: np.ndarray) -> Image.Image:
-    """Returns uint8 or uint16 [H, W, C], C of 1, 3 or 4, as a picture (uint16 with one channel only)."""
+    """Returns uint8 or uint16 [H, W, C], C of 1, 3 or 4, as a picture (uint16 with one channel
+    only)."""
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def to_array(image: Image.Image, *, image_size: int, channels: int, enlarge: bool = False) -> np.ndarray:
-    """Returns the picture as uint8 [image_size, image_size, channels]: colour converted, resized, centre-cropped.
+def to_array(
+    image: Image.Image, *, image_size: int, channels: int, enlarge: bool = False
+) -> np.ndarray:
+    """Returns the picture as uint8 [image_size, image_size, channels]: colour converted, resized,
+    centre-cropped.
 
     Args:
-      image: any Pillow mode. Transparency is laid over white; 16-bit grey is scaled by 255/65535 and rounded; palettes,
-        CMYK and the like become RGB. Grey becomes RGB by repetition, RGB becomes grey by ITU-R 601 luma.
+      image: any Pillow mode. Transparency is laid over white; 16-bit grey is scaled by 255/65535
+        and rounded; palettes, CMYK and the like become RGB. Grey becomes RGB by repetition, RGB
+        becomes grey by ITU-R 601 luma.
       image_size: pixels a side, at most the picture's shorter side.
       channels: 1 or 3.
       enlarge: whether a picture may also be smaller than that: it is enlarged bicubically.
@@ -136,12 +144,14 @@ def to_array(image: Image.Image, *, image_size: int, channels: int, enlarge: boo
     if min(image.size) < image_size and not enlarge:
         raise ValueError(f"{image.size} is smaller than {image_size}")
     return _pixels(
-        _centre_crop(_shrink(_to_mode(image, MODES[channels]), image_size), image_size, image_size), channels
+        _centre_crop(_shrink(_to_mode(image, MODES[channels]), image_size), image_size, image_size),
+        channels,
     )
 
 
 def to_whole_array(image: Image.Image, *, multiple: int, channels: int) -> np.ndarray:
-    """Returns the picture at its own size, uint8 [H, W, channels], cropped at the centre to multiples of a number.
+    """Returns the picture at its own size, uint8 [H, W, channels], cropped at the centre to
+    multiples of a number.
 
     Args:
       image: as in `to_array`.
@@ -164,11 +174,13 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
-    """Returns where a picture is white: bool [image_size, image_size, 1], shrunk and cropped as `to_array` does.
+    """Returns where a picture is white: bool [image_size, image_size, 1], shrunk and cropped as
+    `to_array` does.
 
-    White is brighter than middle grey, laid over black, so that of white strokes on a transparent layer the strokes are
-    white. A picture that has no white pixel then is laid over white: it is one with parts erased, which are meant. No
-    two pixels are mixed, one of them is taken instead, so a stroke much thinner than a pixel of the result may be lost.
+    White is brighter than middle grey, laid over black, so that of white strokes on a transparent
+    layer the strokes are white. A picture that has no white pixel then is laid over white: it is
+    one with parts erased, which are meant. No two pixels are mixed, one of them is taken instead,
+    so a stroke much thinner than a pixel of the result may be lost.
 
     Args:
       image: any Pillow mode.
@@ -186,7 +198,8 @@ def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
 
 
 def is_erased(mask: Image.Image) -> bool:
-    """Whether `to_mask` takes the transparent parts of a picture for what is meant, nothing white being visible."""
+    """Whether `to_mask` takes the transparent parts of a picture for what is meant, nothing white
+    being visible."""
     over_black, over_white = (_to_mode(mask, "L", background=of) for of in ("black", "white"))
     return np.asarray(over_black).max() <= _MIDDLE < np.asarray(over_white).max()
 

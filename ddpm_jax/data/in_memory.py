@@ -1,6 +1,8 @@
-"""Pictures that are in memory already: the cache every source can be read into, and the gather that makes batches.
+"""Pictures that are in memory already: the cache every source can be read into, and the gather that
+makes batches.
 
-Decoding a small PNG costs a core some 100 µs, taking it from an array about one: whatever fits is decoded once.
+Decoding a small PNG costs a core some 100 µs, taking it from an array about one: whatever fits is
+decoded once.
 """
 
 import concurrent.futures
@@ -53,7 +55,8 @@ class ArraySource:
 
 
 def gather(source, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns rows `indices` of `source` as one batch {"image": uint8 [B, H, W, C], "label": int32 [B]}.
+    """Returns rows `indices` of `source` as one batch {"image": uint8 [B, H, W, C], "label": int32
+    [B]}.
 
     Sources that read many rows at a time more cheaply than one by one have a `gather` of their own.
     """
@@ -67,7 +70,8 @@ def gather(source, indices: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def wants_cache(source, mode: str) -> bool:
-    """Returns whether to decode `source` into memory: `mode` is "always", "never", or "auto" (when it fits the budget).
+    """Returns whether to decode `source` into memory: `mode` is "always", "never", or "auto" (when
+    it fits the budget).
 
     Raises:
       UsageError: "always", and the pictures are larger than the machine's memory.
@@ -75,8 +79,8 @@ def wants_cache(source, mode: str) -> bool:
     size, memory = len(source) * int(np.prod(source.image_shape)), _physical_memory()
     if mode == "always" and size > memory:
         raise UsageError(
-            f"cache='always' needs {size / 2**30:.1f} GiB for {len(source)} images, "
-            f"but the machine has {memory / 2**30:.1f} GiB: use cache='auto' or a smaller image_size."
+            f"cache='always' needs {size / 2**30:.1f} GiB for {len(source)} images, but the "
+            f"machine has {memory / 2**30:.1f} GiB: use cache='auto' or a smaller image_size."
         )
     return mode == "always" or (mode == "auto" and size <= min(AUTO_BUDGET, AUTO_SHARE * memory))
 
@@ -86,9 +90,11 @@ def _physical_memory() -> int:
 
 
 def decoded(source, rows: np.ndarray | None = None) -> ArraySource:
-    """Returns `source`, or only its `rows` [n], decoded once by one thread a core, with a progress bar on a terminal.
+    """Returns `source`, or only its `rows` [n], decoded once by one thread a core, with a progress
+    bar on a terminal.
 
-    All rows stay where they are, so that the sequence of examples does not depend on whether there is a cache.
+    All rows stay where they are, so that the sequence of examples does not depend on whether there
+    is a cache.
     """
     rows = np.arange(len(source)) if rows is None else rows
     images = np.empty((len(rows), *source.image_shape), np.uint8)
@@ -102,7 +108,9 @@ def decoded(source, rows: np.ndarray | None = None) -> ArraySource:
 
     for_each(decode_chunk, range(0, len(rows), _CHUNK), total=len(rows), what="decoding")
     skipped = sorted(getattr(source, "skipped", ()))
-    return ArraySource(images, labels, source.num_classes, source.fingerprint, skipped, about(source))
+    return ArraySource(
+        images, labels, source.num_classes, source.fingerprint, skipped, about(source)
+    )
 
 
 def in_memory(source, rows: np.ndarray | None = None) -> ArraySource:
@@ -113,7 +121,8 @@ def in_memory(source, rows: np.ndarray | None = None) -> ArraySource:
 
 
 def for_each(function, items, *, total: int, what: str, num_threads: int | None = None) -> None:
-    """Calls `function` on every item in a pool of threads, with a bar on a terminal; the first item's error is raised.
+    """Calls `function` on every item in a pool of threads, with a bar on a terminal; the first
+    item's error is raised.
 
     Args:
       function: returns how many of `total` it has done.

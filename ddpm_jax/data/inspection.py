@@ -1,4 +1,5 @@
-"""The header of every picture, before any is decoded: which can be used, and one sentence about the others."""
+"""The header of every picture, before any is decoded: which can be used, and one sentence about the
+others."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ class Policy(NamedTuple):
 
     unreadable: str = "stop"  # or "skip"
     small: str = "stop"  # of those smaller than image_size; or "skip", "enlarge"
-    report: Any = None  # path of the file that lists them where a sentence cannot name them all; None for no such file
+    # path of the file that lists them where a sentence cannot name them all; None for no such file
+    report: Any = None
 
 
 class Usable(NamedTuple):
@@ -47,19 +49,32 @@ def usable(folder: Any, names: Sequence[str], *, image_size: int, policy: Policy
     """
     paths = [os.path.join(folder, name) for name in names]
     headers = _headers(paths)
-    unreadable = {path: str(found) for path, found in zip(paths, headers, strict=True) if isinstance(found, Exception)}
-    sizes = {path: found.size for path, found in zip(paths, headers, strict=True) if path not in unreadable}
-    small = {path: images.size_in_words(size) for path, size in sizes.items() if min(size) < image_size}
+    unreadable = {
+        path: str(found)
+        for path, found in zip(paths, headers, strict=True)
+        if isinstance(found, Exception)
+    }
+    sizes = {
+        path: found.size
+        for path, found in zip(paths, headers, strict=True)
+        if path not in unreadable
+    }
+    small = {
+        path: images.size_in_words(size) for path, size in sizes.items() if min(size) < image_size
+    }
     if policy.small == "enlarge":
         small = {}
-    of_stop = (unreadable if policy.unreadable == "stop" else {}, small if policy.small == "stop" else {})
+    of_stop = (
+        unreadable if policy.unreadable == "stop" else {},
+        small if policy.small == "stop" else {},
+    )
     if any(of_stop):
         raise refusal(*of_stop, image_size=image_size, report=policy.report)
     skipped = {path: why for path, why in (unreadable | small).items()}
     if len(skipped) == len(paths):
         raise UsageError(
-            f"None of the {len(paths)} files in {folder} is an image of {image_size}x{image_size} pixels or more, the "
-            f"first being {names[0]} ({skipped[paths[0]]})."
+            f"None of the {len(paths)} files in {folder} is an image of {image_size}x{image_size} "
+            f"pixels or more, the first being {names[0]} ({skipped[paths[0]]})."
         )
     used = [i for i, path in enumerate(paths) if path not in skipped]
     deep = [paths[i] for i in used if headers[i].mode.startswith("I")]
@@ -69,7 +84,8 @@ def usable(folder: Any, names: Sequence[str], *, image_size: int, policy: Policy
 def refusal(
     unreadable: Mapping[str, str], small: Mapping[str, str], *, image_size: int, report: Any = None
 ) -> UsageError:
-    """The error about pictures that cannot be used: the first by name, the others by their number and in a file.
+    """The error about pictures that cannot be used: the first by name, the others by their number
+    and in a file.
 
     Args:
       unreadable: path -> why, of those that cannot be read.
@@ -96,9 +112,9 @@ def refusal(
         )
     more = f" (as are {len(small) - 1} more)" if len(small) > 1 else ""
     return UsageError(
-        f"Image {path} is {why} pixels, smaller than image_size={image_size}{more}{listed}: remove what is too small, "
-        "ask for a smaller image_size, or set data.small=skip to pass over such files, data.small=enlarge to enlarge "
-        "them."
+        f"Image {path} is {why} pixels, smaller than image_size={image_size}{more}{listed}: remove "
+        "what is too small, ask for a smaller image_size, or set data.small=skip to pass over such "
+        "files, data.small=enlarge to enlarge them."
     )
 
 
@@ -130,12 +146,15 @@ def _headers(paths: Sequence[str]) -> list[images.Header | images.UnreadableImag
 
 
 def depth_notes(paths: Sequence[str]) -> list[str]:
-    """A sentence about pictures of 16 bits that leave the upper ones empty: they would be nearly black.
+    """A sentence about pictures of 16 bits that leave the upper ones empty: they would be nearly
+    black.
 
     Args:
       paths: of pictures of one channel of 16 bits.
     """
-    chosen = np.unique(np.linspace(0, len(paths) - 1, min(_DECODED, len(paths))).round().astype(int))
+    chosen = np.unique(
+        np.linspace(0, len(paths) - 1, min(_DECODED, len(paths))).round().astype(int)
+    )
     largest = 0
     for i in chosen:
         try:
@@ -147,7 +166,7 @@ def depth_notes(paths: Sequence[str]) -> list[str]:
         return []
     have = "images have" if len(paths) > 1 else "image has"
     return [
-        f"{len(paths)} {have} 16 bits, but no value above {largest} in {len(chosen)} that were looked "
-        f"at, as if they held {bits} bits: 65535 is white, so they are read as nearly black unless "
-        f"their values are first multiplied by {2 ** (16 - bits)}"
+        f"{len(paths)} {have} 16 bits, but no value above {largest} in {len(chosen)} that were "
+        f"looked at, as if they held {bits} bits: 65535 is white, so they are read as nearly black "
+        f"unless their values are first multiplied by {2 ** (16 - bits)}"
     ]

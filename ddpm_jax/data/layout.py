@@ -1,15 +1,18 @@
-"""What lies in a folder of pictures: the files that count as such, the splits and the classes. Opens no picture.
+"""What lies in a folder of pictures: the files that count as such, the splits and the classes.
+Opens no picture.
 
     data_dir/*.png                       no classes
     data_dir/<class>/.../*.png           one class per folder at the first level, in alphabetical order
     data_dir/<split>/...                 either of the two above, once for every split
 
-Folders are splits if all of those at the first level that hold pictures are called as in `SPLITS`. A single folder of
-such a name among others is a class ("train", the vehicle); several among others are refused, and `layout` says which.
-So are splits one level lower, in a folder around them or in those of the classes.
+Folders are splits if all of those at the first level that hold pictures are called as in `SPLITS`.
+A single folder of such a name among others is a class ("train", the vehicle); several among others
+are refused, and `layout` says which. So are splits one level lower, in a folder around them or in
+those of the classes.
 
-Every file counts as a picture, except hidden ones and those whose extension is in `COMPANIONS`: a file that is silently
-passed over because of an unusual name would be worse than one sentence too many. Links to folders are followed.
+Every file counts as a picture, except hidden ones and those whose extension is in `COMPANIONS`: a
+file that is silently passed over because of an unusual name would be worse than one sentence too
+many. Links to folders are followed.
 """
 
 import os
@@ -29,7 +32,8 @@ SPLITS = {  # split -> what a folder of it may be called, in upper or lower case
     "test": ("test", "testing", "eval"),
 }
 LAYOUTS = dict.fromkeys(("auto", "classes", "splits"))
-_BESIDE = {"data", "image", "images", "img", "imgs", "seg", "set"}  # what may go with it: "test_set", "seg_train"
+# what may go with it: "test_set", "seg_train"
+_BESIDE = {"data", "image", "images", "img", "imgs", "seg", "set"}
 
 # fmt: off
 COMPANIONS = {  # what commonly lies beside pictures without being one
@@ -57,13 +61,16 @@ def lay_out(root: Any, *, split: str, holdout: float, layout: str) -> Layout:
 
     Args:
       root: a folder of this machine or in a bucket.
-      split: "train", "valid" or "test", or another of the names in `SPLITS`. For want of a folder for "test" it is
-        "valid", and for want of both the share of "train" that `holdout.carve` sets aside.
+      split: "train", "valid" or "test", or another of the names in `SPLITS`. For want of a folder
+        for "test" it is "valid", and for want of both the share of "train" that `holdout.carve`
+        sets aside.
       holdout: the share.
-      layout: whether the folders at the first level are "classes", "splits", or to be told by their names ("auto").
+      layout: whether the folders at the first level are "classes", "splits", or to be told by their
+        names ("auto").
 
     Raises:
-      UsageError: no picture, no such split, folders that may be splits or classes, or a folder that cannot be listed.
+      UsageError: no picture, no such split, folders that may be splits or classes, or a folder that
+        cannot be listed.
     """
     role = _role(split)
     role = role if role is not None else choose("split of a folder", split, dict.fromkeys(SPLITS))
@@ -100,44 +107,54 @@ def lay_out(root: Any, *, split: str, holdout: float, layout: str) -> Layout:
 
 
 def _role(name: str) -> str | None:
-    """The split that a folder of this name is of, if it is one's name, also with a number: "train2017"."""
+    """The split that a folder of this name is of, if it is one's name, also with a number:
+    "train2017"."""
     words = [word for word in re.split(r"[\W\d_]+", name.lower()) if word and word not in _BESIDE]
-    return next((role for role, names in SPLITS.items() if len(words) == 1 and words[0] in names), None)
+    return next(
+        (role for role, names in SPLITS.items() if len(words) == 1 and words[0] in names), None
+    )
 
 
 def _split_folders(root: Any, files: Sequence[str], layout: str) -> dict[str, str]:
     """Returns split -> the name of its folder; {} if the folders at the first level are no splits.
 
     Raises:
-      UsageError: they may be either, two are of one split, or "splits" is asked for and none is one.
+      UsageError: they may be either, two are of one split, or "splits" is asked for and none is
+        one.
     """
     first = sorted({name.split("/")[0] for name in files if "/" in name})
     named = [name for name in first if _role(name)]
     others = [name for name in first if not _role(name)]
     if layout == "splits" and not named:
         known = "; ".join(f"{role}: {', '.join(names)}" for role, names in SPLITS.items())
-        raise UsageError(f"data.layout is splits, but no folder in {root} is called as one ({known}): name them so.")
+        raise UsageError(
+            f"data.layout is splits, but no folder in {root} is called as one ({known}): name them "
+            "so."
+        )
     if layout == "classes" or not named or (layout == "auto" and others and len(named) == 1):
         return {}
     if layout == "auto" and others:
         raise UsageError(
-            f"Folder {root} holds {_listed(named)}, which are names of splits, next to {_listed(others)}: set "
-            "data.layout=classes if all of these are classes, or data.layout=splits to use those of the splits alone."
+            f"Folder {root} holds {_listed(named)}, which are names of splits, next to "
+            f"{_listed(others)}: set data.layout=classes if all of these are classes, or "
+            "data.layout=splits to use those of the splits alone."
         )
     found: dict[str, str] = {}
     for name in named:
         role = _role(name)
         if role in found:
             raise UsageError(
-                f"Folder {root} holds both {found[role]} and {name}, two names of the split {role!r}: rename or move "
-                "one of them, or set data.layout=classes if they are classes."
+                f"Folder {root} holds both {found[role]} and {name}, two names of the split "
+                f"{role!r}: rename or move one of them, or set data.layout=classes if they are "
+                "classes."
             )
         found[role] = name
     return found
 
 
 def _check_not_lower(root: Any, files: Sequence[str]) -> None:
-    """Refuses splits within a folder around them, or within those of the classes: tests would be trained on.
+    """Refuses splits within a folder around them, or within those of the classes: tests would be
+    trained on.
 
     Raises:
       UsageError: there are two at the second level.
@@ -155,8 +172,8 @@ def _check_not_lower(root: Any, files: Sequence[str]) -> None:
         if len(first) > 1:
             remedy = f"move the images so that the splits are outermost ({splits[0]}/{around})"
         raise UsageError(
-            f"Folder {root / around} holds {_listed(splits)}, which are names of splits: {remedy}, or set "
-            "data.layout=classes to train on all of them."
+            f"Folder {root / around} holds {_listed(splits)}, which are names of splits: {remedy}, "
+            "or set data.layout=classes to train on all of them."
         )
 
 
@@ -173,7 +190,8 @@ def _carved(names: list[str], holdout: float, where: str, role: str) -> dict[str
 
 
 def _classes(names: Sequence[str]) -> list[str]:
-    """Returns the folders at the first level; [] if it is only one, or some pictures lie loose beside them."""
+    """Returns the folders at the first level; [] if it is only one, or some pictures lie loose
+    beside them."""
     classes = sorted({name.split("/")[0] for name in names})
     return classes if len(classes) > 1 and all("/" in name for name in names) else []
 
@@ -184,12 +202,14 @@ def _outside(root: Any, files: Sequence[str], of_split: dict[str, str]) -> list[
     if not unused:
         return []
     return [
-        f"{len(unused)} images in {root} lie outside its splits ({', '.join(of_split.values())}) and are not used, "
-        f"the first being {unused[0]}"
+        f"{len(unused)} images in {root} lie outside its splits ({', '.join(of_split.values())}) "
+        f"and are not used, the first being {unused[0]}"
     ]
 
 
-def _empty(root: Any, folders: Sequence[str], inside: str | None, names: Sequence[str]) -> list[str]:
+def _empty(
+    root: Any, folders: Sequence[str], inside: str | None, names: Sequence[str]
+) -> list[str]:
     """What to say of folders at the level of the classes that hold no picture."""
     if not all("/" in name for name in names):
         return []
@@ -197,7 +217,8 @@ def _empty(root: Any, folders: Sequence[str], inside: str | None, names: Sequenc
     level = [name.removeprefix(prefix) for name in folders if name.startswith(prefix)]
     with_pictures = {name.split("/")[0] for name in names}
     return [
-        f"folder {place / name} holds no images, so it is no class, and those after it are numbered without it"
+        f"folder {place / name} holds no images, so it is no class, and those after it are "
+        "numbered without it"
         for name in level
         if "/" not in name and name not in with_pictures
     ]
@@ -206,11 +227,14 @@ def _empty(root: Any, folders: Sequence[str], inside: str | None, names: Sequenc
 def _unlabelled(root: Any, inside: str | None, names: Sequence[str]) -> list[str]:
     """Why images that lie in folders have no labels, where that is so."""
     place = root if inside is None else root / inside
-    folders, loose = sorted({name.split("/")[0] for name in names if "/" in name}), [n for n in names if "/" not in n]
+    folders, loose = (
+        sorted({name.split("/")[0] for name in names if "/" in name}),
+        [n for n in names if "/" not in n],
+    )
     if folders and loose:
         return [
-            f"{len(loose)} images lie in {place} itself, {loose[0]} first, next to its folders {_listed(folders)}, so "
-            "there are no labels: move them into folders to have classes"
+            f"{len(loose)} images lie in {place} itself, {loose[0]} first, next to its folders "
+            f"{_listed(folders)}, so there are no labels: move them into folders to have classes"
         ]
     if len(folders) != 1:
         return []
@@ -218,7 +242,11 @@ def _unlabelled(root: Any, inside: str | None, names: Sequence[str]) -> list[str
     sentence = f"all images of {place} lie in its one folder {folders[0]}, so there are no labels"
     if len(below) < 2:
         return [sentence]
-    remedy = f"set data_dir to {place / folders[0]}" if inside is None else f"move them from {folders[0]} into {place}"
+    remedy = (
+        f"set data_dir to {place / folders[0]}"
+        if inside is None
+        else f"move them from {folders[0]} into {place}"
+    )
     return [f"{sentence}: to have the classes {_listed(below)}, {remedy}"]
 
 
@@ -239,14 +267,15 @@ def label_of(name: str, folder: Any, classes: Sequence[str]) -> int:
     first = name.split("/")[0]
     if first not in classes:
         raise UsageError(
-            f"Image {folder / name} belongs to none of the classes of the training images ({', '.join(classes)}): "
-            "move it to one of these, or remove it."
+            f"Image {folder / name} belongs to none of the classes of the training images "
+            f"({', '.join(classes)}): move it to one of these, or remove it."
         )
     return classes.index(first)
 
 
 def pictures_in(folder: Any) -> list[str]:
-    """Returns all pictures below `folder` as sorted relative paths with "/": the same order on every machine.
+    """Returns all pictures below `folder` as sorted relative paths with "/": the same order on
+    every machine.
 
     Raises:
       UsageError: there is none, or a folder cannot be listed.
@@ -255,17 +284,20 @@ def pictures_in(folder: Any) -> list[str]:
 
 
 def _found(root: Any) -> tuple[list[str], list[str]]:
-    """(pictures, folders) below `root`, sorted; of a bucket, which has no folders, the pictures alone."""
+    """(pictures, folders) below `root`, sorted; of a bucket, which has no folders, the pictures
+    alone."""
     files, folders = (_walk_bucket(root), []) if is_remote(root) else _walk(pathlib.Path(root))
     if not files:
         raise UsageError(
-            f"Folder {root} holds no images: put some into it, in one folder per class if there are classes."
+            f"Folder {root} holds no images: put some into it, in one folder per class if there "
+            "are classes."
         )
     return sorted(files), sorted(folders)
 
 
 def _walk(root: pathlib.Path) -> tuple[list[str], list[str]]:
-    """Lists a tree; a link that leads back up is passed over, one to a folder that is in the tree anyway is refused."""
+    """Lists a tree; a link that leads back up is passed over, one to a folder that is in the tree
+    anyway is refused."""
     files, folders = [], []
     top = os.path.realpath(root)
     _check_ordinary(root, top)
@@ -278,14 +310,18 @@ def _walk(root: pathlib.Path) -> tuple[list[str], list[str]]:
                 if is_picture(entry.name):
                     files.append(name)
                 continue
-            real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
+            real = (
+                os.path.realpath(entry.path)
+                if entry.is_symlink()
+                else os.path.join(above[-1], entry.name)
+            )
             if any(_is_within(place, real) for place in above):
                 continue
             _check_ordinary(entry.path, real)
             if real in seen:
                 raise UsageError(
-                    f"{root / name} and {root / seen[real]} are one folder by a link, so its images would count twice "
-                    "or for one class only: remove the link."
+                    f"{root / name} and {root / seen[real]} are one folder by a link, so its "
+                    "images would count twice or for one class only: remove the link."
                 )
             seen[real] = name
             folders.append(name)
@@ -298,29 +334,38 @@ def _entries(root: pathlib.Path, inside: str) -> list[os.DirEntry]:
     place = root / inside
     try:
         with os.scandir(place) as found:
-            return sorted((e for e in found if not e.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted(
+                (e for e in found if not e.name.startswith(".")), key=lambda entry: entry.name
+            )
     except OSError as error:
         raise UsageError(_cannot_be_listed(place, error)) from error
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """Whether it is a folder, or a link to one. A link to nothing may have been one, and its pictures would be lost."""
+    """Whether it is a folder, or a link to one. A link to nothing may have been one, and its
+    pictures would be lost."""
     try:
         folder = entry.is_dir()
-        lost = entry.is_symlink() and not folder and not os.path.splitext(entry.name)[1] and not os.path.exists(entry)
+        lost = (
+            entry.is_symlink()
+            and not folder
+            and not os.path.splitext(entry.name)[1]
+            and not os.path.exists(entry)
+        )
     except OSError as error:
         raise UsageError(_cannot_be_listed(entry.path, error)) from error
     if lost:
         raise UsageError(
-            f"{entry.path} is a link to {os.readlink(entry)}, which is not there: bring that back, or remove the link."
+            f"{entry.path} is a link to {os.readlink(entry)}, which is not there: bring that back, "
+            "or remove the link."
         )
     return folder
 
 
 def _cannot_be_listed(place: str | os.PathLike, error: OSError) -> str:
     return (
-        f"Folder {place} cannot be listed ({error.strerror or error}), so its images would be missing: give yourself "
-        "the right to read it, or move it away."
+        f"Folder {place} cannot be listed ({error.strerror or error}), so its images would be "
+        "missing: give yourself the right to read it, or move it away."
     )
 
 
@@ -329,10 +374,13 @@ def _is_within(place: str, folder: str) -> bool:
 
 
 def _check_ordinary(place: str | os.PathLike, real: str) -> None:
-    """Refuses what is no folder of somebody's files: its listing need not end, and reading may wait for ever."""
+    """Refuses what is no folder of somebody's files: its listing need not end, and reading may wait
+    for ever."""
     if real in ("/", "/dev") or any(_is_within(real, folder) for folder in _OF_THE_SYSTEM):
         of = "" if os.fspath(place) == real else f" leads to {real}, which"
-        raise UsageError(f"{place}{of} belongs to the operating system: set data_dir to a folder of images.")
+        raise UsageError(
+            f"{place}{of} belongs to the operating system: set data_dir to a folder of images."
+        )
 
 
 def _walk_bucket(folder: Any) -> list[str]:

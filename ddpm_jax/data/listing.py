@@ -1,6 +1,8 @@
-"""Which files a run was trained on: the name, size and time of each, kept in its directory, and what has changed since.
+"""Which files a run was trained on: the name, size and time of each, kept in its directory, and
+what has changed since.
 
-The file is one line of JSON a picture, [name, bytes, nanoseconds], compressed: some 10 MB for a million.
+The file is one line of JSON a picture, [name, bytes, nanoseconds], compressed: some 10 MB for a
+million.
 """
 
 import gzip
@@ -31,7 +33,8 @@ class Listing(NamedTuple):
 
 
 def list_files(folder: Any, names: Sequence[str]) -> Listing:
-    """Looks up the sizes and times of files; they are unknown of what lies in a bucket or is gone by now."""
+    """Looks up the sizes and times of files; they are unknown of what lies in a bucket or is gone
+    by now."""
     found = np.full((2, len(names)), _UNKNOWN, np.int64)
     if not is_remote(folder):
         for i, name in enumerate(names):
@@ -51,7 +54,9 @@ def write_listing(path: Any, listing: Listing) -> None:
     """
     buffer = io.BytesIO()
     with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as file:
-        for name, size, time in zip(listing.names, listing.sizes.tolist(), listing.times.tolist(), strict=True):
+        for name, size, time in zip(
+            listing.names, listing.sizes.tolist(), listing.times.tolist(), strict=True
+        ):
             file.write(f"{json.dumps([name, size, time])}\n".encode())
     with reporting(path):
         write_atomically(path, buffer.getvalue())
@@ -73,11 +78,21 @@ def read_listing(path: Any) -> Listing | None:
         names = [name for name, _, _ in rows]
         if not names or not all(isinstance(name, str) for name in names):
             raise ValueError("it names no files")
-        return Listing(names, *np.array([[size, time] for _, size, time in rows], np.int64).reshape(-1, 2).T)
-    except (ValueError, TypeError, OverflowError, EOFError, OSError, RecursionError, zlib.error) as error:
+        return Listing(
+            names, *np.array([[size, time] for _, size, time in rows], np.int64).reshape(-1, 2).T
+        )
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        EOFError,
+        OSError,
+        RecursionError,
+        zlib.error,
+    ) as error:
         raise FailureError(
-            f"{path}, which lists the files that the run was trained on, is damaged ({error}): remove it to go on "
-            "without comparing them."
+            f"{path}, which lists the files that the run was trained on, is damaged ({error}): "
+            "remove it to go on without comparing them."
         ) from error
 
 
@@ -100,9 +115,10 @@ def check_unchanged(path: Any, source: Any, fingerprint: str, warn: Callable[[st
     if then is None:
         if fingerprint != source.fingerprint and len(about(source).splits) > 1:
             raise UsageError(
-                "The folder of images is read in splits now, and is not the data that the run began with "
-                f"({fingerprint!r} then, {source.fingerprint!r} now): if its folders were classes to the run, give "
-                "--config.data.layout=classes to resume it, otherwise bring back the images it was started with."
+                "The folder of images is read in splits now, and is not the data that the run "
+                f"began with ({fingerprint!r} then, {source.fingerprint!r} now): if its folders "
+                "were classes to the run, give --config.data.layout=classes to resume it, "
+                "otherwise bring back the images it was started with."
             )
         return
     _check_names(then, now)
@@ -110,16 +126,19 @@ def check_unchanged(path: Any, source: Any, fingerprint: str, warn: Callable[[st
     if len(other_size):
         i, more = other_size[0], len(other_size) - 1
         raise UsageError(
-            f"Image {now.names[i]} has {now.sizes[i]:,} bytes, but had {then.sizes[i]:,} when the run began"
-            f"{f', and {more} more have another size' if more else ''}: bring back the images that it was trained on, "
-            f"or remove {path} to go on with the changed ones."
+            f"Image {now.names[i]} has {now.sizes[i]:,} bytes, but had {then.sizes[i]:,} when the "
+            f"run began{f', and {more} more have another size' if more else ''}: bring back the "
+            f"images that it was trained on, or remove {path} to go on with the changed ones."
         )
     other_time = _differing(then.times, now.times)
     if len(other_time):
-        which = "all" if len(other_time) == len(now.names) else f"{len(other_time)} of {len(now.names)}"
+        which = (
+            "all" if len(other_time) == len(now.names) else f"{len(other_time)} of {len(now.names)}"
+        )
         warn(
-            f"{which} images were written at another time than when the run began, {now.names[other_time[0]]} first, "
-            "with the same sizes: nothing is amiss if they were copied, but their pixels are not compared"
+            f"{which} images were written at another time than when the run began, "
+            f"{now.names[other_time[0]]} first, with the same sizes: nothing is amiss if they were "
+            "copied, but their pixels are not compared"
         )
 
 
@@ -130,13 +149,14 @@ def _check_names(then: Listing, now: Listing) -> None:
     if not added and not gone:
         return
     changes = [
-        f"{len(names)} {'is' if len(names) == 1 else 'are'} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        f"{len(names)} {'is' if len(names) == 1 else 'are'} {what} "
+        f"({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
         for names, what in ((added, "new"), (gone, "gone or cannot be used"))
         if names
     ]
     raise UsageError(
-        f"The images are not those that the run began with: {' and '.join(changes)}. Put that right to resume it, or "
-        "start in another --workdir."
+        f"The images are not those that the run began with: {' and '.join(changes)}. Put that "
+        "right to resume it, or start in another --workdir."
     )
 
 

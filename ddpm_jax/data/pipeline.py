@@ -1,8 +1,10 @@
-"""Sources -> batches: seeded shuffling, sharding over processes, prefetching in threads, and a position to resume from.
+"""Sources -> batches: seeded shuffling, sharding over processes, prefetching in threads, and a
+position to resume from.
 
-The stream is defined globally: batch n, whole, is a function of (source, seed, n, batch_size). Process p of P takes the
-p-th of P equal parts of it, so that the same training run results from any number of processes. Only the *numbers* of
-batches go through grain, for its threads; the rows are gathered once per batch.
+The stream is defined globally: batch n, whole, is a function of (source, seed, n, batch_size).
+Process p of P takes the p-th of P equal parts of it, so that the same training run results from any
+number of processes. Only the *numbers* of batches go through grain, for its threads; the rows are
+gathered once per batch.
 """
 
 import functools
@@ -23,9 +25,12 @@ _ENDLESS = 2**62  # batches: more than any run takes
 
 
 def position_at(step: int | None = None) -> Table:
-    """The kind of what `TrainIterator.get_state` returns, after `step` batches: every update takes one."""
+    """The kind of what `TrainIterator.get_state` returns, after `step` batches: every update takes
+    one."""
     batches = Whole() if step is None else Whole(step, step)
-    return Table({"batches": batches}, {"seed": Whole(), "batch_size": Whole(1), "fingerprint": Text()})
+    return Table(
+        {"batches": batches}, {"seed": Whole(), "batch_size": Whole(1), "fingerprint": Text()}
+    )
 
 
 class TrainIterator:
@@ -45,7 +50,8 @@ class TrainIterator:
         return batch
 
     def get_state(self) -> dict:
-        """Returns the position, JSON-able: batches handed out so far (not those prefetched), and what they are of."""
+        """Returns the position, JSON-able: batches handed out so far (not those prefetched), and
+        what they are of."""
         return {"batches": self._batches, **self._identity}
 
     def set_state(self, state: dict) -> None:
@@ -61,8 +67,9 @@ class TrainIterator:
         for field, ours in self._identity.items():
             if state.get(field) != ours:
                 raise UsageError(
-                    f"The checkpoint was written with data {field} {state.get(field)!r}, but this run has {ours!r}: "
-                    "resume with the data settings it was started with, or start in another workdir."
+                    f"The checkpoint was written with data {field} {state.get(field)!r}, but this "
+                    f"run has {ours!r}: resume with the data settings it was started with, or "
+                    "start in another workdir."
                 )
         self._iterator.set_state({"next_index": state["batches"]})
         self._batches = state["batches"]
@@ -82,9 +89,11 @@ def train_iterator(
     num_threads: int | None = None,
     prefetch: int | None = None,
 ) -> TrainIterator:
-    """Shuffled batches without end: each epoch hands out every example once, in an order of its own.
+    """Shuffled batches without end: each epoch hands out every example once, in an order of its
+    own.
 
-    An epoch that does not fill its last batch is continued by the next, so a batch may also be larger than the source.
+    An epoch that does not fill its last batch is continued by the next, so a batch may also be
+    larger than the source.
 
     Args:
       source: random access, see `sources.load`.
@@ -92,15 +101,17 @@ def train_iterator(
       seed: at least 0.
       process_index: which part of the global batch is wanted, in 0..process_count-1.
       process_count: number of processes that train together.
-      num_threads: threads that prepare batches, one batch each at a time. By default one for a source in memory,
-        otherwise one a core up to 16.
+      num_threads: threads that prepare batches, one batch each at a time. By default one for a
+        source in memory, otherwise one a core up to 16.
       prefetch: batches prepared ahead; by default two more than there are threads.
 
     Returns:
-      An iterator of {"image": uint8 [B, H, W, C], "label": int32 [B]} where B = batch_size // process_count.
+      An iterator of {"image": uint8 [B, H, W, C], "label": int32 [B]} where B = batch_size //
+      process_count.
 
     Raises:
-      UsageError: an argument is out of range. While iterating, FailureError: an image cannot be read.
+      UsageError: an argument is out of range. While iterating, FailureError: an image cannot be
+        read.
     """
     local = _local_size(batch_size, process_index, process_count)
     if seed < 0:
@@ -116,10 +127,11 @@ def train_iterator(
 
 
 class _Order:
-    """The endless sequence of rows that a run trains on: one permutation of all rows an epoch, by (seed, epoch).
+    """The endless sequence of rows that a run trains on: one permutation of all rows an epoch, by
+    (seed, epoch).
 
-    They are drawn by `np.random.RandomState`, whose stream NumPy has frozen (NEP 19): a run resumes on the same order
-    under another version. The last two are kept, 8 bytes a row each.
+    They are drawn by `np.random.RandomState`, whose stream NumPy has frozen (NEP 19): a run resumes
+    on the same order under another version. The last two are kept, 8 bytes a row each.
     """
 
     def __init__(self, count: int, seed: int):
@@ -139,7 +151,12 @@ class _Order:
 
 
 def eval_batches(
-    source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1, num_images: int | None = None
+    source: Source,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_images: int | None = None,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """The examples in order, once.
 
@@ -149,16 +166,20 @@ def eval_batches(
       num_images: only the first so many; None, or more than there are, for all.
 
     Returns:
-      An iterator of (batch, mask): a batch as of `train_iterator`, and bool [B], False for the rows of zeros that fill
-      up the last one. Every process gets the same number of batches, the last of which may be all padding.
+      An iterator of (batch, mask): a batch as of `train_iterator`, and bool [B], False for the rows
+      of zeros that fill up the last one. Every process gets the same number of batches, the last of
+      which may be all padding.
 
     Raises:
-      UsageError: an argument is out of range. While iterating, FailureError: an image cannot be read.
+      UsageError: an argument is out of range. While iterating, FailureError: an image cannot be
+        read.
     """
     local = _local_size(batch_size, process_index, process_count)
     total = len(source) if num_images is None else min(num_images, len(source))
     read = functools.partial(_padded, source, local, total)
-    starts = grain.MapDataset.range(process_index * local, -(-total // batch_size) * batch_size, batch_size)
+    starts = grain.MapDataset.range(
+        process_index * local, -(-total // batch_size) * batch_size, batch_size
+    )
     return _iterate(starts.map(read).to_iter_dataset(_read_options(source, None, None)))
 
 
@@ -175,10 +196,14 @@ def _iterate(dataset: grain.IterDataset) -> Iterator[tuple[Batch, np.ndarray]]:
 
 
 def _padded(source: Source, size: int, total: int, start: int) -> tuple[Batch, np.ndarray]:
-    """Returns rows start..start+size-1, those from `total` on being zeros, and the mask of those that are not."""
+    """Returns rows start..start+size-1, those from `total` on being zeros, and the mask of those
+    that are not."""
     rows = np.arange(start, start + size)
     mask = rows < total
-    batch = {"image": np.zeros((size, *source.image_shape), np.uint8), "label": np.zeros(size, np.int32)}
+    batch = {
+        "image": np.zeros((size, *source.image_shape), np.uint8),
+        "label": np.zeros(size, np.int32),
+    }
     if mask.any():
         for key, value in gather(source, rows[mask]).items():
             batch[key][mask] = value
@@ -195,16 +220,22 @@ def _next(iterator: grain.DatasetIterator):
 def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
     if batch_size < 1 or batch_size % process_count:
         raise UsageError(
-            f"batch_size={batch_size} should be a positive multiple of the number of processes, {process_count}."
+            f"batch_size={batch_size} should be a positive multiple of the number of processes, "
+            f"{process_count}."
         )
     if not 0 <= process_index < process_count:
         raise UsageError(f"process_index={process_index} should be in 0..{process_count - 1}.")
     return batch_size // process_count
 
 
-def _read_options(source: Source, num_threads: int | None, prefetch: int | None) -> grain.ReadOptions:
+def _read_options(
+    source: Source, num_threads: int | None, prefetch: int | None
+) -> grain.ReadOptions:
     if num_threads is None:
-        num_threads = 1 if isinstance(source, ArraySource) else min(_MAX_THREADS, os.cpu_count() or 1)
+        num_threads = (
+            1 if isinstance(source, ArraySource) else min(_MAX_THREADS, os.cpu_count() or 1)
+        )
     return grain.ReadOptions(
-        num_threads=num_threads, prefetch_buffer_size=num_threads + 2 if prefetch is None else prefetch
+        num_threads=num_threads,
+        prefetch_buffer_size=num_threads + 2 if prefetch is None else prefetch,
     )

@@ -1,7 +1,8 @@
-"""What a data_dir looks like from outside: a folder of pictures, or one of datasets that TFDS has prepared.
+"""What a data_dir looks like from outside: a folder of pictures, or one of datasets that TFDS has
+prepared.
 
-Names alone are looked at; no picture is opened and nothing is written. What lies in a folder of pictures is `layout`.
-Nothing else may write into one either.
+Names alone are looked at; no picture is opened and nothing is written. What lies in a folder of
+pictures is `layout`. Nothing else may write into one either.
 """
 
 import os
@@ -14,7 +15,8 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.files import is_remote
 
 # fmt: off
-PICTURES = {  # usual extensions of pictures, to tell what a folder is for; reading it takes any that Pillow reads
+# usual extensions of pictures, to tell what a folder is for; reading it takes any that Pillow reads
+PICTURES = {
     ".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif",
     ".tiff", ".webp",
 }
@@ -39,12 +41,14 @@ _OF_A_RUN = (  # directories that a run and the commands that read it make
 def check_no_pictures(data_dir: str, *, name: str, writing: bool = False) -> None:
     """Refuses to look for, or write, a dataset in a folder of pictures.
 
-    A folder in which TFDS has prepared a dataset other than the digits is its own, whatever lies next to that.
+    A folder in which TFDS has prepared a dataset other than the digits is its own, whatever lies
+    next to that.
 
     Args:
       data_dir: "" for TFDS's default, which is not looked at.
       name: of the dataset, for the message.
-      writing: whether it is about to be written there, so that pictures are looked for at every depth.
+      writing: whether it is about to be written there, so that pictures are looked for at every
+        depth.
 
     Raises:
       UsageError: `data_dir`, or a folder at most two levels below, or any below, holds a picture.
@@ -52,13 +56,15 @@ def check_no_pictures(data_dir: str, *, name: str, writing: bool = False) -> Non
     if not data_dir or is_remote(data_dir):
         return
     folder = pathlib.Path(data_dir).expanduser()
-    picture = None if set(datasets_in(folder)) - {"digits"} else _first_picture(folder, deep=writing)
+    picture = (
+        None if set(datasets_in(folder)) - {"digits"} else _first_picture(folder, deep=writing)
+    )
     if picture is not None:
         left = folder / "digits" if (folder / "digits").is_dir() and datasets_in(folder) else None
         raise UsageError(
-            f"data_dir {data_dir} is a folder of pictures ({picture} is one), but data.name is {name!r}: set "
-            "data.name=folder to use these pictures, or leave data_dir out"
-            f"{f'; {left} is the bundled digits and no class, so remove it' if left else ''}."
+            f"data_dir {data_dir} is a folder of pictures ({picture} is one), but data.name is "
+            f"{name!r}: set data.name=folder to use these pictures, or leave data_dir "
+            f"out{f'; {left} is the bundled digits and no class, so remove it' if left else ''}."
         )
 
 
@@ -72,19 +78,21 @@ def check_no_datasets(folder: pathlib.Path) -> None:
         return
     if _is_prepared(folder) or any(_is_version(entry) for entry in _entries(folder)):
         raise UsageError(
-            f"data_dir {folder} is a dataset that tensorflow-datasets prepared, but data.name is 'folder': set "
-            "data.name to the name of the dataset and data_dir to the folder that it was prepared in."
+            f"data_dir {folder} is a dataset that tensorflow-datasets prepared, but data.name is "
+            "'folder': set data.name to the name of the dataset and data_dir to the folder that it "
+            "was prepared in."
         )
     found = datasets_in(folder)
     if found and _first_picture(folder) is None:
         raise UsageError(
-            f"data_dir {folder} holds what tensorflow-datasets prepared ({', '.join(found)}) and no pictures, but "
-            "data.name is 'folder': set data.name to one of these, or data_dir to a folder of pictures."
+            f"data_dir {folder} holds what tensorflow-datasets prepared ({', '.join(found)}) and "
+            "no pictures, but data.name is 'folder': set data.name to one of these, or data_dir to "
+            "a folder of pictures."
         )
     if found:
         raise UsageError(
-            f"{folder / found[0]} is a dataset that tensorflow-datasets prepared and no class of pictures: move it "
-            f"out of {folder}, or remove it."
+            f"{folder / found[0]} is a dataset that tensorflow-datasets prepared and no class of "
+            f"pictures: move it out of {folder}, or remove it."
         )
 
 
@@ -104,8 +112,8 @@ def check_outside(data_dir: str, place: Any, *, flag: str) -> None:
     inside = _inside(data_dir, place)
     if inside is not None and not any(part.startswith(".") for part in inside.parts):
         raise UsageError(
-            f"{flag} {place} lies in the folder of images {data_dir}, where what is written would count as images: "
-            "name a directory outside it."
+            f"{flag} {place} lies in the folder of images {data_dir}, where what is written would "
+            "count as images: name a directory outside it."
         )
 
 
@@ -118,8 +126,8 @@ def check_not_of_run(data_dir: str, workdir: Any) -> None:
     inside = _inside(workdir, data_dir)
     if inside is not None and inside.parts and inside.parts[0] in _OF_A_RUN:
         raise UsageError(
-            f"data_dir {data_dir} lies where the run in {workdir} writes its own files: name another --workdir, or "
-            "copy the images elsewhere."
+            f"data_dir {data_dir} lies where the run in {workdir} writes its own files: name "
+            "another --workdir, or copy the images elsewhere."
         )
 
 
@@ -130,12 +138,15 @@ def _inside(folder: Any, place: Any) -> pathlib.PurePath | None:
     if is_remote(folder):
         ends = [pathlib.PurePosixPath(os.fspath(path)) for path in (folder, place)]
     else:
-        ends = [pathlib.PurePath(os.path.realpath(os.path.expanduser(path))) for path in (folder, place)]
+        ends = [
+            pathlib.PurePath(os.path.realpath(os.path.expanduser(path))) for path in (folder, place)
+        ]
     return ends[1].relative_to(ends[0]) if ends[1].is_relative_to(ends[0]) else None
 
 
 def datasets_in(folder: pathlib.Path) -> list[str]:
-    """The names of the datasets that TFDS has prepared below `folder`, in alphabetical order; [] if it is none."""
+    """The names of the datasets that TFDS has prepared below `folder`, in alphabetical order; [] if
+    it is none."""
     return sorted(entry.name for entry in _entries(folder) if entry.is_dir() and _is_dataset(entry))
 
 
@@ -154,11 +165,13 @@ def _is_prepared(version: os.PathLike) -> bool:
 
 
 def _first_picture(folder: pathlib.Path, *, deep: bool = False) -> str | None:
-    """A picture in `folder` or in the folders near below it, as a relative path; None if there is none soon.
+    """A picture in `folder` or in the folders near below it, as a relative path; None if there is
+    none soon.
 
     Args:
       folder: see there.
-      deep: whether to look at every depth, and at all there is; of links to folders each is followed once.
+      deep: whether to look at every depth, and at all there is; of links to folders each is
+        followed once.
     """
     level, looked_at, depth, seen = [folder], 0, 0, set()
     while level and (deep or depth <= _DEPTH):
@@ -167,7 +180,8 @@ def _first_picture(folder: pathlib.Path, *, deep: bool = False) -> str | None:
             looked_at += 1
             if looked_at > _ENTRIES and not deep:
                 return None
-            if entry.name.startswith(".") or entry.name == "downloads":  # where TFDS unpacks archives
+            # where TFDS unpacks archives
+            if entry.name.startswith(".") or entry.name == "downloads":
                 continue
             if entry.is_dir():
                 real = os.path.realpath(entry.path)
@@ -181,7 +195,8 @@ def _first_picture(folder: pathlib.Path, *, deep: bool = False) -> str | None:
 
 
 def _entries(folder: os.PathLike) -> Iterator[os.DirEntry]:
-    """What is in a folder, in alphabetical order; nothing where it cannot be listed: whoever reads it says so."""
+    """What is in a folder, in alphabetical order; nothing where it cannot be listed: whoever reads
+    it says so."""
     try:
         with os.scandir(folder) as found:
             return iter(sorted(found, key=lambda entry: entry.name))

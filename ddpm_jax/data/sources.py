@@ -1,6 +1,8 @@
-"""Where pictures come from, behind one interface: random access to uint8 images and int32 labels. Knows no batches.
+"""Where pictures come from, behind one interface: random access to uint8 images and int32 labels.
+Knows no batches.
 
-`load` is the entry: the bundled digits (`digits`), a folder (`folder`), or a dataset of TFDS (`tfds_source`).
+`load` is the entry: the bundled digits (`digits`), a folder (`folder`), or a dataset of TFDS
+(`tfds_source`).
 """
 
 import logging
@@ -26,11 +28,13 @@ class Source(Protocol):
     Attributes:
       image_shape: (H, W, C).
       num_classes: 0 when there are no labels.
-      fingerprint: name, split, size and count of what is read, short, and the same on every machine. Checkpoints store
-        it: two sources with the same fingerprint give the same sequence of examples.
+      fingerprint: name, split, size and count of what is read, short, and the same on every
+        machine. Checkpoints store it: two sources with the same fingerprint give the same sequence
+        of examples.
 
-    A source may also have `gather(indices) -> batch`, if it reads many rows at a time more cheaply; `skipped`, the
-    paths or names of what it has passed over as unreadable so far; `about`, see `about.About`; and `labels`, int32 [N].
+    A source may also have `gather(indices) -> batch`, if it reads many rows at a time more cheaply;
+    `skipped`, the paths or names of what it has passed over as unreadable so far; `about`, see
+    `about.About`; and `labels`, int32 [N].
     """
 
     image_shape: tuple[int, int, int]
@@ -63,28 +67,38 @@ def load(
     Pictures are resized on their shorter side and cropped at the centre (`images.to_array`).
 
     Args:
-      name: "digits", "folder", or a dataset of tensorflow-datasets: "cifar10", "cifar10:3.0.2", "lsun/church".
-      split: "train" or "test", the held-out images; of TFDS datasets also a split expression such as "train[:90%]", of
-        folders also "valid". "test" is the dataset's own test split, else its validation split, else carved off train.
-      data_dir: the folder of images, or the folder below which TFDS keeps its datasets ("" for its default). The digits
-        are written there the first time.
+      name: "digits", "folder", or a dataset of tensorflow-datasets: "cifar10", "cifar10:3.0.2",
+        "lsun/church".
+      split: "train" or "test", the held-out images; of TFDS datasets also a split expression such
+        as "train[:90%]", of folders also "valid". "test" is the dataset's own test split, else its
+        validation split, else carved off train.
+      data_dir: the folder of images, or the folder below which TFDS keeps its datasets ("" for its
+        default). The digits are written there the first time.
       image_size: height and width, in pixels.
       channels: 1 (grey) or 3 (RGB).
-      holdout: share of train, in [0, 1), set aside as "test" where there is no split of its own. The choice depends on
-        the number of images alone. Pass the same value for both splits.
-      cache: whether to decode once into memory: "always", "never", or "auto": if that takes at most 4 GiB and a quarter
-        of the machine's memory. The sequence of examples does not depend on it.
-      unreadable: what to do about images that cannot be read, now or later: "stop", or "skip" (see `source.skipped`).
+      holdout: share of train, in [0, 1), set aside as "test" where there is no split of its own.
+        The choice depends on the number of images alone. Pass the same value for both splits.
+      cache: whether to decode once into memory: "always", "never", or "auto": if that takes at most
+        4 GiB and a quarter of the machine's memory. The sequence of examples does not depend on it.
+      unreadable: what to do about images that cannot be read, now or later: "stop", or "skip" (see
+        `source.skipped`).
       small: what to do about images smaller than `image_size`: "stop", "skip", or "enlarge" them.
-      layout: of a folder: whether the folders in it are "classes", "splits", or to be told by their names ("auto").
-      report: path of a file to list the images of a folder in that cannot be used, where there are several; None for no
-        such file.
+      layout: of a folder: whether the folders in it are "classes", "splits", or to be told by their
+        names ("auto").
+      report: path of a file to list the images of a folder in that cannot be used, where there are
+        several; None for no such file.
 
     Raises:
       UsageError: any of the above is wrong, or the images are not there.
       FailureError: the digits, or the list, cannot be written.
     """
-    _check(image_size=image_size, channels=channels, holdout=holdout, cache=cache, unreadable=unreadable)
+    _check(
+        image_size=image_size,
+        channels=channels,
+        holdout=holdout,
+        cache=cache,
+        unreadable=unreadable,
+    )
     choose("treatment of small images", small, SMALL_MODES)
     options = {
         "split": split,
@@ -123,7 +137,10 @@ def _check(*, image_size: int, channels: int, holdout: float, cache: str, unread
     if channels not in images.MODES:
         raise UsageError(f"channels={channels} should be 1 (grey) or 3 (RGB).")
     if not 0 <= holdout < 1:
-        raise UsageError(f"holdout={holdout} should be the share of the images to set aside, at least 0 and below 1.")
+        raise UsageError(
+            f"holdout={holdout} should be the share of the images to set aside, at least 0 and "
+            "below 1."
+        )
 
 
 def _report(reasons: Mapping[str, str], report: Any) -> None:

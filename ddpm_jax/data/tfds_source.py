@@ -1,8 +1,9 @@
-"""Reading what tensorflow-datasets has prepared as ArrayRecord: the files alone, without TensorFlow or builder code.
+"""Reading what tensorflow-datasets has prepared as ArrayRecord: the files alone, without TensorFlow
+or builder code.
 
-Pictures are decoded by Pillow, as those of a folder are, so that pixels do not depend on whether OpenCV is installed
-(TFDS would prefer it, and the two decode JPEG differently). What lies in a bucket is copied to this machine first: a
-picture at a random place costs a request there.
+Pictures are decoded by Pillow, as those of a folder are, so that pixels do not depend on whether
+OpenCV is installed (TFDS would prefer it, and the two decode JPEG differently). What lies in a
+bucket is copied to this machine first: a picture at a random place costs a request there.
 """
 
 import itertools
@@ -22,23 +23,47 @@ from ddpm_jax.data.inspection import Policy
 from ddpm_jax.data.places import check_no_pictures
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, suggest
-from ddpm_jax.files import as_path, check_place, is_remote, local_copy, open_file, read_file, reporting
+from ddpm_jax.files import (
+    as_path,
+    check_place,
+    is_remote,
+    local_copy,
+    open_file,
+    read_file,
+    reporting,
+)
 
 _OWN = "tensorflow_datasets.core.features."
-_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # under which a feature has the name of its class
+# under which a feature has the name of its class
+_CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 HELD_OUT = ("test", "validation")  # what "test" means, the first that the dataset has
 
 
 class TfdsSource:
-    """Random access to a prepared TFDS split; see `sources.Source` for the attributes, `open_dataset` to make one.
+    """Random access to a prepared TFDS split; see `sources.Source` for the attributes,
+    `open_dataset` to make one.
 
     Attributes:
-      skipped: what could not be decoded so far, or was too small, as far as the policy is to skip it; the next image
-        that can be used is taken instead, so that the sequence of examples does not depend on when that is noticed.
+      skipped: what could not be decoded so far, or was too small, as far as the policy is to skip
+        it; the next image that can be used is taken instead, so that the sequence of examples does
+        not depend on when that is noticed.
       reasons: name -> why, of those.
     """
 
-    def __init__(self, records, rows, *, keys, num_classes, image_size, channels, policy, name, fingerprint, about):
+    def __init__(
+        self,
+        records,
+        rows,
+        *,
+        keys,
+        num_classes,
+        image_size,
+        channels,
+        policy,
+        name,
+        fingerprint,
+        about,
+    ):
         self._records, self._rows = records, rows
         self._image_key, self._label_key = keys
         self._policy, self._unreadable = policy, Unreadable(len(rows))
@@ -65,7 +90,10 @@ class TfdsSource:
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Reads many records at once, ~5 times cheaper than one by one."""
-        examples = [self._example(int(i), record) for i, record in zip(indices, self._read(indices), strict=True)]
+        examples = [
+            self._example(int(i), record)
+            for i, record in zip(indices, self._read(indices), strict=True)
+        ]
         return {
             "image": np.stack([image for image, _ in examples]),
             "label": np.array([label for _, label in examples], np.int32),
@@ -77,8 +105,9 @@ class TfdsSource:
         except (OSError, RuntimeError, ValueError) as error:  # those of array_record
             reason = str(error).strip().split("\n")[0]
             raise FailureError(
-                f"Dataset {self._name!r} can no longer be read ({reason}): bring its files back or prepare it anew, "
-                "and give the same command again to resume from the last checkpoint."
+                f"Dataset {self._name!r} can no longer be read ({reason}): bring its files back or "
+                "prepare it anew, and give the same command again to resume from the last "
+                "checkpoint."
             ) from error
 
     def _example(self, i: int, record) -> tuple[np.ndarray, int]:
@@ -88,21 +117,27 @@ class TfdsSource:
             if name in self._unreadable:
                 continue
             record = record if j == i else self._read(np.array([j]))[0]
-            lacking = [key for key in (self._image_key, self._label_key) if key and record.get(key) is None]
+            lacking = [
+                key for key in (self._image_key, self._label_key) if key and record.get(key) is None
+            ]
             if lacking:
                 raise UsageError(
-                    f"I{name[1:]} has no {lacking[0]!r}, of which features.json tells: prepare the dataset again."
+                    f"I{name[1:]} has no {lacking[0]!r}, of which features.json tells: prepare the "
+                    "dataset again."
                 )
             try:
                 return self._image(record, name), record[self._label_key] if self._label_key else 0
             except images.UnreadableImage as error:
                 if self._policy.unreadable != "skip" and not isinstance(error, _TooSmall):
                     raise UsageError(
-                        f"I{name[1:]} cannot be decoded ({error}): prepare the dataset again, or set "
-                        "data.unreadable=skip to pass over such images."
+                        f"I{name[1:]} cannot be decoded ({error}): prepare the dataset again, or "
+                        "set data.unreadable=skip to pass over such images."
                     ) from error
                 self._unreadable.add(name, error)
-        raise UsageError(f"None of the {len(self)} images of dataset {self._name!r} can be decoded: prepare it anew.")
+        raise UsageError(
+            f"None of the {len(self)} images of dataset {self._name!r} can be decoded: prepare it "
+            "anew."
+        )
 
     def _image(self, record, name: str) -> np.ndarray:
         image_size, _, channels = self.image_shape
@@ -113,7 +148,9 @@ class TfdsSource:
             if small == "stop":
                 raise UsageError(_too_small(f"I{name[1:]}", image.size, image_size))
             raise _TooSmall(f"it is {images.size_in_words(image.size)} pixels")
-        return images.to_array(image, image_size=image_size, channels=channels, enlarge=small == "enlarge")
+        return images.to_array(
+            image, image_size=image_size, channels=channels, enlarge=small == "enlarge"
+        )
 
 
 class _TooSmall(images.UnreadableImage):
@@ -121,17 +158,26 @@ class _TooSmall(images.UnreadableImage):
 
 
 def open_dataset(
-    name: str, *, split: str, data_dir: str, image_size: int, channels: int, holdout: float, policy: Policy
+    name: str,
+    *,
+    split: str,
+    data_dir: str,
+    image_size: int,
+    channels: int,
+    holdout: float,
+    policy: Policy,
 ) -> TfdsSource:
-    """Opens `name` ("cifar10", "cifar10:3.0.2", "lsun/church") below `data_dir`, "" for TFDS's default folder.
+    """Opens `name` ("cifar10", "cifar10:3.0.2", "lsun/church") below `data_dir`, "" for TFDS's
+    default folder.
 
     Args:
-      split: "train"; "test", which is the dataset's own "test", else its "validation", else `holdout` of "train"; or a
-        TFDS split expression, such as "train[:90%]" or "train+test".
+      split: "train"; "test", which is the dataset's own "test", else its "validation", else
+        `holdout` of "train"; or a TFDS split expression, such as "train[:90%]" or "train+test".
       policy: how images that cannot be used are treated.
 
     Raises:
-      UsageError: the dataset is unknown, absent, not ArrayRecord, or has no such split, no images, or too small ones.
+      UsageError: the dataset is unknown, absent, not ArrayRecord, or has no such split, no images,
+        or too small ones.
     """
     remote = bool(data_dir) and is_remote(data_dir)
     if remote:
@@ -144,9 +190,15 @@ def open_dataset(
     image_key, label_key, num_classes = _keys(builder.info.features, name)
     shape = builder.info.features[image_key].shape
     if None not in shape and min(shape[:2]) < image_size and policy.small != "enlarge":
-        raise UsageError(_too_small(f"An image of dataset {name!r}", (shape[1], shape[0]), image_size))
+        raise UsageError(
+            _too_small(f"An image of dataset {name!r}", (shape[1], shape[0]), image_size)
+        )
     expression = _expression(split, builder, name)
-    skip = {key: tfds.decode.SkipDecoding() for key in builder.info.features if key not in (label_key, image_key)}
+    skip = {
+        key: tfds.decode.SkipDecoding()
+        for key in builder.info.features
+        if key not in (label_key, image_key)
+    }
     if isinstance(builder.info.features[image_key], tfds.features.Image):
         skip[image_key] = tfds.decode.SkipDecoding()
     try:
@@ -154,8 +206,8 @@ def open_dataset(
     except (ValueError, KeyError) as error:  # the latter where there is no split at all
         known = ", ".join(sorted(builder.info.splits))
         raise UsageError(
-            f"Dataset {name!r} has no images in split {split!r}: give train, test, or a TFDS expression over {known}."
-            f"{suggest(split, builder.info.splits)}"
+            f"Dataset {name!r} has no images in split {split!r}: give train, test, or a TFDS "
+            f"expression over {known}.{suggest(split, builder.info.splits)}"
         ) from error
     carved = split in ("train", "test") and expression == "train" and not _held_out(builder)
     rows = (
@@ -164,7 +216,9 @@ def open_dataset(
         else np.arange(len(records))
     )
     class_names = tuple(builder.info.features[label_key].names) if num_classes else ()
-    fingerprint = f"{builder.info.full_name} {split} {image_size}x{image_size}x{channels} n={len(rows)}"
+    fingerprint = (
+        f"{builder.info.full_name} {split} {image_size}x{image_size}x{channels} n={len(rows)}"
+    )
     return TfdsSource(
         records,
         rows,
@@ -175,12 +229,17 @@ def open_dataset(
         policy=policy,
         name=name,
         fingerprint=fingerprint,
-        about=About(class_names, _splits(builder, len(rows), split, holdout=holdout), _contents(builder)),
+        about=About(
+            class_names, _splits(builder, len(rows), split, holdout=holdout), _contents(builder)
+        ),
     )
 
 
-def _splits(builder: tfds.core.DatasetBuilder, count: int, split: str, *, holdout: float) -> dict[str, int]:
-    """Every split that can be asked for, with its number of images; `count` of the one called `split`."""
+def _splits(
+    builder: tfds.core.DatasetBuilder, count: int, split: str, *, holdout: float
+) -> dict[str, int]:
+    """Every split that can be asked for, with its number of images; `count` of the one called
+    `split`."""
     there = {one: builder.info.splits[one].num_examples for one in builder.info.splits}
     if holdout and not _held_out(builder) and "train" in there and split in ("train", "test"):
         other = "test" if split == "train" else "train"
@@ -189,7 +248,10 @@ def _splits(builder: tfds.core.DatasetBuilder, count: int, split: str, *, holdou
 
 
 def _contents(builder: tfds.core.DatasetBuilder) -> str:
-    counts = (f"{split}={builder.info.splits[split].num_examples}" for split in sorted(builder.info.splits))
+    counts = (
+        f"{split}={builder.info.splits[split].num_examples}"
+        for split in sorted(builder.info.splits)
+    )
     return " ".join([builder.info.full_name, *counts])
 
 
@@ -206,21 +268,24 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     except ValueError:
         base, known = name, tfds.list_builders(with_community_datasets=False)
     except Exception as error:  # TFDS parses its files with whatever its parsers trip over
-        if getattr(error, "errno", None) is not None or is_remote(data_dir):  # of the system, or of a bucket
+        # of the system, or of a bucket
+        if getattr(error, "errno", None) is not None or is_remote(data_dir):
             raise
         raise UsageError(
-            f"Dataset {name!r} in {_where(data_dir)} is damaged ({type(error).__name__}): with another data_dir, "
-            f"{_how_to_prepare(name, 'NEW_DATA_DIR')}."
+            f"Dataset {name!r} in {_where(data_dir)} is damaged ({type(error).__name__}): with "
+            f"another data_dir, {_how_to_prepare(name, 'NEW_DATA_DIR')}."
         ) from error
     if str(base) not in known:
         nearest = suggest(str(base), [*known, "digits", "folder"])
         raise UsageError(
-            f"Unknown dataset {name!r}: give digits, folder, or the name of a dataset of tensorflow-datasets.{nearest}"
+            f"Unknown dataset {name!r}: give digits, folder, or the name of a dataset of "
+            f"tensorflow-datasets.{nearest}"
         )
     check_no_pictures(data_dir, name=name)
     raise UsageError(
-        f"Dataset {name!r} is not prepared in {_where(data_dir)}: {_how_to_prepare(name, data_dir)}, "
-        "or put its images into a folder and use name='folder' with data_dir set to that folder."
+        f"Dataset {name!r} is not prepared in {_where(data_dir)}: "
+        f"{_how_to_prepare(name, data_dir)}, or put its images into a folder and use name='folder' "
+        "with data_dir set to that folder."
     )
 
 
@@ -228,7 +293,8 @@ def _check_files(folder: Any) -> None:
     """Looks at what is prepared in `folder`, of any config and version, before TFDS reads it.
 
     Raises:
-      UsageError: features.json names a class of anybody but TFDS, which would import its module; or JSON is damaged.
+      UsageError: features.json names a class of anybody but TFDS, which would import its module; or
+        JSON is damaged.
       FailureError: a file cannot be read, or is none but a pipe or a device, which has no end.
     """
     for path in itertools.chain(folder.glob("*/*"), folder.glob("*/*/*")):
@@ -246,8 +312,9 @@ def _check_files(folder: Any) -> None:
         foreign = next((name for name in classes if not name.startswith(_OWN)), None)
         if foreign is not None:
             raise UsageError(
-                f"{path} names the class {schema.shown(foreign)}, and importing it would run code of its own: only "
-                "datasets whose features are those of tensorflow-datasets are read."
+                f"{path} names the class {schema.shown(foreign)}, and importing it would run code "
+                "of its own: only datasets whose features are those of tensorflow-datasets are "
+                "read."
             )
 
 
@@ -280,26 +347,37 @@ def _check_random_access(builder: tfds.core.DatasetBuilder, name: str, data_dir:
     if not formats & tfds.core.FileFormat.with_random_access():
         found = ", ".join(sorted(f.value for f in formats))
         raise UsageError(
-            f"Dataset {name!r} in {_where(data_dir)} is stored as {found}, which cannot be read in random order: "
-            f"with another data_dir, {_how_to_prepare(name, 'NEW_DATA_DIR')}."
+            f"Dataset {name!r} in {_where(data_dir)} is stored as {found}, which cannot be read in "
+            f"random order: with another data_dir, {_how_to_prepare(name, 'NEW_DATA_DIR')}."
         )
 
 
 def _keys(features, name: str) -> tuple[str, str | None, int]:
-    """Returns the key of the image, the key of the label or None, and the number of classes or 0."""
+    """Returns the key of the image, the key of the label or None, and the number of classes or
+    0."""
     found = [key for key, feature in features.items() if _is_image(feature)]
     if "image" not in found and len(found) != 1:
         raise UsageError(
-            f"Dataset {name!r} should have one image feature, or several of which one is called image, "
-            f"but has {', '.join(sorted(features))}."
+            f"Dataset {name!r} should have one image feature, or several of which one is called "
+            f"image, but has {', '.join(sorted(features))}."
         )
-    labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    labels = [
+        key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)
+    ]
     label = "label" if "label" in labels else labels[0] if len(labels) == 1 else None
-    return "image" if "image" in found else found[0], label, (features[label].num_classes or 0) if label else 0
+    return (
+        "image" if "image" in found else found[0],
+        label,
+        (features[label].num_classes or 0) if label else 0,
+    )
 
 
 def _is_image(feature) -> bool:
-    is_pixels = isinstance(feature, tfds.features.Tensor) and len(feature.shape) == 3 and feature.np_dtype == np.uint8
+    is_pixels = (
+        isinstance(feature, tfds.features.Tensor)
+        and len(feature.shape) == 3
+        and feature.np_dtype == np.uint8
+    )
     return isinstance(feature, tfds.features.Image) or is_pixels
 
 

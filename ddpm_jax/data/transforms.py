@@ -1,4 +1,5 @@
-"""What is done to pixels on the device: to the model's range and back, the random flip, resizing. Pure, jit-able."""
+"""What is done to pixels on the device: to the model's range and back, the random flip, resizing.
+Pure, jit-able."""
 
 import chex
 import jax
@@ -20,7 +21,8 @@ def to_model_range(image: jax.Array) -> jax.Array:
 
 
 def to_uint8(x: jax.Array) -> jax.Array:
-    """The inverse of `to_model_range`: (x + 1) 127.5, rounded to the nearest integer (ties to even), clipped to 0..255.
+    """The inverse of `to_model_range`: (x + 1) 127.5, rounded to the nearest integer (ties to
+    even), clipped to 0..255.
 
     Many implementations truncate instead, which darkens every image by half a level on average.
 
@@ -38,7 +40,8 @@ def random_flip(image: jax.Array, keys: jax.Array) -> jax.Array:
 
     Args:
       image: [B, H, W, C], any dtype.
-      keys: [B], typed keys, one an example, so that an example's flip does not depend on the batch around it.
+      keys: [B], typed keys, one an example, so that an example's flip does not depend on the batch
+        around it.
 
     Returns:
       [B, H, W, C].
@@ -50,9 +53,11 @@ def random_flip(image: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def downsample(x: jax.Array, factor: int) -> jax.Array:
-    """Shrinks images to what a file of the smaller size would hold: the mean of each factor x factor block, 8 bits.
+    """Shrinks images to what a file of the smaller size would hold: the mean of each factor x
+    factor block, 8 bits.
 
-    Rounding to the 256 levels makes a low-resolution picture read from a file the same thing as one made here.
+    Rounding to the 256 levels makes a low-resolution picture read from a file the same thing as one
+    made here.
 
     Args:
       x: [B, H, W, C], float32 in [-1, 1]; H and W multiples of `factor`.
@@ -67,7 +72,8 @@ def downsample(x: jax.Array, factor: int) -> jax.Array:
 
 
 def upsample(x: jax.Array, factor: int) -> jax.Array:
-    """Enlarges images bilinearly, pixels being squares whose values are those of their centres; edges are repeated.
+    """Enlarges images bilinearly, pixels being squares whose values are those of their centres;
+    edges are repeated.
 
     Args:
       x: [B, H, W, C], float32.

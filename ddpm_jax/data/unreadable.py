@@ -1,4 +1,5 @@
-"""What a source passes over as unreadable: remembered, counted, and told as it is found. Reads nothing itself."""
+"""What a source passes over as unreadable: remembered, counted, and told as it is found. Reads
+nothing itself."""
 
 import logging
 import threading
@@ -18,7 +19,8 @@ class Unreadable:
     """
 
     def __init__(self, total: int, reasons: Mapping[str, str] | None = None):
-        """Starts with `reasons`, found while the source of `total` images was opened, and told by whoever opened it."""
+        """Starts with `reasons`, found while the source of `total` images was opened, and told by
+        whoever opened it."""
         self.reasons = dict(reasons or {})
         self.quiet = False
         self._total = total

@@ -1,6 +1,7 @@
-"""The process and its bound, as pure functions: schedules, q and p, parameterisations, losses, likelihood terms.
+"""The process and its bound, as pure functions: schedules, q and p, parameterisations, losses,
+likelihood terms.
 
-Belongs here: mathematics over arrays with jax, numpy and chex. Does not: Flax, configs, files, and randomness of
-its own (noise and drawn timesteps are arguments, or are made from keys that are).
-The time index t is 0-based everywhere: t = 0 is the least noisy step, t = T-1 the noisiest.
+Belongs here: mathematics over arrays with jax, numpy and chex. Does not: Flax, configs, files, and
+randomness of its own (noise and drawn timesteps are arguments, or are made from keys that are). The
+time index t is 0-based everywhere: t = 0 is the least noisy step, t = T-1 the noisiest.
 """

@@ -1,21 +1,25 @@
-"""The process in real time and its probability flow: the ODE that carries data to noise and back without chance.
+"""The process in real time and its probability flow: the ODE that carries data to noise and back
+without chance.
 
-Belongs here: a table of T steps continued to real t, a network or an exact mixture as a function ε(x, t) of real t, and
-the velocity of the flow. Does not: solving the ODE and what it says of likelihood (`evaluation.likelihood_ode`).
+Belongs here: a table of T steps continued to real t, a network or an exact mixture as a function
+ε(x, t) of real t, and the velocity of the flow. Does not: solving the ODE and what it says of
+likelihood (`evaluation.likelihood_ode`).
 
-The chain is the sampled form of dx = -½ β(t) x dt + √β(t) dw, and the flow with the same q(x_t) at every t is
+The chain is the sampled form of dx = -½ β(t) x dt + √β(t) dw, and the flow with the same q(x_t) at
+every t is
 
     dx/dt = -½ β(t) (x + ∇ log q_t(x)) = ½ d log ᾱ/dt (x - ε(x, t) / √(1-ᾱ(t)))
 
-(Song et al. 2021, Score-Based Generative Modeling through SDEs, eq. 11 and 13; in other variables it is DDIM's ODE,
-Song et al. 2020, eq. 14). Time counts as in the table: t = 0 is the least noisy step, t = T-1 the last, t = -1 clean
-data.
+(Song et al. 2021, Score-Based Generative Modeling through SDEs, eq. 11 and 13; in other variables
+it is DDIM's ODE, Song et al. 2020, eq. 14). Time counts as in the table: t = 0 is the least noisy
+step, t = T-1 the last, t = -1 clean data.
 
-How B(t) = -log ᾱ(t) = ∫β runs between the integers is ours to choose: the flow from one level of noise to another does
-not depend on the speed it is walked at, only what the network is told between the t it was trained on does. B is the
-piecewise cubic through the whole table and B(-1) = 0 whose slope at an integer is that of the parabola through its
-neighbours, held to at most 3 times either adjacent step: enough for B to be monotone (Fritsch & Carlson 1980). For a
-linear schedule B is so nearly a parabola that the limit never acts. β(t) = B'(t) is continuous, and 1 - ᾱ = -expm1(-B)
+How B(t) = -log ᾱ(t) = ∫β runs between the integers is ours to choose: the flow from one level of
+noise to another does not depend on the speed it is walked at, only what the network is told between
+the t it was trained on does. B is the piecewise cubic through the whole table and B(-1) = 0 whose
+slope at an integer is that of the parabola through its neighbours, held to at most 3 times either
+adjacent step: enough for B to be monotone (Fritsch & Carlson 1980). For a linear schedule B is so
+nearly a parabola that the limit never acts. β(t) = B'(t) is continuous, and 1 - ᾱ = -expm1(-B)
 keeps its digits at small t.
 """
 
@@ -31,8 +35,10 @@ from ddpm_jax.diffusion.parameterization import Network
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, choose
 
-EpsFunction = Callable[[chex.Array, chex.Array], chex.Array]  # (x [B, *D], t float [B]) -> E[ε|x] [B, *D]
-Velocity = Callable[[chex.Array, chex.Array], chex.Array]  # (x [B, *D], t float [B]) -> dx/dt [B, *D]
+# (x [B, *D], t float [B]) -> E[ε|x] [B, *D]
+EpsFunction = Callable[[chex.Array, chex.Array], chex.Array]
+# (x [B, *D], t float [B]) -> dx/dt [B, *D]
+Velocity = Callable[[chex.Array, chex.Array], chex.Array]
 
 
 class ContinuousSchedule(NamedTuple):
@@ -56,43 +62,59 @@ class NoiseLevel(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """A velocity and the times between which it is walked; start < end. Data is at the start, noise at the end."""
+    """A velocity and the times between which it is walked; start < end. Data is at the start, noise
+    at the end."""
 
     velocity: Velocity
     start: float
     end: float
 
 
-def make_continuous(schedule: Schedule, *, time_scale: float = 1.0, dtype=None) -> ContinuousSchedule:
+def make_continuous(
+    schedule: Schedule, *, time_scale: float = 1.0, dtype=None
+) -> ContinuousSchedule:
     """Continues a table to real t, in float64 NumPy, rounded to `dtype`; it is met at the integers.
 
     Args:
-      schedule: the whole chain of T steps, not traced. A respaced one has the same flow with fewer points to go by.
-        Of a float32 table β(t), a difference of rounded numbers, has an error of up to 3e-4 of its value.
+      schedule: the whole chain of T steps, not traced. A respaced one has the same flow with fewer
+        points to go by. Of a float32 table β(t), a difference of rounded numbers, has an error of
+        up to 3e-4 of its value.
       time_scale: that of `make_schedule`; it tells a chain with rescaled times from a respaced one.
       dtype: of what is returned; None for the schedule's.
 
     Raises:
-      UsageError: a respaced chain, or one that reaches alphas_bar = 0, which real time would take forever to do.
+      UsageError: a respaced chain, or one that reaches alphas_bar = 0, which real time would take
+        forever to do.
     """
-    if not np.array_equal(schedule.timesteps, (np.arange(schedule.num_timesteps) * time_scale).astype(np.float32)):
-        raise UsageError("The flow needs the whole chain, but this one is respaced: leave out the number of steps.")
+    if not np.array_equal(
+        schedule.timesteps, (np.arange(schedule.num_timesteps) * time_scale).astype(np.float32)
+    ):
+        raise UsageError(
+            "The flow needs the whole chain, but this one is respaced: leave out the number of "
+            "steps."
+        )
     if schedule.alphas_bar[-1] == 0:
         raise UsageError(
-            "This schedule ends at alphas_bar = 0, so its flow has no finite end: choose a schedule that keeps some "
-            "signal, linear or cosine, say."
+            "This schedule ends at alphas_bar = 0, so its flow has no finite end: choose a "
+            "schedule that keeps some signal, linear or cosine, say."
         )
     alphas_bar = np.asarray(schedule.alphas_bar, np.float64)
     one_minus = np.asarray(schedule.sqrt_one_minus_alphas_bar, np.float64) ** 2
-    # Each form where the rounded table has its digits: 1 - ᾱ while there is little noise, ᾱ after that, and √ᾱ where ᾱ
-    # is smaller than a normal number of the table.
+    # Each form where the rounded table has its digits: 1 - ᾱ while there is little noise, ᾱ after
+    # that, and √ᾱ where ᾱ is smaller than a normal number of the table.
     normal = alphas_bar >= np.finfo(schedule.alphas_bar.dtype).tiny
-    log_alphas_bar = np.where(normal, np.log(alphas_bar), 2 * np.log(np.asarray(schedule.sqrt_alphas_bar, np.float64)))
-    knots = np.append(0.0, np.where(one_minus < 0.5, -np.log1p(-np.minimum(one_minus, 0.5)), -log_alphas_bar))
+    log_alphas_bar = np.where(
+        normal, np.log(alphas_bar), 2 * np.log(np.asarray(schedule.sqrt_alphas_bar, np.float64))
+    )
+    knots = np.append(
+        0.0, np.where(one_minus < 0.5, -np.log1p(-np.minimum(one_minus, 0.5)), -log_alphas_bar)
+    )
     steps = np.diff(knots)
     left, right = steps[:-1], steps[1:]
     inner = np.minimum((left + right) / 2, 3 * np.minimum(left, right))
-    ends = np.clip([1.5 * steps[0] - 0.5 * steps[1], 1.5 * steps[-1] - 0.5 * steps[-2]], 0, 3 * steps[[0, -1]])
+    ends = np.clip(
+        [1.5 * steps[0] - 0.5 * steps[1], 1.5 * steps[-1] - 0.5 * steps[-2]], 0, 3 * steps[[0, -1]]
+    )
     slopes = np.concatenate([ends[:1], inner, ends[1:]])
     c_2 = 3 * steps - 2 * slopes[:-1] - slopes[1:]
     c_3 = slopes[:-1] + slopes[1:] - 2 * steps
@@ -140,25 +162,33 @@ def mixture_eps(mixture: GaussianMixture, continuous: ContinuousSchedule) -> Eps
     return eps
 
 
-def _eps_from_x_0(continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, x_0: chex.Array) -> chex.Array:
+def _eps_from_x_0(
+    continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, x_0: chex.Array
+) -> chex.Array:
     level = noise_level(continuous, t)
     return (x - _over(level.sqrt_alphas_bar, x) * x_0) / _over(level.sqrt_one_minus_alphas_bar, x)
 
 
-def _eps_from_v(continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, v: chex.Array) -> chex.Array:
+def _eps_from_v(
+    continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, v: chex.Array
+) -> chex.Array:
     level = noise_level(continuous, t)
     return _over(level.sqrt_one_minus_alphas_bar, x) * x + _over(level.sqrt_alphas_bar, x) * v
 
 
-def _eps_from_mu(continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, mu: chex.Array) -> chex.Array:
-    """μ at real t is the mean of q(x_{t-1}|x_t), one whole step back: ε = √(1-ᾱ_t)/β_t (x - √α_t μ) (eq. 11)."""
+def _eps_from_mu(
+    continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, mu: chex.Array
+) -> chex.Array:
+    """μ at real t is the mean of q(x_{t-1}|x_t), one whole step back: ε = √(1-ᾱ_t)/β_t (x - √α_t μ)
+    (eq. 11)."""
     integrated_beta = _beta_of_a_step(continuous, t)
     sqrt_alpha, beta = jnp.exp(-0.5 * integrated_beta), -jnp.expm1(-integrated_beta)
     noise = noise_level(continuous, t).sqrt_one_minus_alphas_bar
     return _over(noise / beta, x) * (x - _over(sqrt_alpha, x) * mu)
 
 
-# (continuous schedule, x, t, network output) -> ε; the same meanings as `parameterization.PARAMETERIZATIONS`
+# (continuous schedule, x, t, network output) -> ε; the same meanings as
+# `parameterization.PARAMETERIZATIONS`
 EPS_FROM: dict[str, Callable[..., chex.Array]] = {
     "eps": lambda continuous, x, t, eps: eps,
     "x_0": _eps_from_x_0,
@@ -167,14 +197,19 @@ EPS_FROM: dict[str, Callable[..., chex.Array]] = {
 }
 
 
-def network_eps(network: Network, continuous: ContinuousSchedule, *, parameterization: str) -> EpsFunction:
-    """A network's ε at real t. Nothing is clipped: a clipped x_0 makes the flow's velocity no function to integrate.
+def network_eps(
+    network: Network, continuous: ContinuousSchedule, *, parameterization: str
+) -> EpsFunction:
+    """A network's ε at real t. Nothing is clipped: a clipped x_0 makes the flow's velocity no
+    function to integrate.
 
     Args:
-      network: (x [B, H, W, C], time float [B]) -> [B, H, W, C or 2C]; a variance in the second half is not used. It is
-        told times between those it was trained on, so the embedding of its time must be a smooth function.
+      network: (x [B, H, W, C], time float [B]) -> [B, H, W, C or 2C]; a variance in the second half
+        is not used. It is told times between those it was trained on, so the embedding of its time
+        must be a smooth function.
       continuous: of the schedule it was trained on.
-      parameterization: what its first C channels are: a key of `EPS_FROM`. mu has a meaning at t >= 0 only.
+      parameterization: what its first C channels are: a key of `EPS_FROM`. mu has a meaning at t >=
+        0 only.
 
     Raises:
       UsageError: an unknown parameterisation.
@@ -187,22 +222,29 @@ def network_eps(network: Network, continuous: ContinuousSchedule, *, parameteriz
     return eps
 
 
-def probability_flow(eps: EpsFunction, continuous: ContinuousSchedule, *, start: float = 0.0) -> Flow:
-    """The flow dx/dt = -½ β(t) (x - ε(x, t) / √(1-ᾱ(t))) (Song et al. 2021, eq. 13), from `start` to T-1.
+def probability_flow(
+    eps: EpsFunction, continuous: ContinuousSchedule, *, start: float = 0.0
+) -> Flow:
+    """The flow dx/dt = -½ β(t) (x - ε(x, t) / √(1-ᾱ(t))) (Song et al. 2021, eq. 13), from `start`
+    to T-1.
 
     Args:
       eps: a model of the noise at real t.
       continuous: its schedule.
-      start: the time at which data enters, in (-1, T-1). At 0, the first t that a network is trained on, the flow's
-        density is that of data with the noise of the first step in it; below 0 a network is asked what it never saw,
-        and towards -1 the score of real data grows without bound.
+      start: the time at which data enters, in (-1, T-1). At 0, the first t that a network is
+        trained on, the flow's density is that of data with the noise of the first step in it; below
+        0 a network is asked what it never saw, and towards -1 the score of real data grows without
+        bound.
 
     Raises:
       UsageError: a start outside (-1, T-1).
     """
     end = continuous.num_timesteps - 1
     if not -1 < start < end:
-        raise UsageError(f"The flow cannot start at t = {start}: choose a time above -1 and below {end}; 0 is usual.")
+        raise UsageError(
+            f"The flow cannot start at t = {start}: choose a time above -1 and below {end}; 0 is "
+            "usual."
+        )
 
     def velocity(x: chex.Array, t: chex.Array) -> chex.Array:
         level = noise_level(continuous, t)

@@ -1,7 +1,7 @@
 """The Gaussians of the process: q(x_t|x_0), q(x_t|x_{t-1}), q(x_{t-1}|x_t,x_0) and p(x_{t-1}|x_t).
 
-Equations of Ho et al. 2020. x is float32 [B, H, W, C], data in [-1, 1]; t is int [B], 0-based. What a network output
-means is in `parameterization`; what the Gaussians cost in bits is in `likelihood`.
+Equations of Ho et al. 2020. x is float32 [B, H, W, C], data in [-1, 1]; t is int [B], 0-based. What
+a network output means is in `parameterization`; what the Gaussians cost in bits is in `likelihood`.
 """
 
 from collections.abc import Callable
@@ -29,12 +29,15 @@ def extract(table: chex.Array, t: chex.Array, x: chex.Array) -> chex.Array:
 
 
 def alpha(schedule: Schedule, t: chex.Array) -> chex.Array:
-    """α_t = 1 - β_t, [B], to all digits of the table: as ᾱ_t / ᾱ_{t-1}, since 1 - β_t cancels where β_t is near 1.
+    """α_t = 1 - β_t, [B], to all digits of the table: as ᾱ_t / ᾱ_{t-1}, since 1 - β_t cancels where
+    β_t is near 1.
 
-    At the end of a long chain ᾱ_t is too small for the table, and ᾱ_t / ᾱ_{t-1} would be 0/0; 1 - β_t is taken there.
+    At the end of a long chain ᾱ_t is too small for the table, and ᾱ_t / ᾱ_{t-1} would be 0/0; 1 -
+    β_t is taken there.
     """
     alphas_bar, alphas_bar_prev, betas = (
-        jnp.asarray(table)[t] for table in (schedule.alphas_bar, schedule.alphas_bar_prev, schedule.betas)
+        jnp.asarray(table)[t]
+        for table in (schedule.alphas_bar, schedule.alphas_bar_prev, schedule.betas)
     )
     kept = alphas_bar >= jnp.finfo(alphas_bar.dtype).tiny
     return jnp.where(kept, alphas_bar / jnp.where(kept, alphas_bar_prev, 1), 1 - betas)
@@ -53,14 +56,19 @@ def q_sample(schedule: Schedule, x_0: chex.Array, t: chex.Array, eps: chex.Array
       x_t, float32, shape of x_0.
     """
     chex.assert_equal_shape([x_0, eps])
-    return extract(schedule.sqrt_alphas_bar, t, x_0) * x_0 + extract(schedule.sqrt_one_minus_alphas_bar, t, x_0) * eps
+    return (
+        extract(schedule.sqrt_alphas_bar, t, x_0) * x_0
+        + extract(schedule.sqrt_one_minus_alphas_bar, t, x_0) * eps
+    )
 
 
 def q_mean_variance(schedule: Schedule, x_0: chex.Array, t: chex.Array) -> Gaussian:
-    """q(x_t|x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I) (Ho et al. 2020, eq. 4). Variances come as [B, 1, ..., 1]."""
+    """q(x_t|x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I) (Ho et al. 2020, eq. 4). Variances come as [B, 1, ...,
+    1]."""
     return Gaussian(
         mean=extract(schedule.sqrt_alphas_bar, t, x_0) * x_0,
-        variance=jnp.square(extract(schedule.sqrt_one_minus_alphas_bar, t, x_0)),  # 1 - ᾱ_t would cancel in float32
+        # 1 - ᾱ_t would cancel in float32
+        variance=jnp.square(extract(schedule.sqrt_one_minus_alphas_bar, t, x_0)),
         log_variance=extract(schedule.log_one_minus_alphas_bar, t, x_0),
     )
 
@@ -68,17 +76,22 @@ def q_mean_variance(schedule: Schedule, x_0: chex.Array, t: chex.Array) -> Gauss
 def q_step(schedule: Schedule, x_prev: chex.Array, t: chex.Array) -> Gaussian:
     """q(x_t|x_{t-1}) = N(√(1-β_t) x_{t-1}, β_t I) (Ho et al. 2020, eq. 2), with x_{-1} the data."""
     scale = jnp.sqrt(alpha(schedule, t)).reshape(t.shape + (1,) * (x_prev.ndim - 1))
-    return Gaussian(scale * x_prev, extract(schedule.betas, t, x_prev), extract(schedule.log_betas, t, x_prev))
+    return Gaussian(
+        scale * x_prev, extract(schedule.betas, t, x_prev), extract(schedule.log_betas, t, x_prev)
+    )
 
 
 def q_posterior(schedule: Schedule, x_0: chex.Array, x_t: chex.Array, t: chex.Array) -> Gaussian:
     """q(x_{t-1}|x_t, x_0), Gaussian by Bayes' rule (Ho et al. 2020, eq. 6 and 7).
 
-    At t = 0 its variance is 0; the log-variance takes the value of t = 1 there, as in the original code (other
-    libraries put log(1e-20), which changes L_0).
+    At t = 0 its variance is 0; the log-variance takes the value of t = 1 there, as in the original
+    code (other libraries put log(1e-20), which changes L_0).
     """
     chex.assert_equal_shape([x_0, x_t])
-    mean = extract(schedule.posterior_mean_coef1, t, x_t) * x_0 + extract(schedule.posterior_mean_coef2, t, x_t) * x_t
+    mean = (
+        extract(schedule.posterior_mean_coef1, t, x_t) * x_0
+        + extract(schedule.posterior_mean_coef2, t, x_t) * x_t
+    )
     return Gaussian(
         mean=mean,
         variance=extract(schedule.posterior_variance, t, x_t),
@@ -90,7 +103,8 @@ def p_mean_variance(denoiser: Callable, x_t: chex.Array, t: chex.Array) -> Gauss
     """The model's reverse step p(x_{t-1}|x_t) = N(μ_θ(x_t, t), σ_t²) (Ho et al. 2020, eq. 1).
 
     Args:
-      denoiser: (x_t, t) -> `parameterization.Prediction`; the choice of variance and any clipping of x_0 are in it.
+      denoiser: (x_t, t) -> `parameterization.Prediction`; the choice of variance and any clipping
+        of x_0 are in it.
       x_t: [B, ...].
       t: int [B] in 0..T-1.
 

@@ -1,10 +1,13 @@
-"""Data whose diffusion is known in closed form: a mixture of isotropic Gaussians, over vectors or whole images.
+"""Data whose diffusion is known in closed form: a mixture of isotropic Gaussians, over vectors or
+whole images.
 
-Belongs here: its density, q(x_t), the optimal predictions, the exact reverse step and the `Denoiser` made of them: the
-oracle against which samplers, bounds and likelihoods are proved. Does not: the flow in real time (`flow`).
+Belongs here: its density, q(x_t), the optimal predictions, the exact reverse step and the
+`Denoiser` made of them: the oracle against which samplers, bounds and likelihoods are proved. Does
+not: the flow in real time (`flow`).
 
-With q(x_0) = Σ_k w_k N(m_k, v_k I) every q(x_t) is a mixture of the same kind, because Ho et al. 2020, eq. 4 maps a
-Gaussian to a Gaussian; everything else is Bayes' rule between two Gaussians, component by component:
+With q(x_0) = Σ_k w_k N(m_k, v_k I) every q(x_t) is a mixture of the same kind, because Ho et al.
+2020, eq. 4 maps a Gaussian to a Gaussian; everything else is Bayes' rule between two Gaussians,
+component by component:
 
     q(x_t)          = Σ_k w_k N(√ᾱ_t m_k, V_k I),                 V_k = ᾱ_t v_k + 1 - ᾱ_t
     r_k(x_t)        = p(k|x_t) ∝ w_k N(x_t; √ᾱ_t m_k, V_k I)
@@ -13,8 +16,8 @@ Gaussian to a Gaussian; everything else is Bayes' rule between two Gaussians, co
     E[ε|x_t]        = -√(1-ᾱ_t) ∇ log q(x_t)
     q(x_{t-1}|x_t)  =  Σ_k r_k N(√ᾱ_{t-1} m_k + √α_t V'_k / V_k (x_t - √ᾱ_t m_k), β_t V'_k / V_k I),   V'_k at t-1
 
-Shapes: K components; an example has any shape *D, [D] or [H, W, C]. t is int [B], 0-based. Functions compute in the
-dtype of their arguments.
+Shapes: K components; an example has any shape *D, [D] or [H, W, C]. t is int [B], 0-based.
+Functions compute in the dtype of their arguments.
 """
 
 import math
@@ -41,7 +44,8 @@ from ddpm_jax.errors import UsageError, choose
 
 
 class GaussianMixture(NamedTuple):
-    """Σ_k w_k N(m_k, v_k I); a pytree. `reverse_posterior` returns a batch of them: a leading axis on every field."""
+    """Σ_k w_k N(m_k, v_k I); a pytree. `reverse_posterior` returns a batch of them: a leading axis
+    on every field."""
 
     weights: chex.Array  # [K], sum to 1
     means: chex.Array  # [K, *D]
@@ -74,23 +78,38 @@ def make_mixture(
     Raises:
       UsageError: shapes that do not belong together, or values out of range.
     """
-    weights, means, variances = (np.asarray(array, np.float64) for array in (weights, means, variances))
-    if weights.ndim != 1 or weights.shape != variances.shape or means.ndim < 2 or means.shape[:1] != weights.shape:
+    weights, means, variances = (
+        np.asarray(array, np.float64) for array in (weights, means, variances)
+    )
+    if (
+        weights.ndim != 1
+        or weights.shape != variances.shape
+        or means.ndim < 2
+        or means.shape[:1] != weights.shape
+    ):
         raise UsageError(
-            f"A mixture of K components takes weights [K], means [K, ...] and variances [K], but they have shapes "
-            f"{weights.shape}, {means.shape} and {variances.shape}."
+            "A mixture of K components takes weights [K], means [K, ...] and variances [K], but "
+            f"they have shapes {weights.shape}, {means.shape} and {variances.shape}."
         )
     if not (np.all(weights >= 0) and weights.sum() > 0):
-        raise UsageError(f"The weights of a mixture are {weights.tolist()}: none may be negative, and one is positive.")
+        raise UsageError(
+            f"The weights of a mixture are {weights.tolist()}: none may be negative, and one is "
+            "positive."
+        )
     if not np.all(variances > 0):
-        raise UsageError(f"The variances of a mixture are {variances.tolist()}: they must be positive.")
+        raise UsageError(
+            f"The variances of a mixture are {variances.tolist()}: they must be positive."
+        )
     return GaussianMixture(
-        (weights / weights.sum()).astype(dtype), np.asarray(means, dtype), np.asarray(variances, dtype)
+        (weights / weights.sum()).astype(dtype),
+        np.asarray(means, dtype),
+        np.asarray(variances, dtype),
     )
 
 
 def log_prob(mixture: GaussianMixture, x: chex.Array) -> chex.Array:
-    """log Σ_k w_k N(x; m_k, v_k I) in nats: x [B, *D] -> [B]. A log-sum-exp, so it does not underflow far away."""
+    """log Σ_k w_k N(x; m_k, v_k I) in nats: x [B, *D] -> [B]. A log-sum-exp, so it does not
+    underflow far away."""
     return jax.vmap(lambda x: jax.nn.logsumexp(_log_joint(mixture, x)))(x)
 
 
@@ -106,7 +125,9 @@ def sample(mixture: GaussianMixture, keys: chex.PRNGKey) -> chex.Array:
         of_component, of_noise = jax.random.split(key)
         k = jax.random.categorical(of_component, jnp.log(mixture.weights))
         means, variances = jnp.asarray(mixture.means), jnp.asarray(mixture.variances)
-        return means[k] + jnp.sqrt(variances[k]) * jax.random.normal(of_noise, means.shape[1:], means.dtype)
+        return means[k] + jnp.sqrt(variances[k]) * jax.random.normal(
+            of_noise, means.shape[1:], means.dtype
+        )
 
     return jax.vmap(draw)(keys)
 
@@ -119,17 +140,22 @@ def diffused(
     Args:
       mixture: q(x_0).
       sqrt_alphas_bar: √ᾱ_t, scalar.
-      sqrt_one_minus_alphas_bar: √(1-ᾱ_t), scalar; asked for since 1 - ᾱ_t loses its digits in float32 at small t.
+      sqrt_one_minus_alphas_bar: √(1-ᾱ_t), scalar; asked for since 1 - ᾱ_t loses its digits in
+        float32 at small t.
     """
     return GaussianMixture(
         weights=mixture.weights,
         means=sqrt_alphas_bar * jnp.asarray(mixture.means),
-        variances=sqrt_alphas_bar**2 * jnp.asarray(mixture.variances) + sqrt_one_minus_alphas_bar**2,
+        variances=sqrt_alphas_bar**2 * jnp.asarray(mixture.variances)
+        + sqrt_one_minus_alphas_bar**2,
     )
 
 
 def optimal(
-    mixture: GaussianMixture, x_t: chex.Array, sqrt_alphas_bar: chex.Array, sqrt_one_minus_alphas_bar: chex.Array
+    mixture: GaussianMixture,
+    x_t: chex.Array,
+    sqrt_alphas_bar: chex.Array,
+    sqrt_one_minus_alphas_bar: chex.Array,
 ) -> Optimal:
     """What a perfect network would say of x_t.
 
@@ -144,14 +170,18 @@ def optimal(
         q_t = diffused(mixture, signal, noise)
         shrunk = (signal * mixture.variances / q_t.variances)[_over(x_t)] * (x_t[None] - q_t.means)
         x_0 = _average(_responsibilities(q_t, x_t), mixture.means + shrunk)
-        eps = -noise * _score(q_t, x_t)  # (x_t - √ᾱ_t x_0) / √(1-ᾱ_t) would cancel where there is little noise
+        # (x_t - √ᾱ_t x_0) / √(1-ᾱ_t) would cancel where there is little noise
+        eps = -noise * _score(q_t, x_t)
         return Optimal(x_0=x_0, eps=eps, v=signal * eps - noise * x_0)
 
     return jax.vmap(of_one)(x_t, sqrt_alphas_bar, sqrt_one_minus_alphas_bar)
 
 
-def reverse_posterior(mixture: GaussianMixture, schedule: Schedule, x_t: chex.Array, t: chex.Array) -> GaussianMixture:
-    """q(x_{t-1}|x_t), the reverse step that p(x_{t-1}|x_t) approximates by one Gaussian; at t = 0 it is q(x_0|x_t).
+def reverse_posterior(
+    mixture: GaussianMixture, schedule: Schedule, x_t: chex.Array, t: chex.Array
+) -> GaussianMixture:
+    """q(x_{t-1}|x_t), the reverse step that p(x_{t-1}|x_t) approximates by one Gaussian; at t = 0
+    it is q(x_0|x_t).
 
     Args:
       mixture: q(x_0).
@@ -162,7 +192,10 @@ def reverse_posterior(mixture: GaussianMixture, schedule: Schedule, x_t: chex.Ar
     Returns:
       A batch of mixtures: weights [B, K], means [B, K, *D], variances [B, K].
     """
-    signals, noises = jnp.asarray(schedule.sqrt_alphas_bar), jnp.asarray(schedule.sqrt_one_minus_alphas_bar)
+    signals, noises = (
+        jnp.asarray(schedule.sqrt_alphas_bar),
+        jnp.asarray(schedule.sqrt_one_minus_alphas_bar),
+    )
     signal_prev = jnp.where(t > 0, signals[t - 1], 1)  # x_{-1} is clean data
     noise_prev = jnp.where(t > 0, noises[t - 1], 0)
     step = jnp.sqrt(alpha(schedule, t))
@@ -182,42 +215,58 @@ def reverse_posterior(mixture: GaussianMixture, schedule: Schedule, x_t: chex.Ar
 
 
 def moments(mixture: GaussianMixture) -> tuple[chex.Array, chex.Array]:
-    """Mean and variance of every dimension of one mixture, each of shape *D: the Gaussian nearest in KL(mixture||.)."""
+    """Mean and variance of every dimension of one mixture, each of shape *D: the Gaussian nearest
+    in KL(mixture||.)."""
     mean = _average(mixture.weights, mixture.means)
     spread = jnp.square(mixture.means - mean[None]) + mixture.variances[_over(mean)]
     return mean, _average(mixture.weights, spread)
 
 
-def exact_denoiser(mixture: GaussianMixture, schedule: Schedule, *, variance: str = "moment_matched") -> Denoiser:
+def exact_denoiser(
+    mixture: GaussianMixture, schedule: Schedule, *, variance: str = "moment_matched"
+) -> Denoiser:
     """The `Denoiser` of a perfect network: its mean is that of q(x_{t-1}|x_t) at every x_t.
 
     Args:
       mixture: q(x_0).
       schedule: the chain that is walked, whole or respaced.
-      variance: `fixed_small`, `fixed_large`, or `moment_matched`: the variance of q(x_{t-1}|x_t) in every dimension,
-        the best that a diagonal Gaussian can do (Bao et al. 2022, Analytic-DPM, eq. 6, there averaged over x_t).
+      variance: `fixed_small`, `fixed_large`, or `moment_matched`: the variance of q(x_{t-1}|x_t) in
+        every dimension, the best that a diagonal Gaussian can do (Bao et al. 2022, Analytic-DPM,
+        eq. 6, there averaged over x_t).
 
     Raises:
       UsageError: another variance.
     """
-    choose("variance of the exact denoiser", variance, dict.fromkeys(("fixed_small", "fixed_large", "moment_matched")))
+    choose(
+        "variance of the exact denoiser",
+        variance,
+        dict.fromkeys(("fixed_small", "fixed_large", "moment_matched")),
+    )
 
     def denoiser(x_t: chex.Array, t: chex.Array) -> Prediction:
         signal, noise = (
-            jnp.asarray(table)[t] for table in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
+            jnp.asarray(table)[t]
+            for table in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
         )
         best = optimal(mixture, x_t, signal, noise)
         if variance == "moment_matched":
-            log_variance = jnp.log(jax.vmap(moments)(reverse_posterior(mixture, schedule, x_t, t))[1])
+            log_variance = jnp.log(
+                jax.vmap(moments)(reverse_posterior(mixture, schedule, x_t, t))[1]
+            )
         else:
             log_variance = jnp.broadcast_to(VARIANCES[variance](schedule, x_t, t, None), x_t.shape)
-        return Prediction(best.x_0, best.eps, q_posterior(schedule, best.x_0, x_t, t).mean, log_variance)
+        return Prediction(
+            best.x_0, best.eps, q_posterior(schedule, best.x_0, x_t, t).mean, log_variance
+        )
 
     return denoiser
 
 
-def exact_network(mixture: GaussianMixture, schedule: Schedule, *, parameterization: str, variance: str) -> Network:
-    """The output of a perfect network trained on the whole chain: mean and variance are of one step.
+def exact_network(
+    mixture: GaussianMixture, schedule: Schedule, *, parameterization: str, variance: str
+) -> Network:
+    """The output of a perfect network trained on the whole chain: mean and variance are of one
+    step.
 
     `parameterization.interpret` turns it into the reverse step of any chain. Between two times the
     output is interpolated linearly.
@@ -226,8 +275,8 @@ def exact_network(mixture: GaussianMixture, schedule: Schedule, *, parameterizat
       mixture: q(x_0).
       schedule: the whole chain of T steps, not respaced; the network is told t itself.
       parameterization: what it predicts: a key of `parameterization.PARAMETERIZATIONS`.
-      variance: a key of `parameterization.VARIANCES`. Where it is learned, the second half of the channels says the
-        variance of q(x_{t-1}|x_t) in every dimension.
+      variance: a key of `parameterization.VARIANCES`. Where it is learned, the second half of the
+        channels says the variance of q(x_{t-1}|x_t) in every dimension.
 
     Raises:
       UsageError: an unknown parameterisation or variance.
@@ -237,10 +286,15 @@ def exact_network(mixture: GaussianMixture, schedule: Schedule, *, parameterizat
 
     def at_index(x_t: chex.Array, t: chex.Array) -> chex.Array:
         signal, noise = (
-            jnp.asarray(table)[t] for table in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
+            jnp.asarray(table)[t]
+            for table in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
         )
         best = optimal(mixture, x_t, signal, noise)
-        value = mu_from_x_0(schedule, x_t, t, best.x_0) if parameterization == "mu" else getattr(best, parameterization)
+        value = (
+            mu_from_x_0(schedule, x_t, t, best.x_0)
+            if parameterization == "mu"
+            else getattr(best, parameterization)
+        )
         if variance not in LEARNED_VARIANCES:
             return value
         one_step = jnp.log(jax.vmap(moments)(reverse_posterior(mixture, schedule, x_t, t))[1])
@@ -281,5 +335,6 @@ def _score(mixture: GaussianMixture, x: chex.Array) -> chex.Array:
 
 
 def _average(weights: chex.Array, values: chex.Array) -> chex.Array:
-    """Σ_k weights[k] values[k]: [K], [K, *D] -> *D, in full precision where matrix units round their inputs."""
+    """Σ_k weights[k] values[k]: [K], [K, *D] -> *D, in full precision where matrix units round
+    their inputs."""
     return jnp.sum(weights[_over(values[0])] * values, axis=0)

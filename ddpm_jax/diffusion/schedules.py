@@ -1,8 +1,9 @@
 """Beta schedules and the table of everything derived from one.
 
-A schedule is a list of T variances beta_t of the forward step q(x_t|x_{t-1}). All tables are computed once, in float64
-with NumPy, and rounded to float32 at the end: in float32 the cumulative products lose digits that the bound needs.
-Which subset of the chain is walked is decided here too (respacing); how it is walked is in `ddpm_jax.samplers`.
+A schedule is a list of T variances beta_t of the forward step q(x_t|x_{t-1}). All tables are
+computed once, in float64 with NumPy, and rounded to float32 at the end: in float32 the cumulative
+products lose digits that the bound needs. Which subset of the chain is walked is decided here too
+(respacing); how it is walked is in `ddpm_jax.samplers`.
 """
 
 import math
@@ -17,7 +18,9 @@ from ddpm_jax.errors import UsageError, choose
 PUBLISHED_TIMESTEPS = 1000  # the T that published end points are meant for
 
 
-def linear_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
+def linear_betas(
+    num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> np.ndarray:
     """beta_t rises linearly (Ho et al. 2020, section 4). Returns float64 [T]."""
     return np.linspace(beta_start, beta_end, num_timesteps, dtype=np.float64)
 
@@ -27,8 +30,11 @@ def quad_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0
     return np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
 
 
-def scaled_linear_betas(num_timesteps: int, beta_start: float = 0.00085, beta_end: float = 0.012) -> np.ndarray:
-    """The same curve as `quad_betas` with latent diffusion's name and end points (Rombach et al. 2022). float64 [T]."""
+def scaled_linear_betas(
+    num_timesteps: int, beta_start: float = 0.00085, beta_end: float = 0.012
+) -> np.ndarray:
+    """The same curve as `quad_betas` with latent diffusion's name and end points (Rombach et al.
+    2022). float64 [T]."""
     return quad_betas(num_timesteps, beta_start, beta_end)
 
 
@@ -38,7 +44,8 @@ def const_betas(num_timesteps: int, beta_end: float = 0.02) -> np.ndarray:
 
 
 def jsd_betas(num_timesteps: int) -> np.ndarray:
-    """beta_t = 1 / (T - t), t = 0..T-1 (Sohl-Dickstein et al. 2015, section 2.4.1). Returns float64 [T].
+    """beta_t = 1 / (T - t), t = 0..T-1 (Sohl-Dickstein et al. 2015, section 2.4.1). Returns float64
+    [T].
 
     The last step destroys the signal completely: alphas_bar[T-1] = 0.
     """
@@ -48,7 +55,8 @@ def jsd_betas(num_timesteps: int) -> np.ndarray:
 def warmup_betas(
     num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02, *, fraction: float
 ) -> np.ndarray:
-    """beta_t rises linearly over the first `fraction` of the chain, then stays (the original code's "warmup10/50")."""
+    """beta_t rises linearly over the first `fraction` of the chain, then stays (the original code's
+    "warmup10/50")."""
     betas = np.full(num_timesteps, beta_end, dtype=np.float64)
     num_warmup = int(num_timesteps * fraction)
     betas[:num_warmup] = np.linspace(beta_start, beta_end, num_warmup, dtype=np.float64)
@@ -58,25 +66,31 @@ def warmup_betas(
 def cosine_betas(num_timesteps: int, offset: float = 0.008, max_beta: float = 0.999) -> np.ndarray:
     """alphas_bar follows a squared cosine (Nichol & Dhariwal 2021, eq. 17). Returns float64 [T].
 
-    alphas_bar(u) = cos²((u + s) / (1 + s) · π/2) / cos²(s / (1 + s) · π/2) at u = (t+1)/T with s = `offset`; beta_t is
-    held at or below `max_beta` so that the last step keeps some signal.
+    alphas_bar(u) = cos²((u + s) / (1 + s) · π/2) / cos²(s / (1 + s) · π/2) at u = (t+1)/T with s =
+    `offset`; beta_t is held at or below `max_beta` so that the last step keeps some signal.
     """
     u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     alphas_bar = np.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
     return np.minimum(1 - alphas_bar[1:] / alphas_bar[:-1], max_beta)
 
 
-def sigmoid_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> np.ndarray:
-    """beta_t rises along a logistic curve over [-6, 6] (Xu et al. 2022, GeoDiff). Returns float64 [T].
+def sigmoid_betas(
+    num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
+) -> np.ndarray:
+    """beta_t rises along a logistic curve over [-6, 6] (Xu et al. 2022, GeoDiff). Returns float64
+    [T].
 
-    Others call "sigmoid" a logistic curve of alphas_bar (Jabri et al. 2022); that is another schedule.
+    Others call "sigmoid" a logistic curve of alphas_bar (Jabri et al. 2022); that is another
+    schedule.
     """
     logits = np.linspace(-6, 6, num_timesteps, dtype=np.float64)
     return beta_start + (beta_end - beta_start) / (1 + np.exp(-logits))
 
 
 def _warmup(fraction: float) -> Callable[..., np.ndarray]:
-    return lambda num_timesteps, **end_points: warmup_betas(num_timesteps, **end_points, fraction=fraction)
+    return lambda num_timesteps, **end_points: warmup_betas(
+        num_timesteps, **end_points, fraction=fraction
+    )
 
 
 BETA_SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
@@ -92,7 +106,9 @@ BETA_SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
 }
 
 # The end points that each schedule takes; a schedule that is not here has none.
-_END_POINTS = dict.fromkeys(("linear", "quad", "warmup10", "warmup50", "scaled_linear", "sigmoid"), 2) | {"const": 1}
+_END_POINTS = dict.fromkeys(
+    ("linear", "quad", "warmup10", "warmup50", "scaled_linear", "sigmoid"), 2
+) | {"const": 1}
 
 
 def make_betas(
@@ -108,17 +124,20 @@ def make_betas(
     Args:
       name: a key of `BETA_SCHEDULES`.
       num_timesteps: T, at least 2.
-      beta_start: beta at t = 0, in (0, 1); None for the published value. Not taken by const, jsd and cosine.
-      beta_end: beta at t = T-1, in (0, 1]; None for the published value. Not taken by jsd and cosine.
-      scale_betas: the end points are those of a chain of 1000 steps, and the T steps are scaled so that they add as
-        much noise as these: `scaled_betas`. False: they are those of the T steps. Not taken by jsd and cosine, which
-        follow T by themselves.
+      beta_start: beta at t = 0, in (0, 1); None for the published value. Not taken by const, jsd
+        and cosine.
+      beta_end: beta at t = T-1, in (0, 1]; None for the published value. Not taken by jsd and
+        cosine.
+      scale_betas: the end points are those of a chain of 1000 steps, and the T steps are scaled so
+        that they add as much noise as these: `scaled_betas`. False: they are those of the T steps.
+        Not taken by jsd and cosine, which follow T by themselves.
 
     Returns:
       float64 [T], each in (0, 1].
 
     Raises:
-      UsageError: unknown name, T < 2, an argument the schedule does not take or an end point outside its range.
+      UsageError: unknown name, T < 2, an argument the schedule does not take or an end point
+        outside its range.
     """
     schedule = choose("beta schedule", name, BETA_SCHEDULES)
     if num_timesteps < 2:
@@ -131,18 +150,23 @@ def make_betas(
         if not 0 < value <= 1:
             raise UsageError(f"{key} is {value}: a beta lies in (0, 1].")
     if scale_betas and not taken:
-        raise UsageError(f"The {name} schedule follows the number of timesteps by itself: leave scale_betas false.")
+        raise UsageError(
+            f"The {name} schedule follows the number of timesteps by itself: leave scale_betas "
+            "false."
+        )
     betas = schedule(num_timesteps, **given)
     return scaled_betas(betas) if scale_betas else betas
 
 
 def scaled_betas(betas: np.ndarray) -> np.ndarray:
-    """The betas of T steps that add together as much noise as 1000 steps along the same curve: 1 - (1-β)^(1000/T).
+    """The betas of T steps that add together as much noise as 1000 steps along the same curve: 1 -
+    (1-β)^(1000/T).
 
-    A step of the chain is one of dx = -½ β(u) x du + √β(u) dw over 1/T of its time, so α_t is exp(-∫β) over it: the
-    power 1000/T. alphas_bar at the end is that of 1000 steps for every T, up to how well T points follow the curve,
-    and every beta stays below 1. To first order it is β 1000/T, the rule of Improved DDPM's code, by which the linear
-    schedule has a beta above 1 where T < 20.
+    A step of the chain is one of dx = -½ β(u) x du + √β(u) dw over 1/T of its time, so α_t is
+    exp(-∫β) over it: the power 1000/T. alphas_bar at the end is that of 1000 steps for every T, up
+    to how well T points follow the curve, and every beta stays below 1. To first order it is β
+    1000/T, the rule of Improved DDPM's code, by which the linear schedule has a beta above 1 where
+    T < 20.
 
     Args:
       betas: float64 [T], each in (0, 1]: the published curve at T points.
@@ -160,10 +184,12 @@ def scaled_betas(betas: np.ndarray) -> np.ndarray:
 class Schedule(NamedTuple):
     """A pytree of [T] tables, indexed by t = 0 (least noise) .. T-1; float32 on the device.
 
-    Notation of Ho et al. 2020: alpha_t = 1 - beta_t, alphas_bar_t the product of alphas up to t, alphas_bar_{-1} = 1.
+    Notation of Ho et al. 2020: alpha_t = 1 - beta_t, alphas_bar_t the product of alphas up to t,
+    alphas_bar_{-1} = 1.
     """
 
-    timesteps: chex.Array  # the time the network is told at row t; differs from t in a respaced or rescaled chain
+    # the time the network is told at row t; differs from t in a respaced or rescaled chain
+    timesteps: chex.Array
     betas: chex.Array
     alphas_bar: chex.Array
     alphas_bar_prev: chex.Array  # alphas_bar[t-1]
@@ -180,7 +206,8 @@ class Schedule(NamedTuple):
     trained_mean_coef2: chex.Array
     posterior_variance: chex.Array  # beta tilde, eq. 7; 0 at t = 0
     posterior_log_variance_clipped: chex.Array  # its log, with the value of t = 1 at t = 0
-    fixed_large_log_variance: chex.Array  # log beta_t, with the log posterior variance of t = 1 at t = 0
+    # log beta_t, with the log posterior variance of t = 1 at t = 0
+    fixed_large_log_variance: chex.Array
     log_betas: chex.Array
     half_log_snr: chex.Array  # λ = log(√ᾱ / √(1-ᾱ)), falling with t; -inf where alphas_bar is 0
     trained_posterior_variance: chex.Array  # beta tilde of the whole chain at this t
@@ -192,15 +219,20 @@ class Schedule(NamedTuple):
 
 
 def make_schedule(
-    betas: np.ndarray, *, timesteps: np.ndarray | None = None, time_scale: float = 1.0, dtype=np.float32
+    betas: np.ndarray,
+    *,
+    timesteps: np.ndarray | None = None,
+    time_scale: float = 1.0,
+    dtype=np.float32,
 ) -> Schedule:
     """Builds every table from the betas, in float64, and rounds to `dtype`.
 
     Args:
       betas: float64 [T], each in (0, 1), the last in (0, 1].
-      timesteps: strictly increasing times to keep, int or float [N], in 0..T-1; None keeps all. The kept steps form a
-        chain of their own with the same q(x_t|x_0): beta' = 1 - alphas_bar_t / alphas_bar_s, with s the kept step
-        before t (Nichol & Dhariwal 2021, section 4). Between two indices `half_log_snr` is linear in t.
+      timesteps: strictly increasing times to keep, int or float [N], in 0..T-1; None keeps all. The
+        kept steps form a chain of their own with the same q(x_t|x_0): beta' = 1 - alphas_bar_t /
+        alphas_bar_s, with s the kept step before t (Nichol & Dhariwal 2021, section 4). Between two
+        indices `half_log_snr` is linear in t.
       time_scale: the network is told t times this; Improved DDPM's code has 1000 / T.
       dtype: of the tables; float64 serves tests.
 
@@ -208,16 +240,18 @@ def make_schedule(
       The `Schedule`, N rows. Row i tells the network the time timesteps[i] * time_scale.
 
     Raises:
-      UsageError: too few betas, betas outside their range, or timesteps that are not increasing, leave 0..T-1, or have
-        more than one level at which alphas_bar is 0.
+      UsageError: too few betas, betas outside their range, or timesteps that are not increasing,
+        leave 0..T-1, or have more than one level at which alphas_bar is 0.
     """
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or betas.size < 2:
-        raise UsageError(f"betas must be a list of at least two numbers, but have shape {betas.shape}.")
+        raise UsageError(
+            f"betas must be a list of at least two numbers, but have shape {betas.shape}."
+        )
     if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
         raise UsageError(
-            f"betas must lie in (0, 1), the last in (0, 1], but they span {betas.min()} to {betas.max()}: after a "
-            "beta of 1 nothing is left to diffuse."
+            f"betas must lie in (0, 1), the last in (0, 1], but they span {betas.min()} to "
+            f"{betas.max()}: after a beta of 1 nothing is left to diffuse."
         )
     alphas_bar, lambdas = np.cumprod(1 - betas), half_log_snr(betas)
     trained = _trained_step(betas, alphas_bar)
@@ -230,7 +264,8 @@ def make_schedule(
         trained = {name: np.interp(timesteps, whole, table) for name, table in trained.items()}
         betas, alphas_bar, lambdas = _keep(timesteps, betas, alphas_bar, lambdas)
     tables = _tables(betas, alphas_bar) | {"half_log_snr": lambdas} | trained
-    with np.errstate(over="ignore"):  # an alphas_bar below 1e-38 is 0 in float32, and its reciprocal inf
+    # an alphas_bar below 1e-38 is 0 in float32, and its reciprocal inf
+    with np.errstate(over="ignore"):
         tables = {name: table.astype(dtype) for name, table in tables.items()}
     return Schedule(timesteps=(timesteps * time_scale).astype(np.float32), **tables)
 
@@ -251,7 +286,9 @@ def step_variance(lambdas: np.ndarray, lambdas_prev: np.ndarray) -> np.ndarray:
     Written as (1-ᾱ) (1 - e^(-2(λ'-λ))): a ratio of two rounded ᾱ loses the digits of a short step.
     """
     lambdas, lambdas_prev = np.broadcast_arrays(lambdas, lambdas_prev)
-    apart = np.subtract(lambdas_prev, lambdas, out=np.zeros(lambdas.shape), where=lambdas != lambdas_prev)
+    apart = np.subtract(
+        lambdas_prev, lambdas, out=np.zeros(lambdas.shape), where=lambdas != lambdas_prev
+    )
     one_minus_alphas_bar = np.exp(-np.logaddexp(0, 2 * lambdas))
     return one_minus_alphas_bar * -np.expm1(-2 * apart)
 
@@ -266,11 +303,13 @@ def _keep(
     below, above = np.floor(timesteps).astype(int), np.ceil(timesteps).astype(int)
     part = timesteps - below
     with np.errstate(invalid="ignore"):  # 0 times an infinite λ, which `where` does not take
-        lambdas = np.where(part > 0, (1 - part) * lambdas[below] + part * lambdas[above], lambdas[below])
+        lambdas = np.where(
+            part > 0, (1 - part) * lambdas[below] + part * lambdas[above], lambdas[below]
+        )
     if np.isneginf(lambdas[:-1]).any():
         raise UsageError(
-            f"The timesteps to keep have several levels without signal: {timesteps.tolist()} may have one above "
-            f"{betas.size - 2}, the last index at which this schedule keeps some."
+            f"The timesteps to keep have several levels without signal: {timesteps.tolist()} may "
+            f"have one above {betas.size - 2}, the last index at which this schedule keeps some."
         )
     own = (part == 0) & (np.diff(timesteps, prepend=-1) == 1)
     walked = step_variance(lambdas, np.append(np.inf, lambdas[:-1]))
@@ -283,9 +322,13 @@ def _keep(
 
 def _check_timesteps(timesteps: np.ndarray, num_timesteps: int) -> None:
     if timesteps.ndim != 1 or timesteps.size < 1 or np.any(np.diff(timesteps) <= 0):
-        raise UsageError(f"The timesteps to keep must be strictly increasing, not {timesteps.tolist()}.")
+        raise UsageError(
+            f"The timesteps to keep must be strictly increasing, not {timesteps.tolist()}."
+        )
     if timesteps[0] < 0 or timesteps[-1] >= num_timesteps:
-        raise UsageError(f"The timesteps to keep must lie in 0..{num_timesteps - 1}, not {timesteps.tolist()}.")
+        raise UsageError(
+            f"The timesteps to keep must lie in 0..{num_timesteps - 1}, not {timesteps.tolist()}."
+        )
 
 
 def _mean_coefs(betas: np.ndarray, alphas_bar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -303,7 +346,8 @@ def _posterior_variance(betas: np.ndarray, alphas_bar: np.ndarray) -> np.ndarray
 def _trained_step(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.ndarray]:
     """The numbers of the whole chain's step at each t, by their names in `Schedule`.
 
-    Between two indices they are interpolated linearly: right for a network whose output is linear there.
+    Between two indices they are interpolated linearly: right for a network whose output is linear
+    there.
     """
     of_x_0, of_x_t = _mean_coefs(betas, alphas_bar)
     return {
@@ -316,9 +360,11 @@ def _trained_step(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.nda
 def _tables(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.ndarray]:
     alphas_bar_prev = np.concatenate([[1.0], alphas_bar[:-1]])
     posterior_variance = _posterior_variance(betas, alphas_bar)
-    # beta tilde is 0 at t = 0, so its log takes the next value; a chain of one step has no next value and takes beta.
+    # beta tilde is 0 at t = 0, so its log takes the next value; a chain of one step has no next
+    # value and takes beta.
     first = posterior_variance[1] if betas.size > 1 else betas[0]
-    # alphas_bar reaches 0 in chains that destroy the signal (jsd); there x_0 cannot be recovered from eps: 1/0 = inf.
+    # alphas_bar reaches 0 in chains that destroy the signal (jsd); there x_0 cannot be recovered
+    # from eps: 1/0 = inf.
     with np.errstate(divide="ignore"):
         recip_alphas_bar = 1 / alphas_bar
     return {
@@ -331,7 +377,13 @@ def _tables(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.ndarray]:
         "sqrt_recip_alphas_bar": np.sqrt(recip_alphas_bar),
         "sqrt_recipm1_alphas_bar": np.sqrt(recip_alphas_bar - 1),
         "snr": alphas_bar / (1 - alphas_bar),
-        **dict(zip(("posterior_mean_coef1", "posterior_mean_coef2"), _mean_coefs(betas, alphas_bar), strict=True)),
+        **dict(
+            zip(
+                ("posterior_mean_coef1", "posterior_mean_coef2"),
+                _mean_coefs(betas, alphas_bar),
+                strict=True,
+            )
+        ),
         "posterior_variance": posterior_variance,
         "posterior_log_variance_clipped": np.log(np.append(first, posterior_variance[1:])),
         "fixed_large_log_variance": np.log(np.append(first, betas[1:])),
@@ -340,16 +392,21 @@ def _tables(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def spaced_timesteps(num_timesteps: int, steps: int) -> np.ndarray:
-    """Returns `steps` indices spread evenly over 0..T-1 with both ends kept; int64, increasing; [T-1] for one step.
+    """Returns `steps` indices spread evenly over 0..T-1 with both ends kept; int64, increasing;
+    [T-1] for one step.
 
-    This is the spacing of Improved DDPM (Nichol & Dhariwal 2021, section 4). The "leading" spacing of other libraries
-    leaves out t = T-1 and so starts the reverse chain from noise of the wrong variance.
+    This is the spacing of Improved DDPM (Nichol & Dhariwal 2021, section 4). The "leading" spacing
+    of other libraries leaves out t = T-1 and so starts the reverse chain from noise of the wrong
+    variance.
 
     Raises:
       UsageError: `steps` is not in 1..T.
     """
     if not 1 <= steps <= num_timesteps:
-        raise UsageError(f"steps is {steps}: the chain has {num_timesteps} timesteps, so choose 1 to {num_timesteps}.")
+        raise UsageError(
+            f"steps is {steps}: the chain has {num_timesteps} timesteps, so choose 1 to "
+            f"{num_timesteps}."
+        )
     if steps == 1:
         return np.array([num_timesteps - 1])
     return np.round(np.linspace(0, num_timesteps - 1, steps)).astype(np.int64)

@@ -1,7 +1,8 @@
 """Which t to train on: uniform, antithetic, or importance sampling by past losses.
 
-Every draw depends on the key and on the example's global index in the batch, never on the batch around it, so one
-device and eight draw the same. Which t to walk when sampling is in `schedules.spaced_timesteps`.
+Every draw depends on the key and on the example's global index in the batch, never on the batch
+around it, so one device and eight draw the same. Which t to walk when sampling is in
+`schedules.spaced_timesteps`.
 """
 
 from typing import NamedTuple
@@ -10,10 +11,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-HISTORY = 10  # losses remembered per t (Nichol & Dhariwal 2021, section 3.3)
-UNIFORM_SHARE = 0.001  # share of uniform draws, so that every t keeps being measured and no weight explodes
-
 from ddpm_jax.randomness import fold_in_each
+
+HISTORY = 10  # losses remembered per t (Nichol & Dhariwal 2021, section 3.3)
+# share of uniform draws, so that every t keeps being measured and no weight explodes
+UNIFORM_SHARE = 0.001
 
 
 class LossHistory(NamedTuple):
@@ -24,12 +26,14 @@ class LossHistory(NamedTuple):
 
 
 def uniform(key: chex.PRNGKey, index: chex.Array, num_timesteps: int) -> chex.Array:
-    """t uniform over 0..T-1, independent for each example. `index` is the global index, int [B]; returns int32 [B]."""
+    """t uniform over 0..T-1, independent for each example. `index` is the global index, int [B];
+    returns int32 [B]."""
     return jax.vmap(lambda k: jax.random.randint(k, (), 0, num_timesteps))(fold_in_each(key, index))
 
 
 def antithetic(key: chex.PRNGKey, index: chex.Array, num_timesteps: int) -> chex.Array:
-    """Uniform t in pairs: examples 2i and 2i+1 get t and T-1-t, which lowers the variance of the batch's mean loss.
+    """Uniform t in pairs: examples 2i and 2i+1 get t and T-1-t, which lowers the variance of the
+    batch's mean loss.
 
     `index` is the global index, int [B]; returns int32 [B]. (Song et al. 2020, DDIM's code.)
     """
@@ -43,7 +47,8 @@ def init_history(num_timesteps: int) -> LossHistory:
 
 
 def importance_probabilities(history: LossHistory) -> chex.Array:
-    """p_t ∝ √E[L_t²] over the remembered losses, once every t has a full history; uniform before (eq. 18).
+    """p_t ∝ √E[L_t²] over the remembered losses, once every t has a full history; uniform before
+    (eq. 18).
 
     Losses that are all 0 leave nothing to prefer: uniform as well.
 
@@ -57,8 +62,11 @@ def importance_probabilities(history: LossHistory) -> chex.Array:
     return (1 - UNIFORM_SHARE) * p / jnp.sum(p) + UNIFORM_SHARE / num_timesteps
 
 
-def importance(key: chex.PRNGKey, index: chex.Array, history: LossHistory) -> tuple[chex.Array, chex.Array]:
-    """Draws t from `importance_probabilities`, by inverting their cumulative sum (Nichol & Dhariwal 2021, eq. 18).
+def importance(
+    key: chex.PRNGKey, index: chex.Array, history: LossHistory
+) -> tuple[chex.Array, chex.Array]:
+    """Draws t from `importance_probabilities`, by inverting their cumulative sum (Nichol & Dhariwal
+    2021, eq. 18).
 
     Args:
       key: of the batch's draws of t.
@@ -66,7 +74,8 @@ def importance(key: chex.PRNGKey, index: chex.Array, history: LossHistory) -> tu
       history: past losses.
 
     Returns:
-      t int32 [B], and the weights 1 / (T p_t), float32 [B], under which a mean of losses estimates that over uniform t.
+      t int32 [B], and the weights 1 / (T p_t), float32 [B], under which a mean of losses estimates
+      that over uniform t.
     """
     p = importance_probabilities(history)
     u = jax.vmap(jax.random.uniform)(fold_in_each(key, index))
@@ -89,7 +98,8 @@ def update_history(history: LossHistory, t: chex.Array, losses: chex.Array) -> L
     """
     same = t[:, None] == t[None, :]
     rank = jnp.sum(jnp.tril(same, k=-1), axis=1)  # earlier examples of the batch with the same t
-    last = jnp.sum(same, axis=1) - rank <= HISTORY  # later ones would overwrite the others in the same scatter
+    # later ones would overwrite the others in the same scatter
+    last = jnp.sum(same, axis=1) - rank <= HISTORY
     counts = jnp.asarray(history.counts)
     slot = (counts[t] + rank) % HISTORY
     row = jnp.where(last, t, counts.shape[0])  # an index past the end is dropped

@@ -1,9 +1,11 @@
-"""Fully sharded data parallelism: every device stores a part of the state, the program is written for the whole of it.
+"""Fully sharded data parallelism: every device stores a part of the state, the program is written
+for the whole of it.
 
-The step is compiled once by `jit` for arrays that lie over all devices of all hosts. Each large leaf of the state is
-split along one axis; a step gathers the parameters, computes the gradient of its share of the batch, and keeps of the
-averaged gradient what belongs to its part of the state. So a device stores 1 / N of parameters, averages and optimiser
-state, and holds the whole of the parameters only while it computes.
+The step is compiled once by `jit` for arrays that lie over all devices of all hosts. Each large
+leaf of the state is split along one axis; a step gathers the parameters, computes the gradient of
+its share of the batch, and keeps of the averaged gradient what belongs to its part of the state. So
+a device stores 1 / N of parameters, averages and optimiser state, and holds the whole of the
+parameters only while it computes.
 
 Belongs here: which leaf is split how, and `FSDP`. Does not: `jax.pmap`, which is in `parallel`.
 """
@@ -20,7 +22,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ddpm_jax import memory
 from ddpm_jax.distributed.pmap import AXIS, PMAP, Collectives, Parallelism
 
-MIN_SPLIT = 4096  # numbers in a leaf: a smaller one is on every device, its message would cost more than it saves
+# numbers in a leaf: a smaller one is on every device, its message would cost more than it saves
+MIN_SPLIT = 4096
 
 
 def _mesh() -> Mesh:
@@ -32,7 +35,8 @@ def _replicated() -> NamedSharding:
 
 
 def partition(shape: Sequence[int], devices: int) -> PartitionSpec:
-    """Returns along which axis an array is split: the longest that `devices` divides, the last of equals.
+    """Returns along which axis an array is split: the longest that `devices` divides, the last of
+    equals.
 
     Nothing is split that has fewer than `MIN_SPLIT` numbers or no such axis.
     """
@@ -46,7 +50,9 @@ def partition(shape: Sequence[int], devices: int) -> PartitionSpec:
 def shardings(tree: Any) -> Any:
     """Returns where each leaf of a state lies; leaves need only a shape."""
     mesh = _mesh()
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, partition(jnp.shape(leaf), mesh.size)), tree)
+    return jax.tree.map(
+        lambda leaf: NamedSharding(mesh, partition(jnp.shape(leaf), mesh.size)), tree
+    )
 
 
 @jax.custom_vjp
@@ -65,9 +71,12 @@ _gathered.defvjp(lambda leaf: (_gathered(leaf), None), _split_gradient)
 def _map_step(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
     def global_step(state, batch, key):
         state, metrics = step(state, batch, key)
-        # Without this the compiler chooses, and another choice than that of the arguments compiles the next step anew.
+        # Without this the compiler chooses, and another choice than that of the arguments compiles
+        # the next step anew.
         constrain = jax.lax.with_sharding_constraint
-        return constrain(state, shardings(state)), constrain(metrics, jax.tree.map(lambda _: _replicated(), metrics))
+        return constrain(state, shardings(state)), constrain(
+            metrics, jax.tree.map(lambda _: _replicated(), metrics)
+        )
 
     return memory.checked(jax.jit(global_step, donate_argnums=(0,)))
 
@@ -77,7 +86,10 @@ def _to_devices(batches: Sequence[Mapping[str, np.ndarray]]) -> Any:
     if len(batches) == 1:
         tree, spec = batches[0], PartitionSpec(AXIS)
     else:
-        tree, spec = jax.tree.map(lambda *leaves: np.stack(leaves), *batches), PartitionSpec(None, AXIS)
+        tree, spec = (
+            jax.tree.map(lambda *leaves: np.stack(leaves), *batches),
+            PartitionSpec(None, AXIS),
+        )
     sharding = NamedSharding(mesh, spec)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), tree)
 

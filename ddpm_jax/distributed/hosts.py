@@ -1,9 +1,10 @@
 """Several processes as one run: how they join, what they compare and agree on, and how they part.
 
-One process drives the devices of one host, or some of them; `jax.distributed` connects the processes, and process 0 is
-the coordinator. They run the same program in step. Here is what that takes beside the step itself: a common start, the
-sharing out of work that needs no common program, a common decision to stop, and an end when one of them is lost.
-With one process everything here is the identity.
+One process drives the devices of one host, or some of them; `jax.distributed` connects the
+processes, and process 0 is the coordinator. They run the same program in step. Here is what that
+takes beside the step itself: a common start, the sharing out of work that needs no common program,
+a common decision to stop, and an end when one of them is lost. With one process everything here is
+the identity.
 """
 
 import contextlib
@@ -36,10 +37,11 @@ CONNECT_SECONDS = 300  # that a process waits at the start for all others
 LOST_SECONDS = 60  # without a sign of life, after which a process counts as lost
 VISIBLE_SECONDS = 60  # until what one host has written is seen by the others
 VOTE_SECONDS = 0.5  # between two votes about stopping, about
-FAREWELL_SECONDS = 1.0  # that the coordinator stays on when it fails, for the others to say why they do
+# that the coordinator stays on when it fails, for the others to say why they do
+FAREWELL_SECONDS = 1.0
 LOST = (
-    "Another process of this run was lost or could not be reached, so this one stops too. The checkpoints are intact: "
-    "start all processes with the same command again to resume."
+    "Another process of this run was lost or could not be reached, so this one stops too. The "
+    "checkpoints are intact: start all processes with the same command again to resume."
 )
 STDERR, FAILURE = 2, 1  # a file descriptor, an exit code
 
@@ -54,16 +56,17 @@ def join(
     """Joins the processes of a run; call it before anything else asks for JAX's devices.
 
     Args:
-      coordinator: "HOST:PORT" at which process 0 listens. None, with the next two, on a TPU slice, under Slurm or Open
-        MPI, where JAX finds all three.
+      coordinator: "HOST:PORT" at which process 0 listens. None, with the next two, on a TPU slice,
+        under Slurm or Open MPI, where JAX finds all three.
       num_processes: of the run.
       process_id: of this process, 0..num_processes-1.
       timeout: seconds to wait for the others.
 
     Raises:
       UsageError: the arguments cannot be, or are absent where nothing tells them.
-      FailureError: the cluster's own services do not answer. That the processes do not find one another within
-        `timeout`, or that one is lost later, ends this process with a sentence and exit code 1: JAX aborts then.
+      FailureError: the cluster's own services do not answer. That the processes do not find one
+        another within `timeout`, or that one is lost later, ends this process with a sentence and
+        exit code 1: JAX aborts then.
     """
     given = (coordinator, num_processes, process_id)
     if None not in given:
@@ -74,12 +77,14 @@ def join(
     jax.config.update("jax_enable_preemption_service", False)
     waiting_for = f"{'the coordinator' if process_id else 'all processes'}{f' at {coordinator}' if coordinator else ''}"
     _abort_with(
-        f"This process waited {timeout} s for {waiting_for}: start all processes, give each the same --coordinator and "
-        "--num_processes and its own --process_id, and let no firewall stand between them."
+        f"This process waited {timeout} s for {waiting_for}: start all processes, give each the "
+        "same --coordinator and --num_processes and its own --process_id, and let no firewall "
+        "stand between them."
     )
     try:
         with warnings.catch_warnings():
-            # JAX looks around even where it is told all, and in a container misses a package that would find the rest.
+            # JAX looks around even where it is told all, and in a container misses a package that
+            # would find the rest.
             warnings.filterwarnings("ignore", "Kubernetes environment detected")
             jax.distributed.initialize(
                 *given,
@@ -89,8 +94,8 @@ def join(
             )
     except ValueError as error:
         raise UsageError(
-            "JAX finds no TPU slice, Slurm or Open MPI here to tell the processes from one another: give --coordinator "
-            "HOST:PORT, --num_processes N and --process_id I."
+            "JAX finds no TPU slice, Slurm or Open MPI here to tell the processes from one "
+            "another: give --coordinator HOST:PORT, --num_processes N and --process_id I."
         ) from error
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -101,7 +106,9 @@ def join(
 def _check_address(coordinator: str, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not is_whole(port) or len(port) > 5 or not 1 <= int(port) <= 65535:
-        raise UsageError(f"--coordinator {coordinator} is no address: give HOST:PORT, as in 10.0.0.2:1234.")
+        raise UsageError(
+            f"--coordinator {coordinator} is no address: give HOST:PORT, as in 10.0.0.2:1234."
+        )
     if process_id == 0:
         with socket.socket(socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -109,8 +116,8 @@ def _check_address(coordinator: str, process_id: int) -> None:
                 probe.bind(("", int(port)))
             except OSError as error:
                 raise UsageError(
-                    f"--coordinator {coordinator}: port {port} of this host cannot be used ({error.strerror}): "
-                    "choose another, for all processes."
+                    f"--coordinator {coordinator}: port {port} of this host cannot be used "
+                    f"({error.strerror}): choose another, for all processes."
                 ) from error
 
 
@@ -120,8 +127,8 @@ _on_abort = None  # what the C library calls must not be collected
 def _abort_with(sentence: str) -> None:
     """Makes an abort of this process end it with a sentence, "" for none, and exit code 1.
 
-    When JAX loses another process, or waits in vain for one, it calls abort() from a thread of its own, whatever
-    Python is doing. A handler of the `signal` module would run too late: never.
+    When JAX loses another process, or waits in vain for one, it calls abort() from a thread of its
+    own, whatever Python is doing. A handler of the `signal` module would run too late: never.
     """
     global _on_abort
 
@@ -142,9 +149,11 @@ def joined() -> bool:
 
 
 def leave(code: int) -> None:
-    """Ends this process at once where `join` was called; returns where it was not. Why has been said already.
+    """Ends this process at once where `join` was called; returns where it was not. Why has been
+    said already.
 
-    An ordinary end waits for the others, which may wait for this one in a step that will never come.
+    An ordinary end waits for the others, which may wait for this one in a step that will never
+    come.
     """
     if not joined():
         return
@@ -157,11 +166,16 @@ def leave(code: int) -> None:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether a computation failed because another process is gone, as far as the error's words tell."""
+    """Whether a computation failed because another process is gone, as far as the error's words
+    tell."""
     words, libraries = str(error).lower(), ("gloo", "nccl")
     if isinstance(error, jax.errors.JaxRuntimeError):
-        return any(sign in words for sign in (*libraries, "connection", "socket", "unavailable", "coordination"))
-    # JAX makes a ValueError of it where the program that fails is called, and not where its result is read.
+        return any(
+            sign in words
+            for sign in (*libraries, "connection", "socket", "unavailable", "coordination")
+        )
+    # JAX makes a ValueError of it where the program that fails is called, and not where its result
+    # is read.
     return isinstance(error, ValueError) and any(library in words for library in libraries)
 
 
@@ -171,7 +185,8 @@ def is_first() -> bool:
 
 
 class Silent:
-    """Stands for a writer of records or a bar on every process but the first: takes every call and does nothing."""
+    """Stands for a writer of records or a bar on every process but the first: takes every call and
+    does nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: None
@@ -184,33 +199,39 @@ class Silent:
 
 
 def check_equal(values: Mapping[str, Any]) -> None:
-    """Compares what all processes must have in common, say the fields of their configs; they call it together.
+    """Compares what all processes must have in common, say the fields of their configs; they call
+    it together.
 
     Args:
       values: name -> JSON-able.
 
     Raises:
-      UsageError: on every process, where one has another value than process 0; the names and both values are told.
+      UsageError: on every process, where one has another value than process 0; the names and both
+        values are told.
     """
     if jax.process_count() == 1:
         return
-    # Gloo waits 30 s for all to come to the first program over the same devices, and as long as it takes at later ones.
-    # So the first ones are here, where all come at once, and not after compiling or reading.
+    # Gloo waits 30 s for all to come to the first program over the same devices, and as long as it
+    # takes at later ones. So the first ones are here, where all come at once, and not after
+    # compiling or reading.
     np.asarray(_maximum(np.zeros(2)).addressable_data(0))
     first, *others = tell_all(values)
     for process, theirs in enumerate(others, start=1):
         names = [name for name in {**first, **theirs} if first.get(name) != theirs.get(name)]
         if names:
-            listed = "; ".join(f"{n} is {first.get(n)!r} there and {theirs.get(n)!r} here" for n in names[:3])
+            listed = "; ".join(
+                f"{n} is {first.get(n)!r} there and {theirs.get(n)!r} here" for n in names[:3]
+            )
             more = f"; and {len(names) - 3} more" if len(names) > 3 else ""
             raise UsageError(
-                f"Process 0 and process {process} were not started alike ({listed}{more}): start all processes with "
-                "the same command."
+                f"Process 0 and process {process} were not started alike ({listed}{more}): start "
+                "all processes with the same command."
             )
 
 
 def tell_all(value: Any) -> list[Any]:
-    """What every process says, in their order; all call it together. A JSON-able value; tuples may become lists."""
+    """What every process says, in their order; all call it together. A JSON-able value; tuples may
+    become lists."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -222,8 +243,11 @@ def tell_all(value: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def alone(directory: str | os.PathLike, doing: str, *, name: str = locks.LOCK) -> Iterator[locks.Lock]:
-    """Holds the lock on a directory (`locks.alone`) for all processes of a run: the first one has it.
+def alone(
+    directory: str | os.PathLike, doing: str, *, name: str = locks.LOCK
+) -> Iterator[locks.Lock]:
+    """Holds the lock on a directory (`locks.alone`) for all processes of a run: the first one has
+    it.
 
     All call it together.
 
@@ -245,10 +269,12 @@ def alone(directory: str | os.PathLike, doing: str, *, name: str = locks.LOCK) -
 
 
 def check_shared(path: pathlib.Path) -> None:
-    """Refuses a directory that is not the same on all hosts: `path` is there, the first process has written it.
+    """Refuses a directory that is not the same on all hosts: `path` is there, the first process has
+    written it.
 
     Raises:
-      UsageError: this process does not see it, not even after a minute, which a network's file system may take.
+      UsageError: this process does not see it, not even after a minute, which a network's file
+        system may take.
     """
     if jax.process_count() == 1:
         return
@@ -257,23 +283,26 @@ def check_shared(path: pathlib.Path) -> None:
     while not path.exists():
         if time.monotonic() > deadline:
             raise UsageError(
-                f"{path.parent} is not the same directory for all processes: {path.name}, which process 0 has written "
-                f"there, is not to be seen by process {jax.process_index()}. Name one on a file system that they share."
+                f"{path.parent} is not the same directory for all processes: {path.name}, which "
+                f"process 0 has written there, is not to be seen by process {jax.process_index()}. "
+                "Name one on a file system that they share."
             )
         time.sleep(0.1)
 
 
 def share(count: int) -> np.ndarray:
-    """This process's part of 0..count-1, neighbours: int [n], n the same everywhere, the last number filling up."""
+    """This process's part of 0..count-1, neighbours: int [n], n the same everywhere, the last
+    number filling up."""
     size = -(-count // jax.process_count())
     return np.minimum(jax.process_index() * size + np.arange(size), count - 1)
 
 
 def gather(batches: Iterable[np.ndarray], count: int) -> np.ndarray:
-    """Puts together what all processes make of their `share(count)`: [count, ...] on every one of them.
+    """Puts together what all processes make of their `share(count)`: [count, ...] on every one of
+    them.
 
-    All call it together; the batches [n, ...] of a share are as many and as long everywhere. They are exchanged one by
-    one, so that the devices hold no more.
+    All call it together; the batches [n, ...] of a share are as many and as long everywhere. They
+    are exchanged one by one, so that the devices hold no more.
     """
     if jax.process_count() == 1:
         return np.concatenate(list(batches))
@@ -282,7 +311,8 @@ def gather(batches: Iterable[np.ndarray], count: int) -> np.ndarray:
 
 
 def span(first: int, last: int) -> list[tuple[int, int]]:
-    """The parts of first..last-1 for processes that need not be equally fast: (first, last) of each, in order."""
+    """The parts of first..last-1 for processes that need not be equally fast: (first, last) of
+    each, in order."""
     processes = jax.process_count()
     bounds = [first + (last - first) * p // processes for p in range(processes + 1)]
     return list(itertools.pairwise(bounds))
@@ -300,10 +330,13 @@ def local(tree: Any) -> Any:
 
 
 def _maximum(values: np.ndarray) -> jax.Array:
-    """Starts to compute the maximum over all processes of each of values [n]; float32, whole on every device."""
+    """Starts to compute the maximum over all processes of each of values [n]; float32, whole on
+    every device."""
     mesh = Mesh(np.array(jax.devices()), ("devices",))
     rows = np.broadcast_to(values.astype(np.float32), (jax.local_device_count(), len(values)))
-    rows = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("devices")), rows)
+    rows = jax.make_array_from_process_local_data(
+        NamedSharding(mesh, PartitionSpec("devices")), rows
+    )
     return _compiled_maximum(NamedSharding(mesh, PartitionSpec()))(rows)
 
 
@@ -313,11 +346,13 @@ def _compiled_maximum(replicated: NamedSharding):
 
 
 class StopVote:
-    """The processes' common decision to stop: all of them learn of a signal to any of them after the same call.
+    """The processes' common decision to stop: all of them learn of a signal to any of them after
+    the same call.
 
-    About every `VOTE_SECONDS` the devices take the maximum of the processes' wishes, in a program that is queued behind
-    a step and read after the next one is queued, so that nothing waits for it. The maximum of the time that a call
-    takes goes with it: it says after how many calls the next vote is due, and is as common as the wish.
+    About every `VOTE_SECONDS` the devices take the maximum of the processes' wishes, in a program
+    that is queued behind a step and read after the next one is queued, so that nothing waits for
+    it. The maximum of the time that a call takes goes with it: it says after how many calls the
+    next vote is due, and is as common as the wish.
     """
 
     def __init__(self) -> None:
@@ -326,7 +361,8 @@ class StopVote:
         self._since, self._calls = time.monotonic(), 0
 
     def __call__(self, wish: int) -> int:
-        """To be called after every dispatch: takes a wish, 0 for none; returns the greatest one, 0 until it is known.
+        """To be called after every dispatch: takes a wish, 0 for none; returns the greatest one, 0
+        until it is known.
 
         All processes get the same answer after the same number of calls.
         """

@@ -1,8 +1,10 @@
-"""The only file that calls `jax.pmap`: one program on every local device, the state replicated, the examples split.
+"""The only file that calls `jax.pmap`: one program on every local device, the state replicated, the
+examples split.
 
-The state goes in and comes out unstacked (`in_axes=None`, `out_axes=None`), so nothing outside this file knows how many
-devices there are, and a checkpoint written on one device reads on eight. `pmap` over all hosts' devices is one axis:
-`lax.axis_index` counts through all of them in the order of the global batch.
+The state goes in and comes out unstacked (`in_axes=None`, `out_axes=None`), so nothing outside this
+file knows how many devices there are, and a checkpoint written on one device reads on eight. `pmap`
+over all hosts' devices is one axis: `lax.axis_index` counts through all of them in the order of the
+global batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,81 +23,103 @@ AXIS = "devices"
 
 
 class Collectives(NamedTuple):
-    """What a step asks of the other devices. The step is written for the examples at hand: a device's share, or all."""
+    """What a step asks of the other devices. The step is written for the examples at hand: a
+    device's share, or all."""
 
     per_device: bool  # whether the examples at hand are a device's share
     mean: Callable[[Any], Any]  # the average of a tree over the devices
-    gather: Callable[[Any], Any]  # leaves [B, ...] of the examples at hand -> of all, in the order of the global batch
-    global_index: Callable[[int], chex.Array]  # B -> positions of the examples at hand in the global batch, int32 [B]
-    parameters: Callable[[Any], Any]  # as the state holds them -> as the network takes them; differentiable
+    # leaves [B, ...] of the examples at hand -> of all, in the order of the global batch
+    gather: Callable[[Any], Any]
+    # B -> positions of the examples at hand in the global batch, int32 [B]
+    global_index: Callable[[int], chex.Array]
+    # as the state holds them -> as the network takes them; differentiable
+    parameters: Callable[[Any], Any]
 
 
 class Parallelism(NamedTuple):
     """A way to spread training over the devices: `PMAP` here, `sharding.FSDP`."""
 
     collectives: Collectives  # those that `make_train_step` is given
-    map_step: Callable[..., Any]  # compiles step(state, batch, key) -> (state, metrics); donates the state
-    shardings: Callable[[Any], Any]  # leaves with a shape -> where to create or restore a state, before `place`
+    # compiles step(state, batch, key) -> (state, metrics); donates the state
+    map_step: Callable[..., Any]
+    # leaves with a shape -> where to create or restore a state, before `place`
+    shardings: Callable[[Any], Any]
     place: Callable[[Any], Any]  # lays a state out as the compiled step returns it
-    to_devices: Callable[[Sequence[Any]], Any]  # local batches, one for each step of a call -> on their way to devices
-    whole: Callable[[Any], Any]  # a part of the state -> all of it on every device, as sampling takes it
+    # local batches, one for each step of a call -> on their way to devices
+    to_devices: Callable[[Sequence[Any]], Any]
+    # a part of the state -> all of it on every device, as sampling takes it
+    whole: Callable[[Any], Any]
 
 
 def map_step(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
-    """Compiles step(state, batch, key) -> (state, metrics) for all devices; the state's buffers are donated.
+    """Compiles step(state, batch, key) -> (state, metrics) for all devices; the state's buffers are
+    donated.
 
-    `batch` leaves are [local devices, examples per device, ...] (see `shard`). The step must make its state and metrics
-    equal on every device, by `pmean`, `psum` or `all_gather` over `AXIS`.
+    `batch` leaves are [local devices, examples per device, ...] (see `shard`). The step must make
+    its state and metrics equal on every device, by `pmean`, `psum` or `all_gather` over `AXIS`.
     """
     axes = {"in_axes": (None, 0, None), "out_axes": (None, None)}
     return memory.checked(jax.pmap(step, axis_name=AXIS, donate_argnums=(0,), **axes))
 
 
 def several(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
-    """Returns steps(state, batches, key) -> (state, metrics), one step after another in one program, to be mapped.
+    """Returns steps(state, batches, key) -> (state, metrics), one step after another in one
+    program, to be mapped.
 
-    The leaves of `batches` are [K, examples per device, ...], those of the metrics [K, ...]: one dispatch pays for K
-    steps. The updates are those of K calls of `step`.
+    The leaves of `batches` are [K, examples per device, ...], those of the metrics [K, ...]: one
+    dispatch pays for K steps. The updates are those of K calls of `step`.
     """
-    return lambda state, batches, key: jax.lax.scan(lambda state, batch: step(state, batch, key), state, batches)
+    return lambda state, batches, key: jax.lax.scan(
+        lambda state, batch: step(state, batch, key), state, batches
+    )
 
 
 def replicate(tree: Any) -> Any:
     """Lays a tree out as `map_step` returns it: on every local device.
 
-    A state that enters the first step any other way makes the second one compile the program again. The buffers may be
-    shared with the argument, so donating the result takes that one too.
+    A state that enters the first step any other way makes the second one compile the program again.
+    The buffers may be shared with the argument, so donating the result takes that one too.
     """
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def map_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Compiles function(shared, examples) -> results for this process's devices: it waits for no other process.
+    """Compiles function(shared, examples) -> results for this process's devices: it waits for no
+    other process.
 
-    `shared` is the same on every device; leaves of `examples` and of the results are [local devices, per device, ...].
+    `shared` is the same on every device; leaves of `examples` and of the results are [local
+    devices, per device, ...].
     """
     own = jax.local_devices() if jax.process_count() > 1 else None
     return memory.checked(jax.pmap(function, axis_name=AXIS, in_axes=(None, 0), devices=own))
 
 
 def map_segment(function: Callable[..., Any]) -> Callable[..., tuple[Any, chex.Array]]:
-    """Compiles function(shared, examples, carry, first, last) -> (carry, done), as `map_examples`; donates the carry.
+    """Compiles function(shared, examples, carry, first, last) -> (carry, done), as `map_examples`;
+    donates the carry.
 
-    `first` and `last` are int32 scalars, `done` is a small array, and the leaves of the carry are [local devices, ...].
+    `first` and `last` are int32 scalars, `done` is a small array, and the leaves of the carry are
+    [local devices, ...].
     """
     own = jax.local_devices() if jax.process_count() > 1 else None
     axes = (None, 0, 0, None, None)
-    return memory.checked(jax.pmap(function, axis_name=AXIS, in_axes=axes, donate_argnums=(2,), devices=own))
+    return memory.checked(
+        jax.pmap(function, axis_name=AXIS, in_axes=axes, donate_argnums=(2,), devices=own)
+    )
 
 
 def global_index(per_device: int) -> chex.Array:
-    """Positions of this device's examples in the global batch, int32 [per_device]. Only inside a mapped function."""
+    """Positions of this device's examples in the global batch, int32 [per_device]. Only inside a
+    mapped function."""
     return jax.lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
 
 
-def in_parts(function: Callable[[chex.Array], chex.Array], x: chex.Array, *, size: int) -> chex.Array:
-    """function(x), [B, ...] -> [B, ...], of `size` examples at a time: what is between takes the memory of so many."""
+def in_parts(
+    function: Callable[[chex.Array], chex.Array], x: chex.Array, *, size: int
+) -> chex.Array:
+    """function(x), [B, ...] -> [B, ...], of `size` examples at a time: what is between takes the
+    memory of so many."""
     parts = -(-len(x) // size)
     if parts <= 1:
         return function(x)
@@ -108,24 +132,34 @@ def in_parts(function: Callable[[chex.Array], chex.Array], x: chex.Array, *, siz
 def bytes_per_device(tree: Any) -> int:
     """How much memory the leaves of a placed tree take on each device."""
     return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
     )
 
 
 def shard(tree: Any) -> Any:
-    """Splits the leading axis over the local devices: [B, ...] -> [local devices, B / local devices, ...]."""
+    """Splits the leading axis over the local devices: [B, ...] -> [local devices, B / local
+    devices, ...]."""
     devices = jax.local_device_count()
-    return jax.tree.map(lambda x: np.reshape(x, (devices, x.shape[0] // devices, *x.shape[1:])), tree)
+    return jax.tree.map(
+        lambda x: np.reshape(x, (devices, x.shape[0] // devices, *x.shape[1:])), tree
+    )
 
 
 def to_devices(batches: Sequence[Any]) -> Any:
-    """Starts to copy the batches of one call of a mapped step to the local devices, and returns without waiting.
+    """Starts to copy the batches of one call of a mapped step to the local devices, and returns
+    without waiting.
 
-    The copy is under way while the devices still work on the call before. One batch is laid out as by `shard`, for a
-    mapped step; K as [local devices, K, B / local devices, ...], for the mapped `several` of it.
+    The copy is under way while the devices still work on the call before. One batch is laid out as
+    by `shard`, for a mapped step; K as [local devices, K, B / local devices, ...], for the mapped
+    `several` of it.
     """
     split = list(map(shard, batches))
-    tree = split[0] if len(split) == 1 else jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *split)
+    tree = (
+        split[0]
+        if len(split) == 1
+        else jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *split)
+    )
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(AXIS)))
 
@@ -134,7 +168,9 @@ def unshard(tree: Any) -> Any:
     """Undoes `shard` and fetches to the host: [devices, B, ...] -> NumPy [devices * B, ...]."""
     # NumPy would end the process where the program has failed: the error comes from waiting.
     tree = jax.block_until_ready(tree)
-    return jax.tree.map(lambda x: np.asarray(x).reshape((x.shape[0] * x.shape[1], *x.shape[2:])), tree)
+    return jax.tree.map(
+        lambda x: np.asarray(x).reshape((x.shape[0] * x.shape[1], *x.shape[2:])), tree
+    )
 
 
 def check_batch_size(batch_size: int, what: str = "batch size") -> None:
@@ -146,7 +182,10 @@ def check_batch_size(batch_size: int, what: str = "batch size") -> None:
     devices = jax.device_count()
     if batch_size < 1 or batch_size % devices:
         fit = max(devices, batch_size // devices * devices)
-        raise UsageError(f"The {what} is {batch_size}, which {devices} devices cannot share evenly: use {fit}, say.")
+        raise UsageError(
+            f"The {what} is {batch_size}, which {devices} devices cannot share evenly: use {fit}, "
+            "say."
+        )
 
 
 def _one_device(tree: Any) -> Any:

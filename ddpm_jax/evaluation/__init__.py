@@ -1,1 +1,2 @@
-"""Numbers about a trained model: distances between sets of images, later likelihoods and coding curves."""
+"""Numbers about a trained model: distances between sets of images, later likelihoods and coding
+curves."""

@@ -1,4 +1,5 @@
-"""The images of a split for likelihoods: batches that the local devices share, and where in the split each image is."""
+"""The images of a split for likelihoods: batches that the local devices share, and where in the
+split each image is."""
 
 import math
 from collections.abc import Iterator
@@ -41,14 +42,15 @@ def image_batches(
 ) -> Iterator[ImageBatch]:
     """Yields images done..num_images-1 in order, in batches that are counted from image `first` on.
 
-    The last batch is filled up with its last image: what is computed of an image is then computed again, and never of
-    one that is not in the data.
+    The last batch is filled up with its last image: what is computed of an image is then computed
+    again, and never of one that is not in the data.
 
     Args:
       source: image i is its i-th.
       num_images: at most len(source).
       batch_size: over this process's devices; rounded up to a multiple of them.
-      done: images to leave out at the start, those that an earlier run has done; any number from `first` on.
+      done: images to leave out at the start, those that an earlier run has done; any number from
+        `first` on.
       first: at most num_images.
 
     Raises:

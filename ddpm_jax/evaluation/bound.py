@@ -1,12 +1,14 @@
-"""The variational bound over a set of images: the terms of eq. 5 on the device, at every t or at a random part of them.
+"""The variational bound over a set of images: the terms of eq. 5 on the device, at every t or at a
+random part of them.
 
-Ho et al. 2020, eq. 5: -log p(x_0) is at most L_T + the sum over t of the terms, here in bits per dimension and with the
-0-based t of the code: the term at t = 0 is the decoder's (the paper's L_0), those at t >= 1 are divergences between
-q(x_{t-1}|x_t, x_0) and p(x_{t-1}|x_t). The formula of a term is `diffusion.likelihood`; here are the loop over t, the
-draws of ε, and the stream of batches. What is kept of them, and the means and errors, are in `tally`.
+Ho et al. 2020, eq. 5: -log p(x_0) is at most L_T + the sum over t of the terms, here in bits per
+dimension and with the 0-based t of the code: the term at t = 0 is the decoder's (the paper's L_0),
+those at t >= 1 are divergences between q(x_{t-1}|x_t, x_0) and p(x_{t-1}|x_t). The formula of a
+term is `diffusion.likelihood`; here are the loop over t, the draws of ε, and the stream of batches.
+What is kept of them, and the means and errors, are in `tally`.
 
-Randomness: the noise of draw d of image i at t is a function of (seed, i, d, t) alone: not of the batch, the devices or
-the stride. So a strided estimate is made of terms of the full sum.
+Randomness: the noise of draw d of image i at t is a function of (seed, i, d, t) alone: not of the
+batch, the devices or the stride. So a strided estimate is made of terms of the full sum.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,13 +37,15 @@ SHORTER = 4  # a run of timesteps is at most so many times shorter than the t it
 
 
 class Strata(NamedTuple):
-    """R runs of neighbouring timesteps that together are 0..T-1. One t is drawn from each, and counts for all of it."""
+    """R runs of neighbouring timesteps that together are 0..T-1. One t is drawn from each, and
+    counts for all of it."""
 
     first: np.ndarray  # int32 [R], increasing
     size: np.ndarray  # int32 [R], adds up to T
 
     def weights(self) -> np.ndarray:
-        """The size of the stratum that each t lies in, float64 [T]: what a term that was drawn counts for."""
+        """The size of the stratum that each t lies in, float64 [T]: what a term that was drawn
+        counts for."""
         return np.repeat(self.size, self.size).astype(np.float64)
 
 
@@ -55,7 +59,8 @@ class Terms(NamedTuple):
 
 
 class Bound(Protocol):
-    """(params, key, draw, images uint8 [B, H, W, C], index int [B]) -> `Terms` as NumPy arrays; see `make_bound`."""
+    """(params, key, draw, images uint8 [B, H, W, C], index int [B]) -> `Terms` as NumPy arrays; see
+    `make_bound`."""
 
     def __call__(
         self,
@@ -68,16 +73,19 @@ class Bound(Protocol):
     ) -> Terms: ...
 
 
-Noise = Callable[[chex.PRNGKey, chex.Array, tuple[int, ...]], chex.Array]  # (keys [B], t [B], (H, W, C)) -> ε
+# (keys [B], t [B], (H, W, C)) -> ε
+Noise = Callable[[chex.PRNGKey, chex.Array, tuple[int, ...]], chex.Array]
 
 
 def make_strata(num_timesteps: int, stride: int = 1) -> Strata:
-    """Cuts 0..T-1 into runs of `stride` timesteps, but shorter ones at the start: a run from t on has at most t/4.
+    """Cuts 0..T-1 into runs of `stride` timesteps, but shorter ones at the start: a run from t on
+    has at most t/4.
 
-    A t drawn uniformly from each run, its term counted once for every t of the run, makes an unbiased estimate of the
-    sum over all t; with `stride` 1 every t is taken and the sum is the sum. The terms are largest and change fastest at
-    small t, roughly like 1/t, so that runs in proportion to t cost few evaluations more and most of the variance less;
-    the decoder's term at t = 0 is a run by itself.
+    A t drawn uniformly from each run, its term counted once for every t of the run, makes an
+    unbiased estimate of the sum over all t; with `stride` 1 every t is taken and the sum is the
+    sum. The terms are largest and change fastest at small t, roughly like 1/t, so that runs in
+    proportion to t cost few evaluations more and most of the variance less; the decoder's term at t
+    = 0 is a run by itself.
 
     Args:
       num_timesteps: T.
@@ -88,8 +96,8 @@ def make_strata(num_timesteps: int, stride: int = 1) -> Strata:
     """
     if not 1 <= stride <= num_timesteps:
         raise UsageError(
-            f"The timestep stride is {stride}: the chain has {num_timesteps} timesteps, so choose 1 (all of them) to "
-            f"{num_timesteps}."
+            f"The timestep stride is {stride}: the chain has {num_timesteps} timesteps, so choose "
+            f"1 (all of them) to {num_timesteps}."
         )
     first, size = [], []
     t = 0
@@ -105,8 +113,11 @@ def gaussian_noise(keys: chex.PRNGKey, t: chex.Array, image_shape: tuple[int, ..
     return normal(jax.vmap(jax.random.fold_in)(keys, t), image_shape)
 
 
-def draw_timesteps(keys: chex.PRNGKey, row: chex.Array, first: chex.Array, size: chex.Array) -> chex.Array:
-    """One t of stratum number `row` for each image, uniform over it, independent of the other images: int32 [B]."""
+def draw_timesteps(
+    keys: chex.PRNGKey, row: chex.Array, first: chex.Array, size: chex.Array
+) -> chex.Array:
+    """One t of stratum number `row` for each image, uniform over it, independent of the other
+    images: int32 [B]."""
 
     def draw(key):
         key = jax.random.fold_in(jax.random.fold_in(key, TIMES), row)
@@ -123,18 +134,21 @@ def make_bound(
     noise: Noise = gaussian_noise,
     condition_of: Callable[[chex.Array, chex.Array | None], Any] | None = None,
 ) -> Bound:
-    """Returns bound(params, key, draw, images, index, labels=None): a loop over the strata, on all devices.
+    """Returns bound(params, key, draw, images, index, labels=None): a loop over the strata, on all
+    devices.
 
-    It is walked in dispatches of about half a second, between which signals are seen; see `dispatch.walk`.
+    It is walked in dispatches of about half a second, between which signals are seen; see
+    `dispatch.walk`.
 
-    Of a conditional model it is the bound on -log p(x_0 | its condition), and no bound on -log p(x_0).
+    Of a conditional model it is the bound on -log p(x_0 | its condition), and no bound on -log
+    p(x_0).
 
-    `key` is that of the seed, `draw` the number of the draw, `index` the images' places in the data. B is a multiple of
-    the local devices; every B is compiled once.
+    `key` is that of the seed, `draw` the number of the draw, `index` the images' places in the
+    data. B is a multiple of the local devices; every B is compiled once.
 
     Args:
-      make_denoiser: params -> `Denoiser`, or (params, condition) -> `Denoiser` with `condition_of`; traced. For
-        evaluation it clips the predicted x_0, as the original does.
+      make_denoiser: params -> `Denoiser`, or (params, condition) -> `Denoiser` with `condition_of`;
+        traced. For evaluation it clips the predicted x_0, as the original does.
       schedule: all T rows, not traced.
       strata: which t are visited, see `make_strata`.
       noise: ε of each image's key and t. Another one serves comparisons with given noise.
@@ -146,28 +160,41 @@ def make_bound(
     check_has_bound(schedule)
 
     pace, num_rows = Pace(), len(strata.first)
-    table = tuple(np.asarray(column, np.int32) for column in (np.arange(num_rows), strata.first, strata.size))
+    table = tuple(
+        np.asarray(column, np.int32) for column in (np.arange(num_rows), strata.first, strata.size)
+    )
 
     def empty(shared, examples):
         visited = num_rows, len(examples[0])
-        return jnp.zeros(visited, jnp.int32), jnp.zeros(visited, jnp.float32), jnp.zeros(visited, jnp.float32)
+        return (
+            jnp.zeros(visited, jnp.int32),
+            jnp.zeros(visited, jnp.float32),
+            jnp.zeros(visited, jnp.float32),
+        )
 
     def visit(shared, examples, terms, first, last):
         params, key, draw = shared
         images, index, labels = examples
         x_0 = to_model_range(images)
-        denoiser = make_denoiser(params, *(() if condition_of is None else (condition_of(x_0, labels),)))
+        denoiser = make_denoiser(
+            params, *(() if condition_of is None else (condition_of(x_0, labels),))
+        )
         image_keys = fold_in_each(jax.random.fold_in(key, BOUND), index)
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(image_keys, draw)
 
         def at_row(row, terms):
-            stratum = (jax.lax.dynamic_index_in_dim(column, row, keepdims=False) for column in table)
+            stratum = (
+                jax.lax.dynamic_index_in_dim(column, row, keepdims=False) for column in table
+            )
             t = draw_timesteps(keys, *stratum)
             x_t = q_sample(schedule, x_0, t, noise(keys, t, x_0.shape[1:]))
             prediction = denoiser(x_t, t)
             bits = bound_term(schedule, prediction, x_0, x_t, t)
             found = t, bits, mean_over_dims(jnp.square(prediction.x_0 - x_0))
-            return tuple(all_.at[row].set(one.astype(all_.dtype)) for all_, one in zip(terms, found, strict=True))
+            return tuple(
+                all_.at[row].set(one.astype(all_.dtype))
+                for all_, one in zip(terms, found, strict=True)
+            )
 
         return jax.lax.fori_loop(first, last, at_row, terms), last == num_rows
 
@@ -176,7 +203,11 @@ def make_bound(
         # The images' axis comes first in everything that leaves a device.
         return Terms(*(part.T for part in terms), prior_term(schedule, to_model_range(images)))
 
-    begun, segment, finished = pmap.map_examples(empty), pmap.map_segment(visit), pmap.map_examples(result)
+    begun, segment, finished = (
+        pmap.map_examples(empty),
+        pmap.map_segment(visit),
+        pmap.map_examples(result),
+    )
 
     def bound(params, key, draw, images, index, labels=None):
         chex.assert_type(images, np.uint8)
@@ -203,29 +234,37 @@ def check_has_bound(schedule: Schedule) -> None:
     noiseless = ~np.logical_and.reduce([np.isfinite(table) for table in tables])
     if noiseless.any():
         raise UsageError(
-            f"This model has no likelihood: its schedule adds no noise at t = {np.argmax(noiseless)}, where a "
-            "density is that of a point; choose a larger diffusion.beta_start."
+            "This model has no likelihood: its schedule adds no noise at t = "
+            f"{np.argmax(noiseless)}, where a density is that of a point; choose a larger "
+            "diffusion.beta_start."
         )
 
 
-def check_images(source: Source, image_shape: tuple[int, int, int], *, split: str, num_images: int | None) -> int:
+def check_images(
+    source: Source, image_shape: tuple[int, int, int], *, split: str, num_images: int | None
+) -> int:
     """Returns how many images of the split to take: `num_images`, or all for None.
 
     Raises:
-      UsageError: more than there are, fewer than 1, images of another shape than the model's, or not of 8 bits.
+      UsageError: more than there are, fewer than 1, images of another shape than the model's, or
+        not of 8 bits.
     """
     if num_images is not None and not 1 <= num_images <= len(source):
-        raise UsageError(f"num_images is {num_images}: split {split!r} has {len(source)} images, choose 1 to so many.")
+        raise UsageError(
+            f"num_images is {num_images}: split {split!r} has {len(source)} images, choose 1 to so "
+            "many."
+        )
     if tuple(source.image_shape) != tuple(image_shape):
         here, there = ("x".join(map(str, shape)) for shape in (source.image_shape, image_shape))
         raise UsageError(
-            f"The images of split {split!r} are {here}, but the model was trained on {there}: give data of its shape."
+            f"The images of split {split!r} are {here}, but the model was trained on {there}: give "
+            "data of its shape."
         )
     dtype = source[0]["image"].dtype
     if dtype != np.uint8:
         raise UsageError(
-            f"The images of split {split!r} are {dtype}: bits per dimension are those of 8-bit data, so give uint8 "
-            "values in 0..255."
+            f"The images of split {split!r} are {dtype}: bits per dimension are those of 8-bit "
+            "data, so give uint8 values in 0..255."
         )
     return len(source) if num_images is None else num_images
 
@@ -243,9 +282,11 @@ def stream_terms(
     first: int = 0,
     on_evaluations: Callable[[int], None] | None = None,
 ) -> Iterator[Terms]:
-    """Yields the terms of images done..num_images-1, a batch at a time: t, bits and mse are [n, draws, R], prior [n].
+    """Yields the terms of images done..num_images-1, a batch at a time: t, bits and mse are [n,
+    draws, R], prior [n].
 
-    Only one batch of images is on the devices, and one draw's terms of it. Image i is the i-th of the source.
+    Only one batch of images is on the devices, and one draw's terms of it. Image i is the i-th of
+    the source.
 
     Args:
       bound: of `make_bound`.
@@ -255,7 +296,8 @@ def stream_terms(
       num_images: at most len(source).
       draws: independent draws of each image.
       batch_size: images at a time over this process's devices; rounded up to a multiple of them.
-      done: images to leave out at the start, those that an earlier run has done; any number from `first` on.
+      done: images to leave out at the start, those that an earlier run has done; any number from
+        `first` on.
       first: the image that batches are counted from.
       on_evaluations: called after every draw of a batch with the network evaluations done in it.
 
@@ -266,7 +308,9 @@ def stream_terms(
     if draws < 1:
         raise UsageError(f"draws is {draws}: choose at least 1.")
     key = base_key(seed)
-    batches = image_batches(source, num_images=num_images, batch_size=batch_size, done=done, first=first)
+    batches = image_batches(
+        source, num_images=num_images, batch_size=batch_size, done=done, first=first
+    )
     for images, labels, index, wanted in batches:
         parts = []
         for draw in range(draws):
@@ -284,6 +328,7 @@ def _check_finite(terms: Terms, index: np.ndarray) -> None:
     if len(bad):
         image, draw, row = bad[0]
         raise FailureError(
-            f"The term of image {index[image]} at t = {terms.t[image, draw, row]} is {terms.bits[image, draw, row]}: "
-            "the weights have diverged or the predicted variance is 0, so evaluate an earlier checkpoint."
+            f"The term of image {index[image]} at t = {terms.t[image, draw, row]} is "
+            f"{terms.bits[image, draw, row]}: the weights have diverged or the predicted variance "
+            "is 0, so evaluate an earlier checkpoint."
         )

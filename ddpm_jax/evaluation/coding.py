@@ -1,4 +1,5 @@
-"""Images -> latents -> images by a first stage, any number of them, in batches of one size over the local devices.
+"""Images -> latents -> images by a first stage, any number of them, in batches of one size over the
+local devices.
 
 What the latents mean is `variational.first_stage`; the file that keeps them is `latent_file`.
 """
@@ -22,13 +23,19 @@ class Latents(NamedTuple):
     """Of N images, on the host."""
 
     latents: np.ndarray  # float32 [N, h, w, c], what the decoder takes
-    mean: np.ndarray | None = None  # float32 [N, h, w, c], of the posterior that `latents` are drawn from; else None
+    # float32 [N, h, w, c], of the posterior that `latents` are drawn from; else None
+    mean: np.ndarray | None = None
     log_variance: np.ndarray | None = None  # float32 [N, h, w, c], of a VAE's posterior
     codes: np.ndarray | None = None  # int32 [N, h, w], of a VQ-VAE
 
 
 def encode(
-    first_stage: FirstStage, params: Any, images: Iterable[np.ndarray], *, batch_size: int, seed: int | None = None
+    first_stage: FirstStage,
+    params: Any,
+    images: Iterable[np.ndarray],
+    *,
+    batch_size: int,
+    seed: int | None = None,
 ) -> Iterator[Latents]:
     """Yields the `Latents` of images, a batch at a time.
 
@@ -36,8 +43,10 @@ def encode(
       first_stage: see the class.
       params: its parameters.
       images: each uint8 [H, W, C], all of one shape; they are asked for as they are needed.
-      batch_size: images at a time, rounded up to a multiple of the local devices; the last batch is filled up.
-      seed: of a VAE's draws from the posterior, that of image i a function of the seed and i; None for its mean.
+      batch_size: images at a time, rounded up to a multiple of the local devices; the last batch is
+        filled up.
+      seed: of a VAE's draws from the posterior, that of image i a function of the seed and i; None
+        for its mean.
 
     Raises:
       FailureError: a latent that is not finite.
@@ -64,9 +73,11 @@ def encode(
 def decode(
     first_stage: FirstStage, params: Any, latents: Iterable[np.ndarray], *, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields the images of latents, each float32 [h, w, c], as uint8 [n, H, W, C], a batch at a time.
+    """Yields the images of latents, each float32 [h, w, c], as uint8 [n, H, W, C], a batch at a
+    time.
 
-    Of a VQ-VAE every vector is replaced by the nearest code first. Other arguments and errors are those of `encode`.
+    Of a VQ-VAE every vector is replaced by the nearest code first. Other arguments and errors are
+    those of `encode`.
     """
 
     def of_device(params: Any, examples: Any) -> tuple[jax.Array, jax.Array]:
@@ -78,9 +89,13 @@ def decode(
 
 
 def _map(
-    function: Callable[[Any, Any], tuple[Any, jax.Array]], shared: Any, rows: Iterable[np.ndarray], batch_size: int
+    function: Callable[[Any, Any], tuple[Any, jax.Array]],
+    shared: Any,
+    rows: Iterable[np.ndarray],
+    batch_size: int,
 ) -> Iterator[Any]:
-    """Yields the results of rows on the host; function(shared, (rows, their numbers)) gets batches of one size.
+    """Yields the results of rows on the host; function(shared, (rows, their numbers)) gets batches
+    of one size.
 
     It says beside the results which of them are finite, bool [B].
     """
@@ -93,8 +108,8 @@ def _map(
         found, finite = pmap.unshard(mapped(shared, pmap.shard((filled, index))))
         if not finite.all():
             raise FailureError(
-                f"What the network makes of number {start + np.argmin(finite)} is not finite: use an earlier "
-                "checkpoint if the weights have diverged."
+                f"What the network makes of number {start + np.argmin(finite)} is not finite: use "
+                "an earlier checkpoint if the weights have diverged."
             )
         yield jax.tree.map(operator.itemgetter(slice(len(batch))), found)
 

@@ -1,7 +1,8 @@
-"""Whether samples have the colours of the training images: mean and standard deviation of each channel, and a test.
+"""Whether samples have the colours of the training images: mean and standard deviation of each
+channel, and a test.
 
-Samples that are sharp and of the wrong tint pass unseen in a grid, and an FID tells of them late. Numbers in and out:
-which images, and what is said of them, is the caller's choice.
+Samples that are sharp and of the wrong tint pass unseen in a grid, and an FID tells of them late.
+Numbers in and out: which images, and what is said of them, is the caller's choice.
 """
 
 from typing import NamedTuple
@@ -18,12 +19,14 @@ class Colours(NamedTuple):
     mean: np.ndarray  # over the pixels of all images
     std: np.ndarray  # of the pixels of all images
     mean_spread: np.ndarray  # standard deviation over images of the mean over an image's pixels
-    variance_spread: np.ndarray  # standard deviation over images of an image's mean square distance from `mean`
+    # standard deviation over images of an image's mean square distance from `mean`
+    variance_spread: np.ndarray
     count: float  # number of images; with weights, of equally weighted ones that would be as many
 
 
 def moments(images: np.ndarray) -> np.ndarray:
-    """The mean and the mean square of each image's channels: uint8 [N, H, W, C] -> float64 [N, 2, C]."""
+    """The mean and the mean square of each image's channels: uint8 [N, H, W, C] -> float64 [N, 2,
+    C]."""
     chex.assert_type(images, np.uint8)
     chex.assert_rank(images, 4)
     pixels = images.astype(np.float64)
@@ -60,11 +63,12 @@ class Shift(NamedTuple):
 
 
 def shift(samples: Colours, data: Colours) -> Shift:
-    """How far the mean and the variance of each channel are from those of the data, in standard errors.
+    """How far the mean and the variance of each channel are from those of the data, in standard
+    errors.
 
-    The unit is the image: its pixels are no independent draws. Were the samples n images drawn as the N of the data
-    were, either difference would have the standard deviation s sqrt(1/n + 1/N), s being the spread over the data's
-    images, and be nearly normal where n is more than a few.
+    The unit is the image: its pixels are no independent draws. Were the samples n images drawn as
+    the N of the data were, either difference would have the standard deviation s sqrt(1/n + 1/N), s
+    being the spread over the data's images, and be nearly normal where n is more than a few.
     """
     by_chance = np.sqrt(1 / samples.count + 1 / data.count)
     return Shift(
@@ -74,6 +78,7 @@ def shift(samples: Colours, data: Colours) -> Shift:
 
 
 def _in_units(difference: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    # A channel that is the same in all images has no spread: any difference is then infinitely many units.
+    # A channel that is the same in all images has no spread: any difference is then infinitely many
+    # units.
     tiny = np.finfo(np.float64).tiny
     return np.where(np.abs(difference) < 1e-9, 0.0, difference / np.maximum(unit, tiny))

@@ -1,16 +1,20 @@
-"""What a first stage makes of a set of images: bounds on their likelihood, errors of their reconstructions, codes used.
+"""What a first stage makes of a set of images: bounds on their likelihood, errors of their
+reconstructions, codes used.
 
-**Images.** A decoder with a distribution over the 256 levels gives probabilities. One with a density is given images
-dequantised as `likelihood_ode` does, u uniform over each bin of width 1/127.5, so that by Jensen's inequality
+**Images.** A decoder with a distribution over the 256 levels gives probabilities. One with a
+density is given images dequantised as `likelihood_ode` does, u uniform over each bin of width
+1/127.5, so that by Jensen's inequality
 
     -log P(x) <= E_u[-log p(x + u)] + D log 127.5
 
-and its numbers are bits of 8-bit images, too. What a Bernoulli decoder says is of images in black and white.
+and its numbers are bits of 8-bit images, too. What a Bernoulli decoder says is of images in black
+and white.
 
-**Bounds.** Of K draws z_k from the posterior (and u_k), `elbo` is the mean of the K bounds, its KL in closed form;
-`importance_weighted` the bound of Burda et al. 2016 with K samples, where p(x, u_k | z_k) p(z_k) / q(z_k|x) are the
-weights: never below -log P on average, and nearer to it the more of them there are. A VQ-VAE has a certain z, whose
-prior is uniform: log K for each code, and no second bound.
+**Bounds.** Of K draws z_k from the posterior (and u_k), `elbo` is the mean of the K bounds, its KL
+in closed form; `importance_weighted` the bound of Burda et al. 2016 with K samples, where p(x, u_k
+| z_k) p(z_k) / q(z_k|x) are the weights: never below -log P on average, and nearer to it the more
+of them there are. A VQ-VAE has a certain z, whose prior is uniform: log K for each code, and no
+second bound.
 """
 
 import math
@@ -28,7 +32,14 @@ from ddpm_jax.distributed import pmap
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.batches import image_batches
 from ddpm_jax.evaluation.likelihood_ode import dequantize
-from ddpm_jax.randomness import DEQUANTIZATION, FIRST_STAGE, LATENT, base_key, fold_in_each, row_keys
+from ddpm_jax.randomness import (
+    DEQUANTIZATION,
+    FIRST_STAGE,
+    LATENT,
+    base_key,
+    fold_in_each,
+    row_keys,
+)
 from ddpm_jax.variational import evidence, quantization
 from ddpm_jax.variational.first_stage import HALF_RANGE, FirstStage
 from ddpm_jax.variational.posterior import log_density, prior_log_density
@@ -40,9 +51,11 @@ class Scores(NamedTuple):
     reconstruction: np.ndarray  # float64 [N, K draws]: -log P(x|z), bits/dim
     kl: np.ndarray  # float64 [N], bits/dim
     importance_weighted: np.ndarray  # float64 [N]: the bound of K samples, bits/dim
-    mse: np.ndarray  # float64 [N], of the image that the posterior's mean is decoded to, in squared levels of 0..255
+    # float64 [N], of the image that the posterior's mean is decoded to, in squared levels of 0..255
+    mse: np.ndarray
     kl_per_channel: np.ndarray  # float64 [N, c], nats of all positions of a latent channel
-    codes: np.ndarray  # int64 [K codes], how often each was chosen, of all images; [0] without a codebook
+    # int64 [K codes], how often each was chosen, of all images; [0] without a codebook
+    codes: np.ndarray
 
     @property
     def num_images(self) -> int:
@@ -73,11 +86,17 @@ def check_has_elbo(first_stage: FirstStage) -> None:
       UsageError: it is a plain one.
     """
     if first_stage.kind == "ae":
-        raise UsageError("A plain autoencoder has no prior over its latents, so no bound: ask for reconstruction.")
+        raise UsageError(
+            "A plain autoencoder has no prior over its latents, so no bound: ask for "
+            "reconstruction."
+        )
 
 
-def score(first_stage: FirstStage, params: Any, images: chex.Array, keys: chex.PRNGKey, num_draws: int) -> BatchScores:
-    """Scores images uint8 [B, H, W, C]; the draws of an image follow from its key in keys [B] alone."""
+def score(
+    first_stage: FirstStage, params: Any, images: chex.Array, keys: chex.PRNGKey, num_draws: int
+) -> BatchScores:
+    """Scores images uint8 [B, H, W, C]; the draws of an image follow from its key in keys [B]
+    alone."""
     x, num_dims = to_model_range(images), math.prod(images.shape[1:])
     at_mean = first_stage.latent(params, x)
     kl = first_stage.kl(at_mean)
@@ -89,7 +108,9 @@ def score(first_stage: FirstStage, params: Any, images: chex.Array, keys: chex.P
         latent = first_stage.redrawn(at_mean, row_keys(of_draw, LATENT))
         seen, offset = x, 0.0
         if dequantized:
-            u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(row_keys(of_draw, DEQUANTIZATION))
+            u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(
+                row_keys(of_draw, DEQUANTIZATION)
+            )
             seen, offset = dequantize(images, u), num_dims * math.log(HALF_RANGE)
         log_p = first_stage.log_likelihood(first_stage.decoded(params, latent.z), seen) - offset
         if first_stage.kind != "vae":
@@ -98,7 +119,11 @@ def score(first_stage: FirstStage, params: Any, images: chex.Array, keys: chex.P
         return log_p, log_p + jnp.sum(ratio, axis=(1, 2, 3))
 
     log_p, log_weights = jax.lax.map(one_draw, jnp.arange(num_draws))
-    index = jnp.zeros((len(x), 0), jnp.int32) if at_mean.codes is None else at_mean.codes.index.reshape(len(x), -1)
+    index = (
+        jnp.zeros((len(x), 0), jnp.int32)
+        if at_mean.codes is None
+        else at_mean.codes.index.reshape(len(x), -1)
+    )
     return BatchScores(
         evidence.bits_per_dim(-log_p.T, num_dims),
         evidence.bits_per_dim(jnp.sum(kl, axis=(1, 2, 3)), num_dims),
@@ -133,7 +158,8 @@ def stream_scores(
     done: int = 0,
     first: int = 0,
 ) -> Iterator[Scores]:
-    """Yields the `Scores` of images done..num_images-1, a batch at a time; other arguments are of `image_batches`.
+    """Yields the `Scores` of images done..num_images-1, a batch at a time; other arguments are of
+    `image_batches`.
 
     Raises:
       FailureError: a score that is not finite.
@@ -146,9 +172,13 @@ def stream_scores(
         return score(first_stage, params, images, fold_in_each(key, index), num_draws)
 
     mapped: Callable[..., Any] = pmap.map_examples(of_device)
-    for batch in image_batches(source, num_images=num_images, batch_size=batch_size, done=done, first=first):
+    for batch in image_batches(
+        source, num_images=num_images, batch_size=batch_size, done=done, first=first
+    ):
         examples = pmap.shard((batch.images, np.asarray(batch.index, np.int32)))
-        found = BatchScores(*(part[batch.wanted] for part in pmap.unshard(mapped((params, key), examples))))
+        found = BatchScores(
+            *(part[batch.wanted] for part in pmap.unshard(mapped((params, key), examples)))
+        )
         _check_finite(found, batch.index[batch.wanted])
         *rows, index = found
         counts = np.asarray(quantization.usage(index, first_stage.num_codes), np.int64)
@@ -156,9 +186,13 @@ def stream_scores(
 
 
 def _check_finite(found: BatchScores, index: np.ndarray) -> None:
-    finite = np.isfinite(found.importance_weighted) & np.isfinite(found.mse) & np.isfinite(found.reconstruction).all(1)
+    finite = (
+        np.isfinite(found.importance_weighted)
+        & np.isfinite(found.mse)
+        & np.isfinite(found.reconstruction).all(1)
+    )
     if not finite.all():
         raise FailureError(
-            f"The bound of image {index[np.argmin(finite)]} is not a finite number: use an earlier checkpoint if the "
-            "weights have diverged."
+            f"The bound of image {index[np.argmin(finite)]} is not a finite number: use an earlier "
+            "checkpoint if the weights have diverged."
         )

@@ -1,10 +1,13 @@
-"""The Frechet distance between two sets of features, each summarised by a Gaussian; here also on bare pixels.
+"""The Frechet distance between two sets of features, each summarised by a Gaussian; here also on
+bare pixels.
 
-With Inception features this distance is the FID; computing those features is not done here. All of it is float64 NumPy
-on the host: the matrix square root of a nearly singular covariance has no digits to spare.
+With Inception features this distance is the FID; computing those features is not done here. All of
+it is float64 NumPy on the host: the matrix square root of a nearly singular covariance has no
+digits to spare.
 
-Two sets are compared in one of two ways, whichever takes fewer operations: by their D x D covariances, or, where the
-smaller set has fewer than about D elements, by the N x M products of their elements. Both give the same number.
+Two sets are compared in one of two ways, whichever takes fewer operations: by their D x D
+covariances, or, where the smaller set has fewer than about D elements, by the N x M products of
+their elements. Both give the same number.
 """
 
 import chex
@@ -20,7 +23,8 @@ _BUFFER = 2**27  # bytes that features in float64, or the products of some of th
 
 
 class GaussianAccumulator:
-    """Mean and covariance of features that come in batches, by the pairwise update of Chan, Golub & LeVeque (1983)."""
+    """Mean and covariance of features that come in batches, by the pairwise update of Chan, Golub &
+    LeVeque (1983)."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -53,12 +57,15 @@ class GaussianAccumulator:
           UsageError: fewer than two features were added.
         """
         if self.count < 2:
-            raise UsageError(f"A covariance needs at least 2 samples, got {self.count}: evaluate more of them.")
+            raise UsageError(
+                f"A covariance needs at least 2 samples, got {self.count}: evaluate more of them."
+            )
         return self._mean, self._scatter / (self.count - 1)
 
 
 def gaussian_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean [D] and the covariance [D, D] (normalised by N - 1), float64, of features [N, D].
+    """Returns the mean [D] and the covariance [D, D] (normalised by N - 1), float64, of features
+    [N, D].
 
     Raises:
       UsageError: N < 2.
@@ -68,14 +75,16 @@ def gaussian_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return accumulator.statistics()
 
 
-def frechet_distance(mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray) -> float:
+def frechet_distance(
+    mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray
+) -> float:
     """Squared Frechet (2-Wasserstein) distance between two Gaussians.
 
       d² = |μ₁ - μ₂|² + tr(C₁ + C₂ - 2 (C₁C₂)^½)
 
-    With any factors C = F Fᵀ the trace of the root is the sum of the singular values of F₁ᵀF₂. This needs no root of a
-    product that is not symmetric, stays real for singular covariances, and keeps all digits, where the
-    eigenvalues of C₁C₂ lose half of theirs to the square root.
+    With any factors C = F Fᵀ the trace of the root is the sum of the singular values of F₁ᵀF₂. This
+    needs no root of a product that is not symmetric, stays real for singular covariances, and keeps
+    all digits, where the eigenvalues of C₁C₂ lose half of theirs to the square root.
 
     Args:
       mean_1: [D].
@@ -87,11 +96,15 @@ def frechet_distance(mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, 
       d² >= 0.
 
     Raises:
-      ValueError: a covariance has a negative eigenvalue beyond rounding, or something is not finite.
+      ValueError: a covariance has a negative eigenvalue beyond rounding, or something is not
+        finite.
 
-    Source: Dowson & Landau 1982, eq. 4; as a distance between sets of images Heusel et al. 2017, eq. 6.
+    Source: Dowson & Landau 1982, eq. 4; as a distance between sets of images Heusel et al. 2017,
+      eq. 6.
     """
-    mean_1, cov_1, mean_2, cov_2 = (np.asarray(array, np.float64) for array in (mean_1, cov_1, mean_2, cov_2))
+    mean_1, cov_1, mean_2, cov_2 = (
+        np.asarray(array, np.float64) for array in (mean_1, cov_1, mean_2, cov_2)
+    )
     chex.assert_shape([mean_1, mean_2], (len(mean_1),))
     chex.assert_shape([cov_1, cov_2], (len(mean_1), len(mean_1)))
     root_trace = scipy.linalg.svdvals(_factor(cov_1).T @ _factor(cov_2)).sum()
@@ -100,14 +113,17 @@ def frechet_distance(mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, 
 
 
 def frechet_distance_of_sets(features_a: np.ndarray, features_b: np.ndarray) -> float:
-    """`frechet_distance` between the Gaussians fitted to two sets, in the way that takes fewer operations.
+    """`frechet_distance` between the Gaussians fitted to two sets, in the way that takes fewer
+    operations.
 
-    With the centred features X [N, D] and Y [M, D] as rows, C_1 = XᵀX / (N-1) has the factor Xᵀ / √(N-1), so that
+    With the centred features X [N, D] and Y [M, D] as rows, C_1 = XᵀX / (N-1) has the factor Xᵀ /
+    √(N-1), so that
 
       tr (C₁C₂)^½ = |X Yᵀ|_* / √((N-1)(M-1)),   tr C₁ = |X|² / (N-1)
 
-    with the nuclear norm, the sum of the singular values, of an N x M matrix, and nothing is D x D. A singular value is
-    wrong by at most some ε of the largest, ε = 2e-16, and so is their sum by min(N, M) ε of the traces.
+    with the nuclear norm, the sum of the singular values, of an N x M matrix, and nothing is D x D.
+    A singular value is wrong by at most some ε of the largest, ε = 2e-16, and so is their sum by
+    min(N, M) ε of the traces.
 
     Args:
       features_a: [N, D], of any real dtype.
@@ -130,11 +146,14 @@ def memory_needed(num_a: int, num_b: int, dims: int) -> int:
     """Bytes that `frechet_distance_of_sets` takes at most beside the features themselves."""
     if _by_elements(num_a, num_b, dims):
         return 8 * num_a * num_b + 3 * max(_BUFFER, 8 * (num_a + num_b))
-    # Both covariances; of the second also a copy, its eigenvectors and its factor, beside the factor of the first.
+    # Both covariances; of the second also a copy, its eigenvectors and its factor, beside the
+    # factor of the first.
     return 6 * 8 * dims**2 + 3 * max(_BUFFER, 8 * dims)
 
 
-def check_sets(num_a: int, num_b: int, dims: int, *, besides: int = 0, remedy: str = "compare smaller sets") -> None:
+def check_sets(
+    num_a: int, num_b: int, dims: int, *, besides: int = 0, remedy: str = "compare smaller sets"
+) -> None:
     """Refuses a distance that cannot be computed, before there are sets to compute it of.
 
     Args:
@@ -148,7 +167,9 @@ def check_sets(num_a: int, num_b: int, dims: int, *, besides: int = 0, remedy: s
     """
     fewer = min(num_a, num_b)
     if fewer < 2:
-        raise UsageError(f"A covariance needs at least 2 samples, got {fewer}: evaluate more of them.")
+        raise UsageError(
+            f"A covariance needs at least 2 samples, got {fewer}: evaluate more of them."
+        )
     host_memory.check(
         memory_needed(num_a, num_b, dims) + besides,
         what=f"The Frechet distance between {num_a:,} and {num_b:,} examples of {dims:,} numbers",
@@ -159,11 +180,13 @@ def check_sets(num_a: int, num_b: int, dims: int, *, besides: int = 0, remedy: s
 def check_pixel_sets(
     train: Source, held_out: Source | None, *, num_samples: int, num_reference: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images that samples are compared with, once it is known that they can be, before any is read or made.
+    """The images that samples are compared with, once it is known that they can be, before any is
+    read or made.
 
     Args:
       train: the training images.
-      held_out: images of their shape, compared with them as the samples are; None for no such comparison.
+      held_out: images of their shape, compared with them as the samples are; None for no such
+        comparison.
       num_samples: N, how many samples there will be.
       num_reference: training images to compare with, spread evenly over all; None for all.
 
@@ -175,8 +198,8 @@ def check_pixel_sets(
     """
     if held_out is not None and len(held_out) < 2:
         raise UsageError(
-            f"There are {len(held_out)} held-out images, and beside the distance of samples stands that of at least 2 "
-            "of these: take another metric, or hold out more."
+            f"There are {len(held_out)} held-out images, and beside the distance of samples stands "
+            "that of at least 2 of these: take another metric, or hold out more."
         )
     num_held_out = 0 if held_out is None else min(num_samples, len(held_out))
     count, dims = min(num_reference or len(train), len(train)), int(np.prod(train.image_shape))
@@ -196,8 +219,8 @@ def check_pixel_sets(
 def pixel_frechet_distance(images_a: np.ndarray, images_b: np.ndarray) -> float:
     """Frechet distance between two sets of images on their pixels, scaled to [0, 1].
 
-    A check for small images, where it tells a trained model from an untrained one in a second. It is no FID. Finite
-    sets bias it upwards: compare sets of equal size.
+    A check for small images, where it tells a trained model from an untrained one in a second. It
+    is no FID. Finite sets bias it upwards: compare sets of equal size.
 
     Args:
       images_a: uint8 [N, H, W, C].
@@ -213,8 +236,8 @@ def pixel_frechet_distance(images_a: np.ndarray, images_b: np.ndarray) -> float:
     chex.assert_rank([images_a, images_b], 4)
     if images_a.shape[1:] != images_b.shape[1:]:
         raise UsageError(
-            f"Cannot compare images of shape {images_a.shape[1:]} with images of shape {images_b.shape[1:]}: "
-            "give two sets of the same height, width and channels."
+            f"Cannot compare images of shape {images_a.shape[1:]} with images of shape "
+            f"{images_b.shape[1:]}: give two sets of the same height, width and channels."
         )
     dims = int(np.prod(images_a.shape[1:]))
     flat_a, flat_b = (images.reshape(len(images), dims) for images in (images_a, images_b))
@@ -222,10 +245,12 @@ def pixel_frechet_distance(images_a: np.ndarray, images_b: np.ndarray) -> float:
 
 
 def _by_elements(num_a: int, num_b: int, dims: int) -> bool:
-    """Whether the N x M way takes fewer operations: the products and singular values of each, to leading order."""
+    """Whether the N x M way takes fewer operations: the products and singular values of each, to
+    leading order."""
     few, many = sorted((num_a, num_b))
     by_elements = 2 * few * many * dims + 4 * few**2 * many
-    # Two eigendecompositions with vectors, of some 10 D³ each, and the singular values of a product.
+    # Two eigendecompositions with vectors, of some 10 D³ each, and the singular values of a
+    # product.
     return by_elements < 2 * (few + many) * dims**2 + 25 * dims**3
 
 
@@ -244,8 +269,12 @@ def _distance_by_elements(features_a: np.ndarray, features_b: np.ndarray) -> flo
         squares_a, squares_b = squares_a + np.vdot(a, a), squares_b + np.vdot(b, b)
         for column in range(0, num_b, columns):
             products[:, column : column + columns] += a @ b[column : column + columns].T
-    root_trace = scipy.linalg.svdvals(products, overwrite_a=True).sum() / np.sqrt((num_a - 1) * (num_b - 1))
-    return max(0.0, float(of_means + squares_a / (num_a - 1) + squares_b / (num_b - 1) - 2 * root_trace))
+    root_trace = scipy.linalg.svdvals(products, overwrite_a=True).sum() / np.sqrt(
+        (num_a - 1) * (num_b - 1)
+    )
+    return max(
+        0.0, float(of_means + squares_a / (num_a - 1) + squares_b / (num_b - 1) - 2 * root_trace)
+    )
 
 
 def _statistics_in_chunks(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -260,8 +289,12 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
     """F [D, r] with F Fᵀ = covariance, r its numerical rank."""
     eigenvalues, eigenvectors = scipy.linalg.eigh(covariance)
     largest = np.abs(eigenvalues).max()
-    if eigenvalues[0] < -1e-5 * largest:  # Well beyond the rounding of a covariance that was computed in float32.
-        raise ValueError(f"Not a covariance: its smallest eigenvalue is {eigenvalues[0]:.3g}, expected none below 0.")
+    # Well beyond the rounding of a covariance that was computed in float32.
+    if eigenvalues[0] < -1e-5 * largest:
+        raise ValueError(
+            f"Not a covariance: its smallest eigenvalue is {eigenvalues[0]:.3g}, expected none "
+            "below 0."
+        )
     # What cannot be told from zero is dropped: the root would turn 1e-16 of noise into 1e-8.
     kept = eigenvalues > len(eigenvalues) * np.finfo(np.float64).eps * largest
     return eigenvectors[:, kept] * np.sqrt(eigenvalues[kept])

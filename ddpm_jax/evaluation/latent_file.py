@@ -1,4 +1,5 @@
-"""Latents in an NPZ file: which arrays there are, whose latents they are, and what a decoder can take of them.
+"""Latents in an NPZ file: which arrays there are, whose latents they are, and what a decoder can
+take of them.
 
     latents          float32 [N, h, w, c], what the decoder takes
     codes            int32 [N, h, w], of a VQ-VAE; either of the two is enough to decode
@@ -9,7 +10,8 @@
     first_stage      SHA-256 of the weights, 64 hexadecimal digits
     made_by          where these were, for a person
 
-A file of somebody's own needs `latents` or `codes` only; `first_stage` is believed where it is there.
+A file of somebody's own needs `latents` or `codes` only; `first_stage` is believed where it is
+there.
 """
 
 import io
@@ -29,16 +31,26 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def write(
-    path: str | os.PathLike, found: Latents, *, names: Sequence[str], kind: str, first_stage: str, made_by: str
+    path: str | os.PathLike,
+    found: Latents,
+    *,
+    names: Sequence[str],
+    kind: str,
+    first_stage: str,
+    made_by: str,
 ) -> None:
     """Writes the file, whole or not at all; see the top for the arguments.
 
     Raises:
       FailureError: it cannot be written.
     """
-    arrays: dict[str, Any] = {name: array for name, array in found._asdict().items() if array is not None}
+    arrays: dict[str, Any] = {
+        name: array for name, array in found._asdict().items() if array is not None
+    }
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays, names=np.array(names), kind=kind, first_stage=first_stage, made_by=made_by)
+    np.savez(
+        buffer, **arrays, names=np.array(names), kind=kind, first_stage=first_stage, made_by=made_by
+    )
     with reporting(path):
         write_atomically(path, buffer.getvalue())
 
@@ -54,21 +66,24 @@ def read(path: str | os.PathLike) -> Arrays:
     with reporting(path, "read"):
         data = read_file(path) if path.is_file() else None
     if data is None:
-        raise UsageError(f"There is no file {path}: give one that `python -m ddpm_jax.cli.encode` has written.")
+        raise UsageError(
+            f"There is no file {path}: give one that `python -m ddpm_jax.cli.encode` has written."
+        )
     try:
         return read_npz(data)
     except BadArchive as error:
         raise UsageError(
-            f"{path} is not an NPZ file, or damaged ({error}): give one that `python -m ddpm_jax.cli.encode` has "
-            "written."
+            f"{path} is not an NPZ file, or damaged ({error}): give one that `python -m "
+            "ddpm_jax.cli.encode` has written."
         ) from error
 
 
 def names_of(arrays: Arrays) -> list[str]:
-    """Returns the names of the pictures without folder and extension, as files can have them; [] where there are none.
+    """Returns the names of the pictures without folder and extension, as files can have them; []
+    where there are none.
 
-    In a stranger's file they may be anything: what is no list of text is passed over, and what would not be shown,
-    or cannot be in the name of a file, is an underscore.
+    In a stranger's file they may be anything: what is no list of text is passed over, and what
+    would not be shown, or cannot be in the name of a file, is an underscore.
     """
     names = arrays.get("names")
     if names is None or names.ndim != 1 or names.dtype.kind != "U":
@@ -98,7 +113,9 @@ def check_made_by(path: str | os.PathLike, arrays: Arrays, *, first_stage: str, 
         )
 
 
-def latents_of(path: str | os.PathLike, arrays: Arrays, *, channels: int, codebook: np.ndarray | None) -> np.ndarray:
+def latents_of(
+    path: str | os.PathLike, arrays: Arrays, *, channels: int, codebook: np.ndarray | None
+) -> np.ndarray:
     """Returns what a decoder takes of a file, float32 [N, h, w, c].
 
     Args:
@@ -108,38 +125,57 @@ def latents_of(path: str | os.PathLike, arrays: Arrays, *, channels: int, codebo
       codebook: float32 [K, c], of a VQ-VAE.
 
     Raises:
-      UsageError: neither latents nor codes, of another shape or type than the decoder's, or codes that are not those of
-        the latents beside them.
+      UsageError: neither latents nor codes, of another shape or type than the decoder's, or codes
+        that are not those of the latents beside them.
     """
     if codebook is None and "codes" in arrays:
-        raise UsageError(f"{path} holds codes, but this first stage has no codebook: decode with the one of the codes.")
+        raise UsageError(
+            f"{path} holds codes, but this first stage has no codebook: decode with the one of the "
+            "codes."
+        )
     if "latents" not in arrays and "codes" not in arrays:
         wanted = "'latents'" if codebook is None else "'latents' or 'codes'"
         there = ", ".join(map(repr, arrays)) or "nothing"
-        raise UsageError(f"{path} has no {wanted}, but {there}: give a file that the encode command has written.")
-    looked_up = codebook[_codes(path, arrays["codes"], len(codebook))] if "codes" in arrays else None
+        raise UsageError(
+            f"{path} has no {wanted}, but {there}: give a file that the encode command has written."
+        )
+    looked_up = (
+        codebook[_codes(path, arrays["codes"], len(codebook))] if "codes" in arrays else None
+    )
     if "latents" not in arrays:
         return looked_up
     z = arrays["latents"]
-    if z.ndim != 4 or z.shape[-1] != channels or z.size == 0 or not np.issubdtype(z.dtype, np.floating):
+    if (
+        z.ndim != 4
+        or z.shape[-1] != channels
+        or z.size == 0
+        or not np.issubdtype(z.dtype, np.floating)
+    ):
         raise UsageError(
-            f"The latents of {path} are {z.dtype} {list(z.shape)}: this decoder takes float32 [N, h, w, {channels}]."
+            f"The latents of {path} are {z.dtype} {list(z.shape)}: this decoder takes float32 [N, "
+            f"h, w, {channels}]."
         )
     with np.errstate(over="ignore"):
         z = z.astype(np.float32)
     if not np.isfinite(z).all():
         raise UsageError(f"Latents of {path} are not finite in float32: give finite numbers.")
     if looked_up is not None and not np.array_equal(z, looked_up):
-        raise UsageError(f"The latents of {path} are not the codes beside them: leave one of the two out of the file.")
+        raise UsageError(
+            f"The latents of {path} are not the codes beside them: leave one of the two out of the "
+            "file."
+        )
     return z
 
 
 def _codes(path: str | os.PathLike, codes: np.ndarray, num_codes: int) -> np.ndarray:
     if codes.ndim != 3 or codes.size == 0 or not np.issubdtype(codes.dtype, np.integer):
-        raise UsageError(f"The codes of {path} are {codes.dtype} {list(codes.shape)}: integers [N, h, w] are expected.")
+        raise UsageError(
+            f"The codes of {path} are {codes.dtype} {list(codes.shape)}: integers [N, h, w] are "
+            "expected."
+        )
     if codes.min() < 0 or codes.max() >= num_codes:
         raise UsageError(
-            f"The codes of {path} are in {codes.min()}..{codes.max()}, but this codebook has 0..{num_codes - 1}: "
-            "decode with the first stage that they are of."
+            f"The codes of {path} are in {codes.min()}..{codes.max()}, but this codebook has "
+            f"0..{num_codes - 1}: decode with the first stage that they are of."
         )
     return codes

@@ -1,11 +1,13 @@
 """Progressive coding and generation (Ho et al. 2020, section 4.3), and interpolation (section 4.4).
 
-Algorithm 3 of the paper sends an image as x_T, x_{T-1}, ... x_0, each drawn from q given the image and the one before
-and coded under p at the cost of a term of the bound; whoever has received x_t (algorithm 4) shows the x_0 predicted
-from it. The x_t sent have the distribution q(x_t|x_0), so rate and distortion are sums and rows of the table of the
-bound (`bound`, `tally`): no other run over the data is needed. The code itself is not built: none is practical.
+Algorithm 3 of the paper sends an image as x_T, x_{T-1}, ... x_0, each drawn from q given the image
+and the one before and coded under p at the cost of a term of the bound; whoever has received x_t
+(algorithm 4) shows the x_0 predicted from it. The x_t sent have the distribution q(x_t|x_0), so
+rate and distortion are sums and rows of the table of the bound (`bound`, `tally`): no other run
+over the data is needed. The code itself is not built: none is practical.
 
-The x_0 predicted along one chain of samples is part of every chain (`samplers.loop.Samples.frames_x_0`).
+The x_0 predicted along one chain of samples is part of every chain
+(`samplers.loop.Samples.frames_x_0`).
 """
 
 import functools
@@ -33,7 +35,8 @@ HALF_RANGE = 127.5  # grey levels in a unit of [-1, 1]
 
 
 class RateDistortion(NamedTuple):
-    """K points of the curve, the first bits first: float64 [K] but for t. The rate rises along it."""
+    """K points of the curve, the first bits first: float64 [K] but for t. The rate rises along
+    it."""
 
     t: np.ndarray  # int64, decreasing: x_t is what has been received
     rate: np.ndarray  # bits/dim received by then: L_T + the terms at all later t
@@ -42,11 +45,12 @@ class RateDistortion(NamedTuple):
 
 
 def rate_distortion(summary: Summary) -> RateDistortion:
-    """The curve of Ho et al. 2020, figure 5: at each t that was visited, what x_t has cost and what it is worth.
+    """The curve of Ho et al. 2020, figure 5: at each t that was visited, what x_t has cost and what
+    it is worth.
 
-    rate(t) = L_T + Σ over s > t of the term at s, so rate(T-1) = L_T and rate(0) = the bound without the decoder's
-    term: the "rate" of the paper's table 4, whose "distortion" is that term. rmse(t) = 127.5 √(mean over images and
-    dimensions of (x_0 - predicted x_0)²).
+    rate(t) = L_T + Σ over s > t of the term at s, so rate(T-1) = L_T and rate(0) = the bound
+    without the decoder's term: the "rate" of the paper's table 4, whose "distortion" is that term.
+    rmse(t) = 127.5 √(mean over images and dimensions of (x_0 - predicted x_0)²).
     """
     later = np.cumsum(summary.contributions[::-1])[::-1] - summary.contributions
     t = np.flatnonzero(summary.visits)[::-1]
@@ -64,8 +68,8 @@ def from_timestep(schedule: Schedule, t: int) -> Sampler:
     """
     if not 0 <= t < schedule.num_timesteps:
         raise UsageError(
-            f"t is {t}: the chain has the timesteps 0 (least noise) to {schedule.num_timesteps - 1}, choose one of "
-            "them."
+            f"t is {t}: the chain has the timesteps 0 (least noise) to "
+            f"{schedule.num_timesteps - 1}, choose one of them."
         )
     whole = ancestral(schedule)
     return whole._replace(rows=whole.rows[-(t + 1) :], evaluations=t + 1)
@@ -89,12 +93,14 @@ def interpolate(
     seed: int,
     show: Callable[[Any, chex.Array], chex.Array] = pixels,
 ) -> Interpolation:
-    """Goes from one image to another through the latent space at t (Ho et al. 2020, section 4.4 and figure 8).
+    """Goes from one image to another through the latent space at t (Ho et al. 2020, section 4.4 and
+    figure 8).
 
-    Both are encoded by q(x_t|x_0), x̄_t = (1-λ) x_t + λ x'_t is decoded by the reverse chain. The encoding's ε is shared
-    by the two, so that x̄_t has the noise that belongs to t at every λ (of independent ε the variance would fall to half
-    in the middle); and the chain's noise is shared by all λ, so that neighbours differ by λ alone. Large t gives varied
-    and new images, small t a blend of the two.
+    Both are encoded by q(x_t|x_0), x̄_t = (1-λ) x_t + λ x'_t is decoded by the reverse chain. The
+    encoding's ε is shared by the two, so that x̄_t has the noise that belongs to t at every λ (of
+    independent ε the variance would fall to half in the middle); and the chain's noise is shared by
+    all λ, so that neighbours differ by λ alone. Large t gives varied and new images, small t a
+    blend of the two.
 
     Args:
       make_denoiser: params -> `Denoiser`.
@@ -111,7 +117,9 @@ def interpolate(
       FailureError: an image that is not finite.
     """
     if steps < 2:
-        raise UsageError(f"The number of interpolation steps is {steps}: choose at least 2, the two ends.")
+        raise UsageError(
+            f"The number of interpolation steps is {steps}: choose at least 2, the two ends."
+        )
     chex.assert_type(pair, np.float32)
     chex.assert_shape(pair, (2, None, None, None))
     sampler = from_timestep(schedule, t)
@@ -153,10 +161,12 @@ def samples_sharing_latents(
     seed: int,
     show: Callable[[Any, chex.Array], chex.Array] = pixels,
 ) -> SharedLatents:
-    """Walks one chain and sets out anew from K of its moments, N times each (Ho et al. 2020, figure 7).
+    """Walks one chain and sets out anew from K of its moments, N times each (Ho et al. 2020, figure
+    7).
 
-    What the N samples of a row have in common is what x_t says already: nothing at t = T-1, nearly all at small t. The
-    chain is that of image 0 of the seed; the moments are evenly spaced: t = 999, 749, 499, 249 for K = 4 of T = 1000.
+    What the N samples of a row have in common is what x_t says already: nothing at t = T-1, nearly
+    all at small t. The chain is that of image 0 of the seed; the moments are evenly spaced: t =
+    999, 749, 499, 249 for K = 4 of T = 1000.
 
     Args:
       make_denoiser: params -> `Denoiser`.
@@ -174,7 +184,10 @@ def samples_sharing_latents(
     """
     num_timesteps = schedule.num_timesteps
     if not 1 <= num_latents <= num_timesteps:
-        raise UsageError(f"{num_latents} latents are asked for: the chain has {num_timesteps}, choose 1 to so many.")
+        raise UsageError(
+            f"{num_latents} latents are asked for: the chain has {num_timesteps}, choose 1 to so "
+            "many."
+        )
     walk = functools.partial(dispatch.sample, make_denoiser)
     keys = randomness.image_keys(base_key(seed), jnp.arange(1 + num_latents * num_samples))
     of_rows = keys[1:].reshape(num_latents, num_samples)
@@ -185,18 +198,25 @@ def samples_sharing_latents(
     rows = np.round(np.linspace(0, num_timesteps, num_latents + 1)).astype(int)[:-1]
     t = num_timesteps - 1 - rows
     images = [
-        walk(from_timestep(schedule, s), params, jnp.tile(x_t, (num_samples, 1, 1, 1)), row_keys).x_0
+        walk(
+            from_timestep(schedule, s), params, jnp.tile(x_t, (num_samples, 1, 1, 1)), row_keys
+        ).x_0
         for s, x_t, row_keys in zip(t, latents, of_rows, strict=True)
     ]
     drawn = _to_images(show, params, jnp.concatenate(images))
     return SharedLatents(
-        t, np.asarray(jax.jit(show)(params, latents)), drawn.reshape(num_latents, num_samples, *drawn.shape[1:])
+        t,
+        np.asarray(jax.jit(show)(params, latents)),
+        drawn.reshape(num_latents, num_samples, *drawn.shape[1:]),
     )
 
 
-def _to_images(show: Callable[[Any, chex.Array], chex.Array], params: Any, x_0: chex.Array) -> np.ndarray:
+def _to_images(
+    show: Callable[[Any, chex.Array], chex.Array], params: Any, x_0: chex.Array
+) -> np.ndarray:
     if not jnp.all(jnp.isfinite(x_0)):
         raise FailureError(
-            "An image came out as not-a-number or infinite: the weights have diverged, so use an earlier checkpoint."
+            "An image came out as not-a-number or infinite: the weights have diverged, so use an "
+            "earlier checkpoint."
         )
     return np.asarray(jax.jit(show)(params, x_0))

@@ -1,9 +1,9 @@
 """What a sampler makes of a given number of network evaluations, on data whose diffusion is known.
 
-The data are a mixture of Gaussians in the plane, the denoiser is exact, so that all error is the sampler's. Two
-measures: for every sampler the energy distance between what it draws and what it should; for one without chance also
-how far each of its points is from where the probability flow leads from the same noise. On a trained model the measure
-is the Frechet distance (`frechet`).
+The data are a mixture of Gaussians in the plane, the denoiser is exact, so that all error is the
+sampler's. Two measures: for every sampler the energy distance between what it draws and what it
+should; for one without chance also how far each of its points is from where the probability flow
+leads from the same noise. On a trained model the measure is the Frechet distance (`frechet`).
 """
 
 from typing import NamedTuple
@@ -35,11 +35,16 @@ class Errors(NamedTuple):
 
 def plane_mixture() -> GaussianMixture:
     """The data: three Gaussians of unequal weight and width within [-1, 1]²."""
-    return make_mixture([0.5, 0.3, 0.2], [[-0.6, -0.4], [0.6, -0.2], [0.1, 0.7]], [0.01, 0.03, 0.005])
+    return make_mixture(
+        [0.5, 0.3, 0.2], [[-0.6, -0.4], [0.6, -0.2], [0.1, 0.7]], [0.01, 0.03, 0.005]
+    )
 
 
-def sampler_within(name: str, chain: Chain, *, evaluations: int, spacing: str) -> tuple[int, Sampler] | None:
-    """(steps, sampler) with as many steps as `evaluations` network evaluations allow; None where not one is to be had.
+def sampler_within(
+    name: str, chain: Chain, *, evaluations: int, spacing: str
+) -> tuple[int, Sampler] | None:
+    """(steps, sampler) with as many steps as `evaluations` network evaluations allow; None where
+    not one is to be had.
 
     Raises:
       UsageError: what `make_sampler` raises.
@@ -69,13 +74,15 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 class PlaneProblem:
-    """N starting points in the plane, where the flow leads from them, and N draws of the data itself."""
+    """N starting points in the plane, where the flow leads from them, and N draws of the data
+    itself."""
 
     def __init__(self, chain: Chain, *, num_samples: int, seed: int):
         self.chain, self.mixture = chain, plane_mixture()
         key = base_key(seed)
         self._keys, self._others, of_data, of_floor = (
-            randomness.image_keys(key, jnp.arange(i * num_samples, (i + 1) * num_samples)) for i in range(4)
+            randomness.image_keys(key, jnp.arange(i * num_samples, (i + 1) * num_samples))
+            for i in range(4)
         )
         self._x_T = randomness.initial_noise(self._keys, (2,))
         self._data = np.asarray(draw(self.mixture, of_data))
@@ -95,7 +102,8 @@ class PlaneProblem:
         return energy_distance(self._floor, self._data)
 
     def errors(self, sampler: Sampler) -> Errors:
-        """Runs the sampler from the starting points; twice, with other noise on the way, to see if it has any."""
+        """Runs the sampler from the starting points; twice, with other noise on the way, to see if
+        it has any."""
         denoiser = exact_denoiser(self.mixture, sampler.schedule, variance="fixed_small")
         run = jax.jit(lambda keys: sample(denoiser, sampler, self._x_T, keys).x_0)
         x_0, again = np.asarray(run(self._keys)), np.asarray(run(self._others))

@@ -1,13 +1,16 @@
-"""What is kept of the terms of the bound while batches pass by, and the means and standard errors at the end.
+"""What is kept of the terms of the bound while batches pass by, and the means and standard errors
+at the end.
 
-A `Tally` grows by a batch at a time and is all that a stopped evaluation needs to go on; `summarize` reads it.
-Computing the terms belongs to `bound`, the rate-distortion curve to `progressive`, files to `results`. All of it is in
-float64 on the host. `estimate` serves the likelihood by the ODE too.
+A `Tally` grows by a batch at a time and is all that a stopped evaluation needs to go on;
+`summarize` reads it. Computing the terms belongs to `bound`, the rate-distortion curve to
+`progressive`, files to `results`. All of it is in float64 on the host. `estimate` serves the
+likelihood by the ODE too.
 
-Two errors are told apart. `standard_error` is over images: how far the mean of these N images lies from that of the
-distribution they come from, all randomness included; each image's own estimate is unbiased and independent of the
-others', so the spread over images says it, whatever the stride. `standard_error_draws` is that of the number as an
-estimate for these very images: how far another seed would move it. It takes two draws or more.
+Two errors are told apart. `standard_error` is over images: how far the mean of these N images lies
+from that of the distribution they come from, all randomness included; each image's own estimate is
+unbiased and independent of the others', so the spread over images says it, whatever the stride.
+`standard_error_draws` is that of the number as an estimate for these very images: how far another
+seed would move it. It takes two draws or more.
 """
 
 import math
@@ -19,7 +22,8 @@ from ddpm_jax.evaluation.bound import Strata, Terms
 
 
 class Tally(NamedTuple):
-    """Sums over N images. Of one image at one t: c draws came to this t, s is the sum of their bits, m of their mse."""
+    """Sums over N images. Of one image at one t: c draws came to this t, s is the sum of their
+    bits, m of their mse."""
 
     total: np.ndarray  # float64 [N, draws]: L_T + the sum over t, estimated by each draw
     decoder: np.ndarray  # float64 [N, draws]: the term at t = 0
@@ -41,7 +45,8 @@ class Tally(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean over images and its standard errors (see above); NaN for one that takes more images or draws."""
+    """A mean over images and its standard errors (see above); NaN for one that takes more images or
+    draws."""
 
     mean: float
     standard_error: float
@@ -49,7 +54,8 @@ class Estimate(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The bound in bits/dim: total = prior + divergences + decoder. Tables are [T], NaN where no draw came to a t."""
+    """The bound in bits/dim: total = prior + divergences + decoder. Tables are [T], NaN where no
+    draw came to a t."""
 
     num_images: int
     draws: int
@@ -62,7 +68,8 @@ class Summary(NamedTuple):
     bits_standard_error: np.ndarray  # over images
     mse: np.ndarray  # of the predicted x_0, on [-1, 1]
     mse_standard_error: np.ndarray
-    contributions: np.ndarray  # float64 [T]: what the terms at t add to the mean total, 0 where there are none
+    # float64 [T]: what the terms at t add to the mean total, 0 where there are none
+    contributions: np.ndarray
 
 
 def empty(num_timesteps: int, draws: int) -> Tally:
@@ -72,10 +79,13 @@ def empty(num_timesteps: int, draws: int) -> Tally:
 
 
 def add(tally: Tally, strata: Strata, terms: Terms) -> Tally:
-    """Adds n images, their `Terms` with a draws axis: t, bits and mse [n, draws, R], prior [n]. See `stream_terms`."""
+    """Adds n images, their `Terms` with a draws axis: t, bits and mse [n, draws, R], prior [n]. See
+    `stream_terms`."""
     num_timesteps = len(tally.c)
     bits, mse, prior = (np.asarray(x, np.float64) for x in (terms.bits, terms.mse, terms.prior))
-    c, s, m = (_by_timestep(terms.t, values, num_timesteps) for values in (np.ones_like(bits), bits, mse))
+    c, s, m = (
+        _by_timestep(terms.t, values, num_timesteps) for values in (np.ones_like(bits), bits, mse)
+    )
     sums = (c > 0), c, c * c, s, s * s, s * c, m, m * m, m * c
     return Tally(
         np.concatenate([tally.total, bits @ strata.size.astype(np.float64) + prior[:, None]]),
@@ -94,15 +104,20 @@ def merge(first: Tally, second: Tally) -> Tally:
 def _by_timestep(t: np.ndarray, values: np.ndarray, num_timesteps: int) -> np.ndarray:
     """Sums `values` [n, draws, R] by image and t: [n, T]."""
     cell = np.arange(len(t))[:, None, None] * num_timesteps + t
-    return np.bincount(cell.ravel(), values.ravel(), len(t) * num_timesteps).reshape(len(t), num_timesteps)
+    return np.bincount(cell.ravel(), values.ravel(), len(t) * num_timesteps).reshape(
+        len(t), num_timesteps
+    )
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Of [N, draws], bits/dim: the mean, its error over images, and the error that the draws make for these images."""
+    """Of [N, draws], bits/dim: the mean, its error over images, and the error that the draws make
+    for these images."""
     num_images, draws = values.shape
     per_image = values.mean(axis=1)
     error = per_image.std(ddof=1) / math.sqrt(num_images) if num_images > 1 else math.nan
-    within = math.sqrt(values.var(axis=1, ddof=1).sum() / draws) / num_images if draws > 1 else math.nan
+    within = (
+        math.sqrt(values.var(axis=1, ddof=1).sum() / draws) / num_images if draws > 1 else math.nan
+    )
     return Estimate(float(per_image.mean()), float(error), float(within))
 
 
@@ -128,11 +143,15 @@ def summarize(tally: Tally, strata: Strata) -> Summary:
     )
 
 
-def _ratio(tally: Tally, s: np.ndarray, ss: np.ndarray, sc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean per visit Σs / Σc and its standard error, the draws of one image being no independent sample of images.
+def _ratio(
+    tally: Tally, s: np.ndarray, ss: np.ndarray, sc: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean per visit Σs / Σc and its standard error, the draws of one image being no independent
+    sample of images.
 
-    The linearised variance of a ratio, Σ (s - mean c)² / (Σ c)² with the correction n / (n - 1) (Cochran 1977,
-    Sampling Techniques, section 6.4); at one visit an image it is the standard error of a mean.
+    The linearised variance of a ratio, Σ (s - mean c)² / (Σ c)² with the correction n / (n - 1)
+    (Cochran 1977, Sampling Techniques, section 6.4); at one visit an image it is the standard error
+    of a mean.
     """
     n = tally.images
     with np.errstate(divide="ignore", invalid="ignore"):  # a t that nobody came to is NaN

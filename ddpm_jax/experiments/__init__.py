@@ -1,1 +1,2 @@
-"""A config -> the parts it names: models, training, data, and trained models read from their directories."""
+"""A config -> the parts it names: models, training, data, and trained models read from their
+directories."""

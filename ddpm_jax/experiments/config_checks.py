@@ -110,7 +110,12 @@ _AT_LEAST_ZERO = (
     "checkpoint.keep_every",
     "ema.snapshot_every",
 )
-_ABOVE_ZERO = ("model.norm_eps", "optimizer.learning_rate", "optimizer.eps", "sharp.discriminator_learning_rate")
+_ABOVE_ZERO = (
+    "model.norm_eps",
+    "optimizer.learning_rate",
+    "optimizer.eps",
+    "sharp.discriminator_learning_rate",
+)
 _BELOW_ONE = (
     "model.dropout",
     "condition.label_dropout",
@@ -126,7 +131,8 @@ _BELOW_ONE = (
 
 
 _LARGEST = 2**31 - 1  # of any whole number: the step, and what is counted on a device, has 32 bits
-# What costs time or memory as soon as the network or the chain is built or traced, far above anything in use.
+# What costs time or memory as soon as the network or the chain is built or traced, far above
+# anything in use.
 _AT_MOST = {
     "data.image_size": 8192,
     "diffusion.num_timesteps": 1_000_000,
@@ -154,7 +160,8 @@ _LONGEST = {  # how many there are, and how large each may be
     "ema.decays": (16, 1),
     "ema.sigma_rels": (16, 1),
 }
-_BLOCKS = 64  # of residual blocks on the way down of a U-Net, each of which takes about a second to trace
+# of residual blocks on the way down of a U-Net, each of which takes about a second to trace
+_BLOCKS = 64
 
 
 def check_ranges(config: ConfigDict) -> None:
@@ -169,7 +176,9 @@ def check_ranges(config: ConfigDict) -> None:
             raise UsageError(f"{name} is {value}: it must be a finite number.")
     for name in ("model.ch_mult", "model.attn_resolutions"):
         if not all(isinstance(item, int) and item >= 1 for item in values[name]):
-            raise UsageError(f"{name} is {values[name]}: it must be whole numbers of at least 1, as in 1,2,2.")
+            raise UsageError(
+                f"{name} is {values[name]}: it must be whole numbers of at least 1, as in 1,2,2."
+            )
     _check_largest(values)
     for names, valid, wanted in (
         (_AT_LEAST_ONE, lambda v: v >= 1, "at least 1"),
@@ -196,13 +205,14 @@ def check_ranges(config: ConfigDict) -> None:
     steps, num_timesteps = values["train.sample_steps"], values["diffusion.num_timesteps"]
     if steps > num_timesteps:
         raise UsageError(
-            f"train.sample_steps is {steps}, more than the {num_timesteps} of diffusion.num_timesteps: "
-            f"choose 1 to {num_timesteps}."
+            f"train.sample_steps is {steps}, more than the {num_timesteps} of "
+            f"diffusion.num_timesteps: choose 1 to {num_timesteps}."
         )
 
 
 def _check_largest(values: dict[str, Any]) -> None:
-    """Refuses numbers and lists that would be worked on for minutes before anything else could be said of them."""
+    """Refuses numbers and lists that would be worked on for minutes before anything else could be
+    said of them."""
     for name, value in values.items():
         largest = _AT_MOST.get(name, _LARGEST)
         if isinstance(value, int) and name != "seed" and abs(value) > largest:
@@ -211,13 +221,14 @@ def _check_largest(values: dict[str, Any]) -> None:
         numbers = [item for item in values[name] if isinstance(item, int | float)]
         if len(values[name]) > longest or max(numbers, default=0) > largest:
             raise UsageError(
-                f"{name} is {shown(values[name])}: it must be at most {longest} numbers of up to {largest}."
+                f"{name} is {shown(values[name])}: it must be at most {longest} numbers of up to "
+                f"{largest}."
             )
     levels, blocks = len(values["model.ch_mult"]), values["model.num_res_blocks"]
     if levels * blocks > _BLOCKS:
         raise UsageError(
-            f"model.num_res_blocks is {blocks} on each of the {levels} levels of model.ch_mult: that must be at most "
-            f"{_BLOCKS} blocks in all."
+            f"model.num_res_blocks is {blocks} on each of the {levels} levels of model.ch_mult: "
+            f"that must be at most {_BLOCKS} blocks in all."
         )
 
 
@@ -225,8 +236,8 @@ def _check_objective(config: ConfigDict) -> None:
     what = choose("objective", config.objective, OBJECTIVES)
     if config.objective == "classifier" and config.condition.num_classes < 2:
         raise UsageError(
-            f"condition.num_classes is {config.condition.num_classes}, and a classifier tells classes apart: set it to "
-            "the number of classes of the data."
+            f"condition.num_classes is {config.condition.num_classes}, and a classifier tells "
+            "classes apart: set it to the number of classes of the data."
         )
     _check_unused(config, _NO_PART[config.objective], what)
     if config.objective != "first_stage":
@@ -235,26 +246,39 @@ def _check_objective(config: ConfigDict) -> None:
         _check_unused(config, [f"first_stage.{name}" for name in _OF_LATENTS], what)
         kind = config.first_stage.kind
         unused = choose("kind of first stage", kind, _NO_PART_OF_KIND)
-        _check_unused(config, [f"first_stage.{name}" for name in unused], f"a first stage of the kind {kind!r}")
+        _check_unused(
+            config,
+            [f"first_stage.{name}" for name in unused],
+            f"a first stage of the kind {kind!r}",
+        )
         if config.first_stage.codebook == "gradient":
             names = [f"first_stage.{name}" for name in _OF_AVERAGES]
             _check_unused(config, names, "a codebook that is learned by its gradient")
         if config.first_stage.scale == "pixel":
-            _check_unused(config, ["first_stage.log_scale"], "a decoder that gives a scale for each number")
+            _check_unused(
+                config, ["first_stage.log_scale"], "a decoder that gives a scale for each number"
+            )
         _check_sharp(config)
 
 
 def _check_sharp(config: ConfigDict) -> None:
     c = config.sharp
     if not c.perceptual_weight:
-        _check_unused(config, ["sharp.perceptual_file"], "a first stage without sharp.perceptual_weight")
+        _check_unused(
+            config, ["sharp.perceptual_file"], "a first stage without sharp.perceptual_weight"
+        )
     if not c.adversarial_weight:
         names = [name for name in c if name.startswith(("start_", "discriminator_"))]
-        _check_unused(config, [f"sharp.{name}" for name in names], "a first stage without sharp.adversarial_weight")
+        _check_unused(
+            config,
+            [f"sharp.{name}" for name in names],
+            "a first stage without sharp.adversarial_weight",
+        )
     elif c.start_step >= config.train.num_steps:
         raise UsageError(
-            f"sharp.start_step is {c.start_step}, but the run ends after {config.train.num_steps} steps "
-            "(train.num_steps), and the discriminator would never begin: start it sooner, or train longer."
+            f"sharp.start_step is {c.start_step}, but the run ends after {config.train.num_steps} "
+            "steps (train.num_steps), and the discriminator would never begin: start it sooner, or "
+            "train longer."
         )
 
 
@@ -262,8 +286,8 @@ def _check_network(config: ConfigDict) -> None:
     what = choose("network", config.model.name, NETWORKS)
     if config.model.name != "unet" and config.objective != "diffusion":
         raise UsageError(
-            f"model.name is {config.model.name!r}, but {OBJECTIVES[config.objective]} is made of the U-Net's blocks: "
-            "set it to 'unet'."
+            f"model.name is {config.model.name!r}, but {OBJECTIVES[config.objective]} is made of "
+            "the U-Net's blocks: set it to 'unet'."
         )
     _check_unused(config, _NO_PART_OF_NETWORK[config.model.name], what)
 
@@ -272,22 +296,30 @@ def _check_latents(config: ConfigDict, what: str) -> None:
     """Refuses fields of a first stage where it is trained already, or where there is none."""
     stage = config.first_stage
     own = [f"first_stage.{name}" for name in stage if name not in _OF_LATENTS]
-    _check_unused(config, own, f"{what} over latents, whose first stage brings its own," if stage.ckpt else what)
+    _check_unused(
+        config,
+        own,
+        f"{what} over latents, whose first stage brings its own," if stage.ckpt else what,
+    )
     if not stage.ckpt:
         _check_unused(config, [f"first_stage.{name}" for name in _OF_LATENTS], f"{what} of pixels")
     elif config.condition.low_res_factor:
         raise UsageError(
-            f"condition.low_res_factor is {config.condition.low_res_factor}, but a model over latents can be told no "
-            "image of lower resolution: set it to 0, or leave out first_stage.ckpt."
+            f"condition.low_res_factor is {config.condition.low_res_factor}, but a model over "
+            "latents can be told no image of lower resolution: set it to 0, or leave out "
+            "first_stage.ckpt."
         )
 
 
 def _check_unused(config: ConfigDict, names: Iterable[str], what: str) -> None:
-    """Refuses fields that were set though nothing reads them; a name without a dot is a whole group."""
+    """Refuses fields that were set though nothing reads them; a name without a dot is a whole
+    group."""
     values, defaults = dict(flatten(config)), dict(flatten(default_config()))
     for name, value in values.items():
         if (name in names or name.split(".")[0] in names) and value != defaults[name]:
-            raise UsageError(f"{name} is {value!r}, but {what} has none: leave it {defaults[name]!r}.")
+            raise UsageError(
+                f"{name} is {value!r}, but {what} has none: leave it {defaults[name]!r}."
+            )
 
 
 def _check_ema(config: ConfigDict) -> None:
@@ -300,22 +332,24 @@ def _check_ema(config: ConfigDict) -> None:
             raise UsageError(f"ema.{field} is {e[field]}: name every average once.")
     for decay in e.decays:
         if not (isinstance(decay, float) and 0 <= decay < 1):
-            raise UsageError(f"ema.decays has {decay!r}: every decay must be in [0, 1), as in 0.999,0.9999.")
+            raise UsageError(
+                f"ema.decays has {decay!r}: every decay must be in [0, 1), as in 0.999,0.9999."
+            )
     for width in e.sigma_rels:
         if not (isinstance(width, float) and 0 < width < WIDEST):
             raise UsageError(
-                f"ema.sigma_rels has {width!r}: every relative width must be above 0 and below {WIDEST:.4f}, where all "
-                "of the run weighs the same, as in 0.05,0.10."
+                f"ema.sigma_rels has {width!r}: every relative width must be above 0 and below "
+                f"{WIDEST:.4f}, where all of the run weighs the same, as in 0.05,0.10."
             )
     if e.snapshot_every and not e.sigma_rels:
         raise UsageError(
-            f"ema.snapshot_every is {e.snapshot_every}, but there are no averages to save: set ema.sigma_rels, to "
-            "0.05,0.10, say."
+            f"ema.snapshot_every is {e.snapshot_every}, but there are no averages to save: set "
+            "ema.sigma_rels, to 0.05,0.10, say."
         )
     if e.sigma_rels and not e.snapshot_every:
         raise UsageError(
-            f"ema.sigma_rels is {e.sigma_rels}, but no snapshots are saved of these averages: set ema.snapshot_every, "
-            "to a fiftieth of train.num_steps, say."
+            f"ema.sigma_rels is {e.sigma_rels}, but no snapshots are saved of these averages: set "
+            "ema.snapshot_every, to a fiftieth of train.num_steps, say."
         )
 
 
@@ -323,15 +357,16 @@ def _check_condition(config: ConfigDict) -> None:
     c, size = config.condition, config.data.image_size
     if c.label_dropout and not c.num_classes:
         raise UsageError(
-            f"condition.label_dropout is {c.label_dropout}, but the network is told no labels to hide: "
-            "set condition.num_classes to the number of classes of the data."
+            f"condition.label_dropout is {c.label_dropout}, but the network is told no labels to "
+            "hide: set condition.num_classes to the number of classes of the data."
         )
     if c.low_res_factor == 1:
         raise UsageError(
-            "condition.low_res_factor is 1, which tells the network the image itself: use 0 or 2 and more."
+            "condition.low_res_factor is 1, which tells the network the image itself: use 0 or 2 "
+            "and more."
         )
     if c.low_res_factor and size % c.low_res_factor:
         raise UsageError(
-            f"condition.low_res_factor is {c.low_res_factor}, which does not divide data.image_size {size}: "
-            "choose a divisor."
+            f"condition.low_res_factor is {c.low_res_factor}, which does not divide "
+            f"data.image_size {size}: choose a divisor."
         )

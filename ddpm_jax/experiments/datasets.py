@@ -1,4 +1,5 @@
-"""The data section of a config -> a source, and whether its data are those that a model was trained on."""
+"""The data section of a config -> a source, and whether its data are those that a model was trained
+on."""
 
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,11 @@ from ddpm_jax.experiments.loading import Loaded
 from ddpm_jax.files import as_path
 
 
-def load_split(data: ConfigDict, split: str, *, data_dir: str | None = None, report: Any = None) -> sources.Source:
-    """Opens a split of the config's dataset, at `data_dir` where given. Errors, and `report`: see `sources.load`."""
+def load_split(
+    data: ConfigDict, split: str, *, data_dir: str | None = None, report: Any = None
+) -> sources.Source:
+    """Opens a split of the config's dataset, at `data_dir` where given. Errors, and `report`: see
+    `sources.load`."""
     return sources.load(
         name=data.name,
         split=split,
@@ -50,12 +54,14 @@ def check_places(data: ConfigDict, *, data_dir: str | None = None, **places: Any
                 check_outside(folder, as_path(place), flag=f"--{flag}")
 
 
-def load_evaluated(loaded: Loaded, split: str, *, data_dir: str | None) -> tuple[sources.Source, dict[str, str]]:
+def load_evaluated(
+    loaded: Loaded, split: str, *, data_dir: str | None
+) -> tuple[sources.Source, dict[str, str]]:
     """Opens a split that a model is to be evaluated on.
 
     Returns:
-      The split, and what the record of a result says where it belongs to other data than those that the model was
-      trained on: {"trained_on": those}. A line on standard error says the same.
+      The split, and what the record of a result says where it belongs to other data than those that
+      the model was trained on: {"trained_on": those}. A line on standard error says the same.
 
     Raises:
       UsageError: see `sources.load` and `check_classes`.
@@ -68,14 +74,16 @@ def load_evaluated(loaded: Loaded, split: str, *, data_dir: str | None) -> tuple
         return source, {}
     if hosts.is_first():
         say(
-            f"warning: the model was trained on other data ({theirs}) than those it is evaluated on ({ours}); the "
-            "record says so.",
+            f"warning: the model was trained on other data ({theirs}) than those it is evaluated "
+            f"on ({ours}); the record says so.",
             file=sys.stderr,
         )
     return source, {"trained_on": theirs}
 
 
-def check_classes(source: sources.Source, config: ConfigDict, *, split: str, class_names: Sequence[str] = ()) -> None:
+def check_classes(
+    source: sources.Source, config: ConfigDict, *, split: str, class_names: Sequence[str] = ()
+) -> None:
     """Refuses a split whose labels are not those that the config's network is told.
 
     Args:
@@ -89,12 +97,14 @@ def check_classes(source: sources.Source, config: ConfigDict, *, split: str, cla
         has = f"has {found} classes" if found else "has no labels"
         remedy = f"{found}" if found else "0"
         raise UsageError(
-            f"Split {split!r} of dataset {config.data.name!r} {has}, but condition.num_classes is {wanted}: "
-            f"train with condition.num_classes={remedy}, or choose data with {wanted} classes."
+            f"Split {split!r} of dataset {config.data.name!r} {has}, but condition.num_classes is "
+            f"{wanted}: train with condition.num_classes={remedy}, or choose data with {wanted} "
+            "classes."
         )
     names = about(source).class_names
     if wanted and class_names and names != tuple(class_names):
         raise UsageError(
-            f"Split {split!r} of dataset {config.data.name!r} has the classes {shortened(names)}, but the model was "
-            f"trained with {shortened(class_names)}: choose data with the same classes."
+            f"Split {split!r} of dataset {config.data.name!r} has the classes {shortened(names)}, "
+            f"but the model was trained with {shortened(class_names)}: choose data with the same "
+            "classes."
         )

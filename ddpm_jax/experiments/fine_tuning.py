@@ -55,7 +55,8 @@ class Beginning(NamedTuple):
 def find_beginning(
     experiment: Experiment, workdir: pathlib.Path, settings: dict[str, Any] | None
 ) -> tuple[Beginning | None, dict[str, Any] | None]:
-    """Returns (what `init_from` names, its record); nothing is read for a run that has checkpoints of its own.
+    """Returns (what `init_from` names, its record); nothing is read for a run that has checkpoints
+    of its own.
 
     Args:
       experiment: of the new run.
@@ -63,8 +64,8 @@ def find_beginning(
       settings: those that the run was begun with (`load.settings_of`), None where there are none.
 
     Raises:
-      UsageError: there is no such run or step, it is one of another kind, architecture or first stage, or has changed
-        since this run was begun from it.
+      UsageError: there is no such run or step, it is one of another kind, architecture or first
+        stage, or has changed since this run was begun from it.
       FailureError: its files are damaged.
     """
     config = experiment.config
@@ -77,7 +78,10 @@ def find_beginning(
         return None, None
     try:
         loaded = load_any(
-            config.init_from, config.objective, step=config.init_from_step, raw_weights=config.init_from_raw
+            config.init_from,
+            config.objective,
+            step=config.init_from_step,
+            raw_weights=config.init_from_raw,
         )
         _check_kind(loaded, experiment)
         params = loaded.params if loaded.experiment.first is None else loaded.params.params
@@ -94,8 +98,8 @@ def find_beginning(
     if before is not None and before["sha256"] != loaded.sha256:
         raise UsageError(
             f"init_from: {config.init_from} has changed since this run was begun from it (SHA-256 "
-            f"{before['sha256'][:12]} then, {loaded.sha256[:12]} now): give init_from_step={before['step']}, or "
-            "another --workdir."
+            f"{before['sha256'][:12]} then, {loaded.sha256[:12]} now): give "
+            f"init_from_step={before['step']}, or another --workdir."
         )
     notes = [f"{name} is initialized, because the classes differ" for name in fresh]
     differing = _differing(loaded.experiment.config, config)
@@ -109,8 +113,8 @@ def _check_kind(loaded: Loaded, experiment: Experiment) -> None:
     if (ours is None) != (theirs is None) or (ours is not None and ours.sha256 != theirs.sha256):
         here = "pixels" if ours is None else f"latents of the first stage {ours.sha256[:12]}"
         raise UsageError(
-            f"{experiment.config.init_from} holds a model of {latents_of(loaded)}, and this config is of one of "
-            f"{here}: give first_stage.ckpt as that run has it."
+            f"{experiment.config.init_from} holds a model of {latents_of(loaded)}, and this config "
+            f"is of one of {here}: give first_stage.ckpt as that run has it."
         )
 
 
@@ -123,9 +127,12 @@ def _frozen(loaded: Loaded, config: ConfigDict) -> Frozen | None:
 
 
 def _differing(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
-    """The fields that change what the same weights compute: "model.num_heads is 1 there and 2 here"."""
+    """The fields that change what the same weights compute: "model.num_heads is 1 there and 2
+    here"."""
     there, here = (dict(configs.flatten(configs.to_dict(config))) for config in (theirs, ours))
     names = [
-        name for name in here if name.startswith(_GROUPS) and name not in _OF_TRAINING and here[name] != there.get(name)
+        name
+        for name in here
+        if name.startswith(_GROUPS) and name not in _OF_TRAINING and here[name] != there.get(name)
     ]
     return [f"{name} is {there.get(name)!r} there and {here[name]!r} here" for name in names]

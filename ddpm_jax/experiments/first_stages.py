@@ -1,4 +1,5 @@
-"""Config -> the parts of a first stage: its network, what the network's numbers mean, its objective."""
+"""Config -> the parts of a first stage: its network, what the network's numbers mean, its
+objective."""
 
 from typing import Any
 
@@ -13,7 +14,8 @@ from ddpm_jax.variational.first_stage import LOG_SCALE, SCALES, FirstStage
 from ddpm_jax.variational.latent_space import LatentSpace
 from ddpm_jax.variational.observation import FAMILIES
 
-_NOT_OURS = ("name", "scale_shift_norm", "time_embedding")  # fields of config.model: there is no choice and no time
+# fields of config.model: there is no choice and no time
+_NOT_OURS = ("name", "scale_shift_norm", "time_embedding")
 
 
 def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
@@ -27,16 +29,18 @@ def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
     choose("scale of a decoder", stage.scale, SCALES)
     if not family.scaled and (stage.scale, stage.log_scale) != ("shared", 0.0):
         raise UsageError(
-            f"first_stage.scale is {stage.scale!r} and log_scale {stage.log_scale}, but a {stage.family} decoder has "
-            "no scale: leave them as they are by default."
+            f"first_stage.scale is {stage.scale!r} and log_scale {stage.log_scale}, but a "
+            f"{stage.family} decoder has no scale: leave them as they are by default."
         )
     least, most = LOG_SCALE
     if not least < stage.log_scale < most:
         raise UsageError(
-            f"first_stage.log_scale is {stage.log_scale}: it must be between {least:g} and {most:g}, beyond which log "
-            "scales are clipped."
+            f"first_stage.log_scale is {stage.log_scale}: it must be between {least:g} and "
+            f"{most:g}, beyond which log scales are clipped."
         )
-    fields = {name: value for name, value in config.model.to_dict().items() if name not in _NOT_OURS}
+    fields = {
+        name: value for name, value in config.model.to_dict().items() if name not in _NOT_OURS
+    }
     network = Autoencoder(
         **fields
         | {
@@ -47,7 +51,9 @@ def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
             "moments": stage.kind == "vae",
             "num_codes": stage.num_codes if stage.kind == "vq" else 0,
             "out_channels": 2 * channels if family.scaled and stage.scale == "pixel" else channels,
-            "shared_log_scale": stage.log_scale if family.scaled and stage.scale == "shared" else None,
+            "shared_log_scale": stage.log_scale
+            if family.scaled and stage.scale == "shared"
+            else None,
         }
     )
     check_autoencoder(network, height=size, width=size)
@@ -75,14 +81,19 @@ def make_first_stage(config: ConfigDict, network: Autoencoder) -> FirstStage:
     )
 
 
-def make_latent_space(stage: FirstStage, network: Autoencoder, image_shape: tuple[int, int, int]) -> LatentSpace:
+def make_latent_space(
+    stage: FirstStage, network: Autoencoder, image_shape: tuple[int, int, int]
+) -> LatentSpace:
     """The latents of images of a size that `check_encodes` lets pass."""
     height, width, _ = image_shape
-    return LatentSpace(stage, (height // network.factor, width // network.factor, network.latent_channels))
+    return LatentSpace(
+        stage, (height // network.factor, width // network.factor, network.latent_channels)
+    )
 
 
 def check_encodes(network: Autoencoder, image_shape: tuple[int, int, int], directory: str) -> None:
-    """Refuses images that the first stage of `directory` cannot encode; they may be larger or smaller than its own.
+    """Refuses images that the first stage of `directory` cannot encode; they may be larger or
+    smaller than its own.
 
     Raises:
       UsageError: another number of channels, or a size that is no multiple of its factor.
@@ -95,8 +106,8 @@ def check_encodes(network: Autoencoder, image_shape: tuple[int, int, int], direc
         )
     if size % network.factor:
         raise UsageError(
-            f"data.image_size is {size}, which the factor {network.factor} of the first stage of {directory} does not "
-            f"divide: choose a multiple of {network.factor}."
+            f"data.image_size is {size}, which the factor {network.factor} of the first stage of "
+            f"{directory} does not divide: choose a multiple of {network.factor}."
         )
 
 
@@ -106,7 +117,9 @@ def make_objective(config: ConfigDict, network: Autoencoder) -> Objective:
     Raises:
       UsageError: an unknown way to learn a codebook.
     """
-    options = FirstStageOptions(**{name: config.first_stage[name] for name in FirstStageOptions._fields})
+    options = FirstStageOptions(
+        **{name: config.first_stage[name] for name in FirstStageOptions._fields}
+    )
     return first_stage_objective(
         make_first_stage(config, network),
         options,

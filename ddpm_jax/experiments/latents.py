@@ -1,4 +1,5 @@
-"""What training over latents needs before its first step: the first stage, the scale of its latents, those kept.
+"""What training over latents needs before its first step: the first stage, the scale of its
+latents, those kept.
 
 From then on the first stage is in the run's checkpoints, and the run needs its directory no more.
 """
@@ -21,23 +22,26 @@ from ddpm_jax.randomness import base_key, scale_key
 from ddpm_jax.training import latent_cache
 from ddpm_jax.variational.latent_space import Frozen
 
-SAMPLE = 4096  # training images that the scale is measured on: the standard error of it is below 1 %
+# training images that the scale is measured on: the standard error of it is below 1 %
+SAMPLE = 4096
 
 
 def find_first_stage(
     config: ConfigDict, workdir: pathlib.Path, settings: dict[str, Any] | None
 ) -> tuple[First | None, Any]:
-    """The first stage that `first_stage.ckpt` names and its parameters; None and None where it names none.
+    """The first stage that `first_stage.ckpt` names and its parameters; None and None where it
+    names none.
 
     Args:
       config: of the run.
       workdir: its directory.
-      settings: those that the run was begun with, of `load.settings_of`; None where there is no file of them. A run
-        that has begun goes on without the directory, or with an empty one: then there are no parameters, they are in
-        its checkpoints.
+      settings: those that the run was begun with, of `load.settings_of`; None where there is no
+        file of them. A run that has begun goes on without the directory, or with an empty one: then
+        there are no parameters, they are in its checkpoints.
 
     Raises:
-      UsageError: there is no such directory, it holds no first stage, or another one than the run was begun with.
+      UsageError: there is no such directory, it holds no first stage, or another one than the run
+        was begun with.
     """
     directory = config.first_stage.ckpt
     if not directory:
@@ -49,8 +53,8 @@ def find_first_stage(
         return begun, None
     if not is_folder(as_path(directory)):
         raise UsageError(
-            f"first_stage.ckpt is {directory}, and there is no such directory: train a first stage, with "
-            "--config configs/vae_digits.py, say, and name its --workdir."
+            f"first_stage.ckpt is {directory}, and there is no such directory: train a first "
+            "stage, with --config configs/vae_digits.py, say, and name its --workdir."
         )
     try:
         loaded = load_first_stage(directory)
@@ -60,19 +64,24 @@ def find_first_stage(
     if begun is not None and begun.sha256 != found.sha256:
         raise UsageError(
             f"first_stage.ckpt: {directory} has changed since this run was begun with it (SHA-256 "
-            f"{begun.sha256[:12]} then, {found.sha256[:12]} now): to go on with the one that is in the run's "
-            "checkpoints, give the run's own directory as --config.first_stage.ckpt; for the new one, another "
-            "--workdir."
+            f"{begun.sha256[:12]} then, {found.sha256[:12]} now): to go on with the one that is in "
+            "the run's checkpoints, give the run's own directory as --config.first_stage.ckpt; for "
+            "the new one, another --workdir."
         )
     return begun or found, loaded.params
 
 
 def freeze(experiment: Experiment, params: Any, source: Source) -> Frozen:
-    """The first stage as the run will keep it, with the scale that the config says, or that training images have."""
+    """The first stage as the run will keep it, with the scale that the config says, or that
+    training images have."""
     scale = experiment.config.first_stage.latent_scale
     if not scale:
         scale = latent_cache.measure_scale(
-            experiment.latents, params, source, key=scale_key(base_key(experiment.config.seed)), num_images=SAMPLE
+            experiment.latents,
+            params,
+            source,
+            key=scale_key(base_key(experiment.config.seed)),
+            num_images=SAMPLE,
         )
     return Frozen(params, jnp.float32(scale))
 
@@ -80,12 +89,14 @@ def freeze(experiment: Experiment, params: Any, source: Source) -> Frozen:
 def kept_latents(
     experiment: Experiment, frozen: Frozen, source: Source, *, whole: Callable[[Any], Any]
 ) -> Source | latent_cache.CachedLatents:
-    """`source` itself, or with `first_stage.cache` what its images were encoded to, once, and kept there.
+    """`source` itself, or with `first_stage.cache` what its images were encoded to, once, and kept
+    there.
 
     `whole` lays a part of the state out on every device: `Parallelism.whole`.
 
     Raises:
-      UsageError: the directory holds latents of something else, or is one of a bucket, or not shared by the processes.
+      UsageError: the directory holds latents of something else, or is one of a bucket, or not
+        shared by the processes.
       FailureError: it cannot be written.
     """
     directory = experiment.config.first_stage.cache
@@ -93,8 +104,8 @@ def kept_latents(
         return source
     if is_remote(as_path(directory)):
         raise UsageError(
-            f"first_stage.cache is {directory}, but latents are read from a disk at every step: name a directory of "
-            "this machine."
+            f"first_stage.cache is {directory}, but latents are read from a disk at every step: "
+            "name a directory of this machine."
         )
     return latent_cache.cached(
         as_path(directory),

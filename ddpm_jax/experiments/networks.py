@@ -58,12 +58,18 @@ def _size(dit: ConfigDict) -> Size:
     Raises:
       UsageError: an unknown size, or fields set beside one that says them.
     """
-    own, default = (Size(**{field: group[field] for field in Size._fields}) for group in (dit, default_config().dit))
+    own, default = (
+        Size(**{field: group[field] for field in Size._fields})
+        for group in (dit, default_config().dit)
+    )
     size = choose("size of a transformer", dit.size, {**SIZES, CUSTOM: own})
     if dit.size != CUSTOM and own != default:
-        field = next(field for field in Size._fields if getattr(own, field) != getattr(default, field))
+        field = next(
+            field for field in Size._fields if getattr(own, field) != getattr(default, field)
+        )
         raise UsageError(
-            f"dit.{field} is {getattr(own, field)}, but that of the size {dit.size!r} is {getattr(size, field)}: set "
-            f"dit.size to {CUSTOM!r} too, or leave dit.{field} {getattr(default, field)}."
+            f"dit.{field} is {getattr(own, field)}, but that of the size {dit.size!r} is "
+            f"{getattr(size, field)}: set dit.size to {CUSTOM!r} too, or leave dit.{field} "
+            f"{getattr(default, field)}."
         )
     return size

@@ -1,4 +1,5 @@
-"""Config -> what makes reconstructions of a first stage sharp: perceptual distance, discriminator, its optimiser.
+"""Config -> what makes reconstructions of a first stage sharp: perceptual distance, discriminator,
+its optimiser.
 
 The distance's weights come from a file of the user's, once: then they are in the run's checkpoints.
 """
@@ -14,10 +15,10 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import UsageError
-from ddpm_jax.evaluation.results import weights_digest
 from ddpm_jax.interop.lpips import lpips_shapes, read_lpips
 from ddpm_jax.models.discriminator import Discriminator, check_discriminator
 from ddpm_jax.models.lpips import Lpips, check_lpips
+from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import DISCRIMINATOR_INIT
 from ddpm_jax.training.optimizer import for_players, make_learning_rate, make_optimizer
 from ddpm_jax.training.sharpness import DISCRIMINATOR, Sharpness
@@ -37,7 +38,8 @@ def check(config: ConfigDict) -> None:
 
 
 def make_sharpness(config: ConfigDict, dtype: DTypeLike) -> Sharpness:
-    """The terms that the config asks for; the discriminator computes in `dtype`, the distance in float32."""
+    """The terms that the config asks for; the discriminator computes in `dtype`, the distance in
+    float32."""
     lpips, discriminator = Lpips(), _discriminator(config, dtype)
     return Sharpness(
         perceptual_weight=config.sharp.perceptual_weight,
@@ -53,11 +55,14 @@ def _discriminator(config: ConfigDict, dtype: DTypeLike = jnp.float32) -> Discri
 
 
 def with_discriminator(config: ConfigDict, params: Any, key: jax.Array) -> Any:
-    """What is trained: `params`, and beside them those of the discriminator, if the config asks for one."""
+    """What is trained: `params`, and beside them those of the discriminator, if the config asks for
+    one."""
     if not config.sharp.adversarial_weight:
         return params
     image = jnp.zeros((1, config.data.image_size, config.data.image_size, config.data.channels))
-    drawn = _discriminator(config).init(jax.random.fold_in(key, DISCRIMINATOR_INIT), image)["params"]
+    drawn = _discriminator(config).init(jax.random.fold_in(key, DISCRIMINATOR_INIT), image)[
+        "params"
+    ]
     return {**params, DISCRIMINATOR: drawn}
 
 
@@ -66,7 +71,9 @@ def frozen_shapes(config: ConfigDict) -> Any:
     if not config.sharp.perceptual_weight:
         return None
     shapes = lpips_shapes(Lpips())
-    return unflatten_dict({path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()})
+    return unflatten_dict(
+        {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    )
 
 
 def read_frozen(config: ConfigDict) -> Any:
@@ -75,13 +82,15 @@ def read_frozen(config: ConfigDict) -> Any:
     All processes call it together.
 
     Raises:
-      UsageError: no file is named, or as `interop.lpips.read_lpips`, or the processes' files differ.
+      UsageError: no file is named, or as `interop.lpips.read_lpips`, or the processes' files
+        differ.
     """
     if not config.sharp.perceptual_weight:
         return None
     if not config.sharp.perceptual_file:
         raise UsageError(
-            "sharp.perceptual_weight is set, but not the file with the weights of the distance: give "
+            "sharp.perceptual_weight is set, but not the file with the weights of the distance: "
+            "give "
             '--config.sharp.perceptual_file=FILE (docs/first_stages.md, "Sharp reconstructions", says how to make it), '
             "or --config.sharp.perceptual_weight=0 to train without it."
         )
@@ -90,8 +99,11 @@ def read_frozen(config: ConfigDict) -> Any:
     return weights
 
 
-def make_players(config: ConfigDict, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The optimiser of autoencoder and discriminator, each with its own; `optimizer` if there is no discriminator.
+def make_players(
+    config: ConfigDict, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """The optimiser of autoencoder and discriminator, each with its own; `optimizer` if there is no
+    discriminator.
 
     The discriminator's is Adam, with the warm-up and the decay of the autoencoder's.
 
@@ -103,12 +115,15 @@ def make_players(config: ConfigDict, optimizer: optax.GradientTransformation) ->
         return optimizer
     if o.clip_norm and o.clip_scope == "replica":
         raise UsageError(
-            "optimizer.clip_scope is 'replica', which clips the gradient of both players by one norm on each device: "
-            "with sharp.adversarial_weight set optimizer.clip_scope=average, which clips each player's by its own, or "
-            "optimizer.clip_norm=0 for no clipping."
+            "optimizer.clip_scope is 'replica', which clips the gradient of both players by one "
+            "norm on each device: with sharp.adversarial_weight set optimizer.clip_scope=average, "
+            "which clips each player's by its own, or optimizer.clip_norm=0 for no clipping."
         )
     rate = make_learning_rate(
-        c.discriminator_learning_rate, warmup_steps=o.warmup_steps, decay=o.decay, num_steps=config.train.num_steps
+        c.discriminator_learning_rate,
+        warmup_steps=o.warmup_steps,
+        decay=o.decay,
+        num_steps=config.train.num_steps,
     )
     critic = make_optimizer("adam", rate, b1=c.discriminator_b1, b2=c.discriminator_b2, eps=o.eps)
     return for_players({DISCRIMINATOR: critic}, optimizer, clip_norm=o.clip_norm)

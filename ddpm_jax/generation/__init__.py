@@ -1,1 +1,2 @@
-"""Images from a trained model: made on all devices in dispatches of half a second, and stored as shards."""
+"""Images from a trained model: made on all devices in dispatches of half a second, and stored as
+shards."""

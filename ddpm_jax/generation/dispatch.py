@@ -1,9 +1,11 @@
-"""Long computations in dispatches of bounded time, between which the host looks at signals, time limits and progress.
+"""Long computations in dispatches of bounded time, between which the host looks at signals, time
+limits and progress.
 
-A chain of a thousand network evaluations as one program keeps the host waiting for minutes, deaf to Ctrl-C. Here such a
-computation is a program that does the rows first..last-1 of it, its bounds being arguments; how many rows a dispatch
-does is measured, so that it takes about `SECONDS` on any device. What a row is, is the caller's: a row of a sampler's
-table, a timestep of the bound, a step of an ODE's solver.
+A chain of a thousand network evaluations as one program keeps the host waiting for minutes, deaf to
+Ctrl-C. Here such a computation is a program that does the rows first..last-1 of it, its bounds
+being arguments; how many rows a dispatch does is measured, so that it takes about `SECONDS` on any
+device. What a row is, is the caller's: a row of a sampler's table, a timestep of the bound, a step
+of an ODE's solver.
 """
 
 import collections
@@ -15,14 +17,15 @@ import chex
 import jax
 import numpy as np
 
-from ddpm_jax import interrupt
 from ddpm_jax.diffusion.parameterization import Denoiser
+from ddpm_jax.distributed import interrupt
 from ddpm_jax.samplers import loop
 from ddpm_jax.samplers.loop import Sampler
 
 SECONDS = 0.5  # of a dispatch, about; two are in flight, so that a signal is seen within a second
 AHEAD = 2  # dispatches in flight: the device never waits for the host
-GROWTH = 4  # at most, from one dispatch to the next: the first is one row, of a time that nobody knows
+# at most, from one dispatch to the next: the first is one row, of a time that nobody knows
+GROWTH = 4
 PARTS = 250  # dispatches of processes that must all make as many, whatever the time they take
 
 
@@ -37,7 +40,8 @@ def unwatched(done: int, total: int) -> None:
 
 
 class Pace:
-    """How many rows the next dispatch does: as many as take `SECONDS`, by the time of those before."""
+    """How many rows the next dispatch does: as many as take `SECONDS`, by the time of those
+    before."""
 
     def __init__(self) -> None:
         self.rows = 1
@@ -57,7 +61,8 @@ def sample(
     *,
     num_frames: int = 0,
 ) -> loop.Samples:
-    """`samplers.loop.sample` of one batch on one device, in dispatches; `params` are those of `make_denoiser`.
+    """`samplers.loop.sample` of one batch on one device, in dispatches; `params` are those of
+    `make_denoiser`.
 
     Raises:
       UsageError: `num_frames` not of this chain.
@@ -87,14 +92,17 @@ def walk(
     watch: Watch = unwatched,
     together: bool = False,
 ) -> Any:
-    """Does the rows 0..total-1 in dispatches, or fewer; returns the last carry, which may still be on its way.
+    """Does the rows 0..total-1 in dispatches, or fewer; returns the last carry, which may still be
+    on its way.
 
     Args:
-      advance: (carry, first, last) -> (the carry after these rows, bool [...]: whether nothing is left to do, which on
-        all devices ends the walk before the last row). It dispatches and returns; the carry's buffers may be donated.
+      advance: (carry, first, last) -> (the carry after these rows, bool [...]: whether nothing is
+        left to do, which on all devices ends the walk before the last row). It dispatches and
+        returns; the carry's buffers may be donated.
       carry: before the first row.
       total: at least 1.
-      pace: kept by the caller, so that the next computation of the kind begins as fast as this one ended.
+      pace: kept by the caller, so that the next computation of the kind begins as fast as this one
+        ended.
       watch: see `Watch`.
       together: all processes of a run walk alike and stop alike: they make the same dispatches.
 

@@ -1,1 +1,2 @@
-"""Other projects' parameters <-> ours, as NumPy arrays. No PyTorch and no TensorFlow is imported here."""
+"""Other projects' parameters <-> ours, as NumPy arrays. No PyTorch and no TensorFlow is imported
+here."""

@@ -1,12 +1,16 @@
-"""A first stage's weights as Hugging Face diffusers' `AutoencoderKL` and `VQModel` name and lay them out.
+"""A first stage's weights as Hugging Face diffusers' `AutoencoderKL` and `VQModel` name and lay
+them out.
 
-An `Autoencoder` is their `AutoencoderKL` with `moments`, their `VQModel` with `num_codes`. Theirs has
-  `block_out_channels` for ch times each of ch_mult, whose first is 1, and `layers_per_block` for `num_res_blocks`;
-  `AttnDownEncoderBlock2D` and `AttnUpDecoderBlock2D` at the levels in `attn_resolutions`, `DownEncoderBlock2D` and
+An `Autoencoder` is their `AutoencoderKL` with `moments`, their `VQModel` with `num_codes`. Theirs
+has
+  `block_out_channels` for ch times each of ch_mult, whose first is 1, and `layers_per_block` for
+  `num_res_blocks`; `AttnDownEncoderBlock2D` and `AttnUpDecoderBlock2D` at the levels in
+  `attn_resolutions`, `DownEncoderBlock2D` and
     `UpDecoderBlock2D` at the others; attention of one head;
   `latent_channels`, `num_vq_embeddings` for `num_codes`, and a `vq_embed_dim` that is unset;
   `norm_eps` 1e-6 and `downsample_padding` "end", which are our defaults.
-The parameter `log_scale` is none of theirs: it is left out on the way there, and starts anew on the way back.
+The parameter `log_scale` is none of theirs: it is left out on the way there, and starts anew on the
+way back.
 """
 
 from collections.abc import Mapping
@@ -22,24 +26,30 @@ from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.randomness import base_key
 
-TOP = {"quant": "quant_conv", "post_quant": "post_quant_conv"}  # ours -> theirs, beside encoder and decoder
+# ours -> theirs, beside encoder and decoder
+TOP = {"quant": "quant_conv", "post_quant": "post_quant_conv"}
 CODEBOOK = "quantize.embedding.weight"
 LOG_SCALE = "log_scale"
 
 
-def autoencoder_params_from_diffusers(state_dict: Mapping[str, np.ndarray], model: Autoencoder) -> dict[str, Any]:
-    """Reads a diffusers `AutoencoderKL` or `VQModel` state dict into the parameters of a first stage.
+def autoencoder_params_from_diffusers(
+    state_dict: Mapping[str, np.ndarray], model: Autoencoder
+) -> dict[str, Any]:
+    """Reads a diffusers `AutoencoderKL` or `VQModel` state dict into the parameters of a first
+    stage.
 
     Args:
-      state_dict: name -> array; convolutions [out, in, height, width], linear maps [out, in]. Attention may have its
-        old names (query, key, value, proj_attn) or its new ones (to_q, to_k, to_v, to_out.0).
+      state_dict: name -> array; convolutions [out, in, height, width], linear maps [out, in].
+        Attention may have its old names (query, key, value, proj_attn) or its new ones (to_q, to_k,
+        to_v, to_out.0).
       model: the network whose fields match the checkpoint.
 
     Returns:
       params, nested, float32: `model.apply({"params": params}, x, method="encode")`.
 
     Raises:
-      UsageError: a tensor is missing, is left over, has another shape than the network's, or is none of weights.
+      UsageError: a tensor is missing, is left over, has another shape than the network's, or is
+        none of weights.
     """
     state_dict = {new_name(name): value for name, value in state_dict.items()}
     shapes = _shapes(model)
@@ -51,7 +61,11 @@ def autoencoder_params_from_diffusers(state_dict: Mapping[str, np.ndarray], mode
         SOURCE,
         network="first stage",
     )
-    return params if model.shared_log_scale is None else params | {LOG_SCALE: np.float32(model.shared_log_scale)}
+    return (
+        params
+        if model.shared_log_scale is None
+        else params | {LOG_SCALE: np.float32(model.shared_log_scale)}
+    )
 
 
 def autoencoder_params_to_diffusers(params: Params, model: Autoencoder) -> dict[str, np.ndarray]:

@@ -1,16 +1,18 @@
-"""The U-Net's weights as Hugging Face diffusers' `UNet2DModel` names and lays them out (the google/ddpm-* checkpoints).
+"""The U-Net's weights as Hugging Face diffusers' `UNet2DModel` names and lays them out (the
+google/ddpm-* checkpoints).
 
-Those networks have `attention_head_dim: null`, `downsample_padding: 0`, `norm_eps: 1e-6`, `flip_sin_to_cos: false` and
-`freq_shift: 1`, which are our U-Net's defaults; with any other setting the weights mean a different network. Ours has
+Those networks have `attention_head_dim: null`, `downsample_padding: 0`, `norm_eps: 1e-6`,
+`flip_sin_to_cos: false` and `freq_shift: 1`, which are our U-Net's defaults; with any other setting
+the weights mean a different network. Ours has
   `norm_eps`;
   `downsample_padding` "end" for 0, "both" for 1;
-  `time_embedding` "sin_cos" for `flip_sin_to_cos: false` and `freq_shift: 1`, "cos_sin" for `true` and `0`;
-  `scale_shift_norm` for `resnet_time_scale_shift: scale_shift`, if `attn_norm_num_groups` is 32;
-  `num_heads`, where `attention_head_dim` is the channels of each;
-  `num_classes` K for `num_class_embeds: K + 1`, if the last class was trained as the null class;
-  `low_res_channels`, if the last of their `in_channels` are those of a low-resolution image.
-NumPy arrays in and out, as `safetensors.numpy.load_file` and `save_file` have them. The names and layouts of their
-blocks are here for `first_stage.py` too.
+  `time_embedding` "sin_cos" for `flip_sin_to_cos: false` and `freq_shift: 1`, "cos_sin" for `true`
+  and `0`; `scale_shift_norm` for `resnet_time_scale_shift: scale_shift`, if `attn_norm_num_groups`
+  is 32; `num_heads`, where `attention_head_dim` is the channels of each; `num_classes` K for
+  `num_class_embeds: K + 1`, if the last class was trained as the null class; `low_res_channels`, if
+  the last of their `in_channels` are those of a low-resolution image.
+NumPy arrays in and out, as `safetensors.numpy.load_file` and `save_file` have them. The names and
+layouts of their blocks are here for `first_stage.py` too.
 """
 
 import re
@@ -33,7 +35,8 @@ MODULES = {  # ours -> theirs, for the layers within a block
     "v": "to_v",
     "proj_out": "to_out.0",
 }
-OLD_MODULES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.15
+# before diffusers 0.15
+OLD_MODULES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 TOP = {
     "class_embedding": "class_embedding",
     "temb_dense0": "time_embedding.linear_1",
@@ -53,32 +56,41 @@ def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet)
     """Reads a diffusers `UNet2DModel` state dict into the parameters of a network.
 
     Args:
-      state_dict: name -> array; convolutions [out, in, height, width], linear maps [out, in]. Attention may have its
-        old names (query, key, value, proj_attn) or its new ones (to_q, to_k, to_v, to_out.0).
+      state_dict: name -> array; convolutions [out, in, height, width], linear maps [out, in].
+        Attention may have its old names (query, key, value, proj_attn) or its new ones (to_q, to_k,
+        to_v, to_out.0).
       unet: the network whose fields match the checkpoint.
 
     Returns:
       params, nested, float32: `unet.apply({"params": params}, x, t)`.
 
     Raises:
-      UsageError: a tensor is missing, is left over, has another shape than the network's, or is none of weights.
+      UsageError: a tensor is missing, is left over, has another shape than the network's, or is
+        none of weights.
     """
     state_dict = {new_name(name): value for name, value in state_dict.items()}
     first = state_dict.get("conv_in.weight")
-    in_channels = 3 if first is None else first.shape[1]  # a missing conv_in is reported with the others
+    # a missing conv_in is reported with the others
+    in_channels = 3 if first is None else first.shape[1]
     shapes = unet_shapes(unet, in_channels)
-    return rename_from(state_dict, shapes, lambda path: tensor_name(path, len(unet.ch_mult)), from_torch, SOURCE)
+    return rename_from(
+        state_dict, shapes, lambda path: tensor_name(path, len(unet.ch_mult)), from_torch, SOURCE
+    )
 
 
 def unet_params_to_diffusers(params: Params, unet: UNet) -> dict[str, np.ndarray]:
-    """Returns the parameters of a network as a diffusers `UNet2DModel` state dict (new names), float32."""
+    """Returns the parameters of a network as a diffusers `UNet2DModel` state dict (new names),
+    float32."""
     return rename_to(params, lambda path: tensor_name(path, len(unet.ch_mult)), to_torch)
 
 
 def tensor_name(path: Path, num_levels: int) -> str:
     """Returns their name of the parameter at a path of a network of so many levels."""
     *modules, leaf = path
-    names = [_block_name(modules[0], num_levels), *(MODULES.get(module, module) for module in modules[1:])]
+    names = [
+        _block_name(modules[0], num_levels),
+        *(MODULES.get(module, module) for module in modules[1:]),
+    ]
     return ".".join([*names, "bias" if leaf == "bias" else "weight"])
 
 
@@ -93,8 +105,11 @@ def _block_name(block: str, num_levels: int) -> str:
 
 
 def new_name(name: str) -> str:
-    """Returns the name that diffusers gives today to a tensor of an old file; others stay as they are."""
-    return re.sub(r"\.(query|key|value|proj_attn)\.", lambda old: f".{OLD_MODULES[old.group(1)]}.", name)
+    """Returns the name that diffusers gives today to a tensor of an old file; others stay as they
+    are."""
+    return re.sub(
+        r"\.(query|key|value|proj_attn)\.", lambda old: f".{OLD_MODULES[old.group(1)]}.", name
+    )
 
 
 def from_torch(path: Path, value: np.ndarray) -> np.ndarray:

@@ -1,13 +1,16 @@
-"""The Diffusion Transformer's weights as Hugging Face diffusers' `DiTTransformer2DModel` names and lays them out.
+"""The Diffusion Transformer's weights as Hugging Face diffusers' `DiTTransformer2DModel` names and
+lays them out.
 
 A `DiT` with classes is their network with
-  `attention_head_dim` hidden_size / num_heads, `num_layers` for depth, and `norm_eps` 1e-6 (theirs starts from 1e-5);
-  `num_embeds_ada_norm` for num_classes: their table of labels too has the null class as its last row;
-  `in_channels` the image's, and those of a low-resolution image after them;
-  `time_embedding` "cos_sin_inclusive". The weights that the authors published were trained with "cos_sin", which
+  `attention_head_dim` hidden_size / num_heads, `num_layers` for depth, and `norm_eps` 1e-6 (theirs
+  starts from 1e-5); `num_embeds_ada_norm` for num_classes: their table of labels too has the null
+  class as its last row; `in_channels` the image's, and those of a low-resolution image after them;
+  `time_embedding` "cos_sin_inclusive". The weights that the authors published were trained with
+  "cos_sin", which
     diffusers does not have: run these with "cos_sin".
-In their files every block has its own layers for time and label, though the network has them once: the same weights
-over and over. NumPy arrays in and out, as `safetensors.numpy.load_file` and `save_file` have them.
+In their files every block has its own layers for time and label, though the network has them once:
+the same weights over and over. NumPy arrays in and out, as `safetensors.numpy.load_file` and
+`save_file` have them.
 """
 
 import re
@@ -52,12 +55,13 @@ def dit_params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) ->
       params, nested, float32: `dit.apply({"params": params}, x, t, condition)`.
 
     Raises:
-      UsageError: a tensor is missing, is left over, or has another shape than the network's; the blocks' layers for
-        time and label differ; the network has no classes.
+      UsageError: a tensor is missing, is left over, or has another shape than the network's; the
+        blocks' layers for time and label differ; the network has no classes.
     """
     _check_classes(dit)
     patches = state_dict.get(TOP["patch_embedding"] + ".weight")
-    in_channels = 4 if patches is None else patches.shape[1]  # missing ones are reported with the others
+    # missing ones are reported with the others
+    in_channels = 4 if patches is None else patches.shape[1]
     return rename_from(
         _of_one_block(state_dict),
         network_shapes(dit, in_channels, side=dit.patch_size),
@@ -70,7 +74,8 @@ def dit_params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) ->
 
 
 def dit_params_to_diffusers(params: Params, dit: DiT) -> dict[str, np.ndarray]:
-    """Returns the parameters of a network as a diffusers `DiTTransformer2DModel` state dict, float32.
+    """Returns the parameters of a network as a diffusers `DiTTransformer2DModel` state dict,
+    float32.
 
     Raises:
       UsageError: the network has no classes.
@@ -87,7 +92,8 @@ def dit_params_to_diffusers(params: Params, dit: DiT) -> dict[str, np.ndarray]:
 def _check_classes(dit: DiT) -> None:
     if not dit.num_classes:
         raise UsageError(
-            "diffusers has no DiT without classes: choose a network with num_classes, the null class aside."
+            "diffusers has no DiT without classes: choose a network with num_classes, the null "
+            "class aside."
         )
 
 
@@ -105,8 +111,9 @@ def _of_one_block(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
             kept[name] = value
         elif not np.array_equal(value, state_dict[first]):
             raise UsageError(
-                f"{name} of the {SOURCE} is not {first}, but a DiT embeds time and label once for all blocks: it "
-                "was trained with one embedding for each block, which is another network."
+                f"{name} of the {SOURCE} is not {first}, but a DiT embeds time and label once for "
+                "all blocks: it was trained with one embedding for each block, which is another "
+                "network."
             )
     return kept
 
@@ -122,7 +129,8 @@ def _name(path: Path) -> str:
 
 
 def _from_torch(path: Path, value: np.ndarray) -> np.ndarray:
-    """Turns the layout of one of their tensors into ours; their convolution of patches is a linear map here."""
+    """Turns the layout of one of their tensors into ours; their convolution of patches is a linear
+    map here."""
     if value.ndim == 4:
         return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
     return from_torch(path, value)

@@ -3,7 +3,8 @@
 The names are those of the authors' package, `lpips.LPIPS(net="vgg").state_dict()`:
   net.slice1.0.weight ... net.slice5.28.bias     the convolutions, each numbered as in torchvision's VGG16
   lin0.model.1.weight ... lin4.model.1.weight    [1, C, 1, 1], none negative
-or for the convolutions torchvision's own, features.0.weight ... features.28.bias. Other tensors are not read.
+or for the convolutions torchvision's own, features.0.weight ... features.28.bias. Other tensors are
+not read.
 """
 
 import os
@@ -43,28 +44,35 @@ def read_lpips(path: str | os.PathLike, model: Lpips) -> dict[str, Any]:
 
 
 def lpips_params(tensors: Mapping[str, np.ndarray], model: Lpips, *, source: str) -> dict[str, Any]:
-    """Builds the parameters from tensors by name; `source` is where these are from, for the message.
+    """Builds the parameters from tensors by name; `source` is where these are from, for the
+    message.
 
     Raises:
-      UsageError: a tensor is missing, has another shape than the network's, or a number that cannot be
-        (`tensor_files.weight`).
+      UsageError: a tensor is missing, has another shape than the network's, or a number that cannot
+        be (`tensor_files.weight`).
     """
-    tensors = {re.sub(r"^net\.slice\d+\.", "features.", name): value for name, value in tensors.items()}
+    tensors = {
+        re.sub(r"^net\.slice\d+\.", "features.", name): value for name, value in tensors.items()
+    }
     params = {}
     for path, shape in lpips_shapes(model).items():
         name = _name(path, model)
         if name not in tensors:
-            raise UsageError(f"{source} has no tensor {name}, which the perceptual distance is made of: {_HOW}.")
+            raise UsageError(
+                f"{source} has no tensor {name}, which the perceptual distance is made of: {_HOW}."
+            )
         value = weight(name, tensors[name], source)
         # A linear map [1, C, 1, 1] is our vector [C].
         value = value.reshape(-1) if path[-1].startswith("lin_") else from_torch(path, value)
         if value.shape != shape:
             raise UsageError(
-                f"{name} of {source} has shape {np.shape(tensors[name])}, read here as {value.shape}, where VGG16 has "
-                f"{shape}: {_HOW}."
+                f"{name} of {source} has shape {np.shape(tensors[name])}, read here as "
+                f"{value.shape}, where VGG16 has {shape}: {_HOW}."
             )
         if path[-1].startswith("lin_") and (value < 0).any():
-            raise UsageError(f"{name} of {source} has negative weights, with which it is no distance: {_HOW}.")
+            raise UsageError(
+                f"{name} of {source} has negative weights, with which it is no distance: {_HOW}."
+            )
         params[path] = value
     return unflatten_dict(params)
 

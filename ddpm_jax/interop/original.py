@@ -1,6 +1,8 @@
-"""The U-Net's weights under the variable names of the original DDPM code (hojonathanho/diffusion, TensorFlow).
+"""The U-Net's weights under the variable names of the original DDPM code (hojonathanho/diffusion,
+TensorFlow).
 
-The layouts are the same as ours: convolutions [height, width, in, out], linear maps and 1x1 convolutions [in, out].
+The layouts are the same as ours: convolutions [height, width, in, out], linear maps and 1x1
+convolutions [in, out].
 """
 
 import re
@@ -16,25 +18,32 @@ from ddpm_jax.models.unet import UNet
 SOURCE = "original TensorFlow checkpoint"
 
 
-def unet_params_from_original(variables: Mapping[str, np.ndarray], unet: UNet, scope: str = "model") -> dict[str, Any]:
+def unet_params_from_original(
+    variables: Mapping[str, np.ndarray], unet: UNet, scope: str = "model"
+) -> dict[str, Any]:
     """Reads the variables of an original checkpoint into the parameters of a network.
 
     Args:
       variables: name -> array, "model/down_0/block_0/conv1/W" and so on, without the optimiser's.
       unet: the network whose fields match the checkpoint.
-      scope: what every name starts with. For averaged weights strip "/ExponentialMovingAverage" from the names first.
+      scope: what every name starts with. For averaged weights strip "/ExponentialMovingAverage"
+        from the names first.
 
     Returns:
       params, nested, float32: `unet.apply({"params": params}, x, t)`.
 
     Raises:
-      UsageError: a variable is missing, is left over, or has another shape than the network's; the network has classes.
+      UsageError: a variable is missing, is left over, or has another shape than the network's; the
+        network has classes.
     """
     _check_unconditional(unet.num_classes)
     first = variables.get(f"{scope}/conv_in/W")
-    in_channels = 3 if first is None else first.shape[-2]  # a missing conv_in is reported with the others
+    # a missing conv_in is reported with the others
+    in_channels = 3 if first is None else first.shape[-2]
     shapes = unet_shapes(unet, in_channels)
-    return rename_from(variables, shapes, lambda path: f"{scope}/{_name(path)}", _same_layout, SOURCE)
+    return rename_from(
+        variables, shapes, lambda path: f"{scope}/{_name(path)}", _same_layout, SOURCE
+    )
 
 
 def unet_params_to_original(params: Params, scope: str = "model") -> dict[str, np.ndarray]:
@@ -49,7 +58,10 @@ def unet_params_to_original(params: Params, scope: str = "model") -> dict[str, n
 
 def _check_unconditional(has_classes: object) -> None:
     if has_classes:
-        raise UsageError("The original code has no networks with classes: choose one without, or the diffusers format.")
+        raise UsageError(
+            "The original code has no networks with classes: choose one without, or the diffusers "
+            "format."
+        )
 
 
 def _name(path: Path) -> str:

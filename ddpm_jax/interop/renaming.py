@@ -1,7 +1,8 @@
 """Parameters under other names and in other layouts: what every format in this folder shares.
 
-A format gives, for each of our parameters, the name it goes by there, and a change of layout; this file applies both
-and reports what is missing, left over or of the wrong shape. The formats themselves are in the files beside it.
+A format gives, for each of our parameters, the name it goes by there, and a change of layout; this
+file applies both and reports what is missing, left over or of the wrong shape. The formats
+themselves are in the files beside it.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,15 +29,21 @@ def unet_shapes(unet: UNet, in_channels: int) -> dict[Path, tuple[int, ...]]:
     return network_shapes(unet, in_channels, side=2 ** (len(unet.ch_mult) - 1))
 
 
-def network_shapes(network: UNet | DiT, in_channels: int, *, side: int) -> dict[Path, tuple[int, ...]]:
+def network_shapes(
+    network: UNet | DiT, in_channels: int, *, side: int
+) -> dict[Path, tuple[int, ...]]:
     """Returns the shape of every parameter of a network, in its own order, without computing any.
 
-    Of the input's channels, the last `low_res_channels` are the low-resolution image's; `side` is a height and width
-    that it can be given.
+    Of the input's channels, the last `low_res_channels` are the low-resolution image's; `side` is a
+    height and width that it can be given.
     """
-    image = jax.ShapeDtypeStruct((1, side, side, in_channels - network.low_res_channels), jnp.float32)
+    image = jax.ShapeDtypeStruct(
+        (1, side, side, in_channels - network.low_res_channels), jnp.float32
+    )
     time = jax.ShapeDtypeStruct((1,), jnp.int32)
-    variables = jax.eval_shape(network.init, base_key(0), image, time, null_condition(network, image))
+    variables = jax.eval_shape(
+        network.init, base_key(0), image, time, null_condition(network, image)
+    )
     return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
 
 
@@ -64,8 +71,8 @@ def rename_from(
       The nested dictionary of float32 arrays that `unet.apply({"params": params}, ...)` takes.
 
     Raises:
-      UsageError: a tensor is missing, is left over, has another shape than the network's, or is none of weights
-        (`tensor_files.weight`).
+      UsageError: a tensor is missing, is left over, has another shape than the network's, or is
+        none of weights (`tensor_files.weight`).
     """
     names = {path: name_of(path) for path in shapes}
     missing = [name for name in names.values() if name not in tensors]
@@ -74,16 +81,17 @@ def rename_from(
         if keys:
             shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
             raise UsageError(
-                f"The {source} {problem} {shown}: give the {network} the fields ({fields}) of the network these "
-                "weights were trained in."
+                f"The {source} {problem} {shown}: give the {network} the fields ({fields}) of the "
+                "network these weights were trained in."
             )
     params = {}
     for path, name in names.items():
         value = layout(path, weight(name, tensors[name], f"the {source}"))
         if value.shape != shapes[path]:
             raise UsageError(
-                f"{name} of the {source} has shape {np.shape(tensors[name])}, read here as {value.shape}, where the "
-                f"{network} has {shapes[path]}: give it the fields of the network these weights were trained in."
+                f"{name} of the {source} has shape {np.shape(tensors[name])}, read here as "
+                f"{value.shape}, where the {network} has {shapes[path]}: give it the fields of the "
+                "network these weights were trained in."
             )
         params[path] = value
     return unflatten_dict(params)
@@ -92,6 +100,10 @@ def rename_from(
 def rename_to(
     params: Params, name_of: Callable[[Path], str], layout: Callable[[Path, np.ndarray], np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Returns our parameters under another project's names; `layout` turns ours into theirs. Float32 arrays."""
+    """Returns our parameters under another project's names; `layout` turns ours into theirs.
+    Float32 arrays."""
     flat = flatten_dict(params)
-    return {name_of(path): np.ascontiguousarray(layout(path, np.asarray(value))) for path, value in flat.items()}
+    return {
+        name_of(path): np.ascontiguousarray(layout(path, np.asarray(value)))
+        for path, value in flat.items()
+    }

@@ -1,4 +1,5 @@
-"""Named tensors in one file of the user's, NPZ or safetensors. What their names mean is said by who reads them."""
+"""Named tensors in one file of the user's, NPZ or safetensors. What their names mean is said by who
+reads them."""
 
 import os
 
@@ -27,7 +28,9 @@ def read_tensors(path: str | os.PathLike, *, what: str, how: str) -> dict[str, n
     try:
         data = read_file(path)
     except OSError as error:
-        raise UsageError(f"The {what} cannot be read from {path} ({error.strerror or error}): {how}.") from error
+        raise UsageError(
+            f"The {what} cannot be read from {path} ({error.strerror or error}): {how}."
+        ) from error
     is_zip = data[:2] == b"PK"  # as an NPZ file is
     try:
         return read_npz(data) if is_zip else read_safetensors(data)
@@ -45,11 +48,12 @@ def weight(name: str, value: np.ndarray, source: str) -> np.ndarray:
       source: what the tensor is from, likewise: "the diffusers state dict".
 
     Raises:
-      UsageError: it is of another kind (integers are those of a quantised network, whose scales are not known here), or
-        one of its numbers is not finite, or beyond the largest float32.
+      UsageError: it is of another kind (integers are those of a quantised network, whose scales are
+        not known here), or one of its numbers is not finite, or beyond the largest float32.
     """
     value = np.asarray(value)
-    # Not `np.issubdtype`: bfloat16 is no floating-point number to NumPy, but `finfo` of its package knows it.
+    # Not `np.issubdtype`: bfloat16 is no floating-point number to NumPy, but `finfo` of its package
+    # knows it.
     try:
         ml_dtypes.finfo(value.dtype)
         floating = value.dtype.kind != "c"
@@ -57,14 +61,15 @@ def weight(name: str, value: np.ndarray, source: str) -> np.ndarray:
         floating = False
     if not floating:
         raise UsageError(
-            f"{name} of {source} is of type {value.dtype}: weights are floating-point numbers, of 16, 32 or 64 bits."
+            f"{name} of {source} is of type {value.dtype}: weights are floating-point numbers, of "
+            "16, 32 or 64 bits."
         )
     with np.errstate(over="ignore"):
         single = value.astype(np.float32)
     if not np.isfinite(single).all():
         there = value[~np.isfinite(single)].flat[0]
         raise UsageError(
-            f"{name} of {source} holds {float(there)}, which is no finite number in float32: give weights that have "
-            "not diverged."
+            f"{name} of {source} holds {float(there)}, which is no finite number in float32: give "
+            "weights that have not diverged."
         )
     return single

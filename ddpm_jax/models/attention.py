@@ -1,4 +1,5 @@
-"""Self-attention, over the pixels of a feature map or over tokens, by the program that suits the device."""
+"""Self-attention, over the pixels of a feature map or over tokens, by the program that suits the
+device."""
 
 import functools
 
@@ -9,7 +10,8 @@ from jax.typing import DTypeLike
 
 from ddpm_jax.models.layers import EPSILON, GroupNorm, default_init, dense, zero_init
 
-FLASH_TILE = 128  # tokens that a block of the flash kernels works on at once: with fewer, most of it would idle
+# tokens that a block of the flash kernels works on at once: with fewer, most of it would idle
+FLASH_TILE = 128
 
 
 def self_attention(
@@ -22,8 +24,9 @@ def self_attention(
 ) -> jax.Array:
     """Every token attends to every token of its example: proj_out(softmax(q k^T / sqrt(D)) v).
 
-    q, k and v are linear maps of h; the maps are layers q, k, v and proj_out of the calling module. In names, B is the
-    batch, L the tokens, C the channels, N the heads and D = C / N the channels of a head.
+    q, k and v are linear maps of h; the maps are layers q, k, v and proj_out of the calling module.
+    In names, B is the batch, L the tokens, C the channels, N the heads and D = C / N the channels
+    of a head.
 
     Returns:
       The shape of h, in `dtype`; the softmax is float32 whatever that is.
@@ -31,20 +34,29 @@ def self_attention(
     B, L, C = h_BxLxC.shape
     N, D = num_heads, C // num_heads
     q_BxLxNxD, k_BxLxNxD, v_BxLxNxD = (
-        dense(C, name=name, dtype=dtype, kernel_init=qkv_init)(h_BxLxC).reshape(B, L, N, D) for name in ("q", "k", "v")
+        dense(C, name=name, dtype=dtype, kernel_init=qkv_init)(h_BxLxC).reshape(B, L, N, D)
+        for name in ("q", "k", "v")
     )
     implementation = choose_implementation(jax.local_devices()[0], dtype, tokens=L, head_size=D)
     o_BxLxNxD = IMPLEMENTATIONS[implementation](q_BxLxNxD, k_BxLxNxD, v_BxLxNxD)
     return dense(C, name="proj_out", dtype=dtype, kernel_init=out_init)(o_BxLxNxD.reshape(B, L, C))
 
 
-def attention_by_products(q_BxLxNxD: jax.Array, k_BxLxNxD: jax.Array, v_BxLxNxD: jax.Array) -> jax.Array:
-    """Returns softmax(q k^T / sqrt(D)) v by products of matrices, the heads brought before the tokens first.
+def attention_by_products(
+    q_BxLxNxD: jax.Array, k_BxLxNxD: jax.Array, v_BxLxNxD: jax.Array
+) -> jax.Array:
+    """Returns softmax(q k^T / sqrt(D)) v by products of matrices, the heads brought before the
+    tokens first.
 
-    On a CPU that takes 0.6 of the time of `jax.nn.dot_product_attention`, of six heads of 64 channels and 256 tokens.
+    On a CPU that takes 0.6 of the time of `jax.nn.dot_product_attention`, of six heads of 64
+    channels and 256 tokens.
     """
-    q_BxNxLxD, k_BxNxLxD, v_BxNxLxD = (array.swapaxes(1, 2) for array in (q_BxLxNxD, k_BxLxNxD, v_BxLxNxD))
-    logits_BxNxLxL = jnp.matmul(q_BxNxLxD, k_BxNxLxD.swapaxes(2, 3), preferred_element_type=jnp.float32)
+    q_BxNxLxD, k_BxNxLxD, v_BxNxLxD = (
+        array.swapaxes(1, 2) for array in (q_BxLxNxD, k_BxLxNxD, v_BxLxNxD)
+    )
+    logits_BxNxLxL = jnp.matmul(
+        q_BxNxLxD, k_BxNxLxD.swapaxes(2, 3), preferred_element_type=jnp.float32
+    )
     weights_BxNxLxL = jax.nn.softmax(logits_BxNxLxL * q_BxLxNxD.shape[-1] ** -0.5)
     return (weights_BxNxLxL.astype(v_BxLxNxD.dtype) @ v_BxNxLxD).swapaxes(1, 2)
 
@@ -70,15 +82,22 @@ class AttentionBlock(nn.Module):
         return x_BxHxWxC + self_attention(h_BxLxC, self.num_heads, self.dtype).reshape(B, H, W, C)
 
 
-def choose_implementation(device: jax.Device, dtype: DTypeLike, *, tokens: int, head_size: int) -> str:
+def choose_implementation(
+    device: jax.Device, dtype: DTypeLike, *, tokens: int, head_size: int
+) -> str:
     """Returns which of IMPLEMENTATIONS computes attention on a device.
 
-    cuDNN's flash attention never stores the [L, L] weights. It takes half precision only, and heads of a multiple of 8
-    channels, at most 128 of them on Ampere (compute capability 8) and 256 from Hopper (9) on. All else has products.
+    cuDNN's flash attention never stores the [L, L] weights. It takes half precision only, and heads
+    of a multiple of 8 channels, at most 128 of them on Ampere (compute capability 8) and 256 from
+    Hopper (9) on. All else has products.
     """
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:
         return "products"
     major = int(device.compute_capability.split(".")[0])
     largest = 256 if major >= 9 else 128 if major == 8 else 0
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    return "cudnn" if half and tokens >= FLASH_TILE and head_size % 8 == 0 and head_size <= largest else "products"
+    return (
+        "cudnn"
+        if half and tokens >= FLASH_TILE and head_size % 8 == 0 and head_size <= largest
+        else "products"
+    )

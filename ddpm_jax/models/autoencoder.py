@@ -1,8 +1,10 @@
-"""First stages: an encoder from images to latents and a decoder back, made of the U-Net's blocks without a time.
+"""First stages: an encoder from images to latents and a decoder back, made of the U-Net's blocks
+without a time.
 
-The networks of latent diffusion (Rombach et al. 2022, appendix G.1). Autoencoder, VAE and VQ-VAE are told apart by what
-the encoder's output is read as: a latent, the moments of its distribution, a vector that a code replaces. That reading
-is in `variational`; the blocks and the ways down and up are in `trunk.py`.
+The networks of latent diffusion (Rombach et al. 2022, appendix G.1). Autoencoder, VAE and VQ-VAE
+are told apart by what the encoder's output is read as: a latent, the moments of its distribution, a
+vector that a code replaces. That reading is in `variational`; the blocks and the ways down and up
+are in `trunk.py`.
 """
 
 import dataclasses
@@ -19,13 +21,15 @@ from ddpm_jax.models.trunk import Pyramid, check_pyramid
 
 
 class Encoder(Pyramid, kw_only=True):
-    """The way down and the middle of a pyramid, and a normalised convolution of the lowest resolution."""
+    """The way down and the middle of a pyramid, and a normalised convolution of the lowest
+    resolution."""
 
     out_channels: int
 
     @nn.compact
     def __call__(self, x: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        """Maps [B, H, W, C] to [B, H / f, W / f, out_channels] float32, where f = 2**(len(ch_mult) - 1)."""
+        """Maps [B, H, W, C] to [B, H / f, W / f, out_channels] float32, where f = 2**(len(ch_mult)
+        - 1)."""
         *_, h = self.down(x, None, dropout_keys)
         h = self.middle(h, None, dropout_keys)
         h = nn.swish(GroupNorm(self.norm_eps, name="norm_out")(h))
@@ -33,13 +37,15 @@ class Encoder(Pyramid, kw_only=True):
 
 
 class Decoder(Pyramid, kw_only=True):
-    """The middle and the way up of a pyramid, and a normalised convolution of the highest resolution."""
+    """The middle and the way up of a pyramid, and a normalised convolution of the highest
+    resolution."""
 
     out_channels: int
 
     @nn.compact
     def __call__(self, z: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        """Maps [B, H / f, W / f, C] to [B, H, W, out_channels] float32, where f = 2**(len(ch_mult) - 1)."""
+        """Maps [B, H / f, W / f, C] to [B, H, W, out_channels] float32, where f = 2**(len(ch_mult)
+        - 1)."""
         _, features, _ = self.levels[-1]
         h = Conv3x3(features, dtype=self.dtype, name="conv_in")(z)
         h = self.middle(h, None, dropout_keys)
@@ -49,11 +55,12 @@ class Decoder(Pyramid, kw_only=True):
 
 
 class Autoencoder(Pyramid):
-    """An encoder and a decoder, with a linear map of the channels (a 1x1 convolution) on either side of the latents.
+    """An encoder and a decoder, with a linear map of the channels (a 1x1 convolution) on either
+    side of the latents.
 
-    The defaults are Stable Diffusion's: 256x256 images to 32x32 latents of 4 channels, attention of one head in the
-    middle only. Unlike the U-Net's, the last convolutions do not start at zero: latents that are all alike would all be
-    given the same code.
+    The defaults are Stable Diffusion's: 256x256 images to 32x32 latents of 4 channels, attention of
+    one head in the middle only. Unlike the U-Net's, the last convolutions do not start at zero:
+    latents that are all alike would all be given the same code.
 
     `check_autoencoder` refuses what this class cannot build.
     """
@@ -64,10 +71,13 @@ class Autoencoder(Pyramid):
     dropout: float = 0.0
     image_channels: int = 3
     latent_channels: int = 4
-    moments: bool = True  # encode to the mean and the log variance of a latent, not to the latent itself
+    # encode to the mean and the log variance of a latent, not to the latent itself
+    moments: bool = True
     num_codes: int = 0  # K, rows of the parameter `codebook` [K, latent_channels]; 0: none
-    out_channels: int = 3  # of the decoder; twice image_channels where it says a scale beside each pixel
-    shared_log_scale: float | None = None  # where the parameter `log_scale`, one for all pixels, starts; None: none
+    # of the decoder; twice image_channels where it says a scale beside each pixel
+    out_channels: int = 3
+    # where the parameter `log_scale`, one for all pixels, starts; None: none
+    shared_log_scale: float | None = None
 
     def setup(self) -> None:
         fields = {field.name for field in dataclasses.fields(Pyramid)} - {"parent", "name"}
@@ -78,9 +88,13 @@ class Autoencoder(Pyramid):
         self.post_quant = dense(self.latent_channels, name="post_quant", dtype=jnp.float32)
         self.decoder = Decoder(**shared, out_channels=self.out_channels)
         if self.num_codes:
-            self.codebook = self.param("codebook", _codebook_init, (self.num_codes, self.latent_channels))
+            self.codebook = self.param(
+                "codebook", _codebook_init, (self.num_codes, self.latent_channels)
+            )
         if self.shared_log_scale is not None:
-            self.log_scale = self.param("log_scale", nn.initializers.constant(self.shared_log_scale), ())
+            self.log_scale = self.param(
+                "log_scale", nn.initializers.constant(self.shared_log_scale), ()
+            )
 
     @property
     def factor(self) -> int:
@@ -92,11 +106,12 @@ class Autoencoder(Pyramid):
 
         Args:
           x: [B, H, W, image_channels] float32; H and W divisible by `factor`.
-          dropout_keys: [B] typed keys, one per example, already folded with the step and the example's global index;
-            None for no dropout.
+          dropout_keys: [B] typed keys, one per example, already folded with the step and the
+            example's global index; None for no dropout.
 
         Returns:
-          [B, H / f, W / f, latent_channels] float32; with `moments` twice the channels, the means first.
+          [B, H / f, W / f, latent_channels] float32; with `moments` twice the channels, the means
+          first.
         """
         return self.quant(self.encoder(x, dropout_keys))
 
@@ -113,7 +128,8 @@ class Autoencoder(Pyramid):
         return self.decoder(self.post_quant(z), dropout_keys)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Decodes what `encode` returns of images, of moments the means; codes are not looked up. For `init`."""
+        """Decodes what `encode` returns of images, of moments the means; codes are not looked up.
+        For `init`."""
         return self.decode(self.encode(x)[..., : self.latent_channels])
 
 
@@ -123,7 +139,8 @@ def _codebook_init(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
 
 
 def check_autoencoder(model: Autoencoder, height: int, width: int) -> None:
-    """Checks that a first stage can be built and run on images of one size, before anything compiles.
+    """Checks that a first stage can be built and run on images of one size, before anything
+    compiles.
 
     Args:
       model: the network, not yet initialised: its fields are all that is read.
@@ -131,30 +148,38 @@ def check_autoencoder(model: Autoencoder, height: int, width: int) -> None:
       width: of the images, in pixels.
 
     Raises:
-      UsageError: a field or the size is wrong; the sentence names the value, what was expected and what to do.
+      UsageError: a field or the size is wrong; the sentence names the value, what was expected and
+        what to do.
     """
     for name in ("image_channels", "latent_channels"):
         check_count(name, getattr(model, name))
     check_count("num_codes", model.num_codes, or_none=True)
     if model.num_codes == 1:
-        raise UsageError("A codebook of 1 code says nothing of an image: make num_codes 2 or more, or 0 for none.")
+        raise UsageError(
+            "A codebook of 1 code says nothing of an image: make num_codes 2 or more, or 0 for "
+            "none."
+        )
     if model.num_codes and model.moments:
         raise UsageError(
-            f"A codebook of {model.num_codes} codes replaces vectors, but with moments the encoder gives "
-            "distributions: set moments to False, or num_codes to 0."
+            f"A codebook of {model.num_codes} codes replaces vectors, but with moments the encoder "
+            "gives distributions: set moments to False, or num_codes to 0."
         )
     channels = model.image_channels
     if model.out_channels not in (channels, 2 * channels):
         raise UsageError(
-            f"out_channels is {model.out_channels}: give the {channels} of the image, or {2 * channels} where the "
-            "decoder says a scale beside each."
+            f"out_channels is {model.out_channels}: give the {channels} of the image, or "
+            f"{2 * channels} where the decoder says a scale beside each."
         )
     if model.shared_log_scale is not None:
         if not math.isfinite(model.shared_log_scale):
-            raise UsageError(f"shared_log_scale is {model.shared_log_scale}: give a finite number, or None for none.")
+            raise UsageError(
+                f"shared_log_scale is {model.shared_log_scale}: give a finite number, or None for "
+                "none."
+            )
         if model.out_channels != channels:
             raise UsageError(
-                f"shared_log_scale is one scale for all pixels, but a decoder of {model.out_channels} channels says "
-                f"one of each: set it to None, or out_channels to {channels}."
+                "shared_log_scale is one scale for all pixels, but a decoder of "
+                f"{model.out_channels} channels says one of each: set it to None, or out_channels "
+                f"to {channels}."
             )
     check_pyramid(model, height, width)

@@ -1,6 +1,8 @@
-"""A classifier of noisy images: the half of the U-Net that goes down, and logits from the mean over its pixels.
+"""A classifier of noisy images: the half of the U-Net that goes down, and logits from the mean over
+its pixels.
 
-That half is in `trunk.py`; what it is trained on is in `training.classifier`, and what it guides in `samplers`.
+That half is in `trunk.py`; what it is trained on is in `training.classifier`, and what it guides in
+`samplers`.
 """
 
 import flax.linen as nn
@@ -13,7 +15,8 @@ from ddpm_jax.models.trunk import Trunk, check_trunk
 
 
 class Classifier(Trunk, kw_only=True):
-    """p(y|x_t, t): the classifier of Dhariwal and Nichol (2021), section 4, which pools by attention; this by the mean.
+    """p(y|x_t, t): the classifier of Dhariwal and Nichol (2021), section 4, which pools by
+    attention; this by the mean.
 
     A new network finds all classes equally likely.
     """
@@ -21,7 +24,9 @@ class Classifier(Trunk, kw_only=True):
     num_classes: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, *, dropout_keys: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, t: jax.Array, *, dropout_keys: jax.Array | None = None
+    ) -> jax.Array:
         """Maps noisy images to logits.
 
         Args:
@@ -40,13 +45,15 @@ class Classifier(Trunk, kw_only=True):
 
 
 def check_classifier(classifier: Classifier, height: int, width: int) -> None:
-    """Checks that a classifier can be built and run on images of one size, before anything compiles.
+    """Checks that a classifier can be built and run on images of one size, before anything
+    compiles.
 
     Raises:
       UsageError: fewer than two classes, or as `trunk.check_trunk`.
     """
     if classifier.num_classes < 2:
         raise UsageError(
-            f"A classifier of {classifier.num_classes} classes has nothing to tell apart: give it 2 or more."
+            f"A classifier of {classifier.num_classes} classes has nothing to tell apart: give it "
+            "2 or more."
         )
     check_trunk(classifier, height, width)

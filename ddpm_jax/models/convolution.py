@@ -1,13 +1,15 @@
-"""Two-dimensional convolution whose gradients are as fast in a loop as outside it. The layers are in `layers.py`.
+"""Two-dimensional convolution whose gradients are as fast in a loop as outside it. The layers are
+in `layers.py`.
 
-Differentiating `lax.conv_general_dilated` gives convolutions of arrays in unusual layouts (a weight gradient takes the
-batch for the channels), stated by dimension numbers. XLA for CPU turns these into the usual layout, for which it has
-fast code, only outside loops; inside a `lax.scan` it falls back to plain loops, for one layer of the CIFAR-10 network
-50x slower for the weights and 5x for the input (jax 0.10.2). Here the two gradients are written in the usual layout,
-with the transpositions made explicit. Other devices choose layouts themselves and have the library's own gradients.
+Differentiating `lax.conv_general_dilated` gives convolutions of arrays in unusual layouts (a weight
+gradient takes the batch for the channels), stated by dimension numbers. XLA for CPU turns these
+into the usual layout, for which it has fast code, only outside loops; inside a `lax.scan` it falls
+back to plain loops, for one layer of the CIFAR-10 network 50x slower for the weights and 5x for the
+input (jax 0.10.2). Here the two gradients are written in the usual layout, with the transpositions
+made explicit. Other devices choose layouts themselves and have the library's own gradients.
 
-On a CPU, float32 convolutions 3x3 of stride 1 between many channels are those of `winograd.py`, 1.5 to 1.9x as fast,
-but for the kernel's gradient of large feature maps.
+On a CPU, float32 convolutions 3x3 of stride 1 between many channels are those of `winograd.py`, 1.5
+to 1.9x as fast, but for the kernel's gradient of large feature maps.
 """
 
 import functools
@@ -24,8 +26,11 @@ USUAL = ("NHWC", "HWIO", "NHWC")
 CONVOLUTION = "convolution"  # what `jax.checkpoint` policies call the results of conv2d
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding = ((0, 0), (0, 0))) -> jax.Array:
-    """Returns the cross-correlation y[b, i, j] = sum_{h, w} x[b, stride i + h, stride j + w] kernel[h, w].
+def conv2d(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: Padding = ((0, 0), (0, 0))
+) -> jax.Array:
+    """Returns the cross-correlation y[b, i, j] = sum_{h, w} x[b, stride i + h, stride j + w]
+    kernel[h, w].
 
     Args:
       x: [B, H, W, C], any float type.
@@ -45,14 +50,19 @@ def _conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> j
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _conv2d_usual_layout(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+def _conv2d_usual_layout(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> jax.Array:
     if _winograd_parts(x, kernel.shape, stride, padding):
         return winograd.convolve(x, kernel)
     return _conv2d(x, kernel, stride, padding)
 
 
-def _winograd_parts(x: jax.Array, kernel_shape: tuple[int, ...], stride: int, padding: Padding) -> int | None:
-    """In how many parts `winograd` would take the batch x, of which shape and type alone count; None: not for it."""
+def _winograd_parts(
+    x: jax.Array, kernel_shape: tuple[int, ...], stride: int, padding: Padding
+) -> int | None:
+    """In how many parts `winograd` would take the batch x, of which shape and type alone count;
+    None: not for it."""
     if stride != 1 or padding != ((1, 1), (1, 1)) or x.dtype not in (jnp.float32, jnp.float64):
         return None  # in bfloat16 the sums of pixels would lose digits
     return winograd.parts(x.shape, kernel_shape)
@@ -60,12 +70,17 @@ def _winograd_parts(x: jax.Array, kernel_shape: tuple[int, ...], stride: int, pa
 
 @_conv2d_usual_layout.defjvp
 def _conv2d_jvp(stride, padding, primals, tangents):
-    """States each tangent map as the transpose of the gradient we want: reverse mode transposes it back to that."""
+    """States each tangent map as the transpose of the gradient we want: reverse mode transposes it
+    back to that."""
     x, kernel = primals
     x_dot, kernel_dot = tangents
     y = _conv2d_usual_layout(x, kernel, stride, padding)
-    to_x = functools.partial(input_gradient, kernel=kernel, shape=x.shape, stride=stride, padding=padding)
-    to_kernel = functools.partial(kernel_gradient, x=x, shape=kernel.shape, stride=stride, padding=padding)
+    to_x = functools.partial(
+        input_gradient, kernel=kernel, shape=x.shape, stride=stride, padding=padding
+    )
+    to_kernel = functools.partial(
+        kernel_gradient, x=x, shape=kernel.shape, stride=stride, padding=padding
+    )
     (from_x,) = jax.linear_transpose(to_x, y)(x_dot)
     (from_kernel,) = jax.linear_transpose(to_kernel, y)(kernel_dot)
     return y, from_x + from_kernel
@@ -74,7 +89,8 @@ def _conv2d_jvp(stride, padding, primals, tangents):
 def input_gradient(
     y_bar: jax.Array, *, kernel: jax.Array, shape: tuple[int, ...], stride: int, padding: Padding
 ) -> jax.Array:
-    """Returns a loss's gradient with respect to x, of the given shape, from that with respect to conv2d's output."""
+    """Returns a loss's gradient with respect to x, of the given shape, from that with respect to
+    conv2d's output."""
 
     if _winograd_parts(jax.ShapeDtypeStruct(shape, y_bar.dtype), kernel.shape, stride, padding):
         return winograd.input_gradient(y_bar, kernel)
@@ -86,14 +102,20 @@ def input_gradient(
 
     turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     return lax.conv_general_dilated(
-        y_bar, turned, (1, 1), (pad(0), pad(1)), lhs_dilation=(stride, stride), dimension_numbers=USUAL
+        y_bar,
+        turned,
+        (1, 1),
+        (pad(0), pad(1)),
+        lhs_dilation=(stride, stride),
+        dimension_numbers=USUAL,
     )
 
 
 def kernel_gradient(
     y_bar: jax.Array, *, x: jax.Array, shape: tuple[int, ...], stride: int, padding: Padding
 ) -> jax.Array:
-    """Returns a loss's gradient with respect to the kernel, of the given shape, from that to conv2d's output."""
+    """Returns a loss's gradient with respect to the kernel, of the given shape, from that to
+    conv2d's output."""
 
     if _winograd_parts(x, shape, stride, padding) == 1:
         return winograd.kernel_gradient(x, y_bar)
@@ -105,6 +127,11 @@ def kernel_gradient(
 
     x_CxHxWxB, y_bar_HxWxBxD = x.transpose(3, 1, 2, 0), y_bar.transpose(1, 2, 0, 3)
     kernel_bar_CxhxwxD = lax.conv_general_dilated(
-        x_CxHxWxB, y_bar_HxWxBxD, (1, 1), (pad(0), pad(1)), rhs_dilation=(stride, stride), dimension_numbers=USUAL
+        x_CxHxWxB,
+        y_bar_HxWxBxD,
+        (1, 1),
+        (pad(0), pad(1)),
+        rhs_dilation=(stride, stride),
+        dimension_numbers=USUAL,
     )
     return kernel_bar_CxhxwxD.transpose(1, 2, 0, 3)

@@ -1,7 +1,8 @@
-"""The patch discriminator of pix2pix (Isola et al. 2017, section 3.2.2), by which VQGAN (Esser et al. 2021) is trained.
+"""The patch discriminator of pix2pix (Isola et al. 2017, section 3.2.2), by which VQGAN (Esser et
+al. 2021) is trained.
 
-It says of each patch of an image whether it is a photograph or a reconstruction. What is made of its logits is in
-`variational.adversarial`.
+It says of each patch of an image whether it is a photograph or a reconstruction. What is made of
+its logits is in `variational.adversarial`.
 """
 
 import flax.linen as nn
@@ -21,7 +22,8 @@ _init = nn.initializers.normal(0.02)
 
 
 class Conv4x4(nn.Module):
-    """A 4x4 convolution, zero-padded by 1: a side n becomes (n - 2) // stride + 1. Computed and returned in `dtype`."""
+    """A 4x4 convolution, zero-padded by 1: a side n becomes (n - 2) // stride + 1. Computed and
+    returned in `dtype`."""
 
     features: int
     stride: int
@@ -32,7 +34,12 @@ class Conv4x4(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, (H - 2) // stride + 1, likewise W, features]."""
         kernel = self.param("kernel", _init, (SIDE, SIDE, x.shape[-1], self.features), jnp.float32)
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=((1, 1), (1, 1)))
+        y = conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=((1, 1), (1, 1)),
+        )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)[None, None, None, :]
@@ -40,14 +47,16 @@ class Conv4x4(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Convolutions 4x4: num_layers of stride 2, two of stride 1, the first without and the last as a normalisation.
+    """Convolutions 4x4: num_layers of stride 2, two of stride 1, the first without and the last as
+    a normalisation.
 
-    A logit sees 70x70 pixels with 3 layers, 34x34 with 2, 16x16 with 1; `check_discriminator` refuses smaller images
-    than the layers can halve.
+    A logit sees 70x70 pixels with 3 layers, 34x34 with 2, 16x16 with 1; `check_discriminator`
+    refuses smaller images than the layers can halve.
 
-    The papers normalise by batch: what is said of an image would depend on the images beside it, and so on how a batch
-    lies over devices. Here each image is normalised by itself, in groups of channels. Weights start as theirs,
-    N(0, 0.02²), but for the normalisation's scale, which starts at 1.
+    The papers normalise by batch: what is said of an image would depend on the images beside it,
+    and so on how a batch lies over devices. Here each image is normalised by itself, in groups of
+    channels. Weights start as theirs, N(0, 0.02²), but for the normalisation's scale, which starts
+    at 1.
     """
 
     ch: int = 64  # channels of the first layer; layer i has ch min(2**i, 8)
@@ -56,7 +65,8 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps images [B, H, W, C] in [-1, 1] to logits [B, h, w, 1] float32, above 0 for photographs."""
+        """Maps images [B, H, W, C] in [-1, 1] to logits [B, h, w, 1] float32, above 0 for
+        photographs."""
         h = nn.leaky_relu(Conv4x4(self.ch, 2, dtype=self.dtype, name="conv_0")(x), SLOPE)
         for i in range(1, self.num_layers + 1):
             features, stride = self.ch * min(2**i, MOST), 2 if i < self.num_layers else 1
@@ -71,21 +81,24 @@ class Discriminator(nn.Module):
 
 
 def check_discriminator(model: Discriminator, height: int, width: int) -> None:
-    """Checks that a discriminator can be built and run on images of one size, before anything compiles.
+    """Checks that a discriminator can be built and run on images of one size, before anything
+    compiles.
 
     Raises:
-      UsageError: a field or the size is wrong; the sentence names the value, what was expected and what to do.
+      UsageError: a field or the size is wrong; the sentence names the value, what was expected and
+        what to do.
     """
     for name in ("ch", "num_layers"):
         check_count(name, getattr(model, name))
     if 2 * model.ch % NUM_GROUPS:
         raise UsageError(
-            f"A discriminator of {model.ch} channels has {2 * model.ch} in its second layer, which cannot be "
-            f"normalised in {NUM_GROUPS} groups: make ch a multiple of {NUM_GROUPS // 2}."
+            f"A discriminator of {model.ch} channels has {2 * model.ch} in its second layer, which "
+            f"cannot be normalised in {NUM_GROUPS} groups: make ch a multiple of {NUM_GROUPS // 2}."
         )
     least = model.smallest_side
     if min(height, width) < least:
         raise UsageError(
-            f"A discriminator of {model.num_layers} layers needs images of at least {least}x{least} pixels, but these "
-            f"are {height}x{width}: give it fewer layers, or train on larger images."
+            f"A discriminator of {model.num_layers} layers needs images of at least "
+            f"{least}x{least} pixels, but these are {height}x{width}: give it fewer layers, or "
+            "train on larger images."
         )

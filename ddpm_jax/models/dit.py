@@ -1,8 +1,9 @@
-"""The Diffusion Transformer (Peebles and Xie 2023): a noisy image and a time in, an image of any meaning out.
+"""The Diffusion Transformer (Peebles and Xie 2023): a noisy image and a time in, an image of any
+meaning out.
 
-The image is cut into patches, each a token of a transformer; time and class scale, shift and gate what its blocks do
-(adaLN-Zero). It is told and returns what `unet.UNet` is told and returns, so the one can stand for the other. Attention
-is in `attention.py`, the small layers are in `layers.py`.
+The image is cut into patches, each a token of a transformer; time and class scale, shift and gate
+what its blocks do (adaLN-Zero). It is told and returns what `unet.UNet` is told and returns, so the
+one can stand for the other. Attention is in `attention.py`, the small layers are in `layers.py`.
 """
 
 from typing import NamedTuple
@@ -32,8 +33,9 @@ from ddpm_jax.models.rematerialization import rematerialized
 MLP_RATIO = 4  # of the width of a block's inner layer to that of the tokens
 WAVES = 256  # of the embedding of the time, in the authors' code
 
-# The authors' code draws linear maps as `layers.default_init` does, and the embeddings of time and class from a narrow
-# normal distribution. There q, k and v are one map to three times the channels, which halves the variance.
+# The authors' code draws linear maps as `layers.default_init` does, and the embeddings of time and
+# class from a narrow normal distribution. There q, k and v are one map to three times the channels,
+# which halves the variance.
 EMBEDDING_STDDEV = 0.02
 qkv_init = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 embedding_init = nn.initializers.normal(EMBEDDING_STDDEV)
@@ -74,7 +76,8 @@ def unpatchify(patches: jax.Array, patch_size: int, height: int, width: int) -> 
 def position_embedding(rows: int, columns: int, features: int) -> np.ndarray:
     """Returns the fixed embedding of the place of each patch: of its column first, then of its row.
 
-    emb(k) = [sin(k w_0), ..., sin(k w_{n-1}), cos(k w_0), ..., cos(k w_{n-1})],  w_i = 10000^(-i / n),
+    emb(k) = [sin(k w_0), ..., sin(k w_{n-1}), cos(k w_0), ..., cos(k w_{n-1})],  w_i = 10000^(-i /
+    n),
 
     with k counted from 0 and n = features / 4; features is divisible by 4.
 
@@ -89,12 +92,20 @@ def position_embedding(rows: int, columns: int, features: int) -> np.ndarray:
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
     shape = (rows, columns, 2 * n)
-    of_columns, of_rows = np.broadcast_to(embed(columns)[None], shape), np.broadcast_to(embed(rows)[:, None], shape)
-    return np.concatenate([of_columns, of_rows], axis=-1).reshape(rows * columns, features).astype(np.float32)
+    of_columns, of_rows = (
+        np.broadcast_to(embed(columns)[None], shape),
+        np.broadcast_to(embed(rows)[:, None], shape),
+    )
+    return (
+        np.concatenate([of_columns, of_rows], axis=-1)
+        .reshape(rows * columns, features)
+        .astype(np.float32)
+    )
 
 
 class DiTBlock(nn.Module):
-    """Attention and a perceptron, each scaled, shifted and gated by time and class (adaLN-Zero, section 3.2).
+    """Attention and a perceptron, each scaled, shifted and gated by time and class (adaLN-Zero,
+    section 3.2).
 
     [b_1, s_1, g_1, b_2, s_2, g_2] = modulation(c)
     x = x + g_1 self_attention(norm(x) (1 + s_1) + b_1)
@@ -118,26 +129,34 @@ class DiTBlock(nn.Module):
           dropout_keys: [B] typed keys, or None for no dropout.
         """
         channels, dtype = x.shape[-1], self.dtype
-        modulation = dense(6 * channels, name="modulation", dtype=dtype, kernel_init=zeros)(c)[:, None, :]
+        modulation = dense(6 * channels, name="modulation", dtype=dtype, kernel_init=zeros)(c)[
+            :, None, :
+        ]
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
         h = layer_norm(x, self.norm_eps, dtype) * (1 + scale_1) + shift_1
-        x = x + gate_1 * self_attention(h, self.num_heads, dtype, qkv_init=qkv_init, out_init=default_init)
+        x = x + gate_1 * self_attention(
+            h, self.num_heads, dtype, qkv_init=qkv_init, out_init=default_init
+        )
 
         h = layer_norm(x, self.norm_eps, dtype) * (1 + scale_2) + shift_2
-        h = nn.gelu(dense(MLP_RATIO * channels, name="mlp_dense0", dtype=dtype)(h), approximate=True)
+        h = nn.gelu(
+            dense(MLP_RATIO * channels, name="mlp_dense0", dtype=dtype)(h), approximate=True
+        )
         h = Dropout(self.dropout, name="dropout")(h, dropout_keys)
         return x + gate_2 * dense(channels, name="mlp_dense1", dtype=dtype)(h)
 
 
 class DiT(nn.Module):
-    """The network of Peebles and Xie (2023): patches, blocks told time and class, and a linear map back to patches.
+    """The network of Peebles and Xie (2023): patches, blocks told time and class, and a linear map
+    back to patches.
 
-    The defaults are DiT-S/2 without classes. The paper's networks are `DiT(**SIZES["XL"]._asdict(), patch_size=2,
-    num_classes=1000, out_channels=8)` and so on, on latents of 4 channels whose variance is learned. Dropout is not in
-    the paper, which has images enough.
+    The defaults are DiT-S/2 without classes. The paper's networks are `DiT(**SIZES["XL"]._asdict(),
+    patch_size=2, num_classes=1000, out_channels=8)` and so on, on latents of 4 channels whose
+    variance is learned. Dropout is not in the paper, which has images enough.
 
-    The parameters do not depend on the height and width. `check_dit` refuses what this class cannot build.
+    The parameters do not depend on the height and width. `check_dit` refuses what this class cannot
+    build.
     """
 
     patch_size: int = 2  # height and width of a patch, in pixels of the image or of the latent
@@ -147,8 +166,10 @@ class DiT(nn.Module):
     dropout: float = 0.0  # probability of a zero before the last layer of each block's perceptron
     norm_eps: float = EPSILON  # added to the variance of every normalisation
     time_embedding: str = "cos_sin"  # a key of layers.TIME_EMBEDDINGS
-    dtype: DTypeLike = jnp.float32  # of the computation; parameters, normalisation statistics and softmax are float32
-    remat: str = "none"  # what the backward pass finds kept of the forward pass, a key of rematerialization.REMAT
+    # of the computation; parameters, normalisation statistics and softmax are float32
+    dtype: DTypeLike = jnp.float32
+    # what the backward pass finds kept of the forward pass, a key of rematerialization.REMAT
+    remat: str = "none"
     out_channels: int = 3  # twice the image's channels when the variance is learned
     num_classes: int = 0  # of the labels in the condition, without the null class; 0: it has none
     low_res_channels: int = 0  # of the low-resolution image in the condition; 0: it has none
@@ -167,10 +188,10 @@ class DiT(nn.Module):
         Args:
           x: [B, H, W, C] float32; H and W divisible by patch_size.
           t: [B], int32 or float32: the time the network is told, 0..T-1 or rescaled.
-          condition: what else it is told, with a leading axis B; exactly the parts that the fields announce. A label
-            outside 0..num_classes gives not-a-number.
-          dropout_keys: [B] typed keys, one per example, already folded with the step and the example's global index;
-            None for no dropout.
+          condition: what else it is told, with a leading axis B; exactly the parts that the fields
+            announce. A label outside 0..num_classes gives not-a-number.
+          dropout_keys: [B] typed keys, one per example, already folded with the step and the
+            example's global index; None for no dropout.
 
         Returns:
           [B, H, W, out_channels] float32.
@@ -178,14 +199,20 @@ class DiT(nn.Module):
         Raises:
           UsageError: the condition lacks a part, has one too many, or one of another shape.
         """
-        check_condition(condition, x=x, num_classes=self.num_classes, low_res_channels=self.low_res_channels)
+        check_condition(
+            condition, x=x, num_classes=self.num_classes, low_res_channels=self.low_res_channels
+        )
         label, low_res = Condition() if condition is None else condition
         _, height, width, _ = x.shape
         p, features, dtype = self.patch_size, self.hidden_size, self.dtype
 
-        c = embed_time(t, WAVES, features, form=self.time_embedding, dtype=dtype, kernel_init=embedding_init)
+        c = embed_time(
+            t, WAVES, features, form=self.time_embedding, dtype=dtype, kernel_init=embedding_init
+        )
         if label is not None:
-            c = c + ClassEmbedding(self.num_classes, features, dtype, EMBEDDING_STDDEV, name="class_embedding")(label)
+            c = c + ClassEmbedding(
+                self.num_classes, features, dtype, EMBEDDING_STDDEV, name="class_embedding"
+            )(label)
         c = nn.swish(c)
         if low_res is not None:
             x = jnp.concatenate([x, low_res], axis=-1)
@@ -194,12 +221,18 @@ class DiT(nn.Module):
         h = dense(features, name="patch_embedding", dtype=dtype)(patchify(x, p)) + positions[None]
         block = rematerialized(DiTBlock, self.remat)
         for i in range(self.depth):
-            h = block(self.num_heads, self.dropout, self.norm_eps, dtype, name=f"block_{i}")(h, c, dropout_keys)
+            h = block(self.num_heads, self.dropout, self.norm_eps, dtype, name=f"block_{i}")(
+                h, c, dropout_keys
+            )
 
-        modulation = dense(2 * features, name="modulation_out", dtype=jnp.float32, kernel_init=zeros)(c)[:, None, :]
+        modulation = dense(
+            2 * features, name="modulation_out", dtype=jnp.float32, kernel_init=zeros
+        )(c)[:, None, :]
         shift, scale = jnp.split(modulation, 2, axis=-1)
         h = layer_norm(h, self.norm_eps) * (1 + scale) + shift
-        h = dense(p * p * self.out_channels, name="patch_out", dtype=jnp.float32, kernel_init=zeros)(h)
+        h = dense(
+            p * p * self.out_channels, name="patch_out", dtype=jnp.float32, kernel_init=zeros
+        )(h)
         return unpatchify(h, p, height, width)
 
 
@@ -212,7 +245,8 @@ def check_dit(dit: DiT, height: int, width: int) -> None:
       width: of the images, in pixels.
 
     Raises:
-      UsageError: a field or the size is wrong; the sentence names the value, what was expected and what to do.
+      UsageError: a field or the size is wrong; the sentence names the value, what was expected and
+        what to do.
     """
     for name in ("patch_size", "hidden_size", "depth", "num_heads", "out_channels"):
         check_count(name, getattr(dit, name))
@@ -223,16 +257,17 @@ def check_dit(dit: DiT, height: int, width: int) -> None:
     for name, size in {"height": height, "width": width}.items():
         if size < 1 or size % dit.patch_size:
             raise UsageError(
-                f"The {name} {size} is not divisible by patch_size {dit.patch_size}: choose a patch_size that divides "
-                f"it, or resize the images to a multiple of {dit.patch_size}."
+                f"The {name} {size} is not divisible by patch_size {dit.patch_size}: choose a "
+                "patch_size that divides it, or resize the images to a multiple of "
+                f"{dit.patch_size}."
             )
     if dit.hidden_size % dit.num_heads:
         raise UsageError(
-            f"num_heads {dit.num_heads} does not divide hidden_size {dit.hidden_size}: choose a divisor of "
-            f"{dit.hidden_size}."
+            f"num_heads {dit.num_heads} does not divide hidden_size {dit.hidden_size}: choose a "
+            f"divisor of {dit.hidden_size}."
         )
     if dit.hidden_size % 4:
         raise UsageError(
-            f"hidden_size {dit.hidden_size} is not divisible by 4, for sine and cosine of a patch's row and column: "
-            f"make it {dit.hidden_size + -dit.hidden_size % 4}."
+            f"hidden_size {dit.hidden_size} is not divisible by 4, for sine and cosine of a "
+            f"patch's row and column: make it {dit.hidden_size + -dit.hidden_size % 4}."
         )

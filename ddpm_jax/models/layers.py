@@ -1,6 +1,8 @@
-"""The networks' small layers: initialisers, normalisation, convolutions, dropout, the embeddings of time and class.
+"""The networks' small layers: initialisers, normalisation, convolutions, dropout, the embeddings of
+time and class.
 
-The blocks made of them are in `unet.py` and `attention.py`. Parameters are float32; each layer computes in `dtype`.
+The blocks made of them are in `unet.py` and `attention.py`. Parameters are float32; each layer
+computes in `dtype`.
 """
 
 import zlib
@@ -21,53 +23,68 @@ TIME_EMBEDDINGS = {
     "cos_sin": "cosines first, the last frequency just above 1/10000 (Improved DDPM, DiT)",
     "cos_sin_inclusive": "cosines first, the last frequency exactly 1/10000 (DiT as diffusers computes it)",
 }
-# Zeros before and after each axis of an image that a 3x3 convolution of stride 2 halves. TensorFlow's SAME pads an even
-# side at its end only, PyTorch's padding=1 at both: different networks.
+# Zeros before and after each axis of an image that a 3x3 convolution of stride 2 halves.
+# TensorFlow's SAME pads an even side at its end only, PyTorch's padding=1 at both: different
+# networks.
 DOWNSAMPLE_PADDINGS = {"end": (0, 1), "both": (1, 1)}
 
-# Weights are drawn from U(-r, r), r = sqrt(3 * scale / mean(fan_in, fan_out)). The last layer of each residual branch
-# and of the network starts at practically nothing: a new residual block is its shortcut, a new network outputs 0.
+# Weights are drawn from U(-r, r), r = sqrt(3 * scale / mean(fan_in, fan_out)). The last layer of
+# each residual branch and of the network starts at practically nothing: a new residual block is its
+# shortcut, a new network outputs 0.
 default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
 
 
 class Conv3x3(nn.Module):
-    """A 3x3 convolution with a bias, zero-padded so that height and width are kept, or halved with stride 2.
+    """A 3x3 convolution with a bias, zero-padded so that height and width are kept, or halved with
+    stride 2.
 
     [B, H, W, C] -> [B, H / stride, W / stride, features], computed and returned in `dtype`.
     """
 
     features: int
     stride: int = 1
-    padding: tuple[int, int] = (1, 1)  # zeros before and after each axis; with stride 2, see DOWNSAMPLE_PADDINGS
+    # zeros before and after each axis; with stride 2, see DOWNSAMPLE_PADDINGS
+    padding: tuple[int, int] = (1, 1)
     kernel_init: nn.initializers.Initializer = default_init
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32)
+        kernel = self.param(
+            "kernel", self.kernel_init, (3, 3, x.shape[-1], self.features), jnp.float32
+        )
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         padding = (self.padding, self.padding)
-        y = conv2d(x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=padding)
+        y = conv2d(
+            x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=padding
+        )
         return y + bias.astype(self.dtype)[None, None, None, :]
 
 
 def dense(
-    features: int, *, name: str, dtype: DTypeLike, kernel_init: nn.initializers.Initializer = default_init
+    features: int,
+    *,
+    name: str,
+    dtype: DTypeLike,
+    kernel_init: nn.initializers.Initializer = default_init,
 ) -> nn.Dense:
-    """Returns a linear map of the last axis; on an image, a 1x1 convolution: [..., C] -> [..., features]."""
+    """Returns a linear map of the last axis; on an image, a 1x1 convolution: [..., C] -> [...,
+    features]."""
     return nn.Dense(features, kernel_init=kernel_init, dtype=dtype, name=name)
 
 
 def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> jax.Array:
     """Embeds the time as sines and cosines of geometrically spaced frequencies.
 
-    sin_cos: emb(t) = [sin(t w_0), ..., sin(t w_{n-1}), cos(t w_0), ..., cos(t w_{n-1})],  w_i = 10000^(-i / (n-1))
-    cos_sin: emb(t) = [cos(t w_0), ..., cos(t w_{n-1}), sin(t w_0), ..., sin(t w_{n-1})],  w_i = 10000^(-i / n)
+    sin_cos: emb(t) = [sin(t w_0), ..., sin(t w_{n-1}), cos(t w_0), ..., cos(t w_{n-1})],  w_i =
+    10000^(-i / (n-1)) cos_sin: emb(t) = [cos(t w_0), ..., cos(t w_{n-1}), sin(t w_0), ..., sin(t
+    w_{n-1})],  w_i = 10000^(-i / n)
 
-    with n = features // 2; cos_sin_inclusive has the order of the second and the frequencies of the first. The first is
-    the original DDPM's, in diffusers `flip_sin_to_cos=False, freq_shift=1`; the second that of Improved DDPM and DiT,
-    `flip_sin_to_cos=True, freq_shift=0`; the third is what diffusers has in place of the second in its DiT.
+    with n = features // 2; cos_sin_inclusive has the order of the second and the frequencies of the
+    first. The first is the original DDPM's, in diffusers `flip_sin_to_cos=False, freq_shift=1`; the
+    second that of Improved DDPM and DiT, `flip_sin_to_cos=True, freq_shift=0`; the third is what
+    diffusers has in place of the second in its DiT.
 
     Args:
       t: [B], int32 or float32: 0..T-1, or any real number where time is rescaled.
@@ -95,7 +112,8 @@ def embed_time(
     dtype: DTypeLike,
     kernel_init: nn.initializers.Initializer = default_init,
 ) -> jax.Array:
-    """Maps times [B] by two layers, temb_dense0 and temb_dense1 of the calling module, to [B, features].
+    """Maps times [B] by two layers, temb_dense0 and temb_dense1 of the calling module, to [B,
+    features].
 
     `waves` is the length of the `timestep_embedding`, whose form is `form`, that they are given.
     """
@@ -114,7 +132,8 @@ class ClassEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, label: jax.Array) -> jax.Array:
-        """Maps int [B], 0..num_classes with the null class last, to [B, features]; any other label to not-a-number."""
+        """Maps int [B], 0..num_classes with the null class last, to [B, features]; any other label
+        to not-a-number."""
         shape = (self.num_classes + 1, self.features)
         embedding = self.param("embedding", nn.initializers.normal(self.stddev), shape, jnp.float32)
         rows = embedding.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
@@ -122,9 +141,11 @@ class ClassEmbedding(nn.Module):
 
 
 def layer_norm(x: jax.Array, eps: float = EPSILON, dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Layer normalisation (Ba, Kiros and Hinton 2016) without scale and bias: (x - mean) / sqrt(var + eps).
+    """Layer normalisation (Ba, Kiros and Hinton 2016) without scale and bias: (x - mean) / sqrt(var
+    + eps).
 
-    Over the last axis of an array of any float type, in float32 as in `GroupNorm`; returns the same shape in `dtype`.
+    Over the last axis of an array of any float type, in float32 as in `GroupNorm`; returns the same
+    shape in `dtype`.
     """
     x = x.astype(jnp.float32)
     x = x - x.mean(axis=-1, keepdims=True)
@@ -132,10 +153,12 @@ def layer_norm(x: jax.Array, eps: float = EPSILON, dtype: DTypeLike = jnp.float3
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu and He 2018), 32 groups of channels: y = (x - mean) / sqrt(var + eps) * scale + bias.
+    """Group normalisation (Wu and He 2018), 32 groups of channels: y = (x - mean) / sqrt(var + eps)
+    * scale + bias.
 
-    The mean and the variance of a group are over its channels and all pixels, in float32 whatever `dtype` is; the
-    variance is the mean of (x - mean)^2, since E[x^2] - E[x]^2 loses every digit where the mean is large.
+    The mean and the variance of a group are over its channels and all pixels, in float32 whatever
+    `dtype` is; the variance is the mean of (x - mean)^2, since E[x^2] - E[x]^2 loses every digit
+    where the mean is large.
     """
 
     eps: float = EPSILON
@@ -150,13 +173,17 @@ class GroupNorm(nn.Module):
         x = x.astype(jnp.float32)
         x = x - group_mean(x)
         inverse_std = jax.lax.rsqrt(group_mean(jnp.square(x)) + self.eps)
-        return (x * (inverse_std * scale[None, None, None, :]) + bias[None, None, None, :]).astype(self.dtype)
+        return (x * (inverse_std * scale[None, None, None, :]) + bias[None, None, None, :]).astype(
+            self.dtype
+        )
 
 
 def group_mean(x: jax.Array) -> jax.Array:
-    """Returns the mean over the pixels and channels of each group, once per channel: [B, H, W, C] -> [B, 1, 1, C].
+    """Returns the mean over the pixels and channels of each group, once per channel: [B, H, W, C]
+    -> [B, 1, 1, C].
 
-    Pixels are summed first: a reduction that keeps the channels last is 3x faster on a CPU than one over groups of
+    Pixels are summed first: a reduction that keeps the channels last is 3x faster on a CPU than one
+    over groups of
     4 or 8 neighbouring channels.
     """
     batch, _, _, channels = x.shape
@@ -166,10 +193,11 @@ def group_mean(x: jax.Array) -> jax.Array:
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask depends on the example's key and on the layer, and not on the batch around the example.
+    """Dropout whose mask depends on the example's key and on the layer, and not on the batch around
+    the example.
 
-    So the draws are the same however a batch is split over devices. Each layer folds the hash of its own path in the
-    network into the key, so layers draw independently.
+    So the draws are the same however a batch is split over devices. Each layer folds the hash of
+    its own path in the network into the key, so layers draw independently.
     """
 
     rate: float  # the probability of a zero, in [0, 1)
@@ -187,7 +215,9 @@ class Dropout(nn.Module):
         layer = zlib.crc32("/".join(self.path).encode())
 
         def mask(key: jax.Array) -> jax.Array:
-            return jax.random.bernoulli(jax.random.fold_in(key, layer), 1.0 - self.rate, x.shape[1:])
+            return jax.random.bernoulli(
+                jax.random.fold_in(key, layer), 1.0 - self.rate, x.shape[1:]
+            )
 
         return jnp.where(jax.vmap(mask)(keys), x / (1.0 - self.rate), 0.0)
 
@@ -203,14 +233,19 @@ class Upsample(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("kernel", default_init, (3, 3, channels, channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        return conv_of_repeated(x.astype(self.dtype), kernel) + bias.astype(self.dtype)[None, None, None, :]
+        return (
+            conv_of_repeated(x.astype(self.dtype), kernel)
+            + bias.astype(self.dtype)[None, None, None, :]
+        )
 
 
 def conv_of_repeated(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns the 3x3 convolution, zero-padded, of x with each pixel repeated 2x2, in 4/9 of its multiplications.
+    """Returns the 3x3 convolution, zero-padded, of x with each pixel repeated 2x2, in 4/9 of its
+    multiplications.
 
-    A 3x3 window on the repeated image covers only 2x2 different pixels of x, so the output pixels of each parity are a
-    2x2 convolution of x whose weights are sums of the kernel's. Along one axis, with kernel (a, b, c):
+    A 3x3 window on the repeated image covers only 2x2 different pixels of x, so the output pixels
+    of each parity are a 2x2 convolution of x whose weights are sums of the kernel's. Along one
+    axis, with kernel (a, b, c):
 
       y[2i]     = a x[i-1] + b x[i] + c x[i]   = a x[i-1] + (b + c) x[i]
       y[2i + 1] = a x[i] + b x[i] + c x[i+1]   = (a + b) x[i] + c x[i+1]

@@ -1,7 +1,7 @@
 """How unlike two images look: the LPIPS distance (Zhang et al. 2018) of the features of VGG16.
 
-The weights are not ours to draw: they were trained on ImageNet and on people's judgements. `interop.lpips` reads them
-from a file of the user's.
+The weights are not ours to draw: they were trained on ImageNet and on people's judgements.
+`interop.lpips` reads them from a file of the user's.
 """
 
 import flax.linen as nn
@@ -19,7 +19,8 @@ EPSILON = 1e-10  # added to the length that features are divided by
 
 
 class Vgg(nn.Module):
-    """The convolutions of VGG16 (Simonyan and Zisserman 2015), with ReLUs, in slices between which images are halved.
+    """The convolutions of VGG16 (Simonyan and Zisserman 2015), with ReLUs, in slices between which
+    images are halved.
 
     Parameters: slice_K_conv_J/{kernel, bias}, K and J from 0.
     """
@@ -28,7 +29,8 @@ class Vgg(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> list[jax.Array]:
-        """[B, H, W, 3] float32 -> what each slice ends with, [B, H / 2**k, W / 2**k, C_k]: relu1_2 to relu5_3."""
+        """[B, H, W, 3] float32 -> what each slice ends with, [B, H / 2**k, W / 2**k, C_k]: relu1_2
+        to relu5_3."""
         ends = []
         for k, slice_channels in enumerate(self.channels):
             if k:
@@ -42,8 +44,9 @@ class Vgg(nn.Module):
 class Lpips(nn.Module):
     """d(x, y) = sum_k mean_{h, w} sum_c w_kc (x̂_khwc - ŷ_khwc)²  (eq. 1), w_kc >= 0.
 
-    x̂_k are the features at the end of slice k, at each pixel divided by their length over the channels. It is version
-    0.1 of the authors' package, `lpips.LPIPS(net="vgg")`; the weights are squared in the paper.
+    x̂_k are the features at the end of slice k, at each pixel divided by their length over the
+    channels. It is version 0.1 of the authors' package, `lpips.LPIPS(net="vgg")`; the weights are
+    squared in the paper.
     """
 
     channels: tuple[tuple[int, ...], ...] = VGG16
@@ -61,8 +64,12 @@ class Lpips(nn.Module):
         """
         vgg = Vgg(self.channels, name="features")
         distance = jnp.zeros(len(x))
-        for k, (of_x, of_y) in enumerate(zip(vgg(_normalized(x)), vgg(_normalized(y)), strict=True)):
-            weights = self.param(f"lin_{k}", nn.initializers.constant(1.0), (of_x.shape[-1],), jnp.float32)
+        for k, (of_x, of_y) in enumerate(
+            zip(vgg(_normalized(x)), vgg(_normalized(y)), strict=True)
+        ):
+            weights = self.param(
+                f"lin_{k}", nn.initializers.constant(1.0), (of_x.shape[-1],), jnp.float32
+            )
             difference = jnp.square(_of_unit_length(of_x) - _of_unit_length(of_y))
             distance = distance + jnp.mean(difference @ weights, axis=(1, 2))
         return distance
@@ -74,13 +81,15 @@ class Lpips(nn.Module):
 
 
 def _normalized(x: jax.Array) -> jax.Array:
-    """[B, H, W, 1 or 3] on [-1, 1] -> [B, H, W, 3], with ImageNet's mean and deviation taken out of each colour."""
+    """[B, H, W, 1 or 3] on [-1, 1] -> [B, H, W, 3], with ImageNet's mean and deviation taken out of
+    each colour."""
     x = jnp.broadcast_to(x.astype(jnp.float32), (*x.shape[:-1], 3))
     return (x - jnp.array(SHIFT)[None, None, None, :]) / jnp.array(SCALE)[None, None, None, :]
 
 
 def _of_unit_length(features: jax.Array) -> jax.Array:
-    """Divides by the length over the last axis; where nothing is active, 0, with the gradient 0 and not 0/0."""
+    """Divides by the length over the last axis; where nothing is active, 0, with the gradient 0 and
+    not 0/0."""
     squares = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
     active = squares > 0
     return jnp.where(active, features / (jnp.sqrt(jnp.where(active, squares, 1.0)) + EPSILON), 0.0)
@@ -95,6 +104,7 @@ def check_lpips(model: Lpips, height: int, width: int) -> None:
     least = model.smallest_side
     if min(height, width) < least:
         raise UsageError(
-            f"The perceptual distance halves images {len(model.channels) - 1} times and needs at least {least}x{least} "
-            f"pixels, but these are {height}x{width}: train on larger images, or without it."
+            f"The perceptual distance halves images {len(model.channels) - 1} times and needs at "
+            f"least {least}x{least} pixels, but these are {height}x{width}: train on larger "
+            "images, or without it."
         )

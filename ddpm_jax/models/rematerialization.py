@@ -1,4 +1,5 @@
-"""Which results of the forward pass are kept for the backward pass, and which are computed again: memory for time."""
+"""Which results of the forward pass are kept for the backward pass, and which are computed again:
+memory for time."""
 
 import functools
 
@@ -17,8 +18,11 @@ REMAT = {
 
 @functools.cache  # one class for all blocks of a kind, so that JAX traces equal ones once
 def rematerialized(block: type[nn.Module], remat: str) -> type[nn.Module]:
-    """Returns the class of a block whose gradients are the same, made from what `remat`, a key of REMAT, keeps."""
+    """Returns the class of a block whose gradients are the same, made from what `remat`, a key of
+    REMAT, keeps."""
     if remat == "none":
         return block
-    products = policies.save_from_both_policies(policies.save_only_these_names(CONVOLUTION), policies.dots_saveable)
+    products = policies.save_from_both_policies(
+        policies.save_only_these_names(CONVOLUTION), policies.dots_saveable
+    )
     return nn.remat(block, policy=products if remat == "products" else policies.nothing_saveable)

@@ -1,7 +1,8 @@
-"""What the networks of residual blocks share: the fields, the blocks, the ways down and up the resolutions, the checks.
+"""What the networks of residual blocks share: the fields, the blocks, the ways down and up the
+resolutions, the checks.
 
-`Pyramid` is of all of them, `Trunk` of those that are told a time. What else a network is told, and what it makes of
-the lowest resolution, is in `unet.py`, `classifier.py` and `autoencoder.py`.
+`Pyramid` is of all of them, `Trunk` of those that are told a time. What else a network is told, and
+what it makes of the lowest resolution, is in `unet.py`, `classifier.py` and `autoencoder.py`.
 """
 
 import flax.linen as nn
@@ -35,8 +36,8 @@ class ResBlock(nn.Module):
     h = norm2(h + temb_proj(temb))      with scale_shift_norm: norm2(h) * (1 + s) + b, where [s, b] = temb_proj(temb)
     y = shortcut(x) + conv2(dropout(swish(h)))
 
-    The shortcut is the identity, or a 1x1 convolution where the number of channels changes. Without a time, temb_proj
-    is left out.
+    The shortcut is the identity, or a 1x1 convolution where the number of channels changes. Without
+    a time, temb_proj is left out.
     """
 
     features: int
@@ -46,12 +47,15 @@ class ResBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None
+    ) -> jax.Array:
         """Maps [B, H, W, C] to [B, H, W, features].
 
         Args:
           x: [B, H, W, C] in `dtype`.
-          temb: [B, E], the embedded time and class after their swish; None for a network that is told neither.
+          temb: [B, E], the embedded time and class after their swish; None for a network that is
+            told neither.
           dropout_keys: [B] typed keys, or None for no dropout.
         """
         dtype = self.dtype
@@ -60,7 +64,9 @@ class ResBlock(nn.Module):
         if temb is None:
             h = GroupNorm(self.norm_eps, dtype, name="norm2")(h)
         elif self.scale_shift_norm:
-            scale_shift = dense(2 * self.features, name="temb_proj", dtype=dtype)(temb)[:, None, None, :]
+            scale_shift = dense(2 * self.features, name="temb_proj", dtype=dtype)(temb)[
+                :, None, None, :
+            ]
             scale, shift = jnp.split(scale_shift, 2, axis=-1)
             h = GroupNorm(self.norm_eps, dtype, name="norm2")(h) * (1 + scale) + shift
         else:
@@ -74,19 +80,24 @@ class ResBlock(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Residual blocks on a pyramid of resolutions, down from the image to the lowest of them, and up again.
+    """Residual blocks on a pyramid of resolutions, down from the image to the lowest of them, and
+    up again.
 
-    Level i works at 1 / 2**i of the image's height and width with ch * ch_mult[i] channels: on the way down,
-    num_res_blocks blocks and then a downsampling; on the way up one block more, and then an upsampling. Attention
-    follows every block of the levels in attn_resolutions, and sits between the two blocks at the bottom.
+    Level i works at 1 / 2**i of the image's height and width with ch * ch_mult[i] channels: on the
+    way down, num_res_blocks blocks and then a downsampling; on the way up one block more, and then
+    an upsampling. Attention follows every block of the levels in attn_resolutions, and sits between
+    the two blocks at the bottom.
 
-    A network of this form derives from it and calls its methods in a compact `__call__`: the layers that they make are
-    the network's own, by the names given here. In them `temb` [B, 4 ch] is the embedded time after its swish, None for
-    a network that is told none. `check_pyramid` refuses what it cannot build.
+    A network of this form derives from it and calls its methods in a compact `__call__`: the layers
+    that they make are the network's own, by the names given here. In them `temb` [B, 4 ch] is the
+    embedded time after its swish, None for a network that is told none. `check_pyramid` refuses
+    what it cannot build.
     """
 
     resolution: int = (
-        32  # height of a training image; level i has attention if resolution // 2**i is in attn_resolutions
+        # height of a training image; level i has attention if resolution // 2**i is in
+        # attn_resolutions
+        32
     )
     ch: int = 128  # channels of the first level
     ch_mult: tuple[int, ...] = (1, 2, 2, 2)  # channels of each level, as multiples of ch
@@ -94,27 +105,39 @@ class Pyramid(nn.Module):
     attn_resolutions: tuple[int, ...] = (16,)
     num_heads: int = 1
     dropout: float = 0.1  # probability of a zero before each block's last convolution
-    norm_eps: float = EPSILON  # added to the variance of every group normalisation; 1e-5 in Improved DDPM
+    # added to the variance of every group normalisation; 1e-5 in Improved DDPM
+    norm_eps: float = EPSILON
     downsample_padding: str = "end"  # a key of layers.DOWNSAMPLE_PADDINGS; "both" in Improved DDPM
-    dtype: DTypeLike = jnp.float32  # of the computation; parameters, normalisation statistics and softmax are float32
-    remat: str = "none"  # what the backward pass finds kept of the forward pass, a key of rematerialization.REMAT
+    # of the computation; parameters, normalisation statistics and softmax are float32
+    dtype: DTypeLike = jnp.float32
+    # what the backward pass finds kept of the forward pass, a key of rematerialization.REMAT
+    remat: str = "none"
 
     scale_shift_norm = False  # no field here: only a `Trunk` has the time that does this
 
     @property
     def levels(self) -> list[tuple[int, int, bool]]:
-        """(index, channels, whether attention follows the blocks) of each level, from the image down."""
+        """(index, channels, whether attention follows the blocks) of each level, from the image
+        down."""
         return [
-            (i, self.ch * mult, self.resolution // 2**i in self.attn_resolutions) for i, mult in enumerate(self.ch_mult)
+            (i, self.ch * mult, self.resolution // 2**i in self.attn_resolutions)
+            for i, mult in enumerate(self.ch_mult)
         ]
 
     @nn.nowrap
     def block(
-        self, h: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None, features: int, name: str
+        self,
+        h: jax.Array,
+        temb: jax.Array | None,
+        dropout_keys: jax.Array | None,
+        features: int,
+        name: str,
     ) -> jax.Array:
         """Applies a new `ResBlock` of this name."""
         res_block = rematerialized(ResBlock, self.remat)
-        layer = res_block(features, self.dropout, self.scale_shift_norm, self.norm_eps, self.dtype, name=name)
+        layer = res_block(
+            features, self.dropout, self.scale_shift_norm, self.norm_eps, self.dtype, name=name
+        )
         return layer(h, temb, dropout_keys)
 
     @nn.nowrap
@@ -124,11 +147,14 @@ class Pyramid(nn.Module):
         return attention_block(self.num_heads, self.norm_eps, self.dtype, name=name)(h)
 
     @nn.nowrap
-    def down(self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None) -> list[jax.Array]:
+    def down(
+        self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None
+    ) -> list[jax.Array]:
         """Walks the levels from the image [B, H, W, C] down.
 
         Returns:
-          The result of the first convolution, of every block (with its attention) and of every downsampling, in order.
+          The result of the first convolution, of every block (with its attention) and of every
+          downsampling, in order.
         """
         h = Conv3x3(self.ch, dtype=self.dtype, name="conv_in")(x)
         results = [h]
@@ -145,7 +171,9 @@ class Pyramid(nn.Module):
         return results
 
     @nn.nowrap
-    def middle(self, h: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
+    def middle(
+        self, h: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None
+    ) -> jax.Array:
         """Applies the two blocks at the bottom and the attention between them."""
         _, features, _ = self.levels[-1]
         h = self.block(h, temb, dropout_keys, features, "mid_block_1")
@@ -166,8 +194,8 @@ class Pyramid(nn.Module):
           h: [B, H / 2**(levels - 1), likewise W, C].
           temb: see the class.
           dropout_keys: [B] typed keys, or None for no dropout.
-          skips: one for each block, the last for the first: concatenated with the block's input and taken off the list.
-            None for none.
+          skips: one for each block, the last for the first: concatenated with the block's input and
+            taken off the list. None for none.
 
         Returns:
           [B, H, W, ch * ch_mult[0]].
@@ -187,17 +215,20 @@ class Pyramid(nn.Module):
 class Trunk(Pyramid):
     """A pyramid whose blocks are told a time. `check_trunk` refuses what it cannot build."""
 
-    scale_shift_norm: bool = False  # let the time scale and shift the second normalisation (Improved DDPM)
+    # let the time scale and shift the second normalisation (Improved DDPM)
+    scale_shift_norm: bool = False
     time_embedding: str = "sin_cos"  # a key of layers.TIME_EMBEDDINGS
 
     @nn.nowrap
     def embed(self, t: jax.Array) -> jax.Array:
-        """Maps times [B] to [B, 4 ch]: what a block is told, but for a swish that comes when all is added."""
+        """Maps times [B] to [B, 4 ch]: what a block is told, but for a swish that comes when all is
+        added."""
         return embed_time(t, self.ch, 4 * self.ch, form=self.time_embedding, dtype=self.dtype)
 
 
 def check_trunk(trunk: Trunk, height: int, width: int) -> None:
-    """Checks that a network of these fields can be built and run on images of one size, before anything compiles.
+    """Checks that a network of these fields can be built and run on images of one size, before
+    anything compiles.
 
     Args:
       trunk: the network, not yet initialised: its fields are all that is read.
@@ -205,7 +236,8 @@ def check_trunk(trunk: Trunk, height: int, width: int) -> None:
       width: of the images, in pixels.
 
     Raises:
-      UsageError: a field or the size is wrong; the sentence names the value, what was expected and what to do.
+      UsageError: a field or the size is wrong; the sentence names the value, what was expected and
+        what to do.
     """
     choose("time embedding", trunk.time_embedding, TIME_EMBEDDINGS)
     check_pyramid(trunk, height, width)
@@ -221,22 +253,27 @@ def check_pyramid(pyramid: Pyramid, height: int, width: int) -> None:
     for name, size in {"height": height, "width": width, "resolution": pyramid.resolution}.items():
         if size < 1 or size % stride:
             raise UsageError(
-                f"The {name} {size} is not divisible by {stride}, the stride of a network of {levels} levels: "
-                f"resize the images to a multiple of {stride}, or give fewer ch_mult than {tuple(pyramid.ch_mult)}."
+                f"The {name} {size} is not divisible by {stride}, the stride of a network of "
+                f"{levels} levels: resize the images to a multiple of {stride}, or give fewer "
+                f"ch_mult than {tuple(pyramid.ch_mult)}."
             )
     # Every other normalised width is a sum of these, by concatenation with a skip.
     for features in {pyramid.ch, *(pyramid.ch * mult for mult in pyramid.ch_mult)}:
         if features % NUM_GROUPS:
             raise UsageError(
-                f"A level of {features} channels cannot be normalised in {NUM_GROUPS} groups: "
-                f"make ch (now {pyramid.ch}) times each of ch_mult {tuple(pyramid.ch_mult)} a multiple of {NUM_GROUPS}."
+                f"A level of {features} channels cannot be normalised in {NUM_GROUPS} groups: make "
+                f"ch (now {pyramid.ch}) times each of ch_mult {tuple(pyramid.ch_mult)} a multiple "
+                f"of {NUM_GROUPS}."
             )
     _check_attention(pyramid)
 
 
 def _check_numbers(pyramid: Pyramid) -> None:
     if not pyramid.ch_mult:
-        raise UsageError("ch_mult is empty: give one multiplier of the channels per level, for example (1, 2, 2, 2).")
+        raise UsageError(
+            "ch_mult is empty: give one multiplier of the channels per level, for example (1, 2, "
+            "2, 2)."
+        )
     for name in ("ch", "num_res_blocks", "num_heads"):
         check_count(name, getattr(pyramid, name))
     for i, mult in enumerate(pyramid.ch_mult):
@@ -248,13 +285,18 @@ def _check_attention(pyramid: Pyramid) -> None:
     for wanted in pyramid.attn_resolutions:
         if wanted not in resolutions:
             raise UsageError(
-                f"attn_resolutions names {wanted}, but the levels of a network of resolution {pyramid.resolution} "
-                f"are at {', '.join(map(str, resolutions))}: choose among these."
+                f"attn_resolutions names {wanted}, but the levels of a network of resolution "
+                f"{pyramid.resolution} are at {', '.join(map(str, resolutions))}: choose among "
+                "these."
             )
-    attending = [mult for mult, at in zip(pyramid.ch_mult, resolutions, strict=True) if at in pyramid.attn_resolutions]
+    attending = [
+        mult
+        for mult, at in zip(pyramid.ch_mult, resolutions, strict=True)
+        if at in pyramid.attn_resolutions
+    ]
     for mult in [*attending, pyramid.ch_mult[-1]]:  # the middle always attends
         if pyramid.ch * mult % pyramid.num_heads:
             raise UsageError(
-                f"num_heads {pyramid.num_heads} does not divide the {pyramid.ch * mult} channels of a level with "
-                f"attention: choose a divisor of {pyramid.ch * mult}."
+                f"num_heads {pyramid.num_heads} does not divide the {pyramid.ch * mult} channels "
+                f"of a level with attention: choose a divisor of {pyramid.ch * mult}."
             )

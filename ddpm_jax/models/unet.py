@@ -1,10 +1,12 @@
-"""The DDPM U-Net (Ho, Jain and Abbeel 2020, appendix B): a noisy image and a time in, an image of any meaning out.
+"""The DDPM U-Net (Ho, Jain and Abbeel 2020, appendix B): a noisy image and a time in, an image of
+any meaning out.
 
-It may also be told a `Condition`: a class, whose embedding is added to that of the time (Dhariwal and Nichol 2021), and
-a low-resolution image, whose channels are concatenated with the noisy one's (Saharia et al. 2021; Ho et al. 2022).
+It may also be told a `Condition`: a class, whose embedding is added to that of the time (Dhariwal
+and Nichol 2021), and a low-resolution image, whose channels are concatenated with the noisy one's
+(Saharia et al. 2021; Ho et al. 2022).
 
-The ways down and up are in `trunk.py`, the layers in `layers.py` and `attention.py`. What the output means (eps, x_0, a
-variance) is not known here.
+The ways down and up are in `trunk.py`, the layers in `layers.py` and `attention.py`. What the
+output means (eps, x_0, a variance) is not known here.
 """
 
 import flax.linen as nn
@@ -18,18 +20,20 @@ from ddpm_jax.models.trunk import Trunk, check_trunk
 
 
 class UNet(Trunk):
-    """The network of DDPM: residual blocks on a pyramid of resolutions, down and up again, with skips in between.
+    """The network of DDPM: residual blocks on a pyramid of resolutions, down and up again, with
+    skips in between.
 
-    Level i works at 1 / 2**i of the image's height and width with ch * ch_mult[i] channels. Going down, a level has
-    num_res_blocks blocks and then a downsampling; every result is kept. Going up, a level has one block more, each fed
-    its input concatenated with the latest result still kept, and then an upsampling. Attention follows every block of
-    the levels in attn_resolutions, on both paths, and sits between the two blocks at the bottom.
+    Level i works at 1 / 2**i of the image's height and width with ch * ch_mult[i] channels. Going
+    down, a level has num_res_blocks blocks and then a downsampling; every result is kept. Going up,
+    a level has one block more, each fed its input concatenated with the latest result still kept,
+    and then an upsampling. Attention follows every block of the levels in attn_resolutions, on both
+    paths, and sits between the two blocks at the bottom.
 
-    The defaults are DDPM's network. Improved DDPM's has scale_shift_norm, time_embedding "cos_sin", norm_eps 1e-5 and
-    downsample_padding "both".
+    The defaults are DDPM's network. Improved DDPM's has scale_shift_norm, time_embedding "cos_sin",
+    norm_eps 1e-5 and downsample_padding "both".
 
-    The parameters do not depend on the height and width, so a trained network runs at any size its strides divide.
-    `check_unet` refuses what this class cannot build.
+    The parameters do not depend on the height and width, so a trained network runs at any size its
+    strides divide. `check_unet` refuses what this class cannot build.
     """
 
     out_channels: int = 3  # twice the image's channels when the variance is learned
@@ -50,10 +54,10 @@ class UNet(Trunk):
         Args:
           x: [B, H, W, C] float32; H and W divisible by 2**(len(ch_mult) - 1).
           t: [B], int32 or float32: the time the network is told, 0..T-1 or rescaled.
-          condition: what else it is told, with a leading axis B; exactly the parts that the fields announce. A label
-            outside 0..num_classes gives not-a-number.
-          dropout_keys: [B] typed keys, one per example, already folded with the step and the example's global index;
-            None for no dropout.
+          condition: what else it is told, with a leading axis B; exactly the parts that the fields
+            announce. A label outside 0..num_classes gives not-a-number.
+          dropout_keys: [B] typed keys, one per example, already folded with the step and the
+            example's global index; None for no dropout.
 
         Returns:
           [B, H, W, out_channels] float32.
@@ -61,11 +65,15 @@ class UNet(Trunk):
         Raises:
           UsageError: the condition lacks a part, has one too many, or one of another shape.
         """
-        check_condition(condition, x=x, num_classes=self.num_classes, low_res_channels=self.low_res_channels)
+        check_condition(
+            condition, x=x, num_classes=self.num_classes, low_res_channels=self.low_res_channels
+        )
         label, low_res = Condition() if condition is None else condition
         temb = self.embed(t)
         if label is not None:
-            temb = temb + ClassEmbedding(self.num_classes, 4 * self.ch, self.dtype, name="class_embedding")(label)
+            temb = temb + ClassEmbedding(
+                self.num_classes, 4 * self.ch, self.dtype, name="class_embedding"
+            )(label)
         temb = nn.swish(temb)
         if low_res is not None:
             x = jnp.concatenate([x, low_res], axis=-1)
@@ -76,7 +84,9 @@ class UNet(Trunk):
         assert not skips
 
         h = nn.swish(GroupNorm(self.norm_eps, name="norm_out")(h))
-        return Conv3x3(self.out_channels, kernel_init=zero_init, dtype=jnp.float32, name="conv_out")(h)
+        return Conv3x3(
+            self.out_channels, kernel_init=zero_init, dtype=jnp.float32, name="conv_out"
+        )(h)
 
 
 def check_unet(unet: UNet, height: int, width: int) -> None:
@@ -88,7 +98,8 @@ def check_unet(unet: UNet, height: int, width: int) -> None:
       width: of the images, in pixels.
 
     Raises:
-      UsageError: a field or the size is wrong; the sentence names the value, what was expected and what to do.
+      UsageError: a field or the size is wrong; the sentence names the value, what was expected and
+        what to do.
     """
     check_count("out_channels", unet.out_channels)
     for name in ("num_classes", "low_res_channels"):

@@ -1,12 +1,14 @@
-"""3x3 convolutions in 4/9 of their multiplications: Winograd's minimal filtering F(2x2, 3x3) (Lavin and Gray 2016).
+"""3x3 convolutions in 4/9 of their multiplications: Winograd's minimal filtering F(2x2, 3x3) (Lavin
+and Gray 2016).
 
-The output is cut into tiles of 2x2 pixels, each of which depends on 4x4 of the input d through the kernel g:
+The output is cut into tiles of 2x2 pixels, each of which depends on 4x4 of the input d through the
+kernel g:
 
   y = Aᵀ [(G g Gᵀ) ∘ (Bᵀ d B)] A
 
-where ∘, a product of 4x4 numbers, stands for 16 matrix products over the channels, of all tiles at once. The matrices
-are small integers and halves, so the rounding errors are those of the direct sum. Which convolutions are computed so is
-decided in `convolution.py`.
+where ∘, a product of 4x4 numbers, stands for 16 matrix products over the channels, of all tiles at
+once. The matrices are small integers and halves, so the rounding errors are those of the direct
+sum. Which convolutions are computed so is decided in `convolution.py`.
 """
 
 from collections.abc import Sequence
@@ -19,51 +21,70 @@ B_T = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 A_T = ((1, 1, 1, 0), (0, 1, -1, -1))
 
-MIN_CHANNELS = 128  # with fewer, little is gained on the transformations, and programs take longer to compile
-CACHE = 2**25  # bytes of transformed tiles of input and output; with more, memory and not arithmetic decides
+# with fewer, little is gained on the transformations, and programs take longer to compile
+MIN_CHANNELS = 128
+# bytes of transformed tiles of input and output; with more, memory and not arithmetic decides
+CACHE = 2**25
 
 Blocks = list[list[jax.Array]]  # a matrix of arrays of one shape
 
 
 def parts(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int | None:
-    """In how many equal parts to take a batch that is zero-padded by 1; None where the direct sum is faster on a CPU.
+    """In how many equal parts to take a batch that is zero-padded by 1; None where the direct sum
+    is faster on a CPU.
 
     The transformed tiles of a part stay in the processor's cache.
     """
     batch, height, width, channels = x_shape
     features = kernel_shape[3]
-    if kernel_shape[:2] != (3, 3) or height % 2 or width % 2 or min(channels, features) < MIN_CHANNELS:
+    if (
+        kernel_shape[:2] != (3, 3)
+        or height % 2
+        or width % 2
+        or min(channels, features) < MIN_CHANNELS
+    ):
         return None
-    tile_bytes = 4 * 16 * (height // 2) * (width // 2) * (channels + features)  # of an image, in float32
-    return next((n for n in range(1, batch + 1) if batch % n == 0 and batch // n * tile_bytes < CACHE), None)
+    # of an image, in float32
+    tile_bytes = 4 * 16 * (height // 2) * (width // 2) * (channels + features)
+    return next(
+        (n for n in range(1, batch + 1) if batch % n == 0 and batch // n * tile_bytes < CACHE), None
+    )
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns the cross-correlation, zero-padded by 1, of x [B, H, W, C], H and W even, with kernel [3, 3, C, D]."""
+    """Returns the cross-correlation, zero-padded by 1, of x [B, H, W, C], H and W even, with kernel
+    [3, 3, C, D]."""
     return _convolve(x, _transform(G, [[kernel[i, j] for j in range(3)] for i in range(3)]))
 
 
 def input_gradient(y_bar: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns a loss's gradient [B, H, W, C] with respect to x from that [B, H, W, D] with respect to the output.
+    """Returns a loss's gradient [B, H, W, C] with respect to x from that [B, H, W, D] with respect
+    to the output.
 
-    It is a convolution with the kernel turned by 180 degrees and its channels exchanged. They are exchanged in the
-    products, which costs nothing, and not in memory.
+    It is a convolution with the kernel turned by 180 degrees and its channels exchanged. They are
+    exchanged in the products, which costs nothing, and not in memory.
     """
     turned = _transform(G, [[kernel[2 - i, 2 - j] for j in range(3)] for i in range(3)])
     return _convolve(y_bar, [[block.T for block in row] for row in turned])
 
 
 def kernel_gradient(x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Returns a loss's gradient [3, 3, C, D] with respect to the kernel from that [B, H, W, D] to the output.
+    """Returns a loss's gradient [3, 3, C, D] with respect to the kernel from that [B, H, W, D] to
+    the output.
 
     g_bar = Gᵀ [(A y_bar Aᵀ) ∘ (Bᵀ d B)] G, the product summed over the tiles.
     """
 
     batch, height, width, channels = x.shape
     y_bar = y_bar.reshape(batch, height // 2, 2, width // 2, 2, -1)
-    spread = _transform(_transpose(A_T), [[y_bar[:, :, i, :, j] for j in range(2)] for i in range(2)])
+    spread = _transform(
+        _transpose(A_T), [[y_bar[:, :, i, :, j] for j in range(2)] for i in range(2)]
+    )
     products = [
-        [tile.reshape(-1, channels).T @ y.reshape(-1, y_bar.shape[-1]) for tile, y in zip(*row, strict=True)]
+        [
+            tile.reshape(-1, channels).T @ y.reshape(-1, y_bar.shape[-1])
+            for tile, y in zip(*row, strict=True)
+        ]
         for row in zip(_transform(B_T, _windows(x)), spread, strict=True)
     ]
     return jnp.stack([jnp.stack(row) for row in _transform(_transpose(G), products)])
@@ -78,7 +99,10 @@ def _convolve(x: jax.Array, kernels: Blocks) -> jax.Array:
             [tile.reshape(-1, channels) @ kernel for tile, kernel in zip(*row, strict=True)]
             for row in zip(_transform(B_T, _windows(x)), kernels, strict=True)
         ]
-        y = [[block.reshape(batch, height // 2, width // 2, -1) for block in row] for row in _transform(A_T, products)]
+        y = [
+            [block.reshape(batch, height // 2, width // 2, -1) for block in row]
+            for row in _transform(A_T, products)
+        ]
         rows = [jnp.stack(row, axis=3) for row in y]
         return jnp.stack(rows, axis=2).reshape(batch, height, width, -1)
 
@@ -90,18 +114,27 @@ def _convolve(x: jax.Array, kernels: Blocks) -> jax.Array:
 
 
 def _windows(x: jax.Array) -> Blocks:
-    """Returns the 4x4 pixels that each tile depends on: block i, j is pixel i, j of all windows, [B, H/2, W/2, C]."""
+    """Returns the 4x4 pixels that each tile depends on: block i, j is pixel i, j of all windows,
+    [B, H/2, W/2, C]."""
     batch, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return [
-        [lax.slice(x, (0, i, j, 0), (batch, i + height - 1, j + width - 1, channels), (1, 2, 2, 1)) for j in range(4)]
+        [
+            lax.slice(
+                x, (0, i, j, 0), (batch, i + height - 1, j + width - 1, channels), (1, 2, 2, 1)
+            )
+            for j in range(4)
+        ]
         for i in range(4)
     ]
 
 
 def _transform(matrix: Sequence[Sequence[float]], blocks: Blocks) -> Blocks:
     """Returns matrix @ blocks @ matrixᵀ."""
-    half = [[_combine(row, [blocks[i][j] for i in range(len(row))]) for j in range(len(blocks[0]))] for row in matrix]
+    half = [
+        [_combine(row, [blocks[i][j] for i in range(len(row))]) for j in range(len(blocks[0]))]
+        for row in matrix
+    ]
     return [[_combine(row, half_row) for row in matrix] for half_row in half]
 
 

@@ -1,8 +1,9 @@
-"""What the training loop reports: averages between log lines, throughput, the writers, a bar on the terminal.
+"""What the training loop reports: averages between log lines, throughput, the writers, a bar on the
+terminal.
 
-Host side only: everything here takes numbers that have already left the device. Which metrics exist is decided by the
-train step and the loop; where they go is in `records`, `tensorboard` and `weights_and_biases`; drawing them belongs to
-`plotting`.
+Host side only: everything here takes numbers that have already left the device. Which metrics exist
+is decided by the train step and the loop; where they go is in `records`, `tensorboard` and
+`weights_and_biases`; drawing them belongs to `plotting`.
 """
 
 import contextlib
@@ -27,7 +28,17 @@ from ddpm_jax.monitoring.tensorboard import Events
 from ddpm_jax.schema import Malformed, Number, Table, check
 from ddpm_jax.training.objective import ByTime
 
-__all__ = ["RECORDS", "Averages", "Histogram", "MetricWriter", "Progress", "Record", "Throughput", "Viewer", "read"]
+__all__ = [
+    "RECORDS",
+    "Averages",
+    "Histogram",
+    "MetricWriter",
+    "Progress",
+    "Record",
+    "Throughput",
+    "Viewer",
+    "read",
+]
 
 
 class Histogram(NamedTuple):
@@ -50,18 +61,26 @@ class Viewer(Protocol):
 
 
 class MetricWriter:
-    """Appends metrics to `workdir/metrics.jsonl`, and shows them in TensorBoard and in what other viewers there are.
+    """Appends metrics to `workdir/metrics.jsonl`, and shows them in TensorBoard and in what other
+    viewers there are.
 
-    One process of a run, the first, writes. The methods raise FailureError: the disk is full, or the folder cannot be
-    written.
+    One process of a run, the first, writes. The methods raise FailureError: the disk is full, or
+    the folder cannot be written.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None = None, viewers: Sequence[Viewer] = ()):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        resume_step: int | None = None,
+        viewers: Sequence[Viewer] = (),
+    ):
         """Opens the records of a run.
 
         Args:
           workdir: the folder of the run; created when the first record is written.
-          resume_step: number of updates in the checkpoint that training continues from; see `records.Records`.
+          resume_step: number of updates in the checkpoint that training continues from; see
+            `records.Records`.
           viewers: to be told all that TensorBoard is told; closed with this.
 
         Raises:
@@ -79,7 +98,8 @@ class MetricWriter:
             viewer.scalars(step, metrics)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Shows uint8 [H, W, C], C = 1 or 3, under `name`; the PNG on disk is the caller's to write."""
+        """Shows uint8 [H, W, C], C = 1 or 3, under `name`; the PNG on disk is the caller's to
+        write."""
         for viewer in self._viewers:
             viewer.image(step, name, image)
 
@@ -94,7 +114,8 @@ class MetricWriter:
         self._events.flush()
 
     def close(self) -> None:
-        """Writes what waits and closes the viewers; harmless when repeated or when nothing was written."""
+        """Writes what waits and closes the viewers; harmless when repeated or when nothing was
+        written."""
         with contextlib.ExitStack() as stack:
             for viewer in self._viewers:
                 stack.callback(viewer.close)
@@ -109,18 +130,25 @@ class MetricWriter:
 
 _BARS = Table({"sum": None, "count": None})
 _AVERAGES = Table(
-    {}, {"sums": Table(others=Number()), "counts": Table(others=Number()), "by_time": Table(others=_BARS)}
+    {},
+    {
+        "sums": Table(others=Number()),
+        "counts": Table(others=Number()),
+        "by_time": Table(others=_BARS),
+    },
 )
 
 
 class Averages:
     """Means of per-step metrics since they were last asked for.
 
-    A metric is a number, or a pair (sum, count) for a mean over some of the examples only. Either may be a vector [K],
-    which stands for K metrics named `name1` ... `nameK`: the loss by quartile of t is the pair of two [4] vectors.
+    A metric is a number, or a pair (sum, count) for a mean over some of the examples only. Either
+    may be a vector [K], which stands for K metrics named `name1` ... `nameK`: the loss by quartile
+    of t is the pair of two [4] vectors.
 
       averages.add({"loss": 0.5, "loss_q": (sums, counts)})
-      averages.means()  # {"loss": 0.5, "loss_q1": ..., "loss_q4": ...}, without the quartiles that no t fell into
+      averages.means()  # {"loss": 0.5, "loss_q1": ..., "loss_q4": ...}, without the quartiles that
+      no t fell into
 
     A pair that is an `objective.ByTime` becomes a histogram instead.
     """
@@ -131,7 +159,8 @@ class Averages:
         self._by_time: dict[str, ByTime] = {}
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Takes in the metrics of one step: numbers, [K] vectors, or tuples (sum, count) of either, count >= 0."""
+        """Takes in the metrics of one step: numbers, [K] vectors, or tuples (sum, count) of either,
+        count >= 0."""
         for name, value in metrics.items():
             if isinstance(value, ByTime):
                 total, count = (np.asarray(part, np.float64) for part in value)
@@ -139,18 +168,28 @@ class Averages:
                 self._by_time[name] = ByTime(before.sum + total, before.count + count)
                 continue
             total, count = value if isinstance(value, tuple) else (value, np.ones(np.shape(value)))
-            total, count = np.broadcast_arrays(np.asarray(total, np.float64), np.asarray(count, np.float64))
+            total, count = np.broadcast_arrays(
+                np.asarray(total, np.float64), np.asarray(count, np.float64)
+            )
             names = [name] if total.ndim == 0 else [f"{name}{i}" for i in range(1, len(total) + 1)]
-            for key, addend, weight in zip(names, total.reshape(-1), count.reshape(-1), strict=True):
+            for key, addend, weight in zip(
+                names, total.reshape(-1), count.reshape(-1), strict=True
+            ):
                 self._sums[key] = self._sums.get(key, 0.0) + float(addend)
                 self._counts[key] = self._counts.get(key, 0.0) + float(weight)
 
     def get_state(self) -> dict[str, Any]:
-        """What was added since the means were last asked for, JSON-able; {} for nothing, or a sum that is no number."""
-        numbers = [*self._sums.values(), *(x for pair in self._by_time.values() for part in pair for x in part)]
+        """What was added since the means were last asked for, JSON-able; {} for nothing, or a sum
+        that is no number."""
+        numbers = [
+            *self._sums.values(),
+            *(x for pair in self._by_time.values() for part in pair for x in part),
+        ]
         if not self._counts or not np.all(np.isfinite(numbers)):
             return {}
-        by_time = {name: {"sum": list(s), "count": list(c)} for name, (s, c) in self._by_time.items()}
+        by_time = {
+            name: {"sum": list(s), "count": list(c)} for name, (s, c) in self._by_time.items()
+        }
         return {"sums": dict(self._sums), "counts": dict(self._counts), "by_time": by_time}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -172,7 +211,11 @@ class Averages:
 
     def means(self) -> dict[str, float]:
         """Returns the means and starts over; a metric whose counts are all 0 is left out."""
-        means = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name] > 0}
+        means = {
+            name: total / self._counts[name]
+            for name, total in self._sums.items()
+            if self._counts[name] > 0
+        }
         self._sums, self._counts = {}, {}
         return means
 
@@ -186,10 +229,12 @@ class Averages:
 
 
 class _Watch:
-    """Knows since when the device has had nothing to do: a thread of its own waits for each result."""
+    """Knows since when the device has had nothing to do: a thread of its own waits for each
+    result."""
 
     def __init__(self, clock: Callable[[], float]):
-        self._results, self._arrived = queue.SimpleQueue(), [(0, -math.inf)]  # the number of the last, and when
+        # the number of the last, and when
+        self._results, self._arrived = queue.SimpleQueue(), [(0, -math.inf)]
         self._given = 0
         # A daemon: the end of the program does not wait for a device that hangs.
         work = (self._results, self._arrived, clock)
@@ -207,15 +252,19 @@ class _Watch:
         return when if count == self._given else None
 
 
-def _note_arrivals(results: queue.SimpleQueue, arrived: list[tuple[int, float]], clock: Callable[[], float]) -> None:
+def _note_arrivals(
+    results: queue.SimpleQueue, arrived: list[tuple[int, float]], clock: Callable[[], float]
+) -> None:
     while (item := results.get()) is not None:
-        with contextlib.suppress(Exception):  # the loop meets the same error when it reads this result
+        # the loop meets the same error when it reads this result
+        with contextlib.suppress(Exception):
             jax.block_until_ready(item)
         arrived[0] = arrived[0][0] + 1, clock()
 
 
 class Throughput:
-    """Images per second, and the share of the time that the device had nothing to do for want of a batch."""
+    """Images per second, and the share of the time that the device had nothing to do for want of a
+    batch."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         """Starts counting; `clock` returns seconds."""
@@ -229,13 +278,15 @@ class Throughput:
         self._paused = 0.0
 
     def add(self, images: int, result: Any = None) -> None:
-        """Counts the images, over all devices and hosts, of one call; `result` is what that will return."""
+        """Counts the images, over all devices and hosts, of one call; `result` is what that will
+        return."""
         self._images += images
         self._watch.give(result)
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Its body fetches the next batch. Only what it takes after the last call's result has arrived is waiting."""
+        """Its body fetches the next batch. Only what it takes after the last call's result has
+        arrived is waiting."""
         start = self._clock()
         try:
             yield
@@ -246,7 +297,8 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Its body is no training: compiling, sampling a grid, saving. That time counts in neither figure."""
+        """Its body is no training: compiling, sampling a grid, saving. That time counts in neither
+        figure."""
         start = self._clock()
         try:
             yield
@@ -254,7 +306,8 @@ class Throughput:
             self._paused += self._clock() - start
 
     def read(self) -> dict[str, float]:
-        """Returns `images_per_second` and `data_wait` in [0, 1], and starts over; {} if no time was spent training."""
+        """Returns `images_per_second` and `data_wait` in [0, 1], and starts over; {} if no time was
+        spent training."""
         seconds = self._clock() - self._start - self._paused
         images, waiting = self._images, self._waiting
         self._restart()
@@ -263,25 +316,33 @@ class Throughput:
         return {"images_per_second": images / seconds, "data_wait": waiting / seconds}
 
 
-_IN_BAR = ("loss", "grad_norm", "images_per_second", "data_wait")  # More would push the bar off the line.
+# More would push the bar off the line.
+_IN_BAR = ("loss", "grad_norm", "images_per_second", "data_wait")
 _LABELS = {"images_per_second": "images/s", "data_wait": "data wait"}
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere: in a log file a bar is one line of control characters."""
+    """A bar on a terminal, plain lines elsewhere: in a log file a bar is one line of control
+    characters."""
 
     def __init__(self, total_steps: int, *, start_step: int = 0, file: TextIO | None = None):
-        """Starts at `start_step` updates of `total_steps`; writes to `file`, by default standard error."""
+        """Starts at `start_step` updates of `total_steps`; writes to `file`, by default standard
+        error."""
         self._total = total_steps
         self._file = sys.stderr if file is None else file
         self._bar = self._drawn = None
         if self._file.isatty():
             self._bar = tqdm.tqdm(
-                total=total_steps, initial=start_step, unit="step", file=self._file, dynamic_ncols=True
+                total=total_steps,
+                initial=start_step,
+                unit="step",
+                file=self._file,
+                dynamic_ncols=True,
             )
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Reports that `step` updates are done; without metrics only a bar moves, and no line is printed."""
+        """Reports that `step` updates are done; without metrics only a bar moves, and no line is
+        printed."""
         if self._bar is not None:
             if metrics is not None:
                 shown = {name: metrics[name] for name in _IN_BAR if name in metrics}
@@ -291,9 +352,12 @@ class Progress:
             print(f"step {step}/{self._total} {self._format(metrics)}", file=self._file, flush=True)
 
     def drawing(self, what: str, done: int, total: int) -> None:
-        """Reports that the part done/total of a picture is drawn: in the bar, or by a line now and then."""
+        """Reports that the part done/total of a picture is drawn: in the bar, or by a line now and
+        then."""
         if self._bar is not None:
-            self._bar.set_description_str(f"drawing {what}, {done / total:.0%}" if done < total else "")
+            self._bar.set_description_str(
+                f"drawing {what}, {done / total:.0%}" if done < total else ""
+            )
             return
         if self._drawn is None:
             self._drawn = Counter(f"drawing {what}", total, unit="row", file=self._file)
@@ -315,11 +379,14 @@ class Progress:
             self._bar.close()
 
     def _format(self, metrics: Mapping[str, float]) -> str:
-        return " ".join(f"{_LABELS.get(name, name)} {_short(name, value)}" for name, value in metrics.items())
+        return " ".join(
+            f"{_LABELS.get(name, name)} {_short(name, value)}" for name, value in metrics.items()
+        )
 
 
 def _short(name: str, value: float) -> str:
-    """Four significant digits, large numbers in full, a share in per cent: 0.0432, 2e-05, 12345, 3.1%."""
+    """Four significant digits, large numbers in full, a share in per cent: 0.0432, 2e-05, 12345,
+    3.1%."""
     if name == "data_wait":
         return f"{value:.1%}"
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"

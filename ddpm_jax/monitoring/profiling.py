@@ -19,13 +19,17 @@ _MAX_STEP = 2**31 - 1
 
 
 class Trace:
-    """Records what host and devices do in steps `first` to `last`, counted from 1, into DIR/plugins/profile/TIME/.
+    """Records what host and devices do in steps `first` to `last`, counted from 1, into
+    DIR/plugins/profile/TIME/.
 
-    Without arguments it records nothing. Steps that are dispatched together are recorded together. Leaving the context
-    ends a trace that is still open, so a run that is interrupted keeps what it has.
+    Without arguments it records nothing. Steps that are dispatched together are recorded together.
+    Leaving the context ends a trace that is still open, so a run that is interrupted keeps what it
+    has.
     """
 
-    def __init__(self, directory: str | os.PathLike | None = None, *, first: int = 0, last: int = 0):
+    def __init__(
+        self, directory: str | os.PathLike | None = None, *, first: int = 0, last: int = 0
+    ):
         """Names the steps; nothing is recorded before `call` reaches them."""
         self._directory = None if directory is None else as_path(directory)
         self._written = self._directory  # by JAX, which knows disks only
@@ -44,7 +48,12 @@ class Trace:
         Raises:
           FailureError: the trace cannot be begun.
         """
-        if self._directory is not None and not self._open and step < self._last and step + count >= self._first:
+        if (
+            self._directory is not None
+            and not self._open
+            and step < self._last
+            and step + count >= self._first
+        ):
             try:
                 if is_remote(self._directory):
                     self._written = tempfile.mkdtemp(prefix="ddpm_jax-trace-")
@@ -52,12 +61,19 @@ class Trace:
                     self._directory.mkdir(parents=True, exist_ok=True)
                 jax.profiler.start_trace(self._written)
             except (OSError, RuntimeError) as error:
-                raise FailureError(f"Cannot trace steps into {self._directory}: {error}.") from error
+                raise FailureError(
+                    f"Cannot trace steps into {self._directory}: {error}."
+                ) from error
             self._open = True
-        return jax.profiler.StepTraceAnnotation("train", step_num=step + count) if self._open else _NOTHING
+        return (
+            jax.profiler.StepTraceAnnotation("train", step_num=step + count)
+            if self._open
+            else _NOTHING
+        )
 
     def done(self, step: int, results: Any) -> None:
-        """Ends the trace where `step` is its last, or later, once the devices have computed `results`."""
+        """Ends the trace where `step` is its last, or later, once the devices have computed
+        `results`."""
         if self._open and step >= self._last:
             jax.block_until_ready(results)
             self._stop()
@@ -90,5 +106,7 @@ def parse_steps(text: str) -> tuple[int, int]:
     except ValueError:
         first, last = 0, 0
     if "," in text or not 1 <= first <= last:
-        raise UsageError(f"--profile is {text!r}: give the first and the last step to trace, as in 10:12.")
+        raise UsageError(
+            f"--profile is {text!r}: give the first and the last step to trace, as in 10:12."
+        )
     return first, last

@@ -1,4 +1,5 @@
-"""How much of a long computation is done: a bar on a terminal; in a notebook or a log a line now and then."""
+"""How much of a long computation is done: a bar on a terminal; in a notebook or a log a line now
+and then."""
 
 import sys
 import time
@@ -11,7 +12,8 @@ from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import say
 
 Item = TypeVar("Item")
-FIRST, EVERY = 5.0, 10.0  # seconds to the first line, and between two: what is done sooner is done without one
+# seconds to the first line, and between two: what is done sooner is done without one
+FIRST, EVERY = 5.0, 10.0
 
 
 class Counter:
@@ -40,13 +42,16 @@ class Counter:
         self._what, self._unit, self._total = what, unit, total
         self._file = sys.stderr if file is None else file
         self._clock, self._start, self._due = clock, clock(), FIRST
-        # When the first part was done, and what was done then: compiling, and what was found on disk, are before.
+        # When the first part was done, and what was done then: compiling, and what was found on
+        # disk, are before.
         self._first: tuple[float, float] | None = None
         self.done = initial
         self._bar = self._inner = None
         self._silent = not hosts.is_first()
         if not self._silent and self._file.isatty():
-            self._bar = self._new_bar(total=total, initial=initial, unit=unit, desc=what, postfix="compiling")
+            self._bar = self._new_bar(
+                total=total, initial=initial, unit=unit, desc=what, postfix="compiling"
+            )
 
     def _new_bar(self, **options) -> tqdm.tqdm:
         return tqdm.tqdm(file=self._file, dynamic_ncols=True, unit_scale=True, **options)

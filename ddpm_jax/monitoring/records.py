@@ -1,9 +1,12 @@
-"""The records of a run: `metrics.jsonl`, one line a report, which survive a kill and are cut back on a resume.
+"""The records of a run: `metrics.jsonl`, one line a report, which survive a kill and are cut back
+on a resume.
 
-In a bucket, where nothing can be appended to, the lines since the last save become one more object, a part:
-`metrics/NNNNNN.jsonl`. So what is written is written once. A run that is copied to a disk, or back, goes on as it is.
+In a bucket, where nothing can be appended to, the lines since the last save become one more object,
+a part: `metrics/NNNNNN.jsonl`. So what is written is written once. A run that is copied to a disk,
+or back, goes on as it is.
 
-What is in a record is decided by the train step and the loop; who else is told, by `metrics.MetricWriter`.
+What is in a record is decided by the train step and the loop; who else is told, by
+`metrics.MetricWriter`.
 """
 
 import concurrent.futures
@@ -33,9 +36,9 @@ Record = dict[str, float]
 class Records:
     """Appends to `workdir/metrics.jsonl`, or puts parts into a bucket.
 
-    A record is one line, handed to the operating system before `append` returns: a kill loses at most the line being
-    written. In a bucket it is there after `flush`. Nothing but the repair of `resume_step` touches the disk before the
-    first line.
+    A record is one line, handed to the operating system before `append` returns: a kill loses at
+    most the line being written. In a bucket it is there after `flush`. Nothing but the repair of
+    `resume_step` touches the disk before the first line.
     """
 
     def __init__(
@@ -49,9 +52,10 @@ class Records:
 
         Args:
           workdir: the folder of the run; created when the first record is written.
-          resume_step: number of updates in the checkpoint that training continues from, 0 to start over. Records of
-            later steps, written by a run that was killed after its last checkpoint, are removed, since they will be
-            written again. None keeps all of them. Either way a last line cut short by a kill is removed.
+          resume_step: number of updates in the checkpoint that training continues from, 0 to start
+            over. Records of later steps, written by a run that was killed after its last
+            checkpoint, are removed, since they will be written again. None keeps all of them.
+            Either way a last line cut short by a kill is removed.
           clock: returns seconds.
 
         Raises:
@@ -66,15 +70,17 @@ class Records:
         kept = read(workdir)
         before = max((record.get(SECONDS, 0.0) for record in kept), default=0.0)
         self._clock, self._start = clock, clock() - before
-        # A finished run that is started again draws its last grid again: what is said of it stands here already.
+        # A finished run that is started again draws its last grid again: what is said of it stands
+        # here already.
         self._resume_step = resume_step
         self._there = kept[-1].keys() if kept and kept[-1]["step"] == resume_step else frozenset()
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records the metrics of `step`, the number of updates done, with the seconds of the run so far.
+        """Records the metrics of `step`, the number of updates done, with the seconds of the run so
+        far.
 
-        JSON has no NaN and no infinity: both are stored as null, and `read` returns NaN for them. Metrics that the
-        records of `resume_step` hold already are not written again.
+        JSON has no NaN and no infinity: both are stored as null, and `read` returns NaN for them.
+        Metrics that the records of `resume_step` hold already are not written again.
 
         Raises:
           FailureError: the disk is full, or the folder cannot be written.
@@ -111,8 +117,9 @@ class Records:
 def read(workdir: str | os.PathLike) -> list[Record]:
     """Returns the records of a run in the order of writing, [] if there are none yet.
 
-    Every record has "step" (int), and numbers. Lines of the same step, one after the other, are one record: a grid of
-    samples adds what is measured on it. A line that is no such record, cut short by a kill say, is left out.
+    Every record has "step" (int), and numbers. Lines of the same step, one after the other, are one
+    record: a grid of samples adds what is measured on it. A line that is no such record, cut short
+    by a kill say, is left out.
 
     Raises:
       FailureError: the file exists and cannot be read.
@@ -151,7 +158,10 @@ def _parse(data: bytes) -> Iterator[tuple[bytes, Record]]:
 
 
 def _repair(path: pathlib.Path, data: bytes, last_step: float) -> None:
-    """Leaves the whole records up to `last_step`, byte for byte; does not write when there is nothing to repair."""
-    repaired = b"".join(line + b"\n" for line, record in _parse(data) if record["step"] <= last_step)
+    """Leaves the whole records up to `last_step`, byte for byte; does not write when there is
+    nothing to repair."""
+    repaired = b"".join(
+        line + b"\n" for line, record in _parse(data) if record["step"] <= last_step
+    )
     if repaired != data:
         write_atomically(path, repaired)

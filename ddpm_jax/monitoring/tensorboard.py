@@ -1,7 +1,7 @@
 """TensorBoard event files, written without TensorFlow: scalars, pictures and histograms.
 
-In a bucket, where nothing can be appended to, what came since the last save is a file of its own. TensorBoard reads the
-files of a folder one after the other.
+In a bucket, where nothing can be appended to, what came since the last save is a file of its own.
+TensorBoard reads the files of a folder one after the other.
 """
 
 import contextlib
@@ -21,16 +21,19 @@ TENSORBOARD = "tensorboard"
 
 
 class Events:
-    """Appends to an event file of its own in `workdir/tensorboard`, made when there is something to write."""
+    """Appends to an event file of its own in `workdir/tensorboard`, made when there is something to
+    write."""
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None = None):
-        """`resume_step` is that of `records.Records`: TensorBoard forgets what older files say of later steps."""
+        """`resume_step` is that of `records.Records`: TensorBoard forgets what older files say of
+        later steps."""
         self._folder = as_path(workdir) / TENSORBOARD
         self._resume_step = resume_step
         self._file = None
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Raises FailureError, as all of these: the disk is full, or the folder cannot be written."""
+        """Raises FailureError, as all of these: the disk is full, or the folder cannot be
+        written."""
         from tensorboardX import summary
 
         self._write(step, [summary.scalar(name, value) for name, value in metrics.items()])
@@ -44,7 +47,8 @@ class Events:
     def histogram(self, step: int, name: str, edges: np.ndarray, values: np.ndarray) -> None:
         """Shows values [K], not negative, as bars over edges [K + 1], increasing.
 
-        TensorBoard draws 30 bars from the first edge to the last: of 30 equal ones it shows the heights as they are.
+        TensorBoard draws 30 bars from the first edge to the last: of 30 equal ones it shows the
+        heights as they are.
         """
         from tensorboardX.proto import summary_pb2
 
@@ -58,7 +62,10 @@ class Events:
             bucket_limit=edges[1:],
             bucket=values,
         )
-        self._write(step, [summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, histo=histogram)])])
+        self._write(
+            step,
+            [summary_pb2.Summary(value=[summary_pb2.Summary.Value(tag=name, histo=histogram)])],
+        )
 
     def flush(self) -> None:
         """Puts what was written since into the bucket; on a disk it is there already.
@@ -89,18 +96,21 @@ class Events:
                     self._file.write(event.SerializeToString())
                 self._file.flush()
             except OSError:
-                # What could not be written is still buffered: closing fails once more, but gives the file back.
+                # What could not be written is still buffered: closing fails once more, but gives
+                # the file back.
                 with contextlib.suppress(OSError, FailureError):
                     self.close()
                 raise
 
     def _open(self):
-        # tensorboardX is slow to import, hence here. Its SummaryWriter writes in a thread that dies of a full disk and
-        # leaves the training waiting on a queue for ever; the writer beneath it reports the error to the caller.
+        # tensorboardX is slow to import, hence here. Its SummaryWriter writes in a thread that dies
+        # of a full disk and leaves the training waiting on a queue for ever; the writer beneath it
+        # reports the error to the caller.
         from tensorboardX import record_writer
         from tensorboardX.proto import event_pb2
 
-        # TensorBoard reads the files of a folder in the order of their names, hence the time comes first.
+        # TensorBoard reads the files of a folder in the order of their names, hence the time comes
+        # first.
         now = time.time()
         path = self._folder / f"events.out.tfevents.{now:.6f}.{socket.gethostname()}.{os.getpid()}"
         if is_remote(path):
@@ -113,7 +123,9 @@ class Events:
         if self._resume_step is not None:
             # Makes TensorBoard forget the later events of the files before this one.
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            head.append(event_pb2.Event(wall_time=now, step=self._resume_step + 1, session_log=start))
+            head.append(
+                event_pb2.Event(wall_time=now, step=self._resume_step + 1, session_log=start)
+            )
         for event in head:
             file.write(event.SerializeToString())
         return file

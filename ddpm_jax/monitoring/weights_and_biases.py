@@ -1,7 +1,7 @@
 """Weights & Biases as a second place for what TensorBoard shows: `train.py --wandb PROJECT`.
 
-An extra: `pip install -e '.[wandb]'`. Nothing of it can stop a run: the first failure is one warning, and the records
-on disk go on.
+An extra: `pip install -e '.[wandb]'`. Nothing of it can stop a run: the first failure is one
+warning, and the records on disk go on.
 """
 
 import logging
@@ -28,21 +28,28 @@ def load(project: str) -> Any:
       UsageError: that names no project, or the package is not installed.
     """
     if not project.rpartition("/")[2]:
-        raise UsageError(f"--wandb is {project!r}: name a project, as in --wandb digits or --wandb TEAM/digits.")
+        raise UsageError(
+            f"--wandb is {project!r}: name a project, as in --wandb digits or --wandb TEAM/digits."
+        )
     try:
         import wandb
     except ImportError:
         wandb = None
-    if not hasattr(wandb, "init"):  # a folder of that name, where W&B has left its files, imports as an empty module
-        raise UsageError("--wandb needs the package wandb: install it with pip install -e '.[wandb]', or leave it out.")
+    # a folder of that name, where W&B has left its files, imports as an empty module
+    if not hasattr(wandb, "init"):
+        raise UsageError(
+            "--wandb needs the package wandb: install it with pip install -e '.[wandb]', or leave "
+            "it out."
+        )
     return wandb
 
 
 class WeightsAndBiases:
     """A run of W&B for the run in `workdir`, and the same one when that is resumed.
 
-    Metrics are drawn over their "step", not over W&B's own count, which cannot go back to the step of a checkpoint.
-    After a kill the steps since that are logged a second time, with the same values.
+    Metrics are drawn over their "step", not over W&B's own count, which cannot go back to the step
+    of a checkpoint. After a kill the steps since that are logged a second time, with the same
+    values.
     """
 
     def __init__(self, workdir: str | os.PathLike, project: str, config: Mapping[str, Any]):
@@ -51,8 +58,8 @@ class WeightsAndBiases:
         Where W&B refuses or cannot be reached, the run is kept on disk, as with WANDB_MODE=offline.
 
         Args:
-          workdir: the folder of the run, whose name is shown; W&B's own files go to `workdir/wandb`, or to
-            a temporary folder where that lies in a bucket.
+          workdir: the folder of the run, whose name is shown; W&B's own files go to
+            `workdir/wandb`, or to a temporary folder where that lies in a bucket.
           project: "PROJECT" or "ENTITY/PROJECT".
           config: of the run, JSON-able.
 
@@ -74,7 +81,8 @@ class WeightsAndBiases:
                 dir=folder,
                 name=absolute(workdir).name,
                 config=dict(config),
-                settings=self._wandb.Settings(console="off"),  # its copy of standard error would be one of the bar
+                # its copy of standard error would be one of the bar
+                settings=self._wandb.Settings(console="off"),
                 **options,
             )
             self._run.define_metric("*", step_metric="step")
@@ -83,7 +91,9 @@ class WeightsAndBiases:
             start()
         except Exception as error:
             self._run = None
-            remedy = f"Its records are kept in {os.path.join(folder, 'wandb')}, for wandb sync to send."
+            remedy = (
+                f"Its records are kept in {os.path.join(folder, 'wandb')}, for wandb sync to send."
+            )
             _log.warning("Weights & Biases cannot be used (%s). %s", _one_line(error), remedy)
             self._try(lambda: start(mode="offline"))
 
@@ -93,7 +103,10 @@ class WeightsAndBiases:
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Sends uint8 [H, W, C], C = 1 or 3."""
-        self._send(step, lambda: {name: self._wandb.Image(image[..., 0] if image.shape[-1] == 1 else image)})
+        self._send(
+            step,
+            lambda: {name: self._wandb.Image(image[..., 0] if image.shape[-1] == 1 else image)},
+        )
 
     def histogram(self, step: int, name: str, edges: np.ndarray, values: np.ndarray) -> None:
         """Sends values [K] as bars over edges [K + 1]."""
@@ -115,7 +128,9 @@ class WeightsAndBiases:
             action()
         except Exception as error:
             self._run = None
-            _log.warning("Weights & Biases failed and is left out from here on: %s", _one_line(error))
+            _log.warning(
+                "Weights & Biases failed and is left out from here on: %s", _one_line(error)
+            )
 
 
 def _run_id(workdir: pathlib.Path) -> str:

@@ -5,7 +5,8 @@ import sys
 
 try:
     import matplotlib
-except ValueError:  # of MPLBACKEND: the backend of the notebook that starts a command may be missing where it runs
+# of MPLBACKEND: the backend of the notebook that starts a command may be missing where it runs
+except ValueError:
     # The parts that were imported before the failure are attributes of a module that is gone.
     for _name in [name for name in sys.modules if name.startswith("matplotlib.")]:
         del sys.modules[_name]

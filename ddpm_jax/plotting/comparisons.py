@@ -1,6 +1,8 @@
-"""Curves beside what they should be: measured values with their errors, predictions, a known value. Arrays in, PNG out.
+"""Curves beside what they should be: measured values with their errors, predictions, a known value.
+Arrays in, PNG out.
 
-Pictures of the plane are `densities`, the curves of a training run `curves`. Matplotlib's object interface only.
+Pictures of the plane are `densities`, the curves of a training run `curves`. Matplotlib's object
+interface only.
 """
 
 import os
@@ -57,10 +59,18 @@ def _draw(axis: Axes, panel: Panel) -> None:
     for series in panel.series:
         colour = GROUP_COLOURS[series.group % len(GROUP_COLOURS)]
         if series.predicted:
-            axis.plot(series.x, series.y, color=colour, linewidth=1.2, linestyle="--", label=series.label)
+            axis.plot(
+                series.x, series.y, color=colour, linewidth=1.2, linestyle="--", label=series.label
+            )
         else:
             error = None if series.error is None else 2 * np.asarray(series.error)
-            style = {"color": colour, "linewidth": 1.2, "marker": "o", "markersize": 4, "capsize": 2}
+            style = {
+                "color": colour,
+                "linewidth": 1.2,
+                "marker": "o",
+                "markersize": 4,
+                "capsize": 2,
+            }
             axis.errorbar(series.x, series.y, yerr=error, label=series.label, **style)
     axis.grid(True, which="major", linewidth=0.5, color="#dddddd")
     axis.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,5 @@
-"""Metric records -> pictures of curves. Uses matplotlib's object interface only: no display, no global state.
+"""Metric records -> pictures of curves. Uses matplotlib's object interface only: no display, no
+global state.
 
 Reading the records from disk belongs to `training.metrics`.
 """
@@ -16,10 +17,13 @@ from ddpm_jax.plotting.figures import new_figure, write_figure
 
 _LOSS_COLOUR = "#1f4e79"
 _QUARTILE_COLOURS = ("#0b7a75", "#3a86c8", "#c8763a", "#8b1e3f")
-_LOG_AXIS_FROM = 5.0  # Ratio of the largest to the smallest value beyond which a linear axis hides the end of training.
+# Ratio of the largest to the smallest value beyond which a linear axis hides the end of training.
+_LOG_AXIS_FROM = 5.0
 
 
-def columns(records: Sequence[Mapping[str, float]], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def columns(
+    records: Sequence[Mapping[str, float]], names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """Picks metrics out of records, leaving out the records that hold none of them.
 
     Args:
@@ -32,12 +36,15 @@ def columns(records: Sequence[Mapping[str, float]], names: Sequence[str]) -> tup
     """
     chosen = [record for record in records if any(name in record for name in names)]
     steps = np.array([record["step"] for record in chosen], np.float64)
-    values = np.array([[record.get(name, np.nan) for name in names] for record in chosen], np.float64)
+    values = np.array(
+        [[record.get(name, np.nan) for name in names] for record in chosen], np.float64
+    )
     return steps, values.reshape(len(chosen), len(names))
 
 
 def smooth(values: np.ndarray, width: float) -> np.ndarray:
-    """Gaussian-weighted running mean of the finite values, centred, so that it does not lag behind a falling curve.
+    """Gaussian-weighted running mean of the finite values, centred, so that it does not lag behind
+    a falling curve.
 
     Args:
       values: [n]; what is not finite has no weight.
@@ -69,8 +76,10 @@ def loss_curve(
     Args:
       path: where to; parent folders are created.
       steps: [n] number of updates done, increasing; n may be 0.
-      losses: [n]; drawn as it is, light, and smoothed over about a fortieth of the run. What is not finite is left out.
-      quartiles: [n, Q] loss of the examples whose t fell into each of Q equal parts of 0..T-1, NaN where none did.
+      losses: [n]; drawn as it is, light, and smoothed over about a fortieth of the run. What is not
+        finite is left out.
+      quartiles: [n, Q] loss of the examples whose t fell into each of Q equal parts of 0..T-1, NaN
+        where none did.
       title: above the figure.
       ylabel: what the loss is.
     """
@@ -90,7 +99,14 @@ def loss_curve(
 
 def _draw_loss(axis: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
     line(axis, steps, losses, color=_LOSS_COLOUR, alpha=0.3, linewidth=0.8, label="as logged")
-    line(axis, steps, smooth(losses, _width(losses)), color=_LOSS_COLOUR, linewidth=1.8, label="smoothed")
+    line(
+        axis,
+        steps,
+        smooth(losses, _width(losses)),
+        color=_LOSS_COLOUR,
+        linewidth=1.8,
+        label="smoothed",
+    )
     finish(axis, losses)
 
 
@@ -134,8 +150,15 @@ def finish(axis: Axes, values: np.ndarray, *, xlabel: str = "step") -> None:
         if axis.get_legend_handles_labels()[1]:
             # Above the axes, where it never covers a line.
             axis.legend(
-                loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False, fontsize=8, columnspacing=1.2
+                loc="lower center",
+                bbox_to_anchor=(0.5, 1.0),
+                ncols=4,
+                frameon=False,
+                fontsize=8,
+                columnspacing=1.2,
             )
     else:
         axis.set(xticks=[], yticks=[])
-        axis.text(0.5, 0.5, "no finite values yet", transform=axis.transAxes, ha="center", color="#777777")
+        axis.text(
+            0.5, 0.5, "no finite values yet", transform=axis.transAxes, ha="center", color="#777777"
+        )

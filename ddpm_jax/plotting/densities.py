@@ -1,7 +1,8 @@
-"""Pictures of data in the plane: densities, points, arrows and paths, one panel beside the other. Arrays in, PNG out.
+"""Pictures of data in the plane: densities, points, arrows and paths, one panel beside the other.
+Arrays in, PNG out.
 
-Computing what is drawn belongs to `diffusion` and `evaluation`; numbers over a parameter are `comparisons`.
-Matplotlib's object interface only.
+Computing what is drawn belongs to `diffusion` and `evaluation`; numbers over a parameter are
+`comparisons`. Matplotlib's object interface only.
 """
 
 import os
@@ -14,7 +15,16 @@ from matplotlib.axes import Axes
 
 from ddpm_jax.plotting.figures import new_figure, write_figure
 
-GROUP_COLOURS = ("#1f4e79", "#c0504d", "#4f8f4f", "#8064a2", "#d08a2e", "#3b9ab2", "#7f7f7f", "#b04a8b")
+GROUP_COLOURS = (
+    "#1f4e79",
+    "#c0504d",
+    "#4f8f4f",
+    "#8064a2",
+    "#d08a2e",
+    "#3b9ab2",
+    "#7f7f7f",
+    "#b04a8b",
+)
 _PANEL = 2.5  # inches of a side
 _DPI = 110
 _LEVELS = 12  # of the filled contours, from 0 to the density's maximum
@@ -28,11 +38,13 @@ class Plane(NamedTuple):
     paths: np.ndarray | None = None  # [P, L, 2], each a line through L points
     points: np.ndarray | None = None  # [P, 2]
     groups: np.ndarray | None = None  # int [P], chooses the colour of a point or a path
-    arrows: tuple[np.ndarray, np.ndarray] | None = None  # feet [A, 2] and vectors [A, 2], drawn to a common scale
+    # feet [A, 2] and vectors [A, 2], drawn to a common scale
+    arrows: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def grid_points(extent: float, size: int) -> np.ndarray:
-    """The points of a square grid over [-extent, extent]², row by row from below: float32 [size * size, 2]."""
+    """The points of a square grid over [-extent, extent]², row by row from below: float32 [size *
+    size, 2]."""
     axis = np.linspace(-extent, extent, size, dtype=np.float32)
     return np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
 
@@ -47,7 +59,9 @@ def planes(path: str | os.PathLike, rows: Sequence[Sequence[Plane]], *, extent: 
     """
     columns = len(rows[0])
     if any(len(row) != columns for row in rows):
-        raise ValueError(f"Rows of panels have the lengths {[len(row) for row in rows]}: they must agree.")
+        raise ValueError(
+            f"Rows of panels have the lengths {[len(row) for row in rows]}: they must agree."
+        )
     figure = new_figure(_PANEL * columns, (_PANEL + 0.25) * len(rows), dpi=_DPI)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis, plane in zip(axes.ravel(), (plane for row in rows for plane in row), strict=True):
@@ -60,7 +74,9 @@ def _draw(axis: Axes, plane: Plane, extent: float) -> None:
         _draw_density(axis, np.asarray(plane.density), extent)
     if plane.paths is not None:
         chex.assert_shape(plane.paths, (None, None, 2))
-        for curve, colour in zip(np.asarray(plane.paths), _colours(plane, len(plane.paths)), strict=True):
+        for curve, colour in zip(
+            np.asarray(plane.paths), _colours(plane, len(plane.paths)), strict=True
+        ):
             axis.plot(curve[:, 0], curve[:, 1], color=colour, linewidth=0.7, alpha=0.8)
     if plane.points is not None:
         chex.assert_shape(plane.points, (None, 2))
@@ -80,7 +96,9 @@ def _draw_density(axis: Axes, density: np.ndarray, extent: float) -> None:
     chex.assert_shape(density, (size * size,))
     values = np.linspace(-extent, extent, size)
     levels = np.linspace(0, density.max(), _LEVELS + 1)
-    axis.contourf(values, values, density.reshape(size, size), levels=levels, cmap="Blues", alpha=0.75)
+    axis.contourf(
+        values, values, density.reshape(size, size), levels=levels, cmap="Blues", alpha=0.75
+    )
 
 
 def _colours(plane: Plane, count: int) -> list[str]:

@@ -1,4 +1,5 @@
-"""Figures of matplotlib: made without a display, written whole, no text cut at the edge. For the other files here."""
+"""Figures of matplotlib: made without a display, written whole, no text cut at the edge. For the
+other files here."""
 
 import io
 import os
@@ -50,17 +51,23 @@ def pixels_of(figure: Figure) -> np.ndarray:
 
 
 def _take_as_written(figure: Figure) -> None:
-    """Draws a $ in the name of a run, a class or a directory as a $: a formula that is none would be an error."""
+    """Draws a $ in the name of a run, a class or a directory as a $: a formula that is none would
+    be an error."""
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
     # Matplotlib writes powers of ten on ticks as formulas.
-    ticks = {id(text) for axis in axes for text in (*axis.get_ticklabels(which="both"), axis.get_offset_text())}
+    ticks = {
+        id(text)
+        for axis in axes
+        for text in (*axis.get_ticklabels(which="both"), axis.get_offset_text())
+    }
     for text in figure.findobj(Text):
         if id(text) not in ticks:
             text.set_parse_math(False)
 
 
 def fit_titles(figure: Figure) -> None:
-    """Breaks the titles, and the labels of the figure's own legends, that are wider than their place into lines."""
+    """Breaks the titles, and the labels of the figure's own legends, that are wider than their
+    place into lines."""
     _take_as_written(figure)
     figure.draw_without_rendering()  # only now is it known where the axes lie
     renderer = figure.canvas.get_renderer()
@@ -69,13 +76,16 @@ def fit_titles(figure: Figure) -> None:
         letters = len(whole)
         # Letters differ in width, so a first guess from their mean may be one or two too long.
         while letters > 1 and text.get_window_extent(renderer).width > room:
-            letters = min(letters - 1, int(len(whole) * room / max(text.get_window_extent(renderer).width, 1)))
+            letters = min(
+                letters - 1, int(len(whole) * room / max(text.get_window_extent(renderer).width, 1))
+            )
             letters = max(letters, 1)
             text.set_text(textwrap.fill(whole, letters, break_on_hyphens=False))
 
 
 def _places(figure: Figure) -> Iterator[tuple[Text, float]]:
-    """Every title and label of a legend, with the pixels that it may take without leaving its part of the figure."""
+    """Every title and label of a legend, with the pixels that it may take without leaving its part
+    of the figure."""
     width = figure.bbox.width
     if figure.get_suptitle():
         yield figure._suptitle, width - 2 * _MARGIN

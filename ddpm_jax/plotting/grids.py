@@ -1,7 +1,8 @@
-"""uint8 images -> one picture on disk: grids of samples, strips and animations of the reverse chain.
+"""uint8 images -> one picture on disk: grids of samples, strips and animations of the reverse
+chain.
 
-Everything takes and returns uint8 arrays with the channels last, 1 channel (grey) or 3 (RGB). Going from the model's
-[-1, 1] to uint8 belongs to the samplers; curves of numbers belong to `curves`.
+Everything takes and returns uint8 arrays with the channels last, 1 channel (grey) or 3 (RGB). Going
+from the model's [-1, 1] to uint8 belongs to the samplers; curves of numbers belong to `curves`.
 """
 
 import functools
@@ -25,27 +26,32 @@ _GIF_FASTEST_MS = 20  # Viewers play anything shorter than this at 100 ms a fram
 
 
 def enlarge(images: np.ndarray, min_pixels: int) -> np.ndarray:
-    """Repeats pixels so that the shorter side has at least `min_pixels`; larger images are returned as they are.
+    """Repeats pixels so that the shorter side has at least `min_pixels`; larger images are returned
+    as they are.
 
     Args:
       images: [..., H, W, C].
       min_pixels: wanted length of the shorter side.
 
     Returns:
-      [..., kH, kW, C] with the smallest integer k that suffices: nearest neighbour, every pixel stays a square.
+      [..., kH, kW, C] with the smallest integer k that suffices: nearest neighbour, every pixel
+      stays a square.
     """
     factor = max(1, math.ceil(min_pixels / min(images.shape[-3:-1])))
     return images.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
-def grid(images: np.ndarray, columns: int | None = None, *, pad: int = 2, min_pixels: int = 64) -> np.ndarray:
+def grid(
+    images: np.ndarray, columns: int | None = None, *, pad: int = 2, min_pixels: int = 64
+) -> np.ndarray:
     """Lays images out row by row.
 
     Args:
       images: uint8 [N, H, W, C], C = 1 or 3, N >= 1.
       columns: images in a row; by default the smallest square that holds all of them.
       pad: white pixels around every image, in pixels of the result.
-      min_pixels: smaller images are enlarged by an integer factor to at least this size, so that a person can see them.
+      min_pixels: smaller images are enlarged by an integer factor to at least this size, so that a
+        person can see them.
 
     Returns:
       uint8 [H', W', C]; cells without an image are white.
@@ -55,7 +61,9 @@ def grid(images: np.ndarray, columns: int | None = None, *, pad: int = 2, min_pi
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    canvas = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, channels), BACKGROUND, np.uint8)
+    canvas = np.full(
+        (rows * (height + pad) + pad, columns * (width + pad) + pad, channels), BACKGROUND, np.uint8
+    )
     for i, image in enumerate(images):
         row, column = divmod(i, columns)
         top, left = pad + row * (height + pad), pad + column * (width + pad)
@@ -63,14 +71,17 @@ def grid(images: np.ndarray, columns: int | None = None, *, pad: int = 2, min_pi
     return canvas
 
 
-def with_labels(picture: np.ndarray, *, columns: Sequence[str] = (), rows: Sequence[str] = ()) -> np.ndarray:
-    """Writes a label over each of the equally wide columns of a grid, or before each of its equally high rows.
+def with_labels(
+    picture: np.ndarray, *, columns: Sequence[str] = (), rows: Sequence[str] = ()
+) -> np.ndarray:
+    """Writes a label over each of the equally wide columns of a grid, or before each of its equally
+    high rows.
 
     Args:
       picture: uint8 [H, W, C].
       columns: one label for each column, cut where the column is narrower; or none.
-      rows: one label for each row, cut where it is longer than a quarter of the width, but not below 48 pixels; or
-        none.
+      rows: one label for each row, cut where it is longer than a quarter of the width, but not
+        below 48 pixels; or none.
 
     Returns:
       uint8 [H', W', C].
@@ -87,15 +98,20 @@ def with_labels(picture: np.ndarray, *, columns: Sequence[str] = (), rows: Seque
     picture = np.concatenate([_grey(strip, channels), picture])
     widest = max(48, width // 4)
     texts = [_cut(label, font, widest) for label in rows]
-    side = Image.new("L", (round(max(map(font.getlength, texts))) + 8 if texts else 0, len(picture)), BACKGROUND)
+    side = Image.new(
+        "L", (round(max(map(font.getlength, texts))) + 8 if texts else 0, len(picture)), BACKGROUND
+    )
     for i, text in enumerate(texts):
         middle = strip.height + (i + 0.5) * height / len(rows)
         ImageDraw.Draw(side).text((side.width - 4, middle), text, fill=0, anchor="rm", font=font)
     return np.concatenate([_grey(side, channels), picture], axis=1)
 
 
-def beside_originals(originals: Mapping[str, np.ndarray], picture: np.ndarray, *, title: str) -> np.ndarray:
-    """Puts the images that a grid was made from before it, one below the other, each under its name.
+def beside_originals(
+    originals: Mapping[str, np.ndarray], picture: np.ndarray, *, title: str
+) -> np.ndarray:
+    """Puts the images that a grid was made from before it, one below the other, each under its
+    name.
 
     Args:
       originals: name -> uint8 [h, w, C], enlarged as those of a grid are.
@@ -107,12 +123,16 @@ def beside_originals(originals: Mapping[str, np.ndarray], picture: np.ndarray, *
     """
     _check_images(picture, rank=3)
     parts = [with_labels(grid(image[None], 1), columns=[name]) for name, image in originals.items()]
-    before = np.concatenate([_filled(part, width=max(part.shape[1] for part in parts)) for part in parts])
+    before = np.concatenate(
+        [_filled(part, width=max(part.shape[1] for part in parts)) for part in parts]
+    )
     needed = math.ceil(_font().getlength(title)) + 8
     picture = with_labels(_filled(picture, width=max(picture.shape[1], needed)), columns=[title])
     height = max(len(before), len(picture))
     gap = np.full((height, _GAP, picture.shape[-1]), BACKGROUND, np.uint8)
-    return np.concatenate([_filled(before, height=height), gap, _filled(picture, height=height)], axis=1)
+    return np.concatenate(
+        [_filled(before, height=height), gap, _filled(picture, height=height)], axis=1
+    )
 
 
 def _filled(picture: np.ndarray, *, height: int = 0, width: int = 0) -> np.ndarray:
@@ -124,14 +144,18 @@ def _filled(picture: np.ndarray, *, height: int = 0, width: int = 0) -> np.ndarr
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont:
     """The one that comes with matplotlib: Pillow's own has no Greek letters."""
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _LABEL)
+    return ImageFont.truetype(
+        os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _LABEL
+    )
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     """The text, or as much of it as fits into so many pixels with an ellipsis."""
     if font.getlength(text) <= width:
         return text
-    kept = next((n for n in range(len(text) - 1, 0, -1) if font.getlength(f"{text[:n]}…") <= width), 0)
+    kept = next(
+        (n for n in range(len(text) - 1, 0, -1) if font.getlength(f"{text[:n]}…") <= width), 0
+    )
     return f"{text[:kept]}…" if kept else ""
 
 
@@ -156,17 +180,24 @@ def side_by_side(pictures: Mapping[str, np.ndarray], *, gap: int = _GAP) -> np.n
         if parts:
             parts.append(np.full((height + _TITLE_HEIGHT, gap, channels), BACKGROUND, np.uint8))
         strip = Image.new("L", (width, _TITLE_HEIGHT), BACKGROUND)
-        ImageDraw.Draw(strip).text((width // 2, _TITLE_HEIGHT // 2), title, fill=0, anchor="mm", font_size=14)
-        parts.append(np.concatenate([np.asarray(strip)[..., None].repeat(channels, axis=-1), picture]))
+        ImageDraw.Draw(strip).text(
+            (width // 2, _TITLE_HEIGHT // 2), title, fill=0, anchor="mm", font_size=14
+        )
+        parts.append(
+            np.concatenate([np.asarray(strip)[..., None].repeat(channels, axis=-1), picture])
+        )
     return np.concatenate(parts, axis=1)
 
 
-def chain_strip(frames: np.ndarray, *, max_columns: int = 12, pad: int = 2, min_pixels: int = 64) -> np.ndarray:
+def chain_strip(
+    frames: np.ndarray, *, max_columns: int = 12, pad: int = 2, min_pixels: int = 64
+) -> np.ndarray:
     """One row per sample, from noise on the left to the image on the right.
 
     Args:
       frames: uint8 [F, N, H, W, C], the N samples at F moments of the reverse chain, noise first.
-      max_columns: of more frames than this, evenly spaced ones are shown, the first and the last among them.
+      max_columns: of more frames than this, evenly spaced ones are shown, the first and the last
+        among them.
       pad: as in `grid`.
       min_pixels: as in `grid`.
 
@@ -186,7 +217,8 @@ def chain_pairs(
     pad: int = 2,
     min_pixels: int = 64,
 ) -> np.ndarray:
-    """Two rows per sample: x_t above, the x_0 predicted from it below; samples are set apart by a wider gap.
+    """Two rows per sample: x_t above, the x_0 predicted from it below; samples are set apart by a
+    wider gap.
 
     Args:
       x_t: uint8 [F, N, H, W, C], noise first.
@@ -225,7 +257,8 @@ def _rows(
             blocks.append(np.full((4 * pad, *blocks[0].shape[1:]), BACKGROUND, np.uint8))
         images = np.concatenate([frames[shown, sample] for frames in chains])
         block = grid(images, columns, pad=pad, min_pixels=min_pixels)
-        # Every block brings its own upper and lower margin; one of the two between neighbours is enough.
+        # Every block brings its own upper and lower margin; one of the two between neighbours is
+        # enough.
         block = block[pad:] if blocks else block
         blocks.append(with_labels(block, columns=[] if blocks else over, rows=rows))
     return np.concatenate(blocks)
@@ -239,14 +272,18 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def save_gif(path: str | os.PathLike, frames: np.ndarray, fps: float, *, hold_seconds: float = 1.5) -> None:
+def save_gif(
+    path: str | os.PathLike, frames: np.ndarray, fps: float, *, hold_seconds: float = 1.5
+) -> None:
     """Writes frames as an endlessly repeated GIF, whole or not at all, creating parent folders.
 
     Args:
       path: where to.
-      frames: uint8 [F, H, W, C], F >= 1. Grey is kept exactly, colours are reduced to the 256 best of each frame.
+      frames: uint8 [F, H, W, C], F >= 1. Grey is kept exactly, colours are reduced to the 256 best
+        of each frame.
       fps: frames per second; GIF counts in hundredths of a second and viewers play at most 50.
-      hold_seconds: how long the last frame, the finished image, stays before the animation starts again.
+      hold_seconds: how long the last frame, the finished image, stays before the animation starts
+        again.
     """
     _check_images(frames, rank=4)
     duration = max(_GIF_FASTEST_MS, 10 * round(100 / fps))
@@ -254,7 +291,13 @@ def save_gif(path: str | os.PathLike, frames: np.ndarray, fps: float, *, hold_se
     pictures = [_to_gif_frame(frame) for frame in frames]
     buffer = io.BytesIO()
     pictures[0].save(
-        buffer, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=False
+        buffer,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=durations,
+        loop=0,
+        optimize=False,
     )
     write_atomically(path, buffer.getvalue())
 
@@ -276,5 +319,6 @@ def _check_images(images: np.ndarray, *, rank: int) -> None:
     chex.assert_rank(images, rank)
     if images.size == 0 or images.shape[-1] not in (1, 3):
         raise ValueError(
-            f"Expected at least one image of 1 or 3 channels, channels last, got the shape {images.shape}."
+            "Expected at least one image of 1 or 3 channels, channels last, got the shape "
+            f"{images.shape}."
         )

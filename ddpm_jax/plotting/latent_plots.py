@@ -1,6 +1,8 @@
-"""Numbers of a latent space -> pictures as arrays: how often codes are used, where the classes lie in a plane.
+"""Numbers of a latent space -> pictures as arrays: how often codes are used, where the classes lie
+in a plane.
 
-What is drawn comes from `cli.first_stage_pictures`, which also writes it. Matplotlib's object interface only.
+What is drawn comes from `cli.first_stage_pictures`, which also writes it. Matplotlib's object
+interface only.
 """
 
 import numpy as np
@@ -14,7 +16,8 @@ _CLASSES_NAMED = 20  # more would fill the picture with their names
 
 
 def code_usage(counts: np.ndarray, *, title: str) -> np.ndarray:
-    """Draws the share of each code, the most used first, and the line on which all would lie if used alike.
+    """Draws the share of each code, the most used first, and the line on which all would lie if
+    used alike.
 
     Args:
       counts: int [K], how often each was chosen, once at least in all.
@@ -27,8 +30,15 @@ def code_usage(counts: np.ndarray, *, title: str) -> np.ndarray:
     axis = figure.subplots()
     shares = np.sort(counts)[::-1] / np.sum(counts)
     axis.stairs(100 * shares, np.arange(len(counts) + 1), fill=True, color=_COLOUR)
-    axis.axhline(100 / len(counts), color="black", linestyle=":", linewidth=1.0, label=f"1/{len(counts)}")
-    axis.set(xlim=(0, len(counts)), ylim=(0, None), xlabel="codes, the most used first", ylabel="share of all, %")
+    axis.axhline(
+        100 / len(counts), color="black", linestyle=":", linewidth=1.0, label=f"1/{len(counts)}"
+    )
+    axis.set(
+        xlim=(0, len(counts)),
+        ylim=(0, None),
+        xlabel="codes, the most used first",
+        ylabel="share of all, %",
+    )
     axis.set_title(title, fontsize=10)
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
@@ -36,7 +46,8 @@ def code_usage(counts: np.ndarray, *, title: str) -> np.ndarray:
 
 
 def classes_in_plane(points: np.ndarray, labels: np.ndarray, *, title: str) -> np.ndarray:
-    """Draws points of a plane in the colours of their classes, on circles that hold 39 % and 86 % of N(0, I).
+    """Draws points of a plane in the colours of their classes, on circles that hold 39 % and 86 %
+    of N(0, I).
 
     Args:
       points: [N, 2].
@@ -56,7 +67,9 @@ def classes_in_plane(points: np.ndarray, labels: np.ndarray, *, title: str) -> n
         colour = f"C{label % 10}" if len(found) > 1 else _COLOUR
         axis.scatter(*of_class.T, s=9, color=colour, linewidths=0, alpha=0.8, label=str(label))
     if 1 < len(found) <= _CLASSES_NAMED:
-        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, markerscale=1.6)
+        axis.legend(
+            loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8, markerscale=1.6
+        )
     axis.set(aspect="equal", xlabel="z 1", ylabel="z 2")
     axis.set_title(title, fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)

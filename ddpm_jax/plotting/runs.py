@@ -1,4 +1,5 @@
-"""Several training runs in one picture: a panel for each metric, a line for each run. Arrays in, PNG out.
+"""Several training runs in one picture: a panel for each metric, a line for each run. Arrays in,
+PNG out.
 
 The picture of one run alone is `curves`.
 """
@@ -61,7 +62,8 @@ def compare_runs(
       path: where to.
       panels: metric -> the curves of the runs that have it.
       xlabel: what x is.
-      smoothing: the weight of `smooth`; the values as logged are drawn lightly behind, unless it is 0.
+      smoothing: the weight of `smooth`; the values as logged are drawn lightly behind, unless it is
+        0.
     """
     labels = list(dict.fromkeys(curve.label for curves in panels.values() for curve in curves))
     colours = matplotlib.colormaps["tab10" if len(labels) <= 10 else "tab20"].colors
@@ -85,5 +87,11 @@ def compare_runs(
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     # One below the other: the names of runs and what differs between them are long.
-    figure.legend([handles[label] for label in labels], labels, loc="outside lower left", frameon=False, fontsize=9)
+    figure.legend(
+        [handles[label] for label in labels],
+        labels,
+        loc="outside lower left",
+        frameon=False,
+        fontsize=9,
+    )
     write_figure(path, figure, colours=256)

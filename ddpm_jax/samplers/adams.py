@@ -1,7 +1,9 @@
-"""Linear multistep methods: what was predicted before is interpolated by a polynomial, and the polynomial integrated.
+"""Linear multistep methods: what was predicted before is interpolated by a polynomial, and the
+polynomial integrated.
 
-`lagrange_integrals` is that integral; `dpm_solver` and `unipc` use it under an exponential. Here it is used on the
-probability flow dx̄/dσ = ε. Methods whose coefficients ignore how the levels are spread are in `pndm`.
+`lagrange_integrals` is that integral; `dpm_solver` and `unipc` use it under an exponential. Here it
+is used on the probability flow dx̄/dσ = ε. Methods whose coefficients ignore how the levels are
+spread are in `pndm`.
 """
 
 from collections.abc import Callable
@@ -14,14 +16,19 @@ from ddpm_jax.samplers.linear import flow_weights, levels_at, linear_sampler
 from ddpm_jax.samplers.loop import Sampler
 
 MAX_ORDER = 4
-# Gauss-Legendre: exact for polynomials of degree 63, to rounding under an exponential that falls by e^-60.
+# Gauss-Legendre: exact for polynomials of degree 63, to rounding under an exponential that falls by
+# e^-60.
 POINTS, POINT_WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 
 def lagrange_integrals(
-    nodes: np.ndarray, start: float, end: float, density: Callable[[np.ndarray], np.ndarray] = np.ones_like
+    nodes: np.ndarray,
+    start: float,
+    end: float,
+    density: Callable[[np.ndarray], np.ndarray] = np.ones_like,
 ) -> np.ndarray:
-    """∫ density(u) l_j(u) du from start to end, l_j the polynomial that is 1 at node j and 0 at the others.
+    """∫ density(u) l_j(u) du from start to end, l_j the polynomial that is 1 at node j and 0 at the
+    others.
 
     Args:
       nodes: where the integrand is known, [K], all different.
@@ -34,18 +41,21 @@ def lagrange_integrals(
     """
     points = start + (end - start) * (POINTS + 1) / 2
     basis = [
-        np.prod([(points - other) / (node - other) for other in nodes if other != node], axis=0) * np.ones_like(points)
+        np.prod([(points - other) / (node - other) for other in nodes if other != node], axis=0)
+        * np.ones_like(points)
         for node in nodes
     ]
     return np.array(basis) @ (density(points) * POINT_WEIGHTS) * (end - start) / 2
 
 
 def lms(chain: Chain, times: np.ndarray, *, order: int = 4, dtype=np.float32) -> Sampler:
-    """x̄_{i+1} = x̄_i + Σ_j c_j ε[i-j], c_j = ∫ l_j(σ) dσ from σ_i to σ_{i+1}: Adams-Bashforth with steps of any size.
+    """x̄_{i+1} = x̄_i + Σ_j c_j ε[i-j], c_j = ∫ l_j(σ) dσ from σ_i to σ_{i+1}: Adams-Bashforth with
+    steps of any size.
 
-    The method of Crowson's k-diffusion (Hairer et al. 1993, section III.5). The order rises 1, 2, ... with the number
-    of known ε; after that it is `order`, to clean data as well, since the flow in σ is regular there. The first step
-    being Euler's, the error falls asymptotically as N^-2, with a small constant.
+    The method of Crowson's k-diffusion (Hairer et al. 1993, section III.5). The order rises 1, 2,
+    ... with the number of known ε; after that it is `order`, to clean data as well, since the flow
+    in σ is regular there. The first step being Euler's, the error falls asymptotically as N^-2,
+    with a small constant.
 
     Args:
       chain: the process.

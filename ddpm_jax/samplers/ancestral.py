@@ -8,16 +8,19 @@ Algorithm 2 of Ho et al. 2020, in the paper's order and names:
     4:     x_{t-1} = μ_θ(x_t, t) + σ_t z                   p_sample
     5: return x_0
 
-The paper counts t from 1, the code from 0: its last step is t = 0. In line 4 the paper writes the mean of a network
-that predicts ε: μ_θ = 1/√α_t (x_t - β_t/√(1-ᾱ_t) ε_θ(x_t, t)), eq. 11. Here the denoiser brings it, from whatever its
-network predicts; so it brings σ_t too, and the clipping of x_0. For data of unit variance σ_t² = β_t (fixed_large) is
-exact, for data that is a single point σ_t² = β̃_t (fixed_small) is (section 3.2).
+The paper counts t from 1, the code from 0: its last step is t = 0. In line 4 the paper writes the
+mean of a network that predicts ε: μ_θ = 1/√α_t (x_t - β_t/√(1-ᾱ_t) ε_θ(x_t, t)), eq. 11. Here the
+denoiser brings it, from whatever its network predicts; so it brings σ_t too, and the clipping of
+x_0. For data of unit variance σ_t² = β_t (fixed_large) is exact, for data that is a single point
+σ_t² = β̃_t (fixed_small) is (section 3.2).
 
-A sampler is a table, a state and a step. Fewer steps are a shorter table, that of a respaced schedule:
+A sampler is a table, a state and a step. Fewer steps are a shorter table, that of a respaced
+schedule:
 
     schedule = make_schedule(betas, timesteps=spaced_timesteps(1000, 100))
-    denoiser = make_denoiser(network, schedule, parameterization="eps", variance="fixed_large", clip_denoised=True)
-    samples = sample(denoiser, ancestral(schedule), initial_noise(keys, (32, 32, 3)), keys)
+    denoiser = make_denoiser(network, schedule, parameterization="eps", variance="fixed_large",
+    clip_denoised=True) samples = sample(denoiser, ancestral(schedule), initial_noise(keys, (32, 32,
+    3)), keys)
 """
 
 from typing import NamedTuple
@@ -58,7 +61,8 @@ def p_sample(prediction: Prediction, t: chex.Array, z: chex.Array) -> chex.Array
 def step(
     denoiser: Denoiser, state: AncestralState, t: chex.Array, keys: chex.PRNGKey
 ) -> tuple[AncestralState, Prediction]:
-    """One row: every image of the batch goes from x_t to x_{t-1}. `t` is an int scalar, `keys` [B]."""
+    """One row: every image of the batch goes from x_t to x_{t-1}. `t` is an int scalar, `keys`
+    [B]."""
     t = jnp.broadcast_to(t, state.x_t.shape[:1])
     prediction = denoiser(state.x_t, t)
     z = normal(keys, state.x_t.shape[1:])
@@ -66,6 +70,7 @@ def step(
 
 
 def ancestral(schedule: Schedule) -> Sampler:
-    """The sampler that walks every row of `schedule`, t = T-1 .. 0; of a respaced one, every row that was kept."""
+    """The sampler that walks every row of `schedule`, t = T-1 .. 0; of a respaced one, every row
+    that was kept."""
     rows = np.arange(schedule.num_timesteps, dtype=np.int32)[::-1]
     return Sampler(schedule, rows, init=AncestralState, step=step, evaluations=len(rows))

@@ -1,7 +1,7 @@
 """DDIM and the samplers that are it by another name: Euler's method, and Euler's with fresh noise.
 
-In x̄ = x_t / √ᾱ_t and σ the probability flow is dx̄/dσ = ε(x_t, t) (Song et al. 2020, eq. 14), and Euler's step on it is
-DDIM with η = 0: exact if ε did not change along the way. First order.
+In x̄ = x_t / √ᾱ_t and σ the probability flow is dx̄/dσ = ε(x_t, t) (Song et al. 2020, eq. 14), and
+Euler's step on it is DDIM with η = 0: exact if ε did not change along the way. First order.
 """
 
 import numpy as np
@@ -13,16 +13,19 @@ from ddpm_jax.samplers.loop import Sampler
 
 
 def ddim(chain: Chain, times: np.ndarray, *, eta: float = 0.0, dtype=np.float32) -> Sampler:
-    """x_{i+1} = √ᾱ' x_0 + √(1-ᾱ'-s²) ε + s z, s = η √((1-ᾱ')/(1-ᾱ)) √(1-ᾱ/ᾱ') (Song et al. 2020, eq. 12 and 16).
+    """x_{i+1} = √ᾱ' x_0 + √(1-ᾱ'-s²) ε + s z, s = η √((1-ᾱ')/(1-ᾱ)) √(1-ᾱ/ᾱ') (Song et al. 2020,
+    eq. 12 and 16).
 
-    ᾱ' is that of the next level. What x_0 and ε are where x_0 is clipped is the denoiser's affair; the dialects of
-    DDIM differ in nothing else: the paper does not clip; OpenAI's code clips and re-derives ε from the clipped x_0
-    (`clip_x_0`, our default); diffusers clips and keeps ε as the network said it.
+    ᾱ' is that of the next level. What x_0 and ε are where x_0 is clipped is the denoiser's affair;
+    the dialects of DDIM differ in nothing else: the paper does not clip; OpenAI's code clips and
+    re-derives ε from the clipped x_0 (`clip_x_0`, our default); diffusers clips and keeps ε as the
+    network said it.
 
     Args:
       chain: the process.
       times: which of its levels are visited, [N]: `spacing.space`.
-      eta: 0 is deterministic; 1 is ancestral sampling with the variance β̃ (fixed_small). In [0, 1].
+      eta: 0 is deterministic; 1 is ancestral sampling with the variance β̃ (fixed_small). In [0,
+        1].
       dtype: of the tables; float64 serves tests.
 
     Raises:
@@ -32,19 +35,26 @@ def ddim(chain: Chain, times: np.ndarray, *, eta: float = 0.0, dtype=np.float32)
         raise UsageError(f"eta is {eta}: choose 0 (deterministic) to 1 (ancestral).")
     schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
     kept, fresh = _split_noise(levels, eta)
-    weights = Weights(x=np.zeros(len(kept)), x_0=levels.signal[1:, None], eps=kept[:, None], z=fresh)
+    weights = Weights(
+        x=np.zeros(len(kept)), x_0=levels.signal[1:, None], eps=kept[:, None], z=fresh
+    )
     return linear_sampler(schedule, weights)
 
 
 def euler(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
-    """x̄_{i+1} = x̄_i + (σ' - σ) ε: DDIM with η = 0, under the name that users of ODE samplers look for."""
+    """x̄_{i+1} = x̄_i + (σ' - σ) ε: DDIM with η = 0, under the name that users of ODE samplers look
+    for."""
     return ddim(chain, times, eta=0.0, dtype=dtype)
 
 
-def euler_ancestral(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=np.float32) -> Sampler:
-    """Euler's step down to σ_down, then fresh noise of scale σ_up: σ_up² + σ_down² = σ'² (k-diffusion's sampler).
+def euler_ancestral(
+    chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=np.float32
+) -> Sampler:
+    """Euler's step down to σ_down, then fresh noise of scale σ_up: σ_up² + σ_down² = σ'²
+    (k-diffusion's sampler).
 
-    σ_up = min(σ', η σ'/σ √(σ² - σ'²)). For η = 1 it is DDIM with η = 1 in other words, and so ancestral sampling.
+    σ_up = min(σ', η σ'/σ √(σ² - σ'²)). For η = 1 it is DDIM with η = 1 in other words, and so
+    ancestral sampling.
 
     Args:
       chain: the process.
@@ -57,16 +67,20 @@ def euler_ancestral(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=
     """
     if not 0 <= eta < np.inf:
         raise UsageError(
-            f"eta is {eta}: choose 0 (deterministic), 1 (ancestral) or another number that is not negative."
+            f"eta is {eta}: choose 0 (deterministic), 1 (ancestral) or another number that is not "
+            "negative."
         )
     schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
     kept, fresh = _split_noise(levels, eta)
     down, up = (of / levels.signal[1:] for of in (kept, fresh))
-    return linear_sampler(schedule, flow_weights(levels.signal, eps=(down - levels.sigma[:-1])[:, None], z=up))
+    return linear_sampler(
+        schedule, flow_weights(levels.signal, eps=(down - levels.sigma[:-1])[:, None], z=up)
+    )
 
 
 def _split_noise(levels: Levels, eta: float) -> tuple[np.ndarray, np.ndarray]:
-    """The noise of the next level that is kept, √(1-ᾱ'-s²), and the fresh, s = min(√(1-ᾱ'), η √β̃); [N] each.
+    """The noise of the next level that is kept, √(1-ᾱ'-s²), and the fresh, s = min(√(1-ᾱ'), η √β̃);
+    [N] each.
 
     β̃ = (1-ᾱ')/(1-ᾱ) (1-ᾱ/ᾱ') (Ho et al. 2020, eq. 7) is (1-ᾱ') (1 - e^(-2h)); in x̄ and σ it is
     σ'²/σ² (σ²-σ'²). So neither part is a difference of numbers that are near each other.

@@ -1,12 +1,15 @@
-"""DPM-Solver++ (Lu et al. 2022b): the linear part of the flow solved exactly, x_0 interpolated over past predictions.
+"""DPM-Solver++ (Lu et al. 2022b): the linear part of the flow solved exactly, x_0 interpolated over
+past predictions.
 
-With λ = log(√ᾱ / √(1-ᾱ)) and h = λ' - λ, and a prime for the next level, the solution of the flow from one level to the
-next is (eq. 8 of the paper; with noise, its solvers for diffusion SDEs)
+With λ = log(√ᾱ / √(1-ᾱ)) and h = λ' - λ, and a prime for the next level, the solution of the flow
+from one level to the next is (eq. 8 of the paper; with noise, its solvers for diffusion SDEs)
 
-    x' = √(1-ᾱ')/√(1-ᾱ) e^(-ηh) x + √ᾱ' ∫ (1+η) e^(-(1+η)(λ'-u)) x_0(u) du + √(1-ᾱ') √(1 - e^(-2ηh)) z
+    x' = √(1-ᾱ')/√(1-ᾱ) e^(-ηh) x + √ᾱ' ∫ (1+η) e^(-(1+η)(λ'-u)) x_0(u) du + √(1-ᾱ') √(1 - e^(-2ηh))
+    z
 
-η = 0 is the probability flow, η = 1 the reverse diffusion; every η has the same marginals (Karras et al. 2022, eq. 6,
-with the amount of Langevin noise constant in λ). Methods differ in what stands for x_0(u): one prediction gives DDIM.
+η = 0 is the probability flow, η = 1 the reverse diffusion; every η has the same marginals (Karras
+et al. 2022, eq. 6, with the amount of Langevin noise constant in λ). Methods differ in what stands
+for x_0(u): one prediction gives DDIM.
 
 The last step leads to λ = ∞: it is x_0 as last predicted.
 """
@@ -23,27 +26,32 @@ from ddpm_jax.samplers.loop import Sampler
 
 
 def dpmpp_2m(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
-    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2). Second order; `times` [N], `dtype` that of the tables."""
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2). Second order; `times` [N], `dtype` that of
+    the tables."""
     return _solver(chain, times, second_order, columns=2, eta=0.0, dtype=dtype)
 
 
 def dpmpp_3m(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
-    """DPM-Solver++ with a parabola through three predictions. Third order after its start: see `third_order`."""
+    """DPM-Solver++ with a parabola through three predictions. Third order after its start: see
+    `third_order`."""
     return _solver(chain, times, third_order, columns=3, eta=0.0, dtype=dtype)
 
 
 def dpmpp_2m_sde(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=np.float32) -> Sampler:
-    """SDE-DPM-Solver++(2M) of the same paper. `eta` is how much noise: 0 is `dpmpp_2m`; not negative."""
+    """SDE-DPM-Solver++(2M) of the same paper. `eta` is how much noise: 0 is `dpmpp_2m`; not
+    negative."""
     return _solver(chain, times, second_order, columns=2, eta=eta, dtype=dtype)
 
 
 def dpmpp_3m_sde(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=np.float32) -> Sampler:
-    """The same with three predictions, Crowson's `dpmpp_3m_sde`; `eta` as in `dpmpp_2m_sde`, 0 is `dpmpp_3m`."""
+    """The same with three predictions, Crowson's `dpmpp_3m_sde`; `eta` as in `dpmpp_2m_sde`, 0 is
+    `dpmpp_3m`."""
     return _solver(chain, times, third_order, columns=3, eta=eta, dtype=dtype)
 
 
 def second_order(half_log_snr: np.ndarray, i: int, rate: float) -> np.ndarray:
-    """(1 - e^(-(1+η)h)) (x_0[i] + (x_0[i] - x_0[i-1]) / 2r), r = h[i-1] / h[i] (Lu et al. 2022b, algorithm 2).
+    """(1 - e^(-(1+η)h)) (x_0[i] + (x_0[i] - x_0[i-1]) / 2r), r = h[i-1] / h[i] (Lu et al. 2022b,
+    algorithm 2).
 
     Args:
       half_log_snr: λ of the levels.
@@ -62,17 +70,20 @@ def second_order(half_log_snr: np.ndarray, i: int, rate: float) -> np.ndarray:
 
 
 def third_order(half_log_snr: np.ndarray, i: int, rate: float) -> np.ndarray:
-    """The integral of the parabola through three x_0, of the line at the second step; arguments as `second_order`.
+    """The integral of the parabola through three x_0, of the line at the second step; arguments as
+    `second_order`.
 
-    The code of the paper, k-diffusion and diffusers give the second difference half its weight (the second derivative
-    is twice what they divide by r_0 + r_1), which makes a method of second order. The second step is `second_order`, as
-    theirs.
+    The code of the paper, k-diffusion and diffusers give the second difference half its weight (the
+    second derivative is twice what they divide by r_0 + r_1), which makes a method of second order.
+    The second step is `second_order`, as theirs.
     """
     if i < 2:
         return second_order(half_log_snr, i, rate)
     end = half_log_snr[i + 1]
     known = half_log_snr[i - 2 : i + 1][::-1]
-    return lagrange_integrals(known, half_log_snr[i], end, lambda u: rate * np.exp(-rate * (end - u)))
+    return lagrange_integrals(
+        known, half_log_snr[i], end, lambda u: rate * np.exp(-rate * (end - u))
+    )
 
 
 def _solver(
@@ -85,7 +96,10 @@ def _solver(
     dtype,
 ) -> Sampler:
     if not 0 <= eta < np.inf:
-        raise UsageError(f"eta is {eta}: choose 0 (no noise), 1 (the reverse diffusion) or another number above 0.")
+        raise UsageError(
+            f"eta is {eta}: choose 0 (no noise), 1 (the reverse diffusion) or another number above "
+            "0."
+        )
     schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
     steps = levels.steps[:-1]  # all but the last, which is infinite
     x_0 = np.zeros((len(steps) + 1, columns))

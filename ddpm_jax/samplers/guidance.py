@@ -4,12 +4,13 @@
     classifier        ε = ε_θ - w √(1-ᾱ_t) ∇ log p(y|x_t)         Dhariwal & Nichol 2021, algorithm 2
     autoguidance      ε = ε_weak + w (ε_θ - ε_weak)               Karras et al. 2024
 
-The score is -ε/√(1-ᾱ_t), so the first two sample from p(x_t) p(y|x_t)^w as far as scores can. At a given x_t, x_0, ε
-and the mean are affine functions of each other: each is moved by what the move of ε implies, and what tied them before
-still does. The variance is the stronger model's. Guidance comes before clipping (`clipping`).
+The score is -ε/√(1-ᾱ_t), so the first two sample from p(x_t) p(y|x_t)^w as far as scores can. At a
+given x_t, x_0, ε and the mean are affine functions of each other: each is moved by what the move of
+ε implies, and what tied them before still does. The variance is the stronger model's. Guidance
+comes before clipping (`clipping`).
 
-x_t is [B, ...], t int [B]; a scale w is a scalar or one number for each image, [B]. Scales, intervals and rescaling are
-data: they may be traced, and another value needs no other program.
+x_t is [B, ...], t int [B]; a scale w is a scalar or one number for each image, [B]. Scales,
+intervals and rescaling are data: they may be traced, and another value needs no other program.
 """
 
 import math
@@ -29,11 +30,13 @@ from ddpm_jax.errors import UsageError
 
 # (x_t [B, ...], t int [B], condition: a pytree of leaves [B, ...]) -> Prediction
 ConditionalDenoiser = Callable[[chex.Array, chex.Array, Any], Prediction]
-LogProb = Callable[[chex.Array, chex.Array, chex.Array], chex.Array]  # (x_t, t, labels [B]) -> log p(y|x_t), [B]
+# (x_t, t, labels [B]) -> log p(y|x_t), [B]
+LogProb = Callable[[chex.Array, chex.Array, chex.Array], chex.Array]
 
 
 class Interval(NamedTuple):
-    """The times at which there is guidance, as the network is told them (`Schedule.timesteps`); both ends included."""
+    """The times at which there is guidance, as the network is told them (`Schedule.timesteps`);
+    both ends included."""
 
     low: chex.Array
     high: chex.Array
@@ -43,17 +46,19 @@ EVERYWHERE = Interval(0.0, math.inf)
 
 
 def interval_of(chain: Chain, low: float, high: float) -> Interval:
-    """The noise levels between two fractions of the chain, t / (T-1): 0 is the least noise, 1 the most.
+    """The noise levels between two fractions of the chain, t / (T-1): 0 is the least noise, 1 the
+    most.
 
-    It names levels, not rows: a chain of fewer steps is guided at the same levels (Kynkäänniemi et al. 2024).
+    It names levels, not rows: a chain of fewer steps is guided at the same levels (Kynkäänniemi et
+    al. 2024).
 
     Raises:
       UsageError: not 0 <= low < high <= 1.
     """
     if not 0 <= low < high <= 1:
         raise UsageError(
-            f"The guidance interval is {low} to {high}: give two fractions of the chain, the less noisy one first, as "
-            "in 0.2,0.8; 0,1 is the whole chain."
+            f"The guidance interval is {low} to {high}: give two fractions of the chain, the less "
+            "noisy one first, as in 0.2,0.8; 0,1 is the whole chain."
         )
     last = (chain.num_timesteps - 1) * chain.time_scale
     return Interval(np.float32(low * last), np.float32(high * last))
@@ -69,17 +74,19 @@ def classifier_free(
     interval: Interval = EVERYWHERE,
     rescale: chex.Array | float = 0.0,
 ) -> Denoiser:
-    """ε = ε_null + w (ε_cond - ε_null), from one evaluation of 2B images (Ho & Salimans 2022, eq. 6).
+    """ε = ε_null + w (ε_cond - ε_null), from one evaluation of 2B images (Ho & Salimans 2022, eq.
+    6).
 
     Args:
       conditional: the model, nothing clipped.
       condition: what it is told of each image: a pytree of leaves [B, ...].
       null: the same tree, saying nothing.
-      scale: w = 1 + the paper's w: 0 is the unconditional model, 1 the conditional one, both to the last bit. At 1 the
-        model alone does the same in half the time.
+      scale: w = 1 + the paper's w: 0 is the unconditional model, 1 the conditional one, both to the
+        last bit. At 1 the model alone does the same in half the time.
       schedule: the chain that `conditional` is built on.
       interval: outside it the conditional model is not guided (Kynkäänniemi et al. 2024).
-      rescale: φ in [0, 1], how far the guided v is brought back to the spread of the conditional one: `_rescaled`.
+      rescale: φ in [0, 1], how far the guided v is brought back to the spread of the conditional
+        one: `_rescaled`.
 
     Raises:
       UsageError: a scale that is negative or not finite, or φ outside [0, 1].
@@ -106,11 +113,13 @@ def autoguidance(
     schedule: Schedule,
     interval: Interval = EVERYWHERE,
 ) -> Denoiser:
-    """ε = ε_weak + w (ε - ε_weak): away from a model with the same flaws in larger size (Karras et al. 2024).
+    """ε = ε_weak + w (ε - ε_weak): away from a model with the same flaws in larger size (Karras et
+    al. 2024).
 
     Args:
       denoiser: the model, nothing clipped.
-      weaker: the same model less trained, or a smaller one, of the same data, noise levels and condition.
+      weaker: the same model less trained, or a smaller one, of the same data, noise levels and
+        condition.
       scale: w: 0 is the weaker model, 1 the model itself, both to the last bit.
       schedule: the chain that both are built on.
       interval: outside it the model is not guided.
@@ -121,7 +130,9 @@ def autoguidance(
     check_scale(scale)
 
     def guided(x_t: chex.Array, t: chex.Array) -> Prediction:
-        return _extrapolated(weaker(x_t, t), denoiser(x_t, t), _scale_at(schedule, t, scale, interval, outside=1.0))
+        return _extrapolated(
+            weaker(x_t, t), denoiser(x_t, t), _scale_at(schedule, t, scale, interval, outside=1.0)
+        )
 
     return guided
 
@@ -137,9 +148,10 @@ def classifier_guidance(
 ) -> Denoiser:
     """ε = ε_θ - w √(1-ᾱ_t) ∇ log p(y|x_t) (Dhariwal & Nichol 2021, algorithm 2), for any sampler.
 
-    So x_0 moves by w (1-ᾱ_t)/√ᾱ_t ∇ log p(y|x_t), and the mean by w β_t/√α_t ∇ log p(y|x_t). With exact ingredients and
-    w = 1 these are E[ε|x_t, y], E[x_0|x_t, y] and E[x_{t-1}|x_t, y], Bayes' rule. Algorithm 1 of the paper, for
-    ancestral sampling, moves the mean by w Σ ∇ log p(y|x_t): the same to first order in β_t.
+    So x_0 moves by w (1-ᾱ_t)/√ᾱ_t ∇ log p(y|x_t), and the mean by w β_t/√α_t ∇ log p(y|x_t). With
+    exact ingredients and w = 1 these are E[ε|x_t, y], E[x_0|x_t, y] and E[x_{t-1}|x_t, y], Bayes'
+    rule. Algorithm 1 of the paper, for ancestral sampling, moves the mean by w Σ ∇ log p(y|x_t):
+    the same to first order in β_t.
 
     Args:
       denoiser: the model, nothing clipped; it need not know of classes.
@@ -167,8 +179,11 @@ def classifier_guidance(
     return guided
 
 
-def class_log_prob(classifier: Callable[[chex.Array, chex.Array], chex.Array], schedule: Schedule) -> LogProb:
-    """log p(y|x_t) of a network (x_t [B, ...], time float [B]) -> logits [B, K], told the times of this schedule."""
+def class_log_prob(
+    classifier: Callable[[chex.Array, chex.Array], chex.Array], schedule: Schedule
+) -> LogProb:
+    """log p(y|x_t) of a network (x_t [B, ...], time float [B]) -> logits [B, K], told the times of
+    this schedule."""
 
     def log_prob(x_t: chex.Array, t: chex.Array, labels: chex.Array) -> chex.Array:
         log_probs = jax.nn.log_softmax(classifier(x_t, jnp.asarray(schedule.timesteps)[t]))
@@ -183,8 +198,13 @@ def check_scale(scale: chex.Array | float) -> None:
     Raises:
       UsageError: see above.
     """
-    if not isinstance(scale, jax.core.Tracer) and not np.all(np.isfinite(scale) & (np.asarray(scale) >= 0)):
-        raise UsageError(f"The guidance scale is {scale}: give a number that is not negative; 1 is the model unguided.")
+    if not isinstance(scale, jax.core.Tracer) and not np.all(
+        np.isfinite(scale) & (np.asarray(scale) >= 0)
+    ):
+        raise UsageError(
+            f"The guidance scale is {scale}: give a number that is not negative; 1 is the model "
+            "unguided."
+        )
 
 
 def check_rescale(rescale: chex.Array | float) -> None:
@@ -198,20 +218,26 @@ def check_rescale(rescale: chex.Array | float) -> None:
 
 
 def check_has_signal(schedule: Schedule) -> None:
-    """Refuses a chain whose first x_t holds nothing of x_0: no classifier of x_t can say where x_0 is to go.
+    """Refuses a chain whose first x_t holds nothing of x_0: no classifier of x_t can say where x_0
+    is to go.
 
     Raises:
       UsageError: alphas_bar reaches 0; that of a traced schedule cannot be seen.
     """
     if not isinstance(schedule.alphas_bar, jax.core.Tracer) and schedule.alphas_bar[-1] == 0:
         raise UsageError(
-            "This schedule ends at alphas_bar = 0, where a classifier sees nothing of the image: choose "
-            "classifier-free guidance, or a schedule that keeps some signal."
+            "This schedule ends at alphas_bar = 0, where a classifier sees nothing of the image: "
+            "choose classifier-free guidance, or a schedule that keeps some signal."
         )
 
 
 def _scale_at(
-    schedule: Schedule, t: chex.Array, scale: chex.Array | float, interval: Interval, *, outside: float
+    schedule: Schedule,
+    t: chex.Array,
+    scale: chex.Array | float,
+    interval: Interval,
+    *,
+    outside: float,
 ) -> chex.Array:
     """w in the interval and `outside` elsewhere, [B]."""
     time = jnp.asarray(schedule.timesteps)[t]
@@ -224,24 +250,33 @@ def _over(per_image: chex.Array, x: chex.Array) -> chex.Array:
 
 
 def _extrapolated(weak: Prediction, strong: Prediction, scale: chex.Array) -> Prediction:
-    """(1-w) weak + w strong: as the formulas above, but exact at w = 0 and at w = 1. The variance is the strong's."""
+    """(1-w) weak + w strong: as the formulas above, but exact at w = 0 and at w = 1. The variance
+    is the strong's."""
 
     def mix(weak: chex.Array, strong: chex.Array) -> chex.Array:
         w = _over(scale, weak)
         return (1 - w) * weak + w * strong
 
     return strong._replace(
-        x_0=mix(weak.x_0, strong.x_0), eps=mix(weak.eps, strong.eps), mean=mix(weak.mean, strong.mean)
+        x_0=mix(weak.x_0, strong.x_0),
+        eps=mix(weak.eps, strong.eps),
+        mean=mix(weak.mean, strong.mean),
     )
 
 
 def _rescaled(
-    schedule: Schedule, guided: Prediction, told: Prediction, t: chex.Array, rescale: chex.Array | float
+    schedule: Schedule,
+    guided: Prediction,
+    told: Prediction,
+    t: chex.Array,
+    rescale: chex.Array | float,
 ) -> Prediction:
-    """φ v σ_cond/σ_guided + (1-φ) v, σ the standard deviation over an image (Lin et al. 2024, eq. 15 and 16).
+    """φ v σ_cond/σ_guided + (1-φ) v, σ the standard deviation over an image (Lin et al. 2024, eq.
+    15 and 16).
 
-    v = √ᾱ_t ε - √(1-ᾱ_t) x_0 is what the models of that paper say, and what is rescaled here whatever the network says:
-    rescaling ε would move x_0 far where there is much noise, rescaling x_0 would move ε far where there is little.
+    v = √ᾱ_t ε - √(1-ᾱ_t) x_0 is what the models of that paper say, and what is rescaled here
+    whatever the network says: rescaling ε would move x_0 far where there is much noise, rescaling
+    x_0 would move ε far where there is little.
     """
     signal = extract(schedule.sqrt_alphas_bar, t, guided.eps)
     noise = extract(schedule.sqrt_one_minus_alphas_bar, t, guided.eps)
@@ -251,7 +286,8 @@ def _rescaled(
 
 
 def _spread_ratio(of: chex.Array, to: chex.Array) -> chex.Array:
-    """The standard deviation of each image of one array to that of the other, [B, 1, ..., 1]; 1 where that is 0."""
+    """The standard deviation of each image of one array to that of the other, [B, 1, ..., 1]; 1
+    where that is 0."""
     wanted, has = (jnp.std(x, axis=tuple(range(1, x.ndim)), keepdims=True) for x in (of, to))
     return jnp.where(has > 0, wanted / jnp.where(has > 0, has, 1), 1)
 
@@ -259,6 +295,9 @@ def _spread_ratio(of: chex.Array, to: chex.Array) -> chex.Array:
 def _moved(
     schedule: Schedule, prediction: Prediction, t: chex.Array, *, x_0: chex.Array, eps: chex.Array
 ) -> Prediction:
-    """Adds to x_0 and to ε moves that belong together, and to the mean what follows (Ho et al. 2020, eq. 7)."""
+    """Adds to x_0 and to ε moves that belong together, and to the mean what follows (Ho et al.
+    2020, eq. 7)."""
     mean = extract(schedule.posterior_mean_coef1, t, x_0) * x_0
-    return prediction._replace(x_0=prediction.x_0 + x_0, eps=prediction.eps + eps, mean=prediction.mean + mean)
+    return prediction._replace(
+        x_0=prediction.x_0 + x_0, eps=prediction.eps + eps, mean=prediction.mean + mean
+    )

@@ -1,7 +1,9 @@
-"""From a picture to the x_T that DDIM turns into it, and back: the probability flow walked upwards and down again.
+"""From a picture to the x_T that DDIM turns into it, and back: the probability flow walked upwards
+and down again.
 
-In x̄ = x_t / √ᾱ_t and σ the flow is dx̄/dσ = ε(x_t, t), and it has no direction: Euler's step from one level to the next
-higher is DDIM inversion (Song et al. 2020, section 4.3). Neither way draws anything.
+In x̄ = x_t / √ᾱ_t and σ the flow is dx̄/dσ = ε(x_t, t), and it has no direction: Euler's step from
+one level to the next higher is DDIM inversion (Song et al. 2020, section 4.3). Neither way draws
+anything.
 """
 
 from collections.abc import Callable
@@ -23,7 +25,8 @@ from ddpm_jax.samplers.loop import Sampler, Samples, sample
 class UpwardRows(NamedTuple):
     """A step from one level to the next higher, x' = a x + c ε; [N] each, clean data first."""
 
-    level: np.ndarray  # int32: the row of the schedule for the level that is left; 0 for clean data, which has none
+    # int32: the row of the schedule for the level that is left; 0 for clean data, which has none
+    level: np.ndarray
     above: np.ndarray  # int32: the one for the level that is reached
     x: np.ndarray  # a
     eps: np.ndarray  # c
@@ -38,12 +41,14 @@ class UpwardState(NamedTuple):
 def invert(chain: Chain, times: np.ndarray, *, corrections: int = 0, dtype=np.float32) -> Sampler:
     """The sampler that walks from x_0 up to x_T: x̄' = x̄ + (σ' - σ) ε, first order.
 
-    ε is that of the point which is left, while DDIM on its way back takes that of the point which is reached. Each
-    correction asks for ε there, at the estimate so far, and steps again: x' = a x + c ε(x'), solved by iteration as in
-    Pan et al. 2023 (AIDI). Where it converges, DDIM leads back to the very x_0, however few the steps.
+    ε is that of the point which is left, while DDIM on its way back takes that of the point which
+    is reached. Each correction asks for ε there, at the estimate so far, and steps again: x' = a x
+    + c ε(x'), solved by iteration as in Pan et al. 2023 (AIDI). Where it converges, DDIM leads back
+    to the very x_0, however few the steps.
 
-    Clean data has no row in the schedule: it is taken to the first level by the ε that is found there. For
-    `loop.sample`, x_T in the arguments is x_0, and x_0 in what it returns is x_T. Use a denoiser that clips nothing.
+    Clean data has no row in the schedule: it is taken to the first level by the ε that is found
+    there. For `loop.sample`, x_T in the arguments is x_0, and x_0 in what it returns is x_T. Use a
+    denoiser that clips nothing.
 
     Args:
       chain: the process.
@@ -59,7 +64,8 @@ def invert(chain: Chain, times: np.ndarray, *, corrections: int = 0, dtype=np.fl
     schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
     signal = levels.signal[-2::-1]
     first = signal[0]
-    a = signal / np.append(first, signal[:-1])  # `init` has brought clean data to the first level's scale
+    # `init` has brought clean data to the first level's scale
+    a = signal / np.append(first, signal[:-1])
     c = (levels.noise[:-1] * -np.expm1(-levels.steps))[::-1]  # √ᾱ' (σ' - σ), of an infinite σ' too
     above = np.arange(len(a), dtype=np.int32)
     rows = UpwardRows(np.maximum(above - 1, 0), above, a.astype(dtype), c.astype(dtype))
@@ -85,7 +91,8 @@ class Reconstruction(NamedTuple):
 
     x_T: chex.Array  # [B, H, W, C]
     x_0: chex.Array  # [B, H, W, C]
-    rmse: chex.Array  # [B]: root mean squared error of x_0 over the image's values, in units of [-1, 1]
+    # [B]: root mean squared error of x_0 over the image's values, in units of [-1, 1]
+    rmse: chex.Array
 
 
 def reconstruct(
@@ -112,4 +119,6 @@ def reconstruct(
     keys = image_keys(base_key(0), jnp.arange(len(x_0)))  # nothing is drawn with them
     x_T = walk(denoiser, invert(chain, times, corrections=corrections, dtype=dtype), x_0, keys).x_0
     again = walk(denoiser, ddim(chain, times, dtype=dtype), x_T, keys).x_0
-    return Reconstruction(x_T, again, jnp.sqrt(jnp.mean(jnp.square(again - x_0), axis=tuple(range(1, x_0.ndim)))))
+    return Reconstruction(
+        x_T, again, jnp.sqrt(jnp.mean(jnp.square(again - x_0), axis=tuple(range(1, x_0.ndim))))
+    )

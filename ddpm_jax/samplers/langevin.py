@@ -1,7 +1,8 @@
-"""Predictor-corrector sampling (Song et al. 2021, algorithm 5): ancestral steps, each followed by Langevin steps.
+"""Predictor-corrector sampling (Song et al. 2021, algorithm 5): ancestral steps, each followed by
+Langevin steps.
 
-The corrector stays at its noise level and draws x towards q(x_t), whatever the predictor did to it. Both kinds of step
-are rows of one table; a row asks the denoiser once.
+The corrector stays at its noise level and draws x towards q(x_t), whatever the predictor did to it.
+Both kinds of step are rows of one table; a row asks the denoiser once.
 """
 
 from typing import NamedTuple
@@ -23,16 +24,20 @@ class Rows(NamedTuple):
     """What each of the N rows does."""
 
     level: np.ndarray  # the row of the schedule, int32 [N]
-    corrects: np.ndarray  # bool [N]: a Langevin step at this level; else an ancestral one to the next
+    # bool [N]: a Langevin step at this level; else an ancestral one to the next
+    corrects: np.ndarray
     noise: np.ndarray  # √(1-ᾱ), [N]
     size: np.ndarray  # 2 α r² of a corrector, [N]
 
 
-def corrector(x: chex.Array, eps: chex.Array, z: chex.Array, noise: chex.Array, size: chex.Array) -> chex.Array:
-    """x + δ s + √(2δ) z, δ = 2 α (r ‖z‖/‖s‖)² (Song et al. 2021, algorithm 5), the score s = -ε / √(1-ᾱ).
+def corrector(
+    x: chex.Array, eps: chex.Array, z: chex.Array, noise: chex.Array, size: chex.Array
+) -> chex.Array:
+    """x + δ s + √(2δ) z, δ = 2 α (r ‖z‖/‖s‖)² (Song et al. 2021, algorithm 5), the score s = -ε /
+    √(1-ᾱ).
 
-    The norms are those of one image. The paper's code averages them over the batch, which would make an image depend on
-    its neighbours.
+    The norms are those of one image. The paper's code averages them over the batch, which would
+    make an image depend on its neighbours.
 
     Args:
       x: [B, ...], at the level.
@@ -47,7 +52,9 @@ def corrector(x: chex.Array, eps: chex.Array, z: chex.Array, noise: chex.Array, 
     return x + delta * score + jnp.sqrt(2 * delta) * z
 
 
-def step(denoiser: Denoiser, state: AncestralState, row: Rows, keys: chex.PRNGKey) -> tuple[AncestralState, Prediction]:
+def step(
+    denoiser: Denoiser, state: AncestralState, row: Rows, keys: chex.PRNGKey
+) -> tuple[AncestralState, Prediction]:
     """One row, of either kind."""
     x_t = state.x_t
     t = jnp.broadcast_to(row.level, x_t.shape[:1])
@@ -62,16 +69,24 @@ def step(denoiser: Denoiser, state: AncestralState, row: Rows, keys: chex.PRNGKe
 
 
 def predictor_corrector(
-    chain: Chain, times: np.ndarray, *, snr: float = 0.16, corrector_steps: int = 1, dtype=np.float32
+    chain: Chain,
+    times: np.ndarray,
+    *,
+    snr: float = 0.16,
+    corrector_steps: int = 1,
+    dtype=np.float32,
 ) -> Sampler:
-    """An ancestral step to every level, with the denoiser's own variance, then `corrector_steps` Langevin steps at it.
+    """An ancestral step to every level, with the denoiser's own variance, then `corrector_steps`
+    Langevin steps at it.
 
-    None at the first level, where x_T is noise, nor at clean data: N + (N-1) corrector_steps evaluations.
+    None at the first level, where x_T is noise, nor at clean data: N + (N-1) corrector_steps
+    evaluations.
 
     Args:
       chain: the process.
       times: which of its levels are visited, [N]. α is that of the chain of these levels.
-      snr: r, the size of a Langevin step: the ratio of the norms of its score part and its noise. Positive.
+      snr: r, the size of a Langevin step: the ratio of the norms of its score part and its noise.
+        Positive.
       corrector_steps: at each level, not negative; 0 is `ancestral`.
       dtype: of the tables.
 
@@ -79,9 +94,13 @@ def predictor_corrector(
       UsageError: a number out of range.
     """
     if not 0 < snr < np.inf:
-        raise UsageError(f"snr is {snr}: the ratio of signal to noise of a Langevin step is positive, say 0.16.")
+        raise UsageError(
+            f"snr is {snr}: the ratio of signal to noise of a Langevin step is positive, say 0.16."
+        )
     if corrector_steps < 0 or corrector_steps != int(corrector_steps):
-        raise UsageError(f"corrector_steps is {corrector_steps}: choose a whole number, 0 for none.")
+        raise UsageError(
+            f"corrector_steps is {corrector_steps}: choose a whole number, 0 for none."
+        )
     schedule, precise = (chain.at(times, dtype=of) for of in (dtype, np.float64))
     num_steps = schedule.num_timesteps
     corrects = np.array([False] + ([True] * int(corrector_steps) + [False]) * (num_steps - 1))

@@ -1,15 +1,17 @@
-"""The step that most samplers share: the next x is a weighted sum of x, of predictions, and of noise.
+"""The step that most samplers share: the next x is a weighted sum of x, of predictions, and of
+noise.
 
     x_{i+1} = a x_i + Σ_j b_j x_0[i-j] + Σ_j c_j ε[i-j] + d z,      j = 0 the newest prediction
 
-A sampler of this kind is its weights (`ddim`, `adams`, `pndm`, `dpm_solver`, `unipc`, `runge_kutta`): functions of the
-noise levels, computed in float64. A row asks the denoiser once. A method that asks twice a step is two rows, the second
-of which takes back what the first did with the older prediction and does better with both. So the network stands once
-in the compiled program, and the last step, which has no second half, is one row. Also here: the numbers of a level that
-the formulas are written in.
+A sampler of this kind is its weights (`ddim`, `adams`, `pndm`, `dpm_solver`, `unipc`,
+`runge_kutta`): functions of the noise levels, computed in float64. A row asks the denoiser once. A
+method that asks twice a step is two rows, the second of which takes back what the first did with
+the older prediction and does better with both. So the network stands once in the compiled program,
+and the last step, which has no second half, is one row. Also here: the numbers of a level that the
+formulas are written in.
 
-Most formulas are those of the probability flow in x̄ = x / √ᾱ, where dx̄/dσ = ε (Song et al. 2020, eq. 14): see
-`flow_weights`.
+Most formulas are those of the probability flow in x̄ = x / √ᾱ, where dx̄/dσ = ε (Song et al. 2020,
+eq. 14): see `flow_weights`.
 """
 
 from typing import NamedTuple
@@ -43,7 +45,8 @@ class Levels(NamedTuple):
 
     @property
     def steps(self) -> np.ndarray:
-        """h = λ' - λ, [N]: 0 where a sampler stays at a level, inf to clean data and from pure noise."""
+        """h = λ' - λ, [N]: 0 where a sampler stays at a level, inf to clean data and from pure
+        noise."""
         before, after = self.half_log_snr[:-1], self.half_log_snr[1:]
         return np.subtract(after, before, out=np.zeros(before.shape), where=before != after)
 
@@ -58,18 +61,26 @@ def levels_of(schedule: Schedule, rows: np.ndarray | None = None) -> Levels:
     rows = np.arange(schedule.num_timesteps)[::-1] if rows is None else rows
     tables = schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar, schedule.half_log_snr
     clean = 1.0, 0.0, np.inf
-    return Levels(*(np.append(np.asarray(t, np.float64)[rows], end) for t, end in zip(tables, clean, strict=True)))
+    return Levels(
+        *(
+            np.append(np.asarray(t, np.float64)[rows], end)
+            for t, end in zip(tables, clean, strict=True)
+        )
+    )
 
 
 def levels_at(chain: Chain, times: np.ndarray) -> Levels:
-    """The levels of a chain at `times` [N], increasing: what a sampler's weights are computed from."""
+    """The levels of a chain at `times` [N], increasing: what a sampler's weights are computed
+    from."""
     return levels_of(chain.at(times, dtype=np.float64))
 
 
 class Weights(NamedTuple):
-    """The rows of a linear sampler: what each of the N steps makes of what it has; the names as in the file's formula.
+    """The rows of a linear sampler: what each of the N steps makes of what it has; the names as in
+    the file's formula.
 
-    A column of predictions that no step uses is left out: x_0 [N, 0] says that x_0 is never looked at.
+    A column of predictions that no step uses is left out: x_0 [N, 0] says that x_0 is never looked
+    at.
     """
 
     x: np.ndarray  # a, [N]
@@ -95,19 +106,25 @@ def flow_weights(signal: np.ndarray, eps: np.ndarray, z: np.ndarray | None = Non
     """
     before, after = signal[:-1], signal[1:]
     return Weights(
-        x=after / before, x_0=np.zeros((len(eps), 0)), eps=after[:, None] * eps, z=None if z is None else after * z
+        x=after / before,
+        x_0=np.zeros((len(eps), 0)),
+        eps=after[:, None] * eps,
+        z=None if z is None else after * z,
     )
 
 
 class LinearState(NamedTuple):
-    """The image and the predictions before the newest, those of the last step first; zeros where there is none yet."""
+    """The image and the predictions before the newest, those of the last step first; zeros where
+    there is none yet."""
 
     x_t: chex.Array  # [B, ...]
     x_0: chex.Array  # [max(J-1, 0), B, ...]
     eps: chex.Array  # [max(K-1, 0), B, ...]
 
 
-def step(denoiser: Denoiser, state: LinearState, row: Rows, keys: chex.PRNGKey) -> tuple[LinearState, Prediction]:
+def step(
+    denoiser: Denoiser, state: LinearState, row: Rows, keys: chex.PRNGKey
+) -> tuple[LinearState, Prediction]:
     """One row of the file's formula."""
     prediction = denoiser(state.x_t, jnp.broadcast_to(row.level, state.x_t.shape[:1]))
     x_0 = jnp.concatenate([prediction.x_0[None], state.x_0])
@@ -121,16 +138,20 @@ def step(denoiser: Denoiser, state: LinearState, row: Rows, keys: chex.PRNGKey) 
 
 def add_noise(x: chex.Array, scale: chex.Array, keys: chex.PRNGKey) -> chex.Array:
     """x + scale z, scale a scalar; nothing is drawn where it is 0."""
-    return jax.lax.cond(scale > 0, lambda: x + (scale * normal(keys, x.shape[1:])).astype(x.dtype), lambda: x)
+    return jax.lax.cond(
+        scale > 0, lambda: x + (scale * normal(keys, x.shape[1:])).astype(x.dtype), lambda: x
+    )
 
 
 def _sum(weights: chex.Array, terms: chex.Array) -> chex.Array:
-    """Σ_j weights[j] terms[j], not as a product of matrices: accelerators round the factors of those."""
+    """Σ_j weights[j] terms[j], not as a product of matrices: accelerators round the factors of
+    those."""
     return jnp.sum(weights.reshape(-1, *(1,) * (terms.ndim - 1)) * terms[: len(weights)], axis=0)
 
 
 class _Init(NamedTuple):
-    """x_T -> the state before the first row. Equal for equal counts, so that a program serves every sampler of them."""
+    """x_T -> the state before the first row. Equal for equal counts, so that a program serves every
+    sampler of them."""
 
     x_0: int  # predictions kept beside the newest
     eps: int
@@ -139,13 +160,16 @@ class _Init(NamedTuple):
         return LinearState(x_T, *(jnp.zeros((count, *x_T.shape), x_T.dtype) for count in self))
 
 
-def linear_sampler(schedule: Schedule, weights: Weights, level: np.ndarray | None = None) -> Sampler:
+def linear_sampler(
+    schedule: Schedule, weights: Weights, level: np.ndarray | None = None
+) -> Sampler:
     """The sampler of these weights; it computes in the dtype of the schedule.
 
     Args:
       schedule: the levels at which it asks.
       weights: [N, ...].
-      level: the row of `schedule` at which each step asks, int [N]; None: each row once, the noisiest first.
+      level: the row of `schedule` at which each step asks, int [N]; None: each row once, the
+        noisiest first.
     """
     if level is None:
         level = np.arange(schedule.num_timesteps)[::-1]
@@ -157,10 +181,11 @@ def linear_sampler(schedule: Schedule, weights: Weights, level: np.ndarray | Non
 
 
 def asked_at(chain: Chain, times: np.ndarray, dtype) -> tuple[Schedule, np.ndarray, Levels]:
-    """The table of a sampler that asks at levels of its own: between the steps, or at one level more than once.
+    """The table of a sampler that asks at levels of its own: between the steps, or at one level
+    more than once.
 
-    Only x_0 and ε of a prediction mean anything with it: its mean and variance lead to the next row of the table, which
-    is not where this sampler goes.
+    Only x_0 and ε of a prediction mean anything with it: its mean and variance lead to the next row
+    of the table, which is not where this sampler goes.
 
     Args:
       chain: the process.
@@ -168,8 +193,8 @@ def asked_at(chain: Chain, times: np.ndarray, dtype) -> tuple[Schedule, np.ndarr
       dtype: of the tables.
 
     Returns:
-      The table, N rows of increasing time; the row of it that each step asks at, int [N]; their levels in the order of
-      the walk, and clean data after them.
+      The table, N rows of increasing time; the row of it that each step asks at, int [N]; their
+      levels in the order of the walk, and clean data after them.
     """
     distinct, which = np.unique(times, return_inverse=True)
     order = np.argsort(times, kind="stable")

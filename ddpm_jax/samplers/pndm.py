@@ -1,8 +1,10 @@
-"""Pseudo numerical methods (Liu et al. 2022, PNDM): the classical coefficients for equal steps, put into DDIM's step.
+"""Pseudo numerical methods (Liu et al. 2022, PNDM): the classical coefficients for equal steps, put
+into DDIM's step.
 
-A classical method with steps of equal size takes a mean of derivatives for the derivative over a step, and so do these
-with ε: x̄_{i+1} = x̄_i + (σ_{i+1} - σ_i) ε', ε' = Σ_j c_j ε[i-j]. The levels being even in time and not in σ, the order
-is 2, whatever the classical one (section 3 of the paper). They may be spread in any smooth way.
+A classical method with steps of equal size takes a mean of derivatives for the derivative over a
+step, and so do these with ε: x̄_{i+1} = x̄_i + (σ_{i+1} - σ_i) ε', ε' = Σ_j c_j ε[i-j]. The levels
+being even in time and not in σ, the order is 2, whatever the classical one (section 3 of the
+paper). They may be spread in any smooth way.
 """
 
 import numpy as np
@@ -11,7 +13,8 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.samplers.linear import asked_at, flow_weights, linear_sampler
 from ddpm_jax.samplers.loop import Sampler
 
-# Adams-Bashforth for equal steps, by the number of known values, the newest first (Hairer et al. 1993, III.1).
+# Adams-Bashforth for equal steps, by the number of known values, the newest first (Hairer et al.
+# 1993, III.1).
 ADAMS_BASHFORTH = (
     np.array([1.0]),
     np.array([3.0, -1.0]) / 2,
@@ -22,10 +25,12 @@ RUNGE_KUTTA_STEPS = 3  # until four ε are known
 
 
 def plms(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
-    """Adams-Bashforth with rising order; the first step is done twice, with ε_0 and then with (ε_0 + ε_1) / 2.
+    """Adams-Bashforth with rising order; the first step is done twice, with ε_0 and then with (ε_0
+    + ε_1) / 2.
 
-    The start of Rombach et al. 2022's code and of diffusers with `skip_prk_steps`. N + 1 evaluations: the second level
-    is asked at twice. The ε of its first asking counts for nothing afterwards. One step is `ddim`.
+    The start of Rombach et al. 2022's code and of diffusers with `skip_prk_steps`. N + 1
+    evaluations: the second level is asked at twice. The ε of its first asking counts for nothing
+    afterwards. One step is `ddim`.
 
     Args:
       chain: the process.
@@ -47,10 +52,12 @@ def plms(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
 
 
 def pndm(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
-    """Three steps of the pseudo Runge-Kutta method , then Adams-Bashforth of order 4: the paper's F-PNDM.
+    """Three steps of the pseudo Runge-Kutta method , then Adams-Bashforth of order 4: the paper's
+    F-PNDM.
 
-    N + 9 evaluations for N > 3: a Runge-Kutta step asks four times, twice at the time halfway to the next level. The
-    last step leads to clean data, where nothing can be asked, and is multistep for every N.
+    N + 9 evaluations for N > 3: a Runge-Kutta step asks four times, twice at the time halfway to
+    the next level. The last step leads to clean data, where nothing can be asked, and is multistep
+    for every N.
 
     Args:
       chain: the process.
@@ -65,9 +72,13 @@ def pndm(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
     sigma = levels.sigma
     eps = np.zeros((len(level), 4 * starts + 1))
     for row in range(0, 4 * starts, 4):
-        eps[row : row + 4, :4] = _runge_kutta(half=sigma[row + 1] - sigma[row], whole=sigma[row + 3] - sigma[row])
+        eps[row : row + 4, :4] = _runge_kutta(
+            half=sigma[row + 1] - sigma[row], whole=sigma[row + 3] - sigma[row]
+        )
     for row in range(4 * starts, len(level)):
-        kept = [age for age in range(row + 1) if row - age >= 4 * starts or (row - age) % 4 == 0][:4]
+        kept = [age for age in range(row + 1) if row - age >= 4 * starts or (row - age) % 4 == 0][
+            :4
+        ]
         eps[row, kept] = (sigma[row + 1] - sigma[row]) * ADAMS_BASHFORTH[len(kept) - 1]
     return linear_sampler(schedule, flow_weights(levels.signal, eps), level)
 
@@ -75,11 +86,19 @@ def pndm(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
 def _runge_kutta(half: float, whole: float) -> np.ndarray:
     """The four rows of a step of x̄ by `whole`; columns are the ε, the newest first.
 
-    From the x̄ of its beginning it goes to half ε_1, half ε_2, whole ε_3, and whole (ε_1 + 2 ε_2 + 2 ε_3 + ε_4) / 6. A
-    row starts where the row before it ended, so each is the difference of two of these.
+    From the x̄ of its beginning it goes to half ε_1, half ε_2, whole ε_3, and whole (ε_1 + 2 ε_2 +
+    2 ε_3 + ε_4) / 6. A row starts where the row before it ended, so each is the difference of two
+    of these.
     """
     reached = np.array(
-        [[half, 0, 0, 0], [0, half, 0, 0], [0, 0, whole, 0], [whole / 6, whole / 3, whole / 3, whole / 6]]
+        [
+            [half, 0, 0, 0],
+            [0, half, 0, 0],
+            [0, 0, whole, 0],
+            [whole / 6, whole / 3, whole / 3, whole / 6],
+        ]
     )
     change = np.diff(reached, axis=0, prepend=np.zeros((1, 4)))  # columns ε_1 .. ε_4
-    return np.stack([np.append(change[stage, stage::-1], np.zeros(3 - stage)) for stage in range(4)])
+    return np.stack(
+        [np.append(change[stage, stage::-1], np.zeros(3 - stage)) for stage in range(4)]
+    )

@@ -1,8 +1,9 @@
-"""SAMPLERS: every sampler under the name a user gives it, and `make_sampler`, which checks what it is asked for.
+"""SAMPLERS: every sampler under the name a user gives it, and `make_sampler`, which checks what it
+is asked for.
 
-A sampler's maker is a function (chain, times, *, its options) -> `Sampler`; the options that may be given are its
-keyword arguments. Adding a sampler: its table and step in a file here, a line below, a line in
-tests/samplers/test_conformance.py.
+A sampler's maker is a function (chain, times, *, its options) -> `Sampler`; the options that may be
+given are its keyword arguments. Adding a sampler: its table and step in a file here, a line below,
+a line in tests/samplers/test_conformance.py.
 """
 
 import inspect
@@ -71,20 +72,28 @@ def find(name: str) -> Callable[..., Sampler]:
     """The maker of a sampler.
 
     Raises:
-      UsageError: an unknown sampler; the sentence names ours where it is another library's name of one.
+      UsageError: an unknown sampler; the sentence names ours where it is another library's name of
+        one.
     """
     return choose("sampler", name, SAMPLERS, hint=_known_as(name))
 
 
 def _known_as(name: str) -> str:
-    """ " Did you mean 'dpmpp_2m' with the spacing 'karras'?" for "DPM++ 2M Karras"; "" where nothing is known."""
+    """ " Did you mean 'dpmpp_2m' with the spacing 'karras'?" for "DPM++ 2M Karras"; "" where
+    nothing is known."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
     plain = re.sub(r"(scheduler|discrete|multistep|singlestep)", "", plain)
-    spacing = next((spacing for spacing in ("karras", "exponential") if plain.endswith(spacing)), None)
+    spacing = next(
+        (spacing for spacing in ("karras", "exponential") if plain.endswith(spacing)), None
+    )
     plain = plain.removesuffix(spacing or "").removeprefix("sample")
     ours = {own.replace("_", ""): own for own in SAMPLERS} | ELSEWHERE
     found = ours.get(plain) or ours.get(plain.removeprefix("k"))
-    return f" Did you mean {found!r}{f' with the spacing {spacing!r}' if spacing else ''}?" if found else ""
+    return (
+        f" Did you mean {found!r}{f' with the spacing {spacing!r}' if spacing else ''}?"
+        if found
+        else ""
+    )
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -98,7 +107,12 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def make_sampler(
-    name: str, chain: Chain, *, steps: int, spacing: str | Sequence[float] = "linspace", options: Mapping[str, Any] = {}
+    name: str,
+    chain: Chain,
+    *,
+    steps: int,
+    spacing: str | Sequence[float] = "linspace",
+    options: Mapping[str, Any] = {},
 ) -> Sampler:
     """The sampler `name` over N of the chain's noise levels.
 
@@ -110,8 +124,9 @@ def make_sampler(
       options: of this sampler: `options_of`.
 
     Raises:
-      UsageError: an unknown sampler or spacing, steps out of range, an option that this sampler does not have or a
-        value it cannot take, or a sampler in σ for a chain that ends at alphas_bar = 0.
+      UsageError: an unknown sampler or spacing, steps out of range, an option that this sampler
+        does not have or a value it cannot take, or a sampler in σ for a chain that ends at
+        alphas_bar = 0.
     """
     known = options_of(name)
     for option in options:
@@ -121,7 +136,7 @@ def make_sampler(
     times = space(chain, spacing, steps)
     if chain.at(times).alphas_bar[-1] == 0 and name not in FROM_PURE_NOISE:
         raise UsageError(
-            f"This chain ends at alphas_bar = 0, where the sampler {name} has no first step: choose one of "
-            f"{', '.join(FROM_PURE_NOISE)}."
+            f"This chain ends at alphas_bar = 0, where the sampler {name} has no first step: "
+            f"choose one of {', '.join(FROM_PURE_NOISE)}."
         )
     return SAMPLERS[name](chain, times, **options)

@@ -1,7 +1,9 @@
-"""Methods of second order that ask twice a step: Heun's, the midpoint's, and Heun's with noise put back (EDM).
+"""Methods of second order that ask twice a step: Heun's, the midpoint's, and Heun's with noise put
+back (EDM).
 
-In x̄ and σ, where the flow is dx̄/dσ = ε. A step is two rows: to a first estimate, and from it to the better one. The
-last step, to clean data, where nothing can be asked, has the first row alone: 2N - 1 evaluations.
+In x̄ and σ, where the flow is dx̄/dσ = ε. A step is two rows: to a first estimate, and from it to
+the better one. The last step, to clean data, where nothing can be asked, has the first row alone:
+2N - 1 evaluations.
 """
 
 import math
@@ -17,15 +19,17 @@ MAX_CHURN = math.sqrt(2) - 1  # Karras et al. 2022, algorithm 2: never more new 
 
 
 def heun(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
-    """x̄' = x̄ + (σ'-σ) ε, then x̄ + (σ'-σ) (ε + ε') / 2 (Karras et al. 2022, algorithm 1). `times` [N]."""
+    """x̄' = x̄ + (σ'-σ) ε, then x̄ + (σ'-σ) (ε + ε') / 2 (Karras et al. 2022, algorithm 1). `times`
+    [N]."""
     return edm(chain, times, dtype=dtype)
 
 
 def dpm2(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
-    """x̄' = x̄ + (σ'-σ) ε_m, ε_m at x̄ + (σ_m-σ) ε and σ_m = √(σ σ'): DPM-Solver-2 (Lu et al. 2022a, algorithm 1).
+    """x̄' = x̄ + (σ'-σ) ε_m, ε_m at x̄ + (σ_m-σ) ε and σ_m = √(σ σ'): DPM-Solver-2 (Lu et al.
+    2022a, algorithm 1).
 
-    The midpoint is that of log σ, as in the paper and in Crowson's k-diffusion. `times` [N]; their midpoints are asked
-    at too.
+    The midpoint is that of log σ, as in the paper and in Crowson's k-diffusion. `times` [N]; their
+    midpoints are asked at too.
     """
     times = np.asarray(times, np.float64)[::-1]
     sigma = levels_at(chain, times[::-1]).sigma
@@ -51,8 +55,9 @@ def edm(
 ) -> Sampler:
     """Noise raised to σ̂ = (1+γ) σ, then Heun's step from there (Karras et al. 2022, algorithm 2).
 
-    γ = min(s_churn / N, √2 - 1) at the levels with s_min <= σ <= s_max, else 0. No noise is added to the first level,
-    x_T being noise already, and σ̂ is no larger than the chain's largest σ, beyond which the network knows nothing.
+    γ = min(s_churn / N, √2 - 1) at the levels with s_min <= σ <= s_max, else 0. No noise is added
+    to the first level, x_T being noise already, and σ̂ is no larger than the chain's largest σ,
+    beyond which the network knows nothing.
 
     Args:
       chain: the process.
@@ -60,13 +65,19 @@ def edm(
       s_churn: how much noise, not negative; 0 is `heun`.
       s_min: the smallest σ at which noise is added.
       s_max: the largest.
-      s_noise: standard deviation of the added noise, slightly above 1 against the loss of detail of trained networks.
+      s_noise: standard deviation of the added noise, slightly above 1 against the loss of detail of
+        trained networks.
       dtype: of the tables.
 
     Raises:
       UsageError: a negative number.
     """
-    for name, value in (("s_churn", s_churn), ("s_min", s_min), ("s_max", s_max), ("s_noise", s_noise)):
+    for name, value in (
+        ("s_churn", s_churn),
+        ("s_min", s_min),
+        ("s_max", s_max),
+        ("s_noise", s_noise),
+    ):
         if not value >= 0:
             raise UsageError(f"{name} is {value}: choose a number that is not negative.")
     times = np.asarray(times, np.float64)[::-1]

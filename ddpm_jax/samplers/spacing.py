@@ -1,10 +1,11 @@
 """Which N of the chain's noise levels a sampler visits: SPACINGS, functions (chain, N) -> times.
 
-Times are float64 or int64 [N], increasing, in 0..T-1: `Chain.at` makes their table. The last step of every sampler
-leads from the first of them to clean data. Integer times are steps that the network was trained on; the spacings in σ
-= √((1-ᾱ)/ᾱ) lie between them.
+Times are float64 or int64 [N], increasing, in 0..T-1: `Chain.at` makes their table. The last step
+of every sampler leads from the first of them to clean data. Integer times are steps that the
+network was trained on; the spacings in σ = √((1-ᾱ)/ᾱ) lie between them.
 
-Of the integer ones, `linspace` keeps both ends; `leading` and `trailing` are those of Lin et al. 2024, table 2.
+Of the integer ones, `linspace` keeps both ends; `leading` and `trailing` are those of Lin et al.
+2024, table 2.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,17 +25,21 @@ def linspace(chain: Chain, steps: int) -> np.ndarray:
 
 
 def leading(chain: Chain, steps: int) -> np.ndarray:
-    """0, k, 2k, ... with k = ⌊T/N⌋ (Song et al. 2020, the code of DDIM). Leaves out t = T-1: noise enters too early."""
+    """0, k, 2k, ... with k = ⌊T/N⌋ (Song et al. 2020, the code of DDIM). Leaves out t = T-1: noise
+    enters too early."""
     return np.arange(steps) * (chain.num_timesteps // steps)
 
 
 def trailing(chain: Chain, steps: int) -> np.ndarray:
     """T-1, T-1-k, T-1-2k, ... with k = T/N, rounded (Lin et al. 2024, section 3.3)."""
-    return np.sort(np.round(chain.num_timesteps * (1 - np.arange(steps) / steps)).astype(np.int64)) - 1
+    return (
+        np.sort(np.round(chain.num_timesteps * (1 - np.arange(steps) / steps)).astype(np.int64)) - 1
+    )
 
 
 def quadratic(chain: Chain, steps: int) -> np.ndarray:
-    """⌊c i²⌋ with c such that the last is T-1 (Song et al. 2020, appendix D.2): dense where there is little noise.
+    """⌊c i²⌋ with c such that the last is T-1 (Song et al. 2020, appendix D.2): dense where there
+    is little noise.
 
     Where two would fall on the same step, the later ones move up by what it takes.
     """
@@ -52,7 +57,8 @@ def karras(chain: Chain, steps: int) -> np.ndarray:
 
 
 def exponential(chain: Chain, steps: int) -> np.ndarray:
-    """log σ linear from the noise of t = 0 to that of t = T-1; the log-SNR is -2 log σ, so it is linear as well."""
+    """log σ linear from the noise of t = 0 to that of t = T-1; the log-SNR is -2 log σ, so it is
+    linear as well."""
     low, high = _ends(chain)
     return _of_sigmas(chain, np.exp(np.linspace(high, low, steps)[::-1]))
 
@@ -80,8 +86,8 @@ def space(chain: Chain, spacing: str | Sequence[float], steps: int) -> np.ndarra
       [N], increasing, in 0..T-1. One step starts at T-1, `leading`'s at 0.
 
     Raises:
-      UsageError: an unknown spacing; N outside 1..T; times that repeat or lie outside the chain; a spacing in σ for a
-        chain whose noise has no end.
+      UsageError: an unknown spacing; N outside 1..T; times that repeat or lie outside the chain; a
+        spacing in σ for a chain whose noise has no end.
     """
     last = chain.num_timesteps - 1
     if not isinstance(spacing, str):
@@ -89,13 +95,18 @@ def space(chain: Chain, spacing: str | Sequence[float], steps: int) -> np.ndarra
         if times.size == 0:
             raise UsageError("The list of timesteps is empty: give at least one.")
         if times.ndim != 1 or len(times) != steps:
-            raise UsageError(f"steps is {steps}, but the list of timesteps has {times.size}: leave out the one.")
-        if not (np.all(np.diff(times) > 0) and times[0] >= 0 and times[-1] <= last):  # NaN is none of these
+            raise UsageError(
+                f"steps is {steps}, but the list of timesteps has {times.size}: leave out the one."
+            )
+        # NaN is none of these
+        if not (np.all(np.diff(times) > 0) and times[0] >= 0 and times[-1] <= last):
             raise UsageError(f"The timesteps {list(spacing)} must differ and lie in 0..{last}.")
         return times
     make = choose("spacing", spacing, SPACINGS)
     if not 1 <= steps <= last + 1:
-        raise UsageError(f"steps is {steps}: the chain has {last + 1} timesteps, so choose 1 to {last + 1}.")
+        raise UsageError(
+            f"steps is {steps}: the chain has {last + 1} timesteps, so choose 1 to {last + 1}."
+        )
     return make(chain, steps)
 
 
@@ -103,8 +114,8 @@ def _ends(chain: Chain) -> np.ndarray:
     ends = chain.log_sigmas[[0, -1]]
     if not np.isfinite(ends[1]):
         raise UsageError(
-            "This schedule ends at alphas_bar = 0, where sigma has no end to space by: choose the spacing linspace, "
-            "trailing or quadratic."
+            "This schedule ends at alphas_bar = 0, where sigma has no end to space by: choose the "
+            "spacing linspace, trailing or quadratic."
         )
     return ends
 

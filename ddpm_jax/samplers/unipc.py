@@ -1,14 +1,15 @@
-"""UniPC (Zhao et al. 2023): a multistep predictor whose result is corrected, at no cost, once the next x_0 is known.
+"""UniPC (Zhao et al. 2023): a multistep predictor whose result is corrected, at no cost, once the
+next x_0 is known.
 
-Belongs here: UniP and UniC on predictions of x_0 (its data-prediction form) and their union. With h = λ' - λ,
-primes for the next level and x_0(u) interpolated, both are
+Belongs here: UniP and UniC on predictions of x_0 (its data-prediction form) and their union. With h
+= λ' - λ, primes for the next level and x_0(u) interpolated, both are
 
     x' = √(1-ᾱ')/√(1-ᾱ) x + √ᾱ' ∫ e^(-(λ'-u)) x_0(u) du
 
-UniP-p interpolates at the p newest known levels; UniC-p, when x_0 has been predicted at the new level too, at p+1.
-Where two levels are interpolated, both give their difference the weight B(h)/2 instead of the integral's; B(h) is h for
-bh1 and 1 - e^-h for bh2. With more levels the equations of the paper (eq. 5) have the integral's weights as their
-solution, whatever B(h) is.
+UniP-p interpolates at the p newest known levels; UniC-p, when x_0 has been predicted at the new
+level too, at p+1. Where two levels are interpolated, both give their difference the weight B(h)/2
+instead of the integral's; B(h) is h for bh1 and 1 - e^-h for bh2. With more levels the equations of
+the paper (eq. 5) have the integral's weights as their solution, whatever B(h) is.
 """
 
 import numpy as np
@@ -23,13 +24,17 @@ MAX_ORDER = 3
 VARIANTS = {"bh1": lambda h: h, "bh2": lambda h: -np.expm1(-h)}  # B(h)
 
 
-def unipc(chain: Chain, times: np.ndarray, *, order: int = 2, variant: str = "bh2", dtype=np.float32) -> Sampler:
+def unipc(
+    chain: Chain, times: np.ndarray, *, order: int = 2, variant: str = "bh2", dtype=np.float32
+) -> Sampler:
     """UniPC-p: UniC-p on the step before, then UniP-p (Zhao et al. 2023, algorithm 1). Order p+1.
 
-    p rises 1, 2, ... at the start and falls ..., 2, 1 at the end, where the last step leads to x_0 as last predicted.
-    The state holds what UniP predicted, x̃; UniC's x takes UniP's sum back and puts its own in its place, so a row is
+    p rises 1, 2, ... at the start and falls ..., 2, 1 at the end, where the last step leads to x_0
+    as last predicted. The state holds what UniP predicted, x̃; UniC's x takes UniP's sum back and
+    puts its own in its place, so a row is
 
-        x̃_{i+1} = a (x̃_i - Σ_j UniP_{i-1}[j] x_0[i-1-j] + Σ_j UniC_{i-1}[j] x_0[i-j]) + Σ_j UniP_i[j] x_0[i-j]
+        x̃_{i+1} = a (x̃_i - Σ_j UniP_{i-1}[j] x_0[i-1-j] + Σ_j UniC_{i-1}[j] x_0[i-j]) + Σ_j
+        UniP_i[j] x_0[i-j]
 
     Args:
       chain: the process.
@@ -63,7 +68,8 @@ def unipc(chain: Chain, times: np.ndarray, *, order: int = 2, variant: str = "bh
 
 
 def _weights(levels: Levels, i: int, known: np.ndarray, variant: str) -> np.ndarray:
-    """Of the x_0 at the levels `known`, in x at level i+1 coming from level i: √ᾱ' times the file's integral."""
+    """Of the x_0 at the levels `known`, in x at level i+1 coming from level i: √ᾱ' times the file's
+    integral."""
     start, end = levels.half_log_snr[i : i + 2]
     nodes = levels.half_log_snr[known]
     if len(known) == 2:

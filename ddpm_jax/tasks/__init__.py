@@ -1,1 +1,2 @@
-"""What is done with a trained model: sampling, guidance, editing, interpolation, likelihood, metrics, pictures."""
+"""What is done with a trained model: sampling, guidance, editing, interpolation, likelihood,
+metrics, pictures."""

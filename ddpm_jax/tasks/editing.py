@@ -1,9 +1,10 @@
-"""Flags -> images made from a picture: `--init_image` (SDEdit) and `--inpaint` with `--mask` (RePaint), as a `Recipe`.
+"""Flags -> images made from a picture: `--init_image` (SDEdit) and `--inpaint` with `--mask`
+(RePaint), as a `Recipe`.
 
-The picture may have any size: it is resized on its shorter side and cropped at the centre, as in training; the mask,
-which must have its size, likewise. What the editing does is `samplers.editing`. A model over latents edits
-the picture's latents; those whose pixels the mask touches are painted anew, and the picture itself is shown where the
-mask is black.
+The picture may have any size: it is resized on its shorter side and cropped at the centre, as in
+training; the mask, which must have its size, likewise. What the editing does is `samplers.editing`.
+A model over latents edits the picture's latents; those whose pixels the mask touches are painted
+anew, and the picture itself is shown where the mask is black.
 """
 
 from typing import Any
@@ -30,7 +31,12 @@ MAX_RESAMPLINGS = 1000  # of a stretch; Lugmayr et al. 2022 have 10
 
 def define_flags(parser: Parser) -> None:
     """Adds the flags of this file to those of sample.py."""
-    parser.path("init_image", None, "Start from this picture instead of noise; see --strength.", metavar="FILE")
+    parser.path(
+        "init_image",
+        None,
+        "Start from this picture instead of noise; see --strength.",
+        metavar="FILE",
+    )
     parser.number(
         "strength",
         None,
@@ -39,7 +45,12 @@ def define_flags(parser: Parser) -> None:
         wanted="above 0 and at most 1",
     )
     parser.path("inpaint", None, "Paint over this picture where --mask is white.", metavar="FILE")
-    parser.path("mask", None, "With --inpaint: a picture of the same size, white where to paint.", metavar="FILE")
+    parser.path(
+        "mask",
+        None,
+        "With --inpaint: a picture of the same size, white where to paint.",
+        metavar="FILE",
+    )
     parser.integer(
         "resamplings",
         None,
@@ -60,8 +71,8 @@ def edited(loaded: Loaded, flags: Any) -> Recipe:
     """The recipe that the flags ask for: that of sampling, unless a picture is given.
 
     Raises:
-      UsageError: two pictures, a flag without the one it belongs to, a file that cannot be used, a strength or jump out
-        of range; what `sampling.recipe_of` raises.
+      UsageError: two pictures, a flag without the one it belongs to, a file that cannot be used, a
+        strength or jump out of range; what `sampling.recipe_of` raises.
     """
     _check_together(flags)
     if flags.init_image:
@@ -73,22 +84,31 @@ def edited(loaded: Loaded, flags: Any) -> Recipe:
 
 def _check_together(flags: Any) -> None:
     if flags.init_image and flags.inpaint:
-        raise UsageError("--init_image and --inpaint are two ways to use a picture: give one of them.")
+        raise UsageError(
+            "--init_image and --inpaint are two ways to use a picture: give one of them."
+        )
     if flags.strength is not None and not flags.init_image:
-        raise UsageError("--strength says how much of --init_image is made anew: give that too, or leave it out.")
+        raise UsageError(
+            "--strength says how much of --init_image is made anew: give that too, or leave it out."
+        )
     for name in ("mask", "resamplings", "jump"):
         if getattr(flags, name) is not None and not flags.inpaint:
             raise UsageError(f"--{name} belongs to --inpaint: give that too, or leave it out.")
     if flags.inpaint and flags.sampler is None and flags.sampler_options:
         raise UsageError(
-            "--sampler_options with --inpaint belong to a --sampler: RePaint has --resamplings and --jump."
+            "--sampler_options with --inpaint belong to a --sampler: RePaint has --resamplings and "
+            "--jump."
         )
     if flags.inpaint and not flags.mask:
-        raise UsageError("--inpaint needs --mask: a picture of the same size, white where it is to be painted anew.")
+        raise UsageError(
+            "--inpaint needs --mask: a picture of the same size, white where it is to be painted "
+            "anew."
+        )
 
 
 def _from_picture(loaded: Loaded, flags: Any) -> Recipe:
-    """Image-to-image: the picture with the noise of a level, and the sampler from there (Meng et al. 2022)."""
+    """Image-to-image: the picture with the noise of a level, and the sampler from there (Meng et
+    al. 2022)."""
     chain = loaded.experiment.chain
     photo = read_photo("--init_image", flags.init_image, loaded.experiment.image_shape)
     strength = 0.8 if flags.strength is None else flags.strength
@@ -97,16 +117,21 @@ def _from_picture(loaded: Loaded, flags: Any) -> Recipe:
     record |= named_file("init_image", flags.init_image) | {"strength": strength}
     top = chain.at(times)  # the sampler's own table may have levels above it, as EDM's has
 
-    def start(schedule: Schedule, keys: chex.PRNGKey, shape: tuple[int, ...], inputs: Inputs) -> chex.Array:
+    def start(
+        schedule: Schedule, keys: chex.PRNGKey, shape: tuple[int, ...], inputs: Inputs
+    ) -> chex.Array:
         return noised(top, inputs.image, keys)
 
     recipe = make_recipe(sampler, guidance.guided(loaded, flags), record)
     originals = {"original": photo} | recipe.originals
-    return recipe._replace(start=start, inputs_of=_with(recipe, image=_x_0(loaded, photo)), originals=originals)
+    return recipe._replace(
+        start=start, inputs_of=_with(recipe, image=_x_0(loaded, photo)), originals=originals
+    )
 
 
 def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
-    """RePaint, or with --sampler any other way to walk; the known pixels are kept in the denoiser."""
+    """RePaint, or with --sampler any other way to walk; the known pixels are kept in the
+    denoiser."""
     chain = loaded.experiment.chain
     photo = read_photo("--inpaint", flags.inpaint, loaded.experiment.image_shape)
     mask = read_mask("--mask", flags.mask, flags.inpaint, loaded.experiment.image_shape)
@@ -121,21 +146,28 @@ def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
     else:
         for name in ("resamplings", "jump"):
             if getattr(flags, name) is not None:
-                raise UsageError(f"--{name} belongs to RePaint's own walk: leave out --sampler {flags.sampler}.")
+                raise UsageError(
+                    f"--{name} belongs to RePaint's own walk: leave out --sampler {flags.sampler}."
+                )
         times = times_of(loaded.experiment, flags)
         sampler, walked = sampler_of(loaded.experiment, flags, times)
         record = walked | record
     top = chain.at(times)
 
-    def start(schedule: Schedule, keys: chex.PRNGKey, shape: tuple[int, ...], inputs: Inputs) -> chex.Array:
+    def start(
+        schedule: Schedule, keys: chex.PRNGKey, shape: tuple[int, ...], inputs: Inputs
+    ) -> chex.Array:
         return noised(top, jnp.where(inputs.mask, 0.0, inputs.image), keys)
 
     recipe = make_recipe(sampler, guidance.guided(loaded, flags), record)
 
     def make_denoiser(params: Any, schedule: Schedule, inputs: Inputs) -> Denoiser:
-        return keep_known(recipe.make_denoiser(params, schedule, inputs), schedule, inputs.image, inputs.mask)
+        return keep_known(
+            recipe.make_denoiser(params, schedule, inputs), schedule, inputs.image, inputs.mask
+        )
 
-    # What is to be painted over is grey: the encoder's attention and norms would see it in the latents that are kept.
+    # What is to be painted over is grey: the encoder's attention and norms would see it in the
+    # latents that are kept.
     kept = np.where(mask, MIDDLE_GREY, photo).astype(np.uint8)
     originals = {"original": photo, "kept": kept} | recipe.originals
     painting = recipe._replace(make_denoiser=make_denoiser, start=start, originals=originals)
@@ -167,7 +199,9 @@ def _with(recipe: Recipe, **same: np.ndarray) -> Any:
     """The recipe's inputs, and the same picture, or mask, for every image."""
 
     def inputs_of(indices: np.ndarray) -> Inputs:
-        repeated = {name: np.repeat(array[None], len(indices), axis=0) for name, array in same.items()}
+        repeated = {
+            name: np.repeat(array[None], len(indices), axis=0) for name, array in same.items()
+        }
         return recipe.inputs_of(indices)._replace(**repeated)
 
     return inputs_of

@@ -1,4 +1,5 @@
-"""Flags -> the images that a likelihood is of, names of files about it, and going on where an earlier run stopped."""
+"""Flags -> the images that a likelihood is of, names of files about it, and going on where an
+earlier run stopped."""
 
 import pathlib
 import re
@@ -7,15 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ddpm_jax import interrupt
 from ddpm_jax.data.sources import Source
-from ddpm_jax.distributed import hosts
+from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.bound import check_images
 from ddpm_jax.experiments.datasets import load_evaluated
 from ddpm_jax.experiments.loading import Loaded, identity_of
 from ddpm_jax.files import as_path
+from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
 
 
@@ -32,22 +32,24 @@ class Split(NamedTuple):
 def open_split(loaded: Loaded, flags: Any) -> Split:
     """Opens --split, by default the config's test split, or the first --num_images of it.
 
-    Of a conditional model the likelihood is that of the images given what it is told of them: the settings and the
-    words say so.
+    Of a conditional model the likelihood is that of the images given what it is told of them: the
+    settings and the words say so.
 
     Raises:
-      UsageError: a model over latents; a split or number of images that is not there; images of another shape than the
-        model's, or not of its classes.
+      UsageError: a model over latents; a split or number of images that is not there; images of
+        another shape than the model's, or not of its classes.
     """
     experiment = loaded.experiment
     if experiment.first is not None:
         raise UsageError(
-            "This model is one of latents, so its bound and its flow are of those and not of images: take "
-            "frechet_pixels, or elbo of the first stage."
+            "This model is one of latents, so its bound and its flow are of those and not of "
+            "images: take frechet_pixels, or elbo of the first stage."
         )
     name = flags.split or experiment.config.data.test_split
     source, other = load_evaluated(loaded, name, data_dir=flags.data_dir)
-    num_images = check_images(source, experiment.image_shape, split=name, num_images=flags.num_images)
+    num_images = check_images(
+        source, experiment.image_shape, split=name, num_images=flags.num_images
+    )
     settings = {
         **identity_of(loaded),
         "split": name,
@@ -95,22 +97,25 @@ def go_on(
     merge: Callable[[results.AnyTally, results.AnyTally], results.AnyTally],
     made_with: dict[str, Any],
 ) -> results.AnyTally:
-    """Returns the tally of `num_images` images: reads what is at `path`, computes the rest, writes after every batch.
+    """Returns the tally of `num_images` images: reads what is at `path`, computes the rest, writes
+    after every batch.
 
-    Several processes share out the images that are missing, each with a tally of its own beside `path`; the first
-    merges them. They must see the same directory.
+    Several processes share out the images that are missing, each with a tally of its own beside
+    `path`; the first merges them. They must see the same directory.
 
     Args:
       path: of the tally.
       empty: the tally of no image.
       num_images: at which it is complete.
-      compute: (tally of the first images of a span, the span) -> the tallies after every further batch of it.
+      compute: (tally of the first images of a span, the span) -> the tallies after every further
+        batch of it.
       merge: two tallies -> that of the images of both.
       made_with: settings; a tally of others is refused.
 
     Raises:
       UsageError: results made otherwise in the same place.
-      FailureError: a file that is damaged or cannot be written, or that another command writes; what `compute` raises.
+      FailureError: a file that is damaged or cannot be written, or that another command writes;
+        what `compute` raises.
       Stopped: by a signal or a time limit; what is at `path` stays.
     """
     with hosts.alone(path.parent, "evaluating into it", name=f".{path.name}.lock"):
@@ -131,7 +136,9 @@ def _go_on(
     if jax.process_count() == 1:
         return _complete(path, tally, Span(0, num_images), compute, made_with)
     spans = [Span(*bounds) for bounds in hosts.span(tally.num_images, num_images)]
-    paths = [path.with_name(f"{path.stem}_images{first}-{last}{path.suffix}") for first, last in spans]
+    paths = [
+        path.with_name(f"{path.stem}_images{first}-{last}{path.suffix}") for first, last in spans
+    ]
     own = jax.process_index()
     part = results.load_tally(paths[own], made_with, empty)
     _complete(paths[own], part, spans[own], compute, made_with)
@@ -139,7 +146,10 @@ def _go_on(
     for part_path, span in zip(paths, spans, strict=True):
         part = results.load_tally(part_path, made_with, empty)
         if part.num_images != span.last - span.first:
-            raise FailureError(f"{part_path} of another process is not to be seen: --out must be the same directory.")
+            raise FailureError(
+                f"{part_path} of another process is not to be seen: --out must be the same "
+                "directory."
+            )
         tally = merge(tally, part)
     hosts.wait_for_all("all parts are read")
     if hosts.is_first():
@@ -157,7 +167,8 @@ def _complete(
     compute: Callable[[results.AnyTally, Span], Iterator[results.AnyTally]],
     made_with: dict[str, Any],
 ) -> results.AnyTally:
-    """Adds to the tally of the first images of a span those that are missing; writes it after every batch."""
+    """Adds to the tally of the first images of a span those that are missing; writes it after every
+    batch."""
     total = span.last - span.first
     if tally.num_images == total:
         return tally
@@ -185,14 +196,17 @@ def image_by_image(
     """Yields the tally of all images of a span so far after every further batch; for `go_on`.
 
     Args:
-      stream: (source, with the keywords of `evaluation.batches.image_batches` and seed) -> tallies, one a batch.
+      stream: (source, with the keywords of `evaluation.batches.image_batches` and seed) -> tallies,
+        one a batch.
       tally: of the first images of the span.
       span: the images.
       split: which they are of.
       flags: --seed and --batch_size, of all processes together.
       merge: two tallies -> that of the images of both.
     """
-    with Counter("evaluating", span.last - span.first, initial=tally.num_images, unit="image") as counter:
+    with Counter(
+        "evaluating", span.last - span.first, initial=tally.num_images, unit="image"
+    ) as counter:
         batches = stream(
             split.source,
             seed=flags.seed,

@@ -5,10 +5,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.evaluation import results
-from ddpm_jax.evaluation.first_stage_scores import Scores, check_has_elbo, joined, no_scores, stream_scores
+from ddpm_jax.evaluation.first_stage_scores import (
+    Scores,
+    check_has_elbo,
+    joined,
+    no_scores,
+    stream_scores,
+)
 from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.experiments.loading import Loaded, versions
+from ddpm_jax.monitoring import results
 from ddpm_jax.tasks.evaluated_split import go_on, image_by_image, open_split, result_path
 from ddpm_jax.tasks.metrics import Metric, Result
 from ddpm_jax.variational.observation import FAMILIES
@@ -42,11 +48,15 @@ def elbo(loaded: Loaded, flags: Any) -> Result:
     lines = [
         f"bits/dim at most     {_number(numbers['bits_per_dim'])}",
         f"  -log p(x|z)        {_number(numbers['reconstruction'])}",
-        f"  KL                 {_number(numbers['kl'])}, {numbers['kl_nats_per_image'].mean:.2f} nats an image",
+        f"  KL                 {_number(numbers['kl'])}, {numbers['kl_nats_per_image'].mean:.2f} "
+        "nats an image",
     ]
     if stage.kind == "vae":
         numbers["importance_weighted"] = _over_images(scores.importance_weighted)
-        lines.append(f"importance-weighted  {_number(numbers['importance_weighted'])}, {flags.draws} sample(s)")
+        lines.append(
+            f"importance-weighted  {_number(numbers['importance_weighted'])}, {flags.draws} "
+            "sample(s)"
+        )
     family = loaded.experiment.config.first_stage.family
     lines += [f"{of.what}, {FAMILIES[family].meaning}; ± one standard error over images"]
     return Result(of.settings | numbers, "\n".join(lines), of.suffix)
@@ -56,25 +66,33 @@ def reconstruction(loaded: Loaded, flags: Any) -> Result:
     """How far reconstructions are from the images, and of a VQ-VAE how its codes are used."""
     of = _scores_of(loaded, flags)
     mse = _over_images(of.scores.mse)
-    psnr = _over_images(10 * np.log10(PEAK**2 / np.maximum(of.scores.mse, np.finfo(np.float64).tiny)))
+    psnr = _over_images(
+        10 * np.log10(PEAK**2 / np.maximum(of.scores.mse, np.finfo(np.float64).tiny))
+    )
     numbers: dict[str, Any] = {"rmse": float(np.sqrt(mse.mean)), "mse": mse, "psnr": psnr}
     lines = [f"RMSE        {numbers['rmse']:.3f} on 0..255", f"PSNR        {_number(psnr)} dB"]
     codes = of.scores.codes
     if len(codes):
-        numbers |= {"perplexity": float(perplexity(codes)), "codes_used": int(np.count_nonzero(codes)), "codes": codes}
+        numbers |= {
+            "perplexity": float(perplexity(codes)),
+            "codes_used": int(np.count_nonzero(codes)),
+            "codes": codes,
+        }
         lines += [
-            f"perplexity  {numbers['perplexity']:.1f} of {len(codes)} codes, {numbers['codes_used']} of them used",
+            f"perplexity  {numbers['perplexity']:.1f} of {len(codes)} codes, "
+            f"{numbers['codes_used']} of them used",
             f"            {np.log2(len(codes)):.3g} bits a code by the uniform prior",
         ]
     return Result(of.settings | numbers, "\n".join([*lines, of.what]), of.suffix)
 
 
 def _scores_of(loaded: Loaded, flags: Any) -> _ScoresOf:
-    """Computes the scores, or reads what an earlier command with the same settings has computed of them.
+    """Computes the scores, or reads what an earlier command with the same settings has computed of
+    them.
 
     Raises:
-      UsageError: a split or number of images that is not there; images of another shape than the model's; results made
-        otherwise in the same place.
+      UsageError: a split or number of images that is not there; images of another shape than the
+        model's; results made otherwise in the same place.
       FailureError: a score that is not finite; a file that is damaged or cannot be written.
     """
     stage, config = loaded.experiment.first_stage, loaded.experiment.config.first_stage

@@ -1,4 +1,5 @@
-"""What a first stage makes of held-out images, as pictures: during training and, by `cli.draw`, after it.
+"""What a first stage makes of held-out images, as pictures: during training and, by `cli.draw`,
+after it.
 
 first stage      the images, what they become, of a VAE images drawn from the prior, the latents channel by channel
 interpolation    a row between each of some pairs of images, in latent space
@@ -31,18 +32,22 @@ from ddpm_jax.variational.quantization import perplexity, usage
 from ddpm_jax.variational.traversal import lines, quantile_grid
 
 LATENT_CHANNELS = 4  # that are shown, at most
-PAIRS, STEPS = 6, 9  # rows of an interpolation at most, and images in each between the two originals
-SHEET, CELL = 20, 32  # images on a side of a walk, as in the paper's figure, and pixels of each at least
+# rows of an interpolation at most, and images in each between the two originals
+PAIRS, STEPS = 6, 9
+# images on a side of a walk, as in the paper's figure, and pixels of each at least
+SHEET, CELL = 20, 32
 COUNTED = 512  # held-out images at most whose codes are counted or means are shown
 LEAST_NATS = 0.1  # of KL an image, below which the decoder goes without z
-LEAST_SHARE = 0.02  # of the codes that the perplexity comes to, below which the codebook has collapsed
+# of the codes that the perplexity comes to, below which the codebook has collapsed
+LEAST_SHARE = 0.02
 
 
 class Drawn(NamedTuple):
     """What was drawn of some weights."""
 
     pictures: dict[str, np.ndarray]  # name -> uint8 [H, W, C], of those at the top that there are
-    numbers: dict[str, float]  # of a VAE the KL in nats an image, of a VQ-VAE the perplexity of its codes
+    # of a VAE the KL in nats an image, of a VQ-VAE the perplexity of its codes
+    numbers: dict[str, float]
     warning: str | None  # of a collapse
 
 
@@ -50,7 +55,8 @@ class Seen(NamedTuple):
     """What an encoder makes of B images."""
 
     z: Any  # [B, h, w, c], as the decoder takes it
-    between: Any  # [B, h, w, c], what is interpolated: z, of a VQ-VAE the vectors before codes replace them
+    # [B, h, w, c], what is interpolated: z, of a VQ-VAE the vectors before codes replace them
+    between: Any
     kl: Any  # [B], nats
     index: Any  # int32 [B, h, w], codes; () without a codebook
 
@@ -79,7 +85,9 @@ def make_drawing(
     @jax.jit
     def encode(params: Any, images: Any) -> Seen:
         latent = stage.latent(params, to_model_range(images))
-        between, index = (latent.z, ()) if latent.codes is None else (latent.encoded, latent.codes.index)
+        between, index = (
+            (latent.z, ()) if latent.codes is None else (latent.encoded, latent.codes.index)
+        )
         return Seen(latent.z, between, jnp.sum(stage.kl(latent), axis=(1, 2, 3)), index)
 
     @jax.jit
@@ -97,16 +105,24 @@ def make_drawing(
             keys = image_keys(base_key(seed), jnp.arange(count))
             columns["from the prior"] = shown(np.asarray(initial_noise(keys, seen.z.shape[1:])))
         columns |= latent_images(seen.z[:count], originals.shape)
-        pictures = {"first stage": side_by_side({name: grid(pixels) for name, pixels in columns.items()})}
+        pictures = {
+            "first stage": side_by_side({name: grid(pixels) for name, pixels in columns.items()})
+        }
         if count > 1:
             pictures["interpolation"] = _interpolation(originals, seen.between[:count], shown)
         if in_plane:
-            pictures["walk"] = grid(shown(quantile_grid(SHEET)[:, None, None]), SHEET, pad=1, min_pixels=CELL)
+            pictures["walk"] = grid(
+                shown(quantile_grid(SHEET)[:, None, None]), SHEET, pad=1, min_pixels=CELL
+            )
             title = f"means of {wanted} held-out images"
             pictures["means"] = classes_in_plane(seen.z[:, 0, 0], held_out["label"], title=title)
         kl = float(seen.kl[:count].mean())
         if stage.kind != "vq":
-            return Drawn(pictures, {"held_out_kl": kl} if stage.kind == "vae" else {}, collapse(stage.kind, kl, ()))
+            return Drawn(
+                pictures,
+                {"held_out_kl": kl} if stage.kind == "vae" else {},
+                collapse(stage.kind, kl, ()),
+            )
         counts = np.asarray(usage(seen.index, stage.num_codes))
         used, found = np.count_nonzero(counts), float(perplexity(counts))
         title = f"perplexity {found:.1f} of {len(counts)} codes, {used} used by {wanted} held-out images"
@@ -124,11 +140,13 @@ def picture_writer(
     *,
     whole: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[int, TrainState], None]:
-    """Returns on_sample(step, state), which writes the pictures: `train.num_samples` images in them, or all there are.
+    """Returns on_sample(step, state), which writes the pictures: `train.num_samples` images in
+    them, or all there are.
 
     Args:
       experiment: the run's, of a first stage.
-      workdir: where the pictures go: the first where a diffusion model's grid would be, the others beside it.
+      workdir: where the pictures go: the first where a diffusion model's grid would be, the others
+        beside it.
       writer: gets the pictures and the numbers.
       say: prints a line for the person who watches: a collapse.
       whole: as in `grids.grid_writer`.
@@ -163,11 +181,16 @@ def picture_writer(
 def _in_plane(experiment: Experiment) -> bool:
     """Whether the whole latent of an image is two numbers that have a prior."""
     stage, model = experiment.config.first_stage, experiment.model
-    return stage.kind == "vae" and stage.latent_channels == 2 and model.factor == experiment.config.data.image_size
+    return (
+        stage.kind == "vae"
+        and stage.latent_channels == 2
+        and model.factor == experiment.config.data.image_size
+    )
 
 
 def _in_batches(function: Callable[[Any], Any], rows: np.ndarray, size: int) -> Any:
-    """The function of all rows on the host, `size` at a time; the last batch is filled up by its last row."""
+    """The function of all rows on the host, `size` at a time; the last batch is filled up by its
+    last row."""
     parts = []
     for start in range(0, len(rows), size):
         part = rows[np.minimum(np.arange(start, start + size), len(rows) - 1)]
@@ -175,7 +198,9 @@ def _in_batches(function: Callable[[Any], Any], rows: np.ndarray, size: int) -> 
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(rows)], *parts)
 
 
-def _interpolation(originals: np.ndarray, z: np.ndarray, shown: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def _interpolation(
+    originals: np.ndarray, z: np.ndarray, shown: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     """Rows from the first of each pair of images to the second."""
     pairs = min(PAIRS, len(originals) // 2)
     first, last = (slice(start, 2 * pairs, 2) for start in (0, 1))
@@ -186,9 +211,11 @@ def _interpolation(originals: np.ndarray, z: np.ndarray, shown: Callable[[np.nda
 
 
 def latent_images(z: np.ndarray, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Title -> the first channels of latents z [N, h, w, c] as grey images, uint8 of `shape` [N, H, W, C].
+    """Title -> the first channels of latents z [N, h, w, c] as grey images, uint8 of `shape` [N, H,
+    W, C].
 
-    Each channel has a scale of its own, from its smallest value in all images, black, to its largest, white.
+    Each channel has a scale of its own, from its smallest value in all images, black, to its
+    largest, white.
     """
     low, high = (reduce(z, axis=(0, 1, 2), keepdims=True) for reduce in (np.min, np.max))
     grey = np.round(255 * (z - low) / np.maximum(high - low, 1e-12)).astype(np.uint8)
@@ -208,12 +235,13 @@ def collapse(kind: str, kl: float, counts: np.ndarray) -> str | None:
     """
     if kind == "vae" and kl < LEAST_NATS:
         return (
-            f"the KL is {kl:.2g} nats an image: the decoder goes without z (posterior collapse). Lower "
-            "first_stage.beta, or give it kl_warmup_steps or free_nats."
+            f"the KL is {kl:.2g} nats an image: the decoder goes without z (posterior collapse). "
+            "Lower first_stage.beta, or give it kl_warmup_steps or free_nats."
         )
     if kind == "vq" and perplexity(counts) < max(1.5, LEAST_SHARE * len(counts)):
         return (
-            f"the perplexity of the codes is {perplexity(counts):.3g} of {len(counts)}: the codebook has collapsed. "
-            "Set first_stage.restart_below, with first_stage.codebook=averages, or take fewer codes."
+            f"the perplexity of the codes is {perplexity(counts):.3g} of {len(counts)}: the "
+            "codebook has collapsed. Set first_stage.restart_below, with "
+            "first_stage.codebook=averages, or take fewer codes."
         )
     return None

@@ -1,4 +1,5 @@
-"""Flags -> the denoiser that images are made with: the model, guided if asked for, its x_0 clipped. Labels too."""
+"""Flags -> the denoiser that images are made with: the model, guided if asked for, its x_0 clipped.
+Labels too."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -39,9 +40,11 @@ class Guided(NamedTuple):
     params: Any  # of make_denoiser: weights, and the numbers of the guidance
     told_of: Callable[[np.ndarray], Told]  # indices of images, int [n] -> leaves [n]
     record: dict[str, Any]
-    show: Callable[[Any, jax.Array], jax.Array]  # (params, x_0 [n, ...]) -> the images uint8 [n, H, W, C] it stands for
+    # (params, x_0 [n, ...]) -> the images uint8 [n, H, W, C] it stands for
+    show: Callable[[Any, jax.Array], jax.Array]
     class_names: tuple[str, ...]  # name i is of label i; () where they are not known
-    originals: dict[str, np.ndarray]  # uint8 [H, W, C]: the low-resolution image as the network sees it, if any
+    # uint8 [H, W, C]: the low-resolution image as the network sees it, if any
+    originals: dict[str, np.ndarray]
 
 
 def define_flags(parser: Parser) -> None:
@@ -49,20 +52,22 @@ def define_flags(parser: Parser) -> None:
     parser.string(
         "labels",
         None,
-        "Classes by number or name, as in 3,5 or cat,dog: image i is of the i-th, over and over; by default all "
-        "in turn.",
+        "Classes by number or name, as in 3,5 or cat,dog: image i is of the i-th, over and over; "
+        "by default all in turn.",
         metavar="K",
     )
     parser.path(
         "low_res",
         None,
-        "Picture to enlarge, by a model of super-resolution; read at the low resolution, resized and cropped.",
+        "Picture to enlarge, by a model of super-resolution; read at the low resolution, resized "
+        "and cropped.",
         metavar="FILE",
     )
     parser.number(
         "guidance_scale",
         None,
-        "How far to push towards the class (or away from --weaker): 1 is not at all, 0 is without the class.",
+        "How far to push towards the class (or away from --weaker): 1 is not at all, 0 is without "
+        "the class.",
         valid=lambda value: 0 <= value <= MAX_SCALE,
         wanted=f"in 0..{MAX_SCALE}",
     )
@@ -74,20 +79,34 @@ def define_flags(parser: Parser) -> None:
         **_SHARE,
         count=2,
     )
-    parser.number("guidance_rescale", None, "Bring the guided images' contrast back by this share, 0 to 1.", **_SHARE)
+    parser.number(
+        "guidance_rescale",
+        None,
+        "Bring the guided images' contrast back by this share, 0 to 1.",
+        **_SHARE,
+    )
     parser.path(
         "classifier",
         None,
         "Guide by this classifier, a run of configs/digits_classifier.py or its like.",
         metavar="DIR",
     )
-    parser.path("weaker", None, "Guide away from this run's model: less trained, or smaller.", metavar="DIR")
-    parser.integer("weaker_step", None, "Which of its checkpoints; the newest by default.", lower=0, upper=MAX_STEP)
+    parser.path(
+        "weaker", None, "Guide away from this run's model: less trained, or smaller.", metavar="DIR"
+    )
+    parser.integer(
+        "weaker_step",
+        None,
+        "Which of its checkpoints; the newest by default.",
+        lower=0,
+        upper=MAX_STEP,
+    )
     parser.string(
         "clip",
         None,
-        "What is done to a predicted x_0 outside [-1, 1]: static (clipped, the noise follows), dynamic (scaled by a "
-        "percentile), keep_eps (clipped, the noise stays), none; by default static for pixels, none for latents.",
+        "What is done to a predicted x_0 outside [-1, 1]: static (clipped, the noise follows), "
+        "dynamic (scaled by a percentile), keep_eps (clipped, the noise stays), none; by default "
+        "static for pixels, none for latents.",
         metavar="NAME",
     )
 
@@ -95,11 +114,12 @@ def define_flags(parser: Parser) -> None:
 def guided(loaded: Loaded, flags: Any) -> Guided:
     """The denoiser that the flags ask for.
 
-    With --classifier or --weaker the scale is that of this guidance, otherwise of classifier-free guidance.
+    With --classifier or --weaker the scale is that of this guidance, otherwise of classifier-free
+    guidance.
 
     Raises:
-      UsageError: an unknown label or clipping; a scale, interval or share out of range; guidance that this model cannot
-        have; two kinds of guidance at once; a flag that would do nothing.
+      UsageError: an unknown label or clipping; a scale, interval or share out of range; guidance
+        that this model cannot have; two kinds of guidance at once; a flag that would do nothing.
     """
     experiment = loaded.experiment
     clipping = _clipping(experiment, flags.clip)
@@ -107,7 +127,9 @@ def guided(loaded: Loaded, flags: Any) -> Guided:
     keep_mean = experiment.config.diffusion.parameterization == "mu"
     force = _force(loaded, flags)
     labels = _labels(force.num_classes, flags.labels, force.class_names)
-    record: dict[str, Any] = {} if clipping == _ordinary_clipping(experiment) else {"clip": clipping}
+    record: dict[str, Any] = (
+        {} if clipping == _ordinary_clipping(experiment) else {"clip": clipping}
+    )
     record |= {"guidance": force.record} if force.record else {}
     record |= {} if labels is None else {"labels": labels.tolist()}
     low_res = _low_res(experiment, flags.low_res)
@@ -115,7 +137,9 @@ def guided(loaded: Loaded, flags: Any) -> Guided:
 
     def make_denoiser(params: Any, schedule: Schedule, told: Told) -> Denoiser:
         conditional = experiment.conditional_denoiser(params["model"], schedule)
-        return clip(force.apply(conditional, params["force"], schedule, told), schedule, keep_mean=keep_mean)
+        return clip(
+            force.apply(conditional, params["force"], schedule, told), schedule, keep_mean=keep_mean
+        )
 
     def told_of(indices: np.ndarray) -> Told:
         label = None if labels is None else labels[np.asarray(indices) % len(labels)]
@@ -139,7 +163,10 @@ def _ordinary_clipping(experiment: Experiment) -> str:
 
 def _clipping(experiment: Experiment, asked: str | None) -> str:
     if experiment.first is not None and asked not in (None, "none"):
-        raise UsageError(f"--clip {asked}: the x_0 of this model is a latent, which has no range: leave --clip out.")
+        raise UsageError(
+            f"--clip {asked}: the x_0 of this model is a latent, which has no range: leave --clip "
+            "out."
+        )
     return _ordinary_clipping(experiment) if asked is None else asked
 
 
@@ -161,65 +188,90 @@ def _force(loaded: Loaded, flags: Any) -> _Force:
     if flags.classifier and flags.weaker:
         raise UsageError("--classifier and --weaker are two kinds of guidance: give one of them.")
     if flags.weaker_step is not None and not flags.weaker:
-        raise UsageError("--weaker_step says which checkpoint of --weaker: give that too, or leave it out.")
+        raise UsageError(
+            "--weaker_step says which checkpoint of --weaker: give that too, or leave it out."
+        )
     numbers, record = _numbers(experiment, flags)
     if not numbers:
         return _Force(_unguided, {}, {}, num_classes, loaded.class_names)
     if flags.guidance_rescale is not None and (flags.classifier or flags.weaker):
-        raise UsageError("--guidance_rescale belongs to classifier-free guidance: leave it out here.")
+        raise UsageError(
+            "--guidance_rescale belongs to classifier-free guidance: leave it out here."
+        )
     if flags.classifier:
         return _by_classifier(loaded, flags, numbers, record)
     if flags.weaker:
         return _away_from_weaker(loaded, flags, numbers, record)
     if not num_classes:
         raise UsageError(
-            "--guidance_scale: this model was trained without labels, so it has no class to be guided to: choose a run "
-            "with condition.num_classes, or give --classifier or --weaker."
+            "--guidance_scale: this model was trained without labels, so it has no class to be "
+            "guided to: choose a run with condition.num_classes, or give --classifier or --weaker."
         )
     if not experiment.config.condition.label_dropout:
         raise UsageError(
-            "--guidance_scale: this model was trained with condition.label_dropout = 0, so it does not know images "
-            "without their class: choose one that had some dropped, or give --classifier or --weaker."
+            "--guidance_scale: this model was trained with condition.label_dropout = 0, so it does "
+            "not know images without their class: choose one that had some dropped, or give "
+            "--classifier or --weaker."
         )
 
-    def apply(conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told) -> Denoiser:
+    def apply(
+        conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told
+    ) -> Denoiser:
         null = without_label(told.condition, num_classes)
-        return guidance.classifier_free(conditional, told.condition, null, schedule=schedule, **params)
+        return guidance.classifier_free(
+            conditional, told.condition, null, schedule=schedule, **params
+        )
 
     numbers["rescale"] = np.float32(flags.guidance_rescale or 0.0)
     guidance.check_rescale(numbers["rescale"])
     record |= {} if flags.guidance_rescale is None else {"rescale": float(numbers["rescale"])}
-    return _Force(apply, numbers, {"kind": "classifier-free"} | record, num_classes, loaded.class_names)
+    return _Force(
+        apply, numbers, {"kind": "classifier-free"} | record, num_classes, loaded.class_names
+    )
 
 
-def _unguided(conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told) -> Denoiser:
+def _unguided(
+    conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told
+) -> Denoiser:
     return lambda x_t, t: conditional(x_t, t, told.condition)
 
 
-def _by_classifier(loaded: Loaded, flags: Any, numbers: dict[str, Any], record: dict[str, Any]) -> _Force:
+def _by_classifier(
+    loaded: Loaded, flags: Any, numbers: dict[str, Any], record: dict[str, Any]
+) -> _Force:
     experiment = loaded.experiment
     classifier = load_classifier(flags.classifier, loaded, raw_weights=flags.raw_weights)
     num_classes = classifier.experiment.config.condition.num_classes
     ours = experiment.config.condition.num_classes
     if ours not in (0, num_classes):
-        raise UsageError(f"The model has {ours} classes, but the classifier of {flags.classifier} {num_classes}.")
+        raise UsageError(
+            f"The model has {ours} classes, but the classifier of {flags.classifier} {num_classes}."
+        )
     guidance.check_has_signal(experiment.schedule)
 
-    def apply(conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told) -> Denoiser:
+    def apply(
+        conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told
+    ) -> Denoiser:
         log_prob = classifier.experiment.class_log_prob(params["classifier"], schedule)
         denoiser = _unguided(conditional, params, schedule, told)
-        return guidance.classifier_guidance(denoiser, log_prob, told.label, schedule=schedule, **params["numbers"])
+        return guidance.classifier_guidance(
+            denoiser, log_prob, told.label, schedule=schedule, **params["numbers"]
+        )
 
     params = {"classifier": classifier.params, "numbers": numbers}
     said = {"kind": "classifier", **_named_run("classifier", flags.classifier, classifier)}
     return _Force(apply, params, said | record, num_classes, classifier.class_names)
 
 
-def _away_from_weaker(loaded: Loaded, flags: Any, numbers: dict[str, Any], record: dict[str, Any]) -> _Force:
+def _away_from_weaker(
+    loaded: Loaded, flags: Any, numbers: dict[str, Any], record: dict[str, Any]
+) -> _Force:
     weaker = load(flags.weaker, step=flags.weaker_step, raw_weights=flags.raw_weights)
     _check_same_task(loaded, weaker, flags.weaker)
 
-    def apply(conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told) -> Denoiser:
+    def apply(
+        conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told
+    ) -> Denoiser:
         other = weaker.experiment.conditional_denoiser(params["weaker"], schedule)
         pair = (_unguided(model, params, schedule, told) for model in (conditional, other))
         return guidance.autoguidance(*pair, schedule=schedule, **params["numbers"])
@@ -247,32 +299,44 @@ def _check_same_task(model: Loaded, weaker: Loaded, directory: str) -> None:
     ):
         if mine != other:
             raise UsageError(
-                f"--weaker: the model of {directory} differs from this one in its {what}: give a less trained or "
-                "smaller model of the same kind."
+                f"--weaker: the model of {directory} differs from this one in its {what}: give a "
+                "less trained or smaller model of the same kind."
             )
 
 
 def _numbers(experiment: Experiment, flags: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(scale and interval as arrays, the same for the record); both empty where no guidance is asked for."""
+    """(scale and interval as arrays, the same for the record); both empty where no guidance is
+    asked for."""
     asked = flags.guidance_scale is not None
     if not asked:
         for name in ("classifier", "weaker", "guidance_interval", "guidance_rescale"):
             if getattr(flags, name) is not None:
-                raise UsageError(f"--{name} needs --guidance_scale, which says how strong the guidance is, as in 2.")
+                raise UsageError(
+                    f"--{name} needs --guidance_scale, which says how strong the guidance is, as "
+                    "in 2."
+                )
         return {}, {}
     scale = flags.guidance_scale
     guidance.check_scale(scale)
     low, high = (0.0, 1.0) if flags.guidance_interval is None else flags.guidance_interval
-    numbers = {"scale": np.float32(scale), "interval": guidance.interval_of(experiment.chain, low, high)}
-    return numbers, {"scale": scale} | ({} if flags.guidance_interval is None else {"interval": [low, high]})
+    numbers = {
+        "scale": np.float32(scale),
+        "interval": guidance.interval_of(experiment.chain, low, high),
+    }
+    return numbers, {"scale": scale} | (
+        {} if flags.guidance_interval is None else {"interval": [low, high]}
+    )
 
 
 def _low_res(experiment: Experiment, path: str | None) -> np.ndarray | None:
-    """The picture to enlarge, as the network is told it: float32 [H, W, C]; None for a model that enlarges none."""
+    """The picture to enlarge, as the network is told it: float32 [H, W, C]; None for a model that
+    enlarges none."""
     factor = experiment.conditioning.low_res_factor
     if not factor:
         if path is not None:
-            raise UsageError("--low_res: this model does not enlarge images: choose a run with low_res_factor.")
+            raise UsageError(
+                "--low_res: this model does not enlarge images: choose a run with low_res_factor."
+            )
         return None
     if path is None:
         raise UsageError("This model enlarges low-resolution images: give one with --low_res.")

@@ -1,7 +1,9 @@
-"""What sample.py's commands on the latent space draw: DRAWINGS, by the name of the flag that asks for each.
+"""What sample.py's commands on the latent space draw: DRAWINGS, by the name of the flag that asks
+for each.
 
-Each function reads its flags and files, refuses what cannot be, and leaves the computing to `Drawing.draw`. Flags and
-files on disk are `cli.latents`; the mathematics is `evaluation.progressive` and `samplers`.
+Each function reads its flags and files, refuses what cannot be, and leaves the computing to
+`Drawing.draw`. Flags and files on disk are `cli.latents`; the mathematics is
+`evaluation.progressive` and `samplers`.
 """
 
 import functools
@@ -59,7 +61,9 @@ def _interpolate(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     t = schedule.num_timesteps // 2 if flags.interpolate_t is None else flags.interpolate_t
     progressive.from_timestep(schedule, t)
     steps = flags.interpolate_steps or PATH_STEPS
-    pair = np.stack([photos.read_photo("--interpolate", path, loaded.experiment.image_shape) for path in paths])
+    pair = np.stack(
+        [photos.read_photo("--interpolate", path, loaded.experiment.image_shape) for path in paths]
+    )
     settings = {"images": list(map(str, paths)), "sha256": list(map(sha256_of, paths)), "t": t}
 
     def draw() -> Drawn:
@@ -99,8 +103,13 @@ def _shared_latents(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
         )
         rows = np.concatenate([shared.latents[:, None], shared.images], axis=1)
         said = f"x_t of one chain at t = {', '.join(map(str, shared.t))}, and {SHARING} samples that share it"
-        over, before = ["x_t", *(f"sample {i}" for i in range(SHARING))], [f"t = {t}" for t in shared.t]
-        return Drawn(rows.reshape(-1, *rows.shape[2:]), SHARING + 1, {"t": shared.t}, said, over, before)
+        over, before = (
+            ["x_t", *(f"sample {i}" for i in range(SHARING))],
+            [f"t = {t}" for t in shared.t],
+        )
+        return Drawn(
+            rows.reshape(-1, *rows.shape[2:]), SHARING + 1, {"t": shared.t}, said, over, before
+        )
 
     return Drawing("shared_latents", {}, draw)
 
@@ -110,26 +119,36 @@ def _interpolate_seeds(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     first, last = flags.interpolate_seeds
     if first == last:
         raise UsageError(
-            f"--interpolate_seeds {first},{last}: between a seed and itself all images are the same, give two."
+            f"--interpolate_seeds {first},{last}: between a seed and itself all images are the "
+            "same, give two."
         )
     steps = flags.interpolate_steps or PATH_STEPS
     shape = loaded.experiment.shape
     lambdas = np.linspace(0, 1, steps)
     along = recipe._replace(
-        make_denoiser=lambda params, schedule, inputs: recipe.make_denoiser(params, schedule, inputs[0]),
+        make_denoiser=lambda params, schedule, inputs: recipe.make_denoiser(
+            params, schedule, inputs[0]
+        ),
         start=lambda schedule, keys, shape, inputs: inputs[1],
         edit=lambda sampler, inputs: recipe.edit(sampler, inputs[0]),
     )
 
     def draw() -> Drawn:
-        ends = [initial_noise(image_keys(base_key(seed), jnp.zeros(1, int)), shape) for seed in (first, last)]
+        ends = [
+            initial_noise(image_keys(base_key(seed), jnp.zeros(1, int)), shape)
+            for seed in (first, last)
+        ]
         x_T = np.asarray(slerp(jnp.concatenate(ends), jnp.asarray(lambdas, jnp.float32)))
         same = np.zeros(steps, int)  # image 0's key and condition for all: they differ in x_T alone
         inputs = (recipe.inputs_of(same), x_T)
-        images = along.generator(shape)(recipe.params, base_key(flags.seed), same, inputs=inputs).images
+        images = along.generator(shape)(
+            recipe.params, base_key(flags.seed), same, inputs=inputs
+        ).images
         said = f"{steps} images from seed {first} to seed {last}, {recipe.record['sampler']}"
         over = [f"seed {first}", *(f"λ = {value:.2g}" for value in lambdas[1:-1]), f"seed {last}"]
-        return Drawn(images, steps, {"lambdas": lambdas}, f"{said}, {recipe.record['steps']} steps", over)
+        return Drawn(
+            images, steps, {"lambdas": lambdas}, f"{said}, {recipe.record['steps']} steps", over
+        )
 
     return Drawing(f"interpolate_seeds_{first}_{last}_n{steps}", {"seeds": [first, last]}, draw)
 
@@ -151,27 +170,33 @@ def _reconstruct(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     def back_and_forth() -> tuple[inversion.Reconstruction, chex.Array]:
         x_0 = jax.jit(experiment.read)(loaded.params, photo[None])
         denoiser = make_denoiser(recipe.params)
-        found = inversion.reconstruct(denoiser, experiment.chain, times, x_0, corrections=corrections, walk=walk)
-        return found, jax.jit(recipe.show)(recipe.params, jnp.concatenate([x_0, found.x_T, found.x_0]))
+        found = inversion.reconstruct(
+            denoiser, experiment.chain, times, x_0, corrections=corrections, walk=walk
+        )
+        return found, jax.jit(recipe.show)(
+            recipe.params, jnp.concatenate([x_0, found.x_T, found.x_0])
+        )
 
     def draw() -> Drawn:
         found, shown = back_and_forth()
         rmse = scale * float(found.rmse[0])
         if not np.isfinite(rmse):
             raise FailureError(
-                "The reconstruction came out as not-a-number or infinite: take more --steps or fewer --corrections, "
-                "or, where plain samples fail too, an earlier checkpoint."
+                "The reconstruction came out as not-a-number or infinite: take more --steps or "
+                "fewer --corrections, or, where plain samples fail too, an earlier checkpoint."
             )
         # Of latents, what the first stage alone makes of the photo stands between.
         images = np.concatenate([photo[None], shown if latents else shown[1:]])
         said = (
-            f"{path}, its x_T and its reconstruction in {len(times)} steps with {corrections} corrections, x_0 not "
-            f"clipped (--clip none): root mean squared error {rmse:.3g} {unit}"
+            f"{path}, its x_T and its reconstruction in {len(times)} steps with {corrections} "
+            f"corrections, x_0 not clipped (--clip none): root mean squared error {rmse:.3g} {unit}"
         )
         over = ["original", *(["first stage"] if latents else []), "its x_T", "reconstruction"]
         return Drawn(images, len(images), {f"rmse_{unit.replace(' ', '_')}": rmse}, said, over)
 
-    return Drawing(f"reconstruct_{names.stem(path)}_{_digest(settings)}_c{corrections}", settings, draw)
+    return Drawing(
+        f"reconstruct_{names.stem(path)}_{_digest(settings)}_c{corrections}", settings, draw
+    )
 
 
 DRAWINGS: dict[str, Callable[[Loaded, Recipe, Any], Drawing]] = {
@@ -200,5 +225,6 @@ def _paths(value: str) -> list[pathlib.Path]:
 
 
 def _digest(settings: dict[str, Any]) -> str:
-    """Tells files of one name apart: those of different folders, and the same file before and after a change."""
+    """Tells files of one name apart: those of different folders, and the same file before and after
+    a change."""
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ddpm_jax.evaluation import results, tally
+from ddpm_jax.evaluation import tally
 from ddpm_jax.evaluation.bound import Strata, check_has_bound, make_bound, make_strata, stream_terms
 from ddpm_jax.experiments.loading import Loaded, versions
+from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
 from ddpm_jax.tasks.evaluated_split import Span, Split, go_on, open_split, result_path
 from ddpm_jax.training.conditioning import condition_of
@@ -24,11 +25,12 @@ class BoundOf(NamedTuple):
 
 
 def bound_of(loaded: Loaded, flags: Any) -> BoundOf:
-    """Computes the bound, or reads what an earlier command with the same settings has computed of it.
+    """Computes the bound, or reads what an earlier command with the same settings has computed of
+    it.
 
     Raises:
-      UsageError: a split, number of images or stride that is not there; images of another shape than the model's; a
-        model without a likelihood; results made otherwise in the same place.
+      UsageError: a split, number of images or stride that is not there; images of another shape
+        than the model's; a model without a likelihood; results made otherwise in the same place.
       FailureError: a term that is not finite; a file that is damaged or cannot be written.
     """
     experiment = loaded.experiment
@@ -45,7 +47,11 @@ def bound_of(loaded: Loaded, flags: Any) -> BoundOf:
         merge=tally.merge,
         made_with=settings | results.machine() | {"versions": versions()},
     )
-    every = "every t" if flags.timestep_stride == 1 else f"one t of every {flags.timestep_stride} at most"
+    every = (
+        "every t"
+        if flags.timestep_stride == 1
+        else f"one t of every {flags.timestep_stride} at most"
+    )
     what = f"{split.what}, {every}, {flags.draws} draw{'s' if flags.draws > 1 else ''}"
     return BoundOf(tally.summarize(summed, strata), settings, suffix, what)
 
@@ -63,7 +69,10 @@ def _further(
     )
     per_image = flags.draws * len(strata.first)
     with Counter(
-        "evaluating", (span.last - span.first) * per_image, initial=summed.num_images * per_image, unit="network output"
+        "evaluating",
+        (span.last - span.first) * per_image,
+        initial=summed.num_images * per_image,
+        unit="network output",
     ) as counter:
         batches = stream_terms(
             bound,

@@ -8,10 +8,18 @@ import numpy as np
 
 from ddpm_jax.cli.command import Parser
 from ddpm_jax.errors import UsageError
-from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.bound import check_has_bound
-from ddpm_jax.evaluation.likelihood_ode import TRACES, Bits, Evaluate, Solver, make_bits_per_dim, no_bits, stream_bits
+from ddpm_jax.evaluation.likelihood_ode import (
+    TRACES,
+    Bits,
+    Evaluate,
+    Solver,
+    make_bits_per_dim,
+    no_bits,
+    stream_bits,
+)
 from ddpm_jax.experiments.loading import Loaded, versions
+from ddpm_jax.monitoring import results
 from ddpm_jax.tasks.evaluated_split import go_on, image_by_image, open_split, result_path
 from ddpm_jax.training.conditioning import condition_of
 
@@ -32,19 +40,30 @@ class OdeOf(NamedTuple):
 
 def define_flags(parser: Parser) -> None:
     """Adds the flags of this file to those of evaluate.py."""
-    parser.string("trace", "rademacher", f"bpd_ode: the divergence, by {', '.join(TRACES)}.", metavar="NAME")
-    parser.integer("probes", 1, "bpd_ode: random vectors for the divergence of each draw.", lower=1, upper=MAX_PROBES)
+    parser.string(
+        "trace", "rademacher", f"bpd_ode: the divergence, by {', '.join(TRACES)}.", metavar="NAME"
+    )
+    parser.integer(
+        "probes",
+        1,
+        "bpd_ode: random vectors for the divergence of each draw.",
+        lower=1,
+        upper=MAX_PROBES,
+    )
     parser.number("rtol", TOLERANCE, "bpd_ode: relative error of a step of the solver.", **_SMALL)
     parser.number("atol", TOLERANCE, "bpd_ode: absolute error of a step of the solver.", **_SMALL)
 
 
 def ode_of(loaded: Loaded, flags: Any) -> OdeOf:
-    """Computes the bits/dim of each image, or reads what an earlier command with the same settings has computed.
+    """Computes the bits/dim of each image, or reads what an earlier command with the same settings
+    has computed.
 
     Raises:
-      UsageError: an unknown trace; a split or number of images that is not there; images of another shape than the
-        model's; a model whose flow has no density; results made otherwise in the same place.
-      FailureError: an image whose ODE cannot be solved; a file that is damaged or cannot be written.
+      UsageError: an unknown trace; a split or number of images that is not there; images of another
+        shape than the model's; a model whose flow has no density; results made otherwise in the
+        same place.
+      FailureError: an image whose ODE cannot be solved; a file that is damaged or cannot be
+        written.
     """
     if flags.trace == "exact" and flags.probes > 1:
         raise UsageError(f"--probes {flags.probes} has no part in --trace exact: leave it out.")
@@ -53,7 +72,9 @@ def ode_of(loaded: Loaded, flags: Any) -> OdeOf:
     split = open_split(loaded, flags)
     settings = split.settings | {
         "trace": flags.trace,
-        "probes": math.prod(loaded.experiment.image_shape) if flags.trace == "exact" else flags.probes,
+        "probes": math.prod(loaded.experiment.image_shape)
+        if flags.trace == "exact"
+        else flags.probes,
         "rtol": flags.rtol,
         "atol": flags.atol,
         "start": START,
@@ -71,8 +92,14 @@ def ode_of(loaded: Loaded, flags: Any) -> OdeOf:
         merge=_joined,
         made_with=settings | results.machine(),
     )
-    probes = "exact trace" if flags.trace == "exact" else f"{flags.probes} {flags.trace} probe{_s(flags.probes)}"
-    return OdeOf(bits, settings, suffix, f"{split.what}, {probes}, {flags.draws} draw{_s(flags.draws)}")
+    probes = (
+        "exact trace"
+        if flags.trace == "exact"
+        else f"{flags.probes} {flags.trace} probe{_s(flags.probes)}"
+    )
+    return OdeOf(
+        bits, settings, suffix, f"{split.what}, {probes}, {flags.draws} draw{_s(flags.draws)}"
+    )
 
 
 def _s(count: int) -> str:

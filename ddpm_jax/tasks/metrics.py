@@ -1,4 +1,5 @@
-"""What evaluate.py can compute: METRICS, functions (loaded, flags) -> `Result`. Flags and files are `cli.evaluate`."""
+"""What evaluate.py can compute: METRICS, functions (loaded, flags) -> `Result`. Flags and files are
+`cli.evaluate`."""
 
 import functools
 import pathlib
@@ -8,22 +9,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax import interrupt
 from ddpm_jax.data import sources
 from ddpm_jax.data.in_memory import in_memory
-from ddpm_jax.distributed import hosts
+from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import UsageError
-from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.classification import check_labelled_sets, classification_accuracy_score
 from ddpm_jax.evaluation.frechet import check_pixel_sets, pixel_frechet_distance
 from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
-from ddpm_jax.evaluation.results import format_table
 from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.experiments.datasets import load_evaluated, load_split
 from ddpm_jax.experiments.loading import Loaded, identity_of, versions
 from ddpm_jax.generation import generating
+from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
-from ddpm_jax.plotting import bits as pictures
+from ddpm_jax.monitoring.results import format_table
+from ddpm_jax.plotting import likelihood_plots as pictures
 from ddpm_jax.tasks.evaluated_split import result_path, stem_of
 from ddpm_jax.tasks.likelihood_bound import bound_of
 from ddpm_jax.tasks.likelihood_flow import ode_of
@@ -33,7 +33,8 @@ TABLE_ROWS = 11  # of the tables that are printed; the JSON has every row
 
 
 class Result(NamedTuple):
-    """What a metric gives back: `values` go into the JSON, `text` to the terminal, `draw(path)` makes the PNG."""
+    """What a metric gives back: `values` go into the JSON, `text` to the terminal, `draw(path)`
+    makes the PNG."""
 
     values: dict[str, Any]
     text: str
@@ -101,18 +102,24 @@ def _number(estimate: Estimate) -> str:
 def _draws_note(total: Estimate) -> list[str]:
     if np.isnan(total.standard_error_draws):
         return []
-    return [f"± {total.standard_error_draws:.2g} of the total is due to the draws: another --seed moves it by so much"]
+    return [
+        f"± {total.standard_error_draws:.2g} of the total is due to the draws: another --seed "
+        "moves it by so much"
+    ]
 
 
 def bits_per_dimension_ode(loaded: Loaded, flags: Any) -> Result:
-    """The likelihood by the probability flow of images with uniform noise over their bins, and what it took."""
+    """The likelihood by the probability flow of images with uniform noise over their bins, and what
+    it took."""
     of = ode_of(loaded, flags)
     total, per_image, evaluations = (
         estimate(of.bits.draws.astype(np.float64)),
         of.bits.bits_per_dim,
         of.bits.num_evaluations,
     )
-    quantiles = dict(zip(("5%", "50%", "95%"), np.quantile(per_image, [0.05, 0.5, 0.95]), strict=True))
+    quantiles = dict(
+        zip(("5%", "50%", "95%"), np.quantile(per_image, [0.05, 0.5, 0.95]), strict=True)
+    )
     values = {
         **of.settings,
         "bits_per_dim": total,
@@ -123,13 +130,20 @@ def bits_per_dimension_ode(loaded: Loaded, flags: Any) -> Result:
         [
             f"bits/dim             {_number(total)}",
             f"  of 9 images in 10  {quantiles['5%']:.4f} to {quantiles['95%']:.4f}",
-            f"network evaluations  {evaluations.mean():.1f} for an image and draw, {evaluations.max()} at most",
-            f"{of.what}, rtol {flags.rtol:g}, atol {flags.atol:g}; ± one standard error over images",
+            f"network evaluations  {evaluations.mean():.1f} for an image and draw, "
+            f"{evaluations.max()} at most",
+            f"{of.what}, rtol {flags.rtol:g}, atol {flags.atol:g}; ± one standard error over "
+            "images",
             *_draws_note(total),
         ]
     )
     title = f"Probability flow: {total.mean:.3f} bits/dim ({of.what})"
-    return Result(values, text, of.suffix, functools.partial(pictures.bits_per_image, bits=per_image, title=title))
+    return Result(
+        values,
+        text,
+        of.suffix,
+        functools.partial(pictures.bits_per_image, bits=per_image, title=title),
+    )
 
 
 def progressive_coding(loaded: Loaded, flags: Any) -> Result:
@@ -146,19 +160,25 @@ def progressive_coding(loaded: Loaded, flags: Any) -> Result:
     }
     table = format_table(
         ["t", "rate", "RMSE", "±"],
-        [(curve.t[i], curve.rate[i], curve.rmse[i], curve.rmse_standard_error[i]) for i in _spread(len(curve.t))],
+        [
+            (curve.t[i], curve.rate[i], curve.rmse[i], curve.rmse_standard_error[i])
+            for i in _spread(len(curve.t))
+        ],
     )
     text = "\n".join(
         [
             f"rate         {values['rate']:.4f} bits/dim",
-            f"distortion   {values['distortion']:.4f} bits/dim, RMSE {curve.rmse[-1]:.3f} on 0..255",
+            f"distortion   {values['distortion']:.4f} bits/dim, RMSE {curve.rmse[-1]:.3f} on "
+            "0..255",
             f"total        {_number(summary.total)} bits/dim",
             of.what,
             "",
             table,
         ]
     )
-    draw = functools.partial(pictures.rate_distortion, t=curve.t, rate=curve.rate, rmse=curve.rmse, title=of.what)
+    draw = functools.partial(
+        pictures.rate_distortion, t=curve.t, rate=curve.rate, rmse=curve.rmse, title=of.what
+    )
     return Result(values, text, of.suffix, draw)
 
 
@@ -168,7 +188,8 @@ def _spread(count: int) -> np.ndarray:
 
 
 def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
-    """The Frechet distance of pixels of samples to the training images, beside that of the held-out images.
+    """The Frechet distance of pixels of samples to the training images, beside that of the held-out
+    images.
 
     With --split train, for data of which nothing is held out, it stands alone.
     """
@@ -186,7 +207,9 @@ def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
         numbers = {**_counts(made, train), "frechet_samples": distance}
         return Result(made.settings | numbers, _lines(numbers), made.suffix)
     held_out = in_memory(made.held_out, held_out_rows).images
-    of_samples, of_held_out = (pixel_frechet_distance(images, train) for images in (made.samples(), held_out))
+    of_samples, of_held_out = (
+        pixel_frechet_distance(images, train) for images in (made.samples(), held_out)
+    )
     numbers = {
         **_counts(made, train, held_out),
         "frechet_samples": of_samples,
@@ -197,16 +220,25 @@ def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
 
 
 def classification_accuracy(loaded: Loaded, flags: Any) -> Result:
-    """How well a classifier fitted to samples by class knows the held-out images; beside it one fitted to real ones."""
+    """How well a classifier fitted to samples by class knows the held-out images; beside it one
+    fitted to real ones."""
     experiment = loaded.experiment
     if not experiment.conditioning.num_classes:
-        raise UsageError("classification_accuracy: this model was trained without labels, so its samples have none.")
+        raise UsageError(
+            "classification_accuracy: this model was trained without labels, so its samples have "
+            "none."
+        )
     made = _prepare("classification_accuracy", loaded, flags)
     labels = made.recipe.inputs_of(np.arange(flags.num_samples)).told.label
-    sizes, dims = (flags.num_samples, len(made.train), len(made.held_out)), int(np.prod(made.train.image_shape))
+    sizes, dims = (
+        (flags.num_samples, len(made.train), len(made.held_out)),
+        int(np.prod(made.train.image_shape)),
+    )
     check_labelled_sets(labels, max(sizes), dims, besides=dims * sum(sizes))
     train, held_out = in_memory(made.train), in_memory(made.held_out)
-    score = functools.partial(classification_accuracy_score, real_images=held_out.images, real_labels=held_out.labels)
+    score = functools.partial(
+        classification_accuracy_score, real_images=held_out.images, real_labels=held_out.labels
+    )
     numbers = {
         **_counts(made, train.images, held_out.images),
         "fitted_to_samples": score(made.samples(), labels),
@@ -232,7 +264,9 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
     data = loaded.experiment.config.data
     names = (data.train_split, flags.split or data.test_split)
     train, other = load_evaluated(loaded, names[0], data_dir=flags.data_dir)
-    held_out = train if names[0] == names[1] else load_split(data, names[1], data_dir=flags.data_dir)
+    held_out = (
+        train if names[0] == names[1] else load_split(data, names[1], data_dir=flags.data_dir)
+    )
     settings = {
         **identity_of(loaded),
         "data": [split.fingerprint for split in (train, held_out)],
@@ -241,13 +275,15 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
         **recipe.record,
         **other,
     }
-    if flags.num_reference and name == "frechet_pixels":  # absent otherwise: results of before the flag go on
+    # absent otherwise: results of before the flag go on
+    if flags.num_reference and name == "frechet_pixels":
         settings["num_reference"] = flags.num_reference
     suffix = f"_{stem_of(flags.split)}" if flags.split else ""
     reference = f"_ref{flags.num_reference}" if "num_reference" in settings else ""
     suffix += f"_n{flags.num_samples}{reference}_{recipe.name()}_seed{flags.seed}"
     results.check_record(
-        result_path(name, loaded, flags, f"{suffix}.json"), settings | results.machine() | {"versions": versions()}
+        result_path(name, loaded, flags, f"{suffix}.json"),
+        settings | results.machine() | {"versions": versions()},
     )
 
     def samples() -> np.ndarray:
@@ -262,7 +298,9 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
                 inputs_of=recipe.inputs_of,
                 on_rows=counter.within,
             )
-            return hosts.gather((_counted(images, counter) for _, images in batches), flags.num_samples)
+            return hosts.gather(
+                (_counted(images, counter) for _, images in batches), flags.num_samples
+            )
 
     return _Prepared(recipe, train, held_out, settings, suffix, samples)
 
@@ -273,7 +311,9 @@ def _counted(images: np.ndarray, counter: Counter) -> np.ndarray:
     return images
 
 
-def _counts(made: _Prepared, train: np.ndarray, held_out: np.ndarray | None = None) -> dict[str, int]:
+def _counts(
+    made: _Prepared, train: np.ndarray, held_out: np.ndarray | None = None
+) -> dict[str, int]:
     return {
         "num_samples": made.settings["num_samples"],
         **({} if held_out is None else {"num_held_out": len(held_out)}),
@@ -284,7 +324,9 @@ def _counts(made: _Prepared, train: np.ndarray, held_out: np.ndarray | None = No
 
 
 def _lines(numbers: dict[str, Any]) -> str:
-    return "\n".join(f"{k:25} {v:.4g}" if isinstance(v, float) else f"{k:25} {v}" for k, v in numbers.items())
+    return "\n".join(
+        f"{k:25} {v:.4g}" if isinstance(v, float) else f"{k:25} {v}" for k, v in numbers.items()
+    )
 
 
 METRICS: dict[str, Metric] = {

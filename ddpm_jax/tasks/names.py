@@ -1,4 +1,5 @@
-"""Records of how images are made -> names of their folders and files: readable, safe, short, one for each record."""
+"""Records of how images are made -> names of their folders and files: readable, safe, short, one
+for each record."""
 
 import hashlib
 import json
@@ -10,11 +11,13 @@ from typing import Any
 _IN_A_STEM = 24  # characters of a file's name that are kept
 _IN_A_NAME = 80  # of all that is said before the digest
 _SHOWN_LABELS = 3  # more are left to the digest
-_FORCES = {"classifier-free": "cfg", "classifier": "classifier", "weaker": "away"}  # kind of guidance -> its name
+# kind of guidance -> its name
+_FORCES = {"classifier-free": "cfg", "classifier": "classifier", "weaker": "away"}
 
 
 def what(record: Mapping[str, Any]) -> str:
-    """The picture that images are made from, and the guidance: "img2img_photo_s0.6_cfg3"; "" where there is neither."""
+    """The picture that images are made from, and the guidance: "img2img_photo_s0.6_cfg3"; "" where
+    there is neither."""
     parts = []
     if "init_image" in record:
         parts += ["img2img", stem(record["init_image"]), f"s{record['strength']:g}"]
@@ -29,7 +32,8 @@ def what(record: Mapping[str, Any]) -> str:
 
 
 def how(record: Mapping[str, Any]) -> str:
-    """Steps, sampler and labels, and a digest of the record where more than steps and sampler are not the default.
+    """Steps, sampler and labels, and a digest of the record where more than steps and sampler are
+    not the default.
 
     The digest tells records apart that look alike in words: two photos of one name, say.
     """
@@ -40,7 +44,8 @@ def how(record: Mapping[str, Any]) -> str:
     if "spacing" in record:
         parts.append(record["spacing"] if isinstance(record["spacing"], str) else "times")
     parts += [
-        f"{name}{value:g}" if isinstance(value, int | float) else f"{name}-{value}" for name, value in _options(own)
+        f"{name}{value:g}" if isinstance(value, int | float) else f"{name}-{value}"
+        for name, value in _options(own)
     ]
     if 0 < len(record.get("labels", ())) <= _SHOWN_LABELS:
         parts.append(f"labels{'-'.join(map(str, record['labels']))}")
@@ -49,7 +54,8 @@ def how(record: Mapping[str, Any]) -> str:
 
 
 def stem(path: str | os.PathLike) -> str:
-    """The name of a file without its ending, of ASCII letters, digits, _ and -, which every shell takes as they are."""
+    """The name of a file without its ending, of ASCII letters, digits, _ and -, which every shell
+    takes as they are."""
     name = os.path.splitext(os.path.basename(os.fspath(path)))[0]
     return re.sub(r"[^A-Za-z0-9_]+", "-", name)[:_IN_A_STEM].strip("-") or "picture"
 

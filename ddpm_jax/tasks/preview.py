@@ -1,4 +1,5 @@
-"""The picture of samples that training draws: what the model is told for each of them, and how they are laid out."""
+"""The picture of samples that training draws: what the model is told for each of them, and how they
+are laid out."""
 
 import math
 from collections.abc import Sequence
@@ -23,14 +24,15 @@ class Preview(NamedTuple):
     count: int  # n
     condition: Condition | None  # NumPy leaves [n, ...]; None of an unconditional model
     columns: int | None  # of the grid; None: a square
-    originals: np.ndarray | None  # uint8 [n, H, W, C], where the samples enlarge low-resolution images of these
+    # uint8 [n, H, W, C], where the samples enlarge low-resolution images of these
+    originals: np.ndarray | None
     rows: tuple[str, ...] = ()  # labels of the rows, where every row is a class whose name is known
 
     def draw(self, samples: np.ndarray) -> np.ndarray:
         """Lays out samples uint8 [n, H, W, C] as uint8 [H', W', C].
 
-        Of super-resolution every sample is the middle of three: the low-resolution image it was made from, enlarged
-        as the network sees it, the sample, the original.
+        Of super-resolution every sample is the middle of three: the low-resolution image it was
+        made from, enlarged as the network sees it, the sample, the original.
         """
         if self.originals is None:
             return with_labels(grid(samples, self.columns), rows=self.rows)
@@ -43,9 +45,9 @@ class Preview(NamedTuple):
 def make_preview(experiment: Experiment, class_names: Sequence[str] = ()) -> Preview:
     """Returns the preview of `train.num_samples` samples.
 
-    An unconditional model is told nothing. Of a model that is told the class, every row is a class, in order, as far as
-    the number of samples goes, labelled where the names are known. A model that enlarges gets the first images of the
-    held-out split, and their classes.
+    An unconditional model is told nothing. Of a model that is told the class, every row is a class,
+    in order, as far as the number of samples goes, labelled where the names are known. A model that
+    enlarges gets the first images of the held-out split, and their classes.
 
     Raises:
       UsageError: there is no such split, or its labels are not those of the model.
@@ -70,6 +72,8 @@ def _of_held_out_images(experiment: Experiment) -> Preview:
     check_classes(source, config, split=split)
     count = min(config.train.num_samples, len(source))
     batch, _ = next(pipeline.eval_batches(source, batch_size=count, num_images=count))
-    condition = condition_of(experiment.conditioning, to_model_range(batch["image"]), batch["label"])
+    condition = condition_of(
+        experiment.conditioning, to_model_range(batch["image"]), batch["label"]
+    )
     columns = 3 * math.ceil(math.sqrt(count / 3))
     return Preview(count, jax.tree.map(np.asarray, condition), columns, batch["image"])

@@ -1,4 +1,5 @@
-"""Flags -> how images are to be made: sampler, noise levels, guided model, in one `Recipe`; editing adds to it."""
+"""Flags -> how images are to be made: sampler, noise levels, guided model, in one `Recipe`; editing
+adds to it."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -24,44 +25,59 @@ DEFAULT_STEPS = 50  # of every sampler but the ancestral, which by default takes
 
 
 class Inputs(NamedTuple):
-    """What an image is made of beside noise; NumPy leaves [n, ...], None where there is no such thing."""
+    """What an image is made of beside noise; NumPy leaves [n, ...], None where there is no such
+    thing."""
 
     told: guidance.Told = guidance.Told()  # what the model is told
     image: np.ndarray | None = None  # float32 [n, h, w, c]: the picture that is edited, as x_0
     mask: np.ndarray | None = None  # bool [n, h, w, 1]: where it is painted anew
-    photo: np.ndarray | None = None  # uint8 [n, H, W, C]: of a model over latents the picture to be painted on
+    # uint8 [n, H, W, C]: of a model over latents the picture to be painted on
+    photo: np.ndarray | None = None
     photo_mask: np.ndarray | None = None  # bool [n, H, W, 1]: where
 
 
 class Recipe(NamedTuple):
-    """All that decides how image i comes out, but its noise: arguments of `generating.make_generate` and its inputs."""
+    """All that decides how image i comes out, but its noise: arguments of
+    `generating.make_generate` and its inputs."""
 
     sampler: Sampler
     make_denoiser: Callable[[Any, Schedule, Inputs], Denoiser]
     params: Any  # of make_denoiser
     inputs_of: Callable[[np.ndarray], Inputs]  # indices of images, int [n] -> leaves [n, ...]
     record: dict[str, Any]  # how to make the same images again
-    originals: dict[str, np.ndarray]  # uint8 [H, W, C] each: what every image is made from, for people to see
+    # uint8 [H, W, C] each: what every image is made from, for people to see
+    originals: dict[str, np.ndarray]
     start: Callable[..., Any] = generating.from_noise
     edit: Callable[..., Any] = generating.as_it_is
     show: Callable[..., Any] = generating.pixels
     class_names: tuple[str, ...] = ()  # name i is of label i; () where they are not known
 
     def generator(self, shape: tuple[int, int, int], **options: Any) -> generating.Generate:
-        """Makes the images, of `Experiment.shape`; options are those of `generating.make_generate`."""
+        """Makes the images, of `Experiment.shape`; options are those of
+        `generating.make_generate`."""
         return generating.make_generate(
-            self.make_denoiser, self.sampler, shape, show=self.show, start=self.start, edit=self.edit, **options
+            self.make_denoiser,
+            self.sampler,
+            shape,
+            show=self.show,
+            start=self.start,
+            edit=self.edit,
+            **options,
         )
 
     def name(self) -> str:
-        """Of files about such images: what they are made from, steps, sampler, a digest of what is not the default."""
+        """Of files about such images: what they are made from, steps, sampler, a digest of what is
+        not the default."""
         return names.joined(names.what(self.record), names.how(self.record))
 
 
 def define_flags(parser: Parser) -> None:
     """Adds the flags of this file to those of a command."""
     parser.string(
-        "sampler", None, f"How the chain is walked: {', '.join(SAMPLERS)} (default: {DEFAULT_SAMPLER}).", metavar="NAME"
+        "sampler",
+        None,
+        f"How the chain is walked: {', '.join(SAMPLERS)} (default: {DEFAULT_SAMPLER}).",
+        metavar="NAME",
     )
     parser.integer(
         "steps",
@@ -73,11 +89,16 @@ def define_flags(parser: Parser) -> None:
     parser.string(
         "spacing",
         None,
-        f"Which of the T noise levels: {', '.join(SPACINGS)}, or the timesteps themselves, as in 999,500,0; by default "
-        "linspace for ancestral and trailing for others.",
+        f"Which of the T noise levels: {', '.join(SPACINGS)}, or the timesteps themselves, as in "
+        "999,500,0; by default linspace for ancestral and trailing for others.",
         metavar="NAME",
     )
-    parser.string("sampler_options", None, f"Options of the sampler: {_options_in_words()}.", metavar="NAME=X,...")
+    parser.string(
+        "sampler_options",
+        None,
+        f"Options of the sampler: {_options_in_words()}.",
+        metavar="NAME=X,...",
+    )
     guidance.define_flags(parser)
 
 
@@ -91,8 +112,8 @@ def recipe_of(loaded: Loaded, flags: Any) -> Recipe:
     """The sampler, its noise levels and the guidance that the flags ask for.
 
     Raises:
-      UsageError: an unknown sampler, spacing or option, a number of steps that the chain does not have; what
-        `guidance.guided` raises.
+      UsageError: an unknown sampler, spacing or option, a number of steps that the chain does not
+        have; what `guidance.guided` raises.
     """
     sampler, record = sampler_of(loaded.experiment, flags, times_of(loaded.experiment, flags))
     return make_recipe(sampler, guidance.guided(loaded, flags), record)
@@ -102,15 +123,19 @@ def times_of(experiment: Experiment, flags: Any, *, steps: int | None = None) ->
     """The times of the noise levels that --spacing and --steps ask for, [N], increasing.
 
     Raises:
-      UsageError: an unknown sampler or spacing, a list that holds something else or another number of timesteps, or a
-        number of steps that the chain does not have.
+      UsageError: an unknown sampler or spacing, a list that holds something else or another number
+        of timesteps, or a number of steps that the chain does not have.
     """
     name = _sampler(flags)
     spacing = _ordinary_spacing(name) if flags.spacing is None else spacing_of(flags.spacing)
-    return space(experiment.chain, spacing, steps or flags.steps or _default_steps(experiment, name, spacing))
+    return space(
+        experiment.chain, spacing, steps or flags.steps or _default_steps(experiment, name, spacing)
+    )
 
 
-def sampler_of(experiment: Experiment, flags: Any, times: np.ndarray) -> tuple[Sampler, dict[str, Any]]:
+def sampler_of(
+    experiment: Experiment, flags: Any, times: np.ndarray
+) -> tuple[Sampler, dict[str, Any]]:
     """(the sampler that --sampler and --sampler_options ask for over these times, what made it).
 
     Raises:
@@ -120,7 +145,11 @@ def sampler_of(experiment: Experiment, flags: Any, times: np.ndarray) -> tuple[S
     options = options_given(name, flags.sampler_options)
     sampler = make_sampler(name, experiment.chain, steps=len(times), spacing=times, options=options)
     record = {"sampler": name, "steps": len(times)}
-    record |= {} if flags.spacing in (None, _ordinary_spacing(name)) else {"spacing": spacing_of(flags.spacing)}
+    record |= (
+        {}
+        if flags.spacing in (None, _ordinary_spacing(name))
+        else {"spacing": spacing_of(flags.spacing)}
+    )
     return sampler, record | ({"sampler_options": options} if options else {})
 
 
@@ -157,8 +186,13 @@ def spacing_of(text: str) -> str | list[float]:
     except ValueError:
         if any(character.isalpha() for character in text):
             return text
-        raise UsageError(f"--spacing {text} is no list of timesteps: give them as in 999,500,0.") from None
-    return [time if "." in part else round(time) for time, part in zip(times, text.split(","), strict=True)]
+        raise UsageError(
+            f"--spacing {text} is no list of timesteps: give them as in 999,500,0."
+        ) from None
+    return [
+        time if "." in part else round(time)
+        for time, part in zip(times, text.split(","), strict=True)
+    ]
 
 
 def _default_steps(experiment: Experiment, sampler: str, spacing: str | list[float]) -> int:
@@ -178,11 +212,15 @@ def options_given(sampler: str, text: str | None) -> dict[str, Any]:
     for part in text.split(",") if text else []:
         name, _, value = part.partition("=")
         if not (name and value):
-            raise UsageError(f"--sampler_options {text}: give each option as NAME=X, as in eta=0.5.")
+            raise UsageError(
+                f"--sampler_options {text}: give each option as NAME=X, as in eta=0.5."
+            )
         try:
             options[name] = _option(value, known.get(name, ""))
         except ValueError as error:
-            raise UsageError(f"The option {name} of the sampler {sampler} is {value!r}: {error}.") from None
+            raise UsageError(
+                f"The option {name} of the sampler {sampler} is {value!r}: {error}."
+            ) from None
     return options
 
 

@@ -1,4 +1,5 @@
-"""What training does at a sample grid: draws it, shows it, and compares its colours with those of the training images.
+"""What training does at a sample grid: draws it, shows it, and compares its colours with those of
+the training images.
 
 What is in the picture and how it is laid out is a `preview`.
 """
@@ -25,8 +26,10 @@ from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.tasks.preview import make_preview
 from ddpm_jax.training.state import TrainState
 
-REFERENCE = 4096  # training images to compare with: more would make the standard error of 64 samples 0.8 % smaller
-TOLERANCE = 4.0  # standard errors: 64 of CIFAR-10's own images were further off in 11 of 40,000 draws
+# training images to compare with: more would make the standard error of 64 samples 0.8 % smaller
+REFERENCE = 4096
+# standard errors: 64 of CIFAR-10's own images were further off in 11 of 40,000 draws
+TOLERANCE = 4.0
 _CHUNK = 256  # images read at once
 
 
@@ -48,7 +51,8 @@ def grid_writer(
     *,
     whole: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[int, TrainState], None]:
-    """Returns on_sample(step, state): the same noise and conditions every time, so that the grids can be compared.
+    """Returns on_sample(step, state): the same noise and conditions every time, so that the grids
+    can be compared.
 
     Args:
       experiment: the run's.
@@ -56,13 +60,16 @@ def grid_writer(
       workdir: where the pictures go.
       writer: gets the picture, and the mean and standard deviation of each channel.
       progress: for the person who watches.
-      whole: parameters as the state holds them -> on every device, as they are sampled with (`Parallelism.whole`).
+      whole: parameters as the state holds them -> on every device, as they are sampled with
+        (`Parallelism.whole`).
 
     Raises:
       UsageError: see `preview.make_preview`.
     """
     config, preview = experiment.config, make_preview(experiment, about(source).class_names)
-    generate = experiment.generator(ancestral(experiment.respaced(config.train.sample_steps)), together=True)
+    generate = experiment.generator(
+        ancestral(experiment.respaced(config.train.sample_steps)), together=True
+    )
     labels = None if preview.condition is None else preview.condition.label
     data = functools.cache(lambda: reference_colours(source, labels))
 
@@ -70,7 +77,9 @@ def grid_writer(
         mine = hosts.share(preview.count)
         inputs = jax.tree.map(lambda leaf: leaf[mine], preview.condition)
         watch = functools.partial(progress.drawing, f"{preview.count} samples")
-        made = generate(hosts.local(whole(weights)), base_key(config.seed), mine, inputs=inputs, watch=watch).images
+        made = generate(
+            hosts.local(whole(weights)), base_key(config.seed), mine, inputs=inputs, watch=watch
+        ).images
         return hosts.gather([made], preview.count)
 
     def on_sample(step: int, state: TrainState) -> None:
@@ -95,13 +104,17 @@ def grid_writer(
 
 
 def reference_colours(source: Source, labels: np.ndarray | None) -> Colours:
-    """The colours of the training images, of up to `REFERENCE` of them, evenly spaced in the order of the source.
+    """The colours of the training images, of up to `REFERENCE` of them, evenly spaced in the order
+    of the source.
 
     Args:
       source: of the training images.
-      labels: int [n], classes of the samples to compare with: each class counts by its share of these; or None.
+      labels: int [n], classes of the samples to compare with: each class counts by its share of
+        these; or None.
     """
-    indices = np.unique(np.linspace(0, len(source) - 1, min(REFERENCE, len(source))).round().astype(np.int64))
+    indices = np.unique(
+        np.linspace(0, len(source) - 1, min(REFERENCE, len(source))).round().astype(np.int64)
+    )
     batches = [gather(source, indices[i : i + _CHUNK]) for i in range(0, len(indices), _CHUNK)]
     found = np.concatenate([moments(batch["image"]) for batch in batches])
     if labels is None:
@@ -115,8 +128,8 @@ def reference_colours(source: Source, labels: np.ndarray | None) -> Colours:
 def compare_colours(samples: Colours, data: Colours) -> tuple[dict[str, float], str | None]:
     """Returns the metrics, and a sentence if the samples are further off than chance explains.
 
-    Metrics: `sample_mean_red` and so on, `sample_std_...`, the same of the data, in 0..255; and `colour_shift`, the
-    largest distance of all, in standard errors.
+    Metrics: `sample_mean_red` and so on, `sample_std_...`, the same of the data, in 0..255; and
+    `colour_shift`, the largest distance of all, in standard errors.
     """
     names, off = CHANNELS[len(data.mean)], shift(samples, data)
     record = {
@@ -131,9 +144,12 @@ def compare_colours(samples: Colours, data: Colours) -> tuple[dict[str, float], 
     if errors <= TOLERANCE:
         return record, None
     what, theirs, ours = (
-        ("mean", samples.mean, data.mean) if which == 0 else ("standard deviation", samples.std, data.std)
+        ("mean", samples.mean, data.mean)
+        if which == 0
+        else ("standard deviation", samples.std, data.std)
     )
     return record, (
-        f"the samples' {what} of {names[channel]} is {theirs[channel]:.1f}, that of the training images "
-        f"{ours[channel]:.1f}: {errors:.1f} standard errors of {samples.count:.0f} images apart."
+        f"the samples' {what} of {names[channel]} is {theirs[channel]:.1f}, that of the training "
+        f"images {ours[channel]:.1f}: {errors:.1f} standard errors of {samples.count:.0f} images "
+        "apart."
     )

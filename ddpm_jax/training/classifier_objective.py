@@ -1,4 +1,5 @@
-"""The objective of a classifier of noisy images: cross-entropy at a random t. The network is `models.classifier`."""
+"""The objective of a classifier of noisy images: cross-entropy at a random t. The network is
+`models.classifier`."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -40,9 +41,9 @@ def classifier_objective(
       flip: mirror each image with probability 1/2.
 
     Returns:
-      An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}, or with x_0 for the image as in
-      `diffusion_objective`. Its metrics are the accuracy, and
-      loss and accuracy in each quarter of the chain.
+      An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}, or with x_0 for
+      the image as in `diffusion_objective`. Its metrics are the accuracy, and loss and accuracy in
+      each quarter of the chain.
 
     Raises:
       UsageError: another timestep_sampling.
@@ -53,9 +54,13 @@ def classifier_objective(
     def loss_fn(params, state, batch, key, index):
         x_0, label = x_0_of(batch, key, index, flip=flip), batch["label"]
         t = draw_t(stream(key, "t"), index, num_timesteps)
-        eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(example_keys(key, "eps", index))
+        eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(
+            example_keys(key, "eps", index)
+        )
         x_t = q_sample(schedule, x_0, t, eps)
-        logits = apply(params, x_t, jnp.asarray(schedule.timesteps)[t], example_keys(key, "dropout", index))
+        logits = apply(
+            params, x_t, jnp.asarray(schedule.timesteps)[t], example_keys(key, "dropout", index)
+        )
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), label[:, None], axis=1)[:, 0]
         return loss, ClassifierAux(t, loss, jnp.argmax(logits, axis=1) == label)
 
@@ -67,4 +72,6 @@ def classifier_objective(
             **loss_over_time(aux.t, aux.loss, num_timesteps),
         }
 
-    return Objective(init=lambda params: (), loss=loss_fn, update=lambda state, aux: state, metrics=metrics)
+    return Objective(
+        init=lambda params: (), loss=loss_fn, update=lambda state, aux: state, metrics=metrics
+    )

@@ -1,7 +1,8 @@
-"""What a model is told of an example beside x_t and t, made from the example: labels, dropped at random, and low_res.
+"""What a model is told of an example beside x_t and t, made from the example: labels, dropped at
+random, and low_res.
 
-What a condition is and how the network takes it, is in `models`; guidance at sampling, which uses the null class, is
-not here.
+What a condition is and how the network takes it, is in `models`; guidance at sampling, which uses
+the null class, is not here.
 """
 
 from typing import NamedTuple
@@ -18,25 +19,33 @@ class Conditioning(NamedTuple):
     """Which conditions a model has. By default none."""
 
     num_classes: int = 0  # K; 0: no labels
-    label_dropout: float = 0.0  # probability, in training, that a label is replaced by the null class
-    low_res_factor: int = 0  # how many times smaller, in height and width, the low-resolution image is; 0: none
+    # probability, in training, that a label is replaced by the null class
+    label_dropout: float = 0.0
+    # how many times smaller, in height and width, the low-resolution image is; 0: none
+    low_res_factor: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
         """What the model is told, in words."""
-        told = {"their label": self.num_classes, "the image of lower resolution": self.low_res_factor}
+        told = {
+            "their label": self.num_classes,
+            "the image of lower resolution": self.low_res_factor,
+        }
         return tuple(name for name, is_told in told.items() if is_told)
 
 
 UNCONDITIONAL = Conditioning()
 
 
-def condition_of(conditioning: Conditioning, x_0: chex.Array, label: chex.Array | None) -> Condition | None:
+def condition_of(
+    conditioning: Conditioning, x_0: chex.Array, label: chex.Array | None
+) -> Condition | None:
     """Returns what the model is told of these examples, or None where it is told nothing.
 
     Args:
       conditioning: which conditions there are.
-      x_0: float32 [B, H, W, C] in [-1, 1], mirrored already where training mirrors; H and W multiples of the factor.
+      x_0: float32 [B, H, W, C] in [-1, 1], mirrored already where training mirrors; H and W
+        multiples of the factor.
       label: int32 [B] in 0..K-1; not read where there are no classes.
     """
     if not conditioning.num_classes and not conditioning.low_res_factor:
@@ -48,10 +57,14 @@ def condition_of(conditioning: Conditioning, x_0: chex.Array, label: chex.Array 
     )
 
 
-def drop_labels(conditioning: Conditioning, condition: Condition | None, keys: chex.PRNGKey) -> Condition | None:
-    """Replaces each label by the null class with probability `label_dropout` (Ho and Salimans 2022, algorithm 1).
+def drop_labels(
+    conditioning: Conditioning, condition: Condition | None, keys: chex.PRNGKey
+) -> Condition | None:
+    """Replaces each label by the null class with probability `label_dropout` (Ho and Salimans 2022,
+    algorithm 1).
 
-    `keys` are typed keys [B], one for each example, so that a draw does not depend on the batch around it.
+    `keys` are typed keys [B], one for each example, so that a draw does not depend on the batch
+    around it.
     """
     if condition is None or condition.label is None or not conditioning.label_dropout:
         return condition

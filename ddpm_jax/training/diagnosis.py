@@ -1,8 +1,9 @@
-"""Where a number stopped being finite: the failing step once more, part by part, with an eye on every module.
+"""Where a number stopped being finite: the failing step once more, part by part, with an eye on
+every module.
 
-The step itself only says that its loss or gradient is not finite, and leaves the state as it was (`step`). Here that
-state and the batch are run again, first forward, then with the gradient, and the first place that fails is put into
-words. What to do about it is said by the loop.
+The step itself only says that its loss or gradient is not finite, and leaves the state as it was
+(`step`). Here that state and the batch are run again, first forward, then with the gradient, and
+the first place that fails is put into words. What to do about it is said by the loop.
 """
 
 import functools
@@ -23,23 +24,32 @@ Explain = Callable[[TrainState, Mapping[str, np.ndarray], chex.PRNGKey], str | N
 NETWORK = "the network"
 
 
-def make_explain(objective: Objective, *, parts: int, whole: Callable[[Any], Any] = lambda tree: tree) -> Explain:
-    """Returns explain(state, batch, base_key) -> why the step from `state` is not finite, as half a sentence.
+def make_explain(
+    objective: Objective, *, parts: int, whole: Callable[[Any], Any] = lambda tree: tree
+) -> Explain:
+    """Returns explain(state, batch, base_key) -> why the step from `state` is not finite, as half a
+    sentence.
 
-    Several processes call it together, each with its share of the batch. It returns None where all of that is finite.
+    Several processes call it together, each with its share of the batch. It returns None where all
+    of that is finite.
 
     Args:
       objective: what was trained. Its network is watched if it is made of Flax modules.
-      parts: equal parts, one after another, that this process's share of the batch is computed in. Examples draw the
-        same numbers in any part, so that one may be no larger than what a device computes at once.
+      parts: equal parts, one after another, that this process's share of the batch is computed in.
+        Examples draw the same numbers in any part, so that one may be no larger than what a device
+        computes at once.
       whole: a part of the state -> all of it on every device (`Parallelism.whole`).
     """
 
-    def explain(state: TrainState, batch: Mapping[str, np.ndarray], base_key: chex.PRNGKey) -> str | None:
+    def explain(
+        state: TrainState, batch: Mapping[str, np.ndarray], base_key: chex.PRNGKey
+    ) -> str | None:
         # One copy of what every device holds.
         held = whole((state.params, state.objective_state, state.step))
         params, objective_state, step = jax.tree.map(lambda leaf: leaf.addressable_data(0), held)
-        bad = next((name for name, leaf in _named(params) if not bool(jnp.all(jnp.isfinite(leaf)))), None)
+        bad = next(
+            (name for name, leaf in _named(params) if not bool(jnp.all(jnp.isfinite(leaf)))), None
+        )
         if bad is not None:
             return f"the parameter {bad} was not finite before that step"
         rest = jax.tree.map(np.asarray, (objective_state, jax.random.key_data(base_key), step))
@@ -82,18 +92,22 @@ def _gradient_norms(objective: Objective, params, objective_state, key_data, ste
         loss, _ = objective.loss(params, objective_state, examples, key, index)
         return jnp.mean(loss)
 
-    return jax.tree.map(lambda leaf: jnp.sqrt(jnp.sum(jnp.square(leaf))), jax.grad(mean_loss)(params))
+    return jax.tree.map(
+        lambda leaf: jnp.sqrt(jnp.sum(jnp.square(leaf))), jax.grad(mean_loss)(params)
+    )
 
 
 class _Watch:
-    """Notes what goes into and comes out of every Flax module, in the order of computation (`nn.intercept_methods`).
+    """Notes what goes into and comes out of every Flax module, in the order of computation
+    (`nn.intercept_methods`).
 
-    A callback from the device, and not a result of the program, because recomputed blocks (`nn.remat`) let nothing else
-    out.
+    A callback from the device, and not a result of the program, because recomputed blocks
+    (`nn.remat`) let nothing else out.
     """
 
     def __init__(self) -> None:
-        self.places: list[tuple[str, str]] = []  # ("mid/attention", "input"), in the order of computation
+        # ("mid/attention", "input"), in the order of computation
+        self.places: list[tuple[str, str]] = []
         self.bad: set[int] = set()  # the places where a number was not finite
         self.largest: dict[int, float] = {}
 
@@ -107,11 +121,17 @@ class _Watch:
         return output
 
     def _note(self, name: str, side: str, tree: Any) -> None:
-        numbers = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+        numbers = [
+            x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+        ]
         if numbers:
             finite = jnp.array([jnp.all(jnp.isfinite(x)) for x in numbers])
-            largest = jnp.array([jnp.max(jnp.abs(x).astype(jnp.float32), initial=0.0) for x in numbers])
-            jax.debug.callback(functools.partial(self._seen, len(self.places)), jnp.all(finite), jnp.max(largest))
+            largest = jnp.array(
+                [jnp.max(jnp.abs(x).astype(jnp.float32), initial=0.0) for x in numbers]
+            )
+            jax.debug.callback(
+                functools.partial(self._seen, len(self.places)), jnp.all(finite), jnp.max(largest)
+            )
         self.places.append((name, side))
 
     def _seen(self, place: int, finite: np.ndarray, largest: np.ndarray) -> None:
@@ -122,13 +142,21 @@ class _Watch:
     def first(self) -> str:
         """The first place that is not finite, in words; the loss if there is none."""
         if not self.bad:
-            return "the network's output is finite, the loss that is made of it is not" if self.places else "the loss"
+            return (
+                "the network's output is finite, the loss that is made of it is not"
+                if self.places
+                else "the loss"
+            )
         place = min(self.bad)
         name, side = self.places[place]
         if side == "input":
             return f"the first number that is not finite is in the input of {name}"
         entered = max(i for i, there in enumerate(self.places[:place]) if there == (name, "input"))
-        reach = f" (its input is finite, up to {self.largest[entered]:.3g})" if entered in self.largest else ""
+        reach = (
+            f" (its input is finite, up to {self.largest[entered]:.3g})"
+            if entered in self.largest
+            else ""
+        )
         return f"the first number that is not finite is in the output of {name}{reach}"
 
     def order(self, name: str) -> int:
@@ -138,7 +166,8 @@ class _Watch:
 
 
 def _weight(aux: Any) -> str | None:
-    """That the loss of diffusion fails by its weight over t, in words, where the errors that it weighs are finite."""
+    """That the loss of diffusion fails by its weight over t, in words, where the errors that it
+    weighs are finite."""
     errors = [getattr(aux, name, np.nan) for name in ("simple", "vlb")]
     if not all(np.all(np.isfinite(error)) for error in errors):
         return None
@@ -157,8 +186,8 @@ def _first_gradient(norms: Any, watch: _Watch) -> str:
     # The gradient is computed from the loss back to the input.
     first = max(bad, key=watch.order)
     return (
-        f"the loss is finite, its gradient is not: on the way back from the loss that of {first} is the first to fail"
-        f"{f', and {len(bad) - 1} more do' if len(bad) > 1 else ''}"
+        f"the loss is finite, its gradient is not: on the way back from the loss that of {first} "
+        f"is the first to fail{f', and {len(bad) - 1} more do' if len(bad) > 1 else ''}"
     )
 
 

@@ -1,7 +1,7 @@
 """Moving averages of the parameters: the weights that are sampled from and evaluated.
 
-Here are the laws by which an average takes in new parameters during training. What can be made of saved averages
-afterwards is in `ema_profiles`.
+Here are the laws by which an average takes in new parameters during training. What can be made of
+saved averages afterwards is in `ema_profiles`.
 """
 
 import math
@@ -17,27 +17,36 @@ from ddpm_jax.training.ema_profiles import gamma_of
 class Average(NamedTuple):
     """The law of one average. At most one of `warmup`, `rampup_ratio` and `sigma_rel` is set."""
 
-    decay: float = 0.9999  # share of itself that an average keeps in an update (Ho et al. 2020, appendix B)
-    warmup: bool = False  # the decay is at most (1 + step) / (10 + step): TensorFlow's, with num_updates
-    rampup_ratio: float = 0.0  # the half-life is at most this share of the steps done; 0: not limited (EDM: 0.05)
-    sigma_rel: float = 0.0  # above 0: a power function of time, of this relative width (EDM2), and no decay
+    # share of itself that an average keeps in an update (Ho et al. 2020, appendix B)
+    decay: float = 0.9999
+    # the decay is at most (1 + step) / (10 + step): TensorFlow's, with num_updates
+    warmup: bool = False
+    # the half-life is at most this share of the steps done; 0: not limited (EDM: 0.05)
+    rampup_ratio: float = 0.0
+    # above 0: a power function of time, of this relative width (EDM2), and no decay
+    sigma_rel: float = 0.0
 
 
 def init(params: Any) -> Any:
-    """Starts an average at the parameters: a copy, because a donated buffer cannot be given twice."""
+    """Starts an average at the parameters: a copy, because a donated buffer cannot be given
+    twice."""
     return jax.tree.map(jnp.copy, params)
 
 
 def rate_at(step: chex.Array, average: Average) -> chex.Array:
-    """1 - decay: the share of the new parameters after update number `step` (0-based), float32 scalar.
+    """1 - decay: the share of the new parameters after update number `step` (0-based), float32
+    scalar.
 
     Not the decay itself, which in float32 would lose digits the nearer it is to 1.
 
     - constant: 1 - d;
     - `warmup`: d_t = min(d, (1 + step) / (10 + step));
-    - `rampup_ratio` r: the half-life of d, or r step where that is shorter (Karras et al. 2022, their code);
-    - `sigma_rel`: β_t = (1 - 1/t)^(γ+1) with t = step + 1 (Karras et al. 2024, section 3.1), which makes the average
-      after t updates that of all parameters so far with weights proportional to time^γ: the initial ones have none.
+    - `rampup_ratio` r: the half-life of d, or r step where that is shorter (Karras et al. 2022,
+    their code);
+    - `sigma_rel`: β_t = (1 - 1/t)^(γ+1) with t = step + 1 (Karras et al. 2024, section 3.1), which
+    makes the average
+      after t updates that of all parameters so far with weights proportional to time^γ: the initial
+      ones have none.
     """
     step = jnp.asarray(step, jnp.float32)
     if average.sigma_rel:

@@ -1,9 +1,11 @@
-"""Averages of any length from saved ones, after training (Karras et al. 2024, section 3 and appendix C), in float64.
+"""Averages of any length from saved ones, after training (Karras et al. 2024, section 3 and
+appendix C), in float64.
 
-An average over a run is told by its profile: the weight p(τ) that the parameters of time τ have in it. Those kept by
-`ema.update` with `sigma_rel` have p(τ) = (γ + 1) τ^γ / t^(γ+1) on [0, t], t being the steps done. Any other profile is
-approximated by a sum of saved ones, and the average it belongs to by the same sum of saved averages. Time counts in
-steps; parameters of step k stand for the times (k - 1, k], so nothing here is rounded to steps.
+An average over a run is told by its profile: the weight p(τ) that the parameters of time τ have in
+it. Those kept by `ema.update` with `sigma_rel` have p(τ) = (γ + 1) τ^γ / t^(γ+1) on [0, t], t being
+the steps done. Any other profile is approximated by a sum of saved ones, and the average it belongs
+to by the same sum of saved averages. Time counts in steps; parameters of step k stand for the times
+(k - 1, k], so nothing here is rounded to steps.
 """
 
 from collections.abc import Sequence
@@ -36,37 +38,42 @@ def sigma_rel_of(gamma: float) -> float:
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """γ of a relative width: the largest root of γ³ + 7 γ² + (16 - σ^-2) γ + 12 - σ^-2 (their algorithm 2).
+    """γ of a relative width: the largest root of γ³ + 7 γ² + (16 - σ^-2) γ + 12 - σ^-2 (their
+    algorithm 2).
 
     Raises:
       UsageError: no γ > 0 has that width.
     """
     if not 0 < sigma_rel < WIDEST:
         raise UsageError(
-            f"The relative width of an average is {sigma_rel}: it must be above 0 and below {WIDEST:.4f}, where all of "
-            "the run weighs the same; 0.05 to 0.25 are usual."
+            f"The relative width of an average is {sigma_rel}: it must be above 0 and below "
+            f"{WIDEST:.4f}, where all of the run weighs the same; 0.05 to 0.25 are usual."
         )
     inverse_square = sigma_rel**-2
     return float(np.roots([1, 7, 16 - inverse_square, 12 - inverse_square]).real.max())
 
 
 def step_weights(profile: Profile) -> np.ndarray:
-    """How much the parameters after each of the updates 1..t weigh: float64 [t], (k^(γ+1) - (k-1)^(γ+1)) / t^(γ+1)."""
+    """How much the parameters after each of the updates 1..t weigh: float64 [t], (k^(γ+1) -
+    (k-1)^(γ+1)) / t^(γ+1)."""
     k = np.arange(int(profile.t) + 1, dtype=np.float64) / profile.t
     return np.diff(k ** (profile.gamma + 1))
 
 
 def inner_product(a: Profile, b: Profile) -> float:
-    """∫ p_a(τ) p_b(τ) dτ = (γ_a+1) (γ_b+1) (t_min / t_max)^γ / ((γ_a+γ_b+1) t_max), with the γ of the later one."""
+    """∫ p_a(τ) p_b(τ) dτ = (γ_a+1) (γ_b+1) (t_min / t_max)^γ / ((γ_a+γ_b+1) t_max), with the γ of
+    the later one."""
     early, late = sorted((a, b), key=lambda profile: profile.t)
     scale = (a.gamma + 1) * (b.gamma + 1) / ((a.gamma + b.gamma + 1) * late.t)
     return scale * (early.t / late.t) ** late.gamma
 
 
 def fit(wanted: Profile, saved: Sequence[Profile]) -> Fit:
-    """Finds the coefficients of least squares, min ||p - Σ c_i p_i||² over time, among those whose sum is 1.
+    """Finds the coefficients of least squares, min ||p - Σ c_i p_i||² over time, among those whose
+    sum is 1.
 
-    The sum is not bound in the paper. Where it is not 1, parameters that never moved would come out scaled.
+    The sum is not bound in the paper. Where it is not 1, parameters that never moved would come out
+    scaled.
 
     Raises:
       UsageError: nothing is saved.

@@ -1,7 +1,9 @@
 """What makes a training step take less memory than it took."""
 
 
-def remedies_of_a_step(*, batch_size: int, accumulate_steps: int, remat: str, parallel: str, devices: int) -> str:
+def remedies_of_a_step(
+    *, batch_size: int, accumulate_steps: int, remat: str, parallel: str, devices: int
+) -> str:
     """What to do, in the words of the config, of what is not done already.
 
     Args:
@@ -15,7 +17,10 @@ def remedies_of_a_step(*, batch_size: int, accumulate_steps: int, remat: str, pa
     parts = next((n for n in range(accumulate_steps + 1, share + 1) if share % n == 0), None)
     found = [f"lower train.batch_size (now {batch_size})"] if share > 1 else []
     if parts is not None:
-        found.append(f"compute it in parts, one after the other, with optimizer.accumulate_steps={parts} or more")
+        found.append(
+            f"compute it in parts, one after the other, with optimizer.accumulate_steps={parts} or "
+            "more"
+        )
     if remat != "blocks":
         found.append("compute activations again in the backward pass with model.remat=blocks")
     if devices > 1 and parallel != "fsdp":

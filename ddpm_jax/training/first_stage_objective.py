@@ -1,11 +1,12 @@
-"""The objective of a first stage: reconstruction, and what the kind adds to it. The network is `models.autoencoder`.
+"""The objective of a first stage: reconstruction, and what the kind adds to it. The network is
+`models.autoencoder`.
 
     ae    -log p(x|z)
     vae   -log p(x|z) + w KL(q(z|x) || N(0, I))                                        (Kingma and Welling 2014)
     vq    -log p(x|z) + |sg[z_e] - e|² + b |z_e - sg[e]|²                              (van den Oord et al. 2017)
 
-all divided by the number of dimensions of an image: nats per dimension. What may be added to that to make images sharp
-is in `sharpness`.
+all divided by the number of dimensions of an image: nats per dimension. What may be added to that
+to make images sharp is in `sharpness`.
 """
 
 from typing import Any, NamedTuple
@@ -32,7 +33,10 @@ from ddpm_jax.variational import evidence, quantization
 from ddpm_jax.variational.first_stage import KINDS, FirstStage, Latent
 from ddpm_jax.variational.quantization import Dictionary
 
-CODEBOOKS = {"averages": "exponential moving averages of the vectors", "gradient": "by the second term of the loss"}
+CODEBOOKS = {
+    "averages": "exponential moving averages of the vectors",
+    "gradient": "by the second term of the loss",
+}
 
 
 class FirstStageOptions(NamedTuple):
@@ -44,7 +48,8 @@ class FirstStageOptions(NamedTuple):
     commitment: float = 0.25  # b
     codebook: str = "averages"  # a key of CODEBOOKS
     codebook_decay: float = 0.99  # of the averages
-    restart_below: float = 0.0  # vectors per update below which a code is given a new place; 0 for never
+    # vectors per update below which a code is given a new place; 0 for never
+    restart_below: float = 0.0
 
 
 class FirstStageState(NamedTuple):
@@ -57,13 +62,15 @@ class FirstStageState(NamedTuple):
 class SharpState(NamedTuple):
     """As `FirstStageState`, with what the terms of `sharpness` remember.
 
-    A class of its own: a checkpoint has every field, and those of first stages without these terms have no more.
+    A class of its own: a checkpoint has every field, and those of first stages without these terms
+    have no more.
     """
 
     step: chex.Array
     dictionary: Dictionary | tuple
     adaptive_weight: chex.Array | tuple  # of the adversarial term, scalar
-    frozen: Any = ()  # weights of the perceptual distance, put there before the first step: in every checkpoint
+    # weights of the perceptual distance, put there before the first step: in every checkpoint
+    frozen: Any = ()
 
 
 class FirstStageAux(NamedTuple):
@@ -84,9 +91,10 @@ def first_stage_objective(
 ) -> Objective:
     """The objective over batches {"image": uint8 [B, H, W, C]}.
 
-    Metrics: `nll` in nats per dimension of the image, `mse` in squared levels of 0..255; of a VAE `kl` in nats per
-    image; where it is a code length `bits_per_dim`; of a VQ-VAE the `perplexity` of the batch's codes; and those of
-    `sharpness.sharpness_metrics`. With an adversarial term the parameters have a subtree `discriminator`.
+    Metrics: `nll` in nats per dimension of the image, `mse` in squared levels of 0..255; of a VAE
+    `kl` in nats per image; where it is a code length `bits_per_dim`; of a VQ-VAE the `perplexity`
+    of the batch's codes; and those of `sharpness.sharpness_metrics`. With an adversarial term the
+    parameters have a subtree `discriminator`.
 
     Raises:
       UsageError: an option out of its range.
@@ -113,10 +121,18 @@ def first_stage_objective(
         nll, kl = -first_stage.log_likelihood(decoded, x), first_stage.kl(latent)
         mse = first_stage.squared_error(decoded, x)
         num_dims, total = x[0].size, jnp.sum(kl, axis=(1, 2, 3))
-        aux = FirstStageAux(nll / num_dims, total, evidence.bits_per_dim(nll + total, num_dims), mse, sharpness=sharp_aux)
+        aux = FirstStageAux(
+            nll / num_dims,
+            total,
+            evidence.bits_per_dim(nll + total, num_dims),
+            mse,
+            sharpness=sharp_aux,
+        )
         loss = nll
         if kind == "vae":
-            weight = evidence.kl_weight(state.step, beta=options.beta, warmup_steps=options.kl_warmup_steps)
+            weight = evidence.kl_weight(
+                state.step, beta=options.beta, warmup_steps=options.kl_warmup_steps
+            )
             loss = loss + weight * evidence.free_nats(kl, options.free_nats)
         if kind == "vq":
             loss = loss + _codebook_terms(latent, options)
@@ -129,7 +145,9 @@ def first_stage_objective(
         state = FirstStageState(jnp.zeros((), jnp.int32), dictionary)
         return SharpState(*state, first_weight(sharpness)) if sharpness.has_terms else state
 
-    def update(state: FirstStageState | SharpState, aux: FirstStageAux) -> FirstStageState | SharpState:
+    def update(
+        state: FirstStageState | SharpState, aux: FirstStageAux
+    ) -> FirstStageState | SharpState:
         dictionary = state.dictionary
         if averages:
             vectors, order = aux.vectors.reshape(-1, aux.vectors.shape[-1]), aux.order.reshape(-1)
@@ -137,9 +155,15 @@ def first_stage_objective(
                 dictionary, vectors, aux.index.reshape(-1), decay=options.codebook_decay
             )
             if options.restart_below:
-                dictionary, _ = quantization.restart_dead(dictionary, vectors, order, least=options.restart_below)
+                dictionary, _ = quantization.restart_dead(
+                    dictionary, vectors, order, least=options.restart_below
+                )
         state = state._replace(step=state.step + 1, dictionary=dictionary)
-        return state._replace(adaptive_weight=next_weight(sharpness, aux.sharpness)) if sharpness.has_terms else state
+        return (
+            state._replace(adaptive_weight=next_weight(sharpness, aux.sharpness))
+            if sharpness.has_terms
+            else state
+        )
 
     def metrics(aux: FirstStageAux) -> Sums:
         means = {"nll": aux.nll, "mse": aux.mse}
@@ -154,7 +178,11 @@ def first_stage_objective(
         return sums | sharpness_metrics(aux.sharpness)
 
     def impose(params: Any, state: FirstStageState | SharpState) -> Any:
-        return {**params, "codebook": quantization.codebook_of(state.dictionary)} if averages else params
+        return (
+            {**params, "codebook": quantization.codebook_of(state.dictionary)}
+            if averages
+            else params
+        )
 
     return Objective(
         init=init,
@@ -167,7 +195,8 @@ def first_stage_objective(
 
 
 def _codebook_terms(latent: Latent, options: FirstStageOptions) -> chex.Array:
-    """What ties the encoder to the codebook, and without averages the codebook to the encoder: [B]."""
+    """What ties the encoder to the codebook, and without averages the codebook to the encoder:
+    [B]."""
     terms = options.commitment * quantization.commitment_loss(latent.encoded, latent.codes.codes)
     if options.codebook == "gradient":
         terms = terms + quantization.codebook_loss(latent.encoded, latent.codes.codes)

@@ -1,4 +1,5 @@
-"""Parameters that a new run begins with instead of drawing them: which of another run's fit, and putting them in place.
+"""Parameters that a new run begins with instead of drawing them: which of another run's fit, and
+putting them in place.
 
 Finding and reading the other run is for callers; a run's own checkpoints are in `checkpoint`.
 """
@@ -17,8 +18,8 @@ Given = Mapping[tuple[str, ...], Any]  # path in the tree of parameters -> leaf
 def fitting(theirs: Any, ours: Any, *, source: str) -> tuple[Given, list[str]]:
     """Returns (the leaves of `theirs` that a model takes over, the names of those that it draws).
 
-    All are taken over but the table of classes, where their number differs or only one of the models is conditioned
-    on them.
+    All are taken over but the table of classes, where their number differs or only one of the
+    models is conditioned on them.
 
     Args:
       theirs: a tree of parameters, arrays.
@@ -29,15 +30,20 @@ def fitting(theirs: Any, ours: Any, *, source: str) -> tuple[Given, list[str]]:
       UsageError: another parameter is of another shape, or absent on one side.
     """
     there, here = flatten_dict(theirs), flatten_dict(ours)
-    shapes_there, shapes_here = ({path: tuple(leaf.shape) for path, leaf in tree.items()} for tree in (there, here))
-    differing = sorted(path for path in there | here if shapes_there.get(path) != shapes_here.get(path))
+    shapes_there, shapes_here = (
+        {path: tuple(leaf.shape) for path, leaf in tree.items()} for tree in (there, here)
+    )
+    differing = sorted(
+        path for path in there | here if shapes_there.get(path) != shapes_here.get(path)
+    )
     wrong = [path for path in differing if CLASSES not in path]
     if wrong:
         first, others = wrong[0], len(wrong) - 1
         raise UsageError(
-            f"{source} is of another architecture: {'/'.join(first)} is {shapes_there.get(first, 'absent')} there and "
-            f"{shapes_here.get(first, 'absent')} in this model{f', and {others} more differ' if others else ''}: "
-            "give the fields of the network (config groups model and dit) as that run has them."
+            f"{source} is of another architecture: {'/'.join(first)} is "
+            f"{shapes_there.get(first, 'absent')} there and {shapes_here.get(first, 'absent')} in "
+            f"this model{f', and {others} more differ' if others else ''}: give the fields of the "
+            "network (config groups model and dit) as that run has them."
         )
     taken = {path: there[path] for path in here if path not in differing}
     return taken, ["/".join(path) for path in differing if path in here]

@@ -1,4 +1,5 @@
-"""Images -> what a frozen encoder says of them: the scale of latents, and latents kept on disk, encoded once.
+"""Images -> what a frozen encoder says of them: the scale of latents, and latents kept on disk,
+encoded once.
 
 What is kept is the encoder's output, of a VAE the moments: z is drawn from them anew in every step
 (`latent_diffusion`). A file holds some thousand images, and is there whole or not at all.
@@ -38,8 +39,11 @@ SHARD = 1024  # images in a file: of ImageNet's latents, and of the mirrored ima
 MANIFEST = "latents.json"
 
 
-def measure_scale(space: LatentSpace, params: Any, source: Source, *, key: chex.PRNGKey, num_images: int) -> float:
-    """The scale that gives the latents of up to so many images, evenly spaced in the source, standard deviation 1.
+def measure_scale(
+    space: LatentSpace, params: Any, source: Source, *, key: chex.PRNGKey, num_images: int
+) -> float:
+    """The scale that gives the latents of up to so many images, evenly spaced in the source,
+    standard deviation 1.
 
     Raises:
       UsageError: the latents do not vary.
@@ -51,7 +55,9 @@ def measure_scale(space: LatentSpace, params: Any, source: Source, *, key: chex.
         x, index = examples
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         z = space.encode(Frozen(params, jnp.float32(1)), to_model_range(x), keys)
-        return jnp.stack([jnp.sum(z, axis=(1, 2, 3)), jnp.sum(jnp.square(z), axis=(1, 2, 3))], axis=1)
+        return jnp.stack(
+            [jnp.sum(z, axis=(1, 2, 3)), jnp.sum(jnp.square(z), axis=(1, 2, 3))], axis=1
+        )
 
     mine = rows[hosts.share(len(rows))]
     found = hosts.gather((totals for totals, _ in _stream(sums, params, source, mine)), len(rows))
@@ -59,9 +65,13 @@ def measure_scale(space: LatentSpace, params: Any, source: Source, *, key: chex.
 
 
 def _stream(
-    function: Callable[[Any, tuple[chex.Array, chex.Array]], chex.Array], params: Any, source: Source, rows: np.ndarray
+    function: Callable[[Any, tuple[chex.Array, chex.Array]], chex.Array],
+    params: Any,
+    source: Source,
+    rows: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (function(params, (images uint8 [n, H, W, C], rows int32 [n])), labels int32 [n]), all rows in order."""
+    """Yields (function(params, (images uint8 [n, H, W, C], rows int32 [n])), labels int32 [n]), all
+    rows in order."""
     mapped, size = pmap.map_examples(function), BATCH * jax.local_device_count()
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -70,7 +80,8 @@ def _stream(
         return padded, gather(source, padded)
 
     threads = os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:  # decoding pictures may take longer than encoding them
+    # decoding pictures may take longer than encoding them
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         coming = collections.deque()
         for batch in batches:
             coming.append((len(batch), pool.submit(read, batch)))
@@ -89,9 +100,11 @@ def _finish(
 
 
 class CachedLatents:
-    """Random access to {"encoded": float32 [V, h, w, m], "label": int32 []} in files that are mapped into memory.
+    """Random access to {"encoded": float32 [V, h, w, m], "label": int32 []} in files that are
+    mapped into memory.
 
-    For `pipeline.train_iterator`: its batches are of the same examples as those of the images, in the same order.
+    For `pipeline.train_iterator`: its batches are of the same examples as those of the images, in
+    the same order.
     """
 
     def __init__(self, paths: Sequence[pathlib.Path], of: Source, encoded: tuple[int, ...]):
@@ -116,11 +129,18 @@ class CachedLatents:
 
 
 def cached(
-    directory: pathlib.Path, space: LatentSpace, params: Any, source: Source, *, flip: bool, sha256: str
+    directory: pathlib.Path,
+    space: LatentSpace,
+    params: Any,
+    source: Source,
+    *,
+    flip: bool,
+    sha256: str,
 ) -> CachedLatents:
     """Encodes what of `source` is not yet kept in `directory`, and returns what is.
 
-    Several processes share the work; they must see one directory. A command that was stopped goes on where it stopped.
+    Several processes share the work; they must see one directory. A command that was stopped goes
+    on where it stopped.
 
     Args:
       directory: of this machine; created if need be.
@@ -132,9 +152,15 @@ def cached(
 
     Raises:
       UsageError: the directory holds latents of other images or of another first stage.
-      FailureError: it cannot be written, a file there is damaged, or another command encodes latents there.
+      FailureError: it cannot be written, a file there is damaged, or another command encodes
+        latents there.
     """
-    made_of = {"first_stage_sha256": sha256, "data": source.fingerprint, "flip": flip, "images_in_a_file": SHARD}
+    made_of = {
+        "first_stage_sha256": sha256,
+        "data": source.fingerprint,
+        "flip": flip,
+        "images_in_a_file": SHARD,
+    }
     count = -(-len(source) // SHARD)
     paths = [directory / f"latents-{i:05d}-of-{count:05d}.npy" for i in range(count)]
 
@@ -145,7 +171,11 @@ def cached(
 
     # Where all is there, several runs may begin at once.
     complete = hosts.tell_all(all(path.exists() for path in (directory / MANIFEST, *paths)))
-    with contextlib.nullcontext() if all(complete) else hosts.alone(directory, "encoding latents into it"):
+    with (
+        contextlib.nullcontext()
+        if all(complete)
+        else hosts.alone(directory, "encoding latents into it")
+    ):
         with reporting(directory):
             _claim(directory, made_of)
             if hosts.is_first() and not all(complete):
@@ -193,12 +223,14 @@ def _table(encoded: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
-    """Writes what the latents are of into a directory that has none; refuses one that holds others."""
+    """Writes what the latents are of into a directory that has none; refuses one that holds
+    others."""
     path = directory / MANIFEST
     if not path.exists():
         if next(directory.glob("latents-*.npy"), None) is not None:
             raise UsageError(
-                f"first_stage.cache: {directory} holds latents without a {MANIFEST}: name another directory."
+                f"first_stage.cache: {directory} holds latents without a {MANIFEST}: name another "
+                "directory."
             )
         if hosts.is_first():
             write_atomically(path, (json.dumps(made_of, indent=2) + "\n").encode())
@@ -206,11 +238,17 @@ def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
     try:
         found = parse(read_file(path, largest=LARGEST + 1), Table())
     except Malformed as error:
-        raise FailureError(f"{path} is damaged ({error}): delete {directory} to encode again.") from None
+        raise FailureError(
+            f"{path} is damaged ({error}): delete {directory} to encode again."
+        ) from None
     pairs = differing({name: value for name, value in found.items() if name in made_of}, made_of)
     if pairs:
-        named = ", ".join(f"{name} is {there} there, {here} here" for name, (there, here) in pairs.items())
-        raise UsageError(f"first_stage.cache: {directory} holds other latents ({named}): name another directory.")
+        named = ", ".join(
+            f"{name} is {there} there, {here} here" for name, (there, here) in pairs.items()
+        )
+        raise UsageError(
+            f"first_stage.cache: {directory} holds other latents ({named}): name another directory."
+        )
 
 
 def _read(path: pathlib.Path, expected: Header) -> np.ndarray:
@@ -218,4 +256,6 @@ def _read(path: pathlib.Path, expected: Header) -> np.ndarray:
         try:
             return map_npy(path, expected)
         except BadArchive as error:
-            raise FailureError(f"{path} is damaged ({error}): delete it, and it is encoded anew.") from error
+            raise FailureError(
+                f"{path} is damaged ({error}): delete it, and it is encoded anew."
+            ) from error

@@ -1,8 +1,9 @@
 """The training loop, top to bottom: fetch a batch, step, report, save, sample.
 
-The host stays one call behind the device: it dispatches call n and then reads the metrics of call n-1, so the device
-never waits for logging, and the batch of call n is on its way to the device while that works on call n-1. A call is one
-step, or `steps_per_call` of them. The arithmetic is in `step`; what goes to disk is in `checkpoint` and `metrics`.
+The host stays one call behind the device: it dispatches call n and then reads the metrics of call
+n-1, so the device never waits for logging, and the batch of call n is on its way to the device
+while that works on call n-1. A call is one step, or `steps_per_call` of them. The arithmetic is in
+`step`; what goes to disk is in `checkpoint` and `metrics`.
 """
 
 import math
@@ -16,9 +17,9 @@ import numpy as np
 
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.distributed import hosts
+from ddpm_jax.distributed.interrupt import Interrupt, Stopped, Wish
 from ddpm_jax.distributed.pmap import PMAP, Parallelism
 from ddpm_jax.errors import FailureError
-from ddpm_jax.interrupt import Interrupt, Stopped, Wish
 from ddpm_jax.monitoring.metric_writer import Averages, MetricWriter, Progress, Throughput
 from ddpm_jax.monitoring.profiling import Trace
 from ddpm_jax.training.diagnosis import Explain
@@ -27,8 +28,8 @@ from ddpm_jax.training.state import TrainState
 SINCE_RECORD = "since_record"  # in the data item of a checkpoint that was saved between two records
 PROMISE = "saving after this step; Ctrl-C again stops without saving"
 FINITE = (
-    "computed again, each part of the batch has a finite loss and gradient, so either their sum overflows or the "
-    "device erred"
+    "computed again, each part of the batch has a finite loss and gradient, so either their sum "
+    "overflows or the device erred"
 )
 
 
@@ -41,11 +42,13 @@ class LoopOptions(NamedTuple):
     sample_every: int  # 0: only at the end
     save_every: int
     steps_per_call: int = 1  # dispatched together; fewer where a grid or a save is due sooner
-    skip_nonfinite: int = 0  # steps in a row that may change nothing, not being finite: that of `StepOptions`
+    # steps in a row that may change nothing, not being finite: that of `StepOptions`
+    skip_nonfinite: int = 0
     snapshot_every: int = 0  # and at the end; 0: never
 
     def next_call(self, step: int) -> int:
-        """Steps of the call after `step` updates: all, or one where that many would pass over what is due, or the end.
+        """Steps of the call after `step` updates: all, or one where that many would pass over what
+        is due, or the end.
 
         So every cadence is exact, and there are two programs at most.
         """
@@ -54,11 +57,17 @@ class LoopOptions(NamedTuple):
 
     def is_snapshot_due(self, step: int) -> bool:
         """Whether averages are kept after `step` updates."""
-        return step > 0 and self.snapshot_every > 0 and (step % self.snapshot_every == 0 or step == self.num_steps)
+        return (
+            step > 0
+            and self.snapshot_every > 0
+            and (step % self.snapshot_every == 0 or step == self.num_steps)
+        )
 
     def is_grid_due(self, step: int) -> bool:
         """Whether a grid is drawn after `step` updates."""
-        return step > 0 and (step == self.num_steps or (self.sample_every > 0 and step % self.sample_every == 0))
+        return step > 0 and (
+            step == self.num_steps or (self.sample_every > 0 and step % self.sample_every == 0)
+        )
 
     def _cadences(self) -> tuple[int, ...]:
         return self.sample_every, self.save_every, self.snapshot_every
@@ -93,7 +102,8 @@ def train(
     writer: MetricWriter,
     progress: Progress,
     on_sample: Callable[[int, TrainState], None],
-    train_steps: Callable[[TrainState, Any, chex.PRNGKey], tuple[TrainState, dict[str, Any]]] | None = None,
+    train_steps: Callable[[TrainState, Any, chex.PRNGKey], tuple[TrainState, dict[str, Any]]]
+    | None = None,
     trace: Trace | None = None,
     explain: Explain | None = None,
     parallelism: Parallelism = PMAP,
@@ -102,9 +112,11 @@ def train(
     interrupt: Interrupt | None = None,
     since_record: Mapping[str, Any] = MappingProxyType({}),
 ) -> Outcome:
-    """Trains from `state` until `options.num_steps`, or until a signal or the time limit asks to stop; then saves.
+    """Trains from `state` until `options.num_steps`, or until a signal or the time limit asks to
+    stop; then saves.
 
-    Of several processes each calls this, and all stop after the same step when one of them is asked to.
+    Of several processes each calls this, and all stop after the same step when one of them is asked
+    to.
 
     Args:
       state: where to start; its buffers are donated.
@@ -116,33 +128,41 @@ def train(
       config: JSON-able, saved with every checkpoint.
       writer: receives a record every `log_every` steps.
       progress: the bar or lines that a person watches.
-      on_sample: called with (step, state) every `sample_every` steps and at the end, when the step is saved. It may
-        give up by raising `Stopped`.
-      train_steps: `parallel.several` of the step, mapped; needed where `options.steps_per_call` is above 1.
+      on_sample: called with (step, state) every `sample_every` steps and at the end, when the step
+        is saved. It may give up by raising `Stopped`.
+      train_steps: `parallel.several` of the step, mapped; needed where `options.steps_per_call` is
+        above 1.
       trace: profiles some of the steps.
-      explain: says why a step was not finite (`diagnosis.make_explain`), given the state before it, its batch, the key.
+      explain: says why a step was not finite (`diagnosis.make_explain`), given the state before it,
+        its batch, the key.
       parallelism: how state and batches are laid out over the devices.
-      on_snapshot: called with (step, state) every `snapshot_every` steps and after the last; needed where that is set.
-        It lets a step pass that it has been given before.
-      owes_grid: whether the run that saved `state` was stopped before the grid of that step was drawn.
+      on_snapshot: called with (step, state) every `snapshot_every` steps and after the last; needed
+        where that is set. It lets a step pass that it has been given before.
+      owes_grid: whether the run that saved `state` was stopped before the grid of that step was
+        drawn.
       interrupt: entered while training; by default one without a time limit.
-      since_record: of the data item of the checkpoint that `state` is of, what is there under `SINCE_RECORD`: the means
-        of the next record begin with it.
+      since_record: of the data item of the checkpoint that `state` is of, what is there under
+        `SINCE_RECORD`: the means of the next record begin with it.
 
     Raises:
-      FailureError: the loss or the gradient is not finite more often in a row than `options.skip_nonfinite` (the state
-        is not saved), or a checkpoint cannot be written.
+      FailureError: the loss or the gradient is not finite more often in a row than
+        `options.skip_nonfinite` (the state is not saved), or a checkpoint cannot be written.
     """
     state = parallelism.place(state)
     step = saved = int(state.step)
-    reporter, trace = _Reporter(options, writer, progress, in_a_row=int(state.nonfinite)), trace or Trace()
+    reporter, trace = (
+        _Reporter(options, writer, progress, in_a_row=int(state.nonfinite)),
+        trace or Trace(),
+    )
     reporter.set_state(since_record)
 
     def settle() -> None:
         try:
             reporter.settle()
         except _NotFinite as failure:
-            raise FailureError(failure.sentence(saved, explain and _why(explain, state, failure.batch, key))) from None
+            raise FailureError(
+                failure.sentence(saved, explain and _why(explain, state, failure.batch, key))
+            ) from None
 
     def save() -> None:
         nonlocal saved
@@ -156,7 +176,8 @@ def train(
         if options.is_snapshot_due(step):
             settle()
             with reporter.throughput.paused():
-                checkpointer.wait()  # one at a time: several processes might get to two of them in different orders
+                # one at a time: several processes might get to two of them in different orders
+                checkpointer.wait()
                 on_snapshot(step, state)
 
     def draw() -> int:
@@ -187,7 +208,8 @@ def train(
             reporter.dispatched(step, metrics, fetched)
             trace.done(step, state)
 
-            # A grid takes minutes, and a machine that is taken away gives notice of half of one: save before all else.
+            # A grid takes minutes, and a machine that is taken away gives notice of half of one:
+            # save before all else.
             if step % options.save_every == 0 or step == options.num_steps:
                 save()
             snapshot()
@@ -206,16 +228,20 @@ def train(
 class _Reporter:
     """Holds the metrics of the call in flight, and turns those that have arrived into records."""
 
-    def __init__(self, options: LoopOptions, writer: MetricWriter, progress: Progress, *, in_a_row: int):
+    def __init__(
+        self, options: LoopOptions, writer: MetricWriter, progress: Progress, *, in_a_row: int
+    ):
         self.throughput = Throughput()
         self._options, self._writer, self._progress = options, writer, progress
         self._averages = Averages()
         self._in_flight: tuple[int, Any, Sequence[Any]] | None = None
-        self._skipped, self._in_a_row = 0, in_a_row  # steps that were not finite: since the last record, and in a row
+        # steps that were not finite: since the last record, and in a row
+        self._skipped, self._in_a_row = 0, in_a_row
         self._compiled: set[int] = set()  # numbers of steps in a call
 
     def dispatched(self, step: int, metrics: Any, fetched: Sequence[Any]) -> None:
-        """Takes charge of the metrics, still on the device, of the steps up to `step`; stacked if several.
+        """Takes charge of the metrics, still on the device, of the steps up to `step`; stacked if
+        several.
 
         `fetched` holds the batch of each.
         """
@@ -245,9 +271,14 @@ class _Reporter:
             self._settle_step(step, one, speed, batch)
 
     def get_state(self) -> dict[str, Any]:
-        """What the next record will be made of besides the steps to come, for the data item of a checkpoint."""
+        """What the next record will be made of besides the steps to come, for the data item of a
+        checkpoint."""
         averages = self._averages.get_state()
-        return {SINCE_RECORD: averages | {"skipped": self._skipped}} if averages or self._skipped else {}
+        return (
+            {SINCE_RECORD: averages | {"skipped": self._skipped}}
+            if averages or self._skipped
+            else {}
+        )
 
     def set_state(self, since_record: Mapping[str, Any]) -> None:
         """Goes on from there."""
@@ -258,7 +289,9 @@ class _Reporter:
     def _is_logged(self, step: int) -> bool:
         return step % self._options.log_every == 0 or step == self._options.num_steps
 
-    def _settle_step(self, step: int, metrics: Mapping[str, Any], speed: Mapping[str, float], batch: Any) -> None:
+    def _settle_step(
+        self, step: int, metrics: Mapping[str, Any], speed: Mapping[str, float], batch: Any
+    ) -> None:
         if self._is_finite(step, metrics, batch):
             self._averages.add(metrics)
         else:
@@ -287,16 +320,28 @@ class _NotFinite(Exception):
     """A step that the run cannot go on after."""
 
     def __init__(self, step: int, name: str, value: float, in_a_row: int, batch: Any):
-        self.step, self.name, self.value, self.in_a_row, self.batch = step, name, value, in_a_row, batch
+        self.step, self.name, self.value, self.in_a_row, self.batch = (
+            step,
+            name,
+            value,
+            in_a_row,
+            batch,
+        )
 
     def sentence(self, saved: int, why: str | None) -> str:
         """What the user reads: which number, when, why, what is left and what to do."""
         times = f", {self.in_a_row} times in a row" if self.in_a_row > 1 else ""
-        kept = f"The checkpoint of step {saved} is kept" if saved else "No checkpoint had been saved yet"
+        kept = (
+            f"The checkpoint of step {saved} is kept"
+            if saved
+            else "No checkpoint had been saved yet"
+        )
         return (
-            f"{self.name} became {self.value} at step {self.step}{times}{f': {why}' if why else ''}. {kept}; lower "
-            "optimizer.learning_rate, raise optimizer.warmup_steps or set optimizer.clip_norm, and start again, or "
-            f"pass over more such steps in a row with train.skip_nonfinite={self.in_a_row}."
+            f"{self.name} became {self.value} at step "
+            f"{self.step}{times}{f': {why}' if why else ''}. {kept}; lower "
+            "optimizer.learning_rate, raise optimizer.warmup_steps or set optimizer.clip_norm, and "
+            "start again, or pass over more such steps in a row with "
+            f"train.skip_nonfinite={self.in_a_row}."
         )
 
 
@@ -305,6 +350,10 @@ def _why(explain: Explain, state: TrainState, batch: Any, key: chex.PRNGKey) -> 
     try:
         cause = explain(state, batch, key)
         found = (0, cause) if cause else (2, FINITE)
-    except Exception as error:  # whatever keeps the step from being repeated, the failure itself must be told
-        found = 1, f"its cause is not known, because repeating the step failed ({type(error).__name__})"
+    # whatever keeps the step from being repeated, the failure itself must be told
+    except Exception as error:
+        found = (
+            1,
+            f"its cause is not known, because repeating the step failed ({type(error).__name__})",
+        )
     return min(hosts.tell_all(found), key=lambda told: told[0])[1]

@@ -1,4 +1,5 @@
-"""What the step minimises, as an `Objective`; here the one of diffusion. The step knows only the interface."""
+"""What the step minimises, as an `Objective`; here the one of diffusion. The step knows only the
+interface."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,22 +19,26 @@ from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, conditio
 
 GIVEN = "x_0"  # what a batch may bring instead of an image: [B, h, w, c], as the model is to see it
 QUARTILES = 4
-BARS = 30  # of the histogram over t: as many as TensorBoard draws, which would otherwise cut them anew
+# of the histogram over t: as many as TensorBoard draws, which would otherwise cut them anew
+BARS = 30
 
 # (params, x_t [B, H, W, C], time float32 [B], condition, dropout keys [B]) -> output
 ApplyTrain = Callable[[Any, chex.Array, chex.Array, Condition | None, chex.PRNGKey], chex.Array]
-Sums = dict[str, tuple[chex.Array, chex.Array]]  # name -> (sum, count), scalars or vectors: the metric is their ratio
+# name -> (sum, count), scalars or vectors: the metric is their ratio
+Sums = dict[str, tuple[chex.Array, chex.Array]]
 
 
 class ByTime(NamedTuple):
-    """Sums and counts, [K], of the examples whose t fell into each of K equal parts of 0 <= t/T < 1."""
+    """Sums and counts, [K], of the examples whose t fell into each of K equal parts of 0 <= t/T <
+    1."""
 
     sum: chex.Array
     count: chex.Array
 
 
 def by_time(t: chex.Array, values: chex.Array, num_timesteps: int, parts: int) -> ByTime:
-    """Sums values [B] over each of `parts` equal parts of the chain; t int [B] in 0..num_timesteps-1."""
+    """Sums values [B] over each of `parts` equal parts of the chain; t int [B] in
+    0..num_timesteps-1."""
     inside = (t * parts // num_timesteps)[:, None] == jnp.arange(parts)[None, :]
     return ByTime(jnp.sum(jnp.where(inside, values[:, None], 0.0), axis=0), jnp.sum(inside, axis=0))
 
@@ -47,23 +52,29 @@ def loss_over_time(t: chex.Array, loss: chex.Array, num_timesteps: int) -> Sums:
 
 
 class Objective(NamedTuple):
-    """Pure functions that define what is trained. B counts the examples at hand; examples know their global index.
+    """Pure functions that define what is trained. B counts the examples at hand; examples know
+    their global index.
 
-    `state` is what the objective carries from step to step (any pytree, often empty); it changes only in `update`,
-    which is given `aux` gathered from all devices in the order of the global batch. `impose` puts in place those
-    parameters that follow from the state and from no gradient. `averaged` leaves out those that serve training alone.
+    `state` is what the objective carries from step to step (any pytree, often empty); it changes
+    only in `update`, which is given `aux` gathered from all devices in the order of the global
+    batch. `impose` puts in place those parameters that follow from the state and from no gradient.
+    `averaged` leaves out those that serve training alone.
     """
 
     init: Callable[[Any], Any]  # (initial params) -> state
-    loss: Callable[..., tuple[chex.Array, Any]]  # (params, state, batch, key, index [B]) -> (loss [B], aux leaves [B])
+    # (params, state, batch, key, index [B]) -> (loss [B], aux leaves [B])
+    loss: Callable[..., tuple[chex.Array, Any]]
     update: Callable[[Any, Any], Any]  # (state, aux) -> state
     metrics: Callable[[Any], Sums]  # aux -> sums and counts over the B examples
-    impose: Callable[[Any, Any], Any] = lambda params, state: params  # (updated params, updated state) -> params
-    averaged: Callable[[Any], Any] = lambda params: params  # params -> those that moving averages are kept of
+    # (updated params, updated state) -> params
+    impose: Callable[[Any, Any], Any] = lambda params, state: params
+    # params -> those that moving averages are kept of
+    averaged: Callable[[Any], Any] = lambda params: params
 
 
 def x_0_of(batch: Any, key: chex.PRNGKey, index: chex.Array, *, flip: bool) -> chex.Array:
-    """The examples as the model sees them: those that are `GIVEN`, else the images in [-1, 1], mirrored by chance."""
+    """The examples as the model sees them: those that are `GIVEN`, else the images in [-1, 1],
+    mirrored by chance."""
     if GIVEN in batch:
         return batch[GIVEN]
     x_0 = to_model_range(batch["image"])
@@ -109,11 +120,13 @@ def diffusion_objective(
       conditioning: what the network is told of each example; its labels are dropped here.
 
     Returns:
-      An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}; without classes no label is read.
-      Instead of the image a batch may bring x_0 itself, {"x_0": float32 [B, h, w, c]}, which is not mirrored.
+      An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}; without classes
+      no label is read. Instead of the image a batch may bring x_0 itself, {"x_0": float32 [B, h, w,
+      c]}, which is not mirrored.
 
     Raises:
-      UsageError: unknown timestep_sampling. Unknown names of the loss are refused when it is first traced.
+      UsageError: unknown timestep_sampling. Unknown names of the loss are refused when it is first
+        traced.
     """
     choose("timestep sampling", timestep_sampling, TIMESTEP_SAMPLING)
     num_timesteps = schedule.num_timesteps
@@ -127,7 +140,9 @@ def diffusion_objective(
     def loss_fn(params, history, batch, key, index):
         x_0 = x_0_of(batch, key, index, flip=flip)
         t, weight = draw_t(history, stream(key, "t"), index)
-        eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(example_keys(key, "eps", index))
+        eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(
+            example_keys(key, "eps", index)
+        )
         condition = condition_of(conditioning, x_0, batch.get("label"))
         condition = drop_labels(conditioning, condition, example_keys(key, "label", index))
         dropout_keys = example_keys(key, "dropout", index)
@@ -156,6 +171,8 @@ def diffusion_objective(
     return Objective(
         init=lambda params: timesteps.init_history(num_timesteps) if importance else (),
         loss=loss_fn,
-        update=lambda history, aux: timesteps.update_history(history, aux.t, aux.loss) if importance else history,
+        update=lambda history, aux: (
+            timesteps.update_history(history, aux.t, aux.loss) if importance else history
+        ),
         metrics=metrics,
     )

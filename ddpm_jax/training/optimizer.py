@@ -23,13 +23,17 @@ def _linear(learning_rate: float, steps: int) -> optax.Schedule:
 DECAYS = {"constant": _constant, "cosine": _cosine, "linear": _linear}
 
 
-def make_learning_rate(learning_rate: float, *, warmup_steps: int, decay: str, num_steps: int) -> optax.Schedule:
+def make_learning_rate(
+    learning_rate: float, *, warmup_steps: int, decay: str, num_steps: int
+) -> optax.Schedule:
     """Returns step -> learning rate.
 
     Args:
       learning_rate: the peak.
-      warmup_steps: W; the rate rises linearly from 0 at step 0 to the peak at step W (Ho et al. 2020's code: W = 5000).
-      decay: what follows, over the remaining num_steps - W steps: a key of `DECAYS`; cosine and linear end at 0.
+      warmup_steps: W; the rate rises linearly from 0 at step 0 to the peak at step W (Ho et al.
+        2020's code: W = 5000).
+      decay: what follows, over the remaining num_steps - W steps: a key of `DECAYS`; cosine and
+        linear end at 0.
       num_steps: length of the run; only cosine and linear ask for it.
 
     Raises:
@@ -38,12 +42,15 @@ def make_learning_rate(learning_rate: float, *, warmup_steps: int, decay: str, n
     after_warmup = choose("learning-rate decay", decay, DECAYS)
     if decay != "constant" and warmup_steps >= num_steps:
         raise UsageError(
-            f"warmup_steps ({warmup_steps}) must be smaller than num_steps ({num_steps}) to decay after it."
+            f"warmup_steps ({warmup_steps}) must be smaller than num_steps ({num_steps}) to decay "
+            "after it."
         )
     schedule = after_warmup(learning_rate, num_steps - warmup_steps)
     if warmup_steps == 0:
         return schedule
-    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), schedule], [warmup_steps])
+    return optax.join_schedules(
+        [optax.linear_schedule(0.0, learning_rate, warmup_steps), schedule], [warmup_steps]
+    )
 
 
 def check_length(
@@ -57,8 +64,8 @@ def check_length(
 ) -> None:
     """Refuses to resume a run with another length, if the learning rate has begun to fall over it.
 
-    While it has not, the steps that were done are those of a run that was begun with the new length. A
-    length that is passed already is no question of the rate: whoever resumes refuses it.
+    While it has not, the steps that were done are those of a run that was begun with the new
+    length. A length that is passed already is no question of the rate: whoever resumes refuses it.
 
     Args:
       learning_rate: the peak.
@@ -69,31 +76,40 @@ def check_length(
       step: the number of updates done.
 
     Raises:
-      UsageError: the two lengths differ, the decay is not constant, an update after step W is done, and the
-        new length is not passed yet.
+      UsageError: the two lengths differ, the decay is not constant, an update after step W is done,
+        and the new length is not passed yet.
     """
     if num_steps == saved_num_steps or decay == "constant" or step <= warmup_steps + 1:
         return
     if num_steps < step:
         return
     then, now = (
-        float(make_learning_rate(learning_rate, warmup_steps=warmup_steps, decay=decay, num_steps=length)(step))
+        float(
+            make_learning_rate(
+                learning_rate, warmup_steps=warmup_steps, decay=decay, num_steps=length
+            )(step)
+        )
         for length in (saved_num_steps, num_steps)
     )
     raise UsageError(
-        f"train.num_steps is {num_steps}, but optimizer.decay={decay} has lowered the learning rate over the "
-        f"{saved_num_steps} steps that this run was begun with: at step {step} it would be {now:.3g} instead of "
-        f"{then:.3g}, so resume with train.num_steps={saved_num_steps}, or begin another run in another --workdir."
+        f"train.num_steps is {num_steps}, but optimizer.decay={decay} has lowered the learning "
+        f"rate over the {saved_num_steps} steps that this run was begun with: at step {step} it "
+        f"would be {now:.3g} instead of {then:.3g}, so resume with "
+        f"train.num_steps={saved_num_steps}, or begin another run in another --workdir."
     )
 
 
-def _adam(learning_rate: optax.Schedule, weight_decay: float, **moments: float) -> optax.GradientTransformation:
+def _adam(
+    learning_rate: optax.Schedule, weight_decay: float, **moments: float
+) -> optax.GradientTransformation:
     if weight_decay:
         raise UsageError(f"adam takes no weight decay (it is {weight_decay}): choose adamw.")
     return optax.adam(learning_rate, **moments)
 
 
-def _adamw(learning_rate: optax.Schedule, weight_decay: float, **moments: float) -> optax.GradientTransformation:
+def _adamw(
+    learning_rate: optax.Schedule, weight_decay: float, **moments: float
+) -> optax.GradientTransformation:
     return optax.adamw(learning_rate, weight_decay=weight_decay, **moments)
 
 
@@ -109,7 +125,8 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Returns Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019); clipping is the step's affair.
+    """Returns Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019); clipping is the step's
+    affair.
 
     Raises:
       UsageError: unknown name, or weight decay with adam.
@@ -118,23 +135,31 @@ def make_optimizer(
 
 
 def for_players(
-    players: Mapping[str, optax.GradientTransformation], rest: optax.GradientTransformation, *, clip_norm: float
+    players: Mapping[str, optax.GradientTransformation],
+    rest: optax.GradientTransformation,
+    *,
+    clip_norm: float,
 ) -> optax.GradientTransformation:
-    """One optimiser for a dictionary of parameters, some of whose entries have an optimiser of their own.
+    """One optimiser for a dictionary of parameters, some of whose entries have an optimiser of
+    their own.
 
     Args:
       players: name of an entry -> its optimiser.
       rest: of all other entries together.
-      clip_norm: global norm to clip each player's gradient to, and that of the rest, by itself: one norm for all would
-        make the step of one depend on the gradient of the other. 0 for none.
+      clip_norm: global norm to clip each player's gradient to, and that of the rest, by itself: one
+        norm for all would make the step of one depend on the gradient of the other. 0 for none.
     """
     others = "/"  # no name of an entry
 
     def clipped(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-        return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
+        return (
+            optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
+        )
 
     def labels(params: Mapping[str, Any]) -> dict[str, str]:
         return {name: name if name in players else others for name in params}
 
     optimizers = {**players, others: rest}
-    return optax.partition({name: clipped(optimizer) for name, optimizer in optimizers.items()}, labels)
+    return optax.partition(
+        {name: clipped(optimizer) for name, optimizer in optimizers.items()}, labels
+    )

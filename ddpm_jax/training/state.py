@@ -18,20 +18,28 @@ class TrainState(NamedTuple):
 
     step: chex.Array  # int32 scalar, updates done so far
     params: Any  # float32
-    ema_params: Any  # float32, same tree, or that part of it which is used after training (`Objective.averaged`)
+    # float32, same tree, or that part of it which is used after training (`Objective.averaged`)
+    ema_params: Any
     opt_state: Any
-    objective_state: Any  # what the objective remembers, e.g. past losses for importance sampling; often empty
-    nonfinite: chex.Array = np.int32(0)  # int32 scalar, updates in a row whose loss or gradient was not finite
+    # what the objective remembers, e.g. past losses for importance sampling; often empty
+    objective_state: Any
+    # int32 scalar, updates in a row whose loss or gradient was not finite
+    nonfinite: chex.Array = np.int32(0)
     averages: Any = ()  # further averages of the parameters, by name; often none
 
 
-LATER = {"nonfinite": np.int32(0)}  # fields that older checkpoints lack, with what they stand for there
+# fields that older checkpoints lack, with what they stand for there
+LATER = {"nonfinite": np.int32(0)}
 
 
 def create(
-    params: Any, optimizer: optax.GradientTransformation, objective: Objective, averages: Iterable[str] = ()
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    averages: Iterable[str] = (),
 ) -> TrainState:
-    """The state before the first update; `averages` names those that are kept beside the one to sample from."""
+    """The state before the first update; `averages` names those that are kept beside the one to
+    sample from."""
 
     # Compiled as one: each leaf by itself would be a program of its own.
     @jax.jit

@@ -1,6 +1,7 @@
 """One update, as a pure function: gradients, averaging over devices, clipping, Optax, EMA.
 
-It knows nothing of which objective it minimises, nor how many devices there are: `Collectives` speak to them.
+It knows nothing of which objective it minimises, nor how many devices there are: `Collectives`
+speak to them.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,15 +30,20 @@ class StepOptions(NamedTuple):
     """The parts of an update that are neither the objective nor the optimiser."""
 
     ema: Average = Average()  # of the parameters that are sampled from
-    averages: Mapping[str, Average] = MappingProxyType({})  # kept beside it: those of the state, by name
+    # kept beside it: those of the state, by name
+    averages: Mapping[str, Average] = MappingProxyType({})
     clip_norm: float = 0.0  # global norm to clip the gradient to; 0 for none
-    clip_scope: str = "average"  # a key of CLIP_SCOPES: they are different algorithms on several devices
-    accumulate_steps: int = 1  # parts that a device computes its share of the batch in, one after the other
-    skip_nonfinite: int = 0  # updates in a row that may be passed over because loss or gradient is not finite
+    # a key of CLIP_SCOPES: they are different algorithms on several devices
+    clip_scope: str = "average"
+    # parts that a device computes its share of the batch in, one after the other
+    accumulate_steps: int = 1
+    # updates in a row that may be passed over because loss or gradient is not finite
+    skip_nonfinite: int = 0
 
 
 def _clip(grads: Any, max_norm: float) -> tuple[Any, chex.Array]:
-    """Returns the gradient scaled down to `max_norm` where it is longer (0: as it is), and its norm before."""
+    """Returns the gradient scaled down to `max_norm` where it is longer (0: as it is), and its norm
+    before."""
     norm = optax.tree.norm(grads)
     if max_norm:
         grads, _ = optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())
@@ -45,12 +51,20 @@ def _clip(grads: Any, max_norm: float) -> tuple[Any, chex.Array]:
 
 
 def _gradients(
-    objective: Objective, collectives: Collectives, state: TrainState, batch: Any, key: chex.PRNGKey, parts: int
+    objective: Objective,
+    collectives: Collectives,
+    state: TrainState,
+    batch: Any,
+    key: chex.PRNGKey,
+    parts: int,
 ):
-    """Returns (mean loss, aux [B], gradient) over the B examples at hand, computed in so many parts."""
+    """Returns (mean loss, aux [B], gradient) over the B examples at hand, computed in so many
+    parts."""
 
     def mean_loss(params, batch, index):
-        loss, aux = objective.loss(collectives.parameters(params), state.objective_state, batch, key, index)
+        loss, aux = objective.loss(
+            collectives.parameters(params), state.objective_state, batch, key, index
+        )
         return jnp.mean(loss), aux
 
     value_and_grad = jax.value_and_grad(mean_loss, has_aux=True)
@@ -64,16 +78,26 @@ def _gradients(
         (loss, aux), grads = value_and_grad(state.params, *examples)
         return jax.tree.map(jnp.add, total, (loss, grads)), aux
 
-    # Every parts-th example: where the batch lies over devices, each of them has its share of every part.
-    strided = jax.tree.map(lambda x: jnp.swapaxes(x.reshape((-1, parts, *x.shape[1:])), 0, 1), (batch, index))
+    # Every parts-th example: where the batch lies over devices, each of them has its share of every
+    # part.
+    strided = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape((-1, parts, *x.shape[1:])), 0, 1), (batch, index)
+    )
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
     total, aux = jax.lax.scan(part, zeros, strided)
     loss, grads = jax.tree.map(lambda x: x / parts, total)
-    return loss, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape((batch_size, *x.shape[2:])), aux), grads
+    return (
+        loss,
+        jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape((batch_size, *x.shape[2:])), aux),
+        grads,
+    )
 
 
-def _unless_nonfinite(new: TrainState, old: TrainState, loss: chex.Array, norm: chex.Array, allowed: int) -> TrainState:
-    """Returns `new`, or `old` with its counters moved on; loss and norm are the same on every device, so is the choice.
+def _unless_nonfinite(
+    new: TrainState, old: TrainState, loss: chex.Array, norm: chex.Array, allowed: int
+) -> TrainState:
+    """Returns `new`, or `old` with its counters moved on; loss and norm are the same on every
+    device, so is the choice.
 
     A selection of numbers, not a branch: it is fused into the update that it follows.
     """
@@ -84,7 +108,9 @@ def _unless_nonfinite(new: TrainState, old: TrainState, loss: chex.Array, norm: 
         step=old.step + tolerated.astype(old.step.dtype),
         nonfinite=old.nonfinite + (~stopped).astype(old.nonfinite.dtype),
     )
-    return jax.tree.map(lambda updated, unchanged: jnp.where(finite & ~stopped, updated, unchanged), new, kept)
+    return jax.tree.map(
+        lambda updated, unchanged: jnp.where(finite & ~stopped, updated, unchanged), new, kept
+    )
 
 
 def make_train_step(
@@ -94,20 +120,21 @@ def make_train_step(
     options: StepOptions,
     collectives: Collectives = MAPPED,
 ) -> Callable[[TrainState, Any, chex.PRNGKey], tuple[TrainState, dict[str, Any]]]:
-    """Returns train_step(state, batch, base_key) -> (state, metrics), for `map_step` of the same `Parallelism`.
+    """Returns train_step(state, batch, base_key) -> (state, metrics), for `map_step` of the same
+    `Parallelism`.
 
-    The batch is that of the examples at hand, leaves [B, ...]: under `pmap` this device's share; B must be a multiple
-    of `accumulate_steps`. The key is the run's base key: the step folds in its own number. Metrics are scalars: `loss`,
-    `grad_norm` (before clipping; with the scope `replica` the mean of the devices' norms), `learning_rate`, and the
-    objective's (sum, count) pairs.
+    The batch is that of the examples at hand, leaves [B, ...]: under `pmap` this device's share; B
+    must be a multiple of `accumulate_steps`. The key is the run's base key: the step folds in its
+    own number. Metrics are scalars: `loss`, `grad_norm` (before clipping; with the scope `replica`
+    the mean of the devices' norms), `learning_rate`, and the objective's (sum, count) pairs.
 
-    A step whose loss or gradient norm is not finite changes nothing but the counters `step` and `nonfinite`. The first
-    one too many in a row leaves `step` too, and after it the state never changes again: whatever was dispatched
-    meanwhile, the failing step can be repeated from it.
+    A step whose loss or gradient norm is not finite changes nothing but the counters `step` and
+    `nonfinite`. The first one too many in a row leaves `step` too, and after it the state never
+    changes again: whatever was dispatched meanwhile, the failing step can be repeated from it.
 
     Raises:
-      UsageError: unknown clip scope, or one that these collectives cannot serve, or accumulate_steps below 1, or
-        skip_nonfinite below 0.
+      UsageError: unknown clip scope, or one that these collectives cannot serve, or
+        accumulate_steps below 1, or skip_nonfinite below 0.
     """
     choose("clip scope", options.clip_scope, CLIP_SCOPES)
     if options.accumulate_steps < 1:
@@ -117,13 +144,18 @@ def make_train_step(
     per_replica = options.clip_scope == "replica"
     if per_replica and options.clip_norm and not collectives.per_device:
         raise UsageError(
-            "optimizer.clip_scope is 'replica', which clips each device's own gradient, but under parallel = 'fsdp' no "
-            "device has one: set optimizer.clip_scope=average, or optimizer.clip_norm=0 for no clipping."
+            "optimizer.clip_scope is 'replica', which clips each device's own gradient, but under "
+            "parallel = 'fsdp' no device has one: set optimizer.clip_scope=average, or "
+            "optimizer.clip_norm=0 for no clipping."
         )
 
-    def train_step(state: TrainState, batch: Any, base_key: chex.PRNGKey) -> tuple[TrainState, dict[str, Any]]:
+    def train_step(
+        state: TrainState, batch: Any, base_key: chex.PRNGKey
+    ) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(base_key, state.step)
-        loss, aux, grads = _gradients(objective, collectives, state, batch, key, options.accumulate_steps)
+        loss, aux, grads = _gradients(
+            objective, collectives, state, batch, key, options.accumulate_steps
+        )
 
         if per_replica:
             grads, norm = _clip(grads, options.clip_norm)

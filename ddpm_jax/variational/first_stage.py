@@ -1,7 +1,8 @@
-"""What the numbers of an autoencoding network mean: a `FirstStage`, image -> latent -> distribution of images.
+"""What the numbers of an autoencoding network mean: a `FirstStage`, image -> latent -> distribution
+of images.
 
-It is made of the network's two functions in one place, whatever its kind; training, bounds, pictures and diffusion in
-the latent space read only this, as samplers read only a `Denoiser`.
+It is made of the network's two functions in one place, whatever its kind; training, bounds,
+pictures and diffusion in the latent space read only this, as samplers read only a `Denoiser`.
 """
 
 import math
@@ -14,7 +15,12 @@ import jax.numpy as jnp
 from ddpm_jax.diffusion.likelihood import mean_over_dims
 from ddpm_jax.randomness import normal
 from ddpm_jax.variational.observation import Family
-from ddpm_jax.variational.posterior import DiagonalGaussian, from_moments, kl_to_prior, reparameterize
+from ddpm_jax.variational.posterior import (
+    DiagonalGaussian,
+    from_moments,
+    kl_to_prior,
+    reparameterize,
+)
 from ddpm_jax.variational.quantization import Quantized, quantize, straight_through
 
 KINDS = {
@@ -28,7 +34,8 @@ SCALES = {
     "pixel": "given by the decoder for each number of an image",
 }
 HALF_RANGE = 127.5  # levels of 0..255 in the unit of [-1, 1]
-LOG_SCALE = (-7.0, 7.0)  # where a decoder's log scales are clipped: on [-1, 1], a level is e^-4.8 wide
+# where a decoder's log scales are clipped: on [-1, 1], a level is e^-4.8 wide
+LOG_SCALE = (-7.0, 7.0)
 
 # Both: (params, input [B, ...], dropout keys [B] or None) -> [B, ...] float32
 Apply = Callable[[Any, chex.Array, chex.PRNGKey | None], chex.Array]
@@ -45,7 +52,8 @@ class Latent(NamedTuple):
     """What became of B images."""
 
     z: chex.Array  # [B, h, w, c], for the decoder; the gradient goes to the encoder
-    encoded: DiagonalGaussian | chex.Array  # of a VAE its posterior, else what the encoder gave, [B, h, w, c]
+    # of a VAE its posterior, else what the encoder gave, [B, h, w, c]
+    encoded: DiagonalGaussian | chex.Array
     codes: Quantized | None = None  # of a VQ-VAE: differentiable in the codebook
 
 
@@ -86,18 +94,25 @@ class FirstStage(NamedTuple):
         return Latent(out, out)
 
     def redrawn(self, latent: Latent, noise_keys: chex.PRNGKey) -> Latent:
-        """The latent with another draw of z, from keys [B]; of a kind without a distribution, the latent as it is."""
+        """The latent with another draw of z, from keys [B]; of a kind without a distribution, the
+        latent as it is."""
         if self.kind != "vae":
             return latent
         posterior = latent.encoded
-        return latent._replace(z=reparameterize(posterior, normal(noise_keys, posterior.mean.shape[1:])))
+        return latent._replace(
+            z=reparameterize(posterior, normal(noise_keys, posterior.mean.shape[1:]))
+        )
 
     def snapped(self, params: Any, z: chex.Array) -> chex.Array:
-        """Any latents [..., c] as the decoder knows them: of a VQ-VAE the nearest codes, of other kinds as they are."""
+        """Any latents [..., c] as the decoder knows them: of a VQ-VAE the nearest codes, of other
+        kinds as they are."""
         return quantize(z, params["codebook"]).codes if self.kind == "vq" else z
 
-    def decoded(self, params: Any, z: chex.Array, dropout_keys: chex.PRNGKey | None = None) -> Decoded:
-        """Decodes latents [B, h, w, c]; `params` has `log_scale`, a scalar, if the scale is "shared"."""
+    def decoded(
+        self, params: Any, z: chex.Array, dropout_keys: chex.PRNGKey | None = None
+    ) -> Decoded:
+        """Decodes latents [B, h, w, c]; `params` has `log_scale`, a scalar, if the scale is
+        "shared"."""
         out = self.decode(params, z, dropout_keys)
         if not self.family.scaled or self.scale == "fixed":
             return Decoded(out, jnp.full((1, 1, 1, 1), self.log_scale))
@@ -111,20 +126,24 @@ class FirstStage(NamedTuple):
         return jnp.sum(self.family.log_likelihood(x, *decoded), axis=(1, 2, 3))
 
     def image(self, decoded: Decoded) -> chex.Array:
-        """The image that is shown, the mean of p(x|z) as far as there are levels: [B, H, W, C] in [-1, 1].
+        """The image that is shown, the mean of p(x|z) as far as there are levels: [B, H, W, C] in
+        [-1, 1].
 
-        A logistic distribution over levels has its location far outside where it is sure of the first or the last one.
+        A logistic distribution over levels has its location far outside where it is sure of the
+        first or the last one.
         """
         return jnp.clip(self.family.mean(decoded.location), -1.0, 1.0)
 
     def squared_error(self, decoded: Decoded, x: chex.Array) -> chex.Array:
-        """Of the image that is shown, in squared levels of 0..255, mean over its dimensions: [B]."""
+        """Of the image that is shown, in squared levels of 0..255, mean over its dimensions:
+        [B]."""
         return mean_over_dims(jnp.square(HALF_RANGE * (self.image(decoded) - x)))
 
     def kl(self, latent: Latent) -> chex.Array:
         """KL(q(z|x) || p(z)) in nats, [B, h, w, c]: of an AE, which has no prior, 0.
 
-        Of a VQ-VAE q is certain and p uniform: log K for each code, here shared out over its c channels.
+        Of a VQ-VAE q is certain and p uniform: log K for each code, here shared out over its c
+        channels.
         """
         if self.kind == "vae":
             return kl_to_prior(latent.encoded)

@@ -1,10 +1,13 @@
-"""What a decoder says of an image, p(x|z): the family of its distribution, whose parameters the network gives.
+"""What a decoder says of an image, p(x|z): the family of its distribution, whose parameters the
+network gives.
 
-Images are on the 256 levels of [-1, 1], 2/255 apart. A family is a `Family`: the log-likelihood per element, and the
-image that is shown for it. How wide it is (fixed, learned, from the network) is not known here.
+Images are on the 256 levels of [-1, 1], 2/255 apart. A family is a `Family`: the log-likelihood per
+element, and the image that is shown for it. How wide it is (fixed, learned, from the network) is
+not known here.
 
-`gaussian` is a density, in nats of the unit of [-1, 1]: for a number of bits, data must be dequantised first.
-`discretized_logistic` (Salimans et al. 2017, eq. 2) and `bernoulli` are probabilities.
+`gaussian` is a density, in nats of the unit of [-1, 1]: for a number of bits, data must be
+dequantised first. `discretized_logistic` (Salimans et al. 2017, eq. 2) and `bernoulli` are
+probabilities.
 """
 
 import math
@@ -22,19 +25,28 @@ class Family(NamedTuple):
     """Of the images given z. Both functions go element by element."""
 
     meaning: str
-    log_likelihood: Callable[[chex.Array, chex.Array, chex.Array], chex.Array]  # (x, location, log scale) -> nats
+    # (x, location, log scale) -> nats
+    log_likelihood: Callable[[chex.Array, chex.Array, chex.Array], chex.Array]
     mean: Callable[[chex.Array], chex.Array]  # of the location: the image that is shown, on [-1, 1]
     discrete: bool  # a probability of the 256 levels: its negative logarithm is a code length
     scaled: bool  # the log scale is read
 
 
 def gaussian_log_density(x: chex.Array, mean: chex.Array, log_scale: chex.Array) -> chex.Array:
-    """log N(x; mean, exp(log_scale)²) in nats per element; the arguments broadcast against each other."""
-    return -0.5 * jnp.square((x - mean) * jnp.exp(-log_scale)) - log_scale - 0.5 * math.log(2 * math.pi)
+    """log N(x; mean, exp(log_scale)²) in nats per element; the arguments broadcast against each
+    other."""
+    return (
+        -0.5 * jnp.square((x - mean) * jnp.exp(-log_scale))
+        - log_scale
+        - 0.5 * math.log(2 * math.pi)
+    )
 
 
-def discretized_logistic_log_likelihood(x: chex.Array, mean: chex.Array, log_scale: chex.Array) -> chex.Array:
-    """Log-probability, in nats per element, of 8-bit data under a logistic distribution integrated over each bin.
+def discretized_logistic_log_likelihood(
+    x: chex.Array, mean: chex.Array, log_scale: chex.Array
+) -> chex.Array:
+    """Log-probability, in nats per element, of 8-bit data under a logistic distribution integrated
+    over each bin.
 
     Args:
       x: data on the 256 levels of [-1, 1].
@@ -42,10 +54,12 @@ def discretized_logistic_log_likelihood(x: chex.Array, mean: chex.Array, log_sca
       log_scale: log of its scale s; its standard deviation is s π/√3.
 
     Returns:
-      log(σ(b) - σ(a)), a and b the ends of the bin of x seen from the mean in units of s; the outer bins reach to ±∞.
+      log(σ(b) - σ(a)), a and b the ends of the bin of x seen from the mean in units of s; the outer
+      bins reach to ±∞.
 
-    With σ(b) - σ(a) = σ(b) σ(-a) (1 - e^{a-b}) nothing is subtracted that is nearly equal, and b - a is known exactly:
-    no probability is too small (Salimans et al. 2017, eq. 2, need a floor and an approximation).
+    With σ(b) - σ(a) = σ(b) σ(-a) (1 - e^{a-b}) nothing is subtracted that is nearly equal, and b -
+    a is known exactly: no probability is too small (Salimans et al. 2017, eq. 2, need a floor and
+    an approximation).
     """
     inverse_scale = jnp.exp(-log_scale)
     upper, lower = ((x - mean + side) * inverse_scale for side in (HALF_BIN, -HALF_BIN))
@@ -63,7 +77,8 @@ def bernoulli_log_likelihood(x: chex.Array, logit: chex.Array, log_scale: chex.A
       log_scale: not read.
 
     Returns:
-      The expectation over that draw of log Bernoulli: the negative cross-entropy. For x = ±1 it is the log-probability.
+      The expectation over that draw of log Bernoulli: the negative cross-entropy. For x = ±1 it is
+        the log-probability.
     """
     del log_scale
     white = 0.5 * (x + 1)
@@ -71,7 +86,9 @@ def bernoulli_log_likelihood(x: chex.Array, logit: chex.Array, log_scale: chex.A
 
 
 FAMILIES = {
-    "gaussian": Family("a density", gaussian_log_density, lambda mean: mean, discrete=False, scaled=True),
+    "gaussian": Family(
+        "a density", gaussian_log_density, lambda mean: mean, discrete=False, scaled=True
+    ),
     "discretized_logistic": Family(
         "a probability of each of the 256 levels",
         discretized_logistic_log_likelihood,

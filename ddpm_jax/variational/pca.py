@@ -1,12 +1,13 @@
-"""A latent variable model whose every quantity is known: probabilistic principal components (Tipping and Bishop 1999).
+"""A latent variable model whose every quantity is known: probabilistic principal components
+(Tipping and Bishop 1999).
 
     p(z) = N(0, I),  p(x|z) = N(W z + μ, σ² I)
     p(x)   = N(μ, W Wᵀ + σ² I)
     p(z|x) = N(M⁻¹ Wᵀ (x - μ), σ² M⁻¹),                   M = Wᵀ W + σ² I
 
-A linear Gaussian variational autoencoder is this model: the oracle for its bounds. The columns of W are orthogonal
-here, as those of the maximum likelihood are: M is diagonal, and the posterior one that such an encoder can express.
-Functions compute in the dtype of their arguments.
+A linear Gaussian variational autoencoder is this model: the oracle for its bounds. The columns of W
+are orthogonal here, as those of the maximum likelihood are: M is diagonal, and the posterior one
+that such an encoder can express. Functions compute in the dtype of their arguments.
 """
 
 from typing import NamedTuple
@@ -37,33 +38,44 @@ def fit(x: np.ndarray, num_components: int) -> PrincipalComponents:
       num_components: L, the dimension of z, in 1..D-1.
 
     Raises:
-      UsageError: num_components out of its range, or data that lies in so few dimensions that σ² would be 0.
+      UsageError: num_components out of its range, or data that lies in so few dimensions that σ²
+        would be 0.
     """
     x = np.asarray(x, np.float64)
     most = x.shape[1] - 1
     if not 1 <= num_components <= most:
-        raise UsageError(f"num_components is {num_components}: for {most + 1} dimensions it is 1 to {most}.")
+        raise UsageError(
+            f"num_components is {num_components}: for {most + 1} dimensions it is 1 to {most}."
+        )
     mean = x.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
     values, vectors = values[::-1], vectors[:, ::-1]
     variance = values[num_components:].mean()
     if not variance > np.finfo(np.float64).eps * values[0]:
-        raise UsageError(f"The data has no more than {num_components} dimensions: use fewer components.")
+        raise UsageError(
+            f"The data has no more than {num_components} dimensions: use fewer components."
+        )
     weights = vectors[:, :num_components] * np.sqrt(values[:num_components] - variance)
     return PrincipalComponents(weights, mean, np.float64(variance))
 
 
 def log_prob(model: PrincipalComponents, x: chex.Array) -> chex.Array:
     """log p(x) in nats: x [B, D] -> [B]."""
-    covariance = model.weights @ model.weights.T + model.variance * jnp.eye(len(model.mean), dtype=x.dtype)
-    return jax.vmap(lambda x: jax.scipy.stats.multivariate_normal.logpdf(x, model.mean, covariance))(x)
+    covariance = model.weights @ model.weights.T + model.variance * jnp.eye(
+        len(model.mean), dtype=x.dtype
+    )
+    return jax.vmap(
+        lambda x: jax.scipy.stats.multivariate_normal.logpdf(x, model.mean, covariance)
+    )(x)
 
 
 def posterior(model: PrincipalComponents, x: chex.Array) -> DiagonalGaussian:
     """p(z|x), exact: x [B, D] -> fields [B, L]."""
     precision = jnp.sum(jnp.square(model.weights), axis=0) + model.variance
     mean = (x - model.mean[None]) @ model.weights / precision[None]
-    return DiagonalGaussian(mean, jnp.broadcast_to(jnp.log(model.variance / precision)[None], mean.shape))
+    return DiagonalGaussian(
+        mean, jnp.broadcast_to(jnp.log(model.variance / precision)[None], mean.shape)
+    )
 
 
 def log_likelihood(model: PrincipalComponents, x: chex.Array, z: chex.Array) -> chex.Array:

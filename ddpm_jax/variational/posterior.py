@@ -1,6 +1,8 @@
-"""The encoder's posterior q(z|x), a Gaussian of diagonal covariance, beside the prior N(0, I) (Kingma, Welling 2014).
+"""The encoder's posterior q(z|x), a Gaussian of diagonal covariance, beside the prior N(0, I)
+(Kingma, Welling 2014).
 
-Natural logarithms, elements not summed: what belongs to one latent variable, one channel or one image is the caller's.
+Natural logarithms, elements not summed: what belongs to one latent variable, one channel or one
+image is the caller's.
 """
 
 import math
@@ -11,7 +13,8 @@ import jax.numpy as jnp
 
 from ddpm_jax.diffusion.likelihood import normal_kl
 
-LOG_VARIANCE = (-30.0, 20.0)  # where it is clipped, as latent diffusion's code does: no overflow, no infinite KL
+# where it is clipped, as latent diffusion's code does: no overflow, no infinite KL
+LOG_VARIANCE = (-30.0, 20.0)
 
 
 class DiagonalGaussian(NamedTuple):
@@ -22,13 +25,15 @@ class DiagonalGaussian(NamedTuple):
 
 
 def from_moments(moments: chex.Array) -> DiagonalGaussian:
-    """Reads an encoder's output [..., 2 C]: means in the first C channels, log variances, clipped, in the others."""
+    """Reads an encoder's output [..., 2 C]: means in the first C channels, log variances, clipped,
+    in the others."""
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     return DiagonalGaussian(mean, jnp.clip(log_variance, *LOG_VARIANCE))
 
 
 def reparameterize(posterior: DiagonalGaussian, eps: chex.Array) -> chex.Array:
-    """z = mean + σ ε: a draw from the posterior for ε ~ N(0, I) of its shape, differentiable in its moments (eq. 4)."""
+    """z = mean + σ ε: a draw from the posterior for ε ~ N(0, I) of its shape, differentiable in its
+    moments (eq. 4)."""
     return posterior.mean + jnp.exp(0.5 * posterior.log_variance) * eps
 
 
@@ -39,7 +44,8 @@ def kl_to_prior(posterior: DiagonalGaussian) -> chex.Array:
 
 
 def log_density(posterior: DiagonalGaussian, z: chex.Array) -> chex.Array:
-    """log q(z|x) in nats per element, the shape of z; the posterior's fields broadcast against it."""
+    """log q(z|x) in nats per element, the shape of z; the posterior's fields broadcast against
+    it."""
     scaled = (z - posterior.mean) * jnp.exp(-0.5 * posterior.log_variance)
     return -0.5 * (jnp.square(scaled) + posterior.log_variance + math.log(2 * math.pi))
 

@@ -55,7 +55,8 @@ def train_on_devices(devices, *argv):
 
 @pytest.fixture
 def invoke(capfd):
-    """invoke("sample", "--ckpt", ...) -> Result: the command as `python sample.py` runs it, in this process."""
+    """invoke("sample", "--ckpt", ...) -> Result: the command as `python sample.py` runs it, in this
+    process."""
 
     def invoke(name, *argv):
         capfd.readouterr()
@@ -67,7 +68,8 @@ def invoke(capfd):
 
 @pytest.fixture
 def refused(invoke):
-    """refused("train", ..., says=[...]): fails unless the command ends with one sentence that holds these words."""
+    """refused("train", ..., says=[...]): fails unless the command ends with one sentence that holds
+    these words."""
 
     def refused(name, *argv, says, code=2):
         result = invoke(name, *argv)
@@ -102,7 +104,8 @@ def trained(tmp_path_factory, data_dir):
 
 @pytest.fixture(scope="session")
 def train_with(tmp_path_factory, data_dir):
-    """train_with("--config.seed=1", ...) -> the directory of a run of ten steps with these overrides."""
+    """train_with("--config.seed=1", ...) -> the directory of a run of ten steps with these
+    overrides."""
 
     def train(*overrides):
         directory = tmp_path_factory.mktemp("other")
@@ -129,4 +132,6 @@ def copied(trained, tmp_path):
 @pytest.fixture
 def config_file(tmp_path, data_dir):
     """config_file(num_steps=10) -> path of the config the run was trained with."""
-    return lambda num_steps=10: write_config(tmp_path / "mine.py", data_dir=data_dir, num_steps=num_steps)
+    return lambda num_steps=10: write_config(
+        tmp_path / "mine.py", data_dir=data_dir, num_steps=num_steps
+    )

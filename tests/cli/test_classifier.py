@@ -1,4 +1,5 @@
-"""A classifier is trained by the same command; it makes no images, and guides only the model it was trained for."""
+"""A classifier is trained by the same command; it makes no images, and guides only the model it was
+trained for."""
 
 import json
 
@@ -22,7 +23,11 @@ def classifier(tmp_path_factory, data_dir):
     directory = tmp_path_factory.mktemp("classifier")
     config = write_config(directory / "mine.py", data_dir=data_dir, num_steps=4)
     assert (
-        command.run(main_of("train"), ["--config", str(config), "--workdir", str(directory / "run"), *OVERRIDES]) == 0
+        command.run(
+            main_of("train"),
+            ["--config", str(config), "--workdir", str(directory / "run"), *OVERRIDES],
+        )
+        == 0
     )
     return directory / "run"
 
@@ -47,7 +52,12 @@ def test_the_same_command_resumes_and_names_no_samples(invoke, classifier, confi
 
 @pytest.mark.parametrize("name", ["sample", "evaluate"])
 def test_images_of_a_classifier_are_refused(refused, classifier, name):
-    refused(name, "--ckpt", classifier, says=[f"{classifier} holds a classifier and not a diffusion model"])
+    refused(
+        name,
+        "--ckpt",
+        classifier,
+        says=[f"{classifier} holds a classifier and not a diffusion model"],
+    )
 
 
 def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifier, trained):
@@ -56,7 +66,10 @@ def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifie
     x_t, t = np.zeros((2, 8, 8, 1), np.float32), np.array([0, 19])
     log_prob = loaded.experiment.class_log_prob(loaded.params, guided.schedule)
     logits = loaded.experiment.model.apply({"params": loaded.params}, x_t, t)
-    expected = [row[label] - np.log(np.exp(row).sum()) for row, label in zip(np.float64(logits), (3, 7), strict=True)]
+    expected = [
+        row[label] - np.log(np.exp(row).sum())
+        for row, label in zip(np.float64(logits), (3, 7), strict=True)
+    ]
     np.testing.assert_allclose(log_prob(x_t, t, np.array([3, 7])), expected, rtol=1e-5)
 
     with pytest.raises(UsageError, match="holds a diffusion model and not a classifier"):
@@ -67,7 +80,9 @@ def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifie
         ("diffusion.num_timesteps=30", "another schedule"),
         ("diffusion.rescale_timesteps=true", "another schedule"),
     ):
-        other = configs.override(configs.from_dict(configs.to_dict(guided.config), source=""), [f"--config.{override}"])
+        other = configs.override(
+            configs.from_dict(configs.to_dict(guided.config), source=""), [f"--config.{override}"]
+        )
         with pytest.raises(UsageError, match=words):
             load_classifier(classifier, model._replace(experiment=build(other)))
 
@@ -85,16 +100,25 @@ def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifie
             ["objective=classifier", "condition.num_classes=10", "condition.label_dropout=0.1"],
             ["condition.label_dropout is 0.1", "classifier has none"],
         ),
-        (["objective=classifier", "condition.num_classes=7"], ["has 10 classes", "condition.num_classes is 7"]),
         (
-            ["objective=classifier", "condition.num_classes=10", "diffusion.timestep_sampling=importance"],
+            ["objective=classifier", "condition.num_classes=7"],
+            ["has 10 classes", "condition.num_classes is 7"],
+        ),
+        (
+            [
+                "objective=classifier",
+                "condition.num_classes=10",
+                "diffusion.timestep_sampling=importance",
+            ],
             ["timestep sampling of a classifier 'importance'"],
         ),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(refused, config_file, tmp_path, overrides, says):
     arguments = [f"--config.{override}" for override in overrides]
-    refused("train", "--config", config_file(), "--workdir", tmp_path / "run", *arguments, says=says)
+    refused(
+        "train", "--config", config_file(), "--workdir", tmp_path / "run", *arguments, says=says
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,5 @@
-"""A transformer through the commands: trained, resumed, guided, evaluated; and what its config refuses."""
+"""A transformer through the commands: trained, resumed, guided, evaluated; and what its config
+refuses."""
 
 import json
 
@@ -34,14 +35,20 @@ CONFIG = """def get_config():
 
 @pytest.fixture(scope="module")
 def train(tmp_path_factory, data_dir):
-    """train("--config.seed=1", ...) -> the directory of a run of eight steps with these overrides."""
+    """train("--config.seed=1", ...) -> the directory of a run of eight steps with these
+    overrides."""
 
     def train(*overrides, workdir=None):
         directory = tmp_path_factory.mktemp("dit")
         path = directory / "mine.py"
         path.write_text(CONFIG.format(data_dir=data_dir))
         workdir = workdir or directory / "run"
-        assert command.run(main_of("train"), ["--config", str(path), "--workdir", str(workdir), *overrides]) == 0
+        assert (
+            command.run(
+                main_of("train"), ["--config", str(path), "--workdir", str(workdir), *overrides]
+            )
+            == 0
+        )
         return workdir
 
     return train
@@ -53,7 +60,9 @@ def trained(train):
 
 
 def weights(workdir, **options):
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(load(workdir, **options).params)])
+    return np.concatenate(
+        [np.ravel(leaf) for leaf in jax.tree.leaves(load(workdir, **options).params)]
+    )
 
 
 def losses(workdir):
@@ -86,7 +95,18 @@ def test_it_is_sampled_by_class_with_guidance_and_its_bound_is_evaluated(trained
 
     def sample(scale):
         out = tmp_path / f"at_{scale}"
-        arguments = ["--ckpt", trained, "--out", out, "--num_samples", 4, "--steps", 3, "--guidance_scale", scale]
+        arguments = [
+            "--ckpt",
+            trained,
+            "--out",
+            out,
+            "--num_samples",
+            4,
+            "--steps",
+            3,
+            "--guidance_scale",
+            scale,
+        ]
         result = invoke("sample", *arguments, "--labels", "3")
         assert result.code == 0, result.err
         return np.load(next(out.glob("samples-*.npz")))["images"]
@@ -110,7 +130,12 @@ def test_a_size_is_said_by_its_letter(size):
 
 
 def test_fields_of_the_model_that_are_not_the_u_nets_alone_reach_the_transformer():
-    shared = {"dropout": 0.2, "time_embedding": "cos_sin_inclusive", "norm_eps": 1e-5, "remat": "blocks"}
+    shared = {
+        "dropout": 0.2,
+        "time_embedding": "cos_sin_inclusive",
+        "norm_eps": 1e-5,
+        "remat": "blocks",
+    }
     own = {"size": "custom", "hidden_size": 64, "depth": 3, "num_heads": 4, "patch_size": 2}
     config = settings(
         model={"name": "dit", "dtype": "bfloat16", **shared},
@@ -128,15 +153,30 @@ def test_fields_of_the_model_that_are_not_the_u_nets_alone_reach_the_transformer
     [
         ({"dit": {"size": "M"}}, "Unknown size of a transformer 'M'.*B, L, S, XL, custom"),
         ({"dit": {"size": "XXL"}}, "Did you mean 'XL'"),
-        ({"dit": {"depth": 6}}, r"dit\.depth is 6, but that of the size 'S' is 12: set dit\.size to 'custom' too"),
-        ({"dit": {"size": "XL", "num_heads": 12}}, r"dit\.num_heads is 12, but that of the size 'XL' is 16"),
+        (
+            {"dit": {"depth": 6}},
+            r"dit\.depth is 6, but that of the size 'S' is 12: set dit\.size to 'custom' too",
+        ),
+        (
+            {"dit": {"size": "XL", "num_heads": 12}},
+            r"dit\.num_heads is 12, but that of the size 'XL' is 16",
+        ),
         ({"dit": {"patch_size": 3}}, "height 8 is not divisible by patch_size 3"),
-        ({"dit": {"size": "custom", "num_heads": 5}}, "num_heads 5 does not divide hidden_size 384"),
+        (
+            {"dit": {"size": "custom", "num_heads": 5}},
+            "num_heads 5 does not divide hidden_size 384",
+        ),
         ({"dit": {"size": "custom", "hidden_size": 6}}, "hidden_size 6 is not divisible by 4"),
         ({"model": {"name": "dti"}}, "Unknown network 'dti'.*Did you mean 'dit'"),
-        ({"model": {"name": "dit", "ch": 64}}, r"model\.ch is 64, but a transformer, .* group dit, has none: leave"),
+        (
+            {"model": {"name": "dit", "ch": 64}},
+            r"model\.ch is 64, but a transformer, .* group dit, has none: leave",
+        ),
         ({"model": {"name": "dit", "num_heads": 4}}, r"model\.num_heads is 4, but a transformer"),
-        ({"model": {}, "dit": {"size": "B"}}, r"dit\.size is 'B', but a U-Net has none: leave it 'S'"),
+        (
+            {"model": {}, "dit": {"size": "B"}},
+            r"dit\.size is 'B', but a U-Net has none: leave it 'S'",
+        ),
         (
             {"objective": "classifier", "condition": {"num_classes": 10}},
             r"model\.name is 'dit', but a classifier is made of the U-Net's blocks: set it to 'unet'",
@@ -150,7 +190,10 @@ def test_fields_that_cannot_work_or_would_do_nothing_are_refused(groups, words):
 
 
 def test_a_run_from_before_there_was_a_choice_is_one_of_a_u_net():
-    ours, theirs = configs.to_dict(configs.default_config()), configs.to_dict(configs.default_config())
+    ours, theirs = (
+        configs.to_dict(configs.default_config()),
+        configs.to_dict(configs.default_config()),
+    )
     del theirs["dit"], theirs["model"]["name"]
     assert configs.differences(ours, theirs) == []
     assert configs.from_dict(theirs, source="an old run").model.name == "unet"

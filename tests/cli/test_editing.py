@@ -1,4 +1,5 @@
-"""`python sample.py --init_image` and `--inpaint`: pictures come in as training reads them, and what is kept is."""
+"""`python sample.py --init_image` and `--inpaint`: pictures come in as training reads them, and
+what is kept is."""
 
 import hashlib
 import json
@@ -18,7 +19,8 @@ def read(out):
 
 @pytest.fixture
 def photo(tmp_path):
-    """A digit of 16x16 pixels in the middle of a wider picture, every pixel of the model four equal ones of it."""
+    """A digit of 16x16 pixels in the middle of a wider picture, every pixel of the model four equal
+    ones of it."""
     digit = np.round(load_digits().images[3] * 255 / 16).astype(np.uint8)
     wide = np.zeros(SIZE[::-1], np.uint8)
     wide[:, 4:20] = np.kron(digit, np.ones((2, 2), np.uint8))
@@ -40,7 +42,18 @@ def test_at_little_strength_the_picture_stays(invoke, trained, photo, tmp_path):
     errors = []
     for strength in (0.05, 0.9):
         out = tmp_path / str(strength)
-        argv = ["--ckpt", trained, "--num_samples", 4, "--init_image", path, "--strength", strength, "--out", out]
+        argv = [
+            "--ckpt",
+            trained,
+            "--num_samples",
+            4,
+            "--init_image",
+            path,
+            "--strength",
+            strength,
+            "--out",
+            out,
+        ]
         assert invoke("sample", *argv).code == 0
         errors.append(np.sqrt(np.mean(np.square(read(out)[..., 0].astype(float) - digit))))
         with Image.open(out / "grid.png") as grid:  # the picture first, then what was made from it
@@ -59,7 +72,18 @@ def test_at_little_strength_the_picture_stays(invoke, trained, photo, tmp_path):
 )
 def test_inpainting_keeps_what_is_black_in_the_mask(invoke, trained, photo, mask, tmp_path, flags):
     path, digit = photo
-    argv = ["--ckpt", trained, "--num_samples", 4, "--inpaint", path, "--mask", mask, "--out", tmp_path / "o"]
+    argv = [
+        "--ckpt",
+        trained,
+        "--num_samples",
+        4,
+        "--inpaint",
+        path,
+        "--mask",
+        mask,
+        "--out",
+        tmp_path / "o",
+    ]
     assert invoke("sample", *argv, *flags).code == 0
     images = read(tmp_path / "o")[..., 0]
     np.testing.assert_array_equal(images[:, 4:], np.broadcast_to(digit[4:], (4, 4, 8)))
@@ -70,9 +94,22 @@ def test_inpainting_keeps_what_is_black_in_the_mask(invoke, trained, photo, mask
         assert record[f"{name}_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_another_picture_under_the_same_name_gives_other_images_or_a_sentence(invoke, refused, copied, photo):
+def test_another_picture_under_the_same_name_gives_other_images_or_a_sentence(
+    invoke, refused, copied, photo
+):
     path, _ = photo
-    argv = ["--ckpt", copied, "--num_samples", 1, "--steps", 5, "--strength", 0.4, "--init_image", path]
+    argv = [
+        "--ckpt",
+        copied,
+        "--num_samples",
+        1,
+        "--steps",
+        5,
+        "--strength",
+        0.4,
+        "--init_image",
+        path,
+    ]
     outs = []
     for _ in range(2):
         assert invoke("sample", *argv).code == 0
@@ -80,7 +117,13 @@ def test_another_picture_under_the_same_name_gives_other_images_or_a_sentence(in
         Image.eval(Image.open(path), lambda level: 255 - level).save(path)
     assert outs[0] != outs[1]  # where no --out is given
     Image.eval(Image.open(path), lambda level: level // 2).save(path)
-    refused("sample", *argv, "--out", outs[0], says=["made otherwise (init_image_sha256 is ", " there, "])
+    refused(
+        "sample",
+        *argv,
+        "--out",
+        outs[0],
+        says=["made otherwise (init_image_sha256 is ", " there, "],
+    )
 
 
 def test_what_cannot_be_is_refused(refused, trained, photo, mask, tmp_path):
@@ -92,13 +135,22 @@ def test_what_cannot_be_is_refused(refused, trained, photo, mask, tmp_path):
         (["--inpaint", path, "--mask", small], ["is 8x16", "is 24x16", "of the picture's size"]),
         (["--inpaint", path, "--mask", path.with_name("none.png")], ["--mask: there is no file"]),
         (["--inpaint", path, "--mask", mask, "--jump", 21], ["jump is 21", "choose 1 to 20"]),
-        (["--inpaint", path, "--mask", mask, "--sampler", "ddim", "--jump", 2], ["--jump", "RePaint"]),
-        (["--inpaint", path, "--mask", mask, "--sampler_options", "eta=1"], ["--sampler_options", "RePaint"]),
+        (
+            ["--inpaint", path, "--mask", mask, "--sampler", "ddim", "--jump", 2],
+            ["--jump", "RePaint"],
+        ),
+        (
+            ["--inpaint", path, "--mask", mask, "--sampler_options", "eta=1"],
+            ["--sampler_options", "RePaint"],
+        ),
         (["--inpaint", path, "--mask", mask, "--init_image", path], ["two ways to use a picture"]),
         (["--mask", mask], ["--mask belongs to --inpaint"]),
         (["--strength", 0.5], ["--strength", "--init_image"]),
         (["--init_image", path, "--strength", 0], ["--strength=0", "above 0"]),
-        (["--init_image", path, "--strength", "half"], ["--strength=half", "number above 0 and at most 1"]),
+        (
+            ["--init_image", path, "--strength", "half"],
+            ["--strength=half", "number above 0 and at most 1"],
+        ),
         (["--init_image", tmp_path / "none.png"], ["--init_image: there is no file"]),
         (["--init_image", path, "--shared_latents"], ["edit no picture"]),
     ]:

@@ -1,4 +1,5 @@
-"""`python -m ddpm_jax.cli.ema`: other averages of a run, as directories that the other commands take."""
+"""`python -m ddpm_jax.cli.ema`: other averages of a run, as directories that the other commands
+take."""
 
 import json
 import pathlib
@@ -13,7 +14,11 @@ from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.loading import load
 from ddpm_jax.training.ema_profiles import Profile, gamma_of, step_weights
 
-KEPT = ("--config.ema.decays=0.5", "--config.ema.sigma_rels=0.1,0.2", "--config.ema.snapshot_every=1")
+KEPT = (
+    "--config.ema.decays=0.5",
+    "--config.ema.sigma_rels=0.1,0.2",
+    "--config.ema.snapshot_every=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,9 @@ def _flat(params):
 
 def _trajectory(workdir, shapes):
     """The parameters after steps 1..10, float64 [10, n], from the checkpoints."""
-    return np.stack([_flat(read_weights(workdir, step, {"params": shapes})["params"]) for step in range(1, 11)])
+    return np.stack(
+        [_flat(read_weights(workdir, step, {"params": shapes})["params"]) for step in range(1, 11)]
+    )
 
 
 @pytest.mark.slow
@@ -46,9 +53,13 @@ def test_averages_made_of_snapshots_are_those_of_the_weights_as_they_went(invoke
         directory = mine / "ema" / f"sigma_rel_{width}"
         assert f"python sample.py --ckpt {directory}" in result.out
         direct = step_weights(Profile(gamma_of(width), 10)) @ path
-        record, made = json.loads((directory / "average.json").read_text()), _flat(load(directory).params)
+        record, made = (
+            json.loads((directory / "average.json").read_text()),
+            _flat(load(directory).params),
+        )
         assert record["snapshots"] == list(range(1, 11))
-        # Twenty averages of ten steps determine every average of these steps but for the rounding of float32.
+        # Twenty averages of ten steps determine every average of these steps but for the rounding
+        # of float32.
         scale = np.linalg.norm(step_weights(Profile(gamma_of(width), 10)))
         bound = record["fit_error"] * scale * np.linalg.norm(path - direct, axis=0) + 1e-6
         assert np.all(np.abs(made - direct) <= bound)
@@ -80,9 +91,20 @@ def test_it_lists_what_there_is(invoke, mine):
 
 @pytest.mark.slow
 def test_a_resumed_run_adds_to_its_snapshots(invoke, mine, config_file):
-    more = ["--config.checkpoint.save_every=1", "--config.checkpoint.keep_every=1", "--config.train.num_steps=11"]
+    more = [
+        "--config.checkpoint.save_every=1",
+        "--config.checkpoint.keep_every=1",
+        "--config.train.num_steps=11",
+    ]
     result = invoke(
-        "train", "--config", config_file(), "--workdir", mine, *KEPT, *more, "--config.ema.snapshot_every=4"
+        "train",
+        "--config",
+        config_file(),
+        "--workdir",
+        mine,
+        *KEPT,
+        *more,
+        "--config.ema.snapshot_every=4",
     )
     assert result.code == 0, result.err
     assert "snapshots: 11, from step 1 to 11" in invoke("ema", "--ckpt", mine).out
@@ -90,18 +112,66 @@ def test_a_resumed_run_adds_to_its_snapshots(invoke, mine, config_file):
 
 def test_what_cannot_be_is_refused(refused, averaged, trained, mine, invoke):
     refused("ema", says=["--ckpt is missing"])
-    refused("ema", "--ckpt", trained, "--sigma_rel", "0.1", says=["no snapshots", "ema.sigma_rels=0.05,0.10"])
-    refused("ema", "--ckpt", trained, "--average", "decay_0.5", says=["keeps no average", "ema.decays"])
-    refused("ema", "--ckpt", averaged, "--sigma_rel", "wide", says=["--sigma_rel=wide", "numbers above 0"])
-    refused("ema", "--ckpt", averaged, "--sigma_rel", "0.3", says=["0.3", "below 0.2887"])
-    refused("ema", "--ckpt", averaged, "--sigma_rel", "0.1", "--average", "decay_0.5", says=["give one of them"])
-    refused("ema", "--ckpt", averaged, "--average", "decay_0.6", says=["'decay_0.6'", "Did you mean 'decay_0.5'?"])
     refused(
-        "ema", "--ckpt", averaged, "--sigma_rel", "0.15", "--ckpt_step", "99", says=["no snapshot of step 99", "10"]
+        "ema",
+        "--ckpt",
+        trained,
+        "--sigma_rel",
+        "0.1",
+        says=["no snapshots", "ema.sigma_rels=0.05,0.10"],
+    )
+    refused(
+        "ema", "--ckpt", trained, "--average", "decay_0.5", says=["keeps no average", "ema.decays"]
+    )
+    refused(
+        "ema",
+        "--ckpt",
+        averaged,
+        "--sigma_rel",
+        "wide",
+        says=["--sigma_rel=wide", "numbers above 0"],
+    )
+    refused("ema", "--ckpt", averaged, "--sigma_rel", "0.3", says=["0.3", "below 0.2887"])
+    refused(
+        "ema",
+        "--ckpt",
+        averaged,
+        "--sigma_rel",
+        "0.1",
+        "--average",
+        "decay_0.5",
+        says=["give one of them"],
+    )
+    refused(
+        "ema",
+        "--ckpt",
+        averaged,
+        "--average",
+        "decay_0.6",
+        says=["'decay_0.6'", "Did you mean 'decay_0.5'?"],
+    )
+    refused(
+        "ema",
+        "--ckpt",
+        averaged,
+        "--sigma_rel",
+        "0.15",
+        "--ckpt_step",
+        "99",
+        says=["no snapshot of step 99", "10"],
     )
     assert invoke("ema", "--ckpt", mine, "--average", "decay_0.5").code == 0
-    refused("ema", "--ckpt", mine, "--average", "decay_0.5", says=["holds this average at step 10 already", "--out"])
-    refused("sample", "--ckpt", mine / "ema" / "decay_0.5", "--raw_weights", says=["holds no params"])
+    refused(
+        "ema",
+        "--ckpt",
+        mine,
+        "--average",
+        "decay_0.5",
+        says=["holds this average at step 10 already", "--out"],
+    )
+    refused(
+        "sample", "--ckpt", mine / "ema" / "decay_0.5", "--raw_weights", says=["holds no params"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +187,9 @@ def test_what_cannot_be_is_refused(refused, averaged, trained, mine, invoke):
 )
 def test_laws_that_cannot_be_are_refused(refused, config_file, tmp_path, fields, says):
     overrides = [f"--config.ema.{field}" for field in fields]
-    refused("train", "--config", config_file(), "--workdir", tmp_path / "run", *overrides, says=says)
+    refused(
+        "train", "--config", config_file(), "--workdir", tmp_path / "run", *overrides, says=says
+    )
     assert not (tmp_path / "run").exists()
 
 

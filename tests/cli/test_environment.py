@@ -14,7 +14,11 @@ from ddpm_jax.errors import UsageError
 
 def _python(*argv, **environment):
     return subprocess.run(
-        [sys.executable, *argv], env=os.environ | environment, capture_output=True, text=True, check=False
+        [sys.executable, *argv],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -38,10 +42,12 @@ def test_a_setting_that_jax_does_not_have_is_one_sentence(name, value, says):
 
 @pytest.mark.parametrize("backend", ["module://no_such_notebook.backend_inline", "no such backend"])
 def test_the_backend_of_a_notebook_keeps_no_picture_from_being_drawn(tmp_path, backend):
-    """`!python train.py` in a notebook has the notebook's backend, which the command's Python may lack."""
+    """`!python train.py` in a notebook has the notebook's backend, which the command's Python may
+    lack."""
     draw = (
         "import os, numpy as np; from ddpm_jax.plotting.curves import loss_curve; "
-        f"loss_curve({str(tmp_path / 'a.png')!r}, np.arange(3.0), np.ones(3)); print(os.environ['MPLBACKEND'])"
+        f"loss_curve({str(tmp_path / 'a.png')!r}, np.arange(3.0), np.ones(3)); "
+        "print(os.environ['MPLBACKEND'])"
     )
     result = _python("-c", draw, MPLBACKEND=backend)
     assert result.returncode == 0, result.stderr
@@ -58,7 +64,9 @@ def test_a_command_that_nobody_reads_ends_without_a_traceback(argv, stream):
     os.close(reading)
     with open(unread, "wb") as unread:
         command_line = [sys.executable, "-m", "ddpm_jax.cli.plot", *argv]
-        result = subprocess.run(command_line, **{stream: unread, other: subprocess.PIPE}, check=False)
+        result = subprocess.run(
+            command_line, **{stream: unread, other: subprocess.PIPE}, check=False
+        )
     printed_there = "stdout" if argv == ["--help"] else "stderr"
     expected = command.USAGE if argv != ["--help"] else 0
     assert result.returncode == (command.UNREAD if stream == printed_there else expected)
@@ -96,19 +104,29 @@ def test_no_command_runs_where_nothing_may_be_copied_to_a_device(refused, tmp_pa
     before = jax.config.jax_transfer_guard_host_to_device
     jax.config.update("jax_transfer_guard_host_to_device", "disallow")  # as the variable sets it
     try:
-        refused("sample", "--ckpt", tmp_path, says=["JAX_TRANSFER_GUARD_HOST_TO_DEVICE is disallow", "set it to log"])
+        refused(
+            "sample",
+            "--ckpt",
+            tmp_path,
+            says=["JAX_TRANSFER_GUARD_HOST_TO_DEVICE is disallow", "set it to log"],
+        )
     finally:
         jax.config.update("jax_transfer_guard_host_to_device", before)
 
 
 @pytest.mark.parametrize("place", ["foo://bar", "s3://bucket/programs", "gs://"])
 def test_a_cache_of_programs_lies_on_a_disk_or_in_a_bucket(place):
-    with pytest.raises(UsageError, match=r"^--compilation_cache: .*(can be read or written|names no bucket)"):
+    with pytest.raises(
+        UsageError, match=r"^--compilation_cache: .*(can be read or written|names no bucket)"
+    ):
         command.keep_compiled(place)
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", place)  # as the variable sets it
     try:
-        with pytest.raises(UsageError, match=r"^JAX_COMPILATION_CACHE_DIR: .*(can be read or written|names no bucket)"):
+        with pytest.raises(
+            UsageError,
+            match=r"^JAX_COMPILATION_CACHE_DIR: .*(can be read or written|names no bucket)",
+        ):
             command.keep_compiled(None)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

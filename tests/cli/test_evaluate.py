@@ -1,4 +1,5 @@
-"""`python evaluate.py`: numbers and pictures beside the checkpoint; stopped, it goes on; what it refuses."""
+"""`python evaluate.py`: numbers and pictures beside the checkpoint; stopped, it goes on; what it
+refuses."""
 
 import json
 
@@ -26,21 +27,33 @@ def test_the_pixel_frechet_distance_is_printed_and_kept(invoke, copied, tmp_path
     assert str(path) in result.out
     record = json.loads(path.read_text())
     assert (record["num_samples"], record["num_held_out"], record["num_train"]) == (8, 8, 1497)
-    assert (record["checkpoint_step"], record["weights"], record["steps"], record["seed"]) == (10, "ema", 20, 0)
+    assert (record["checkpoint_step"], record["weights"], record["steps"], record["seed"]) == (
+        10,
+        "ema",
+        20,
+        0,
+    )
     assert record["ratio"] == pytest.approx(record["frechet_samples"] / record["frechet_held_out"])
     assert record["ratio"] > 1  # ten steps make no digits
     assert f"{record['frechet_samples']:.4g}" in result.out
 
-    # The samples are those of sample.py, and the digits those of scikit-learn: the number follows from the two.
-    assert invoke("sample", "--ckpt", copied, "--num_samples", 8, "--out", tmp_path / "eight").code == 0
+    # The samples are those of sample.py, and the digits those of scikit-learn: the number follows
+    # from the two.
+    assert (
+        invoke("sample", "--ckpt", copied, "--num_samples", 8, "--out", tmp_path / "eight").code
+        == 0
+    )
     samples = np.load(next((tmp_path / "eight").glob("samples-*.npz")))["images"]
-    assert record["frechet_samples"] == pytest.approx(pixel_frechet_distance(samples, digits()[:1497]), rel=1e-2)
+    assert record["frechet_samples"] == pytest.approx(
+        pixel_frechet_distance(samples, digits()[:1497]), rel=1e-2
+    )
 
 
 def test_every_setting_of_the_distance_has_a_file_of_its_own_and_other_weights_are_refused(
     invoke, refused, trained, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(metrics, "pixel_frechet_distance", lambda *images: 1.0)  # its numbers are another test's
+    # its numbers are another test's
+    monkeypatch.setattr(metrics, "pixel_frechet_distance", lambda *images: 1.0)
     argv = ["--ckpt", trained, "--num_samples", 2, "--steps", 2, "--out", tmp_path]
     for seed in (0, 1):
         assert invoke("evaluate", *argv, "--seed", seed).code == 0
@@ -71,8 +84,21 @@ def seven(trained, tmp_path_factory):
     from ddpm_jax.cli import command
 
     out = tmp_path_factory.mktemp("seven")
-    argv = ["--ckpt", trained, "--metric", "bpd,rate_distortion", "--num_images", 7, "--draws", 2, "--seed", 5]
-    assert command.run(evaluate.main, [str(a) for a in [*argv, "--batch_size", 4, "--out", out]]) == 0
+    argv = [
+        "--ckpt",
+        trained,
+        "--metric",
+        "bpd,rate_distortion",
+        "--num_images",
+        7,
+        "--draws",
+        2,
+        "--seed",
+        5,
+    ]
+    assert (
+        command.run(evaluate.main, [str(a) for a in [*argv, "--batch_size", 4, "--out", out]]) == 0
+    )
     return out
 
 
@@ -104,7 +130,8 @@ def test_the_record_says_how_to_repeat_the_number(seven, trained):
 
 
 def test_the_bound_is_that_of_the_checkpoint_on_the_held_out_digits(seven, trained):
-    """Every t by hand, with the moving average, x_0 clipped and other noise: they agree within their errors."""
+    """Every t by hand, with the moving average, x_0 clipped and other noise: they agree within
+    their errors."""
     import jax
     import jax.numpy as jnp
 
@@ -125,7 +152,9 @@ def test_the_bound_is_that_of_the_checkpoint_on_the_held_out_digits(seven, train
             total += likelihood.bound_term(schedule, denoiser(x_t, t), x_0, x_t, t)
         totals.append(float(total.mean()))
     found = record["bits_per_dim"]
-    np.testing.assert_allclose(record["prior"], likelihood.prior_term(schedule, x_0).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        record["prior"], likelihood.prior_term(schedule, x_0).mean(), rtol=1e-5
+    )
     error = np.hypot(found["standard_error_draws"], np.std(totals, ddof=1) / 2)
     assert abs(found["mean"] - np.mean(totals)) < 4 * error
     assert error < 0.05 * found["mean"]
@@ -134,14 +163,18 @@ def test_the_bound_is_that_of_the_checkpoint_on_the_held_out_digits(seven, train
 def test_the_terms_add_up_in_both_records(seven):
     bound, coding = record_of(seven, "bpd"), record_of(seven, "rate_distortion")
     total = bound["bits_per_dim"]["mean"]
-    assert bound["prior"] + bound["divergences"]["mean"] + bound["decoder"]["mean"] == pytest.approx(total)
+    assert bound["prior"] + bound["divergences"]["mean"] + bound["decoder"][
+        "mean"
+    ] == pytest.approx(total)
     assert coding["rate"] + coding["distortion"] == pytest.approx(total)
     assert coding["curve"]["rate"][-1] == pytest.approx(coding["rate"])
     assert bound["prior"] + sum(bound["per_timestep"]["bits"]) == pytest.approx(total)
     assert bound["per_timestep"]["t"] == list(range(T))
     assert bound["per_timestep"]["visits"] == [14] * T
     assert coding["curve"]["t"] == list(range(T))[::-1]
-    assert coding["distortion_rmse"] == pytest.approx(127.5 * bound["per_timestep"]["x_0_mse"][0] ** 0.5)
+    assert coding["distortion_rmse"] == pytest.approx(
+        127.5 * bound["per_timestep"]["x_0_mse"][0] ** 0.5
+    )
 
 
 @pytest.mark.parametrize("metric", ["bpd", "rate_distortion"])
@@ -164,7 +197,18 @@ def test_the_table_is_printed(invoke, seven, trained):
 def test_given_again_nothing_is_computed_anew(invoke, seven, trained, monkeypatch):
     before = {path.name: path.read_bytes() for path in seven.glob("*.json")}
     monkeypatch.setattr(likelihood_bound, "make_bound", lambda *args: pytest.fail("computed again"))
-    argv = ["--metric", "bpd,rate_distortion", "--num_images", 7, "--draws", 2, "--seed", 5, "--batch_size", 4]
+    argv = [
+        "--metric",
+        "bpd,rate_distortion",
+        "--num_images",
+        7,
+        "--draws",
+        2,
+        "--seed",
+        5,
+        "--batch_size",
+        4,
+    ]
     assert invoke("evaluate", "--ckpt", trained, *argv, "--out", seven).code == 0
     assert {path.name: path.read_bytes() for path in seven.glob("*.json")} == before
 
@@ -174,7 +218,20 @@ class Stopped(Exception):
 
 
 def test_a_stopped_command_goes_on_where_it_stopped(invoke, seven, trained, tmp_path, monkeypatch):
-    argv = ["--metric", "bpd", "--num_images", 7, "--draws", 2, "--seed", 5, "--batch_size", 4, "--out", tmp_path]
+    argv = [
+        "--metric",
+        "bpd",
+        "--num_images",
+        7,
+        "--draws",
+        2,
+        "--seed",
+        5,
+        "--batch_size",
+        4,
+        "--out",
+        tmp_path,
+    ]
     save, stream, begun = evaluated_split.results.save_tally, likelihood_bound.stream_terms, []
 
     def stopped(*args):
@@ -198,15 +255,33 @@ def test_a_stopped_command_goes_on_where_it_stopped(invoke, seven, trained, tmp_
 
 def test_weights_and_strides_have_files_of_their_own(invoke, copied):
     argv = ["--ckpt", copied, "--metric", "bpd", "--num_images", 3]
-    assert invoke("evaluate", *argv, "--raw_weights", "--timestep_stride", 20, "--split", "train[:5]").code == 0
+    assert (
+        invoke(
+            "evaluate", *argv, "--raw_weights", "--timestep_stride", 20, "--split", "train[:5]"
+        ).code
+        == 0
+    )
     record = record_of(copied / "evaluation", "bpd", "step10_raw_train-5_n3_stride20_draws1_seed0")
     assert (record["split"], record["weights"]) == ("train[:5]", "raw")
     assert record["bits_per_dim"]["standard_error_draws"] is None  # one draw: not a number, so null
     assert sum(record["per_timestep"]["visits"]) == 3 * 13  # of 20 timesteps
 
 
-def test_other_weights_under_the_same_name_are_not_mixed_in(refused, invoke, trained, tmp_path, monkeypatch):
-    argv = ["--ckpt", trained, "--metric", "bpd", "--num_images", 2, "--timestep_stride", 20, "--out", tmp_path]
+def test_other_weights_under_the_same_name_are_not_mixed_in(
+    refused, invoke, trained, tmp_path, monkeypatch
+):
+    argv = [
+        "--ckpt",
+        trained,
+        "--metric",
+        "bpd",
+        "--num_images",
+        2,
+        "--timestep_stride",
+        20,
+        "--out",
+        tmp_path,
+    ]
     assert invoke("evaluate", *argv).code == 0
     monkeypatch.setattr("ddpm_jax.experiments.loading.weights_digest", lambda params: "0" * 64)
     refused("evaluate", *argv, says=["holds results made otherwise", "weights_sha256", "--out"])
@@ -219,11 +294,23 @@ LIKELIHOODS = ("bpd", "rate_distortion", "bpd_ode")
 def refused_likelihood(refused, trained, tmp_path, monkeypatch):
     """refused_likelihood(*argv, says=...): before anything is computed, and nothing is written."""
     for module, name in ((likelihood_bound, "stream_terms"), (likelihood_flow, "stream_bits")):
-        monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail("it went as far as to compute"))
+        monkeypatch.setattr(
+            module, name, lambda *args, **kwargs: pytest.fail("it went as far as to compute")
+        )
 
     def check(*argv, says, metrics=LIKELIHOODS):
         for metric in metrics:
-            refused("evaluate", "--ckpt", trained, "--metric", metric, "--out", tmp_path / "out", *argv, says=says)
+            refused(
+                "evaluate",
+                "--ckpt",
+                trained,
+                "--metric",
+                metric,
+                "--out",
+                tmp_path / "out",
+                *argv,
+                says=says,
+            )
         assert not (tmp_path / "out").exists()
 
     return check
@@ -278,7 +365,9 @@ def load_with(monkeypatch, betas):
 
     def changed(*args, **kwargs):
         loaded = load(*args, **kwargs)
-        return loaded._replace(experiment=loaded.experiment._replace(chain=chain, schedule=schedule))
+        return loaded._replace(
+            experiment=loaded.experiment._replace(chain=chain, schedule=schedule)
+        )
 
     monkeypatch.setattr(evaluate, "load", changed)
 
@@ -295,7 +384,16 @@ def test_a_flow_without_an_end_is_refused(refused_likelihood, monkeypatch):
 
 def test_a_file_in_place_of_the_directory_of_results_is_refused(refused, trained, tmp_path):
     (tmp_path / "file").write_text("")
-    argv = ["--metric", "bpd", "--num_images", 1, "--timestep_stride", 20, "--out", tmp_path / "file"]
+    argv = [
+        "--metric",
+        "bpd",
+        "--num_images",
+        1,
+        "--timestep_stride",
+        20,
+        "--out",
+        tmp_path / "file",
+    ]
     refused("evaluate", "--ckpt", trained, *argv, says=["is a file: name a directory"])
 
 
@@ -303,7 +401,16 @@ def test_a_file_in_place_of_the_directory_of_results_is_refused(refused, trained
 def test_the_accuracy_of_a_classifier_of_samples_is_beside_that_of_the_training_images(
     invoke, trained_by_class, tmp_path
 ):
-    argv = ["--metric", "classification_accuracy", "--num_samples", 40, "--steps", 2, "--out", tmp_path]
+    argv = [
+        "--metric",
+        "classification_accuracy",
+        "--num_samples",
+        40,
+        "--steps",
+        2,
+        "--out",
+        tmp_path,
+    ]
     assert invoke("evaluate", "--ckpt", trained_by_class, *argv).code == 0
     (path,) = tmp_path.glob("classification_accuracy_*.json")
     record = json.loads(path.read_text())
@@ -316,8 +423,16 @@ def test_a_distance_that_needs_more_memory_than_there_is_is_refused_before_a_sam
     refused, trained, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(host_memory, "available", lambda: 2**20)
-    monkeypatch.setattr(metrics.generation, "generate_batches", lambda *args, **kwargs: pytest.fail("samples are made"))
-    says = ["300 and 1,497 examples of 64 numbers needs 0.4 GiB", "0.0 GiB are available", "--num_reference"]
+    monkeypatch.setattr(
+        metrics.generation,
+        "generate_batches",
+        lambda *args, **kwargs: pytest.fail("samples are made"),
+    )
+    says = [
+        "300 and 1,497 examples of 64 numbers needs 0.4 GiB",
+        "0.0 GiB are available",
+        "--num_reference",
+    ]
     refused("evaluate", "--ckpt", trained, "--out", tmp_path, says=says)
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,5 @@
-"""The real evaluate.py, killed with SIGKILL once a batch is on disk, goes on and ends with the same number."""
+"""The real evaluate.py, killed with SIGKILL once a batch is on disk, goes on and ends with the same
+number."""
 
 import json
 import os
@@ -17,7 +18,18 @@ NUM_IMAGES = 40
 
 
 def start(trained, out, metric):
-    argv = ["--metric", metric, "--num_images", NUM_IMAGES, "--draws", 2, "--batch_size", 1, "--out", out]
+    argv = [
+        "--metric",
+        metric,
+        "--num_images",
+        NUM_IMAGES,
+        "--draws",
+        2,
+        "--batch_size",
+        1,
+        "--out",
+        out,
+    ]
     return subprocess.Popen(
         [sys.executable, "-u", "evaluate.py", "--ckpt", *map(str, [trained, *argv])],
         cwd=ROOT,
@@ -45,7 +57,9 @@ def record(out, metric):
     [("bpd", "bound", "prior"), ("bpd_ode", "bits_ode", "draws")],
 )
 @pytest.mark.slow
-def test_a_killed_evaluation_ends_with_the_number_of_an_undisturbed_one(trained, tmp_path, metric, tally, field):
+def test_a_killed_evaluation_ends_with_the_number_of_an_undisturbed_one(
+    trained, tmp_path, metric, tally, field
+):
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     process, deadline = start(trained, killed, metric), time.monotonic() + PATIENCE
     while not list(killed.glob(f"{tally}_*.npz")):
@@ -55,7 +69,8 @@ def test_a_killed_evaluation_ends_with_the_number_of_an_undisturbed_one(trained,
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL
-    assert 0 < done(list(killed.glob(f"{tally}_*.npz")), field) < NUM_IMAGES  # in the middle, and the file is whole
+    # in the middle, and the file is whole
+    assert 0 < done(list(killed.glob(f"{tally}_*.npz")), field) < NUM_IMAGES
     assert not list(killed.glob(f"{metric}_*.json"))
     for out in (killed, undisturbed):
         process = start(trained, out, metric)

@@ -1,5 +1,5 @@
-"""`--metric bpd_ode`: what is recorded, that it goes on, which network at which times the flow is made of, and what a
-conditional network is told.
+"""`--metric bpd_ode`: what is recorded, that it goes on, which network at which times the flow is
+made of, and what a conditional network is told.
 """
 
 import json
@@ -20,7 +20,20 @@ from ddpm_jax.experiments.loading import Loaded
 from ddpm_jax.tasks import likelihood_flow
 
 NAME = "bpd_ode_step10_ema_test_n5_rademacher2_rtol0.001_atol0.002_draws2_seed5"
-ARGV = ["--metric", "bpd_ode", "--num_images", 5, "--draws", 2, "--seed", 5, "--batch_size", 2, "--probes", 2]
+ARGV = [
+    "--metric",
+    "bpd_ode",
+    "--num_images",
+    5,
+    "--draws",
+    2,
+    "--seed",
+    5,
+    "--batch_size",
+    2,
+    "--probes",
+    2,
+]
 ARGV += ["--rtol", "1e-3", "--atol", "2e-3"]
 
 
@@ -30,7 +43,9 @@ def five(trained, tmp_path_factory):
     from ddpm_jax.cli import command
 
     out = tmp_path_factory.mktemp("five")
-    assert command.run(evaluate.main, [str(a) for a in ["--ckpt", trained, *ARGV, "--out", out]]) == 0
+    assert (
+        command.run(evaluate.main, [str(a) for a in ["--ckpt", trained, *ARGV, "--out", out]]) == 0
+    )
     return out
 
 
@@ -56,7 +71,9 @@ def test_the_record_says_how_to_repeat_the_number_and_what_it_took(five, trained
     }
     assert record.items() >= wanted.items()
     assert len(record["weights_sha256"]) == 64
-    assert {"python", "ddpm-jax", "jax", "jaxlib", "flax", "numpy", "diffrax"} == set(record["versions"])
+    assert {"python", "ddpm-jax", "jax", "jaxlib", "flax", "numpy", "diffrax"} == set(
+        record["versions"]
+    )
     with np.load(five / f"{NAME.replace('bpd_ode', 'bits_ode')}.npz") as arrays:
         draws, evaluations = np.float64(arrays["draws"]), arrays["num_evaluations"]
     assert draws.shape == evaluations.shape == (5, 2)
@@ -70,8 +87,11 @@ def test_the_record_says_how_to_repeat_the_number_and_what_it_took(five, trained
         assert picture.height > 300
 
 
-def test_given_again_it_is_read_and_stopped_it_goes_on(invoke, five, trained, tmp_path, monkeypatch):
-    """The tally of the first two images is what a command leaves that was stopped after its first batch."""
+def test_given_again_it_is_read_and_stopped_it_goes_on(
+    invoke, five, trained, tmp_path, monkeypatch
+):
+    """The tally of the first two images is what a command leaves that was stopped after its first
+    batch."""
     stream, begun = likelihood_flow.stream_bits, []
 
     def counted(*args, done, **kwargs):
@@ -88,30 +108,47 @@ def test_given_again_it_is_read_and_stopped_it_goes_on(invoke, five, trained, tm
     np.savez(tmp_path / tally, **first_two)
     assert invoke("evaluate", "--ckpt", trained, *ARGV, "--out", tmp_path).code == 0
     assert begun == [2]
-    assert json.loads((tmp_path / f"{NAME}.json").read_text()) == json.loads((five / f"{NAME}.json").read_text())
+    assert json.loads((tmp_path / f"{NAME}.json").read_text()) == json.loads(
+        (five / f"{NAME}.json").read_text()
+    )
 
 
 def test_other_weights_under_the_same_name_are_not_mixed_in(refused, five, trained, monkeypatch):
     monkeypatch.setattr("ddpm_jax.experiments.loading.weights_digest", lambda params: "0" * 64)
-    refused("evaluate", "--ckpt", trained, *ARGV, "--out", five, says=["made otherwise", "weights_sha256", "--out"])
+    refused(
+        "evaluate",
+        "--ckpt",
+        trained,
+        *ARGV,
+        "--out",
+        five,
+        says=["made otherwise", "weights_sha256", "--out"],
+    )
 
 
 @pytest.fixture(scope="module")
 def rescaled():
-    """experiment(parameterization): 40 timesteps that the network knows as 0, 25, ... 975; and drawn parameters."""
+    """experiment(parameterization): 40 timesteps that the network knows as 0, 25, ... 975; and
+    drawn parameters."""
 
     def experiment(parameterization):
         fields = configs.default_config()
         fields.data.update(name="digits", image_size=8, channels=1, flip=False)
         fields.diffusion.update(
-            num_timesteps=40, schedule="cosine", rescale_timesteps=True, parameterization=parameterization
+            num_timesteps=40,
+            schedule="cosine",
+            rescale_timesteps=True,
+            parameterization=parameterization,
         )
         fields.train.sample_steps = 40
         # A norm of 32 groups takes an added time out of 32 channels; a scaling one lets it through.
-        fields.model.update(ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), scale_shift_norm=True)
+        fields.model.update(
+            ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), scale_shift_norm=True
+        )
         built = build(fields)
         params = built.init_params(jax.random.key(0))
-        leaves, tree = jax.tree.flatten(params)  # some layers start at zero, and then x and t would not matter
+        # some layers start at zero, and then x and t would not matter
+        leaves, tree = jax.tree.flatten(params)
         rng = np.random.default_rng(0)
         noisy = [leaf + 0.1 * rng.standard_normal(leaf.shape, np.float32) for leaf in leaves]
         return built, jax.tree.unflatten(tree, noisy)
@@ -120,8 +157,11 @@ def rescaled():
 
 
 @pytest.mark.parametrize("parameterization", ["eps", "x_0", "v", "mu"])
-def test_at_the_chains_own_times_the_flow_has_the_epsilon_of_the_unclipped_chain(rescaled, parameterization):
-    """So the network is told the rescaled time, μ means what it does in the chain from t = 0 on, nothing is cut."""
+def test_at_the_chains_own_times_the_flow_has_the_epsilon_of_the_unclipped_chain(
+    rescaled, parameterization
+):
+    """So the network is told the rescaled time, μ means what it does in the chain from t = 0 on,
+    nothing is cut."""
     experiment, params = rescaled(parameterization)
     chain = make_denoiser(
         lambda x, time: experiment.model.apply({"params": params}, x, time),
@@ -140,7 +180,8 @@ def test_at_the_chains_own_times_the_flow_has_the_epsilon_of_the_unclipped_chain
 
 
 class GaussianOfWhatItIsTold:
-    """The exact ε of pixels N(m, S²) with m = 0.1 label + 0.5 low_res: a network whose likelihood has a closed form."""
+    """The exact ε of pixels N(m, S²) with m = 0.1 label + 0.5 low_res: a network whose likelihood
+    has a closed form."""
 
     S = 0.3
 
@@ -148,19 +189,24 @@ class GaussianOfWhatItIsTold:
         self.continuous = continuous
 
     def apply(self, variables, x, time, condition):
-        signal, noise = (level[:, None, None, None] for level in flows.noise_level(self.continuous, time)[1:])
+        signal, noise = (
+            level[:, None, None, None] for level in flows.noise_level(self.continuous, time)[1:]
+        )
         mean = 0.1 * condition.label[:, None, None, None] + 0.5 * condition.low_res
         return noise * (x - signal * mean) / (signal**2 * self.S**2 + noise**2)
 
 
 def told(images):
-    """The image of half the size, rounded to 8 bits and enlarged by Pillow: float64 [N, 8, 8, 1] on [-1, 1]."""
+    """The image of half the size, rounded to 8 bits and enlarged by Pillow: float64 [N, 8, 8, 1] on
+    [-1, 1]."""
     halves = np.rint(images.reshape(-1, 4, 2, 4, 2).mean(axis=(2, 4), dtype=np.float32))
     enlarged = [Image.fromarray(half).resize((8, 8), Image.Resampling.BILINEAR) for half in halves]
     return np.stack(enlarged).astype(np.float64)[..., None] / 127.5 - 1
 
 
-def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_label_and_low_res(data_dir, tmp_path):
+def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_label_and_low_res(
+    data_dir, tmp_path
+):
     fields = configs.default_config()
     fields.data.update(name="digits", data_dir=data_dir, image_size=8, channels=1, flip=False)
     fields.diffusion.update(num_timesteps=200, schedule="cosine")
@@ -170,7 +216,18 @@ def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_la
     experiment = build(fields)
     model = GaussianOfWhatItIsTold(experiment.continuous())
     loaded = Loaded(experiment._replace(model=model), {}, 0, "ema")
-    argv = ["--ckpt", tmp_path, "--metric", "bpd_ode", "--num_images", 12, "--batch_size", 6, "--draws", 16]
+    argv = [
+        "--ckpt",
+        tmp_path,
+        "--metric",
+        "bpd_ode",
+        "--num_images",
+        12,
+        "--batch_size",
+        6,
+        "--draws",
+        16,
+    ]
     argv += ["--rtol", 1e-6, "--atol", 1e-6]
     of = likelihood_flow.ode_of(loaded, evaluate._parser().parse([str(a) for a in argv]))
 
@@ -178,7 +235,8 @@ def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_la
     examples = [source[i] for i in range(12)]
     images = np.stack([example["image"] for example in examples])
     labels = np.array([example["label"] for example in examples])
-    # q_start is N(√ᾱ_0 m, V), V = ᾱ_0 S² + 1 - ᾱ_0; uniform noise over a bin of 1/127.5 adds a twelfth of its square.
+    # q_start is N(√ᾱ_0 m, V), V = ᾱ_0 S² + 1 - ᾱ_0; uniform noise over a bin of 1/127.5 adds a
+    # twelfth of its square.
     alpha_bar = float(experiment.schedule.alphas_bar[0])
     variance = alpha_bar * model.S**2 + 1 - alpha_bar
 
@@ -196,4 +254,6 @@ def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_la
         moved = np.abs(mean_bits(*others) - mean_bits(labels, told(images)))
         assert np.count_nonzero(moved > 2 * tolerance) > 6  # a wrong label or image would show
     assert of.settings["given"] == ["their label", "the image of lower resolution"]
-    assert of.what.startswith("12 images of test given their label and the image of lower resolution")
+    assert of.what.startswith(
+        "12 images of test given their label and the image of lower resolution"
+    )

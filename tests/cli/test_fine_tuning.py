@@ -1,4 +1,5 @@
-"""`init_from`: a run that begins with the weights of another one, and what it takes no more after that."""
+"""`init_from`: a run that begins with the weights of another one, and what it takes no more after
+that."""
 
 import json
 import shutil
@@ -52,22 +53,38 @@ def stopped(monkeypatch):
 def test_a_run_begins_as_the_very_function_of_another_with_its_own_batch_rate_and_averages(
     invoke, trained, config_file, tmp_path, beginning_state, raw
 ):
-    overrides = ["--config.train.batch_size=4", "--config.optimizer.learning_rate=1e-3", "--config.ema.decays=0.9"]
-    overrides += [f"--config.init_from={trained}", "--config.init_from_step=8", f"--config.init_from_raw={raw}"]
+    overrides = [
+        "--config.train.batch_size=4",
+        "--config.optimizer.learning_rate=1e-3",
+        "--config.ema.decays=0.9",
+    ]
+    overrides += [
+        f"--config.init_from={trained}",
+        "--config.init_from_step=8",
+        f"--config.init_from_raw={raw}",
+    ]
     argv = ["--config", config_file(num_steps=1), "--workdir", tmp_path / "run", *overrides]
     result = invoke("train", *argv)
     assert result.code == 0, result.err
     assert (
-        f"starting the first of 1 steps from the {'raw' if raw else 'ema'} weights of {trained}, step 8;" in result.err
+        f"starting the first of 1 steps from the {'raw' if raw else 'ema'} weights of {trained}, "
+        "step 8;" in result.err
     )
     source = load(trained, step=8, raw_weights=raw)
     ((experiment, state),) = beginning_state
     for params in (state.params, state.ema_params, state.averages["decay_0.9"]):
         _equal(params, source.params)
     assert state.step == 0
-    assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.opt_state)), "Adam begins with nothing"
-    np.testing.assert_array_equal(_images(experiment, state.ema_params), _images(source.experiment, source.params))
-    for settings in (json.loads((tmp_path / "run" / "config.json").read_text()), read_config(tmp_path / "run", 1)):
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.opt_state)), (
+        "Adam begins with nothing"
+    )
+    np.testing.assert_array_equal(
+        _images(experiment, state.ema_params), _images(source.experiment, source.params)
+    )
+    for settings in (
+        json.loads((tmp_path / "run" / "config.json").read_text()),
+        read_config(tmp_path / "run", 1),
+    ):
         weights = "raw" if raw else "ema"
         assert settings["begun_from"] == {
             "source": str(trained), "step": 8, "weights": weights, "sha256": source.sha256,
@@ -95,44 +112,85 @@ def test_a_run_that_has_begun_needs_the_other_no_more_and_keeps_what_it_was(
     ("overrides", "says"),
     [
         (["--config.init_from={}/none"], ["init_from: There is no directory", "none"]),
-        (["--config.init_from={}", "--config.init_from_step=9"], ["no checkpoint of step 9: choose one of 8, 10"]),
+        (
+            ["--config.init_from={}", "--config.init_from_step=9"],
+            ["no checkpoint of step 9: choose one of 8, 10"],
+        ),
         (
             ["--config.init_from={}", "--config.model.ch=64"],
-            ["is of another architecture: conv_in/bias is (32,) there and (64,) in this model, and"],
+            [
+                "is of another architecture: conv_in/bias is (32,) there and (64,) in this model, "
+                "and"
+            ],
         ),
         (
-            ["--config.init_from={}", "--config.objective=classifier", "--config.condition.num_classes=10"],
+            [
+                "--config.init_from={}",
+                "--config.objective=classifier",
+                "--config.condition.num_classes=10",
+            ],
             ["init_from: ", "holds a diffusion model and not a classifier"],
         ),
-        (["--config.init_from_step=8"], ["init_from_step is 8, but a run without init_from has none"]),
-        (["--config.init_from_raw=true"], ["init_from_raw is True, but a run without init_from has none"]),
-        (["--config.init_from={}", "--config.init_from_step=-1"], ["init_from_step is -1: it must be at least 0"]),
+        (
+            ["--config.init_from_step=8"],
+            ["init_from_step is 8, but a run without init_from has none"],
+        ),
+        (
+            ["--config.init_from_raw=true"],
+            ["init_from_raw is True, but a run without init_from has none"],
+        ),
+        (
+            ["--config.init_from={}", "--config.init_from_step=-1"],
+            ["init_from_step is -1: it must be at least 0"],
+        ),
     ],
 )
-def test_what_cannot_be_begun_from_is_one_sentence(refused, trained, config_file, tmp_path, overrides, says):
+def test_what_cannot_be_begun_from_is_one_sentence(
+    refused, trained, config_file, tmp_path, overrides, says
+):
     overrides = [text.format(trained) for text in overrides]
-    refused("train", "--config", config_file(), "--workdir", tmp_path / "run", *overrides, says=says)
+    refused(
+        "train", "--config", config_file(), "--workdir", tmp_path / "run", *overrides, says=says
+    )
     assert not (tmp_path / "run").exists()
 
 
 def test_a_model_that_is_told_classes_takes_all_but_their_table_and_says_so(
     invoke, trained, config_file, tmp_path, beginning_state, stopped
 ):
-    flags = ["--workdir", tmp_path / "run", f"--config.init_from={trained}", "--config.condition.num_classes=10"]
+    flags = [
+        "--workdir",
+        tmp_path / "run",
+        f"--config.init_from={trained}",
+        "--config.condition.num_classes=10",
+    ]
     result = invoke("train", "--config", config_file(num_steps=1), *flags)
     assert result.err.endswith("error: Stopped.\n")
-    assert "warning: init_from: class_embedding/embedding is initialized, because the classes differ." in result.err
+    assert (
+        "warning: init_from: class_embedding/embedding is initialized, because the classes differ."
+        in result.err
+    )
     ((_, state),) = beginning_state
     params = dict(state.params)
     assert np.std(params.pop("class_embedding")["embedding"]) > 0
     _equal(params, load(trained).params)
 
 
-def test_weights_that_mean_something_else_here_are_said_so(invoke, trained, config_file, tmp_path, stopped):
-    flags = ["--workdir", tmp_path / "run", f"--config.init_from={trained}", "--config.diffusion.parameterization=v"]
+def test_weights_that_mean_something_else_here_are_said_so(
+    invoke, trained, config_file, tmp_path, stopped
+):
+    flags = [
+        "--workdir",
+        tmp_path / "run",
+        f"--config.init_from={trained}",
+        "--config.diffusion.parameterization=v",
+    ]
     result = invoke("train", "--config", config_file(num_steps=1), *flags)
     assert result.err.endswith("error: Stopped.\n")
-    assert "mean something else here, because diffusion.parameterization is 'eps' there and 'v' here." in result.err
+    assert (
+        "mean something else here, because diffusion.parameterization is 'eps' there and 'v' here."
+        in result.err
+    )
 
 
 @pytest.mark.slow
@@ -140,8 +198,16 @@ def test_a_first_stage_and_a_model_over_its_latents_begin_from_their_kind(
     invoke, refused, tmp_path, data_dir, beginning_state
 ):
     def run(name, config, *overrides):
-        tiny = [f"--config.data.data_dir={data_dir}", "--config.train.num_steps=2", "--config.checkpoint.save_every=2"]
-        tiny += ["--config.train.sample_every=0", "--config.train.num_samples=4", "--config.model.ch=32"]
+        tiny = [
+            f"--config.data.data_dir={data_dir}",
+            "--config.train.num_steps=2",
+            "--config.checkpoint.save_every=2",
+        ]
+        tiny += [
+            "--config.train.sample_every=0",
+            "--config.train.num_samples=4",
+            "--config.model.ch=32",
+        ]
         tiny += ["--config.optimizer.warmup_steps=0"]
         argv = ["--config", f"configs/{config}.py", "--workdir", tmp_path / name, *tiny, *overrides]
         result = invoke("train", *argv)
@@ -158,7 +224,19 @@ def test_a_first_stage_and_a_model_over_its_latents_begin_from_their_kind(
     source = load(tmp_path / "ldm").params
     _equal(beginning_state[-1][1].params, source.params)
     _equal(beginning_state[-1][1].objective_state.frozen, source.frozen)
-    other = ["--config.first_stage.ckpt=" + str(tmp_path / "vae2"), f"--config.init_from={tmp_path / 'ldm'}"]
-    says = ["holds a model of latents of the first stage", "give first_stage.ckpt as that run has it"]
-    argv = ["--config", "configs/ldm_digits.py", "--workdir", tmp_path / "no", f"--config.data.data_dir={data_dir}"]
+    other = [
+        "--config.first_stage.ckpt=" + str(tmp_path / "vae2"),
+        f"--config.init_from={tmp_path / 'ldm'}",
+    ]
+    says = [
+        "holds a model of latents of the first stage",
+        "give first_stage.ckpt as that run has it",
+    ]
+    argv = [
+        "--config",
+        "configs/ldm_digits.py",
+        "--workdir",
+        tmp_path / "no",
+        f"--config.data.data_dir={data_dir}",
+    ]
     refused("train", *argv, "--config.model.ch=32", *other, says=says)

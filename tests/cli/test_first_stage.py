@@ -1,4 +1,5 @@
-"""First stages by the same commands: trained, resumed, shown, scored; and every sentence about what cannot be."""
+"""First stages by the same commands: trained, resumed, shown, scored; and every sentence about what
+cannot be."""
 
 import json
 
@@ -13,7 +14,11 @@ from ddpm_jax.tasks.first_stage_pictures import collapse, latent_images
 from .conftest import main_of, write_config
 
 # The config of the tests sets what a first stage does not have.
-PLAIN = ["--config.objective=first_stage", "--config.diffusion.num_timesteps=1000", "--config.train.sample_steps=1000"]
+PLAIN = [
+    "--config.objective=first_stage",
+    "--config.diffusion.num_timesteps=1000",
+    "--config.train.sample_steps=1000",
+]
 STAGE = [*PLAIN, "--config.model.ch_mult=1,1", "--config.train.sample_every=2"]
 OF_KIND = {
     "ae": ["--config.first_stage.family=gaussian"],
@@ -34,7 +39,13 @@ def runs(tmp_path_factory, data_dir):
         def __missing__(self, kind):
             directory = tmp_path_factory.mktemp(kind)
             config = write_config(directory / "mine.py", data_dir=data_dir, num_steps=4)
-            arguments = ["--config", str(config), "--workdir", str(directory / "run"), *overrides(kind)]
+            arguments = [
+                "--config",
+                str(config),
+                "--workdir",
+                str(directory / "run"),
+                *overrides(kind),
+            ]
             assert command.run(main_of("train"), arguments) == 0
             self[kind] = directory / "run"
             return self[kind]
@@ -54,8 +65,12 @@ def test_a_run_leaves_records_of_its_kind_pictures_and_a_checkpoint(runs, kind, 
     records = [json.loads(line) for line in (runs[kind] / "metrics.jsonl").read_text().splitlines()]
     trained = [record for record in records if "loss" in record]
     assert [record["step"] for record in trained] == [2, 4]
-    assert {"kl", "perplexity", "bits_per_dim", "nll", "mse"} & trained[0].keys() == {"nll", "mse"} | more
-    columns = {"ae": 2 + 4, "vae": 3 + 4, "vq": 2 + 4}[kind]  # original, reconstruction, from the prior; latents
+    assert {"kl", "perplexity", "bits_per_dim", "nll", "mse"} & trained[0].keys() == {
+        "nll",
+        "mse",
+    } | more
+    # original, reconstruction, from the prior; latents
+    columns = {"ae": 2 + 4, "vae": 3 + 4, "vq": 2 + 4}[kind]
     with Image.open(runs[kind] / "samples" / "step_00000004.png") as picture:
         assert picture.width == columns * (2 * 66 + 2) + (columns - 1) * 16
     assert (runs[kind] / "loss.png").exists()
@@ -83,18 +98,35 @@ def test_the_same_command_resumes(invoke, runs, config_file):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_resumed_ends_where_an_undisturbed_one_does(tmp_path, invoke, runs, config_file):
+def test_a_run_that_is_resumed_ends_where_an_undisturbed_one_does(
+    tmp_path, invoke, runs, config_file
+):
     """The dictionary and the count of the warm-up are part of a checkpoint."""
     for steps in (2, 4):
-        result = invoke("train", "--config", config_file(steps), "--workdir", tmp_path / "run", *overrides("vq"))
+        result = invoke(
+            "train", "--config", config_file(steps), "--workdir", tmp_path / "run", *overrides("vq")
+        )
         assert result.code == 0
-    whole, resumed = (load_first_stage(path, raw_weights=True).params for path in (runs["vq"], tmp_path / "run"))
+    whole, resumed = (
+        load_first_stage(path, raw_weights=True).params for path in (runs["vq"], tmp_path / "run")
+    )
     np.testing.assert_array_equal(resumed["codebook"], whole["codebook"])
-    np.testing.assert_array_equal(resumed["decoder"]["conv_out"]["kernel"], whole["decoder"]["conv_out"]["kernel"])
+    np.testing.assert_array_equal(
+        resumed["decoder"]["conv_out"]["kernel"], whole["decoder"]["conv_out"]["kernel"]
+    )
 
 
 def test_evaluate_scores_a_vae(invoke, runs, tmp_path):
-    flags = ["--metric", "elbo,reconstruction", "--num_images", "20", "--draws", "3", "--out", tmp_path]
+    flags = [
+        "--metric",
+        "elbo,reconstruction",
+        "--num_images",
+        "20",
+        "--draws",
+        "3",
+        "--out",
+        tmp_path,
+    ]
     result = invoke("evaluate", "--ckpt", runs["vae"], *flags)
     assert result.code == 0, result.err
     record = json.loads(next(tmp_path.glob("elbo*.json")).read_text())
@@ -102,15 +134,27 @@ def test_evaluate_scores_a_vae(invoke, runs, tmp_path):
         record["reconstruction"]["mean"] + record["kl"]["mean"], rel=1e-6
     )
     assert record["importance_weighted"]["mean"] < record["bits_per_dim"]["mean"]
-    assert sum(record["kl_nats_per_channel"]) == pytest.approx(record["kl_nats_per_image"]["mean"], rel=1e-5)
-    assert record["kl_nats_per_image"]["mean"] == pytest.approx(record["kl"]["mean"] * 64 * np.log(2), rel=1e-5)
+    assert sum(record["kl_nats_per_channel"]) == pytest.approx(
+        record["kl_nats_per_image"]["mean"], rel=1e-5
+    )
+    assert record["kl_nats_per_image"]["mean"] == pytest.approx(
+        record["kl"]["mean"] * 64 * np.log(2), rel=1e-5
+    )
     errors = json.loads(next(tmp_path.glob("reconstruction*.json")).read_text())
     assert errors["rmse"] == pytest.approx(errors["mse"]["mean"] ** 0.5)
 
 
 def test_evaluate_counts_a_vq_vaes_codes(invoke, runs, tmp_path):
     result = invoke(
-        "evaluate", "--ckpt", runs["vq"], "--metric", "reconstruction", "--num_images", "20", "--out", tmp_path
+        "evaluate",
+        "--ckpt",
+        runs["vq"],
+        "--metric",
+        "reconstruction",
+        "--num_images",
+        "20",
+        "--out",
+        tmp_path,
     )
     assert result.code == 0, result.err
     record = json.loads(next(tmp_path.glob("reconstruction*.json")).read_text())
@@ -121,14 +165,30 @@ def test_evaluate_counts_a_vq_vaes_codes(invoke, runs, tmp_path):
 
 @pytest.mark.slow
 def test_an_autoencoder_has_no_bound(refused, runs):
-    refused("evaluate", "--ckpt", runs["ae"], "--metric", "elbo", says=["no prior over its latents"])
+    refused(
+        "evaluate", "--ckpt", runs["ae"], "--metric", "elbo", says=["no prior over its latents"]
+    )
 
 
 def test_what_a_first_stage_cannot_do_is_refused(refused, runs, trained, tmp_path):
-    refused("sample", "--ckpt", runs["vae"], says=[f"{runs['vae']} holds a first stage and not a diffusion model"])
-    refused("evaluate", "--ckpt", trained, "--metric", "elbo", says=["holds a diffusion model and not a first stage"])
+    refused(
+        "sample",
+        "--ckpt",
+        runs["vae"],
+        says=[f"{runs['vae']} holds a first stage and not a diffusion model"],
+    )
+    refused(
+        "evaluate",
+        "--ckpt",
+        trained,
+        "--metric",
+        "elbo",
+        says=["holds a diffusion model and not a first stage"],
+    )
     refused("draw", "--ckpt", trained, says=["holds a diffusion model and not a first stage"])
-    refused("evaluate", "--ckpt", runs["vae"], "--metric", "elbo,bpd", says=["elbo is of a first stage"])
+    refused(
+        "evaluate", "--ckpt", runs["vae"], "--metric", "elbo,bpd", says=["elbo is of a first stage"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,18 +199,32 @@ def test_what_a_first_stage_cannot_do_is_refused(refused, runs, trained, tmp_pat
             ["--config.first_stage.num_codes=8"],
             "num_codes is 8, but a first stage of the kind 'vae' has none",
         ),
-        (["--config.first_stage.kind=vq", "--config.first_stage.beta=2"], "first_stage.beta is 2.0, but a first stage"),
-        (["--config.diffusion.num_timesteps=50"], "diffusion.num_timesteps is 50, but a first stage has none"),
-        (["--config.condition.num_classes=10"], "condition.num_classes is 10, but a first stage has none"),
+        (
+            ["--config.first_stage.kind=vq", "--config.first_stage.beta=2"],
+            "first_stage.beta is 2.0, but a first stage",
+        ),
+        (
+            ["--config.diffusion.num_timesteps=50"],
+            "diffusion.num_timesteps is 50, but a first stage has none",
+        ),
+        (
+            ["--config.condition.num_classes=10"],
+            "condition.num_classes is 10, but a first stage has none",
+        ),
         (["--config.first_stage.log_scale=-8"], "log_scale is -8.0: it must be between -7 and 7"),
         (["--config.train.raw_grid=true"], "train.raw_grid is True, but a first stage has none"),
         (
-            [f"--config.first_stage.{field}" for field in ("kind=vq", "codebook=gradient", "restart_below=0.5")],
-            "first_stage.restart_below is 0.5, but a codebook that is learned by its gradient has none",
+            [
+                f"--config.first_stage.{field}"
+                for field in ("kind=vq", "codebook=gradient", "restart_below=0.5")
+            ],
+            "first_stage.restart_below is 0.5, but a codebook that is learned by its gradient has "
+            "none",
         ),
         (
             [f"--config.first_stage.{field}" for field in ("scale=pixel", "log_scale=-2.0")],
-            "first_stage.log_scale is -2.0, but a decoder that gives a scale for each number has none",
+            "first_stage.log_scale is -2.0, but a decoder that gives a scale for each number has "
+            "none",
         ),
         (["--config.first_stage.family=poisson"], "family of a decoder 'poisson'"),
         (["--config.first_stage.scale=big"], "scale of a decoder 'big'"),
@@ -166,7 +240,16 @@ def test_what_a_first_stage_cannot_do_is_refused(refused, runs, trained, tmp_pat
     ],
 )
 def test_a_config_that_cannot_be_is_refused(refused, config_file, tmp_path, changes, says):
-    refused("train", "--config", config_file(4), "--workdir", tmp_path / "run", *PLAIN, *changes, says=[says])
+    refused(
+        "train",
+        "--config",
+        config_file(4),
+        "--workdir",
+        tmp_path / "run",
+        *PLAIN,
+        *changes,
+        says=[says],
+    )
 
 
 def test_a_collapse_is_told_with_its_numbers():
@@ -183,4 +266,6 @@ def test_latents_are_shown_channel_by_channel_each_on_its_own_scale():
     for pixels in shown.values():
         assert pixels.shape == (2, 4, 4, 3)
         assert (pixels.min(), pixels.max()) == (0, 255)
-    np.testing.assert_array_equal(shown["latent 1"][0, ::2, ::2, 0], np.round([[0, 255 / 7], [510 / 7, 765 / 7]]))
+    np.testing.assert_array_equal(
+        shown["latent 1"][0, ::2, ::2, 0], np.round([[0, 255 / 7], [510 / 7, 765 / 7]])
+    )

@@ -38,12 +38,23 @@ def draw(data_dir):
 
     def of(kind):
         config = configs.default_config()
-        config.data.name, config.data.data_dir, config.data.image_size, config.data.channels = "digits", data_dir, 8, 1
+        config.data.name, config.data.data_dir, config.data.image_size, config.data.channels = (
+            "digits",
+            data_dir,
+            8,
+            1,
+        )
         config.first_stage.kind, config.first_stage.latent_channels = kind, 2
         encode = with_variance if kind == "vae" else halves
-        stage = FirstStage(kind, encode, painted, FAMILIES["gaussian"], num_codes=4 if kind == "vq" else 0)
-        experiment = types.SimpleNamespace(config=config, first_stage=stage, model=types.SimpleNamespace(factor=8))
-        source = sources.load(name="digits", split="test", data_dir=data_dir, image_size=8, channels=1)
+        stage = FirstStage(
+            kind, encode, painted, FAMILIES["gaussian"], num_codes=4 if kind == "vq" else 0
+        )
+        experiment = types.SimpleNamespace(
+            config=config, first_stage=stage, model=types.SimpleNamespace(factor=8)
+        )
+        source = sources.load(
+            name="digits", split="test", data_dir=data_dir, image_size=8, channels=1
+        )
         digits = np.stack([source[i]["image"] for i in range(10)])
         drawing = first_stage_pictures.make_drawing(experiment, num_samples=10, seed=0)
         return drawing({"codebook": CODEBOOK}), digits
@@ -61,8 +72,10 @@ def test_a_walk_shows_the_plane_at_the_priors_quantiles(draw):
     assert drawn.pictures["walk"].shape == (20 * 33 + 1, 20 * 33 + 1, 1)
     cells = drawn.pictures["walk"][1:, 1:, 0].reshape(20, 33, 20, 33)
     expected = levels(stats.norm.ppf((np.arange(20) + 0.5) / 20))
-    np.testing.assert_allclose(cells[7, 16, :, 8], expected, atol=1)  # left halves of a row: z 1, to the right
-    np.testing.assert_allclose(cells[:, 16, 3, 24], expected[::-1], atol=1)  # right halves of a column: z 2, upwards
+    # left halves of a row: z 1, to the right
+    np.testing.assert_allclose(cells[7, 16, :, 8], expected, atol=1)
+    # right halves of a column: z 2, upwards
+    np.testing.assert_allclose(cells[:, 16, 3, 24], expected[::-1], atol=1)
 
 
 def test_an_interpolation_is_a_row_from_one_image_to_the_next(draw):
@@ -77,7 +90,8 @@ def test_an_interpolation_is_a_row_from_one_image_to_the_next(draw):
         greys = np.repeat(np.tile(levels(path)[:, None, :, None], (1, 8, 1, 1)), 4, axis=2)
         rows += [digits[i], *greys, digits[i + 1]]
     expected = grid(np.stack(rows).astype(np.uint8), 11)
-    np.testing.assert_allclose(drawn.pictures["interpolation"].astype(int), expected, atol=1)  # float32 at a half
+    # float32 at a half
+    np.testing.assert_allclose(drawn.pictures["interpolation"].astype(int), expected, atol=1)
 
 
 def test_between_two_images_of_a_vq_vae_are_codes_only(draw):
@@ -92,7 +106,9 @@ def test_the_codes_of_all_held_out_images_are_counted_and_not_of_those_alone_tha
     draw, monkeypatch, data_dir
 ):
     counted = []
-    monkeypatch.setattr(first_stage_pictures, "code_usage", lambda counts, title: counted.append((counts, title)))
+    monkeypatch.setattr(
+        first_stage_pictures, "code_usage", lambda counts, title: counted.append((counts, title))
+    )
     drawn, _ = draw("vq")
     source = sources.load(name="digits", split="test", data_dir=data_dir, image_size=8, channels=1)
     x = np.stack([source[i]["image"] for i in range(len(source))])[..., 0] / 127.5 - 1.0
@@ -103,4 +119,6 @@ def test_the_codes_of_all_held_out_images_are_counted_and_not_of_those_alone_tha
     p = counts / 300
     perplexity = np.exp(-sum(q * np.log(q) for q in p if q))
     assert drawn.numbers["held_out_perplexity"] == pytest.approx(perplexity, rel=1e-5)
-    assert title.startswith(f"perplexity {perplexity:.1f} of 4 codes, {np.count_nonzero(counts)} used by 300 held-out")
+    assert title.startswith(
+        f"perplexity {perplexity:.1f} of 4 codes, {np.count_nonzero(counts)} used by 300 held-out"
+    )

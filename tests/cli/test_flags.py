@@ -1,4 +1,5 @@
-"""Numbers and paths in flags: every flag of every command that takes one, found in the parsers themselves."""
+"""Numbers and paths in flags: every flag of every command that takes one, found in the parsers
+themselves."""
 
 import importlib
 import pkgutil
@@ -24,7 +25,9 @@ class _Found(Exception):
 
 def _parser_of(module):
     """The parser that a command makes before it reads its arguments."""
-    with unittest.mock.patch.object(command.Parser, "parse", autospec=True, side_effect=_Found) as parse:
+    with unittest.mock.patch.object(
+        command.Parser, "parse", autospec=True, side_effect=_Found
+    ) as parse:
         try:
             module.main([])
         except _Found:
@@ -32,8 +35,15 @@ def _parser_of(module):
     raise AssertionError(f"{module.__name__} parses no flags")
 
 
-MODULES = [importlib.import_module(f"ddpm_jax.cli.{m.name}") for m in pkgutil.iter_modules(ddpm_jax.cli.__path__)]
-PARSERS = {module.__name__.rpartition(".")[2]: _parser_of(module) for module in MODULES if hasattr(module, "main")}
+MODULES = [
+    importlib.import_module(f"ddpm_jax.cli.{m.name}")
+    for m in pkgutil.iter_modules(ddpm_jax.cli.__path__)
+]
+PARSERS = {
+    module.__name__.rpartition(".")[2]: _parser_of(module)
+    for module in MODULES
+    if hasattr(module, "main")
+}
 NUMERALS = [
     (name, flag)
     for name, parser in PARSERS.items()
@@ -51,8 +61,24 @@ TOO_LONG = ["a" * 256, "runs/" + "ü" * 128 + "/x", "/".join(["a" * 250] * 20)]
 
 def test_the_flags_that_take_numbers_are_found():
     found = {flag for _, flag in NUMERALS}
-    assert {"num_samples", "batch_size", "seed", "ckpt_step", "draws", "probes", "resamplings", "rtol"} <= found
-    assert {"interpolate_seeds", "evaluations", "sigma_rel", "guidance_interval", "strength", "smooth"} <= found
+    assert {
+        "num_samples",
+        "batch_size",
+        "seed",
+        "ckpt_step",
+        "draws",
+        "probes",
+        "resamplings",
+        "rtol",
+    } <= found
+    assert {
+        "interpolate_seeds",
+        "evaluations",
+        "sigma_rel",
+        "guidance_interval",
+        "strength",
+        "smooth",
+    } <= found
 
 
 @pytest.mark.parametrize(("name", "flag"), NUMERALS)
@@ -84,7 +110,8 @@ def test_a_spacing_is_a_name_or_times():
 
 
 @pytest.mark.parametrize(
-    "steps", ["9" * 20 + ":" + "9" * 21, "²:³", "１:２", "-1:2", "0:1", "3:2", "1,2", "5", "1:2:3", ":"]
+    "steps",
+    ["9" * 20 + ":" + "9" * 21, "²:³", "１:２", "-1:2", "0:1", "3:2", "1,2", "5", "1:2:3", ":"],
 )
 def test_steps_that_no_run_has_are_not_profiled(refused, steps):
     refused("train", f"--profile={steps}", says=["--profile is ", "as in 10:12"])
@@ -101,25 +128,51 @@ def test_steps_that_no_run_has_are_not_profiled(refused, steps):
 )
 def test_an_option_that_is_no_number_is_refused(sampler, option):
     name, _, text = option.partition("=")
-    with pytest.raises(UsageError, match=rf"^The option {name} of the sampler {sampler} is '{text}': it must be a "):
+    with pytest.raises(
+        UsageError, match=rf"^The option {name} of the sampler {sampler} is '{text}': it must be a "
+    ):
         sampling.options_given(sampler, option)
 
 
 def test_options_have_the_type_of_their_default_and_may_be_it():
-    assert sampling.options_given("edm", "s_churn=2,s_max=inf") == {"s_churn": 2.0, "s_max": float("inf")}
+    assert sampling.options_given("edm", "s_churn=2,s_max=inf") == {
+        "s_churn": 2.0,
+        "s_max": float("inf"),
+    }
     assert sampling.options_given("unipc", "order=3,variant=bh1") == {"order": 3, "variant": "bh1"}
 
 
 def test_the_flags_that_take_paths_are_found():
     found = {flag for _, flag in PLACES}
-    assert {"ckpt", "out", "workdir", "config", "data_dir", "weaker", "classifier", "compilation_cache"} <= found
-    assert {"init_image", "inpaint", "mask", "low_res", "interpolate", "reconstruct", "weights"} <= found
+    assert {
+        "ckpt",
+        "out",
+        "workdir",
+        "config",
+        "data_dir",
+        "weaker",
+        "classifier",
+        "compilation_cache",
+    } <= found
+    assert {
+        "init_image",
+        "inpaint",
+        "mask",
+        "low_res",
+        "interpolate",
+        "reconstruct",
+        "weights",
+    } <= found
 
 
 @pytest.mark.parametrize(("name", "flag"), PLACES)
 def test_a_name_that_no_file_can_have_is_one_sentence(refused, name, flag):
     for path in TOO_LONG:
-        refused(name, f"--{flag}={path}", says=[f"--{flag}=", "bytes, and the system allows", "choose a shorter one"])
+        refused(
+            name,
+            f"--{flag}={path}",
+            says=[f"--{flag}=", "bytes, and the system allows", "choose a shorter one"],
+        )
 
 
 @pytest.mark.parametrize("name", ["plot", "encode", "decode"])

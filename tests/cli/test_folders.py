@@ -1,4 +1,5 @@
-"""A model of a folder of pictures, from training to pictures: its classes have names, its splits are told."""
+"""A model of a folder of pictures, from training to pictures: its classes have names, its splits
+are told."""
 
 import contextlib
 import io
@@ -23,7 +24,9 @@ def write_pictures(folder, *names):
 
 
 CLASSES = ("ant", "bee", "cat")
-NAMES = [f"{split}/{name}/{i}.png" for split in ("Train", "Test") for name in CLASSES for i in range(3)]
+NAMES = [
+    f"{split}/{name}/{i}.png" for split in ("Train", "Test") for name in CLASSES for i in range(3)
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +35,27 @@ def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("folders")
     photos = write_pictures(directory / "photos", *NAMES)
     config = write_config(directory / "mine.py", data_dir=str(photos), num_steps=2)
-    fields = ["--config.data.name=folder", "--config.condition.num_classes=3", "--config.train.num_samples=6"]
-    assert command.run(main_of("train"), ["--config", str(config), "--workdir", str(directory / "run"), *fields]) == 0
+    fields = [
+        "--config.data.name=folder",
+        "--config.condition.num_classes=3",
+        "--config.train.num_samples=6",
+    ]
+    assert (
+        command.run(
+            main_of("train"),
+            ["--config", str(config), "--workdir", str(directory / "run"), *fields],
+        )
+        == 0
+    )
     return directory / "run"
 
 
 def test_training_says_the_classes_and_the_splits_it_found(invoke, run):
-    fields = ["--config.data.name=folder", "--config.condition.num_classes=3", "--config.train.num_samples=6"]
+    fields = [
+        "--config.data.name=folder",
+        "--config.condition.num_classes=3",
+        "--config.train.num_samples=6",
+    ]
     result = invoke("train", "--config", run.parent / "mine.py", "--workdir", run, *fields)
     assert result.code == 0
     assert "data folder: train 9, test 9; 3 classes: ant 3, bee 3, cat 3\n" in result.err
@@ -56,7 +73,9 @@ def test_labels_may_be_names_and_are_the_same_as_numbers(invoke, refused, run, t
     made = []
     for labels in ("cat,ant", "2,0"):
         out = tmp_path / labels
-        result = invoke("sample", "--ckpt", run, "--num_samples", 4, "--labels", labels, "--out", out)
+        result = invoke(
+            "sample", "--ckpt", run, "--num_samples", 4, "--labels", labels, "--out", out
+        )
         assert result.code == 0
         assert "image i is of class cat, ant in turn" in result.out
         made.append(np.load(out / "samples-00000-of-00001.npz")["images"])
@@ -74,12 +93,23 @@ def test_labels_may_be_names_and_are_the_same_as_numbers(invoke, refused, run, t
     refused("sample", "--ckpt", run, "--labels", "3", says=["Label 3 is no class", "0 to 2"])
 
 
-def test_a_run_from_before_names_were_kept_takes_numbers_and_says_so(invoke, refused, run, monkeypatch, tmp_path):
+def test_a_run_from_before_names_were_kept_takes_numbers_and_says_so(
+    invoke, refused, run, monkeypatch, tmp_path
+):
     from ddpm_jax.experiments import loading as loading
 
     monkeypatch.setattr(loading, "class_names_of", lambda settings: ())
-    refused("sample", "--ckpt", run, "--labels", "cat", says=["names of this model's classes are not known", "3,5"])
-    result = invoke("sample", "--ckpt", run, "--labels", "2", "--num_samples", 2, "--out", tmp_path / "out")
+    refused(
+        "sample",
+        "--ckpt",
+        run,
+        "--labels",
+        "cat",
+        says=["names of this model's classes are not known", "3,5"],
+    )
+    result = invoke(
+        "sample", "--ckpt", run, "--labels", "2", "--num_samples", 2, "--out", tmp_path / "out"
+    )
     assert result.code == 0
     assert "all of class 2" in result.out
 
@@ -92,7 +122,13 @@ def without_held_out(tmp_path_factory):
     config = write_config(directory / "mine.py", data_dir=str(photos), num_steps=2)
     said = io.StringIO()
     with contextlib.redirect_stderr(said):
-        argv = ["--config", str(config), "--workdir", str(directory / "run"), "--config.data.name=folder"]
+        argv = [
+            "--config",
+            str(config),
+            "--workdir",
+            str(directory / "run"),
+            "--config.data.name=folder",
+        ]
         assert command.run(main_of("train"), argv) == 0
     return directory / "run", said.getvalue()
 
@@ -113,7 +149,9 @@ def test_without_held_out_images_the_training_images_are_evaluated_where_asked_f
     result = invoke("evaluate", *flags, "--metric", "frechet_pixels,bpd", "--split", "train")
     assert result.code == 0, result.err
     assert "warning" not in result.err
-    found = json.loads(next((run / "evaluation").glob("frechet_pixels_*_train_n3_*.json")).read_text())
+    found = json.loads(
+        next((run / "evaluation").glob("frechet_pixels_*_train_n3_*.json")).read_text()
+    )
     assert found["frechet_samples"] > 0
     assert found["num_train"] == 6
     assert not {"frechet_held_out", "ratio", "num_held_out"} & set(found)
@@ -122,8 +160,21 @@ def test_without_held_out_images_the_training_images_are_evaluated_where_asked_f
 
 
 @pytest.mark.parametrize("metric", ["frechet_pixels", pytest.param("bpd", marks=pytest.mark.slow)])
-def test_other_data_than_those_of_the_run_are_told_by_every_metric(invoke, refused, run, tmp_path, metric):
-    flags = ["--ckpt", run, "--num_samples", 3, "--steps", 2, "--metric", metric, "--out", tmp_path / "same"]
+def test_other_data_than_those_of_the_run_are_told_by_every_metric(
+    invoke, refused, run, tmp_path, metric
+):
+    flags = [
+        "--ckpt",
+        run,
+        "--num_samples",
+        3,
+        "--steps",
+        2,
+        "--metric",
+        metric,
+        "--out",
+        tmp_path / "same",
+    ]
     moved = write_pictures(tmp_path / "moved", *NAMES)
     result = invoke("evaluate", *flags, "--data_dir", moved)
     assert result.code == 0
@@ -135,7 +186,9 @@ def test_other_data_than_those_of_the_run_are_told_by_every_metric(invoke, refus
     assert result.code == 0
     assert "warning: the model was trained on other data (folder n=18 files=" in result.err
     assert "evaluated on (folder n=19 files=" in result.err
-    assert json.loads(next((tmp_path / "other").glob("*.json")).read_text())["trained_on"].startswith("folder n=18 ")
+    assert json.loads(next((tmp_path / "other").glob("*.json")).read_text())[
+        "trained_on"
+    ].startswith("folder n=18 ")
     (moved / "Train" / "bee").rename(moved / "Train" / "wasp")
     (moved / "Test" / "bee").rename(moved / "Test" / "wasp")
     says = ["has the classes ant, cat, wasp", "was trained with ant, bee, cat", "the same classes"]
@@ -145,22 +198,53 @@ def test_other_data_than_those_of_the_run_are_told_by_every_metric(invoke, refus
 def test_a_run_that_would_write_into_its_images_is_refused_at_the_start(refused, run, tmp_path):
     photos = run.parent / "photos"
     before = sorted(map(str, photos.rglob("*")))
-    train = ["--config", run.parent / "mine.py", "--config.data.name=folder", "--config.condition.num_classes=3"]
-    refused("train", *train, "--workdir", photos / "run", says=["--workdir", "lies in the folder of images"])
+    train = [
+        "--config",
+        run.parent / "mine.py",
+        "--config.data.name=folder",
+        "--config.condition.num_classes=3",
+    ]
+    refused(
+        "train",
+        *train,
+        "--workdir",
+        photos / "run",
+        says=["--workdir", "lies in the folder of images"],
+    )
     cache = ["--compilation_cache", photos / "cache"]
-    refused("train", *train, "--workdir", tmp_path / "run", *cache, says=["--compilation_cache", "folder of images"])
+    refused(
+        "train",
+        *train,
+        "--workdir",
+        tmp_path / "run",
+        *cache,
+        says=["--compilation_cache", "folder of images"],
+    )
     for name in ("sample", "evaluate"):
-        refused(name, "--ckpt", run, "--out", photos / "Test" / "x", says=["--out", "lies in the folder of images"])
+        refused(
+            name,
+            "--ckpt",
+            run,
+            "--out",
+            photos / "Test" / "x",
+            says=["--out", "lies in the folder of images"],
+        )
     assert sorted(map(str, photos.rglob("*"))) == before
 
 
-def test_a_folder_that_has_changed_is_told_at_resume_by_its_files(invoke, refused, without_held_out):
+def test_a_folder_that_has_changed_is_told_at_resume_by_its_files(
+    invoke, refused, without_held_out
+):
     run, _ = without_held_out
     photos = run.parent / "photos"
     more = ["--config", run.parent / "mine.py", "--config.data.name=folder", "--workdir", run]
     more += ["--config.train.num_steps=3"]
     write_pictures(photos, "new.png")
-    refused("train", *more, says=["not those that the run began with", "1 is new (new.png)", "another --workdir"])
+    refused(
+        "train",
+        *more,
+        says=["not those that the run began with", "1 is new (new.png)", "another --workdir"],
+    )
     (photos / "new.png").unlink()
     old = (photos / "4.png").read_bytes()
     Image.new("L", (8, 8)).save(photos / "4.png")
@@ -177,7 +261,16 @@ def test_a_folder_that_has_changed_is_told_at_resume_by_its_files(invoke, refuse
 
 @pytest.mark.slow
 def test_samplers_are_compared_without_held_out_images_too(invoke, without_held_out, tmp_path):
-    argv = ["--ckpt", without_held_out[0], "--num_samples", 3, "--evaluations", "2", "--samplers", "ddim"]
+    argv = [
+        "--ckpt",
+        without_held_out[0],
+        "--num_samples",
+        3,
+        "--evaluations",
+        "2",
+        "--samplers",
+        "ddim",
+    ]
     assert invoke("samplers", *argv, "--out", tmp_path).code == 0
     record = json.loads(next(tmp_path.glob("*.json")).read_text())
     assert set(record["floors"]) == {"mixture_energy"}

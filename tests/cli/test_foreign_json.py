@@ -1,4 +1,5 @@
-"""Every JSON that is read may be anybody's: whatever stands there, one sentence names the file and what is wrong."""
+"""Every JSON that is read may be anybody's: whatever stands there, one sentence names the file and
+what is wrong."""
 
 import json
 
@@ -7,12 +8,11 @@ import pytest
 
 from ddpm_jax.checkpoints import digests, reader
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.tally import Tally, empty
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.loading import FIRST_STAGE, experiment_of, read_settings
 from ddpm_jax.generation.generating import read_shards
-from ddpm_jax.monitoring import records
+from ddpm_jax.monitoring import records, results
 
 
 def settings(path):
@@ -83,10 +83,16 @@ def test_what_is_no_object_of_plain_data_is_one_sentence(tmp_path, read, text):
         ({"model": {"ch_mult": [True]}}, "'model.ch_mult' is of type tuple"),
         ({"model": {"ch_mult": 3}}, "'model.ch_mult' is of type tuple"),
         ({"model": {"ch_mult": [1] * 62}}, "model.ch_mult is .* at most 12 numbers"),
-        ({"train": {"num_steps": 2**31}}, "train.num_steps is 2147483648: it must be at most 2147483647"),
+        (
+            {"train": {"num_steps": 2**31}},
+            "train.num_steps is 2147483648: it must be at most 2147483647",
+        ),
         ({FIRST_STAGE: []}, "the config, its frozen_first_stage is"),
         ({FIRST_STAGE: {"config": {}, "sha256": "abc"}}, "its frozen_first_stage.sha256 is 'abc'"),
-        ({FIRST_STAGE: {"config": {"seed": None}, "sha256": "0" * 64}}, "of its first stage: config field 'seed'"),
+        (
+            {FIRST_STAGE: {"config": {"seed": None}, "sha256": "0" * 64}},
+            "of its first stage: config field 'seed'",
+        ),
     ],
 )
 def test_a_value_of_a_saved_config_that_is_not_of_its_field_is_one_sentence(values, says):
@@ -103,7 +109,11 @@ def test_values_that_json_and_older_versions_have_are_taken():
         },
         source="the config",
     )
-    assert (config.optimizer.learning_rate, config.model.remat, config.model.ch_mult) == (1.0, "blocks", (1, 2))
+    assert (config.optimizer.learning_rate, config.model.remat, config.model.ch_mult) == (
+        1.0,
+        "blocks",
+        (1, 2),
+    )
     assert config.diffusion.beta_start is None
 
 

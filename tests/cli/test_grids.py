@@ -33,12 +33,16 @@ def test_a_grid_records_its_colours_beside_those_of_the_data(trained):
     assert records[-1]["data_std_grey"] == pytest.approx(pixels.std(), rel=1e-12)
     with Image.open(trained / "samples" / "step_00000010.png") as image:
         shown = np.asarray(image.convert("L"))
-    cells = np.stack([shown[2 + 66 * r : 66 + 66 * r, 2 + 66 * c : 66 + 66 * c] for r in (0, 1) for c in (0, 1)])
+    cells = np.stack(
+        [shown[2 + 66 * r : 66 + 66 * r, 2 + 66 * c : 66 + 66 * c] for r in (0, 1) for c in (0, 1)]
+    )
     assert records[-1]["sample_mean_grey"] == pytest.approx(cells.mean(), rel=1e-12)
     assert records[-1]["sample_std_grey"] == pytest.approx(cells.std(), rel=1e-12)
 
 
-def test_the_raw_weights_are_drawn_beside_the_average_from_the_same_noise(invoke, copied, config_file):
+def test_the_raw_weights_are_drawn_beside_the_average_from_the_same_noise(
+    invoke, copied, config_file
+):
     overrides = ["--config.train.raw_grid=true", "--config.train.num_steps=11"]
     assert invoke("train", "--config", config_file(), "--workdir", copied, *overrides).code == 0
     with Image.open(copied / "samples" / "step_00000011.png") as image:
@@ -49,7 +53,9 @@ def test_the_raw_weights_are_drawn_beside_the_average_from_the_same_noise(invoke
     for half, raw_weights in ((averaged, False), (raw, True)):
         loaded = load(copied, raw_weights=raw_weights)
         generate = loaded.experiment.generator(ancestral(loaded.experiment.respaced(20)))
-        images = generate(loaded.params, base_key(loaded.experiment.config.seed), np.arange(4)).images
+        images = generate(
+            loaded.params, base_key(loaded.experiment.config.seed), np.arange(4)
+        ).images
         np.testing.assert_array_equal(half, grid(images)[..., 0])
     assert np.any(averaged != raw)
 
@@ -74,13 +80,16 @@ def test_the_reference_has_the_classes_of_the_samples():
     of = np.array([1, 1, 1, 3], np.int32)
     found = reference_colours(_source(images, labels, 4), of)
     assert found.mean[0] == pytest.approx((3 * 40 + 120) / 4)
-    # Three quarters of the weight on a quarter of the images, a quarter on another: n = 1 / (9 + 1) * 16 * 100.
+    # Three quarters of the weight on a quarter of the images, a quarter on another: n = 1 / (9 + 1)
+    # * 16 * 100.
     assert found.count == pytest.approx(160)
 
 
 def test_samples_like_the_data_pass_and_tinted_ones_are_named_in_one_line():
     rng = np.random.default_rng(0)
-    images = np.clip(rng.normal(120, 40, (600, 1, 1, 3)) + rng.normal(0, 20, (600, 4, 4, 3)), 0, 255).astype(np.uint8)
+    images = np.clip(
+        rng.normal(120, 40, (600, 1, 1, 3)) + rng.normal(0, 20, (600, 4, 4, 3)), 0, 255
+    ).astype(np.uint8)
     data, samples = colours(moments(images[:500])), images[500:]
     record, warning = compare_colours(colours(moments(samples)), data)
     assert warning is None

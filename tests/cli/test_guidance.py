@@ -1,4 +1,5 @@
-"""`python sample.py` with labels and guidance: what the flags ask for is what the functions do, or is refused."""
+"""`python sample.py` with labels and guidance: what the flags ask for is what the functions do, or
+is refused."""
 
 import json
 
@@ -10,6 +11,7 @@ from PIL import Image
 from ddpm_jax import host_memory, randomness
 from ddpm_jax.data.transforms import to_uint8
 from ddpm_jax.experiments.loading import load, load_classifier
+from ddpm_jax.generation import generating
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.samplers import guidance
 from ddpm_jax.samplers.clipping import CLIPPINGS
@@ -29,11 +31,14 @@ def manifest(out):
 
 
 def by_hand(run, labels, make_denoiser):
-    """The images that `make_denoiser(conditional denoiser, schedule, condition, loaded)` gives in 4 steps of DDIM."""
+    """The images that `make_denoiser(conditional denoiser, schedule, condition, loaded)` gives in 4
+    steps of DDIM."""
     loaded = load(run)
     sampler = make_sampler("ddim", loaded.experiment.chain, steps=4, spacing="trailing")
     conditional = loaded.experiment.conditional_denoiser(loaded.params, sampler.schedule)
-    denoiser = make_denoiser(conditional, sampler.schedule, Condition(label=np.array(labels, np.int32)), loaded)
+    denoiser = make_denoiser(
+        conditional, sampler.schedule, Condition(label=np.array(labels, np.int32)), loaded
+    )
     keys = randomness.image_keys(jax.random.key(0), np.arange(len(labels)))
     x_T = randomness.initial_noise(keys, loaded.experiment.image_shape)
     return np.asarray(to_uint8(jax.jit(lambda x_T: sample(denoiser, sampler, x_T, keys).x_0)(x_T)))
@@ -46,7 +51,9 @@ def assert_same_images(actual, expected):
     assert (difference > 0).mean() < 0.01
 
 
-def test_labels_are_taken_in_turn_and_make_the_columns_of_the_grid(invoke, trained_by_class, tmp_path):
+def test_labels_are_taken_in_turn_and_make_the_columns_of_the_grid(
+    invoke, trained_by_class, tmp_path
+):
     argv = ["--ckpt", trained_by_class, "--num_samples", 20, *STEPS, "--out", tmp_path / "o"]
     assert invoke("sample", *argv).code == 0
     assert manifest(tmp_path / "o")["labels"] == list(range(10))
@@ -65,7 +72,16 @@ def test_labels_are_taken_in_turn_and_make_the_columns_of_the_grid(invoke, train
 def test_classifier_free_guidance_is_the_function_in_its_interval_rescaled_and_clipped(
     invoke, trained_by_class, tmp_path
 ):
-    flags = ["--labels", "3,5", "--guidance_scale", 4, "--guidance_interval", "0.2,0.8", "--guidance_rescale", 0.5]
+    flags = [
+        "--labels",
+        "3,5",
+        "--guidance_scale",
+        4,
+        "--guidance_interval",
+        "0.2,0.8",
+        "--guidance_rescale",
+        0.5,
+    ]
     argv = [
         "--ckpt",
         trained_by_class,
@@ -84,13 +100,24 @@ def test_classifier_free_guidance_is_the_function_in_its_interval_rescaled_and_c
         null = Condition(label=np.full(4, 10, np.int32))
         interval = guidance.interval_of(loaded.experiment.chain, 0.2, 0.8)
         denoiser = guidance.classifier_free(
-            conditional, condition, null, scale=4.0, schedule=schedule, interval=interval, rescale=0.5
+            conditional,
+            condition,
+            null,
+            scale=4.0,
+            schedule=schedule,
+            interval=interval,
+            rescale=0.5,
         )
         return CLIPPINGS["dynamic"](denoiser, schedule)
 
     assert_same_images(read(tmp_path / "o"), by_hand(trained_by_class, [3, 5, 3, 5], guided))
     record = manifest(tmp_path / "o")
-    assert record["guidance"] == {"kind": "classifier-free", "scale": 4, "interval": [0.2, 0.8], "rescale": 0.5}
+    assert record["guidance"] == {
+        "kind": "classifier-free",
+        "scale": 4,
+        "interval": [0.2, 0.8],
+        "rescale": 0.5,
+    }
     assert record["labels"] == [3, 5]
     assert record["clip"] == "dynamic"
 
@@ -105,7 +132,9 @@ def test_guidance_away_from_an_earlier_checkpoint(invoke, trained, tmp_path):
     def guided(conditional, schedule, condition, loaded):
         weaker = early.experiment.conditional_denoiser(early.params, schedule)
         pair = (lambda x, t, model=model: model(x, t, None) for model in (conditional, weaker))
-        return CLIPPINGS["static"](guidance.autoguidance(*pair, scale=2.0, schedule=schedule), schedule)
+        return CLIPPINGS["static"](
+            guidance.autoguidance(*pair, scale=2.0, schedule=schedule), schedule
+        )
 
     assert_same_images(read(tmp_path / "o"), by_hand(trained, [0, 0, 0], guided))
     assert manifest(tmp_path / "o")["guidance"]["weaker_step"] == 8
@@ -115,13 +144,22 @@ def test_guidance_away_from_an_earlier_checkpoint(invoke, trained, tmp_path):
 def test_guidance_by_a_classifier_of_an_unconditional_model(invoke, trained, train_with, tmp_path):
     run = train_with("--config.objective=classifier", "--config.condition.num_classes=10")
     flags = ["--classifier", run, "--guidance_scale", 3, "--labels", "7"]
-    assert invoke("sample", "--ckpt", trained, "--num_samples", 3, *STEPS, *flags, "--out", tmp_path / "o").code == 0
+    assert (
+        invoke(
+            "sample", "--ckpt", trained, "--num_samples", 3, *STEPS, *flags, "--out", tmp_path / "o"
+        ).code
+        == 0
+    )
     classifier = load_classifier(run, load(trained))
 
     def guided(conditional, schedule, condition, loaded):
         log_prob = classifier.experiment.class_log_prob(classifier.params, schedule)
         denoiser = guidance.classifier_guidance(
-            lambda x, t: conditional(x, t, None), log_prob, condition.label, scale=3.0, schedule=schedule
+            lambda x, t: conditional(x, t, None),
+            log_prob,
+            condition.label,
+            scale=3.0,
+            schedule=schedule,
         )
         return CLIPPINGS["static"](denoiser, schedule)
 
@@ -130,7 +168,9 @@ def test_guidance_by_a_classifier_of_an_unconditional_model(invoke, trained, tra
 
 
 @pytest.mark.slow
-def test_a_model_that_enlarges_is_told_the_picture_at_the_low_resolution(invoke, refused, train_with, tmp_path):
+def test_a_model_that_enlarges_is_told_the_picture_at_the_low_resolution(
+    invoke, refused, train_with, tmp_path
+):
     run = train_with("--config.condition.low_res_factor=2")
     photo = tmp_path / "photo.png"
     pixels = np.random.default_rng(0).integers(0, 256, (4, 4)).astype(np.uint8)
@@ -153,9 +193,18 @@ def test_a_model_that_enlarges_is_told_the_picture_at_the_low_resolution(invoke,
         (["--labels", "²"], ["--labels ²", "class numbers"]),
         (["--guidance_scale", "-1"], ["--guidance_scale=-1", "number in 0.."]),
         (["--guidance_scale", "much"], ["--guidance_scale=much", "number in 0.."]),
-        (["--guidance_scale", "2", "--guidance_interval", "0.8,0.2"], ["guidance interval is 0.8 to 0.2"]),
-        (["--guidance_scale", "2", "--guidance_interval", "0.8"], ["--guidance_interval=0.8", "2 numbers in 0..1"]),
-        (["--guidance_scale", "2", "--guidance_rescale", "2"], ["--guidance_rescale=2", "number in 0..1"]),
+        (
+            ["--guidance_scale", "2", "--guidance_interval", "0.8,0.2"],
+            ["guidance interval is 0.8 to 0.2"],
+        ),
+        (
+            ["--guidance_scale", "2", "--guidance_interval", "0.8"],
+            ["--guidance_interval=0.8", "2 numbers in 0..1"],
+        ),
+        (
+            ["--guidance_scale", "2", "--guidance_rescale", "2"],
+            ["--guidance_rescale=2", "number in 0..1"],
+        ),
         (["--guidance_interval", "0,1"], ["--guidance_interval needs --guidance_scale"]),
         (["--clip", "statc"], ["Unknown clipping 'statc'", "Did you mean 'static'"]),
         (["--low_res", "a.png"], ["does not enlarge"]),
@@ -166,12 +215,38 @@ def test_what_cannot_be_is_refused(refused, trained_by_class, flags, says):
     refused("sample", "--ckpt", trained_by_class, *flags, says=says)
 
 
-def test_guidance_that_the_model_cannot_have_is_refused(refused, trained, trained_by_class, train_with):
-    refused("sample", "--ckpt", trained, "--guidance_scale", 2, says=["trained without labels", "--classifier"])
+def test_guidance_that_the_model_cannot_have_is_refused(
+    refused, trained, trained_by_class, train_with
+):
+    refused(
+        "sample",
+        "--ckpt",
+        trained,
+        "--guidance_scale",
+        2,
+        says=["trained without labels", "--classifier"],
+    )
     told = ["--guidance_scale", 2, "--weaker", trained]
-    refused("sample", "--ckpt", trained_by_class, *told, says=["differs from this one in its conditions"])
-    refused("sample", "--ckpt", trained, *told, "--classifier", trained, says=["two kinds of guidance"])
-    refused("sample", "--ckpt", trained, "--guidance_scale", 2, "--classifier", trained, says=["not a classifier"])
+    refused(
+        "sample",
+        "--ckpt",
+        trained_by_class,
+        *told,
+        says=["differs from this one in its conditions"],
+    )
+    refused(
+        "sample", "--ckpt", trained, *told, "--classifier", trained, says=["two kinds of guidance"]
+    )
+    refused(
+        "sample",
+        "--ckpt",
+        trained,
+        "--guidance_scale",
+        2,
+        "--classifier",
+        trained,
+        says=["not a classifier"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,6 +260,16 @@ def test_a_classifier_that_cannot_be_fitted_is_refused_before_a_sample_is_made(
     refused, trained_by_class, tmp_path, monkeypatch, flags, there, says
 ):
     monkeypatch.setattr(host_memory, "available", lambda: there)
-    monkeypatch.setattr(generation, "generate_batches", lambda *args, **kwargs: pytest.fail("samples are made"))
-    argv = ["--ckpt", trained_by_class, "--metric", "classification_accuracy", "--out", tmp_path, *flags]
+    monkeypatch.setattr(
+        generating, "generate_batches", lambda *args, **kwargs: pytest.fail("samples are made")
+    )
+    argv = [
+        "--ckpt",
+        trained_by_class,
+        "--metric",
+        "classification_accuracy",
+        "--out",
+        tmp_path,
+        *flags,
+    ]
     refused("evaluate", *argv, says=says)

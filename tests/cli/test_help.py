@@ -9,13 +9,19 @@ import sys
 import pytest
 
 import ddpm_jax.cli
-from ddpm_jax import interrupt
 from ddpm_jax.cli import command
+from ddpm_jax.distributed import interrupt
 from ddpm_jax.samplers.registry import SAMPLERS, options_of
 
-MODULES = [importlib.import_module(f"ddpm_jax.cli.{m.name}") for m in pkgutil.iter_modules(ddpm_jax.cli.__path__)]
-COMMANDS = {module.__name__.rpartition(".")[2]: module for module in MODULES if hasattr(module, "main")}
-OF_A_FILE = ("train", "sample", "evaluate")  # at the root of the repository, and so called in their help
+MODULES = [
+    importlib.import_module(f"ddpm_jax.cli.{m.name}")
+    for m in pkgutil.iter_modules(ddpm_jax.cli.__path__)
+]
+COMMANDS = {
+    module.__name__.rpartition(".")[2]: module for module in MODULES if hasattr(module, "main")
+}
+# at the root of the repository, and so called in their help
+OF_A_FILE = ("train", "sample", "evaluate")
 
 
 def test_the_commands_are_found():
@@ -51,11 +57,14 @@ def test_help_is_a_page_that_fits_a_terminal(capsys, name, flag):
     assert exited.value.code == 0
     page, noise = capsys.readouterr()
     assert noise == ""
-    assert page.startswith(f"`python {name}.py" if name in OF_A_FILE else f"`python -m ddpm_jax.cli.{name}")
+    assert page.startswith(
+        f"`python {name}.py" if name in OF_A_FILE else f"`python -m ddpm_jax.cli.{name}"
+    )
     assert max(map(len, page.splitlines())) <= 120
     assert "ddpm_jax.cli.command" not in page  # absl's own layout heads the flags with the module
     flags = page.partition("\nFlags:\n")[2].splitlines()
-    assert all(re.match(r" {26}\S|  --\S+( \S+){0,2}(  |$)", line) for line in flags)  # the text never touches the flag
+    # the text never touches the flag
+    assert all(re.match(r" {26}\S|  --\S+( \S+){0,2}(  |$)", line) for line in flags)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -109,8 +118,25 @@ def test_help_lists_every_flag_with_its_default(capsys, name):
     page = " ".join(capsys.readouterr().out.split())
     wanted = {
         "train": ["config FILE", "workdir DIR"],
-        "sample": ["ckpt DIR", "ckpt_step N", "num_samples N", "batch_size N", "seed N", "steps N", "out DIR", "chain"],
-        "evaluate": ["ckpt DIR", "ckpt_step N", "metric NAME", "num_samples N", "seed N", "steps N", "data_dir DIR"],
+        "sample": [
+            "ckpt DIR",
+            "ckpt_step N",
+            "num_samples N",
+            "batch_size N",
+            "seed N",
+            "steps N",
+            "out DIR",
+            "chain",
+        ],
+        "evaluate": [
+            "ckpt DIR",
+            "ckpt_step N",
+            "metric NAME",
+            "num_samples N",
+            "seed N",
+            "steps N",
+            "data_dir DIR",
+        ],
     }
     defaults = {"train": "configs/digits.py", "sample": "64", "evaluate": "frechet_pixels"}
     assert all(f"--{flag} " in page for flag in [*wanted[name], "platform cpu|gpu|tpu", "help"])
@@ -119,7 +145,12 @@ def test_help_lists_every_flag_with_its_default(capsys, name):
 
 @pytest.mark.parametrize("name", OF_A_FILE)
 def test_flags_are_refused_before_anything_else(refused, name):
-    refused(name, "--plattform", "cpu", says=["no flag --plattform", "Did you mean 'platform'?", "--help"])
+    refused(
+        name,
+        "--plattform",
+        "cpu",
+        says=["no flag --plattform", "Did you mean 'platform'?", "--help"],
+    )
     refused(name, "cpu", says=["Unexpected argument 'cpu'"])
     refused(name, "--platform", "gpux", says=["--platform=gpux", "cpu|gpu|tpu"])
     refused(name, "--platform", says=["Missing value", "--platform"])
@@ -127,7 +158,8 @@ def test_flags_are_refused_before_anything_else(refused, name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_flag_takes_nothing_for_a_value(capsys, tmp_path, monkeypatch, name):
-    """Nothing is what a variable that is not set gives: `--workdir ""` must not be another directory."""
+    """Nothing is what a variable that is not set gives: `--workdir ""` must not be another
+    directory."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         command.run(COMMANDS[name].main, ["--help"])
@@ -162,7 +194,11 @@ def test_no_file_or_directory_is_named_by_nothing(refused):
         ("sample", [], ["--ckpt is missing", "--ckpt runs/digits"]),
         ("evaluate", [], ["--ckpt is missing", "--ckpt runs/digits"]),
         ("evaluate", ["--num_samples", "1"], ["--num_samples=1", "whole number in 2.."]),
-        ("evaluate", ["--ckpt", "x", "--metric", "frechet_pixel"], ["'frechet_pixel'", "mean 'frechet_pixels'"]),
+        (
+            "evaluate",
+            ["--ckpt", "x", "--metric", "frechet_pixel"],
+            ["'frechet_pixel'", "mean 'frechet_pixels'"],
+        ),
     ],
 )
 def test_a_bad_flag_is_named_with_what_is_expected(refused, name, argv, says):

@@ -1,4 +1,5 @@
-"""`python -m ddpm_jax.cli.import_first_stage`: weights as diffusers names them become a run that everything reads."""
+"""`python -m ddpm_jax.cli.import_first_stage`: weights as diffusers names them become a run that
+everything reads."""
 
 import json
 
@@ -15,20 +16,36 @@ from ddpm_jax.interop.autoencoder_kl import autoencoder_params_to_diffusers
 FIELDS = {
     "objective": "first_stage",
     "data": {"name": "digits", "image_size": 8, "channels": 1},
-    "model": {"ch": 32, "ch_mult": (1, 1), "num_res_blocks": 1, "attn_resolutions": (), "dropout": 0.0},
+    "model": {
+        "ch": 32,
+        "ch_mult": (1, 1),
+        "num_res_blocks": 1,
+        "attn_resolutions": (),
+        "dropout": 0.0,
+    },
 }
 
 
 @pytest.fixture
 def files(tmp_path):
-    """A config, and random weights of its network in an NPZ file; returns their arguments and the parameters."""
+    """A config, and random weights of its network in an NPZ file; returns their arguments and the
+    parameters."""
     model = build(configs.from_dict(FIELDS, source="a test")).model
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))[
+        "params"
+    ]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     np.savez(tmp_path / "vae.npz", **autoencoder_params_to_diffusers(params, model))
     (tmp_path / "mine.py").write_text(f"def get_config():\n    return {FIELDS}\n")
-    return ["--config", tmp_path / "mine.py", "--weights", tmp_path / "vae.npz", "--out", tmp_path / "run"], params
+    return [
+        "--config",
+        tmp_path / "mine.py",
+        "--weights",
+        tmp_path / "vae.npz",
+        "--out",
+        tmp_path / "run",
+    ], params
 
 
 def test_the_weights_come_out_as_they_went_in(invoke, refused, files, tmp_path):
@@ -58,18 +75,24 @@ def rewritten(files, tmp_path):
 
 
 def safetensors_of(tensors, dtype, name):
-    """The file, by the words of the format: the header's length, the header, the numbers one after the other."""
+    """The file, by the words of the format: the header's length, the header, the numbers one after
+    the other."""
     index, rest = {}, b""
     for key, value in tensors.items():
         content = value.astype(dtype).tobytes()
-        index[key] = {"dtype": name, "shape": value.shape, "data_offsets": [len(rest), len(rest) + len(content)]}
+        index[key] = {
+            "dtype": name,
+            "shape": value.shape,
+            "data_offsets": [len(rest), len(rest) + len(content)],
+        }
         rest += content
     header = json.dumps(index).encode()
     return len(header).to_bytes(8, "little") + header + rest
 
 
 @pytest.mark.parametrize(
-    ("dtype", "name"), [(ml_dtypes.bfloat16, "BF16"), ("<f2", "F16"), ("<f4", "F32"), ("<f8", "F64")]
+    ("dtype", "name"),
+    [(ml_dtypes.bfloat16, "BF16"), ("<f2", "F16"), ("<f4", "F32"), ("<f8", "F64")],
 )
 def test_safetensors_of_16_32_and_64_bits_are_read_exactly(invoke, files, tmp_path, dtype, name):
     argv, _ = files
@@ -85,7 +108,10 @@ def test_safetensors_of_16_32_and_64_bits_are_read_exactly(invoke, files, tmp_pa
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.nan, x), ["holds nan", "not diverged"]),
+        (
+            lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.nan, x),
+            ["holds nan", "not diverged"],
+        ),
         (lambda x: x + np.float32(np.inf), ["holds inf"]),
         (lambda x: x.astype(np.float64) + 1e300, ["holds 1e+300", "no finite number in float32"]),
         (lambda x: x.astype(np.complex64), ["is of type complex64", "floating-point numbers"]),
@@ -97,7 +123,9 @@ def test_safetensors_of_16_32_and_64_bits_are_read_exactly(invoke, files, tmp_pa
         (lambda x: x.astype(object), ["Python objects, which are never read"]),
     ],
 )
-def test_a_tensor_that_is_no_weights_is_refused_by_its_name(refused, rewritten, tmp_path, change, says):
+def test_a_tensor_that_is_no_weights_is_refused_by_its_name(
+    refused, rewritten, tmp_path, change, says
+):
     name = "encoder.conv_in.bias"
     argv = rewritten(lambda tensors: tensors.update({name: change(tensors[name])}))
     named = [] if "objects" in says[0] else [f"{name} of the diffusers state dict"]
@@ -123,9 +151,18 @@ def test_what_cannot_be_read_is_refused(refused, files, tmp_path):
     refused("import_first_stage", *argv[:4], says=["--out is missing"])
     refused("import_first_stage", *argv, "--config.model.ch=64", says=["64"])
     refused(
-        "import_first_stage", *argv, "--config.model.num_res_blocks=2", says=["lacks decoder.up_blocks.1.resnets.2"]
+        "import_first_stage",
+        *argv,
+        "--config.model.num_res_blocks=2",
+        says=["lacks decoder.up_blocks.1.resnets.2"],
     )
-    refused("import_first_stage", *argv, "--weights", tmp_path / "none", says=["cannot be read from", "No such file"])
+    refused(
+        "import_first_stage",
+        *argv,
+        "--weights",
+        tmp_path / "none",
+        says=["cannot be read from", "No such file"],
+    )
     diffusion = [*argv, "--config.objective=diffusion"]
     refused("import_first_stage", *diffusion, says=["is that of a diffusion model"])
     assert not (tmp_path / "run").exists()

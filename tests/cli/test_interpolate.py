@@ -18,7 +18,9 @@ def row_of(path):
     """The digits of a PNG of one row, int [N, 8, 8]."""
     with Image.open(path) as image:
         row = np.asarray(image).astype(int)[TITLE + 2 : TITLE + DIGIT : 11]
-    return np.stack([row[:, 2 + i * DIGIT : (i + 1) * DIGIT : 11] for i in range(row.shape[1] // DIGIT)])
+    return np.stack(
+        [row[:, 2 + i * DIGIT : (i + 1) * DIGIT : 11] for i in range(row.shape[1] // DIGIT)]
+    )
 
 
 def record_of(path):
@@ -39,25 +41,44 @@ def picture(tmp_path):
 
 def test_a_row_from_one_picture_to_another(invoke, trained, picture, tmp_path):
     a, b, out = picture("a.png"), picture("b.png", 20), tmp_path / "out"
-    result = invoke("sample", "--ckpt", trained, "--interpolate", a, b, "--interpolate_steps", 3, "--out", out)
+    result = invoke(
+        "sample", "--ckpt", trained, "--interpolate", a, b, "--interpolate_steps", 3, "--out", out
+    )
     assert result.code == 0, result.err
     (path,) = out.glob("interpolate_a_b_*_t10_n3_step10_ema_seed0_steps20.png")
     assert str(path) in result.out
     with Image.open(path) as image:
         row = np.asarray(image)
     assert row.shape == (TITLE + DIGIT + 2, 5 * DIGIT + 2)
-    np.testing.assert_array_equal(row_of(path)[0], np.asarray(Image.open(a)))  # the pictures stand at the ends
+    # the pictures stand at the ends
+    np.testing.assert_array_equal(row_of(path)[0], np.asarray(Image.open(a)))
     for i in range(5):
         assert row[:TITLE, i * DIGIT : (i + 1) * DIGIT].min() < 128, "each under its label"
     record = record_of(path)
-    wanted = {"checkpoint_step": 10, "weights": "ema", "t": 10, "steps": 20, "seed": 0, "lambdas": [0.0, 0.5, 1.0]}
+    wanted = {
+        "checkpoint_step": 10,
+        "weights": "ema",
+        "t": 10,
+        "steps": 20,
+        "seed": 0,
+        "lambdas": [0.0, 0.5, 1.0],
+    }
     assert record.items() >= wanted.items()
     assert record["images"] == [str(a), str(b)]
 
 
 def test_little_noise_leaves_the_pictures_nearly_as_they_are(invoke, trained, picture, tmp_path):
-    """t = 0 of 20 steps is a noise of 0.01 (β_0 = 1e-4), a level or so; ten steps of training cannot spoil it much."""
-    argv = ["--interpolate", picture("a.png"), picture("b.png"), "--interpolate_t", 0, "--interpolate_steps", 2]
+    """t = 0 of 20 steps is a noise of 0.01 (β_0 = 1e-4), a level or so; ten steps of training
+    cannot spoil it much."""
+    argv = [
+        "--interpolate",
+        picture("a.png"),
+        picture("b.png"),
+        "--interpolate_t",
+        0,
+        "--interpolate_steps",
+        2,
+    ]
     assert invoke("sample", "--ckpt", trained, *argv, "--out", tmp_path / "out").code == 0
     digits = row_of(next((tmp_path / "out").glob("*.png")))
     assert np.abs(digits[0] - digits[1]).max() < 12
@@ -79,9 +100,22 @@ def test_samples_that_share_a_latent(invoke, trained, tmp_path):
 
 
 def test_by_default_the_row_lies_beside_the_samples_of_the_run(invoke, copied, picture):
-    argv = ["--interpolate", picture("a.png"), picture("b.png"), "--interpolate_steps", 2, "--steps", 2]
+    argv = [
+        "--interpolate",
+        picture("a.png"),
+        picture("b.png"),
+        "--interpolate_steps",
+        2,
+        "--steps",
+        2,
+    ]
     assert invoke("sample", "--ckpt", copied, *argv).code == 0
-    assert len(list((copied / "generated").glob("interpolate_a_b_*_t1_n2_step10_ema_seed0_steps2.png"))) == 1
+    assert (
+        len(
+            list((copied / "generated").glob("interpolate_a_b_*_t1_n2_step10_ema_seed0_steps2.png"))
+        )
+        == 1
+    )
 
 
 def test_pictures_that_cannot_be_used_are_refused(refused, trained, picture, tmp_path):
@@ -100,10 +134,28 @@ def test_pictures_that_cannot_be_used_are_refused(refused, trained, picture, tmp
 def test_a_bad_request_is_refused(refused, trained, picture):
     a, b = picture("a.png"), picture("b.png")
     flags = ["--ckpt", trained, "--interpolate"]
-    refused("sample", *flags, a, b, "--interpolate_t", 20, says=["t is 20", "0 (least noise) to 19"])
+    refused(
+        "sample", *flags, a, b, "--interpolate_t", 20, says=["t is 20", "0 (least noise) to 19"]
+    )
     refused("sample", *flags, a, b, "--steps", 5, "--interpolate_t", 5, says=["t is 5", "to 4"])
-    refused("sample", *flags, a, b, "--interpolate_t", -1, says=["--interpolate_t=-1", "whole number in 0.."])
-    refused("sample", *flags, a, b, "--interpolate_steps", 1, says=["--interpolate_steps=1", "whole number in 2.."])
+    refused(
+        "sample",
+        *flags,
+        a,
+        b,
+        "--interpolate_t",
+        -1,
+        says=["--interpolate_t=-1", "whole number in 0.."],
+    )
+    refused(
+        "sample",
+        *flags,
+        a,
+        b,
+        "--interpolate_steps",
+        1,
+        says=["--interpolate_steps=1", "whole number in 2.."],
+    )
     refused("sample", *flags, a, says=["needs two image files", "--interpolate a.png b.png"])
     refused("sample", *flags, a, "--seed", 1, says=["needs two image files"])
     refused("sample", "--ckpt", trained, f"--interpolate={a}", says=["needs two image files"])
@@ -111,12 +163,23 @@ def test_a_bad_request_is_refused(refused, trained, picture):
 
 
 def test_pictures_of_one_name_do_not_overwrite_each_others_row(invoke, trained, picture, tmp_path):
-    """Neither those of another folder nor the same file after a change; asked for again, a row is the same."""
+    """Neither those of another folder nor the same file after a change; asked for again, a row is
+    the same."""
     a, b, out = picture("a.png"), picture("b.png"), tmp_path / "out"
     (tmp_path / "other").mkdir()
     elsewhere = a.rename(tmp_path / "other" / "a.png")
     a = picture("a.png")
-    flags = ["--ckpt", trained, "--interpolate_steps", 2, "--steps", 2, "--out", out, "--interpolate"]
+    flags = [
+        "--ckpt",
+        trained,
+        "--interpolate_steps",
+        2,
+        "--steps",
+        2,
+        "--out",
+        out,
+        "--interpolate",
+    ]
     assert invoke("sample", *flags, a, b).code == 0
     (first,) = out.glob("*.png")
     assert invoke("sample", *flags, elsewhere, b).code == 0
@@ -131,12 +194,23 @@ def test_pictures_of_one_name_do_not_overwrite_each_others_row(invoke, trained, 
 
 
 def test_the_row_of_another_run_is_not_overwritten(invoke, refused, trained, copied, tmp_path):
-    flags = ["--interpolate_seeds", "1,2", "--interpolate_steps", 2, "--steps", 2, "--out", tmp_path / "out"]
+    flags = [
+        "--interpolate_seeds",
+        "1,2",
+        "--interpolate_steps",
+        2,
+        "--steps",
+        2,
+        "--out",
+        tmp_path / "out",
+    ]
     assert invoke("sample", "--ckpt", trained, *flags).code == 0
     assert invoke("sample", "--ckpt", copied, *flags).code == 0  # the same weights in another place
     shutil.rmtree(copied / "checkpoints" / "10")
     shutil.copytree(copied / "checkpoints" / "8", copied / "checkpoints" / "10")
-    refused("sample", "--ckpt", copied, *flags, says=["made otherwise", "weights_sha256 is", "--out"])
+    refused(
+        "sample", "--ckpt", copied, *flags, says=["made otherwise", "weights_sha256 is", "--out"]
+    )
 
 
 def sampled(invoke, ckpt, out, *flags):
@@ -147,18 +221,34 @@ def sampled(invoke, ckpt, out, *flags):
 
 @pytest.mark.parametrize(
     "flags",
-    [["--sampler", "ddim"], pytest.param(["--sampler", "heun", "--spacing", "karras"], marks=pytest.mark.slow)],
+    [
+        ["--sampler", "ddim"],
+        pytest.param(["--sampler", "heun", "--spacing", "karras"], marks=pytest.mark.slow),
+    ],
     ids=["ddim", "heun"],
 )
-def test_the_ends_of_a_path_between_seeds_are_the_samples_of_these_seeds(invoke, trained, tmp_path, flags):
-    """To one grey level: the batch has another size, so the network's sums may be taken in another order."""
+def test_the_ends_of_a_path_between_seeds_are_the_samples_of_these_seeds(
+    invoke, trained, tmp_path, flags
+):
+    """To one grey level: the batch has another size, so the network's sums may be taken in another
+    order."""
     flags = [*flags, "--steps", 5]
-    path_flags = ["--interpolate_seeds", "1,7", "--interpolate_steps", 3, "--out", tmp_path / "path"]
+    path_flags = [
+        "--interpolate_seeds",
+        "1,7",
+        "--interpolate_steps",
+        3,
+        "--out",
+        tmp_path / "path",
+    ]
     result = invoke("sample", "--ckpt", trained, *path_flags, *flags)
     assert result.code == 0, result.err
     (path,) = (tmp_path / "path").glob("interpolate_seeds_1_7_n3_step10_ema_seed0_steps5_*.png")
     assert str(path) in result.out
-    assert record_of(path).items() >= {"seeds": [1, 7], "lambdas": [0.0, 0.5, 1.0], "sampler": flags[1]}.items()
+    assert (
+        record_of(path).items()
+        >= {"seeds": [1, 7], "lambdas": [0.0, 0.5, 1.0], "sampler": flags[1]}.items()
+    )
     row = row_of(path)
     for place, seed in ((0, 1), (-1, 7)):
         sample = sampled(invoke, trained, tmp_path / str(seed), "--seed", seed, *flags)
@@ -168,7 +258,8 @@ def test_the_ends_of_a_path_between_seeds_are_the_samples_of_these_seeds(invoke,
 
 
 def test_the_samplers_own_noise_is_that_of_the_seed_all_along_the_path(invoke, trained, tmp_path):
-    """The end at --seed is its ancestral sample; a path to it from elsewhere ends there under that --seed only."""
+    """The end at --seed is its ancestral sample; a path to it from elsewhere ends there under that
+    --seed only."""
     flags = ["--ckpt", trained, "--steps", 5, "--interpolate_steps", 2, "--out", tmp_path / "path"]
     ends = []
     for seed in (1, 3):
@@ -180,7 +271,9 @@ def test_the_samplers_own_noise_is_that_of_the_seed_all_along_the_path(invoke, t
 
 
 @pytest.mark.slow
-def test_a_path_of_a_conditional_model_is_of_one_class_under_guidance(invoke, trained_by_class, tmp_path):
+def test_a_path_of_a_conditional_model_is_of_one_class_under_guidance(
+    invoke, trained_by_class, tmp_path
+):
     how = ["--sampler", "ddim", "--steps", 3, "--labels", 4, "--guidance_scale", 2]
     argv = ["--interpolate_seeds", "2,5", "--interpolate_steps", 4, "--out", tmp_path / "path"]
     assert invoke("sample", "--ckpt", trained_by_class, *argv, *how).code == 0
@@ -191,10 +284,15 @@ def test_a_path_of_a_conditional_model_is_of_one_class_under_guidance(invoke, tr
 
 
 @pytest.mark.slow
-def test_a_reconstruction_is_nearer_with_more_steps_and_with_corrections(invoke, trained, picture, tmp_path):
-    """DDIM inversion is of first order, so four times the steps are about a quarter of the error: ask for half."""
+def test_a_reconstruction_is_nearer_with_more_steps_and_with_corrections(
+    invoke, trained, picture, tmp_path
+):
+    """DDIM inversion is of first order, so four times the steps are about a quarter of the error:
+    ask for half."""
     a, rmse = picture("a.png", 20), []
-    for i, flags in enumerate((["--steps", 4], ["--steps", 16], ["--steps", 4, "--corrections", 4])):
+    for i, flags in enumerate(
+        (["--steps", 4], ["--steps", 16], ["--steps", 4, "--corrections", 4])
+    ):
         out = tmp_path / str(i)
         result = invoke("sample", "--ckpt", trained, "--reconstruct", a, *flags, "--out", out)
         assert result.code == 0, result.err
@@ -204,11 +302,16 @@ def test_a_reconstruction_is_nearer_with_more_steps_and_with_corrections(invoke,
         rmse.append(record["rmse_grey_levels"])
         assert f"{rmse[-1]:.3g} grey levels" in result.out
         assert "--clip none" in result.out
-        assert record.items() >= {"clip": "none", "sampler": "ddim", "corrections": (0, 0, 4)[i]}.items()
+        assert (
+            record.items()
+            >= {"clip": "none", "sampler": "ddim", "corrections": (0, 0, 4)[i]}.items()
+        )
         photo, x_T, again = row_of(path)
-        # The error of what is shown: rounded, which adds up to half a level, and cut to 0..255, which takes from it.
+        # The error of what is shown: rounded, which adds up to half a level, and cut to 0..255,
+        # which takes from it.
         assert np.sqrt(np.mean(np.square(again - photo))) < rmse[-1] + 0.5
-        assert np.abs(x_T - photo).max() > 4  # 20 levels of noise of 0.07 in all: x_T is near the photo here
+        # 20 levels of noise of 0.07 in all: x_T is near the photo here
+        assert np.abs(x_T - photo).max() > 4
     assert rmse[1] < 0.5 * rmse[0]
     assert rmse[2] < 0.5 * rmse[0]
 
@@ -220,18 +323,33 @@ def test_a_reconstruction_is_nearer_with_more_steps_and_with_corrections(invoke,
         (["--interpolate_seeds", "1,2,3"], ["2 whole numbers in"]),
         (["--interpolate_seeds", "1,x"], ["2 whole numbers in"]),
         (["--interpolate_seeds", "1,1.5"], ["2 whole numbers in"]),
-        (["--interpolate_seeds", "1,4294967296"], ["--interpolate_seeds=1,4294967296", "0..4294967295"]),
+        (
+            ["--interpolate_seeds", "1,4294967296"],
+            ["--interpolate_seeds=1,4294967296", "0..4294967295"],
+        ),
         (["--interpolate_seeds=-1,2"], ["--interpolate_seeds=-1,2", "0..4294967295"]),
         (["--interpolate_seeds", "3,3"], ["all images are the same"]),
-        (["--interpolate_seeds", "1,2", "--init_image", "a.png"], ["edit no picture", "leave out --init_image"]),
-        (["--interpolate_seeds", "1,2", "--inpaint", "a.png"], ["edit no picture", "leave out --inpaint"]),
+        (
+            ["--interpolate_seeds", "1,2", "--init_image", "a.png"],
+            ["edit no picture", "leave out --init_image"],
+        ),
+        (
+            ["--interpolate_seeds", "1,2", "--inpaint", "a.png"],
+            ["edit no picture", "leave out --inpaint"],
+        ),
         (
             ["--interpolate_seeds", "1,2", "--reconstruct", "a.png"],
             ["--interpolate_seeds and --reconstruct", "give one"],
         ),
         (["--interpolate_seeds", "1,2", "--shared_latents"], ["a picture of their own"]),
-        (["--interpolate_seeds", "1,2", "--interpolate_t", 3], ["--interpolate_t belongs to --interpolate:"]),
-        (["--interpolate_seeds", "1,2", "--num_samples", 3], ["--num_samples does nothing for --interpolate_seeds"]),
+        (
+            ["--interpolate_seeds", "1,2", "--interpolate_t", 3],
+            ["--interpolate_t belongs to --interpolate:"],
+        ),
+        (
+            ["--interpolate_seeds", "1,2", "--num_samples", 3],
+            ["--num_samples does nothing for --interpolate_seeds"],
+        ),
         (["--interpolate_seeds", "1,2", "--chain"], ["--chain does nothing"]),
         (["--interpolate_seeds", "1,2", "--labels", "1,2"], ["of one class"]),
         (["--interpolate_t", 3], ["--interpolate_t belongs to --interpolate:"]),
@@ -241,10 +359,19 @@ def test_a_reconstruction_is_nearer_with_more_steps_and_with_corrections(invoke,
         (["--shared_latents", "--chain"], ["--chain does nothing for --shared_latents"]),
         (["--reconstruct", "none.png"], ["--reconstruct: there is no file none.png"]),
         (["--reconstruct", "a.png", "--sampler", "heun"], ["by DDIM", "leave out --sampler heun"]),
-        (["--reconstruct", "a.png", "--clip", "static"], ["clips nothing", "leave out --clip static"]),
-        (["--reconstruct", "a.png", "--sampler_options", "eta=1"], ["--sampler_options does nothing"]),
+        (
+            ["--reconstruct", "a.png", "--clip", "static"],
+            ["clips nothing", "leave out --clip static"],
+        ),
+        (
+            ["--reconstruct", "a.png", "--sampler_options", "eta=1"],
+            ["--sampler_options does nothing"],
+        ),
         (["--reconstruct", "a.png", "--seed", 1], ["--seed does nothing for --reconstruct"]),
-        (["--reconstruct", "a.png", "--corrections", -1], ["--corrections=-1", "whole number in 0.."]),
+        (
+            ["--reconstruct", "a.png", "--corrections", -1],
+            ["--corrections=-1", "whole number in 0.."],
+        ),
         (["--reconstruct", "a.png", "--init_image", "a.png"], ["edit no picture"]),
     ],
 )

@@ -1,4 +1,5 @@
-"""Latent diffusion by the same commands: trained on a first stage, resumed without it, sampled, edited, refused."""
+"""Latent diffusion by the same commands: trained on a first stage, resumed without it, sampled,
+edited, refused."""
 
 import json
 import shutil
@@ -10,9 +11,9 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.cli import command
-from ddpm_jax.evaluation.results import weights_digest
 from ddpm_jax.experiments.loading import load, load_first_stage, of_one_kind
 from ddpm_jax.models.condition import Condition
+from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import make_sampler
@@ -82,7 +83,17 @@ def losses_of(run):
 
 
 def test_the_first_stage_travels_with_the_model(invoke, run, stage, tmp_path):
-    result = invoke("sample", "--ckpt", run, *FAST, "--out", tmp_path / "out", "--chain", "--guidance_scale", "2")
+    result = invoke(
+        "sample",
+        "--ckpt",
+        run,
+        *FAST,
+        "--out",
+        tmp_path / "out",
+        "--chain",
+        "--guidance_scale",
+        "2",
+    )
     assert result.code == 0, result.err
     assert images_in(tmp_path / "out").shape == (4, 8, 8, 1)
     assert (tmp_path / "out" / "chain.gif").exists()
@@ -93,7 +104,8 @@ def test_the_first_stage_travels_with_the_model(invoke, run, stage, tmp_path):
 
 
 def test_images_are_the_decoded_latents_that_the_chain_ends_with(invoke, run, tmp_path):
-    """By hand: the latents of the same chain, nothing clipped, decoded by the first stage's own functions."""
+    """By hand: the latents of the same chain, nothing clipped, decoded by the first stage's own
+    functions."""
     result = invoke("sample", "--ckpt", run, *FAST, "--out", tmp_path / "out")
     assert result.code == 0, result.err
     loaded = load(run)
@@ -101,7 +113,9 @@ def test_images_are_the_decoded_latents_that_the_chain_ends_with(invoke, run, tm
     sampler = make_sampler("ddim", experiment.chain, steps=3, spacing="trailing")
     keys, told = image_keys(jax.random.key(0), jnp.arange(4)), Condition(label=jnp.arange(4))
     conditional = experiment.conditional_denoiser(loaded.params, sampler.schedule)
-    z = sample(lambda x_t, t: conditional(x_t, t, told), sampler, initial_noise(keys, (4, 4, 4)), keys).x_0
+    z = sample(
+        lambda x_t, t: conditional(x_t, t, told), sampler, initial_noise(keys, (4, 4, 4)), keys
+    ).x_0
     stage = experiment.first.experiment.first_stage
     x = stage.image(stage.decoded(frozen.params, z / frozen.scale))
     np.testing.assert_allclose(images_in(tmp_path / "out"), (np.asarray(x) + 1) * 127.5, atol=0.51)
@@ -109,7 +123,14 @@ def test_images_are_the_decoded_latents_that_the_chain_ends_with(invoke, run, tm
 
 def test_a_run_goes_on_without_the_directory_of_its_first_stage(invoke, run, config_file):
     result = invoke(
-        "train", "--config", config_file(4), "--workdir", run, *CLASSES, *OVER, "--config.train.sample_every=4"
+        "train",
+        "--config",
+        config_file(4),
+        "--workdir",
+        run,
+        *CLASSES,
+        *OVER,
+        "--config.train.sample_every=4",
     )
     assert result.code == 0, result.err
     assert "resuming at step 4 of 4; 1,497 images of 8x8x1 as latents of 4x4x4 times" in result.err
@@ -131,26 +152,46 @@ def test_latents_that_are_kept_train_the_same_model(run, stage, data_dir, tmp_pa
 
 @pytest.mark.slow
 def test_devices_and_a_stop_on_the_way_change_nothing(stage, config_file, data_dir, tmp_path):
-    over = [f"--config.first_stage.ckpt={stage}", "--config.optimizer.clip_scope=average", "--config.data.flip=true"]
+    over = [
+        f"--config.first_stage.ckpt={stage}",
+        "--config.optimizer.clip_scope=average",
+        "--config.data.flip=true",
+    ]
     (tmp_path / "one").mkdir()
     wanted = losses_of(train(tmp_path / "one", data_dir, 4, *over))
     for parallel in ("pmap", "fsdp"):
         for steps in (2, 4):  # the second resumes the first
-            argv = ["--config", config_file(steps), "--workdir", tmp_path / parallel, f"--config.parallel={parallel}"]
+            argv = [
+                "--config",
+                config_file(steps),
+                "--workdir",
+                tmp_path / parallel,
+                f"--config.parallel={parallel}",
+            ]
             train_on_devices(4, *argv, *over)
         np.testing.assert_allclose(losses_of(tmp_path / parallel), wanted, rtol=1e-4)
 
 
 def test_inpainting_shows_the_picture_where_the_mask_is_black(invoke, run, photo, tmp_path):
-    """The mask ends in the middle of a latent, so that what is painted and what is kept share one."""
-    argv = ["--inpaint", tmp_path / "photo.png", "--mask", tmp_path / "mask.png", *FAST, "--out", tmp_path / "out"]
+    """The mask ends in the middle of a latent, so that what is painted and what is kept share
+    one."""
+    argv = [
+        "--inpaint",
+        tmp_path / "photo.png",
+        "--mask",
+        tmp_path / "mask.png",
+        *FAST,
+        "--out",
+        tmp_path / "out",
+    ]
     result = invoke("sample", "--ckpt", run, *argv)
     assert result.code == 0, result.err
     images = images_in(tmp_path / "out")[..., 0]
     np.testing.assert_array_equal(images[:, 3:], np.broadcast_to(photo[3:], (4, 5, 8)))
     assert all(np.any(image[:3] != photo[:3]) for image in images)
     painted_over = photo.copy()
-    painted_over[:3] = 255 - photo[:3]  # what the mask hides must not show in the latents that are kept
+    # what the mask hides must not show in the latents that are kept
+    painted_over[:3] = 255 - photo[:3]
     Image.fromarray(painted_over).save(tmp_path / "photo.png")
     again = [*argv[:-1], tmp_path / "again"]
     assert invoke("sample", "--ckpt", run, *again).code == 0
@@ -158,7 +199,9 @@ def test_inpainting_shows_the_picture_where_the_mask_is_black(invoke, run, photo
 
 
 @pytest.mark.slow
-def test_a_little_strength_gives_what_the_first_stage_makes_of_the_picture(invoke, run, photo, tmp_path):
+def test_a_little_strength_gives_what_the_first_stage_makes_of_the_picture(
+    invoke, run, photo, tmp_path
+):
     argv = [
         "--init_image",
         tmp_path / "photo.png",
@@ -172,23 +215,34 @@ def test_a_little_strength_gives_what_the_first_stage_makes_of_the_picture(invok
     result = invoke("sample", "--ckpt", run, *argv)
     assert result.code == 0, result.err
     loaded = load(run)
-    alone = loaded.experiment.show(loaded.params, loaded.experiment.read(loaded.params, photo[None, ..., None]))
+    alone = loaded.experiment.show(
+        loaded.params, loaded.experiment.read(loaded.params, photo[None, ..., None])
+    )
     images = images_in(tmp_path / "out").astype(float)
-    assert np.abs(images - np.asarray(alone, float)).mean() < 0.3 * np.abs(images - photo[None, ..., None]).mean()
+    assert (
+        np.abs(images - np.asarray(alone, float)).mean()
+        < 0.3 * np.abs(images - photo[None, ..., None]).mean()
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "columns"),
     [
-        (["--interpolate", "photo.png", "photo.png", "--steps", "4", "--interpolate_steps", "2"], 4),
+        (
+            ["--interpolate", "photo.png", "photo.png", "--steps", "4", "--interpolate_steps", "2"],
+            4,
+        ),
         (["--shared_latents", "--steps", "4"], 9),
         (["--interpolate_seeds", "1,2", "--steps", "4", "--interpolate_steps", "2"], 2),
-        (["--reconstruct", "photo.png", "--steps", "4"], 4),  # the photo, it through the first stage alone, x_T, back
+        # the photo, it through the first stage alone, x_T, back
+        (["--reconstruct", "photo.png", "--steps", "4"], 4),
     ],
     ids=["interpolate", "shared_latents", "interpolate_seeds", "reconstruct"],
 )
-def test_drawings_on_the_chain_are_of_decoded_images(invoke, run, photo, tmp_path, monkeypatch, flags, columns):
+def test_drawings_on_the_chain_are_of_decoded_images(
+    invoke, run, photo, tmp_path, monkeypatch, flags, columns
+):
     monkeypatch.chdir(tmp_path)
     result = invoke("sample", "--ckpt", run, *flags, "--labels", "3", "--out", tmp_path / "out")
     assert result.code == 0, result.err
@@ -206,58 +260,128 @@ def test_a_classifier_of_noisy_latents_guides_and_one_of_pixels_does_not(
     for name, more in (("latents", [f"--config.first_stage.ckpt={stage}"]), ("pixels", [])):
         (tmp_path / name).mkdir()
         train(tmp_path / name, data_dir, 2, *fields, *more)
-    guided = ["--ckpt", run, *FAST, "--guidance_scale", "2", "--out", tmp_path / "out", "--classifier"]
+    guided = [
+        "--ckpt",
+        run,
+        *FAST,
+        "--guidance_scale",
+        "2",
+        "--out",
+        tmp_path / "out",
+        "--classifier",
+    ]
     result = invoke("sample", *guided, tmp_path / "latents" / "run")
     assert result.code == 0, result.err
-    refused("sample", *guided, tmp_path / "pixels" / "run", says=["and the model are not of the same latents"])
+    refused(
+        "sample",
+        *guided,
+        tmp_path / "pixels" / "run",
+        says=["and the model are not of the same latents"],
+    )
 
 
 @pytest.mark.slow
 def test_an_average_of_a_model_over_latents_has_its_first_stage(invoke, stage, data_dir, tmp_path):
-    made = train(tmp_path, data_dir, 2, f"--config.first_stage.ckpt={stage}", "--config.ema.decays=0.9,")
+    made = train(
+        tmp_path, data_dir, 2, f"--config.first_stage.ckpt={stage}", "--config.ema.decays=0.9,"
+    )
     assert invoke("ema", "--ckpt", made, "--average", "decay_0.9").code == 0
-    result = invoke("sample", "--ckpt", made / "ema" / "decay_0.9", *FAST, "--out", tmp_path / "out")
+    result = invoke(
+        "sample", "--ckpt", made / "ema" / "decay_0.9", *FAST, "--out", tmp_path / "out"
+    )
     assert result.code == 0, result.err
 
 
 @pytest.mark.slow
 def test_samples_are_compared_with_images(invoke, run, tmp_path):
     flags = ["--sampler", "ddim", "--steps", "3", "--num_samples", "20", "--out", tmp_path]
-    result = invoke("evaluate", "--ckpt", run, "--metric", "frechet_pixels,classification_accuracy", *flags)
+    result = invoke(
+        "evaluate", "--ckpt", run, "--metric", "frechet_pixels,classification_accuracy", *flags
+    )
     assert result.code == 0, result.err
 
 
 def test_what_has_no_meaning_for_latents_is_refused(refused, run):
     for metric in ("bpd", "bpd_ode", "rate_distortion"):
-        refused("evaluate", "--ckpt", run, "--metric", metric, says=["is one of latents", "take frechet_pixels"])
-    refused("sample", "--ckpt", run, "--clip", "static", says=["--clip static: the x_0 of this model is a latent"])
+        refused(
+            "evaluate",
+            "--ckpt",
+            run,
+            "--metric",
+            metric,
+            says=["is one of latents", "take frechet_pixels"],
+        )
+    refused(
+        "sample",
+        "--ckpt",
+        run,
+        "--clip",
+        "static",
+        says=["--clip static: the x_0 of this model is a latent"],
+    )
 
 
-def test_a_first_stage_that_is_missing_or_has_changed_is_refused(refused, run, stage, config_file, tmp_path):
+def test_a_first_stage_that_is_missing_or_has_changed_is_refused(
+    refused, run, stage, config_file, tmp_path
+):
     new = ["--config", config_file(4), "--workdir", tmp_path / "new"]
-    refused("train", *new, *OVER, says=["first_stage.ckpt is nowhere, and there is no such directory"])
+    refused(
+        "train", *new, *OVER, says=["first_stage.ckpt is nowhere, and there is no such directory"]
+    )
     copied = shutil.copytree(run, tmp_path / "copied")
     settings = json.loads((copied / "config.json").read_text())
     settings["frozen_first_stage"]["sha256"] = 64 * "0"
     (copied / "config.json").write_text(json.dumps(settings))
-    again = ["--config", config_file(4), "--workdir", copied, *CLASSES, "--config.train.sample_every=4"]
-    words = ["has changed since this run was begun with it (SHA-256 000000000000 then", "give the run's own directory"]
+    again = [
+        "--config",
+        config_file(4),
+        "--workdir",
+        copied,
+        *CLASSES,
+        "--config.train.sample_every=4",
+    ]
+    words = [
+        "has changed since this run was begun with it (SHA-256 000000000000 then",
+        "give the run's own directory",
+    ]
     refused("train", *again, f"--config.first_stage.ckpt={stage}", says=words)
 
 
 def test_a_run_over_latents_stays_one_and_its_first_stage_the_one_it_was_begun_with(
     refused, invoke, run, trained, stage, config_file, tmp_path
 ):
-    pixels = ["--config", config_file(10), "--workdir", shutil.copytree(trained, tmp_path / "pixels")]
-    refused("train", *pixels, f"--config.first_stage.ckpt={stage}", says=["holds a run over pixels, and this config"])
+    pixels = [
+        "--config",
+        config_file(10),
+        "--workdir",
+        shutil.copytree(trained, tmp_path / "pixels"),
+    ]
+    refused(
+        "train",
+        *pixels,
+        f"--config.first_stage.ckpt={stage}",
+        says=["holds a run over pixels, and this config"],
+    )
     copied = shutil.copytree(run, tmp_path / "copied")
-    again = ["--config", config_file(4), "--workdir", copied, *CLASSES, "--config.train.sample_every=4"]
-    refused("train", *again, says=["holds a run over latents, and this config is of one over pixels"])
-    (copied / "config.json").unlink()  # moved away, because it was damaged: what was saved with the checkpoint counts
+    again = [
+        "--config",
+        config_file(4),
+        "--workdir",
+        copied,
+        *CLASSES,
+        "--config.train.sample_every=4",
+    ]
+    refused(
+        "train", *again, says=["holds a run over latents, and this config is of one over pixels"]
+    )
+    # moved away, because it was damaged: what was saved with the checkpoint counts
+    (copied / "config.json").unlink()
     (tmp_path / "empty").mkdir()
     result = invoke("train", *again, f"--config.first_stage.ckpt={tmp_path / 'empty'}")
     assert result.code == 0, result.err
-    assert json.loads((copied / "config.json").read_text())["frozen_first_stage"]["sha256"] == digest_of(stage)
+    assert json.loads((copied / "config.json").read_text())["frozen_first_stage"][
+        "sha256"
+    ] == digest_of(stage)
 
 
 def digest_of(stage):
@@ -266,18 +390,29 @@ def digest_of(stage):
 
 def test_models_of_one_first_stage_with_another_scale_are_not_of_one_kind(run):
     loaded = load(run)
-    scaled = loaded.params._replace(frozen=loaded.params.frozen._replace(scale=jnp.float32(0.18215)))
+    scaled = loaded.params._replace(
+        frozen=loaded.params.frozen._replace(scale=jnp.float32(0.18215))
+    )
     assert of_one_kind(loaded, loaded)
     assert not of_one_kind(loaded, loaded._replace(params=scaled))
 
 
 def test_another_shape_than_the_first_stages_is_refused(refused, stage, config_file, tmp_path):
-    over = ["--config", config_file(4), "--workdir", tmp_path / "new", f"--config.first_stage.ckpt={stage}"]
+    over = [
+        "--config",
+        config_file(4),
+        "--workdir",
+        tmp_path / "new",
+        f"--config.first_stage.ckpt={stage}",
+    ]
     for change, says in (
         ("data.channels=3", "data.channels is 3, but the first stage of"),
         ("data.image_size=7", "data.image_size is 7, which the factor 2 of the first stage of"),
         ("model.ch_mult=1,1,1,1", "Over latents of 4x4x4: The height 4 is not divisible by 8"),
-        ("condition.low_res_factor=2", "a model over latents can be told no image of lower resolution"),
+        (
+            "condition.low_res_factor=2",
+            "a model over latents can be told no image of lower resolution",
+        ),
         ("first_stage.kind=vq", "whose first stage brings its own"),
         ("first_stage.latent_scale=-1", "first_stage.latent_scale is -1.0: it must be at least 0"),
         ("first_stage.cache=gs://bucket/latents", "latents are read from a disk at every step"),
@@ -287,5 +422,11 @@ def test_another_shape_than_the_first_stages_is_refused(refused, stage, config_f
 
 def test_fields_of_latents_do_nothing_for_pixels(refused, config_file, tmp_path):
     for change in ("latent_scale=2", "cache=somewhere"):
-        argv = ["--config", config_file(4), "--workdir", tmp_path / "new", f"--config.first_stage.{change}"]
+        argv = [
+            "--config",
+            config_file(4),
+            "--workdir",
+            tmp_path / "new",
+            f"--config.first_stage.{change}",
+        ]
         refused("train", *argv, says=["but a diffusion model of pixels has none"])

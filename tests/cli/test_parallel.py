@@ -1,4 +1,5 @@
-"""`--config.parallel=fsdp`: trains, draws, saves and resumes as pmap does; what it cannot do is refused."""
+"""`--config.parallel=fsdp`: trains, draws, saves and resumes as pmap does; what it cannot do is
+refused."""
 
 import json
 import pathlib
@@ -22,19 +23,32 @@ def by_average(train_with):
 
 def losses(workdir):
     return [
-        json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if '"loss"' in line
+        json.loads(line)["loss"]
+        for line in (workdir / "metrics.jsonl").read_text().splitlines()
+        if '"loss"' in line
     ]
 
 
 def megabytes_on_each(announcement):
-    return float(re.search(r"([\d.,]+) MB of state on each", announcement).group(1).replace(",", ""))
+    return float(
+        re.search(r"([\d.,]+) MB of state on each", announcement).group(1).replace(",", "")
+    )
 
 
 @pytest.mark.slow
-def test_a_run_begun_under_pmap_goes_on_split_over_devices_and_back(invoke, by_average, config_file, tmp_path):
+def test_a_run_begun_under_pmap_goes_on_split_over_devices_and_back(
+    invoke, by_average, config_file, tmp_path
+):
     moved = pathlib.Path(shutil.copytree(by_average, tmp_path / "moved"))
     split = train_on_devices(
-        4, "--config", config_file(12), "--workdir", moved, AVERAGE, FSDP, "--config.train.raw_grid=true"
+        4,
+        "--config",
+        config_file(12),
+        "--workdir",
+        moved,
+        AVERAGE,
+        FSDP,
+        "--config.train.raw_grid=true",
     )
     assert "resuming at step 10 of 12" in split
     assert (moved / "samples" / "step_00000012.png").stat().st_size > (

@@ -1,4 +1,5 @@
-"""Photographs and masks that a user names: brought to the model's size together, and refused with one sentence."""
+"""Photographs and masks that a user names: brought to the model's size together, and refused with
+one sentence."""
 
 import numpy as np
 import pytest
@@ -41,7 +42,8 @@ def test_a_photo_of_any_size_is_read_as_the_training_data(save):
 
 
 def test_white_is_painted_anew_and_the_mask_is_shrunk_and_cropped_like_the_photo(save):
-    """32x48: halved twice to 8x12, whose columns 2..9 are seen; so a mask in rows 8..15, columns 16..31 is 2x4."""
+    """32x48: halved twice to 8x12, whose columns 2..9 are seen; so a mask in rows 8..15, columns
+    16..31 is 2x4."""
     photo = save("photo.png", noise(32, 48))
     mask = read_mask("--mask", save("mask.png", rectangle(32, 48, 8, 16, 16, 32)), photo, MODEL)
     assert mask.dtype == bool
@@ -52,7 +54,8 @@ def test_white_is_painted_anew_and_the_mask_is_shrunk_and_cropped_like_the_photo
 
 @pytest.mark.parametrize("size", [(8, 8), (8, 13), (11, 9), (37, 50), (64, 64), (100, 31)])
 def test_the_mask_lies_where_the_photo_shows_what_it_covers(save, size):
-    """A photo that is white where its mask is: both shrink to the same place, to the pixels of the edge."""
+    """A photo that is white where its mask is: both shrink to the same place, to the pixels of the
+    edge."""
     pixels = rectangle(*size, size[0] // 4, size[0] // 2, size[1] // 3, 2 * size[1] // 3)
     path = save("both.png", pixels)
     photo = read_photo("--inpaint", path, (8, 8, 1))
@@ -62,7 +65,8 @@ def test_the_mask_lies_where_the_photo_shows_what_it_covers(save, size):
 
 
 def test_the_pixels_of_a_mask_are_chosen_and_not_mixed():
-    """White at one of every four pixels: halved, all of them or none, by where it is. A mean would be dark for all."""
+    """White at one of every four pixels: halved, all of them or none, by where it is. A mean would
+    be dark for all."""
     pixels = np.zeros((4, 16, 16), np.uint8)
     for phase in range(4):
         pixels[phase, phase // 2 :: 2, phase % 2 :: 2] = 255
@@ -75,14 +79,23 @@ def test_a_mask_is_a_choice_at_middle_grey_in_any_mode(save):
     grey[0] = np.arange(124, 132)
     photo = save("photo.png", noise(8, 8))
     expected = np.arange(124, 132) > 127
-    np.testing.assert_array_equal(read_mask("--mask", save("grey.png", grey), photo, MODEL)[0, :, 0], expected)
+    np.testing.assert_array_equal(
+        read_mask("--mask", save("grey.png", grey), photo, MODEL)[0, :, 0], expected
+    )
     colour = np.repeat(grey[..., None], 3, axis=-1)
-    np.testing.assert_array_equal(read_mask("--mask", save("rgb.png", colour), photo, MODEL)[0, :, 0], expected)
-    clear = np.dstack([0 * colour, np.where(grey > 127, 0, 255).astype(np.uint8)])  # black, but not to be seen
-    np.testing.assert_array_equal(read_mask("--mask", save("clear.png", clear), photo, MODEL)[0, :, 0], expected)
+    np.testing.assert_array_equal(
+        read_mask("--mask", save("rgb.png", colour), photo, MODEL)[0, :, 0], expected
+    )
+    # black, but not to be seen
+    clear = np.dstack([0 * colour, np.where(grey > 127, 0, 255).astype(np.uint8)])
+    np.testing.assert_array_equal(
+        read_mask("--mask", save("clear.png", clear), photo, MODEL)[0, :, 0], expected
+    )
     two_levels = Image.fromarray(grey > 127)
     two_levels.save(save("two.png", grey))
-    np.testing.assert_array_equal(read_mask("--mask", photo.parent / "two.png", photo, MODEL)[0, :, 0], expected)
+    np.testing.assert_array_equal(
+        read_mask("--mask", photo.parent / "two.png", photo, MODEL)[0, :, 0], expected
+    )
 
 
 @pytest.mark.parametrize("hidden", [0, 255])
@@ -92,11 +105,14 @@ def test_of_white_strokes_on_a_transparent_layer_the_strokes_are_painted(save, h
     layer = np.full((8, 8, 4), hidden, np.uint8)
     layer[..., 3] = 0
     layer[2:5, 3] = 255
-    layer[6, :, :3], layer[6, :, 3] = 255, np.arange(0, 256, 32)  # a soft edge: half of it and more is white
+    # a soft edge: half of it and more is white
+    layer[6, :, :3], layer[6, :, 3] = 255, np.arange(0, 256, 32)
     expected = np.zeros((8, 8), bool)
     expected[2:5, 3] = True
     expected[6] = np.arange(0, 256, 32) > 127
-    np.testing.assert_array_equal(read_mask("--mask", save("layer.png", layer), photo, MODEL)[..., 0], expected)
+    np.testing.assert_array_equal(
+        read_mask("--mask", save("layer.png", layer), photo, MODEL)[..., 0], expected
+    )
 
 
 def test_a_mask_says_when_its_transparent_parts_are_taken_for_what_is_painted(save, capsys):
@@ -137,8 +153,14 @@ def test_a_photo_that_cannot_be_used_is_refused(save, tmp_path):
         (tmp_path / "none.png", r"^--init_image: there is no file .*none\.png\.$"),
         (tmp_path, "^--init_image: there is no file"),
         (text, r"^--init_image: .*text\.png cannot be read: not an image"),
-        (save("small.png", noise(20, 5)), r"^--init_image: .*small\.png is 5x20, but images of 8x8 are wanted"),
-        (save("float.tiff", np.ones((8, 8), np.float32)), "cannot be read: its pixels are floating-point"),
+        (
+            save("small.png", noise(20, 5)),
+            r"^--init_image: .*small\.png is 5x20, but images of 8x8 are wanted",
+        ),
+        (
+            save("float.tiff", np.ones((8, 8), np.float32)),
+            "cannot be read: its pixels are floating-point",
+        ),
     ):
         with pytest.raises(UsageError, match=complaint):
             read_photo("--init_image", path, MODEL)
@@ -148,14 +170,23 @@ def test_a_mask_that_cannot_be_used_is_refused(save, tmp_path):
     photo = save("photo.png", noise(16, 16))
     for path, complaint in (
         (tmp_path / "none.png", r"^--mask: there is no file .*none\.png\.$"),
-        (save("other.png", rectangle(8, 8, 0, 8, 0, 8)), r"other\.png is 8x8, but .*photo\.png is 16x16: give a mask"),
+        (
+            save("other.png", rectangle(8, 8, 0, 8, 0, 8)),
+            r"other\.png is 8x8, but .*photo\.png is 16x16: give a mask",
+        ),
         (save("black.png", rectangle(16, 16, 0, 0, 0, 0)), r"black\.png has nothing white"),
         (
             save("white.png", rectangle(16, 16, 0, 16, 0, 16)),
             r"white\.png is white in all of the part",
         ),
-        (save("layer.png", np.zeros((16, 16, 4), np.uint8)), r"layer\.png is white in all of the part"),
-        (save("float.tiff", np.ones((16, 16), np.float32)), "cannot be read: its pixels are floating-point"),
+        (
+            save("layer.png", np.zeros((16, 16, 4), np.uint8)),
+            r"layer\.png is white in all of the part",
+        ),
+        (
+            save("float.tiff", np.ones((16, 16), np.float32)),
+            "cannot be read: its pixels are floating-point",
+        ),
     ):
         with pytest.raises(UsageError, match=complaint):
             read_mask("--mask", path, photo, MODEL)

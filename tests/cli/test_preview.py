@@ -1,4 +1,5 @@
-"""What training's sample grid shows of a conditional model, and data whose labels do not fit the model."""
+"""What training's sample grid shows of a conditional model, and data whose labels do not fit the
+model."""
 
 import pathlib
 
@@ -17,14 +18,20 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 def preview_of(name, data_dir, count):
     overrides = [f"--config.train.num_samples={count}", f"--config.data.data_dir={data_dir}"]
-    return make_preview(build(configs.override(configs.load_config(CONFIGS / f"{name}.py"), overrides)))
+    return make_preview(
+        build(configs.override(configs.load_config(CONFIGS / f"{name}.py"), overrides))
+    )
 
 
 def test_every_row_is_a_class(data_dir):
     preview = preview_of("digits_cond", data_dir, 30)
     assert preview.columns == 3
-    np.testing.assert_array_equal(preview.condition.label.reshape(10, 3), np.arange(10)[:, None].repeat(3, axis=1))
-    np.testing.assert_array_equal(preview_of("digits_cond", data_dir, 4).condition.label, np.arange(4))
+    np.testing.assert_array_equal(
+        preview.condition.label.reshape(10, 3), np.arange(10)[:, None].repeat(3, axis=1)
+    )
+    np.testing.assert_array_equal(
+        preview_of("digits_cond", data_dir, 4).condition.label, np.arange(4)
+    )
     assert preview_of("digits", data_dir, 4).condition is None
 
 
@@ -39,9 +46,13 @@ def test_what_is_enlarged_are_the_held_out_images_beside_their_originals(data_di
     np.testing.assert_array_equal(picture[24:88:8, 134:198:8], preview.originals[0])
 
 
-@pytest.mark.parametrize(("classes", "words"), [(0, "has no labels, but .* is 10"), (7, "has 7 classes, but .* is 10")])
+@pytest.mark.parametrize(
+    ("classes", "words"), [(0, "has no labels, but .* is 10"), (7, "has 7 classes, but .* is 10")]
+)
 def test_data_of_other_classes_are_refused(classes, words):
-    source = ArraySource(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32), classes, "made up")
+    source = ArraySource(
+        np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32), classes, "made up"
+    )
     with pytest.raises(UsageError, match=words):
         check_classes(source, configs.load_config(CONFIGS / "digits_cond.py"), split="train")
     check_classes(source, configs.load_config(CONFIGS / "digits.py"), split="train")

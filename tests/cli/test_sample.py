@@ -1,4 +1,5 @@
-"""`python sample.py`: from a checkpoint alone to a grid, NPZ files and the chain; given again, it goes on."""
+"""`python sample.py`: from a checkpoint alone to a grid, NPZ files and the chain; given again, it
+goes on."""
 
 import json
 import os
@@ -51,20 +52,39 @@ def test_only_the_checkpoint_is_needed(eight):
 
 def test_the_manifest_says_how_to_make_the_images_again(eight):
     manifest = json.loads((eight / "manifest.json").read_text())
-    wanted = {"checkpoint_step": 10, "weights": "ema", "sampler": "ancestral", "steps": 20, "seed": 0, "num_images": 8}
+    wanted = {
+        "checkpoint_step": 10,
+        "weights": "ema",
+        "sampler": "ancestral",
+        "steps": 20,
+        "seed": 0,
+        "num_images": 8,
+    }
     assert manifest.items() >= wanted.items()
     assert {"python", "ddpm-jax", "jax", "jaxlib", "flax", "numpy"} == set(manifest["versions"])
 
 
-def test_batches_smaller_than_the_number_of_samples_give_the_same_images(invoke, trained, eight, tmp_path):
-    result = invoke("sample", "--ckpt", trained, "--num_samples", 8, "--batch_size", 3, "--out", tmp_path / "out")
+def test_batches_smaller_than_the_number_of_samples_give_the_same_images(
+    invoke, trained, eight, tmp_path
+):
+    result = invoke(
+        "sample",
+        "--ckpt",
+        trained,
+        "--num_samples",
+        8,
+        "--batch_size",
+        3,
+        "--out",
+        tmp_path / "out",
+    )
     assert result.code == 0
     assert_same_images(read(tmp_path / "out"), read(eight))
 
 
 def assert_same_images(actual, expected):
-    """Equal but for one level in a few pixels: XLA sums in another order in programs of another size, and what lies on
-    the border of two levels may fall to either side."""
+    """Equal but for one level in a few pixels: XLA sums in another order in programs of another
+    size, and what lies on the border of two levels may fall to either side."""
     difference = np.abs(actual.astype(int) - expected.astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.01
@@ -87,7 +107,8 @@ def test_a_signal_keeps_the_batches_that_are_done_and_the_same_command_ends_with
         result = invoke(*argv, "--out", tmp_path / "stopped")
     assert result.code == 143
     assert result.err.splitlines()[-1] == (
-        f"stopped by SIGTERM: 6 of 8 images are kept in {tmp_path / 'stopped'}; the same command goes on with the rest."
+        f"stopped by SIGTERM: 6 of 8 images are kept in {tmp_path / 'stopped'}; the same command "
+        "goes on with the rest."
     )
     assert not list((tmp_path / "stopped").glob("samples-*"))
     monkeypatch.setattr(Counter, "within", lambda counter, images, done, total: made.append(images))
@@ -99,18 +120,33 @@ def test_a_signal_keeps_the_batches_that_are_done_and_the_same_command_ends_with
 
 
 def test_eight_devices_make_the_images_of_one(trained, eight, tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, ROOT / "sample.py", "--ckpt", trained, "--num_samples", "8", "--out", tmp_path / "out"]
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [
+        sys.executable,
+        ROOT / "sample.py",
+        "--ckpt",
+        trained,
+        "--num_samples",
+        "8",
+        "--out",
+        tmp_path / "out",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if not line.startswith("sampling: ")]  # of a slow machine
+    # of a slow machine
+    said = [line for line in done.stderr.splitlines() if not line.startswith("sampling: ")]
     assert said == []  # no library has anything to say either
     assert_same_images(read(tmp_path / "out"), read(eight))
 
 
 def test_given_again_nothing_is_made_anew(invoke, trained, eight, monkeypatch):
     before = {path.name: path.stat().st_mtime_ns for path in eight.glob("samples-*.npz")}
-    monkeypatch.setattr(generation, "generate_batches", lambda *args, **kwargs: pytest.fail("sampled again"))
+    monkeypatch.setattr(
+        generating, "generate_batches", lambda *args, **kwargs: pytest.fail("sampled again")
+    )
     assert invoke("sample", "--ckpt", trained, "--num_samples", 8, "--out", eight).code == 0
     assert {path.name: path.stat().st_mtime_ns for path in eight.glob("samples-*.npz")} == before
 
@@ -126,7 +162,9 @@ def shards(out):
     return {path.name: path.read_bytes() for path in out.glob("samples-*.npz")}
 
 
-def test_images_of_other_weights_at_the_same_step_are_never_returned(invoke, refused, copied, tmp_path):
+def test_images_of_other_weights_at_the_same_step_are_never_returned(
+    invoke, refused, copied, tmp_path
+):
     argv = ["--num_samples", 2, "--steps", 2, "--out", tmp_path / "out"]
     assert invoke("sample", "--ckpt", copied, *argv).code == 0
     moved = copied.rename(tmp_path / "moved")
@@ -139,13 +177,19 @@ def test_images_of_other_weights_at_the_same_step_are_never_returned(invoke, ref
     assert shards(tmp_path / "out") == before
 
 
-def test_images_of_an_older_version_are_read_and_not_added_to(invoke, refused, trained, eight, tmp_path):
+def test_images_of_an_older_version_are_read_and_not_added_to(
+    invoke, refused, trained, eight, tmp_path
+):
     out = pathlib.Path(shutil.copytree(eight, tmp_path / "out"))
     manifest = json.loads((out / "manifest.json").read_text())
     for name in ("weights_sha256", "config", "random_numbers", "checkpoint"):
         del manifest[name]
     (out / "manifest.json").write_text(json.dumps(manifest))
-    says = ["of an older version", "weights_sha256 and config and random_numbers", "name another directory"]
+    says = [
+        "of an older version",
+        "weights_sha256 and config and random_numbers",
+        "name another directory",
+    ]
     refused("sample", "--ckpt", trained, "--num_samples", 8, "--out", out, says=says)
     np.testing.assert_array_equal(generating.read_shards(out), read(eight))
 

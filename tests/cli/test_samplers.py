@@ -1,4 +1,5 @@
-"""`python -m ddpm_jax.cli.samplers`: one row for every sampler and budget, on the mixture and on a model."""
+"""`python -m ddpm_jax.cli.samplers`: one row for every sampler and budget, on the mixture and on a
+model."""
 
 import json
 import re
@@ -51,12 +52,26 @@ def test_on_the_mixture_errors_fall_with_evaluations(invoke, tmp_path, monkeypat
 def test_results_are_written_again_only_for_the_same_question(invoke, refused, tmp_path):
     argv = ["--samplers", "ddim", "--evaluations", "2", "--out", tmp_path]
     assert [invoke("samplers", *argv).code for _ in range(2)] == [0, 0]
-    for other, says in (("--samplers=ddim,heun", "samplers is ['ddim']"), ("--evaluations=3", "evaluations is [2]")):
+    for other, says in (
+        ("--samplers=ddim,heun", "samplers is ['ddim']"),
+        ("--evaluations=3", "evaluations is [2]"),
+    ):
         refused("samplers", *argv, other, says=[says, "--out"])
 
 
 def test_on_a_model_the_distance_and_the_times_are_there(invoke, trained, tmp_path):
-    argv = ["--ckpt", trained, "--num_samples", 8, "--evaluations", "3", "--samplers", "ddim", "--out", tmp_path]
+    argv = [
+        "--ckpt",
+        trained,
+        "--num_samples",
+        8,
+        "--evaluations",
+        "3",
+        "--samplers",
+        "ddim",
+        "--out",
+        tmp_path,
+    ]
     assert invoke("samplers", *argv).code == 0
     (path,) = tmp_path.glob("*.json")
     (row,) = json.loads(path.read_text())["rows"]
@@ -89,5 +104,11 @@ def test_every_flag_concerns_the_mixture_or_is_refused_without_a_model(capsys):
     listed = re.findall(r"^  (--\w+)", capsys.readouterr().out, re.MULTILINE)
     mixture = ["--ckpt", "--samplers", "--evaluations", "--spacing", "--seed", "--out"]
     assert sorted(listed) == sorted(
-        [*mixture, "--platform", "--compilation_cache", "--help", *(name for name, *_ in OF_A_MODEL)]
+        [
+            *mixture,
+            "--platform",
+            "--compilation_cache",
+            "--help",
+            *(name for name, *_ in OF_A_MODEL),
+        ]
     )

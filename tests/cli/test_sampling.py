@@ -25,8 +25,19 @@ def test_results_are_of_the_weights_and_of_what_a_config_makes_of_them():
     assert ours["random_numbers"] == "threefry2x32"
 
 
-def test_a_sampler_its_spacing_and_options_are_recorded_and_have_a_folder_of_their_own(invoke, copied):
-    flags = ["--sampler", "ddim", "--steps", 5, "--spacing", "karras", "--sampler_options", "eta=0.5"]
+def test_a_sampler_its_spacing_and_options_are_recorded_and_have_a_folder_of_their_own(
+    invoke, copied
+):
+    flags = [
+        "--sampler",
+        "ddim",
+        "--steps",
+        5,
+        "--spacing",
+        "karras",
+        "--sampler_options",
+        "eta=0.5",
+    ]
     result = invoke("sample", "--ckpt", copied, "--num_samples", 4, *flags)
     assert result.code == 0, result.err
     assert "ddim, 5 steps, 5 network evaluations" in result.out
@@ -68,11 +79,20 @@ def test_a_list_of_timesteps_is_a_spacing_and_says_the_number_of_steps(invoke, c
         (["--spacing", "20,7"], ["must differ and lie in 0..19"]),
         (["--spacing", "19,,7"], ["no list of timesteps"]),
         (["--spacing", "19,7", "--steps", 3], ["steps is 3", "has 2"]),
-        (["--sampler_options", "eta=1"], ["The sampler ancestral has no option eta", "it has no options"]),
+        (
+            ["--sampler_options", "eta=1"],
+            ["The sampler ancestral has no option eta", "it has no options"],
+        ),
         (["--sampler", "ddim", "--sampler_options", "eta"], ["give each option as NAME=X"]),
-        (["--sampler", "ddim", "--sampler_options", "eta=much"], ["eta", "'much'", "it must be a number"]),
+        (
+            ["--sampler", "ddim", "--sampler_options", "eta=much"],
+            ["eta", "'much'", "it must be a number"],
+        ),
         (["--sampler", "ddim", "--sampler_options", "eta=2"], ["eta is 2", "choose 0"]),
-        (["--sampler", "ddim", "--sampler_options", "churn=2"], ["no option churn", "its options are eta"]),
+        (
+            ["--sampler", "ddim", "--sampler_options", "churn=2"],
+            ["no option churn", "its options are eta"],
+        ),
         (["--labels", "3"], ["trained without labels"]),
         (["--sampler", "ddim", "--shared_latents"], ["walk the ancestral chain", "--sampler ddim"]),
     ],

@@ -12,7 +12,17 @@ import pytest
 from ddpm_jax import cli
 from ddpm_jax.experiments import config as configs
 
-COMPUTING = ("train", "sample", "evaluate", "samplers", "ema", "encode", "decode", "draw", "import_first_stage")
+COMPUTING = (
+    "train",
+    "sample",
+    "evaluate",
+    "samplers",
+    "ema",
+    "encode",
+    "decode",
+    "draw",
+    "import_first_stage",
+)
 
 # The command in a process of its own, which then says how many programs it found in the cache.
 PROGRAM = """
@@ -31,7 +41,13 @@ def test_profile_writes_a_trace_beside_the_scalars_of_tensorboard(invoke, copied
     assert invoke("train", *common, "--profile", "12:13").code == 0
     (trace,) = (copied / "tensorboard").glob("plugins/profile/*/*.xplane.pb")
     planes = jax.profiler.ProfileData.from_file(str(trace)).planes
-    steps = [dict(e.stats)["step_num"] for p in planes for line in p.lines for e in line.events if e.name == "train"]
+    steps = [
+        dict(e.stats)["step_num"]
+        for p in planes
+        for line in p.lines
+        for e in line.events
+        if e.name == "train"
+    ]
     assert sorted(map(int, steps)) == [12, 13]
 
 
@@ -39,13 +55,28 @@ def test_profile_writes_a_trace_beside_the_scalars_of_tensorboard(invoke, copied
 def test_steps_that_the_run_will_not_do_cannot_be_profiled(refused, copied, config_file, steps):
     refused(
         "train",
-        *("--config", config_file(), "--workdir", copied, "--config.train.num_steps=20", "--profile", steps),
+        *(
+            "--config",
+            config_file(),
+            "--workdir",
+            copied,
+            "--config.train.num_steps=20",
+            "--profile",
+            steps,
+        ),
         says=[f"--profile is {steps}", "has the steps 11 to 20 before it"],
     )
 
 
 def test_a_range_that_is_none_is_refused_before_the_config_is_built(refused, config_file):
-    refused("train", "--config", config_file(), "--profile", "12", says=["--profile is '12'", "as in 10:12"])
+    refused(
+        "train",
+        "--config",
+        config_file(),
+        "--profile",
+        "12",
+        says=["--profile is '12'", "as in 10:12"],
+    )
 
 
 @pytest.mark.slow
@@ -70,7 +101,9 @@ def test_a_cache_that_cannot_be_made_is_refused(refused, config_file, tmp_path):
     says = [f"--compilation_cache {tmp_path / 'file'} cannot be made"]
     refused("train", "--config", config_file(), "--compilation_cache", tmp_path / "file", says=says)
     says = [r"\udcff is no name in UTF-8"]
-    refused("train", "--config", config_file(), "--compilation_cache", f"{tmp_path}/\udcff", says=says)
+    refused(
+        "train", "--config", config_file(), "--compilation_cache", f"{tmp_path}/\udcff", says=says
+    )
 
 
 @pytest.fixture
@@ -86,24 +119,39 @@ def _cache_as_before():
 @pytest.mark.usefixtures("_cache_as_before")
 @pytest.mark.parametrize("name", COMPUTING)
 def test_a_command_keeps_its_programs_where_it_is_told_to(refused, config_file, tmp_path, name):
-    """Asked of a run that is not there, and of a working directory that is a file: refused once JAX is prepared."""
+    """Asked of a run that is not there, and of a working directory that is a file: refused once JAX
+    is prepared."""
     (tmp_path / "file").touch()
     np.savez(tmp_path / "latents.npz", latents=np.zeros((1, 2, 2, 1), np.float32))
     argv = {
         "train": ("--config", config_file(), "--workdir", tmp_path / "file"),
         "encode": ("--ckpt", tmp_path, tmp_path / "file", "--out", tmp_path / "out.npz"),
         "decode": ("--ckpt", tmp_path, tmp_path / "latents.npz"),
-        "import_first_stage": ("--config", config_file(), "--weights", tmp_path / "file", "--out", tmp_path / "out"),
+        "import_first_stage": (
+            "--config",
+            config_file(),
+            "--weights",
+            tmp_path / "file",
+            "--out",
+            tmp_path / "out",
+        ),
     }
     refused(
-        name, *argv.get(name, ("--ckpt", tmp_path)), "--compilation_cache", tmp_path / "cache", says=[str(tmp_path)]
+        name,
+        *argv.get(name, ("--ckpt", tmp_path)),
+        "--compilation_cache",
+        tmp_path / "cache",
+        says=[str(tmp_path)],
     )
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache")
     assert (tmp_path / "cache").is_dir()
 
 
 def test_these_are_all_commands_that_compute():
-    modules = [importlib.import_module(f"ddpm_jax.cli.{found.name}") for found in pkgutil.iter_modules(cli.__path__)]
+    modules = [
+        importlib.import_module(f"ddpm_jax.cli.{found.name}")
+        for found in pkgutil.iter_modules(cli.__path__)
+    ]
     commands = {module.__name__.rpartition(".")[2] for module in modules if hasattr(module, "main")}
     assert commands == {*COMPUTING, "plot"}
 
@@ -114,7 +162,15 @@ def test_the_second_process_finds_the_programs_of_the_first(tmp_path, config_fil
     for name in ("first", "second"):
         finished = subprocess.run(
             [
-                *(sys.executable, "-c", PROGRAM, "--config", str(config_file(2)), "--workdir", str(tmp_path / name)),
+                *(
+                    sys.executable,
+                    "-c",
+                    PROGRAM,
+                    "--config",
+                    str(config_file(2)),
+                    "--workdir",
+                    str(tmp_path / name),
+                ),
                 *("--compilation_cache", str(tmp_path / "cache"), "--config.train.sample_steps=2"),
             ],
             capture_output=True,
@@ -128,7 +184,9 @@ def test_the_second_process_finds_the_programs_of_the_first(tmp_path, config_fil
     assert hits[1] >= 3  # the first weights, the training step, the grid
 
 
-@pytest.mark.parametrize(("old", "now"), [(False, "none"), (True, "blocks"), ("products", "products")])
+@pytest.mark.parametrize(
+    ("old", "now"), [(False, "none"), (True, "blocks"), ("products", "products")]
+)
 def test_a_config_from_when_remat_was_true_or_false_still_loads(tmp_path, old, now):
     assert configs.from_dict({"model": {"remat": old}}, source="old").model.remat == now
     path = tmp_path / "old.py"
@@ -138,5 +196,9 @@ def test_a_config_from_when_remat_was_true_or_false_still_loads(tmp_path, old, n
 
 def test_an_unknown_remat_is_refused(refused, config_file):
     refused(
-        "train", "--config", config_file(), "--config.model.remat=true", says=["remat 'true'", "products", "blocks"]
+        "train",
+        "--config",
+        config_file(),
+        "--config.model.remat=true",
+        says=["remat 'true'", "products", "blocks"],
     )

@@ -1,4 +1,5 @@
-"""The bundled digits: the right pixels, a split that never moves, prepared once, also by two processes at a time."""
+"""The bundled digits: the right pixels, a split that never moves, prepared once, also by two
+processes at a time."""
 
 import os
 import subprocess
@@ -33,12 +34,19 @@ def data_dir(tmp_path_factory):
 
 
 def _load(data_dir, split="train", **options):
-    return sources.load(name="digits", split=split, data_dir=data_dir, **({"image_size": 8, "channels": 1} | options))
+    return sources.load(
+        name="digits",
+        split=split,
+        data_dir=data_dir,
+        **({"image_size": 8, "channels": 1} | options),
+    )
 
 
 def _all(source):
     examples = [source[i] for i in range(len(source))]
-    return np.stack([example["image"] for example in examples]), np.array([example["label"] for example in examples])
+    return np.stack([example["image"] for example in examples]), np.array(
+        [example["label"] for example in examples]
+    )
 
 
 def test_the_splits_are_scikit_learns_scans_in_the_frozen_order(data_dir):
@@ -73,16 +81,21 @@ def test_they_can_be_smaller_or_rgb_but_not_larger(data_dir):
     assert _load(data_dir, channels=3).image_shape == (8, 8, 3)
     images, _ = _all(_load(data_dir, "test", image_size=4))
     whole, _ = _all(_load(data_dir, "test"))
-    assert np.abs(images - whole.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))).max() <= 1  # Pillow rounds twice
+    # Pillow rounds twice
+    assert np.abs(images - whole.reshape(-1, 4, 2, 4, 2, 1).mean(axis=(2, 4))).max() <= 1
     with pytest.raises(UsageError, match="is 8x8 pixels, smaller than image_size=16"):
         _load(data_dir, image_size=16)
 
 
 def test_preparing_twice_writes_once(data_dir):
     _load(data_dir)
-    before = {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(f"{data_dir}/digits/1.0.0")}
+    before = {
+        entry.name: entry.stat().st_mtime_ns for entry in os.scandir(f"{data_dir}/digits/1.0.0")
+    }
     assert digits.prepare(data_dir) == "digits:1.0.0"
-    assert {entry.name: entry.stat().st_mtime_ns for entry in os.scandir(f"{data_dir}/digits/1.0.0")} == before
+    assert {
+        entry.name: entry.stat().st_mtime_ns for entry in os.scandir(f"{data_dir}/digits/1.0.0")
+    } == before
 
 
 def test_preparing_is_silent(tmp_path, capfd):
@@ -92,7 +105,8 @@ def test_preparing_is_silent(tmp_path, capfd):
 
 
 def test_the_process_that_comes_second_succeeds_too(tmp_path, monkeypatch):
-    """The interleaving that two processes rarely hit: the other one finishes while this one is writing."""
+    """The interleaving that two processes rarely hit: the other one finishes while this one is
+    writing."""
     generate = digits.Digits._generate_examples
     calls = []
 
@@ -109,21 +123,29 @@ def test_the_process_that_comes_second_succeeds_too(tmp_path, monkeypatch):
 
 def test_two_processes_prepare_at_once(tmp_path):
     program = (
-        "from ddpm_jax.data import sources\n"
-        f"print(len(sources.load(name='digits', split='test', data_dir={str(tmp_path)!r}, image_size=8, channels=1)))"
+        "from ddpm_jax.data import sources\nprint(len(sources.load(name='digits', split='test', "
+        f"data_dir={str(tmp_path)!r}, image_size=8, channels=1)))"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for _ in range(2)]
-    assert [process.communicate(timeout=120)[0].strip() for process in processes] == [b"300", b"300"]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    assert [process.communicate(timeout=120)[0].strip() for process in processes] == [
+        b"300",
+        b"300",
+    ]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(FailureError, match=r"digits cannot be written below .*file .*set data_dir to a folder"):
+    with pytest.raises(
+        FailureError, match=r"digits cannot be written below .*file .*set data_dir to a folder"
+    ):
         _load(str(tmp_path / "file"))
 
 
 def test_nothing_imports_tensorflow(tmp_path):
-    """With TensorFlow hidden everything works, and with or without hiding nothing has tried to import it."""
+    """With TensorFlow hidden everything works, and with or without hiding nothing has tried to
+    import it."""
     program = """
     import os
     import grain

@@ -1,4 +1,5 @@
-"""A folder of images: what is read, in which order, with which labels, and every sentence about what is amiss."""
+"""A folder of images: what is read, in which order, with which labels, and every sentence about
+what is amiss."""
 
 import io
 import itertools
@@ -23,7 +24,8 @@ def _picture(path: pathlib.Path, value: int, size=(8, 8)):
 
 
 def _noisy(path: pathlib.Path):
-    """Half of a picture large enough that its header is whole; put in place at once, as a reader may be at work."""
+    """Half of a picture large enough that its header is whole; put in place at once, as a reader
+    may be at work."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
     whole = io.BytesIO()
     Image.fromarray(pixels).save(whole, path.suffix[1:])
@@ -65,7 +67,9 @@ def test_folders_at_the_first_level_are_the_classes_and_images_may_lie_deeper(tm
     assert (_values(source), _labels(source), source.num_classes) == ([10, 20, 30], [0, 0, 1], 2)
 
 
-@pytest.mark.parametrize("names", [("all/a.png", "all/b.png"), ("loose.png", "one/a.png", "two/b.png")])
+@pytest.mark.parametrize(
+    "names", [("all/a.png", "all/b.png"), ("loose.png", "one/a.png", "two/b.png")]
+)
 def test_a_single_folder_or_loose_images_beside_folders_make_no_classes(tmp_path, names):
     for value, name in enumerate(names):
         _picture(tmp_path / name, value)
@@ -93,7 +97,9 @@ def test_train_among_other_folders_is_a_class(tmp_path):
 def test_a_test_image_of_no_training_class_is_refused(tmp_path):
     for name in ["train/cat", "train/dog", "test/cow"]:
         _picture(tmp_path / name / "a.png", 0)
-    with pytest.raises(UsageError, match=r"cow/a\.png belongs to none of the classes.*\(cat, dog\).*remove it"):
+    with pytest.raises(
+        UsageError, match=r"cow/a\.png belongs to none of the classes.*\(cat, dog\).*remove it"
+    ):
         _load(tmp_path, split="test")
 
 
@@ -121,12 +127,15 @@ def _many(folder, count=20):
 
 def test_holdout_is_a_partition_and_the_same_every_time(tmp_path):
     _many(tmp_path)
-    train, test = (_values(_load(tmp_path, split=split, holdout=0.25)) for split in ("train", "test"))
+    train, test = (
+        _values(_load(tmp_path, split=split, holdout=0.25)) for split in ("train", "test")
+    )
     assert len(test) == 5
     assert sorted(train + test) == list(range(20))
     expected = np.random.RandomState(0).permutation(20)[:5]
     assert test == sorted(expected)
-    assert test != list(range(15, 20))  # files are sorted by class or date: the tail would be no sample
+    # files are sorted by class or date: the tail would be no sample
+    assert test != list(range(15, 20))
 
 
 def test_without_holdout_train_is_everything_and_test_says_how_to_get_one(tmp_path):
@@ -138,14 +147,17 @@ def test_without_holdout_train_is_everything_and_test_says_how_to_get_one(tmp_pa
 
 def test_holdout_must_leave_something_to_train_on(tmp_path):
     _many(tmp_path, 2)
-    with pytest.raises(UsageError, match=r"holdout=0\.9 leaves nothing to train on of the 2 images"):
+    with pytest.raises(
+        UsageError, match=r"holdout=0\.9 leaves nothing to train on of the 2 images"
+    ):
         _load(tmp_path, holdout=0.9)
 
 
 def test_the_fingerprint_survives_a_move_and_notices_other_files_or_options(tmp_path):
     _many(tmp_path / "a", 4)
     first = _load(tmp_path / "a").fingerprint
-    listing = b"0 000.png\n0 001.png\n0 002.png\n0 003.png"  # as ever: runs made before resume by it
+    # as ever: runs made before resume by it
+    listing = b"0 000.png\n0 001.png\n0 002.png\n0 003.png"
     assert first == f"folder train 8x8x1 n=4 files={zlib.crc32(listing):08x}"
     (tmp_path / "a").rename(tmp_path / "b")
     assert _load(tmp_path / "b").fingerprint == first
@@ -184,7 +196,9 @@ def test_small_images_are_refused_with_path_and_sizes_whatever_becomes_of_unread
     _picture(tmp_path / "b.png", 0, size=(20, 7))
     _picture(tmp_path / "c.png", 0, size=(3, 3))
     for unreadable in ("stop", "skip"):
-        with pytest.raises(UsageError, match=r"b\.png is 20x7 pixels, smaller than image_size=8 \(as are 1 more\)"):
+        with pytest.raises(
+            UsageError, match=r"b\.png is 20x7 pixels, smaller than image_size=8 \(as are 1 more\)"
+        ):
             _load(tmp_path, unreadable=unreadable)
 
 
@@ -194,13 +208,18 @@ def test_small_images_are_skipped_or_enlarged_if_asked_for(tmp_path, cache, capl
         _picture(tmp_path / name, value, size)
     with caplog.at_level(logging.WARNING):
         skipping = _load(tmp_path, small="skip", cache=cache)
-    assert (_values(skipping), [pathlib.Path(path).name for path in skipping.skipped]) == ([10], ["b.png", "c.png"])
+    assert (_values(skipping), [pathlib.Path(path).name for path in skipping.skipped]) == (
+        [10],
+        ["b.png", "c.png"],
+    )
     assert "Skipped 2 unreadable images or too small ones" in caplog.text
     enlarging = _load(tmp_path, small="enlarge", cache=cache)
     assert (_values(enlarging), enlarging.skipped) == ([10, 20, 30], [])
     assert enlarging.image_shape == (8, 8, 1)
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UsageError, match=r"None of the 2 files .* of 8x8 pixels or more, .* b\.png \(20x4\)"):
+    with pytest.raises(
+        UsageError, match=r"None of the 2 files .* of 8x8 pixels or more, .* b\.png \(20x4\)"
+    ):
         _load(tmp_path, small="skip")
 
 
@@ -233,7 +252,10 @@ def test_what_is_truncated_further_on_is_listed_too_where_all_is_decoded(tmp_pat
     _many(folder, 9)
     for name in ("002.png", "005.png"):
         _noisy(folder / name)
-    with pytest.raises(UsageError, match=rf"002\.png cannot be read .*, nor can 1 more; all 2 are listed in {report}"):
+    with pytest.raises(
+        UsageError,
+        match=rf"002\.png cannot be read .*, nor can 1 more; all 2 are listed in {report}",
+    ):
         _load(folder, report=report, cache="always")
     assert len(report.read_text().splitlines()) == 2
     assert not caplog.records
@@ -258,7 +280,9 @@ def test_what_is_skipped_is_listed_where_it_is_more_than_can_be_told(tmp_path, c
 @pytest.mark.parametrize(("largest", "bits"), [(4095, 12), (1000, 10), (200, 8), (16383, 14)])
 def test_values_of_fewer_bits_in_files_of_16_are_told(tmp_path, caplog, largest, bits):
     for i in range(3):
-        Image.fromarray(np.full((8, 8), largest - 100 * (i % 2), np.uint16)).save(tmp_path / f"{i}.png")
+        Image.fromarray(np.full((8, 8), largest - 100 * (i % 2), np.uint16)).save(
+            tmp_path / f"{i}.png"
+        )
     _load(tmp_path)
     assert f"3 images have 16 bits, but no value above {largest} in 3" in caplog.text
     assert f"as if they held {bits} bits" in caplog.text
@@ -276,7 +300,9 @@ def test_of_values_that_use_16_bits_nothing_is_told(tmp_path, caplog):
 def test_stop_names_the_file_that_is_no_image(tmp_path, cache):
     _many(tmp_path, 3)
     (tmp_path / "001.png").write_text("<html>")
-    with pytest.raises(UsageError, match=r"001\.png cannot be read \(not an image.*data.unreadable=skip"):
+    with pytest.raises(
+        UsageError, match=r"001\.png cannot be read \(not an image.*data.unreadable=skip"
+    ):
         _load(tmp_path, cache=cache)
 
 
@@ -313,7 +339,11 @@ def test_skip_replaces_a_truncated_file_by_the_next_readable_one(tmp_path, cache
     source = _load(tmp_path, unreadable="skip", cache=cache)
     for _ in range(2):  # the second pass, with the bad ones known, is the same
         assert _values(source) == [0, 3, 3, 3, 0]
-    assert sorted(pathlib.Path(path).name for path in source.skipped) == ["001.png", "002.png", "004.png"]
+    assert sorted(pathlib.Path(path).name for path in source.skipped) == [
+        "001.png",
+        "002.png",
+        "004.png",
+    ]
 
 
 def test_the_batches_with_skipped_files_do_not_depend_on_cache_or_threads(tmp_path):
@@ -346,13 +376,19 @@ def test_what_becomes_unreadable_later_is_told_as_it_is_found_and_counted(tmp_pa
     assert len(source.skipped) == 13
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 10, "the others are counted"
-    for n, sentence in enumerate(sorted(told, key=lambda s: int(s.rpartition("): ")[2].split()[0])), start=1):
-        assert re.match(rf"Skipped .*\.png \(.*\): {n} of 30 images are unreadable so far\.$", sentence)
+    for n, sentence in enumerate(
+        sorted(told, key=lambda s: int(s.rpartition("): ")[2].split()[0])), start=1
+    ):
+        assert re.match(
+            rf"Skipped .*\.png \(.*\): {n} of 30 images are unreadable so far\.$", sentence
+        )
 
 
 @pytest.mark.parametrize("unreadable", ["stop", "skip"])
 @pytest.mark.parametrize("emptied", [False, True])
-def test_a_folder_that_vanishes_is_told_from_files_that_cannot_be_read(tmp_path, unreadable, emptied, caplog):
+def test_a_folder_that_vanishes_is_told_from_files_that_cannot_be_read(
+    tmp_path, unreadable, emptied, caplog
+):
     folder = tmp_path / "images"
     _many(folder, 6)
     iterator = pipeline.train_iterator(_load(folder, unreadable=unreadable), batch_size=3, seed=0)
@@ -360,7 +396,10 @@ def test_a_folder_that_vanishes_is_told_from_files_that_cannot_be_read(tmp_path,
     folder.rename(tmp_path / "elsewhere")
     if emptied:
         folder.mkdir()
-    with pytest.raises(FailureError, match=rf"^The folder of images {folder} is gone or empty, .*: bring it back, and"):
+    with pytest.raises(
+        FailureError,
+        match=rf"^The folder of images {folder} is gone or empty, .*: bring it back, and",
+    ):
         list(itertools.islice(iterator, 20))  # more than are prepared ahead
     iterator.close()
     assert not caplog.records
@@ -381,7 +420,11 @@ def test_the_cache_holds_what_the_files_hold(tmp_path):
         Image.fromarray(rng.integers(0, 256, (20, 17, 3), np.uint8)).save(tmp_path / name)
     direct, cached = (_load(tmp_path, channels=3, cache=cache) for cache in ("never", "always"))
     assert isinstance(cached, in_memory.ArraySource)
-    assert (cached.num_classes, cached.fingerprint, cached.image_shape) == (2, direct.fingerprint, (8, 8, 3))
+    assert (cached.num_classes, cached.fingerprint, cached.image_shape) == (
+        2,
+        direct.fingerprint,
+        (8, 8, 3),
+    )
     for i in range(3):
         np.testing.assert_array_equal(cached[i]["image"], direct[i]["image"])
         assert cached[i]["label"] == direct[i]["label"]
@@ -390,13 +433,15 @@ def test_the_cache_holds_what_the_files_hold(tmp_path):
 def test_the_cache_is_chosen_by_size(tmp_path, monkeypatch):
     _many(tmp_path, 3)  # 192 bytes at 8x8
     assert isinstance(_load(tmp_path, cache="auto"), in_memory.ArraySource)
-    monkeypatch.setattr(memory, "AUTO_BUDGET", 191)
+    monkeypatch.setattr(in_memory, "AUTO_BUDGET", 191)
     assert not isinstance(_load(tmp_path, cache="auto"), in_memory.ArraySource)
-    monkeypatch.setattr(memory, "AUTO_BUDGET", 192)
+    monkeypatch.setattr(in_memory, "AUTO_BUDGET", 192)
     assert isinstance(_load(tmp_path, cache="auto"), in_memory.ArraySource)
-    monkeypatch.setattr(memory, "_physical_memory", lambda: 191)
+    monkeypatch.setattr(in_memory, "_physical_memory", lambda: 191)
     assert not isinstance(_load(tmp_path, cache="auto"), in_memory.ArraySource)
-    with pytest.raises(UsageError, match=r"cache='always' needs .* GiB for 3 images, but the machine has"):
+    with pytest.raises(
+        UsageError, match=r"cache='always' needs .* GiB for 3 images, but the machine has"
+    ):
         _load(tmp_path, cache="always")
 
 
@@ -404,8 +449,14 @@ def test_the_cache_is_chosen_by_size(tmp_path, monkeypatch):
     ("options", "sentence"),
     [
         ({"cache": "alway"}, "Unknown cache mode 'alway'.*Did you mean 'always'"),
-        ({"unreadable": "ignore"}, "Unknown treatment of unreadable images 'ignore': choose one of skip, stop"),
-        ({"small": "grow"}, "Unknown treatment of small images 'grow': choose one of enlarge, skip, stop"),
+        (
+            {"unreadable": "ignore"},
+            "Unknown treatment of unreadable images 'ignore': choose one of skip, stop",
+        ),
+        (
+            {"small": "grow"},
+            "Unknown treatment of small images 'grow': choose one of enlarge, skip, stop",
+        ),
         ({"image_size": 0}, "image_size=0 should be a positive"),
         ({"channels": 4}, "channels=4 should be 1 .* or 3"),
         ({"holdout": 1.0}, "holdout=1.0 should be the share"),

@@ -1,4 +1,5 @@
-"""One picture at a time: colour modes, orientation, resizing. The oracles are hand-computed pixels and plain NumPy."""
+"""One picture at a time: colour modes, orientation, resizing. The oracles are hand-computed pixels
+and plain NumPy."""
 
 import io
 import struct
@@ -32,7 +33,9 @@ def test_an_rgb_image_of_the_right_size_comes_back_untouched():
 
 def test_grey_becomes_rgb_by_repetition():
     pixels = _noise(6, 6, 1)
-    np.testing.assert_array_equal(_array(Image.fromarray(pixels[..., 0]), image_size=6), np.repeat(pixels, 3, axis=-1))
+    np.testing.assert_array_equal(
+        _array(Image.fromarray(pixels[..., 0]), image_size=6), np.repeat(pixels, 3, axis=-1)
+    )
 
 
 def test_rgb_becomes_grey_by_rec_601_luma():
@@ -40,7 +43,8 @@ def test_rgb_becomes_grey_by_rec_601_luma():
     luma = pixels @ np.array([0.299, 0.587, 0.114])
     grey = _array(Image.fromarray(pixels), image_size=6, channels=1)
     assert grey.shape == (6, 6, 1)
-    assert np.abs(grey[..., 0] - luma).max() <= 0.51  # rounding, and Pillow's 16-bit fixed-point weights
+    # rounding, and Pillow's 16-bit fixed-point weights
+    assert np.abs(grey[..., 0] - luma).max() <= 0.51
 
 
 def test_transparency_is_laid_over_white():
@@ -59,7 +63,9 @@ def test_palette_images_show_their_colours_and_their_transparent_entry_shows_whi
     image.putdata([0, 1])
     twice = image.resize((2, 2), Image.Resampling.NEAREST)
     plain = images.to_array(images.decode(_encoded(twice)), image_size=2, channels=3)
-    clear = images.to_array(images.decode(_encoded(twice, transparency=0)), image_size=2, channels=3)
+    clear = images.to_array(
+        images.decode(_encoded(twice, transparency=0)), image_size=2, channels=3
+    )
     np.testing.assert_array_equal(plain[0], [(1, 2, 3), (200, 100, 50)])
     np.testing.assert_array_equal(clear[0], [(255, 255, 255), (200, 100, 50)])
 
@@ -82,11 +88,14 @@ def test_other_modes_become_rgb(mode):
 
 
 @pytest.mark.parametrize(
-    "values", [np.ones((2, 2), np.float32), np.full((2, 2), 70000, np.int32), np.full((2, 2), -1, np.int32)]
+    "values",
+    [np.ones((2, 2), np.float32), np.full((2, 2), 70000, np.int32), np.full((2, 2), -1, np.int32)],
 )
 def test_pixels_of_unknown_range_are_refused(values):
     with pytest.raises(images.UnreadableImage, match="unknown range"):
-        images.to_array(images.decode(_encoded(Image.fromarray(values), "TIFF")), image_size=2, channels=1)
+        images.to_array(
+            images.decode(_encoded(Image.fromarray(values), "TIFF")), image_size=2, channels=1
+        )
 
 
 def test_the_exif_orientation_is_applied():
@@ -109,11 +118,13 @@ def test_halving_is_the_mean_of_two_by_two_pixels():
 def test_an_image_is_quartered_by_halving_twice():
     pixels = _noise(16, 16)
     means = pixels.reshape(4, 4, 4, 4, 3).mean(axis=(1, 3))
-    assert np.abs(_array(Image.fromarray(pixels), image_size=4) - means).max() <= 2.0  # rounded four times
+    # rounded four times
+    assert np.abs(_array(Image.fromarray(pixels), image_size=4) - means).max() <= 2.0
 
 
 def test_shrinking_does_not_alias():
-    """A checkerboard is grey from afar; picking pixels, or bicubic without antialiasing, would leave stripes."""
+    """A checkerboard is grey from afar; picking pixels, or bicubic without antialiasing, would
+    leave stripes."""
     board = (np.indices((33, 33)).sum(0) % 2 * 255).astype(np.uint8)
     shrunk = _array(Image.fromarray(board), image_size=17, channels=1).astype(float)
     assert np.abs(shrunk[2:-2, 2:-2] - 127.5).max() < 40
@@ -121,11 +132,13 @@ def test_shrinking_does_not_alias():
 
 @pytest.mark.parametrize(("height", "width"), [(8, 20), (20, 8), (16, 40), (8, 8), (13, 11)])
 def test_the_centre_is_kept_and_the_aspect_ratio_too(height, width):
-    """Across a linear ramp: the middle must land in the middle, and the slope must be that of the shorter side."""
+    """Across a linear ramp: the middle must land in the middle, and the slope must be that of the
+    shorter side."""
     ramp = np.tile(np.linspace(0, 255, width), (height, 1)).round().astype(np.uint8)
     row = _array(Image.fromarray(ramp), image_size=8, channels=1)[4, :, 0].astype(float)
     slope = 255 / (width - 1) * min(height, width) / 8
-    assert abs(row[2:6].mean() - 127.5) <= slope / 2 + 1  # at most half a pixel off, where the margins are uneven
+    # at most half a pixel off, where the margins are uneven
+    assert abs(row[2:6].mean() - 127.5) <= slope / 2 + 1
     np.testing.assert_allclose(np.diff(row)[2:5].mean(), slope, atol=1.5)
 
 
@@ -133,7 +146,11 @@ def test_a_picture_is_whole_but_for_what_is_over_a_multiple_on_both_sides():
     pixels = _noise(9, 15)
     whole = images.to_whole_array(Image.fromarray(pixels), multiple=4, channels=3)
     np.testing.assert_array_equal(whole, pixels[0:8, 1:13])
-    assert images.to_whole_array(Image.fromarray(pixels), multiple=3, channels=1).shape == (9, 15, 1)
+    assert images.to_whole_array(Image.fromarray(pixels), multiple=3, channels=1).shape == (
+        9,
+        15,
+        1,
+    )
     with pytest.raises(ValueError, match="smaller than 10"):
         images.to_whole_array(Image.fromarray(pixels), multiple=10, channels=3)
 
@@ -147,7 +164,11 @@ def test_nothing_is_enlarged():
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 def test_damaged_files_are_unreadable(damage, format):
     data = _encoded(Image.fromarray(_noise(64, 64)), format)
-    data = {"truncated": data[: len(data) // 2], "garbage": b"<html>not found</html>", "empty": b""}[damage]
+    data = {
+        "truncated": data[: len(data) // 2],
+        "garbage": b"<html>not found</html>",
+        "empty": b"",
+    }[damage]
     with pytest.raises(images.UnreadableImage):
         images.decode(data)
 
@@ -158,5 +179,7 @@ def test_a_header_of_more_pixels_than_memory_is_refused_before_they_are_decoded(
     header = b"IHDR" + struct.pack(">II", 100_000, 100_000) + encoded[24:29]
     bomb = encoded[:12] + header + struct.pack(">I", zlib.crc32(header)) + encoded[33:]
     for read in (images.decode, images.header):
-        with pytest.raises(images.UnreadableImage, match="more than the 178,956,970 pixels that Pillow takes"):
+        with pytest.raises(
+            images.UnreadableImage, match="more than the 178,956,970 pixels that Pillow takes"
+        ):
             read(bomb)

@@ -1,4 +1,5 @@
-"""What lies in a folder of pictures: splits and classes by their names, and no class that is lost without a word."""
+"""What lies in a folder of pictures: splits and classes by their names, and no class that is lost
+without a word."""
 
 import logging
 import os
@@ -59,7 +60,10 @@ def test_folders_called_as_splits_in_any_case_are_no_classes(tmp_path, train, te
 
 def test_of_three_splits_each_is_had_by_its_name_and_test_is_the_test_split(tmp_path):
     _pictures(tmp_path, "train/a.png", "valid/b.png", "valid/c.png", "test/d.png")
-    names = {split: _found(tmp_path, split).names for split in ("train", "valid", "val", "test", "Testing")}
+    names = {
+        split: _found(tmp_path, split).names
+        for split in ("train", "valid", "val", "test", "Testing")
+    }
     assert names == {
         "train": ["a.png"],
         "valid": ["b.png", "c.png"],
@@ -95,7 +99,9 @@ def test_a_lone_name_of_a_split_among_other_folders_is_a_class(tmp_path, lone):
         ),
     ],
 )
-def test_splits_within_a_folder_or_within_classes_are_refused_until_it_is_said_what_they_are(tmp_path, files, sentence):
+def test_splits_within_a_folder_or_within_classes_are_refused_until_it_is_said_what_they_are(
+    tmp_path, files, sentence
+):
     _pictures(tmp_path, *files)
     with pytest.raises(UsageError, match=sentence.format(tmp_path)):
         _found(tmp_path)
@@ -103,7 +109,10 @@ def test_splits_within_a_folder_or_within_classes_are_refused_until_it_is_said_w
 
 
 def test_a_lone_name_of_a_split_within_a_class_is_nothing_to_refuse(tmp_path):
-    assert _found(_pictures(tmp_path, "cat/test/a.png", "cat/home/b.png", "dog/c.png")).classes == ["cat", "dog"]
+    assert _found(_pictures(tmp_path, "cat/test/a.png", "cat/home/b.png", "dog/c.png")).classes == [
+        "cat",
+        "dog",
+    ]
 
 
 def test_folders_without_pictures_do_not_make_splits_into_classes(tmp_path):
@@ -115,7 +124,10 @@ def test_folders_without_pictures_do_not_make_splits_into_classes(tmp_path):
 
 def test_names_of_splits_among_other_folders_are_refused_until_it_is_said_what_they_are(tmp_path):
     _pictures(tmp_path, "train/a.png", "test/b.png", "boat/c.png")
-    with pytest.raises(UsageError, match=r"holds test and train, which .* next to boat: set data\.layout=classes if"):
+    with pytest.raises(
+        UsageError,
+        match=r"holds test and train, which .* next to boat: set data\.layout=classes if",
+    ):
         _found(tmp_path)
     assert _found(tmp_path, layout="classes").classes == ["boat", "test", "train"]
     splits = _found(tmp_path, layout="splits")
@@ -126,11 +138,27 @@ def test_names_of_splits_among_other_folders_are_refused_until_it_is_said_what_t
 @pytest.mark.parametrize(
     ("names", "options", "sentence"),
     [
-        (["train/a.png", "Training/b.png"], {}, r"both Training and train, two names of the split 'train': rename"),
-        (["test/a.png"], {}, r"no split 'train', only test \(test\): name a folder in it one of train, training, ch"),
-        (["train/a.png", "test/b.png"], {"split": "valid"}, r"no split 'valid', only train \(train\) and test \(test"),
+        (
+            ["train/a.png", "Training/b.png"],
+            {},
+            r"both Training and train, two names of the split 'train': rename",
+        ),
+        (
+            ["test/a.png"],
+            {},
+            r"no split 'train', only test \(test\): name a folder in it one of train, training, ch",
+        ),
+        (
+            ["train/a.png", "test/b.png"],
+            {"split": "valid"},
+            r"no split 'valid', only train \(train\) and test \(test",
+        ),
         (["cat/a.png", "dog/b.png"], {"split": "valid"}, r"has no split 'valid', only train: "),
-        (["cat/a.png", "dog/b.png"], {"layout": "splits"}, r"layout is splits, but no folder .* \(train: train, train"),
+        (
+            ["cat/a.png", "dog/b.png"],
+            {"layout": "splits"},
+            r"layout is splits, but no folder .* \(train: train, train",
+        ),
     ],
 )
 def test_a_split_that_is_not_there_is_refused_with_what_is(tmp_path, names, options, sentence):
@@ -139,7 +167,9 @@ def test_a_split_that_is_not_there_is_refused_with_what_is(tmp_path, names, opti
 
 
 def test_an_unknown_layout_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="Unknown layout of a folder 'class': choose one of auto, classes, splits"):
+    with pytest.raises(
+        UsageError, match="Unknown layout of a folder 'class': choose one of auto, classes, splits"
+    ):
         _load(tmp_path, layout="class")
 
 
@@ -150,9 +180,18 @@ def test_an_unknown_layout_is_refused(tmp_path):
             ["dataset/cat/a.png", "dataset/dog/b.png"],
             ["one folder dataset", "classes cat and dog", "data_dir to {}/dataset"],
         ),
-        (["train/all/cat/a.png", "train/all/dog/b.png", "test/all/c.png"], ["move them from all into {}/train"]),
-        (["cat/a.png", "cat/b.png"], ["all images of {} lie in its one folder cat, so there are no labels"]),
-        (["cat/a.png", "dog/b.png", "c.png", "d.png"], ["2 images lie in {} itself, c.png first", "cat and dog"]),
+        (
+            ["train/all/cat/a.png", "train/all/dog/b.png", "test/all/c.png"],
+            ["move them from all into {}/train"],
+        ),
+        (
+            ["cat/a.png", "cat/b.png"],
+            ["all images of {} lie in its one folder cat, so there are no labels"],
+        ),
+        (
+            ["cat/a.png", "dog/b.png", "c.png", "d.png"],
+            ["2 images lie in {} itself, c.png first", "cat and dog"],
+        ),
     ],
 )
 def test_images_in_folders_that_have_no_labels_are_told_why(tmp_path, files, says):
@@ -190,19 +229,28 @@ def test_a_class_without_a_readable_image_keeps_its_number_and_is_told(tmp_path,
 
 
 def test_a_source_describes_its_splits_and_classes(tmp_path):
-    _pictures(tmp_path, *(f"train/c{i:02}/{j}.png" for i in range(10) for j in range(i % 3 + 1)), "test/c03/x.png")
+    _pictures(
+        tmp_path,
+        *(f"train/c{i:02}/{j}.png" for i in range(10) for j in range(i % 3 + 1)),
+        "test/c03/x.png",
+    )
     for cache in ("never", "always"):
         source = _load(tmp_path, cache=cache)
         assert describe(source) == (
-            "train 19, test 1; 10 classes: c00 1, c01 2, c02 3, c03 1, c04 2, c05 3, c06 1, c07 2, and 2 more"
+            "train 19, test 1; 10 classes: c00 1, c01 2, c02 3, c03 1, c04 2, c05 3, c06 1, c07 2, "
+            "and 2 more"
         )
     assert describe(_load(_pictures(tmp_path / "loose", "a.png"))) == "train 1; no classes"
 
 
 @pytest.mark.parametrize("inside", ["", "deep/"])
 def test_a_link_to_another_class_is_refused_whatever_the_order(tmp_path, inside):
-    for i, (link, target) in enumerate([("a_link", "cat"), ("z_link", "cat"), ("z_link", "cat/sub")]):
-        folder = _pictures(tmp_path / str(i), f"{inside}cat/a.png", f"{inside}cat/sub/b.png", f"{inside}dog/c.png")
+    for i, (link, target) in enumerate(
+        [("a_link", "cat"), ("z_link", "cat"), ("z_link", "cat/sub")]
+    ):
+        folder = _pictures(
+            tmp_path / str(i), f"{inside}cat/a.png", f"{inside}cat/sub/b.png", f"{inside}dog/c.png"
+        )
         (folder / inside / link).symlink_to(folder / inside / target)
         with pytest.raises(UsageError) as refusal:
             pictures_in(folder)
@@ -229,7 +277,9 @@ def test_links_that_lead_out_and_back_in_end(tmp_path):
 def test_a_link_to_a_folder_that_is_gone_is_refused(tmp_path):
     _pictures(tmp_path, "cat/a.png", "dog/b.png")
     (tmp_path / "fox").symlink_to(tmp_path / "unmounted")
-    with pytest.raises(UsageError, match=r"fox is a link to .*unmounted, which is not there: bring that back, or"):
+    with pytest.raises(
+        UsageError, match=r"fox is a link to .*unmounted, which is not there: bring that back, or"
+    ):
         pictures_in(tmp_path)
 
 
@@ -265,14 +315,17 @@ def open_to_all():
 
 
 def _as_somebody(unreadable, *folders):
-    """What loading each of the folders says to a user who may not read everything, in another process."""
+    """What loading each of the folders says to a user who may not read everything, in another
+    process."""
     command = [sys.executable, "-c", textwrap.dedent(AS_SOMEBODY), unreadable, *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("unreadable", ["stop", "skip"])
-def test_a_folder_that_cannot_be_listed_is_refused_and_what_is_no_file_is_not_waited_for(open_to_all, unreadable):
+def test_a_folder_that_cannot_be_listed_is_refused_and_what_is_no_file_is_not_waited_for(
+    open_to_all, unreadable
+):
     folders = [_pictures(open_to_all / name, "cat/a.png", "dog/b.png") for name in ("a", "b", "c")]
     (folders[0] / "dog").chmod(0)
     folders[1].chmod(0)
@@ -283,12 +336,15 @@ def test_a_folder_that_cannot_be_listed_is_refused_and_what_is_no_file_is_not_wa
         (folders[0] / "dog").chmod(0o755)
         folders[1].chmod(0o755)
     for sentence, place in ((inner, folders[0] / "dog"), (top, folders[1])):
-        assert sentence.startswith(f"Folder {place} cannot be listed (Permission denied), so its images would be miss")
+        assert sentence.startswith(
+            f"Folder {place} cannot be listed (Permission denied), so its images would be miss"
+        )
     if unreadable == "skip":
         assert fifo == "opened"
     else:
         assert fifo.startswith(
-            f"Image {folders[2]}/cat/pipe.png cannot be read (it is a named pipe and no file): remove it"
+            f"Image {folders[2]}/cat/pipe.png cannot be read (it is a named pipe and no file): "
+            "remove it"
         )
     assert proc == "/proc belongs to the operating system: set data_dir to a folder of images."
 
@@ -296,7 +352,9 @@ def test_a_folder_that_cannot_be_listed_is_refused_and_what_is_no_file_is_not_wa
 def test_a_link_into_the_system_is_refused(tmp_path):
     _pictures(tmp_path, "a.png")
     (tmp_path / "odd").symlink_to("/proc/self")
-    with pytest.raises(UsageError, match=r"odd leads to /proc/.*, which belongs to the operating system"):
+    with pytest.raises(
+        UsageError, match=r"odd leads to /proc/.*, which belongs to the operating system"
+    ):
         pictures_in(tmp_path)
 
 

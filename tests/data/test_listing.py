@@ -25,12 +25,15 @@ def folder(tmp_path):
 
 
 def _load(folder, **options):
-    return sources.load(name="folder", data_dir=str(folder), split="train", image_size=8, channels=1, **options)
+    return sources.load(
+        name="folder", data_dir=str(folder), split="train", image_size=8, channels=1, **options
+    )
 
 
 @pytest.fixture
 def compare(folder, tmp_path):
-    """compare() -> the sentences that are said of the folder now, compared with what it held at first."""
+    """compare() -> the sentences that are said of the folder now, compared with what it held at
+    first."""
     begun = _load(folder)
     listing.write_listing(tmp_path / listing.FILE, about(begun).files)
 
@@ -62,10 +65,15 @@ def test_of_an_unchanged_folder_nothing_is_said(compare):
 
 def test_added_and_missing_files_are_named(compare, folder):
     (folder / "3.png").rename(folder / "new.png")
-    with pytest.raises(UsageError, match=r"^The images .*: 1 is new \(new\.png\) and 1 is gone or .* \(3\.png\)\. Put"):
+    with pytest.raises(
+        UsageError,
+        match=r"^The images .*: 1 is new \(new\.png\) and 1 is gone or .* \(3\.png\)\. Put",
+    ):
         compare()
     (folder / "new.png").unlink()
-    with pytest.raises(UsageError, match=r"began with: 1 is gone or cannot be used \(3\.png\)\. Put that right"):
+    with pytest.raises(
+        UsageError, match=r"began with: 1 is gone or cannot be used \(3\.png\)\. Put that right"
+    ):
         compare()
 
 
@@ -80,7 +88,8 @@ def test_another_size_is_refused_with_the_way_to_go_on(compare, folder, tmp_path
     noise = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
     Image.fromarray(noise).save(folder / "2.png")
     with pytest.raises(
-        UsageError, match=rf"^Image 2\.png has \d+ bytes, but had {before} when .* remove .*{listing.FILE}"
+        UsageError,
+        match=rf"^Image 2\.png has \d+ bytes, but had {before} when .* remove .*{listing.FILE}",
     ):
         compare()
     (tmp_path / listing.FILE).unlink()
@@ -90,7 +99,9 @@ def test_another_size_is_refused_with_the_way_to_go_on(compare, folder, tmp_path
 def test_another_time_alone_is_told(compare, folder):
     os.utime(folder / "5.png", ns=(1, 1))
     [said] = compare()
-    assert said.startswith("1 of 6 images were written at another time than when the run began, 5.png first")
+    assert said.startswith(
+        "1 of 6 images were written at another time than when the run began, 5.png first"
+    )
     for name in NAMES:
         os.utime(folder / name, ns=(1, 1))
     [said] = compare()
@@ -121,7 +132,10 @@ def test_without_a_listing_other_data_in_splits_say_how_a_run_over_classes_goes_
 )
 def test_a_damaged_listing_is_one_sentence(tmp_path, content):
     (tmp_path / "listing").write_bytes(content)
-    with pytest.raises(FailureError, match=r"^.*listing, which lists the files .*, is damaged \(.*\): remove it to go"):
+    with pytest.raises(
+        FailureError,
+        match=r"^.*listing, which lists the files .*, is damaged \(.*\): remove it to go",
+    ):
         listing.read_listing(tmp_path / "listing")
 
 
@@ -129,8 +143,15 @@ def test_nothing_is_written_into_a_folder_of_pictures(tmp_path):
     photos = tmp_path / "photos"
     (photos / "cat").mkdir(parents=True)
     (tmp_path / "link").symlink_to(photos / "cat")
-    for place in (photos, photos / "runs" / "a", photos / "cat" / ".." / "x", tmp_path / "link" / "new"):
-        with pytest.raises(UsageError, match=r"^--workdir .* lies in the folder of images .*: name a directory"):
+    for place in (
+        photos,
+        photos / "runs" / "a",
+        photos / "cat" / ".." / "x",
+        tmp_path / "link" / "new",
+    ):
+        with pytest.raises(
+            UsageError, match=r"^--workdir .* lies in the folder of images .*: name a directory"
+        ):
             check_outside(str(photos), place, flag="--workdir")
     for place in (tmp_path / "photos2", tmp_path, photos / ".runs" / "a"):
         check_outside(str(photos), place, flag="--workdir")

@@ -1,4 +1,5 @@
-"""The stream of batches: a function of the seed alone, sharded, seekable. Examples carry their row in their pixels."""
+"""The stream of batches: a function of the seed alone, sharded, seekable. Examples carry their row
+in their pixels."""
 
 import json
 
@@ -11,8 +12,12 @@ from ddpm_jax.errors import UsageError
 
 
 def _source(count, fingerprint="rows"):
-    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 1))
-    return in_memory.ArraySource(np.ascontiguousarray(images), np.arange(count, dtype=np.int32), count, fingerprint)
+    images = np.broadcast_to(
+        np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 2, 2, 1)
+    )
+    return in_memory.ArraySource(
+        np.ascontiguousarray(images), np.arange(count, dtype=np.int32), count, fingerprint
+    )
 
 
 class _Slow:
@@ -70,12 +75,20 @@ def test_the_parts_of_all_processes_make_up_the_global_batch(process_count, slow
     source = _source(22)
     whole = _take(source, 9, batch_size=8)
     shards = [
-        _take(_Slow(source) if slow else source, 9, batch_size=8, process_index=p, process_count=process_count)
+        _take(
+            _Slow(source) if slow else source,
+            9,
+            batch_size=8,
+            process_index=p,
+            process_count=process_count,
+        )
         for p in range(process_count)
     ]
     for n in range(9):
         for key in ("image", "label"):
-            np.testing.assert_array_equal(np.concatenate([shard[n][key] for shard in shards]), whole[n][key])
+            np.testing.assert_array_equal(
+                np.concatenate([shard[n][key] for shard in shards]), whole[n][key]
+            )
 
 
 def test_the_stream_does_not_depend_on_threads_or_prefetching():
@@ -88,7 +101,10 @@ def test_the_stream_does_not_depend_on_threads_or_prefetching():
 def test_seeds_give_different_streams_also_an_epoch_apart():
     """Drawn by seed + epoch, epoch e + 1 of seed s would be epoch e of seed s + 1."""
     count = 30
-    epochs = {seed: _rows(_take(_source(count), 3, batch_size=count, seed=seed)).reshape(3, count) for seed in range(3)}
+    epochs = {
+        seed: _rows(_take(_source(count), 3, batch_size=count, seed=seed)).reshape(3, count)
+        for seed in range(3)
+    }
     assert len({tuple(order) for orders in epochs.values() for order in orders}) == 9
 
 
@@ -128,16 +144,24 @@ def test_an_iterator_under_way_can_be_sent_back():
 def test_the_number_of_processes_may_change_on_resume():
     source = _source(22)
     state = {"batches": 5, "seed": 0, "batch_size": 8, "fingerprint": "rows"}
-    shards = [_take(source, 1, state, batch_size=8, process_index=p, process_count=2)[0] for p in range(2)]
+    shards = [
+        _take(source, 1, state, batch_size=8, process_index=p, process_count=2)[0] for p in range(2)
+    ]
     whole = _take(source, 6, batch_size=8)[5]
-    np.testing.assert_array_equal(np.concatenate([shard["label"] for shard in shards]), whole["label"])
+    np.testing.assert_array_equal(
+        np.concatenate([shard["label"] for shard in shards]), whole["label"]
+    )
 
 
-@pytest.mark.parametrize(("field", "value"), [("seed", 1), ("batch_size", 4), ("fingerprint", "others")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("seed", 1), ("batch_size", 4), ("fingerprint", "others")]
+)
 def test_the_state_of_another_stream_is_refused(field, value):
     iterator = pipeline.train_iterator(_source(22), batch_size=8, seed=0)
     state = iterator.get_state() | {field: value}
-    with pytest.raises(UsageError, match=f"written with data {field} {value!r}, but this run has .*workdir"):
+    with pytest.raises(
+        UsageError, match=f"written with data {field} {value!r}, but this run has .*workdir"
+    ):
         iterator.set_state(state)
     assert next(iterator)["label"].shape == (8,)
     iterator.close()
@@ -155,9 +179,15 @@ def test_a_closed_iterator_hands_out_nothing():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"batch_size": 6, "process_count": 4}, "batch_size=6 should be a positive multiple of .*processes, 4"),
+        (
+            {"batch_size": 6, "process_count": 4},
+            "batch_size=6 should be a positive multiple of .*processes, 4",
+        ),
         ({"batch_size": 0}, "batch_size=0 should be a positive multiple"),
-        ({"batch_size": 4, "process_index": 2, "process_count": 2}, r"process_index=2 should be in 0\.\.1"),
+        (
+            {"batch_size": 4, "process_index": 2, "process_count": 2},
+            r"process_index=2 should be in 0\.\.1",
+        ),
         ({"batch_size": 4, "seed": -1}, "seed=-1 should be at least 0"),
     ],
 )
@@ -170,12 +200,18 @@ def test_wrong_arguments_are_refused(options, sentence):
 
 
 @pytest.mark.parametrize("process_count", [1, 2])
-@pytest.mark.parametrize(("count", "num_images"), [(10, None), (8, None), (3, None), (10, 5), (10, 99), (17, 17)])
+@pytest.mark.parametrize(
+    ("count", "num_images"), [(10, None), (8, None), (3, None), (10, 5), (10, 99), (17, 17)]
+)
 def test_evaluation_sees_everything_once_in_order(count, num_images, process_count):
     shards = [
         list(
             pipeline.eval_batches(
-                _source(count), batch_size=4, process_index=p, process_count=process_count, num_images=num_images
+                _source(count),
+                batch_size=4,
+                process_index=p,
+                process_count=process_count,
+                num_images=num_images,
             )
         )
         for p in range(process_count)
@@ -185,7 +221,11 @@ def test_evaluation_sees_everything_once_in_order(count, num_images, process_cou
     for parts in zip(*shards, strict=True):  # every process has the same number of batches
         for batch, mask in parts:
             assert batch["image"].shape == (4 // process_count, 2, 2, 1)
-            assert (batch["image"].dtype, batch["label"].dtype, mask.dtype) == (np.uint8, np.int32, bool)
+            assert (batch["image"].dtype, batch["label"].dtype, mask.dtype) == (
+                np.uint8,
+                np.int32,
+                bool,
+            )
             assert not batch["image"][~mask].any()
             seen += batch["image"][mask, 0, 0, 0].tolist()
     assert seen == list(range(total))
@@ -199,7 +239,8 @@ def test_evaluation_may_stop_early():
 
 
 def test_the_order_that_checkpoints_rely_on_has_not_changed():
-    """A golden of our own output, no proof of anything: resumed runs would go on in another order of their data.
+    """A golden of our own output, no proof of anything: resumed runs would go on in another order
+    of their data.
 
     If this must change, say so in the changelog and put the new order here.
     """
@@ -209,11 +250,13 @@ def test_the_order_that_checkpoints_rely_on_has_not_changed():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_place_of_an_epoch_is_equally_likely_for_every_example(seed):
-    """Pearson's chi-squared test of the permutations of many epochs; a false alarm has the odds 1 : 5,000."""
+    """Pearson's chi-squared test of the permutations of many epochs; a false alarm has the odds 1 :
+    5,000."""
     count, epochs = 6, 600
     rows = _rows(_take(_source(count), epochs, batch_size=count, seed=seed)).reshape(epochs, count)
     seen = np.array([np.bincount(rows[:, place], minlength=count) for place in range(count)])
-    # Rows and columns have fixed sums: (count - 1)² degrees of freedom, and the factor makes the mean of it that.
+    # Rows and columns have fixed sums: (count - 1)² degrees of freedom, and the factor makes the
+    # mean of it that.
     statistic = np.sum((seen - epochs / count) ** 2) / (epochs / count) * (count - 1) / count
     low, high = stats.chi2.ppf([1e-4, 1 - 1e-4], (count - 1) ** 2)
     assert low < statistic < high

@@ -1,4 +1,5 @@
-"""A data_dir that does not fit the kind of the data: one sentence that says what it is, and nothing is written."""
+"""A data_dir that does not fit the kind of the data: one sentence that says what it is, and nothing
+is written."""
 
 import os
 import pathlib
@@ -31,8 +32,8 @@ def test_no_dataset_is_looked_for_or_written_in_a_folder_of_pictures(tmp_path, d
     with pytest.raises(UsageError) as refusal:
         sources.load(name=dataset, data_dir=str(folder), **OPTIONS)
     assert str(refusal.value) == (
-        f"data_dir {folder} is a folder of pictures ({picture} is one), but data.name is {dataset!r}: set "
-        "data.name=folder to use these pictures, or leave data_dir out."
+        f"data_dir {folder} is a folder of pictures ({picture} is one), but data.name is "
+        f"{dataset!r}: set data.name=folder to use these pictures, or leave data_dir out."
     )
     assert _tree(tmp_path) == before
 
@@ -60,7 +61,9 @@ def test_digits_that_were_written_among_classes_are_named_whichever_way_they_are
     remedy = rf"{tmp_path}/digits is the bundled digits and no class, so remove it\.$"
     with pytest.raises(UsageError, match=remedy):
         sources.load(name="digits", data_dir=str(tmp_path), **OPTIONS)
-    with pytest.raises(UsageError, match=rf"^{tmp_path}/digits is a dataset .* and no class of pictures: move it"):
+    with pytest.raises(
+        UsageError, match=rf"^{tmp_path}/digits is a dataset .* and no class of pictures: move it"
+    ):
         sources.load(name="folder", data_dir=str(tmp_path), **OPTIONS)
     assert _tree(tmp_path) == before
 
@@ -68,9 +71,19 @@ def test_digits_that_were_written_among_classes_are_named_whichever_way_they_are
 @pytest.mark.parametrize(
     ("inside", "sentence"),
     [
-        ("", r"holds what tensorflow-datasets prepared \(digits\) and no pictures, .* set data.name to one of these"),
-        ("digits", "is a dataset that tensorflow-datasets prepared, but data.name is 'folder': set data.name to the"),
-        ("digits/1.0.0", "is a dataset that tensorflow-datasets prepared, but data.name is 'folder'"),
+        (
+            "",
+            r"holds what tensorflow-datasets prepared \(digits\) and no pictures, .* set data.name to one of these",
+        ),
+        (
+            "digits",
+            "is a dataset that tensorflow-datasets prepared, but data.name is 'folder': set "
+            "data.name to the",
+        ),
+        (
+            "digits/1.0.0",
+            "is a dataset that tensorflow-datasets prepared, but data.name is 'folder'",
+        ),
     ],
 )
 def test_what_tfds_prepared_is_no_folder_of_pictures(tmp_path, inside, sentence):
@@ -83,6 +96,7 @@ def test_the_digits_are_written_where_there_are_none_or_other_datasets_and_no_pi
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "readme.txt").write_text("no picture")
     assert len(sources.load(name="digits", data_dir=str(tmp_path), **OPTIONS)) == 1497
-    (tmp_path / "digits").rename(tmp_path / "other")  # a dataset of another name, with its unpacked pictures
+    # a dataset of another name, with its unpacked pictures
+    (tmp_path / "digits").rename(tmp_path / "other")
     _pictures(tmp_path, "downloads/extracted/a.png", "photos/b.png")
     assert len(sources.load(name="digits", data_dir=str(tmp_path), **OPTIONS)) == 1497

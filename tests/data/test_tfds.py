@@ -1,6 +1,8 @@
-"""Datasets of tensorflow-datasets: tiny ones prepared here without TensorFlow, and CIFAR-10 where there is a copy.
+"""Datasets of tensorflow-datasets: tiny ones prepared here without TensorFlow, and CIFAR-10 where
+there is a copy.
 
-The copy, prepared as ArrayRecord, is found through the environment variable DDPM_JAX_TFDS_DIR, a TFDS data_dir.
+The copy, prepared as ArrayRecord, is found through the environment variable DDPM_JAX_TFDS_DIR, a
+TFDS data_dir.
 """
 
 import io
@@ -20,7 +22,8 @@ from ddpm_jax.errors import FailureError, UsageError
 
 
 def _builder(name, splits, features, examples, configs=()):
-    """A TFDS dataset called `name` whose split s holds `examples(s, i)` for i in range(splits[s])."""
+    """A TFDS dataset called `name` whose split s holds `examples(s, i)` for i in
+    range(splits[s])."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -44,7 +47,9 @@ def _builder(name, splits, features, examples, configs=()):
 
 def _prepare(tmp_path, name="tiny", *, splits, features=None, examples=None, **options):
     features = features or {"image": tfds.features.Tensor(shape=(6, 6, 1), dtype=np.uint8)}
-    examples = examples or (lambda split, i: {"image": np.full((6, 6, 1), len(split) * 16 + i, np.uint8)})
+    examples = examples or (
+        lambda split, i: {"image": np.full((6, 6, 1), len(split) * 16 + i, np.uint8)}
+    )
     tfds.disable_progress_bar()
     builder = _builder(name, splits, features, examples, **options)(data_dir=tmp_path)
     builder.download_and_prepare(file_format="array_record")
@@ -79,18 +84,24 @@ def test_validation_serves_as_test(tmp_path):
 def test_otherwise_test_is_carved_off_train(tmp_path):
     _prepare(tmp_path, splits={"train": 10})
     held_out = sorted(np.random.RandomState(0).permutation(10)[:3])
-    train, test = (_values(_load(tmp_path, split=split, holdout=0.3)) for split in ("train", "test"))
+    train, test = (
+        _values(_load(tmp_path, split=split, holdout=0.3)) for split in ("train", "test")
+    )
     assert test == [_values_of("train", 10)[row] for row in held_out]
     assert sorted(train + test) == _values_of("train", 10)
     assert len(_load(tmp_path)) == 10
-    with pytest.raises(UsageError, match="Dataset 'tiny' has no test split of its own: set holdout"):
+    with pytest.raises(
+        UsageError, match="Dataset 'tiny' has no test split of its own: set holdout"
+    ):
         _load(tmp_path, split="test")
 
 
 def test_split_expressions_pass_through(tmp_path):
     _prepare(tmp_path, splits={"train": 4, "test": 2})
     assert _values(_load(tmp_path, split="train[1:3]")) == _values_of("train", 4)[1:3]
-    assert _values(_load(tmp_path, split="train+test")) == _values_of("train", 4) + _values_of("test", 2)
+    assert _values(_load(tmp_path, split="train+test")) == _values_of("train", 4) + _values_of(
+        "test", 2
+    )
 
 
 @pytest.mark.parametrize("split", ["tests", "train[:10"])
@@ -120,19 +131,26 @@ def _png(pixels):
 
 
 def _image_features(tmp_path, encoded):
-    """A dataset of `features.Image`: prepared as text, which needs no TensorFlow, and then declared to be images."""
+    """A dataset of `features.Image`: prepared as text, which needs no TensorFlow, and then declared
+    to be images."""
     text, label = tfds.features.Text(), tfds.features.ClassLabel(num_classes=3)
     features = {"id": text, "image": text, "label": label}
 
     def examples(split, i):
         return {"id": "x", "image": encoded[i], "label": i % 3}
 
-    builder = _prepare(tmp_path, splits={"train": len(encoded)}, features=features, examples=examples)
+    builder = _prepare(
+        tmp_path, splits={"train": len(encoded)}, features=features, examples=examples
+    )
     path = pathlib.Path(builder.data_dir) / "features.json"
     declared = json.loads(path.read_text())
     declared["featuresDict"]["features"]["image"] = {
         "pythonClassName": "tensorflow_datasets.core.features.image_feature.Image",
-        "image": {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8", "encodingFormat": "png"},
+        "image": {
+            "shape": {"dimensions": ["-1", "-1", "3"]},
+            "dtype": "uint8",
+            "encodingFormat": "png",
+        },
     }
     path.write_text(json.dumps(declared))
 
@@ -154,9 +172,13 @@ def test_images_are_decoded_resized_and_labelled(tmp_path):
 def test_damaged_and_small_records_are_named(tmp_path):
     good = _png(np.zeros((12, 12, 3), np.uint8))
     _image_features(tmp_path, [good, b"<html>", _png(np.zeros((5, 9, 3), np.uint8))])
-    with pytest.raises(UsageError, match=r"Image 1 of dataset 'tiny' cannot be decoded \(not an image"):
+    with pytest.raises(
+        UsageError, match=r"Image 1 of dataset 'tiny' cannot be decoded \(not an image"
+    ):
         _load(tmp_path, channels=3, split="train[:2]", cache="always")
-    with pytest.raises(UsageError, match="Image 2 of dataset 'tiny' is 9x5 pixels, smaller than image_size=6"):
+    with pytest.raises(
+        UsageError, match="Image 2 of dataset 'tiny' is 9x5 pixels, smaller than image_size=6"
+    ):
         _load(tmp_path, channels=3)[2]
     iterator = pipeline.train_iterator(_load(tmp_path, channels=3), batch_size=3, seed=0)
     with pytest.raises(FailureError, match=r"Image [12] of dataset 'tiny'"):
@@ -181,9 +203,16 @@ def test_small_records_are_replaced_or_enlarged_if_asked_for(tmp_path, cache, ca
 def test_a_dataset_all_of_whose_images_are_small_is_enlarged_if_asked_for(tmp_path):
     _prepare(tmp_path, splits={"train": 2})
     for small in ("stop", "skip"):
-        with pytest.raises(UsageError, match=r"is 6x6 pixels, smaller than image_size=8: .* data.small=enlarge"):
+        with pytest.raises(
+            UsageError, match=r"is 6x6 pixels, smaller than image_size=8: .* data.small=enlarge"
+        ):
             _load(tmp_path, image_size=8, small=small)
-    assert _load(tmp_path, image_size=8, small="enlarge").gather(np.arange(2))["image"].shape == (2, 8, 8, 1)
+    assert _load(tmp_path, image_size=8, small="enlarge").gather(np.arange(2))["image"].shape == (
+        2,
+        8,
+        8,
+        1,
+    )
 
 
 def test_the_names_of_classes_and_the_splits_are_known(tmp_path):
@@ -204,7 +233,9 @@ def test_the_names_of_classes_and_the_splits_are_known(tmp_path):
 
 
 @pytest.mark.parametrize("cache", ["never", "always"])
-def test_skip_replaces_a_damaged_record_by_the_next_and_tells_and_counts_it(tmp_path, cache, caplog):
+def test_skip_replaces_a_damaged_record_by_the_next_and_tells_and_counts_it(
+    tmp_path, cache, caplog
+):
     images = [_png(np.full((6, 6, 3), i, np.uint8)) for i in range(5)]
     for i in (1, 2, 4):
         images[i] = images[i][:45]
@@ -212,7 +243,9 @@ def test_skip_replaces_a_damaged_record_by_the_next_and_tells_and_counts_it(tmp_
     source = _load(tmp_path, channels=3, cache=cache, unreadable="skip")
     for _ in range(2):  # the second pass, with the bad ones known, is the same
         assert _values(source) == [0, 3, 3, 3, 0]
-        assert [int(source[i]["label"]) for i in range(5)] == [0, 0, 0, 0, 0], "the labels go with the images"
+        assert [int(source[i]["label"]) for i in range(5)] == [0, 0, 0, 0, 0], (
+            "the labels go with the images"
+        )
     assert sorted(source.skipped) == [f"image {i} of dataset 'tiny'" for i in (1, 2, 4)]
     told = [record.getMessage() for record in caplog.records if "so far" in record.getMessage()]
     assert len(told) == 3
@@ -222,7 +255,9 @@ def test_skip_replaces_a_damaged_record_by_the_next_and_tells_and_counts_it(tmp_
 
 def test_a_dataset_of_nothing_that_can_be_decoded_is_refused(tmp_path):
     _image_features(tmp_path, [b"<html>", b""])
-    with pytest.raises(UsageError, match="None of the 2 images of dataset 'tiny' can be decoded: prepare it anew"):
+    with pytest.raises(
+        UsageError, match="None of the 2 images of dataset 'tiny' can be decoded: prepare it anew"
+    ):
         _load(tmp_path, channels=3, unreadable="skip", cache="always")
 
 
@@ -231,14 +266,19 @@ def test_a_dataset_whose_files_are_gone_is_told_with_what_to_do(tmp_path):
     source = _load(tmp_path)
     shutil.rmtree(tmp_path / "tiny")
     iterator = pipeline.train_iterator(source, batch_size=2, seed=0)
-    with pytest.raises(FailureError, match=r"^Dataset 'tiny' can no longer be read \(.*No such file.*\): bring its"):
+    with pytest.raises(
+        FailureError, match=r"^Dataset 'tiny' can no longer be read \(.*No such file.*\): bring its"
+    ):
         next(iterator)
     iterator.close()
 
 
 def test_a_dataset_without_images_is_refused(tmp_path):
     _prepare(
-        tmp_path, splits={"train": 1}, features={"text": tfds.features.Text()}, examples=lambda split, i: {"text": "a"}
+        tmp_path,
+        splits={"train": 1},
+        features={"text": tfds.features.Text()},
+        examples=lambda split, i: {"text": "a"},
     )
     with pytest.raises(UsageError, match=r"should have one image feature, .*but has text"):
         _load(tmp_path)
@@ -250,14 +290,23 @@ def test_a_dataset_that_is_not_prepared_says_what_to_type(tmp_path, name):
         _load(tmp_path, name)
     sentence = str(error.value)
     command = f"tfds.builder('{name}', data_dir='{tmp_path}').download_and_prepare(file_format='array_record')"
-    for part in (f"Dataset '{name}' is not prepared in {tmp_path}", "pip install -e '.[prepare]'", command, "'folder'"):
+    for part in (
+        f"Dataset '{name}' is not prepared in {tmp_path}",
+        "pip install -e '.[prepare]'",
+        command,
+        "'folder'",
+    ):
         assert part in sentence
     assert "\n" not in sentence
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("cifr10", "cifar10"), ("digit", "digits"), ("Folder!", None)])
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("cifr10", "cifar10"), ("digit", "digits"), ("Folder!", None)]
+)
 def test_an_unknown_dataset_suggests_the_nearest(tmp_path, name, nearest):
-    with pytest.raises(UsageError, match=rf"Unknown dataset '{name}': give digits, folder, or") as error:
+    with pytest.raises(
+        UsageError, match=rf"Unknown dataset '{name}': give digits, folder, or"
+    ) as error:
         _load(tmp_path, name)
     assert nearest is None or f"Did you mean '{nearest}'?" in str(error.value)
 
@@ -267,7 +316,8 @@ def test_a_dataset_in_tfrecord_format_has_its_own_sentence(tmp_path):
     info = pathlib.Path(builder.data_dir) / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(
-        UsageError, match=r"'tiny' in .* is stored as tfrecord, .*data_dir='NEW_DATA_DIR'.*array_record"
+        UsageError,
+        match=r"'tiny' in .* is stored as tfrecord, .*data_dir='NEW_DATA_DIR'.*array_record",
     ):
         _load(tmp_path)
 
@@ -276,12 +326,15 @@ def test_a_dataset_in_tfrecord_format_has_its_own_sentence(tmp_path):
 def cifar10():
     data_dir = os.environ.get("DDPM_JAX_TFDS_DIR")
     if not data_dir:
-        pytest.skip("set DDPM_JAX_TFDS_DIR to a TFDS data_dir that holds cifar10, prepared as ArrayRecord")
+        pytest.skip(
+            "set DDPM_JAX_TFDS_DIR to a TFDS data_dir that holds cifar10, prepared as ArrayRecord"
+        )
     return sources.load(name="cifar10", split="train", data_dir=data_dir, image_size=32, channels=3)
 
 
 def test_cifar10_has_its_published_mean(cifar10):
-    """The per-channel mean of the training images, known to eight digits: no image is lost, doubled or altered."""
+    """The per-channel mean of the training images, known to eight digits: no image is lost, doubled
+    or altered."""
     assert (len(cifar10), cifar10.num_classes, cifar10.image_shape) == (50_000, 10, (32, 32, 3))
     mean = cifar10.images.mean(axis=(0, 1, 2), dtype=np.float64) / 255
     np.testing.assert_allclose(mean, [0.49139968, 0.48215841, 0.44653091], atol=1e-8)
@@ -297,7 +350,9 @@ def test_cifar10_streams_the_same_with_and_without_cache(cifar10):
         channels=3,
         cache="never",
     )
-    streams = [pipeline.train_iterator(source, batch_size=32, seed=7) for source in (cifar10, direct)]
+    streams = [
+        pipeline.train_iterator(source, batch_size=32, seed=7) for source in (cifar10, direct)
+    ]
     for _ in range(3):
         ours, theirs = (next(stream) for stream in streams)
         np.testing.assert_array_equal(ours["image"], theirs["image"])
@@ -323,17 +378,23 @@ def _rewrite_features(builder, change):
             .replace("_Name", "_name")
         ),
         lambda text: json.dumps({"type": "intruder.Image", "content": {}}),  # of an older TFDS
-        lambda text: json.dumps({"type": "tensorflow_datasets.core.features_of_mine.Image", "content": {}}),
+        lambda text: json.dumps(
+            {"type": "tensorflow_datasets.core.features_of_mine.Image", "content": {}}
+        ),
     ],
 )
 def test_a_module_that_a_foreign_features_file_names_is_not_imported(tmp_path, monkeypatch, change):
     """The module leaves a file behind where it is imported."""
     (tmp_path / "code").mkdir()
     for name in ("intruder", "tensorflow_datasets_intruder"):
-        (tmp_path / "code" / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+        (tmp_path / "code" / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
+        )
     monkeypatch.syspath_prepend(tmp_path / "code")
     _rewrite_features(_prepare(tmp_path / "data", splits={"train": 2}), change)
-    with pytest.raises(UsageError, match=r"features\.json names the class '\w+\..*run code of its own"):
+    with pytest.raises(
+        UsageError, match=r"features\.json names the class '\w+\..*run code of its own"
+    ):
         _load(tmp_path / "data")
     assert not (tmp_path / "ran").exists()
 

@@ -1,4 +1,5 @@
-"""The chain in real time against its own table and SciPy; the velocity against the continuity equation."""
+"""The chain in real time against its own table and SciPy; the velocity against the continuity
+equation."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,9 @@ def test_the_table_is_met_at_every_integer(name):
     level = flows.noise_level(flows.make_continuous(schedule), jnp.arange(T, dtype=jnp.float32))
     # An exponential of B up to 20: float32 keeps 20 * 6e-8 of it
     np.testing.assert_allclose(level.sqrt_alphas_bar, schedule.sqrt_alphas_bar, rtol=2e-6)
-    np.testing.assert_allclose(level.sqrt_one_minus_alphas_bar, schedule.sqrt_one_minus_alphas_bar, rtol=1e-6)
+    np.testing.assert_allclose(
+        level.sqrt_one_minus_alphas_bar, schedule.sqrt_one_minus_alphas_bar, rtol=1e-6
+    )
 
 
 def test_a_table_whose_last_signal_is_denormal_is_met_there_too():
@@ -69,16 +72,20 @@ def test_beta_is_the_derivative_of_minus_log_alphas_bar(name):
         continuous = flows.make_continuous(make_schedule(make_betas(name, T), dtype=np.float64))
         t, h = np.linspace(-0.99, T - 1.01, 4321), 1e-4
         before, now, after = (flows.noise_level(continuous, t + d) for d in (-h, 0, h))
-        difference = -(jnp.log(after.sqrt_alphas_bar) - jnp.log(before.sqrt_alphas_bar)) / h  # of √ᾱ: half, over 2h
+        # of √ᾱ: half, over 2h
+        difference = -(jnp.log(after.sqrt_alphas_bar) - jnp.log(before.sqrt_alphas_bar)) / h
         # central differences: h² B''' / 6 plus 1e-15 B / h
         np.testing.assert_allclose(now.beta, difference, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "quad"])
 def test_a_smooth_schedule_is_continued_as_by_a_spline(name):
-    """The cubic spline through all knots has one more derivative; both are O(h^4) from the curve that is meant."""
+    """The cubic spline through all knots has one more derivative; both are O(h^4) from the curve
+    that is meant."""
     spline = scipy.interpolate.CubicSpline(np.arange(-1, T), integrated_beta(name))
-    level = flows.noise_level(flows.make_continuous(make_schedule(make_betas(name, T))), np.float32(dense_times()))
+    level = flows.noise_level(
+        flows.make_continuous(make_schedule(make_betas(name, T))), np.float32(dense_times())
+    )
     exact = spline(dense_times())
     np.testing.assert_allclose(level.sqrt_alphas_bar, np.exp(-exact / 2), rtol=2e-6)
     np.testing.assert_allclose(level.beta, spline(dense_times(), 1), rtol=1e-3)
@@ -89,32 +96,44 @@ def test_every_parameterisation_means_at_the_integers_what_the_table_says(name):
     assert flows.EPS_FROM.keys() == PARAMETERIZATIONS.keys()
     t = np.array([0, 1, 40, 500, 999])
     x_t, value = np.random.default_rng(0).normal(size=(2, 5, 3, 3, 2)).astype(np.float32)
-    eps = flows.network_eps(lambda x, t: value, flows.make_continuous(LINEAR), parameterization=name)
+    eps = flows.network_eps(
+        lambda x, t: value, flows.make_continuous(LINEAR), parameterization=name
+    )
     expected = convert(LINEAR, x_t, t, value, source=name, target="eps")
     # mu divides by 1 - α_t = 1e-4 at t = 0 of float32 numbers near 1
-    np.testing.assert_allclose(eps(x_t, np.float32(t)), expected, rtol=2e-4 if name == "mu" else 1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        eps(x_t, np.float32(t)), expected, rtol=2e-4 if name == "mu" else 1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_the_beta_of_a_step_keeps_its_digits_in_float32(name):
-    """From a float64 table; what a network that predicts μ = 0 says of x = 1 is √(1-ᾱ_t) / β_t. A difference of the
-    rounded levels at t and t-1 was off by 4e-4 here."""
+    """From a float64 table; what a network that predicts μ = 0 says of x = 1 is √(1-ᾱ_t) / β_t. A
+    difference of the rounded levels at t and t-1 was off by 4e-4 here."""
     schedule = make_schedule(make_betas(name, 4000), dtype=np.float64)
     continuous = flows.make_continuous(schedule, dtype=np.float32)
     t = np.arange(4000)
-    eps = flows.network_eps(lambda x, t: 0 * x, continuous, parameterization="mu")(jnp.ones((4000, 1)), jnp.float32(t))
+    eps = flows.network_eps(lambda x, t: 0 * x, continuous, parameterization="mu")(
+        jnp.ones((4000, 1)), jnp.float32(t)
+    )
     expected = schedule.sqrt_one_minus_alphas_bar / schedule.betas
-    np.testing.assert_allclose(np.ravel(eps), expected, rtol=3e-6)  # a dozen roundings of 6e-8 under a root of 1 - e^-B
+    # a dozen roundings of 6e-8 under a root of 1 - e^-B
+    np.testing.assert_allclose(np.ravel(eps), expected, rtol=3e-6)
 
 
 def test_mu_between_the_integers_is_the_mean_of_the_step_back_of_length_one():
-    """μ at real t is Ho et al.'s eq. 7 between the levels at t-1 and t; the exact one gives the exact ε. float64."""
+    """μ at real t is Ho et al.'s eq. 7 between the levels at t-1 and t; the exact one gives the
+    exact ε. float64."""
     with jax.enable_x64(True):
-        data = mixtures.make_mixture([0.4, 0.6], np.array([[-0.5, 0.2], [0.6, 0.0]]), [0.1, 0.02], dtype=np.float64)
+        data = mixtures.make_mixture(
+            [0.4, 0.6], np.array([[-0.5, 0.2], [0.6, 0.0]]), [0.1, 0.02], dtype=np.float64
+        )
         continuous = flows.make_continuous(make_schedule(make_betas("linear", T), dtype=np.float64))
         x, t = np.random.default_rng(0).normal(size=(4, 2)), np.array([0.5, 10.25, 300.5, 900.75])
         _, signal, noise = (np.asarray(a)[:, None] for a in flows.noise_level(continuous, t))
-        _, signal_prev, noise_prev = (np.asarray(a)[:, None] for a in flows.noise_level(continuous, t - 1))
+        _, signal_prev, noise_prev = (
+            np.asarray(a)[:, None] for a in flows.noise_level(continuous, t - 1)
+        )
         best = mixtures.optimal(data, x, signal[:, 0], noise[:, 0])
         alpha = (signal / signal_prev) ** 2
         mu = (signal_prev * (1 - alpha) * best.x_0 + np.sqrt(alpha) * noise_prev**2 * x) / noise**2
@@ -133,7 +152,8 @@ def test_a_network_is_told_the_real_time_and_its_variance_channels_are_left_out(
 
 
 def test_a_network_of_rescaled_times_is_told_them():
-    """At integers the numbers of `Schedule.timesteps`, which it was trained with, and between them the line."""
+    """At integers the numbers of `Schedule.timesteps`, which it was trained with, and between them
+    the line."""
     schedule = make_schedule(make_betas("cosine", 4000), time_scale=1000 / 4000)
     continuous = flows.make_continuous(schedule, time_scale=1000 / 4000)
     eps = flows.network_eps(lambda x, t: t[:, None] + 0 * x, continuous, parameterization="eps")
@@ -146,21 +166,28 @@ def test_a_network_of_rescaled_times_is_told_them():
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_the_velocity_carries_q_t_of_a_mixture(name):
-    """The continuity equation, ∂q/∂t + ∇·(q f) = 0: ∂/∂t log q_t(x) = -f·∇ log q_t - div f, all in float64."""
+    """The continuity equation, ∂q/∂t + ∇·(q f) = 0: ∂/∂t log q_t(x) = -f·∇ log q_t - div f, all in
+    float64."""
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
-        data = mixtures.make_mixture([0.3, 0.7], rng.uniform(-1, 1, (2, 2)), [0.05, 0.2], dtype=np.float64)
+        data = mixtures.make_mixture(
+            [0.3, 0.7], rng.uniform(-1, 1, (2, 2)), [0.05, 0.2], dtype=np.float64
+        )
         continuous = flows.make_continuous(make_schedule(make_betas(name, T), dtype=np.float64))
         velocity = flows.probability_flow(flows.mixture_eps(data, continuous), continuous).velocity
 
         def log_q(x, t):
-            return mixtures.log_prob(mixtures.diffused(data, *flows.noise_level(continuous, t)[1:]), x[None])[0]
+            return mixtures.log_prob(
+                mixtures.diffused(data, *flows.noise_level(continuous, t)[1:]), x[None]
+            )[0]
 
         def both_sides(x, t):
             def f(x):
                 return velocity(x[None], t[None])[0]
 
-            return jax.grad(log_q, 1)(x, t), -f(x) @ jax.grad(log_q)(x, t) - jnp.trace(jax.jacfwd(f)(x))
+            return jax.grad(log_q, 1)(x, t), -f(x) @ jax.grad(log_q)(x, t) - jnp.trace(
+                jax.jacfwd(f)(x)
+            )
 
         x, t = rng.normal(size=(40, 2)), rng.uniform(-0.9, T - 1, 40)
         change, transport = jax.jit(jax.vmap(both_sides))(x, t)

@@ -24,7 +24,8 @@ def chain(request):
 
 
 def test_composing_the_forward_steps_gives_the_jump(chain):
-    """x_t = √(1-β) x_{t-1} + √β ε, step by step in float64, against q(x_t|x_0); the steps against q(x_t|x_{t-1})."""
+    """x_t = √(1-β) x_{t-1} + √β ε, step by step in float64, against q(x_t|x_0); the steps against
+    q(x_t|x_{t-1})."""
     betas, schedule = chain
     x_prev = np.ones((T, 2, 2, 1), np.float32)
     step = gaussian.q_step(schedule, x_prev, every_t)
@@ -37,7 +38,8 @@ def test_composing_the_forward_steps_gives_the_jump(chain):
     for t in range(T):
         scale, variance = np.sqrt(1 - betas[t]) * scale, (1 - betas[t]) * variance + betas[t]
         np.testing.assert_allclose(jump.mean[t], scale * x_0_of_all[t], rtol=1e-6, atol=1e-12)
-        # at t = 0 the variance is 1e-4: it keeps its digits only if it is not computed as 1 - alphas_bar in float32
+        # at t = 0 the variance is 1e-4: it keeps its digits only if it is not computed as 1 -
+        # alphas_bar in float32
         np.testing.assert_allclose(jump.variance[t], variance, rtol=1e-6)
         np.testing.assert_allclose(jump.log_variance[t], np.log(variance), rtol=1e-6, atol=1e-7)
 
@@ -47,7 +49,9 @@ def test_composing_the_forward_steps_gives_the_jump(chain):
 def test_a_step_is_scaled_alike_where_nothing_is_left_of_the_signal(name, num_timesteps):
     """√(1-β_t) in float64, also where ᾱ_t is no number of float32."""
     betas = schedules.make_betas(name, num_timesteps)
-    step = gaussian.q_step(schedules.make_schedule(betas), jnp.ones((num_timesteps, 1)), jnp.arange(num_timesteps))
+    step = gaussian.q_step(
+        schedules.make_schedule(betas), jnp.ones((num_timesteps, 1)), jnp.arange(num_timesteps)
+    )
     np.testing.assert_allclose(step.mean[:, 0], np.sqrt(1 - betas), rtol=1e-6)
 
 
@@ -56,13 +60,17 @@ def test_q_sample_is_the_mean_plus_scaled_noise(chain):
     eps = jax.random.normal(jax.random.key(0), x_0_of_all.shape)
     q = gaussian.q_mean_variance(schedule, x_0_of_all, every_t)
     np.testing.assert_allclose(
-        gaussian.q_sample(schedule, x_0_of_all, every_t, eps), q.mean + jnp.sqrt(q.variance) * eps, rtol=1e-5, atol=1e-6
+        gaussian.q_sample(schedule, x_0_of_all, every_t, eps),
+        q.mean + jnp.sqrt(q.variance) * eps,
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 
 @pytest.mark.parametrize("t", [1, 2, 15, T - 2])
 def test_posterior_is_bayes_rule_on_a_grid(chain, t):
-    """q(x_{t-1}|x_t,x_0) ∝ q(x_t|x_{t-1}) q(x_{t-1}|x_0), summed on a grid of x_{t-1} in float64."""
+    """q(x_{t-1}|x_t,x_0) ∝ q(x_t|x_{t-1}) q(x_{t-1}|x_0), summed on a grid of x_{t-1} in
+    float64."""
     betas, schedule = chain
     x_0, x_t = -0.4, 0.7
     alpha_bar = np.prod(1 - betas[:t])
@@ -83,7 +91,8 @@ def test_posterior_is_bayes_rule_on_a_grid(chain, t):
 
 
 def test_posterior_is_the_product_of_gaussians_at_every_t(chain):
-    """Precisions add: 1/β̃ = α/β + 1/(1-ᾱ_{t-1}), and the mean is the precision-weighted mean. float64, t > 0."""
+    """Precisions add: 1/β̃ = α/β + 1/(1-ᾱ_{t-1}), and the mean is the precision-weighted mean.
+    float64, t > 0."""
     betas, _ = chain
     tables = schedules.make_schedule(betas, dtype=np.float64)
     alphas_bar_prev = np.cumprod(1 - betas)[:-1]
@@ -92,7 +101,9 @@ def test_posterior_is_the_product_of_gaussians_at_every_t(chain):
     np.testing.assert_allclose(tables.posterior_variance[1:], 1 / precision, rtol=1e-10)
     from_x_0 = np.sqrt(alphas_bar_prev) / (1 - alphas_bar_prev) / precision
     np.testing.assert_allclose(tables.posterior_mean_coef1[1:], from_x_0, rtol=1e-10)
-    np.testing.assert_allclose(tables.posterior_mean_coef2[1:], np.sqrt(1 - beta) / beta / precision, rtol=1e-10)
+    np.testing.assert_allclose(
+        tables.posterior_mean_coef2[1:], np.sqrt(1 - beta) / beta / precision, rtol=1e-10
+    )
 
 
 def test_posterior_at_the_first_step_is_the_data(chain):
@@ -108,7 +119,9 @@ def test_reverse_step_is_what_the_denoiser_says():
     x_t = x_0_of_all[:2]
 
     def denoiser(x, t):
-        return Prediction(x_0=x, eps=x, mean=x * gaussian.extract(jnp.arange(9.0), t, x), log_variance=0 * x - 3)
+        return Prediction(
+            x_0=x, eps=x, mean=x * gaussian.extract(jnp.arange(9.0), t, x), log_variance=0 * x - 3
+        )
 
     p = gaussian.p_mean_variance(denoiser, x_t, jnp.array([4, 5]))
     np.testing.assert_array_equal(p.mean, np.stack([4 * x_t[0], 5 * x_t[1]]))
@@ -144,5 +157,6 @@ def test_schedule_is_a_pytree_that_jit_takes_as_an_argument():
     schedule = schedules.make_schedule(BETAS["linear"])
     x_0, t = x_0_of_all[:4], jnp.array([0, 3, 9, 29])
     chex.assert_trees_all_equal(
-        jax.jit(gaussian.q_mean_variance)(schedule, x_0, t), gaussian.q_mean_variance(schedule, x_0, t)
+        jax.jit(gaussian.q_mean_variance)(schedule, x_0, t),
+        gaussian.q_mean_variance(schedule, x_0, t),
     )

@@ -1,4 +1,5 @@
-"""The terms of the bound against quadrature, the exact normal distribution, and data whose likelihood is known."""
+"""The terms of the bound against quadrature, the exact normal distribution, and data whose
+likelihood is known."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,8 @@ def test_kl_of_equal_gaussians_is_zero():
 
 
 def test_kl_of_nearly_equal_gaussians_keeps_its_digits():
-    """d²/4 to leading order in the log-ratio d, where e^d - 1 - d in float32 would be noise of 1e-7."""
+    """d²/4 to leading order in the log-ratio d, where e^d - 1 - d in float32 would be noise of
+    1e-7."""
     d = jnp.float32([1e-3, -1e-3, 1e-4, -1e-4])
     exact = 0.5 * np.float64(d) ** 2 * (0.5 + np.float64(d) / 6)
     np.testing.assert_allclose(kl(0.0, d, 0.0, jnp.zeros(4)), exact, rtol=2e-3)
@@ -41,14 +43,18 @@ def test_kl_of_nearly_equal_gaussians_keeps_its_digits():
 
 def test_approximate_cdf_is_within_its_stated_error():
     x = np.linspace(-8, 8, 100_001)
-    error = np.abs(np.asarray(likelihood.approx_standard_normal_cdf(x.astype(np.float32))) - stats.norm.cdf(x))
+    error = np.abs(
+        np.asarray(likelihood.approx_standard_normal_cdf(x.astype(np.float32))) - stats.norm.cdf(x)
+    )
     assert 1e-4 < error.max() < 3e-4
 
 
 @pytest.mark.parametrize("scale", [0.003, 0.05, 0.5, 3.0])
 @pytest.mark.parametrize("mean", [-1.3, -0.4, 0.0, 0.999, 2.0])
 def test_probabilities_of_all_levels_sum_to_one(mean, scale):
-    log_p = log_likelihood(LEVELS, jnp.full(256, mean, jnp.float32), jnp.full(256, np.log(scale), jnp.float32))
+    log_p = log_likelihood(
+        LEVELS, jnp.full(256, mean, jnp.float32), jnp.full(256, np.log(scale), jnp.float32)
+    )
     # 256 bins floored at 1e-12 and 256 roundings of at most 1
     assert np.sum(np.exp(np.asarray(log_p, np.float64))) == pytest.approx(1, abs=1e-5)
 
@@ -56,14 +62,18 @@ def test_probabilities_of_all_levels_sum_to_one(mean, scale):
 @pytest.mark.parametrize("scale", [0.02, 0.3])
 def test_probability_of_a_level_is_the_normals_mass_in_its_bin(scale):
     mean = 0.2
-    log_p = log_likelihood(LEVELS, jnp.full(256, mean, jnp.float32), jnp.full(256, np.log(scale), jnp.float32))
+    log_p = log_likelihood(
+        LEVELS, jnp.full(256, mean, jnp.float32), jnp.full(256, np.log(scale), jnp.float32)
+    )
     edges = np.concatenate([[-np.inf], (LEVELS[:-1] + LEVELS[1:]) / 2, [np.inf]])
     mass = np.diff(stats.norm(mean, scale).cdf(edges))
-    np.testing.assert_allclose(np.exp(log_p), mass, rtol=0, atol=2 * 3e-4)  # the approximate CDF at two edges
+    # the approximate CDF at two edges
+    np.testing.assert_allclose(np.exp(log_p), mass, rtol=0, atol=2 * 3e-4)
 
 
 def test_bins_above_the_mean_are_as_exact_as_those_below():
-    """Mirrored data and mean give the same probability, down to bins below 1e-9 next to a float32 1."""
+    """Mirrored data and mean give the same probability, down to bins below 1e-9 next to a float32
+    1."""
     x = LEVELS[40:150]
     mean, log_scale = jnp.full(x.shape, -0.3), jnp.full(x.shape, -2.5)
     above = log_likelihood(x, mean, log_scale)
@@ -91,7 +101,9 @@ def test_prior_term_is_the_divergence_of_the_last_step():
         assert np.all(result >= 0)
 
 
-@pytest.mark.parametrize(("name", "num_timesteps"), [("linear", 100), ("linear", 1000), ("scaled_linear", 1000)])
+@pytest.mark.parametrize(
+    ("name", "num_timesteps"), [("linear", 100), ("linear", 1000), ("scaled_linear", 1000)]
+)
 def test_prior_term_of_unit_data_is_the_prior_term_of_data_of_mean_square_one(name, num_timesteps):
     schedule = schedules.make_schedule(schedules.make_betas(name, num_timesteps))
     x_0 = np.array([-1, 1, 1, -1], np.float32).reshape(1, 2, 2, 1)
@@ -101,7 +113,9 @@ def test_prior_term_of_unit_data_is_the_prior_term_of_data_of_mean_square_one(na
 
 @pytest.mark.parametrize("name", schedules.BETA_SCHEDULES)
 def test_published_schedules_end_in_noise(name):
-    assert likelihood.prior_warning(schedules.make_schedule(schedules.make_betas(name, 1000))) is None
+    assert (
+        likelihood.prior_warning(schedules.make_schedule(schedules.make_betas(name, 1000))) is None
+    )
 
 
 def test_a_chain_that_ends_too_early_is_said_with_its_numbers_until_its_betas_are_scaled():
@@ -118,7 +132,9 @@ def test_bound_term_is_the_decoder_at_the_first_step_and_the_divergence_after():
     schedule = schedules.make_schedule(schedules.make_betas("linear", 10))
     x_0 = jnp.asarray(LEVELS[:24].reshape(2, 2, 2, 3))
     x_t = x_0 + 0.1
-    prediction = parameterization.Prediction(x_0, x_0, mean=x_0 + 0.02, log_variance=jnp.full_like(x_0, -7.0))
+    prediction = parameterization.Prediction(
+        x_0, x_0, mean=x_0 + 0.02, log_variance=jnp.full_like(x_0, -7.0)
+    )
     first, later = likelihood.bound_term(schedule, prediction, x_0, x_t, jnp.array([0, 4]))
     log_p = log_likelihood(x_0, prediction.mean, jnp.full_like(x_0, -3.5))
     np.testing.assert_allclose(first, -np.mean(log_p[0]) / np.log(2), rtol=1e-5)
@@ -140,7 +156,8 @@ def bits_of_gaussian_data():
 
 
 def bound_on_gaussian_data(num_timesteps, variance):
-    """The whole bound for each level, [256], with the exact E[x_0|x_t]; over x_t by Gauss-Hermite quadrature."""
+    """The whole bound for each level, [256], with the exact E[x_0|x_t]; over x_t by Gauss-Hermite
+    quadrature."""
     schedule = schedules.make_schedule(schedules.make_betas("cosine", num_timesteps))
     alphas_bar = schedule.alphas_bar.astype(np.float64)
     gain = np.sqrt(alphas_bar) * STD**2 / (alphas_bar * STD**2 + 1 - alphas_bar)
@@ -154,7 +171,11 @@ def bound_on_gaussian_data(num_timesteps, variance):
             for table in (gain, np.sqrt(alphas_bar) * MEAN, exact)
         )
         x_0 = MEAN + gain_t * (x_t - mean_t)
-        return jnp.concatenate([x_0, jnp.broadcast_to(exact_t, x_0.shape)], -1) if variance == "learned" else x_0
+        return (
+            jnp.concatenate([x_0, jnp.broadcast_to(exact_t, x_0.shape)], -1)
+            if variance == "learned"
+            else x_0
+        )
 
     denoiser = parameterization.make_denoiser(
         network, schedule, parameterization="x_0", variance=variance, clip_denoised=False
@@ -163,31 +184,39 @@ def bound_on_gaussian_data(num_timesteps, variance):
     @jax.jit
     def all_terms():
         t, eps, x_0 = (
-            jnp.ravel(a) for a in jnp.meshgrid(jnp.arange(num_timesteps), jnp.float32(NOISE), LEVELS, indexing="ij")
+            jnp.ravel(a)
+            for a in jnp.meshgrid(
+                jnp.arange(num_timesteps), jnp.float32(NOISE), LEVELS, indexing="ij"
+            )
         )
         eps, x_0 = eps.reshape(-1, 1, 1, 1), x_0.reshape(-1, 1, 1, 1)
         x_t = gaussian.q_sample(schedule, x_0, t, eps)
         terms = likelihood.bound_term(schedule, denoiser(x_t, t), x_0, x_t, t)
-        return terms.reshape(num_timesteps, NOISE.size, 256), likelihood.prior_term(schedule, x_0[:256])
+        return terms.reshape(num_timesteps, NOISE.size, 256), likelihood.prior_term(
+            schedule, x_0[:256]
+        )
 
     terms, prior = (np.asarray(a, np.float64) for a in all_terms())
     return np.einsum("tnl,n->l", terms, WEIGHT / WEIGHT.sum()) + prior
 
 
 def gap_to_entropy(num_timesteps, variance):
-    """Bits above the entropy of the data, on average over its levels: no code, and so no bound, is below 0."""
+    """Bits above the entropy of the data, on average over its levels: no code, and so no bound, is
+    below 0."""
     bits = bits_of_gaussian_data()
     return np.exp2(-bits) @ (bound_on_gaussian_data(num_timesteps, variance) - bits)
 
 
 @pytest.mark.parametrize("num_timesteps", [8, 32, 128])
 def test_bound_with_the_exact_reverse_process_is_the_entropy(num_timesteps):
-    """Of a continuous Gaussian it is, at any T. Levels 1/128 apart and the approximate CDF cost 0.003 of 5 bits."""
+    """Of a continuous Gaussian it is, at any T. Levels 1/128 apart and the approximate CDF cost
+    0.003 of 5 bits."""
     assert 0 < gap_to_entropy(num_timesteps, "learned") < 0.003
 
 
 @pytest.mark.parametrize("num_timesteps", [8, 128])
 def test_bound_with_a_fixed_variance_is_above_the_entropy(num_timesteps):
-    """β̃ and β are the exact variances of data without and with unit variance; for this data neither is."""
+    """β̃ and β are the exact variances of data without and with unit variance; for this data
+    neither is."""
     assert gap_to_entropy(num_timesteps, "fixed_small") > 0.1
     assert gap_to_entropy(num_timesteps, "fixed_large") > 0.1

@@ -11,7 +11,8 @@ from ddpm_jax.diffusion import gaussian, likelihood, losses, parameterization, s
 from ddpm_jax.errors import UsageError
 
 T = 24
-BETAS = np.linspace(0.02, 0.3, T)  # signal-to-noise ratios from 49 down to 0.01, on both sides of min-SNR's 5
+# Signal-to-noise ratios from 49 down to 0.01, on both sides of min-SNR's 5
+BETAS = np.linspace(0.02, 0.3, T)
 SCHEDULE = schedules.make_schedule(BETAS)
 NAMES = tuple(parameterization.PARAMETERIZATIONS)
 every_t = jnp.arange(T)
@@ -65,7 +66,9 @@ def test_simple_loss_is_the_mean_squared_error_of_the_target(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_that_knows_the_data_has_no_simple_loss(name):
     def network(x, time):
-        return parameterization.convert(SCHEDULE, x, time.astype(int), x_0, source="x_0", target=name)
+        return parameterization.convert(
+            SCHEDULE, x, time.astype(int), x_0, source="x_0", target=name
+        )
 
     assert np.max(loss_of(network, parameterization=name).simple) < 1e-9
 
@@ -74,7 +77,11 @@ def test_bound_averaged_over_t_is_its_sum():
     """E_t[T L_t] over uniform t = Σ_t L_t, x_0 unclipped."""
     result = loss_of(network_guessing_in("eps"), loss="vlb")
     denoiser = parameterization.make_denoiser(
-        network_guessing_in("eps"), SCHEDULE, parameterization="eps", variance="fixed_small", clip_denoised=False
+        network_guessing_in("eps"),
+        SCHEDULE,
+        parameterization="eps",
+        variance="fixed_small",
+        clip_denoised=False,
     )
     terms = likelihood.bound_term(SCHEDULE, denoiser(x_t, every_t), x_0, x_t, every_t)
     assert float(np.mean(result.loss)) == pytest.approx(float(np.sum(terms)), rel=1e-5)
@@ -83,14 +90,19 @@ def test_bound_averaged_over_t_is_its_sum():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bound_does_not_depend_on_the_parameterization(name):
-    result = loss_of(network_guessing_in(name), parameterization=name, variance="fixed_large", loss="vlb")
+    result = loss_of(
+        network_guessing_in(name), parameterization=name, variance="fixed_large", loss="vlb"
+    )
     expected = loss_of(guess, parameterization="x_0", variance="fixed_large", loss="vlb")
-    np.testing.assert_allclose(result.vlb, expected.vlb, rtol=2e-4)  # two conversions, and a small difference of means
+    # two conversions, and a small difference of means
+    np.testing.assert_allclose(result.vlb, expected.vlb, rtol=2e-4)
 
 
 def test_hybrid_teaches_the_mean_by_the_simple_loss_and_the_variance_by_the_bound():
     def loss_sum(params, loss, field="loss"):
-        network = two_heads(lambda x, _: params["value"] * x, lambda x, _: params["range"] + 0.1 * x)
+        network = two_heads(
+            lambda x, _: params["value"] * x, lambda x, _: params["range"] + 0.1 * x
+        )
         return jnp.sum(getattr(loss_of(network, variance="learned_range", loss=loss), field))
 
     params = {"value": jnp.float32(0.7), "range": jnp.float32(0.2)}
@@ -108,17 +120,21 @@ def test_hybrid_is_the_sum_of_its_parts():
     network = two_heads(network_guessing_in("eps"), lambda x, _: jnp.sin(x))
     result = loss_of(network, variance="learned_range", loss="hybrid")
     np.testing.assert_allclose(result.loss, result.simple + 0.001 * result.vlb, rtol=1e-6)
-    np.testing.assert_allclose(result.vlb, loss_of(network, variance="learned_range", loss="vlb").vlb, rtol=1e-6)
+    np.testing.assert_allclose(
+        result.vlb, loss_of(network, variance="learned_range", loss="vlb").vlb, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("weighting", ["min_snr", "p2"])
 def test_a_weighting_scores_a_prediction_alike_in_every_parameterization(name, weighting):
-    """min-SNR: min(SNR, 5) on the error of x_0. P2: 1 / (1 + SNR) on the error of eps, which is SNR times as large."""
+    """min-SNR: min(SNR, 5) on the error of x_0. P2: 1 / (1 + SNR) on the error of eps, which is SNR
+    times as large."""
     error = mean((x_0 - guess(x_t, every_t)) ** 2)
     expected = {"min_snr": np.minimum(snr, 5) * error, "p2": snr / (1 + snr) * error}[weighting]
     result = loss_of(network_guessing_in(name), parameterization=name, weighting=weighting)
-    np.testing.assert_allclose(result.loss, expected, rtol=1e-4)  # a conversion at SNR 0.01 loses two digits
+    # a conversion at SNR 0.01 loses two digits
+    np.testing.assert_allclose(result.loss, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -140,22 +156,34 @@ def test_weights_are_the_papers(weighting, name, expected):
 
 
 def ratios(name, num_timesteps, timesteps=None):
-    """The schedule in float32; in float64 SNR_t and (error of the target) / (error of x_0), as the papers say them."""
+    """The schedule in float32; in float64 SNR_t and (error of the target) / (error of x_0), as the
+    papers say them."""
     betas = schedules.make_betas(name, num_timesteps)
-    single, double = (schedules.make_schedule(betas, timesteps=timesteps, dtype=d) for d in (np.float32, np.float64))
-    errors = {"eps": double.snr, "x_0": 1.0, "v": double.snr + 1, "mu": double.trained_mean_coef1**2}
+    single, double = (
+        schedules.make_schedule(betas, timesteps=timesteps, dtype=d)
+        for d in (np.float32, np.float64)
+    )
+    errors = {
+        "eps": double.snr,
+        "x_0": 1.0,
+        "v": double.snr + 1,
+        "mu": double.trained_mean_coef1**2,
+    }
     return single, double.snr, errors
 
 
 @functools.partial(jax.jit, static_argnames=("weighting", "parameterization"))
 def weights_at_every_t(schedule, *, weighting, parameterization):
-    return losses.WEIGHTINGS[weighting](schedule, jnp.arange(schedule.num_timesteps), parameterization)
+    return losses.WEIGHTINGS[weighting](
+        schedule, jnp.arange(schedule.num_timesteps), parameterization
+    )
 
 
 @pytest.mark.parametrize("num_timesteps", [10, 100, 1000, 4000, 10_000])
 @pytest.mark.parametrize("name", schedules.BETA_SCHEDULES)
 def test_weights_are_the_papers_to_the_last_step_of_every_chain(name, num_timesteps):
-    """Down to an SNR of 1e-88, which float32 does not have; at an SNR of 0 the weights of eps are their limits."""
+    """Down to an SNR of 1e-88, which float32 does not have; at an SNR of 0 the weights of eps are
+    their limits."""
     schedule, snr, errors = ratios(name, num_timesteps)
     for target, error in errors.items():
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -164,7 +192,9 @@ def test_weights_are_the_papers_to_the_last_step_of_every_chain(name, num_timest
             weight = np.where(snr == 0, 1.0 if target == "eps" else 0.0, weight)
             found = weights_at_every_t(schedule, weighting=weighting, parameterization=target)
             # 1e-6: a few roundings of 6e-8; 1e-37: smaller numbers are 0 on most devices
-            np.testing.assert_allclose(found, weight, rtol=1e-6, atol=1e-37, err_msg=f"{weighting} {target}")
+            np.testing.assert_allclose(
+                found, weight, rtol=1e-6, atol=1e-37, err_msg=f"{weighting} {target}"
+            )
 
 
 @functools.partial(jax.jit, static_argnames=("parameterization", "loss", "weighting"))
@@ -176,7 +206,9 @@ def loss_sum(scale, schedule, **choices):
     return jnp.sum(result.loss)
 
 
-@pytest.mark.parametrize(("loss", "weighting"), [("simple", "min_snr"), ("simple", "p2"), ("vlb", "uniform")])
+@pytest.mark.parametrize(
+    ("loss", "weighting"), [("simple", "min_snr"), ("simple", "p2"), ("vlb", "uniform")]
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_and_their_gradients_are_finite_to_the_end_of_every_chain(name, loss, weighting):
     for schedule in schedules.BETA_SCHEDULES:
@@ -199,7 +231,10 @@ def test_weights_of_mu_are_those_of_the_trained_step_in_a_respaced_chain_too():
 @pytest.mark.parametrize(
     ("weight", "sentence"),
     [
-        (lambda: losses.min_snr_weight(SCHEDULE, every_t, "eps", gamma=0.0), "gamma of min-SNR is 0.0: .* above 0"),
+        (
+            lambda: losses.min_snr_weight(SCHEDULE, every_t, "eps", gamma=0.0),
+            "gamma of min-SNR is 0.0: .* above 0",
+        ),
         (lambda: losses.p2_weight(SCHEDULE, every_t, "eps", k=0.0), "k of P2 is 0.0: .* above 0"),
     ],
 )
@@ -213,7 +248,9 @@ def test_weightings_take_other_constants():
         losses.min_snr_weight(SCHEDULE, every_t, "x_0", gamma=1.0), np.minimum(snr, 1), rtol=1e-5
     )
     expected = 1 / (2 + snr) ** 0.5
-    np.testing.assert_allclose(losses.p2_weight(SCHEDULE, every_t, "eps", gamma=0.5, k=2.0), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.p2_weight(SCHEDULE, every_t, "eps", gamma=0.5, k=2.0), expected, rtol=1e-5
+    )
 
 
 def test_network_is_told_the_time_of_the_row():
@@ -237,9 +274,18 @@ def test_outputs_of_the_wrong_shape_are_refused(channels):
         ({"loss": "simpel"}, r"Unknown loss 'simpel': .* Did you mean 'simple'\?"),
         ({"weighting": "minsnr"}, r"Unknown weighting 'minsnr': .* Did you mean 'min_snr'\?"),
         ({"parameterization": "noise"}, "Unknown parameterization 'noise': choose one of"),
-        ({"variance": "fixedsmall"}, r"Unknown variance 'fixedsmall': .* Did you mean 'fixed_small'\?"),
-        ({"loss": "hybrid"}, "hybrid loss trains the variance, but fixed_small has nothing to train"),
-        ({"loss": "vlb", "weighting": "p2"}, "bound has its own weights over t: p2 applies to the simple"),
+        (
+            {"variance": "fixedsmall"},
+            r"Unknown variance 'fixedsmall': .* Did you mean 'fixed_small'\?",
+        ),
+        (
+            {"loss": "hybrid"},
+            "hybrid loss trains the variance, but fixed_small has nothing to train",
+        ),
+        (
+            {"loss": "vlb", "weighting": "p2"},
+            "bound has its own weights over t: p2 applies to the simple",
+        ),
         ({"variance": "learned"}, "simple loss leaves the learned variance untrained"),
     ],
 )

@@ -1,4 +1,5 @@
-"""The analytic oracle against SciPy, Bayes' rule on a grid, automatic differentiation and Monte Carlo."""
+"""The analytic oracle against SciPy, Bayes' rule on a grid, automatic differentiation and Monte
+Carlo."""
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,9 @@ def line_density(x, alphas_bar=1.0):
 def test_log_prob_is_scipys(mixture):
     x = rng.normal(size=(64, *mixture.means.shape[1:])).astype(np.float32)
     # float32 sums of up to 16 squares divided by 0.0025: 1e-6 of values up to 1e4
-    np.testing.assert_allclose(mixtures.log_prob(mixture, x), scipy_log_prob(mixture, x), rtol=3e-6, atol=1e-5)
+    np.testing.assert_allclose(
+        mixtures.log_prob(mixture, x), scipy_log_prob(mixture, x), rtol=3e-6, atol=1e-5
+    )
 
 
 def test_log_prob_is_finite_where_every_density_underflows():
@@ -72,10 +75,15 @@ def test_optimal_predictions_are_bayes_rule_on_a_grid(t):
     """q(x_0|x_t) ∝ q(x_0) N(x_t; √ᾱ x_0, 1-ᾱ), summed over x_0 in float64."""
     signal, noise = np.sqrt(ALPHAS_BAR[t]), np.sqrt(1 - ALPHAS_BAR[t])
     x_t = np.linspace(-1.5, 1.5, 7)
-    posterior = line_density(GRID)[None] * scipy.stats.norm(signal * GRID[None], noise).pdf(x_t[:, None])
+    posterior = line_density(GRID)[None] * scipy.stats.norm(signal * GRID[None], noise).pdf(
+        x_t[:, None]
+    )
     density = posterior.sum(axis=1) * (GRID[1] - GRID[0])
     posterior /= posterior.sum(axis=1, keepdims=True)
-    x_0, eps = (np.sum(posterior * f, axis=1) for f in (GRID[None], (x_t[:, None] - signal * GRID[None]) / noise))
+    x_0, eps = (
+        np.sum(posterior * f, axis=1)
+        for f in (GRID[None], (x_t[:, None] - signal * GRID[None]) / noise)
+    )
 
     levels = np.float32(np.full(7, signal)), np.float32(np.full(7, noise))
     best = mixtures.optimal(LINE, np.float32(x_t[:, None]), *levels)
@@ -84,11 +92,14 @@ def test_optimal_predictions_are_bayes_rule_on_a_grid(t):
     np.testing.assert_allclose(best.eps[:, 0], eps, rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(best.v[:, 0], signal * eps - noise * x_0, rtol=2e-4, atol=2e-4)
     q_t = mixtures.diffused(LINE, levels[0][0], levels[1][0])
-    np.testing.assert_allclose(mixtures.log_prob(q_t, np.float32(x_t[:, None])), np.log(density), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        mixtures.log_prob(q_t, np.float32(x_t[:, None])), np.log(density), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_optimal_x_0_of_images_is_the_weighted_mean_of_samples():
-    """E[x_0|x_t] by importance sampling: 200,000 draws of x_0 in NumPy, each weighted by q(x_t|x_0)."""
+    """E[x_0|x_t] by importance sampling: 200,000 draws of x_0 in NumPy, each weighted by
+    q(x_t|x_0)."""
     signal, noise = 0.5, np.sqrt(0.75)
     k = rng.choice(3, 200_000, p=WEIGHTS)
     draws = IMAGES.means[k] + SCALES[k][:, None, None, None] * rng.normal(size=(200_000, 4, 4, 1))
@@ -116,16 +127,21 @@ def test_predictions_of_one_x_t_agree_and_need_no_noise():
 
 @pytest.mark.parametrize("t", [0, 1, 10, 29])
 def test_reverse_posterior_is_bayes_rule_on_a_grid(t):
-    """q(x_{t-1}|x_t) ∝ q(x_{t-1}) N(x_t; √α_t x_{t-1}, β_t), as a curve, and its mean and variance."""
+    """q(x_{t-1}|x_t) ∝ q(x_{t-1}) N(x_t; √α_t x_{t-1}, β_t), as a curve, and its mean and
+    variance."""
     x_t = np.array([-1.2, -0.3, 0.05, 0.9])
     prior = line_density(GRID, ALPHAS_BAR[t - 1] if t else 1.0)
-    exact = prior[None] * scipy.stats.norm(np.sqrt(1 - BETAS[t]) * GRID[None], np.sqrt(BETAS[t])).pdf(x_t[:, None])
+    exact = prior[None] * scipy.stats.norm(
+        np.sqrt(1 - BETAS[t]) * GRID[None], np.sqrt(BETAS[t])
+    ).pdf(x_t[:, None])
     exact /= exact.sum(axis=1, keepdims=True) * (GRID[1] - GRID[0])
     steps = np.full(4, t)
     posterior = mixtures.reverse_posterior(LINE, SCHEDULE, np.float32(x_t[:, None]), steps)
     sparse = GRID[::400]
     for one, curve in zip(zip(*posterior, strict=True), exact[:, ::400], strict=True):
-        density = np.exp(mixtures.log_prob(mixtures.GaussianMixture(*one), np.float32(sparse[:, None])))
+        density = np.exp(
+            mixtures.log_prob(mixtures.GaussianMixture(*one), np.float32(sparse[:, None]))
+        )
         np.testing.assert_allclose(density, curve, rtol=1e-3, atol=1e-4 * curve.max())
 
     means = np.sum(exact * GRID, axis=1) * 1e-4
@@ -143,17 +159,23 @@ def test_exact_denoiser_steps_to_the_mean_of_the_reverse_posterior(variance, tim
     t = jnp.arange(schedule.num_timesteps)
     x_t = rng.normal(size=(len(t), 4, 4, 1)).astype(np.float32)
     prediction = mixtures.exact_denoiser(IMAGES, schedule, variance=variance)(x_t, t)
-    mean, variances = jax.vmap(mixtures.moments)(mixtures.reverse_posterior(IMAGES, schedule, x_t, t))
+    mean, variances = jax.vmap(mixtures.moments)(
+        mixtures.reverse_posterior(IMAGES, schedule, x_t, t)
+    )
     np.testing.assert_allclose(prediction.mean, mean, rtol=1e-4, atol=1e-5)
     expected = {
         "moment_matched": np.log(variances),
         "fixed_small": extract(schedule.posterior_log_variance_clipped, t, x_t),
         "fixed_large": extract(schedule.fixed_large_log_variance, t, x_t),
     }[variance]
-    np.testing.assert_allclose(prediction.log_variance, np.broadcast_to(expected, x_t.shape), rtol=1e-6)
+    np.testing.assert_allclose(
+        prediction.log_variance, np.broadcast_to(expected, x_t.shape), rtol=1e-6
+    )
     noise = extract(schedule.sqrt_one_minus_alphas_bar, t, x_t)
     signal = extract(schedule.sqrt_alphas_bar, t, x_t)
-    np.testing.assert_allclose(signal * prediction.x_0 + noise * prediction.eps, x_t, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        signal * prediction.x_0 + noise * prediction.eps, x_t, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_reverse_posterior_where_nothing_is_left_of_the_signal_is_the_step_between_two_noises():
@@ -161,12 +183,15 @@ def test_reverse_posterior_where_nothing_is_left_of_the_signal_is_the_step_betwe
     schedule = make_schedule(make_betas("const", 10_000))
     x_t = np.array([[0.4, -1.2]], np.float32)
     found = mixtures.reverse_posterior(PLANE, schedule, x_t, np.array([9_999]))
-    np.testing.assert_allclose(found.means, np.broadcast_to(np.sqrt(0.98) * x_t, (1, 3, 2)), rtol=1e-6)
+    np.testing.assert_allclose(
+        found.means, np.broadcast_to(np.sqrt(0.98) * x_t, (1, 3, 2)), rtol=1e-6
+    )
     np.testing.assert_allclose(found.variances, np.full((1, 3), 0.02), rtol=1e-6)
 
 
 def test_with_unit_variance_data_fixed_large_is_exact_and_with_a_point_fixed_small():
-    """Ho et al. 2020, section 3.2: the two extremes of data that is one Gaussian. t = 0 is their clipped row."""
+    """Ho et al. 2020, section 3.2: the two extremes of data that is one Gaussian. t = 0 is their
+    clipped row."""
     t, x_t = jnp.arange(1, 30), rng.normal(size=(29, 2, 2, 1)).astype(np.float32)
     for name, value in (("fixed_large", 1.0), ("fixed_small", 1e-12)):
         data = mixtures.make_mixture([1.0], np.full((1, 2, 2, 1), 0.3), [value])
@@ -182,12 +207,18 @@ def test_float32_keeps_its_digits_at_the_least_noise():
     with jax.enable_x64(True):
         exact = mixtures.GaussianMixture(*(np.asarray(field, np.float64) for field in IMAGES))
         schedule = make_schedule(betas, dtype=np.float64)
-        truth = mixtures.exact_denoiser(exact, schedule)(np.float64(np.float32(x_t)), jnp.zeros(5, int))
+        truth = mixtures.exact_denoiser(exact, schedule)(
+            np.float64(np.float32(x_t)), jnp.zeros(5, int)
+        )
         assert truth.eps.dtype == np.float64
         truth = jax.tree.map(np.asarray, truth)
-    actual = mixtures.exact_denoiser(IMAGES, make_schedule(betas))(np.float32(x_t), jnp.zeros(5, int))
+    actual = mixtures.exact_denoiser(IMAGES, make_schedule(betas))(
+        np.float32(x_t), jnp.zeros(5, int)
+    )
     for name in ("x_0", "eps", "mean", "log_variance"):
-        np.testing.assert_allclose(getattr(actual, name), getattr(truth, name), rtol=2e-6, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(
+            getattr(actual, name), getattr(truth, name), rtol=2e-6, atol=2e-6, err_msg=name
+        )
 
 
 def test_samples_have_the_mixtures_moments_and_components():
@@ -197,18 +228,24 @@ def test_samples_have_the_mixtures_moments_and_components():
     np.testing.assert_allclose(mean, WEIGHTS @ PLANE.means, rtol=1e-6)
     standard_error = np.sqrt(variance / len(x))
     assert np.all(np.abs(x.mean(axis=0) - mean) < 4 * standard_error)
-    np.testing.assert_allclose(x.var(axis=0), variance, rtol=0.03)  # relative error of a variance: about √(2/40000)
+    # relative error of a variance: about √(2/40000)
+    np.testing.assert_allclose(x.var(axis=0), variance, rtol=0.03)
     one_dimension = mixtures.sample(LINE, keys)[:, 0]
 
     def cdf(x):
-        return sum(w * scipy.stats.norm(m, s).cdf(x) for w, m, s in zip(WEIGHTS, (-0.8, 0.1, 0.7), SCALES, strict=True))
+        return sum(
+            w * scipy.stats.norm(m, s).cdf(x)
+            for w, m, s in zip(WEIGHTS, (-0.8, 0.1, 0.7), SCALES, strict=True)
+        )
 
     assert scipy.stats.kstest(np.asarray(one_dimension), cdf).pvalue > 1e-3
 
 
 def test_a_sample_depends_on_its_key_alone():
     keys = jax.random.split(jax.random.key(1), 5)
-    np.testing.assert_array_equal(mixtures.sample(IMAGES, keys)[3:4], mixtures.sample(IMAGES, keys[3:4]))
+    np.testing.assert_array_equal(
+        mixtures.sample(IMAGES, keys)[3:4], mixtures.sample(IMAGES, keys[3:4])
+    )
 
 
 def test_weights_are_normalised_and_zero_weights_do_no_harm():

@@ -1,8 +1,10 @@
-"""The variational bound with a perfect prediction, on a line where everything can be summed in float64.
+"""The variational bound with a perfect prediction, on a line where everything can be summed in
+float64.
 
-On average over the data it exceeds the entropy by Σ_t E KL(q(x_{t-1}|x_t) || p(x_{t-1}|x_t)) and nothing else.
-Expanding log q(x_{t-1}) about x_t gives q(x_{t-1}|x_t) the variance β (1 + β (1 + (log q)'')) and the third cumulant
-β³ (log q)''' to leading order in β, so that a Gaussian of the right mean costs, in nats,
+On average over the data it exceeds the entropy by Σ_t E KL(q(x_{t-1}|x_t) || p(x_{t-1}|x_t)) and
+nothing else. Expanding log q(x_{t-1}) about x_t gives q(x_{t-1}|x_t) the variance β (1 + β (1 +
+(log q)'')) and the third cumulant β³ (log q)''' to leading order in β, so that a Gaussian of the
+right mean costs, in nats,
 
     of variance β                ¼ β² E[(1 + (log q)'')²]         Σ_t ∝ 1/T for β ∝ 1/T
     of the right variance        1/12 β³ E[(log q)''']²           Σ_t ∝ 1/T²
@@ -36,15 +38,21 @@ def chain_of(steps):
 
 
 def nodes(line):
-    """x_0 and ε on a grid, with the weight q(x_0) N(ε) of each pair; the trapezoid rule is exact to 1e-9 here."""
+    """x_0 and ε on a grid, with the weight q(x_0) N(ε) of each pair; the trapezoid rule is exact to
+    1e-9 here."""
     x_0, eps = np.linspace(-3.6, 3.6, 91), np.linspace(-6, 6, 61)
     of_x_0 = np.exp(np.asarray(mixtures.log_prob(line, x_0[:, None]))) * (x_0[1] - x_0[0])
     of_eps = np.exp(-0.5 * eps**2) / np.sqrt(2 * np.pi) * (eps[1] - eps[0])
-    return np.repeat(x_0, len(eps))[:, None], np.tile(eps, len(x_0))[:, None], np.outer(of_x_0, of_eps).ravel()
+    return (
+        np.repeat(x_0, len(eps))[:, None],
+        np.tile(eps, len(x_0))[:, None],
+        np.outer(of_x_0, of_eps).ravel(),
+    )
 
 
 def mean_bound(line, steps, variance):
-    """E[L_T + Σ L_t + L_0] in nats. The decoder has a density, of the exact variance: `bound_term`'s is of 8 bits."""
+    """E[L_T + Σ L_t + L_0] in nats. The decoder has a density, of the exact variance:
+    `bound_term`'s is of 8 bits."""
     chain = chain_of(steps)
     x_0, eps, weight = nodes(line)
     denoiser = mixtures.exact_denoiser(line, chain, variance=variance)
@@ -57,7 +65,10 @@ def mean_bound(line, steps, variance):
 
     first = jnp.zeros(len(x_0), int)
     p = decode(q_sample(chain, x_0, first, eps), first)
-    decoder = 0.5 * ((x_0 - p.mean) ** 2 / jnp.exp(p.log_variance) + p.log_variance + np.log(2 * np.pi))[:, 0]
+    decoder = (
+        0.5
+        * ((x_0 - p.mean) ** 2 / jnp.exp(p.log_variance) + p.log_variance + np.log(2 * np.pi))[:, 0]
+    )
     divergences = jax.jit(lambda: jax.lax.map(term, jnp.arange(1, steps)))().sum() * np.log(2)
     return float(weight @ prior_term(chain, x_0) * np.log(2) + divergences + weight @ decoder)
 
@@ -80,9 +91,14 @@ def predicted(line, steps):
             return mixtures.log_prob(q_t, x[None, None])[0]
 
         weight = jnp.exp(jax.vmap(log_q)(x)) * (x[1] - x[0])
-        second, third = jax.vmap(jax.grad(jax.grad(log_q)))(x), jax.vmap(jax.grad(jax.grad(jax.grad(log_q))))(x)
+        second, third = (
+            jax.vmap(jax.grad(jax.grad(log_q)))(x),
+            jax.vmap(jax.grad(jax.grad(jax.grad(log_q))))(x),
+        )
         beta = jnp.asarray(chain.betas)[t]
-        return jnp.stack([beta**2 / 4 * (weight @ (1 + second) ** 2), beta**3 / 12 * (weight @ third**2)])
+        return jnp.stack(
+            [beta**2 / 4 * (weight @ (1 + second) ** 2), beta**3 / 12 * (weight @ third**2)]
+        )
 
     large, matched = jax.jit(lambda: jax.lax.map(term, jnp.arange(steps)))().T
     # The decoder, t = 0, is moment-matched in both.
@@ -90,13 +106,17 @@ def predicted(line, steps):
 
 
 @pytest.mark.parametrize(("variance", "order"), [("fixed_large", 1), ("moment_matched", 2)])
-def test_the_bound_is_above_the_entropy_and_tightens_at_the_order_and_by_the_amount_of_theory(line, variance, order):
+def test_the_bound_is_above_the_entropy_and_tightens_at_the_order_and_by_the_amount_of_theory(
+    line, variance, order
+):
     gaps = np.array([mean_bound(line, steps, variance) for steps in STEPS]) - entropy(line)
     assert np.all(gaps > 0)
     assert np.all(np.diff(gaps) < 0)
     ratios = gaps / [predicted(line, steps)[variance] for steps in STEPS]
-    # The next order is a factor 1 + c/T: it falls to a third from T to 3T, and what is then left of it is c / 1800.
+    # The next order is a factor 1 + c/T: it falls to a third from T to 3T, and what is then left of
+    # it is c / 1800.
     np.testing.assert_allclose((3 * ratios[-1] - ratios[-2]) / 2, 1, atol=0.025)
-    # The decoder's share does not fall with T, since the least noise stays: 1 % of the last gap at order 1, 9 % at 2.
+    # The decoder's share does not fall with T, since the least noise stays: 1 % of the last gap at
+    # order 1, 9 % at 2.
     slopes = -np.diff(np.log(gaps)) / np.diff(np.log(STEPS))
     assert slopes[-1] == pytest.approx(order, abs=0.05 if order == 1 else 0.25)

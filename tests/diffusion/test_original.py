@@ -1,10 +1,10 @@
 """Every tensor of the original TensorFlow code (goldens/ho_diffusion.npz) against ours.
 
-The original works in float32 and loses digits in two places. Its divergence sums -1, log-variances near -10 and an
-exponential near 1, so each term carries about one rounding of a number near 8 (1e-6). Its decoder subtracts two
-probabilities near 1, so each bin carries about one rounding of 1 (1e-7), which is all of a bin in the upper tail. There
-the float64 evaluation of its own formula is the judge: ours must equal it, and the golden must lie as far away as the
-rounding explains.
+The original works in float32 and loses digits in two places. Its divergence sums -1, log-variances
+near -10 and an exponential near 1, so each term carries about one rounding of a number near 8
+(1e-6). Its decoder subtracts two probabilities near 1, so each bin carries about one rounding of 1
+(1e-7), which is all of a bin in the upper tail. There the float64 evaluation of its own formula is
+the judge: ours must equal it, and the golden must lie as far away as the rounding explains.
 """
 
 import jax
@@ -42,8 +42,10 @@ REVERSE = (
     "mse_same_eps",
 )
 
-EPS = 2.0**-24  # half the spacing of float32 numbers at 1: the largest relative error of one rounding
-KL_NOISE = 1e-6  # bits; half the spacing of float32 numbers near 10 is 0.5e-6 nats, and there are two such sums
+# half the spacing of float32 numbers at 1: the largest relative error of one rounding
+EPS = 2.0**-24
+# Bits; half the spacing of float32 numbers near 10 is 0.5e-6 nats, and there are two such sums
+KL_NOISE = 1e-6
 EARLY = 2e-5  # relative, at t < 500, where the means differ by 1e-3 and more
 DECODER = 1e-5
 BIN_NOISE = 2 * 2.0**-24 + 2.0**-24  # two cumulative probabilities near 1 and the tanh inside them
@@ -111,7 +113,8 @@ def _reverse(schedule, mean, variance, x_0, x_t, t, z):
 
 
 def _whole_bound(schedule, mean, variance, x_0, eps):
-    """The original's calc_bpd_loop: every t with the same noise, x_0 clipped, and the error of the predicted x_0."""
+    """The original's calc_bpd_loop: every t with the same noise, x_0 clipped, and the error of the
+    predicted x_0."""
     denoiser = _denoiser(schedule, mean, variance, clip_denoised=True)
 
     @jax.jit
@@ -138,14 +141,22 @@ def ours(schedule, diffusion_goldens):
         results |= {f"{mean}/{variance}/{k}": v for k, v in tensors.items()}
     for mean in MEANS:
         loss = losses.training_losses(
-            _value, schedule, x_0, t, eps, parameterization=MEANS[mean], variance="fixed_small", loss="simple"
+            _value,
+            schedule,
+            x_0,
+            t,
+            eps,
+            parameterization=MEANS[mean],
+            variance="fixed_small",
+            loss="simple",
         )
         results[f"{mean}/loss_mse"] = loss.loss
     return {k: np.asarray(v) for k, v in results.items()}
 
 
 class Float64:
-    """The original's formulas in float64 NumPy, from its own float64 tables, at every t with the same noise."""
+    """The original's formulas in float64 NumPy, from its own float64 tables, at every t with the
+    same noise."""
 
     def __init__(self, goldens, mean, variance, clip):
         x_0, eps = goldens["x_0"].astype(np.float64), goldens["eps"].astype(np.float64)
@@ -173,8 +184,14 @@ class Float64:
             x_0_hat = (output - coef2 * x_t) / coef1
         self.x_0_hat = np.clip(x_0_hat, -1, 1) if clip else x_0_hat
         p_mean = output if mean == "xprev" else coef1 * self.x_0_hat + coef2 * x_t
-        large = np.log(np.append(goldens["posterior_variance"][1], goldens["betas/linear"][1:])).reshape(t.shape)
-        log_variance = {"fixedsmall": log_posterior, "fixedlarge": large, "learned": -4 + np.cos(2 * x_t)}[variance]
+        large = np.log(
+            np.append(goldens["posterior_variance"][1], goldens["betas/linear"][1:])
+        ).reshape(t.shape)
+        log_variance = {
+            "fixedsmall": log_posterior,
+            "fixedlarge": large,
+            "learned": -4 + np.cos(2 * x_t),
+        }[variance]
         q_mean = coef1 * x_0 + coef2 * x_t
         kl = 0.5 * (
             -1
@@ -183,7 +200,9 @@ class Float64:
             + np.exp(log_posterior - log_variance)
             + (q_mean - p_mean) ** 2 * np.exp(-log_variance)
         )
-        self.bin_probability = self._bin_probability(x_0, p_mean[0], np.broadcast_to(log_variance, x_t.shape)[0])
+        self.bin_probability = self._bin_probability(
+            x_0, p_mean[0], np.broadcast_to(log_variance, x_t.shape)[0]
+        )
         self.terms = kl.mean(axis=(2, 3, 4)).T / np.log(2)
         self.terms[:, 0] = self.decoder_bits(self.bin_probability)
 
@@ -192,7 +211,9 @@ class Float64:
         def cdf(u):
             return 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (u + 0.044715 * u**3)))
 
-        upper, lower = (cdf((x - mean + h) * np.exp(-0.5 * log_variance)) for h in (1 / 255, -1 / 255))
+        upper, lower = (
+            cdf((x - mean + h) * np.exp(-0.5 * log_variance)) for h in (1 / 255, -1 / 255)
+        )
         return np.where(x < -0.999, upper, np.where(x > 0.999, 1 - lower, upper - lower))
 
     @staticmethod
@@ -202,7 +223,11 @@ class Float64:
 
 @pytest.fixture(scope="module")
 def float64(diffusion_goldens):
-    return {(*case, clip): Float64(diffusion_goldens, *case, clip) for case in CASES for clip in (True, False)}
+    return {
+        (*case, clip): Float64(diffusion_goldens, *case, clip)
+        for case in CASES
+        for clip in (True, False)
+    }
 
 
 def test_every_golden_belongs_to_a_test(diffusion_goldens, ours):
@@ -214,7 +239,8 @@ def test_every_golden_belongs_to_a_test(diffusion_goldens, ours):
 
 def test_data_scaling_is_the_originals(diffusion_goldens):
     scaled = diffusion_goldens["x_0_uint8"] / 127.5 - 1
-    np.testing.assert_allclose(diffusion_goldens["x_0"], scaled, rtol=0, atol=6e-8)  # one rounding of 1
+    # one rounding of 1
+    np.testing.assert_allclose(diffusion_goldens["x_0"], scaled, rtol=0, atol=6e-8)
 
 
 @pytest.mark.parametrize("key", TABLES)
@@ -242,13 +268,16 @@ def test_simple_loss(mean, ours, diffusion_goldens):
 
 @pytest.mark.parametrize("case", CASES, ids="/".join)
 def test_predicted_x_0(case, ours, diffusion_goldens, float64):
-    """x_0 is a difference of terms up to 1e5 times its size, so an error is measured in roundings of those terms.
+    """x_0 is a difference of terms up to 1e5 times its size, so an error is measured in roundings
+    of those terms.
 
     Eight: the network's (its tanh takes four), the table's, the products' and the difference's.
     """
     key = "/".join((*case, "pred_x_0"))
     t, example = diffusion_goldens["t"], np.arange(4)
-    error = np.abs(ours[key] - diffusion_goldens[key]) / (EPS * float64[(*case, True)].scale[t, example])
+    error = np.abs(ours[key] - diffusion_goldens[key]) / (
+        EPS * float64[(*case, True)].scale[t, example]
+    )
     assert error.max() <= 8
     exact = np.abs(ours[key] - float64[(*case, True)].x_0_hat[t, example]) / (
         EPS * float64[(*case, True)].scale[t, example]
@@ -257,10 +286,15 @@ def test_predicted_x_0(case, ours, diffusion_goldens, float64):
 
 
 def test_prior_term(ours, diffusion_goldens):
-    """The original sums -1, 4e-5 and a number near 1 to 2e-5 nats: two roundings of 1, or 6e-5 of the value."""
+    """The original sums -1, 4e-5 and a number near 1 to 2e-5 nats: two roundings of 1, or 6e-5 of
+    the value."""
     golden, x_0 = diffusion_goldens["prior_bpd"], diffusion_goldens["x_0"].astype(np.float64)
     alpha_bar = diffusion_goldens["alphas_cumprod"][-1]
-    exact = 0.5 * (-1 - np.log(1 - alpha_bar) + (1 - alpha_bar) + alpha_bar * x_0**2).mean(axis=(1, 2, 3)) / np.log(2)
+    exact = (
+        0.5
+        * (-1 - np.log(1 - alpha_bar) + (1 - alpha_bar) + alpha_bar * x_0**2).mean(axis=(1, 2, 3))
+        / np.log(2)
+    )
     np.testing.assert_allclose(ours["prior_bpd"], exact, rtol=1e-6)
     np.testing.assert_allclose(golden, exact, rtol=1e-4, atol=0)
     assert np.abs(golden / exact - 1).min() > 1e-5  # which is why the golden is not held to 1e-5
@@ -268,26 +302,34 @@ def test_prior_term(ours, diffusion_goldens):
 
 @pytest.mark.parametrize("case", CASES, ids="/".join)
 def test_divergences(case, ours, diffusion_goldens, float64):
-    """t > 0. The original's sum carries a rounding of a number near 10 (KL_NOISE); beyond that, 1e-5.
+    """t > 0. The original's sum carries a rounding of a number near 10 (KL_NOISE); beyond that,
+    1e-5.
 
-    Late terms are 1e-6 bits, where that noise is up to 40 % of them. Ours are exact to 5e-4 there: the two means, of
-    size 1 and rounded to 6e-8, differ by only about 2e-4.
+    Late terms are 1e-6 bits, where that noise is up to 40 % of them. Ours are exact to 5e-4 there:
+    the two means, of size 1 and rounded to 6e-8, differ by only about 2e-4.
     """
     key = "/".join((*case, "terms_bpd_same_eps"))
     golden = diffusion_goldens[key][:, 1:]
     np.testing.assert_allclose(ours[key][:, 1:], golden, rtol=1e-5, atol=KL_NOISE)
-    np.testing.assert_allclose(ours[key][:, 1:], float64[(*case, True)].terms[:, 1:], rtol=5e-4, atol=0)
+    np.testing.assert_allclose(
+        ours[key][:, 1:], float64[(*case, True)].terms[:, 1:], rtol=5e-4, atol=0
+    )
     early = np.s_[:, 1:500]
-    np.testing.assert_allclose(ours[key][early], float64[(*case, True)].terms[early], rtol=EARLY, atol=0)
+    np.testing.assert_allclose(
+        ours[key][early], float64[(*case, True)].terms[early], rtol=EARLY, atol=0
+    )
     for clip in (True, False):
         key = "/".join((*case, f"vb_terms_bpd/clip_{clip}"))
-        np.testing.assert_allclose(ours[key][1:], diffusion_goldens[key][1:], rtol=1e-5, atol=KL_NOISE)
+        np.testing.assert_allclose(
+            ours[key][1:], diffusion_goldens[key][1:], rtol=1e-5, atol=KL_NOISE
+        )
 
 
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("case", CASES, ids="/".join)
 def test_decoder_term(case, clip, ours, diffusion_goldens, float64):
-    """t = 0, the first example. Each bin of the original is off by the roundings of BIN_NOISE; ours is exact."""
+    """t = 0, the first example. Each bin of the original is off by the roundings of BIN_NOISE; ours
+    is exact."""
     key = "/".join((*case, f"vb_terms_bpd/clip_{clip}"))
     _check_decoder(ours[key][:1], diffusion_goldens[key][:1], float64[(*case, clip)])
     if clip:
@@ -297,19 +339,27 @@ def test_decoder_term(case, clip, ours, diffusion_goldens, float64):
 
 def _check_decoder(result, golden, exact):
     examples = np.s_[: result.size]
-    np.testing.assert_allclose(result, exact.decoder_bits(exact.bin_probability)[examples], rtol=DECODER, atol=0)
-    least, most = (exact.decoder_bits(exact.bin_probability + noise)[examples] for noise in (BIN_NOISE, -BIN_NOISE))
+    np.testing.assert_allclose(
+        result, exact.decoder_bits(exact.bin_probability)[examples], rtol=DECODER, atol=0
+    )
+    least, most = (
+        exact.decoder_bits(exact.bin_probability + noise)[examples]
+        for noise in (BIN_NOISE, -BIN_NOISE)
+    )
     assert np.all(least * (1 - 1e-5) <= golden)
     assert np.all(golden <= most * (1 + 1e-5))
 
 
 @pytest.mark.parametrize("case", CASES, ids="/".join)
 def test_whole_bound(case, ours, diffusion_goldens, float64):
-    """The sum over t plus the prior; without the t = 0 term it is the golden's, with it the exact one."""
+    """The sum over t plus the prior; without the t = 0 term it is the golden's, with it the exact
+    one."""
     key = "/".join((*case, ""))
     total, terms = key + "total_bpd_same_eps", key + "terms_bpd_same_eps"
     np.testing.assert_allclose(
-        ours[total] - ours[terms][:, 0], diffusion_goldens[total] - diffusion_goldens[terms][:, 0], rtol=1e-5
+        ours[total] - ours[terms][:, 0],
+        diffusion_goldens[total] - diffusion_goldens[terms][:, 0],
+        rtol=1e-5,
     )
     exact = float64[(*case, True)].terms.sum(axis=1) + ours["prior_bpd"]
     np.testing.assert_allclose(ours[total], exact, rtol=1e-5)

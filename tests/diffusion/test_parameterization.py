@@ -23,7 +23,8 @@ def column(values):
 
 
 def expected_values():
-    """Each target in float64, from its definition. μ by adding precisions, which no table of the package knows."""
+    """Each target in float64, from its definition. μ by adding precisions, which no table of the
+    package knows."""
     alphas_bar = column(np.cumprod(1 - BETAS))
     before = np.concatenate([[1.0], np.cumprod(1 - BETAS)[:-1]])
     x_t = np.sqrt(alphas_bar) * x_0 + np.sqrt(1 - alphas_bar) * eps
@@ -43,7 +44,9 @@ values = {name: jnp.asarray(value, jnp.float32) for name, value in VALUES.items(
 
 @pytest.mark.parametrize(("source", "target"), [*itertools.product(NAMES, NAMES)])
 def test_every_parameterization_converts_into_every_other_and_back(source, target):
-    there = parameterization.convert(SCHEDULE, x_t, every_t, values[source], source=source, target=target)
+    there = parameterization.convert(
+        SCHEDULE, x_t, every_t, values[source], source=source, target=target
+    )
     np.testing.assert_allclose(there, VALUES[target], rtol=1e-5, atol=1e-5)
     back = parameterization.convert(SCHEDULE, x_t, every_t, there, source=target, target=source)
     np.testing.assert_allclose(back, VALUES[source], rtol=2e-5, atol=2e-5)
@@ -51,14 +54,22 @@ def test_every_parameterization_converts_into_every_other_and_back(source, targe
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_respaced_chain_reads_the_network_as_it_was_trained(name):
-    """x_0 is the true one whatever the network predicts, and the mean is that of the respaced chain's longer step."""
+    """x_0 is the true one whatever the network predicts, and the mean is that of the respaced
+    chain's longer step."""
     kept = np.array([0, 4, 11, 19])
     respaced = schedules.make_schedule(BETAS, timesteps=kept)
     p = parameterization.interpret(
-        respaced, values[name][kept], x_t[kept], jnp.arange(4), parameterization=name, variance="fixed_small"
+        respaced,
+        values[name][kept],
+        x_t[kept],
+        jnp.arange(4),
+        parameterization=name,
+        variance="fixed_small",
     )
     np.testing.assert_allclose(p.x_0, VALUES["x_0"][kept], rtol=1e-5, atol=1e-5)
-    expected = gaussian.q_posterior(respaced, jnp.asarray(VALUES["x_0"][kept]), x_t[kept], jnp.arange(4)).mean
+    expected = gaussian.q_posterior(
+        respaced, jnp.asarray(VALUES["x_0"][kept]), x_t[kept], jnp.arange(4)
+    ).mean
     np.testing.assert_allclose(p.mean, expected, rtol=2e-5, atol=2e-5)
 
 
@@ -69,11 +80,15 @@ def test_prediction_is_consistent(name, variance):
     output = values[name]
     if variance in parameterization.LEARNED_VARIANCES:
         output = jnp.concatenate([output, jnp.full_like(output, -0.5)], axis=-1)
-    p = parameterization.interpret(SCHEDULE, output, x_t, every_t, parameterization=name, variance=variance)
+    p = parameterization.interpret(
+        SCHEDULE, output, x_t, every_t, parameterization=name, variance=variance
+    )
     np.testing.assert_allclose(p.x_0, VALUES["x_0"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(p.eps, VALUES["eps"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(p.mean, VALUES["mu"], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(gaussian.q_sample(SCHEDULE, p.x_0, every_t, p.eps), X_T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        gaussian.q_sample(SCHEDULE, p.x_0, every_t, p.eps), X_T, rtol=1e-5, atol=1e-5
+    )
     assert all(field.shape == x_t.shape for field in p)
 
 
@@ -81,7 +96,9 @@ def log_variance_of(variance, second_half=None):
     output = values["eps"]
     if second_half is not None:
         output = jnp.concatenate([output, jnp.broadcast_to(second_half, output.shape)], axis=-1)
-    p = parameterization.interpret(SCHEDULE, output, x_t, every_t, parameterization="eps", variance=variance)
+    p = parameterization.interpret(
+        SCHEDULE, output, x_t, every_t, parameterization="eps", variance=variance
+    )
     return p.log_variance
 
 
@@ -91,7 +108,9 @@ def test_fixed_variances_are_the_two_bounds_of_the_paper():
     beta_tilde = BETAS[1:] * (1 - alphas_bar[:-1]) / (1 - alphas_bar[1:])
     small, large = np.append(beta_tilde[0], beta_tilde), np.append(beta_tilde[0], BETAS[1:])
     for variance, expected in (("fixed_small", small), ("fixed_large", large)):
-        np.testing.assert_allclose(log_variance_of(variance)[:, 0, 0, 0], np.log(expected), rtol=1e-5)
+        np.testing.assert_allclose(
+            log_variance_of(variance)[:, 0, 0, 0], np.log(expected), rtol=1e-5
+        )
 
 
 def test_learned_variance_is_the_second_half_of_the_channels():
@@ -114,7 +133,11 @@ def constant_network(value):
 
 def denoiser(name, network, *, clip_denoised, schedule=SCHEDULE):
     return parameterization.make_denoiser(
-        network, schedule, parameterization=name, variance="fixed_small", clip_denoised=clip_denoised
+        network,
+        schedule,
+        parameterization=name,
+        variance="fixed_small",
+        clip_denoised=clip_denoised,
     )
 
 
@@ -123,12 +146,19 @@ def test_clipping_bounds_x_0_and_rederives_what_follows_from_it():
     assert np.all(p.x_0 == 1)
     one = jnp.ones_like(x_t)
     np.testing.assert_array_equal(p.mean, gaussian.q_posterior(SCHEDULE, one, x_t, every_t).mean)
-    np.testing.assert_allclose(gaussian.q_sample(SCHEDULE, one, every_t, p.eps), x_t, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(p.log_variance[:, 0, 0, 0], SCHEDULE.posterior_log_variance_clipped)
+    np.testing.assert_allclose(
+        gaussian.q_sample(SCHEDULE, one, every_t, p.eps), x_t, rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_array_equal(
+        p.log_variance[:, 0, 0, 0], SCHEDULE.posterior_log_variance_clipped
+    )
 
 
 def test_clipping_changes_nothing_inside_the_range():
-    free, clipped = (denoiser("x_0", constant_network(-0.6), clip_denoised=c)(x_t, every_t) for c in (False, True))
+    free, clipped = (
+        denoiser("x_0", constant_network(-0.6), clip_denoised=c)(x_t, every_t)
+        for c in (False, True)
+    )
     for a, b in zip(free, clipped, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -159,31 +189,48 @@ def test_a_chain_that_destroys_the_signal_is_usable_without_eps(name):
     assert all(np.all(np.isfinite(field)) for field in p)
 
 
-@pytest.mark.parametrize(("variance", "channels"), [("fixed_large", 3), ("learned", 6), ("learned_range", 6)])
+@pytest.mark.parametrize(
+    ("variance", "channels"), [("fixed_large", 3), ("learned", 6), ("learned_range", 6)]
+)
 def test_learned_variances_double_the_channels(variance, channels):
     assert parameterization.output_channels(3, variance) == channels
 
 
-@pytest.mark.parametrize(("variance", "channels"), [("fixed_small", 6), ("learned", 3), ("learned_range", 4)])
+@pytest.mark.parametrize(
+    ("variance", "channels"), [("fixed_small", 6), ("learned", 3), ("learned_range", 4)]
+)
 def test_outputs_of_the_wrong_shape_are_refused(variance, channels):
     output = jnp.zeros((*x_t.shape[:-1], channels))
     with pytest.raises(AssertionError):
-        parameterization.interpret(SCHEDULE, output, x_t, every_t, parameterization="eps", variance=variance)
+        parameterization.interpret(
+            SCHEDULE, output, x_t, every_t, parameterization="eps", variance=variance
+        )
 
 
 def jsd_with_eps():
     return denoiser(
-        "eps", constant_network(0), clip_denoised=True, schedule=schedules.make_schedule(schedules.make_betas("jsd", 9))
+        "eps",
+        constant_network(0),
+        clip_denoised=True,
+        schedule=schedules.make_schedule(schedules.make_betas("jsd", 9)),
     )
 
 
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda: denoiser("epsilon", None, clip_denoised=True), "Unknown parameterization 'epsilon': .* 'eps'"),
-        (lambda: parameterization.output_channels(3, "fixed"), "Unknown variance 'fixed': choose one of"),
         (
-            lambda: parameterization.convert(SCHEDULE, x_t, every_t, x_t, source="eps", target="x0"),
+            lambda: denoiser("epsilon", None, clip_denoised=True),
+            "Unknown parameterization 'epsilon': .* 'eps'",
+        ),
+        (
+            lambda: parameterization.output_channels(3, "fixed"),
+            "Unknown variance 'fixed': choose one of",
+        ),
+        (
+            lambda: parameterization.convert(
+                SCHEDULE, x_t, every_t, x_t, source="eps", target="x0"
+            ),
             r"Unknown parameterization 'x0': .* Did you mean 'x_0'\?",
         ),
         (

@@ -1,4 +1,5 @@
-"""Beta schedules, the tables derived from them, and respacing, against formulae written independently."""
+"""Beta schedules, the tables derived from them, and respacing, against formulae written
+independently."""
 
 import warnings
 
@@ -31,13 +32,17 @@ def test_scaled_linear_reaches_the_noise_of_latent_diffusion():
 
 
 def test_jsd_removes_an_equal_share_of_the_signal_each_step():
-    np.testing.assert_allclose(alphas_bar("jsd", 100), 1 - np.arange(1, 101) / 100, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(
+        alphas_bar("jsd", 100), 1 - np.arange(1, 101) / 100, rtol=0, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize(("name", "rising"), [("warmup10", 20), ("warmup50", 100)])
 def test_warmup_rises_linearly_and_stays(name, rising):
     betas = schedules.make_betas(name, 200)
-    np.testing.assert_allclose(betas[:rising], 1e-4 + (0.02 - 1e-4) * np.arange(rising) / (rising - 1), rtol=1e-12)
+    np.testing.assert_allclose(
+        betas[:rising], 1e-4 + (0.02 - 1e-4) * np.arange(rising) / (rising - 1), rtol=1e-12
+    )
     assert np.all(betas[rising:] == 0.02)
 
 
@@ -68,15 +73,21 @@ SCALED = [name for name in schedules.BETA_SCHEDULES if name not in ("jsd", "cosi
 @pytest.mark.parametrize("num_timesteps", [100, 500, 4000])
 @pytest.mark.parametrize("name", SCALED)
 def test_scaled_betas_follow_the_same_process_in_fewer_or_more_steps(name, num_timesteps):
-    """log ᾱ after the same share of the chain is that of 1000 steps, up to the sums of T and of 1000 points."""
+    """log ᾱ after the same share of the chain is that of 1000 steps, up to the sums of T and of
+    1000 points."""
     part = np.arange(1, 21) / 20
     whole, scaled = (
         np.log(np.cumprod(1 - betas))[(part * len(betas)).astype(int) - 1]
-        for betas in (schedules.make_betas(name, 1000), schedules.make_betas(name, num_timesteps, scale_betas=True))
+        for betas in (
+            schedules.make_betas(name, 1000),
+            schedules.make_betas(name, num_timesteps, scale_betas=True),
+        )
     )
     # half a step at either end: β times 1000/T/2; the noisiest step of all has the largest β
     largest = schedules.make_betas(name, 1000).max()
-    np.testing.assert_allclose(scaled, whole, rtol=2e-3, atol=1.01 * largest * 1000 / min(num_timesteps, 1000) / 2)
+    np.testing.assert_allclose(
+        scaled, whole, rtol=2e-3, atol=1.01 * largest * 1000 / min(num_timesteps, 1000) / 2
+    )
 
 
 @pytest.mark.parametrize("name", SCALED)
@@ -118,7 +129,9 @@ def test_betas_equal_those_of_diffusers(name, theirs, end_points):
         diffusers = pytest.importorskip("diffusers", reason="the extra `parity` is not installed")
     peer = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule=theirs, **end_points)
     # theirs are float32; the cosine's first betas of 4e-5 are differences of float64 numbers near 1
-    np.testing.assert_allclose(schedules.make_betas(name, 1000, **end_points), peer.betas.numpy(), rtol=2e-6)
+    np.testing.assert_allclose(
+        schedules.make_betas(name, 1000, **end_points), peer.betas.numpy(), rtol=2e-6
+    )
 
 
 @pytest.mark.parametrize("name", schedules.BETA_SCHEDULES)
@@ -145,7 +158,9 @@ def test_tables_satisfy_their_definitions(name):
             "trained_mean_coef1": before**0.5 * betas[t] / noise,
             "trained_mean_coef2": (1 - betas[t]) ** 0.5 * (1 - before) / noise,
             "posterior_variance": betas[t] * (1 - before) / noise,
-            "posterior_log_variance_clipped": np.log(betas[max(t, 1)] * (1 - before) / noise) if t else None,
+            "posterior_log_variance_clipped": np.log(betas[max(t, 1)] * (1 - before) / noise)
+            if t
+            else None,
             "fixed_large_log_variance": np.log(betas[t]) if t else None,
             "log_betas": np.log(betas[t]),
             "half_log_snr": 0.5 * np.log(product / noise),
@@ -156,7 +171,9 @@ def test_tables_satisfy_their_definitions(name):
             if value is not None:
                 # 1e-9: alphas_bar is near 1 at first, and 1 - alphas_bar keeps 12 of 16 digits
                 near_0 = 1e-12 if field == "half_log_snr" else 0  # which it passes through
-                np.testing.assert_allclose(getattr(s, field)[t], value, rtol=1e-9, atol=near_0, err_msg=f"{field}[{t}]")
+                np.testing.assert_allclose(
+                    getattr(s, field)[t], value, rtol=1e-9, atol=near_0, err_msg=f"{field}[{t}]"
+                )
     assert s.posterior_variance[0] == 0
     assert s.posterior_log_variance_clipped[0] == np.log(s.posterior_variance[1])
     assert s.fixed_large_log_variance[0] == np.log(s.posterior_variance[1])
@@ -174,9 +191,13 @@ def test_tables_are_float32_and_finite(name):
 
 def test_tables_are_rounded_only_once():
     betas = schedules.make_betas("linear", 1000)
-    single, double = (schedules.make_schedule(betas, dtype=dtype) for dtype in (np.float32, np.float64))
+    single, double = (
+        schedules.make_schedule(betas, dtype=dtype) for dtype in (np.float32, np.float64)
+    )
     for field in single._fields:
-        np.testing.assert_array_equal(getattr(single, field), getattr(double, field).astype(np.float32))
+        np.testing.assert_array_equal(
+            getattr(single, field), getattr(double, field).astype(np.float32)
+        )
 
 
 KEPT = np.array([0, 3, 4, 17, 39])
@@ -197,7 +218,9 @@ def test_respacing_keeps_the_distribution_at_the_kept_steps(name):
 def test_keeping_every_step_is_the_full_chain():
     betas = schedules.make_betas("linear", 300)
     full = schedules.make_schedule(betas, dtype=np.float64)
-    kept = schedules.make_schedule(betas, timesteps=schedules.spaced_timesteps(300, 300), dtype=np.float64)
+    kept = schedules.make_schedule(
+        betas, timesteps=schedules.spaced_timesteps(300, 300), dtype=np.float64
+    )
     for field in full._fields:
         # 1e-11: a beta of 1e-4 comes back from a ratio near 1 with 12 digits
         np.testing.assert_allclose(getattr(kept, field), getattr(full, field), rtol=1e-11)
@@ -208,19 +231,29 @@ def test_between_two_steps_log_sigma_is_linear():
     kept = chain.at([3, 7.25, 12.5, 39.0], dtype=np.float64)
     log_sigma = 0.5 * np.log((1 - kept.alphas_bar) / kept.alphas_bar)
     table = chain.log_sigmas
-    expected = [table[3], 0.75 * table[7] + 0.25 * table[8], 0.5 * table[12] + 0.5 * table[13], table[39]]
+    expected = [
+        table[3],
+        0.75 * table[7] + 0.25 * table[8],
+        0.5 * table[12] + 0.5 * table[13],
+        table[39],
+    ]
     np.testing.assert_allclose(log_sigma, expected, rtol=1e-12)
-    np.testing.assert_array_equal(kept.alphas_bar[[0, 3]], chain.at(dtype=np.float64).alphas_bar[[3, 39]])
+    np.testing.assert_array_equal(
+        kept.alphas_bar[[0, 3]], chain.at(dtype=np.float64).alphas_bar[[3, 39]]
+    )
     np.testing.assert_allclose(chain.times_of(np.exp(log_sigma)), [3, 7.25, 12.5, 39], rtol=1e-12)
 
 
 def test_a_respaced_chain_remembers_the_step_that_was_trained():
     betas = schedules.make_betas("linear", 40)
-    whole, kept = (schedules.make_schedule(betas, timesteps=t, dtype=np.float64) for t in (None, KEPT))
+    whole, kept = (
+        schedules.make_schedule(betas, timesteps=t, dtype=np.float64) for t in (None, KEPT)
+    )
     np.testing.assert_array_equal(kept.trained_mean_coef1, whole.posterior_mean_coef1[KEPT])
     np.testing.assert_array_equal(kept.trained_mean_coef2, whole.posterior_mean_coef2[KEPT])
     np.testing.assert_array_equal(kept.trained_posterior_variance, whole.posterior_variance[KEPT])
-    # To the last digit where the step before is kept too, and nowhere else: so a step is known to be the trained one.
+    # To the last digit where the step before is kept too, and nowhere else: so a step is known to
+    # be the trained one.
     own = np.diff(KEPT, prepend=-1) == 1
     np.testing.assert_array_equal(kept.trained_mean_coef1 == kept.posterior_mean_coef1, own)
     np.testing.assert_array_equal(kept.betas == betas[KEPT], own)
@@ -247,25 +280,67 @@ def test_spacing_keeps_both_ends_and_never_repeats():
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda: schedules.make_betas("cosinus", 10), r"Unknown beta schedule 'cosinus'.*Did you mean 'cosine'\?"),
+        (
+            lambda: schedules.make_betas("cosinus", 10),
+            r"Unknown beta schedule 'cosinus'.*Did you mean 'cosine'\?",
+        ),
         (lambda: schedules.make_betas("linear", 1), "num_timesteps is 1: .* at least 2"),
-        (lambda: schedules.make_betas("cosine", 10, beta_end=0.1), "The cosine schedule takes no beta_end"),
-        (lambda: schedules.make_betas("const", 10, beta_start=0.1), "The const schedule takes no beta_start"),
-        (lambda: schedules.make_betas("jsd", 10, beta_start=0.1), "The jsd schedule takes no beta_start"),
-        (lambda: schedules.make_betas("jsd", 10, scale_betas=True), "jsd schedule follows .* leave scale_betas false"),
-        (lambda: schedules.make_betas("cosine", 10, scale_betas=True), "cosine .* leave scale_betas false"),
-        (lambda: schedules.make_betas("linear", 10, beta_start=0.0), r"beta_start is 0.0: a beta lies in \(0, 1\]"),
-        (lambda: schedules.make_betas("linear", 10, beta_end=1.5), r"beta_end is 1.5: a beta lies in \(0, 1\]"),
+        (
+            lambda: schedules.make_betas("cosine", 10, beta_end=0.1),
+            "The cosine schedule takes no beta_end",
+        ),
+        (
+            lambda: schedules.make_betas("const", 10, beta_start=0.1),
+            "The const schedule takes no beta_start",
+        ),
+        (
+            lambda: schedules.make_betas("jsd", 10, beta_start=0.1),
+            "The jsd schedule takes no beta_start",
+        ),
+        (
+            lambda: schedules.make_betas("jsd", 10, scale_betas=True),
+            "jsd schedule follows .* leave scale_betas false",
+        ),
+        (
+            lambda: schedules.make_betas("cosine", 10, scale_betas=True),
+            "cosine .* leave scale_betas false",
+        ),
+        (
+            lambda: schedules.make_betas("linear", 10, beta_start=0.0),
+            r"beta_start is 0.0: a beta lies in \(0, 1\]",
+        ),
+        (
+            lambda: schedules.make_betas("linear", 10, beta_end=1.5),
+            r"beta_end is 1.5: a beta lies in \(0, 1\]",
+        ),
         (lambda: schedules.make_schedule([]), r"at least two numbers, but have shape \(0,\)"),
-        (lambda: schedules.make_schedule([[0.1, 0.2]]), r"at least two numbers, but have shape \(1, 2\)"),
+        (
+            lambda: schedules.make_schedule([[0.1, 0.2]]),
+            r"at least two numbers, but have shape \(1, 2\)",
+        ),
         (lambda: schedules.make_schedule([0.1, -0.2]), "they span -0.2 to 0.1"),
         (lambda: schedules.make_schedule([0.1, float("nan")]), "they span nan to nan"),
-        (lambda: schedules.make_schedule([1.0, 0.2]), "they span 0.2 to 1.0: after a beta of 1 nothing is left"),
-        (lambda: schedules.make_schedule([0.1, 0.2, 0.3], timesteps=[0, 2, 1]), r"increasing, not \[0, 2, 1\]"),
-        (lambda: schedules.make_schedule([0.1, 0.2, 0.3], timesteps=[1, 1]), r"increasing, not \[1, 1\]"),
+        (
+            lambda: schedules.make_schedule([1.0, 0.2]),
+            "they span 0.2 to 1.0: after a beta of 1 nothing is left",
+        ),
+        (
+            lambda: schedules.make_schedule([0.1, 0.2, 0.3], timesteps=[0, 2, 1]),
+            r"increasing, not \[0, 2, 1\]",
+        ),
+        (
+            lambda: schedules.make_schedule([0.1, 0.2, 0.3], timesteps=[1, 1]),
+            r"increasing, not \[1, 1\]",
+        ),
         (lambda: schedules.make_schedule([0.1, 0.2, 0.3], timesteps=[]), r"increasing, not \[\]"),
-        (lambda: schedules.make_schedule([0.1, 0.2, 0.3], timesteps=[0, 3]), r"lie in 0..2, not \[0, 3\]"),
-        (lambda: schedules.make_schedule([0.1, 0.2, 0.3], timesteps=[-1, 2]), r"lie in 0..2, not \[-1, 2\]"),
+        (
+            lambda: schedules.make_schedule([0.1, 0.2, 0.3], timesteps=[0, 3]),
+            r"lie in 0..2, not \[0, 3\]",
+        ),
+        (
+            lambda: schedules.make_schedule([0.1, 0.2, 0.3], timesteps=[-1, 2]),
+            r"lie in 0..2, not \[-1, 2\]",
+        ),
         (lambda: schedules.spaced_timesteps(10, 0), "steps is 0: .* choose 1 to 10"),
         (lambda: schedules.spaced_timesteps(10, 11), "steps is 11: .* choose 1 to 10"),
     ],

@@ -21,7 +21,8 @@ update = jax.jit(timesteps.update_history)
 
 @pytest.mark.parametrize("draw", [uniform, antithetic])
 def test_draws_are_uniform(draw):
-    """Chi-square at a fixed seed. 20,000 draws of 20 values find an excess of 25 % at one value (99 % power)."""
+    """Chi-square at a fixed seed. 20,000 draws of 20 values find an excess of 25 % at one value (99
+    % power)."""
     t = np.asarray(draw(KEY, everyone, 20))
     assert t.dtype == np.int32
     counts = np.bincount(t, minlength=20)
@@ -46,10 +47,15 @@ def test_antithetic_pairs_sum_to_the_last_step():
 
 
 def full_history(losses):
-    return timesteps.LossHistory(jnp.asarray(losses, jnp.float32), jnp.full(len(losses), timesteps.HISTORY, jnp.int32))
+    return timesteps.LossHistory(
+        jnp.asarray(losses, jnp.float32), jnp.full(len(losses), timesteps.HISTORY, jnp.int32)
+    )
 
 
-LOSSES = np.random.default_rng(1).gamma(1.0, size=(15, timesteps.HISTORY)) * np.logspace(0, 2, 15)[:, None]
+LOSSES = (
+    np.random.default_rng(1).gamma(1.0, size=(15, timesteps.HISTORY))
+    * np.logspace(0, 2, 15)[:, None]
+)
 HISTORY = full_history(LOSSES)
 
 
@@ -86,7 +92,8 @@ def test_importance_follows_the_root_mean_square_loss():
 
 
 def test_importance_weights_leave_the_mean_unbiased():
-    """Σ_t p_t · f_t / (T p_t) = mean f for any f, exactly; and on a sample, within four standard errors."""
+    """Σ_t p_t · f_t / (T p_t) = mean f for any f, exactly; and on a sample, within four standard
+    errors."""
     p = np.asarray(timesteps.importance_probabilities(HISTORY), np.float64)
     f = np.linspace(3, 5, 15) ** 2
     t, weight = importance(KEY, everyone, HISTORY)
@@ -132,7 +139,9 @@ def test_history_is_a_queue_of_the_last_losses_of_each_step():
             seen[step] += 1
         np.testing.assert_array_equal(history.counts, seen)
         for step, queue in enumerate(queues):
-            assert sorted(history.losses[step].tolist()) == sorted([*map(float, queue), *[0.0] * (10 - len(queue))])
+            assert sorted(history.losses[step].tolist()) == sorted(
+                [*map(float, queue), *[0.0] * (10 - len(queue))]
+            )
     assert seen[2] > 60
     assert seen[5] == 0
 

@@ -1,4 +1,5 @@
-"""Each pure function gives the same compiled and not, from host and device arrays, and mapped over devices."""
+"""Each pure function gives the same compiled and not, from host and device arrays, and mapped over
+devices."""
 
 import chex
 import jax
@@ -19,7 +20,9 @@ HISTORY = timesteps.LossHistory(RANDOM.random((12, 10), np.float32), np.full(12,
 
 
 def interpret(schedule, output, x_t, t):
-    return parameterization.interpret(schedule, output, x_t, t, parameterization="v", variance="learned_range")
+    return parameterization.interpret(
+        schedule, output, x_t, t, parameterization="v", variance="learned_range"
+    )
 
 
 def train(schedule, x_0, t, eps):
@@ -49,7 +52,10 @@ FUNCTIONS = {
     "prior_term": (likelihood.prior_term, (SCHEDULE, x_0)),
     "training_losses": (train, (SCHEDULE, x_0, t, eps)),
     "importance_probabilities": (timesteps.importance_probabilities, (HISTORY,)),
-    "update_history": (timesteps.update_history, (HISTORY, np.array([3, 3, 5], np.int32), np.ones(3, np.float32))),
+    "update_history": (
+        timesteps.update_history,
+        (HISTORY, np.array([3, 3, 5], np.int32), np.ones(3, np.float32)),
+    ),
 }
 
 
@@ -68,7 +74,9 @@ class VariantsTest(chex.TestCase):
         function, arguments = FUNCTIONS[name]
         expected = jax.tree.map(np.asarray, function(*arguments))
         # compilation fuses products and sums: a rounding or two of numbers that partly cancel
-        chex.assert_trees_all_close(self.variant(function)(*arguments), expected, rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(
+            self.variant(function)(*arguments), expected, rtol=1e-5, atol=1e-6
+        )
         chex.assert_tree_all_finite(expected)
 
 
@@ -76,4 +84,6 @@ class VariantsTest(chex.TestCase):
 def test_results_are_float32(name):
     function, arguments = FUNCTIONS[name]
     for leaf in jax.tree.leaves(function(*arguments)):
-        assert leaf.dtype == (jnp.int32 if name == "update_history" and leaf.ndim == 1 else jnp.float32)
+        assert leaf.dtype == (
+            jnp.int32 if name == "update_history" and leaf.ndim == 1 else jnp.float32
+        )

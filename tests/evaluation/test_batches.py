@@ -1,4 +1,5 @@
-"""The stream of images for likelihoods: each image once, in its place, and the filling made of images of the data."""
+"""The stream of images for likelihoods: each image once, in its place, and the filling made of
+images of the data."""
 
 import numpy as np
 import pytest
@@ -19,14 +20,26 @@ def test_every_image_that_is_not_done_comes_once_and_in_its_place(num_images, ba
     index = [i for batch in batches for i in batch.index[batch.wanted]]
     assert index == list(range(done, num_images))
     for batch in batches:
-        assert len(batch.images) == len(batch.index) == len(batch.wanted) == min(batch_size, num_images)
-        np.testing.assert_array_equal(batch.images, IMAGES[batch.index])  # the rows that fill it too
+        assert (
+            len(batch.images)
+            == len(batch.index)
+            == len(batch.wanted)
+            == min(batch_size, num_images)
+        )
+        # the rows that fill it too
+        np.testing.assert_array_equal(batch.images, IMAGES[batch.index])
 
 
-@pytest.mark.parametrize(("first", "num_images", "done"), [(0, 10, 0), (3, 10, 3), (3, 8, 6), (5, 5, 5), (9, 10, 9)])
+@pytest.mark.parametrize(
+    ("first", "num_images", "done"), [(0, 10, 0), (3, 10, 3), (3, 8, 6), (5, 5, 5), (9, 10, 9)]
+)
 def test_batches_may_be_counted_from_any_image_on(first, num_images, done):
-    batches = list(image_batches(SOURCE, num_images=num_images, batch_size=4, done=done, first=first))
-    assert [i for batch in batches for i in batch.index[batch.wanted]] == list(range(done, num_images))
+    batches = list(
+        image_batches(SOURCE, num_images=num_images, batch_size=4, done=done, first=first)
+    )
+    assert [i for batch in batches for i in batch.index[batch.wanted]] == list(
+        range(done, num_images)
+    )
     for batch in batches:
         assert (batch.index[0] - first) % 4 == 0
         np.testing.assert_array_equal(batch.images, IMAGES[batch.index])

@@ -1,7 +1,8 @@
 """The bound over a set of images: a closed form, and errors that are what they say.
 
-Gaussian data has an exact denoiser that is affine in x_t, so every term's mean over ε is known for each image: exactly
-at t >= 1, by quadrature in one dimension at t = 0. That is the judge of the estimates here.
+Gaussian data has an exact denoiser that is affine in x_t, so every term's mean over ε is known for
+each image: exactly at t >= 1, by quadrature in one dimension at t = 0. That is the judge of the
+estimates here.
 """
 
 import os
@@ -22,7 +23,7 @@ from ddpm_jax.diffusion import likelihood
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.evaluation import results, tally
+from ddpm_jax.evaluation import tally
 from ddpm_jax.evaluation.bound import (
     Terms,
     check_has_bound,
@@ -33,6 +34,7 @@ from ddpm_jax.evaluation.bound import (
     make_strata,
     stream_terms,
 )
+from ddpm_jax.monitoring import results
 
 ROOT = pathlib.Path(__file__).parents[2]
 MU, SIGMA = 0.1, 0.25  # of the pixels, on [-1, 1]: no pixel in 3000 is clipped
@@ -43,13 +45,18 @@ LEVELS = np.arange(256) / 127.5 - 1
 
 def schedule_of(num_timesteps=T, dtype=np.float32):
     # End points that take 60 steps as far as 1000 with the published ones: L_T is about 1e-5.
-    return make_schedule(make_betas("linear", num_timesteps, beta_start=1e-3, beta_end=0.35), dtype=dtype)
+    return make_schedule(
+        make_betas("linear", num_timesteps, beta_start=1e-3, beta_end=0.35), dtype=dtype
+    )
 
 
 def exact_x_0(schedule, x_t, time):
-    """E[x_0|x_t] for pixels N(MU, SIGMA²): linear in x_t (Bishop 2006, eq. 2.116). `time` is the 0-based t."""
+    """E[x_0|x_t] for pixels N(MU, SIGMA²): linear in x_t (Bishop 2006, eq. 2.116). `time` is the
+    0-based t."""
     a = jnp.asarray(schedule.sqrt_alphas_bar)[time.astype(int)].reshape(-1, 1, 1, 1)
-    noise = jnp.square(jnp.asarray(schedule.sqrt_one_minus_alphas_bar)[time.astype(int)]).reshape(-1, 1, 1, 1)
+    noise = jnp.square(jnp.asarray(schedule.sqrt_one_minus_alphas_bar)[time.astype(int)]).reshape(
+        -1, 1, 1, 1
+    )
     return MU + a * SIGMA**2 / (a**2 * SIGMA**2 + noise) * (x_t - a * MU)
 
 
@@ -89,7 +96,8 @@ def run(images, strata, *, seed=0, draws=1, batch_size=8, done=0):
 
 
 class Closed(NamedTuple):
-    """Of each of the 256 grey levels, in float64: the mean over ε of the term at each t, bits [T, 256]; L_T [256]."""
+    """Of each of the 256 grey levels, in float64: the mean over ε of the term at each t, bits [T,
+    256]; L_T [256]."""
 
     bits: np.ndarray
     mse: np.ndarray
@@ -107,7 +115,8 @@ class Closed(NamedTuple):
         coef = np.sqrt(a_prev) * betas / (1 - a_bar)
         variance = betas * (1 - a_prev) / (1 - a_bar)
         variance[0] = variance[1]
-        bits = (coef**2 / variance)[:, None] * mse / (2 * np.log(2))  # the variances of q and p are one
+        # the variances of q and p are one
+        bits = (coef**2 / variance)[:, None] * mse / (2 * np.log(2))
         bits[0] = cls._decoder(a_bar[0], gain[0], variance[0])
         last = a_bar[-1]
         prior = 0.5 * (last * LEVELS**2 + (1 - last) - 1 - np.log(1 - last)) / np.log(2)
@@ -115,7 +124,8 @@ class Closed(NamedTuple):
 
     @staticmethod
     def _decoder(a_bar, gain, variance):
-        """Gauss-Hermite over ε; the decoder's log-probability itself is proved in diffusion/test_likelihood.py."""
+        """Gauss-Hermite over ε; the decoder's log-probability itself is proved in
+        diffusion/test_likelihood.py."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(40)
         x_t = np.sqrt(a_bar) * LEVELS[:, None] + np.sqrt(1 - a_bar) * nodes[None, :]
         mean = MU + gain * (x_t - np.sqrt(a_bar) * MU)
@@ -128,7 +138,11 @@ class Closed(NamedTuple):
     def of(self, images):
         """Means over the pixels: (bits [N, T], mse [N, T], prior [N])."""
         pixels = images.reshape(len(images), -1)
-        return self.bits[:, pixels].mean(-1).T, self.mse[:, pixels].mean(-1).T, self.prior[pixels].mean(-1)
+        return (
+            self.bits[:, pixels].mean(-1).T,
+            self.mse[:, pixels].mean(-1).T,
+            self.prior[pixels].mean(-1),
+        )
 
     def of_distribution(self):
         """The mean total over the images that `images_of` draws from."""
@@ -147,11 +161,15 @@ def closed():
 def test_strata_are_all_timesteps_once(num_timesteps, stride):
     stride = num_timesteps if stride == "T" else min(stride, num_timesteps)
     strata = make_strata(num_timesteps, stride)
-    every = np.concatenate([np.arange(first, first + size) for first, size in zip(*strata, strict=True)])
+    every = np.concatenate(
+        [np.arange(first, first + size) for first, size in zip(*strata, strict=True)]
+    )
     np.testing.assert_array_equal(every, np.arange(num_timesteps))
     assert strata.size[0] == 1  # the decoder's term is always computed
     assert strata.size.max() <= stride
-    np.testing.assert_array_equal(strata.weights(), [size for size in strata.size for _ in range(size)])
+    np.testing.assert_array_equal(
+        strata.weights(), [size for size in strata.size for _ in range(size)]
+    )
 
 
 def test_a_stride_of_ten_costs_about_a_tenth():
@@ -160,7 +178,8 @@ def test_a_stride_of_ten_costs_about_a_tenth():
 
 
 def test_every_term_has_its_closed_form(closed):
-    """256 draws of 4 images of 16 pixels: the mean over draws lies within 5 of its standard errors, at every t."""
+    """256 draws of 4 images of 16 pixels: the mean over draws lies within 5 of its standard errors,
+    at every t."""
     images = images_of(4)
     terms = run(images, make_strata(T), draws=256)
     bits, mse, prior = closed.of(images)
@@ -179,17 +198,24 @@ def test_t_is_uniform_over_its_stratum():
         t = np.asarray(draw_timesteps(keys, 3, first, size))
         counts = np.bincount(t - first, minlength=size)
         assert len(counts) == size
-        assert np.abs(counts - 6000 / size).max() < 4 * np.sqrt(6000 / size)  # 4 standard deviations
+        # 4 standard deviations
+        assert np.abs(counts - 6000 / size).max() < 4 * np.sqrt(6000 / size)
 
 
 def groups(terms, num_groups, images_per_group, draws_per_group, strata):
     """Summaries of disjoint sets of images or draws, each an evaluation of its own."""
     parts = [
-        x.reshape(-1, images_per_group, x.shape[1] // draws_per_group, draws_per_group, *x.shape[2:]).swapaxes(1, 2)
+        x.reshape(
+            -1, images_per_group, x.shape[1] // draws_per_group, draws_per_group, *x.shape[2:]
+        ).swapaxes(1, 2)
         for x in terms[:3]
     ]
     parts = [x.reshape(num_groups, images_per_group, draws_per_group, -1) for x in parts]
-    priors = np.repeat(terms.prior.reshape(-1, images_per_group), num_groups * images_per_group // len(terms.prior), 0)
+    priors = np.repeat(
+        terms.prior.reshape(-1, images_per_group),
+        num_groups * images_per_group // len(terms.prior),
+        0,
+    )
     empty = tally.empty(T, draws_per_group)
     return [
         tally.summarize(tally.add(empty, strata, Terms(*(x[g] for x in parts), priors[g])), strata)
@@ -202,20 +228,29 @@ def check_coverage(estimates, errors, truth):
     estimates, errors = np.array(estimates), np.array(errors)
     assert abs(estimates.mean() - truth) < 4 * estimates.std(ddof=1) / np.sqrt(len(estimates))
     inside = np.mean(np.abs(estimates - truth) < 1.96 * errors)
-    assert 0.88 <= inside <= 0.99  # 95 % less the tails of Student's t, ± 3 standard errors of a share of 100
-    assert np.sqrt(np.mean(errors**2)) == pytest.approx(estimates.std(ddof=1), rel=0.25)  # 7 % at one sigma
+    # 95 % less the tails of Student's t, ± 3 standard errors of a share of 100
+    assert 0.88 <= inside <= 0.99
+    # 7 % at one sigma
+    assert np.sqrt(np.mean(errors**2)) == pytest.approx(estimates.std(ddof=1), rel=0.25)
 
 
 @pytest.mark.parametrize("stride", [1, 10, T])
 def test_the_strided_estimate_is_unbiased_and_its_error_over_draws_is_right(stride, closed):
-    """100 evaluations of the same 16 images with 4 draws each, against the full sum in closed form."""
+    """100 evaluations of the same 16 images with 4 draws each, against the full sum in closed
+    form."""
     images, strata = images_of(16), make_strata(T, stride)
     bits, _, prior = closed.of(images)
     found = groups(run(images, strata, draws=400, batch_size=16), 100, 16, 4, strata)
     truth = (bits.sum(axis=1) + prior).mean()
-    check_coverage([s.total.mean for s in found], [s.total.standard_error_draws for s in found], truth)
+    check_coverage(
+        [s.total.mean for s in found], [s.total.standard_error_draws for s in found], truth
+    )
     rest = bits[:, 1:].sum(axis=1).mean()
-    check_coverage([s.divergences.mean for s in found], [s.divergences.standard_error_draws for s in found], rest)
+    check_coverage(
+        [s.divergences.mean for s in found],
+        [s.divergences.standard_error_draws for s in found],
+        rest,
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 10])
@@ -223,7 +258,11 @@ def test_the_error_over_images_is_that_of_the_distribution_they_come_from(stride
     """100 sets of 16 images, one draw each, against the mean over all images there could be."""
     strata = make_strata(T, stride)
     found = groups(run(images_of(1600, seed=1), strata, batch_size=400), 100, 16, 1, strata)
-    check_coverage([s.total.mean for s in found], [s.total.standard_error for s in found], closed.of_distribution())
+    check_coverage(
+        [s.total.mean for s in found],
+        [s.total.standard_error for s in found],
+        closed.of_distribution(),
+    )
     assert np.isnan(found[0].total.standard_error_draws)  # one draw says nothing of its own error
 
 
@@ -232,7 +271,9 @@ def test_a_strided_term_is_the_one_of_the_full_sum():
     images = images_of(5)
     full, strided = (run(images, make_strata(T, stride), draws=2) for stride in (1, 20))
     assert strided.t.shape[-1] < T / 3
-    np.testing.assert_allclose(strided.bits, np.take_along_axis(full.bits, strided.t, -1), rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        strided.bits, np.take_along_axis(full.bits, strided.t, -1), rtol=2e-5, atol=1e-7
+    )
     assert len(np.unique(strided.t[:, :, -1])) > 3  # images and draws have their own t
 
 
@@ -245,7 +286,8 @@ def test_the_noise_of_an_image_differs_between_timesteps():
 def test_noise_differs_between_images_draws_timesteps_and_seeds():
     same = np.repeat(images_of(1), 3, axis=0)
     terms, other = (run(same, make_strata(T), draws=2, seed=seed) for seed in (0, 1))
-    ratios = terms.mse / Closed.form().of(same)[1][:, None, :]  # ‖x_0 - x̂_0‖² without its trend over t
+    # ‖x_0 - x̂_0‖² without its trend over t
+    ratios = terms.mse / Closed.form().of(same)[1][:, None, :]
     assert len(np.unique(ratios)) == ratios.size
     assert np.all(terms.mse != other.mse)
 
@@ -267,9 +309,16 @@ def test_eight_devices_find_what_one_finds(tmp_path):
         "t.np.savez(sys.argv[1], t=terms.t, bits=terms.bits)"
     )
     out = tmp_path / "eight.npz"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run(
-        [sys.executable, "-c", script, out], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", script, out],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     there = np.load(out)
@@ -297,7 +346,10 @@ def test_tallies_of_parts_of_the_images_merge_to_that_of_all():
     def tally_of(rows):
         return tally.add(tally.empty(T, 2), strata, Terms(*(part[rows] for part in terms)))
 
-    whole, parts = tally_of(slice(None)), [tally_of(slice(*bounds)) for bounds in ((0, 3), (3, 3), (3, 7))]
+    whole, parts = (
+        tally_of(slice(None)),
+        [tally_of(slice(*bounds)) for bounds in ((0, 3), (3, 3), (3, 7))],
+    )
     merged = tally.merge(tally.merge(parts[0], parts[1]), parts[2])
     for ours, theirs in zip(merged, whole, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)  # float64 sums in another order
@@ -318,18 +370,27 @@ def test_a_tally_of_other_settings_or_a_damaged_one_is_refused(tmp_path):
 def test_results_that_cannot_be_read_are_not_taken_for_damaged_ones(tmp_path, monkeypatch):
     path = tmp_path / "bound.npz"
     results.save_tally(path, tally.empty(T, 1), {"seed": 0})
-    monkeypatch.setattr(results, "read_file", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
-    for read in (lambda: results.load_tally(path, {}, tally.empty(T, 1)), lambda: results.check_record(path, {})):
+    monkeypatch.setattr(
+        results, "read_file", mock.Mock(side_effect=PermissionError(13, "Permission denied"))
+    )
+    for read in (
+        lambda: results.load_tally(path, {}, tally.empty(T, 1)),
+        lambda: results.check_record(path, {}),
+    ):
         with pytest.raises(FailureError, match=r"Cannot read .*bound.npz: Permission denied"):
             read()
 
 
 def test_the_parts_add_up_and_the_table_is_the_sum():
     strata = make_strata(T, 7)
-    summary = tally.summarize(tally.add(tally.empty(T, 3), strata, run(images_of(6), strata, draws=3)), strata)
+    summary = tally.summarize(
+        tally.add(tally.empty(T, 3), strata, run(images_of(6), strata, draws=3)), strata
+    )
     parts = summary.prior + summary.divergences.mean + summary.decoder.mean
     assert parts == pytest.approx(summary.total.mean, rel=1e-12)
-    assert summary.prior + summary.contributions.sum() == pytest.approx(summary.total.mean, rel=1e-12)
+    assert summary.prior + summary.contributions.sum() == pytest.approx(
+        summary.total.mean, rel=1e-12
+    )
     assert summary.visits.sum() == 6 * 3 * len(strata.first)
     assert np.all(np.isnan(summary.bits) == (summary.visits == 0))
 
@@ -340,14 +401,19 @@ def test_the_error_at_one_t_is_that_of_a_mean_over_images_and_draws_are_no_more_
     for draws in (1, 3):
         some = Terms(*(x[:, :draws] for x in terms[:3]), terms.prior)
         summary = tally.summarize(tally.add(tally.empty(T, draws), strata, some), strata)
-        for table, found in ((some.bits, summary.bits_standard_error), (some.mse, summary.mse_standard_error)):
+        for table, found in (
+            (some.bits, summary.bits_standard_error),
+            (some.mse, summary.mse_standard_error),
+        ):
             per_image = table.astype(np.float64).mean(axis=1)
             np.testing.assert_allclose(found, per_image.std(axis=0, ddof=1) / np.sqrt(6), rtol=1e-9)
 
 
 @pytest.mark.parametrize("stride", [0, -1, T + 1])
 def test_a_stride_that_is_not_of_the_chain_is_refused(stride):
-    with pytest.raises(UsageError, match=f"stride is {stride}: the chain has {T} timesteps, so choose 1"):
+    with pytest.raises(
+        UsageError, match=f"stride is {stride}: the chain has {T} timesteps, so choose 1"
+    ):
         make_strata(T, stride)
 
 
@@ -372,7 +438,8 @@ def test_a_chain_with_a_step_without_noise_has_no_likelihood():
         schedule = make_schedule(make_betas("linear", T, beta_start=1e-30, beta_end=0.35))
     with pytest.raises(UsageError, match="has no likelihood: its schedule adds no noise at t = 0"):
         check_has_bound(schedule)
-    check_has_bound(make_schedule(make_betas("jsd", T)))  # the end that destroys the signal is no obstacle
+    # the end that destroys the signal is no obstacle
+    check_has_bound(make_schedule(make_betas("jsd", T)))
 
 
 def test_a_term_that_is_not_finite_is_named():
@@ -388,7 +455,9 @@ def test_a_term_that_is_not_finite_is_named():
         schedule,
         strata,
     )
-    stream = stream_terms(nan, {}, source_of(images_of(2)), seed=0, num_images=2, draws=1, batch_size=1, done=1)
+    stream = stream_terms(
+        nan, {}, source_of(images_of(2)), seed=0, num_images=2, draws=1, batch_size=1, done=1
+    )
     with pytest.raises(FailureError, match="term of image 1 at t = 7 is nan"):
         list(stream)
 
@@ -401,7 +470,8 @@ def test_counts_below_one_are_refused(name):
 
 
 def test_the_bound_of_a_conditional_model_is_that_of_each_image_given_its_own_label():
-    """A model that adds its label / 10 to what it predicts: every label's images have the terms of that one model."""
+    """A model that adds its label / 10 to what it predicts: every label's images have the terms of
+    that one model."""
     schedule, strata, images = schedule_of(), make_strata(T, 20), images_of(10)
     labels = np.array([0, 2, 1, 1, 0, 2, 2, 0, 1, 2], np.int32)
 

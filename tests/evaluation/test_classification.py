@@ -22,9 +22,13 @@ def test_images_that_show_their_class_teach_it():
 
 
 def test_wrong_labels_teach_the_wrong_class_and_noise_none():
-    assert classification_accuracy_score(images((LABELS + 1) % 3), LABELS, images(LABELS), LABELS) == 0.0
+    assert (
+        classification_accuracy_score(images((LABELS + 1) % 3), LABELS, images(LABELS), LABELS)
+        == 0.0
+    )
     noise = RNG.integers(0, 256, (300, 3, 3, 1)).astype(np.uint8)
-    assert 0.15 < classification_accuracy_score(noise, LABELS, images(LABELS), LABELS) < 0.6  # a third by chance
+    # a third by chance
+    assert 0.15 < classification_accuracy_score(noise, LABELS, images(LABELS), LABELS) < 0.6
 
 
 def test_one_class_is_refused():

@@ -1,4 +1,5 @@
-"""Colours of samples: the statistics against NumPy over all pixels, and how often the test is wrong."""
+"""Colours of samples: the statistics against NumPy over all pixels, and how often the test is
+wrong."""
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ from ddpm_jax.evaluation.colour import colours, moments, shift
 
 
 def _images(seed, count, tint=0.0, contrast=1.0):
-    """Images of a level, a contrast and a tint of their own; pixels of an image are far from independent."""
+    """Images of a level, a contrast and a tint of their own; pixels of an image are far from
+    independent."""
     rng = np.random.default_rng(seed)
     level = rng.normal(120 + tint, 30, (count, 1, 1, 3))
     spread = rng.uniform(10, 40, (count, 1, 1, 1))
@@ -28,7 +30,10 @@ def test_mean_and_standard_deviation_are_those_of_all_pixels():
 
 def test_a_weight_of_three_is_an_image_that_is_there_three_times():
     images, weights = _images(1, 20), np.arange(20) % 4
-    found, repeated = colours(moments(images), weights), colours(moments(images.repeat(weights, axis=0)))
+    found, repeated = (
+        colours(moments(images), weights),
+        colours(moments(images.repeat(weights, axis=0))),
+    )
     for name in ("mean", "std", "mean_spread", "variance_spread"):
         np.testing.assert_allclose(getattr(found, name), getattr(repeated, name), rtol=1e-12)
     # Kish's effective number of draws.
@@ -39,8 +44,8 @@ def test_standard_errors_of_draws_from_the_data_are_standard_normal():
     data = colours(moments(_images(2, 2000)))
     off = [shift(colours(moments(_images(seed, 64))), data) for seed in range(100, 500)]
     for found in (np.array([o.mean for o in off]), np.array([o.variance for o in off])):
-        # 1,200 numbers: the standard error of their standard deviation is 2 %, that of their mean 3 %, that of the
-        # data they share 1/sqrt(32) of a unit in every one.
+        # 1,200 numbers: the standard error of their standard deviation is 2 %, that of their mean 3
+        # %, that of the data they share 1/sqrt(32) of a unit in every one.
         assert np.all(np.abs(found.mean(axis=0)) < 0.5)
         np.testing.assert_allclose(found.std(axis=0), 1.0, atol=0.12)
         # Of a normal number 6e-5 are beyond 4; a mean of 64 squares has a longer tail.
@@ -49,11 +54,15 @@ def test_standard_errors_of_draws_from_the_data_are_standard_normal():
 
 @pytest.mark.parametrize(
     ("changes", "which", "sign"),
-    [({"tint": np.array([20.0, 0, 0])}, "mean", 1), ({"tint": np.array([-20.0, 0, 0])}, "mean", -1)],
+    [
+        ({"tint": np.array([20.0, 0, 0])}, "mean", 1),
+        ({"tint": np.array([-20.0, 0, 0])}, "mean", -1),
+    ],
 )
 def test_a_tint_shows_in_its_channel(changes, which, sign):
     off = shift(colours(moments(_images(3, 64, **changes))), colours(moments(_images(4, 2000))))
-    # 20 grey levels, a spread of 30 over images, 64 of them: 5.3 standard errors, give or take one for each draw.
+    # 20 grey levels, a spread of 30 over images, 64 of them: 5.3 standard errors, give or take one
+    # for each draw.
     assert sign * getattr(off, which)[0] > 3
     assert np.abs(getattr(off, which)[1:]).max() < 3
 

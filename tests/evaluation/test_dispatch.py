@@ -1,4 +1,5 @@
-"""Dispatches of bounded time: every row once and in order, never more than two under way, as long as they are quick."""
+"""Dispatches of bounded time: every row once and in order, never more than two under way, as long
+as they are quick."""
 
 import math
 from typing import NamedTuple
@@ -14,7 +15,13 @@ class Device:
 
     def __init__(self, seconds_a_row, monkeypatch, *, enough=math.inf):
         self.enough = enough
-        self.now, self.seconds_a_row, self.spans, self.under_way, self.most = 0.0, seconds_a_row, [], 0, 0
+        self.now, self.seconds_a_row, self.spans, self.under_way, self.most = (
+            0.0,
+            seconds_a_row,
+            [],
+            0,
+            0,
+        )
         monkeypatch.setattr(dispatch.time, "perf_counter", lambda: self.now)
 
     def advance(self, carry, first, last):
@@ -42,9 +49,13 @@ class _Result(NamedTuple):
 
 @pytest.mark.parametrize("total", [1, 2, 37, 1000])
 @pytest.mark.parametrize("seconds_a_row", [1e-6, 0.004, 7.0])
-def test_every_row_is_done_once_in_order_with_at_most_two_dispatches_under_way(monkeypatch, total, seconds_a_row):
+def test_every_row_is_done_once_in_order_with_at_most_two_dispatches_under_way(
+    monkeypatch, total, seconds_a_row
+):
     device, seen = Device(seconds_a_row, monkeypatch), []
-    rows = dispatch.walk(device.advance, [], total, pace=dispatch.Pace(), watch=lambda *at: seen.append(at))
+    rows = dispatch.walk(
+        device.advance, [], total, pace=dispatch.Pace(), watch=lambda *at: seen.append(at)
+    )
     assert rows == list(range(total))
     assert seen == [(last, total) for _, last in device.spans]
     assert (device.most, device.under_way) == (min(2, len(device.spans)), 0)

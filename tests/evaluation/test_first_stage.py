@@ -9,8 +9,8 @@ from scipy import stats
 from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import first_stage_scores as evaluation
-from ddpm_jax.evaluation import results
 from ddpm_jax.evaluation.likelihood_ode import dequantize
+from ddpm_jax.monitoring import results
 from ddpm_jax.variational import pca
 from ddpm_jax.variational.first_stage import FirstStage
 from ddpm_jax.variational.observation import FAMILIES
@@ -36,7 +36,9 @@ class Images:
 
 
 def _images():
-    x = 0.2 * RNG.normal(size=(N, LATENTS)) @ RNG.normal(size=(LATENTS, D)) + 0.1 * RNG.normal(size=(N, D))
+    x = 0.2 * RNG.normal(size=(N, LATENTS)) @ RNG.normal(size=(LATENTS, D)) + 0.1 * RNG.normal(
+        size=(N, D)
+    )
     return np.clip(np.round((x + 1) * 127.5), 0, 255).astype(np.uint8).reshape(N, SIDE, SIDE, 1)
 
 
@@ -54,24 +56,30 @@ def _decode(model, z, keys):
     return (z[:, 0, 0] @ model.weights.T + model.mean[None]).reshape(-1, SIDE, SIDE, 1)
 
 
-LINEAR = FirstStage("vae", _encode, _decode, FAMILIES["gaussian"], log_scale=float(0.5 * np.log(MODEL.variance)))
+LINEAR = FirstStage(
+    "vae", _encode, _decode, FAMILIES["gaussian"], log_scale=float(0.5 * np.log(MODEL.variance))
+)
 
 
 def _scores(stage, params, images=IMAGES, *, num_draws, num_codes=0, **options):
     scores = evaluation.no_scores(num_draws, LATENTS, num_codes)
     options = {"seed": 0, "num_images": len(images), "batch_size": 8} | options
-    for batch in evaluation.stream_scores(stage, params, Images(images), num_draws=num_draws, **options):
+    for batch in evaluation.stream_scores(
+        stage, params, Images(images), num_draws=num_draws, **options
+    ):
         scores = evaluation.joined(scores, batch)
     return scores
 
 
 def test_with_the_exact_posterior_the_bounds_are_those_of_principal_components():
-    """-log P(x) = -log E_u p(x + u) by 2,000 draws of u from the closed form; the bounds of 500 draws lie above it."""
+    """-log P(x) = -log E_u p(x + u) by 2,000 draws of u from the closed form; the bounds of 500
+    draws lie above it."""
     scores = _scores(LINEAR, PARAMS, num_draws=500)
     u = RNG.uniform(size=(2000, N, D)).astype(np.float32)
     log_p = jax.lax.map(lambda u: pca.log_prob(PARAMS, dequantize(IMAGES.reshape(N, D), u)), u)
     exact = (-jax.nn.logsumexp(log_p, axis=0) + np.log(2000)) / (D * np.log(2)) + np.log2(127.5)
-    # of the weights the spread is 0.02 nats: a hundredth of that is left, and less in bits per dimension
+    # of the weights the spread is 0.02 nats: a hundredth of that is left, and less in bits per
+    # dimension
     np.testing.assert_allclose(scores.importance_weighted, exact, atol=1e-3)
     elbo = scores.elbo.mean(axis=1)
     errors = scores.elbo.std(axis=1) / np.sqrt(500)
@@ -103,7 +111,9 @@ def test_a_decoder_that_ignores_z_has_the_likelihood_of_its_distribution_and_no_
     np.testing.assert_allclose(scores.importance_weighted, expected, rtol=1e-5)
     np.testing.assert_allclose(scores.elbo, np.repeat(expected[:, None], 3, axis=1), rtol=1e-5)
     assert not np.any(scores.kl)
-    np.testing.assert_allclose(scores.mse, ((IMAGES - 1.1 * 127.5) ** 2).mean(axis=(1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(
+        scores.mse, ((IMAGES - 1.1 * 127.5) ** 2).mean(axis=(1, 2, 3)), rtol=1e-5
+    )
 
 
 def test_a_vq_vae_pays_for_its_codes_and_counts_them():
@@ -119,7 +129,9 @@ def test_a_vq_vae_pays_for_its_codes_and_counts_them():
     scores = _scores(stage, {"codebook": codebook}, num_draws=1, num_codes=3)
     np.testing.assert_allclose(scores.kl, np.full(N, 3 * np.log2(3) / D), rtol=1e-6)
     np.testing.assert_allclose(scores.importance_weighted, scores.elbo[:, 0], rtol=1e-6)
-    nearest = np.abs(np.asarray(to_model_range(IMAGES))[:, 0, :, 0, None] - [-0.3, 0, 0.3]).argmin(-1)
+    nearest = np.abs(np.asarray(to_model_range(IMAGES))[:, 0, :, 0, None] - [-0.3, 0, 0.3]).argmin(
+        -1
+    )
     np.testing.assert_array_equal(scores.codes, np.bincount(nearest.ravel(), minlength=3))
 
 
@@ -144,7 +156,9 @@ def test_a_plain_autoencoder_has_no_bound():
 @pytest.mark.parametrize("num_codes", [0, 4])
 def test_scores_of_a_model_with_and_without_codes_come_back_from_disk(tmp_path, num_codes):
     empty = evaluation.no_scores(2, 3, num_codes)
-    rows = [np.arange(5.0 * np.prod(part.shape[1:])).reshape(5, *part.shape[1:]) for part in empty[:-1]]
+    rows = [
+        np.arange(5.0 * np.prod(part.shape[1:])).reshape(5, *part.shape[1:]) for part in empty[:-1]
+    ]
     scores = evaluation.Scores(*rows, np.arange(num_codes))
     results.save_tally(tmp_path / "scores.npz", scores, {"seed": 0})
     found = results.load_tally(tmp_path / "scores.npz", {"seed": 0}, empty)

@@ -48,7 +48,9 @@ def test_one_sample_has_no_covariance(count):
 
 
 def test_in_one_dimension_it_is_the_difference_of_means_and_of_deviations():
-    distance = frechet.frechet_distance(np.array([1.0]), np.array([[4.0]]), np.array([4.0]), np.array([[25.0]]))
+    distance = frechet.frechet_distance(
+        np.array([1.0]), np.array([[4.0]]), np.array([4.0]), np.array([[25.0]])
+    )
     assert distance == pytest.approx((1 - 4) ** 2 + (2 - 5) ** 2, rel=1e-14)
 
 
@@ -57,8 +59,12 @@ def test_commuting_covariances_have_a_closed_form():
     basis = _orthogonal(rng, 12)
     variances_1, variances_2 = rng.uniform(0, 4, (2, 12))
     mean_1, mean_2 = rng.normal(size=(2, 12))
-    distance = frechet.frechet_distance(mean_1, basis * variances_1 @ basis.T, mean_2, basis * variances_2 @ basis.T)
-    expected = np.sum((mean_1 - mean_2) ** 2) + np.sum((np.sqrt(variances_1) - np.sqrt(variances_2)) ** 2)
+    distance = frechet.frechet_distance(
+        mean_1, basis * variances_1 @ basis.T, mean_2, basis * variances_2 @ basis.T
+    )
+    expected = np.sum((mean_1 - mean_2) ** 2) + np.sum(
+        (np.sqrt(variances_1) - np.sqrt(variances_2)) ** 2
+    )
     assert distance == pytest.approx(expected, rel=1e-12)
 
 
@@ -76,8 +82,12 @@ def test_it_agrees_with_scipys_square_root_where_that_is_well_conditioned():
     rng = np.random.default_rng(RNG_SEED)
     cov_1, cov_2 = _covariance(rng, 20), _covariance(rng, 20)
     mean_1, mean_2 = rng.normal(size=(2, 20))
-    expected = np.sum((mean_1 - mean_2) ** 2) + np.trace(cov_1 + cov_2 - 2 * scipy.linalg.sqrtm(cov_1 @ cov_2).real)
-    assert frechet.frechet_distance(mean_1, cov_1, mean_2, cov_2) == pytest.approx(expected, rel=1e-11)
+    expected = np.sum((mean_1 - mean_2) ** 2) + np.trace(
+        cov_1 + cov_2 - 2 * scipy.linalg.sqrtm(cov_1 @ cov_2).real
+    )
+    assert frechet.frechet_distance(mean_1, cov_1, mean_2, cov_2) == pytest.approx(
+        expected, rel=1e-11
+    )
 
 
 def test_it_is_symmetric_and_zero_for_equal_gaussians():
@@ -86,7 +96,8 @@ def test_it_is_symmetric_and_zero_for_equal_gaussians():
     assert frechet.frechet_distance(*first, *second) == pytest.approx(
         frechet.frechet_distance(*second, *first), rel=1e-12
     )
-    assert frechet.frechet_distance(*first, *first) == pytest.approx(0.0, abs=1e-12)  # Traces of about 30.
+    # Traces of about 30.
+    assert frechet.frechet_distance(*first, *first) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_rank_one_covariances_have_a_closed_form():
@@ -97,7 +108,8 @@ def test_rank_one_covariances_have_a_closed_form():
 
 
 def test_a_singular_covariance_against_the_identity_has_a_closed_form():
-    # tr (u uᵀ)^½ = |u|. Rounding noise of 1e-16 left in the 199 empty directions would add its root, 1e-6 in all.
+    # tr (u uᵀ)^½ = |u|. Rounding noise of 1e-16 left in the 199 empty directions would add its
+    # root, 1e-6 in all.
     u = np.random.default_rng(RNG_SEED).normal(size=200)
     distance = frechet.frechet_distance(np.zeros(200), np.outer(u, u), np.zeros(200), np.eye(200))
     assert distance == pytest.approx(u @ u + 200 - 2 * np.linalg.norm(u), rel=1e-12)
@@ -105,24 +117,33 @@ def test_a_singular_covariance_against_the_identity_has_a_closed_form():
 
 def test_a_point_mass_is_as_far_as_the_variance():
     covariance = np.diag([1.0, 2.0, 3.0])
-    assert frechet.frechet_distance(np.zeros(3), covariance, np.zeros(3), np.zeros((3, 3))) == pytest.approx(6.0)
-    assert frechet.frechet_distance(np.ones(3), np.zeros((3, 3)), np.zeros(3), np.zeros((3, 3))) == pytest.approx(3.0)
+    assert frechet.frechet_distance(
+        np.zeros(3), covariance, np.zeros(3), np.zeros((3, 3))
+    ) == pytest.approx(6.0)
+    assert frechet.frechet_distance(
+        np.ones(3), np.zeros((3, 3)), np.zeros(3), np.zeros((3, 3))
+    ) == pytest.approx(3.0)
 
 
 def test_more_dimensions_than_samples_change_nothing_under_an_isometry():
-    # 30 features of 8 numbers, embedded in 200 dimensions: both covariances are singular, the distance is the same.
+    # 30 features of 8 numbers, embedded in 200 dimensions: both covariances are singular, the
+    # distance is the same.
     rng = np.random.default_rng(RNG_SEED)
     low_a, low_b = rng.normal(size=(30, 8)), rng.normal(0.5, 1.5, (30, 8))
     embedding = _orthogonal(rng, 200)[:8]
-    low = frechet.frechet_distance(*frechet.gaussian_statistics(low_a), *frechet.gaussian_statistics(low_b))
+    low = frechet.frechet_distance(
+        *frechet.gaussian_statistics(low_a), *frechet.gaussian_statistics(low_b)
+    )
     high = frechet.frechet_distance(
-        *frechet.gaussian_statistics(low_a @ embedding), *frechet.gaussian_statistics(low_b @ embedding)
+        *frechet.gaussian_statistics(low_a @ embedding),
+        *frechet.gaussian_statistics(low_b @ embedding),
     )
     assert high == pytest.approx(low, rel=1e-11)
 
 
 def test_a_singular_gaussian_is_at_distance_zero_from_itself():
-    # The eigenvalues of C₁C₂ are rounding noise of 1e-16 in 191 directions; their roots would add 1e-8 each.
+    # The eigenvalues of C₁C₂ are rounding noise of 1e-16 in 191 directions; their roots would add
+    # 1e-8 each.
     statistics = frechet.gaussian_statistics(np.random.default_rng(RNG_SEED).normal(size=(10, 200)))
     assert frechet.frechet_distance(*statistics, *statistics) == pytest.approx(0.0, abs=1e-11)
 
@@ -141,7 +162,8 @@ def test_gaussian_samples_approach_the_closed_form():
     distance = frechet.frechet_distance(
         *frechet.gaussian_statistics(samples_1), *frechet.gaussian_statistics(samples_2)
     )
-    # Standard error: 2 * difference * error of a mean or deviation, at most 2 * 1.0 * 2 / sqrt(4e5) = 0.006 a term.
+    # Standard error: 2 * difference * error of a mean or deviation, at most 2 * 1.0 * 2 / sqrt(4e5)
+    # = 0.006 a term.
     assert distance == pytest.approx(expected, abs=0.02)
 
 
@@ -159,8 +181,11 @@ def test_pixel_distance_does_not_depend_on_order_or_on_the_chunks(monkeypatch, s
     rng = np.random.default_rng(RNG_SEED)
     images_a, images_b = rng.integers(0, 256, (2, 50, size, size, 1), dtype=np.uint8)
     whole = frechet.pixel_frechet_distance(images_a, images_b)
-    monkeypatch.setattr(frechet, "_BUFFER", 8 * 100 * 7)  # 7 images of 100 numbers, 7 numbers of 100 images
-    assert frechet.pixel_frechet_distance(images_a[::-1], images_b) == pytest.approx(whole, rel=1e-12)
+    # 7 images of 100 numbers, 7 numbers of 100 images
+    monkeypatch.setattr(frechet, "_BUFFER", 8 * 100 * 7)
+    assert frechet.pixel_frechet_distance(images_a[::-1], images_b) == pytest.approx(
+        whole, rel=1e-12
+    )
 
 
 # Two ways to one number
@@ -174,10 +199,13 @@ def _features(count, dims, seed, *, scale=1.0, shift=0.0):
     )
 
 
-@pytest.mark.parametrize("dims", [5, 30, 31, 40, 41, 80])  # on both sides of 30 and 40, and of one less of each
+# on both sides of 30 and 40, and of one less of each
+@pytest.mark.parametrize("dims", [5, 30, 31, 40, 41, 80])
 def test_by_elements_it_is_the_distance_by_covariances(dims):
     a, b = _features(30, dims, 0), _features(40, dims, 1, scale=1.3, shift=0.2)
-    by_covariances = frechet.frechet_distance(*frechet.gaussian_statistics(a), *frechet.gaussian_statistics(b))
+    by_covariances = frechet.frechet_distance(
+        *frechet.gaussian_statistics(a), *frechet.gaussian_statistics(b)
+    )
     # 30 rounding errors of 2e-16 of the traces, a few times as large as the distance
     assert frechet._distance_by_elements(a, b) == pytest.approx(by_covariances, rel=1e-11)
     assert frechet._distance_by_elements(b, a) == pytest.approx(by_covariances, rel=1e-11)
@@ -185,7 +213,10 @@ def test_by_elements_it_is_the_distance_by_covariances(dims):
 
 
 def test_by_elements_it_agrees_with_scipys_square_root():
-    a, b = np.random.default_rng(0).normal(size=(60, 10)), np.random.default_rng(1).normal(0.5, 2, (90, 10))
+    a, b = (
+        np.random.default_rng(0).normal(size=(60, 10)),
+        np.random.default_rng(1).normal(0.5, 2, (90, 10)),
+    )
     cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = scipy.linalg.sqrtm(cov_a @ cov_b).real
     expected = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2) + np.trace(cov_a + cov_b - 2 * root)
@@ -193,7 +224,8 @@ def test_by_elements_it_agrees_with_scipys_square_root():
 
 
 def test_by_elements_it_has_a_closed_form_for_two_elements_each():
-    """x_0 ± u and y_0 ± v have the covariances 2 u uᵀ and 2 v vᵀ: |x_0 - y_0|² + 2 (|u|² + |v|² - 2 |u·v|)."""
+    """x_0 ± u and y_0 ± v have the covariances 2 u uᵀ and 2 v vᵀ: |x_0 - y_0|² + 2 (|u|² + |v|² - 2
+    |u·v|)."""
     x, u, y, v = np.random.default_rng(RNG_SEED).normal(size=(4, 100_000))
     distance = frechet.frechet_distance_of_sets(np.stack([x + u, x - u]), np.stack([y + v, y - v]))
     expected = (x - y) @ (x - y) + 2 * (u @ u + v @ v - 2 * abs(u @ v))
@@ -202,7 +234,9 @@ def test_by_elements_it_has_a_closed_form_for_two_elements_each():
 
 def test_a_set_of_fewer_elements_than_dimensions_is_at_distance_zero_from_itself():
     features = _features(10, 200, 0)
-    assert frechet.frechet_distance_of_sets(features, features[::-1]) == pytest.approx(0.0, abs=1e-12)
+    assert frechet.frechet_distance_of_sets(features, features[::-1]) == pytest.approx(
+        0.0, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -218,14 +252,17 @@ def test_a_set_of_fewer_elements_than_dimensions_is_at_distance_zero_from_itself
 def test_the_way_is_the_one_of_fewer_operations(num_a, num_b, dims, by_elements):
     assert frechet._by_elements(num_a, num_b, dims) == by_elements
     assert frechet._by_elements(num_b, num_a, dims) == by_elements
-    assert frechet.memory_needed(num_a, num_b, dims) < 8 * 2**30  # D x D of the last two would be 288 GiB
+    # D x D of the last two would be 288 GiB
+    assert frechet.memory_needed(num_a, num_b, dims) < 8 * 2**30
 
 
 @pytest.mark.parametrize(
     ("num_a", "num_b", "dims", "by_elements"),
     [(200, 1500, 300, True), (200, 1500, 300, False), (60, 70, 50_000, True), (60, 70, 500, False)],
 )
-def test_the_memory_needed_is_no_less_than_what_is_taken(monkeypatch, num_a, num_b, dims, by_elements):
+def test_the_memory_needed_is_no_less_than_what_is_taken(
+    monkeypatch, num_a, num_b, dims, by_elements
+):
     monkeypatch.setattr(frechet, "_BUFFER", 2**20)
     monkeypatch.setattr(frechet, "_by_elements", lambda *sizes: by_elements)
     rng = np.random.default_rng(RNG_SEED)
@@ -250,7 +287,9 @@ def _split(count, size=4):
 
 
 def test_training_images_are_compared_with_evenly_and_held_out_ones_as_many_as_samples():
-    train, held_out = frechet.check_pixel_sets(_split(10), _split(7), num_samples=5, num_reference=4)
+    train, held_out = frechet.check_pixel_sets(
+        _split(10), _split(7), num_samples=5, num_reference=4
+    )
     assert (train.tolist(), held_out.tolist()) == ([0, 3, 6, 9], [0, 1, 2, 3, 4])
     train, held_out = frechet.check_pixel_sets(_split(10), _split(7), num_samples=9)
     assert (train.tolist(), held_out.tolist()) == (list(range(10)), list(range(7)))
@@ -260,15 +299,22 @@ def test_sets_that_cannot_be_compared_are_refused_before_they_are_read(monkeypat
     with pytest.raises(UsageError, match="There are 1 held-out images"):
         frechet.check_pixel_sets(_split(10), _split(1), num_samples=5)
     monkeypatch.setattr(host_memory, "available", lambda: 2**20)
-    with pytest.raises(UsageError, match=r"give fewer --num_samples, or .* fewer training images by --num_reference"):
+    with pytest.raises(
+        UsageError,
+        match=r"give fewer --num_samples, or .* fewer training images by --num_reference",
+    ):
         frechet.check_pixel_sets(_split(10), _split(7), num_samples=5)
 
 
 def test_sets_of_different_image_shapes_are_refused():
     with pytest.raises(UsageError, match=r"\(8, 8, 1\) with images of shape \(32, 32, 3\)"):
-        frechet.pixel_frechet_distance(np.zeros((2, 8, 8, 1), np.uint8), np.zeros((2, 32, 32, 3), np.uint8))
+        frechet.pixel_frechet_distance(
+            np.zeros((2, 8, 8, 1), np.uint8), np.zeros((2, 32, 32, 3), np.uint8)
+        )
 
 
 def test_an_empty_set_is_refused():
     with pytest.raises(UsageError, match="at least 2 samples, got 0"):
-        frechet.pixel_frechet_distance(np.zeros((0, 8, 8, 1), np.uint8), np.zeros((5, 8, 8, 1), np.uint8))
+        frechet.pixel_frechet_distance(
+            np.zeros((0, 8, 8, 1), np.uint8), np.zeros((5, 8, 8, 1), np.uint8)
+        )

@@ -1,4 +1,5 @@
-"""Images from a model: the same on one device and eight and in any batch, and a set on disk that survives kill -9."""
+"""Images from a model: the same on one device and eight and in any batch, and a set on disk that
+survives kill -9."""
 
 import errno
 import io
@@ -21,7 +22,12 @@ from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.generation import dispatch, generating
-from ddpm_jax.generation.generating import generate_batches, make_generate, read_shards, write_shards
+from ddpm_jax.generation.generating import (
+    generate_batches,
+    make_generate,
+    read_shards,
+    write_shards,
+)
 from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import sample
@@ -41,10 +47,14 @@ def chain(traces=None):
         def network(x_t, time):
             if traces is not None:
                 traces.append(x_t.shape[0])
-            h = jax.lax.conv_general_dilated(x_t, params, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            h = jax.lax.conv_general_dilated(
+                x_t, params, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
             return jnp.tanh(h + 0.05 * time[:, None, None, None])
 
-        return make_denoiser(network, schedule, parameterization="eps", variance="fixed_large", clip_denoised=True)
+        return make_denoiser(
+            network, schedule, parameterization="eps", variance="fixed_large", clip_denoised=True
+        )
 
     return denoiser_of, ancestral(schedule)
 
@@ -55,7 +65,8 @@ def generate():
 
 
 def assert_same_images(actual, expected):
-    """Up to the rounding of a sum taken in another order: 1e-6, which moves a grey level only if it is on an edge."""
+    """Up to the rounding of a sum taken in another order: 1e-6, which moves a grey level only if it
+    is on an edge."""
     difference = np.abs(actual.astype(int) - expected.astype(int))
     assert difference.max() <= 1
     assert difference.mean() < 1e-2
@@ -64,7 +75,9 @@ def assert_same_images(actual, expected):
 def test_generate_is_the_sampler_on_the_keys_of_the_images(generate):
     denoiser_of, sampler = chain()
     keys = image_keys(KEY, jnp.array([4, 0, 9]))
-    x_0 = sample(denoiser_of(KERNEL, sampler.schedule, None), sampler, initial_noise(keys, SHAPE), keys).x_0
+    x_0 = sample(
+        denoiser_of(KERNEL, sampler.schedule, None), sampler, initial_noise(keys, SHAPE), keys
+    ).x_0
     assert_same_images(generate(KERNEL, KEY, [4, 0, 9]).images, np.asarray(to_uint8(x_0)))
 
 
@@ -74,8 +87,12 @@ def test_an_image_is_the_same_in_any_batch(generate):
     assert together.shape == (10, *SHAPE)
     assert_same_images(generate(KERNEL, KEY, [7, 2], batch_size=5).images, together[[7, 2]])
     for batch_size in (1, 4, 10, 16):
-        batches = list(generate_batches(generate, KERNEL, seed=3, indices=range(10), batch_size=batch_size))
-        assert [len(index) for index, _ in batches] == np.diff([*range(0, 10, batch_size), 10]).tolist()
+        batches = list(
+            generate_batches(generate, KERNEL, seed=3, indices=range(10), batch_size=batch_size)
+        )
+        assert [len(index) for index, _ in batches] == np.diff(
+            [*range(0, 10, batch_size), 10]
+        ).tolist()
         np.testing.assert_array_equal(np.concatenate([index for index, _ in batches]), range(10))
         assert_same_images(np.concatenate([images for _, images in batches]), together)
 
@@ -97,7 +114,8 @@ def test_new_parameters_compile_nothing_new():
 
 
 def test_inputs_start_and_edit_reach_the_image_they_belong_to():
-    """A chain that starts at its input, and to whose every x_t the other input is added; the network says 0 noise."""
+    """A chain that starts at its input, and to whose every x_t the other input is added; the
+    network says 0 noise."""
     schedule = make_schedule(make_betas("linear", STEPS))
 
     def denoiser_of(params, schedule, inputs):
@@ -120,7 +138,9 @@ def test_inputs_start_and_edit_reach_the_image_they_belong_to():
         denoiser_of,
         ancestral(schedule),
         SHAPE,
-        start=lambda schedule, keys, image_shape, inputs: inputs["start"] * schedule.sqrt_alphas_bar[0],
+        start=lambda schedule, keys, image_shape, inputs: (
+            inputs["start"] * schedule.sqrt_alphas_bar[0]
+        ),
         edit=edit,
         num_frames=2,
     )
@@ -133,7 +153,9 @@ def test_inputs_start_and_edit_reach_the_image_they_belong_to():
     made = generate(None, KEY, range(7), inputs=inputs, batch_size=10)
     expected = np.arange(7).reshape(7, 1, 1, 1) / 10 + inputs["shift"]
     assert_same_images(made.images, np.asarray(to_uint8(expected)))
-    assert_same_images(made.frames_x_t[0], np.asarray(to_uint8(schedule.sqrt_alphas_bar[0] * inputs["start"])))
+    assert_same_images(
+        made.frames_x_t[0], np.asarray(to_uint8(schedule.sqrt_alphas_bar[0] * inputs["start"]))
+    )
     batches = generate_batches(
         generate,
         None,
@@ -142,7 +164,9 @@ def test_inputs_start_and_edit_reach_the_image_they_belong_to():
         batch_size=2,
         inputs_of=lambda index: {name: leaf[index] for name, leaf in inputs.items()},
     )
-    np.testing.assert_array_equal(np.concatenate([images for _, images in batches]), made.images[[5, 1, 6]])
+    np.testing.assert_array_equal(
+        np.concatenate([images for _, images in batches]), made.images[[5, 1, 6]]
+    )
 
 
 def test_frames_come_noise_first_and_end_with_the_images(generate):
@@ -180,9 +204,13 @@ def test_the_watch_sees_every_dispatch_and_what_it_raises_ends_the_chain_and_lea
 
 @pytest.mark.parametrize("rows", [1, 3, STEPS])
 def test_images_are_the_same_bit_for_bit_however_long_a_dispatch_is(generate, monkeypatch, rows):
-    monkeypatch.setattr(dispatch.Pace, "learn", lambda self, done, seconds: setattr(self, "rows", rows))
+    monkeypatch.setattr(
+        dispatch.Pace, "learn", lambda self, done, seconds: setattr(self, "rows", rows)
+    )
     framed = make_generate(*chain(), SHAPE, num_frames=5)
-    np.testing.assert_array_equal(framed(KERNEL, KEY, range(3)).frames_x_t, once(num_frames=5).frames_x_t)
+    np.testing.assert_array_equal(
+        framed(KERNEL, KEY, range(3)).frames_x_t, once(num_frames=5).frames_x_t
+    )
     np.testing.assert_array_equal(generate(KERNEL, KEY, range(3)).images, once().images)
 
 
@@ -271,23 +299,40 @@ def fake_batches(batch_size=4, log=None):
             batch = indices[start : start + batch_size]
             if log is not None:
                 log.extend(batch.tolist())
-            yield batch, np.broadcast_to((7 * batch % 251).astype(np.uint8)[:, None, None, None], (len(batch), *SHAPE))
+            yield (
+                batch,
+                np.broadcast_to(
+                    (7 * batch % 251).astype(np.uint8)[:, None, None, None], (len(batch), *SHAPE)
+                ),
+            )
 
     return make_batches
 
 
-SET = {"num_images": 23, "shard_size": 10, "manifest": {"checkpoint": "runs/digits", "step": 2000, "seed": 0}}
+SET = {
+    "num_images": 23,
+    "shard_size": 10,
+    "manifest": {"checkpoint": "runs/digits", "step": 2000, "seed": 0},
+}
 
 
 def contents(directory):
     return {path.name: path.read_bytes() for path in pathlib.Path(directory).iterdir()}
 
 
-@pytest.mark.parametrize(("num_images", "shard_size", "batch_size"), [(23, 10, 4), (20, 10, 5), (3, 10, 4), (7, 1, 3)])
+@pytest.mark.parametrize(
+    ("num_images", "shard_size", "batch_size"), [(23, 10, 4), (20, 10, 5), (3, 10, 4), (7, 1, 3)]
+)
 def test_shards_hold_every_image_once_in_order(tmp_path, num_images, shard_size, batch_size):
     done = []
     sizes = {"num_images": num_images, "shard_size": shard_size}
-    write_shards(tmp_path / "out", fake_batches(batch_size), **sizes, manifest={"seed": 1}, on_images=done.append)
+    write_shards(
+        tmp_path / "out",
+        fake_batches(batch_size),
+        **sizes,
+        manifest={"seed": 1},
+        on_images=done.append,
+    )
     count = -(-num_images // shard_size)
     names = {f"samples-{i:05d}-of-{count:05d}.npz" for i in range(count)}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", *names}
@@ -322,12 +367,15 @@ def test_a_shard_of_other_images_is_not_taken_for_one_that_is_done(tmp_path):
     write_shards(tmp_path, fake_batches(), **SET)
     shutil.copy(tmp_path / "samples-00000-of-00003.npz", tmp_path / "samples-00001-of-00003.npz")
     before = contents(tmp_path)
-    with pytest.raises(FailureError, match=r"samples-00001-of-00003\.npz holds other images than its name says"):
+    with pytest.raises(
+        FailureError, match=r"samples-00001-of-00003\.npz holds other images than its name says"
+    ):
         write_shards(tmp_path, fake_batches(), **SET)
     assert contents(tmp_path) == before
     with pytest.raises(FailureError, match=r"samples-00001-of-00003\.npz holds other images"):
         read_shards(tmp_path)
-    np.testing.assert_array_equal(read_shards(tmp_path, 7)[:, 0, 0, 0], 7 * np.arange(7) % 251)  # the first shard alone
+    # the first shard alone
+    np.testing.assert_array_equal(read_shards(tmp_path, 7)[:, 0, 0, 0], 7 * np.arange(7) % 251)
 
 
 def test_a_set_finished_after_kill_9_is_the_set_made_at_once(tmp_path):
@@ -355,7 +403,9 @@ def test_a_set_made_otherwise_is_refused_and_left_alone(tmp_path):
     write_shards(tmp_path, fake_batches(), **SET)
     before = contents(tmp_path)
     other = {**SET, "manifest": {"checkpoint": "runs/digits", "step": 1000, "seed": 0, "steps": 50}}
-    with pytest.raises(UsageError, match=r"step is 2000 there, 1000 here, steps is absent there, 50 here") as caught:
+    with pytest.raises(
+        UsageError, match=r"step is 2000 there, 1000 here, steps is absent there, 50 here"
+    ) as caught:
         write_shards(tmp_path, fake_batches(), **other)
     assert "seed" not in str(caught.value)
     with pytest.raises(UsageError, match="num_images is 23 there, 24 here"):
@@ -400,7 +450,9 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_whole_shards(tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", filling)
-        with pytest.raises(FailureError, match=r"samples-00001-of-00003.npz: No space left on device") as caught:
+        with pytest.raises(
+            FailureError, match=r"samples-00001-of-00003.npz: No space left on device"
+        ) as caught:
             write_shards(tmp_path / "out", fake_batches(), **SET)
     assert "\n" not in str(caught.value)
     whole, kept = contents(tmp_path / "whole"), contents(tmp_path / "out")

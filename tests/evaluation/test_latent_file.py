@@ -1,4 +1,5 @@
-"""Files of latents: what is written is read back, and what no decoder of a kind can take is refused in one sentence."""
+"""Files of latents: what is written is read back, and what no decoder of a kind can take is refused
+in one sentence."""
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ def latents_of(arrays, codebook=None):
 def test_what_is_written_is_read_back(tmp_path):
     path, names = tmp_path / "z.npz", ["a.png", "\u00fc/b c.jpg"]
     found = Latents(Z[:2], log_variance=-Z[:2])
-    latent_file.write(path, found, names=names, kind="vae", first_stage="ab" * 32, made_by="runs/vae, step 1")
+    latent_file.write(
+        path, found, names=names, kind="vae", first_stage="ab" * 32, made_by="runs/vae, step 1"
+    )
     arrays = latent_file.read(path)
     assert arrays.keys() == {"latents", "log_variance", "names", "kind", "first_stage", "made_by"}
     np.testing.assert_array_equal(arrays["latents"], Z[:2])
@@ -32,7 +35,8 @@ def test_latents_of_other_weights_are_refused_and_a_file_that_says_nothing_of_we
     latent_file.check_made_by("z.npz", theirs, first_stage="cd" * 32, what="runs/b")
     latent_file.check_made_by("z.npz", {}, first_stage="ab" * 32, what="runs/b")
     with pytest.raises(
-        UsageError, match=r"another first stage \(runs/a, step 1\), cdcdcdcdcdcd\.\.\., than runs/b, abab"
+        UsageError,
+        match=r"another first stage \(runs/a, step 1\), cdcdcdcdcdcd\.\.\., than runs/b, abab",
     ):
         latent_file.check_made_by("z.npz", theirs, first_stage="ab" * 32, what="runs/b")
 
@@ -48,7 +52,11 @@ def test_codes_are_looked_up_and_may_have_their_vectors_beside_them():
     [
         ({"pixels": Z}, None, "has no 'latents', but 'pixels'"),
         ({}, CODEBOOK, "has no 'latents' or 'codes', but nothing"),
-        ({"latents": Z[..., :3]}, None, r"float32 \[5, 3, 2, 3\]: this decoder takes float32 \[N, h, w, 4\]"),
+        (
+            {"latents": Z[..., :3]},
+            None,
+            r"float32 \[5, 3, 2, 3\]: this decoder takes float32 \[N, h, w, 4\]",
+        ),
         ({"latents": Z[0]}, None, r"float32 \[3, 2, 4\]"),
         ({"latents": Z[:0]}, None, r"float32 \[0, 3, 2, 4\]"),
         ({"latents": Z.astype(int)}, None, r"int64 \[5, 3, 2, 4\]"),

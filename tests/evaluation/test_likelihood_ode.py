@@ -1,4 +1,5 @@
-"""The flow's likelihood of Gaussian mixtures, whose density, probability mass and flow are known."""
+"""The flow's likelihood of Gaussian mixtures, whose density, probability mass and flow are
+known."""
 
 import functools
 import math
@@ -22,8 +23,11 @@ WEIGHTS = [0.2, 0.5, 0.3]
 LINE = mixtures.make_mixture(WEIGHTS, np.array([[-0.8], [0.1], [0.7]]), [0.01, 0.09, 0.0025])
 PLANE = mixtures.make_mixture(WEIGHTS, rng.uniform(-1, 1, (3, 2)), [0.01, 0.09, 0.0025])
 IMAGES = mixtures.make_mixture(WEIGHTS, rng.uniform(-0.7, 0.7, (3, 4, 4, 1)), [0.02, 0.05, 0.01])
-# The cosine schedule ends at √ᾱ = 5e-5, so that N(0, I) is q(x_T) to 1e-4; the linear one ends at 6e-3.
-COSINE, LINEAR = (flows.make_continuous(make_schedule(make_betas(name, 1000))) for name in ("cosine", "linear"))
+# The cosine schedule ends at √ᾱ = 5e-5, so that N(0, I) is q(x_T) to 1e-4; the linear one ends at
+# 6e-3.
+COSINE, LINEAR = (
+    flows.make_continuous(make_schedule(make_betas(name, 1000))) for name in ("cosine", "linear")
+)
 TIGHT = ode.Solver(rtol=1e-6, atol=1e-6)
 
 
@@ -85,25 +89,33 @@ def test_the_linear_schedule_errs_by_what_its_prior_does():
 
 
 def test_one_gaussian_is_scaled_and_shifted():
-    """x_T = √ᾱ_T m + √(V_T / V_start) (x - √ᾱ_start m), and the log-density changes by ½ log(V_T / V_start) D."""
+    """x_T = √ᾱ_T m + √(V_T / V_start) (x - √ᾱ_start m), and the log-density changes by ½ log(V_T /
+    V_start) D."""
     data = mixtures.make_mixture([1.0], np.full((1, 2, 2, 1), 0.4), [0.04])
     start, end = at(data, LINEAR, 0), at(data, LINEAR, 999)
     x = draw(data, 6)
-    density = densities(data, LINEAR, x, ode.rademacher_probes(keys_of(6), 1, (2, 2, 1)), solver=TIGHT)
+    density = densities(
+        data, LINEAR, x, ode.rademacher_probes(keys_of(6), 1, (2, 2, 1)), solver=TIGHT
+    )
     scale = np.sqrt(end.variances / start.variances)[0]
     x_T = end.means + scale * (x - start.means)
     np.testing.assert_allclose(density.x_T, x_T, atol=2e-4)
     # The Jacobian is a multiple of the identity, so one probe of signs is the exact trace.
-    np.testing.assert_allclose(density.log_prob, normal_log_prob(x_T) + 4 * np.log(scale), atol=2e-3)
+    np.testing.assert_allclose(
+        density.log_prob, normal_log_prob(x_T) + 4 * np.log(scale), atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("trace", ["rademacher", "gaussian"])
 def test_hutchinsons_estimate_is_unbiased(trace):
-    """256 solves of the same two x, each with probes of its own, against the exact trace: within 4 standard errors."""
+    """256 solves of the same two x, each with probes of its own, against the exact trace: within 4
+    standard errors."""
     x = draw(at(IMAGES, COSINE, 0), 2)
     truth = densities(IMAGES, COSINE, x, exact_probes(x)).log_prob
     probes = ode.TRACES[trace](keys_of(256), 1, x.shape[1:])
-    estimates = densities(IMAGES, COSINE, jnp.repeat(x, 128, axis=0), probes).log_prob.reshape(2, 128)
+    estimates = densities(IMAGES, COSINE, jnp.repeat(x, 128, axis=0), probes).log_prob.reshape(
+        2, 128
+    )
     standard_error = estimates.std(axis=1, ddof=1) / math.sqrt(128)
     assert np.all(np.abs(estimates.mean(axis=1) - truth) < 4 * standard_error)
     assert np.all(standard_error > 0.01)  # nats: the probes do matter
@@ -117,12 +129,15 @@ def test_probes_have_the_identity_as_second_moment_and_belong_to_their_key(trace
     assert probes.shape[1:] == ((4, 2, 2) if trace == "exact" else (3, 2, 2))
     flat = probes.reshape(-1, 4)
     # 60,000 probes: standard error √(2 / 60000) = 0.006 of a mean of squares
-    np.testing.assert_allclose(flat.T @ flat / len(flat), np.eye(4), atol=1e-6 if trace == "exact" else 0.03)
+    np.testing.assert_allclose(
+        flat.T @ flat / len(flat), np.eye(4), atol=1e-6 if trace == "exact" else 0.03
+    )
     np.testing.assert_array_equal(ode.TRACES[trace](keys[1:2], 3, (2, 2)), probes[1:2])
 
 
 def test_the_flow_keeps_the_rank_of_every_point_of_a_line():
-    """In one dimension paths cannot cross: F_start(x) = F_T(x_T), the quantiles of LINE's q_t by SciPy."""
+    """In one dimension paths cannot cross: F_start(x) = F_T(x_T), the quantiles of LINE's q_t by
+    SciPy."""
 
     def cdf(mixture, x):
         parts = zip(*mixture, strict=True)
@@ -130,15 +145,20 @@ def test_the_flow_keeps_the_rank_of_every_point_of_a_line():
 
     x = np.linspace(-1.1, 1.0, 24, dtype=np.float32)[:, None]
     x_T = jax.jit(lambda x: ode.encode(exact_flow(LINE, COSINE), x, solver=TIGHT))(x)
-    np.testing.assert_allclose(cdf(at(LINE, COSINE, 999), x_T), cdf(at(LINE, COSINE, 0), x), atol=1e-4)
+    np.testing.assert_allclose(
+        cdf(at(LINE, COSINE, 999), x_T), cdf(at(LINE, COSINE, 0), x), atol=1e-4
+    )
 
 
 def test_decoding_undoes_encoding():
     flow = exact_flow(IMAGES, LINEAR)
     x_0 = draw(at(IMAGES, LINEAR, 0), 8)
-    x_T, back = jax.jit(lambda x: (z := ode.encode(flow, x, solver=TIGHT), ode.decode(flow, z, solver=TIGHT)))(x_0)
+    x_T, back = jax.jit(
+        lambda x: (z := ode.encode(flow, x, solver=TIGHT), ode.decode(flow, z, solver=TIGHT))
+    )(x_0)
     assert np.abs(x_T - x_0).max() > 1
-    # A direction contracts from 1 to about 0.1 on the way back; at its forks the flow stretches errors of 1e-6.
+    # A direction contracts from 1 to about 0.1 on the way back; at its forks the flow stretches
+    # errors of 1e-6.
     np.testing.assert_allclose(back, x_0, atol=1e-3)
 
 
@@ -154,13 +174,16 @@ def test_encoded_data_is_noise_and_decoded_noise_is_data():
 
 
 def test_a_result_does_not_depend_on_the_batch_around_it():
-    """Each example has steps of its own. Rounding, other in a batch of another size, may tip an accepted step."""
+    """Each example has steps of its own. Rounding, other in a batch of another size, may tip an
+    accepted step."""
     x = draw(at(PLANE, COSINE, 0), 12)
     probes = exact_probes(x)
     twelve, one = densities(PLANE, COSINE, x, probes), densities(PLANE, COSINE, x[2:3], probes[2:3])
     np.testing.assert_allclose(one.log_prob, twelve.log_prob[2:3], atol=2e-3)
     others = jnp.concatenate([10 * x[:2], x[2:3], 10 * x[3:]])
-    np.testing.assert_allclose(densities(PLANE, COSINE, others, probes).log_prob[2], twelve.log_prob[2], atol=1e-4)
+    np.testing.assert_allclose(
+        densities(PLANE, COSINE, others, probes).log_prob[2], twelve.log_prob[2], atol=1e-4
+    )
     assert len(set(twelve.num_evaluations.tolist())) > 1
 
 
@@ -181,7 +204,8 @@ def test_num_evaluations_counts_the_calls():
 
 @pytest.mark.parametrize(("scale", "expected"), [(0.01, 0.1393), (0.05, 5.4e-4)])
 def test_starting_at_t_0_costs_what_the_docstring_says(scale, expected):
-    """Mean excess of -log2 p_start over clean data's -log2 q: (r - 1 - log r) / 2 log 2, r = s² / (ᾱ_0 s² + 1-ᾱ_0)."""
+    """Mean excess of -log2 p_start over clean data's -log2 q: (r - 1 - log r) / 2 log 2, r = s² /
+    (ᾱ_0 s² + 1-ᾱ_0)."""
     data = mixtures.make_mixture([1.0], np.zeros((1, 1)), [scale**2])
     # Quantiles stand for the expectation; rescaled, their variance is the data's.
     quantiles = scipy.stats.norm.ppf((np.arange(64) + 0.5) / 64)
@@ -197,7 +221,8 @@ def test_starting_at_t_0_costs_what_the_docstring_says(scale, expected):
     r = scale**2 / ((1 - 1e-4) * scale**2 + 1e-4)
     assert excess[0.0] == pytest.approx((r - 1 - math.log(r)) / (2 * math.log(2)), abs=3e-4)
     assert excess[0.0] == pytest.approx(expected, abs=3e-4)
-    assert abs(excess[-0.999]) < 3e-4  # with the exact ε the flow can start at data that is almost clean
+    # with the exact ε the flow can start at data that is almost clean
+    assert abs(excess[-0.999]) < 3e-4
 
 
 def test_dequantisation_fills_the_bins_without_gaps():
@@ -210,12 +235,14 @@ def test_dequantisation_fills_the_bins_without_gaps():
 
 
 def probability_mass(mixture, images):
-    """log P of 8-bit images in nats: each component's Gaussian integrated over the bins, float64."""
+    """log P of 8-bit images in nats: each component's Gaussian integrated over the bins,
+    float64."""
     edges = [(images.astype(np.float64) + d) / 127.5 - 1 for d in (-0.5, 0.5)]
     logs = []
     for w, m, v in zip(*(np.asarray(field, np.float64) for field in mixture), strict=True):
         z = np.stack([(edge - m) / np.sqrt(v) for edge in edges])
-        low, high = scipy.special.log_ndtr(np.where(z[0] > 0, -z[::-1], z))  # mirrored into the lower tail
+        # mirrored into the lower tail
+        low, high = scipy.special.log_ndtr(np.where(z[0] > 0, -z[::-1], z))
         logs.append(np.log(w) + np.sum(high + np.log1p(-np.exp(low - high)), axis=(1, 2, 3)))
     return scipy.special.logsumexp(logs, axis=0)
 
@@ -226,23 +253,30 @@ def eight_bit_images(count):
 
 
 def make_evaluate(**options):
-    return ode.make_bits_per_dim(lambda mixture: flows.mixture_eps(mixture, COSINE), COSINE, **options)
+    return ode.make_bits_per_dim(
+        lambda mixture: flows.mixture_eps(mixture, COSINE), COSINE, **options
+    )
 
 
 def test_bits_per_dim_are_those_of_the_probability_mass():
-    """log P of q_start over bins is known. Bins are 0.008 wide, the data 0.1: Jensen's gap is below 1e-3 bits/dim."""
+    """log P of q_start over bins is known. Bins are 0.008 wide, the data 0.1: Jensen's gap is below
+    1e-3 bits/dim."""
     images = eight_bit_images(8)
-    bits = make_evaluate(trace="exact", num_draws=6)(IMAGES, jax.random.key(0), images, np.arange(8))
+    bits = make_evaluate(trace="exact", num_draws=6)(
+        IMAGES, jax.random.key(0), images, np.arange(8)
+    )
     truth = -probability_mass(at(IMAGES, COSINE, 0), images) / (16 * math.log(2))
     assert bits.draws.shape == bits.num_evaluations.shape == (8, 6)
     assert np.all(np.abs(bits.bits_per_dim - truth) < 4 * bits.standard_error + 1e-3)
-    assert abs(np.mean(bits.bits_per_dim - truth)) < 2.5e-3  # 48 draws; bins of 2/256 would be off by 5.7e-3
+    # 48 draws; bins of 2/256 would be off by 5.7e-3
+    assert abs(np.mean(bits.bits_per_dim - truth)) < 2.5e-3
     assert bits.standard_error.max() < 0.02
 
 
 @pytest.mark.slow
 def test_a_network_that_predicts_mu_has_the_likelihood_of_its_epsilon():
-    """μ of the exact ε by Ho et al. eq. 11, (x - β_t / √(1-ᾱ_t) ε) / √α_t with β_t over a whole step; t - 1 >= -1."""
+    """μ of the exact ε by Ho et al. eq. 11, (x - β_t / √(1-ᾱ_t) ε) / √α_t with β_t over a whole
+    step; t - 1 >= -1."""
     exact = flows.mixture_eps(IMAGES, COSINE)
 
     def mu(x, t):
@@ -257,9 +291,11 @@ def test_a_network_that_predicts_mu_has_the_likelihood_of_its_epsilon():
     }
     images, index = eight_bit_images(3), np.arange(3)
     bits = {
-        k: ode.make_bits_per_dim(f, COSINE)({}, jax.random.key(0), images, index).draws for k, f in make_eps.items()
+        k: ode.make_bits_per_dim(f, COSINE)({}, jax.random.key(0), images, index).draws
+        for k, f in make_eps.items()
     }
-    np.testing.assert_allclose(bits["mu"], bits["eps"], atol=1e-3)  # β is a difference in float32, 1e-4 of it at t = 0
+    # β is a difference in float32, 1e-4 of it at t = 0
+    np.testing.assert_allclose(bits["mu"], bits["eps"], atol=1e-3)
 
 
 @pytest.mark.slow
@@ -278,13 +314,15 @@ def test_a_condition_is_made_of_the_8_bit_image_and_its_label_not_of_the_noisy_o
     evaluate = ode.make_bits_per_dim(make_eps, COSINE, condition_of=condition_of)
     told = evaluate(shifts, jax.random.key(0), images, np.arange(4), labels).draws
     jax.effects_barrier()
-    np.testing.assert_allclose(np.concatenate(seen), images / 127.5 - 1, atol=1e-7)  # the noise is up to 4e-3
+    # the noise is up to 4e-3
+    np.testing.assert_allclose(np.concatenate(seen), images / 127.5 - 1, atol=1e-7)
     alone = make_evaluate()
     for label, shift in enumerate(shifts):
         moved = IMAGES._replace(means=IMAGES.means + np.float32(shift))
         wanted = alone(moved, jax.random.key(0), images, np.arange(4)).draws
         own = labels == label
-        np.testing.assert_allclose(told[own], wanted[own], atol=1e-3)  # an accepted step more or less, at 1e-5
+        # an accepted step more or less, at 1e-5
+        np.testing.assert_allclose(told[own], wanted[own], atol=1e-3)
         assert np.all(np.abs(told[~own] - wanted[~own]) > 0.01)
 
 
@@ -339,7 +377,9 @@ def test_a_path_walked_in_pieces_is_the_solution_of_diffrax_bit_for_bit(steps):
 
     def by_diffrax(x, probes):
         state = (x, jnp.zeros(()))
-        solution = ode._solve(ode._change(flow).vector_field, state, probes, flow.start, flow.end, solver)
+        solution = ode._solve(
+            ode._change(flow).vector_field, state, probes, flow.start, flow.end, solver
+        )
         return [leaf[-1] for leaf in solution.ys], solution.stats["num_steps"]
 
     further = jax.jit(jax.vmap(lambda path, probes: ode._go_on(flow, path, probes, solver, steps)))

@@ -1,4 +1,5 @@
-"""The likelihood by the ODE on three devices is that on one: run as a program, it computes and writes it."""
+"""The likelihood by the ODE on three devices is that on one: run as a program, it computes and
+writes it."""
 
 import os
 import pathlib
@@ -19,13 +20,20 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def bits(done=0):
-    """Of five images in batches of two: one device is given 2, 2 and 1 of them, three devices 3 and 2."""
+    """Of five images in batches of two: one device is given 2, 2 and 1 of them, three devices 3 and
+    2."""
     rng = np.random.default_rng(0)
     data = mixtures.make_mixture([0.4, 0.6], rng.uniform(-0.7, 0.7, (2, 2, 2, 1)), [0.05, 0.02])
-    source = ArraySource(rng.integers(0, 256, (5, 2, 2, 1), np.uint8), np.zeros(5, np.int32), 0, "drawn")
+    source = ArraySource(
+        rng.integers(0, 256, (5, 2, 2, 1), np.uint8), np.zeros(5, np.int32), 0, "drawn"
+    )
     continuous = flows.make_continuous(make_schedule(make_betas("cosine", 1000)))
-    evaluate = ode.make_bits_per_dim(lambda data: flows.mixture_eps(data, continuous), continuous, num_draws=2)
-    found = list(ode.stream_bits(evaluate, data, source, seed=3, num_images=5, batch_size=2, done=done))
+    evaluate = ode.make_bits_per_dim(
+        lambda data: flows.mixture_eps(data, continuous), continuous, num_draws=2
+    )
+    found = list(
+        ode.stream_bits(evaluate, data, source, seed=3, num_images=5, batch_size=2, done=done)
+    )
     return np.concatenate([part.draws for part in found]), [part.num_images for part in found]
 
 
@@ -43,7 +51,8 @@ def test_three_devices_find_what_one_finds(tmp_path):
     assert done.returncode == 0, done.stderr
     there = np.load(tmp_path / "three.npz")
     assert there["batches"].tolist() == [3, 2]
-    # Rounding, other in a program for another batch, may tip an accepted step, at a tolerance of 1e-5.
+    # Rounding, other in a program for another batch, may tip an accepted step, at a tolerance of
+    # 1e-5.
     np.testing.assert_allclose(there["bits"], here, atol=5e-4)
     assert np.abs(here[:, 0] - here[:, 1]).min() > 5e-4  # draws are told apart by more
 

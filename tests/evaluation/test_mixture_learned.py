@@ -1,7 +1,9 @@
-"""A network in the oracle's place: trained by the package's own objective and step, it comes near to the optimum.
+"""A network in the oracle's place: trained by the package's own objective and step, it comes near
+to the optimum.
 
-8-bit images of a Gaussian mixture go in; out come an error against the optimal ε, a bound and a likelihood by the flow,
-each beside what the perfect prediction has on the same images with the same noise. The difference is paid for learning.
+8-bit images of a Gaussian mixture go in; out come an error against the optimal ε, a bound and a
+likelihood by the flow, each beside what the perfect prediction has on the same images with the same
+noise. The difference is paid for learning.
 """
 
 import flax.linen as nn
@@ -41,7 +43,8 @@ COUNT = 64  # images it is looked at on
 
 
 class Network(nn.Module):
-    """(x_t [B, 4, 4, 1], time [B]) -> ε [B, 4, 4, 1], and the log-variance of the step in a second channel."""
+    """(x_t [B, 4, 4, 1], time [B]) -> ε [B, 4, 4, 1], and the log-variance of the step in a second
+    channel."""
 
     says_variance: bool = False
 
@@ -80,9 +83,13 @@ def train(*, variance="fixed_large", loss="simple"):
     )
     learning_rate = make_learning_rate(2e-3, warmup_steps=50, decay="cosine", num_steps=UPDATES[-1])
     optimizer = make_optimizer("adam", learning_rate)
-    step = make_train_step(objective, optimizer, learning_rate, StepOptions(ema=Average(0.99, warmup=True)))
+    step = make_train_step(
+        objective, optimizer, learning_rate, StepOptions(ema=Average(0.99, warmup=True))
+    )
     # One program of many updates: dispatching each would take longer than computing it.
-    steps = pmap.map_step(lambda state, batches, key: jax.lax.scan(lambda s, b: step(s, b, key), state, batches))
+    steps = pmap.map_step(
+        lambda state, batches, key: jax.lax.scan(lambda s, b: step(s, b, key), state, batches)
+    )
     params = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)), jnp.zeros(1))
     state, saved = pmap.replicate(create(params, optimizer, objective)), {}
     images = eight_bit(BATCH * UPDATES[-1], seed=1).reshape(-1, UPDATES[0], BATCH, *SHAPE)
@@ -114,21 +121,33 @@ def eps_error(params, images):
 
     def at(t):
         t = jnp.full(len(x_0), t)
-        x_t = q_sample(SCHEDULE, x_0, t, jax.random.normal(jax.random.fold_in(jax.random.key(3), t[0]), x_0.shape))
-        return jnp.square(denoiser_of(params)(x_t, t).eps - exact_denoiser(MIXTURE)(x_t, t).eps).mean()
+        x_t = q_sample(
+            SCHEDULE,
+            x_0,
+            t,
+            jax.random.normal(jax.random.fold_in(jax.random.key(3), t[0]), x_0.shape),
+        )
+        return jnp.square(
+            denoiser_of(params)(x_t, t).eps - exact_denoiser(MIXTURE)(x_t, t).eps
+        ).mean()
 
     return jax.lax.map(at, jnp.arange(T)).mean()
 
 
 def eps_of(params):
-    return flows.network_eps(lambda x_t, time: Network().apply(params, x_t, time), CONTINUOUS, parameterization="eps")
+    return flows.network_eps(
+        lambda x_t, time: Network().apply(params, x_t, time), CONTINUOUS, parameterization="eps"
+    )
 
 
 def above_oracle(evaluate, oracle, saved):
-    """{updates: (mean, standard error) of the network's bits/dim less the oracle's}, of the same images and noise."""
+    """{updates: (mean, standard error) of the network's bits/dim less the oracle's}, of the same
+    images and noise."""
     least = oracle(MIXTURE)
     differences = {updates: evaluate(params) - least for updates, params in saved.items()}
-    return {updates: (d.mean(), d.std(ddof=1) / np.sqrt(COUNT)) for updates, d in differences.items()}
+    return {
+        updates: (d.mean(), d.std(ddof=1) / np.sqrt(COUNT)) for updates, d in differences.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +168,8 @@ def test_its_epsilon_comes_near_to_the_optimal_one(saved, images):
 
 
 def test_its_bound_comes_near_to_the_bound_of_the_perfect_prediction(saved, images):
-    """Measured: 0.51 and 0.09 bits/dim above the oracle's 6.6, below which no network is on average."""
+    """Measured: 0.51 and 0.09 bits/dim above the oracle's 6.6, below which no network is on
+    average."""
 
     def by(make):
         bound = make_bound(make, SCHEDULE, make_strata(T))
@@ -166,11 +186,14 @@ def test_its_bound_comes_near_to_the_bound_of_the_perfect_prediction(saved, imag
 
 
 def test_its_likelihood_by_the_flow_comes_near_to_the_true_one(saved, images):
-    """Measured: 0.29 and 0.05 bits/dim above the oracle's 6.5, the data's own density; see test_likelihood_ode."""
+    """Measured: 0.29 and 0.05 bits/dim above the oracle's 6.5, the data's own density; see
+    test_likelihood_ode."""
 
     def by(make_eps):
         evaluate = make_bits_per_dim(make_eps, CONTINUOUS, trace="exact")
-        return lambda params: evaluate(params, jax.random.key(5), images, np.arange(COUNT)).bits_per_dim
+        return lambda params: (
+            evaluate(params, jax.random.key(5), images, np.arange(COUNT)).bits_per_dim
+        )
 
     exact = by(lambda mixture: flows.mixture_eps(mixture, CONTINUOUS))
     (early, _), (late, error) = above_oracle(by(eps_of), exact, saved).values()
@@ -182,8 +205,8 @@ def test_its_likelihood_by_the_flow_comes_near_to_the_true_one(saved, images):
 def test_a_learned_variance_is_good_for_chains_of_fewer_steps():
     """Standard deviation over all images and pixels, as a share of the data's.
 
-    Measured: 0.964 in all 100 steps, 0.948 in 25 and 0.956 in 10; 0.839 and 0.817 where the variance of
-    one step is taken for that of a longer one.
+    Measured: 0.964 in all 100 steps, 0.948 in 25 and 0.956 in 10; 0.839 and 0.817 where the
+    variance of one step is taken for that of a longer one.
     """
     params = train(variance="learned", loss="hybrid")[UPDATES[-1]]
     data = eight_bit(4096, seed=6) / 127.5 - 1
@@ -195,7 +218,9 @@ def test_a_learned_variance_is_good_for_chains_of_fewer_steps():
 
     def std(steps, *, converted=True):
         schedule = make_schedule(BETAS, timesteps=spaced_timesteps(T, steps))
-        denoiser = make_denoiser(network, schedule, parameterization="eps", variance="learned", clip_denoised=True)
+        denoiser = make_denoiser(
+            network, schedule, parameterization="eps", variance="learned", clip_denoised=True
+        )
 
         def unconverted(x_t, t):
             said = network(x_t, jnp.asarray(schedule.timesteps)[t])[..., 1:]

@@ -1,4 +1,5 @@
-"""Progressive coding against the paper's algorithm 3 walked step by step; chains from x_t; interpolation."""
+"""Progressive coding against the paper's algorithm 3 walked step by step; chains from x_t;
+interpolation."""
 
 import jax
 import jax.numpy as jnp
@@ -44,15 +45,21 @@ def images_of(count, shape=SHAPE):
 def summary_of(images, draws, stride=1):
     strata = make_strata(T, stride)
     bound = make_bound(denoiser_of(SCHEDULE), SCHEDULE, strata)
-    parts = [bound({}, jax.random.key(0), draw, images, np.arange(len(images))) for draw in range(draws)]
-    terms = Terms(*(np.stack([part[i] for part in parts], axis=1) for i in range(3)), parts[0].prior)
+    parts = [
+        bound({}, jax.random.key(0), draw, images, np.arange(len(images))) for draw in range(draws)
+    ]
+    terms = Terms(
+        *(np.stack([part[i] for part in parts], axis=1) for i in range(3)), parts[0].prior
+    )
     return tally.summarize(tally.add(tally.empty(T, draws), strata, terms), strata)
 
 
 def algorithm_3(x_0, rng):
-    """Sends x_0 one x_t after another, in float64: bits/dim received and the error of the x_0 shown, at every t.
+    """Sends x_0 one x_t after another, in float64: bits/dim received and the error of the x_0
+    shown, at every t.
 
-    Each x_{t-1} is drawn given the x_t that was sent, unlike in the bound's table, whose x_t are drawn one by one.
+    Each x_{t-1} is drawn given the x_t that was sent, unlike in the bound's table, whose x_t are
+    drawn one by one.
     """
     a_bar = np.cumprod(1 - BETAS)
     a_prev = np.append(1, a_bar[:-1])
@@ -73,7 +80,8 @@ def algorithm_3(x_0, rng):
 
 
 def test_the_curve_is_that_of_the_papers_algorithm_3():
-    """1 % is 2.5 standard errors of a mean of squares over 128 x 128 pixels and 4 draws or walks."""
+    """1 % is 2.5 standard errors of a mean of squares over 128 x 128 pixels and 4 draws or
+    walks."""
     images = images_of(1, (128, 128, 1))
     curve = progressive.rate_distortion(summary_of(images, draws=4))
     x_0 = images.astype(np.float64) / 127.5 - 1
@@ -89,11 +97,18 @@ def test_the_curve_begins_with_the_prior_and_ends_with_the_bound_less_the_decode
     assert np.all(np.diff(curve.t) < 0)
     assert np.all(np.diff(curve.rate) > 0)
     assert curve.rate[-1] + summary.decoder.mean == pytest.approx(summary.total.mean, rel=1e-12)
-    assert progressive.rate_distortion(summary_of(images_of(3), draws=2)).rate[0] == pytest.approx(summary.prior)
+    assert progressive.rate_distortion(summary_of(images_of(3), draws=2)).rate[0] == pytest.approx(
+        summary.prior
+    )
 
 
 def test_a_timestep_that_nobody_visited_is_no_point_of_the_curve():
-    terms = Terms(np.array([[[0, 2]]]), np.array([[[2.0, 0.5]]]), np.array([[[0.01, 0.04]]]), np.array([0.125]))
+    terms = Terms(
+        np.array([[[0, 2]]]),
+        np.array([[[2.0, 0.5]]]),
+        np.array([[[0.01, 0.04]]]),
+        np.array([0.125]),
+    )
     strata = make_strata(4)._replace(first=np.array([0, 1]), size=np.array([1, 3]))
     summary = tally.summarize(tally.add(tally.empty(4, 1), strata, terms), strata)
     curve = progressive.rate_distortion(summary)
@@ -108,24 +123,31 @@ def test_a_chain_that_sets_out_from_its_own_x_t_ends_where_it_ended():
     denoiser, x_T = denoiser_of(SCHEDULE)(None), randomness.initial_noise(keys, SHAPE)
     whole = sample(denoiser, ancestral(SCHEDULE), x_T, keys, num_frames=T + 1)
     for t in (0, 5, T - 1):
-        rest = sample(denoiser, progressive.from_timestep(SCHEDULE, t), whole.frames_x_t[T - 1 - t], keys)
+        rest = sample(
+            denoiser, progressive.from_timestep(SCHEDULE, t), whole.frames_x_t[T - 1 - t], keys
+        )
         np.testing.assert_allclose(rest.x_0, whole.x_0, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("t", [-1, T])
 def test_a_t_outside_the_chain_is_refused(t):
-    with pytest.raises(UsageError, match=rf"t is {t}: the chain has the timesteps 0 \(least noise\) to {T - 1}"):
+    with pytest.raises(
+        UsageError, match=rf"t is {t}: the chain has the timesteps 0 \(least noise\) to {T - 1}"
+    ):
         progressive.from_timestep(SCHEDULE, t)
 
 
 def interpolate(pair, **options):
     options = {"t": 6, "steps": 5, "seed": 0} | options
-    return progressive.interpolate(denoiser_of(SCHEDULE), SCHEDULE, {}, to_model_range(pair), **options)
+    return progressive.interpolate(
+        denoiser_of(SCHEDULE), SCHEDULE, {}, to_model_range(pair), **options
+    )
 
 
 @pytest.mark.parametrize("t", [0, 6, T - 1])
 def test_through_an_affine_model_the_way_is_a_straight_line(t):
-    """Encoding and decoding are affine, the noise is shared by all λ: images between are mixtures of the ends."""
+    """Encoding and decoding are affine, the noise is shared by all λ: images between are mixtures
+    of the ends."""
     pair = images_of(2)
     found = interpolate(pair, t=t)
     np.testing.assert_allclose(found.lambdas, [0, 0.25, 0.5, 0.75, 1])
@@ -143,7 +165,9 @@ def test_each_end_is_the_decoding_of_its_image():
         keys = randomness.image_keys(jax.random.key(0), jnp.zeros(1, jnp.int32))
         eps = randomness.initial_noise(keys, SHAPE)
         x_t = q_sample(SCHEDULE, jnp.asarray(pair[i : i + 1]) / 127.5 - 1, jnp.array([t]), eps)
-        x_0 = sample(denoiser_of(SCHEDULE)(None), progressive.from_timestep(SCHEDULE, t), x_t, keys).x_0
+        x_0 = sample(
+            denoiser_of(SCHEDULE)(None), progressive.from_timestep(SCHEDULE, t), x_t, keys
+        ).x_0
         np.testing.assert_array_equal(end, to_uint8(x_0[0]))
 
 
@@ -153,11 +177,15 @@ def test_little_noise_gives_the_images_back_and_turning_them_round_turns_the_row
     np.testing.assert_array_equal(here.images, back.images[::-1])
     # One step of noise 0.1 on pixels of spread 0.25: a seventh of the variance is lost.
     assert np.abs(here.images[0].astype(float) - pair[0]).mean() < 0.1 * 127.5
-    assert np.abs(here.images[0].astype(float) - pair[0]).mean() < np.abs(pair[1].astype(float) - pair[0]).mean() / 2
+    assert (
+        np.abs(here.images[0].astype(float) - pair[0]).mean()
+        < np.abs(pair[1].astype(float) - pair[0]).mean() / 2
+    )
 
 
 def test_a_mixture_of_latents_keeps_the_variance_of_the_noise():
-    """Of two black images only the noise is left: it is the same at every λ because it is shared."""
+    """Of two black images only the noise is left: it is the same at every λ because it is
+    shared."""
     found = interpolate(np.full((2, *SHAPE), 128, np.uint8))
     for image in found.images:
         np.testing.assert_array_equal(image, found.images[0])
@@ -173,7 +201,9 @@ def test_one_step_of_interpolation_and_broken_weights_are_refused():
 
 def share(schedule=SCHEDULE, **options):
     options = {"num_latents": 4, "num_samples": 6, "seed": 2} | options
-    return progressive.samples_sharing_latents(denoiser_of(schedule), schedule, {}, SHAPE, **options)
+    return progressive.samples_sharing_latents(
+        denoiser_of(schedule), schedule, {}, SHAPE, **options
+    )
 
 
 def test_samples_of_a_latent_agree_the_more_the_smaller_its_t():

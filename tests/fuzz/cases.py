@@ -1,7 +1,8 @@
-"""The cases of the fuzzer: case n is a function of n, a command line and what is damaged of the files that it reads.
+"""The cases of the fuzzer: case n is a function of n, a command line and what is damaged of the
+files that it reads.
 
-A third are flags, a third fields of a config, and a third files. Values are small or absurd, never merely large: what a
-machine can compute in an hour is no mistake.
+A third are flags, a third fields of a config, and a third files. Values are small or absurd, never
+merely large: what a machine can compute in an hour is no mistake.
 """
 
 import functools
@@ -30,7 +31,8 @@ NOT_FUZZED = {
     "platform",
     "help",
 }
-WRITTEN = {"out", "workdir", "compilation_cache"}  # below the case's own directory, or where nothing can be written
+# below the case's own directory, or where nothing can be written
+WRITTEN = {"out", "workdir", "compilation_cache"}
 COSTLY = {"train.num_steps"}  # whose large values are an honest wish
 
 
@@ -66,7 +68,8 @@ def expected(name: str, world: pathlib.Path) -> dict[str, bytes]:
 
 @functools.cache
 def flags_of(name: str) -> tuple[tuple[str, bool], ...]:
-    """(name, whether it is a switch) of every flag of a command, from the parser that it makes for itself."""
+    """(name, whether it is a switch) of every flag of a command, from the parser that it makes for
+    itself."""
     found = []
 
     class Seen(Exception):
@@ -102,7 +105,11 @@ def _flags(rng, here):
     for _ in range(rng.choice((1, 1, 2))):
         flag, switch = rng.choice(known)
         value = rng.choice(TEXTS + NUMBERS)
-        if flag in WRITTEN and os.path.isabs(value) and not value.startswith(("/dev/null", "/proc")):
+        if (
+            flag in WRITTEN
+            and os.path.isabs(value)
+            and not value.startswith(("/dev/null", "/proc"))
+        ):
             value = "x"
         kind = rng.random()
         if kind < 0.7:
@@ -127,16 +134,24 @@ def _fields(rng, here):
     """
     name = rng.choice(("train", "train", "train", "import_first_stage"))
     of_first_stage = name == "import_first_stage" or rng.random() < 0.3
-    base = worlds.of_first_stage(here, rng.choice(("ae", "vae", "vq"))) if of_first_stage else worlds.config(here)
+    base = (
+        worlds.of_first_stage(here, rng.choice(("ae", "vae", "vq")))
+        if of_first_stage
+        else worlds.config(here)
+    )
     argv = ["--config", str(here / "mine.py")]
     if name == "train":
         argv += ["--workdir", str(here / rng.choice(("new", "new", "run")))]
     else:
         argv += ["--weights", str(here / "weights.npz"), "--out", str(here / "new")]
     in_earnest = rng.random() < 0.5
-    fields = sorted(FIELDS if in_earnest else set(dict(configs.flatten(configs.default_config()))) - COSTLY)
+    fields = sorted(
+        FIELDS if in_earnest else set(dict(configs.flatten(configs.default_config()))) - COSTLY
+    )
     said = []
-    for field in rng.sample(fields, rng.choice((1, 2, 3, 4)) if in_earnest else rng.choice((1, 1, 2))):
+    for field in rng.sample(
+        fields, rng.choice((1, 2, 3, 4)) if in_earnest else rng.choice((1, 1, 2))
+    ):
         typed = rng.random() < 0.5
         value = rng.choice(FIELDS[field] if in_earnest else TEXTS + NUMBERS if typed else VALUES)
         if typed:
@@ -153,8 +168,20 @@ def _fields(rng, here):
 
 STATE, CONFIG = "checkpoints/4/state", "checkpoints/4/config/metadata"
 READS = {  # command -> what it reads
-    "train": ("run/checkpoints", f"run/{CONFIG}", "run/config.json", "run/metrics.jsonl", "pictures"),
-    "sample": (f"run/{STATE}", f"run/{STATE}/_METADATA", f"run/{CONFIG}", "generated", "generated/manifest.json"),
+    "train": (
+        "run/checkpoints",
+        f"run/{CONFIG}",
+        "run/config.json",
+        "run/metrics.jsonl",
+        "pictures",
+    ),
+    "sample": (
+        f"run/{STATE}",
+        f"run/{STATE}/_METADATA",
+        f"run/{CONFIG}",
+        "generated",
+        "generated/manifest.json",
+    ),
     "evaluate": ("run/checkpoints/4", f"run/{CONFIG}", "pictures"),
     "plot": ("run/config.json", "run/metrics.jsonl"),
     "draw": ("stage/checkpoints/4", f"stage/{CONFIG}", "pictures"),
@@ -163,7 +190,8 @@ READS = {  # command -> what it reads
     "decode": ("stage/checkpoints/4", "latents.npz"),
     "import_first_stage": ("weights.safetensors", "weights.npz"),
 }
-PROVED = ("run", "stage", "latents.npz")  # under digests or checksums: damage that goes unnoticed changes nothing
+# under digests or checksums: damage that goes unnoticed changes nothing
+PROVED = ("run", "stage", "latents.npz")
 
 
 def _files(rng, here):
@@ -188,17 +216,23 @@ def _files(rng, here):
 
 
 def _below(folder):
-    """Its files, in an order that does not change with the random names that Orbax gives to some."""
+    """Its files, in an order that does not change with the random names that Orbax gives to
+    some."""
 
     def place(path):
         random_name = len(path.name) == 32
-        return path.parent, path.stat().st_size if random_name else 0, "" if random_name else path.name
+        return (
+            path.parent,
+            path.stat().st_size if random_name else 0,
+            "" if random_name else path.name,
+        )
 
     return sorted((path for path in folder.rglob("*") if path.is_file()), key=place)
 
 
 def _below_length(rng, length):
-    """Not `randrange`, which draws more often for some lengths: those of files may differ by a digit of a time."""
+    """Not `randrange`, which draws more often for some lengths: those of files may differ by a
+    digit of a time."""
     return int(rng.random() * length)
 
 
@@ -227,7 +261,11 @@ def _damage(rng, file, others):
     match kind:
         case "flip" if content:
             place = _below_length(rng, len(content))
-            file.write_bytes(content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :])
+            file.write_bytes(
+                content[:place]
+                + bytes([content[place] ^ 1 << rng.randrange(8)])
+                + content[place + 1 :]
+            )
             return f"a bit of byte {place} flipped"
         case "head" if content:
             place = _below_length(rng, min(64, len(content)))
@@ -277,7 +315,10 @@ def _rewrite_json(rng, file, content):
         at = inside[key] if inside is not None else value
         if not (isinstance(at, dict | list) and at):
             break
-        inside, key = at, rng.choice(sorted(at)) if isinstance(at, dict) else _below_length(rng, len(at))
+        inside, key = (
+            at,
+            rng.choice(sorted(at)) if isinstance(at, dict) else _below_length(rng, len(at)),
+        )
         where = f"{where}.{key}"
     new = rng.choice(JSON)
     if inside is None:
@@ -298,7 +339,8 @@ def _rewrite_json(rng, file, content):
 
 
 def _seal(file):
-    """Makes the digests of an item of a checkpoint agree with what has become of it: a stranger would."""
+    """Makes the digests of an item of a checkpoint agree with what has become of it: a stranger
+    would."""
     from ddpm_jax.checkpoints import digests
 
     for folder in file.parents:

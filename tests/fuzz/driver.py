@@ -1,8 +1,10 @@
-"""Starts workers and watches them: a case that takes too long or too much memory ends with its process.
+"""Starts workers and watches them: a case that takes too long or too much memory ends with its
+process.
 
     python -m tests.fuzz.driver WORLD 17 300:800
 
-runs case 17 and those from 300 to 799, and prints what fails; the directory WORLD is made if it is missing.
+runs case 17 and those from 300 to 799, and prints what fails; the directory WORLD is made if it is
+missing.
 """
 
 import contextlib
@@ -69,10 +71,13 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+                env=os.environ
+                | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
             )
         self._lines = queue.Queue()
-        threading.Thread(target=self._read, args=(self._process.stdout, self._lines), daemon=True).start()
+        threading.Thread(
+            target=self._read, args=(self._process.stdout, self._lines), daemon=True
+        ).start()
         if self._lines.get(timeout=STARTS) != "ready\n":
             raise RuntimeError(f"The worker does not start: {self._errors.read_text()}")
 

@@ -1,7 +1,8 @@
-"""Whatever is typed, configured or lies on disk: one sentence and the right exit code, or the right result.
+"""Whatever is typed, configured or lies on disk: one sentence and the right exit code, or the right
+result.
 
-Case n is always the same: `pytest --slow -n0 tests/fuzz -k '[17]'` runs the one of number 17 again, and
-`python -m tests.fuzz.driver WORLD 300:800` looks further.
+Case n is always the same: `pytest --slow -n0 tests/fuzz -k '[17]'` runs the one of number 17 again,
+and `python -m tests.fuzz.driver WORLD 300:800` looks further.
 """
 
 import contextlib
@@ -13,7 +14,8 @@ from . import cases, driver, worker
 from . import world as worlds
 
 CASES = 300
-ALWAYS = (0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 20)  # four of flags, of configs and of files; the others are slow
+# four of flags, of configs and of files; the others are slow
+ALWAYS = (0, 1, 2, 3, 5, 7, 8, 9, 10, 11, 12, 20)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,13 @@ def test_a_case_is_a_function_of_its_number(tmp_path):
     world = tmp_path / "world"
     step = ("state/_METADATA", "state/d/0", "config/metadata", "data/metadata")
     files = [f"{run}/checkpoints/4/{name}" for run in ("run", "stage") for name in step]
-    files += ["run/config.json", "run/metrics.jsonl", "generated/manifest.json", "generated/a.npz", "pictures/a/0.png"]
+    files += [
+        "run/config.json",
+        "run/metrics.jsonl",
+        "generated/manifest.json",
+        "generated/a.npz",
+        "pictures/a/0.png",
+    ]
     files += ["photo.png", "mask.png", "latents.npz", "weights.npz", "weights.safetensors"]
     for name in files:
         (world / name).parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +75,9 @@ def test_a_case_is_a_function_of_its_number(tmp_path):
             here = tmp_path / attempt / str(number)
             here.mkdir(parents=True)
             case = cases.make(number, world, here)
-            made.append((case.command, [text.replace(str(here), "") for text in case.argv], case.said))
+            made.append(
+                (case.command, [text.replace(str(here), "") for text in case.argv], case.said)
+            )
     assert made[:60] == made[60:]
     assert len({str(case) for case in made}) > 55
     assert {case[0] for case in made} == set(worlds.COMMANDS)

@@ -1,6 +1,7 @@
 """Runs cases of the fuzzer, their numbers from standard input, and prints a line of JSON for each.
 
-It lives as long as none of them hangs or blows up: JAX is imported once. `driver.py` starts it and watches it.
+It lives as long as none of them hangs or blows up: JAX is imported once. `driver.py` starts it and
+watches it.
 """
 
 import faulthandler
@@ -38,7 +39,8 @@ class Captured:
             os.dup2(file.fileno(), number)
         self._streams = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = (
-            io.TextIOWrapper(os.fdopen(os.dup(number), "wb", 0), "utf-8", write_through=True) for number in (1, 2)
+            io.TextIOWrapper(os.fdopen(os.dup(number), "wb", 0), "utf-8", write_through=True)
+            for number in (1, 2)
         )
         return self
 
@@ -61,7 +63,9 @@ def run(world: pathlib.Path, number: int) -> dict:
     """Runs a case; returns what it was and, under "wrong", what must not be."""
     here = pathlib.Path(tempfile.mkdtemp(prefix="case"))
     before = pathlib.Path.cwd()
-    settings = {name: getattr(jax.config, name) for name in ("jax_platforms", "jax_compilation_cache_dir")}
+    settings = {
+        name: getattr(jax.config, name) for name in ("jax_platforms", "jax_compilation_cache_dir")
+    }
     began = time.monotonic()
     try:
         case = cases.make(number, world, here)
@@ -80,7 +84,9 @@ def run(world: pathlib.Path, number: int) -> dict:
             expected = cases.expected(case.command, world)
             found = worlds.made(case.command, here)
             if found != expected and "warning: " not in err:
-                names = sorted(name for name in found | expected if found.get(name) != expected.get(name))
+                names = sorted(
+                    name for name in found | expected if found.get(name) != expected.get(name)
+                )
                 wrong.append(f"another result, and no word of it: {names}")
         return {
             "number": number,
@@ -122,7 +128,8 @@ def faults(code, out, err):
 
 def main():
     world = pathlib.Path(sys.argv[1])
-    faulthandler.register(signal.SIGUSR1, os.fdopen(os.dup(2), "w"), all_threads=True)  # what a hanging case is doing
+    # what a hanging case is doing
+    faulthandler.register(signal.SIGUSR1, os.fdopen(os.dup(2), "w"), all_threads=True)
     warnings.simplefilter("error")
     if not world.exists():
         _build(world)

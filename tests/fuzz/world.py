@@ -1,4 +1,5 @@
-"""What the fuzzer damages: two tiny runs, their data, and files of every kind that a command reads."""
+"""What the fuzzer damages: two tiny runs, their data, and files of every kind that a command
+reads."""
 
 import contextlib
 import importlib
@@ -67,7 +68,9 @@ def write_configs(world):
 
 def write_config(path, fields):
     # `repr` of a float that is none is a name, and of these Python has none.
-    path.write_text(f"nan, inf = float('nan'), float('inf')\n\n\ndef get_config():\n    return {fields!r}\n")
+    path.write_text(
+        f"nan, inf = float('nan'), float('inf')\n\n\ndef get_config():\n    return {fields!r}\n"
+    )
 
 
 def invoke(name, argv):
@@ -82,7 +85,9 @@ def build(world: pathlib.Path) -> None:
         (world / "pictures" / name).mkdir(parents=True)
         for i in range(8):
             # Smooth, so that JPEG keeps it; of two formats.
-            picture = Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8)).resize((12, 10), Image.Resampling.BICUBIC)
+            picture = Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8)).resize(
+                (12, 10), Image.Resampling.BICUBIC
+            )
             picture.save(world / "pictures" / name / f"{i}.{'png' if i % 2 else 'jpg'}")
     Image.open(world / "pictures" / "cat" / "1.png").save(world / "photo.png")
     Image.fromarray(np.repeat(np.uint8([[0, 255]]), 10, 0).repeat(6, 1)).save(world / "mask.png")
@@ -109,7 +114,11 @@ def _write_weights(world):
     index, rest = {}, b""
     for name, value in tensors.items():
         content = value.tobytes()
-        index[name] = {"dtype": "F32", "shape": value.shape, "data_offsets": [len(rest), len(rest) + len(content)]}
+        index[name] = {
+            "dtype": "F32",
+            "shape": value.shape,
+            "data_offsets": [len(rest), len(rest) + len(content)],
+        }
         rest += content
     header = json.dumps(index).encode()
     (world / "weights.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + rest)
@@ -121,12 +130,29 @@ def _must(code):
 
 
 def arguments(name: str, here: pathlib.Path) -> list[str]:
-    """A command line that succeeds; `here` is a copy of the world, and what is made goes there too."""
+    """A command line that succeeds; `here` is a copy of the world, and what is made goes there
+    too."""
     data = ["--data_dir", here / "pictures"]
     argv = {
-        "train": ["--config", here / "mine.py", "--workdir", here / "run", "--config.train.num_steps=5"],
+        "train": [
+            "--config",
+            here / "mine.py",
+            "--workdir",
+            here / "run",
+            "--config.train.num_steps=5",
+        ],
         "sample": ["--ckpt", here / "run", *SAMPLING, "--out", here / "out"],
-        "evaluate": ["--ckpt", here / "run", "--metric", "bpd", "--num_images", 2, "--out", here / "out", *data],
+        "evaluate": [
+            "--ckpt",
+            here / "run",
+            "--metric",
+            "bpd",
+            "--num_images",
+            2,
+            "--out",
+            here / "out",
+            *data,
+        ],
         "plot": [here / "run", "--out", here / "plot.png"],
         "draw": ["--ckpt", here / "stage", "--num_samples", 2, *data],
         "ema": ["--ckpt", here / "run", "--average", "decay_0.9"],
@@ -140,7 +166,16 @@ def arguments(name: str, here: pathlib.Path) -> list[str]:
             "--out",
             here / "imported",
         ],
-        "samplers": ["--samplers", "ddim", "--num_samples", 2, "--evaluations", 2, "--out", here / "samplers"],
+        "samplers": [
+            "--samplers",
+            "ddim",
+            "--num_samples",
+            2,
+            "--evaluations",
+            2,
+            "--out",
+            here / "samplers",
+        ],
     }[name]
     return [str(argument) for argument in argv]
 
@@ -148,9 +183,14 @@ def arguments(name: str, here: pathlib.Path) -> list[str]:
 def made(name: str, here: pathlib.Path) -> dict[str, bytes]:
     """What a command that succeeded has made that must be the same when it succeeds again."""
     outcome = {}
-    pictures = ("*.npz", "*.png") if name in ("sample", "decode") else ("*.npz",)  # a plot may name a directory
+    # a plot may name a directory
+    pictures = ("*.npz", "*.png") if name in ("sample", "decode") else ("*.npz",)
     for path in (here / "out", here / "z.npz", here / "sheet.png", here / "imported"):
-        files = [path] if path.is_file() else [file for kind in pictures for file in sorted(path.rglob(kind))]
+        files = (
+            [path]
+            if path.is_file()
+            else [file for kind in pictures for file in sorted(path.rglob(kind))]
+        )
         for file in files:
             with contextlib.suppress(OSError):
                 outcome[os.path.relpath(file, here)] = _content(file)
@@ -161,7 +201,11 @@ def _content(file):
     if file.suffix != ".npz":
         return file.read_bytes()
     with np.load(file) as arrays:
-        return b"".join(name.encode() + arrays[name].tobytes() for name in sorted(arrays.files) if name in _NUMBERS)
+        return b"".join(
+            name.encode() + arrays[name].tobytes()
+            for name in sorted(arrays.files)
+            if name in _NUMBERS
+        )
 
 
 _NUMBERS = ("images", "index", "latents", "codes", "mean", "log_variance", "total")

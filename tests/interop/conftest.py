@@ -1,8 +1,10 @@
-"""What tests against diffusers share: weights that show every layer, and weights as NumPy arrays."""
+"""What tests against diffusers share: weights that show every layer, and weights as NumPy
+arrays."""
 
 
 def perturbed(network):
-    """The PyTorch network with noise on all parameters, none of them zero, ready to be evaluated."""
+    """The PyTorch network with noise on all parameters, none of them zero, ready to be
+    evaluated."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

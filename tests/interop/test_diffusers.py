@@ -15,9 +15,13 @@ from ddpm_jax.models.unet import UNet
 from .conftest import perturbed, state_dict
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[parity]'")
+diffusers = pytest.importorskip(
+    "diffusers", reason="diffusers is not installed: pip install -e '.[parity]'"
+)
 
-UNET = UNet(resolution=16, ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0)
+UNET = UNet(
+    resolution=16, ch=32, ch_mult=(1, 2, 2), num_res_blocks=1, attn_resolutions=(8,), dropout=0.0
+)
 
 
 TIME_EMBEDDINGS = {
@@ -34,7 +38,8 @@ IMPROVED_DDPM = {
 
 
 def peer(unet, in_channels=3):
-    """Their network of our fields, by default with the settings of the google/ddpm-* checkpoints; random weights."""
+    """Their network of our fields, by default with the settings of the google/ddpm-* checkpoints;
+    random weights."""
     attends = [unet.resolution // 2**i in unet.attn_resolutions for i in range(len(unet.ch_mult))]
     network = diffusers.UNet2DModel(
         sample_size=unet.resolution,
@@ -44,9 +49,12 @@ def peer(unet, in_channels=3):
         block_out_channels=tuple(unet.ch * mult for mult in unet.ch_mult),
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-        attention_head_dim=None if unet.num_heads == 1 else unet.ch * unet.ch_mult[-1] // unet.num_heads,
+        attention_head_dim=None
+        if unet.num_heads == 1
+        else unet.ch * unet.ch_mult[-1] // unet.num_heads,
         resnet_time_scale_shift="scale_shift" if unet.scale_shift_norm else "default",
-        attn_norm_num_groups=32,  # or theirs has no normalisation in the middle's attention under scale_shift
+        # or theirs has no normalisation in the middle's attention under scale_shift
+        attn_norm_num_groups=32,
         downsample_padding={"end": 0, "both": 1}[unet.downsample_padding],
         norm_eps=unet.norm_eps,
         num_class_embeds=unet.num_classes + 1 if unet.num_classes else None,
@@ -79,23 +87,36 @@ def test_output_is_that_of_diffusers(fields, channels, height, width):
     label = np.array([2, 4], np.int32) if unet.num_classes else None  # a class and the null class
     with torch.no_grad():
         of_class = None if label is None else torch.tensor(label)
-        theirs = network(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t), class_labels=of_class).sample
+        theirs = network(
+            torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t), class_labels=of_class
+        ).sample
         theirs = theirs.numpy().transpose(0, 2, 3, 1)
     params = unet_params_from_diffusers(state_dict(network), unet)
-    ours = jax.jit(unet.apply)({"params": params}, x, t, None if label is None else Condition(label=label))
+    ours = jax.jit(unet.apply)(
+        {"params": params}, x, t, None if label is None else Condition(label=label)
+    )
     # Float32 sums in another order, some 30 layers deep: relative to the largest output.
     np.testing.assert_allclose(ours, theirs, atol=3e-5 * np.abs(theirs).max())
 
 
 def test_the_network_of_improved_ddpm_has_as_many_parameters_as_that_of_diffusers():
-    fields = IMPROVED_DDPM | {"ch_mult": (1, 2, 2, 2), "num_res_blocks": 3, "attn_resolutions": (16, 8)}
+    fields = IMPROVED_DDPM | {
+        "ch_mult": (1, 2, 2, 2),
+        "num_res_blocks": 3,
+        "attn_resolutions": (16, 8),
+    }
     unet = UNet(resolution=32, **fields)
     theirs = sum(math.prod(parameter.shape) for parameter in peer(unet).parameters())
     assert sum(map(math.prod, unet_shapes(unet, in_channels=3).values())) == theirs == 52_546_438
 
 
 def test_old_and_new_attention_names_are_the_same_weights(weights):
-    new_to_old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    new_to_old = {
+        ".to_q.": ".query.",
+        ".to_k.": ".key.",
+        ".to_v.": ".value.",
+        ".to_out.0.": ".proj_attn.",
+    }
     old = {}
     for name, value in weights.items():
         for new_name, old_name in new_to_old.items():
@@ -103,7 +124,9 @@ def test_old_and_new_attention_names_are_the_same_weights(weights):
         old[name] = value
     assert set(old) != set(weights)
     jax.tree.map(
-        np.testing.assert_array_equal, unet_params_from_diffusers(old, UNET), unet_params_from_diffusers(weights, UNET)
+        np.testing.assert_array_equal,
+        unet_params_from_diffusers(old, UNET),
+        unet_params_from_diffusers(weights, UNET),
     )
 
 
@@ -112,7 +135,9 @@ def test_there_and_back_is_the_identity_and_diffusers_loads_it(weights):
     assert set(back) == set(weights)
     for name, value in weights.items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
-    peer(UNET).load_state_dict({name: torch.tensor(value) for name, value in back.items()}, strict=True)
+    peer(UNET).load_state_dict(
+        {name: torch.tensor(value) for name, value in back.items()}, strict=True
+    )
 
 
 def test_missing_left_over_and_misshapen_tensors_are_named(weights):
@@ -120,7 +145,9 @@ def test_missing_left_over_and_misshapen_tensors_are_named(weights):
         unet_params_from_diffusers({k: v for k, v in weights.items() if k != "conv_out.bias"}, UNET)
     with pytest.raises(UsageError, match=r"has, beyond the network's, class_embedding\.weight"):
         unet_params_from_diffusers({**weights, "class_embedding.weight": np.zeros((10, 128))}, UNET)
-    with pytest.raises(UsageError, match=r"conv_in\.weight .* read here as \(3, 3, 3, 64\), .* \(3, 3, 3, 32\)"):
+    with pytest.raises(
+        UsageError, match=r"conv_in\.weight .* read here as \(3, 3, 3, 64\), .* \(3, 3, 3, 32\)"
+    ):
         unet_params_from_diffusers({**weights, "conv_in.weight": np.zeros((64, 3, 3, 3))}, UNET)
     with pytest.raises(UsageError, match=r"lacks .*attentions.* give the U-Net the fields"):
         unet_params_from_diffusers(weights, UNET.clone(attn_resolutions=(8, 4)))

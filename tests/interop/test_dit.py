@@ -1,4 +1,5 @@
-"""The Diffusion Transformer against diffusers' `DiTTransformer2DModel` with the same random weights."""
+"""The Diffusion Transformer against diffusers' `DiTTransformer2DModel` with the same random
+weights."""
 
 import functools
 
@@ -15,15 +16,26 @@ from ddpm_jax.models.dit import DiT
 from .conftest import perturbed, state_dict
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[parity]'")
+diffusers = pytest.importorskip(
+    "diffusers", reason="diffusers is not installed: pip install -e '.[parity]'"
+)
 
-SMALL = DiT(hidden_size=48, depth=2, num_heads=3, num_classes=5, out_channels=8, time_embedding="cos_sin_inclusive")
-# Early times: theirs has its frequencies rounded in another place, and at t = 999 an angle is off by up to 1e-4.
-T, LABELS = np.array([0, 7, 60], np.int32), np.array([0, 4, 5], np.int32)  # the last label is the null class
+SMALL = DiT(
+    hidden_size=48,
+    depth=2,
+    num_heads=3,
+    num_classes=5,
+    out_channels=8,
+    time_embedding="cos_sin_inclusive",
+)
+# Early times: theirs has its frequencies rounded in another place, and at t = 999 an angle is off
+# by up to 1e-4. the last label is the null class
+T, LABELS = np.array([0, 7, 60], np.int32), np.array([0, 4, 5], np.int32)
 
 
 def peer(dit, size=8, in_channels=4):
-    """Their network of our fields, with random weights none of which is zero, and one embedding for all blocks."""
+    """Their network of our fields, with random weights none of which is zero, and one embedding for
+    all blocks."""
     torch.manual_seed(0)
     network = diffusers.DiTTransformer2DModel(
         num_attention_heads=dit.num_heads,
@@ -61,7 +73,14 @@ def weights():
 
 @pytest.mark.parametrize(
     ("fields", "size", "in_channels"),
-    [({}, 8, 4), ({"patch_size": 4, "hidden_size": 32, "num_heads": 1, "depth": 1, "out_channels": 3}, 16, 3)],
+    [
+        ({}, 8, 4),
+        (
+            {"patch_size": 4, "hidden_size": 32, "num_heads": 1, "depth": 1, "out_channels": 3},
+            16,
+            3,
+        ),
+    ],
 )
 def test_outputs_are_those_of_diffusers(fields, size, in_channels):
     dit = SMALL.clone(**fields)
@@ -92,20 +111,31 @@ def test_there_and_back_is_the_identity_and_diffusers_loads_it(weights):
     assert set(back) == set(weights)
     for name, value in weights.items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
-    peer(SMALL).load_state_dict({name: torch.tensor(value) for name, value in back.items()}, strict=True)
+    peer(SMALL).load_state_dict(
+        {name: torch.tensor(value) for name, value in back.items()}, strict=True
+    )
 
 
 def test_blocks_that_embed_time_or_label_each_in_its_own_way_are_refused(weights):
     name = "transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"
     changed = {**weights, name: weights[name] + np.eye(1, dtype=np.float32)}
-    with pytest.raises(UsageError, match=r"blocks\.1\.norm1\.emb\.class_embedder.* is not .*blocks\.0.* once for all"):
+    with pytest.raises(
+        UsageError,
+        match=r"blocks\.1\.norm1\.emb\.class_embedder.* is not .*blocks\.0.* once for all",
+    ):
         dit_params_from_diffusers(changed, SMALL)
 
 
 def test_missing_left_over_and_misshapen_tensors_are_named(weights):
-    with pytest.raises(UsageError, match=r"lacks proj_out_2\.bias: give the DiT the fields \(patch_size"):
-        dit_params_from_diffusers({k: v for k, v in weights.items() if k != "proj_out_2.bias"}, SMALL)
-    with pytest.raises(UsageError, match=r"has, beyond the network's, transformer_blocks\.1\.attn1"):
+    with pytest.raises(
+        UsageError, match=r"lacks proj_out_2\.bias: give the DiT the fields \(patch_size"
+    ):
+        dit_params_from_diffusers(
+            {k: v for k, v in weights.items() if k != "proj_out_2.bias"}, SMALL
+        )
+    with pytest.raises(
+        UsageError, match=r"has, beyond the network's, transformer_blocks\.1\.attn1"
+    ):
         dit_params_from_diffusers(weights, SMALL.clone(depth=1))
     with pytest.raises(UsageError, match=r"lacks transformer_blocks\.2\."):
         dit_params_from_diffusers(weights, SMALL.clone(depth=3))
@@ -116,4 +146,6 @@ def test_missing_left_over_and_misshapen_tensors_are_named(weights):
     for call in (dit_params_from_diffusers, dit_params_to_diffusers):
         with pytest.raises(UsageError, match="no DiT without classes"):
             call({}, SMALL.clone(num_classes=0))
-    assert jax.tree.all(jax.tree.map(lambda p: p.dtype == jnp.float32, dit_params_from_diffusers(weights, SMALL)))
+    assert jax.tree.all(
+        jax.tree.map(lambda p: p.dtype == jnp.float32, dit_params_from_diffusers(weights, SMALL))
+    )

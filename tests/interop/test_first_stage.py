@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers, autoencoder_params_to_diffusers
+from ddpm_jax.interop.autoencoder_kl import (
+    autoencoder_params_from_diffusers,
+    autoencoder_params_to_diffusers,
+)
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.variational.quantization import quantize, straight_through
 
 from .conftest import perturbed, state_dict
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install -e '.[parity]'")
+diffusers = pytest.importorskip(
+    "diffusers", reason="diffusers is not installed: pip install -e '.[parity]'"
+)
 
 SMALL = Autoencoder(resolution=16, ch=32, ch_mult=(1, 2), num_res_blocks=1, latent_channels=3)
 VQ = SMALL.clone(moments=False, num_codes=16)
@@ -23,12 +28,18 @@ VQ = SMALL.clone(moments=False, num_codes=16)
 
 def peer(model):
     """Their network of our fields, with random weights none of which is zero."""
-    attends = [model.resolution // 2**i in model.attn_resolutions for i in range(len(model.ch_mult))]
+    attends = [
+        model.resolution // 2**i in model.attn_resolutions for i in range(len(model.ch_mult))
+    ]
     fields = {
         "in_channels": model.image_channels,
         "out_channels": model.out_channels,
-        "down_block_types": tuple("AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends),
-        "up_block_types": tuple("AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)),
+        "down_block_types": tuple(
+            "AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends
+        ),
+        "up_block_types": tuple(
+            "AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)
+        ),
         "block_out_channels": tuple(model.ch * mult for mult in model.ch_mult),
         "layers_per_block": model.num_res_blocks,
         "latent_channels": model.latent_channels,
@@ -70,7 +81,8 @@ def weights():
     ("fields", "height", "width"),
     [
         ({}, 16, 16),
-        # Attention on the way too, three levels of which one keeps its channels, not square, grey, a scale each pixel.
+        # Attention on the way too, three levels of which one keeps its channels, not square, grey,
+        # a scale each pixel.
         (
             {
                 "ch_mult": (1, 1, 2),
@@ -83,7 +95,8 @@ def weights():
             8,
             24,
         ),
-        ({"ch_mult": (1,), "shared_log_scale": -1.5}, 8, 8),  # one level: latents as large as the image
+        # one level: latents as large as the image
+        ({"ch_mult": (1,), "shared_log_scale": -1.5}, 8, 8),
     ],
 )
 def test_moments_and_decoded_images_are_those_of_autoencoder_kl(fields, height, width):
@@ -92,7 +105,12 @@ def test_moments_and_decoded_images_are_those_of_autoencoder_kl(fields, height, 
     params = autoencoder_params_from_diffusers(state_dict(network), model)
     x = image(height, width, model.image_channels)
     moments = theirs(lambda x: network.encode(x).latent_dist.parameters, x)
-    assert moments.shape == (2, height // model.factor, width // model.factor, 2 * model.latent_channels)
+    assert moments.shape == (
+        2,
+        height // model.factor,
+        width // model.factor,
+        2 * model.latent_channels,
+    )
     assert_same(ours(model, "encode", params, x), moments)
     z = moments[..., : model.latent_channels]
     decoded = theirs(lambda z: network.decode(z).sample, z)
@@ -100,7 +118,9 @@ def test_moments_and_decoded_images_are_those_of_autoencoder_kl(fields, height, 
     assert_same(ours(model, "decode", params, z), decoded)
 
 
-@pytest.mark.parametrize("fields", [{}, {"attn_resolutions": (16,), "num_codes": 40, "latent_channels": 5}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"attn_resolutions": (16,), "num_codes": 40, "latent_channels": 5}]
+)
 def test_vectors_codes_and_reconstructions_are_those_of_vq_model(fields):
     model = VQ.clone(**fields)
     network = peer(model)
@@ -110,7 +130,9 @@ def test_vectors_codes_and_reconstructions_are_those_of_vq_model(fields):
     assert_same(z, theirs(lambda x: network.encode(x).latents, x))
     codes, index = quantize(z, params["codebook"])
     with torch.no_grad():
-        _, _, (_, _, their_index) = network.quantize(torch.tensor(np.asarray(z).transpose(0, 3, 1, 2)))
+        _, _, (_, _, their_index) = network.quantize(
+            torch.tensor(np.asarray(z).transpose(0, 3, 1, 2))
+        )
     assert len(np.unique(index)) > 3
     np.testing.assert_array_equal(index.reshape(-1), their_index.numpy())
     decoded = ours(model, "decode", params, straight_through(z, codes))
@@ -121,13 +143,19 @@ def test_vectors_codes_and_reconstructions_are_those_of_vq_model(fields):
 
 
 def test_old_and_new_attention_names_are_the_same_weights(weights):
-    new_to_old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    new_to_old = {
+        ".to_q.": ".query.",
+        ".to_k.": ".key.",
+        ".to_v.": ".value.",
+        ".to_out.0.": ".proj_attn.",
+    }
     old = {}
     for name, value in weights.items():
         for new_name, old_name in new_to_old.items():
             name = name.replace(new_name, old_name)
         old[name] = value
-    assert len(set(weights) - set(old)) == 16  # of encoder and decoder, 4 maps with weight and bias each
+    # of encoder and decoder, 4 maps with weight and bias each
+    assert len(set(weights) - set(old)) == 16
     jax.tree.map(
         np.testing.assert_array_equal,
         autoencoder_params_from_diffusers(old, SMALL),
@@ -143,7 +171,9 @@ def test_there_and_back_is_the_identity_and_diffusers_loads_it(model):
     assert set(back) == set(weights)
     for name, value in weights.items():
         np.testing.assert_array_equal(back[name], value, err_msg=name)
-    network.load_state_dict({name: torch.tensor(value) for name, value in back.items()}, strict=True)
+    network.load_state_dict(
+        {name: torch.tensor(value) for name, value in back.items()}, strict=True
+    )
 
 
 def test_the_shared_scale_is_left_out_there_and_starts_anew_back(weights):
@@ -159,10 +189,16 @@ def test_the_shared_scale_is_left_out_there_and_starts_anew_back(weights):
 
 def test_missing_left_over_and_misshapen_tensors_are_named(weights):
     with pytest.raises(UsageError, match=r"lacks quant_conv\.bias: give the first stage"):
-        autoencoder_params_from_diffusers({k: v for k, v in weights.items() if k != "quant_conv.bias"}, SMALL)
+        autoencoder_params_from_diffusers(
+            {k: v for k, v in weights.items() if k != "quant_conv.bias"}, SMALL
+        )
     with pytest.raises(UsageError, match=r"has, beyond the network's, quantize\.embedding\.weight"):
-        autoencoder_params_from_diffusers({**weights, "quantize.embedding.weight": np.zeros((16, 3))}, SMALL)
+        autoencoder_params_from_diffusers(
+            {**weights, "quantize.embedding.weight": np.zeros((16, 3))}, SMALL
+        )
     with pytest.raises(UsageError, match=r"lacks quantize\.embedding\.weight"):
         autoencoder_params_from_diffusers(weights, VQ)
-    with pytest.raises(UsageError, match=r"encoder\.conv_in\.weight .* the first stage has \(3, 3, 1, 32\)"):
+    with pytest.raises(
+        UsageError, match=r"encoder\.conv_in\.weight .* the first stage has \(3, 3, 1, 32\)"
+    ):
         autoencoder_params_from_diffusers(weights, SMALL.clone(image_channels=1))

@@ -1,7 +1,8 @@
-"""The perceptual distance against PyTorch with the same random weights, and the file that its weights come from.
+"""The perceptual distance against PyTorch with the same random weights, and the file that its
+weights come from.
 
-The reference is written from the paper with PyTorch's own layers; it was compared with the authors' package `lpips`
-0.1.4 (version 0.1, net "vgg") once, which needs torchvision beside it.
+The reference is written from the paper with PyTorch's own layers; it was compared with the authors'
+package `lpips` 0.1.4 (version 0.1, net "vgg") once, which needs torchvision beside it.
 """
 
 import jax
@@ -18,13 +19,16 @@ NARROW_FIRST = "features.0.weight"
 
 
 def random_tensors(model, seed=0):
-    """Name -> array as torchvision and lpips name and lay them out; so large that features neither grow nor die."""
+    """Name -> array as torchvision and lpips name and lay them out; so large that features neither
+    grow nor die."""
     rng = np.random.default_rng(seed)
     tensors, inputs, n = {}, 3, 0
     for k, channels in enumerate(model.channels):
         for features in channels:
             deviation = np.sqrt(2 / (9 * inputs))
-            tensors[f"features.{n}.weight"] = rng.normal(0, deviation, (features, inputs, 3, 3)).astype(np.float32)
+            tensors[f"features.{n}.weight"] = rng.normal(
+                0, deviation, (features, inputs, 3, 3)
+            ).astype(np.float32)
             tensors[f"features.{n}.bias"] = rng.normal(0, 0.1, features).astype(np.float32)
             inputs, n = features, n + 2
         n += 1
@@ -42,15 +46,17 @@ def program(model):
 
 def reference(tensors, model, x, y):
     """The same by PyTorch, from images of our layout."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
+    torch = pytest.importorskip(
+        "torch", reason="PyTorch is not installed: pip install -e '.[parity]'"
+    )
     functional = torch.nn.functional
     weights = {name: torch.tensor(value) for name, value in tensors.items()}
 
     def slices(image):
         h = image.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
-        h = (h - torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None]) / torch.tensor([0.458, 0.448, 0.450])[
-            None, :, None, None
-        ]
+        h = (h - torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None]) / torch.tensor(
+            [0.458, 0.448, 0.450]
+        )[None, :, None, None]
         n = 0
         for k, channels in enumerate(model.channels):
             h = functional.max_pool2d(h, kernel_size=2, stride=2) if k else h
@@ -73,7 +79,11 @@ def reference(tensors, model, x, y):
 @pytest.mark.parametrize(
     ("model", "size", "channels"),
     [(SMALL, (32, 48), 3), (SMALL, (37, 19), 1), (WIDE, (16, 32), 3)],
-    ids=["several pixels in each slice", "grey, odd sides", "so wide that convolutions are Winograd's"],
+    ids=[
+        "several pixels in each slice",
+        "grey, odd sides",
+        "so wide that convolutions are Winograd's",
+    ],
 )
 def test_the_distance_is_that_of_pytorch(model, size, channels):
     tensors, (x, y) = random_tensors(model), images(size, channels)
@@ -96,9 +106,12 @@ def test_the_gradient_is_that_of_pytorch():
 def test_the_names_are_those_of_torchvisions_vgg16():
     names = [f"features.{n}" for n in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)]
     tensors = random_tensors(Lpips())
-    assert {name.rpartition(".")[0] for name in tensors if name.startswith("features")} == set(names)
+    assert {name.rpartition(".")[0] for name in tensors if name.startswith("features")} == set(
+        names
+    )
     shapes = lpips_shapes(Lpips())
-    # torchvision's published 138,357,544 of VGG16 less its three linear maps, and lpips's five vectors
+    # torchvision's published 138,357,544 of VGG16 less its three linear maps, and lpips's five
+    # vectors
     maps = 25088 * 4096 + 4096 + 4096 * 4096 + 4096 + 4096 * 1000 + 1000
     assert sum(map(np.prod, shapes.values())) == 138_357_544 - maps + 64 + 128 + 256 + 512 + 512
 
@@ -122,23 +135,38 @@ def test_npz_and_safetensors_are_read_alike(tmp_path):
     tensors = random_tensors(SMALL)
     np.savez(tmp_path / "weights.npz", **tensors)
     expected = lpips_params(tensors, SMALL, source="the test")
-    jax.tree.map(np.testing.assert_array_equal, read_lpips(tmp_path / "weights.npz", SMALL), expected)
-    numpy = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed: pip install -e '.[parity]'")
+    jax.tree.map(
+        np.testing.assert_array_equal, read_lpips(tmp_path / "weights.npz", SMALL), expected
+    )
+    numpy = pytest.importorskip(
+        "safetensors.numpy", reason="safetensors is not installed: pip install -e '.[parity]'"
+    )
     numpy.save_file(tensors, tmp_path / "weights.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, read_lpips(tmp_path / "weights.safetensors", SMALL), expected)
+    jax.tree.map(
+        np.testing.assert_array_equal, read_lpips(tmp_path / "weights.safetensors", SMALL), expected
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.pop(NARROW_FIRST), r"has no tensor features\.0\.weight, which .*docs/first_stages\.md"),
+        (
+            lambda t: t.pop(NARROW_FIRST),
+            r"has no tensor features\.0\.weight, which .*docs/first_stages\.md",
+        ),
         (
             lambda t: t.update({NARROW_FIRST: t[NARROW_FIRST][:3]}),
             r"features\.0\.weight .*\(3, 3, 3, 3\), .*\(3, 3, 3, 4\)",
         ),
         (lambda t: t.pop("lin3.model.1.weight"), r"has no tensor lin3\.model\.1\.weight"),
-        (lambda t: t.update({"lin3.model.1.weight": -t["lin3.model.1.weight"]}), r"lin3.* negative weights"),
-        (lambda t: t.update({NARROW_FIRST: t[NARROW_FIRST] * np.nan}), r"features\.0\.weight of .*npz holds nan"),
+        (
+            lambda t: t.update({"lin3.model.1.weight": -t["lin3.model.1.weight"]}),
+            r"lin3.* negative weights",
+        ),
+        (
+            lambda t: t.update({NARROW_FIRST: t[NARROW_FIRST] * np.nan}),
+            r"features\.0\.weight of .*npz holds nan",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_tensors_is_named(tmp_path, change, words):

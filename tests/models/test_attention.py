@@ -28,7 +28,8 @@ def device(platform, capability=None, version=CUDA):
         (device("gpu", "8.0"), "bfloat16", 256, 256, "products"),  # too large a head for Ampere
         (device("gpu", "7.5"), "bfloat16", 256, 64, "products"),  # no flash attention before it
         (device("gpu", "9.0"), "float32", 256, 256, "products"),
-        (device("gpu", "9.0"), "bfloat16", 16, 256, "products"),  # the middle of the network, at 4x4
+        # the middle of the network, at 4x4
+        (device("gpu", "9.0"), "bfloat16", 16, 256, "products"),
         (device("gpu", "9.0"), "bfloat16", 256, 512, "products"),
         (device("gpu", "9.0"), "bfloat16", 256, 36, "products"),
         (device("gpu", "gfx942", "rocm 6"), "bfloat16", 256, 64, "products"),
@@ -37,7 +38,9 @@ def device(platform, capability=None, version=CUDA):
     ],
 )
 def test_flash_attention_is_chosen_where_cudnn_has_it(where, dtype, pixels, head_size, chosen):
-    assert choose_implementation(where, jnp.dtype(dtype), tokens=pixels, head_size=head_size) == chosen
+    assert (
+        choose_implementation(where, jnp.dtype(dtype), tokens=pixels, head_size=head_size) == chosen
+    )
 
 
 def test_the_block_attends_by_what_was_chosen_for_its_own_heads(monkeypatch):
@@ -46,14 +49,20 @@ def test_the_block_attends_by_what_was_chosen_for_its_own_heads(monkeypatch):
     def attend(implementation):
         return lambda q, k, v: asked.append((q.shape, str(q.dtype), implementation)) or v
 
-    monkeypatch.setattr(attention, "IMPLEMENTATIONS", {name: attend(name) for name in attention.IMPLEMENTATIONS})
+    monkeypatch.setattr(
+        attention, "IMPLEMENTATIONS", {name: attend(name) for name in attention.IMPLEMENTATIONS}
+    )
     monkeypatch.setattr(jax, "local_devices", lambda: [device("gpu", "9.0")])
     for heads, dtype in ((1, jnp.bfloat16), (4, jnp.float32)):
         block = AttentionBlock(heads, dtype=dtype)
         jax.eval_shape(
-            lambda x, block=block: block.init_with_output(jax.random.key(0), x), jnp.zeros((2, 16, 16, 64), dtype)
+            lambda x, block=block: block.init_with_output(jax.random.key(0), x),
+            jnp.zeros((2, 16, 16, 64), dtype),
         )
-    assert asked == [((2, 256, 1, 64), "bfloat16", "cudnn"), ((2, 256, 4, 16), "float32", "products")]
+    assert asked == [
+        ((2, 256, 1, 64), "bfloat16", "cudnn"),
+        ((2, 256, 4, 16), "float32", "products"),
+    ]
 
 
 def test_attention_is_the_softmax_of_the_products_of_float64():
@@ -61,15 +70,20 @@ def test_attention_is_the_softmax_of_the_products_of_float64():
     params = block.init(jax.random.key(0), x)["params"]
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: (rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[0])).astype(np.float32), params
+        lambda leaf: (rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[0])).astype(np.float32),
+        params,
     )
     ours = block.apply({"params": params}, x)
 
     p, x64 = jax.tree.map(np.float64, params), np.float64(x)
-    mean, var = (f(x64, axis=(1, 2), keepdims=True) for f in (np.mean, np.var))  # 32 groups of one channel each
-    h = ((x64 - mean) / np.sqrt(var + 1e-6) * p["norm"]["scale"] + p["norm"]["bias"]).reshape(2, 16, 32)
+    # 32 groups of one channel each
+    mean, var = (f(x64, axis=(1, 2), keepdims=True) for f in (np.mean, np.var))
+    h = ((x64 - mean) / np.sqrt(var + 1e-6) * p["norm"]["scale"] + p["norm"]["bias"]).reshape(
+        2, 16, 32
+    )
     q, k, v = ((h @ p[n]["kernel"] + p[n]["bias"]).reshape(2, 16, 2, 16) for n in "qkv")
     weights = np.exp(np.einsum("bqnd,bknd->bnqk", q, k) / np.sqrt(16))
     o = np.einsum("bnqk,bknd->bqnd", weights / weights.sum(-1, keepdims=True), v).reshape(2, 16, 32)
     expected = x64 + (o @ p["proj_out"]["kernel"] + p["proj_out"]["bias"]).reshape(x64.shape)
-    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)  # float32 sums of at most 32 products
+    # float32 sums of at most 32 products
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,5 @@
-"""First stages: sizes, shapes, what an output depends on, precision, dropout, gradients, refusals."""
+"""First stages: sizes, shapes, what an output depends on, precision, dropout, gradients,
+refusals."""
 
 import functools
 
@@ -24,19 +25,24 @@ def apply(model, method, params, x, keys=None):
 
 
 def shapes_of(model, shape=X.shape):
-    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))[
+        "params"
+    ]
 
 
 @pytest.fixture(scope="module")
 def params():
-    """Parameters none of which is zero, unlike those of a new network; of the published scale, so nothing saturates."""
+    """Parameters none of which is zero, unlike those of a new network; of the published scale, so
+    nothing saturates."""
     rng = np.random.default_rng(7)
 
     def draw(path, shape):
         deviation = np.prod(shape[:-1]) ** -0.5 if path[-1] == "kernel" else 0.1
         return np.float32(deviation * rng.normal(size=shape) + (path[-1] == "scale"))
 
-    return unflatten_dict({path: draw(path, leaf.shape) for path, leaf in flatten_dict(shapes_of(SMALL)).items()})
+    return unflatten_dict(
+        {path: draw(path, leaf.shape) for path, leaf in flatten_dict(shapes_of(SMALL)).items()}
+    )
 
 
 def relative_difference(actual, expected):
@@ -47,7 +53,11 @@ def relative_difference(actual, expected):
     ("fields", "count"),
     [
         ({}, 83_653_863),  # Stable Diffusion's AutoencoderKL
-        ({"ch_mult": (1, 2, 4), "latent_channels": 3, "moments": False, "num_codes": 8192}, 55_322_782),  # VQ-f4
+        # VQ-f4
+        (
+            {"ch_mult": (1, 2, 4), "latent_channels": 3, "moments": False, "num_codes": 8192},
+            55_322_782,
+        ),
     ],
 )
 def test_published_sizes_have_as_many_parameters_as_those_of_diffusers(fields, count):
@@ -58,12 +68,16 @@ def test_published_sizes_have_as_many_parameters_as_those_of_diffusers(fields, c
 
 def test_the_factor_is_the_size_of_an_image_over_that_of_its_latents():
     for levels in (1, 2, 4):
-        model = SMALL.clone(ch_mult=(1,) * levels, latent_channels=5, image_channels=1, out_channels=2)
+        model = SMALL.clone(
+            ch_mult=(1,) * levels, latent_channels=5, image_channels=1, out_channels=2
+        )
         assert model.factor == 2 ** (levels - 1)
         shapes = shapes_of(model, (3, 16, 24, 1))
 
         def shape_of(method, x, model=model, shapes=shapes):
-            out = jax.eval_shape(functools.partial(model.apply, method=method), {"params": shapes}, x)
+            out = jax.eval_shape(
+                functools.partial(model.apply, method=method), {"params": shapes}, x
+            )
             assert out.dtype == jnp.float32
             return out.shape
 
@@ -76,11 +90,15 @@ def test_the_encoder_of_latents_gives_half_the_channels_of_that_of_moments():
     latents, moments = shapes_of(SMALL.clone(moments=False)), shapes_of(SMALL)
     assert latents["quant"]["kernel"].shape == (4, 4)
     assert moments["quant"]["kernel"].shape == (8, 8)
-    assert jax.tree.map(jnp.shape, latents["decoder"]) == jax.tree.map(jnp.shape, moments["decoder"])
+    assert jax.tree.map(jnp.shape, latents["decoder"]) == jax.tree.map(
+        jnp.shape, moments["decoder"]
+    )
 
 
 def test_no_layer_is_told_a_time():
-    assert not [path for path in flatten_dict(shapes_of(SMALL)) if any("temb" in name for name in path)]
+    assert not [
+        path for path in flatten_dict(shapes_of(SMALL)) if any("temb" in name for name in path)
+    ]
     h, temb = X[:, :4, :4].repeat(11, -1)[..., :32], jnp.zeros((2, 64))
     block = ResBlock(32)
     without = block.init(jax.random.key(0), h, None, None)["params"]
@@ -96,12 +114,16 @@ def test_no_layer_is_told_a_time():
 
 def test_codes_start_uniform_within_one_over_their_number_and_the_shared_scale_where_told():
     model = SMALL.clone(moments=False, num_codes=512, shared_log_scale=-1.5)
-    params = model.init(jax.random.key(0), method=lambda model: (model.codebook, model.log_scale))["params"]
+    params = model.init(jax.random.key(0), method=lambda model: (model.codebook, model.log_scale))[
+        "params"
+    ]
     assert params["codebook"].shape == (512, 4)
     assert 0.99 / 512 < jnp.abs(params["codebook"]).max() <= 1 / 512
-    # The variance of n uniform draws has relative standard deviation sqrt(0.8 / n), their mean sqrt(var / n); five of
-    # each.
-    np.testing.assert_allclose(params["codebook"].var(), 512.0**-2 / 3, rtol=5 * np.sqrt(0.8 / 2048))
+    # The variance of n uniform draws has relative standard deviation sqrt(0.8 / n), their mean
+    # sqrt(var / n); five of each.
+    np.testing.assert_allclose(
+        params["codebook"].var(), 512.0**-2 / 3, rtol=5 * np.sqrt(0.8 / 2048)
+    )
     assert abs(params["codebook"].mean()) < 5 * np.sqrt(512.0**-2 / 3 / 2048)
     assert params["log_scale"] == -1.5
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(model))} == {jnp.dtype("float32")}
@@ -121,16 +143,28 @@ def test_every_parameter_has_a_gradient_but_the_codes_and_the_scale(params):
     model = SMALL.clone(moments=False, num_codes=8, shared_log_scale=0.0)
     new = flatten_dict(shapes_of(model))
     flat = flatten_dict(params)
-    half = {("encoder", "conv_out", "kernel"), ("encoder", "conv_out", "bias"), ("quant", "kernel"), ("quant", "bias")}
-    cut = {path: flat[path][tuple(slice(size) for size in leaf.shape)] for path, leaf in new.items() if path in half}
+    half = {
+        ("encoder", "conv_out", "kernel"),
+        ("encoder", "conv_out", "bias"),
+        ("quant", "kernel"),
+        ("quant", "bias"),
+    }
+    cut = {
+        path: flat[path][tuple(slice(size) for size in leaf.shape)]
+        for path, leaf in new.items()
+        if path in half
+    }
     extra = {("codebook",): jnp.ones((8, 4)), ("log_scale",): jnp.zeros(())}
     weights = unflatten_dict(flat | cut | extra)
-    grads = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(model.apply({"params": p}, X) - X))))(weights)
+    grads = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(model.apply({"params": p}, X) - X))))(
+        weights
+    )
     for path, grad in flatten_dict(grads).items():
         assert jnp.isfinite(grad).all(), path
         if path in extra:
             assert (grad == 0).all(), path
-        elif path[-2:] != ("k", "bias"):  # adds the same to every logit of a row, which a softmax does not see
+        # adds the same to every logit of a row, which a softmax does not see
+        elif path[-2:] != ("k", "bias"):
             assert jnp.abs(grad).max() > 0, path
 
 
@@ -140,8 +174,12 @@ def test_an_example_does_not_see_its_neighbours_in_the_batch(params):
     for method, x in (("encode", X), ("decode", z)):
         both = apply(SMALL, method, params, x, KEYS)
         alone = apply(SMALL, method, params, x[1:], KEYS[1:])
-        np.testing.assert_allclose(alone[0], both[1], rtol=0, atol=1e-5)  # float32 sums in another order
-        assert jnp.abs(apply(SMALL, method, params, x[::-1]) - apply(SMALL, method, params, x)).max() > 0.1
+        # float32 sums in another order
+        np.testing.assert_allclose(alone[0], both[1], rtol=0, atol=1e-5)
+        assert (
+            jnp.abs(apply(SMALL, method, params, x[::-1]) - apply(SMALL, method, params, x)).max()
+            > 0.1
+        )
 
 
 def test_dropout_is_drawn_by_the_key_of_the_example(params):
@@ -149,7 +187,9 @@ def test_dropout_is_drawn_by_the_key_of_the_example(params):
     same = jnp.stack([KEYS[0], KEYS[0]])
     for method, x in (("encode", X), ("decode", z)):
         twins = jnp.stack([x[0], x[0]])
-        plain, one_key, two_keys = (apply(SMALL, method, params, twins, keys) for keys in (None, same, KEYS))
+        plain, one_key, two_keys = (
+            apply(SMALL, method, params, twins, keys) for keys in (None, same, KEYS)
+        )
         np.testing.assert_array_equal(one_key[0], one_key[1])
         assert jnp.abs(two_keys[0] - two_keys[1]).max() > 1e-2
         assert jnp.abs(one_key - plain).max() > 1e-2
@@ -159,16 +199,22 @@ def test_dropout_is_drawn_by_the_key_of_the_example(params):
 
 def test_every_block_of_encoder_and_decoder_has_a_mask_of_its_own(params):
     masks = []
-    for method, x, blocks in (("encode", X, 4), ("decode", X[:, ::2, ::2].repeat(2, -1)[..., :4], 6)):
+    for method, x, blocks in (
+        ("encode", X, 4),
+        ("decode", X[:, ::2, ::2].repeat(2, -1)[..., :4], 6),
+    ):
         capture = functools.partial(
-            SMALL.apply, capture_intermediates=lambda module, _: isinstance(module, Dropout), mutable="intermediates"
+            SMALL.apply,
+            capture_intermediates=lambda module, _: isinstance(module, Dropout),
+            mutable="intermediates",
         )
         _, kept = jax.jit(functools.partial(capture, method=method))({"params": params}, x, KEYS)
         dropped = [np.asarray(h) == 0 for h in jax.tree.leaves(kept)]
         assert len(dropped) == blocks
         masks += dropped
     for i, mask in enumerate(masks):
-        # The share of zeros among n independent draws has deviation sqrt(0.3 * 0.7 / n); five of them.
+        # The share of zeros among n independent draws has deviation sqrt(0.3 * 0.7 / n); five of
+        # them.
         assert abs(mask.mean() - 0.3) < 5 * np.sqrt(0.21 / mask.size)
         assert not any(mask.shape == other.shape and (mask == other).all() for other in masks[:i])
 
@@ -194,7 +240,8 @@ def test_every_block_is_recomputed_where_asked_and_none_by_default(params):
         return sum(eqn.primitive.name == "remat2" for eqn in jaxpr.eqns)
 
     z = jnp.zeros((2, 8, 8, 4))
-    assert recomputed("blocks", "encode", X) == 2 * 1 + 3  # blocks of the levels; block, attention, block in the middle
+    # blocks of the levels; block, attention, block in the middle
+    assert recomputed("blocks", "encode", X) == 2 * 1 + 3
     assert recomputed("products", "decode", z) == 2 * 2 + 3
     assert recomputed("none", "encode", X) == recomputed("none", "decode", z) == 0
 
@@ -203,7 +250,16 @@ def test_every_block_is_recomputed_where_asked_and_none_by_default(params):
     ("fields", "size"),
     [
         ({}, (256, 192)),
-        ({"resolution": 8, "ch": 32, "ch_mult": (1, 2), "attn_resolutions": (4,), "num_heads": 4}, (8, 8)),
+        (
+            {
+                "resolution": 8,
+                "ch": 32,
+                "ch_mult": (1, 2),
+                "attn_resolutions": (4,),
+                "num_heads": 4,
+            },
+            (8, 8),
+        ),
         ({"moments": False, "num_codes": 512, "shared_log_scale": 0.0}, (64, 64)),
         ({"image_channels": 1, "out_channels": 2, "dtype": "bfloat16", "moments": False}, (32, 32)),
     ],
@@ -228,7 +284,11 @@ def test_what_can_be_built_is_accepted(fields, size):
         ({"num_codes": 1, "moments": False}, (256, 256), "1 code says nothing"),
         ({"num_codes": 512}, (256, 256), "512 codes replaces vectors, .* set moments to False"),
         ({"out_channels": 4}, (256, 256), "out_channels is 4: give the 3 of the image, or 6"),
-        ({"out_channels": 6, "shared_log_scale": 0.0}, (256, 256), "shared_log_scale .* decoder of 6 channels"),
+        (
+            {"out_channels": 6, "shared_log_scale": 0.0},
+            (256, 256),
+            "shared_log_scale .* decoder of 6 channels",
+        ),
         ({"shared_log_scale": float("nan")}, (256, 256), "shared_log_scale is nan"),
     ],
 )

@@ -1,4 +1,5 @@
-"""What a user can get wrong about the U-Net is refused in one sentence, before anything compiles."""
+"""What a user can get wrong about the U-Net is refused in one sentence, before anything
+compiles."""
 
 import pytest
 
@@ -11,8 +12,26 @@ from ddpm_jax.models.unet import UNet, check_unet
     [
         ({}, (32, 32)),
         ({"resolution": 256, "ch_mult": (1, 1, 2, 2, 4, 4)}, (256, 192)),
-        ({"resolution": 8, "ch": 32, "ch_mult": (1, 2), "attn_resolutions": (4,), "num_heads": 4}, (8, 8)),
-        ({"ch": 96, "ch_mult": (1, 3), "attn_resolutions": (), "dtype": "bfloat16", "out_channels": 6}, (2, 2)),
+        (
+            {
+                "resolution": 8,
+                "ch": 32,
+                "ch_mult": (1, 2),
+                "attn_resolutions": (4,),
+                "num_heads": 4,
+            },
+            (8, 8),
+        ),
+        (
+            {
+                "ch": 96,
+                "ch_mult": (1, 3),
+                "attn_resolutions": (),
+                "dtype": "bfloat16",
+                "out_channels": 6,
+            },
+            (2, 2),
+        ),
     ],
 )
 def test_what_can_be_built_is_accepted(fields, size):
@@ -25,7 +44,11 @@ def test_what_can_be_built_is_accepted(fields, size):
         ({}, (36, 32), "height 36 is not divisible by 8"),
         ({}, (32, 28), "width 28 is not divisible by 8"),
         ({}, (0, 32), "height 0"),
-        ({"resolution": 20, "attn_resolutions": ()}, (32, 32), "resolution 20 is not divisible by 8"),
+        (
+            {"resolution": 20, "attn_resolutions": ()},
+            (32, 32),
+            "resolution 20 is not divisible by 8",
+        ),
         ({"ch": 48}, (32, 32), "48 channels .* 32 groups"),
         ({"ch": 0}, (32, 32), "ch is 0"),
         ({"ch": 32.0}, (32, 32), r"ch is 32\.0"),
@@ -39,8 +62,16 @@ def test_what_can_be_built_is_accepted(fields, size):
         ({"dropout": 1.0}, (32, 32), r"dropout is 1\.0"),
         ({"dropout": -0.1}, (32, 32), r"dropout is -0\.1"),
         ({"norm_eps": 0.0}, (32, 32), r"norm_eps is 0\.0"),
-        ({"time_embedding": "cos_sine"}, (32, 32), "Unknown time embedding 'cos_sine'.* Did you mean 'cos_sin'"),
-        ({"downsample_padding": "ends"}, (32, 32), "Unknown downsample padding 'ends'.* Did you mean 'end'"),
+        (
+            {"time_embedding": "cos_sine"},
+            (32, 32),
+            "Unknown time embedding 'cos_sine'.* Did you mean 'cos_sin'",
+        ),
+        (
+            {"downsample_padding": "ends"},
+            (32, 32),
+            "Unknown downsample padding 'ends'.* Did you mean 'end'",
+        ),
         ({"dtype": "int32"}, (32, 32), "dtype is 'int32'"),
         ({"dtype": "bf16"}, (32, 32), "dtype is 'bf16'"),
     ],

@@ -10,7 +10,14 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.models.classifier import Classifier, check_classifier
 from ddpm_jax.models.unet import UNet
 
-FIELDS = {"resolution": 8, "ch": 32, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,), "dropout": 0.2}
+FIELDS = {
+    "resolution": 8,
+    "ch": 32,
+    "ch_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (4,),
+    "dropout": 0.2,
+}
 CLASSIFIER = Classifier(num_classes=5, **FIELDS)
 T = jnp.array([3, 700])
 
@@ -35,13 +42,20 @@ def params(x):
 
 @pytest.mark.slow
 def test_logits_are_a_linear_map_of_the_mean_over_the_unets_lowest_features(x, params):
-    """The U-Net of the same fields, given the classifier's parameters on its way down; pooling in NumPy."""
+    """The U-Net of the same fields, given the classifier's parameters on its way down; pooling in
+    NumPy."""
     unet = UNet(out_channels=1, **FIELDS)
     up = unet.init(jax.random.key(2), x, T)["params"]
     ours = params["params"]
-    shared = up | {name: leaves for name, leaves in ours.items() if name not in ("norm_out", "logits")}
+    shared = up | {
+        name: leaves for name, leaves in ours.items() if name not in ("norm_out", "logits")
+    }
     _, kept = unet.apply(
-        {"params": shared}, x, T, capture_intermediates=lambda module, _: module.name == "mid_block_2", mutable=True
+        {"params": shared},
+        x,
+        T,
+        capture_intermediates=lambda module, _: module.name == "mid_block_2",
+        mutable=True,
     )
     (h,) = kept["intermediates"]["mid_block_2"]["__call__"]
     groups = np.asarray(h, np.float64).reshape(2, 16, 32, 2)
@@ -51,7 +65,9 @@ def test_logits_are_a_linear_map_of_the_mean_over_the_unets_lowest_features(x, p
     pooled = (h / (1 + np.exp(-h))).mean(axis=1)
     logits = jax.jit(CLASSIFIER.apply)(params, x, T)
     # float32 through some twenty layers
-    np.testing.assert_allclose(logits, pooled @ ours["logits"]["kernel"] + ours["logits"]["bias"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        logits, pooled @ ours["logits"]["kernel"] + ours["logits"]["bias"], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_new_network_finds_all_classes_equally_likely(x):
@@ -72,11 +88,15 @@ def test_an_image_is_judged_by_itself_its_time_and_its_key(x, params):
 
 def test_recomputation_changes_no_gradient(x, params):
     def gradient(classifier):
-        return jax.jit(jax.grad(lambda x: jnp.sum(jax.nn.log_softmax(classifier.apply(params, x, T))[:, 2])))(x)
+        return jax.jit(
+            jax.grad(lambda x: jnp.sum(jax.nn.log_softmax(classifier.apply(params, x, T))[:, 2]))
+        )(x)
 
     plain = gradient(CLASSIFIER)
     assert np.abs(plain).max() > 1e-3
-    np.testing.assert_allclose(gradient(CLASSIFIER.clone(remat="blocks")), plain, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        gradient(CLASSIFIER.clone(remat="blocks")), plain, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

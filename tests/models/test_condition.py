@@ -15,7 +15,13 @@ from ddpm_jax.models.unet import UNet
 K = 3
 # Scale and shift: with 32 channels in 32 groups, a norm would remove what is added to a channel.
 PLAIN = UNet(
-    resolution=8, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), dropout=0.0, scale_shift_norm=True
+    resolution=8,
+    ch=32,
+    ch_mult=(1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    dropout=0.0,
+    scale_shift_norm=True,
 )
 BY_CLASS = PLAIN.clone(num_classes=K)
 X = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
@@ -50,7 +56,11 @@ def told(*label):
 
 def test_only_the_embedding_of_k_classes_and_the_null_class_is_new(params):
     plain = jax.eval_shape(PLAIN.init, jax.random.key(0), X, T)["params"]
-    new = {path: leaf.shape for path, leaf in flatten_dict(params).items() if path not in flatten_dict(plain)}
+    new = {
+        path: leaf.shape
+        for path, leaf in flatten_dict(params).items()
+        if path not in flatten_dict(plain)
+    }
     assert new == {("class_embedding", "embedding"): (K + 1, 4 * 32)}
 
 
@@ -58,8 +68,13 @@ def test_a_class_whose_embedding_is_zero_gives_the_unconditional_network_bit_for
     rest = {name: value for name, value in params.items() if name != "class_embedding"}
     embedding = params["class_embedding"]["embedding"] * np.array([1, 0, 1, 1], np.float32)[:, None]
     silent = {**rest, "class_embedding": {"embedding": embedding}}
-    np.testing.assert_array_equal(apply(BY_CLASS, silent, X, told(1, 1)), apply(PLAIN, rest, X, None))
-    assert jnp.abs(apply(BY_CLASS, silent, X, told(0, 1))[0] - apply(PLAIN, rest, X, None)[0]).max() > 1e-2
+    np.testing.assert_array_equal(
+        apply(BY_CLASS, silent, X, told(1, 1)), apply(PLAIN, rest, X, None)
+    )
+    assert (
+        jnp.abs(apply(BY_CLASS, silent, X, told(0, 1))[0] - apply(PLAIN, rest, X, None)[0]).max()
+        > 1e-2
+    )
 
 
 def test_every_class_and_the_null_class_differ_and_only_the_own_image_is_touched(params):
@@ -69,7 +84,8 @@ def test_every_class_and_the_null_class_differ_and_only_the_own_image_is_touched
         for b in range(a):
             assert jnp.abs(outputs[a][1] - outputs[b][1]).max() > 1e-2
     np.testing.assert_array_equal(
-        apply(BY_CLASS, params, X, without_label(told(0, 1), K)), apply(BY_CLASS, params, X, told(K, K))
+        apply(BY_CLASS, params, X, without_label(told(0, 1), K)),
+        apply(BY_CLASS, params, X, told(K, K)),
     )
 
 
@@ -92,7 +108,9 @@ def test_the_class_reaches_every_residual_block(params):
 
 @pytest.mark.slow
 def test_the_gradient_of_a_class_is_that_of_its_own_images(params):
-    grads = jax.grad(lambda p: jnp.sum(apply(BY_CLASS, p, X, told(0, K)) ** 2))(params)["class_embedding"]["embedding"]
+    grads = jax.grad(lambda p: jnp.sum(apply(BY_CLASS, p, X, told(0, K)) ** 2))(params)[
+        "class_embedding"
+    ]["embedding"]
     assert [bool(jnp.any(row != 0)) for row in grads] == [True, False, False, True]
 
 
@@ -107,7 +125,9 @@ def test_a_low_resolution_image_is_further_channels_of_the_input():
     unet, low_res = PLAIN.clone(low_res_channels=3), jax.random.normal(jax.random.key(2), X.shape)
     both = jnp.concatenate([X, low_res], axis=-1)
     params = random_params(unet)
-    np.testing.assert_array_equal(apply(unet, params, X, Condition(low_res=low_res)), apply(PLAIN, params, both, None))
+    np.testing.assert_array_equal(
+        apply(unet, params, X, Condition(low_res=low_res)), apply(PLAIN, params, both, None)
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +138,11 @@ def test_a_low_resolution_image_is_further_channels_of_the_input():
         (PLAIN, told(0, 1), "not built to be told a class label"),
         (PLAIN, Condition(low_res=X), "not built to be told a low-resolution image"),
         (PLAIN.clone(low_res_channels=3), None, "told a low-resolution image"),
-        (PLAIN.clone(low_res_channels=3), Condition(low_res=X[:, ::2, ::2]), r"\(2, 4, 4, 3\): bring them .* \(2, 8"),
+        (
+            PLAIN.clone(low_res_channels=3),
+            Condition(low_res=X[:, ::2, ::2]),
+            r"\(2, 4, 4, 3\): bring them .* \(2, 8",
+        ),
         (BY_CLASS, told(0, 1, 2), "one integer for each of 2 images"),
         (BY_CLASS, Condition(label=jnp.array([0.0, 1.0])), "one integer"),
     ],
@@ -131,5 +155,7 @@ def test_a_condition_that_the_network_was_not_built_for_is_refused(unet, conditi
 def test_labels_on_the_host_are_checked_by_value():
     check_labels(np.array([0, K - 1]), K)
     for bad in (-1, K):
-        with pytest.raises(UsageError, match=f"Label {bad} is no class of this model: choose among 0 to 2"):
+        with pytest.raises(
+            UsageError, match=f"Label {bad} is no class of this model: choose among 0 to 2"
+        ):
             check_labels(np.array([0, bad]), K)

@@ -1,4 +1,5 @@
-"""The convolution against SciPy, and its derivatives against those of `lax.conv_general_dilated`, in float64."""
+"""The convolution against SciPy, and its derivatives against those of `lax.conv_general_dilated`,
+in float64."""
 
 import functools
 
@@ -25,7 +26,9 @@ CASES = [  # height, width, kernel size, stride, padding
 
 def arrays(height, width, size):
     rng = np.random.default_rng(0)
-    return jnp.asarray(rng.normal(size=(2, height, width, 3))), jnp.asarray(rng.normal(size=(size, size, 3, 4)))
+    return jnp.asarray(rng.normal(size=(2, height, width, 3))), jnp.asarray(
+        rng.normal(size=(size, size, 3, 4))
+    )
 
 
 def plain(x, kernel, stride, padding):
@@ -43,7 +46,10 @@ def test_values_are_those_of_scipy(height, width, size, stride, padding):
     x, kernel = arrays(height, width, size)
     padded = np.pad(x, ((0, 0), *padding, (0, 0)))
     for b, d in np.ndindex(2, 4):
-        expected = sum(scipy.signal.correlate2d(padded[b, ..., c], kernel[..., c, d], mode="valid") for c in range(3))
+        expected = sum(
+            scipy.signal.correlate2d(padded[b, ..., c], kernel[..., c, d], mode="valid")
+            for c in range(3)
+        )
         y = conv2d(x, kernel, stride=stride, padding=padding)[b, ..., d]
         np.testing.assert_allclose(y, expected[::stride, ::stride], atol=1e-12)
 
@@ -60,11 +66,15 @@ def test_forward_and_reverse_derivatives_are_those_of_lax(height, width, size, s
 
     y, pullback = jax.vjp(ours, x, kernel)
     y_bar = jnp.cos(jnp.arange(y.size, dtype=jnp.float64)).reshape(y.shape)
-    for ours_bar, theirs_bar in zip(pullback(y_bar), jax.vjp(theirs, x, kernel)[1](y_bar), strict=True):
+    for ours_bar, theirs_bar in zip(
+        pullback(y_bar), jax.vjp(theirs, x, kernel)[1](y_bar), strict=True
+    ):
         np.testing.assert_allclose(ours_bar, theirs_bar, atol=1e-12)
     tangents = jnp.sin(x), jnp.sin(kernel)
     np.testing.assert_allclose(
-        jax.jvp(ours, (x, kernel), tangents)[1], jax.jvp(theirs, (x, kernel), tangents)[1], atol=1e-12
+        jax.jvp(ours, (x, kernel), tangents)[1],
+        jax.jvp(theirs, (x, kernel), tangents)[1],
+        atol=1e-12,
     )
 
 
@@ -75,11 +85,17 @@ def test_per_example_gradients_and_second_derivatives_are_those_of_lax():
         def loss(kernel, x):
             return jnp.sum(jnp.tanh(conv(x[None], kernel, 1, ((1, 1), (1, 1)))))
 
-        return jnp.sum(jnp.square(jax.vmap(jax.grad(loss), (None, 0))(kernel, x)), axis=(1, 2, 3, 4))
+        return jnp.sum(
+            jnp.square(jax.vmap(jax.grad(loss), (None, 0))(kernel, x)), axis=(1, 2, 3, 4)
+        )
 
-    ours, theirs = (functools.partial(gradient_norms, conv) for conv in (_conv2d_usual_layout, plain))
+    ours, theirs = (
+        functools.partial(gradient_norms, conv) for conv in (_conv2d_usual_layout, plain)
+    )
     np.testing.assert_allclose(ours(kernel), theirs(kernel), rtol=1e-10)
-    np.testing.assert_allclose(jax.jacrev(ours)(kernel), jax.jacrev(theirs)(kernel), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        jax.jacrev(ours)(kernel), jax.jacrev(theirs)(kernel), rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -90,7 +106,11 @@ def test_no_convolution_of_the_backward_pass_has_an_unusual_layout(stride):
         x, kernel = arrays(4, 4, 3)
         y, pullback = jax.vjp(lambda x, k: conv(x, k, stride, ((1, 1), (1, 1))), x, kernel)
         jaxpr = jax.make_jaxpr(pullback)(y)
-        eqns = [eqn for eqn in flat_equations(jaxpr.jaxpr) if eqn.primitive is lax.conv_general_dilated_p]
+        eqns = [
+            eqn
+            for eqn in flat_equations(jaxpr.jaxpr)
+            if eqn.primitive is lax.conv_general_dilated_p
+        ]
         assert len(eqns) == 2
         return {eqn.params["dimension_numbers"] for eqn in eqns}
 

@@ -1,4 +1,5 @@
-"""The patch discriminator: the published structure, a small PyTorch one with the same weights, and what is refused."""
+"""The patch discriminator: the published structure, a small PyTorch one with the same weights, and
+what is refused."""
 
 import functools
 
@@ -19,34 +20,46 @@ SMALL = Discriminator(ch=16, num_layers=2)
 @functools.cache
 def shapes_of(model, channels=3):
     side = model.smallest_side
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, channels)))["params"]
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, channels)))[
+        "params"
+    ]
 
 
 @functools.cache
 def random_params(model):
     """None of them zero, kernels so large that every layer shows."""
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes_of(model))
+    return jax.tree.map(
+        lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes_of(model)
+    )
 
 
 def test_the_published_network_has_as_many_parameters():
-    """pix2pix's code prints 2.769 M for its 70x70 network, which sees the input beside the output: six channels."""
-    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of(Discriminator(), channels=6)))
+    """pix2pix's code prints 2.769 M for its 70x70 network, which sees the input beside the output:
+    six channels."""
+    count = sum(
+        np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of(Discriminator(), channels=6))
+    )
     assert count == 2_768_705
 
 
 @pytest.mark.parametrize(("num_layers", "field"), [(1, 16), (2, 34), (3, 70)])
 def test_a_logit_sees_the_published_patch(num_layers, field):
-    """Isola et al. 2017, appendix 6.1.2, by the gradient of one logit; normalisation, which sees all, is left out."""
+    """Isola et al. 2017, appendix 6.1.2, by the gradient of one logit; normalisation, which sees
+    all, is left out."""
     model = Discriminator(ch=16, num_layers=num_layers)
     params, size = random_params(model), field + 2 * 2**num_layers
 
     def logit(x):
-        with nn.intercept_methods(lambda call, args, _, context: args[0] if _is_norm(context) else call(*args)):
+        with nn.intercept_methods(
+            lambda call, args, _, context: args[0] if _is_norm(context) else call(*args)
+        ):
             logits = model.apply({"params": params}, x)
         return logits[0, logits.shape[1] // 2, logits.shape[2] // 2, 0]
 
-    seen = np.any(np.asarray(jax.jit(jax.grad(logit))(jnp.ones((1, size, size, 3)))) != 0, axis=(0, 3))
+    seen = np.any(
+        np.asarray(jax.jit(jax.grad(logit))(jnp.ones((1, size, size, 3)))) != 0, axis=(0, 3)
+    )
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (field, field)
 
@@ -57,7 +70,9 @@ def _is_norm(context):
 
 @pytest.mark.parametrize(("model", "size"), [(SMALL, (16, 24)), (Discriminator(ch=16), (24, 33))])
 def test_the_logits_are_those_of_pytorch(model, size):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
+    torch = pytest.importorskip(
+        "torch", reason="PyTorch is not installed: pip install -e '.[parity]'"
+    )
     layers, channels, width = [], 3, model.ch
     for i in range(model.num_layers + 1):
         stride = 2 if i < model.num_layers else 1
@@ -70,8 +85,12 @@ def test_the_logits_are_those_of_pytorch(model, size):
     params = random_params(model)
     ours = [
         value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
-        for name in [*(f"{kind}_{i}" for i in range(model.num_layers + 1) for kind in ("conv", "norm")), "conv_out"]
-        for _, value in sorted(params.get(name, {}).items(), key=lambda leaf: leaf[0] == "bias")  # PyTorch: bias last
+        for name in [
+            *(f"{kind}_{i}" for i in range(model.num_layers + 1) for kind in ("conv", "norm")),
+            "conv_out",
+        ]
+        # PyTorch: bias last
+        for _, value in sorted(params.get(name, {}).items(), key=lambda leaf: leaf[0] == "bias")
     ]
     with torch.no_grad():
         for theirs, value in zip(network.parameters(), ours, strict=True):
@@ -87,12 +106,16 @@ def test_the_logits_are_those_of_pytorch(model, size):
 
 def test_what_is_said_of_an_image_does_not_depend_on_those_beside_it():
     x = np.random.default_rng(1).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
-    together, alone = (jax.jit(SMALL.apply)({"params": random_params(SMALL)}, images) for images in (x, x[1:2]))
+    together, alone = (
+        jax.jit(SMALL.apply)({"params": random_params(SMALL)}, images) for images in (x, x[1:2])
+    )
     np.testing.assert_allclose(together[1:2], alone, rtol=1e-5, atol=1e-6)
 
 
 def test_weights_start_as_published():
-    params = flatten_dict(jax.jit(SMALL.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"])
+    params = flatten_dict(
+        jax.jit(SMALL.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    )
     for path, leaf in params.items():
         if path[-1] == "kernel":
             assert abs(np.mean(leaf)) < 5 * 0.02 / np.sqrt(leaf.size)  # five standard errors

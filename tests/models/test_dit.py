@@ -1,4 +1,5 @@
-"""The Diffusion Transformer: sizes, positions, its equations in float64, what it starts as, precision, conditions."""
+"""The Diffusion Transformer: sizes, positions, its equations in float64, what it starts as,
+precision, conditions."""
 
 import functools
 import math
@@ -11,7 +12,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.models.condition import Condition, null_condition
-from ddpm_jax.models.dit import SIZES, DiT, DiTBlock, check_dit, patchify, position_embedding, unpatchify
+from ddpm_jax.models.dit import (
+    SIZES,
+    DiT,
+    DiTBlock,
+    check_dit,
+    patchify,
+    position_embedding,
+    unpatchify,
+)
 
 from .conftest import equations
 
@@ -33,9 +42,13 @@ def random_params(dit, x=X):
     rng = np.random.default_rng(7)
 
     def draw(path, shape):
-        return np.float32((shape[0] ** -0.5 if path[-1] == "kernel" else 0.3) * rng.normal(size=shape))
+        return np.float32(
+            (shape[0] ** -0.5 if path[-1] == "kernel" else 0.3) * rng.normal(size=shape)
+        )
 
-    return unflatten_dict({path: draw(path, leaf.shape) for path, leaf in flatten_dict(shapes).items()})
+    return unflatten_dict(
+        {path: draw(path, leaf.shape) for path, leaf in flatten_dict(shapes).items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +63,8 @@ def params():
 
 @pytest.mark.parametrize(("size", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_the_papers_networks_have_its_number_of_parameters(size, millions):
-    """Patches of 2x2, 1000 classes; the millions are those of the paper's table, the positions no parameters."""
+    """Patches of 2x2, 1000 classes; the millions are those of the paper's table, the positions no
+    parameters."""
     dit = DiT(**SIZES[size]._asdict(), patch_size=2, num_classes=1000, out_channels=8)
     x = jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32)
     shapes = jax.eval_shape(dit.init, jax.random.key(0), x, jnp.zeros((1,)), null_condition(dit, x))
@@ -78,7 +92,8 @@ def test_a_patch_is_a_square_of_the_image_and_unpatchify_the_inverse(patch_size)
 
 
 def test_positions_are_sines_and_cosines_of_the_column_then_of_the_row():
-    """The formula evaluated number by number in float64, then rounded once: no tolerance beyond that."""
+    """The formula evaluated number by number in float64, then rounded once: no tolerance beyond
+    that."""
     rows, columns, features = 3, 5, 12
     n = features // 4
     expected = np.empty((rows * columns, features))
@@ -91,12 +106,14 @@ def test_positions_are_sines_and_cosines_of_the_column_then_of_the_row():
                     expected[row * columns + column, start + n + i] = math.cos(place * frequency)
     actual = position_embedding(rows, columns, features)
     assert actual.dtype == np.float32
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=2**-24)  # half a unit in the last place of 1
+    # half a unit in the last place of 1
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2**-24)
     assert len(np.unique(actual, axis=0)) == rows * columns
 
 
 def test_the_network_is_the_equations_of_the_paper_in_float64(params):
-    """All of it written again in NumPy, token by token where that is short; float32 rounds to 1e-6 an operation."""
+    """All of it written again in NumPy, token by token where that is short; float32 rounds to 1e-6
+    an operation."""
     p = jax.tree.map(np.float64, params)
     dense = lambda name, x, at=p: x @ at[name]["kernel"] + at[name]["bias"]  # noqa: E731
     swish = lambda x: x / (1 + np.exp(-x))  # noqa: E731
@@ -114,11 +131,18 @@ def test_the_network_is_the_equations_of_the_paper_in_float64(params):
     def forward(x, t, label):
         angles = t * np.exp(-math.log(10000.0) * np.arange(128) / 128)
         waves = np.concatenate([np.cos(angles), np.sin(angles)])
-        c = swish(dense("temb_dense1", swish(dense("temb_dense0", waves))) + p["class_embedding"]["embedding"][label])
-        h = dense("patch_embedding", np.asarray(patchify(x[None], 2)[0], np.float64)) + position_embedding(4, 2, 32)
+        c = swish(
+            dense("temb_dense1", swish(dense("temb_dense0", waves)))
+            + p["class_embedding"]["embedding"][label]
+        )
+        h = dense(
+            "patch_embedding", np.asarray(patchify(x[None], 2)[0], np.float64)
+        ) + position_embedding(4, 2, 32)
         for i in range(2):
             at = p[f"block_{i}"]
-            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = np.split(dense("modulation", c, at), 6)
+            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = np.split(
+                dense("modulation", c, at), 6
+            )
             h = h + gate_1 * attention(norm(h) * (1 + scale_1) + shift_1, at)
             inner = gelu(dense("mlp_dense0", norm(h) * (1 + scale_2) + shift_2, at))
             h = h + gate_2 * dense("mlp_dense1", inner, at)
@@ -132,14 +156,18 @@ def test_the_network_is_the_equations_of_the_paper_in_float64(params):
 
 def test_a_new_network_outputs_exactly_zero_and_a_new_block_is_exactly_the_identity(new):
     assert not np.any(apply(SMALL, new))
-    tokens, c = jax.random.normal(jax.random.key(2), (2, 6, 32)), jax.random.normal(jax.random.key(3), (2, 32))
+    tokens, c = (
+        jax.random.normal(jax.random.key(2), (2, 6, 32)),
+        jax.random.normal(jax.random.key(3), (2, 32)),
+    )
     block = DiTBlock(num_heads=2)
     fresh = block.init(jax.random.key(0), tokens, c, None)
     np.testing.assert_array_equal(block.apply(fresh, tokens, c, None), tokens)
 
 
 def test_initial_weights_are_drawn_as_the_authors_draw_them(new):
-    """Uniform with the mean of the fans; q, k and v as the thirds of one map; embeddings N(0, 0.02^2); the rest 0."""
+    """Uniform with the mean of the fans; q, k and v as the thirds of one map; embeddings N(0,
+    0.02^2); the rest 0."""
     for path, value in flatten_dict(new).items():
         layer = path[-2]
         if path[-1] == "bias" or layer in ("modulation", "modulation_out", "patch_out"):
@@ -147,9 +175,12 @@ def test_initial_weights_are_drawn_as_the_authors_draw_them(new):
             continue
         fans = value.shape[0] + (3 if layer in "qkv" else 1) * value.shape[1]
         narrow = layer in ("temb_dense0", "temb_dense1", "class_embedding")
-        # The variance of n draws has relative standard deviation sqrt(2 / n) at most; allow five of them.
+        # The variance of n draws has relative standard deviation sqrt(2 / n) at most; allow five of
+        # them.
         tolerance = 5 * np.sqrt(2 / value.size)
-        np.testing.assert_allclose(value.var(), 0.02**2 if narrow else 2 / fans, rtol=tolerance, err_msg=str(path))
+        np.testing.assert_allclose(
+            value.var(), 0.02**2 if narrow else 2 / fans, rtol=tolerance, err_msg=str(path)
+        )
         if not narrow:
             assert np.abs(value).max() <= np.sqrt(6 / fans) * (1 + 1e-6), path
 
@@ -158,7 +189,8 @@ def test_gradients_reach_every_parameter_and_at_first_only_the_last_layer(params
     grad = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(apply(SMALL, p) - 1.0))))
     for path, value in flatten_dict(grad(params)).items():
         assert jnp.isfinite(value).all(), path
-        if path[-2:] != ("k", "bias"):  # adds the same to every logit of a row, which a softmax does not see
+        # adds the same to every logit of a row, which a softmax does not see
+        if path[-2:] != ("k", "bias"):
             assert jnp.abs(value).max() > 0, path
     moved = {path[0] for path, value in flatten_dict(grad(new)).items() if jnp.abs(value).max() > 0}
     assert moved == {"patch_out"}
@@ -178,12 +210,18 @@ def test_every_output_pixel_depends_on_every_input_pixel_the_time_and_the_class(
 def test_blocks_do_not_know_the_order_of_tokens_but_the_network_does(params):
     order = np.random.default_rng(0).permutation(8)
     block, own = DiTBlock(num_heads=2), {"params": params["block_0"]}
-    tokens, c = jax.random.normal(jax.random.key(2), (2, 8, 32)), jax.random.normal(jax.random.key(3), (2, 32))
+    tokens, c = (
+        jax.random.normal(jax.random.key(2), (2, 8, 32)),
+        jax.random.normal(jax.random.key(3), (2, 32)),
+    )
     expected = block.apply(own, tokens, c, None)[:, order]
     np.testing.assert_allclose(block.apply(own, tokens[:, order], c, None), expected, atol=1e-5)
 
     shuffled = unpatchify(patchify(X, 2)[:, order], 2, 8, 4)
-    y, y_shuffled = patchify(apply(SMALL, params), 2)[:, order], patchify(apply(SMALL, params, shuffled), 2)
+    y, y_shuffled = (
+        patchify(apply(SMALL, params), 2)[:, order],
+        patchify(apply(SMALL, params, shuffled), 2),
+    )
     assert jnp.abs(y - y_shuffled).max() > 0.01 * jnp.abs(y).max()
 
 
@@ -196,7 +234,9 @@ def test_the_null_class_has_its_own_vector_and_other_labels_are_not_a_number(par
     without = {name: value for name, value in params.items() if name != "class_embedding"}
     silent = params | {"class_embedding": {"embedding": np.concatenate([table[:K], 0 * table[K:]])}}
     null = Condition(label=jnp.array([K, K]))
-    np.testing.assert_array_equal(apply(SMALL, silent, condition=null), apply(unconditional, without, condition=None))
+    np.testing.assert_array_equal(
+        apply(SMALL, silent, condition=null), apply(unconditional, without, condition=None)
+    )
     with pytest.raises(UsageError, match="class label"):
         apply(SMALL, params, condition=None)
     with pytest.raises(UsageError, match="not built to be told a class label"):
@@ -211,7 +251,9 @@ def test_a_low_resolution_image_is_read_beside_the_noisy_one(params):
         | {"kernel": np.concatenate([kernel, kernel], axis=1).reshape(24, 32)}
     }
     halves = LABELS._replace(low_res=0.25 * X)
-    np.testing.assert_allclose(apply(dit, both, 0.75 * X, T, halves), apply(SMALL, params), atol=1e-4)
+    np.testing.assert_allclose(
+        apply(dit, both, 0.75 * X, T, halves), apply(SMALL, params), atol=1e-4
+    )
 
 
 def test_bfloat16_is_near_float32_with_float32_parameters_and_output(params):
@@ -223,7 +265,13 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_output(params):
     # bfloat16 keeps 8 bits: 0.4 % an operation, some 20 operations deep, errors of random sign.
     error = jnp.sqrt(jnp.mean(jnp.square(y - expected)) / jnp.mean(jnp.square(expected)))
     assert 1e-4 < error < 0.05
-    dtypes = {"exp": set(), "rsqrt": set(), "reduce_sum": set(), "reduce_max": set(), "dot_general": set()}
+    dtypes = {
+        "exp": set(),
+        "rsqrt": set(),
+        "reduce_sum": set(),
+        "reduce_max": set(),
+        "dot_general": set(),
+    }
     jaxpr = jax.make_jaxpr(lambda p: dit.apply({"params": p}, X, T, LABELS))(params)
     for eqn in equations(jaxpr.jaxpr):
         if eqn.primitive.name in dtypes:
@@ -237,17 +285,25 @@ def test_recomputation_changes_no_gradient_and_is_in_the_backward_pass(params, r
     dit, keys = SMALL.clone(dropout=0.3), jax.random.split(jax.random.key(3), 2)
 
     def loss(dit):
-        return jax.grad(lambda p: jnp.mean(jnp.square(dit.apply({"params": p}, X, T, LABELS, dropout_keys=keys))))
+        return jax.grad(
+            lambda p: jnp.mean(
+                jnp.square(dit.apply({"params": p}, X, T, LABELS, dropout_keys=keys))
+            )
+        )
 
     def recomputed(dit):
         jaxpr = jax.make_jaxpr(loss(dit))(params)
-        return sum(eqn.primitive.name.startswith(("remat", "checkpoint")) for eqn in equations(jaxpr.jaxpr))
+        return sum(
+            eqn.primitive.name.startswith(("remat", "checkpoint")) for eqn in equations(jaxpr.jaxpr)
+        )
 
     again = dit.clone(remat=remat)
     assert (recomputed(dit), recomputed(again)) == (0, dit.depth)
     plain, ours = (flatten_dict(jax.jit(loss(network))(params)) for network in (dit, again))
     for path, grad in plain.items():
-        np.testing.assert_allclose(ours[path], grad, atol=1e-5 * float(jnp.abs(grad).max()) + 1e-7, err_msg=str(path))
+        np.testing.assert_allclose(
+            ours[path], grad, atol=1e-5 * float(jnp.abs(grad).max()) + 1e-7, err_msg=str(path)
+        )
 
 
 def test_dropout_depends_on_the_examples_key_and_not_on_its_neighbours(params):
@@ -261,7 +317,11 @@ def test_dropout_depends_on_the_examples_key_and_not_on_its_neighbours(params):
 
 @pytest.mark.parametrize(
     ("fields", "size"),
-    [({}, (32, 32)), ({"patch_size": 1}, (5, 3)), ({"patch_size": 8, "dtype": "bfloat16"}, (256, 192))],
+    [
+        ({}, (32, 32)),
+        ({"patch_size": 1}, (5, 3)),
+        ({"patch_size": 8, "dtype": "bfloat16"}, (256, 192)),
+    ],
 )
 def test_what_can_be_built_is_accepted(fields, size):
     check_dit(DiT(**fields), *size)
@@ -284,7 +344,11 @@ def test_what_can_be_built_is_accepted(fields, size):
         ({"num_classes": -1}, (32, 32), "num_classes is -1"),
         ({"dropout": 1.0}, (32, 32), r"dropout is 1\.0"),
         ({"norm_eps": 0.0}, (32, 32), r"norm_eps is 0\.0"),
-        ({"time_embedding": "cos_sine"}, (32, 32), "Unknown time embedding 'cos_sine'.* Did you mean 'cos_sin'"),
+        (
+            {"time_embedding": "cos_sine"},
+            (32, 32),
+            "Unknown time embedding 'cos_sine'.* Did you mean 'cos_sin'",
+        ),
         ({"dtype": "int32"}, (32, 32), "dtype is 'int32'"),
         ({"remat": "block"}, (32, 32), "Unknown remat 'block'.* Did you mean 'blocks'"),
     ],

@@ -52,7 +52,9 @@ def ddpm_embedding_cosines_first(t, features):
 def test_timestep_embedding_is_the_published_formula(form, embed):
     t = [0, 1, 437.5, 999]
     # Angles reach 1000, whose float32 spacing is 6e-5; the sine and cosine move by as much at most.
-    np.testing.assert_allclose(timestep_embedding(jnp.array(t), 8, form), [embed(time, 8) for time in t], atol=1e-4)
+    np.testing.assert_allclose(
+        timestep_embedding(jnp.array(t), 8, form), [embed(time, 8) for time in t], atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("form", TIME_EMBEDDINGS)
@@ -73,7 +75,9 @@ def group_norm_float64(x, scale, bias, eps=1e-6):
 def test_group_norm_of_a_nearly_constant_image_depends_on_eps(eps):
     x = (1e-3 * normal(1, 4, 4, 32)).astype(np.float32)  # a variance of 1e-6
     params = {"params": {"scale": jnp.ones(32), "bias": jnp.zeros(32)}}
-    np.testing.assert_allclose(GroupNorm(eps).apply(params, x), group_norm_float64(np.float64(x), 1, 0, eps), atol=1e-5)
+    np.testing.assert_allclose(
+        GroupNorm(eps).apply(params, x), group_norm_float64(np.float64(x), 1, 0, eps), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
@@ -82,8 +86,11 @@ def test_group_norm_keeps_its_digits_however_large_the_mean(offset):
     scale, bias = normal(96, seed=1), normal(96, seed=2)
     params = {"params": {"scale": jnp.float32(scale), "bias": jnp.float32(bias)}}
     expected = group_norm_float64(x.astype(np.float64), scale, bias)
-    # Float32 values near 1000 subtract their mean with an error of 6e-5 / 2; the smallest group has deviation 1.
-    np.testing.assert_allclose(GroupNorm().apply(params, x), expected, atol=5e-6 if offset == 0 else 3e-4)
+    # Float32 values near 1000 subtract their mean with an error of 6e-5 / 2; the smallest group has
+    # deviation 1.
+    np.testing.assert_allclose(
+        GroupNorm().apply(params, x), expected, atol=5e-6 if offset == 0 else 3e-4
+    )
 
 
 def test_group_norm_of_bfloat16_has_float32_statistics():
@@ -92,7 +99,8 @@ def test_group_norm_of_bfloat16_has_float32_statistics():
     y = GroupNorm(dtype=jnp.bfloat16).apply(params, x)
     assert y.dtype == jnp.bfloat16
     expected = group_norm_float64(np.float64(x), 1.0, 0.0)
-    np.testing.assert_allclose(np.float64(y), expected, rtol=2**-8, atol=1e-5)  # only the result is rounded
+    # only the result is rounded
+    np.testing.assert_allclose(np.float64(y), expected, rtol=2**-8, atol=1e-5)
 
 
 def test_upsample_is_a_convolution_of_the_repeated_image():
@@ -102,7 +110,9 @@ def test_upsample_is_a_convolution_of_the_repeated_image():
     repeated = x.repeat(2, axis=1).repeat(2, axis=2)
     expected = np.zeros((2, 6, 10, 6))
     for b, c, d in np.ndindex(2, 4, 6):
-        expected[b, :, :, d] += scipy.signal.correlate2d(repeated[b, :, :, c], kernel[:, :, c, d], mode="same")
+        expected[b, :, :, d] += scipy.signal.correlate2d(
+            repeated[b, :, :, c], kernel[:, :, c, d], mode="same"
+        )
     np.testing.assert_allclose(y, expected, atol=1e-12)
 
 
@@ -132,7 +142,8 @@ def test_upsample_in_bfloat16_sums_its_weights_in_float32():
 
 @pytest.mark.parametrize(("padding", "start"), [("end", 0), ("both", -1)])
 def test_downsample_pads_an_even_image_as_named(padding, start):
-    """Output (i, j) is the window from (2i, 2j) with TensorFlow's SAME, from (2i-1, 2j-1) with PyTorch's padding=1."""
+    """Output (i, j) is the window from (2i, 2j) with TensorFlow's SAME, from (2i-1, 2j-1) with
+    PyTorch's padding=1."""
     x = normal(1, 4, 6, 2).astype(np.float32)
     layer = Conv3x3(3, stride=2, padding=DOWNSAMPLE_PADDINGS[padding])
     params = layer.init(jax.random.key(0), x)
@@ -141,7 +152,9 @@ def test_downsample_pads_an_even_image_as_named(padding, start):
     expected = np.zeros((1, 2, 3, 3))
     for i, j in np.ndindex(2, 3):
         top, left = 2 * i + start + 1, 2 * j + start + 1
-        expected[0, i, j] = np.einsum("hwc,hwcd->d", padded[0, top : top + 3, left : left + 3], kernel)
+        expected[0, i, j] = np.einsum(
+            "hwc,hwcd->d", padded[0, top : top + 3, left : left + 3], kernel
+        )
     np.testing.assert_allclose(layer.apply(params, x), expected, atol=1e-5)
 
 
@@ -150,8 +163,12 @@ def test_attention_is_softmax_of_scaled_products(heads):
     x = jnp.float32(normal(2, 2, 4, 64))
     block = AttentionBlock(heads)
     params = block.init(jax.random.key(0), x)
-    params = jax.tree.map(lambda p: p + 0.1 * normal(*p.shape, seed=p.size).astype(np.float32), params)
-    np.testing.assert_allclose(block.apply(params, x), attention_float64(x, params["params"], heads), atol=2e-5)
+    params = jax.tree.map(
+        lambda p: p + 0.1 * normal(*p.shape, seed=p.size).astype(np.float32), params
+    )
+    np.testing.assert_allclose(
+        block.apply(params, x), attention_float64(x, params["params"], heads), atol=2e-5
+    )
 
 
 def attention_float64(x, params, heads):
@@ -161,7 +178,9 @@ def attention_float64(x, params, heads):
     out = np.zeros_like(q)
     depth = x.shape[-1] // heads
     for b, n in np.ndindex(x.shape[0], heads):
-        qs, ks, vs = (a[b].reshape(-1, x.shape[-1])[:, n * depth : (n + 1) * depth] for a in (q, k, v))
+        qs, ks, vs = (
+            a[b].reshape(-1, x.shape[-1])[:, n * depth : (n + 1) * depth] for a in (q, k, v)
+        )
         weights = np.exp(qs @ ks.T / np.sqrt(depth))
         weights /= weights.sum(axis=1, keepdims=True)
         out[b, :, :, n * depth : (n + 1) * depth] = (weights @ vs).reshape(*x.shape[1:3], depth)
@@ -194,10 +213,13 @@ class TestDropout:
                 return Dropout(0.25, name="a")(x, keys), Dropout(0.25, name="b")(x, keys)
 
         a, b = (np.asarray(m) > 0 for m in Two().apply({}, jnp.ones((4, 64, 64)), self.keys))
-        assert abs((a & b).mean() - 0.75**2) < 0.0155  # standard deviation 0.0039; equal masks would give 0.75
+        # standard deviation 0.0039; equal masks would give 0.75
+        assert abs((a & b).mean() - 0.75**2) < 0.0155
 
     def test_nothing_is_drawn_at_rate_zero_or_without_keys(self):
         x = jnp.ones((4, 3))
         for rate, keys in ((0.0, self.keys), (0.25, None)):
-            jaxpr = jax.make_jaxpr(lambda x, rate=rate, keys=keys: Dropout(rate).apply({}, x, keys))(x)
+            jaxpr = jax.make_jaxpr(
+                lambda x, rate=rate, keys=keys: Dropout(rate).apply({}, x, keys)
+            )(x)
             assert not jaxpr.eqns

@@ -1,4 +1,5 @@
-"""What makes the perceptual distance a distance, and a loss; its values are compared in tests/interop/test_lpips.py."""
+"""What makes the perceptual distance a distance, and a loss; its values are compared in
+tests/interop/test_lpips.py."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,8 @@ gradient_by_y = jax.jit(jax.grad(lambda params, y: jnp.sum(MODEL.apply(params, X
 
 
 def test_equal_images_are_at_distance_0_others_beyond_it_and_the_order_is_all_one(params):
-    np.testing.assert_allclose(distance(params, X, X), 0, atol=1e-12)  # the two ways may be compiled differently
+    # the two ways may be compiled differently
+    np.testing.assert_allclose(distance(params, X, X), 0, atol=1e-12)
     there, back = distance(params, X, Y), distance(params, Y, X)
     assert np.all(there > 0)
     np.testing.assert_allclose(there, back, rtol=1e-6)
@@ -38,7 +40,10 @@ def test_a_pixel_where_nothing_is_active_has_a_finite_gradient(params):
     """All features of one slice dead: 0/0 in a naive division."""
     dead = jax.tree.map(jnp.zeros_like, params["params"]["features"]["slice_1_conv_1"])
     dead["bias"] = dead["bias"] - 1.0
-    weights = {**params["params"], "features": {**params["params"]["features"], "slice_1_conv_1": dead}}
+    weights = {
+        **params["params"],
+        "features": {**params["params"]["features"], "slice_1_conv_1": dead},
+    }
     gradient = gradient_by_y({"params": weights}, Y)
     assert np.all(np.isfinite(gradient))
     assert np.any(gradient)  # of the slice before it

@@ -13,7 +13,9 @@ from ddpm_jax.models.unet import UNet
 
 from .conftest import equations
 
-SMALL = UNet(resolution=8, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0)
+SMALL = UNet(
+    resolution=8, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), dropout=0.0
+)
 T = jnp.array([0, 999])
 
 
@@ -32,7 +34,8 @@ def image(*shape, seed=1):
 
 
 def random_params(unet, x):
-    """Parameters none of which is zero, unlike those of a new network; of the published scale, so nothing saturates."""
+    """Parameters none of which is zero, unlike those of a new network; of the published scale, so
+    nothing saturates."""
     shapes = flatten_dict(jax.eval_shape(unet.init, jax.random.key(0), x, T))
     rng = np.random.default_rng(7)
 
@@ -66,13 +69,17 @@ def params(x):
     ],
 )
 def test_published_sizes_have_the_original_number_of_parameters(unet, size, count):
-    args = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    args = (
+        jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
     shapes = jax.eval_shape(unet.init, jax.random.key(0), *args)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
 
 
 def test_a_new_network_outputs_zero(new, x):
-    # conv_out's weights are at most sqrt(3e-10 / fan) ~ 1e-6, its inputs of order 1 and 288 in number.
+    # conv_out's weights are at most sqrt(3e-10 / fan) ~ 1e-6, its inputs of order 1 and 288 in
+    # number.
     assert jnp.abs(apply(SMALL, new, x)).max() < 1e-3
 
 
@@ -92,8 +99,11 @@ def test_initial_weights_are_uniform_with_variance_one_over_the_mean_fan(new):
         pixels = np.prod(kernel.shape[:-2], dtype=int)
         scale = 1e-10 if path[-2] in zeroed else 1.0
         variance = scale / (pixels * (kernel.shape[-2] + kernel.shape[-1]) / 2)
-        # The variance of n uniform draws has relative standard deviation sqrt(0.8 / n); allow five of them.
-        np.testing.assert_allclose(kernel.var(), variance, rtol=5 * np.sqrt(0.8 / kernel.size), err_msg=str(path))
+        # The variance of n uniform draws has relative standard deviation sqrt(0.8 / n); allow five
+        # of them.
+        np.testing.assert_allclose(
+            kernel.var(), variance, rtol=5 * np.sqrt(0.8 / kernel.size), err_msg=str(path)
+        )
         assert jnp.abs(kernel).max() <= np.sqrt(3 * variance) * (1 + 1e-6)
     for path, value in params.items():
         if path[-1] != "kernel":
@@ -106,7 +116,8 @@ def test_gradients_reach_every_parameter(x, scale_shift_norm):
     _, grads = loss_and_grads(unet, random_params(unet, x), x)
     for path, grad in flatten_dict(grads["params"]).items():
         assert jnp.isfinite(grad).all(), path
-        if path[-2:] != ("k", "bias"):  # adds the same to every logit of a row, which a softmax does not see
+        # adds the same to every logit of a row, which a softmax does not see
+        if path[-2:] != ("k", "bias"):
             assert jnp.abs(grad).max() > 0, path
 
 
@@ -126,7 +137,8 @@ def test_transposing_image_and_kernels_transposes_the_output_of_a_non_square_ima
     swapped = jax.tree.map(lambda p: p.swapaxes(0, 1) if p.ndim == 4 else p, params)
     x = image(2, 8, 16, 3)
     transposed = apply(SMALL, swapped, x.swapaxes(1, 2)).swapaxes(1, 2)
-    np.testing.assert_allclose(transposed, apply(SMALL, params, x), atol=2e-4)  # sums in another order
+    # sums in another order
+    np.testing.assert_allclose(transposed, apply(SMALL, params, x), atol=2e-4)
 
 
 def test_grey_images_and_a_learned_variance_change_only_the_first_and_last_layer(x):
@@ -139,12 +151,15 @@ def test_grey_images_and_a_learned_variance_change_only_the_first_and_last_layer
 
 
 def test_integer_and_real_time_agree_and_fractions_count(params, x):
-    np.testing.assert_array_equal(apply(SMALL, params, x), apply(SMALL, params, x, T.astype(jnp.float32)))
+    np.testing.assert_array_equal(
+        apply(SMALL, params, x), apply(SMALL, params, x, T.astype(jnp.float32))
+    )
     assert jnp.abs(apply(SMALL, params, x, T + 0.25) - apply(SMALL, params, x)).max() > 1e-5
 
 
 def test_heads_are_disjoint_slices_of_the_channels(params, x):
-    """Two heads must differ from one, and permuting whole heads consistently must change nothing."""
+    """Two heads must differ from one, and permuting whole heads consistently must change
+    nothing."""
     two = SMALL.clone(num_heads=2)
     y = apply(two, params, x)
     assert jnp.abs(y - apply(SMALL, params, x)).max() > 1e-4
@@ -172,7 +187,13 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_output(params, x):
 
 def test_in_bfloat16_every_mean_variance_and_softmax_is_float32(params, x):
     jaxpr = jax.make_jaxpr(SMALL.clone(dtype=jnp.bfloat16).apply)(params, x, T)
-    dtypes = {"exp": set(), "rsqrt": set(), "reduce_sum": set(), "reduce_max": set(), "conv_general_dilated": set()}
+    dtypes = {
+        "exp": set(),
+        "rsqrt": set(),
+        "reduce_sum": set(),
+        "reduce_max": set(),
+        "conv_general_dilated": set(),
+    }
     for eqn in equations(jaxpr.jaxpr):
         if eqn.primitive.name in dtypes:
             dtypes[eqn.primitive.name].add(str(eqn.invars[0].aval.dtype))
@@ -189,14 +210,20 @@ def test_recomputation_changes_neither_output_nor_gradients(params, x, remat):
     value, grads = loss_and_grads(unet, params, x, keys)
     value_remat, grads_remat = loss_and_grads(unet.clone(remat=remat), params, x, keys)
     np.testing.assert_allclose(value_remat, value, rtol=1e-6)
-    for (path, grad), ours in zip(flatten_dict(grads).items(), flatten_dict(grads_remat).values(), strict=True):
-        np.testing.assert_allclose(ours, grad, atol=1e-5 * max(1.0, float(jnp.abs(grad).max())), err_msg=str(path))
+    for (path, grad), ours in zip(
+        flatten_dict(grads).items(), flatten_dict(grads_remat).values(), strict=True
+    ):
+        np.testing.assert_allclose(
+            ours, grad, atol=1e-5 * max(1.0, float(jnp.abs(grad).max())), err_msg=str(path)
+        )
 
 
 def test_recomputation_is_in_the_backward_pass(params, x):
     def count(unet):
         jaxpr = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(unet.apply(p, x, T))))(params)
-        return sum(eqn.primitive.name.startswith(("remat", "checkpoint")) for eqn in equations(jaxpr.jaxpr))
+        return sum(
+            eqn.primitive.name.startswith(("remat", "checkpoint")) for eqn in equations(jaxpr.jaxpr)
+        )
 
     assert count(SMALL) == 0
     assert count(SMALL.clone(remat="blocks")) >= 7 + 4  # its residual blocks and its attentions
@@ -208,11 +235,14 @@ def test_recomputing_products_keeps_less_than_half_and_blocks_less_than_a_quarte
     params = jax.eval_shape(unet.init, jax.random.key(0), x, t)
 
     def kept(remat):
-        """Bytes that the compiled forward pass hands to the backward pass, without the parameters among them."""
+        """Bytes that the compiled forward pass hands to the backward pass, without the parameters
+        among them."""
         network = unet.clone(remat=remat)
         forward = jax.jit(lambda p: jax.vjp(lambda p: network.apply(p, x, t, dropout_keys=keys), p))
         compiled = forward.lower(params).compile({"xla_backend_optimization_level": 0})
-        return compiled.memory_analysis().output_size_in_bytes - sum(4 * leaf.size for leaf in jax.tree.leaves(params))
+        return compiled.memory_analysis().output_size_in_bytes - sum(
+            4 * leaf.size for leaf in jax.tree.leaves(params)
+        )
 
     assert kept("products") < kept("none") / 2
     assert 0 < kept("blocks") < kept("none") / 4
@@ -223,7 +253,9 @@ def test_recomputing_products_multiplies_little_again_and_blocks_a_forward_pass(
         return jax.jit(function).lower(params).cost_analysis()["flops"]
 
     def step(remat):
-        return flops(jax.grad(lambda p: jnp.mean(jnp.square(SMALL.clone(remat=remat).apply(p, x, T)))))
+        return flops(
+            jax.grad(lambda p: jnp.mean(jnp.square(SMALL.clone(remat=remat).apply(p, x, T))))
+        )
 
     forward = flops(lambda p: SMALL.apply(p, x, T))
     assert step("products") - step("none") < 0.1 * forward

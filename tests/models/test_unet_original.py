@@ -16,7 +16,11 @@ def test_output_is_that_of_the_original_graph(unet_goldens, remat):
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
     assert (fields.pop("groups"), fields.pop("epsilon")) == (32, 1e-6)
     unet = UNet(**fields, remat=remat)
-    variables = {name.removeprefix("params/"): v for name, v in unet_goldens.items() if name.startswith("params/")}
+    variables = {
+        name.removeprefix("params/"): v
+        for name, v in unet_goldens.items()
+        if name.startswith("params/")
+    }
     params = unet_params_from_original(variables, unet)
     y = jax.jit(unet.apply)({"params": params}, unet_goldens["x"], unet_goldens["t"])
     # Float32 sums in another order, outputs up to 2.4: 3e-6 was seen.

@@ -1,4 +1,5 @@
-"""Winograd's convolution against the direct sum of float64, and where a network's convolutions are computed by it."""
+"""Winograd's convolution against the direct sum of float64, and where a network's convolutions are
+computed by it."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,10 @@ PADDING = ((1, 1), (1, 1))
 
 def arrays(batch, height, width, channels, features, dtype=np.float32):
     rng = np.random.default_rng(0)
-    x, y_bar = rng.normal(size=(batch, height, width, channels)), rng.normal(size=(batch, height, width, features))
+    x, y_bar = (
+        rng.normal(size=(batch, height, width, channels)),
+        rng.normal(size=(batch, height, width, features)),
+    )
     return [a.astype(dtype) for a in (x, rng.normal(size=(3, 3, channels, features)) / 30, y_bar)]
 
 
@@ -21,7 +25,9 @@ def direct(x, kernel):
     """The sum over the nine pixels of the kernel, in float64."""
     height, width = x.shape[1:3]
     x, kernel = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0))), np.float64(kernel)
-    return sum(x[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(3) for j in range(3))
+    return sum(
+        x[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(3) for j in range(3)
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6, 3, 5), (1, 2, 2, 1, 1), (3, 8, 4, 4, 2)])
@@ -30,12 +36,16 @@ def test_the_convolution_and_its_two_gradients_are_those_of_the_direct_sum(shape
         x, kernel, y_bar = arrays(*shape, dtype=np.float64)
         np.testing.assert_allclose(winograd.convolve(x, kernel), direct(x, kernel), atol=1e-13)
         turned = kernel[::-1, ::-1].swapaxes(2, 3)
-        np.testing.assert_allclose(winograd.input_gradient(y_bar, kernel), direct(y_bar, turned), atol=1e-13)
+        np.testing.assert_allclose(
+            winograd.input_gradient(y_bar, kernel), direct(y_bar, turned), atol=1e-13
+        )
         padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         height, width = x.shape[1:3]
         for i, j in np.ndindex(3, 3):
             expected = np.einsum("bhwc,bhwd->cd", padded[:, i : i + height, j : j + width], y_bar)
-            np.testing.assert_allclose(winograd.kernel_gradient(x, y_bar)[i, j], expected, atol=1e-12)
+            np.testing.assert_allclose(
+                winograd.kernel_gradient(x, y_bar)[i, j], expected, atol=1e-12
+            )
 
 
 def test_a_batch_taken_in_parts_gives_the_same_numbers(monkeypatch):
@@ -53,10 +63,13 @@ def test_in_float32_its_error_is_that_of_the_direct_sum():
     def error(y):
         return np.sqrt(np.mean((y - expected) ** 2) / np.mean(expected**2))
 
-    assert error(winograd.convolve(x, kernel)) < 2 * error(np.asarray(convolution._conv2d(x, kernel, 1, PADDING)))
+    assert error(winograd.convolve(x, kernel)) < 2 * error(
+        np.asarray(convolution._conv2d(x, kernel, 1, PADDING))
+    )
 
 
-@pytest.mark.parametrize("cache", [winograd.CACHE, 4 * 16 * 4 * 256 + 1])  # all at once, or an image at a time
+# all at once, or an image at a time
+@pytest.mark.parametrize("cache", [winograd.CACHE, 4 * 16 * 4 * 256 + 1])
 def test_a_wide_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, cache):
     monkeypatch.setattr(winograd, "CACHE", cache)
     x, kernel, y_bar = arrays(2, 4, 4, 128, 128)
@@ -76,7 +89,8 @@ def test_a_wide_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, cach
     ):
         # Sums of up to 1,152 products of order 1/30 in float32.
         for a, b in zip(
-            *(jax.tree.leaves(jax.jit(derivative, static_argnums=0)(f)) for f in (ours, theirs)), strict=True
+            *(jax.tree.leaves(jax.jit(derivative, static_argnums=0)(f)) for f in (ours, theirs)),
+            strict=True,
         ):
             np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max())
 
@@ -93,7 +107,9 @@ def test_a_wide_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, cach
         ((9, 32, 32, 128), (3, 3, 128, 128), 3),
     ],
 )
-def test_wide_layers_of_even_maps_are_taken_in_parts_that_stay_in_the_cache(shape, kernel, expected):
+def test_wide_layers_of_even_maps_are_taken_in_parts_that_stay_in_the_cache(
+    shape, kernel, expected
+):
     assert winograd.parts(shape, kernel) == expected
 
 

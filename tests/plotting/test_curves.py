@@ -1,4 +1,5 @@
-"""Curves: what is picked out of the records, how it is smoothed, and that any run, however short, can be drawn."""
+"""Curves: what is picked out of the records, how it is smoothed, and that any run, however short,
+can be drawn."""
 
 import subprocess
 import sys
@@ -11,7 +12,11 @@ from ddpm_jax.plotting import curves
 
 
 def test_columns_keep_records_that_hold_a_wanted_metric_and_mark_gaps():
-    records = [{"step": 1, "loss": 0.5}, {"step": 2, "fid": 3.0}, {"step": 3, "loss": 0.4, "loss_q1": 0.9}]
+    records = [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "fid": 3.0},
+        {"step": 3, "loss": 0.4, "loss_q1": 0.9},
+    ]
     steps, values = curves.columns(records, ["loss", "loss_q1"])
     np.testing.assert_array_equal(steps, [1, 3])
     np.testing.assert_array_equal(values, [[0.5, np.nan], [0.4, 0.9]])
@@ -47,7 +52,11 @@ def test_smoothing_far_from_any_finite_value_is_nan():
 def test_a_run_of_any_length_gives_a_picture(tmp_path, count, with_quartiles):
     steps = 10 * np.arange(count)
     losses = 1.0 / (1.0 + steps)
-    quartiles = np.stack([losses, losses, losses, np.full(count, np.nan)], axis=1) if with_quartiles else None
+    quartiles = (
+        np.stack([losses, losses, losses, np.full(count, np.nan)], axis=1)
+        if with_quartiles
+        else None
+    )
     curves.loss_curve(tmp_path / "out" / "loss.png", steps, losses, quartiles, title="digits")
     with Image.open(tmp_path / "out" / "loss.png") as picture:
         assert picture.width == (2 if with_quartiles else 1) * 832

@@ -1,4 +1,5 @@
-"""Panels of the plane and comparisons: pictures of the promised layout that show what they were given."""
+"""Panels of the plane and comparisons: pictures of the promised layout that show what they were
+given."""
 
 import numpy as np
 import pytest
@@ -28,7 +29,9 @@ def test_a_density_is_darkest_where_it_is_largest(tmp_path):
     planes(tmp_path / "density.png", [[Plane("", density=density)]], extent=1.0)
     image = pixels(tmp_path / "density.png").sum(axis=-1)
     top, bottom = np.array_split(image, 2)
-    assert np.array_split(top, 2, axis=1)[1].mean() < np.array_split(bottom, 2, axis=1)[0].mean() - 20
+    assert (
+        np.array_split(top, 2, axis=1)[1].mean() < np.array_split(bottom, 2, axis=1)[0].mean() - 20
+    )
 
 
 def test_every_kind_of_mark_is_drawn(tmp_path):
@@ -57,7 +60,10 @@ def test_rows_are_stacked_and_must_agree(tmp_path):
 
 def test_a_comparison_shows_values_errors_predictions_and_what_is_known(tmp_path):
     x, y = np.array([10, 100]), np.array([1.0, 0.1])
-    series = [Series("measured", x, y)], [Series("measured", x, y, 0.05 * y), Series("theory", x, y / 2, None, 1, True)]
+    series = (
+        [Series("measured", x, y)],
+        [Series("measured", x, y, 0.05 * y), Series("theory", x, y / 2, None, 1, True)],
+    )
     images = []
     for number, lines in enumerate(series):
         panel = Panel("title", "steps", "bits", lines, known=("truth", 0.05), yscale="log")

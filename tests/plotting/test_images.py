@@ -1,4 +1,5 @@
-"""Pictures hold the pixels they were given, where they were said to be, and reach the disk whole or not at all."""
+"""Pictures hold the pixels they were given, where they were said to be, and reach the disk whole or
+not at all."""
 
 import pathlib
 
@@ -46,7 +47,9 @@ def test_a_strip_has_a_row_per_sample_and_runs_from_noise_to_image():
 
 
 def test_a_long_chain_is_thinned_evenly_with_first_and_last_frame_kept():
-    frames = np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None, None, None, None], (100, 1, 1, 1, 1))
+    frames = np.broadcast_to(
+        np.arange(100, dtype=np.uint8)[:, None, None, None, None], (100, 1, 1, 1, 1)
+    )
     strip = grids.chain_strip(frames, max_columns=12, pad=0, min_pixels=1)
     np.testing.assert_array_equal(strip[0, :, 0], np.arange(0, 100, 9))
     assert grids.chain_strip(frames, max_columns=1, pad=0, min_pixels=1)[0, 0, 0] == 99
@@ -152,7 +155,9 @@ def test_a_reader_of_the_old_file_never_sees_a_mixture(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_labels_stand_over_their_columns_and_before_their_rows_and_leave_the_picture_as_it_is(channels):
+def test_labels_stand_over_their_columns_and_before_their_rows_and_leave_the_picture_as_it_is(
+    channels,
+):
     picture = _random_images(120, 300, channels)
     over = grids.with_labels(picture, columns=["ant", "bee", ""])
     np.testing.assert_array_equal(over[-120:], picture)

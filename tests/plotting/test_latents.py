@@ -17,7 +17,8 @@ def test_codes_stand_in_the_order_of_their_use_with_heights_in_proportion():
     left, right = np.flatnonzero(bars)[[0, -1]]
     width = (right + 1 - left) / 3  # the fourth has no height
     heights = [bars[int(left + (i + 0.5) * width)] for i in range(3)]
-    np.testing.assert_allclose(np.array(heights) / heights[0], [1, 0.25, 0.125], atol=0.02)  # whole pixels, one line
+    # whole pixels, one line
+    np.testing.assert_allclose(np.array(heights) / heights[0], [1, 0.25, 0.125], atol=0.02)
 
 
 def test_classes_lie_where_their_points_do_in_colours_of_their_own():

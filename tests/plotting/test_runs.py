@@ -14,7 +14,9 @@ def test_smoothing_is_its_weighted_sum(weight, count):
     i = np.arange(count)
     weights = np.float64(weight) ** np.abs(i[:, None] - i[None, :])
     # Sums of at most fifty float64 terms.
-    np.testing.assert_allclose(smooth(values, weight), weights @ values / weights.sum(axis=1), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(
+        smooth(values, weight), weights @ values / weights.sum(axis=1), rtol=1e-12, atol=1e-13
+    )
 
 
 def test_smoothing_does_not_lag_behind_a_falling_line():
@@ -37,7 +39,8 @@ def test_any_number_of_panels_and_points_is_a_picture(tmp_path, count, points):
 def test_what_is_not_finite_is_left_out_and_a_run_keeps_its_colour(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "ddpm_jax.plotting.runs.line", lambda axis, x, y, **style: drawn.append((x, style)) or axis.plot([0])[0]
+        "ddpm_jax.plotting.runs.line",
+        lambda axis, x, y, **style: drawn.append((x, style)) or axis.plot([0])[0],
     )
     x, y = np.array([1.0, 2.0, 3.0, np.nan]), np.array([1.0, np.nan, 3.0, 4.0])
     panels = {"loss": [Curve("a", x, x), Curve("b", x, y)], "fid": [Curve("b", x, y)]}

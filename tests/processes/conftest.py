@@ -1,4 +1,5 @@
-"""Several real processes on this machine, connected by loopback, each with virtual devices; and a tiny run for them."""
+"""Several real processes on this machine, connected by loopback, each with virtual devices; and a
+tiny run for them."""
 
 import contextlib
 import os
@@ -17,7 +18,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "training" / "killed_config.py"
 PATIENCE = 600  # seconds until a test gives a process up
 # As the config is, but for what depends on the number of devices by design.
-SAME_EVERYWHERE = ["--config.optimizer.clip_scope=average", "--config.diffusion.timestep_sampling=uniform"]
+SAME_EVERYWHERE = [
+    "--config.optimizer.clip_scope=average",
+    "--config.diffusion.timestep_sampling=uniform",
+]
 
 
 def _free_port(among=(0,)):
@@ -30,16 +34,25 @@ def _free_port(among=(0,)):
 
 
 class Command:
-    """A command in one process, or in several that find one another by flags or as their environments say."""
+    """A command in one process, or in several that find one another by flags or as their
+    environments say."""
 
     def __init__(self, program, *arguments, processes=1, devices=1, own=(), environments=()):
-        """`own`: arguments of each process; `environments`: variables of each, in place of flags but --distributed."""
+        """`own`: arguments of each process; `environments`: variables of each, in place of flags
+        but --distributed."""
         together = [[] for _ in range(processes)]
         if environments:
             together = [["--distributed", f"--connect_timeout={PATIENCE}"] for _ in environments]
         elif processes > 1:
-            joint = ["--distributed", f"--coordinator=127.0.0.1:{_free_port()}", f"--num_processes={processes}"]
-            together = [[*joint, f"--process_id={p}", f"--connect_timeout={PATIENCE}"] for p in range(processes)]
+            joint = [
+                "--distributed",
+                f"--coordinator=127.0.0.1:{_free_port()}",
+                f"--num_processes={processes}",
+            ]
+            together = [
+                [*joint, f"--process_id={p}", f"--connect_timeout={PATIENCE}"]
+                for p in range(processes)
+            ]
         common = os.environ | {
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -47,7 +60,14 @@ class Command:
         }
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-u", program, *map(str, arguments), *flags, *(own[p] if own else [])],
+                [
+                    sys.executable,
+                    "-u",
+                    program,
+                    *map(str, arguments),
+                    *flags,
+                    *(own[p] if own else []),
+                ],
                 cwd=ROOT,
                 env=common | (environments[p] if environments else {}),
                 stdout=subprocess.PIPE,
@@ -98,8 +118,14 @@ def train(tmp_path_factory):
     data_dir = tmp_path_factory.mktemp("data")
 
     def start(workdir, num_steps, *more, **layout):
-        fields = [f"--config.data.data_dir={data_dir}", f"--config.train.num_steps={num_steps}", *SAME_EVERYWHERE]
-        return Command("train.py", f"--config={CONFIG}", f"--workdir={workdir}", *fields, *more, **layout)
+        fields = [
+            f"--config.data.data_dir={data_dir}",
+            f"--config.train.num_steps={num_steps}",
+            *SAME_EVERYWHERE,
+        ]
+        return Command(
+            "train.py", f"--config={CONFIG}", f"--workdir={workdir}", *fields, *more, **layout
+        )
 
     return start
 
@@ -119,4 +145,6 @@ def losses():
 @pytest.fixture(scope="session")
 def last_recorded():
     """last_recorded(workdir): the last step with a record of its loss."""
-    return lambda workdir: max((record["step"] for record in metric_writer.read(workdir) if "loss" in record), default=0)
+    return lambda workdir: max(
+        (record["step"] for record in metric_writer.read(workdir) if "loss" in record), default=0
+    )

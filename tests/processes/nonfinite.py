@@ -1,7 +1,8 @@
-"""A program for test_nonfinite.py: one of several processes of a run in which an image is at times not finite.
+"""A program for test_nonfinite.py: one of several processes of a run in which an image is at times
+not finite.
 
-`nonfinite.py PARALLEL WORKDIR STEPS_PER_CALL` trains two runs in WORKDIR, one that passes over such steps and one that
-does not, and ends as a command does.
+`nonfinite.py PARALLEL WORKDIR STEPS_PER_CALL` trains two runs in WORKDIR, one that passes over such
+steps and one that does not, and ends as a command does.
 """
 
 import pathlib
@@ -35,7 +36,8 @@ def constant(value):
 
 
 class Network(nn.Module):
-    """3e37 in becomes 1.5e37 in `a`, which `parallel=fsdp` splits, and 1e40, which is no float32, in `b`."""
+    """3e37 in becomes 1.5e37 in `a`, which `parallel=fsdp` splits, and 1e40, which is no float32,
+    in `b`."""
 
     @nn.compact
     def __call__(self, x):
@@ -67,7 +69,9 @@ class Batches:
 
 
 def run(parallelism, workdir, *, steps_per_call, skip):
-    objective = Objective(init=lambda params: (), loss=loss, update=lambda state, aux: state, metrics=lambda aux: {})
+    objective = Objective(
+        init=lambda params: (), loss=loss, update=lambda state, aux: state, metrics=lambda aux: {}
+    )
     optimizer, rate = optax.sgd(1e-5), optax.constant_schedule(1e-5)
     options = StepOptions(skip_nonfinite=skip)
     step = make_train_step(objective, optimizer, rate, options, parallelism.collectives)
@@ -81,7 +85,13 @@ def run(parallelism, workdir, *, steps_per_call, skip):
             Batches(),
             base_key(0),
             options=LoopOptions(
-                STEPS, BATCH, 1, sample_every=0, save_every=4, steps_per_call=steps_per_call, skip_nonfinite=skip
+                STEPS,
+                BATCH,
+                1,
+                sample_every=0,
+                save_every=4,
+                steps_per_call=steps_per_call,
+                skip_nonfinite=skip,
             ),
             checkpointer=checkpointer,
             config={},
@@ -89,11 +99,16 @@ def run(parallelism, workdir, *, steps_per_call, skip):
             progress=progress if first else hosts.Silent(),
             on_sample=lambda step, state: None,
             train_steps=parallelism.map_step(several(step)),
-            explain=make_explain(objective, parts=jax.local_device_count(), whole=parallelism.whole),
+            explain=make_explain(
+                objective, parts=jax.local_device_count(), whole=parallelism.whole
+            ),
             parallelism=parallelism,
         )
     checkpointer.close()
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(hosts.local(parallelism.whole(outcome.state.params)))]
+    return [
+        np.asarray(leaf)
+        for leaf in jax.tree.leaves(hosts.local(parallelism.whole(outcome.state.params)))
+    ]
 
 
 def main(argv):

@@ -43,8 +43,28 @@ def test_two_processes_share_the_images_that_are_sampled(tmp_path, trained, comm
 def test_two_processes_evaluate_as_one_does(tmp_path, trained, command):
     records = {}
     for name, layout in LAYOUTS.items():
-        arguments = ["--ckpt", trained, "--metric", "bpd,bpd_ode,frechet_pixels", "--num_images", 21, "--draws", 2]
-        arguments += ["--rtol", "1e-3", "--atol", "1e-3", "--num_samples", 30, "--batch_size", 8, "--steps", 2]
+        arguments = [
+            "--ckpt",
+            trained,
+            "--metric",
+            "bpd,bpd_ode,frechet_pixels",
+            "--num_images",
+            21,
+            "--draws",
+            2,
+        ]
+        arguments += [
+            "--rtol",
+            "1e-3",
+            "--atol",
+            "1e-3",
+            "--num_samples",
+            30,
+            "--batch_size",
+            8,
+            "--steps",
+            2,
+        ]
         outputs = command("evaluate.py", *arguments, "--out", tmp_path / name, **layout).succeed()
         assert "bpd_ode of step 8" in outputs[0]
         assert not any("bits/dim" in output for output in outputs[1:])
@@ -56,18 +76,26 @@ def test_two_processes_evaluate_as_one_does(tmp_path, trained, command):
     one, two = records["one"], records["two"]
     assert set(one) == set(two) == {"bpd", "bpd_ode", "frechet"}
     for part in ("mean", "standard_error"):
-        np.testing.assert_allclose(two["bpd"]["bits_per_dim"][part], one["bpd"]["bits_per_dim"][part], rtol=1e-5)
+        np.testing.assert_allclose(
+            two["bpd"]["bits_per_dim"][part], one["bpd"]["bits_per_dim"][part], rtol=1e-5
+        )
         # Roundings, of which the solver takes account in the lengths of its steps.
         np.testing.assert_allclose(
             two["bpd_ode"]["bits_per_dim"][part], one["bpd_ode"]["bits_per_dim"][part], rtol=1e-4
         )
-    np.testing.assert_allclose(two["bpd"]["per_timestep"]["bits"], one["bpd"]["per_timestep"]["bits"], rtol=1e-4)
+    np.testing.assert_allclose(
+        two["bpd"]["per_timestep"]["bits"], one["bpd"]["per_timestep"]["bits"], rtol=1e-4
+    )
     # Images that differ by a grey level here and there.
-    np.testing.assert_allclose(two["frechet"]["frechet_samples"], one["frechet"]["frechet_samples"], rtol=1e-3)
+    np.testing.assert_allclose(
+        two["frechet"]["frechet_samples"], one["frechet"]["frechet_samples"], rtol=1e-3
+    )
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_loses_a_process_goes_on_when_it_is_given_again(tmp_path, trained, command):
+def test_an_evaluation_that_loses_a_process_goes_on_when_it_is_given_again(
+    tmp_path, trained, command
+):
     together, alone = tmp_path / "together", tmp_path / "alone"
     arguments = ["--ckpt", trained, "--metric", "bpd", "--num_images", 100, "--batch_size", 4]
     parts = functools.partial(together.glob, "*_images*.npz")
@@ -82,6 +110,9 @@ def test_an_evaluation_that_loses_a_process_goes_on_when_it_is_given_again(tmp_p
     command("evaluate.py", *arguments, "--out", together, processes=2).succeed()
     assert not list(parts())
     command("evaluate.py", *arguments, "--out", alone).succeed()
-    ours, expected = (json.loads(next(out.glob("bpd*.json")).read_text())["bits_per_dim"] for out in (together, alone))
+    ours, expected = (
+        json.loads(next(out.glob("bpd*.json")).read_text())["bits_per_dim"]
+        for out in (together, alone)
+    )
     np.testing.assert_allclose(ours["mean"], expected["mean"], rtol=1e-5)
     np.testing.assert_allclose(ours["standard_error"], expected["standard_error"], rtol=1e-4)

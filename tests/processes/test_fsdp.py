@@ -1,4 +1,5 @@
-"""`parallel=fsdp` over 2 processes of 2 devices each: as one device under pmap, with the same checkpoints."""
+"""`parallel=fsdp` over 2 processes of 2 devices each: as one device under pmap, with the same
+checkpoints."""
 
 import re
 
@@ -13,20 +14,27 @@ SPREAD = {"processes": 2, "devices": 2}
 
 
 def _megabytes_on_each(announcement):
-    return float(re.search(r"([\d.,]+) MB of state on each", announcement).group(1).replace(",", ""))
+    return float(
+        re.search(r"([\d.,]+) MB of state on each", announcement).group(1).replace(",", "")
+    )
 
 
 def _weights(workdir, **options):
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(load(workdir, **options).params)])
+    return np.concatenate(
+        [np.ravel(leaf) for leaf in jax.tree.leaves(load(workdir, **options).params)]
+    )
 
 
 def _assert_same_weights(ours, theirs, start):
-    """Both have gone the same way from `start`, but for sums in another order that Adam may amplify."""
+    """Both have gone the same way from `start`, but for sums in another order that Adam may
+    amplify."""
     assert np.linalg.norm(ours - theirs) < 2e-3 * np.linalg.norm(theirs - start)
 
 
 @pytest.mark.slow
-def test_a_state_split_over_processes_trains_as_one_device_and_moves_to_it_and_back(tmp_path, train, command, losses):
+def test_a_state_split_over_processes_trains_as_one_device_and_moves_to_it_and_back(
+    tmp_path, train, command, losses
+):
     split, still = tmp_path / "split", tmp_path / "still"
     every = ("--config.checkpoint.save_every=1", "--config.checkpoint.keep_every=1")
     first, second = train(split, 6, FSDP, *every, **SPREAD).succeed()
@@ -38,7 +46,8 @@ def test_a_state_split_over_processes_trains_as_one_device_and_moves_to_it_and_b
     np.testing.assert_allclose(losses(split), losses(still), rtol=1e-4)
     for raw in (True, False):
         ours, theirs, start = (
-            _weights(workdir, raw_weights=raw, step=step) for workdir, step in ((split, 6), (still, 6), (still, 1))
+            _weights(workdir, raw_weights=raw, step=step)
+            for workdir, step in ((split, 6), (still, 6), (still, 1))
         )
         _assert_same_weights(ours, theirs, start)
 
@@ -53,24 +62,39 @@ def test_a_state_split_over_processes_trains_as_one_device_and_moves_to_it_and_b
     for workdir in (split, still):
         arguments = ["--ckpt", workdir, "--num_samples", 6, "--steps", 2, "--out", workdir / "out"]
         command("sample.py", *arguments, **(SPREAD if workdir == split else {})).succeed()
-    ours, theirs = (np.load(next((workdir / "out").glob("*.npz")))["images"] for workdir in (split, still))
+    ours, theirs = (
+        np.load(next((workdir / "out").glob("*.npz")))["images"] for workdir in (split, still)
+    )
     assert np.abs(np.int32(ours) - theirs).max() <= 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["pmap", "fsdp"])
 def test_everything_at_once_over_processes_is_what_it_is_in_one(tmp_path, train, losses, parallel):
-    """Several steps in a dispatch, gradients in parts, several averages, snapshots, grids of raw weights."""
+    """Several steps in a dispatch, gradients in parts, several averages, snapshots, grids of raw
+    weights."""
     together, alone = tmp_path / "together", tmp_path / "alone"
     fields = [
-        *("--config.train.steps_per_call=2", "--config.optimizer.accumulate_steps=2", "--config.ema.snapshot_every=4"),
-        *("--config.ema.sigma_rels=0.1,0.2", "--config.train.raw_grid=true", "--config.train.sample_every=4"),
+        *(
+            "--config.train.steps_per_call=2",
+            "--config.optimizer.accumulate_steps=2",
+            "--config.ema.snapshot_every=4",
+        ),
+        *(
+            "--config.ema.sigma_rels=0.1,0.2",
+            "--config.train.raw_grid=true",
+            "--config.train.sample_every=4",
+        ),
     ]
     train(together, 8, f"--config.parallel={parallel}", *fields, **SPREAD).succeed()
     train(alone, 8, *fields).succeed()
     np.testing.assert_allclose(losses(together), losses(alone), rtol=1e-3)
     names = [
-        {str(path.relative_to(workdir)) for folder in ("samples", "snapshots") for path in (workdir / folder).glob("*")}
+        {
+            str(path.relative_to(workdir))
+            for folder in ("samples", "snapshots")
+            for path in (workdir / folder).glob("*")
+        }
         for workdir in (together, alone)
     ]
     assert names[0] == names[1]

@@ -1,4 +1,5 @@
-"""Steps that are not finite because of the images of one process: all pass over them, or all tell the cause."""
+"""Steps that are not finite because of the images of one process: all pass over them, or all tell
+the cause."""
 
 import pathlib
 
@@ -35,11 +36,15 @@ def alone(tmp_path_factory, command):
 def test_all_processes_pass_over_the_same_steps_and_name_the_same_cause(
     tmp_path, command, alone, parallel, steps_per_call
 ):
-    codes, outputs = command(PROGRAM, parallel, tmp_path, steps_per_call, processes=2, devices=2).finish()
+    codes, outputs = command(
+        PROGRAM, parallel, tmp_path, steps_per_call, processes=2, devices=2
+    ).finish()
     assert codes == [1, 1], outputs
     records = metric_writer.read(tmp_path / "passes")
     assert [record["skipped"] for record in records] == [0, 0, 1, 0, 0, 1, 1, 0], outputs
-    for ours, theirs, expected in zip(_weights(tmp_path, 0), _weights(tmp_path, 1), alone, strict=True):
+    for ours, theirs, expected in zip(
+        _weights(tmp_path, 0), _weights(tmp_path, 1), alone, strict=True
+    ):
         np.testing.assert_array_equal(ours, theirs)
         np.testing.assert_allclose(ours, expected, rtol=1e-5)  # sums in another order
     for output in outputs:

@@ -1,4 +1,5 @@
-"""How processes find one another: by flags, or as Slurm, Open MPI and a TPU slice tell; and what they compare then."""
+"""How processes find one another: by flags, or as Slurm, Open MPI and a TPU slice tell; and what
+they compare then."""
 
 import contextlib
 import http.server
@@ -22,7 +23,8 @@ def main(argv):
 
 sys.exit(command.run(main))
 """
-# What tells JAX that this is a VM with a TPU is a device and a library; all after that is as it is there.
+# What tells JAX that this is a VM with a TPU is a device and a library; all after that is as it is
+# there.
 ON_A_TPU_VM = """
 import os
 import jax._src.clusters.cloud_tpu_cluster as tpu, jax._src.clusters.cluster as cluster
@@ -31,14 +33,18 @@ if "GCE_METADATA_IP" in os.environ:  # JAX found no device, and so asks no metad
     del os.environ["TPU_SKIP_MDS_QUERY"]
 """
 NOT_ALIKE = (
-    "Process 0 and process 1 were not started alike (train.batch_size is 8 there and 16 here): start all processes "
-    "with the same command."
+    "Process 0 and process 1 were not started alike (train.batch_size is 8 there and 16 here): "
+    "start all processes with the same command."
 )
 PORTS = range(65536 - 2**12, 65536)  # JAX derives one of these from the number of a job
 
 
 def _slurm(port):
-    job = {"SLURM_JOB_ID": str(port - PORTS[0]), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
+    job = {
+        "SLURM_JOB_ID": str(port - PORTS[0]),
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": "2",
+    }
     return [job | {"SLURM_PROCID": str(p), "SLURM_LOCALID": str(p)} for p in range(2)]
 
 
@@ -47,7 +53,10 @@ def _open_mpi(port):
         "OMPI_MCA_orte_hnp_uri": f"{(port - PORTS[0]) * 2**12}.0;tcp://127.0.0.1:34911",
         "OMPI_COMM_WORLD_SIZE": "2",
     }
-    return [job | {"OMPI_COMM_WORLD_RANK": str(p), "OMPI_COMM_WORLD_LOCAL_RANK": str(p)} for p in range(2)]
+    return [
+        job | {"OMPI_COMM_WORLD_RANK": str(p), "OMPI_COMM_WORLD_LOCAL_RANK": str(p)}
+        for p in range(2)
+    ]
 
 
 def _tpu_on_kubernetes(port):
@@ -63,7 +72,8 @@ def _tpu_on_kubernetes(port):
 
 @contextlib.contextmanager
 def _metadata_server():
-    """Stands for the one that each VM of a TPU slice asks; yields its address. Path /P/... is what VM P is told."""
+    """Stands for the one that each VM of a TPU slice asks; yields its address. Path /P/... is what
+    VM P is told."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -127,7 +137,9 @@ def test_the_program_trains_as_slurm_starts_it(tmp_path, train, free_port):
 @pytest.mark.slow
 def test_in_a_container_nothing_is_said_of_a_package_that_flags_make_needless(command, free_port):
     own = [[f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=1", "--process_id=0"]]
-    (output,) = command("-c", JOIN, environments=[{"KUBERNETES_SERVICE_HOST": "10.0.0.1"}], own=own).succeed()
+    (output,) = command(
+        "-c", JOIN, environments=[{"KUBERNETES_SERVICE_HOST": "10.0.0.1"}], own=own
+    ).succeed()
     assert "process 0 of 1" in output
     assert "package" not in output
 
@@ -148,7 +160,10 @@ def test_a_coordinator_that_does_not_answer_is_told_in_a_sentence(command):
     together = ["--distributed", "--coordinator=127.0.0.1:9", "--num_processes=2", "--process_id=1"]
     (code,), (output,) = command("train.py", *together, "--connect_timeout=2").finish()
     assert code == 1
-    assert "error: This process waited 2 s for the coordinator at 127.0.0.1:9: start all processes" in output
+    assert (
+        "error: This process waited 2 s for the coordinator at 127.0.0.1:9: start all processes"
+        in output
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,5 @@
-"""Several processes train one run, save it, move between topologies, and end together, asked to or robbed of one."""
+"""Several processes train one run, save it, move between topologies, and end together, asked to or
+robbed of one."""
 
 import signal
 import time
@@ -8,13 +9,19 @@ import pytest
 
 from ddpm_jax.checkpoints.reader import find_step, saved_steps
 
-LOST_WITHIN = 90  # seconds in which a process must have noticed that another is gone: `hosts.LOST_SECONDS` and a margin
+# seconds in which a process must have noticed that another is gone: `hosts.LOST_SECONDS` and a
+# margin
+LOST_WITHIN = 90
 LOST = "error: Another process of this run was lost or could not be reached, so this one stops too."
 
 
 def _said(output):
     """The lines of our own: without those of Gloo and XLA's log."""
-    return [line for line in output.splitlines() if line and not line.startswith(("[Gloo]", "E1", "F1", "W1", "I1"))]
+    return [
+        line
+        for line in output.splitlines()
+        if line and not line.startswith(("[Gloo]", "E1", "F1", "W1", "I1"))
+    ]
 
 
 @pytest.mark.slow
@@ -30,7 +37,10 @@ def test_a_signal_to_one_process_saves_at_a_common_step_and_ends_both_with_succe
     run.processes[signalled].send_signal(signal.SIGTERM)
     outputs = run.succeed()
     step = find_step(tmp_path / "run")
-    assert f"saved step {step} in {tmp_path / 'run'}. To resume, give the same command again." in outputs[0]
+    assert (
+        f"saved step {step} in {tmp_path / 'run'}. To resume, give the same command again."
+        in outputs[0]
+    )
     assert step == last_recorded(tmp_path / "run") >= 3
     assert "4 cpu devices of 2 processes" in outputs[0]
     # Of the second there is its own answer to the signal, if it got one, and what Gloo prints.
@@ -40,8 +50,11 @@ def test_a_signal_to_one_process_saves_at_a_common_step_and_ends_both_with_succe
 
 
 @pytest.mark.slow
-def test_a_run_moves_between_devices_and_processes_and_keeps_its_curve(tmp_path, train, losses, last_recorded):
-    """1 device, 4 devices, 2 processes of 2 devices stopped and killed, 1 device; beside it a run that never moves."""
+def test_a_run_moves_between_devices_and_processes_and_keeps_its_curve(
+    tmp_path, train, losses, last_recorded
+):
+    """1 device, 4 devices, 2 processes of 2 devices stopped and killed, 1 device; beside it a run
+    that never moves."""
     moving, still = tmp_path / "moving", tmp_path / "still"
     train(moving, 6).succeed()
     train(moving, 12, devices=4).succeed()
@@ -69,7 +82,8 @@ def test_a_run_moves_between_devices_and_processes_and_keeps_its_curve(tmp_path,
     train(still, last).succeed()
     ours, expected = losses(moving), losses(still)
     assert len(ours) == len(expected) == last
-    # Float32 sums in another order, over some tens of updates. Other images or draws would change it by tenths.
+    # Float32 sums in another order, over some tens of updates. Other images or draws would change
+    # it by tenths.
     np.testing.assert_allclose(ours, expected, rtol=2e-3)
     assert np.std(expected) > 0.05
 

@@ -1,4 +1,5 @@
-"""Data whose probability flow is known: two Gaussians in the plane. NumPy says ε and SciPy solves the flow."""
+"""Data whose probability flow is known: two Gaussians in the plane. NumPy says ε and SciPy solves
+the flow."""
 
 import functools
 
@@ -21,17 +22,28 @@ STEPS = (40, 80, 160)  # of the tests of convergence
 
 
 @functools.partial(jax.jit, static_argnames=("init", "step", "wrap", "num_frames"))
-def run(rows, schedule, mixture, x_T, keys, *, init, step, wrap=lambda denoiser: denoiser, num_frames=0):
-    """The chain with everything but its code as data: the cache shows whether another sampler is another program."""
+def run(
+    rows, schedule, mixture, x_T, keys, *, init, step, wrap=lambda denoiser: denoiser, num_frames=0
+):
+    """The chain with everything but its code as data: the cache shows whether another sampler is
+    another program."""
     denoiser = wrap(exact_denoiser(mixture, schedule, variance="fixed_small"))
-    return sample(denoiser, Sampler(schedule, rows, init, step, evaluations=0), x_T, keys, num_frames=num_frames)
+    return sample(
+        denoiser,
+        Sampler(schedule, rows, init, step, evaluations=0),
+        x_T,
+        keys,
+        num_frames=num_frames,
+    )
 
 
 @functools.partial(jax.jit, static_argnames="step")
 def run_from(rows, schedule, mixture, state, keys, *, step):
     """The chain from a state with a history."""
     denoiser = exact_denoiser(mixture, schedule, variance="fixed_small")
-    return sample(denoiser, Sampler(schedule, rows, lambda _: state, step, evaluations=0), state.x_t, keys).x_0
+    return sample(
+        denoiser, Sampler(schedule, rows, lambda _: state, step, evaluations=0), state.x_t, keys
+    ).x_0
 
 
 class Oracle:
@@ -60,7 +72,8 @@ class Oracle:
         return x_bar - sigma * self.eps(x_bar, sigma)
 
     def flow(self, x_bar, sigmas):
-        """The solution of dx̄/dσ = ε at every one of the falling sigmas, [len(sigmas), B, 2], from x̄ at the first."""
+        """The solution of dx̄/dσ = ε at every one of the falling sigmas, [len(sigmas), B, 2], from
+        x̄ at the first."""
         return self._flow(np.asarray(x_bar, np.float64).tobytes(), tuple(sigmas))
 
     @functools.cache  # noqa: B019, lives as long as the session
@@ -83,16 +96,28 @@ class Oracle:
         rows = sampler.rows if rows is None else rows
         mixture = self.mixture(dtype) if mixture is None else mixture
         x_T = jnp.asarray(x_T, dtype)
-        return run(rows, sampler.schedule, mixture, x_T, keys, init=sampler.init, step=sampler.step, **options)
+        return run(
+            rows,
+            sampler.schedule,
+            mixture,
+            x_T,
+            keys,
+            init=sampler.init,
+            step=sampler.step,
+            **options,
+        )
 
     def run_from(self, state, sampler, rows, keys):
-        return run_from(rows, sampler.schedule, self.mixture(np.float64), state, keys, step=sampler.step)
+        return run_from(
+            rows, sampler.schedule, self.mixture(np.float64), state, keys, step=sampler.step
+        )
 
     def errors(self, name, options, spacing, *, exact_history=0, change=lambda rows, sigma: rows):
-        """Largest error at the level t = 0, for each of STEPS, in float64. Clean data would hide the last step.
+        """Largest error at the level t = 0, for each of STEPS, in float64. Clean data would hide
+        the last step.
 
-        With `exact_history` the chain starts that many levels later, on the exact solution, with the exact predictions
-        of the levels before. `change` makes other rows of a sampler's.
+        With `exact_history` the chain starts that many levels later, on the exact solution, with
+        the exact predictions of the levels before. `change` makes other rows of a sampler's.
         """
         found = []
         with jax.enable_x64(True):
@@ -102,7 +127,9 @@ class Oracle:
                 sampler = SAMPLERS[name](self.chain, times, **options, dtype=np.float64)
                 levels = levels_of(self.chain.at(times, dtype=np.float64))
                 x_bar = self.flow(x_T / levels.signal[0], levels.sigma[:-1])
-                rows = jax.tree.map(lambda row: row[exact_history:-1], change(sampler.rows, levels.sigma))
+                rows = jax.tree.map(
+                    lambda row: row[exact_history:-1], change(sampler.rows, levels.sigma)
+                )
                 if exact_history:
                     state = self.exact_state(sampler.init(x_T), x_bar, levels, exact_history)
                     x = self.run_from(state, sampler, rows, keys)
@@ -116,9 +143,12 @@ class Oracle:
         return -np.polyfit(np.log(STEPS), np.log(self.errors(*args, **options)), 1)[0]
 
     def exact_state(self, empty, x_bar, levels, i):
-        """The state of a linear sampler at level i of the exact solution x̄ [N, B, 2], its history the exact one."""
+        """The state of a linear sampler at level i of the exact solution x̄ [N, B, 2], its history
+        the exact one."""
         histories = [
-            jnp.asarray([of(x_bar[j], levels.sigma[j]) for j in range(i - 1, -1, -1)][: len(kept)]).reshape(kept.shape)
+            jnp.asarray(
+                [of(x_bar[j], levels.sigma[j]) for j in range(i - 1, -1, -1)][: len(kept)]
+            ).reshape(kept.shape)
             for of, kept in ((self.x_0, empty.x_0), (self.eps, empty.eps))
         ]
         return LinearState(jnp.asarray(levels.signal[i] * x_bar[i]), *histories)

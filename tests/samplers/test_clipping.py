@@ -37,7 +37,9 @@ def network(x_t, time):
 
 
 def plain(schedule):
-    return make_denoiser(network, schedule, parameterization="eps", variance="fixed_small", clip_denoised=False)
+    return make_denoiser(
+        network, schedule, parameterization="eps", variance="fixed_small", clip_denoised=False
+    )
 
 
 def clipped_by(name, **options):
@@ -59,7 +61,9 @@ def test_what_each_dialect_does_to_x_0_to_eps_and_to_the_mean(name):
     ours, unclipped, x_0 = clipped_by(name), plain(SCHEDULE)(X_T, LEVELS), expected_x_0(name)
     assert np.abs(unclipped.x_0).max() > 1.2, "something is clipped"
     np.testing.assert_allclose(ours.x_0, x_0, rtol=1e-12)
-    np.testing.assert_allclose(ours.mean, q_posterior(SCHEDULE, x_0, X_T, LEVELS).mean, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        ours.mean, q_posterior(SCHEDULE, x_0, X_T, LEVELS).mean, rtol=1e-9, atol=1e-12
+    )
     eps = unclipped.eps if name == "keep_eps" else eps_from_x_0(SCHEDULE, X_T, LEVELS, x_0)
     np.testing.assert_allclose(ours.eps, eps, rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(ours.log_variance, unclipped.log_variance)
@@ -76,7 +80,11 @@ def test_dynamic_thresholding_leaves_an_image_within_its_range():
 
 
 def test_the_percentile_may_be_traced_and_100_clips_nothing():
-    run = jax.jit(lambda percentile: threshold(plain(SCHEDULE), SCHEDULE, percentile=percentile)(X_T, LEVELS).x_0)
+    run = jax.jit(
+        lambda percentile: (
+            threshold(plain(SCHEDULE), SCHEDULE, percentile=percentile)(X_T, LEVELS).x_0
+        )
+    )
     before = np.asarray(plain(SCHEDULE)(X_T, LEVELS).x_0)
     largest = np.maximum(1, np.abs(before).max(axis=(1, 2, 3), keepdims=True))
     np.testing.assert_allclose(run(100.0), before / largest, rtol=1e-12)
@@ -89,7 +97,10 @@ def test_the_percentile_may_be_traced_and_100_clips_nothing():
         ("none", {"clip_sample": False}),
         ("keep_eps", {"clip_sample": True}),
         ("static", {"clip_sample": True, "use_clipped_model_output": True}),
-        ("dynamic", {"thresholding": True, "sample_max_value": 100.0, "use_clipped_model_output": True}),
+        (
+            "dynamic",
+            {"thresholding": True, "sample_max_value": 100.0, "use_clipped_model_output": True},
+        ),
     ],
 )
 def test_a_ddim_chain_is_that_of_diffusers(name, settings):
@@ -98,7 +109,10 @@ def test_a_ddim_chain_is_that_of_diffusers(name, settings):
     steps, settings = 10, dict(settings)
     rederive = settings.pop("use_clipped_model_output", False)
     peer = schedulers.DDIMScheduler(
-        T, trained_betas=CHAIN.betas, timestep_spacing="leading", **({"clip_sample": False} | settings)
+        T,
+        trained_betas=CHAIN.betas,
+        timestep_spacing="leading",
+        **({"clip_sample": False} | settings),
     )
     peer.alphas_cumprod = torch.tensor(np.cumprod(1 - CHAIN.betas))  # its own table is float32
     peer.final_alpha_cumprod = torch.ones((), dtype=torch.float64)

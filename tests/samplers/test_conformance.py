@@ -1,4 +1,5 @@
-"""What every sampler must do. A new one needs a line in SAMPLERS and a line in CASES, or the first test here fails."""
+"""What every sampler must do. A new one needs a line in SAMPLERS and a line in CASES, or the first
+test here fails."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -23,7 +24,8 @@ class Case(NamedTuple):
 
     evaluations: str  # as docs/samplers.md has it, in N
     order: int | None  # of convergence to the probability flow; None: it adds noise
-    options: Mapping[str, Any] = MappingProxyType({})  # with which it has this order, or adds this noise
+    # with which it has this order, or adds this noise
+    options: Mapping[str, Any] = MappingProxyType({})
     others: tuple = ()  # other values of its options that must not need another program
 
 
@@ -35,7 +37,10 @@ CASES = {
     "heun": Case("2N-1", 2),
     "dpm2": Case("2N-1", 2),
     "edm": Case(
-        "2N-1", None, {"s_churn": 20.0}, others=({"s_churn": 0.0}, {"s_churn": 3.0, "s_min": 0.1, "s_max": 2.0})
+        "2N-1",
+        None,
+        {"s_churn": 20.0},
+        others=({"s_churn": 0.0}, {"s_churn": 3.0, "s_min": 0.1, "s_max": 2.0}),
     ),
     "lms": Case("N", 2, {"order": 2}),
     "plms": Case("N+1", 2),
@@ -52,7 +57,9 @@ every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
 
 def made(oracle, name, steps, spacing="linspace", **options):
-    return make_sampler(name, oracle.chain, steps=steps, spacing=spacing, options={**CASES[name].options, **options})
+    return make_sampler(
+        name, oracle.chain, steps=steps, spacing=spacing, options={**CASES[name].options, **options}
+    )
 
 
 def test_the_suite_knows_every_sampler():
@@ -63,11 +70,15 @@ def test_the_suite_knows_every_sampler():
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 6])
 def test_it_asks_as_often_as_it_says(oracle, name, steps):
     sampler = made(oracle, name, steps)
-    # Before its fourth level pndm has fewer Runge-Kutta steps; plms has nothing to repeat in one step.
+    # Before its fourth level pndm has fewer Runge-Kutta steps; plms has nothing to repeat in one
+    # step.
     fewer = {"pndm": 9 - 3 * min(3, steps - 1), "plms": int(steps == 1)}.get(name, 0)
     assert (
         sampler.evaluations
-        == {"N": steps, "2N-1": 2 * steps - 1, "N+1": steps + 1, "N+9": steps + 9}[CASES[name].evaluations] - fewer
+        == {"N": steps, "2N-1": 2 * steps - 1, "N+1": steps + 1, "N+9": steps + 9}[
+            CASES[name].evaluations
+        ]
+        - fewer
     )
     traced = []
 
@@ -87,7 +98,9 @@ def test_one_step_goes_to_the_predicted_image(oracle, name):
     signal, sigma = oracle.start_levels(sampler)
     found = oracle.run(sampler, x_T, keys).x_0
     # Float32, and x̄ is 8 times as large as the result.
-    np.testing.assert_allclose(found, oracle.x_0(np.asarray(x_T, np.float64) / signal, sigma), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        found, oracle.x_0(np.asarray(x_T, np.float64) / signal, sigma), rtol=0, atol=1e-5
+    )
 
 
 @every_sampler
@@ -128,13 +141,20 @@ def test_options_and_spacings_are_data_of_one_program(oracle, programs, name):
 @every_sampler
 def test_every_option_changes_something(oracle, name):
     tried = set(CASES[name].options).union(*CASES[name].others)
-    others = {"lms": {"order"}, "unipc": {"order"}, "predictor_corrector": {"corrector_steps"}, "edm": {"s_noise"}}
+    others = {
+        "lms": {"order"},
+        "unipc": {"order"},
+        "predictor_corrector": {"corrector_steps"},
+        "edm": {"s_noise"},
+    }
     assert tried | others.get(name, set()) == set(options_of(name))
     start = oracle.start(8)
     default = oracle.run(made(oracle, name, 8), *start).x_0
     for option in others.get(name, ()):
         changed = {"order": 3, "corrector_steps": 2, "s_noise": 1.1}[option]
-        assert not np.array_equal(oracle.run(made(oracle, name, 8, **{option: changed}), *start).x_0, default)
+        assert not np.array_equal(
+            oracle.run(made(oracle, name, 8, **{option: changed}), *start).x_0, default
+        )
 
 
 @every_sampler
@@ -144,7 +164,8 @@ def test_frames_lead_from_the_noise_to_the_sample(oracle, name):
     found = oracle.run(sampler, x_T, keys, num_frames=3)
     np.testing.assert_array_equal(found.frames_x_t[0], x_T)
     np.testing.assert_array_equal(found.frames_x_t[-1], found.x_0)
-    np.testing.assert_allclose(found.x_0, oracle.run(sampler, x_T, keys).x_0, rtol=0, atol=1e-5)  # fused otherwise
+    # fused otherwise
+    np.testing.assert_allclose(found.x_0, oracle.run(sampler, x_T, keys).x_0, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
@@ -158,7 +179,8 @@ def test_it_follows_the_flow_to_clean_data(oracle, name):
         signal, sigma = oracle.start_levels(sampler)
         exact = oracle.flow(x_T / signal, np.array([sigma, 1e-6]))[-1]
         error = np.abs(oracle.run(sampler, x_T, keys).x_0 - exact).max()
-        assert error < 0.25, (spacing, error)  # the data are 2 wide; the order is the next tests' affair
+        # the data are 2 wide; the order is the next tests' affair
+        assert error < 0.25, (spacing, error)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
@@ -175,18 +197,24 @@ def test_float32_is_enough(oracle, name):
 
 @every_sampler
 def test_nothing_is_left_to_matrix_units_which_round_their_factors(oracle, name):
-    """A sum of predictions written as a product of matrices is one of bfloat16 on TPU and of TF32 on GPU."""
+    """A sum of predictions written as a product of matrices is one of bfloat16 on TPU and of TF32
+    on GPU."""
 
     def denoiser(x_t, t):
         return Prediction(x_t, x_t, x_t, x_t)
 
     sampler = made(oracle, name, 4)
-    program = jax.make_jaxpr(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0)(*oracle.start(2))
+    program = jax.make_jaxpr(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0)(
+        *oracle.start(2)
+    )
     assert "dot_general" not in str(program)
 
 
-# Orders that the first steps, of lower order, do not spoil over this range; unipc's corrector makes order p into p+1.
-ORDERS = [(name, CASES[name].options, CASES[name].order) for name in DETERMINISTIC if name != "dpmpp_3m"] + [
+# Orders that the first steps, of lower order, do not spoil over this range; unipc's corrector makes
+# order p into p+1.
+ORDERS = [
+    (name, CASES[name].options, CASES[name].order) for name in DETERMINISTIC if name != "dpmpp_3m"
+] + [
     ("edm", {"s_churn": 0.0}, 2),
     ("lms", {"order": 1}, 1),
     ("unipc", {"order": 1}, 2),
@@ -206,9 +234,17 @@ def test_the_error_falls_at_the_order_of_the_method(oracle, name, options, order
 @pytest.mark.parametrize("spacing", ["karras", "exponential"])
 @pytest.mark.parametrize(
     ("name", "options", "order"),
-    [("lms", {"order": 2}, 2), ("lms", {"order": 3}, 3), ("lms", {}, 4), ("dpmpp_2m", {}, 2), ("dpmpp_3m", {}, 3)],
+    [
+        ("lms", {"order": 2}, 2),
+        ("lms", {"order": 3}, 3),
+        ("lms", {}, 4),
+        ("dpmpp_2m", {}, 2),
+        ("dpmpp_3m", {}, 3),
+    ],
 )
-def test_a_multistep_method_with_its_history_has_its_full_order(oracle, name, options, order, spacing):
+def test_a_multistep_method_with_its_history_has_its_full_order(
+    oracle, name, options, order, spacing
+):
     columns = options.get("order", {"lms": 4, "dpmpp_2m": 2, "dpmpp_3m": 3}[name])
     found = oracle.order(name, options, spacing, exact_history=columns - 1)
     assert found == pytest.approx(order, abs=0.3)
@@ -220,7 +256,9 @@ def test_a_chain_walked_in_segments_of_any_lengths_is_the_chain_bit_for_bit(orac
     sampler, num_frames, traces = made(oracle, name, 12), 4, []
     x_T, keys = oracle.start(5)
     denoiser = exact_denoiser(oracle.mixture(), sampler.schedule, variance="fixed_small")
-    whole = jax.jit(lambda x_T, keys: sample(denoiser, sampler, x_T, keys, num_frames=num_frames))(x_T, keys)
+    whole = jax.jit(lambda x_T, keys: sample(denoiser, sampler, x_T, keys, num_frames=num_frames))(
+        x_T, keys
+    )
 
     @jax.jit
     def segment(walk, keys, first, last):
@@ -230,7 +268,9 @@ def test_a_chain_walked_in_segments_of_any_lengths_is_the_chain_bit_for_bit(orac
     for length in (1, 5, sampler.num_rows):
         walk = jax.jit(lambda x_T: begin(sampler, x_T, num_frames=num_frames))(x_T)
         for first in range(0, sampler.num_rows, length):
-            walk = segment(walk, keys, np.int32(first), np.int32(min(first + length, sampler.num_rows)))
+            walk = segment(
+                walk, keys, np.int32(first), np.int32(min(first + length, sampler.num_rows))
+            )
         for ours, theirs in zip(finish(sampler, walk), whole, strict=True):
             np.testing.assert_array_equal(ours, theirs)
     assert len(traces) == 1

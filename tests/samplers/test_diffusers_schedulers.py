@@ -1,8 +1,10 @@
-"""The schedulers of diffusers with the same names and settings, in float64, on the exact ε of a mixture.
+"""The schedulers of diffusers with the same names and settings, in float64, on the exact ε of a
+mixture.
 
-Compared is what a scheduler makes of predictions at given levels, with the same noise. Where diffusers rounds levels
-(σ to float32, times to integers) it is given ours. Its x is x̄ = x / √ᾱ in the schedulers in σ. Their chain starts from
-√(σ² + 1) z for linspace and trailing, which is our x_T = z, and from σ z for leading, which has a smaller variance.
+Compared is what a scheduler makes of predictions at given levels, with the same noise. Where
+diffusers rounds levels (σ to float32, times to integers) it is given ours. Its x is x̄ = x / √ᾱ in
+the schedulers in σ. Their chain starts from √(σ² + 1) z for linspace and trailing, which is our x_T
+= z, and from σ z for leading, which has a smaller variance.
 """
 
 import jax
@@ -23,13 +25,17 @@ pytestmark = [  # PyTorch's arrays do not know the arguments of NumPy 2
 
 STEPS = 10
 CLOSE = 1e-5  # of the largest value; several schedulers compute in float32 in between
-every_spacing = pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing", "karras", "exponential"])
+every_spacing = pytest.mark.parametrize(
+    "spacing", ["linspace", "leading", "trailing", "karras", "exponential"]
+)
 
 
 def scheduler_of(oracle, name, **config):
     """A scheduler of the oracle's chain, ᾱ in float64."""
     betas = oracle.chain.betas
-    scheduler = getattr(diffusers, name)(num_train_timesteps=len(betas), trained_betas=betas.tolist(), **config)
+    scheduler = getattr(diffusers, name)(
+        num_train_timesteps=len(betas), trained_betas=betas.tolist(), **config
+    )
     scheduler.set_timesteps(STEPS)
     scheduler.alphas_cumprod = torch.from_numpy(np.cumprod(1 - betas))
     scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
@@ -62,7 +68,9 @@ def ours(oracle, name, times, *, rows=slice(None), change=lambda rows: rows, **o
         sampler = SAMPLERS[name](oracle.chain, times, **options, dtype=np.float64)
         x_T, keys = oracle.start(8)
         kept = jax.tree.map(lambda row: row[rows], change(sampler.rows))
-        return np.array(x_T), np.array(oracle.run(sampler, x_T, keys, rows=kept, dtype=np.float64).x_0)
+        return np.array(x_T), np.array(
+            oracle.run(sampler, x_T, keys, rows=kept, dtype=np.float64).x_0
+        )
 
 
 def theirs(oracle, scheduler, x_T, asked, *, in_sigma, steps=slice(None), z=None, **options):
@@ -71,7 +79,9 @@ def theirs(oracle, scheduler, x_T, asked, *, in_sigma, steps=slice(None), z=None
     for i, t in enumerate(scheduler.timesteps[steps]):
         x_bar = x.numpy().astype(np.float64) * (1 if in_sigma else np.sqrt(1 + asked[i] ** 2))
         noise = {} if z is None else {"variance_noise": torch.from_numpy(z[i])}
-        x = scheduler.step(torch.from_numpy(oracle.eps(x_bar, asked[i])), t, x, **noise, **options).prev_sample
+        x = scheduler.step(
+            torch.from_numpy(oracle.eps(x_bar, asked[i])), t, x, **noise, **options
+        ).prev_sample
     return x.numpy()
 
 
@@ -85,7 +95,9 @@ def test_spacings_keep_the_timesteps_of_diffusers(oracle, spacing, steps):
     scheduler = diffusers.DDIMScheduler(num_train_timesteps=200, timestep_spacing=spacing)
     scheduler.set_timesteps(steps)
     # One step of their linspace starts at 0, where there is no noise; ours at T-1.
-    expected = [199] if (spacing, steps) == ("linspace", 1) else np.sort(scheduler.timesteps.numpy())
+    expected = (
+        [199] if (spacing, steps) == ("linspace", 1) else np.sort(scheduler.timesteps.numpy())
+    )
     np.testing.assert_array_equal(space(oracle.chain, spacing, steps), expected)
 
 
@@ -93,19 +105,24 @@ def test_spacings_keep_the_timesteps_of_diffusers(oracle, spacing, steps):
 def test_spacings_in_sigma_are_those_of_diffusers(oracle, spacing):
     scheduler = scheduler_of(oracle, "EulerDiscreteScheduler", **{f"use_{spacing}_sigmas": True})
     found = sigmas_of(oracle, space(oracle.chain, spacing, STEPS))
-    # Their betas and sigmas are float32, and 1 - ᾱ at t = 0 is 5e-4: three digits of float32's seven are lost.
+    # Their betas and sigmas are float32, and 1 - ᾱ at t = 0 is 5e-4: three digits of float32's
+    # seven are lost.
     np.testing.assert_allclose(found, scheduler.sigmas.numpy(), rtol=2e-4)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_ddim(oracle, eta, spacing):
-    """Spacings whose steps are T // N: that is how far their DDIM steps back, whatever its next timestep is."""
+    """Spacings whose steps are T // N: that is how far their DDIM steps back, whatever its next
+    timestep is."""
     times = space(oracle.chain, spacing, STEPS)
     scheduler = scheduler_of(oracle, "DDIMScheduler", timestep_spacing=spacing, clip_sample=False)
     x_T, found = ours(oracle, "ddim", times, eta=eta)
     asked = sigmas_of(oracle, times)
-    assert_close(found, theirs(oracle, scheduler, x_T, asked, in_sigma=False, z=noises(oracle, STEPS), eta=eta))
+    assert_close(
+        found,
+        theirs(oracle, scheduler, x_T, asked, in_sigma=False, z=noises(oracle, STEPS), eta=eta),
+    )
 
 
 @every_spacing
@@ -136,7 +153,12 @@ def test_heun(oracle, spacing):
     twice = np.append(sigmas[0], np.repeat(sigmas[1:], 2))
     scheduler = with_sigmas(scheduler_of(oracle, "HeunDiscreteScheduler"), twice, 2 * STEPS - 1)
     x_T, found = ours(oracle, "heun", times)
-    assert_close(found, theirs(oracle, scheduler, x_T, np.append(sigmas[0], np.repeat(sigmas[1:], 2)), in_sigma=True))
+    assert_close(
+        found,
+        theirs(
+            oracle, scheduler, x_T, np.append(sigmas[0], np.repeat(sigmas[1:], 2)), in_sigma=True
+        ),
+    )
 
 
 @every_spacing
@@ -164,9 +186,12 @@ def test_lms(oracle, spacing, order):
 
 @pytest.mark.parametrize("name", ["plms", "pndm"])
 def test_pndm(oracle, name):
-    """With leading spacing, T / N even: their steps back are T // N and T // N // 2, whatever the timesteps are."""
+    """With leading spacing, T / N even: their steps back are T // N and T // N // 2, whatever the
+    timesteps are."""
     times = space(oracle.chain, "leading", STEPS)
-    scheduler = scheduler_of(oracle, "PNDMScheduler", skip_prk_steps=name == "plms", timestep_spacing="leading")
+    scheduler = scheduler_of(
+        oracle, "PNDMScheduler", skip_prk_steps=name == "plms", timestep_spacing="leading"
+    )
     x_T, found = ours(oracle, name, times)
     asked = np.exp(oracle.chain.log_sigmas[scheduler.timesteps.numpy()])
     assert_close(found, theirs(oracle, scheduler, x_T, asked, in_sigma=False))
@@ -178,7 +203,9 @@ def test_dpmpp_2m(oracle, spacing, sde):
     times = space(oracle.chain, spacing, STEPS)
     sigmas = sigmas_of(oracle, times)
     algorithm = "sde-dpmsolver++" if sde else "dpmsolver++"
-    scheduler = scheduler_of(oracle, "DPMSolverMultistepScheduler", algorithm_type=algorithm, lower_order_final=False)
+    scheduler = scheduler_of(
+        oracle, "DPMSolverMultistepScheduler", algorithm_type=algorithm, lower_order_final=False
+    )
     with_sigmas(scheduler, sigmas, STEPS)
     x_T, found = ours(oracle, "dpmpp_2m_sde" if sde else "dpmpp_2m", times)
     z = noises(oracle, STEPS)
@@ -186,7 +213,8 @@ def test_dpmpp_2m(oracle, spacing, sde):
 
 
 def half_second_difference(rows, sigmas):
-    """Changes our third-order weights to theirs: they have -φ_3 D_2 where the parabola's integral is -2 φ_3 D_2."""
+    """Changes our third-order weights to theirs: they have -φ_3 D_2 where the parabola's integral
+    is -2 φ_3 D_2."""
     half_log_snr = -np.log(sigmas[:-1])
     x_0 = rows.weights.x_0.copy()
     for i in range(2, len(x_0) - 1):
@@ -202,27 +230,38 @@ def half_second_difference(rows, sigmas):
 def test_dpmpp_3m_but_for_the_weight_of_the_second_difference(oracle, spacing):
     times = space(oracle.chain, spacing, STEPS)
     sigmas = sigmas_of(oracle, times)
-    scheduler = scheduler_of(oracle, "DPMSolverMultistepScheduler", solver_order=3, lower_order_final=False)
+    scheduler = scheduler_of(
+        oracle, "DPMSolverMultistepScheduler", solver_order=3, lower_order_final=False
+    )
     with_sigmas(scheduler, sigmas, STEPS)
-    x_T, found = ours(oracle, "dpmpp_3m", times, change=lambda rows: half_second_difference(rows, sigmas))
+    x_T, found = ours(
+        oracle, "dpmpp_3m", times, change=lambda rows: half_second_difference(rows, sigmas)
+    )
     assert_close(found, theirs(oracle, scheduler, x_T, sigmas, in_sigma=False))
 
 
 def test_half_the_second_difference_makes_the_third_order_solver_one_of_second_order(oracle):
     options = {"exact_history": 2}
     assert oracle.order("dpmpp_3m", {}, "exponential", **options) > 2.7
-    assert oracle.order("dpmpp_3m", {}, "exponential", **options, change=half_second_difference) < 2.3
+    assert (
+        oracle.order("dpmpp_3m", {}, "exponential", **options, change=half_second_difference) < 2.3
+    )
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 @every_spacing
 def test_unipc(oracle, spacing, order, variant):
-    """But for the last step with bh1: theirs divides by the infinite h there and is not a number."""
+    """But for the last step with bh1: theirs divides by the infinite h there and is not a
+    number."""
     times = space(oracle.chain, spacing, STEPS)
     sigmas = sigmas_of(oracle, times)
     scheduler = scheduler_of(
-        oracle, "UniPCMultistepScheduler", solver_order=order, solver_type=variant, final_sigmas_type="zero"
+        oracle,
+        "UniPCMultistepScheduler",
+        solver_order=order,
+        solver_type=variant,
+        final_sigmas_type="zero",
     )
     with_sigmas(scheduler, sigmas, STEPS)
     steps = slice(STEPS - (variant == "bh1"))

@@ -1,7 +1,9 @@
-"""The digits of samplers' weights: against the formulas of docs/samplers.md, written out in 64 bits of mantissa.
+"""The digits of samplers' weights: against the formulas of docs/samplers.md, written out in 64 bits
+of mantissa.
 
-As many steps as the chain has, where two levels are so near each other that a difference of rounded numbers has few
-digits left. Every integer spacing keeps all times then; the others lie between them.
+As many steps as the chain has, where two levels are so near each other that a difference of rounded
+numbers has few digits left. Every integer spacing keeps all times then; the others lie between
+them.
 """
 
 import math
@@ -44,7 +46,10 @@ class Exact:
 
     def set(self, sigma):
         self.sigma = np.append(sigma, Long(0))
-        self.signal, self.noise = 1 / np.sqrt(1 + self.sigma**2), self.sigma / np.sqrt(1 + self.sigma**2)
+        self.signal, self.noise = (
+            1 / np.sqrt(1 + self.sigma**2),
+            self.sigma / np.sqrt(1 + self.sigma**2),
+        )
 
     def asking(self, sigma):
         """The same chain with other levels."""
@@ -59,7 +64,8 @@ class Exact:
 
 
 def integrals(nodes, start, end, rate):
-    """∫ rate e^(-rate (end-u)) l_j(u) du over [start, end], or ∫ l_j du for a rate of 0: powers of u, one by one."""
+    """∫ rate e^(-rate (end-u)) l_j(u) du over [start, end], or ∫ l_j du for a rate of 0: powers of
+    u, one by one."""
     length = end - start
     places = [(node - start) / length for node in nodes]
 
@@ -101,7 +107,9 @@ def euler_ancestral(exact, eta=1.0):
 
 def edm(exact, s_churn=0.0, s_min=0.0, s_max=np.inf):
     sigma = exact.sigma[:-1]
-    gamma = np.where((s_min <= sigma) & (sigma <= s_max), min(s_churn / len(sigma), math.sqrt(2) - 1), 0)
+    gamma = np.where(
+        (s_min <= sigma) & (sigma <= s_max), min(s_churn / len(sigma), math.sqrt(2) - 1), 0
+    )
     raised = np.minimum((1 + gamma) * sigma, sigma[0])[1:]
     levels = exact.asking(np.append(sigma[:1], np.stack([sigma[1:], raised], axis=1)))
     eps, z = np.zeros((len(levels.sigma) - 1, 2), Long), np.zeros(len(levels.sigma) - 1, Long)
@@ -155,7 +163,11 @@ def solver(exact, columns, eta=0.0):
         x_0[i, : len(weights)] = exact.signal[i + 1] * weights
     x_0[-1, 0] = 1
     x = np.append(exact.noise[1:-1] / exact.noise[:-2] * np.exp(-eta * h), 0)
-    return {"x": x, "x_0": x_0, "z": np.append(exact.noise[1:-1] * np.sqrt(-np.expm1(-2 * eta * h)), 0)}
+    return {
+        "x": x,
+        "x_0": x_0,
+        "z": np.append(exact.noise[1:-1] * np.sqrt(-np.expm1(-2 * eta * h)), 0),
+    }
 
 
 def unipc(exact, order):
@@ -170,7 +182,9 @@ def unipc(exact, order):
             slope = -np.expm1(start - end) / 2 * (end - start) / (half_log_snr[other] - start)
             whole = {other: slope, i: -np.expm1(start - end) - slope}
             return exact.signal[i + 1] * np.array([whole[k] for k in known])
-        return exact.signal[i + 1] * integrals([half_log_snr[k] for k in known], start, end, Long(1))
+        return exact.signal[i + 1] * integrals(
+            [half_log_snr[k] for k in known], start, end, Long(1)
+        )
 
     def of_step(i):
         p = min(order, i + 1, num_steps - i)
@@ -208,12 +222,16 @@ REFERENCES = {
 
 def looked_at(count):
     """Both ends and some rows between them: the reference is slow."""
-    return np.unique(np.concatenate([np.arange(6), np.arange(6, count, 83), np.arange(count - 6, count)]))
+    return np.unique(
+        np.concatenate([np.arange(6), np.arange(6, count, 83), np.arange(count - 6, count)])
+    )
 
 
 def assert_same_digits(found, expected, name):
     """Every number to TOLERANCE; of the predictions that a row adds up, to that of the largest."""
-    scale = np.abs(expected).max(axis=-1, keepdims=True) if np.ndim(expected) == 2 else np.abs(expected)
+    scale = (
+        np.abs(expected).max(axis=-1, keepdims=True) if np.ndim(expected) == 2 else np.abs(expected)
+    )
     off = np.abs(found - expected) > TOLERANCE * scale
     assert not off.any(), (name, np.argwhere(off)[:3], found[off][:3], expected[off][:3])
 
@@ -243,7 +261,8 @@ def test_every_weight_is_that_of_the_formula(name, schedule, steps, spacing):
 @every_chain
 @every_spacing
 def test_the_runge_kutta_rows_of_pndm_lead_to_the_levels_of_the_formula(schedule, steps, spacing):
-    """Sums of ε's weights are the rows' moves in σ; all rows but the first twelve are those of plms."""
+    """Sums of ε's weights are the rows' moves in σ; all rows but the first twelve are those of
+    plms."""
     chain, times = chain_and_times(schedule, steps, spacing)
     sampler = SAMPLERS["pndm"](chain, times)
     exact = Exact(chain, times)
@@ -255,7 +274,9 @@ def test_the_runge_kutta_rows_of_pndm_lead_to_the_levels_of_the_formula(schedule
     after = np.append(stages.ravel(), exact.signal[4:])
     found = sampler.rows.weights.eps.astype(Long).sum(axis=1) / after
     expected = np.append(moves, np.diff(exact.sigma[3:]))
-    np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE * np.abs(whole).min())
+    np.testing.assert_allclose(
+        found, expected, rtol=TOLERANCE, atol=TOLERANCE * np.abs(whole).min()
+    )
 
 
 @every_chain
@@ -268,7 +289,9 @@ def test_the_chain_itself_and_what_walks_its_table(schedule, steps, spacing):
     before, after = exact.noise[:-1] ** 2, exact.noise[1:] ** 2
     assert_same_digits(table.betas[::-1], betas, "betas")
     assert_same_digits(table.posterior_variance[::-1], betas * after / before, "posterior_variance")
-    assert_same_digits(table.posterior_mean_coef1[::-1], betas * exact.signal[1:] / before, "posterior_mean_coef1")
+    assert_same_digits(
+        table.posterior_mean_coef1[::-1], betas * exact.signal[1:] / before, "posterior_mean_coef1"
+    )
 
     rows = SAMPLERS["predictor_corrector"](chain, times).rows
     step = len(times) - 1 - rows.level

@@ -1,8 +1,10 @@
-"""Samplers that add noise draw from the data: Kolmogorov-Smirnov against the exact distribution, with the power shown.
+"""Samplers that add noise draw from the data: Kolmogorov-Smirnov against the exact distribution,
+with the power shown.
 
-The statistic D is the largest distance between the empirical and the exact distribution function. n samples of the
-right distribution give D > 1.95 / √n once in a thousand times. A chain of finitely many steps has a bias of its own, so
-it is tested with many of them; and the same chain with noise of the wrong size must be found out.
+The statistic D is the largest distance between the empirical and the exact distribution function. n
+samples of the right distribution give D > 1.95 / √n once in a thousand times. A chain of finitely
+many steps has a bias of its own, so it is tested with many of them; and the same chain with noise
+of the wrong size must be found out.
 """
 
 import jax
@@ -45,12 +47,16 @@ def samples(oracle, name, steps, options, **changed):
 
 
 def times_noise(factor):
-    return lambda rows: rows._replace(weights=rows.weights._replace(z=np.float32(factor) * rows.weights.z))
+    return lambda rows: rows._replace(
+        weights=rows.weights._replace(z=np.float32(factor) * rows.weights.z)
+    )
 
 
 def louder(denoiser):
     """Another variance of the reverse step: noise larger by a tenth."""
-    return lambda x_t, t: (p := denoiser(x_t, t))._replace(log_variance=p.log_variance + np.log(1.1**2))
+    return lambda x_t, t: (p := denoiser(x_t, t))._replace(
+        log_variance=p.log_variance + np.log(1.1**2)
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,10 +71,15 @@ def louder(denoiser):
         ("dpmpp_3m_sde", 100, {}),
     ],
 )
-def test_it_draws_from_the_data_and_with_a_tenth_more_or_less_noise_it_does_not(oracle, name, steps, options):
+def test_it_draws_from_the_data_and_with_a_tenth_more_or_less_noise_it_does_not(
+    oracle, name, steps, options
+):
     assert max(distances(oracle, samples(oracle, name, steps, options))) < CRITICAL
     for factor in (0.9, 1.1):
-        assert max(distances(oracle, samples(oracle, name, steps, options, spoil=times_noise(factor)))) > CRITICAL
+        assert (
+            max(distances(oracle, samples(oracle, name, steps, options, spoil=times_noise(factor))))
+            > CRITICAL
+        )
 
 
 def test_ancestral_draws_from_the_data_and_with_a_tenth_more_noise_it_does_not(oracle):
@@ -83,7 +94,8 @@ def test_noise_and_a_second_prediction_need_half_the_steps(oracle):
 
 
 def test_the_corrector_draws_from_each_level_and_repairs_what_few_steps_did(oracle):
-    """In 64 dimensions: the size of a Langevin step follows from the norms of noise and score, which fluctuate little.
+    """In 64 dimensions: the size of a Langevin step follows from the norms of noise and score,
+    which fluctuate little.
 
     D of the pixels, and of the sum in which the clusters lie 3.2 widths apart.
     """
@@ -95,7 +107,9 @@ def test_the_corrector_draws_from_each_level_and_repairs_what_few_steps_did(orac
 
     def found(corrector_steps, noise=1.0):
         options = {"corrector_steps": corrector_steps}
-        sampler = make_sampler("predictor_corrector", oracle.chain, steps=steps, spacing="karras", options=options)
+        sampler = make_sampler(
+            "predictor_corrector", oracle.chain, steps=steps, spacing="karras", options=options
+        )
         rows = sampler.rows._replace(noise=np.float32(noise) * sampler.rows.noise)
         x = np.asarray(oracle.run(sampler, x_T, keys, rows=rows, mixture=mixture).x_0, np.float64)
         pixels = distance(x.ravel(), oracle.weights, means, widths)

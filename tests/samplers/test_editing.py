@@ -1,4 +1,5 @@
-"""Editing on data whose answers are known: a Gaussian's q(x_0|x_t), a mixture's q(unknown|known), a circle's arc."""
+"""Editing on data whose answers are known: a Gaussian's q(x_0|x_t), a mixture's q(unknown|known), a
+circle's arc."""
 
 import itertools
 
@@ -29,7 +30,8 @@ def keys_of(index, seed=0):
 
 
 def assert_moments(x, mean, variance, slack=0.0):
-    """x [n] within 5 standard errors, which a fixed seed passes or not, and `slack` of the standard deviation."""
+    """x [n] within 5 standard errors, which a fixed seed passes or not, and `slack` of the standard
+    deviation."""
     x, n = np.asarray(x, np.float64), len(x)
     assert abs(x.mean() - mean) < 5 * np.sqrt(variance / n) + slack * np.sqrt(variance)
     assert abs(x.var() / variance - 1) < 5 * np.sqrt(2 / n) + slack
@@ -39,7 +41,8 @@ def assert_moments(x, mean, variance, slack=0.0):
 
 
 @pytest.mark.parametrize(
-    ("steps", "strength", "kept"), [(50, 0.6, 30), (50, 1.0, 50), (50, 0.001, 1), (10, 0.37, 4), (1, 0.2, 1)]
+    ("steps", "strength", "kept"),
+    [(50, 0.6, 30), (50, 1.0, 50), (50, 0.001, 1), (10, 0.37, 4), (1, 0.2, 1)],
 )
 def test_strength_keeps_the_lowest_levels_by_its_share(steps, strength, kept):
     times = space(CHAIN, "linspace", steps)
@@ -66,10 +69,12 @@ def test_noise_is_put_on_a_picture_as_q_says_and_by_its_own_key():
 
 @pytest.mark.parametrize("strength", [0.2, 0.5])
 def test_what_comes_of_a_picture_is_what_its_noised_self_may_have_been(strength):
-    """Data N(m, v): x_0 given x_t is Gaussian, and x_t given the picture y too; both integrate to a closed form.
+    """Data N(m, v): x_0 given x_t is Gaussian, and x_t given the picture y too; both integrate to a
+    closed form.
 
-    x_0 = m + k (x_t - √ᾱ m) + √(k (1-ᾱ)/√ᾱ) z, k = v √ᾱ / (ᾱ v + 1 - ᾱ), and x_t = √ᾱ y + √(1-ᾱ) ε. For one Gaussian
-    the exact reverse step is Gaussian, so ancestral sampling makes no error but the last step's missing noise.
+    x_0 = m + k (x_t - √ᾱ m) + √(k (1-ᾱ)/√ᾱ) z, k = v √ᾱ / (ᾱ v + 1 - ᾱ), and x_t = √ᾱ y + √(1-ᾱ) ε.
+    For one Gaussian the exact reverse step is Gaussian, so ancestral sampling makes no error but
+    the last step's missing noise.
     """
     m, v, y = 0.3, 0.25, -0.9
     times = start_from(space(CHAIN, "linspace", 100), strength)
@@ -101,7 +106,8 @@ def test_from_one_noised_picture_come_the_components_that_it_may_have_been():
     start = jnp.broadcast_to(x_t, (16384, 2))
     x_0 = sample(mixtures.exact_denoiser(data, schedule), ancestral(schedule), start, keys).x_0
     for axis in range(2):
-        assert_moments(x_0[:, axis], mean[axis], variance[axis], slack=0.02)  # 40 steps, not infinitely many
+        # 40 steps, not infinitely many
+        assert_moments(x_0[:, axis], mean[axis], variance[axis], slack=0.02)
 
 
 # Inpainting
@@ -110,7 +116,8 @@ MASK = np.array([False, True]).reshape(1, 1, 2, 1)  # the left pixel is known
 
 
 def walk_of_the_paper(steps, jump, resamplings):
-    """The levels of Lugmayr et al. 2022's figure of the schedule, one step after the other, up as well as down."""
+    """The levels of Lugmayr et al. 2022's figure of the schedule, one step after the other, up as
+    well as down."""
     again = {level: resamplings - 1 for level in range(0, steps - jump, jump)}
     level = steps
     while level >= 0:
@@ -123,7 +130,9 @@ def walk_of_the_paper(steps, jump, resamplings):
                 yield level
 
 
-@pytest.mark.parametrize(("steps", "jump", "resamplings"), [(25, 10, 3), (20, 5, 4), (7, 1, 2), (6, 6, 5), (9, 4, 1)])
+@pytest.mark.parametrize(
+    ("steps", "jump", "resamplings"), [(25, 10, 3), (20, 5, 4), (7, 1, 2), (6, 6, 5), (9, 4, 1)]
+)
 def test_the_walk_is_the_papers_its_forward_steps_made_in_one(steps, jump, resamplings):
     times = space(CHAIN, "linspace", steps)
     alphas_bar = np.cumprod(1 - CHAIN.betas)[times]
@@ -131,8 +140,13 @@ def test_the_walk_is_the_papers_its_forward_steps_made_in_one(steps, jump, resam
     levels = list(walk_of_the_paper(steps, jump, resamplings))
     down = [(before, after) for before, after in itertools.pairwise(levels) if after < before]
     np.testing.assert_array_equal(sampler.rows.t, [before for before, _ in down])
-    assert sampler.evaluations == sampler.num_rows == steps + (resamplings - 1) * jump * -(-(steps - jump) // jump)
-    # √α and 1-α of the forward steps between two steps down, composed one by one: x → √α x + √(1-α) z.
+    assert (
+        sampler.evaluations
+        == sampler.num_rows
+        == steps + (resamplings - 1) * jump * -(-(steps - jump) // jump)
+    )
+    # √α and 1-α of the forward steps between two steps down, composed one by one: x → √α x + √(1-α)
+    # z.
     scales, variances = np.ones(len(down)), np.zeros(len(down))
     row = -1
     for before, after in itertools.pairwise(levels):
@@ -159,10 +173,15 @@ def test_the_default_walks_ten_times_each_25th_of_the_chain():
 def test_the_walk_visits_the_levels_that_diffusers_visits(steps, jump, resamplings):
     scheduler = pytest.importorskip("diffusers").RePaintScheduler(num_train_timesteps=1000)
     scheduler.set_timesteps(steps, jump_length=jump, jump_n_sample=resamplings)
-    rows = repaint(Chain(make_betas("linear", 1000)), np.arange(steps), jump=jump, resamplings=resamplings).rows.t
-    # Theirs begins with the highest level and names those that the jumps pass by; ours are those that a step leaves.
+    rows = repaint(
+        Chain(make_betas("linear", 1000)), np.arange(steps), jump=jump, resamplings=resamplings
+    ).rows.t
+    # Theirs begins with the highest level and names those that the jumps pass by; ours are those
+    # that a step leaves.
     theirs = [*(scheduler.timesteps.numpy() // (1000 // steps)), -1]
-    np.testing.assert_array_equal(rows, [level for level, after in itertools.pairwise(theirs) if after < level])
+    np.testing.assert_array_equal(
+        rows, [level for level, after in itertools.pairwise(theirs) if after < level]
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,7 +197,8 @@ def test_an_impossible_walk_is_refused(options, complaint):
         repaint(CHAIN, space(CHAIN, "linspace", 10), **options)
 
 
-MEAN, COVARIANCE = np.array([0.2, -0.1]), np.array([[0.3, 0.2], [0.2, 0.25]])  # of a picture of two pixels
+# of a picture of two pixels
+MEAN, COVARIANCE = np.array([0.2, -0.1]), np.array([[0.3, 0.2], [0.2, 0.25]])
 KNOWN = 0.8
 CONDITIONAL = (
     MEAN[1] + COVARIANCE[1, 0] / COVARIANCE[0, 0] * (KNOWN - MEAN[0]),
@@ -187,10 +207,11 @@ CONDITIONAL = (
 
 
 def law_of_algorithm_1(times, jump, resamplings, variance):
-    """Mean and variance of the unknown pixel at the end: algorithm 1 line by line on the moments, float64.
+    """Mean and variance of the unknown pixel at the end: algorithm 1 line by line on the moments,
+    float64.
 
-    With a Gaussian's exact x̂_0 = m + Σ √ᾱ (ᾱ Σ + (1-ᾱ) I)⁻¹ (x - √ᾱ m) every line is linear in x, so the moments are
-    exact. a and b of μ = a x_t + b x̂_0 by precisions, as in test_ancestral.
+    With a Gaussian's exact x̂_0 = m + Σ √ᾱ (ᾱ Σ + (1-ᾱ) I)⁻¹ (x - √ᾱ m) every line is linear in x,
+    so the moments are exact. a and b of μ = a x_t + b x̂_0 by precisions, as in test_ancestral.
     """
     bars = np.append(np.cumprod(1 - CHAIN.betas)[times], 1.0)  # [-1] is clean data
     mean, covariance = np.zeros(2), np.eye(2)
@@ -200,18 +221,26 @@ def law_of_algorithm_1(times, jump, resamplings, variance):
         if to > t:
             mean, covariance = np.sqrt(alpha) * mean, alpha * covariance + (1 - alpha) * np.eye(2)
             continue
-        gain = np.sqrt(bars[t]) * COVARIANCE @ np.linalg.inv(bars[t] * COVARIANCE + (1 - bars[t]) * np.eye(2))
+        gain = (
+            np.sqrt(bars[t])
+            * COVARIANCE
+            @ np.linalg.inv(bars[t] * COVARIANCE + (1 - bars[t]) * np.eye(2))
+        )
         a, b, sigma_2 = 0.0, 1.0, 0.0
         if t > 0:
             small = (1 - alpha) * (1 - bars[to]) / (1 - bars[t])
             precision = 1 / small
-            a, b = np.sqrt(alpha) / (1 - alpha) / precision, np.sqrt(bars[to]) / (1 - bars[to]) / precision
+            a, b = (
+                np.sqrt(alpha) / (1 - alpha) / precision,
+                np.sqrt(bars[to]) / (1 - bars[to]) / precision,
+            )
             sigma_2 = {"fixed_small": small, "fixed_large": 1 - alpha}[variance]
         step = a * np.eye(2) + b * gain
         mean = step @ mean + b * (MEAN - np.sqrt(bars[t]) * gain @ MEAN)
         covariance = step @ covariance @ step.T + sigma_2 * np.eye(2)
         mean[0] = np.sqrt(bars[to]) * KNOWN
-        covariance = np.diag([1 - bars[to], covariance[1, 1]])  # known: drawn anew, covaries with nothing
+        # known: drawn anew, covaries with nothing
+        covariance = np.diag([1 - bars[to], covariance[1, 1]])
     return mean[1], covariance[1, 1]
 
 
@@ -222,7 +251,10 @@ def test_repaint_has_the_law_of_algorithm_1(jump, resamplings, variance):
     sampler = repaint(CHAIN, times, jump=jump, resamplings=resamplings)
     bars = np.cumprod(1 - CHAIN.betas)[times]
     gains = np.stack(
-        [np.sqrt(bar) * COVARIANCE @ np.linalg.inv(bar * COVARIANCE + (1 - bar) * np.eye(2)) for bar in bars]
+        [
+            np.sqrt(bar) * COVARIANCE @ np.linalg.inv(bar * COVARIANCE + (1 - bar) * np.eye(2))
+            for bar in bars
+        ]
     ).astype(np.float32)
     roots = jnp.asarray(np.sqrt(bars), jnp.float32)
 
@@ -233,21 +265,32 @@ def test_repaint_has_the_law_of_algorithm_1(jump, resamplings, variance):
             "bij,bj->bi", jnp.asarray(gains)[row], away
         ).reshape(x_t.shape)
 
-    denoiser = make_denoiser(network, sampler.schedule, parameterization="x_0", variance=variance, clip_denoised=False)
+    denoiser = make_denoiser(
+        network, sampler.schedule, parameterization="x_0", variance=variance, clip_denoised=False
+    )
     keys = keys_of(range(30_000))
     known = jnp.full((30_000, 1, 2, 1), KNOWN)
-    x_0 = sample(keep_known(denoiser, sampler.schedule, known, MASK), sampler, initial_noise(keys, (1, 2, 1)), keys).x_0
+    x_0 = sample(
+        keep_known(denoiser, sampler.schedule, known, MASK),
+        sampler,
+        initial_noise(keys, (1, 2, 1)),
+        keys,
+    ).x_0
     assert_moments(x_0[:, 0, 1, 0], *law_of_algorithm_1(times, jump, resamplings, variance))
 
 
 def test_by_its_law_resampling_leads_to_the_conditional_distribution():
-    """By the recursion that the test above holds the sampler to. 100 steps, r = 1, 3, 10, 30, errors of moments:
+    """By the recursion that the test above holds the sampler to. 100 steps, r = 1, 3, 10, 30,
+    errors of moments:
 
     mean      0.155   0.064   0.021   0.009
     variance  0.035   0.013   0.005   0.002
     """
     times = space(CHAIN, "linspace", 100)
-    errors = [np.subtract(law_of_algorithm_1(times, 1, r, "fixed_large"), CONDITIONAL) for r in (1, 3, 10, 30)]
+    errors = [
+        np.subtract(law_of_algorithm_1(times, 1, r, "fixed_large"), CONDITIONAL)
+        for r in (1, 3, 10, 30)
+    ]
     means, variances = np.abs(errors).T
     assert np.all(means[:-1] > 2 * means[1:])
     assert np.all(variances[:-1] > 2 * variances[1:])
@@ -256,13 +299,17 @@ def test_by_its_law_resampling_leads_to_the_conditional_distribution():
 
 
 def test_on_a_mixture_resampling_brings_repaint_nearer_to_the_conditional_distribution():
-    """Two components of means ±(½, ½) and deviation ½; the known pixel is ½, which gives them their weights.
+    """Two components of means ±(½, ½) and deviation ½; the known pixel is ½, which gives them their
+    weights.
 
-    4,096 images in 25 steps, r = 1, 3, 10: the mean is off by 0.244, 0.151, 0.080 (standard error 0.010), the variance
-    by 0.097, 0.056, 0.029 (0.009). The paper's conditioning is approximate for r of any size.
+    4,096 images in 25 steps, r = 1, 3, 10: the mean is off by 0.244, 0.151, 0.080 (standard error
+    0.010), the variance by 0.097, 0.056, 0.029 (0.009). The paper's conditioning is approximate for
+    r of any size.
     """
     m, s, known = 0.5, 0.5, 0.5
-    data = mixtures.make_mixture([0.5, 0.5], np.stack([np.full((1, 2, 1), m), np.full((1, 2, 1), -m)]), [s**2] * 2)
+    data = mixtures.make_mixture(
+        [0.5, 0.5], np.stack([np.full((1, 2, 1), m), np.full((1, 2, 1), -m)]), [s**2] * 2
+    )
     likelihoods = np.exp(-((known - np.array([m, -m])) ** 2) / (2 * s**2))
     share = likelihoods / likelihoods.sum()
     mean = share @ [m, -m]
@@ -272,8 +319,12 @@ def test_on_a_mixture_resampling_brings_repaint_nearer_to_the_conditional_distri
     for resamplings in (1, 3, 10):
         sampler = repaint(CHAIN, space(CHAIN, "linspace", 25), resamplings=resamplings)
         picture = jnp.full((4096, 1, 2, 1), known)
-        denoiser = keep_known(mixtures.exact_denoiser(data, sampler.schedule), sampler.schedule, picture, MASK)
-        x = np.asarray(sample(denoiser, sampler, initial_noise(keys, (1, 2, 1)), keys).x_0, np.float64)[:, 0, 1, 0]
+        denoiser = keep_known(
+            mixtures.exact_denoiser(data, sampler.schedule), sampler.schedule, picture, MASK
+        )
+        x = np.asarray(
+            sample(denoiser, sampler, initial_noise(keys, (1, 2, 1)), keys).x_0, np.float64
+        )[:, 0, 1, 0]
         errors.append((abs(x.mean() - mean), abs(x.var() - variance)))
     means, variances = np.array(errors).T
     assert means[0] > means[1] + 0.05 > means[2] + 0.1
@@ -292,10 +343,14 @@ def mixing_denoiser(schedule):
     kernel = 0.3 * jax.random.normal(jax.random.key(7), (3, 3, 1, 1))
 
     def network(x_t, time):
-        h = jax.lax.conv_general_dilated(x_t, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        h = jax.lax.conv_general_dilated(
+            x_t, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         return jnp.tanh(h + 0.001 * time[:, None, None, None])
 
-    return make_denoiser(network, schedule, parameterization="eps", variance="fixed_large", clip_denoised=True)
+    return make_denoiser(
+        network, schedule, parameterization="eps", variance="fixed_large", clip_denoised=True
+    )
 
 
 def inpainted(sampler, index=range(3), picture=PICTURE):
@@ -304,32 +359,44 @@ def inpainted(sampler, index=range(3), picture=PICTURE):
     known, mask = (jnp.broadcast_to(x, (len(keys), *SHAPE)) for x in (picture, HALF))
     denoiser = keep_known(mixing_denoiser(sampler.schedule), sampler.schedule, known, mask)
     x_T = noised(sampler.schedule, jnp.where(mask, 0, known), keys)
-    return np.asarray(jax.jit(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0)(x_T, keys))
+    return np.asarray(
+        jax.jit(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0)(x_T, keys)
+    )
 
 
 def test_repaint_ends_with_the_known_pixels_to_the_last_bit():
     x_0 = inpainted(repaint(CHAIN, space(CHAIN, "linspace", 8), resamplings=3))
     np.testing.assert_array_equal(x_0[:, :, :2], np.broadcast_to(PICTURE, x_0.shape)[:, :, :2])
-    assert np.ptp(x_0[:, :, 2:], axis=0).min() > 0.01  # the others are not of the picture, and differ
+    # the others are not of the picture, and differ
+    assert np.ptp(x_0[:, :, 2:], axis=0).min() > 0.01
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_ends_with_the_known_pixels(name):
     x_0 = inpainted(make_sampler(name, CHAIN, steps=8))
-    np.testing.assert_array_equal(to_uint8(x_0)[:, :, :2], np.broadcast_to(to_uint8(PICTURE), x_0.shape)[:, :, :2])
-    np.testing.assert_allclose(x_0[:, :, :2], np.broadcast_to(PICTURE, x_0.shape)[:, :, :2], atol=1e-4)
+    np.testing.assert_array_equal(
+        to_uint8(x_0)[:, :, :2], np.broadcast_to(to_uint8(PICTURE), x_0.shape)[:, :, :2]
+    )
+    np.testing.assert_allclose(
+        x_0[:, :, :2], np.broadcast_to(PICTURE, x_0.shape)[:, :, :2], atol=1e-4
+    )
     assert np.ptp(x_0[:, :, 2:], axis=0).min() > 1e-3
 
 
 def test_what_the_picture_holds_under_the_mask_is_not_looked_at():
     sampler = repaint(CHAIN, space(CHAIN, "linspace", 6), resamplings=2)
-    np.testing.assert_array_equal(inpainted(sampler), inpainted(sampler, picture=np.where(HALF, np.nan, PICTURE)))
+    np.testing.assert_array_equal(
+        inpainted(sampler), inpainted(sampler, picture=np.where(HALF, np.nan, PICTURE))
+    )
 
 
 def test_an_inpainted_image_depends_on_its_index_alone():
     sampler = repaint(CHAIN, space(CHAIN, "linspace", 6), resamplings=3)
-    # A convolution over another batch may sum in another order: rounding, magnified by 1/√ᾱ_T = 20 on the way.
-    np.testing.assert_allclose(inpainted(sampler, [7, 2, 5])[1:2], inpainted(sampler, [2]), atol=2e-5)
+    # A convolution over another batch may sum in another order: rounding, magnified by 1/√ᾱ_T = 20
+    # on the way.
+    np.testing.assert_allclose(
+        inpainted(sampler, [7, 2, 5])[1:2], inpainted(sampler, [2]), atol=2e-5
+    )
     assert np.abs(inpainted(sampler, [2]) - inpainted(sampler, [3]))[:, :, 2:].max() > 0.1
 
 
@@ -341,10 +408,13 @@ def test_repaint_without_resampling_is_ancestral_sampling():
 
 
 def test_resampling_alone_leaves_the_distribution_of_samples_as_it_is():
-    """Without known pixels a jump and the walk back are the chain's own law: exact for data of unit variance."""
+    """Without known pixels a jump and the walk back are the chain's own law: exact for data of unit
+    variance."""
     sampler = repaint(CHAIN, space(CHAIN, "linspace", 10), resamplings=3)
     denoiser = mixtures.exact_denoiser(
-        mixtures.make_mixture([1.0], np.zeros((1, 4, 4, 1)), [1.0]), sampler.schedule, variance="fixed_large"
+        mixtures.make_mixture([1.0], np.zeros((1, 4, 4, 1)), [1.0]),
+        sampler.schedule,
+        variance="fixed_large",
     )
     keys = keys_of(range(1024))
     x_0 = sample(denoiser, sampler, initial_noise(keys, SHAPE), keys).x_0
@@ -383,7 +453,9 @@ def test_parallel_and_opposite_vectors_are_joined_by_a_straight_line(second):
     weights = np.linspace(0, 1, 5, dtype=np.float32)
     pair = np.float32([[3.0, 4.0], second])
     path = slerp(pair, weights)
-    np.testing.assert_allclose(path, pair[:1] + weights[:, None] * (pair[1:] - pair[:1]), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        path, pair[:1] + weights[:, None] * (pair[1:] - pair[:1]), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_between_nearly_opposite_vectors_lies_half_a_circle():

@@ -1,4 +1,5 @@
-"""Samples start from N(0, I): what that costs where a chain ends before x_T is noise, on data that is one Gaussian."""
+"""Samples start from N(0, I): what that costs where a chain ends before x_T is noise, on data that
+is one Gaussian."""
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +17,27 @@ MEAN, STD = 0.8, 0.1
 
 
 def samples_of(betas):
-    """Mean and standard deviation of DDIM's samples, every step walked by an exact denoiser, without chance.
+    """Mean and standard deviation of DDIM's samples, every step walked by an exact denoiser,
+    without chance.
 
-    E[x_0|x_t] of a Gaussian is affine in x_t, and so is all of DDIM in x_T: two points say what it is.
+    E[x_0|x_t] of a Gaussian is affine in x_t, and so is all of DDIM in x_T: two points say what it
+    is.
     """
     chain = Chain(betas)
     sampler = make_sampler("ddim", chain, steps=len(betas))
-    denoiser = exact_denoiser(make_mixture([1.0], [[MEAN]], [STD**2]), sampler.schedule, variance="fixed_small")
+    denoiser = exact_denoiser(
+        make_mixture([1.0], [[MEAN]], [STD**2]), sampler.schedule, variance="fixed_small"
+    )
     x_T = np.array([[0.0], [1.0]], np.float32)
-    at_0, at_1 = np.ravel(sample(denoiser, sampler, x_T, image_keys(jax.random.key(0), jnp.arange(2))).x_0)
+    at_0, at_1 = np.ravel(
+        sample(denoiser, sampler, x_T, image_keys(jax.random.key(0), jnp.arange(2))).x_0
+    )
     return at_0, at_1 - at_0
 
 
 def test_100_steps_of_betas_meant_for_1000_sample_another_gaussian():
-    """The flow leads from N(0, 1), not from q(x_T), to m (1 - s √ᾱ/σ) and s/σ, σ² = ᾱ s² + 1 - ᾱ: 0.740 and 0.125."""
+    """The flow leads from N(0, 1), not from q(x_T), to m (1 - s √ᾱ/σ) and s/σ, σ² = ᾱ s² + 1 - ᾱ:
+    0.740 and 0.125."""
     betas = make_betas("linear", 100)
     alphas_bar = np.prod(1 - betas)
     scale = np.sqrt(alphas_bar * STD**2 + 1 - alphas_bar)
@@ -44,5 +52,6 @@ def test_100_steps_of_betas_meant_for_1000_sample_another_gaussian():
 def test_scaled_betas_sample_the_data_at_any_number_of_steps(num_timesteps):
     mean, std = samples_of(make_betas("linear", num_timesteps, scale_betas=True))
     assert mean == pytest.approx(MEAN, abs=6e-4)  # m s √ᾱ_T is 5e-4
-    # DDIM narrows what it samples by an error that shrinks with the steps: 0.088 at 100 is that of so few of them
+    # DDIM narrows what it samples by an error that shrinks with the steps: 0.088 at 100 is that of
+    # so few of them
     assert STD * (1 - 1.4 * num_timesteps**-0.5) < std < STD

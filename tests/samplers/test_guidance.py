@@ -1,4 +1,5 @@
-"""Guidance of the exact models of a Gaussian mixture, whose classes are groups of components: Bayes' rule decides."""
+"""Guidance of the exact models of a Gaussian mixture, whose classes are groups of components:
+Bayes' rule decides."""
 
 import math
 
@@ -34,7 +35,10 @@ WEIGHTS, VARIANCES = np.array([0.1, 0.3, 0.2, 0.4]), np.array([0.01, 0.09, 0.04,
 MEANS = rng.uniform(-1, 1, (4, *SHAPE))
 CLASSES = {0: [0, 1], 1: [2, 3]}  # the components of each class
 WHOLE = mixtures.make_mixture(WEIGHTS, MEANS, VARIANCES, dtype=np.float64)
-PARTS = [mixtures.make_mixture(WEIGHTS[k], MEANS[k], VARIANCES[k], dtype=np.float64) for k in CLASSES.values()]
+PARTS = [
+    mixtures.make_mixture(WEIGHTS[k], MEANS[k], VARIANCES[k], dtype=np.float64)
+    for k in CLASSES.values()
+]
 PRIOR = np.array([WEIGHTS[k].sum() for k in CLASSES.values()])
 NULL = len(CLASSES)
 
@@ -61,10 +65,15 @@ def log_class_probs(x_t, t):
     """log p(y|x_t) of both classes by Bayes' rule, [B, 2]."""
 
     def of_one(x, signal, noise):
-        log_joint = [mixtures.log_prob(mixtures.diffused(part, signal, noise), x[None])[0] for part in PARTS]
+        log_joint = [
+            mixtures.log_prob(mixtures.diffused(part, signal, noise), x[None])[0] for part in PARTS
+        ]
         return jax.nn.log_softmax(jnp.stack(log_joint) + jnp.log(PRIOR))
 
-    signal, noise = (jnp.asarray(table)[t] for table in (SCHEDULE.sqrt_alphas_bar, SCHEDULE.sqrt_one_minus_alphas_bar))
+    signal, noise = (
+        jnp.asarray(table)[t]
+        for table in (SCHEDULE.sqrt_alphas_bar, SCHEDULE.sqrt_one_minus_alphas_bar)
+    )
     return jax.vmap(of_one)(x_t, signal, noise)
 
 
@@ -74,7 +83,9 @@ def log_prob(x_t, t, labels):
 
 
 def free(scale, **options):
-    return classifier_free(conditional, LABELS, np.full(B, NULL), scale=scale, schedule=SCHEDULE, **options)
+    return classifier_free(
+        conditional, LABELS, np.full(B, NULL), scale=scale, schedule=SCHEDULE, **options
+    )
 
 
 def by_classifier(scale, **options):
@@ -85,9 +96,12 @@ def by_classifier(scale, **options):
 def assert_consistent(prediction, x_t=X_T, t=LEVELS):
     """x_0, ε and the mean say the same thing."""
     signal, noise = (
-        table[t][:, None, None, None] for table in (SCHEDULE.sqrt_alphas_bar, SCHEDULE.sqrt_one_minus_alphas_bar)
+        table[t][:, None, None, None]
+        for table in (SCHEDULE.sqrt_alphas_bar, SCHEDULE.sqrt_one_minus_alphas_bar)
     )
-    np.testing.assert_allclose(signal * prediction.x_0 + noise * prediction.eps, x_t, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        signal * prediction.x_0 + noise * prediction.eps, x_t, rtol=1e-9, atol=1e-9
+    )
     mean = q_posterior(SCHEDULE, prediction.x_0, x_t, t).mean
     np.testing.assert_allclose(prediction.mean, mean, rtol=1e-9, atol=1e-9)
 
@@ -95,7 +109,9 @@ def assert_consistent(prediction, x_t=X_T, t=LEVELS):
 def test_classifier_guidance_with_the_exact_classifier_is_the_exact_conditional_model():
     guided, exact = by_classifier(1.0)(X_T, LEVELS), conditional(X_T, LEVELS, LABELS)
     for name in ("x_0", "eps", "mean"):
-        np.testing.assert_allclose(getattr(guided, name), getattr(exact, name), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            getattr(guided, name), getattr(exact, name), rtol=1e-9, atol=1e-9
+        )
     whole = mixtures.exact_denoiser(WHOLE, SCHEDULE)(X_T, LEVELS)
     np.testing.assert_array_equal(guided.log_variance, whole.log_variance)
     assert np.abs(whole.x_0 - exact.x_0).max() > 0.1, "the class matters"
@@ -103,7 +119,9 @@ def test_classifier_guidance_with_the_exact_classifier_is_the_exact_conditional_
 
 @pytest.mark.parametrize("guide", [free, by_classifier])
 @pytest.mark.parametrize("scale", [0.0, 0.5, 3.0])
-def test_the_guided_score_is_that_of_the_density_times_the_class_probability_to_a_power(guide, scale):
+def test_the_guided_score_is_that_of_the_density_times_the_class_probability_to_a_power(
+    guide, scale
+):
     signal, noise = SCHEDULE.sqrt_alphas_bar[LEVELS], SCHEDULE.sqrt_one_minus_alphas_bar[LEVELS]
 
     @jax.jit
@@ -133,7 +151,9 @@ def test_each_image_may_have_its_own_scale():
     for guide in (free, by_classifier):
         together = guide(scales)(X_T, LEVELS)
         for i, scale in enumerate(scales):
-            np.testing.assert_allclose(together.eps[i], guide(scale)(X_T, LEVELS).eps[i], rtol=1e-12)
+            np.testing.assert_allclose(
+                together.eps[i], guide(scale)(X_T, LEVELS).eps[i], rtol=1e-12
+            )
 
 
 def test_autoguidance_extrapolates_from_the_weaker_model():
@@ -141,10 +161,14 @@ def test_autoguidance_extrapolates_from_the_weaker_model():
     model, weaker = (mixtures.exact_denoiser(mixture, SCHEDULE) for mixture in (WHOLE, blurred))
     strong, weak = model(X_T, LEVELS), weaker(X_T, LEVELS)
     guided = autoguidance(model, weaker, scale=2.5, schedule=SCHEDULE)(X_T, LEVELS)
-    np.testing.assert_allclose(guided.eps, np.asarray(weak.eps) + 2.5 * (strong.eps - weak.eps), rtol=1e-12)
+    np.testing.assert_allclose(
+        guided.eps, np.asarray(weak.eps) + 2.5 * (strong.eps - weak.eps), rtol=1e-12
+    )
     np.testing.assert_array_equal(guided.log_variance, strong.log_variance)
     assert_consistent(guided)
-    half = autoguidance(model, weaker, scale=2.5, schedule=SCHEDULE, interval=interval_of(CHAIN, 0.0, 0.5))
+    half = autoguidance(
+        model, weaker, scale=2.5, schedule=SCHEDULE, interval=interval_of(CHAIN, 0.0, 0.5)
+    )
     inside = LEVELS / (T - 1) <= 0.5
     np.testing.assert_array_equal(half(X_T, LEVELS).eps[~inside], strong.eps[~inside])
     np.testing.assert_array_equal(half(X_T, LEVELS).eps[inside], guided.eps[inside])
@@ -155,7 +179,9 @@ def test_outside_the_interval_the_model_is_not_guided(guide):
     low, high = 12 / (T - 1), 31 / (T - 1)  # both ends are levels of the test, and included
     limited = guide(4.0, interval=interval_of(CHAIN, low, high))(X_T, LEVELS)
     guided, unguided = guide(4.0)(X_T, LEVELS), guide(1.0 if guide is free else 0.0)(X_T, LEVELS)
-    expected = np.where(((LEVELS >= 12) & (LEVELS <= 31))[:, None, None, None], guided.eps, unguided.eps)
+    expected = np.where(
+        ((LEVELS >= 12) & (LEVELS <= 31))[:, None, None, None], guided.eps, unguided.eps
+    )
     np.testing.assert_array_equal(limited.eps, expected)
 
 
@@ -176,7 +202,9 @@ def test_rescaling_is_the_papers_formula_on_v(rescale):
     rescaled = free(5.0, rescale=rescale)(X_T, LEVELS)
     for i, t in enumerate(LEVELS):
         signal, noise = SCHEDULE.sqrt_alphas_bar[t], SCHEDULE.sqrt_one_minus_alphas_bar[t]
-        v, v_told = (signal * np.asarray(p.eps[i]) - noise * np.asarray(p.x_0[i]) for p in (plain, told))
+        v, v_told = (
+            signal * np.asarray(p.eps[i]) - noise * np.asarray(p.x_0[i]) for p in (plain, told)
+        )
         expected = rescale * v * v_told.std() / v.std() + (1 - rescale) * v
         ours = signal * np.asarray(rescaled.eps[i]) - noise * np.asarray(rescaled.x_0[i])
         np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
@@ -189,10 +217,12 @@ def test_rescaling_is_that_of_diffusers_for_a_network_that_predicts_v():
     utils = pytest.importorskip("diffusers.guiders.guider_utils")
     plain, told = free(5.0)(X_T, LEVELS), conditional(X_T, LEVELS, LABELS)
     signal, noise = (
-        table[LEVELS][:, None, None, None] for table in (SCHEDULE.sqrt_alphas_bar, SCHEDULE.sqrt_one_minus_alphas_bar)
+        table[LEVELS][:, None, None, None]
+        for table in (SCHEDULE.sqrt_alphas_bar, SCHEDULE.sqrt_one_minus_alphas_bar)
     )
     v, v_told, ours = (
-        np.asarray(signal * p.eps - noise * p.x_0) for p in (plain, told, free(5.0, rescale=0.7)(X_T, LEVELS))
+        np.asarray(signal * p.eps - noise * p.x_0)
+        for p in (plain, told, free(5.0, rescale=0.7)(X_T, LEVELS))
     )
     theirs = utils.rescale_noise_cfg(torch.tensor(v), torch.tensor(v_told), guidance_rescale=0.7)
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-9, atol=1e-9)
@@ -202,7 +232,9 @@ def test_rescaling_an_image_without_spread_leaves_it():
     def flat(x_t, t, condition):
         return Prediction(*(jnp.zeros_like(x_t),) * 4)
 
-    guided = classifier_free(flat, LABELS, LABELS, scale=3.0, schedule=SCHEDULE, rescale=1.0)(X_T, LEVELS)
+    guided = classifier_free(flat, LABELS, LABELS, scale=3.0, schedule=SCHEDULE, rescale=1.0)(
+        X_T, LEVELS
+    )
     np.testing.assert_array_equal(guided.x_0, 0)
 
 
@@ -217,11 +249,20 @@ def test_one_evaluation_of_both_halves_and_one_program_for_all_scales():
     def run(scale, interval, rescale):
         condition, null = {"label": LABELS}, {"label": np.full(B, NULL)}
         guided = classifier_free(
-            counted, condition, null, scale=scale, schedule=SCHEDULE, interval=interval, rescale=rescale
+            counted,
+            condition,
+            null,
+            scale=scale,
+            schedule=SCHEDULE,
+            interval=interval,
+            rescale=rescale,
         )
         return guided(X_T, LEVELS).eps
 
-    for scale, interval, rescale in ((2.0, EVERYWHERE, 0.0), (7.5, interval_of(CHAIN, 0.2, 0.8), 0.5)):
+    for scale, interval, rescale in (
+        (2.0, EVERYWHERE, 0.0),
+        (7.5, interval_of(CHAIN, 0.2, 0.8), 0.5),
+    ):
         ours = run(scale, Interval(*map(np.float32, interval)), rescale)
         theirs = free(scale, interval=interval, rescale=rescale)(X_T, LEVELS).eps
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
@@ -229,15 +270,26 @@ def test_one_evaluation_of_both_halves_and_one_program_for_all_scales():
 
 
 def test_the_log_probability_of_a_network_is_that_of_its_label_at_the_time_it_was_trained_with():
-    schedule, weights = Chain(CHAIN.betas, time_scale=25.0).at(np.array([3, 20]), dtype=np.float64), rng.normal(size=3)
+    schedule, weights = (
+        Chain(CHAIN.betas, time_scale=25.0).at(np.array([3, 20]), dtype=np.float64),
+        rng.normal(size=3),
+    )
 
     def classifier(x_t, time):
-        return jnp.mean(x_t, axis=(1, 2, 3))[:, None] * weights[None] + 0.01 * time[:, None] * weights[None] ** 2
+        return (
+            jnp.mean(x_t, axis=(1, 2, 3))[:, None] * weights[None]
+            + 0.01 * time[:, None] * weights[None] ** 2
+        )
 
     t, labels = np.array([0, 1, 0, 1, 0, 1]), np.array([0, 1, 2, 0, 1, 2])
-    logits = X_T.mean(axis=(1, 2, 3))[:, None] * weights + 0.01 * np.array([75.0, 500.0])[t][:, None] * weights**2
+    logits = (
+        X_T.mean(axis=(1, 2, 3))[:, None] * weights
+        + 0.01 * np.array([75.0, 500.0])[t][:, None] * weights**2
+    )
     expected = logits[np.arange(B), labels] - np.log(np.exp(logits).sum(axis=1))
-    np.testing.assert_allclose(class_log_prob(classifier, schedule)(X_T, t, labels), expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        class_log_prob(classifier, schedule)(X_T, t, labels), expected, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("guide", ["free", "classifier"])
@@ -249,7 +301,9 @@ def test_guided_chains_of_scale_one_draw_the_distribution_of_the_class(guide):
     @jax.jit
     def draw(x_T, keys):
         if guide == "free":
-            denoiser = classifier_free(conditional, labels, np.full(count, NULL), scale=1.0, schedule=SCHEDULE)
+            denoiser = classifier_free(
+                conditional, labels, np.full(count, NULL), scale=1.0, schedule=SCHEDULE
+            )
         else:
             whole = mixtures.exact_denoiser(WHOLE, SCHEDULE)
             denoiser = classifier_guidance(whole, log_prob, labels, scale=1.0, schedule=SCHEDULE)
@@ -280,7 +334,9 @@ def test_a_scale_that_is_negative_or_not_finite_is_refused(scale):
         autoguidance(None, None, scale=scale, schedule=SCHEDULE)
 
 
-@pytest.mark.parametrize(("low", "high"), [(-0.1, 0.5), (0.5, 0.5), (0.8, 0.2), (0.0, 1.1), (math.nan, 1.0)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-0.1, 0.5), (0.5, 0.5), (0.8, 0.2), (0.0, 1.1), (math.nan, 1.0)]
+)
 def test_an_interval_outside_the_chain_or_empty_is_refused(low, high):
     with pytest.raises(UsageError, match=r"guidance interval is .* two fractions"):
         interval_of(CHAIN, low, high)

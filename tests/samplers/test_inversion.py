@@ -1,4 +1,5 @@
-"""DDIM inversion against the probability flow as SciPy solves it, and the order at which a round trip closes."""
+"""DDIM inversion against the probability flow as SciPy solves it, and the order at which a round
+trip closes."""
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,14 @@ from ddpm_jax.samplers.inversion import invert, reconstruct
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.spacing import space
 
-WEIGHTS, MEANS, VARIANCES = np.array([0.4, 0.6]), np.array([[-0.8, 0.3], [0.6, -0.2]]), np.array([0.15, 0.3])
+WEIGHTS, MEANS, VARIANCES = (
+    np.array([0.4, 0.6]),
+    np.array([[-0.8, 0.3], [0.6, -0.2]]),
+    np.array([0.15, 0.3]),
+)
 CHAIN = Chain(make_betas("linear", 1000))
-# A chain whose first level is all but clean, σ = 0.001, so that the step from clean data is no part of the error.
+# A chain whose first level is all but clean, σ = 0.001, so that the step from clean data is no part
+# of the error.
 FINE = Chain(make_betas("linear", 1000, beta_start=1e-6, beta_end=0.012))
 PICTURES = np.array([[0.2, -0.4], [-0.7, 0.9], [1.0, 0.0], [-0.1, 0.1]])
 
@@ -32,12 +38,17 @@ def round_trip(chain, steps, corrections=0, dtype=np.float64):
     times = space(chain, "logsnr", steps)
     with jax.enable_x64(dtype == np.float64):
         denoiser = denoiser_of(chain, times, dtype)
-        run = jax.jit(lambda x_0: reconstruct(denoiser, chain, times, x_0, corrections=corrections, dtype=dtype))
+        run = jax.jit(
+            lambda x_0: reconstruct(
+                denoiser, chain, times, x_0, corrections=corrections, dtype=dtype
+            )
+        )
         return jax.tree.map(np.asarray, run(jnp.asarray(PICTURES, dtype)))
 
 
 def flow_upwards(sigma):
-    """x̄ at σ of the exact flow dx̄/dσ = ε that starts at the pictures, where σ = 0; NumPy and SciPy alone."""
+    """x̄ at σ of the exact flow dx̄/dσ = ε that starts at the pictures, where σ = 0; NumPy and
+    SciPy alone."""
 
     def eps(sigma, x_bar):
         blurred = VARIANCES + sigma**2
@@ -46,7 +57,11 @@ def flow_upwards(sigma):
         share = joint / joint.sum(axis=1, keepdims=True)
         return sigma * np.sum((share / blurred)[..., None] * away, axis=1).ravel()
 
-    return solve_ivp(eps, (0, sigma), PICTURES.ravel(), method="DOP853", rtol=1e-11, atol=1e-12).y[:, -1].reshape(-1, 2)
+    return (
+        solve_ivp(eps, (0, sigma), PICTURES.ravel(), method="DOP853", rtol=1e-11, atol=1e-12)
+        .y[:, -1]
+        .reshape(-1, 2)
+    )
 
 
 def slope(steps, errors):
@@ -70,18 +85,23 @@ def test_the_latent_is_that_of_the_exact_flow_at_first_order(corrections):
 
 
 def test_each_correction_shrinks_the_error_of_the_round_trip_by_a_factor():
-    """20 steps of the usual chain, in float64: the iteration for x' converges and DDIM then leads back exactly.
+    """20 steps of the usual chain, in float64: the iteration for x' converges and DDIM then leads
+    back exactly.
 
     Measured with 0, 2, 4, 8, 16 corrections: 0.15, 0.012, 0.0012, 1.8e-5, 6e-9.
     """
-    errors = np.array([round_trip(CHAIN, 20, corrections).rmse.max() for corrections in (0, 2, 4, 8, 16)])
+    errors = np.array(
+        [round_trip(CHAIN, 20, corrections).rmse.max() for corrections in (0, 2, 4, 8, 16)]
+    )
     assert np.all(errors[1:] < 0.2 * errors[:-1])
     assert errors[-1] < 1e-7
 
 
 def test_the_report_is_of_the_picture_and_its_reconstruction():
     found = round_trip(CHAIN, 20, dtype=np.float32)
-    np.testing.assert_allclose(found.rmse, np.sqrt(np.mean((found.x_0 - PICTURES) ** 2, axis=1)), rtol=1e-5)
+    np.testing.assert_allclose(
+        found.rmse, np.sqrt(np.mean((found.x_0 - PICTURES) ** 2, axis=1)), rtol=1e-5
+    )
     assert found.rmse.shape == (4,)
     assert found.x_T.dtype == np.float32
 
@@ -106,11 +126,15 @@ def test_nothing_is_drawn_and_no_image_depends_on_another():
 
     def latents(pictures, seed):
         keys = image_keys(jax.random.key(seed), jnp.arange(len(pictures)))
-        return np.asarray(sample(denoiser, invert(CHAIN, times, corrections=1), jnp.float32(pictures), keys).x_0)
+        return np.asarray(
+            sample(denoiser, invert(CHAIN, times, corrections=1), jnp.float32(pictures), keys).x_0
+        )
 
     np.testing.assert_array_equal(latents(PICTURES, 0), latents(PICTURES, 1))
     # Sums over components may be taken in another order in another batch: rounding.
-    np.testing.assert_allclose(latents(PICTURES[2:3], 0), latents(PICTURES, 0)[2:3], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        latents(PICTURES[2:3], 0), latents(PICTURES, 0)[2:3], rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("corrections", [0, 2])
@@ -124,7 +148,9 @@ def test_it_asks_as_often_as_it_says_and_walks_up_to_the_last_level(corrections)
         return exact(x_t, t)
 
     with jax.disable_jit():
-        sample(denoiser, sampler, jnp.float32(PICTURES), image_keys(jax.random.key(0), jnp.arange(4)))
+        sample(
+            denoiser, sampler, jnp.float32(PICTURES), image_keys(jax.random.key(0), jnp.arange(4))
+        )
     assert len(asked) == sampler.evaluations
     below = [0, 0, 1, 2]
     assert asked == [level for i in range(4) for level in [below[i]] + [i] * corrections]

@@ -19,15 +19,20 @@ SHAPE = (4, 4, 1)
 
 
 def chain(steps, **options):
-    """(x_T, keys) -> Samples, the chain of a network that mixes pixels and channels, on `steps` of 1000 timesteps."""
+    """(x_T, keys) -> Samples, the chain of a network that mixes pixels and channels, on `steps` of
+    1000 timesteps."""
     schedule = make_schedule(make_betas("linear", 1000), timesteps=spaced_timesteps(1000, steps))
     kernel = 0.3 * jax.random.normal(jax.random.key(7), (3, 3, 1, 1))
 
     def network(x_t, time):
-        h = jax.lax.conv_general_dilated(x_t, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        h = jax.lax.conv_general_dilated(
+            x_t, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         return jnp.tanh(h + 0.001 * time[:, None, None, None])
 
-    denoiser = make_denoiser(network, schedule, parameterization="eps", variance="fixed_large", clip_denoised=True)
+    denoiser = make_denoiser(
+        network, schedule, parameterization="eps", variance="fixed_large", clip_denoised=True
+    )
     return lambda x_T, keys: sample(denoiser, ancestral(schedule), x_T, keys, **options)
 
 
@@ -62,7 +67,9 @@ def test_a_chain_of_a_thousand_steps_is_traced_once():
         traces.append(x_t.shape)
         return 0.1 * x_t
 
-    denoiser = make_denoiser(network, schedule, parameterization="eps", variance="fixed_small", clip_denoised=True)
+    denoiser = make_denoiser(
+        network, schedule, parameterization="eps", variance="fixed_small", clip_denoised=True
+    )
     run = jax.jit(lambda x_T, keys: sample(denoiser, ancestral(schedule), x_T, keys).x_0)
     run(*start(range(2)))
     run(*start(range(5, 7), seed=1))
@@ -85,14 +92,16 @@ def test_image_i_is_the_same_in_any_batch_and_any_order():
     for index in ([5], [7, 0, 5], list(range(5, 12))):
         shared = [i for i in index if i < 8]
         found = np.asarray(run(*start(index)))[: len(shared)]
-        # The noise is the same to the bit. A convolution may sum in another order for another batch size: float32
-        # rounding, 1e-7 a step over 50 steps.
+        # The noise is the same to the bit. A convolution may sum in another order for another batch
+        # size: float32 rounding, 1e-7 a step over 50 steps.
         np.testing.assert_allclose(found, together[shared], rtol=0, atol=1e-5)
 
 
 def test_different_images_and_seeds_are_different():
     x_T, _ = start(range(100))
-    correlation = np.corrcoef(np.concatenate([x_T, start(range(100), seed=1)[0]]).reshape(200, -1).T)
+    correlation = np.corrcoef(
+        np.concatenate([x_T, start(range(100), seed=1)[0]]).reshape(200, -1).T
+    )
     assert np.abs(correlation - np.eye(16)).max() < 5 / np.sqrt(200)
     assert len(np.unique(np.concatenate([x_T, start(range(100), seed=1)[0]]))) == 3200
 
@@ -100,7 +109,9 @@ def test_different_images_and_seeds_are_different():
 def test_initial_noise_does_not_depend_on_the_number_of_steps():
     for steps in (2, 20):
         x_T, keys = start(range(2))
-        np.testing.assert_array_equal(chain(steps, num_frames=2)(x_T, keys).frames_x_t[0], start(range(2))[0])
+        np.testing.assert_array_equal(
+            chain(steps, num_frames=2)(x_T, keys).frames_x_t[0], start(range(2))[0]
+        )
 
 
 class Trace(NamedTuple):
@@ -109,7 +120,8 @@ class Trace(NamedTuple):
 
 
 def counting_sampler(num_rows):
-    """A multi-step sampler in the making: its x_t after row i is i+1, its prediction there -i; it keeps a history."""
+    """A multi-step sampler in the making: its x_t after row i is i+1, its prediction there -i; it
+    keeps a history."""
 
     def init(x_T):
         return Trace(x_T, jnp.stack([x_T, x_T]))
@@ -120,16 +132,25 @@ def counting_sampler(num_rows):
         prediction = prediction._replace(x_0=jnp.zeros_like(state.x_t) - row["before"])
         return Trace(x_next, jnp.stack([state.history[1], x_next])), prediction
 
-    rows = {"before": np.arange(num_rows, dtype=np.float32), "after": np.arange(1, num_rows + 1, dtype=np.float32)}
+    rows = {
+        "before": np.arange(num_rows, dtype=np.float32),
+        "after": np.arange(1, num_rows + 1, dtype=np.float32),
+    }
     schedule = make_schedule(make_betas("linear", 10))
     return Sampler(schedule, rows, init, step, evaluations=num_rows)
 
 
-@pytest.mark.parametrize(("num_rows", "num_frames"), [(10, 2), (10, 3), (10, 11), (7, 4), (1, 2), (1000, 9)])
+@pytest.mark.parametrize(
+    ("num_rows", "num_frames"), [(10, 2), (10, 3), (10, 11), (7, 4), (1, 2), (1000, 9)]
+)
 def test_frames_are_evenly_spaced_from_the_noise_to_the_image(num_rows, num_frames):
     schedule = make_schedule(make_betas("linear", 10))
     denoiser = make_denoiser(
-        lambda x, _: x, schedule, parameterization="x_0", variance="fixed_small", clip_denoised=False
+        lambda x, _: x,
+        schedule,
+        parameterization="x_0",
+        variance="fixed_small",
+        clip_denoised=False,
     )
     x_T, keys = start(range(2))
     samples = sample(denoiser, counting_sampler(num_rows), x_T, keys, num_frames=num_frames)
@@ -151,7 +172,9 @@ def test_a_frame_pairs_x_t_with_the_x_0_predicted_from_it():
         clip_denoised=False,
     )
     samples = sample(denoiser, ancestral(schedule), *start(range(3)), num_frames=6)
-    for x_t, x_0, moment in zip(samples.frames_x_t[:-1], samples.frames_x_0, (0, 4, 8, 12, 16), strict=False):
+    for x_t, x_0, moment in zip(
+        samples.frames_x_t[:-1], samples.frames_x_0, (0, 4, 8, 12, 16), strict=False
+    ):
         np.testing.assert_allclose(x_0, np.tanh(x_t + 19 - moment), rtol=1e-5)
     # The last step adds no noise, so what it predicts from the last x_t is the sample itself.
     np.testing.assert_array_equal(samples.frames_x_0[-1], samples.x_0)
@@ -163,15 +186,20 @@ def test_frames_change_nothing():
     assert plain.frames_x_t is None
     assert plain.frames_x_0 is None
     watched = jax.jit(chain(30, num_frames=5))(x_T, keys)
-    np.testing.assert_allclose(watched.x_0, plain.x_0, rtol=0, atol=1e-6)  # fused otherwise: float32 rounding
+    # fused otherwise: float32 rounding
+    np.testing.assert_allclose(watched.x_0, plain.x_0, rtol=0, atol=1e-6)
 
 
 def test_a_chain_has_no_callback_in_its_program():
-    names = {eqn.primitive.name for eqn in equations(jax.make_jaxpr(chain(20))(*start(range(2))).jaxpr)}
+    names = {
+        eqn.primitive.name for eqn in equations(jax.make_jaxpr(chain(20))(*start(range(2))).jaxpr)
+    }
     assert not any("callback" in name or name == "cond" for name in names)
 
 
 @pytest.mark.parametrize("num_frames", [-1, 1, 12])
 def test_a_number_of_frames_the_chain_has_not_is_refused(num_frames):
-    with pytest.raises(UsageError, match=f"num_frames is {num_frames}: a chain of 10 rows shows 2 to 11 frames"):
+    with pytest.raises(
+        UsageError, match=f"num_frames is {num_frames}: a chain of 10 rows shows 2 to 11 frames"
+    ):
         chain(10, num_frames=num_frames)(*start(range(2)))

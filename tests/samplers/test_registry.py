@@ -41,7 +41,11 @@ def test_every_sampler_says_what_it_is(name):
         ("EulerAncestralDiscreteScheduler", {}, r"Did you mean 'euler_ancestral'\?$"),
         ("dpm++ 2m", {}, r"Did you mean 'dpmpp_2m'\?$"),
         ("DPM++ 2M Karras", {}, r"Did you mean 'dpmpp_2m' with the spacing 'karras'\?$"),
-        ("DPM++ 2M SDE Exponential", {}, r"Did you mean 'dpmpp_2m_sde' with the spacing 'exponential'\?$"),
+        (
+            "DPM++ 2M SDE Exponential",
+            {},
+            r"Did you mean 'dpmpp_2m_sde' with the spacing 'exponential'\?$",
+        ),
         ("sample_dpmpp_3m_sde", {}, r"Did you mean 'dpmpp_3m_sde'\?$"),
         ("dpmsolver++", {}, r"Did you mean 'dpmpp_2m'\?$"),
         ("DPMSolverMultistepScheduler", {}, r"Did you mean 'dpmpp_2m'\?$"),
@@ -50,7 +54,11 @@ def test_every_sampler_says_what_it_is(name):
         ("LMS", {}, r"Did you mean 'lms'\?$"),
         ("nonsense", {}, r"choose one of [^?]*unipc\.$"),
         ("dpmpp_2m", {"eta": 1.0}, "The sampler dpmpp_2m has no option eta: it has no options"),
-        ("edm", {"churn": 1.0}, "The sampler edm has no option churn: its options are s_churn, s_min, s_max, s_noise"),
+        (
+            "edm",
+            {"churn": 1.0},
+            "The sampler edm has no option churn: its options are s_churn, s_min, s_max, s_noise",
+        ),
         ("ddim", {"dtype": np.float64}, "has no option dtype"),
         ("ddim", {"eta": -0.1}, "eta is -0.1: choose 0 .* to 1"),
         ("ddim", {"eta": 1.1}, "eta is 1.1: choose 0 .* to 1"),
@@ -68,8 +76,16 @@ def test_every_sampler_says_what_it_is(name):
         ("edm", {"s_noise": float("nan")}, "s_noise is nan"),
         ("predictor_corrector", {"snr": 0.0}, "snr is 0.0: .* positive"),
         ("predictor_corrector", {"snr": float("inf")}, "snr is inf"),
-        ("predictor_corrector", {"corrector_steps": -1}, "corrector_steps is -1: choose a whole number"),
-        ("predictor_corrector", {"corrector_steps": 1.5}, "corrector_steps is 1.5: choose a whole number"),
+        (
+            "predictor_corrector",
+            {"corrector_steps": -1},
+            "corrector_steps is -1: choose a whole number",
+        ),
+        (
+            "predictor_corrector",
+            {"corrector_steps": 1.5},
+            "corrector_steps is 1.5: choose a whole number",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(name, options, message):
@@ -79,21 +95,31 @@ def test_what_cannot_be_is_refused(name, options, message):
 
 @pytest.mark.parametrize("steps", [0, 101])
 def test_steps_outside_the_chain_are_refused(steps):
-    with pytest.raises(UsageError, match=f"steps is {steps}: the chain has 100 timesteps, so choose 1 to 100"):
+    with pytest.raises(
+        UsageError, match=f"steps is {steps}: the chain has 100 timesteps, so choose 1 to 100"
+    ):
         make_sampler("ddim", CHAIN, steps=steps)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_chain_that_destroys_the_signal_is_walked_or_refused(name):
-    """At alphas_bar = 0 a network may say x_0; then ancestral sampling has a first step, and an ODE in σ has not."""
+    """At alphas_bar = 0 a network may say x_0; then ancestral sampling has a first step, and an ODE
+    in σ has not."""
     chain = Chain(make_betas("jsd", 20))
     if name not in FROM_PURE_NOISE:
-        with pytest.raises(UsageError, match=f"alphas_bar = 0, where the sampler {name} has no first step: choose one"):
+        with pytest.raises(
+            UsageError,
+            match=f"alphas_bar = 0, where the sampler {name} has no first step: choose one",
+        ):
             make_sampler(name, chain, steps=5)
         return
     sampler = make_sampler(name, chain, steps=5)
     denoiser = make_denoiser(
-        lambda x, _: jnp.tanh(x), sampler.schedule, parameterization="x_0", variance="fixed_small", clip_denoised=True
+        lambda x, _: jnp.tanh(x),
+        sampler.schedule,
+        parameterization="x_0",
+        variance="fixed_small",
+        clip_denoised=True,
     )
     keys = image_keys(jax.random.key(0), jnp.arange(3))
     x_0 = sample(denoiser, sampler, initial_noise(keys, (4, 4, 1)), keys).x_0

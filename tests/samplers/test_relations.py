@@ -1,4 +1,5 @@
-"""Samplers that are one another under another name, and what their coefficients must do: to rounding, in float64."""
+"""Samplers that are one another under another name, and what their coefficients must do: to
+rounding, in float64."""
 
 import jax
 import numpy as np
@@ -30,7 +31,8 @@ def x_0_of(oracle, name, spacing, **options):
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (("ddim", {"eta": 1.0}), ("ancestral", {})),  # the suite's denoiser has the variance fixed_small
+        # the suite's denoiser has the variance fixed_small
+        (("ddim", {"eta": 1.0}), ("ancestral", {})),
         (("euler_ancestral", {}), ("ddim", {"eta": 1.0})),
         (("euler_ancestral", {"eta": 0.0}), ("euler", {})),
         (("euler", {}), ("ddim", {})),
@@ -63,13 +65,16 @@ def test_two_names_of_one_sampler(oracle, one, other, spacing):
 )
 def test_two_that_differ(oracle, one, other):
     """So that the tests of equality can fail."""
-    found, expected = (x_0_of(oracle, name, "linspace", **options) for name, options in (one, other))
+    found, expected = (
+        x_0_of(oracle, name, "linspace", **options) for name, options in (one, other)
+    )
     assert np.abs(found - expected).max() > 1e-4
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_first_step_of_dpm_solver_is_ddim(oracle, eta):
-    """(Lu et al. 2022b, section 4): with one prediction the solver is DDIM, and the one with η = 1 DDIM with η = 1."""
+    """(Lu et al. 2022b, section 4): with one prediction the solver is DDIM, and the one with η = 1
+    DDIM with η = 1."""
     solver = sampler_of(oracle, "dpmpp_2m_sde", eta=eta)
     ddim = sampler_of(oracle, "ddim", eta=eta)
     levels = levels_of(solver.schedule)
@@ -84,15 +89,31 @@ def test_the_first_step_of_dpm_solver_is_ddim(oracle, eta):
 
 
 @pytest.mark.parametrize(
-    "name", ["ddim", "lms", "plms", "pndm", "dpmpp_2m", "dpmpp_3m", "unipc", "heun", "dpm2", "dpmpp_3m_sde"]
+    "name",
+    [
+        "ddim",
+        "lms",
+        "plms",
+        "pndm",
+        "dpmpp_2m",
+        "dpmpp_3m",
+        "unipc",
+        "heun",
+        "dpm2",
+        "dpmpp_3m_sde",
+    ],
 )
 def test_a_constant_prediction_is_followed_exactly(oracle, name):
-    """Data that are one point: x_t = √ᾱ x_0 + √(1-ᾱ) ε with the same x_0 and ε all the way, or with fresh noise."""
+    """Data that are one point: x_t = √ᾱ x_0 + √(1-ᾱ) ε with the same x_0 and ε all the way, or with
+    fresh noise."""
     sampler = sampler_of(oracle, name, "karras", **({"eta": 0.0} if name.endswith("sde") else {}))
     weights = sampler.rows.weights
     signal, noise = (
         np.append(np.asarray(table)[sampler.rows.level], end)
-        for table, end in ((sampler.schedule.sqrt_alphas_bar, 1), (sampler.schedule.sqrt_one_minus_alphas_bar, 0))
+        for table, end in (
+            (sampler.schedule.sqrt_alphas_bar, 1),
+            (sampler.schedule.sqrt_one_minus_alphas_bar, 0),
+        )
     )
     # Of x_0 and of ε in what a row makes.
     np.testing.assert_allclose(weights.x * signal[:-1] + weights.x_0.sum(1), signal[1:], atol=1e-12)
@@ -102,7 +123,8 @@ def test_a_constant_prediction_is_followed_exactly(oracle, name):
 @pytest.mark.parametrize("name", ["ddim", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde"])
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_fresh_noise_makes_up_for_the_old(oracle, name, eta):
-    """Of x_t = √ᾱ x_0 + √(1-ᾱ) z, with x_0 known, the next x has the noise √(1-ᾱ'): old and fresh add in squares."""
+    """Of x_t = √ᾱ x_0 + √(1-ᾱ) z, with x_0 known, the next x has the noise √(1-ᾱ'): old and fresh
+    add in squares."""
     sampler = sampler_of(oracle, name, "karras", eta=eta)
     weights, levels = sampler.rows.weights, levels_of(sampler.schedule)
     old = weights.x * levels.noise[:-1] + weights.eps.sum(1)
@@ -118,7 +140,9 @@ def test_churn_raises_the_noise_to_the_level_that_is_asked(oracle):
     plain = plain[sampler_of(oracle, "heun", "karras").rows.level]
     inside = (plain[2::2] >= 0.1) & (plain[2::2] <= 2.0)
     assert 0 < inside.sum() < len(inside)
-    np.testing.assert_allclose(asked[2::2], plain[2::2] * np.where(inside, 1 + 4 / 12, 1), rtol=1e-10)
+    np.testing.assert_allclose(
+        asked[2::2], plain[2::2] * np.where(inside, 1 + 4 / 12, 1), rtol=1e-10
+    )
     np.testing.assert_allclose(asked[1::2], plain[1::2], rtol=1e-12)
     signal = np.asarray(sampler.schedule.sqrt_alphas_bar)[sampler.rows.level]
     z = sampler.rows.weights.z[1::2] / signal[2::2]
@@ -130,7 +154,9 @@ def test_churn_does_not_leave_the_chain(oracle):
     """At the second level of a dense table σ̂ would lie beyond the noise the network has seen."""
     sampler = sampler_of(oracle, "edm", "exponential", steps=100, s_churn=1e9)
     assert sampler.schedule.num_timesteps == 199
-    assert np.max(sampler.schedule.sqrt_recipm1_alphas_bar) <= np.exp(oracle.chain.log_sigmas[-1]) * (1 + 1e-12)
+    assert np.max(sampler.schedule.sqrt_recipm1_alphas_bar) <= np.exp(
+        oracle.chain.log_sigmas[-1]
+    ) * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.7])
@@ -142,12 +168,16 @@ def test_the_integrals_of_the_interpolating_polynomials_are_scipys(rate):
         return np.exp(-rate * (end - u)) * np.prod((u - others) / (nodes[j] - others))
 
     found = lagrange_integrals(nodes, start, end, lambda u: np.exp(-rate * (end - u)))
-    np.testing.assert_allclose(found, [quad(integrand, start, end, args=j)[0] for j in range(3)], rtol=1e-10)
+    np.testing.assert_allclose(
+        found, [quad(integrand, start, end, args=j)[0] for j in range(3)], rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize("rate", [1.0, 2.0])
 @pytest.mark.parametrize("power", range(4))
-def test_the_third_order_solver_is_exact_for_parabolas_and_the_second_order_one_for_constants(rate, power):
+def test_the_third_order_solver_is_exact_for_parabolas_and_the_second_order_one_for_constants(
+    rate, power
+):
     """∫ rate e^(-rate (λ'-u)) x_0(u) du by quadrature. Half the second difference would not do."""
     half_log_snr = np.array([-2.0, -1.3, -0.9, 0.1])
     start, end = half_log_snr[2:]
@@ -159,7 +189,8 @@ def test_the_third_order_solver_is_exact_for_parabolas_and_the_second_order_one_
 
 
 def test_the_corrector_is_the_papers_line_for_each_image():
-    """Song et al. 2021, algorithm 5: ε = 2 α (r ‖z‖/‖g‖)², x + ε g + √(2ε) z, written out for every image by itself."""
+    """Song et al. 2021, algorithm 5: ε = 2 α (r ‖z‖/‖g‖)², x + ε g + √(2ε) z, written out for every
+    image by itself."""
     rng = np.random.default_rng(0)
     x, eps, z = rng.standard_normal((3, 4, 5, 5, 2))
     noise, alpha, r = 0.6, 0.97, 0.16
@@ -168,7 +199,9 @@ def test_the_corrector_is_the_papers_line_for_each_image():
         g = -eps[i] / noise
         size = 2 * alpha * (r * np.linalg.norm(z[i]) / np.linalg.norm(g)) ** 2
         # Float32.
-        np.testing.assert_allclose(found[i], x[i] + size * g + np.sqrt(2 * size) * z[i], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            found[i], x[i] + size * g + np.sqrt(2 * size) * z[i], rtol=0, atol=1e-5
+        )
 
 
 def test_corrector_steps_stand_at_the_level_that_the_predictor_reached(oracle):

@@ -1,8 +1,9 @@
-"""A network trained on the whole chain, walked in a respaced one: what it says of its own step is that of a longer one.
+"""A network trained on the whole chain, walked in a respaced one: what it says of its own step is
+that of a longer one.
 
-The oracle is closed: with Gaussian data N(m, s²) every reverse step is linear in x_t and of a variance that no x_t
-changes, so mean and variance of the samples follow from two recursions. Of a mixture the moments of q(x_{t-1}|x_t) are
-known for steps of any length.
+The oracle is closed: with Gaussian data N(m, s²) every reverse step is linear in x_t and of a
+variance that no x_t changes, so mean and variance of the samples follow from two recursions. Of a
+mixture the moments of q(x_{t-1}|x_t) are known for steps of any length.
 """
 
 import jax
@@ -32,9 +33,13 @@ def gaussian(mean=0.0, dtype=np.float32):
 
 
 def denoiser_of(data, chain, times, *, variance, parameterization="eps", dtype=np.float32):
-    network = mixtures.exact_network(data, chain.at(dtype=dtype), parameterization=parameterization, variance=variance)
+    network = mixtures.exact_network(
+        data, chain.at(dtype=dtype), parameterization=parameterization, variance=variance
+    )
     schedule = chain.at(times, dtype=dtype)
-    return make_denoiser(network, schedule, parameterization=parameterization, variance=variance, clip_denoised=False)
+    return make_denoiser(
+        network, schedule, parameterization=parameterization, variance=variance, clip_denoised=False
+    )
 
 
 def steps_of(denoiser, num_rows, dtype):
@@ -50,10 +55,15 @@ def steps_of(denoiser, num_rows, dtype):
 
 
 def samples_mean_and_std(denoiser, num_rows, *, rows=None, dtype=np.float32):
-    """Of the samples of ancestral steps from N(0, 1); `rows` are those of `repaint`, with its jumps."""
+    """Of the samples of ancestral steps from N(0, 1); `rows` are those of `repaint`, with its
+    jumps."""
     offset, slope, variance = steps_of(denoiser, num_rows, dtype)
     mean, spread = 0.0, 1.0
-    walk = ((t, 1.0, 0.0) for t in range(num_rows - 1, -1, -1)) if rows is None else zip(*rows, strict=True)
+    walk = (
+        ((t, 1.0, 0.0) for t in range(num_rows - 1, -1, -1))
+        if rows is None
+        else zip(*rows, strict=True)
+    )
     for t, scale, noise in walk:
         mean, spread = offset[t] + slope[t] * mean, slope[t] ** 2 * spread + variance[t]
         mean, spread = scale * mean, scale**2 * spread + noise**2
@@ -62,13 +72,17 @@ def samples_mean_and_std(denoiser, num_rows, *, rows=None, dtype=np.float32):
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("parameterization", ["eps", "mu"])
-def test_a_learned_variance_gives_the_width_of_the_data_in_any_number_of_steps(schedule, parameterization):
-    """In the float32 of the tables and of the network's output. Used for a longer step as it is, the variance of one
-    gave 0.253, 0.165, 0.122 and 0.075 in place of 0.5."""
+def test_a_learned_variance_gives_the_width_of_the_data_in_any_number_of_steps(
+    schedule, parameterization
+):
+    """In the float32 of the tables and of the network's output. Used for a longer step as it is,
+    the variance of one gave 0.253, 0.165, 0.122 and 0.075 in place of 0.5."""
     chain = Chain(make_betas(schedule, 1000))
     for steps in STEPS:
         times = space(chain, "linspace", steps)
-        denoiser = denoiser_of(gaussian(0.3), chain, times, variance="learned", parameterization=parameterization)
+        denoiser = denoiser_of(
+            gaussian(0.3), chain, times, variance="learned", parameterization=parameterization
+        )
         mean, std = samples_mean_and_std(denoiser, steps)
         assert mean == pytest.approx(0.3, abs=0.003)  # x_T holds nothing of it
         assert std == pytest.approx(WIDTH, abs=0.001), steps
@@ -85,18 +99,23 @@ STD = {
 @pytest.mark.parametrize("variance", STD)
 def test_the_other_variances_give_the_width_that_is_documented(variance):
     for steps, expected in zip(STEPS, STD[variance], strict=True):
-        denoiser = denoiser_of(gaussian(), CHAIN, space(CHAIN, "linspace", steps), variance=variance)
+        denoiser = denoiser_of(
+            gaussian(), CHAIN, space(CHAIN, "linspace", steps), variance=variance
+        )
         assert samples_mean_and_std(denoiser, steps)[1] == pytest.approx(expected, abs=0.001), steps
 
 
 def test_where_the_step_is_the_trained_one_the_network_is_left_its_word():
-    """To the last bit: in the whole chain, and in a respaced one at the rows whose step before is kept as well."""
+    """To the last bit: in the whole chain, and in a respaced one at the rows whose step before is
+    kept as well."""
     said = jnp.sin(jnp.arange(1000.0)).reshape(-1, 1, 1, 1)
     output, x_t = jnp.concatenate([said, said], axis=-1), jnp.ones_like(said)
 
     def log_variance(times):
         schedule, rows = CHAIN.at(times), jnp.arange(len(times))
-        prediction = interpret(schedule, output[times], x_t[times], rows, parameterization="eps", variance="learned")
+        prediction = interpret(
+            schedule, output[times], x_t[times], rows, parameterization="eps", variance="learned"
+        )
         return np.asarray(prediction.log_variance).ravel()
 
     word = np.asarray(said).ravel()
@@ -108,53 +127,79 @@ def test_where_the_step_is_the_trained_one_the_network_is_left_its_word():
 
 @pytest.mark.parametrize("steps", [1000, 20, 1])
 def test_what_no_variance_of_data_can_be_is_held_to_what_it_can_be(steps):
-    """A network that errs: from fixed_small, as if x_0 were known, to the step of x_0 of variance 1; gradients too."""
+    """A network that errs: from fixed_small, as if x_0 were known, to the step of x_0 of variance
+    1; gradients too."""
     times = space(CHAIN, "trailing", steps)
     schedule, rows = CHAIN.at(times), jnp.arange(steps)
     x_t = jnp.zeros((steps, 1, 1, 1))
 
     def log_variance(said):
         output = jnp.concatenate([x_t, jnp.broadcast_to(said, x_t.shape)], axis=-1)
-        return interpret(schedule, output, x_t, rows, parameterization="eps", variance="learned").log_variance.ravel()
+        return interpret(
+            schedule, output, x_t, rows, parameterization="eps", variance="learned"
+        ).log_variance.ravel()
 
     for said in (-80.0, -9.0, 5.0, 80.0):
         slope = jax.jacobian(log_variance)(said)
         assert np.isfinite(slope).all()
         assert (slope == 1).all() or steps < 1000  # training differentiates the whole chain
     if steps < 1000:
-        low, high = (np.exp(np.asarray(log_variance(said), np.float64))[1:] for said in (-80.0, 80.0))
+        low, high = (
+            np.exp(np.asarray(log_variance(said), np.float64))[1:] for said in (-80.0, 80.0)
+        )
         np.testing.assert_allclose(low, schedule.posterior_variance[1:], rtol=1e-5)
-        np.testing.assert_allclose(high, low + np.square(schedule.posterior_mean_coef1[1:]), rtol=1e-5)
+        np.testing.assert_allclose(
+            high, low + np.square(schedule.posterior_mean_coef1[1:]), rtol=1e-5
+        )
 
 
 MIXTURE = mixtures.make_mixture(
-    [0.4, 0.6], np.array([[-0.8, 0.3], [0.6, -0.2]]).reshape(2, 1, 1, 2), [0.05, 0.1], dtype=np.float32
+    [0.4, 0.6],
+    np.array([[-0.8, 0.3], [0.6, -0.2]]).reshape(2, 1, 1, 2),
+    [0.05, 0.1],
+    dtype=np.float32,
 )
 
 
 @pytest.mark.parametrize(
     ("parameterization", "spacing"),
-    [*((name, "linspace") for name in PARAMETERIZATIONS), ("eps", "trailing"), ("eps", "quadratic")],
+    [
+        *((name, "linspace") for name in PARAMETERIZATIONS),
+        ("eps", "trailing"),
+        ("eps", "quadratic"),
+    ],
 )
 def test_of_a_mixture_mean_and_variance_are_those_of_the_longer_step(parameterization, spacing):
-    """Those of q(x_s|x_t) for every kept s < t, at draws of x_t: they are moments of a mixture, and no Gaussian's."""
+    """Those of q(x_s|x_t) for every kept s < t, at draws of x_t: they are moments of a mixture, and
+    no Gaussian's."""
     times = space(CHAIN, spacing, 20)
     schedule, rows = CHAIN.at(times), jnp.repeat(jnp.arange(20), 50)
     keys = jax.random.split(jax.random.key(0), 1000)
     eps = jax.random.normal(jax.random.key(1), (1000, 1, 1, 2))
     x_t = q_sample(schedule, mixtures.sample(MIXTURE, keys), rows, eps)
-    denoiser = denoiser_of(MIXTURE, CHAIN, times, variance="learned", parameterization=parameterization)
-    found, exact = (jax.jit(d)(x_t, rows) for d in (denoiser, mixtures.exact_denoiser(MIXTURE, schedule)))
+    denoiser = denoiser_of(
+        MIXTURE, CHAIN, times, variance="learned", parameterization=parameterization
+    )
+    found, exact = (
+        jax.jit(d)(x_t, rows) for d in (denoiser, mixtures.exact_denoiser(MIXTURE, schedule))
+    )
     # Float32: μ says x_0 in its last digits where t is large.
-    np.testing.assert_allclose(found.mean, exact.mean, rtol=0, atol=2e-3 if parameterization == "mu" else 1e-4)
+    np.testing.assert_allclose(
+        found.mean, exact.mean, rtol=0, atol=2e-3 if parameterization == "mu" else 1e-4
+    )
     np.testing.assert_allclose(found.log_variance, exact.log_variance, rtol=0, atol=2e-3)
 
 
 def unconverted(data, times):
     """The denoiser that takes the variance of one step for that of a longer one."""
     network = mixtures.exact_network(data, CHAIN.at(), parameterization="eps", variance="learned")
-    denoiser, timesteps = denoiser_of(data, CHAIN, times, variance="learned"), jnp.asarray(CHAIN.at(times).timesteps)
-    return lambda x_t, t: denoiser(x_t, t)._replace(log_variance=jnp.split(network(x_t, timesteps[t]), 2, axis=-1)[1])
+    denoiser, timesteps = (
+        denoiser_of(data, CHAIN, times, variance="learned"),
+        jnp.asarray(CHAIN.at(times).timesteps),
+    )
+    return lambda x_t, t: denoiser(x_t, t)._replace(
+        log_variance=jnp.split(network(x_t, timesteps[t]), 2, axis=-1)[1]
+    )
 
 
 SAMPLERS_WITH_A_VARIANCE = {
@@ -164,16 +209,21 @@ SAMPLERS_WITH_A_VARIANCE = {
 }
 
 
-@pytest.mark.parametrize(("name", "steps"), [("ancestral", 10), ("predictor_corrector", 50), ("repaint", 50)])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("ancestral", 10), ("predictor_corrector", 50), ("repaint", 50)]
+)
 def test_samplers_with_the_models_variance_walk_as_with_the_exact_one(name, steps):
-    """The same noise, so the same samples; with the variance of one step taken as it is they are others."""
+    """The same noise, so the same samples; with the variance of one step taken as it is they are
+    others."""
     times = space(CHAIN, "linspace", steps)
     sampler = SAMPLERS_WITH_A_VARIANCE[name](times)
     keys = image_keys(jax.random.key(0), jnp.arange(256))
     x_T = initial_noise(keys, (1, 1, 2))
 
     def samples(denoiser):
-        return np.asarray(jax.jit(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0)(x_T, keys))
+        return np.asarray(
+            jax.jit(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0)(x_T, keys)
+        )
 
     exact = samples(mixtures.exact_denoiser(MIXTURE, sampler.schedule))
     found = samples(denoiser_of(MIXTURE, CHAIN, times, variance="learned"))
@@ -184,7 +234,8 @@ def test_samplers_with_the_models_variance_walk_as_with_the_exact_one(name, step
 
 @pytest.mark.parametrize("steps", [250, 50, 10])
 def test_repainting_nothing_leaves_the_width_of_the_data(steps):
-    """Steps down and jumps up of the right width keep q(x_t) at every level, however often they are walked."""
+    """Steps down and jumps up of the right width keep q(x_t) at every level, however often they are
+    walked."""
     times = space(CHAIN, "linspace", steps)
     denoiser = denoiser_of(gaussian(), CHAIN, times, variance="learned")
     rows = repaint(CHAIN, times, resamplings=3).rows
@@ -192,10 +243,12 @@ def test_repainting_nothing_leaves_the_width_of_the_data(steps):
 
 
 @pytest.mark.parametrize(
-    ("name", "spacing"), [*((name, "linspace") for name in SAMPLERS_WITH_A_VARIANCE), ("ancestral", "karras")]
+    ("name", "spacing"),
+    [*((name, "linspace") for name in SAMPLERS_WITH_A_VARIANCE), ("ancestral", "karras")],
 )
 def test_samples_have_the_width_of_the_data(name, spacing):
-    """16,384 numbers in images of 64, also between the trained steps, where the network interpolates."""
+    """16,384 numbers in images of 64, also between the trained steps, where the network
+    interpolates."""
     times = space(CHAIN, spacing, 50)
     data = mixtures.make_mixture([1.0], np.zeros((1, 8, 8, 1)), [WIDTH**2])
     sampler = SAMPLERS_WITH_A_VARIANCE[name](times)
@@ -204,4 +257,6 @@ def test_samples_have_the_width_of_the_data(name, spacing):
     run = jax.jit(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0)
     std = np.asarray(run(initial_noise(keys, (8, 8, 1)), keys), np.float64).std()
     # 4 standard errors, and for the corrector's own finite step 2 %.
-    assert std == pytest.approx(WIDTH, abs=4 * WIDTH / np.sqrt(2 * 16384) + 0.01 * (name == "predictor_corrector"))
+    assert std == pytest.approx(
+        WIDTH, abs=4 * WIDTH / np.sqrt(2 * 16384) + 0.01 * (name == "predictor_corrector")
+    )

@@ -1,4 +1,5 @@
-"""Which levels are visited: what every spacing keeps to, and what each is for. Agreement with diffusers is beside."""
+"""Which levels are visited: what every spacing keeps to, and what each is for. Agreement with
+diffusers is beside."""
 
 import numpy as np
 import pytest
@@ -49,7 +50,8 @@ def test_what_they_keep():
     assert space(CHAIN, "leading", 4).tolist() == [0, 250, 500, 750]
     assert space(CHAIN, "trailing", 4).tolist() == [249, 499, 749, 999]
     assert space(CHAIN, "quadratic", 4).tolist() == [0, 111, 444, 999]
-    assert space(CHAIN, "quadratic", 100)[:4].tolist() == [0, 1, 2, 3]  # 0, 0, 0, 0 before they move up
+    # 0, 0, 0, 0 before they move up
+    assert space(CHAIN, "quadratic", 100)[:4].tolist() == [0, 1, 2, 3]
 
 
 def test_karras_is_linear_in_the_seventh_root_of_sigma():
@@ -98,5 +100,7 @@ def test_what_cannot_be_is_refused(spacing, steps, message):
 
 @pytest.mark.parametrize("spacing", ["karras", "exponential", "logsnr"])
 def test_a_chain_that_destroys_the_signal_has_no_end_to_space_by(spacing):
-    with pytest.raises(UsageError, match=r"ends at alphas_bar = 0.*linspace, trailing or quadratic"):
+    with pytest.raises(
+        UsageError, match=r"ends at alphas_bar = 0.*linspace, trailing or quadratic"
+    ):
         space(Chain(make_betas("jsd", 50)), spacing, 10)

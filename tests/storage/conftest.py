@@ -84,7 +84,9 @@ def config_file(tmp_path_factory):
 
 
 def _call(name, *argv):
-    return command.run(importlib.import_module(f"ddpm_jax.cli.{name}").main, [str(argument) for argument in argv])
+    return command.run(
+        importlib.import_module(f"ddpm_jax.cli.{name}").main, [str(argument) for argument in argv]
+    )
 
 
 @pytest.fixture(scope="session")

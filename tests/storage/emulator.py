@@ -1,12 +1,14 @@
-"""A stand-in for Google Cloud Storage on a free port of this machine: `gcp-storage-emulator`, and what it lacks.
+"""A stand-in for Google Cloud Storage on a free port of this machine: `gcp-storage-emulator`, and
+what it lacks.
 
     python emulator.py PORT
 
-As it comes, it answers one request at a time, so that a client that reads two objects by turns would wait for ever; it
-does not tell the generation of what it sends, and overlooks conditions on generations, which tensorstore relies on.
+As it comes, it answers one request at a time, so that a client that reads two objects by turns
+would wait for ever; it does not tell the generation of what it sends, and overlooks conditions on
+generations, which tensorstore relies on.
 
-The bucket "bucket" is there; "forbidden" answers 403 and "nameless" 401 to whatever is asked, "read-only" 403 to
-writing.
+The bucket "bucket" is there; "forbidden" answers 403 and "nameless" 401 to whatever is asked,
+"read-only" 403 to writing.
 """
 
 import http.server
@@ -25,7 +27,8 @@ from gcp_storage_emulator.server import RequestHandler, Router
 from gcp_storage_emulator.storage import Storage
 
 OBJECT = re.compile(r"(/upload|/download)?/storage/v1/b/(?P<bucket>[^/]+)/o(/(?P<name>[^/]+))?")
-NAME = re.compile(rb'"name": ("[^"]+")')  # of an object that is uploaded in one request with what is known of it
+# of an object that is uploaded in one request with what is known of it
+NAME = re.compile(rb'"name": ("[^"]+")')
 LOCK = threading.Lock()  # the emulator's memory is not made for threads; sending is what takes long
 
 
@@ -64,7 +67,9 @@ class Handler(RequestHandler):
         if not name:
             return None
         try:
-            return self.storage.get_file_obj(there["bucket"], urllib.parse.unquote(name))["generation"]
+            return self.storage.get_file_obj(there["bucket"], urllib.parse.unquote(name))[
+                "generation"
+            ]
         except NotFound:
             return None
 
@@ -87,7 +92,8 @@ class Handler(RequestHandler):
             self.send_header("x-goog-generation", self._generation)
 
     do_GET, do_POST, do_PUT, do_DELETE, do_PATCH = (
-        lambda self, method=method: self._serve(method) for method in ("GET", "POST", "PUT", "DELETE", "PATCH")
+        lambda self, method=method: self._serve(method)
+        for method in ("GET", "POST", "PUT", "DELETE", "PATCH")
     )
 
 

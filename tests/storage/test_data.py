@@ -18,7 +18,8 @@ def _rows(source):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory, folder):
-    """The same twelve pictures of two classes on a disk and in the bucket, and beside them what is no picture."""
+    """The same twelve pictures of two classes on a disk and in the bucket, and beside them what is
+    no picture."""
     here, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for i in range(12):
         path = here / "train" / "ab"[i % 2] / "deeper" / f"{i}.png"
@@ -34,7 +35,8 @@ def pictures(tmp_path_factory, folder):
 @pytest.mark.parametrize("cache", ["never", "always"])
 def test_a_folder_of_pictures_is_read_as_from_a_disk(pictures, cache):
     here, there = (
-        sources.load(name="folder", split="train", data_dir=str(path), cache=cache, **OPTIONS) for path in pictures
+        sources.load(name="folder", split="train", data_dir=str(path), cache=cache, **OPTIONS)
+        for path in pictures
     )
     assert len(there) == 12
     assert there.num_classes == 2
@@ -46,7 +48,9 @@ def test_a_folder_of_pictures_is_read_as_from_a_disk(pictures, cache):
 def test_a_damaged_picture_is_named_or_skipped_and_counted(pictures):
     (pictures[1] / "train" / "a" / "broken.png").write_bytes(b"\x89PNG")
     load = {"name": "folder", "split": "train", "data_dir": str(pictures[1]), **OPTIONS}
-    with pytest.raises(UsageError, match=r"Image gs://bucket/\S*/train/a/broken.png cannot be read"):
+    with pytest.raises(
+        UsageError, match=r"Image gs://bucket/\S*/train/a/broken.png cannot be read"
+    ):
         sources.load(**load)
     skipping = sources.load(**load, unreadable="skip")
     assert len(skipping) == 12
@@ -73,7 +77,11 @@ def test_a_dataset_of_tfds_is_read_as_from_a_disk(tmp_path, folder, monkeypatch)
         ("cifar10", "gs://bucket/empty", "Dataset 'cifar10' is not prepared in gs://bucket/empty"),
         ("folder", "gs://bucket/empty", "Folder 'gs://bucket/empty' does not exist"),
         ("folder", "gs://absent/x", "data_dir: there is no bucket gs://absent"),
-        ("digits", "gs://bucket/x", "The bundled digits are written to a directory of this machine"),
+        (
+            "digits",
+            "gs://bucket/x",
+            "The bundled digits are written to a directory of this machine",
+        ),
     ],
 )
 def test_data_that_is_not_there_is_named(server, name, data_dir, words):

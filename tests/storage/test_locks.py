@@ -1,4 +1,5 @@
-"""One writer at a time in a folder of a bucket, where the lock is an object that its owner writes again and again."""
+"""One writer at a time in a folder of a bucket, where the lock is an object that its owner writes
+again and again."""
 
 import json
 import os
@@ -23,7 +24,9 @@ def place(folder, request):
 
 def _left_behind(place, **changed):
     """The lock of a process that ended without removing it."""
-    owner = locks._Owner.of_this_process("training in it")._replace(host="far", token="0", **changed)
+    owner = locks._Owner.of_this_process("training in it")._replace(
+        host="far", token="0", **changed
+    )
     (place / locks.LOCK).write_bytes(owner.data())
 
 
@@ -87,7 +90,9 @@ def test_the_lock_of_a_silent_process_elsewhere_is_taken_after_a_while(place, ca
 def test_an_owner_that_was_replaced_learns_it_and_does_not_remove_the_lock_of_the_other(place):
     with locks.alone(place, "training in it") as lock:
         _left_behind(place, machine="elsewhere", pid=7)
-        with pytest.raises(FailureError, match="taken over by process 7 on far while this process gave no sign"):
+        with pytest.raises(
+            FailureError, match="taken over by process 7 on far while this process gave no sign"
+        ):
             lock.check()
     assert json.loads((place / locks.LOCK).read_bytes())["host"] == "far"
 

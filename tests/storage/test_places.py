@@ -1,4 +1,5 @@
-"""Paths in a bucket: what can be done with them, and the sentence for every way in which it cannot."""
+"""Paths in a bucket: what can be done with them, and the sentence for every way in which it
+cannot."""
 
 import asyncio
 import importlib.util
@@ -14,7 +15,15 @@ from ddpm_jax import files
 from ddpm_jax.checkpoints.reader import DamagedCheckpoint, check_whole
 from ddpm_jax.cli import command
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import as_path, check_place, is_remote, local_copy, move_folder, reporting, write_atomically
+from ddpm_jax.files import (
+    as_path,
+    check_place,
+    is_remote,
+    local_copy,
+    move_folder,
+    reporting,
+    write_atomically,
+)
 
 
 def test_names_of_this_machine_stay_what_they_were():
@@ -25,7 +34,8 @@ def test_names_of_this_machine_stay_what_they_were():
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("s3://b/x", "gs://BUCKET/DIR"), ("http://x", "no place"), ("gs://", "names no bucket")]
+    ("name", "words"),
+    [("s3://b/x", "gs://BUCKET/DIR"), ("http://x", "no place"), ("gs://", "names no bucket")],
 )
 def test_other_addresses_are_refused(name, words):
     with pytest.raises(UsageError, match=words):
@@ -41,7 +51,8 @@ def test_without_gcsfs_the_extra_is_named(monkeypatch, refused):
         files._bucket_paths.cache_clear()
 
 
-@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs's way, in a thread of its own
+# Gcsfs's way, in a thread of its own
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 def test_what_is_written_is_read_and_replaced_whole(folder):
     path = folder / "a" / "b.txt"
     assert not path.exists()
@@ -57,7 +68,9 @@ def test_what_another_process_writes_is_seen_at_once(server, folder):
     assert [path.name for path in (folder / "shared").iterdir()] == ["mine"]
     name = str(folder / "shared" / "theirs").removeprefix("gs://bucket/")
     url = f"{server}/upload/storage/v1/b/bucket/o?uploadType=media&name={urllib.parse.quote(name, safe='')}"
-    urllib.request.urlopen(urllib.request.Request(url, b"data", {"Content-Type": "text/plain"})).close()
+    urllib.request.urlopen(
+        urllib.request.Request(url, b"data", {"Content-Type": "text/plain"})
+    ).close()
     assert (folder / "shared" / "theirs").exists()
     assert sorted(path.name for path in (folder / "shared").iterdir()) == ["mine", "theirs"]
 
@@ -87,19 +100,34 @@ def test_a_local_copy_is_made_once_and_anew_when_the_objects_change(folder, tmp_
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        ("gs://absent/run", "--workdir: there is no bucket gs://absent: make it with gcloud storage buckets create"),
-        ("gs://forbidden/run", "cannot be read: Google Cloud forbids it: the account that asks needs the role"),
-        ("gs://nameless/run", "cannot be read: Google Cloud does not know who asks: log in with gcloud auth"),
+        (
+            "gs://absent/run",
+            "--workdir: there is no bucket gs://absent: make it with gcloud storage buckets create",
+        ),
+        (
+            "gs://forbidden/run",
+            "cannot be read: Google Cloud forbids it: the account that asks needs the role",
+        ),
+        (
+            "gs://nameless/run",
+            "cannot be read: Google Cloud does not know who asks: log in with gcloud auth",
+        ),
         ("gs://read-only/run", "gs://read-only/run cannot be written: Google Cloud forbids it"),
     ],
 )
-def test_train_refuses_a_bucket_that_is_not_there_or_may_not_be_used(server, refused, config_file, place, words):
+def test_train_refuses_a_bucket_that_is_not_there_or_may_not_be_used(
+    server, refused, config_file, place, words
+):
     assert words in refused("train", "--config", config_file, "--workdir", place)
 
 
 def test_a_checkpoint_that_is_not_there_is_named(server, refused):
-    assert "--ckpt: there is no bucket gs://absent" in refused("sample", "--ckpt", "gs://absent/run")
-    assert "There is no directory gs://bucket/nowhere" in refused("evaluate", "--ckpt", "gs://bucket/nowhere")
+    assert "--ckpt: there is no bucket gs://absent" in refused(
+        "sample", "--ckpt", "gs://absent/run"
+    )
+    assert "There is no directory gs://bucket/nowhere" in refused(
+        "evaluate", "--ckpt", "gs://bucket/nowhere"
+    )
 
 
 class _Hasty:
@@ -124,12 +152,18 @@ def unreachable(server, monkeypatch):
 
 def test_a_bucket_that_does_not_answer_is_a_failure(unreachable, refused, config_file):
     sentence = refused("train", "--config", config_file, "--workdir", "gs://bucket/run", code=1)
-    assert "--workdir: gs://bucket/run cannot be read: Google Cloud Storage does not answer" in sentence
+    assert (
+        "--workdir: gs://bucket/run cannot be read: Google Cloud Storage does not answer"
+        in sentence
+    )
 
 
 def test_writing_to_a_bucket_that_does_not_answer_ends_in_a_sentence(unreachable):
     with (
-        pytest.raises(FailureError, match=r"Cannot write gs://bucket/x: .* does not answer .* same command again"),
+        pytest.raises(
+            FailureError,
+            match=r"Cannot write gs://bucket/x: .* does not answer .* same command again",
+        ),
         reporting("gs://bucket/x"),
     ):
         write_atomically("gs://bucket/x", b"data")
@@ -141,7 +175,9 @@ def test_a_checkpoint_out_of_reach_is_not_taken_for_a_damaged_one(folder, reques
     with pytest.raises(DamagedCheckpoint, match=r"its file state/SHA256SUMS is missing"):
         check_whole(*for_state)
     request.getfixturevalue("unreachable")
-    with pytest.raises(FailureError, match=r"5 cannot be read \(.* does not answer .* left as it is") as caught:
+    with pytest.raises(
+        FailureError, match=r"5 cannot be read \(.* does not answer .* left as it is"
+    ) as caught:
         check_whole(*for_state)
     assert not isinstance(caught.value, DamagedCheckpoint)
 
@@ -149,8 +185,16 @@ def test_a_checkpoint_out_of_reach_is_not_taken_for_a_damaged_one(folder, reques
 @pytest.mark.parametrize(
     ("error", "path", "words"),
     [
-        (ValueError("INTERNAL: gs://bucket/run-401/checkpoints/401/state"), "gs://bucket/run-401", "^INTERNAL: gs:"),
-        (ValueError("HTTP response code: 401 with body"), "gs://bucket/run", "does not know who asks"),
+        (
+            ValueError("INTERNAL: gs://bucket/run-401/checkpoints/401/state"),
+            "gs://bucket/run-401",
+            "^INTERNAL: gs:",
+        ),
+        (
+            ValueError("HTTP response code: 401 with body"),
+            "gs://bucket/run",
+            "does not know who asks",
+        ),
         (FileNotFoundError("b/bucket/o/run"), "gs://bucket/run", "no such bucket or object"),
         (FileNotFoundError("No metadata in runs/401."), "runs", "^No metadata in runs/401$"),
         (TimeoutError(), "gs://bucket/run", r"does not answer \(TimeoutError\)"),
@@ -175,4 +219,6 @@ def test_a_bucket_that_fails_anywhere_in_a_command_ends_in_a_sentence(capfd):
         raise requests.exceptions.ConnectionError("connection reset")
 
     assert command.run(main, []) == 1
-    assert capfd.readouterr().err.startswith("error: Storage fails: Google Cloud Storage does not answer (connection")
+    assert capfd.readouterr().err.startswith(
+        "error: Storage fails: Google Cloud Storage does not answer (connection"
+    )

@@ -20,9 +20,17 @@ def _together(program, *arguments):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    joint = ["--distributed", f"--coordinator=127.0.0.1:{port}", "--num_processes=2", "--connect_timeout=600"]
+    joint = [
+        "--distributed",
+        f"--coordinator=127.0.0.1:{port}",
+        "--num_processes=2",
+        "--connect_timeout=600",
+    ]
     command = [sys.executable, program, *map(str, arguments), *joint]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     processes = [
         subprocess.Popen(
             [*command, f"--process_id={i}"],
@@ -47,7 +55,11 @@ def test_two_processes_write_one_run_that_one_process_resumes(call, config_file,
     assert call("train", *common, "--workdir", workdir) == 0
     assert call("train", *common, "--workdir", tmp_path) == 0
     there, here = read(workdir), read(tmp_path)
-    assert [record["step"] for record in there] == [record["step"] for record in here] == list(range(1, 7))
+    assert (
+        [record["step"] for record in there]
+        == [record["step"] for record in here]
+        == list(range(1, 7))
+    )
     # Two devices add up the gradient in another order than one.
     np.testing.assert_allclose([r["loss"] for r in there], [r["loss"] for r in here], rtol=1e-5)
 

@@ -1,4 +1,5 @@
-"""A run whose directory lies in a bucket: the same numbers as on a disk, killed and resumed, damaged and noticed."""
+"""A run whose directory lies in a bucket: the same numbers as on a disk, killed and resumed,
+damaged and noticed."""
 
 import json
 
@@ -11,7 +12,8 @@ from ddpm_jax.experiments.loading import load
 from ddpm_jax.generation.generating import read_shards
 from ddpm_jax.monitoring.records import read
 
-NUMBERS = ("step", "loss", "grad_norm", "learning_rate")  # of a record, what does not depend on the clock
+# of a record, what does not depend on the clock
+NUMBERS = ("step", "loss", "grad_norm", "learning_rate")
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +55,20 @@ def test_a_run_killed_while_saving_goes_on_to_the_same_bits_as_on_a_disk(on_disk
     assert [record["step"] for record in read(in_bucket)] == list(range(1, 7))
 
 
-def test_everything_of_the_run_is_there_and_no_object_was_written_again_to_append_to_it(on_disk, in_bucket):
+def test_everything_of_the_run_is_there_and_no_object_was_written_again_to_append_to_it(
+    on_disk, in_bucket
+):
     assert {"config.json", "loss.png", "samples", "checkpoints"} <= set(_names(in_bucket))
     for picture in ("loss.png", "samples/step_00000006.png"):
         assert (in_bucket / picture).read_bytes().startswith(b"\x89PNG")
     assert (in_bucket / "config.json").read_bytes() == (on_disk / "config.json").read_bytes()
-    parts = [(in_bucket / "metrics" / name).read_text().splitlines() for name in _names(in_bucket / "metrics")]
+    parts = [
+        (in_bucket / "metrics" / name).read_text().splitlines()
+        for name in _names(in_bucket / "metrics")
+    ]
     steps = [[json.loads(line)["step"] for line in part] for part in parts]
-    # At each save two steps, at the end the last grid; on resuming from step 2 what is later was cut out.
+    # At each save two steps, at the end the last grid; on resuming from step 2 what is later was
+    # cut out.
     assert steps == [[1, 2], [], [], [3, 4], [5, 6], [6]]
 
 
@@ -84,7 +92,20 @@ def test_tensorboard_reads_every_step_once(in_bucket):
 def test_samples_and_a_bound_are_those_of_the_run_on_the_disk(call, on_disk, in_bucket):
     images, bounds = [], []
     for workdir in (on_disk, in_bucket):
-        assert call("sample", "--ckpt", workdir, "--num_samples", 4, "--steps", 5, "--out", workdir / "images") == 0
+        assert (
+            call(
+                "sample",
+                "--ckpt",
+                workdir,
+                "--num_samples",
+                4,
+                "--steps",
+                5,
+                "--out",
+                workdir / "images",
+            )
+            == 0
+        )
         images.append(read_shards(workdir / "images"))
         bound = ["--metric", "bpd", "--num_images", 8, "--timestep_stride", 5]
         assert call("evaluate", "--ckpt", workdir, *bound) == 0
@@ -92,7 +113,9 @@ def test_samples_and_a_bound_are_those_of_the_run_on_the_disk(call, on_disk, in_
         bounds.append(json.loads(record.read_text())["per_timestep"])
     np.testing.assert_array_equal(*images)
     assert bounds[0] == bounds[1]
-    assert (in_bucket / "images" / "grid.png").read_bytes() == (on_disk / "images" / "grid.png").read_bytes()
+    assert (in_bucket / "images" / "grid.png").read_bytes() == (
+        on_disk / "images" / "grid.png"
+    ).read_bytes()
 
 
 def test_runs_here_and_there_are_drawn_together(call, on_disk, in_bucket, folder):
@@ -109,12 +132,16 @@ def test_a_damaged_newest_checkpoint_is_named_set_aside_and_passed_over(
     (state / "_METADATA").write_bytes(damaged)
     sentence = refused("sample", "--ckpt", in_bucket, code=1)
     assert (
-        "/6 is damaged (its file state/_METADATA is not what was written): the newest one that is whole is" in sentence
+        "/6 is damaged (its file state/_METADATA is not what was written): the newest one that is "
+        "whole is" in sentence
     )
     assert "that of step 4" in sentence
     capfd.readouterr()
     assert call("train", "--config", config_file, "--workdir", in_bucket) == 0
-    assert "it is kept as 6.damaged, and the run resumes from the one of step 4" in capfd.readouterr().err
+    assert (
+        "it is kept as 6.damaged, and the run resumes from the one of step 4"
+        in capfd.readouterr().err
+    )
     assert saved_steps(in_bucket) == [2, 4, 6]
     assert (in_bucket / "checkpoints" / "6.damaged" / "state" / "_METADATA").read_bytes() == damaged
     assert _numbers(in_bucket) == _numbers(on_disk)

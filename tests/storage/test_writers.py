@@ -16,7 +16,8 @@ from ddpm_jax.monitoring.weights_and_biases import RUN_ID, WeightsAndBiases
 from ddpm_jax.tasks.photos import read_photo
 
 
-@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs's way, in a thread of its own
+# Gcsfs's way, in a thread of its own
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 def test_a_trace_comes_into_the_bucket_and_leaves_nothing_here(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with Trace(folder / "tensorboard", first=1, last=1) as trace, trace.call(0, 1):
@@ -43,7 +44,9 @@ def test_tensorboard_is_told_of_a_resume_also_where_a_save_comes_before_the_firs
     assert steps == [4]
 
 
-def test_weights_and_biases_writes_here_and_its_id_is_kept_in_the_bucket(folder, tmp_path, monkeypatch):
+def test_weights_and_biases_writes_here_and_its_id_is_kept_in_the_bucket(
+    folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     package = mock.Mock()
     monkeypatch.setitem(sys.modules, "wandb", package)
@@ -61,7 +64,11 @@ def test_a_photo_is_read_from_the_bucket_or_refused_by_its_name(folder, tmp_path
     write_atomically(folder / "photo.png", (tmp_path / "photo.png").read_bytes())
     photo = str(folder / "photo.png")
     np.testing.assert_array_equal(read_photo("--init_image", photo, (8, 8, 3)), pixels)
-    with pytest.raises(UsageError, match=r"--init_image: there is no file gs://bucket/\S+/absent.png"):
+    with pytest.raises(
+        UsageError, match=r"--init_image: there is no file gs://bucket/\S+/absent.png"
+    ):
         read_photo("--init_image", str(folder / "absent.png"), (8, 8, 3))
-    with pytest.raises(FailureError, match=r"Cannot read gs://forbidden/photo.png: Google Cloud forbids it"):
+    with pytest.raises(
+        FailureError, match=r"Cannot read gs://forbidden/photo.png: Google Cloud forbids it"
+    ):
         read_photo("--init_image", "gs://forbidden/photo.png", (8, 8, 3))

@@ -1,4 +1,5 @@
-"""A linear model as an `Objective`, DDPM's objective, and Python in a process of its own: on several devices, say."""
+"""A linear model as an `Objective`, DDPM's objective, and Python in a process of its own: on
+several devices, say."""
 
 import os
 import pathlib
@@ -31,7 +32,8 @@ DDPM = {
 
 
 def linear_objective(dropout=0.0):
-    """Squared error of x w + b; with `dropout`, inputs are masked per example. It remembers the last batch's losses.
+    """Squared error of x w + b; with `dropout`, inputs are masked per example. It remembers the
+    last batch's losses.
 
     The state of an objective keeps its shape, hence the zeros after the last of them.
     """
@@ -58,7 +60,10 @@ def linear_params():
 
 def linear_batch(size, seed=0):
     rng = np.random.default_rng(seed)
-    return {"x": rng.normal(size=(size, 3)).astype(np.float32), "y": rng.normal(size=size).astype(np.float32)}
+    return {
+        "x": rng.normal(size=(size, 3)).astype(np.float32),
+        "y": rng.normal(size=size).astype(np.float32),
+    }
 
 
 class Linear:
@@ -72,8 +77,12 @@ class Linear:
     def start(optimizer, objective=None, learning_rate=0.1, **options):
         """Returns (state, mapped train step)."""
         objective = objective or linear_objective()
-        step = make_train_step(objective, optimizer, optax.constant_schedule(learning_rate), StepOptions(**options))
-        return replicate(create(linear_params(), optimizer, objective, options.get("averages", ()))), map_step(step)
+        step = make_train_step(
+            objective, optimizer, optax.constant_schedule(learning_rate), StepOptions(**options)
+        )
+        return replicate(
+            create(linear_params(), optimizer, objective, options.get("averages", ()))
+        ), map_step(step)
 
     @staticmethod
     def step(train_step, state, batch, seed=0):
@@ -87,13 +96,15 @@ def linear():
 
 @pytest.fixture(scope="session")
 def ddpm_objective():
-    """ddpm_objective(apply, schedule, **changes): the objective of DDPM, but for the changed options."""
+    """ddpm_objective(apply, schedule, **changes): the objective of DDPM, but for the changed
+    options."""
     return lambda apply, schedule, **changes: diffusion_objective(apply, schedule, **DDPM | changes)
 
 
 @pytest.fixture(scope="session")
 def network_objective(ddpm_objective):
-    """network_objective(model, num_timesteps): the same, of a Flax network that is told nothing but x_t and t."""
+    """network_objective(model, num_timesteps): the same, of a Flax network that is told nothing but
+    x_t and t."""
 
     def make(model, num_timesteps):
         def apply(params, x_t, time, condition, keys):
@@ -106,7 +117,8 @@ def network_objective(ddpm_objective):
 
 @pytest.fixture(scope="session")
 def run_python():
-    """run_python(*arguments, devices=1, **kwargs): `python -W error` on that many virtual CPU devices."""
+    """run_python(*arguments, devices=1, **kwargs): `python -W error` on that many virtual CPU
+    devices."""
 
     def run(*arguments, devices=1, **kwargs):
         environment = os.environ | {
@@ -114,7 +126,9 @@ def run_python():
             "PYTHONPATH": str(ROOT),  # this tree, whether or not it is the one installed
         }
         command = [sys.executable, "-W", "error", *map(str, arguments)]
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **kwargs)
+        result = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, **kwargs
+        )
         assert result.returncode == 0, result.stderr
         return result
 

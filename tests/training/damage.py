@@ -1,7 +1,9 @@
-"""A program for test_checkpoint.py: damages every file of a checkpoint in turn, each in four ways, and restores.
+"""A program for test_checkpoint.py: damages every file of a checkpoint in turn, each in four ways,
+and restores.
 
-Prints a JSON list of [damage, item, outcome]; the outcome is "right", "wrong" or the sentence that the user reads. A
-process of its own, because threads of a restore that has failed go on complaining after it.
+Prints a JSON list of [damage, item, outcome]; the outcome is "right", "wrong" or the sentence that
+the user reads. A process of its own, because threads of a restore that has failed go on complaining
+after it.
 """
 
 import json
@@ -16,7 +18,11 @@ from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.errors import FailureError, UsageError
 
 STEP, POSITION, CONFIG = 5, {"batches": 5}, {"seed": 0}
-STATE = {"step": np.int32(STEP), "params": np.linspace(0, 1, 300, dtype=np.float32), "opt_state": np.ones((2, 2))}
+STATE = {
+    "step": np.int32(STEP),
+    "params": np.linspace(0, 1, 300, dtype=np.float32),
+    "opt_state": np.ones((2, 2)),
+}
 
 
 def truncate(path):

@@ -1,7 +1,8 @@
-"""A program for test_checkpoint.py: saves step 1, then fails to save step 2 because no file may grow any more.
+"""A program for test_checkpoint.py: saves step 1, then fails to save step 2 because no file may
+grow any more.
 
-RLIMIT_FSIZE makes the kernel refuse the writes (EFBIG), which is as near to a full disk as a test gets without a disk
-of its own. Prints the sentence of each refusal.
+RLIMIT_FSIZE makes the kernel refuse the writes (EFBIG), which is as near to a full disk as a test
+gets without a disk of its own. Prints the sentence of each refusal.
 """
 
 import resource
@@ -19,7 +20,10 @@ def main():
         # Random numbers, because zeros compress to nothing.
         state = {"params": np.random.default_rng(step).random(1_000_000, np.float32)}
         # More of them, because a write beside the one that fails has something to say of its own.
-        state |= {f"more{i}": np.random.default_rng(step + i).random(300_000, np.float32) for i in range(9)}
+        state |= {
+            f"more{i}": np.random.default_rng(step + i).random(300_000, np.float32)
+            for i in range(9)
+        }
         if step == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
         try:

@@ -1,4 +1,5 @@
-"""A config for test_kill.py: the real program on the digits, small enough to be killed often; a save every 4 steps."""
+"""A config for test_kill.py: the real program on the digits, small enough to be killed often; a
+save every 4 steps."""
 
 from ddpm_jax.experiments.config import default_config
 

@@ -1,4 +1,5 @@
-"""A program for test_nonfinite.py: one of two devices is given an image that is not finite. Prints JSON."""
+"""A program for test_nonfinite.py: one of two devices is given an image that is not finite. Prints
+JSON."""
 
 import json
 
@@ -36,10 +37,14 @@ def loss(params, state, batch, key, index):
 
 
 def main():
-    objective = Objective(init=lambda params: (), loss=loss, update=lambda state, aux: state, metrics=lambda aux: {})
+    objective = Objective(
+        init=lambda params: (), loss=loss, update=lambda state, aux: state, metrics=lambda aux: {}
+    )
     optimizer = optax.sgd(1e-3)
     params = Network().init(jax.random.key(0), jnp.ones((1, 3)))["params"]
-    step = make_train_step(objective, optimizer, optax.constant_schedule(1e-3), StepOptions(skip_nonfinite=1))
+    step = make_train_step(
+        objective, optimizer, optax.constant_schedule(1e-3), StepOptions(skip_nonfinite=1)
+    )
     step = map_step(step)
     good = {"x": np.linspace(-1, 1, 24, dtype=np.float32).reshape(8, 3)}
     bad = {"x": good["x"].copy()}
@@ -49,9 +54,14 @@ def main():
     for batch in (good, bad, good):
         before = jax.device_get(state.params)
         state, _ = step(state, to_devices([batch]), base_key(0))
-        copies = [[np.asarray(shard.data) for shard in leaf.addressable_shards] for leaf in jax.tree.leaves(state)]
+        copies = [
+            [np.asarray(shard.data) for shard in leaf.addressable_shards]
+            for leaf in jax.tree.leaves(state)
+        ]
         results["equal on both devices"] &= all(len(c) == 2 and np.array_equal(*c) for c in copies)
-        moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, jax.device_get(state.params))
+        moved = jax.tree.map(
+            lambda a, b: not np.array_equal(a, b), before, jax.device_get(state.params)
+        )
         results["params moved"].append(any(jax.tree.leaves(moved)))
         results["step"].append(int(state.step))
     results["why"] = make_explain(objective, parts=2)(state, bad, base_key(0))

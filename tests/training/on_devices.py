@@ -1,7 +1,7 @@
 """A program for test_devices.py: trains on the devices it finds and writes what came out.
 
-`on_devices.py PARALLEL OUT [RESUME]`: PARALLEL is a key of `sharding.PARALLEL`, OUT a directory for results.npz and a
-checkpoint; RESUME is the OUT of another run, whose checkpoint is continued.
+`on_devices.py PARALLEL OUT [RESUME]`: PARALLEL is a key of `sharding.PARALLEL`, OUT a directory for
+results.npz and a checkpoint; RESUME is the OUT of another run, whose checkpoint is continued.
 """
 
 import pathlib
@@ -31,7 +31,8 @@ T = 4  # so few that importance sampling has seen every t ten times before the l
 
 
 def diffusion():
-    """Dropout, flips, hidden labels, low-resolution images and importance sampling; T and network are tiny."""
+    """Dropout, flips, hidden labels, low-resolution images and importance sampling; T and network
+    are tiny."""
     model = UNet(
         ch=32,
         ch_mult=(1,),
@@ -44,7 +45,9 @@ def diffusion():
         low_res_channels=1,
     )
     x = jnp.zeros((1, 8, 8, 1))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros((1,)), null_condition(model, x))["params"]
+    shapes = jax.eval_shape(
+        model.init, jax.random.key(0), x, jnp.zeros((1,)), null_condition(model, x)
+    )["params"]
     # Noise in every layer: some start at zero, and then most of the gradient would be zero too.
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), shapes)
@@ -72,7 +75,10 @@ def remembering(objective):
         return objective.update(history, aux), (aux.t, aux.loss)
 
     return Objective(
-        init=lambda params: (objective.init(params), (jnp.zeros((BATCH,), jnp.int32), jnp.zeros((BATCH,)))),
+        init=lambda params: (
+            objective.init(params),
+            (jnp.zeros((BATCH,), jnp.int32), jnp.zeros((BATCH,))),
+        ),
         loss=lambda params, state, *rest: objective.loss(params, state[0], *rest),
         update=update,
         metrics=objective.metrics,
@@ -90,7 +96,9 @@ def batch_of(step):
 def placed(parallelism, state):
     """The state laid out for the step; its leaves' shapes and where they are to be restored."""
     places = parallelism.shardings(state)
-    template = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places)
+    template = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
+    )
     return parallelism.place(state), template
 
 
@@ -98,28 +106,52 @@ def train(parallelism, out, resume, results):
     objective, params = diffusion()
     objective = remembering(objective)
     optimizer = optax.sgd(0.05)  # Adam would hide a gradient of the wrong scale
-    schedule, options = optax.constant_schedule(0.05), StepOptions(ema=Average(0.9), accumulate_steps=2)
-    step = parallelism.map_step(make_train_step(objective, optimizer, schedule, options, parallelism.collectives))
+    schedule, options = (
+        optax.constant_schedule(0.05),
+        StepOptions(ema=Average(0.9), accumulate_steps=2),
+    )
+    step = parallelism.map_step(
+        make_train_step(objective, optimizer, schedule, options, parallelism.collectives)
+    )
     state, template = placed(parallelism, create(params, optimizer, objective))
     if resume:
         restored, _ = Checkpointer(resume, keep_last=1).restore(template)
         state = parallelism.place(restored)
-    results["bytes"], results["all_bytes"] = bytes_per_device(state), sum(x.nbytes for x in jax.tree.leaves(state))
-    results["pieces"] = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    results["bytes"], results["all_bytes"] = (
+        bytes_per_device(state),
+        sum(x.nbytes for x in jax.tree.leaves(state)),
+    )
+    results["pieces"] = sum(
+        leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state)
+    )
     results["copies"] = len(state.step.addressable_shards)
     saver, record, compilations = Checkpointer(out, keep_last=1), [], []
-    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: compilations.append(event))
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compilations.append(event)
+    )
     for n in range(int(state.step), STEPS):
         batch, key = parallelism.to_devices([batch_of(n)]), base_key(3)
         compilations.clear()
         state, metrics = step(state, batch, key)
-        results["compilations_of_last_step"] = compilations.count("/jax/core/compile/backend_compile_duration")
+        results["compilations_of_last_step"] = compilations.count(
+            "/jax/core/compile/backend_compile_duration"
+        )
         t, losses = state.objective_state[1]
-        record.append((metrics["loss"], metrics["grad_norm"], np.asarray(t), np.asarray(losses), metrics["loss_q"]))
+        record.append(
+            (
+                metrics["loss"],
+                metrics["grad_norm"],
+                np.asarray(t),
+                np.asarray(losses),
+                metrics["loss_q"],
+            )
+        )
         if n + 1 == SAVED_AT:
             saver.save(n + 1, state, {"batches": n + 1}, {})
     saver.close()
-    for name, values in zip(("loss", "grad_norm", "t", "losses", "loss_q"), zip(*record, strict=True), strict=True):
+    for name, values in zip(
+        ("loss", "grad_norm", "t", "losses", "loss_q"), zip(*record, strict=True), strict=True
+    ):
         results[name] = np.asarray(jax.device_get(values))
     for name in ("params", "ema_params"):
         flat = [np.ravel(leaf) for leaf in jax.tree.leaves(getattr(state, name))]
@@ -134,7 +166,8 @@ def train(parallelism, out, resume, results):
 
 
 def gradients(parallelism, results):
-    """The gradient that reaches the optimiser for an x w whose examples differ in scale from device to device."""
+    """The gradient that reaches the optimiser for an x w whose examples differ in scale from device
+    to device."""
     rng = np.random.default_rng(0)
     scale = np.repeat([0.1, 1, 2, 0.3, 5, 0.2, 3, 1], BATCH // 8)[:, None]
     batch = {"x": (scale * rng.normal(size=(BATCH, 3))).astype(np.float32)}
@@ -143,7 +176,9 @@ def gradients(parallelism, results):
         losses = jnp.square(batch["x"] @ params - 1)
         return losses, losses
 
-    objective = Objective(init=lambda params: (), loss=loss, update=lambda state, aux: (), metrics=lambda aux: {})
+    objective = Objective(
+        init=lambda params: (), loss=loss, update=lambda state, aux: (), metrics=lambda aux: {}
+    )
     results["x"], results["w"] = batch["x"], np.float32([0.5, -1, 2])
     for name, options in {
         "plain": StepOptions(),
@@ -154,7 +189,9 @@ def gradients(parallelism, results):
         if options.clip_scope == "replica" and not parallelism.collectives.per_device:
             continue
         schedule, sgd = optax.constant_schedule(1.0), optax.sgd(1.0)
-        step = parallelism.map_step(make_train_step(objective, sgd, schedule, options, parallelism.collectives))
+        step = parallelism.map_step(
+            make_train_step(objective, sgd, schedule, options, parallelism.collectives)
+        )
         state, _ = placed(parallelism, create(jnp.asarray(results["w"]), sgd, objective))
         state, metrics = step(state, parallelism.to_devices([batch]), base_key(0))
         results[f"gradient_{name}"] = results["w"] - np.asarray(state.params)

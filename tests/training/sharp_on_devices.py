@@ -1,4 +1,5 @@
-"""Networks of a few numbers for test_sharpness.py; and a program for it, which trains them on the devices it finds.
+"""Networks of a few numbers for test_sharpness.py; and a program for it, which trains them on the
+devices it finds.
 
 `sharp_on_devices.py OUT`: writes what came out under each way of parallelism to OUT, an NPZ file.
 """
@@ -35,7 +36,8 @@ PARAMS = {
         "out": RNG.normal(0, 0.5, (7, 1)).astype(np.float32),
     },
 }
-LEARNING_RATES = {"discriminator": 0.3, "/": 0.1}  # of plain descent: Adam would hide a gradient of the wrong scale
+# of plain descent: Adam would hide a gradient of the wrong scale
+LEARNING_RATES = {"discriminator": 0.3, "/": 0.1}
 
 
 def encode(params, x, keys):
@@ -59,7 +61,11 @@ def distance(frozen, x, y):
 
 FIRST_STAGE = FirstStage("ae", encode, decode, FAMILIES["gaussian"], scale="shared")
 SHARPNESS = Sharpness(
-    perceptual_weight=0.7, distance=distance, adversarial_weight=0.8, discriminate=discriminate, start_step=START
+    perceptual_weight=0.7,
+    distance=distance,
+    adversarial_weight=0.8,
+    discriminate=discriminate,
+    start_step=START,
 )
 
 
@@ -69,12 +75,16 @@ def objective_of(sharpness=SHARPNESS):
 
 def optimizer_of(clip_norm=0.0):
     players = {name: optax.sgd(rate) for name, rate in LEARNING_RATES.items()}
-    return for_players({"discriminator": players["discriminator"]}, players["/"], clip_norm=clip_norm)
+    return for_players(
+        {"discriminator": players["discriminator"]}, players["/"], clip_norm=clip_norm
+    )
 
 
 def new_state(parallelism, optimizer, objective, averages=()):
     state = create(jax.tree.map(jnp.array, PARAMS), optimizer, objective, averages)
-    return parallelism.place(state._replace(objective_state=state.objective_state._replace(frozen=jnp.array(FROZEN))))
+    return parallelism.place(
+        state._replace(objective_state=state.objective_state._replace(frozen=jnp.array(FROZEN)))
+    )
 
 
 def stepper(parallelism, optimizer, objective, **options):
@@ -85,20 +95,32 @@ def stepper(parallelism, optimizer, objective, **options):
 
 
 def run(name, **options):
-    """Name -> numbers of a run of STEPS: what is recorded of each, and the last state as one vector."""
+    """Name -> numbers of a run of STEPS: what is recorded of each, and the last state as one
+    vector."""
     parallelism, objective, optimizer = PARALLEL[name], objective_of(), optimizer_of()
-    state, step = new_state(parallelism, optimizer, objective), stepper(parallelism, optimizer, objective, **options)
+    state, step = (
+        new_state(parallelism, optimizer, objective),
+        stepper(parallelism, optimizer, objective, **options),
+    )
     record = []
     for batch in BATCHES:
         state, metrics = step(state, parallelism.to_devices([batch]), jax.random.key(0))
         record.append(
-            {key: value[0] / value[1] if isinstance(value, tuple) else value for key, value in metrics.items()}
+            {
+                key: value[0] / value[1] if isinstance(value, tuple) else value
+                for key, value in metrics.items()
+            }
         )
     results = {key: np.float32([float(values[key]) for values in record]) for key in record[0]}
     results["next_weight"] = np.asarray(state.objective_state.adaptive_weight)
-    return results | {"params": np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])}
+    return results | {
+        "params": np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state.params)])
+    }
 
 
 if __name__ == "__main__":
     runs = {name: run(name, accumulate_steps=parts) for name, parts in (("pmap", 2), ("fsdp", 1))}
-    np.savez(sys.argv[1], **{f"{name}/{key}": value for name, one in runs.items() for key, value in one.items()})
+    np.savez(
+        sys.argv[1],
+        **{f"{name}/{key}": value for name, one in runs.items() for key, value in one.items()},
+    )

@@ -1,4 +1,5 @@
-"""Checkpoints: resuming is exact, a save is not disturbed, the right ones are kept; one sentence for every damage."""
+"""Checkpoints: resuming is exact, a save is not disturbed, the right ones are kept; one sentence
+for every damage."""
 
 import io
 import json
@@ -31,7 +32,9 @@ from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
-DAMAGE, DISK_FULL = (pathlib.Path(__file__).with_name(name) for name in ("damage.py", "disk_full.py"))
+DAMAGE, DISK_FULL = (
+    pathlib.Path(__file__).with_name(name) for name in ("damage.py", "disk_full.py")
+)
 CONFIG = {"model": {"ch_mult": [1, 2]}, "beta_end": None}
 
 
@@ -46,8 +49,13 @@ def _copy(tree):
 def _state(step=0, size=3):
     """A state without a model: a NamedTuple in it, as Optax's, and a tuple."""
     leaf = jnp.arange(size, dtype=jnp.float32) + step
-    moments = (optax.ScaleByAdamState(jnp.int32(step), {"w": leaf * 2}, {"w": leaf * 3}), optax.EmptyState())
-    return TrainState(jnp.int32(step), {"w": leaf}, {"w": leaf / 2}, moments, (leaf * 4, jnp.ones(2, jnp.int32)))
+    moments = (
+        optax.ScaleByAdamState(jnp.int32(step), {"w": leaf * 2}, {"w": leaf * 3}),
+        optax.EmptyState(),
+    )
+    return TrainState(
+        jnp.int32(step), {"w": leaf}, {"w": leaf / 2}, moments, (leaf * 4, jnp.ones(2, jnp.int32))
+    )
 
 
 def _save(workdir, *steps, **options):
@@ -69,7 +77,8 @@ def _steps(workdir):
 
 
 class _Run:
-    """Real data and checkpoints, all that a state can hold (Adam, EMA, importance sampling), and draws with dropout."""
+    """Real data and checkpoints, all that a state can hold (Adam, EMA, importance sampling), and
+    draws with dropout."""
 
     def __init__(self, workdir, ddpm_objective):
         self.workdir = workdir
@@ -91,9 +100,16 @@ class _Run:
         )
         rate = make_learning_rate(1e-2, warmup_steps=4, decay="constant", num_steps=0)
         optimizer = make_optimizer("adam", rate)
-        params = {name: jnp.full((4, 4, 1), value) for name, value in zip("abcd", (0.5, 0.1, 1.0, -0.1), strict=True)}
+        params = {
+            name: jnp.full((4, 4, 1), value)
+            for name, value in zip("abcd", (0.5, 0.1, 1.0, -0.1), strict=True)
+        }
         self.state = create(params, optimizer, objective)
-        self.step = map_step(make_train_step(objective, optimizer, rate, StepOptions(ema=Average(0.9), clip_norm=1.0)))
+        self.step = map_step(
+            make_train_step(
+                objective, optimizer, rate, StepOptions(ema=Average(0.9), clip_norm=1.0)
+            )
+        )
         if self.checkpointer.latest_step() is not None:
             self.state, position = self.checkpointer.restore(self.state)
             self.batches.set_state(position)
@@ -135,13 +151,16 @@ def test_stopping_and_resuming_changes_no_bit(tmp_path, ddpm_objective):
 
 
 def test_a_save_holds_the_moment_it_was_asked_for_whatever_training_does_meanwhile(tmp_path):
-    size = 2_000_000  # so large that the files are still being written when the buffers are taken over
+    # so large that the files are still being written when the buffers are taken over
+    size = 2_000_000
 
     def step(state, batch, key):
         return jax.tree.map(lambda leaf: leaf * 1.5 + 1, state), {}
 
     checkpointer, step = Checkpointer(tmp_path, keep_last=5), map_step(step)
-    state = replicate({"params": jnp.arange(size, dtype=jnp.float32), "ema_params": jnp.ones((size,))})
+    state = replicate(
+        {"params": jnp.arange(size, dtype=jnp.float32), "ema_params": jnp.ones((size,))}
+    )
     batch, saved = {"x": np.zeros((1, 1))}, {}
     for n in range(1, 4):
         state, _ = step(state, batch, base_key(0))
@@ -205,7 +224,9 @@ def test_a_folder_that_is_not_called_by_a_step_is_no_checkpoint(tmp_path, name):
 
 
 def test_a_missing_empty_or_foreign_directory_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"no directory .*nowhere: name the --workdir of a training run"):
+    with pytest.raises(
+        UsageError, match=r"no directory .*nowhere: name the --workdir of a training run"
+    ):
         reader.find_step(tmp_path / "nowhere")
     with pytest.raises(UsageError, match=r"holds no checkpoint: checkpoints/STEP is expected"):
         reader.find_step(tmp_path)
@@ -216,7 +237,9 @@ def test_a_missing_empty_or_foreign_directory_is_named(tmp_path):
         lambda: Checkpointer(tmp_path / "photos", keep_last=1).restore(_state()),
         lambda: Checkpointer(tmp_path / "photos", keep_last=1).resume(_state(), pytest.fail),
     ):
-        with pytest.raises(UsageError, match="not written by ddpm_jax: it has no state, data or config"):
+        with pytest.raises(
+            UsageError, match="not written by ddpm_jax: it has no state, data or config"
+        ):
             read()
 
 
@@ -231,7 +254,10 @@ def test_a_step_that_is_not_there_is_answered_with_those_that_are(tmp_path):
     [
         ({"w": jnp.zeros(4)}, r"params/w is \(3,\) there and \(4,\) in this model"),
         ({"v": jnp.zeros(3)}, r"params/v is absent there and \(3,\) in this model, and 1 more"),
-        ({"w": jnp.zeros(3), "v": jnp.zeros(3)}, r"params/v is absent there and \(3,\) in this model\."),
+        (
+            {"w": jnp.zeros(3), "v": jnp.zeros(3)},
+            r"params/v is absent there and \(3,\) in this model\.",
+        ),
         ({}, r"params/w is \(3,\) there and absent in this model"),
     ],
 )
@@ -250,7 +276,9 @@ def test_any_damaged_file_gives_a_sentence_or_the_right_state(tmp_path, run_pyth
         refused = {item for how, item, outcome in results if how == damage and outcome != "right"}
         assert refused == {"state", "data", "config"}
     sentence = rf"{re.escape(str(tmp_path))}\S* is damaged \([^\n]*\.$"
-    strange = [result for result in results if result[2] != "right" and not re.search(sentence, result[2])]
+    strange = [
+        result for result in results if result[2] != "right" and not re.search(sentence, result[2])
+    ]
     assert not strange
 
 
@@ -258,7 +286,9 @@ def test_any_damaged_file_gives_a_sentence_or_the_right_state(tmp_path, run_pyth
 def test_a_missing_item_is_named(tmp_path, item):
     _save(tmp_path, 5)
     shutil.rmtree(tmp_path / reader.CHECKPOINTS / "5" / item)
-    with pytest.raises(DamagedCheckpoint, match=rf"is damaged \(it has no {item}\): there is no other"):
+    with pytest.raises(
+        DamagedCheckpoint, match=rf"is damaged \(it has no {item}\): there is no other"
+    ):
         Checkpointer(tmp_path, keep_last=1).restore(_state())
 
 
@@ -272,13 +302,20 @@ def test_a_damaged_checkpoint_is_named_with_the_newest_that_is_whole(tmp_path):
     _damage(tmp_path, 15)
     _damage(tmp_path, 10, "config/metadata")
     sentence = r"/15 is damaged \(its file state/_METADATA is not what was written\): the newest one that is "
-    with pytest.raises(DamagedCheckpoint, match=sentence + r"whole is that of step 5, .* take with --ckpt_step 5\.$"):
+    with pytest.raises(
+        DamagedCheckpoint,
+        match=sentence + r"whole is that of step 5, .* take with --ckpt_step 5\.$",
+    ):
         reader.read_weights(tmp_path, 15, {"params": _state().params})
-    with pytest.raises(DamagedCheckpoint, match=r"10 is damaged \(its file config/metadata .* of step 5, "):
+    with pytest.raises(
+        DamagedCheckpoint, match=r"10 is damaged \(its file config/metadata .* of step 5, "
+    ):
         reader.read_config(tmp_path, 10)
 
 
-def test_a_run_resumes_from_the_newest_whole_checkpoint_and_keeps_the_damaged_under_another_name(tmp_path):
+def test_a_run_resumes_from_the_newest_whole_checkpoint_and_keeps_the_damaged_under_another_name(
+    tmp_path,
+):
     _save(tmp_path, 5, 10, 15)
     _damage(tmp_path, 15)
     shutil.rmtree(tmp_path / reader.CHECKPOINTS / "10" / reader.DATA)
@@ -308,14 +345,17 @@ def test_a_run_resumes_from_the_newest_whole_checkpoint_and_keeps_the_damaged_un
     assert _names(tmp_path) == {"10", "10.damaged", "15.damaged", "15.damaged1"}
 
 
-def test_a_process_that_another_one_moves_the_damaged_checkpoint_for_can_save_that_step_again(tmp_path, monkeypatch):
+def test_a_process_that_another_one_moves_the_damaged_checkpoint_for_can_save_that_step_again(
+    tmp_path, monkeypatch
+):
     _save(tmp_path, 5, 10)
     _damage(tmp_path, 10)
     folder = tmp_path / reader.CHECKPOINTS
 
     def wait_for_all(name):
         if name == "a damaged checkpoint is set aside":
-            (folder / "10").rename(folder / "10.damaged")  # what the first process has done by then, and not before
+            # what the first process has done by then, and not before
+            (folder / "10").rename(folder / "10.damaged")
 
     checkpointer = Checkpointer(tmp_path, keep_last=2)
     with monkeypatch.context() as patch:
@@ -332,7 +372,10 @@ def test_where_no_checkpoint_is_whole_nothing_is_moved(tmp_path):
     _save(tmp_path, 5, 10)
     _damage(tmp_path, 5)
     _damage(tmp_path, 10)
-    with pytest.raises(FailureError, match=r"^No checkpoint in .* is whole \(10: its file .*; 5: its .*\): put back"):
+    with pytest.raises(
+        FailureError,
+        match=r"^No checkpoint in .* is whole \(10: its file .*; 5: its .*\): put back",
+    ):
         Checkpointer(tmp_path, keep_last=2).resume(_state(), pytest.fail)
     assert _names(tmp_path) == {"5", "10"}
 
@@ -341,7 +384,9 @@ def test_the_digests_are_those_that_sha256sum_checks(tmp_path):
     _save(tmp_path, 5)
     for item in reader.ITEMS:
         folder = tmp_path / reader.CHECKPOINTS / "5" / item
-        subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+        subprocess.run(
+            ["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True
+        )
 
 
 def test_a_checkpoint_from_before_there_were_digests_is_read_with_a_warning(tmp_path, capsys):
@@ -349,10 +394,15 @@ def test_a_checkpoint_from_before_there_were_digests_is_read_with_a_warning(tmp_
     for item in reader.ITEMS:
         (tmp_path / reader.CHECKPOINTS / "5" / item / digests.SUMS).unlink()
     for _ in range(2):
-        _assert_equal(Checkpointer(tmp_path, keep_last=1).resume(_state(), pytest.fail)[0], _state(5))
+        _assert_equal(
+            Checkpointer(tmp_path, keep_last=1).resume(_state(), pytest.fail)[0], _state(5)
+        )
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == len(reader.ITEMS)  # once each
-    assert all(re.match(r"warning: the checkpoint .*/5 has no \w+/SHA256SUMS, ", warning) for warning in warnings)
+    assert all(
+        re.match(r"warning: the checkpoint .*/5 has no \w+/SHA256SUMS, ", warning)
+        for warning in warnings
+    )
 
 
 def _edit_sums(change):
@@ -374,16 +424,46 @@ def _in_place_of(name, make):
 NUMBERS = "0" * 64
 CHANGES = {
     "no digest": (_edit_sums(lambda text: ""), "its file state/SHA256SUMS is not what was written"),
-    "not all digests": (_edit_sums(lambda text: text[: text.index("\n") + 1]), "state/.* is not among those"),
-    "half a line": (_edit_sums(lambda text: text[:-70]), "state/SHA256SUMS is not what was written|not among those"),
-    "a device": (_edit_sums(lambda text: f"{text}{NUMBERS}  /dev/zero\n"), "its file state//dev/zero is missing"),
-    "a path outside": (_edit_sums(lambda text: f"{text}{NUMBERS}  ../../../secret\n"), "secret is missing"),
-    "an escape": (_edit_sums(lambda text: f"{text}{NUMBERS}  a\x1b[2Jb\n"), r"a\\x1b\[2Jb is missing"),
-    "another file": (_in_place_of("d/added", lambda path: path.write_text("")), "state/d/added is not among those"),
-    "a pipe": (_in_place_of("_METADATA", os.mkfifo), "its state/_METADATA is a named pipe, and a file is expected"),
-    "a link": (_in_place_of("_METADATA", lambda path: path.symlink_to("/dev/zero")), "its state/_METADATA is a link"),
-    "a pipe for digests": (_in_place_of("SHA256SUMS", os.mkfifo), "its state/SHA256SUMS is a named pipe"),
-    "a pipe above": (_in_place_of("../_CHECKPOINT_METADATA", os.mkfifo), "its 5/_CHECKPOINT_METADATA is a named pipe"),
+    "not all digests": (
+        _edit_sums(lambda text: text[: text.index("\n") + 1]),
+        "state/.* is not among those",
+    ),
+    "half a line": (
+        _edit_sums(lambda text: text[:-70]),
+        "state/SHA256SUMS is not what was written|not among those",
+    ),
+    "a device": (
+        _edit_sums(lambda text: f"{text}{NUMBERS}  /dev/zero\n"),
+        "its file state//dev/zero is missing",
+    ),
+    "a path outside": (
+        _edit_sums(lambda text: f"{text}{NUMBERS}  ../../../secret\n"),
+        "secret is missing",
+    ),
+    "an escape": (
+        _edit_sums(lambda text: f"{text}{NUMBERS}  a\x1b[2Jb\n"),
+        r"a\\x1b\[2Jb is missing",
+    ),
+    "another file": (
+        _in_place_of("d/added", lambda path: path.write_text("")),
+        "state/d/added is not among those",
+    ),
+    "a pipe": (
+        _in_place_of("_METADATA", os.mkfifo),
+        "its state/_METADATA is a named pipe, and a file is expected",
+    ),
+    "a link": (
+        _in_place_of("_METADATA", lambda path: path.symlink_to("/dev/zero")),
+        "its state/_METADATA is a link",
+    ),
+    "a pipe for digests": (
+        _in_place_of("SHA256SUMS", os.mkfifo),
+        "its state/SHA256SUMS is a named pipe",
+    ),
+    "a pipe above": (
+        _in_place_of("../_CHECKPOINT_METADATA", os.mkfifo),
+        "its 5/_CHECKPOINT_METADATA is a named pipe",
+    ),
 }
 
 
@@ -436,7 +516,10 @@ def test_a_position_in_the_data_that_is_not_that_of_the_step_is_damage(tmp_path,
     _assert_equal(state, _state(5))
     assert position == {"batches": 5}
     assert len(reports) == 1
-    assert re.search(rf"step 10 in .* is damaged \(in its data, {reason}.*\); it is kept as 10\.damaged", reports[0])
+    assert re.search(
+        rf"step 10 in .* is damaged \(in its data, {reason}.*\); it is kept as 10\.damaged",
+        reports[0],
+    )
 
 
 def test_a_full_disk_is_told_and_the_checkpoint_before_survives(tmp_path, run_python):
@@ -444,7 +527,10 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_survives(tmp_path, run_py
     assert result.stderr == ""
     sentences = result.stdout.splitlines()
     assert len(sentences) >= 1
-    assert all(f"Saving a checkpoint in {tmp_path / 'checkpoints'} failed: " in sentence for sentence in sentences)
+    assert all(
+        f"Saving a checkpoint in {tmp_path / 'checkpoints'} failed: " in sentence
+        for sentence in sentences
+    )
     assert all("The last good checkpoint is that of step 1." in sentence for sentence in sentences)
     assert f"{tmp_path / 'checkpoints'} failed: File too large. The last good" in sentences[0]
     assert sentences[0].endswith("Put that right and give the same command again to resume.")
@@ -452,12 +538,16 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_survives(tmp_path, run_py
     template |= {f"more{i}": jax.ShapeDtypeStruct((300_000,), jnp.float32) for i in range(9)}
     checkpointer = Checkpointer(tmp_path, keep_last=1)
     state, position = checkpointer.restore(template)
-    np.testing.assert_array_equal(state["params"], np.random.default_rng(1).random(1_000_000, np.float32))
+    np.testing.assert_array_equal(
+        state["params"], np.random.default_rng(1).random(1_000_000, np.float32)
+    )
     assert position == {"batches": 1}
     checkpointer.close()
 
 
-def test_checkpoints_that_are_removed_under_a_running_job_are_told_and_single_ones_not_missed(tmp_path):
+def test_checkpoints_that_are_removed_under_a_running_job_are_told_and_single_ones_not_missed(
+    tmp_path,
+):
     checkpointer = Checkpointer(tmp_path / "run", keep_last=2)
     for step in (5, 10):
         checkpointer.save(step, _state(step), {"batches": step}, CONFIG)
@@ -469,7 +559,8 @@ def test_checkpoints_that_are_removed_under_a_running_job_are_told_and_single_on
     assert _steps(tmp_path / "run") == [15, 20]
     shutil.rmtree(tmp_path / "run")
     with pytest.raises(
-        FailureError, match=r"run/checkpoints was removed while the run was under way, and its checkpoints"
+        FailureError,
+        match=r"run/checkpoints was removed while the run was under way, and its checkpoints",
     ):
         checkpointer.save(25, _state(25), {"batches": 25}, CONFIG)
     assert not (tmp_path / "run").exists()
@@ -488,7 +579,9 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path):
 def test_a_directory_in_whose_name_checkpoints_would_be_lost_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
     for use in (lambda path: Checkpointer(path, keep_last=1), reader.find_step):
-        with pytest.raises(UsageError, match=r"Checkpoints cannot be kept in .*: rename it, or name another"):
+        with pytest.raises(
+            UsageError, match=r"Checkpoints cannot be kept in .*: rename it, or name another"
+        ):
             use(tmp_path / name)
     assert not list((tmp_path / name).iterdir())
 

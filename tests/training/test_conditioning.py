@@ -18,7 +18,8 @@ def labels(count=B):
 
 
 def images():
-    """No 2x2 block has a mean halfway between two levels, which float32 and float64 might round apart."""
+    """No 2x2 block has a mean halfway between two levels, which float32 and float64 might round
+    apart."""
     pixels = np.random.default_rng(0).integers(1, 255, (B, 4, 6, 1))
     halfway = pixels.reshape(B, 2, 2, 3, 2, 1).sum(axis=(2, 4)) % 4 == 2
     pixels[:, ::2, ::2] += halfway
@@ -26,7 +27,8 @@ def images():
 
 
 def enlarged(image):
-    """4x6 pixels of float64 -> the mean of each 2x2 block, rounded to 0..255, and bilinear interpolation of that."""
+    """4x6 pixels of float64 -> the mean of each 2x2 block, rounded to 0..255, and bilinear
+    interpolation of that."""
     small = np.rint(image.reshape(2, 2, 3, 2).mean(axis=(1, 3)) * 127.5 + 127.5) / 127.5 - 1
     at = lambda size: (np.arange(size) + 0.5) / 2 - 0.5  # noqa: E731  centres of the fine pixels among the coarse
     rows = np.stack([np.interp(at(4), np.arange(2), column) for column in small.T], axis=1)
@@ -65,30 +67,44 @@ def test_a_model_is_told_what_its_fields_say_and_nothing_else():
 
 
 def test_the_objective_hides_the_labels_of_its_stream_and_mirrors_what_it_shrinks(ddpm_objective):
-    """Networks that answer with what they are told: the loss is the error of that against the noise, by hand."""
+    """Networks that answer with what they are told: the loss is the error of that against the
+    noise, by hand."""
 
     def objective(conditioning, answer):
         return ddpm_objective(
-            lambda params, x_t, time, condition, keys: jnp.broadcast_to(answer(condition), x_t.shape),
+            lambda params, x_t, time, condition, keys: jnp.broadcast_to(
+                answer(condition), x_t.shape
+            ),
             make_schedule(make_betas("linear", 10, beta_start=0.01, beta_end=0.3)),
             conditioning=conditioning,
         )
 
     key, first = jax.random.key(3), 200
     batch = {"image": images(), "label": labels()}
-    of_labels = objective(Conditioning(K, 0.5), lambda c: c.label[:, None, None, None].astype(jnp.float32))
+    of_labels = objective(
+        Conditioning(K, 0.5), lambda c: c.label[:, None, None, None].astype(jnp.float32)
+    )
     of_images = objective(Conditioning(low_res_factor=2), lambda c: c.low_res)
-    by_label, by_image = (o.loss((), (), batch, key, first + jnp.arange(B))[0] for o in (of_labels, of_images))
+    by_label, by_image = (
+        o.loss((), (), batch, key, first + jnp.arange(B))[0] for o in (of_labels, of_images)
+    )
 
     flipped = hidden = 0
     for i in range(B):
-        eps_key, flip_key, label_key = (jax.random.fold_in(jax.random.fold_in(key, s), first + i) for s in (2, 3, 5))
+        eps_key, flip_key, label_key = (
+            jax.random.fold_in(jax.random.fold_in(key, s), first + i) for s in (2, 3, 5)
+        )
         eps = np.float64(jax.random.normal(eps_key, (4, 6, 1)))
-        is_hidden, is_flipped = bool(jax.random.bernoulli(label_key, 0.5)), bool(jax.random.bernoulli(flip_key))
+        is_hidden, is_flipped = (
+            bool(jax.random.bernoulli(label_key, 0.5)),
+            bool(jax.random.bernoulli(flip_key)),
+        )
         hidden, flipped = hidden + is_hidden, flipped + is_flipped
         x_0 = np.float64(images()[i, :, :, 0]) / 127.5 - 1
         low_res = enlarged(x_0[:, ::-1] if is_flipped else x_0)
-        np.testing.assert_allclose(by_label[i], np.mean((eps - (K if is_hidden else i % K)) ** 2), rtol=1e-5)
+        np.testing.assert_allclose(
+            by_label[i], np.mean((eps - (K if is_hidden else i % K)) ** 2), rtol=1e-5
+        )
         np.testing.assert_allclose(by_image[i], np.mean((eps[..., 0] - low_res) ** 2), rtol=1e-4)
     assert 0 < flipped < B
     assert 0 < hidden < B

@@ -1,4 +1,5 @@
-"""One device and several train alike, the state on each or split over them; they read each other's checkpoints."""
+"""One device and several train alike, the state on each or split over them; they read each other's
+checkpoints."""
 
 import pathlib
 
@@ -11,7 +12,8 @@ SAVED_AT = 5
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, run_python):
-    """Results on 1 device, on 8, and of each continuing what another wrote; "split" ones under fsdp."""
+    """Results on 1 device, on 8, and of each continuing what another wrote; "split" ones under
+    fsdp."""
     out = tmp_path_factory.mktemp("devices")
     run_python(PROGRAM, "pmap", out / "one", devices=1)
     run_python(PROGRAM, "pmap", out / "eight", devices=8)
@@ -44,13 +46,20 @@ def test_clip_scopes_are_two_algorithms_each_as_in_numpy(runs):
     run = runs["eight"]
     x, w = np.float64(run["x"]), np.float64(run["w"])
     replicas = [_numpy_gradient(part, w) for part in np.split(x, 8)]
-    average, replica = _clip(np.mean(replicas, axis=0)), np.mean([_clip(g) for g in replicas], axis=0)
+    average, replica = (
+        _clip(np.mean(replicas, axis=0)),
+        np.mean([_clip(g) for g in replicas], axis=0),
+    )
     assert min(np.linalg.norm(g) for g in replicas) < 1 < max(np.linalg.norm(g) for g in replicas)
     np.testing.assert_allclose(run["gradient_average"], average, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(run["gradient_replica"], replica, rtol=1e-5, atol=1e-6)
     assert np.linalg.norm(average - replica) > 0.1
-    np.testing.assert_allclose(run["norm_average"], np.linalg.norm(np.mean(replicas, axis=0)), rtol=1e-5)
-    np.testing.assert_allclose(run["norm_replica"], np.mean([np.linalg.norm(g) for g in replicas]), rtol=1e-5)
+    np.testing.assert_allclose(
+        run["norm_average"], np.linalg.norm(np.mean(replicas, axis=0)), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        run["norm_replica"], np.mean([np.linalg.norm(g) for g in replicas]), rtol=1e-5
+    )
     one = runs["one"]
     np.testing.assert_allclose(one["gradient_replica"], one["gradient_average"], rtol=1e-6)
 
@@ -79,7 +88,8 @@ def test_a_split_state_takes_less_of_a_device_the_more_there_are_and_pmap_the_sa
     assert runs["one"]["bytes"] == runs["eight"]["bytes"] == runs["one"]["all_bytes"]
     for run in runs.values():
         assert run["bytes"] == run["pieces"], "what is reported is what the first device holds"
-    # Norms and biases, 6 % of this tiny network, are on every device, and so is the objective's memory.
+    # Norms and biases, 6 % of this tiny network, are on every device, and so is the objective's
+    # memory.
     assert runs["split_in_one"]["bytes"] == runs["one"]["bytes"]
     assert runs["split"]["bytes"] < 0.35 * runs["one"]["bytes"]
     assert runs["split_continued"]["bytes"] < 0.2 * runs["one"]["bytes"]

@@ -1,4 +1,5 @@
-"""Averages made after training: profiles, inner products, sums, against brute force, quadrature, direct averages."""
+"""Averages made after training: profiles, inner products, sums, against brute force, quadrature,
+direct averages."""
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +10,34 @@ from scipy import integrate
 from ddpm_jax.errors import UsageError
 from ddpm_jax.training import ema
 from ddpm_jax.training.ema import Average
-from ddpm_jax.training.ema_profiles import Profile, fit, gamma_of, inner_product, sigma_rel_of, step_weights
+from ddpm_jax.training.ema_profiles import (
+    Profile,
+    fit,
+    gamma_of,
+    inner_product,
+    sigma_rel_of,
+    step_weights,
+)
 
 STEPS = 2000
 WIDTHS = (0.05, 0.1)
 
 
 def _density(profile, tau):
-    return (profile.gamma + 1) * tau**profile.gamma / profile.t ** (profile.gamma + 1) * (tau <= profile.t)
+    return (
+        (profile.gamma + 1)
+        * tau**profile.gamma
+        / profile.t ** (profile.gamma + 1)
+        * (tau <= profile.t)
+    )
 
 
 @pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.2, 0.28])
 def test_gamma_of_a_width_gives_a_profile_of_that_standard_deviation(width):
     profile = Profile(gamma_of(width), 1.0)
     moments = [
-        integrate.quad(lambda tau, k=k: tau**k * _density(profile, tau), 0, 1, epsabs=1e-12)[0] for k in range(3)
+        integrate.quad(lambda tau, k=k: tau**k * _density(profile, tau), 0, 1, epsabs=1e-12)[0]
+        for k in range(3)
     ]
     assert moments[0] == pytest.approx(1, abs=1e-10)
     assert np.sqrt(moments[2] - moments[1] ** 2) == pytest.approx(width, rel=1e-8)
@@ -57,7 +71,9 @@ def test_step_weights_are_those_of_the_recursion():
 @pytest.mark.parametrize("gammas", [(16.97, 6.94), (6.94, 16.97), (0.2, 3.0), (6.94, 6.94)])
 def test_inner_products_are_the_integrals(gammas, ts):
     a, b = map(Profile, gammas, ts)
-    expected, _ = integrate.quad(lambda tau: _density(a, tau) * _density(b, tau), 0, min(ts), epsabs=0, epsrel=1e-10)
+    expected, _ = integrate.quad(
+        lambda tau: _density(a, tau) * _density(b, tau), 0, min(ts), epsabs=0, epsrel=1e-10
+    )
     assert inner_product(a, b) == pytest.approx(expected, rel=1e-8)
     assert inner_product(b, a) == pytest.approx(expected, rel=1e-8)
 
@@ -78,7 +94,9 @@ def test_the_fit_is_the_least_squares_of_densities_on_a_grid(width):
     found, target = fit(wanted, saved), _density(wanted, tau)
     assert found.coefficients.sum() == pytest.approx(1, abs=1e-10)
     # The constraint by elimination: c_last = 1 - the others.
-    free, *_ = np.linalg.lstsq(columns[:, :-1] - columns[:, -1:], target - columns[:, -1], rcond=None)
+    free, *_ = np.linalg.lstsq(
+        columns[:, :-1] - columns[:, -1:], target - columns[:, -1], rcond=None
+    )
     brute = np.append(free, 1 - free.sum())
     # The grid's sums are off by 1e-5 at the jumps of the densities.
     np.testing.assert_allclose(found.coefficients, brute, atol=2e-3)
@@ -100,14 +118,18 @@ def trajectory():
 
 @pytest.fixture(scope="module")
 def snapshots(trajectory):
-    """What `ema.update` made of the trajectory every fortieth of the run: {width: float32 [40, 4]}."""
+    """What `ema.update` made of the trajectory every fortieth of the run: {width: float32 [40,
+    4]}."""
     averages = [Average(sigma_rel=width) for width in WIDTHS]
 
     @jax.jit
     def run(path):
         def update(kept, inputs):
             step, new = inputs
-            kept = tuple(ema.update(k, new, ema.rate_at(step, a)) for k, a in zip(kept, averages, strict=True))
+            kept = tuple(
+                ema.update(k, new, ema.rate_at(step, a))
+                for k, a in zip(kept, averages, strict=True)
+            )
             return kept, kept
 
         _, history = jax.lax.scan(update, (path[0],) * 2, (jnp.arange(STEPS), path))
@@ -115,7 +137,8 @@ def snapshots(trajectory):
 
     every = STEPS // 40
     return {
-        width: np.asarray(h)[every - 1 :: every] for width, h in zip(WIDTHS, run(jnp.float32(trajectory)), strict=True)
+        width: np.asarray(h)[every - 1 :: every]
+        for width, h in zip(WIDTHS, run(jnp.float32(trajectory)), strict=True)
     }
 
 
@@ -126,13 +149,20 @@ def test_an_average_of_any_width_is_reconstructed_from_two(trajectory, snapshots
     saved = [Profile(gamma_of(w), t) for w in WIDTHS for t in times]
     wanted = Profile(gamma_of(width), steps)
     found = fit(wanted, saved)
-    made = found.coefficients @ np.concatenate([np.float64(snapshots[w])[: len(times)] for w in WIDTHS])
+    made = found.coefficients @ np.concatenate(
+        [np.float64(snapshots[w])[: len(times)] for w in WIDTHS]
+    )
     direct = step_weights(wanted) @ trajectory[:steps]
-    # An error of weights that sums to 0 and is `error` long acts on what varies: the jitter, 0.05, and the drift.
-    scale = np.linalg.norm(step_weights(wanted)) * np.linalg.norm(trajectory[:steps] - direct, axis=0)
+    # An error of weights that sums to 0 and is `error` long acts on what varies: the jitter, 0.05,
+    # and the drift.
+    scale = np.linalg.norm(step_weights(wanted)) * np.linalg.norm(
+        trajectory[:steps] - direct, axis=0
+    )
     assert np.all(np.abs(made - direct) < found.error * scale + 1e-5)
     assert found.error < 0.07  # of the widest, from the 20 snapshots of half the run
-    others = [step_weights(Profile(gamma_of(w), steps)) @ trajectory[:steps] for w in WIDTHS if w != width]
+    others = [
+        step_weights(Profile(gamma_of(w), steps)) @ trajectory[:steps] for w in WIDTHS if w != width
+    ]
     assert np.abs(made - direct).max() < 0.1 * min(np.abs(other - direct).max() for other in others)
 
 

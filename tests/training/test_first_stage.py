@@ -31,15 +31,21 @@ X = np.asarray(to_model_range(IMAGES))
 
 
 def _encode(params, x, keys):
-    return (x.reshape(len(x), -1) @ params["encoder"] + params["encoder_bias"][None])[:, None, None, :]
+    return (x.reshape(len(x), -1) @ params["encoder"] + params["encoder_bias"][None])[
+        :, None, None, :
+    ]
 
 
 def _decode(params, z, keys):
-    return (z[:, 0, 0, :] @ params["decoder"] + params["decoder_bias"][None]).reshape(-1, SIDE, SIDE, 1)
+    return (z[:, 0, 0, :] @ params["decoder"] + params["decoder_bias"][None]).reshape(
+        -1, SIDE, SIDE, 1
+    )
 
 
 def _encode_moments(params, x, keys):
-    log_variance = jnp.broadcast_to(params["log_variance"][None, None, None, :], (len(x), 1, 1, LATENTS))
+    log_variance = jnp.broadcast_to(
+        params["log_variance"][None, None, None, :], (len(x), 1, 1, LATENTS)
+    )
     return jnp.concatenate([_encode(params, x, keys), log_variance], axis=-1)
 
 
@@ -55,21 +61,25 @@ def _params(**more):
 
 def _loss(objective, params, seed=0):
     """(loss [N], aux) of the whole data before any update."""
-    return objective.loss(params, objective.init(params), {"image": IMAGES}, jax.random.key(seed), jnp.arange(N))
+    return objective.loss(
+        params, objective.init(params), {"image": IMAGES}, jax.random.key(seed), jnp.arange(N)
+    )
 
 
 def _trained(objective, params, num_steps, *, learning_rate=1e-2):
     """(parameters, objective state, last metrics) after steps on the whole data."""
     optimizer, rate = optax.adam(learning_rate), lambda step: jnp.float32(learning_rate)
     step = map_step(make_train_step(objective, optimizer, rate, StepOptions()))
-    state = create(jax.tree.map(jnp.array, params), optimizer, objective)  # a copy: the state is donated
+    # a copy: the state is donated
+    state = create(jax.tree.map(jnp.array, params), optimizer, objective)
     for _ in range(num_steps):
         state, metrics = step(state, {"image": IMAGES[None]}, jax.random.key(1))
     return state.params, state.objective_state, metrics
 
 
 def test_a_linear_vae_becomes_the_principal_components():
-    """Lucas et al. 2019: its only maxima are those of probabilistic PCA, whose likelihood the bound then is."""
+    """Lucas et al. 2019: its only maxima are those of probabilistic PCA, whose likelihood the bound
+    then is."""
     first_stage = FirstStage("vae", _encode_moments, _decode, FAMILIES["gaussian"], scale="shared")
     objective = first_stage_objective(first_stage, FirstStageOptions(), flip=False)
     params = _params(log_variance=jnp.zeros(LATENTS), log_scale=jnp.zeros(()))
@@ -88,15 +98,20 @@ def test_an_autoencoder_spans_the_principal_components():
     objective = first_stage_objective(first_stage, FirstStageOptions(), flip=False)
     _, _, metrics = _trained(objective, _params(), 1500)
     model = pca.fit(X.reshape(N, -1), LATENTS)
-    left = model.variance * (SIDE * SIDE - LATENTS) / (SIDE * SIDE)  # what no LATENTS dimensions can hold
+    # what no LATENTS dimensions can hold
+    left = model.variance * (SIDE * SIDE - LATENTS) / (SIDE * SIDE)
     mse = float(metrics["mse"][0] / metrics["mse"][1]) / 127.5**2
     assert mse == pytest.approx(float(left), rel=0.01)
     assert set(metrics) == {"loss", "grad_norm", "learning_rate", "nll", "mse"}
 
 
 def _vq(codebook, **options):
-    first_stage = FirstStage("vq", _encode, _decode, FAMILIES["discretized_logistic"], log_scale=-2.0, num_codes=8)
-    objective = first_stage_objective(first_stage, FirstStageOptions(codebook=codebook, **options), flip=False)
+    first_stage = FirstStage(
+        "vq", _encode, _decode, FAMILIES["discretized_logistic"], log_scale=-2.0, num_codes=8
+    )
+    objective = first_stage_objective(
+        first_stage, FirstStageOptions(codebook=codebook, **options), flip=False
+    )
     return objective, _params(codebook=0.1 * jax.random.normal(jax.random.key(5), (8, LATENTS)))
 
 
@@ -113,7 +128,9 @@ def test_a_vq_vae_uses_its_codes_and_reconstructs_by_them(codebook):
     if codebook == "averages":
         counts = state.dictionary.counts
         np.testing.assert_allclose(jnp.sum(counts), N, rtol=0.01)
-        np.testing.assert_allclose(trained["codebook"], state.dictionary.sums / counts[:, None], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            trained["codebook"], state.dictionary.sums / counts[:, None], rtol=1e-3, atol=1e-5
+        )
     else:
         assert state.dictionary == ()
 
@@ -138,7 +155,9 @@ def test_dead_codes_are_restarted_where_asked():
 
 
 def test_the_loss_of_a_vae_is_its_terms_by_hand():
-    first_stage = FirstStage("vae", _encode_moments, _decode, FAMILIES["discretized_logistic"], log_scale=-1.0)
+    first_stage = FirstStage(
+        "vae", _encode_moments, _decode, FAMILIES["discretized_logistic"], log_scale=-1.0
+    )
     options = FirstStageOptions(beta=3.0, kl_warmup_steps=10, free_nats=0.2)
     objective = first_stage_objective(first_stage, options, flip=False)
     params = _params(log_variance=jnp.float32([-0.3, 0.01]))

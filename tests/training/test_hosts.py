@@ -38,13 +38,16 @@ def test_shares_are_equally_long_and_cover_everything_in_order(processes, count)
 @pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 30), (17, 30), (4, 4)])
 def test_spans_follow_one_another_and_differ_by_one_at_most(processes, first, last):
     for spans in processes(lambda: hosts.span(first, last)):
-        assert np.concatenate([np.arange(*span) for span in spans]).tolist() == list(range(first, last))
+        assert np.concatenate([np.arange(*span) for span in spans]).tolist() == list(
+            range(first, last)
+        )
         sizes = [b - a for a, b in spans]
         assert max(sizes) - min(sizes) <= 1
 
 
 class _Devices:
-    """The maximum over three processes in lockstep, each with a clock of its own; stands for `hosts._maximum`."""
+    """The maximum over three processes in lockstep, each with a clock of its own; stands for
+    `hosts._maximum`."""
 
     def __init__(self, seconds_per_call):
         self.seconds, self.clocks, self.current = seconds_per_call, [0.0] * 3, 0
@@ -64,7 +67,8 @@ class _Queued:
         self._rounds, self._number = rounds, number
 
     def addressable_data(self, _):
-        return np.max([votes[self._number] for votes in self._rounds], axis=0)  # fails if one has not voted
+        # fails if one has not voted
+        return np.max([votes[self._number] for votes in self._rounds], axis=0)
 
 
 @pytest.mark.parametrize("seconds", [(0.002, 0.003, 0.01), (0.2, 0.1, 0.1), (3.0, 2.0, 2.5)])
@@ -102,19 +106,25 @@ def test_a_directory_that_another_process_does_not_see_is_refused(tmp_path, monk
     monkeypatch.setattr(hosts, "wait_for_all", lambda name: None)
     monkeypatch.setattr(hosts, "VISIBLE_SECONDS", 0.2)
     path = tmp_path / "config.json"
-    with pytest.raises(UsageError, match=r"not the same directory for all processes: config\.json, .* by process 1"):
+    with pytest.raises(
+        UsageError, match=r"not the same directory for all processes: config\.json, .* by process 1"
+    ):
         hosts.check_shared(path)
-    monkeypatch.setattr(hosts.time, "sleep", lambda seconds: path.write_text("{}"))  # as a slow file system shows it
+    # as a slow file system shows it
+    monkeypatch.setattr(hosts.time, "sleep", lambda seconds: path.write_text("{}"))
     hosts.check_shared(path)
 
 
 def test_a_save_that_fails_because_a_process_is_gone_is_told_as_its_loss(tmp_path, monkeypatch):
     def save(*_, **__):
-        raise jax.errors.JaxRuntimeError("INTERNAL: Barrier failed because: UNAVAILABLE: Task 1 heartbeat timeout.")
+        raise jax.errors.JaxRuntimeError(
+            "INTERNAL: Barrier failed because: UNAVAILABLE: Task 1 heartbeat timeout."
+        )
 
     checkpointer = Checkpointer(tmp_path, keep_last=1)
     monkeypatch.setattr(checkpointer._manager, "save", save)
-    with pytest.raises(FailureError, match=r"Saving a checkpoint in .* failed"):  # one process has none to lose
+    # one process has none to lose
+    with pytest.raises(FailureError, match=r"Saving a checkpoint in .* failed"):
         checkpointer.save(1, {"x": jnp.zeros(2)}, {}, {})
     monkeypatch.setattr(hosts, "joined", lambda: True)
     with pytest.raises(FailureError) as raised:
@@ -127,8 +137,18 @@ def test_a_save_that_fails_because_a_process_is_gone_is_told_as_its_loss(tmp_pat
     ("error", "loss"),
     [
         (jax.errors.JaxRuntimeError("UNAVAILABLE: Task 1 heartbeat timeout."), True),
-        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 3 bytes."), False),
-        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:55990"), True),
+        (
+            jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 3 bytes."
+            ),
+            False,
+        ),
+        (
+            ValueError(
+                "UNKNOWN: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:55990"
+            ),
+            True,
+        ),
         (ValueError("UNAVAILABLE: Error opening gs://bucket: connection refused"), False),
         (KeyError("gloo"), False),
     ],
@@ -145,7 +165,9 @@ def test_a_failing_command_alone_ends_as_it_always_did():
     hosts.leave(1)  # returns
 
 
-@pytest.mark.parametrize("coordinator", ["host", "host:", ":1234", "host:port", "host:0", "host:65536"])
+@pytest.mark.parametrize(
+    "coordinator", ["host", "host:", ":1234", "host:port", "host:0", "host:65536"]
+)
 def test_an_address_without_a_port_is_refused_before_anything_is_tried(coordinator):
     with pytest.raises(UsageError, match="is no address: give HOST:PORT"):
         hosts.join(coordinator, 2, 1)

@@ -1,4 +1,5 @@
-"""Wishes to stop: who hears of them, what they become, and that a second Ctrl-C waits for nothing."""
+"""Wishes to stop: who hears of them, what they become, and that a second Ctrl-C waits for
+nothing."""
 
 import os
 import pathlib
@@ -11,8 +12,8 @@ import types
 
 import pytest
 
-from ddpm_jax import interrupt
-from ddpm_jax.interrupt import Interrupt, Stopped, Wish
+from ddpm_jax.distributed import interrupt
+from ddpm_jax.distributed.interrupt import Interrupt, Stopped, Wish
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -76,7 +77,11 @@ def test_a_command_deep_in_a_program_answers_a_signal_and_leaves_at_the_second()
     """Python runs no handler while the main thread waits for a device."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "busy\n"
     process.send_signal(signal.SIGINT)
@@ -119,13 +124,17 @@ def test_the_scripts_import_nothing_heavy_before_they_listen():
     """What `train.py` imports before it can be left must take no second."""
     program = "import sys\nfrom ddpm_jax.training import interrupt\nprint('jax' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert done.stdout == "False False\n"
 
 
 def test_ctrl_c_amid_a_callback_of_the_garbage_collector_is_not_lost():
-    """Python ignores what such a callback raises, and JAX has one: the time between imports and the first dispatch."""
+    """Python ignores what such a callback raises, and JAX has one: the time between imports and the
+    first dispatch."""
     program = textwrap.dedent("""
         import gc, signal, sys
         from ddpm_jax.cli import command
@@ -137,5 +146,7 @@ def test_ctrl_c_amid_a_callback_of_the_garbage_collector_is_not_lost():
 
         command.run(main)
     """)
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "\ninterrupted\n")

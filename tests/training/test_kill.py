@@ -1,4 +1,5 @@
-"""The real program, killed again and again while it trains and while it saves, ends where an undisturbed run ends."""
+"""The real program, killed again and again while it trains and while it saves, ends where an
+undisturbed run ends."""
 
 import os
 import pathlib
@@ -30,7 +31,13 @@ class Program:
 
     def __init__(self, workdir, data_dir, *arguments):
         self.workdir = workdir
-        self._command = [sys.executable, "-u", "train.py", f"--config={CONFIG}", f"--workdir={workdir}"]
+        self._command = [
+            sys.executable,
+            "-u",
+            "train.py",
+            f"--config={CONFIG}",
+            f"--workdir={workdir}",
+        ]
         self._command += [f"--config.data.data_dir={data_dir}", *arguments]
         # So small that everything it compiles is worth keeping for the next start.
         self._environment = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -103,7 +110,8 @@ def _state(workdir):
     experiment = build(load_config(CONFIG))
     training = build_training(experiment)
     template = jax.eval_shape(
-        lambda params: create(params, training.optimizer, training.objective), experiment.params_shapes()
+        lambda params: create(params, training.optimizer, training.objective),
+        experiment.params_shapes(),
     )
     return Checkpointer(workdir, keep_last=2).restore(template)
 
@@ -162,7 +170,9 @@ def test_a_run_killed_very_often_ends_as_if_undisturbed(tmp_path, data_dir, undi
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_leaves_at_once_even_amid_a_save_and_the_run_goes_on(tmp_path, data_dir, undisturbed):
+def test_a_second_ctrl_c_leaves_at_once_even_amid_a_save_and_the_run_goes_on(
+    tmp_path, data_dir, undisturbed
+):
     program, amid_a_save = Program(tmp_path / "run", data_dir), 0
     for _ in range(4):
         program.mark()

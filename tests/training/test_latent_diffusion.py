@@ -1,4 +1,5 @@
-"""Training over latents: what the model is given, what stays frozen, and latents that were encoded once."""
+"""Training over latents: what the model is given, what stays frozen, and latents that were encoded
+once."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,11 @@ INDEX = jnp.arange(8)
 def _patches(params, x, keys):
     """2x2 patches as channels, weighted: an encoder that a mirror image tells from the image."""
     b, h, w, c = x.shape
-    patches = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // 2, w // 2, 4 * c)
+    patches = (
+        x.reshape(b, h // 2, 2, w // 2, 2, c)
+        .transpose(0, 1, 3, 2, 4, 5)
+        .reshape(b, h // 2, w // 2, 4 * c)
+    )
     return params["weight"].reshape(1, 1, 1, -1) * patches
 
 
@@ -41,7 +46,9 @@ def _moments(params, x, keys):
 
 def space_of(kind):
     encode = _moments if kind == "vae" else _patches
-    return LatentSpace(FirstStage(kind, encode, lambda params, z, keys: z, FAMILIES["gaussian"]), (2, 2, 4))
+    return LatentSpace(
+        FirstStage(kind, encode, lambda params, z, keys: z, FAMILIES["gaussian"]), (2, 2, 4)
+    )
 
 
 FROZEN = Frozen({"weight": jnp.array([1.0, 0.5, 2.0, 0.25])}, jnp.float32(SCALE))
@@ -49,7 +56,12 @@ PARAMS = {"gain": jnp.array([0.1, 0.2, 0.3, 0.4])}
 
 
 def diffusion(**options):
-    fixed = {"parameterization": "eps", "variance": "fixed_large", "loss": "simple", "weighting": "uniform"}
+    fixed = {
+        "parameterization": "eps",
+        "variance": "fixed_large",
+        "loss": "simple",
+        "weighting": "uniform",
+    }
     return diffusion_objective(
         lambda params, x_t, time, condition, keys: x_t * params["gain"].reshape(1, 1, 1, -1),
         SCHEDULE,
@@ -89,7 +101,8 @@ def test_latents_that_were_kept_give_the_loss_of_those_encoded_on_the_fly(flip):
 
 
 def test_mirror_images_are_encoded_and_not_latents_mirrored():
-    """About half of 40 images must have the latents of their mirror image, which are not their latents mirrored."""
+    """About half of 40 images must have the latents of their mirror image, which are not their
+    latents mirrored."""
     seen = {}
 
     def spy(params, x_t, time, condition, keys):
@@ -97,7 +110,12 @@ def test_mirror_images_are_encoded_and_not_latents_mirrored():
         return x_t * params["gain"].reshape(1, 1, 1, -1)
 
     quiet = make_schedule(np.full(20, 1e-9))
-    fixed = {"parameterization": "eps", "variance": "fixed_large", "loss": "simple", "weighting": "uniform"}
+    fixed = {
+        "parameterization": "eps",
+        "variance": "fixed_large",
+        "loss": "simple",
+        "weighting": "uniform",
+    }
     inner = diffusion_objective(spy, quiet, **fixed, timestep_sampling="uniform", flip=False)
     objective = over_latents(inner, space_of("ae"), flip=True)
     objective.loss(PARAMS, state_of(objective), {"image": IMAGES}, jax.random.key(0), jnp.arange(N))
@@ -114,7 +132,9 @@ def test_a_step_leaves_the_first_stage_as_it_is_and_trains_the_rest():
     params, frozen = jax.tree.map(jnp.array, (PARAMS, FROZEN))  # the step donates them
     state = create(params, optimizer, objective)
     state = state._replace(objective_state=state.objective_state._replace(frozen=frozen))
-    step = map_step(make_train_step(objective, optimizer, optax.constant_schedule(0.1), StepOptions()))
+    step = map_step(
+        make_train_step(objective, optimizer, optax.constant_schedule(0.1), StepOptions())
+    )
     for _ in range(2):
         state, _ = step(state, shard({"image": IMAGES[:8]}), jax.random.key(0))
     kept = state.objective_state.frozen
@@ -124,7 +144,9 @@ def test_a_step_leaves_the_first_stage_as_it_is_and_trains_the_rest():
 
 
 def test_the_measured_scale_is_one_over_the_standard_deviation_of_the_latents():
-    scale = latent_cache.measure_scale(space_of("ae"), FROZEN.params, SOURCE, key=jax.random.key(0), num_images=1000)
+    scale = latent_cache.measure_scale(
+        space_of("ae"), FROZEN.params, SOURCE, key=jax.random.key(0), num_images=1000
+    )
     z = np.asarray(_patches(FROZEN.params, to_model_range(IMAGES), None), np.float64)
     assert scale == pytest.approx(1 / z.std(), rel=1e-5)
 
@@ -172,7 +194,10 @@ def test_encoding_goes_on_where_it_stopped_and_a_damaged_file_is_named(tmp_path,
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"sha256": "xyz"}, "first_stage_sha256 is 'abc' there, 'xyz' here"), ({"flip": False}, "flip")],
+    [
+        ({"sha256": "xyz"}, "first_stage_sha256 is 'abc' there, 'xyz' here"),
+        ({"flip": False}, "flip"),
+    ],
 )
 def test_latents_of_something_else_are_refused(tmp_path, small_files, changes, says):
     cached(tmp_path / "latents")

@@ -1,4 +1,5 @@
-"""The loop, with a step that only keeps a diary: what is done when, what is reported, and how it ends."""
+"""The loop, with a step that only keeps a diary: what is done when, what is reported, and how it
+ends."""
 
 import io
 import json
@@ -35,7 +36,8 @@ class _OnDevice:
 
 
 class _Diary:
-    """Stands for the step, the data and the checkpoints, and writes down what the loop asks of them."""
+    """Stands for the step, the data and the checkpoints, and writes down what the loop asks of
+    them."""
 
     def __init__(self, start=0, loss=lambda step: 1.0 / step, during_step=lambda step: None):
         self.events, self._loss, self._during_step = [], loss, during_step
@@ -76,7 +78,13 @@ class _Diary:
         self.note("snapshot", step)
 
     def train(self, workdir, *, owes_grid=False, since_record=MappingProxyType({}), **options):
-        options = {"num_steps": 10, "batch_size": 8, "log_every": 4, "sample_every": 0, "save_every": 100} | options
+        options = {
+            "num_steps": 10,
+            "batch_size": 8,
+            "log_every": 4,
+            "sample_every": 0,
+            "save_every": 100,
+        } | options
         with MetricWriter(workdir) as writer:
             return train(
                 self.state,
@@ -108,14 +116,25 @@ def test_metrics_are_read_one_step_late(tmp_path):
 
 
 def test_the_step_compiles_once_though_the_state_comes_from_one_device(tmp_path, linear, caplog):
-    optimizer, objective = optax.sgd(1e-2), linear.objective()._replace(init=lambda params: jnp.zeros(8))
+    optimizer, objective = (
+        optax.sgd(1e-2),
+        linear.objective()._replace(init=lambda params: jnp.zeros(8)),
+    )
     _, step = linear.start(optimizer, objective=objective)
     diary = _Diary()
-    diary.state, diary.train_step, diary.batch = create(linear.params(), optimizer, objective), step, linear.batch(8)
+    diary.state, diary.train_step, diary.batch = (
+        create(linear.params(), optimizer, objective),
+        step,
+        linear.batch(8),
+    )
     diary.on_sample = lambda step, state: None
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         diary.train(tmp_path)
-    compiled = [record.message for record in caplog.records if record.message.startswith("Compiling jit(_fun)")]
+    compiled = [
+        record.message
+        for record in caplog.records
+        if record.message.startswith("Compiling jit(_fun)")
+    ]
     assert len(compiled) == 1
 
 
@@ -136,7 +155,11 @@ def test_bars_over_t_are_the_mean_since_the_record_before(tmp_path, monkeypatch)
     shown = []
     monkeypatch.setattr(MetricWriter, "histogram", lambda self, *what: shown.append(what))
     _Diary().train(tmp_path)
-    assert [(step, name) for step, name, _ in shown] == [(4, "loss_by_t"), (8, "loss_by_t"), (10, "loss_by_t")]
+    assert [(step, name) for step, name, _ in shown] == [
+        (4, "loss_by_t"),
+        (8, "loss_by_t"),
+        (10, "loss_by_t"),
+    ]
     for (_, _, histogram), steps in zip(shown, ([1, 2, 3, 4], [5, 6, 7, 8], [9, 10]), strict=True):
         np.testing.assert_allclose(histogram.edges, [0, 0.5, 1])
         np.testing.assert_allclose(histogram.values, [np.mean(steps), 1.5 * np.mean(steps)])
@@ -151,7 +174,9 @@ def test_grids_are_drawn_from_the_ema_every_so_many_steps_and_at_the_end_once(tm
     assert diary.of("sample") == [("sample", 9, 9)]
 
 
-def test_saves_hold_the_state_and_the_batches_of_their_step_and_the_last_step_is_saved_once(tmp_path):
+def test_saves_hold_the_state_and_the_batches_of_their_step_and_the_last_step_is_saved_once(
+    tmp_path,
+):
     for num_steps, saved in ((10, [4, 8, 10]), (8, [4, 8])):
         diary = _Diary()
         diary.train(tmp_path, num_steps=num_steps, save_every=4)
@@ -171,7 +196,9 @@ def test_what_is_due_at_a_step_begins_with_the_save_and_ends_with_the_grid(tmp_p
 
 def test_a_run_stopped_between_its_save_and_what_follows_makes_that_first(tmp_path):
     diary = _Diary(start=4)
-    diary.train(tmp_path, num_steps=5, sample_every=2, save_every=2, snapshot_every=2, owes_grid=True)
+    diary.train(
+        tmp_path, num_steps=5, sample_every=2, save_every=2, snapshot_every=2, owes_grid=True
+    )
     done = [event[:2] for event in diary.of("dispatch", "snapshot", "sample")]
     assert done == [("snapshot", 4), ("sample", 4), ("dispatch", 5), ("snapshot", 5), ("sample", 5)]
 
@@ -188,10 +215,14 @@ def test_a_run_goes_on_from_the_step_of_its_state(tmp_path):
 
 
 @pytest.mark.parametrize("stopped", [2, 4, 7])
-def test_the_record_after_an_interruption_is_that_of_an_undisturbed_run(tmp_path, monkeypatch, stopped):
+def test_the_record_after_an_interruption_is_that_of_an_undisturbed_run(
+    tmp_path, monkeypatch, stopped
+):
     bars = []
     monkeypatch.setattr(
-        MetricWriter, "histogram", lambda self, step, name, bar: bars.append((step, name, bar.values.tolist()))
+        MetricWriter,
+        "histogram",
+        lambda self, step, name, bar: bars.append((step, name, bar.values.tolist())),
     )
 
     def losses(n):
@@ -199,7 +230,10 @@ def test_the_record_after_an_interruption_is_that_of_an_undisturbed_run(tmp_path
 
     _Diary(loss=losses).train(tmp_path / "still")
     still, bars = bars, []
-    diary = _Diary(loss=losses, during_step=lambda n: os.kill(os.getpid(), signal.SIGTERM) if n == stopped else None)
+    diary = _Diary(
+        loss=losses,
+        during_step=lambda n: os.kill(os.getpid(), signal.SIGTERM) if n == stopped else None,
+    )
     diary.train(tmp_path / "moved")
     since = diary.saved.get(SINCE_RECORD, {})
     assert bool(since) == (stopped % 4 != 0), "nothing is kept that a record has said"
@@ -243,7 +277,9 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path):
 def test_a_loss_that_is_not_finite_is_neither_recorded_nor_saved(tmp_path, value, step, saved):
     # 7 is any step, 8 one to save at, 10 the last.
     diary = _Diary(loss=lambda n: value if n == step else 1.0)
-    sentence = rf"^loss became {value} at step {step}\. The checkpoint of step {saved} is kept; lower"
+    sentence = (
+        rf"^loss became {value} at step {step}\. The checkpoint of step {saved} is kept; lower"
+    )
     with pytest.raises(FailureError, match=sentence):
         diary.train(tmp_path, save_every=4, log_every=1)
     assert diary.of("save")[-1] == ("save", saved, saved, saved)
@@ -263,17 +299,24 @@ class _Batches:
 
     def __next__(self):
         self._count += 1
-        return self._batch | ({"y": self._batch["y"] * np.nan} if self._count == self._poisoned else {})
+        return self._batch | (
+            {"y": self._batch["y"] * np.nan} if self._count == self._poisoned else {}
+        )
 
     def get_state(self):
         return {"batches": self._count}
 
 
 @pytest.mark.parametrize(("rate", "poisoned"), [(1e-2, 8), (1e12, None)])
-def test_a_diverging_run_stops_and_its_last_good_checkpoint_is_finite(tmp_path, linear, rate, poisoned):
+def test_a_diverging_run_stops_and_its_last_good_checkpoint_is_finite(
+    tmp_path, linear, rate, poisoned
+):
     state, step = linear.start(optax.sgd(rate))
     checkpointer = Checkpointer(tmp_path, keep_last=1)
-    with MetricWriter(tmp_path) as writer, pytest.raises(FailureError, match=r"became (nan|inf) at step") as caught:
+    with (
+        MetricWriter(tmp_path) as writer,
+        pytest.raises(FailureError, match=r"became (nan|inf) at step") as caught,
+    ):
         train(
             state,
             step,

@@ -1,4 +1,5 @@
-"""Metrics: what is on disk after a kill and a resume, what an average is, and what a person sees."""
+"""Metrics: what is on disk after a kill and a resume, what an average is, and what a person
+sees."""
 
 import io
 import json
@@ -35,7 +36,8 @@ def _write_steps(workdir, steps, **kwargs):
 
 
 def _events(workdir):
-    """Events of every file, oldest file first, from the framing: length u64, checksum u32, payload, checksum u32."""
+    """Events of every file, oldest file first, from the framing: length u64, checksum u32, payload,
+    checksum u32."""
     from tensorboardX.proto import event_pb2
 
     for path in sorted((workdir / tensorboard.TENSORBOARD).iterdir()):
@@ -164,7 +166,9 @@ def test_tensorboard_itself_reads_the_bars_the_numbers_and_the_pictures(tmp_path
     # In a process of its own: its imports warn of what is none of ours.
     with metric_writer.MetricWriter(tmp_path) as writer:
         writer.write(7, {"loss": 0.5})
-        writer.histogram(7, "loss_by_t", metric_writer.Histogram(np.linspace(0, 1, 31), np.arange(30.0)))
+        writer.histogram(
+            7, "loss_by_t", metric_writer.Histogram(np.linspace(0, 1, 31), np.arange(30.0))
+        )
         writer.image(7, "samples", np.zeros((4, 6, 3), np.uint8))
     program = """
 import json, sys
@@ -178,7 +182,9 @@ found = [loss.step, loss.value, bars.step, histogram.bucket_limit, histogram.buc
 print(json.dumps(found))
 """
     events = str(tmp_path / tensorboard.TENSORBOARD)
-    done = subprocess.run([sys.executable, "-c", program, events], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, events], capture_output=True, text=True, check=True
+    )
     step, loss, bars_step, limits, heights, width = json.loads(done.stdout)
     assert (step, loss, bars_step, width) == (7, 0.5, 7, 6)
     np.testing.assert_allclose(limits, np.linspace(0, 1, 31)[1:])
@@ -195,7 +201,11 @@ def test_seconds_run_on_over_a_resume_and_forget_what_is_done_again(tmp_path):
     resumed = Records(tmp_path, resume_step=2, clock=clock)
     clock.now += 7
     resumed.append(3, {"loss": 0.5})
-    assert [(record["step"], record["seconds"]) for record in metric_writer.read(tmp_path)] == [(1, 10), (2, 20), (3, 27)]
+    assert [(record["step"], record["seconds"]) for record in metric_writer.read(tmp_path)] == [
+        (1, 10),
+        (2, 20),
+        (3, 27),
+    ]
 
 
 def test_what_is_measured_on_a_grid_joins_the_record_of_its_step(tmp_path):
@@ -225,7 +235,9 @@ def test_tensorboard_is_told_to_forget_what_the_resumed_run_writes_again(tmp_pat
 
 
 def test_tensorboardx_is_not_imported_before_writing():
-    program = "import sys, ddpm_jax.monitoring.metric_writer; assert 'tensorboardX' not in sys.modules"
+    program = (
+        "import sys, ddpm_jax.monitoring.metric_writer; assert 'tensorboardX' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
@@ -236,11 +248,16 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("builtins.open", full)
-    with pytest.raises(FailureError, match=r"Cannot keep the metrics in .*metric_writer.jsonl: No space left.*resume"):
+    with pytest.raises(
+        FailureError,
+        match=r"Cannot keep the metrics in .*metric_writer.jsonl: No space left.*resume",
+    ):
         writer.write(1, {"loss": 0.5})
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux: a device that is always full, and /proc")
+@pytest.mark.skipif(
+    not os.path.exists("/dev/full"), reason="needs Linux: a device that is always full, and /proc"
+)
 def test_a_disk_that_fills_up_under_tensorboard_stops_the_run_and_does_not_hang_it(tmp_path):
     writer = metric_writer.MetricWriter(tmp_path)
     writer.write(1, {"loss": 0.5})
@@ -306,7 +323,9 @@ def test_averages_by_time_are_bars_over_the_chain_with_none_where_no_t_fell():
     (histogram,) = averages.histograms().values()
     np.testing.assert_allclose(histogram.edges, [0, 0.2, 0.4, 0.6, 0.8, 1])
     # The sums passed through float32.
-    np.testing.assert_allclose(histogram.values, [*(losses[parts == i].mean() for i in range(4)), 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        histogram.values, [*(losses[parts == i].mean() for i in range(4)), 0], rtol=1e-6
+    )
     assert averages.histograms() == {}
 
 
@@ -414,12 +433,15 @@ def test_progress_in_a_file_is_one_plain_line_for_each_report():
     file = io.StringIO()
     progress = metric_writer.Progress(2000, file=file)
     progress.update(199)
-    progress.update(200, {"loss": 0.0432, "lr": 2e-5, "images_per_second": 12345.6, "data_wait": 0.0312})
+    progress.update(
+        200, {"loss": 0.0432, "lr": 2e-5, "images_per_second": 12345.6, "data_wait": 0.0312}
+    )
     progress.say("look here")
     progress.update(400, {"loss": math.nan})
     progress.close()
     assert file.getvalue() == (
-        "step 200/2000 loss 0.0432 lr 2e-05 images/s 12346 data wait 3.1%\nlook here\nstep 400/2000 loss nan\n"
+        "step 200/2000 loss 0.0432 lr 2e-05 images/s 12346 data wait 3.1%\nlook here\nstep "
+        "400/2000 loss nan\n"
     )
 
 
@@ -430,7 +452,9 @@ def test_progress_on_a_terminal_is_a_bar_that_starts_where_training_resumed():
     for step in range(501, 2001):
         progress.update(step)
     progress.say("look here")
-    progress.update(2000, {"loss": 0.0432, "loss_q1": 1.0, "images_per_second": 3021.0, "data_wait": 0.5})
+    progress.update(
+        2000, {"loss": 0.0432, "loss_q1": 1.0, "images_per_second": 3021.0, "data_wait": 0.5}
+    )
     progress.close()
     progress.close()
     last = file.getvalue().split("\r")[-1]

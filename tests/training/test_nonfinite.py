@@ -1,4 +1,5 @@
-"""Steps whose loss or gradient is not finite: passed over without a trace, counted, or the end of the run; and why."""
+"""Steps whose loss or gradient is not finite: passed over without a trace, counted, or the end of
+the run; and why."""
 
 import io
 import json
@@ -57,7 +58,11 @@ def _train(linear, batches, **options):
 
 def test_a_run_that_skips_a_batch_ends_as_one_that_never_saw_it(linear):
     batches = [_good(linear, n) for n in range(6)]
-    seen = _train(linear, [*batches[:2], _bad(linear, 9), *batches[2:5], _bad(linear, 9), batches[5]], skip_nonfinite=1)
+    seen = _train(
+        linear,
+        [*batches[:2], _bad(linear, 9), *batches[2:5], _bad(linear, 9), batches[5]],
+        skip_nonfinite=1,
+    )
     unseen = _train(linear, batches)
     _assert_equal(seen._replace(step=unseen.step), unseen)
     assert (int(seen.step), int(unseen.step)) == (8, 6)
@@ -65,15 +70,24 @@ def test_a_run_that_skips_a_batch_ends_as_one_that_never_saw_it(linear):
 
 def test_the_count_is_of_steps_in_a_row(linear):
     good, bad = _good(linear, 0), _bad(linear, 0)
-    for batches, count in (([bad], 1), ([bad, bad], 2), ([bad, bad, good], 0), ([good, bad, good, bad], 1)):
+    for batches, count in (
+        ([bad], 1),
+        ([bad, bad], 2),
+        ([bad, bad, good], 0),
+        ([good, bad, good, bad], 1),
+    ):
         assert int(_train(linear, batches, skip_nonfinite=2).nonfinite) == count
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2])
 def test_after_one_too_many_the_state_stands_still_before_the_failing_step(linear, allowed):
-    before = _train(linear, [_good(linear, 0)] + [_bad(linear, 1)] * allowed, skip_nonfinite=allowed)
+    before = _train(
+        linear, [_good(linear, 0)] + [_bad(linear, 1)] * allowed, skip_nonfinite=allowed
+    )
     after = _train(
-        linear, [_good(linear, 0)] + [_bad(linear, 1)] * (allowed + 1) + [_good(linear, 2)] * 3, skip_nonfinite=allowed
+        linear,
+        [_good(linear, 0)] + [_bad(linear, 1)] * (allowed + 1) + [_good(linear, 2)] * 3,
+        skip_nonfinite=allowed,
     )
     _assert_equal(after._replace(nonfinite=before.nonfinite), before)
     assert int(after.step) == 1 + allowed
@@ -82,7 +96,9 @@ def test_after_one_too_many_the_state_stands_still_before_the_failing_step(linea
 
 def test_several_steps_in_a_call_stand_still_in_the_middle(linear):
     objective, optimizer = linear.objective(), optax.adam(0.1)
-    step = make_train_step(objective, optimizer, optax.constant_schedule(0.1), StepOptions(skip_nonfinite=0))
+    step = make_train_step(
+        objective, optimizer, optax.constant_schedule(0.1), StepOptions(skip_nonfinite=0)
+    )
     batches = [_good(linear, 0), _bad(linear, 1), _good(linear, 2), _good(linear, 3)]
     state = replicate(create(linear.params(), optimizer, objective))
     together, _ = map_step(several(step))(state, to_devices(batches), base_key(0))
@@ -95,7 +111,9 @@ def test_several_steps_in_a_call_stand_still_in_the_middle(linear):
 def test_an_infinite_gradient_of_a_finite_loss_is_skipped_too(linear):
     batch = _good(linear, 0)
     batch["x"], batch["y"] = batch["x"] * np.float32(1e25), batch["y"] * 0
-    objective = linear.objective()._replace(loss=lambda p, s, b, k, i: (jnp.abs(b["x"] @ p["w"]) * 1e-12, b["y"]))
+    objective = linear.objective()._replace(
+        loss=lambda p, s, b, k, i: (jnp.abs(b["x"] @ p["w"]) * 1e-12, b["y"])
+    )
     state, step = linear.start(optax.adam(0.1), objective=objective, skip_nonfinite=1)
     state, metrics = linear.step(step, state, batch)
     assert np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
@@ -135,7 +153,9 @@ class _Batches:
         return {"batches": self._count}
 
 
-def _run(linear, workdir, poisoned, *, skip, num_steps=12, explain=None, steps_per_call=1, save_every=4):
+def _run(
+    linear, workdir, poisoned, *, skip, num_steps=12, explain=None, steps_per_call=1, save_every=4
+):
     """Trains, or resumes; returns the records."""
     objective, optimizer, rate = linear.objective(), optax.adam(0.1), optax.constant_schedule(0.1)
     step = make_train_step(objective, optimizer, rate, StepOptions(skip_nonfinite=skip))
@@ -144,7 +164,12 @@ def _run(linear, workdir, poisoned, *, skip, num_steps=12, explain=None, steps_p
     if checkpointer.latest_step() is not None:
         state, _ = checkpointer.resume(state, pytest.fail)
     options = LoopOptions(
-        num_steps, BATCH, log_every=4, sample_every=0, save_every=save_every, steps_per_call=steps_per_call
+        num_steps,
+        BATCH,
+        log_every=4,
+        sample_every=0,
+        save_every=save_every,
+        steps_per_call=steps_per_call,
     )
     try:
         with MetricWriter(workdir, resume_step=int(state.step)) as writer:
@@ -168,8 +193,12 @@ def _run(linear, workdir, poisoned, *, skip, num_steps=12, explain=None, steps_p
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
-def test_skipped_steps_are_counted_in_the_records_and_do_not_spoil_the_means(tmp_path, linear, steps_per_call):
-    written = _run(linear, tmp_path, {2, 3, 6, 9, 10, 11, 12}, skip=4, steps_per_call=steps_per_call)
+def test_skipped_steps_are_counted_in_the_records_and_do_not_spoil_the_means(
+    tmp_path, linear, steps_per_call
+):
+    written = _run(
+        linear, tmp_path, {2, 3, 6, 9, 10, 11, 12}, skip=4, steps_per_call=steps_per_call
+    )
     assert [record["skipped"] for record in written] == [2, 1, 4]
     assert np.isfinite([record["loss"] for record in written[:2]]).all()
     assert "loss" not in written[2], "no step of these has one"
@@ -204,13 +233,24 @@ def test_what_is_asked_why_is_the_failing_step_though_others_were_dispatched(tmp
         return "because"
 
     for steps_per_call in (1, 4):
-        with pytest.raises(FailureError, match=r"^loss became nan at step 6: because\. The checkpoint of step 4 is"):
-            _run(linear, tmp_path / str(steps_per_call), {6}, skip=0, explain=explain, steps_per_call=steps_per_call)
+        with pytest.raises(
+            FailureError, match=r"^loss became nan at step 6: because\. The checkpoint of step 4 is"
+        ):
+            _run(
+                linear,
+                tmp_path / str(steps_per_call),
+                {6},
+                skip=0,
+                explain=explain,
+                steps_per_call=steps_per_call,
+            )
     assert [(step, rows) for step, rows, _ in asked] == [(5, [[3]])] * 2
 
 
 def test_a_failure_that_does_not_come_again_is_told_as_one(tmp_path, linear):
-    with pytest.raises(FailureError, match="at step 2: computed again, each part of the batch has a finite loss"):
+    with pytest.raises(
+        FailureError, match="at step 2: computed again, each part of the batch has a finite loss"
+    ):
         _run(linear, tmp_path, {2}, skip=0, explain=lambda state, batch, key: None)
 
 
@@ -219,7 +259,8 @@ def test_a_failure_is_told_even_if_its_cause_cannot_be_found(tmp_path, linear):
         raise MemoryError
 
     with pytest.raises(
-        FailureError, match=r"at step 2: its cause is not known, because .* failed \(MemoryError\)\. No"
+        FailureError,
+        match=r"at step 2: its cause is not known, because .* failed \(MemoryError\)\. No",
     ):
         _run(linear, tmp_path, {2}, skip=0, explain=explain)
 
@@ -262,7 +303,9 @@ def _objective(network):
         losses = jnp.square(network.apply({"params": params}, batch["x"])[:, 0])
         return losses, losses
 
-    return Objective(init=lambda params: (), loss=loss, update=lambda state, aux: state, metrics=lambda aux: {})
+    return Objective(
+        init=lambda params: (), loss=loss, update=lambda state, aux: state, metrics=lambda aux: {}
+    )
 
 
 def _why(network, *, params=lambda params: params, x=lambda x: x, parts=2):
@@ -284,7 +327,10 @@ def _huge(module):
 @pytest.mark.parametrize("module", ["a", "b", "c"])
 def test_the_module_whose_output_overflows_first_is_named(module, remat):
     why = _why(_Network(remat=remat), params=_huge(module), x=lambda x: x + 100)
-    assert f"the first number that is not finite is in the output of {module} (its input is finite, up to " in why
+    assert (
+        f"the first number that is not finite is in the output of {module} (its input is finite, "
+        "up to " in why
+    )
     assert "for 2 of 2 images" in why
 
 
@@ -330,24 +376,34 @@ def test_a_weight_over_t_that_fails_is_told_apart_from_the_error_that_it_weighs(
     objective = diffusion_objective(
         lambda params, x_t, time, condition, keys: params["scale"] * x_t,
         make_schedule(make_betas("linear", 4)),
-        **{"parameterization": "eps", "variance": "fixed_small", "loss": "simple", "weighting": "p2"},
+        **{
+            "parameterization": "eps",
+            "variance": "fixed_small",
+            "loss": "simple",
+            "weighting": "p2",
+        },
         timestep_sampling="antithetic",
         flip=False,
     )
     params = {"scale": np.float32(1)}
     state = replicate(TrainState(jnp.int32(0), params, params, (), ()))
-    why = make_explain(objective, parts=1)(state, {"image": np.zeros((32, 2, 2, 1), np.uint8)}, base_key(0))
+    why = make_explain(objective, parts=1)(
+        state, {"image": np.zeros((32, 2, 2, 1), np.uint8)}, base_key(0)
+    )
     assert why.startswith("the network's error is finite, up to ")
     assert "its product with the weight over t is not, for " in why
     assert why.endswith(" of 32 images, one of them at t = 3")
 
 
 def test_a_gradient_that_fails_alone_is_followed_back_from_the_loss():
-    class Root(_Network):  # sqrt(0) is 0, and its slope is infinite: b and what is before it get inf x 0
+    # Sqrt(0) is 0, and its slope is infinite: b and what is before it get inf x 0
+    class Root(_Network):
         between = staticmethod(lambda x: jnp.sqrt(x * 0) + x)
 
     why = _why(Root())
-    assert why.startswith("the loss is finite, its gradient is not: on the way back from the loss that of b/")
+    assert why.startswith(
+        "the loss is finite, its gradient is not: on the way back from the loss that of b/"
+    )
     assert why.endswith(" is the first to fail, and 3 more do")
 
 
@@ -357,8 +413,18 @@ def test_a_finite_step_has_no_cause():
 
 @pytest.mark.slow
 def test_in_the_real_network_the_block_and_the_timestep_are_named(network_objective):
-    model = UNet(resolution=8, out_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), dropout=0.1)
-    params = _on_host(model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,)))["params"])
+    model = UNet(
+        resolution=8,
+        out_channels=1,
+        ch=32,
+        ch_mult=(1,),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        dropout=0.1,
+    )
+    params = _on_host(
+        model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,)))["params"]
+    )
     params["mid_block_1"]["norm2"]["scale"] += 3e38
     objective = network_objective(model, num_timesteps=10)
     state = replicate(TrainState(jnp.int32(4), params, params, (), ()))

@@ -1,4 +1,5 @@
-"""The objective of diffusion: algorithm 1 by hand, its metrics, and the draws of t by importance."""
+"""The objective of diffusion: algorithm 1 by hand, its metrics, and the draws of t by
+importance."""
 
 import collections
 
@@ -45,13 +46,16 @@ def _batch():
 def test_the_loss_is_algorithm_1_by_hand():
     key, first = jax.random.key(7), 100  # examples 100..123 of the global batch
     objective = _objective()
-    losses, aux = objective.loss(PARAMS, objective.init(PARAMS), _batch(), key, first + jnp.arange(B))
+    losses, aux = objective.loss(
+        PARAMS, objective.init(PARAMS), _batch(), key, first + jnp.arange(B)
+    )
 
     alphas_bar = np.cumprod(1 - np.linspace(0.01, 0.3, T))
     flipped = 0
     for i in range(B):
         t_key, eps_key, flip_key, dropout_key = (
-            jax.random.fold_in(jax.random.fold_in(key, stream), first + i) for stream in (1, 2, 3, 4)
+            jax.random.fold_in(jax.random.fold_in(key, stream), first + i)
+            for stream in (1, 2, 3, 4)
         )
         x_0 = np.float64(_batch()["image"][i]) / 127.5 - 1
         if jax.random.bernoulli(flip_key):
@@ -70,8 +74,12 @@ def test_without_flip_no_image_is_mirrored():
     objective, mirrored = _objective(flip=False), {"image": _batch()["image"][:, :, ::-1]}
     key, index = jax.random.key(0), jnp.arange(B)
     on = objective.loss(PARAMS, (), _batch(), key, index)[0]
-    assert not np.any(np.isclose(on, objective.loss(PARAMS, (), mirrored, key, index)[0], rtol=1e-6))
-    either = [_objective().loss(PARAMS, (), images, key, index)[0] for images in (_batch(), mirrored)]
+    assert not np.any(
+        np.isclose(on, objective.loss(PARAMS, (), mirrored, key, index)[0], rtol=1e-6)
+    )
+    either = [
+        _objective().loss(PARAMS, (), images, key, index)[0] for images in (_batch(), mirrored)
+    ]
     assert np.all(np.isclose(on, either[0]) | np.isclose(on, either[1]))
 
 
@@ -91,7 +99,8 @@ def test_the_bars_over_t_are_sums_over_equal_parts_of_the_chain(num_timesteps, b
     t = np.random.default_rng(1).integers(0, num_timesteps, 200)
     loss = np.random.default_rng(2).uniform(size=200).astype(np.float32)
     found = loss_over_time(jnp.asarray(t), jnp.asarray(loss), num_timesteps)["loss_by_t"]
-    # t/T of a boundary is rounded to float64; a hundredth of a step moves none across it that is not on it.
+    # t/T of a boundary is rounded to float64; a hundredth of a step moves none across it that is
+    # not on it.
     counts, edges = np.histogram((t + 0.01) / num_timesteps, bars, (0, 1))
     sums, _ = np.histogram((t + 0.01) / num_timesteps, bars, (0, 1), weights=loss)
     assert isinstance(found, ByTime)
@@ -126,10 +135,15 @@ def _full_history():
 def test_importance_weights_leave_the_expected_loss_unchanged():
     count, index = 20_000, jnp.arange(20_000)
     batch = {"image": np.full((count, 1, 1, 1), 200, np.uint8)}
-    uniform, importance = _objective(flip=False), _objective(flip=False, timestep_sampling="importance")
+    uniform, importance = (
+        _objective(flip=False),
+        _objective(flip=False, timestep_sampling="importance"),
+    )
     params = PARAMS | {"b": jnp.float32(-0.3)}  # a loss that grows with t, as the history does
     reference, _ = jax.jit(uniform.loss)(params, (), batch, jax.random.key(0), index)
-    weighted, aux = jax.jit(importance.loss)(params, _full_history(), batch, jax.random.key(1), index)
+    weighted, aux = jax.jit(importance.loss)(
+        params, _full_history(), batch, jax.random.key(1), index
+    )
 
     def error(x):
         return np.std(x) / np.sqrt(count)
@@ -137,14 +151,19 @@ def test_importance_weights_leave_the_expected_loss_unchanged():
     difference = float(np.mean(weighted) - np.mean(reference))
     assert abs(difference) < 4 * np.hypot(error(weighted), error(reference))
     biased = float(np.mean(aux.loss) - np.mean(reference))
-    assert abs(biased) > 8 * np.hypot(error(aux.loss), error(reference)), "the draws are not uniform"
+    assert abs(biased) > 8 * np.hypot(error(aux.loss), error(reference)), (
+        "the draws are not uniform"
+    )
     weights = 1 / (T * np.asarray(importance_probabilities(_full_history()))[np.asarray(aux.t)])
     np.testing.assert_allclose(weighted, weights * aux.loss, rtol=1e-5)
 
 
 def test_the_history_holds_the_last_unweighted_losses_of_every_t():
     objective = _objective(timestep_sampling="importance")
-    state, expected = objective.init(PARAMS), collections.defaultdict(lambda: collections.deque(maxlen=HISTORY))
+    state, expected = (
+        objective.init(PARAMS),
+        collections.defaultdict(lambda: collections.deque(maxlen=HISTORY)),
+    )
     for n in range(20):
         _, aux = objective.loss(PARAMS, state, _batch(), jax.random.key(n), jnp.arange(B))
         state = objective.update(state, aux)

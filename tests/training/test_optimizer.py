@@ -27,21 +27,37 @@ def test_the_rate_rises_from_0_and_then_decays_to_the_end_of_the_run(decay, afte
     rising = step / max(warmup, 1)
     expected = PEAK * np.where(step < warmup, rising, after((step - warmup) / (STEPS - warmup)))
     # Absolute at the end of the decay, where 1 + cos cancels.
-    np.testing.assert_allclose(jax.vmap(rate)(jnp.asarray(step)), expected, rtol=2e-6, atol=1e-7 * PEAK)
+    np.testing.assert_allclose(
+        jax.vmap(rate)(jnp.asarray(step)), expected, rtol=2e-6, atol=1e-7 * PEAK
+    )
 
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("warmup", [0, 4])
 @pytest.mark.parametrize("longer", [15, 30])
-def test_a_run_may_get_another_length_while_its_steps_so_far_are_those_of_that_length(decay, warmup, longer):
+def test_a_run_may_get_another_length_while_its_steps_so_far_are_those_of_that_length(
+    decay, warmup, longer
+):
     before, after = (
-        np.float64([make_learning_rate(PEAK, warmup_steps=warmup, decay=decay, num_steps=n)(s) for s in range(12)])
+        np.float64(
+            [
+                make_learning_rate(PEAK, warmup_steps=warmup, decay=decay, num_steps=n)(s)
+                for s in range(12)
+            ]
+        )
         for n in (12, longer)
     )
     allowed = []
     for step in range(13):
         try:
-            check_length(PEAK, warmup_steps=warmup, decay=decay, num_steps=longer, saved_num_steps=12, step=step)
+            check_length(
+                PEAK,
+                warmup_steps=warmup,
+                decay=decay,
+                num_steps=longer,
+                saved_num_steps=12,
+                step=step,
+            )
             allowed.append(True)
         except UsageError:
             allowed.append(False)
@@ -54,15 +70,20 @@ def test_a_length_that_is_passed_is_no_question_of_the_rate():
 
 
 def test_the_refusal_of_another_length_says_what_the_rate_would_be():
-    """Linear from 2e-4 at step 50: at step 150, half of 250 steps is left and a quarter of 550 has gone."""
+    """Linear from 2e-4 at step 50: at step 150, half of 250 steps is left and a quarter of 550 has
+    gone."""
     with pytest.raises(
-        UsageError, match=r"train\.num_steps is 450.* 250 steps .*step 150 .* 0\.00015 instead of 0\.0001"
+        UsageError,
+        match=r"train\.num_steps is 450.* 250 steps .*step 150 .* 0\.00015 instead of 0\.0001",
     ):
-        check_length(PEAK, warmup_steps=50, decay="linear", num_steps=450, saved_num_steps=250, step=150)
+        check_length(
+            PEAK, warmup_steps=50, decay="linear", num_steps=450, saved_num_steps=250, step=150
+        )
 
 
 def _adam(gradients, x, rate, *, b1, b2, eps, weight_decay=0.0):
-    """Kingma & Ba 2015, algorithm 1; the decay of Loshchilov & Hutter 2019, algorithm 2, scaled by the rate."""
+    """Kingma & Ba 2015, algorithm 1; the decay of Loshchilov & Hutter 2019, algorithm 2, scaled by
+    the rate."""
     m = v = 0.0
     for t, g in enumerate(np.float64(gradients), start=1):
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
@@ -82,7 +103,13 @@ def test_the_update_is_the_papers(name, weight_decay):
     for gradient in gradients:
         updates, state = optimizer.update(jnp.asarray(gradient), state, x)
         x = optax.apply_updates(x, updates)
-    expected = _adam(gradients, np.linspace(-1, 1, 5), lambda n: float(rate(n)), weight_decay=weight_decay, **moments)
+    expected = _adam(
+        gradients,
+        np.linspace(-1, 1, 5),
+        lambda n: float(rate(n)),
+        weight_decay=weight_decay,
+        **moments,
+    )
     np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-7)
 
 

@@ -1,4 +1,5 @@
-"""A count for people: a bar on a terminal, lines now and then elsewhere, nothing for what is done soon."""
+"""A count for people: a bar on a terminal, lines now and then elsewhere, nothing for what is done
+soon."""
 
 import functools
 import io
@@ -31,7 +32,8 @@ def test_what_is_done_soon_prints_nothing_where_there_is_no_terminal():
 
 
 def test_lines_come_now_and_then_with_the_share_the_time_and_what_is_left_of_it():
-    """60 s of compiling, then an image a second in batches of ten, with twenty looks at each chain."""
+    """60 s of compiling, then an image a second in batches of ten, with twenty looks at each
+    chain."""
     clock, file = Clock(), io.StringIO()
     counter = Counter("sampling", 100, unit="image", file=file, clock=clock)
     counter.reach(0)  # what is on disk
@@ -84,7 +86,8 @@ def test_of_several_processes_the_first_counts(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (9000, "2.5 h")]
+    ("seconds", "said"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (9000, "2.5 h")],
 )
 def test_a_time_is_said_in_the_unit_of_people(seconds, said):
     assert duration(seconds) == said
@@ -99,8 +102,11 @@ def test_items_are_counted_when_they_are_done_with():
 
 def test_training_says_that_it_draws_in_its_bar_or_by_lines_where_drawing_takes_long(monkeypatch):
     clock, file, terminal = Clock(), io.StringIO(), Terminal()
-    monkeypatch.setattr(metrics, "Counter", functools.partial(Counter, clock=clock))
-    for shown in (metric_writer.Progress(100, file=file), metric_writer.Progress(100, file=terminal)):
+    monkeypatch.setattr(metric_writer, "Counter", functools.partial(Counter, clock=clock))
+    for shown in (
+        metric_writer.Progress(100, file=file),
+        metric_writer.Progress(100, file=terminal),
+    ):
         for done in (250, 500, 1000):
             clock.now += 6
             shown.drawing("64 samples", done, 1000)

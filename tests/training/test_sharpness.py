@@ -1,4 +1,5 @@
-"""Autoencoder and discriminator in one step: each has the gradient of its own loss, λ is that of the whole batch."""
+"""Autoencoder and discriminator in one step: each has the gradient of its own loss, λ is that of
+the whole batch."""
 
 import functools
 import pathlib
@@ -27,7 +28,9 @@ DIMS = toy.SIDE**2
 
 def state_at(step):
     state = OBJECTIVE.init(toy.PARAMS)
-    return state._replace(step=jnp.int32(step), adaptive_weight=jnp.float32(WEIGHT), frozen=jnp.array(toy.FROZEN))
+    return state._replace(
+        step=jnp.int32(step), adaptive_weight=jnp.float32(WEIGHT), frozen=jnp.array(toy.FROZEN)
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -70,17 +73,25 @@ def assert_close(actual, expected, **tolerance):
 
 @pytest.mark.parametrize("step", [toy.START - 1, toy.START, toy.START + 5])
 def test_each_player_has_the_gradient_of_its_own_loss_alone(step):
-    """Written down here once more, term by term; before the start only the reconstruction counts."""
+    """Written down here once more, term by term; before the start only the reconstruction
+    counts."""
     gradient = gradient_of(OBJECTIVE, state_at(step), toy.PARAMS)
     begun = step >= toy.START
 
     def own(params):
-        return reconstruction_loss(params) + (0.8 * WEIGHT * generator_loss(params) if begun else 0.0)
+        return reconstruction_loss(params) + (
+            0.8 * WEIGHT * generator_loss(params) if begun else 0.0
+        )
 
     expected = jax.jit(jax.grad(own))(without_critic(toy.PARAMS))
     assert_close(without_critic(gradient), expected, rtol=1e-4, atol=1e-6)
     of_critic = jax.jit(jax.grad(critic_loss))(toy.PARAMS["discriminator"])
-    assert_close(gradient["discriminator"], jax.tree.map(lambda g: begun * g, of_critic), rtol=1e-4, atol=1e-6)
+    assert_close(
+        gradient["discriminator"],
+        jax.tree.map(lambda g: begun * g, of_critic),
+        rtol=1e-4,
+        atol=1e-6,
+    )
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves((expected, of_critic)))
 
 
@@ -88,16 +99,26 @@ def test_the_next_weight_is_that_of_the_whole_batch_however_it_is_split():
     """|∇ L_rec| / |∇ L_G| by the last layer, from gradients of the means over the batch."""
 
     def by_last_layer(loss):
-        return np.linalg.norm(np.float64(jax.jit(jax.grad(loss))(toy.PARAMS)["decoder"]["conv_out"]["kernel"]))
+        return np.linalg.norm(
+            np.float64(jax.jit(jax.grad(loss))(toy.PARAMS)["decoder"]["conv_out"]["kernel"])
+        )
 
     expected = by_last_layer(reconstruction_loss) / (by_last_layer(generator_loss) + 1e-4)
     assert 0.1 < expected < 1000
     for parts in (1, 4):
-        split = [(toy.BATCHES[0]["image"][rows], INDEX[rows]) for rows in np.split(np.arange(toy.BATCH), parts)]
+        split = [
+            (toy.BATCHES[0]["image"][rows], INDEX[rows])
+            for rows in np.split(np.arange(toy.BATCH), parts)
+        ]
         state = state_at(0)  # measured from the first step on, before it is needed
-        aux = [LOSS(toy.PARAMS, state, {"image": images}, jax.random.key(0), index)[1] for images, index in split]
+        aux = [
+            LOSS(toy.PARAMS, state, {"image": images}, jax.random.key(0), index)[1]
+            for images, index in split
+        ]
         gathered = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *aux)
-        np.testing.assert_allclose(OBJECTIVE.update(state, gathered).adaptive_weight, expected, rtol=1e-4)
+        np.testing.assert_allclose(
+            OBJECTIVE.update(state, gathered).adaptive_weight, expected, rtol=1e-4
+        )
 
 
 def test_the_loss_is_the_sum_of_its_terms_and_the_records_have_each():
@@ -115,8 +136,14 @@ def test_the_loss_is_the_sum_of_its_terms_and_the_records_have_each():
         "logit_fake": np.mean(fake),
         "adaptive_weight": WEIGHT,
     }
-    assert means == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-4)
-    total = reconstruction_loss(toy.PARAMS) + 0.8 * WEIGHT * generator_loss(toy.PARAMS) + expected["discriminator_loss"]
+    assert means == pytest.approx(
+        {name: float(value) for name, value in expected.items()}, rel=1e-4
+    )
+    total = (
+        reconstruction_loss(toy.PARAMS)
+        + 0.8 * WEIGHT * generator_loss(toy.PARAMS)
+        + expected["discriminator_loss"]
+    )
     assert float(jnp.mean(loss)) == pytest.approx(float(total), rel=1e-5)
 
 
@@ -125,7 +152,10 @@ def test_a_perceptual_term_alone_needs_no_discriminator():
     params = without_critic(toy.PARAMS)
     state = objective.init(params)._replace(frozen=jnp.array(toy.FROZEN))
     assert_close(
-        gradient_of(objective, state, params), jax.jit(jax.grad(reconstruction_loss))(params), rtol=1e-4, atol=1e-6
+        gradient_of(objective, state, params),
+        jax.jit(jax.grad(reconstruction_loss))(params),
+        rtol=1e-4,
+        atol=1e-6,
     )
     assert objective.averaged(params) == params
 
@@ -142,7 +172,9 @@ def test_each_player_has_its_own_optimiser_and_its_own_norm(clip_norm):
         assert not clip_norm or scale < 0.9, "the test clips"
         return jax.tree.map(lambda leaf: -rate * scale * leaf, gradients)
 
-    expected = alone(without_critic(gradients), 0.1) | {"discriminator": alone(gradients["discriminator"], 0.3)}
+    expected = alone(without_critic(gradients), 0.1) | {
+        "discriminator": alone(gradients["discriminator"], 0.3)
+    }
     assert_close(updates, expected, rtol=1e-5)
 
 
@@ -154,7 +186,8 @@ def alone():
 
 @pytest.mark.slow
 def test_one_device_and_eight_train_alike_in_parts_and_under_fsdp(alone, tmp_path, run_python):
-    """The weight of each step, both losses and all parameters, of examples in two parts on each device of eight."""
+    """The weight of each step, both losses and all parameters, of examples in two parts on each
+    device of eight."""
     run_python(PROGRAM, tmp_path / "results.npz", devices=8)
     results = dict(np.load(tmp_path / "results.npz"))
     assert alone["adaptive_weight"][0] == 0, "not measured yet"
@@ -172,7 +205,9 @@ def test_averages_leave_the_discriminator_out_and_a_resumed_run_ends_bit_for_bit
 ):
     """Adam for both, so that there are moments of both players to save."""
     parallelism, objective = PARALLEL["pmap"], OBJECTIVE
-    optimizer = toy.for_players({"discriminator": optax.adam(1e-2, b1=0.5, b2=0.9)}, optax.adam(1e-3), clip_norm=1.0)
+    optimizer = toy.for_players(
+        {"discriminator": optax.adam(1e-2, b1=0.5, b2=0.9)}, optax.adam(1e-3), clip_norm=1.0
+    )
     step = toy.stepper(parallelism, optimizer, objective, averages={"other": toy.StepOptions().ema})
     saver, saved_at = Checkpointer(tmp_path, keep_last=1), toy.START + 1
 
@@ -181,7 +216,9 @@ def test_averages_leave_the_discriminator_out_and_a_resumed_run_ends_bit_for_bit
             state, _ = step(state, parallelism.to_devices([toy.BATCHES[n]]), jax.random.key(0))
         return state
 
-    state = advance(toy.new_state(parallelism, optimizer, objective, averages=("other",)), range(saved_at))
+    state = advance(
+        toy.new_state(parallelism, optimizer, objective, averages=("other",)), range(saved_at)
+    )
     saver.save(saved_at, state, {"batches": saved_at}, {})
     saver.wait()
     template = jax.eval_shape(lambda state: state, state)
@@ -191,7 +228,9 @@ def test_averages_leave_the_discriminator_out_and_a_resumed_run_ends_bit_for_bit
     resumed = advance(parallelism.place(restored), range(saved_at, toy.STEPS))
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, resumed), whole)
     moments = [
-        leaf for leaf in jax.tree.leaves(whole.opt_state) if leaf.shape == toy.PARAMS["discriminator"]["out"].shape
+        leaf
+        for leaf in jax.tree.leaves(whole.opt_state)
+        if leaf.shape == toy.PARAMS["discriminator"]["out"].shape
     ]
     assert len(moments) == 2
     assert all(np.any(leaf) for leaf in moments)

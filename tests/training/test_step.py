@@ -1,4 +1,5 @@
-"""One update on one device, on a linear model: gradient, accumulation, clipping, donation, compilation."""
+"""One update on one device, on a linear model: gradient, accumulation, clipping, donation,
+compilation."""
 
 import logging
 
@@ -15,10 +16,15 @@ from ddpm_jax.training.step import StepOptions, make_train_step
 
 
 def _sgd_gradient(linear, batch, **options):
-    """The gradient that reaches the optimiser: SGD at rate 1 subtracts it, so no scale is hidden."""
+    """The gradient that reaches the optimiser: SGD at rate 1 subtracts it, so no scale is
+    hidden."""
     state, step = linear.start(optax.sgd(1.0), **options)
     state, metrics = linear.step(step, state, batch)
-    return jax.tree.map(lambda before, after: before - after, linear.params(), state.params), state, metrics
+    return (
+        jax.tree.map(lambda before, after: before - after, linear.params(), state.params),
+        state,
+        metrics,
+    )
 
 
 def _numpy_gradient(params, batch):
@@ -34,7 +40,9 @@ def _norm(gradient):
 
 def _assert_close(tree, expected, rtol=1e-5):
     # 1e-5: some tens of float32 operations on numbers of order 1.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), tree, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6), tree, expected
+    )
 
 
 def test_gradient_is_that_of_the_mean_loss_over_the_batch(linear):
@@ -52,7 +60,9 @@ def test_gradient_is_that_of_the_mean_loss_over_the_batch(linear):
 def test_accumulating_in_parts_gives_the_same_gradient_from_the_same_draws(linear, parts):
     objective = linear.objective(dropout=0.5)
     whole, whole_state, whole_metrics = _sgd_gradient(linear, linear.batch(12), objective=objective)
-    gradient, state, metrics = _sgd_gradient(linear, linear.batch(12), objective=objective, accumulate_steps=parts)
+    gradient, state, metrics = _sgd_gradient(
+        linear, linear.batch(12), objective=objective, accumulate_steps=parts
+    )
     _assert_close(gradient, whole)
     # Per example: masks drawn by position in a part instead of the batch would show here.
     np.testing.assert_allclose(state.objective_state, whole_state.objective_state, rtol=1e-6)
@@ -81,7 +91,9 @@ def test_a_long_gradient_is_scaled_to_the_norm_and_a_short_one_left_alone(linear
     norm = _norm(expected)
     clipped, _, metrics = _sgd_gradient(linear, batch, clip_norm=norm / 4, clip_scope=scope)
     _assert_close(clipped, {name: leaf / 4 for name, leaf in expected.items()})
-    np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5, err_msg="the norm is that before clipping")
+    np.testing.assert_allclose(
+        metrics["grad_norm"], norm, rtol=1e-5, err_msg="the norm is that before clipping"
+    )
     untouched, _, _ = _sgd_gradient(linear, batch, clip_norm=4 * norm, clip_scope=scope)
     _assert_close(untouched, expected)
 
@@ -110,7 +122,10 @@ def test_the_state_is_donated_stays_unstacked_and_compiles_once(linear, caplog):
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         first, _ = linear.step(step, state, linear.batch(12))
         assert any("Compiling" in record.message for record in caplog.records)
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.ema_params, state.opt_state)))
+        assert all(
+            leaf.is_deleted()
+            for leaf in jax.tree.leaves((state.params, state.ema_params, state.opt_state))
+        )
         batch, key = linear.batch(12), base_key(0)
         jax.block_until_ready(key)
         state = linear.step(step, first, batch)[0]
@@ -128,4 +143,6 @@ def test_options_that_cannot_be_are_refused(linear):
         (StepOptions(accumulate_steps=0), "accumulate_steps is 0"),
     ):
         with pytest.raises(UsageError, match=sentence):
-            make_train_step(linear.objective(), optax.sgd(0.1), optax.constant_schedule(0.1), options)
+            make_train_step(
+                linear.objective(), optax.sgd(0.1), optax.constant_schedule(0.1), options
+            )

@@ -1,4 +1,5 @@
-"""Several steps in a dispatch, explicit copies, one compilation, traces: what makes the loop fast changes nothing."""
+"""Several steps in a dispatch, explicit copies, one compilation, traces: what makes the loop fast
+changes nothing."""
 
 import contextlib
 import io
@@ -26,12 +27,15 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class _Run:
-    """A linear model with dropout in the real loop; keeps what was saved and drawn, and the steps of each call."""
+    """A linear model with dropout in the real loop; keeps what was saved and drawn, and the steps
+    of each call."""
 
     def __init__(self, linear, poisoned=None):
         objective = linear.objective(dropout=0.3)._replace(init=lambda params: jnp.zeros(BATCH))
         optimizer = optax.adam(1e-2)
-        step = make_train_step(objective, optimizer, optax.constant_schedule(1e-2), StepOptions(ema=Average(0.9)))
+        step = make_train_step(
+            objective, optimizer, optax.constant_schedule(1e-2), StepOptions(ema=Average(0.9))
+        )
         self.state = create(linear.params(), optimizer, objective)
         self._step, self._steps = map_step(step), map_step(several(step))
         self._linear, self._fetched, self._poisoned = linear, 0, poisoned
@@ -64,7 +68,9 @@ class _Run:
 
     def train(self, workdir, trace=None, **options):
         """Returns the state on the host and the records; options are those of the loop."""
-        options = LoopOptions(**{"batch_size": BATCH, "log_every": 3, "sample_every": 0, "save_every": 100} | options)
+        options = LoopOptions(
+            **{"batch_size": BATCH, "log_every": 3, "sample_every": 0, "save_every": 100} | options
+        )
         with MetricWriter(workdir) as writer:
             outcome = train(
                 self.state,
@@ -95,15 +101,21 @@ def _of_the_model(written):
 
 
 @pytest.mark.parametrize("steps_per_call", [4, 5, 20])
-def test_several_steps_in_a_call_do_what_single_ones_do_and_every_cadence_is_kept(tmp_path, linear, steps_per_call):
+def test_several_steps_in_a_call_do_what_single_ones_do_and_every_cadence_is_kept(
+    tmp_path, linear, steps_per_call
+):
     options = {"num_steps": 22, "sample_every": 10, "save_every": 8}
     single, several_at_once = _Run(linear), _Run(linear)
     expected, their_records = single.train(tmp_path / "1", **options)
-    state, our_records = several_at_once.train(tmp_path / "K", steps_per_call=steps_per_call, **options)
+    state, our_records = several_at_once.train(
+        tmp_path / "K", steps_per_call=steps_per_call, **options
+    )
     _assert_equal(state, expected)
     assert _of_the_model(our_records) == _of_the_model(their_records)
     assert [record["step"] for record in our_records] == [*range(3, 22, 3), 22]
-    assert [(step, n, batches) for step, n, batches, _ in several_at_once.saved] == [(n, n, n) for n in (8, 16, 22)]
+    assert [(step, n, batches) for step, n, batches, _ in several_at_once.saved] == [
+        (n, n, n) for n in (8, 16, 22)
+    ]
     _assert_equal(several_at_once.saved, single.saved)
     assert [step for step, _ in several_at_once.drawn] == [10, 20, 22]
     _assert_equal(several_at_once.drawn, single.drawn)
@@ -119,19 +131,29 @@ def test_where_nothing_is_due_between_them_all_calls_are_whole(tmp_path, linear)
 
 def test_a_loss_that_is_not_finite_is_named_by_its_own_step(tmp_path, linear):
     run = _Run(linear, poisoned=6)
-    with pytest.raises(FailureError, match=r"became nan at step 6\. The checkpoint of step 4 is kept"):
+    with pytest.raises(
+        FailureError, match=r"became nan at step 6\. The checkpoint of step 4 is kept"
+    ):
         run.train(tmp_path, num_steps=12, save_every=4, steps_per_call=4)
 
 
 @pytest.mark.slow
 def test_four_steps_of_the_network_in_one_program_are_four_steps_bit_for_bit(network_objective):
     model = UNet(
-        resolution=8, out_channels=1, ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(8,), dropout=0.2
+        resolution=8,
+        out_channels=1,
+        ch=32,
+        ch_mult=(1,),
+        num_res_blocks=1,
+        attn_resolutions=(8,),
+        dropout=0.2,
     )
     params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), jnp.zeros((1,)))["params"]
     objective = network_objective(model, num_timesteps=10)
     optimizer = optax.adam(1e-3)
-    step = make_train_step(objective, optimizer, optax.constant_schedule(1e-3), StepOptions(clip_norm=1.0))
+    step = make_train_step(
+        objective, optimizer, optax.constant_schedule(1e-3), StepOptions(clip_norm=1.0)
+    )
     rng = np.random.default_rng(0)
     batches = [{"image": rng.integers(0, 256, (4, 8, 8, 1), np.uint8)} for _ in range(4)]
     params = jax.tree.map(np.asarray, params)
@@ -150,7 +172,8 @@ def test_four_steps_of_the_network_in_one_program_are_four_steps_bit_for_bit(net
 
 @contextlib.contextmanager
 def _compilations():
-    """Yields a list that grows by one entry for each program that XLA compiles, or fetches from its cache."""
+    """Yields a list that grows by one entry for each program that XLA compiles, or fetches from its
+    cache."""
     compiled = []
 
     def note(event, seconds, **_):
@@ -165,8 +188,14 @@ def _compilations():
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
-def test_nothing_compiles_after_the_first_call_the_first_grid_and_the_first_save(tmp_path, linear, steps_per_call):
-    run, double, counts = _Run(linear), jax.jit(lambda params: jax.tree.map(lambda x: 2 * x, params)), []
+def test_nothing_compiles_after_the_first_call_the_first_grid_and_the_first_save(
+    tmp_path, linear, steps_per_call
+):
+    run, double, counts = (
+        _Run(linear),
+        jax.jit(lambda params: jax.tree.map(lambda x: 2 * x, params)),
+        [],
+    )
     fetch, draw = run.__class__.__next__, run.on_sample
 
     class Counting(_Run):
@@ -175,12 +204,23 @@ def test_nothing_compiles_after_the_first_call_the_first_grid_and_the_first_save
             return fetch(self)
 
     run.__class__ = Counting
-    run.on_sample = lambda step, state: draw(step, state._replace(ema_params=double(state.ema_params)))
+    run.on_sample = lambda step, state: draw(
+        step, state._replace(ema_params=double(state.ema_params))
+    )
     with _compilations() as compiled:
-        run.train(tmp_path, num_steps=40, sample_every=8, save_every=8, steps_per_call=steps_per_call, log_every=1)
+        run.train(
+            tmp_path,
+            num_steps=40,
+            sample_every=8,
+            save_every=8,
+            steps_per_call=steps_per_call,
+            log_every=1,
+        )
         total = len(compiled)
     assert [step for step, _ in run.drawn] == [8, 16, 24, 32, 40]
-    assert counts[0] < counts[steps_per_call] == counts[7], "the first call compiles, the others of its kind do not"
+    assert counts[0] < counts[steps_per_call] == counts[7], (
+        "the first call compiles, the others of its kind do not"
+    )
     assert counts[7] < counts[8], "the first grid compiles"
     assert counts[8] == counts[-1] == total
 
@@ -197,12 +237,25 @@ def test_the_loop_copies_nothing_to_or_from_a_device_unasked(tmp_path, linear, s
 
 
 @pytest.mark.parametrize(("steps_per_call", "traced"), [(1, ["4", "5"]), (3, ["6"])])
-def test_a_trace_holds_the_steps_asked_for_and_lies_where_tensorboard_looks(tmp_path, linear, steps_per_call, traced):
+def test_a_trace_holds_the_steps_asked_for_and_lies_where_tensorboard_looks(
+    tmp_path, linear, steps_per_call, traced
+):
     run = _Run(linear)
-    run.train(tmp_path / "run", num_steps=9, steps_per_call=steps_per_call, trace=Trace(tmp_path, first=4, last=5))
+    run.train(
+        tmp_path / "run",
+        num_steps=9,
+        steps_per_call=steps_per_call,
+        trace=Trace(tmp_path, first=4, last=5),
+    )
     (events,) = (tmp_path / "plugins" / "profile").glob("*/*.xplane.pb")
     data = jax.profiler.ProfileData.from_file(str(events))
-    stats = [dict(e.stats) for plane in data.planes for line in plane.lines for e in line.events if e.name == "train"]
+    stats = [
+        dict(e.stats)
+        for plane in data.planes
+        for line in plane.lines
+        for e in line.events
+        if e.name == "train"
+    ]
     assert [str(s["step_num"]) for s in stats] == traced
 
 

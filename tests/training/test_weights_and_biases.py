@@ -1,4 +1,5 @@
-"""Weights & Biases: what the real package keeps without a network, and that nothing it does stops a run."""
+"""Weights & Biases: what the real package keeps without a network, and that nothing it does stops a
+run."""
 
 import json
 import logging
@@ -32,7 +33,8 @@ import json, pathlib, struct, sys
 from wandb.proto.wandb_internal_pb2 import Record
 
 def records(path):
-    # A log of LevelDB: a header of 7 bytes, then checksum u32, length u16, kind u8 (1: whole) and payload.
+    # A log of LevelDB: a header of 7 bytes, then checksum u32, length u16, kind u8 (1: whole) and
+    # payload.
     data, place = path.read_bytes(), 7
     while place + 7 <= len(data):
         length, kind = struct.unpack_from("<HB", data, place + 4)
@@ -57,7 +59,9 @@ print(json.dumps(found))
 def _python(program, *argv):
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     command = [sys.executable, "-c", program, *map(str, argv)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_a_resumed_run_goes_on_in_the_same_run_of_the_real_package(tmp_path):
@@ -69,7 +73,10 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_the_real_package(tmp_path):
     runs = [entry[1:] for entry in found if entry[0] == "run" and entry[4]]
     assert runs == 2 * [[(workdir / RUN_ID).read_text(), "digits", "mine", {"ch": 32}]]
     history = [entry[1] for entry in found if entry[0] == "history"]
-    assert [(row["step"], row["loss"]) for row in history if "loss" in row] == [(10, 0.1), (20, 0.05)]
+    assert [(row["step"], row["loss"]) for row in history if "loss" in row] == [
+        (10, 0.1),
+        (20, 0.05),
+    ]
     bars = [row for row in history if "loss_by_t/values" in row]
     assert [row["step"] for row in bars] == [10, 20]
     assert bars[0]["loss_by_t/values"] == [0, 1, 2, 3]
@@ -129,7 +136,9 @@ def package(monkeypatch):
 
 
 def _write(workdir, step):
-    with MetricWriter(workdir, viewers=[WeightsAndBiases(workdir, "team/digits", {"seed": 0})]) as writer:
+    with MetricWriter(
+        workdir, viewers=[WeightsAndBiases(workdir, "team/digits", {"seed": 0})]
+    ) as writer:
         writer.write(step, {"loss": np.float32(0.5)})
         writer.histogram(step, "loss_by_t", Histogram(np.array([0.0, 1.0]), np.array([3.0])))
         writer.image(step, "samples", np.zeros((4, 6, 3), np.uint8))
@@ -149,7 +158,12 @@ def test_it_is_told_what_tensorboard_is_told_and_the_id_stays(tmp_path, package)
     _write(tmp_path / "mine", 9)
     first, second = wandb.started
     assert first["id"] == second["id"] == (tmp_path / "mine" / RUN_ID).read_text()
-    assert [first[name] for name in ("entity", "project", "name", "resume")] == ["team", "digits", "mine", "allow"]
+    assert [first[name] for name in ("entity", "project", "name", "resume")] == [
+        "team",
+        "digits",
+        "mine",
+        "allow",
+    ]
     assert first["dir"] == str(tmp_path / "mine")
     assert first["config"] == {"seed": 0}
 
@@ -165,9 +179,13 @@ def test_where_it_cannot_be_reached_the_run_is_kept_on_disk(tmp_path, package, c
 
 
 @pytest.mark.parametrize(
-    ("options", "warnings"), [({"broken": True}, 1), ({"refuses": ("online", "offline")}, 2)], ids=["later", "at once"]
+    ("options", "warnings"),
+    [({"broken": True}, 1), ({"refuses": ("online", "offline")}, 2)],
+    ids=["later", "at once"],
 )
-def test_its_failures_are_said_once_and_the_records_go_on(tmp_path, package, caplog, options, warnings):
+def test_its_failures_are_said_once_and_the_records_go_on(
+    tmp_path, package, caplog, options, warnings
+):
     package(**options)
     with caplog.at_level(logging.WARNING):
         _write(tmp_path, 7)
@@ -177,11 +195,14 @@ def test_its_failures_are_said_once_and_the_records_go_on(tmp_path, package, cap
     assert (tmp_path / "metrics.jsonl").read_text().count("loss") == 2
 
 
-@pytest.mark.parametrize("module", [None, types.ModuleType("wandb")], ids=["absent", "a folder of that name"])
+@pytest.mark.parametrize(
+    "module", [None, types.ModuleType("wandb")], ids=["absent", "a folder of that name"]
+)
 def test_without_the_package_the_sentence_says_how_to_get_it(tmp_path, monkeypatch, module):
     monkeypatch.setitem(sys.modules, "wandb", module)
     with pytest.raises(
-        UsageError, match=r"--wandb needs the package wandb: install it with pip install -e '\.\[wandb\]'"
+        UsageError,
+        match=r"--wandb needs the package wandb: install it with pip install -e '\.\[wandb\]'",
     ):
         WeightsAndBiases(tmp_path, "digits", {})
     assert list(tmp_path.iterdir()) == []

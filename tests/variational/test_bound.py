@@ -20,9 +20,13 @@ def test_free_nats_are_those_of_a_channel_over_all_its_positions():
     np.testing.assert_allclose(evidence.free_nats(kl, 0.0), np.sum(kl, axis=(1, 2, 3)))
 
 
-@pytest.mark.parametrize(("step", "expected"), [(0, 0.0), (25, 0.5), (50, 1.0), (100, 2.0), (1000, 2.0)])
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 0.0), (25, 0.5), (50, 1.0), (100, 2.0), (1000, 2.0)]
+)
 def test_kl_weight_rises_linearly_to_beta(step, expected):
-    assert evidence.kl_weight(jnp.int32(step), beta=2.0, warmup_steps=100) == pytest.approx(expected)
+    assert evidence.kl_weight(jnp.int32(step), beta=2.0, warmup_steps=100) == pytest.approx(
+        expected
+    )
     assert evidence.kl_weight(jnp.int32(step), beta=2.0, warmup_steps=0) == 2.0
 
 

@@ -30,7 +30,9 @@ def test_a_vae_is_encoded_by_its_posterior():
     np.testing.assert_array_equal(mean.encoded.log_variance, X[:, ::2, ::2, 1:])
     noise = (drawn.z - mean.z) / np.exp(X[:, ::2, ::2, 1:] / 2)
     for i, key in enumerate(KEYS):  # each image's draw is its own
-        np.testing.assert_allclose(noise[i], jax.random.normal(key, (2, 2, 1)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            noise[i], jax.random.normal(key, (2, 2, 1)), rtol=1e-4, atol=1e-5
+        )
     expected = 0.5 * (np.square(mean.z) + np.exp(X[:, ::2, ::2, 1:]) - 1 - X[:, ::2, ::2, 1:])
     np.testing.assert_allclose(stage.kl(mean), expected, rtol=1e-3, atol=1e-6)
 
@@ -48,12 +50,18 @@ def test_a_vq_vae_is_encoded_by_its_codes_each_of_log_k_nats():
     latent = stage.latent({"codebook": codebook}, X)
     np.testing.assert_allclose(latent.z, codebook[latent.codes.index], atol=1e-6)
     np.testing.assert_array_equal(latent.encoded, X[:, ::2, ::2])
-    np.testing.assert_allclose(jnp.sum(stage.kl(latent), axis=(1, 2, 3)), np.full(3, 4 * math.log(3)), rtol=1e-6)
+    np.testing.assert_allclose(
+        jnp.sum(stage.kl(latent), axis=(1, 2, 3)), np.full(3, 4 * math.log(3)), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
     ("scale", "copies", "params", "expected"),
-    [("fixed", 1, {}, -1.5), ("shared", 1, {"log_scale": jnp.float32(0.25)}, 0.25), ("pixel", 2, {}, None)],
+    [
+        ("fixed", 1, {}, -1.5),
+        ("shared", 1, {"log_scale": jnp.float32(0.25)}, 0.25),
+        ("pixel", 2, {}, None),
+    ],
 )
 def test_the_scale_is_where_it_is_said_to_be(scale, copies, params, expected):
     stage = FirstStage("ae", _encode, _decode, FAMILIES["gaussian"], scale=scale, log_scale=-1.5)
@@ -75,7 +83,10 @@ def test_a_learned_scale_stays_where_float32_can_follow():
 
 def test_vectors_of_a_vq_vae_become_its_codes_and_other_latents_stay():
     codebook, z = np.float32([[0, 0], [1, 1], [5, 5]]), np.float32([[[0.9, 1.2], [4, 2.5]]])
-    snapped = FirstStage("vq", _encode, _decode, FAMILIES["gaussian"], num_codes=3).snapped({"codebook": codebook}, z)
-    np.testing.assert_array_equal(snapped, [[[1, 1], [5, 5]]])  # of [4, 2.5]: 3² + 1.5² = 11.25 against 1 + 2.5² = 7.25
+    snapped = FirstStage("vq", _encode, _decode, FAMILIES["gaussian"], num_codes=3).snapped(
+        {"codebook": codebook}, z
+    )
+    # of [4, 2.5]: 3² + 1.5² = 11.25 against 1 + 2.5² = 7.25
+    np.testing.assert_array_equal(snapped, [[[1, 1], [5, 5]]])
     for kind in ("ae", "vae"):
         assert FirstStage(kind, _encode, _decode, FAMILIES["gaussian"]).snapped({}, z) is z

@@ -17,7 +17,9 @@ CODEBOOK = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], np.float32)
 
 def space_of(kind, encode):
     """The decoder gives the latents back as an image."""
-    return LatentSpace(FirstStage(kind, encode, lambda params, z, keys: z, FAMILIES["gaussian"]), SHAPE)
+    return LatentSpace(
+        FirstStage(kind, encode, lambda params, z, keys: z, FAMILIES["gaussian"]), SHAPE
+    )
 
 
 def images(count, low=-0.5, high=0.5):
@@ -34,10 +36,15 @@ def test_decoding_undoes_the_scale(scale):
 
 def test_of_a_vae_the_latent_is_a_scaled_draw_and_without_keys_the_mean():
     mean, log_variance, scale = images(5), np.float32(-1.2), jnp.float32(3.0)
-    space = space_of("vae", lambda params, x, keys: jnp.concatenate([x, jnp.full(x.shape, log_variance)], axis=-1))
+    space = space_of(
+        "vae",
+        lambda params, x, keys: jnp.concatenate([x, jnp.full(x.shape, log_variance)], axis=-1),
+    )
     keys = jax.random.split(jax.random.key(1), 5)
     z = space.encode(Frozen({}, scale), mean, keys)
-    np.testing.assert_allclose(z, 3 * (mean + np.exp(log_variance / 2) * normal(keys, SHAPE)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        z, 3 * (mean + np.exp(log_variance / 2) * normal(keys, SHAPE)), rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_allclose(space.encode(Frozen({}, scale), mean), 3 * mean, rtol=1e-6)
 
 

@@ -45,14 +45,20 @@ def test_logistic_gradient_is_finite_where_the_probability_underflows():
 def test_gaussian_is_the_normal_density():
     x, mean, log_scale = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
     found = FAMILIES["gaussian"].log_likelihood(x, mean, log_scale)
-    np.testing.assert_allclose(found, stats.norm(mean, np.exp(log_scale)).logpdf(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found, stats.norm(mean, np.exp(log_scale)).logpdf(x), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_bernoulli_is_the_expectation_over_random_black_and_white():
     white, logit = np.float64([0.0, 0.25, 0.9, 1.0]), np.float32([-3.0, 2.0, 0.5, 40.0])
     p = 1 / (1 + np.exp(-logit.astype(np.float64)))
-    found = FAMILIES["bernoulli"].log_likelihood((2 * white - 1).astype(np.float32), logit, jnp.float32(0))
-    expected = white * stats.bernoulli(p).logpmf(1) + (1 - white) * np.where(white < 1, -np.logaddexp(0, logit), 0)
+    found = FAMILIES["bernoulli"].log_likelihood(
+        (2 * white - 1).astype(np.float32), logit, jnp.float32(0)
+    )
+    expected = white * stats.bernoulli(p).logpmf(1) + (1 - white) * np.where(
+        white < 1, -np.logaddexp(0, logit), 0
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-12)
 
 

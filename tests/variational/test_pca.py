@@ -1,4 +1,5 @@
-"""Probabilistic principal components, and the bounds of a variational autoencoder that is one: all in closed form."""
+"""Probabilistic principal components, and the bounds of a variational autoencoder that is one: all
+in closed form."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,10 @@ from ddpm_jax.variational.posterior import (
 )
 
 D, L = 6, 2
-DATA = np.random.default_rng(0).normal(size=(200, D)) @ np.random.default_rng(1).normal(size=(D, D)) + 3
+DATA = (
+    np.random.default_rng(0).normal(size=(200, D)) @ np.random.default_rng(1).normal(size=(D, D))
+    + 3
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +73,20 @@ def _log_weights(model, q, x, num_draws, key):
 
     def one(eps):
         z = reparameterize(q, eps)
-        return pca.log_likelihood(model, x, z) + jnp.sum(prior_log_density(z) - log_density(q, z), axis=-1)
+        return pca.log_likelihood(model, x, z) + jnp.sum(
+            prior_log_density(z) - log_density(q, z), axis=-1
+        )
 
     return jax.lax.map(one, eps)
 
 
 def _elbo(model, q, x):
-    """The bound without noise: E_q log p(x|z) of a Gaussian is that at the mean, less what its variance adds."""
-    spread = jnp.sum(jnp.exp(q.log_variance) * jnp.sum(model.weights**2, axis=0)[None], axis=-1) / model.variance
+    """The bound without noise: E_q log p(x|z) of a Gaussian is that at the mean, less what its
+    variance adds."""
+    spread = (
+        jnp.sum(jnp.exp(q.log_variance) * jnp.sum(model.weights**2, axis=0)[None], axis=-1)
+        / model.variance
+    )
     return pca.log_likelihood(model, x, q.mean) - 0.5 * spread - jnp.sum(kl_to_prior(q), axis=-1)
 
 
@@ -89,7 +99,9 @@ def test_with_the_exact_posterior_the_bound_is_the_likelihood(model, x):
     np.testing.assert_allclose(_elbo(model, q, x), pca.log_prob(model, x), rtol=1e-4)
     # and without any noise: every weight is p(x)
     draws = _log_weights(model, q, x, 5, jax.random.key(0))
-    np.testing.assert_allclose(draws, np.broadcast_to(pca.log_prob(model, x), draws.shape), rtol=1e-4)
+    np.testing.assert_allclose(
+        draws, np.broadcast_to(pca.log_prob(model, x), draws.shape), rtol=1e-4
+    )
 
 
 def test_otherwise_the_gap_is_the_divergence_to_it(model, x):
@@ -97,7 +109,11 @@ def test_otherwise_the_gap_is_the_divergence_to_it(model, x):
     q = _wrong(exact)
     variances = jnp.exp(q.log_variance), jnp.exp(exact.log_variance)
     divergence = 0.5 * jnp.sum(
-        variances[0] / variances[1] + 0.3**2 / variances[1] - 1 - jnp.log(variances[0] / variances[1]), axis=-1
+        variances[0] / variances[1]
+        + 0.3**2 / variances[1]
+        - 1
+        - jnp.log(variances[0] / variances[1]),
+        axis=-1,
     )
     gap = pca.log_prob(model, x) - _elbo(model, q, x)
     np.testing.assert_allclose(gap, divergence, rtol=1e-3)
@@ -110,7 +126,8 @@ def test_the_importance_weighted_bound_rises_to_the_likelihood(model, x):
     q = _wrong(pca.posterior(model, x))
     draws = _log_weights(model, q, x, 64 * 500, jax.random.key(2))
     bounds = [
-        float(jnp.mean(jax.vmap(evidence.importance_weighted)(draws.reshape(-1, k, len(x))))) for k in (1, 4, 16, 64)
+        float(jnp.mean(jax.vmap(evidence.importance_weighted)(draws.reshape(-1, k, len(x)))))
+        for k in (1, 4, 16, 64)
     ]
     true = float(jnp.mean(pca.log_prob(model, x)))
     assert bounds == sorted(bounds)

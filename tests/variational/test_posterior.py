@@ -9,12 +9,16 @@ from ddpm_jax.variational import posterior
 from ddpm_jax.variational.posterior import DiagonalGaussian
 
 
-@pytest.mark.parametrize(("mean", "log_variance"), [(0.0, 0.0), (1.5, -2.0), (-0.3, 1.0), (0.0, -9.0)])
+@pytest.mark.parametrize(
+    ("mean", "log_variance"), [(0.0, 0.0), (1.5, -2.0), (-0.3, 1.0), (0.0, -9.0)]
+)
 def test_kl_to_the_prior_is_the_integral_of_its_definition(mean, log_variance):
     q, p = stats.norm(mean, np.exp(log_variance / 2)), stats.norm(0, 1)
     ends = mean - 12 * q.std(), mean + 12 * q.std()
     expected, _ = integrate.quad(lambda z: q.pdf(z) * (q.logpdf(z) - p.logpdf(z)), *ends)
-    found = posterior.kl_to_prior(DiagonalGaussian(jnp.float32([mean]), jnp.float32([log_variance])))
+    found = posterior.kl_to_prior(
+        DiagonalGaussian(jnp.float32([mean]), jnp.float32([log_variance]))
+    )
     np.testing.assert_allclose(found, [expected], rtol=1e-5, atol=1e-7)
 
 
@@ -28,7 +32,9 @@ def test_densities_are_those_of_scipy():
 
 def test_a_draw_has_the_posteriors_moments():
     eps = np.random.default_rng(0).normal(size=(100_000, 2)).astype(np.float32)
-    q = DiagonalGaussian(jnp.full(eps.shape, 2.0), jnp.broadcast_to(jnp.log(jnp.float32([[0.25, 4.0]])), eps.shape))
+    q = DiagonalGaussian(
+        jnp.full(eps.shape, 2.0), jnp.broadcast_to(jnp.log(jnp.float32([[0.25, 4.0]])), eps.shape)
+    )
     z = np.asarray(posterior.reparameterize(q, eps), np.float64)
     np.testing.assert_allclose(z.mean(0), 2, atol=0.03)  # 4.5 standard errors of the wider
     np.testing.assert_allclose(z.var(0), [0.25, 4], rtol=0.02)

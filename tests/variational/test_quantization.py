@@ -1,4 +1,5 @@
-"""Codebooks: the nearest code, whose gradients go where, and the dictionary as mini-batch k-means."""
+"""Codebooks: the nearest code, whose gradients go where, and the dictionary as mini-batch
+k-means."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,9 @@ def test_the_code_is_the_nearest():
 
 def test_codes_close_to_each_other_but_far_from_zero_are_told_apart():
     codebook = np.float32([[100.0, 0.0], [100.01, 0.0]])
-    assert quantization.quantize(jnp.float32([[100.011, 0.0], [99.9, 0.0]]), codebook).index.tolist() == [1, 0]
+    assert quantization.quantize(
+        jnp.float32([[100.011, 0.0], [99.9, 0.0]]), codebook
+    ).index.tolist() == [1, 0]
 
 
 def test_straight_through_has_the_codes_values_and_hands_the_decoders_gradient_to_the_encoder():
@@ -32,11 +35,15 @@ def test_straight_through_has_the_codes_values_and_hands_the_decoders_gradient_t
     decoder = RNG.normal(size=Z.shape).astype(np.float32)
 
     def decoded(z, codebook):
-        return jnp.sum(decoder * jnp.sin(quantization.straight_through(z, quantization.quantize(z, codebook).codes)))
+        return jnp.sum(
+            decoder
+            * jnp.sin(quantization.straight_through(z, quantization.quantize(z, codebook).codes))
+        )
 
     np.testing.assert_array_equal(quantization.straight_through(Z, codes), codes)  # to the last bit
     to_encoder, to_codebook = jax.grad(decoded, argnums=(0, 1))(Z, CODEBOOK)
-    np.testing.assert_allclose(to_encoder, decoder * np.cos(codes), atol=1e-5)  # the gradient at the decoder's input
+    # the gradient at the decoder's input
+    np.testing.assert_allclose(to_encoder, decoder * np.cos(codes), atol=1e-5)
     assert not np.any(to_codebook)
 
 
@@ -57,11 +64,17 @@ def test_the_codebooks_loss_moves_codes_only_and_the_commitment_vectors_only():
 
 def test_without_memory_the_dictionary_is_a_step_of_k_means():
     z = RNG.normal(size=(500, 6)).astype(np.float32)
-    expected, labels = vq.kmeans2(z.astype(np.float64), CODEBOOK[:8].astype(np.float64), iter=1, minit="matrix")
+    expected, labels = vq.kmeans2(
+        z.astype(np.float64), CODEBOOK[:8].astype(np.float64), iter=1, minit="matrix"
+    )
     index = quantization.quantize(z, CODEBOOK[:8]).index
-    updated = quantization.update_dictionary(quantization.make_dictionary(CODEBOOK[:8]), z, index, decay=0.0)
+    updated = quantization.update_dictionary(
+        quantization.make_dictionary(CODEBOOK[:8]), z, index, decay=0.0
+    )
     np.testing.assert_array_equal(updated.counts, np.bincount(labels, minlength=8))
-    np.testing.assert_allclose(quantization.codebook_of(updated, smoothing=0.0), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        quantization.codebook_of(updated, smoothing=0.0), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_on_fixed_data_the_dictionary_converges_to_the_fixed_point_of_k_means():
@@ -80,13 +93,17 @@ def test_on_fixed_data_the_dictionary_converges_to_the_fixed_point_of_k_means():
 
 def test_the_averages_forget_at_the_given_rate():
     start = Dictionary(jnp.float32([4.0, 2.0]), jnp.float32([[4.0], [2.0]]))
-    updated = quantization.update_dictionary(start, jnp.float32([[3.0], [5.0]]), jnp.int32([0, 0]), decay=0.75)
+    updated = quantization.update_dictionary(
+        start, jnp.float32([[3.0], [5.0]]), jnp.int32([0, 0]), decay=0.75
+    )
     np.testing.assert_allclose(updated.counts, [0.75 * 4 + 0.25 * 2, 0.75 * 2])
     np.testing.assert_allclose(updated.sums, [[0.75 * 4 + 0.25 * 8], [0.75 * 2]])
 
 
 def test_an_unused_code_stays_finite():
-    codebook = quantization.codebook_of(Dictionary(jnp.float32([5.0, 0.0]), jnp.float32([[10.0], [0.0]])))
+    codebook = quantization.codebook_of(
+        Dictionary(jnp.float32([5.0, 0.0]), jnp.float32([[10.0], [0.0]]))
+    )
     np.testing.assert_allclose(codebook, [[2.0], [0.0]], rtol=1e-4)
 
 
@@ -95,22 +112,32 @@ def test_dead_codes_are_placed_on_vectors_of_the_batch_and_no_other_moves():
     z, order = jnp.float32([[10.0], [20.0], [30.0]]), jnp.float32([0.9, 0.1, 0.5])
     restarted, dead = quantization.restart_dead(dictionary, z, order, least=0.5)
     assert dead.tolist() == [True, False, True]
-    np.testing.assert_allclose(quantization.codebook_of(restarted, smoothing=0.0), [[20.0], [2.0], [30.0]])
+    np.testing.assert_allclose(
+        quantization.codebook_of(restarted, smoothing=0.0), [[20.0], [2.0], [30.0]]
+    )
     np.testing.assert_allclose(restarted.counts, [1.0, 3.0, 1.0])
 
 
 def test_more_dead_codes_than_vectors_share_them():
     dictionary = quantization.make_dictionary(jnp.zeros((5, 1)))
-    restarted, dead = quantization.restart_dead(dictionary, jnp.float32([[1.0], [2.0]]), jnp.float32([0, 1]), least=2.0)
+    restarted, dead = quantization.restart_dead(
+        dictionary, jnp.float32([[1.0], [2.0]]), jnp.float32([0, 1]), least=2.0
+    )
     assert dead.all()
-    np.testing.assert_allclose(quantization.codebook_of(restarted)[:, 0], [1, 2, 1, 2, 1], rtol=1e-4)
+    np.testing.assert_allclose(
+        quantization.codebook_of(restarted)[:, 0], [1, 2, 1, 2, 1], rtol=1e-4
+    )
 
 
-@pytest.mark.parametrize(("counts", "expected"), [([7, 0, 0, 0], 1.0), ([2, 2, 2, 2], 4.0), ([1, 1, 0, 0], 2.0)])
+@pytest.mark.parametrize(
+    ("counts", "expected"), [([7, 0, 0, 0], 1.0), ([2, 2, 2, 2], 4.0), ([1, 1, 0, 0], 2.0)]
+)
 def test_perplexity_is_the_number_of_codes_that_evenly_used_would_say_as_much(counts, expected):
     assert quantization.perplexity(jnp.int32(counts)) == pytest.approx(expected)
 
 
 def test_usage_counts_every_index():
     index = RNG.integers(0, 7, (4, 5, 6))
-    np.testing.assert_array_equal(quantization.usage(jnp.asarray(index), 9), np.bincount(index.ravel(), minlength=9))
+    np.testing.assert_array_equal(
+        quantization.usage(jnp.asarray(index), 9), np.bincount(index.ravel(), minlength=9)
+    )

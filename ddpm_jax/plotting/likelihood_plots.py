@@ -1,6 +1,8 @@
-"""Pictures of likelihoods: the bound over t, the rate-distortion curve, bits of each image. Arrays in, PNG out.
+"""Pictures of likelihoods: the bound over t, the rate-distortion curve, bits of each image. Arrays
+in, PNG out.
 
-Computing them belongs to `evaluation`; curves of training are `curves`. Matplotlib's object interface only.
+Computing them belongs to `evaluation`; curves of training are `curves`. Matplotlib's object
+interface only.
 """
 
 import math
@@ -24,7 +26,8 @@ def bound_terms(
     rmse: np.ndarray,
     title: str = "",
 ) -> None:
-    """Writes a PNG of the bits/dim at each t (on a logarithmic axis) and of the error of the predicted x_0.
+    """Writes a PNG of the bits/dim at each t (on a logarithmic axis) and of the error of the
+    predicted x_0.
 
     Args:
       path: where to; parent folders are created.
@@ -48,7 +51,8 @@ def bound_terms(
 def rate_distortion(
     path: str | os.PathLike, t: np.ndarray, rate: np.ndarray, rmse: np.ndarray, title: str = ""
 ) -> None:
-    """Writes a PNG of distortion over steps, rate over steps, and distortion over rate (Ho et al. 2020, figure 5).
+    """Writes a PNG of distortion over steps, rate over steps, and distortion over rate (Ho et al.
+    2020, figure 5).
 
     Args:
       path: where to; parent folders are created.
@@ -64,7 +68,9 @@ def rate_distortion(
     _line(rate_over_t, steps, rate)
     rate_over_t.set(xlabel="reverse steps", ylabel="rate (bits per dimension)", ylim=(0, None))
     _line(over_rate, rate, rmse)
-    over_rate.set(xlabel="rate (bits per dimension)", ylabel="distortion (RMSE on 0..255)", ylim=(0, None))
+    over_rate.set(
+        xlabel="rate (bits per dimension)", ylabel="distortion (RMSE on 0..255)", ylim=(0, None)
+    )
     write_figure(path, figure)
 
 
@@ -78,7 +84,9 @@ def bits_per_image(path: str | os.PathLike, bits: np.ndarray, title: str = "") -
     """
     figure, (panel,) = _panels(1, title)
     panel.hist(bits, bins=min(60, max(5, math.isqrt(len(bits)))), color=_COLOUR)
-    panel.axvline(bits.mean(), color="black", linewidth=1, linestyle="--", label=f"mean {bits.mean():.3f}")
+    panel.axvline(
+        bits.mean(), color="black", linewidth=1, linestyle="--", label=f"mean {bits.mean():.3f}"
+    )
     panel.set(xlabel="bits per dimension of an image", ylabel="images")
     panel.legend(frameon=True, edgecolor="none")  # legible over the bars
     write_figure(path, figure)

@@ -1,7 +1,8 @@
-"""Results on disk: records as JSON that say how to repeat them, and the tally of a likelihood under way as NPZ.
+"""Results on disk: records as JSON that say how to repeat them, and the tally of a likelihood under
+way as NPZ.
 
-A tally is a NamedTuple of arrays: `tally.Tally` of the bound, `likelihood_ode.Bits`. What a number means is said there
-and in `frechet`; which settings belong to it, the command says.
+A tally is a NamedTuple of arrays: `tally.Tally` of the bound, `likelihood_ode.Bits`. What a number
+means is said there and in `frechet`; which settings belong to it, the command says.
 """
 
 import hashlib
@@ -22,14 +23,16 @@ from ddpm_jax.schema import Malformed, Table, differing, parse
 
 _SETTINGS = "settings"
 _PLACE = "checkpoint"  # where the weights lie: which they are, their digest says
-_IDENTITY = ("weights_sha256", "config", "random_numbers")  # what older versions did not record, or not all of it
+# what older versions did not record, or not all of it
+_IDENTITY = ("weights_sha256", "config", "random_numbers")
 _REMEDY = "name another directory"
 _OUT = f"{_REMEDY} with --out"
 AnyTally = TypeVar("AnyTally", bound=tuple)
 
 
 def weights_digest(params: Any) -> str:
-    """SHA-256 of all parameters in the order of the tree, as 64 hexadecimal digits: which weights a number is of."""
+    """SHA-256 of all parameters in the order of the tree, as 64 hexadecimal digits: which weights a
+    number is of."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf))
@@ -37,19 +40,23 @@ def weights_digest(params: Any) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What computes, as far as it changes digits: the kind of device and JAX's precision of matrix products."""
+    """What computes, as far as it changes digits: the kind of device and JAX's precision of matrix
+    products."""
     precision = jax.config.jax_default_matmul_precision or "default"
     return {"device": jax.local_devices()[0].device_kind, "matmul_precision": precision}
 
 
 def write_record(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-    """Writes a record as JSON, whole or not at all. Arrays become lists; what is not a number, null.
+    """Writes a record as JSON, whole or not at all. Arrays become lists; what is not a number,
+    null.
 
     Raises:
       FailureError: the file cannot be written.
     """
     with reporting(path):
-        write_atomically(path, (json.dumps(_plain(record), indent=2, allow_nan=False) + "\n").encode())
+        write_atomically(
+            path, (json.dumps(_plain(record), indent=2, allow_nan=False) + "\n").encode()
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -71,7 +78,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """
     cells = [list(header), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in cells
+    )
 
 
 def _cell(value: Any) -> str:
@@ -93,12 +103,14 @@ def save_tally(path: str | os.PathLike, tally: AnyTally, settings: Mapping[str, 
 
 
 def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], empty: AnyTally) -> AnyTally:
-    """Returns the tally that was saved with these settings; where there is no file, that of no image.
+    """Returns the tally that was saved with these settings; where there is no file, that of no
+    image.
 
     Args:
       path: of the file.
       settings: that it must have been made with.
-      empty: the tally of no image, of the same type: arrays whose first axis is images have none there.
+      empty: the tally of no image, of the same type: arrays whose first axis is images have none
+        there.
 
     Raises:
       UsageError: it was made with other settings; the first that differ are named.
@@ -108,7 +120,10 @@ def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], empty: AnyT
     if data is None:
         return empty
     fields = empty._asdict()
-    headers = {name: Header(leaf.dtype, tuple(side or None for side in leaf.shape)) for name, leaf in fields.items()}
+    headers = {
+        name: Header(leaf.dtype, tuple(side or None for side in leaf.shape))
+        for name, leaf in fields.items()
+    }
     try:
         arrays = read_npz(data, {_SETTINGS: Header(np.dtype(str), ()), **headers})
         found = parse(str(arrays[_SETTINGS]).encode(), Table())
@@ -122,7 +137,8 @@ def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], empty: AnyT
 
 
 def check_record(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
-    """Lets a record be written again with the same settings, those that are named in `settings`; refuses others.
+    """Lets a record be written again with the same settings, those that are named in `settings`;
+    refuses others.
 
     Raises:
       UsageError: the record there was made with other settings; the first that differ are named.
@@ -140,16 +156,21 @@ def check_record(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
 
 
 def _read(path: str | os.PathLike) -> bytes | None:
-    """What is in a file, None where there is none. One that is out of reach is not damaged: nobody may delete it."""
+    """What is in a file, None where there is none. One that is out of reach is not damaged: nobody
+    may delete it."""
     path = as_path(path)
     with reporting(path, "read"):
         return read_file(path) if path.exists() else None
 
 
-def check_same(there: str, found: Mapping[str, Any], wanted: Mapping[str, Any], *, remedy: str = _REMEDY) -> None:
-    """Refuses results that are there if they do not follow from the same settings as those that are wanted.
+def check_same(
+    there: str, found: Mapping[str, Any], wanted: Mapping[str, Any], *, remedy: str = _REMEDY
+) -> None:
+    """Refuses results that are there if they do not follow from the same settings as those that are
+    wanted.
 
-    Where `checkpoint` lies makes no difference, because the digest of its weights is among the settings.
+    Where `checkpoint` lies makes no difference, because the digest of its weights is among the
+    settings.
 
     Args:
       there: how the sentence begins: "runs/digits/generated holds images".
@@ -158,16 +179,19 @@ def check_same(there: str, found: Mapping[str, Any], wanted: Mapping[str, Any], 
       remedy: how the sentence ends.
 
     Raises:
-      UsageError: they differ, and the first three differences are named; or those that are there do not say which
-        model they are of, as older versions did not.
+      UsageError: they differ, and the first three differences are named; or those that are there do
+        not say which model they are of, as older versions did not.
     """
     unknown = [name for name in _IDENTITY if name in wanted and name not in found]
     if unknown:
         raise UsageError(
-            f"{there} of an older version, which did not record {' and '.join(unknown)}, so whether they are of this "
-            f"model is not known: {remedy}, or remove them to make them again."
+            f"{there} of an older version, which did not record {' and '.join(unknown)}, so "
+            f"whether they are of this model is not known: {remedy}, or remove them to make them "
+            "again."
         )
-    sides = ({name: value for name, value in side.items() if name != _PLACE} for side in (found, wanted))
+    sides = (
+        {name: value for name, value in side.items() if name != _PLACE} for side in (found, wanted)
+    )
     named = [f"{name} is {old} there, {new} here" for name, (old, new) in differing(*sides).items()]
     if named:
         raise UsageError(f"{there} made otherwise ({', '.join(named[:3])}): {remedy}.")

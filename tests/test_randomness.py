@@ -11,7 +11,11 @@ IMAGE = 3
 
 
 def noise():
-    return np.asarray(randomness.initial_noise(randomness.image_keys(randomness.base_key(7), np.array([IMAGE])), (2, 2, 1)))
+    return np.asarray(
+        randomness.initial_noise(
+            randomness.image_keys(randomness.base_key(7), np.array([IMAGE])), (2, 2, 1)
+        )
+    )
 
 
 def test_another_implementation_by_default_does_not_change_the_draws():
@@ -24,8 +28,14 @@ def test_another_implementation_by_default_does_not_change_the_draws():
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        (lambda: jax.enable_x64(True), "JAX_ENABLE_X64 is True, so image i of a seed .* unset it, or set it to False"),
-        (lambda: jax.threefry_partitionable(False), "JAX_THREEFRY_PARTITIONABLE is False, .* or set it to True"),
+        (
+            lambda: jax.enable_x64(True),
+            "JAX_ENABLE_X64 is True, so image i of a seed .* unset it, or set it to False",
+        ),
+        (
+            lambda: jax.threefry_partitionable(False),
+            "JAX_THREEFRY_PARTITIONABLE is False, .* or set it to True",
+        ),
     ],
 )
 def test_a_setting_that_changes_the_draws_is_refused(setting, sentence):
@@ -53,7 +63,10 @@ def test_every_command_refuses_it_before_it_reads_anything(command, capsys):
     from ddpm_jax.cli import command as commands
 
     main = importlib.import_module(f"ddpm_jax.cli.{command}").main
-    argv = {"train": ["--config", "configs/digits.py"], "encode": ["--ckpt", "nowhere", "docs/images"]}
+    argv = {
+        "train": ["--config", "configs/digits.py"],
+        "encode": ["--ckpt", "nowhere", "docs/images"],
+    }
     with jax.enable_x64(True):
         assert commands.run(main, argv.get(command, ["--ckpt", "nowhere"])) == 2
     assert "JAX_ENABLE_X64 is True" in capsys.readouterr().err

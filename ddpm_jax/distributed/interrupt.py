@@ -1,7 +1,9 @@
-"""Ctrl-C, SIGTERM and a time limit as wishes to stop, honoured between two dispatches so that what is done is kept.
+"""Ctrl-C, SIGTERM and a time limit as wishes to stop, honoured between two dispatches so that what
+is done is kept.
 
-Signals belong to the process, and so do the wishes: whatever computes asks `check` now and then, and what that raises
-ends in the command that has entered an `Interrupt`. Where none is entered, Ctrl-C is Python's own.
+Signals belong to the process, and so do the wishes: whatever computes asks `check` now and then,
+and what that raises ends in the command that has entered an `Interrupt`. Where none is entered,
+Ctrl-C is Python's own.
 """
 
 import contextlib
@@ -43,16 +45,19 @@ _alone = False
 
 
 def own_process() -> None:
-    """Says that this process is a command and nothing else, so that a second Ctrl-C may end it on the spot."""
+    """Says that this process is a command and nothing else, so that a second Ctrl-C may end it on
+    the spot."""
     global _alone
     _alone = True
 
 
 def leave_at_once(code: int) -> None:
-    """Ends a process that is a command without waiting for anything; returns where it is more than that.
+    """Ends a process that is a command without waiting for anything; returns where it is more than
+    that.
 
-    Python's own end would wait for threads that compute or save, and take the interpreter away beneath those that XLA
-    has: a segmentation fault. What is on disk is whole, because files get their names when they are.
+    Python's own end would wait for threads that compute or save, and take the interpreter away
+    beneath those that XLA has: a segmentation fault. What is on disk is whole, because files get
+    their names when they are.
     """
     if not _alone:
         return
@@ -64,10 +69,11 @@ def leave_at_once(code: int) -> None:
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """While its body runs and no `Interrupt` is entered, Ctrl-C ends a process that is a command at once.
+    """While its body runs and no `Interrupt` is entered, Ctrl-C ends a process that is a command at
+    once.
 
-    An exception in the midst of an extension's initialisation makes that fail in its own words, or crash; one that
-    arrives in a callback of the garbage collector, as JAX has, is lost.
+    An exception in the midst of an extension's initialisation makes that fail in its own words, or
+    crash; one that arrives in a callback of the garbage collector, as JAX has, is lost.
     """
     if not _alone:
         yield
@@ -101,7 +107,8 @@ def check(*, together: bool = False) -> None:
 
 
 class Interrupt:
-    """While entered, the first SIGINT or SIGTERM is noted instead of obeyed; a second SIGINT stops at once."""
+    """While entered, the first SIGINT or SIGTERM is noted instead of obeyed; a second SIGINT stops
+    at once."""
 
     def __init__(self, promise: str, *, max_seconds: float | None = None):
         """Starts the clock.
@@ -110,7 +117,8 @@ class Interrupt:
           promise: what follows a signal, said at once, as in "SIGINT: saving after this step; ...".
           max_seconds: after which there is a wish to stop even without a signal.
         """
-        from ddpm_jax.distributed import hosts  # which imports JAX: a command's --help need not wait for it
+        # which imports JAX: a command's --help need not wait for it
+        from ddpm_jax.distributed import hosts
 
         self._promise, self._signal = promise, None
         self._deadline = None if max_seconds is None else time.monotonic() + max_seconds
@@ -123,10 +131,13 @@ class Interrupt:
         """The wish of this process."""
         if self._signal is not None:
             return self._signal
-        return Wish.TIME if self._deadline is not None and time.monotonic() >= self._deadline else None
+        return (
+            Wish.TIME if self._deadline is not None and time.monotonic() >= self._deadline else None
+        )
 
     def vote(self) -> int:
-        """The processes' common wish, 0 for none; see `hosts.StopVote`. Once there is one it stays."""
+        """The processes' common wish, 0 for none; see `hosts.StopVote`. Once there is one it
+        stays."""
         self._verdict = self._verdict or self._common(self.received or 0)
         return self._verdict
 
@@ -134,12 +145,14 @@ class Interrupt:
         _entered.append(self)
         handler = self._note
         if _alone:
-            # Python runs no handler while the main thread compiles or waits for a device. A thread hears of it through
-            # the pipe that the operating system's handler writes to.
+            # Python runs no handler while the main thread compiles or waits for a device. A thread
+            # hears of it through the pipe that the operating system's handler writes to.
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
-            threading.Thread(target=self._listen, args=(self._pipe[0],), name="signals", daemon=True).start()
+            threading.Thread(
+                target=self._listen, args=(self._pipe[0],), name="signals", daemon=True
+            ).start()
             handler = _heard
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, handler)
@@ -166,7 +179,8 @@ class Interrupt:
             raise KeyboardInterrupt
         self._signal = Wish(number)
         message = f"\n{self._signal.name}: {self._promise}.\n"
-        # Not print: sys.stderr refuses to be entered again where the signal arrived in the middle of a line.
+        # Not print: sys.stderr refuses to be entered again where the signal arrived in the middle
+        # of a line.
         os.write(STDERR, message.encode())
 
 
