@@ -16,6 +16,7 @@ from ddpm_jax.plotting import (
     densities,
     figures,
     latent_plots,
+    likelihood_plots,
     runs,
     sampler_errors,
 )
