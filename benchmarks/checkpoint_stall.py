@@ -19,7 +19,8 @@ from measuring import parse, parser, report, seconds, setting, spread
 from train_step import random_batch
 
 from ddpm_jax.checkpoints.writer import Checkpointer
-from ddpm_jax.experiments.experiment import build, build_training, init_state
+from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.training import build_training, init_state
 from ddpm_jax.randomness import base_key
 
 GOAL = 2.0  # percent

@@ -26,7 +26,7 @@ from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.evaluation import tally
 from ddpm_jax.evaluation.bound import Strata, make_bound, stream_terms
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.experiment import build
+from ddpm_jax.experiments.building import build
 from ddpm_jax.monitoring import results
 from ddpm_jax.randomness import base_key
 

@@ -16,7 +16,7 @@ import numpy as np
 from measuring import parse, parser, report, seconds, setting, spread
 from ml_collections import ConfigDict
 
-from ddpm_jax.experiments.experiment import build
+from ddpm_jax.experiments.building import build
 from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.models.condition import Condition, without_label
 from ddpm_jax.randomness import base_key

@@ -26,8 +26,9 @@ import numpy as np
 
 from ddpm_jax.checkpoints.reader import saved_steps
 from ddpm_jax.checkpoints.writer import Checkpointer
+from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.config import load_config, override
-from ddpm_jax.experiments.experiment import build, build_training, state_shapes
+from ddpm_jax.experiments.training import build_training, state_shapes
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "digits.py"

@@ -14,9 +14,11 @@ import numpy as np
 from measuring import parser, report, setting
 
 from ddpm_jax.evaluation.frechet import pixel_frechet_distance
+from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
-from ddpm_jax.experiments.experiment import Experiment, build, build_training
-from ddpm_jax.experiments.loading import load
+from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.experiments.models import Model
+from ddpm_jax.experiments.training import build_training
 from ddpm_jax.randomness import base_key, stream
 from ddpm_jax.samplers.registry import make_sampler
 from ddpm_jax.tasks.metrics import images_of
@@ -24,7 +26,7 @@ from ddpm_jax.tasks.metrics import images_of
 BATCH = 64
 
 
-def in_dtype(experiment: Experiment, dtype: str) -> Experiment:
+def in_dtype(experiment: Model, dtype: str) -> Model:
     """The same experiment, computed in another type."""
     config = experiment.config.copy_and_resolve_references()
     config.model.dtype = dtype
@@ -32,7 +34,7 @@ def in_dtype(experiment: Experiment, dtype: str) -> Experiment:
 
 
 def gradients(
-    experiment: Experiment, params, images: np.ndarray, batches: int
+    experiment: Model, params, images: np.ndarray, batches: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the losses [batches] and the gradients [batches, parameters] of the training
     objective."""
@@ -59,7 +61,7 @@ def gradients(
     return np.array(losses), np.stack(flat)
 
 
-def samples(experiment: Experiment, params, steps: int, count: int) -> np.ndarray:
+def samples(experiment: Model, params, steps: int, count: int) -> np.ndarray:
     """uint8 [count, H, W, C]."""
     generate = experiment.generator(make_sampler("ddim", experiment.chain, steps=steps))
     return generate(params, stream(base_key(0), "eps"), np.arange(count)).images
@@ -72,7 +74,7 @@ def relative(difference: np.ndarray, of: np.ndarray) -> float:
 
 def measure(ckpt: str, *, batches: int, num_samples: int, steps: int) -> dict:
     """Returns the result as a dict."""
-    loaded = load(ckpt)
+    loaded = load_trained(ckpt)
     experiments = {dtype: in_dtype(loaded.experiment, dtype) for dtype in ("float32", "bfloat16")}
     config = loaded.experiment.config
     images = images_of(load_split(config.data, config.data.train_split))

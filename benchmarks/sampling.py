@@ -25,7 +25,7 @@ from measuring import (
     spread,
 )
 
-from ddpm_jax.experiments.experiment import build
+from ddpm_jax.experiments.building import build
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.registry import make_sampler
 

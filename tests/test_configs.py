@@ -14,7 +14,9 @@ from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_times
 from ddpm_jax.distributed.pmap import map_step, replicate, shard
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.experiment import First, build, build_training, init_state
+from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.codec import FrozenFirstStage
+from ddpm_jax.experiments.training import build_training, init_state
 from ddpm_jax.models.condition import null_condition
 from ddpm_jax.randomness import base_key
 
@@ -107,7 +109,7 @@ def test_config_builds(path):
 @pytest.mark.parametrize("name", OVER_LATENTS)
 def test_a_config_over_latents_builds_on_its_first_stage(name):
     first, shape = OVER_LATENTS[name]
-    experiment = build(load(name), First(build(load(first)), sha256=""))
+    experiment = build(load(name), FrozenFirstStage(build(load(first)), sha256=""))
     assert experiment.shape == shape
     check_builds(experiment)
 
@@ -271,7 +273,7 @@ def test_improved_ddpm_trains_as_its_authors_did(name):
 def test_dit_on_imagenet_trains_as_its_authors_did():
     """Section 4 of the paper, its appendix and the published code's defaults."""
     config = load("ldm_dit_imagenet256")
-    experiment = build(config, First(build(load("vae_imagenet256")), sha256=""))
+    experiment = build(config, FrozenFirstStage(build(load("vae_imagenet256")), sha256=""))
     assert experiment.model.out_channels == 8
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(experiment.params_shapes()))
     assert round(count / 1e6) == 675

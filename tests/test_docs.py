@@ -11,8 +11,8 @@ import pytest
 
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.experiment import build
-from ddpm_jax.experiments.loading import settings_of
+from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.run_settings import run_settings
 from ddpm_jax.randomness import base_key
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def run(tmp_path, monkeypatch):
     experiment = build(config)
     checkpointer = Checkpointer(tmp_path / "runs" / "digits", keep_last=1)
     checkpointer.save(
-        1, {"ema_params": experiment.init_params(base_key(0))}, {}, settings_of(experiment)
+        1, {"ema_params": experiment.init_params(base_key(0))}, {}, run_settings(experiment)
     )
     checkpointer.close()
 

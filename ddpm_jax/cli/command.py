@@ -266,6 +266,33 @@ class Parser:
         return self.values
 
 
+def define_checkpoint_flags(parser: Parser) -> None:
+    """Adds the flags that say which weights of which run."""
+    parser.path(
+        "ckpt", None, "Directory of a training run: the --workdir of train.py.", metavar="DIR"
+    )
+    parser.integer(
+        "ckpt_step",
+        None,
+        "Which of its checkpoints; the newest by default.",
+        lower=0,
+        upper=MAX_STEP,
+    )
+    parser.boolean("raw_weights", "Use the weights as trained instead of their moving average.")
+
+
+def check_names_a_run(flags: Any) -> None:
+    """Refuses a command line without --ckpt.
+
+    Raises:
+      UsageError: it is missing.
+    """
+    if not flags.ckpt:
+        raise UsageError(
+            "--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits."
+        )
+
+
 def define_limit(parser: Parser) -> None:
     """Adds --max_seconds."""
     parser.integer(

@@ -16,15 +16,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ddpm_jax.cli.command import MAX_BATCH, Parser, prepare_jax, run
+from ddpm_jax.cli.command import (
+    MAX_BATCH,
+    Parser,
+    check_names_a_run,
+    define_checkpoint_flags,
+    prepare_jax,
+    run,
+)
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import decode
-from ddpm_jax.experiments.loading import (
-    check_names_a_run,
-    define_checkpoint_flags,
-    load_first_stage,
-)
+from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.monitoring.progress import counted
 from ddpm_jax.plotting.grids import grid, save_png
@@ -53,17 +56,17 @@ def main(argv: Sequence[str]) -> int:
     check_place(out, flag="--out", writing=True)
     arrays = latent_file.read(path)
     prepare_jax(flags)
-    loaded = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    trained = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     stage, what = (
-        loaded.experiment.first_stage,
-        f"{flags.ckpt}, step {loaded.step}, {loaded.weights} weights",
+        trained.model.stage,
+        f"{flags.ckpt}, step {trained.step}, {trained.average} weights",
     )
-    latent_file.check_made_by(path, arrays, first_stage=loaded.sha256, what=what)
-    codebook = np.asarray(loaded.params["codebook"]) if stage.kind == "vq" else None
-    channels = loaded.experiment.model.latent_channels
+    latent_file.check_made_by(path, arrays, first_stage=trained.sha256, what=what)
+    codebook = np.asarray(trained.params["codebook"]) if stage.kind == "vq" else None
+    channels = trained.model.network.latent_channels
     z = latent_file.latents_of(path, arrays, channels=channels, codebook=codebook)
     places = _places(out, latent_file.names_of(arrays), len(z))
-    batches = decode(stage, loaded.params, z, batch_size=flags.batch_size)
+    batches = decode(stage, trained.params, z, batch_size=flags.batch_size)
     images = (image for batch in batches for image in batch)
     images = counted(images, "decoding", len(z), unit="picture")
     if len(places) < len(z):

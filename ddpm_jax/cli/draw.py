@@ -13,16 +13,18 @@ by one that was made otherwise.
 import sys
 from collections.abc import Sequence
 
-from ddpm_jax.cli.command import MAX_SEED, Parser, prepare_jax, run
-from ddpm_jax.errors import say
-from ddpm_jax.experiments.datasets import check_places
-from ddpm_jax.experiments.loading import (
+from ddpm_jax.cli.command import (
+    MAX_SEED,
+    Parser,
     check_names_a_run,
     define_checkpoint_flags,
-    identity_of,
-    load_first_stage,
-    versions,
+    prepare_jax,
+    run,
 )
+from ddpm_jax.errors import say
+from ddpm_jax.experiments.datasets import check_places
+from ddpm_jax.experiments.identity import identity, versions
+from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.monitoring.results import check_record, write_record
 from ddpm_jax.plotting.grids import save_png
@@ -49,27 +51,27 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse(argv)
     check_names_a_run(flags)
     prepare_jax(flags)
-    loaded = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    trained = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     out = as_path(flags.out or as_path(flags.ckpt) / "pictures")
     check_place(out, flag="--out", writing=True)
-    check_places(loaded.experiment.config.data, data_dir=flags.data_dir, out=flags.out)
+    check_places(trained.model.config.data, data_dir=flags.data_dir, out=flags.out)
     made_by = {
         "checkpoint": str(flags.ckpt),
-        "checkpoint_step": loaded.step,
-        "weights": loaded.weights,
+        "checkpoint_step": trained.step,
+        "weights": trained.average,
     }
     settings = (
         made_by
-        | identity_of(loaded)
+        | identity(trained)
         | {"num_samples": flags.num_samples, "seed": flags.seed, "versions": versions()}
     )
-    ending = f"step{loaded.step}_{loaded.weights}_n{flags.num_samples}_seed{flags.seed}"
+    ending = f"step{trained.step}_{trained.average}_n{flags.num_samples}_seed{flags.seed}"
     record = out / f"pictures_{ending}.json"
     check_record(record, settings)
     draw = make_drawing(
-        loaded.experiment, num_samples=flags.num_samples, seed=flags.seed, data_dir=flags.data_dir
+        trained.model, num_samples=flags.num_samples, seed=flags.seed, data_dir=flags.data_dir
     )
-    drawn = draw(loaded.params)
+    drawn = draw(trained.params)
     # The record first: a picture without one could be replaced unnoticed.
     write_record(record, settings | drawn.numbers)
     for name, picture in drawn.pictures.items():

@@ -24,16 +24,12 @@ from typing import Any, NamedTuple
 from ddpm_jax.checkpoints import snapshots
 from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights, saved_steps
 from ddpm_jax.checkpoints.writer import Checkpointer
-from ddpm_jax.cli.command import MAX_STEP, Parser, prepare_jax, run
+from ddpm_jax.cli.command import MAX_STEP, Parser, check_names_a_run, prepare_jax, run
 from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.experiments.datasets import check_places
-from ddpm_jax.experiments.experiment import (
-    Experiment,
-    averages_of,
-    objective_state_shapes,
-    snapshot_names,
-)
-from ddpm_jax.experiments.loading import check_names_a_run, experiment_of
+from ddpm_jax.experiments.models import Model
+from ddpm_jax.experiments.run_settings import frozen_first_stage, model_from_settings
+from ddpm_jax.experiments.training import averages_of, objective_state_shapes, snapshot_names
 from ddpm_jax.files import as_path, check_place, reporting, write_atomically
 from ddpm_jax.locks import alone
 from ddpm_jax.training.ema_profiles import WIDEST, Fit, Profile, fit, gamma_of
@@ -46,7 +42,7 @@ class Run(NamedTuple):
     """What is on disk of a run."""
 
     workdir: pathlib.Path
-    experiment: Experiment
+    model: Model
     saved_config: dict[str, Any]
     step: int  # of the newest checkpoint, or of the one asked for
     snapshots: list[int]  # steps, up to `step`
@@ -91,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
     found = _open(as_path(flags.ckpt), flags.ckpt_step if flags.average else None)
     out = as_path(flags.out or found.workdir / AVERAGES)
     check_place(out, flag="--out", writing=True)
-    check_places(found.experiment.config.data, out=flags.out)
+    check_places(found.model.config.data, out=flags.out)
     if flags.average:
         _export(found, flags.average, out)
     elif widths:
@@ -106,12 +102,12 @@ def main(argv: Sequence[str]) -> int:
 def _open(workdir: pathlib.Path, step: int | None) -> Run:
     step = find_step(workdir, step)
     saved = read_config(workdir, step)
-    experiment = experiment_of(saved, source=f"the config of {workdir}, step {step}")
-    return Run(workdir, experiment, saved, step, snapshots.saved_steps(workdir))
+    model = model_from_settings(saved, source=f"the config of {workdir}, step {step}")
+    return Run(workdir, model, saved, step, snapshots.saved_steps(workdir))
 
 
 def _listing(found: Run) -> str:
-    config = found.experiment.config
+    config = found.model.config
     kept = ", ".join(averages_of(config)) or "none beside the one that is sampled from"
     if not found.snapshots:
         saved = "none"
@@ -144,7 +140,7 @@ def _steps_until(found: Run, last: int | None) -> list[int]:
 def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Path) -> None:
     """Makes the average of a width out of the snapshots of `steps`, as it is at the last of
     them."""
-    name, end, names = f"sigma_rel_{width}", steps[-1], snapshot_names(found.experiment.config)
+    name, end, names = f"sigma_rel_{width}", steps[-1], snapshot_names(found.model.config)
     saved = [Profile(gamma_of(other), step) for step in steps for other in names.values()]
     made: Fit = fit(Profile(gamma_of(width), end), saved)
     coefficients = made.coefficients.reshape(len(steps), len(names))
@@ -158,7 +154,7 @@ def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Pa
     }
     with alone(out / name, "averaging weights into it"):
         _check_new(out / name, end)
-        shapes = found.experiment.params_shapes()
+        shapes = found.model.params_shapes()
         params = snapshots.combine(found.workdir, steps, list(names), coefficients, shapes)
         _write(out / name, end, params, found, record)
     say(
@@ -169,7 +165,7 @@ def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Pa
 
 
 def _export(found: Run, name: str, out: pathlib.Path) -> None:
-    names = averages_of(found.experiment.config)
+    names = averages_of(found.model.config)
     if not names:
         raise UsageError(
             f"{found.workdir} keeps no average but the one that is sampled from: train with "
@@ -178,7 +174,7 @@ def _export(found: Run, name: str, out: pathlib.Path) -> None:
     choose("average", name, names)
     with alone(out / name, "averaging weights into it"):
         _check_new(out / name, found.step)
-        shapes = found.experiment.params_shapes()
+        shapes = found.model.params_shapes()
         saved = read_weights(
             found.workdir, found.step, {"averages": {kept: shapes for kept in names}}
         )
@@ -206,8 +202,8 @@ def _write(
     """Writes weights as the EMA of a checkpoint that has nothing else but the first stage, and how
     they were made."""
     state = {"ema_params": params}
-    if found.experiment.first is not None:
-        shapes = objective_state_shapes(found.experiment)
+    if frozen_first_stage(found.model) is not None:
+        shapes = objective_state_shapes(found.model)
         state |= read_weights(found.workdir, found.step, {"objective_state": shapes})
     checkpointer = Checkpointer(directory, keep_last=1, keep_every=1)
     checkpointer.save(step, state, {}, found.saved_config)

@@ -23,17 +23,20 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.cli.command import MAX_BATCH, MAX_SEED, Parser, prepare_jax, run
+from ddpm_jax.cli.command import (
+    MAX_BATCH,
+    MAX_SEED,
+    Parser,
+    check_names_a_run,
+    define_checkpoint_flags,
+    prepare_jax,
+    run,
+)
 from ddpm_jax.data.layout import pictures_in
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import Latents, encode
-from ddpm_jax.experiments.loading import (
-    Loaded,
-    check_names_a_run,
-    define_checkpoint_flags,
-    load_first_stage,
-)
+from ddpm_jax.experiments.loading import TrainedModel, load_first_stage
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.monitoring.progress import counted
 from ddpm_jax.tasks import photos
@@ -74,24 +77,24 @@ def main(argv: Sequence[str]) -> int:
     _check(flags)
     out, paths = _new_file(flags.out), _paths(parser.arguments)
     prepare_jax(flags)
-    loaded = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
-    stage, seed = loaded.experiment.first_stage, (flags.seed or 0) if flags.sample else None
+    trained = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    stage, seed = trained.model.stage, (flags.seed or 0) if flags.sample else None
     if flags.sample and stage.kind != "vae":
         raise UsageError(
             f"--sample draws from a posterior, which a first stage of the kind {stage.kind!r} has "
             "not."
         )
-    read = _pictures(paths, loaded, flags)
+    read = _pictures(paths, trained, flags)
     found = _joined(
-        list(encode(stage, loaded.params, read, batch_size=flags.batch_size, seed=seed))
+        list(encode(stage, trained.params, read, batch_size=flags.batch_size, seed=seed))
     )
-    made_by = f"{flags.ckpt}, step {loaded.step}, {loaded.weights} weights"
+    made_by = f"{flags.ckpt}, step {trained.step}, {trained.average} weights"
     latent_file.write(
         out,
         found,
         names=list(map(str, paths)),
         kind=stage.kind,
-        first_stage=loaded.sha256,
+        first_stage=trained.sha256,
         made_by=made_by,
     )
     count, *shape = found.latents.shape
@@ -136,7 +139,9 @@ def _paths(arguments: Sequence[str]) -> list[pathlib.Path]:
     return paths
 
 
-def _pictures(paths: Sequence[pathlib.Path], loaded: Loaded, flags: Any) -> Iterator[np.ndarray]:
+def _pictures(
+    paths: Sequence[pathlib.Path], trained: TrainedModel, flags: Any
+) -> Iterator[np.ndarray]:
     """Looks at the headers of all, then reads one after the other: uint8 [H, W, C] of one shape.
 
     Raises:
@@ -144,8 +149,8 @@ def _pictures(paths: Sequence[pathlib.Path], loaded: Loaded, flags: Any) -> Iter
         small, or of another shape than the others.
     """
     (trained_at, _, channels), factor = (
-        loaded.experiment.image_shape,
-        loaded.experiment.model.factor,
+        trained.model.image_shape,
+        trained.model.network.factor,
     )
     size = factor if flags.keep_size else flags.size or trained_at
     if size % factor:

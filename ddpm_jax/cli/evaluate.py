@@ -49,7 +49,9 @@ from ddpm_jax.cli.command import (
     MAX_SEED,
     MAX_TIMESTEPS,
     Parser,
+    check_names_a_run,
     common_flags,
+    define_checkpoint_flags,
     define_limit,
     define_process_flags,
     prepare_jax,
@@ -59,15 +61,8 @@ from ddpm_jax.cli.command import (
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.experiments.datasets import check_places
-from ddpm_jax.experiments.loading import (
-    Loaded,
-    check_names_a_run,
-    define_checkpoint_flags,
-    identity_of,
-    load,
-    load_first_stage,
-    versions,
-)
+from ddpm_jax.experiments.identity import identity, versions
+from ddpm_jax.experiments.loading import TrainedModel, load_first_stage, load_trained
 from ddpm_jax.files import check_place, reporting
 from ddpm_jax.monitoring.results import machine, write_record
 from ddpm_jax.tasks import likelihood_flow, sampling
@@ -91,28 +86,28 @@ def main(argv: Sequence[str]) -> int:
         )
     stop = stop_of(flags)
     prepare_jax(flags)
-    read = load_first_stage if of_first_stage else load
-    loaded = read(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    read = load_first_stage if of_first_stage else load_trained
+    trained = read(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     hosts.check_equal(
-        common_flags(flags) | {"the step of the checkpoint": loaded.step} | identity_of(loaded)
+        common_flags(flags) | {"the step of the checkpoint": trained.step} | identity(trained)
     )
-    check_place(result_path("", loaded, flags, "").parent, flag="--out", writing=True)
-    check_places(loaded.experiment.config.data, data_dir=flags.data_dir, out=flags.out)
+    check_place(result_path("", trained, flags, "").parent, flag="--out", writing=True)
+    check_places(trained.model.config.data, data_dir=flags.data_dir, out=flags.out)
     with stop:
         for name, metric in metrics.items():
-            result = _computed(name, metric, loaded, flags)
+            result = _computed(name, metric, trained, flags)
             if hosts.is_first():
-                _report(name, result, loaded, flags)
+                _report(name, result, trained, flags)
     hosts.wait_for_all("the results are written")
     return 0
 
 
-def _computed(name: str, metric: Metric, loaded: Loaded, flags: Any) -> Result:
+def _computed(name: str, metric: Metric, trained: TrainedModel, flags: Any) -> Result:
     try:
         with memory.explained(
             f"{name} of {flags.batch_size} images at a time", "lower --batch_size"
         ):
-            return metric(loaded, flags)
+            return metric(trained, flags)
     except interrupt.Stopped as stopped:
         if stopped.kept:
             raise
@@ -195,22 +190,22 @@ def _parser() -> Parser:
     return parser
 
 
-def _report(name: str, result: Result, loaded: Loaded, flags: Any) -> None:
+def _report(name: str, result: Result, trained: TrainedModel, flags: Any) -> None:
     """Writes the record and the picture of a metric, and prints the table and where they are."""
     record = {
         "metric": name,
         "checkpoint": str(flags.ckpt),
-        "checkpoint_step": loaded.step,
-        "weights": loaded.weights,
-        **identity_of(loaded),
+        "checkpoint_step": trained.step,
+        "weights": trained.average,
+        **identity(trained),
         "seed": flags.seed,
         **machine(),
         "versions": versions(),
         **result.values,
     }
-    path = result_path(name, loaded, flags, f"{result.suffix}.json")
+    path = result_path(name, trained, flags, f"{result.suffix}.json")
     write_record(path, record)
-    say(f"{name} of step {loaded.step} ({loaded.weights} weights)")
+    say(f"{name} of step {trained.step} ({trained.average} weights)")
     say(result.text)
     say(path)
     if result.draw is not None:

@@ -22,9 +22,9 @@ from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.cli.command import Parser, prepare_jax, run
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.config_checks import OBJECTIVES
-from ddpm_jax.experiments.experiment import build
-from ddpm_jax.experiments.loading import settings_of
+from ddpm_jax.experiments.run_settings import run_settings
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers
 from ddpm_jax.interop.tensor_files import read_tensors
@@ -60,16 +60,16 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(
             f"--config {flags.config} is that of {what}, but the weights are a first stage's."
         )
-    experiment, out = build(config), as_path(flags.out)
+    model, out = build(config), as_path(flags.out)
     check_place(out, flag="--out", writing=True)
     _check_new(out)
     tensors = read_tensors(flags.weights, what="weights of the first stage", how=_HOW)
-    params = autoencoder_params_from_diffusers(tensors, experiment.model)
+    params = autoencoder_params_from_diffusers(tensors, model.network)
     with alone(out, "importing a first stage into it"):
         _check_new(out)
         checkpointer = Checkpointer(out, keep_last=1, keep_every=1)
         checkpointer.save(
-            0, {"ema_params": jax.tree.map(jnp.asarray, params)}, {}, settings_of(experiment)
+            0, {"ema_params": jax.tree.map(jnp.asarray, params)}, {}, run_settings(model)
         )
         checkpointer.close()
     say(f"a first stage of {flags.weights}\n  --config.first_stage.ckpt={out}")

@@ -12,7 +12,8 @@ from typing import Any
 from ddpm_jax.cli.command import BETWEEN, MAX_SEED, MAX_TIMESTEPS, Parser
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.datasets import check_places
-from ddpm_jax.experiments.loading import Loaded, versions
+from ddpm_jax.experiments.identity import versions
+from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.monitoring.results import check_record, write_record
 from ddpm_jax.plotting import grids as pictures
@@ -158,7 +159,11 @@ def _decide(flags: Any) -> None:
 
 
 def run(
-    loaded: Loaded, identity: dict[str, Any], recipe: Recipe, flags: Any, commands: Sequence[str]
+    trained: TrainedModel,
+    identity: dict[str, Any],
+    recipe: Recipe,
+    flags: Any,
+    commands: Sequence[str],
 ) -> int:
     """Draws what was asked for and prints where it is; returns the exit code. `identity` is that of
     `loaded`.
@@ -173,21 +178,21 @@ def run(
     """
     out = as_path(flags.out or as_path(flags.ckpt) / "generated")
     check_place(out, flag="--out", writing=True)
-    check_places(loaded.experiment.config.data, out=flags.out)
+    check_places(trained.model.config.data, out=flags.out)
     for command in commands:
-        drawing = DRAWINGS[command](loaded, recipe, flags)
+        drawing = DRAWINGS[command](trained, recipe, flags)
         seed = {} if command == "reconstruct" else {"seed": flags.seed}  # nothing is drawn there
         parts = [
             drawing.name,
-            f"step{loaded.step}",
-            loaded.weights,
+            f"step{trained.step}",
+            trained.average,
             *(f"seed{value}" for value in seed.values()),
         ]
         path = out / ("_".join([*parts, recipe.name()]) + ".png")
         made_by = {
             "checkpoint": str(flags.ckpt),
-            "checkpoint_step": loaded.step,
-            "weights": loaded.weights,
+            "checkpoint_step": trained.step,
+            "weights": trained.average,
         }
         settings = {
             **made_by,

@@ -20,7 +20,7 @@ import numpy as np
 from ddpm_jax.cli.command import Parser, run
 from ddpm_jax.errors import UsageError, choose, say, suggest
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.loading import DATASET, FIRST_STAGE, INIT_FROM, read_settings
+from ddpm_jax.experiments.run_settings import DATASET, FIRST_STAGE, INIT_FROM, read_settings
 from ddpm_jax.files import absolute, as_path, check_place, is_remote, reporting
 from ddpm_jax.monitoring.records import RECORDS, SECONDS, Record, read
 from ddpm_jax.monitoring.results import format_table

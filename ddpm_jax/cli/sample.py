@@ -37,7 +37,9 @@ from ddpm_jax.cli.command import (
     MAX_IMAGES,
     MAX_SEED,
     Parser,
+    check_names_a_run,
     common_flags,
+    define_checkpoint_flags,
     define_limit,
     define_process_flags,
     prepare_jax,
@@ -48,14 +50,8 @@ from ddpm_jax.data.about import shortened
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import UsageError, say, visible
 from ddpm_jax.experiments.datasets import check_places
-from ddpm_jax.experiments.loading import (
-    Loaded,
-    check_names_a_run,
-    define_checkpoint_flags,
-    identity_of,
-    load,
-    versions,
-)
+from ddpm_jax.experiments.identity import identity, versions
+from ddpm_jax.experiments.loading import TrainedModel, load_trained
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.generation import generating
 from ddpm_jax.monitoring.progress import Counter
@@ -111,27 +107,27 @@ def main(argv: Sequence[str]) -> int:
             f"--{drawings[0]} draws one picture, on one process: leave out --distributed."
         )
     prepare_jax(flags)
-    loaded = load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
-    identity = identity_of(loaded)
-    hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": loaded.step} | identity)
-    recipe = editing.edited(loaded, flags)
+    trained = load_trained(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    made_of = identity(trained)
+    hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": trained.step} | made_of)
+    recipe = editing.edited(trained, flags)
     if drawings:
         with stop, _keeping("nothing is kept of the picture; the same command begins it again."):
-            return latents.run(loaded, identity, recipe, flags, drawings)
-    out = as_path(flags.out or _default_out(loaded, recipe, flags))
+            return latents.run(trained, made_of, recipe, flags, drawings)
+    out = as_path(flags.out or _default_out(trained, recipe, flags))
     check_place(out, flag="--out", writing=True)
-    check_places(loaded.experiment.config.data, out=flags.out)
+    check_places(trained.model.config.data, out=flags.out)
 
     batch_size = min(flags.batch_size, flags.num_samples)
     made_by = {
         "checkpoint": str(flags.ckpt),
-        "checkpoint_step": loaded.step,
-        "weights": loaded.weights,
-        **identity,
+        "checkpoint_step": trained.step,
+        "weights": trained.average,
+        **made_of,
     }
     with stop, memory.explained(f"making {batch_size} images at a time", "lower --batch_size"):
         _write_samples(
-            loaded,
+            trained,
             recipe,
             out,
             made_by,
@@ -141,7 +137,7 @@ def main(argv: Sequence[str]) -> int:
         )
         if hosts.is_first():
             with _keeping("the images are kept; the same command draws them."):
-                _draw(loaded, recipe, out, flags)
+                _draw(trained, recipe, out, flags)
     hosts.wait_for_all("the pictures are drawn")
     return 0
 
@@ -155,7 +151,7 @@ def _keeping(what: str) -> Iterator[None]:
         raise interrupt.Stopped(stopped.wish, what) from None
 
 
-def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
+def _draw(trained: TrainedModel, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
     """Draws the grid and the chain, and says where everything is."""
     columns = _columns(recipe)
     shown = min(IN_GRID // (columns or 1) * (columns or 1), flags.num_samples)
@@ -166,7 +162,7 @@ def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
             grid = pictures.beside_originals(recipe.originals, grid, title=_title(recipe.record))
         pictures.save_png(out / "grid.png", grid)
     say(
-        f"{flags.num_samples} images of step {loaded.step} ({loaded.weights} weights), "
+        f"{flags.num_samples} images of step {trained.step} ({trained.average} weights), "
         f"{recipe.record['sampler']}, {recipe.record['steps']} steps, {recipe.sampler.evaluations} "
         f"network evaluations\n  {out}/grid.png"
     )
@@ -179,13 +175,13 @@ def _draw(loaded: Loaded, recipe: Recipe, out: os.PathLike, flags: Any) -> None:
         )
     if flags.chain:
         _write_chain(
-            loaded, recipe, out, seed=flags.seed, num_chains=min(IN_CHAIN, flags.num_samples)
+            trained, recipe, out, seed=flags.seed, num_chains=min(IN_CHAIN, flags.num_samples)
         )
         say(f"  {out}/chain.png\n  {out}/chain.gif")
 
 
-def _default_out(loaded: Loaded, recipe: Recipe, flags: Any) -> os.PathLike:
-    of_model = f"step{loaded.step}_{loaded.weights}_seed{flags.seed}"
+def _default_out(trained: TrainedModel, recipe: Recipe, flags: Any) -> os.PathLike:
+    of_model = f"step{trained.step}_{trained.average}_seed{flags.seed}"
     what, how = names.what(recipe.record), names.how(recipe.record)
     name = names.joined(what, of_model, how, f"n{flags.num_samples}")
     return as_path(flags.ckpt) / "generated" / name
@@ -220,7 +216,7 @@ def _title(record: dict[str, Any]) -> str:
 
 
 def _write_samples(
-    loaded: Loaded,
+    trained: TrainedModel,
     recipe: Recipe,
     out: os.PathLike,
     made_by: dict[str, Any],
@@ -231,7 +227,7 @@ def _write_samples(
 ) -> None:
     manifest = {**made_by, "seed": seed, **recipe.record, "versions": versions()}
     shard_size = -(-SHARD // batch_size) * batch_size
-    generate = recipe.generator(loaded.experiment.shape)
+    generate = recipe.generator(trained.model.shape)
     with Counter("sampling", generating.share(num_samples, shard_size), unit="image") as counter:
         generating.write_shards(
             out,
@@ -252,10 +248,10 @@ def _write_samples(
 
 
 def _write_chain(
-    loaded: Loaded, recipe: Recipe, out: os.PathLike, *, seed: int, num_chains: int
+    trained: TrainedModel, recipe: Recipe, out: os.PathLike, *, seed: int, num_chains: int
 ) -> None:
     num_frames = min(FRAMES, recipe.sampler.num_rows + 1)
-    generate = recipe.generator(loaded.experiment.shape, num_frames=num_frames)
+    generate = recipe.generator(trained.model.shape, num_frames=num_frames)
     done = np.round(np.linspace(0, recipe.sampler.num_rows, num_frames)).astype(int)
     moments = [f"{rows}/{recipe.sampler.num_rows}" for rows in done]
     indices = np.arange(num_chains)

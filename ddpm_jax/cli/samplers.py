@@ -36,7 +36,8 @@ from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.evaluation.frechet import check_pixel_sets, pixel_frechet_distance
 from ddpm_jax.evaluation.sampler_comparison import PlaneProblem, sampler_within
 from ddpm_jax.experiments.datasets import check_places, load_evaluated, load_split
-from ddpm_jax.experiments.loading import Loaded, identity_of, load, versions
+from ddpm_jax.experiments.identity import identity, versions
+from ddpm_jax.experiments.loading import TrainedModel, load_trained
 from ddpm_jax.files import as_path, reporting
 from ddpm_jax.generation import generating
 from ddpm_jax.monitoring.progress import counted
@@ -64,17 +65,17 @@ def main(argv: Sequence[str]) -> int:
     if unused:
         raise UsageError(f"--{unused[0]} is for a trained model: give --ckpt, or leave it out.")
     prepare_jax(flags)
-    loaded = (
-        load(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    trained = (
+        load_trained(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
         if flags.ckpt
         else None
     )
-    chain = loaded.experiment.chain if loaded else Chain(make_betas("linear", PLANE_CHAIN))
-    if loaded:
-        check_places(loaded.experiment.config.data, data_dir=flags.data_dir, out=flags.out)
+    chain = trained.model.chain if trained else Chain(make_betas("linear", PLANE_CHAIN))
+    if trained:
+        check_places(trained.model.config.data, data_dir=flags.data_dir, out=flags.out)
     cases = _cases(names, chain, budgets, spacing)
     plane = PlaneProblem(chain, num_samples=PLANE_SAMPLES, seed=flags.seed)
-    model = _Model(loaded, flags) if loaded else None
+    model = _Model(trained, flags) if trained else None
     path, settings = _path(flags, model), _settings(flags, model)
     check_record(path, settings)
     rows = [
@@ -179,11 +180,11 @@ def _cases(names: Sequence[str], chain: Chain, budgets: Sequence[int], spacing: 
 class _Model:
     """The trained model, its training and held-out images, and how to make some from it."""
 
-    def __init__(self, loaded: Loaded, flags: Any):
-        self.loaded, self._flags = loaded, flags
-        self.guided = guidance.guided(loaded, flags)
-        data = loaded.experiment.config.data
-        train, self.other_data = load_evaluated(loaded, data.train_split, data_dir=flags.data_dir)
+    def __init__(self, trained: TrainedModel, flags: Any):
+        self.trained, self._flags = trained, flags
+        self.guided = guidance.guided(trained, flags)
+        data = trained.model.config.data
+        train, self.other_data = load_evaluated(trained, data.train_split, data_dir=flags.data_dir)
         none = data.test_split == "test" and not holds_out(train)
         held_out = None if none else load_split(data, data.test_split, data_dir=flags.data_dir)
         rows, held_out_rows = check_pixel_sets(
@@ -198,9 +199,9 @@ class _Model:
     def measure(self, case: _Case) -> dict[str, float]:
         """The Frechet distance, the seconds an image takes once compiled, and those of
         compiling."""
-        experiment, flags = self.loaded.experiment, self._flags
+        model, flags = self.trained.model, self._flags
         recipe = make_recipe(case.sampler, self.guided, {})
-        generate = recipe.generator(experiment.shape)
+        generate = recipe.generator(model.shape)
 
         def images() -> np.ndarray:
             batches = generating.generate_batches(
@@ -250,9 +251,9 @@ def _settings(flags: Any, model: _Model | None) -> dict[str, Any]:
     if model:
         settings |= {
             "checkpoint": str(flags.ckpt),
-            "checkpoint_step": model.loaded.step,
-            "weights": model.loaded.weights,
-            **identity_of(model.loaded),
+            "checkpoint_step": model.trained.step,
+            "weights": model.trained.average,
+            **identity(model.trained),
             "num_samples": flags.num_samples,
             "made_with": model.guided.record,
             **model.other_data,
@@ -264,7 +265,9 @@ def _settings(flags: Any, model: _Model | None) -> dict[str, Any]:
 
 def _path(flags: Any, model: _Model | None) -> pathlib.Path:
     """Of the JSON file."""
-    name = f"_step{model.loaded.step}_{model.loaded.weights}_n{flags.num_samples}" if model else ""
+    name = (
+        f"_step{model.trained.step}_{model.trained.average}_n{flags.num_samples}" if model else ""
+    )
     out = as_path(flags.out or (as_path(flags.ckpt) / "evaluation" if model else "samplers"))
     return out / f"samplers{name}_{flags.spacing}_seed{flags.seed}.json"
 

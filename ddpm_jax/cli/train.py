@@ -52,25 +52,26 @@ from ddpm_jax.distributed.interrupt import Interrupt, Wish
 from ddpm_jax.distributed.pmap import bytes_per_device, several
 from ddpm_jax.errors import UsageError, say, visible
 from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import check_classes, check_places, load_split
-from ddpm_jax.experiments.experiment import (
-    Experiment,
+from ddpm_jax.experiments.fine_tuning import Beginning, find_beginning
+from ddpm_jax.experiments.latents import find_first_stage, freeze, kept_latents
+from ddpm_jax.experiments.models import Model
+from ddpm_jax.experiments.run_settings import (
+    FIRST_STAGE,
+    INIT_FROM,
+    config_in,
+    frozen_first_stage,
+    read_settings,
+    run_settings,
+)
+from ddpm_jax.experiments.training import (
     Training,
-    build,
     build_training,
     check_batch,
     init_state,
     snapshot_names,
     state_shapes,
-)
-from ddpm_jax.experiments.fine_tuning import Beginning, find_beginning
-from ddpm_jax.experiments.latents import find_first_stage, freeze, kept_latents
-from ddpm_jax.experiments.loading import (
-    FIRST_STAGE,
-    INIT_FROM,
-    config_in,
-    read_settings,
-    settings_of,
 )
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
 from ddpm_jax.locks import Lock
@@ -152,13 +153,13 @@ def main(argv: Sequence[str]) -> int:
                     "whether first_stage.cache is set": kept,
                 }
             )
-        experiment = build(config, first)
+        model = build(config, first)
         check_batch(config)
-        training = build_training(experiment)
-        beginning, began = find_beginning(experiment, workdir, begun)
+        training = build_training(model)
+        beginning, began = find_beginning(model, workdir, begun)
         hosts.check_equal({"the digest of the weights of init_from": began and began["sha256"]})
         return _train(
-            experiment,
+            model,
             training,
             workdir,
             profile,
@@ -263,7 +264,7 @@ def _check_length(workdir: pathlib.Path, config: ConfigDict, theirs: dict[str, A
 
 
 def _train(
-    experiment: Experiment,
+    model: Model,
     training: Training,
     workdir: pathlib.Path,
     profile: tuple[int, int] | None = None,
@@ -280,14 +281,14 @@ def _train(
     checkpoints. `began` says what a run began with, that does not draw its weights: `beginning`, or
     what that was.
     """
-    config, parallelism = experiment.config, training.parallelism
+    config, parallelism = model.config, training.parallelism
     source = load_split(
         config.data,
         config.data.train_split,
         report=workdir / BAD_IMAGES if hosts.is_first() else None,
     )
     check_classes(source, config, split=config.data.train_split)
-    settings = settings_of(experiment, source) | ({INIT_FROM: began} if began else {})
+    settings = run_settings(model, source) | ({INIT_FROM: began} if began else {})
     checkpointer = Checkpointer(
         workdir,
         keep_last=config.checkpoint.keep_last,
@@ -296,11 +297,9 @@ def _train(
     )
     remedies = _remedies(config)
     memory.check(
-        bytes_per_device(state_shapes(experiment, training)), "the state of the model", remedies
+        bytes_per_device(state_shapes(model, training)), "the state of the model", remedies
     )
-    state, position = _first_state(
-        experiment, training, checkpointer, first_params, source, beginning
-    )
+    state, position = _first_state(model, training, checkpointer, first_params, source, beginning)
     start = int(state.step)
     if start > config.train.num_steps:
         raise UsageError(
@@ -309,9 +308,9 @@ def _train(
             "sample.py and evaluate.py takes an earlier checkpoint that is kept."
         )
     examples = source
-    if experiment.first is not None:
+    if frozen_first_stage(model) is not None:
         examples = kept_latents(
-            experiment, state.objective_state.frozen, source, whole=parallelism.whole
+            model, state.objective_state.frozen, source, whole=parallelism.whole
         )
     batches = _batches(config, examples)
     if position is not None:
@@ -327,7 +326,7 @@ def _train(
         with reporting(workdir / CONFIG_FILE):
             write_atomically(workdir / CONFIG_FILE, json.dumps(settings, indent=2).encode())
         _keep_listing(workdir, source, begun=position is not None)
-        _announce(experiment, workdir, source, state, start, beginning)
+        _announce(model, workdir, source, state, start, beginning)
     hosts.check_shared(workdir / CONFIG_FILE)
 
     snapshots = (
@@ -356,7 +355,7 @@ def _train(
             progress=progress,
             on_sample=memory.explained(
                 f"drawing {config.train.num_samples} samples", "lower train.num_samples"
-            )(_on_sample(experiment, source, workdir, writer, progress, parallelism.whole)),
+            )(_on_sample(model, source, workdir, writer, progress, parallelism.whole)),
             train_steps=parallelism.map_step(several(training.train_step)),
             trace=trace,
             explain=make_explain(
@@ -404,7 +403,7 @@ def _remedies(config: ConfigDict) -> str:
 
 
 def _on_sample(
-    experiment: Experiment,
+    model: Model,
     source: sources.Source,
     workdir: pathlib.Path,
     writer: metric_writer.MetricWriter,
@@ -412,11 +411,11 @@ def _on_sample(
     whole: Callable[[Any], Any],
 ) -> Callable[[int, TrainState], None]:
     """What is shown every `train.sample_every` steps."""
-    match experiment.config.objective:
+    match model.config.objective:
         case "diffusion":
-            return grid_writer(experiment, source, workdir, writer, progress, whole=whole)
+            return grid_writer(model, source, workdir, writer, progress, whole=whole)
         case "first_stage":
-            return picture_writer(experiment, workdir, writer, progress.say, whole=whole)
+            return picture_writer(model, workdir, writer, progress.say, whole=whole)
     return no_grid
 
 
@@ -442,7 +441,7 @@ def _batches(config: ConfigDict, source: sources.Source) -> pipeline.TrainIterat
 
 
 def _first_state(
-    experiment: Experiment,
+    model: Model,
     training: Training,
     checkpointer: Checkpointer,
     first_params: Any,
@@ -452,19 +451,19 @@ def _first_state(
     """(state, place in the data) of the newest checkpoint that is whole; a new state, and None,
     where there is none."""
     if checkpointer.latest_step() is not None:
-        return checkpointer.resume(state_shapes(experiment, training), _warn)
+        return checkpointer.resume(state_shapes(model, training), _warn)
     if beginning is not None:
         for note in beginning.notes:
             _warn(f"init_from: {note}")
-        return init_state(experiment, training, beginning.frozen, beginning.given), None
-    if experiment.first is None:
-        return init_state(experiment, training), None
+        return init_state(model, training, beginning.frozen, beginning.given), None
+    if frozen_first_stage(model) is None:
+        return init_state(model, training), None
     if first_params is None:
         raise UsageError(
-            f"first_stage.ckpt is {experiment.config.first_stage.ckpt}, and there is no such "
+            f"first_stage.ckpt is {model.config.first_stage.ckpt}, and there is no such "
             "directory; this run has saved no checkpoint yet that the first stage would be in."
         )
-    return init_state(experiment, training, freeze(experiment, first_params, source)), None
+    return init_state(model, training, freeze(model, first_params, source)), None
 
 
 def _loop_options(config: ConfigDict) -> LoopOptions:
@@ -512,22 +511,20 @@ def _trace(
 
 
 def _announce(
-    experiment: Experiment,
+    model: Model,
     workdir: pathlib.Path,
     source: sources.Source,
     state: TrainState,
     start: int,
     beginning: Beginning | None,
 ) -> None:
-    if experiment.config.objective == "diffusion" and (
-        sentence := prior_warning(experiment.schedule)
-    ):
+    if model.config.objective == "diffusion" and (sentence := prior_warning(model.schedule)):
         _warn(sentence)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(state.params))
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device{'s' if jax.device_count() > 1 else ''}"
     if jax.process_count() > 1:
         devices += f" of {jax.process_count()} processes"
-    length = experiment.config.train.num_steps
+    length = model.config.train.num_steps
     begin = (
         f"resuming at step {start} of {length}"
         if start
@@ -536,18 +533,18 @@ def _announce(
     of_others = f" from {beginning.what}" if beginning else ""
     say(
         f"{workdir}: {begin}{of_others}; {len(source):,} images of "
-        f"{'x'.join(map(str, experiment.image_shape))}{_over(experiment, state)}, {count:,} "
+        f"{'x'.join(map(str, model.image_shape))}{_over(model, state)}, {count:,} "
         f"parameters, {devices}, {bytes_per_device(state) / 1e6:,.1f} MB of state on each",
         file=sys.stderr,
     )
-    say(f"data {experiment.config.data.name}: {describe(source)}", file=sys.stderr)
+    say(f"data {model.config.data.name}: {describe(source)}", file=sys.stderr)
 
 
-def _over(experiment: Experiment, state: TrainState) -> str:
-    if experiment.first is None:
+def _over(model: Model, state: TrainState) -> str:
+    if frozen_first_stage(model) is None:
         return ""
     shape, scale = (
-        "x".join(map(str, experiment.shape)),
+        "x".join(map(str, model.shape)),
         float(np.asarray(state.objective_state.frozen.scale)),
     )
     return f" as latents of {shape} times {scale:.4g}"

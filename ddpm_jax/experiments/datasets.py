@@ -12,7 +12,7 @@ from ddpm_jax.data.about import about, shortened
 from ddpm_jax.data.places import check_outside
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import UsageError, say
-from ddpm_jax.experiments.loading import Loaded
+from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.files import as_path
 
 
@@ -55,7 +55,7 @@ def check_places(data: ConfigDict, *, data_dir: str | None = None, **places: Any
 
 
 def load_evaluated(
-    loaded: Loaded, split: str, *, data_dir: str | None
+    trained: TrainedModel, split: str, *, data_dir: str | None
 ) -> tuple[sources.Source, dict[str, str]]:
     """Opens a split that a model is to be evaluated on.
 
@@ -66,10 +66,10 @@ def load_evaluated(
     Raises:
       UsageError: see `sources.load` and `check_classes`.
     """
-    config = loaded.experiment.config
+    config = trained.model.config
     source = load_split(config.data, split, data_dir=data_dir)
-    check_classes(source, config, split=split, class_names=loaded.class_names)
-    ours, theirs = about(source).contents, loaded.contents
+    check_classes(source, config, split=split, class_names=trained.class_names)
+    ours, theirs = about(source).contents, trained.contents
     if not ours or not theirs or ours == theirs:
         return source, {}
     if hosts.is_first():

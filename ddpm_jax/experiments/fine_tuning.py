@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from ddpm_jax.checkpoints.reader import find_step, read_config, saved_steps
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.experiment import Experiment
-from ddpm_jax.experiments.loading import INIT_FROM, Loaded, check_settings, latents_of, load_any
+from ddpm_jax.experiments.loading import TrainedModel, load_trained
+from ddpm_jax.experiments.models import Model
+from ddpm_jax.experiments.run_settings import INIT_FROM, check_settings, frozen_first_stage
 from ddpm_jax.training.initial_weights import Given, fitting
 from ddpm_jax.variational.latent_space import Frozen
 
@@ -53,13 +54,13 @@ class Beginning(NamedTuple):
 
 
 def find_beginning(
-    experiment: Experiment, workdir: pathlib.Path, settings: dict[str, Any] | None
+    model: Model, workdir: pathlib.Path, settings: dict[str, Any] | None
 ) -> tuple[Beginning | None, dict[str, Any] | None]:
     """Returns (what `init_from` names, its record); nothing is read for a run that has checkpoints
     of its own.
 
     Args:
-      experiment: of the new run.
+      model: of the new run.
       workdir: its directory.
       settings: those that the run was begun with (`load.settings_of`), None where there are none.
 
@@ -68,7 +69,7 @@ def find_beginning(
         stage, or has changed since this run was begun from it.
       FailureError: its files are damaged.
     """
-    config = experiment.config
+    config = model.config
     if saved_steps(workdir):
         if settings is None:
             settings = read_config(workdir, find_step(workdir))
@@ -77,53 +78,54 @@ def find_beginning(
     if not config.init_from:
         return None, None
     try:
-        loaded = load_any(
+        trained = load_trained(
             config.init_from,
             config.objective,
             step=config.init_from_step,
             raw_weights=config.init_from_raw,
         )
-        _check_kind(loaded, experiment)
-        params = loaded.params if loaded.experiment.first is None else loaded.params.params
-        given, fresh = fitting(params, experiment.params_shapes(), source=config.init_from)
+        _check_kind(trained, model)
+        given, fresh = fitting(trained.params, model.params_shapes(), source=config.init_from)
     except UsageError as error:
         raise UsageError(f"init_from: {error}") from error
     record = {
         "source": config.init_from,
-        "step": loaded.step,
-        "weights": loaded.weights,
-        "sha256": loaded.sha256,
+        "step": trained.step,
+        "weights": trained.average,
+        "sha256": trained.sha256,
     }
     before = (settings or {}).get(INIT_FROM)
-    if before is not None and before["sha256"] != loaded.sha256:
+    if before is not None and before["sha256"] != trained.sha256:
         raise UsageError(
             f"init_from: {config.init_from} has changed since this run was begun from it (SHA-256 "
-            f"{before['sha256'][:12]} then, {loaded.sha256[:12]} now): give "
+            f"{before['sha256'][:12]} then, {trained.sha256[:12]} now): give "
             f"init_from_step={before['step']}, or another --workdir."
         )
     notes = [f"{name} is initialized, because the classes differ" for name in fresh]
-    differing = _differing(loaded.experiment.config, config)
+    differing = _differing(trained.model.config, config)
     if differing:
         notes.append(f"its weights mean something else here, because {'; '.join(differing)}")
-    return Beginning(given, _frozen(loaded, config), record, notes), record
+    return Beginning(given, _frozen(trained, config), record, notes), record
 
 
-def _check_kind(loaded: Loaded, experiment: Experiment) -> None:
-    ours, theirs = experiment.first, loaded.experiment.first
+def _check_kind(trained: TrainedModel, model: Model) -> None:
+    ours, theirs = frozen_first_stage(model), frozen_first_stage(trained.model)
     if (ours is None) != (theirs is None) or (ours is not None and ours.sha256 != theirs.sha256):
+        there = trained.model.codec.describe(trained.weights.frozen)
         here = "pixels" if ours is None else f"latents of the first stage {ours.sha256[:12]}"
         raise UsageError(
-            f"{experiment.config.init_from} holds a model of {latents_of(loaded)}, and this config "
+            f"{model.config.init_from} holds a model of {there}, and this config "
             f"is of one of {here}: give first_stage.ckpt as that run has it."
         )
 
 
-def _frozen(loaded: Loaded, config: ConfigDict) -> Frozen | None:
+def _frozen(trained: TrainedModel, config: ConfigDict) -> Frozen | None:
     """The first stage as the other run has it; with the scale of this config, if it says one."""
-    if loaded.experiment.first is None:
+    if frozen_first_stage(trained.model) is None:
         return None
     scale = config.first_stage.latent_scale
-    return loaded.params.frozen._replace(scale=np.float32(scale)) if scale else loaded.params.frozen
+    frozen = trained.weights.frozen
+    return frozen._replace(scale=np.float32(scale)) if scale else frozen
 
 
 def _differing(theirs: ConfigDict, ours: ConfigDict) -> list[str]:

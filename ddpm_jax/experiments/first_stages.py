@@ -1,13 +1,16 @@
-"""Config -> the parts of a first stage: its network, what the network's numbers mean, its
-objective."""
+"""Build a first stage from a config: its network, what the numbers mean, its objective."""
 
+import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments import perceptual
 from ddpm_jax.models.autoencoder import Autoencoder, check_autoencoder
+from ddpm_jax.randomness import base_key
 from ddpm_jax.training.first_stage_objective import FirstStageOptions, first_stage_objective
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.variational.first_stage import LOG_SCALE, SCALES, FirstStage
@@ -16,6 +19,57 @@ from ddpm_jax.variational.observation import FAMILIES
 
 # fields of config.model: there is no choice and no time
 _NOT_OURS = ("name", "scale_shift_norm", "time_embedding")
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstStageModel:
+    """An autoencoder, and what the numbers of its network mean."""
+
+    config: ConfigDict
+    network: Autoencoder
+    image_shape: tuple[int, int, int]
+
+    @property
+    def stage(self) -> FirstStage:
+        """Return the meaning of the network's numbers, as functions of its parameters."""
+        fields, network = self.config.first_stage, self.network
+
+        def method(function):
+            return lambda params, inputs, keys: network.apply(
+                {"params": params},
+                inputs,
+                keys if self.config.model.dropout else None,
+                method=function,
+            )
+
+        return FirstStage(
+            fields.kind,
+            method(Autoencoder.encode),
+            method(Autoencoder.decode),
+            FAMILIES[fields.family],
+            scale=fields.scale,
+            log_scale=fields.log_scale,
+            num_codes=network.num_codes,
+        )
+
+    def latent_space(self, image_shape: tuple[int, int, int]) -> LatentSpace:
+        """Return where the latents lie of images of a size that the network's factor divides."""
+        height, width, _ = image_shape
+        factor = self.network.factor
+        shape = (height // factor, width // factor, self.network.latent_channels)
+        return LatentSpace(self.stage, shape)
+
+    def init_params(self, key: jax.Array) -> Any:
+        """Draw the initial parameters, float32."""
+        return self.network.init(key, jnp.zeros((1, *self.image_shape)))["params"]
+
+    def params_shapes(self) -> Any:
+        """Return the parameter tree as shapes, nothing computed."""
+        return jax.eval_shape(self.init_params, base_key(0))
+
+    def frozen_shapes(self) -> Any:
+        """Return what no step changes, as shapes: the weights of the perceptual distance, or ()."""
+        return perceptual.frozen_shapes(self.config)
 
 
 def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
@@ -61,68 +115,19 @@ def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
     return network
 
 
-def make_first_stage(config: ConfigDict, network: Autoencoder) -> FirstStage:
-    """What the network's numbers mean."""
-    stage = config.first_stage
-
-    def method(function):
-        return lambda params, inputs, keys: network.apply(
-            {"params": params}, inputs, keys if config.model.dropout else None, method=function
-        )
-
-    return FirstStage(
-        stage.kind,
-        method(Autoencoder.encode),
-        method(Autoencoder.decode),
-        FAMILIES[stage.family],
-        scale=stage.scale,
-        log_scale=stage.log_scale,
-        num_codes=network.num_codes,
-    )
-
-
-def make_latent_space(
-    stage: FirstStage, network: Autoencoder, image_shape: tuple[int, int, int]
-) -> LatentSpace:
-    """The latents of images of a size that `check_encodes` lets pass."""
-    height, width, _ = image_shape
-    return LatentSpace(
-        stage, (height // network.factor, width // network.factor, network.latent_channels)
-    )
-
-
-def check_encodes(network: Autoencoder, image_shape: tuple[int, int, int], directory: str) -> None:
-    """Refuses images that the first stage of `directory` cannot encode; they may be larger or
-    smaller than its own.
-
-    Raises:
-      UsageError: another number of channels, or a size that is no multiple of its factor.
-    """
-    size, _, channels = image_shape
-    if channels != network.image_channels:
-        raise UsageError(
-            f"data.channels is {channels}, but the first stage of {directory} encodes images of "
-            f"{network.image_channels}: train a first stage on the same data."
-        )
-    if size % network.factor:
-        raise UsageError(
-            f"data.image_size is {size}, which the factor {network.factor} of the first stage of "
-            f"{directory} does not divide: choose a multiple of {network.factor}."
-        )
-
-
-def make_objective(config: ConfigDict, network: Autoencoder) -> Objective:
-    """The objective that the config describes.
+def make_objective(model: FirstStageModel) -> Objective:
+    """Return the objective that the config describes.
 
     Raises:
       UsageError: an unknown way to learn a codebook.
     """
+    config = model.config
     options = FirstStageOptions(
         **{name: config.first_stage[name] for name in FirstStageOptions._fields}
     )
     return first_stage_objective(
-        make_first_stage(config, network),
+        model.stage,
         options,
         flip=config.data.flip,
-        sharpness=perceptual.make_sharpness(config, network.dtype),
+        sharpness=perceptual.make_sharpness(config, model.network.dtype),
     )

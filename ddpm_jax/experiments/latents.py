@@ -15,8 +15,10 @@ from ddpm_jax.checkpoints.reader import find_step, read_config, saved_steps
 from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import UsageError
-from ddpm_jax.experiments.experiment import Experiment, First
-from ddpm_jax.experiments.loading import first_of, load_first_stage
+from ddpm_jax.experiments.codec import FrozenFirstStage
+from ddpm_jax.experiments.loading import load_first_stage
+from ddpm_jax.experiments.models import Model
+from ddpm_jax.experiments.run_settings import first_stage_in
 from ddpm_jax.files import as_path, is_folder, is_remote
 from ddpm_jax.randomness import base_key, scale_key
 from ddpm_jax.training import latent_cache
@@ -28,7 +30,7 @@ SAMPLE = 4096
 
 def find_first_stage(
     config: ConfigDict, workdir: pathlib.Path, settings: dict[str, Any] | None
-) -> tuple[First | None, Any]:
+) -> tuple[FrozenFirstStage | None, Any]:
     """The first stage that `first_stage.ckpt` names and its parameters; None and None where it
     names none.
 
@@ -48,7 +50,7 @@ def find_first_stage(
         return None, None
     if settings is None and saved_steps(workdir):
         settings = read_config(workdir, find_step(workdir))
-    begun = first_of(settings, source="the config of the run") if settings else None
+    begun = first_stage_in(settings, source="the config of the run") if settings else None
     if begun is not None and not saved_steps(directory):
         return begun, None
     if not is_folder(as_path(directory)):
@@ -57,10 +59,10 @@ def find_first_stage(
             "stage, with --config configs/vae_digits.py, say, and name its --workdir."
         )
     try:
-        loaded = load_first_stage(directory)
+        trained = load_first_stage(directory)
     except UsageError as error:
         raise UsageError(f"first_stage.ckpt: {error}") from error
-    found = First(loaded.experiment, loaded.sha256)
+    found = FrozenFirstStage(trained.model, trained.sha256)
     if begun is not None and begun.sha256 != found.sha256:
         raise UsageError(
             f"first_stage.ckpt: {directory} has changed since this run was begun with it (SHA-256 "
@@ -68,26 +70,26 @@ def find_first_stage(
             "the run's checkpoints, give the run's own directory as --config.first_stage.ckpt; for "
             "the new one, another --workdir."
         )
-    return begun or found, loaded.params
+    return begun or found, trained.params
 
 
-def freeze(experiment: Experiment, params: Any, source: Source) -> Frozen:
+def freeze(model: Model, params: Any, source: Source) -> Frozen:
     """The first stage as the run will keep it, with the scale that the config says, or that
     training images have."""
-    scale = experiment.config.first_stage.latent_scale
+    scale = model.config.first_stage.latent_scale
     if not scale:
         scale = latent_cache.measure_scale(
-            experiment.latents,
+            model.codec.space,
             params,
             source,
-            key=scale_key(base_key(experiment.config.seed)),
+            key=scale_key(base_key(model.config.seed)),
             num_images=SAMPLE,
         )
     return Frozen(params, jnp.float32(scale))
 
 
 def kept_latents(
-    experiment: Experiment, frozen: Frozen, source: Source, *, whole: Callable[[Any], Any]
+    model: Model, frozen: Frozen, source: Source, *, whole: Callable[[Any], Any]
 ) -> Source | latent_cache.CachedLatents:
     """`source` itself, or with `first_stage.cache` what its images were encoded to, once, and kept
     there.
@@ -99,7 +101,7 @@ def kept_latents(
         shared by the processes.
       FailureError: it cannot be written.
     """
-    directory = experiment.config.first_stage.cache
+    directory = model.config.first_stage.cache
     if not directory:
         return source
     if is_remote(as_path(directory)):
@@ -109,9 +111,9 @@ def kept_latents(
         )
     return latent_cache.cached(
         as_path(directory),
-        experiment.latents,
+        model.codec.space,
         hosts.local(whole(frozen.params)),
         source,
-        flip=experiment.config.data.flip,
-        sha256=experiment.first.sha256,
+        flip=model.config.data.flip,
+        sha256=model.codec.first_stage.sha256,
     )

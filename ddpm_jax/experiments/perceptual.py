@@ -67,9 +67,9 @@ def with_discriminator(config: ConfigDict, params: Any, key: jax.Array) -> Any:
 
 
 def frozen_shapes(config: ConfigDict) -> Any:
-    """The weights of the distance as shapes; None if the config asks for none."""
+    """Return the weights of the distance as shapes; () if the config asks for none."""
     if not config.sharp.perceptual_weight:
-        return None
+        return ()
     shapes = lpips_shapes(Lpips())
     return unflatten_dict(
         {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
@@ -77,7 +77,7 @@ def frozen_shapes(config: ConfigDict) -> Any:
 
 
 def read_frozen(config: ConfigDict) -> Any:
-    """The weights of the distance, from the user's file; None if the config asks for none.
+    """Read the weights of the distance from the user's file; () if the config asks for none.
 
     All processes call it together.
 
@@ -86,7 +86,7 @@ def read_frozen(config: ConfigDict) -> Any:
         differ.
     """
     if not config.sharp.perceptual_weight:
-        return None
+        return ()
     if not config.sharp.perceptual_file:
         raise UsageError(
             "sharp.perceptual_weight is set, but not the file with the weights of the distance: "

@@ -18,7 +18,7 @@ from ddpm_jax.cli.command import MAX_TIMESTEPS, Parser
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
-from ddpm_jax.experiments.loading import Loaded
+from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.samplers.editing import keep_known, noised, repaint, start_from
 from ddpm_jax.tasks import guidance
 from ddpm_jax.tasks.photos import named_file, read_mask, read_photo
@@ -67,7 +67,7 @@ def define_flags(parser: Parser) -> None:
     )
 
 
-def edited(loaded: Loaded, flags: Any) -> Recipe:
+def edited(trained: TrainedModel, flags: Any) -> Recipe:
     """The recipe that the flags ask for: that of sampling, unless a picture is given.
 
     Raises:
@@ -76,10 +76,10 @@ def edited(loaded: Loaded, flags: Any) -> Recipe:
     """
     _check_together(flags)
     if flags.init_image:
-        return _from_picture(loaded, flags)
+        return _from_picture(trained, flags)
     if flags.inpaint:
-        return _inpainted(loaded, flags)
-    return recipe_of(loaded, flags)
+        return _inpainted(trained, flags)
+    return recipe_of(trained, flags)
 
 
 def _check_together(flags: Any) -> None:
@@ -106,14 +106,14 @@ def _check_together(flags: Any) -> None:
         )
 
 
-def _from_picture(loaded: Loaded, flags: Any) -> Recipe:
+def _from_picture(trained: TrainedModel, flags: Any) -> Recipe:
     """Image-to-image: the picture with the noise of a level, and the sampler from there (Meng et
     al. 2022)."""
-    chain = loaded.experiment.chain
-    photo = read_photo("--init_image", flags.init_image, loaded.experiment.image_shape)
+    chain = trained.model.chain
+    photo = read_photo("--init_image", flags.init_image, trained.model.image_shape)
     strength = 0.8 if flags.strength is None else flags.strength
-    times = start_from(times_of(loaded.experiment, flags), strength)
-    sampler, record = sampler_of(loaded.experiment, flags, times)
+    times = start_from(times_of(trained.model, flags), strength)
+    sampler, record = sampler_of(trained.model, flags, times)
     record |= named_file("init_image", flags.init_image) | {"strength": strength}
     top = chain.at(times)  # the sampler's own table may have levels above it, as EDM's has
 
@@ -122,23 +122,23 @@ def _from_picture(loaded: Loaded, flags: Any) -> Recipe:
     ) -> chex.Array:
         return noised(top, inputs.image, keys)
 
-    recipe = make_recipe(sampler, guidance.guided(loaded, flags), record)
+    recipe = make_recipe(sampler, guidance.guided(trained, flags), record)
     originals = {"original": photo} | recipe.originals
     return recipe._replace(
-        start=start, inputs_of=_with(recipe, image=_x_0(loaded, photo)), originals=originals
+        start=start, inputs_of=_with(recipe, image=_x_0(trained, photo)), originals=originals
     )
 
 
-def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
+def _inpainted(trained: TrainedModel, flags: Any) -> Recipe:
     """RePaint, or with --sampler any other way to walk; the known pixels are kept in the
     denoiser."""
-    chain = loaded.experiment.chain
-    photo = read_photo("--inpaint", flags.inpaint, loaded.experiment.image_shape)
-    mask = read_mask("--mask", flags.mask, flags.inpaint, loaded.experiment.image_shape)
+    chain = trained.model.chain
+    photo = read_photo("--inpaint", flags.inpaint, trained.model.image_shape)
+    mask = read_mask("--mask", flags.mask, flags.inpaint, trained.model.image_shape)
     record = named_file("inpaint", flags.inpaint) | named_file("mask", flags.mask)
     if flags.sampler is None:
         steps = flags.steps or min(REPAINT_STEPS, chain.num_timesteps)
-        times = times_of(loaded.experiment, flags, steps=steps)
+        times = times_of(trained.model, flags, steps=steps)
         options = {} if flags.jump is None else {"jump": flags.jump}
         options |= {} if flags.resamplings is None else {"resamplings": flags.resamplings}
         sampler = repaint(chain, times, **options)
@@ -149,8 +149,8 @@ def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
                 raise UsageError(
                     f"--{name} belongs to RePaint's own walk: leave out --sampler {flags.sampler}."
                 )
-        times = times_of(loaded.experiment, flags)
-        sampler, walked = sampler_of(loaded.experiment, flags, times)
+        times = times_of(trained.model, flags)
+        sampler, walked = sampler_of(trained.model, flags, times)
         record = walked | record
     top = chain.at(times)
 
@@ -159,7 +159,7 @@ def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
     ) -> chex.Array:
         return noised(top, jnp.where(inputs.mask, 0.0, inputs.image), keys)
 
-    recipe = make_recipe(sampler, guidance.guided(loaded, flags), record)
+    recipe = make_recipe(sampler, guidance.guided(trained, flags), record)
 
     def make_denoiser(params: Any, schedule: Schedule, inputs: Inputs) -> Denoiser:
         return keep_known(
@@ -171,8 +171,8 @@ def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
     kept = np.where(mask, MIDDLE_GREY, photo).astype(np.uint8)
     originals = {"original": photo, "kept": kept} | recipe.originals
     painting = recipe._replace(make_denoiser=make_denoiser, start=start, originals=originals)
-    image = _x_0(loaded, kept)
-    if loaded.experiment.first is None:
+    image = _x_0(trained, kept)
+    if trained.model.codec.is_exact:
         return painting._replace(inputs_of=_with(recipe, image=image, mask=mask))
 
     def show(params: Any, x: chex.Array, inputs: Inputs) -> chex.Array:
@@ -184,9 +184,9 @@ def _inpainted(loaded: Loaded, flags: Any) -> Recipe:
     )
 
 
-def _x_0(loaded: Loaded, photo: np.ndarray) -> np.ndarray:
+def _x_0(trained: TrainedModel, photo: np.ndarray) -> np.ndarray:
     """A photo, uint8 [H, W, C], as the model knows it: float32 [h, w, c]."""
-    return np.asarray(jax.jit(loaded.experiment.read)(loaded.params, photo[None]))[0]
+    return np.asarray(jax.jit(trained.model.encode)(trained.weights, photo[None]))[0]
 
 
 def _blocks(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -13,7 +13,10 @@ from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.bound import check_images
 from ddpm_jax.experiments.datasets import load_evaluated
-from ddpm_jax.experiments.loading import Loaded, identity_of
+from ddpm_jax.experiments.identity import identity
+from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.models import DiffusionModel
+from ddpm_jax.experiments.run_settings import frozen_first_stage
 from ddpm_jax.files import as_path
 from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
@@ -29,7 +32,7 @@ class Split(NamedTuple):
     what: str  # in words
 
 
-def open_split(loaded: Loaded, flags: Any) -> Split:
+def open_split(trained: TrainedModel, flags: Any) -> Split:
     """Opens --split, by default the config's test split, or the first --num_images of it.
 
     Of a conditional model the likelihood is that of the images given what it is told of them: the
@@ -39,29 +42,27 @@ def open_split(loaded: Loaded, flags: Any) -> Split:
       UsageError: a model over latents; a split or number of images that is not there; images of
         another shape than the model's, or not of its classes.
     """
-    experiment = loaded.experiment
-    if experiment.first is not None:
+    model = trained.model
+    if frozen_first_stage(model) is not None:
         raise UsageError(
             "This model is one of latents, so its bound and its flow are of those and not of "
             "images: take frechet_pixels, or elbo of the first stage."
         )
-    name = flags.split or experiment.config.data.test_split
-    source, other = load_evaluated(loaded, name, data_dir=flags.data_dir)
-    num_images = check_images(
-        source, experiment.image_shape, split=name, num_images=flags.num_images
-    )
+    name = flags.split or model.config.data.test_split
+    source, other = load_evaluated(trained, name, data_dir=flags.data_dir)
+    num_images = check_images(source, model.image_shape, split=name, num_images=flags.num_images)
     settings = {
-        **identity_of(loaded),
+        **identity(trained),
         "split": name,
         "data": source.fingerprint,
         "num_images": num_images,
         "seed": flags.seed,
         "draws": flags.draws,
-        "dtype": str(experiment.config.model.dtype),
+        "dtype": str(model.config.model.dtype),
     }
-    if experiment.config.objective == "diffusion":
-        settings["num_timesteps"] = experiment.schedule.num_timesteps
-    told = experiment.conditioning.names
+    if model.config.objective == "diffusion":
+        settings["num_timesteps"] = model.schedule.num_timesteps
+    told = model.conditioning.names if isinstance(model, DiffusionModel) else ()
     if told:  # absent otherwise: results of before there were conditions go on
         settings["given"] = list(told)
     settings |= other
@@ -75,10 +76,10 @@ def stem_of(split: str) -> str:
     return re.sub(r"[^\w.-]+", "-", split).strip("-")
 
 
-def result_path(name: str, loaded: Loaded, flags: Any, suffix: str) -> pathlib.Path:
+def result_path(name: str, trained: TrainedModel, flags: Any, suffix: str) -> pathlib.Path:
     """A file about a checkpoint, in --out or in the folder `evaluation` of the run."""
     directory = as_path(flags.out or as_path(flags.ckpt) / "evaluation")
-    return directory / f"{name}_step{loaded.step}_{loaded.weights}{suffix}"
+    return directory / f"{name}_step{trained.step}_{trained.average}{suffix}"
 
 
 class Span(NamedTuple):

@@ -1,4 +1,4 @@
-"""What evaluate.py can compute of a first stage: functions (loaded, flags) -> `Result`."""
+"""What evaluate.py can compute of a first stage: functions (trained, flags) -> `Result`."""
 
 import functools
 from typing import Any, NamedTuple
@@ -13,7 +13,8 @@ from ddpm_jax.evaluation.first_stage_scores import (
     stream_scores,
 )
 from ddpm_jax.evaluation.tally import Estimate, estimate
-from ddpm_jax.experiments.loading import Loaded, versions
+from ddpm_jax.experiments.identity import versions
+from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.monitoring import results
 from ddpm_jax.tasks.evaluated_split import go_on, image_by_image, open_split, result_path
 from ddpm_jax.tasks.metrics import Metric, Result
@@ -32,11 +33,11 @@ class _ScoresOf(NamedTuple):
     what: str  # in words
 
 
-def elbo(loaded: Loaded, flags: Any) -> Result:
+def elbo(trained: TrainedModel, flags: Any) -> Result:
     """The evidence lower bound with its two terms, and the importance-weighted bound."""
-    stage = loaded.experiment.first_stage
+    stage = trained.model.stage
     check_has_elbo(stage)
-    of = _scores_of(loaded, flags)
+    of = _scores_of(trained, flags)
     scores = of.scores
     numbers = {
         "bits_per_dim": estimate(scores.elbo),
@@ -57,14 +58,14 @@ def elbo(loaded: Loaded, flags: Any) -> Result:
             f"importance-weighted  {_number(numbers['importance_weighted'])}, {flags.draws} "
             "sample(s)"
         )
-    family = loaded.experiment.config.first_stage.family
+    family = trained.model.config.first_stage.family
     lines += [f"{of.what}, {FAMILIES[family].meaning}; ± one standard error over images"]
     return Result(of.settings | numbers, "\n".join(lines), of.suffix)
 
 
-def reconstruction(loaded: Loaded, flags: Any) -> Result:
+def reconstruction(trained: TrainedModel, flags: Any) -> Result:
     """How far reconstructions are from the images, and of a VQ-VAE how its codes are used."""
-    of = _scores_of(loaded, flags)
+    of = _scores_of(trained, flags)
     mse = _over_images(of.scores.mse)
     psnr = _over_images(
         10 * np.log10(PEAK**2 / np.maximum(of.scores.mse, np.finfo(np.float64).tiny))
@@ -86,7 +87,7 @@ def reconstruction(loaded: Loaded, flags: Any) -> Result:
     return Result(of.settings | numbers, "\n".join([*lines, of.what]), of.suffix)
 
 
-def _scores_of(loaded: Loaded, flags: Any) -> _ScoresOf:
+def _scores_of(trained: TrainedModel, flags: Any) -> _ScoresOf:
     """Computes the scores, or reads what an earlier command with the same settings has computed of
     them.
 
@@ -95,12 +96,12 @@ def _scores_of(loaded: Loaded, flags: Any) -> _ScoresOf:
         model's; results made otherwise in the same place.
       FailureError: a score that is not finite; a file that is damaged or cannot be written.
     """
-    stage, config = loaded.experiment.first_stage, loaded.experiment.config.first_stage
-    split = open_split(loaded, flags)
+    stage, config = trained.model.stage, trained.model.config.first_stage
+    split = open_split(trained, flags)
     suffix = f"{split.suffix}_draws{flags.draws}_seed{flags.seed}"
-    stream = functools.partial(stream_scores, stage, loaded.params, num_draws=flags.draws)
+    stream = functools.partial(stream_scores, stage, trained.params, num_draws=flags.draws)
     scores = go_on(
-        result_path("scores", loaded, flags, f"{suffix}.npz"),
+        result_path("scores", trained, flags, f"{suffix}.npz"),
         no_scores(flags.draws, config.latent_channels, stage.num_codes),
         split.num_images,
         lambda scores, span: image_by_image(stream, scores, span, split, flags, merge=joined),

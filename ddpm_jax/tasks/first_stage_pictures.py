@@ -20,7 +20,7 @@ from ddpm_jax.data.in_memory import gather
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.distributed import hosts
 from ddpm_jax.experiments.datasets import load_split
-from ddpm_jax.experiments.experiment import Experiment
+from ddpm_jax.experiments.models import Model
 from ddpm_jax.files import reporting
 from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.plotting.grids import grid, save_png, side_by_side
@@ -62,12 +62,12 @@ class Seen(NamedTuple):
 
 
 def make_drawing(
-    experiment: Experiment, *, num_samples: int, seed: int, data_dir: str | None = None
+    model: Model, *, num_samples: int, seed: int, data_dir: str | None = None
 ) -> Callable[[Any], Drawn]:
     """Returns draw(params) -> `Drawn`: the same held-out images and the same noise every time.
 
     Args:
-      experiment: of a first stage.
+      model: of a first stage.
       num_samples: images shown; fewer where the split has not so many.
       seed: of the images from the prior.
       data_dir: where the data is, if not where the config says.
@@ -75,8 +75,8 @@ def make_drawing(
     Raises:
       UsageError: there is no such split.
     """
-    config, stage = experiment.config, experiment.first_stage
-    in_plane = _in_plane(experiment)
+    config, stage = model.config, model.stage
+    in_plane = _in_plane(model)
     source = load_split(config.data, config.data.test_split, data_dir=data_dir)
     count = min(num_samples, len(source))
     wanted = max(count, min(COUNTED, len(source))) if in_plane or stage.kind == "vq" else count
@@ -133,7 +133,7 @@ def make_drawing(
 
 
 def picture_writer(
-    experiment: Experiment,
+    model: Model,
     workdir: pathlib.Path,
     writer: MetricWriter,
     say: Callable[[str], None],
@@ -144,7 +144,7 @@ def picture_writer(
     them, or all there are.
 
     Args:
-      experiment: the run's, of a first stage.
+      model: the run's, of a first stage.
       workdir: where the pictures go: the first where a diffusion model's grid would be, the others
         beside it.
       writer: gets the pictures and the numbers.
@@ -154,8 +154,8 @@ def picture_writer(
     Raises:
       UsageError: there is no such split.
     """
-    config = experiment.config
-    draw = make_drawing(experiment, num_samples=config.train.num_samples, seed=config.seed)
+    config = model.config
+    draw = make_drawing(model, num_samples=config.train.num_samples, seed=config.seed)
 
     def on_sample(step: int, state: TrainState) -> None:
         params = hosts.local(whole(state.ema_params))
@@ -178,13 +178,13 @@ def picture_writer(
     return on_sample
 
 
-def _in_plane(experiment: Experiment) -> bool:
+def _in_plane(model: Model) -> bool:
     """Whether the whole latent of an image is two numbers that have a prior."""
-    stage, model = experiment.config.first_stage, experiment.model
+    stage, network = model.config.first_stage, model.network
     return (
         stage.kind == "vae"
         and stage.latent_channels == 2
-        and model.factor == experiment.config.data.image_size
+        and network.factor == model.config.data.image_size
     )
 
 

@@ -14,8 +14,10 @@ from ddpm_jax.data.transforms import to_model_range, to_uint8, upsample
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, choose, say
-from ddpm_jax.experiments.experiment import Experiment
-from ddpm_jax.experiments.loading import Loaded, load, load_classifier, of_one_kind
+from ddpm_jax.experiments.guides import load_classifier
+from ddpm_jax.experiments.identity import is_of_one_kind
+from ddpm_jax.experiments.loading import TrainedModel, load_trained
+from ddpm_jax.experiments.models import Model
 from ddpm_jax.models.condition import Condition, check_labels, without_label
 from ddpm_jax.samplers import guidance
 from ddpm_jax.samplers.clipping import CLIPPINGS
@@ -111,7 +113,7 @@ def define_flags(parser: Parser) -> None:
     )
 
 
-def guided(loaded: Loaded, flags: Any) -> Guided:
+def guided(trained: TrainedModel, flags: Any) -> Guided:
     """The denoiser that the flags ask for.
 
     With --classifier or --weaker the scale is that of this guidance, otherwise of classifier-free
@@ -121,22 +123,20 @@ def guided(loaded: Loaded, flags: Any) -> Guided:
       UsageError: an unknown label or clipping; a scale, interval or share out of range; guidance
         that this model cannot have; two kinds of guidance at once; a flag that would do nothing.
     """
-    experiment = loaded.experiment
-    clipping = _clipping(experiment, flags.clip)
+    model = trained.model
+    clipping = _clipping(model, flags.clip)
     clip = choose("clipping", clipping, CLIPPINGS)
-    keep_mean = experiment.config.diffusion.parameterization == "mu"
-    force = _force(loaded, flags)
+    keep_mean = model.config.diffusion.parameterization == "mu"
+    force = _force(trained, flags)
     labels = _labels(force.num_classes, flags.labels, force.class_names)
-    record: dict[str, Any] = (
-        {} if clipping == _ordinary_clipping(experiment) else {"clip": clipping}
-    )
+    record: dict[str, Any] = {} if clipping == _ordinary_clipping(model) else {"clip": clipping}
     record |= {"guidance": force.record} if force.record else {}
     record |= {} if labels is None else {"labels": labels.tolist()}
-    low_res = _low_res(experiment, flags.low_res)
+    low_res = _low_res(model, flags.low_res)
     record |= {} if flags.low_res is None else named_file("low_res", flags.low_res)
 
     def make_denoiser(params: Any, schedule: Schedule, told: Told) -> Denoiser:
-        conditional = experiment.conditional_denoiser(params["model"], schedule)
+        conditional = model.conditional_denoiser(params["model"], schedule)
         return clip(
             force.apply(conditional, params["force"], schedule, told), schedule, keep_mean=keep_mean
         )
@@ -144,30 +144,30 @@ def guided(loaded: Loaded, flags: Any) -> Guided:
     def told_of(indices: np.ndarray) -> Told:
         label = None if labels is None else labels[np.asarray(indices) % len(labels)]
         condition = Condition(
-            label=label if experiment.conditioning.num_classes else None,
+            label=label if model.conditioning.num_classes else None,
             low_res=None if low_res is None else np.repeat(low_res[None], len(indices), axis=0),
         )
-        return Told(condition if experiment.conditioning.names else None, label)
+        return Told(condition if model.conditioning.names else None, label)
 
     def show(params: Any, x: jax.Array) -> jax.Array:
-        return experiment.show(params["model"], x)
+        return model.decode(params["model"], x)
 
-    params = {"model": loaded.params, "force": force.params}
+    params = {"model": trained.weights, "force": force.params}
     originals = {} if low_res is None else {"low-res": np.asarray(to_uint8(low_res))}
     return Guided(make_denoiser, params, told_of, record, show, force.class_names, originals)
 
 
-def _ordinary_clipping(experiment: Experiment) -> str:
-    return "static" if experiment.first is None else "none"
+def _ordinary_clipping(model: Model) -> str:
+    return model.codec.clipping
 
 
-def _clipping(experiment: Experiment, asked: str | None) -> str:
-    if experiment.first is not None and asked not in (None, "none"):
+def _clipping(model: Model, asked: str | None) -> str:
+    if model.codec.clipping == "none" and asked not in (None, "none"):
         raise UsageError(
             f"--clip {asked}: the x_0 of this model is a latent, which has no range: leave --clip "
             "out."
         )
-    return _ordinary_clipping(experiment) if asked is None else asked
+    return _ordinary_clipping(model) if asked is None else asked
 
 
 class _Force(NamedTuple):
@@ -181,33 +181,33 @@ class _Force(NamedTuple):
     class_names: tuple[str, ...]  # () where they are not known
 
 
-def _force(loaded: Loaded, flags: Any) -> _Force:
+def _force(trained: TrainedModel, flags: Any) -> _Force:
     """Chooses the kind of guidance, and reads its numbers."""
-    experiment = loaded.experiment
-    num_classes = experiment.config.condition.num_classes
+    model = trained.model
+    num_classes = model.config.condition.num_classes
     if flags.classifier and flags.weaker:
         raise UsageError("--classifier and --weaker are two kinds of guidance: give one of them.")
     if flags.weaker_step is not None and not flags.weaker:
         raise UsageError(
             "--weaker_step says which checkpoint of --weaker: give that too, or leave it out."
         )
-    numbers, record = _numbers(experiment, flags)
+    numbers, record = _numbers(model, flags)
     if not numbers:
-        return _Force(_unguided, {}, {}, num_classes, loaded.class_names)
+        return _Force(_unguided, {}, {}, num_classes, trained.class_names)
     if flags.guidance_rescale is not None and (flags.classifier or flags.weaker):
         raise UsageError(
             "--guidance_rescale belongs to classifier-free guidance: leave it out here."
         )
     if flags.classifier:
-        return _by_classifier(loaded, flags, numbers, record)
+        return _by_classifier(trained, flags, numbers, record)
     if flags.weaker:
-        return _away_from_weaker(loaded, flags, numbers, record)
+        return _away_from_weaker(trained, flags, numbers, record)
     if not num_classes:
         raise UsageError(
             "--guidance_scale: this model was trained without labels, so it has no class to be "
             "guided to: choose a run with condition.num_classes, or give --classifier or --weaker."
         )
-    if not experiment.config.condition.label_dropout:
+    if not model.config.condition.label_dropout:
         raise UsageError(
             "--guidance_scale: this model was trained with condition.label_dropout = 0, so it does "
             "not know images without their class: choose one that had some dropped, or give "
@@ -226,7 +226,7 @@ def _force(loaded: Loaded, flags: Any) -> _Force:
     guidance.check_rescale(numbers["rescale"])
     record |= {} if flags.guidance_rescale is None else {"rescale": float(numbers["rescale"])}
     return _Force(
-        apply, numbers, {"kind": "classifier-free"} | record, num_classes, loaded.class_names
+        apply, numbers, {"kind": "classifier-free"} | record, num_classes, trained.class_names
     )
 
 
@@ -237,61 +237,61 @@ def _unguided(
 
 
 def _by_classifier(
-    loaded: Loaded, flags: Any, numbers: dict[str, Any], record: dict[str, Any]
+    trained: TrainedModel, flags: Any, numbers: dict[str, Any], record: dict[str, Any]
 ) -> _Force:
-    experiment = loaded.experiment
-    classifier = load_classifier(flags.classifier, loaded, raw_weights=flags.raw_weights)
-    num_classes = classifier.experiment.config.condition.num_classes
-    ours = experiment.config.condition.num_classes
+    model = trained.model
+    classifier = load_classifier(flags.classifier, trained, raw_weights=flags.raw_weights)
+    num_classes = classifier.model.config.condition.num_classes
+    ours = model.config.condition.num_classes
     if ours not in (0, num_classes):
         raise UsageError(
             f"The model has {ours} classes, but the classifier of {flags.classifier} {num_classes}."
         )
-    guidance.check_has_signal(experiment.schedule)
+    guidance.check_has_signal(model.schedule)
 
     def apply(
         conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told
     ) -> Denoiser:
-        log_prob = classifier.experiment.class_log_prob(params["classifier"], schedule)
+        log_prob = classifier.model.class_log_prob(params["classifier"], schedule)
         denoiser = _unguided(conditional, params, schedule, told)
         return guidance.classifier_guidance(
             denoiser, log_prob, told.label, schedule=schedule, **params["numbers"]
         )
 
-    params = {"classifier": classifier.params, "numbers": numbers}
+    params = {"classifier": classifier.weights, "numbers": numbers}
     said = {"kind": "classifier", **_named_run("classifier", flags.classifier, classifier)}
     return _Force(apply, params, said | record, num_classes, classifier.class_names)
 
 
 def _away_from_weaker(
-    loaded: Loaded, flags: Any, numbers: dict[str, Any], record: dict[str, Any]
+    trained: TrainedModel, flags: Any, numbers: dict[str, Any], record: dict[str, Any]
 ) -> _Force:
-    weaker = load(flags.weaker, step=flags.weaker_step, raw_weights=flags.raw_weights)
-    _check_same_task(loaded, weaker, flags.weaker)
+    weaker = load_trained(flags.weaker, step=flags.weaker_step, raw_weights=flags.raw_weights)
+    _check_same_task(trained, weaker, flags.weaker)
 
     def apply(
         conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told
     ) -> Denoiser:
-        other = weaker.experiment.conditional_denoiser(params["weaker"], schedule)
+        other = weaker.model.conditional_denoiser(params["weaker"], schedule)
         pair = (_unguided(model, params, schedule, told) for model in (conditional, other))
         return guidance.autoguidance(*pair, schedule=schedule, **params["numbers"])
 
-    params = {"weaker": weaker.params, "numbers": numbers}
+    params = {"weaker": weaker.weights, "numbers": numbers}
     said = {"kind": "weaker", **_named_run("weaker", flags.weaker, weaker)}
-    num_classes = loaded.experiment.config.condition.num_classes
-    return _Force(apply, params, said | record, num_classes, loaded.class_names)
+    num_classes = trained.model.config.condition.num_classes
+    return _Force(apply, params, said | record, num_classes, trained.class_names)
 
 
-def _named_run(flag: str, directory: str, loaded: Loaded) -> dict[str, Any]:
+def _named_run(flag: str, directory: str, trained: TrainedModel) -> dict[str, Any]:
     """What a record says of a second model."""
-    return {flag: str(directory), f"{flag}_step": loaded.step, f"{flag}_sha256": loaded.sha256}
+    return {flag: str(directory), f"{flag}_step": trained.step, f"{flag}_sha256": trained.sha256}
 
 
-def _check_same_task(model: Loaded, weaker: Loaded, directory: str) -> None:
-    ours, theirs = model.experiment, weaker.experiment
+def _check_same_task(model: TrainedModel, weaker: TrainedModel, directory: str) -> None:
+    ours, theirs = model.model, weaker.model
     for what, mine, other in (
         ("image shape", ours.image_shape, theirs.image_shape),
-        ("latents", True, of_one_kind(model, weaker)),
+        ("latents", True, is_of_one_kind(model, weaker)),
         ("noise levels", ours.chain.betas.tolist(), theirs.chain.betas.tolist()),
         ("scale of times", ours.chain.time_scale, theirs.chain.time_scale),
         ("conditions", ours.conditioning.names, theirs.conditioning.names),
@@ -304,7 +304,7 @@ def _check_same_task(model: Loaded, weaker: Loaded, directory: str) -> None:
             )
 
 
-def _numbers(experiment: Experiment, flags: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _numbers(model: Model, flags: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """(scale and interval as arrays, the same for the record); both empty where no guidance is
     asked for."""
     asked = flags.guidance_scale is not None
@@ -321,17 +321,17 @@ def _numbers(experiment: Experiment, flags: Any) -> tuple[dict[str, Any], dict[s
     low, high = (0.0, 1.0) if flags.guidance_interval is None else flags.guidance_interval
     numbers = {
         "scale": np.float32(scale),
-        "interval": guidance.interval_of(experiment.chain, low, high),
+        "interval": guidance.interval_of(model.chain, low, high),
     }
     return numbers, {"scale": scale} | (
         {} if flags.guidance_interval is None else {"interval": [low, high]}
     )
 
 
-def _low_res(experiment: Experiment, path: str | None) -> np.ndarray | None:
+def _low_res(model: Model, path: str | None) -> np.ndarray | None:
     """The picture to enlarge, as the network is told it: float32 [H, W, C]; None for a model that
     enlarges none."""
-    factor = experiment.conditioning.low_res_factor
+    factor = model.conditioning.low_res_factor
     if not factor:
         if path is not None:
             raise UsageError(
@@ -340,7 +340,7 @@ def _low_res(experiment: Experiment, path: str | None) -> np.ndarray | None:
         return None
     if path is None:
         raise UsageError("This model enlarges low-resolution images: give one with --low_res.")
-    size, _, channels = experiment.image_shape
+    size, _, channels = model.image_shape
     photo = read_photo("--low_res", path, (size // factor, size // factor, channels))
     return np.asarray(upsample(to_model_range(photo[None]), factor)[0])
 

@@ -21,7 +21,7 @@ from ddpm_jax.cli.command import BETWEEN
 from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import progressive
-from ddpm_jax.experiments.loading import Loaded
+from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.files import as_path, sha256_of
 from ddpm_jax.generation import dispatch
 from ddpm_jax.randomness import base_key, image_keys, initial_noise
@@ -55,14 +55,14 @@ class Drawing(NamedTuple):
     draw: Callable[[], Drawn]
 
 
-def _interpolate(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
+def _interpolate(trained: TrainedModel, recipe: Recipe, flags: Any) -> Drawing:
     """From one picture to another through x_t (Ho et al. 2020, figure 8)."""
     paths, schedule = _paths(flags.interpolate), recipe.sampler.schedule
     t = schedule.num_timesteps // 2 if flags.interpolate_t is None else flags.interpolate_t
     progressive.from_timestep(schedule, t)
     steps = flags.interpolate_steps or PATH_STEPS
     pair = np.stack(
-        [photos.read_photo("--interpolate", path, loaded.experiment.image_shape) for path in paths]
+        [photos.read_photo("--interpolate", path, trained.model.image_shape) for path in paths]
     )
     settings = {"images": list(map(str, paths)), "sha256": list(map(sha256_of, paths)), "t": t}
 
@@ -71,7 +71,7 @@ def _interpolate(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
             functools.partial(_denoiser, recipe),
             schedule,
             recipe.params,
-            jax.jit(loaded.experiment.read)(loaded.params, pair),
+            jax.jit(trained.model.encode)(trained.weights, pair),
             t=t,
             steps=steps,
             seed=flags.seed,
@@ -86,7 +86,7 @@ def _interpolate(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     return Drawing(f"interpolate_{stems}_t{t}_n{steps}", settings, draw)
 
 
-def _shared_latents(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
+def _shared_latents(trained: TrainedModel, recipe: Recipe, flags: Any) -> Drawing:
     """Samples that share the x_t of one chain, at four t (Ho et al. 2020, figure 7)."""
     schedule = recipe.sampler.schedule
 
@@ -95,7 +95,7 @@ def _shared_latents(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
             functools.partial(_denoiser, recipe),
             schedule,
             recipe.params,
-            loaded.experiment.shape,
+            trained.model.shape,
             num_latents=min(LATENTS, schedule.num_timesteps),
             num_samples=SHARING,
             seed=flags.seed,
@@ -114,7 +114,7 @@ def _shared_latents(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     return Drawing("shared_latents", {}, draw)
 
 
-def _interpolate_seeds(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
+def _interpolate_seeds(trained: TrainedModel, recipe: Recipe, flags: Any) -> Drawing:
     """Samples on the arc between the x_T of two seeds, all with the noise of image 0 of --seed."""
     first, last = flags.interpolate_seeds
     if first == last:
@@ -123,7 +123,7 @@ def _interpolate_seeds(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
             "same, give two."
         )
     steps = flags.interpolate_steps or PATH_STEPS
-    shape = loaded.experiment.shape
+    shape = trained.model.shape
     lambdas = np.linspace(0, 1, steps)
     along = recipe._replace(
         make_denoiser=lambda params, schedule, inputs: recipe.make_denoiser(
@@ -153,14 +153,14 @@ def _interpolate_seeds(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     return Drawing(f"interpolate_seeds_{first}_{last}_n{steps}", {"seeds": [first, last]}, draw)
 
 
-def _reconstruct(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
+def _reconstruct(trained: TrainedModel, recipe: Recipe, flags: Any) -> Drawing:
     """A picture, the x_T that DDIM inversion finds for it, and what DDIM makes of that."""
-    experiment, path = loaded.experiment, as_path(flags.reconstruct)
-    photo = photos.read_photo("--reconstruct", path, experiment.image_shape)
-    times, corrections = sampling.times_of(experiment, flags), flags.corrections or 0
+    model, path = trained.model, as_path(flags.reconstruct)
+    photo = photos.read_photo("--reconstruct", path, model.image_shape)
+    times, corrections = sampling.times_of(model, flags), flags.corrections or 0
     settings = {"reconstruct": str(path), "sha256": sha256_of(path), "corrections": corrections}
-    latents = experiment.first is not None
-    scale, unit = (1.0, "of latents") if latents else (progressive.HALF_RANGE, "grey levels")
+    latents = not model.codec.is_exact
+    scale, unit = model.codec.half_range, model.codec.unit
 
     make_denoiser = functools.partial(_denoiser, recipe)
 
@@ -168,10 +168,10 @@ def _reconstruct(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
         return dispatch.sample(make_denoiser, sampler, recipe.params, x, keys)
 
     def back_and_forth() -> tuple[inversion.Reconstruction, chex.Array]:
-        x_0 = jax.jit(experiment.read)(loaded.params, photo[None])
+        x_0 = jax.jit(model.encode)(trained.weights, photo[None])
         denoiser = make_denoiser(recipe.params)
         found = inversion.reconstruct(
-            denoiser, experiment.chain, times, x_0, corrections=corrections, walk=walk
+            denoiser, model.chain, times, x_0, corrections=corrections, walk=walk
         )
         return found, jax.jit(recipe.show)(
             recipe.params, jnp.concatenate([x_0, found.x_T, found.x_0])
@@ -199,7 +199,7 @@ def _reconstruct(loaded: Loaded, recipe: Recipe, flags: Any) -> Drawing:
     )
 
 
-DRAWINGS: dict[str, Callable[[Loaded, Recipe, Any], Drawing]] = {
+DRAWINGS: dict[str, Callable[[TrainedModel, Recipe, Any], Drawing]] = {
     "interpolate": _interpolate,
     "shared_latents": _shared_latents,
     "interpolate_seeds": _interpolate_seeds,

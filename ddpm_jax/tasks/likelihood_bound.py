@@ -8,7 +8,8 @@ import jax
 
 from ddpm_jax.evaluation import tally
 from ddpm_jax.evaluation.bound import Strata, check_has_bound, make_bound, make_strata, stream_terms
-from ddpm_jax.experiments.loading import Loaded, versions
+from ddpm_jax.experiments.identity import versions
+from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
 from ddpm_jax.tasks.evaluated_split import Span, Split, go_on, open_split, result_path
@@ -24,7 +25,7 @@ class BoundOf(NamedTuple):
     what: str  # in words
 
 
-def bound_of(loaded: Loaded, flags: Any) -> BoundOf:
+def bound_of(trained: TrainedModel, flags: Any) -> BoundOf:
     """Computes the bound, or reads what an earlier command with the same settings has computed of
     it.
 
@@ -33,17 +34,17 @@ def bound_of(loaded: Loaded, flags: Any) -> BoundOf:
         than the model's; a model without a likelihood; results made otherwise in the same place.
       FailureError: a term that is not finite; a file that is damaged or cannot be written.
     """
-    experiment = loaded.experiment
-    check_has_bound(experiment.schedule)
-    strata = make_strata(experiment.schedule.num_timesteps, flags.timestep_stride)
-    split = open_split(loaded, flags)
+    model = trained.model
+    check_has_bound(model.schedule)
+    strata = make_strata(model.schedule.num_timesteps, flags.timestep_stride)
+    split = open_split(trained, flags)
     settings = split.settings | {"timestep_stride": flags.timestep_stride, "clip_denoised": True}
     suffix = f"{split.suffix}_stride{flags.timestep_stride}_draws{flags.draws}_seed{flags.seed}"
     summed = go_on(
-        result_path("bound", loaded, flags, f"{suffix}.npz"),
-        tally.empty(experiment.schedule.num_timesteps, flags.draws),
+        result_path("bound", trained, flags, f"{suffix}.npz"),
+        tally.empty(model.schedule.num_timesteps, flags.draws),
         split.num_images,
-        lambda summed, span: _further(loaded, flags, strata, split, summed, span),
+        lambda summed, span: _further(trained, flags, strata, split, summed, span),
         merge=tally.merge,
         made_with=settings | results.machine() | {"versions": versions()},
     )
@@ -57,15 +58,15 @@ def bound_of(loaded: Loaded, flags: Any) -> BoundOf:
 
 
 def _further(
-    loaded: Loaded, flags: Any, strata: Strata, split: Split, summed: tally.Tally, span: Span
+    trained: TrainedModel, flags: Any, strata: Strata, split: Split, summed: tally.Tally, span: Span
 ) -> Iterator[tally.Tally]:
     """Yields the tally after every further batch of the images of a span."""
-    experiment = loaded.experiment
+    model = trained.model
     bound = make_bound(
-        lambda params, condition: experiment.denoiser(params, experiment.schedule, condition),
-        experiment.schedule,
+        lambda params, condition: model.denoiser(params, model.schedule, condition),
+        model.schedule,
         strata,
-        condition_of=functools.partial(condition_of, experiment.conditioning),
+        condition_of=functools.partial(condition_of, model.conditioning),
     )
     per_image = flags.draws * len(strata.first)
     with Counter(
@@ -76,7 +77,7 @@ def _further(
     ) as counter:
         batches = stream_terms(
             bound,
-            loaded.params,
+            trained.weights,
             split.source,
             seed=flags.seed,
             num_images=span.last,

@@ -18,7 +18,8 @@ from ddpm_jax.evaluation.likelihood_ode import (
     no_bits,
     stream_bits,
 )
-from ddpm_jax.experiments.loading import Loaded, versions
+from ddpm_jax.experiments.identity import versions
+from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.monitoring import results
 from ddpm_jax.tasks.evaluated_split import go_on, image_by_image, open_split, result_path
 from ddpm_jax.training.conditioning import condition_of
@@ -54,7 +55,7 @@ def define_flags(parser: Parser) -> None:
     parser.number("atol", TOLERANCE, "bpd_ode: absolute error of a step of the solver.", **_SMALL)
 
 
-def ode_of(loaded: Loaded, flags: Any) -> OdeOf:
+def ode_of(trained: TrainedModel, flags: Any) -> OdeOf:
     """Computes the bits/dim of each image, or reads what an earlier command with the same settings
     has computed.
 
@@ -67,14 +68,12 @@ def ode_of(loaded: Loaded, flags: Any) -> OdeOf:
     """
     if flags.trace == "exact" and flags.probes > 1:
         raise UsageError(f"--probes {flags.probes} has no part in --trace exact: leave it out.")
-    check_has_bound(loaded.experiment.schedule)
-    evaluate = _evaluate(loaded, flags)  # refuses what it cannot do; it compiles when it is called
-    split = open_split(loaded, flags)
+    check_has_bound(trained.model.schedule)
+    evaluate = _evaluate(trained, flags)  # refuses what it cannot do; it compiles when it is called
+    split = open_split(trained, flags)
     settings = split.settings | {
         "trace": flags.trace,
-        "probes": math.prod(loaded.experiment.image_shape)
-        if flags.trace == "exact"
-        else flags.probes,
+        "probes": math.prod(trained.model.image_shape) if flags.trace == "exact" else flags.probes,
         "rtol": flags.rtol,
         "atol": flags.atol,
         "start": START,
@@ -83,9 +82,9 @@ def ode_of(loaded: Loaded, flags: Any) -> OdeOf:
     }
     trace = f"{flags.trace}{'' if flags.trace == 'exact' else flags.probes}"
     suffix = f"{split.suffix}_{trace}_rtol{flags.rtol:g}_atol{flags.atol:g}_draws{flags.draws}_seed{flags.seed}"
-    stream = functools.partial(stream_bits, evaluate, loaded.params)
+    stream = functools.partial(stream_bits, evaluate, trained.weights)
     bits = go_on(
-        result_path("bits_ode", loaded, flags, f"{suffix}.npz"),
+        result_path("bits_ode", trained, flags, f"{suffix}.npz"),
         no_bits(flags.draws),
         split.num_images,
         lambda bits, span: image_by_image(stream, bits, span, split, flags, merge=_joined),
@@ -106,18 +105,18 @@ def _s(count: int) -> str:
     return "s" if count > 1 else ""
 
 
-def _evaluate(loaded: Loaded, flags: Any) -> Evaluate:
-    experiment = loaded.experiment
-    continuous = experiment.continuous()
+def _evaluate(trained: TrainedModel, flags: Any) -> Evaluate:
+    model = trained.model
+    continuous = model.continuous()
     return make_bits_per_dim(
-        lambda params, condition: experiment.eps(params, continuous, condition),
+        lambda params, condition: model.eps(params, continuous, condition),
         continuous,
         trace=flags.trace,
         num_probes=flags.probes,
         num_draws=flags.draws,
         start=START,
         solver=Solver(rtol=flags.rtol, atol=flags.atol),
-        condition_of=functools.partial(condition_of, experiment.conditioning),
+        condition_of=functools.partial(condition_of, model.conditioning),
     )
 
 

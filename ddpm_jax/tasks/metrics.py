@@ -1,4 +1,4 @@
-"""What evaluate.py can compute: METRICS, functions (loaded, flags) -> `Result`. Flags and files are
+"""What evaluate.py can compute: METRICS, functions (trained, flags) -> `Result`. Flags and files are
 `cli.evaluate`."""
 
 import functools
@@ -18,7 +18,8 @@ from ddpm_jax.evaluation.frechet import check_pixel_sets, pixel_frechet_distance
 from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
 from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.experiments.datasets import load_evaluated, load_split
-from ddpm_jax.experiments.loading import Loaded, identity_of, versions
+from ddpm_jax.experiments.identity import identity, versions
+from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.generation import generating
 from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
@@ -42,12 +43,12 @@ class Result(NamedTuple):
     draw: Callable[[pathlib.Path], None] | None = None
 
 
-Metric = Callable[[Loaded, Any], Result]
+Metric = Callable[[TrainedModel, Any], Result]
 
 
-def bits_per_dimension(loaded: Loaded, flags: Any) -> Result:
+def bits_per_dimension(trained: TrainedModel, flags: Any) -> Result:
     """The variational bound with its terms, and the table of bits and errors at every t."""
-    of = bound_of(loaded, flags)
+    of = bound_of(trained, flags)
     summary, t = of.summary, np.flatnonzero(of.summary.visits)
     rmse = HALF_RANGE * np.sqrt(summary.mse[t])
     columns = {
@@ -108,10 +109,10 @@ def _draws_note(total: Estimate) -> list[str]:
     ]
 
 
-def bits_per_dimension_ode(loaded: Loaded, flags: Any) -> Result:
+def bits_per_dimension_ode(trained: TrainedModel, flags: Any) -> Result:
     """The likelihood by the probability flow of images with uniform noise over their bins, and what
     it took."""
-    of = ode_of(loaded, flags)
+    of = ode_of(trained, flags)
     total, per_image, evaluations = (
         estimate(of.bits.draws.astype(np.float64)),
         of.bits.bits_per_dim,
@@ -146,9 +147,9 @@ def bits_per_dimension_ode(loaded: Loaded, flags: Any) -> Result:
     )
 
 
-def progressive_coding(loaded: Loaded, flags: Any) -> Result:
+def progressive_coding(trained: TrainedModel, flags: Any) -> Result:
     """Rate against distortion while an image arrives, and the split of the bound into the two."""
-    of = bound_of(loaded, flags)
+    of = bound_of(trained, flags)
     summary, curve = of.summary, rate_distortion(of.summary)
     values = {
         **of.settings,
@@ -187,13 +188,13 @@ def _spread(count: int) -> np.ndarray:
     return np.unique(np.round(np.linspace(0, count - 1, TABLE_ROWS)).astype(int))
 
 
-def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
+def frechet_pixels(trained: TrainedModel, flags: Any) -> Result:
     """The Frechet distance of pixels of samples to the training images, beside that of the held-out
     images.
 
     With --split train, for data of which nothing is held out, it stands alone.
     """
-    made = _prepare("frechet_pixels", loaded, flags)
+    made = _prepare("frechet_pixels", trained, flags)
     alone = made.held_out is made.train
     rows, held_out_rows = check_pixel_sets(
         made.train,
@@ -219,16 +220,16 @@ def frechet_pixels(loaded: Loaded, flags: Any) -> Result:
     return Result(made.settings | numbers, _lines(numbers), made.suffix)
 
 
-def classification_accuracy(loaded: Loaded, flags: Any) -> Result:
+def classification_accuracy(trained: TrainedModel, flags: Any) -> Result:
     """How well a classifier fitted to samples by class knows the held-out images; beside it one
     fitted to real ones."""
-    experiment = loaded.experiment
-    if not experiment.conditioning.num_classes:
+    model = trained.model
+    if not model.conditioning.num_classes:
         raise UsageError(
             "classification_accuracy: this model was trained without labels, so its samples have "
             "none."
         )
-    made = _prepare("classification_accuracy", loaded, flags)
+    made = _prepare("classification_accuracy", trained, flags)
     labels = made.recipe.inputs_of(np.arange(flags.num_samples)).told.label
     sizes, dims = (
         (flags.num_samples, len(made.train), len(made.held_out)),
@@ -258,17 +259,17 @@ class _Prepared(NamedTuple):
     samples: Callable[[], np.ndarray]
 
 
-def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
+def _prepare(name: str, trained: TrainedModel, flags: Any) -> _Prepared:
     """Everything that can be refused, before anything is made."""
-    recipe = recipe_of(loaded, flags)
-    data = loaded.experiment.config.data
+    recipe = recipe_of(trained, flags)
+    data = trained.model.config.data
     names = (data.train_split, flags.split or data.test_split)
-    train, other = load_evaluated(loaded, names[0], data_dir=flags.data_dir)
+    train, other = load_evaluated(trained, names[0], data_dir=flags.data_dir)
     held_out = (
         train if names[0] == names[1] else load_split(data, names[1], data_dir=flags.data_dir)
     )
     settings = {
-        **identity_of(loaded),
+        **identity(trained),
         "data": [split.fingerprint for split in (train, held_out)],
         "num_samples": flags.num_samples,
         "seed": flags.seed,
@@ -282,7 +283,7 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
     reference = f"_ref{flags.num_reference}" if "num_reference" in settings else ""
     suffix += f"_n{flags.num_samples}{reference}_{recipe.name()}_seed{flags.seed}"
     results.check_record(
-        result_path(name, loaded, flags, f"{suffix}.json"),
+        result_path(name, trained, flags, f"{suffix}.json"),
         settings | results.machine() | {"versions": versions()},
     )
 
@@ -290,7 +291,7 @@ def _prepare(name: str, loaded: Loaded, flags: Any) -> _Prepared:
         indices = hosts.share(flags.num_samples)
         with Counter("sampling", len(indices), unit="image") as counter:
             batches = generating.generate_batches(
-                recipe.generator(loaded.experiment.shape),
+                recipe.generator(trained.model.shape),
                 recipe.params,
                 seed=flags.seed,
                 indices=indices,

@@ -12,7 +12,7 @@ from ddpm_jax.data import pipeline
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.errors import visible
 from ddpm_jax.experiments.datasets import check_classes, load_split
-from ddpm_jax.experiments.experiment import Experiment
+from ddpm_jax.experiments.models import Model
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.plotting.grids import grid, with_labels
 from ddpm_jax.training.conditioning import condition_of
@@ -42,7 +42,7 @@ class Preview(NamedTuple):
         return with_labels(picture, columns=("low-res", "sample", "original") * (self.columns // 3))
 
 
-def make_preview(experiment: Experiment, class_names: Sequence[str] = ()) -> Preview:
+def make_preview(model: Model, class_names: Sequence[str] = ()) -> Preview:
     """Returns the preview of `train.num_samples` samples.
 
     An unconditional model is told nothing. Of a model that is told the class, every row is a class,
@@ -52,9 +52,9 @@ def make_preview(experiment: Experiment, class_names: Sequence[str] = ()) -> Pre
     Raises:
       UsageError: there is no such split, or its labels are not those of the model.
     """
-    count, conditioning = experiment.config.train.num_samples, experiment.conditioning
+    count, conditioning = model.config.train.num_samples, model.conditioning
     if conditioning.low_res_factor:
-        return _of_held_out_images(experiment)
+        return _of_held_out_images(model)
     if not conditioning.num_classes:
         return Preview(count, None, None, None)
     per_class = math.ceil(count / conditioning.num_classes)
@@ -65,15 +65,13 @@ def make_preview(experiment: Experiment, class_names: Sequence[str] = ()) -> Pre
     return Preview(count, condition, per_class, None, rows)
 
 
-def _of_held_out_images(experiment: Experiment) -> Preview:
-    config = experiment.config
+def _of_held_out_images(model: Model) -> Preview:
+    config = model.config
     split = config.data.test_split
     source = load_split(config.data, split)
     check_classes(source, config, split=split)
     count = min(config.train.num_samples, len(source))
     batch, _ = next(pipeline.eval_batches(source, batch_size=count, num_images=count))
-    condition = condition_of(
-        experiment.conditioning, to_model_range(batch["image"]), batch["label"]
-    )
+    condition = condition_of(model.conditioning, to_model_range(batch["image"]), batch["label"])
     columns = 3 * math.ceil(math.sqrt(count / 3))
     return Preview(count, jax.tree.map(np.asarray, condition), columns, batch["image"])

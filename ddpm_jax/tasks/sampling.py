@@ -10,8 +10,8 @@ from ddpm_jax.cli.command import MAX_TIMESTEPS, Parser
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
-from ddpm_jax.experiments.experiment import Experiment
-from ddpm_jax.experiments.loading import Loaded
+from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.models import Model
 from ddpm_jax.generation import generating
 from ddpm_jax.numerals import number, numbers, whole_number
 from ddpm_jax.samplers.loop import Sampler
@@ -108,18 +108,18 @@ def _options_in_words() -> str:
     return "; ".join(f"of {name} {values}" for name, values in options.items() if values)
 
 
-def recipe_of(loaded: Loaded, flags: Any) -> Recipe:
+def recipe_of(trained: TrainedModel, flags: Any) -> Recipe:
     """The sampler, its noise levels and the guidance that the flags ask for.
 
     Raises:
       UsageError: an unknown sampler, spacing or option, a number of steps that the chain does not
         have; what `guidance.guided` raises.
     """
-    sampler, record = sampler_of(loaded.experiment, flags, times_of(loaded.experiment, flags))
-    return make_recipe(sampler, guidance.guided(loaded, flags), record)
+    sampler, record = sampler_of(trained.model, flags, times_of(trained.model, flags))
+    return make_recipe(sampler, guidance.guided(trained, flags), record)
 
 
-def times_of(experiment: Experiment, flags: Any, *, steps: int | None = None) -> np.ndarray:
+def times_of(model: Model, flags: Any, *, steps: int | None = None) -> np.ndarray:
     """The times of the noise levels that --spacing and --steps ask for, [N], increasing.
 
     Raises:
@@ -128,14 +128,10 @@ def times_of(experiment: Experiment, flags: Any, *, steps: int | None = None) ->
     """
     name = _sampler(flags)
     spacing = _ordinary_spacing(name) if flags.spacing is None else spacing_of(flags.spacing)
-    return space(
-        experiment.chain, spacing, steps or flags.steps or _default_steps(experiment, name, spacing)
-    )
+    return space(model.chain, spacing, steps or flags.steps or _default_steps(model, name, spacing))
 
 
-def sampler_of(
-    experiment: Experiment, flags: Any, times: np.ndarray
-) -> tuple[Sampler, dict[str, Any]]:
+def sampler_of(model: Model, flags: Any, times: np.ndarray) -> tuple[Sampler, dict[str, Any]]:
     """(the sampler that --sampler and --sampler_options ask for over these times, what made it).
 
     Raises:
@@ -143,7 +139,7 @@ def sampler_of(
     """
     name = _sampler(flags)
     options = options_given(name, flags.sampler_options)
-    sampler = make_sampler(name, experiment.chain, steps=len(times), spacing=times, options=options)
+    sampler = make_sampler(name, model.chain, steps=len(times), spacing=times, options=options)
     record = {"sampler": name, "steps": len(times)}
     record |= (
         {}
@@ -195,10 +191,10 @@ def spacing_of(text: str) -> str | list[float]:
     ]
 
 
-def _default_steps(experiment: Experiment, sampler: str, spacing: str | list[float]) -> int:
+def _default_steps(model: Model, sampler: str, spacing: str | list[float]) -> int:
     if not isinstance(spacing, str):
         return len(spacing)
-    num_timesteps = experiment.chain.num_timesteps
+    num_timesteps = model.chain.num_timesteps
     return num_timesteps if sampler == "ancestral" else min(DEFAULT_STEPS, num_timesteps)
 
 

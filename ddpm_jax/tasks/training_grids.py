@@ -17,8 +17,9 @@ from ddpm_jax.data.in_memory import gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts
 from ddpm_jax.evaluation.colour import CHANNELS, Colours, colours, moments, shift
-from ddpm_jax.experiments.experiment import Experiment
+from ddpm_jax.experiments.models import DiffusionModel, Weights
 from ddpm_jax.files import reporting
+from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.monitoring.metric_writer import MetricWriter, Progress
 from ddpm_jax.plotting.grids import save_png, side_by_side
 from ddpm_jax.randomness import base_key
@@ -43,7 +44,7 @@ def no_grid(step: int, state: TrainState) -> None:
 
 
 def grid_writer(
-    experiment: Experiment,
+    model: DiffusionModel,
     source: Source,
     workdir: pathlib.Path,
     writer: MetricWriter,
@@ -55,7 +56,7 @@ def grid_writer(
     can be compared.
 
     Args:
-      experiment: the run's.
+      model: the run's.
       source: its training images.
       workdir: where the pictures go.
       writer: gets the picture, and the mean and standard deviation of each channel.
@@ -66,9 +67,13 @@ def grid_writer(
     Raises:
       UsageError: see `preview.make_preview`.
     """
-    config, preview = experiment.config, make_preview(experiment, about(source).class_names)
-    generate = experiment.generator(
-        ancestral(experiment.respaced(config.train.sample_steps)), together=True
+    config, preview = model.config, make_preview(model, about(source).class_names)
+    generate = make_generate(
+        model.denoiser,
+        ancestral(model.respaced(config.train.sample_steps)),
+        model.shape,
+        show=model.decode,
+        together=True,
     )
     labels = None if preview.condition is None else preview.condition.label
     data = functools.cache(lambda: reference_colours(source, labels))
@@ -82,9 +87,12 @@ def grid_writer(
         ).images
         return hosts.gather([made], preview.count)
 
+    def weights(params: Any, state: TrainState) -> Weights:
+        return Weights(params, () if model.codec.is_exact else state.objective_state.frozen)
+
     def on_sample(step: int, state: TrainState) -> None:
-        images = draw(experiment.weights(state.ema_params, state))
-        raw = draw(experiment.weights(state.params, state)) if config.train.raw_grid else None
+        images = draw(weights(state.ema_params, state))
+        raw = draw(weights(state.params, state)) if config.train.raw_grid else None
         if not hosts.is_first():
             return
         picture = preview.draw(images)

@@ -9,8 +9,10 @@ import pytest
 from ddpm_jax.cli import command
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.experiment import build
-from ddpm_jax.experiments.loading import config_in, load, load_classifier
+from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.guides import load_classifier
+from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.experiments.run_settings import config_in
 
 from .conftest import main_of, write_config
 
@@ -61,7 +63,7 @@ def test_images_of_a_classifier_are_refused(refused, classifier, name):
 
 
 def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifier, trained):
-    model = load(trained)
+    model = load_trained(trained)
     guided, loaded = model.experiment, load_classifier(classifier, model)
     x_t, t = np.zeros((2, 8, 8, 1), np.float32), np.array([0, 19])
     log_prob = loaded.experiment.class_log_prob(loaded.params, guided.schedule)

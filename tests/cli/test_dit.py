@@ -10,8 +10,8 @@ import pytest
 from ddpm_jax.cli import command
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.experiment import build
-from ddpm_jax.experiments.loading import load
+from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.models.dit import SIZES, DiT
 
 from .conftest import main_of
@@ -61,7 +61,7 @@ def trained(train):
 
 def weights(workdir, **options):
     return np.concatenate(
-        [np.ravel(leaf) for leaf in jax.tree.leaves(load(workdir, **options).params)]
+        [np.ravel(leaf) for leaf in jax.tree.leaves(load_trained(workdir, **options).params)]
     )
 
 

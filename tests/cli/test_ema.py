@@ -11,7 +11,7 @@ import pytest
 
 from ddpm_jax.checkpoints.reader import read_weights
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.loading import load
+from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.training.ema_profiles import Profile, gamma_of, step_weights
 
 KEPT = (
@@ -47,7 +47,7 @@ def _trajectory(workdir, shapes):
 def test_averages_made_of_snapshots_are_those_of_the_weights_as_they_went(invoke, mine):
     result = invoke("ema", "--ckpt", mine, "--sigma_rel", "0.15,0.25")
     assert result.code == 0
-    shapes = load(mine).experiment.params_shapes()
+    shapes = load_trained(mine).experiment.params_shapes()
     path = _trajectory(mine, shapes)
     for width in (0.15, 0.25):
         directory = mine / "ema" / f"sigma_rel_{width}"
@@ -55,7 +55,7 @@ def test_averages_made_of_snapshots_are_those_of_the_weights_as_they_went(invoke
         direct = step_weights(Profile(gamma_of(width), 10)) @ path
         record, made = (
             json.loads((directory / "average.json").read_text()),
-            _flat(load(directory).params),
+            _flat(load_trained(directory).params),
         )
         assert record["snapshots"] == list(range(1, 11))
         # Twenty averages of ten steps determine every average of these steps but for the rounding
@@ -70,9 +70,9 @@ def test_averages_made_of_snapshots_are_those_of_the_weights_as_they_went(invoke
 def test_an_average_kept_in_training_becomes_a_directory_to_sample_from(invoke, mine):
     result = invoke("ema", "--ckpt", mine, "--average", "decay_0.5")
     assert result.code == 0
-    directory, usual = mine / "ema" / "decay_0.5", load(mine)
+    directory, usual = mine / "ema" / "decay_0.5", load_trained(mine)
     # The run's own average has the decay 0.5 too.
-    np.testing.assert_array_equal(_flat(load(directory).params), _flat(usual.params))
+    np.testing.assert_array_equal(_flat(load_trained(directory).params), _flat(usual.params))
     sampled = invoke("sample", "--ckpt", directory, "--num_samples", "2", "--steps", "2")
     assert sampled.code == 0, sampled.err
     assert list(directory.glob("generated/*/grid.png"))

@@ -10,7 +10,7 @@ from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.cli import command, decode, encode
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.experiment import build
+from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.monitoring.results import weights_digest
 

@@ -136,9 +136,9 @@ def test_the_bound_is_that_of_the_checkpoint_on_the_held_out_digits(seven, train
     import jax.numpy as jnp
 
     from ddpm_jax.diffusion import gaussian, likelihood
-    from ddpm_jax.experiments.loading import load
+    from ddpm_jax.experiments.loading import load_trained
 
-    record, loaded = record_of(seven, "bpd"), load(trained)
+    record, loaded = record_of(seven, "bpd"), load_trained(trained)
     x_0 = jnp.asarray(digits()[1497:][:7] / 127.5 - 1, jnp.float32)
     schedule = loaded.experiment.schedule
     denoiser = jax.jit(loaded.experiment.denoiser(loaded.params, schedule))
@@ -359,12 +359,12 @@ def test_images_of_another_shape_are_refused(refused_likelihood, monkeypatch):
 
 def load_with(monkeypatch, betas):
     """Makes evaluate.py find this chain in every checkpoint."""
-    load, chain = evaluate.load, Chain(betas)
+    load_trained, chain = evaluate.load, Chain(betas)
     with np.errstate(divide="ignore", invalid="ignore"):
         schedule = chain.at()
 
     def changed(*args, **kwargs):
-        loaded = load(*args, **kwargs)
+        loaded = load_trained(*args, **kwargs)
         return loaded._replace(
             experiment=loaded.experiment._replace(chain=chain, schedule=schedule)
         )

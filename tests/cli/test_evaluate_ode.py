@@ -14,9 +14,9 @@ from ddpm_jax.cli import evaluate
 from ddpm_jax.diffusion import flow as flows
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
-from ddpm_jax.experiments.experiment import build
-from ddpm_jax.experiments.loading import Loaded
+from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.tasks import likelihood_flow
 
 NAME = "bpd_ode_step10_ema_test_n5_rademacher2_rtol0.001_atol0.002_draws2_seed5"
@@ -215,7 +215,7 @@ def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_la
     fields.condition.update(num_classes=10, low_res_factor=2)
     experiment = build(fields)
     model = GaussianOfWhatItIsTold(experiment.continuous())
-    loaded = Loaded(experiment._replace(model=model), {}, 0, "ema")
+    loaded = TrainedModel(experiment._replace(model=model), {}, 0, "ema")
     argv = [
         "--ckpt",
         tmp_path,

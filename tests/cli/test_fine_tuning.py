@@ -11,7 +11,7 @@ import pytest
 from ddpm_jax.checkpoints.reader import read_config
 from ddpm_jax.cli import train
 from ddpm_jax.errors import FailureError
-from ddpm_jax.experiments.loading import load, load_first_stage
+from ddpm_jax.experiments.loading import load_first_stage, load_trained
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.ancestral import ancestral
 
@@ -70,7 +70,7 @@ def test_a_run_begins_as_the_very_function_of_another_with_its_own_batch_rate_an
         f"starting the first of 1 steps from the {'raw' if raw else 'ema'} weights of {trained}, "
         "step 8;" in result.err
     )
-    source = load(trained, step=8, raw_weights=raw)
+    source = load_trained(trained, step=8, raw_weights=raw)
     ((experiment, state),) = beginning_state
     for params in (state.params, state.ema_params, state.averages["decay_0.9"]):
         _equal(params, source.params)
@@ -173,7 +173,7 @@ def test_a_model_that_is_told_classes_takes_all_but_their_table_and_says_so(
     ((_, state),) = beginning_state
     params = dict(state.params)
     assert np.std(params.pop("class_embedding")["embedding"]) > 0
-    _equal(params, load(trained).params)
+    _equal(params, load_trained(trained).params)
 
 
 def test_weights_that_mean_something_else_here_are_said_so(
@@ -221,7 +221,7 @@ def test_a_first_stage_and_a_model_over_its_latents_begin_from_their_kind(
     run("ldm", "ldm_digits", *over)
     # Other data has latents of another spread: the scale is that of the weights' own run.
     run("ldm2", "ldm_digits", *over, f"--config.init_from={tmp_path / 'ldm'}", "--config.seed=5")
-    source = load(tmp_path / "ldm").params
+    source = load_trained(tmp_path / "ldm").params
     _equal(beginning_state[-1][1].params, source.params)
     _equal(beginning_state[-1][1].objective_state.frozen, source.frozen)
     other = [

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.cli import command
-from ddpm_jax.experiments.loading import load
+from ddpm_jax.experiments.loading import load_trained
 
 from .conftest import main_of, write_config
 
@@ -62,7 +62,7 @@ def test_training_says_the_classes_and_the_splits_it_found(invoke, run):
 
 
 def test_the_names_of_the_classes_are_kept_and_drawn(run):
-    assert load(run).class_names == CLASSES
+    assert load_trained(run).class_names == CLASSES
     assert json.loads((run / "config.json").read_text())["dataset"]["class_names"] == list(CLASSES)
     with Image.open(run / "samples" / "step_00000002.png") as grid:
         assert grid.height == 3 * 66 + 2

@@ -10,7 +10,7 @@ from ddpm_jax.checkpoints import digests, reader
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.tally import Tally, empty
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.loading import FIRST_STAGE, experiment_of, read_settings
+from ddpm_jax.experiments.run_settings import FIRST_STAGE, model_from_settings, read_settings
 from ddpm_jax.generation.generating import read_shards
 from ddpm_jax.monitoring import records, results
 
@@ -40,7 +40,7 @@ def checkpoint(path):
         (step / item).mkdir(parents=True)
     path.rename(step / reader.CONFIG / "metadata")
     digests.write(step / reader.CONFIG)
-    experiment_of(reader.read_config(path.parent, 5), source="the config")
+    model_from_settings(reader.read_config(path.parent, 5), source="the config")
 
 
 @pytest.mark.parametrize("read", [settings, manifest, record, tally, checkpoint])
@@ -97,7 +97,7 @@ def test_what_is_no_object_of_plain_data_is_one_sentence(tmp_path, read, text):
 )
 def test_a_value_of_a_saved_config_that_is_not_of_its_field_is_one_sentence(values, says):
     with pytest.raises(UsageError, match=says):
-        experiment_of(values, source="the config")
+        model_from_settings(values, source="the config")
 
 
 def test_values_that_json_and_older_versions_have_are_taken():

@@ -7,7 +7,7 @@ from PIL import Image
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.evaluation.colour import colours, moments
 from ddpm_jax.experiments.datasets import load_split
-from ddpm_jax.experiments.loading import load
+from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.monitoring.records import read
 from ddpm_jax.plotting.grids import grid
 from ddpm_jax.randomness import base_key
@@ -25,7 +25,7 @@ def _source(images, labels=None, num_classes=0):
 def test_a_grid_records_its_colours_beside_those_of_the_data(trained):
     records = read(trained)
     assert [record["step"] for record in records if "colour_shift" in record] == [10]
-    config = load(trained).experiment.config
+    config = load_trained(trained).experiment.config
     images = load_split(config.data, "train")
     pixels = np.stack([images[i]["image"] for i in range(len(images))])
     assert len(images) < REFERENCE
@@ -51,7 +51,7 @@ def test_the_raw_weights_are_drawn_beside_the_average_from_the_same_noise(
     assert picture.shape == (side + 22, 2 * side + 16)
     averaged, raw = picture[22:, :side], picture[22:, -side:]
     for half, raw_weights in ((averaged, False), (raw, True)):
-        loaded = load(copied, raw_weights=raw_weights)
+        loaded = load_trained(copied, raw_weights=raw_weights)
         generate = loaded.experiment.generator(ancestral(loaded.experiment.respaced(20)))
         images = generate(
             loaded.params, base_key(loaded.experiment.config.seed), np.arange(4)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from ddpm_jax import host_memory, randomness
 from ddpm_jax.data.transforms import to_uint8
-from ddpm_jax.experiments.loading import load, load_classifier
+from ddpm_jax.experiments.guides import load_classifier
+from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.generation import generating
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.samplers import guidance
@@ -33,7 +34,7 @@ def manifest(out):
 def by_hand(run, labels, make_denoiser):
     """The images that `make_denoiser(conditional denoiser, schedule, condition, loaded)` gives in 4
     steps of DDIM."""
-    loaded = load(run)
+    loaded = load_trained(run)
     sampler = make_sampler("ddim", loaded.experiment.chain, steps=4, spacing="trailing")
     conditional = loaded.experiment.conditional_denoiser(loaded.params, sampler.schedule)
     denoiser = make_denoiser(
@@ -127,7 +128,7 @@ def test_guidance_away_from_an_earlier_checkpoint(invoke, trained, tmp_path):
     flags = ["--weaker", trained, "--weaker_step", 8, "--guidance_scale", 2]
     argv = ["--ckpt", trained, "--num_samples", 3, *STEPS, "--out", tmp_path / "o"]
     assert invoke("sample", *argv, *flags).code == 0
-    early = load(trained, step=8)
+    early = load_trained(trained, step=8)
 
     def guided(conditional, schedule, condition, loaded):
         weaker = early.experiment.conditional_denoiser(early.params, schedule)
@@ -150,7 +151,7 @@ def test_guidance_by_a_classifier_of_an_unconditional_model(invoke, trained, tra
         ).code
         == 0
     )
-    classifier = load_classifier(run, load(trained))
+    classifier = load_classifier(run, load_trained(trained))
 
     def guided(conditional, schedule, condition, loaded):
         log_prob = classifier.experiment.class_log_prob(classifier.params, schedule)

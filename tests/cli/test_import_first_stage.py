@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.experiment import build
+from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.interop.autoencoder_kl import autoencoder_params_to_diffusers
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.cli import command
-from ddpm_jax.experiments.loading import load, load_first_stage, of_one_kind
+from ddpm_jax.experiments.identity import is_of_one_kind
+from ddpm_jax.experiments.loading import load_first_stage, load_trained
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import image_keys, initial_noise
@@ -108,7 +109,7 @@ def test_images_are_the_decoded_latents_that_the_chain_ends_with(invoke, run, tm
     functions."""
     result = invoke("sample", "--ckpt", run, *FAST, "--out", tmp_path / "out")
     assert result.code == 0, result.err
-    loaded = load(run)
+    loaded = load_trained(run)
     experiment, frozen = loaded.experiment, loaded.params.frozen
     sampler = make_sampler("ddim", experiment.chain, steps=3, spacing="trailing")
     keys, told = image_keys(jax.random.key(0), jnp.arange(4)), Condition(label=jnp.arange(4))
@@ -214,7 +215,7 @@ def test_a_little_strength_gives_what_the_first_stage_makes_of_the_picture(
     ]
     result = invoke("sample", "--ckpt", run, *argv)
     assert result.code == 0, result.err
-    loaded = load(run)
+    loaded = load_trained(run)
     alone = loaded.experiment.show(
         loaded.params, loaded.experiment.read(loaded.params, photo[None, ..., None])
     )
@@ -389,12 +390,12 @@ def digest_of(stage):
 
 
 def test_models_of_one_first_stage_with_another_scale_are_not_of_one_kind(run):
-    loaded = load(run)
+    loaded = load_trained(run)
     scaled = loaded.params._replace(
         frozen=loaded.params.frozen._replace(scale=jnp.float32(0.18215))
     )
-    assert of_one_kind(loaded, loaded)
-    assert not of_one_kind(loaded, loaded._replace(params=scaled))
+    assert is_of_one_kind(loaded, loaded)
+    assert not is_of_one_kind(loaded, loaded._replace(params=scaled))
 
 
 def test_another_shape_than_the_first_stages_is_refused(refused, stage, config_file, tmp_path):

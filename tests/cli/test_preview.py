@@ -9,8 +9,8 @@ import pytest
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import check_classes, load_split
-from ddpm_jax.experiments.experiment import build
 from ddpm_jax.tasks.preview import make_preview
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"

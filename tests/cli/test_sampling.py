@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from ddpm_jax.experiments.loading import Loaded, experiment_of, identity_of
+from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.run_settings import model_from_settings
 
 
 def manifest(out):
@@ -15,8 +16,8 @@ def manifest(out):
 def test_results_are_of_the_weights_and_of_what_a_config_makes_of_them():
     def identity(sha256, **fields):
         values = {"diffusion": {"variance": "fixed_large"}, "train": {"num_steps": 10}} | fields
-        experiment = experiment_of(values, source="the config")
-        return identity_of(Loaded(experiment, {}, 10, "ema", sha256))
+        experiment = model_from_settings(values, source="the config")
+        return identity(TrainedModel(experiment, {}, 10, "ema", sha256))
 
     ours = identity("a" * 64)
     assert identity("a" * 64, train={"num_steps": 20}, optimizer={"b1": 0.5}) == ours

@@ -14,8 +14,9 @@ from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.cli import command
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments import perceptual
-from ddpm_jax.experiments.experiment import build, build_training, init_state, state_shapes
+from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.loading import load_first_stage
+from ddpm_jax.experiments.training import build_training, init_state, state_shapes
 from ddpm_jax.models.lpips import Lpips
 
 from .conftest import main_of, write_config

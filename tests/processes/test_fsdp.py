@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax.experiments.loading import load
+from ddpm_jax.experiments.loading import load_trained
 
 FSDP = "--config.parallel=fsdp"
 SPREAD = {"processes": 2, "devices": 2}
@@ -21,7 +21,7 @@ def _megabytes_on_each(announcement):
 
 def _weights(workdir, **options):
     return np.concatenate(
-        [np.ravel(leaf) for leaf in jax.tree.leaves(load(workdir, **options).params)]
+        [np.ravel(leaf) for leaf in jax.tree.leaves(load_trained(workdir, **options).params)]
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.checkpoints.reader import saved_steps
-from ddpm_jax.experiments.loading import load
+from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.generation.generating import read_shards
 from ddpm_jax.monitoring.records import read
 
@@ -49,7 +49,9 @@ def _names(folder):
 def test_a_run_killed_while_saving_goes_on_to_the_same_bits_as_on_a_disk(on_disk, in_bucket):
     assert saved_steps(in_bucket) == saved_steps(on_disk) == [2, 4, 6]
     for raw in (False, True):
-        there, here = (load(workdir, raw_weights=raw).params for workdir in (in_bucket, on_disk))
+        there, here = (
+            load_trained(workdir, raw_weights=raw).params for workdir in (in_bucket, on_disk)
+        )
         jax.tree.map(np.testing.assert_array_equal, there, here)
     assert _numbers(in_bucket) == _numbers(on_disk), "none lost, none twice"
     assert [record["step"] for record in read(in_bucket)] == list(range(1, 7))

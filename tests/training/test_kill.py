@@ -15,8 +15,9 @@ import pytest
 
 from ddpm_jax.checkpoints.reader import CHECKPOINTS, find_step
 from ddpm_jax.checkpoints.writer import Checkpointer
+from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.config import load_config
-from ddpm_jax.experiments.experiment import build, build_training
+from ddpm_jax.experiments.training import build_training
 from ddpm_jax.monitoring import metric_writer
 from ddpm_jax.training.state import create
 

@@ -1,0 +1,65 @@
+"""Build the model that a config names; what can be wrong with a config is found before compiling."""
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.losses import check_loss
+from ddpm_jax.diffusion.parameterization import check_parameterization
+from ddpm_jax.diffusion.schedules import make_betas
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.experiments import first_stages
+from ddpm_jax.experiments.codec import FrozenFirstStage, make_codec
+from ddpm_jax.experiments.config_checks import check_ranges
+from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
+from ddpm_jax.experiments.networks import make_classifier, make_network
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+RESCALED_TIME = 1000.0  # what t = T would be called under rescale_timesteps (Improved DDPM's code)
+
+
+def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Model:
+    """Build the model that the config names.
+
+    Args:
+      config: every field.
+      first_stage: the one that `first_stage.ckpt` names, if it does.
+
+    Raises:
+      UsageError: any field of the config has a value that cannot work, alone or with the others
+        or the first stage.
+    """
+    check_ranges(config)
+    dtype, size = choose("compute dtype", config.model.dtype, DTYPES), config.data.image_size
+    image_shape = (size, size, config.data.channels)
+    codec = make_codec(image_shape, first_stage, config.first_stage.ckpt)
+    chain = _chain(config)
+    diffusion = config.diffusion
+    check_parameterization(chain.at(), diffusion.parameterization)
+    check_loss(diffusion.loss, diffusion.weighting, diffusion.variance)
+    if config.objective == "first_stage":
+        return first_stages.FirstStageModel(
+            config, first_stages.make_network(config, dtype), image_shape
+        )
+    try:
+        if config.objective == "classifier":
+            return NoisyClassifier(
+                config, make_classifier(config, codec.shape[0], dtype), chain, codec
+            )
+        return DiffusionModel(config, make_network(config, codec.shape, dtype), chain, codec)
+    except UsageError as error:
+        if first_stage is None:
+            raise
+        raise UsageError(f"Over latents of {'x'.join(map(str, codec.shape))}: {error}") from error
+
+
+def _chain(config: ConfigDict) -> Chain:
+    c = config.diffusion
+    betas = make_betas(
+        c.schedule,
+        c.num_timesteps,
+        beta_start=c.beta_start,
+        beta_end=c.beta_end,
+        scale_betas=c.scale_betas,
+    )
+    return Chain(betas, time_scale=RESCALED_TIME / c.num_timesteps if c.rescale_timesteps else 1.0)

@@ -1,0 +1,132 @@
+"""Images <-> what a model diffuses: the pixels themselves, or the latents of a frozen first stage.
+
+Both codecs have the same members, so that nothing above asks which of the two it has.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax.data.transforms import to_model_range, to_uint8
+from ddpm_jax.distributed.pmap import in_parts
+from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.first_stages import FirstStageModel
+from ddpm_jax.variational.latent_space import Frozen, LatentSpace
+
+DECODED = (
+    8  # latents that a device decodes at a time, for the memory that features at full size take
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelCodec:
+    """The images themselves, scaled to [-1, 1]."""
+
+    image_shape: tuple[int, int, int]
+    clipping = "static"  # what is done by default to an x_0 outside [-1, 1]
+    is_exact = True  # decoding an encoded image gives it back
+    unit, half_range = "grey levels", 127.5  # of errors in x_0, and how many of it make a 1
+    first_stage = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (H, W, C) of x_0."""
+        return self.image_shape
+
+    def encode(self, frozen: Any, images: jax.Array) -> jax.Array:
+        """Map images uint8 [B, H, W, C] to x_0 in [-1, 1]."""
+        return to_model_range(images)
+
+    def decode(self, frozen: Any, x: jax.Array) -> jax.Array:
+        """Map x_0, or an x_t, to images uint8 [B, H, W, C]."""
+        return to_uint8(x)
+
+    def frozen_shapes(self) -> Any:
+        """Return what a checkpoint holds of the codec, as shapes: nothing."""
+        return ()
+
+    def describe(self, frozen: Any) -> str:
+        """Return what is diffused, in words."""
+        return "pixels"
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenFirstStage:
+    """A trained first stage that another model diffuses the latents of."""
+
+    model: FirstStageModel
+    sha256: str  # of its parameters: `results.weights_digest`
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentCodec:
+    """The means of the latents of a frozen first stage, scaled to standard deviation 1."""
+
+    image_shape: tuple[int, int, int]
+    first_stage: FrozenFirstStage
+    clipping = "none"  # latents have no range
+    is_exact = False
+    unit, half_range = "of latents", 1.0
+
+    @property
+    def space(self) -> LatentSpace:
+        """Return where the latents lie."""
+        return self.first_stage.model.latent_space(self.image_shape)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (h, w, c) of a latent."""
+        return self.space.shape
+
+    def encode(self, frozen: Frozen, images: jax.Array) -> jax.Array:
+        """Map images uint8 [B, H, W, C] to the means of their latents [B, h, w, c]."""
+        return self.space.encode(frozen, to_model_range(images))
+
+    def decode(self, frozen: Frozen, x: jax.Array) -> jax.Array:
+        """Map latents to images uint8 [B, H, W, C], `DECODED` at a time."""
+        return in_parts(lambda z: to_uint8(self.space.decode(frozen, z)), x, size=DECODED)
+
+    def frozen_shapes(self) -> Frozen:
+        """Return what a checkpoint holds of the codec, as shapes: first stage and scale."""
+        scale = jax.ShapeDtypeStruct((), np.float32)
+        return Frozen(self.first_stage.model.params_shapes(), scale)
+
+    def describe(self, frozen: Frozen) -> str:
+        """Return what is diffused, in words."""
+        scale = float(np.asarray(frozen.scale))
+        return f"latents of the first stage {self.first_stage.sha256[:12]} times {scale:.3g}"
+
+
+Codec = PixelCodec | LatentCodec
+
+
+def make_codec(
+    image_shape: tuple[int, int, int], first_stage: FrozenFirstStage | None, directory: str
+) -> Codec:
+    """Return the codec of a model over pixels, or over the latents of `first_stage`.
+
+    Args:
+      image_shape: (H, W, C) of the images, H = W.
+      first_stage: None for pixels.
+      directory: of the first stage, for the message.
+
+    Raises:
+      UsageError: images that the first stage cannot encode: of another number of channels, or of a
+        size that is no multiple of its factor. They may be larger or smaller than its own.
+    """
+    if first_stage is None:
+        return PixelCodec(image_shape)
+    network, (size, _, channels) = first_stage.model.network, image_shape
+    if channels != network.image_channels:
+        raise UsageError(
+            f"data.channels is {channels}, but the first stage of {directory} encodes images of "
+            f"{network.image_channels}: train a first stage on the same data."
+        )
+    if size % network.factor:
+        raise UsageError(
+            f"data.image_size is {size}, which the factor {network.factor} of the first stage of "
+            f"{directory} does not divide: choose a multiple of {network.factor}."
+        )
+    return LatentCodec(image_shape, first_stage)

@@ -1,0 +1,53 @@
+"""Read the second model that guides a first one: a classifier, or a weaker model of the same task."""
+
+import pathlib
+
+import numpy as np
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.identity import is_of_one_kind
+from ddpm_jax.experiments.loading import TrainedModel, load_trained
+
+
+def load_classifier(
+    workdir: str | pathlib.Path,
+    guided: TrainedModel,
+    *,
+    step: int | None = None,
+    raw_weights: bool = False,
+) -> TrainedModel:
+    """Read a classifier of noisy images that can guide the model `guided`.
+
+    Raises:
+      UsageError: as `load_trained`, or it is no classifier, or it was trained on other images or
+        another noise.
+    """
+    classifier = load_trained(workdir, "classifier", step=step, raw_weights=raw_weights)
+    ours, theirs = classifier.model, guided.model
+    if ours.image_shape != theirs.image_shape:
+        raise UsageError(
+            f"The classifier of {workdir} reads images of {_size(ours.image_shape)}, but the model "
+            f"makes images of {_size(theirs.image_shape)}: train the one for the other."
+        )
+    if not is_of_one_kind(classifier, guided):
+        here, there = (t.model.codec.describe(t.weights.frozen) for t in (classifier, guided))
+        raise UsageError(
+            f"The classifier of {workdir} is of {here}, the model of {there}: train it with the "
+            "model's first_stage.ckpt and latent_scale."
+        )
+    if not _have_one_chain(classifier, guided):
+        raise UsageError(
+            f"The classifier of {workdir} was trained on another schedule or number of timesteps "
+            "than the model: train it with the model's diffusion.schedule, beta_start, beta_end, "
+            "num_timesteps and rescale_timesteps."
+        )
+    return classifier
+
+
+def _have_one_chain(one: TrainedModel, other: TrainedModel) -> bool:
+    ours, theirs = one.model.chain, other.model.chain
+    return np.array_equal(ours.betas, theirs.betas) and ours.time_scale == theirs.time_scale
+
+
+def _size(image_shape: tuple[int, int, int]) -> str:
+    return "x".join(map(str, image_shape))

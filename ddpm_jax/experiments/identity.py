@@ -1,0 +1,70 @@
+"""Which model a result is of: what records and manifests say, and how they compare two models."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax import __version__
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.run_settings import FIRST_STAGE, frozen_first_stage
+from ddpm_jax.randomness import IMPLEMENTATION
+
+# Groups and fields of a config: with the weights they decide what a model computes.
+DECIDING = (
+    "objective",
+    "data.image_size",
+    "data.channels",
+    "diffusion.",
+    "model.",
+    "dit.",
+    "condition.",
+    "first_stage.",
+)
+SCALE_TOLERANCE = 0.05  # of scales that two runs have measured, each to about 1 %
+
+
+def identity(trained: TrainedModel) -> dict[str, Any]:
+    """Return what says which model results are of, whatever its directory holds later; JSON-able.
+
+    The digest is of the weights themselves, in memory, and not of the checkpoint's files: those of
+    one state differ from save to save, and the weights of a copy, or those of one average out of
+    two checkpoints, are the same.
+    """
+    config = _set_fields(trained.model.config)
+    first_stage = frozen_first_stage(trained.model)
+    if first_stage is not None:
+        config[FIRST_STAGE] = _set_fields(first_stage.model.config)
+    return {"weights_sha256": trained.sha256, "config": config, "random_numbers": IMPLEMENTATION}
+
+
+def _set_fields(config: ConfigDict) -> dict[str, Any]:
+    """Return the deciding fields that are not today's default: later ones may join."""
+    defaults = dict(configs.flatten(configs.to_dict(configs.default_config())))
+    return {
+        name: value
+        for name, value in configs.flatten(configs.to_dict(config))
+        if name.startswith(DECIDING) and name not in configs.RESUMABLE and value != defaults[name]
+    }
+
+
+def is_of_one_kind(model: TrainedModel, other: TrainedModel) -> bool:
+    """Return whether both are of pixels, or of the same latents.
+
+    The same latents are those of one first stage, with scales that differ by chance only.
+    """
+    ours, theirs = (frozen_first_stage(trained.model) for trained in (model, other))
+    if ours is None or theirs is None:
+        return ours is theirs
+    scales = (np.asarray(trained.weights.frozen.scale) for trained in (model, other))
+    return ours.sha256 == theirs.sha256 and np.isclose(*scales, rtol=SCALE_TOLERANCE)
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions that numbers depend on, `more` packages included, for records."""
+    names = ("jax", "jaxlib", "flax", "numpy", *more)
+    others = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), "ddpm-jax": __version__} | others

@@ -1,0 +1,175 @@
+"""The models that a config names, without weights: a diffusion model, a classifier of noisy images.
+
+The third kind, a first stage, is `first_stages.FirstStageModel`. `building.build` makes them of a
+config; a model with weights is a `loading.TrainedModel`.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, make_continuous, network_eps
+from ddpm_jax.diffusion.parameterization import Denoiser, make_denoiser
+from ddpm_jax.diffusion.schedules import Schedule, spaced_timesteps
+from ddpm_jax.experiments.codec import Codec
+from ddpm_jax.experiments.first_stages import FirstStageModel
+from ddpm_jax.models.classifier import Classifier
+from ddpm_jax.models.condition import Condition, null_condition
+from ddpm_jax.models.dit import DiT
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.randomness import base_key
+from ddpm_jax.samplers.guidance import ConditionalDenoiser, LogProb, class_log_prob
+from ddpm_jax.training.conditioning import Conditioning
+
+
+class Weights(NamedTuple):
+    """What a model computes with; a pytree."""
+
+    params: Any  # of its network
+    frozen: Any = ()  # what its codec computes with: () over pixels, first stage and scale over latents
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoisyImageModel:
+    """What a diffusion model and a classifier of its noisy images have in common."""
+
+    config: ConfigDict
+    network: UNet | DiT | Classifier
+    chain: Chain
+    codec: Codec
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """Return the tables of all T steps of the chain."""
+        return self.chain.at()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Return (H, W, C) of an image."""
+        return self.codec.image_shape
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (h, w, c) of what diffuses: an image, or its latents."""
+        return self.codec.shape
+
+    def apply(self, weights: Weights, *inputs: Any) -> jax.Array:
+        """Apply the network without dropout."""
+        return self.network.apply({"params": weights.params}, *inputs)
+
+    def _init(self, key: jax.Array, *condition: Condition | None) -> Any:
+        x, t = jnp.zeros((1, *self.shape)), jnp.zeros((1,))
+        return self.network.init(key, x, t, *condition)["params"]
+
+    def params_shapes(self) -> Any:
+        """Return the parameter tree as shapes, nothing computed."""
+        return jax.eval_shape(self.init_params, base_key(0))
+
+    def frozen_shapes(self) -> Any:
+        """Return what no step changes, as shapes: that of the codec, () over pixels."""
+        return self.codec.frozen_shapes()
+
+
+class DiffusionModel(_NoisyImageModel):
+    """A network that denoises, the process that it reverses, and the codec of its images."""
+
+    def init_params(self, key: jax.Array) -> Any:
+        """Draw the initial parameters, float32."""
+        return self._init(key, null_condition(self.network, jnp.zeros((1, *self.shape))))
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """Return what the network is given of an example besides x_t and t."""
+        return Conditioning(**self.config.condition.to_dict())
+
+    def encode(self, weights: Weights, images: jax.Array) -> jax.Array:
+        """Map images uint8 [B, H, W, C] to x_0 [B, h, w, c]; deterministic."""
+        return self.codec.encode(weights.frozen, images)
+
+    def decode(self, weights: Weights, x: jax.Array, inputs: Any = None) -> jax.Array:
+        """Map x_0, or an x_t, [B, h, w, c] to images uint8 [B, H, W, C]; `inputs` is not read."""
+        return self.codec.decode(weights.frozen, x)
+
+    def denoiser(
+        self, weights: Weights, schedule: Schedule, condition: Condition | None = None
+    ) -> Denoiser:
+        """Return the denoiser on `schedule`, the whole chain or a respaced one.
+
+        It is without dropout; x_0 is clipped if it is a pixel. A conditional model needs the
+        condition, one row for each image of the batches that the denoiser will be given.
+        """
+        clip = self.codec.clipping == "static"
+        return self._denoiser(weights, schedule, condition, clip_denoised=clip)
+
+    def conditional_denoiser(self, weights: Weights, schedule: Schedule) -> ConditionalDenoiser:
+        """Return (x_t, t, condition) -> `Prediction`, nothing clipped: guidance comes first."""
+        return lambda x_t, t, condition: self._denoiser(
+            weights, schedule, condition, clip_denoised=False
+        )(x_t, t)
+
+    def _denoiser(
+        self,
+        weights: Weights,
+        schedule: Schedule,
+        condition: Condition | None,
+        *,
+        clip_denoised: bool,
+    ) -> Denoiser:
+        return make_denoiser(
+            lambda x_t, time: self.apply(weights, x_t, time, condition),
+            schedule,
+            parameterization=self.config.diffusion.parameterization,
+            variance=self.config.diffusion.variance,
+            clip_denoised=clip_denoised,
+        )
+
+    def continuous(self) -> ContinuousSchedule:
+        """Return the chain in real time.
+
+        Raises:
+          UsageError: it ends at alphas_bar = 0.
+        """
+        precise = self.chain.at(dtype=np.float64)
+        return make_continuous(precise, time_scale=self.chain.time_scale, dtype=np.float32)
+
+    def eps(
+        self,
+        weights: Weights,
+        continuous: ContinuousSchedule,
+        condition: Condition | None = None,
+    ) -> EpsFunction:
+        """Return ε at real t, without dropout, nothing clipped; condition as in `denoiser`."""
+        return network_eps(
+            lambda x_t, time: self.apply(weights, x_t, time, condition),
+            continuous,
+            parameterization=self.config.diffusion.parameterization,
+        )
+
+    def respaced(self, steps: int) -> Schedule:
+        """Return the chain of `steps` of the T timesteps.
+
+        Raises:
+          UsageError: `steps` is not in 1..T.
+        """
+        return self.chain.at(spaced_timesteps(self.chain.num_timesteps, steps))
+
+
+class NoisyClassifier(_NoisyImageModel):
+    """A classifier of noisy images, on the chain of the model that it guides."""
+
+    def init_params(self, key: jax.Array) -> Any:
+        """Draw the initial parameters, float32."""
+        return self._init(key)
+
+    def class_log_prob(self, weights: Weights, schedule: Schedule) -> LogProb:
+        """Return log p(y|x_t) on `schedule`, the whole chain or a respaced one."""
+        return class_log_prob(functools.partial(self.apply, weights), schedule)
+
+
+Model = DiffusionModel | NoisyClassifier | FirstStageModel

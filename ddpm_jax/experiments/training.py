@@ -1,0 +1,215 @@
+"""Build what trains a model: objective, optimiser, step, and the state before the first step."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from ddpm_jax.distributed.fsdp import PARALLEL
+from ddpm_jax.distributed.pmap import Parallelism
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.experiments import first_stages, perceptual
+from ddpm_jax.experiments.codec import PixelCodec
+from ddpm_jax.experiments.first_stages import FirstStageModel
+from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
+from ddpm_jax.randomness import base_key, init_key
+from ddpm_jax.training.classifier_objective import classifier_objective
+from ddpm_jax.training.ema import Average
+from ddpm_jax.training.initial_weights import Given, replaced
+from ddpm_jax.training.latent_objective import over_latents
+from ddpm_jax.training.objective import Objective, diffusion_objective
+from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
+from ddpm_jax.training.state import TrainState, create
+from ddpm_jax.training.step import StepOptions, make_train_step
+from ddpm_jax.variational.latent_space import Frozen
+
+
+class Training(NamedTuple):
+    """What training needs besides the model."""
+
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    train_step: Any  # not yet mapped over devices
+    parallelism: Parallelism  # how it will be
+
+
+def build_training(model: Model) -> Training:
+    """Builds the objective, the optimiser and the step; nothing is computed.
+
+    Raises:
+      UsageError: as `build`.
+    """
+    config, objective = model.config, _objective(model)
+    o = config.optimizer
+    learning_rate = make_learning_rate(
+        o.learning_rate,
+        warmup_steps=o.warmup_steps,
+        decay=o.decay,
+        num_steps=config.train.num_steps,
+    )
+    optimizer = make_optimizer(
+        o.name, learning_rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay
+    )
+    optimizer = perceptual.make_players(config, optimizer)
+    options = StepOptions(
+        ema=Average(
+            config.ema.decay, config.ema.warmup, config.ema.rampup_ratio, config.ema.sigma_rel
+        ),
+        averages=averages_of(config),
+        # each player's optimiser clips its own
+        clip_norm=0.0 if config.sharp.adversarial_weight else o.clip_norm,
+        clip_scope=o.clip_scope,
+        accumulate_steps=o.accumulate_steps,
+        skip_nonfinite=config.train.skip_nonfinite,
+    )
+    parallelism = choose("value of parallel", config.parallel, PARALLEL)
+    train_step = make_train_step(
+        objective, optimizer, learning_rate, options, parallelism.collectives
+    )
+    return Training(objective, optimizer, train_step, parallelism)
+
+
+def averages_of(config: ConfigDict) -> dict[str, Average]:
+    """The averages kept beside the one to sample from, by name."""
+    by_decay = {f"decay_{decay}": Average(decay=decay) for decay in config.ema.decays}
+    return by_decay | {
+        name: Average(sigma_rel=width) for name, width in snapshot_names(config).items()
+    }
+
+
+def snapshot_names(config: ConfigDict) -> dict[str, float]:
+    """Name -> relative width of the averages that snapshots are saved of."""
+    return {f"sigma_rel_{width}": width for width in config.ema.sigma_rels}
+
+
+def _objective(model: Model) -> Objective:
+    if isinstance(model, FirstStageModel):
+        return first_stages.make_objective(model)
+    objective = _objective_of_noisy_images(model)
+    if isinstance(model.codec, PixelCodec):
+        return objective
+    return over_latents(objective, model.codec.space, flip=model.config.data.flip)
+
+
+def _objective_of_noisy_images(model: DiffusionModel | NoisyClassifier) -> Objective:
+    config, c = model.config, model.config.diffusion
+
+    def apply(params, *inputs):
+        *inputs, dropout_keys = inputs
+        keys = dropout_keys if config.model.dropout else None
+        return model.network.apply({"params": params}, *inputs, dropout_keys=keys)
+
+    if isinstance(model, NoisyClassifier):
+        return classifier_objective(
+            apply, model.schedule, timestep_sampling=c.timestep_sampling, flip=config.data.flip
+        )
+    return diffusion_objective(
+        apply,
+        model.schedule,
+        parameterization=c.parameterization,
+        variance=c.variance,
+        loss=c.loss,
+        weighting=c.weighting,
+        timestep_sampling=c.timestep_sampling,
+        flip=config.data.flip,
+        conditioning=model.conditioning,
+    )
+
+
+def init_state(
+    model: Model,
+    training: Training,
+    frozen: Frozen | None = None,
+    given: Given | None = None,
+) -> TrainState:
+    """Draws the state before the first update from the config's seed, each part of it where it will
+    be.
+
+    A model over latents has `frozen` in it; the buffers are shared with the argument. What a first
+    stage keeps frozen is read here. Parameters in `given` are these instead of drawn, in the
+    averages too.
+
+    Raises:
+      UsageError: it cannot be read.
+    """
+    # It runs once: optimising the program, on a CPU, would take three times as long as all the
+    # rest.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    places = training.parallelism.shardings(_state_shapes(model, training))
+    init = jax.jit(
+        functools.partial(_create, model, training),
+        out_shardings=places,
+        compiler_options=options,
+    )
+    frozen = perceptual.read_frozen(model.config) if frozen is None else frozen
+    if jax.tree.leaves(frozen):
+        # From the host: what lies on a device of this process has no way to those of others.
+        frozen = jax.device_put(jax.tree.map(np.asarray, frozen), places.objective_state.frozen)
+    where = flatten_dict(places.params)
+    given = {
+        path: jax.device_put(np.asarray(leaf), where[path]) for path, leaf in (given or {}).items()
+    }
+    return init(init_key(base_key(model.config.seed)), frozen, given)
+
+
+def state_shapes(model: Model, training: Training) -> TrainState:
+    """The state's tree, leaves with shape, dtype and place, nothing computed: what a checkpoint is
+    restored into."""
+    shapes = _state_shapes(model, training)
+    places = training.parallelism.shardings(shapes)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
+
+
+def _state_shapes(model: Model, training: Training) -> TrainState:
+    return jax.eval_shape(
+        functools.partial(_create, model, training), base_key(0), model.frozen_shapes()
+    )
+
+
+def objective_state_shapes(model: Model) -> Any:
+    """Return what the objective remembers, as shapes, frozen parts included."""
+    state = jax.eval_shape(_objective(model).init, model.params_shapes())
+    frozen = model.frozen_shapes()
+    return state._replace(frozen=frozen) if jax.tree.leaves(frozen) else state
+
+
+def _create(
+    model: Model,
+    training: Training,
+    key: jax.Array,
+    frozen: Any,
+    given: Given | None = None,
+) -> TrainState:
+    averages = averages_of(model.config)
+    params = replaced(model.init_params(key), given or {})
+    params = perceptual.with_discriminator(model.config, params, key)
+    state = create(params, training.optimizer, training.objective, averages)
+    if not jax.tree.leaves(frozen):
+        return state
+    return state._replace(objective_state=state.objective_state._replace(frozen=frozen))
+
+
+def check_batch(config: ConfigDict) -> None:
+    """Refuses a batch that the devices cannot share.
+
+    Raises:
+      UsageError: train.batch_size is no multiple of devices x accumulate_steps.
+    """
+    devices, parts, batch_size = (
+        jax.device_count(),
+        config.optimizer.accumulate_steps,
+        config.train.batch_size,
+    )
+    if batch_size % (devices * parts):
+        fit = max(1, batch_size // (devices * parts)) * devices * parts
+        raise UsageError(
+            f"train.batch_size is {batch_size}, which {devices} device{'s' if devices > 1 else ''} "
+            f"in {parts} part{'s' if parts > 1 else ''} (optimizer.accumulate_steps) cannot share "
+            f"evenly: use {fit}, say."
+        )
