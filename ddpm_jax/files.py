@@ -65,6 +65,26 @@ def is_remote(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith(BUCKET)
 
 
+def check_length(path: str) -> None:
+    """Refuses a path that no file system takes.
+
+    Raises:
+      ValueError: it, or a name in it, is too long; the message lacks its subject.
+    """
+    if is_remote(path):
+        return
+    longest = max(len(os.fsencode(part)) for part in path.split("/"))
+    # a byte ends a path
+    most_of_a_name, most = os.pathconf("/", "PC_NAME_MAX"), os.pathconf("/", "PC_PATH_MAX") - 1
+    if longest > most_of_a_name:
+        size, allowed = f"a name in it has {longest}", most_of_a_name
+    elif len(os.fsencode(path)) > most:
+        size, allowed = f"it has {len(os.fsencode(path))}", most
+    else:
+        return
+    raise ValueError(f"{size} bytes, and the system allows {allowed}: choose a shorter one")
+
+
 def is_folder(path: Any) -> bool:
     """Whether there is a folder `path`; in a bucket, anything below that name.
 

@@ -18,6 +18,7 @@ Valid = Callable[[float], bool]
 _DIGITS = r"[0-9]+(?:_[0-9]+)*"
 _WHOLE = re.compile(rf"[+-]?{_DIGITS}")
 _DECIMAL = re.compile(rf"[+-]?(?:{_DIGITS}\.?(?:{_DIGITS})?|\.{_DIGITS})(?:[eE][+-]?{_DIGITS})?")
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 _LONGEST = 400  # characters; the largest finite double has 309 digits
 
 
@@ -78,6 +79,18 @@ def numbers(
     return _several(
         text, functools.partial(number, valid=valid), count, f"numbers {wanted}".rstrip()
     )
+
+
+def boolean(text: str) -> bool:
+    """Reads true or false, also as t, f, 1 or 0.
+
+    Raises:
+      ValueError: it is neither; the message says what it must be.
+    """
+    value = _BOOLEANS.get(text.strip().lower())
+    if value is None:
+        raise ValueError("it must be true or false")
+    return value
 
 
 def _several(text: str, read: Callable[[str], T], count: int | None, what: str) -> list[T]:

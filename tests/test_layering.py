@@ -17,6 +17,8 @@ LAYERS = {
     "randomness": 0,
     "host_memory": 0,
     "numerals": 0,
+    "kinds": 0,
+    "settings": 0,
     "schema": 0,
     "locks": 0,
     "memory": 0,
@@ -166,6 +168,8 @@ def test_every_folder_has_a_layer_and_says_what_belongs_there():
         "locks",
         "memory",
         "numerals",
+        "kinds",
+        "settings",
         "schema",
     }
     assert folders == set(LAYERS) - files

@@ -1,0 +1,257 @@
+"""Settings: frozen records whose fields carry their default, meaning and range, for Python calls
+and flags alike.
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Guidance(Settings, prefix="guidance_"):
+        scale: float = setting(1.0, "How far to push towards the class.", lower=0, upper=1_000_000)
+        interval: tuple[float, float] | None = setting(None, "Only at these levels.", metavar="LO,HI")
+
+`Guidance(scale=-1)` raises "guidance_scale is -1: it must be a number in 0..1000000.", and so does
+`settings_in(Guidance)[0].parse("-1")`, with which a command line reads a flag. A type is read from
+the annotation: int, float, str, bool, tuples of them, any of these `| None`, and several of them, as
+in `str | tuple[int, ...]`, of which the first that fits is taken. A field that is declared without
+`setting` is neither checked nor a flag; it may hold another record.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, ClassVar
+
+from ddpm_jax import kinds, numerals
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.files import check_length
+
+_LARGEST = 2**31 - 1  # of a whole number without a range of its own
+_METAVARS = {int: "N", float: "X", str: "NAME"}
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Collection[str] = (),
+    lower: float | None = None,
+    upper: float | None = None,
+    valid: numerals.Valid | None = None,
+    wanted: str = "",
+    metavar: str | None = None,
+    flag: str | None = None,
+    path: bool = False,
+    read: Callable[[str], Any] | None = None,
+) -> Any:
+    """Declares a field of a `Settings` record.
+
+    Args:
+      default: its value where none is given; it is not checked.
+      help: what it means, in a sentence.
+      choices: the names that a text may be.
+      lower, upper: the range of a number, both ends included, or of each number of a tuple.
+      valid: for numbers with another range, whether a number is in it.
+      wanted: the same in words: "above 0 and at most 1".
+      metavar: what stands for the value in a help; by default N, X, NAME or FILE.
+      flag: its name in flags and messages; by default the field's own behind the record's prefix.
+      path: the text is the name of a file or directory, and a tuple's texts are words of their own.
+      read: how a flag's text becomes a value, instead of by the annotation; raises ValueError.
+    """
+    low, high = -_LARGEST if lower is None else lower, _LARGEST if upper is None else upper
+    if valid is None and (lower, upper) != (None, None):
+        valid, wanted = (lambda value: low <= value <= high), f"in {low}..{high}"
+    spec = Setting(
+        default=default,
+        help=help,
+        choices=tuple(choices),
+        lower=low,
+        upper=high,
+        valid=valid or (lambda value: True),
+        wanted=wanted,
+        metavar=metavar or "",
+        name=flag or "",
+        is_path=path,
+        read=read,
+    )
+    return dataclasses.field(default=default, metadata={"setting": spec})
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A field as a command line and a message need it; see `setting`."""
+
+    default: Any
+    help: str
+    choices: tuple[str, ...]
+    lower: float
+    upper: float
+    valid: numerals.Valid
+    wanted: str
+    metavar: str
+    name: str  # of the flag, and in messages
+    is_path: bool
+    read: Callable[[str], Any] | None
+    field: str = ""  # of the record
+    kinds: tuple[Any, ...] = (Any,)  # a value is of one of these
+    optional: bool = False  # it may be None
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether the flag is given without a value."""
+        return self.kinds == (bool,)
+
+    @property
+    def words(self) -> int:
+        """How many words follow the flag: two where it takes two paths, as in `tuple[str, str]`."""
+        if self.is_switch:
+            return 0
+        return (kinds.count(self.kinds[0]) or 1) if self.is_path else 1
+
+    def parse(self, *texts: str) -> Any:
+        """Returns the value that a flag's text stands for, or its `words` texts.
+
+        Raises:
+          UsageError: it is no value of this setting; the sentence says what would be.
+        """
+        text = ",".join(texts)
+        with self._named(text):
+            if self.read is not None:
+                return self.read(text)
+            if self.words > 1:
+                return tuple(self._name(text) for text in texts)
+            return kinds.first(self.kinds, self._of_text, text)
+
+    def check(self, value: Any) -> Any:
+        """Returns a Python value as the field keeps it: a tuple for a list, a float for an int.
+
+        Raises:
+          UsageError: it is no value of this setting; the sentence says what would be.
+        """
+        if value is None and self.optional:
+            return None
+        with self._named(value):
+            return kinds.first(self.kinds, self._of_value, value)
+
+    @contextlib.contextmanager
+    def _named(self, value: Any) -> Iterator[None]:
+        """Makes a sentence of a complaint that lacks its subject."""
+        try:
+            yield
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(f"{self.name} is {kinds.shown(value)}: {error}.") from None
+
+    def _of_text(self, kind: Any, text: str) -> Any:
+        if kind is bool:
+            return numerals.boolean(text)
+        if kind is int:
+            return numerals.whole_number(text, **self._range())
+        if kind is float:
+            return numerals.number(text, valid=self.valid, wanted=self.wanted)
+        if typing.get_origin(kind) is not tuple:
+            return self._name(text)
+        elements, count = kinds.elements(kind), kinds.count(kind)
+        if elements == (int,):
+            return tuple(numerals.whole_numbers(text, **self._range(), count=count))
+        if elements == (float,):
+            valid, wanted = self.valid, self.wanted
+            return tuple(numerals.numbers(text, valid=valid, wanted=wanted, count=count))
+        return self._counted(
+            kind, [kinds.first(elements, self._of_text, part.strip()) for part in text.split(",")]
+        )
+
+    def _of_value(self, kind: Any, value: Any) -> Any:
+        if kind is bool and not isinstance(value, bool):
+            raise ValueError("it must be true or false")
+        if kind in (int, float):
+            return self._of_text(kind, kinds.numeral(value))
+        if kind is str:
+            if not isinstance(value, str | os.PathLike):
+                raise ValueError("it must be a text")
+            return self._name(os.fspath(value))
+        if typing.get_origin(kind) is not tuple:
+            return value
+        if isinstance(value, str) or not hasattr(value, "__iter__"):
+            raise ValueError("it must be a list or tuple")
+        return self._counted(
+            kind, [kinds.first(kinds.elements(kind), self._of_value, v) for v in value]
+        )
+
+    def _range(self) -> dict[str, int]:
+        return {"lower": int(self.lower), "upper": int(self.upper)}
+
+    def _counted(self, kind: Any, values: list[Any]) -> tuple[Any, ...]:
+        if not values or kinds.count(kind) not in (None, len(values)):
+            raise ValueError(f"it must be {kinds.count(kind) or 'some'} values separated by commas")
+        return tuple(values)
+
+    def _name(self, text: str) -> str:
+        if text == self.default:
+            return text
+        if not text.strip():
+            example = f"as in {self.metavar}, " if self.metavar else ""
+            raise UsageError(f"{self.name} is empty: give it a value, {example}or leave it out.")
+        if self.choices:
+            choose(self.name.replace("_", " "), text, dict.fromkeys(self.choices))
+        if self.is_path:
+            check_length(text)
+        return text
+
+
+class Settings:
+    """Base of frozen dataclasses whose fields are declared by `setting`; the class keyword `prefix`
+    begins the names of their flags."""
+
+    prefix: ClassVar[str] = ""
+
+    def __init_subclass__(cls, prefix: str = "", **keywords: Any):
+        super().__init_subclass__(**keywords)
+        cls.prefix = prefix
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+          UsageError: a value that its field cannot have.
+        """
+        for spec in settings_in(type(self)):
+            value = getattr(self, spec.field)
+            if value is not spec.default:
+                object.__setattr__(self, spec.field, spec.check(value))
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields that are not their defaults, by name, as JSON can hold them."""
+        record = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                record[field.name] = _plain(value)
+        return record
+
+
+@functools.cache
+def settings_in(record: type[Settings]) -> tuple[Setting, ...]:
+    """Returns the settings of a record in the order of its fields, named as its flags are."""
+    hints = typing.get_type_hints(record)
+    declared = (field for field in dataclasses.fields(record) if "setting" in field.metadata)
+    return tuple(_complete(record, field, hints[field.name]) for field in declared)
+
+
+def _complete(record: type[Settings], field: dataclasses.Field, hint: Any) -> Setting:
+    """Returns what a field was declared with, and what its name and annotation say."""
+    spec, members = field.metadata["setting"], kinds.members(hint)
+    of = tuple(kind for kind in members if kind is not types.NoneType)
+    metavar = spec.metavar or ("FILE" if spec.is_path else _METAVARS.get(of[0], ""))
+    name = spec.name or record.prefix + field.name
+    optional = types.NoneType in members
+    return dataclasses.replace(
+        spec, name=name, metavar=metavar, field=field.name, kinds=of, optional=optional
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.record()
+    return list(value) if isinstance(value, tuple) else value
