@@ -4,7 +4,7 @@ machine, threads.
     pip install -e '.[parity]' && python benchmarks/sampling_vs_pytorch.py [--network cifar10]
     [--steps 5]
 
-Ours is `evaluation.generation`, theirs `DDIMPipeline` or `DDPMPipeline`: each draws its noise,
+Ours is `generation.generating`, theirs `DDIMPipeline` or `DDPMPipeline`: each draws its noise,
 walks the chain and returns uint8 images on the host. Checks first that both walk the same chains
 from the same noise, then times calls of the two in turns. A ratio above 1 means that ours is
 faster. Compilation is what our first call takes beyond a later one, for the chain that is timed and

@@ -4,6 +4,8 @@ between processes."""
 import gc
 import os
 import pathlib
+import subprocess
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
@@ -18,6 +20,15 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
+ROOT = pathlib.Path(__file__).parents[1]
+DDPM = {
+    "parameterization": "eps",
+    "variance": "fixed_large",
+    "loss": "simple",
+    "weighting": "uniform",
+    "timestep_sampling": "uniform",
+    "flip": True,
+}
 
 
 def pytest_addoption(parser):
@@ -52,3 +63,38 @@ def diffusion_goldens():
 def unet_goldens():
     """One forward pass of the original TensorFlow U-Net; see goldens/README.md."""
     return dict(np.load(GOLDENS / "ho_unet_a.npz"))
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where data sets are prepared; nothing is there yet."""
+    return str(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="session")
+def ddpm_objective():
+    """ddpm_objective(apply, schedule, **changes): the objective of DDPM, but for the changed
+    options."""
+    from ddpm_jax.training.objective import diffusion_objective
+
+    return lambda apply, schedule, **changes: diffusion_objective(apply, schedule, **DDPM | changes)
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """run_python(*arguments, devices=1, **kwargs): `python -W error` on that many virtual CPU
+    devices."""
+
+    def run(*arguments, devices=1, **kwargs):
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "PYTHONPATH": str(ROOT),  # this tree, whether or not it is the one installed
+        }
+        command = [sys.executable, "-W", "error", *map(str, arguments)]
+        result = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, **kwargs
+        )
+        assert result.returncode == 0, result.stderr
+        return result
+
+    return run

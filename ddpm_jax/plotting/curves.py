@@ -1,7 +1,7 @@
 """Metric records -> pictures of curves. Uses matplotlib's object interface only: no display, no
 global state.
 
-Reading the records from disk belongs to `training.metrics`.
+Reading the records from disk belongs to `monitoring.records`.
 """
 
 import os

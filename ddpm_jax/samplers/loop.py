@@ -3,7 +3,7 @@ segments.
 
 What a row holds and what a step does is the sampler's affair (`ancestral`, and its neighbours);
 what the network's output means, clipping and guidance are the denoiser's. Batches, devices and
-files are `evaluation.generation`, and how long a segment is, `evaluation.dispatch`.
+files are `generation.generating`, and how long a segment is, `generation.dispatch`.
 """
 
 from collections.abc import Callable

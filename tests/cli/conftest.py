@@ -84,11 +84,6 @@ def refused(invoke):
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("tfds"))
-
-
-@pytest.fixture(scope="session")
 def trained(tmp_path_factory, data_dir):
     """The directory of a run of ten steps on the digits: read it, do not train in it.
 

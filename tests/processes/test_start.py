@@ -11,7 +11,7 @@ JOIN = """
 import os, sys
 import jax
 from ddpm_jax.cli import command
-from ddpm_jax.training import hosts
+from ddpm_jax.distributed import hosts
 
 def main(argv):
     parser = command.Parser("joins")

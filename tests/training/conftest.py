@@ -1,10 +1,4 @@
-"""A linear model as an `Objective`, DDPM's objective, and Python in a process of its own: on
-several devices, say."""
-
-import os
-import pathlib
-import subprocess
-import sys
+"""A linear model as an `Objective`, and the objective of a network that sees only x_t and t."""
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +9,11 @@ import pytest
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.distributed.pmap import map_step, replicate, shard
 from ddpm_jax.randomness import base_key, example_keys
-from ddpm_jax.training.objective import Objective, diffusion_objective
+from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
-ROOT = pathlib.Path(__file__).parents[2]
 REMEMBERED = 64  # losses, as many as the largest batch here has
-DDPM = {
-    "parameterization": "eps",
-    "variance": "fixed_large",
-    "loss": "simple",
-    "weighting": "uniform",
-    "timestep_sampling": "uniform",
-    "flip": True,
-}
 
 
 def linear_objective(dropout=0.0):
@@ -95,13 +80,6 @@ def linear():
 
 
 @pytest.fixture(scope="session")
-def ddpm_objective():
-    """ddpm_objective(apply, schedule, **changes): the objective of DDPM, but for the changed
-    options."""
-    return lambda apply, schedule, **changes: diffusion_objective(apply, schedule, **DDPM | changes)
-
-
-@pytest.fixture(scope="session")
 def network_objective(ddpm_objective):
     """network_objective(model, num_timesteps): the same, of a Flax network that is told nothing but
     x_t and t."""
@@ -113,23 +91,3 @@ def network_objective(ddpm_objective):
         return ddpm_objective(apply, make_schedule(make_betas("linear", num_timesteps)))
 
     return make
-
-
-@pytest.fixture(scope="session")
-def run_python():
-    """run_python(*arguments, devices=1, **kwargs): `python -W error` on that many virtual CPU
-    devices."""
-
-    def run(*arguments, devices=1, **kwargs):
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "PYTHONPATH": str(ROOT),  # this tree, whether or not it is the one installed
-        }
-        command = [sys.executable, "-W", "error", *map(str, arguments)]
-        result = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, **kwargs
-        )
-        assert result.returncode == 0, result.stderr
-        return result
-
-    return run

@@ -121,7 +121,7 @@ def test_a_last_record_that_lacks_only_its_newline_is_whole(tmp_path):
 
 def test_a_killed_process_leaves_every_record_it_wrote(tmp_path):
     program = (
-        "import os, signal, sys; from ddpm_jax.training import metrics;"
+        "import os, signal, sys; from ddpm_jax.monitoring import metric_writer;"
         "writer = metric_writer.MetricWriter(sys.argv[1]);"
         "[writer.write(step, {'loss': 0.5}) for step in range(1, 6)];"
         "os.kill(os.getpid(), signal.SIGKILL)"
@@ -250,7 +250,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", full)
     with pytest.raises(
         FailureError,
-        match=r"Cannot keep the metrics in .*metric_writer.jsonl: No space left.*resume",
+        match=r"Cannot keep the metrics in .*metrics.jsonl: No space left.*resume",
     ):
         writer.write(1, {"loss": 0.5})
 

@@ -64,7 +64,7 @@ def test_the_innermost_interrupt_hears_the_signal():
 
 PROGRAM = """
 import sys, jax
-from ddpm_jax.training import interrupt
+from ddpm_jax.distributed import interrupt
 interrupt.own_process()
 busy = jax.jit(lambda x: jax.lax.fori_loop(0, 2**31 - 2, lambda i, x: x * 1.0000001 + 1e-9, x)).lower(1.0).compile()
 with interrupt.Interrupt("stopping soon"):
@@ -98,7 +98,7 @@ def test_ctrl_c_amid_an_import_leaves_at_once_without_an_exception():
     """One that arose while jaxlib initialises made it fail in words of its own, or crash."""
     program = """
 import time
-from ddpm_jax.training import interrupt
+from ddpm_jax.distributed import interrupt
 interrupt.own_process()
 with interrupt.leaving():
     print("importing", flush=True)
@@ -122,7 +122,10 @@ with interrupt.leaving():
 
 def test_the_scripts_import_nothing_heavy_before_they_listen():
     """What `train.py` imports before it can be left must take no second."""
-    program = "import sys\nfrom ddpm_jax.training import interrupt\nprint('jax' in sys.modules, 'numpy' in sys.modules)"
+    program = (
+        "import sys\nfrom ddpm_jax.distributed import interrupt\n"
+        "print('jax' in sys.modules, 'numpy' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
