@@ -1,14 +1,38 @@
 """Denoising diffusion in JAX: pure functions over pytrees, from the schedule to the sampler.
 
-Folders are concepts; a lower layer never imports a higher one (`tests/test_layering.py` enforces
-it):
+    import ddpm_jax
+    ddpm_jax.make_sampler(...)      # every name of `__all__`; `docs/architecture.md` says what is where
 
-    L0  diffusion, samplers, variational           the mathematics: arrays in, arrays out
-    L1  models, data                               networks; pictures on disk -> uint8 batches
-    L2  training, evaluation, interop, plotting    what turns the parts into experiments
-    L3  cli                                        flags and configs, and nothing else
-
-`errors`, `files` and `locks` are below all of them.
+A name is imported when it is first asked for, so that `import ddpm_jax` takes no time and starts no
+JAX.
 """
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+# name -> module of this package that defines it
+_DEFINED_IN = {
+    "Chain": "diffusion.chain",
+    "Prediction": "diffusion.parameterization",
+    "Schedule": "diffusion.schedules",
+    "make_betas": "diffusion.schedules",
+    "make_denoiser": "diffusion.parameterization",
+    "make_sampler": "samplers.registry",
+    "make_schedule": "diffusion.schedules",
+    "sample": "samplers.loop",
+}
+__all__ = ["__version__", *_DEFINED_IN]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -494,6 +494,11 @@ def _check_cache(directory: str, name: str) -> None:
         raise UsageError(f"{name} {directory} cannot be made: {error.strerror}.") from error
 
 
+def how_to_call(name: str) -> str:
+    """Return what a user types for a command: "python sample.py" in a checkout, or "ddpm-jax sample"."""
+    return f"python {name}.py" if os.path.isfile(f"{name}.py") else f"ddpm-jax {name}"
+
+
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Calls main(arguments) and returns the exit code: 2 for a user's mistake, 1 for a failure, 130
     for Ctrl-C.

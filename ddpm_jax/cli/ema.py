@@ -24,7 +24,14 @@ from typing import Any, NamedTuple
 from ddpm_jax.checkpoints import snapshots
 from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights, saved_steps
 from ddpm_jax.checkpoints.writer import Checkpointer
-from ddpm_jax.cli.command import MAX_STEP, Parser, check_names_a_run, prepare_jax, run
+from ddpm_jax.cli.command import (
+    MAX_STEP,
+    Parser,
+    check_names_a_run,
+    how_to_call,
+    prepare_jax,
+    run,
+)
 from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.models import Model
@@ -159,8 +166,8 @@ def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Pa
         _write(out / name, end, params, found, record)
     say(
         f"the average of width {width} at step {end}, of {len(saved)} averages in {len(steps)} "
-        f"snapshots; the profile is {100 * made.error:.2g} % off\n  python sample.py --ckpt "
-        f"{out / name}"
+        f"snapshots; the profile is {100 * made.error:.2g} % off\n"
+        f"  {how_to_call('sample')} --ckpt {out / name}"
     )
 
 
@@ -185,7 +192,8 @@ def _export(found: Run, name: str, out: pathlib.Path) -> None:
             found,
             {"average": name, "step": found.step},
         )
-    say(f"the average {name} at step {found.step}\n  python sample.py --ckpt {out / name}")
+    sample = f"{how_to_call('sample')} --ckpt {out / name}"
+    say(f"the average {name} at step {found.step}\n  {sample}")
 
 
 def _check_new(directory: pathlib.Path, step: int) -> None:

@@ -39,6 +39,7 @@ from ddpm_jax.cli.command import (
     Parser,
     define_limit,
     define_process_flags,
+    how_to_call,
     prepare_jax,
     run,
 )
@@ -89,12 +90,12 @@ from ddpm_jax.training.objective import QUARTILES
 from ddpm_jax.training.optimizer import check_length
 from ddpm_jax.training.state import TrainState
 
-DEFAULT_CONFIG = "configs/digits.py"
+DEFAULT_CONFIG = "digits"
 CONFIG_FILE = "config.json"
 BAD_IMAGES = "bad_images.txt"  # lists those that cannot be used
 _NEXT = {  # objective -> what to type after training; those that are missing make no images
-    "diffusion": "sample.py --ckpt {}",
-    "first_stage": "evaluate.py --ckpt {} --metric reconstruction",
+    "diffusion": ("sample", "--ckpt {}"),
+    "first_stage": ("evaluate", "--ckpt {} --metric reconstruction"),
 }
 
 
@@ -572,7 +573,8 @@ def _finish(interrupted_by: Wish | None, step: int, workdir: pathlib.Path, objec
     pictures = f"  samples  {grid_path(workdir, step)}\n" if objective in _NEXT else ""
     say(f"done: {step} steps\n{pictures}  loss     {workdir / 'loss.png'}")
     if objective in _NEXT:
-        say(f"next: python {_NEXT[objective].format(workdir)}")
+        name, flags = _NEXT[objective]
+        say(f"next: {how_to_call(name)} {flags.format(workdir)}")
 
 
 if __name__ == "__main__":

@@ -287,10 +287,10 @@ def load_config(path: str | pathlib.Path) -> ConfigDict:
 
 
 def config_file(name: str | pathlib.Path) -> pathlib.Path:
-    """The file that --config names: itself, or for "digits" the configs/digits.py here or next to
-    the package.
+    """Find the file that --config names: a path, or for "digits" the digits.py of a folder of configs.
 
-    Where there is none, `name` as a path.
+    These are configs/ of the current directory, then those that come with the package. Where there
+    is no such file, returns `name` as a path.
     """
     path = pathlib.Path(name)
     if path.is_file() or path.name != str(name) or path.suffix not in ("", ".py"):
@@ -302,7 +302,10 @@ def config_file(name: str | pathlib.Path) -> pathlib.Path:
 
 
 def _config_folders() -> tuple[pathlib.Path, ...]:
-    return pathlib.Path(CONFIGS), pathlib.Path(ddpm_jax.__file__).parents[1] / CONFIGS
+    package = pathlib.Path(ddpm_jax.__file__).parent
+    # a wheel holds them inside the package, a checkout next to it
+    ours = package / CONFIGS if (package / CONFIGS).is_dir() else package.parent / CONFIGS
+    return pathlib.Path(CONFIGS), ours
 
 
 def from_dict(values: Mapping[str, Any], *, source: str) -> ConfigDict:

@@ -138,7 +138,7 @@ def test_help_lists_every_flag_with_its_default(capsys, name):
             "data_dir DIR",
         ],
     }
-    defaults = {"train": "configs/digits.py", "sample": "64", "evaluate": "frechet_pixels"}
+    defaults = {"train": "digits", "sample": "64", "evaluate": "frechet_pixels"}
     assert all(f"--{flag} " in page for flag in [*wanted[name], "platform cpu|gpu|tpu", "help"])
     assert f"(default: {defaults[name]})" in page
 

@@ -1,0 +1,71 @@
+"""Start a command by its name: `ddpm-jax train`, or `python -m ddpm_jax train`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ddpm_jax import __version__
+from ddpm_jax.distributed import interrupt
+from ddpm_jax.errors import say, suggest
+
+# name -> what it does; the module of `ddpm_jax.cli` is called the same, with underscores
+COMMANDS = {
+    "train": "train the model of a config, or resume its run",
+    "sample": "draw images from a trained model; edit, interpolate and reconstruct pictures",
+    "evaluate": "measure a trained model: distances, likelihoods, reconstructions",
+    "samplers": "compare the samplers' errors, in a table and a plot",
+    "ema": "make other averages of a run's weights",
+    "plot": "draw the records of training runs together",
+    "encode": "encode pictures to the latents of a first stage",
+    "decode": "decode latents of a first stage to pictures",
+    "draw": "draw the pictures of a first stage at any checkpoint",
+    "import-first-stage": "turn an AutoencoderKL's weights into a run",
+}
+USAGE = 2  # exit code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line without the program's name, by default this process's; its exit code."""
+    if argv is None:
+        argv = sys.argv[1:]
+        interrupt.own_process()
+    if not argv:
+        return _refuse(f"Name a command, one of {', '.join(COMMANDS)}.")
+    name, *rest = argv
+    if name in ("--help", "-h", "help"):
+        say(_help())
+        return 0
+    if name == "--version":
+        say(__version__)
+        return 0
+    if name not in COMMANDS:
+        return _refuse(f"There is no command {name!r}.{suggest(name, COMMANDS)}")
+    # JAX takes a second to import, which the list of commands need not wait for
+    with interrupt.leaving():
+        from ddpm_jax.cli import command
+
+        module = importlib.import_module(f"ddpm_jax.cli.{name.replace('-', '_')}")
+    return command.run(module.main, rest)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {purpose}" for name, purpose in COMMANDS.items()]
+    return "\n".join(
+        [
+            "ddpm-jax COMMAND ...: denoising diffusion in JAX.",
+            "",
+            *lines,
+            "",
+            "`ddpm-jax COMMAND --help` lists a command's flags; `ddpm-jax --version` says which this is.",
+        ]
+    )
+
+
+def _refuse(sentence: str) -> int:
+    say(f"error: {sentence} `ddpm-jax --help` lists the commands.", file=sys.stderr)
+    return USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
