@@ -69,7 +69,7 @@ def measure(config_path, batch, evaluations, rounds):
     strata = Strata(first, np.ones(evaluations, np.int32))
     bound = make_bound(lambda params: experiment.denoiser(params, schedule), schedule, strata)
     forward = jax.jit(
-        lambda params, x_t, time_of: experiment.model.apply({"params": params}, x_t, time_of)
+        lambda params, x_t, time_of: experiment.network.apply({"params": params}, x_t, time_of)
     )
     arguments = params, jnp.asarray(pixels / 127.5 - 1, jnp.float32), jnp.full(batch, 500.0)
     bare, loop = [], []

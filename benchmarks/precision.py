@@ -75,8 +75,8 @@ def relative(difference: np.ndarray, of: np.ndarray) -> float:
 def measure(ckpt: str, *, batches: int, num_samples: int, steps: int) -> dict:
     """Returns the result as a dict."""
     loaded = load_trained(ckpt)
-    experiments = {dtype: in_dtype(loaded.experiment, dtype) for dtype in ("float32", "bfloat16")}
-    config = loaded.experiment.config
+    experiments = {dtype: in_dtype(loaded.model, dtype) for dtype in ("float32", "bfloat16")}
+    config = loaded.model.config
     images = images_of(load_split(config.data, config.data.train_split))
     loss, gradient, drawn = {}, {}, {}
     for dtype, experiment in experiments.items():

@@ -44,7 +44,7 @@ def measure(config, *, sampler: str, steps: int, batch_size: int, rounds: int) -
     # The chain is a loop whose length JAX does not count: its FLOP are those of the network, once a
     # step.
     network = compiled(
-        jax.jit(lambda p, x, t: experiment.model.apply({"params": p}, x, t)), params, x, t
+        jax.jit(lambda p, x, t: experiment.network.apply({"params": p}, x, t)), params, x, t
     )
     params_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     return {

@@ -109,36 +109,36 @@ def test_config_builds(path):
 @pytest.mark.parametrize("name", OVER_LATENTS)
 def test_a_config_over_latents_builds_on_its_first_stage(name):
     first, shape = OVER_LATENTS[name]
-    experiment = build(load(name), FrozenFirstStage(build(load(first)), sha256=""))
-    assert experiment.shape == shape
-    check_builds(experiment)
+    model = build(load(name), FrozenFirstStage(build(load(first)), sha256=""))
+    assert model.shape == shape
+    check_builds(model)
 
 
-def check_builds(experiment):
-    build_training(experiment)
-    height, width, channels = experiment.shape
+def check_builds(model):
+    build_training(model)
+    height, width, channels = model.shape
     x, t = (
         jax.ShapeDtypeStruct((2, height, width, channels), "float32"),
         jax.ShapeDtypeStruct((2,), "float32"),
     )
     output = jax.eval_shape(
-        lambda params, x, t: experiment.model.apply(
-            {"params": params}, x, t, null_condition(experiment.model, x)
+        lambda params, x, t: model.network.apply(
+            {"params": params}, x, t, null_condition(model.network, x)
         ),
-        experiment.params_shapes(),
+        model.params_shapes(),
         x,
         t,
     )
-    assert output.shape == (2, height, width, experiment.model.out_channels)
+    assert output.shape == (2, height, width, model.network.out_channels)
 
 
 @pytest.mark.parametrize("name", FIRST_STAGES)
 def test_a_first_stages_config_builds(name):
     size, kind, latent = FIRST_STAGES[name]
-    experiment = build(load(name))
-    build_training(experiment)
-    x = jax.ShapeDtypeStruct((2, size, size, experiment.image_shape[-1]), "float32")
-    stage, params = experiment.first_stage, experiment.params_shapes()
+    model = build(load(name))
+    build_training(model)
+    x = jax.ShapeDtypeStruct((2, size, size, model.image_shape[-1]), "float32")
+    stage, params = model.stage, model.params_shapes()
     assert stage.kind == kind
     assert jax.eval_shape(stage.latent, params, x).z.shape == (2, *latent)
     assert ("codebook" in params) == (kind == "vq")
@@ -273,11 +273,11 @@ def test_improved_ddpm_trains_as_its_authors_did(name):
 def test_dit_on_imagenet_trains_as_its_authors_did():
     """Section 4 of the paper, its appendix and the published code's defaults."""
     config = load("ldm_dit_imagenet256")
-    experiment = build(config, FrozenFirstStage(build(load("vae_imagenet256")), sha256=""))
-    assert experiment.model.out_channels == 8
-    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(experiment.params_shapes()))
+    model = build(config, FrozenFirstStage(build(load("vae_imagenet256")), sha256=""))
+    assert model.network.out_channels == 8
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model.params_shapes()))
     assert round(count / 1e6) == 675
-    np.testing.assert_allclose(experiment.chain.betas[[0, -1]], [1e-4, 0.02])
+    np.testing.assert_allclose(model.chain.betas[[0, -1]], [1e-4, 0.02])
     d, o = config.diffusion, config.optimizer
     assert (d.num_timesteps, d.loss, d.variance, d.parameterization) == (
         1000,
@@ -300,9 +300,9 @@ def test_dit_on_imagenet_trains_as_its_authors_did():
 
 
 def test_rescaled_timesteps_are_in_0_to_1000_whatever_t_and_however_few_steps_are_walked():
-    experiment = build(load("iddpm_cifar10_hybrid"))
-    np.testing.assert_array_equal(experiment.schedule.timesteps, np.arange(4000) / 4)
-    np.testing.assert_array_equal(experiment.respaced(50).timesteps, spaced_timesteps(4000, 50) / 4)
+    model = build(load("iddpm_cifar10_hybrid"))
+    np.testing.assert_array_equal(model.schedule.timesteps, np.arange(4000) / 4)
+    np.testing.assert_array_equal(model.respaced(50).timesteps, spaced_timesteps(4000, 50) / 4)
     np.testing.assert_array_equal(build(load("ddpm_cifar10")).schedule.timesteps, np.arange(1000))
 
 
@@ -324,11 +324,11 @@ def test_a_shrunken_version_trains_through_the_real_step(name):
         "optimizer.warmup_steps=0",
         "train.batch_size=16",
     ]
-    experiment = build(configs.override(load(name), [f"--config.{field}" for field in shrunken]))
-    training = build_training(experiment)
-    initial = init_state(experiment, training)
+    model = build(configs.override(load(name), [f"--config.{field}" for field in shrunken]))
+    training = build_training(model)
+    initial = init_state(model, training)
     state, step = replicate(jax.tree.map(np.asarray, initial)), map_step(training.train_step)
-    images = np.random.default_rng(0).integers(0, 256, (16, *experiment.image_shape), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (16, *model.image_shape), np.uint8)
     batch = {"image": images, "label": np.arange(16, dtype=np.int32) % 10}
     for _ in range(12):
         state, metrics = step(state, shard(batch), base_key(0))

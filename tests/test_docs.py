@@ -90,11 +90,9 @@ def run(tmp_path, monkeypatch):
         configs.load_config(ROOT / "configs" / "digits.py"),
         [f"--config.{field}" for field in overrides],
     )
-    experiment = build(config)
+    model = build(config)
     checkpointer = Checkpointer(tmp_path / "runs" / "digits", keep_last=1)
-    checkpointer.save(
-        1, {"ema_params": experiment.init_params(base_key(0))}, {}, run_settings(experiment)
-    )
+    checkpointer.save(1, {"ema_params": model.init_params(base_key(0))}, {}, run_settings(model))
     checkpointer.close()
 
 

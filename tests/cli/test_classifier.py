@@ -64,10 +64,10 @@ def test_images_of_a_classifier_are_refused(refused, classifier, name):
 
 def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifier, trained):
     model = load_trained(trained)
-    guided, loaded = model.experiment, load_classifier(classifier, model)
+    guided, loaded = model.model, load_classifier(classifier, model)
     x_t, t = np.zeros((2, 8, 8, 1), np.float32), np.array([0, 19])
-    log_prob = loaded.experiment.class_log_prob(loaded.params, guided.schedule)
-    logits = loaded.experiment.model.apply({"params": loaded.params}, x_t, t)
+    log_prob = loaded.model.class_log_prob(loaded.weights, guided.schedule)
+    logits = loaded.model.network.apply({"params": loaded.params}, x_t, t)
     expected = [
         row[label] - np.log(np.exp(row).sum())
         for row, label in zip(np.float64(logits), (3, 7), strict=True)

@@ -47,7 +47,7 @@ def _trajectory(workdir, shapes):
 def test_averages_made_of_snapshots_are_those_of_the_weights_as_they_went(invoke, mine):
     result = invoke("ema", "--ckpt", mine, "--sigma_rel", "0.15,0.25")
     assert result.code == 0
-    shapes = load_trained(mine).experiment.params_shapes()
+    shapes = load_trained(mine).model.params_shapes()
     path = _trajectory(mine, shapes)
     for width in (0.15, 0.25):
         directory = mine / "ema" / f"sigma_rel_{width}"

@@ -104,7 +104,7 @@ def own_reconstructions(directory, pixels):
     """As training shows them: latents and pictures in one program, two images at a time as the
     commands compute."""
     loaded = load_first_stage(directory)
-    stage = loaded.experiment.first_stage
+    stage = loaded.model.stage
 
     @jax.jit
     def both(images):
@@ -308,7 +308,7 @@ def test_a_network_that_diverged_is_no_picture(refused, stages, tmp_path, photos
     """Weights of 1e38 overflow."""
     loaded = load_first_stage(stages["ae"])
     params = jax.tree.map(lambda leaf: np.full_like(leaf, 1e38), loaded.params)
-    save(tmp_path / "run", loaded.experiment.config, {1: params})
+    save(tmp_path / "run", loaded.model.config, {1: params})
     out = tmp_path / "x.npz"
     refused(
         "encode",

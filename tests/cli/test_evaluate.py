@@ -140,8 +140,8 @@ def test_the_bound_is_that_of_the_checkpoint_on_the_held_out_digits(seven, train
 
     record, loaded = record_of(seven, "bpd"), load_trained(trained)
     x_0 = jnp.asarray(digits()[1497:][:7] / 127.5 - 1, jnp.float32)
-    schedule = loaded.experiment.schedule
-    denoiser = jax.jit(loaded.experiment.denoiser(loaded.params, schedule))
+    schedule = loaded.model.schedule
+    denoiser = jax.jit(loaded.model.denoiser(loaded.weights, schedule))
     totals = []
     for draw in range(4):
         total = likelihood.prior_term(schedule, x_0)
@@ -365,9 +365,7 @@ def load_with(monkeypatch, betas):
 
     def changed(*args, **kwargs):
         loaded = load_trained(*args, **kwargs)
-        return loaded._replace(
-            experiment=loaded.experiment._replace(chain=chain, schedule=schedule)
-        )
+        return loaded._replace(experiment=loaded.model._replace(chain=chain, schedule=schedule))
 
     monkeypatch.setattr(evaluate, "load", changed)
 

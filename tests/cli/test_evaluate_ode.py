@@ -164,7 +164,7 @@ def test_at_the_chains_own_times_the_flow_has_the_epsilon_of_the_unclipped_chain
     nothing is cut."""
     experiment, params = rescaled(parameterization)
     chain = make_denoiser(
-        lambda x, time: experiment.model.apply({"params": params}, x, time),
+        lambda x, time: experiment.network.apply({"params": params}, x, time),
         experiment.schedule,
         parameterization=parameterization,
         variance="fixed_large",

@@ -79,7 +79,7 @@ def test_a_run_begins_as_the_very_function_of_another_with_its_own_batch_rate_an
         "Adam begins with nothing"
     )
     np.testing.assert_array_equal(
-        _images(experiment, state.ema_params), _images(source.experiment, source.params)
+        _images(experiment, state.ema_params), _images(source.model, source.params)
     )
     for settings in (
         json.loads((tmp_path / "run" / "config.json").read_text()),

@@ -25,7 +25,7 @@ def _source(images, labels=None, num_classes=0):
 def test_a_grid_records_its_colours_beside_those_of_the_data(trained):
     records = read(trained)
     assert [record["step"] for record in records if "colour_shift" in record] == [10]
-    config = load_trained(trained).experiment.config
+    config = load_trained(trained).model.config
     images = load_split(config.data, "train")
     pixels = np.stack([images[i]["image"] for i in range(len(images))])
     assert len(images) < REFERENCE
@@ -52,10 +52,8 @@ def test_the_raw_weights_are_drawn_beside_the_average_from_the_same_noise(
     averaged, raw = picture[22:, :side], picture[22:, -side:]
     for half, raw_weights in ((averaged, False), (raw, True)):
         loaded = load_trained(copied, raw_weights=raw_weights)
-        generate = loaded.experiment.generator(ancestral(loaded.experiment.respaced(20)))
-        images = generate(
-            loaded.params, base_key(loaded.experiment.config.seed), np.arange(4)
-        ).images
+        generate = loaded.model.generator(ancestral(loaded.model.respaced(20)))
+        images = generate(loaded.params, base_key(loaded.model.config.seed), np.arange(4)).images
         np.testing.assert_array_equal(half, grid(images)[..., 0])
     assert np.any(averaged != raw)
 

@@ -35,13 +35,13 @@ def by_hand(run, labels, make_denoiser):
     """The images that `make_denoiser(conditional denoiser, schedule, condition, loaded)` gives in 4
     steps of DDIM."""
     loaded = load_trained(run)
-    sampler = make_sampler("ddim", loaded.experiment.chain, steps=4, spacing="trailing")
-    conditional = loaded.experiment.conditional_denoiser(loaded.params, sampler.schedule)
+    sampler = make_sampler("ddim", loaded.model.chain, steps=4, spacing="trailing")
+    conditional = loaded.model.conditional_denoiser(loaded.weights, sampler.schedule)
     denoiser = make_denoiser(
         conditional, sampler.schedule, Condition(label=np.array(labels, np.int32)), loaded
     )
     keys = randomness.image_keys(jax.random.key(0), np.arange(len(labels)))
-    x_T = randomness.initial_noise(keys, loaded.experiment.image_shape)
+    x_T = randomness.initial_noise(keys, loaded.model.image_shape)
     return np.asarray(to_uint8(jax.jit(lambda x_T: sample(denoiser, sampler, x_T, keys).x_0)(x_T)))
 
 
@@ -99,7 +99,7 @@ def test_classifier_free_guidance_is_the_function_in_its_interval_rescaled_and_c
 
     def guided(conditional, schedule, condition, loaded):
         null = Condition(label=np.full(4, 10, np.int32))
-        interval = guidance.interval_of(loaded.experiment.chain, 0.2, 0.8)
+        interval = guidance.interval_of(loaded.model.chain, 0.2, 0.8)
         denoiser = guidance.classifier_free(
             conditional,
             condition,
@@ -131,7 +131,7 @@ def test_guidance_away_from_an_earlier_checkpoint(invoke, trained, tmp_path):
     early = load_trained(trained, step=8)
 
     def guided(conditional, schedule, condition, loaded):
-        weaker = early.experiment.conditional_denoiser(early.params, schedule)
+        weaker = early.model.conditional_denoiser(early.weights, schedule)
         pair = (lambda x, t, model=model: model(x, t, None) for model in (conditional, weaker))
         return CLIPPINGS["static"](
             guidance.autoguidance(*pair, scale=2.0, schedule=schedule), schedule
@@ -154,7 +154,7 @@ def test_guidance_by_a_classifier_of_an_unconditional_model(invoke, trained, tra
     classifier = load_classifier(run, load_trained(trained))
 
     def guided(conditional, schedule, condition, loaded):
-        log_prob = classifier.experiment.class_log_prob(classifier.params, schedule)
+        log_prob = classifier.model.class_log_prob(classifier.weights, schedule)
         denoiser = guidance.classifier_guidance(
             lambda x, t: conditional(x, t, None),
             log_prob,

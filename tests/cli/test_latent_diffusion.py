@@ -101,7 +101,7 @@ def test_the_first_stage_travels_with_the_model(invoke, run, stage, tmp_path):
     assert (run / "samples" / "step_00000004.png").exists()
     frozen, original = load_first_stage(run), load_first_stage(stage)
     jax.tree.map(np.testing.assert_array_equal, frozen.params, original.params)
-    assert frozen.experiment.config == original.experiment.config
+    assert frozen.model.config == original.model.config
 
 
 def test_images_are_the_decoded_latents_that_the_chain_ends_with(invoke, run, tmp_path):
@@ -110,14 +110,14 @@ def test_images_are_the_decoded_latents_that_the_chain_ends_with(invoke, run, tm
     result = invoke("sample", "--ckpt", run, *FAST, "--out", tmp_path / "out")
     assert result.code == 0, result.err
     loaded = load_trained(run)
-    experiment, frozen = loaded.experiment, loaded.params.frozen
-    sampler = make_sampler("ddim", experiment.chain, steps=3, spacing="trailing")
+    model, frozen = loaded.model, loaded.weights.frozen
+    sampler = make_sampler("ddim", model.chain, steps=3, spacing="trailing")
     keys, told = image_keys(jax.random.key(0), jnp.arange(4)), Condition(label=jnp.arange(4))
-    conditional = experiment.conditional_denoiser(loaded.params, sampler.schedule)
+    conditional = model.conditional_denoiser(loaded.weights, sampler.schedule)
     z = sample(
         lambda x_t, t: conditional(x_t, t, told), sampler, initial_noise(keys, (4, 4, 4)), keys
     ).x_0
-    stage = experiment.first.experiment.first_stage
+    stage = model.codec.first_stage.model.stage
     x = stage.image(stage.decoded(frozen.params, z / frozen.scale))
     np.testing.assert_allclose(images_in(tmp_path / "out"), (np.asarray(x) + 1) * 127.5, atol=0.51)
 
@@ -216,8 +216,8 @@ def test_a_little_strength_gives_what_the_first_stage_makes_of_the_picture(
     result = invoke("sample", "--ckpt", run, *argv)
     assert result.code == 0, result.err
     loaded = load_trained(run)
-    alone = loaded.experiment.show(
-        loaded.params, loaded.experiment.read(loaded.params, photo[None, ..., None])
+    alone = loaded.model.decode(
+        loaded.weights, loaded.model.encode(loaded.weights, photo[None, ..., None])
     )
     images = images_in(tmp_path / "out").astype(float)
     assert (
@@ -392,7 +392,7 @@ def digest_of(stage):
 def test_models_of_one_first_stage_with_another_scale_are_not_of_one_kind(run):
     loaded = load_trained(run)
     scaled = loaded.params._replace(
-        frozen=loaded.params.frozen._replace(scale=jnp.float32(0.18215))
+        frozen=loaded.weights.frozen._replace(scale=jnp.float32(0.18215))
     )
     assert is_of_one_kind(loaded, loaded)
     assert not is_of_one_kind(loaded, loaded._replace(params=scaled))

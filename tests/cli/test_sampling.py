@@ -16,8 +16,8 @@ def manifest(out):
 def test_results_are_of_the_weights_and_of_what_a_config_makes_of_them():
     def identity(sha256, **fields):
         values = {"diffusion": {"variance": "fixed_large"}, "train": {"num_steps": 10}} | fields
-        experiment = model_from_settings(values, source="the config")
-        return identity(TrainedModel(experiment, {}, 10, "ema", sha256))
+        model = model_from_settings(values, source="the config")
+        return identity(TrainedModel(model, {}, 10, "ema", sha256))
 
     ours = identity("a" * 64)
     assert identity("a" * 64, train={"num_steps": 20}, optimizer={"b1": 0.5}) == ours

@@ -92,34 +92,34 @@ def arguments(tmp_path_factory, photos):
 
 @pytest.fixture(scope="module")
 def saved(arguments, tmp_path_factory):
-    """(experiment, training, its first state, the directory of a run that saved it), the file of
+    """(model, training, its first state, the directory of a run that saved it), the file of
     weights gone since."""
     overrides, (_, path, *_) = configs.split_overrides(arguments(4))
     config = configs.override(configs.load_config(path), overrides)
-    experiment = build(config)
-    training = build_training(experiment)
-    state = init_state(experiment, training)
+    model = build(config)
+    training = build_training(model)
+    state = init_state(model, training)
     directory = tmp_path_factory.mktemp("saved")
     with contextlib.closing(Checkpointer(directory, keep_last=1)) as checkpointer:
         checkpointer.save(1, state, {"batches": 1}, configs.to_dict(config))
-    return experiment, training, state, directory
+    return model, training, state, directory
 
 
 @pytest.mark.parametrize("raw_weights", [False, True])
 def test_the_first_stage_is_read_without_its_discriminator(saved, raw_weights):
-    experiment, _, state, directory = saved
+    model, _, state, directory = saved
     loaded = load_first_stage(directory, raw_weights=raw_weights)
     expected = {name: leaves for name, leaves in state.params.items() if name != "discriminator"}
     assert state.params.keys() - expected.keys() == {"discriminator"}
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
-    assert expected.keys() == experiment.params_shapes().keys()
+    assert expected.keys() == model.params_shapes().keys()
 
 
 def test_a_run_is_resumed_without_the_file_of_weights(saved, monkeypatch):
-    experiment, training, state, directory = saved
+    model, training, state, directory = saved
     monkeypatch.setattr(perceptual, "read_lpips", None)  # who reads it fails
     with contextlib.closing(Checkpointer(directory, keep_last=1)) as checkpointer:
-        restored, _ = checkpointer.restore(state_shapes(experiment, training))
+        restored, _ = checkpointer.restore(state_shapes(model, training))
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     assert len(jax.tree.leaves(restored.objective_state.frozen)) == 3 * len(TINY.channels)
 

@@ -109,7 +109,7 @@ def _write_weights(world):
     from ddpm_jax.interop.autoencoder_kl import autoencoder_params_to_diffusers
 
     loaded = load_first_stage(world / "stage")
-    tensors = autoencoder_params_to_diffusers(loaded.params, loaded.experiment.model)
+    tensors = autoencoder_params_to_diffusers(loaded.params, loaded.model.network)
     np.savez_compressed(world / "weights.npz", **tensors)
     index, rest = {}, b""
     for name, value in tensors.items():

@@ -108,11 +108,11 @@ def undisturbed(tmp_path_factory, data_dir):
 
 
 def _state(workdir):
-    experiment = build(load_config(CONFIG))
-    training = build_training(experiment)
+    model = build(load_config(CONFIG))
+    training = build_training(model)
     template = jax.eval_shape(
         lambda params: create(params, training.optimizer, training.objective),
-        experiment.params_shapes(),
+        model.params_shapes(),
     )
     return Checkpointer(workdir, keep_last=2).restore(template)
 
