@@ -32,10 +32,10 @@ class TrainedModel:
     weights: Weights
     step: int
     average: str  # "ema" or "raw"; "frozen": a first stage out of another model's checkpoint
-    sha256: str  # `results.weights_digest` of the weights
-    directory: pathlib.Path  # of the run
+    sha256: str = ""  # `results.weights_digest` of the weights
     class_names: tuple[str, ...] = ()  # of the data it was trained on; () where they are not known
     contents: str = ""  # `about.About.contents` of that data; "" where they are not known
+    directory: pathlib.Path | None = None  # of the run
 
     @property
     def params(self) -> Any:
@@ -78,9 +78,9 @@ def load_trained(
         step,
         "raw" if raw_weights else "ema",
         weights_digest(weights),
-        pathlib.Path(workdir),
         class_names_in(settings),
         contents_in(settings),
+        pathlib.Path(workdir),
     )
 
 
@@ -121,5 +121,5 @@ def load_first_stage(
     params = read_weights(workdir, step, template)["objective_state"].frozen.params
     sha256 = weights_digest(params)
     return TrainedModel(
-        first_stage.model, Weights(params), step, "frozen", sha256, pathlib.Path(workdir)
+        first_stage.model, Weights(params), step, "frozen", sha256, directory=pathlib.Path(workdir)
     )
