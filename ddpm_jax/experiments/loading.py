@@ -19,6 +19,7 @@ from ddpm_jax.experiments.run_settings import (
     model_from_settings,
 )
 from ddpm_jax.experiments.training import objective_state_shapes
+from ddpm_jax.files import as_path
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.sharpness import without_discriminator
@@ -80,7 +81,7 @@ def load_trained(
         weights_digest(weights),
         class_names_in(settings),
         contents_in(settings),
-        pathlib.Path(workdir),
+        as_path(workdir),
     )
 
 
@@ -121,5 +122,5 @@ def load_first_stage(
     params = read_weights(workdir, step, template)["objective_state"].frozen.params
     sha256 = weights_digest(params)
     return TrainedModel(
-        first_stage.model, Weights(params), step, "frozen", sha256, directory=pathlib.Path(workdir)
+        first_stage.model, Weights(params), step, "frozen", sha256, directory=as_path(workdir)
     )
