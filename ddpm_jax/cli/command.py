@@ -19,6 +19,7 @@ from ddpm_jax.cli.synonyms import FLAGS, ours
 from ddpm_jax.distributed import interrupt
 from ddpm_jax.errors import FailureError, UsageError, say, sentence, suggest, visible
 from ddpm_jax.files import BUCKET, as_path, check_place, is_of_a_bucket, is_remote, reason_of
+from ddpm_jax.limits import MAX_STEP
 from ddpm_jax.numerals import Valid, number, numbers, whole_number, whole_numbers
 
 # exit codes; the last is the shell's convention
@@ -31,13 +32,7 @@ _STOPPED = {
     interrupt.Wish.SIGTERM: 128 + signal.SIGTERM,
 }
 MAX_SECONDS = 10**8  # three years
-# JAX keeps 32 bits of a seed: a larger one would repeat the draws of a smaller
-MAX_SEED = 2**32 - 1
 BETWEEN = "\0"  # of several paths in one argument: no path holds it
-MAX_STEP = 2**31 - 1  # a run counts its updates in 32 bits
-MAX_TIMESTEPS = 1_000_000  # of a chain, or of its walk
-MAX_IMAGES = 10_000_000  # of one command
-MAX_BATCH = 1_000_000
 _MAX_PROCESSES, _LONGEST_WAIT = 100_000, 7 * 24 * 3600
 _REFUSALS = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS}
 _TRANSFER_GUARDS = (

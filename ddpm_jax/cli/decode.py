@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddpm_jax.cli.command import (
-    MAX_BATCH,
     Parser,
     check_names_a_run,
     define_checkpoint_flags,
@@ -29,6 +28,7 @@ from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import decode
 from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.files import as_path, check_place, reporting
+from ddpm_jax.limits import MAX_BATCH
 from ddpm_jax.monitoring.progress import counted
 from ddpm_jax.plotting.grids import grid, save_png
 

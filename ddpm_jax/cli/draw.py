@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 
 from ddpm_jax.cli.command import (
-    MAX_SEED,
     Parser,
     check_names_a_run,
     define_checkpoint_flags,
@@ -26,6 +25,7 @@ from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.files import as_path, check_place, reporting
+from ddpm_jax.limits import MAX_SEED
 from ddpm_jax.monitoring.results import check_record, write_record
 from ddpm_jax.plotting.grids import save_png
 from ddpm_jax.tasks.first_stage_pictures import make_drawing

@@ -24,20 +24,14 @@ from typing import Any, NamedTuple
 from ddpm_jax.checkpoints import snapshots
 from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights, saved_steps
 from ddpm_jax.checkpoints.writer import Checkpointer
-from ddpm_jax.cli.command import (
-    MAX_STEP,
-    Parser,
-    check_names_a_run,
-    how_to_call,
-    prepare_jax,
-    run,
-)
+from ddpm_jax.cli.command import Parser, check_names_a_run, how_to_call, prepare_jax, run
 from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.run_settings import frozen_first_stage, model_from_settings
 from ddpm_jax.experiments.training import averages_of, objective_state_shapes, snapshot_names
 from ddpm_jax.files import as_path, check_place, reporting, write_atomically
+from ddpm_jax.limits import MAX_STEP
 from ddpm_jax.locks import alone
 from ddpm_jax.training.ema_profiles import WIDEST, Fit, Profile, fit, gamma_of
 

@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.cli.command import (
-    MAX_BATCH,
-    MAX_SEED,
     Parser,
     check_names_a_run,
     define_checkpoint_flags,
@@ -38,6 +36,7 @@ from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import Latents, encode
 from ddpm_jax.experiments.loading import TrainedModel, load_first_stage
 from ddpm_jax.files import as_path, check_place, reporting
+from ddpm_jax.limits import MAX_BATCH, MAX_SEED
 from ddpm_jax.monitoring.progress import counted
 from ddpm_jax.tasks import photos
 

@@ -44,10 +44,6 @@ from typing import Any
 
 from ddpm_jax import memory
 from ddpm_jax.cli.command import (
-    MAX_BATCH,
-    MAX_IMAGES,
-    MAX_SEED,
-    MAX_TIMESTEPS,
     Parser,
     check_names_a_run,
     common_flags,
@@ -64,6 +60,7 @@ from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.loading import TrainedModel, load_first_stage, load_trained
 from ddpm_jax.files import check_place, reporting
+from ddpm_jax.limits import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_TIMESTEPS
 from ddpm_jax.monitoring.results import machine, write_record
 from ddpm_jax.tasks import likelihood_flow, sampling
 from ddpm_jax.tasks.evaluated_split import result_path

@@ -9,12 +9,13 @@ replaced by one that was made otherwise.
 from collections.abc import Sequence
 from typing import Any
 
-from ddpm_jax.cli.command import BETWEEN, MAX_SEED, MAX_TIMESTEPS, Parser
+from ddpm_jax.cli.command import BETWEEN, Parser
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.files import as_path, check_place, reporting
+from ddpm_jax.limits import MAX_SEED, MAX_TIMESTEPS
 from ddpm_jax.monitoring.results import check_record, write_record
 from ddpm_jax.plotting import grids as pictures
 from ddpm_jax.tasks.interpolation import DRAWINGS

@@ -33,9 +33,6 @@ import numpy as np
 from ddpm_jax import memory
 from ddpm_jax.cli import latents
 from ddpm_jax.cli.command import (
-    MAX_BATCH,
-    MAX_IMAGES,
-    MAX_SEED,
     Parser,
     check_names_a_run,
     common_flags,
@@ -54,6 +51,7 @@ from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.loading import TrainedModel, load_trained
 from ddpm_jax.files import as_path, check_place, reporting
 from ddpm_jax.generation import generating
+from ddpm_jax.limits import MAX_BATCH, MAX_IMAGES, MAX_SEED
 from ddpm_jax.monitoring.progress import Counter
 from ddpm_jax.plotting import grids as pictures
 from ddpm_jax.randomness import base_key

@@ -18,16 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.cli.command import (
-    MAX_BATCH,
-    MAX_IMAGES,
-    MAX_SEED,
-    MAX_STEP,
-    MAX_TIMESTEPS,
-    Parser,
-    prepare_jax,
-    run,
-)
+from ddpm_jax.cli.command import Parser, prepare_jax, run
 from ddpm_jax.data.about import holds_out
 from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.diffusion.chain import Chain
@@ -40,6 +31,7 @@ from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.loading import TrainedModel, load_trained
 from ddpm_jax.files import as_path, reporting
 from ddpm_jax.generation import generating
+from ddpm_jax.limits import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_STEP, MAX_TIMESTEPS
 from ddpm_jax.monitoring.progress import counted
 from ddpm_jax.monitoring.results import check_record, format_table, machine, write_record
 from ddpm_jax.plotting.sampler_errors import Measure, error_against_evaluations

@@ -9,9 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax.cli.command import MAX_SEED
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments.config import default_config, flatten
+from ddpm_jax.limits import MAX_SEED
 from ddpm_jax.schema import shown
 from ddpm_jax.training.ema_profiles import WIDEST
 

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.cli.command import MAX_TIMESTEPS, Parser
+from ddpm_jax.cli.command import Parser
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.limits import MAX_TIMESTEPS
 from ddpm_jax.samplers.editing import keep_known, noised, repaint, start_from
 from ddpm_jax.tasks import guidance
 from ddpm_jax.tasks.photos import named_file, read_mask, read_photo

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ddpm_jax.cli.command import MAX_STEP, Parser
+from ddpm_jax.cli.command import Parser
 from ddpm_jax.data.about import labels_of, numbers_that_are_names
 from ddpm_jax.data.transforms import to_model_range, to_uint8, upsample
 from ddpm_jax.diffusion.parameterization import Denoiser
@@ -18,6 +18,7 @@ from ddpm_jax.experiments.guides import load_classifier
 from ddpm_jax.experiments.identity import is_of_one_kind
 from ddpm_jax.experiments.loading import TrainedModel, load_trained
 from ddpm_jax.experiments.models import Model
+from ddpm_jax.limits import MAX_STEP
 from ddpm_jax.models.condition import Condition, check_labels, without_label
 from ddpm_jax.samplers import guidance
 from ddpm_jax.samplers.clipping import CLIPPINGS

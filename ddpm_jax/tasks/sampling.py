@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.cli.command import MAX_TIMESTEPS, Parser
+from ddpm_jax.cli.command import Parser
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.generation import generating
+from ddpm_jax.limits import MAX_TIMESTEPS
 from ddpm_jax.numerals import number, numbers, whole_number
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import SAMPLERS, make_sampler, options_of
