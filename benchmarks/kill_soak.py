@@ -27,7 +27,7 @@ import numpy as np
 from ddpm_jax.checkpoints.reader import saved_steps
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.experiments.building import build
-from ddpm_jax.experiments.config import load_config, override
+from ddpm_jax.experiments.config import load_config, override, split_overrides
 from ddpm_jax.experiments.training import build_training, state_shapes
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -207,7 +207,7 @@ def _check_start(output: str, saved: list[int]) -> None:
 
 
 def _check_same_end(killed: Run, unkilled: Run, overrides: list[str]) -> None:
-    experiment = build(override(load_config(CONFIG), overrides))
+    experiment = build(override(load_config(CONFIG), split_overrides(overrides)[0]))
     template = state_shapes(experiment, build_training(experiment))
     ours, theirs = (
         Checkpointer(run.workdir, keep_last=2).restore(template) for run in (killed, unkilled)

@@ -23,12 +23,12 @@ _LONGEST = 400  # characters; the largest finite double has 309 digits
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text is ASCII digits and nothing else, as in the name of a checkpoint."""
+    """Return whether a text is ASCII digits and nothing else, as in the name of a checkpoint."""
     return text.isascii() and text.isdecimal()
 
 
 def whole_number(text: str, *, lower: int, upper: int) -> int:
-    """Reads a whole number in [lower, upper].
+    """Read a whole number in [lower, upper].
 
     Raises:
       ValueError: it is none, or outside; the message says what it must be.
@@ -41,7 +41,7 @@ def whole_number(text: str, *, lower: int, upper: int) -> int:
 
 
 def whole_numbers(text: str, *, lower: int, upper: int, count: int | None = None) -> list[int]:
-    """Reads whole numbers in [lower, upper] separated by commas, `count` of them.
+    """Read whole numbers in [lower, upper] separated by commas, `count` of them.
 
     Raises:
       ValueError: as `whole_number`, or another number of them.
@@ -51,7 +51,7 @@ def whole_numbers(text: str, *, lower: int, upper: int, count: int | None = None
 
 
 def number(text: str, *, valid: Valid = lambda value: True, wanted: str = "") -> float:
-    """Reads a finite number.
+    """Read a finite number.
 
     Args:
       text: decimal, perhaps with an exponent.
@@ -71,7 +71,7 @@ def number(text: str, *, valid: Valid = lambda value: True, wanted: str = "") ->
 def numbers(
     text: str, *, valid: Valid = lambda value: True, wanted: str = "", count: int | None = None
 ) -> list[float]:
-    """Reads finite numbers separated by commas, `count` of them; as `number`.
+    """Read finite numbers separated by commas, `count` of them; as `number`.
 
     Raises:
       ValueError: as `number`, or another number of them.
@@ -82,7 +82,7 @@ def numbers(
 
 
 def boolean(text: str) -> bool:
-    """Reads true or false, also as t, f, 1 or 0.
+    """Read true or false, also as t, f, 1 or 0.
 
     Raises:
       ValueError: it is neither; the message says what it must be.

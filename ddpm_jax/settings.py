@@ -44,7 +44,7 @@ def setting(
     path: bool = False,
     read: Callable[[str], Any] | None = None,
 ) -> Any:
-    """Declares a field of a `Settings` record.
+    """Declare a field of a `Settings` record.
 
     Args:
       default: its value where none is given; it is not checked.
@@ -98,18 +98,18 @@ class Setting:
 
     @property
     def is_switch(self) -> bool:
-        """Whether the flag is given without a value."""
+        """Return whether the flag is given without a value."""
         return self.kinds == (bool,)
 
     @property
     def words(self) -> int:
-        """How many words follow the flag: two where it takes two paths, as in `tuple[str, str]`."""
+        """Return how many words follow the flag: two for a path in `tuple[str, str]`."""
         if self.is_switch:
             return 0
         return (kinds.count(self.kinds[0]) or 1) if self.is_path else 1
 
     def parse(self, *texts: str) -> Any:
-        """Returns the value that a flag's text stands for, or its `words` texts.
+        """Return the value that a flag's text stands for, or its `words` texts.
 
         Raises:
           UsageError: it is no value of this setting; the sentence says what would be.
@@ -123,7 +123,7 @@ class Setting:
             return kinds.first(self.kinds, self._of_text, text)
 
     def check(self, value: Any) -> Any:
-        """Returns a Python value as the field keeps it: a tuple for a list, a float for an int.
+        """Return a Python value as the field keeps it: a tuple for a list, a float for an int.
 
         Raises:
           UsageError: it is no value of this setting; the sentence says what would be.
@@ -135,7 +135,7 @@ class Setting:
 
     @contextlib.contextmanager
     def _named(self, value: Any) -> Iterator[None]:
-        """Makes a sentence of a complaint that lacks its subject."""
+        """Make a sentence of a complaint that lacks its subject."""
         try:
             yield
         except UsageError:
@@ -211,7 +211,7 @@ class Settings:
         cls.prefix = prefix
 
     def __post_init__(self) -> None:
-        """Checks every field.
+        """Check every field.
 
         Raises:
           UsageError: a value that its field cannot have.
@@ -222,7 +222,7 @@ class Settings:
                 object.__setattr__(self, spec.field, spec.check(value))
 
     def record(self) -> dict[str, Any]:
-        """Returns the fields that are not their defaults, by name, as JSON can hold them."""
+        """Return the fields that are not their defaults, by name, as JSON can hold them."""
         record = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -233,14 +233,14 @@ class Settings:
 
 @functools.cache
 def settings_in(record: type[Settings]) -> tuple[Setting, ...]:
-    """Returns the settings of a record in the order of its fields, named as its flags are."""
+    """Return the settings of a record in the order of its fields, named as its flags are."""
     hints = typing.get_type_hints(record)
     declared = (field for field in dataclasses.fields(record) if "setting" in field.metadata)
     return tuple(_complete(record, field, hints[field.name]) for field in declared)
 
 
 def _complete(record: type[Settings], field: dataclasses.Field, hint: Any) -> Setting:
-    """Returns what a field was declared with, and what its name and annotation say."""
+    """Return what a field was declared with, and what its name and annotation say."""
     spec, members = field.metadata["setting"], kinds.members(hint)
     of = tuple(kind for kind in members if kind is not types.NoneType)
     metavar = spec.metavar or ("FILE" if spec.is_path else _METAVARS.get(of[0], ""))

@@ -313,18 +313,13 @@ def test_rescaled_timesteps_are_in_0_to_1000_whatever_t_and_however_few_steps_ar
 def test_a_shrunken_version_trains_through_the_real_step(name):
     """A dozen steps: a finite loss each, finite parameters and averages, and both ends of the
     network have moved."""
-    shrunken = [
-        "data.image_size=8",
-        "diffusion.num_timesteps=8",  # few, so that importance sampling has its history soon
-        "train.sample_steps=8",
-        "model.ch=32",
-        "model.ch_mult=1,",
-        "model.num_res_blocks=1",
-        "model.attn_resolutions=()",
-        "optimizer.warmup_steps=0",
-        "train.batch_size=16",
-    ]
-    model = build(configs.override(load(name), [f"--config.{field}" for field in shrunken]))
+    config = load(name)
+    config.data.image_size = 8
+    config.diffusion.num_timesteps = 8  # few, so that importance sampling has its history soon
+    config.model.update(ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=())
+    config.optimizer.warmup_steps = 0
+    config.train.update(batch_size=16, sample_steps=8)
+    model = build(config)
     training = build_training(model)
     initial = init_state(model, training)
     state, step = replicate(jax.tree.map(np.asarray, initial)), map_step(training.train_step)
@@ -380,14 +375,14 @@ def test_every_field_can_be_overridden_with_its_own_value():
                 if isinstance(value, tuple)
                 else str(value)
             )
-            config = configs.override(config, [f"--config.{name}={text}"])
+            config = configs.override(config, {name: text})
     assert configs.to_dict(config) == configs.to_dict(configs.default_config())
 
 
 def test_overrides_are_split_from_the_other_flags():
     argv = ["--workdir", "w", "--config.model.ch=64", "--config", "c.py", "--config.seed", "3"]
     assert configs.split_overrides(argv) == (
-        ["--config.model.ch=64", "--config.seed=3"],
+        {"model.ch": "64", "seed": "3"},
         ["--workdir", "w", "--config", "c.py"],
     )
 

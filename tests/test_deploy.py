@@ -118,7 +118,7 @@ def test_the_flags_and_fields_are_those_of_train(capsys, name):
     for argument in _arguments(name):
         flag = argument.partition("=")[0]
         if flag.startswith("--config."):
-            configs.check_field(flag.removeprefix("--config."), configs.default_config(), name)
+            configs.check_field(flag.removeprefix("--config."), name)
         elif flag.startswith("--"):
             assert f"  {flag} " in page or f"  {flag}\n" in page, flag
         found += flag.startswith("--")

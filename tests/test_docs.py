@@ -80,16 +80,8 @@ def _compilations():
 def run(tmp_path, monkeypatch):
     """A directory with the checkpoint of a small, untrained model in runs/digits."""
     monkeypatch.chdir(tmp_path)
-    overrides = (
-        "model.ch=32",
-        "model.ch_mult=(1,)",
-        "model.num_res_blocks=1",
-        "model.attn_resolutions=()",
-    )
-    config = configs.override(
-        configs.load_config(ROOT / "configs" / "digits.py"),
-        [f"--config.{field}" for field in overrides],
-    )
+    config = configs.load_config(ROOT / "configs" / "digits.py")
+    config.model.update(ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=())
     model = build(config)
     checkpointer = Checkpointer(tmp_path / "runs" / "digits", keep_last=1)
     checkpointer.save(1, {"ema_params": model.init_params(base_key(0))}, {}, run_settings(model))

@@ -15,9 +15,10 @@ from typing import Any, TextIO
 from absl import flags
 
 from ddpm_jax import memory
-from ddpm_jax.cli.synonyms import FLAGS, ours
+from ddpm_jax.cli.synonyms import FLAGS
 from ddpm_jax.distributed import interrupt
 from ddpm_jax.errors import FailureError, UsageError, say, sentence, suggest, visible
+from ddpm_jax.experiments.synonyms import ours
 from ddpm_jax.files import BUCKET, as_path, check_place, is_of_a_bucket, is_remote, reason_of
 from ddpm_jax.limits import MAX_STEP
 from ddpm_jax.numerals import Valid, number, numbers, whole_number, whole_numbers

@@ -23,7 +23,7 @@ from ddpm_jax.cli.command import Parser, prepare_jax, run
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
-from ddpm_jax.experiments.config_checks import OBJECTIVES
+from ddpm_jax.experiments.owners import OBJECTIVES
 from ddpm_jax.experiments.run_settings import run_settings
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers

@@ -15,7 +15,7 @@ two steps later. If a process is lost, the others end with exit code 1, at the l
 minute. The same command resumes the run with the same data and draws, on any number of processes
 and devices that divides the batch.
 
-Every field of the config, with its default, is listed in `ddpm_jax/cli/config.py`.
+Every field of the config, with its default, is listed in `ddpm_jax/experiments/fields.py`.
 """
 
 import contextlib
@@ -175,7 +175,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _as_a_field(flag: str) -> str | None:
     """The override that a flag of another library's training script stands for."""
-    field = configs.field_called(flag, configs.default_config())
+    field = configs.field_called(flag)
     return field and f"config.{field}"
 
 

@@ -10,7 +10,7 @@ from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments import first_stages
 from ddpm_jax.experiments.codec import FrozenFirstStage, make_codec
-from ddpm_jax.experiments.config_checks import check_ranges
+from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
 from ddpm_jax.experiments.networks import make_classifier, make_network
 
@@ -29,7 +29,7 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
       UsageError: any field of the config has a value that cannot work, alone or with the others
         or the first stage.
     """
-    check_ranges(config)
+    check_config(config)
     dtype, size = choose("compute dtype", config.model.dtype, DTYPES), config.data.image_size
     image_shape = (size, size, config.data.channels)
     codec = make_codec(image_shape, first_stage, config.first_stage.ckpt)

@@ -9,8 +9,8 @@ import jax
 
 from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights
 from ddpm_jax.errors import UsageError
-from ddpm_jax.experiments.config_checks import OBJECTIVES
 from ddpm_jax.experiments.models import Model, Weights
+from ddpm_jax.experiments.owners import OBJECTIVES
 from ddpm_jax.experiments.perceptual import with_discriminator
 from ddpm_jax.experiments.run_settings import (
     class_names_in,

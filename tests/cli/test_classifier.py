@@ -82,9 +82,7 @@ def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifie
         ("diffusion.num_timesteps=30", "another schedule"),
         ("diffusion.rescale_timesteps=true", "another schedule"),
     ):
-        other = configs.override(
-            configs.from_dict(configs.to_dict(guided.config), source=""), [f"--config.{override}"]
-        )
+        other = configs.override(guided.config, dict([override.split("=")]))
         with pytest.raises(UsageError, match=words):
             load_classifier(classifier, model._replace(experiment=build(other)))
 

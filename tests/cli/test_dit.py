@@ -151,7 +151,7 @@ def test_fields_of_the_model_that_are_not_the_u_nets_alone_reach_the_transformer
 @pytest.mark.parametrize(
     ("groups", "words"),
     [
-        ({"dit": {"size": "M"}}, "Unknown size of a transformer 'M'.*B, L, S, XL, custom"),
+        ({"dit": {"size": "M"}}, "dit.size is 'M': choose one of S, B, L, XL, custom"),
         ({"dit": {"size": "XXL"}}, "Did you mean 'XL'"),
         (
             {"dit": {"depth": 6}},
@@ -167,7 +167,7 @@ def test_fields_of_the_model_that_are_not_the_u_nets_alone_reach_the_transformer
             "num_heads 5 does not divide hidden_size 384",
         ),
         ({"dit": {"size": "custom", "hidden_size": 6}}, "hidden_size 6 is not divisible by 4"),
-        ({"model": {"name": "dti"}}, "Unknown network 'dti'.*Did you mean 'dit'"),
+        ({"model": {"name": "dti"}}, "model.name is 'dti'.*Did you mean 'dit'"),
         (
             {"model": {"name": "dit", "ch": 64}},
             r"model\.ch is 64, but a transformer, .* group dit, has none: leave",

@@ -194,7 +194,7 @@ def test_what_a_first_stage_cannot_do_is_refused(refused, runs, trained, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        (["--config.first_stage.kind=gan"], "kind of first stage 'gan'"),
+        (["--config.first_stage.kind=gan"], "first_stage.kind is 'gan': choose one of ae, vae, vq"),
         (
             ["--config.first_stage.num_codes=8"],
             "num_codes is 8, but a first stage of the kind 'vae' has none",
@@ -226,8 +226,8 @@ def test_what_a_first_stage_cannot_do_is_refused(refused, runs, trained, tmp_pat
             "first_stage.log_scale is -2.0, but a decoder that gives a scale for each number has "
             "none",
         ),
-        (["--config.first_stage.family=poisson"], "family of a decoder 'poisson'"),
-        (["--config.first_stage.scale=big"], "scale of a decoder 'big'"),
+        (["--config.first_stage.family=poisson"], "first_stage.family is 'poisson': choose one of"),
+        (["--config.first_stage.scale=big"], "first_stage.scale is 'big': choose one of"),
         (
             ["--config.first_stage.family=bernoulli", "--config.first_stage.scale=pixel"],
             "a bernoulli decoder has no scale",

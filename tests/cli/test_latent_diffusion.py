@@ -412,7 +412,7 @@ def test_another_shape_than_the_first_stages_is_refused(refused, stage, config_f
         ("model.ch_mult=1,1,1,1", "Over latents of 4x4x4: The height 4 is not divisible by 8"),
         (
             "condition.low_res_factor=2",
-            "a model over latents can be told no image of lower resolution",
+            "a model over latents can be given no image of lower resolution",
         ),
         ("first_stage.kind=vq", "whose first stage brings its own"),
         ("first_stage.latent_scale=-1", "first_stage.latent_scale is -1.0: it must be at least 0"),
@@ -430,4 +430,4 @@ def test_fields_of_latents_do_nothing_for_pixels(refused, config_file, tmp_path)
             tmp_path / "new",
             f"--config.first_stage.{change}",
         ]
-        refused("train", *argv, says=["but a diffusion model of pixels has none"])
+        refused("train", *argv, says=["but a diffusion model without first_stage.ckpt has none"])

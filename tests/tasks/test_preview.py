@@ -17,7 +17,7 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def preview_of(name, data_dir, count):
-    overrides = [f"--config.train.num_samples={count}", f"--config.data.data_dir={data_dir}"]
+    overrides = {"train.num_samples": str(count), "data.data_dir": str(data_dir)}
     return make_preview(
         build(configs.override(configs.load_config(CONFIGS / f"{name}.py"), overrides))
     )

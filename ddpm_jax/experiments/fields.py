@@ -1,0 +1,245 @@
+"""Every field of the config: default, meaning, values. `config.model.ch` is `Model.ch` below.
+
+A config file starts from `default_config()`, which has all of these, and sets what its experiment
+needs; `--config.model.ch=64` sets one on the command line. The defaults are those of DDPM on
+CIFAR-10 (Ho et al. 2020). `of` names the models that have a field: others refuse it. A run may be
+resumed with another value of what is `resumable`; all else is as it was when the run began.
+"""
+
+from ddpm_jax.experiments.config_field import (
+    POSITIVE,
+    SHARE,
+    Field,
+    Range,
+    at_least,
+    field,
+    fields_of,
+    one_of,
+    up_to,
+)
+from ddpm_jax.experiments.first_stage_fields import FirstStage, Sharp
+from ddpm_jax.experiments.owners import (
+    DIFFUSION,
+    FINE_TUNED,
+    NETWORKS,
+    NOISY,
+    OBJECTIVES,
+    TRANSFORMER,
+    UNET,
+)
+from ddpm_jax.limits import MAX_SEED, MAX_TIMESTEPS
+
+BETA = Range(above=0, at_most=1)
+# 12**-0.5 is the relative width of an average in which all of the run weighs the same
+WIDTH, WIDTH_OF_ANOTHER = Range(at_least=0, below=12**-0.5), Range(above=0, below=12**-0.5)
+
+
+class Run:
+    """The fields that are in no group."""
+
+    seed = field(0, "of the initial weights, the data order and every draw", at_least(0, MAX_SEED))
+    parallel = field(
+        "pmap", "the state on every device, or split over them", one_of("pmap fsdp"), resumable=True
+    )
+    objective = field("diffusion", "what is trained", one_of(OBJECTIVES))
+    init_from = field("", 'directory of a run whose weights this one begins with; "": none')
+    init_from_step = field(
+        None, "which of its checkpoints; None: the newest", at_least(0), of=FINE_TUNED, kind=int
+    )
+    init_from_raw = field(False, "its weights as trained, not their moving average", of=FINE_TUNED)
+
+
+class Data:
+    """The images."""
+
+    name = field("cifar10", 'a TFDS image dataset, "digits", or "folder"')
+    data_dir = field("", "TFDS's data_dir, or the folder of images", resumable=True)
+    train_split = field("train", "what is trained on")
+    test_split = field("test", "what is held out: never trained on")
+    holdout = field(0.0, "share of the training images held out, without a test split", SHARE)
+    image_size = field(32, "height and width in pixels", up_to(8192))
+    channels = field(3, "of an image: grey or RGB", one_of((1, 3)))
+    flip = field(True, "mirror training images at random")
+    cache = field(
+        "auto", "keep decoded images in memory", one_of("auto always never"), resumable=True
+    )
+    unreadable = field("stop", "an image that cannot be read", one_of("stop skip"), resumable=True)
+    small = field(
+        "stop", "an image smaller than image_size", one_of("stop skip enlarge"), resumable=True
+    )
+    layout = field("auto", "what folders are", one_of("auto classes splits"), resumable=True)
+
+
+class Diffusion:
+    """The chain x_0 -> x_T, and what is learned of it."""
+
+    OF = NOISY
+    num_timesteps = field(1000, "T", at_least(2, MAX_TIMESTEPS))
+    rescale_timesteps = field(False, "give the network times in 0..1000 whatever T is")
+    schedule = field(
+        "linear",
+        "of the betas",
+        one_of("linear quad const jsd warmup10 warmup50 cosine scaled_linear sigmoid"),
+    )
+    beta_start = field(None, "the first; None: the schedule's published value", BETA, kind=float)
+    beta_end = field(None, "the last; likewise", BETA, kind=float)
+    scale_betas = field(False, "the end points are those of 1000 steps: scale them to T")
+    parameterization = field(
+        "eps", "what the network predicts", one_of("eps x_0 v mu"), of=DIFFUSION
+    )
+    variance = field(
+        "fixed_large",
+        "of a step back",
+        one_of("fixed_small fixed_large learned learned_range"),
+        of=DIFFUSION,
+    )
+    loss = field("simple", "what is minimised", one_of("simple vlb hybrid"), of=DIFFUSION)
+    weighting = field(
+        "uniform", "of the simple loss over t", one_of("uniform min_snr p2"), of=DIFFUSION
+    )
+    timestep_sampling = field(
+        "uniform", "of t in training", one_of("uniform antithetic importance")
+    )
+
+
+class Model:
+    """The network. A transformer has the last five of these fields, and those of the next group."""
+
+    name = field("unet", "the kind of network", one_of(NETWORKS))
+    ch = field(128, "channels of the first level", up_to(16_384), of=UNET)
+    ch_mult = field(
+        (1, 2, 2, 2), "channels of each level, in units of ch", up_to(1024), longest=12, of=UNET
+    )
+    num_res_blocks = field(2, "of a level on the way down; up: one more", up_to(16), of=UNET)
+    attn_resolutions = field(
+        (16,), "heights of the feature maps that get attention", up_to(8192), longest=64, of=UNET
+    )
+    num_heads = field(1, "of attention", up_to(1024), of=UNET)
+    scale_shift_norm = field(
+        False, "the time scales and shifts a block's second norm", of=NOISY + UNET
+    )
+    downsample_padding = field(
+        "end", "where a stride of 2 pads; both: Improved DDPM", one_of("end both"), of=UNET
+    )
+    dropout = field(0.1, "share of the activations", SHARE)
+    time_embedding = field(
+        "sin_cos",
+        "DDPM; cos_sin: Improved DDPM, DiT",
+        one_of("sin_cos cos_sin cos_sin_inclusive"),
+        of=NOISY,
+    )
+    norm_eps = field(1e-6, "added to the variance in normalisations", POSITIVE)
+    dtype = field(
+        "float32", "of the computation; parameters are float32", one_of("float32 bfloat16")
+    )
+    remat = field(
+        "none",
+        "computed again in the backward pass",
+        one_of("none products blocks"),
+        resumable=True,
+    )
+
+
+class Dit:
+    """The transformer."""
+
+    OF = TRANSFORMER
+    size = field("S", "of its paper; custom: of the next three fields", one_of("S B L XL custom"))
+    hidden_size = field(384, "channels of a token", up_to(65_536))
+    depth = field(12, "blocks", up_to(128))
+    num_heads = field(6, "of attention", up_to(1024))
+    patch_size = field(2, "height and width of a token in what the network sees", up_to(8192))
+
+
+class Condition:
+    """What the network is given of an image beside x_t and t."""
+
+    OF = NOISY
+    num_classes = field(0, "its class, of the data's so many; 0: not given", at_least(0, 1_000_000))
+    label_dropout = field(
+        0.0, "share hidden in training, for classifier-free guidance", SHARE, of=DIFFUSION
+    )
+    low_res_factor = field(
+        0, "the image shrunk so many times; 0: not given", at_least(0), of=DIFFUSION
+    )
+
+
+class Optimizer:
+    """From a gradient to an update."""
+
+    name = field("adam", "the method", one_of("adam adamw"))
+    learning_rate = field(2e-4, "after the warm-up", POSITIVE)
+    b1 = field(0.9, "decay of the mean of gradients", SHARE)
+    b2 = field(0.999, "decay of the mean of their squares", SHARE)
+    eps = field(1e-8, "added to the root of the latter", POSITIVE)
+    weight_decay = field(0.0, "adamw only", at_least(0))
+    warmup_steps = field(5000, "linear, from 0", at_least(0))
+    decay = field("constant", "after the warm-up", one_of("constant cosine linear"))
+    clip_norm = field(1.0, "global norm of the gradient; 0: no clipping", at_least(0))
+    clip_scope = field(
+        "replica", "of the original; average: of the batch", one_of("replica average")
+    )
+    accumulate_steps = field(1, "parts in which a device computes its share", up_to(1 << 20))
+
+
+class Ema:
+    """The moving average of the weights, and further ones."""
+
+    decay = field(0.9999, "of the average that images are made with", SHARE)
+    warmup = field(False, "min(decay, (1 + step) / (10 + step))")
+    rampup_ratio = field(0.0, "largest half-life as a share of the steps done (EDM: 0.05)", SHARE)
+    sigma_rel = field(0.0, "above 0: a power function of time of this relative width (EDM2)", WIDTH)
+    decays = field((), "of further averages, for ddpm_jax.cli.ema", SHARE, longest=16, kind=float)
+    sigma_rels = field(
+        (), "likewise; any width can be made from two", WIDTH_OF_ANOTHER, longest=16, kind=float
+    )
+    snapshot_every = field(0, "steps between these snapshots; 0: none", at_least(0), resumable=True)
+
+
+class Train:
+    """The loop."""
+
+    RESUMABLE = True
+    num_steps = field(800_000, "updates", at_least(1))
+    batch_size = field(128, "over all devices", up_to(1 << 20), resumable=False)
+    log_every = field(100, "steps between records", at_least(1))
+    sample_every = field(10_000, "steps between sample grids; 0: only the last", at_least(0))
+    num_samples = field(64, "images in a grid", up_to(1 << 16))
+    sample_steps = field(1000, "steps of the chain for a grid", at_least(1), of=NOISY)
+    skip_nonfinite = field(
+        0, "updates in a row passed over if loss or gradient is not finite", at_least(0)
+    )
+    raw_grid = field(False, "show samples of the raw weights beside those of the EMA", of=NOISY)
+    steps_per_call = field(1, "updates dispatched together, for short steps", up_to(10_000))
+
+
+class Checkpoint:
+    """What is kept of a run."""
+
+    RESUMABLE = True
+    save_every = field(5000, "steps", at_least(1))
+    keep_last = field(2, "checkpoints", up_to(1_000_000))
+    keep_every = field(
+        0, "keep also those at multiples of this step, for ever; 0: none", at_least(0)
+    )
+
+
+GROUPS = {
+    "": Run,
+    "data": Data,
+    "diffusion": Diffusion,
+    "model": Model,
+    "dit": Dit,
+    "condition": Condition,
+    "first_stage": FirstStage,
+    "sharp": Sharp,
+    "optimizer": Optimizer,
+    "ema": Ema,
+    "train": Train,
+    "checkpoint": Checkpoint,
+}
+FIELDS: dict[str, Field] = {
+    spec.name: spec
+    for name, group in GROUPS.items()
+    for spec in fields_of(f"{name}." if name else "", group)
+}

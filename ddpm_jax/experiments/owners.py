@@ -1,0 +1,24 @@
+"""The models that have a field of the config where not all have it, and what they are called."""
+
+from ddpm_jax.experiments.config_field import only
+
+OBJECTIVES = {  # what can be trained, and what a sentence calls it
+    "diffusion": "a diffusion model",
+    "classifier": "a classifier",  # of noisy images, to guide a diffusion model
+    "first_stage": "a first stage",  # of latent diffusion, or for itself
+}
+NETWORKS = {"unet": "a U-Net", "dit": "a transformer, whose fields are in the group dit,"}
+KINDS = {kind: f"a first stage of the kind {kind!r}" for kind in ("ae", "vae", "vq")}
+SCALES = {"fixed": "", "shared": "", "pixel": "a decoder that gives a scale for each number"}
+CODEBOOKS = {"averages": "", "gradient": "a codebook that is learned by its gradient"}
+
+DIFFUSION, FIRST_STAGE = only("objective", "diffusion"), only("objective", "first_stage")
+NOISY = only("objective", "diffusion", "classifier")  # models of x_t
+UNET, TRANSFORMER = only("model.name", "unet"), only("model.name", "dit")
+LATENTS = NOISY + only("first_stage.ckpt")  # models of a trained first stage's latents
+VAE = FIRST_STAGE + only("first_stage.kind", "vae")
+VQ = FIRST_STAGE + only("first_stage.kind", "vq")
+AVERAGES = VQ + only("first_stage.codebook", "averages")
+FIXED_SCALE = FIRST_STAGE + only("first_stage.scale", "fixed", "shared")
+ADVERSARIAL = only("sharp.adversarial_weight")
+FINE_TUNED = only("init_from")

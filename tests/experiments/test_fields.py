@@ -1,0 +1,241 @@
+"""The fields of the config: what each is declared to be is what the code behind it takes, and what
+is refused."""
+
+import math
+
+import pytest
+
+from ddpm_jax.data import layout, sources
+from ddpm_jax.diffusion import losses, parameterization, schedules
+from ddpm_jax.distributed.fsdp import PARALLEL
+from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.building import DTYPES
+from ddpm_jax.experiments.config import default_config, override
+from ddpm_jax.experiments.config_checks import check_config
+from ddpm_jax.experiments.config_field import Range, field, fields_of
+from ddpm_jax.experiments.fields import FIELDS
+from ddpm_jax.experiments.networks import CUSTOM
+from ddpm_jax.models import dit, layers, rematerialization
+from ddpm_jax.training import ema_profiles, first_stage_objective, objective, optimizer, step
+from ddpm_jax.variational import first_stage, observation
+
+TABLES = {  # field of a name -> where that name is looked up
+    "parallel": PARALLEL,
+    "data.cache": sources.CACHE_MODES,
+    "data.unreadable": sources.UNREADABLE_MODES,
+    "data.small": sources.SMALL_MODES,
+    "data.layout": layout.LAYOUTS,
+    "diffusion.schedule": schedules.BETA_SCHEDULES,
+    "diffusion.parameterization": parameterization.PARAMETERIZATIONS,
+    "diffusion.variance": parameterization.VARIANCES,
+    "diffusion.loss": losses.LOSSES,
+    "diffusion.weighting": losses.WEIGHTINGS,
+    "diffusion.timestep_sampling": objective.TIMESTEP_SAMPLING,
+    "model.downsample_padding": layers.DOWNSAMPLE_PADDINGS,
+    "model.time_embedding": layers.TIME_EMBEDDINGS,
+    "model.dtype": DTYPES,
+    "model.remat": rematerialization.REMAT,
+    "dit.size": {*dit.SIZES, CUSTOM},
+    "first_stage.kind": first_stage.KINDS,
+    "first_stage.family": observation.FAMILIES,
+    "first_stage.scale": first_stage.SCALES,
+    "first_stage.codebook": first_stage_objective.CODEBOOKS,
+    "optimizer.name": optimizer.OPTIMIZERS,
+    "optimizer.decay": optimizer.DECAYS,
+    "optimizer.clip_scope": step.CLIP_SCOPES,
+}
+OF_THE_CONFIG = {"objective", "model.name"}  # names that `experiments` itself looks up
+NUMBERS = [spec for spec in FIELDS.values() if {spec.kind, spec.item} & {int, float}]
+NAMES = [spec for spec in FIELDS.values() if spec.choices and spec.kind is str]
+OWNED = [(spec, owner) for spec in FIELDS.values() for owner in spec.owners]
+
+
+def named(value):
+    return value.name if hasattr(value, "name") else str(value)
+
+
+def config_with(**values):
+    config = default_config()
+    for name, value in values.items():
+        group, _, leaf = name.rpartition(".")
+        (config[group] if group else config)[leaf] = value
+    return config
+
+
+def ends(spec):
+    """Numbers at the ends of a field's range and next to them, and whether each lies inside."""
+    limits = spec.range
+    for end, is_closed, outwards in (
+        (limits.at_least, True, -1),
+        (limits.above, False, -1),
+        (limits.at_most, True, 1),
+        (limits.below, False, 1),
+    ):
+        if end is not None:
+            whole = int in (spec.kind, spec.item)
+            yield end, is_closed
+            yield (end + outwards if whole else math.nextafter(end, outwards * math.inf)), False
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_names_of_a_field_are_those_that_are_looked_up(name):
+    assert set(FIELDS[name].choices) == set(TABLES[name])
+
+
+def test_every_field_of_a_name_that_is_looked_up_has_its_names():
+    assert {spec.name for spec in NAMES} == TABLES.keys() | OF_THE_CONFIG
+
+
+@pytest.mark.parametrize("spec", NUMBERS, ids=named)
+def test_every_number_has_a_range_that_its_default_lies_in(spec):
+    limits = spec.range
+    bounded = limits.at_least is not None or limits.above is not None
+    assert bounded or spec.choices or spec.name == "first_stage.log_scale"
+    assert spec.kind is float or spec.item is float or spec.choices or limits.at_most is not None
+    assert spec.complaint(spec.default) is None
+
+
+@pytest.mark.parametrize("spec", [spec for spec in NUMBERS if not spec.choices], ids=named)
+def test_a_number_is_refused_from_the_end_of_its_range_on(spec):
+    for value, is_inside in ends(spec):
+        complaint = spec.complaint((value,) if spec.item else value)
+        assert (complaint is None) == is_inside, (value, complaint)
+
+
+@pytest.mark.parametrize("spec", NUMBERS, ids=named)
+def test_what_is_refused_names_the_field_and_what_it_must_be(spec):
+    bad = (-5.0 if spec.item is float else -5,) if spec.item else spec.kind(-5)
+    if spec.name == "first_stage.log_scale":
+        bad = math.inf
+    with pytest.raises(UsageError, match=rf"^{spec.name} is .*-?(5|inf).*: it must be .*\.$"):
+        check_config(config_with(**{spec.name: bad}))
+
+
+@pytest.mark.parametrize("spec", [s for s in NUMBERS if s.kind is float], ids=named)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_is_finite(spec, value):
+    assert "finite" in spec.complaint(value)
+
+
+@pytest.mark.parametrize("spec", NAMES, ids=named)
+def test_a_slip_in_a_name_is_refused_and_the_name_suggested(spec):
+    for name in spec.choices:
+        slip = f"{name}q"
+        with pytest.raises(UsageError, match=f"^{spec.name} is '{slip}': choose one of") as error:
+            check_config(config_with(**{spec.name: slip}))
+        assert name in str(error.value)
+        if len(name) > 2:
+            assert "Did you mean '" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("limits", "value", "wanted"),
+    [
+        (Range(at_least=1, at_most=9), 0, "at least 1"),
+        (Range(at_least=1, at_most=9), 10, "at most 9"),
+        (Range(above=0), 0, "above 0"),
+        (Range(at_least=0, below=1), 1, "in [0, 1)"),
+        (Range(above=0, at_most=1), 0, "in (0, 1]"),
+        (Range(above=0, below=0.28867), 1, "in (0, 0.2887)"),
+    ],
+)
+def test_a_range_in_words(limits, value, wanted):
+    assert not limits.has(value)
+    assert limits.wanted(value) == wanted
+
+
+def changed(spec):
+    """A valid value of a field that is not its default."""
+    if spec.choices:
+        return next(choice for choice in spec.choices if choice != spec.default)
+    if spec.kind is bool:
+        return not spec.default
+    if spec.kind is str:
+        return "somewhere"
+    if spec.item:
+        return tuple(spec.item(1) for _ in range(2))
+    if spec.optional:
+        return 1
+    return spec.default + 1 if spec.kind is int else spec.default / 2 + 0.2
+
+
+def without(owner):
+    """Values with which a config is not of the models of an owner."""
+    if not owner.values:
+        return {owner.field: FIELDS[owner.field].default}
+    other = next(name for name in FIELDS[owner.field].choices if name not in owner.values)
+    return {owner.field: other}
+
+
+@pytest.mark.parametrize(("spec", "owner"), OWNED, ids=named)
+def test_a_field_is_refused_where_nothing_reads_it(spec, owner):
+    values = {spec.name: changed(spec)}
+    for other in spec.owners:
+        if other != owner:
+            field = FIELDS[other.field]
+            values[other.field] = other.values[0] if other.values else changed(field)
+    with pytest.raises(UsageError, match=r"has none: leave it|is made of the U-Net's blocks"):
+        check_config(config_with(**(values | without(owner))))
+
+
+def test_widths_of_averages_end_where_all_of_the_run_weighs_the_same():
+    assert FIELDS["ema.sigma_rel"].range.below == ema_profiles.WIDEST
+    assert FIELDS["ema.sigma_rels"].range.below == ema_profiles.WIDEST
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        *(("data.flip", text, True) for text in ("true", "True", "1", "t")),
+        *(("data.flip", text, False) for text in ("false", "FALSE", "0")),
+        *(("model.ch", text, 64) for text in ("64", "+64", " 64 ", "6_4")),
+        *(("optimizer.b1", text, 0.5) for text in ("0.5", ".5", "5e-1")),
+        ("optimizer.clip_norm", "1", 1.0),
+        *(("model.ch_mult", text, (1, 2)) for text in ("1,2", "(1,2)", "[1, 2]", "1, 2,")),
+        *(("model.ch_mult", text, (5,)) for text in ("5", "5,", "(5,)")),
+        ("model.attn_resolutions", "()", ()),
+        ("ema.decays", "0,0.5", (0.0, 0.5)),
+        ("diffusion.beta_start", "None", None),
+        ("diffusion.beta_start", "1", 1.0),
+        ("init_from_step", "5", 5),
+        ("data.name", "None", "None"),
+        ("data.data_dir", "", ""),
+    ],
+)
+def test_a_text_becomes_a_value_of_the_fields_type(name, text, value):
+    group, _, leaf = name.rpartition(".")
+    config = override(default_config(), {name: text})
+    made = (config[group] if group else config)[leaf]
+    assert made == value
+    assert type(made) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        *(
+            ("model.ch", text, "give a whole number")
+            for text in ("", "wide", "1.5", "None", "0x10")
+        ),
+        *(("optimizer.b1", text, "give a finite number") for text in ("", "fast", "nan", "inf")),
+        *(("data.flip", text, "give true or false") for text in ("", "maybe", "no", "2")),
+        *(("model.ch_mult", text, "separated by commas") for text in ("", "1,x", "1.5,2", "1,,2")),
+        ("init_from_step", "1.5", "give a whole number"),
+    ],
+)
+def test_a_text_of_another_type_is_refused(name, text, wanted):
+    with pytest.raises(UsageError, match=rf"config field '{name}' is of type .*{wanted}"):
+        override(default_config(), {name: text})
+
+
+def test_a_group_says_what_holds_for_all_its_fields():
+    class Group:
+        OF = FIELDS["dit.size"].owners
+        RESUMABLE = True
+        depth = field(12, "blocks", Range(at_least=1))
+        size = field("S", "letter", resumable=False)
+
+    depth, size = fields_of("dit.", Group)
+    assert (depth.name, depth.kind, depth.range.at_most) == ("dit.depth", int, 2**31 - 1)
+    assert (depth.resumable, size.resumable) == (True, False)
+    assert depth.owners == size.owners == Group.OF
