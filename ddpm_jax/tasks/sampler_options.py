@@ -1,0 +1,79 @@
+"""Texts and Python values of a spacing and of a sampler's options, as a user gives them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ddpm_jax import kinds
+from ddpm_jax.errors import UsageError
+from ddpm_jax.limits import MAX_TIMESTEPS
+from ddpm_jax.numerals import number, numbers, whole_number
+from ddpm_jax.samplers.registry import SAMPLERS, options_of
+
+MAX_OPTION = 1000  # of an option that is a whole number: orders, and steps within a step
+
+
+def spacing_from(text: str) -> str | tuple[float, ...]:
+    """Read a spacing: the name of one, or timesteps as in 999,500,0.
+
+    Raises:
+      UsageError: a list that holds something else.
+    """
+    try:
+        times = numbers(text, valid=lambda time: 0 <= time <= MAX_TIMESTEPS)
+    except ValueError:
+        if any(character.isalpha() for character in text):
+            return text
+        raise UsageError(
+            f"spacing {text} is no list of timesteps: give them as in 999,500,0."
+        ) from None
+    parts = text.split(",")
+    return tuple(t if "." in part else round(t) for t, part in zip(times, parts, strict=True))
+
+
+def options_from(text: str) -> dict[str, str]:
+    """Read the options of a sampler, as in eta=0.5,order=3.
+
+    Raises:
+      UsageError: an option without a name or a value.
+    """
+    options = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if not (name and value):
+            raise UsageError(f"sampler_options {text}: give each option as NAME=X, as in eta=0.5.")
+        options[name] = value
+    return options
+
+
+def typed_options(sampler: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with the types of the sampler's defaults; unknown ones as they are.
+
+    Raises:
+      UsageError: an unknown sampler, or a value of another type.
+    """
+    known, typed = options_of(sampler), {}
+    for name, value in options.items():
+        try:
+            typed[name] = _option(value, known[name]) if name in known else value
+        except ValueError as error:
+            raise UsageError(
+                f"The option {name} of the sampler {sampler} is {value!r}: {error}."
+            ) from None
+    return typed
+
+
+def _option(value: Any, default: Any) -> Any:
+    """Return the value of an option as the type of its default; infinity where that is the default."""
+    text = value if isinstance(value, str) else kinds.numeral(value)
+    match default:
+        case int():
+            return whole_number(text, lower=0, upper=MAX_OPTION)
+        case float():
+            return default if text == str(default) else number(text)
+    return value
+
+
+def options_in_words() -> str:
+    """Name every sampler that has options, with these and their defaults."""
+    options = {name: ",".join(f"{k}={v}" for k, v in options_of(name).items()) for name in SAMPLERS}
+    return "; ".join(f"of {name} {values}" for name, values in options.items() if values)
