@@ -1,16 +1,15 @@
-"""Settings: frozen records whose fields carry their default, meaning and range, for Python calls
-and flags alike.
+"""Settings: frozen records whose fields carry default, meaning and range, for Python and flags.
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Guidance(Settings, prefix="guidance_"):
         scale: float = setting(1.0, "How far to push towards the class.", lower=0, upper=1_000_000)
-        interval: tuple[float, float] | None = setting(None, "Only at these levels.", metavar="LO,HI")
+        interval: tuple[float, float] | None = setting(None, "Only at these noise levels.")
 
 `Guidance(scale=-1)` raises "guidance_scale is -1: it must be a number in 0..1000000.", and so does
-`settings_in(Guidance)[0].parse("-1")`, with which a command line reads a flag. A type is read from
-the annotation: int, float, str, bool, tuples of them, any of these `| None`, and several of them, as
-in `str | tuple[int, ...]`, of which the first that fits is taken. A field that is declared without
-`setting` is neither checked nor a flag; it may hold another record.
+`settings_in(Guidance)[0].parse("-1")`, with which a command line reads a flag. The annotation gives
+the type: int, float, str, bool, a tuple, one of these `| None`, or several, as in `str | tuple[int,
+...]`, of which the first that fits is taken. A field that is declared without `setting` is neither
+checked nor a flag; it may hold another record.
 """
 
 import contextlib
@@ -147,14 +146,15 @@ class Setting:
         if kind is bool:
             return numerals.boolean(text)
         if kind is int:
-            return numerals.whole_number(text, **self._range())
+            return numerals.whole_number(text, lower=self.lower, upper=self.upper)
         if kind is float:
             return numerals.number(text, valid=self.valid, wanted=self.wanted)
         if typing.get_origin(kind) is not tuple:
             return self._name(text)
         elements, count = kinds.elements(kind), kinds.count(kind)
         if elements == (int,):
-            return tuple(numerals.whole_numbers(text, **self._range(), count=count))
+            lower, upper = self.lower, self.upper
+            return tuple(numerals.whole_numbers(text, lower=lower, upper=upper, count=count))
         if elements == (float,):
             valid, wanted = self.valid, self.wanted
             return tuple(numerals.numbers(text, valid=valid, wanted=wanted, count=count))
@@ -179,9 +179,6 @@ class Setting:
             kind, [kinds.first(kinds.elements(kind), self._of_value, v) for v in value]
         )
 
-    def _range(self) -> dict[str, int]:
-        return {"lower": int(self.lower), "upper": int(self.upper)}
-
     def _counted(self, kind: Any, values: list[Any]) -> tuple[Any, ...]:
         if not values or kinds.count(kind) not in (None, len(values)):
             raise ValueError(f"it must be {kinds.count(kind) or 'some'} values separated by commas")
@@ -201,8 +198,7 @@ class Setting:
 
 
 class Settings:
-    """Base of frozen dataclasses whose fields are declared by `setting`; the class keyword `prefix`
-    begins the names of their flags."""
+    """A frozen dataclass of settings; the class keyword `prefix` begins the names of its flags."""
 
     prefix: ClassVar[str] = ""
 
@@ -211,11 +207,7 @@ class Settings:
         cls.prefix = prefix
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-          UsageError: a value that its field cannot have.
-        """
+        """Check every field; raise UsageError for a value that it cannot have."""
         for spec in settings_in(type(self)):
             value = getattr(self, spec.field)
             if value is not spec.default:

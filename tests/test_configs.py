@@ -358,6 +358,31 @@ def test_a_value_of_the_wrong_type_in_a_users_file_names_the_file_and_the_field(
         configs.load_config(path)
 
 
+def test_a_config_is_found_by_name_path_or_value(tmp_path):
+    digits = configs.to_dict(load("digits"))
+    path = tmp_path / "mine.py"
+    path.write_text((CONFIGS / "digits.py").read_text())
+    given = configs.from_dict(digits, source="here")
+    for config in ("digits", path, str(path), digits, given):
+        assert configs.to_dict(configs.find_config(config)) == digits
+    found = configs.find_config(given)
+    found.model.ch = 32 + given.model.ch
+    assert configs.to_dict(given) == digits, "what is given is not changed"
+    few = configs.find_config({"model": {"ch": 64}})
+    assert (few.model.ch, few.train.batch_size) == (64, 128)
+    for bad in (None, 3, [("model", 1)]):
+        with pytest.raises(UsageError, match=r"The config is .*: give a name, a path, a dict"):
+            configs.find_config(bad)
+    with pytest.raises(UsageError, match=r"'model.chan'. Did you mean 'model.ch'"):
+        configs.find_config({"model": {"chan": 1}})
+
+
+def test_an_override_leaves_the_config_it_is_of_alone():
+    config = configs.default_config()
+    assert configs.override(config, {"model.ch": "64"}).model.ch == 64
+    assert config.model.ch == 128
+
+
 def test_a_config_survives_json():
     config = load("ddpm_lsun_church")
     again = configs.from_dict(configs.to_dict(config), source="a checkpoint")

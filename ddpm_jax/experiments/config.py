@@ -105,7 +105,7 @@ def _instead_of(path: pathlib.Path) -> str:
 
 
 def config_file(name: str | os.PathLike) -> pathlib.Path:
-    """Find the file that --config names: a path, or for "digits" the digits.py of a folder of configs.
+    """Find the file that --config names: a path, or for "digits" the digits.py of a folder.
 
     These are configs/ of the current directory, then those that come with the package. Where there
     is no such file, returns `name` as a path.
@@ -191,8 +191,7 @@ def check_field(name: str, source: str) -> None:
 
 
 def field_called(name: str) -> str | None:
-    """Return the field that `name`, perhaps with a group before it, stands for in our words or
-    others'; None where unknown."""
+    """Return the field that `name`, in our words or others', stands for; None where unknown."""
     # A field's own name outweighs the group it was looked for in: model.batch_size means
     # train.batch_size.
     leaf = name.rpartition(".")[2]
@@ -201,8 +200,9 @@ def field_called(name: str) -> str | None:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Split a command line into the texts of its --config.FIELD=VALUE (also "--config.FIELD VALUE"),
-    by field, and the other arguments.
+    """Split a command line into {FIELD: VALUE} and the arguments that are no --config.FIELD=VALUE.
+
+    "--config.FIELD VALUE" is read likewise.
 
     Raises:
       UsageError: a field without a value.
@@ -230,14 +230,12 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every field by its dotted name; a run from before a field existed was made with what is
-    its default now."""
+    """Return every field by its dotted name; a run older than a field has that field's default."""
     return dict(flatten(to_dict(default_config()))) | dict(flatten(values))
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Return "model.ch (64 there, 32 here)" for each field that keeps a run with `ours` from
-    continuing `theirs`."""
+    """List what keeps `ours` from continuing `theirs`, as in "model.ch (64 there, 32 here)"."""
     here, there = dict(flatten(ours)), completed(theirs)
     names = [
         name for name in here | there if name not in RESUMABLE and here.get(name) != there.get(name)

@@ -21,8 +21,7 @@ _BLOCKS = 64
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuse a value that means nothing, a field that nothing reads, and fields that contradict each
-    other.
+    """Refuse values that mean nothing, fields that nothing reads or that contradict each other.
 
     Raises:
       UsageError: the first of these.
@@ -102,8 +101,8 @@ def _check_condition(config: ConfigDict) -> None:
         )
     if c.low_res_factor and config.first_stage.ckpt:
         raise UsageError(
-            f"condition.low_res_factor is {c.low_res_factor}, but a model over latents can be given "
-            "no image of lower resolution: set it to 0, or leave out first_stage.ckpt."
+            f"condition.low_res_factor is {c.low_res_factor}, but a model over latents can be "
+            "given no image of lower resolution: set it to 0, or leave out first_stage.ckpt."
         )
     if c.low_res_factor == 1:
         raise UsageError(

@@ -31,7 +31,7 @@ from ddpm_jax.limits import MAX_SEED, MAX_TIMESTEPS
 
 BETA = Range(above=0, at_most=1)
 # 12**-0.5 is the relative width of an average in which all of the run weighs the same
-WIDTH, WIDTH_OF_ANOTHER = Range(at_least=0, below=12**-0.5), Range(above=0, below=12**-0.5)
+WIDTH, FURTHER_WIDTH = Range(at_least=0, below=12**-0.5), Range(above=0, below=12**-0.5)
 
 
 class Run:
@@ -56,7 +56,9 @@ class Data:
     data_dir = field("", "TFDS's data_dir, or the folder of images", resumable=True)
     train_split = field("train", "what is trained on")
     test_split = field("test", "what is held out: never trained on")
-    holdout = field(0.0, "share of the training images held out, without a test split", SHARE)
+    holdout = field(
+        0.0, "share of the training images to hold out where there is no test split", SHARE
+    )
     image_size = field(32, "height and width in pixels", up_to(8192))
     channels = field(3, "of an image: grey or RGB", one_of((1, 3)))
     flip = field(True, "mirror training images at random")
@@ -67,7 +69,12 @@ class Data:
     small = field(
         "stop", "an image smaller than image_size", one_of("stop skip enlarge"), resumable=True
     )
-    layout = field("auto", "what folders are", one_of("auto classes splits"), resumable=True)
+    layout = field(
+        "auto",
+        "what folders stand for; auto: by name",
+        one_of("auto classes splits"),
+        resumable=True,
+    )
 
 
 class Diffusion:
@@ -191,7 +198,7 @@ class Ema:
     sigma_rel = field(0.0, "above 0: a power function of time of this relative width (EDM2)", WIDTH)
     decays = field((), "of further averages, for ddpm_jax.cli.ema", SHARE, longest=16, kind=float)
     sigma_rels = field(
-        (), "likewise; any width can be made from two", WIDTH_OF_ANOTHER, longest=16, kind=float
+        (), "likewise; any width can be made from two", FURTHER_WIDTH, longest=16, kind=float
     )
     snapshot_every = field(0, "steps between these snapshots; 0: none", at_least(0), resumable=True)
 

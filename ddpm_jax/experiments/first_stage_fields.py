@@ -1,4 +1,4 @@
-"""The fields of the config for a first stage: the groups `first_stage` and `sharp`; see `fields`."""
+"""The fields of the config for a first stage, groups `first_stage` and `sharp`; see `fields`."""
 
 from ddpm_jax.experiments.config_field import POSITIVE, SHARE, at_least, field, one_of, only, up_to
 from ddpm_jax.experiments.owners import (
