@@ -1,0 +1,157 @@
+"""Flags that several commands have: which weights of which run, time limit, several processes."""
+
+import dataclasses
+
+from ddpm_jax.cli.arguments import Devices, Flags
+from ddpm_jax.distributed import interrupt
+from ddpm_jax.errors import UsageError
+from ddpm_jax.limits import MAX_STEP
+from ddpm_jax.settings import Settings, setting
+
+_MAX_SECONDS = 10**8  # three years
+_MAX_PROCESSES, _LONGEST_WAIT = 100_000, 7 * 24 * 3600
+# Where and how a process works; all others must be alike in processes that work together.
+_OWN = ("process_id", "connect_timeout", "platform", "compilation_cache", "data_dir")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint(Settings):
+    """Which model"""
+
+    ckpt: str | None = setting(
+        None,
+        "Directory of a training run: the --workdir of train.py.",
+        path=True,
+        metavar="DIR",
+    )
+    step: int | None = setting(
+        None,
+        "Which of its checkpoints; the newest by default.",
+        lower=0,
+        upper=MAX_STEP,
+        flag="ckpt_step",
+    )
+    raw_weights: bool = setting(
+        False, "Use the weights as trained instead of their moving average."
+    )
+
+
+def check_names_a_run(flags: Flags) -> None:
+    """Refuse a command line without --ckpt.
+
+    Raises:
+      UsageError: it is missing.
+    """
+    if not flags.ckpt:
+        raise UsageError(
+            "--ckpt is missing: name the directory of a training run, as in --ckpt runs/digits."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit(Settings):
+    """How long"""
+
+    max_seconds: int | None = setting(
+        None,
+        "Stop in order after this time, with what is done kept: the same command goes on with the "
+        "rest.",
+        lower=1,
+        upper=_MAX_SECONDS,
+    )
+
+
+def make_interrupt(flags: Flags) -> interrupt.Interrupt:
+    """Return what to enter while a command computes that keeps what it has done.
+
+    The time limit begins here.
+    """
+    promise = "stopping, with what is done kept; Ctrl-C again leaves at once"
+    return interrupt.Interrupt(promise, max_seconds=flags.max_seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes(Settings):
+    """Several processes together"""
+
+    distributed: bool = setting(
+        False,
+        "One of several processes that work together, say one on each host: give every one the "
+        "same command. On a TPU slice, under Slurm and under Open MPI nothing else is needed.",
+    )
+    coordinator: str | None = setting(
+        None, "With --distributed: where process 0 listens.", metavar="HOST:PORT"
+    )
+    num_processes: int | None = setting(
+        None,
+        "With --distributed: how many processes there are.",
+        lower=1,
+        upper=_MAX_PROCESSES,
+    )
+    process_id: int | None = setting(
+        None,
+        "With --distributed: which of them this is, from 0.",
+        lower=0,
+        upper=_MAX_PROCESSES - 1,
+    )
+    connect_timeout: int | None = setting(
+        None,
+        "With --distributed: seconds to wait for the others (default: 300).",
+        lower=1,
+        upper=_LONGEST_WAIT,
+    )
+
+
+def join_processes(processes: Processes) -> None:
+    """Connect the processes that work together; before JAX is asked for its devices.
+
+    Raises:
+      UsageError: some of the flags without the others; what `hosts.join` raises.
+    """
+    names = ("coordinator", "num_processes", "process_id")
+    given = [name for name in names if getattr(processes, name) is not None]
+    if not processes.distributed:
+        for name in (*given, *(["connect_timeout"] if processes.connect_timeout else [])):
+            raise UsageError(
+                f"--{name} is for several processes: give --distributed too, or leave it out."
+            )
+        return
+    if given and len(given) < len(names):
+        missing = " and ".join(f"--{name}" for name in names if name not in given)
+        raise UsageError(
+            f"{missing} {'is' if len(given) == 2 else 'are'} missing: give all of --coordinator, "
+            "--num_processes and --process_id, or none of them on a TPU slice and under Slurm."
+        )
+    if given and processes.process_id >= processes.num_processes:
+        raise UsageError(
+            f"--process_id is {processes.process_id}: of {processes.num_processes} processes it is "
+            f"one of 0 to {processes.num_processes - 1}."
+        )
+    from ddpm_jax.distributed import hosts  # JAX takes a second to import: --help need not wait
+
+    timeout = processes.connect_timeout or hosts.CONNECT_SECONDS
+    hosts.join(
+        processes.coordinator, processes.num_processes, processes.process_id, timeout=timeout
+    )
+
+
+def common_flags(flags: Flags) -> dict[str, object]:
+    """Return the flags that all processes must have been given alike, for `hosts.check_equal`."""
+    own = {f"--{name}" for name in _OWN}
+    return {name: value for name, value in flags.by_name().items() if name not in own}
+
+
+def prepare(flags: Flags) -> None:
+    """Do what a computing command's flags ask of JAX, before anything asks for its devices.
+
+    Raises:
+      UsageError: settings under which results would differ; a platform that is not there; what
+        `join_processes` raises.
+    """
+    from ddpm_jax.cli.devices import prepare_jax  # which imports JAX
+
+    def join() -> None:
+        if hasattr(flags, "distributed"):
+            join_processes(flags.make(Processes))
+
+    prepare_jax(flags.make(Devices), join)
