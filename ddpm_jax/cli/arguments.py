@@ -10,9 +10,10 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from ddpm_jax.cli.synonyms import FLAGS, ours
+from ddpm_jax.cli.synonyms import FLAGS
 from ddpm_jax.errors import UsageError, suggest
 from ddpm_jax.experiments.config import check_field, field_called
+from ddpm_jax.experiments.synonyms import ours
 from ddpm_jax.settings import Setting, Settings, setting, settings_in
 
 CONFIG = "config."  # how the names of flags begin that set a field of the config
