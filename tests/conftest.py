@@ -32,16 +32,30 @@ DDPM = {
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption(
+        "--full", action="store_true", help="also run the tests marked full, as CI does"
+    )
+    parser.addoption("--slow", action="store_true", help="run all tests")
+
+
+def _left_out(config):
+    """The markers whose tests do not run."""
+    if config.getoption("--slow"):
+        return []
+    return ["slow"] if config.getoption("--full") else ["full", "slow"]
+
+
+def pytest_report_header(config):
+    left_out = " and ".join(_left_out(config))
+    return f"without the tests marked {left_out}" if left_out else "all tests"
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--slow"):
-        return
-    skip = pytest.mark.skip(reason="slow: run with --slow")
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(skip)
+    left_out = _left_out(config)
+    chosen = [item for item in items if not any(map(item.get_closest_marker, left_out))]
+    kept = set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = chosen
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,6 +1,7 @@
-"""A small run, trained once for all tests here, and the ways they call the commands."""
+"""A small run, shipped for all tests here, others that they train, and how they call the commands."""
 
 import importlib
+import json
 import os
 import pathlib
 import shutil
@@ -11,9 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
+from ddpm_jax.checkpoints import digests
 from ddpm_jax.cli import command
 
 ROOT = pathlib.Path(__file__).parents[2]
+TEN_STEPS = ROOT / "tests" / "fixtures" / "runs" / "ten_steps"
 FIELDS = """{{
     "data": {{"name": "digits", "data_dir": {data_dir!r}, "image_size": 8, "channels": 1, "flip": False}},
     "diffusion": {{"num_timesteps": 20}},
@@ -87,14 +90,16 @@ def refused(invoke):
 def trained(tmp_path_factory, data_dir):
     """The directory of a run of ten steps on the digits: read it, do not train in it.
 
-    The config file is damaged afterwards: nothing that follows may need it.
+    It is the one that lies in `tests/fixtures`, as if its data were in `data_dir`.
     """
-    directory = tmp_path_factory.mktemp("trained")
-    config = write_config(directory / "mine.py", data_dir=data_dir, num_steps=10)
-    workdir = directory / "run"
-    assert command.run(main_of("train"), ["--config", str(config), "--workdir", str(workdir)]) == 0
-    config.write_text("raise RuntimeError('nobody should read this')\n")
-    return workdir
+    run = pathlib.Path(shutil.copytree(TEN_STEPS, tmp_path_factory.mktemp("trained") / "run"))
+    for path in (run / "config.json", *run.glob("checkpoints/*/config/metadata")):
+        text, before = path.read_text(), '"data_dir": ""'
+        assert text.count(before) == 1
+        path.write_text(text.replace(before, f'"data_dir": {json.dumps(data_dir)}'))
+    for folder in run.glob("checkpoints/*/config"):
+        digests.write(folder)
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,8 @@ def checkpoints_in(workdir):
     )
 
 
-def test_a_run_leaves_its_records_checkpoints_pictures_and_config(trained):
+def test_a_run_leaves_its_records_checkpoints_pictures_and_config(train_with):
+    trained = train_with()
     assert steps_in(trained) == [2, 4, 6, 8, 10]
     assert checkpoints_in(trained) == [8, 10]
     assert list((trained / "tensorboard").iterdir())
