@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from measuring import parser, report, setting
 
-from ddpm_jax.evaluation.frechet import pixel_frechet_distance
+from ddpm_jax.evaluation.pixel_frechet import pixel_frechet_distance
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
 from ddpm_jax.experiments.loading import load_trained

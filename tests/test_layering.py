@@ -49,7 +49,7 @@ ONLY_IN = {  # library -> where it may be imported: a folder, or one file
     "absl": "cli/",
     "orbax": "checkpoints/",
     "matplotlib": "plotting/",
-    "diffrax": "evaluation/likelihood_ode.py",
+    "diffrax": "evaluation/flow_density.py",
     "wandb": "monitoring/weights_and_biases.py",
     "tensorboardX": "monitoring/tensorboard.py",
 }

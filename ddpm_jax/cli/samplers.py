@@ -24,8 +24,8 @@ from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError, choose, say
-from ddpm_jax.evaluation.frechet import check_pixel_sets, pixel_frechet_distance
-from ddpm_jax.evaluation.sampler_comparison import PlaneProblem, sampler_within
+from ddpm_jax.evaluation.pixel_frechet import check_pixel_sets, pixel_frechet_distance
+from ddpm_jax.evaluation.plane_problem import PlaneProblem, sampler_within
 from ddpm_jax.experiments.datasets import check_places, load_evaluated, load_split
 from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.loading import TrainedModel, load_trained

@@ -70,3 +70,32 @@ def image_batches(
         wanted = real & (start + row >= done)
         if wanted.any():
             yield ImageBatch(batch["image"][row], batch["label"][row], start + row, wanted)
+
+
+def check_images(
+    source: Source, image_shape: tuple[int, int, int], *, split: str, num_images: int | None
+) -> int:
+    """Returns how many images of the split to take: `num_images`, or all for None.
+
+    Raises:
+      UsageError: more than there are, fewer than 1, images of another shape than the model's, or
+        not of 8 bits.
+    """
+    if num_images is not None and not 1 <= num_images <= len(source):
+        raise UsageError(
+            f"num_images is {num_images}: split {split!r} has {len(source)} images, choose 1 to so "
+            "many."
+        )
+    if tuple(source.image_shape) != tuple(image_shape):
+        here, there = ("x".join(map(str, shape)) for shape in (source.image_shape, image_shape))
+        raise UsageError(
+            f"The images of split {split!r} are {here}, but the model was trained on {there}: give "
+            "data of its shape."
+        )
+    dtype = source[0]["image"].dtype
+    if dtype != np.uint8:
+        raise UsageError(
+            f"The images of split {split!r} are {dtype}: bits per dimension are those of 8-bit "
+            "data, so give uint8 values in 0..255."
+        )
+    return len(source) if num_images is None else num_images

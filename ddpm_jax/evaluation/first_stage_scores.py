@@ -2,7 +2,7 @@
 reconstructions, codes used.
 
 **Images.** A decoder with a distribution over the 256 levels gives probabilities. One with a
-density is given images dequantised as `likelihood_ode` does, u uniform over each bin of width
+density is given images dequantised as `dequantization` says, u uniform over each bin of width
 1/127.5, so that by Jensen's inequality
 
     -log P(x) <= E_u[-log p(x + u)] + D log 127.5
@@ -31,7 +31,7 @@ from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.distributed import pmap
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.batches import image_batches
-from ddpm_jax.evaluation.likelihood_ode import dequantize
+from ddpm_jax.evaluation.dequantization import dequantize
 from ddpm_jax.randomness import (
     DEQUANTIZATION,
     FIRST_STAGE,

@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.evaluation.bound import Strata, Terms
+from ddpm_jax.evaluation.bound import Terms
+from ddpm_jax.evaluation.strata import Strata
 
 
 class Tally(NamedTuple):

@@ -1,7 +1,7 @@
 """Results on disk: records as JSON that say how to repeat them, and the tally of a likelihood under
 way as NPZ.
 
-A tally is a NamedTuple of arrays: `tally.Tally` of the bound, `likelihood_ode.Bits`. What a number
+A tally is a NamedTuple of arrays: `tally.Tally` of the bound, `ode_bits.Bits`. What a number
 means is said there and in `frechet`; which settings belong to it, the command says.
 """
 

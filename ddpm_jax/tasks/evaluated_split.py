@@ -11,7 +11,7 @@ import jax
 from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.evaluation.bound import check_images
+from ddpm_jax.evaluation.batches import check_images
 from ddpm_jax.experiments.datasets import load_evaluated
 from ddpm_jax.experiments.identity import identity
 from ddpm_jax.experiments.loading import TrainedModel

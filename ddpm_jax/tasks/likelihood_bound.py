@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 
 from ddpm_jax.evaluation import tally
-from ddpm_jax.evaluation.bound import Strata, check_has_bound, make_bound, make_strata, stream_terms
+from ddpm_jax.evaluation.bound import check_has_bound, make_bound, stream_terms
+from ddpm_jax.evaluation.strata import Strata, make_strata
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.monitoring import results
@@ -66,7 +67,7 @@ def _further(
         lambda params, condition: model.denoiser(params, model.schedule, condition),
         model.schedule,
         strata,
-        condition_of=functools.partial(condition_of, model.conditioning),
+        make_condition=functools.partial(condition_of, model.conditioning),
     )
     per_image = flags.draws * len(strata.first)
     with Counter(

@@ -9,15 +9,10 @@ import numpy as np
 from ddpm_jax.cli.command import Parser
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.bound import check_has_bound
-from ddpm_jax.evaluation.likelihood_ode import (
-    TRACES,
-    Bits,
-    Evaluate,
-    Solver,
-    make_bits_per_dim,
-    no_bits,
-    stream_bits,
-)
+from ddpm_jax.evaluation.flow_density import Solver
+from ddpm_jax.evaluation.likelihood_ode import make_bits_per_dim
+from ddpm_jax.evaluation.ode_bits import Bits, Evaluate, no_bits, stream_bits
+from ddpm_jax.evaluation.traces import TRACES
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.monitoring import results
@@ -116,7 +111,7 @@ def _evaluate(trained: TrainedModel, flags: Any) -> Evaluate:
         num_draws=flags.draws,
         start=START,
         solver=Solver(rtol=flags.rtol, atol=flags.atol),
-        condition_of=functools.partial(condition_of, model.conditioning),
+        make_condition=functools.partial(condition_of, model.conditioning),
     )
 
 

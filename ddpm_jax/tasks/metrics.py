@@ -14,7 +14,7 @@ from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.classification import check_labelled_sets, classification_accuracy_score
-from ddpm_jax.evaluation.frechet import check_pixel_sets, pixel_frechet_distance
+from ddpm_jax.evaluation.pixel_frechet import check_pixel_sets, pixel_frechet_distance
 from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
 from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.experiments.datasets import load_evaluated, load_split

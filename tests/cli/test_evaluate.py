@@ -18,7 +18,7 @@ T = 20
 
 
 def test_the_pixel_frechet_distance_is_printed_and_kept(invoke, copied, tmp_path):
-    from ddpm_jax.evaluation.frechet import pixel_frechet_distance
+    from ddpm_jax.evaluation.pixel_frechet import pixel_frechet_distance
 
     argv = ["--ckpt", copied, "--num_samples", 8, "--batch_size", 8]
     result = invoke("evaluate", *argv)

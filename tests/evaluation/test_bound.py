@@ -24,16 +24,15 @@ from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import tally
+from ddpm_jax.evaluation.batches import check_images
 from ddpm_jax.evaluation.bound import (
     Terms,
     check_has_bound,
-    check_images,
-    draw_timesteps,
     gaussian_noise,
     make_bound,
-    make_strata,
     stream_terms,
 )
+from ddpm_jax.evaluation.strata import draw_timesteps, make_strata
 from ddpm_jax.monitoring import results
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -492,7 +491,7 @@ def test_the_bound_of_a_conditional_model_is_that_of_each_image_given_its_own_la
     told = terms(
         ArraySource(images, labels, 3, "test"),
         lambda params, condition: denoiser(condition[:, None, None, None] / 10),
-        condition_of=lambda x_0, labels: labels,
+        make_condition=lambda x_0, labels: labels,
     )
     for label in range(3):
         alone = terms(source_of(images), lambda params, label=label: denoiser(label / 10))

@@ -17,7 +17,8 @@ import scipy.special
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.diffusion import mixture as mixtures
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
-from ddpm_jax.evaluation.bound import Terms, make_bound, make_strata, stream_terms
+from ddpm_jax.evaluation.bound import Terms, make_bound, stream_terms
+from ddpm_jax.evaluation.strata import make_strata
 
 SHAPE = (2, 2, 1)
 MEANS = np.random.default_rng(0).uniform(-0.6, 0.6, (3, *SHAPE))

@@ -8,7 +8,8 @@ import pytest
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.evaluation import tally
-from ddpm_jax.evaluation.bound import Terms, make_bound, make_strata
+from ddpm_jax.evaluation.bound import Terms, make_bound
+from ddpm_jax.evaluation.strata import make_strata
 
 MEANS = {"eps": "eps", "xstart": "x_0", "xprev": "mu"}
 VARIANCES = {"fixedsmall": "fixed_small", "fixedlarge": "fixed_large", "learned": "learned"}

@@ -9,7 +9,7 @@ from scipy import stats
 from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import first_stage_scores as evaluation
-from ddpm_jax.evaluation.likelihood_ode import dequantize
+from ddpm_jax.evaluation.dequantization import dequantize
 from ddpm_jax.monitoring import results
 from ddpm_jax.variational import pca
 from ddpm_jax.variational.first_stage import FirstStage

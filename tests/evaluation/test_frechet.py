@@ -9,7 +9,7 @@ import scipy.linalg
 from ddpm_jax import host_memory
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.errors import UsageError
-from ddpm_jax.evaluation import frechet
+from ddpm_jax.evaluation import frechet, pixel_frechet
 
 RNG_SEED = 0
 
@@ -173,17 +173,19 @@ def test_pixels_are_compared_on_the_unit_interval(channels):
     images_a = rng.integers(0, 128, (300, 3, 4, channels), dtype=np.uint8)
     images_b = images_a + np.uint8(51)  # 0.2 of the range, the covariance unchanged.
     expected = 3 * 4 * channels * 0.2**2
-    assert frechet.pixel_frechet_distance(images_a, images_b) == pytest.approx(expected, rel=1e-10)
+    assert pixel_frechet.pixel_frechet_distance(images_a, images_b) == pytest.approx(
+        expected, rel=1e-10
+    )
 
 
 @pytest.mark.parametrize("size", [4, 8])  # 16 dimensions: by covariances; 64: by elements
 def test_pixel_distance_does_not_depend_on_order_or_on_the_chunks(monkeypatch, size):
     rng = np.random.default_rng(RNG_SEED)
     images_a, images_b = rng.integers(0, 256, (2, 50, size, size, 1), dtype=np.uint8)
-    whole = frechet.pixel_frechet_distance(images_a, images_b)
+    whole = pixel_frechet.pixel_frechet_distance(images_a, images_b)
     # 7 images of 100 numbers, 7 numbers of 100 images
     monkeypatch.setattr(frechet, "_BUFFER", 8 * 100 * 7)
-    assert frechet.pixel_frechet_distance(images_a[::-1], images_b) == pytest.approx(
+    assert pixel_frechet.pixel_frechet_distance(images_a[::-1], images_b) == pytest.approx(
         whole, rel=1e-12
     )
 
@@ -287,34 +289,34 @@ def _split(count, size=4):
 
 
 def test_training_images_are_compared_with_evenly_and_held_out_ones_as_many_as_samples():
-    train, held_out = frechet.check_pixel_sets(
+    train, held_out = pixel_frechet.check_pixel_sets(
         _split(10), _split(7), num_samples=5, num_reference=4
     )
     assert (train.tolist(), held_out.tolist()) == ([0, 3, 6, 9], [0, 1, 2, 3, 4])
-    train, held_out = frechet.check_pixel_sets(_split(10), _split(7), num_samples=9)
+    train, held_out = pixel_frechet.check_pixel_sets(_split(10), _split(7), num_samples=9)
     assert (train.tolist(), held_out.tolist()) == (list(range(10)), list(range(7)))
 
 
 def test_sets_that_cannot_be_compared_are_refused_before_they_are_read(monkeypatch):
     with pytest.raises(UsageError, match="There are 1 held-out images"):
-        frechet.check_pixel_sets(_split(10), _split(1), num_samples=5)
+        pixel_frechet.check_pixel_sets(_split(10), _split(1), num_samples=5)
     monkeypatch.setattr(host_memory, "available", lambda: 2**20)
     with pytest.raises(
         UsageError,
-        match=r"give fewer --num_samples, or .* fewer training images by --num_reference",
+        match=r"lower num_samples, or compare with fewer training images by num_reference",
     ):
-        frechet.check_pixel_sets(_split(10), _split(7), num_samples=5)
+        pixel_frechet.check_pixel_sets(_split(10), _split(7), num_samples=5)
 
 
 def test_sets_of_different_image_shapes_are_refused():
     with pytest.raises(UsageError, match=r"\(8, 8, 1\) with images of shape \(32, 32, 3\)"):
-        frechet.pixel_frechet_distance(
+        pixel_frechet.pixel_frechet_distance(
             np.zeros((2, 8, 8, 1), np.uint8), np.zeros((2, 32, 32, 3), np.uint8)
         )
 
 
 def test_an_empty_set_is_refused():
     with pytest.raises(UsageError, match="at least 2 samples, got 0"):
-        frechet.pixel_frechet_distance(
+        pixel_frechet.pixel_frechet_distance(
             np.zeros((0, 8, 8, 1), np.uint8), np.zeros((5, 8, 8, 1), np.uint8)
         )

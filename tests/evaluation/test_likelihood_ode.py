@@ -16,7 +16,9 @@ from ddpm_jax.diffusion import flow as flows
 from ddpm_jax.diffusion import mixture as mixtures
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.evaluation import flow_density, traces
 from ddpm_jax.evaluation import likelihood_ode as ode
+from ddpm_jax.evaluation.dequantization import dequantize
 
 rng = np.random.default_rng(0)
 WEIGHTS = [0.2, 0.5, 0.3]
@@ -28,7 +30,7 @@ IMAGES = mixtures.make_mixture(WEIGHTS, rng.uniform(-0.7, 0.7, (3, 4, 4, 1)), [0
 COSINE, LINEAR = (
     flows.make_continuous(make_schedule(make_betas(name, 1000))) for name in ("cosine", "linear")
 )
-TIGHT = ode.Solver(rtol=1e-6, atol=1e-6)
+TIGHT = flow_density.Solver(rtol=1e-6, atol=1e-6)
 
 
 def exact_flow(mixture, continuous, start=0.0):
@@ -50,17 +52,19 @@ def keys_of(count, seed=1):
 
 @functools.partial(jax.jit, static_argnames=("start", "solver"))
 def compiled(mixture, continuous, x, probes, start, solver):
-    return ode.log_density(exact_flow(mixture, continuous, start), x, probes, solver=solver)
+    return flow_density.log_density(
+        exact_flow(mixture, continuous, start), x, probes, solver=solver
+    )
 
 
-def densities(mixture, continuous, x, probes, *, start=0.0, solver=ode.SOLVER):
+def densities(mixture, continuous, x, probes, *, start=0.0, solver=flow_density.SOLVER):
     density = compiled(mixture, continuous, x, probes, start, solver)
     assert density.solved.all()
     return jax.tree.map(np.asarray, density)
 
 
 def exact_probes(x):
-    return ode.basis_probes(keys_of(len(x)), 1, x.shape[1:])
+    return traces.basis_probes(keys_of(len(x)), 1, x.shape[1:])
 
 
 def normal_log_prob(x):
@@ -95,7 +99,7 @@ def test_one_gaussian_is_scaled_and_shifted():
     start, end = at(data, LINEAR, 0), at(data, LINEAR, 999)
     x = draw(data, 6)
     density = densities(
-        data, LINEAR, x, ode.rademacher_probes(keys_of(6), 1, (2, 2, 1)), solver=TIGHT
+        data, LINEAR, x, traces.rademacher_probes(keys_of(6), 1, (2, 2, 1)), solver=TIGHT
     )
     scale = np.sqrt(end.variances / start.variances)[0]
     x_T = end.means + scale * (x - start.means)
@@ -112,7 +116,7 @@ def test_hutchinsons_estimate_is_unbiased(trace):
     standard errors."""
     x = draw(at(IMAGES, COSINE, 0), 2)
     truth = densities(IMAGES, COSINE, x, exact_probes(x)).log_prob
-    probes = ode.TRACES[trace](keys_of(256), 1, x.shape[1:])
+    probes = traces.TRACES[trace](keys_of(256), 1, x.shape[1:])
     estimates = densities(IMAGES, COSINE, jnp.repeat(x, 128, axis=0), probes).log_prob.reshape(
         2, 128
     )
@@ -122,17 +126,17 @@ def test_hutchinsons_estimate_is_unbiased(trace):
     assert np.all(standard_error < 1)
 
 
-@pytest.mark.parametrize("trace", list(ode.TRACES))
+@pytest.mark.parametrize("trace", list(traces.TRACES))
 def test_probes_have_the_identity_as_second_moment_and_belong_to_their_key(trace):
     keys = keys_of(20_000 if trace != "exact" else 2)
-    probes = np.asarray(ode.TRACES[trace](keys, 3, (2, 2)))
+    probes = np.asarray(traces.TRACES[trace](keys, 3, (2, 2)))
     assert probes.shape[1:] == ((4, 2, 2) if trace == "exact" else (3, 2, 2))
     flat = probes.reshape(-1, 4)
     # 60,000 probes: standard error √(2 / 60000) = 0.006 of a mean of squares
     np.testing.assert_allclose(
         flat.T @ flat / len(flat), np.eye(4), atol=1e-6 if trace == "exact" else 0.03
     )
-    np.testing.assert_array_equal(ode.TRACES[trace](keys[1:2], 3, (2, 2)), probes[1:2])
+    np.testing.assert_array_equal(traces.TRACES[trace](keys[1:2], 3, (2, 2)), probes[1:2])
 
 
 def test_the_flow_keeps_the_rank_of_every_point_of_a_line():
@@ -144,7 +148,7 @@ def test_the_flow_keeps_the_rank_of_every_point_of_a_line():
         return sum(w * scipy.stats.norm(m, np.sqrt(v)).cdf(x) for w, m, v in parts)
 
     x = np.linspace(-1.1, 1.0, 24, dtype=np.float32)[:, None]
-    x_T = jax.jit(lambda x: ode.encode(exact_flow(LINE, COSINE), x, solver=TIGHT))(x)
+    x_T = jax.jit(lambda x: flow_density.encode(exact_flow(LINE, COSINE), x, solver=TIGHT))(x)
     np.testing.assert_allclose(
         cdf(at(LINE, COSINE, 999), x_T), cdf(at(LINE, COSINE, 0), x), atol=1e-4
     )
@@ -154,7 +158,10 @@ def test_decoding_undoes_encoding():
     flow = exact_flow(IMAGES, LINEAR)
     x_0 = draw(at(IMAGES, LINEAR, 0), 8)
     x_T, back = jax.jit(
-        lambda x: (z := ode.encode(flow, x, solver=TIGHT), ode.decode(flow, z, solver=TIGHT))
+        lambda x: (
+            z := flow_density.encode(flow, x, solver=TIGHT),
+            flow_density.decode(flow, z, solver=TIGHT),
+        )
     )(x_0)
     assert np.abs(x_T - x_0).max() > 1
     # A direction contracts from 1 to about 0.1 on the way back; at its forks the flow stretches
@@ -164,7 +171,9 @@ def test_decoding_undoes_encoding():
 
 def test_encoded_data_is_noise_and_decoded_noise_is_data():
     flow = exact_flow(IMAGES, COSINE)
-    encode, decode = (jax.jit(lambda x, f=f: f(flow, x)) for f in (ode.encode, ode.decode))
+    encode, decode = (
+        jax.jit(lambda x, f=f: f(flow, x)) for f in (flow_density.encode, flow_density.decode)
+    )
     x_T = np.ravel(encode(draw(at(IMAGES, COSINE, 0), 400)))
     assert scipy.stats.kstest(x_T, scipy.stats.norm.cdf).pvalue > 1e-3
     x_0 = np.asarray(decode(jax.random.normal(jax.random.key(2), (400, 4, 4, 1))))
@@ -197,7 +206,9 @@ def test_num_evaluations_counts_the_calls():
 
     x = draw(at(PLANE, COSINE, 0), 1)
     flow = flows.probability_flow(counted, COSINE)
-    density = jax.jit(lambda x, probes: ode.log_density(flow, x, probes))(x, exact_probes(x))
+    density = jax.jit(lambda x, probes: flow_density.log_density(flow, x, probes))(
+        x, exact_probes(x)
+    )
     jax.effects_barrier()
     assert density.num_evaluations.tolist() == [len(calls)]
 
@@ -227,7 +238,7 @@ def test_starting_at_t_0_costs_what_the_docstring_says(scale, expected):
 
 def test_dequantisation_fills_the_bins_without_gaps():
     levels = np.arange(256, dtype=np.uint8)
-    low, middle, high = (ode.dequantize(levels, u) for u in (0.0, 0.5, 1.0))
+    low, middle, high = (dequantize(levels, u) for u in (0.0, 0.5, 1.0))
     np.testing.assert_allclose(low[1:], high[:-1], atol=1e-7)
     np.testing.assert_allclose(high - low, 2 / 255, atol=2e-7)
     np.testing.assert_allclose(middle, to_model_range(levels), atol=1e-7)
@@ -302,7 +313,7 @@ def test_a_network_that_predicts_mu_has_the_likelihood_of_its_epsilon():
 def test_a_condition_is_made_of_the_8_bit_image_and_its_label_not_of_the_noisy_one():
     images, labels, seen = eight_bit_images(4), np.array([2, 0, 1, 1], np.int32), []
 
-    def condition_of(x_0, labels):
+    def make_condition(x_0, labels):
         jax.debug.callback(lambda x_0: seen.append(np.asarray(x_0)), x_0)
         return labels
 
@@ -311,7 +322,7 @@ def test_a_condition_is_made_of_the_8_bit_image_and_its_label_not_of_the_noisy_o
         return flows.mixture_eps(mixture, COSINE)
 
     shifts = (0.0, 0.1, -0.2)
-    evaluate = ode.make_bits_per_dim(make_eps, COSINE, condition_of=condition_of)
+    evaluate = ode.make_bits_per_dim(make_eps, COSINE, make_condition=make_condition)
     told = evaluate(shifts, jax.random.key(0), images, np.arange(4), labels).draws
     jax.effects_barrier()
     # the noise is up to 4e-3
@@ -346,9 +357,9 @@ def test_an_images_draws_depend_on_the_seed_and_its_index_alone():
         ({"num_probes": 0}, "num_probes is 0"),
         ({"num_draws": 0}, "num_draws is 0"),
         ({"start": -1}, "cannot start at t = -1"),
-        ({"solver": ode.Solver(rtol=0)}, "rtol is 0"),
-        ({"solver": ode.Solver(atol=-1.0)}, "atol is -1"),
-        ({"solver": ode.Solver(max_steps=0)}, "max_steps is 0"),
+        ({"solver": flow_density.Solver(rtol=0)}, "rtol is 0"),
+        ({"solver": flow_density.Solver(atol=-1.0)}, "atol is -1"),
+        ({"solver": flow_density.Solver(max_steps=0)}, "max_steps is 0"),
     ],
 )
 def test_a_wrong_option_is_refused(options, complaint):
@@ -357,14 +368,14 @@ def test_a_wrong_option_is_refused(options, complaint):
 
 
 def test_an_unfinished_solve_names_its_image():
-    evaluate = make_evaluate(solver=ode.Solver(max_steps=3))
+    evaluate = make_evaluate(solver=flow_density.Solver(max_steps=3))
     with pytest.raises(FailureError, match=r"image 17 did not reach its end in 3 steps"):
         evaluate(IMAGES, jax.random.key(0), eight_bit_images(2), np.array([17, 18]))
 
 
 def test_diverged_weights_are_reported_and_not_returned():
     diverged = IMAGES._replace(means=IMAGES.means * np.float32(np.nan))
-    evaluate = make_evaluate(solver=ode.Solver(max_steps=50))
+    evaluate = make_evaluate(solver=flow_density.Solver(max_steps=50))
     with pytest.raises(FailureError, match="not finite"):
         evaluate(diverged, jax.random.key(0), eight_bit_images(1), np.array([0]))
 
@@ -372,20 +383,24 @@ def test_diverged_weights_are_reported_and_not_returned():
 @pytest.mark.parametrize("steps", [1, 7])
 def test_a_path_walked_in_pieces_is_the_solution_of_diffrax_bit_for_bit(steps):
     flow, x = exact_flow(PLANE, COSINE), draw(PLANE, 6)
-    probes = ode.rademacher_probes(keys_of(6), 1, x.shape[1:])
-    solver = ode.Solver(rtol=1e-4, atol=1e-4)
+    probes = traces.rademacher_probes(keys_of(6), 1, x.shape[1:])
+    solver = flow_density.Solver(rtol=1e-4, atol=1e-4)
 
     def by_diffrax(x, probes):
         state = (x, jnp.zeros(()))
-        solution = ode._solve(
-            ode._change(flow).vector_field, state, probes, flow.start, flow.end, solver
+        solution = flow_density.solve(
+            flow_density.ode_term(flow).vector_field, state, probes, flow.start, flow.end, solver
         )
         return [leaf[-1] for leaf in solution.ys], solution.stats["num_steps"]
 
-    further = jax.jit(jax.vmap(lambda path, probes: ode._go_on(flow, path, probes, solver, steps)))
-    path = jax.jit(jax.vmap(lambda x, probes: ode._set_out(flow, x, probes, solver)))(x, probes)
+    further = jax.jit(
+        jax.vmap(lambda path, probes: flow_density.advance(flow, path, probes, solver, steps))
+    )
+    path = jax.jit(jax.vmap(lambda x, probes: flow_density.begin(flow, x, probes, solver)))(
+        x, probes
+    )
     pieces = 0
-    while np.any(ode._is_under_way(flow, path, solver)):
+    while np.any(flow_density.is_under_way(flow, path, solver)):
         path, pieces = further(path, probes), pieces + 1
     expected, num_steps = jax.jit(jax.vmap(by_diffrax))(x, probes)
     assert pieces == -(-int(num_steps.max()) // steps) > 1

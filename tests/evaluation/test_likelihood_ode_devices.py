@@ -15,6 +15,7 @@ from ddpm_jax.diffusion import flow as flows
 from ddpm_jax.diffusion import mixture as mixtures
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.evaluation import likelihood_ode as ode
+from ddpm_jax.evaluation import ode_bits
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ def bits(done=0):
         lambda data: flows.mixture_eps(data, continuous), continuous, num_draws=2
     )
     found = list(
-        ode.stream_bits(evaluate, data, source, seed=3, num_images=5, batch_size=2, done=done)
+        ode_bits.stream_bits(evaluate, data, source, seed=3, num_images=5, batch_size=2, done=done)
     )
     return np.concatenate([part.draws for part in found]), [part.num_images for part in found]
 

@@ -19,8 +19,9 @@ from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
 from ddpm_jax.distributed import pmap
-from ddpm_jax.evaluation.bound import make_bound, make_strata
+from ddpm_jax.evaluation.bound import make_bound
 from ddpm_jax.evaluation.likelihood_ode import make_bits_per_dim
+from ddpm_jax.evaluation.strata import make_strata
 from ddpm_jax.models.layers import timestep_embedding
 from ddpm_jax.randomness import base_key, image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral

@@ -13,7 +13,8 @@ from ddpm_jax.diffusion.parameterization import make_denoiser
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import progressive, tally
-from ddpm_jax.evaluation.bound import Terms, make_bound, make_strata
+from ddpm_jax.evaluation.bound import Terms, make_bound
+from ddpm_jax.evaluation.strata import make_strata
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import sample
 

@@ -18,7 +18,7 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.flow import make_continuous, mixture_eps, probability_flow
 from ddpm_jax.diffusion.mixture import GaussianMixture, exact_denoiser, make_mixture
 from ddpm_jax.diffusion.mixture import sample as draw
-from ddpm_jax.evaluation.likelihood_ode import Solver, decode
+from ddpm_jax.evaluation.flow_density import Solver, decode
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.loop import Sampler, sample
 from ddpm_jax.samplers.registry import make_sampler

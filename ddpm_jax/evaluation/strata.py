@@ -1,0 +1,70 @@
+"""Which timesteps of the bound are visited: one random t of each run of neighbouring ones."""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import numpy as np
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.randomness import TIMES
+
+# A constant never changes: that would change every result.
+SHORTER = 4  # a run of timesteps is at most so many times shorter than the t it starts at
+
+
+class Strata(NamedTuple):
+    """R runs of neighbouring timesteps that together are 0..T-1. One t is drawn from each, and
+    counts for all of it."""
+
+    first: np.ndarray  # int32 [R], increasing
+    size: np.ndarray  # int32 [R], adds up to T
+
+    def weights(self) -> np.ndarray:
+        """The size of the stratum that each t lies in, float64 [T]: what a term that was drawn
+        counts for."""
+        return np.repeat(self.size, self.size).astype(np.float64)
+
+
+def make_strata(num_timesteps: int, stride: int = 1) -> Strata:
+    """Cuts 0..T-1 into runs of `stride` timesteps, but shorter ones at the start: a run from t on
+    has at most t/4.
+
+    A t drawn uniformly from each run, its term counted once for every t of the run, makes an
+    unbiased estimate of the sum over all t; with `stride` 1 every t is taken and the sum is the
+    sum. The terms are largest and change fastest at small t, roughly like 1/t, so that runs in
+    proportion to t cost few evaluations more and most of the variance less; the decoder's term at t
+    = 0 is a run by itself.
+
+    Args:
+      num_timesteps: T.
+      stride: in 1..T.
+
+    Raises:
+      UsageError: `stride` is not in 1..T.
+    """
+    if not 1 <= stride <= num_timesteps:
+        raise UsageError(
+            f"The timestep stride is {stride}: the chain has {num_timesteps} timesteps, so choose "
+            f"1 (all of them) to {num_timesteps}."
+        )
+    first, size = [], []
+    t = 0
+    while t < num_timesteps:
+        first.append(t)
+        size.append(min(stride, max(1, t // SHORTER), num_timesteps - t))
+        t += size[-1]
+    return Strata(np.array(first, np.int32), np.array(size, np.int32))
+
+
+def draw_timesteps(
+    keys: chex.PRNGKey, row: chex.Array, first: chex.Array, size: chex.Array
+) -> chex.Array:
+    """One t of stratum number `row` for each image, uniform over it, independent of the other
+    images: int32 [B]."""
+
+    def draw(key):
+        key = jax.random.fold_in(jax.random.fold_in(key, TIMES), row)
+        return first + jax.random.randint(key, (), 0, size)
+
+    return jax.vmap(draw)(keys)
