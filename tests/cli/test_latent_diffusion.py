@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from ddpm_jax.cli import command
+from ddpm_jax.evaluation.frechet import pixel_frechet_distance
 from ddpm_jax.experiments.identity import is_of_one_kind
 from ddpm_jax.experiments.loading import load_first_stage, load_trained
 from ddpm_jax.models.condition import Condition
@@ -273,6 +275,8 @@ def test_a_classifier_of_noisy_latents_guides_and_one_of_pixels_does_not(
     ]
     result = invoke("sample", *guided, tmp_path / "latents" / "run")
     assert result.code == 0, result.err
+    assert invoke("sample", "--ckpt", run, *FAST, "--out", tmp_path / "alone").code == 0
+    assert np.any(images_in(tmp_path / "out") != images_in(tmp_path / "alone"))
     refused(
         "sample",
         *guided,
@@ -283,23 +287,32 @@ def test_a_classifier_of_noisy_latents_guides_and_one_of_pixels_does_not(
 
 @pytest.mark.slow
 def test_an_average_of_a_model_over_latents_has_its_first_stage(invoke, stage, data_dir, tmp_path):
-    made = train(
-        tmp_path, data_dir, 2, f"--config.first_stage.ckpt={stage}", "--config.ema.decays=0.9,"
-    )
-    assert invoke("ema", "--ckpt", made, "--average", "decay_0.9").code == 0
-    result = invoke(
-        "sample", "--ckpt", made / "ema" / "decay_0.9", *FAST, "--out", tmp_path / "out"
-    )
-    assert result.code == 0, result.err
+    """Of the run's own law, it gives the run's own images."""
+    fields = [f"--config.first_stage.ckpt={stage}", "--config.ema.decays=0.5,"]
+    made = train(tmp_path, data_dir, 2, *fields)
+    assert invoke("ema", "--ckpt", made, "--average", "decay_0.5").code == 0
+    for ckpt, out in ((made / "ema" / "decay_0.5", "average"), (made, "run")):
+        result = invoke("sample", "--ckpt", ckpt, *FAST, "--out", tmp_path / out)
+        assert result.code == 0, result.err
+    np.testing.assert_array_equal(images_in(tmp_path / "average"), images_in(tmp_path / "run"))
 
 
 @pytest.mark.slow
-def test_samples_are_compared_with_images(invoke, run, tmp_path):
-    flags = ["--sampler", "ddim", "--steps", "3", "--num_samples", "20", "--out", tmp_path]
-    result = invoke(
-        "evaluate", "--ckpt", run, "--metric", "frechet_pixels,classification_accuracy", *flags
-    )
+def test_decoded_samples_are_compared_with_images(invoke, run, tmp_path):
+    chain = ["--sampler", "ddim", "--steps", "3", "--num_samples", "20"]
+    metrics = ["--metric", "frechet_pixels,classification_accuracy"]
+    result = invoke("evaluate", "--ckpt", run, *metrics, *chain, "--out", tmp_path)
     assert result.code == 0, result.err
+    assert invoke("sample", "--ckpt", run, *chain, "--out", tmp_path / "samples").code == 0
+    (frechet,), (accuracy,) = (
+        [json.loads(path.read_text()) for path in tmp_path.glob(f"{name}_*.json")]
+        for name in ("frechet_pixels", "classification_accuracy")
+    )
+    digits = np.rint(load_digits().images[..., None] * (255 / 16)).astype(np.uint8)
+    trained_on = digits[np.random.RandomState(0).permutation(len(digits))][:1497]
+    distance = pixel_frechet_distance(images_in(tmp_path / "samples"), trained_on)
+    assert frechet["frechet_samples"] == pytest.approx(distance, rel=1e-2)
+    assert accuracy["fitted_to_training_images"] > 0.9 > accuracy["fitted_to_samples"]
 
 
 def test_what_has_no_meaning_for_latents_is_refused(refused, run):

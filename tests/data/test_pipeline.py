@@ -2,6 +2,7 @@
 in their pixels."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -232,10 +233,24 @@ def test_evaluation_sees_everything_once_in_order(count, num_images, process_cou
     assert len(shards[0]) == -(-total // 4)
 
 
-def test_evaluation_may_stop_early():
-    batches = pipeline.eval_batches(_source(10), batch_size=2)
+def test_evaluation_that_stops_early_reads_no_further():
+    class Counted(_Slow):
+        read = 0
+
+        def __getitem__(self, i):
+            self.read += 1
+            time.sleep(0.001)
+            return super().__getitem__(i)
+
+    source = Counted(_source(200))
+    batches = pipeline.eval_batches(source, batch_size=2)
     next(batches)
     batches.close()
+    time.sleep(0.05)  # for the reads under way
+    read = source.read
+    time.sleep(0.05)
+    assert 0 < source.read == read < 200
+    assert next(batches, None) is None
 
 
 def test_the_order_that_checkpoints_rely_on_has_not_changed():

@@ -415,8 +415,14 @@ def test_a_set_made_otherwise_is_refused_and_left_alone(tmp_path):
 
 def test_a_manifest_may_hold_what_json_holds(tmp_path):
     manifest = {"image_shape": (4, 4, 1), "guidance": None, "sampler": {"name": "ancestral"}}
+    log = []
     for _ in range(2):
-        write_shards(tmp_path, fake_batches(), **{**SET, "manifest": manifest})
+        write_shards(tmp_path, fake_batches(log=log), **{**SET, "manifest": manifest})
+    assert log == list(range(SET["num_images"])), "the second call finds its own manifest"
+    written = json.loads((tmp_path / "manifest.json").read_text())
+    assert written["image_shape"] == [4, 4, 1]
+    assert written["guidance"] is None
+    assert written["sampler"] == {"name": "ancestral"}
 
 
 def test_images_of_unknown_origin_are_not_added_to(tmp_path):

@@ -63,9 +63,14 @@ def test_a_run_of_any_length_gives_a_picture(tmp_path, count, with_quartiles):
         assert np.asarray(picture.convert("L")).std() > 1  # Something is drawn.
 
 
-def test_a_diverged_loss_can_be_drawn(tmp_path):
-    curves.loss_curve(tmp_path / "loss.png", [1, 2, 3], [0.5, np.nan, np.inf])
-    curves.loss_curve(tmp_path / "nothing.png", [1, 2], [np.nan, np.nan])
+def test_what_is_not_finite_in_a_diverged_loss_is_left_out(tmp_path):
+    def picture(losses):
+        curves.loss_curve(tmp_path / "loss.png", np.arange(len(losses)), losses)
+        with Image.open(tmp_path / "loss.png") as image:
+            return np.asarray(image)
+
+    np.testing.assert_array_equal(picture([0.5, 0.4, np.nan, np.inf]), picture([0.5, 0.4]))
+    np.testing.assert_array_equal(picture([np.nan, np.nan]), picture([]))
 
 
 def test_pyplot_and_displays_stay_out_of_it(tmp_path):
