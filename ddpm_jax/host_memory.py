@@ -13,8 +13,8 @@ try:
 except ImportError:  # not a POSIX system
     resource = None
 
-_MEMINFO = pathlib.Path("/proc/meminfo")
-_LIMITS = (  # of the container, of both generations of Linux's control groups
+MEMINFO = pathlib.Path("/proc/meminfo")
+LIMITS = (  # of the container, of both generations of Linux's control groups
     pathlib.Path("/sys/fs/cgroup/memory.max"),
     pathlib.Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
@@ -26,34 +26,35 @@ def available() -> int:
 
     Where the system does not tell what is free, all of the machine's memory.
     """
-    limits = [int(text) for text in map(_read, _LIMITS) if text.strip().isdigit()]
+    limits = [int(text) for text in map(_read, LIMITS) if text.strip().isdigit()]
     return min([_free(), *limits])
 
 
 def total() -> int:
     """Bytes that this process can have at most: the machine's with its swap space, or what it is
     limited to."""
-    limits = [int(text) for text in map(_read, _LIMITS) if text.strip().isdigit()]
+    limits = [int(text) for text in map(_read, LIMITS) if text.strip().isdigit()]
     if resource is not None:
         limits += [
             limit
             for limit in resource.getrlimit(resource.RLIMIT_AS)[:1]
             if limit != resource.RLIM_INFINITY
         ]
-    return min([_machine() + _line("SwapTotal", 0), *limits])
+    return min([machine() + _line("SwapTotal", 0), *limits])
+
+
+def machine() -> int:
+    """Bytes of the machine's memory, whoever has them."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _free() -> int:
-    return _line("MemAvailable", _machine())
-
-
-def _machine() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return _line("MemAvailable", machine())
 
 
 def _line(name: str, otherwise: int) -> int:
     """Bytes of one line of the system's account of its memory."""
-    found = [line for line in _read(_MEMINFO).splitlines() if line.startswith(f"{name}:")]
+    found = [line for line in _read(MEMINFO).splitlines() if line.startswith(f"{name}:")]
     return int(found[0].split()[1]) * 1024 if found else otherwise
 
 

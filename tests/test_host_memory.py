@@ -13,8 +13,8 @@ def _system(tmp_path, monkeypatch, *, meminfo, limit):
     paths = tmp_path / "meminfo", tmp_path / "memory.max", tmp_path / "none"
     for path, text in zip(paths, (meminfo, limit), strict=False):
         path.write_text(text)
-    monkeypatch.setattr(host_memory, "_MEMINFO", paths[0])
-    monkeypatch.setattr(host_memory, "_LIMITS", paths[1:])
+    monkeypatch.setattr(host_memory, "MEMINFO", paths[0])
+    monkeypatch.setattr(host_memory, "LIMITS", paths[1:])
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import os
 import numpy as np
 from tqdm import tqdm
 
+from ddpm_jax import host_memory
 from ddpm_jax.data.about import About, about
 from ddpm_jax.errors import UsageError
 
@@ -76,17 +77,13 @@ def wants_cache(source, mode: str) -> bool:
     Raises:
       UsageError: "always", and the pictures are larger than the machine's memory.
     """
-    size, memory = len(source) * int(np.prod(source.image_shape)), _physical_memory()
+    size, memory = len(source) * int(np.prod(source.image_shape)), host_memory.machine()
     if mode == "always" and size > memory:
         raise UsageError(
             f"cache='always' needs {size / 2**30:.1f} GiB for {len(source)} images, but the "
             f"machine has {memory / 2**30:.1f} GiB: use cache='auto' or a smaller image_size."
         )
     return mode == "always" or (mode == "auto" and size <= min(AUTO_BUDGET, AUTO_SHARE * memory))
-
-
-def _physical_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def decoded(source, rows: np.ndarray | None = None) -> ArraySource:

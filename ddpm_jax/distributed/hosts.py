@@ -214,7 +214,7 @@ def check_equal(values: Mapping[str, Any]) -> None:
     # Gloo waits 30 s for all to come to the first program over the same devices, and as long as it
     # takes at later ones. So the first ones are here, where all come at once, and not after
     # compiling or reading.
-    np.asarray(_maximum(np.zeros(2)).addressable_data(0))
+    np.asarray(maximum(np.zeros(2)).addressable_data(0))
     first, *others = tell_all(values)
     for process, theirs in enumerate(others, start=1):
         names = [name for name in {**first, **theirs} if first.get(name) != theirs.get(name)]
@@ -329,7 +329,7 @@ def local(tree: Any) -> Any:
     return jax.tree.map(lambda x: x if x.is_fully_addressable else x.addressable_data(0), tree)
 
 
-def _maximum(values: np.ndarray) -> jax.Array:
+def maximum(values: np.ndarray) -> jax.Array:
     """Starts to compute the maximum over all processes of each of values [n]; float32, whole on
     every device."""
     mesh = Mesh(np.array(jax.devices()), ("devices",))
@@ -376,6 +376,6 @@ class StopVote:
             return int(verdict)
         if self._calls >= self._due:
             seconds = (time.monotonic() - self._since) / self._calls
-            self._pending = _maximum(np.array([wish, seconds]))
+            self._pending = maximum(np.array([wish, seconds]))
             self._since, self._calls = time.monotonic(), 0
         return 0

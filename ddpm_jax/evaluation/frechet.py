@@ -16,7 +16,7 @@ import scipy.linalg
 from ddpm_jax import host_memory
 from ddpm_jax.errors import UsageError
 
-_BUFFER = 2**27  # bytes that features in float64, or the products of some of them, take at a time
+BUFFER = 2**27  # bytes that features in float64, or the products of some of them, take at a time
 
 
 class GaussianAccumulator:
@@ -134,18 +134,18 @@ def frechet_distance_of_sets(features_a: np.ndarray, features_b: np.ndarray) -> 
     """
     chex.assert_rank([features_a, features_b], 2)
     check_sets(len(features_a), len(features_b), features_a.shape[1])
-    if _by_elements(len(features_a), len(features_b), features_a.shape[1]):
+    if prefers_elements(len(features_a), len(features_b), features_a.shape[1]):
         return _distance_by_elements(features_a, features_b)
     return frechet_distance(*_statistics_in_chunks(features_a), *_statistics_in_chunks(features_b))
 
 
 def memory_needed(num_a: int, num_b: int, dims: int) -> int:
     """Bytes that `frechet_distance_of_sets` takes at most beside the features themselves."""
-    if _by_elements(num_a, num_b, dims):
-        return 8 * num_a * num_b + 3 * max(_BUFFER, 8 * (num_a + num_b))
+    if prefers_elements(num_a, num_b, dims):
+        return 8 * num_a * num_b + 3 * max(BUFFER, 8 * (num_a + num_b))
     # Both covariances; of the second also a copy, its eigenvectors and its factor, beside the
     # factor of the first.
-    return 6 * 8 * dims**2 + 3 * max(_BUFFER, 8 * dims)
+    return 6 * 8 * dims**2 + 3 * max(BUFFER, 8 * dims)
 
 
 def check_sets(
@@ -174,7 +174,7 @@ def check_sets(
     )
 
 
-def _by_elements(num_a: int, num_b: int, dims: int) -> bool:
+def prefers_elements(num_a: int, num_b: int, dims: int) -> bool:
     """Whether the N x M way takes fewer operations: the products and singular values of each, to
     leading order."""
     few, many = sorted((num_a, num_b))
@@ -189,7 +189,7 @@ def _distance_by_elements(features_a: np.ndarray, features_b: np.ndarray) -> flo
     num_a, num_b = len(features_a), len(features_b)
     products = np.zeros((num_a, num_b), order="F")  # the order that SciPy overwrites
     squares_a = squares_b = of_means = 0.0
-    width, columns = max(1, _BUFFER // (8 * (num_a + num_b))), max(1, _BUFFER // (8 * num_a))
+    width, columns = max(1, BUFFER // (8 * (num_a + num_b))), max(1, BUFFER // (8 * num_a))
     for start in range(0, features_a.shape[1], width):
         a, b = (x[:, start : start + width].astype(np.float64) for x in (features_a, features_b))
         mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
@@ -209,7 +209,7 @@ def _distance_by_elements(features_a: np.ndarray, features_b: np.ndarray) -> flo
 
 def _statistics_in_chunks(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     accumulator = GaussianAccumulator()
-    rows = max(1, _BUFFER // (8 * features.shape[1]))
+    rows = max(1, BUFFER // (8 * features.shape[1]))
     for start in range(0, len(features), rows):
         accumulator.add(features[start : start + rows])
     return accumulator.statistics()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_jax import host_memory
 from ddpm_jax.data import in_memory, pipeline, sources
 from ddpm_jax.errors import FailureError, UsageError
 
@@ -437,7 +438,7 @@ def test_the_cache_is_chosen_by_size(tmp_path, monkeypatch):
     assert not isinstance(_load(tmp_path, cache="auto"), in_memory.ArraySource)
     monkeypatch.setattr(in_memory, "AUTO_BUDGET", 192)
     assert isinstance(_load(tmp_path, cache="auto"), in_memory.ArraySource)
-    monkeypatch.setattr(in_memory, "_physical_memory", lambda: 191)
+    monkeypatch.setattr(host_memory, "machine", lambda: 191)
     assert not isinstance(_load(tmp_path, cache="auto"), in_memory.ArraySource)
     with pytest.raises(
         UsageError, match=r"cache='always' needs .* GiB for 3 images, but the machine has"

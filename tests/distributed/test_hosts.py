@@ -47,7 +47,7 @@ def test_spans_follow_one_another_and_differ_by_one_at_most(processes, first, la
 
 class _Devices:
     """The maximum over three processes in lockstep, each with a clock of its own; stands for
-    `hosts._maximum`."""
+    `hosts.maximum`."""
 
     def __init__(self, seconds_per_call):
         self.seconds, self.clocks, self.current = seconds_per_call, [0.0] * 3, 0
@@ -75,7 +75,7 @@ class _Queued:
 def test_all_processes_learn_of_a_signal_after_the_same_call_and_vote_seldom(monkeypatch, seconds):
     devices, calls, signalled = _Devices(seconds), 400, 137
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    monkeypatch.setattr(hosts, "_maximum", devices.maximum)
+    monkeypatch.setattr(hosts, "maximum", devices.maximum)
     monkeypatch.setattr(hosts.time, "monotonic", lambda: devices.clocks[devices.current])
     votes, answers = [hosts.StopVote() for _ in range(3)], []
     for call in range(calls):
@@ -122,7 +122,7 @@ def test_a_save_that_fails_because_a_process_is_gone_is_told_as_its_loss(tmp_pat
         )
 
     checkpointer = Checkpointer(tmp_path, keep_last=1)
-    monkeypatch.setattr(checkpointer._manager, "save", save)
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", save)
     # one process has none to lose
     with pytest.raises(FailureError, match=r"Saving a checkpoint in .* failed"):
         checkpointer.save(1, {"x": jnp.zeros(2)}, {}, {})

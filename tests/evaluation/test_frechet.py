@@ -184,7 +184,7 @@ def test_pixel_distance_does_not_depend_on_order_or_on_the_chunks(monkeypatch, s
     images_a, images_b = rng.integers(0, 256, (2, 50, size, size, 1), dtype=np.uint8)
     whole = pixel_frechet.pixel_frechet_distance(images_a, images_b)
     # 7 images of 100 numbers, 7 numbers of 100 images
-    monkeypatch.setattr(frechet, "_BUFFER", 8 * 100 * 7)
+    monkeypatch.setattr(frechet, "BUFFER", 8 * 100 * 7)
     assert pixel_frechet.pixel_frechet_distance(images_a[::-1], images_b) == pytest.approx(
         whole, rel=1e-12
     )
@@ -252,8 +252,8 @@ def test_a_set_of_fewer_elements_than_dimensions_is_at_distance_zero_from_itself
     ],
 )
 def test_the_way_is_the_one_of_fewer_operations(num_a, num_b, dims, by_elements):
-    assert frechet._by_elements(num_a, num_b, dims) == by_elements
-    assert frechet._by_elements(num_b, num_a, dims) == by_elements
+    assert frechet.prefers_elements(num_a, num_b, dims) == by_elements
+    assert frechet.prefers_elements(num_b, num_a, dims) == by_elements
     # D x D of the last two would be 288 GiB
     assert frechet.memory_needed(num_a, num_b, dims) < 8 * 2**30
 
@@ -265,8 +265,8 @@ def test_the_way_is_the_one_of_fewer_operations(num_a, num_b, dims, by_elements)
 def test_the_memory_needed_is_no_less_than_what_is_taken(
     monkeypatch, num_a, num_b, dims, by_elements
 ):
-    monkeypatch.setattr(frechet, "_BUFFER", 2**20)
-    monkeypatch.setattr(frechet, "_by_elements", lambda *sizes: by_elements)
+    monkeypatch.setattr(frechet, "BUFFER", 2**20)
+    monkeypatch.setattr(frechet, "prefers_elements", lambda *sizes: by_elements)
     rng = np.random.default_rng(RNG_SEED)
     a, b = (rng.integers(0, 256, (count, dims), dtype=np.uint8) for count in (num_a, num_b))
     tracemalloc.start()
