@@ -44,7 +44,7 @@ def gradients(
     def value_and_grad(params, batch, key):
         def mean_loss(params):
             return jnp.mean(
-                objective.loss(params, objective.init(params), batch, key, jnp.arange(BATCH))[0]
+                objective.loss(params, (), objective.init(params), batch, key, jnp.arange(BATCH))[0]
             )
 
         return jax.value_and_grad(mean_loss)(params)

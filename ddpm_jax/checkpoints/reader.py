@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jax.tree_util import tree_flatten_with_path
 
 from ddpm_jax import memory
-from ddpm_jax.checkpoints import digests
+from ddpm_jax.checkpoints import digests, layouts
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import FailureError, UsageError, say
 from ddpm_jax.files import (
@@ -35,7 +35,6 @@ from ddpm_jax.files import (
 )
 from ddpm_jax.numerals import is_whole
 from ddpm_jax.schema import LARGEST, Malformed, Table, parse
-from ddpm_jax.training.state import LATER
 
 # Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of
 # three, and prints the traceback of every error that it raises.
@@ -271,27 +270,36 @@ def restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -
             raise _damaged(path, error) from error
         if saved is None:
             raise _damaged(path, "its metadata cannot be read")
-        later = {name: LATER[name] for name in _top(template) & LATER.keys() - _top(saved.tree)}
-        later |= {
-            name: field for name, field in _empty_fields(template).items() if name not in saved.tree
-        }
-        if later:
-            older = {name: field for name, field in template._asdict().items() if name not in later}
-            return template._replace(**restore_state(path, older, partial=True), **later)
-        _check_architecture(path, saved.tree, template, partial=partial)
-        with _quiet_reads():
-            try:
-                return reader.restore(
-                    path / STATE,
-                    args=ocp.args.PyTreeRestore(
-                        template,
-                        restore_args=ocp.checkpoint_utils.construct_restore_args(template),
-                        partial_restore=partial,
-                    ),
-                )
-            except Exception as error:
-                damaged = _damaged(path, error)
-            gc.collect()
+        older = not layouts.is_current(saved.tree)
+        tree = layouts.to_current(saved.tree) if older else saved.tree
+        fields = template._asdict() if hasattr(template, "_asdict") else dict(template)
+        absent = _absent_fields(template, tree)
+        wanted = {name: field for name, field in fields.items() if name not in absent}
+        partial = partial or bool(absent)
+        _check_architecture(path, tree, wanted, partial=partial)
+        if older:
+            as_saved = layouts.to_older(wanted, saved.tree)
+            restored = layouts.from_older(_read(reader, path, as_saved, partial=True), wanted)
+        else:
+            restored = _read(reader, path, wanted, partial=partial)
+    whole = restored | absent
+    return template._replace(**whole) if hasattr(template, "_replace") else whole
+
+
+def _read(reader: ocp.Checkpointer, path: pathlib.Path, template: Any, *, partial: bool) -> Any:
+    with _quiet_reads():
+        try:
+            return reader.restore(
+                path / STATE,
+                args=ocp.args.PyTreeRestore(
+                    template,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(template),
+                    partial_restore=partial,
+                ),
+            )
+        except Exception as error:
+            damaged = _damaged(path, error)
+        gc.collect()
     raise damaged
 
 
@@ -332,11 +340,16 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _empty_fields(template: Any) -> dict[str, Any]:
-    """What of a state has no leaves: a checkpoint from before such a field existed does not lack
-    anything."""
-    fields = template._asdict() if hasattr(template, "_asdict") else {}
-    return {name: field for name, field in fields.items() if not jax.tree.leaves(field)}
+def _absent_fields(template: Any, saved: Any) -> dict[str, Any]:
+    """Return the fields of a state that a checkpoint may lack, being older than they are: those
+    without leaves, and those that have a default."""
+    if not hasattr(template, "_asdict"):
+        return {}
+    empty = {
+        n: x for n, x in template._asdict().items() if n not in saved and not jax.tree.leaves(x)
+    }
+    defaults = {n: x for n, x in template._field_defaults.items() if jax.tree.leaves(x)}
+    return empty | {name: x for name, x in defaults.items() if name not in _top(saved)}
 
 
 def _top(tree: Any) -> set[str]:

@@ -15,14 +15,12 @@ import numpy as np
 from ddpm_jax.checkpoints import reader
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.files import as_path
-from ddpm_jax.training.state import TrainState
 
 SNAPSHOTS = "snapshots"
 
 
 class Snapshots:
-    """Saves some of a state's averages, for the process that trains; to be called as `on_snapshot`
-    of the loop."""
+    """Saves some of a state's averages, for the process that trains."""
 
     def __init__(self, workdir: str | os.PathLike, names: Sequence[str], config: Mapping[str, Any]):
         """Opens `workdir`/snapshots, made if missing.
@@ -38,17 +36,20 @@ class Snapshots:
         self._names, self._config = tuple(names), config
         self._checkpointer = Checkpointer(as_path(workdir) / SNAPSHOTS, keep_last=1, keep_every=1)
 
-    def __call__(self, step: int, state: TrainState) -> None:
-        """Saves, and returns when all is on disk; a step that is there already is the same, and
-        left as it is.
+    def save(self, step: int, averages: Mapping[str, Any]) -> None:
+        """Save, and return when all is on disk; a step that is there already is left as it is.
+
+        Args:
+          step: updates done.
+          averages: of the state, by name.
 
         Raises:
           FailureError: this save or the one before could not be written.
         """
         # A run resumed from a checkpoint passes through the steps after it once more.
         if step > (self._checkpointer.latest_step() or 0):
-            averages = {name: state.averages[name] for name in self._names}
-            self._checkpointer.save(step, {"averages": averages}, {}, self._config)
+            kept = {name: averages[name] for name in self._names}
+            self._checkpointer.save(step, {"averages": kept}, {}, self._config)
             self._checkpointer.wait()
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.run_settings import frozen_first_stage, model_from_settings
-from ddpm_jax.experiments.training import averages_of, objective_state_shapes, snapshot_names
+from ddpm_jax.experiments.training import averages_of, snapshot_names
 from ddpm_jax.files import as_path, check_place, reporting, write_atomically
 from ddpm_jax.limits import MAX_STEP
 from ddpm_jax.locks import alone
@@ -205,8 +205,8 @@ def _write(
     they were made."""
     state = {"ema_params": params}
     if frozen_first_stage(found.model) is not None:
-        shapes = objective_state_shapes(found.model)
-        state |= read_weights(found.workdir, found.step, {"objective_state": shapes})
+        template = {"frozen": found.model.frozen_shapes()}
+        state |= read_weights(found.workdir, found.step, template)
     checkpointer = Checkpointer(directory, keep_last=1, keep_every=1)
     checkpointer.save(step, state, {}, found.saved_config)
     checkpointer.close()

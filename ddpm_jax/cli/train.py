@@ -310,9 +310,7 @@ def _train(
         )
     examples = source
     if frozen_first_stage(model) is not None:
-        examples = kept_latents(
-            model, state.objective_state.frozen, source, whole=parallelism.whole
-        )
+        examples = kept_latents(model, state.frozen, source, whole=parallelism.whole)
     batches = _batches(config, examples)
     if position is not None:
         check_unchanged(workdir / listing.FILE, source, position.get("fingerprint"), _warn)
@@ -365,7 +363,7 @@ def _train(
                 whole=parallelism.whole,
             ),
             parallelism=parallelism,
-            on_snapshot=snapshots,
+            on_snapshot=lambda step, state: snapshots.save(step, state.averages),
             owes_grid=_owes_grid(config, workdir, start),
             interrupt=stop,
             since_record=(position or {}).get(SINCE_RECORD, {}),
@@ -546,7 +544,7 @@ def _over(model: Model, state: TrainState) -> str:
         return ""
     shape, scale = (
         "x".join(map(str, model.shape)),
-        float(np.asarray(state.objective_state.frozen.scale)),
+        float(np.asarray(state.frozen.scale)),
     )
     return f" as latents of {shape} times {scale:.4g}"
 

@@ -1,4 +1,4 @@
-"""Build a first stage from a config: its network, what the numbers mean, its objective."""
+"""Build a first stage from a config: its network, and what the numbers mean."""
 
 import dataclasses
 from typing import Any
@@ -11,8 +11,6 @@ from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments import perceptual
 from ddpm_jax.models.autoencoder import Autoencoder, check_autoencoder
 from ddpm_jax.randomness import base_key
-from ddpm_jax.training.first_stage_objective import FirstStageOptions, first_stage_objective
-from ddpm_jax.training.objective import Objective
 from ddpm_jax.variational.first_stage import LOG_SCALE, SCALES, FirstStage
 from ddpm_jax.variational.latent_space import LatentSpace
 from ddpm_jax.variational.observation import FAMILIES
@@ -113,21 +111,3 @@ def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
     check_autoencoder(network, height=size, width=size)
     perceptual.check(config)
     return network
-
-
-def make_objective(model: FirstStageModel) -> Objective:
-    """Return the objective that the config describes.
-
-    Raises:
-      UsageError: an unknown way to learn a codebook.
-    """
-    config = model.config
-    options = FirstStageOptions(
-        **{name: config.first_stage[name] for name in FirstStageOptions._fields}
-    )
-    return first_stage_objective(
-        model.stage,
-        options,
-        flip=config.data.flip,
-        sharpness=perceptual.make_sharpness(config, model.network.dtype),
-    )

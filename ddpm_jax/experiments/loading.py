@@ -18,11 +18,10 @@ from ddpm_jax.experiments.run_settings import (
     frozen_first_stage,
     model_from_settings,
 )
-from ddpm_jax.experiments.training import objective_state_shapes
 from ddpm_jax.files import as_path
+from ddpm_jax.models.discriminator import without_discriminator
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import base_key
-from ddpm_jax.training.sharpness import without_discriminator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,16 +86,15 @@ def load_trained(
 
 def _read_weights(workdir: str | pathlib.Path, step: int, model: Model, item: str) -> Weights:
     shapes = model.params_shapes()
-    if item == "params":  # with those of a first stage's discriminator, where there is one
+    if item == "params":  # a first stage's may have been trained with a discriminator
         shapes = jax.eval_shape(
             functools.partial(with_discriminator, model.config), shapes, base_key(0)
         )
     template, latent = {item: shapes}, frozen_first_stage(model) is not None
     if latent:
-        template["objective_state"] = objective_state_shapes(model)
+        template["frozen"] = model.frozen_shapes()
     saved = read_weights(workdir, step, template)
-    params = without_discriminator(saved[item])
-    return Weights(params, saved["objective_state"].frozen if latent else ())
+    return Weights(without_discriminator(saved[item]), saved["frozen"] if latent else ())
 
 
 def load_first_stage(
@@ -118,8 +116,7 @@ def load_first_stage(
             f"{workdir} holds its first stage as it was frozen, with no raw weights: leave them "
             "out."
         )
-    template = {"objective_state": objective_state_shapes(model)}
-    params = read_weights(workdir, step, template)["objective_state"].frozen.params
+    params = read_weights(workdir, step, {"frozen": model.frozen_shapes()})["frozen"].params
     sha256 = weights_digest(params)
     return TrainedModel(
         first_stage.model, Weights(params), step, "frozen", sha256, directory=as_path(workdir)

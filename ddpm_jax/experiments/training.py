@@ -1,4 +1,4 @@
-"""Build what trains a model: objective, optimiser, step, and the state before the first step."""
+"""Build what trains a model: optimiser, step, and the state before the first step."""
 
 import functools
 from typing import Any, NamedTuple
@@ -12,20 +12,16 @@ from ml_collections import ConfigDict
 from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.distributed.pmap import Parallelism
 from ddpm_jax.errors import UsageError, choose
-from ddpm_jax.experiments import first_stages, perceptual
-from ddpm_jax.experiments.codec import PixelCodec
-from ddpm_jax.experiments.first_stages import FirstStageModel
-from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
+from ddpm_jax.experiments import perceptual
+from ddpm_jax.experiments.models import Model
+from ddpm_jax.experiments.objectives import make_objective, make_players
 from ddpm_jax.randomness import base_key, init_key
-from ddpm_jax.training.classifier_objective import classifier_objective
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.initial_weights import Given, replaced
-from ddpm_jax.training.latent_objective import over_latents
-from ddpm_jax.training.objective import Objective, diffusion_objective
+from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
-from ddpm_jax.variational.latent_space import Frozen
 
 
 class Training(NamedTuple):
@@ -43,7 +39,7 @@ def build_training(model: Model) -> Training:
     Raises:
       UsageError: as `build`.
     """
-    config, objective = model.config, _objective(model)
+    config, objective = model.config, make_objective(model)
     o = config.optimizer
     learning_rate = make_learning_rate(
         o.learning_rate,
@@ -54,7 +50,7 @@ def build_training(model: Model) -> Training:
     optimizer = make_optimizer(
         o.name, learning_rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay
     )
-    optimizer = perceptual.make_players(config, optimizer)
+    optimizer = make_players(config, optimizer)
     options = StepOptions(
         ema=Average(
             config.ema.decay, config.ema.warmup, config.ema.rampup_ratio, config.ema.sigma_rel
@@ -86,58 +82,21 @@ def snapshot_names(config: ConfigDict) -> dict[str, float]:
     return {f"sigma_rel_{width}": width for width in config.ema.sigma_rels}
 
 
-def _objective(model: Model) -> Objective:
-    if isinstance(model, FirstStageModel):
-        return first_stages.make_objective(model)
-    objective = _objective_of_noisy_images(model)
-    if isinstance(model.codec, PixelCodec):
-        return objective
-    return over_latents(objective, model.codec.space, flip=model.config.data.flip)
-
-
-def _objective_of_noisy_images(model: DiffusionModel | NoisyClassifier) -> Objective:
-    config, c = model.config, model.config.diffusion
-
-    def apply(params, *inputs):
-        *inputs, dropout_keys = inputs
-        keys = dropout_keys if config.model.dropout else None
-        return model.network.apply({"params": params}, *inputs, dropout_keys=keys)
-
-    if isinstance(model, NoisyClassifier):
-        return classifier_objective(
-            apply, model.schedule, timestep_sampling=c.timestep_sampling, flip=config.data.flip
-        )
-    return diffusion_objective(
-        apply,
-        model.schedule,
-        parameterization=c.parameterization,
-        variance=c.variance,
-        loss=c.loss,
-        weighting=c.weighting,
-        timestep_sampling=c.timestep_sampling,
-        flip=config.data.flip,
-        conditioning=model.conditioning,
-    )
-
-
 def init_state(
     model: Model,
     training: Training,
-    frozen: Frozen | None = None,
+    frozen: Any = None,
     given: Given | None = None,
 ) -> TrainState:
-    """Draws the state before the first update from the config's seed, each part of it where it will
-    be.
+    """Draw the state before the first update from the config's seed, each leaf on its devices.
 
-    A model over latents has `frozen` in it; the buffers are shared with the argument. What a first
-    stage keeps frozen is read here. Parameters in `given` are these instead of drawn, in the
-    averages too.
+    A model over latents needs `frozen`, whose buffers the state shares; for a first stage it is
+    read here. Parameters in `given` replace those drawn, in the averages too.
 
     Raises:
       UsageError: it cannot be read.
     """
-    # It runs once: optimising the program, on a CPU, would take three times as long as all the
-    # rest.
+    # It runs once: on a CPU, optimising the program would take three times as long as the rest.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     places = training.parallelism.shardings(_state_shapes(model, training))
     init = jax.jit(
@@ -148,7 +107,7 @@ def init_state(
     frozen = perceptual.read_frozen(model.config) if frozen is None else frozen
     if jax.tree.leaves(frozen):
         # From the host: what lies on a device of this process has no way to those of others.
-        frozen = jax.device_put(jax.tree.map(np.asarray, frozen), places.objective_state.frozen)
+        frozen = jax.device_put(jax.tree.map(np.asarray, frozen), places.frozen)
     where = flatten_dict(places.params)
     given = {
         path: jax.device_put(np.asarray(leaf), where[path]) for path, leaf in (given or {}).items()
@@ -172,13 +131,6 @@ def _state_shapes(model: Model, training: Training) -> TrainState:
     )
 
 
-def objective_state_shapes(model: Model) -> Any:
-    """Return what the objective remembers, as shapes, frozen parts included."""
-    state = jax.eval_shape(_objective(model).init, model.params_shapes())
-    frozen = model.frozen_shapes()
-    return state._replace(frozen=frozen) if jax.tree.leaves(frozen) else state
-
-
 def _create(
     model: Model,
     training: Training,
@@ -189,10 +141,7 @@ def _create(
     averages = averages_of(model.config)
     params = replaced(model.init_params(key), given or {})
     params = perceptual.with_discriminator(model.config, params, key)
-    state = create(params, training.optimizer, training.objective, averages)
-    if not jax.tree.leaves(frozen):
-        return state
-    return state._replace(objective_state=state.objective_state._replace(frozen=frozen))
+    return create(params, training.optimizer, training.objective, averages, frozen)
 
 
 def check_batch(config: ConfigDict) -> None:

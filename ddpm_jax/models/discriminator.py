@@ -5,6 +5,8 @@ It says of each patch of an image whether it is a photograph or a reconstruction
 its logits is in `variational.adversarial`.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from ddpm_jax.models.checks import check_count
 from ddpm_jax.models.convolution import conv2d
 from ddpm_jax.models.layers import NUM_GROUPS, GroupNorm
 
+DISCRIMINATOR = "discriminator"  # the subtree of its parameters in those of a first stage
 SLOPE = 0.2  # of the leaky ReLU below 0
 MOST = 8  # times ch: no layer has more channels
 SIDE = 4  # of a kernel
@@ -102,3 +105,8 @@ def check_discriminator(model: Discriminator, height: int, width: int) -> None:
             f"{least}x{least} pixels, but these are {height}x{width}: give it fewer layers, or "
             "train on larger images."
         )
+
+
+def without_discriminator(params: Any) -> Any:
+    """Return the parameters of the first stage alone, the ones used after training."""
+    return {name: leaves for name, leaves in params.items() if name != DISCRIMINATOR}

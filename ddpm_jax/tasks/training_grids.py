@@ -87,12 +87,9 @@ def grid_writer(
         ).images
         return hosts.gather([made], preview.count)
 
-    def weights(params: Any, state: TrainState) -> Weights:
-        return Weights(params, () if model.codec.is_exact else state.objective_state.frozen)
-
     def on_sample(step: int, state: TrainState) -> None:
-        images = draw(weights(state.ema_params, state))
-        raw = draw(weights(state.params, state)) if config.train.raw_grid else None
+        images = draw(Weights(state.ema_params, state.frozen))
+        raw = draw(Weights(state.params, state.frozen)) if config.train.raw_grid else None
         if not hosts.is_first():
             return
         picture = preview.draw(images)

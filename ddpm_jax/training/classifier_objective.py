@@ -51,7 +51,7 @@ def classifier_objective(
     draw_t = choose("timestep sampling of a classifier", timestep_sampling, TIMESTEP_SAMPLING)
     num_timesteps = schedule.num_timesteps
 
-    def loss_fn(params, state, batch, key, index):
+    def loss_fn(params, frozen, state, batch, key, index):
         x_0, label = x_0_of(batch, key, index, flip=flip), batch["label"]
         t = draw_t(stream(key, "t"), index, num_timesteps)
         eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(

@@ -45,14 +45,14 @@ def make_explain(
         state: TrainState, batch: Mapping[str, np.ndarray], base_key: chex.PRNGKey
     ) -> str | None:
         # One copy of what every device holds.
-        held = whole((state.params, state.objective_state, state.step))
-        params, objective_state, step = jax.tree.map(lambda leaf: leaf.addressable_data(0), held)
+        held = whole((state.params, state.frozen, state.objective_state, state.step))
+        params, *given, step = jax.tree.map(lambda leaf: leaf.addressable_data(0), held)
         bad = next(
             (name for name, leaf in _named(params) if not bool(jnp.all(jnp.isfinite(leaf)))), None
         )
         if bad is not None:
             return f"the parameter {bad} was not finite before that step"
-        rest = jax.tree.map(np.asarray, (objective_state, jax.random.key_data(base_key), step))
+        rest = jax.tree.map(np.asarray, (*given, jax.random.key_data(base_key), step))
         watch = _Watch()
         for examples in _parts(batch, parts):
             watch.bad.clear()
@@ -79,17 +79,19 @@ def _parts(batch: Mapping[str, np.ndarray], parts: int) -> Iterator[tuple[Any, n
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(objective: Objective, params, objective_state, key_data, step, examples, index):
+def _forward(objective: Objective, params, frozen, remembered, key_data, step, examples, index):
     key = jax.random.fold_in(jax.random.wrap_key_data(key_data), step)
-    return objective.loss(params, objective_state, examples, key, index)
+    return objective.loss(params, frozen, remembered, examples, key, index)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _gradient_norms(objective: Objective, params, objective_state, key_data, step, examples, index):
+def _gradient_norms(
+    objective: Objective, params, frozen, remembered, key_data, step, examples, index
+):
     key = jax.random.fold_in(jax.random.wrap_key_data(key_data), step)
 
     def mean_loss(params):
-        loss, _ = objective.loss(params, objective_state, examples, key, index)
+        loss, _ = objective.loss(params, frozen, remembered, examples, key, index)
         return jnp.mean(loss)
 
     return jax.tree.map(

@@ -5,8 +5,8 @@
     vae   -log p(x|z) + w KL(q(z|x) || N(0, I))                                        (Kingma and Welling 2014)
     vq    -log p(x|z) + |sg[z_e] - e|² + b |z_e - sg[e]|²                              (van den Oord et al. 2017)
 
-all divided by the number of dimensions of an image: nats per dimension. What may be added to that
-to make images sharp is in `sharpness`.
+all divided by the number of dimensions of an image: nats per dimension. A perceptual and an
+adversarial term may be added to that: `perceptual_adversarial`.
 """
 
 from typing import Any, NamedTuple
@@ -17,17 +17,17 @@ import jax.numpy as jnp
 
 from ddpm_jax.data.transforms import random_flip, to_model_range
 from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.models.discriminator import without_discriminator
 from ddpm_jax.randomness import example_keys
 from ddpm_jax.training.objective import Objective, Sums
-from ddpm_jax.training.sharpness import (
-    PLAIN,
-    Sharpness,
-    SharpnessAux,
-    first_weight,
-    next_weight,
-    sharpen,
-    sharpness_metrics,
-    without_discriminator,
+from ddpm_jax.training.perceptual_adversarial import (
+    NO_TERMS,
+    PerceptualAdversarial,
+    TermsAux,
+    initial_adaptive_weight,
+    next_adaptive_weight,
+    reconstruct,
+    terms_metrics,
 )
 from ddpm_jax.variational import evidence, quantization
 from ddpm_jax.variational.first_stage import KINDS, FirstStage, Latent
@@ -59,18 +59,16 @@ class FirstStageState(NamedTuple):
     dictionary: Dictionary | tuple = ()
 
 
-class SharpState(NamedTuple):
-    """As `FirstStageState`, with what the terms of `sharpness` remember.
+class AdversarialState(NamedTuple):
+    """As `FirstStageState`, with the weight that the adversarial term had last.
 
-    A class of its own: a checkpoint has every field, and those of first stages without these terms
+    A class of its own: a checkpoint has every field, and those of first stages without this term
     have no more.
     """
 
     step: chex.Array
     dictionary: Dictionary | tuple
-    adaptive_weight: chex.Array | tuple  # of the adversarial term, scalar
-    # weights of the perceptual distance, put there before the first step: in every checkpoint
-    frozen: Any = ()
+    adaptive_weight: chex.Array  # λ, scalar
 
 
 class FirstStageAux(NamedTuple):
@@ -83,17 +81,21 @@ class FirstStageAux(NamedTuple):
     vectors: chex.Array | tuple = ()  # z_e [B, h, w, c]
     index: chex.Array | tuple = ()  # of its codes, [B, h, w]
     order: chex.Array | tuple = ()  # uniform draws, [B, h, w]: which vectors dead codes are put on
-    sharpness: SharpnessAux = SharpnessAux()
+    terms: TermsAux = TermsAux()
 
 
 def first_stage_objective(
-    first_stage: FirstStage, options: FirstStageOptions, *, flip: bool, sharpness: Sharpness = PLAIN
+    first_stage: FirstStage,
+    options: FirstStageOptions,
+    *,
+    flip: bool,
+    terms: PerceptualAdversarial = NO_TERMS,
 ) -> Objective:
     """The objective over batches {"image": uint8 [B, H, W, C]}.
 
     Metrics: `nll` in nats per dimension of the image, `mse` in squared levels of 0..255; of a VAE
     `kl` in nats per image; where it is a code length `bits_per_dim`; of a VQ-VAE the `perplexity`
-    of the batch's codes; and those of `sharpness.sharpness_metrics`. With an adversarial term the
+    of the batch's codes; and those of `perceptual_adversarial.terms_metrics`. With an adversarial term the
     parameters have a subtree `discriminator`.
 
     Raises:
@@ -103,16 +105,17 @@ def first_stage_objective(
     _check(kind, options)
     averages = kind == "vq" and options.codebook == "averages"
 
-    def loss_fn(params, state, batch, key, index):
+    def loss_fn(params, frozen, state, batch, key, index):
         x = to_model_range(batch["image"])
         if flip:
             x = random_flip(x, example_keys(key, "flip", index))
         noise_keys, dropout_keys = (example_keys(key, name, index) for name in ("eps", "dropout"))
         latent = first_stage.latent(params, x, noise_keys, dropout_keys)
-        decoded, sharp_loss, sharp_aux = sharpen(
-            sharpness,
+        decoded, terms_loss, terms_aux = reconstruct(
+            terms,
             first_stage,
             params,
+            frozen,
             state,
             x=x,
             z=latent.z,
@@ -126,7 +129,7 @@ def first_stage_objective(
             total,
             evidence.bits_per_dim(nll + total, num_dims),
             mse,
-            sharpness=sharp_aux,
+            terms=terms_aux,
         )
         loss = nll
         if kind == "vae":
@@ -138,16 +141,18 @@ def first_stage_objective(
             loss = loss + _codebook_terms(latent, options)
             draws = jax.vmap(lambda k: jax.random.uniform(k, latent.z.shape[1:3]))(noise_keys)
             aux = aux._replace(vectors=latent.encoded, index=latent.codes.index, order=draws)
-        return loss / num_dims + sharp_loss, jax.lax.stop_gradient(aux)
+        return loss / num_dims + terms_loss, jax.lax.stop_gradient(aux)
 
-    def init(params: Any) -> FirstStageState | SharpState:
+    def init(params: Any) -> FirstStageState | AdversarialState:
         dictionary = quantization.make_dictionary(params["codebook"]) if averages else ()
         state = FirstStageState(jnp.zeros((), jnp.int32), dictionary)
-        return SharpState(*state, first_weight(sharpness)) if sharpness.has_terms else state
+        if not terms.adversarial_weight:
+            return state
+        return AdversarialState(*state, initial_adaptive_weight())
 
     def update(
-        state: FirstStageState | SharpState, aux: FirstStageAux
-    ) -> FirstStageState | SharpState:
+        state: FirstStageState | AdversarialState, aux: FirstStageAux
+    ) -> FirstStageState | AdversarialState:
         dictionary = state.dictionary
         if averages:
             vectors, order = aux.vectors.reshape(-1, aux.vectors.shape[-1]), aux.order.reshape(-1)
@@ -159,11 +164,9 @@ def first_stage_objective(
                     dictionary, vectors, order, least=options.restart_below
                 )
         state = state._replace(step=state.step + 1, dictionary=dictionary)
-        return (
-            state._replace(adaptive_weight=next_weight(sharpness, aux.sharpness))
-            if sharpness.has_terms
-            else state
-        )
+        if not terms.adversarial_weight:
+            return state
+        return state._replace(adaptive_weight=next_adaptive_weight(aux.terms))
 
     def metrics(aux: FirstStageAux) -> Sums:
         means = {"nll": aux.nll, "mse": aux.mse}
@@ -175,22 +178,20 @@ def first_stage_objective(
         if kind == "vq":
             counts = quantization.usage(aux.index, first_stage.num_codes)
             sums["perplexity"] = (quantization.perplexity(counts), jnp.float32(1))
-        return sums | sharpness_metrics(aux.sharpness)
+        return sums | terms_metrics(aux.terms)
 
-    def impose(params: Any, state: FirstStageState | SharpState) -> Any:
-        return (
-            {**params, "codebook": quantization.codebook_of(state.dictionary)}
-            if averages
-            else params
-        )
+    def project_params(params: Any, state: FirstStageState | AdversarialState) -> Any:
+        if not averages:
+            return params
+        return {**params, "codebook": quantization.codebook_of(state.dictionary)}
 
     return Objective(
         init=init,
         loss=loss_fn,
         update=update,
         metrics=metrics,
-        impose=impose,
-        averaged=without_discriminator if sharpness.adversarial_weight else lambda params: params,
+        project_params=project_params,
+        averaged=without_discriminator if terms.adversarial_weight else lambda params: params,
     )
 
 

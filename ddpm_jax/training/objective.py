@@ -55,19 +55,20 @@ class Objective(NamedTuple):
     """Pure functions that define what is trained. B counts the examples at hand; examples know
     their global index.
 
-    `state` is what the objective carries from step to step (any pytree, often empty); it changes
-    only in `update`, which is given `aux` gathered from all devices in the order of the global
-    batch. `impose` puts in place those parameters that follow from the state and from no gradient.
+    `frozen` is what the loss needs and no step changes (`TrainState.frozen`). `state` is what the
+    objective remembers from step to step (any pytree, often empty); it changes only in `update`,
+    which is given `aux` gathered from all devices in the order of the global batch.
+    `project_params` puts in place those parameters that follow from the state and from no gradient.
     `averaged` leaves out those that serve training alone.
     """
 
     init: Callable[[Any], Any]  # (initial params) -> state
-    # (params, state, batch, key, index [B]) -> (loss [B], aux leaves [B])
+    # (params, frozen, state, batch, key, index [B]) -> (loss [B], aux leaves [B])
     loss: Callable[..., tuple[chex.Array, Any]]
     update: Callable[[Any, Any], Any]  # (state, aux) -> state
     metrics: Callable[[Any], Sums]  # aux -> sums and counts over the B examples
     # (updated params, updated state) -> params
-    impose: Callable[[Any, Any], Any] = lambda params, state: params
+    project_params: Callable[[Any, Any], Any] = lambda params, state: params
     # params -> those that moving averages are kept of
     averaged: Callable[[Any], Any] = lambda params: params
 
@@ -137,7 +138,7 @@ def diffusion_objective(
         draw = timesteps.antithetic if timestep_sampling == "antithetic" else timesteps.uniform
         return draw(key, index, num_timesteps), jnp.ones(index.shape)
 
-    def loss_fn(params, history, batch, key, index):
+    def loss_fn(params, frozen, history, batch, key, index):
         x_0 = x_0_of(batch, key, index, flip=flip)
         t, weight = draw_t(history, stream(key, "t"), index)
         eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(

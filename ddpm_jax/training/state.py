@@ -14,7 +14,10 @@ from ddpm_jax.training.objective import Objective
 
 
 class TrainState(NamedTuple):
-    """A pytree of arrays; checkpoints hold exactly this."""
+    """A pytree of arrays; checkpoints hold exactly this.
+
+    A field with a default may be missing in a checkpoint of an earlier version, which means that.
+    """
 
     step: chex.Array  # int32 scalar, updates done so far
     params: Any  # float32
@@ -26,10 +29,9 @@ class TrainState(NamedTuple):
     # int32 scalar, updates in a row whose loss or gradient was not finite
     nonfinite: chex.Array = np.int32(0)
     averages: Any = ()  # further averages of the parameters, by name; often none
-
-
-# fields that older checkpoints lack, with what they stand for there
-LATER = {"nonfinite": np.int32(0)}
+    # what the loss needs and no step changes: first stage and scale of a model over latents, the
+    # weights of a perceptual distance; often empty
+    frozen: Any = ()
 
 
 def create(
@@ -37,9 +39,17 @@ def create(
     optimizer: optax.GradientTransformation,
     objective: Objective,
     averages: Iterable[str] = (),
+    frozen: Any = (),
 ) -> TrainState:
-    """The state before the first update; `averages` names those that are kept beside the one to
-    sample from."""
+    """Return the state before the first update.
+
+    Args:
+      params: initial.
+      optimizer: of the run.
+      objective: of the run.
+      averages: names of those kept in addition to the one to sample from.
+      frozen: what the loss is given besides the parameters; the buffers are shared.
+    """
 
     # Compiled as one: each leaf by itself would be a program of its own.
     @jax.jit
@@ -56,4 +66,5 @@ def create(
         objective_state=objective.init(params),
         nonfinite=jnp.zeros((), jnp.int32),
         averages=others,
+        frozen=frozen,
     )

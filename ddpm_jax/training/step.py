@@ -63,7 +63,12 @@ def _gradients(
 
     def mean_loss(params, batch, index):
         loss, aux = objective.loss(
-            collectives.parameters(params), state.objective_state, batch, key, index
+            collectives.parameters(params),
+            state.frozen,
+            state.objective_state,
+            batch,
+            key,
+            index,
         )
         return jnp.mean(loss), aux
 
@@ -166,7 +171,9 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         all_aux = collectives.gather(aux)
         objective_state = objective.update(state.objective_state, all_aux)
-        params = objective.impose(optax.apply_updates(state.params, updates), objective_state)
+        params = objective.project_params(
+            optax.apply_updates(state.params, updates), objective_state
+        )
         averaged = objective.averaged(params)
         new_state = TrainState(
             step=state.step + 1,
@@ -179,6 +186,7 @@ def make_train_step(
                 name: ema.update(state.averages[name], averaged, ema.rate_at(state.step, average))
                 for name, average in options.averages.items()
             },
+            frozen=state.frozen,
         )
         loss = collectives.mean(loss)
         new_state = _unless_nonfinite(new_state, state, loss, norm, options.skip_nonfinite)

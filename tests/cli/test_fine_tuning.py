@@ -223,7 +223,7 @@ def test_a_first_stage_and_a_model_over_its_latents_begin_from_their_kind(
     run("ldm2", "ldm_digits", *over, f"--config.init_from={tmp_path / 'ldm'}", "--config.seed=5")
     source = load_trained(tmp_path / "ldm").params
     _equal(beginning_state[-1][1].params, source.params)
-    _equal(beginning_state[-1][1].objective_state.frozen, source.frozen)
+    _equal(beginning_state[-1][1].frozen, source.frozen)
     other = [
         "--config.first_stage.ckpt=" + str(tmp_path / "vae2"),
         f"--config.init_from={tmp_path / 'ldm'}",

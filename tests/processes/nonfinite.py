@@ -46,7 +46,7 @@ class Network(nn.Module):
         return nn.Dense(1, kernel_init=constant(0.01), name="c")(x)
 
 
-def loss(params, state, batch, key, index):
+def loss(params, frozen, state, batch, key, index):
     losses = jnp.square(Network().apply({"params": params}, batch["x"])[:, 0] - 1.0)
     return losses, losses
 

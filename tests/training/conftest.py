@@ -23,7 +23,7 @@ def linear_objective(dropout=0.0):
     The state of an objective keeps its shape, hence the zeros after the last of them.
     """
 
-    def loss(params, state, batch, key, index):
+    def loss(params, frozen, state, batch, key, index):
         x = batch["x"]
         if dropout:
             mask = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - dropout, x.shape[1:]))

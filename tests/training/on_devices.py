@@ -79,7 +79,7 @@ def remembering(objective):
             objective.init(params),
             (jnp.zeros((BATCH,), jnp.int32), jnp.zeros((BATCH,))),
         ),
-        loss=lambda params, state, *rest: objective.loss(params, state[0], *rest),
+        loss=lambda params, frozen, state, *rest: objective.loss(params, frozen, state[0], *rest),
         update=update,
         metrics=objective.metrics,
     )
@@ -172,7 +172,7 @@ def gradients(parallelism, results):
     scale = np.repeat([0.1, 1, 2, 0.3, 5, 0.2, 3, 1], BATCH // 8)[:, None]
     batch = {"x": (scale * rng.normal(size=(BATCH, 3))).astype(np.float32)}
 
-    def loss(params, state, batch, key, index):
+    def loss(params, frozen, state, batch, key, index):
         losses = jnp.square(batch["x"] @ params - 1)
         return losses, losses
 

@@ -40,7 +40,7 @@ def objective_of(**changes):
 
 def test_the_loss_is_the_cross_entropy_of_a_diffused_image_by_hand():
     key, first = jax.random.key(7), 100  # examples 100..123 of the global batch
-    losses, aux = objective_of().loss(PARAMS, (), BATCH, key, first + jnp.arange(B))
+    losses, aux = objective_of().loss(PARAMS, (), (), BATCH, key, first + jnp.arange(B))
     alphas_bar = np.cumprod(1 - np.linspace(0.01, 0.3, T))
     flipped = 0
     for i in range(B):
@@ -73,10 +73,10 @@ def test_antithetic_times_come_in_pairs_and_without_flip_no_image_is_mirrored():
         objective_of(timestep_sampling="antithetic", flip=False),
         BATCH["image"][:, :, ::-1],
     )
-    losses, aux = objective.loss(PARAMS, (), BATCH, jax.random.key(0), jnp.arange(B))
+    losses, aux = objective.loss(PARAMS, (), (), BATCH, jax.random.key(0), jnp.arange(B))
     np.testing.assert_array_equal(aux.t[::2] + aux.t[1::2], T - 1)
     others, _ = objective.loss(
-        PARAMS, (), BATCH | {"image": mirrored}, jax.random.key(0), jnp.arange(B)
+        PARAMS, (), (), BATCH | {"image": mirrored}, jax.random.key(0), jnp.arange(B)
     )
     assert not np.any(np.isclose(losses, others, rtol=1e-6))
 

@@ -86,7 +86,7 @@ def test_the_objective_hides_the_labels_of_its_stream_and_mirrors_what_it_shrink
     )
     of_images = objective(Conditioning(low_res_factor=2), lambda c: c.low_res)
     by_label, by_image = (
-        o.loss((), (), batch, key, first + jnp.arange(B))[0] for o in (of_labels, of_images)
+        o.loss((), (), (), batch, key, first + jnp.arange(B))[0] for o in (of_labels, of_images)
     )
 
     flipped = hidden = 0

@@ -62,7 +62,7 @@ def _params(**more):
 def _loss(objective, params, seed=0):
     """(loss [N], aux) of the whole data before any update."""
     return objective.loss(
-        params, objective.init(params), {"image": IMAGES}, jax.random.key(seed), jnp.arange(N)
+        params, (), objective.init(params), {"image": IMAGES}, jax.random.key(seed), jnp.arange(N)
     )
 
 
@@ -162,7 +162,9 @@ def test_the_loss_of_a_vae_is_its_terms_by_hand():
     objective = first_stage_objective(first_stage, options, flip=False)
     params = _params(log_variance=jnp.float32([-0.3, 0.01]))
     state = objective.init(params)._replace(step=jnp.int32(5))
-    loss, aux = objective.loss(params, state, {"image": IMAGES}, jax.random.key(0), jnp.arange(N))
+    loss, aux = objective.loss(
+        params, (), state, {"image": IMAGES}, jax.random.key(0), jnp.arange(N)
+    )
     mean = np.asarray(_encode(params, X, None), np.float64)[:, 0, 0]
     log_variance = np.float64(params["log_variance"])
     kl = 0.5 * (mean**2 + np.exp(log_variance) - 1 - log_variance)

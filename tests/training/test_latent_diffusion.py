@@ -71,16 +71,12 @@ def diffusion(**options):
     )
 
 
-def state_of(objective):
-    return objective.init(PARAMS)._replace(frozen=FROZEN)
-
-
 def test_the_loss_is_that_of_diffusion_over_the_scaled_latents():
     key, batch = jax.random.key(3), {"image": IMAGES[:8]}
     objective = over_latents(diffusion(), space_of("ae"), flip=False)
-    loss, _ = objective.loss(PARAMS, state_of(objective), batch, key, INDEX)
+    loss, _ = objective.loss(PARAMS, FROZEN, (), batch, key, INDEX)
     z = SCALE * _patches(FROZEN.params, to_model_range(IMAGES[:8]), None)
-    wanted, _ = diffusion().loss(PARAMS, (), {GIVEN: z}, key, INDEX)
+    wanted, _ = diffusion().loss(PARAMS, (), (), {GIVEN: z}, key, INDEX)
     np.testing.assert_allclose(loss, wanted, rtol=1e-6)
 
 
@@ -91,7 +87,7 @@ def test_latents_that_were_kept_give_the_loss_of_those_encoded_on_the_fly(flip):
     kept = {ENCODED: jnp.stack([space.encoded(FROZEN.params, v) for v in versions], axis=1)}
     objective = over_latents(diffusion(), space, flip=flip)
     losses = [
-        objective.loss(PARAMS, state_of(objective), batch, jax.random.key(seed), INDEX)[0]
+        objective.loss(PARAMS, FROZEN, (), batch, jax.random.key(seed), INDEX)[0]
         for seed in (0, 1)
         for batch in ({"image": IMAGES[:8]}, kept)
     ]
@@ -118,7 +114,7 @@ def test_mirror_images_are_encoded_and_not_latents_mirrored():
     }
     inner = diffusion_objective(spy, quiet, **fixed, timestep_sampling="uniform", flip=False)
     objective = over_latents(inner, space_of("ae"), flip=True)
-    objective.loss(PARAMS, state_of(objective), {"image": IMAGES}, jax.random.key(0), jnp.arange(N))
+    objective.loss(PARAMS, FROZEN, (), {"image": IMAGES}, jax.random.key(0), jnp.arange(N))
     x = to_model_range(IMAGES)
     plain, mirrored = (SCALE * _patches(FROZEN.params, v, None) for v in (x, x[:, :, ::-1]))
     near = [np.abs(seen["x_t"] - z).max(axis=(1, 2, 3)) < 1e-2 for z in (plain, mirrored)]
@@ -130,14 +126,13 @@ def test_a_step_leaves_the_first_stage_as_it_is_and_trains_the_rest():
     objective = over_latents(diffusion(), space_of("vae"), flip=False)
     optimizer = optax.sgd(0.1)
     params, frozen = jax.tree.map(jnp.array, (PARAMS, FROZEN))  # the step donates them
-    state = create(params, optimizer, objective)
-    state = state._replace(objective_state=state.objective_state._replace(frozen=frozen))
+    state = create(params, optimizer, objective, frozen=frozen)
     step = map_step(
         make_train_step(objective, optimizer, optax.constant_schedule(0.1), StepOptions())
     )
     for _ in range(2):
         state, _ = step(state, shard({"image": IMAGES[:8]}), jax.random.key(0))
-    kept = state.objective_state.frozen
+    kept = state.frozen
     np.testing.assert_array_equal(kept.params["weight"], FROZEN.params["weight"])
     assert float(kept.scale) == np.float32(SCALE)
     assert not np.allclose(state.params["gain"], PARAMS["gain"])

@@ -299,7 +299,7 @@ class _Network(nn.Module):
 
 
 def _objective(network):
-    def loss(params, state, batch, key, index):
+    def loss(params, frozen, state, batch, key, index):
         losses = jnp.square(network.apply({"params": params}, batch["x"])[:, 0])
         return losses, losses
 
@@ -432,5 +432,5 @@ def test_in_the_real_network_the_block_and_the_timestep_are_named(network_object
     why = make_explain(objective, parts=1)(state, batch, base_key(0))
     assert "in the output of mid_block_1/norm2 (its input is finite, up to " in why
     key = jax.random.fold_in(base_key(0), 4)
-    _, aux = objective.loss(params, (), batch, key, jnp.arange(2))
+    _, aux = objective.loss(params, (), (), batch, key, jnp.arange(2))
     assert why.endswith(f"for 2 of 2 images, one of them at t = {int(aux.t[0])}")

@@ -47,7 +47,7 @@ def test_the_loss_is_algorithm_1_by_hand():
     key, first = jax.random.key(7), 100  # examples 100..123 of the global batch
     objective = _objective()
     losses, aux = objective.loss(
-        PARAMS, objective.init(PARAMS), _batch(), key, first + jnp.arange(B)
+        PARAMS, (), objective.init(PARAMS), _batch(), key, first + jnp.arange(B)
     )
 
     alphas_bar = np.cumprod(1 - np.linspace(0.01, 0.3, T))
@@ -73,12 +73,12 @@ def test_the_loss_is_algorithm_1_by_hand():
 def test_without_flip_no_image_is_mirrored():
     objective, mirrored = _objective(flip=False), {"image": _batch()["image"][:, :, ::-1]}
     key, index = jax.random.key(0), jnp.arange(B)
-    on = objective.loss(PARAMS, (), _batch(), key, index)[0]
+    on = objective.loss(PARAMS, (), (), _batch(), key, index)[0]
     assert not np.any(
-        np.isclose(on, objective.loss(PARAMS, (), mirrored, key, index)[0], rtol=1e-6)
+        np.isclose(on, objective.loss(PARAMS, (), (), mirrored, key, index)[0], rtol=1e-6)
     )
     either = [
-        _objective().loss(PARAMS, (), images, key, index)[0] for images in (_batch(), mirrored)
+        _objective().loss(PARAMS, (), (), images, key, index)[0] for images in (_batch(), mirrored)
     ]
     assert np.all(np.isclose(on, either[0]) | np.isclose(on, either[1]))
 
@@ -140,9 +140,9 @@ def test_importance_weights_leave_the_expected_loss_unchanged():
         _objective(flip=False, timestep_sampling="importance"),
     )
     params = PARAMS | {"b": jnp.float32(-0.3)}  # a loss that grows with t, as the history does
-    reference, _ = jax.jit(uniform.loss)(params, (), batch, jax.random.key(0), index)
+    reference, _ = jax.jit(uniform.loss)(params, (), (), batch, jax.random.key(0), index)
     weighted, aux = jax.jit(importance.loss)(
-        params, _full_history(), batch, jax.random.key(1), index
+        params, (), _full_history(), batch, jax.random.key(1), index
     )
 
     def error(x):
@@ -165,7 +165,7 @@ def test_the_history_holds_the_last_unweighted_losses_of_every_t():
         collections.defaultdict(lambda: collections.deque(maxlen=HISTORY)),
     )
     for n in range(20):
-        _, aux = objective.loss(PARAMS, state, _batch(), jax.random.key(n), jnp.arange(B))
+        _, aux = objective.loss(PARAMS, (), state, _batch(), jax.random.key(n), jnp.arange(B))
         state = objective.update(state, aux)
         for t, loss in zip(np.asarray(aux.t), np.asarray(aux.loss), strict=True):
             expected[int(t)].append(loss)
@@ -178,7 +178,7 @@ def test_other_draws_of_t_carry_nothing():
     for sampling in ("uniform", "antithetic"):
         objective = _objective(timestep_sampling=sampling)
         assert objective.init(PARAMS) == ()
-        losses, aux = objective.loss(PARAMS, (), _batch(), jax.random.key(0), jnp.arange(B))
+        losses, aux = objective.loss(PARAMS, (), (), _batch(), jax.random.key(0), jnp.arange(B))
         np.testing.assert_array_equal(losses, aux.loss)
         assert objective.update((), aux) == ()
         if sampling == "antithetic":

@@ -1,4 +1,4 @@
-"""Sharp reconstructions by the same commands: trained, resumed, read back without the
+"""Perceptual and adversarial terms by the same commands: trained, resumed, read back without the
 discriminator, and refused."""
 
 import contextlib
@@ -121,7 +121,7 @@ def test_a_run_is_resumed_without_the_file_of_weights(saved, monkeypatch):
     with contextlib.closing(Checkpointer(directory, keep_last=1)) as checkpointer:
         restored, _ = checkpointer.restore(state_shapes(model, training))
     jax.tree.map(np.testing.assert_array_equal, restored, state)
-    assert len(jax.tree.leaves(restored.objective_state.frozen)) == 3 * len(TINY.channels)
+    assert len(jax.tree.leaves(restored.frozen)) == 3 * len(TINY.channels)
 
 
 @pytest.mark.slow

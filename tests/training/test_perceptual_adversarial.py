@@ -13,9 +13,9 @@ import pytest
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.distributed.fsdp import PARALLEL
-from ddpm_jax.training.sharpness import Sharpness
+from ddpm_jax.training.perceptual_adversarial import PerceptualAdversarial
 
-from . import sharp_on_devices as toy
+from . import adversarial_on_devices as toy
 
 PROGRAM = pathlib.Path(toy.__file__)
 OBJECTIVE = toy.objective_of()
@@ -28,15 +28,15 @@ DIMS = toy.SIDE**2
 
 def state_at(step):
     state = OBJECTIVE.init(toy.PARAMS)
-    return state._replace(
-        step=jnp.int32(step), adaptive_weight=jnp.float32(WEIGHT), frozen=jnp.array(toy.FROZEN)
-    )
+    return state._replace(step=jnp.int32(step), adaptive_weight=jnp.float32(WEIGHT))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def gradient_of(objective, state, params):
     def mean_loss(params):
-        loss, _ = objective.loss(params, state, toy.BATCHES[0], jax.random.key(0), INDEX)
+        loss, _ = objective.loss(
+            params, toy.FROZEN, state, toy.BATCHES[0], jax.random.key(0), INDEX
+        )
         return jnp.mean(loss)
 
     return jax.grad(mean_loss)(params)
@@ -112,7 +112,7 @@ def test_the_next_weight_is_that_of_the_whole_batch_however_it_is_split():
         ]
         state = state_at(0)  # measured from the first step on, before it is needed
         aux = [
-            LOSS(toy.PARAMS, state, {"image": images}, jax.random.key(0), index)[1]
+            LOSS(toy.PARAMS, toy.FROZEN, state, {"image": images}, jax.random.key(0), index)[1]
             for images, index in split
         ]
         gathered = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *aux)
@@ -122,7 +122,8 @@ def test_the_next_weight_is_that_of_the_whole_batch_however_it_is_split():
 
 
 def test_the_loss_is_the_sum_of_its_terms_and_the_records_have_each():
-    loss, aux = LOSS(toy.PARAMS, state_at(toy.START), toy.BATCHES[0], jax.random.key(0), INDEX)
+    state = state_at(toy.START)
+    loss, aux = LOSS(toy.PARAMS, toy.FROZEN, state, toy.BATCHES[0], jax.random.key(0), INDEX)
     means = {name: float(total / count) for name, (total, count) in OBJECTIVE.metrics(aux).items()}
     shown, nll = shown_by(toy.PARAMS)
     real, fake = (toy.discriminate(toy.PARAMS["discriminator"], images) for images in (X, shown))
@@ -148,9 +149,11 @@ def test_the_loss_is_the_sum_of_its_terms_and_the_records_have_each():
 
 
 def test_a_perceptual_term_alone_needs_no_discriminator():
-    objective = toy.objective_of(Sharpness(perceptual_weight=0.7, distance=toy.distance))
+    objective = toy.objective_of(
+        PerceptualAdversarial(perceptual_weight=0.7, distance=toy.distance)
+    )
     params = without_critic(toy.PARAMS)
-    state = objective.init(params)._replace(frozen=jnp.array(toy.FROZEN))
+    state = objective.init(params)
     assert_close(
         gradient_of(objective, state, params),
         jax.jit(jax.grad(reconstruction_loss))(params),
@@ -237,10 +240,10 @@ def test_averages_leave_the_discriminator_out_and_a_resumed_run_ends_bit_for_bit
     for averages in (whole.ema_params, whole.averages["other"]):
         assert averages.keys() == without_critic(toy.PARAMS).keys()
     assert whole.params.keys() == toy.PARAMS.keys()
-    np.testing.assert_array_equal(whole.objective_state.frozen, toy.FROZEN)
+    np.testing.assert_array_equal(whole.frozen, toy.FROZEN)
 
 
 def test_a_first_stage_without_these_terms_remembers_no_more_than_before_there_were_any():
     """Or checkpoints of that time could not be read."""
-    state = toy.objective_of(Sharpness()).init(without_critic(toy.PARAMS))
+    state = toy.objective_of(PerceptualAdversarial()).init(without_critic(toy.PARAMS))
     assert state._fields == ("step", "dictionary")

@@ -1,4 +1,4 @@
-"""Networks of a few numbers for test_sharpness.py; and a program for it, which trains them on the
+"""Networks of a few numbers for test_perceptual_adversarial.py; and a program for it, which trains them on the
 devices it finds.
 
 `sharp_on_devices.py OUT`: writes what came out under each way of parallelism to OUT, an NPZ file.
@@ -14,7 +14,7 @@ import optax
 from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.training.first_stage_objective import FirstStageOptions, first_stage_objective
 from ddpm_jax.training.optimizer import for_players
-from ddpm_jax.training.sharpness import Sharpness
+from ddpm_jax.training.perceptual_adversarial import PerceptualAdversarial
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 from ddpm_jax.variational.first_stage import FirstStage
@@ -60,7 +60,7 @@ def distance(frozen, x, y):
 
 
 FIRST_STAGE = FirstStage("ae", encode, decode, FAMILIES["gaussian"], scale="shared")
-SHARPNESS = Sharpness(
+TERMS = PerceptualAdversarial(
     perceptual_weight=0.7,
     distance=distance,
     adversarial_weight=0.8,
@@ -69,8 +69,8 @@ SHARPNESS = Sharpness(
 )
 
 
-def objective_of(sharpness=SHARPNESS):
-    return first_stage_objective(FIRST_STAGE, FirstStageOptions(), flip=False, sharpness=sharpness)
+def objective_of(terms=TERMS):
+    return first_stage_objective(FIRST_STAGE, FirstStageOptions(), flip=False, terms=terms)
 
 
 def optimizer_of(clip_norm=0.0):
@@ -81,10 +81,8 @@ def optimizer_of(clip_norm=0.0):
 
 
 def new_state(parallelism, optimizer, objective, averages=()):
-    state = create(jax.tree.map(jnp.array, PARAMS), optimizer, objective, averages)
-    return parallelism.place(
-        state._replace(objective_state=state.objective_state._replace(frozen=jnp.array(FROZEN)))
-    )
+    params, frozen = jax.tree.map(jnp.array, (PARAMS, FROZEN))
+    return parallelism.place(create(params, optimizer, objective, averages, frozen))
 
 
 def stepper(parallelism, optimizer, objective, **options):
