@@ -26,7 +26,8 @@ from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
 from ddpm_jax.experiments.training import build_training, init_state
-from ddpm_jax.monitoring.metric_writer import MetricWriter, Progress
+from ddpm_jax.monitoring.metric_writer import MetricWriter
+from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.loop import LoopOptions, train
 

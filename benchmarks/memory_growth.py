@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.cli import command, train
-from ddpm_jax.monitoring import metric_writer
+from ddpm_jax.monitoring import records
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 WARM_UP = 0.3  # of the time: compiling, first save and grid, and an allocator that finds its size
@@ -75,7 +75,7 @@ def main() -> int:
         workdir = pathlib.Path(folder) / "run"
         sampler.start()
         code = command.run(train.main, _argv(workdir, arguments.save_every))
-        steps = metric_writer.read(workdir)[-1]["step"]
+        steps = records.read(workdir)[-1]["step"]
     if code:
         return code
     return _report(np.array(sampler.samples, np.float64), steps, arguments.bound)

@@ -53,7 +53,7 @@ ONLY_IN = {  # library -> where it may be imported: a folder, or one file
     "wandb": "monitoring/weights_and_biases.py",
     "tensorboardX": "monitoring/tensorboard.py",
 }
-MAY_PRINT = {"errors.py", "cli/__init__.py", "monitoring/metric_writer.py"}
+MAY_PRINT = {"errors.py", "cli/__init__.py", "monitoring/progress.py"}
 STANDARD_LIBRARY = set(sys.stdlib_module_names)
 
 

@@ -160,7 +160,7 @@ def _damage(path: pathlib.Path, item: str) -> str | None:
 @functools.cache
 def _warn_of_missing_sums(path: pathlib.Path, item: str) -> None:
     """Says once that an item of a checkpoint on a disk has no digests."""
-    if hosts.is_first():
+    if hosts.is_primary():
         say(
             f"warning: the checkpoint {path} has no {item}/{digests.SUMS}, as those of old "
             "versions have none: whether its files are what was written is not known.",

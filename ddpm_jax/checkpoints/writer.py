@@ -285,7 +285,7 @@ class Checkpointer:
         names = (f"{step}{SET_ASIDE}{n or ''}" for n in itertools.count())
         name = next(name for name in names if not (self._directory / name).exists())
         try:
-            if hosts.is_first():
+            if hosts.is_primary():
                 move_folder(self._directory / str(step), self._directory / name)
         except Exception as error:
             if not is_refusal(error):

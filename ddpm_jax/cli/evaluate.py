@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     with stop:
         for name, metric in metrics.items():
             result = _computed(name, metric, trained, flags)
-            if hosts.is_first():
+            if hosts.is_primary():
                 _report(name, result, trained, flags)
     hosts.wait_for_all("the results are written")
     return 0

@@ -133,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
             num_samples=flags.num_samples,
             batch_size=batch_size,
         )
-        if hosts.is_first():
+        if hosts.is_primary():
             with _keeping("the images are kept; the same command draws them."):
                 _draw(trained, recipe, out, flags)
     hosts.wait_for_all("the pictures are drawn")

@@ -76,7 +76,7 @@ from ddpm_jax.experiments.training import (
 )
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
 from ddpm_jax.locks import Lock
-from ddpm_jax.monitoring import metric_writer, records, weights_and_biases
+from ddpm_jax.monitoring import metric_writer, progress, records, weights_and_biases
 from ddpm_jax.monitoring.profiling import Trace, parse_steps
 from ddpm_jax.monitoring.tensorboard import TENSORBOARD
 from ddpm_jax.plotting.curves import columns, loss_curve
@@ -286,7 +286,7 @@ def _train(
     source = load_split(
         config.data,
         config.data.train_split,
-        report=workdir / BAD_IMAGES if hosts.is_first() else None,
+        report=workdir / BAD_IMAGES if hosts.is_primary() else None,
     )
     check_classes(source, config, split=config.data.train_split)
     settings = run_settings(model, source) | ({INIT_FROM: began} if began else {})
@@ -321,7 +321,7 @@ def _train(
         {"the data": source.fingerprint, "the step of the checkpoint in --workdir": start}
     )
     trace = _trace(profile, workdir, start, config.train.num_steps)
-    if hosts.is_first():
+    if hosts.is_primary():
         with reporting(workdir / CONFIG_FILE):
             write_atomically(workdir / CONFIG_FILE, json.dumps(settings, indent=2).encode())
         _keep_listing(workdir, source, begun=position is not None)
@@ -332,7 +332,7 @@ def _train(
         Snapshots(workdir, snapshot_names(config), settings) if config.ema.snapshot_every else None
     )
     progress, writer = (
-        _observers(config, workdir, start, wandb) if hosts.is_first() else (hosts.Silent(),) * 2
+        _observers(config, workdir, start, wandb) if hosts.is_primary() else (hosts.Silent(),) * 2
     )
     with (
         writer,
@@ -368,7 +368,7 @@ def _train(
             interrupt=stop,
             since_record=(position or {}).get(SINCE_RECORD, {}),
         )
-    if hosts.is_first():
+    if hosts.is_primary():
         _finish(outcome.interrupted_by, int(outcome.state.step), workdir, config.objective)
     # SIGTERM and the time limit are a scheduler's wishes, and granted.
     return INTERRUPTED if outcome.interrupted_by == Wish.SIGINT else 0
@@ -406,7 +406,7 @@ def _on_sample(
     source: sources.Source,
     workdir: pathlib.Path,
     writer: metric_writer.MetricWriter,
-    progress: metric_writer.Progress,
+    progress: progress.Progress,
     whole: Callable[[Any], Any],
 ) -> Callable[[int, TrainState], None]:
     """What is shown every `train.sample_every` steps."""
@@ -480,18 +480,18 @@ def _loop_options(config: ConfigDict) -> LoopOptions:
 
 def _observers(
     config: ConfigDict, workdir: pathlib.Path, start: int, wandb: str | None
-) -> tuple[metric_writer.Progress, metric_writer.MetricWriter]:
+) -> tuple[progress.Progress, metric_writer.MetricWriter]:
     """What shows the run; of several processes, the first's."""
     settings = configs.to_dict(config)
     viewers = (
         [] if wandb is None else [weights_and_biases.WeightsAndBiases(workdir, wandb, settings)]
     )
-    progress = metric_writer.Progress(config.train.num_steps, start_step=start)
-    return progress, metric_writer.MetricWriter(workdir, resume_step=start, viewers=viewers)
+    bar = progress.Progress(config.train.num_steps, start_step=start)
+    return bar, metric_writer.MetricWriter(workdir, resume_step=start, viewers=viewers)
 
 
 def _warn(sentence: str) -> None:
-    if hosts.is_first():
+    if hosts.is_primary():
         say(f"warning: {visible(sentence)}.", file=sys.stderr)
 
 

@@ -160,7 +160,7 @@ def leave(code: int) -> None:
     _abort_with("")
     sys.stdout.flush()
     sys.stderr.flush()
-    if is_first():
+    if is_primary():
         time.sleep(FAREWELL_SECONDS)
     os._exit(code)
 
@@ -179,7 +179,7 @@ def is_loss(error: BaseException) -> bool:
     return isinstance(error, ValueError) and any(library in words for library in libraries)
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this is process 0, the one that writes records, pictures and progress."""
     return jax.process_index() == 0
 
@@ -257,7 +257,7 @@ def alone(
     """
     with contextlib.ExitStack() as stack:
         lock, refusal = locks.Lock(), None
-        if is_first():
+        if is_primary():
             try:
                 lock = stack.enter_context(locks.alone(directory, doing, name=name))
             except (UsageError, FailureError) as error:

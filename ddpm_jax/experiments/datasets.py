@@ -72,7 +72,7 @@ def load_evaluated(
     ours, theirs = about(source).contents, trained.contents
     if not ours or not theirs or ours == theirs:
         return source, {}
-    if hosts.is_first():
+    if hosts.is_primary():
         say(
             f"warning: the model was trained on other data ({theirs}) than those it is evaluated "
             f"on ({ours}); the record says so.",

@@ -293,7 +293,7 @@ def _write_shards(
 ) -> None:
     with reporting(directory):
         _claim(directory, manifest)
-        if hosts.is_first():
+        if hosts.is_primary():
             for leftover in directory.glob(".samples-*.tmp"):
                 leftover.unlink()
     hosts.check_shared(directory / MANIFEST)
@@ -435,7 +435,7 @@ def _claim(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
             raise UsageError(
                 f"{directory} holds images without a {MANIFEST}: name another directory."
             )
-        if hosts.is_first():
+        if hosts.is_primary():
             write_atomically(directory / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
         return
     check_same(f"{directory} holds images", found, manifest)

@@ -3,13 +3,13 @@ and then."""
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TextIO, TypeVar
 
 import tqdm
 
 from ddpm_jax.distributed import hosts
-from ddpm_jax.errors import say
+from ddpm_jax.errors import say, visible
 
 Item = TypeVar("Item")
 # seconds to the first line, and between two: what is done sooner is done without one
@@ -47,7 +47,7 @@ class Counter:
         self._first: tuple[float, float] | None = None
         self.done = initial
         self._bar = self._inner = None
-        self._silent = not hosts.is_first()
+        self._silent = not hosts.is_primary()
         if not self._silent and self._file.isatty():
             self._bar = self._new_bar(
                 total=total, initial=initial, unit=unit, desc=what, postfix="compiling"
@@ -125,3 +125,79 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# More would push the bar off the line.
+_IN_BAR = ("loss", "grad_norm", "images_per_second", "data_wait")
+_LABELS = {"images_per_second": "images/s", "data_wait": "data wait"}
+
+
+class Progress:
+    """A bar on a terminal, plain lines elsewhere: in a log file a bar is one line of control
+    characters."""
+
+    def __init__(self, total_steps: int, *, start_step: int = 0, file: TextIO | None = None):
+        """Starts at `start_step` updates of `total_steps`; writes to `file`, by default standard
+        error."""
+        self._total = total_steps
+        self._file = sys.stderr if file is None else file
+        self._bar = self._drawn = None
+        if self._file.isatty():
+            self._bar = tqdm.tqdm(
+                total=total_steps,
+                initial=start_step,
+                unit="step",
+                file=self._file,
+                dynamic_ncols=True,
+            )
+
+    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Reports that `step` updates are done; without metrics only a bar moves, and no line is
+        printed."""
+        if self._bar is not None:
+            if metrics is not None:
+                shown = {name: metrics[name] for name in _IN_BAR if name in metrics}
+                self._bar.set_postfix_str(self._format(shown), refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif metrics is not None:
+            print(f"step {step}/{self._total} {self._format(metrics)}", file=self._file, flush=True)
+
+    def drawing(self, what: str, done: int, total: int) -> None:
+        """Reports that the part done/total of a picture is drawn: in the bar, or by a line now and
+        then."""
+        if self._bar is not None:
+            self._bar.set_description_str(
+                f"drawing {what}, {done / total:.0%}" if done < total else ""
+            )
+            return
+        if self._drawn is None:
+            self._drawn = Counter(f"drawing {what}", total, unit="row", file=self._file)
+        self._drawn.add(done - self._drawn.done)
+        if done == total:
+            self._drawn = None
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar, or after the lines so far."""
+        line = visible(line)
+        if self._bar is not None:
+            self._bar.write(line, file=self._file)
+        else:
+            print(line, file=self._file, flush=True)
+
+    def close(self) -> None:
+        """Leaves the cursor on a fresh line; harmless when repeated."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _format(self, metrics: Mapping[str, float]) -> str:
+        return " ".join(
+            f"{_LABELS.get(name, name)} {_short(name, value)}" for name, value in metrics.items()
+        )
+
+
+def _short(name: str, value: float) -> str:
+    """Four significant digits, large numbers in full, a share in per cent: 0.0432, 2e-05, 12345,
+    3.1%."""
+    if name == "data_wait":
+        return f"{value:.1%}"
+    return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"

@@ -153,7 +153,7 @@ def _go_on(
             )
         tally = merge(tally, part)
     hosts.wait_for_all("all parts are read")
-    if hosts.is_first():
+    if hosts.is_primary():
         results.save_tally(path, tally, made_with)
         for part_path in paths:
             part_path.unlink(missing_ok=True)

@@ -159,7 +159,7 @@ def picture_writer(
 
     def on_sample(step: int, state: TrainState) -> None:
         params = hosts.local(whole(state.ema_params))
-        if not hosts.is_first():
+        if not hosts.is_primary():
             return
         drawn = draw(params)
         # The record first: where the picture is, a resumed run does not draw it again.

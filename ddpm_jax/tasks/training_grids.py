@@ -20,7 +20,8 @@ from ddpm_jax.evaluation.colour import CHANNELS, Colours, colours, moments, shif
 from ddpm_jax.experiments.models import DiffusionModel, Weights
 from ddpm_jax.files import reporting
 from ddpm_jax.generation.generating import make_generate
-from ddpm_jax.monitoring.metric_writer import MetricWriter, Progress
+from ddpm_jax.monitoring.metric_writer import MetricWriter
+from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.plotting.grids import save_png, side_by_side
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.ancestral import ancestral
@@ -90,7 +91,7 @@ def grid_writer(
     def on_sample(step: int, state: TrainState) -> None:
         images = draw(Weights(state.ema_params, state.frozen))
         raw = draw(Weights(state.params, state.frozen)) if config.train.raw_grid else None
-        if not hosts.is_first():
+        if not hosts.is_primary():
             return
         picture = preview.draw(images)
         if raw is not None:

@@ -178,7 +178,7 @@ def cached(
     ):
         with reporting(directory):
             _claim(directory, made_of)
-            if hosts.is_first() and not all(complete):
+            if hosts.is_primary() and not all(complete):
                 for leftover in directory.glob(".latents-*.tmp"):
                     leftover.unlink()
         hosts.check_shared(directory / MANIFEST)
@@ -232,7 +232,7 @@ def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
                 f"first_stage.cache: {directory} holds latents without a {MANIFEST}: name another "
                 "directory."
             )
-        if hosts.is_first():
+        if hosts.is_primary():
             write_atomically(path, (json.dumps(made_of, indent=2) + "\n").encode())
         return
     try:

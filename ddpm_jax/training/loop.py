@@ -20,8 +20,11 @@ from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.interrupt import Interrupt, Stopped, Wish
 from ddpm_jax.distributed.pmap import PMAP, Parallelism
 from ddpm_jax.errors import FailureError
-from ddpm_jax.monitoring.metric_writer import Averages, MetricWriter, Progress, Throughput
+from ddpm_jax.monitoring.averages import Averages
+from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.profiling import Trace
+from ddpm_jax.monitoring.progress import Progress
+from ddpm_jax.monitoring.throughput import Throughput
 from ddpm_jax.training.diagnosis import Explain
 from ddpm_jax.training.state import TrainState
 

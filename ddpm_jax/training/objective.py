@@ -14,6 +14,7 @@ from ddpm_jax.diffusion.losses import training_losses
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import choose
 from ddpm_jax.models.condition import Condition
+from ddpm_jax.monitoring.averages import ByTime
 from ddpm_jax.randomness import example_keys, stream
 from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, condition_of, drop_labels
 
@@ -26,14 +27,6 @@ BARS = 30
 ApplyTrain = Callable[[Any, chex.Array, chex.Array, Condition | None, chex.PRNGKey], chex.Array]
 # name -> (sum, count), scalars or vectors: the metric is their ratio
 Sums = dict[str, tuple[chex.Array, chex.Array]]
-
-
-class ByTime(NamedTuple):
-    """Sums and counts, [K], of the examples whose t fell into each of K equal parts of 0 <= t/T <
-    1."""
-
-    sum: chex.Array
-    count: chex.Array
 
 
 def by_time(t: chex.Array, values: chex.Array, num_timesteps: int, parts: int) -> ByTime:

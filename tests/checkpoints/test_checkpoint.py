@@ -24,7 +24,8 @@ from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.pmap import map_step, replicate
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.monitoring.metric_writer import MetricWriter, Progress
+from ddpm_jax.monitoring.metric_writer import MetricWriter
+from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.loop import LoopOptions, train

@@ -20,13 +20,15 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.errors import FailureError
-from ddpm_jax.monitoring import metric_writer, tensorboard
+from ddpm_jax.monitoring import metric_writer, records, tensorboard
+from ddpm_jax.monitoring.averages import Averages, ByTime, Histogram
+from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.monitoring.records import Records
-from ddpm_jax.training.objective import ByTime
+from ddpm_jax.monitoring.throughput import Throughput
 
 
 def _steps(workdir):
-    return [record["step"] for record in metric_writer.read(workdir)]
+    return [record["step"] for record in records.read(workdir)]
 
 
 def _write_steps(workdir, steps, **kwargs):
@@ -52,7 +54,7 @@ def test_records_read_back_as_they_were_written(tmp_path):
     with metric_writer.MetricWriter(tmp_path / "run") as writer:
         writer.write(100, {"loss": np.float32(0.1), "images_per_second": 1e4})
         writer.write(200, {"loss": jnp.float32(0.25)})
-    written = metric_writer.read(tmp_path / "run")
+    written = records.read(tmp_path / "run")
     assert all(0 <= record.pop("seconds") < 60 for record in written)
     assert written == [
         {"step": 100, "loss": float(np.float32(0.1)), "images_per_second": 1e4},
@@ -67,15 +69,15 @@ def test_every_line_is_strict_json_and_nan_survives(tmp_path):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    line = (tmp_path / metric_writer.RECORDS).read_text()
+    line = (tmp_path / records.RECORDS).read_text()
     assert json.loads(line, parse_constant=refuse)["fine"] == 2.0
-    (record,) = metric_writer.read(tmp_path)
+    (record,) = records.read(tmp_path)
     assert math.isnan(record["loss"])
     assert math.isnan(record["grad_norm"])
 
 
 def test_a_run_without_records_reads_as_none(tmp_path):
-    assert metric_writer.read(tmp_path / "nowhere") == []
+    assert records.read(tmp_path / "nowhere") == []
 
 
 def test_nothing_is_created_before_the_first_write(tmp_path):
@@ -97,24 +99,24 @@ def test_without_a_resume_step_all_records_are_kept(tmp_path):
 
 def test_resuming_leaves_kept_lines_byte_for_byte(tmp_path):
     kept = b'{"step": 1,  "loss": 0.10}\n'  # Spacing and digits that this writer would not produce.
-    (tmp_path / metric_writer.RECORDS).write_bytes(kept + b'{"step": 2, "loss": 0.2}\n')
+    (tmp_path / records.RECORDS).write_bytes(kept + b'{"step": 2, "loss": 0.2}\n')
     metric_writer.MetricWriter(tmp_path, resume_step=1).close()
-    assert (tmp_path / metric_writer.RECORDS).read_bytes() == kept
+    assert (tmp_path / records.RECORDS).read_bytes() == kept
 
 
 @pytest.mark.parametrize("cut", range(1, 24))
 def test_a_last_line_cut_anywhere_is_tolerated_and_repaired(tmp_path, cut):
     whole = b'{"step": 10, "loss": 1.0}\n'
     last = b'{"step": 20, "loss": 2.0}'
-    (tmp_path / metric_writer.RECORDS).write_bytes(whole + last[:cut])
+    (tmp_path / records.RECORDS).write_bytes(whole + last[:cut])
     assert _steps(tmp_path) == [10]
     _write_steps(tmp_path, [20], resume_step=10)
     assert _steps(tmp_path) == [10, 20]
-    assert (tmp_path / metric_writer.RECORDS).read_bytes().count(b"\n") == 2
+    assert (tmp_path / records.RECORDS).read_bytes().count(b"\n") == 2
 
 
 def test_a_last_record_that_lacks_only_its_newline_is_whole(tmp_path):
-    (tmp_path / metric_writer.RECORDS).write_bytes(b'{"step": 10}\n{"step": 20}')
+    (tmp_path / records.RECORDS).write_bytes(b'{"step": 10}\n{"step": 20}')
     _write_steps(tmp_path, [30], resume_step=20)
     assert _steps(tmp_path) == [10, 20, 30]
 
@@ -151,7 +153,7 @@ def test_tensorboard_gets_the_scalars_and_the_pixels(tmp_path):
 def test_tensorboard_gets_bars_with_the_edges_and_heights_they_were_given(tmp_path):
     edges, heights = np.array([0.0, 0.5, 0.75, 1.0]), np.array([3.0, 0.0, 0.25])
     with metric_writer.MetricWriter(tmp_path) as writer:
-        writer.histogram(7, "loss_by_t", metric_writer.Histogram(edges, heights))
+        writer.histogram(7, "loss_by_t", Histogram(edges, heights))
     (event,) = [event for event in _events(tmp_path) if event.summary.value]
     (value,) = event.summary.value
     assert (event.step, value.tag) == (7, "loss_by_t")
@@ -166,9 +168,7 @@ def test_tensorboard_itself_reads_the_bars_the_numbers_and_the_pictures(tmp_path
     # In a process of its own: its imports warn of what is none of ours.
     with metric_writer.MetricWriter(tmp_path) as writer:
         writer.write(7, {"loss": 0.5})
-        writer.histogram(
-            7, "loss_by_t", metric_writer.Histogram(np.linspace(0, 1, 31), np.arange(30.0))
-        )
+        writer.histogram(7, "loss_by_t", Histogram(np.linspace(0, 1, 31), np.arange(30.0)))
         writer.image(7, "samples", np.zeros((4, 6, 3), np.uint8))
     program = """
 import json, sys
@@ -201,7 +201,7 @@ def test_seconds_run_on_over_a_resume_and_forget_what_is_done_again(tmp_path):
     resumed = Records(tmp_path, resume_step=2, clock=clock)
     clock.now += 7
     resumed.append(3, {"loss": 0.5})
-    assert [(record["step"], record["seconds"]) for record in metric_writer.read(tmp_path)] == [
+    assert [(record["step"], record["seconds"]) for record in records.read(tmp_path)] == [
         (1, 10),
         (2, 20),
         (3, 27),
@@ -214,7 +214,7 @@ def test_what_is_measured_on_a_grid_joins_the_record_of_its_step(tmp_path):
         writer.write(2, {"loss": 0.25})
         writer.write(2, {"colour_shift": 3.0})
     assert _steps(tmp_path) == [1, 2]
-    assert {"loss": 0.25, "colour_shift": 3.0}.items() <= metric_writer.read(tmp_path)[-1].items()
+    assert {"loss": 0.25, "colour_shift": 3.0}.items() <= records.read(tmp_path)[-1].items()
 
 
 def test_a_finished_run_started_again_records_its_last_grid_once(tmp_path):
@@ -223,7 +223,7 @@ def test_a_finished_run_started_again_records_its_last_grid_once(tmp_path):
             if not resume_step:
                 writer.write(2, {"loss": 0.25})
             writer.write(2, {"colour_shift": 3.0})
-    assert (tmp_path / metric_writer.RECORDS).read_text().count("colour_shift") == 1
+    assert (tmp_path / records.RECORDS).read_text().count("colour_shift") == 1
 
 
 def test_tensorboard_is_told_to_forget_what_the_resumed_run_writes_again(tmp_path):
@@ -275,7 +275,7 @@ def test_a_disk_that_fills_up_under_tensorboard_stops_the_run_and_does_not_hang_
 
 
 def test_averages_are_means_since_the_last_reading():
-    averages = metric_writer.Averages()
+    averages = Averages()
     averages.add({"loss": 1.0, "lr": jnp.float32(2.0)})
     averages.add({"loss": 4.0, "lr": 2.0})
     assert averages.means() == {"loss": 2.5, "lr": 2.0}
@@ -286,7 +286,7 @@ def test_averages_are_means_since_the_last_reading():
 
 def test_averages_of_pairs_weigh_by_the_counts_and_leave_out_the_empty_ones():
     rng = np.random.default_rng(0)
-    averages, losses, quartiles = metric_writer.Averages(), [], []
+    averages, losses, quartiles = Averages(), [], []
     for _ in range(5):
         loss, quartile = rng.uniform(size=6), rng.integers(0, 3, 6)  # Never the last quartile.
         sums = [loss[quartile == q].sum() for q in range(4)]
@@ -303,7 +303,7 @@ def test_averages_of_pairs_weigh_by_the_counts_and_leave_out_the_empty_ones():
 
 
 def test_averages_of_scalar_pairs_keep_their_name():
-    averages = metric_writer.Averages()
+    averages = Averages()
     averages.add({"accuracy": (3.0, 4)})
     averages.add({"accuracy": (1.0, 12)})
     assert averages.means() == {"accuracy": 0.25}
@@ -311,7 +311,7 @@ def test_averages_of_scalar_pairs_keep_their_name():
 
 def test_averages_by_time_are_bars_over_the_chain_with_none_where_no_t_fell():
     rng = np.random.default_rng(0)
-    averages, losses, parts = metric_writer.Averages(), [], []
+    averages, losses, parts = Averages(), [], []
     for _ in range(3):
         loss, part = rng.uniform(size=40), rng.integers(0, 4, 40)  # Never the last of five.
         sums, counts = np.bincount(part, loss, 5), np.bincount(part, minlength=5)
@@ -330,7 +330,7 @@ def test_averages_by_time_are_bars_over_the_chain_with_none_where_no_t_fell():
 
 
 def test_a_loss_that_is_not_finite_shows_in_the_average():
-    averages = metric_writer.Averages()
+    averages = Averages()
     averages.add({"loss": 1.0})
     averages.add({"loss": math.nan})
     assert math.isnan(averages.means()["loss"])
@@ -362,7 +362,7 @@ class _OnDevice:
 
 def test_throughput_counts_images_and_waiting_since_the_last_reading():
     clock = _Clock()
-    throughput = metric_writer.Throughput(clock)
+    throughput = Throughput(clock)
     for _ in range(4):
         with throughput.waiting_for_data():
             clock.now += 0.5
@@ -380,7 +380,7 @@ def test_throughput_counts_images_and_waiting_since_the_last_reading():
 def test_fetching_while_the_device_works_is_not_waiting(fetching, computing, share):
     # The loop fetches batch n+1 while call n runs; the slower of the two sets the pace.
     clock = _Clock()
-    throughput = metric_writer.Throughput(clock)
+    throughput = Throughput(clock)
     for _ in range(3):
         result = _OnDevice()
         throughput.add(1, result)
@@ -403,7 +403,7 @@ def test_a_result_that_fails_on_the_device_ends_the_watch_of_nothing_else():
             raise RuntimeError("out of memory")
 
     clock = _Clock()
-    throughput = metric_writer.Throughput(clock)
+    throughput = Throughput(clock)
     throughput.add(1, Broken())
     result = _OnDevice()
     throughput.add(1, result)
@@ -415,7 +415,7 @@ def test_a_result_that_fails_on_the_device_ends_the_watch_of_nothing_else():
 
 def test_throughput_leaves_out_pauses():
     clock = _Clock()
-    throughput = metric_writer.Throughput(clock)
+    throughput = Throughput(clock)
     clock.now += 1.0
     throughput.add(10)
     with throughput.paused():
@@ -431,7 +431,7 @@ class _Terminal(io.StringIO):
 
 def test_progress_in_a_file_is_one_plain_line_for_each_report():
     file = io.StringIO()
-    progress = metric_writer.Progress(2000, file=file)
+    progress = Progress(2000, file=file)
     progress.update(199)
     progress.update(
         200, {"loss": 0.0432, "lr": 2e-5, "images_per_second": 12345.6, "data_wait": 0.0312}
@@ -447,7 +447,7 @@ def test_progress_in_a_file_is_one_plain_line_for_each_report():
 
 def test_progress_on_a_terminal_is_a_bar_that_starts_where_training_resumed():
     file = _Terminal()
-    progress = metric_writer.Progress(2000, start_step=500, file=file)
+    progress = Progress(2000, start_step=500, file=file)
     assert re.search(r"500/2000", file.getvalue())
     for step in range(501, 2001):
         progress.update(step)

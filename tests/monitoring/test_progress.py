@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from ddpm_jax.monitoring import metric_writer, progress
+from ddpm_jax.monitoring import progress
 from ddpm_jax.monitoring.progress import Counter, duration
 
 
@@ -76,7 +76,7 @@ def test_a_terminal_has_a_bar_and_one_within_for_the_chain():
 
 
 def test_of_several_processes_the_first_counts(monkeypatch):
-    monkeypatch.setattr(progress.hosts, "is_first", lambda: False)
+    monkeypatch.setattr(progress.hosts, "is_primary", lambda: False)
     clock, file = Clock(), Terminal()
     counter = Counter("sampling", 4, unit="image", file=file, clock=clock)
     clock.now += 60
@@ -102,10 +102,10 @@ def test_items_are_counted_when_they_are_done_with():
 
 def test_training_says_that_it_draws_in_its_bar_or_by_lines_where_drawing_takes_long(monkeypatch):
     clock, file, terminal = Clock(), io.StringIO(), Terminal()
-    monkeypatch.setattr(metric_writer, "Counter", functools.partial(Counter, clock=clock))
+    monkeypatch.setattr(progress, "Counter", functools.partial(Counter, clock=clock))
     for shown in (
-        metric_writer.Progress(100, file=file),
-        metric_writer.Progress(100, file=terminal),
+        progress.Progress(100, file=file),
+        progress.Progress(100, file=terminal),
     ):
         for done in (250, 500, 1000):
             clock.now += 6

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.monitoring.metric_writer import Histogram, MetricWriter
+from ddpm_jax.monitoring.averages import Histogram
+from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.weights_and_biases import RUN_ID, WeightsAndBiases
 
 PROGRAM = """
 import pathlib, sys
 import numpy as np
-from ddpm_jax.monitoring.metric_writer import Histogram, MetricWriter
+from ddpm_jax.monitoring.averages import Histogram
+from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.weights_and_biases import WeightsAndBiases
 workdir = pathlib.Path(sys.argv[1])
 for resume_step, step in ((0, 10), (10, 20)):

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from ddpm_jax.monitoring import metric_writer
+from ddpm_jax.monitoring.records import read
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "training" / "killed_config.py"
@@ -131,7 +131,7 @@ def train(tmp_path_factory):
 
 
 def _losses(workdir):
-    records = [record for record in metric_writer.read(workdir) if "loss" in record]
+    records = [record for record in read(workdir) if "loss" in record]
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
     return np.array([record["loss"] for record in records])
 
@@ -146,5 +146,5 @@ def losses():
 def last_recorded():
     """last_recorded(workdir): the last step with a record of its loss."""
     return lambda workdir: max(
-        (record["step"] for record in metric_writer.read(workdir) if "loss" in record), default=0
+        (record["step"] for record in read(workdir) if "loss" in record), default=0
     )

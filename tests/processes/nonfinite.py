@@ -19,7 +19,8 @@ from ddpm_jax.cli import command
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.distributed.pmap import several
-from ddpm_jax.monitoring.metric_writer import MetricWriter, Progress
+from ddpm_jax.monitoring.metric_writer import MetricWriter
+from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.loop import LoopOptions, train
@@ -76,7 +77,7 @@ def run(parallelism, workdir, *, steps_per_call, skip):
     options = StepOptions(skip_nonfinite=skip)
     step = make_train_step(objective, optimizer, rate, options, parallelism.collectives)
     params = Network().init(jax.random.key(0), jnp.ones((1, WIDTH)))["params"]
-    first, progress = hosts.is_first(), Progress(STEPS)
+    first, progress = hosts.is_primary(), Progress(STEPS)
     checkpointer = Checkpointer(workdir, keep_last=1)
     with MetricWriter(workdir) if first else hosts.Silent() as writer:
         outcome = train(

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from ddpm_jax.monitoring import metric_writer
+from ddpm_jax.monitoring.records import read
 
 PROGRAM = pathlib.Path(__file__).with_name("nonfinite.py")
 WHY = "2 times in a row: the first number that is not finite is in the output of b (its input is finite"
@@ -40,7 +40,7 @@ def test_all_processes_pass_over_the_same_steps_and_name_the_same_cause(
         PROGRAM, parallel, tmp_path, steps_per_call, processes=2, devices=2
     ).finish()
     assert codes == [1, 1], outputs
-    records = metric_writer.read(tmp_path / "passes")
+    records = read(tmp_path / "passes")
     assert [record["skipped"] for record in records] == [0, 0, 1, 0, 0, 1, 1, 0], outputs
     for ours, theirs, expected in zip(
         _weights(tmp_path, 0), _weights(tmp_path, 1), alone, strict=True

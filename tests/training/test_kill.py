@@ -18,7 +18,7 @@ from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.config import load_config
 from ddpm_jax.experiments.training import build_training
-from ddpm_jax.monitoring import metric_writer
+from ddpm_jax.monitoring.records import RECORDS, read
 from ddpm_jax.training.state import create
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -85,7 +85,7 @@ class Program:
         self._size_before = self._size()
 
     def _size(self):
-        path = self.workdir / metric_writer.RECORDS
+        path = self.workdir / RECORDS
         return path.stat().st_size if path.exists() else 0
 
     def saving(self):
@@ -123,7 +123,7 @@ def _assert_same_end(workdir, undisturbed):
     jax.tree.map(np.testing.assert_array_equal, state, expected)
     assert position == expected_position
     assert int(state.step) == STEPS
-    records, expected_records = metric_writer.read(workdir), metric_writer.read(undisturbed)
+    records, expected_records = read(workdir), read(undisturbed)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     for name in ("loss", "grad_norm", "learning_rate"):
         assert [record[name] for record in records] == [record[name] for record in expected_records]
@@ -213,7 +213,7 @@ def test_a_signal_saves_says_how_to_resume_and_the_run_goes_on(tmp_path, data_di
         assert f"saved step {step} in {workdir}. To resume, give the same command again." in output
         assert "Traceback" not in output
         assert step < STEPS
-        assert metric_writer.read(workdir)[-1]["step"] == step
+        assert read(workdir)[-1]["step"] == step
     ended, output = program.run()
     assert ended == 0, output
     assert f"resuming at step {step} of {STEPS}" in output

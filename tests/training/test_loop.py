@@ -16,11 +16,12 @@ import pytest
 
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.errors import FailureError
-from ddpm_jax.monitoring import metric_writer as records
-from ddpm_jax.monitoring.metric_writer import MetricWriter, Progress
+from ddpm_jax.monitoring import records
+from ddpm_jax.monitoring.averages import ByTime
+from ddpm_jax.monitoring.metric_writer import MetricWriter
+from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.loop import SINCE_RECORD, LoopOptions, train
-from ddpm_jax.training.objective import ByTime
 from ddpm_jax.training.state import TrainState, create
 
 

@@ -13,9 +13,10 @@ import pytest
 from ddpm_jax.distributed.pmap import map_step, replicate, several, shard, to_devices
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.monitoring import metric_writer as records
-from ddpm_jax.monitoring.metric_writer import MetricWriter, Progress
+from ddpm_jax.monitoring import records
+from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.profiling import Trace, parse_steps
+from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.loop import LoopOptions, train

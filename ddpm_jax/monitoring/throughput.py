@@ -1,0 +1,100 @@
+"""How fast training is, and how long the device waits for data."""
+
+import contextlib
+import math
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+
+class _Watch:
+    """Knows since when the device has had nothing to do: a thread of its own waits for each
+    result."""
+
+    def __init__(self, clock: Callable[[], float]):
+        # the number of the last, and when
+        self._results, self._arrived = queue.SimpleQueue(), [(0, -math.inf)]
+        self._given = 0
+        # A daemon: the end of the program does not wait for a device that hangs.
+        work = (self._results, self._arrived, clock)
+        threading.Thread(target=_note_arrivals, args=work, name="watch", daemon=True).start()
+        weakref.finalize(self, self._results.put, None)
+
+    def give(self, result: Any) -> None:
+        """Takes a result still on the device, after those given before."""
+        self._given += 1
+        self._results.put((result,))
+
+    def idle_since(self) -> float | None:
+        """When the last result arrived, None while it has not; long ago where none was given."""
+        count, when = self._arrived[0]
+        return when if count == self._given else None
+
+
+def _note_arrivals(
+    results: queue.SimpleQueue, arrived: list[tuple[int, float]], clock: Callable[[], float]
+) -> None:
+    while (item := results.get()) is not None:
+        # the loop meets the same error when it reads this result
+        with contextlib.suppress(Exception):
+            jax.block_until_ready(item)
+        arrived[0] = arrived[0][0] + 1, clock()
+
+
+class Throughput:
+    """Images per second, and the share of the time that the device had nothing to do for want of a
+    batch."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        """Starts counting; `clock` returns seconds."""
+        self._clock, self._watch = clock, _Watch(clock)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start = self._clock()
+        self._images = 0
+        self._waiting = 0.0
+        self._paused = 0.0
+
+    def add(self, images: int, result: Any = None) -> None:
+        """Counts the images, over all devices and hosts, of one call; `result` is what that will
+        return."""
+        self._images += images
+        self._watch.give(result)
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Its body fetches the next batch. Only what it takes after the last call's result has
+        arrived is waiting."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            end, idle_since = self._clock(), self._watch.idle_since()
+            if idle_since is not None:
+                self._waiting += max(0.0, end - max(start, idle_since))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Its body is no training: compiling, sampling a grid, saving. That time counts in neither
+        figure."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - start
+
+    def read(self) -> dict[str, float]:
+        """Returns `images_per_second` and `data_wait` in [0, 1], and starts over; {} if no time was
+        spent training."""
+        seconds = self._clock() - self._start - self._paused
+        images, waiting = self._images, self._waiting
+        self._restart()
+        if seconds <= 0:
+            return {}
+        return {"images_per_second": images / seconds, "data_wait": waiting / seconds}
