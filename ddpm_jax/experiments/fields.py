@@ -70,10 +70,7 @@ class Data:
         "stop", "an image smaller than image_size", one_of("stop skip enlarge"), resumable=True
     )
     layout = field(
-        "auto",
-        "what folders stand for; auto: by name",
-        one_of("auto classes splits"),
-        resumable=True,
+        "auto", "what folders are; auto: by name", one_of("auto classes splits"), resumable=True
     )
 
 

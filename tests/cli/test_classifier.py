@@ -90,7 +90,7 @@ def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifie
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["objective=clasifier"], ["objective 'clasifier'", "Did you mean 'classifier'"]),
+        (["objective=clasifier"], ["objective is 'clasifier'", "Did you mean 'classifier'"]),
         (["objective=classifier"], ["condition.num_classes is 0", "tells classes apart"]),
         (
             ["objective=classifier", "condition.num_classes=10", "diffusion.loss=vlb"],

@@ -180,7 +180,7 @@ def test_what_cannot_be_is_refused(refused, averaged, trained, mine, invoke):
         (["warmup=true", "sigma_rel=0.1"], ["ema.warmup and ema.sigma_rel are two laws"]),
         (["decays=0.9,1.0"], ["1.0", "in [0, 1)"]),
         (["decays=0.9,0.9"], ["every average once"]),
-        (["sigma_rels=0.1,0.9", "snapshot_every=5"], ["0.9", "below 0.2887"]),
+        (["sigma_rels=0.1,0.9", "snapshot_every=5"], ["0.9", "in (0, 0.2887)"]),
         (["snapshot_every=5"], ["no averages to save", "ema.sigma_rels"]),
         (["sigma_rels=0.05,0.1"], ["no snapshots are saved", "ema.snapshot_every"]),
     ],
