@@ -12,7 +12,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import DTYPES
 from ddpm_jax.experiments.config import default_config, override
 from ddpm_jax.experiments.config_checks import check_config
-from ddpm_jax.experiments.config_field import Range, field, fields_of
+from ddpm_jax.experiments.config_field import Range, field, fields_of, only
 from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.networks import CUSTOM
 from ddpm_jax.models import dit, layers, rematerialization
@@ -178,6 +178,28 @@ def test_a_field_is_refused_where_nothing_reads_it(spec, owner):
         check_config(config_with(**(values | without(owner))))
 
 
+@pytest.mark.parametrize(
+    ("group", "owner"),
+    [
+        ("dit", "model.name"),
+        *((group, "objective") for group in ("sharp", "diffusion", "condition", "first_stage")),
+    ],
+)
+def test_all_fields_of_a_group_are_of_the_models_it_is_for(group, owner):
+    for name, spec in FIELDS.items():
+        if name.startswith(f"{group}."):
+            assert owner in {of.field for of in spec.owners}, name
+
+
+def test_what_decides_the_model_or_its_draws_is_not_resumable():
+    deciding = ("seed", "objective", "diffusion.", "model.", "dit.", "condition.", "optimizer.")
+    resumable = {name for name, spec in FIELDS.items() if spec.resumable}
+    assert {name for name in resumable if name.startswith(deciding)} == {"model.remat"}
+    assert {name for name in resumable if name.startswith("ema.")} == {"ema.snapshot_every"}
+    of_training = {name for name in FIELDS if name.startswith("train.")}
+    assert of_training - resumable == {"train.batch_size"}
+
+
 def test_widths_of_averages_end_where_all_of_the_run_weighs_the_same():
     assert FIELDS["ema.sigma_rel"].range.below == ema_profiles.WIDEST
     assert FIELDS["ema.sigma_rels"].range.below == ema_profiles.WIDEST
@@ -230,7 +252,7 @@ def test_a_text_of_another_type_is_refused(name, text, wanted):
 
 def test_a_group_says_what_holds_for_all_its_fields():
     class Group:
-        OF = FIELDS["dit.size"].owners
+        OF = only("model.name", "dit")
         RESUMABLE = True
         depth = field(12, "blocks", Range(at_least=1))
         size = field("S", "letter", resumable=False)
