@@ -29,7 +29,8 @@ from ddpm_jax.experiments.training import build_training, init_state
 from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
-from ddpm_jax.training.loop import LoopOptions, train
+from ddpm_jax.training.loop import Observers, Saving, Start, Steps, train
+from ddpm_jax.training.options import LoopOptions
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 GOAL = 5.0  # percent
@@ -81,16 +82,13 @@ def time_loop(step, state, batches, key, steps, writer, config):
     )
     stopwatch = Stopwatch()
     outcome = train(
-        state,
-        step,
+        Start(state),
+        Steps(step),
         batches,
         key,
         options=options,
-        checkpointer=NoCheckpoints(),
-        config={},
-        writer=writer,
-        progress=Progress(first + steps, file=io.StringIO()),
-        on_sample=lambda step, state: None,
+        saving=Saving(NoCheckpoints(), {}),
+        observers=Observers(writer, Progress(first + steps, file=io.StringIO())),
     )
     jax.block_until_ready(outcome.state)
     return outcome.state, stopwatch.read(steps)

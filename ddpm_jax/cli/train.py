@@ -85,9 +85,11 @@ from ddpm_jax.tasks.first_stage_pictures import picture_writer
 from ddpm_jax.tasks.training_grids import grid_path, grid_writer, no_grid
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.exhaustion import remedies_of_a_step
-from ddpm_jax.training.loop import PROMISE, SINCE_RECORD, LoopOptions, train
+from ddpm_jax.training.loop import PROMISE, Observers, Saving, Start, Steps, train
 from ddpm_jax.training.objective import QUARTILES
 from ddpm_jax.training.optimizer import check_length
+from ddpm_jax.training.options import LoopOptions
+from ddpm_jax.training.reporting import SINCE_RECORD
 from ddpm_jax.training.state import TrainState
 
 DEFAULT_CONFIG = "digits"
@@ -342,31 +344,35 @@ def _train(
         contextlib.closing(progress),
         memory.explained(f"a training step of {config.train.batch_size} images", remedies),
     ):
+        on_sample = memory.explained(
+            f"drawing {config.train.num_samples} samples", "lower train.num_samples"
+        )(_on_sample(model, source, workdir, writer, progress, parallelism.whole))
         outcome = train(
-            state,
-            parallelism.map_step(training.train_step),
+            Start(
+                state,
+                owes_grid=_owes_grid(config, workdir, start),
+                since_record=(position or {}).get(SINCE_RECORD, {}),
+            ),
+            Steps(
+                parallelism.map_step(training.train_step),
+                parallelism.map_step(several(training.train_step)),
+                parallelism,
+                make_explain(
+                    training.objective,
+                    parts=jax.local_device_count() * config.optimizer.accumulate_steps,
+                    whole=parallelism.whole,
+                ),
+            ),
             batches,
             base_key(config.seed),
             options=_loop_options(config),
-            checkpointer=checkpointer,
-            config=settings,
-            writer=writer,
-            progress=progress,
-            on_sample=memory.explained(
-                f"drawing {config.train.num_samples} samples", "lower train.num_samples"
-            )(_on_sample(model, source, workdir, writer, progress, parallelism.whole)),
-            train_steps=parallelism.map_step(several(training.train_step)),
-            trace=trace,
-            explain=make_explain(
-                training.objective,
-                parts=jax.local_device_count() * config.optimizer.accumulate_steps,
-                whole=parallelism.whole,
+            saving=Saving(
+                checkpointer,
+                settings,
+                lambda step, state: snapshots.save(step, state.averages),
             ),
-            parallelism=parallelism,
-            on_snapshot=lambda step, state: snapshots.save(step, state.averages),
-            owes_grid=_owes_grid(config, workdir, start),
+            observers=Observers(writer, progress, on_sample, trace=trace),
             interrupt=stop,
-            since_record=(position or {}).get(SINCE_RECORD, {}),
         )
     if hosts.is_primary():
         _finish(outcome.interrupted_by, int(outcome.state.step), workdir, config.objective)

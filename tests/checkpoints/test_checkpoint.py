@@ -28,8 +28,9 @@ from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.ema import Average
-from ddpm_jax.training.loop import LoopOptions, train
+from ddpm_jax.training.loop import Observers, Saving, Start, Steps, train
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
+from ddpm_jax.training.options import LoopOptions
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
@@ -120,16 +121,13 @@ class _Run:
         options = LoopOptions(num_steps, batch_size=16, log_every=5, sample_every=0, save_every=4)
         with MetricWriter(self.workdir, resume_step=int(self.state.step)) as writer:
             outcome = train(
-                self.state,
-                self.step,
+                Start(self.state),
+                Steps(self.step),
                 self.batches,
                 base_key(5),
                 options=options,
-                checkpointer=self.checkpointer,
-                config=CONFIG,
-                writer=writer,
-                progress=Progress(num_steps, file=io.StringIO()),
-                on_sample=lambda step, state: None,
+                saving=Saving(self.checkpointer, CONFIG),
+                observers=Observers(writer, Progress(num_steps, file=io.StringIO())),
             )
         following = next(self.batches)
         self.batches.close()

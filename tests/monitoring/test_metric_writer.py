@@ -193,10 +193,10 @@ print(json.dumps(found))
 
 def test_seconds_run_on_over_a_resume_and_forget_what_is_done_again(tmp_path):
     clock = _Clock()
-    records = Records(tmp_path, clock=clock)
+    begun = Records(tmp_path, clock=clock)
     for step in (1, 2, 3):
         clock.now += 10
-        records.append(step, {"loss": 0.5})
+        begun.append(step, {"loss": 0.5})
     clock.now += 1000  # interrupted
     resumed = Records(tmp_path, resume_step=2, clock=clock)
     clock.now += 7

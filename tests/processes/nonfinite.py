@@ -23,8 +23,9 @@ from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.diagnosis import make_explain
-from ddpm_jax.training.loop import LoopOptions, train
+from ddpm_jax.training.loop import Observers, Saving, Start, Steps, train
 from ddpm_jax.training.objective import Objective
+from ddpm_jax.training.options import LoopOptions
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
@@ -81,8 +82,13 @@ def run(parallelism, workdir, *, steps_per_call, skip):
     checkpointer = Checkpointer(workdir, keep_last=1)
     with MetricWriter(workdir) if first else hosts.Silent() as writer:
         outcome = train(
-            create(params, optimizer, objective),
-            parallelism.map_step(step),
+            Start(create(params, optimizer, objective)),
+            Steps(
+                parallelism.map_step(step),
+                parallelism.map_step(several(step)),
+                parallelism,
+                make_explain(objective, parts=jax.local_device_count(), whole=parallelism.whole),
+            ),
             Batches(),
             base_key(0),
             options=LoopOptions(
@@ -94,16 +100,8 @@ def run(parallelism, workdir, *, steps_per_call, skip):
                 steps_per_call=steps_per_call,
                 skip_nonfinite=skip,
             ),
-            checkpointer=checkpointer,
-            config={},
-            writer=writer,
-            progress=progress if first else hosts.Silent(),
-            on_sample=lambda step, state: None,
-            train_steps=parallelism.map_step(several(step)),
-            explain=make_explain(
-                objective, parts=jax.local_device_count(), whole=parallelism.whole
-            ),
-            parallelism=parallelism,
+            saving=Saving(checkpointer, {}),
+            observers=Observers(writer, progress if first else hosts.Silent()),
         )
     checkpointer.close()
     return [

@@ -21,7 +21,9 @@ from ddpm_jax.monitoring.averages import ByTime
 from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
-from ddpm_jax.training.loop import SINCE_RECORD, LoopOptions, train
+from ddpm_jax.training.loop import Observers, Saving, Start, Steps, train
+from ddpm_jax.training.options import LoopOptions
+from ddpm_jax.training.reporting import SINCE_RECORD
 from ddpm_jax.training.state import TrainState, create
 
 
@@ -75,6 +77,9 @@ class _Diary:
     def on_sample(self, step, state):
         self.note("sample", step, float(state.ema_params["w"]))
 
+    def on_checkpoint(self, step, state):
+        self.note("checkpoint", step, int(state.step))
+
     def on_snapshot(self, step, state):
         self.note("snapshot", step)
 
@@ -88,19 +93,18 @@ class _Diary:
         } | options
         with MetricWriter(workdir) as writer:
             return train(
-                self.state,
-                self.train_step,
+                Start(self.state, owes_grid, since_record),
+                Steps(self.train_step),
                 self,
                 base_key(0),
                 options=LoopOptions(**options),
-                checkpointer=self,
-                config={},
-                writer=writer,
-                progress=Progress(options["num_steps"], file=io.StringIO()),
-                on_sample=self.on_sample,
-                on_snapshot=self.on_snapshot,
-                owes_grid=owes_grid,
-                since_record=since_record,
+                saving=Saving(self, {}, self.on_snapshot),
+                observers=Observers(
+                    writer,
+                    Progress(options["num_steps"], file=io.StringIO()),
+                    self.on_sample,
+                    self.on_checkpoint,
+                ),
             )
 
     def of(self, *kinds):
@@ -184,6 +188,15 @@ def test_saves_hold_the_state_and_the_batches_of_their_step_and_the_last_step_is
         assert diary.of("save", "wait") == [*(("save", n, n, n) for n in saved), ("wait",)]
 
 
+def test_an_observer_hears_of_every_checkpoint_after_it_was_handed_over(tmp_path):
+    diary = _Diary()
+    diary.train(tmp_path, num_steps=6, save_every=4)
+    assert diary.of("save", "checkpoint") == [
+        *[("save", 4, 4, 4), ("checkpoint", 4, 4)],
+        *[("save", 6, 6, 6), ("checkpoint", 6, 6)],
+    ]
+
+
 def test_what_is_due_at_a_step_begins_with_the_save_and_ends_with_the_grid(tmp_path):
     """A grid takes longer than the notice that a preempted machine gets."""
     diary = _Diary()
@@ -258,7 +271,7 @@ def test_a_signal_saves_after_the_step_and_stops(tmp_path, capfd, number):
     outcome = diary.train(tmp_path, sample_every=2)
     assert outcome.interrupted_by == number
     assert int(outcome.state.step) == 3
-    assert diary.events[-2:] == [("save", 3, 3, 3), ("wait",)]
+    assert diary.events[-3:] == [("save", 3, 3, 3), ("checkpoint", 3, 3), ("wait",)]
     assert diary.of("sample") == [("sample", 2, 2)]
     assert f"{number.name}: saving after this step" in capfd.readouterr().err
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -319,16 +332,13 @@ def test_a_diverging_run_stops_and_its_last_good_checkpoint_is_finite(
         pytest.raises(FailureError, match=r"became (nan|inf) at step") as caught,
     ):
         train(
-            state,
-            step,
+            Start(state),
+            Steps(step),
             _Batches(linear.batch(8), poisoned),
             base_key(0),
             options=LoopOptions(100, batch_size=8, log_every=1, sample_every=0, save_every=1),
-            checkpointer=checkpointer,
-            config={},
-            writer=writer,
-            progress=Progress(100, file=io.StringIO()),
-            on_sample=lambda step, state: None,
+            saving=Saving(checkpointer, {}),
+            observers=Observers(writer, Progress(100, file=io.StringIO())),
         )
     checkpointer.close()
     stopped = 1 + records.read(tmp_path)[-1]["step"]

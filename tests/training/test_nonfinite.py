@@ -23,8 +23,9 @@ from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.diagnosis import make_explain
-from ddpm_jax.training.loop import LoopOptions, train
+from ddpm_jax.training.loop import Observers, Saving, Start, Steps, train
 from ddpm_jax.training.objective import Objective, diffusion_objective
+from ddpm_jax.training.options import LoopOptions
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
@@ -113,7 +114,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_skipped_too(linear):
     batch = _good(linear, 0)
     batch["x"], batch["y"] = batch["x"] * np.float32(1e25), batch["y"] * 0
     objective = linear.objective()._replace(
-        loss=lambda p, s, b, k, i: (jnp.abs(b["x"] @ p["w"]) * 1e-12, b["y"])
+        loss=lambda p, f, s, b, k, i: (jnp.abs(b["x"] @ p["w"]) * 1e-12, b["y"])
     )
     state, step = linear.start(optax.adam(0.1), objective=objective, skip_nonfinite=1)
     state, metrics = linear.step(step, state, batch)
@@ -175,18 +176,13 @@ def _run(
     try:
         with MetricWriter(workdir, resume_step=int(state.step)) as writer:
             train(
-                state,
-                map_step(step),
+                Start(state),
+                Steps(map_step(step), map_step(several(step)), explain=explain),
                 _Batches(linear, poisoned, start=int(state.step)),
                 base_key(0),
                 options=options._replace(skip_nonfinite=skip),
-                checkpointer=checkpointer,
-                config={},
-                writer=writer,
-                progress=Progress(num_steps, file=io.StringIO()),
-                on_sample=lambda step, state: None,
-                train_steps=map_step(several(step)),
-                explain=explain,
+                saving=Saving(checkpointer, {}),
+                observers=Observers(writer, Progress(num_steps, file=io.StringIO())),
             )
     finally:
         checkpointer.close()

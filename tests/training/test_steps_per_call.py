@@ -19,7 +19,8 @@ from ddpm_jax.monitoring.profiling import Trace, parse_steps
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.ema import Average
-from ddpm_jax.training.loop import LoopOptions, train
+from ddpm_jax.training.loop import Observers, Saving, Start, Steps, train
+from ddpm_jax.training.options import LoopOptions
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
@@ -74,18 +75,18 @@ class _Run:
         )
         with MetricWriter(workdir) as writer:
             outcome = train(
-                self.state,
-                self._count(1, self._step),
+                Start(self.state),
+                Steps(self._count(1, self._step), self._count(options.steps_per_call, self._steps)),
                 self,
                 self.key,
                 options=options,
-                checkpointer=self,
-                config={},
-                writer=writer,
-                progress=Progress(options.num_steps, file=io.StringIO()),
-                on_sample=self.on_sample,
-                train_steps=self._count(options.steps_per_call, self._steps),
-                trace=trace,
+                saving=Saving(self, {}),
+                observers=Observers(
+                    writer,
+                    Progress(options.num_steps, file=io.StringIO()),
+                    self.on_sample,
+                    trace=trace,
+                ),
             )
         return jax.device_get(outcome.state), records.read(workdir)
 
