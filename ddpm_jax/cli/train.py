@@ -76,8 +76,9 @@ from ddpm_jax.experiments.training import (
 )
 from ddpm_jax.files import as_path, check_place, is_remote, reporting, write_atomically
 from ddpm_jax.locks import Lock
-from ddpm_jax.monitoring import metric_writer, progress, records, weights_and_biases
+from ddpm_jax.monitoring import metric_writer, records, weights_and_biases
 from ddpm_jax.monitoring.profiling import Trace, parse_steps
+from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.monitoring.tensorboard import TENSORBOARD
 from ddpm_jax.plotting.curves import columns, loss_curve
 from ddpm_jax.randomness import base_key
@@ -412,7 +413,7 @@ def _on_sample(
     source: sources.Source,
     workdir: pathlib.Path,
     writer: metric_writer.MetricWriter,
-    progress: progress.Progress,
+    progress: Progress,
     whole: Callable[[Any], Any],
 ) -> Callable[[int, TrainState], None]:
     """What is shown every `train.sample_every` steps."""
@@ -486,13 +487,13 @@ def _loop_options(config: ConfigDict) -> LoopOptions:
 
 def _observers(
     config: ConfigDict, workdir: pathlib.Path, start: int, wandb: str | None
-) -> tuple[progress.Progress, metric_writer.MetricWriter]:
+) -> tuple[Progress, metric_writer.MetricWriter]:
     """What shows the run; of several processes, the first's."""
     settings = configs.to_dict(config)
     viewers = (
         [] if wandb is None else [weights_and_biases.WeightsAndBiases(workdir, wandb, settings)]
     )
-    bar = progress.Progress(config.train.num_steps, start_step=start)
+    bar = Progress(config.train.num_steps, start_step=start)
     return bar, metric_writer.MetricWriter(workdir, resume_step=start, viewers=viewers)
 
 
