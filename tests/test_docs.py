@@ -106,6 +106,7 @@ def test_the_python_of_the_readme_makes_images_and_compiles_once(run):
     assert compiled, "the check sees a compilation where there is one"
 
 
+@pytest.mark.full
 def test_the_python_of_the_page_on_samplers_makes_images():
     """With a stand-in for the network, which the reader is to bring."""
 

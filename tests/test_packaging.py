@@ -180,6 +180,7 @@ def installed(wheel, tmp_path_factory):
     return run
 
 
+@pytest.mark.full
 def test_an_installed_wheel_trains_and_samples_in_an_empty_folder(installed):
     where = installed("-c", "import ddpm_jax; print(ddpm_jax.__file__)", program=installed.python)
     assert pathlib.Path(where).is_relative_to(installed.place)

@@ -269,6 +269,7 @@ def test_another_architecture_is_told_by_its_first_difference(tmp_path, params, 
             reader.read_weights(tmp_path, 5, {"params": params})
 
 
+@pytest.mark.full
 def test_any_damaged_file_gives_a_sentence_or_the_right_state(tmp_path, run_python):
     results = json.loads(run_python(DAMAGE, tmp_path).stdout)
     for damage in ("truncate", "garble", "flip", "unlink"):
@@ -521,6 +522,7 @@ def test_a_position_in_the_data_that_is_not_that_of_the_step_is_damage(tmp_path,
     )
 
 
+@pytest.mark.full
 def test_a_full_disk_is_told_and_the_checkpoint_before_survives(tmp_path, run_python):
     result = run_python(DISK_FULL, tmp_path)
     assert result.stderr == ""

@@ -109,6 +109,7 @@ def test_an_unreadable_image_stops_the_run_and_names_the_file_and_the_way_out(
     refused_training(*folder_flags(folder), says=["3.png cannot be read", "skip"])
 
 
+@pytest.mark.full
 def test_with_skip_the_rest_is_trained_on_and_the_skipped_file_is_named(
     invoke, config_file, pictures, tmp_path, caplog
 ):
@@ -170,6 +171,7 @@ def test_a_damaged_checkpoint_is_refused_naming_the_newest_whole_one(refused, na
     assert {path.name for path in (copied / "checkpoints").iterdir()} == {"8", "10"}
 
 
+@pytest.mark.full
 def test_a_run_with_a_damaged_checkpoint_resumes_from_the_one_before_it_and_says_so(
     invoke, copied, config_file
 ):
@@ -188,6 +190,7 @@ def test_a_run_with_a_damaged_checkpoint_resumes_from_the_one_before_it_and_says
     assert {path.name for path in (copied / "checkpoints").iterdir()} == {"8", "10.damaged", "12"}
 
 
+@pytest.mark.full
 def test_a_picture_that_cannot_be_written_is_told_and_the_last_step_is_saved(
     invoke, copied, config_file
 ):
@@ -249,6 +252,7 @@ def test_a_gpu_asked_for_and_absent_is_refused(refused, name, trained, config_fi
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("variable", "flags", "named"),
     [("cuda", [], "JAX_PLATFORMS=cuda"), ("", ["--platform", "gpu"], "--platform gpu")],

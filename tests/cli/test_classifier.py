@@ -34,6 +34,7 @@ def classifier(tmp_path_factory, data_dir):
     return directory / "run"
 
 
+@pytest.mark.full
 def test_a_run_leaves_its_records_and_checkpoint_and_no_samples(classifier):
     records = [json.loads(line) for line in (classifier / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [2, 4]
@@ -44,6 +45,7 @@ def test_a_run_leaves_its_records_and_checkpoint_and_no_samples(classifier):
     assert not (classifier / "samples").exists()
 
 
+@pytest.mark.full
 def test_the_same_command_resumes_and_names_no_samples(invoke, classifier, config_file):
     result = invoke("train", "--config", config_file(4), "--workdir", classifier, *OVERRIDES)
     assert result.code == 0
@@ -52,6 +54,7 @@ def test_the_same_command_resumes_and_names_no_samples(invoke, classifier, confi
     assert "sample.py" not in result.out
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["sample", "evaluate"])
 def test_images_of_a_classifier_are_refused(refused, classifier, name):
     refused(
@@ -62,6 +65,7 @@ def test_images_of_a_classifier_are_refused(refused, classifier, name):
     )
 
 
+@pytest.mark.full
 def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifier, trained):
     model = load_trained(trained)
     guided, loaded = model.model, load_classifier(classifier, model)

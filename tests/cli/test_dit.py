@@ -90,6 +90,7 @@ def test_split_recomputed_in_parts_and_several_steps_at_once_it_learns_the_same(
     np.testing.assert_allclose(losses(other), losses(trained), rtol=1e-3)
 
 
+@pytest.mark.full
 def test_it_is_sampled_by_class_with_guidance_and_its_bound_is_evaluated(trained, invoke, tmp_path):
     assert (trained / "samples" / "step_00000008.png").exists()
 

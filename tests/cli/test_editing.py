@@ -94,6 +94,7 @@ def test_inpainting_keeps_what_is_black_in_the_mask(invoke, trained, photo, mask
         assert record[f"{name}_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+@pytest.mark.full
 def test_another_picture_under_the_same_name_gives_other_images_or_a_sentence(
     invoke, refused, copied, photo
 ):

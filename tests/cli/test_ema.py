@@ -193,6 +193,7 @@ def test_laws_that_cannot_be_are_refused(refused, config_file, tmp_path, fields,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_a_run_from_before_there_were_these_fields_is_resumed():
     ours = configs.to_dict(configs.default_config())
     theirs = json.loads(json.dumps(ours))

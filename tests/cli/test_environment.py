@@ -22,6 +22,7 @@ def _python(*argv, **environment):
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
@@ -40,6 +41,7 @@ def test_a_setting_that_jax_does_not_have_is_one_sentence(name, value, says):
     assert f"unset {name}, or set it" in result.stderr
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("backend", ["module://no_such_notebook.backend_inline", "no such backend"])
 def test_the_backend_of_a_notebook_keeps_no_picture_from_being_drawn(tmp_path, backend):
     """`!python train.py` in a notebook has the notebook's backend, which the command's Python may
@@ -55,6 +57,7 @@ def test_the_backend_of_a_notebook_keeps_no_picture_from_being_drawn(tmp_path, b
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("argv", [["--help"], ["no_such_run"]])
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_command_that_nobody_reads_ends_without_a_traceback(argv, stream):

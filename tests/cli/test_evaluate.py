@@ -49,6 +49,7 @@ def test_the_pixel_frechet_distance_is_printed_and_kept(invoke, copied, tmp_path
     )
 
 
+@pytest.mark.full
 def test_every_setting_of_the_distance_has_a_file_of_its_own_and_other_weights_are_refused(
     invoke, refused, trained, tmp_path, monkeypatch
 ):
@@ -106,6 +107,7 @@ def record_of(out, metric, name=NAME):
     return json.loads((out / f"{metric}_{name}.json").read_text())
 
 
+@pytest.mark.full
 def test_the_record_says_how_to_repeat_the_number(seven, trained):
     record = record_of(seven, "bpd")
     wanted = {
@@ -217,6 +219,7 @@ class Stopped(Exception):
     """The machine goes down after the first batch is on disk."""
 
 
+@pytest.mark.full
 def test_a_stopped_command_goes_on_where_it_stopped(invoke, seven, trained, tmp_path, monkeypatch):
     argv = [
         "--metric",
@@ -253,6 +256,7 @@ def test_a_stopped_command_goes_on_where_it_stopped(invoke, seven, trained, tmp_
     assert record_of(tmp_path, "bpd") == record_of(seven, "bpd")
 
 
+@pytest.mark.full
 def test_weights_and_strides_have_files_of_their_own(invoke, copied):
     argv = ["--ckpt", copied, "--metric", "bpd", "--num_images", 3]
     assert (

@@ -87,6 +87,7 @@ def test_the_record_says_how_to_repeat_the_number_and_what_it_took(five, trained
         assert picture.height > 300
 
 
+@pytest.mark.full
 def test_given_again_it_is_read_and_stopped_it_goes_on(
     invoke, five, trained, tmp_path, monkeypatch
 ):
@@ -113,6 +114,7 @@ def test_given_again_it_is_read_and_stopped_it_goes_on(
     )
 
 
+@pytest.mark.full
 def test_other_weights_under_the_same_name_are_not_mixed_in(refused, five, trained, monkeypatch):
     monkeypatch.setattr("ddpm_jax.experiments.loading.weights_digest", lambda params: "0" * 64)
     refused(
@@ -156,6 +158,7 @@ def rescaled():
     return experiment
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("parameterization", ["eps", "x_0", "v", "mu"])
 def test_at_the_chains_own_times_the_flow_has_the_epsilon_of_the_unclipped_chain(
     rescaled, parameterization
@@ -204,6 +207,7 @@ def told(images):
     return np.stack(enlarged).astype(np.float64)[..., None] / 127.5 - 1
 
 
+@pytest.mark.full
 def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_label_and_low_res(
     data_dir, tmp_path
 ):

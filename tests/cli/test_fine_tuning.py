@@ -91,6 +91,7 @@ def test_a_run_begins_as_the_very_function_of_another_with_its_own_batch_rate_an
         }  # fmt: skip
 
 
+@pytest.mark.full
 def test_a_run_that_has_begun_needs_the_other_no_more_and_keeps_what_it_was(
     invoke, copied, config_file, tmp_path, beginning_state
 ):
@@ -155,6 +156,7 @@ def test_what_cannot_be_begun_from_is_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.full
 def test_a_model_that_is_told_classes_takes_all_but_their_table_and_says_so(
     invoke, trained, config_file, tmp_path, beginning_state, stopped
 ):
@@ -176,6 +178,7 @@ def test_a_model_that_is_told_classes_takes_all_but_their_table_and_says_so(
     _equal(params, load_trained(trained).params)
 
 
+@pytest.mark.full
 def test_weights_that_mean_something_else_here_are_said_so(
     invoke, trained, config_file, tmp_path, stopped
 ):

@@ -14,6 +14,8 @@ from ddpm_jax.tasks import first_stage_pictures
 from ddpm_jax.variational.first_stage import FirstStage
 from ddpm_jax.variational.observation import FAMILIES
 
+pytestmark = pytest.mark.full
+
 
 def halves(params, x, keys):
     """[B, 1, 1, 2]: the mean of an image's left and of its right half."""

@@ -50,6 +50,7 @@ def run(tmp_path_factory):
     return directory / "run"
 
 
+@pytest.mark.full
 def test_training_says_the_classes_and_the_splits_it_found(invoke, run):
     fields = [
         "--config.data.name=folder",
@@ -61,6 +62,7 @@ def test_training_says_the_classes_and_the_splits_it_found(invoke, run):
     assert "data folder: train 9, test 9; 3 classes: ant 3, bee 3, cat 3\n" in result.err
 
 
+@pytest.mark.full
 def test_the_names_of_the_classes_are_kept_and_drawn(run):
     assert load_trained(run).class_names == CLASSES
     assert json.loads((run / "config.json").read_text())["dataset"]["class_names"] == list(CLASSES)
@@ -69,6 +71,7 @@ def test_the_names_of_the_classes_are_kept_and_drawn(run):
         assert grid.width > 2 * 66 + 2 + 10  # a label before every row
 
 
+@pytest.mark.full
 def test_labels_may_be_names_and_are_the_same_as_numbers(invoke, refused, run, tmp_path):
     made = []
     for labels in ("cat,ant", "2,0"):
@@ -93,6 +96,7 @@ def test_labels_may_be_names_and_are_the_same_as_numbers(invoke, refused, run, t
     refused("sample", "--ckpt", run, "--labels", "3", says=["Label 3 is no class", "0 to 2"])
 
 
+@pytest.mark.full
 def test_a_run_from_before_names_were_kept_takes_numbers_and_says_so(
     invoke, refused, run, monkeypatch, tmp_path
 ):
@@ -133,11 +137,13 @@ def without_held_out(tmp_path_factory):
     return directory / "run", said.getvalue()
 
 
+@pytest.mark.full
 def test_training_warns_that_nothing_is_held_out(without_held_out):
     warning = "warning: no image is held out, so nothing can be compared with images that were not trained on: set data"
     assert warning in without_held_out[1]
 
 
+@pytest.mark.full
 def test_without_held_out_images_the_training_images_are_evaluated_where_asked_for(
     invoke, refused, without_held_out, monkeypatch
 ):
@@ -232,6 +238,7 @@ def test_a_run_that_would_write_into_its_images_is_refused_at_the_start(refused,
     assert sorted(map(str, photos.rglob("*"))) == before
 
 
+@pytest.mark.full
 def test_a_folder_that_has_changed_is_told_at_resume_by_its_files(
     invoke, refused, without_held_out
 ):

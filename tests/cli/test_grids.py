@@ -40,6 +40,7 @@ def test_a_grid_records_its_colours_beside_those_of_the_data(trained):
     assert records[-1]["sample_std_grey"] == pytest.approx(cells.std(), rel=1e-12)
 
 
+@pytest.mark.full
 def test_the_raw_weights_are_drawn_beside_the_average_from_the_same_noise(
     invoke, copied, config_file
 ):

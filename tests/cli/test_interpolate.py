@@ -67,6 +67,7 @@ def test_a_row_from_one_picture_to_another(invoke, trained, picture, tmp_path):
     assert record["images"] == [str(a), str(b)]
 
 
+@pytest.mark.full
 def test_little_noise_leaves_the_pictures_nearly_as_they_are(invoke, trained, picture, tmp_path):
     """t = 0 of 20 steps is a noise of 0.01 (β_0 = 1e-4), a level or so; ten steps of training
     cannot spoil it much."""
@@ -99,6 +100,7 @@ def test_samples_that_share_a_latent(invoke, trained, tmp_path):
     assert record_of(path)["t"] == [19, 14, 9, 4]
 
 
+@pytest.mark.full
 def test_by_default_the_row_lies_beside_the_samples_of_the_run(invoke, copied, picture):
     argv = [
         "--interpolate",
@@ -162,6 +164,7 @@ def test_a_bad_request_is_refused(refused, trained, picture):
     refused("sample", *flags, a, b, "c.png", says=["Unexpected argument 'c.png'"])
 
 
+@pytest.mark.full
 def test_pictures_of_one_name_do_not_overwrite_each_others_row(invoke, trained, picture, tmp_path):
     """Neither those of another folder nor the same file after a change; asked for again, a row is
     the same."""
@@ -193,6 +196,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_others_row(invoke, trained, 
     assert len(list(out.glob("*.png"))) == 3
 
 
+@pytest.mark.full
 def test_the_row_of_another_run_is_not_overwritten(invoke, refused, trained, copied, tmp_path):
     flags = [
         "--interpolate_seeds",
@@ -257,6 +261,7 @@ def test_the_ends_of_a_path_between_seeds_are_the_samples_of_these_seeds(
     assert np.abs(row[1] - row[2]).max() > 20
 
 
+@pytest.mark.full
 def test_the_samplers_own_noise_is_that_of_the_seed_all_along_the_path(invoke, trained, tmp_path):
     """The end at --seed is its ancestral sample; a path to it from elsewhere ends there under that
     --seed only."""

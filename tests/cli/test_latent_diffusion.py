@@ -23,6 +23,8 @@ from ddpm_jax.samplers.registry import make_sampler
 
 from .conftest import main_of, train_on_devices, write_config
 
+pytestmark = pytest.mark.full
+
 # The config of the tests sets what a first stage does not have.
 STAGE = [
     "--config.objective=first_stage",

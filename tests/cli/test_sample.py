@@ -90,6 +90,7 @@ def assert_same_images(actual, expected):
     assert (difference > 0).mean() < 0.01
 
 
+@pytest.mark.full
 def test_a_signal_keeps_the_batches_that_are_done_and_the_same_command_ends_with_the_same_images(
     invoke, trained, tmp_path, monkeypatch
 ):
@@ -119,6 +120,7 @@ def test_a_signal_keeps_the_batches_that_are_done_and_the_same_command_ends_with
     assert next(names) == next(names)
 
 
+@pytest.mark.full
 def test_eight_devices_make_the_images_of_one(trained, eight, tmp_path):
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
@@ -151,6 +153,7 @@ def test_given_again_nothing_is_made_anew(invoke, trained, eight, monkeypatch):
     assert {path.name: path.stat().st_mtime_ns for path in eight.glob("samples-*.npz")} == before
 
 
+@pytest.mark.full
 def test_results_of_other_settings_are_never_mixed(refused, trained, eight):
     before = (eight / "manifest.json").read_bytes()
     argv = ["--ckpt", trained, "--num_samples", 8, "--out", eight, "--seed", 1]
@@ -201,6 +204,7 @@ def test_a_shard_of_other_images_is_not_drawn(refused, trained, eight, tmp_path)
     refused("sample", "--ckpt", trained, "--num_samples", 8, "--out", out, says=says, code=1)
 
 
+@pytest.mark.full
 def test_raw_weights_fewer_steps_and_an_older_checkpoint_give_other_images_in_folders_of_their_own(
     invoke, copied, eight
 ):

@@ -30,6 +30,7 @@ OF_A_MODEL = [
 ]
 
 
+@pytest.mark.full
 def test_on_the_mixture_errors_fall_with_evaluations(invoke, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = invoke("samplers", *FLAGS, "--evaluations", "9,39")
@@ -59,6 +60,7 @@ def test_results_are_written_again_only_for_the_same_question(invoke, refused, t
         refused("samplers", *argv, other, says=[says, "--out"])
 
 
+@pytest.mark.full
 def test_on_a_model_the_distance_and_the_times_are_there(invoke, trained, tmp_path):
     argv = [
         "--ckpt",

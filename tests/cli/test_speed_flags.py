@@ -36,6 +36,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.full
 def test_profile_writes_a_trace_beside_the_scalars_of_tensorboard(invoke, copied, config_file):
     common = ["--config", config_file(), "--workdir", copied, "--config.train.num_steps=14"]
     assert invoke("train", *common, "--profile", "12:13").code == 0
@@ -116,6 +117,7 @@ def _cache_as_before():
         jax.config.update(name, value)
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("_cache_as_before")
 @pytest.mark.parametrize("name", COMPUTING)
 def test_a_command_keeps_its_programs_where_it_is_told_to(refused, config_file, tmp_path, name):

@@ -51,6 +51,7 @@ def test_the_same_command_with_more_steps_resumes(invoke, copied, config_file):
     assert json.loads((copied / "config.json").read_text())["train"]["num_steps"] == 12
 
 
+@pytest.mark.full
 def test_a_chain_that_ends_too_early_is_said_before_training(invoke, copied, config_file):
     result = invoke("train", "--config", config_file(), "--workdir", copied)  # linear, 20 steps
     assert result.err.startswith("warning: the chain of 20 steps ends at alphas_bar_T = 0.82, ")
@@ -81,6 +82,7 @@ def test_a_workdir_of_another_config_is_refused_naming_the_fields(refused, train
     assert (trained / "config.json").read_bytes() == before
 
 
+@pytest.mark.full
 def test_more_steps_are_refused_once_the_learning_rate_has_fallen_over_the_first(
     refused, copied, config_file
 ):
@@ -99,6 +101,7 @@ def test_more_steps_are_refused_once_the_learning_rate_has_fallen_over_the_first
     assert path.read_bytes() == before
 
 
+@pytest.mark.full
 def test_a_run_that_was_killed_before_it_had_anything_to_show_is_replaced_by_another_config(
     invoke, refused, copied, config_file
 ):

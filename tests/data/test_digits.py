@@ -121,6 +121,7 @@ def test_the_process_that_comes_second_succeeds_too(tmp_path, monkeypatch):
     assert [entry.name for entry in os.scandir(tmp_path / "digits")] == ["1.0.0"]
 
 
+@pytest.mark.full
 def test_two_processes_prepare_at_once(tmp_path):
     program = (
         "from ddpm_jax.data import sources\nprint(len(sources.load(name='digits', split='test', "

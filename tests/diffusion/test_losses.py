@@ -206,6 +206,7 @@ def loss_sum(scale, schedule, **choices):
     return jnp.sum(result.loss)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("loss", "weighting"), [("simple", "min_snr"), ("simple", "p2"), ("vlb", "uniform")]
 )

@@ -20,6 +20,8 @@ from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.likelihood import bound_term, prior_term
 from ddpm_jax.diffusion.schedules import make_schedule, spaced_timesteps
 
+pytestmark = pytest.mark.full
+
 FULL = 900  # steps of the finest chain; shorter ones visit the same noise levels
 STEPS = (30, 100, 300, 900)
 # Of mean 0 and variance 1.01, so that N(0, 1) is q(x_T) to 1e-7

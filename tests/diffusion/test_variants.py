@@ -11,6 +11,8 @@ from absl.testing import parameterized
 
 from ddpm_jax.diffusion import gaussian, likelihood, losses, parameterization, schedules, timesteps
 
+pytestmark = pytest.mark.full
+
 SCHEDULE = schedules.make_schedule(np.linspace(0.05, 0.3, 12))
 RANDOM = np.random.default_rng(0)
 x_0, x_t, eps = RANDOM.uniform(-1, 1, (3, 2, 2, 2, 3)).astype(np.float32)

@@ -233,6 +233,7 @@ def check_coverage(estimates, errors, truth):
     assert np.sqrt(np.mean(errors**2)) == pytest.approx(estimates.std(ddof=1), rel=0.25)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stride", [1, 10, T])
 def test_the_strided_estimate_is_unbiased_and_its_error_over_draws_is_right(stride, closed):
     """100 evaluations of the same 16 images with 4 draws each, against the full sum in closed
@@ -252,6 +253,7 @@ def test_the_strided_estimate_is_unbiased_and_its_error_over_draws_is_right(stri
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("stride", [1, 10])
 def test_the_error_over_images_is_that_of_the_distribution_they_come_from(stride, closed):
     """100 sets of 16 images, one draw each, against the mean over all images there could be."""
@@ -299,6 +301,7 @@ def test_the_batch_does_not_matter():
     assert small.bits.shape == (10, 2, len(make_strata(T, 7).first))  # no row of padding
 
 
+@pytest.mark.full
 def test_eight_devices_find_what_one_finds(tmp_path):
     here = run(images_of(10), make_strata(T, 7))
     script = (
@@ -325,6 +328,7 @@ def test_eight_devices_find_what_one_finds(tmp_path):
     np.testing.assert_allclose(here.bits, there["bits"], rtol=2e-5, atol=1e-7)
 
 
+@pytest.mark.full
 def test_a_stopped_evaluation_goes_on_with_another_batch_size(tmp_path):
     images, strata, path = images_of(10), make_strata(T, 7), tmp_path / "bound.npz"
     settings = {"seed": 0, "num_images": 10, "versions": {"jax": "1"}}
@@ -468,6 +472,7 @@ def test_counts_below_one_are_refused(name):
         next(stream_terms(None, {}, source_of(images_of(2)), **options))
 
 
+@pytest.mark.full
 def test_the_bound_of_a_conditional_model_is_that_of_each_image_given_its_own_label():
     """A model that adds its label / 10 to what it predicts: every label's images have the terms of
     that one model."""

@@ -135,6 +135,7 @@ def test_a_vq_vae_pays_for_its_codes_and_counts_them():
     np.testing.assert_array_equal(scores.codes, np.bincount(nearest.ravel(), minlength=3))
 
 
+@pytest.mark.full
 def test_an_images_scores_are_its_own_whatever_the_batch_and_where_a_run_goes_on():
     whole = _scores(LINEAR, PARAMS, num_draws=2)
     other = _scores(LINEAR, PARAMS, num_draws=2, batch_size=3, done=5)

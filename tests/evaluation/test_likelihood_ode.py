@@ -81,6 +81,7 @@ def test_the_likelihood_of_a_mixture_is_its_density_to_a_thousandth_of_a_bit(mix
     assert np.abs(error).mean() < 2e-4
 
 
+@pytest.mark.full
 def test_the_linear_schedule_errs_by_what_its_prior_does():
     """N(0, I) is q(x_T) to 6e-3 only; the error at each x is the log of their ratio at its x_T."""
     start = at(PLANE, LINEAR, 0)
@@ -110,6 +111,7 @@ def test_one_gaussian_is_scaled_and_shifted():
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("trace", ["rademacher", "gaussian"])
 def test_hutchinsons_estimate_is_unbiased(trace):
     """256 solves of the same two x, each with probes of its own, against the exact trace: within 4
@@ -139,6 +141,7 @@ def test_probes_have_the_identity_as_second_moment_and_belong_to_their_key(trace
     np.testing.assert_array_equal(traces.TRACES[trace](keys[1:2], 3, (2, 2)), probes[1:2])
 
 
+@pytest.mark.full
 def test_the_flow_keeps_the_rank_of_every_point_of_a_line():
     """In one dimension paths cannot cross: F_start(x) = F_T(x_T), the quantiles of LINE's q_t by
     SciPy."""
@@ -154,6 +157,7 @@ def test_the_flow_keeps_the_rank_of_every_point_of_a_line():
     )
 
 
+@pytest.mark.full
 def test_decoding_undoes_encoding():
     flow = exact_flow(IMAGES, LINEAR)
     x_0 = draw(at(IMAGES, LINEAR, 0), 8)
@@ -169,6 +173,7 @@ def test_decoding_undoes_encoding():
     np.testing.assert_allclose(back, x_0, atol=1e-3)
 
 
+@pytest.mark.full
 def test_encoded_data_is_noise_and_decoded_noise_is_data():
     flow = exact_flow(IMAGES, COSINE)
     encode, decode = (
@@ -182,6 +187,7 @@ def test_encoded_data_is_noise_and_decoded_noise_is_data():
     assert scipy.stats.chisquare(shares, 400 * np.array(WEIGHTS)).pvalue > 1e-3
 
 
+@pytest.mark.full
 def test_a_result_does_not_depend_on_the_batch_around_it():
     """Each example has steps of its own. Rounding, other in a batch of another size, may tip an
     accepted step."""
@@ -213,6 +219,7 @@ def test_num_evaluations_counts_the_calls():
     assert density.num_evaluations.tolist() == [len(calls)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("scale", "expected"), [(0.01, 0.1393), (0.05, 5.4e-4)])
 def test_starting_at_t_0_costs_what_the_docstring_says(scale, expected):
     """Mean excess of -log2 p_start over clean data's -log2 q: (r - 1 - log r) / 2 log 2, r = s² /
@@ -367,12 +374,14 @@ def test_a_wrong_option_is_refused(options, complaint):
         make_evaluate(**options)
 
 
+@pytest.mark.full
 def test_an_unfinished_solve_names_its_image():
     evaluate = make_evaluate(solver=flow_density.Solver(max_steps=3))
     with pytest.raises(FailureError, match=r"image 17 did not reach its end in 3 steps"):
         evaluate(IMAGES, jax.random.key(0), eight_bit_images(2), np.array([17, 18]))
 
 
+@pytest.mark.full
 def test_diverged_weights_are_reported_and_not_returned():
     diverged = IMAGES._replace(means=IMAGES.means * np.float32(np.nan))
     evaluate = make_evaluate(solver=flow_density.Solver(max_steps=50))
@@ -380,6 +389,7 @@ def test_diverged_weights_are_reported_and_not_returned():
         evaluate(diverged, jax.random.key(0), eight_bit_images(1), np.array([0]))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("steps", [1, 7])
 def test_a_path_walked_in_pieces_is_the_solution_of_diffrax_bit_for_bit(steps):
     flow, x = exact_flow(PLANE, COSINE), draw(PLANE, 6)

@@ -32,6 +32,8 @@ from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
+pytestmark = pytest.mark.full
+
 T = 100
 SHAPE = (4, 4, 1)
 BETAS = make_betas("linear", T, beta_start=2e-4, beta_end=0.2)

@@ -119,6 +119,7 @@ def test_a_timestep_that_nobody_visited_is_no_point_of_the_curve():
     assert np.isnan(curve.rmse_standard_error).all()  # one image has no spread
 
 
+@pytest.mark.full
 def test_a_chain_that_sets_out_from_its_own_x_t_ends_where_it_ended():
     keys = randomness.image_keys(jax.random.key(1), jnp.arange(3))
     denoiser, x_T = denoiser_of(SCHEDULE)(None), randomness.initial_noise(keys, SHAPE)
@@ -159,6 +160,7 @@ def test_through_an_affine_model_the_way_is_a_straight_line(t):
         assert np.abs(image - straight)[inside].max() <= 1  # half a level of rounding in each
 
 
+@pytest.mark.full
 def test_each_end_is_the_decoding_of_its_image():
     pair, t = images_of(2), 6
     found = interpolate(pair, t=t)
@@ -172,6 +174,7 @@ def test_each_end_is_the_decoding_of_its_image():
         np.testing.assert_array_equal(end, to_uint8(x_0[0]))
 
 
+@pytest.mark.full
 def test_little_noise_gives_the_images_back_and_turning_them_round_turns_the_row_round():
     pair = images_of(2)
     here, back = interpolate(pair, t=0), interpolate(pair[::-1], t=0)
@@ -207,6 +210,7 @@ def share(schedule=SCHEDULE, **options):
     )
 
 
+@pytest.mark.full
 def test_samples_of_a_latent_agree_the_more_the_smaller_its_t():
     shared = share()
     np.testing.assert_array_equal(shared.t, [11, 8, 5, 2])

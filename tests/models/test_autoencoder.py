@@ -182,6 +182,7 @@ def test_an_example_does_not_see_its_neighbours_in_the_batch(params):
         )
 
 
+@pytest.mark.full
 def test_dropout_is_drawn_by_the_key_of_the_example(params):
     z = apply(SMALL, "encode", params, X)[..., :4]
     same = jnp.stack([KEYS[0], KEYS[0]])
@@ -197,6 +198,7 @@ def test_dropout_is_drawn_by_the_key_of_the_example(params):
         np.testing.assert_array_equal(apply(still, method, params, twins, same), plain)
 
 
+@pytest.mark.full
 def test_every_block_of_encoder_and_decoder_has_a_mask_of_its_own(params):
     masks = []
     for method, x, blocks in (
@@ -219,6 +221,7 @@ def test_every_block_of_encoder_and_decoder_has_a_mask_of_its_own(params):
         assert not any(mask.shape == other.shape and (mask == other).all() for other in masks[:i])
 
 
+@pytest.mark.full
 def test_bfloat16_is_near_float32_with_float32_parameters_and_outputs(params):
     model = SMALL.clone(dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(model))} == {jnp.dtype("float32")}
@@ -233,6 +236,7 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_outputs(params):
         assert 1e-4 < relative_difference(y, expected) < 0.05
 
 
+@pytest.mark.full
 def test_every_block_is_recomputed_where_asked_and_none_by_default(params):
     def recomputed(remat, method, x):
         apply = functools.partial(SMALL.clone(remat=remat).apply, method=method)

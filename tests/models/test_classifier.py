@@ -86,6 +86,7 @@ def test_an_image_is_judged_by_itself_its_time_and_its_key(x, params):
     assert np.abs(apply(params, x, T, dropout_keys=keys) - both).max() > 1e-3
 
 
+@pytest.mark.full
 def test_recomputation_changes_no_gradient(x, params):
     def gradient(classifier):
         return jax.jit(

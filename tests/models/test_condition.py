@@ -89,6 +89,7 @@ def test_every_class_and_the_null_class_differ_and_only_the_own_image_is_touched
     )
 
 
+@pytest.mark.full
 def test_the_class_reaches_every_residual_block(params):
     blocks = [name for name in params if "_block_" in name]
     assert len(blocks) == 8

@@ -256,6 +256,7 @@ def test_a_low_resolution_image_is_read_beside_the_noisy_one(params):
     )
 
 
+@pytest.mark.full
 def test_bfloat16_is_near_float32_with_float32_parameters_and_output(params):
     dit = SMALL.clone(dtype=jnp.bfloat16)
     y, expected = apply(dit, params), apply(SMALL, params)
@@ -280,6 +281,7 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_output(params):
     assert dtypes == {name: {"float32"} for name in dtypes}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("remat", ["products", "blocks"])
 def test_recomputation_changes_no_gradient_and_is_in_the_backward_pass(params, remat):
     dit, keys = SMALL.clone(dropout=0.3), jax.random.split(jax.random.key(3), 2)

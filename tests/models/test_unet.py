@@ -128,6 +128,7 @@ def test_every_output_pixel_depends_on_every_input_pixel_and_on_the_time(params,
     assert jnp.abs(apply(SMALL, params, x) - apply(SMALL, params, x, T + 1)).max() > 1e-4
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shape", [(2, 8, 16, 3), (2, 12, 4, 3), (2, 2, 2, 3)])
 def test_one_set_of_parameters_serves_every_height_and_width(params, shape):
     assert apply(SMALL, params, image(*shape)).shape == shape
@@ -185,6 +186,7 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_output(params, x):
     assert 1e-4 < error < 0.05
 
 
+@pytest.mark.full
 def test_in_bfloat16_every_mean_variance_and_softmax_is_float32(params, x):
     jaxpr = jax.make_jaxpr(SMALL.clone(dtype=jnp.bfloat16).apply)(params, x, T)
     dtypes = {
@@ -218,6 +220,7 @@ def test_recomputation_changes_neither_output_nor_gradients(params, x, remat):
         )
 
 
+@pytest.mark.full
 def test_recomputation_is_in_the_backward_pass(params, x):
     def count(unet):
         jaxpr = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(unet.apply(p, x, T))))(params)

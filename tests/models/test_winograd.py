@@ -56,6 +56,7 @@ def test_a_batch_taken_in_parts_gives_the_same_numbers(monkeypatch):
     np.testing.assert_allclose(winograd.convolve(x, kernel), whole, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.full
 def test_in_float32_its_error_is_that_of_the_direct_sum():
     x, kernel, _ = arrays(1, 8, 8, 256, 128)
     expected = direct(x, kernel)
@@ -69,6 +70,7 @@ def test_in_float32_its_error_is_that_of_the_direct_sum():
 
 
 # all at once, or an image at a time
+@pytest.mark.full
 @pytest.mark.parametrize("cache", [winograd.CACHE, 4 * 16 * 4 * 256 + 1])
 def test_a_wide_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, cache):
     monkeypatch.setattr(winograd, "CACHE", cache)

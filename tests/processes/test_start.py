@@ -104,6 +104,7 @@ def _assert_joined(run):
         assert f"process {process} of 2" in output
 
 
+@pytest.mark.full
 def test_slurm_tells_all_that_is_needed(command, free_port):
     _assert_joined(command("-c", JOIN, environments=_slurm(free_port(PORTS))))
 

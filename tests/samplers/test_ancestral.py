@@ -221,6 +221,7 @@ def test_a_thousand_steps_reach_the_data_distribution(variance):
     assert_moments(frames, means[[0, -1]], variances[[0, -1]])
 
 
+@pytest.mark.full
 def test_more_steps_come_nearer_to_the_data():
     errors = []
     for steps in (10, 100, 1000):
@@ -255,6 +256,7 @@ def test_fixed_small_is_exact_for_data_that_is_one_point():
     np.testing.assert_allclose(frames[-1], 0.7, rtol=1e-6)
 
 
+@pytest.mark.full
 def test_a_mixture_ends_with_its_weights_and_widths():
     """Data 0.3 N(-0.6, 0.1²) + 0.7 N(0.5, 0.2²), one number an image; the exact x̂_0 is that of a
     mixture."""

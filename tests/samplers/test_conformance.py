@@ -54,6 +54,9 @@ CASES = {
 }
 DETERMINISTIC = [name for name, case in CASES.items() if case.order]
 every_sampler = pytest.mark.parametrize("name", SAMPLERS)
+both_spacings = pytest.mark.parametrize(
+    "spacing", ["karras", pytest.param("exponential", marks=pytest.mark.full)]
+)
 
 
 def made(oracle, name, steps, spacing="linspace", **options):
@@ -103,6 +106,7 @@ def test_one_step_goes_to_the_predicted_image(oracle, name):
     )
 
 
+@pytest.mark.full
 @every_sampler
 @pytest.mark.parametrize("steps", [2, 3])
 def test_two_and_three_steps_come_nearer_to_the_data(oracle, name, steps):
@@ -113,6 +117,7 @@ def test_two_and_three_steps_come_nearer_to_the_data(oracle, name, steps):
     assert np.abs(x_0).max() < np.abs(x_T / oracle.start_levels(sampler)[0]).max()
 
 
+@pytest.mark.full
 @every_sampler
 def test_an_image_depends_on_its_own_noise_alone(oracle, name):
     """Neither on its place in the batch nor on its neighbours: bit for bit, in one program."""
@@ -126,6 +131,7 @@ def test_an_image_depends_on_its_own_noise_alone(oracle, name):
     np.testing.assert_array_equal(oracle.run(sampler, *mixed).x_0[:4], together[:4])
 
 
+@pytest.mark.full
 @every_sampler
 def test_options_and_spacings_are_data_of_one_program(oracle, programs, name):
     start = oracle.start(8)
@@ -138,6 +144,7 @@ def test_options_and_spacings_are_data_of_one_program(oracle, programs, name):
     assert programs() == compiled
 
 
+@pytest.mark.full
 @every_sampler
 def test_every_option_changes_something(oracle, name):
     tried = set(CASES[name].options).union(*CASES[name].others)
@@ -157,6 +164,7 @@ def test_every_option_changes_something(oracle, name):
         )
 
 
+@pytest.mark.full
 @every_sampler
 def test_frames_lead_from_the_noise_to_the_sample(oracle, name):
     x_T, keys = oracle.start(8)
@@ -168,6 +176,7 @@ def test_frames_lead_from_the_noise_to_the_sample(oracle, name):
     np.testing.assert_allclose(found.x_0, oracle.run(sampler, x_T, keys).x_0, rtol=0, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_it_follows_the_flow_to_clean_data(oracle, name):
     """From every spacing's own first level; and in as many steps as the chain has."""
@@ -183,6 +192,7 @@ def test_it_follows_the_flow_to_clean_data(oracle, name):
         assert error < 0.25, (spacing, error)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_float32_is_enough(oracle, name):
     x_T, keys = oracle.start(8)
@@ -223,7 +233,7 @@ ORDERS = [
 ]
 
 
-@pytest.mark.parametrize("spacing", ["karras", "exponential"])
+@both_spacings
 @pytest.mark.parametrize(("name", "options", "order"), ORDERS)
 def test_the_error_falls_at_the_order_of_the_method(oracle, name, options, order, spacing):
     found = oracle.order(name, options, spacing)
@@ -231,7 +241,7 @@ def test_the_error_falls_at_the_order_of_the_method(oracle, name, options, order
     assert found == pytest.approx(order, abs=0.2 if order < 4 else 0.5)
 
 
-@pytest.mark.parametrize("spacing", ["karras", "exponential"])
+@both_spacings
 @pytest.mark.parametrize(
     ("name", "options", "order"),
     [
@@ -250,6 +260,7 @@ def test_a_multistep_method_with_its_history_has_its_full_order(
     assert found == pytest.approx(order, abs=0.3)
 
 
+@pytest.mark.full
 @every_sampler
 def test_a_chain_walked_in_segments_of_any_lengths_is_the_chain_bit_for_bit(oracle, name):
     """By one program: where the cuts are is an argument of it."""

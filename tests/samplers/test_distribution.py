@@ -59,6 +59,7 @@ def louder(denoiser):
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "steps", "options"),
     [  # first order, and so more steps
@@ -87,12 +88,14 @@ def test_ancestral_draws_from_the_data_and_with_a_tenth_more_noise_it_does_not(o
     assert max(distances(oracle, samples(oracle, "ancestral", 200, {}, wrap=louder))) > CRITICAL
 
 
+@pytest.mark.full
 def test_noise_and_a_second_prediction_need_half_the_steps(oracle):
     """At 50 steps DDIM with η = 1 is found out, SDE-DPM-Solver++ is not."""
     assert max(distances(oracle, samples(oracle, "ddim", 50, {"eta": 1.0}))) > CRITICAL
     assert max(distances(oracle, samples(oracle, "dpmpp_2m_sde", 50, {}))) < CRITICAL
 
 
+@pytest.mark.full
 def test_the_corrector_draws_from_each_level_and_repairs_what_few_steps_did(oracle):
     """In 64 dimensions: the size of a Langevin step follows from the norms of noise and score,
     which fluctuate little.

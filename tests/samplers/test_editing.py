@@ -67,6 +67,7 @@ def test_noise_is_put_on_a_picture_as_q_says_and_by_its_own_key():
     np.testing.assert_array_equal(noised(schedule, x_0[1:2], keys_of([5])), x_T[1:2])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("strength", [0.2, 0.5])
 def test_what_comes_of_a_picture_is_what_its_noised_self_may_have_been(strength):
     """Data N(m, v): x_0 given x_t is Gaussian, and x_t given the picture y too; both integrate to a
@@ -93,6 +94,7 @@ def test_what_comes_of_a_picture_is_what_its_noised_self_may_have_been(strength)
     assert_moments(np.ravel(x_0), mean, variance)
 
 
+@pytest.mark.full
 def test_from_one_noised_picture_come_the_components_that_it_may_have_been():
     """q(x_0|x_t) of a mixture: its weights and moments, by the row of a chain of a single step."""
     times = start_from(space(CHAIN, "linspace", 100), 0.4)
@@ -244,6 +246,7 @@ def law_of_algorithm_1(times, jump, resamplings, variance):
     return mean[1], covariance[1, 1]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize(("jump", "resamplings"), [(1, 1), (1, 5), (3, 4)])
 def test_repaint_has_the_law_of_algorithm_1(jump, resamplings, variance):
@@ -279,6 +282,7 @@ def test_repaint_has_the_law_of_algorithm_1(jump, resamplings, variance):
     assert_moments(x_0[:, 0, 1, 0], *law_of_algorithm_1(times, jump, resamplings, variance))
 
 
+@pytest.mark.full
 def test_by_its_law_resampling_leads_to_the_conditional_distribution():
     """By the recursion that the test above holds the sampler to. 100 steps, r = 1, 3, 10, 30,
     errors of moments:
@@ -298,6 +302,7 @@ def test_by_its_law_resampling_leads_to_the_conditional_distribution():
     np.testing.assert_allclose(variances[-1], 0, atol=0.003)
 
 
+@pytest.mark.full
 def test_on_a_mixture_resampling_brings_repaint_nearer_to_the_conditional_distribution():
     """Two components of means ±(½, ½) and deviation ½; the known pixel is ½, which gives them their
     weights.
@@ -371,6 +376,7 @@ def test_repaint_ends_with_the_known_pixels_to_the_last_bit():
     assert np.ptp(x_0[:, :, 2:], axis=0).min() > 0.01
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_ends_with_the_known_pixels(name):
     x_0 = inpainted(make_sampler(name, CHAIN, steps=8))
@@ -407,6 +413,7 @@ def test_repaint_without_resampling_is_ancestral_sampling():
     )
 
 
+@pytest.mark.full
 def test_resampling_alone_leaves_the_distribution_of_samples_as_it_is():
     """Without known pixels a jump and the walk back are the chain's own law: exact for data of unit
     variance."""

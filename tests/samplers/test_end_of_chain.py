@@ -48,6 +48,7 @@ def test_100_steps_of_betas_meant_for_1000_sample_another_gaussian():
     assert std == pytest.approx(STD / scale, abs=0.006)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("num_timesteps", [10, 100, 250, 1000])
 def test_scaled_betas_sample_the_data_at_any_number_of_steps(num_timesteps):
     mean, std = samples_of(make_betas("linear", num_timesteps, scale_betas=True))

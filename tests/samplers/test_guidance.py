@@ -292,6 +292,7 @@ def test_the_log_probability_of_a_network_is_that_of_its_label_at_the_time_it_wa
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("guide", ["free", "classifier"])
 def test_guided_chains_of_scale_one_draw_the_distribution_of_the_class(guide):
     """By the probability flow; the class has two components, 1/4 and 3/4 of it."""

@@ -75,6 +75,7 @@ def test_a_round_trip_closes_at_first_order():
     assert errors[-1] < 0.03
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("corrections", [0, 1])
 def test_the_latent_is_that_of_the_exact_flow_at_first_order(corrections):
     sigma = np.exp(FINE.log_sigmas[-1])
@@ -84,6 +85,7 @@ def test_the_latent_is_that_of_the_exact_flow_at_first_order(corrections):
     assert slope(steps, errors) == pytest.approx(-1, abs=0.15)
 
 
+@pytest.mark.full
 def test_each_correction_shrinks_the_error_of_the_round_trip_by_a_factor():
     """20 steps of the usual chain, in float64: the iteration for x' converges and DDIM then leads
     back exactly.

@@ -27,6 +27,7 @@ def x_0_of(oracle, name, spacing, **options):
         return np.asarray(oracle.run(sampler, *oracle.start(8), dtype=np.float64).x_0)
 
 
+@pytest.mark.full
 @every_spacing
 @pytest.mark.parametrize(
     ("one", "other"),
@@ -120,6 +121,7 @@ def test_a_constant_prediction_is_followed_exactly(oracle, name):
     np.testing.assert_allclose(weights.x * noise[:-1] + weights.eps.sum(1), noise[1:], atol=1e-12)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["ddim", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde"])
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_fresh_noise_makes_up_for_the_old(oracle, name, eta):
@@ -132,6 +134,7 @@ def test_fresh_noise_makes_up_for_the_old(oracle, name, eta):
     assert (weights.z[:-1] > 0).all()
 
 
+@pytest.mark.full
 def test_churn_raises_the_noise_to_the_level_that_is_asked(oracle):
     sampler = sampler_of(oracle, "edm", "karras", s_churn=4.0, s_min=0.1, s_max=2.0, s_noise=1.0)
     sigma = levels_of(sampler_of(oracle, "heun", "karras").schedule).sigma

@@ -161,6 +161,7 @@ MIXTURE = mixtures.make_mixture(
 )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("parameterization", "spacing"),
     [
@@ -209,6 +210,7 @@ SAMPLERS_WITH_A_VARIANCE = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "steps"), [("ancestral", 10), ("predictor_corrector", 50), ("repaint", 50)]
 )
@@ -232,6 +234,7 @@ def test_samplers_with_the_models_variance_walk_as_with_the_exact_one(name, step
     assert np.abs(samples(unconverted(MIXTURE, times)) - exact).mean() > 0.1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("steps", [250, 50, 10])
 def test_repainting_nothing_leaves_the_width_of_the_data(steps):
     """Steps down and jumps up of the right width keep q(x_t) at every level, however often they are
@@ -242,6 +245,7 @@ def test_repainting_nothing_leaves_the_width_of_the_data(steps):
     assert samples_mean_and_std(denoiser, steps, rows=rows)[1] == pytest.approx(WIDTH, abs=0.001)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "spacing"),
     [*((name, "linspace") for name in SAMPLERS_WITH_A_VARIANCE), ("ancestral", "karras")],

@@ -12,6 +12,8 @@ from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.generation.generating import read_shards
 from ddpm_jax.monitoring.records import read
 
+pytestmark = pytest.mark.full
+
 # of a record, what does not depend on the clock
 NUMBERS = ("step", "loss", "grad_norm", "learning_rate")
 

@@ -15,6 +15,8 @@ from ddpm_jax.monitoring.tensorboard import TENSORBOARD, Events
 from ddpm_jax.monitoring.weights_and_biases import RUN_ID, WeightsAndBiases
 from ddpm_jax.tasks.photos import read_photo
 
+pytestmark = pytest.mark.full
+
 
 # Gcsfs's way, in a thread of its own
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")

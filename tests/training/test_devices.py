@@ -6,6 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.full
+
 PROGRAM = pathlib.Path(__file__).parent / "on_devices.py"
 SAVED_AT = 5
 

@@ -77,6 +77,7 @@ def _trained(objective, params, num_steps, *, learning_rate=1e-2):
     return state.params, state.objective_state, metrics
 
 
+@pytest.mark.full
 def test_a_linear_vae_becomes_the_principal_components():
     """Lucas et al. 2019: its only maxima are those of probabilistic PCA, whose likelihood the bound
     then is."""
@@ -93,6 +94,7 @@ def test_a_linear_vae_becomes_the_principal_components():
     assert np.exp(2 * params["log_scale"]) == pytest.approx(model.variance, rel=0.05)
 
 
+@pytest.mark.full
 def test_an_autoencoder_spans_the_principal_components():
     first_stage = FirstStage("ae", _encode, _decode, FAMILIES["gaussian"])
     objective = first_stage_objective(first_stage, FirstStageOptions(), flip=False)
@@ -115,6 +117,7 @@ def _vq(codebook, **options):
     return objective, _params(codebook=0.1 * jax.random.normal(jax.random.key(5), (8, LATENTS)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("codebook", ["averages", "gradient"])
 def test_a_vq_vae_uses_its_codes_and_reconstructs_by_them(codebook):
     objective, params = _vq(codebook)

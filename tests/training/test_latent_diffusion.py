@@ -80,6 +80,7 @@ def test_the_loss_is_that_of_diffusion_over_the_scaled_latents():
     np.testing.assert_allclose(loss, wanted, rtol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("flip", [False, True])
 def test_latents_that_were_kept_give_the_loss_of_those_encoded_on_the_fly(flip):
     x, space = to_model_range(IMAGES[:8]), space_of("vae")
@@ -170,6 +171,7 @@ def test_kept_latents_come_in_the_order_of_the_images_with_their_labels(tmp_path
     ours.close(), theirs.close()
 
 
+@pytest.mark.full
 def test_encoding_goes_on_where_it_stopped_and_a_damaged_file_is_named(tmp_path, small_files):
     directory = tmp_path / "latents"
     first = cached(directory).gather(np.arange(N))
@@ -200,6 +202,7 @@ def test_latents_of_something_else_are_refused(tmp_path, small_files, changes, s
         cached(tmp_path / "latents", **changes)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("count", [1, 8, 9, 20])
 def test_parts_give_what_the_whole_gives(count):
     x = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)

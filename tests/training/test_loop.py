@@ -321,6 +321,7 @@ class _Batches:
         return {"batches": self._count}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("rate", "poisoned"), [(1e-2, 8), (1e12, None)])
 def test_a_diverging_run_stops_and_its_last_good_checkpoint_is_finite(
     tmp_path, linear, rate, poisoned

@@ -131,6 +131,7 @@ def test_a_negative_number_of_skips_is_refused(linear):
         linear.start(optax.sgd(0.1), skip_nonfinite=-1)
 
 
+@pytest.mark.full
 def test_devices_agree_when_one_of_them_fails_and_it_is_told_why(run_python):
     results = json.loads(run_python(ON_DEVICES, devices=2).stdout)
     assert results["equal on both devices"]
@@ -216,6 +217,7 @@ def test_one_too_many_in_a_row_stops_the_run(tmp_path, linear, steps_per_call):
         _run(linear, tmp_path, {2, 3, 6, 7, 8}, skip=2, steps_per_call=steps_per_call)
 
 
+@pytest.mark.full
 def test_a_row_of_skips_goes_on_counting_over_a_resume(tmp_path, linear):
     _run(linear, tmp_path, {3, 4, 5}, skip=2, num_steps=4)
     with pytest.raises(FailureError, match="at step 5, 3 times in a row"):
@@ -320,6 +322,7 @@ def _huge(module):
     return change
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("module", ["a", "b", "c"])
 def test_the_module_whose_output_overflows_first_is_named(module, remat):
@@ -331,6 +334,7 @@ def test_the_module_whose_output_overflows_first_is_named(module, remat):
     assert "for 2 of 2 images" in why
 
 
+@pytest.mark.full
 def test_arithmetic_between_two_modules_is_told_by_the_one_it_goes_into():
     class Divides(_Network):
         between = staticmethod(lambda x: x / (x - x))
@@ -354,6 +358,7 @@ def test_an_image_or_a_parameter_that_is_not_finite_is_named():
     assert _why(_Network(), params=change) == "the parameter b/bias was not finite before that step"
 
 
+@pytest.mark.full
 def test_a_loss_that_fails_after_the_network_is_told_apart():
     # The output of c is about 1e30, its square is not a float32.
     def change(params):
@@ -365,6 +370,7 @@ def test_a_loss_that_fails_after_the_network_is_told_apart():
     )
 
 
+@pytest.mark.full
 def test_a_weight_over_t_that_fails_is_told_apart_from_the_error_that_it_weighs(monkeypatch):
     def uniform_but_for_the_last(schedule, t, parameterization):
         return jnp.where(t == 3, jnp.nan, 1.0)
@@ -392,6 +398,7 @@ def test_a_weight_over_t_that_fails_is_told_apart_from_the_error_that_it_weighs(
     assert why.endswith(" of 32 images, one of them at t = 3")
 
 
+@pytest.mark.full
 def test_a_gradient_that_fails_alone_is_followed_back_from_the_loss():
     # Sqrt(0) is 0, and its slope is infinite: b and what is before it get inf x 0
     class Root(_Network):

@@ -95,6 +95,7 @@ def test_each_player_has_the_gradient_of_its_own_loss_alone(step):
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves((expected, of_critic)))
 
 
+@pytest.mark.full
 def test_the_next_weight_is_that_of_the_whole_batch_however_it_is_split():
     """|∇ L_rec| / |∇ L_G| by the last layer, from gradients of the means over the batch."""
 
@@ -163,6 +164,7 @@ def test_a_perceptual_term_alone_needs_no_discriminator():
     assert objective.averaged(params) == params
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("clip_norm", [0.0, 0.05])
 def test_each_player_has_its_own_optimiser_and_its_own_norm(clip_norm):
     gradients = jax.tree.map(lambda leaf: np.float32(0.1) * leaf, toy.PARAMS)
@@ -203,6 +205,7 @@ def test_one_device_and_eight_train_alike_in_parts_and_under_fsdp(alone, tmp_pat
             )
 
 
+@pytest.mark.full
 def test_averages_leave_the_discriminator_out_and_a_resumed_run_ends_bit_for_bit_where_an_undisturbed_one_does(
     tmp_path,
 ):

@@ -189,6 +189,7 @@ def _compilations():
         jax.monitoring.unregister_event_duration_listener(note)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("steps_per_call", [1, 4])
 def test_nothing_compiles_after_the_first_call_the_first_grid_and_the_first_save(
     tmp_path, linear, steps_per_call
@@ -227,6 +228,7 @@ def test_nothing_compiles_after_the_first_call_the_first_grid_and_the_first_save
     assert counts[8] == counts[-1] == total
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("steps_per_call", [1, 3])
 def test_the_loop_copies_nothing_to_or_from_a_device_unasked(tmp_path, linear, steps_per_call):
     run = _Run(linear)
@@ -238,6 +240,7 @@ def test_the_loop_copies_nothing_to_or_from_a_device_unasked(tmp_path, linear, s
         run.train(tmp_path, num_steps=9, save_every=6, steps_per_call=steps_per_call, log_every=2)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("steps_per_call", "traced"), [(1, ["4", "5"]), (3, ["6"])])
 def test_a_trace_holds_the_steps_asked_for_and_lies_where_tensorboard_looks(
     tmp_path, linear, steps_per_call, traced
@@ -261,6 +264,7 @@ def test_a_trace_holds_the_steps_asked_for_and_lies_where_tensorboard_looks(
     assert [str(s["step_num"]) for s in stats] == traced
 
 
+@pytest.mark.full
 def test_an_interrupted_run_keeps_the_trace_it_has(tmp_path, linear):
     run = _Run(linear, poisoned=5)
     with pytest.raises(FailureError):
