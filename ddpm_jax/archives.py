@@ -50,7 +50,7 @@ class Header(NamedTuple):
 
 
 def read_npz(data: bytes, expected: Mapping[str, Header] | None = None) -> dict[str, np.ndarray]:
-    """Returns the arrays of an NPZ file by name; they cannot be written to.
+    """Return the arrays of an NPZ file by name; they cannot be written to.
 
     Args:
       data: the file's bytes.
@@ -75,7 +75,7 @@ def read_npz(data: bytes, expected: Mapping[str, Header] | None = None) -> dict[
 
 
 def map_npy(path: pathlib.Path, expected: Header) -> np.ndarray:
-    """Maps an NPY file of this machine into memory, read-only.
+    """Map an NPY file of this machine into memory, read-only.
 
     Raises:
       BadArchive: damaged, or not as expected.
@@ -92,7 +92,7 @@ def map_npy(path: pathlib.Path, expected: Header) -> np.ndarray:
 
 
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """Returns the tensors of a safetensors file by name; they cannot be written to.
+    """Return the tensors of a safetensors file by name; they cannot be written to.
 
     The file is the length n of a JSON object in 8 bytes, little-endian; the object, which gives
     each tensor's dtype, its shape and where it lies in the rest; and the rest, of which every byte

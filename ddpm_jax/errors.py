@@ -23,7 +23,7 @@ class FailureError(RuntimeError):
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    r"""Returns `text` with what a terminal obeys instead of showing it written out: \x1b, \u202e,
+    r"""Return `text` with what a terminal obeys instead of showing it written out: \x1b, \u202e,
     \n.
 
     Names and values in a stranger's file may hold such characters. With `lines` a newline stays
@@ -42,20 +42,20 @@ def sentence(error: Exception) -> str:
 
 
 def say(text: object, file: TextIO | None = None) -> None:
-    """Prints a text of one or more lines, which a terminal shows as it is, to `file`, by default
+    """Print a text of one or more lines, which a terminal shows as it is, to `file`, by default
     standard output."""
     print(visible(str(text), lines=True), file=file)
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Returns " Did you mean 'linear'?" for the valid name nearest to `name`, or "" when none is
+    """Return " Did you mean 'linear'?" for the valid name nearest to `name`, or "" when none is
     near."""
     near = difflib.get_close_matches(name, list(valid), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def choose(kind: str, name: str, table: Mapping[str, T], *, hint: str = "") -> T:
-    """Returns `table[name]`.
+    """Return `table[name]`.
 
     Args:
       kind: what the table holds, for the message: "beta schedule".

@@ -38,7 +38,7 @@ class NotAFile(OSError):
 
 
 def as_path(name: str | os.PathLike) -> pathlib.Path | Any:
-    """Returns a path that can be read and written: of this machine, or in a bucket of Google Cloud
+    """Return a path that can be read and written: of this machine, or in a bucket of Google Cloud
     Storage.
 
     Raises:
@@ -66,7 +66,7 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 
 def check_length(path: str) -> None:
-    """Refuses a path that no file system takes.
+    """Refuse a path that no file system takes.
 
     Raises:
       ValueError: it, or a name in it, is too long; the message lacks its subject.
@@ -120,7 +120,7 @@ def _bucket_paths() -> Any:
 
 
 def open_file(path: str | os.PathLike) -> BinaryIO:
-    """Opens a file to read its bytes. A pipe or a device, which may have no end, is not opened at
+    """Open a file to read its bytes. A pipe or a device, which may have no end, is not opened at
     all.
 
     Raises:
@@ -143,7 +143,7 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
 
 
 def check_is_file(status: os.stat_result) -> None:
-    """Refuses what `os.stat` or, for links to be refused too, `os.lstat` says of something else
+    """Refuse what `os.stat` or, for links to be refused too, `os.lstat` says of something else
     than a regular file.
 
     Raises:
@@ -179,7 +179,7 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Writes `data` to `path`, creating parent folders; a kill or a full disk leaves what was there
+    """Write `data` to `path`, creating parent folders; a kill or a full disk leaves what was there
     before.
 
     Raises:
@@ -204,7 +204,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
 
 
 def copy_folder(source: str | os.PathLike, target: Any) -> None:
-    """Copies all files of a folder of this machine below `target`."""
+    """Copy all files of a folder of this machine below `target`."""
     source = pathlib.Path(source)
     for path in sorted(source.rglob("*")):
         if path.is_file():
@@ -212,7 +212,7 @@ def copy_folder(source: str | os.PathLike, target: Any) -> None:
 
 
 def local_copy(folder: Any) -> pathlib.Path:
-    """Copies a folder of a bucket, with what is in it, to this machine's directory for temporary
+    """Copy a folder of a bucket, with what is in it, to this machine's directory for temporary
     files (TMPDIR).
 
     A copy that is there already, of the same objects, is taken. Processes that copy at once all
@@ -254,7 +254,7 @@ def local_copy(folder: Any) -> pathlib.Path:
 
 
 def move_folder(source: Any, target: Any) -> None:
-    """Renames a folder; in a bucket, copies its objects there and then removes them, so that a kill
+    """Rename a folder; in a bucket, copies its objects there and then removes them, so that a kill
     loses none."""
     if not is_remote(source):
         source.rename(target)
@@ -344,7 +344,7 @@ def _is_silence(error: Exception) -> bool:
 
 
 def check_place(path: Any, *, flag: str, writing: bool = False) -> None:
-    """Asks a bucket for what will be asked of it later, before anything expensive begins. Disks are
+    """Ask a bucket for what will be asked of it later, before anything expensive begins. Disks are
     not asked.
 
     Raises:

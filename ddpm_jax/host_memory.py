@@ -66,7 +66,7 @@ def _read(path: pathlib.Path) -> str:
 
 
 def check(needed: int, *, what: str, remedy: str) -> None:
-    """Refuses what needs more memory than there is, before it is begun.
+    """Refuse what needs more memory than there is, before it is begun.
 
     Args:
       needed: bytes.

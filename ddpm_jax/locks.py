@@ -47,7 +47,7 @@ class Lock:
     """What the owner of a directory holds."""
 
     def check(self) -> None:
-        """Returns if the directory is still this process's own; on a disk it always is.
+        """Return if the directory is still this process's own; on a disk it always is.
 
         Raises:
           FailureError: another process has taken it over.
@@ -56,7 +56,7 @@ class Lock:
 
 @contextlib.contextmanager
 def alone(directory: str | os.PathLike, doing: str, *, name: str = LOCK) -> Iterator[Lock]:
-    """Holds the lock on a directory while its body runs, and leaves nothing behind that the body
+    """Hold the lock on a directory while its body runs, and leaves nothing behind that the body
     has not made.
 
     Args:
@@ -119,7 +119,7 @@ class _Owner(NamedTuple):
 
 
 def _machine() -> str:
-    """Names what process numbers are unique in: this boot of the machine, and the container."""
+    """Name what process numbers are unique in: this boot of the machine, and the container."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -220,7 +220,7 @@ class _ObjectLock(Lock):
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def take(self) -> None:
-        """Makes the object, when no living process has it.
+        """Make the object, when no living process has it.
 
         Raises:
           FailureError: one has.
@@ -276,7 +276,7 @@ class _ObjectLock(Lock):
             return None, None
 
     def _await_silence(self, generation: str, other: _Owner | None) -> None:
-        """Returns when the object is gone or has not been written for `STALE_SECONDS`; its owner is
+        """Return when the object is gone or has not been written for `STALE_SECONDS`; its owner is
         reported meanwhile.
 
         Raises:
@@ -298,7 +298,7 @@ class _ObjectLock(Lock):
                 raise _held(self._directory, other)
 
     def _remove(self, generation: str) -> None:
-        """Removes the object if that is its version still."""
+        """Remove the object if that is its version still."""
         bucket, _, key = self._name.partition("/")
         # The latter is the answer to a condition that does not hold.
         with contextlib.suppress(FileNotFoundError, FileExistsError):

@@ -103,7 +103,7 @@ def in_words(size: float) -> str:
 
 
 def check(size: int, doing: str, remedies: str) -> None:
-    """Refuses what takes more bytes of a device than it has; on a CPU, than all devices have
+    """Refuse what takes more bytes of a device than it has; on a CPU, than all devices have
     together.
 
     Args:

@@ -72,7 +72,7 @@ Kind = Whole | Number | Text | Table | None
 
 
 def parse(data: bytes, kind: Kind = None, *, largest: int = LARGEST) -> Any:
-    """Returns what a text of JSON holds, as plain dicts, lists, strings and numbers.
+    """Return what a text of JSON holds, as plain dicts, lists, strings and numbers.
 
     Raises:
       Malformed: it is longer than `largest` bytes, no JSON, beyond the bounds above, or not of this
@@ -94,7 +94,7 @@ def parse(data: bytes, kind: Kind = None, *, largest: int = LARGEST) -> Any:
 
 
 def check(value: Any, kind: Kind, name: str = "") -> None:
-    """Refuses plain data that is not of a kind; `name` says where it stands, "" for the whole.
+    """Refuse plain data that is not of a kind; `name` says where it stands, "" for the whole.
 
     Raises:
       Malformed: see the class.
@@ -129,7 +129,7 @@ def check(value: Any, kind: Kind, name: str = "") -> None:
 
 
 def differing(found: Any, wanted: Any, name: str = "") -> dict[str, tuple[str, str]]:
-    """Returns name -> (there, here), as text, for everything in which two pieces of plain data
+    """Return name -> (there, here), as text, for everything in which two pieces of plain data
     differ.
 
     Fields of objects within each other have dotted names, {"guidance.scale": ("2.0", "3.0")}; what

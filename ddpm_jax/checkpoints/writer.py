@@ -35,7 +35,7 @@ from ddpm_jax.checkpoints.reader import (
     restore_state,
     steps_in,
 )
-from ddpm_jax.data.pipeline import position_at
+from ddpm_jax.data.pipeline import position_schema
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import (
@@ -169,7 +169,7 @@ class Checkpointer:
           step: updates done.
           state: a pytree of arrays.
           data_state: JSON-able position in the data, that of the next batch: see
-            `pipeline.position_at`.
+            `pipeline.position_schema`.
           config: JSON-able.
 
         Raises:
@@ -244,7 +244,9 @@ class Checkpointer:
         """
         path = self._directory / str(find_step(self._directory.parent, step))
         check_whole(path)
-        position = restore_json(path, DATA, position_at(int(path.name)))  # before: it costs nothing
+        position = restore_json(
+            path, DATA, position_schema(int(path.name))
+        )  # before: it costs nothing
         return restore_state(path, template), position
 
     def resume(self, template: Any, report: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:

@@ -43,7 +43,7 @@ from ddpm_jax.cli.command import (
     run,
     stop_of,
 )
-from ddpm_jax.data.about import shortened
+from ddpm_jax.data.dataset_info import abbreviated
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import UsageError, say, visible
 from ddpm_jax.experiments.datasets import check_places
@@ -167,7 +167,7 @@ def _draw(trained: TrainedModel, recipe: Recipe, out: os.PathLike, flags: Any) -
     say(f"  {out}/samples-*.npz")
     if classes := _classes(recipe):
         say(
-            f"  image i is of class {shortened(classes)} in turn"
+            f"  image i is of class {abbreviated(classes)} in turn"
             if len(classes) > 1
             else f"  all of class {classes[0]}"
         )

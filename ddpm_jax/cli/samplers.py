@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.cli.command import Parser, prepare_jax, run
-from ddpm_jax.data.about import holds_out
+from ddpm_jax.data.dataset_info import holds_out
 from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas

@@ -44,9 +44,9 @@ from ddpm_jax.cli.command import (
     run,
 )
 from ddpm_jax.data import listing, pipeline, sources
-from ddpm_jax.data.about import about, describe, holds_out
+from ddpm_jax.data.data_dir import check_not_run_output
+from ddpm_jax.data.dataset_info import dataset_info, describe, holds_out
 from ddpm_jax.data.listing import check_unchanged
-from ddpm_jax.data.places import check_not_of_run
 from ddpm_jax.diffusion.likelihood import prior_warning
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.interrupt import Interrupt, Wish
@@ -216,7 +216,7 @@ def _check_apart(config: ConfigDict, workdir: pathlib.Path, compilation_cache: s
     latents = {"config.first_stage.cache": config.first_stage.cache}
     check_places(config.data, workdir=workdir, compilation_cache=compilation_cache, **latents)
     if config.data.name == "folder" and config.data.data_dir:
-        check_not_of_run(config.data.data_dir, workdir)
+        check_not_run_output(config.data.data_dir, workdir)
 
 
 def _settings_in(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
@@ -384,7 +384,7 @@ def _train(
 def _keep_listing(workdir: pathlib.Path, source: sources.Source, *, begun: bool) -> None:
     """Writes which files the run is trained on, at its start, or when it first resumes after none
     was written."""
-    path, files = workdir / listing.FILE, about(source).files
+    path, files = workdir / listing.FILE, dataset_info(source).files
     if files is not None and not (begun and path.exists()):
         listing.write_listing(path, files)
 

@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ddpm_jax.data.places import check_no_pictures
+from ddpm_jax.data.data_dir import check_no_pictures
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import is_remote
 
@@ -59,7 +59,7 @@ _REFUSED = (OSError, RuntimeError)  # a full disk is the latter, in the words of
 
 
 def scans() -> tuple[np.ndarray, np.ndarray]:
-    """Returns scikit-learn's scans, 0..16 scaled to 0..255 and rounded, uint8 [1797, 8, 8, 1]; and
+    """Return scikit-learn's scans, 0..16 scaled to 0..255 and rounded, uint8 [1797, 8, 8, 1]; and
     labels [1797]."""
     # a second to import, and needed once in the life of a data_dir
     from sklearn.datasets import load_digits
@@ -69,7 +69,7 @@ def scans() -> tuple[np.ndarray, np.ndarray]:
 
 
 def prepare(data_dir: str) -> str:
-    """Writes the dataset below `data_dir` ("" for TFDS's default) unless it is there, and returns
+    """Write the dataset below `data_dir` ("" for TFDS's default) unless it is there, and returns
     its TFDS name.
 
     Processes that prepare at once all succeed: each writes a folder of its own, the first to finish

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from ddpm_jax.data import images
-from ddpm_jax.data.about import About
-from ddpm_jax.data.in_memory import ArraySource, decoded
-from ddpm_jax.data.inspection import IN_BUCKET, Policy, refusal, usable
-from ddpm_jax.data.layout import LAYOUTS, digest_of, label_of, lay_out
+from ddpm_jax.data.data_dir import check_no_datasets
+from ddpm_jax.data.dataset_info import DatasetInfo
+from ddpm_jax.data.in_memory import ArraySource, decode_source
+from ddpm_jax.data.inspection import IN_BUCKET, Policy, inspect_pictures, unusable_error
+from ddpm_jax.data.layout import LAYOUTS, digest, label_from_path, read_layout
 from ddpm_jax.data.listing import list_files
-from ddpm_jax.data.places import check_no_datasets
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, choose, visible
 from ddpm_jax.files import as_path, check_place, is_remote
@@ -36,7 +36,7 @@ class FolderSource:
     """
 
     def __init__(
-        self, folder, paths, labels, *, image_size, channels, policy, skipped, fingerprint, about
+        self, folder, paths, labels, *, image_size, channels, policy, skipped, fingerprint, info
     ):
         self._folder, self._paths = folder, paths
         self.labels = np.array(labels, np.int32)
@@ -45,9 +45,9 @@ class FolderSource:
         self._pool = concurrent.futures.ThreadPoolExecutor(IN_BUCKET) if is_remote(folder) else None
         self._unreadable = Unreadable(len(paths) + len(skipped), skipped)
         self.image_shape = (image_size, image_size, channels)
-        self.num_classes = len(about.class_names)
+        self.num_classes = len(info.class_names)
         self.fingerprint = fingerprint
-        self.about = about
+        self.info = info
 
     @property
     def skipped(self) -> list[str]:
@@ -61,17 +61,19 @@ class FolderSource:
         return len(self._paths)
 
     def in_memory(self) -> ArraySource:
-        """Decodes all pictures, also after one that cannot be read: a refusal tells of all such.
+        """Decode all pictures, also after one that cannot be read: an error names all of them.
 
         Raises:
           UsageError: pictures cannot be read, and the policy is to stop.
         """
         stop, before, self._skip = not self._skip, set(self.reasons), True
         self._unreadable.quiet = stop
-        found = decoded(self)
+        found = decode_source(self)
         damaged = {path: why for path, why in self.reasons.items() if path not in before}
         if stop and damaged:
-            raise refusal(damaged, {}, image_size=self.image_shape[0], report=self._policy.report)
+            raise unusable_error(
+                damaged, {}, image_size=self.image_shape[0], report=self._policy.report
+            )
         return found
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
@@ -84,7 +86,9 @@ class FolderSource:
             except images.UnreadableImage as error:
                 _check_still_there(self._folder)
                 if not self._skip:
-                    raise refusal({path: str(error)}, {}, image_size=self.image_shape[0]) from error
+                    raise unusable_error(
+                        {path: str(error)}, {}, image_size=self.image_shape[0]
+                    ) from error
                 self._unreadable.add(path, error)
         raise UsageError(
             f"None of the {len(self)} images can be read, the first being {self._paths[0]}: check "
@@ -92,7 +96,7 @@ class FolderSource:
         )
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Reads many pictures; those of a bucket at once, since each is a wait for the network."""
+        """Read many pictures; those of a bucket at once, since each is a wait for the network."""
         examples = list(
             (self._pool.map if self._pool else map)(self.__getitem__, map(int, indices))
         )
@@ -109,7 +113,7 @@ class FolderSource:
 
 
 def _check_still_there(folder: pathlib.Path) -> None:
-    """Tells a file that cannot be read from a folder that is gone: skipping all of its files would
+    """Tell a file that cannot be read from a folder that is gone: skipping all of its files would
     help nobody.
 
     Raises:
@@ -133,15 +137,15 @@ def open_folder(
     policy: Policy,
     layout: str = "auto",
 ) -> FolderSource:
-    """Opens the pictures below `data_dir` after looking at the header of every file.
+    """Open the pictures below `data_dir` after looking at the header of every file.
 
     Args:
-      split: as in `layout.lay_out`, as are `holdout` and `layout`.
+      split: as in `layout.read_layout`, as are `holdout` and `layout`.
       policy: how pictures that cannot be used are treated.
 
     Raises:
-      UsageError: no such folder, or no pictures in it; what `layout.lay_out` and
-        `inspection.usable` raise.
+      UsageError: no such folder, or no pictures in it; what `layout.read_layout` and
+        `inspection.inspect_pictures` raise.
       FailureError: a list of pictures that cannot be used cannot be written.
     """
     choose("layout of a folder", layout, LAYOUTS)
@@ -151,10 +155,10 @@ def open_folder(
     if not data_dir or not _is_folder(root):
         raise UsageError(f"Folder {data_dir!r} does not exist: set data_dir to a folder of images.")
     check_no_datasets(root)
-    found = lay_out(root, split=split, holdout=holdout, layout=layout)
+    found = read_layout(root, split=split, holdout=holdout, layout=layout)
     folder, names = found.folder, found.names
-    usables = usable(folder, names, image_size=image_size, policy=policy)
-    labels = [label_of(name, folder, found.classes) for name in usables.names]
+    usables = inspect_pictures(folder, names, image_size=image_size, policy=policy)
+    labels = [label_from_path(name, folder, found.classes) for name in usables.names]
     if split == "train":  # of the two splits that a run opens one says what is passed over
         _tell([*found.notes, *_without_images(found.classes, labels), *usables.notes])
     return FolderSource(
@@ -166,7 +170,7 @@ def open_folder(
         policy=policy,
         skipped=usables.skipped,
         fingerprint=f"folder {split} {image_size}x{image_size}x{channels} {_summary(usables.names, labels)}",
-        about=About(
+        info=DatasetInfo(
             tuple(found.classes), found.splits, found.contents, list_files(folder, usables.names)
         ),
     )
@@ -198,4 +202,4 @@ def _tell(sentences: Sequence[str]) -> None:
 def _summary(names: list[str], labels: list[int]) -> str:
     """The folder may move, so its own name is not in here; its files may not change, so theirs
     are."""
-    return digest_of([f"{label} {name}" for name, label in zip(names, labels, strict=True)])
+    return digest([f"{label} {name}" for name, label in zip(names, labels, strict=True)])

@@ -6,8 +6,8 @@ import numpy as np
 from ddpm_jax.errors import UsageError
 
 
-def carve(num_examples: int, *, split: str, holdout: float, where: str) -> np.ndarray:
-    """Returns the sorted rows of `split`, "train" or "test", when a share `holdout` of all is set
+def split_rows(num_examples: int, *, split: str, holdout: float, where: str) -> np.ndarray:
+    """Return the sorted rows of `split`, "train" or "test", when a share `holdout` of all is set
     aside as "test".
 
     They are drawn by `np.random.RandomState(0)`, whose stream NumPy has frozen (NEP 19), so that

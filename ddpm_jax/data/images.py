@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from ddpm_jax.errors import FailureError
 from ddpm_jax.files import NotAFile, as_path, is_remote, open_file, reporting
 
-_MIDDLE = 127  # of grey: what is brighter is white in a mask
+_MIDDLE_GREY = 127  # of grey: what is brighter is white in a mask
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 
 
@@ -36,7 +36,7 @@ class Header(NamedTuple):
 
 
 def decode(file: str | os.PathLike | bytes) -> Image.Image:
-    """Returns the picture in `file` (a path, or the encoded bytes), decoded in full and turned
+    """Return the picture in `file` (a path, or the encoded bytes), decoded in full and turned
     upright by its EXIF tag.
 
     Of an animation the first frame is taken.
@@ -58,7 +58,7 @@ def decode(file: str | os.PathLike | bytes) -> Image.Image:
 
 
 def header(path: str | os.PathLike) -> Header:
-    """Returns what the header alone says, without decoding.
+    """Return what the header alone says, without decoding.
 
     Raises:
       UnreadableImage: the file is missing or does not start as an image; truncation further on goes
@@ -83,7 +83,7 @@ def largest_value(path: str | os.PathLike) -> int:
     return int(np.asarray(decode(path)).max())
 
 
-def size_in_words(size: tuple[int, int]) -> str:
+def format_size(size: tuple[int, int]) -> str:
     """(width, height) as in 640x480."""
     return f"{size[0]}x{size[1]}"
 
@@ -118,7 +118,7 @@ def _reason(error: Exception) -> str:
 
 
 def from_array(array: np.ndarray) -> Image.Image:
-    """Returns uint8 or uint16 [H, W, C], C of 1, 3 or 4, as a picture (uint16 with one channel
+    """Return uint8 or uint16 [H, W, C], C of 1, 3 or 4, as a picture (uint16 with one channel
     only)."""
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
@@ -126,7 +126,7 @@ def from_array(array: np.ndarray) -> Image.Image:
 def to_array(
     image: Image.Image, *, image_size: int, channels: int, enlarge: bool = False
 ) -> np.ndarray:
-    """Returns the picture as uint8 [image_size, image_size, channels]: colour converted, resized,
+    """Return the picture as uint8 [image_size, image_size, channels]: colour converted, resized,
     centre-cropped.
 
     Args:
@@ -150,7 +150,7 @@ def to_array(
 
 
 def to_whole_array(image: Image.Image, *, multiple: int, channels: int) -> np.ndarray:
-    """Returns the picture at its own size, uint8 [H, W, channels], cropped at the centre to
+    """Return the picture at its own size, uint8 [H, W, channels], cropped at the centre to
     multiples of a number.
 
     Args:
@@ -174,7 +174,7 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
-    """Returns where a picture is white: bool [image_size, image_size, 1], shrunk and cropped as
+    """Return where a picture is white: bool [image_size, image_size, 1], shrunk and cropped as
     `to_array` does.
 
     White is brighter than middle grey, laid over black, so that of white strokes on a transparent
@@ -194,14 +194,14 @@ def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
         raise ValueError(f"{image.size} is smaller than {image_size}")
     nearest = Image.Resampling.NEAREST
     image = _shrink(_mask_in_grey(image), image_size, halve=nearest, fit=nearest)
-    return (np.asarray(_centre_crop(image, image_size, image_size)) > _MIDDLE)[..., None]
+    return (np.asarray(_centre_crop(image, image_size, image_size)) > _MIDDLE_GREY)[..., None]
 
 
 def is_erased(mask: Image.Image) -> bool:
     """Whether `to_mask` takes the transparent parts of a picture for what is meant, nothing white
     being visible."""
     over_black, over_white = (_to_mode(mask, "L", background=of) for of in ("black", "white"))
-    return np.asarray(over_black).max() <= _MIDDLE < np.asarray(over_white).max()
+    return np.asarray(over_black).max() <= _MIDDLE_GREY < np.asarray(over_white).max()
 
 
 def _mask_in_grey(image: Image.Image) -> Image.Image:
@@ -233,7 +233,7 @@ def _shrink(
     halve: Image.Resampling = Image.Resampling.BOX,
     fit: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """Brings the shorter side to `image_size`, keeping the aspect ratio to the nearest pixel."""
+    """Bring the shorter side to `image_size`, keeping the aspect ratio to the nearest pixel."""
     while min(image.size) >= 2 * image_size:
         width, height = image.size
         image = image.resize((width // 2, height // 2), halve)

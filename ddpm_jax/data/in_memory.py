@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_jax import host_memory
-from ddpm_jax.data.about import About, about
+from ddpm_jax.data.dataset_info import DatasetInfo, dataset_info
 from ddpm_jax.errors import UsageError
 
 AUTO_BUDGET = 4 * 2**30  # bytes that `cache="auto"` may take, ...
@@ -31,7 +31,7 @@ class ArraySource:
       num_classes: 0 when there are no labels.
       fingerprint: what the arrays are, see `sources.Source`.
       skipped: files left out as unreadable.
-      about: of the dataset, see `about.About`.
+      info: about the dataset, see `dataset_info.DatasetInfo`.
     """
 
     images: np.ndarray
@@ -39,7 +39,7 @@ class ArraySource:
     num_classes: int
     fingerprint: str
     skipped: list[str] = dataclasses.field(default_factory=list)
-    about: About = dataclasses.field(default_factory=About)
+    info: DatasetInfo = dataclasses.field(default_factory=DatasetInfo)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -56,7 +56,7 @@ class ArraySource:
 
 
 def gather(source, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns rows `indices` of `source` as one batch {"image": uint8 [B, H, W, C], "label": int32
+    """Return rows `indices` of `source` as one batch {"image": uint8 [B, H, W, C], "label": int32
     [B]}.
 
     Sources that read many rows at a time more cheaply than one by one have a `gather` of their own.
@@ -70,8 +70,8 @@ def gather(source, indices: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def wants_cache(source, mode: str) -> bool:
-    """Returns whether to decode `source` into memory: `mode` is "always", "never", or "auto" (when
+def should_cache(source, mode: str) -> bool:
+    """Return whether to decode `source` into memory: `mode` is "always", "never", or "auto" (when
     it fits the budget).
 
     Raises:
@@ -86,8 +86,8 @@ def wants_cache(source, mode: str) -> bool:
     return mode == "always" or (mode == "auto" and size <= min(AUTO_BUDGET, AUTO_SHARE * memory))
 
 
-def decoded(source, rows: np.ndarray | None = None) -> ArraySource:
-    """Returns `source`, or only its `rows` [n], decoded once by one thread a core, with a progress
+def decode_source(source, rows: np.ndarray | None = None) -> ArraySource:
+    """Return `source`, or only its `rows` [n], decoded once by one thread a core, with a progress
     bar on a terminal.
 
     All rows stay where they are, so that the sequence of examples does not depend on whether there
@@ -106,19 +106,19 @@ def decoded(source, rows: np.ndarray | None = None) -> ArraySource:
     for_each(decode_chunk, range(0, len(rows), _CHUNK), total=len(rows), what="decoding")
     skipped = sorted(getattr(source, "skipped", ()))
     return ArraySource(
-        images, labels, source.num_classes, source.fingerprint, skipped, about(source)
+        images, labels, source.num_classes, source.fingerprint, skipped, dataset_info(source)
     )
 
 
 def in_memory(source, rows: np.ndarray | None = None) -> ArraySource:
-    """Returns `source`, or only its `rows`, as arrays: itself where it is that already."""
+    """Return `source`, or only its `rows`, as arrays: itself where it is that already."""
     if isinstance(source, ArraySource) and (rows is None or len(rows) == len(source)):
         return source
-    return decoded(source, rows)
+    return decode_source(source, rows)
 
 
 def for_each(function, items, *, total: int, what: str, num_threads: int | None = None) -> None:
-    """Calls `function` on every item in a pool of threads, with a bar on a terminal; the first
+    """Call `function` on every item in a pool of threads, with a bar on a terminal; the first
     item's error is raised.
 
     Args:

@@ -26,7 +26,7 @@ class Policy(NamedTuple):
     report: Any = None
 
 
-class Usable(NamedTuple):
+class Inspection(NamedTuple):
     """What an inspection has found."""
 
     names: list[str]  # of the pictures that can be used, in the order given
@@ -34,8 +34,10 @@ class Usable(NamedTuple):
     notes: list[str]  # sentences about what is used, but may not be what it seems
 
 
-def usable(folder: Any, names: Sequence[str], *, image_size: int, policy: Policy) -> Usable:
-    """Looks at the headers of all pictures.
+def inspect_pictures(
+    folder: Any, names: Sequence[str], *, image_size: int, policy: Policy
+) -> Inspection:
+    """Look at the headers of all pictures.
 
     Args:
       folder: that the names start from.
@@ -60,7 +62,7 @@ def usable(folder: Any, names: Sequence[str], *, image_size: int, policy: Policy
         if path not in unreadable
     }
     small = {
-        path: images.size_in_words(size) for path, size in sizes.items() if min(size) < image_size
+        path: images.format_size(size) for path, size in sizes.items() if min(size) < image_size
     }
     if policy.small == "enlarge":
         small = {}
@@ -69,7 +71,7 @@ def usable(folder: Any, names: Sequence[str], *, image_size: int, policy: Policy
         small if policy.small == "stop" else {},
     )
     if any(of_stop):
-        raise refusal(*of_stop, image_size=image_size, report=policy.report)
+        raise unusable_error(*of_stop, image_size=image_size, report=policy.report)
     skipped = {path: why for path, why in (unreadable | small).items()}
     if len(skipped) == len(paths):
         raise UsageError(
@@ -78,10 +80,10 @@ def usable(folder: Any, names: Sequence[str], *, image_size: int, policy: Policy
         )
     used = [i for i, path in enumerate(paths) if path not in skipped]
     deep = [paths[i] for i in used if headers[i].mode.startswith("I")]
-    return Usable([names[i] for i in used], skipped, depth_notes(deep))
+    return Inspection([names[i] for i in used], skipped, depth_notes(deep))
 
 
-def refusal(
+def unusable_error(
     unreadable: Mapping[str, str], small: Mapping[str, str], *, image_size: int, report: Any = None
 ) -> UsageError:
     """The error about pictures that cannot be used: the first by name, the others by their number
@@ -119,7 +121,7 @@ def refusal(
 
 
 def write_list(report: Any, bad: Mapping[str, str]) -> None:
-    """Writes a line for each picture: its path, a tab, and why it cannot be used.
+    """Write a line for each picture: its path, a tab, and why it cannot be used.
 
     Raises:
       FailureError: the file cannot be written.

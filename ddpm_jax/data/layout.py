@@ -10,7 +10,7 @@ A single folder of such a name among others is a class ("train", the vehicle); s
 are refused, and `layout` says which. So are splits one level lower, in a folder around them or in
 those of the classes.
 
-Every file counts as a picture, except hidden ones and those whose extension is in `COMPANIONS`: a
+Every file counts as a picture, except hidden ones and those whose extension is in `NON_PICTURES`: a
 file that is silently passed over because of an unusual name would be worse than one sentence too
 many. Links to folders are followed.
 """
@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ddpm_jax.data.holdout import carve
+from ddpm_jax.data.holdout import split_rows
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.files import BUCKET, is_remote
 
@@ -33,16 +33,16 @@ SPLITS = {  # split -> what a folder of it may be called, in upper or lower case
 }
 LAYOUTS = dict.fromkeys(("auto", "classes", "splits"))
 # what may go with it: "test_set", "seg_train"
-_BESIDE = {"data", "image", "images", "img", "imgs", "seg", "set"}
+_SPLIT_WORDS = {"data", "image", "images", "img", "imgs", "seg", "set"}
 
 # fmt: off
-COMPANIONS = {  # what commonly lies beside pictures without being one
+NON_PICTURES = {  # what commonly lies beside pictures without being one
     ".cfg", ".csv", ".db", ".gz", ".h5", ".html", ".ini", ".json", ".jsonl", ".lmdb", ".log", ".mat", ".md", ".npy",
     ".npz", ".parquet", ".pdf", ".pkl", ".pt", ".pth", ".py", ".sh", ".tar", ".tsv", ".txt", ".url", ".xml", ".yaml",
     ".yml", ".zip",
 }
 # fmt: on
-_OF_THE_SYSTEM = ("/proc", "/sys")  # what the kernel answers, and no files on a disk
+_SYSTEM_FOLDERS = ("/proc", "/sys")  # what the kernel answers, and no files on a disk
 
 
 class Layout(NamedTuple):
@@ -56,13 +56,13 @@ class Layout(NamedTuple):
     contents: str  # number and digest of all pictures by their names, the same for every split
 
 
-def lay_out(root: Any, *, split: str, holdout: float, layout: str) -> Layout:
-    """Finds the pictures of a split below `root`.
+def read_layout(root: Any, *, split: str, holdout: float, layout: str) -> Layout:
+    """Find the pictures of a split below `root`.
 
     Args:
       root: a folder of this machine or in a bucket.
       split: "train", "valid" or "test", or another of the names in `SPLITS`. For want of a folder
-        for "test" it is "valid", and for want of both the share of "train" that `holdout.carve`
+        for "test" it is "valid", and for want of both the share of "train" that `holdout.split_rows`
         sets aside.
       holdout: the share.
       layout: whether the folders at the first level are "classes", "splits", or to be told by their
@@ -74,7 +74,7 @@ def lay_out(root: Any, *, split: str, holdout: float, layout: str) -> Layout:
     """
     role = _role(split)
     role = role if role is not None else choose("split of a folder", split, dict.fromkeys(SPLITS))
-    files, folders = _found(root)
+    files, folders = _list_tree(root)
     of_split = _split_folders(root, files, layout)
     if layout == "auto" and not of_split:
         _check_not_lower(root, files)
@@ -88,7 +88,7 @@ def lay_out(root: Any, *, split: str, holdout: float, layout: str) -> Layout:
     if held_out and wanted in inside:
         names = inside[wanted]
     elif held_out is None and role != "valid":
-        parts = _carved(inside["train"], holdout, f"Folder {root}", role)
+        parts = _split_names(inside["train"], holdout, f"Folder {root}", role)
         splits = {one: len(part) for one, part in parts.items()}
         wanted, names = "train", parts[role]
     else:
@@ -100,23 +100,28 @@ def lay_out(root: Any, *, split: str, holdout: float, layout: str) -> Layout:
         )
     trained_on = inside.get("train", names)
     of_classes = of_split.get("train", of_split.get(wanted))
-    notes = [*_outside(root, files, of_split), *_empty(root, folders, of_classes, trained_on)]
-    notes += _unlabelled(root, of_classes, trained_on)
+    notes = [
+        *_outside_notes(root, files, of_split),
+        *_empty_notes(root, folders, of_classes, trained_on),
+    ]
+    notes += _unlabelled_notes(root, of_classes, trained_on)
     folder = root / of_split[wanted] if of_split else root
-    return Layout(folder, names, _classes(trained_on), splits, notes, f"folder {digest_of(files)}")
+    return Layout(folder, names, _classes(trained_on), splits, notes, f"folder {digest(files)}")
 
 
 def _role(name: str) -> str | None:
     """The split that a folder of this name is of, if it is one's name, also with a number:
     "train2017"."""
-    words = [word for word in re.split(r"[\W\d_]+", name.lower()) if word and word not in _BESIDE]
+    words = [
+        word for word in re.split(r"[\W\d_]+", name.lower()) if word and word not in _SPLIT_WORDS
+    ]
     return next(
         (role for role, names in SPLITS.items() if len(words) == 1 and words[0] in names), None
     )
 
 
 def _split_folders(root: Any, files: Sequence[str], layout: str) -> dict[str, str]:
-    """Returns split -> the name of its folder; {} if the folders at the first level are no splits.
+    """Return split -> the name of its folder; {} if the folders at the first level are no splits.
 
     Raises:
       UsageError: they may be either, two are of one split, or "splits" is asked for and none is
@@ -135,8 +140,8 @@ def _split_folders(root: Any, files: Sequence[str], layout: str) -> dict[str, st
         return {}
     if layout == "auto" and others:
         raise UsageError(
-            f"Folder {root} holds {_listed(named)}, which are names of splits, next to "
-            f"{_listed(others)}: set data.layout=classes if all of these are classes, or "
+            f"Folder {root} holds {_enumerate(named)}, which are names of splits, next to "
+            f"{_enumerate(others)}: set data.layout=classes if all of these are classes, or "
             "data.layout=splits to use those of the splits alone."
         )
     found: dict[str, str] = {}
@@ -153,7 +158,7 @@ def _split_folders(root: Any, files: Sequence[str], layout: str) -> dict[str, st
 
 
 def _check_not_lower(root: Any, files: Sequence[str]) -> None:
-    """Refuses splits within a folder around them, or within those of the classes: tests would be
+    """Refuse splits within a folder around them, or within those of the classes: tests would be
     trained on.
 
     Raises:
@@ -172,31 +177,33 @@ def _check_not_lower(root: Any, files: Sequence[str]) -> None:
         if len(first) > 1:
             remedy = f"move the images so that the splits are outermost ({splits[0]}/{around})"
         raise UsageError(
-            f"Folder {root / around} holds {_listed(splits)}, which are names of splits: {remedy}, "
+            f"Folder {root / around} holds {_enumerate(splits)}, which are names of splits: {remedy}, "
             "or set data.layout=classes to train on all of them."
         )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _enumerate(names: Sequence[str]) -> str:
     shown = [*names[:3], *([f"{len(names) - 3} more"] if len(names) > 3 else [])]
     return " and ".join(filter(None, [", ".join(shown[:-1]), shown[-1]]))
 
 
-def _carved(names: list[str], holdout: float, where: str, role: str) -> dict[str, list[str]]:
+def _split_names(names: list[str], holdout: float, where: str, role: str) -> dict[str, list[str]]:
     """The images of "train", and of "test" where a share is set aside or it is asked for."""
     wanted = ("train", "test") if holdout or role == "test" else ("train",)
-    rows = {split: carve(len(names), split=split, holdout=holdout, where=where) for split in wanted}
+    rows = {
+        split: split_rows(len(names), split=split, holdout=holdout, where=where) for split in wanted
+    }
     return {split: [names[row] for row in rows[split]] for split in wanted}
 
 
 def _classes(names: Sequence[str]) -> list[str]:
-    """Returns the folders at the first level; [] if it is only one, or some pictures lie loose
+    """Return the folders at the first level; [] if it is only one, or some pictures lie loose
     beside them."""
     classes = sorted({name.split("/")[0] for name in names})
     return classes if len(classes) > 1 and all("/" in name for name in names) else []
 
 
-def _outside(root: Any, files: Sequence[str], of_split: dict[str, str]) -> list[str]:
+def _outside_notes(root: Any, files: Sequence[str], of_split: dict[str, str]) -> list[str]:
     """What to say of pictures that lie in none of the folders of the splits."""
     unused = [name for name in files if of_split and name.split("/")[0] not in of_split.values()]
     if not unused:
@@ -207,7 +214,7 @@ def _outside(root: Any, files: Sequence[str], of_split: dict[str, str]) -> list[
     ]
 
 
-def _empty(
+def _empty_notes(
     root: Any, folders: Sequence[str], inside: str | None, names: Sequence[str]
 ) -> list[str]:
     """What to say of folders at the level of the classes that hold no picture."""
@@ -224,7 +231,7 @@ def _empty(
     ]
 
 
-def _unlabelled(root: Any, inside: str | None, names: Sequence[str]) -> list[str]:
+def _unlabelled_notes(root: Any, inside: str | None, names: Sequence[str]) -> list[str]:
     """Why images that lie in folders have no labels, where that is so."""
     place = root if inside is None else root / inside
     folders, loose = (
@@ -234,7 +241,7 @@ def _unlabelled(root: Any, inside: str | None, names: Sequence[str]) -> list[str
     if folders and loose:
         return [
             f"{len(loose)} images lie in {place} itself, {loose[0]} first, next to its folders "
-            f"{_listed(folders)}, so there are no labels: move them into folders to have classes"
+            f"{_enumerate(folders)}, so there are no labels: move them into folders to have classes"
         ]
     if len(folders) != 1:
         return []
@@ -247,16 +254,16 @@ def _unlabelled(root: Any, inside: str | None, names: Sequence[str]) -> list[str
         if inside is None
         else f"move them from {folders[0]} into {place}"
     )
-    return [f"{sentence}: to have the classes {_listed(below)}, {remedy}"]
+    return [f"{sentence}: to have the classes {_enumerate(below)}, {remedy}"]
 
 
-def digest_of(lines: Sequence[str]) -> str:
+def digest(lines: Sequence[str]) -> str:
     """The number of some lines, each about a file, and a short digest of them."""
     listing = "\n".join(lines)
     return f"n={len(lines)} files={zlib.crc32(listing.encode(errors='surrogateescape')):08x}"
 
 
-def label_of(name: str, folder: Any, classes: Sequence[str]) -> int:
+def label_from_path(name: str, folder: Any, classes: Sequence[str]) -> int:
     """The label of a picture, 0 where there are no classes.
 
     Raises:
@@ -274,16 +281,16 @@ def label_of(name: str, folder: Any, classes: Sequence[str]) -> int:
 
 
 def pictures_in(folder: Any) -> list[str]:
-    """Returns all pictures below `folder` as sorted relative paths with "/": the same order on
+    """Return all pictures below `folder` as sorted relative paths with "/": the same order on
     every machine.
 
     Raises:
       UsageError: there is none, or a folder cannot be listed.
     """
-    return _found(folder)[0]
+    return _list_tree(folder)[0]
 
 
-def _found(root: Any) -> tuple[list[str], list[str]]:
+def _list_tree(root: Any) -> tuple[list[str], list[str]]:
     """(pictures, folders) below `root`, sorted; of a bucket, which has no folders, the pictures
     alone."""
     files, folders = (_walk_bucket(root), []) if is_remote(root) else _walk(pathlib.Path(root))
@@ -296,7 +303,7 @@ def _found(root: Any) -> tuple[list[str], list[str]]:
 
 
 def _walk(root: pathlib.Path) -> tuple[list[str], list[str]]:
-    """Lists a tree; a link that leads back up is passed over, one to a folder that is in the tree
+    """List a tree; a link that leads back up is passed over, one to a folder that is in the tree
     anyway is refused."""
     files, folders = [], []
     top = os.path.realpath(root)
@@ -374,9 +381,9 @@ def _is_within(place: str, folder: str) -> bool:
 
 
 def _check_ordinary(place: str | os.PathLike, real: str) -> None:
-    """Refuses what is no folder of somebody's files: its listing need not end, and reading may wait
+    """Refuse what is no folder of somebody's files: its listing need not end, and reading may wait
     for ever."""
-    if real in ("/", "/dev") or any(_is_within(real, folder) for folder in _OF_THE_SYSTEM):
+    if real in ("/", "/dev") or any(_is_within(real, folder) for folder in _SYSTEM_FOLDERS):
         of = "" if os.fspath(place) == real else f" leads to {real}, which"
         raise UsageError(
             f"{place}{of} belongs to the operating system: set data_dir to a folder of images."
@@ -394,4 +401,4 @@ def _walk_bucket(folder: Any) -> list[str]:
 
 def is_picture(name: str) -> bool:
     """Whether a file of this name counts as a picture."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() not in COMPANIONS
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() not in NON_PICTURES

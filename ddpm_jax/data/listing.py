@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.about import about
+from ddpm_jax.data.dataset_info import dataset_info
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import is_remote, read_file, reporting, write_atomically
 
@@ -33,7 +33,7 @@ class Listing(NamedTuple):
 
 
 def list_files(folder: Any, names: Sequence[str]) -> Listing:
-    """Looks up the sizes and times of files; they are unknown of what lies in a bucket or is gone
+    """Look up the sizes and times of files; they are unknown of what lies in a bucket or is gone
     by now."""
     found = np.full((2, len(names)), _UNKNOWN, np.int64)
     if not is_remote(folder):
@@ -47,7 +47,7 @@ def list_files(folder: Any, names: Sequence[str]) -> Listing:
 
 
 def write_listing(path: Any, listing: Listing) -> None:
-    """Writes a listing, whole or not at all.
+    """Write a listing, whole or not at all.
 
     Raises:
       FailureError: it cannot be written.
@@ -63,7 +63,7 @@ def write_listing(path: Any, listing: Listing) -> None:
 
 
 def read_listing(path: Any) -> Listing | None:
-    """Reads what `write_listing` wrote; None where there is no such file.
+    """Read what `write_listing` wrote; None where there is no such file.
 
     Raises:
       FailureError: it is damaged or cannot be read.
@@ -97,7 +97,7 @@ def read_listing(path: Any) -> Listing | None:
 
 
 def check_unchanged(path: Any, source: Any, fingerprint: str, warn: Callable[[str], None]) -> None:
-    """Compares the files of a source with those that a run began with, before the run goes on.
+    """Compare the files of a source with those that a run began with, before the run goes on.
 
     Args:
       path: of the listing; a run from before there were listings has none.
@@ -109,11 +109,11 @@ def check_unchanged(path: Any, source: Any, fingerprint: str, warn: Callable[[st
       UsageError: files have been added, are gone, or have another size.
       FailureError: the listing is damaged or cannot be read.
     """
-    now, then = about(source).files, read_listing(path)
+    now, then = dataset_info(source).files, read_listing(path)
     if now is None:
         return
     if then is None:
-        if fingerprint != source.fingerprint and len(about(source).splits) > 1:
+        if fingerprint != source.fingerprint and len(dataset_info(source).splits) > 1:
             raise UsageError(
                 "The folder of images is read in splits now, and is not the data that the run "
                 f"began with ({fingerprint!r} then, {source.fingerprint!r} now): if its folders "

@@ -24,7 +24,7 @@ _MAX_THREADS = 16
 _ENDLESS = 2**62  # batches: more than any run takes
 
 
-def position_at(step: int | None = None) -> Table:
+def position_schema(step: int | None = None) -> Table:
     """The kind of what `TrainIterator.get_state` returns, after `step` batches: every update takes
     one."""
     batches = Whole() if step is None else Whole(step, step)
@@ -50,18 +50,18 @@ class TrainIterator:
         return batch
 
     def get_state(self) -> dict:
-        """Returns the position, JSON-able: batches handed out so far (not those prefetched), and
+        """Return the position, JSON-able: batches handed out so far (not those prefetched), and
         what they are of."""
         return {"batches": self._batches, **self._identity}
 
     def set_state(self, state: dict) -> None:
-        """Continues after `state["batches"]` batches, at no cost whatever the number.
+        """Continue after `state["batches"]` batches, at no cost whatever the number.
 
         Raises:
           UsageError: the state is none, or of another seed, batch size or source.
         """
         try:
-            check(state, position_at())
+            check(state, position_schema())
         except Malformed as error:
             raise UsageError(f"This is no position in the data: {error}.") from error
         for field, ours in self._identity.items():
@@ -75,7 +75,7 @@ class TrainIterator:
         self._batches = state["batches"]
 
     def close(self) -> None:
-        """Stops the threads; no batch can be had afterwards."""
+        """Stop the threads; no batch can be had afterwards."""
         self._iterator.close()
 
 
@@ -196,7 +196,7 @@ def _iterate(dataset: grain.IterDataset) -> Iterator[tuple[Batch, np.ndarray]]:
 
 
 def _padded(source: Source, size: int, total: int, start: int) -> tuple[Batch, np.ndarray]:
-    """Returns rows start..start+size-1, those from `total` on being zeros, and the mask of those
+    """Return rows start..start+size-1, those from `total` on being zeros, and the mask of those
     that are not."""
     rows = np.arange(start, start + size)
     mask = rows < total

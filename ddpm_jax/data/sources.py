@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from ddpm_jax.data import folder, images
-from ddpm_jax.data.in_memory import decoded, wants_cache
+from ddpm_jax.data.in_memory import decode_source, should_cache
 from ddpm_jax.data.inspection import Policy, write_list
 from ddpm_jax.errors import UsageError, choose, visible
 
 CACHE_MODES = dict.fromkeys(("auto", "always", "never"))
 UNREADABLE_MODES = dict.fromkeys(("stop", "skip"))
-_TOLD = 3  # images passed over that are named
+_MAX_NAMED = 3  # images passed over that are named
 SMALL_MODES = dict.fromkeys(("stop", "skip", "enlarge"))
 
 
@@ -34,7 +34,7 @@ class Source(Protocol):
 
     A source may also have `gather(indices) -> batch`, if it reads many rows at a time more cheaply;
     `skipped`, the paths or names of what it has passed over as unreadable so far; `about`, see
-    `about.About`; and `labels`, int32 [N].
+    `dataset_info.DatasetInfo`; and `labels`, int32 [N].
     """
 
     image_shape: tuple[int, int, int]
@@ -44,7 +44,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        """Returns {"image": uint8 [H, W, C], "label": int32 [], 0 without labels}."""
+        """Return {"image": uint8 [H, W, C], "label": int32 [], 0 without labels}."""
         ...
 
 
@@ -62,7 +62,7 @@ def load(
     layout: str = "auto",
     report: Any = None,
 ) -> Source:
-    """Opens a split of a dataset, decoded into memory if it fits.
+    """Open a split of a dataset, decoded into memory if it fits.
 
     Pictures are resized on their shorter side and cropped at the centre (`images.to_array`).
 
@@ -112,8 +112,10 @@ def load(
     else:
         source = _open_tfds(name, data_dir=data_dir, **options)
     opened = source
-    if wants_cache(source, cache):
-        source = source.in_memory() if isinstance(source, folder.FolderSource) else decoded(source)
+    if should_cache(source, cache):
+        source = (
+            source.in_memory() if isinstance(source, folder.FolderSource) else decode_source(source)
+        )
     _report(opened.reasons, report)
     return source
 
@@ -144,10 +146,10 @@ def _check(*, image_size: int, channels: int, holdout: float, cache: str, unread
 
 
 def _report(reasons: Mapping[str, str], report: Any) -> None:
-    """Tells of what is passed over, and lists it where there is more than can be told."""
+    """Tell of what is passed over, and lists it where there is more than can be told."""
     if not reasons:
         return
-    shown = list(reasons)[:_TOLD]
+    shown = list(reasons)[:_MAX_NAMED]
     more = len(reasons) > len(shown)
     if more and report is not None:
         write_list(report, reasons)

@@ -17,10 +17,10 @@ from tensorflow_datasets.core.utils import file_utils
 
 from ddpm_jax import schema
 from ddpm_jax.data import images
-from ddpm_jax.data.about import About
-from ddpm_jax.data.holdout import carve
+from ddpm_jax.data.data_dir import check_no_pictures
+from ddpm_jax.data.dataset_info import DatasetInfo
+from ddpm_jax.data.holdout import split_rows
 from ddpm_jax.data.inspection import Policy
-from ddpm_jax.data.places import check_no_pictures
 from ddpm_jax.data.unreadable import Unreadable
 from ddpm_jax.errors import FailureError, UsageError, suggest
 from ddpm_jax.files import (
@@ -33,7 +33,7 @@ from ddpm_jax.files import (
     reporting,
 )
 
-_OWN = "tensorflow_datasets.core.features."
+_TFDS_PREFIX = "tensorflow_datasets.core.features."
 # under which a feature has the name of its class
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
 HELD_OUT = ("test", "validation")  # what "test" means, the first that the dataset has
@@ -62,7 +62,7 @@ class TfdsSource:
         policy,
         name,
         fingerprint,
-        about,
+        info,
     ):
         self._records, self._rows = records, rows
         self._image_key, self._label_key = keys
@@ -71,7 +71,7 @@ class TfdsSource:
         self.image_shape = (image_size, image_size, channels)
         self.num_classes = num_classes
         self.fingerprint = fingerprint
-        self.about = about
+        self.info = info
 
     @property
     def skipped(self) -> list[str]:
@@ -89,7 +89,7 @@ class TfdsSource:
         return {"image": batch["image"][0], "label": batch["label"][0]}
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Reads many records at once, ~5 times cheaper than one by one."""
+        """Read many records at once, ~5 times cheaper than one by one."""
         examples = [
             self._example(int(i), record)
             for i, record in zip(indices, self._read(indices), strict=True)
@@ -111,7 +111,7 @@ class TfdsSource:
             ) from error
 
     def _example(self, i: int, record) -> tuple[np.ndarray, int]:
-        """Decodes example `i`, or the next one that can be decoded."""
+        """Decode example `i`, or the next one that can be decoded."""
         for j in itertools.chain(range(i, len(self)), range(i)):
             name = f"image {self._rows[j]} of dataset {self._name!r}"
             if name in self._unreadable:
@@ -147,7 +147,7 @@ class TfdsSource:
         if min(image.size) < image_size and small != "enlarge":
             if small == "stop":
                 raise UsageError(_too_small(f"I{name[1:]}", image.size, image_size))
-            raise _TooSmall(f"it is {images.size_in_words(image.size)} pixels")
+            raise _TooSmall(f"it is {images.format_size(image.size)} pixels")
         return images.to_array(
             image, image_size=image_size, channels=channels, enlarge=small == "enlarge"
         )
@@ -167,7 +167,7 @@ def open_dataset(
     holdout: float,
     policy: Policy,
 ) -> TfdsSource:
-    """Opens `name` ("cifar10", "cifar10:3.0.2", "lsun/church") below `data_dir`, "" for TFDS's
+    """Open `name` ("cifar10", "cifar10:3.0.2", "lsun/church") below `data_dir`, "" for TFDS's
     default folder.
 
     Args:
@@ -211,7 +211,7 @@ def open_dataset(
         ) from error
     carved = split in ("train", "test") and expression == "train" and not _held_out(builder)
     rows = (
-        carve(len(records), split=split, holdout=holdout, where=f"Dataset {name!r}")
+        split_rows(len(records), split=split, holdout=holdout, where=f"Dataset {name!r}")
         if carved
         else np.arange(len(records))
     )
@@ -229,7 +229,7 @@ def open_dataset(
         policy=policy,
         name=name,
         fingerprint=fingerprint,
-        about=About(
+        info=DatasetInfo(
             class_names, _splits(builder, len(rows), split, holdout=holdout), _contents(builder)
         ),
     )
@@ -290,7 +290,7 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _check_files(folder: Any) -> None:
-    """Looks at what is prepared in `folder`, of any config and version, before TFDS reads it.
+    """Look at what is prepared in `folder`, of any config and version, before TFDS reads it.
 
     Raises:
       UsageError: features.json names a class of anybody but TFDS, which would import its module; or
@@ -309,7 +309,7 @@ def _check_files(folder: Any) -> None:
         except schema.Malformed as error:
             raise UsageError(f"{path} is damaged ({error}): prepare the dataset again.") from error
         classes = _classes_in(found) if path.name == "features.json" else ()
-        foreign = next((name for name in classes if not name.startswith(_OWN)), None)
+        foreign = next((name for name in classes if not name.startswith(_TFDS_PREFIX)), None)
         if foreign is not None:
             raise UsageError(
                 f"{path} names the class {schema.shown(foreign)}, and importing it would run code "
@@ -353,7 +353,7 @@ def _check_random_access(builder: tfds.core.DatasetBuilder, name: str, data_dir:
 
 
 def _keys(features, name: str) -> tuple[str, str | None, int]:
-    """Returns the key of the image, the key of the label or None, and the number of classes or
+    """Return the key of the image, the key of the label or None, and the number of classes or
     0."""
     found = [key for key, feature in features.items() if _is_image(feature)]
     if "image" not in found and len(found) != 1:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def to_model_range(image: jax.Array) -> jax.Array:
-    """Scales pixels to what the network sees: x / 127.5 - 1.
+    """Scale pixels to what the network sees: x / 127.5 - 1.
 
     No dequantisation noise, as in Ho et al. (2020), §3.3 and original code.
 
@@ -36,7 +36,7 @@ def to_uint8(x: jax.Array) -> jax.Array:
 
 
 def random_flip(image: jax.Array, keys: jax.Array) -> jax.Array:
-    """Mirrors each image left to right with probability 1/2, the only augmentation of DDPM.
+    """Mirror each image left to right with probability 1/2, the only augmentation of DDPM.
 
     Args:
       image: [B, H, W, C], any dtype.
@@ -53,7 +53,7 @@ def random_flip(image: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def downsample(x: jax.Array, factor: int) -> jax.Array:
-    """Shrinks images to what a file of the smaller size would hold: the mean of each factor x
+    """Shrink images to what a file of the smaller size would hold: the mean of each factor x
     factor block, 8 bits.
 
     Rounding to the 256 levels makes a low-resolution picture read from a file the same thing as one
@@ -72,7 +72,7 @@ def downsample(x: jax.Array, factor: int) -> jax.Array:
 
 
 def upsample(x: jax.Array, factor: int) -> jax.Array:
-    """Enlarges images bilinearly, pixels being squares whose values are those of their centres;
+    """Enlarge images bilinearly, pixels being squares whose values are those of their centres;
     edges are repeated.
 
     Args:

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from ddpm_jax.errors import visible
 
-IN_FULL = 10  # of those found while reading, so many are told one by one, then every tenth power
+REPORTED_SINGLY = (
+    10  # of those found while reading, so many are told one by one, then every tenth power
+)
 
 
 class Unreadable:
@@ -19,7 +21,7 @@ class Unreadable:
     """
 
     def __init__(self, total: int, reasons: Mapping[str, str] | None = None):
-        """Starts with `reasons`, found while the source of `total` images was opened, and told by
+        """Start with `reasons`, found while the source of `total` images was opened, and told by
         whoever opened it."""
         self.reasons = dict(reasons or {})
         self.quiet = False
@@ -34,13 +36,13 @@ class Unreadable:
         return name in self.reasons
 
     def add(self, name: str, reason: Exception) -> None:
-        """Notes that `name` cannot be read, and tells so unless it was known."""
+        """Note that `name` cannot be read, and tells so unless it was known."""
         with self._lock:
             if name in self.reasons:
                 return
             self.reasons[name] = str(reason)
             count = len(self.reasons)
-        if not self.quiet and (count <= IN_FULL or str(count).strip("0") == "1"):
+        if not self.quiet and (count <= REPORTED_SINGLY or str(count).strip("0") == "1"):
             logging.getLogger(__name__).warning(
                 "Skipped %s (%s): %d of %d images are unreadable so far.",
                 visible(name),

@@ -8,8 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ddpm_jax.data import sources
-from ddpm_jax.data.about import about, shortened
-from ddpm_jax.data.places import check_outside
+from ddpm_jax.data.data_dir import check_outside
+from ddpm_jax.data.dataset_info import abbreviated, dataset_info
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.loading import TrainedModel
@@ -69,7 +69,7 @@ def load_evaluated(
     config = trained.model.config
     source = load_split(config.data, split, data_dir=data_dir)
     check_classes(source, config, split=split, class_names=trained.class_names)
-    ours, theirs = about(source).contents, trained.contents
+    ours, theirs = dataset_info(source).contents, trained.contents
     if not ours or not theirs or ours == theirs:
         return source, {}
     if hosts.is_primary():
@@ -101,10 +101,10 @@ def check_classes(
             f"{wanted}: train with condition.num_classes={remedy}, or choose data with {wanted} "
             "classes."
         )
-    names = about(source).class_names
+    names = dataset_info(source).class_names
     if wanted and class_names and names != tuple(class_names):
         raise UsageError(
-            f"Split {split!r} of dataset {config.data.name!r} has the classes {shortened(names)}, "
-            f"but the model was trained with {shortened(class_names)}: choose data with the same "
+            f"Split {split!r} of dataset {config.data.name!r} has the classes {abbreviated(names)}, "
+            f"but the model was trained with {abbreviated(class_names)}: choose data with the same "
             "classes."
         )

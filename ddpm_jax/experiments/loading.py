@@ -34,7 +34,9 @@ class TrainedModel:
     average: str  # "ema" or "raw"; "frozen": a first stage out of another model's checkpoint
     sha256: str = ""  # `results.weights_digest` of the weights
     class_names: tuple[str, ...] = ()  # of the data it was trained on; () where they are not known
-    contents: str = ""  # `about.About.contents` of that data; "" where they are not known
+    contents: str = (
+        ""  # `dataset_info.DatasetInfo.contents` of that data; "" where they are not known
+    )
     directory: pathlib.Path | None = None  # of the run
 
     @property

@@ -6,7 +6,7 @@ They are in `config.json` and in every checkpoint: the fields of the config, and
 import pathlib
 from typing import Any
 
-from ddpm_jax.data.about import about
+from ddpm_jax.data.dataset_info import dataset_info
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.experiments import config as configs
@@ -30,8 +30,8 @@ SETTINGS = Table(
 def run_settings(model: Model, source: Source | None = None) -> dict[str, Any]:
     """Return what a run of `model` on `source` saves: its config, its first stage, its dataset."""
     settings = configs.to_dict(model.config)
-    if source is not None and about(source).contents:
-        known = about(source)
+    if source is not None and dataset_info(source).contents:
+        known = dataset_info(source)
         settings[DATASET] = {"class_names": list(known.class_names), "contents": known.contents}
     first_stage = frozen_first_stage(model)
     if first_stage is None:

@@ -35,7 +35,7 @@ LOG_SCALE = "log_scale"
 def autoencoder_params_from_diffusers(
     state_dict: Mapping[str, np.ndarray], model: Autoencoder
 ) -> dict[str, Any]:
-    """Reads a diffusers `AutoencoderKL` or `VQModel` state dict into the parameters of a first
+    """Read a diffusers `AutoencoderKL` or `VQModel` state dict into the parameters of a first
     stage.
 
     Args:
@@ -69,13 +69,13 @@ def autoencoder_params_from_diffusers(
 
 
 def autoencoder_params_to_diffusers(params: Params, model: Autoencoder) -> dict[str, np.ndarray]:
-    """Returns the parameters of a first stage as a diffusers state dict (new names), float32."""
+    """Return the parameters of a first stage as a diffusers state dict (new names), float32."""
     theirs = {name: value for name, value in params.items() if name != LOG_SCALE}
     return rename_to(theirs, lambda path: _name(path, len(model.ch_mult)), to_torch)
 
 
 def _shapes(model: Autoencoder) -> dict[Path, tuple[int, ...]]:
-    """Returns the shape of every parameter, without computing any."""
+    """Return the shape of every parameter, without computing any."""
     image = jax.ShapeDtypeStruct((1, model.factor, model.factor, model.image_channels), jnp.float32)
     variables = jax.eval_shape(model.init, base_key(0), image)
     return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}

@@ -53,7 +53,7 @@ POINTWISE = {"shortcut", "quant", "post_quant"}  # our linear maps that are 1x1 
 
 
 def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet) -> dict[str, Any]:
-    """Reads a diffusers `UNet2DModel` state dict into the parameters of a network.
+    """Read a diffusers `UNet2DModel` state dict into the parameters of a network.
 
     Args:
       state_dict: name -> array; convolutions [out, in, height, width], linear maps [out, in].
@@ -79,13 +79,13 @@ def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet)
 
 
 def unet_params_to_diffusers(params: Params, unet: UNet) -> dict[str, np.ndarray]:
-    """Returns the parameters of a network as a diffusers `UNet2DModel` state dict (new names),
+    """Return the parameters of a network as a diffusers `UNet2DModel` state dict (new names),
     float32."""
     return rename_to(params, lambda path: tensor_name(path, len(unet.ch_mult)), to_torch)
 
 
 def tensor_name(path: Path, num_levels: int) -> str:
-    """Returns their name of the parameter at a path of a network of so many levels."""
+    """Return their name of the parameter at a path of a network of so many levels."""
     *modules, leaf = path
     names = [
         _block_name(modules[0], num_levels),
@@ -105,7 +105,7 @@ def _block_name(block: str, num_levels: int) -> str:
 
 
 def new_name(name: str) -> str:
-    """Returns the name that diffusers gives today to a tensor of an old file; others stay as they
+    """Return the name that diffusers gives today to a tensor of an old file; others stay as they
     are."""
     return re.sub(
         r"\.(query|key|value|proj_attn)\.", lambda old: f".{OLD_MODULES[old.group(1)]}.", name
@@ -113,7 +113,7 @@ def new_name(name: str) -> str:
 
 
 def from_torch(path: Path, value: np.ndarray) -> np.ndarray:
-    """Turns the layout of one of their tensors into that of our parameter at `path`."""
+    """Turn the layout of one of their tensors into that of our parameter at `path`."""
     if path[-1] != "kernel":
         return value
     if value.ndim == 4 and value.shape[2:] == (1, 1):  # a 1x1 convolution is a linear map here
@@ -122,7 +122,7 @@ def from_torch(path: Path, value: np.ndarray) -> np.ndarray:
 
 
 def to_torch(path: Path, value: np.ndarray) -> np.ndarray:
-    """Turns the layout of our parameter at `path` into that of their tensor."""
+    """Turn the layout of our parameter at `path` into that of their tensor."""
     if path[-1] != "kernel":
         return value
     value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T

@@ -45,7 +45,7 @@ EMBEDDERS = re.compile(r"transformer_blocks\.(\d+)\.norm1\.emb\.(.*)")
 
 
 def dit_params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict[str, Any]:
-    """Reads a diffusers `DiTTransformer2DModel` state dict into the parameters of a network.
+    """Read a diffusers `DiTTransformer2DModel` state dict into the parameters of a network.
 
     Args:
       state_dict: name -> array; convolutions [out, in, height, width], linear maps [out, in].
@@ -74,7 +74,7 @@ def dit_params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) ->
 
 
 def dit_params_to_diffusers(params: Params, dit: DiT) -> dict[str, np.ndarray]:
-    """Returns the parameters of a network as a diffusers `DiTTransformer2DModel` state dict,
+    """Return the parameters of a network as a diffusers `DiTTransformer2DModel` state dict,
     float32.
 
     Raises:
@@ -98,7 +98,7 @@ def _check_classes(dit: DiT) -> None:
 
 
 def _of_one_block(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the tensors without the repetitions of the first block's layers for time and label.
+    """Return the tensors without the repetitions of the first block's layers for time and label.
 
     Raises:
       UsageError: a repetition is not one.
@@ -119,7 +119,7 @@ def _of_one_block(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def _name(path: Path) -> str:
-    """Returns their name of the parameter at a path."""
+    """Return their name of the parameter at a path."""
     *modules, leaf = path
     end = "bias" if leaf == "bias" else "weight"
     if len(modules) == 1:
@@ -129,7 +129,7 @@ def _name(path: Path) -> str:
 
 
 def _from_torch(path: Path, value: np.ndarray) -> np.ndarray:
-    """Turns the layout of one of their tensors into ours; their convolution of patches is a linear
+    """Turn the layout of one of their tensors into ours; their convolution of patches is a linear
     map here."""
     if value.ndim == 4:
         return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])

@@ -27,7 +27,7 @@ _HOW = 'docs/first_stages.md, "Sharp reconstructions", says how to make it'
 
 
 def read_lpips(path: str | os.PathLike, model: Lpips) -> dict[str, Any]:
-    """Reads the parameters of the distance.
+    """Read the parameters of the distance.
 
     Args:
       path: an NPZ or a safetensors file, here or in a bucket.
@@ -44,7 +44,7 @@ def read_lpips(path: str | os.PathLike, model: Lpips) -> dict[str, Any]:
 
 
 def lpips_params(tensors: Mapping[str, np.ndarray], model: Lpips, *, source: str) -> dict[str, Any]:
-    """Builds the parameters from tensors by name; `source` is where these are from, for the
+    """Build the parameters from tensors by name; `source` is where these are from, for the
     message.
 
     Raises:
@@ -78,7 +78,7 @@ def lpips_params(tensors: Mapping[str, np.ndarray], model: Lpips, *, source: str
 
 
 def lpips_shapes(model: Lpips) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Returns the shape of every parameter, without computing any."""
+    """Return the shape of every parameter, without computing any."""
     image = jax.ShapeDtypeStruct((1, model.smallest_side, model.smallest_side, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, base_key(0), image, image)["params"]
     return {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}

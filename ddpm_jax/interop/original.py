@@ -21,7 +21,7 @@ SOURCE = "original TensorFlow checkpoint"
 def unet_params_from_original(
     variables: Mapping[str, np.ndarray], unet: UNet, scope: str = "model"
 ) -> dict[str, Any]:
-    """Reads the variables of an original checkpoint into the parameters of a network.
+    """Read the variables of an original checkpoint into the parameters of a network.
 
     Args:
       variables: name -> array, "model/down_0/block_0/conv1/W" and so on, without the optimiser's.
@@ -47,7 +47,7 @@ def unet_params_from_original(
 
 
 def unet_params_to_original(params: Params, scope: str = "model") -> dict[str, np.ndarray]:
-    """Returns the parameters of a network under the original's variable names, float32.
+    """Return the parameters of a network under the original's variable names, float32.
 
     Raises:
       UsageError: the network has classes.

@@ -32,7 +32,7 @@ def unet_shapes(unet: UNet, in_channels: int) -> dict[Path, tuple[int, ...]]:
 def network_shapes(
     network: UNet | DiT, in_channels: int, *, side: int
 ) -> dict[Path, tuple[int, ...]]:
-    """Returns the shape of every parameter of a network, in its own order, without computing any.
+    """Return the shape of every parameter of a network, in its own order, without computing any.
 
     Of the input's channels, the last `low_res_channels` are the low-resolution image's; `side` is a
     height and width that it can be given.
@@ -56,7 +56,7 @@ def rename_from(
     network: str = "U-Net",
     fields: str = "ch, ch_mult, num_res_blocks, attn_resolutions, ...",
 ) -> dict[str, Any]:
-    """Builds our parameters from another project's tensors.
+    """Build our parameters from another project's tensors.
 
     Args:
       tensors: theirs, by name.
@@ -100,7 +100,7 @@ def rename_from(
 def rename_to(
     params: Params, name_of: Callable[[Path], str], layout: Callable[[Path, np.ndarray], np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Returns our parameters under another project's names; `layout` turns ours into theirs.
+    """Return our parameters under another project's names; `layout` turns ours into theirs.
     Float32 arrays."""
     flat = flatten_dict(params)
     return {

@@ -12,7 +12,7 @@ from ddpm_jax.files import read_file
 
 
 def read_tensors(path: str | os.PathLike, *, what: str, how: str) -> dict[str, np.ndarray]:
-    """Reads all tensors of a file, here or in a bucket, by name.
+    """Read all tensors of a file, here or in a bucket, by name.
 
     Args:
       path: an NPZ or a safetensors file.
@@ -40,7 +40,7 @@ def read_tensors(path: str | os.PathLike, *, what: str, how: str) -> dict[str, n
 
 
 def weight(name: str, value: np.ndarray, source: str) -> np.ndarray:
-    """Returns a tensor of a network's weights as float32, of the same shape.
+    """Return a tensor of a network's weights as float32, of the same shape.
 
     Args:
       name: of the tensor, for the message.

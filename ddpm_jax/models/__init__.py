@@ -1,2 +1,1 @@
-"""Flax networks. They know nothing of diffusion, data or training: arrays and a time in, arrays
-out."""
+"""Flax networks: arrays and a time in, arrays out; nothing of diffusion, data or training."""

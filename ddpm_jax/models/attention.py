@@ -1,5 +1,4 @@
-"""Self-attention, over the pixels of a feature map or over tokens, by the program that suits the
-device."""
+"""Self-attention over pixels or tokens, with the implementation chosen by the device."""
 
 import functools
 
@@ -10,7 +9,7 @@ from jax.typing import DTypeLike
 
 from ddpm_jax.models.layers import EPSILON, GroupNorm, default_init, dense, zero_init
 
-# tokens that a block of the flash kernels works on at once: with fewer, most of it would idle
+# tokens in a tile of the flash kernels: with fewer, most of a tile would idle
 FLASH_TILE = 128
 
 
@@ -22,7 +21,7 @@ def self_attention(
     qkv_init: nn.initializers.Initializer = default_init,
     out_init: nn.initializers.Initializer = zero_init,
 ) -> jax.Array:
-    """Every token attends to every token of its example: proj_out(softmax(q k^T / sqrt(D)) v).
+    """Let every token attend to every token: proj_out(softmax(q k^T / sqrt(D)) v).
 
     q, k and v are linear maps of h; the maps are layers q, k, v and proj_out of the calling module.
     In names, B is the batch, L the tokens, C the channels, N the heads and D = C / N the channels
@@ -45,11 +44,10 @@ def self_attention(
 def attention_by_products(
     q_BxLxNxD: jax.Array, k_BxLxNxD: jax.Array, v_BxLxNxD: jax.Array
 ) -> jax.Array:
-    """Returns softmax(q k^T / sqrt(D)) v by products of matrices, the heads brought before the
-    tokens first.
+    """Return softmax(q k^T / sqrt(D)) v by two matrix products, one per head.
 
-    On a CPU that takes 0.6 of the time of `jax.nn.dot_product_attention`, of six heads of 64
-    channels and 256 tokens.
+    The heads are moved before the tokens first: on a CPU that takes 0.6 of the time of
+    `jax.nn.dot_product_attention` (six heads of 64 channels, 256 tokens).
     """
     q_BxNxLxD, k_BxNxLxD, v_BxNxLxD = (
         array.swapaxes(1, 2) for array in (q_BxLxNxD, k_BxLxNxD, v_BxLxNxD)
@@ -57,6 +55,7 @@ def attention_by_products(
     logits_BxNxLxL = jnp.matmul(
         q_BxNxLxD, k_BxNxLxD.swapaxes(2, 3), preferred_element_type=jnp.float32
     )
+    # scaled after the product, in float32, whatever the type of q
     weights_BxNxLxL = jax.nn.softmax(logits_BxNxLxL * q_BxLxNxD.shape[-1] ** -0.5)
     return (weights_BxNxLxL.astype(v_BxLxNxD.dtype) @ v_BxNxLxD).swapaxes(1, 2)
 
@@ -68,7 +67,7 @@ IMPLEMENTATIONS = {
 
 
 class AttentionBlock(nn.Module):
-    """Every pixel attends to every pixel of its image: x + self_attention(norm(x))."""
+    """Self-attention over the pixels of an image: x + self_attention(norm(x))."""
 
     num_heads: int = 1
     norm_eps: float = EPSILON
@@ -76,7 +75,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """Returns the input with what it attended to added, same shape."""
+        """Map [B, H, W, C] to the same shape."""
         B, H, W, C = x_BxHxWxC.shape
         h_BxLxC = GroupNorm(self.norm_eps, self.dtype, name="norm")(x_BxHxWxC).reshape(B, H * W, C)
         return x_BxHxWxC + self_attention(h_BxLxC, self.num_heads, self.dtype).reshape(B, H, W, C)
@@ -85,11 +84,11 @@ class AttentionBlock(nn.Module):
 def choose_implementation(
     device: jax.Device, dtype: DTypeLike, *, tokens: int, head_size: int
 ) -> str:
-    """Returns which of IMPLEMENTATIONS computes attention on a device.
+    """Return the key of IMPLEMENTATIONS that computes attention on a device.
 
     cuDNN's flash attention never stores the [L, L] weights. It takes half precision only, and heads
-    of a multiple of 8 channels, at most 128 of them on Ampere (compute capability 8) and 256 from
-    Hopper (9) on. All else has products.
+    whose channels are a multiple of 8, at most 128 on Ampere (compute capability 8) and 256 from
+    Hopper (9) on. Everything else uses products.
     """
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:
         return "products"

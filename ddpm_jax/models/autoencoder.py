@@ -1,10 +1,9 @@
-"""First stages: an encoder from images to latents and a decoder back, made of the U-Net's blocks
-without a time.
+"""First stages: an encoder from images to latents and a decoder back.
 
-The networks of latent diffusion (Rombach et al. 2022, appendix G.1). Autoencoder, VAE and VQ-VAE
-are told apart by what the encoder's output is read as: a latent, the moments of its distribution, a
-vector that a code replaces. That reading is in `variational`; the blocks and the ways down and up
-are in `trunk.py`.
+The networks of latent diffusion (Rombach et al. 2022, appendix G.1), made of the U-Net's blocks
+without a time. Autoencoder, VAE and VQ-VAE differ in how the encoder's output is read: as a latent,
+as the moments of its distribution, or as a vector to be replaced by a code. That reading is in
+`variational`; the blocks and the paths down and up are in `trunk.py`.
 """
 
 import dataclasses
@@ -21,15 +20,16 @@ from ddpm_jax.models.trunk import Pyramid, check_pyramid
 
 
 class Encoder(Pyramid, kw_only=True):
-    """The way down and the middle of a pyramid, and a normalised convolution of the lowest
-    resolution."""
+    """The downward path and the middle of a pyramid, then a normalised convolution."""
 
     out_channels: int
 
     @nn.compact
     def __call__(self, x: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        """Maps [B, H, W, C] to [B, H / f, W / f, out_channels] float32, where f = 2**(len(ch_mult)
-        - 1)."""
+        """Map [B, H, W, C] to [B, H / f, W / f, out_channels] float32.
+
+        The factor f is 2**(len(ch_mult) - 1).
+        """
         *_, h = self.down(x, None, dropout_keys)
         h = self.middle(h, None, dropout_keys)
         h = nn.swish(GroupNorm(self.norm_eps, name="norm_out")(h))
@@ -37,15 +37,16 @@ class Encoder(Pyramid, kw_only=True):
 
 
 class Decoder(Pyramid, kw_only=True):
-    """The middle and the way up of a pyramid, and a normalised convolution of the highest
-    resolution."""
+    """The middle and the upward path of a pyramid, then a normalised convolution."""
 
     out_channels: int
 
     @nn.compact
     def __call__(self, z: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        """Maps [B, H / f, W / f, C] to [B, H, W, out_channels] float32, where f = 2**(len(ch_mult)
-        - 1)."""
+        """Map [B, H / f, W / f, C] to [B, H, W, out_channels] float32.
+
+        The factor f is 2**(len(ch_mult) - 1).
+        """
         _, features, _ = self.levels[-1]
         h = Conv3x3(features, dtype=self.dtype, name="conv_in")(z)
         h = self.middle(h, None, dropout_keys)
@@ -55,12 +56,11 @@ class Decoder(Pyramid, kw_only=True):
 
 
 class Autoencoder(Pyramid):
-    """An encoder and a decoder, with a linear map of the channels (a 1x1 convolution) on either
-    side of the latents.
+    """An encoder and a decoder with a 1x1 convolution on either side of the latents.
 
-    The defaults are Stable Diffusion's: 256x256 images to 32x32 latents of 4 channels, attention of
-    one head in the middle only. Unlike the U-Net's, the last convolutions do not start at zero:
-    latents that are all alike would all be given the same code.
+    The defaults are Stable Diffusion's: 256x256 images to 32x32 latents of 4 channels, attention
+    with one head in the middle only. Unlike the U-Net's, the last convolutions do not start at
+    zero: identical latents would all be assigned the same code.
 
     `check_autoencoder` refuses what this class cannot build.
     """
@@ -71,12 +71,12 @@ class Autoencoder(Pyramid):
     dropout: float = 0.0
     image_channels: int = 3
     latent_channels: int = 4
-    # encode to the mean and the log variance of a latent, not to the latent itself
+    # whether the encoder returns the mean and log variance of a latent, not the latent itself
     moments: bool = True
     num_codes: int = 0  # K, rows of the parameter `codebook` [K, latent_channels]; 0: none
-    # of the decoder; twice image_channels where it says a scale beside each pixel
+    # of the decoder; twice image_channels where it also predicts a scale for each pixel
     out_channels: int = 3
-    # where the parameter `log_scale`, one for all pixels, starts; None: none
+    # initial value of the parameter `log_scale`, shared by all pixels; None: no such parameter
     shared_log_scale: float | None = None
 
     def setup(self) -> None:
@@ -98,11 +98,11 @@ class Autoencoder(Pyramid):
 
     @property
     def factor(self) -> int:
-        """f: how many pixels of the image, along each axis, there are to a pixel of the latents."""
+        """f: pixels of the image per pixel of the latents, along each axis."""
         return 2 ** (len(self.ch_mult) - 1)
 
     def encode(self, x: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        """Applies the encoder.
+        """Apply the encoder.
 
         Args:
           x: [B, H, W, image_channels] float32; H and W divisible by `factor`.
@@ -116,7 +116,7 @@ class Autoencoder(Pyramid):
         return self.quant(self.encoder(x, dropout_keys))
 
     def decode(self, z: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
-        """Applies the decoder.
+        """Apply the decoder.
 
         Args:
           z: [B, h, w, latent_channels] float32.
@@ -128,19 +128,20 @@ class Autoencoder(Pyramid):
         return self.decoder(self.post_quant(z), dropout_keys)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Decodes what `encode` returns of images, of moments the means; codes are not looked up.
-        For `init`."""
+        """Encode and decode images, without a codebook: only to initialise the parameters.
+
+        Of moments, the means are decoded.
+        """
         return self.decode(self.encode(x)[..., : self.latent_channels])
 
 
 def _codebook_init(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Draws K codes from U(-1/K, 1/K)."""
+    """Draw K codes from U(-1/K, 1/K)."""
     return jax.random.uniform(key, shape, jnp.float32, -1 / shape[0], 1 / shape[0])
 
 
 def check_autoencoder(model: Autoencoder, height: int, width: int) -> None:
-    """Checks that a first stage can be built and run on images of one size, before anything
-    compiles.
+    """Check, before anything compiles, that a first stage can run on images of one size.
 
     Args:
       model: the network, not yet initialised: its fields are all that is read.
@@ -168,7 +169,7 @@ def check_autoencoder(model: Autoencoder, height: int, width: int) -> None:
     if model.out_channels not in (channels, 2 * channels):
         raise UsageError(
             f"out_channels is {model.out_channels}: give the {channels} of the image, or "
-            f"{2 * channels} where the decoder says a scale beside each."
+            f"{2 * channels} where the decoder also predicts a scale for each."
         )
     if model.shared_log_scale is not None:
         if not math.isfinite(model.shared_log_scale):
@@ -179,7 +180,7 @@ def check_autoencoder(model: Autoencoder, height: int, width: int) -> None:
         if model.out_channels != channels:
             raise UsageError(
                 "shared_log_scale is one scale for all pixels, but a decoder of "
-                f"{model.out_channels} channels says one of each: set it to None, or out_channels "
-                f"to {channels}."
+                f"{model.out_channels} channels predicts one for each: set it to None, or "
+                f"out_channels to {channels}."
             )
     check_pyramid(model, height, width)

@@ -1,4 +1,4 @@
-"""Checks of the fields that networks of every form have, before anything compiles."""
+"""Checks of the fields that all networks share, before anything compiles."""
 
 from typing import Any
 
@@ -9,8 +9,7 @@ from ddpm_jax.models.rematerialization import REMAT
 
 
 def check_count(name: str, value: object, *, or_none: bool = False) -> None:
-    """Refuses a field that is no whole number of at least 1, or of at least 0 where that means
-    none.
+    """Refuse a field that is not a whole number of at least 1, or at least 0 if `or_none`.
 
     Raises:
       UsageError: with its name and value.
@@ -23,7 +22,7 @@ def check_count(name: str, value: object, *, or_none: bool = False) -> None:
 
 
 def check_computation(network: Any) -> None:
-    """Refuses values of the fields dropout, norm_eps, dtype and remat that mean nothing.
+    """Refuse invalid values of the fields dropout, norm_eps, dtype and remat.
 
     Raises:
       UsageError: with the name and the value.

@@ -1,7 +1,6 @@
-"""A classifier of noisy images: the half of the U-Net that goes down, and logits from the mean over
-its pixels.
+"""A classifier of noisy images: the downward half of the U-Net, mean pooling and logits.
 
-That half is in `trunk.py`; what it is trained on is in `training.classifier`, and what it guides in
+That half is in `trunk.py`, its training in `training.classifier`, the guidance by its gradient in
 `samplers`.
 """
 
@@ -15,10 +14,11 @@ from ddpm_jax.models.trunk import Trunk, check_trunk
 
 
 class Classifier(Trunk, kw_only=True):
-    """p(y|x_t, t): the classifier of Dhariwal and Nichol (2021), section 4, which pools by
-    attention; this by the mean.
+    """p(y|x_t, t), the classifier of Dhariwal and Nichol (2021), section 4, with mean pooling.
 
-    A new network finds all classes equally likely.
+    Theirs pools by attention.
+
+    A new network gives all classes the same probability.
     """
 
     num_classes: int
@@ -27,11 +27,11 @@ class Classifier(Trunk, kw_only=True):
     def __call__(
         self, x: jax.Array, t: jax.Array, *, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
-        """Maps noisy images to logits.
+        """Map noisy images to logits.
 
         Args:
           x: [B, H, W, C] float32; H and W divisible by 2**(len(ch_mult) - 1).
-          t: [B], int32 or float32, the time the network is told.
+          t: [B], int32 or float32, the time given to the network.
           dropout_keys: [B] typed keys, one per example; None for no dropout.
 
         Returns:
@@ -45,8 +45,7 @@ class Classifier(Trunk, kw_only=True):
 
 
 def check_classifier(classifier: Classifier, height: int, width: int) -> None:
-    """Checks that a classifier can be built and run on images of one size, before anything
-    compiles.
+    """Check, before anything compiles, that a classifier can run on images of one size.
 
     Raises:
       UsageError: fewer than two classes, or as `trunk.check_trunk`.

@@ -1,10 +1,11 @@
-"""What a network may be told beside the noisy image and the time. Other layers carry it as a pytree
-and never look in.
+"""Conditions of a network besides the noisy image and the time.
 
-The null class: a network of K classes knows K + 1, the last of which, number K, says nothing.
-Training replaces some of the labels by it (`training.conditioning`), so that one network holds the
-conditional and the unconditional model (Ho and Salimans 2022, Classifier-Free Diffusion Guidance,
-section 3.2).
+Other layers pass a `Condition` on as a pytree without looking inside.
+
+The null class: a network of K classes has K + 1 embeddings, the last of which, number K, carries no
+information. Training replaces some of the labels by it (`training.conditioning`), so that one
+network is both the conditional and the unconditional model (Ho and Salimans 2022, Classifier-Free
+Diffusion Guidance, section 3.2).
 """
 
 from typing import Any, NamedTuple
@@ -17,20 +18,18 @@ from ddpm_jax.errors import UsageError
 
 
 class Condition(NamedTuple):
-    """One condition for each example; a field is None where the network is not told such a
-    thing."""
+    """One condition per example; a field is None where the network takes no such condition."""
 
     label: jax.Array | None = None  # int32 [B], 0..K-1, or K for the null class
-    # float32 [B, H, W, C]: the low-resolution image, brought to the size of the image
+    # float32 [B, H, W, C]: the low-resolution image, resized to the size of the image
     low_res: jax.Array | None = None
 
 
 def null_condition(network: Any, x: jax.Array) -> Condition | None:
-    """Returns the condition, for images x [B, H, W, C], that says nothing: the null class and a
-    black image.
+    """Return an uninformative condition for images x [B, H, W, C]: the null class, a black image.
 
-    Of the shapes that the network's num_classes and low_res_channels ask for, so it can be
-    initialised with it; None for a network without conditions.
+    Its shapes follow from the network's num_classes and low_res_channels, so the network can be
+    initialised with it; None for an unconditional network.
     """
     if not network.num_classes and not network.low_res_channels:
         return None
@@ -45,20 +44,19 @@ def null_condition(network: Any, x: jax.Array) -> Condition | None:
 
 
 def without_label(condition: Condition, num_classes: int) -> Condition:
-    """Returns the same condition with the null class for every label: what guidance compares
-    with."""
+    """Return the condition with every label replaced by the null class, for guidance."""
     return condition._replace(label=jnp.full_like(condition.label, num_classes))
 
 
 def check_labels(labels: np.ndarray, num_classes: int) -> None:
-    """Refuses labels that are no class; the null class is none.
+    """Refuse labels outside 0..K-1; the null class is refused too.
 
     Args:
       labels: int [n], on the host.
       num_classes: K.
 
     Raises:
-      UsageError: the first label outside 0..K-1 is named.
+      UsageError: naming the first label outside 0..K-1.
     """
     outside = np.flatnonzero((np.asarray(labels) < 0) | (np.asarray(labels) >= num_classes))
     if outside.size:
@@ -71,17 +69,18 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
 def check_condition(
     condition: Condition | None, *, x: jax.Array, num_classes: int, low_res_channels: int
 ) -> None:
-    """Refuses a condition that is not what the network was built for. Shapes and types only: values
-    may be traced.
+    """Refuse a condition that does not fit the network.
+
+    Only shapes and types are looked at: values may be traced.
 
     Args:
-      condition: what the network is given.
-      x: [B, H, W, C], the images it is given them for.
+      condition: the network's input.
+      x: [B, H, W, C], the images it belongs to.
       num_classes: of the network, 0 for none.
       low_res_channels: of the network, 0 for none.
 
     Raises:
-      UsageError: a part is missing, not wanted, or of the wrong shape or type.
+      UsageError: a part is missing, superfluous, or of the wrong shape or type.
     """
     label, low_res = Condition() if condition is None else condition
     _check_presence("a class label", label, f"{num_classes} classes" if num_classes else "")
@@ -107,10 +106,9 @@ def check_condition(
 def _check_presence(what: str, given: jax.Array | None, wanted: str) -> None:
     if wanted and given is None:
         raise UsageError(
-            f"This network is told {what} of every image ({wanted}), and none is given: give it "
-            "one."
+            f"This network needs {what} for every image ({wanted}), and none is given: give it one."
         )
     if not wanted and given is not None:
         raise UsageError(
-            f"This network was not built to be told {what}: leave it out, or use a model that is."
+            f"This network was not built to take {what}: leave it out, or use a model that does."
         )

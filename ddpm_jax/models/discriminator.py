@@ -1,8 +1,7 @@
-"""The patch discriminator of pix2pix (Isola et al. 2017, section 3.2.2), by which VQGAN (Esser et
-al. 2021) is trained.
+"""The patch discriminator of pix2pix (Isola et al. 2017, section 3.2.2), as VQGAN uses it.
 
-It says of each patch of an image whether it is a photograph or a reconstruction. What is made of
-its logits is in `variational.adversarial`.
+It classifies each patch of an image as real or reconstructed (Esser et al. 2021). The losses of its
+logits are in `variational.adversarial`.
 """
 
 from typing import Any
@@ -19,14 +18,16 @@ from ddpm_jax.models.layers import NUM_GROUPS, GroupNorm
 
 DISCRIMINATOR = "discriminator"  # the subtree of its parameters in those of a first stage
 SLOPE = 0.2  # of the leaky ReLU below 0
-MOST = 8  # times ch: no layer has more channels
-SIDE = 4  # of a kernel
+MAX_MULTIPLE = 8  # of ch, in the widest layers
+KERNEL_SIZE = 4
 _init = nn.initializers.normal(0.02)
 
 
 class Conv4x4(nn.Module):
-    """A 4x4 convolution, zero-padded by 1: a side n becomes (n - 2) // stride + 1. Computed and
-    returned in `dtype`."""
+    """A 4x4 convolution, zero-padded by 1: a side n becomes (n - 2) // stride + 1.
+
+    Computed and returned in `dtype`.
+    """
 
     features: int
     stride: int
@@ -36,7 +37,9 @@ class Conv4x4(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, (H - 2) // stride + 1, likewise W, features]."""
-        kernel = self.param("kernel", _init, (SIDE, SIDE, x.shape[-1], self.features), jnp.float32)
+        kernel = self.param(
+            "kernel", _init, (KERNEL_SIZE, KERNEL_SIZE, x.shape[-1], self.features), jnp.float32
+        )
         y = conv2d(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -50,16 +53,17 @@ class Conv4x4(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Convolutions 4x4: num_layers of stride 2, two of stride 1, the first without and the last as
-    a normalisation.
+    """4x4 convolutions: num_layers of stride 2, then two of stride 1.
+
+    All but the first and the last are normalised.
 
     A logit sees 70x70 pixels with 3 layers, 34x34 with 2, 16x16 with 1; `check_discriminator`
-    refuses smaller images than the layers can halve.
+    refuses images too small to be halved that often.
 
-    The papers normalise by batch: what is said of an image would depend on the images beside it,
-    and so on how a batch lies over devices. Here each image is normalised by itself, in groups of
-    channels. Weights start as theirs, N(0, 0.02²), but for the normalisation's scale, which starts
-    at 1.
+    The papers use batch normalisation: a logit would depend on the other images of the batch, and
+      so on how the batch is split over devices. Here each image is normalised by itself, in groups
+      of channels. Weights are initialised as theirs, N(0, 0.02²), except for the scale of the
+      normalisation, which starts at 1.
     """
 
     ch: int = 64  # channels of the first layer; layer i has ch min(2**i, 8)
@@ -68,24 +72,22 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps images [B, H, W, C] in [-1, 1] to logits [B, h, w, 1] float32, above 0 for
-        photographs."""
+        """Map images [B, H, W, C] in [-1, 1] to logits [B, h, w, 1] float32, high for real."""
         h = nn.leaky_relu(Conv4x4(self.ch, 2, dtype=self.dtype, name="conv_0")(x), SLOPE)
         for i in range(1, self.num_layers + 1):
-            features, stride = self.ch * min(2**i, MOST), 2 if i < self.num_layers else 1
+            features, stride = self.ch * min(2**i, MAX_MULTIPLE), 2 if i < self.num_layers else 1
             h = Conv4x4(features, stride, use_bias=False, dtype=self.dtype, name=f"conv_{i}")(h)
             h = nn.leaky_relu(GroupNorm(dtype=self.dtype, name=f"norm_{i}")(h), SLOPE)
         return Conv4x4(1, 1, name="conv_out")(h)
 
     @property
     def smallest_side(self) -> int:
-        """Pixels, of which it makes one logit."""
+        """The least height and width in pixels: three units of the last halving."""
         return 3 * 2**self.num_layers
 
 
 def check_discriminator(model: Discriminator, height: int, width: int) -> None:
-    """Checks that a discriminator can be built and run on images of one size, before anything
-    compiles.
+    """Check, before anything compiles, that a discriminator can run on images of one size.
 
     Raises:
       UsageError: a field or the size is wrong; the sentence names the value, what was expected and

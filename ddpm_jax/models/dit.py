@@ -1,9 +1,8 @@
-"""The Diffusion Transformer (Peebles and Xie 2023): a noisy image and a time in, an image of any
-meaning out.
+"""The Diffusion Transformer (Peebles and Xie 2023): a noisy image and a time in, an image out.
 
 The image is cut into patches, each a token of a transformer; time and class scale, shift and gate
-what its blocks do (adaLN-Zero). It is told and returns what `unet.UNet` is told and returns, so the
-one can stand for the other. Attention is in `attention.py`, the small layers are in `layers.py`.
+the residual branches of its blocks (adaLN-Zero). Inputs and outputs are those of `unet.UNet`, so
+either can replace the other. Attention is in `attention.py`, the small layers are in `layers.py`.
 """
 
 from typing import NamedTuple
@@ -30,12 +29,12 @@ from ddpm_jax.models.layers import (
 )
 from ddpm_jax.models.rematerialization import rematerialized
 
-MLP_RATIO = 4  # of the width of a block's inner layer to that of the tokens
-WAVES = 256  # of the embedding of the time, in the authors' code
+MLP_RATIO = 4  # width of the hidden layer of a block's MLP, in widths of a token
+SINUSOIDS = 256  # sines and cosines that embed the time, as in the authors' code
 
-# The authors' code draws linear maps as `layers.default_init` does, and the embeddings of time and
-# class from a narrow normal distribution. There q, k and v are one map to three times the channels,
-# which halves the variance.
+# The authors' code initialises linear maps as `layers.default_init` does, and the embeddings of
+# time and class from a narrow normal distribution. There q, k and v are one map to three times the
+# channels, which halves the variance.
 EMBEDDING_STDDEV = 0.02
 qkv_init = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 embedding_init = nn.initializers.normal(EMBEDDING_STDDEV)
@@ -59,7 +58,7 @@ SIZES = {  # table 1 of the paper
 
 
 def patchify(x: jax.Array, patch_size: int) -> jax.Array:
-    """Cuts images into patches, row by row: [B, H, W, C] -> [B, H/p W/p, p p C], p = patch_size."""
+    """Cut images into patches, row by row: [B, H, W, C] -> [B, H/p W/p, p p C], p = patch_size."""
     batch, height, width, channels = x.shape
     p = patch_size
     patches = x.reshape(batch, height // p, p, width // p, p, channels).swapaxes(2, 3)
@@ -67,19 +66,18 @@ def patchify(x: jax.Array, patch_size: int) -> jax.Array:
 
 
 def unpatchify(patches: jax.Array, patch_size: int, height: int, width: int) -> jax.Array:
-    """The inverse of `patchify`, for images of this height and width in pixels."""
+    """Put patches back together, the inverse of `patchify`, for images of this height and width."""
     batch, p = patches.shape[0], patch_size
     x = patches.reshape(batch, height // p, width // p, p, p, -1).swapaxes(2, 3)
     return x.reshape(batch, height, width, -1)
 
 
 def position_embedding(rows: int, columns: int, features: int) -> np.ndarray:
-    """Returns the fixed embedding of the place of each patch: of its column first, then of its row.
+    """Return the fixed embedding of the position of each patch: column first, then row.
 
-    emb(k) = [sin(k w_0), ..., sin(k w_{n-1}), cos(k w_0), ..., cos(k w_{n-1})],  w_i = 10000^(-i /
-    n),
+    emb(k) = [sin(k w_0), ..., sin(k w_{n-1}), cos(k w_0), ..., cos(k w_{n-1})]
 
-    with k counted from 0 and n = features / 4; features is divisible by 4.
+    with w_i = 10000^(-i / n), k counted from 0 and n = features / 4; features is divisible by 4.
 
     Returns:
       [rows columns, features] float32, in the order of `patchify`.
@@ -92,26 +90,26 @@ def position_embedding(rows: int, columns: int, features: int) -> np.ndarray:
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
 
     shape = (rows, columns, 2 * n)
-    of_columns, of_rows = (
+    from_columns, from_rows = (
         np.broadcast_to(embed(columns)[None], shape),
         np.broadcast_to(embed(rows)[:, None], shape),
     )
     return (
-        np.concatenate([of_columns, of_rows], axis=-1)
+        np.concatenate([from_columns, from_rows], axis=-1)
         .reshape(rows * columns, features)
         .astype(np.float32)
     )
 
 
 class DiTBlock(nn.Module):
-    """Attention and a perceptron, each scaled, shifted and gated by time and class (adaLN-Zero,
-    section 3.2).
+    """Attention and an MLP, scaled, shifted and gated by time and class (adaLN-Zero, section 3.2).
 
     [b_1, s_1, g_1, b_2, s_2, g_2] = modulation(c)
     x = x + g_1 self_attention(norm(x) (1 + s_1) + b_1)
     y = x + g_2 mlp(norm(x) (1 + s_2) + b_2)
 
-    The norms have no parameters. Of a new block the modulation is 0: it is the identity.
+    The norms have no parameters. The modulation of a new block is 0, which makes the block the
+    identity.
     """
 
     num_heads: int
@@ -121,7 +119,7 @@ class DiTBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, c: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
-        """Maps tokens [B, L, C] in `dtype` to tokens of the same shape.
+        """Map tokens [B, L, C] in `dtype` to tokens of the same shape.
 
         Args:
           x: [B, L, C].
@@ -132,6 +130,7 @@ class DiTBlock(nn.Module):
         modulation = dense(6 * channels, name="modulation", dtype=dtype, kernel_init=zeros)(c)[
             :, None, :
         ]
+        # b, s, g of attention, then of the MLP: the order of the authors' weights
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
         h = layer_norm(x, self.norm_eps, dtype) * (1 + scale_1) + shift_1
@@ -148,12 +147,11 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-    """The network of Peebles and Xie (2023): patches, blocks told time and class, and a linear map
-    back to patches.
+    """The network of Peebles and Xie (2023): patches, conditioned blocks, and a linear map back.
 
     The defaults are DiT-S/2 without classes. The paper's networks are `DiT(**SIZES["XL"]._asdict(),
     patch_size=2, num_classes=1000, out_channels=8)` and so on, on latents of 4 channels whose
-    variance is learned. Dropout is not in the paper, which has images enough.
+    variance is learned. The paper, with images enough, uses no dropout.
 
     The parameters do not depend on the height and width. `check_dit` refuses what this class cannot
     build.
@@ -163,12 +161,12 @@ class DiT(nn.Module):
     hidden_size: int = 384  # channels of a token
     depth: int = 12  # blocks
     num_heads: int = 6
-    dropout: float = 0.0  # probability of a zero before the last layer of each block's perceptron
+    dropout: float = 0.0  # probability of a zero before the last layer of each block's MLP
     norm_eps: float = EPSILON  # added to the variance of every normalisation
     time_embedding: str = "cos_sin"  # a key of layers.TIME_EMBEDDINGS
     # of the computation; parameters, normalisation statistics and softmax are float32
     dtype: DTypeLike = jnp.float32
-    # what the backward pass finds kept of the forward pass, a key of rematerialization.REMAT
+    # what is stored for the backward pass, a key of rematerialization.REMAT
     remat: str = "none"
     out_channels: int = 3  # twice the image's channels when the variance is learned
     num_classes: int = 0  # of the labels in the condition, without the null class; 0: it has none
@@ -183,13 +181,13 @@ class DiT(nn.Module):
         *,
         dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
-        """Applies the network.
+        """Apply the network.
 
         Args:
           x: [B, H, W, C] float32; H and W divisible by patch_size.
-          t: [B], int32 or float32: the time the network is told, 0..T-1 or rescaled.
-          condition: what else it is told, with a leading axis B; exactly the parts that the fields
-            announce. A label outside 0..num_classes gives not-a-number.
+          t: [B], int32 or float32: the time given to the network, 0..T-1 or rescaled.
+          condition: class and low-resolution image, with a leading axis B; exactly the parts that
+            the fields announce. A label outside 0..num_classes gives NaN.
           dropout_keys: [B] typed keys, one per example, already folded with the step and the
             example's global index; None for no dropout.
 
@@ -207,7 +205,12 @@ class DiT(nn.Module):
         p, features, dtype = self.patch_size, self.hidden_size, self.dtype
 
         c = embed_time(
-            t, WAVES, features, form=self.time_embedding, dtype=dtype, kernel_init=embedding_init
+            t,
+            SINUSOIDS,
+            features,
+            form=self.time_embedding,
+            dtype=dtype,
+            kernel_init=embedding_init,
         )
         if label is not None:
             c = c + ClassEmbedding(
@@ -237,7 +240,7 @@ class DiT(nn.Module):
 
 
 def check_dit(dit: DiT, height: int, width: int) -> None:
-    """Checks that a network can be built and run on images of one size, before anything compiles.
+    """Check, before anything compiles, that a DiT can run on images of one size.
 
     Args:
       dit: the network, not yet initialised: its fields are all that is read.

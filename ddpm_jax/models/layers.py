@@ -1,8 +1,7 @@
-"""The networks' small layers: initialisers, normalisation, convolutions, dropout, the embeddings of
-time and class.
+"""Small layers and initialisers shared by the networks, and the embeddings of time and class.
 
-The blocks made of them are in `unet.py` and `attention.py`. Parameters are float32; each layer
-computes in `dtype`.
+The blocks made of them are in `trunk.py`, `attention.py` and `dit.py`. Parameters are float32; each
+layer computes in `dtype`.
 """
 
 import zlib
@@ -21,7 +20,9 @@ EPSILON = 1e-6  # added to the variance there; the TensorFlow default the origin
 TIME_EMBEDDINGS = {
     "sin_cos": "sines first, the last frequency exactly 1/10000 (DDPM)",
     "cos_sin": "cosines first, the last frequency just above 1/10000 (Improved DDPM, DiT)",
-    "cos_sin_inclusive": "cosines first, the last frequency exactly 1/10000 (DiT as diffusers computes it)",
+    "cos_sin_inclusive": (
+        "cosines first, the last frequency exactly 1/10000 (DiT as diffusers computes it)"
+    ),
 }
 # Zeros before and after each axis of an image that a 3x3 convolution of stride 2 halves.
 # TensorFlow's SAME pads an even side at its end only, PyTorch's padding=1 at both: different
@@ -29,17 +30,17 @@ TIME_EMBEDDINGS = {
 DOWNSAMPLE_PADDINGS = {"end": (0, 1), "both": (1, 1)}
 
 # Weights are drawn from U(-r, r), r = sqrt(3 * scale / mean(fan_in, fan_out)). The last layer of
-# each residual branch and of the network starts at practically nothing: a new residual block is its
+# each residual branch and of the network starts at practically 0: a new residual block is its
 # shortcut, a new network outputs 0.
 default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
 
 
 class Conv3x3(nn.Module):
-    """A 3x3 convolution with a bias, zero-padded so that height and width are kept, or halved with
-    stride 2.
+    """A zero-padded 3x3 convolution with a bias.
 
-    [B, H, W, C] -> [B, H / stride, W / stride, features], computed and returned in `dtype`.
+    [B, H, W, C] -> [B, H / stride, W / stride, features] with stride 1 or 2, computed and returned
+    in `dtype`.
     """
 
     features: int
@@ -69,22 +70,25 @@ def dense(
     dtype: DTypeLike,
     kernel_init: nn.initializers.Initializer = default_init,
 ) -> nn.Dense:
-    """Returns a linear map of the last axis; on an image, a 1x1 convolution: [..., C] -> [...,
-    features]."""
+    """Return a linear map of the last axis, [..., C] -> [..., features].
+
+    On images it is a 1x1 convolution.
+    """
     return nn.Dense(features, kernel_init=kernel_init, dtype=dtype, name=name)
 
 
 def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> jax.Array:
-    """Embeds the time as sines and cosines of geometrically spaced frequencies.
+    """Embed the time as sines and cosines of geometrically spaced frequencies.
 
-    sin_cos: emb(t) = [sin(t w_0), ..., sin(t w_{n-1}), cos(t w_0), ..., cos(t w_{n-1})],  w_i =
-    10000^(-i / (n-1)) cos_sin: emb(t) = [cos(t w_0), ..., cos(t w_{n-1}), sin(t w_0), ..., sin(t
-    w_{n-1})],  w_i = 10000^(-i / n)
+    sin_cos: emb(t) = [sin(t w_0), ..., sin(t w_{n-1}), cos(t w_0), ..., cos(t w_{n-1})],
+      w_i = 10000^(-i / (n-1))
+    cos_sin: emb(t) = [cos(t w_0), ..., cos(t w_{n-1}), sin(t w_0), ..., sin(t w_{n-1})],
+      w_i = 10000^(-i / n)
 
     with n = features // 2; cos_sin_inclusive has the order of the second and the frequencies of the
     first. The first is the original DDPM's, in diffusers `flip_sin_to_cos=False, freq_shift=1`; the
     second that of Improved DDPM and DiT, `flip_sin_to_cos=True, freq_shift=0`; the third is what
-    diffusers has in place of the second in its DiT.
+    the DiT of diffusers has instead of the second.
 
     Args:
       t: [B], int32 or float32: 0..T-1, or any real number where time is rescaled.
@@ -105,35 +109,37 @@ def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> ja
 
 def embed_time(
     t: jax.Array,
-    waves: int,
+    num_sinusoids: int,
     features: int,
     *,
     form: str,
     dtype: DTypeLike,
     kernel_init: nn.initializers.Initializer = default_init,
 ) -> jax.Array:
-    """Maps times [B] by two layers, temb_dense0 and temb_dense1 of the calling module, to [B,
-    features].
+    """Map times [B] to [B, features] by sines and cosines and two linear layers.
 
-    `waves` is the length of the `timestep_embedding`, whose form is `form`, that they are given.
+    `num_sinusoids` and `form` are the length and the form of the `timestep_embedding`; the layers
+    are temb_dense0 and temb_dense1 of the calling module.
     """
-    temb = timestep_embedding(t, waves, form)
+    temb = timestep_embedding(t, num_sinusoids, form)
     temb = nn.swish(dense(features, name="temb_dense0", dtype=dtype, kernel_init=kernel_init)(temb))
     return dense(features, name="temb_dense1", dtype=dtype, kernel_init=kernel_init)(temb)
 
 
 class ClassEmbedding(nn.Module):
-    """One vector a class, the null class too, drawn from N(0, stddev^2 I)."""
+    """One vector per class and one for the null class, initialised from N(0, stddev^2 I)."""
 
     num_classes: int
     features: int
     dtype: DTypeLike = jnp.float32
-    stddev: float = 1.0  # that of the code of Dhariwal and Nichol (2021)
+    stddev: float = 1.0  # as in the code of Dhariwal and Nichol (2021)
 
     @nn.compact
     def __call__(self, label: jax.Array) -> jax.Array:
-        """Maps int [B], 0..num_classes with the null class last, to [B, features]; any other label
-        to not-a-number."""
+        """Map int [B], 0..num_classes with the null class last, to [B, features].
+
+        Any other label gives NaN.
+        """
         shape = (self.num_classes + 1, self.features)
         embedding = self.param("embedding", nn.initializers.normal(self.stddev), shape, jnp.float32)
         rows = embedding.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
@@ -141,11 +147,10 @@ class ClassEmbedding(nn.Module):
 
 
 def layer_norm(x: jax.Array, eps: float = EPSILON, dtype: DTypeLike = jnp.float32) -> jax.Array:
-    """Layer normalisation (Ba, Kiros and Hinton 2016) without scale and bias: (x - mean) / sqrt(var
-    + eps).
+    """y = (x - mean) / sqrt(var + eps): layer normalisation without scale and bias.
 
-    Over the last axis of an array of any float type, in float32 as in `GroupNorm`; returns the same
-    shape in `dtype`.
+    Ba, Kiros and Hinton (2016), over the last axis of an array of any float type, in float32 as in
+    `GroupNorm`; returns the same shape in `dtype`.
     """
     x = x.astype(jnp.float32)
     x = x - x.mean(axis=-1, keepdims=True)
@@ -153,12 +158,10 @@ def layer_norm(x: jax.Array, eps: float = EPSILON, dtype: DTypeLike = jnp.float3
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu and He 2018), 32 groups of channels: y = (x - mean) / sqrt(var + eps)
-    * scale + bias.
+    """y = (x - mean) / sqrt(var + eps) * scale + bias, over 32 groups of channels (Wu and He 2018).
 
     The mean and the variance of a group are over its channels and all pixels, in float32 whatever
-    `dtype` is; the variance is the mean of (x - mean)^2, since E[x^2] - E[x]^2 loses every digit
-    where the mean is large.
+    `dtype` is.
     """
 
     eps: float = EPSILON
@@ -166,11 +169,12 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises [B, H, W, C] of any float type; returns the same shape in `dtype`."""
+        """Normalise [B, H, W, C] of any float type; return the same shape in `dtype`."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x = x.astype(jnp.float32)
+        # two passes, since E[x^2] - E[x]^2 loses every digit where the mean is large
         x = x - group_mean(x)
         inverse_std = jax.lax.rsqrt(group_mean(jnp.square(x)) + self.eps)
         return (x * (inverse_std * scale[None, None, None, :]) + bias[None, None, None, :]).astype(
@@ -179,11 +183,10 @@ class GroupNorm(nn.Module):
 
 
 def group_mean(x: jax.Array) -> jax.Array:
-    """Returns the mean over the pixels and channels of each group, once per channel: [B, H, W, C]
-    -> [B, 1, 1, C].
+    """Return the mean over each group, repeated for its channels: [B, H, W, C] -> [B, 1, 1, C].
 
     Pixels are summed first: a reduction that keeps the channels last is 3x faster on a CPU than one
-    over groups of
+    over groups of 4 or 8 neighbouring channels.
     4 or 8 neighbouring channels.
     """
     batch, _, _, channels = x.shape
@@ -193,10 +196,9 @@ def group_mean(x: jax.Array) -> jax.Array:
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask depends on the example's key and on the layer, and not on the batch around
-    the example.
+    """Dropout whose mask depends on the example's key and on the layer, not on the batch.
 
-    So the draws are the same however a batch is split over devices. Each layer folds the hash of
+    The draws are thus the same however a batch is split over devices. Each layer folds the hash of
     its own path in the network into the key, so layers draw independently.
     """
 
@@ -204,7 +206,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """Zeroes elements of [B, ...] with probability `rate` and divides the others by 1 - rate.
+        """Zero elements of [B, ...] with probability `rate` and divide the others by 1 - rate.
 
         Args:
           x: [B, ...], any float type.
@@ -223,29 +225,28 @@ class Dropout(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by repeating each pixel 2x2, then smooths by a 3x3 convolution."""
+    """Upsampling that repeats each pixel 2x2, then a 3x3 convolution."""
 
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, 2H, 2W, C]."""
+        """Map [B, H, W, C] to [B, 2H, 2W, C]."""
         channels = x.shape[-1]
         kernel = self.param("kernel", default_init, (3, 3, channels, channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         return (
-            conv_of_repeated(x.astype(self.dtype), kernel)
+            conv_upsampled(x.astype(self.dtype), kernel)
             + bias.astype(self.dtype)[None, None, None, :]
         )
 
 
-def conv_of_repeated(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns the 3x3 convolution, zero-padded, of x with each pixel repeated 2x2, in 4/9 of its
-    multiplications.
+def conv_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return the zero-padded 3x3 convolution of x with each pixel repeated 2x2.
 
-    A 3x3 window on the repeated image covers only 2x2 different pixels of x, so the output pixels
-    of each parity are a 2x2 convolution of x whose weights are sums of the kernel's. Along one
-    axis, with kernel (a, b, c):
+    This takes 4/9 of the multiplications of the direct sum: a 3x3 window on the repeated image
+    covers only 2x2 different pixels of x, so the output pixels of each parity are a 2x2 convolution
+    of x whose weights are sums of the kernel's. Along one axis, with kernel (a, b, c):
 
       y[2i]     = a x[i-1] + b x[i] + c x[i]   = a x[i-1] + (b + c) x[i]
       y[2i + 1] = a x[i] + b x[i] + c x[i+1]   = (a + b) x[i] + c x[i+1]
@@ -263,6 +264,7 @@ def conv_of_repeated(x: jax.Array, kernel: jax.Array) -> jax.Array:
         a, b, c = jnp.split(kernel, 3, axis)
         return jnp.concatenate([a, b + c], axis), jnp.concatenate([a + b, c], axis)
 
+    # A window on row 2i + row reaches one row up where row is 0 and one down where it is 1.
     def conv2x2(row: int, col: int, kernel: jax.Array) -> jax.Array:
         return conv2d(x, kernel.astype(x.dtype), padding=((1 - row, row), (1 - col, col)))
 
@@ -270,4 +272,5 @@ def conv_of_repeated(x: jax.Array, kernel: jax.Array) -> jax.Array:
         jnp.stack([conv2x2(i, j, phase) for j, phase in enumerate(phases(row_kernel, 1))], axis=3)
         for i, row_kernel in enumerate(phases(kernel, 0))
     ]
+    # [B, H, 2, W, 2, D]: the four parities interleave into the doubled image.
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, kernel.shape[-1])

@@ -1,5 +1,4 @@
-"""Which results of the forward pass are kept for the backward pass, and which are computed again:
-memory for time."""
+"""Which results of the forward pass are stored for the backward pass: memory for time."""
 
 import functools
 
@@ -10,16 +9,22 @@ from ddpm_jax.models.convolution import CONVOLUTION
 
 REMAT = {
     "none": "keep everything: the fastest, and the most memory",
-    "products": "keep the inputs of the blocks and the results of their convolutions and matrix products; compute "
-    "normalisations, activations and dropout again, which costs little beside them",
-    "blocks": "keep the inputs of the blocks: the least memory, at the cost of one more forward pass",
+    "products": (
+        "keep the inputs of the blocks and the results of their convolutions and matrix products; "
+        "recompute normalisations, activations and dropout, which costs little in comparison"
+    ),
+    "blocks": (
+        "keep the inputs of the blocks: the least memory, at the cost of one more forward pass"
+    ),
 }
 
 
 @functools.cache  # one class for all blocks of a kind, so that JAX traces equal ones once
 def rematerialized(block: type[nn.Module], remat: str) -> type[nn.Module]:
-    """Returns the class of a block whose gradients are the same, made from what `remat`, a key of
-    REMAT, keeps."""
+    """Return a block's class with the same gradients that stores what `remat` says.
+
+    `remat` is a key of REMAT.
+    """
     if remat == "none":
         return block
     products = policies.save_from_both_policies(

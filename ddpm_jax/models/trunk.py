@@ -1,8 +1,7 @@
-"""What the networks of residual blocks share: the fields, the blocks, the ways down and up the
-resolutions, the checks.
+"""Residual blocks on a pyramid of resolutions: what the convolutional networks share.
 
-`Pyramid` is of all of them, `Trunk` of those that are told a time. What else a network is told, and
-what it makes of the lowest resolution, is in `unet.py`, `classifier.py` and `autoencoder.py`.
+`Pyramid` is the base of all of them, `Trunk` of those conditioned on a time. Other conditions, and
+what follows the lowest resolution, are in `unet.py`, `classifier.py` and `autoencoder.py`.
 """
 
 import flax.linen as nn
@@ -30,14 +29,15 @@ from ddpm_jax.models.rematerialization import rematerialized
 
 
 class ResBlock(nn.Module):
-    """Two normalised convolutions with the time added in between, summed with the input.
+    """Two normalised convolutions with the time added in between, plus a shortcut.
 
     h = conv1(swish(norm1(x)))
-    h = norm2(h + temb_proj(temb))      with scale_shift_norm: norm2(h) * (1 + s) + b, where [s, b] = temb_proj(temb)
+    h = norm2(h + temb_proj(temb))
     y = shortcut(x) + conv2(dropout(swish(h)))
 
-    The shortcut is the identity, or a 1x1 convolution where the number of channels changes. Without
-    a time, temb_proj is left out.
+    With scale_shift_norm the second line is norm2(h) * (1 + s) + b, where [s, b] = temb_proj(temb);
+    without a time, temb_proj is left out. The shortcut is the identity, or a 1x1 convolution where
+    the number of channels changes.
     """
 
     features: int
@@ -50,12 +50,12 @@ class ResBlock(nn.Module):
     def __call__(
         self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None
     ) -> jax.Array:
-        """Maps [B, H, W, C] to [B, H, W, features].
+        """Map [B, H, W, C] to [B, H, W, features].
 
         Args:
           x: [B, H, W, C] in `dtype`.
-          temb: [B, E], the embedded time and class after their swish; None for a network that is
-            told neither.
+          temb: [B, E], the embedded time and class after their swish; None for a network without
+            them.
           dropout_keys: [B] typed keys, or None for no dropout.
         """
         dtype = self.dtype
@@ -80,8 +80,7 @@ class ResBlock(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Residual blocks on a pyramid of resolutions, down from the image to the lowest of them, and
-    up again.
+    """Residual blocks on a pyramid of resolutions, from the image to the lowest and up again.
 
     Level i works at 1 / 2**i of the image's height and width with ch * ch_mult[i] channels: on the
     way down, num_res_blocks blocks and then a downsampling; on the way up one block more, and then
@@ -89,9 +88,9 @@ class Pyramid(nn.Module):
     the two blocks at the bottom.
 
     A network of this form derives from it and calls its methods in a compact `__call__`: the layers
-    that they make are the network's own, by the names given here. In them `temb` [B, 4 ch] is the
-    embedded time after its swish, None for a network that is told none. `check_pyramid` refuses
-    what it cannot build.
+    that they create are the network's own, by the names given here. In all methods `temb` [B, 4 ch]
+    is the embedded time after its swish, None for a network without a time. `check_pyramid` refuses
+    what this class cannot build.
     """
 
     resolution: int = (
@@ -110,15 +109,14 @@ class Pyramid(nn.Module):
     downsample_padding: str = "end"  # a key of layers.DOWNSAMPLE_PADDINGS; "both" in Improved DDPM
     # of the computation; parameters, normalisation statistics and softmax are float32
     dtype: DTypeLike = jnp.float32
-    # what the backward pass finds kept of the forward pass, a key of rematerialization.REMAT
+    # what is stored for the backward pass, a key of rematerialization.REMAT
     remat: str = "none"
 
-    scale_shift_norm = False  # no field here: only a `Trunk` has the time that does this
+    scale_shift_norm = False  # not a field here: only a `Trunk` has a time
 
     @property
     def levels(self) -> list[tuple[int, int, bool]]:
-        """(index, channels, whether attention follows the blocks) of each level, from the image
-        down."""
+        """Index, channels and use of attention of each level, from the image down."""
         return [
             (i, self.ch * mult, self.resolution // 2**i in self.attn_resolutions)
             for i, mult in enumerate(self.ch_mult)
@@ -133,7 +131,7 @@ class Pyramid(nn.Module):
         features: int,
         name: str,
     ) -> jax.Array:
-        """Applies a new `ResBlock` of this name."""
+        """Apply a new `ResBlock` of this name."""
         res_block = rematerialized(ResBlock, self.remat)
         layer = res_block(
             features, self.dropout, self.scale_shift_norm, self.norm_eps, self.dtype, name=name
@@ -142,7 +140,7 @@ class Pyramid(nn.Module):
 
     @nn.nowrap
     def attention(self, h: jax.Array, name: str) -> jax.Array:
-        """Applies a new `AttentionBlock` of this name."""
+        """Apply a new `AttentionBlock` of this name."""
         attention_block = rematerialized(AttentionBlock, self.remat)
         return attention_block(self.num_heads, self.norm_eps, self.dtype, name=name)(h)
 
@@ -150,10 +148,10 @@ class Pyramid(nn.Module):
     def down(
         self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None
     ) -> list[jax.Array]:
-        """Walks the levels from the image [B, H, W, C] down.
+        """Walk the levels down from the image [B, H, W, C].
 
         Returns:
-          The result of the first convolution, of every block (with its attention) and of every
+          The outputs of the first convolution, of every block (with its attention) and of every
           downsampling, in order.
         """
         h = Conv3x3(self.ch, dtype=self.dtype, name="conv_in")(x)
@@ -174,7 +172,7 @@ class Pyramid(nn.Module):
     def middle(
         self, h: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None
     ) -> jax.Array:
-        """Applies the two blocks at the bottom and the attention between them."""
+        """Apply the two blocks at the bottom and the attention between them."""
         _, features, _ = self.levels[-1]
         h = self.block(h, temb, dropout_keys, features, "mid_block_1")
         h = self.attention(h, "mid_attn_1")
@@ -188,14 +186,14 @@ class Pyramid(nn.Module):
         dropout_keys: jax.Array | None,
         skips: list[jax.Array] | None = None,
     ) -> jax.Array:
-        """Walks the levels up from the lowest, of the features h.
+        """Walk the levels up from the features h of the lowest.
 
         Args:
           h: [B, H / 2**(levels - 1), likewise W, C].
           temb: see the class.
           dropout_keys: [B] typed keys, or None for no dropout.
-          skips: one for each block, the last for the first: concatenated with the block's input and
-            taken off the list. None for none.
+          skips: one for each block, taken off the end of the list and concatenated with the block's
+            input; None for none.
 
         Returns:
           [B, H, W, ch * ch_mult[0]].
@@ -213,22 +211,26 @@ class Pyramid(nn.Module):
 
 
 class Trunk(Pyramid):
-    """A pyramid whose blocks are told a time. `check_trunk` refuses what it cannot build."""
+    """A pyramid whose blocks are conditioned on a time.
 
-    # let the time scale and shift the second normalisation (Improved DDPM)
+    `check_trunk` refuses what this class cannot build.
+    """
+
+    # whether the time scales and shifts the second normalisation (Improved DDPM)
     scale_shift_norm: bool = False
     time_embedding: str = "sin_cos"  # a key of layers.TIME_EMBEDDINGS
 
     @nn.nowrap
     def embed(self, t: jax.Array) -> jax.Array:
-        """Maps times [B] to [B, 4 ch]: what a block is told, but for a swish that comes when all is
-        added."""
+        """Map times [B] to [B, 4 ch], the input of the blocks before its swish.
+
+        Other embeddings, of a class, are added before that swish.
+        """
         return embed_time(t, self.ch, 4 * self.ch, form=self.time_embedding, dtype=self.dtype)
 
 
 def check_trunk(trunk: Trunk, height: int, width: int) -> None:
-    """Checks that a network of these fields can be built and run on images of one size, before
-    anything compiles.
+    """Check, before anything compiles, that a network can run on images of one size.
 
     Args:
       trunk: the network, not yet initialised: its fields are all that is read.
@@ -244,7 +246,7 @@ def check_trunk(trunk: Trunk, height: int, width: int) -> None:
 
 
 def check_pyramid(pyramid: Pyramid, height: int, width: int) -> None:
-    """As `check_trunk`, for a network that is told no time."""
+    """Check as `check_trunk` does, for a network without a time."""
     _check_numbers(pyramid)
     check_computation(pyramid)
     choose("downsample padding", pyramid.downsample_padding, DOWNSAMPLE_PADDINGS)

@@ -1,12 +1,11 @@
-"""The DDPM U-Net (Ho, Jain and Abbeel 2020, appendix B): a noisy image and a time in, an image of
-any meaning out.
+"""The DDPM U-Net (Ho, Jain and Abbeel 2020, appendix B): a noisy image and a time in, an image out.
 
-It may also be told a `Condition`: a class, whose embedding is added to that of the time (Dhariwal
-and Nichol 2021), and a low-resolution image, whose channels are concatenated with the noisy one's
-(Saharia et al. 2021; Ho et al. 2022).
+It takes a `Condition` too: a class, whose embedding is added to that of the time (Dhariwal and
+Nichol 2021), and a low-resolution image, whose channels are concatenated with those of the noisy
+image (Saharia et al. 2021; Ho et al. 2022).
 
-The ways down and up are in `trunk.py`, the layers in `layers.py` and `attention.py`. What the
-output means (eps, x_0, a variance) is not known here.
+The paths down and up are in `trunk.py`, the layers in `layers.py` and `attention.py`. What the
+output means (eps, x_0, a variance) is decided elsewhere.
 """
 
 import flax.linen as nn
@@ -20,8 +19,7 @@ from ddpm_jax.models.trunk import Trunk, check_trunk
 
 
 class UNet(Trunk):
-    """The network of DDPM: residual blocks on a pyramid of resolutions, down and up again, with
-    skips in between.
+    """The network of DDPM: a pyramid of residual blocks with skips from the way down to the way up.
 
     Level i works at 1 / 2**i of the image's height and width with ch * ch_mult[i] channels. Going
     down, a level has num_res_blocks blocks and then a downsampling; every result is kept. Going up,
@@ -49,13 +47,13 @@ class UNet(Trunk):
         *,
         dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
-        """Applies the network.
+        """Apply the network.
 
         Args:
           x: [B, H, W, C] float32; H and W divisible by 2**(len(ch_mult) - 1).
-          t: [B], int32 or float32: the time the network is told, 0..T-1 or rescaled.
-          condition: what else it is told, with a leading axis B; exactly the parts that the fields
-            announce. A label outside 0..num_classes gives not-a-number.
+          t: [B], int32 or float32: the time given to the network, 0..T-1 or rescaled.
+          condition: class and low-resolution image, with a leading axis B; exactly the parts that
+            the fields announce. A label outside 0..num_classes gives NaN.
           dropout_keys: [B] typed keys, one per example, already folded with the step and the
             example's global index; None for no dropout.
 
@@ -78,6 +76,7 @@ class UNet(Trunk):
         if low_res is not None:
             x = jnp.concatenate([x, low_res], axis=-1)
 
+        # Every output of the way down is used once, the last first.
         skips = self.down(x, temb, dropout_keys)
         h = self.middle(skips[-1], temb, dropout_keys)
         h = self.up(h, temb, dropout_keys, skips)
@@ -90,7 +89,7 @@ class UNet(Trunk):
 
 
 def check_unet(unet: UNet, height: int, width: int) -> None:
-    """Checks that a network can be built and run on images of one size, before anything compiles.
+    """Check, before anything compiles, that a U-Net can run on images of one size.
 
     Args:
       unet: the network, not yet initialised: its fields are all that is read.

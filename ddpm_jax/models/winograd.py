@@ -1,14 +1,13 @@
-"""3x3 convolutions in 4/9 of their multiplications: Winograd's minimal filtering F(2x2, 3x3) (Lavin
-and Gray 2016).
+"""Winograd's minimal filtering F(2x2, 3x3): 3x3 convolutions in 4/9 of the multiplications.
 
-The output is cut into tiles of 2x2 pixels, each of which depends on 4x4 of the input d through the
-kernel g:
+Lavin and Gray (2016). The output is cut into tiles of 2x2 pixels, each of which depends on 4x4
+pixels of the input d through the kernel g:
 
   y = Aᵀ [(G g Gᵀ) ∘ (Bᵀ d B)] A
 
-where ∘, a product of 4x4 numbers, stands for 16 matrix products over the channels, of all tiles at
-once. The matrices are small integers and halves, so the rounding errors are those of the direct
-sum. Which convolutions are computed so is decided in `convolution.py`.
+where ∘, a product of 4x4 numbers, stands for 16 matrix products over the channels, for all tiles at
+once. The entries of the matrices are small integers and halves, so the rounding errors are those of
+the direct sum. `convolution.py` decides which convolutions are computed this way.
 """
 
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ B_T = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 A_T = ((1, 1, 1, 0), (0, 1, -1, -1))
 
-# with fewer, little is gained on the transformations, and programs take longer to compile
+# with fewer, the transformations cost about what is saved, and programs take longer to compile
 MIN_CHANNELS = 128
 # bytes of transformed tiles of input and output; with more, memory and not arithmetic decides
 CACHE = 2**25
@@ -29,11 +28,10 @@ CACHE = 2**25
 Blocks = list[list[jax.Array]]  # a matrix of arrays of one shape
 
 
-def parts(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int | None:
-    """In how many equal parts to take a batch that is zero-padded by 1; None where the direct sum
-    is faster on a CPU.
+def num_parts(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int | None:
+    """Return the number of equal parts to split a batch into; None where the direct sum is faster.
 
-    The transformed tiles of a part stay in the processor's cache.
+    The batch is zero-padded by 1. The transformed tiles of a part stay in the cache of the CPU.
     """
     batch, height, width, channels = x_shape
     features = kernel_shape[3]
@@ -52,25 +50,25 @@ def parts(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int | None
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns the cross-correlation, zero-padded by 1, of x [B, H, W, C], H and W even, with kernel
-    [3, 3, C, D]."""
+    """Return the cross-correlation of x [B, H, W, C], zero-padded by 1, with kernel [3, 3, C, D].
+
+    H and W are even.
+    """
     return _convolve(x, _transform(G, [[kernel[i, j] for j in range(3)] for i in range(3)]))
 
 
 def input_gradient(y_bar: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns a loss's gradient [B, H, W, C] with respect to x from that [B, H, W, D] with respect
-    to the output.
+    """Return the gradient of a loss w.r.t. x [B, H, W, C] from that w.r.t. the output [B, H, W, D].
 
     It is a convolution with the kernel turned by 180 degrees and its channels exchanged. They are
-    exchanged in the products, which costs nothing, and not in memory.
+    exchanged in the matrix products, which costs nothing, not in memory.
     """
     turned = _transform(G, [[kernel[2 - i, 2 - j] for j in range(3)] for i in range(3)])
     return _convolve(y_bar, [[block.T for block in row] for row in turned])
 
 
 def kernel_gradient(x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Returns a loss's gradient [3, 3, C, D] with respect to the kernel from that [B, H, W, D] to
-    the output.
+    """Return the gradient of a loss w.r.t. the kernel [3, 3, C, D] from that w.r.t. the output.
 
     g_bar = Gᵀ [(A y_bar Aᵀ) ∘ (Bᵀ d B)] G, the product summed over the tiles.
     """
@@ -91,7 +89,7 @@ def kernel_gradient(x: jax.Array, y_bar: jax.Array) -> jax.Array:
 
 
 def _convolve(x: jax.Array, kernels: Blocks) -> jax.Array:
-    """As `convolve`, given G kernel Gᵀ."""
+    """Convolve as `convolve` does, given G kernel Gᵀ."""
 
     def images(x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
@@ -103,10 +101,11 @@ def _convolve(x: jax.Array, kernels: Blocks) -> jax.Array:
             [block.reshape(batch, height // 2, width // 2, -1) for block in row]
             for row in _transform(A_T, products)
         ]
+        # [B, H/2, 2, W/2, 2, D]: pixel i, j of every tile
         rows = [jnp.stack(row, axis=3) for row in y]
         return jnp.stack(rows, axis=2).reshape(batch, height, width, -1)
 
-    count = parts(x.shape, (3, 3, *kernels[0][0].shape)) or 1
+    count = num_parts(x.shape, (3, 3, *kernels[0][0].shape)) or 1
     if count == 1:
         return images(x)
     y = lax.map(images, x.reshape(count, -1, *x.shape[1:]))
@@ -114,8 +113,10 @@ def _convolve(x: jax.Array, kernels: Blocks) -> jax.Array:
 
 
 def _windows(x: jax.Array) -> Blocks:
-    """Returns the 4x4 pixels that each tile depends on: block i, j is pixel i, j of all windows,
-    [B, H/2, W/2, C]."""
+    """Return the 4x4 pixels that each tile depends on.
+
+    Block i, j is pixel i, j of all windows, [B, H/2, W/2, C].
+    """
     batch, height, width, channels = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return [
@@ -130,7 +131,7 @@ def _windows(x: jax.Array) -> Blocks:
 
 
 def _transform(matrix: Sequence[Sequence[float]], blocks: Blocks) -> Blocks:
-    """Returns matrix @ blocks @ matrixᵀ."""
+    """Return matrix @ blocks @ matrixᵀ."""
     half = [
         [_combine(row, [blocks[i][j] for i in range(len(row))]) for j in range(len(blocks[0]))]
         for row in matrix
@@ -139,7 +140,7 @@ def _transform(matrix: Sequence[Sequence[float]], blocks: Blocks) -> Blocks:
 
 
 def _combine(weights: Sequence[float], blocks: Sequence[jax.Array]) -> jax.Array:
-    """Returns the weighted sum of some arrays, without multiplying by 0 and 1."""
+    """Return the weighted sum of arrays, without multiplying by 0 and 1."""
     terms = [
         block if weight == 1 else -block if weight == -1 else weight * block
         for weight, block in zip(weights, blocks, strict=True)

@@ -43,7 +43,7 @@ class Panel(NamedTuple):
 
 
 def comparison(path: str | os.PathLike, panels: Sequence[Panel]) -> None:
-    """Writes a PNG of panels side by side; parent folders are created."""
+    """Write a PNG of panels side by side; parent folders are created."""
     figure = new_figure(_WIDTH * len(panels), _HEIGHT, dpi=_DPI)
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axis, panel)

@@ -24,7 +24,7 @@ _LOG_AXIS_FROM = 5.0
 def columns(
     records: Sequence[Mapping[str, float]], names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Picks metrics out of records, leaving out the records that hold none of them.
+    """Pick metrics out of records, leaving out the records that hold none of them.
 
     Args:
       records: each has "step" and any metrics.
@@ -71,7 +71,7 @@ def loss_curve(
     title: str = "",
     ylabel: str = "training loss",
 ) -> None:
-    """Writes a PNG of the loss over the steps, beside it the loss by quartile of t where given.
+    """Write a PNG of the loss over the steps, beside it the loss by quartile of t where given.
 
     Args:
       path: where to; parent folders are created.
@@ -126,14 +126,14 @@ def _width(losses: np.ndarray) -> float:
 
 
 def line(axis: Axes, steps: np.ndarray, values: np.ndarray, **style) -> Line2D:
-    """Draws the finite of values [n] over steps [n]."""
+    """Draw the finite of values [n] over steps [n]."""
     finite = np.isfinite(values)
     marker = "o" if finite.sum() == 1 else None  # A line through one point is invisible.
     return axis.plot(steps[finite], values[finite], marker=marker, **style)[0]
 
 
 def finish(axis: Axes, values: np.ndarray, *, xlabel: str = "step") -> None:
-    """Gives an axis its scales, labels and legend; `values` is all that was drawn, of any shape."""
+    """Give an axis its scales, labels and legend; `values` is all that was drawn, of any shape."""
     values = values[np.isfinite(values)]
     axis.set_xlabel(xlabel)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))

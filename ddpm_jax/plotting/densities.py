@@ -50,7 +50,7 @@ def grid_points(extent: float, size: int) -> np.ndarray:
 
 
 def planes(path: str | os.PathLike, rows: Sequence[Sequence[Plane]], *, extent: float) -> None:
-    """Writes a PNG of rows of square panels, each showing [-extent, extent]².
+    """Write a PNG of rows of square panels, each showing [-extent, extent]².
 
     Args:
       path: where to; parent folders are created.

@@ -25,7 +25,7 @@ def new_figure(width: float, height: float, *, dpi: int) -> Figure:
 
 
 def write_figure(path: str | os.PathLike, figure: Figure, *, colours: int | None = None) -> None:
-    """Writes a PNG, whole or not at all, creating parent folders.
+    """Write a PNG, whole or not at all, creating parent folders.
 
     Args:
       path: where to.
@@ -51,7 +51,7 @@ def pixels_of(figure: Figure) -> np.ndarray:
 
 
 def _take_as_written(figure: Figure) -> None:
-    """Draws a $ in the name of a run, a class or a directory as a $: a formula that is none would
+    """Draw a $ in the name of a run, a class or a directory as a $: a formula that is none would
     be an error."""
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
     # Matplotlib writes powers of ten on ticks as formulas.
@@ -66,7 +66,7 @@ def _take_as_written(figure: Figure) -> None:
 
 
 def fit_titles(figure: Figure) -> None:
-    """Breaks the titles, and the labels of the figure's own legends, that are wider than their
+    """Break the titles, and the labels of the figure's own legends, that are wider than their
     place into lines."""
     _take_as_written(figure)
     figure.draw_without_rendering()  # only now is it known where the axes lie

@@ -26,7 +26,7 @@ _GIF_FASTEST_MS = 20  # Viewers play anything shorter than this at 100 ms a fram
 
 
 def enlarge(images: np.ndarray, min_pixels: int) -> np.ndarray:
-    """Repeats pixels so that the shorter side has at least `min_pixels`; larger images are returned
+    """Repeat pixels so that the shorter side has at least `min_pixels`; larger images are returned
     as they are.
 
     Args:
@@ -44,7 +44,7 @@ def enlarge(images: np.ndarray, min_pixels: int) -> np.ndarray:
 def grid(
     images: np.ndarray, columns: int | None = None, *, pad: int = 2, min_pixels: int = 64
 ) -> np.ndarray:
-    """Lays images out row by row.
+    """Lay images out row by row.
 
     Args:
       images: uint8 [N, H, W, C], C = 1 or 3, N >= 1.
@@ -74,7 +74,7 @@ def grid(
 def with_labels(
     picture: np.ndarray, *, columns: Sequence[str] = (), rows: Sequence[str] = ()
 ) -> np.ndarray:
-    """Writes a label over each of the equally wide columns of a grid, or before each of its equally
+    """Write a label over each of the equally wide columns of a grid, or before each of its equally
     high rows.
 
     Args:
@@ -110,7 +110,7 @@ def with_labels(
 def beside_originals(
     originals: Mapping[str, np.ndarray], picture: np.ndarray, *, title: str
 ) -> np.ndarray:
-    """Puts the images that a grid was made from before it, one below the other, each under its
+    """Put the images that a grid was made from before it, one below the other, each under its
     name.
 
     Args:
@@ -164,7 +164,7 @@ def _grey(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def side_by_side(pictures: Mapping[str, np.ndarray], *, gap: int = _GAP) -> np.ndarray:
-    """Puts pictures beside each other, each under its title.
+    """Put pictures beside each other, each under its title.
 
     Args:
       pictures: title -> uint8 [H, W, C], all of the same shape.
@@ -265,7 +265,7 @@ def _rows(
 
 
 def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes uint8 [H, W, C] as a PNG, whole or not at all, creating parent folders."""
+    """Write uint8 [H, W, C] as a PNG, whole or not at all, creating parent folders."""
     _check_images(image, rank=3)
     buffer = io.BytesIO()
     _to_pil(image).save(buffer, format="PNG")
@@ -275,7 +275,7 @@ def save_png(path: str | os.PathLike, image: np.ndarray) -> None:
 def save_gif(
     path: str | os.PathLike, frames: np.ndarray, fps: float, *, hold_seconds: float = 1.5
 ) -> None:
-    """Writes frames as an endlessly repeated GIF, whole or not at all, creating parent folders.
+    """Write frames as an endlessly repeated GIF, whole or not at all, creating parent folders.
 
     Args:
       path: where to.

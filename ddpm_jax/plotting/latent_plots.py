@@ -16,7 +16,7 @@ _CLASSES_NAMED = 20  # more would fill the picture with their names
 
 
 def code_usage(counts: np.ndarray, *, title: str) -> np.ndarray:
-    """Draws the share of each code, the most used first, and the line on which all would lie if
+    """Draw the share of each code, the most used first, and the line on which all would lie if
     used alike.
 
     Args:
@@ -46,7 +46,7 @@ def code_usage(counts: np.ndarray, *, title: str) -> np.ndarray:
 
 
 def classes_in_plane(points: np.ndarray, labels: np.ndarray, *, title: str) -> np.ndarray:
-    """Draws points of a plane in the colours of their classes, on circles that hold 39 % and 86 %
+    """Draw points of a plane in the colours of their classes, on circles that hold 39 % and 86 %
     of N(0, I).
 
     Args:

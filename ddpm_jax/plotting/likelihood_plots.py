@@ -26,7 +26,7 @@ def bound_terms(
     rmse: np.ndarray,
     title: str = "",
 ) -> None:
-    """Writes a PNG of the bits/dim at each t (on a logarithmic axis) and of the error of the
+    """Write a PNG of the bits/dim at each t (on a logarithmic axis) and of the error of the
     predicted x_0.
 
     Args:
@@ -51,7 +51,7 @@ def bound_terms(
 def rate_distortion(
     path: str | os.PathLike, t: np.ndarray, rate: np.ndarray, rmse: np.ndarray, title: str = ""
 ) -> None:
-    """Writes a PNG of distortion over steps, rate over steps, and distortion over rate (Ho et al.
+    """Write a PNG of distortion over steps, rate over steps, and distortion over rate (Ho et al.
     2020, figure 5).
 
     Args:
@@ -75,7 +75,7 @@ def rate_distortion(
 
 
 def bits_per_image(path: str | os.PathLike, bits: np.ndarray, title: str = "") -> None:
-    """Writes a PNG of the histogram of the images' bits/dim, with a line at their mean.
+    """Write a PNG of the histogram of the images' bits/dim, with a line at their mean.
 
     Args:
       path: where to; parent folders are created.

@@ -56,7 +56,7 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 def compare_runs(
     path: str | os.PathLike, panels: Mapping[str, Sequence[Curve]], *, xlabel: str, smoothing: float
 ) -> None:
-    """Writes a PNG of the panels; a run has the same colour in each. Parent folders are created.
+    """Write a PNG of the panels; a run has the same colour in each. Parent folders are created.
 
     Args:
       path: where to.

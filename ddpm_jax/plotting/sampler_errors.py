@@ -27,7 +27,7 @@ class Measure(NamedTuple):
 
 
 def error_against_evaluations(path: str | os.PathLike, measures: Sequence[Measure]) -> None:
-    """Writes a PNG of the measures side by side; a sampler has the same colour in each. Parent
+    """Write a PNG of the measures side by side; a sampler has the same colour in each. Parent
     folders are created."""
     names = list(dict.fromkeys(name for measure in measures for name in measure.lines))
     colours = matplotlib.colormaps["tab10"].colors

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.cli.command import Parser
-from ddpm_jax.data.about import labels_of, numbers_that_are_names
+from ddpm_jax.data.dataset_info import ambiguous_labels, parse_labels
 from ddpm_jax.data.transforms import to_model_range, to_uint8, upsample
 from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
@@ -353,10 +353,10 @@ def _labels(num_classes: int, text: str | None, class_names: Sequence[str]) -> n
     if not num_classes:
         raise UsageError("--labels: this model was trained without labels, so leave them out.")
     try:
-        labels = np.array(labels_of(text.split(","), class_names), np.int32)
+        labels = np.array(parse_labels(text.split(","), class_names), np.int32)
     except UsageError as error:
         raise UsageError(f"--labels {text}: {error}") from None
-    for note in numbers_that_are_names(text.split(","), class_names):
+    for note in ambiguous_labels(text.split(","), class_names):
         say(f"warning: --labels: {note}.", file=sys.stderr)
     check_labels(labels, num_classes)
     return labels

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.data.about import about
+from ddpm_jax.data.dataset_info import dataset_info
 from ddpm_jax.data.in_memory import gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts
@@ -68,7 +68,7 @@ def grid_writer(
     Raises:
       UsageError: see `preview.make_preview`.
     """
-    config, preview = model.config, make_preview(model, about(source).class_names)
+    config, preview = model.config, make_preview(model, dataset_info(source).class_names)
     generate = make_generate(
         model.denoiser,
         ancestral(model.respaced(config.train.sample_steps)),

@@ -75,7 +75,7 @@ class FirstStage(NamedTuple):
         noise_keys: chex.PRNGKey | None = None,
         dropout_keys: chex.PRNGKey | None = None,
     ) -> Latent:
-        """Encodes images.
+        """Encode images.
 
         Args:
           params: of the network; of a VQ-VAE with its `codebook` [K, c].
@@ -111,7 +111,7 @@ class FirstStage(NamedTuple):
     def decoded(
         self, params: Any, z: chex.Array, dropout_keys: chex.PRNGKey | None = None
     ) -> Decoded:
-        """Decodes latents [B, h, w, c]; `params` has `log_scale`, a scalar, if the scale is
+        """Decode latents [B, h, w, c]; `params` has `log_scale`, a scalar, if the scale is
         "shared"."""
         out = self.decode(params, z, dropout_keys)
         if not self.family.scaled or self.scale == "fixed":

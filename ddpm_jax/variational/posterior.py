@@ -25,7 +25,7 @@ class DiagonalGaussian(NamedTuple):
 
 
 def from_moments(moments: chex.Array) -> DiagonalGaussian:
-    """Reads an encoder's output [..., 2 C]: means in the first C channels, log variances, clipped,
+    """Read an encoder's output [..., 2 C]: means in the first C channels, log variances, clipped,
     in the others."""
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     return DiagonalGaussian(mean, jnp.clip(log_variance, *LOG_VARIANCE))

@@ -20,7 +20,7 @@ class Quantized(NamedTuple):
 
 
 def quantize(z: chex.Array, codebook: chex.Array) -> Quantized:
-    """Replaces vectors z [..., D] by the nearest rows of the codebook [K, D] in Euclidean distance
+    """Replace vectors z [..., D] by the nearest rows of the codebook [K, D] in Euclidean distance
     (eq. 1).
 
     The lower index wins a tie. No gradient passes the choice; the codes are differentiable in the
@@ -77,7 +77,7 @@ def make_dictionary(codebook: chex.Array) -> Dictionary:
 def update_dictionary(
     dictionary: Dictionary, z: chex.Array, index: chex.Array, *, decay: float
 ) -> Dictionary:
-    """Moves the averages towards the vectors z [..., D] of one batch and the codes [...] they chose
+    """Move the averages towards the vectors z [..., D] of one batch and the codes [...] they chose
     (eqs. 6, 7)."""
     one_hot = jax.nn.one_hot(index.reshape(-1), dictionary.counts.shape[0], dtype=z.dtype)
     counts = jnp.sum(one_hot, axis=0)
@@ -106,7 +106,7 @@ def codebook_of(dictionary: Dictionary, *, smoothing: float = 1e-5) -> chex.Arra
 def restart_dead(
     dictionary: Dictionary, z: chex.Array, order: chex.Array, *, least: float
 ) -> tuple[Dictionary, chex.Array]:
-    """Puts each code that hardly any vector chooses on a vector of the batch (Dhariwal et al. 2020,
+    """Put each code that hardly any vector chooses on a vector of the batch (Dhariwal et al. 2020,
     sec. 3.1).
 
     Args:

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.data import sources
-from ddpm_jax.data.about import describe, numbers_that_are_names
-from ddpm_jax.data.layout import lay_out, pictures_in
+from ddpm_jax.data.dataset_info import ambiguous_labels, describe
+from ddpm_jax.data.layout import pictures_in, read_layout
 from ddpm_jax.errors import UsageError
 
 
@@ -27,7 +27,7 @@ def _pictures(folder: pathlib.Path, *names: str) -> pathlib.Path:
 
 
 def _found(folder, split="train", holdout=0.0, layout="auto"):
-    return lay_out(folder, split=split, holdout=holdout, layout=layout)
+    return read_layout(folder, split=split, holdout=holdout, layout=layout)
 
 
 def _load(folder, **options):
@@ -214,7 +214,7 @@ def test_an_empty_folder_of_a_class_is_told(tmp_path, empty, caplog):
     _pictures(tmp_path, f"{inside}ant/a.png", f"{inside}cat/b.png")
     (tmp_path / empty).mkdir()
     with caplog.at_level(logging.WARNING):
-        assert _load(tmp_path).about.class_names == ("ant", "cat")
+        assert _load(tmp_path).info.class_names == ("ant", "cat")
     assert f"folder {tmp_path / empty} holds no images, so it is no class" in caplog.text
 
 
@@ -360,16 +360,16 @@ def test_a_link_into_the_system_is_refused(tmp_path):
 
 def test_a_number_that_is_the_name_of_another_class_is_said():
     names = ["1", "10", "2", "cat"]
-    assert numbers_that_are_names(["0", "3", "cat"], names) == []
-    assert numbers_that_are_names(["2", "1"], names) == [
+    assert ambiguous_labels(["0", "3", "cat"], names) == []
+    assert ambiguous_labels(["2", "1"], names) == [
         "1 is class number 1, called '10', and not the class called '1', whose number is 0"
     ]
-    assert numbers_that_are_names(["10"], names) == [
+    assert ambiguous_labels(["10"], names) == [
         "10 is class number 10, and not the class called '10', whose number is 1"
     ]
 
 
 def test_labels_follow_the_classes_that_are_described(tmp_path):
     source = _load(_pictures(tmp_path, "b/1.png", "a/2.png", "b/3.png"))
-    assert source.about.class_names == ("a", "b")
+    assert source.info.class_names == ("a", "b")
     np.testing.assert_array_equal(source.labels, [0, 1, 1])

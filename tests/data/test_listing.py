@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.data import listing, sources
-from ddpm_jax.data.about import about
-from ddpm_jax.data.places import check_not_of_run, check_outside
+from ddpm_jax.data.data_dir import check_not_run_output, check_outside
+from ddpm_jax.data.dataset_info import dataset_info
 from ddpm_jax.errors import FailureError, UsageError
 
 NAMES = [f"{i}.png" for i in range(6)]
@@ -35,7 +35,7 @@ def compare(folder, tmp_path):
     """compare() -> the sentences that are said of the folder now, compared with what it held at
     first."""
     begun = _load(folder)
-    listing.write_listing(tmp_path / listing.FILE, about(begun).files)
+    listing.write_listing(tmp_path / listing.FILE, dataset_info(begun).files)
 
     def compare(**options):
         said = []
@@ -50,7 +50,7 @@ def compare(folder, tmp_path):
 def test_a_listing_holds_the_names_sizes_and_times_of_the_files(folder, tmp_path, cache):
     odd = os.fsdecode(b"caf\xe9 \t\n.png")
     (folder / "0.png").rename(folder / odd)
-    listing.write_listing(tmp_path / "listing", about(_load(folder, cache=cache)).files)
+    listing.write_listing(tmp_path / "listing", dataset_info(_load(folder, cache=cache)).files)
     found = listing.read_listing(tmp_path / "listing")
     assert sorted(found.names) == sorted([*NAMES[1:], odd])
     for name, size, time in zip(found.names, found.sizes, found.times, strict=True):
@@ -159,6 +159,6 @@ def test_nothing_is_written_into_a_folder_of_pictures(tmp_path):
 
 def test_a_run_is_not_trained_on_what_it_writes(tmp_path):
     with pytest.raises(UsageError, match=r"lies where the run in .* writes its own files"):
-        check_not_of_run(str(tmp_path / "run" / "samples"), tmp_path / "run")
-    check_not_of_run(str(tmp_path / "run" / "photos"), tmp_path / "run")
-    check_not_of_run(str(tmp_path / "run" / "samples"), tmp_path / "other")
+        check_not_run_output(str(tmp_path / "run" / "samples"), tmp_path / "run")
+    check_not_run_output(str(tmp_path / "run" / "photos"), tmp_path / "run")
+    check_not_run_output(str(tmp_path / "run" / "samples"), tmp_path / "other")

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ddpm_jax.data import pipeline, sources
-from ddpm_jax.data.about import describe, holds_out
+from ddpm_jax.data.dataset_info import describe, holds_out
 from ddpm_jax.errors import FailureError, UsageError
 
 
@@ -224,8 +224,8 @@ def test_the_names_of_classes_and_the_splits_are_known(tmp_path):
 
     _prepare(tmp_path, splits={"train": 4}, features=features, examples=examples)
     whole, carved = _load(tmp_path, cache="always"), _load(tmp_path, split="test", holdout=0.25)
-    assert whole.about.class_names == carved.about.class_names == ("ant", "bee")
-    assert whole.about.contents == carved.about.contents == "tiny/1.0.0 train=4"
+    assert whole.info.class_names == carved.info.class_names == ("ant", "bee")
+    assert whole.info.contents == carved.info.contents == "tiny/1.0.0 train=4"
     assert describe(whole) == "train 4; 2 classes: ant 2, bee 2"
     assert describe(carved) == "train 3, test 1; 2 classes: ant, bee"
     assert holds_out(carved)

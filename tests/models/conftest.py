@@ -1,10 +1,10 @@
-"""What tests of networks share."""
+"""Shared by the tests of networks."""
 
 import jax.extend
 
 
 def equations(jaxpr):
-    """Yields every equation of a jaxpr and of those within it."""
+    """Yield every equation of a jaxpr and of those within it."""
     for eqn in jaxpr.eqns:
         yield eqn
         for inner in jax.extend.core.jaxprs_in_params(eqn.params):

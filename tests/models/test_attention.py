@@ -1,4 +1,4 @@
-"""Which program computes attention on which device, and that it computes softmax(q kᵀ / √D) v."""
+"""The choice of an attention implementation, and that each computes softmax(q kᵀ / √D) v."""
 
 import types
 

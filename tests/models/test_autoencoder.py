@@ -1,5 +1,4 @@
-"""First stages: sizes, shapes, what an output depends on, precision, dropout, gradients,
-refusals."""
+"""First stages: sizes, shapes, receptive fields, precision, dropout, gradients, refusals."""
 
 import functools
 
@@ -32,8 +31,7 @@ def shapes_of(model, shape=X.shape):
 
 @pytest.fixture(scope="module")
 def params():
-    """Parameters none of which is zero, unlike those of a new network; of the published scale, so
-    nothing saturates."""
+    """Return parameters none of which is zero, at the published scale so that nothing saturates."""
     rng = np.random.default_rng(7)
 
     def draw(path, shape):
@@ -95,24 +93,24 @@ def test_the_encoder_of_latents_gives_half_the_channels_of_that_of_moments():
     )
 
 
-def test_no_layer_is_told_a_time():
+def test_no_layer_takes_a_time():
     assert not [
         path for path in flatten_dict(shapes_of(SMALL)) if any("temb" in name for name in path)
     ]
     h, temb = X[:, :4, :4].repeat(11, -1)[..., :32], jnp.zeros((2, 64))
     block = ResBlock(32)
     without = block.init(jax.random.key(0), h, None, None)["params"]
-    told = block.init(jax.random.key(0), h, temb, None)["params"]
-    assert set(told) - set(without) == {"temb_proj"}
+    with_time = block.init(jax.random.key(0), h, temb, None)["params"]
+    assert set(with_time) - set(without) == {"temb_proj"}
     # A time of which nothing is added leaves the block without one.
-    told["conv2"]["kernel"] = told["conv1"]["kernel"]  # a new block's is practically zero
+    with_time["conv2"]["kernel"] = with_time["conv1"]["kernel"]  # a new block's is practically zero
     np.testing.assert_array_equal(
-        block.apply({"params": told}, h, temb, None),
-        block.apply({"params": {name: told[name] for name in without}}, h, None, None),
+        block.apply({"params": with_time}, h, temb, None),
+        block.apply({"params": {name: with_time[name] for name in without}}, h, None, None),
     )
 
 
-def test_codes_start_uniform_within_one_over_their_number_and_the_shared_scale_where_told():
+def test_codes_start_uniform_within_one_over_their_number_and_the_shared_scale_where_given():
     model = SMALL.clone(moments=False, num_codes=512, shared_log_scale=-1.5)
     params = model.init(jax.random.key(0), method=lambda model: (model.codebook, model.log_scale))[
         "params"
@@ -131,7 +129,7 @@ def test_codes_start_uniform_within_one_over_their_number_and_the_shared_scale_w
 
 
 def test_latents_of_a_new_network_tell_its_pixels_apart():
-    """Vectors that were all alike would all be given the same code."""
+    """Identical vectors would all be assigned the same code."""
     model = SMALL.clone(ch_mult=(1,), moments=False)
     new = jax.jit(model.init)(jax.random.key(0), X)["params"]
     z = apply(model, "encode", new, X)

@@ -1,5 +1,4 @@
-"""What a user can get wrong about the U-Net is refused in one sentence, before anything
-compiles."""
+"""Invalid fields and sizes of the U-Net are refused in one sentence before anything compiles."""
 
 import pytest
 

@@ -29,7 +29,7 @@ def x():
 
 @pytest.fixture(scope="module")
 def params(x):
-    """Parameters none of which is zero, unlike those of a new network."""
+    """Return parameters none of which is zero, unlike those of a new network."""
     shapes = flatten_dict(jax.eval_shape(CLASSIFIER.init, jax.random.key(0), x, T))
     rng = np.random.default_rng(7)
 
@@ -42,8 +42,7 @@ def params(x):
 
 @pytest.mark.slow
 def test_logits_are_a_linear_map_of_the_mean_over_the_unets_lowest_features(x, params):
-    """The U-Net of the same fields, given the classifier's parameters on its way down; pooling in
-    NumPy."""
+    """A U-Net with the classifier's parameters on its way down; pooling in NumPy."""
     unet = UNet(out_channels=1, **FIELDS)
     up = unet.init(jax.random.key(2), x, T)["params"]
     ours = params["params"]

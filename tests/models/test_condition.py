@@ -1,4 +1,4 @@
-"""The U-Net told a class or a low-resolution image: where it arrives, and what is refused."""
+"""The U-Net given a class or a low-resolution image: where it enters, and what is refused."""
 
 import functools
 
@@ -34,7 +34,7 @@ def apply(unet, params, x, condition):
 
 
 def random_params(unet, x=X):
-    """Parameters none of which is zero, unlike those of a new network."""
+    """Return parameters none of which is zero, unlike those of a new network."""
     shapes = jax.eval_shape(unet.init, jax.random.key(0), x, T, null_condition(unet, x))["params"]
     rng = np.random.default_rng(0)
 
@@ -50,7 +50,7 @@ def params():
     return random_params(BY_CLASS)
 
 
-def told(*label):
+def labelled(*label):
     return Condition(label=jnp.array(label, jnp.int32))
 
 
@@ -69,23 +69,25 @@ def test_a_class_whose_embedding_is_zero_gives_the_unconditional_network_bit_for
     embedding = params["class_embedding"]["embedding"] * np.array([1, 0, 1, 1], np.float32)[:, None]
     silent = {**rest, "class_embedding": {"embedding": embedding}}
     np.testing.assert_array_equal(
-        apply(BY_CLASS, silent, X, told(1, 1)), apply(PLAIN, rest, X, None)
+        apply(BY_CLASS, silent, X, labelled(1, 1)), apply(PLAIN, rest, X, None)
     )
     assert (
-        jnp.abs(apply(BY_CLASS, silent, X, told(0, 1))[0] - apply(PLAIN, rest, X, None)[0]).max()
+        jnp.abs(
+            apply(BY_CLASS, silent, X, labelled(0, 1))[0] - apply(PLAIN, rest, X, None)[0]
+        ).max()
         > 1e-2
     )
 
 
 def test_every_class_and_the_null_class_differ_and_only_the_own_image_is_touched(params):
-    outputs = [apply(BY_CLASS, params, X, told(0, label)) for label in range(K + 1)]
+    outputs = [apply(BY_CLASS, params, X, labelled(0, label)) for label in range(K + 1)]
     for a in range(K + 1):
         np.testing.assert_array_equal(outputs[a][0], outputs[0][0])
         for b in range(a):
             assert jnp.abs(outputs[a][1] - outputs[b][1]).max() > 1e-2
     np.testing.assert_array_equal(
-        apply(BY_CLASS, params, X, without_label(told(0, 1), K)),
-        apply(BY_CLASS, params, X, told(K, K)),
+        apply(BY_CLASS, params, X, without_label(labelled(0, 1), K)),
+        apply(BY_CLASS, params, X, labelled(K, K)),
     )
 
 
@@ -99,7 +101,9 @@ def test_the_class_reaches_every_residual_block(params):
             path: value * (path[0] not in deaf or path[1] != "temb_proj" or path[-1] == "bias")
             for path, value in flatten_dict(params).items()
         }
-        heard = [apply(BY_CLASS, unflatten_dict(flat), X, told(label, label)) for label in (0, 1)]
+        heard = [
+            apply(BY_CLASS, unflatten_dict(flat), X, labelled(label, label)) for label in (0, 1)
+        ]
         return jnp.abs(heard[0] - heard[1]).max()
 
     assert difference(deaf=blocks) == 0
@@ -109,7 +113,7 @@ def test_the_class_reaches_every_residual_block(params):
 
 @pytest.mark.slow
 def test_the_gradient_of_a_class_is_that_of_its_own_images(params):
-    grads = jax.grad(lambda p: jnp.sum(apply(BY_CLASS, p, X, told(0, K)) ** 2))(params)[
+    grads = jax.grad(lambda p: jnp.sum(apply(BY_CLASS, p, X, labelled(0, K)) ** 2))(params)[
         "class_embedding"
     ]["embedding"]
     assert [bool(jnp.any(row != 0)) for row in grads] == [True, False, False, True]
@@ -117,7 +121,7 @@ def test_the_gradient_of_a_class_is_that_of_its_own_images(params):
 
 def test_a_label_that_is_no_class_gives_not_a_number_and_no_other_class(params):
     for label in (-1, K + 1, 1000):
-        output = apply(BY_CLASS, params, X, told(label, 0))
+        output = apply(BY_CLASS, params, X, labelled(label, 0))
         assert jnp.all(jnp.isnan(output[0]))
         assert jnp.all(jnp.isfinite(output[1]))
 
@@ -134,17 +138,17 @@ def test_a_low_resolution_image_is_further_channels_of_the_input():
 @pytest.mark.parametrize(
     ("unet", "condition", "words"),
     [
-        (BY_CLASS, None, r"told a class label of every image \(3 classes\), and none is given"),
-        (BY_CLASS, Condition(), "told a class label"),
-        (PLAIN, told(0, 1), "not built to be told a class label"),
-        (PLAIN, Condition(low_res=X), "not built to be told a low-resolution image"),
-        (PLAIN.clone(low_res_channels=3), None, "told a low-resolution image"),
+        (BY_CLASS, None, r"needs a class label for every image \(3 classes\), and none is given"),
+        (BY_CLASS, Condition(), "needs a class label"),
+        (PLAIN, labelled(0, 1), "not built to take a class label"),
+        (PLAIN, Condition(low_res=X), "not built to take a low-resolution image"),
+        (PLAIN.clone(low_res_channels=3), None, "needs a low-resolution image"),
         (
             PLAIN.clone(low_res_channels=3),
             Condition(low_res=X[:, ::2, ::2]),
             r"\(2, 4, 4, 3\): bring them .* \(2, 8",
         ),
-        (BY_CLASS, told(0, 1, 2), "one integer for each of 2 images"),
+        (BY_CLASS, labelled(0, 1, 2), "one integer for each of 2 images"),
         (BY_CLASS, Condition(label=jnp.array([0.0, 1.0])), "one integer"),
     ],
 )

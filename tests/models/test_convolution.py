@@ -1,5 +1,4 @@
-"""The convolution against SciPy, and its derivatives against those of `lax.conv_general_dilated`,
-in float64."""
+"""The convolution against SciPy, its derivatives against those of `lax`, in float64."""
 
 import functools
 
@@ -11,7 +10,7 @@ import pytest
 import scipy.signal
 from jax import lax
 
-from ddpm_jax.models.convolution import USUAL, _conv2d_usual_layout, conv2d
+from ddpm_jax.models.convolution import DIMENSION_NUMBERS, _conv2d_usual_layout, conv2d
 
 CASES = [  # height, width, kernel size, stride, padding
     (6, 8, 3, 1, ((1, 1), (1, 1))),
@@ -32,7 +31,9 @@ def arrays(height, width, size):
 
 
 def plain(x, kernel, stride, padding):
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=USUAL)
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=DIMENSION_NUMBERS
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +102,7 @@ def test_per_example_gradients_and_second_derivatives_are_those_of_lax():
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_no_convolution_of_the_backward_pass_has_an_unusual_layout(stride):
-    """What XLA for CPU is slow at inside loops; `lax`'s own gradient is seen to have one."""
+    """XLA for CPU is slow at these inside loops; the gradient of `lax` is seen to have one."""
 
     def layouts(conv):
         x, kernel = arrays(4, 4, 3)
@@ -115,7 +116,7 @@ def test_no_convolution_of_the_backward_pass_has_an_unusual_layout(stride):
         assert len(eqns) == 2
         return {eqn.params["dimension_numbers"] for eqn in eqns}
 
-    usual = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), USUAL)
+    usual = lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), DIMENSION_NUMBERS)
     assert layouts(_conv2d_usual_layout) == {usual}
     assert layouts(plain) != {usual}
 

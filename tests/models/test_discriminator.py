@@ -1,5 +1,4 @@
-"""The patch discriminator: the published structure, a small PyTorch one with the same weights, and
-what is refused."""
+"""The patch discriminator: its structure, a PyTorch one with the same weights, refusals."""
 
 import functools
 
@@ -27,7 +26,7 @@ def shapes_of(model, channels=3):
 
 @functools.cache
 def random_params(model):
-    """None of them zero, kernels so large that every layer shows."""
+    """Return parameters none of which is zero, with kernels so large that every layer matters."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes_of(model)
@@ -35,8 +34,10 @@ def random_params(model):
 
 
 def test_the_published_network_has_as_many_parameters():
-    """pix2pix's code prints 2.769 M for its 70x70 network, which sees the input beside the output:
-    six channels."""
+    """2.769 M, as the code of pix2pix prints for its 70x70 network.
+
+    That network sees the input next to the output: six channels.
+    """
     count = sum(
         np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of(Discriminator(), channels=6))
     )
@@ -45,8 +46,10 @@ def test_the_published_network_has_as_many_parameters():
 
 @pytest.mark.parametrize(("num_layers", "field"), [(1, 16), (2, 34), (3, 70)])
 def test_a_logit_sees_the_published_patch(num_layers, field):
-    """Isola et al. 2017, appendix 6.1.2, by the gradient of one logit; normalisation, which sees
-    all, is left out."""
+    """Isola et al. 2017, appendix 6.1.2, by the gradient of one logit.
+
+    Normalisation, which sees all pixels, is left out.
+    """
     model = Discriminator(ch=16, num_layers=num_layers)
     params, size = random_params(model), field + 2 * 2**num_layers
 

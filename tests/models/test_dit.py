@@ -1,5 +1,4 @@
-"""The Diffusion Transformer: sizes, positions, its equations in float64, what it starts as,
-precision, conditions."""
+"""The Diffusion Transformer: sizes, positions, its equations in float64, initialisation."""
 
 import functools
 import math
@@ -37,7 +36,7 @@ def apply(dit, params, x=X, t=T, condition=LABELS, keys=None):
 
 
 def random_params(dit, x=X):
-    """Parameters none of which is zero, unlike those of a new network."""
+    """Return parameters none of which is zero, unlike those of a new network."""
     shapes = jax.eval_shape(dit.init, jax.random.key(0), x, T, null_condition(dit, x))["params"]
     rng = np.random.default_rng(7)
 
@@ -63,8 +62,10 @@ def params():
 
 @pytest.mark.parametrize(("size", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_the_papers_networks_have_its_number_of_parameters(size, millions):
-    """Patches of 2x2, 1000 classes; the millions are those of the paper's table, the positions no
-    parameters."""
+    """Patches of 2x2, 1000 classes, the millions of the paper's table.
+
+    Positions are not parameters.
+    """
     dit = DiT(**SIZES[size]._asdict(), patch_size=2, num_classes=1000, out_channels=8)
     x = jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32)
     shapes = jax.eval_shape(dit.init, jax.random.key(0), x, jnp.zeros((1,)), null_condition(dit, x))
@@ -92,8 +93,7 @@ def test_a_patch_is_a_square_of_the_image_and_unpatchify_the_inverse(patch_size)
 
 
 def test_positions_are_sines_and_cosines_of_the_column_then_of_the_row():
-    """The formula evaluated number by number in float64, then rounded once: no tolerance beyond
-    that."""
+    """The formula evaluated in float64, then rounded once: no tolerance beyond that."""
     rows, columns, features = 3, 5, 12
     n = features // 4
     expected = np.empty((rows * columns, features))
@@ -112,13 +112,16 @@ def test_positions_are_sines_and_cosines_of_the_column_then_of_the_row():
 
 
 def test_the_network_is_the_equations_of_the_paper_in_float64(params):
-    """All of it written again in NumPy, token by token where that is short; float32 rounds to 1e-6
-    an operation."""
+    """The whole network written again in NumPy; float32 rounds to 1e-6 per operation."""
     p = jax.tree.map(np.float64, params)
     dense = lambda name, x, at=p: x @ at[name]["kernel"] + at[name]["bias"]  # noqa: E731
     swish = lambda x: x / (1 + np.exp(-x))  # noqa: E731
-    gelu = lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))  # noqa: E731
-    norm = lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)  # noqa: E731
+
+    def gelu(x):
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    def norm(x):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
 
     def attention(x, at):  # [L, C], two heads
         heads = []
@@ -166,8 +169,10 @@ def test_a_new_network_outputs_exactly_zero_and_a_new_block_is_exactly_the_ident
 
 
 def test_initial_weights_are_drawn_as_the_authors_draw_them(new):
-    """Uniform with the mean of the fans; q, k and v as the thirds of one map; embeddings N(0,
-    0.02^2); the rest 0."""
+    """Uniform with the mean of the fans; embeddings N(0, 0.02^2); the rest 0.
+
+    q, k and v are the thirds of one map.
+    """
     for path, value in flatten_dict(new).items():
         layer = path[-2]
         if path[-1] == "bias" or layer in ("modulation", "modulation_out", "patch_out"):
@@ -239,7 +244,7 @@ def test_the_null_class_has_its_own_vector_and_other_labels_are_not_a_number(par
     )
     with pytest.raises(UsageError, match="class label"):
         apply(SMALL, params, condition=None)
-    with pytest.raises(UsageError, match="not built to be told a class label"):
+    with pytest.raises(UsageError, match="not built to take a class label"):
         apply(unconditional, without)
 
 

@@ -15,7 +15,7 @@ from ddpm_jax.models.layers import (
     Dropout,
     GroupNorm,
     Upsample,
-    conv_of_repeated,
+    conv_upsampled,
     timestep_embedding,
 )
 
@@ -106,7 +106,7 @@ def test_group_norm_of_bfloat16_has_float32_statistics():
 def test_upsample_is_a_convolution_of_the_repeated_image():
     x, kernel = normal(2, 3, 5, 4), normal(3, 3, 4, 6, seed=1)
     with jax.enable_x64(True):
-        y = conv_of_repeated(jnp.asarray(x), jnp.asarray(kernel))
+        y = conv_upsampled(jnp.asarray(x), jnp.asarray(kernel))
     repeated = x.repeat(2, axis=1).repeat(2, axis=2)
     expected = np.zeros((2, 6, 10, 6))
     for b, c, d in np.ndindex(2, 4, 6):
@@ -126,7 +126,7 @@ def test_gradients_of_upsample_are_those_of_repeat_then_convolve():
     with jax.enable_x64(True):
         x, kernel = jnp.asarray(normal(2, 3, 5, 4)), jnp.asarray(normal(3, 3, 4, 6, seed=1))
         cotangent = jnp.asarray(normal(2, 6, 10, 6, seed=2))
-        grads = jax.vjp(conv_of_repeated, x, kernel)[1](cotangent)
+        grads = jax.vjp(conv_upsampled, x, kernel)[1](cotangent)
         expected = jax.vjp(plain, x, kernel)[1](cotangent)
     for grad, want in zip(grads, expected, strict=True):
         np.testing.assert_allclose(grad, want, atol=1e-12)
@@ -142,8 +142,7 @@ def test_upsample_in_bfloat16_sums_its_weights_in_float32():
 
 @pytest.mark.parametrize(("padding", "start"), [("end", 0), ("both", -1)])
 def test_downsample_pads_an_even_image_as_named(padding, start):
-    """Output (i, j) is the window from (2i, 2j) with TensorFlow's SAME, from (2i-1, 2j-1) with
-    PyTorch's padding=1."""
+    """The window starts at (2i, 2j) with SAME, at (2i-1, 2j-1) with PyTorch's padding=1."""
     x = normal(1, 4, 6, 2).astype(np.float32)
     layer = Conv3x3(3, stride=2, padding=DOWNSAMPLE_PADDINGS[padding])
     params = layer.init(jax.random.key(0), x)

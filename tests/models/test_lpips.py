@@ -1,5 +1,4 @@
-"""What makes the perceptual distance a distance, and a loss; its values are compared in
-tests/interop/test_lpips.py."""
+"""What makes LPIPS a distance, and a loss; values are compared in tests/interop."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +36,7 @@ def test_a_grey_image_is_one_of_three_equal_colours(params):
 
 
 def test_a_pixel_where_nothing_is_active_has_a_finite_gradient(params):
-    """All features of one slice dead: 0/0 in a naive division."""
+    """All features of one slice are dead: a naive division gives 0/0."""
     dead = jax.tree.map(jnp.zeros_like, params["params"]["features"]["slice_1_conv_1"])
     dead["bias"] = dead["bias"] - 1.0
     weights = {

@@ -34,8 +34,7 @@ def image(*shape, seed=1):
 
 
 def random_params(unet, x):
-    """Parameters none of which is zero, unlike those of a new network; of the published scale, so
-    nothing saturates."""
+    """Return parameters none of which is zero, at the published scale so that nothing saturates."""
     shapes = flatten_dict(jax.eval_shape(unet.init, jax.random.key(0), x, T))
     rng = np.random.default_rng(7)
 
@@ -159,8 +158,7 @@ def test_integer_and_real_time_agree_and_fractions_count(params, x):
 
 
 def test_heads_are_disjoint_slices_of_the_channels(params, x):
-    """Two heads must differ from one, and permuting whole heads consistently must change
-    nothing."""
+    """Two heads differ from one, and permuting whole heads consistently changes nothing."""
     two = SMALL.clone(num_heads=2)
     y = apply(two, params, x)
     assert jnp.abs(y - apply(SMALL, params, x)).max() > 1e-4
@@ -238,8 +236,7 @@ def test_recomputing_products_keeps_less_than_half_and_blocks_less_than_a_quarte
     params = jax.eval_shape(unet.init, jax.random.key(0), x, t)
 
     def kept(remat):
-        """Bytes that the compiled forward pass hands to the backward pass, without the parameters
-        among them."""
+        """Return the bytes stored for the backward pass, parameters not counted."""
         network = unet.clone(remat=remat)
         forward = jax.jit(lambda p: jax.vjp(lambda p: network.apply(p, x, t, dropout_keys=keys), p))
         compiled = forward.lower(params).compile({"xla_backend_optimization_level": 0})

@@ -1,5 +1,4 @@
-"""Winograd's convolution against the direct sum of float64, and where a network's convolutions are
-computed by it."""
+"""Winograd's convolution against the direct sum in float64, and where networks use it."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ def arrays(batch, height, width, channels, features, dtype=np.float32):
 
 
 def direct(x, kernel):
-    """The sum over the nine pixels of the kernel, in float64."""
+    """Return the sum over the nine pixels of the kernel, in float64."""
     height, width = x.shape[1:3]
     x, kernel = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0))), np.float64(kernel)
     return sum(
@@ -52,7 +51,7 @@ def test_a_batch_taken_in_parts_gives_the_same_numbers(monkeypatch):
     x, kernel, _ = arrays(4, 4, 4, 128, 128)
     whole = winograd.convolve(x, kernel)
     monkeypatch.setattr(winograd, "CACHE", 4 * 16 * 4 * 256 * 2 + 1)  # two images
-    assert winograd.parts(x.shape, kernel.shape) == 2
+    assert winograd.num_parts(x.shape, kernel.shape) == 2
     np.testing.assert_allclose(winograd.convolve(x, kernel), whole, rtol=1e-6, atol=1e-6)
 
 
@@ -112,7 +111,7 @@ def test_a_wide_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, cach
 def test_wide_layers_of_even_maps_are_taken_in_parts_that_stay_in_the_cache(
     shape, kernel, expected
 ):
-    assert winograd.parts(shape, kernel) == expected
+    assert winograd.num_parts(shape, kernel) == expected
 
 
 @pytest.mark.parametrize(

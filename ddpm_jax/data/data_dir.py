@@ -25,7 +25,7 @@ _DEPTH = 2  # folders between data_dir and a picture: those of a split and of a 
 _ENTRIES = 20_000  # looked at before a folder counts as one without pictures
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _INFO = "dataset_info.json"
-_OF_A_RUN = (  # directories that a run and the commands that read it make
+_RUN_DIRECTORIES = (  # directories that a run and the commands that read it make
     "checkpoints",
     "ema",
     "evaluation",
@@ -39,7 +39,7 @@ _OF_A_RUN = (  # directories that a run and the commands that read it make
 
 
 def check_no_pictures(data_dir: str, *, name: str, writing: bool = False) -> None:
-    """Refuses to look for, or write, a dataset in a folder of pictures.
+    """Refuse to look for, or write, a dataset in a folder of pictures.
 
     A folder in which TFDS has prepared a dataset other than the digits is its own, whatever lies
     next to that.
@@ -69,7 +69,7 @@ def check_no_pictures(data_dir: str, *, name: str, writing: bool = False) -> Non
 
 
 def check_no_datasets(folder: pathlib.Path) -> None:
-    """Refuses to read, as a folder of pictures, what TFDS has prepared.
+    """Refuse to read, as a folder of pictures, what TFDS has prepared.
 
     Raises:
       UsageError: `folder` is, or has in it, such a dataset.
@@ -97,7 +97,7 @@ def check_no_datasets(folder: pathlib.Path) -> None:
 
 
 def check_outside(data_dir: str, place: Any, *, flag: str) -> None:
-    """Refuses to write below a folder of pictures, where what is written would count as pictures.
+    """Refuse to write below a folder of pictures, where what is written would count as pictures.
 
     A folder in it that is hidden, and so passed over, may be written to.
 
@@ -117,14 +117,14 @@ def check_outside(data_dir: str, place: Any, *, flag: str) -> None:
         )
 
 
-def check_not_of_run(data_dir: str, workdir: Any) -> None:
-    """Refuses to train on what the run itself writes.
+def check_not_run_output(data_dir: str, workdir: Any) -> None:
+    """Refuse to train on what the run itself writes.
 
     Raises:
       UsageError: `data_dir` lies in a directory that the run in `workdir` writes to.
     """
     inside = _inside(workdir, data_dir)
-    if inside is not None and inside.parts and inside.parts[0] in _OF_A_RUN:
+    if inside is not None and inside.parts and inside.parts[0] in _RUN_DIRECTORIES:
         raise UsageError(
             f"data_dir {data_dir} lies where the run in {workdir} writes its own files: name "
             "another --workdir, or copy the images elsewhere."
