@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import tomllib
 
@@ -76,6 +77,19 @@ def test_the_container_has_every_extra_that_its_head_names():
     named = set(re.findall(r"EXTRA=(\w+)", text))
     assert named == {"cuda", "tpu", "test"}
     assert named | {"wandb"} <= extras.keys()
+
+
+def test_the_container_installs_what_the_project_depends_on_and_the_extras():
+    text = (DEPLOY / "Containerfile").read_text().replace("\\\n", "")
+    program = re.search(r"^RUN python -c '(.+?)' > requirements.txt", text, re.MULTILINE)[1]
+    command, environment = [sys.executable, "-c", program], os.environ | {"EXTRA": "test"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = list(project["dependencies"])
+    for extra in ("test", "wandb", "gcs"):
+        wanted += project["optional-dependencies"][extra]
+    assert done.stdout.splitlines() == wanted
 
 
 def test_the_manifest_is_valid_yaml_and_valid_kubernetes():

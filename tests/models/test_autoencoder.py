@@ -128,6 +128,7 @@ def test_codes_start_uniform_within_one_over_their_number_and_the_shared_scale_w
     assert not {"codebook", "log_scale"} & set(shapes_of(SMALL))
 
 
+@pytest.mark.full
 def test_latents_of_a_new_network_tell_its_pixels_apart():
     """Identical vectors would all be assigned the same code."""
     model = SMALL.clone(ch_mult=(1,), moments=False)

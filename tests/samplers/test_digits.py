@@ -31,7 +31,14 @@ OPTIONS = {
 }
 CHAINS = [(schedule, steps) for schedule in ("linear", "cosine") for steps in (1000, 4000)]
 every_chain = pytest.mark.parametrize(("schedule", "steps"), CHAINS)
-every_spacing = pytest.mark.parametrize("spacing", ["linspace", "karras", "exponential"])
+every_spacing = pytest.mark.parametrize(
+    "spacing",
+    [
+        "linspace",
+        pytest.param("karras", marks=pytest.mark.full),
+        pytest.param("exponential", marks=pytest.mark.full),
+    ],
+)
 
 
 class Exact:

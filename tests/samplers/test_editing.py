@@ -406,6 +406,7 @@ def test_an_inpainted_image_depends_on_its_index_alone():
     assert np.abs(inpainted(sampler, [2]) - inpainted(sampler, [3]))[:, :, 2:].max() > 0.1
 
 
+@pytest.mark.full
 def test_repaint_without_resampling_is_ancestral_sampling():
     times = space(CHAIN, "linspace", 9)
     np.testing.assert_array_equal(
