@@ -42,13 +42,12 @@ def make_calls(
     told = Condition(label=np.arange(batch_size, dtype=np.int32) % num_classes)
 
     def unguided(params, schedule, condition):
-        conditional = experiment.conditional_denoiser(params, schedule)
-        return lambda x_t, t: conditional(x_t, t, condition)
+        return experiment.conditional_denoiser(params, schedule).given(condition)
 
     def guided(params, schedule, condition):
         conditional = experiment.conditional_denoiser(params, schedule)
         null = without_label(condition, num_classes)
-        return classifier_free(conditional, condition, null, scale=SCALE, schedule=schedule)
+        return classifier_free(conditional, condition, null, scale=SCALE)
 
     def call(make_denoiser):
         generate = make_generate(make_denoiser, sampler, experiment.image_shape)

@@ -26,12 +26,12 @@ from unet_vs_pytorch import CIFAR10, choose_device, diffusers_network, parity_se
 
 from ddpm_jax import randomness
 from ddpm_jax.diffusion.chain import Chain
-from ddpm_jax.diffusion.parameterization import Denoiser, make_denoiser
+from ddpm_jax.diffusion.denoiser import Denoiser
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import Schedule, make_betas
 from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.samplers.clipping import CLIPPINGS
 from ddpm_jax.samplers.loop import Sampler, sample
 from ddpm_jax.samplers.registry import make_sampler
 
@@ -132,14 +132,11 @@ class Ours:
         return make_sampler(self.name, CHAIN, steps=self.steps, spacing="trailing")
 
     def denoiser(self, params: dict, schedule: Schedule, inputs: None = None) -> Denoiser:
-        unclipped = make_denoiser(
+        return make_process(CHAIN, "eps", "fixed_small").denoiser(
             lambda x_t, time: self.unet.apply({"params": params}, x_t, time),
             schedule,
-            parameterization="eps",
-            variance="fixed_small",
-            clip_denoised=False,
+            clip=SAMPLERS[self.name].clip,
         )
-        return CLIPPINGS[SAMPLERS[self.name].clip](unclipped, schedule)
 
     def call(self) -> Callable[[], np.ndarray]:
         """Returns what is timed: it makes uint8 [B, H, W, C]."""

@@ -15,10 +15,11 @@ __version__ = "0.1.0"
 # name -> module of this package that defines it
 _DEFINED_IN = {
     "Chain": "diffusion.chain",
+    "Denoiser": "diffusion.denoiser",
     "Prediction": "diffusion.parameterization",
     "Schedule": "diffusion.schedules",
     "make_betas": "diffusion.schedules",
-    "make_denoiser": "diffusion.parameterization",
+    "make_process": "diffusion.process",
     "make_sampler": "samplers.registry",
     "make_schedule": "diffusion.schedules",
     "sample": "samplers.loop",

@@ -21,14 +21,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 ROOT = pathlib.Path(__file__).parents[1]
-DDPM = {
-    "parameterization": "eps",
-    "variance": "fixed_large",
-    "loss": "simple",
-    "weighting": "uniform",
-    "timestep_sampling": "uniform",
-    "flip": True,
-}
 
 
 def pytest_addoption(parser):
@@ -87,11 +79,19 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ddpm_objective():
-    """ddpm_objective(apply, schedule, **changes): the objective of DDPM, but for the changed
+    """ddpm_objective(apply, chain, **changes): the objective of DDPM, but for the changed
     options."""
+    from ddpm_jax.diffusion.losses import make_loss
+    from ddpm_jax.diffusion.process import make_process
     from ddpm_jax.training.objective import diffusion_objective
 
-    return lambda apply, schedule, **changes: diffusion_objective(apply, schedule, **DDPM | changes)
+    def make(apply, chain, **changes):
+        process = make_process(chain, "eps", "fixed_large")
+        options = {"timestep_sampling": "uniform", "flip": True} | changes
+        loss = make_loss("simple", variance=process.variance)
+        return diffusion_objective(apply, process, loss, **options)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -30,8 +30,8 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.diffusion.denoiser import Network
 from ddpm_jax.diffusion.mixture import GaussianMixture, optimal
-from ddpm_jax.diffusion.parameterization import Network
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, choose
 

@@ -29,17 +29,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.diffusion.denoiser import Denoiser, Network, from_function
 from ddpm_jax.diffusion.gaussian import alpha, extract, q_posterior
-from ddpm_jax.diffusion.parameterization import (
-    LEARNED_VARIANCES,
-    PARAMETERIZATIONS,
-    VARIANCES,
-    Denoiser,
-    Network,
-    Prediction,
-    mu_from_x_0,
-)
+from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS, Prediction, mu_from_x_0
 from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.variance import VARIANCES
 from ddpm_jax.errors import UsageError, choose
 
 
@@ -243,7 +237,7 @@ def exact_denoiser(
         dict.fromkeys(("fixed_small", "fixed_large", "moment_matched")),
     )
 
-    def denoiser(x_t: chex.Array, t: chex.Array) -> Prediction:
+    def predict(x_t: chex.Array, t: chex.Array) -> Prediction:
         signal, noise = (
             jnp.asarray(table)[t]
             for table in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
@@ -254,12 +248,13 @@ def exact_denoiser(
                 jax.vmap(moments)(reverse_posterior(mixture, schedule, x_t, t))[1]
             )
         else:
-            log_variance = jnp.broadcast_to(VARIANCES[variance](schedule, x_t, t, None), x_t.shape)
+            fixed = VARIANCES[variance].log_variance(schedule, x_t, t, None)
+            log_variance = jnp.broadcast_to(fixed, x_t.shape)
         return Prediction(
             best.x_0, best.eps, q_posterior(schedule, best.x_0, x_t, t).mean, log_variance
         )
 
-    return denoiser
+    return from_function(schedule, predict)
 
 
 def exact_network(
@@ -268,21 +263,21 @@ def exact_network(
     """The output of a perfect network trained on the whole chain: mean and variance are of one
     step.
 
-    `parameterization.interpret` turns it into the reverse step of any chain. Between two times the
+    `Process.interpret` turns it into the reverse step of any chain. Between two times the
     output is interpolated linearly.
 
     Args:
       mixture: q(x_0).
       schedule: the whole chain of T steps, not respaced; the network is told t itself.
       parameterization: what it predicts: a key of `parameterization.PARAMETERIZATIONS`.
-      variance: a key of `parameterization.VARIANCES`. Where it is learned, the second half of the
+      variance: a key of `variance.VARIANCES`. Where it is learned, the second half of the
         channels says the variance of q(x_{t-1}|x_t) in every dimension.
 
     Raises:
       UsageError: an unknown parameterisation or variance.
     """
     choose("parameterization", parameterization, PARAMETERIZATIONS)
-    choose("variance", variance, VARIANCES)
+    learned = choose("variance", variance, VARIANCES).learned
 
     def at_index(x_t: chex.Array, t: chex.Array) -> chex.Array:
         signal, noise = (
@@ -295,7 +290,7 @@ def exact_network(
             if parameterization == "mu"
             else getattr(best, parameterization)
         )
-        if variance not in LEARNED_VARIANCES:
+        if not learned:
             return value
         one_step = jnp.log(jax.vmap(moments)(reverse_posterior(mixture, schedule, x_t, t))[1])
         if variance == "learned_range":

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
+import jax
 import numpy as np
 
 from ddpm_jax.errors import UsageError, choose
@@ -389,6 +390,20 @@ def _tables(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.ndarray]:
         "fixed_large_log_variance": np.log(np.append(first, betas[1:])),
         "log_betas": np.log(betas),
     }
+
+
+def same_schedule(one: Schedule, other: Schedule) -> bool:
+    """Return whether all tables are the same: the same objects if traced, else equal values."""
+
+    def same(a: chex.Array, b: chex.Array) -> bool:
+        if a is b:
+            return True
+        if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+            return False
+        a, b = np.asarray(a), np.asarray(b)
+        return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
+
+    return all(map(same, one, other))
 
 
 def spaced_timesteps(num_timesteps: int, steps: int) -> np.ndarray:

@@ -21,9 +21,9 @@ import numpy as np
 
 from ddpm_jax.data.sources import Source
 from ddpm_jax.data.transforms import to_model_range
+from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.likelihood import bound_term, mean_over_dims, prior_term
-from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.batch_program import BatchProgram, MakeCondition, given

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import randomness
+from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.gaussian import q_sample
-from ddpm_jax.diffusion.parameterization import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.tally import Summary

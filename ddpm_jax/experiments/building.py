@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.chain import Chain
-from ddpm_jax.diffusion.losses import check_loss
-from ddpm_jax.diffusion.parameterization import check_parameterization
+from ddpm_jax.diffusion.losses import make_loss
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments import first_stages
@@ -35,8 +35,8 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
     codec = make_codec(image_shape, first_stage, config.first_stage.ckpt)
     chain = _chain(config)
     diffusion = config.diffusion
-    check_parameterization(chain.at(), diffusion.parameterization)
-    check_loss(diffusion.loss, diffusion.weighting, diffusion.variance)
+    process = make_process(chain, diffusion.parameterization, diffusion.variance)
+    make_loss(diffusion.loss, diffusion.weighting, variance=process.variance)
     if config.objective == "first_stage":
         return first_stages.FirstStageModel(
             config, first_stages.make_network(config, dtype), image_shape

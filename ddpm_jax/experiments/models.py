@@ -14,8 +14,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, make_continuous, network_eps
-from ddpm_jax.diffusion.parameterization import Denoiser, make_denoiser
+from ddpm_jax.diffusion.process import Process, make_process
 from ddpm_jax.diffusion.schedules import Schedule, spaced_timesteps
 from ddpm_jax.experiments.codec import Codec
 from ddpm_jax.experiments.first_stages import FirstStageModel
@@ -24,7 +25,7 @@ from ddpm_jax.models.condition import Condition, null_condition
 from ddpm_jax.models.dit import DiT
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.randomness import base_key
-from ddpm_jax.samplers.guidance import ConditionalDenoiser, LogProb, class_log_prob
+from ddpm_jax.samplers.guidance import LogProb, class_log_prob
 from ddpm_jax.training.conditioning import Conditioning
 
 
@@ -79,6 +80,12 @@ class _NoisyImageModel:
 class DiffusionModel(_NoisyImageModel):
     """A network that denoises, the process that it reverses, and the codec of its images."""
 
+    @functools.cached_property
+    def process(self) -> Process:
+        """Return the chain and what the network's output means."""
+        c = self.config.diffusion
+        return make_process(self.chain, c.parameterization, c.variance)
+
     def init_params(self, key: jax.Array) -> Any:
         """Draw the initial parameters, float32."""
         return self._init(key, null_condition(self.network, jnp.zeros((1, *self.shape))))
@@ -104,30 +111,14 @@ class DiffusionModel(_NoisyImageModel):
         It is without dropout; x_0 is clipped if it is a pixel. A conditional model needs the
         condition, one row for each image of the batches that the denoiser will be given.
         """
-        clip = self.codec.clipping == "static"
-        return self._denoiser(weights, schedule, condition, clip_denoised=clip)
+        network = functools.partial(self.apply, weights)
+        denoiser = self.process.denoiser(network, schedule, clip=self.codec.clipping)
+        return denoiser.given(condition)
 
-    def conditional_denoiser(self, weights: Weights, schedule: Schedule) -> ConditionalDenoiser:
-        """Return (x_t, t, condition) -> `Prediction`, nothing clipped: guidance comes first."""
-        return lambda x_t, t, condition: self._denoiser(
-            weights, schedule, condition, clip_denoised=False
-        )(x_t, t)
-
-    def _denoiser(
-        self,
-        weights: Weights,
-        schedule: Schedule,
-        condition: Condition | None,
-        *,
-        clip_denoised: bool,
-    ) -> Denoiser:
-        return make_denoiser(
-            lambda x_t, time: self.apply(weights, x_t, time, condition),
-            schedule,
-            parameterization=self.config.diffusion.parameterization,
-            variance=self.config.diffusion.variance,
-            clip_denoised=clip_denoised,
-        )
+    def conditional_denoiser(self, weights: Weights, schedule: Schedule) -> Denoiser:
+        """Return the denoiser before `Denoiser.given`, nothing clipped: guidance comes first."""
+        network = functools.partial(self.apply, weights)
+        return self.process.denoiser(network, schedule, clip="none")
 
     def continuous(self) -> ContinuousSchedule:
         """Return the chain in real time.
@@ -167,9 +158,9 @@ class NoisyClassifier(_NoisyImageModel):
         """Draw the initial parameters, float32."""
         return self._init(key)
 
-    def class_log_prob(self, weights: Weights, schedule: Schedule) -> LogProb:
-        """Return log p(y|x_t) on `schedule`, the whole chain or a respaced one."""
-        return class_log_prob(functools.partial(self.apply, weights), schedule)
+    def class_log_prob(self, weights: Weights) -> LogProb:
+        """Return log p(y|x_t) on any schedule, the whole chain or a respaced one."""
+        return class_log_prob(functools.partial(self.apply, weights))
 
 
 Model = DiffusionModel | NoisyClassifier | FirstStageModel

@@ -4,7 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ddpm_jax.diffusion.parameterization import output_channels
+from ddpm_jax.diffusion.variance import output_channels
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments.config import default_config
 from ddpm_jax.models.classifier import Classifier, check_classifier

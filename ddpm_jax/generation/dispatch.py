@@ -17,7 +17,7 @@ import chex
 import jax
 import numpy as np
 
-from ddpm_jax.diffusion.parameterization import Denoiser
+from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.distributed import interrupt
 from ddpm_jax.samplers import loop
 from ddpm_jax.samplers.loop import Sampler

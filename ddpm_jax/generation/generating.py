@@ -21,7 +21,7 @@ import numpy as np
 from ddpm_jax import randomness
 from ddpm_jax.archives import BadArchive, Header, read_npz
 from ddpm_jax.data.transforms import to_uint8
-from ddpm_jax.diffusion.parameterization import Denoiser
+from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.distributed import hosts, interrupt, pmap
 from ddpm_jax.errors import FailureError, UsageError

@@ -17,10 +17,10 @@ x_0. For data of unit variance σ_t² = β_t (fixed_large) is exact, for data th
 A sampler is a table, a state and a step. Fewer steps are a shorter table, that of a respaced
 schedule:
 
-    schedule = make_schedule(betas, timesteps=spaced_timesteps(1000, 100))
-    denoiser = make_denoiser(network, schedule, parameterization="eps", variance="fixed_large",
-    clip_denoised=True) samples = sample(denoiser, ancestral(schedule), initial_noise(keys, (32, 32,
-    3)), keys)
+    process = make_process(chain, parameterization="eps", variance="fixed_large")
+    sampler = ancestral(chain.at(spaced_timesteps(1000, 100)))
+    denoiser = process.denoiser(network, sampler.schedule, clip="static")
+    samples = sample(denoiser, sampler, initial_noise(keys, (32, 32, 3)), keys)
 """
 
 from typing import NamedTuple
@@ -29,7 +29,8 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
+from ddpm_jax.diffusion.denoiser import Denoiser
+from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.randomness import normal
 from ddpm_jax.samplers.loop import Sampler

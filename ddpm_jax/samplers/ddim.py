@@ -18,7 +18,7 @@ def ddim(chain: Chain, times: np.ndarray, *, eta: float = 0.0, dtype=np.float32)
 
     ᾱ' is that of the next level. What x_0 and ε are where x_0 is clipped is the denoiser's affair;
     the dialects of DDIM differ in nothing else: the paper does not clip; OpenAI's code clips and
-    re-derives ε from the clipped x_0 (`clip_x_0`, our default); diffusers clips and keeps ε as the
+    derives ε from the clipped x_0 (`clipping.static`, our default); diffusers clips and keeps ε as the
     network said it.
 
     Args:

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.denoiser import Denoiser, check_denoiser
 from ddpm_jax.diffusion.gaussian import extract, q_sample
-from ddpm_jax.diffusion.parameterization import Denoiser, Prediction, eps_from_x_0
+from ddpm_jax.diffusion.parameterization import Prediction, eps_from_x_0
 from ddpm_jax.diffusion.schedules import Schedule, step_variance
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import initial_noise, normal, row_keys
@@ -70,9 +71,7 @@ def noised(schedule: Schedule, x_0: chex.Array, keys: chex.PRNGKey) -> chex.Arra
     return q_sample(schedule, x_0, t, initial_noise(keys, x_0.shape[1:]))
 
 
-def keep_known(
-    denoiser: Denoiser, schedule: Schedule, known: chex.Array, mask: chex.Array
-) -> Denoiser:
+def keep_known(denoiser: Denoiser, known: chex.Array, mask: chex.Array) -> Denoiser:
     """A denoiser that is sure of the known pixels; every sampler then ends with them, to rounding.
 
     There it is the exact denoiser of data that is this one picture: x_0 is the picture, ε what is
@@ -89,14 +88,15 @@ def keep_known(
 
     Args:
       denoiser: of the whole image.
-      schedule: the one it was built on.
       known: [B, H, W, C] in [-1, 1]; what it holds under the mask is not looked at.
       mask: bool, or 0 and 1, [B, H, W, 1]: True where the picture is to be painted anew.
     """
+    check_denoiser(denoiser)
     chex.assert_equal_rank([known, mask])
 
-    def knowing(x_t: chex.Array, t: chex.Array) -> Prediction:
-        prediction = denoiser(x_t, t)
+    def know(
+        schedule: Schedule, prediction: Prediction, x_t: chex.Array, t: chex.Array
+    ) -> Prediction:
         before = jnp.maximum(t - 1, 0)  # of clean data, before t = 0, no log-variance is asked for
         certain = Prediction(
             x_0=known,
@@ -110,7 +110,7 @@ def keep_known(
             lambda unknown, sure: jnp.where(mask, unknown, sure), prediction, certain
         )
 
-    return knowing
+    return denoiser.then(know)
 
 
 class JumpRows(NamedTuple):

@@ -1,4 +1,4 @@
-"""Guidance: a model pushed towards a class, or away from a weaker model. Functions to a `Denoiser`.
+"""Guidance: a model pushed towards a class, or away from a weaker model: `Denoiser` -> `Denoiser`.
 
     classifier-free   ε = ε_null + w (ε_cond - ε_null)            Ho & Salimans 2022, eq. 6, where w - 1 is called w
     classifier        ε = ε_θ - w √(1-ᾱ_t) ∇ log p(y|x_t)         Dhariwal & Nichol 2021, algorithm 2
@@ -23,15 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.denoiser import Denoiser, check_denoiser, check_same_schedule
 from ddpm_jax.diffusion.gaussian import extract
-from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
+from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 
-# (x_t [B, ...], t int [B], condition: a pytree of leaves [B, ...]) -> Prediction
-ConditionalDenoiser = Callable[[chex.Array, chex.Array, Any], Prediction]
-# (x_t, t, labels [B]) -> log p(y|x_t), [B]
-LogProb = Callable[[chex.Array, chex.Array, chex.Array], chex.Array]
+# (schedule, x_t, t, labels [B]) -> log p(y|x_t), [B]
+LogProb = Callable[[Schedule, chex.Array, chex.Array, chex.Array], chex.Array]
 
 
 class Interval(NamedTuple):
@@ -65,12 +64,11 @@ def interval_of(chain: Chain, low: float, high: float) -> Interval:
 
 
 def classifier_free(
-    conditional: ConditionalDenoiser,
+    denoiser: Denoiser,
     condition: Any,
     null: Any,
     *,
     scale: chex.Array | float,
-    schedule: Schedule,
     interval: Interval = EVERYWHERE,
     rescale: chex.Array | float = 0.0,
 ) -> Denoiser:
@@ -78,12 +76,11 @@ def classifier_free(
     6).
 
     Args:
-      conditional: the model, nothing clipped.
-      condition: what it is told of each image: a pytree of leaves [B, ...].
-      null: the same tree, saying nothing.
+      denoiser: a conditional model, nothing clipped; its network takes a condition.
+      condition: of each image: a pytree of leaves [B, ...].
+      null: the same tree for no condition.
       scale: w = 1 + the paper's w: 0 is the unconditional model, 1 the conditional one, both to the
         last bit. At 1 the model alone does the same in half the time.
-      schedule: the chain that `conditional` is built on.
       interval: outside it the conditional model is not guided (Kynkäänniemi et al. 2024).
       rescale: φ in [0, 1], how far the guided v is brought back to the spread of the conditional
         one: `_rescaled`.
@@ -91,18 +88,23 @@ def classifier_free(
     Raises:
       UsageError: a scale that is negative or not finite, or φ outside [0, 1].
     """
+    check_denoiser(denoiser)
     check_scale(scale)
     check_rescale(rescale)
-    both = jax.tree.map(lambda told, untold: jnp.concatenate([told, untold]), condition, null)
+    both = jax.tree.map(lambda *halves: jnp.concatenate(halves), condition, null)
 
-    def guided(x_t: chex.Array, t: chex.Array) -> Prediction:
-        predictions = conditional(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both)
-        told = Prediction(*(field[: len(x_t)] for field in predictions))
-        untold = Prediction(*(field[len(x_t) :] for field in predictions))
-        away = _extrapolated(untold, told, _scale_at(schedule, t, scale, interval, outside=1.0))
-        return _rescaled(schedule, away, told, t, rescale)
+    def network(x_t: chex.Array, time: chex.Array) -> Any:
+        return denoiser.network(jnp.concatenate([x_t, x_t]), jnp.concatenate([time, time]), both)
 
-    return guided
+    def interpret(schedule: Schedule, output: Any, x_t: chex.Array, t: chex.Array) -> Prediction:
+        predictions = denoiser.read(output, jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]))
+        conditional = Prediction(*(field[: len(x_t)] for field in predictions))
+        unconditional = Prediction(*(field[len(x_t) :] for field in predictions))
+        w = _scale_at(schedule, t, scale, interval, outside=1.0)
+        away = _extrapolated(unconditional, conditional, w)
+        return _rescaled(schedule, away, conditional, t, rescale)
+
+    return Denoiser(denoiser.schedule, network, interpret, denoiser.predicts_mean)
 
 
 def autoguidance(
@@ -110,7 +112,6 @@ def autoguidance(
     weaker: Denoiser,
     *,
     scale: chex.Array | float,
-    schedule: Schedule,
     interval: Interval = EVERYWHERE,
 ) -> Denoiser:
     """ε = ε_weak + w (ε - ε_weak): away from a model with the same flaws in larger size (Karras et
@@ -121,20 +122,22 @@ def autoguidance(
       weaker: the same model less trained, or a smaller one, of the same data, noise levels and
         condition.
       scale: w: 0 is the weaker model, 1 the model itself, both to the last bit.
-      schedule: the chain that both are built on.
       interval: outside it the model is not guided.
 
     Raises:
-      UsageError: a scale that is negative or not finite.
+      UsageError: a scale that is negative or not finite; two models on different schedules.
     """
+    check_denoiser(denoiser)
+    check_same_schedule(weaker, denoiser.schedule, "the model that it guides")
     check_scale(scale)
 
-    def guided(x_t: chex.Array, t: chex.Array) -> Prediction:
-        return _extrapolated(
-            weaker(x_t, t), denoiser(x_t, t), _scale_at(schedule, t, scale, interval, outside=1.0)
-        )
+    def guide(
+        schedule: Schedule, prediction: Prediction, x_t: chex.Array, t: chex.Array
+    ) -> Prediction:
+        w = _scale_at(schedule, t, scale, interval, outside=1.0)
+        return _extrapolated(weaker(x_t, t), prediction, w)
 
-    return guided
+    return denoiser.then(guide)
 
 
 def classifier_guidance(
@@ -143,7 +146,6 @@ def classifier_guidance(
     labels: chex.Array,
     *,
     scale: chex.Array | float,
-    schedule: Schedule,
     interval: Interval = EVERYWHERE,
 ) -> Denoiser:
     """ε = ε_θ - w √(1-ᾱ_t) ∇ log p(y|x_t) (Dhariwal & Nichol 2021, algorithm 2), for any sampler.
@@ -158,34 +160,34 @@ def classifier_guidance(
       log_prob: the classifier of noisy images: `class_log_prob`.
       labels: int [B], the class that each image is to be of.
       scale: w: 0 is the model alone.
-      schedule: the chain that `denoiser` is built on.
       interval: outside it the model is not guided.
 
     Raises:
       UsageError: a scale that is negative or not finite; a schedule as in `check_has_signal`.
     """
+    check_denoiser(denoiser)
     check_scale(scale)
-    check_has_signal(schedule)
+    check_has_signal(denoiser.schedule)
 
-    def guided(x_t: chex.Array, t: chex.Array) -> Prediction:
-        prediction = denoiser(x_t, t)
-        log_probs, pullback = jax.vjp(lambda x: log_prob(x, t, labels), x_t)
+    def guide(
+        schedule: Schedule, prediction: Prediction, x_t: chex.Array, t: chex.Array
+    ) -> Prediction:
+        log_probs, pullback = jax.vjp(lambda x: log_prob(schedule, x, t, labels), x_t)
         (gradient,) = pullback(jnp.ones_like(log_probs))
         shift = _over(_scale_at(schedule, t, scale, interval, outside=0.0), x_t) * gradient
         noise = extract(schedule.sqrt_one_minus_alphas_bar, t, x_t)
         x_0_shift = extract(schedule.sqrt_recipm1_alphas_bar, t, x_t) * noise * shift
         return _moved(schedule, prediction, t, x_0=x_0_shift, eps=-noise * shift)
 
-    return guided
+    return denoiser.then(guide)
 
 
-def class_log_prob(
-    classifier: Callable[[chex.Array, chex.Array], chex.Array], schedule: Schedule
-) -> LogProb:
-    """log p(y|x_t) of a network (x_t [B, ...], time float [B]) -> logits [B, K], told the times of
-    this schedule."""
+def class_log_prob(classifier: Callable[[chex.Array, chex.Array], chex.Array]) -> LogProb:
+    """log p(y|x_t) of a network (x_t [B, ...], time float [B]) -> logits [B, K]."""
 
-    def log_prob(x_t: chex.Array, t: chex.Array, labels: chex.Array) -> chex.Array:
+    def log_prob(
+        schedule: Schedule, x_t: chex.Array, t: chex.Array, labels: chex.Array
+    ) -> chex.Array:
         log_probs = jax.nn.log_softmax(classifier(x_t, jnp.asarray(schedule.timesteps)[t]))
         return jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
 

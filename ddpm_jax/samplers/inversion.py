@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
-from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
+from ddpm_jax.diffusion.denoiser import Denoiser
+from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import base_key, image_keys
 from ddpm_jax.samplers.ddim import ddim

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
-from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
+from ddpm_jax.diffusion.denoiser import Denoiser
+from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.randomness import normal
 from ddpm_jax.samplers.loop import Sampler

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import randomness
-from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
+from ddpm_jax.diffusion.denoiser import Denoiser, check_same_schedule
+from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 
@@ -84,7 +85,7 @@ def sample(
     """Runs the reverse chains of a batch from noise to images.
 
     Args:
-      denoiser: (x_t [B, H, W, C], t int [B]) -> `Prediction`.
+      denoiser: built on `sampler.schedule`.
       sampler: the table that is walked and its step.
       x_T: float32 [B, H, W, C], standard normal: `randomness.initial_noise`.
       keys: [B], one for each image: `randomness.image_keys`.
@@ -94,8 +95,10 @@ def sample(
       `Samples`, float32; values lie near [-1, 1] and are not clipped here.
 
     Raises:
-      UsageError: `num_frames` is 1, negative or more than the chain has.
+      UsageError: a denoiser on another schedule than the sampler's; `num_frames` is 1, negative or
+        more than the chain has.
     """
+    check_same_schedule(denoiser, sampler.schedule, "the sampler")
     chex.assert_equal_shape_prefix([x_T, keys], 1)
     walk = begin(sampler, x_T, num_frames=num_frames)
 
@@ -141,6 +144,7 @@ def advance(
       first: int32 scalar, may be traced.
       last: int32 scalar, may be traced; at most N.
     """
+    check_same_schedule(denoiser, sampler.schedule, "the sampler")
     chex.assert_rank(keys, 1)
     tables = (sampler.rows, _countdown(sampler), _slots_of(sampler, walk)[:-1])
 

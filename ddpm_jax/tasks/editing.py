@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.cli.command import Parser
-from ddpm_jax.diffusion.parameterization import Denoiser
+from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.loading import TrainedModel
@@ -163,9 +163,7 @@ def _inpainted(trained: TrainedModel, flags: Any) -> Recipe:
     recipe = make_recipe(sampler, guidance.guided(trained, flags), record)
 
     def make_denoiser(params: Any, schedule: Schedule, inputs: Inputs) -> Denoiser:
-        return keep_known(
-            recipe.make_denoiser(params, schedule, inputs), schedule, inputs.image, inputs.mask
-        )
+        return keep_known(recipe.make_denoiser(params, schedule, inputs), inputs.image, inputs.mask)
 
     # What is to be painted over is grey: the encoder's attention and norms would see it in the
     # latents that are kept.

@@ -11,7 +11,8 @@ import numpy as np
 from ddpm_jax.cli.command import Parser
 from ddpm_jax.data.dataset_info import ambiguous_labels, parse_labels
 from ddpm_jax.data.transforms import to_model_range, to_uint8, upsample
-from ddpm_jax.diffusion.parameterization import Denoiser
+from ddpm_jax.diffusion.clipping import CLIPPINGS
+from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.experiments.guides import load_classifier
@@ -21,8 +22,6 @@ from ddpm_jax.experiments.models import Model
 from ddpm_jax.limits import MAX_STEP
 from ddpm_jax.models.condition import Condition, check_labels, without_label
 from ddpm_jax.samplers import guidance
-from ddpm_jax.samplers.clipping import CLIPPINGS
-from ddpm_jax.samplers.guidance import ConditionalDenoiser
 from ddpm_jax.tasks.photos import named_file, read_photo
 
 MAX_SCALE = 1_000_000  # of guidance
@@ -127,7 +126,6 @@ def guided(trained: TrainedModel, flags: Any) -> Guided:
     model = trained.model
     clipping = _clipping(model, flags.clip)
     clip = choose("clipping", clipping, CLIPPINGS)
-    keep_mean = model.config.diffusion.parameterization == "mu"
     force = _force(trained, flags)
     labels = _labels(force.num_classes, flags.labels, force.class_names)
     record: dict[str, Any] = {} if clipping == _ordinary_clipping(model) else {"clip": clipping}
@@ -138,9 +136,7 @@ def guided(trained: TrainedModel, flags: Any) -> Guided:
 
     def make_denoiser(params: Any, schedule: Schedule, told: Told) -> Denoiser:
         conditional = model.conditional_denoiser(params["model"], schedule)
-        return clip(
-            force.apply(conditional, params["force"], schedule, told), schedule, keep_mean=keep_mean
-        )
+        return clip(force.apply(conditional, params["force"], told))
 
     def told_of(indices: np.ndarray) -> Told:
         label = None if labels is None else labels[np.asarray(indices) % len(labels)]
@@ -174,8 +170,8 @@ def _clipping(model: Model, asked: str | None) -> str:
 class _Force(NamedTuple):
     """What acts on the model."""
 
-    # (conditional denoiser, params, schedule, what is told) -> Denoiser, nothing clipped
-    apply: Callable[[ConditionalDenoiser, Any, Schedule, Told], Denoiser]
+    # (conditional denoiser, params, what is told) -> Denoiser, nothing clipped
+    apply: Callable[[Denoiser, Any, Told], Denoiser]
     params: dict[str, Any]
     record: dict[str, Any]
     num_classes: int  # of whoever is told labels, 0 for nobody
@@ -215,13 +211,9 @@ def _force(trained: TrainedModel, flags: Any) -> _Force:
             "--classifier or --weaker."
         )
 
-    def apply(
-        conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told
-    ) -> Denoiser:
+    def apply(conditional: Denoiser, params: Any, told: Told) -> Denoiser:
         null = without_label(told.condition, num_classes)
-        return guidance.classifier_free(
-            conditional, told.condition, null, schedule=schedule, **params
-        )
+        return guidance.classifier_free(conditional, told.condition, null, **params)
 
     numbers["rescale"] = np.float32(flags.guidance_rescale or 0.0)
     guidance.check_rescale(numbers["rescale"])
@@ -231,10 +223,8 @@ def _force(trained: TrainedModel, flags: Any) -> _Force:
     )
 
 
-def _unguided(
-    conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told
-) -> Denoiser:
-    return lambda x_t, t: conditional(x_t, t, told.condition)
+def _unguided(conditional: Denoiser, params: Any, told: Told) -> Denoiser:
+    return conditional.given(told.condition)
 
 
 def _by_classifier(
@@ -250,14 +240,10 @@ def _by_classifier(
         )
     guidance.check_has_signal(model.schedule)
 
-    def apply(
-        conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told
-    ) -> Denoiser:
-        log_prob = classifier.model.class_log_prob(params["classifier"], schedule)
-        denoiser = _unguided(conditional, params, schedule, told)
-        return guidance.classifier_guidance(
-            denoiser, log_prob, told.label, schedule=schedule, **params["numbers"]
-        )
+    def apply(conditional: Denoiser, params: Any, told: Told) -> Denoiser:
+        log_prob = classifier.model.class_log_prob(params["classifier"])
+        denoiser = _unguided(conditional, params, told)
+        return guidance.classifier_guidance(denoiser, log_prob, told.label, **params["numbers"])
 
     params = {"classifier": classifier.weights, "numbers": numbers}
     said = {"kind": "classifier", **_named_run("classifier", flags.classifier, classifier)}
@@ -270,12 +256,10 @@ def _away_from_weaker(
     weaker = load_trained(flags.weaker, step=flags.weaker_step, raw_weights=flags.raw_weights)
     _check_same_task(trained, weaker, flags.weaker)
 
-    def apply(
-        conditional: ConditionalDenoiser, params: Any, schedule: Schedule, told: Told
-    ) -> Denoiser:
-        other = weaker.model.conditional_denoiser(params["weaker"], schedule)
-        pair = (_unguided(model, params, schedule, told) for model in (conditional, other))
-        return guidance.autoguidance(*pair, schedule=schedule, **params["numbers"])
+    def apply(conditional: Denoiser, params: Any, told: Told) -> Denoiser:
+        other = weaker.model.conditional_denoiser(params["weaker"], conditional.schedule)
+        pair = (_unguided(model, params, told) for model in (conditional, other))
+        return guidance.autoguidance(*pair, **params["numbers"])
 
     params = {"weaker": weaker.weights, "numbers": numbers}
     said = {"kind": "weaker", **_named_run("weaker", flags.weaker, weaker)}

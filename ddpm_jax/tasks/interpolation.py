@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.cli.command import BETWEEN
-from ddpm_jax.diffusion.parameterization import Denoiser, Prediction
+from ddpm_jax.diffusion.denoiser import Denoiser, from_function
+from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import progressive
 from ddpm_jax.experiments.loading import TrainedModel
@@ -210,11 +211,11 @@ DRAWINGS: dict[str, Callable[[TrainedModel, Recipe, Any], Drawing]] = {
 def _denoiser(recipe: Recipe, params: Any) -> Denoiser:
     """The recipe's denoiser for batches of any size, all of them of image 0's condition."""
 
-    def denoiser(x_t: Any, t: Any) -> Prediction:
+    def predict(x_t: Any, t: Any) -> Prediction:
         inputs = recipe.inputs_of(np.zeros(len(x_t), int))
         return recipe.make_denoiser(params, recipe.sampler.schedule, inputs)(x_t, t)
 
-    return denoiser
+    return from_function(recipe.sampler.schedule, predict)
 
 
 def _paths(value: str) -> list[pathlib.Path]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.cli.command import Parser
-from ddpm_jax.diffusion.parameterization import Denoiser
+from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.loading import TrainedModel

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from ddpm_jax.data.transforms import random_flip, to_model_range
 from ddpm_jax.diffusion import timesteps
-from ddpm_jax.diffusion.losses import training_losses
-from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.losses import Loss, training_losses, uniform_weight
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.errors import choose
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.monitoring.averages import ByTime
@@ -93,12 +93,9 @@ TIMESTEP_SAMPLING = {
 
 def diffusion_objective(
     apply: ApplyTrain,
-    schedule: Schedule,
+    process: Process,
+    loss: Loss,
     *,
-    parameterization: str,
-    variance: str,
-    loss: str,
-    weighting: str,
     timestep_sampling: str,
     flip: bool,
     conditioning: Conditioning = UNCONDITIONAL,
@@ -107,8 +104,8 @@ def diffusion_objective(
 
     Args:
       apply: the network with its parameters as first argument.
-      schedule: tables of all T steps.
-      parameterization, variance, loss, weighting: see `losses.training_losses`.
+      process: the chain and what the network predicts: `process.make_process`.
+      loss: what is minimised: `losses.make_loss`.
       timestep_sampling: a key of `TIMESTEP_SAMPLING`.
       flip: mirror each image with probability 1/2, and what is made of it with it.
       conditioning: what the network is told of each example; its labels are dropped here.
@@ -119,11 +116,10 @@ def diffusion_objective(
       c]}, which is not mirrored.
 
     Raises:
-      UsageError: unknown timestep_sampling. Unknown names of the loss are refused when it is first
-        traced.
+      UsageError: unknown timestep_sampling.
     """
     choose("timestep sampling", timestep_sampling, TIMESTEP_SAMPLING)
-    num_timesteps = schedule.num_timesteps
+    schedule, num_timesteps = process.chain.at(), process.chain.num_timesteps
 
     def draw_t(history, key, index):
         if timestep_sampling == "importance":
@@ -146,18 +142,16 @@ def diffusion_objective(
             x_0,
             t,
             eps,
-            parameterization=parameterization,
-            variance=variance,
+            process=process,
             loss=loss,
-            weighting=weighting,
         )
         return weight * result.loss, DiffusionAux(t, result.loss, result.simple, result.vlb)
 
     def metrics(aux):
         sums = {}
-        if loss != "simple" or weighting != "uniform":
+        if loss.vlb or loss.weight is not uniform_weight:
             sums["simple"] = (jnp.sum(aux.simple), jnp.float32(aux.t.size))
-        if loss != "simple":
+        if loss.vlb:
             sums["vlb"] = (jnp.sum(aux.vlb), jnp.float32(aux.t.size))
         return sums | loss_over_time(aux.t, aux.loss, num_timesteps)
 

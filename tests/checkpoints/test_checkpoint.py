@@ -20,7 +20,8 @@ from ddpm_jax.checkpoints.reader import DamagedCheckpoint
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.data import pipeline
 from ddpm_jax.data.in_memory import ArraySource
-from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.pmap import map_step, replicate
 from ddpm_jax.errors import FailureError, UsageError
@@ -97,7 +98,7 @@ class _Run:
 
         objective = ddpm_objective(
             apply,
-            make_schedule(make_betas("linear", 4, beta_start=0.1, beta_end=0.5)),
+            Chain(make_betas("linear", 4, beta_start=0.1, beta_end=0.5)),
             timestep_sampling="importance",
         )
         rate = make_learning_rate(1e-2, warmup_steps=4, decay="constant", num_steps=0)

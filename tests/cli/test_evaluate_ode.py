@@ -12,7 +12,7 @@ from PIL import Image
 
 from ddpm_jax.cli import evaluate
 from ddpm_jax.diffusion import flow as flows
-from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
@@ -166,12 +166,10 @@ def test_at_the_chains_own_times_the_flow_has_the_epsilon_of_the_unclipped_chain
     """So the network is told the rescaled time, μ means what it does in the chain from t = 0 on,
     nothing is cut."""
     experiment, params = rescaled(parameterization)
-    chain = make_denoiser(
+    chain = make_process(experiment.chain, parameterization, "fixed_large").denoiser(
         lambda x, time: experiment.network.apply({"params": params}, x, time),
         experiment.schedule,
-        parameterization=parameterization,
-        variance="fixed_large",
-        clip_denoised=False,
+        clip="none",
     )
     t = np.array([0, 1, 20, 38])
     x = np.random.default_rng(1).standard_normal((4, 8, 8, 1), np.float32) * 2

@@ -10,12 +10,12 @@ from PIL import Image
 
 from ddpm_jax import host_memory, randomness
 from ddpm_jax.data.transforms import to_uint8
+from ddpm_jax.diffusion.clipping import CLIPPINGS
 from ddpm_jax.experiments.guides import load_classifier
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.generation import generating
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.samplers import guidance
-from ddpm_jax.samplers.clipping import CLIPPINGS
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import make_sampler
 
@@ -105,11 +105,10 @@ def test_classifier_free_guidance_is_the_function_in_its_interval_rescaled_and_c
             condition,
             null,
             scale=4.0,
-            schedule=schedule,
             interval=interval,
             rescale=0.5,
         )
-        return CLIPPINGS["dynamic"](denoiser, schedule)
+        return CLIPPINGS["dynamic"](denoiser)
 
     assert_same_images(read(tmp_path / "o"), by_hand(trained_by_class, [3, 5, 3, 5], guided))
     record = manifest(tmp_path / "o")
@@ -132,10 +131,8 @@ def test_guidance_away_from_an_earlier_checkpoint(invoke, trained, tmp_path):
 
     def guided(conditional, schedule, condition, loaded):
         weaker = early.model.conditional_denoiser(early.weights, schedule)
-        pair = (lambda x, t, model=model: model(x, t, None) for model in (conditional, weaker))
-        return CLIPPINGS["static"](
-            guidance.autoguidance(*pair, scale=2.0, schedule=schedule), schedule
-        )
+        pair = (model.given(None) for model in (conditional, weaker))
+        return CLIPPINGS["static"](guidance.autoguidance(*pair, scale=2.0))
 
     assert_same_images(read(tmp_path / "o"), by_hand(trained, [0, 0, 0], guided))
     assert manifest(tmp_path / "o")["guidance"]["weaker_step"] == 8
@@ -154,15 +151,11 @@ def test_guidance_by_a_classifier_of_an_unconditional_model(invoke, trained, tra
     classifier = load_classifier(run, load_trained(trained))
 
     def guided(conditional, schedule, condition, loaded):
-        log_prob = classifier.model.class_log_prob(classifier.weights, schedule)
+        log_prob = classifier.model.class_log_prob(classifier.weights)
         denoiser = guidance.classifier_guidance(
-            lambda x, t: conditional(x, t, None),
-            log_prob,
-            condition.label,
-            scale=3.0,
-            schedule=schedule,
+            conditional.given(None), log_prob, condition.label, scale=3.0
         )
-        return CLIPPINGS["static"](denoiser, schedule)
+        return CLIPPINGS["static"](denoiser)
 
     assert_same_images(read(tmp_path / "o"), by_hand(trained, [7, 7, 7], guided))
     assert manifest(tmp_path / "o")["guidance"]["kind"] == "classifier"

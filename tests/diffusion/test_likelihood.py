@@ -8,6 +8,8 @@ import pytest
 from scipy import integrate, stats
 
 from ddpm_jax.diffusion import gaussian, likelihood, parameterization, schedules
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.process import make_process
 
 LEVELS = (np.arange(256) / 127.5 - 1).astype(np.float32)
 
@@ -177,9 +179,9 @@ def bound_on_gaussian_data(num_timesteps, variance):
             else x_0
         )
 
-    denoiser = parameterization.make_denoiser(
-        network, schedule, parameterization="x_0", variance=variance, clip_denoised=False
-    )
+    denoiser = make_process(
+        Chain(schedules.make_betas("cosine", num_timesteps)), "x_0", variance
+    ).denoiser(network, schedule, clip="none")
 
     @jax.jit
     def all_terms():

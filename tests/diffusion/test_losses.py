@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import gaussian, likelihood, losses, parameterization, schedules
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.parameterization import EPS, MU, PARAMETERIZATIONS, X_0
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.errors import UsageError
 
 T = 24
 # Signal-to-noise ratios from 49 down to 0.01, on both sides of min-SNR's 5
 BETAS = np.linspace(0.02, 0.3, T)
 SCHEDULE = schedules.make_schedule(BETAS)
-NAMES = tuple(parameterization.PARAMETERIZATIONS)
+NAMES = tuple(PARAMETERIZATIONS)
 every_t = jnp.arange(T)
 levels = np.random.default_rng(0).integers(0, 256, (T, 2, 2, 3))
 x_0 = jnp.asarray(levels / 127.5 - 1, jnp.float32)
@@ -24,8 +27,21 @@ snr = np.cumprod(1 - BETAS) / (1 - np.cumprod(1 - BETAS))
 
 
 def loss_of(network, **choices):
-    choices = {"parameterization": "eps", "variance": "fixed_small", "loss": "simple"} | choices
-    return losses.training_losses(network, SCHEDULE, x_0, every_t, eps, **choices)
+    return scored(network, SCHEDULE, **choices)
+
+
+def scored(
+    network,
+    schedule,
+    *,
+    parameterization="eps",
+    variance="fixed_small",
+    loss="simple",
+    weighting="uniform",
+):
+    process = make_process(Chain(BETAS), parameterization, variance)
+    loss = losses.make_loss(loss, weighting, variance=process.variance)
+    return losses.training_losses(network, schedule, x_0, every_t, eps, process=process, loss=loss)
 
 
 def mean(x):
@@ -40,7 +56,7 @@ def guess(x, time):
 def network_guessing_in(name):
     """The network that says the same x_0 in the parameterisation `name`."""
     return lambda x, time: parameterization.convert(
-        SCHEDULE, x, time.astype(int), guess(x, time), source="x_0", target=name
+        SCHEDULE, x, time.astype(int), guess(x, time), source=X_0, target=PARAMETERIZATIONS[name]
     )
 
 
@@ -67,7 +83,7 @@ def test_simple_loss_is_the_mean_squared_error_of_the_target(name):
 def test_a_network_that_knows_the_data_has_no_simple_loss(name):
     def network(x, time):
         return parameterization.convert(
-            SCHEDULE, x, time.astype(int), x_0, source="x_0", target=name
+            SCHEDULE, x, time.astype(int), x_0, source=X_0, target=PARAMETERIZATIONS[name]
         )
 
     assert np.max(loss_of(network, parameterization=name).simple) < 1e-9
@@ -76,12 +92,8 @@ def test_a_network_that_knows_the_data_has_no_simple_loss(name):
 def test_bound_averaged_over_t_is_its_sum():
     """E_t[T L_t] over uniform t = Σ_t L_t, x_0 unclipped."""
     result = loss_of(network_guessing_in("eps"), loss="vlb")
-    denoiser = parameterization.make_denoiser(
-        network_guessing_in("eps"),
-        SCHEDULE,
-        parameterization="eps",
-        variance="fixed_small",
-        clip_denoised=False,
+    denoiser = make_process(Chain(BETAS), "eps", "fixed_small").denoiser(
+        network_guessing_in("eps"), SCHEDULE, clip="none"
     )
     terms = likelihood.bound_term(SCHEDULE, denoiser(x_t, every_t), x_0, x_t, every_t)
     assert float(np.mean(result.loss)) == pytest.approx(float(np.sum(terms)), rel=1e-5)
@@ -149,7 +161,7 @@ def test_a_weighting_scores_a_prediction_alike_in_every_parameterization(name, w
     ],
 )
 def test_weights_are_the_papers(weighting, name, expected):
-    result = losses.WEIGHTINGS[weighting](SCHEDULE, every_t, name)
+    result = losses.WEIGHTINGS[weighting](SCHEDULE, every_t, PARAMETERIZATIONS[name])
     np.testing.assert_allclose(result, expected, rtol=1e-5)
     loss = loss_of(lambda x, _: 0.3 * x, parameterization=name, weighting=weighting)
     np.testing.assert_allclose(loss.loss, expected * loss.simple, rtol=1e-5)
@@ -175,7 +187,7 @@ def ratios(name, num_timesteps, timesteps=None):
 @functools.partial(jax.jit, static_argnames=("weighting", "parameterization"))
 def weights_at_every_t(schedule, *, weighting, parameterization):
     return losses.WEIGHTINGS[weighting](
-        schedule, jnp.arange(schedule.num_timesteps), parameterization
+        schedule, jnp.arange(schedule.num_timesteps), PARAMETERIZATIONS[parameterization]
     )
 
 
@@ -200,9 +212,7 @@ def test_weights_are_the_papers_to_the_last_step_of_every_chain(name, num_timest
 @functools.partial(jax.jit, static_argnames=("parameterization", "loss", "weighting"))
 @jax.value_and_grad
 def loss_sum(scale, schedule, **choices):
-    result = losses.training_losses(
-        lambda x, _: scale * x, schedule, x_0, every_t, eps, variance="fixed_large", **choices
-    )
+    result = scored(lambda x, _: scale * x, schedule, variance="fixed_large", **choices)
     return jnp.sum(result.loss)
 
 
@@ -217,7 +227,7 @@ def test_losses_and_their_gradients_are_finite_to_the_end_of_every_chain(name, l
             rows = np.linspace(0, num_timesteps - 1, T).astype(int)
             tables = schedules.make_schedule(schedules.make_betas(schedule, num_timesteps))
             if loss == "vlb" and name == "eps" and tables.alphas_bar[-1] == 0:
-                continue  # refused by `check_parameterization`
+                continue  # refused by `make_process`
             tables = jax.tree.map(lambda table, rows=rows: table[rows], tables)
             found = loss_sum(0.3, tables, parameterization=name, loss=loss, weighting=weighting)
             assert np.all(np.isfinite(found)), (schedule, num_timesteps)
@@ -225,7 +235,7 @@ def test_losses_and_their_gradients_are_finite_to_the_end_of_every_chain(name, l
 
 def test_weights_of_mu_are_those_of_the_trained_step_in_a_respaced_chain_too():
     schedule, snr, errors = ratios("linear", 40, timesteps=[0, 3, 4, 17, 39])
-    found = losses.min_snr_weight(schedule, jnp.arange(5), "mu")
+    found = losses.min_snr_weight(schedule, jnp.arange(5), MU)
     np.testing.assert_allclose(found, np.minimum(snr, 5) / errors["mu"], rtol=1e-6)
 
 
@@ -233,10 +243,10 @@ def test_weights_of_mu_are_those_of_the_trained_step_in_a_respaced_chain_too():
     ("weight", "sentence"),
     [
         (
-            lambda: losses.min_snr_weight(SCHEDULE, every_t, "eps", gamma=0.0),
+            lambda: losses.min_snr_weight(SCHEDULE, every_t, EPS, gamma=0.0),
             "gamma of min-SNR is 0.0: .* above 0",
         ),
-        (lambda: losses.p2_weight(SCHEDULE, every_t, "eps", k=0.0), "k of P2 is 0.0: .* above 0"),
+        (lambda: losses.p2_weight(SCHEDULE, every_t, EPS, k=0.0), "k of P2 is 0.0: .* above 0"),
     ],
 )
 def test_constants_that_would_divide_by_zero_are_refused(weight, sentence):
@@ -246,11 +256,11 @@ def test_constants_that_would_divide_by_zero_are_refused(weight, sentence):
 
 def test_weightings_take_other_constants():
     np.testing.assert_allclose(
-        losses.min_snr_weight(SCHEDULE, every_t, "x_0", gamma=1.0), np.minimum(snr, 1), rtol=1e-5
+        losses.min_snr_weight(SCHEDULE, every_t, X_0, gamma=1.0), np.minimum(snr, 1), rtol=1e-5
     )
     expected = 1 / (2 + snr) ** 0.5
     np.testing.assert_allclose(
-        losses.p2_weight(SCHEDULE, every_t, "eps", gamma=0.5, k=2.0), expected, rtol=1e-5
+        losses.p2_weight(SCHEDULE, every_t, EPS, gamma=0.5, k=2.0), expected, rtol=1e-5
     )
 
 
@@ -265,7 +275,7 @@ def test_network_is_told_the_time_of_the_row():
 
 @pytest.mark.parametrize("channels", [1, 6])
 def test_outputs_of_the_wrong_shape_are_refused(channels):
-    with pytest.raises(AssertionError):
+    with pytest.raises(UsageError, match=rf"returned shape .*{channels}\) .* must return .*3\)"):
         loss_of(lambda x, _: jnp.zeros((*x.shape[:-1], channels)))
 
 

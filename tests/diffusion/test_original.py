@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion import gaussian, likelihood, losses, parameterization, schedules
+from ddpm_jax.diffusion import gaussian, likelihood, losses, schedules
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.process import make_process
 
 MEANS = {"eps": "eps", "xstart": "x_0", "xprev": "mu"}
 VARIANCES = {"fixedsmall": "fixed_small", "fixedlarge": "fixed_large", "learned": "learned"}
@@ -64,13 +66,9 @@ def _network(variance):
 
 
 def _denoiser(schedule, mean, variance, clip_denoised):
-    return parameterization.make_denoiser(
-        _network(variance),
-        schedule,
-        parameterization=MEANS[mean],
-        variance=VARIANCES[variance],
-        clip_denoised=clip_denoised,
-    )
+    return make_process(
+        Chain(schedules.make_betas("linear", T)), MEANS[mean], VARIANCES[variance]
+    ).denoiser(_network(variance), schedule, clip="static" if clip_denoised else "none")
 
 
 @pytest.fixture(scope="module")
@@ -140,16 +138,9 @@ def ours(schedule, diffusion_goldens):
         tensors |= _whole_bound(schedule, mean, variance, x_0, eps)
         results |= {f"{mean}/{variance}/{k}": v for k, v in tensors.items()}
     for mean in MEANS:
-        loss = losses.training_losses(
-            _value,
-            schedule,
-            x_0,
-            t,
-            eps,
-            parameterization=MEANS[mean],
-            variance="fixed_small",
-            loss="simple",
-        )
+        process = make_process(Chain(schedules.make_betas("linear", T)), MEANS[mean], "fixed_small")
+        simple = losses.make_loss("simple", variance=process.variance)
+        loss = losses.training_losses(_value, schedule, x_0, t, eps, process=process, loss=simple)
         results[f"{mean}/loss_mse"] = loss.loss
     return {k: np.asarray(v) for k, v in results.items()}
 

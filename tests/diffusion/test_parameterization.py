@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import gaussian, parameterization, schedules
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS
+from ddpm_jax.diffusion.process import make_process
+from ddpm_jax.diffusion.variance import VARIANCES, output_channels
 from ddpm_jax.errors import UsageError
 
 # Of moderate noise at every t, so that float32 keeps five digits through any pair of conversions.
@@ -15,7 +19,7 @@ BETAS = np.linspace(0.02, 0.2, T)
 SCHEDULE = schedules.make_schedule(BETAS)
 every_t = jnp.arange(T)
 x_0, eps = np.random.default_rng(0).standard_normal((2, T, 2, 2, 3))
-NAMES = tuple(parameterization.PARAMETERIZATIONS)
+NAMES = tuple(PARAMETERIZATIONS)
 
 
 def column(values):
@@ -44,11 +48,10 @@ values = {name: jnp.asarray(value, jnp.float32) for name, value in VALUES.items(
 
 @pytest.mark.parametrize(("source", "target"), [*itertools.product(NAMES, NAMES)])
 def test_every_parameterization_converts_into_every_other_and_back(source, target):
-    there = parameterization.convert(
-        SCHEDULE, x_t, every_t, values[source], source=source, target=target
-    )
+    a, b = PARAMETERIZATIONS[source], PARAMETERIZATIONS[target]
+    there = parameterization.convert(SCHEDULE, x_t, every_t, values[source], source=a, target=b)
     np.testing.assert_allclose(there, VALUES[target], rtol=1e-5, atol=1e-5)
-    back = parameterization.convert(SCHEDULE, x_t, every_t, there, source=target, target=source)
+    back = parameterization.convert(SCHEDULE, x_t, every_t, there, source=b, target=a)
     np.testing.assert_allclose(back, VALUES[source], rtol=2e-5, atol=2e-5)
 
 
@@ -58,13 +61,8 @@ def test_a_respaced_chain_reads_the_network_as_it_was_trained(name):
     chain's longer step."""
     kept = np.array([0, 4, 11, 19])
     respaced = schedules.make_schedule(BETAS, timesteps=kept)
-    p = parameterization.interpret(
-        respaced,
-        values[name][kept],
-        x_t[kept],
-        jnp.arange(4),
-        parameterization=name,
-        variance="fixed_small",
+    p = make_process(Chain(BETAS), name, "fixed_small").interpret(
+        respaced, values[name][kept], x_t[kept], jnp.arange(4)
     )
     np.testing.assert_allclose(p.x_0, VALUES["x_0"][kept], rtol=1e-5, atol=1e-5)
     expected = gaussian.q_posterior(
@@ -74,15 +72,13 @@ def test_a_respaced_chain_reads_the_network_as_it_was_trained(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("variance", parameterization.VARIANCES)
+@pytest.mark.parametrize("variance", VARIANCES)
 def test_prediction_is_consistent(name, variance):
     """The same x_0, eps and mean from every parameterisation, and x_t = √ᾱ x_0 + √(1-ᾱ) eps."""
     output = values[name]
-    if variance in parameterization.LEARNED_VARIANCES:
+    if VARIANCES[variance].learned:
         output = jnp.concatenate([output, jnp.full_like(output, -0.5)], axis=-1)
-    p = parameterization.interpret(
-        SCHEDULE, output, x_t, every_t, parameterization=name, variance=variance
-    )
+    p = make_process(Chain(BETAS), name, variance).interpret(SCHEDULE, output, x_t, every_t)
     np.testing.assert_allclose(p.x_0, VALUES["x_0"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(p.eps, VALUES["eps"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(p.mean, VALUES["mu"], rtol=1e-5, atol=1e-5)
@@ -96,9 +92,7 @@ def log_variance_of(variance, second_half=None):
     output = values["eps"]
     if second_half is not None:
         output = jnp.concatenate([output, jnp.broadcast_to(second_half, output.shape)], axis=-1)
-    p = parameterization.interpret(
-        SCHEDULE, output, x_t, every_t, parameterization="eps", variance=variance
-    )
+    p = make_process(Chain(BETAS), "eps", variance).interpret(SCHEDULE, output, x_t, every_t)
     return p.log_variance
 
 
@@ -132,12 +126,8 @@ def constant_network(value):
 
 
 def denoiser(name, network, *, clip_denoised, schedule=SCHEDULE):
-    return parameterization.make_denoiser(
-        network,
-        schedule,
-        parameterization=name,
-        variance="fixed_small",
-        clip_denoised=clip_denoised,
+    return make_process(Chain(BETAS), name, "fixed_small").denoiser(
+        network, schedule, clip="static" if clip_denoised else "none"
     )
 
 
@@ -193,7 +183,7 @@ def test_a_chain_that_destroys_the_signal_is_usable_without_eps(name):
     ("variance", "channels"), [("fixed_large", 3), ("learned", 6), ("learned_range", 6)]
 )
 def test_learned_variances_double_the_channels(variance, channels):
-    assert parameterization.output_channels(3, variance) == channels
+    assert output_channels(3, variance) == channels
 
 
 @pytest.mark.parametrize(
@@ -201,10 +191,8 @@ def test_learned_variances_double_the_channels(variance, channels):
 )
 def test_outputs_of_the_wrong_shape_are_refused(variance, channels):
     output = jnp.zeros((*x_t.shape[:-1], channels))
-    with pytest.raises(AssertionError):
-        parameterization.interpret(
-            SCHEDULE, output, x_t, every_t, parameterization="eps", variance=variance
-        )
+    with pytest.raises(UsageError, match=rf"{channels}\) for x_t .* variance {variance} it must"):
+        make_process(Chain(BETAS), "eps", variance).interpret(SCHEDULE, output, x_t, every_t)
 
 
 def jsd_with_eps():
@@ -224,18 +212,20 @@ def jsd_with_eps():
             "Unknown parameterization 'epsilon': .* 'eps'",
         ),
         (
-            lambda: parameterization.output_channels(3, "fixed"),
+            lambda: output_channels(3, "fixed"),
             "Unknown variance 'fixed': choose one of",
         ),
         (
-            lambda: parameterization.convert(
-                SCHEDULE, x_t, every_t, x_t, source="eps", target="x0"
-            ),
+            lambda: make_process(Chain(BETAS), "x0"),
             r"Unknown parameterization 'x0': .* Did you mean 'x_0'\?",
         ),
         (
-            lambda: parameterization.convert(SCHEDULE, x_t, every_t, x_t, source="w", target="w"),
-            "Unknown parameterization 'w'",
+            lambda: make_process(Chain(BETAS), variance="fixed"),
+            "Unknown variance 'fixed': choose one of",
+        ),
+        (
+            lambda: make_process(Chain(BETAS)).denoiser(None, clip="statik"),
+            r"Unknown clipping 'statik': .* Did you mean 'static'\?",
         ),
         (jsd_with_eps, "alphas_bar = 0, where eps does not determine x_0: predict x_0 or v"),
     ],

@@ -9,11 +9,14 @@ import pytest
 from absl import flags
 from absl.testing import parameterized
 
-from ddpm_jax.diffusion import gaussian, likelihood, losses, parameterization, schedules, timesteps
+from ddpm_jax.diffusion import gaussian, likelihood, losses, parameterization, timesteps
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.process import make_process
 
 pytestmark = pytest.mark.full
 
-SCHEDULE = schedules.make_schedule(np.linspace(0.05, 0.3, 12))
+CHAIN = Chain(np.linspace(0.05, 0.3, 12))
+SCHEDULE, PROCESS = CHAIN.at(), make_process(CHAIN, "eps", "learned_range")
 RANDOM = np.random.default_rng(0)
 x_0, x_t, eps = RANDOM.uniform(-1, 1, (3, 2, 2, 2, 3)).astype(np.float32)
 t = np.array([0, 7], np.int32)
@@ -22,9 +25,7 @@ HISTORY = timesteps.LossHistory(RANDOM.random((12, 10), np.float32), np.full(12,
 
 
 def interpret(schedule, output, x_t, t):
-    return parameterization.interpret(
-        schedule, output, x_t, t, parameterization="v", variance="learned_range"
-    )
+    return make_process(CHAIN, "v", "learned_range").interpret(schedule, output, x_t, t)
 
 
 def train(schedule, x_0, t, eps):
@@ -37,10 +38,8 @@ def train(schedule, x_0, t, eps):
         x_0,
         t,
         eps,
-        parameterization="eps",
-        variance="learned_range",
-        loss="hybrid",
-        weighting="min_snr",
+        process=PROCESS,
+        loss=losses.make_loss("hybrid", "min_snr", variance=PROCESS.variance),
     )
 
 

@@ -20,7 +20,8 @@ import scipy.stats
 
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.diffusion import likelihood
-from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import tally
@@ -60,12 +61,8 @@ def exact_x_0(schedule, x_t, time):
 
 
 def denoiser_of(schedule):
-    return lambda _: make_denoiser(
-        lambda x_t, time: exact_x_0(schedule, x_t, time),
-        schedule,
-        parameterization="x_0",
-        variance="fixed_small",
-        clip_denoised=False,
+    return lambda _: make_process(Chain(make_betas("linear", T)), "x_0", "fixed_small").denoiser(
+        lambda x_t, time: exact_x_0(schedule, x_t, time), schedule, clip="none"
     )
 
 
@@ -448,12 +445,10 @@ def test_a_chain_with_a_step_without_noise_has_no_likelihood():
 def test_a_term_that_is_not_finite_is_named():
     schedule, strata = schedule_of(), make_strata(T)
     nan = make_bound(
-        lambda _: make_denoiser(
+        lambda _: make_process(Chain(make_betas("linear", T)), "x_0", "fixed_small").denoiser(
             lambda x_t, time: jnp.where(time[:, None, None, None] == 7, jnp.nan, x_t),
             schedule,
-            parameterization="x_0",
-            variance="fixed_small",
-            clip_denoised=True,
+            clip="static",
         ),
         schedule,
         strata,
@@ -480,12 +475,8 @@ def test_the_bound_of_a_conditional_model_is_that_of_each_image_given_its_own_la
     labels = np.array([0, 2, 1, 1, 0, 2, 2, 0, 1, 2], np.int32)
 
     def denoiser(shift):
-        return make_denoiser(
-            lambda x_t, time: exact_x_0(schedule, x_t, time) + shift,
-            schedule,
-            parameterization="x_0",
-            variance="fixed_small",
-            clip_denoised=False,
+        return make_process(Chain(make_betas("linear", T)), "x_0", "fixed_small").denoiser(
+            lambda x_t, time: exact_x_0(schedule, x_t, time) + shift, schedule, clip="none"
         )
 
     def terms(source, make, **options):

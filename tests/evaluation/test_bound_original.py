@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.evaluation import tally
 from ddpm_jax.evaluation.bound import Terms, make_bound
@@ -32,13 +33,9 @@ def test_with_the_originals_noise_it_is_the_originals_loop(mean, variance, diffu
         )
 
     bound = make_bound(
-        lambda _: make_denoiser(
-            network,
-            schedule,
-            parameterization=MEANS[mean],
-            variance=VARIANCES[variance],
-            clip_denoised=True,
-        ),
+        lambda _: make_process(
+            Chain(make_betas("linear", 1000)), MEANS[mean], VARIANCES[variance]
+        ).denoiser(network, schedule, clip="static"),
         schedule,
         make_strata(1000),
         noise=lambda keys, t, shape: jnp.asarray(goldens["eps"]),

@@ -15,8 +15,10 @@ import pytest
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.diffusion import flow as flows
 from ddpm_jax.diffusion import mixture as mixtures
+from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.gaussian import q_sample
-from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.losses import make_loss
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
 from ddpm_jax.distributed import pmap
 from ddpm_jax.evaluation.bound import make_bound
@@ -74,13 +76,11 @@ def eight_bit(count, seed):
 def train(*, variance="fixed_large", loss="simple"):
     """{number of updates: the moving average of the weights}."""
     model = Network(says_variance=variance == "learned")
+    process = make_process(Chain(BETAS), "eps", variance)
     objective = diffusion_objective(
         lambda params, x_t, time, condition, keys: model.apply(params, x_t, time),
-        SCHEDULE,
-        parameterization="eps",
-        variance=variance,
-        loss=loss,
-        weighting="uniform",
+        process,
+        make_loss(loss, variance=process.variance),
         timestep_sampling="uniform",
         flip=False,
     )
@@ -104,12 +104,8 @@ def train(*, variance="fixed_large", loss="simple"):
 
 
 def denoiser_of(params):
-    return make_denoiser(
-        lambda x_t, time: Network().apply(params, x_t, time),
-        SCHEDULE,
-        parameterization="eps",
-        variance="fixed_large",
-        clip_denoised=False,  # as the oracle, which is not clipped
+    return make_process(Chain(BETAS), "eps", "fixed_large").denoiser(
+        lambda x_t, time: Network().apply(params, x_t, time), SCHEDULE, clip="none"
     )
 
 
@@ -221,15 +217,15 @@ def test_a_learned_variance_is_good_for_chains_of_fewer_steps():
 
     def std(steps, *, converted=True):
         schedule = make_schedule(BETAS, timesteps=spaced_timesteps(T, steps))
-        denoiser = make_denoiser(
-            network, schedule, parameterization="eps", variance="learned", clip_denoised=True
+        denoiser = make_process(Chain(BETAS), "eps", "learned").denoiser(
+            network, schedule, clip="static"
         )
 
-        def unconverted(x_t, t):
+        def leave(schedule, prediction, x_t, t):
             said = network(x_t, jnp.asarray(schedule.timesteps)[t])[..., 1:]
-            return denoiser(x_t, t)._replace(log_variance=said)
+            return prediction._replace(log_variance=said)
 
-        used = denoiser if converted else unconverted
+        used = denoiser if converted else denoiser.then(leave)
         run = jax.jit(lambda x_T, keys: sample(used, ancestral(schedule), x_T, keys).x_0)
         return np.std(run(x_T, keys)) / data.std()
 

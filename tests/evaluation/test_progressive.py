@@ -8,8 +8,9 @@ import pytest
 
 from ddpm_jax import randomness
 from ddpm_jax.data.transforms import to_model_range, to_uint8
+from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.gaussian import q_sample
-from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import progressive, tally
@@ -33,8 +34,8 @@ def denoiser_of(schedule, *, broken=False):
         gain = jnp.sqrt(a_bar) * SIGMA**2 / (a_bar * SIGMA**2 + 1 - a_bar)
         return jnp.nan * x_t if broken else MU + gain * (x_t - jnp.sqrt(a_bar) * MU)
 
-    return lambda _: make_denoiser(
-        network, schedule, parameterization="x_0", variance="fixed_small", clip_denoised=False
+    return lambda _: make_process(Chain(BETAS), "x_0", "fixed_small").denoiser(
+        network, schedule, clip="none"
     )
 
 

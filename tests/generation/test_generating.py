@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax.data.transforms import to_uint8
-from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.generation import dispatch, generating
@@ -52,8 +53,8 @@ def chain(traces=None):
             )
             return jnp.tanh(h + 0.05 * time[:, None, None, None])
 
-        return make_denoiser(
-            network, schedule, parameterization="eps", variance="fixed_large", clip_denoised=True
+        return make_process(Chain(make_betas("linear", STEPS)), "eps", "fixed_large").denoiser(
+            network, schedule, clip="static"
         )
 
     return denoiser_of, ancestral(schedule)
@@ -119,12 +120,10 @@ def test_inputs_start_and_edit_reach_the_image_they_belong_to():
     schedule = make_schedule(make_betas("linear", STEPS))
 
     def denoiser_of(params, schedule, inputs):
-        return make_denoiser(
+        return make_process(Chain(make_betas("linear", STEPS)), "x_0", "fixed_small").denoiser(
             lambda x_t, time: jnp.zeros_like(x_t) + inputs["label"][:, None, None, None] / 10,
             schedule,
-            parameterization="x_0",
-            variance="fixed_small",
-            clip_denoised=False,
+            clip="none",
         )
 
     def edit(sampler, inputs):
@@ -241,12 +240,11 @@ def test_images_that_are_not_finite_are_a_failure_that_names_the_first():
     denoiser_of, sampler = chain()
 
     def diverging(params, schedule, inputs):
-        def denoiser(x_t, t):
-            prediction = denoiser_of(KERNEL, schedule, inputs)(x_t, t)
+        def spoil(schedule, prediction, x_t, t):
             bad = jnp.arange(x_t.shape[0])[:, None, None, None] >= params
             return prediction._replace(mean=jnp.where(bad, jnp.nan, prediction.mean))
 
-        return denoiser
+        return denoiser_of(KERNEL, schedule, inputs).then(spoil)
 
     generate = make_generate(diverging, sampler, SHAPE)
     with pytest.raises(FailureError, match="Image 12 came out as not-a-number"):

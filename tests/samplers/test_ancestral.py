@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
 from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral, p_sample
@@ -38,12 +39,8 @@ def test_one_step_is_the_original_codes_p_sample(
 ):
     g = diffusion_goldens
     network = functools.partial(golden_network, learned=variance == "learned")
-    denoiser = make_denoiser(
-        network,
-        make_schedule(g["betas/linear"]),
-        parameterization=parameterization,
-        variance=variance,
-        clip_denoised=True,
+    denoiser = make_process(Chain(g["betas/linear"]), parameterization, variance).denoiser(
+        network, make_schedule(g["betas/linear"]), clip="static"
     )
     t = jnp.asarray(g["t"])
     x_prev = p_sample(denoiser(jnp.asarray(g["q_sample"]), t), t, jnp.asarray(g["z"]))
@@ -55,12 +52,8 @@ def test_one_step_is_the_original_codes_p_sample(
 
 def test_there_is_noise_at_every_t_but_the_last():
     schedule = make_schedule(COARSE_BETAS)
-    denoiser = make_denoiser(
-        lambda x, _: 0 * x,
-        schedule,
-        parameterization="x_0",
-        variance="fixed_small",
-        clip_denoised=True,
+    denoiser = make_process(Chain(COARSE_BETAS), "x_0", "fixed_small").denoiser(
+        lambda x, _: 0 * x, schedule, clip="static"
     )
     t = jnp.array([0, 1, 29])
     x_t = jnp.ones((3, 4, 4, 1))
@@ -80,12 +73,8 @@ def test_the_chain_is_algorithm_2_walked_by_a_float64_loop(steps):
     eps_theta = {
         module: lambda x, time, m=module: m.tanh(0.7 * x + 0.02 * time) for module in (jnp, np)
     }
-    denoiser = make_denoiser(
-        lambda x, time: eps_theta[jnp](x, time[:, None, None, None]),
-        schedule,
-        parameterization="eps",
-        variance="fixed_large",
-        clip_denoised=False,
+    denoiser = make_process(Chain(COARSE_BETAS), "eps", "fixed_large").denoiser(
+        lambda x, time: eps_theta[jnp](x, time[:, None, None, None]), schedule, clip="none"
     )
     keys = keys_of(3)
     x_T = initial_noise(keys, (4, 4, 2))
@@ -159,9 +148,7 @@ def gaussian_frames(
         return jnp.concatenate([x_0, 0 * x_0], axis=-1) if variance == "learned_range" else x_0
 
     schedule = make_schedule(betas, timesteps=timesteps)
-    denoiser = make_denoiser(
-        network, schedule, parameterization="x_0", variance=variance, clip_denoised=False
-    )
+    denoiser = make_process(Chain(betas), "x_0", variance).denoiser(network, schedule, clip="none")
     keys = keys_of(64)
     x_T = x_T_mean + np.sqrt(x_T_variance) * initial_noise(keys, (16, 16, 1))
     run = jax.jit(
@@ -276,8 +263,8 @@ def test_a_mixture_ends_with_its_weights_and_widths():
         return jnp.sum(jax.nn.softmax(jnp.stack(log_densities), axis=0) * jnp.stack(x_0s), axis=0)
 
     schedule = make_schedule(betas)
-    denoiser = make_denoiser(
-        network, schedule, parameterization="x_0", variance="fixed_large", clip_denoised=False
+    denoiser = make_process(Chain(betas), "x_0", "fixed_large").denoiser(
+        network, schedule, clip="none"
     )
     keys = keys_of(64)
     x_T = initial_noise(keys, (16, 16, 1))

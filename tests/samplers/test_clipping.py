@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.clipping import CLIPPINGS, threshold
 from ddpm_jax.diffusion.gaussian import q_posterior
-from ddpm_jax.diffusion.parameterization import eps_from_x_0, make_denoiser
+from ddpm_jax.diffusion.parameterization import eps_from_x_0
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.randomness import image_keys
-from ddpm_jax.samplers.clipping import CLIPPINGS, threshold
 from ddpm_jax.samplers.ddim import ddim
 from ddpm_jax.samplers.loop import sample
 
@@ -36,14 +37,14 @@ def network(x_t, time):
     return jnp.tanh(2 * x_t) - 0.02 * time.astype(x_t.dtype)[:, None, None, None] * x_t
 
 
-def plain(schedule):
-    return make_denoiser(
-        network, schedule, parameterization="eps", variance="fixed_small", clip_denoised=False
+def plain(schedule, name="none", parameterization="eps"):
+    return make_process(CHAIN, parameterization, "fixed_small").denoiser(
+        network, schedule, clip=name
     )
 
 
 def clipped_by(name, **options):
-    return CLIPPINGS[name](plain(SCHEDULE), SCHEDULE, **options)(X_T, LEVELS)
+    return plain(SCHEDULE, name, **options)(X_T, LEVELS)
 
 
 def expected_x_0(name):
@@ -67,9 +68,9 @@ def test_what_each_dialect_does_to_x_0_to_eps_and_to_the_mean(name):
     eps = unclipped.eps if name == "keep_eps" else eps_from_x_0(SCHEDULE, X_T, LEVELS, x_0)
     np.testing.assert_allclose(ours.eps, eps, rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(ours.log_variance, unclipped.log_variance)
-    kept = clipped_by(name, keep_mean=True)
-    np.testing.assert_array_equal(kept.mean, unclipped.mean)
-    np.testing.assert_array_equal(kept.x_0, ours.x_0)
+    predicted, unclipped = (clipped_by(n, parameterization="mu") for n in (name, "none"))
+    np.testing.assert_array_equal(predicted.mean, unclipped.mean)
+    assert name == "none" or np.any(predicted.x_0 != unclipped.x_0)
 
 
 def test_dynamic_thresholding_leaves_an_image_within_its_range():
@@ -81,9 +82,7 @@ def test_dynamic_thresholding_leaves_an_image_within_its_range():
 
 def test_the_percentile_may_be_traced_and_100_clips_nothing():
     run = jax.jit(
-        lambda percentile: (
-            threshold(plain(SCHEDULE), SCHEDULE, percentile=percentile)(X_T, LEVELS).x_0
-        )
+        lambda percentile: threshold(plain(SCHEDULE), percentile=percentile)(X_T, LEVELS).x_0
     )
     before = np.asarray(plain(SCHEDULE)(X_T, LEVELS).x_0)
     largest = np.maximum(1, np.abs(before).max(axis=(1, 2, 3), keepdims=True))
@@ -123,7 +122,7 @@ def test_a_ddim_chain_is_that_of_diffusers(name, settings):
         x = peer.step(eps, int(t), x, use_clipped_model_output=rederive).prev_sample
 
     sampler = ddim(CHAIN, np.sort(peer.timesteps.numpy()), dtype=np.float64)
-    denoiser = CLIPPINGS[name](plain(sampler.schedule), sampler.schedule)
+    denoiser = plain(sampler.schedule, name)
     ours = sample(denoiser, sampler, X_T, image_keys(jax.random.key(0), jnp.arange(B))).x_0
     # diffusers' thresholding computes in float32
     np.testing.assert_allclose(ours, x.numpy(), rtol=1e-5 if name == "dynamic" else 1e-9, atol=1e-9)
@@ -132,7 +131,7 @@ def test_a_ddim_chain_is_that_of_diffusers(name, settings):
 @pytest.mark.parametrize("percentile", [0, -1, 100.5, math.nan])
 def test_a_percentile_out_of_range_is_refused(percentile):
     with pytest.raises(UsageError, match="percentile of dynamic thresholding is"):
-        threshold(plain(SCHEDULE), SCHEDULE, percentile=percentile)
+        threshold(plain(SCHEDULE), percentile=percentile)
 
 
 def test_an_unknown_dialect_is_refused_with_the_choices():

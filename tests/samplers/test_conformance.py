@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.denoiser import from_function
 from ddpm_jax.diffusion.mixture import exact_denoiser
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import make_betas
@@ -85,10 +86,11 @@ def test_it_asks_as_often_as_it_says(oracle, name, steps):
     )
     traced = []
 
-    def denoiser(x_t, t):
+    def predict(x_t, t):
         traced.append(t)
         return Prediction(x_t, x_t, x_t, x_t)
 
+    denoiser = from_function(sampler.schedule, predict)
     jax.eval_shape(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0, *oracle.start(1))
     assert len(traced) == 1  # the body of the scan asks once, and so every row does
     assert sampler.num_rows == sampler.evaluations
@@ -210,10 +212,8 @@ def test_nothing_is_left_to_matrix_units_which_round_their_factors(oracle, name)
     """A sum of predictions written as a product of matrices is one of bfloat16 on TPU and of TF32
     on GPU."""
 
-    def denoiser(x_t, t):
-        return Prediction(x_t, x_t, x_t, x_t)
-
     sampler = made(oracle, name, 4)
+    denoiser = from_function(sampler.schedule, lambda x_t, t: Prediction(x_t, x_t, x_t, x_t))
     program = jax.make_jaxpr(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0)(
         *oracle.start(2)
     )

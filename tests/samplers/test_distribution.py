@@ -54,8 +54,8 @@ def times_noise(factor):
 
 def louder(denoiser):
     """Another variance of the reverse step: noise larger by a tenth."""
-    return lambda x_t, t: (p := denoiser(x_t, t))._replace(
-        log_variance=p.log_variance + np.log(1.1**2)
+    return denoiser.then(
+        lambda schedule, p, x_t, t: p._replace(log_variance=p.log_variance + np.log(1.1**2))
     )
 
 

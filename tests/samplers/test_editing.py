@@ -11,7 +11,7 @@ import pytest
 from ddpm_jax.data.transforms import to_uint8
 from ddpm_jax.diffusion import mixture as mixtures
 from ddpm_jax.diffusion.chain import Chain
-from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import image_keys, initial_noise
@@ -268,13 +268,11 @@ def test_repaint_has_the_law_of_algorithm_1(jump, resamplings, variance):
             "bij,bj->bi", jnp.asarray(gains)[row], away
         ).reshape(x_t.shape)
 
-    denoiser = make_denoiser(
-        network, sampler.schedule, parameterization="x_0", variance=variance, clip_denoised=False
-    )
+    denoiser = make_process(CHAIN, "x_0", variance).denoiser(network, sampler.schedule, clip="none")
     keys = keys_of(range(30_000))
     known = jnp.full((30_000, 1, 2, 1), KNOWN)
     x_0 = sample(
-        keep_known(denoiser, sampler.schedule, known, MASK),
+        keep_known(denoiser, known, MASK),
         sampler,
         initial_noise(keys, (1, 2, 1)),
         keys,
@@ -324,9 +322,7 @@ def test_on_a_mixture_resampling_brings_repaint_nearer_to_the_conditional_distri
     for resamplings in (1, 3, 10):
         sampler = repaint(CHAIN, space(CHAIN, "linspace", 25), resamplings=resamplings)
         picture = jnp.full((4096, 1, 2, 1), known)
-        denoiser = keep_known(
-            mixtures.exact_denoiser(data, sampler.schedule), sampler.schedule, picture, MASK
-        )
+        denoiser = keep_known(mixtures.exact_denoiser(data, sampler.schedule), picture, MASK)
         x = np.asarray(
             sample(denoiser, sampler, initial_noise(keys, (1, 2, 1)), keys).x_0, np.float64
         )[:, 0, 1, 0]
@@ -353,16 +349,14 @@ def mixing_denoiser(schedule):
         )
         return jnp.tanh(h + 0.001 * time[:, None, None, None])
 
-    return make_denoiser(
-        network, schedule, parameterization="eps", variance="fixed_large", clip_denoised=True
-    )
+    return make_process(CHAIN, "eps", "fixed_large").denoiser(network, schedule, clip="static")
 
 
 def inpainted(sampler, index=range(3), picture=PICTURE):
     """x_0 of the images `index`, from the noised picture, the right half painted anew."""
     keys = keys_of(index)
     known, mask = (jnp.broadcast_to(x, (len(keys), *SHAPE)) for x in (picture, HALF))
-    denoiser = keep_known(mixing_denoiser(sampler.schedule), sampler.schedule, known, mask)
+    denoiser = keep_known(mixing_denoiser(sampler.schedule), known, mask)
     x_T = noised(sampler.schedule, jnp.where(mask, 0, known), keys)
     return np.asarray(
         jax.jit(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0)(x_T, keys)

@@ -10,6 +10,7 @@ import pytest
 
 from ddpm_jax.diffusion import mixture as mixtures
 from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.denoiser import from_function
 from ddpm_jax.diffusion.gaussian import q_posterior
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import make_betas
@@ -61,6 +62,9 @@ def conditional(x_t, t, label):
     return jax.tree.map(lambda *fields: jnp.stack(fields)[label, jnp.arange(len(label))], *of_each)
 
 
+MODEL = from_function(SCHEDULE, conditional)
+
+
 def log_class_probs(x_t, t):
     """log p(y|x_t) of both classes by Bayes' rule, [B, 2]."""
 
@@ -78,19 +82,17 @@ def log_class_probs(x_t, t):
 
 
 @jax.jit
-def log_prob(x_t, t, labels):
+def log_prob(schedule, x_t, t, labels):
     return log_class_probs(x_t, t)[jnp.arange(len(labels)), labels]
 
 
 def free(scale, **options):
-    return classifier_free(
-        conditional, LABELS, np.full(B, NULL), scale=scale, schedule=SCHEDULE, **options
-    )
+    return classifier_free(MODEL, LABELS, np.full(B, NULL), scale=scale, **options)
 
 
 def by_classifier(scale, **options):
     whole = mixtures.exact_denoiser(WHOLE, SCHEDULE)
-    return classifier_guidance(whole, log_prob, LABELS, scale=scale, schedule=SCHEDULE, **options)
+    return classifier_guidance(whole, log_prob, LABELS, scale=scale, **options)
 
 
 def assert_consistent(prediction, x_t=X_T, t=LEVELS):
@@ -130,7 +132,9 @@ def test_the_guided_score_is_that_of_the_density_times_the_class_probability_to_
         def of_one(x, signal, noise):
             return mixtures.log_prob(mixtures.diffused(WHOLE, signal, noise), x[None])[0]
 
-        return jnp.sum(jax.vmap(of_one)(x_t, signal, noise) + scale * log_prob(x_t, LEVELS, LABELS))
+        return jnp.sum(
+            jax.vmap(of_one)(x_t, signal, noise) + scale * log_prob(SCHEDULE, x_t, LEVELS, LABELS)
+        )
 
     prediction = guide(scale)(X_T, LEVELS)
     ours = -prediction.eps / noise[:, None, None, None]
@@ -160,15 +164,13 @@ def test_autoguidance_extrapolates_from_the_weaker_model():
     blurred = mixtures.make_mixture(WEIGHTS, 0.8 * MEANS, 2 * VARIANCES, dtype=np.float64)
     model, weaker = (mixtures.exact_denoiser(mixture, SCHEDULE) for mixture in (WHOLE, blurred))
     strong, weak = model(X_T, LEVELS), weaker(X_T, LEVELS)
-    guided = autoguidance(model, weaker, scale=2.5, schedule=SCHEDULE)(X_T, LEVELS)
+    guided = autoguidance(model, weaker, scale=2.5)(X_T, LEVELS)
     np.testing.assert_allclose(
         guided.eps, np.asarray(weak.eps) + 2.5 * (strong.eps - weak.eps), rtol=1e-12
     )
     np.testing.assert_array_equal(guided.log_variance, strong.log_variance)
     assert_consistent(guided)
-    half = autoguidance(
-        model, weaker, scale=2.5, schedule=SCHEDULE, interval=interval_of(CHAIN, 0.0, 0.5)
-    )
+    half = autoguidance(model, weaker, scale=2.5, interval=interval_of(CHAIN, 0.0, 0.5))
     inside = LEVELS / (T - 1) <= 0.5
     np.testing.assert_array_equal(half(X_T, LEVELS).eps[~inside], strong.eps[~inside])
     np.testing.assert_array_equal(half(X_T, LEVELS).eps[inside], guided.eps[inside])
@@ -232,7 +234,7 @@ def test_rescaling_an_image_without_spread_leaves_it():
     def flat(x_t, t, condition):
         return Prediction(*(jnp.zeros_like(x_t),) * 4)
 
-    guided = classifier_free(flat, LABELS, LABELS, scale=3.0, schedule=SCHEDULE, rescale=1.0)(
+    guided = classifier_free(from_function(SCHEDULE, flat), LABELS, LABELS, scale=3.0, rescale=1.0)(
         X_T, LEVELS
     )
     np.testing.assert_array_equal(guided.x_0, 0)
@@ -249,11 +251,10 @@ def test_one_evaluation_of_both_halves_and_one_program_for_all_scales():
     def run(scale, interval, rescale):
         condition, null = {"label": LABELS}, {"label": np.full(B, NULL)}
         guided = classifier_free(
-            counted,
+            from_function(SCHEDULE, counted),
             condition,
             null,
             scale=scale,
-            schedule=SCHEDULE,
             interval=interval,
             rescale=rescale,
         )
@@ -288,7 +289,7 @@ def test_the_log_probability_of_a_network_is_that_of_its_label_at_the_time_it_wa
     )
     expected = logits[np.arange(B), labels] - np.log(np.exp(logits).sum(axis=1))
     np.testing.assert_allclose(
-        class_log_prob(classifier, schedule)(X_T, t, labels), expected, rtol=1e-9
+        class_log_prob(classifier)(schedule, X_T, t, labels), expected, rtol=1e-9
     )
 
 
@@ -302,12 +303,10 @@ def test_guided_chains_of_scale_one_draw_the_distribution_of_the_class(guide):
     @jax.jit
     def draw(x_T, keys):
         if guide == "free":
-            denoiser = classifier_free(
-                conditional, labels, np.full(count, NULL), scale=1.0, schedule=SCHEDULE
-            )
+            denoiser = classifier_free(MODEL, labels, np.full(count, NULL), scale=1.0)
         else:
             whole = mixtures.exact_denoiser(WHOLE, SCHEDULE)
-            denoiser = classifier_guidance(whole, log_prob, labels, scale=1.0, schedule=SCHEDULE)
+            denoiser = classifier_guidance(whole, log_prob, labels, scale=1.0)
         return sample(denoiser, ddim(CHAIN, np.arange(T), dtype=np.float64), x_T, keys).x_0
 
     keys = image_keys(jax.random.key(0), jnp.arange(count))
@@ -332,7 +331,7 @@ def test_a_scale_that_is_negative_or_not_finite_is_refused(scale):
         with pytest.raises(UsageError, match=r"guidance scale is .*not negative"):
             guide(scale)
     with pytest.raises(UsageError, match="guidance scale"):
-        autoguidance(None, None, scale=scale, schedule=SCHEDULE)
+        autoguidance(MODEL, MODEL, scale=scale)
 
 
 @pytest.mark.parametrize(
@@ -352,4 +351,4 @@ def test_a_rescaling_outside_0_to_1_is_refused(rescale):
 def test_a_classifier_cannot_guide_a_chain_that_starts_from_nothing():
     schedule = Chain(make_betas("jsd", 10)).at()
     with pytest.raises(UsageError, match=r"alphas_bar = 0.*classifier-free"):
-        classifier_guidance(None, log_prob, LABELS, scale=1.0, schedule=schedule)
+        classifier_guidance(mixtures.exact_denoiser(WHOLE, schedule), log_prob, LABELS, scale=1.0)

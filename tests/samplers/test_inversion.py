@@ -8,6 +8,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.denoiser import from_function
 from ddpm_jax.diffusion.mixture import exact_denoiser, make_mixture
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
@@ -145,10 +146,11 @@ def test_it_asks_as_often_as_it_says_and_walks_up_to_the_last_level(corrections)
     sampler = invert(CHAIN, times, corrections=corrections)
     exact, asked = denoiser_of(CHAIN, times, np.float32), []
 
-    def denoiser(x_t, t):
+    def predict(x_t, t):
         asked.append(int(t[0]))
         return exact(x_t, t)
 
+    denoiser = from_function(sampler.schedule, predict)
     with jax.disable_jit():
         sample(
             denoiser, sampler, jnp.float32(PICTURES), image_keys(jax.random.key(0), jnp.arange(4))

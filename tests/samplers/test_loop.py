@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import INITIAL, SAMPLING, image_keys, initial_noise
@@ -30,8 +31,8 @@ def chain(steps, **options):
         )
         return jnp.tanh(h + 0.001 * time[:, None, None, None])
 
-    denoiser = make_denoiser(
-        network, schedule, parameterization="eps", variance="fixed_large", clip_denoised=True
+    denoiser = make_process(Chain(make_betas("linear", 1000)), "eps", "fixed_large").denoiser(
+        network, schedule, clip="static"
     )
     return lambda x_T, keys: sample(denoiser, ancestral(schedule), x_T, keys, **options)
 
@@ -67,8 +68,8 @@ def test_a_chain_of_a_thousand_steps_is_traced_once():
         traces.append(x_t.shape)
         return 0.1 * x_t
 
-    denoiser = make_denoiser(
-        network, schedule, parameterization="eps", variance="fixed_small", clip_denoised=True
+    denoiser = make_process(Chain(make_betas("linear", 1000)), "eps", "fixed_small").denoiser(
+        network, schedule, clip="static"
     )
     run = jax.jit(lambda x_T, keys: sample(denoiser, ancestral(schedule), x_T, keys).x_0)
     run(*start(range(2)))
@@ -145,12 +146,8 @@ def counting_sampler(num_rows):
 )
 def test_frames_are_evenly_spaced_from_the_noise_to_the_image(num_rows, num_frames):
     schedule = make_schedule(make_betas("linear", 10))
-    denoiser = make_denoiser(
-        lambda x, _: x,
-        schedule,
-        parameterization="x_0",
-        variance="fixed_small",
-        clip_denoised=False,
+    denoiser = make_process(Chain(make_betas("linear", 10)), "x_0", "fixed_small").denoiser(
+        lambda x, _: x, schedule, clip="none"
     )
     x_T, keys = start(range(2))
     samples = sample(denoiser, counting_sampler(num_rows), x_T, keys, num_frames=num_frames)
@@ -164,12 +161,8 @@ def test_frames_are_evenly_spaced_from_the_noise_to_the_image(num_rows, num_fram
 
 def test_a_frame_pairs_x_t_with_the_x_0_predicted_from_it():
     schedule = make_schedule(make_betas("linear", 20))
-    denoiser = make_denoiser(
-        lambda x, time: jnp.tanh(x + time[:, None, None, None]),
-        schedule,
-        parameterization="x_0",
-        variance="fixed_small",
-        clip_denoised=False,
+    denoiser = make_process(Chain(make_betas("linear", 20)), "x_0", "fixed_small").denoiser(
+        lambda x, time: jnp.tanh(x + time[:, None, None, None]), schedule, clip="none"
     )
     samples = sample(denoiser, ancestral(schedule), *start(range(3)), num_frames=6)
     for x_t, x_0, moment in zip(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion.chain import Chain
-from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import image_keys, initial_noise
@@ -114,12 +114,8 @@ def test_a_chain_that_destroys_the_signal_is_walked_or_refused(name):
             make_sampler(name, chain, steps=5)
         return
     sampler = make_sampler(name, chain, steps=5)
-    denoiser = make_denoiser(
-        lambda x, _: jnp.tanh(x),
-        sampler.schedule,
-        parameterization="x_0",
-        variance="fixed_small",
-        clip_denoised=True,
+    denoiser = make_process(chain, "x_0", "fixed_small").denoiser(
+        lambda x, _: jnp.tanh(x), sampler.schedule, clip="static"
     )
     keys = image_keys(jax.random.key(0), jnp.arange(3))
     x_0 = sample(denoiser, sampler, initial_noise(keys, (4, 4, 1)), keys).x_0

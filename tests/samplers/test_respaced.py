@@ -14,7 +14,8 @@ import pytest
 from ddpm_jax.diffusion import mixture as mixtures
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.gaussian import q_sample
-from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS, interpret, make_denoiser
+from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
@@ -24,6 +25,7 @@ from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.spacing import space
 
 CHAIN = Chain(make_betas("linear", 1000))
+LEARNED = make_process(CHAIN, "eps", "learned")
 WIDTH = 0.5
 STEPS = (1000, 250, 100, 50, 10)
 
@@ -37,9 +39,7 @@ def denoiser_of(data, chain, times, *, variance, parameterization="eps", dtype=n
         data, chain.at(dtype=dtype), parameterization=parameterization, variance=variance
     )
     schedule = chain.at(times, dtype=dtype)
-    return make_denoiser(
-        network, schedule, parameterization=parameterization, variance=variance, clip_denoised=False
-    )
+    return make_process(CHAIN, parameterization, variance).denoiser(network, schedule, clip="none")
 
 
 def steps_of(denoiser, num_rows, dtype):
@@ -113,9 +113,7 @@ def test_where_the_step_is_the_trained_one_the_network_is_left_its_word():
 
     def log_variance(times):
         schedule, rows = CHAIN.at(times), jnp.arange(len(times))
-        prediction = interpret(
-            schedule, output[times], x_t[times], rows, parameterization="eps", variance="learned"
-        )
+        prediction = LEARNED.interpret(schedule, output[times], x_t[times], rows)
         return np.asarray(prediction.log_variance).ravel()
 
     word = np.asarray(said).ravel()
@@ -135,9 +133,7 @@ def test_what_no_variance_of_data_can_be_is_held_to_what_it_can_be(steps):
 
     def log_variance(said):
         output = jnp.concatenate([x_t, jnp.broadcast_to(said, x_t.shape)], axis=-1)
-        return interpret(
-            schedule, output, x_t, rows, parameterization="eps", variance="learned"
-        ).log_variance.ravel()
+        return LEARNED.interpret(schedule, output, x_t, rows).log_variance.ravel()
 
     for said in (-80.0, -9.0, 5.0, 80.0):
         slope = jax.jacobian(log_variance)(said)

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.distributed.pmap import map_step, replicate, shard
 from ddpm_jax.randomness import base_key, example_keys
 from ddpm_jax.training.objective import Objective
@@ -88,6 +89,6 @@ def network_objective(ddpm_objective):
         def apply(params, x_t, time, condition, keys):
             return model.apply({"params": params}, x_t, time, dropout_keys=keys)
 
-        return ddpm_objective(apply, make_schedule(make_betas("linear", num_timesteps)))
+        return ddpm_objective(apply, Chain(make_betas("linear", num_timesteps)))
 
     return make

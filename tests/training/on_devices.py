@@ -13,7 +13,10 @@ import numpy as np
 import optax
 
 from ddpm_jax.checkpoints.writer import Checkpointer
-from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.losses import LOSSES
+from ddpm_jax.diffusion.process import make_process
+from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.distributed.pmap import bytes_per_device, check_batch_size
 from ddpm_jax.errors import UsageError
@@ -55,11 +58,8 @@ def diffusion():
         lambda params, x_t, time, condition, keys: model.apply(
             {"params": params}, x_t, time, condition, dropout_keys=keys
         ),
-        make_schedule(make_betas("linear", T, beta_start=0.1, beta_end=0.5)),
-        parameterization="eps",
-        variance="fixed_large",
-        loss="simple",
-        weighting="uniform",
+        make_process(Chain(make_betas("linear", T, beta_start=0.1, beta_end=0.5))),
+        LOSSES["simple"],
         timestep_sampling="importance",
         flip=True,
         conditioning=Conditioning(num_classes=3, label_dropout=0.5, low_res_factor=2),

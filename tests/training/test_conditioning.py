@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.randomness import example_keys
 from ddpm_jax.training.conditioning import Conditioning, condition_of, drop_labels
@@ -75,7 +76,7 @@ def test_the_objective_hides_the_labels_of_its_stream_and_mirrors_what_it_shrink
             lambda params, x_t, time, condition, keys: jnp.broadcast_to(
                 answer(condition), x_t.shape
             ),
-            make_schedule(make_betas("linear", 10, beta_start=0.01, beta_end=0.3)),
+            Chain(make_betas("linear", 10, beta_start=0.01, beta_end=0.3)),
             conditioning=conditioning,
         )
 

@@ -10,7 +10,10 @@ import pytest
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.data.pipeline import train_iterator
 from ddpm_jax.data.transforms import to_model_range
-from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.losses import LOSSES
+from ddpm_jax.diffusion.process import make_process
+from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.distributed.pmap import in_parts, map_step, shard
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.training import latent_cache
@@ -25,7 +28,7 @@ from ddpm_jax.variational.observation import FAMILIES
 N, SIDE, SCALE = 40, 4, 1.7
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, SIDE, SIDE, 1), np.uint8)
 SOURCE = ArraySource(IMAGES, np.arange(N, dtype=np.int32) % 3, 3, "forty")
-SCHEDULE = make_schedule(make_betas("linear", 20))
+CHAIN = Chain(make_betas("linear", 20))
 INDEX = jnp.arange(8)
 
 
@@ -56,16 +59,10 @@ PARAMS = {"gain": jnp.array([0.1, 0.2, 0.3, 0.4])}
 
 
 def diffusion(**options):
-    fixed = {
-        "parameterization": "eps",
-        "variance": "fixed_large",
-        "loss": "simple",
-        "weighting": "uniform",
-    }
     return diffusion_objective(
         lambda params, x_t, time, condition, keys: x_t * params["gain"].reshape(1, 1, 1, -1),
-        SCHEDULE,
-        **fixed,
+        make_process(CHAIN),
+        LOSSES["simple"],
         timestep_sampling="uniform",
         **{"flip": False} | options,
     )
@@ -106,14 +103,10 @@ def test_mirror_images_are_encoded_and_not_latents_mirrored():
         seen["x_t"] = x_t
         return x_t * params["gain"].reshape(1, 1, 1, -1)
 
-    quiet = make_schedule(np.full(20, 1e-9))
-    fixed = {
-        "parameterization": "eps",
-        "variance": "fixed_large",
-        "loss": "simple",
-        "weighting": "uniform",
-    }
-    inner = diffusion_objective(spy, quiet, **fixed, timestep_sampling="uniform", flip=False)
+    quiet = make_process(Chain(np.full(20, 1e-9)))
+    inner = diffusion_objective(
+        spy, quiet, LOSSES["simple"], timestep_sampling="uniform", flip=False
+    )
     objective = over_latents(inner, space_of("ae"), flip=True)
     objective.loss(PARAMS, FROZEN, (), {"image": IMAGES}, jax.random.key(0), jnp.arange(N))
     x = to_model_range(IMAGES)

@@ -13,8 +13,10 @@ import optax
 import pytest
 
 from ddpm_jax.checkpoints.writer import Checkpointer
-from ddpm_jax.diffusion.losses import WEIGHTINGS
-from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.losses import Loss
+from ddpm_jax.diffusion.process import make_process
+from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.distributed.pmap import map_step, replicate, several, to_devices
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.models.unet import UNet
@@ -371,20 +373,15 @@ def test_a_loss_that_fails_after_the_network_is_told_apart():
 
 
 @pytest.mark.full
-def test_a_weight_over_t_that_fails_is_told_apart_from_the_error_that_it_weighs(monkeypatch):
+def test_a_weight_over_t_that_fails_is_told_apart_from_the_error_that_it_weighs():
     def uniform_but_for_the_last(schedule, t, parameterization):
         return jnp.where(t == 3, jnp.nan, 1.0)
 
-    monkeypatch.setitem(WEIGHTINGS, "p2", uniform_but_for_the_last)
+    process = make_process(Chain(make_betas("linear", 4)), "eps", "fixed_small")
     objective = diffusion_objective(
         lambda params, x_t, time, condition, keys: params["scale"] * x_t,
-        make_schedule(make_betas("linear", 4)),
-        **{
-            "parameterization": "eps",
-            "variance": "fixed_small",
-            "loss": "simple",
-            "weighting": "p2",
-        },
+        process,
+        Loss(simple=True, vlb=False, weight=uniform_but_for_the_last),
         timestep_sampling="antithetic",
         flip=False,
     )

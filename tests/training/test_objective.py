@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.schedules import make_betas, make_schedule
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.losses import make_loss
+from ddpm_jax.diffusion.process import make_process
+from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.diffusion.timesteps import HISTORY, LossHistory, importance_probabilities
 from ddpm_jax.errors import UsageError
 from ddpm_jax.training.objective import ByTime, DiffusionAux, diffusion_objective, loss_over_time
@@ -26,17 +29,20 @@ def _network(params, x_t, time, condition, dropout_keys):
 PARAMS = {"a": jnp.float32(0.5), "b": jnp.float32(-0.1), "c": jnp.float32(0.3)}
 
 
-def _objective(**changes):
-    options = {
-        "parameterization": "eps",
-        "variance": "fixed_large",
-        "loss": "simple",
-        "weighting": "uniform",
-        "timestep_sampling": "uniform",
-        "flip": True,
-    }
-    schedule = make_schedule(make_betas("linear", T, beta_start=0.01, beta_end=0.3))
-    return diffusion_objective(_network, schedule, **options | changes)
+def _objective(
+    *,
+    parameterization="eps",
+    variance="fixed_large",
+    loss="simple",
+    weighting="uniform",
+    **changes,
+):
+    chain = Chain(make_betas("linear", T, beta_start=0.01, beta_end=0.3))
+    process = make_process(chain, parameterization, variance)
+    loss = make_loss(loss, weighting, variance=process.variance)
+    return diffusion_objective(
+        _network, process, loss, **{"timestep_sampling": "uniform", "flip": True} | changes
+    )
 
 
 def _batch():

@@ -1,0 +1,148 @@
+"""`Process`: a chain of noise levels, and what a network trained on it predicts.
+
+It is made once, by `make_process`, from the names that configs and users give; what computes takes
+the objects.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.clipping import CLIPPINGS
+from ddpm_jax.diffusion.denoiser import Denoiser, Network
+from ddpm_jax.diffusion.gaussian import extract, q_posterior
+from ddpm_jax.diffusion.parameterization import (
+    EPS,
+    MU,
+    PARAMETERIZATIONS,
+    Parameterization,
+    Prediction,
+    eps_from_x_0,
+    own_step,
+)
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.variance import VARIANCES, Variance
+from ddpm_jax.errors import UsageError, choose
+
+
+class Process(NamedTuple):
+    """The process a network was trained on, and the meaning of its output."""
+
+    chain: Chain
+    parameterization: Parameterization  # of the first C channels
+    variance: Variance
+
+    def denoiser(
+        self, network: Network, schedule: Schedule | None = None, *, clip: str
+    ) -> Denoiser:
+        """Return the `Denoiser` of a network.
+
+        Args:
+          network: (x_t [B, H, W, C], time float [B]) -> output [B, H, W, C or 2C], any callable.
+            The time is `schedule.timesteps[t]`, so a respaced chain of N rows asks a network
+            trained on T steps the right questions. A conditional network takes a third argument:
+            `Denoiser.given`.
+          schedule: of the chain that is walked, `sampler.schedule`; None for the whole chain.
+            Traced ones cannot be checked here: `check_determines_x_0`.
+          clip: what is done to a predicted x_0 outside [-1, 1]: a key of `clipping.CLIPPINGS`.
+            "static" is usual for pixels; "none" is for latents, and for what guidance will wrap,
+            which comes before clipping.
+
+        Raises:
+          UsageError: an unknown clipping, or a parameterisation from which x_0 cannot be had at
+            some t of this schedule.
+        """
+        clipping = choose("clipping", clip, CLIPPINGS)
+        schedule = self.chain.at() if schedule is None else schedule
+        check_determines_x_0(schedule, self.parameterization)
+        predicts_mean = self.parameterization is MU
+        return clipping(Denoiser(schedule, network, self.interpret, predicts_mean))
+
+    def interpret(
+        self, schedule: Schedule, output: chex.Array, x_t: chex.Array, t: chex.Array
+    ) -> Prediction:
+        """Turn a raw network output into a `Prediction`, unclipped.
+
+        Args:
+          schedule: tables.
+          output: [B, H, W, C], or [B, H, W, 2C] with the variance in the second half of the
+            channels where it is learned. `learned`: the channels are the log-variance of the step
+            that was trained, which a respaced chain turns into that of its own. `learned_range`:
+            they choose between beta tilde (-1) and beta (+1).
+          x_t: [B, H, W, C].
+          t: int [B] in 0..T-1.
+
+        Returns:
+          The prediction, every field of the shape of x_t.
+
+        Raises:
+          UsageError: an output of another shape.
+        """
+        check_output(self.variance, output, x_t)
+        value, variance_output = output[..., : x_t.shape[-1]], output[..., x_t.shape[-1] :]
+        x_0 = self.parameterization.to_x_0(schedule, x_t, t, value)
+        log_variance = self.variance.log_variance(schedule, x_t, t, variance_output)
+        mean = q_posterior(schedule, x_0, x_t, t).mean
+        if self.parameterization is MU:
+            # The network's own μ is that of the step that was trained.
+            mean = jnp.where(extract(own_step(schedule), t, x_t), value, mean)
+        return Prediction(
+            x_0=x_0,
+            eps=value if self.parameterization is EPS else eps_from_x_0(schedule, x_t, t, x_0),
+            mean=mean,
+            log_variance=jnp.broadcast_to(log_variance, x_t.shape),
+        )
+
+
+def make_process(
+    chain: Chain, parameterization: str = "eps", variance: str = "fixed_large"
+) -> Process:
+    """Make a process from names.
+
+    Args:
+      chain: the T steps that the network was trained on.
+      parameterization: what it predicts: a key of `PARAMETERIZATIONS`.
+      variance: a key of `VARIANCES`.
+
+    Raises:
+      UsageError: an unknown name, no chain, or eps on a chain that ends without signal.
+    """
+    process = Process(
+        chain,
+        choose("parameterization", parameterization, PARAMETERIZATIONS),
+        choose("variance", variance, VARIANCES),
+    )
+    check_determines_x_0(chain.at(), process.parameterization)
+    return process
+
+
+def check_output(variance: Variance, output: chex.Array, x_t: chex.Array) -> None:
+    """Refuse an output of a network that has not the shape it must have.
+
+    Raises:
+      UsageError: see above.
+    """
+    wanted = (*x_t.shape[:-1], variance.output_channels(x_t.shape[-1]))
+    if output.shape != wanted:
+        raise UsageError(
+            f"The network returned shape {output.shape} for x_t of shape {x_t.shape}: with the "
+            f"variance {variance.name} it must return {wanted}."
+        )
+
+
+def check_determines_x_0(schedule: Schedule, parameterization: Parameterization) -> None:
+    """Refuse eps on a schedule that reaches alphas_bar = 0, where x_t holds nothing of x_0.
+
+    Raises:
+      UsageError: see above; a traced schedule cannot be seen, and passes.
+    """
+    if isinstance(schedule.alphas_bar, jax.core.Tracer):
+        return
+    if parameterization is EPS and schedule.alphas_bar[-1] == 0:
+        raise UsageError(
+            "This schedule ends at alphas_bar = 0, where eps does not determine x_0: predict x_0 "
+            "or v."
+        )
