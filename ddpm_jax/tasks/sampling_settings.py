@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.diffusion.clipping import CLIPPINGS
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.limits import MAX_STEP, MAX_TIMESTEPS
-from ddpm_jax.samplers.clipping import CLIPPINGS
 from ddpm_jax.samplers.registry import SAMPLERS, find
 from ddpm_jax.samplers.spacing import SPACINGS
 from ddpm_jax.settings import Settings, setting

@@ -70,13 +70,15 @@ def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifie
     model = load_trained(trained)
     guided, loaded = model.model, load_classifier(classifier, model)
     x_t, t = np.zeros((2, 8, 8, 1), np.float32), np.array([0, 19])
-    log_prob = loaded.model.class_log_prob(loaded.weights, guided.schedule)
+    log_prob = loaded.model.class_log_prob(loaded.weights)
     logits = loaded.model.network.apply({"params": loaded.params}, x_t, t)
     expected = [
         row[label] - np.log(np.exp(row).sum())
         for row, label in zip(np.float64(logits), (3, 7), strict=True)
     ]
-    np.testing.assert_allclose(log_prob(x_t, t, np.array([3, 7])), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        log_prob(guided.schedule, x_t, t, np.array([3, 7])), expected, rtol=1e-5
+    )
 
     with pytest.raises(UsageError, match="holds a diffusion model and not a classifier"):
         load_classifier(trained, model)
