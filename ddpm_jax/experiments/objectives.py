@@ -7,6 +7,7 @@ import optax
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
+from ddpm_jax.diffusion.losses import make_loss
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.codec import PixelCodec
 from ddpm_jax.experiments.first_stages import FirstStageModel
@@ -49,11 +50,8 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         )
     return diffusion_objective(
         apply,
-        model.schedule,
-        parameterization=c.parameterization,
-        variance=c.variance,
-        loss=c.loss,
-        weighting=c.weighting,
+        model.process,
+        make_loss(c.loss, c.weighting, variance=model.process.variance),
         timestep_sampling=c.timestep_sampling,
         flip=config.data.flip,
         conditioning=model.conditioning,

@@ -9,7 +9,6 @@ import optax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from ddpm_jax.diffusion.losses import make_loss
 from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.distributed.pmap import Parallelism
 from ddpm_jax.errors import UsageError, choose
