@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ddpm_jax.cli import command
-from ddpm_jax.evaluation.frechet import pixel_frechet_distance
+from ddpm_jax.evaluation.pixel_frechet import pixel_frechet_distance
 from ddpm_jax.experiments.identity import is_of_one_kind
 from ddpm_jax.experiments.loading import load_first_stage, load_trained
 from ddpm_jax.models.condition import Condition
