@@ -13,10 +13,9 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
+from comparison import Batch
 from unet_vs_pytorch import (
-    Batch,
     Row,
-    arrays,
     choose_device,
     compare_networks,
     define_flags,
@@ -29,8 +28,8 @@ from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.dit import SIZES, DiT
 
 try:
-    import diffusers
     import torch
+    from pytorch_peers import pytorch_arrays, pytorch_dit
 except ImportError as error:
     sys.exit(
         f"{error.name} is not installed: this benchmark compares with it; pip install -e "
@@ -38,27 +37,6 @@ except ImportError as error:
     )
 
 LATENTS, CHANNELS, CLASSES = 32, 4, 1000
-
-
-def diffusers_network(dit: DiT, device: str) -> torch.nn.Module:
-    """Returns their network with our fields, initialised by PyTorch (no zeros) from a fixed
-    seed."""
-    torch.manual_seed(0)
-    network = diffusers.DiTTransformer2DModel(
-        num_attention_heads=dit.num_heads,
-        attention_head_dim=dit.hidden_size // dit.num_heads,
-        in_channels=CHANNELS,
-        out_channels=dit.out_channels,
-        num_layers=dit.depth,
-        sample_size=LATENTS,
-        patch_size=dit.patch_size,
-        num_embeds_ada_norm=dit.num_classes,
-        norm_eps=dit.norm_eps,
-    ).to(device)
-    # one embedding of time and label for all, as in the paper
-    for block in network.transformer_blocks[1:]:
-        block.norm1.emb = network.transformer_blocks[0].norm1.emb
-    return network
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
@@ -75,8 +53,8 @@ def main(argv: list[str] | None = None) -> list[Row]:
         time_embedding="cos_sin_inclusive",
         dtype=flags.dtype,
     )
-    network = diffusers_network(dit, device)
-    params = dit_params_from_diffusers(arrays(network), dit)
+    network = pytorch_dit(dit, device, image_size=LATENTS, image_channels=CHANNELS)
+    params = dit_params_from_diffusers(pytorch_arrays(network), dit)
     batch = Batch.random(flags.batch_size, LATENTS, CHANNELS)
     labels = np.random.default_rng(1).integers(0, CLASSES, flags.batch_size)
     ours = our_tasks(dit, params, batch, Condition(label=jnp.asarray(labels)))

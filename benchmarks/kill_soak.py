@@ -11,18 +11,15 @@ step are those of a run that was never killed, bit for bit.
 """
 
 import argparse
-import json
-import os
 import pathlib
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 
 import jax
 import numpy as np
+from train_run import ROOT, TINY, Failed, Run, overrides_of
 
 from ddpm_jax.checkpoints.reader import saved_steps
 from ddpm_jax.checkpoints.writer import Checkpointer
@@ -30,89 +27,9 @@ from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.config import load_config, override, split_overrides
 from ddpm_jax.experiments.training import build_training, state_shapes
 
-ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "digits.py"
 SAVE_EVERY = 4
 STEPS_PER_KILL = 6  # of the run, on average: more would leave it unkilled for most of its length
-PATIENCE = 600  # seconds without the event waited for
-
-
-class Failed(Exception):
-    """What should not have happened."""
-
-
-class Run:
-    """`python train.py` in a directory."""
-
-    def __init__(self, workdir: pathlib.Path, overrides: list[str]):
-        self.workdir, self._overrides, self._process = workdir, overrides, None
-        self._printed = workdir.with_suffix(".log")
-
-    def start(self) -> None:
-        command = [
-            sys.executable,
-            "-u",
-            "train.py",
-            "--config",
-            str(CONFIG),
-            "--workdir",
-            str(self.workdir),
-        ]
-        # So small that all it compiles is worth keeping for the next start.
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(self.workdir.parent / "compiled")}
-        environment = os.environ | cache | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        with open(self._printed, "w") as file:
-            self._process = subprocess.Popen(
-                [*command, *self._overrides],
-                cwd=ROOT,
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-
-    def until(self, condition) -> bool:
-        """Waits until condition() or the end of the program; returns whether it is still there."""
-        deadline = time.monotonic() + PATIENCE
-        while self._process.poll() is None:
-            if condition():
-                return True
-            if time.monotonic() > deadline:
-                self.kill()
-                raise Failed(f"train.py hangs:\n{self.output()}")
-            time.sleep(0.0005)
-        return False
-
-    def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-
-    def output(self) -> str:
-        """What was printed, when the program has ended."""
-        self._process.wait(PATIENCE)
-        return self._printed.read_text()
-
-    def has_begun(self) -> bool:
-        """Whether this start has cleared away what the one before left half done."""
-        return "\nstep " in self._printed.read_text()  # the line of its first step
-
-    def finish(self) -> str:
-        output = self.output()
-        if self._process.returncode:
-            raise Failed(f"train.py ended with {self._process.returncode}:\n{output[-2000:]}")
-        return output
-
-    def records(self) -> list[dict]:
-        path = self.workdir / "metrics.jsonl"
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
-
-    def recorded(self) -> int:
-        """The last step that is recorded, cheaply."""
-        records = self.records()
-        return records[-1]["step"] if records else 0
-
-    def is_saving(self) -> bool:
-        folder = self.workdir / "checkpoints"
-        return folder.exists() and any("tmp" in path.name for path in folder.iterdir())
 
 
 def main() -> int:
@@ -146,24 +63,15 @@ def main() -> int:
 
 
 def _overrides(steps: int, data_dir: pathlib.Path) -> list[str]:
-    fields = {
-        "data.data_dir": data_dir,
-        "diffusion.num_timesteps": 10,
-        "diffusion.timestep_sampling": "importance",  # a state of the objective, too
-        "model.ch": 32,
-        "model.ch_mult": "(1,)",
-        "model.num_res_blocks": 1,
-        "model.attn_resolutions": "()",
-        "optimizer.warmup_steps": 5,
-        "train.num_steps": steps,
-        "train.batch_size": 8,
-        "train.log_every": 1,
-        "train.sample_every": 0,
-        "train.num_samples": 1,
-        "train.sample_steps": 2,
-        "checkpoint.save_every": SAVE_EVERY,
-    }
-    return [f"--config.{name}={value}" for name, value in fields.items()]
+    return overrides_of(
+        TINY
+        | {
+            "data.data_dir": data_dir,
+            "diffusion.timestep_sampling": "importance",  # a state of the objective, too
+            "train.num_steps": steps,
+            "checkpoint.save_every": SAVE_EVERY,
+        }
+    )
 
 
 def _kill(run: Run, wanted: int, rng: random.Random, steps: int) -> tuple[int, int, int]:
@@ -216,14 +124,8 @@ def _check_same_end(killed: Run, unkilled: Run, overrides: list[str]) -> None:
     different = [jax.tree_util.keystr(path) for (path, a), b in pairs if not np.array_equal(a, b)]
     if different:
         raise Failed(f"these differ from the unkilled run: {', '.join(different)}")
-    if _of_the_model(killed) != _of_the_model(unkilled):
+    if killed.of_the_model() != unkilled.of_the_model():
         raise Failed("the records of the steps differ from those of the unkilled run")
-
-
-def _of_the_model(run: Run) -> list[dict]:
-    names = ("step", "loss", "grad_norm", "learning_rate")
-    # The other records are of the grids: what they say has a clock in it, too.
-    return [{name: record[name] for name in names} for record in run.records() if "loss" in record]
 
 
 if __name__ == "__main__":

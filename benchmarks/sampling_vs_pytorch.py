@@ -22,7 +22,7 @@ from unittest import mock
 import jax
 import numpy as np
 from measuring import parser, report_table, seconds
-from unet_vs_pytorch import CIFAR10, choose_device, diffusers_network, parity_setting
+from unet_vs_pytorch import CIFAR10, choose_device, parity_setting
 
 from ddpm_jax import randomness
 from ddpm_jax.diffusion.chain import Chain
@@ -38,6 +38,7 @@ from ddpm_jax.samplers.registry import make_sampler
 try:
     import diffusers
     import torch
+    from pytorch_peers import pytorch_unet
 except ImportError as error:
     sys.exit(
         f"{error.name} is not installed: this benchmark compares with it; pip install -e "
@@ -271,7 +272,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
         flags.batch_size or DEFAULTS[flags.network][1],
     )
     more = flags.more_steps or 4 * steps
-    network = diffusers_network(unet, device).eval()
+    network = pytorch_unet(unet, device).eval()
     state_dict = {
         name: value.detach().cpu().numpy() for name, value in network.state_dict().items()
     }

@@ -14,7 +14,6 @@ is faster.
 
 import argparse
 import dataclasses
-import functools
 import os
 import statistics
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from comparison import TOLERANCE, Batch, our_training_step, relative_difference
 from measuring import parser, report_table, seconds, setting, wall_and_processor_seconds
 
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers
@@ -35,6 +34,7 @@ from ddpm_jax.models.unet import UNet
 try:
     import diffusers
     import torch
+    from pytorch_peers import channels_first, pytorch_arrays, pytorch_training_step, pytorch_unet
 except ImportError as error:
     sys.exit(
         f"{error.name} is not installed: this benchmark compares with it; pip install -e "
@@ -43,10 +43,7 @@ except ImportError as error:
 
 CIFAR10 = UNet()
 SMALL = UNet(resolution=16, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,))
-LEARNING_RATE = 2e-4
 Tasks = tuple[Callable[[], Any], Callable[[], None]]  # a forward pass and a training step
-# of the root mean square difference, relative to the output's
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,66 +70,18 @@ class Row:
         return min(self.pytorch) / min(self.ours)
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """One batch as NumPy arrays: images and the noise in them [B, H, W, C], times [B]."""
-
-    x: np.ndarray
-    t: np.ndarray
-    eps: np.ndarray
-
-    @classmethod
-    def random(cls, batch_size: int, resolution: int, channels: int = 3) -> "Batch":
-        rng = np.random.default_rng(0)
-        x, eps = rng.normal(size=(2, batch_size, resolution, resolution, channels)).astype(
-            np.float32
-        )
-        return cls(x, rng.integers(0, 1000, batch_size).astype(np.int32), eps)
-
-
-def diffusers_network(unet: UNet, device: str) -> torch.nn.Module:
-    """Returns their network with our fields, initialised by PyTorch from a fixed seed."""
-    torch.manual_seed(0)
-    attends = [unet.resolution // 2**i in unet.attn_resolutions for i in range(len(unet.ch_mult))]
-    return diffusers.UNet2DModel(
-        sample_size=unet.resolution,
-        in_channels=unet.out_channels,
-        out_channels=unet.out_channels,
-        layers_per_block=unet.num_res_blocks,
-        block_out_channels=tuple(unet.ch * mult for mult in unet.ch_mult),
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-        attention_head_dim=None,
-        dropout=unet.dropout,
-        downsample_padding=0,
-        norm_eps=1e-6,
-        attn_norm_num_groups=32,  # or the middle's attention has no normalisation under scale_shift
-        resnet_time_scale_shift="scale_shift" if unet.scale_shift_norm else "default",
-        flip_sin_to_cos=False,
-        freq_shift=1,
-    ).to(device)
-
-
 def pytorch_tasks(
     network: torch.nn.Module, batch: Batch, dtype: str, device: str, **told: torch.Tensor
 ) -> Tasks:
-    """Returns their forward pass and their training step; each call finishes its work on the
-    device.
+    """Returns their forward pass and their training step; each call waits for the device.
 
     `told` is what the network is given beside images and times.
     """
-    x, eps = (
-        torch.tensor(a.transpose(0, 3, 1, 2), device=device).contiguous()
-        for a in (batch.x, batch.eps)
-    )
-    t = torch.tensor(batch.t, device=device)
-    optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
+    x, t = channels_first(batch.x, device), torch.tensor(batch.t, device=device)
     # The same float32 as XLA's on a GPU, where both round the factors of a product to
     # TensorFloat-32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    autocast = functools.partial(
-        torch.autocast, device, torch.bfloat16, enabled=dtype == "bfloat16"
-    )
+    step = pytorch_training_step(network, batch, dtype, device, told)
 
     def finish() -> None:
         if device == "cuda":
@@ -140,18 +89,14 @@ def pytorch_tasks(
 
     def forward() -> torch.Tensor:
         network.eval()
-        with torch.no_grad(), autocast():
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
             y = network(x, t, **told).sample
         finish()
         return y
 
     def train() -> None:
         network.train()
-        optimizer.zero_grad()
-        with autocast():
-            loss = torch.nn.functional.mse_loss(network(x, t, **told).sample.float(), eps)
-        loss.backward()
-        optimizer.step()
+        step()
         finish()
 
     return forward, train
@@ -161,31 +106,16 @@ def our_tasks(
     network: UNet | DiT, params: dict, batch: Batch, condition: Condition | None = None
 ) -> Tasks:
     """Returns our forward pass and our training step; each call finishes its work on the device."""
-    x, t, eps = map(jnp.asarray, (batch.x, batch.t, batch.eps))
-    optimizer = optax.adam(LEARNING_RATE)
-    dropout_keys = jax.random.split(jax.random.key(0), len(x))
+    x, t = jnp.asarray(batch.x), jnp.asarray(batch.t)
     apply = jax.jit(network.apply)
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, x, t, eps, condition, dropout_keys):
-        def loss_fn(params):
-            eps_hat = network.apply({"params": params}, x, t, condition, dropout_keys=dropout_keys)
-            return jnp.mean(jnp.square(eps_hat - eps))
-
-        params, opt_state = state
-        loss, grads = jax.value_and_grad(loss_fn)(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), loss
-
     params = jax.tree.map(jnp.array, params)
-    state = jax.tree.map(jnp.array, params), optimizer.init(params)  # a copy: the state is donated
+    step = our_training_step(network, params, batch, condition)
 
     def forward() -> jax.Array:
         return jax.block_until_ready(apply({"params": params}, x, t, condition))
 
     def train() -> None:
-        nonlocal state
-        state, _ = jax.block_until_ready(step(state, x, t, eps, condition, dropout_keys))
+        jax.block_until_ready(step())
 
     return forward, train
 
@@ -193,7 +123,7 @@ def our_tasks(
 def check_same_output(ours: np.ndarray, theirs: np.ndarray, dtype: str) -> float:
     """Returns the relative root mean square difference of two outputs; leaves the program if it is
     too large."""
-    difference = float(np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2)))
+    difference = relative_difference(ours, theirs)
     if not difference < TOLERANCE[dtype]:
         sys.exit(
             f"The networks differ by {difference:.1e} on the same weights, above "
@@ -273,11 +203,6 @@ def define_flags(doc: str, *, batch_size: int) -> argparse.ArgumentParser:
     return made
 
 
-def arrays(network: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Returns their parameters as NumPy arrays by name."""
-    return {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
-
-
 def compare_networks(
     ours: Tasks, pytorch: Tasks, params: dict, flags: argparse.Namespace
 ) -> list[Row]:
@@ -311,8 +236,8 @@ def main(argv: list[str] | None = None) -> list[Row]:
 
     device = choose_device()
     unet = (SMALL if flags.small else CIFAR10).clone(dtype=flags.dtype)
-    network = diffusers_network(unet, device)
-    params = unet_params_from_diffusers(arrays(network), unet)
+    network = pytorch_unet(unet, device)
+    params = unet_params_from_diffusers(pytorch_arrays(network), unet)
     batch = Batch.random(flags.batch_size, unet.resolution)
     ours, theirs = (
         our_tasks(unet, params, batch),
