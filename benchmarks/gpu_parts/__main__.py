@@ -1,4 +1,4 @@
-"""Runs one part: `python -m gpu_parts NAME --record FILE --deadline SECONDS ...`, from benchmarks/.
+"""Runs one part: `python -m gpu_parts NAME --out DIR --deadline SECONDS ...`, from benchmarks/.
 
 The record is written again whenever the part knows more. Exit code 1 where something is wrong, with
 the sentence, or the end of the traceback, as the record's `failed`.
@@ -10,14 +10,15 @@ import pathlib
 import sys
 import traceback
 
+from train_run import Failed
+
 from gpu_parts.budget import PARTS
-from gpu_parts.plan import Failed, Plan, Record, Skipped, write_json
+from gpu_parts.plan import Plan, Record, Skipped, record_of, write_json
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=[part.name for part in PARTS])
-    parser.add_argument("--record", type=pathlib.Path, required=True)
     parser.add_argument("--folder", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--data")
@@ -30,7 +31,7 @@ def main() -> int:
 
     def save(record: Record) -> None:
         known.update(record)
-        write_json(flags.record, known)
+        write_json(record_of(flags.part, flags.out), known)
 
     (part,) = (part for part in PARTS if part.name == flags.part)
     try:

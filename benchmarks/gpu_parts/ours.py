@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 from comparison import mean_squared_error, our_training_step
+from train_run import Failed
 
 from gpu_parts.networks import CHECKED, DTYPES, Measured, measured, products_alone
-from gpu_parts.plan import Failed, Plan, Record, Save, Stopwatch, windows
+from gpu_parts.plan import Plan, Record, Save, Stopwatch, windows
 
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in the words of XLA
 

@@ -31,10 +31,6 @@ class Skipped(Exception):
     """A part that cannot be measured here, with the sentence that says why."""
 
 
-class Failed(Exception):
-    """A part that found something wrong, with the sentence that says what."""
-
-
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
     """Replaces a file as a whole: whoever reads it finds the old one or the new one."""
     beside = path.with_name(path.name + ".new")

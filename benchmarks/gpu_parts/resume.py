@@ -8,9 +8,9 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from train_run import TINY, Run, overrides_of, process_environment
+from train_run import TINY, Failed, Run, overrides_of, process_environment
 
-from gpu_parts.plan import Failed, Plan, Record, Save
+from gpu_parts.plan import Plan, Record, Save
 
 STEPS, SAVE_EVERY = 40, 5
 # What is tried, in turn, until the two runs end alike.
@@ -40,7 +40,7 @@ def _compare(folder: pathlib.Path, flags: str) -> Record:
     # Two runs share the device, so neither takes three quarters of its memory at its start.
     environment = process_environment(
         folder / "compiled",
-        XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+        XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
         XLA_PYTHON_CLIENT_PREALLOCATE="false",
     )
     fields = TINY | {"train.num_steps": STEPS, "checkpoint.save_every": SAVE_EVERY}

@@ -8,9 +8,9 @@ import subprocess
 import sys
 from typing import Any
 
-from train_run import ROOT, TINY, Run, overrides_of, process_environment
+from train_run import ROOT, TINY, Failed, Run, overrides_of, process_environment
 
-from gpu_parts.plan import Failed, Plan, Record, Save, Skipped
+from gpu_parts.plan import Plan, Record, Save, Skipped
 
 AFTERWARDS = 50  # seconds kept for the bound and the grid
 NO_DATA = (
@@ -42,7 +42,7 @@ def data_fields(plan: Plan) -> dict[str, Any]:
         folder = pathlib.Path(plan.data).absolute()
         if (folder / "cifar10").is_dir():
             return {"data.name": "cifar10", "data.data_dir": folder}
-        return {"data.name": "folder", "data.data_dir": folder}
+        return {"data.name": "folder", "data.data_dir": folder, "data.holdout": 0.02}
     prepared = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
     if (pathlib.Path(prepared).expanduser() / "cifar10").is_dir():
         return {"data.name": "cifar10"}
