@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def measure(plan: Plan, save: Save) -> None:
         "last_loss": losses[-1]["loss"] if losses else None,
     }
     save(record)
-    commands = [_bound(workdir, plan), _grid(workdir, plan)]
+    commands = [_bound(workdir, held_out(record["data"]), plan), _grid(workdir, plan)]
     processes = [_start(command, environment) for command in commands]
     for command, process in zip(commands, processes, strict=True):
         printed, _ = process.communicate()
@@ -89,8 +90,16 @@ def measure(plan: Plan, save: Save) -> None:
     save(record)
 
 
-def _bound(workdir: pathlib.Path, plan: Plan) -> list[str]:
-    images, stride = (8, 1) if plan.small else (256, 20)
+def held_out(data_line: str) -> int:
+    """The number of images that the run did not train on, by what it printed of its data."""
+    found = re.search(r"test ([\d,]+)", data_line)
+    if not found:
+        raise Failed(f"No images are held out to evaluate the bound on: {data_line}")
+    return int(found[1].replace(",", ""))
+
+
+def _bound(workdir: pathlib.Path, available: int, plan: Plan) -> list[str]:
+    images, stride = min(8 if plan.small else 256, available), 1 if plan.small else 20
     command = [
         "evaluate.py",
         "--ckpt",
