@@ -106,7 +106,7 @@ def _kill(run: Run, wanted: int, rng: random.Random, steps: int) -> tuple[int, i
 
 
 def _check_start(output: str, saved: list[int]) -> None:
-    expected = f"resuming at step {saved[-1]} of " if saved else "starting of "
+    expected = f"resuming at step {saved[-1]} of " if saved else "starting the first of "
     if expected not in output or "damaged" in output or "Traceback" in output:
         raise Failed(
             f"with the checkpoints {saved} it was expected to be {expected!r}, but it "
