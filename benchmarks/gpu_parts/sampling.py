@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from ddpm_jax import randomness
 from ddpm_jax.diffusion.chain import Chain
-from ddpm_jax.diffusion.parameterization import make_denoiser
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import make_sampler
@@ -55,12 +55,10 @@ def _chain(of: Measured, params: dict, name: str, steps: int, images: int, plan:
     @jax.jit
     def generate(params, base_key):
         keys = randomness.image_keys(base_key, jnp.arange(images))
-        denoiser = make_denoiser(
+        denoiser = make_process(chain, "eps", "fixed_small").denoiser(
             lambda x_t, time: network.apply({"params": params}, x_t, time),
             sampler.schedule,
-            parameterization="eps",
-            variance="fixed_small",
-            clip_denoised=True,
+            clip="static",
         )
         x_0 = sample(denoiser, sampler, randomness.initial_noise(keys, shape), keys).x_0
         return jnp.round(127.5 * (jnp.clip(x_0, -1, 1) + 1)).astype(jnp.uint8)
