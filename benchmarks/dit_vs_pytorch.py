@@ -23,7 +23,7 @@ from unet_vs_pytorch import (
     pytorch_tasks,
 )
 
-from ddpm_jax.interop.dit import dit_params_from_diffusers
+from ddpm_jax.interop.diffusers_dit import dit_params_from_diffusers
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.dit import SIZES, DiT
 

@@ -157,7 +157,7 @@ def _draw(trained: TrainedModel, recipe: Recipe, out: os.PathLike, flags: Any) -
         grid = pictures.grid(generating.read_shards(out, shown), columns)
         grid = pictures.with_labels(grid, columns=_column_labels(recipe, columns, shown))
         if recipe.originals:
-            grid = pictures.beside_originals(recipe.originals, grid, title=_title(recipe.record))
+            grid = pictures.next_to_originals(recipe.originals, grid, title=_title(recipe.record))
         pictures.save_png(out / "grid.png", grid)
     say(
         f"{flags.num_samples} images of step {trained.step} ({trained.average} weights), "

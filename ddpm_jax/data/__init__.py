@@ -1,6 +1,5 @@
-"""Pictures on disk -> seeded, sharded uint8 batches [B, H, W, C], and the on-device flip and
-scaling.
+"""Images on disk -> seeded, sharded uint8 batches [B, H, W, C], and transforms on the device.
 
-Belongs here: sources (TFDS, image folder, digits), the cache, the pipeline. Does not: networks,
-losses, Flax.
+Sources (TFDS, image folders, digits), the cache and the pipeline belong here; networks, losses and
+Flax do not.
 """

@@ -1,8 +1,7 @@
-"""What a data_dir looks like from outside: a folder of pictures, or one of datasets that TFDS has
-prepared.
+"""Checks of a data_dir from outside: a folder of pictures, or of datasets prepared by TFDS.
 
-Names alone are looked at; no picture is opened and nothing is written. What lies in a folder of
-pictures is `layout`. Nothing else may write into one either.
+Only names are looked at; no picture is opened and nothing is written. The contents of a folder of
+pictures are the subject of `layout`.
 """
 
 import os
@@ -15,17 +14,17 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.files import is_remote
 
 # fmt: off
-# usual extensions of pictures, to tell what a folder is for; reading it takes any that Pillow reads
+# usual extensions of pictures, to recognise a folder of them; any that Pillow reads can be read
 PICTURES = {
-    ".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tga", ".tif",
-    ".tiff", ".webp",
+    ".avif", ".bmp", ".gif", ".heic", ".jfif", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
+    ".ppm", ".tga", ".tif", ".tiff", ".webp",
 }
 # fmt: on
-_DEPTH = 2  # folders between data_dir and a picture: those of a split and of a class
-_ENTRIES = 20_000  # looked at before a folder counts as one without pictures
+_DEPTH = 2  # folders between data_dir and a picture: one for the split and one for the class
+_ENTRIES = 20_000  # entries examined before a folder counts as one without pictures
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _INFO = "dataset_info.json"
-_RUN_DIRECTORIES = (  # directories that a run and the commands that read it make
+_RUN_DIRECTORIES = (  # directories written by a run and by the commands that read it
     "checkpoints",
     "ema",
     "evaluation",
@@ -41,17 +40,18 @@ _RUN_DIRECTORIES = (  # directories that a run and the commands that read it mak
 def check_no_pictures(data_dir: str, *, name: str, writing: bool = False) -> None:
     """Refuse to look for, or write, a dataset in a folder of pictures.
 
-    A folder in which TFDS has prepared a dataset other than the digits is its own, whatever lies
-    next to that.
+    A folder in which TFDS has prepared a dataset other than the digits belongs to TFDS, whatever
+    else it holds.
 
     Args:
-      data_dir: "" for TFDS's default, which is not looked at.
+      data_dir: "" for TFDS's default, which is not checked.
       name: of the dataset, for the message.
-      writing: whether it is about to be written there, so that pictures are looked for at every
-        depth.
+      writing: whether the dataset is about to be written there, so that pictures are looked for at
+        every depth.
 
     Raises:
-      UsageError: `data_dir`, or a folder at most two levels below, or any below, holds a picture.
+      UsageError: `data_dir`, a folder at most two levels below, or with `writing` any folder below,
+        holds a picture.
     """
     if not data_dir or is_remote(data_dir):
         return
@@ -69,10 +69,10 @@ def check_no_pictures(data_dir: str, *, name: str, writing: bool = False) -> Non
 
 
 def check_no_datasets(folder: pathlib.Path) -> None:
-    """Refuse to read, as a folder of pictures, what TFDS has prepared.
+    """Refuse to read a dataset prepared by TFDS as a folder of pictures.
 
     Raises:
-      UsageError: `folder` is, or has in it, such a dataset.
+      UsageError: `folder` is or contains such a dataset.
     """
     if is_remote(folder):
         return
@@ -97,14 +97,14 @@ def check_no_datasets(folder: pathlib.Path) -> None:
 
 
 def check_outside(data_dir: str, place: Any, *, flag: str) -> None:
-    """Refuse to write below a folder of pictures, where what is written would count as pictures.
+    """Refuse to write below a folder of pictures, where files would count as pictures.
 
-    A folder in it that is hidden, and so passed over, may be written to.
+    Hidden folders in it may be written to: their files do not count.
 
     Args:
       data_dir: the folder of pictures.
-      place: a directory of this machine or in a bucket, which need not exist.
-      flag: that named it, for the message.
+      place: a directory on this machine or in a bucket, which need not exist.
+      flag: the flag that named it, for the message.
 
     Raises:
       UsageError: `place` is `data_dir` or lies in it.
@@ -118,7 +118,7 @@ def check_outside(data_dir: str, place: Any, *, flag: str) -> None:
 
 
 def check_not_run_output(data_dir: str, workdir: Any) -> None:
-    """Refuse to train on what the run itself writes.
+    """Refuse to train on the output of the run itself.
 
     Raises:
       UsageError: `data_dir` lies in a directory that the run in `workdir` writes to.
@@ -132,7 +132,7 @@ def check_not_run_output(data_dir: str, workdir: Any) -> None:
 
 
 def _inside(folder: Any, place: Any) -> pathlib.PurePath | None:
-    """The path from `folder` to `place` below it; None if it lies elsewhere."""
+    """Return the path from `folder` to `place` below it; None if it is elsewhere."""
     if is_remote(folder) != is_remote(place):
         return None
     if is_remote(folder):
@@ -145,13 +145,12 @@ def _inside(folder: Any, place: Any) -> pathlib.PurePath | None:
 
 
 def datasets_in(folder: pathlib.Path) -> list[str]:
-    """The names of the datasets that TFDS has prepared below `folder`, in alphabetical order; [] if
-    it is none."""
+    """Return the names of the datasets that TFDS has prepared below `folder`, sorted."""
     return sorted(entry.name for entry in _entries(folder) if entry.is_dir() and _is_dataset(entry))
 
 
 def _is_dataset(place: os.PathLike) -> bool:
-    """Whether `place` holds a version of a dataset, or a configuration that does."""
+    """Return whether `place` holds a version of a dataset, or a configuration that does."""
     inside = list(_entries(place))
     return any(_is_version(entry) or any(map(_is_version, _entries(entry))) for entry in inside)
 
@@ -165,13 +164,11 @@ def _is_prepared(version: os.PathLike) -> bool:
 
 
 def _first_picture(folder: pathlib.Path, *, deep: bool = False) -> str | None:
-    """A picture in `folder` or in the folders near below it, as a relative path; None if there is
-    none soon.
+    """Return a picture in `folder` or near below it, as a relative path; None if there is none.
 
     Args:
-      folder: see there.
-      deep: whether to look at every depth, and at all there is; of links to folders each is
-        followed once.
+      folder: the folder to search.
+      deep: whether to search every depth without a limit; each linked folder is searched once.
     """
     level, looked_at, depth, seen = [folder], 0, 0, set()
     while level and (deep or depth <= _DEPTH):
@@ -180,7 +177,7 @@ def _first_picture(folder: pathlib.Path, *, deep: bool = False) -> str | None:
             looked_at += 1
             if looked_at > _ENTRIES and not deep:
                 return None
-            # where TFDS unpacks archives
+            # TFDS unpacks archives there
             if entry.name.startswith(".") or entry.name == "downloads":
                 continue
             if entry.is_dir():
@@ -195,8 +192,10 @@ def _first_picture(folder: pathlib.Path, *, deep: bool = False) -> str | None:
 
 
 def _entries(folder: os.PathLike) -> Iterator[os.DirEntry]:
-    """What is in a folder, in alphabetical order; nothing where it cannot be listed: whoever reads
-    it says so."""
+    """Return the entries of a folder, sorted; none where it cannot be listed.
+
+    Reading it later raises the error.
+    """
     try:
         with os.scandir(folder) as found:
             return iter(sorted(found, key=lambda entry: entry.name))

@@ -1,5 +1,4 @@
-"""What a source can say of its dataset as a whole: the names of its classes, and the splits that
-there are."""
+"""What a source knows of its whole dataset: the names of the classes, and the splits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,36 +9,36 @@ from ddpm_jax.errors import UsageError, suggest, visible
 from ddpm_jax.numerals import whole_number
 
 _MAX_CLASSES = 1_000_000
-_MAX_SHOWN = 8  # classes that are named in a line; of more, these and how many more there are
+_MAX_SHOWN = 8  # classes named in a line; of more, the first of them and the number of the others
 
 
 class DatasetInfo(NamedTuple):
-    """Of the dataset that a source is a split of."""
+    """Facts about the dataset that a source is one split of."""
 
-    # name i is of label i; () without classes, or where they have no names
+    # name i belongs to label i; () without classes, or where they have no names
     class_names: tuple[str, ...] = ()
-    # name -> images, of every split that can be asked for by these names
+    # name -> number of images, for every split that can be loaded by name
     splits: Mapping[str, int] = {}
-    # the same for the same data on every machine, whichever split of it is read; "" if not known
+    # identifies the data on every machine, whichever split is read; "" if not known
     contents: str = ""
-    files: Any = None  # `listing.Listing` of the split of a folder; None of other data
+    files: Any = None  # `listing.Listing` of a folder's split; None for other data
 
 
 def holds_out(source: Any) -> bool:
-    """Whether the dataset has images that "test" means, or does not say what it has."""
+    """Return whether the dataset has held-out images, or does not say what it has."""
     splits = dataset_info(source).splits
     return not splits or bool({"test", "valid", "validation"} & set(splits))
 
 
 def dataset_info(source: Any) -> DatasetInfo:
-    """What `source` says of its dataset; nothing, where it does not know."""
+    """Return what `source` knows of its dataset; an empty record if nothing."""
     return getattr(source, "info", DatasetInfo())
 
 
 def describe(source: Any) -> str:
-    """The splits and classes in a few words: "train 1,350, test 150; 2 classes: cat 700, dog 650".
+    """Return splits and classes in words: "train 1,350, test 150; 2 classes: cat 700, dog 650".
 
-    Classes are counted in the split that `source` is of, where its labels are at hand.
+    Classes are counted in the split that `source` reads, where its labels are in memory.
     """
     names, splits = dataset_info(source).class_names, dataset_info(source).splits
     parts = [", ".join(f"{name} {count:,}" for name, count in splits.items())] if splits else []
@@ -53,7 +52,7 @@ def describe(source: Any) -> str:
 
 
 def parse_labels(texts: Sequence[str], class_names: Sequence[str]) -> list[int]:
-    """The labels of classes that are given by number or by name; a whole number is always a number.
+    """Return the labels of classes given by number or by name; a whole number is a number.
 
     Raises:
       UsageError: there is no class of that name.
@@ -63,8 +62,7 @@ def parse_labels(texts: Sequence[str], class_names: Sequence[str]) -> list[int]:
 
 
 def ambiguous_labels(texts: Sequence[str], class_names: Sequence[str]) -> list[str]:
-    """Say which of the numbers that `parse_labels` reads are also the name of another class, half a
-    sentence each."""
+    """Say, half a sentence each, which numbers are also the name of another class."""
     known = {name: label for label, name in enumerate(class_names)}
     return [
         f"{text} is class number {label}"
@@ -95,7 +93,7 @@ def _parse_label(text: str, known: Mapping[str, int]) -> int:
 
 
 def abbreviated(names: Sequence[str]) -> str:
-    """Name in a line, as they may be shown; of many the first and how many more there are."""
+    """Join names in a line; of many, the first and the number of the others."""
     more = len(names) - _MAX_SHOWN
     shown = [visible(name) for name in names[:_MAX_SHOWN]]
     return ", ".join([*shown, f"and {more} more"] if more > 0 else shown)

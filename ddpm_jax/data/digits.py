@@ -1,9 +1,9 @@
-"""The bundled data: scikit-learn's 1,797 scans of handwritten digits, 8x8 grey, as a TFDS dataset.
-Needs no network.
+"""The bundled data: scikit-learn's 1,797 handwritten digits, 8x8 grey, as a TFDS dataset.
 
-They are the test set of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak,
-1998). A pixel counts the ink bits in a 4x4 cell, 0..16; stored are 0..255. TFDS encodes a
-`features.Image` with TensorFlow but a `features.Tensor` without it, which is why the image is one.
+No network is needed. They are the test set of UCI's "Optical Recognition of Handwritten Digits"
+(Alpaydin & Kaynak, 1998). A pixel counts the ink bits in a 4x4 cell, 0..16, and is stored as
+0..255. TFDS needs TensorFlow to encode a `features.Image` but not a `features.Tensor`, which is why
+the image is the latter.
 """
 
 import contextlib
@@ -24,7 +24,10 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """8x8 handwritten digits, ten classes."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "1,497 train and 300 test images, split by RandomState(0)."}  # noqa: RUF012 (TFDS's own idiom)
+    # TFDS's own idiom, hence a mutable attribute of the class
+    RELEASE_NOTES = {  # noqa: RUF012
+        "1.0.0": "1,497 train and 300 test images, split by RandomState(0)."
+    }
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -42,8 +45,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager):
         del dl_manager
         images, labels = scans()
-        # NumPy has frozen the stream of RandomState (NEP 19): the same 300 are held out everywhere,
-        # for ever.
+        # NumPy has frozen the stream of RandomState (NEP 19): the same 300 are always held out.
         order = np.random.RandomState(0).permutation(len(images))
         return {
             "train": self._generate_examples(images, labels, order[:NUM_TRAIN]),
@@ -55,13 +57,12 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield key, {"image": images[row], "label": labels[row]}
 
 
-_REFUSED = (OSError, RuntimeError)  # a full disk is the latter, in the words of array_record
+_REFUSED = (OSError, RuntimeError)  # array_record reports a full disk as the latter
 
 
 def scans() -> tuple[np.ndarray, np.ndarray]:
-    """Return scikit-learn's scans, 0..16 scaled to 0..255 and rounded, uint8 [1797, 8, 8, 1]; and
-    labels [1797]."""
-    # a second to import, and needed once in the life of a data_dir
+    """Return images uint8 [1797, 8, 8, 1], 0..16 scaled to 0..255, and labels [1797]."""
+    # takes a second to import, and is needed only once for a data_dir
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -69,11 +70,10 @@ def scans() -> tuple[np.ndarray, np.ndarray]:
 
 
 def prepare(data_dir: str) -> str:
-    """Write the dataset below `data_dir` ("" for TFDS's default) unless it is there, and returns
-    its TFDS name.
+    """Write the dataset below `data_dir` ("" for TFDS's default) if needed; return its TFDS name.
 
-    Processes that prepare at once all succeed: each writes a folder of its own, the first to finish
-    renames it to the final name.
+    Several processes may prepare it at the same time: each writes a folder of its own, and the
+    first to finish renames it to the final name.
 
     Raises:
       UsageError: `data_dir` lies in a bucket, where nothing is prepared, or is a folder of
@@ -89,7 +89,7 @@ def prepare(data_dir: str) -> str:
     there = (folder / "digits" / str(Digits.VERSION)).exists()
     check_no_pictures(data_dir, name="digits", writing=not there)
     try:
-        # A builder would read what is there, before `tfds_source` has looked whether it can be.
+        # A builder would read existing files before `tfds_source` has checked them.
         if not there:
             _write(Digits(data_dir=data_dir or None))
     except _REFUSED as error:
@@ -103,7 +103,7 @@ def prepare(data_dir: str) -> str:
 
 def _write(builder: Digits) -> None:
     try:
-        # TFDS would announce a download that there is not, and draw bars for half a second of work.
+        # TFDS would announce a download that does not happen, and draw progress bars.
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare(file_format="array_record")

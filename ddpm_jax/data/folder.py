@@ -1,5 +1,7 @@
-"""Pictures of a folder -> examples; unreadable ones stop or are skipped. `layout` says which
-files."""
+"""A source of examples from the pictures of a folder; `layout` decides which files.
+
+Unreadable pictures stop the run or are skipped.
+"""
 
 import concurrent.futures
 import itertools
@@ -23,15 +25,16 @@ from ddpm_jax.files import as_path, check_place, is_remote
 
 
 class FolderSource:
-    """Random access to the pictures of one split; see `sources.Source` for the attributes,
-    `open_folder` to make one.
+    """Random access to the pictures of one split of a folder.
+
+    See `sources.Source` for the attributes; `open_folder` makes one.
 
     Attributes:
-      skipped: the paths passed over so far as unreadable, or as too small, in the order of
-        discovery, as far as the policy is to skip them. A file whose header says so is left out. A
-        file that turns out to be truncated only when it is decoded is replaced by the next readable
-        one, so that the sequence of examples does not depend on when that is noticed.
-      reasons: path -> why, of those.
+      skipped: paths skipped so far as unreadable or too small, in the order of discovery, if the
+        policy is to skip them. A file whose header shows it is left out. A file that turns out to
+        be truncated only when it is decoded is replaced by the next readable one, so that the
+        sequence of examples does not depend on when that is noticed.
+      reasons: path -> why it was skipped.
       labels: int32 [N].
     """
 
@@ -61,7 +64,9 @@ class FolderSource:
         return len(self._paths)
 
     def in_memory(self) -> ArraySource:
-        """Decode all pictures, also after one that cannot be read: an error names all of them.
+        """Decode all pictures into memory, continuing past unreadable ones.
+
+        If the policy is to stop, the error then names all of them.
 
         Raises:
           UsageError: pictures cannot be read, and the policy is to stop.
@@ -96,7 +101,7 @@ class FolderSource:
         )
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Read many pictures; those of a bucket at once, since each is a wait for the network."""
+        """Read many pictures; those in a bucket concurrently, as each waits for the network."""
         examples = list(
             (self._pool.map if self._pool else map)(self.__getitem__, map(int, indices))
         )
@@ -113,12 +118,10 @@ class FolderSource:
 
 
 def _check_still_there(folder: pathlib.Path) -> None:
-    """Tell a file that cannot be read from a folder that is gone: skipping all of its files would
-    help nobody.
+    """Distinguish an unreadable file from a missing folder, whose files must not be skipped.
 
     Raises:
-      FailureError: the folder does not exist any more, or is as empty as the place where a disk was
-        mounted.
+      FailureError: the folder no longer exists, or is empty, as a mount point is without its disk.
     """
     if not (folder.is_dir() and any(folder.iterdir())):
         raise FailureError(
@@ -157,21 +160,22 @@ def open_folder(
     check_no_datasets(root)
     found = read_layout(root, split=split, holdout=holdout, layout=layout)
     folder, names = found.folder, found.names
-    usables = inspect_pictures(folder, names, image_size=image_size, policy=policy)
-    labels = [label_from_path(name, folder, found.classes) for name in usables.names]
-    if split == "train":  # of the two splits that a run opens one says what is passed over
-        _tell([*found.notes, *_without_images(found.classes, labels), *usables.notes])
+    inspected = inspect_pictures(folder, names, image_size=image_size, policy=policy)
+    labels = [label_from_path(name, folder, found.classes) for name in inspected.names]
+    if split == "train":  # only one of the two splits that a run opens reports what is skipped
+        _tell([*found.notes, *_without_images(found.classes, labels), *inspected.notes])
+    summary = _summary(inspected.names, labels)
     return FolderSource(
         folder,
-        [os.path.join(folder, name) for name in usables.names],
+        [os.path.join(folder, name) for name in inspected.names],
         labels,
         image_size=image_size,
         channels=channels,
         policy=policy,
-        skipped=usables.skipped,
-        fingerprint=f"folder {split} {image_size}x{image_size}x{channels} {_summary(usables.names, labels)}",
+        skipped=inspected.skipped,
+        fingerprint=f"folder {split} {image_size}x{image_size}x{channels} {summary}",
         info=DatasetInfo(
-            tuple(found.classes), found.splits, found.contents, list_files(folder, usables.names)
+            tuple(found.classes), found.splits, found.contents, list_files(folder, inspected.names)
         ),
     )
 
@@ -200,6 +204,8 @@ def _tell(sentences: Sequence[str]) -> None:
 
 
 def _summary(names: list[str], labels: list[int]) -> str:
-    """The folder may move, so its own name is not in here; its files may not change, so theirs
-    are."""
+    """Return a digest of the names and labels of the files.
+
+    The folder may move, so its own name is not part of it; the files may not change.
+    """
     return digest([f"{label} {name}" for name, label in zip(names, labels, strict=True)])

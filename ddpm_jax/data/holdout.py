@@ -1,5 +1,4 @@
-"""The held-out part of a dataset that has none of its own: the same examples on every machine, in
-every run."""
+"""The held-out part of a dataset without one of its own: the same on every machine."""
 
 import numpy as np
 
@@ -7,15 +6,14 @@ from ddpm_jax.errors import UsageError
 
 
 def split_rows(num_examples: int, *, split: str, holdout: float, where: str) -> np.ndarray:
-    """Return the sorted rows of `split`, "train" or "test", when a share `holdout` of all is set
-    aside as "test".
+    """Return the sorted rows of `split`, "train" or "test", with a share `holdout` held out.
 
-    They are drawn by `np.random.RandomState(0)`, whose stream NumPy has frozen (NEP 19), so that
-    the result depends on `num_examples` and `holdout` alone. With `holdout` 0 "train" is
+    The test rows are drawn by `np.random.RandomState(0)`, whose stream NumPy has frozen (NEP 19),
+    so that the result depends on `num_examples` and `holdout` alone. With `holdout` 0, "train" is
     everything.
 
     Raises:
-      UsageError: "test" is asked for and `holdout` is 0, or nothing would be left to train on.
+      UsageError: "test" is requested and `holdout` is 0, or nothing would be left to train on.
     """
     if holdout == 0:
         if split == "test":

@@ -1,10 +1,9 @@
-"""One picture -> uint8 [image_size, image_size, channels], the whole of it, or a mask. Knows of no
-dataset.
+"""One picture -> uint8 [image_size, image_size, channels], the whole picture, or a mask.
 
 Resizing is done as in the code of Dhariwal & Nichol (2021, arXiv:2105.05233), which much of the
 field has adopted, so that statistics of the data agree: the picture is halved with a box filter
-while its shorter side is at least twice the target, brought to the target with an antialiased
-bicubic filter, and cropped at the centre. Nothing is enlarged unless that is asked for.
+while its shorter side is at least twice the target, resized to the target with an antialiased
+bicubic filter, and cropped at the centre. Nothing is enlarged unless requested.
 """
 
 import contextlib
@@ -19,31 +18,32 @@ from PIL import Image, ImageOps
 from ddpm_jax.errors import FailureError
 from ddpm_jax.files import NotAFile, as_path, is_remote, open_file, reporting
 
-_MIDDLE_GREY = 127  # of grey: what is brighter is white in a mask
+_MIDDLE_GREY = 127  # brighter pixels are white in a mask
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 
 
 class UnreadableImage(Exception):
-    """The bytes are not a picture that can be shown; the caller knows which file or record it was
-    and says so."""
+    """The bytes are not a picture that can be decoded.
+
+    The caller knows which file or record it was and says so.
+    """
 
 
 class Header(NamedTuple):
-    """What the first bytes of a picture say."""
+    """The fields of a picture's header."""
 
     size: tuple[int, int]  # (width, height)
     mode: str  # Pillow's name of the kind of pixels
 
 
 def decode(file: str | os.PathLike | bytes) -> Image.Image:
-    """Return the picture in `file` (a path, or the encoded bytes), decoded in full and turned
-    upright by its EXIF tag.
+    """Return the picture in `file` (a path, or encoded bytes), decoded and turned upright by EXIF.
 
     Of an animation the first frame is taken.
 
     Raises:
       UnreadableImage: the file is missing, not an image, truncated or corrupt.
-      FailureError: the bucket that it lies in refuses or does not answer.
+      FailureError: its bucket refuses access or does not answer.
     """
     try:
         with _opened(file) as opened, Image.open(opened) as image:
@@ -52,13 +52,13 @@ def decode(file: str | os.PathLike | bytes) -> Image.Image:
             return image
     except (MemoryError, UnreadableImage, FailureError):
         raise
-    # On damaged files Pillow raises whatever its parsers trip over: OSError, struct.error ...
+    # On damaged files Pillow raises whatever its parsers raise: OSError, struct.error ...
     except Exception as error:
         raise UnreadableImage(_reason(error)) from error
 
 
 def header(path: str | os.PathLike) -> Header:
-    """Return what the header alone says, without decoding.
+    """Read the header without decoding the picture.
 
     Raises:
       UnreadableImage: the file is missing or does not start as an image; truncation further on goes
@@ -75,7 +75,7 @@ def header(path: str | os.PathLike) -> Header:
 
 
 def largest_value(path: str | os.PathLike) -> int:
-    """The largest value of a picture of one channel, of 8 or 16 bits.
+    """Return the largest value of a picture of one channel, of 8 or 16 bits.
 
     Raises:
       UnreadableImage, FailureError: as `decode`.
@@ -84,13 +84,13 @@ def largest_value(path: str | os.PathLike) -> int:
 
 
 def format_size(size: tuple[int, int]) -> str:
-    """(width, height) as in 640x480."""
+    """Format (width, height) as in 640x480."""
     return f"{size[0]}x{size[1]}"
 
 
 @contextlib.contextmanager
 def _opened(file: str | os.PathLike | bytes) -> Iterator[BinaryIO]:
-    """What Pillow can read. A bucket that does not answer is no damage of the picture."""
+    """Yield a stream that Pillow can read; a bucket that does not answer is no damage."""
     if isinstance(file, bytes):
         yield io.BytesIO(file)
     elif is_remote(file):
@@ -113,33 +113,32 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image in a format that Pillow reads"
     if isinstance(error, Image.DecompressionBombError):
-        return f"its header tells of more than the {2 * Image.MAX_IMAGE_PIXELS:,} pixels that Pillow takes"
+        limit = f"{2 * Image.MAX_IMAGE_PIXELS:,}"
+        return f"its header tells of more than the {limit} pixels that Pillow takes"
     return str(error).rstrip(".") or type(error).__name__
 
 
 def from_array(array: np.ndarray) -> Image.Image:
-    """Return uint8 or uint16 [H, W, C], C of 1, 3 or 4, as a picture (uint16 with one channel
-    only)."""
+    """Return uint8 [H, W, C], C of 1, 3 or 4, or uint16 [H, W, 1], as a picture."""
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
 def to_array(
     image: Image.Image, *, image_size: int, channels: int, enlarge: bool = False
 ) -> np.ndarray:
-    """Return the picture as uint8 [image_size, image_size, channels]: colour converted, resized,
-    centre-cropped.
+    """Return the picture as uint8 [image_size, image_size, channels], resized and cropped.
 
     Args:
-      image: any Pillow mode. Transparency is laid over white; 16-bit grey is scaled by 255/65535
-        and rounded; palettes, CMYK and the like become RGB. Grey becomes RGB by repetition, RGB
-        becomes grey by ITU-R 601 luma.
+      image: any Pillow mode. Transparency is composited over white; 16-bit grey is scaled by
+        255/65535 and rounded; palettes, CMYK and the like become RGB. Grey becomes RGB by
+        repetition, RGB becomes grey by ITU-R 601 luma.
       image_size: pixels a side, at most the picture's shorter side.
       channels: 1 or 3.
-      enlarge: whether a picture may also be smaller than that: it is enlarged bicubically.
+      enlarge: whether a smaller picture is enlarged bicubically.
 
     Raises:
       UnreadableImage: floating-point or 32-bit pixels, whose range is not known.
-      ValueError: the picture is smaller than `image_size`, and is not to be enlarged.
+      ValueError: the picture is smaller than `image_size`, and `enlarge` is False.
     """
     if min(image.size) < image_size and not enlarge:
         raise ValueError(f"{image.size} is smaller than {image_size}")
@@ -150,12 +149,11 @@ def to_array(
 
 
 def to_whole_array(image: Image.Image, *, multiple: int, channels: int) -> np.ndarray:
-    """Return the picture at its own size, uint8 [H, W, channels], cropped at the centre to
-    multiples of a number.
+    """Return uint8 [H, W, channels], cropped at the centre to multiples of `multiple`.
 
     Args:
       image: as in `to_array`.
-      multiple: of which both sides shall be; at most the picture's shorter side.
+      multiple: divisor of both sides of the result; at most the shorter side of the picture.
       channels: 1 or 3.
 
     Raises:
@@ -174,13 +172,13 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
-    """Return where a picture is white: bool [image_size, image_size, 1], shrunk and cropped as
-    `to_array` does.
+    """Return bool [image_size, image_size, 1], True where the picture is white.
 
-    White is brighter than middle grey, laid over black, so that of white strokes on a transparent
-    layer the strokes are white. A picture that has no white pixel then is laid over white: it is
-    one with parts erased, which are meant. No two pixels are mixed, one of them is taken instead,
-    so a stroke much thinner than a pixel of the result may be lost.
+    It is shrunk and cropped as in `to_array`, but by taking the nearest pixel instead of mixing
+    pixels, so a stroke much thinner than a pixel of the result may be lost. White is brighter than
+    middle grey. Transparency is composited over black, so that white strokes on a transparent layer
+    are white; a picture without a white pixel then is composited over white: its erased parts are
+    the mask.
 
     Args:
       image: any Pillow mode.
@@ -198,8 +196,7 @@ def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
 
 
 def is_erased(mask: Image.Image) -> bool:
-    """Whether `to_mask` takes the transparent parts of a picture for what is meant, nothing white
-    being visible."""
+    """Return whether the mask is the transparent parts of the picture, none of it being white."""
     over_black, over_white = (_to_mode(mask, "L", background=of) for of in ("black", "white"))
     return np.asarray(over_black).max() <= _MIDDLE_GREY < np.asarray(over_white).max()
 
@@ -233,7 +230,7 @@ def _shrink(
     halve: Image.Resampling = Image.Resampling.BOX,
     fit: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """Bring the shorter side to `image_size`, keeping the aspect ratio to the nearest pixel."""
+    """Resize the shorter side to `image_size`, keeping the aspect ratio to the nearest pixel."""
     while min(image.size) >= 2 * image_size:
         width, height = image.size
         image = image.resize((width // 2, height // 2), halve)

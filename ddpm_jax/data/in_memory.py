@@ -1,8 +1,7 @@
-"""Pictures that are in memory already: the cache every source can be read into, and the gather that
-makes batches.
+"""A source in memory, into which any source can be read, and the gather that makes batches.
 
-Decoding a small PNG costs a core some 100 µs, taking it from an array about one: whatever fits is
-decoded once.
+Decoding a small PNG takes a core some 100 µs, indexing an array about one: whatever fits into
+memory is decoded once.
 """
 
 import concurrent.futures
@@ -18,7 +17,7 @@ from ddpm_jax.errors import UsageError
 
 AUTO_BUDGET = 4 * 2**30  # bytes that `cache="auto"` may take, ...
 AUTO_SHARE = 0.25  # ... and the share of the machine's memory, whichever is less
-_CHUNK = 64  # examples a thread decodes between two updates of the bar
+_CHUNK = 64  # examples a thread decodes between two updates of the progress bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,7 @@ class ArraySource:
       images: uint8 [N, H, W, C].
       labels: int32 [N], in 0..num_classes-1; zeros when there are none.
       num_classes: 0 when there are no labels.
-      fingerprint: what the arrays are, see `sources.Source`.
+      fingerprint: identifies the arrays, see `sources.Source`.
       skipped: files left out as unreadable.
       info: about the dataset, see `dataset_info.DatasetInfo`.
     """
@@ -56,10 +55,9 @@ class ArraySource:
 
 
 def gather(source, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """Return rows `indices` of `source` as one batch {"image": uint8 [B, H, W, C], "label": int32
-    [B]}.
+    """Return rows `indices` of `source` as {"image": uint8 [B, H, W, C], "label": int32 [B]}.
 
-    Sources that read many rows at a time more cheaply than one by one have a `gather` of their own.
+    Sources that can read many rows together more cheaply have their own `gather`.
     """
     if hasattr(source, "gather"):
         return source.gather(indices)
@@ -71,11 +69,12 @@ def gather(source, indices: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def should_cache(source, mode: str) -> bool:
-    """Return whether to decode `source` into memory: `mode` is "always", "never", or "auto" (when
-    it fits the budget).
+    """Return whether to decode `source` into memory.
+
+    `mode` is "always", "never", or "auto": if it fits the budget.
 
     Raises:
-      UsageError: "always", and the pictures are larger than the machine's memory.
+      UsageError: "always", and the pictures do not fit into the machine's memory.
     """
     size, memory = len(source) * int(np.prod(source.image_shape)), host_memory.machine()
     if mode == "always" and size > memory:
@@ -87,11 +86,9 @@ def should_cache(source, mode: str) -> bool:
 
 
 def decode_source(source, rows: np.ndarray | None = None) -> ArraySource:
-    """Return `source`, or only its `rows` [n], decoded once by one thread a core, with a progress
-    bar on a terminal.
+    """Return `source`, or its `rows` [n], decoded by one thread per core with a progress bar.
 
-    All rows stay where they are, so that the sequence of examples does not depend on whether there
-    is a cache.
+    The order of the rows is kept, so the sequence of examples does not depend on the cache.
     """
     rows = np.arange(len(source)) if rows is None else rows
     images = np.empty((len(rows), *source.image_shape), np.uint8)
@@ -111,22 +108,23 @@ def decode_source(source, rows: np.ndarray | None = None) -> ArraySource:
 
 
 def in_memory(source, rows: np.ndarray | None = None) -> ArraySource:
-    """Return `source`, or only its `rows`, as arrays: itself where it is that already."""
+    """Return `source`, or only its `rows`, as arrays; the source itself if it already is."""
     if isinstance(source, ArraySource) and (rows is None or len(rows) == len(source)):
         return source
     return decode_source(source, rows)
 
 
 def for_each(function, items, *, total: int, what: str, num_threads: int | None = None) -> None:
-    """Call `function` on every item in a pool of threads, with a bar on a terminal; the first
-    item's error is raised.
+    """Call `function` on every item in a pool of threads, with a progress bar on a terminal.
+
+    The error of the first failing item is raised.
 
     Args:
-      function: returns how many of `total` it has done.
-      items: what it is called with.
+      function: called with one item; returns how many of `total` it has done.
+      items: its arguments.
       total: length of the bar, in images.
       what: the bar's title.
-      num_threads: one a core unless given.
+      num_threads: one per core if None.
     """
     pool = concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count())
     try:

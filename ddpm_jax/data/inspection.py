@@ -1,5 +1,4 @@
-"""The header of every picture, before any is decoded: which can be used, and one sentence about the
-others."""
+"""A check of every picture's header before any is decoded."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,37 +12,37 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.files import is_remote, reporting, write_atomically
 
 IN_BUCKET = 64  # objects read at once: each is a wait of some 50 ms
-_DECODED = 8  # pictures of 16 bits whose values are looked at
-_DEPTHS = (8, 10, 12, 14)  # bits of cameras and scanners whose files have 16
+_DECODED = 8  # number of 16-bit pictures whose values are examined
+_DEPTHS = (8, 10, 12, 14)  # bits per sample of cameras and scanners that write 16-bit files
 
 
 class Policy(NamedTuple):
     """How pictures that cannot be used are treated."""
 
     unreadable: str = "stop"  # or "skip"
-    small: str = "stop"  # of those smaller than image_size; or "skip", "enlarge"
-    # path of the file that lists them where a sentence cannot name them all; None for no such file
+    small: str = "stop"  # for pictures smaller than image_size; or "skip", "enlarge"
+    # path of a file listing them where a sentence cannot name them all; None for no such file
     report: Any = None
 
 
 class Inspection(NamedTuple):
-    """What an inspection has found."""
+    """The result of an inspection."""
 
     names: list[str]  # of the pictures that can be used, in the order given
-    skipped: dict[str, str]  # path -> why it is passed over
-    notes: list[str]  # sentences about what is used, but may not be what it seems
+    skipped: dict[str, str]  # path -> why it is skipped
+    notes: list[str]  # sentences about pictures that are used but look suspicious
 
 
 def inspect_pictures(
     folder: Any, names: Sequence[str], *, image_size: int, policy: Policy
 ) -> Inspection:
-    """Look at the headers of all pictures.
+    """Read the headers of all pictures and decide which can be used.
 
     Args:
-      folder: that the names start from.
+      folder: the root of the names.
       names: relative paths.
-      image_size: pixels a side that are needed.
-      policy: see there.
+      image_size: least height and width, in pixels.
+      policy: see `Policy`.
 
     Raises:
       UsageError: some cannot be read or are too small, and the policy is to stop; or none is left.
@@ -86,14 +85,13 @@ def inspect_pictures(
 def unusable_error(
     unreadable: Mapping[str, str], small: Mapping[str, str], *, image_size: int, report: Any = None
 ) -> UsageError:
-    """The error about pictures that cannot be used: the first by name, the others by their number
-    and in a file.
+    """Return the error about unusable pictures: the first by name, the number of the others.
 
     Args:
-      unreadable: path -> why, of those that cannot be read.
-      small: path -> its size in words, of those smaller than `image_size`.
-      image_size: see there.
-      report: of the file, which is written if there are several; None for none.
+      unreadable: path -> why, for pictures that cannot be read.
+      small: path -> its size in words, for pictures smaller than `image_size`.
+      image_size: the least size, for the message.
+      report: path of a file that lists them if there are several; None for none.
 
     Raises:
       FailureError: it cannot be written.
@@ -141,18 +139,19 @@ def _headers(paths: Sequence[str]) -> list[images.Header | images.UnreadableImag
             headers[i] = error
         return 1
 
-    # Opening files is waiting for a disk or a network, so more threads than cores.
+    # Opening files mostly waits for a disk or a network, so use more threads than cores.
     threads = IN_BUCKET if paths and is_remote(paths[0]) else max(8, os.cpu_count() or 1)
     for_each(look, range(len(paths)), total=len(paths), what="checking", num_threads=threads)
     return headers
 
 
 def depth_notes(paths: Sequence[str]) -> list[str]:
-    """A sentence about pictures of 16 bits that leave the upper ones empty: they would be nearly
-    black.
+    """Return a sentence about 16-bit pictures that leave the upper bits empty, if they seem to.
+
+    Such pictures would be nearly black.
 
     Args:
-      paths: of pictures of one channel of 16 bits.
+      paths: of pictures with one channel of 16 bits.
     """
     chosen = np.unique(
         np.linspace(0, len(paths) - 1, min(_DECODED, len(paths))).round().astype(int)
@@ -162,7 +161,7 @@ def depth_notes(paths: Sequence[str]) -> list[str]:
         try:
             largest = max(largest, images.largest_value(paths[i]))
         except images.UnreadableImage:
-            continue  # whoever decodes it says so
+            continue  # reported when it is decoded
     bits = next((depth for depth in _DEPTHS if largest < 2**depth), 16)
     if not largest or bits == 16:
         return []

@@ -1,8 +1,7 @@
-"""Which files a run was trained on: the name, size and time of each, kept in its directory, and
-what has changed since.
+"""The list of files that a run was trained on, and what has changed since.
 
-The file is one line of JSON a picture, [name, bytes, nanoseconds], compressed: some 10 MB for a
-million.
+It is stored in the run's directory as one line of JSON per picture, [name, bytes, nanoseconds],
+compressed: some 10 MB for a million.
 """
 
 import gzip
@@ -21,7 +20,7 @@ from ddpm_jax.files import is_remote, read_file, reporting, write_atomically
 
 FILE = "data_files.jsonl.gz"
 _LARGEST = 2**31  # bytes of a listing before compression
-_UNKNOWN = -1  # bytes and time of what lies in a bucket
+_UNKNOWN = -1  # bytes and time of an object in a bucket
 
 
 class Listing(NamedTuple):
@@ -29,12 +28,11 @@ class Listing(NamedTuple):
 
     names: Sequence[str]  # relative, with "/"
     sizes: np.ndarray  # int64 [N], bytes
-    times: np.ndarray  # int64 [N], when they were last written, in nanoseconds
+    times: np.ndarray  # int64 [N], of the last modification, in nanoseconds
 
 
 def list_files(folder: Any, names: Sequence[str]) -> Listing:
-    """Look up the sizes and times of files; they are unknown of what lies in a bucket or is gone
-    by now."""
+    """Look up sizes and times of files; they are unknown in a bucket and for missing files."""
     found = np.full((2, len(names)), _UNKNOWN, np.int64)
     if not is_remote(folder):
         for i, name in enumerate(names):
@@ -97,16 +95,16 @@ def read_listing(path: Any) -> Listing | None:
 
 
 def check_unchanged(path: Any, source: Any, fingerprint: str, warn: Callable[[str], None]) -> None:
-    """Compare the files of a source with those that a run began with, before the run goes on.
+    """Compare the files of a source with those that a run began with, before it resumes.
 
     Args:
-      path: of the listing; a run from before there were listings has none.
-      source: opened now.
+      path: of the listing; old runs have none.
+      source: as opened now.
       fingerprint: of the source that the run began with.
-      warn: takes a sentence without its full stop.
+      warn: called with a sentence without its full stop.
 
     Raises:
-      UsageError: files have been added, are gone, or have another size.
+      UsageError: files have been added or removed, or have another size.
       FailureError: the listing is damaged or cannot be read.
     """
     now, then = dataset_info(source).files, read_listing(path)
@@ -161,5 +159,5 @@ def _check_names(then: Listing, now: Listing) -> None:
 
 
 def _differing(then: np.ndarray, now: np.ndarray) -> np.ndarray:
-    """Where two numbers of a file differ that are both known."""
+    """Return the indices at which two known numbers differ."""
     return np.flatnonzero((then != now) & (then != _UNKNOWN) & (now != _UNKNOWN))

@@ -1,10 +1,9 @@
-"""Sources -> batches: seeded shuffling, sharding over processes, prefetching in threads, and a
-position to resume from.
+"""Sources -> batches: shuffling, sharding over processes, prefetching, and resuming.
 
-The stream is defined globally: batch n, whole, is a function of (source, seed, n, batch_size).
-Process p of P takes the p-th of P equal parts of it, so that the same training run results from any
-number of processes. Only the *numbers* of batches go through grain, for its threads; the rows are
-gathered once per batch.
+The stream is defined globally: the global batch n is a function of (source, seed, n, batch_size).
+Process p of P takes the p-th of its P equal parts, so that training does not depend on the number
+of processes. Only the *numbers* of batches go through grain, for its threads; the rows are gathered
+once per batch.
 """
 
 import functools
@@ -25,8 +24,7 @@ _ENDLESS = 2**62  # batches: more than any run takes
 
 
 def position_schema(step: int | None = None) -> Table:
-    """The kind of what `TrainIterator.get_state` returns, after `step` batches: every update takes
-    one."""
+    """Return the schema of `TrainIterator.get_state()`, after `step` batches if given."""
     batches = Whole() if step is None else Whole(step, step)
     return Table(
         {"batches": batches}, {"seed": Whole(), "batch_size": Whole(1), "fingerprint": Text()}
@@ -50,15 +48,18 @@ class TrainIterator:
         return batch
 
     def get_state(self) -> dict:
-        """Return the position, JSON-able: batches handed out so far (not those prefetched), and
-        what they are of."""
+        """Return the position, JSON-able: the number of batches returned so far, and the identity.
+
+        Prefetched batches do not count. The identity is the seed, the batch size and the
+        fingerprint.
+        """
         return {"batches": self._batches, **self._identity}
 
     def set_state(self, state: dict) -> None:
-        """Continue after `state["batches"]` batches, at no cost whatever the number.
+        """Continue after `state["batches"]` batches, in constant time.
 
         Raises:
-          UsageError: the state is none, or of another seed, batch size or source.
+          UsageError: the state is invalid, or of another seed, batch size or source.
         """
         try:
             check(state, position_schema())
@@ -75,7 +76,7 @@ class TrainIterator:
         self._batches = state["batches"]
 
     def close(self) -> None:
-        """Stop the threads; no batch can be had afterwards."""
+        """Stop the threads; no batch can be read afterwards."""
         self._iterator.close()
 
 
@@ -89,20 +90,19 @@ def train_iterator(
     num_threads: int | None = None,
     prefetch: int | None = None,
 ) -> TrainIterator:
-    """Shuffled batches without end: each epoch hands out every example once, in an order of its
-    own.
+    """Return shuffled batches without end: each epoch is one permutation of all examples.
 
-    An epoch that does not fill its last batch is continued by the next, so a batch may also be
-    larger than the source.
+    The last batch of an epoch is filled from the next one, so a batch may be larger than the
+    source.
 
     Args:
       source: random access, see `sources.load`.
       batch_size: of the global batch; a multiple of `process_count`.
       seed: at least 0.
-      process_index: which part of the global batch is wanted, in 0..process_count-1.
+      process_index: the part of the global batch to return, in 0..process_count-1.
       process_count: number of processes that train together.
       num_threads: threads that prepare batches, one batch each at a time. By default one for a
-        source in memory, otherwise one a core up to 16.
+        source in memory, otherwise one per core up to 16.
       prefetch: batches prepared ahead; by default two more than there are threads.
 
     Returns:
@@ -127,11 +127,10 @@ def train_iterator(
 
 
 class _Order:
-    """The endless sequence of rows that a run trains on: one permutation of all rows an epoch, by
-    (seed, epoch).
+    """The endless sequence of rows of a run: one permutation per epoch, from (seed, epoch).
 
-    They are drawn by `np.random.RandomState`, whose stream NumPy has frozen (NEP 19): a run resumes
-    on the same order under another version. The last two are kept, 8 bytes a row each.
+    Permutations are drawn by `np.random.RandomState`, whose stream NumPy has frozen (NEP 19): a run
+    resumes on the same order under another version. The last two are cached, 8 bytes per row each.
     """
 
     def __init__(self, count: int, seed: int):
@@ -139,7 +138,7 @@ class _Order:
         self._permutation = functools.lru_cache(maxsize=2)(self._draw)
 
     def rows(self, start: int, size: int) -> np.ndarray:
-        """Rows at the places start..start+size-1 of the sequence, int64 [size]."""
+        """Return rows start..start+size-1 of the sequence, int64 [size]."""
         epochs = range(start // self._count, (start + size - 1) // self._count + 1)
         parts = [self._permutation(epoch) for epoch in epochs]
         first = start - epochs[0] * self._count
@@ -158,16 +157,16 @@ def eval_batches(
     process_count: int = 1,
     num_images: int | None = None,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """The examples in order, once.
+    """Return an iterator over the examples in order, once.
 
     Args:
       source: as for `train_iterator`, as are `process_index` and `process_count`.
       batch_size: of the global batch; a multiple of `process_count`.
-      num_images: only the first so many; None, or more than there are, for all.
+      num_images: limit to the first `num_images`; None, or more than there are, for all.
 
     Returns:
-      An iterator of (batch, mask): a batch as of `train_iterator`, and bool [B], False for the rows
-      of zeros that fill up the last one. Every process gets the same number of batches, the last of
+      An iterator of (batch, mask): a batch as in `train_iterator`, and bool [B], False for the rows
+      of zeros that pad the last batch. Every process gets the same number of batches, the last of
       which may be all padding.
 
     Raises:
@@ -196,8 +195,7 @@ def _iterate(dataset: grain.IterDataset) -> Iterator[tuple[Batch, np.ndarray]]:
 
 
 def _padded(source: Source, size: int, total: int, start: int) -> tuple[Batch, np.ndarray]:
-    """Return rows start..start+size-1, those from `total` on being zeros, and the mask of those
-    that are not."""
+    """Return rows start..start+size-1, zeros from `total` on, and the mask of real rows."""
     rows = np.arange(start, start + size)
     mask = rows < total
     batch = {
@@ -213,7 +211,7 @@ def _padded(source: Source, size: int, total: int, start: int) -> tuple[Batch, n
 def _next(iterator: grain.DatasetIterator):
     try:
         return next(iterator)
-    except UsageError as error:  # an unreadable image, when the run is under way
+    except UsageError as error:  # an unreadable image, found during the run
         raise FailureError(str(error)) from error
 
 

@@ -1,8 +1,7 @@
-"""Where pictures come from, behind one interface: random access to uint8 images and int32 labels.
-Knows no batches.
+"""Random access to uint8 images and int32 labels, wherever they come from.
 
-`load` is the entry: the bundled digits (`digits`), a folder (`folder`), or a dataset of TFDS
-(`tfds_source`).
+`load` opens the bundled digits (`digits`), a folder (`folder`), or a dataset of TFDS
+(`tfds_source`). Batches are made in `pipeline`.
 """
 
 import logging
@@ -18,7 +17,7 @@ from ddpm_jax.errors import UsageError, choose, visible
 
 CACHE_MODES = dict.fromkeys(("auto", "always", "never"))
 UNREADABLE_MODES = dict.fromkeys(("stop", "skip"))
-_MAX_NAMED = 3  # images passed over that are named
+_MAX_NAMED = 3  # skipped images that are named
 SMALL_MODES = dict.fromkeys(("stop", "skip", "enlarge"))
 
 
@@ -28,12 +27,12 @@ class Source(Protocol):
     Attributes:
       image_shape: (H, W, C).
       num_classes: 0 when there are no labels.
-      fingerprint: name, split, size and count of what is read, short, and the same on every
+      fingerprint: a short string of name, split, size and number of images, the same on every
         machine. Checkpoints store it: two sources with the same fingerprint give the same sequence
         of examples.
 
-    A source may also have `gather(indices) -> batch`, if it reads many rows at a time more cheaply;
-    `skipped`, the paths or names of what it has passed over as unreadable so far; `about`, see
+    A source may also have `gather(indices) -> batch`, if it can read many rows together more
+    cheaply; `skipped`, the paths or names of unreadable images skipped so far; `info`, see
     `dataset_info.DatasetInfo`; and `labels`, int32 [N].
     """
 
@@ -76,17 +75,17 @@ def load(
         default). The digits are written there the first time.
       image_size: height and width, in pixels.
       channels: 1 (grey) or 3 (RGB).
-      holdout: share of train, in [0, 1), set aside as "test" where there is no split of its own.
+      holdout: share of train, in [0, 1), held out as "test" where the dataset has no such split.
         The choice depends on the number of images alone. Pass the same value for both splits.
       cache: whether to decode once into memory: "always", "never", or "auto": if that takes at most
         4 GiB and a quarter of the machine's memory. The sequence of examples does not depend on it.
-      unreadable: what to do about images that cannot be read, now or later: "stop", or "skip" (see
+      unreadable: how to treat images that cannot be read, now or later: "stop", or "skip" (see
         `source.skipped`).
-      small: what to do about images smaller than `image_size`: "stop", "skip", or "enlarge" them.
-      layout: of a folder: whether the folders in it are "classes", "splits", or to be told by their
-        names ("auto").
-      report: path of a file to list the images of a folder in that cannot be used, where there are
-        several; None for no such file.
+      small: how to treat images smaller than `image_size`: "stop", "skip", or "enlarge" them.
+      layout: whether the folders inside a folder are "classes" or "splits"; "auto" decides by their
+        names.
+      report: path of a file that lists the unusable images of a folder if there are several; None
+        for no such file.
 
     Raises:
       UsageError: any of the above is wrong, or the images are not there.
@@ -121,7 +120,7 @@ def load(
 
 
 def _open_tfds(name: str, *, data_dir: str, **options) -> Source:
-    # Importing TFDS takes a second, which a folder of images need not wait for.
+    # Importing TFDS takes a second, which a folder of images does not need.
     from ddpm_jax.data import tfds_source
 
     if name == "digits":
@@ -146,7 +145,7 @@ def _check(*, image_size: int, channels: int, holdout: float, cache: str, unread
 
 
 def _report(reasons: Mapping[str, str], report: Any) -> None:
-    """Tell of what is passed over, and lists it where there is more than can be told."""
+    """Warn about skipped images, and list them in a file if there are too many to name."""
     if not reasons:
         return
     shown = list(reasons)[:_MAX_NAMED]

@@ -1,9 +1,9 @@
-"""Reading what tensorflow-datasets has prepared as ArrayRecord: the files alone, without TensorFlow
-or builder code.
+"""Datasets prepared by tensorflow-datasets as ArrayRecord, read without TensorFlow.
 
-Pictures are decoded by Pillow, as those of a folder are, so that pixels do not depend on whether
-OpenCV is installed (TFDS would prefer it, and the two decode JPEG differently). What lies in a
-bucket is copied to this machine first: a picture at a random place costs a request there.
+No builder code is run. Pictures are decoded by Pillow, as those of a folder are, so that pixels do
+not depend on whether OpenCV is installed (TFDS would prefer it, and the two decode JPEG
+differently). A dataset in a bucket is copied to this machine first, since there each random access
+costs a request.
 """
 
 import itertools
@@ -34,20 +34,21 @@ from ddpm_jax.files import (
 )
 
 _TFDS_PREFIX = "tensorflow_datasets.core.features."
-# under which a feature has the name of its class
+# keys of features.json that hold the class name of a feature
 _CLASS_KEYS = ("pythonClassName", "python_class_name", "type")
-HELD_OUT = ("test", "validation")  # what "test" means, the first that the dataset has
+HELD_OUT = ("test", "validation")  # "test" is the first of these that the dataset has
 
 
 class TfdsSource:
-    """Random access to a prepared TFDS split; see `sources.Source` for the attributes,
-    `open_dataset` to make one.
+    """Random access to a prepared split of a TFDS dataset.
+
+    See `sources.Source` for the attributes; `open_dataset` makes one.
 
     Attributes:
-      skipped: what could not be decoded so far, or was too small, as far as the policy is to skip
-        it; the next image that can be used is taken instead, so that the sequence of examples does
-        not depend on when that is noticed.
-      reasons: name -> why, of those.
+      skipped: images that could not be decoded so far or were too small, if the policy is to skip
+        them; the next usable image is taken instead, so that the sequence of examples does not
+        depend on when that is noticed.
+      reasons: name -> why it was skipped.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class TfdsSource:
     def _read(self, indices: np.ndarray) -> list:
         try:
             return self._records.__getitems__([int(row) for row in self._rows[indices]])
-        except (OSError, RuntimeError, ValueError) as error:  # those of array_record
+        except (OSError, RuntimeError, ValueError) as error:  # raised by array_record
             reason = str(error).strip().split("\n")[0]
             raise FailureError(
                 f"Dataset {self._name!r} can no longer be read ({reason}): bring its files back or "
@@ -154,7 +155,7 @@ class TfdsSource:
 
 
 class _TooSmall(images.UnreadableImage):
-    """An image to be passed over because of its size."""
+    """An image that is skipped because of its size."""
 
 
 def open_dataset(
@@ -167,8 +168,7 @@ def open_dataset(
     holdout: float,
     policy: Policy,
 ) -> TfdsSource:
-    """Open `name` ("cifar10", "cifar10:3.0.2", "lsun/church") below `data_dir`, "" for TFDS's
-    default folder.
+    """Open `name` ("cifar10", "cifar10:3.0.2", "lsun/church") below `data_dir`.
 
     Args:
       split: "train"; "test", which is the dataset's own "test", else its "validation", else
@@ -203,7 +203,7 @@ def open_dataset(
         skip[image_key] = tfds.decode.SkipDecoding()
     try:
         records = builder.as_data_source(expression, decoders=skip)
-    except (ValueError, KeyError) as error:  # the latter where there is no split at all
+    except (ValueError, KeyError) as error:  # KeyError where there is no split at all
         known = ", ".join(sorted(builder.info.splits))
         raise UsageError(
             f"Dataset {name!r} has no images in split {split!r}: give train, test, or a TFDS "
@@ -238,8 +238,7 @@ def open_dataset(
 def _splits(
     builder: tfds.core.DatasetBuilder, count: int, split: str, *, holdout: float
 ) -> dict[str, int]:
-    """Every split that can be asked for, with its number of images; `count` of the one called
-    `split`."""
+    """Return the number of images of every split; `count` for the one called `split`."""
     there = {one: builder.info.splits[one].num_examples for one in builder.info.splits}
     if holdout and not _held_out(builder) and "train" in there and split in ("train", "test"):
         other = "test" if split == "train" else "train"
@@ -267,8 +266,8 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
         raise
     except ValueError:
         base, known = name, tfds.list_builders(with_community_datasets=False)
-    except Exception as error:  # TFDS parses its files with whatever its parsers trip over
-        # of the system, or of a bucket
+    except Exception as error:  # TFDS lets any error of its parsers through
+        # an error of the system, or of a bucket
         if getattr(error, "errno", None) is not None or is_remote(data_dir):
             raise
         raise UsageError(
@@ -290,12 +289,12 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def _check_files(folder: Any) -> None:
-    """Look at what is prepared in `folder`, of any config and version, before TFDS reads it.
+    """Check the files of every config and version in `folder` before TFDS reads them.
 
     Raises:
-      UsageError: features.json names a class of anybody but TFDS, which would import its module; or
-        JSON is damaged.
-      FailureError: a file cannot be read, or is none but a pipe or a device, which has no end.
+      UsageError: features.json names a class that is not of TFDS, whose module would be imported;
+        or JSON is damaged.
+      FailureError: a file cannot be read, or is a pipe or a device, which may have no end.
     """
     for path in itertools.chain(folder.glob("*/*"), folder.glob("*/*/*")):
         if not is_remote(path) and not path.is_dir():
@@ -319,7 +318,7 @@ def _check_files(folder: Any) -> None:
 
 
 def _classes_in(value: Any) -> Iterator[str]:
-    """The names of classes in a features.json, of today's form and the one before."""
+    """Yield the names of classes in a features.json, of the present format and the older one."""
     if isinstance(value, list):
         for item in value:
             yield from _classes_in(item)
@@ -353,8 +352,7 @@ def _check_random_access(builder: tfds.core.DatasetBuilder, name: str, data_dir:
 
 
 def _keys(features, name: str) -> tuple[str, str | None, int]:
-    """Return the key of the image, the key of the label or None, and the number of classes or
-    0."""
+    """Return the key of the image, that of the label or None, and the number of classes or 0."""
     found = [key for key, feature in features.items() if _is_image(feature)]
     if "image" not in found and len(found) != 1:
         raise UsageError(

@@ -1,5 +1,4 @@
-"""What is done to pixels on the device: to the model's range and back, the random flip, resizing.
-Pure, jit-able."""
+"""Transforms of pixels on the device: range, random flip, resizing. Pure and jit-able."""
 
 import chex
 import jax
@@ -7,9 +6,9 @@ import jax.numpy as jnp
 
 
 def to_model_range(image: jax.Array) -> jax.Array:
-    """Scale pixels to what the network sees: x / 127.5 - 1.
+    """Scale pixels to the range of the network: x / 127.5 - 1.
 
-    No dequantisation noise, as in Ho et al. (2020), §3.3 and original code.
+    No dequantisation noise is added, as in Ho et al. (2020), §3.3, and their code.
 
     Args:
       image: [...], uint8, 0..255.
@@ -21,13 +20,13 @@ def to_model_range(image: jax.Array) -> jax.Array:
 
 
 def to_uint8(x: jax.Array) -> jax.Array:
-    """The inverse of `to_model_range`: (x + 1) 127.5, rounded to the nearest integer (ties to
-    even), clipped to 0..255.
+    """Return (x + 1) 127.5, rounded to nearest (ties to even), clipped to 0..255, as uint8.
 
-    Many implementations truncate instead, which darkens every image by half a level on average.
+    The inverse of `to_model_range`. Many implementations truncate instead, which darkens every
+    image by half a level on average.
 
     Args:
-      x: [...], float, nominally in [-1, 1]; beyond that it saturates.
+      x: [...], float, nominally in [-1, 1]; values outside saturate.
 
     Returns:
       [...], uint8.
@@ -40,8 +39,8 @@ def random_flip(image: jax.Array, keys: jax.Array) -> jax.Array:
 
     Args:
       image: [B, H, W, C], any dtype.
-      keys: [B], typed keys, one an example, so that an example's flip does not depend on the batch
-        around it.
+      keys: [B], typed keys, one per example, so that a flip does not depend on the rest of the
+        batch.
 
     Returns:
       [B, H, W, C].
@@ -53,11 +52,9 @@ def random_flip(image: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def downsample(x: jax.Array, factor: int) -> jax.Array:
-    """Shrink images to what a file of the smaller size would hold: the mean of each factor x
-    factor block, 8 bits.
+    """Shrink images by the mean of each factor x factor block, rounded to 8 bits.
 
-    Rounding to the 256 levels makes a low-resolution picture read from a file the same thing as one
-    made here.
+    Rounding to the 256 levels gives the same image as a low-resolution picture read from a file.
 
     Args:
       x: [B, H, W, C], float32 in [-1, 1]; H and W multiples of `factor`.
@@ -72,8 +69,9 @@ def downsample(x: jax.Array, factor: int) -> jax.Array:
 
 
 def upsample(x: jax.Array, factor: int) -> jax.Array:
-    """Enlarge images bilinearly, pixels being squares whose values are those of their centres;
-    edges are repeated.
+    """Enlarge images bilinearly; pixels are squares with values at their centres.
+
+    Edges are repeated.
 
     Args:
       x: [B, H, W, C], float32.

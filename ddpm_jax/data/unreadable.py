@@ -1,5 +1,4 @@
-"""What a source passes over as unreadable: remembered, counted, and told as it is found. Reads
-nothing itself."""
+"""The record of unreadable images that a source skips: counted, and logged as they are found."""
 
 import logging
 import threading
@@ -7,22 +6,19 @@ from collections.abc import Mapping
 
 from ddpm_jax.errors import visible
 
-REPORTED_SINGLY = (
-    10  # of those found while reading, so many are told one by one, then every tenth power
-)
+REPORTED_SINGLY = 10  # logged one by one while reading; after that only powers of ten
 
 
 class Unreadable:
-    """The names of the images passed over, safe to add to from several threads.
+    """The names of skipped images; several threads may add to it.
 
     Attributes:
       reasons: name -> why, in the order of discovery.
-      quiet: whether what is added is not told.
+      quiet: whether additions are not logged.
     """
 
     def __init__(self, total: int, reasons: Mapping[str, str] | None = None):
-        """Start with `reasons`, found while the source of `total` images was opened, and told by
-        whoever opened it."""
+        """Start with `reasons`, found and reported when the source of `total` images was opened."""
         self.reasons = dict(reasons or {})
         self.quiet = False
         self._total = total
@@ -36,7 +32,7 @@ class Unreadable:
         return name in self.reasons
 
     def add(self, name: str, reason: Exception) -> None:
-        """Note that `name` cannot be read, and tells so unless it was known."""
+        """Record that `name` cannot be read, and log it unless already known."""
         with self._lock:
             if name in self.reasons:
                 return

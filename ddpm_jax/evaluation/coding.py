@@ -82,7 +82,7 @@ def decode(
 
     def of_device(params: Any, examples: Any) -> tuple[jax.Array, jax.Array]:
         z, _ = examples
-        image = first_stage.image(first_stage.decoded(params, first_stage.snapped(params, z)))
+        image = first_stage.image(first_stage.decoded(params, first_stage.nearest_codes(params, z)))
         return to_uint8(image), _finite(image)
 
     yield from _map(of_device, params, latents, batch_size)

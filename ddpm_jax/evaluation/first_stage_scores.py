@@ -105,7 +105,7 @@ def score(
 
     def one_draw(draw):
         of_draw = row_keys(keys, draw)
-        latent = first_stage.redrawn(at_mean, row_keys(of_draw, LATENT))
+        latent = first_stage.resample(at_mean, row_keys(of_draw, LATENT))
         seen, offset = x, 0.0
         if dequantized:
             u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(

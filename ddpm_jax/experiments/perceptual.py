@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import UsageError
-from ddpm_jax.interop.lpips import lpips_shapes, read_lpips
+from ddpm_jax.interop.lpips_weights import lpips_shapes, read_lpips
 from ddpm_jax.models.discriminator import DISCRIMINATOR, Discriminator, check_discriminator
 from ddpm_jax.models.lpips import Lpips, check_lpips
 from ddpm_jax.monitoring.results import weights_digest
@@ -73,7 +73,7 @@ def read_frozen(config: ConfigDict) -> Any:
     All processes call it together.
 
     Raises:
-      UsageError: no file is named, or as `interop.lpips.read_lpips`, or the processes' files
+      UsageError: no file is named, or as `interop.lpips_weights.read_lpips`, or the processes' files
         differ.
     """
     if not config.sharp.perceptual_weight:

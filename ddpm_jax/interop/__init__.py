@@ -1,2 +1,1 @@
-"""Other projects' parameters <-> ours, as NumPy arrays. No PyTorch and no TensorFlow is imported
-here."""
+"""Parameters of other projects <-> ours, as NumPy arrays, without PyTorch or TensorFlow."""

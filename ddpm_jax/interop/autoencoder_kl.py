@@ -1,16 +1,16 @@
-"""A first stage's weights as Hugging Face diffusers' `AutoencoderKL` and `VQModel` name and lay
-them out.
+"""First stages in the names and layouts of diffusers' `AutoencoderKL` and `VQModel`.
 
-An `Autoencoder` is their `AutoencoderKL` with `moments`, their `VQModel` with `num_codes`. Theirs
-has
-  `block_out_channels` for ch times each of ch_mult, whose first is 1, and `layers_per_block` for
-  `num_res_blocks`; `AttnDownEncoderBlock2D` and `AttnUpDecoderBlock2D` at the levels in
-  `attn_resolutions`, `DownEncoderBlock2D` and
-    `UpDecoderBlock2D` at the others; attention of one head;
-  `latent_channels`, `num_vq_embeddings` for `num_codes`, and a `vq_embed_dim` that is unset;
-  `norm_eps` 1e-6 and `downsample_padding` "end", which are our defaults.
-The parameter `log_scale` is none of theirs: it is left out on the way there, and starts anew on the
-way back.
+An `Autoencoder` is their `AutoencoderKL` with `moments`, their `VQModel` with `num_codes`. Their
+fields are
+
+- `block_out_channels` for ch times each of ch_mult, whose first is 1, and `layers_per_block` for
+  `num_res_blocks`;
+- `AttnDownEncoderBlock2D` and `AttnUpDecoderBlock2D` at the levels in `attn_resolutions`,
+  `DownEncoderBlock2D` and `UpDecoderBlock2D` at the others; attention with one head;
+- `latent_channels`, `num_vq_embeddings` for `num_codes`, and a `vq_embed_dim` that is unset;
+- `norm_eps` 1e-6 and `downsample_padding` "end", which are our defaults.
+
+They have no parameter `log_scale`: it is dropped when writing, and initialised again when reading.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.randomness import base_key
 
-# ours -> theirs, beside encoder and decoder
+# ours -> theirs, besides encoder and decoder
 TOP = {"quant": "quant_conv", "post_quant": "post_quant_conv"}
 CODEBOOK = "quantize.embedding.weight"
 LOG_SCALE = "log_scale"
@@ -35,8 +35,7 @@ LOG_SCALE = "log_scale"
 def autoencoder_params_from_diffusers(
     state_dict: Mapping[str, np.ndarray], model: Autoencoder
 ) -> dict[str, Any]:
-    """Read a diffusers `AutoencoderKL` or `VQModel` state dict into the parameters of a first
-    stage.
+    """Convert a diffusers `AutoencoderKL` or `VQModel` state dict to parameters.
 
     Args:
       state_dict: name -> array; convolutions [out, in, height, width], linear maps [out, in].
@@ -48,8 +47,8 @@ def autoencoder_params_from_diffusers(
       params, nested, float32: `model.apply({"params": params}, x, method="encode")`.
 
     Raises:
-      UsageError: a tensor is missing, is left over, has another shape than the network's, or is
-        none of weights.
+      UsageError: a tensor is missing, is left over, has another shape than the network's, or does
+        not hold weights.
     """
     state_dict = {new_name(name): value for name, value in state_dict.items()}
     shapes = _shapes(model)
@@ -69,7 +68,10 @@ def autoencoder_params_from_diffusers(
 
 
 def autoencoder_params_to_diffusers(params: Params, model: Autoencoder) -> dict[str, np.ndarray]:
-    """Return the parameters of a first stage as a diffusers state dict (new names), float32."""
+    """Convert the parameters of a first stage to a diffusers state dict (new names).
+
+    All arrays are float32.
+    """
     theirs = {name: value for name, value in params.items() if name != LOG_SCALE}
     return rename_to(theirs, lambda path: _name(path, len(model.ch_mult)), to_torch)
 

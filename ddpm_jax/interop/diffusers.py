@@ -1,18 +1,20 @@
-"""The U-Net's weights as Hugging Face diffusers' `UNet2DModel` names and lays them out (the
-google/ddpm-* checkpoints).
+"""The U-Net in the names and layouts of diffusers' `UNet2DModel` (google/ddpm-* checkpoints).
 
 Those networks have `attention_head_dim: null`, `downsample_padding: 0`, `norm_eps: 1e-6`,
-`flip_sin_to_cos: false` and `freq_shift: 1`, which are our U-Net's defaults; with any other setting
-the weights mean a different network. Ours has
-  `norm_eps`;
-  `downsample_padding` "end" for 0, "both" for 1;
-  `time_embedding` "sin_cos" for `flip_sin_to_cos: false` and `freq_shift: 1`, "cos_sin" for `true`
-  and `0`; `scale_shift_norm` for `resnet_time_scale_shift: scale_shift`, if `attn_norm_num_groups`
-  is 32; `num_heads`, where `attention_head_dim` is the channels of each; `num_classes` K for
-  `num_class_embeds: K + 1`, if the last class was trained as the null class; `low_res_channels`, if
-  the last of their `in_channels` are those of a low-resolution image.
+`flip_sin_to_cos: false` and `freq_shift: 1`, which are the defaults of our U-Net; with any other
+setting the weights mean a different network. Our fields are
+
+- `norm_eps`;
+- `downsample_padding` "end" for 0, "both" for 1;
+- `time_embedding` "sin_cos" for `flip_sin_to_cos: false` and `freq_shift: 1`, "cos_sin" for `true`
+  and `0`;
+- `scale_shift_norm` for `resnet_time_scale_shift: scale_shift`, if `attn_norm_num_groups` is 32;
+- `num_heads`, where `attention_head_dim` is the number of channels of each;
+- `num_classes` K for `num_class_embeds: K + 1`, if the last class was trained as the null class;
+- `low_res_channels`, if the last of their `in_channels` are those of a low-resolution image.
+
 NumPy arrays in and out, as `safetensors.numpy.load_file` and `save_file` have them. The names and
-layouts of their blocks are here for `first_stage.py` too.
+layouts of their blocks are used by `autoencoder_kl.py` too.
 """
 
 import re
@@ -53,7 +55,7 @@ POINTWISE = {"shortcut", "quant", "post_quant"}  # our linear maps that are 1x1 
 
 
 def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet) -> dict[str, Any]:
-    """Read a diffusers `UNet2DModel` state dict into the parameters of a network.
+    """Convert a diffusers `UNet2DModel` state dict to the parameters of a network.
 
     Args:
       state_dict: name -> array; convolutions [out, in, height, width], linear maps [out, in].
@@ -65,8 +67,8 @@ def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet)
       params, nested, float32: `unet.apply({"params": params}, x, t)`.
 
     Raises:
-      UsageError: a tensor is missing, is left over, has another shape than the network's, or is
-        none of weights.
+      UsageError: a tensor is missing, is left over, has another shape than the network's, or does
+        not hold weights.
     """
     state_dict = {new_name(name): value for name, value in state_dict.items()}
     first = state_dict.get("conv_in.weight")
@@ -79,13 +81,12 @@ def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet)
 
 
 def unet_params_to_diffusers(params: Params, unet: UNet) -> dict[str, np.ndarray]:
-    """Return the parameters of a network as a diffusers `UNet2DModel` state dict (new names),
-    float32."""
+    """Convert the parameters of a network to a diffusers state dict (new names), float32."""
     return rename_to(params, lambda path: tensor_name(path, len(unet.ch_mult)), to_torch)
 
 
 def tensor_name(path: Path, num_levels: int) -> str:
-    """Return their name of the parameter at a path of a network of so many levels."""
+    """Return the diffusers name of the parameter at a path; `num_levels` as in the network."""
     *modules, leaf = path
     names = [
         _block_name(modules[0], num_levels),
@@ -105,15 +106,14 @@ def _block_name(block: str, num_levels: int) -> str:
 
 
 def new_name(name: str) -> str:
-    """Return the name that diffusers gives today to a tensor of an old file; others stay as they
-    are."""
+    """Return the current diffusers name of a tensor of an old file; others stay unchanged."""
     return re.sub(
         r"\.(query|key|value|proj_attn)\.", lambda old: f".{OLD_MODULES[old.group(1)]}.", name
     )
 
 
 def from_torch(path: Path, value: np.ndarray) -> np.ndarray:
-    """Turn the layout of one of their tensors into that of our parameter at `path`."""
+    """Convert a tensor to the layout of our parameter at `path`."""
     if path[-1] != "kernel":
         return value
     if value.ndim == 4 and value.shape[2:] == (1, 1):  # a 1x1 convolution is a linear map here
@@ -122,7 +122,7 @@ def from_torch(path: Path, value: np.ndarray) -> np.ndarray:
 
 
 def to_torch(path: Path, value: np.ndarray) -> np.ndarray:
-    """Turn the layout of our parameter at `path` into that of their tensor."""
+    """Convert our parameter at `path` to the layout of the corresponding tensor."""
     if path[-1] != "kernel":
         return value
     value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T

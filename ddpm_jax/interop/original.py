@@ -1,8 +1,7 @@
-"""The U-Net's weights under the variable names of the original DDPM code (hojonathanho/diffusion,
-TensorFlow).
+"""The U-Net in the variable names of the original DDPM code (hojonathanho/diffusion).
 
-The layouts are the same as ours: convolutions [height, width, in, out], linear maps and 1x1
-convolutions [in, out].
+TensorFlow's layouts are the same as ours: convolutions [height, width, in, out], linear maps and
+1x1 convolutions [in, out].
 """
 
 import re
@@ -21,13 +20,13 @@ SOURCE = "original TensorFlow checkpoint"
 def unet_params_from_original(
     variables: Mapping[str, np.ndarray], unet: UNet, scope: str = "model"
 ) -> dict[str, Any]:
-    """Read the variables of an original checkpoint into the parameters of a network.
+    """Convert the variables of an original checkpoint to the parameters of a network.
 
     Args:
       variables: name -> array, "model/down_0/block_0/conv1/W" and so on, without the optimiser's.
       unet: the network whose fields match the checkpoint.
-      scope: what every name starts with. For averaged weights strip "/ExponentialMovingAverage"
-        from the names first.
+      scope: prefix of every name. For averaged weights strip "/ExponentialMovingAverage" from the
+        names first.
 
     Returns:
       params, nested, float32: `unet.apply({"params": params}, x, t)`.
@@ -47,7 +46,7 @@ def unet_params_from_original(
 
 
 def unet_params_to_original(params: Params, scope: str = "model") -> dict[str, np.ndarray]:
-    """Return the parameters of a network under the original's variable names, float32.
+    """Convert the parameters of a network to the original variable names, float32.
 
     Raises:
       UsageError: the network has classes.

@@ -1,8 +1,8 @@
-"""Parameters under other names and in other layouts: what every format in this folder shares.
+"""Renaming and changing the layout of parameters, shared by every format in this folder.
 
-A format gives, for each of our parameters, the name it goes by there, and a change of layout; this
-file applies both and reports what is missing, left over or of the wrong shape. The formats
-themselves are in the files beside it.
+A format gives the name and the change of layout of each of our parameters; this file applies both
+and reports what is missing, left over or of the wrong shape. The formats themselves are in the
+other files of this folder.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.interop.tensor_files import weight
+from ddpm_jax.interop.tensor_files import as_weight
 from ddpm_jax.models.condition import null_condition
 from ddpm_jax.models.dit import DiT
 from ddpm_jax.models.unet import UNet
@@ -25,7 +25,7 @@ Params = Mapping[str, Any]
 
 
 def unet_shapes(unet: UNet, in_channels: int) -> dict[Path, tuple[int, ...]]:
-    """As `network_shapes`."""
+    """Return the shape of every parameter of a U-Net, as `network_shapes` does."""
     return network_shapes(unet, in_channels, side=2 ** (len(unet.ch_mult) - 1))
 
 
@@ -34,8 +34,8 @@ def network_shapes(
 ) -> dict[Path, tuple[int, ...]]:
     """Return the shape of every parameter of a network, in its own order, without computing any.
 
-    Of the input's channels, the last `low_res_channels` are the low-resolution image's; `side` is a
-    height and width that it can be given.
+    The last `low_res_channels` of the input's channels belong to the low-resolution image; `side`
+    is a valid height and width.
     """
     image = jax.ShapeDtypeStruct(
         (1, side, side, in_channels - network.low_res_channels), jnp.float32
@@ -50,7 +50,7 @@ def network_shapes(
 def rename_from(
     tensors: Mapping[str, np.ndarray],
     shapes: Mapping[Path, tuple[int, ...]],
-    name_of: Callable[[Path], str],
+    rename: Callable[[Path], str],
     layout: Callable[[Path, np.ndarray], np.ndarray],
     source: str,
     network: str = "U-Net",
@@ -60,21 +60,21 @@ def rename_from(
 
     Args:
       tensors: theirs, by name.
-      shapes: of every parameter of ours.
-      name_of: their name of a parameter of ours.
+      shapes: of each of our parameters.
+      rename: the path of one of our parameters -> its name there.
       layout: their layout -> ours, for the parameter at a path.
-      source: what the tensors are, for the message: "diffusers state dict".
-      network: what ours is, for the message.
-      fields: of its, that decide the names and shapes, for the message.
+      source: the kind of the tensors, for messages: "diffusers state dict".
+      network: the kind of our network, for messages.
+      fields: its fields that decide names and shapes, for messages.
 
     Returns:
       The nested dictionary of float32 arrays that `unet.apply({"params": params}, ...)` takes.
 
     Raises:
-      UsageError: a tensor is missing, is left over, has another shape than the network's, or is
-        none of weights (`tensor_files.weight`).
+      UsageError: a tensor is missing, is left over, has another shape than the network's, or does
+        not hold weights (`tensor_files.as_weight`).
     """
-    names = {path: name_of(path) for path in shapes}
+    names = {path: rename(path) for path in shapes}
     missing = [name for name in names.values() if name not in tensors]
     left_over = sorted(set(tensors) - set(names.values()))
     for problem, keys in (("lacks", missing), ("has, beyond the network's,", left_over)):
@@ -86,7 +86,7 @@ def rename_from(
             )
     params = {}
     for path, name in names.items():
-        value = layout(path, weight(name, tensors[name], f"the {source}"))
+        value = layout(path, as_weight(name, tensors[name], f"the {source}"))
         if value.shape != shapes[path]:
             raise UsageError(
                 f"{name} of the {source} has shape {np.shape(tensors[name])}, read here as "
@@ -98,12 +98,14 @@ def rename_from(
 
 
 def rename_to(
-    params: Params, name_of: Callable[[Path], str], layout: Callable[[Path, np.ndarray], np.ndarray]
+    params: Params, rename: Callable[[Path], str], layout: Callable[[Path, np.ndarray], np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Return our parameters under another project's names; `layout` turns ours into theirs.
-    Float32 arrays."""
+    """Return our parameters under another project's names, as float32 arrays.
+
+    `layout` converts our layout to theirs.
+    """
     flat = flatten_dict(params)
     return {
-        name_of(path): np.ascontiguousarray(layout(path, np.asarray(value)))
+        rename(path): np.ascontiguousarray(layout(path, np.asarray(value)))
         for path, value in flat.items()
     }

@@ -1,5 +1,4 @@
-"""Named tensors in one file of the user's, NPZ or safetensors. What their names mean is said by who
-reads them."""
+"""Named tensors in an NPZ or safetensors file; their meaning is up to the caller."""
 
 import os
 
@@ -16,14 +15,14 @@ def read_tensors(path: str | os.PathLike, *, what: str, how: str) -> dict[str, n
 
     Args:
       path: an NPZ or a safetensors file.
-      what: in it, for the message: "weights of the perceptual distance".
-      how: where to find out how to make one, likewise.
+      what: its content, for messages: "weights of the perceptual distance".
+      how: where to read how to make such a file, for messages.
 
     Returns:
-      name -> array of the file's own type, bfloat16 among these. They cannot be written to.
+      name -> read-only array of the type in the file, which may be bfloat16.
 
     Raises:
-      UsageError: no such file, or it is neither, or damaged.
+      UsageError: there is no such file, or it is neither of these, or damaged.
     """
     try:
         data = read_file(path)
@@ -39,20 +38,20 @@ def read_tensors(path: str | os.PathLike, *, what: str, how: str) -> dict[str, n
         raise UsageError(f"{path} is {kind} ({error}): {how}.") from error
 
 
-def weight(name: str, value: np.ndarray, source: str) -> np.ndarray:
-    """Return a tensor of a network's weights as float32, of the same shape.
+def as_weight(name: str, value: np.ndarray, source: str) -> np.ndarray:
+    """Return a tensor of weights as float32, of the same shape.
 
     Args:
-      name: of the tensor, for the message.
+      name: of the tensor, for messages.
       value: floating-point numbers of any width, bfloat16 too.
-      source: what the tensor is from, likewise: "the diffusers state dict".
+      source: origin of the tensor, for messages: "the diffusers state dict".
 
     Raises:
-      UsageError: it is of another kind (integers are those of a quantised network, whose scales are
-        not known here), or one of its numbers is not finite, or beyond the largest float32.
+      UsageError: it is not of a floating-point type (integers belong to a quantised network, whose
+        scales are unknown here), or a number is not finite, or beyond the largest float32.
     """
     value = np.asarray(value)
-    # Not `np.issubdtype`: bfloat16 is no floating-point number to NumPy, but `finfo` of its package
+    # Not `np.issubdtype`: to NumPy bfloat16 is not a floating-point type, but `ml_dtypes.finfo`
     # knows it.
     try:
         ml_dtypes.finfo(value.dtype)

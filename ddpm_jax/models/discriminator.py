@@ -61,9 +61,9 @@ class Discriminator(nn.Module):
     refuses images too small to be halved that often.
 
     The papers use batch normalisation: a logit would depend on the other images of the batch, and
-      so on how the batch is split over devices. Here each image is normalised by itself, in groups
-      of channels. Weights are initialised as theirs, N(0, 0.02²), except for the scale of the
-      normalisation, which starts at 1.
+    so on how the batch is split over devices. Here each image is normalised by itself, in groups of
+    channels. Weights are initialised as theirs, N(0, 0.02²), except for the scale of the
+    normalisation, which starts at 1.
     """
 
     ch: int = 64  # channels of the first layer; layer i has ch min(2**i, 8)

@@ -1,7 +1,7 @@
 """LPIPS, a perceptual distance (Zhang et al. 2018) between features of VGG16.
 
-Its weights were trained on ImageNet and on human judgements; `interop.lpips` reads them from a file
-that the user provides.
+Its weights were trained on ImageNet and on human judgements; `interop.lpips_weights`
+reads them from a file that the user provides.
 """
 
 import flax.linen as nn

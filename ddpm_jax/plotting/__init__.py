@@ -1,13 +1,13 @@
-"""Arrays -> PNG and GIF: sample grids, chains, curves. The only folder that imports matplotlib."""
+"""Arrays -> PNG and GIF: grids, chains, curves. The only package that imports matplotlib."""
 
 import os
 import sys
 
 try:
     import matplotlib
-# of MPLBACKEND: the backend of the notebook that starts a command may be missing where it runs
+# of MPLBACKEND: a notebook's backend may be missing for the command that it starts
 except ValueError:
-    # The parts that were imported before the failure are attributes of a module that is gone.
+    # Submodules imported before the failure belong to a module object that no longer exists.
     for _name in [name for name in sys.modules if name.startswith("matplotlib.")]:
         del sys.modules[_name]
     _backend = os.environ.pop("MPLBACKEND", None)

@@ -1,5 +1,4 @@
-"""Curves beside what they should be: measured values with their errors, predictions, a known value.
-Arrays in, PNG out.
+"""Measured values with their errors, against predictions and known values. Arrays in, PNG out.
 
 Pictures of the plane are `densities`, the curves of a training run `curves`. Matplotlib's object
 interface only.
@@ -25,7 +24,7 @@ class Series(NamedTuple):
     label: str
     x: np.ndarray  # [n]
     y: np.ndarray  # [n]
-    error: np.ndarray | None = None  # [n], standard error, drawn as a bar of two on either side
+    error: np.ndarray | None = None  # [n], standard error; bars show two of them on either side
     group: int = 0  # chooses the colour: a measurement and its prediction share one
     predicted: bool = False  # a dashed line without marks
 
@@ -37,7 +36,7 @@ class Panel(NamedTuple):
     xlabel: str
     ylabel: str
     series: Sequence[Series]
-    known: tuple[str, float] | None = None  # label and value of a level that is known
+    known: tuple[str, float] | None = None  # label and value of a known level
     xscale: str = "log"
     yscale: str = "linear"
 

@@ -1,7 +1,6 @@
-"""Metric records -> pictures of curves. Uses matplotlib's object interface only: no display, no
-global state.
+"""Metric records -> pictures of curves, by matplotlib's object interface.
 
-Reading the records from disk belongs to `monitoring.records`.
+No display and no global state is used. The records are read from disk in `monitoring.records`.
 """
 
 import os
@@ -43,18 +42,18 @@ def columns(
 
 
 def smooth(values: np.ndarray, width: float) -> np.ndarray:
-    """Gaussian-weighted running mean of the finite values, centred, so that it does not lag behind
-    a falling curve.
+    """Return the centred, Gaussian-weighted running mean of the finite values.
 
     Args:
-      values: [n]; what is not finite has no weight.
-      width: standard deviation of the weights, in places of the array, > 0.
+      values: [n]; values that are not finite have no weight.
+      width: standard deviation of the weights, in elements of the array, > 0.
 
     Returns:
-      [n]; NaN where no finite value lies within three widths.
+      [n], which does not lag behind a falling curve; NaN where no finite value is within three
+      widths.
     """
     finite = np.isfinite(values)
-    # Weighted sum over sum of weights, so that gaps and both ends count as absent and not as zero.
+    # Weighted sum over sum of weights, so that gaps and both ends count as missing, not as zero.
     total, weight = (
         gaussian_filter1d(part.astype(np.float64), width, mode="constant", truncate=3.0)
         for part in (np.where(finite, values, 0.0), finite)
@@ -71,17 +70,17 @@ def loss_curve(
     title: str = "",
     ylabel: str = "training loss",
 ) -> None:
-    """Write a PNG of the loss over the steps, beside it the loss by quartile of t where given.
+    """Write a PNG of the loss over the steps and, if given, of the loss by quartile of t.
 
     Args:
       path: where to; parent folders are created.
       steps: [n] number of updates done, increasing; n may be 0.
-      losses: [n]; drawn as it is, light, and smoothed over about a fortieth of the run. What is not
-        finite is left out.
+      losses: [n]; drawn raw and light, and smoothed over about a fortieth of the run. Values that
+        are not finite are left out.
       quartiles: [n, Q] loss of the examples whose t fell into each of Q equal parts of 0..T-1, NaN
         where none did.
       title: above the figure.
-      ylabel: what the loss is.
+      ylabel: name of the loss.
     """
     steps, losses = np.asarray(steps, np.float64), np.asarray(losses, np.float64)
     panels = 1 if quartiles is None else 2
@@ -126,14 +125,14 @@ def _width(losses: np.ndarray) -> float:
 
 
 def line(axis: Axes, steps: np.ndarray, values: np.ndarray, **style) -> Line2D:
-    """Draw the finite of values [n] over steps [n]."""
+    """Draw the finite ones of values [n] over steps [n]."""
     finite = np.isfinite(values)
     marker = "o" if finite.sum() == 1 else None  # A line through one point is invisible.
     return axis.plot(steps[finite], values[finite], marker=marker, **style)[0]
 
 
 def finish(axis: Axes, values: np.ndarray, *, xlabel: str = "step") -> None:
-    """Give an axis its scales, labels and legend; `values` is all that was drawn, of any shape."""
+    """Set scales, labels and legend of an axis; `values` is all that was drawn, of any shape."""
     values = values[np.isfinite(values)]
     axis.set_xlabel(xlabel)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))

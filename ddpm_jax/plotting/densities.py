@@ -1,8 +1,7 @@
-"""Pictures of data in the plane: densities, points, arrows and paths, one panel beside the other.
-Arrays in, PNG out.
+"""Pictures of data in the plane: densities, points, arrows and paths, in panels.
 
-Computing what is drawn belongs to `diffusion` and `evaluation`; numbers over a parameter are
-`comparisons`. Matplotlib's object interface only.
+Arrays in, PNG out. What is drawn is computed in `diffusion` and `evaluation`; numbers over a
+parameter are in `comparisons`. Matplotlib's object interface only.
 """
 
 import os
@@ -31,7 +30,7 @@ _LEVELS = 12  # of the filled contours, from 0 to the density's maximum
 
 
 class Plane(NamedTuple):
-    """One panel. Everything but the title may be absent; what is there is drawn in this order."""
+    """The content of one panel, drawn in the order of the fields; None for none."""
 
     title: str
     density: np.ndarray | None = None  # [G * G], at `grid_points(extent, G)`, not negative
@@ -43,8 +42,7 @@ class Plane(NamedTuple):
 
 
 def grid_points(extent: float, size: int) -> np.ndarray:
-    """The points of a square grid over [-extent, extent]², row by row from below: float32 [size *
-    size, 2]."""
+    """Return a grid over [-extent, extent]², row by row from below: float32 [size * size, 2]."""
     axis = np.linspace(-extent, extent, size, dtype=np.float32)
     return np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
 
@@ -55,7 +53,7 @@ def planes(path: str | os.PathLike, rows: Sequence[Sequence[Plane]], *, extent: 
     Args:
       path: where to; parent folders are created.
       rows: panels from above; all rows have the same number of them.
-      extent: half the side of the square that is shown, > 0.
+      extent: half the side of the square shown, > 0.
     """
     columns = len(rows[0])
     if any(len(row) != columns for row in rows):

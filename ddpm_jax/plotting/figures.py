@@ -1,5 +1,4 @@
-"""Figures of matplotlib: made without a display, written whole, no text cut at the edge. For the
-other files here."""
+"""Figures of matplotlib: made without a display, written atomically, with no text cut off."""
 
 import io
 import os
@@ -14,11 +13,11 @@ from PIL import Image
 
 from ddpm_jax.files import write_atomically
 
-_MARGIN = 6  # pixels that stay free beside a title
+_MARGIN = 6  # pixels kept free on either side of a title
 
 
 def new_figure(width: float, height: float, *, dpi: int) -> Figure:
-    """A figure of so many inches that lays out its axes and legends by itself."""
+    """Return a figure of a size in inches that lays out its axes and legends itself."""
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -28,9 +27,9 @@ def write_figure(path: str | os.PathLike, figure: Figure, *, colours: int | None
     """Write a PNG, whole or not at all, creating parent folders.
 
     Args:
-      path: where to.
-      figure: of `new_figure`; its titles are broken into lines where they are too wide.
-      colours: of a palette: 256 take a third of the size of true colour, which is None.
+      path: of the PNG.
+      figure: from `new_figure`; titles that are too wide are broken into lines.
+      colours: size of a palette, None for true colour; 256 take a third of its file size.
     """
     drawn, packed = io.BytesIO(), io.BytesIO()
     fit_titles(figure)
@@ -43,16 +42,18 @@ def write_figure(path: str | os.PathLike, figure: Figure, *, colours: int | None
     write_atomically(path, packed.getvalue())
 
 
-def pixels_of(figure: Figure) -> np.ndarray:
-    """The figure as uint8 [H, W, 3], its titles broken into lines where they are too wide."""
+def render(figure: Figure) -> np.ndarray:
+    """Return the figure as uint8 [H, W, 3], titles that are too wide broken into lines."""
     fit_titles(figure)
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def _take_as_written(figure: Figure) -> None:
-    """Draw a $ in the name of a run, a class or a directory as a $: a formula that is none would
-    be an error."""
+    """Draw a $ in a label as a $, not as the start of a formula.
+
+    Names of runs, classes and directories may hold one, and an invalid formula is an error.
+    """
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
     # Matplotlib writes powers of ten on ticks as formulas.
     ticks = {
@@ -66,15 +67,14 @@ def _take_as_written(figure: Figure) -> None:
 
 
 def fit_titles(figure: Figure) -> None:
-    """Break the titles, and the labels of the figure's own legends, that are wider than their
-    place into lines."""
+    """Break titles, and labels of the figure's own legends, that are too wide into lines."""
     _take_as_written(figure)
-    figure.draw_without_rendering()  # only now is it known where the axes lie
+    figure.draw_without_rendering()  # lays out the axes, whose positions are needed below
     renderer = figure.canvas.get_renderer()
-    for text, room in list(_places(figure)):
+    for text, room in list(_title_widths(figure)):
         whole = text.get_text()
         letters = len(whole)
-        # Letters differ in width, so a first guess from their mean may be one or two too long.
+        # Letters differ in width, so a guess from their mean may be one or two letters too long.
         while letters > 1 and text.get_window_extent(renderer).width > room:
             letters = min(
                 letters - 1, int(len(whole) * room / max(text.get_window_extent(renderer).width, 1))
@@ -83,9 +83,8 @@ def fit_titles(figure: Figure) -> None:
             text.set_text(textwrap.fill(whole, letters, break_on_hyphens=False))
 
 
-def _places(figure: Figure) -> Iterator[tuple[Text, float]]:
-    """Every title and label of a legend, with the pixels that it may take without leaving its part
-    of the figure."""
+def _title_widths(figure: Figure) -> Iterator[tuple[Text, float]]:
+    """Yield every title and legend label with its available width in pixels."""
     width = figure.bbox.width
     if figure.get_suptitle():
         yield figure._suptitle, width - 2 * _MARGIN

@@ -1,5 +1,4 @@
-"""uint8 images -> one picture on disk: grids of samples, strips and animations of the reverse
-chain.
+"""uint8 images -> one picture: grids of samples, strips and animations of the reverse chain.
 
 Everything takes and returns uint8 arrays with the channels last, 1 channel (grey) or 3 (RGB). Going
 from the model's [-1, 1] to uint8 belongs to the samplers; curves of numbers belong to `curves`.
@@ -20,21 +19,20 @@ from ddpm_jax.files import write_atomically
 
 BACKGROUND = 255
 _TITLE_HEIGHT = 22  # pixels
-_GAP = 16  # pixels between what is shown side by side
-_LABEL = 11  # pixels, the size of the letters of labels
-_GIF_FASTEST_MS = 20  # Viewers play anything shorter than this at 100 ms a frame.
+_GAP = 16  # pixels between pictures side by side
+_LABEL = 11  # pixels, font size of labels
+_GIF_FASTEST_MS = 20  # viewers play shorter frames at 100 ms per frame
 
 
 def enlarge(images: np.ndarray, min_pixels: int) -> np.ndarray:
-    """Repeat pixels so that the shorter side has at least `min_pixels`; larger images are returned
-    as they are.
+    """Repeat pixels until the shorter side has at least `min_pixels`.
 
     Args:
       images: [..., H, W, C].
-      min_pixels: wanted length of the shorter side.
+      min_pixels: least length of the shorter side.
 
     Returns:
-      [..., kH, kW, C] with the smallest integer k that suffices: nearest neighbour, every pixel
+      [..., kH, kW, C] with the smallest integer k that suffices, 1 for large images: every pixel
       stays a square.
     """
     factor = max(1, math.ceil(min_pixels / min(images.shape[-3:-1])))
@@ -50,8 +48,8 @@ def grid(
       images: uint8 [N, H, W, C], C = 1 or 3, N >= 1.
       columns: images in a row; by default the smallest square that holds all of them.
       pad: white pixels around every image, in pixels of the result.
-      min_pixels: smaller images are enlarged by an integer factor to at least this size, so that a
-        person can see them.
+      min_pixels: smaller images are enlarged by an integer factor to at least this size, so that
+        they can be seen.
 
     Returns:
       uint8 [H', W', C]; cells without an image are white.
@@ -74,14 +72,13 @@ def grid(
 def with_labels(
     picture: np.ndarray, *, columns: Sequence[str] = (), rows: Sequence[str] = ()
 ) -> np.ndarray:
-    """Write a label over each of the equally wide columns of a grid, or before each of its equally
-    high rows.
+    """Write labels above the equally wide columns of a grid, or before its equally high rows.
 
     Args:
       picture: uint8 [H, W, C].
-      columns: one label for each column, cut where the column is narrower; or none.
-      rows: one label for each row, cut where it is longer than a quarter of the width, but not
-        below 48 pixels; or none.
+      columns: one label for each column, truncated to its width; or none.
+      rows: one label for each row, truncated to a quarter of the width, but at least 48 pixels; or
+        none.
 
     Returns:
       uint8 [H', W', C].
@@ -93,11 +90,11 @@ def with_labels(
     strip, font = Image.new("L", (width, _TITLE_HEIGHT if columns else 0), BACKGROUND), _font()
     for i, label in enumerate(columns):
         centre = ((i + 0.5) * width / len(columns), _TITLE_HEIGHT / 2)
-        text = _cut(label, font, width / len(columns) - 4)
+        text = _truncate(label, font, width / len(columns) - 4)
         ImageDraw.Draw(strip).text(centre, text, fill=0, anchor="mm", font=font)
     picture = np.concatenate([_grey(strip, channels), picture])
     widest = max(48, width // 4)
-    texts = [_cut(label, font, widest) for label in rows]
+    texts = [_truncate(label, font, widest) for label in rows]
     side = Image.new(
         "L", (round(max(map(font.getlength, texts))) + 8 if texts else 0, len(picture)), BACKGROUND
     )
@@ -107,16 +104,15 @@ def with_labels(
     return np.concatenate([_grey(side, channels), picture], axis=1)
 
 
-def beside_originals(
+def next_to_originals(
     originals: Mapping[str, np.ndarray], picture: np.ndarray, *, title: str
 ) -> np.ndarray:
-    """Put the images that a grid was made from before it, one below the other, each under its
-    name.
+    """Put the images that a grid was made from to its left, each under its name.
 
     Args:
-      originals: name -> uint8 [h, w, C], enlarged as those of a grid are.
+      originals: name -> uint8 [h, w, C], enlarged as in `grid`.
       picture: the grid, uint8 [H, W, C].
-      title: what is written over the grid.
+      title: written above the grid.
 
     Returns:
       uint8 [H', W', C].
@@ -124,33 +120,33 @@ def beside_originals(
     _check_images(picture, rank=3)
     parts = [with_labels(grid(image[None], 1), columns=[name]) for name, image in originals.items()]
     before = np.concatenate(
-        [_filled(part, width=max(part.shape[1] for part in parts)) for part in parts]
+        [_pad_to(part, width=max(part.shape[1] for part in parts)) for part in parts]
     )
     needed = math.ceil(_font().getlength(title)) + 8
-    picture = with_labels(_filled(picture, width=max(picture.shape[1], needed)), columns=[title])
+    picture = with_labels(_pad_to(picture, width=max(picture.shape[1], needed)), columns=[title])
     height = max(len(before), len(picture))
     gap = np.full((height, _GAP, picture.shape[-1]), BACKGROUND, np.uint8)
     return np.concatenate(
-        [_filled(before, height=height), gap, _filled(picture, height=height)], axis=1
+        [_pad_to(before, height=height), gap, _pad_to(picture, height=height)], axis=1
     )
 
 
-def _filled(picture: np.ndarray, *, height: int = 0, width: int = 0) -> np.ndarray:
-    """The picture with white on the right and below, up to a size."""
+def _pad_to(picture: np.ndarray, *, height: int = 0, width: int = 0) -> np.ndarray:
+    """Pad the picture with white on the right and below, up to a size."""
     below, right = max(0, height - picture.shape[0]), max(0, width - picture.shape[1])
     return np.pad(picture, ((0, below), (0, right), (0, 0)), constant_values=BACKGROUND)
 
 
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont:
-    """The one that comes with matplotlib: Pillow's own has no Greek letters."""
+    """Return the font that comes with matplotlib: Pillow's own has no Greek letters."""
     return ImageFont.truetype(
         os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _LABEL
     )
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, or as much of it as fits into so many pixels with an ellipsis."""
+def _truncate(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """Return the text, shortened with an ellipsis to fit into a width in pixels."""
     if font.getlength(text) <= width:
         return text
     kept = next(
@@ -164,7 +160,7 @@ def _grey(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def side_by_side(pictures: Mapping[str, np.ndarray], *, gap: int = _GAP) -> np.ndarray:
-    """Put pictures beside each other, each under its title.
+    """Put pictures side by side, each under its title.
 
     Args:
       pictures: title -> uint8 [H, W, C], all of the same shape.
@@ -192,12 +188,12 @@ def side_by_side(pictures: Mapping[str, np.ndarray], *, gap: int = _GAP) -> np.n
 def chain_strip(
     frames: np.ndarray, *, max_columns: int = 12, pad: int = 2, min_pixels: int = 64
 ) -> np.ndarray:
-    """One row per sample, from noise on the left to the image on the right.
+    """Lay out one row per sample, from noise on the left to the image on the right.
 
     Args:
       frames: uint8 [F, N, H, W, C], the N samples at F moments of the reverse chain, noise first.
-      max_columns: of more frames than this, evenly spaced ones are shown, the first and the last
-        among them.
+      max_columns: if there are more frames, evenly spaced ones are shown, including the first and
+        the last.
       pad: as in `grid`.
       min_pixels: as in `grid`.
 
@@ -217,14 +213,15 @@ def chain_pairs(
     pad: int = 2,
     min_pixels: int = 64,
 ) -> np.ndarray:
-    """Two rows per sample: x_t above, the x_0 predicted from it below; samples are set apart by a
-    wider gap.
+    """Lay out two rows per sample: x_t above, the x_0 predicted from it below.
+
+    Samples are separated by a wider gap.
 
     Args:
       x_t: uint8 [F, N, H, W, C], noise first.
-      x_0: uint8 [F, N, H, W, C], the prediction made from the x_t at the same place.
-      moments: a label for each of the F frames, written over those that are shown; or none.
-      rows: what is written before each x_t and each x_0; or none.
+      x_0: uint8 [F, N, H, W, C], the prediction from the x_t at the same index.
+      moments: a label for each of the F frames, written above those shown; or none.
+      rows: labels of the rows of x_t and x_0; or none.
       max_columns: as in `chain_strip`.
       pad: as in `grid`.
       min_pixels: as in `grid`.
@@ -257,8 +254,7 @@ def _rows(
             blocks.append(np.full((4 * pad, *blocks[0].shape[1:]), BACKGROUND, np.uint8))
         images = np.concatenate([frames[shown, sample] for frames in chains])
         block = grid(images, columns, pad=pad, min_pixels=min_pixels)
-        # Every block brings its own upper and lower margin; one of the two between neighbours is
-        # enough.
+        # Every block has an upper and a lower margin; neighbours share one of them.
         block = block[pad:] if blocks else block
         blocks.append(with_labels(block, columns=[] if blocks else over, rows=rows))
     return np.concatenate(blocks)
@@ -278,12 +274,12 @@ def save_gif(
     """Write frames as an endlessly repeated GIF, whole or not at all, creating parent folders.
 
     Args:
-      path: where to.
-      frames: uint8 [F, H, W, C], F >= 1. Grey is kept exactly, colours are reduced to the 256 best
-        of each frame.
+      path: of the GIF.
+      frames: uint8 [F, H, W, C], F >= 1. Grey is kept exactly, colours are reduced to 256 per
+        frame.
       fps: frames per second; GIF counts in hundredths of a second and viewers play at most 50.
-      hold_seconds: how long the last frame, the finished image, stays before the animation starts
-        again.
+      hold_seconds: how long the last frame, the finished image, is shown before the animation
+        restarts.
     """
     _check_images(frames, rank=4)
     duration = max(_GIF_FASTEST_MS, 10 * round(100 / fps))

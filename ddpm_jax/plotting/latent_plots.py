@@ -1,26 +1,24 @@
-"""Numbers of a latent space -> pictures as arrays: how often codes are used, where the classes lie
-in a plane.
+"""Pictures of a latent space: how often codes are used, and the classes in a plane.
 
-What is drawn comes from `cli.first_stage_pictures`, which also writes it. Matplotlib's object
-interface only.
+They are returned as arrays; `tasks.first_stage_pictures` computes the numbers and writes the
+pictures. Matplotlib's object interface only.
 """
 
 import numpy as np
 from matplotlib.patches import Circle
 
-from ddpm_jax.plotting.figures import new_figure, pixels_of
+from ddpm_jax.plotting.figures import new_figure, render
 
 _COLOUR = "#1f4e79"
 _DPI = 110
-_CLASSES_NAMED = 20  # more would fill the picture with their names
+_CLASSES_NAMED = 20  # more names would fill the picture
 
 
 def code_usage(counts: np.ndarray, *, title: str) -> np.ndarray:
-    """Draw the share of each code, the most used first, and the line on which all would lie if
-    used alike.
+    """Draw the share of each code, the most used first, and the line of uniform use.
 
     Args:
-      counts: int [K], how often each was chosen, once at least in all.
+      counts: int [K], how often each code was chosen, not all 0.
       title: above the figure.
 
     Returns:
@@ -42,16 +40,15 @@ def code_usage(counts: np.ndarray, *, title: str) -> np.ndarray:
     axis.set_title(title, fontsize=10)
     axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    return pixels_of(figure)
+    return render(figure)
 
 
 def classes_in_plane(points: np.ndarray, labels: np.ndarray, *, title: str) -> np.ndarray:
-    """Draw points of a plane in the colours of their classes, on circles that hold 39 % and 86 %
-    of N(0, I).
+    """Draw points in the colours of their classes, with circles of 39 % and 86 % of N(0, I).
 
     Args:
       points: [N, 2].
-      labels: int [N]; where all are alike, there are no classes to name.
+      labels: int [N]; if all are equal, no classes are named.
       title: above the figure.
 
     Returns:
@@ -73,4 +70,4 @@ def classes_in_plane(points: np.ndarray, labels: np.ndarray, *, title: str) -> n
     axis.set(aspect="equal", xlabel="z 1", ylabel="z 2")
     axis.set_title(title, fontsize=10)
     axis.spines[["top", "right"]].set_visible(False)
-    return pixels_of(figure)
+    return render(figure)

@@ -1,8 +1,7 @@
-"""Pictures of likelihoods: the bound over t, the rate-distortion curve, bits of each image. Arrays
-in, PNG out.
+"""Pictures of likelihoods: the bound over t, rate-distortion, bits of each image.
 
-Computing them belongs to `evaluation`; curves of training are `curves`. Matplotlib's object
-interface only.
+Arrays in, PNG out. The numbers are computed in `evaluation`; curves of training are in `curves`.
+Matplotlib's object interface only.
 """
 
 import math
@@ -26,19 +25,18 @@ def bound_terms(
     rmse: np.ndarray,
     title: str = "",
 ) -> None:
-    """Write a PNG of the bits/dim at each t (on a logarithmic axis) and of the error of the
-    predicted x_0.
+    """Write a PNG of the bits/dim at each t and of the error of the predicted x_0.
 
     Args:
       path: where to; parent folders are created.
       t: int [K], increasing.
       bits: [K], bits/dim of the term at t.
-      standard_error: [K], of `bits`; NaN for none. Drawn as a band of two on either side.
+      standard_error: [K], of `bits`; NaN for none. The band shows two on either side.
       rmse: [K], of the x_0 predicted at t, in grey levels of 0..255.
       title: above the figure.
     """
     figure, (left, right) = _panels(2, title)
-    # The decoder's term at t = 0 has its place left of t = 1: a logarithmic axis of t + 1.
+    # A logarithmic axis of t + 1 has room for the decoder's term at t = 0.
     _line(left, t + 1, bits)
     below, above = np.maximum(bits - 2 * standard_error, 0.3 * bits), bits + 2 * standard_error
     left.fill_between(t + 1, below, above, color=_COLOUR, alpha=0.2, linewidth=0)
@@ -51,12 +49,13 @@ def bound_terms(
 def rate_distortion(
     path: str | os.PathLike, t: np.ndarray, rate: np.ndarray, rmse: np.ndarray, title: str = ""
 ) -> None:
-    """Write a PNG of distortion over steps, rate over steps, and distortion over rate (Ho et al.
-    2020, figure 5).
+    """Write a PNG of distortion and rate over steps, and distortion over rate.
+
+    As figure 5 of Ho et al. (2020).
 
     Args:
       path: where to; parent folders are created.
-      t: int [K], decreasing: first bits first.
+      t: int [K], decreasing, as the bits are sent.
       rate: [K], bits/dim received by x_t.
       rmse: [K], of the x_0 predicted from x_t, in grey levels of 0..255.
       title: above the figure.

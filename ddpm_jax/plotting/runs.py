@@ -1,5 +1,4 @@
-"""Several training runs in one picture: a panel for each metric, a line for each run. Arrays in,
-PNG out.
+"""Several training runs in one picture: a panel per metric, a line per run. Arrays in, PNG out.
 
 The picture of one run alone is `curves`.
 """
@@ -17,7 +16,7 @@ from ddpm_jax.plotting.curves import finish, line
 from ddpm_jax.plotting.figures import new_figure, write_figure
 
 _WIDTH, _HEIGHT = 5.6, 3.8  # inches of a panel
-_COLUMNS = 3  # panels beside each other at most
+_COLUMNS = 3  # most panels in a row
 _RAW_OPACITY = 0.3  # of the values as logged
 
 
@@ -26,15 +25,15 @@ class Curve(NamedTuple):
 
     label: str  # of the run
     x: np.ndarray  # [n]
-    y: np.ndarray  # [n]; what is not finite in either is left out
+    y: np.ndarray  # [n]; points not finite in x or y are left out
 
 
 def smooth(values: np.ndarray, weight: float) -> np.ndarray:
-    """The mean of the values on both sides, with weights that fall off exponentially.
+    """s_i = Σ_j w^|i-j| v_j / Σ_j w^|i-j|, exponential smoothing on both sides.
 
       s_i = Σ_j w^|i-j| v_j / Σ_j w^|i-j|
 
-    TensorBoard's smoothing takes j <= i only, and its line lies above a falling curve.
+    TensorBoard's smoothing uses j <= i only, so its line lies above a falling curve.
 
     Args:
       values: [n], finite.
@@ -56,14 +55,15 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 def compare_runs(
     path: str | os.PathLike, panels: Mapping[str, Sequence[Curve]], *, xlabel: str, smoothing: float
 ) -> None:
-    """Write a PNG of the panels; a run has the same colour in each. Parent folders are created.
+    """Write a PNG of the panels; a run has the same colour in each.
+
+    Parent folders are created.
 
     Args:
-      path: where to.
+      path: of the PNG.
       panels: metric -> the curves of the runs that have it.
       xlabel: what x is.
-      smoothing: the weight of `smooth`; the values as logged are drawn lightly behind, unless it is
-        0.
+      smoothing: the weight of `smooth`; unless it is 0, the logged values are drawn lightly behind.
     """
     labels = list(dict.fromkeys(curve.label for curves in panels.values() for curve in curves))
     colours = matplotlib.colormaps["tab10" if len(labels) <= 10 else "tab20"].colors
@@ -86,7 +86,7 @@ def compare_runs(
         axis.set_title(metric, fontsize=11)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    # One below the other: the names of runs and what differs between them are long.
+    # One below the other, since the labels of runs are long.
     figure.legend(
         [handles[label] for label in labels],
         labels,

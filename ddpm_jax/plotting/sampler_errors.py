@@ -1,5 +1,7 @@
-"""Error against network evaluations, a line for each sampler. Arrays in, PNG out. Computing them is
-`evaluation`."""
+"""Error against network evaluations, a line for each sampler. Arrays in, PNG out.
+
+The errors are computed in `evaluation`.
+"""
 
 import os
 from collections.abc import Sequence
@@ -27,8 +29,10 @@ class Measure(NamedTuple):
 
 
 def error_against_evaluations(path: str | os.PathLike, measures: Sequence[Measure]) -> None:
-    """Write a PNG of the measures side by side; a sampler has the same colour in each. Parent
-    folders are created."""
+    """Write a PNG of the measures side by side; a sampler has one colour in all.
+
+    Parent folders are created.
+    """
     names = list(dict.fromkeys(name for measure in measures for name in measure.lines))
     colours = matplotlib.colormaps["tab10"].colors
     budgets = sorted(
@@ -65,7 +69,7 @@ def error_against_evaluations(path: str | os.PathLike, measures: Sequence[Measur
             )
         axis.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel=measure.ylabel)
         axis.set_xticks([], minor=True)
-        axis.set_xticks(_apart(budgets), [str(n) for n in _apart(budgets)])
+        axis.set_xticks(_spaced(budgets), [str(n) for n in _spaced(budgets)])
         axis.set_title(measure.title, fontsize=10)
         axis.grid(True, which="major", linewidth=0.5, color="#dddddd")
         axis.spines[["top", "right"]].set_visible(False)
@@ -79,8 +83,8 @@ def error_against_evaluations(path: str | os.PathLike, measures: Sequence[Measur
     write_figure(path, figure, colours=256)
 
 
-def _apart(budgets: Sequence[int]) -> list[int]:
-    """Those of the increasing numbers that have room for a label on a logarithmic axis."""
+def _spaced(budgets: Sequence[int]) -> list[int]:
+    """Return those of the increasing numbers whose labels fit on a logarithmic axis."""
     kept: list[int] = []
     for n in reversed(budgets):
         if not kept or n < 0.8 * kept[0]:

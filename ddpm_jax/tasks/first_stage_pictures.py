@@ -92,7 +92,7 @@ def make_drawing(
 
     @jax.jit
     def decode(params: Any, z: Any) -> Any:
-        return to_uint8(stage.image(stage.decoded(params, stage.snapped(params, z))))
+        return to_uint8(stage.image(stage.decoded(params, stage.nearest_codes(params, z))))
 
     def draw(params: Any) -> Drawn:
         def shown(z: np.ndarray) -> np.ndarray:

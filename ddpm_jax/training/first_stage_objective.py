@@ -183,7 +183,7 @@ def first_stage_objective(
     def project_params(params: Any, state: FirstStageState | AdversarialState) -> Any:
         if not averages:
             return params
-        return {**params, "codebook": quantization.codebook_of(state.dictionary)}
+        return {**params, "codebook": quantization.dictionary_codebook(state.dictionary)}
 
     return Objective(
         init=init,

@@ -31,7 +31,7 @@ from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import read_file, reporting, write_atomically
 from ddpm_jax.schema import LARGEST, Malformed, Table, differing, parse
 from ddpm_jax.training.latent_objective import ENCODED
-from ddpm_jax.variational.latent_space import Frozen, LatentSpace, scale_of
+from ddpm_jax.variational.latent_space import Frozen, LatentSpace, latent_scale
 
 BATCH = 32  # images encoded at a time, on each device
 OPEN = 256  # files that are mapped at a time
@@ -61,7 +61,7 @@ def measure_scale(
 
     mine = rows[hosts.share(len(rows))]
     found = hosts.gather((totals for totals, _ in _stream(sums, params, source, mine)), len(rows))
-    return scale_of(found[:, 0], found[:, 1], int(np.prod(space.shape)))
+    return latent_scale(found[:, 0], found[:, 1], int(np.prod(space.shape)))
 
 
 def _stream(

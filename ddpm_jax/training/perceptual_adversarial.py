@@ -51,8 +51,8 @@ class TermsAux(NamedTuple):
     weight: chex.Array | tuple = ()  # the λ that was used
     # Gradients by the last layer, [B, *its shape]: every example has the mean over those it was
     # computed with, so that the mean over the batch is that of the batch, however it was split.
-    of_reconstruction: chex.Array | tuple = ()
-    of_generator: chex.Array | tuple = ()
+    reconstruction_gradient: chex.Array | tuple = ()
+    generator_gradient: chex.Array | tuple = ()
 
 
 class Reconstruction(NamedTuple):
@@ -124,20 +124,23 @@ def reconstruct(
     real = terms.discriminate(critic, x)
     fake = terms.discriminate(critic, jax.lax.stop_gradient(shown))
     distance = _distance(terms, frozen, x, shown)
-    of_critic, of_generator = adversarial.discriminator_loss(real, fake), generator_loss(decoded)
+    of_critic, generator_gradient = (
+        adversarial.discriminator_loss(real, fake),
+        generator_loss(decoded),
+    )
     begun = adversarial.has_started(state.step, terms.start_step)
     loss = terms.perceptual_weight * distance
     loss = loss + begun * (
-        terms.adversarial_weight * state.adaptive_weight * of_generator + of_critic
+        terms.adversarial_weight * state.adaptive_weight * generator_gradient + of_critic
     )
     aux = _aux(terms, distance)._replace(
         discriminator=of_critic,
-        generator=of_generator,
+        generator=generator_gradient,
         logit_real=jnp.mean(real, axis=(1, 2, 3)),
         logit_fake=jnp.mean(fake, axis=(1, 2, 3)),
         weight=jnp.broadcast_to(state.adaptive_weight, distance.shape),
-        of_reconstruction=by_last_layer(reconstruction_loss),
-        of_generator=by_last_layer(generator_loss),
+        reconstruction_gradient=by_last_layer(reconstruction_loss),
+        generator_gradient=by_last_layer(generator_loss),
     )
     return Reconstruction(decoded, loss, aux)
 
@@ -150,7 +153,8 @@ def initial_adaptive_weight() -> chex.Array:
 def next_adaptive_weight(aux: TermsAux) -> chex.Array:
     """Return λ from the results of the whole batch."""
     gradients = (
-        jnp.mean(gradient, axis=0) for gradient in (aux.of_reconstruction, aux.of_generator)
+        jnp.mean(gradient, axis=0)
+        for gradient in (aux.reconstruction_gradient, aux.generator_gradient)
     )
     return adversarial.adaptive_weight(*gradients)
 

@@ -1,6 +1,5 @@
-"""Models with a latent variable, as pure functions: posterior, the decoder's distribution, bounds,
-codebooks.
+"""Latent variable models as pure functions: posterior, likelihood, bounds, codebooks.
 
-Belongs here: mathematics over arrays with jax, numpy and chex. Does not: networks, configs, files,
-and randomness of its own (noise is an argument).
+Mathematics over arrays with jax, numpy and chex belongs here; networks, configs and files do not.
+Noise is an argument.
 """

@@ -1,8 +1,7 @@
-"""What the numbers of an autoencoding network mean: a `FirstStage`, image -> latent -> distribution
-of images.
+"""`FirstStage`: image -> latent -> distribution over images, whatever the kind of autoencoder.
 
-It is made of the network's two functions in one place, whatever its kind; training, bounds,
-pictures and diffusion in the latent space read only this, as samplers read only a `Denoiser`.
+It interprets the outputs of the encoder and the decoder. Training, bounds, pictures and latent
+diffusion use only this interface, as samplers use only a `Denoiser`.
 """
 
 import math
@@ -33,8 +32,8 @@ SCALES = {
     "shared": "one number, learned",
     "pixel": "given by the decoder for each number of an image",
 }
-HALF_RANGE = 127.5  # levels of 0..255 in the unit of [-1, 1]
-# where a decoder's log scales are clipped: on [-1, 1], a level is e^-4.8 wide
+HALF_RANGE = 127.5  # levels of 0..255 per unit of [-1, 1]
+# the log scales of a decoder are clipped to this: on [-1, 1], a level is e^-4.8 wide
 LOG_SCALE = (-7.0, 7.0)
 
 # Both: (params, input [B, ...], dropout keys [B] or None) -> [B, ...] float32
@@ -42,31 +41,31 @@ Apply = Callable[[Any, chex.Array, chex.PRNGKey | None], chex.Array]
 
 
 class Decoded(NamedTuple):
-    """p(x|z), element by element; see `observation.Family`."""
+    """Parameters of p(x|z), element by element; see `observation.Family`."""
 
     location: chex.Array  # [B, H, W, C]
     log_scale: chex.Array  # [B, H, W, C] or [1, 1, 1, 1]
 
 
 class Latent(NamedTuple):
-    """What became of B images."""
+    """The latents of B images."""
 
-    z: chex.Array  # [B, h, w, c], for the decoder; the gradient goes to the encoder
-    # of a VAE its posterior, else what the encoder gave, [B, h, w, c]
+    z: chex.Array  # [B, h, w, c], input of the decoder; its gradient reaches the encoder
+    # the posterior of a VAE, else the output of the encoder, [B, h, w, c]
     encoded: DiagonalGaussian | chex.Array
-    codes: Quantized | None = None  # of a VQ-VAE: differentiable in the codebook
+    codes: Quantized | None = None  # for a VQ-VAE: differentiable in the codebook
 
 
 class FirstStage(NamedTuple):
     """An autoencoder, variational or vector-quantised, as pure functions of its parameters."""
 
     kind: str  # a key of KINDS
-    encode: Apply  # image [B, H, W, C] -> [B, h, w, c], of a VAE [B, h, w, 2 c]
+    encode: Apply  # image [B, H, W, C] -> [B, h, w, c]; for a VAE [B, h, w, 2 c]
     decode: Apply  # z [B, h, w, c] -> [B, H, W, C], with the scale "pixel" [B, H, W, 2 C]
     family: Family
-    scale: str = "fixed"  # a key of SCALES; not read by a family without one
-    log_scale: float = 0.0  # of the scale "fixed", in natural logarithms of the unit of [-1, 1]
-    num_codes: int = 0  # K, of a VQ-VAE
+    scale: str = "fixed"  # a key of SCALES; ignored by a family without a scale
+    log_scale: float = 0.0  # for the scale "fixed": natural logarithm, pixels in [-1, 1]
+    num_codes: int = 0  # K, for a VQ-VAE
 
     def latent(
         self,
@@ -78,24 +77,23 @@ class FirstStage(NamedTuple):
         """Encode images.
 
         Args:
-          params: of the network; of a VQ-VAE with its `codebook` [K, c].
+          params: of the network; for a VQ-VAE with its `codebook` [K, c].
           x: [B, H, W, C] in [-1, 1].
-          noise_keys: [B], of a VAE's draws from the posterior; None for its mean.
+          noise_keys: [B], for sampling the posterior of a VAE; None for its mean.
           dropout_keys: [B]; None for no dropout.
         """
         out = self.encode(params, x, dropout_keys)
         if self.kind == "vae":
             posterior = from_moments(out)
             latent = Latent(posterior.mean, posterior)
-            return latent if noise_keys is None else self.redrawn(latent, noise_keys)
+            return latent if noise_keys is None else self.resample(latent, noise_keys)
         if self.kind == "vq":
             codes = quantize(out, params["codebook"])
             return Latent(straight_through(out, codes.codes), out, codes)
         return Latent(out, out)
 
-    def redrawn(self, latent: Latent, noise_keys: chex.PRNGKey) -> Latent:
-        """The latent with another draw of z, from keys [B]; of a kind without a distribution, the
-        latent as it is."""
+    def resample(self, latent: Latent, noise_keys: chex.PRNGKey) -> Latent:
+        """Return the latent with a new draw of z from keys [B]; unchanged unless it is a VAE's."""
         if self.kind != "vae":
             return latent
         posterior = latent.encoded
@@ -103,16 +101,17 @@ class FirstStage(NamedTuple):
             z=reparameterize(posterior, normal(noise_keys, posterior.mean.shape[1:]))
         )
 
-    def snapped(self, params: Any, z: chex.Array) -> chex.Array:
-        """Any latents [..., c] as the decoder knows them: of a VQ-VAE the nearest codes, of other
-        kinds as they are."""
+    def nearest_codes(self, params: Any, z: chex.Array) -> chex.Array:
+        """Return the codes nearest to latents [..., c]; without a codebook, the latents."""
         return quantize(z, params["codebook"]).codes if self.kind == "vq" else z
 
     def decoded(
         self, params: Any, z: chex.Array, dropout_keys: chex.PRNGKey | None = None
     ) -> Decoded:
-        """Decode latents [B, h, w, c]; `params` has `log_scale`, a scalar, if the scale is
-        "shared"."""
+        """Decode latents [B, h, w, c] to the parameters of p(x|z).
+
+        `params` has a scalar `log_scale` if the scale is "shared".
+        """
         out = self.decode(params, z, dropout_keys)
         if not self.family.scaled or self.scale == "fixed":
             return Decoded(out, jnp.full((1, 1, 1, 1), self.log_scale))
@@ -126,23 +125,21 @@ class FirstStage(NamedTuple):
         return jnp.sum(self.family.log_likelihood(x, *decoded), axis=(1, 2, 3))
 
     def image(self, decoded: Decoded) -> chex.Array:
-        """The image that is shown, the mean of p(x|z) as far as there are levels: [B, H, W, C] in
-        [-1, 1].
+        """Return the mean of p(x|z) in [-1, 1], the image that is shown: [B, H, W, C].
 
-        A logistic distribution over levels has its location far outside where it is sure of the
-        first or the last one.
+        It is clipped, since the location of a logistic distribution that is certain of the first or
+        the last level lies far outside.
         """
         return jnp.clip(self.family.mean(decoded.location), -1.0, 1.0)
 
     def squared_error(self, decoded: Decoded, x: chex.Array) -> chex.Array:
-        """Of the image that is shown, in squared levels of 0..255, mean over its dimensions:
-        [B]."""
+        """Return the squared error of the image in levels of 0..255, mean over dimensions: [B]."""
         return mean_over_dims(jnp.square(HALF_RANGE * (self.image(decoded) - x)))
 
     def kl(self, latent: Latent) -> chex.Array:
-        """KL(q(z|x) || p(z)) in nats, [B, h, w, c]: of an AE, which has no prior, 0.
+        """KL(q(z|x) || p(z)) in nats, [B, h, w, c]; 0 for an AE, which has no prior.
 
-        Of a VQ-VAE q is certain and p uniform: log K for each code, here shared out over its c
+        For a VQ-VAE q is deterministic and p uniform: log K for each code, here divided among its c
         channels.
         """
         if self.kind == "vae":

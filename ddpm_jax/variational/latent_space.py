@@ -1,8 +1,8 @@
-"""The latent space of a frozen first stage, where diffusion takes the place of the prior: z = s
-E(x) (Rombach 2022).
+"""The latent space of a frozen first stage, in which a diffusion model is the prior.
 
-What diffuses is the encoder's output times a scale that makes its standard deviation 1, as the
-noise has. Training over it is `training.latent_diffusion`; the first stage itself is `first_stage`.
+Diffusion runs on z = s E(x), the output of the encoder times a scale that makes its standard
+deviation 1, as that of the noise (Rombach et al. 2022). Training on it is in
+`training.latent_diffusion`, the first stage itself in `first_stage`.
 """
 
 import math
@@ -18,36 +18,38 @@ from ddpm_jax.variational.posterior import from_moments, reparameterize
 
 
 class Frozen(NamedTuple):
-    """What no step changes; a pytree."""
+    """Parameters that no training step changes; a pytree."""
 
     params: Any  # of the first stage
     scale: chex.Array  # s, float32 scalar
 
 
 class LatentSpace(NamedTuple):
-    """Where z lies, as pure functions of the frozen parameters.
+    """The latents z as pure functions of the frozen parameters.
 
-    z is of a VAE a draw from its posterior, of an AE what its encoder gives, and of a VQ-VAE that
-    too: the decoder looks the codes up, so that what diffuses is continuous (Rombach et al. 2022,
-    section 3.1).
+    For a VAE, z is a sample of the posterior; for an AE and a VQ-VAE it is the output of the
+    encoder. The codes of a VQ-VAE are looked up in `decode`, so that diffusion is over continuous
+    latents (Rombach et al. 2022, section 3.1).
     """
 
     stage: FirstStage
     shape: tuple[int, int, int]  # (h, w, c) of z
 
     def encoded(self, params: Any, x: chex.Array) -> chex.Array:
-        """What the encoder says of images x [B, H, W, C] in [-1, 1]: [B, h, w, c], of a VAE the
-        moments [B, h, w, 2 c].
+        """Return the encoder's output for images x [B, H, W, C] in [-1, 1]: [B, h, w, c].
 
-        It is the same each time, and can be kept; `latent` is what is drawn from it.
+        For a VAE these are the moments [B, h, w, 2 c]. It is deterministic and can be cached;
+        `latent` samples from it.
         """
         return self.stage.encode(params, x, None)
 
     def latent(
         self, frozen: Frozen, encoded: chex.Array, keys: chex.PRNGKey | None = None
     ) -> chex.Array:
-        """z [B, h, w, c] of what `encoded` gave; of a VAE drawn with keys [B], or without any the
-        mean."""
+        """Return z [B, h, w, c] from the result of `encoded`.
+
+        For a VAE z is sampled with keys [B]; without keys it is the mean.
+        """
         if self.stage.kind != "vae":
             return frozen.scale * encoded
         posterior = from_moments(encoded)
@@ -56,23 +58,24 @@ class LatentSpace(NamedTuple):
         return frozen.scale * reparameterize(posterior, normal(keys, posterior.mean.shape[1:]))
 
     def encode(self, frozen: Frozen, x: chex.Array, keys: chex.PRNGKey | None = None) -> chex.Array:
-        """z [B, h, w, c] of images x [B, H, W, C] in [-1, 1]; keys as in `latent`."""
+        """Return z [B, h, w, c] of images x [B, H, W, C] in [-1, 1]; keys as in `latent`."""
         return self.latent(frozen, self.encoded(frozen.params, x), keys)
 
     def decode(self, frozen: Frozen, z: chex.Array) -> chex.Array:
-        """The images that are shown for z [B, h, w, c]: [B, H, W, C] in [-1, 1]."""
-        z = self.stage.snapped(frozen.params, z / frozen.scale)
+        """Return the images of z [B, h, w, c]: [B, H, W, C] in [-1, 1]."""
+        z = self.stage.nearest_codes(frozen.params, z / frozen.scale)
         return self.stage.image(self.stage.decoded(frozen.params, z))
 
 
-def scale_of(sums: np.ndarray, squares: np.ndarray, size: int) -> float:
-    """One over the standard deviation of all numbers of N latents (Rombach et al. 2022, appendix
-    G).
+def latent_scale(sums: np.ndarray, squares: np.ndarray, size: int) -> float:
+    """Return 1 over the standard deviation of the elements of N latents.
+
+    This is the scale of Rombach et al. (2022), appendix G.
 
     Args:
-      sums: [N], of the numbers of each latent.
-      squares: [N], of their squares.
-      size: numbers in a latent.
+      sums: [N], sum over the elements of each latent.
+      squares: [N], sum over their squares.
+      size: number of elements of a latent.
 
     Raises:
       UsageError: they are not finite, or do not vary, so that there is nothing to learn: the first

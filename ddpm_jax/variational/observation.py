@@ -1,13 +1,10 @@
-"""What a decoder says of an image, p(x|z): the family of its distribution, whose parameters the
-network gives.
+"""Families of the decoder's distribution p(x|z), whose parameters the network predicts.
 
-Images are on the 256 levels of [-1, 1], 2/255 apart. A family is a `Family`: the log-likelihood per
-element, and the image that is shown for it. How wide it is (fixed, learned, from the network) is
-not known here.
+Images are on the 256 levels of [-1, 1], 2/255 apart. A `Family` is a log-likelihood per element and
+the mean image. Where its scale comes from (fixed, learned, from the network) is not decided here.
 
-`gaussian` is a density, in nats of the unit of [-1, 1]: for a number of bits, data must be
-dequantised first. `discretized_logistic` (Salimans et al. 2017, eq. 2) and `bernoulli` are
-probabilities.
+`gaussian` is a density on [-1, 1], in nats: for a number of bits, data must be dequantised first.
+`discretized_logistic` (Salimans et al. 2017, eq. 2) and `bernoulli` are probabilities.
 """
 
 import math
@@ -22,19 +19,18 @@ from ddpm_jax.diffusion.likelihood import EDGE, HALF_BIN
 
 
 class Family(NamedTuple):
-    """Of the images given z. Both functions go element by element."""
+    """A distribution of images given z; both functions work element by element."""
 
     meaning: str
     # (x, location, log scale) -> nats
     log_likelihood: Callable[[chex.Array, chex.Array, chex.Array], chex.Array]
-    mean: Callable[[chex.Array], chex.Array]  # of the location: the image that is shown, on [-1, 1]
-    discrete: bool  # a probability of the 256 levels: its negative logarithm is a code length
-    scaled: bool  # the log scale is read
+    mean: Callable[[chex.Array], chex.Array]  # location -> the image that is shown, on [-1, 1]
+    discrete: bool  # a probability over the 256 levels: its negative logarithm is a code length
+    scaled: bool  # whether the log scale is used
 
 
 def gaussian_log_density(x: chex.Array, mean: chex.Array, log_scale: chex.Array) -> chex.Array:
-    """log N(x; mean, exp(log_scale)²) in nats per element; the arguments broadcast against each
-    other."""
+    """log N(x; mean, exp(log_scale)²) in nats per element; the arguments broadcast."""
     return (
         -0.5 * jnp.square((x - mean) * jnp.exp(-log_scale))
         - log_scale
@@ -45,8 +41,7 @@ def gaussian_log_density(x: chex.Array, mean: chex.Array, log_scale: chex.Array)
 def discretized_logistic_log_likelihood(
     x: chex.Array, mean: chex.Array, log_scale: chex.Array
 ) -> chex.Array:
-    """Log-probability, in nats per element, of 8-bit data under a logistic distribution integrated
-    over each bin.
+    """log(σ(b) - σ(a)), in nats per element, where [a, b] is the bin of x.
 
     Args:
       x: data on the 256 levels of [-1, 1].
@@ -54,12 +49,12 @@ def discretized_logistic_log_likelihood(
       log_scale: log of its scale s; its standard deviation is s π/√3.
 
     Returns:
-      log(σ(b) - σ(a)), a and b the ends of the bin of x seen from the mean in units of s; the outer
-      bins reach to ±∞.
+      The log-probability of 8-bit data under a logistic distribution: a and b are the ends of the
+      bin of x, relative to the mean and in units of s; the outer bins extend to ±∞.
 
-    With σ(b) - σ(a) = σ(b) σ(-a) (1 - e^{a-b}) nothing is subtracted that is nearly equal, and b -
-    a is known exactly: no probability is too small (Salimans et al. 2017, eq. 2, need a floor and
-    an approximation).
+    With σ(b) - σ(a) = σ(b) σ(-a) (1 - e^{a-b}) no nearly equal numbers are subtracted, and b - a is
+    known exactly: no probability is too small (Salimans et al. 2017, eq. 2, need a floor and an
+    approximation).
     """
     inverse_scale = jnp.exp(-log_scale)
     upper, lower = ((x - mean + side) * inverse_scale for side in (HALF_BIN, -HALF_BIN))
@@ -69,16 +64,16 @@ def discretized_logistic_log_likelihood(
 
 
 def bernoulli_log_likelihood(x: chex.Array, logit: chex.Array, log_scale: chex.Array) -> chex.Array:
-    """Expected log-probability, in nats per element, of a pixel made black or white at random.
+    """Expected log-probability, in nats per element, of a randomly binarised pixel.
 
     Args:
-      x: on [-1, 1]; a pixel is white with probability (x + 1) / 2, drawn anew each time it is seen.
+      x: on [-1, 1]; a pixel is white with probability (x + 1) / 2.
       logit: of the probability of white.
-      log_scale: not read.
+      log_scale: ignored.
 
     Returns:
-      The expectation over that draw of log Bernoulli: the negative cross-entropy. For x = ±1 it is
-        the log-probability.
+      The expectation of log Bernoulli over the pixel's colour: the negative cross-entropy. For x =
+      ±1 it is the log-probability.
     """
     del log_scale
     white = 0.5 * (x + 1)

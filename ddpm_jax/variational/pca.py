@@ -1,13 +1,13 @@
-"""A latent variable model whose every quantity is known: probabilistic principal components
-(Tipping and Bishop 1999).
+"""Probabilistic principal components (Tipping and Bishop 1999): every quantity in closed form.
 
     p(z) = N(0, I),  p(x|z) = N(W z + μ, σ² I)
     p(x)   = N(μ, W Wᵀ + σ² I)
     p(z|x) = N(M⁻¹ Wᵀ (x - μ), σ² M⁻¹),                   M = Wᵀ W + σ² I
 
-A linear Gaussian variational autoencoder is this model: the oracle for its bounds. The columns of W
-are orthogonal here, as those of the maximum likelihood are: M is diagonal, and the posterior one
-that such an encoder can express. Functions compute in the dtype of their arguments.
+A linear Gaussian variational autoencoder is this model, which is therefore the oracle for its
+bounds. The columns of W are orthogonal here, as those of the maximum likelihood are: M is diagonal,
+and an encoder with a diagonal covariance can represent the posterior. Functions compute in the
+dtype of their arguments.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from ddpm_jax.variational.posterior import DiagonalGaussian
 
 
 class PrincipalComponents(NamedTuple):
-    """The model; a pytree."""
+    """The parameters of the model; a pytree."""
 
     weights: chex.Array  # [D, L], W, its columns orthogonal
     mean: chex.Array  # [D], μ
@@ -31,14 +31,14 @@ class PrincipalComponents(NamedTuple):
 
 
 def fit(x: np.ndarray, num_components: int) -> PrincipalComponents:
-    """The model under which data is most likely (eqs. 14, 15, in closed form; R = I), in float64.
+    """Return the maximum likelihood model of data (eqs. 14, 15, in closed form; R = I), in float64.
 
     Args:
       x: [N, D].
       num_components: L, the dimension of z, in 1..D-1.
 
     Raises:
-      UsageError: num_components out of its range, or data that lies in so few dimensions that σ²
+      UsageError: num_components is out of its range, or the data spans so few dimensions that σ²
         would be 0.
     """
     x = np.asarray(x, np.float64)

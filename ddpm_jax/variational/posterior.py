@@ -1,8 +1,7 @@
-"""The encoder's posterior q(z|x), a Gaussian of diagonal covariance, beside the prior N(0, I)
-(Kingma, Welling 2014).
+"""The encoder's posterior q(z|x), a diagonal Gaussian, and the prior N(0, I).
 
-Natural logarithms, elements not summed: what belongs to one latent variable, one channel or one
-image is the caller's.
+Kingma and Welling (2014). Values are in nats per element: the caller sums over channels, positions
+or images.
 """
 
 import math
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 
 from ddpm_jax.diffusion.likelihood import normal_kl
 
-# where it is clipped, as latent diffusion's code does: no overflow, no infinite KL
+# clipped as in the code of latent diffusion: no overflow, no infinite KL
 LOG_VARIANCE = (-30.0, 20.0)
 
 
@@ -25,15 +24,13 @@ class DiagonalGaussian(NamedTuple):
 
 
 def from_moments(moments: chex.Array) -> DiagonalGaussian:
-    """Read an encoder's output [..., 2 C]: means in the first C channels, log variances, clipped,
-    in the others."""
+    """Read an encoder's output [..., 2 C]: C means, then C log variances, which are clipped."""
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     return DiagonalGaussian(mean, jnp.clip(log_variance, *LOG_VARIANCE))
 
 
 def reparameterize(posterior: DiagonalGaussian, eps: chex.Array) -> chex.Array:
-    """z = mean + σ ε: a draw from the posterior for ε ~ N(0, I) of its shape, differentiable in its
-    moments (eq. 4)."""
+    """z = mean + σ ε (eq. 4), a sample of the posterior if ε ~ N(0, I), of its shape."""
     return posterior.mean + jnp.exp(0.5 * posterior.log_variance) * eps
 
 
@@ -44,8 +41,7 @@ def kl_to_prior(posterior: DiagonalGaussian) -> chex.Array:
 
 
 def log_density(posterior: DiagonalGaussian, z: chex.Array) -> chex.Array:
-    """log q(z|x) in nats per element, the shape of z; the posterior's fields broadcast against
-    it."""
+    """log q(z|x) in nats per element, the shape of z; the fields broadcast against z."""
     scaled = (z - posterior.mean) * jnp.exp(-0.5 * posterior.log_variance)
     return -0.5 * (jnp.square(scaled) + posterior.log_variance + math.log(2 * math.pi))
 

@@ -1,8 +1,6 @@
-"""Latents from a codebook (van den Oord, Vinyals and Kavukcuoglu 2017): nearest code, its losses,
-the dictionary.
+"""Vector quantisation (van den Oord, Vinyals and Kavukcuoglu 2017): codes, losses, dictionary.
 
-Indices are int32 in 0..K-1. The prior over codes is uniform, so each costs log K nats, log2 K bits,
-whichever it is.
+Indices are int32 in 0..K-1. The prior over codes is uniform, so each costs log K nats, log2 K bits.
 """
 
 from typing import NamedTuple
@@ -13,22 +11,21 @@ import jax.numpy as jnp
 
 
 class Quantized(NamedTuple):
-    """Vectors and the codes that they became."""
+    """The codes nearest to some vectors."""
 
     codes: chex.Array  # [..., D], the nearest rows of the codebook
     index: chex.Array  # int32 [...]
 
 
 def quantize(z: chex.Array, codebook: chex.Array) -> Quantized:
-    """Replace vectors z [..., D] by the nearest rows of the codebook [K, D] in Euclidean distance
-    (eq. 1).
+    """Replace vectors z [..., D] by the nearest rows of the codebook [K, D] (eq. 1).
 
-    The lower index wins a tie. No gradient passes the choice; the codes are differentiable in the
-    codebook.
+    Distances are Euclidean; the lower index wins a tie. No gradient flows through the choice; the
+    codes are differentiable in the codebook.
     """
     chex.assert_equal(z.shape[-1], codebook.shape[-1])
-    # |z - e|² without |z|², which is the same for every code; in full float32 and from the codes'
-    # own centre, because the nearest two may be close to each other and far from the origin.
+    # |z - e|² without |z|², which is the same for every code; in full float32 and relative to the
+    # mean of the codes, because the nearest two may be close to each other and far from the origin.
     center = jnp.mean(codebook, axis=0)
     from_center = codebook - center[None]
     centered = z - jnp.expand_dims(center, range(z.ndim - 1))
@@ -43,42 +40,40 @@ def quantize(z: chex.Array, codebook: chex.Array) -> Quantized:
 
 
 def straight_through(z: chex.Array, codes: chex.Array) -> chex.Array:
-    """The codes, with the gradient of z: what the decoder wants of its input is handed to the
-    encoder as it is."""
-    # Often written z + sg[codes - z], which is off by a rounding from what decoding the codes alone
-    # would see.
+    """Return the codes with the gradient of z: the decoder's gradient passes to the encoder."""
+    # Often written z + sg[codes - z], which differs from the codes by a rounding error.
     return jax.lax.stop_gradient(codes) + (z - jax.lax.stop_gradient(z))
 
 
 def codebook_loss(z: chex.Array, codes: chex.Array) -> chex.Array:
-    """|sg[z] - e|² per element, the shape of z: moves codes to the vectors that chose them (eq. 3,
-    second term)."""
+    """|sg[z] - e|² per element (eq. 3, second term): moves codes to the vectors that chose them."""
     return jnp.square(jax.lax.stop_gradient(z) - codes)
 
 
 def commitment_loss(z: chex.Array, codes: chex.Array) -> chex.Array:
-    """|z - sg[e]|² per element, the shape of z: keeps vectors near the codes that they chose (eq.
-    3, third term)."""
+    """|z - sg[e]|² per element (eq. 3, third term): keeps vectors near the codes they chose."""
     return jnp.square(z - jax.lax.stop_gradient(codes))
 
 
 class Dictionary(NamedTuple):
-    """Running averages that make a codebook without gradients (appendix A.1)."""
+    """Running averages that define a codebook without gradients (appendix A.1)."""
 
     counts: chex.Array  # [K], N_i: vectors per update that chose code i
     sums: chex.Array  # [K, D], m_i: their sum
 
 
 def make_dictionary(codebook: chex.Array) -> Dictionary:
-    """The averages that stand for this codebook [K, D], each code chosen once."""
+    """Return the averages of this codebook [K, D], each code counted once."""
     return Dictionary(jnp.ones(codebook.shape[0], codebook.dtype), jnp.array(codebook))
 
 
 def update_dictionary(
     dictionary: Dictionary, z: chex.Array, index: chex.Array, *, decay: float
 ) -> Dictionary:
-    """Move the averages towards the vectors z [..., D] of one batch and the codes [...] they chose
-    (eqs. 6, 7)."""
+    """Move the averages towards the vectors z [..., D] of a batch (eqs. 6, 7).
+
+    `index` [...] is the code that each vector chose.
+    """
     one_hot = jax.nn.one_hot(index.reshape(-1), dictionary.counts.shape[0], dtype=z.dtype)
     counts = jnp.sum(one_hot, axis=0)
     sums = jnp.einsum(
@@ -90,9 +85,8 @@ def update_dictionary(
     )
 
 
-def codebook_of(dictionary: Dictionary, *, smoothing: float = 1e-5) -> chex.Array:
-    """m_i / N_i, [K, D] (eq. 8), each N_i moved towards the mean of all, so that an unused code is
-    no division by 0.
+def dictionary_codebook(dictionary: Dictionary, *, smoothing: float = 1e-5) -> chex.Array:
+    """m_i / N_i, [K, D] (eq. 8), with smoothed N_i, so that an unused code is not divided by 0.
 
     Args:
       dictionary: the averages.
@@ -106,19 +100,18 @@ def codebook_of(dictionary: Dictionary, *, smoothing: float = 1e-5) -> chex.Arra
 def restart_dead(
     dictionary: Dictionary, z: chex.Array, order: chex.Array, *, least: float
 ) -> tuple[Dictionary, chex.Array]:
-    """Put each code that hardly any vector chooses on a vector of the batch (Dhariwal et al. 2020,
-    sec. 3.1).
+    """Move each rarely chosen code to a vector of the batch (Dhariwal et al. 2020, sec. 3.1).
 
     Args:
       dictionary: the averages.
-      z: [N, D], the batch's vectors.
-      order: [N], drawn at random: the i-th dead code is given the vector with the i-th smallest
-        number, from the start again where there are more codes than vectors.
+      z: [N, D], the vectors of the batch.
+      order: [N], random numbers: the i-th dead code moves to the vector with the i-th smallest
+        number, starting over if there are more codes than vectors.
       least: codes with N_i below this are dead.
 
     Returns:
-      The dictionary, where a new place counts as `least` vectors, or as 1 where that is more, and
-      which codes were dead, bool [K].
+      The dictionary, in which a moved code counts as max(least, 1) vectors, and which codes were
+      dead, bool [K].
     """
     dead = dictionary.counts < least
     places = z[jnp.argsort(order)[(jnp.cumsum(dead) - 1) % z.shape[0]]]
@@ -128,12 +121,11 @@ def restart_dead(
 
 
 def usage(index: chex.Array, num_codes: int) -> chex.Array:
-    """How often each code was chosen: indices of any shape -> int32 [K]."""
+    """Count how often each code was chosen: indices of any shape -> int32 [K]."""
     return jnp.zeros(num_codes, jnp.int32).at[index.reshape(-1)].add(1)
 
 
 def perplexity(counts: chex.Array) -> chex.Array:
-    """exp of the entropy of the codes' frequencies, from counts [K]: 1 if one code serves all, K if
-    all do alike."""
+    """exp of the entropy of the code frequencies, from counts [K]: between 1 and K."""
     p = counts / jnp.sum(counts)
     return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(p, p)))

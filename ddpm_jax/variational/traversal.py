@@ -1,12 +1,10 @@
-"""Traversals of a latent space: lines between two images' latents, the plane at the quantiles of
-the prior.
+"""Traversals of a latent space: straight lines, and the plane at the quantiles of the prior.
 
-**Lines are straight.** `samplers.editing.slerp` goes on an arc because x_T is pure noise: its
-length is √d whatever the image, and a network that has seen only that length knows no other.
-Latents of a first stage are not noise. A VAE's means are nearer to 0 than draws of the prior, and
-their length says something of the image: an arc would take a way that depends on where 0 is, which
-in an AE or a VQ-VAE is nowhere in particular. No point of a line is less probable by the prior than
-the less probable of its ends.
+**Lines are straight.** `samplers.editing.slerp` follows an arc because x_T is pure noise: its norm
+is √d for every image, and the network has been trained on that norm only. Latents of a first stage
+are not noise. The means of a VAE are closer to 0 than samples of the prior, and their norm carries
+information: an arc would depend on the position of 0, which is arbitrary in an AE or a VQ-VAE. No
+point of a line is less probable under the prior than the less probable of its ends.
 """
 
 import chex
@@ -16,10 +14,9 @@ import numpy as np
 
 
 def lines(first: chex.Array, last: chex.Array, steps: int) -> chex.Array:
-    """(1 - λ) first + λ last for `steps` values of λ from 0 to 1: [P, ...] twice -> [P, steps,
-    ...].
+    """(1 - λ) first + λ last for `steps` λ from 0 to 1: [P, ...] twice -> [P, steps, ...].
 
-    Both ends are there to the last bit.
+    Both ends are exact to the last bit.
     """
     chex.assert_equal_shape([first, last])
     weight = jnp.linspace(0.0, 1.0, steps).reshape(1, steps, *[1] * (first.ndim - 1))
@@ -27,15 +24,14 @@ def lines(first: chex.Array, last: chex.Array, steps: int) -> chex.Array:
 
 
 def quantile_grid(side: int) -> np.ndarray:
-    """The plane as N(0, I) sees it, as much of the prior to every point (Kingma and Welling 2014,
-    figure 4).
+    """Return a grid of z at the quantiles of N(0, I) (Kingma and Welling 2014, figure 4).
 
     Args:
       side: n, rows and columns.
 
     Returns:
-      float32 [n * n, 2], row by row from above as pictures are laid out: the first number grows to
-      the right, the second upwards; along both axes the quantiles at (i + 1/2) / n.
+      float32 [n * n, 2], row by row from the top as pictures are laid out: the first coordinate
+      grows to the right, the second upwards; along both axes the quantiles at (i + 1/2) / n.
     """
     quantiles = np.asarray(jax.scipy.special.ndtri((jnp.arange(side) + 0.5) / side), np.float32)
     right, up = np.meshgrid(quantiles, quantiles[::-1])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.interop.dit import dit_params_from_diffusers, dit_params_to_diffusers
+from ddpm_jax.interop.diffusers_dit import dit_params_from_diffusers, dit_params_to_diffusers
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.dit import DiT
 

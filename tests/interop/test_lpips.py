@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.interop.lpips import lpips_params, lpips_shapes, read_lpips
+from ddpm_jax.interop.lpips_weights import lpips_params, lpips_shapes, read_lpips
 from ddpm_jax.models.lpips import Lpips
 
 WIDE = Lpips(channels=((8, 8), (128, 128), (128, 128, 128), (128, 128, 128), (128, 128, 128)))

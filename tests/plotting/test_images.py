@@ -193,7 +193,7 @@ def test_letters_of_labels_are_in_the_font():
 def test_originals_stand_before_the_grid_with_all_pixels_of_both(channels):
     originals = {"original": _random_images(8, 8, channels), "kept": _random_images(8, 8, channels)}
     grid = grids.grid(_random_images(6, 8, 8, channels))
-    picture = grids.beside_originals(originals, grid, title="strength 0.6")
+    picture = grids.next_to_originals(originals, grid, title="strength 0.6")
     enlarged = [grids.grid(image[None]) for image in originals.values()]
     np.testing.assert_array_equal(picture[22:90, :66], enlarged[0][:, :66])
     np.testing.assert_array_equal(picture[112:180, :66], enlarged[1][:, :66])
@@ -205,7 +205,7 @@ def test_originals_stand_before_the_grid_with_all_pixels_of_both(channels):
 
 def test_a_title_wider_than_the_grid_is_not_cut():
     title = "a title that is much wider than one image"
-    picture = grids.beside_originals(
+    picture = grids.next_to_originals(
         {"original": _random_images(8, 8, 1)}, grids.grid(_random_images(1, 8, 8, 1)), title=title
     )
     assert picture.shape[1] >= 68 + 16 + grids._font().getlength(title)

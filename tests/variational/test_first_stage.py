@@ -83,10 +83,10 @@ def test_a_learned_scale_stays_where_float32_can_follow():
 
 def test_vectors_of_a_vq_vae_become_its_codes_and_other_latents_stay():
     codebook, z = np.float32([[0, 0], [1, 1], [5, 5]]), np.float32([[[0.9, 1.2], [4, 2.5]]])
-    snapped = FirstStage("vq", _encode, _decode, FAMILIES["gaussian"], num_codes=3).snapped(
+    nearest = FirstStage("vq", _encode, _decode, FAMILIES["gaussian"], num_codes=3).nearest_codes(
         {"codebook": codebook}, z
     )
     # of [4, 2.5]: 3² + 1.5² = 11.25 against 1 + 2.5² = 7.25
-    np.testing.assert_array_equal(snapped, [[[1, 1], [5, 5]]])
+    np.testing.assert_array_equal(nearest, [[[1, 1], [5, 5]]])
     for kind in ("ae", "vae"):
-        assert FirstStage(kind, _encode, _decode, FAMILIES["gaussian"]).snapped({}, z) is z
+        assert FirstStage(kind, _encode, _decode, FAMILIES["gaussian"]).nearest_codes({}, z) is z

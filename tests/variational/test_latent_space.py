@@ -8,7 +8,7 @@ import pytest
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import normal
 from ddpm_jax.variational.first_stage import FirstStage
-from ddpm_jax.variational.latent_space import Frozen, LatentSpace, scale_of
+from ddpm_jax.variational.latent_space import Frozen, LatentSpace, latent_scale
 from ddpm_jax.variational.observation import FAMILIES
 
 SHAPE = (2, 2, 3)
@@ -60,10 +60,10 @@ def test_of_a_vq_vae_vectors_diffuse_and_codes_are_decoded():
 
 def test_the_scale_makes_the_standard_deviation_one():
     z = np.random.default_rng(0).normal(0.3, 7.0, (50, 12)).astype(np.float32)
-    scale = scale_of(z.sum(axis=1), np.square(z).sum(axis=1), 12)
+    scale = latent_scale(z.sum(axis=1), np.square(z).sum(axis=1), 12)
     assert np.std(scale * z.astype(np.float64)) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_latents_that_do_not_vary_are_refused():
     with pytest.raises(UsageError, match=r"vary by .* only: it has learned nothing"):
-        scale_of(np.full(8, 12.0), np.full(8, 12.0), 12)
+        latent_scale(np.full(8, 12.0), np.full(8, 12.0), 12)

@@ -73,7 +73,7 @@ def test_without_memory_the_dictionary_is_a_step_of_k_means():
     )
     np.testing.assert_array_equal(updated.counts, np.bincount(labels, minlength=8))
     np.testing.assert_allclose(
-        quantization.codebook_of(updated, smoothing=0.0), expected, rtol=1e-4, atol=1e-5
+        quantization.dictionary_codebook(updated, smoothing=0.0), expected, rtol=1e-4, atol=1e-5
     )
 
 
@@ -82,11 +82,11 @@ def test_on_fixed_data_the_dictionary_converges_to_the_fixed_point_of_k_means():
 
     @jax.jit
     def step(dictionary, _):
-        index = quantization.quantize(z, quantization.codebook_of(dictionary)).index
+        index = quantization.quantize(z, quantization.dictionary_codebook(dictionary)).index
         return quantization.update_dictionary(dictionary, z, index, decay=0.9), None
 
     dictionary, _ = jax.lax.scan(step, quantization.make_dictionary(z[:5]), None, length=600)
-    codebook = np.asarray(quantization.codebook_of(dictionary), np.float64)
+    codebook = np.asarray(quantization.dictionary_codebook(dictionary), np.float64)
     again, _ = vq.kmeans2(z.astype(np.float64), codebook, iter=1, minit="matrix")
     np.testing.assert_allclose(codebook, again, atol=1e-3)
 
@@ -101,7 +101,7 @@ def test_the_averages_forget_at_the_given_rate():
 
 
 def test_an_unused_code_stays_finite():
-    codebook = quantization.codebook_of(
+    codebook = quantization.dictionary_codebook(
         Dictionary(jnp.float32([5.0, 0.0]), jnp.float32([[10.0], [0.0]]))
     )
     np.testing.assert_allclose(codebook, [[2.0], [0.0]], rtol=1e-4)
@@ -113,7 +113,7 @@ def test_dead_codes_are_placed_on_vectors_of_the_batch_and_no_other_moves():
     restarted, dead = quantization.restart_dead(dictionary, z, order, least=0.5)
     assert dead.tolist() == [True, False, True]
     np.testing.assert_allclose(
-        quantization.codebook_of(restarted, smoothing=0.0), [[20.0], [2.0], [30.0]]
+        quantization.dictionary_codebook(restarted, smoothing=0.0), [[20.0], [2.0], [30.0]]
     )
     np.testing.assert_allclose(restarted.counts, [1.0, 3.0, 1.0])
 
@@ -125,7 +125,7 @@ def test_more_dead_codes_than_vectors_share_them():
     )
     assert dead.all()
     np.testing.assert_allclose(
-        quantization.codebook_of(restarted)[:, 0], [1, 2, 1, 2, 1], rtol=1e-4
+        quantization.dictionary_codebook(restarted)[:, 0], [1, 2, 1, 2, 1], rtol=1e-4
     )
 
 

@@ -1,10 +1,12 @@
-"""The weights of the LPIPS distance, from one file of the user's: NPZ, or safetensors.
+"""The weights of LPIPS, from an NPZ or safetensors file that the user provides.
 
 The names are those of the authors' package, `lpips.LPIPS(net="vgg").state_dict()`:
-  net.slice1.0.weight ... net.slice5.28.bias     the convolutions, each numbered as in torchvision's VGG16
-  lin0.model.1.weight ... lin4.model.1.weight    [1, C, 1, 1], none negative
-or for the convolutions torchvision's own, features.0.weight ... features.28.bias. Other tensors are
-not read.
+
+- net.slice1.0.weight ... net.slice5.28.bias: the convolutions, numbered as in torchvision's VGG16;
+- lin0.model.1.weight ... lin4.model.1.weight: [1, C, 1, 1], none negative;
+
+or, for the convolutions, those of torchvision, features.0.weight ... features.28.bias. Other
+tensors are ignored.
 """
 
 import os
@@ -19,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.diffusers import from_torch
-from ddpm_jax.interop.tensor_files import read_tensors, weight
+from ddpm_jax.interop.tensor_files import as_weight, read_tensors
 from ddpm_jax.models.lpips import Lpips
 from ddpm_jax.randomness import base_key
 
@@ -37,19 +39,18 @@ def read_lpips(path: str | os.PathLike, model: Lpips) -> dict[str, Any]:
       params, nested, float32: `model.apply({"params": params}, x, y)`.
 
     Raises:
-      UsageError: no such file, or it is neither, or as `lpips_params`.
+      UsageError: there is no such file, it is neither of these, or as `lpips_params`.
     """
     tensors = read_tensors(path, what="weights of the perceptual distance", how=_HOW)
     return lpips_params(tensors, model, source=str(path))
 
 
 def lpips_params(tensors: Mapping[str, np.ndarray], model: Lpips, *, source: str) -> dict[str, Any]:
-    """Build the parameters from tensors by name; `source` is where these are from, for the
-    message.
+    """Build the parameters from tensors by name; `source` names their origin in messages.
 
     Raises:
-      UsageError: a tensor is missing, has another shape than the network's, or a number that cannot
-        be (`tensor_files.weight`).
+      UsageError: a tensor is missing, has another shape than the network's, or holds an invalid
+        number (`tensor_files.as_weight`).
     """
     tensors = {
         re.sub(r"^net\.slice\d+\.", "features.", name): value for name, value in tensors.items()
@@ -61,7 +62,7 @@ def lpips_params(tensors: Mapping[str, np.ndarray], model: Lpips, *, source: str
             raise UsageError(
                 f"{source} has no tensor {name}, which the perceptual distance is made of: {_HOW}."
             )
-        value = weight(name, tensors[name], source)
+        value = as_weight(name, tensors[name], source)
         # A linear map [1, C, 1, 1] is our vector [C].
         value = value.reshape(-1) if path[-1].startswith("lin_") else from_torch(path, value)
         if value.shape != shape:
@@ -88,6 +89,6 @@ def _name(path: tuple[str, ...], model: Lpips) -> str:
     if path[-1].startswith("lin_"):
         return f"lin{path[-1].removeprefix('lin_')}.model.1.weight"
     _, k, _, j = path[1].split("_")
-    # Theirs number a convolution and its ReLU apart, and the pooling between slices.
+    # Their numbers count convolutions, ReLUs and the pooling between slices.
     before = sum(2 * len(channels) + 1 for channels in model.channels[: int(k)])
     return f"features.{before + 2 * int(j)}.{'weight' if path[-1] == 'kernel' else 'bias'}"

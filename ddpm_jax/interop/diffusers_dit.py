@@ -1,15 +1,17 @@
-"""The Diffusion Transformer's weights as Hugging Face diffusers' `DiTTransformer2DModel` names and
-lays them out.
+"""The Diffusion Transformer in the names and layouts of diffusers' `DiTTransformer2DModel`.
 
 A `DiT` with classes is their network with
-  `attention_head_dim` hidden_size / num_heads, `num_layers` for depth, and `norm_eps` 1e-6 (theirs
-  starts from 1e-5); `num_embeds_ada_norm` for num_classes: their table of labels too has the null
-  class as its last row; `in_channels` the image's, and those of a low-resolution image after them;
-  `time_embedding` "cos_sin_inclusive". The weights that the authors published were trained with
-  "cos_sin", which
-    diffusers does not have: run these with "cos_sin".
-In their files every block has its own layers for time and label, though the network has them once:
-the same weights over and over. NumPy arrays in and out, as `safetensors.numpy.load_file` and
+
+- `attention_head_dim` for hidden_size / num_heads, `num_layers` for depth, and `norm_eps` 1e-6
+  (theirs defaults to 1e-5);
+- `num_embeds_ada_norm` for num_classes: their table of labels also has the null class as its last
+  row;
+- `in_channels` for those of the image, followed by those of a low-resolution image;
+- `time_embedding` "cos_sin_inclusive". The published weights of the authors were trained with
+  "cos_sin", which diffusers does not have: run these with "cos_sin".
+
+In their files every block has its own layers for time and label, although the network has them
+once: copies of the same weights. NumPy arrays in and out, as `safetensors.numpy.load_file` and
 `save_file` have them.
 """
 
@@ -45,7 +47,7 @@ EMBEDDERS = re.compile(r"transformer_blocks\.(\d+)\.norm1\.emb\.(.*)")
 
 
 def dit_params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict[str, Any]:
-    """Read a diffusers `DiTTransformer2DModel` state dict into the parameters of a network.
+    """Convert a diffusers `DiTTransformer2DModel` state dict to the parameters of a network.
 
     Args:
       state_dict: name -> array; convolutions [out, in, height, width], linear maps [out, in].
@@ -63,7 +65,7 @@ def dit_params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) ->
     # missing ones are reported with the others
     in_channels = 4 if patches is None else patches.shape[1]
     return rename_from(
-        _of_one_block(state_dict),
+        _without_copies(state_dict),
         network_shapes(dit, in_channels, side=dit.patch_size),
         _name,
         _from_torch,
@@ -74,8 +76,7 @@ def dit_params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) ->
 
 
 def dit_params_to_diffusers(params: Params, dit: DiT) -> dict[str, np.ndarray]:
-    """Return the parameters of a network as a diffusers `DiTTransformer2DModel` state dict,
-    float32.
+    """Convert the parameters of a network to a diffusers state dict, float32.
 
     Raises:
       UsageError: the network has no classes.
@@ -97,11 +98,11 @@ def _check_classes(dit: DiT) -> None:
         )
 
 
-def _of_one_block(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the tensors without the repetitions of the first block's layers for time and label.
+def _without_copies(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the tensors without the copies of the first block's layers for time and label.
 
     Raises:
-      UsageError: a repetition is not one.
+      UsageError: a copy differs from the first block's.
     """
     kept = {}
     for name, value in state_dict.items():
@@ -119,7 +120,7 @@ def _of_one_block(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def _name(path: Path) -> str:
-    """Return their name of the parameter at a path."""
+    """Return the diffusers name of the parameter at a path."""
     *modules, leaf = path
     end = "bias" if leaf == "bias" else "weight"
     if len(modules) == 1:
@@ -129,8 +130,7 @@ def _name(path: Path) -> str:
 
 
 def _from_torch(path: Path, value: np.ndarray) -> np.ndarray:
-    """Turn the layout of one of their tensors into ours; their convolution of patches is a linear
-    map here."""
+    """Convert a tensor to our layout; their convolution of patches is a linear map here."""
     if value.ndim == 4:
         return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
     return from_torch(path, value)
