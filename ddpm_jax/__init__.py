@@ -14,15 +14,18 @@ __version__ = "0.1.0"
 
 # name -> module of this package that defines it
 _DEFINED_IN = {
+    "Callback": "training.callbacks",
     "Chain": "diffusion.chain",
     "Denoiser": "diffusion.denoiser",
     "Prediction": "diffusion.parameterization",
     "Schedule": "diffusion.schedules",
+    "StopTraining": "training.callbacks",
     "make_betas": "diffusion.schedules",
     "make_process": "diffusion.process",
     "make_sampler": "samplers.registry",
     "make_schedule": "diffusion.schedules",
     "sample": "samplers.loop",
+    "train": "tasks.training_run",
 }
 __all__ = ["__version__", *_DEFINED_IN]
 

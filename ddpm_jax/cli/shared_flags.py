@@ -5,10 +5,9 @@ import dataclasses
 from ddpm_jax.cli.arguments import Devices, Flags
 from ddpm_jax.distributed import interrupt
 from ddpm_jax.errors import UsageError
-from ddpm_jax.limits import MAX_STEP
+from ddpm_jax.limits import MAX_SECONDS, MAX_STEP
 from ddpm_jax.settings import Settings, setting
 
-_MAX_SECONDS = 10**8  # three years
 _MAX_PROCESSES, _LONGEST_WAIT = 100_000, 7 * 24 * 3600
 # Where and how a process works; all others must be alike in processes that work together.
 _OWN = ("process_id", "connect_timeout", "platform", "compilation_cache", "data_dir")
@@ -57,7 +56,7 @@ class Limit(Settings):
         "Stop in order after this time, with what is done kept: the same command goes on with the "
         "rest.",
         lower=1,
-        upper=_MAX_SECONDS,
+        upper=MAX_SECONDS,
     )
 
 

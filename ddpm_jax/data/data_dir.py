@@ -127,7 +127,7 @@ def check_not_run_output(data_dir: str, workdir: Any) -> None:
     if inside is not None and inside.parts and inside.parts[0] in _RUN_DIRECTORIES:
         raise UsageError(
             f"data_dir {data_dir} lies where the run in {workdir} writes its own files: name "
-            "another --workdir, or copy the images elsewhere."
+            "another workdir, or copy the images elsewhere."
         )
 
 

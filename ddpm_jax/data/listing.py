@@ -154,7 +154,7 @@ def _check_names(then: Listing, now: Listing) -> None:
     ]
     raise UsageError(
         f"The images are not those that the run began with: {' and '.join(changes)}. Put that "
-        "right to resume it, or start in another --workdir."
+        "right to resume it, or start in another workdir."
     )
 
 

@@ -25,6 +25,7 @@ class Wish(enum.IntEnum):
 
     TIME = 1
     SIGINT = signal.SIGINT
+    CALLBACK = 3  # of a user's program
     SIGTERM = signal.SIGTERM
 
 
@@ -36,7 +37,9 @@ class Stopped(Exception):
         self.wish, self.kept = wish, kept
 
     def __str__(self) -> str:
-        by = "by --max_seconds" if self.wish == Wish.TIME else f"by {self.wish.name}"
+        by = {Wish.TIME: "by max_seconds", Wish.CALLBACK: "by a callback"}.get(
+            self.wish, f"by {self.wish.name}"
+        )
         return f"stopped {by}: {self.kept}" if self.kept else f"stopped {by}"
 
 
@@ -135,6 +138,10 @@ class Interrupt:
             Wish.TIME if self._deadline is not None and time.monotonic() >= self._deadline else None
         )
 
+    def request(self, wish: Wish) -> None:
+        """Note a wish, as a signal is noted."""
+        self._signal = self._signal or wish
+
     def vote(self) -> int:
         """The processes' common wish, 0 for none; see `hosts.StopVote`. Once there is one it
         stays."""
@@ -143,6 +150,8 @@ class Interrupt:
 
     def __enter__(self) -> "Interrupt":
         _entered.append(self)
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only the main thread may be given signals: others have the time limit
         handler = self._note
         if _alone:
             # Python runs no handler while the main thread compiles or waits for a device. A thread

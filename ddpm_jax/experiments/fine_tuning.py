@@ -99,7 +99,7 @@ def find_beginning(
         raise UsageError(
             f"init_from: {config.init_from} has changed since this run was begun from it (SHA-256 "
             f"{before['sha256'][:12]} then, {trained.sha256[:12]} now): give "
-            f"init_from_step={before['step']}, or another --workdir."
+            f"init_from_step={before['step']}, or another workdir."
         )
     notes = [f"{name} is initialized, because the classes differ" for name in fresh]
     differing = _differing(trained.model.config, config)

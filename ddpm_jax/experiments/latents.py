@@ -56,7 +56,7 @@ def find_first_stage(
     if not is_folder(as_path(directory)):
         raise UsageError(
             f"first_stage.ckpt is {directory}, and there is no such directory: train a first "
-            "stage, with --config configs/vae_digits.py, say, and name its --workdir."
+            "stage, with the config vae_digits, say, and name its directory."
         )
     try:
         trained = load_first_stage(directory)
@@ -67,8 +67,8 @@ def find_first_stage(
         raise UsageError(
             f"first_stage.ckpt: {directory} has changed since this run was begun with it (SHA-256 "
             f"{begun.sha256[:12]} then, {found.sha256[:12]} now): to go on with the one that is in "
-            "the run's checkpoints, give the run's own directory as --config.first_stage.ckpt; for "
-            "the new one, another --workdir."
+            "the run's checkpoints, give the run's own directory as first_stage.ckpt; for "
+            "the new one, another workdir."
         )
     return begun or found, trained.params
 

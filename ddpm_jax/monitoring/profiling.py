@@ -5,6 +5,7 @@ What a step costs in numbers is measured by `benchmarks/`; the rates of a run ar
 
 import contextlib
 import os
+import pathlib
 import shutil
 import tempfile
 from typing import Any
@@ -13,9 +14,9 @@ import jax
 
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, copy_folder, is_remote, reporting
+from ddpm_jax.limits import MAX_STEP
+from ddpm_jax.monitoring.tensorboard import TENSORBOARD
 from ddpm_jax.numerals import whole_numbers
-
-_MAX_STEP = 2**31 - 1
 
 
 class Trace:
@@ -96,17 +97,36 @@ _NOTHING = contextlib.nullcontext()
 
 
 def parse_steps(text: str) -> tuple[int, int]:
-    """Reads "FIRST:LAST", two steps counted from 1.
+    """Read "FIRST:LAST", two steps counted from 1.
 
     Raises:
       UsageError: it is not that, or LAST comes before FIRST.
     """
     try:
-        first, last = whole_numbers(text.replace(":", ","), lower=1, upper=_MAX_STEP, count=2)
+        first, last = whole_numbers(text.replace(":", ","), lower=1, upper=MAX_STEP, count=2)
     except ValueError:
         first, last = 0, 0
     if "," in text or not 1 <= first <= last:
         raise UsageError(
-            f"--profile is {text!r}: give the first and the last step to trace, as in 10:12."
+            f"profile is {text!r}: give the first and the last step to trace, as in 10:12."
         )
     return first, last
+
+
+def make_trace(
+    profile: tuple[int, int] | None, workdir: pathlib.Path, *, start: int, num_steps: int
+) -> Trace | None:
+    """Return what profiles the steps `profile`, first and last.
+
+    Raises:
+      UsageError: the run has no such steps before it.
+    """
+    if profile is None:
+        return None
+    first, last = profile
+    if not start < first <= last <= num_steps:
+        raise UsageError(
+            f"profile is {first}:{last}, but this run has the steps {start + 1} to {num_steps} "
+            "before it: choose some of these."
+        )
+    return Trace(workdir / TENSORBOARD, first=first, last=last)

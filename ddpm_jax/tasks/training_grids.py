@@ -28,6 +28,7 @@ from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.tasks.preview import make_preview
 from ddpm_jax.training.state import TrainState
 
+PICTURED = ("diffusion", "first_stage")  # objectives whose models make pictures
 # training images to compare with: more would make the standard error of 64 samples 0.8 % smaller
 REFERENCE = 4096
 # standard errors: 64 of CIFAR-10's own images were further off in 11 of 40,000 draws
@@ -36,12 +37,8 @@ _CHUNK = 256  # images read at once
 
 
 def grid_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """Where the grid of a step is."""
+    """Return where the grid of a step is."""
     return workdir / "samples" / f"step_{step:08d}.png"
-
-
-def no_grid(step: int, state: TrainState) -> None:
-    """on_sample of a model that makes no images."""
 
 
 def grid_writer(

@@ -95,7 +95,7 @@ def check_length(
         f"train.num_steps is {num_steps}, but optimizer.decay={decay} has lowered the learning "
         f"rate over the {saved_num_steps} steps that this run was begun with: at step {step} it "
         f"would be {now:.3g} instead of {then:.3g}, so resume with "
-        f"train.num_steps={saved_num_steps}, or begin another run in another --workdir."
+        f"train.num_steps={saved_num_steps}, or begin another run in another workdir."
     )
 
 

@@ -6,9 +6,9 @@ import pathlib
 import jax
 import pytest
 
-from ddpm_jax.cli import train
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments import synonyms
+from ddpm_jax.tasks import training_start
 
 # Of each kind of field one: `experiments/test_fields.py` has them all.
 ALONE = [  # override, words of the sentence
@@ -81,7 +81,9 @@ def refused_untouched(refused, config_file, tmp_path, monkeypatch):
     """refused_untouched(*argv, says=...): train.py with the digits' config refuses before it
     computes or writes."""
     workdir = tmp_path / "run"
-    monkeypatch.setattr(train, "init_state", lambda *args: pytest.fail("parameters were drawn"))
+    monkeypatch.setattr(
+        training_start, "init_state", lambda *args: pytest.fail("parameters were drawn")
+    )
 
     def check(*argv, says):
         refused("train", "--config", config_file(), "--workdir", workdir, *argv, says=says)

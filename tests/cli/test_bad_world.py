@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import host_memory
-from ddpm_jax.cli import command, train
+from ddpm_jax.cli import command
 from ddpm_jax.generation import generating
+from ddpm_jax.tasks import training_start
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -36,7 +37,9 @@ def pictures(tmp_path):
 def refused_training(refused, config_file, tmp_path, monkeypatch):
     """refused_training(*argv, says=...): train.py refuses before it draws parameters or makes the
     workdir."""
-    monkeypatch.setattr(train, "init_state", lambda *args: pytest.fail("parameters were drawn"))
+    monkeypatch.setattr(
+        training_start, "init_state", lambda *args: pytest.fail("parameters were drawn")
+    )
 
     def check(*argv, says, workdir=tmp_path / "run", left=()):
         refused("train", "--config", config_file(), "--workdir", workdir, *argv, says=says)

@@ -9,24 +9,24 @@ import numpy as np
 import pytest
 
 from ddpm_jax.checkpoints.reader import read_config
-from ddpm_jax.cli import train
 from ddpm_jax.errors import FailureError
 from ddpm_jax.experiments.loading import load_first_stage, load_trained
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.tasks import training_session, training_start
 
 
 @pytest.fixture
 def beginning_state(monkeypatch):
     """The states that training was begun with, and the experiments."""
-    seen, init = [], train.init_state
+    seen, init = [], training_start.init_state
 
     def noted(experiment, *args):
         state = init(experiment, *args)
         seen.append((experiment, jax.tree.map(np.array, state)))
         return state
 
-    monkeypatch.setattr(train, "init_state", noted)
+    monkeypatch.setattr(training_start, "init_state", noted)
     return seen
 
 
@@ -46,7 +46,7 @@ def stopped(monkeypatch):
     def stop(*args, **kwargs):
         raise FailureError("Stopped.")
 
-    monkeypatch.setattr(train, "train", stop)
+    monkeypatch.setattr(training_session, "train", stop)
 
 
 @pytest.mark.parametrize("raw", [False, pytest.param(True, marks=pytest.mark.slow)])

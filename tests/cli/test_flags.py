@@ -114,7 +114,7 @@ def test_a_spacing_is_a_name_or_times():
     ["9" * 20 + ":" + "9" * 21, "²:³", "１:２", "-1:2", "0:1", "3:2", "1,2", "5", "1:2:3", ":"],
 )
 def test_steps_that_no_run_has_are_not_profiled(refused, steps):
-    refused("train", f"--profile={steps}", says=["--profile is ", "as in 10:12"])
+    refused("train", f"--profile={steps}", says=["profile is ", "as in 10:12"])
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_a_folder_that_has_changed_is_told_at_resume_by_its_files(
     refused(
         "train",
         *more,
-        says=["not those that the run began with", "1 is new (new.png)", "another --workdir"],
+        says=["not those that the run began with", "1 is new (new.png)", "another workdir"],
     )
     (photos / "new.png").unlink()
     old = (photos / "4.png").read_bytes()

@@ -65,7 +65,7 @@ def test_steps_that_the_run_will_not_do_cannot_be_profiled(refused, copied, conf
             "--profile",
             steps,
         ),
-        says=[f"--profile is {steps}", "has the steps 11 to 20 before it"],
+        says=[f"profile is {steps}", "has the steps 11 to 20 before it"],
     )
 
 
@@ -76,7 +76,7 @@ def test_a_range_that_is_none_is_refused_before_the_config_is_built(refused, con
         config_file(),
         "--profile",
         "12",
-        says=["--profile is '12'", "as in 10:12"],
+        says=["profile is '12'", "as in 10:12"],
     )
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import locks
-from ddpm_jax.cli import train
 from ddpm_jax.monitoring.records import read
+from ddpm_jax.tasks import training_start
 
 
 def steps_in(workdir):
@@ -76,7 +76,7 @@ def test_a_workdir_of_another_config_is_refused_naming_the_fields(refused, train
     says = [
         "model.ch (32 there, 64 here)",
         "optimizer.learning_rate (0.0002 there, 0.1 here)",
-        "another --workdir",
+        "another workdir",
     ]
     refused("train", "--config", config_file(), "--workdir", trained, *overrides, says=says)
     assert (trained / "config.json").read_bytes() == before
@@ -146,7 +146,7 @@ def test_a_run_that_is_further_than_it_is_to_go_is_said_so(refused, copied, conf
 def test_a_second_training_in_the_same_directory_ends_before_it_does_anything(
     refused, copied, config_file, monkeypatch
 ):
-    monkeypatch.setattr(train, "build", lambda *args: pytest.fail("it went on"))
+    monkeypatch.setattr(training_start, "build", lambda *args: pytest.fail("it went on"))
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     argv = ["--config", config_file(), "--workdir", copied, "--config.train.num_steps=12"]
     with locks.alone(copied, "training in it"):

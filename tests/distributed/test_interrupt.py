@@ -46,7 +46,7 @@ def test_a_time_limit_is_a_wish_and_a_signal_counts_for_more(monkeypatch):
     with stop:  # the time runs from the start of the command
         interrupt.check()
         now[0] = 60.0
-        with pytest.raises(Stopped, match=r"^stopped by --max_seconds$"):
+        with pytest.raises(Stopped, match=r"^stopped by max_seconds$"):
             interrupt.check()
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.received == Wish.SIGTERM

@@ -1,0 +1,83 @@
+"""Who watches a training run: records and their viewers, the bar, the grids, callbacks."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from ddpm_jax import memory
+from ddpm_jax.data.sources import Source
+from ddpm_jax.distributed import hosts
+from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.models import Model
+from ddpm_jax.monitoring.metric_writer import MetricWriter
+from ddpm_jax.monitoring.profiling import Trace
+from ddpm_jax.monitoring.progress import Progress
+from ddpm_jax.monitoring.weights_and_biases import WeightsAndBiases
+from ddpm_jax.tasks.first_stage_pictures import picture_writer
+from ddpm_jax.tasks.training_grids import grid_writer
+from ddpm_jax.training.callbacks import Callbacks
+from ddpm_jax.training.loop import Observers
+from ddpm_jax.training.state import TrainState
+
+
+def make_observers(
+    model: Model,
+    source: Source,
+    workdir: pathlib.Path,
+    *,
+    start: int,
+    wandb: str | None,
+    trace: Trace | None,
+    callbacks: Callbacks,
+    whole: Callable[[Any], Any],
+) -> Observers:
+    """Open what shows the run; only the primary of several processes shows anything.
+
+    Args:
+      model: the run's.
+      source: its training images.
+      workdir: its directory.
+      start: the step it starts from.
+      wandb: a project of Weights & Biases.
+      trace: profiles some steps.
+      callbacks: the user's.
+      whole: `Parallelism.whole`.
+
+    Raises:
+      FailureError: the records cannot be read or repaired.
+      UsageError: a picture cannot be made of the data.
+    """
+    config = model.config
+    writer, progress = hosts.Silent(), hosts.Silent()
+    if hosts.is_primary():
+        shown = [] if wandb is None else [WeightsAndBiases(workdir, wandb, configs.to_dict(config))]
+        progress = Progress(config.train.num_steps, start_step=start)
+        writer = MetricWriter(workdir, resume_step=start, viewers=[*shown, callbacks])
+    draw = _make_draw(model, source, workdir, writer, progress, whole)
+
+    def on_sample(step: int, state: TrainState) -> None:
+        if draw is not None:
+            draw(step, state)
+            callbacks.on_sample(step, state)
+
+    return Observers(writer, progress, on_sample, callbacks.on_checkpoint, trace)
+
+
+def _make_draw(
+    model: Model,
+    source: Source,
+    workdir: pathlib.Path,
+    writer: MetricWriter,
+    progress: Progress,
+    whole: Callable[[Any], Any],
+) -> Callable[[int, TrainState], None] | None:
+    """Return what draws the pictures of a step; None for a model that makes none."""
+    match model.config.objective:
+        case "diffusion":
+            draw = grid_writer(model, source, workdir, writer, progress, whole=whole)
+        case "first_stage":
+            draw = picture_writer(model, workdir, writer, progress.say, whole=whole)
+        case _:
+            return None
+    samples = model.config.train.num_samples
+    return memory.explained(f"drawing {samples} samples", "lower train.num_samples")(draw)

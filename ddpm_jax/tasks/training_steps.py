@@ -1,0 +1,89 @@
+"""Config -> what the training loop is given: compiled steps, cadences, where it starts.
+
+And what helps where memory runs out.
+"""
+
+import contextlib
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ddpm_jax import memory
+from ddpm_jax.distributed import hosts
+from ddpm_jax.distributed.pmap import several
+from ddpm_jax.experiments.training import Training
+from ddpm_jax.files import reporting
+from ddpm_jax.tasks.training_grids import PICTURED, grid_path
+from ddpm_jax.training.diagnosis import make_explain
+from ddpm_jax.training.exhaustion import remedies_of_a_step
+from ddpm_jax.training.loop import Start, Steps
+from ddpm_jax.training.options import LoopOptions
+from ddpm_jax.training.reporting import SINCE_RECORD
+from ddpm_jax.training.state import TrainState
+
+
+def make_steps(config: ConfigDict, training: Training) -> Steps:
+    """Return the steps, mapped over the devices; they are compiled when they are first called."""
+    parallelism = training.parallelism
+    explain = make_explain(
+        training.objective,
+        parts=jax.local_device_count() * config.optimizer.accumulate_steps,
+        whole=parallelism.whole,
+    )
+    return Steps(
+        parallelism.map_step(training.train_step),
+        parallelism.map_step(several(training.train_step)),
+        parallelism,
+        explain,
+    )
+
+
+def make_options(config: ConfigDict) -> LoopOptions:
+    """Return when the loop does what."""
+    return LoopOptions(
+        num_steps=config.train.num_steps,
+        batch_size=config.train.batch_size,
+        log_every=config.train.log_every,
+        sample_every=config.train.sample_every,
+        save_every=config.checkpoint.save_every,
+        steps_per_call=config.train.steps_per_call,
+        skip_nonfinite=config.train.skip_nonfinite,
+        snapshot_every=config.ema.snapshot_every,
+    )
+
+
+def remedies(config: ConfigDict) -> str:
+    """Say which fields to change where a step takes too much memory."""
+    return remedies_of_a_step(
+        batch_size=config.train.batch_size,
+        accumulate_steps=config.optimizer.accumulate_steps,
+        remat=config.model.remat,
+        parallel=config.parallel,
+        devices=jax.device_count(),
+    )
+
+
+def explained(config: ConfigDict) -> contextlib.AbstractContextManager[None]:
+    """Return what turns a step that runs out of memory into a sentence that says what to change."""
+    return memory.explained(
+        f"a training step of {config.train.batch_size} images", remedies(config)
+    )
+
+
+def make_start(
+    config: ConfigDict, workdir: pathlib.Path, state: TrainState, position: dict[str, Any] | None
+) -> Start:
+    """Return where the loop starts, by the state and the data item of a checkpoint."""
+    owes_grid = _owes_grid(config, workdir, int(state.step))
+    return Start(state, owes_grid, (position or {}).get(SINCE_RECORD, {}))
+
+
+def _owes_grid(config: ConfigDict, workdir: pathlib.Path, step: int) -> bool:
+    """Return whether the run was stopped between its checkpoint and the grid of that step."""
+    makes_grids = step > 0 and config.objective in PICTURED and config.train.sample_every > 0
+    if not makes_grids or step % config.train.sample_every:
+        return False
+    with reporting(grid_path(workdir, step), "read"):
+        return hosts.tell_all(not grid_path(workdir, step).exists())[0]
