@@ -1,8 +1,7 @@
-"""`ddpm-jax train`: trains the experiment of a config in a directory of its own, or resumes it.
+"""`python train.py`: train the model of a config in a directory of its own, or resume its run.
 
     python train.py                                              the bundled 8x8 digits, into runs/digits
-    python train.py --config configs/ddpm_cifar10.py --workdir runs/cifar10
-    --config.train.batch_size=256
+    python train.py --config ddpm_cifar10 --workdir runs/cifar10 --config.train.batch_size=256
     python train.py --workdir gs://BUCKET/runs/a                 in a bucket of Google Cloud Storage
     python train.py --distributed ...                            on every host of a TPU slice or of a Slurm job
     python train.py --distributed --coordinator HOST:1234 --num_processes 2 --process_id 0 ...         elsewhere
