@@ -42,7 +42,7 @@ def test_every_command_runs_as_a_module(monkeypatch, capsys, name, flag, code):
     assert exited.value.code == code
     if flag == "--help":
         assert said.startswith("`python ")
-        assert "\n  --platform " in said
+        assert "\n  --" in said
         assert complaint == ""
     else:
         assert said == ""
@@ -114,7 +114,7 @@ def test_help_without_docstrings_lists_the_flags(monkeypatch, capsys, name):
     said = capsys.readouterr().out
     assert said.startswith("This Python drops the text of the help (-OO)")
     assert "--help" in said
-    assert "\n  --platform " in said
+    assert "\n  --" in said
 
 
 @pytest.mark.parametrize("name", OF_A_FILE)
@@ -175,7 +175,7 @@ def test_no_flag_takes_nothing_for_a_value(capsys, tmp_path, monkeypatch, name):
     for flag in texts:
         for nothing in ("", " "):
             assert command.run(COMMANDS[name].main, [f"--{flag}", nothing]) == command.USAGE
-            says = rf"((--)?{flag} is empty: give it|flag --{flag}=\s*: it must be|--interpolate needs two image files)"
+            says = rf"((--)?{flag} is (empty|'\s*'): give |flag --{flag}=\s*: it must be|--interpolate needs two image files)"
             assert re.match(f"error: {says}", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
