@@ -1,10 +1,9 @@
 """Denoising diffusion in JAX: pure functions over pytrees, from the schedule to the sampler.
 
     import ddpm_jax
-    ddpm_jax.make_sampler(...)      # every name of `__all__`; `docs/architecture.md` says what is where
+    ddpm_jax.make_sampler(...)      # and every name of `__all__`; see `docs/architecture.md`
 
-A name is imported when it is first asked for, so that `import ddpm_jax` takes no time and starts no
-JAX.
+A name is imported when it is first used, so that `import ddpm_jax` is fast and does not import JAX.
 """
 
 import importlib

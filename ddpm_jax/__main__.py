@@ -25,7 +25,10 @@ USAGE = 2  # exit code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line without the program's name, by default this process's; its exit code."""
+    """Run a command line, by default this process's; return the exit code.
+
+    `argv` does not include the program's name.
+    """
     if argv is None:
         argv = sys.argv[1:]
         interrupt.own_process()
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         return _refuse(f"There is no command {name!r}.{suggest(name, COMMANDS)}")
-    # JAX takes a second to import, which the list of commands need not wait for
+    # JAX takes a second to import, and the list of commands does not need it
     with interrupt.leaving():
         from ddpm_jax.cli import command
 
@@ -57,7 +60,8 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "`ddpm-jax COMMAND --help` lists a command's flags; `ddpm-jax --version` says which this is.",
+            "`ddpm-jax COMMAND --help` lists a command's flags; "
+            "`ddpm-jax --version` says which this is.",
         ]
     )
 

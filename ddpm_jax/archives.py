@@ -1,8 +1,8 @@
-"""Arrays in files that somebody else may have written: NPZ, NPY and safetensors.
+"""Arrays in untrusted files: NPZ, NPY and safetensors.
 
-The headers are compared with the size of the file and with what the caller expects before memory is
-asked for, and nothing in a file is executed. What the arrays mean, and what to do about a file that
-is refused, the caller says.
+Headers are checked against the size of the file and the caller's expectation before memory is
+allocated, and nothing in a file is executed. The caller knows the meaning of the arrays, and the
+remedy for a refused file.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import numpy as np
 from ddpm_jax.files import open_file
 
 MEMBERS = 10_000  # arrays in a file
-# bytes, and times the file's size: what inflates beyond both is no archive of numbers
+# bytes, and multiple of the file's size: beyond both, it is not an archive of arrays
 INFLATED, RATIO = 1 << 28, 100
 HEADER = 10_000  # bytes of an NPY header, NumPy's own limit
 INDEX = 100_000_000  # bytes of a safetensors header, that format's own limit
@@ -39,27 +39,27 @@ SAFETENSORS = {
 
 
 class BadArchive(ValueError):
-    """What is in a file is not what its headers or the caller say; half a sentence."""
+    """The content of a file contradicts its headers or the caller; half a sentence."""
 
 
 class Header(NamedTuple):
-    """What an array is, before it is read."""
+    """Type and shape of an array, before it is read."""
 
     dtype: np.dtype
-    shape: tuple[int | None, ...] | None  # None, or None for a side: any
+    shape: tuple[int | None, ...] | None  # None: any shape; a side None: any length
 
 
 def read_npz(data: bytes, expected: Mapping[str, Header] | None = None) -> dict[str, np.ndarray]:
-    """Return the arrays of an NPZ file by name; they cannot be written to.
+    """Return the arrays of an NPZ file by name, read-only.
 
     Args:
-      data: the file's bytes.
-      expected: the arrays to read, of which others are passed over; all by default. Strings of any
-        length and text in either byte order agree with a `str` dtype.
+      data: the bytes of the file.
+      expected: the arrays to read, ignoring others; all by default. Strings of any length and
+        either byte order match a `str` dtype.
 
     Raises:
-      BadArchive: damaged, larger than it can be, or an array is missing, is none of numbers or
-        text, or is not as expected.
+      BadArchive: it is damaged or implausibly large, or an array is missing, holds neither numbers
+        nor text, or is not as expected.
     """
     with _refusing("a damaged archive"), zipfile.ZipFile(io.BytesIO(data)) as archive:
         found = _members(archive, len(data))
@@ -75,10 +75,10 @@ def read_npz(data: bytes, expected: Mapping[str, Header] | None = None) -> dict[
 
 
 def map_npy(path: pathlib.Path, expected: Header) -> np.ndarray:
-    """Map an NPY file of this machine into memory, read-only.
+    """Map a local NPY file into memory, read-only.
 
     Raises:
-      BadArchive: damaged, or not as expected.
+      BadArchive: it is damaged, or not as expected.
       OSError: as `files.open_file`.
     """
     with open_file(path) as file:
@@ -92,15 +92,15 @@ def map_npy(path: pathlib.Path, expected: Header) -> np.ndarray:
 
 
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
-    """Return the tensors of a safetensors file by name; they cannot be written to.
+    """Return the tensors of a safetensors file by name, read-only.
 
     The file is the length n of a JSON object in 8 bytes, little-endian; the object, which gives
-    each tensor's dtype, its shape and where it lies in the rest; and the rest, of which every byte
-    belongs to one tensor (https://github.com/huggingface/safetensors, "Format").
+    dtype, shape and position of each tensor; and the data, of which every byte belongs to one
+    tensor (https://github.com/huggingface/safetensors, "Format").
 
     Raises:
-      BadArchive: none, damaged, or of numbers that NumPy and JAX cannot compute with here, such as
-        FP8.
+      BadArchive: it is not such a file, damaged, or of a type that NumPy and JAX do not support
+        here, such as FP8.
     """
     length = int.from_bytes(data[:8], "little")
     if not 2 <= length <= min(len(data) - 8, INDEX) or data[8:9] != b"{":
@@ -110,7 +110,7 @@ def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     index.pop("__metadata__", None)
     if len(index) > MEMBERS:
         raise BadArchive(f"it has {len(index):,} tensors, more than {MEMBERS:,}")
-    placed = {name: _placed(name, entry) for name, entry in index.items()}
+    placed = {name: _read_entry(name, entry) for name, entry in index.items()}
     end = 0
     for name, (header, begin, stop) in sorted(placed.items(), key=lambda item: item[1][1:]):
         if begin != end or stop - begin != _nbytes(header):
@@ -133,7 +133,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _placed(name: str, entry: Any) -> tuple[Header, int, int]:
+def _read_entry(name: str, entry: Any) -> tuple[Header, int, int]:
     try:
         kind, shape, (begin, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         whole = all(type(number) is int and number >= 0 for number in (*shape, begin, stop))
@@ -149,7 +149,7 @@ def _placed(name: str, entry: Any) -> tuple[Header, int, int]:
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The members by the name of their array, once the directory has been found sound."""
+    """Return the members by the name of their array, after checking the directory."""
     infos = archive.infolist()
     if len(infos) > MEMBERS:
         raise BadArchive(f"it has {len(infos):,} members, more than {MEMBERS:,}")
@@ -182,15 +182,14 @@ def _read_member(
             )
         if expected is not None:
             _check_expected(repr(name), header, expected)
-        content = member.read()  # to the end, where its checksum is compared
+        content = member.read()  # to the end, where the checksum is verified
     if len(content) != size:
         raise BadArchive(f"its array {name!r} is cut off")
     return _array(content, header, "F" if fortran else "C")
 
 
 def _array(content: bytes | memoryview, header: Header, order: str = "C") -> np.ndarray:
-    # An empty buffer is none for NumPy, and a shape of zeros may have a side that no array can
-    # have.
+    # NumPy refuses an empty buffer, and a shape with a 0 may have an impossible other side.
     with _refusing("it has an array of an impossible shape"):
         flat = np.frombuffer(content, header.dtype) if len(content) else np.zeros(0, header.dtype)
         array = flat.reshape(header.shape, order=order)
@@ -204,8 +203,7 @@ def _array(content: bytes | memoryview, header: Header, order: str = "C") -> np.
 
 
 def _npy_header(file: BinaryIO) -> tuple[Header, bool]:
-    """The header of an NPY file from its beginning on, and whether the array lies in Fortran's
-    order."""
+    """Read an NPY header; return it and whether the array is in Fortran order."""
     with _refusing("an array in it has a damaged header"):
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0), (3, 0)):
@@ -216,12 +214,12 @@ def _npy_header(file: BinaryIO) -> tuple[Header, bool]:
         if length > HEADER:
             raise BadArchive(f"the header of an array in it has {length:,} bytes")
         text = io.BytesIO(struct.pack("<H", length) + file.read(length))
-        # A literal, which NumPy parses without calling anything in it. It warns of those of Python
+        # A literal, which NumPy parses without executing anything. It warns about those of Python
         # 2.
         with warnings.catch_warnings(action="ignore"):
             try:
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(text, HEADER)
-            except MemoryError:  # Python's parser, of a literal that is nested too deeply
+            except MemoryError:  # from Python's parser, if the literal is nested too deeply
                 raise BadArchive("an array in it has a damaged header") from None
     if dtype.hasobject:
         raise BadArchive("an array in it is of Python objects, which are never read")
@@ -243,10 +241,10 @@ def _check_expected(what: str, found: Header, expected: Header) -> None:
         )
     )
     if (found.dtype != expected.dtype and not text) or not fits:
-        raise BadArchive(f"{what} is {_said(found)}, where {_said(expected)} is expected")
+        raise BadArchive(f"{what} is {_describe(found)}, where {_describe(expected)} is expected")
 
 
-def _said(header: Header) -> str:
+def _describe(header: Header) -> str:
     kind = "text" if header.dtype.kind == "U" else str(header.dtype)
     shape = (
         ""
@@ -258,7 +256,7 @@ def _said(header: Header) -> str:
 
 @contextlib.contextmanager
 def _refusing(reason: str) -> Iterator[None]:
-    """On bytes that are not what they should be the parsers raise whatever they trip over."""
+    """Turn any error of a parser into a `BadArchive`."""
     try:
         yield
     except (BadArchive, MemoryError):

@@ -1,5 +1,4 @@
-"""The two errors a command reports as one sentence, and the look-up that suggests the nearest valid
-name.
+"""The two errors that a command reports as one sentence, and suggestions of valid names.
 
 Every other exception is a defect of the package and keeps its traceback.
 """
@@ -13,21 +12,17 @@ LONGEST = 2000  # characters of a sentence: a name in a foreign file may have a 
 
 
 class UsageError(ValueError):
-    """The user asked for something that cannot be: a command prints the sentence and exits with
-    2."""
+    """The user's request is invalid: a command prints the sentence and exits with 2."""
 
 
 class FailureError(RuntimeError):
-    """The world failed us, say a full disk or a diverged loss: a command prints the sentence and
-    exits with 1."""
+    """Something outside failed, say a full disk: a command prints the sentence and exits with 1."""
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    r"""Return `text` with what a terminal obeys instead of showing it written out: \x1b, \u202e,
-    \n.
+    r"""Return `text` with control characters escaped: \x1b, \u202e, \n.
 
-    Names and values in a stranger's file may hold such characters. With `lines` a newline stays
-    one.
+    Names and values in an untrusted file may hold such characters. With `lines` newlines are kept.
     """
     if lines:
         return "\n".join(map(visible, text.split("\n")))
@@ -35,21 +30,18 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def sentence(error: Exception) -> str:
-    """What a command prints of an error: one line that a terminal shows as it is, and not an
-    endless one."""
+    """Return the printable form of an error's message: one line of bounded length."""
     text = visible(str(error))
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
 
 
 def say(text: object, file: TextIO | None = None) -> None:
-    """Print a text of one or more lines, which a terminal shows as it is, to `file`, by default
-    standard output."""
+    """Print printable text of one or more lines to `file`, by default standard output."""
     print(visible(str(text), lines=True), file=file)
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
-    """Return " Did you mean 'linear'?" for the valid name nearest to `name`, or "" when none is
-    near."""
+    """Return " Did you mean 'linear'?" for the nearest valid name, or "" if none is near."""
     near = difflib.get_close_matches(name, list(valid), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
 
@@ -61,10 +53,10 @@ def choose(kind: str, name: str, table: Mapping[str, T], *, hint: str = "") -> T
       kind: what the table holds, for the message: "beta schedule".
       name: the user's choice.
       table: the valid choices.
-      hint: what to say of a name that is not among them, where something is known of it.
+      hint: a sentence about an invalid name, instead of the suggestion.
 
     Raises:
-      UsageError: `name` is not in the table; the sentence lists the valid names and suggests the
+      UsageError: `name` is not in the table; the message lists the valid names and suggests the
         nearest.
     """
     if name not in table:

@@ -1,11 +1,9 @@
-"""Files here and in a bucket: naming them, writing a whole one or nothing, saying in a sentence why
-that failed.
+"""Files on disk and in buckets: paths, atomic writes, and errors as sentences.
 
-Names of this machine are `pathlib.Path`, names that begin with gs:// are `epath.Path`, which has
-the same methods. Only where a store of objects cannot do what a disk does need they be told apart:
-it has no folders, and neither appends nor renames. What a reader finds under a name is never half
-of it: here by a rename, there because an object appears when all of it has arrived. Checkpoints do
-not go through here: Orbax has its own ways.
+Local paths are `pathlib.Path`, paths that begin with gs:// are `epath.Path`, which has the same
+methods. They differ only where an object store cannot do what a disk does: it has no folders, and
+neither appends nor renames. A reader never finds a partial file: on disk because of a rename, in a
+bucket because an object appears only when it is complete. Checkpoints are written by Orbax instead.
 """
 
 import concurrent.futures
@@ -27,28 +25,26 @@ from typing import Any, BinaryIO
 from ddpm_jax.errors import FailureError, UsageError
 
 BUCKET = "gs://"
-_AT_A_TIME = 8  # objects fetched at once
-_WAYS = ("aiohttp", "requests")  # whose errors say that a bucket does not answer
-# whose errors, beside those of the system, are a bucket's
-_CLIENTS = (*_WAYS, "fsspec", "gcsfs", "google")
+_PARALLEL_DOWNLOADS = 8  # objects downloaded at the same time
+_HTTP_LIBRARIES = ("aiohttp", "requests")  # their errors mean that a bucket does not answer
+# libraries whose errors come from a bucket
+_CLIENTS = (*_HTTP_LIBRARIES, "fsspec", "gcsfs", "google")
 
 
 class NotAFile(OSError):
-    """Where a file is expected there is something else. The message names it: "a named pipe"."""
+    """Something other than a file is found; the message names it: "a named pipe"."""
 
 
 def as_path(name: str | os.PathLike) -> pathlib.Path | Any:
-    """Return a path that can be read and written: of this machine, or in a bucket of Google Cloud
-    Storage.
+    """Return a path on this machine or in a bucket of Google Cloud Storage.
 
     Raises:
-      UsageError: another kind of address, no bucket in it, or gcsfs is not installed.
+      UsageError: it is another kind of URL, names no bucket, or gcsfs is not installed.
     """
     text = os.fspath(name)
     scheme, separator, rest = text.partition("://")
     if not separator:
-        # pathlib makes one slash of two; what went through it by mistake would be a folder called
-        # "gs:".
+        # pathlib turns two slashes into one: a URL passed through it names a folder called "gs:".
         return pathlib.Path(name)
     if scheme != "gs":
         raise UsageError(
@@ -61,12 +57,12 @@ def as_path(name: str | os.PathLike) -> pathlib.Path | Any:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether `path` lies in a bucket."""
+    """Return whether `path` is in a bucket."""
     return os.fspath(path).startswith(BUCKET)
 
 
 def check_length(path: str) -> None:
-    """Refuse a path that no file system takes.
+    """Refuse a path that is too long for every file system.
 
     Raises:
       ValueError: it, or a name in it, is too long; the message lacks its subject.
@@ -74,7 +70,7 @@ def check_length(path: str) -> None:
     if is_remote(path):
         return
     longest = max(len(os.fsencode(part)) for part in path.split("/"))
-    # a byte ends a path
+    # less the terminating byte
     most_of_a_name, most = os.pathconf("/", "PC_NAME_MAX"), os.pathconf("/", "PC_PATH_MAX") - 1
     if longest > most_of_a_name:
         size, allowed = f"a name in it has {longest}", most_of_a_name
@@ -86,15 +82,15 @@ def check_length(path: str) -> None:
 
 
 def is_folder(path: Any) -> bool:
-    """Whether there is a folder `path`; in a bucket, anything below that name.
+    """Return whether `path` is a folder; in a bucket, whether any object is below it.
 
-    A bucket that does not answer raises its client's error, where `is_dir` would say no.
+    A bucket that does not answer raises the error of its client, where `is_dir` returns False.
     """
     return path.exists() if is_remote(path) else path.is_dir()
 
 
 def absolute(path: Any) -> Any:
-    """The path from the root of this machine; of one in a bucket, itself."""
+    """Return the absolute path; a path in a bucket unchanged."""
     return path if is_remote(path) else path.absolute()
 
 
@@ -104,35 +100,35 @@ def _bucket_paths() -> Any:
         raise UsageError(
             f"{BUCKET} needs the package gcsfs: install it with pip install -e '.[gcs]'."
         )
-    # Which library reads a bucket must not depend on whether TensorFlow is there too.
+    # The library that reads a bucket must not depend on whether TensorFlow is installed.
     os.environ.setdefault("EPATH_USE_TF", "false")
-    # Otherwise gcsfs asks for the kind of the bucket, on another service that needs rights of its
-    # own.
+    # Otherwise gcsfs asks another service, with permissions of its own, for the kind of the bucket.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
     from etils import epath
 
-    # it prints the traceback of every error that it raises
+    # it logs the traceback of every error that it raises
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    # What it remembers of a folder does not notice what other processes write there.
+    # Its cache of a folder misses what other processes write there.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path
 
 
 def open_file(path: str | os.PathLike) -> BinaryIO:
-    """Open a file to read its bytes. A pipe or a device, which may have no end, is not opened at
-    all.
+    """Open a file to read its bytes.
+
+    A pipe or a device, which may have no end, is not opened.
 
     Raises:
-      NotAFile: it is no regular file, nor a link to one.
-      OSError: as `open`; of a bucket also what its client raises.
+      NotAFile: it is neither a regular file nor a link to one.
+      OSError: as `open`; for a bucket also the errors of its client.
     """
     path = as_path(path)
     if is_remote(path):
         return path.open("rb")
     check_is_file(os.stat(path))
-    # Something else may stand there by now, and opening a pipe waits for a writer unless it may
-    # not.
+    # It may have been replaced by now, and opening a pipe waits for a writer unless O_NONBLOCK is
+    # set.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         check_is_file(os.fstat(descriptor))
@@ -143,11 +139,12 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
 
 
 def check_is_file(status: os.stat_result) -> None:
-    """Refuse what `os.stat` or, for links to be refused too, `os.lstat` says of something else
-    than a regular file.
+    """Refuse the status of anything other than a regular file.
+
+    The status is that of `os.stat` or, to refuse links too, `os.lstat`.
 
     Raises:
-      NotAFile: see there.
+      NotAFile: naming what it is.
     """
     kinds = (
         (stat.S_ISLNK, "a link"),
@@ -164,13 +161,13 @@ def check_is_file(status: os.stat_result) -> None:
 
 
 def read_file(path: str | os.PathLike, *, largest: int | None = None) -> bytes:
-    """The bytes of a file, or no more than `largest` of them; raises as `open_file`."""
+    """Return the bytes of a file, at most `largest` of them; raise as `open_file`."""
     with open_file(path) as file:
         return file.read(-1 if largest is None else largest)
 
 
-def sha256_of(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, as 64 hexadecimal digits; raises as `open_file`."""
+def file_sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits; raise as `open_file`."""
     digest = hashlib.sha256()
     with open_file(path) as file:
         while block := file.read(1 << 20):
@@ -179,12 +176,13 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
-    """Write `data` to `path`, creating parent folders; a kill or a full disk leaves what was there
-    before.
+    """Write `data` to `path`, creating parent folders.
+
+    A kill or a full disk leaves the previous content.
 
     Raises:
-      OSError: the file cannot be written; `path` is then untouched. In a bucket, also what its
-        client raises.
+      OSError: the file cannot be written; `path` is then unchanged. For a bucket also the errors of
+        its client.
     """
     path = as_path(path)
     if is_remote(path):
@@ -204,7 +202,7 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
 
 
 def copy_folder(source: str | os.PathLike, target: Any) -> None:
-    """Copy all files of a folder of this machine below `target`."""
+    """Copy all files of a local folder below `target`."""
     source = pathlib.Path(source)
     for path in sorted(source.rglob("*")):
         if path.is_file():
@@ -212,11 +210,9 @@ def copy_folder(source: str | os.PathLike, target: Any) -> None:
 
 
 def local_copy(folder: Any) -> pathlib.Path:
-    """Copy a folder of a bucket, with what is in it, to this machine's directory for temporary
-    files (TMPDIR).
+    """Copy a folder of a bucket into the local directory for temporary files (TMPDIR).
 
-    A copy that is there already, of the same objects, is taken. Processes that copy at once all
-    succeed.
+    An existing copy of the same objects is reused. Several processes may copy at the same time.
     """
     import fsspec
 
@@ -229,7 +225,7 @@ def local_copy(folder: Any) -> pathlib.Path:
         ]
     )
     digest = hashlib.sha256(listing.encode()).hexdigest()[:16]
-    # The last parts of the name: some readers learn from them what is in the folder.
+    # The last parts of the path are kept: some readers identify the content by them.
     copies = pathlib.Path(tempfile.gettempdir()) / f"ddpm_jax-{os.getuid()}"
     target = copies / digest / pathlib.Path(name).relative_to(pathlib.Path(name).parts[0])
     if target.is_dir():
@@ -243,7 +239,7 @@ def local_copy(folder: Any) -> pathlib.Path:
             there.parent.mkdir(parents=True, exist_ok=True)
             store.get_file(path, str(there))
 
-        with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
+        with concurrent.futures.ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
             list(pool.map(fetch, objects))
         target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # another process was first
@@ -254,8 +250,10 @@ def local_copy(folder: Any) -> pathlib.Path:
 
 
 def move_folder(source: Any, target: Any) -> None:
-    """Rename a folder; in a bucket, copies its objects there and then removes them, so that a kill
-    loses none."""
+    """Rename a folder; in a bucket, copy its objects and then remove them.
+
+    A kill in between loses nothing.
+    """
     if not is_remote(source):
         source.rename(target)
         return
@@ -269,12 +267,11 @@ def move_folder(source: Any, target: Any) -> None:
 
 @contextlib.contextmanager
 def reporting(path: str | os.PathLike, doing: str = "write") -> Iterator[None]:
-    """Its body works on `path`; the refusal of the operating system or a bucket becomes the
-    sentence the user reads.
+    """Turn errors of the operating system or a bucket about `path` into one sentence.
 
     Raises:
-      FailureError: the disk is full, or `path` cannot be read or written. `doing` says what was
-        tried.
+      FailureError: the disk is full, or `path` cannot be read or written; `doing` is the verb of
+        the message.
     """
     try:
         yield
@@ -285,7 +282,7 @@ def reporting(path: str | os.PathLike, doing: str = "write") -> Iterator[None]:
     except Exception as error:
         if is_remote(path) and is_refusal(error):
             raise FailureError(
-                f"Cannot {doing} {path}: {reason_of(error, path)}. What is already there stays: "
+                f"Cannot {doing} {path}: {error_reason(error, path)}. What is already there stays: "
                 "put that right, then start the same command again to resume."
             ) from error
         if not isinstance(error, OSError):
@@ -297,27 +294,28 @@ def reporting(path: str | os.PathLike, doing: str = "write") -> Iterator[None]:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the operating system, a bucket or the way to it refused, as opposed to a mistake of
-    this program."""
-    return isinstance(error, OSError) or is_of_a_bucket(error)
+    """Return whether an error comes from the operating system or a bucket, not from a bug."""
+    return isinstance(error, OSError) or is_bucket_error(error)
 
 
-def is_of_a_bucket(error: Exception) -> bool:
-    """Whether a client of buckets raised this, of whatever name."""
+def is_bucket_error(error: Exception) -> bool:
+    """Return whether a client library of buckets raised this error."""
     return type(error).__module__.split(".")[0] in _CLIENTS
 
 
-def reason_of(error: Exception, path: str | os.PathLike) -> str:
-    """Why, in a few words: those of the operating system, what a bucket's answer means, or the
-    first of the message.
+def error_reason(error: Exception, path: str | os.PathLike) -> str:
+    """Return the reason of an error in a few words.
+
+    They are those of the operating system, an explanation of a bucket's answer, or the message's
+    first line.
 
     Args:
-      error: raised by what was done to `path`.
-      path: of this machine or in a bucket.
+      error: raised by an operation on `path`.
+      path: on this machine or in a bucket.
     """
-    # so tensorstore has it
+    # tensorstore's format
     number = getattr(error, "errno", None) or re.search(r"os_error_code='(\d+)'", str(error))
-    if number and not type(error).__module__.startswith(_WAYS):
+    if number and not type(error).__module__.startswith(_HTTP_LIBRARIES):
         return os.strerror(number if isinstance(number, int) else int(number[1]))
     text, code = str(error).strip(), getattr(error, "code", None)
     first_line = text.split("\n")[0]
@@ -325,47 +323,50 @@ def reason_of(error: Exception, path: str | os.PathLike) -> str:
         return first_line.rstrip(".")
     if isinstance(error, FileNotFoundError):
         return "there is no such bucket or object"
-    # and not a step in a name
+    # not a number in a file name
     if code == 401 or re.search(r"(?<![\w/.-])401(?![\w/-])", first_line):
         return (
             "Google Cloud does not know who asks: log in with gcloud auth application-default login"
         )
     if code == 403 or text.startswith("Forbidden") or " 403 " in f" {text} ":
-        return "Google Cloud forbids it: the account that asks needs the role Storage Object User on the bucket"
-    if _is_silence(error):
+        return (
+            "Google Cloud forbids it: the account that asks needs the role Storage Object User on "
+            "the bucket"
+        )
+    if _is_timeout(error):
         said = text or type(error).__name__
         return f"Google Cloud Storage does not answer ({said}): look at the network and its proxy"
     return first_line.rstrip(".")
 
 
-def _is_silence(error: Exception) -> bool:
-    """Whether a bucket has not answered; asyncio's own error says no more than that time is up."""
-    return type(error).__module__.startswith(_WAYS) or isinstance(error, TimeoutError)
+def _is_timeout(error: Exception) -> bool:
+    """Return whether a bucket has not answered.
+
+    asyncio's own error is a TimeoutError without details.
+    """
+    return type(error).__module__.startswith(_HTTP_LIBRARIES) or isinstance(error, TimeoutError)
 
 
 def check_place(path: Any, *, flag: str, writing: bool = False) -> None:
-    """Ask a bucket for what will be asked of it later, before anything expensive begins. Disks are
-    not asked.
+    """Check access to a bucket before anything expensive begins; disks are not checked.
 
     Raises:
-      UsageError: there is no such bucket, or it may not be listed; with `writing`, or not be
-        written.
-      FailureError: it does not answer, which is known after about half a minute.
+      UsageError: there is no such bucket, or it cannot be listed or, with `writing`, written.
+      FailureError: it does not answer within about half a minute.
     """
     if not is_remote(path):
         return
     bucket = as_path(BUCKET + str(path).removeprefix(BUCKET).split("/")[0])
     doing = "read"
     try:
-        if not _listed(path) and not bucket.is_dir():
+        if not _exists(path) and not bucket.is_dir():
             raise UsageError(
                 f"{flag}: there is no bucket {bucket}: make it with gcloud storage buckets create "
                 f"{bucket}."
             )
         if writing:
             doing = "written"
-            # Beside it: in it, another process would take it for a folder that is there, and then
-            # is not.
+            # Next to it, not in it: otherwise another process would briefly see a folder there.
             name = f".write-test-{secrets.token_hex(4)}"
             probe = path / name if path == bucket else path.with_name(path.name + name)
             probe.write_bytes(b"")
@@ -373,11 +374,11 @@ def check_place(path: Any, *, flag: str, writing: bool = False) -> None:
     except Exception as error:
         if not is_refusal(error):
             raise
-        sentence = f"{flag}: {path} cannot be {doing}: {reason_of(error, path)}."
-        raise (FailureError if _is_silence(error) else UsageError)(sentence) from error
+        sentence = f"{flag}: {path} cannot be {doing}: {error_reason(error, path)}."
+        raise (FailureError if _is_timeout(error) else UsageError)(sentence) from error
 
 
-def _listed(path: Any) -> bool:
+def _exists(path: Any) -> bool:
     try:
         return next(path.iterdir(), None) is not None
     except FileNotFoundError:

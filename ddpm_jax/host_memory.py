@@ -1,6 +1,6 @@
-"""How much memory of the host a computation may take, and the sentence where it needs more.
+"""Memory of the host that a computation may use, and the error if it needs more.
 
-What a device holds is not looked at here.
+Memory of devices is in `memory`.
 """
 
 import os
@@ -21,18 +21,16 @@ LIMITS = (  # of the container, of both generations of Linux's control groups
 
 
 def available() -> int:
-    """Bytes that this process may still take: what the machine has free, and no more than its
-    container may hold.
+    """Return the bytes that this process may still use, within its container's limit.
 
-    Where the system does not tell what is free, all of the machine's memory.
+    If the system does not report free memory, all memory of the machine counts.
     """
     limits = [int(text) for text in map(_read, LIMITS) if text.strip().isdigit()]
     return min([_free(), *limits])
 
 
 def total() -> int:
-    """Bytes that this process can have at most: the machine's with its swap space, or what it is
-    limited to."""
+    """Return the most bytes this process can have: memory and swap, or its limits."""
     limits = [int(text) for text in map(_read, LIMITS) if text.strip().isdigit()]
     if resource is not None:
         limits += [
@@ -44,7 +42,7 @@ def total() -> int:
 
 
 def machine() -> int:
-    """Bytes of the machine's memory, whoever has them."""
+    """Return the bytes of the machine's memory, used or not."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -53,7 +51,7 @@ def _free() -> int:
 
 
 def _line(name: str, otherwise: int) -> int:
-    """Bytes of one line of the system's account of its memory."""
+    """Return the bytes in one line of /proc/meminfo, or `otherwise`."""
     found = [line for line in _read(MEMINFO).splitlines() if line.startswith(f"{name}:")]
     return int(found[0].split()[1]) * 1024 if found else otherwise
 
@@ -66,7 +64,7 @@ def _read(path: pathlib.Path) -> str:
 
 
 def check(needed: int, *, what: str, remedy: str) -> None:
-    """Refuse what needs more memory than there is, before it is begun.
+    """Refuse a computation that needs more memory than is available, before it begins.
 
     Args:
       needed: bytes.

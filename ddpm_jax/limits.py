@@ -1,6 +1,6 @@
-"""The largest numbers that settings may have, beyond which they could only be mistakes."""
+"""Upper limits of settings: larger numbers could only be mistakes."""
 
-MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: a larger one would repeat a smaller one's draws
+MAX_SEED = 2**32 - 1  # JAX keeps 32 bits of a seed: larger ones repeat the draws of smaller ones
 MAX_STEP = 2**31 - 1  # a run counts its updates in 32 bits
 MAX_TIMESTEPS = 1_000_000  # of a chain, or of its walk
 MAX_IMAGES = 10_000_000  # of one command

@@ -1,14 +1,14 @@
-"""One writer at a time: the lock that a command holds on the directory it writes into.
+"""One writer at a time: the lock that a command holds on the directory it writes to.
 
 On a disk it is a lock of the operating system (flock) on the file `.lock`: it ends with its
 process, however that ends, and a file that a killed process leaves behind locks nothing. Network
-file systems pass it on to their server; one that knows no locks is said so, and not guarded.
+file systems pass it on to their server; on one without locks a warning is printed.
 
-A bucket has no such locks. There the owner makes the object `.lock`, which succeeds for one process
-only, and writes it again every `BEAT_SECONDS`. Who finds it waits: if it is written again its owner
-lives; after `STALE_SECONDS` without that, or at once if the owner was a process of this machine
-that is gone, it is removed, provided it is still the same one. An owner that was silent for longer,
-and has been replaced, learns of it from `check`.
+A bucket has no such locks. There the owner creates the object `.lock`, which succeeds for one
+process only, and rewrites it every `BEAT_SECONDS`. Another process waits: if the object is
+rewritten, its owner is alive; after `STALE_SECONDS` without that, or immediately if the owner was a
+process of this machine that has ended, it removes the object, provided it is still the same
+version. `check` tells an owner that was silent for longer whether it has been replaced.
 """
 
 import contextlib
@@ -35,19 +35,19 @@ except ImportError:  # not a POSIX system: nothing is guarded there
     fcntl = None
 
 LOCK = ".lock"
-# between two signs of life in a bucket, which takes one write a second to an object
+# between two heartbeats in a bucket, which allows one write per second to an object
 BEAT_SECONDS = 15.0
-STALE_SECONDS = 60.0  # without one, after which the owner is taken to be gone
+STALE_SECONDS = 60.0  # without a heartbeat, after which the owner counts as gone
 _OWNER = Table({"pid": Whole(1, 2**31 - 1)}, others=Text())
-# of file systems that know none
+# from file systems without locks
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class Lock:
-    """What the owner of a directory holds."""
+    """A lock that is held."""
 
     def check(self) -> None:
-        """Return if the directory is still this process's own; on a disk it always is.
+        """Return if this process still owns the directory; on a disk it always does.
 
         Raises:
           FailureError: another process has taken it over.
@@ -55,19 +55,20 @@ class Lock:
 
 
 @contextlib.contextmanager
-def alone(directory: str | os.PathLike, doing: str, *, name: str = LOCK) -> Iterator[Lock]:
-    """Hold the lock on a directory while its body runs, and leaves nothing behind that the body
-    has not made.
+def hold(directory: str | os.PathLike, doing: str, *, name: str = LOCK) -> Iterator[Lock]:
+    """Hold the lock on a directory while the body runs.
+
+    Nothing is left behind that the body has not created.
 
     Args:
-      directory: on a disk or in a bucket; made if need be.
-      doing: what other processes will read of this one: "training in it".
-      name: of the lock, where a part of the directory is locked only.
+      directory: on a disk or in a bucket; created if necessary.
+      doing: shown to other processes: "training in it".
+      name: of the lock, if only a part of the directory is locked.
 
     Raises:
       UsageError: `directory` is a file.
-      FailureError: another process holds the lock (it is named, with what to do), or the directory
-        cannot be written.
+      FailureError: another process holds the lock (the message names it), or the directory cannot
+        be written.
     """
     directory = as_path(directory)
     take = _in_a_bucket if is_remote(directory) else _on_a_disk
@@ -76,14 +77,14 @@ def alone(directory: str | os.PathLike, doing: str, *, name: str = LOCK) -> Iter
 
 
 class _Owner(NamedTuple):
-    """Who holds a lock, as the lock itself says."""
+    """The holder of a lock, as stored in the lock itself."""
 
     host: str
     pid: int
     since: str  # local time, with its zone
     doing: str
-    machine: str  # on which `pid` means one process; "" where that is not known
-    token: str  # of one taking of the lock
+    machine: str  # where `pid` is unique; "" if unknown
+    token: str  # unique to one acquisition
 
     @classmethod
     def of_this_process(cls, doing: str) -> "_Owner":
@@ -94,8 +95,7 @@ class _Owner(NamedTuple):
 
     @classmethod
     def read(cls, data: bytes) -> "_Owner | None":
-        """The owner that `data` tells of, None if it does not: it may be half-written, or anybody's
-        file."""
+        """Parse an owner; None if the data is incomplete or not a lock's."""
         try:
             return cls(**parse(data, _OWNER))
         except (Malformed, TypeError):
@@ -105,8 +105,7 @@ class _Owner(NamedTuple):
         return (json.dumps(self._asdict()) + "\n").encode()
 
     def is_gone(self) -> bool:
-        """Whether the process was one of this machine and has ended; False where that cannot be
-        known."""
+        """Return whether it was a process of this machine that has ended; False if unknown."""
         if not self.machine or self.machine != _machine():
             return False
         try:
@@ -119,7 +118,7 @@ class _Owner(NamedTuple):
 
 
 def _machine() -> str:
-    """Name what process numbers are unique in: this boot of the machine, and the container."""
+    """Return an identifier of the scope of process numbers: the boot and the container."""
     try:
         boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -147,7 +146,7 @@ def _on_a_disk(directory: pathlib.Path, name: str, owner: _Owner) -> Iterator[Lo
             file = None if fcntl is None else _locked(directory / name, directory)
         try:
             if file is not None:
-                # it locks as well without a name in it, say on a full disk
+                # the lock holds without the owner's data, say on a full disk
                 with contextlib.suppress(OSError):
                     file.truncate(0)
                     file.write(owner.data())
@@ -157,7 +156,7 @@ def _on_a_disk(directory: pathlib.Path, name: str, owner: _Owner) -> Iterator[Lo
             if file is not None:
                 with contextlib.suppress(OSError):
                     if _is_at(file, directory / name):
-                        # while it is locked: `_locked` notices that it is gone
+                        # while still locked: `_locked` notices that it is gone
                         (directory / name).unlink()
                 file.close()
     finally:
@@ -167,7 +166,7 @@ def _on_a_disk(directory: pathlib.Path, name: str, owner: _Owner) -> Iterator[Lo
 
 
 def _locked(path: pathlib.Path, directory: pathlib.Path) -> Any:
-    """The file `path`, open and locked; None on a file system without locks."""
+    """Return the file `path`, open and locked; None on a file system without locks."""
     while True:
         file = open(path, "a+b")  # noqa: SIM115  it stays open as long as it is locked
         try:
@@ -187,7 +186,7 @@ def _locked(path: pathlib.Path, directory: pathlib.Path) -> Any:
                 return None
         if _is_at(file, path):
             return file
-        file.close()  # its owner has removed it between our two steps
+        file.close()  # its owner has removed it since we opened it
 
 
 def _is_at(file: Any, path: pathlib.Path) -> bool:
@@ -209,7 +208,7 @@ def _in_a_bucket(directory: Any, name: str, owner: _Owner) -> Iterator[Lock]:
 
 
 class _ObjectLock(Lock):
-    """An object that one process has made, and writes again and again from a thread of its own."""
+    """An object that one process has created and rewrites from a thread of its own."""
 
     def __init__(self, directory: Any, name: str, owner: _Owner):
         import fsspec
@@ -220,10 +219,10 @@ class _ObjectLock(Lock):
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def take(self) -> None:
-        """Make the object, when no living process has it.
+        """Create the object, unless a living process owns it.
 
         Raises:
-          FailureError: one has.
+          FailureError: one does.
         """
         while not self._make():
             generation, other = self._read()
@@ -241,7 +240,7 @@ class _ObjectLock(Lock):
         except Exception as error:
             if not is_refusal(error):
                 raise
-            return  # what is written next will say that the bucket does not answer
+            return  # the next write will report that the bucket does not answer
         if not mine:
             raise FailureError(
                 f"{self._directory} was taken over by "
@@ -253,13 +252,13 @@ class _ObjectLock(Lock):
     def release(self) -> None:
         self._end.set()
         self._thread.join()
-        with contextlib.suppress(Exception):  # then it is found stale
+        with contextlib.suppress(Exception):  # then it becomes stale
             generation, other = self._read()
             if other == self._owner:
                 self._remove(generation)
 
     def _make(self) -> bool:
-        """Whether there was no such object, and is now ours."""
+        """Return whether the object did not exist and is now ours."""
         try:
             self._store.pipe_file(self._name, self._owner.data(), mode="create")
         except FileExistsError:
@@ -267,8 +266,7 @@ class _ObjectLock(Lock):
         return True
 
     def _read(self) -> tuple[str | None, _Owner | None]:
-        """(number of the object's present version, whose it is); None and None where there is
-        none."""
+        """Return version and owner of the object; None and None if there is none."""
         try:
             generation = self._store.info(self._name)["generation"]
             return generation, _Owner.read(self._store.cat_file(self._name))
@@ -276,11 +274,12 @@ class _ObjectLock(Lock):
             return None, None
 
     def _await_silence(self, generation: str, other: _Owner | None) -> None:
-        """Return when the object is gone or has not been written for `STALE_SECONDS`; its owner is
-        reported meanwhile.
+        """Wait until the object is gone or has not been written for `STALE_SECONDS`.
+
+        The owner is reported meanwhile.
 
         Raises:
-          FailureError: it has been written: its owner lives.
+          FailureError: it has been written: its owner is alive.
         """
         who = f"process {other.pid} on {other.host}" if other else "another process"
         say(
@@ -298,15 +297,14 @@ class _ObjectLock(Lock):
                 raise _held(self._directory, other)
 
     def _remove(self, generation: str) -> None:
-        """Remove the object if that is its version still."""
+        """Remove the object if it still has this version."""
         bucket, _, key = self._name.partition("/")
-        # The latter is the answer to a condition that does not hold.
+        # FileExistsError is the answer to a condition that does not hold.
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             self._store.call("DELETE", "b/{}/o/{}", bucket, key, ifGenerationMatch=generation)
 
     def _is_mine(self) -> tuple[bool, _Owner | None]:
-        """Whether the object is this process's, and else whose; one that somebody has removed is
-        made again."""
+        """Return whether the object is this process's, and its owner; create it if removed."""
         generation, other = self._read()
         if generation is None and self._make():
             return True, self._owner

@@ -1,9 +1,8 @@
-"""Out of memory: telling it from other errors, in a sentence that says what was asked for, what
-there is, what helps.
+"""Out-of-memory errors: recognised on every device and reported in one sentence.
 
-XLA reports it in words of its own for each kind of device, NumPy and Python by `MemoryError`; and a
-system that promises more memory than it has ends the process instead, without a word. For the last
-there are `check` and `checked`, which refuse what is larger than all memory there is.
+XLA has a different message for each kind of device, NumPy and Python raise `MemoryError`; and a
+system that overcommits memory kills the process without a message. For that case `check` and
+`checked` refuse in advance what exceeds all memory.
 """
 
 import contextlib
@@ -16,8 +15,7 @@ from typing import Any
 from ddpm_jax import host_memory
 from ddpm_jax.errors import FailureError
 
-# In lower case, of messages of XLA for CPU, GPU and TPU, of CUDA's libraries, of C++ and of the
-# system.
+# In lower case, from messages of XLA for CPU, GPU and TPU, CUDA's libraries, C++ and the system.
 _SIGNS = (
     "out of memory",
     "ran out of memory",
@@ -34,18 +32,23 @@ _UNITS = {unit: 1024**power for power, unit in enumerate("bkmgtpe")}
 _AMOUNT = re.compile(
     r"(?<![\w.])(\d+(?:\.\d+)?) ?(?:([kmgtpe])(?:i?b)?\b|(?:b|bytes)\b)", re.IGNORECASE
 )
-_REMEDY = "compute less at a time (--batch_size, --num_samples, where there are such), or use a device with more memory"
+_REMEDY = (
+    "compute less at a time (--batch_size, --num_samples, where there are such), or use a device "
+    "with more memory"
+)
 
 
 def is_exhaustion(error: BaseException) -> bool:
-    """Whether an error says that memory, of the host or of a device, is used up; a full disk is
-    something else."""
+    """Return whether an error means that memory of the host or a device is used up.
+
+    A full disk does not count.
+    """
     if isinstance(error, MemoryError) or (
         isinstance(error, OSError) and error.errno == errno.ENOMEM
     ):
         return True
     words = str(error).lower()
-    # XLA raises a RuntimeError of its own, which JAX at times makes a ValueError of.
+    # XLA raises its own RuntimeError, which JAX sometimes turns into a ValueError.
     if (
         not isinstance(error, RuntimeError | ValueError)
         or isinstance(error, FailureError)
@@ -55,9 +58,11 @@ def is_exhaustion(error: BaseException) -> bool:
     return any(sign in words for sign in _SIGNS)
 
 
-def bytes_asked_for(error: BaseException) -> int | None:
-    """How many bytes an error of `is_exhaustion` speaks of first, None if of none; exact numbers go
-    before rounded."""
+def requested_bytes(error: BaseException) -> int | None:
+    """Return the number of bytes that an out-of-memory error names first; None if none.
+
+    An exact number is preferred to a rounded one.
+    """
     words = str(error)
     sign = min((at for at in map(words.lower().find, _SIGNS) if at >= 0), default=0)
     found = _AMOUNT.search(words, sign)
@@ -69,11 +74,11 @@ def bytes_asked_for(error: BaseException) -> int | None:
 
 @contextlib.contextmanager
 def explained(doing: str, remedies: str = _REMEDY) -> Iterator[None]:
-    """Its body computes; that it runs out of memory becomes the sentence the user reads.
+    """Turn an out-of-memory error of the body into one sentence.
 
     Args:
-      doing: what is computed, as the subject of the sentence: "a training step of 128 images".
-      remedies: what to do, as a command.
+      doing: the computation, as the subject of the sentence: "a training step of 128 images".
+      remedies: what to do, in the imperative.
 
     Raises:
       FailureError: memory is used up.
@@ -87,14 +92,15 @@ def explained(doing: str, remedies: str = _REMEDY) -> Iterator[None]:
 
 
 def sentence(error: BaseException, doing: str, remedies: str = _REMEDY) -> str:
-    """What the user reads of an error of `is_exhaustion`; see `explained`."""
-    asked = bytes_asked_for(error)
-    wanted = "more than there was" if asked is None else in_words(asked)
-    return f"Out of memory: {doing} asked for {wanted}, and {_there_is(error)}. To do: {remedies}."
+    """Return the sentence about an error of `is_exhaustion`; see `explained`."""
+    asked = requested_bytes(error)
+    wanted = "more than there was" if asked is None else format_bytes(asked)
+    report = _memory_report(error)
+    return f"Out of memory: {doing} asked for {wanted}, and {report}. To do: {remedies}."
 
 
-def in_words(size: float) -> str:
-    """A number of bytes with its unit: 1610612736 is "1.5 GiB"."""
+def format_bytes(size: float) -> str:
+    """Format a number of bytes with its unit: 1610612736 is "1.5 GiB"."""
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024 or unit == "TiB":
             return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:,.1f} {unit}"
@@ -103,8 +109,9 @@ def in_words(size: float) -> str:
 
 
 def check(size: int, doing: str, remedies: str) -> None:
-    """Refuse what takes more bytes of a device than it has; on a CPU, than all devices have
-    together.
+    """Refuse a computation that needs more memory than a device has.
+
+    On a CPU, all devices share one memory.
 
     Args:
       size: bytes on each device.
@@ -112,23 +119,21 @@ def check(size: int, doing: str, remedies: str) -> None:
       remedies: likewise.
 
     Raises:
-      FailureError: there is less.
+      FailureError: the device has less.
     """
     with explained(doing, remedies):
-        if size * _sharing() > _capacity():
-            raise MemoryError(f"Unable to allocate {size * _sharing()} bytes")
+        if size * _devices_per_memory() > _capacity():
+            raise MemoryError(f"Unable to allocate {size * _devices_per_memory()} bytes")
 
 
 def checked(program: Callable[..., Any]) -> Callable[..., Any]:
-    """What `jax.jit` or `jax.pmap` returns, refused before it runs where its memory is not there:
-    on CPUs.
+    """Return a compiled function that checks its memory before it runs on a CPU.
 
-    Other devices refuse it themselves. A CPU's memory is the system's, which promises more than it
-    has and then ends the process. The program is compiled once all the same. Its second argument is
-    what it is compiled for: a batch.
+    `program` comes from `jax.jit` or `jax.pmap`; its second argument, a batch, decides what it is
+    compiled for. Other devices refuse it themselves, but a system that overcommits memory kills the
+    process. The program is still compiled only once.
 
-    The function that is returned raises:
-      MemoryError: the program needs more than the host has.
+    The returned function raises: MemoryError: the program needs more than the host has.
     """
     seen = set()
 
@@ -151,13 +156,12 @@ def _check_program(program: Callable[..., Any], *arguments: Any) -> None:
     if needs is None:
         return
     size = needs.temp_size_in_bytes + needs.output_size_in_bytes - needs.alias_size_in_bytes
-    if size * _sharing() > host_memory.total():
-        raise MemoryError(f"Unable to allocate {size * _sharing()} bytes")
+    if size * _devices_per_memory() > host_memory.total():
+        raise MemoryError(f"Unable to allocate {size * _devices_per_memory()} bytes")
 
 
 def _device_memory() -> tuple[int, int] | None:
-    """(bytes that JAX may use of a local device, bytes in use); None of a CPU, whose memory is the
-    host's."""
+    """Return the limit of a local device and the bytes in use; None on a CPU."""
     import jax
 
     statistics = jax.local_devices()[0].memory_stats() or {}
@@ -170,17 +174,18 @@ def _capacity() -> int:
     return host_memory.total() if device is None else device[0]
 
 
-def _sharing() -> int:
-    """How many devices have one memory: all of a host's CPU devices."""
+def _devices_per_memory() -> int:
+    """Return the number of devices that share one memory: all CPU devices of a host."""
     import jax
 
     return jax.local_device_count() if jax.default_backend() == "cpu" else 1
 
 
-def _there_is(error: BaseException) -> str:
+def _memory_report(error: BaseException) -> str:
     device = None if isinstance(error, MemoryError | OSError) else _device_memory()
     if device is not None:
         limit, used = device
-        return f"the device has {in_words(limit)} for JAX, {in_words(used)} of them in use"
+        return f"the device has {format_bytes(limit)} for JAX, {format_bytes(used)} of them in use"
     total, free = host_memory.total(), host_memory.available()
-    return f"this process can have {in_words(total)}, of which {in_words(min(free, total))} are free now"
+    have, left = format_bytes(total), format_bytes(min(free, total))
+    return f"this process can have {have}, of which {left} are free now"

@@ -1,9 +1,8 @@
-"""Numbers that a user writes, in a flag or in a list: one notation and one sentence for all of
-them.
+"""Numbers written by a user, in a flag or a list: one notation and one error for all.
 
-Python alone takes more for a number than a person means by one: the digits of every script,
-not-a-number, infinity, and a thousand digits. A whole number here is ASCII digits, with a sign and
-with underscores between digits where one likes, as in 50_000; any other number is a finite decimal.
+Python accepts more than is meant by a number: digits of every script, NaN, infinity, and a thousand
+digits. A whole number here is ASCII digits, optionally with a sign and with underscores between
+digits, as in 50_000; any other number is a finite decimal.
 """
 
 import functools
@@ -23,7 +22,7 @@ _LONGEST = 400  # characters; the largest finite double has 309 digits
 
 
 def is_whole(text: str) -> bool:
-    """Return whether a text is ASCII digits and nothing else, as in the name of a checkpoint."""
+    """Return whether a text is ASCII digits only, as in the name of a checkpoint."""
     return text.isascii() and text.isdecimal()
 
 
@@ -31,7 +30,7 @@ def whole_number(text: str, *, lower: int, upper: int) -> int:
     """Read a whole number in [lower, upper].
 
     Raises:
-      ValueError: it is none, or outside; the message says what it must be.
+      ValueError: it is not one, or outside; the message says what it must be.
     """
     text = text.strip()
     value = int(text) if len(text) <= _LONGEST and _WHOLE.fullmatch(text) else None
@@ -44,10 +43,10 @@ def whole_numbers(text: str, *, lower: int, upper: int, count: int | None = None
     """Read whole numbers in [lower, upper] separated by commas, `count` of them.
 
     Raises:
-      ValueError: as `whole_number`, or another number of them.
+      ValueError: as `whole_number`, or their number is not `count`.
     """
     read = functools.partial(whole_number, lower=lower, upper=upper)
-    return _several(text, read, count, f"whole numbers in {lower}..{upper}")
+    return _read_list(text, read, count, f"whole numbers in {lower}..{upper}")
 
 
 def number(text: str, *, valid: Valid = lambda value: True, wanted: str = "") -> float:
@@ -55,11 +54,11 @@ def number(text: str, *, valid: Valid = lambda value: True, wanted: str = "") ->
 
     Args:
       text: decimal, perhaps with an exponent.
-      valid: whether the number may be this one.
+      valid: whether a number is accepted.
       wanted: the same in words, for the message: "above 0".
 
     Raises:
-      ValueError: it is none, or not valid; the message says what it must be.
+      ValueError: it is not one, or not valid; the message says what it must be.
     """
     text = text.strip()
     value = float(text) if len(text) <= _LONGEST and _DECIMAL.fullmatch(text) else math.nan
@@ -71,12 +70,12 @@ def number(text: str, *, valid: Valid = lambda value: True, wanted: str = "") ->
 def numbers(
     text: str, *, valid: Valid = lambda value: True, wanted: str = "", count: int | None = None
 ) -> list[float]:
-    """Read finite numbers separated by commas, `count` of them; as `number`.
+    """Read finite numbers separated by commas, `count` of them, as `number` does.
 
     Raises:
-      ValueError: as `number`, or another number of them.
+      ValueError: as `number`, or their number is not `count`.
     """
-    return _several(
+    return _read_list(
         text, functools.partial(number, valid=valid), count, f"numbers {wanted}".rstrip()
     )
 
@@ -93,7 +92,7 @@ def boolean(text: str) -> bool:
     return value
 
 
-def _several(text: str, read: Callable[[str], T], count: int | None, what: str) -> list[T]:
+def _read_list(text: str, read: Callable[[str], T], count: int | None, what: str) -> list[T]:
     parts = text.split(",")
     try:
         values = [read(part) for part in parts]

@@ -11,8 +11,8 @@
       its noise at row t = normal(fold_in(image's key, t)), t = N-1 .. 0 counting down the rows
     everything else: fold_in(base key, its constant below), then an index
 
-So a draw depends neither on the number of devices or hosts nor on the batch that an image is made
-in, and a resumed run needs no stored key. A constant never changes: that would change every run.
+A draw thus depends neither on the number of devices or hosts nor on the batch of an image, and a
+resumed run needs no stored key. A constant never changes: that would change every run.
 """
 
 from typing import Literal
@@ -22,10 +22,10 @@ import jax
 
 from ddpm_jax.errors import UsageError
 
-# Threefry whatever JAX_DEFAULT_PRNG_IMPL says: seed s means the same images everywhere.
+# Threefry whatever JAX_DEFAULT_PRNG_IMPL is: a seed gives the same images everywhere.
 IMPLEMENTATION = "threefry2x32"
-# Settings of JAX that change what a key gives, or the arithmetic after it, and what they must be.
-_DRAWS_FOLLOW = {
+# Settings of JAX that change draws, or the arithmetic after them, and their required values.
+_REQUIRED_SETTINGS = {
     "jax_enable_x64": False,
     "jax_threefry_partitionable": True,
     "jax_random_seed_offset": 0,
@@ -36,25 +36,25 @@ Stream = Literal["t", "eps", "flip", "dropout", "label", "latent"]
 
 # Folded into the base key, where training folds its step: four letters each, more than any step.
 INIT = 0x696E6974  # "init": the initial weights
-SCALE = 0x7363616C  # "scal": the draws that the scale of latents is measured on
+SCALE = 0x7363616C  # "scal": the draws on which the scale of latents is measured
 SAMPLING = 0x73616D70  # "samp": images
 BOUND = 0x626F756E  # "boun": the noise of the variational bound
 LIKELIHOOD_ODE = 0x6F64656C  # "odel": dequantization and probes of the probability flow
 FIRST_STAGE = 0x66697273  # "firs": dequantization and draws of z in a first stage's bounds
-ENCODING = 0x656E636F  # "enco": draws from a posterior where images are encoded
+ENCODING = 0x656E636F  # "enco": samples of a posterior when images are encoded
 # Folded into the key of the initial weights.
 DISCRIMINATOR_INIT = 0x64697363  # "disc": the weights of the discriminator
 # Folded into an image's key, where a sampler folds its rows.
 INITIAL = 0xFFFFFFFF  # x_T: no table has so many rows
-TIMES = 0xFFFFFFFF  # the t of a draw of the bound, where its noise folds in t: likewise
+TIMES = 0xFFFFFFFF  # the t of a draw of the bound, whose noise folds in t: likewise
 # Folded into the key of one draw of a likelihood.
 DEQUANTIZATION, PROBES, LATENT = 0, 1, 1
 
-OF_THE_BASE_KEY = (INIT, SCALE, SAMPLING, BOUND, LIKELIHOOD_ODE, FIRST_STAGE, ENCODING)
-assert len(set(OF_THE_BASE_KEY)) == len(OF_THE_BASE_KEY)
-assert min(OF_THE_BASE_KEY) > 2**30, "training folds its step into the base key"
+BASE_KEY_CONSTANTS = (INIT, SCALE, SAMPLING, BOUND, LIKELIHOOD_ODE, FIRST_STAGE, ENCODING)
+assert len(set(BASE_KEY_CONSTANTS)) == len(BASE_KEY_CONSTANTS)
+assert min(BASE_KEY_CONSTANTS) > 2**30, "training folds its step into the base key"
 assert len(set(STREAMS.values())) == len(STREAMS)
-assert DISCRIMINATOR_INIT not in OF_THE_BASE_KEY
+assert DISCRIMINATOR_INIT not in BASE_KEY_CONSTANTS
 
 
 def base_key(seed: int) -> chex.PRNGKey:
@@ -63,12 +63,12 @@ def base_key(seed: int) -> chex.PRNGKey:
 
 
 def check_settings() -> None:
-    """Refuse settings of JAX under which a seed would give other draws than everywhere else.
+    """Refuse settings of JAX under which a seed would give different draws.
 
     Raises:
-      UsageError: one of them; the sentence names its environment variable.
+      UsageError: naming the environment variable of the first such setting.
     """
-    for name, wanted in _DRAWS_FOLLOW.items():
+    for name, wanted in _REQUIRED_SETTINGS.items():
         found = getattr(jax.config, name)
         if found != wanted:
             raise UsageError(
@@ -79,7 +79,7 @@ def check_settings() -> None:
 
 
 def init_key(key: chex.PRNGKey) -> chex.PRNGKey:
-    """Return the key that the initial weights are drawn with, from the base key."""
+    """Return the key of the initial weights, from the base key."""
     return jax.random.fold_in(key, INIT)
 
 
@@ -94,22 +94,22 @@ def stream(key: chex.PRNGKey, name: Stream) -> chex.PRNGKey:
 
 
 def fold_in_each(key: chex.PRNGKey, index: chex.Array) -> chex.PRNGKey:
-    """Fold each example's number into `key`: `index` is int [B]; returns keys [B]."""
+    """Fold each example's index, int [B], into `key`; return keys [B]."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
 
 def example_keys(key: chex.PRNGKey, name: Stream, index: chex.Array) -> chex.PRNGKey:
-    """Return one key per example of the stream `name`: `index` is int [B], global; keys [B]."""
+    """Return one key [B] per example of the stream `name`; `index` is global, int [B]."""
     return fold_in_each(stream(key, name), index)
 
 
 def image_keys(base_key: chex.PRNGKey, index: chex.Array) -> chex.PRNGKey:
-    """Return one key per image: `index` is its global index, int [B]; returns keys [B]."""
+    """Return one key [B] per image; `index` is its global index, int [B]."""
     return fold_in_each(jax.random.fold_in(base_key, SAMPLING), index)
 
 
 def row_keys(keys: chex.PRNGKey, t: chex.Array) -> chex.PRNGKey:
-    """Return the images' keys at row `t`, an integer scalar; keys [B] -> keys [B]."""
+    """Return the keys of images at row `t`, an integer scalar: keys [B] -> keys [B]."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t)
 
 
@@ -119,5 +119,5 @@ def normal(keys: chex.PRNGKey, shape: tuple[int, ...]) -> chex.Array:
 
 
 def initial_noise(keys: chex.PRNGKey, image_shape: tuple[int, ...]) -> chex.Array:
-    """Draw x_T ~ N(0, I) of each image, float32 [B, *image_shape]; `keys` [B] of `image_keys`."""
+    """Draw x_T ~ N(0, I) of each image, float32 [B, *image_shape], from `image_keys` [B]."""
     return normal(row_keys(keys, INITIAL), image_shape)

@@ -1,9 +1,8 @@
-"""JSON from a file that anybody may have written: plain data of the expected kind, or half a
-sentence why not.
+"""JSON from untrusted files: plain data of the expected kind, or half a sentence why not.
 
-A kind is `Whole`, `Number`, `Text`, `Table` or None, for anything. Whatever the kind, data is
-bounded: in bytes, depth and the size of whole numbers, and every number is finite. Which sentence
-the half belongs to, the caller says.
+A kind is `Whole`, `Number`, `Text`, `Table` or, for anything, None. Data of every kind is bounded:
+in bytes, depth and the size of whole numbers, and every number is finite. The caller completes the
+sentence.
 """
 
 import json
@@ -13,20 +12,22 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 LARGEST = 16 << 20  # bytes of a text
-DEEPEST = 32  # lists and objects within each other
-WHOLE = 2**63 - 1  # the largest number of 64 bits
+DEEPEST = 32  # levels of nested lists and objects
+WHOLE = 2**63 - 1  # the largest 64-bit integer
 _DIGITS = 20  # of a whole number as text, its sign included
 _SHOWN = 40  # characters of a value that are shown
 _ABSENT = object()
 
 
 class Malformed(ValueError):
-    """Data is not of its kind. The message is half a sentence about it: "its seed is null, and ...
-    is expected"."""
+    """Data is not of its kind; the message is half a sentence.
+
+    For example "its seed is null, and ... is expected".
+    """
 
 
 class Whole(NamedTuple):
-    """A whole number in a range, and neither true nor 1.0."""
+    """A whole number in a range; true and 1.0 are not accepted."""
 
     low: int = 0
     high: int = WHOLE
@@ -47,7 +48,7 @@ class Number(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A string, of a certain pattern as a whole if one is given."""
+    """A string that matches the whole pattern."""
 
     pattern: str = "(?s:.*)"
 
@@ -56,8 +57,7 @@ class Text(NamedTuple):
 
 
 class Table(NamedTuple):
-    """An object with the fields of `required`, perhaps those of `optional`, and others of the kind
-    `others`."""
+    """An object with `required` fields, perhaps `optional` ones, and others of kind `others`."""
 
     required: Mapping[str, Any] = {}
     optional: Mapping[str, Any] = {}
@@ -72,11 +72,11 @@ Kind = Whole | Number | Text | Table | None
 
 
 def parse(data: bytes, kind: Kind = None, *, largest: int = LARGEST) -> Any:
-    """Return what a text of JSON holds, as plain dicts, lists, strings and numbers.
+    """Parse JSON to plain dicts, lists, strings and numbers.
 
     Raises:
-      Malformed: it is longer than `largest` bytes, no JSON, beyond the bounds above, or not of this
-        kind.
+      Malformed: it is longer than `largest` bytes, not JSON, beyond the bounds above, or not of
+        this kind.
     """
     if len(data) > largest:
         raise Malformed(f"it has more than {largest:,} bytes")
@@ -94,7 +94,7 @@ def parse(data: bytes, kind: Kind = None, *, largest: int = LARGEST) -> Any:
 
 
 def check(value: Any, kind: Kind, name: str = "") -> None:
-    """Refuse plain data that is not of a kind; `name` says where it stands, "" for the whole.
+    """Refuse plain data that is not of a kind; `name` is its path, "" for the whole.
 
     Raises:
       Malformed: see the class.
@@ -129,12 +129,10 @@ def check(value: Any, kind: Kind, name: str = "") -> None:
 
 
 def differing(found: Any, wanted: Any, name: str = "") -> dict[str, tuple[str, str]]:
-    """Return name -> (there, here), as text, for everything in which two pieces of plain data
-    differ.
+    """Return name -> (there, here), as text, for all differences between plain data.
 
-    Fields of objects within each other have dotted names, {"guidance.scale": ("2.0", "3.0")}; what
-    one of them lacks is "absent", unless it is null in the other; of a SHA-256 there are the first
-    digits.
+    Fields of nested objects have dotted names, {"guidance.scale": ("2.0", "3.0")}; a missing field
+    is "absent", unless it is null in the other; a SHA-256 is abbreviated.
     """
     if not (isinstance(found, dict) and isinstance(wanted, dict)):
         return {} if found == wanted else {name: (shown(found), shown(wanted))}
@@ -151,8 +149,7 @@ def differing(found: Any, wanted: Any, name: str = "") -> dict[str, tuple[str, s
 
 
 def shown(value: Any) -> str:
-    """A value as a sentence can name it: short, in printable characters, without the quotes of
-    JSON's escapes."""
+    """Return a short, printable form of a value for a sentence."""
     if value is _ABSENT:
         return "absent"
     if isinstance(value, str) and re.fullmatch(SHA256.pattern, value):

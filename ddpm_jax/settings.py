@@ -7,8 +7,8 @@
 
 `Guidance(scale=-1)` raises "guidance_scale is -1: it must be a number in 0..1000000.", and so does
 `settings_in(Guidance)[0].parse("-1")`, with which a command line reads a flag. The annotation gives
-the type: int, float, str, bool, a tuple, one of these `| None`, or several, as in `str | tuple[int,
-...]`, of which the first that fits is taken. A field that is declared without `setting` is neither
+the type: int, float, str, bool, a tuple, one of these `| None`, or a union such as `str |
+tuple[int, ...]`, whose first fitting member is taken. A field declared without `setting` is neither
 checked nor a flag; it may hold another record.
 """
 
@@ -21,11 +21,11 @@ import typing
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, ClassVar
 
-from ddpm_jax import kinds, numerals
+from ddpm_jax import annotations, numerals
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.files import check_length
 
-_LARGEST = 2**31 - 1  # of a whole number without a range of its own
+_LARGEST = 2**31 - 1  # for a whole number without a range of its own
 _METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
@@ -46,16 +46,16 @@ def setting(
     """Declare a field of a `Settings` record.
 
     Args:
-      default: its value where none is given; it is not checked.
+      default: its value if none is given; it is not checked.
       help: what it means, in a sentence.
-      choices: the names that a text may be.
+      choices: the valid names of a text.
       lower, upper: the range of a number, both ends included, or of each number of a tuple.
-      valid: for numbers with another range, whether a number is in it.
+      valid: for another range, whether a number is in it.
       wanted: the same in words: "above 0 and at most 1".
-      metavar: what stands for the value in a help; by default N, X, NAME or FILE.
-      flag: its name in flags and messages; by default the field's own behind the record's prefix.
-      path: the text is the name of a file or directory, and a tuple's texts are words of their own.
-      read: how a flag's text becomes a value, instead of by the annotation; raises ValueError.
+      metavar: placeholder of the value in the help; by default N, X, NAME or FILE.
+      flag: its name in flags and messages; by default the record's prefix and the field's name.
+      path: whether a text names a file or directory; the paths of a tuple are separate words.
+      read: parses a flag's text instead of the annotation; raises ValueError.
     """
     low, high = -_LARGEST if lower is None else lower, _LARGEST if upper is None else upper
     if valid is None and (lower, upper) != (None, None):
@@ -78,7 +78,7 @@ def setting(
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field as a command line and a message need it; see `setting`."""
+    """A declared field, for command lines and messages; see `setting`."""
 
     default: Any
     help: str
@@ -91,24 +91,24 @@ class Setting:
     name: str  # of the flag, and in messages
     is_path: bool
     read: Callable[[str], Any] | None
-    field: str = ""  # of the record
-    kinds: tuple[Any, ...] = (Any,)  # a value is of one of these
+    field: str = ""  # name in the record
+    kinds: tuple[Any, ...] = (Any,)  # a value has one of these types
     optional: bool = False  # it may be None
 
     @property
     def is_switch(self) -> bool:
-        """Return whether the flag is given without a value."""
+        """Whether the flag takes no value."""
         return self.kinds == (bool,)
 
     @property
     def words(self) -> int:
-        """Return how many words follow the flag: two for a path in `tuple[str, str]`."""
+        """The number of words after the flag: two for a path in `tuple[str, str]`."""
         if self.is_switch:
             return 0
-        return (kinds.count(self.kinds[0]) or 1) if self.is_path else 1
+        return (annotations.tuple_length(self.kinds[0]) or 1) if self.is_path else 1
 
     def parse(self, *texts: str) -> Any:
-        """Return the value that a flag's text stands for, or its `words` texts.
+        """Parse the text of a flag, or its `words` texts.
 
         Raises:
           UsageError: it is no value of this setting; the sentence says what would be.
@@ -119,7 +119,7 @@ class Setting:
                 return self.read(text)
             if self.words > 1:
                 return tuple(self._name(text) for text in texts)
-            return kinds.first(self.kinds, self._of_text, text)
+            return annotations.convert_first(self.kinds, self._read_text, text)
 
     def check(self, value: Any) -> Any:
         """Return a Python value as the field keeps it: a tuple for a list, a float for an int.
@@ -130,19 +130,19 @@ class Setting:
         if value is None and self.optional:
             return None
         with self._named(value):
-            return kinds.first(self.kinds, self._of_value, value)
+            return annotations.convert_first(self.kinds, self._convert_value, value)
 
     @contextlib.contextmanager
     def _named(self, value: Any) -> Iterator[None]:
-        """Make a sentence of a complaint that lacks its subject."""
+        """Prefix the setting's name to an error that lacks its subject."""
         try:
             yield
         except UsageError:
             raise
         except ValueError as error:
-            raise UsageError(f"{self.name} is {kinds.shown(value)}: {error}.") from None
+            raise UsageError(f"{self.name} is {annotations.quoted(value)}: {error}.") from None
 
-    def _of_text(self, kind: Any, text: str) -> Any:
+    def _read_text(self, kind: Any, text: str) -> Any:
         if kind is bool:
             return numerals.boolean(text)
         if kind is int:
@@ -151,7 +151,7 @@ class Setting:
             return numerals.number(text, valid=self.valid, wanted=self.wanted)
         if typing.get_origin(kind) is not tuple:
             return self._name(text)
-        elements, count = kinds.elements(kind), kinds.count(kind)
+        elements, count = annotations.tuple_elements(kind), annotations.tuple_length(kind)
         if elements == (int,):
             lower, upper = self.lower, self.upper
             return tuple(numerals.whole_numbers(text, lower=lower, upper=upper, count=count))
@@ -159,14 +159,18 @@ class Setting:
             valid, wanted = self.valid, self.wanted
             return tuple(numerals.numbers(text, valid=valid, wanted=wanted, count=count))
         return self._counted(
-            kind, [kinds.first(elements, self._of_text, part.strip()) for part in text.split(",")]
+            kind,
+            [
+                annotations.convert_first(elements, self._read_text, part.strip())
+                for part in text.split(",")
+            ],
         )
 
-    def _of_value(self, kind: Any, value: Any) -> Any:
+    def _convert_value(self, kind: Any, value: Any) -> Any:
         if kind is bool and not isinstance(value, bool):
             raise ValueError("it must be true or false")
         if kind in (int, float):
-            return self._of_text(kind, kinds.numeral(value))
+            return self._read_text(kind, annotations.format_number(value))
         if kind is str:
             if not isinstance(value, str | os.PathLike):
                 raise ValueError("it must be a text")
@@ -176,12 +180,18 @@ class Setting:
         if isinstance(value, str) or not hasattr(value, "__iter__"):
             raise ValueError("it must be a list or tuple")
         return self._counted(
-            kind, [kinds.first(kinds.elements(kind), self._of_value, v) for v in value]
+            kind,
+            [
+                annotations.convert_first(annotations.tuple_elements(kind), self._convert_value, v)
+                for v in value
+            ],
         )
 
     def _counted(self, kind: Any, values: list[Any]) -> tuple[Any, ...]:
-        if not values or kinds.count(kind) not in (None, len(values)):
-            raise ValueError(f"it must be {kinds.count(kind) or 'some'} values separated by commas")
+        if not values or annotations.tuple_length(kind) not in (None, len(values)):
+            raise ValueError(
+                f"it must be {annotations.tuple_length(kind) or 'some'} values separated by commas"
+            )
         return tuple(values)
 
     def _name(self, text: str) -> str:
@@ -198,7 +208,7 @@ class Setting:
 
 
 class Settings:
-    """A frozen dataclass of settings; the class keyword `prefix` begins the names of its flags."""
+    """Base of frozen dataclasses of settings; the class keyword `prefix` begins their flags."""
 
     prefix: ClassVar[str] = ""
 
@@ -207,14 +217,14 @@ class Settings:
         cls.prefix = prefix
 
     def __post_init__(self) -> None:
-        """Check every field; raise UsageError for a value that it cannot have."""
+        """Check every field; raise UsageError for an invalid value."""
         for spec in settings_in(type(self)):
             value = getattr(self, spec.field)
             if value is not spec.default:
                 object.__setattr__(self, spec.field, spec.check(value))
 
     def record(self) -> dict[str, Any]:
-        """Return the fields that are not their defaults, by name, as JSON can hold them."""
+        """Return the fields that differ from their defaults, by name, as plain JSON data."""
         record = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -225,15 +235,15 @@ class Settings:
 
 @functools.cache
 def settings_in(record: type[Settings]) -> tuple[Setting, ...]:
-    """Return the settings of a record in the order of its fields, named as its flags are."""
+    """Return the settings of a record in the order of its fields, with the names of their flags."""
     hints = typing.get_type_hints(record)
     declared = (field for field in dataclasses.fields(record) if "setting" in field.metadata)
     return tuple(_complete(record, field, hints[field.name]) for field in declared)
 
 
 def _complete(record: type[Settings], field: dataclasses.Field, hint: Any) -> Setting:
-    """Return what a field was declared with, and what its name and annotation say."""
-    spec, members = field.metadata["setting"], kinds.members(hint)
+    """Return the setting of a field, completed from its name and annotation."""
+    spec, members = field.metadata["setting"], annotations.union_members(hint)
     of = tuple(kind for kind in members if kind is not types.NoneType)
     metavar = spec.metavar or ("FILE" if spec.is_path else _METAVARS.get(of[0], ""))
     name = spec.name or record.prefix + field.name

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from ddpm_jax.errors import FailureError
-from ddpm_jax.files import NotAFile, open_file, read_file, reporting, sha256_of
+from ddpm_jax.files import NotAFile, file_sha256, open_file, read_file, reporting
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def strange(tmp_path, monkeypatch):
 
 def test_what_is_no_file_is_named_and_not_opened(strange):
     for name, what in [*strange.items(), ("/dev/zero", "a device")]:
-        for read in (open_file, read_file, sha256_of):
+        for read in (open_file, read_file, file_sha256):
             with pytest.raises(NotAFile, match=what):
                 read(name)
         with (
@@ -41,6 +41,6 @@ def test_a_file_and_a_link_to_one_are_read(tmp_path):
     for name in ("file", "link"):
         assert read_file(tmp_path / name) == b"abc" * 1_000_000
         assert read_file(tmp_path / name, largest=4) == b"abca"
-        assert sha256_of(tmp_path / name) == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
+        assert file_sha256(tmp_path / name) == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
     with pytest.raises(FileNotFoundError):
         open_file(tmp_path / "none")

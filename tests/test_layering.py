@@ -18,7 +18,7 @@ LAYERS = {
     "host_memory": 0,
     "numerals": 0,
     "limits": 0,
-    "kinds": 0,
+    "annotations": 0,
     "settings": 0,
     "schema": 0,
     "locks": 0,
@@ -168,7 +168,7 @@ def test_every_folder_has_a_layer_and_says_what_belongs_there():
         "memory",
         "numerals",
         "limits",
-        "kinds",
+        "annotations",
         "settings",
         "schema",
     }

@@ -47,7 +47,7 @@ GIB = 2**30
 def test_the_words_of_every_device_are_known_and_their_number_is_read(words, asked):
     for error in (jax.errors.JaxRuntimeError(words), RuntimeError(words), ValueError(words)):
         assert memory.is_exhaustion(error)
-        assert memory.bytes_asked_for(error) == asked
+        assert memory.requested_bytes(error) == asked
 
 
 @pytest.mark.parametrize(

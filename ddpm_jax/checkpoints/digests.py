@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 
 from ddpm_jax.errors import visible
-from ddpm_jax.files import NotAFile, check_is_file, is_remote, read_file, sha256_of
+from ddpm_jax.files import NotAFile, check_is_file, file_sha256, is_remote, read_file
 
 SUMS = "SHA256SUMS"
 # Orbax adds it when all others are there; it is empty, or holds the time
@@ -28,7 +28,7 @@ _AT_A_TIME = 4
 
 def write(folder: pathlib.Path) -> None:
     """Writes the digests of all files in `folder` and below into `folder`/SHA256SUMS."""
-    lines = [f"{sha256_of(path)}  {name}\n" for name, path in _files(folder)]
+    lines = [f"{file_sha256(path)}  {name}\n" for name, path in _files(folder)]
     (folder / SUMS).write_text("".join(lines))
 
 
@@ -60,7 +60,7 @@ def damage(folder: pathlib.Path) -> str | None:
         if unknown:
             return f"its file {_name(folder, unknown[0])} is not among those that were written"
         with concurrent.futures.ThreadPoolExecutor(_AT_A_TIME) as pool:
-            found = pool.map(lambda name: sha256_of(there[name]), expected)
+            found = pool.map(lambda name: file_sha256(there[name]), expected)
             for (name, digest), is_now in zip(expected.items(), found, strict=True):
                 if is_now != digest:
                     return f"its file {_name(folder, name)} is not what was written"

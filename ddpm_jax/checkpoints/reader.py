@@ -27,11 +27,11 @@ from ddpm_jax.files import (
     absolute,
     as_path,
     check_place,
+    error_reason,
     is_folder,
     is_refusal,
     is_remote,
     read_file,
-    reason_of,
 )
 from ddpm_jax.numerals import is_whole
 from ddpm_jax.schema import LARGEST, Malformed, Table, parse
@@ -319,12 +319,12 @@ def _damaged(path: pathlib.Path, error: Exception | str) -> FailureError | Memor
         return MemoryError(str(error))  # that there is no room for it is not its fault
     if is_remote(path) and isinstance(error, Exception):
         return _out_of_reach(path, error)  # its objects are what was written: that has been seen
-    return DamagedCheckpoint(path, error if isinstance(error, str) else reason_of(error, path))
+    return DamagedCheckpoint(path, error if isinstance(error, str) else error_reason(error, path))
 
 
 def _out_of_reach(path: pathlib.Path, error: Exception) -> FailureError:
     return FailureError(
-        f"The checkpoint {path} cannot be read ({reason_of(error, path)}). It is left as it is: "
+        f"The checkpoint {path} cannot be read ({error_reason(error, path)}). It is left as it is: "
         "put that right and give the same command again."
     )
 

@@ -42,10 +42,10 @@ from ddpm_jax.files import (
     NotAFile,
     absolute,
     as_path,
+    error_reason,
     is_refusal,
     is_remote,
     move_folder,
-    reason_of,
 )
 
 SET_ASIDE = ".damaged"  # added to the name of a damaged checkpoint's directory
@@ -137,7 +137,7 @@ class Checkpointer:
         except Exception as error:
             if not is_refusal(error):
                 raise
-            reason = reason_of(error, self._directory)
+            reason = error_reason(error, self._directory)
             raise FailureError(
                 f"Cannot write checkpoints to {self._directory}: {reason}."
             ) from error
@@ -208,7 +208,7 @@ class Checkpointer:
                 raise FailureError(_removed(self._directory)) from error
             raise FailureError(
                 f"Saving a checkpoint in {self._directory} failed: "
-                f"{reason_of(error, self._directory)}. {self._last_good()} Put that right and give "
+                f"{error_reason(error, self._directory)}. {self._last_good()} Put that right and give "
                 "the same command again to resume."
             ) from error
 
@@ -294,7 +294,7 @@ class Checkpointer:
                 raise
             raise FailureError(
                 f"The damaged checkpoint {self._directory / str(step)} cannot be renamed "
-                f"({reason_of(error, self._directory)}): move it away to resume from the one "
+                f"({error_reason(error, self._directory)}): move it away to resume from the one "
                 "before it."
             ) from error
         # or the others would take that step for saved

@@ -19,7 +19,7 @@ from ddpm_jax.cli.synonyms import FLAGS
 from ddpm_jax.distributed import interrupt
 from ddpm_jax.errors import FailureError, UsageError, say, sentence, suggest, visible
 from ddpm_jax.experiments.synonyms import ours
-from ddpm_jax.files import BUCKET, as_path, check_place, is_of_a_bucket, is_remote, reason_of
+from ddpm_jax.files import BUCKET, as_path, check_place, error_reason, is_bucket_error, is_remote
 from ddpm_jax.limits import MAX_STEP
 from ddpm_jax.numerals import Valid, number, numbers, whole_number, whole_numbers
 
@@ -541,9 +541,9 @@ def _code_of(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
             _is_unread(sys.stdout) or _is_unread(sys.stderr)
         ):
             raise
-        if is_of_a_bucket(error):
+        if is_bucket_error(error):
             say(
-                f"error: Storage fails: {reason_of(error, BUCKET)}. Give the same command again.",
+                f"error: Storage fails: {error_reason(error, BUCKET)}. Give the same command again.",
                 file=sys.stderr,
             )
             return _fail(FAILURE)

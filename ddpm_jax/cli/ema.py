@@ -32,7 +32,7 @@ from ddpm_jax.experiments.run_settings import frozen_first_stage, model_from_set
 from ddpm_jax.experiments.training import averages_of, snapshot_names
 from ddpm_jax.files import as_path, check_place, reporting, write_atomically
 from ddpm_jax.limits import MAX_STEP
-from ddpm_jax.locks import alone
+from ddpm_jax.locks import hold
 from ddpm_jax.training.ema_profiles import WIDEST, Fit, Profile, fit, gamma_of
 
 AVERAGES = "ema"  # the directory in a run's where they are written
@@ -153,7 +153,7 @@ def _reconstruct(found: Run, width: float, steps: Sequence[int], out: pathlib.Pa
         "snapshots": list(steps),
         "coefficients": coefficients.tolist(),
     }
-    with alone(out / name, "averaging weights into it"):
+    with hold(out / name, "averaging weights into it"):
         _check_new(out / name, end)
         shapes = found.model.params_shapes()
         params = snapshots.combine(found.workdir, steps, list(names), coefficients, shapes)
@@ -173,7 +173,7 @@ def _export(found: Run, name: str, out: pathlib.Path) -> None:
             "--config.ema.decays=0.999, say, to have more."
         )
     choose("average", name, names)
-    with alone(out / name, "averaging weights into it"):
+    with hold(out / name, "averaging weights into it"):
         _check_new(out / name, found.step)
         shapes = found.model.params_shapes()
         saved = read_weights(

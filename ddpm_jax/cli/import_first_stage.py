@@ -28,7 +28,7 @@ from ddpm_jax.experiments.run_settings import run_settings
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers
 from ddpm_jax.interop.tensor_files import read_tensors
-from ddpm_jax.locks import alone
+from ddpm_jax.locks import hold
 
 _HOW = "give the safetensors file of the autoencoder, as diffusers saves it, or its tensors in an NPZ file"
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     _check_new(out)
     tensors = read_tensors(flags.weights, what="weights of the first stage", how=_HOW)
     params = autoencoder_params_from_diffusers(tensors, model.network)
-    with alone(out, "importing a first stage into it"):
+    with hold(out, "importing a first stage into it"):
         _check_new(out)
         checkpointer = Checkpointer(out, keep_last=1, keep_every=1)
         checkpointer.save(

@@ -243,23 +243,23 @@ def tell_all(value: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def alone(
+def hold(
     directory: str | os.PathLike, doing: str, *, name: str = locks.LOCK
 ) -> Iterator[locks.Lock]:
-    """Holds the lock on a directory (`locks.alone`) for all processes of a run: the first one has
+    """Holds the lock on a directory (`locks.hold`) for all processes of a run: the first one has
     it.
 
     All call it together.
 
     Raises:
-      UsageError: on every process, as `locks.alone`.
+      UsageError: on every process, as `locks.hold`.
       FailureError: likewise.
     """
     with contextlib.ExitStack() as stack:
         lock, refusal = locks.Lock(), None
         if is_primary():
             try:
-                lock = stack.enter_context(locks.alone(directory, doing, name=name))
+                lock = stack.enter_context(locks.hold(directory, doing, name=name))
             except (UsageError, FailureError) as error:
                 refusal = error
         told = tell_all([isinstance(refusal, UsageError), str(refusal)] if refusal else None)[0]

@@ -276,7 +276,7 @@ def write_shards(
     for name, size in (("num_images", num_images), ("shard_size", shard_size)):
         if size < 1:
             raise UsageError(f"{name} is {size}: choose at least 1.")
-    with hosts.alone(directory, "making images in it"):
+    with hosts.hold(directory, "making images in it"):
         _write_shards(
             as_path(directory),
             make_batches,

@@ -119,7 +119,7 @@ def go_on(
         what `compute` raises.
       Stopped: by a signal or a time limit; what is at `path` stays.
     """
-    with hosts.alone(path.parent, "evaluating into it", name=f".{path.name}.lock"):
+    with hosts.hold(path.parent, "evaluating into it", name=f".{path.name}.lock"):
         return _go_on(path, empty, num_images, compute, merge, made_with)
 
 

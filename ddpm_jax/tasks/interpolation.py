@@ -23,7 +23,7 @@ from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation import progressive
 from ddpm_jax.experiments.loading import TrainedModel
-from ddpm_jax.files import as_path, sha256_of
+from ddpm_jax.files import as_path, file_sha256
 from ddpm_jax.generation import dispatch
 from ddpm_jax.randomness import base_key, image_keys, initial_noise
 from ddpm_jax.samplers import inversion
@@ -65,7 +65,7 @@ def _interpolate(trained: TrainedModel, recipe: Recipe, flags: Any) -> Drawing:
     pair = np.stack(
         [photos.read_photo("--interpolate", path, trained.model.image_shape) for path in paths]
     )
-    settings = {"images": list(map(str, paths)), "sha256": list(map(sha256_of, paths)), "t": t}
+    settings = {"images": list(map(str, paths)), "sha256": list(map(file_sha256, paths)), "t": t}
 
     def draw() -> Drawn:
         found = progressive.interpolate(
@@ -159,7 +159,7 @@ def _reconstruct(trained: TrainedModel, recipe: Recipe, flags: Any) -> Drawing:
     model, path = trained.model, as_path(flags.reconstruct)
     photo = photos.read_photo("--reconstruct", path, model.image_shape)
     times, corrections = sampling.times_of(model, flags), flags.corrections or 0
-    settings = {"reconstruct": str(path), "sha256": sha256_of(path), "corrections": corrections}
+    settings = {"reconstruct": str(path), "sha256": file_sha256(path), "corrections": corrections}
     latents = not model.codec.is_exact
     scale, unit = model.codec.half_range, model.codec.unit
 

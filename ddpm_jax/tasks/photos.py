@@ -15,7 +15,7 @@ from PIL import Image
 from ddpm_jax.data import images
 from ddpm_jax.data.inspection import depth_notes
 from ddpm_jax.errors import UsageError, say
-from ddpm_jax.files import as_path, is_remote, reporting, sha256_of
+from ddpm_jax.files import as_path, file_sha256, is_remote, reporting
 
 
 def read_photo(
@@ -45,7 +45,7 @@ def named_file(flag: str, path: str | pathlib.Path) -> dict[str, str]:
     """What a record says of a file that was used: its name, and the SHA-256 that tells it from
     another of this name."""
     with reporting(path, "read"):
-        return {flag: str(path), f"{flag}_sha256": sha256_of(path)}
+        return {flag: str(path), f"{flag}_sha256": file_sha256(path)}
 
 
 def read_whole_photo(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_jax import kinds
+from ddpm_jax import annotations
 from ddpm_jax.errors import UsageError
 from ddpm_jax.limits import MAX_TIMESTEPS
 from ddpm_jax.numerals import number, numbers, whole_number
@@ -64,7 +64,7 @@ def typed_options(sampler: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _option(value: Any, default: Any) -> Any:
     """Return the value of an option as the type of its default; infinity where that is the default."""
-    text = value if isinstance(value, str) else kinds.numeral(value)
+    text = value if isinstance(value, str) else annotations.format_number(value)
     match default:
         case int():
             return whole_number(text, lower=0, upper=MAX_OPTION)

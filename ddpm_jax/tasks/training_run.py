@@ -118,7 +118,7 @@ def run_training(
     check_apart(config, workdir)
     hosts.check_equal(_common(config))
     check_writable(workdir)
-    with hosts.alone(workdir, "training in it") as lock:
+    with hosts.hold(workdir, "training in it") as lock:
         outcome = train_in(
             workdir,
             prepare(config, workdir, begun_settings(workdir, config)),

@@ -174,7 +174,7 @@ def cached(
     with (
         contextlib.nullcontext()
         if all(complete)
-        else hosts.alone(directory, "encoding latents into it")
+        else hosts.hold(directory, "encoding latents into it")
     ):
         with reporting(directory):
             _claim(directory, made_of)

@@ -149,7 +149,7 @@ def test_a_second_training_in_the_same_directory_ends_before_it_does_anything(
     monkeypatch.setattr(training_start, "build", lambda *args: pytest.fail("it went on"))
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     argv = ["--config", config_file(), "--workdir", copied, "--config.train.num_steps=12"]
-    with locks.alone(copied, "training in it"):
+    with locks.hold(copied, "training in it"):
         # Of another config too: what is in the directory is the other's to say.
         for more in ([], ["--config.seed=1"]):
             refused(

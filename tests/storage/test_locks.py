@@ -31,13 +31,13 @@ def _left_behind(place, **changed):
 
 
 def test_a_second_owner_is_refused_and_reads_who_is_there_and_the_first_leaves_nothing(place):
-    with locks.alone(place, "training in it") as lock:
+    with locks.hold(place, "training in it") as lock:
         words = rf"in use: process {os.getpid()} on \S+ has been training in it since 20"
-        with pytest.raises(FailureError, match=words), locks.alone(place, "training in it"):
+        with pytest.raises(FailureError, match=words), locks.hold(place, "training in it"):
             pass
         lock.check()
     assert not (place / locks.LOCK).exists()
-    with locks.alone(place, "training in it"):
+    with locks.hold(place, "training in it"):
         pass
 
 
@@ -47,7 +47,7 @@ def test_of_many_that_begin_at_once_one_has_it(place):
     def contend():
         begin.wait()
         try:
-            with locks.alone(place, "training in it"):
+            with locks.hold(place, "training in it"):
                 had.append(True)
                 end.wait(60)
         except FailureError:
@@ -75,20 +75,20 @@ def test_the_lock_of_a_process_of_this_machine_that_is_gone_is_taken_at_once(pla
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     _left_behind(place, pid=ended.pid)
-    with locks.alone(place, "training in it"):
+    with locks.hold(place, "training in it"):
         assert json.loads((place / locks.LOCK).read_bytes())["pid"] == os.getpid()
 
 
 def test_the_lock_of_a_silent_process_elsewhere_is_taken_after_a_while(place, capsys):
     _left_behind(place, machine="elsewhere", pid=7)
     start = time.monotonic()
-    with locks.alone(place, "training in it"):
+    with locks.hold(place, "training in it"):
         assert time.monotonic() - start > locks.STALE_SECONDS
     assert "looking for up to 2 s whether process 7 on far" in capsys.readouterr().err
 
 
 def test_an_owner_that_was_replaced_learns_it_and_does_not_remove_the_lock_of_the_other(place):
-    with locks.alone(place, "training in it") as lock:
+    with locks.hold(place, "training in it") as lock:
         _left_behind(place, machine="elsewhere", pid=7)
         with pytest.raises(
             FailureError, match="taken over by process 7 on far while this process gave no sign"
@@ -98,8 +98,8 @@ def test_an_owner_that_was_replaced_learns_it_and_does_not_remove_the_lock_of_th
 
 
 def test_a_lock_that_somebody_has_removed_is_made_again(place):
-    with locks.alone(place, "training in it") as lock:
+    with locks.hold(place, "training in it") as lock:
         (place / locks.LOCK).unlink()
         lock.check()
-        with pytest.raises(FailureError, match="in use"), locks.alone(place, "training in it"):
+        with pytest.raises(FailureError, match="in use"), locks.hold(place, "training in it"):
             pass

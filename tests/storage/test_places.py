@@ -201,7 +201,7 @@ def test_a_checkpoint_out_of_reach_is_not_taken_for_a_damaged_one(folder, reques
     ],
 )
 def test_a_bucket_speaks_where_there_is_one_and_a_step_is_no_answer_of_it(error, path, words):
-    assert re.search(words, files.reason_of(error, path))
+    assert re.search(words, files.error_reason(error, path))
 
 
 def test_a_mistake_of_this_program_is_not_taken_for_a_refusal(server):
