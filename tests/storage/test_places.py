@@ -102,7 +102,7 @@ def test_a_local_copy_is_made_once_and_anew_when_the_objects_change(folder, tmp_
     [
         (
             "gs://absent/run",
-            "--workdir: there is no bucket gs://absent: make it with gcloud storage buckets create",
+            "workdir: there is no bucket gs://absent: make it with gcloud storage buckets create",
         ),
         (
             "gs://forbidden/run",
@@ -153,7 +153,7 @@ def unreachable(server, monkeypatch):
 def test_a_bucket_that_does_not_answer_is_a_failure(unreachable, refused, config_file):
     sentence = refused("train", "--config", config_file, "--workdir", "gs://bucket/run", code=1)
     assert (
-        "--workdir: gs://bucket/run cannot be read: Google Cloud Storage does not answer"
+        "workdir: gs://bucket/run cannot be read: Google Cloud Storage does not answer"
         in sentence
     )
 
