@@ -69,6 +69,7 @@ def test_logits_are_a_linear_map_of_the_mean_over_the_unets_lowest_features(x, p
     )
 
 
+@pytest.mark.full
 def test_a_new_network_finds_all_classes_equally_likely(x):
     logits = CLASSIFIER.apply(CLASSIFIER.init(jax.random.key(0), x, T), x, T)
     assert logits.shape == (2, 5)

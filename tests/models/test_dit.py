@@ -190,6 +190,7 @@ def test_initial_weights_are_drawn_as_the_authors_draw_them(new):
             assert np.abs(value).max() <= np.sqrt(6 / fans) * (1 + 1e-6), path
 
 
+@pytest.mark.full
 def test_gradients_reach_every_parameter_and_at_first_only_the_last_layer(params, new):
     grad = jax.jit(jax.grad(lambda p: jnp.mean(jnp.square(apply(SMALL, p) - 1.0))))
     for path, value in flatten_dict(grad(params)).items():
@@ -201,6 +202,7 @@ def test_gradients_reach_every_parameter_and_at_first_only_the_last_layer(params
     assert moved == {"patch_out"}
 
 
+@pytest.mark.full
 def test_every_output_pixel_depends_on_every_input_pixel_the_time_and_the_class(params):
     grad = jax.jit(jax.grad(lambda x: apply(SMALL, params, x)[0, 0, 0, 0]))(X)
     assert (jnp.abs(grad[0]).max(axis=-1) > 0).all()
