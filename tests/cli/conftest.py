@@ -97,8 +97,9 @@ def trained(tmp_path_factory, data_dir):
         text, before = path.read_text(), '"data_dir": ""'
         assert text.count(before) == 1
         path.write_text(text.replace(before, f'"data_dir": {json.dumps(data_dir)}'))
-    for folder in run.glob("checkpoints/*/config"):
-        digests.write(folder)
+    for path in run.glob(f"checkpoints/*/config/{digests.SUMS}"):
+        path.unlink()
+        digests.write(path.parent)
     return run
 
 
