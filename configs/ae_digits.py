@@ -1,8 +1,7 @@
-"""A plain autoencoder of the digits that scikit-learn bundles: a quarter of the numbers, and no
-prior over them.
+"""A plain autoencoder of the bundled digits: a quarter of the numbers, and no prior over them.
 
-Paper:    Hinton and Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks (the idea); the
-          network is that of configs/vae_digits.py.
+Paper:    Hinton and Salakhutdinov 2006, Reducing the Dimensionality of Data with Neural Networks
+          (the idea); the network is that of configs/vae_digits.py.
 Command:  python train.py --config configs/ae_digits.py
 Hardware: two CPU cores, a few minutes.
 Expected: `python evaluate.py --ckpt runs/ae_digits --metric reconstruction`: RMSE 15.2 of 255, PSNR

@@ -2,9 +2,9 @@
 
 Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models, appendix B.
 Command:  python train.py --config configs/ddpm_celebahq256.py --config.data.data_dir=DIR --workdir
-runs/celebahq Hardware: TPU v3-8, 2.2 steps/s (the paper), so 63 h for 500,000 steps. 113.7 M
-parameters; on a device with
-          less memory raise optimizer.accumulate_steps or set model.remat.
+          runs/celebahq
+Hardware: TPU v3-8, 2.2 steps/s (the paper), so 63 h for 500,000 steps. 113.7 M parameters; on a
+          device with less memory raise optimizer.accumulate_steps or set model.remat.
 Expected: the paper shows samples and gives no score.
 """
 

@@ -1,10 +1,12 @@
 """DDPM on CIFAR-10, unconditional: the model of the paper's table 1.
 
-Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models, L_simple with fixed-large variance.
+Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models, L_simple with fixed-large
+          variance.
 Command:  python train.py --config configs/ddpm_cifar10.py --config.data.data_dir=DIR --workdir
-runs/cifar10 Hardware: TPU v3-8, 21 steps/s, 10.6 h for 800,000 steps (the paper). 35.7 M
-parameters. Expected: IS 9.46, FID 3.17 against the training set with 50,000 EMA samples; at most
-3.75 bits/dim (the paper).
+          runs/cifar10
+Hardware: TPU v3-8, 21 steps/s, 10.6 h for 800,000 steps (the paper). 35.7 M parameters.
+Expected: IS 9.46, FID 3.17 against the training set with 50,000 EMA samples; at most 3.75 bits/dim
+          (the paper).
 
 To reproduce the paper on other numbers of devices: the original clips the gradient of each of 8
 replicas of 16 images before averaging (clip_scope "replica"); on one device that clips the gradient

@@ -1,6 +1,7 @@
 """DDPM on CIFAR-10 trained on the true bound L: the network predicts eps, the variance is fixed.
 
-Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models, table 2: eps prediction, L, fixed isotropic Sigma.
+Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models, table 2: eps prediction, L,
+          fixed isotropic Sigma.
 Command:  python train.py --config configs/ddpm_cifar10_eps_vlb.py --config.data.data_dir=DIR
 Hardware: as configs/ddpm_cifar10.py, the table's "eps prediction, L_simple".
 Expected: IS 7.67, FID 13.51; at most 3.70 bits/dim (the paper, tables 1 and 2).

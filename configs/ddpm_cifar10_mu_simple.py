@@ -1,6 +1,7 @@
 """DDPM on CIFAR-10 trained on the unweighted squared error of mu, the variance fixed.
 
-Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models, table 2: mu prediction, |mu - mu_theta|^2.
+Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models, table 2: mu prediction, |mu -
+          mu_theta|^2.
 Command:  python train.py --config configs/ddpm_cifar10_mu_simple.py --config.data.data_dir=DIR
 Hardware: as configs/ddpm_cifar10.py.
 Expected: no scores: unstable to train, with poor samples (the paper leaves the entry blank). Which

@@ -2,9 +2,9 @@
 
 Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models, appendix B.
 Command:  python train.py --config configs/ddpm_lsun_cat.py --config.data.data_dir=DIR --workdir
-runs/cat Hardware: TPU v3-8, 2.2 steps/s (the paper), so 227 h for 1,800,000 steps. 113.7 M
-parameters; on a device with
-          less memory raise optimizer.accumulate_steps or set model.remat.
+          runs/cat
+Hardware: TPU v3-8, 2.2 steps/s (the paper), so 227 h for 1,800,000 steps. 113.7 M parameters; on a
+          device with less memory raise optimizer.accumulate_steps or set model.remat.
 Expected: FID 19.75 with 50,000 EMA samples (the paper, table 3).
 """
 

@@ -2,9 +2,9 @@
 
 Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models, appendix B.
 Command:  python train.py --config configs/ddpm_lsun_church.py --config.data.data_dir=DIR --workdir
-runs/church Hardware: TPU v3-8, 2.2 steps/s (the paper), so 152 h for 1,200,000 steps. 113.7 M
-parameters; on a device with
-          less memory raise optimizer.accumulate_steps or set model.remat.
+          runs/church
+Hardware: TPU v3-8, 2.2 steps/s (the paper), so 152 h for 1,200,000 steps. 113.7 M parameters; on a
+          device with less memory raise optimizer.accumulate_steps or set model.remat.
 Expected: FID 7.89 with 50,000 EMA samples (the paper, table 3).
 """
 

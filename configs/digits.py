@@ -1,6 +1,7 @@
 """DDPM on the digits that scikit-learn bundles: 1,797 real scans, 8x8, grey. Nothing is downloaded.
 
-Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models (the method; a network of 0.76 M parameters).
+Paper:    Ho et al. 2020, Denoising Diffusion Probabilistic Models (the method; a network of 0.76 M
+          parameters).
 Command:  python train.py
 Hardware: two CPU cores, a few minutes.
 Expected: `python evaluate.py --ckpt runs/digits` gives a pixel Frechet distance of 0.122 to the
@@ -22,8 +23,8 @@ def get_config():
     config.model.num_res_blocks = 1
     config.model.attn_resolutions = (4,)
     config.model.dropout = 0.0
-    # With 32 channels in 32 groups a norm removes whatever is added to a channel, the time too;
-    # scaling gets through.
+    # With 32 channels in 32 groups a norm removes whatever is added to a channel, the time too; a
+    # scale is not removed.
     config.model.scale_shift_norm = True
 
     config.optimizer.learning_rate = 2e-3

@@ -1,7 +1,8 @@
-"""DDPM on the bundled digits, told which digit it is: samples by class, and guidance.
+"""Class-conditional DDPM on the bundled digits: samples by class, and guidance.
 
-Paper:    Ho and Salimans 2022, Classifier-Free Diffusion Guidance (label dropout); Dhariwal and Nichol 2021 (the class
-          embedding). The network and its training are those of configs/digits.py otherwise.
+Paper:    Ho and Salimans 2022, Classifier-Free Diffusion Guidance (label dropout); Dhariwal and
+          Nichol 2021 (the class embedding). The network and its training are those of
+          configs/digits.py otherwise.
 Command:  python train.py --config configs/digits_cond.py
 Hardware: two CPU cores, a few minutes.
 Expected: a class to each row of the sample grid. Classifiers trained on 1,797 samples with their

@@ -1,13 +1,13 @@
 """Super-resolution of the bundled digits: 4x4 pixels to 8x8 by diffusion.
 
-Paper:    Saharia et al. 2021, Image Super-Resolution via Iterative Refinement (the low-resolution image, enlarged, as
-          further channels of the network's input). The network and its training are those of
-          configs/digits.py otherwise, and so are the schedule and the time; enlarging is bilinear,
-          the paper's bicubic.
+Paper:    Saharia et al. 2021, Image Super-Resolution via Iterative Refinement (the low-resolution
+          image, enlarged, as further channels of the network's input). The network and its training
+          are those of configs/digits.py otherwise, and so are the schedule and the time; enlarging
+          is bilinear, the paper's bicubic.
 Command:  python train.py --config configs/digits_sr.py
 Hardware: two CPU cores, a few minutes.
 Expected: in the sample grid, between the 4x4 image and the original, digits that agree with the
-first.
+          first.
 """
 
 import pathlib

@@ -1,9 +1,8 @@
-"""A small Diffusion Transformer on the bundled digits, told which digit it is: samples by class,
-and guidance.
+"""A small class-conditional Diffusion Transformer on the bundled digits, for guidance too.
 
-Paper:    Peebles and Xie 2023, Scalable Diffusion Models with Transformers (the network: patches, adaLN-Zero; here of
-          0.72 M parameters and over pixels). Data and training are those of configs/digits_cond.py
-          otherwise.
+Paper:    Peebles and Xie 2023, Scalable Diffusion Models with Transformers (the network: patches,
+          adaLN-Zero; here of 0.72 M parameters and over pixels). Data and training are those of
+          configs/digits_cond.py otherwise.
 Command:  python train.py --config configs/dit_digits.py
 Hardware: two CPU cores; 154 images/s with eight other processes on them, 192,000 images in all.
 Expected: `python evaluate.py --ckpt runs/dit_digits` gives a pixel Frechet distance of 0.150 to the

@@ -1,11 +1,12 @@
 """Improved DDPM on CIFAR-10, L_hybrid: L_simple for the mean and the bound for a learned variance.
 
-Paper:    Nichol and Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models, table 2; the flags are
-          those the authors publish with the weights.
+Paper:    Nichol and Dhariwal 2021, Improved Denoising Diffusion Probabilistic Models, table 2; the
+          flags are those the authors publish with the weights.
 Command:  python train.py --config configs/iddpm_cifar10_hybrid.py --config.data.data_dir=DIR
 Hardware: not measured. 52.5 M parameters; on a device with less memory raise
-optimizer.accumulate_steps. Expected: 3.17 bits/dim, FID 3.19 after 500,000 steps, with all 4,000
-steps of the chain (the paper).
+          optimizer.accumulate_steps.
+Expected: 3.17 bits/dim, FID 3.19 after 500,000 steps, with all 4,000 steps of the chain (the
+          paper).
 
 The network is the authors', and so are the loss, the optimiser and the data, which are not
 mirrored. The initial weights are DDPM's: theirs are PyTorch's default, uniform within

@@ -4,7 +4,7 @@ Paper:    Nichol and Dhariwal 2021, Improved Denoising Diffusion Probabilistic M
 Command:  python train.py --config configs/iddpm_cifar10_simple.py --config.data.data_dir=DIR
 Hardware: as configs/iddpm_cifar10_hybrid.py.
 Expected: 3.26 bits/dim, FID 3.05 after 500,000 steps, with all 4,000 steps of the chain (the
-paper).
+          paper).
 
 Not known: which fixed variance those scores are of. The authors' code has beta (fixed_large) as its
 default, as here.

@@ -1,6 +1,7 @@
 """Latent diffusion on the bundled digits: DDPM over the 4x4 latents of a VAE that is trained first.
 
-Paper:    Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models (the method, small).
+Paper:    Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models (the
+          method, small).
 Command:  python train.py --config configs/vae_digits.py
           python train.py --config configs/ldm_digits.py --config.first_stage.ckpt=runs/vae_digits
 Hardware: two CPU cores, a few minutes each.
@@ -19,7 +20,7 @@ def get_config():
     config = load_config(pathlib.Path(__file__).with_name("digits.py"))
     config.first_stage.ckpt = "runs/vae_digits"
     config.model.ch = 64
-    # z is drawn anew each time, so the loss is noisier than over pixels: smaller steps in the end,
+    # z is sampled each time, so the loss is noisier than over pixels: smaller steps at the end, and
     # a longer average.
     config.optimizer.learning_rate = 1e-3
     config.optimizer.decay = "cosine"

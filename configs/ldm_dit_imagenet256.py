@@ -1,11 +1,12 @@
-"""DiT-XL/2 on ImageNet at 256x256: a transformer over the latents of Stable Diffusion's
-autoencoder, told the class.
+"""Class-conditional DiT-XL/2 on the latents of Stable Diffusion's autoencoder, ImageNet 256x256.
 
-Paper:    Peebles and Xie 2023, Scalable Diffusion Models with Transformers, section 4. Betas, variance and loss are
-          those of Dhariwal and Nichol 2021 (ADM); 675 M parameters.
-First:    The first stage has to be supplied: the file of Stable Diffusion's VAE "sd-vae-ft", as diffusers lays it out.
-          python -m ddpm_jax.cli.import_first_stage --config configs/vae_imagenet256.py --weights
-          FILE --out runs/sd_vae Its latents of 32x32x4 are multiplied by 0.18215.
+Paper:    Peebles and Xie 2023, Scalable Diffusion Models with Transformers, section 4. Betas,
+          variance and loss are those of Dhariwal and Nichol 2021 (ADM); 675 M parameters.
+First:    The first stage has to be supplied: the file of Stable Diffusion's VAE "sd-vae-ft", as
+          diffusers lays it out.
+          python -m ddpm_jax.cli.import_first_stage --config configs/vae_imagenet256.py
+          --weights FILE --out runs/sd_vae
+          Its latents of 32x32x4 are multiplied by 0.18215.
 Data:     TFDS imagenet2012, which has to be downloaded by hand from image-net.org.
 Command:  python train.py --config configs/ldm_dit_imagenet256.py
           --config.first_stage.ckpt=runs/sd_vae (on TPU or GPU with --config.model.dtype=bfloat16

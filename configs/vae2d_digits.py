@@ -1,8 +1,8 @@
-"""A variational autoencoder of the digits that scikit-learn bundles whose whole latent is two
-numbers, to be looked at.
+"""A variational autoencoder of the bundled digits with a latent of two numbers, for plotting.
 
-Paper:    Kingma and Welling 2014, Auto-Encoding Variational Bayes, figure 4: the plane that the decoder has learned.
-          The network is that of configs/vae_digits.py with two levels more, down to one pixel.
+Paper:    Kingma and Welling 2014, Auto-Encoding Variational Bayes, figure 4: the plane that the
+          decoder has learned. The network is that of configs/vae_digits.py with two levels more,
+          down to one pixel.
 Command:  python train.py --config configs/vae2d_digits.py
 Hardware: two CPU cores, a few minutes.
 Expected: samples/step_00002000_walk.png is like the figure, with every digit in it; `python
@@ -17,12 +17,11 @@ from ddpm_jax.experiments.config import load_config
 
 def get_config():
     config = load_config(pathlib.Path(__file__).with_name("vae_digits.py"))
-    # of the initial weights, which should not make one of the two numbers much weaker than the
-    # other
+    # for initial weights that do not make one of the two numbers much weaker than the other
     config.seed = 5
     # at one pixel a norm sees 4 numbers: 128 channels in 32 groups
     config.model.ch_mult = (1, 1, 2, 4)
-    # A norm of one pixel would leave the angle of z and take its length away; this leaves both.
+    # A norm over one pixel would keep the angle of z but remove its length; this keeps both.
     config.model.norm_eps = 0.05
     config.model.dropout = 0.0
     config.first_stage.latent_channels = 2

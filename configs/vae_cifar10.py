@@ -1,9 +1,9 @@
-"""A variational autoencoder of CIFAR-10: 8x8 latents of 4 channels, a first stage for diffusion in
-its latent space.
+"""A variational autoencoder of CIFAR-10: 8x8 latents of 4 channels, for latent diffusion.
 
-Paper:    Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models, appendix G.1: the network,
-          here with a factor of 4, without the perceptual and the adversarial loss. The decoder's
-          distribution is Gaussian, of one learned scale (Rybkin et al. 2021).
+Paper:    Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models,
+          appendix G.1: the network, here with a factor of 4, without the perceptual and the
+          adversarial loss. The decoder's distribution is Gaussian, of one learned scale (Rybkin et
+          al. 2021).
 Command:  python train.py --config configs/vae_cifar10.py --config.data.data_dir=DIR
 Hardware: one GPU.
 Expected: not yet trained to the end.

@@ -1,7 +1,8 @@
 """A variational autoencoder of the digits that scikit-learn bundles, with true bits per dimension.
 
-Paper:    Kingma and Welling 2014, Auto-Encoding Variational Bayes. The network is that of Rombach et al. 2022, small;
-          the decoder's distribution is a discretised logistic one, whose one scale is learned.
+Paper:    Kingma and Welling 2014, Auto-Encoding Variational Bayes. The network is that of Rombach
+          et al. 2022, small; the decoder's distribution is a discretised logistic one, whose one
+          scale is learned.
 Command:  python train.py --config configs/vae_digits.py
 Hardware: two CPU cores, a few minutes.
 Expected: `python evaluate.py --ckpt runs/vae_digits --metric elbo,reconstruction --draws 64`: at
@@ -19,7 +20,7 @@ def get_config():
     config.objective = "first_stage"
     config.model.attn_resolutions = ()
     config.model.scale_shift_norm = False  # there is no time
-    config.model.dropout = 0.2  # 1,497 digits are learnt by heart without it
+    config.model.dropout = 0.2  # 1,497 digits are memorised without it
 
     config.first_stage.kind = "vae"
     config.first_stage.latent_channels = 4  # of 4x4 pixels each

@@ -1,15 +1,16 @@
-"""The first stage of Stable Diffusion: 256x256 images to 32x32 latents of 4 channels, 83.7 M
-parameters.
+"""The first stage of Stable Diffusion: 256x256 images to 32x32 latents of 4 channels.
 
-Paper:    Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models, appendix G: KL-f8. A KL of
-          weight 1e-6, LPIPS of weight 1, and from 50,001 updates on a discriminator times 0.5. The
-          authors trained on OpenImages with the absolute error; here the decoder is Gaussian, with
-          one learned scale.
+Paper:    Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models,
+          appendix G: KL-f8. A KL of weight 1e-6, LPIPS of weight 1, and from 50,001 updates on a
+          discriminator times 0.5. 83.7 M parameters. The authors trained on OpenImages with the
+          absolute error; here the decoder is Gaussian, with one learned scale.
 Weights:  those that are published are read by `python -m ddpm_jax.cli.import_first_stage` with this
-config. Command:  python train.py --config configs/vae_imagenet256.py
---config.sharp.perceptual_file=FILE Hardware: several GPUs, or a TPU slice. Expected: the published
-autoencoder, of 246,803 updates, has a reconstruction FID of 4.99 and a PSNR of 23.4 dB on the
-          validation images of COCO 2017 (model card of its finetuned successors). Not run here.
+          config.
+Command:  python train.py --config configs/vae_imagenet256.py --config.sharp.perceptual_file=FILE
+Hardware: several GPUs, or a TPU slice.
+Expected: the published autoencoder, of 246,803 updates, has a reconstruction FID of 4.99 and a PSNR
+          of 23.4 dB on the validation images of COCO 2017 (model card of its finetuned successors).
+          Not run here.
 """
 
 from ddpm_jax.experiments.config import default_config

@@ -1,13 +1,12 @@
-"""A VQGAN of CIFAR-10: the VQ-VAE of configs/vqvae_cifar10.py with the perceptual and the
-adversarial loss.
+"""A VQGAN of CIFAR-10: configs/vqvae_cifar10.py with perceptual and adversarial loss.
 
-Paper:    Esser, Rombach and Ommer 2021, Taming Transformers for High-Resolution Image Synthesis; Rombach et al. 2022.
-          Squared error (a Gaussian of scale 1), LPIPS with weight 1, and from a start step on a
-          patch discriminator with hinge loss and the adaptive weight, times 0.8 as in the authors'
-          configs; Adam with betas 0.5 and 0.9 for both players. What is departed from:
-          docs/first_stages.md, "Sharp reconstructions".
+Paper:    Esser, Rombach and Ommer 2021, Taming Transformers for High-Resolution Image Synthesis;
+          Rombach et al. 2022. Squared error (a Gaussian of scale 1), LPIPS with weight 1, and from
+          a start step on a patch discriminator with hinge loss and the adaptive weight, times 0.8
+          as in the authors' configs; Adam with betas 0.5 and 0.9 for both players. What is departed
+          from: docs/first_stages.md, "Sharp reconstructions".
 Command:  python train.py --config configs/vqgan_cifar10.py --config.data.data_dir=DIR \
-              --config.sharp.perceptual_file=FILE
+          --config.sharp.perceptual_file=FILE
 Hardware: one GPU.
 Expected: not yet trained to the end.
 """

@@ -1,8 +1,7 @@
-"""A VQ-VAE of the digits that scikit-learn bundles: 16 codes of a codebook of 64 for an image, 96
-bits.
+"""A VQ-VAE of the bundled digits: 16 codes from a codebook of 64 for an image, 96 bits.
 
-Paper:    van den Oord, Vinyals and Kavukcuoglu 2017, Neural Discrete Representation Learning; the codebook is learned
-          by moving averages (appendix A.1), and codes that nothing chooses are placed anew.
+Paper:    van den Oord, Vinyals and Kavukcuoglu 2017, Neural Discrete Representation Learning; the
+          codebook is learned by moving averages (appendix A.1), and unused codes are restarted.
 Command:  python train.py --config configs/vqvae_digits.py
 Hardware: two CPU cores, a few minutes.
 Expected: `python evaluate.py --ckpt runs/vqvae_digits --metric elbo,reconstruction`: RMSE 13.2 of

@@ -1,5 +1,4 @@
-"""What every test relies on: strict rank promotion, one CPU device, a compilation cache shared
-between processes."""
+"""Settings of every test: strict rank promotion, one CPU device, a shared compilation cache."""
 
 import gc
 import os
@@ -52,8 +51,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Drops a file's compiled programs: each holds memory maps, and XLA crashes where a process has
-    too many."""
+    """Drop the compiled programs of a file: XLA crashes with too many memory maps."""
     yield
     jax.clear_caches()
     gc.collect()
@@ -79,8 +77,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ddpm_objective():
-    """ddpm_objective(apply, chain, **changes): the objective of DDPM, but for the changed
-    options."""
+    """Return ddpm_objective(apply, schedule, **changes): DDPM's objective with changed options."""
     from ddpm_jax.diffusion.losses import make_loss
     from ddpm_jax.diffusion.process import make_process
     from ddpm_jax.training.objective import diffusion_objective
@@ -96,8 +93,7 @@ def ddpm_objective():
 
 @pytest.fixture(scope="session")
 def run_python():
-    """run_python(*arguments, devices=1, **kwargs): `python -W error` on that many virtual CPU
-    devices."""
+    """Return run_python(*arguments, devices=1, **kwargs): `python -W error` on virtual devices."""
 
     def run(*arguments, devices=1, **kwargs):
         environment = os.environ | {

@@ -1,5 +1,4 @@
-"""Foreign archives: whole ones are read as NumPy and safetensors do, others refused before memory
-is taken."""
+"""Untrusted archives: valid ones are read, others refused before memory is allocated."""
 
 import io
 import json
@@ -127,8 +126,7 @@ def test_a_member_that_is_not_what_its_header_says_is_refused(member, words):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_every_flipped_byte_and_every_cut_is_refused_or_harmless(save):
-    """Names and dates of the directory are under no checksum: another name is another array,
-    another date none."""
+    """The directory's names and dates have no checksum: a changed one is harmless."""
     whole = npz(save, images=IMAGES)
     expected = {"images": Header(IMAGES.dtype, IMAGES.shape)}
     sentences = []

@@ -1,5 +1,4 @@
-"""Config files: each one loads, builds, and is a record of its experiment; users' own are completed
-by the defaults."""
+"""Config files load, build and record their experiment; defaults complete those of users."""
 
 import ast
 import pathlib
@@ -229,8 +228,7 @@ def test_a_conditional_config_is_the_unconditional_one_that_is_told_more(name):
     "first", [[3.0, -4.0, 0.5], [1e-8, -3e-9, 2e-8]], ids=["clipped", "eps decides"]
 )
 def test_a_bound_t_times_as_large_is_trained_by_the_same_updates(first):
-    """The original's L is the mean over t of L_t; ours is the sum, so clipping and Adam's eps are T
-    times as large."""
+    """The original's L is the mean of L_t over t, ours the sum: clipping and Adam's eps times T."""
     ours, original = load("ddpm_cifar10_eps_vlb").optimizer, load("ddpm_cifar10").optimizer
 
     def updates(o, scale):
@@ -311,8 +309,7 @@ def test_rescaled_timesteps_are_in_0_to_1000_whatever_t_and_however_few_steps_ar
     "name", [name for name in ABLATION | IMPROVED | CONDITIONAL if name != "ddpm_cifar10"]
 )
 def test_a_shrunken_version_trains_through_the_real_step(name):
-    """A dozen steps: a finite loss each, finite parameters and averages, and both ends of the
-    network have moved."""
+    """A dozen steps with finite losses and parameters; both ends of the network move."""
     config = load(name)
     config.data.image_size = 8
     config.diffusion.num_timesteps = 8  # few, so that importance sampling has its history soon

@@ -1,5 +1,4 @@
-"""What deploy/ holds: by its own validators where they are installed, by its commands, and by what
-its scripts do."""
+"""The files in deploy/, by their own validators where installed, and by running their scripts."""
 
 import os
 import pathlib
@@ -141,8 +140,10 @@ def test_the_flags_and_fields_are_those_of_train(capsys, name):
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
-    """stub("python", "exit 3"): a program of that name that does this instead; its calls are kept
-    in NAME.log."""
+    """Return stub("python", "exit 3"): a program of that name with this body.
+
+    Its calls are logged to NAME.log.
+    """
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -183,7 +184,8 @@ def test_train_sh_passes_sigterm_on_waits_for_the_save_and_asks_to_be_started_ag
     (tmp_path / "checkpoints" / "200").mkdir(parents=True)
     log = stub(
         "python",
-        "trap 'sleep 0.5; touch saved; exit 0' TERM; touch started; for i in {1..200}; do sleep 0.05; done",
+        "trap 'sleep 0.5; touch saved; exit 0' TERM; touch started; for i in {1..200}; do sleep "
+        "0.05; done",
     )
     process = subprocess.Popen([DEPLOY / "train.sh", tmp_path, "300"], cwd=tmp_path)
     deadline = time.monotonic() + 30

@@ -62,7 +62,7 @@ def _python_of(path):
 
 @contextlib.contextmanager
 def _compilations():
-    """Collects what XLA compiles, by the name of the event."""
+    """Collect what XLA compiles, by the name of the event."""
     events = []
 
     def listen(event, seconds, **_):

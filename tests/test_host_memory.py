@@ -1,5 +1,4 @@
-"""What memory there is for a computation on the host, and the sentence where it does not
-suffice."""
+"""The memory available to a computation on the host, and the error if it does not suffice."""
 
 import os
 

@@ -1,5 +1,4 @@
-"""The layers named in `ddpm_jax/__init__.py`, read from the imports of every file: no lower one
-imports a higher."""
+"""No layer imports a higher one: the imports of every file against the table `LAYERS`."""
 
 import ast
 import pathlib
@@ -83,8 +82,7 @@ ON_THEIR_WAY = {
 
 
 def violations(name, source):
-    """What is wrong with the imports and calls of the file `name`, say "models/unet.py": a list of
-    sentences."""
+    """Return sentences about the wrong imports and calls of the file `name`."""
     tree = ast.parse(source)
     own = name.split("/")[0].removesuffix(".py")
     found = [

@@ -1,5 +1,4 @@
-"""One writer at a time in a directory of a disk; that of a bucket is in
-tests/storage/test_locks.py."""
+"""One writer at a time in a directory on a disk; for buckets see tests/storage/test_locks.py."""
 
 import errno
 import json
@@ -37,7 +36,10 @@ def holder(tmp_path):
 
 def test_a_second_process_is_refused_and_reads_who_is_there(holder):
     process, directory = holder
-    words = rf"a is in use: process {process.pid} on \S+ has been training in it since 20\d\d-.* or name another"
+    words = (
+        rf"a is in use: process {process.pid} on \S+ has been training in it since 20\d\d-.* or "
+        r"name another"
+    )
     with pytest.raises(FailureError, match=words), locks.hold(directory, "training in it"):
         pass
     assert process.poll() is None

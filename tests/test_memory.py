@@ -1,5 +1,4 @@
-"""Out of memory: the words of each device, a real one on this CPU, and what is refused before it
-comes to that."""
+"""Out of memory: messages of each device, a real case on this CPU, and refusals in advance."""
 
 import errno
 
@@ -71,7 +70,10 @@ def test_a_full_disk_a_defect_and_what_is_said_already_are_something_else(error)
 
 
 def test_an_array_of_the_host_that_is_too_large_is_a_sentence_with_what_there_is():
-    words = r"^Out of memory: a test asked for 8,192\.0 TiB, and this process can have .*iB.* To do: make less\.$"
+    words = (
+        r"^Out of memory: a test asked for 8,192\.0 TiB, and this process can have .*iB.* To do: "
+        r"make less\.$"
+    )
     with pytest.raises(FailureError, match=words), memory.explained("a test", "make less"):
         np.zeros(2**53, np.uint8)
     with (

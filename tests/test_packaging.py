@@ -1,4 +1,4 @@
-"""What `pip install` gives: a package that imports at once, its public names, a command, the configs."""
+"""What `pip install` gives: a fast import, the public names, a command, the configs."""
 
 import ast
 import configparser
@@ -72,7 +72,10 @@ def test_the_list_of_commands_is_that_of_the_files_and_needs_no_jax(capsys):
     lines = capsys.readouterr().out.splitlines()
     for name, purpose in COMMANDS.items():
         assert sum(line.split()[:1] == [name] and purpose in line for line in lines) == 1
-    program = "import sys; from ddpm_jax.__main__ import main; main(['--help']); print('jax' in sys.modules)"
+    program = (
+        "import sys; from ddpm_jax.__main__ import main; main(['--help']); print('jax' in "
+        "sys.modules)"
+    )
     assert _python(program)[-1] == "False"
 
 

@@ -84,7 +84,7 @@ for line in sys.stdin:
 
 
 def start(run_name, directory):
-    """Copies a run and starts its commands on the copy, their results in `directory` by name."""
+    """Copy a run and starts its commands on the copy, their results in `directory` by name."""
     run = shutil.copytree(FIXTURES / "runs" / run_name, directory / "run")
     saved = json.loads((run / "config.json").read_text())
     fields = {key: value for key, value in saved.items() if key not in FOUND}

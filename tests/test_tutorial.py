@@ -1,5 +1,4 @@
-"""The tutorial's code runs, draws its pictures, and finds what its text says; at a size that takes
-seconds."""
+"""The tutorial's code runs at a small size, draws its pictures and finds what its text says."""
 
 import importlib.util
 import pathlib
@@ -49,8 +48,7 @@ def test_every_picture_of_the_text_is_made_and_no_other(small):
 
 @pytest.mark.slow
 def test_the_blocks_print_what_the_text_shows_but_for_the_digits(small):
-    """The same lines in the same places; the small settings change numbers and how many rows there
-    are."""
+    """The same lines in the same places; numbers and rows differ at the small size."""
     shown = [block["output"] for block in tutorial.BLOCK.finditer(TEXT)]
     assert [bool(output) for output in small[0]] == [output is not None for output in shown]
     for printed, text in zip(small[0], shown, strict=True):

@@ -36,7 +36,7 @@ class Conv4x4(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, (H - 2) // stride + 1, likewise W, features]."""
+        """Map [B, H, W, C] to [B, (H - 2) // stride + 1, likewise W, features]."""
         kernel = self.param(
             "kernel", _init, (KERNEL_SIZE, KERNEL_SIZE, x.shape[-1], self.features), jnp.float32
         )

@@ -1,5 +1,4 @@
-"""The bundled digits: the right pixels, a split that never moves, prepared once, also by two
-processes at a time."""
+"""The bundled digits: the right pixels, a fixed split, prepared once, also by two processes."""
 
 import os
 import subprocess
@@ -105,8 +104,7 @@ def test_preparing_is_silent(tmp_path, capfd):
 
 
 def test_the_process_that_comes_second_succeeds_too(tmp_path, monkeypatch):
-    """The interleaving that two processes rarely hit: the other one finishes while this one is
-    writing."""
+    """A rare interleaving: another process finishes while this one is writing."""
     generate = digits.Digits._generate_examples
     calls = []
 
@@ -145,8 +143,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_nothing_imports_tensorflow(tmp_path):
-    """With TensorFlow hidden everything works, and with or without hiding nothing has tried to
-    import it."""
+    """Everything works with TensorFlow hidden, and nothing tries to import it."""
     program = """
     import os
     import grain
@@ -159,7 +156,8 @@ def test_nothing_imports_tensorflow(tmp_path):
     next(pipeline.train_iterator(source, batch_size=4, seed=0))
     os.mkdir({data_dir!r} + "/pictures")
     Image.new("L", (8, 8)).save({data_dir!r} + "/pictures/a.png")
-    sources.load(name="folder", split="train", **(options | dict(data_dir={data_dir!r} + "/pictures")))
+    pictures = options | dict(data_dir={data_dir!r} + "/pictures")
+    sources.load(name="folder", split="train", **pictures)
     for name in ("cifar10", "no_such_dataset"):
         try:
             sources.load(name=name, split="train", **options)

@@ -1,5 +1,4 @@
-"""A folder of images: what is read, in which order, with which labels, and every sentence about
-what is amiss."""
+"""A folder of images: what is read, in which order, with which labels, and every error."""
 
 import io
 import itertools
@@ -25,8 +24,10 @@ def _picture(path: pathlib.Path, value: int, size=(8, 8)):
 
 
 def _noisy(path: pathlib.Path):
-    """Half of a picture large enough that its header is whole; put in place at once, as a reader
-    may be at work."""
+    """Return half of a picture whose header is whole.
+
+    It is put in place atomically, since a reader may be at work.
+    """
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)
     whole = io.BytesIO()
     Image.fromarray(pixels).save(whole, path.suffix[1:])
@@ -238,8 +239,10 @@ def test_all_images_that_cannot_be_used_are_listed_in_a_file(tmp_path):
     with pytest.raises(UsageError) as refusal:
         _load(folder, report=report)
     assert re.fullmatch(
-        rf"Image {folder}/001\.png cannot be read \(.*\), nor can 1 more, and 1 are smaller than image_size=8; all 3 "
-        rf"are listed in {report}: remove what cannot be read, or set data.unreadable=skip to pass over such files\.",
+        rf"Image {folder}/001\.png cannot be read \(.*\), nor can 1 more, and 1 are smaller than "
+        r"image_size=8; all 3 "
+        rf"are listed in {report}: remove what cannot be read, or set data.unreadable=skip to "
+        r"pass over such files\.",
         str(refusal.value),
     )
     lines = [line.split("\t") for line in report.read_text().splitlines()]

@@ -1,5 +1,4 @@
-"""One picture at a time: colour modes, orientation, resizing. The oracles are hand-computed pixels
-and plain NumPy."""
+"""One picture at a time, against hand-computed pixels and plain NumPy."""
 
 import io
 import struct
@@ -123,8 +122,7 @@ def test_an_image_is_quartered_by_halving_twice():
 
 
 def test_shrinking_does_not_alias():
-    """A checkerboard is grey from afar; picking pixels, or bicubic without antialiasing, would
-    leave stripes."""
+    """A checkerboard is grey from afar; without antialiasing stripes would appear."""
     board = (np.indices((33, 33)).sum(0) % 2 * 255).astype(np.uint8)
     shrunk = _array(Image.fromarray(board), image_size=17, channels=1).astype(float)
     assert np.abs(shrunk[2:-2, 2:-2] - 127.5).max() < 40
@@ -132,8 +130,7 @@ def test_shrinking_does_not_alias():
 
 @pytest.mark.parametrize(("height", "width"), [(8, 20), (20, 8), (16, 40), (8, 8), (13, 11)])
 def test_the_centre_is_kept_and_the_aspect_ratio_too(height, width):
-    """Across a linear ramp: the middle must land in the middle, and the slope must be that of the
-    shorter side."""
+    """On a linear ramp: the middle stays in the middle, the slope is the shorter side's."""
     ramp = np.tile(np.linspace(0, 255, width), (height, 1)).round().astype(np.uint8)
     row = _array(Image.fromarray(ramp), image_size=8, channels=1)[4, :, 0].astype(float)
     slope = 255 / (width - 1) * min(height, width) / 8

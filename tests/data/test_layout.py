@@ -1,5 +1,4 @@
-"""What lies in a folder of pictures: splits and classes by their names, and no class that is lost
-without a word."""
+"""The layout of a folder of pictures: splits and classes by name, and no class lost silently."""
 
 import logging
 import os
@@ -289,7 +288,8 @@ from PIL import Image
 from ddpm_jax.data import sources
 from ddpm_jax.errors import UsageError
 def load(data_dir):
-    sources.load(name="folder", split="train", data_dir=data_dir, image_size=8, channels=1, unreadable=sys.argv[1])
+    options = dict(data_dir=data_dir, image_size=8, channels=1, unreadable=sys.argv[1])
+    sources.load(name="folder", split="train", **options)
 # What is imported later may be out of this user's reach: one folder is opened before.
 Image.init()
 with tempfile.TemporaryDirectory() as folder:
@@ -315,8 +315,7 @@ def open_to_all():
 
 
 def _as_somebody(unreadable, *folders):
-    """What loading each of the folders says to a user who may not read everything, in another
-    process."""
+    """Return what another user, who cannot read everything, is told when loading the folders."""
     command = [sys.executable, "-c", textwrap.dedent(AS_SOMEBODY), unreadable, *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     return done.stdout.splitlines()

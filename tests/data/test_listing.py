@@ -32,8 +32,7 @@ def _load(folder, **options):
 
 @pytest.fixture
 def compare(folder, tmp_path):
-    """compare() -> the sentences that are said of the folder now, compared with what it held at
-    first."""
+    """Return compare() -> sentences about the changes of the folder since the start."""
     begun = _load(folder)
     listing.write_listing(tmp_path / listing.FILE, dataset_info(begun).files)
 

@@ -1,5 +1,7 @@
-"""The stream of batches: a function of the seed alone, sharded, seekable. Examples carry their row
-in their pixels."""
+"""The stream of batches is a function of the seed, sharded and seekable.
+
+Examples carry their row in their pixels.
+"""
 
 import json
 import time
@@ -254,8 +256,7 @@ def test_evaluation_that_stops_early_reads_no_further():
 
 
 def test_the_order_that_checkpoints_rely_on_has_not_changed():
-    """A golden of our own output, no proof of anything: resumed runs would go on in another order
-    of their data.
+    """A golden of our own output: otherwise resumed runs would continue in another order.
 
     If this must change, say so in the changelog and put the new order here.
     """
@@ -265,8 +266,7 @@ def test_the_order_that_checkpoints_rely_on_has_not_changed():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_place_of_an_epoch_is_equally_likely_for_every_example(seed):
-    """Pearson's chi-squared test of the permutations of many epochs; a false alarm has the odds 1 :
-    5,000."""
+    """Pearson's chi-squared test of many epochs; false alarms have odds of 1 : 5,000."""
     count, epochs = 6, 600
     rows = _rows(_take(_source(count), epochs, batch_size=count, seed=seed)).reshape(epochs, count)
     seen = np.array([np.bincount(rows[:, place], minlength=count) for place in range(count)])

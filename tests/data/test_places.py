@@ -1,5 +1,4 @@
-"""A data_dir that does not fit the kind of the data: one sentence that says what it is, and nothing
-is written."""
+"""A data_dir that does not fit the kind of data is refused in one sentence; nothing is written."""
 
 import os
 import pathlib
@@ -73,7 +72,8 @@ def test_digits_that_were_written_among_classes_are_named_whichever_way_they_are
     [
         (
             "",
-            r"holds what tensorflow-datasets prepared \(digits\) and no pictures, .* set data.name to one of these",
+            r"holds what tensorflow-datasets prepared \(digits\) and no pictures, .* set "
+            r"data.name to one of these",
         ),
         (
             "digits",

@@ -1,5 +1,4 @@
-"""Datasets of tensorflow-datasets: tiny ones prepared here without TensorFlow, and CIFAR-10 where
-there is a copy.
+"""Datasets of TFDS: tiny ones prepared here without TensorFlow, and CIFAR-10 if available.
 
 The copy, prepared as ArrayRecord, is found through the environment variable DDPM_JAX_TFDS_DIR, a
 TFDS data_dir.
@@ -22,8 +21,7 @@ from ddpm_jax.errors import FailureError, UsageError
 
 
 def _builder(name, splits, features, examples, configs=()):
-    """A TFDS dataset called `name` whose split s holds `examples(s, i)` for i in
-    range(splits[s])."""
+    """Return a TFDS dataset `name` whose split s holds `examples(s, i)` for i < splits[s]."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -131,8 +129,10 @@ def _png(pixels):
 
 
 def _image_features(tmp_path, encoded):
-    """A dataset of `features.Image`: prepared as text, which needs no TensorFlow, and then declared
-    to be images."""
+    """Return a dataset of `features.Image`.
+
+    It is prepared as text, which needs no TensorFlow, and then declared to be images.
+    """
     text, label = tfds.features.Text(), tfds.features.ClassLabel(num_classes=3)
     features = {"id": text, "image": text, "label": label}
 
@@ -289,7 +289,10 @@ def test_a_dataset_that_is_not_prepared_says_what_to_type(tmp_path, name):
     with pytest.raises(UsageError) as error:
         _load(tmp_path, name)
     sentence = str(error.value)
-    command = f"tfds.builder('{name}', data_dir='{tmp_path}').download_and_prepare(file_format='array_record')"
+    command = (
+        f"tfds.builder('{name}', "
+        f"data_dir='{tmp_path}').download_and_prepare(file_format='array_record')"
+    )
     for part in (
         f"Dataset '{name}' is not prepared in {tmp_path}",
         "pip install -e '.[prepare]'",
@@ -333,8 +336,7 @@ def cifar10():
 
 
 def test_cifar10_has_its_published_mean(cifar10):
-    """The per-channel mean of the training images, known to eight digits: no image is lost, doubled
-    or altered."""
+    """The mean per channel of the training images, known to eight digits."""
     assert (len(cifar10), cifar10.num_classes, cifar10.image_shape) == (50_000, 10, (32, 32, 3))
     mean = cifar10.images.mean(axis=(0, 1, 2), dtype=np.float64) / 255
     np.testing.assert_allclose(mean, [0.49139968, 0.48215841, 0.44653091], atol=1e-8)
@@ -362,7 +364,7 @@ def test_cifar10_streams_the_same_with_and_without_cache(cifar10):
 
 
 def _rewrite_features(builder, change):
-    """Puts change(the text) in place of the features.json of a prepared dataset."""
+    """Put change(the text) in place of the features.json of a prepared dataset."""
     path = pathlib.Path(builder.data_path) / "features.json"
     path.write_text(change(path.read_text()))
 

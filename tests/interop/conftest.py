@@ -1,10 +1,8 @@
-"""What tests against diffusers share: weights that show every layer, and weights as NumPy
-arrays."""
+"""Weights for the tests against diffusers: none of them zero, as NumPy arrays."""
 
 
 def perturbed(network):
-    """The PyTorch network with noise on all parameters, none of them zero, ready to be
-    evaluated."""
+    """Return the PyTorch network with noise on all parameters, ready for evaluation."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

@@ -38,8 +38,10 @@ IMPROVED_DDPM = {
 
 
 def peer(unet, in_channels=3):
-    """Their network of our fields, by default with the settings of the google/ddpm-* checkpoints;
-    random weights."""
+    """Return their network with our fields and random weights.
+
+    By default it has the settings of the google/ddpm-* checkpoints.
+    """
     attends = [unet.resolution // 2**i in unet.attn_resolutions for i in range(len(unet.ch_mult))]
     network = diffusers.UNet2DModel(
         sample_size=unet.resolution,

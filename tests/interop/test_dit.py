@@ -1,5 +1,4 @@
-"""The Diffusion Transformer against diffusers' `DiTTransformer2DModel` with the same random
-weights."""
+"""The Diffusion Transformer against diffusers' `DiTTransformer2DModel` with the same weights."""
 
 import functools
 
@@ -34,8 +33,7 @@ T, LABELS = np.array([0, 7, 60], np.int32), np.array([0, 4, 5], np.int32)
 
 
 def peer(dit, size=8, in_channels=4):
-    """Their network of our fields, with random weights none of which is zero, and one embedding for
-    all blocks."""
+    """Return their network with our fields, nonzero weights and one embedding for all blocks."""
     torch.manual_seed(0)
     network = diffusers.DiTTransformer2DModel(
         num_attention_heads=dit.num_heads,

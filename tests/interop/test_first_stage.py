@@ -52,7 +52,7 @@ def peer(model):
 
 
 def theirs(call, x):
-    """Applies one of their functions to images of our layout."""
+    """Apply one of their functions to images of our layout."""
     with torch.no_grad():
         return call(torch.tensor(np.asarray(x).transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
 

@@ -1,5 +1,4 @@
-"""The perceptual distance against PyTorch with the same random weights, and the file that its
-weights come from.
+"""LPIPS against PyTorch with the same random weights, and the file of its weights.
 
 The reference is written from the paper with PyTorch's own layers; it was compared with the authors'
 package `lpips` 0.1.4 (version 0.1, net "vgg") once, which needs torchvision beside it.
@@ -19,8 +18,10 @@ NARROW_FIRST = "features.0.weight"
 
 
 def random_tensors(model, seed=0):
-    """Name -> array as torchvision and lpips name and lay them out; so large that features neither
-    grow nor die."""
+    """Return name -> array in the names and layouts of torchvision and lpips.
+
+    They are so large that features neither grow nor vanish.
+    """
     rng = np.random.default_rng(seed)
     tensors, inputs, n = {}, 3, 0
     for k, channels in enumerate(model.channels):
@@ -183,7 +184,8 @@ def test_what_is_wrong_with_the_tensors_is_named(tmp_path, change, words):
         (
             "missing.npz",
             None,
-            r"cannot be read from .*missing\.npz \(No such file or directory\): docs/first_stages\.md",
+            r"cannot be read from .*missing\.npz \(No such file or directory\): "
+            r"docs/first_stages\.md",
         ),
         ("cut.npz", b"PK\x03\x04", "is a damaged NPZ file"),
         ("weights.pth", b"\x80\x02}q\x00.", "neither an NPZ nor a whole safetensors file"),

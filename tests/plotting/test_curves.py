@@ -1,5 +1,4 @@
-"""Curves: what is picked out of the records, how it is smoothed, and that any run, however short,
-can be drawn."""
+"""Curves: which records are drawn, how they are smoothed, and that any run can be drawn."""
 
 import subprocess
 import sys

@@ -1,5 +1,4 @@
-"""Panels of the plane and comparisons: pictures of the promised layout that show what they were
-given."""
+"""Panels of the plane and comparisons: pictures of the documented layout show their data."""
 
 import numpy as np
 import pytest

@@ -23,7 +23,8 @@ from ddpm_jax.plotting import (
 
 LONG = (
     r"$\frac{$ of "
-    + "Probability flow: 3.123 bits/dim (10,000 images of validation given the class, 16 rademacher probes, 4 draws)"
+    + "Probability flow: 3.123 bits/dim (10,000 images of validation given the class, 16 "
+    "rademacher probes, 4 draws)"
 )
 WORD = "/home/somebody/experiments/" + "a_long_name_of_a_run_" * 5  # without a space to break at
 X = np.arange(1.0, 9.0)

@@ -1,5 +1,4 @@
-"""Pictures hold the pixels they were given, where they were said to be, and reach the disk whole or
-not at all."""
+"""Pictures hold the given pixels at the documented places, and are written atomically."""
 
 import pathlib
 

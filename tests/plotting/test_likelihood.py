@@ -1,5 +1,4 @@
-"""Pictures of likelihoods: what is drawn lies where the numbers say, and the smallest input can be
-drawn."""
+"""Pictures of likelihoods: positions follow the numbers, and the smallest input can be drawn."""
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from ddpm_jax.plotting import likelihood_plots
 
 @pytest.fixture
 def axes(monkeypatch):
-    """Draws with `draw(path, ...)` and returns the axes of the figure that was written."""
+    """Draw with `draw(path, ...)` and returns the axes of the figure that was written."""
     write, figures = likelihood_plots.write_figure, []
 
     def keep(path, figure):

@@ -153,8 +153,7 @@ def unreachable(server, monkeypatch):
 def test_a_bucket_that_does_not_answer_is_a_failure(unreachable, refused, config_file):
     sentence = refused("train", "--config", config_file, "--workdir", "gs://bucket/run", code=1)
     assert (
-        "workdir: gs://bucket/run cannot be read: Google Cloud Storage does not answer"
-        in sentence
+        "workdir: gs://bucket/run cannot be read: Google Cloud Storage does not answer" in sentence
     )
 
 

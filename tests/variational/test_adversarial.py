@@ -1,5 +1,4 @@
-"""The losses of critic and autoencoder: what their optimum is, and what the weight between them
-balances."""
+"""Adversarial losses: what their optimum is, and what the adaptive weight balances."""
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +35,7 @@ def test_the_losses_are_their_formulas_image_by_image():
 
 
 def test_the_best_critic_of_two_known_densities_has_a_loss_of_1_minus_their_total_variation():
-    """Two Gaussians, the best logit at each point of a grid found by trying; the total variation in
-    closed form."""
+    """Two Gaussians on a grid, the best logit found by search; total variation in closed form."""
     x, apart = np.linspace(-8, 9, 200), 1.3
     p, q = (stats.norm.pdf(x, loc) * (x[1] - x[0]) for loc in (0, apart))
 

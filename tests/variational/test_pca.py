@@ -1,5 +1,4 @@
-"""Probabilistic principal components, and the bounds of a variational autoencoder that is one: all
-in closed form."""
+"""Probabilistic principal components, and the bounds of the VAE that is one, in closed form."""
 
 import jax
 import jax.numpy as jnp
@@ -81,8 +80,7 @@ def _log_weights(model, q, x, num_draws, key):
 
 
 def _elbo(model, q, x):
-    """The bound without noise: E_q log p(x|z) of a Gaussian is that at the mean, less what its
-    variance adds."""
+    """Return the bound without noise: E_q log p(x|z) at the mean, less the variance's part."""
     spread = (
         jnp.sum(jnp.exp(q.log_variance) * jnp.sum(model.weights**2, axis=0)[None], axis=-1)
         / model.variance

@@ -1,5 +1,4 @@
-"""Codebooks: the nearest code, whose gradients go where, and the dictionary as mini-batch
-k-means."""
+"""Codebooks: the nearest code, the paths of gradients, the dictionary as mini-batch k-means."""
 
 import jax
 import jax.numpy as jnp
