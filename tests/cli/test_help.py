@@ -175,7 +175,10 @@ def test_no_flag_takes_nothing_for_a_value(capsys, tmp_path, monkeypatch, name):
     for flag in texts:
         for nothing in ("", " "):
             assert command.run(COMMANDS[name].main, [f"--{flag}", nothing]) == command.USAGE
-            says = rf"((--)?{flag} is (empty|'\s*'): give |flag --{flag}=\s*: it must be|--interpolate needs two image files)"
+            says = (
+                rf"((--)?{flag} is (empty|'\s*'): give |flag --{flag}=\s*: it must be|"
+                r"--interpolate needs two image files)"
+            )
             assert re.match(f"error: {says}", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
