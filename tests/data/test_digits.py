@@ -142,6 +142,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         _load(str(tmp_path / "file"))
 
 
+@pytest.mark.full
 def test_nothing_imports_tensorflow(tmp_path):
     """Everything works with TensorFlow hidden, and nothing tries to import it."""
     program = """

@@ -258,6 +258,7 @@ def test_the_way_is_the_one_of_fewer_operations(num_a, num_b, dims, by_elements)
     assert frechet.memory_needed(num_a, num_b, dims) < 8 * 2**30
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("num_a", "num_b", "dims", "by_elements"),
     [(200, 1500, 300, True), (200, 1500, 300, False), (60, 70, 50_000, True), (60, 70, 500, False)],

@@ -71,7 +71,14 @@ def normal_log_prob(x):
     return np.sum(scipy.stats.norm.logpdf(np.asarray(x, np.float64)), axis=tuple(range(1, x.ndim)))
 
 
-@pytest.mark.parametrize("mixture", [LINE, PLANE, IMAGES], ids=["1-D", "2-D", "4x4x1"])
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        pytest.param(LINE, id="1-D", marks=pytest.mark.full),
+        pytest.param(PLANE, id="2-D"),
+        pytest.param(IMAGES, id="4x4x1", marks=pytest.mark.full),
+    ],
+)
 def test_the_likelihood_of_a_mixture_is_its_density_to_a_thousandth_of_a_bit(mixture):
     start = at(mixture, COSINE, 0)
     x = draw(start, 12)

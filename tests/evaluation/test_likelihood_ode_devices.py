@@ -58,6 +58,7 @@ def test_three_devices_find_what_one_finds(tmp_path):
     assert np.abs(here[:, 0] - here[:, 1]).min() > 5e-4  # draws are told apart by more
 
 
+@pytest.mark.full
 def test_what_is_done_is_left_out_and_the_rest_is_the_same():
     whole, _ = bits()
     rest, batches = bits(done=3)

@@ -138,6 +138,7 @@ def test_latents_of_a_new_network_tell_its_pixels_apart():
     assert apply(model, "decode", new, z).std() > 0.1
 
 
+@pytest.mark.full
 def test_every_parameter_has_a_gradient_but_the_codes_and_the_scale(params):
     model = SMALL.clone(moments=False, num_codes=8, shared_log_scale=0.0)
     new = flatten_dict(shapes_of(model))

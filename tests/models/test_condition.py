@@ -126,6 +126,7 @@ def test_a_label_that_is_no_class_gives_not_a_number_and_no_other_class(params):
         assert jnp.all(jnp.isfinite(output[1]))
 
 
+@pytest.mark.full
 def test_a_low_resolution_image_is_further_channels_of_the_input():
     unet, low_res = PLAIN.clone(low_res_channels=3), jax.random.normal(jax.random.key(2), X.shape)
     both = jnp.concatenate([X, low_res], axis=-1)

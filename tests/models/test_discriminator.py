@@ -115,6 +115,7 @@ def test_what_is_said_of_an_image_does_not_depend_on_those_beside_it():
     np.testing.assert_allclose(together[1:2], alone, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 def test_weights_start_as_published():
     params = flatten_dict(
         jax.jit(SMALL.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]

@@ -157,6 +157,7 @@ def test_the_network_is_the_equations_of_the_paper_in_float64(params):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
+@pytest.mark.full
 def test_a_new_network_outputs_exactly_zero_and_a_new_block_is_exactly_the_identity(new):
     assert not np.any(apply(SMALL, new))
     tokens, c = (

@@ -76,6 +76,7 @@ def test_published_sizes_have_the_original_number_of_parameters(unet, size, coun
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
 
 
+@pytest.mark.full
 def test_a_new_network_outputs_zero(new, x):
     # conv_out's weights are at most sqrt(3e-10 / fan) ~ 1e-6, its inputs of order 1 and 288 in
     # number.
@@ -120,6 +121,7 @@ def test_gradients_reach_every_parameter(x, scale_shift_norm):
             assert jnp.abs(grad).max() > 0, path
 
 
+@pytest.mark.full
 def test_every_output_pixel_depends_on_every_input_pixel_and_on_the_time(params, x):
     grad = jax.jit(jax.grad(lambda x: apply(SMALL, params, x)[0, 0, 0, 0]))(x)
     assert (jnp.abs(grad[0]).max(axis=-1) > 0).all()

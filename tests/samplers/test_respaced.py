@@ -70,7 +70,7 @@ def samples_mean_and_std(denoiser, num_rows, *, rows=None, dtype=np.float32):
     return mean, np.sqrt(spread)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["linear", pytest.param("cosine", marks=pytest.mark.full)])
 @pytest.mark.parametrize("parameterization", ["eps", "mu"])
 def test_a_learned_variance_gives_the_width_of_the_data_in_any_number_of_steps(
     schedule, parameterization
@@ -96,6 +96,7 @@ STD = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variance", STD)
 def test_the_other_variances_give_the_width_that_is_documented(variance):
     for steps, expected in zip(STEPS, STD[variance], strict=True):
