@@ -27,13 +27,13 @@ _AT_A_TIME = 4
 
 
 def write(folder: pathlib.Path) -> None:
-    """Writes the digests of all files in `folder` and below into `folder`/SHA256SUMS."""
+    """Write the digests of all files in `folder` and below into `folder`/SHA256SUMS."""
     lines = [f"{file_sha256(path)}  {name}\n" for name, path in _files(folder)]
     (folder / SUMS).write_text("".join(lines))
 
 
 def damage(folder: pathlib.Path) -> str | None:
-    """Returns what is no longer as it was when the digests were written, as half a sentence, or
+    """Return what is no longer as it was when the digests were written, as half a sentence, or
     None.
 
     Every file must be among the digests, but for those whose names begin with a dot and for
@@ -80,18 +80,18 @@ def _name(folder: pathlib.Path, name: str) -> str:
 
 
 def _parse(data: bytes) -> dict[str, str]:
-    """Name -> digest; {} where a line is not one of each."""
+    """Return {name: digest}; {} where a line is not one of each."""
     lines = [_LINE.fullmatch(line) for line in data.decode(errors="replace").splitlines()]
     return {line[2]: line[1] for line in lines} if all(lines) else {}
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether the system, and not Orbax, has put a file there."""
+    """Return whether the system, and not Orbax, has put a file there."""
     return name.rpartition("/")[2].startswith(".")
 
 
 def check_files(folder: pathlib.Path) -> None:
-    """Refuses a folder of this machine in which, at its top, there is something else than files and
+    """Refuse a folder of this machine in which, at its top, there is something else than files and
     folders.
 
     Raises:
@@ -102,7 +102,7 @@ def check_files(folder: pathlib.Path) -> None:
 
 
 def _check(path: pathlib.Path, name: str) -> bool:
-    """Whether a path of this machine, called `name` below, is a folder and not a file; raises
+    """Return whether a path of this machine, called `name` below, is a folder and not a file; raise
     NotAFile if neither."""
     status = os.lstat(path)
     if stat.S_ISDIR(status.st_mode):
@@ -115,7 +115,7 @@ def _check(path: pathlib.Path, name: str) -> bool:
 
 
 def _files(folder: pathlib.Path, within: str = "") -> Iterator[tuple[str, pathlib.Path]]:
-    """Yields (name, path) of the files in `folder` and below, names from there on."""
+    """Yield (name, path) of the files in `folder` and below, names from there on."""
     # Not `rglob`: folders in a cloud's storage have none.
     for path in sorted(folder.iterdir()):
         name = within + path.name

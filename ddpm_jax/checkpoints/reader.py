@@ -67,7 +67,7 @@ class DamagedCheckpoint(FailureError):
 
 
 def check_name(workdir: pathlib.Path) -> None:
-    r"""Refuses a directory that would be taken for another one.
+    r"""Refuse a directory that would be taken for another one.
 
     Beneath Orbax, tensorstore takes a \ for a / and names for text; and Orbax looks for files by a
     pattern, in which [1] stands for 1. A checkpoint would be written there and never be found.
@@ -85,7 +85,7 @@ def check_name(workdir: pathlib.Path) -> None:
 
 
 def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
-    """Returns `step`, or the newest step on disk.
+    """Return `step`, or the newest step on disk.
 
     Raises:
       UsageError: the directory is missing, holds no checkpoint, or not this one.
@@ -110,12 +110,12 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
 
 
 def saved_steps(workdir: str | os.PathLike) -> list[int]:
-    """The steps on disk, ascending; empty where there are none."""
+    """Return the steps on disk, ascending; empty where there are none."""
     return steps_in(as_path(workdir) / CHECKPOINTS)
 
 
 def steps_in(directory: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints in a directory, ascending."""
+    """Return the steps of the checkpoints in a directory, ascending."""
     return sorted(
         int(path.name)
         for path in directory.glob("*")
@@ -128,14 +128,14 @@ def _is_a_step(name: str) -> bool:
 
 
 def _is_complete(path: pathlib.Path) -> bool:
-    """Whether saving it has come to its end, which a bucket, where nothing is renamed, tells by a
-    last object."""
+    """Return whether saving it has come to its end, which a bucket, where nothing is renamed, tells
+    by a last object."""
     return (path / COMMITTED).exists() if is_remote(path) else path.is_dir()
 
 
 def _newest_whole(directory: pathlib.Path, *, other_than: int) -> int | None:
-    """The newest step but one whose items are all there, with the digests that they were written
-    with."""
+    """Return the newest step but one whose items are all there, with the digests that they were
+    written with."""
     others = (step for step in reversed(steps_in(directory)) if step != other_than)
     return next(
         (
@@ -159,7 +159,7 @@ def _damage(path: pathlib.Path, item: str) -> str | None:
 
 @functools.cache
 def _warn_of_missing_sums(path: pathlib.Path, item: str) -> None:
-    """Says once that an item of a checkpoint on a disk has no digests."""
+    """Say once that an item of a checkpoint on a disk has no digests."""
     if hosts.is_primary():
         say(
             f"warning: the checkpoint {path} has no {item}/{digests.SUMS}, as those of old "
@@ -170,8 +170,7 @@ def _warn_of_missing_sums(path: pathlib.Path, item: str) -> None:
 
 @contextlib.contextmanager
 def _within_reach(path: pathlib.Path) -> Iterator[None]:
-    """What keeps its body from reading is no damage: a checkpoint must not be set aside for
-    this."""
+    """Report what keeps its body from reading, which is no damage and sets no checkpoint aside."""
     try:
         yield
     except PermissionError as error:
@@ -185,7 +184,7 @@ def _within_reach(path: pathlib.Path) -> Iterator[None]:
 
 
 def check_whole(path: pathlib.Path, items: tuple[str, ...] = ITEMS) -> None:
-    """Compares the items of the checkpoint `path` with their digests.
+    """Compare the items of the checkpoint `path` with their digests.
 
     Raises:
       UsageError: it is none of ours.
@@ -206,7 +205,7 @@ def check_whole(path: pathlib.Path, items: tuple[str, ...] = ITEMS) -> None:
 
 
 def read_config(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
-    """Returns the config saved with a checkpoint, as plain dicts and lists.
+    """Return the config saved with a checkpoint, as plain dicts and lists.
 
     Raises:
       UsageError: the checkpoint was not written by this package.
@@ -218,7 +217,7 @@ def read_config(workdir: str | os.PathLike, step: int) -> dict[str, Any]:
 
 
 def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
-    """Returns a part of a saved state, without reading the rest.
+    """Return a part of a saved state, without reading the rest.
 
     Args:
       workdir: the run's directory.
@@ -236,8 +235,8 @@ def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
 
 
 def restore_json(path: pathlib.Path, item: str, kind: Table = ANY_TABLE) -> dict[str, Any]:
-    """Returns an item of the checkpoint `path` that is JSON; raises DamagedCheckpoint where it is
-    not of its kind."""
+    """Return an item of the checkpoint `path` that is JSON; raise DamagedCheckpoint where it is not
+    of its kind."""
     try:
         return parse(read_file(path / item / _JSON, largest=LARGEST + 1), kind)
     except Malformed as error:
@@ -249,7 +248,7 @@ def restore_json(path: pathlib.Path, item: str, kind: Table = ANY_TABLE) -> dict
 
 
 def restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -> Any:
-    """Returns the state in the checkpoint `path`, laid out as `template`; or those parts of it, if
+    """Return the state in the checkpoint `path`, laid out as `template`; or those parts of it, if
     `partial`.
 
     Raises:
@@ -305,7 +304,7 @@ def _read(reader: ocp.Checkpointer, path: pathlib.Path, template: Any, *, partia
 
 @contextlib.contextmanager
 def _quiet_reads() -> Iterator[None]:
-    """Keeps the reads under way beside one that failed from printing a traceback each when they are
+    """Keep the reads under way beside one that failed from printing a traceback each when they are
     dropped."""
     report, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
@@ -330,7 +329,7 @@ def _out_of_reach(path: pathlib.Path, error: Exception) -> FailureError:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Flattens to {"params/conv_in/kernel": shape}; NamedTuples, dicts and lists all give plain
+    """Flatten to {"params/conv_in/kernel": shape}; NamedTuples, dicts and lists all give plain
     names."""
 
     def name(key) -> str:

@@ -23,7 +23,7 @@ class Snapshots:
     """Saves some of a state's averages, for the process that trains."""
 
     def __init__(self, workdir: str | os.PathLike, names: Sequence[str], config: Mapping[str, Any]):
-        """Opens `workdir`/snapshots, made if missing.
+        """Open `workdir`/snapshots, made if missing.
 
         Args:
           workdir: the run's directory.
@@ -53,12 +53,12 @@ class Snapshots:
             self._checkpointer.wait()
 
     def close(self) -> None:
-        """Waits for the last save and stops the background threads."""
+        """Wait for the last save and stop the background threads."""
         self._checkpointer.close()
 
 
 def saved_steps(workdir: str | os.PathLike) -> list[int]:
-    """The steps of a run's snapshots, ascending; empty where there are none."""
+    """Return the steps of a run's snapshots, ascending; empty where there are none."""
     return reader.saved_steps(as_path(workdir) / SNAPSHOTS)
 
 
@@ -69,8 +69,8 @@ def combine(
     coefficients: np.ndarray,
     shapes: Any,
 ) -> Any:
-    """Returns the sum of snapshots, Σ c[i, j] (average j at step i), as float32; the sum is taken
-    in float64.
+    """Return the sum of snapshots, Σ c[i, j] (average j at step i), as float32; the sum is taken in
+    float64.
 
     Args:
       workdir: the run's directory.

@@ -102,8 +102,8 @@ class Checkpointer:
         keep_every: int = 0,
         before_save: Callable[[], None] = lambda: None,
     ):
-        """Opens `workdir`/checkpoints, made if missing, and removes what a killed run left
-        half-written there.
+        """Open `workdir`/checkpoints, made if missing, and remove what a killed run left half-
+        written there.
 
         Args:
           workdir: the run's directory.
@@ -143,8 +143,8 @@ class Checkpointer:
             ) from error
 
     def _check_files(self) -> None:
-        """Refuses what Orbax, which opens a file of every checkpoint at once, would wait for
-        without end."""
+        """Refuse what Orbax, which opens a file of every checkpoint at once, would wait for without
+        end."""
         if is_remote(self._directory) or not self._directory.is_dir():
             return
         for step in steps_in(self._directory):
@@ -156,13 +156,13 @@ class Checkpointer:
                 ) from error
 
     def latest_step(self) -> int | None:
-        """The newest step on disk, or None."""
+        """Return the newest step on disk, or None."""
         return self._manager.latest_step()
 
     def save(
         self, step: int, state: Any, data_state: Mapping[str, Any], config: Mapping[str, Any]
     ) -> None:
-        """Starts saving; waits first for the previous save. The state's buffers may be donated as
+        """Start saving; wait first for the previous save. The state's buffers may be donated as
         soon as this returns.
 
         Args:
@@ -190,7 +190,7 @@ class Checkpointer:
         self._guard(lambda: self._manager.save(step, args=items))
 
     def wait(self) -> None:
-        """Returns when the last save is on disk.
+        """Return when the last save is on disk.
 
         Raises:
           FailureError: it could not be written.
@@ -230,7 +230,7 @@ class Checkpointer:
         )
 
     def restore(self, template: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Returns (state, data_state) of `step`, the newest by default.
+        """Return (state, data_state) of `step`, the newest by default.
 
         Args:
           template: a state with the shapes and dtypes expected; its values are not read. A leaf is
@@ -250,7 +250,7 @@ class Checkpointer:
         return restore_state(path, template), position
 
     def resume(self, template: Any, report: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
-        """Returns (state, data_state) of the newest checkpoint that is whole; `report` is told of
+        """Return (state, data_state) of the newest checkpoint that is whole; `report` is told of
         those that are not.
 
         The directories of the damaged ones get another name, so that training can save those steps
@@ -303,13 +303,13 @@ class Checkpointer:
         return name
 
     def close(self) -> None:
-        """Waits for the last save and stops the background threads."""
+        """Wait for the last save and stop the background threads."""
         self._guard(self._manager.close)
 
 
 @functools.cache
 def _say_failed_writes_once() -> None:
-    """Silences, in this process, what Orbax's event loop prints of writes beside the one that is
+    """Silence, in this process, what Orbax's event loop prints of writes beside the one that is
     raised.
 
     They report to a loop that is closed by then, or to nobody, with a traceback each, perhaps
@@ -350,8 +350,7 @@ def _removed(directory: os.PathLike) -> str:
 
 
 def _over_all_processes(state: Any) -> Any:
-    """What pmap returns is known to this process only; Orbax shares out the writing of what all
-    have."""
+    """Return a state that all processes have, which Orbax then writes in shares."""
     if jax.process_count() == 1:
         return state
     to_global = ocp.utils.fully_replicated_host_local_array_to_global_array

@@ -53,7 +53,7 @@ def join(
     *,
     timeout: int = CONNECT_SECONDS,
 ) -> None:
-    """Joins the processes of a run; call it before anything else asks for JAX's devices.
+    """Join the processes of a run; call it before anything else asks for JAX's devices.
 
     Args:
       coordinator: "HOST:PORT" at which process 0 listens. None, with the next two, on a TPU slice,
@@ -125,7 +125,7 @@ _on_abort = None  # what the C library calls must not be collected
 
 
 def _abort_with(sentence: str) -> None:
-    """Makes an abort of this process end it with a sentence, "" for none, and exit code 1.
+    """Make an abort of this process end it with a sentence, "" for none, and exit code 1.
 
     When JAX loses another process, or waits in vain for one, it calls abort() from a thread of its
     own, whatever Python is doing. A handler of the `signal` module would run too late: never.
@@ -144,13 +144,13 @@ def _abort_with(sentence: str) -> None:
 
 
 def joined() -> bool:
-    """Whether this process is one of several that `join` has connected, or was to."""
+    """Return whether this process is one of several that `join` has connected, or was to."""
     return jax.distributed.is_initialized()
 
 
 def leave(code: int) -> None:
-    """Ends this process at once where `join` was called; returns where it was not. Why has been
-    said already.
+    """End this process at once where `join` was called; return where it was not. Why has been said
+    already.
 
     An ordinary end waits for the others, which may wait for this one in a step that will never
     come.
@@ -166,8 +166,8 @@ def leave(code: int) -> None:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether a computation failed because another process is gone, as far as the error's words
-    tell."""
+    """Return whether a computation failed because another process is gone, as far as the error's
+    words tell."""
     words, libraries = str(error).lower(), ("gloo", "nccl")
     if isinstance(error, jax.errors.JaxRuntimeError):
         return any(
@@ -180,7 +180,7 @@ def is_loss(error: BaseException) -> bool:
 
 
 def is_primary() -> bool:
-    """Whether this is process 0, the one that writes records, pictures and progress."""
+    """Return whether this is process 0, the one that writes records, pictures and progress."""
     return jax.process_index() == 0
 
 
@@ -199,8 +199,8 @@ class Silent:
 
 
 def check_equal(values: Mapping[str, Any]) -> None:
-    """Compares what all processes must have in common, say the fields of their configs; they call
-    it together.
+    """Compare what all processes must have in common, say the fields of their configs; they call it
+    together.
 
     Args:
       values: name -> JSON-able.
@@ -230,8 +230,8 @@ def check_equal(values: Mapping[str, Any]) -> None:
 
 
 def tell_all(value: Any) -> list[Any]:
-    """What every process says, in their order; all call it together. A JSON-able value; tuples may
-    become lists."""
+    """Return what every process says, in their order; all call it together. A JSON-able value;
+    tuples may become lists."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -246,7 +246,7 @@ def tell_all(value: Any) -> list[Any]:
 def hold(
     directory: str | os.PathLike, doing: str, *, name: str = locks.LOCK
 ) -> Iterator[locks.Lock]:
-    """Holds the lock on a directory (`locks.hold`) for all processes of a run: the first one has
+    """Hold the lock on a directory (`locks.hold`) for all processes of a run: the first one has
     it.
 
     All call it together.
@@ -269,7 +269,7 @@ def hold(
 
 
 def check_shared(path: pathlib.Path) -> None:
-    """Refuses a directory that is not the same on all hosts: `path` is there, the first process has
+    """Refuse a directory that is not the same on all hosts: `path` is there, the first process has
     written it.
 
     Raises:
@@ -291,14 +291,14 @@ def check_shared(path: pathlib.Path) -> None:
 
 
 def share(count: int) -> np.ndarray:
-    """This process's part of 0..count-1, neighbours: int [n], n the same everywhere, the last
-    number filling up."""
+    """Return this process's part of 0..count-1, neighbours: int [n], n the same everywhere, the
+    last number filling up."""
     size = -(-count // jax.process_count())
     return np.minimum(jax.process_index() * size + np.arange(size), count - 1)
 
 
 def gather(batches: Iterable[np.ndarray], count: int) -> np.ndarray:
-    """Puts together what all processes make of their `share(count)`: [count, ...] on every one of
+    """Put together what all processes make of their `share(count)`: [count, ...] on every one of
     them.
 
     All call it together; the batches [n, ...] of a share are as many and as long everywhere. They
@@ -311,26 +311,26 @@ def gather(batches: Iterable[np.ndarray], count: int) -> np.ndarray:
 
 
 def span(first: int, last: int) -> list[tuple[int, int]]:
-    """The parts of first..last-1 for processes that need not be equally fast: (first, last) of
-    each, in order."""
+    """Return the parts of first..last-1 for processes that need not be equally fast: (first, last)
+    of each, in order."""
     processes = jax.process_count()
     bounds = [first + (last - first) * p // processes for p in range(processes + 1)]
     return list(itertools.pairwise(bounds))
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here."""
+    """Return when every process has come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def local(tree: Any) -> Any:
-    """A tree that lies whole on every device, as this process can use it alone."""
+    """Return a tree that lies whole on every device as this process can use it alone."""
     return jax.tree.map(lambda x: x if x.is_fully_addressable else x.addressable_data(0), tree)
 
 
 def maximum(values: np.ndarray) -> jax.Array:
-    """Starts to compute the maximum over all processes of each of values [n]; float32, whole on
+    """Start to compute the maximum over all processes of each of values [n]; float32, whole on
     every device."""
     mesh = Mesh(np.array(jax.devices()), ("devices",))
     rows = np.broadcast_to(values.astype(np.float32), (jax.local_device_count(), len(values)))
@@ -361,8 +361,7 @@ class StopVote:
         self._since, self._calls = time.monotonic(), 0
 
     def __call__(self, wish: int) -> int:
-        """To be called after every dispatch: takes a wish, 0 for none; returns the greatest one, 0
-        until it is known.
+        """Take a wish, 0 for none, after each dispatch; return the greatest, 0 until it is known.
 
         All processes get the same answer after the same number of calls.
         """

@@ -49,14 +49,14 @@ class Beginning(NamedTuple):
 
     @property
     def what(self) -> str:
-        """The weights, in words."""
+        """Return the weights, in words."""
         return f"the {self.record['weights']} weights of {self.record['source']}, step {self.record['step']}"
 
 
 def find_beginning(
     model: Model, workdir: pathlib.Path, settings: dict[str, Any] | None
 ) -> tuple[Beginning | None, dict[str, Any] | None]:
-    """Returns (what `init_from` names, its record); nothing is read for a run that has checkpoints
+    """Return (what `init_from` names, its record); nothing is read for a run that has checkpoints
     of its own.
 
     Args:
@@ -120,7 +120,8 @@ def _check_kind(trained: TrainedModel, model: Model) -> None:
 
 
 def _frozen(trained: TrainedModel, config: ConfigDict) -> Frozen | None:
-    """The first stage as the other run has it; with the scale of this config, if it says one."""
+    """Return the first stage as the other run has it; with the scale of this config, if it says
+    one."""
     if frozen_first_stage(trained.model) is None:
         return None
     scale = config.first_stage.latent_scale
@@ -129,8 +130,8 @@ def _frozen(trained: TrainedModel, config: ConfigDict) -> Frozen | None:
 
 
 def _differing(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
-    """The fields that change what the same weights compute: "model.num_heads is 1 there and 2
-    here"."""
+    """Return the fields that change what the same weights compute: "model.num_heads is 1 there and
+    2 here"."""
     there, here = (dict(configs.flatten(configs.to_dict(config))) for config in (theirs, ours))
     names = [
         name

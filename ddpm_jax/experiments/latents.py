@@ -31,8 +31,8 @@ SAMPLE = 4096
 def find_first_stage(
     config: ConfigDict, workdir: pathlib.Path, settings: dict[str, Any] | None
 ) -> tuple[FrozenFirstStage | None, Any]:
-    """The first stage that `first_stage.ckpt` names and its parameters; None and None where it
-    names none.
+    """Return the first stage that `first_stage.ckpt` names and its parameters; None and None where
+    it names none.
 
     Args:
       config: of the run.
@@ -74,7 +74,7 @@ def find_first_stage(
 
 
 def freeze(model: Model, params: Any, source: Source) -> Frozen:
-    """The first stage as the run will keep it, with the scale that the config says, or that
+    """Return the first stage as the run will keep it, with the scale that the config says, or that
     training images have."""
     scale = model.config.first_stage.latent_scale
     if not scale:
@@ -91,8 +91,8 @@ def freeze(model: Model, params: Any, source: Source) -> Frozen:
 def kept_latents(
     model: Model, frozen: Frozen, source: Source, *, whole: Callable[[Any], Any]
 ) -> Source | latent_cache.CachedLatents:
-    """`source` itself, or with `first_stage.cache` what its images were encoded to, once, and kept
-    there.
+    """Return `source` itself, or with `first_stage.cache` what its images were encoded to, once,
+    and kept there.
 
     `whole` lays a part of the state out on every device: `Parallelism.whole`.
 

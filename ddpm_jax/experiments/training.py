@@ -34,7 +34,7 @@ class Training(NamedTuple):
 
 
 def build_training(model: Model) -> Training:
-    """Builds the objective, the optimiser and the step; nothing is computed.
+    """Build the objective, the optimiser and the step; nothing is computed.
 
     Raises:
       UsageError: as `build`.
@@ -70,7 +70,7 @@ def build_training(model: Model) -> Training:
 
 
 def averages_of(config: ConfigDict) -> dict[str, Average]:
-    """The averages kept beside the one to sample from, by name."""
+    """Return the averages kept in addition to the one to sample from, by name."""
     by_decay = {f"decay_{decay}": Average(decay=decay) for decay in config.ema.decays}
     return by_decay | {
         name: Average(sigma_rel=width) for name, width in snapshot_names(config).items()
@@ -78,7 +78,7 @@ def averages_of(config: ConfigDict) -> dict[str, Average]:
 
 
 def snapshot_names(config: ConfigDict) -> dict[str, float]:
-    """Name -> relative width of the averages that snapshots are saved of."""
+    """Return {name: relative width} of the averages that snapshots are saved of."""
     return {f"sigma_rel_{width}": width for width in config.ema.sigma_rels}
 
 
@@ -116,8 +116,8 @@ def init_state(
 
 
 def state_shapes(model: Model, training: Training) -> TrainState:
-    """The state's tree, leaves with shape, dtype and place, nothing computed: what a checkpoint is
-    restored into."""
+    """Return the state's tree, leaves with shape, dtype and place, nothing computed: what a
+    checkpoint is restored into."""
     shapes = _state_shapes(model, training)
     places = training.parallelism.shardings(shapes)
     return jax.tree.map(
@@ -145,7 +145,7 @@ def _create(
 
 
 def check_batch(config: ConfigDict) -> None:
-    """Refuses a batch that the devices cannot share.
+    """Refuse a batch that the devices cannot share.
 
     Raises:
       UsageError: train.batch_size is no multiple of devices x accumulate_steps.

@@ -58,7 +58,7 @@ class Averages:
         self._by_time: dict[str, ByTime] = {}
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Takes in the metrics of one step: numbers, [K] vectors, or tuples (sum, count) of either,
+        """Add the metrics of one step: numbers, [K] vectors, or tuples (sum, count) of either,
         count >= 0."""
         for name, value in metrics.items():
             if isinstance(value, ByTime):
@@ -78,8 +78,8 @@ class Averages:
                 self._counts[key] = self._counts.get(key, 0.0) + float(weight)
 
     def get_state(self) -> dict[str, Any]:
-        """What was added since the means were last asked for, JSON-able; {} for nothing, or a sum
-        that is no number."""
+        """Return what was added since the means were last asked for, JSON-able; {} for nothing, or
+        a sum that is no number."""
         numbers = [
             *self._sums.values(),
             *(x for pair in self._by_time.values() for part in pair for x in part),
@@ -92,7 +92,7 @@ class Averages:
         return {"sums": dict(self._sums), "counts": dict(self._counts), "by_time": by_time}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `get_state` returned.
+        """Continue from what `get_state` returned.
 
         Raises:
           UsageError: it is none.
@@ -109,7 +109,7 @@ class Averages:
         self._by_time = by_time
 
     def means(self) -> dict[str, float]:
-        """Returns the means and starts over; a metric whose counts are all 0 is left out."""
+        """Return the means and start over; a metric whose counts are all 0 is left out."""
         means = {
             name: total / self._counts[name]
             for name, total in self._sums.items()
@@ -119,7 +119,7 @@ class Averages:
         return means
 
     def histograms(self) -> dict[str, Histogram]:
-        """Returns the means over each part of 0 <= t/T < 1 and starts over; 0 where no t fell."""
+        """Return the means over each part of 0 <= t/T < 1 and start over; 0 where no t fell."""
         by_time, self._by_time = self._by_time, {}
         return {
             name: Histogram(np.linspace(0.0, 1.0, len(total) + 1), total / np.maximum(count, 1))

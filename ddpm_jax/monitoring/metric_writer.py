@@ -43,7 +43,7 @@ class MetricWriter:
         resume_step: int | None = None,
         viewers: Sequence[Viewer] = (),
     ):
-        """Opens the records of a run.
+        """Open the records of a run.
 
         Args:
           workdir: the folder of the run; created when the first record is written.
@@ -59,30 +59,30 @@ class MetricWriter:
         self._viewers = [self._events, *viewers]
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records the metrics of `step`, the number of updates done."""
+        """Record the metrics of `step`, the number of updates done."""
         metrics = {name: float(value) for name, value in metrics.items()}
         self._records.append(step, metrics)
         for viewer in self._viewers:
             viewer.scalars(step, metrics)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Shows uint8 [H, W, C], C = 1 or 3, under `name`; the PNG on disk is the caller's to
-        write."""
+        """Show uint8 [H, W, C], C = 1 or 3, under `name`; the PNG on disk is the caller's to write.
+        """
         for viewer in self._viewers:
             viewer.image(step, name, image)
 
     def histogram(self, step: int, name: str, histogram: Histogram) -> None:
-        """Shows bars under `name`; the records hold numbers only."""
+        """Show bars under `name`; the records hold numbers only."""
         for viewer in self._viewers:
             viewer.histogram(step, name, *histogram)
 
     def flush(self) -> None:
-        """What was written is there to stay after this; in a bucket it was not before."""
+        """Make what was written permanent; in a bucket it was not before."""
         self._records.flush()
         self._events.flush()
 
     def close(self) -> None:
-        """Writes what waits and closes the viewers; harmless when repeated or when nothing was
+        """Write what waits and close the viewers; harmless when repeated or when nothing was
         written."""
         with contextlib.ExitStack() as stack:
             for viewer in self._viewers:

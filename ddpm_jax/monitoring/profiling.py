@@ -31,7 +31,7 @@ class Trace:
     def __init__(
         self, directory: str | os.PathLike | None = None, *, first: int = 0, last: int = 0
     ):
-        """Names the steps; nothing is recorded before `call` reaches them."""
+        """Name the steps; nothing is recorded before `call` reaches them."""
         self._directory = None if directory is None else as_path(directory)
         self._written = self._directory  # by JAX, which knows disks only
         self._first, self._last = first, last
@@ -44,7 +44,7 @@ class Trace:
         self._stop()
 
     def call(self, step: int, count: int) -> contextlib.AbstractContextManager:
-        """Returns a context whose body dispatches steps step+1 to step+count.
+        """Return a context whose body dispatches steps step+1 to step+count.
 
         Raises:
           FailureError: the trace cannot be begun.
@@ -73,7 +73,7 @@ class Trace:
         )
 
     def done(self, step: int, results: Any) -> None:
-        """Ends the trace where `step` is its last, or later, once the devices have computed
+        """End the trace where `step` is its last, or later, once the devices have computed
         `results`."""
         if self._open and step >= self._last:
             jax.block_until_ready(results)

@@ -29,7 +29,7 @@ class Counter:
         file: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """Starts the clock.
+        """Start the clock.
 
         Args:
           what: what is being done, as in "sampling".
@@ -57,12 +57,12 @@ class Counter:
         return tqdm.tqdm(file=self._file, dynamic_ncols=True, unit_scale=True, **options)
 
     def add(self, count: int) -> None:
-        """So many more units have been done."""
+        """Count so many more units as done."""
         self._note(self.done + count)
         self.reach(self.done + count)
 
     def reach(self, done: int) -> None:
-        """So many units are there in all, whoever did them."""
+        """Set how many units are done in all, whoever did them."""
         self.done = done
         if self._bar is not None:
             self._bar.set_postfix_str("", refresh=False)
@@ -70,7 +70,7 @@ class Counter:
         self._line(done)
 
     def within(self, units: int, done: int, total: int) -> None:
-        """Of the next so many units, which are made together, the part done/total is."""
+        """Report the part done/total of the next units, which are done together."""
         if self._bar is not None:
             if self._inner is None:
                 self._bar.set_postfix_str("")
@@ -98,7 +98,7 @@ class Counter:
         self._file.flush()
 
     def close(self) -> None:
-        """Leaves the cursor on a fresh line; harmless when repeated."""
+        """Leave the cursor on a fresh line; harmless when repeated."""
         for bar in (self._inner, self._bar):
             if bar is not None:
                 bar.close()
@@ -113,7 +113,7 @@ class Counter:
 
 
 def counted(items: Iterable[Item], what: str, total: int, *, unit: str) -> Iterator[Item]:
-    """Yields the items and counts those that are done with."""
+    """Yield the items and count those that are done with."""
     with Counter(what, total, unit=unit) as counter:
         for item in items:
             yield item
@@ -121,7 +121,7 @@ def counted(items: Iterable[Item], what: str, total: int, *, unit: str) -> Itera
 
 
 def duration(seconds: float) -> str:
-    """In the unit that a person would use: 45 s, 3 min, 2.5 h."""
+    """Return a time in the unit that a person would use: 45 s, 3 min, 2.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -137,7 +137,7 @@ class Progress:
     characters."""
 
     def __init__(self, total_steps: int, *, start_step: int = 0, file: TextIO | None = None):
-        """Starts at `start_step` updates of `total_steps`; writes to `file`, by default standard
+        """Start at `start_step` updates of `total_steps`; write to `file`, by default standard
         error."""
         self._total = total_steps
         self._file = sys.stderr if file is None else file
@@ -152,7 +152,7 @@ class Progress:
             )
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Reports that `step` updates are done; without metrics only a bar moves, and no line is
+        """Report that `step` updates are done; without metrics only a bar moves, and no line is
         printed."""
         if self._bar is not None:
             if metrics is not None:
@@ -163,7 +163,7 @@ class Progress:
             print(f"step {step}/{self._total} {self._format(metrics)}", file=self._file, flush=True)
 
     def drawing(self, what: str, done: int, total: int) -> None:
-        """Reports that the part done/total of a picture is drawn: in the bar, or by a line now and
+        """Report that the part done/total of a picture is drawn: in the bar, or by a line now and
         then."""
         if self._bar is not None:
             self._bar.set_description_str(
@@ -177,7 +177,7 @@ class Progress:
             self._drawn = None
 
     def say(self, line: str) -> None:
-        """Prints a line above the bar, or after the lines so far."""
+        """Print a line above the bar, or after the lines so far."""
         line = visible(line)
         if self._bar is not None:
             self._bar.write(line, file=self._file)
@@ -185,7 +185,7 @@ class Progress:
             print(line, file=self._file, flush=True)
 
     def close(self) -> None:
-        """Leaves the cursor on a fresh line; harmless when repeated."""
+        """Leave the cursor on a fresh line; harmless when repeated."""
         if self._bar is not None:
             self._bar.close()
 
@@ -196,8 +196,8 @@ class Progress:
 
 
 def _short(name: str, value: float) -> str:
-    """Four significant digits, large numbers in full, a share in per cent: 0.0432, 2e-05, 12345,
-    3.1%."""
+    """Return four significant digits, large numbers in full, a share in per cent: 0.0432, 2e-05,
+    12345, 3.1%."""
     if name == "data_wait":
         return f"{value:.1%}"
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"

@@ -48,7 +48,7 @@ class Records:
         resume_step: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ):
-        """Opens the records of a run and starts its clock.
+        """Open the records of a run and start its clock.
 
         Args:
           workdir: the folder of the run; created when the first record is written.
@@ -76,7 +76,7 @@ class Records:
         self._there = kept[-1].keys() if kept and kept[-1]["step"] == resume_step else frozenset()
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records the metrics of `step`, the number of updates done, with the seconds of the run so
+        """Record the metrics of `step`, the number of updates done, with the seconds of the run so
         far.
 
         JSON has no NaN and no infinity: both are stored as null, and `read` returns NaN for them.
@@ -101,7 +101,7 @@ class Records:
                 file.write(line.encode())
 
     def flush(self) -> None:
-        """Puts what waits into the bucket, as one object; on a disk nothing waits.
+        """Put what waits into the bucket, as one object; on a disk nothing waits.
 
         Raises:
           FailureError: the bucket refuses.
@@ -115,7 +115,7 @@ class Records:
 
 
 def read(workdir: str | os.PathLike) -> list[Record]:
-    """Returns the records of a run in the order of writing, [] if there are none yet.
+    """Return the records of a run in the order of writing, [] if there are none yet.
 
     Every record has "step" (int), and numbers. Lines of the same step, one after the other, are one
     record: a grid of samples adds what is measured on it. A line that is no such record, cut short
@@ -139,7 +139,7 @@ def read(workdir: str | os.PathLike) -> list[Record]:
 
 
 def _contents(workdir: pathlib.Path) -> dict[pathlib.Path, bytes]:
-    """What is in the file and in the parts, in the order of writing."""
+    """Return what is in the file and in the parts, in the order of writing."""
     paths = sorted(path for path in (workdir / _PARTS).glob("*.jsonl") if is_whole(path.stem))
     if (workdir / RECORDS).exists():
         paths.insert(0, workdir / RECORDS)
@@ -148,7 +148,7 @@ def _contents(workdir: pathlib.Path) -> dict[pathlib.Path, bytes]:
 
 
 def _parse(data: bytes) -> Iterator[tuple[bytes, Record]]:
-    """Yields the whole lines, without the newline, each with its record."""
+    """Yield the whole lines, without the newline, each with its record."""
     for line in data.split(b"\n"):
         try:
             record = parse(line, _RECORD, largest=_LONGEST)
@@ -158,8 +158,8 @@ def _parse(data: bytes) -> Iterator[tuple[bytes, Record]]:
 
 
 def _repair(path: pathlib.Path, data: bytes, last_step: float) -> None:
-    """Leaves the whole records up to `last_step`, byte for byte; does not write when there is
-    nothing to repair."""
+    """Leave the whole records up to `last_step`, byte for byte; do not write when there is nothing
+    to repair."""
     repaired = b"".join(
         line + b"\n" for line, record in _parse(data) if record["step"] <= last_step
     )

@@ -31,8 +31,8 @@ AnyTally = TypeVar("AnyTally", bound=tuple)
 
 
 def weights_digest(params: Any) -> str:
-    """SHA-256 of all parameters in the order of the tree, as 64 hexadecimal digits: which weights a
-    number is of."""
+    """Return the SHA-256 of all parameters in the order of the tree, as 64 hexadecimal digits:
+    which weights a number is of."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf))
@@ -40,15 +40,14 @@ def weights_digest(params: Any) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What computes, as far as it changes digits: the kind of device and JAX's precision of matrix
-    products."""
+    """Return what computes, as far as it changes digits: the kind of device and JAX's precision of
+    matrix products."""
     precision = jax.config.jax_default_matmul_precision or "default"
     return {"device": jax.local_devices()[0].device_kind, "matmul_precision": precision}
 
 
 def write_record(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-    """Writes a record as JSON, whole or not at all. Arrays become lists; what is not a number,
-    null.
+    """Write a record as JSON, whole or not at all. Arrays become lists; what is not a number, null.
 
     Raises:
       FailureError: the file cannot be written.
@@ -72,7 +71,7 @@ def _plain(value: Any) -> Any:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Lays out rows under a header, right-aligned; floats to four significant digits, NaN as "-".
+    """Lay out rows under a header, right-aligned; floats to four significant digits, NaN as "-".
 
     Names of a foreign file are shown, not obeyed: a cell has one line.
     """
@@ -91,7 +90,7 @@ def _cell(value: Any) -> str:
 
 
 def save_tally(path: str | os.PathLike, tally: AnyTally, settings: Mapping[str, Any]) -> None:
-    """Writes a tally and the settings it was made with, whole or not at all.
+    """Write a tally and the settings it was made with, whole or not at all.
 
     Raises:
       FailureError: the file cannot be written.
@@ -103,7 +102,7 @@ def save_tally(path: str | os.PathLike, tally: AnyTally, settings: Mapping[str, 
 
 
 def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], empty: AnyTally) -> AnyTally:
-    """Returns the tally that was saved with these settings; where there is no file, that of no
+    """Return the tally that was saved with these settings; where there is no file, that of no
     image.
 
     Args:
@@ -137,8 +136,7 @@ def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], empty: AnyT
 
 
 def check_record(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
-    """Lets a record be written again with the same settings, those that are named in `settings`;
-    refuses others.
+    """Let a record be written again with the same `settings`; refuse others.
 
     Raises:
       UsageError: the record there was made with other settings; the first that differ are named.
@@ -156,8 +154,8 @@ def check_record(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
 
 
 def _read(path: str | os.PathLike) -> bytes | None:
-    """What is in a file, None where there is none. One that is out of reach is not damaged: nobody
-    may delete it."""
+    """Return what is in a file, None where there is none. One that is out of reach is not damaged:
+    nobody may delete it."""
     path = as_path(path)
     with reporting(path, "read"):
         return read_file(path) if path.exists() else None
@@ -166,7 +164,7 @@ def _read(path: str | os.PathLike) -> bytes | None:
 def check_same(
     there: str, found: Mapping[str, Any], wanted: Mapping[str, Any], *, remedy: str = _REMEDY
 ) -> None:
-    """Refuses results that are there if they do not follow from the same settings as those that are
+    """Refuse results that are there if they do not follow from the same settings as those that are
     wanted.
 
     Where `checkpoint` lies makes no difference, because the digest of its weights is among the

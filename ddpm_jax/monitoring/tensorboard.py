@@ -25,27 +25,25 @@ class Events:
     write."""
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None = None):
-        """`resume_step` is that of `records.Records`: TensorBoard forgets what older files say of
-        later steps."""
+        """Note where events go; what older files say after `resume_step` is forgotten."""
         self._folder = as_path(workdir) / TENSORBOARD
         self._resume_step = resume_step
         self._file = None
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Raises FailureError, as all of these: the disk is full, or the folder cannot be
-        written."""
+        """Write numbers; like all of these it raises FailureError where the disk is full."""
         from tensorboardX import summary
 
         self._write(step, [summary.scalar(name, value) for name, value in metrics.items()])
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Shows uint8 [H, W, C], C = 1 or 3."""
+        """Show uint8 [H, W, C], C = 1 or 3."""
         from tensorboardX import summary
 
         self._write(step, [summary.image(name, image, dataformats="HWC")])
 
     def histogram(self, step: int, name: str, edges: np.ndarray, values: np.ndarray) -> None:
-        """Shows values [K], not negative, as bars over edges [K + 1], increasing.
+        """Show values [K], not negative, as bars over edges [K + 1], increasing.
 
         TensorBoard draws 30 bars from the first edge to the last: of 30 equal ones it shows the
         heights as they are.
@@ -68,7 +66,7 @@ class Events:
         )
 
     def flush(self) -> None:
-        """Puts what was written since into the bucket; on a disk it is there already.
+        """Put what was written since into the bucket; on a disk it is there already.
 
         Raises:
           FailureError: the bucket refuses.
@@ -78,7 +76,7 @@ class Events:
             self._resume_step = None  # told by that file
 
     def close(self) -> None:
-        """Closes the event file; harmless when repeated or when nothing was written."""
+        """Close the event file; harmless when repeated or when nothing was written."""
         file, self._file = self._file, None
         if file is not None:
             with reporting(self._folder, "keep the metrics in"):

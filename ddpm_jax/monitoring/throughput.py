@@ -26,12 +26,13 @@ class _Watch:
         weakref.finalize(self, self._results.put, None)
 
     def give(self, result: Any) -> None:
-        """Takes a result still on the device, after those given before."""
+        """Take a result still on the device, after those given before."""
         self._given += 1
         self._results.put((result,))
 
     def idle_since(self) -> float | None:
-        """When the last result arrived, None while it has not; long ago where none was given."""
+        """Return when the last result arrived, None while it has not; long ago where none was
+        given."""
         count, when = self._arrived[0]
         return when if count == self._given else None
 
@@ -51,7 +52,7 @@ class Throughput:
     batch."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
-        """Starts counting; `clock` returns seconds."""
+        """Start counting; `clock` returns seconds."""
         self._clock, self._watch = clock, _Watch(clock)
         self._restart()
 
@@ -62,15 +63,15 @@ class Throughput:
         self._paused = 0.0
 
     def add(self, images: int, result: Any = None) -> None:
-        """Counts the images, over all devices and hosts, of one call; `result` is what that will
+        """Count the images, over all devices and hosts, of one call; `result` is what that will
         return."""
         self._images += images
         self._watch.give(result)
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Its body fetches the next batch. Only what it takes after the last call's result has
-        arrived is waiting."""
+        """Time its body, which fetches a batch: what it takes after the last result arrived is
+        waiting."""
         start = self._clock()
         try:
             yield
@@ -81,8 +82,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Its body is no training: compiling, sampling a grid, saving. That time counts in neither
-        figure."""
+        """Leave its body out of both figures: compiling, sampling a grid, saving."""
         start = self._clock()
         try:
             yield
@@ -90,7 +90,7 @@ class Throughput:
             self._paused += self._clock() - start
 
     def read(self) -> dict[str, float]:
-        """Returns `images_per_second` and `data_wait` in [0, 1], and starts over; {} if no time was
+        """Return `images_per_second` and `data_wait` in [0, 1], and start over; {} if no time was
         spent training."""
         seconds = self._clock() - self._start - self._paused
         images, waiting = self._images, self._waiting

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def load(project: str) -> Any:
-    """Returns the module `wandb`, to send a run to `project`, "PROJECT" or "ENTITY/PROJECT".
+    """Return the module `wandb`, to send a run to `project`, "PROJECT" or "ENTITY/PROJECT".
 
     Raises:
       UsageError: that names no project, or the package is not installed.
@@ -53,7 +53,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, workdir: str | os.PathLike, project: str, config: Mapping[str, Any]):
-        """Starts the run, or continues the one whose id is kept in `workdir/wandb/id`.
+        """Start the run, or continue the one whose id is kept in `workdir/wandb/id`.
 
         Where W&B refuses or cannot be reached, the run is kept on disk, as with WANDB_MODE=offline.
 
@@ -98,22 +98,22 @@ class WeightsAndBiases:
             self._try(lambda: start(mode="offline"))
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Sends the metrics of `step`."""
+        """Send the metrics of `step`."""
         self._send(step, lambda: dict(metrics))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Sends uint8 [H, W, C], C = 1 or 3."""
+        """Send uint8 [H, W, C], C = 1 or 3."""
         self._send(
             step,
             lambda: {name: self._wandb.Image(image[..., 0] if image.shape[-1] == 1 else image)},
         )
 
     def histogram(self, step: int, name: str, edges: np.ndarray, values: np.ndarray) -> None:
-        """Sends values [K] as bars over edges [K + 1]."""
+        """Send values [K] as bars over edges [K + 1]."""
         self._send(step, lambda: {name: self._wandb.Histogram(np_histogram=(values, edges))})
 
     def close(self) -> None:
-        """Sends what is left; harmless when repeated."""
+        """Send what is left; harmless when repeated."""
         run = self._run
         if run is not None:
             self._try(run.finish)

@@ -29,7 +29,7 @@ class Preview(NamedTuple):
     rows: tuple[str, ...] = ()  # labels of the rows, where every row is a class whose name is known
 
     def draw(self, samples: np.ndarray) -> np.ndarray:
-        """Lays out samples uint8 [n, H, W, C] as uint8 [H', W', C].
+        """Lay out samples uint8 [n, H, W, C] as uint8 [H', W', C].
 
         Of super-resolution every sample is the middle of three: the low-resolution image it was
         made from, enlarged as the network sees it, the sample, the original.
@@ -43,7 +43,7 @@ class Preview(NamedTuple):
 
 
 def make_preview(model: Model, class_names: Sequence[str] = ()) -> Preview:
-    """Returns the preview of `train.num_samples` samples.
+    """Return the preview of `train.num_samples` samples.
 
     An unconditional model is told nothing. Of a model that is told the class, every row is a class,
     in order, as far as the number of samples goes, labelled where the names are known. A model that

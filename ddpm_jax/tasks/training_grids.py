@@ -50,7 +50,7 @@ def grid_writer(
     *,
     whole: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[int, TrainState], None]:
-    """Returns on_sample(step, state): the same noise and conditions every time, so that the grids
+    """Return on_sample(step, state): the same noise and conditions every time, so that the grids
     can be compared.
 
     Args:
@@ -107,8 +107,8 @@ def grid_writer(
 
 
 def reference_colours(source: Source, labels: np.ndarray | None) -> Colours:
-    """The colours of the training images, of up to `REFERENCE` of them, evenly spaced in the order
-    of the source.
+    """Return the colours of the training images, of up to `REFERENCE` of them, evenly spaced in the
+    order of the source.
 
     Args:
       source: of the training images.
@@ -129,7 +129,7 @@ def reference_colours(source: Source, labels: np.ndarray | None) -> Colours:
 
 
 def compare_colours(samples: Colours, data: Colours) -> tuple[dict[str, float], str | None]:
-    """Returns the metrics, and a sentence if the samples are further off than chance explains.
+    """Return the metrics, and a sentence if the samples are further off than chance explains.
 
     Metrics: `sample_mean_red` and so on, `sample_std_...`, the same of the data, in 0..255; and
     `colour_shift`, the largest distance of all, in standard errors.

@@ -62,7 +62,7 @@ class Callbacks:
         """Ignore bars."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
     def _call(self, call: Callable[[Callback], Any]) -> None:
         for callback in self._callbacks:

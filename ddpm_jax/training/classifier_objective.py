@@ -32,7 +32,7 @@ class ClassifierAux(NamedTuple):
 def classifier_objective(
     apply: ApplyClassifier, schedule: Schedule, *, timestep_sampling: str, flip: bool
 ) -> Objective:
-    """-log p(y|x_t), x_t ~ q(x_t|x_0) at a random t (Dhariwal & Nichol 2021, section 4).
+    """Return -log p(y|x_t), x_t ~ q(x_t|x_0) at a random t (Dhariwal & Nichol 2021, section 4).
 
     Args:
       apply: the network with its parameters as first argument.

@@ -26,7 +26,7 @@ class Conditioning(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the model is told, in words."""
+        """Return what the model is told, in words."""
         told = {
             "their label": self.num_classes,
             "the image of lower resolution": self.low_res_factor,
@@ -40,7 +40,7 @@ UNCONDITIONAL = Conditioning()
 def condition_of(
     conditioning: Conditioning, x_0: chex.Array, label: chex.Array | None
 ) -> Condition | None:
-    """Returns what the model is told of these examples, or None where it is told nothing.
+    """Return what the model is told of these examples, or None where it is told nothing.
 
     Args:
       conditioning: which conditions there are.
@@ -60,7 +60,7 @@ def condition_of(
 def drop_labels(
     conditioning: Conditioning, condition: Condition | None, keys: chex.PRNGKey
 ) -> Condition | None:
-    """Replaces each label by the null class with probability `label_dropout` (Ho and Salimans 2022,
+    """Replace each label by the null class with probability `label_dropout` (Ho and Salimans 2022,
     algorithm 1).
 
     `keys` are typed keys [B], one for each example, so that a draw does not depend on the batch

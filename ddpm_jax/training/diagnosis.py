@@ -27,7 +27,7 @@ NETWORK = "the network"
 def make_explain(
     objective: Objective, *, parts: int, whole: Callable[[Any], Any] = lambda tree: tree
 ) -> Explain:
-    """Returns explain(state, batch, base_key) -> why the step from `state` is not finite, as half a
+    """Return explain(state, batch, base_key) -> why the step from `state` is not finite, as half a
     sentence.
 
     Several processes call it together, each with its share of the batch. It returns None where all
@@ -71,7 +71,7 @@ def make_explain(
 
 
 def _parts(batch: Mapping[str, np.ndarray], parts: int) -> Iterator[tuple[Any, np.ndarray]]:
-    """Yields (examples, their positions in the global batch)."""
+    """Yield (examples, their positions in the global batch)."""
     size = len(jax.tree.leaves(batch)[0])
     index = jax.process_index() * size + np.arange(size, dtype=np.int32)
     for rows in np.split(np.arange(size), parts):
@@ -142,7 +142,7 @@ class _Watch:
             self.bad.add(place)
 
     def first(self) -> str:
-        """The first place that is not finite, in words; the loss if there is none."""
+        """Return the first place that is not finite, in words; the loss if there is none."""
         if not self.bad:
             return (
                 "the network's output is finite, the loss that is made of it is not"
@@ -162,13 +162,13 @@ class _Watch:
         return f"the first number that is not finite is in the output of {name}{reach}"
 
     def order(self, name: str) -> int:
-        """When the module of a parameter was first computed; -1 if it was not seen."""
+        """Return when the module of a parameter was first computed; -1 if it was not seen."""
         module = name.rpartition("/")[0]
         return self.places.index((module, "input")) if (module, "input") in self.places else -1
 
 
 def _weight(aux: Any) -> str | None:
-    """That the loss of diffusion fails by its weight over t, in words, where the errors that it
+    """Say that the loss of diffusion fails by its weight over t, in words, where the errors that it
     weighs are finite."""
     errors = [getattr(aux, name, np.nan) for name in ("simple", "vlb")]
     if not all(np.all(np.isfinite(error)) for error in errors):

@@ -28,14 +28,14 @@ class Average(NamedTuple):
 
 
 def init(params: Any) -> Any:
-    """Starts an average at the parameters: a copy, because a donated buffer cannot be given
-    twice."""
+    """Start an average at the parameters: a copy, because a donated buffer cannot be given twice.
+    """
     return jax.tree.map(jnp.copy, params)
 
 
 def rate_at(step: chex.Array, average: Average) -> chex.Array:
-    """1 - decay: the share of the new parameters after update number `step` (0-based), float32
-    scalar.
+    """Return 1 - decay, the share of the new parameters after update number `step` (0-based),
+    float32 scalar.
 
     Not the decay itself, which in float32 would lose digits the nearer it is to 1.
 
@@ -60,7 +60,7 @@ def rate_at(step: chex.Array, average: Average) -> chex.Array:
 
 
 def update(ema_params: Any, params: Any, rate: chex.Array) -> Any:
-    """ema <- ema + rate (params - ema), leaf by leaf in float32.
+    """Return ema + rate (params - ema), leaf by leaf in float32.
 
     In this form parameters that do not change are a fixed point whatever the rounding of the rate.
     """

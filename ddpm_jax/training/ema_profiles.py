@@ -33,13 +33,13 @@ class Fit(NamedTuple):
 
 
 def sigma_rel_of(gamma: float) -> float:
-    """Standard deviation of a profile in units of t: (γ + 1)^½ (γ + 2)^-1 (γ + 3)^-½."""
+    """Return the standard deviation of a profile in units of t: (γ + 1)^½ (γ + 2)^-1 (γ + 3)^-½."""
     return (gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5)
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """γ of a relative width: the largest root of γ³ + 7 γ² + (16 - σ^-2) γ + 12 - σ^-2 (their
-    algorithm 2).
+    """Return γ of a relative width: the largest root of γ³ + 7 γ² + (16 - σ^-2) γ + 12 - σ^-2
+    (their algorithm 2).
 
     Raises:
       UsageError: no γ > 0 has that width.
@@ -54,22 +54,22 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 def step_weights(profile: Profile) -> np.ndarray:
-    """How much the parameters after each of the updates 1..t weigh: float64 [t], (k^(γ+1) -
+    """Return how much the parameters after each of the updates 1..t weigh: float64 [t], (k^(γ+1) -
     (k-1)^(γ+1)) / t^(γ+1)."""
     k = np.arange(int(profile.t) + 1, dtype=np.float64) / profile.t
     return np.diff(k ** (profile.gamma + 1))
 
 
 def inner_product(a: Profile, b: Profile) -> float:
-    """∫ p_a(τ) p_b(τ) dτ = (γ_a+1) (γ_b+1) (t_min / t_max)^γ / ((γ_a+γ_b+1) t_max), with the γ of
-    the later one."""
+    """Return ∫ p_a(τ) p_b(τ) dτ = (γ_a+1) (γ_b+1) (t_min / t_max)^γ / ((γ_a+γ_b+1) t_max), with the
+    γ of the later one."""
     early, late = sorted((a, b), key=lambda profile: profile.t)
     scale = (a.gamma + 1) * (b.gamma + 1) / ((a.gamma + b.gamma + 1) * late.t)
     return scale * (early.t / late.t) ** late.gamma
 
 
 def fit(wanted: Profile, saved: Sequence[Profile]) -> Fit:
-    """Finds the coefficients of least squares, min ||p - Σ c_i p_i||² over time, among those whose
+    """Find the coefficients of least squares, min ||p - Σ c_i p_i||² over time, among those whose
     sum is 1.
 
     The sum is not bound in the paper. Where it is not 1, parameters that never moved would come out

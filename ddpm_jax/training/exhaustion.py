@@ -4,7 +4,7 @@
 def remedies_of_a_step(
     *, batch_size: int, accumulate_steps: int, remat: str, parallel: str, devices: int
 ) -> str:
-    """What to do, in the words of the config, of what is not done already.
+    """Return what to do, in the words of the config, of what is not done already.
 
     Args:
       batch_size: `train.batch_size`, over all devices.

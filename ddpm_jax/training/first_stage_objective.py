@@ -91,7 +91,7 @@ def first_stage_objective(
     flip: bool,
     terms: PerceptualAdversarial = NO_TERMS,
 ) -> Objective:
-    """The objective over batches {"image": uint8 [B, H, W, C]}.
+    """Return the objective over batches {"image": uint8 [B, H, W, C]}.
 
     Metrics: `nll` in nats per dimension of the image, `mse` in squared levels of 0..255; of a VAE
     `kl` in nats per image; where it is a code length `bits_per_dim`; of a VQ-VAE the `perplexity`
@@ -196,8 +196,8 @@ def first_stage_objective(
 
 
 def _codebook_terms(latent: Latent, options: FirstStageOptions) -> chex.Array:
-    """What ties the encoder to the codebook, and without averages the codebook to the encoder:
-    [B]."""
+    """Return what ties the encoder to the codebook, and without averages the codebook to the
+    encoder: [B]."""
     terms = options.commitment * quantization.commitment_loss(latent.encoded, latent.codes.codes)
     if options.codebook == "gradient":
         terms = terms + quantization.codebook_loss(latent.encoded, latent.codes.codes)

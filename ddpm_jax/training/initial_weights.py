@@ -16,7 +16,7 @@ Given = Mapping[tuple[str, ...], Any]  # path in the tree of parameters -> leaf
 
 
 def fitting(theirs: Any, ours: Any, *, source: str) -> tuple[Given, list[str]]:
-    """Returns (the leaves of `theirs` that a model takes over, the names of those that it draws).
+    """Return (the leaves of `theirs` that a model takes over, the names of those that it draws).
 
     All are taken over but the table of classes, where their number differs or only one of the
     models is conditioned on them.
@@ -50,5 +50,5 @@ def fitting(theirs: Any, ours: Any, *, source: str) -> tuple[Given, list[str]]:
 
 
 def replaced(params: Any, given: Given) -> Any:
-    """The tree `params` with the leaves of `given` in their places."""
+    """Return the tree `params` with the leaves of `given` in their places."""
     return unflatten_dict(flatten_dict(params) | dict(given))

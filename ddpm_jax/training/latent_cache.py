@@ -42,7 +42,7 @@ MANIFEST = "latents.json"
 def measure_scale(
     space: LatentSpace, params: Any, source: Source, *, key: chex.PRNGKey, num_images: int
 ) -> float:
-    """The scale that gives the latents of up to so many images, evenly spaced in the source,
+    """Return the scale that gives the latents of up to so many images, evenly spaced in the source,
     standard deviation 1.
 
     Raises:
@@ -70,7 +70,7 @@ def _stream(
     source: Source,
     rows: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (function(params, (images uint8 [n, H, W, C], rows int32 [n])), labels int32 [n]), all
+    """Yield (function(params, (images uint8 [n, H, W, C], rows int32 [n])), labels int32 [n]), all
     rows in order."""
     mapped, size = pmap.map_examples(function), BATCH * jax.local_device_count()
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -108,7 +108,7 @@ class CachedLatents:
     """
 
     def __init__(self, paths: Sequence[pathlib.Path], of: Source, encoded: tuple[int, ...]):
-        """`encoded`: [V, h, w, m] of an image."""
+        """Open the files; `encoded` is [V, h, w, m] of an image."""
         self._count, self.fingerprint = len(of), of.fingerprint
 
         def read(i: int) -> np.ndarray:
@@ -123,7 +123,7 @@ class CachedLatents:
         return self._count
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows of the batch, encoded [B, V, h, w, m] and label [B]."""
+        """Return the rows of a batch: encoded [B, V, h, w, m] and label [B]."""
         rows = np.stack([self._shard(i // SHARD)[i % SHARD] for i in indices.tolist()])
         return {ENCODED: rows[ENCODED], "label": rows["label"]}
 
@@ -137,7 +137,7 @@ def cached(
     flip: bool,
     sha256: str,
 ) -> CachedLatents:
-    """Encodes what of `source` is not yet kept in `directory`, and returns what is.
+    """Encode what of `source` is not yet kept in `directory`, and return what is.
 
     Several processes share the work; they must see one directory. A command that was stopped goes
     on where it stopped.
@@ -194,7 +194,7 @@ def _encode(
     params: Any,
     source: Source,
 ) -> None:
-    """Writes this process's part of those files that are missing."""
+    """Write this process's part of those files that are missing."""
     mine = range(jax.process_index(), len(paths), jax.process_count())
     missing = [i for i in mine if not paths[i].exists()]
     total = sum(min(SHARD, len(source) - i * SHARD) for i in missing)
@@ -216,15 +216,15 @@ def _row(encoded: tuple[int, ...]) -> np.dtype:
 
 
 def _table(encoded: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """One row an image, as CachedLatents reads it."""
+    """Return a row for each image, as CachedLatents reads it."""
     table = np.empty(len(labels), _row(encoded.shape[1:]))
     table[ENCODED], table["label"] = encoded, labels
     return table
 
 
 def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
-    """Writes what the latents are of into a directory that has none; refuses one that holds
-    others."""
+    """Write what the latents are of into a directory that has none; refuse one that holds others.
+    """
     path = directory / MANIFEST
     if not path.exists():
         if next(directory.glob("latents-*.npy"), None) is not None:

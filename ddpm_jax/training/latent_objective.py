@@ -17,8 +17,8 @@ ENCODED = "encoded"
 
 
 def over_latents(objective: Objective, space: LatentSpace, *, flip: bool) -> Objective:
-    """`objective` over z = s E(x), drawn from the posterior in every step (Rombach et al. 2022,
-    section 3.2).
+    """Return `objective` over z = s E(x), drawn from the posterior in every step (Rombach et al.
+    2022, section 3.2).
 
     Args:
       objective: one that takes x_0 from batches that bring it: of diffusion, or of a classifier.

@@ -164,7 +164,7 @@ def train(
                 saving.on_snapshot(step, state)
 
     def draw() -> int:
-        """Draws the grid; returns the wish that it was abandoned for, 0 for none."""
+        """Draw the grid; return the wish that it was abandoned for, 0 for none."""
         settle()
         with reporter.throughput.paused():
             try:
@@ -209,7 +209,8 @@ def train(
 
 
 def _why(explain: Explain, state: TrainState, batch: Any, key: chex.PRNGKey) -> str:
-    """What explains the failure best of what the processes find, each in its share of the batch."""
+    """Return what explains the failure best of what the processes find, each in its share of the
+    batch."""
     try:
         cause = explain(state, batch, key)
         found = (0, cause) if cause else (2, FINITE)

@@ -30,14 +30,15 @@ Sums = dict[str, tuple[chex.Array, chex.Array]]
 
 
 def by_time(t: chex.Array, values: chex.Array, num_timesteps: int, parts: int) -> ByTime:
-    """Sums values [B] over each of `parts` equal parts of the chain; t int [B] in
+    """Sum values [B] over each of `parts` equal parts of the chain; t int [B] in
     0..num_timesteps-1."""
     inside = (t * parts // num_timesteps)[:, None] == jnp.arange(parts)[None, :]
     return ByTime(jnp.sum(jnp.where(inside, values[:, None], 0.0), axis=0), jnp.sum(inside, axis=0))
 
 
 def loss_over_time(t: chex.Array, loss: chex.Array, num_timesteps: int) -> Sums:
-    """The loss [B] by quartile of t, for the records, and in finer parts, for a histogram."""
+    """Return the loss [B] by quartile of t, for the records, and in finer parts, for a histogram.
+    """
     return {
         "loss_q": tuple(by_time(t, loss, num_timesteps, QUARTILES)),
         "loss_by_t": by_time(t, loss, num_timesteps, min(BARS, num_timesteps)),
@@ -67,8 +68,8 @@ class Objective(NamedTuple):
 
 
 def x_0_of(batch: Any, key: chex.PRNGKey, index: chex.Array, *, flip: bool) -> chex.Array:
-    """The examples as the model sees them: those that are `GIVEN`, else the images in [-1, 1],
-    mirrored by chance."""
+    """Return the examples as the model sees them: those that are `GIVEN`, else the images in [-1,
+    1], mirrored by chance."""
     if GIVEN in batch:
         return batch[GIVEN]
     x_0 = to_model_range(batch["image"])
@@ -100,7 +101,7 @@ def diffusion_objective(
     flip: bool,
     conditioning: Conditioning = UNCONDITIONAL,
 ) -> Objective:
-    """The objective of Ho et al. 2020, algorithm 1: draw t and ε, diffuse, predict, compare.
+    """Return the objective of Ho et al. 2020, algorithm 1: draw t and ε, diffuse, predict, compare.
 
     Args:
       apply: the network with its parameters as first argument.

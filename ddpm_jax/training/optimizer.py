@@ -26,7 +26,7 @@ DECAYS = {"constant": _constant, "cosine": _cosine, "linear": _linear}
 def make_learning_rate(
     learning_rate: float, *, warmup_steps: int, decay: str, num_steps: int
 ) -> optax.Schedule:
-    """Returns step -> learning rate.
+    """Return step -> learning rate.
 
     Args:
       learning_rate: the peak.
@@ -62,7 +62,7 @@ def check_length(
     saved_num_steps: int,
     step: int,
 ) -> None:
-    """Refuses to resume a run with another length, if the learning rate has begun to fall over it.
+    """Refuse to resume a run with another length, if the learning rate has begun to fall over it.
 
     While it has not, the steps that were done are those of a run that was begun with the new
     length. A length that is passed already is no question of the rate: whoever resumes refuses it.
@@ -125,7 +125,7 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Returns Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019); clipping is the step's
+    """Return Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019); clipping is the step's
     affair.
 
     Raises:
@@ -140,8 +140,8 @@ def for_players(
     *,
     clip_norm: float,
 ) -> optax.GradientTransformation:
-    """One optimiser for a dictionary of parameters, some of whose entries have an optimiser of
-    their own.
+    """Return one optimiser for a dictionary of parameters, some of whose entries have an optimiser
+    of their own.
 
     Args:
       players: name of an entry -> its optimiser.

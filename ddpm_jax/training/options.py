@@ -17,8 +17,8 @@ class LoopOptions(NamedTuple):
     snapshot_every: int = 0  # and at the end; 0: never
 
     def next_call(self, step: int) -> int:
-        """Steps of the call after `step` updates: all, or one where that many would pass over what
-        is due, or the end.
+        """Return the steps of the call after `step` updates: all, or one where that many would pass
+        over what is due, or the end.
 
         So every cadence is exact, and there are two programs at most.
         """
@@ -26,7 +26,7 @@ class LoopOptions(NamedTuple):
         return self.steps_per_call if step + self.steps_per_call <= min(self.num_steps, *due) else 1
 
     def is_snapshot_due(self, step: int) -> bool:
-        """Whether averages are kept after `step` updates."""
+        """Return whether averages are kept after `step` updates."""
         return (
             step > 0
             and self.snapshot_every > 0
@@ -34,7 +34,7 @@ class LoopOptions(NamedTuple):
         )
 
     def is_grid_due(self, step: int) -> bool:
-        """Whether a grid is drawn after `step` updates."""
+        """Return whether a grid is drawn after `step` updates."""
         return step > 0 and (
             step == self.num_steps or (self.sample_every > 0 and step % self.sample_every == 0)
         )

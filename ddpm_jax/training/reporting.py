@@ -32,7 +32,7 @@ class NotFinite(Exception):
         )
 
     def sentence(self, saved: int, why: str | None) -> str:
-        """What the user reads: which number, when, why, what is left and what to do."""
+        """Return what the user reads: which number, when, why, what is left and what to do."""
         times = f", {self.in_a_row} times in a row" if self.in_a_row > 1 else ""
         kept = (
             f"The checkpoint of step {saved} is kept"
@@ -63,8 +63,7 @@ class Reporter:
         self._compiled: set[int] = set()  # numbers of steps in a call
 
     def dispatched(self, step: int, metrics: Any, fetched: Sequence[Any]) -> None:
-        """Takes charge of the metrics, still on the device, of the steps up to `step`; stacked if
-        several.
+        """Keep the metrics, still on the device, of the steps up to `step`; stacked if several.
 
         `fetched` holds the batch of each.
         """
@@ -77,7 +76,7 @@ class Reporter:
             self._compiled.add(count)
 
     def settle(self) -> None:
-        """Waits for the call in flight, if any, and records each of its steps.
+        """Wait for the call in flight, if any, and record each of its steps.
 
         Raises:
           NotFinite: the loss or the gradient of one is not finite, and that cannot be passed over.
@@ -94,8 +93,8 @@ class Reporter:
             self._settle_step(step, one, speed, batch)
 
     def get_state(self) -> dict[str, Any]:
-        """What the next record will be made of besides the steps to come, for the data item of a
-        checkpoint."""
+        """Return what the next record will be made of besides the steps to come, for the data item
+        of a checkpoint."""
         averages = self._averages.get_state()
         return (
             {SINCE_RECORD: averages | {"skipped": self._skipped}}
@@ -104,7 +103,7 @@ class Reporter:
         )
 
     def set_state(self, since_record: Mapping[str, Any]) -> None:
-        """Goes on from there."""
+        """Restore what `get_state` returned."""
         averages = dict(since_record)
         self._skipped = int(averages.pop("skipped", 0))
         self._averages.set_state(averages)

@@ -42,7 +42,7 @@ class StepOptions(NamedTuple):
 
 
 def _clip(grads: Any, max_norm: float) -> tuple[Any, chex.Array]:
-    """Returns the gradient scaled down to `max_norm` where it is longer (0: as it is), and its norm
+    """Return the gradient scaled down to `max_norm` where it is longer (0: as it is), and its norm
     before."""
     norm = optax.tree.norm(grads)
     if max_norm:
@@ -58,8 +58,8 @@ def _gradients(
     key: chex.PRNGKey,
     parts: int,
 ):
-    """Returns (mean loss, aux [B], gradient) over the B examples at hand, computed in so many
-    parts."""
+    """Return (mean loss, aux [B], gradient) over the B examples at hand, computed in so many parts.
+    """
 
     def mean_loss(params, batch, index):
         loss, aux = objective.loss(
@@ -101,7 +101,7 @@ def _gradients(
 def _unless_nonfinite(
     new: TrainState, old: TrainState, loss: chex.Array, norm: chex.Array, allowed: int
 ) -> TrainState:
-    """Returns `new`, or `old` with its counters moved on; loss and norm are the same on every
+    """Return `new`, or `old` with its counters moved on; loss and norm are the same on every
     device, so is the choice.
 
     A selection of numbers, not a branch: it is fused into the update that it follows.
@@ -125,7 +125,7 @@ def make_train_step(
     options: StepOptions,
     collectives: Collectives = MAPPED,
 ) -> Callable[[TrainState, Any, chex.PRNGKey], tuple[TrainState, dict[str, Any]]]:
-    """Returns train_step(state, batch, base_key) -> (state, metrics), for `map_step` of the same
+    """Return train_step(state, batch, base_key) -> (state, metrics), for `map_step` of the same
     `Parallelism`.
 
     The batch is that of the examples at hand, leaves [B, ...]: under `pmap` this device's share; B
