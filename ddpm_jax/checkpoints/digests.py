@@ -28,7 +28,8 @@ _AT_A_TIME = 4
 
 def write(folder: pathlib.Path) -> None:
     """Write the digests of all files in `folder` and below into `folder`/SHA256SUMS."""
-    lines = [f"{file_sha256(path)}  {name}\n" for name, path in _files(folder)]
+    files = [(name, path) for name, path in _files(folder) if name != SUMS]
+    lines = [f"{file_sha256(path)}  {name}\n" for name, path in files]
     (folder / SUMS).write_text("".join(lines))
 
 

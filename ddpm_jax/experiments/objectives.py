@@ -68,8 +68,7 @@ def _first_stage_objective(model: FirstStageModel) -> Objective:
 
 
 def _perceptual_adversarial(config: ConfigDict, dtype: DTypeLike) -> PerceptualAdversarial:
-    """Return both terms; the discriminator computes in `dtype`, the perceptual distance in float32.
-    """
+    """Return both terms; the discriminator computes in `dtype`, the perceptual distance in float32."""
     discriminator = make_discriminator(config, dtype)
     return PerceptualAdversarial(
         perceptual_weight=config.sharp.perceptual_weight,

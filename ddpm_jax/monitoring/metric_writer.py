@@ -66,8 +66,7 @@ class MetricWriter:
             viewer.scalars(step, metrics)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Show uint8 [H, W, C], C = 1 or 3, under `name`; the PNG on disk is the caller's to write.
-        """
+        """Show uint8 [H, W, C], C = 1 or 3, under `name`; the PNG on disk is the caller's to write."""
         for viewer in self._viewers:
             viewer.image(step, name, image)
 

@@ -28,8 +28,7 @@ class Average(NamedTuple):
 
 
 def init(params: Any) -> Any:
-    """Start an average at the parameters: a copy, because a donated buffer cannot be given twice.
-    """
+    """Start an average at the parameters: a copy, because a donated buffer cannot be given twice."""
     return jax.tree.map(jnp.copy, params)
 
 

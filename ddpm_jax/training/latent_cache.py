@@ -223,8 +223,7 @@ def _table(encoded: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
-    """Write what the latents are of into a directory that has none; refuse one that holds others.
-    """
+    """Write what the latents are of into a directory that has none; refuse one that holds others."""
     path = directory / MANIFEST
     if not path.exists():
         if next(directory.glob("latents-*.npy"), None) is not None:

@@ -37,8 +37,7 @@ def by_time(t: chex.Array, values: chex.Array, num_timesteps: int, parts: int) -
 
 
 def loss_over_time(t: chex.Array, loss: chex.Array, num_timesteps: int) -> Sums:
-    """Return the loss [B] by quartile of t, for the records, and in finer parts, for a histogram.
-    """
+    """Return the loss [B] by quartile of t, for the records, and in finer parts, for a histogram."""
     return {
         "loss_q": tuple(by_time(t, loss, num_timesteps, QUARTILES)),
         "loss_by_t": by_time(t, loss, num_timesteps, min(BARS, num_timesteps)),

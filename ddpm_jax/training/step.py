@@ -58,8 +58,7 @@ def _gradients(
     key: chex.PRNGKey,
     parts: int,
 ):
-    """Return (mean loss, aux [B], gradient) over the B examples at hand, computed in so many parts.
-    """
+    """Return (mean loss, aux [B], gradient) over the B examples at hand, computed in so many parts."""
 
     def mean_loss(params, batch, index):
         loss, aux = objective.loss(

@@ -202,5 +202,5 @@ def test_an_unknown_remat_is_refused(refused, config_file):
         "--config",
         config_file(),
         "--config.model.remat=true",
-        says=["remat 'true'", "products", "blocks"],
+        says=["model.remat is 'true'", "products", "blocks"],
     )
