@@ -11,8 +11,10 @@ import pytest
 from ddpm_jax.checkpoints.reader import read_config
 from ddpm_jax.errors import FailureError
 from ddpm_jax.experiments.loading import load_first_stage, load_trained
-from ddpm_jax.randomness import base_key
+from ddpm_jax.experiments.models import Weights
+from ddpm_jax.randomness import base_key, image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.samplers.loop import sample
 from ddpm_jax.tasks import training_session, training_start
 
 
@@ -34,9 +36,10 @@ def _equal(tree, expected):
     jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
-def _images(experiment, params):
-    generate = experiment.generator(ancestral(experiment.respaced(5)))
-    return generate(params, base_key(0), np.arange(3)).images
+def _images(model, params):
+    schedule, keys = model.respaced(5), image_keys(base_key(0), np.arange(3))
+    denoiser = model.denoiser(Weights(params), schedule)
+    return sample(denoiser, ancestral(schedule), initial_noise(keys, model.shape), keys).x_0
 
 
 @pytest.fixture
