@@ -300,6 +300,7 @@ def test_a_damaged_config_in_the_workdir_is_named(refused, config_file, tmp_path
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "argv", "says"),
     [
