@@ -30,7 +30,7 @@ LAYERS = {
     "distributed": 3,
     "checkpoints": 4,
     "monitoring": 4,
-    "training": 4,
+    "training": 5,
     "generation": 4,
     "evaluation": 5,
     "interop": 5,

@@ -1,4 +1,4 @@
-"""Reading checkpoints, finding them, and telling the damaged ones; `checkpoint` writes them.
+"""Read checkpoints, find them, and tell the damaged ones; `writer` writes them.
 
 Where they lie, what is in them and how it is kept whole is said there.
 """

@@ -1,4 +1,4 @@
-"""Writing checkpoints: the train state, the position in the data and the config, as one atomic
+"""Write checkpoints: the train state, the position in the data and the config, as one atomic
 unit.
 
 A run's directory holds `checkpoints/STEP/{state,data,config}`. A step's directory appears under its
@@ -6,7 +6,7 @@ own name only when all of it is on disk, so a run killed while saving leaves the
 newest. Each of the three holds the digests of its files (`digests`), because a flipped bit would
 otherwise be read back as other numbers.
 
-Reading them is in `checkpoint_reading`; Orbax is known in these two files only.
+Reading them is in `reader`; Orbax is known in these two files only.
 """
 
 import functools

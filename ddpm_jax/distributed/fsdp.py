@@ -7,7 +7,7 @@ its share of the batch, and keeps of the averaged gradient what belongs to its p
 a device stores 1 / N of parameters, averages and optimiser state, and holds the whole of the
 parameters only while it computes.
 
-Belongs here: which leaf is split how, and `FSDP`. Does not: `jax.pmap`, which is in `parallel`.
+Belongs here: which leaf is split how, and `FSDP`. Does not: `jax.pmap`, which is in `pmap`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

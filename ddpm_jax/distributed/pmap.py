@@ -37,7 +37,7 @@ class Collectives(NamedTuple):
 
 
 class Parallelism(NamedTuple):
-    """A way to spread training over the devices: `PMAP` here, `sharding.FSDP`."""
+    """A way to spread training over the devices: `PMAP` here, `fsdp.FSDP`."""
 
     collectives: Collectives  # those that `make_train_step` is given
     # compiles step(state, batch, key) -> (state, metrics); donates the state

@@ -62,7 +62,7 @@ def find_beginning(
     Args:
       model: of the new run.
       workdir: its directory.
-      settings: those that the run was begun with (`load.settings_of`), None where there are none.
+      settings: those that the run was begun with (`run_directory.begun_settings`), None where there are none.
 
     Raises:
       UsageError: there is no such run or step, it is one of another kind, architecture or first

@@ -37,9 +37,9 @@ def find_first_stage(
     Args:
       config: of the run.
       workdir: its directory.
-      settings: those that the run was begun with, of `load.settings_of`; None where there is no
-        file of them. A run that has begun goes on without the directory, or with an empty one: then
-        there are no parameters, they are in its checkpoints.
+      settings: of the run that has begun in it, or None. That run is resumed without the first
+        stage's directory, or with an empty one: its checkpoints hold the parameters, and none are
+        returned.
 
     Raises:
       UsageError: there is no such directory, it holds no first stage, or another one than the run

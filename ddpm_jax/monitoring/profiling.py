@@ -1,6 +1,6 @@
 """Traces of single training steps, in the form that TensorBoard's profile tab and Perfetto read.
 
-What a step costs in numbers is measured by `benchmarks/`; the rates of a run are in `metrics`.
+What a step costs in numbers is measured by `benchmarks/`; the rates of a run are in `throughput`.
 """
 
 import contextlib

@@ -149,7 +149,7 @@ def picture_writer(
         beside it.
       writer: gets the pictures and the numbers.
       say: prints a line for the person who watches: a collapse.
-      whole: as in `grids.grid_writer`.
+      whole: as in `training_grids.grid_writer`.
 
     Raises:
       UsageError: there is no such split.

@@ -1,7 +1,7 @@
 """Parameters that a new run begins with instead of drawing them: which of another run's fit, and
 putting them in place.
 
-Finding and reading the other run is for callers; a run's own checkpoints are in `checkpoint`.
+Finding and reading the other run is for callers; a run's own are in `checkpoints`.
 """
 
 from collections.abc import Mapping

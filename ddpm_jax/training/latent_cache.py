@@ -2,7 +2,7 @@
 encoded once.
 
 What is kept is the encoder's output, of a VAE the moments: z is drawn from them anew in every step
-(`latent_diffusion`). A file holds some thousand images, and is there whole or not at all.
+(`latent_objective`). A file holds some thousand images, and is there whole or not at all.
 """
 
 import collections

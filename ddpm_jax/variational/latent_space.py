@@ -2,7 +2,7 @@
 
 Diffusion runs on z = s E(x), the output of the encoder times a scale that makes its standard
 deviation 1, as that of the noise (Rombach et al. 2022). Training on it is in
-`training.latent_diffusion`, the first stage itself in `first_stage`.
+`training.latent_objective`, the first stage itself in `first_stage`.
 """
 
 import math
