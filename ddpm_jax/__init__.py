@@ -13,6 +13,12 @@ __version__ = "0.1.0"
 
 # name -> module of this package that defines it
 _DEFINED_IN = {
+    "Classifier": "api",
+    "FirstStage": "api",
+    "Guidance": "api",
+    "Model": "api",
+    "from_network": "api",
+    "load": "api",
     "Callback": "training.callbacks",
     "Chain": "diffusion.chain",
     "Denoiser": "diffusion.denoiser",

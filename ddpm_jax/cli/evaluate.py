@@ -43,6 +43,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax import memory
+from ddpm_jax.cli import settings_flags
 from ddpm_jax.cli.command import (
     Parser,
     check_names_a_run,
@@ -62,10 +63,11 @@ from ddpm_jax.experiments.loading import TrainedModel, load_first_stage, load_tr
 from ddpm_jax.files import check_place, reporting
 from ddpm_jax.limits import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_TIMESTEPS
 from ddpm_jax.monitoring.results import machine, write_record
-from ddpm_jax.tasks import likelihood_flow, sampling
+from ddpm_jax.tasks import likelihood_flow
 from ddpm_jax.tasks.evaluated_split import result_path
 from ddpm_jax.tasks.first_stage_metrics import FIRST_STAGE_METRICS
 from ddpm_jax.tasks.metrics import METRICS, Metric, Result
+from ddpm_jax.tasks.sampling_settings import Sampling
 
 MAX_DRAWS = 10_000
 
@@ -181,7 +183,7 @@ def _parser() -> Parser:
         upper=MAX_TIMESTEPS,
     )
     likelihood_flow.define_flags(parser)
-    sampling.define_flags(parser)
+    settings_flags.define(parser, Sampling)
     define_limit(parser)
     define_process_flags(parser)
     return parser

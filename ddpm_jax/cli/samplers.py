@@ -10,6 +10,7 @@ for all. On a model: the Frechet distance of pixels to the training images. Samp
 the network twice a step take half the steps.
 """
 
+import dataclasses
 import pathlib
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.cli import settings_flags
 from ddpm_jax.cli.command import Parser, prepare_jax, run
 from ddpm_jax.data.dataset_info import holds_out
 from ddpm_jax.data.in_memory import in_memory
@@ -30,16 +32,16 @@ from ddpm_jax.experiments.datasets import check_places, load_evaluated, load_spl
 from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.loading import TrainedModel, load_trained
 from ddpm_jax.files import as_path, reporting
-from ddpm_jax.generation import generating
 from ddpm_jax.limits import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_STEP, MAX_TIMESTEPS
 from ddpm_jax.monitoring.progress import counted
 from ddpm_jax.monitoring.results import check_record, format_table, machine, write_record
 from ddpm_jax.plotting.sampler_errors import Measure, error_against_evaluations
+from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import SAMPLERS, find
 from ddpm_jax.samplers.spacing import SPACINGS
-from ddpm_jax.tasks import guidance
-from ddpm_jax.tasks.sampling import make_recipe
+from ddpm_jax.tasks.sampling import generator_with
+from ddpm_jax.tasks.sampling_settings import Conditions
 
 EVALUATIONS = "5,10,20,50,100"
 PLANE_SAMPLES = 2000
@@ -142,7 +144,7 @@ def _parser() -> tuple[Parser, list[str]]:
         "Where the data is, if not where the training run found it.",
         metavar="DIR",
     )
-    guidance.define_flags(parser)
+    settings_flags.define(parser, Conditions)
     return parser, [name for name in parser.values if name not in always]
 
 
@@ -174,7 +176,9 @@ class _Model:
 
     def __init__(self, trained: TrainedModel, flags: Any):
         self.trained, self._flags = trained, flags
-        self.guided = guidance.guided(trained, flags)
+        whole = ancestral(trained.model.schedule)
+        conditions = settings_flags.read(flags, Conditions)
+        self.generator = generator_with(trained, conditions, whole, {})
         data = trained.model.config.data
         train, self.other_data = load_evaluated(trained, data.train_split, data_dir=flags.data_dir)
         none = data.test_split == "test" and not holds_out(train)
@@ -191,18 +195,14 @@ class _Model:
     def measure(self, case: _Case) -> dict[str, float]:
         """The Frechet distance, the seconds an image takes once compiled, and those of
         compiling."""
-        model, flags = self.trained.model, self._flags
-        recipe = make_recipe(case.sampler, self.guided, {})
-        generate = recipe.generator(model.shape)
+        flags = self._flags
+        generator = dataclasses.replace(self.generator, sampler=case.sampler)
 
         def images() -> np.ndarray:
-            batches = generating.generate_batches(
-                generate,
-                recipe.params,
+            batches = generator.batches(
+                np.arange(flags.num_samples),
                 seed=flags.seed,
-                indices=np.arange(flags.num_samples),
                 batch_size=min(flags.batch_size, flags.num_samples),
-                inputs_of=recipe.inputs_of,
             )
             return np.concatenate([made for _, made in batches])
 
@@ -247,7 +247,7 @@ def _settings(flags: Any, model: _Model | None) -> dict[str, Any]:
             "weights": model.trained.average,
             **identity(model.trained),
             "num_samples": flags.num_samples,
-            "made_with": model.guided.record,
+            "made_with": model.generator.record,
             **model.other_data,
         }
         if flags.num_reference:  # absent otherwise: results of before the flag go on

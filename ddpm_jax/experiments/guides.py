@@ -44,6 +44,36 @@ def load_classifier(
     return classifier
 
 
+def load_weaker(
+    workdir: str | pathlib.Path,
+    guided: TrainedModel,
+    *,
+    step: int | None = None,
+    raw_weights: bool = False,
+) -> TrainedModel:
+    """Read a weaker model of the same task, away from which the model `guided` can be guided.
+
+    Raises:
+      UsageError: as `load_trained`, or it makes other images, or knows another noise or condition.
+    """
+    weaker = load_trained(workdir, step=step, raw_weights=raw_weights)
+    ours, theirs = guided.model, weaker.model
+    for what, mine, other in (
+        ("image shape", ours.image_shape, theirs.image_shape),
+        ("latents", True, is_of_one_kind(guided, weaker)),
+        ("noise levels", ours.chain.betas.tolist(), theirs.chain.betas.tolist()),
+        ("scale of times", ours.chain.time_scale, theirs.chain.time_scale),
+        ("conditions", ours.conditioning.names, theirs.conditioning.names),
+        ("number of classes", ours.conditioning.num_classes, theirs.conditioning.num_classes),
+    ):
+        if mine != other:
+            raise UsageError(
+                f"weaker: the model of {workdir} differs from this one in its {what}: give a "
+                "less trained or smaller model of the same kind."
+            )
+    return weaker
+
+
 def _have_one_chain(one: TrainedModel, other: TrainedModel) -> bool:
     ours, theirs = one.model.chain, other.model.chain
     return np.array_equal(ours.betas, theirs.betas) and ours.time_scale == theirs.time_scale

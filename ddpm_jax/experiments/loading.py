@@ -47,7 +47,7 @@ class TrainedModel:
 
 def load_trained(
     workdir: str | pathlib.Path,
-    objective: str = "diffusion",
+    objective: str | None = "diffusion",
     *,
     step: int | None = None,
     raw_weights: bool = False,
@@ -56,7 +56,7 @@ def load_trained(
 
     Args:
       workdir: the directory of a training run.
-      objective: that of the run: a key of `OBJECTIVES`.
+      objective: that of the run: a key of `OBJECTIVES`; None for any.
       step: which checkpoint; the newest by default.
       raw_weights: the weights as trained, instead of their moving average.
 
@@ -67,11 +67,11 @@ def load_trained(
     step = find_step(workdir, step)
     settings = read_config(workdir, step)
     model = model_from_settings(settings, source=f"the config of {workdir}, step {step}")
-    theirs, wanted = (OBJECTIVES[name] for name in (model.config.objective, objective))
-    if theirs != wanted:
+    theirs = model.config.objective
+    if objective not in (None, theirs):
         raise UsageError(
-            f"{workdir} holds {theirs} and not {wanted}: give the directory of a run whose config "
-            f"has objective = {objective!r}."
+            f"{workdir} holds {OBJECTIVES[theirs]} and not {OBJECTIVES[objective]}: give the "
+            f"directory of a run whose config has objective = {objective!r}."
         )
     weights = _read_weights(workdir, step, model, "params" if raw_weights else "ema_params")
     return TrainedModel(

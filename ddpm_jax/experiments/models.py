@@ -6,6 +6,7 @@ config; a model with weights is a `loading.TrainedModel`.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, make_continuous, network_eps
 from ddpm_jax.diffusion.process import Process, make_process
 from ddpm_jax.diffusion.schedules import Schedule, spaced_timesteps
-from ddpm_jax.experiments.codec import Codec
+from ddpm_jax.experiments.codec import Codec, PixelCodec
 from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.condition import Condition, null_condition
@@ -36,12 +37,9 @@ class Weights(NamedTuple):
     frozen: Any = ()  # what its codec computes with: () over pixels, first stage and scale over latents
 
 
-@dataclasses.dataclass(frozen=True)
-class _NoisyImageModel:
-    """What a diffusion model and a classifier of its noisy images have in common."""
+class _OnChain:
+    """A model of noisy images, by its `chain` and its `codec`."""
 
-    config: ConfigDict
-    network: UNet | DiT | Classifier
     chain: Chain
     codec: Codec
 
@@ -60,40 +58,12 @@ class _NoisyImageModel:
         """Return (h, w, c) of what diffuses: an image, or its latents."""
         return self.codec.shape
 
-    def apply(self, weights: Weights, *inputs: Any) -> jax.Array:
-        """Apply the network without dropout."""
-        return self.network.apply({"params": weights.params}, *inputs)
 
-    def _init(self, key: jax.Array, *condition: Condition | None) -> Any:
-        x, t = jnp.zeros((1, *self.shape)), jnp.zeros((1,))
-        return self.network.init(key, x, t, *condition)["params"]
+class _Denoises(_OnChain):
+    """A model that denoises, by its `process`, `codec`, `conditioning` and `apply`."""
 
-    def params_shapes(self) -> Any:
-        """Return the parameter tree as shapes, nothing computed."""
-        return jax.eval_shape(self.init_params, base_key(0))
-
-    def frozen_shapes(self) -> Any:
-        """Return what no step changes, as shapes: that of the codec, () over pixels."""
-        return self.codec.frozen_shapes()
-
-
-class DiffusionModel(_NoisyImageModel):
-    """A network that denoises, the process that it reverses, and the codec of its images."""
-
-    @functools.cached_property
-    def process(self) -> Process:
-        """Return the chain and what the network's output means."""
-        c = self.config.diffusion
-        return make_process(self.chain, c.parameterization, c.variance)
-
-    def init_params(self, key: jax.Array) -> Any:
-        """Draw the initial parameters, float32."""
-        return self._init(key, null_condition(self.network, jnp.zeros((1, *self.shape))))
-
-    @property
-    def conditioning(self) -> Conditioning:
-        """Return what the network is given of an example besides x_t and t."""
-        return Conditioning(**self.config.condition.to_dict())
+    process: Process
+    conditioning: Conditioning
 
     def encode(self, weights: Weights, images: jax.Array) -> jax.Array:
         """Map images uint8 [B, H, W, C] to x_0 [B, h, w, c]; deterministic."""
@@ -139,7 +109,7 @@ class DiffusionModel(_NoisyImageModel):
         return network_eps(
             lambda x_t, time: self.apply(weights, x_t, time, condition),
             continuous,
-            parameterization=self.config.diffusion.parameterization,
+            parameterization=self.process.parameterization.name,
         )
 
     def respaced(self, steps: int) -> Schedule:
@@ -149,6 +119,78 @@ class DiffusionModel(_NoisyImageModel):
           UsageError: `steps` is not in 1..T.
         """
         return self.chain.at(spaced_timesteps(self.chain.num_timesteps, steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoisyImageModel(_OnChain):
+    """What a diffusion model and a classifier of its noisy images have in common."""
+
+    config: ConfigDict
+    network: UNet | DiT | Classifier
+    chain: Chain
+    codec: Codec
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """Return what there is to know of an example besides x_t and t."""
+        return Conditioning(**self.config.condition.to_dict())
+
+    def apply(self, weights: Weights, *inputs: Any) -> jax.Array:
+        """Apply the network without dropout."""
+        return self.network.apply({"params": weights.params}, *inputs)
+
+    def _init(self, key: jax.Array, *condition: Condition | None) -> Any:
+        x, t = jnp.zeros((1, *self.shape)), jnp.zeros((1,))
+        return self.network.init(key, x, t, *condition)["params"]
+
+    def params_shapes(self) -> Any:
+        """Return the parameter tree as shapes, nothing computed."""
+        return jax.eval_shape(self.init_params, base_key(0))
+
+    def frozen_shapes(self) -> Any:
+        """Return what no step changes, as shapes: that of the codec, () over pixels."""
+        return self.codec.frozen_shapes()
+
+
+class DiffusionModel(_NoisyImageModel, _Denoises):
+    """A network that denoises, the process that it reverses, and the codec of its images."""
+
+    @functools.cached_property
+    def process(self) -> Process:
+        """Return the chain and what the network's output means."""
+        c = self.config.diffusion
+        return make_process(self.chain, c.parameterization, c.variance)
+
+    def init_params(self, key: jax.Array) -> Any:
+        """Draw the initial parameters, float32."""
+        return self._init(key, null_condition(self.network, jnp.zeros((1, *self.shape))))
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkModel(_Denoises):
+    """Any network that denoises pixels, of no run: a function, and the process that it reverses."""
+
+    network: Callable[..., jax.Array]  # (x_t, time), and labels int32 [B] where there are classes
+    process: Process
+    codec: PixelCodec
+    num_classes: int = 0
+
+    @property
+    def chain(self) -> Chain:
+        """Return the noise levels."""
+        return self.process.chain
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """Return that there are labels, which guidance may hide, where there are classes."""
+        return Conditioning(self.num_classes, label_dropout=float(self.num_classes > 0))
+
+    def apply(
+        self, weights: Weights, x_t: jax.Array, time: jax.Array, condition: Condition | None = None
+    ) -> jax.Array:
+        """Call the network; it has its own weights."""
+        labels = () if condition is None else (condition.label,)
+        return self.network(x_t, time, *labels)
 
 
 class NoisyClassifier(_NoisyImageModel):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ddpm_jax.cli import settings_flags
 from ddpm_jax.data import sources
 from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.distributed import hosts, interrupt
@@ -20,15 +21,16 @@ from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.experiments.datasets import load_evaluated, load_split
 from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.loading import TrainedModel
-from ddpm_jax.generation import generating
 from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
 from ddpm_jax.monitoring.results import format_table
 from ddpm_jax.plotting import likelihood_plots as pictures
 from ddpm_jax.tasks.evaluated_split import result_path, stem_of
+from ddpm_jax.tasks.image_generator import ImageGenerator
 from ddpm_jax.tasks.likelihood_bound import bound_of
 from ddpm_jax.tasks.likelihood_flow import ode_of
-from ddpm_jax.tasks.sampling import Recipe, recipe_of
+from ddpm_jax.tasks.sampling import make_generator
+from ddpm_jax.tasks.sampling_settings import Sampling
 
 TABLE_ROWS = 11  # of the tables that are printed; the JSON has every row
 
@@ -230,7 +232,7 @@ def classification_accuracy(trained: TrainedModel, flags: Any) -> Result:
             "none."
         )
     made = _prepare("classification_accuracy", trained, flags)
-    labels = made.recipe.inputs_of(np.arange(flags.num_samples)).told.label
+    labels = made.generator.inputs(np.arange(flags.num_samples))["label"]
     sizes, dims = (
         (flags.num_samples, len(made.train), len(made.held_out)),
         int(np.prod(made.train.image_shape)),
@@ -251,7 +253,7 @@ def classification_accuracy(trained: TrainedModel, flags: Any) -> Result:
 class _Prepared(NamedTuple):
     """Samples that are yet to be made, and what they are compared with."""
 
-    recipe: Recipe
+    generator: ImageGenerator
     train: sources.Source
     held_out: sources.Source  # the same one, if --split asks for the images that were trained on
     settings: dict[str, Any]
@@ -261,7 +263,7 @@ class _Prepared(NamedTuple):
 
 def _prepare(name: str, trained: TrainedModel, flags: Any) -> _Prepared:
     """Everything that can be refused, before anything is made."""
-    recipe = recipe_of(trained, flags)
+    generator = make_generator(trained, settings_flags.read(flags, Sampling))
     data = trained.model.config.data
     names = (data.train_split, flags.split or data.test_split)
     train, other = load_evaluated(trained, names[0], data_dir=flags.data_dir)
@@ -273,7 +275,7 @@ def _prepare(name: str, trained: TrainedModel, flags: Any) -> _Prepared:
         "data": [split.fingerprint for split in (train, held_out)],
         "num_samples": flags.num_samples,
         "seed": flags.seed,
-        **recipe.record,
+        **generator.record,
         **other,
     }
     # absent otherwise: results of before the flag go on
@@ -281,7 +283,7 @@ def _prepare(name: str, trained: TrainedModel, flags: Any) -> _Prepared:
         settings["num_reference"] = flags.num_reference
     suffix = f"_{stem_of(flags.split)}" if flags.split else ""
     reference = f"_ref{flags.num_reference}" if "num_reference" in settings else ""
-    suffix += f"_n{flags.num_samples}{reference}_{recipe.name()}_seed{flags.seed}"
+    suffix += f"_n{flags.num_samples}{reference}_{generator.name()}_seed{flags.seed}"
     results.check_record(
         result_path(name, trained, flags, f"{suffix}.json"),
         settings | results.machine() | {"versions": versions()},
@@ -290,20 +292,17 @@ def _prepare(name: str, trained: TrainedModel, flags: Any) -> _Prepared:
     def samples() -> np.ndarray:
         indices = hosts.share(flags.num_samples)
         with Counter("sampling", len(indices), unit="image") as counter:
-            batches = generating.generate_batches(
-                recipe.generator(trained.model.shape),
-                recipe.params,
+            batches = generator.batches(
+                indices,
                 seed=flags.seed,
-                indices=indices,
                 batch_size=-(-flags.batch_size // jax.process_count()),
-                inputs_of=recipe.inputs_of,
                 on_rows=counter.within,
             )
             return hosts.gather(
                 (_counted(images, counter) for _, images in batches), flags.num_samples
             )
 
-    return _Prepared(recipe, train, held_out, settings, suffix, samples)
+    return _Prepared(generator, train, held_out, settings, suffix, samples)
 
 
 def _counted(images: np.ndarray, counter: Counter) -> np.ndarray:
@@ -319,8 +318,8 @@ def _counts(
         "num_samples": made.settings["num_samples"],
         **({} if held_out is None else {"num_held_out": len(held_out)}),
         "num_train": len(train),
-        "steps": made.recipe.record["steps"],
-        "evaluations": made.recipe.sampler.evaluations,
+        "steps": made.generator.record["steps"],
+        "evaluations": made.generator.sampler.evaluations,
     }
 
 

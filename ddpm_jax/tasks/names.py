@@ -12,7 +12,7 @@ _IN_A_STEM = 24  # characters of a file's name that are kept
 _IN_A_NAME = 80  # of all that is said before the digest
 _SHOWN_LABELS = 3  # more are left to the digest
 # kind of guidance -> its name
-_FORCES = {"classifier-free": "cfg", "classifier": "classifier", "weaker": "away"}
+_GUIDANCE = {"classifier-free": "cfg", "classifier": "classifier", "weaker": "away"}
 
 
 def what(record: Mapping[str, Any]) -> str:
@@ -26,8 +26,8 @@ def what(record: Mapping[str, Any]) -> str:
     if "low_res" in record:
         parts += ["enlarge", stem(record["low_res"])]
     if "guidance" in record:
-        force = record["guidance"]
-        parts.append(f"{_FORCES[force['kind']]}{force['scale']:g}")
+        guidance = record["guidance"]
+        parts.append(f"{_GUIDANCE[guidance['kind']]}{guidance['scale']:g}")
     return _short(parts)
 
 

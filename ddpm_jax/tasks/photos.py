@@ -1,13 +1,16 @@
-"""Pictures and masks that a user names on the command line, read as the training data is read.
+"""Pictures and masks that a user gives, read as the training data is read.
 
-A picture of any size is brought to the model's on its shorter side and cropped at the centre; the
-mask that belongs to it has its size and is treated alike, each pixel taking the nearest's value.
-What is done with them is `samplers.editing`. A first stage may also be given pictures at their own
-size.
+A picture is the name of a file, or an array: uint8 [H, W, C] or [H, W]. One of any size is brought
+to the model's on its shorter side and cropped at the centre; the mask that belongs to it has its
+size and is treated alike, each pixel taking the nearest's value. What is done with them is
+`samplers.editing`. A first stage may also be given pictures at their own size.
 """
 
+import hashlib
+import os
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,83 +20,86 @@ from ddpm_jax.data.inspection import depth_notes
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.files import as_path, file_sha256, is_remote, reporting
 
+Picture = str | os.PathLike | np.ndarray
 
-def read_photo(
-    flag: str, path: str | pathlib.Path, image_shape: tuple[int, int, int]
-) -> np.ndarray:
-    """The picture as training reads it: colour converted, resized on its shorter side, cropped;
-    uint8 [H, W, C].
+
+def is_file(picture: Picture) -> bool:
+    """Return whether a picture is given by the name of a file."""
+    return isinstance(picture, str | os.PathLike)
+
+
+def read_photo(name: str, picture: Picture, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """Return a picture as training reads it: uint8 [H, W, C], resized on its shorter side, cropped.
 
     Args:
-      flag: the one that named the file, for the message: "--init_image".
-      path: of a file in any format that Pillow reads.
+      name: of the setting that gave it, for messages: "init_image".
+      picture: a file in any format that Pillow reads, or uint8 [H, W, C] or [H, W]; its colours are
+        converted.
       image_shape: (H, W, C) of the model, H = W.
 
     Raises:
       UsageError: no such file, no picture in it, or one smaller than the model's images.
     """
     size, _, channels = image_shape
-    image = _decode(flag, path)
-    _check_size(flag, path, image.size, size)
+    image = _decode(name, picture)
+    _check_size(name, picture, image.size, size)
     try:
         return images.to_array(image, image_size=size, channels=channels)
     except images.UnreadableImage as error:
-        raise _unreadable(flag, path, error) from error
+        raise _unreadable(name, picture, error) from error
 
 
-def named_file(flag: str, path: str | pathlib.Path) -> dict[str, str]:
-    """What a record says of a file that was used: its name, and the SHA-256 that tells it from
-    another of this name."""
-    with reporting(path, "read"):
-        return {flag: str(path), f"{flag}_sha256": file_sha256(path)}
+def describe_picture(name: str, picture: Picture) -> dict[str, str]:
+    """Return what a record says of a picture: its name, and the digest that tells it from others."""
+    if is_file(picture):
+        with reporting(picture, "read"):
+            return {name: str(picture), f"{name}_sha256": file_sha256(picture)}
+    pixels = np.ascontiguousarray(picture)
+    said = f"{pixels.dtype.str}{pixels.shape}".encode()
+    return {name: "array", f"{name}_sha256": hashlib.sha256(said + pixels.tobytes()).hexdigest()}
 
 
-def read_whole_photo(
-    flag: str, path: str | pathlib.Path, *, multiple: int, channels: int
-) -> np.ndarray:
-    """The picture at its own size, cropped at the centre to multiples of a number: uint8 [H, W,
+def read_whole_photo(name: str, path: Picture, *, multiple: int, channels: int) -> np.ndarray:
+    """Return a picture at its own size, cropped at the centre to multiples of a number: uint8 [H, W,
     channels].
 
     Raises:
       UsageError: as `read_photo`.
     """
-    image = _decode(flag, path)
-    _check_size(flag, path, image.size, multiple)
+    image = _decode(name, path)
+    _check_size(name, path, image.size, multiple)
     try:
         return images.to_whole_array(image, multiple=multiple, channels=channels)
     except images.UnreadableImage as error:
-        raise _unreadable(flag, path, error) from error
+        raise _unreadable(name, path, error) from error
 
 
-def check_photo(flag: str, path: str | pathlib.Path, size: int) -> None:
+def check_photo(name: str, path: str | pathlib.Path, size: int) -> None:
     """Looks at a picture's header alone: one of many that will be read when their turn comes.
 
     Raises:
       UsageError: no such file, none that begins as a picture, or one whose shorter side is below
         `size`.
     """
-    _check_there(flag, path)
+    _check_there(name, path)
     try:
         found = images.header(path).size
     except images.UnreadableImage as error:
-        raise _unreadable(flag, path, error) from error
-    _check_size(flag, path, found, size)
+        raise _unreadable(name, path, error) from error
+    _check_size(name, path, found, size)
 
 
 def read_mask(
-    flag: str,
-    path: str | pathlib.Path,
-    photo: str | pathlib.Path,
-    image_shape: tuple[int, int, int],
+    name: str, mask: Picture, photo: Picture, image_shape: tuple[int, int, int]
 ) -> np.ndarray:
-    """What is to be painted of a picture: bool [H, W, 1], True where the mask is white.
+    """Return what is to be painted of a picture: bool [H, W, 1], True where the mask is white.
 
     Args:
-      flag: the one that named the mask: "--mask".
-      path: of the mask: white (brighter than middle grey) is painted, black is kept. Of a mask with
+      name: of the setting that gave the mask, for messages: "mask".
+      mask: white (brighter than middle grey) or True is painted, black is kept. Of a mask with
         transparent parts what is not to be seen is kept, or painted if nothing of the rest is
         white: see `images.to_mask`.
-      photo: the file of the picture that it belongs to; it must have its width and height.
+      photo: the picture that it belongs to; it must have its width and height.
       image_shape: (H, W, C) of the model, H = W.
 
     Raises:
@@ -101,66 +107,91 @@ def read_mask(
         or a mask with nothing white, or nothing else, in the part of the picture that is used.
     """
     size = image_shape[0]
-    mask, of_photo = _decode(flag, path), _decode(flag, photo)
-    if mask.size != of_photo.size:
+    image, of_photo = _decode(name, mask), _decode(name, photo)
+    if image.size != of_photo.size:
         raise UsageError(
-            f"{flag}: {path} is {_size(mask.size)}, but {photo} is {_size(of_photo.size)}: give a "
-            "mask of the picture's size, white where it is to be painted anew."
+            f"{name}: {_shown(mask)} is {_size(image.size)}, but {_shown(photo)} is "
+            f"{_size(of_photo.size)}: give a mask of the picture's size, white where it is to be "
+            "painted."
         )
-    _check_size(flag, path, mask.size, size)
+    _check_size(name, mask, image.size, size)
     try:
-        erased, white = images.is_erased(mask), images.to_mask(mask, image_size=size)
+        erased, white = images.is_erased(image), images.to_mask(image, image_size=size)
     except images.UnreadableImage as error:
-        raise _unreadable(flag, path, error) from error
-    if not white.any():
-        raise UsageError(
-            f"{flag}: {path} has nothing white in the part that the model sees, so nothing would "
-            "be painted anew: make white what is to be painted."
-        )
-    if white.all():
-        raise UsageError(
-            f"{flag}: {path} is white in all of the part that the model sees, so nothing of the "
-            "picture would be kept: make black what is to be kept."
-        )
+        raise _unreadable(name, mask, error) from error
+    _check_mask(name, mask, white)
     if erased:
         _warn(
-            f"{flag}: nothing white is to be seen in {path}, so its transparent parts are painted, "
-            "as of a picture with parts erased; make strokes white to have them painted instead"
+            f"{name}: nothing white is to be seen in {_shown(mask)}, so its transparent parts are "
+            "painted, as of a picture with parts erased; make strokes white to have them painted "
+            "instead"
         )
     return white
 
 
-def _decode(flag: str, path: str | pathlib.Path) -> Image.Image:
-    _check_there(flag, path)
+def _check_mask(name: str, mask: Picture, white: np.ndarray) -> None:
+    if not white.any():
+        raise UsageError(
+            f"{name}: {_shown(mask)} has nothing white in the part that the model sees, so nothing "
+            "would be painted: make white what is to be painted."
+        )
+    if white.all():
+        raise UsageError(
+            f"{name}: {_shown(mask)} is white in all of the part that the model sees, so nothing "
+            "of the picture would be kept: make black what is to be kept."
+        )
+
+
+def _decode(name: str, path: Picture) -> Image.Image:
+    if not is_file(path):
+        return _from_array(name, path)
+    _check_there(name, path)
     try:
         image = images.decode(path)
     except images.UnreadableImage as error:
-        raise _unreadable(flag, path, error) from error
+        raise _unreadable(name, path, error) from error
     for note in depth_notes([path] if image.mode.startswith("I;16") else []):
-        _warn(f"{flag}: {path}: {note}")
+        _warn(f"{name}: {path}: {note}")
     return image
+
+
+def _from_array(name: str, array: Any) -> Image.Image:
+    array = np.asarray(array)
+    if array.dtype == bool:
+        array = np.uint8(255) * array
+    array = array[..., None] if array.ndim == 2 else array
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
+        raise UsageError(
+            f"{name} is an array of {array.dtype} {array.shape}: give uint8 [H, W, C] with 1, 3 or "
+            "4 channels, [H, W] for grey, or the name of a file."
+        )
+    return images.from_array(np.ascontiguousarray(array))
+
+
+def _shown(picture: Picture) -> str:
+    return str(picture) if is_file(picture) else "the array"
 
 
 def _warn(note: str) -> None:
     say(f"warning: {note}.", file=sys.stderr)
 
 
-def _check_there(flag: str, path: str | pathlib.Path) -> None:
+def _check_there(name: str, path: str | pathlib.Path) -> None:
     place = as_path(path)
     with reporting(place, "read"):
         there = place.exists() if is_remote(place) else place.is_file()
     if not there:
-        raise UsageError(f"{flag}: there is no file {path}.")
+        raise UsageError(f"{name}: there is no file {path}.")
 
 
-def _unreadable(flag: str, path: str | pathlib.Path, error: Exception) -> UsageError:
-    return UsageError(f"{flag}: {path} cannot be read: {error}.")
+def _unreadable(name: str, path: Picture, error: Exception) -> UsageError:
+    return UsageError(f"{name}: {_shown(path)} cannot be read: {error}.")
 
 
-def _check_size(flag: str, path: str | pathlib.Path, found: tuple[int, int], size: int) -> None:
+def _check_size(name: str, path: Picture, found: tuple[int, int], size: int) -> None:
     if min(found) < size:
         raise UsageError(
-            f"{flag}: {path} is {_size(found)}, but images of {size}x{size} are wanted and none is "
+            f"{name}: {_shown(path)} is {_size(found)}, but images of {size}x{size} are wanted and none is "
             "enlarged: give a larger one."
         )
 

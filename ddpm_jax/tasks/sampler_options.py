@@ -16,8 +16,10 @@ def spacing_from(text: str) -> str | tuple[float, ...]:
     """Read a spacing: the name of one, or timesteps as in 999,500,0.
 
     Raises:
-      UsageError: a list that holds something else.
+      UsageError: nothing, or a list that holds something else.
     """
+    if not text.strip():
+        raise UsageError("spacing is empty: give it a value, as in trailing, or leave it out.")
     try:
         times = numbers(text, valid=lambda time: 0 <= time <= MAX_TIMESTEPS)
     except ValueError:
@@ -36,6 +38,10 @@ def options_from(text: str) -> dict[str, str]:
     Raises:
       UsageError: an option without a name or a value.
     """
+    if not text.strip():
+        raise UsageError(
+            "sampler_options is empty: give it a value, as in eta=0.5, or leave it out."
+        )
     options = {}
     for part in text.split(","):
         name, _, value = part.partition("=")

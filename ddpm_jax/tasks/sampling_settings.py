@@ -102,7 +102,39 @@ class Guidance(Settings, prefix="guidance_"):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling(Settings):
+class Conditions(Settings):
+    """What images a model makes, however its chain is walked."""
+
+    labels: tuple[int | str, ...] | None = setting(
+        None,
+        "Classes by number or name, as in 3,5 or cat,dog: image i is of the i-th, over and over; "
+        "by default all in turn.",
+        metavar="K",
+        lower=0,
+    )
+    low_res: str | np.ndarray | None = setting(
+        None,
+        "Picture to enlarge, by a model that enlarges; read at the low resolution, resized and "
+        "cropped.",
+        path=True,
+    )
+    clip: str | None = setting(
+        None,
+        "What is done to a predicted x_0 outside [-1, 1]: static (clipped, the noise follows), "
+        "dynamic (scaled by a percentile), keep_eps (clipped, the noise stays), none; by default "
+        "static for pixels, none for latents.",
+    )
+    guidance: Guidance = Guidance()
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        super().__post_init__()
+        if self.clip is not None:
+            choose("clipping", self.clip, CLIPPINGS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling(Conditions):
     """How images are made from a model."""
 
     sampler: str | None = setting(
@@ -128,33 +160,11 @@ class Sampling(Settings):
         metavar="NAME=X,...",
         read=options_from,
     )
-    labels: tuple[int | str, ...] | None = setting(
-        None,
-        "Classes by number or name, as in 3,5 or cat,dog: image i is of the i-th, over and over; "
-        "by default all in turn.",
-        metavar="K",
-        lower=0,
-    )
-    low_res: str | np.ndarray | None = setting(
-        None,
-        "Picture to enlarge, by a model of super-resolution; read at the low resolution, resized "
-        "and cropped.",
-        path=True,
-    )
-    clip: str | None = setting(
-        None,
-        "What is done to a predicted x_0 outside [-1, 1]: static (clipped, the noise follows), "
-        "dynamic (scaled by a percentile), keep_eps (clipped, the noise stays), none; by default "
-        "static for pixels, none for latents.",
-    )
-    guidance: Guidance = Guidance()
 
     def __post_init__(self) -> None:
         """Check every field; of the options, their types."""
         super().__post_init__()
         find(self.sampler_name)
-        if self.clip is not None:
-            choose("clipping", self.clip, CLIPPINGS)
         if self.options:
             object.__setattr__(self, "options", typed_options(self.sampler_name, self.options))
 

@@ -70,7 +70,7 @@ def grid_writer(
         model.denoiser,
         ancestral(model.respaced(config.train.sample_steps)),
         model.shape,
-        show=model.decode,
+        decode=model.decode,
         together=True,
     )
     labels = None if preview.condition is None else preview.condition.label

@@ -132,27 +132,27 @@ def test_what_cannot_be_is_refused(refused, trained, photo, mask, tmp_path):
     small = tmp_path / "small.png"
     Image.new("L", (8, 16)).save(small)
     for flags, says in [
-        (["--inpaint", path], ["--inpaint needs --mask"]),
+        (["--inpaint", path], ["inpaint needs mask"]),
         (["--inpaint", path, "--mask", small], ["is 8x16", "is 24x16", "of the picture's size"]),
-        (["--inpaint", path, "--mask", path.with_name("none.png")], ["--mask: there is no file"]),
+        (["--inpaint", path, "--mask", path.with_name("none.png")], ["mask: there is no file"]),
         (["--inpaint", path, "--mask", mask, "--jump", 21], ["jump is 21", "choose 1 to 20"]),
         (
             ["--inpaint", path, "--mask", mask, "--sampler", "ddim", "--jump", 2],
-            ["--jump", "RePaint"],
+            ["jump belongs to RePaint"],
         ),
         (
             ["--inpaint", path, "--mask", mask, "--sampler_options", "eta=1"],
-            ["--sampler_options", "RePaint"],
+            ["sampler_options with inpaint", "RePaint"],
         ),
         (["--inpaint", path, "--mask", mask, "--init_image", path], ["two ways to use a picture"]),
-        (["--mask", mask], ["--mask belongs to --inpaint"]),
-        (["--strength", 0.5], ["--strength", "--init_image"]),
-        (["--init_image", path, "--strength", 0], ["--strength=0", "above 0"]),
+        (["--mask", mask], ["mask belongs to inpaint"]),
+        (["--strength", 0.5], ["strength says how much of init_image"]),
+        (["--init_image", path, "--strength", 0], ["strength is 0", "above 0"]),
         (
             ["--init_image", path, "--strength", "half"],
-            ["--strength=half", "number above 0 and at most 1"],
+            ["strength is 'half'", "number above 0 and at most 1"],
         ),
-        (["--init_image", tmp_path / "none.png"], ["--init_image: there is no file"]),
+        (["--init_image", tmp_path / "none.png"], ["init_image: there is no file"]),
         (["--init_image", path, "--shared_latents"], ["edit no picture"]),
     ]:
         refused("sample", "--ckpt", trained, *flags, says=says)

@@ -11,7 +11,7 @@ from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.tally import Tally, empty
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.run_settings import FIRST_STAGE, model_from_settings, read_settings
-from ddpm_jax.generation.generating import read_shards
+from ddpm_jax.generation.shards import read_shards
 from ddpm_jax.monitoring import records, results
 
 

@@ -64,7 +64,7 @@ def test_labels_are_taken_in_turn_and_make_the_columns_of_the_grid(
         trained_by_class,
         [*range(10)] * 2,
         lambda conditional, schedule, condition, _: CLIPPINGS["static"](
-            lambda x, t: conditional(x, t, condition), schedule
+            conditional.given(condition)
         ),
     )
     assert_same_images(read(tmp_path / "o"), expected)
@@ -170,7 +170,7 @@ def test_a_model_that_enlarges_is_told_the_picture_at_the_low_resolution(
     pixels = np.random.default_rng(0).integers(0, 256, (4, 4)).astype(np.uint8)
     Image.fromarray(pixels).save(photo)
     argv = ["--ckpt", run, "--num_samples", 2, *STEPS, "--out", tmp_path / "o"]
-    refused("sample", *argv, says=["enlarges low-resolution images", "--low_res"])
+    refused("sample", *argv, says=["enlarges low-resolution images", "give one by low_res"])
     assert invoke("sample", *argv, "--low_res", photo).code == 0
     other = tmp_path / "other.png"
     Image.fromarray(255 - pixels).save(other)
@@ -182,27 +182,27 @@ def test_a_model_that_enlarges_is_told_the_picture_at_the_low_resolution(
     ("flags", "says"),
     [
         (["--labels", "10"], ["Label 10 is no class", "0 to 9"]),
-        (["--labels", "three"], ["--labels three", "class numbers"]),
-        (["--labels", "9" * 20], ["--labels 9", "class numbers"]),
-        (["--labels", "²"], ["--labels ²", "class numbers"]),
-        (["--guidance_scale", "-1"], ["--guidance_scale=-1", "number in 0.."]),
-        (["--guidance_scale", "much"], ["--guidance_scale=much", "number in 0.."]),
+        (["--labels", "three"], ["labels three", "class numbers"]),
+        (["--labels", "9" * 20], ["labels 9", "class numbers"]),
+        (["--labels", "²"], ["labels ²", "class numbers"]),
+        (["--guidance_scale", "-1"], ["guidance_scale is -1", "number in 0.."]),
+        (["--guidance_scale", "much"], ["guidance_scale is 'much'", "number in 0.."]),
         (
             ["--guidance_scale", "2", "--guidance_interval", "0.8,0.2"],
             ["guidance interval is 0.8 to 0.2"],
         ),
         (
             ["--guidance_scale", "2", "--guidance_interval", "0.8"],
-            ["--guidance_interval=0.8", "2 numbers in 0..1"],
+            ["guidance_interval is 0.8", "2 numbers in 0..1"],
         ),
         (
             ["--guidance_scale", "2", "--guidance_rescale", "2"],
-            ["--guidance_rescale=2", "number in 0..1"],
+            ["guidance_rescale is 2", "number in 0..1"],
         ),
-        (["--guidance_interval", "0,1"], ["--guidance_interval needs --guidance_scale"]),
+        (["--guidance_interval", "0,1"], ["guidance_interval needs guidance_scale"]),
         (["--clip", "statc"], ["Unknown clipping 'statc'", "Did you mean 'static'"]),
         (["--low_res", "a.png"], ["does not enlarge"]),
-        (["--weaker_step", "8"], ["--weaker_step", "--weaker"]),
+        (["--weaker_step", "8"], ["weaker_step says which checkpoint of weaker"]),
     ],
 )
 def test_what_cannot_be_is_refused(refused, trained_by_class, flags, says):
@@ -218,7 +218,7 @@ def test_guidance_that_the_model_cannot_have_is_refused(
         trained,
         "--guidance_scale",
         2,
-        says=["trained without labels", "--classifier"],
+        says=["trained without labels", "give classifier or weaker"],
     )
     told = ["--guidance_scale", 2, "--weaker", trained]
     refused(

@@ -176,10 +176,11 @@ def test_no_flag_takes_nothing_for_a_value(capsys, tmp_path, monkeypatch, name):
         for nothing in ("", " "):
             assert command.run(COMMANDS[name].main, [f"--{flag}", nothing]) == command.USAGE
             says = (
-                rf"((--)?{flag} is (empty|'\s*'): give |flag --{flag}=\s*: it must be|"
-                r"--interpolate needs two image files)"
+                rf"(--)?{flag} is (empty|'\s*'): ",
+                rf"flag --{flag}=\s*: it must be",
+                rf"--{flag}: expected 2 arguments",
             )
-            assert re.match(f"error: {says}", capsys.readouterr().err)
+            assert re.match(f"error: ({'|'.join(says)})", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,15 +192,15 @@ def test_no_file_or_directory_is_named_by_nothing(refused):
     ("name", "argv", "says"),
     [
         ("sample", ["--num_sample", "3"], ["--num_sample.", "'num_samples'"]),
-        ("sample", ["--num_samples", "0"], ["--num_samples=0", "whole number in 1.."]),
-        ("sample", ["--num_samples", "-3"], ["--num_samples=-3", "whole number in 1.."]),
-        ("sample", ["--steps", "0"], ["--steps=0", "whole number in 1.."]),
-        ("sample", ["--steps", "1.5"], ["--steps=1.5", "whole number in 1.."]),
-        ("sample", ["--steps", "many"], ["--steps=many", "whole number in 1.."]),
-        ("sample", ["--batch_size", "0"], ["--batch_size=0", "whole number in 1.."]),
-        ("sample", ["--ckpt_step", "-1"], ["--ckpt_step=-1", "whole number in 0.."]),
-        ("sample", ["--seed", "-1"], ["--seed=-1", "0..4294967295"]),
-        ("sample", ["--seed", "4294967296"], ["--seed=4294967296", "0..4294967295"]),
+        ("sample", ["--num_samples", "0"], ["num_samples is 0", "whole number in 1.."]),
+        ("sample", ["--num_samples", "-3"], ["num_samples is -3", "whole number in 1.."]),
+        ("sample", ["--steps", "0"], ["steps is 0", "whole number in 1.."]),
+        ("sample", ["--steps", "1.5"], ["steps is 1.5", "whole number in 1.."]),
+        ("sample", ["--steps", "many"], ["steps is 'many'", "whole number in 1.."]),
+        ("sample", ["--batch_size", "0"], ["batch_size is 0", "whole number in 1.."]),
+        ("sample", ["--ckpt_step", "-1"], ["ckpt_step is -1", "whole number in 0.."]),
+        ("sample", ["--seed", "-1"], ["seed is -1", "0..4294967295"]),
+        ("sample", ["--seed", "4294967296"], ["seed is 4294967296", "0..4294967295"]),
         ("sample", [], ["--ckpt is missing", "--ckpt runs/digits"]),
         ("evaluate", [], ["--ckpt is missing", "--ckpt runs/digits"]),
         ("evaluate", ["--num_samples", "1"], ["--num_samples=1", "whole number in 2.."]),

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.generation import generating
+from ddpm_jax.generation.shards import read_shards
 from ddpm_jax.monitoring.progress import Counter
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -194,7 +195,7 @@ def test_images_of_an_older_version_are_read_and_not_added_to(
         "name another directory",
     ]
     refused("sample", "--ckpt", trained, "--num_samples", 8, "--out", out, says=says)
-    np.testing.assert_array_equal(generating.read_shards(out), read(eight))
+    np.testing.assert_array_equal(read_shards(out), read(eight))
 
 
 def test_a_shard_of_other_images_is_not_drawn(refused, trained, eight, tmp_path):

@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from ddpm_jax.experiments.identity import identity
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.run_settings import model_from_settings
 
@@ -14,15 +15,15 @@ def manifest(out):
 
 
 def test_results_are_of_the_weights_and_of_what_a_config_makes_of_them():
-    def identity(sha256, **fields):
+    def described(sha256, **fields):
         values = {"diffusion": {"variance": "fixed_large"}, "train": {"num_steps": 10}} | fields
         model = model_from_settings(values, source="the config")
         return identity(TrainedModel(model, {}, 10, "ema", sha256))
 
-    ours = identity("a" * 64)
-    assert identity("a" * 64, train={"num_steps": 20}, optimizer={"b1": 0.5}) == ours
-    assert identity("b" * 64) != ours
-    assert identity("a" * 64, diffusion={"variance": "fixed_small"}) != ours
+    ours = described("a" * 64)
+    assert described("a" * 64, train={"num_steps": 20}, optimizer={"b1": 0.5}) == ours
+    assert described("b" * 64) != ours
+    assert described("a" * 64, diffusion={"variance": "fixed_small"}) != ours
     assert ours["random_numbers"] == "threefry2x32"
 
 
@@ -75,7 +76,7 @@ def test_a_list_of_timesteps_is_a_spacing_and_says_the_number_of_steps(invoke, c
         (["--sampler", "dim"], ["Unknown sampler 'dim'", "Did you mean 'ddim'"]),
         (["--spacing", "karas"], ["Unknown spacing 'karas'", "Did you mean 'karras'"]),
         (["--steps", 21], ["steps is 21", "choose 1 to 20"]),
-        (["--steps", 0], ["--steps=0", "whole number in 1.."]),
+        (["--steps", 0], ["steps is 0", "whole number in 1.."]),
         (["--spacing", "19,7,7"], ["must differ and lie in 0..19"]),
         (["--spacing", "20,7"], ["must differ and lie in 0..19"]),
         (["--spacing", "19,,7"], ["no list of timesteps"]),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.checkpoints.reader import saved_steps
-from ddpm_jax.generation.generating import read_shards
+from ddpm_jax.generation.shards import read_shards
 from ddpm_jax.monitoring.records import read
 
 ROOT = pathlib.Path(__file__).parents[2]

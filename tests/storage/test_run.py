@@ -9,7 +9,7 @@ import pytest
 
 from ddpm_jax.checkpoints.reader import saved_steps
 from ddpm_jax.experiments.loading import load_trained
-from ddpm_jax.generation.generating import read_shards
+from ddpm_jax.generation.shards import read_shards
 from ddpm_jax.monitoring.records import read
 
 pytestmark = pytest.mark.full

@@ -65,12 +65,12 @@ def test_a_photo_is_read_from_the_bucket_or_refused_by_its_name(folder, tmp_path
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     write_atomically(folder / "photo.png", (tmp_path / "photo.png").read_bytes())
     photo = str(folder / "photo.png")
-    np.testing.assert_array_equal(read_photo("--init_image", photo, (8, 8, 3)), pixels)
+    np.testing.assert_array_equal(read_photo("init_image", photo, (8, 8, 3)), pixels)
     with pytest.raises(
         UsageError, match=r"--init_image: there is no file gs://bucket/\S+/absent.png"
     ):
-        read_photo("--init_image", str(folder / "absent.png"), (8, 8, 3))
+        read_photo("init_image", str(folder / "absent.png"), (8, 8, 3))
     with pytest.raises(
         FailureError, match=r"Cannot read gs://forbidden/photo.png: Google Cloud forbids it"
     ):
-        read_photo("--init_image", "gs://forbidden/photo.png", (8, 8, 3))
+        read_photo("init_image", "gs://forbidden/photo.png", (8, 8, 3))

@@ -1,0 +1,210 @@
+"""`load`: a trained model as an object, for Python: samples, edits and latents as arrays.
+
+    model = ddpm_jax.load("runs/digits_cond")
+    images = model.sample(16, labels=[3, 5], sampler="dpmpp_2m", steps=20)   # uint8 [16, 8, 8, 1]
+
+Images are those that `sample.py` makes with the same settings. A picture is the name of a file, or
+an array uint8 [H, W, C] or [H, W]; one of any size is brought to the model's as in training.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.diffusion.denoiser import Denoiser
+from ddpm_jax.diffusion.process import Process
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.codec import PixelCodec
+from ddpm_jax.experiments.loading import TrainedModel, load_trained
+from ddpm_jax.experiments.models import NetworkModel, Weights
+from ddpm_jax.tasks.call_arguments import conditions_from, sampling_from
+from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
+from ddpm_jax.tasks.loaded_models import Classifier, FirstStage, check_latents
+from ddpm_jax.tasks.photos import Picture
+from ddpm_jax.tasks.picture_methods import PictureMethods
+from ddpm_jax.tasks.sampling import generator_on, make_generator
+from ddpm_jax.tasks.sampling_settings import Guidance
+
+
+def load(
+    directory: str | os.PathLike, *, step: int | None = None, raw_weights: bool = False
+) -> "Model | Classifier | FirstStage":
+    """Read a trained model from the directory of its run.
+
+    Args:
+      directory: of a training run, here or in a bucket.
+      step: which checkpoint; the newest by default.
+      raw_weights: the weights as trained, instead of their moving average.
+
+    Returns:
+      `Model`; of a run that trained a classifier or a first stage `Classifier` or `FirstStage`.
+
+    Raises:
+      UsageError: no such checkpoint, or not one of ours.
+      FailureError: its files are damaged.
+    """
+    trained = load_trained(directory, None, step=step, raw_weights=raw_weights)
+    kinds = {"classifier": Classifier, "first_stage": FirstStage}
+    return kinds.get(trained.model.config.objective, Model)(trained)
+
+
+def from_network(
+    network: Callable[..., Any],
+    process: Process,
+    image_shape: tuple[int, int, int],
+    *,
+    num_classes: int = 0,
+) -> "Model":
+    """Return the model of any network, without a checkpoint.
+
+    Args:
+      network: (x_t [B, H, W, C], time float [B]) -> output [B, H, W, C or 2C], traceable by JAX.
+        With classes it takes a third argument, int32 [B]: labels in 0..K-1, and K where guidance
+        asks for an image of no class.
+      process: what it was trained on, of `make_process`.
+      image_shape: (H, W, C), H = W.
+      num_classes: K; 0 for none.
+    """
+    model = NetworkModel(network, process, PixelCodec(tuple(image_shape)), num_classes)
+    return Model(TrainedModel(model, Weights(()), step=0, average="given"))
+
+
+class Model(PictureMethods):
+    """A diffusion model with its weights.
+
+    `settings` of its methods are those that `sample` has for the walk and the conditions: labels,
+    sampler, steps, spacing, options, guidance, clip, low_res.
+    """
+
+    def __init__(self, trained: TrainedModel):
+        super().__init__(trained)
+        self._maker = ImageMaker()
+
+    @property
+    def process(self) -> Process:
+        """Return the chain of noise levels and the meaning of the network's output."""
+        return self.trained.model.process
+
+    @property
+    def chain(self) -> Any:
+        """Return the `Chain`, for `make_sampler`."""
+        return self.process.chain
+
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Sequence[int | str] | int | str | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        spacing: str | Sequence[float] | None = None,
+        options: Mapping[str, Any] | None = None,
+        guidance: Guidance | float | None = None,
+        clip: str | None = None,
+        low_res: Picture | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+        noise: Any = None,
+        trajectory: bool = False,
+    ) -> np.ndarray | Trajectory:
+        """Make images: image i depends on the seed and on i.
+
+        Args:
+          n: how many.
+          labels: classes by number or name; image i is of the i-th, over and over. By default all
+            in turn.
+          sampler: a key of `samplers.registry.SAMPLERS`; "ancestral" by default.
+          steps: of the chain, 1..T; by default T for ancestral and 50 for others.
+          spacing: which noise levels: a key of `samplers.spacing.SPACINGS`, or the times.
+          options: of the sampler, by name.
+          guidance: a `Guidance`, or the scale of classifier-free guidance.
+          clip: a key of `diffusion.clipping.CLIPPINGS`; by default "static" for pixels.
+          low_res: the picture to enlarge, of a model of super-resolution.
+          seed: 0..2^32-1.
+          batch_size: images made at a time, over all devices.
+          noise: float [n, h, w, c], in place of the seed's x_T.
+          trajectory: also return the chains.
+
+        Returns:
+          uint8 [n, H, W, C]; with `trajectory` a `Trajectory` of N+1 moments for each image.
+
+        Raises:
+          UsageError: settings that this model cannot have.
+          FailureError: an image that is not finite.
+        """
+        sampling = sampling_from(
+            labels=labels,
+            sampler=sampler,
+            steps=steps,
+            spacing=spacing,
+            options=options,
+            guidance=guidance,
+            clip=clip,
+            low_res=low_res,
+        )
+        make = self._maker.trajectory if trajectory else self._maker.images
+        generator = make_generator(self.trained, sampling)
+        return make(generator, n, seed=seed, batch_size=batch_size, noise=noise)
+
+    def encode(self, images: Picture) -> np.ndarray:
+        """Return x_0 of images: float32 [n, h, w, c], or [h, w, c] for one.
+
+        Of a model over pixels they are in [-1, 1], of one over latents what it diffuses.
+
+        Args:
+          images: uint8 [n, H, W, C], one picture [H, W, C] or [H, W], or the name of a file.
+
+        Raises:
+          UsageError: a picture that cannot be used.
+        """
+        photos, one = self._pictures(images)
+        x_0 = self._call("encode", self.trained.model.encode, photos)
+        return x_0[0] if one else x_0
+
+    def decode(self, z: Any) -> np.ndarray:
+        """Return the images of x_0 [n, h, w, c] or [h, w, c]: uint8 [n, H, W, C] or [H, W, C].
+
+        Raises:
+          UsageError: another shape.
+        """
+        z, one = check_latents(z, self.trained.model.shape)
+        images = self._call("decode", self.trained.model.decode, z)
+        return images[0] if one else images
+
+    def denoiser(
+        self,
+        schedule: Schedule | None = None,
+        *,
+        labels: Sequence[int | str] | None = None,
+        guidance: Guidance | float | None = None,
+        clip: str | None = None,
+        low_res: Picture | None = None,
+    ) -> Denoiser:
+        """Return (x_t [B, h, w, c], t int [B]) -> `Prediction`, for `ddpm_jax.sample`.
+
+        Args:
+          schedule: of the sampler that will call it, `sampler.schedule`; None for the whole chain.
+          labels: one for each image of the batches that it will be given.
+          guidance, clip, low_res: as in `sample`.
+
+        Raises:
+          UsageError: settings that this model cannot have.
+        """
+        conditions = conditions_from(labels=labels, guidance=guidance, clip=clip, low_res=low_res)
+        generator = generator_on(self.trained, conditions, schedule)
+        if conditions.labels is None and generator.labels is not None:
+            raise UsageError("labels: give one for each image of a batch, as in labels=[3, 5].")
+        inputs = generator.inputs(np.arange(len(conditions.labels or (0,))))
+        return generator.denoiser(generator.params, generator.sampler.schedule, inputs)
+
+    def _facts(self) -> list[str]:
+        model = self.trained.model
+        facts = [f"T = {self.chain.num_timesteps}"]
+        if not model.codec.is_exact:
+            facts.append(f"latents {'x'.join(map(str, model.shape))}")
+        if model.conditioning.num_classes:
+            facts.append(f"{model.conditioning.num_classes} classes")
+        return facts

@@ -1,0 +1,47 @@
+"""Arguments of a Python call -> settings records."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ddpm_jax.errors import UsageError, suggest
+from ddpm_jax.tasks.sampling_settings import Conditions, Guidance, Sampling
+
+
+def sampling_from(**settings: Any) -> Sampling:
+    """Return a record of the settings that were given.
+
+    Raises:
+      UsageError: a name that is none of a setting's; what the record raises.
+    """
+    names = [field.name for field in dataclasses.fields(Sampling)]
+    for name in settings:
+        if name not in names:
+            raise UsageError(
+                f"There is no setting {name}.{suggest(name, names)} The settings are "
+                f"{', '.join(names)}."
+            )
+    return Sampling(**_given(settings))
+
+
+def conditions_from(**conditions: Any) -> Conditions:
+    """Return a record of the conditions that are not None.
+
+    Raises:
+      UsageError: what the record raises.
+    """
+    return Conditions(**_given(conditions))
+
+
+def _given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that are not None, one label as a list, a scale as `Guidance`."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if isinstance(given.get("labels"), int | str):
+        given["labels"] = [given["labels"]]
+    if isinstance(given.get("guidance"), int | float):
+        given["guidance"] = Guidance(scale=given["guidance"])
+    if not isinstance(given.get("guidance", Guidance()), Guidance):
+        raise UsageError("guidance is no scale and no Guidance: give one, as in guidance=3.0.")
+    if "options" in given:
+        given["options"] = dict(given["options"])
+    return given

@@ -1,0 +1,125 @@
+"""Images as arrays, of a program that is compiled once for settings that are asked for again."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ddpm_jax import memory
+from ddpm_jax.errors import UsageError
+from ddpm_jax.generation.generating import Generate, Generated
+from ddpm_jax.randomness import base_key
+from ddpm_jax.tasks.image_generator import ImageGenerator
+
+_KEPT = 8  # programs, those that were used last
+
+
+class Trajectory(NamedTuple):
+    """Images, and all N+1 moments of their chains in the sampler's own numbers."""
+
+    images: np.ndarray  # uint8 [n, H, W, C]
+    x_t: np.ndarray  # float32 [N+1, n, h, w, c], noise first; the last is the sample
+    x_0: np.ndarray  # float32 [N+1, n, h, w, c]: predicted from the x_t of the same moment
+
+
+class ImageMaker:
+    """Makes arrays of images; what was compiled is kept for the next call with the same settings."""
+
+    def __init__(self) -> None:
+        self._programs: dict[str, tuple[ImageGenerator, Generate]] = {}
+
+    def images(
+        self,
+        generator: ImageGenerator,
+        count: int,
+        *,
+        seed: int,
+        batch_size: int,
+        noise: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Make images 0..count-1: uint8 [count, H, W, C].
+
+        Args:
+          generator: how.
+          count: at least 1.
+          seed: of the noise.
+          batch_size: images at a time; the last digits may depend on it.
+          noise: float [count, h, w, c] in place of the seed's x_T.
+
+        Raises:
+          UsageError: a count or batch below 1, or noise of another shape.
+          FailureError: an image that is not finite.
+        """
+        generator, generate = self._program(generator)
+        made = _batches(generator, generate, count, seed=seed, batch_size=batch_size, noise=noise)
+        return np.concatenate([batch.images for batch in made])
+
+    def trajectory(
+        self,
+        generator: ImageGenerator,
+        count: int,
+        *,
+        seed: int,
+        batch_size: int,
+        noise: np.ndarray | None = None,
+    ) -> Trajectory:
+        """Make images 0..count-1 and keep their whole chains; arguments are those of `images`."""
+        generator, generate = self._program(generator, trajectory=True)
+        made = _batches(generator, generate, count, seed=seed, batch_size=batch_size, noise=noise)
+        x, x_t, x_0 = zip(*made, strict=True)
+        decode = jax.jit(generator.decode)
+        inputs = generator.inputs(np.arange(count))
+        images = np.asarray(decode(generator.params, np.concatenate(x), inputs))
+        return Trajectory(images, np.concatenate(x_t, axis=1), np.concatenate(x_0, axis=1))
+
+    def _program(
+        self, generator: ImageGenerator, *, trajectory: bool = False
+    ) -> tuple[ImageGenerator, Generate]:
+        """Return the generator with its program, an earlier one that makes the same."""
+        key = json.dumps([generator.record, trajectory], sort_keys=True)
+        found = self._programs.pop(key, None)
+        if found is None:
+            frames = generator.sampler.num_rows + 1
+            options = {"decode": _undecoded, "num_frames": frames} if trajectory else {}
+            found = generator, generator.compiled(**options)
+        self._programs[key] = found
+        for old in list(self._programs)[:-_KEPT]:
+            del self._programs[old]
+        return found
+
+
+def _undecoded(params: Any, x: jax.Array, inputs: Mapping[str, Any]) -> jax.Array:
+    return x
+
+
+def _batches(
+    generator: ImageGenerator,
+    generate: Generate,
+    count: int,
+    *,
+    seed: int,
+    batch_size: int,
+    noise: np.ndarray | None,
+) -> Iterator[Generated]:
+    for name, value in {"n": count, "batch_size": batch_size}.items():
+        if value < 1:
+            raise UsageError(f"{name} is {value}: choose at least 1.")
+    noise = None if noise is None else _checked_noise(noise, (count, *generator.shape))
+    params, key, batch_size = generator.params, base_key(seed), min(batch_size, count)
+    with memory.explained(f"making {batch_size} images at a time", "lower batch_size"):
+        for start in range(0, count, batch_size):
+            indices = np.arange(start, min(start + batch_size, count))
+            given = {} if noise is None else {"noise": noise[indices]}
+            inputs = generator.inputs(indices, **given)
+            yield generate(params, key, indices, inputs=inputs, batch_size=batch_size)
+
+
+def _checked_noise(noise: Any, shape: tuple[int, ...]) -> np.ndarray:
+    noise = np.asarray(noise, np.float32)
+    if noise.shape != shape:
+        raise UsageError(
+            f"noise has the shape {noise.shape}: give {shape}, one x_T for each image."
+        )
+    return noise

@@ -1,0 +1,158 @@
+"""`ImageGenerator`: a model, a sampler, guidance and conditions, which together make images.
+
+`sampling` and `editing` make one of a trained model and settings.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.diffusion.clipping import CLIPPINGS
+from ddpm_jax.diffusion.denoiser import Denoiser, from_function
+from ddpm_jax.diffusion.gaussian import q_sample
+from ddpm_jax.diffusion.parameterization import Prediction
+from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.generation import generating
+from ddpm_jax.models.condition import Condition
+from ddpm_jax.randomness import initial_noise
+from ddpm_jax.samplers.editing import keep_known
+from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.tasks import names
+from ddpm_jax.tasks.guidance import Guide
+
+
+class KnownPicture(NamedTuple):
+    """A picture that every image is made from."""
+
+    x_0: np.ndarray  # float32 [h, w, c]
+    levels: Schedule  # of the times that are walked: the images start at its noisiest
+    mask: np.ndarray | None = None  # bool [h, w, 1]: True where it is painted; None for all
+    photo: np.ndarray | None = None  # uint8 [H, W, C], kept in the images of a model over latents
+    photo_mask: np.ndarray | None = None  # bool [H, W, 1]: True where that is painted
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageGenerator:
+    """All that decides how image i comes out, but its noise.
+
+    Its methods that take `params` and `inputs` are traced: these are arguments of the compiled
+    program. `inputs` holds what an image is made of besides noise, by name, a row for each image.
+    """
+
+    trained: TrainedModel
+    sampler: Sampler
+    guide: Guide
+    clip: str  # a key of `CLIPPINGS`
+    labels: np.ndarray | None  # int32 [K]: image i is of class i mod K; None without classes
+    low_res: np.ndarray | None  # float32 [H, W, C], brought to the size of the images
+    record: dict[str, Any]  # how to make the same images again
+    originals: dict[str, np.ndarray]  # uint8 [H, W, C] each: what the images are made from
+    picture: KnownPicture | None = None
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Return what the methods compute with."""
+        return {"model": self.trained.weights, "guide": self.guide.params}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (h, w, c) of what diffuses."""
+        return self.trained.model.shape
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes that labels stand for; () where they are not known."""
+        return self.guide.labelled.class_names
+
+    def inputs(self, indices: Sequence[int], **more: np.ndarray) -> dict[str, Any]:
+        """Return the inputs of images int [n]; `more` are arrays [n, ...], as `noise`."""
+        repeat = functools.partial(_repeat, count=len(indices))
+        label = None if self.labels is None else self.labels[np.asarray(indices) % len(self.labels)]
+        known = self.trained.model.conditioning
+        condition = Condition(label if known.num_classes else None, repeat(self.low_res))
+        fields = {} if self.picture is None else self.picture._asdict()
+        fields.pop("levels", None)
+        fields = {name: repeat(array) for name, array in fields.items() if array is not None}
+        return {
+            "condition": condition if known.names else None,
+            "label": label,
+            **fields,
+            **more,
+        }
+
+    def denoiser(self, params: Any, schedule: Schedule, inputs: dict[str, Any]) -> Denoiser:
+        """Return the denoiser on the sampler's schedule: guided, clipped, sure of what is known."""
+        denoiser = self.trained.model.conditional_denoiser(params["model"], schedule)
+        guided = self.guide.guided(denoiser, params["guide"], inputs["condition"], inputs["label"])
+        clipped = CLIPPINGS[self.clip](guided)
+        return keep_known(clipped, inputs["x_0"], inputs["mask"]) if "mask" in inputs else clipped
+
+    def start(self, keys: jax.Array, inputs: dict[str, Any]) -> jax.Array:
+        """Return x_T [B, h, w, c]: noise, that of `inputs` or of keys [B], and the picture in it."""
+        noise = inputs.get("noise")
+        noise = initial_noise(keys, self.shape) if noise is None else noise
+        if self.picture is None:
+            return noise
+        levels, x_0 = self.picture.levels, inputs["x_0"]
+        x_0 = jnp.where(inputs["mask"], 0.0, x_0) if "mask" in inputs else x_0
+        return q_sample(levels, x_0, jnp.full(len(x_0), levels.num_timesteps - 1), noise)
+
+    def decode(self, params: Any, x: jax.Array, inputs: dict[str, Any] | None = None) -> jax.Array:
+        """Return the images uint8 [B, H, W, C] of x_0, or of an x_t, [B, h, w, c]."""
+        images = self.trained.model.decode(params["model"], x)
+        if not inputs or "photo" not in inputs:
+            return images
+        return jnp.where(inputs["photo_mask"], images, inputs["photo"])
+
+    def compiled(self, **options: Any) -> generating.Generate:
+        """Return the program that makes images; options are those of `generating.make_generate`."""
+        arguments = {"decode": self.decode, "start": self.start} | options
+        return generating.make_generate(self.denoiser, self.sampler, self.shape, **arguments)
+
+    @functools.cached_property
+    def generate(self) -> generating.Generate:
+        """Return the program that makes images, compiled once for a size of batch."""
+        return self.compiled()
+
+    def batches(
+        self,
+        indices: Sequence[int],
+        *,
+        seed: int,
+        batch_size: int,
+        on_rows: Callable[[int, int, int], None] = lambda images, done, total: None,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Make images in batches; see `generating.generate_batches`."""
+        return generating.generate_batches(
+            self.generate,
+            self.params,
+            seed=seed,
+            indices=indices,
+            batch_size=batch_size,
+            make_inputs=self.inputs,
+            on_rows=on_rows,
+        )
+
+    def denoiser_of_any_batch(self, params: Any) -> Denoiser:
+        """Return the denoiser of batches of any size whose images all have image 0's condition."""
+        schedule = self.sampler.schedule
+
+        def predict(x_t: jax.Array, t: jax.Array) -> Prediction:
+            return self.denoiser(params, schedule, self.inputs(np.zeros(len(x_t), int)))(x_t, t)
+
+        return from_function(schedule, predict)
+
+    def name(self) -> str:
+        """Return what files about such images are called: pictures, steps, sampler, and a digest of
+        what is not the default."""
+        return names.joined(names.what(self.record), names.how(self.record))
+
+
+def _repeat(array: np.ndarray | None, count: int) -> np.ndarray | None:
+    return None if array is None else np.repeat(array[None], count, axis=0)
