@@ -48,7 +48,7 @@ def npy_header(text):
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
 
 
-def header_of(shape, descr="'<f4'"):
+def array_header(shape, descr="'<f4'"):
     return npy_header(f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}")
 
 
@@ -87,7 +87,7 @@ def test_a_mapped_file_that_is_cut_or_another_is_refused(tmp_path):
     for content, words in (
         (npy(IMAGES)[:-1], "tells of 24 bytes, and 23 follow"),
         (npy(IMAGES.astype(np.int8)), r"is int8 \[2, 3, 4\], where uint8 \[2, 3, 4\] is expected"),
-        (header_of((10**12,)), r"where uint8 \[2, 3, 4\] is expected"),
+        (array_header((10**12,)), r"where uint8 \[2, 3, 4\] is expected"),
         (b"", "damaged header"),
     ):
         path.write_bytes(content)
@@ -98,16 +98,16 @@ def test_a_mapped_file_that_is_cut_or_another_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("member", "words"),
     [
-        (header_of((10**12,)) + b"0" * 64, "tells of 4,000,000,000,000 bytes, and 64 follow"),
-        (header_of((10**30, 10**30)), "tells of 4,000"),
-        (header_of((-1, -16)) + b"0" * 64, "impossible shape"),
-        (header_of((10**30, 0)), "impossible shape"),
-        (header_of((2,), "'|O'") + b"cos\nsystem\n", "Python objects, which are never read"),
-        (header_of((2,), "[('a', '|O')]"), "Python objects"),
-        (header_of((10**12,), "'|S0'"), "impossible shape or type"),
-        (header_of((1,), "('<f4', (10000000000,))"), "damaged header"),
-        (header_of("(1,"), "damaged header"),
-        (header_of("(__import__('os').getpid(),)"), "damaged header"),
+        (array_header((10**12,)) + b"0" * 64, "tells of 4,000,000,000,000 bytes, and 64 follow"),
+        (array_header((10**30, 10**30)), "tells of 4,000"),
+        (array_header((-1, -16)) + b"0" * 64, "impossible shape"),
+        (array_header((10**30, 0)), "impossible shape"),
+        (array_header((2,), "'|O'") + b"cos\nsystem\n", "Python objects, which are never read"),
+        (array_header((2,), "[('a', '|O')]"), "Python objects"),
+        (array_header((10**12,), "'|S0'"), "impossible shape or type"),
+        (array_header((1,), "('<f4', (10000000000,))"), "damaged header"),
+        (array_header("(1,"), "damaged header"),
+        (array_header("(__import__('os').getpid(),)"), "damaged header"),
         (npy_header("-" * 9000 + "1"), "damaged header"),
         (npy_header("(" * 9000), "damaged header"),
         (npy_header(" " * 20_000), "header of an array in it has 20,000 bytes"),
@@ -116,7 +116,7 @@ def test_a_mapped_file_that_is_cut_or_another_is_refused(tmp_path):
         (b"", "damaged header"),
         (npy(IMAGES)[:-1], "tells of 24 bytes, and 23 follow"),
         (npy(IMAGES) + b"0", "tells of 24 bytes, and 25 follow"),
-        (header_of((1,), "'<U1'") + b"\xff\xff\xff\xff", "text that is none"),
+        (array_header((1,), "'<U1'") + b"\xff\xff\xff\xff", "text that is none"),
     ],
 )
 def test_a_member_that_is_not_what_its_header_says_is_refused(member, words):
@@ -146,7 +146,7 @@ def test_what_inflates_a_thousand_times_is_refused_without_the_memory():
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("a.npy", "w", force_zip64=True) as member,
     ):
-        member.write(header_of((300 * 2**18,)))
+        member.write(array_header((300 * 2**18,)))
         for _ in range(300):
             member.write(bytes(2**20))
     tracemalloc.start()

@@ -42,7 +42,7 @@ IMPROVED = {  # table 2 of Nichol & Dhariwal 2021, cosine, T = 4000: loss, varia
     "iddpm_cifar10_hybrid": ("hybrid", "learned_range", "uniform"),
     "iddpm_cifar10_vlb": ("vlb", "learned_range", "importance"),
 }
-# the unconditional config, and what the network is told: classes, hidden labels, how much smaller
+# the unconditional config, and the conditions of the network: classes, hidden labels, how much smaller
 CONDITIONAL = {
     "digits_cond": ("digits", (10, 0.1, 0)),
     "digits_sr": ("digits", (0, 0.0, 2)),
@@ -214,10 +214,10 @@ def test_the_ablation_of_ddpm_changes_what_its_table_names_and_nothing_else(name
 
 @pytest.mark.parametrize("name", CONDITIONAL)
 def test_a_conditional_config_is_the_unconditional_one_that_is_told_more(name):
-    base, told = CONDITIONAL[name]
+    base, conditions = CONDITIONAL[name]
     config, unconditional = load(name), dict(configs.flatten(load(base)))
     c = config.condition
-    assert (c.num_classes, c.label_dropout, c.low_res_factor) == told
+    assert (c.num_classes, c.label_dropout, c.low_res_factor) == conditions
     differing = {field for field, value in configs.flatten(config) if value != unconditional[field]}
     assert {field for field in differing if not field.startswith("condition.")} <= {
         "train.num_samples"

@@ -56,7 +56,7 @@ def test_the_check_of_names_can_fail():
         _resolve("ddpm_jax.diffusion.gaussian.q_smaple")
 
 
-def _python_of(path):
+def _python_blocks(path):
     return "".join(re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL))
 
 
@@ -90,7 +90,7 @@ def run(tmp_path, monkeypatch):
 
 def test_the_python_of_the_readme_makes_images_and_compiles_once(run):
     names = {}
-    exec(_python_of(ROOT / "README.md"), names)
+    exec(_python_blocks(ROOT / "README.md"), names)
     images, more = np.asarray(names["images"]), np.asarray(names["more"])
     assert images.shape == more.shape == (16, 8, 8, 1)
     assert images.dtype == np.uint8
@@ -115,6 +115,6 @@ def test_the_python_of_the_page_on_samplers_makes_images():
             return x_t * variables["params"]
 
     names = {"unet": Unet(), "params": 0.9}
-    exec(_python_of(ROOT / "docs" / "samplers.md"), names)
+    exec(_python_blocks(ROOT / "docs" / "samplers.md"), names)
     assert names["samples"].shape == (16, 32, 32, 3)
     assert abs(names["samples"]).max() <= 1

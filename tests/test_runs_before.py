@@ -107,7 +107,7 @@ def start(run_name, directory):
         return subprocess.Popen(argv, cwd=ROOT, env=os.environ | QUICKLY, **streams)
 
 
-def images_of(directory, name):
+def load_images(directory, name):
     """What the command of this name has drawn, uint8 [N, 8, 8]; None where it drew nothing."""
     for file in (directory / name).glob("samples-*.npz"):
         with np.load(file) as shard:
@@ -121,7 +121,7 @@ def images_of(directory, name):
     return None
 
 
-def numbers_of(directory, name):
+def read_numbers(directory, name):
     """All numbers but whole ones that the command of this name has written, by dotted names."""
     if name == "resume":
         records = map(json.loads, (directory / "run" / "metrics.jsonl").read_text().splitlines())
@@ -145,7 +145,7 @@ def floats_in(values, prefix=""):
             yield f"{prefix}{key}", value
 
 
-def digest_of(directory, name):
+def read_digest(directory, name):
     """The SHA-256 of the weights that the command of this name used, as it has written it down."""
     file = next((directory / name).glob("*.json"))
     return json.loads(file.read_text())["weights_sha256"]
@@ -169,14 +169,16 @@ def expected():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_weights_are_the_same_bits(results, expected, name):
-    assert digest_of(results[name], next(iter(COMMANDS[name]))) == expected[name]["weights_sha256"]
+    assert (
+        read_digest(results[name], next(iter(COMMANDS[name]))) == expected[name]["weights_sha256"]
+    )
 
 
 @pytest.mark.parametrize("name", ["unet", "dit_by_class", "latents"])
 def test_the_images_are_the_same(results, name):
     with np.load(FIXTURES / "outputs" / f"{name}.npz") as images:
         for command, wanted in images.items():
-            difference = np.abs(images_of(results[name], command).astype(int) - wanted)
+            difference = np.abs(load_images(results[name], command).astype(int) - wanted)
             differing = np.mean(difference > 0)
             said = f"{command}: {differing:.2%} of the pixels differ, by up to {difference.max()}"
             assert difference.max() <= LEVELS, said
@@ -186,6 +188,6 @@ def test_the_images_are_the_same(results, name):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_numbers_are_the_same(results, expected, name):
     for command, wanted in expected[name]["numbers"].items():
-        found = numbers_of(results[name], command)
+        found = read_numbers(results[name], command)
         for key, value in wanted.items():
             np.testing.assert_allclose(found[key], value, rtol=RTOL, err_msg=f"{command}: {key}")

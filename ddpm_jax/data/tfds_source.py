@@ -107,7 +107,7 @@ class TfdsSource:
             reason = str(error).strip().split("\n")[0]
             raise FailureError(
                 f"Dataset {self._name!r} can no longer be read ({reason}): bring its files back or "
-                "prepare it anew, and give the same command again to resume from the last "
+                "prepare it again, and give the same command again to resume from the last "
                 "checkpoint."
             ) from error
 
@@ -137,7 +137,7 @@ class TfdsSource:
                 self._unreadable.add(name, error)
         raise UsageError(
             f"None of the {len(self)} images of dataset {self._name!r} can be decoded: prepare it "
-            "anew."
+            "again."
         )
 
     def _image(self, record, name: str) -> np.ndarray:

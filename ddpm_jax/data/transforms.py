@@ -64,6 +64,7 @@ def downsample(x: jax.Array, factor: int) -> jax.Array:
       [B, H / factor, W / factor, C], float32, on the levels of `to_model_range`.
     """
     batch, height, width, channels = x.shape
+    # [B, H/f, f, W/f, f, C]
     blocks = x.reshape(batch, height // factor, factor, width // factor, factor, channels)
     return to_model_range(to_uint8(jnp.mean(blocks, axis=(2, 4))))
 

@@ -96,5 +96,5 @@ def _title_widths(figure: Figure) -> Iterator[tuple[Text, float]]:
         yield axis.title, 2 * (min(centre - left, right - centre) - _MARGIN)
     for legend in figure.legends:
         for text in legend.get_texts():
-            beside = legend.get_window_extent().width - text.get_window_extent().width
-            yield text, width - beside - 2 * _MARGIN
+            around = legend.get_window_extent().width - text.get_window_extent().width
+            yield text, width - around - 2 * _MARGIN

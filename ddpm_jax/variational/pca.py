@@ -49,6 +49,7 @@ def fit(x: np.ndarray, num_components: int) -> PrincipalComponents:
         )
     mean = x.mean(axis=0)
     values, vectors = np.linalg.eigh(np.cov(x.T, bias=True))
+    # eigenvalues in descending order; σ² is the mean of those left out (eq. 15)
     values, vectors = values[::-1], vectors[:, ::-1]
     variance = values[num_components:].mean()
     if not variance > np.finfo(np.float64).eps * values[0]:

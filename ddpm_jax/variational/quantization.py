@@ -114,6 +114,7 @@ def restart_dead(
       dead, bool [K].
     """
     dead = dictionary.counts < least
+    # The i-th dead code takes the i-th vector in a random order; others are not read below.
     places = z[jnp.argsort(order)[(jnp.cumsum(dead) - 1) % z.shape[0]]]
     weight = max(least, 1.0)
     counts = jnp.where(dead, weight, dictionary.counts)

@@ -378,10 +378,10 @@ def test_what_becomes_unreadable_later_is_told_as_it_is_found_and_counted(tmp_pa
         assert set(np.unique(next(iterator)["image"])) <= set(range(30))
     iterator.close()
     assert len(source.skipped) == 13
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 10, "the others are counted"
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 10, "the others are counted"
     for n, sentence in enumerate(
-        sorted(told, key=lambda s: int(s.rpartition("): ")[2].split()[0])), start=1
+        sorted(warnings, key=lambda s: int(s.rpartition("): ")[2].split()[0])), start=1
     ):
         assert re.match(
             rf"Skipped .*\.png \(.*\): {n} of 30 images are unreadable so far\.$", sentence

@@ -63,20 +63,20 @@ def _values(source):
     return [int(source[i]["image"][0, 0, 0]) for i in range(len(source))]
 
 
-def _values_of(split, count):
+def _split_values(split, count):
     return [len(split) * 16 + i for i in range(count)]
 
 
 def test_train_and_test_are_the_datasets_own(tmp_path):
     _prepare(tmp_path, splits={"train": 5, "validation": 3, "test": 2})
-    assert _values(_load(tmp_path)) == _values_of("train", 5)
-    assert _values(_load(tmp_path, split="test", holdout=0.5)) == _values_of("test", 2)
-    assert _values(_load(tmp_path, holdout=0.5)) == _values_of("train", 5)
+    assert _values(_load(tmp_path)) == _split_values("train", 5)
+    assert _values(_load(tmp_path, split="test", holdout=0.5)) == _split_values("test", 2)
+    assert _values(_load(tmp_path, holdout=0.5)) == _split_values("train", 5)
 
 
 def test_validation_serves_as_test(tmp_path):
     _prepare(tmp_path, splits={"train": 5, "validation": 3})
-    assert _values(_load(tmp_path, split="test")) == _values_of("validation", 3)
+    assert _values(_load(tmp_path, split="test")) == _split_values("validation", 3)
 
 
 def test_otherwise_test_is_carved_off_train(tmp_path):
@@ -85,8 +85,8 @@ def test_otherwise_test_is_carved_off_train(tmp_path):
     train, test = (
         _values(_load(tmp_path, split=split, holdout=0.3)) for split in ("train", "test")
     )
-    assert test == [_values_of("train", 10)[row] for row in held_out]
-    assert sorted(train + test) == _values_of("train", 10)
+    assert test == [_split_values("train", 10)[row] for row in held_out]
+    assert sorted(train + test) == _split_values("train", 10)
     assert len(_load(tmp_path)) == 10
     with pytest.raises(
         UsageError, match="Dataset 'tiny' has no test split of its own: set holdout"
@@ -96,10 +96,10 @@ def test_otherwise_test_is_carved_off_train(tmp_path):
 
 def test_split_expressions_pass_through(tmp_path):
     _prepare(tmp_path, splits={"train": 4, "test": 2})
-    assert _values(_load(tmp_path, split="train[1:3]")) == _values_of("train", 4)[1:3]
-    assert _values(_load(tmp_path, split="train+test")) == _values_of("train", 4) + _values_of(
-        "test", 2
-    )
+    assert _values(_load(tmp_path, split="train[1:3]")) == _split_values("train", 4)[1:3]
+    assert _values(_load(tmp_path, split="train+test")) == _split_values(
+        "train", 4
+    ) + _split_values("test", 2)
 
 
 @pytest.mark.parametrize("split", ["tests", "train[:10"])
@@ -247,16 +247,16 @@ def test_skip_replaces_a_damaged_record_by_the_next_and_tells_and_counts_it(
             "the labels go with the images"
         )
     assert sorted(source.skipped) == [f"image {i} of dataset 'tiny'" for i in (1, 2, 4)]
-    told = [record.getMessage() for record in caplog.records if "so far" in record.getMessage()]
-    assert len(told) == 3
-    assert told[-1].startswith("Skipped image 4 of dataset 'tiny' (")
-    assert told[-1].endswith("): 3 of 5 images are unreadable so far.")
+    warnings = [record.getMessage() for record in caplog.records if "so far" in record.getMessage()]
+    assert len(warnings) == 3
+    assert warnings[-1].startswith("Skipped image 4 of dataset 'tiny' (")
+    assert warnings[-1].endswith("): 3 of 5 images are unreadable so far.")
 
 
 def test_a_dataset_of_nothing_that_can_be_decoded_is_refused(tmp_path):
     _image_features(tmp_path, [b"<html>", b""])
     with pytest.raises(
-        UsageError, match="None of the 2 images of dataset 'tiny' can be decoded: prepare it anew"
+        UsageError, match="None of the 2 images of dataset 'tiny' can be decoded: prepare it again"
     ):
         _load(tmp_path, channels=3, unreadable="skip", cache="always")
 

@@ -1,7 +1,7 @@
 """LPIPS against PyTorch with the same random weights, and the file of its weights.
 
 The reference is written from the paper with PyTorch's own layers; it was compared with the authors'
-package `lpips` 0.1.4 (version 0.1, net "vgg") once, which needs torchvision beside it.
+package `lpips` 0.1.4 (version 0.1, net "vgg") once, which also needs torchvision.
 """
 
 import jax

@@ -23,7 +23,7 @@ def apply(model, method, params, x, keys=None):
     return model.apply({"params": params}, x, keys, method=method)
 
 
-def shapes_of(model, shape=X.shape):
+def param_shapes(model, shape=X.shape):
     return jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))[
         "params"
     ]
@@ -39,7 +39,7 @@ def params():
         return np.float32(deviation * rng.normal(size=shape) + (path[-1] == "scale"))
 
     return unflatten_dict(
-        {path: draw(path, leaf.shape) for path, leaf in flatten_dict(shapes_of(SMALL)).items()}
+        {path: draw(path, leaf.shape) for path, leaf in flatten_dict(param_shapes(SMALL)).items()}
     )
 
 
@@ -60,7 +60,7 @@ def relative_difference(actual, expected):
 )
 def test_published_sizes_have_as_many_parameters_as_those_of_diffusers(fields, count):
     """Counted in `diffusers.AutoencoderKL` and `diffusers.VQModel` of these fields."""
-    shapes = shapes_of(Autoencoder(**fields), (1, 256, 256, 3))
+    shapes = param_shapes(Autoencoder(**fields), (1, 256, 256, 3))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
 
 
@@ -70,9 +70,9 @@ def test_the_factor_is_the_size_of_an_image_over_that_of_its_latents():
             ch_mult=(1,) * levels, latent_channels=5, image_channels=1, out_channels=2
         )
         assert model.factor == 2 ** (levels - 1)
-        shapes = shapes_of(model, (3, 16, 24, 1))
+        shapes = param_shapes(model, (3, 16, 24, 1))
 
-        def shape_of(method, x, model=model, shapes=shapes):
+        def output_shape(method, x, model=model, shapes=shapes):
             out = jax.eval_shape(
                 functools.partial(model.apply, method=method), {"params": shapes}, x
             )
@@ -80,12 +80,12 @@ def test_the_factor_is_the_size_of_an_image_over_that_of_its_latents():
             return out.shape
 
         h, w = 16 // model.factor, 24 // model.factor
-        assert shape_of("encode", jnp.zeros((3, 16, 24, 1))) == (3, h, w, 10)
-        assert shape_of("decode", jnp.zeros((3, h, w, 5))) == (3, 16, 24, 2)
+        assert output_shape("encode", jnp.zeros((3, 16, 24, 1))) == (3, h, w, 10)
+        assert output_shape("decode", jnp.zeros((3, h, w, 5))) == (3, 16, 24, 2)
 
 
 def test_the_encoder_of_latents_gives_half_the_channels_of_that_of_moments():
-    latents, moments = shapes_of(SMALL.clone(moments=False)), shapes_of(SMALL)
+    latents, moments = param_shapes(SMALL.clone(moments=False)), param_shapes(SMALL)
     assert latents["quant"]["kernel"].shape == (4, 4)
     assert moments["quant"]["kernel"].shape == (8, 8)
     assert jax.tree.map(jnp.shape, latents["decoder"]) == jax.tree.map(
@@ -95,7 +95,7 @@ def test_the_encoder_of_latents_gives_half_the_channels_of_that_of_moments():
 
 def test_no_layer_takes_a_time():
     assert not [
-        path for path in flatten_dict(shapes_of(SMALL)) if any("temb" in name for name in path)
+        path for path in flatten_dict(param_shapes(SMALL)) if any("temb" in name for name in path)
     ]
     h, temb = X[:, :4, :4].repeat(11, -1)[..., :32], jnp.zeros((2, 64))
     block = ResBlock(32)
@@ -124,8 +124,8 @@ def test_codes_start_uniform_within_one_over_their_number_and_the_shared_scale_w
     )
     assert abs(params["codebook"].mean()) < 5 * np.sqrt(512.0**-2 / 3 / 2048)
     assert params["log_scale"] == -1.5
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(model))} == {jnp.dtype("float32")}
-    assert not {"codebook", "log_scale"} & set(shapes_of(SMALL))
+    assert {leaf.dtype for leaf in jax.tree.leaves(param_shapes(model))} == {jnp.dtype("float32")}
+    assert not {"codebook", "log_scale"} & set(param_shapes(SMALL))
 
 
 @pytest.mark.full
@@ -141,7 +141,7 @@ def test_latents_of_a_new_network_tell_its_pixels_apart():
 @pytest.mark.full
 def test_every_parameter_has_a_gradient_but_the_codes_and_the_scale(params):
     model = SMALL.clone(moments=False, num_codes=8, shared_log_scale=0.0)
-    new = flatten_dict(shapes_of(model))
+    new = flatten_dict(param_shapes(model))
     flat = flatten_dict(params)
     half = {
         ("encoder", "conv_out", "kernel"),
@@ -224,7 +224,7 @@ def test_every_block_of_encoder_and_decoder_has_a_mask_of_its_own(params):
 @pytest.mark.full
 def test_bfloat16_is_near_float32_with_float32_parameters_and_outputs(params):
     model = SMALL.clone(dtype=jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(model))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(param_shapes(model))} == {jnp.dtype("float32")}
     z = apply(SMALL, "encode", params, X)
     for method, x, expected in (
         ("encode", X, z),

@@ -17,7 +17,7 @@ SMALL = Discriminator(ch=16, num_layers=2)
 
 
 @functools.cache
-def shapes_of(model, channels=3):
+def param_shapes(model, channels=3):
     side = model.smallest_side
     return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, channels)))[
         "params"
@@ -29,7 +29,7 @@ def random_params(model):
     """Return parameters none of which is zero, with kernels so large that every layer matters."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
-        lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), shapes_of(model)
+        lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), param_shapes(model)
     )
 
 
@@ -39,7 +39,7 @@ def test_the_published_network_has_as_many_parameters():
     That network sees the input next to the output: six channels.
     """
     count = sum(
-        np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes_of(Discriminator(), channels=6))
+        np.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(Discriminator(), channels=6))
     )
     assert count == 2_768_705
 
@@ -135,7 +135,7 @@ def test_the_smallest_image_gives_one_logit(num_layers):
     for side, logits in ((model.smallest_side, 1), (model.smallest_side - 1, 0)):
         x = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
         try:
-            shape = jax.eval_shape(model.apply, {"params": shapes_of(model)}, x).shape
+            shape = jax.eval_shape(model.apply, {"params": param_shapes(model)}, x).shape
         except (ValueError, TypeError, ZeroDivisionError):  # a side that is none
             shape = (1, 0, 0, 1)
         assert shape == (1, logits, logits, 1)

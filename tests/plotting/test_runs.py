@@ -1,4 +1,4 @@
-"""Runs beside each other: the smoothing by its sum, and that any curves can be drawn."""
+"""Runs side by side: the smoothing as a direct sum, and that any curves can be drawn."""
 
 import numpy as np
 import pytest

@@ -47,7 +47,7 @@ def _moments(params, x, keys):
     return jnp.concatenate([_patches(params, x, keys), jnp.full((len(x), 2, 2, 4), -2.0)], axis=-1)
 
 
-def space_of(kind):
+def make_space(kind):
     encode = _moments if kind == "vae" else _patches
     return LatentSpace(
         FirstStage(kind, encode, lambda params, z, keys: z, FAMILIES["gaussian"]), (2, 2, 4)
@@ -70,7 +70,7 @@ def diffusion(**options):
 
 def test_the_loss_is_that_of_diffusion_over_the_scaled_latents():
     key, batch = jax.random.key(3), {"image": IMAGES[:8]}
-    objective = over_latents(diffusion(), space_of("ae"), flip=False)
+    objective = over_latents(diffusion(), make_space("ae"), flip=False)
     loss, _ = objective.loss(PARAMS, FROZEN, (), batch, key, INDEX)
     z = SCALE * _patches(FROZEN.params, to_model_range(IMAGES[:8]), None)
     wanted, _ = diffusion().loss(PARAMS, (), (), {GIVEN: z}, key, INDEX)
@@ -80,7 +80,7 @@ def test_the_loss_is_that_of_diffusion_over_the_scaled_latents():
 @pytest.mark.full
 @pytest.mark.parametrize("flip", [False, True])
 def test_latents_that_were_kept_give_the_loss_of_those_encoded_on_the_fly(flip):
-    x, space = to_model_range(IMAGES[:8]), space_of("vae")
+    x, space = to_model_range(IMAGES[:8]), make_space("vae")
     versions = (x, x[:, :, ::-1]) if flip else (x,)
     kept = {ENCODED: jnp.stack([space.encoded(FROZEN.params, v) for v in versions], axis=1)}
     objective = over_latents(diffusion(), space, flip=flip)
@@ -107,7 +107,7 @@ def test_mirror_images_are_encoded_and_not_latents_mirrored():
     inner = diffusion_objective(
         spy, quiet, LOSSES["simple"], timestep_sampling="uniform", flip=False
     )
-    objective = over_latents(inner, space_of("ae"), flip=True)
+    objective = over_latents(inner, make_space("ae"), flip=True)
     objective.loss(PARAMS, FROZEN, (), {"image": IMAGES}, jax.random.key(0), jnp.arange(N))
     x = to_model_range(IMAGES)
     plain, mirrored = (SCALE * _patches(FROZEN.params, v, None) for v in (x, x[:, :, ::-1]))
@@ -117,7 +117,7 @@ def test_mirror_images_are_encoded_and_not_latents_mirrored():
 
 
 def test_a_step_leaves_the_first_stage_as_it_is_and_trains_the_rest():
-    objective = over_latents(diffusion(), space_of("vae"), flip=False)
+    objective = over_latents(diffusion(), make_space("vae"), flip=False)
     optimizer = optax.sgd(0.1)
     params, frozen = jax.tree.map(jnp.array, (PARAMS, FROZEN))  # the step donates them
     state = create(params, optimizer, objective, frozen=frozen)
@@ -134,7 +134,7 @@ def test_a_step_leaves_the_first_stage_as_it_is_and_trains_the_rest():
 
 def test_the_measured_scale_is_one_over_the_standard_deviation_of_the_latents():
     scale = latent_cache.measure_scale(
-        space_of("ae"), FROZEN.params, SOURCE, key=jax.random.key(0), num_images=1000
+        make_space("ae"), FROZEN.params, SOURCE, key=jax.random.key(0), num_images=1000
     )
     z = np.asarray(_patches(FROZEN.params, to_model_range(IMAGES), None), np.float64)
     assert scale == pytest.approx(1 / z.std(), rel=1e-5)
@@ -147,7 +147,7 @@ def small_files(monkeypatch):
 
 def cached(directory, **changes):
     fields = {"flip": True, "sha256": "abc"} | changes
-    return latent_cache.cached(directory, space_of("vae"), FROZEN.params, SOURCE, **fields)
+    return latent_cache.cached(directory, make_space("vae"), FROZEN.params, SOURCE, **fields)
 
 
 def test_kept_latents_come_in_the_order_of_the_images_with_their_labels(tmp_path, small_files):

@@ -15,7 +15,7 @@ SHAPE = (2, 2, 3)
 CODEBOOK = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], np.float32)
 
 
-def space_of(kind, encode):
+def make_space(kind, encode):
     """The decoder gives the latents back as an image."""
     return LatentSpace(
         FirstStage(kind, encode, lambda params, z, keys: z, FAMILIES["gaussian"]), SHAPE
@@ -28,7 +28,7 @@ def images(count, low=-0.5, high=0.5):
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 5.0])
 def test_decoding_undoes_the_scale(scale):
-    space, x = space_of("ae", lambda params, x, keys: x), images(4)
+    space, x = make_space("ae", lambda params, x, keys: x), images(4)
     z = space.encode(Frozen({}, jnp.float32(scale)), x)
     np.testing.assert_allclose(z, scale * x, rtol=1e-6)
     np.testing.assert_allclose(space.decode(Frozen({}, jnp.float32(scale)), z), x, rtol=1e-6)
@@ -36,7 +36,7 @@ def test_decoding_undoes_the_scale(scale):
 
 def test_of_a_vae_the_latent_is_a_scaled_draw_and_without_keys_the_mean():
     mean, log_variance, scale = images(5), np.float32(-1.2), jnp.float32(3.0)
-    space = space_of(
+    space = make_space(
         "vae",
         lambda params, x, keys: jnp.concatenate([x, jnp.full(x.shape, log_variance)], axis=-1),
     )
@@ -49,7 +49,7 @@ def test_of_a_vae_the_latent_is_a_scaled_draw_and_without_keys_the_mean():
 
 
 def test_of_a_vq_vae_vectors_diffuse_and_codes_are_decoded():
-    space, params = space_of("vq", lambda params, x, keys: x), {"codebook": jnp.asarray(CODEBOOK)}
+    space, params = make_space("vq", lambda params, x, keys: x), {"codebook": jnp.asarray(CODEBOOK)}
     frozen = Frozen(params, jnp.float32(2.0))
     x = images(3, low=0.0, high=1.0)
     z = space.encode(frozen, x)
