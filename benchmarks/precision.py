@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from measuring import parser, report, setting
 
+from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.evaluation.pixel_frechet import pixel_frechet_distance
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
@@ -21,7 +22,6 @@ from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.training import build_training
 from ddpm_jax.randomness import base_key, stream
 from ddpm_jax.samplers.registry import make_sampler
-from ddpm_jax.tasks.metrics import images_of
 
 BATCH = 64
 
@@ -77,7 +77,7 @@ def measure(ckpt: str, *, batches: int, num_samples: int, steps: int) -> dict:
     loaded = load_trained(ckpt)
     experiments = {dtype: in_dtype(loaded.model, dtype) for dtype in ("float32", "bfloat16")}
     config = loaded.model.config
-    images = images_of(load_split(config.data, config.data.train_split))
+    images = in_memory(load_split(config.data, config.data.train_split)).images
     loss, gradient, drawn = {}, {}, {}
     for dtype, experiment in experiments.items():
         loss[dtype], gradient[dtype] = gradients(experiment, loaded.params, images, batches)

@@ -1,4 +1,4 @@
-"""A long computation for each image of a batch, on all local devices, in dispatches that can stop."""
+"""A long computation for each image of a batch, on all local devices, which can be stopped."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ from ddpm_jax.distributed import pmap
 from ddpm_jax.generation import dispatch
 from ddpm_jax.generation.dispatch import Pace
 
-# (x_0 on [-1, 1], labels int [B]) -> what a conditional model is given of the images, leaves [B, ...]
+# (x_0 on [-1, 1], labels int [B]) -> the conditions of the images, leaves [B, ...]
 MakeCondition = Callable[[chex.Array, chex.Array | None], Any]
 
 

@@ -40,7 +40,7 @@ class _From:
 def image_batches(
     source: Source, *, num_images: int, batch_size: int, done: int = 0, first: int = 0
 ) -> Iterator[ImageBatch]:
-    """Yields images done..num_images-1 in order, in batches that are counted from image `first` on.
+    """Yield images done..num_images-1 in order, in batches that are counted from image `first` on.
 
     The last batch is filled up with its last image: what is computed of an image is then computed
     again, and never of one that is not in the data.
@@ -75,7 +75,7 @@ def image_batches(
 def check_images(
     source: Source, image_shape: tuple[int, int, int], *, split: str, num_images: int | None
 ) -> int:
-    """Returns how many images of the split to take: `num_images`, or all for None.
+    """Return how many images of the split to take: `num_images`, or all for None.
 
     Raises:
       UsageError: more than there are, fewer than 1, images of another shape than the model's, or

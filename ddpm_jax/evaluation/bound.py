@@ -42,7 +42,7 @@ class Terms(NamedTuple):
 
 
 class Bound(Protocol):
-    """(params, key, draw, images uint8 [B, H, W, C], index int [B], labels) -> `Terms` on the host."""
+    """(params, key, draw, images uint8 [B, H, W, C], index [B], labels) -> `Terms`, on the host."""
 
     def __call__(
         self,
@@ -192,8 +192,8 @@ def stream_terms(
 ) -> Iterator[Terms]:
     """Yield the terms of images done..num_images-1, a batch at a time.
 
-    t, bits and mse are [n, draws, R], prior [n]. Only one batch of images is on the devices, and one
-    draw's terms of it. Image i is the i-th of the source.
+    t, bits and mse are [n, draws, R], prior [n]. Only one batch of images is on the devices, and
+    one draw's terms of it. Image i is the i-th of the source.
 
     Args:
       bound: of `make_bound`.

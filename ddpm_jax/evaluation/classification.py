@@ -18,7 +18,7 @@ MAX_ITERATIONS = 1000
 def classification_accuracy_score(
     images: np.ndarray, labels: np.ndarray, real_images: np.ndarray, real_labels: np.ndarray
 ) -> float:
-    """The share of the real images that a classifier of the others gets right, in [0, 1].
+    """Return the share of the real images that a classifier of the others gets right, in [0, 1].
 
     Args:
       images: uint8 [N, H, W, C], what the classifier is fitted to.
@@ -39,7 +39,7 @@ def classification_accuracy_score(
 
 
 def check_labelled_sets(labels: np.ndarray, most: int, dims: int, *, besides: int = 0) -> None:
-    """Refuses a score that cannot be computed, before there are images to compute it of.
+    """Refuse a score that cannot be computed, before there are images to compute it of.
 
     Args:
       labels: int [N], of the images that a classifier is to be fitted to.

@@ -37,7 +37,7 @@ def encode(
     batch_size: int,
     seed: int | None = None,
 ) -> Iterator[Latents]:
-    """Yields the `Latents` of images, a batch at a time.
+    """Yield the `Latents` of images, a batch at a time.
 
     Args:
       first_stage: see the class.
@@ -73,8 +73,7 @@ def encode(
 def decode(
     first_stage: FirstStage, params: Any, latents: Iterable[np.ndarray], *, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields the images of latents, each float32 [h, w, c], as uint8 [n, H, W, C], a batch at a
-    time.
+    """Yield the images of latents float32 [h, w, c] as uint8 [n, H, W, C], a batch at a time.
 
     Of a VQ-VAE every vector is replaced by the nearest code first. Other arguments and errors are
     those of `encode`.
@@ -94,10 +93,10 @@ def _map(
     rows: Iterable[np.ndarray],
     batch_size: int,
 ) -> Iterator[Any]:
-    """Yields the results of rows on the host; function(shared, (rows, their numbers)) gets batches
-    of one size.
+    """Yield the results of rows on the host.
 
-    It says beside the results which of them are finite, bool [B].
+    `function` is called as function(shared, (rows, their numbers)) with batches of one size; it
+    returns the results, and which of them are finite, bool [B].
     """
     devices = jax.local_device_count()
     size = -(-batch_size // devices) * devices
@@ -108,7 +107,7 @@ def _map(
         found, finite = pmap.unshard(mapped(shared, pmap.shard((filled, index))))
         if not finite.all():
             raise FailureError(
-                f"What the network makes of number {start + np.argmin(finite)} is not finite: use "
+                f"The network's output for number {start + np.argmin(finite)} is not finite: use "
                 "an earlier checkpoint if the weights have diverged."
             )
         yield jax.tree.map(operator.itemgetter(slice(len(batch))), found)

@@ -25,8 +25,7 @@ class Colours(NamedTuple):
 
 
 def moments(images: np.ndarray) -> np.ndarray:
-    """The mean and the mean square of each image's channels: uint8 [N, H, W, C] -> float64 [N, 2,
-    C]."""
+    """Return mean and mean square of each image's channels: [N, H, W, C] -> float64 [N, 2, C]."""
     chex.assert_type(images, np.uint8)
     chex.assert_rank(images, 4)
     pixels = images.astype(np.float64)
@@ -34,7 +33,7 @@ def moments(images: np.ndarray) -> np.ndarray:
 
 
 def colours(image_moments: np.ndarray, weights: np.ndarray | None = None) -> Colours:
-    """Sums up a set of images.
+    """Sum up a set of images.
 
     Args:
       image_moments: [N, 2, C], `moments` of N images.
@@ -63,8 +62,7 @@ class Shift(NamedTuple):
 
 
 def shift(samples: Colours, data: Colours) -> Shift:
-    """How far the mean and the variance of each channel are from those of the data, in standard
-    errors.
+    """Return how far each channel's mean and variance are from the data's, in standard errors.
 
     The unit is the image: its pixels are no independent draws. Were the samples n images drawn as
     the N of the data were, either difference would have the standard deviation s sqrt(1/n + 1/N), s

@@ -1,5 +1,4 @@
-"""What a first stage makes of a set of images: bounds on their likelihood, errors of their
-reconstructions, codes used.
+"""Scores of a first stage on images: bounds on their likelihood, errors, codes used.
 
 **Images.** A decoder with a distribution over the 256 levels gives probabilities. One with a
 density is given images dequantised as `dequantization` says, u uniform over each bin of width
@@ -7,7 +6,7 @@ density is given images dequantised as `dequantization` says, u uniform over eac
 
     -log P(x) <= E_u[-log p(x + u)] + D log 127.5
 
-and its numbers are bits of 8-bit images, too. What a Bernoulli decoder says is of images in black
+and its numbers are bits of 8-bit images, too. Those of a Bernoulli decoder are of images in black
 and white.
 
 **Bounds.** Of K draws z_k from the posterior (and u_k), `elbo` is the mean of the K bounds, its KL
@@ -80,7 +79,7 @@ class BatchScores(NamedTuple):
 
 
 def check_has_elbo(first_stage: FirstStage) -> None:
-    """Refuses an autoencoder whose latents have no distribution.
+    """Refuse an autoencoder whose latents have no distribution.
 
     Raises:
       UsageError: it is a plain one.
@@ -95,8 +94,7 @@ def check_has_elbo(first_stage: FirstStage) -> None:
 def score(
     first_stage: FirstStage, params: Any, images: chex.Array, keys: chex.PRNGKey, num_draws: int
 ) -> BatchScores:
-    """Scores images uint8 [B, H, W, C]; the draws of an image follow from its key in keys [B]
-    alone."""
+    """Score images uint8 [B, H, W, C]; the draws of an image follow from its key in keys [B]."""
     x, num_dims = to_model_range(images), math.prod(images.shape[1:])
     at_mean = first_stage.latent(params, x)
     kl = first_stage.kl(at_mean)
@@ -135,13 +133,13 @@ def score(
 
 
 def no_scores(num_draws: int, num_channels: int, num_codes: int) -> Scores:
-    """The `Scores` of no image."""
+    """Return the `Scores` of no image."""
     shapes = ((0, num_draws), (0,), (0,), (0,), (0, num_channels))
     return Scores(*(np.zeros(shape) for shape in shapes), np.zeros(num_codes, np.int64))
 
 
-def joined(first: Scores, second: Scores) -> Scores:
-    """The scores of the images of both, in this order."""
+def merge(first: Scores, second: Scores) -> Scores:
+    """Return the scores of the images of both, in this order."""
     rows = (np.concatenate(pair) for pair in zip(first[:-1], second[:-1], strict=True))
     return Scores(*rows, first.codes + second.codes)
 
@@ -158,8 +156,9 @@ def stream_scores(
     done: int = 0,
     first: int = 0,
 ) -> Iterator[Scores]:
-    """Yields the `Scores` of images done..num_images-1, a batch at a time; other arguments are of
-    `image_batches`.
+    """Yield the `Scores` of images done..num_images-1, a batch at a time.
+
+    The other arguments are those of `image_batches`.
 
     Raises:
       FailureError: a score that is not finite.

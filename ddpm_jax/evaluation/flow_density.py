@@ -31,7 +31,7 @@ FIRST_STEP = 0.1
 
 
 class Solver(NamedTuple):
-    """How exactly the ODE is solved: Tsit5 (Tsitouras 2011), its step adapted to each example's error.
+    """How exactly the ODE is solved, by Tsit5 (Tsitouras 2011) with a step that adapts.
 
     A step is accepted if its error is below atol + rtol |value|, root-mean-square over an example's
     dimensions, and separately for the log-density in nats/dim, which would weigh nothing as one
@@ -209,7 +209,7 @@ def _controller(solver: Solver) -> diffrax.PIDController:
 def solve(
     derivative: Callable[..., Any], state: Any, args: Any, start: float, end: float, solver: Solver
 ) -> diffrax.Solution:
-    """Solve one example's ODE from `start` to `end`, which may be the earlier; the result is ys[-1]."""
+    """Solve one example's ODE from `start` to `end`, which may be the earlier; ys[-1] is there."""
     return diffrax.diffeqsolve(
         diffrax.ODETerm(derivative),
         METHOD,

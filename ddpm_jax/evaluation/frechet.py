@@ -29,7 +29,7 @@ class GaussianAccumulator:
         self._scatter: np.ndarray | float = 0.0
 
     def add(self, features: np.ndarray) -> None:
-        """Takes in features [n, D] of any real dtype; n may be 0."""
+        """Take in features [n, D] of any real dtype; n may be 0."""
         chex.assert_rank(features, 2)
         if not len(features):
             return
@@ -48,7 +48,7 @@ class GaussianAccumulator:
         self.count = count
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the mean [D] and the covariance [D, D], float64, normalised by N - 1.
+        """Return the mean [D] and the covariance [D, D], float64, normalised by N - 1.
 
         Raises:
           UsageError: fewer than two features were added.
@@ -61,8 +61,7 @@ class GaussianAccumulator:
 
 
 def gaussian_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean [D] and the covariance [D, D] (normalised by N - 1), float64, of features
-    [N, D].
+    """Return mean [D] and covariance [D, D] (normalised by N - 1), float64, of features [N, D].
 
     Raises:
       UsageError: N < 2.
@@ -75,7 +74,7 @@ def gaussian_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def frechet_distance(
     mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray
 ) -> float:
-    """Squared Frechet (2-Wasserstein) distance between two Gaussians.
+    """Return the squared Frechet (2-Wasserstein) distance between two Gaussians.
 
       d² = |μ₁ - μ₂|² + tr(C₁ + C₂ - 2 (C₁C₂)^½)
 
@@ -110,8 +109,7 @@ def frechet_distance(
 
 
 def frechet_distance_of_sets(features_a: np.ndarray, features_b: np.ndarray) -> float:
-    """`frechet_distance` between the Gaussians fitted to two sets, in the way that takes fewer
-    operations.
+    """Return the distance between Gaussians fitted to two sets, the cheaper of two ways.
 
     With the centred features X [N, D] and Y [M, D] as rows, C_1 = XᵀX / (N-1) has the factor Xᵀ /
     √(N-1), so that
@@ -140,7 +138,7 @@ def frechet_distance_of_sets(features_a: np.ndarray, features_b: np.ndarray) -> 
 
 
 def memory_needed(num_a: int, num_b: int, dims: int) -> int:
-    """Bytes that `frechet_distance_of_sets` takes at most beside the features themselves."""
+    """Return the bytes that `frechet_distance_of_sets` takes at most besides the features."""
     if prefers_elements(num_a, num_b, dims):
         return 8 * num_a * num_b + 3 * max(BUFFER, 8 * (num_a + num_b))
     # Both covariances; of the second also a copy, its eigenvectors and its factor, beside the
@@ -151,7 +149,7 @@ def memory_needed(num_a: int, num_b: int, dims: int) -> int:
 def check_sets(
     num_a: int, num_b: int, dims: int, *, besides: int = 0, remedy: str = "compare smaller sets"
 ) -> None:
-    """Refuses a distance that cannot be computed, before there are sets to compute it of.
+    """Refuse a distance that cannot be computed, before there are sets to compute it of.
 
     Args:
       num_a, num_b: elements of the sets.
@@ -175,8 +173,7 @@ def check_sets(
 
 
 def prefers_elements(num_a: int, num_b: int, dims: int) -> bool:
-    """Whether the N x M way takes fewer operations: the products and singular values of each, to
-    leading order."""
+    """Return whether the N x M way takes fewer operations, to leading order."""
     few, many = sorted((num_a, num_b))
     by_elements = 2 * few * many * dims + 4 * few**2 * many
     # Two eigendecompositions with vectors, of some 10 D³ each, and the singular values of a
@@ -185,7 +182,7 @@ def prefers_elements(num_a: int, num_b: int, dims: int) -> bool:
 
 
 def _distance_by_elements(features_a: np.ndarray, features_b: np.ndarray) -> float:
-    """The distance by the N x M products of the centred elements, some dimensions at a time."""
+    """Compute the distance by N x M products of centred elements, some dimensions at a time."""
     num_a, num_b = len(features_a), len(features_b)
     products = np.zeros((num_a, num_b), order="F")  # the order that SciPy overwrites
     squares_a = squares_b = of_means = 0.0
@@ -216,7 +213,7 @@ def _statistics_in_chunks(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:
-    """F [D, r] with F Fᵀ = covariance, r its numerical rank."""
+    """Return F [D, r] with F Fᵀ = covariance, r its numerical rank."""
     eigenvalues, eigenvectors = scipy.linalg.eigh(covariance)
     largest = np.abs(eigenvalues).max()
     # Well beyond the rounding of a covariance that was computed in float32.

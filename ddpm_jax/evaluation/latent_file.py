@@ -3,7 +3,7 @@ take of them.
 
     latents          float32 [N, h, w, c], what the decoder takes
     codes            int32 [N, h, w], of a VQ-VAE; either of the two is enough to decode
-    mean             float32 [N, h, w, c], of the posterior, where `latents` are draws from it and not its mean
+    mean             float32 [N, h, w, c], of the posterior, where `latents` are draws from it
     log_variance     float32 [N, h, w, c], of a VAE's posterior
     names            [N], of the pictures
     kind             ae, vae or vq
@@ -39,7 +39,7 @@ def write(
     first_stage: str,
     made_by: str,
 ) -> None:
-    """Writes the file, whole or not at all; see the top for the arguments.
+    """Write the file, whole or not at all; see the top for the arguments.
 
     Raises:
       FailureError: it cannot be written.
@@ -56,7 +56,7 @@ def write(
 
 
 def read(path: str | os.PathLike) -> Arrays:
-    """Returns the arrays of a file by name.
+    """Return the arrays of a file by name.
 
     Raises:
       UsageError: there is no such file, or it cannot be read.
@@ -78,9 +78,8 @@ def read(path: str | os.PathLike) -> Arrays:
         ) from error
 
 
-def names_of(arrays: Arrays) -> list[str]:
-    """Returns the names of the pictures without folder and extension, as files can have them; []
-    where there are none.
+def picture_names(arrays: Arrays) -> list[str]:
+    """Return the names of the pictures, without folder and extension; [] where there are none.
 
     In a stranger's file they may be anything: what is no list of text is passed over, and what
     would not be shown, or cannot be in the name of a file, is an underscore.
@@ -93,12 +92,12 @@ def names_of(arrays: Arrays) -> list[str]:
 
 
 def check_made_by(path: str | os.PathLike, arrays: Arrays, *, first_stage: str, what: str) -> None:
-    """Refuses latents of another first stage.
+    """Refuse latents of another first stage.
 
     Args:
       path: of the file, for the message.
       arrays: in it.
-      first_stage: `results.weights_digest` of the weights that are to decode.
+      first_stage: `digests.weights_digest` of the weights that are to decode.
       what: these, in words.
 
     Raises:
@@ -113,10 +112,10 @@ def check_made_by(path: str | os.PathLike, arrays: Arrays, *, first_stage: str, 
         )
 
 
-def latents_of(
+def decodable(
     path: str | os.PathLike, arrays: Arrays, *, channels: int, codebook: np.ndarray | None
 ) -> np.ndarray:
-    """Returns what a decoder takes of a file, float32 [N, h, w, c].
+    """Return what a decoder takes of a file, float32 [N, h, w, c].
 
     Args:
       path: of the file, for the message.

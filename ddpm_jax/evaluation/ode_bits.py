@@ -73,8 +73,8 @@ def stream_bits(
 ) -> Iterator[Bits]:
     """Yield the `Bits` of images done..num_images-1, a batch at a time.
 
-    `evaluate` is of `likelihood_ode.make_bits_per_dim`, `params` its parameters, `seed` that of dequantisation and
-    probes; the other arguments, and the errors, are those of `image_batches`.
+    `evaluate` is of `likelihood_ode.make_bits_per_dim`, `params` its parameters, `seed` that of
+    dequantisation and probes; the other arguments, and the errors, are those of `image_batches`.
     """
     key = base_key(seed)
     batches = image_batches(

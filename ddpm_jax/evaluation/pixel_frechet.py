@@ -12,8 +12,9 @@ from ddpm_jax.evaluation.frechet import check_sets, frechet_distance_of_sets
 def check_pixel_sets(
     train: Source, held_out: Source | None, *, num_samples: int, num_reference: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images that samples are compared with, once it is known that they can be, before any is
-    read or made.
+    """Return which images samples are compared with; refuse sets that cannot be compared.
+
+    No image is read or made.
 
     Args:
       train: the training images.
@@ -30,8 +31,8 @@ def check_pixel_sets(
     """
     if held_out is not None and len(held_out) < 2:
         raise UsageError(
-            f"There are {len(held_out)} held-out images, and beside the distance of samples stands "
-            "that of at least 2 of these: take another metric, or hold out more."
+            f"There are {len(held_out)} held-out images, but the distance of samples is compared "
+            "with that of at least 2 of these: take another metric, or hold out more."
         )
     num_held_out = 0 if held_out is None else min(num_samples, len(held_out))
     count, dims = min(num_reference or len(train), len(train)), int(np.prod(train.image_shape))
@@ -49,7 +50,7 @@ def check_pixel_sets(
 
 
 def pixel_frechet_distance(images_a: np.ndarray, images_b: np.ndarray) -> float:
-    """Frechet distance between two sets of images on their pixels, scaled to [0, 1].
+    """Return the Frechet distance of two sets of images on their pixels, scaled to [0, 1].
 
     A check for small images, where it tells a trained model from an untrained one in a second. It
     is no FID. Finite sets bias it upwards: compare sets of equal size.

@@ -1,4 +1,4 @@
-"""What a sampler makes of a given number of network evaluations, on data whose diffusion is known.
+"""The error of a sampler at a number of network evaluations, on data whose diffusion is known.
 
 The data are a mixture of Gaussians in the plane, the denoiser is exact, so that all error is the
 sampler's. Two measures: for every sampler the energy distance between what it draws and what it
@@ -34,7 +34,7 @@ class Errors(NamedTuple):
 
 
 def plane_mixture() -> GaussianMixture:
-    """The data: three Gaussians of unequal weight and width within [-1, 1]²."""
+    """Return the data: three Gaussians of unequal weight and width within [-1, 1]²."""
     return make_mixture(
         [0.5, 0.3, 0.2], [[-0.6, -0.4], [0.6, -0.2], [0.1, 0.7]], [0.01, 0.03, 0.005]
     )
@@ -43,8 +43,7 @@ def plane_mixture() -> GaussianMixture:
 def sampler_within(
     name: str, chain: Chain, *, evaluations: int, spacing: str
 ) -> tuple[int, Sampler] | None:
-    """(steps, sampler) with as many steps as `evaluations` network evaluations allow; None where
-    not one is to be had.
+    """Return (steps, sampler) with as many steps as `evaluations` allow; None for not even one.
 
     Raises:
       UsageError: what `make_sampler` raises.
@@ -57,7 +56,7 @@ def sampler_within(
 
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """√(2 E|X-Y| - E|X-X'| - E|Y-Y'|) (Szekely & Rizzo 2013), 0 for equal distributions.
+    """Return √(2 E|X-Y| - E|X-X'| - E|Y-Y'|) (Szekely & Rizzo 2013), 0 for equal distributions.
 
     Args:
       x: [n, D], n >= 2.
@@ -74,8 +73,7 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 class PlaneProblem:
-    """N starting points in the plane, where the flow leads from them, and N draws of the data
-    itself."""
+    """N starting points in the plane, where the flow leads from them, and N draws of the data."""
 
     def __init__(self, chain: Chain, *, num_samples: int, seed: int):
         self.chain, self.mixture = chain, plane_mixture()
@@ -90,7 +88,7 @@ class PlaneProblem:
         self._end = self._flow_end()
 
     def _flow_end(self) -> np.ndarray:
-        """The flow to t = 0, and from there as every sampler goes: the x_0 predicted at t = 0."""
+        """Follow the flow to t = 0, and return the x_0 predicted there, as every sampler does."""
         schedule = self.chain.at()
         continuous = make_continuous(schedule, time_scale=self.chain.time_scale)
         flow = probability_flow(mixture_eps(self.mixture, continuous), continuous)
@@ -98,12 +96,11 @@ class PlaneProblem:
         return np.asarray(exact_denoiser(self.mixture, schedule)(x_t, jnp.zeros(len(x_t), int)).x_0)
 
     def floor(self) -> float:
-        """The energy distance of as many exact draws: what chance alone leaves."""
+        """Return the energy distance of as many exact draws: what chance alone leaves."""
         return energy_distance(self._floor, self._data)
 
     def errors(self, sampler: Sampler) -> Errors:
-        """Runs the sampler from the starting points; twice, with other noise on the way, to see if
-        it has any."""
+        """Run the sampler from the starting points, twice, with different noise on the way."""
         denoiser = exact_denoiser(self.mixture, sampler.schedule, variance="fixed_small")
         run = jax.jit(lambda keys: sample(denoiser, sampler, self._x_T, keys).x_0)
         x_0, again = np.asarray(run(self._keys)), np.asarray(run(self._others))

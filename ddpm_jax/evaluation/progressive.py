@@ -45,8 +45,7 @@ class RateDistortion(NamedTuple):
 
 
 def rate_distortion(summary: Summary) -> RateDistortion:
-    """The curve of Ho et al. 2020, figure 5: at each t that was visited, what x_t has cost and what
-    it is worth.
+    """Return the curve of Ho et al. 2020, figure 5: rate and distortion at each t visited.
 
     rate(t) = L_T + Σ over s > t of the term at s, so rate(T-1) = L_T and rate(0) = the bound
     without the decoder's term: the "rate" of the paper's table 4, whose "distortion" is that term.
@@ -61,7 +60,7 @@ def rate_distortion(summary: Summary) -> RateDistortion:
 
 
 def from_timestep(schedule: Schedule, t: int) -> Sampler:
-    """Ancestral sampling that starts at x_t instead of x_T: rows t, t-1 .. 0 of the schedule.
+    """Return ancestral sampling that starts at x_t instead of x_T: rows t, t-1 .. 0.
 
     Raises:
       UsageError: `t` is not in 0..T-1.
@@ -76,7 +75,7 @@ def from_timestep(schedule: Schedule, t: int) -> Sampler:
 
 
 class Interpolation(NamedTuple):
-    """The way from one image to another: lambdas [N], images uint8 [N, H, W, C]."""
+    """Images between two others: lambdas [N], images uint8 [N, H, W, C]."""
 
     lambdas: np.ndarray
     images: np.ndarray
@@ -93,8 +92,7 @@ def interpolate(
     seed: int,
     show: Callable[[Any, chex.Array], chex.Array] = pixels,
 ) -> Interpolation:
-    """Goes from one image to another through the latent space at t (Ho et al. 2020, section 4.4 and
-    figure 8).
+    """Interpolate two images in the latent space at t (Ho et al. 2020, section 4.4, figure 8).
 
     Both are encoded by q(x_t|x_0), x̄_t = (1-λ) x_t + λ x'_t is decoded by the reverse chain. The
     encoding's ε is shared by the two, so that x̄_t has the noise that belongs to t at every λ (of
@@ -137,7 +135,7 @@ def interpolate(
 
 
 def mix(x_t: chex.Array, lambdas: chex.Array) -> chex.Array:
-    """(1-λ) x_t[0] + λ x_t[1] for each λ: [2, ...], [N] -> [N, ...]."""
+    """Return (1-λ) x_t[0] + λ x_t[1] for each λ: [2, ...], [N] -> [N, ...]."""
     weight = lambdas.reshape((-1,) + (1,) * (x_t.ndim - 1))
     return (1 - weight) * x_t[:1] + weight * x_t[1:]
 
@@ -161,8 +159,7 @@ def samples_sharing_latents(
     seed: int,
     show: Callable[[Any, chex.Array], chex.Array] = pixels,
 ) -> SharedLatents:
-    """Walks one chain and sets out anew from K of its moments, N times each (Ho et al. 2020, figure
-    7).
+    """Walk one chain, and again N times from each of K of its moments (Ho et al. 2020, figure 7).
 
     What the N samples of a row have in common is what x_t says already: nothing at t = T-1, nearly
     all at small t. The chain is that of image 0 of the seed; the moments are evenly spaced: t =

@@ -21,14 +21,12 @@ class Strata(NamedTuple):
     size: np.ndarray  # int32 [R], adds up to T
 
     def weights(self) -> np.ndarray:
-        """The size of the stratum that each t lies in, float64 [T]: what a term that was drawn
-        counts for."""
+        """Return the size of each t's stratum, float64 [T]: what a term that was drawn counts."""
         return np.repeat(self.size, self.size).astype(np.float64)
 
 
 def make_strata(num_timesteps: int, stride: int = 1) -> Strata:
-    """Cuts 0..T-1 into runs of `stride` timesteps, but shorter ones at the start: a run from t on
-    has at most t/4.
+    """Cut 0..T-1 into runs of `stride` timesteps, shorter ones at the start: from t on at most t/4.
 
     A t drawn uniformly from each run, its term counted once for every t of the run, makes an
     unbiased estimate of the sum over all t; with `stride` 1 every t is taken and the sum is the
@@ -60,8 +58,7 @@ def make_strata(num_timesteps: int, stride: int = 1) -> Strata:
 def draw_timesteps(
     keys: chex.PRNGKey, row: chex.Array, first: chex.Array, size: chex.Array
 ) -> chex.Array:
-    """One t of stratum number `row` for each image, uniform over it, independent of the other
-    images: int32 [B]."""
+    """Draw one t of stratum number `row` for each image, uniform and independent: int32 [B]."""
 
     def draw(key):
         key = jax.random.fold_in(jax.random.fold_in(key, TIMES), row)

@@ -23,7 +23,7 @@ from ddpm_jax.evaluation.strata import Strata
 
 
 class Tally(NamedTuple):
-    """Sums over N images. Of one image at one t: c draws came to this t, s is the sum of their
+    """Sum over N images. Of one image at one t: c draws came to this t, s is the sum of their
     bits, m of their mse."""
 
     total: np.ndarray  # float64 [N, draws]: L_T + the sum over t, estimated by each draw
@@ -74,14 +74,13 @@ class Summary(NamedTuple):
 
 
 def empty(num_timesteps: int, draws: int) -> Tally:
-    """The tally of no image."""
+    """Return the tally of no image."""
     sums = (np.zeros(num_timesteps) for _ in range(len(Tally._fields) - 3))
     return Tally(np.zeros((0, draws)), np.zeros((0, draws)), np.zeros(0), *sums)
 
 
 def add(tally: Tally, strata: Strata, terms: Terms) -> Tally:
-    """Adds n images, their `Terms` with a draws axis: t, bits and mse [n, draws, R], prior [n]. See
-    `stream_terms`."""
+    """Add the `Terms` of n images: t, bits and mse [n, draws, R], prior [n]; see `stream_terms`."""
     num_timesteps = len(tally.c)
     bits, mse, prior = (np.asarray(x, np.float64) for x in (terms.bits, terms.mse, terms.prior))
     c, s, m = (
@@ -97,13 +96,13 @@ def add(tally: Tally, strata: Strata, terms: Terms) -> Tally:
 
 
 def merge(first: Tally, second: Tally) -> Tally:
-    """The tally of both sets of images, those of the first before those of the second."""
+    """Return the tally of the images of both, in this order."""
     per_image = (np.concatenate(pair) for pair in zip(first[:3], second[:3], strict=True))
     return Tally(*per_image, *(a + b for a, b in zip(first[3:], second[3:], strict=True)))
 
 
 def _by_timestep(t: np.ndarray, values: np.ndarray, num_timesteps: int) -> np.ndarray:
-    """Sums `values` [n, draws, R] by image and t: [n, T]."""
+    """Sum `values` [n, draws, R] by image and t: [n, T]."""
     cell = np.arange(len(t))[:, None, None] * num_timesteps + t
     return np.bincount(cell.ravel(), values.ravel(), len(t) * num_timesteps).reshape(
         len(t), num_timesteps
@@ -111,8 +110,7 @@ def _by_timestep(t: np.ndarray, values: np.ndarray, num_timesteps: int) -> np.nd
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Of [N, draws], bits/dim: the mean, its error over images, and the error that the draws make
-    for these images."""
+    """Return the mean of bits/dim [N, draws], its error over images, and that of the draws."""
     num_images, draws = values.shape
     per_image = values.mean(axis=1)
     error = per_image.std(ddof=1) / math.sqrt(num_images) if num_images > 1 else math.nan
@@ -123,7 +121,7 @@ def estimate(values: np.ndarray) -> Estimate:
 
 
 def summarize(tally: Tally, strata: Strata) -> Summary:
-    """Means and standard errors of a tally of at least one image."""
+    """Return means and standard errors of a tally of at least one image."""
     draws = tally.total.shape[1]
     bits, bits_error = _ratio(tally, tally.s, tally.ss, tally.sc)
     mse, mse_error = _ratio(tally, tally.m, tally.mm, tally.mc)
@@ -147,8 +145,9 @@ def summarize(tally: Tally, strata: Strata) -> Summary:
 def _ratio(
     tally: Tally, s: np.ndarray, ss: np.ndarray, sc: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean per visit Σs / Σc and its standard error, the draws of one image being no independent
-    sample of images.
+    """Return the mean per visit Σs / Σc and its standard error over images.
+
+    The draws of one image are no independent sample of images.
 
     The linearised variance of a ratio, Σ (s - mean c)² / (Σ c)² with the correction n / (n - 1)
     (Cochran 1977, Sampling Techniques, section 6.4); at one visit an image it is the standard error

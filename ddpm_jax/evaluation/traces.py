@@ -1,7 +1,7 @@
 """Random and exact probes for the trace of a Jacobian.
 
-tr J = E[zᵀ J z] for probes z with E[z zᵀ] = I (Hutchinson 1990; FFJORD, Grathwohl et al. 2019). With
-the probes √D e_1, ..., √D e_D the mean over probes is the trace itself: one program for both.
+tr J = E[zᵀ J z] for probes z with E[z zᵀ] = I (Hutchinson 1990; FFJORD, Grathwohl et al. 2019).
+With the probes √D e_1, ..., √D e_D the mean over probes is the trace itself: one program for both.
 """
 
 import math
@@ -31,7 +31,7 @@ def rademacher_probes(keys: chex.PRNGKey, num_probes: int, shape: tuple[int, ...
 
 
 def gaussian_probes(keys: chex.PRNGKey, num_probes: int, shape: tuple[int, ...]) -> chex.Array:
-    """Draw normal numbers, float32 [B, P, *shape], with keys [B]; never of less variance than signs."""
+    """Draw normal numbers, float32 [B, P, *shape], with keys [B]; signs have no more variance."""
     return jax.vmap(lambda key: jax.random.normal(key, (num_probes, *shape)))(keys)
 
 

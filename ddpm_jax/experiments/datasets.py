@@ -1,5 +1,4 @@
-"""The data section of a config -> a source, and whether its data are those that a model was trained
-on."""
+"""The data that a config names, and whether they are those that a model was trained on."""
 
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,7 @@ from ddpm_jax.files import as_path
 def load_split(
     data: ConfigDict, split: str, *, data_dir: str | None = None, report: Any = None
 ) -> sources.Source:
-    """Opens a split of the config's dataset, at `data_dir` where given. Errors, and `report`: see
-    `sources.load`."""
+    """Open a split of the config's dataset; errors and `report` are those of `sources.load`."""
     return sources.load(
         name=data.name,
         split=split,
@@ -37,7 +35,7 @@ def load_split(
 
 
 def check_places(data: ConfigDict, *, data_dir: str | None = None, **places: Any) -> None:
-    """Refuses to write into a folder of pictures.
+    """Refuse to write into a folder of pictures.
 
     Args:
       data: of the config.
@@ -57,7 +55,7 @@ def check_places(data: ConfigDict, *, data_dir: str | None = None, **places: Any
 def load_evaluated(
     trained: TrainedModel, split: str, *, data_dir: str | None
 ) -> tuple[sources.Source, dict[str, str]]:
-    """Opens a split that a model is to be evaluated on.
+    """Open a split that a model is to be evaluated on.
 
     Returns:
       The split, and what the record of a result says where it belongs to other data than those that
@@ -84,7 +82,7 @@ def load_evaluated(
 def check_classes(
     source: sources.Source, config: ConfigDict, *, split: str, class_names: Sequence[str] = ()
 ) -> None:
-    """Refuses a split whose labels are not those that the config's network is told.
+    """Refuse a split whose labels are not those of the config's network.
 
     Args:
       class_names: those that the network was trained with, where they are known.

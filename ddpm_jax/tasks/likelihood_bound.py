@@ -1,75 +1,98 @@
-"""Flags -> the bound over a split."""
+"""The variational bound of a model over images."""
 
 import functools
+import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
-
+from ddpm_jax.data.sources import Source
 from ddpm_jax.evaluation import tally
 from ddpm_jax.evaluation.bound import check_has_bound, make_bound, stream_terms
 from ddpm_jax.evaluation.strata import Strata, make_strata
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
-from ddpm_jax.tasks.evaluated_split import Span, Split, go_on, open_split, result_path
+from ddpm_jax.tasks.evaluated_split import open_split
+from ddpm_jax.tasks.evaluation_settings import EvaluatedImages, VariationalBound
+from ddpm_jax.tasks.measurement import plural, result_path
+from ddpm_jax.tasks.resuming import Computation, Span, batch_size_here, resume
 from ddpm_jax.training.conditioning import condition_of
 
 
-class BoundOf(NamedTuple):
-    """The bound of a checkpoint over images."""
+class MeasuredBound(NamedTuple):
+    """The bound of a model over images."""
 
     summary: tally.Summary
-    settings: dict[str, Any]  # what the numbers follow from, beside the checkpoint
+    record: dict[str, Any]  # what the numbers follow from
     suffix: str  # of files about it
-    what: str  # in words
+    description: str  # in words
 
 
-def bound_of(trained: TrainedModel, flags: Any) -> BoundOf:
-    """Computes the bound, or reads what an earlier command with the same settings has computed of
-    it.
+def measure_bound(
+    trained: TrainedModel,
+    images: EvaluatedImages,
+    settings: VariationalBound,
+    directory: pathlib.Path | None = None,
+) -> MeasuredBound:
+    """Compute the bound, or the rest of it where results of the same settings are in `directory`.
 
     Raises:
       UsageError: a split, number of images or stride that is not there; images of another shape
         than the model's; a model without a likelihood; results made otherwise in the same place.
       FailureError: a term that is not finite; a file that is damaged or cannot be written.
     """
-    model = trained.model
+    strata = bound_strata(trained.model, settings)
+    split = open_split(trained, images, settings)
+    stride = settings.timestep_stride
+    record = split.record | {"timestep_stride": stride, "clip_denoised": True}
+    suffix = f"{split.suffix}_stride{stride}_draws{settings.draws}_seed{settings.seed}"
+    computation = bound_computation(trained, split.source, settings, strata)
+    path = directory and result_path(directory, "bound", trained, f"{suffix}.npz")
+    made_with = record | results.machine() | {"versions": versions()}
+    summed = resume(path, computation, split.num_images, made_with)
+    every = "every t" if stride == 1 else f"one t of every {stride} at most"
+    description = f"{split.description}, {every}, {plural(settings.draws, 'draw')}"
+    return MeasuredBound(tally.summarize(summed, strata), record, suffix, description)
+
+
+def bound_strata(model: DiffusionModel, settings: VariationalBound) -> Strata:
+    """Return which timesteps are visited.
+
+    Raises:
+      UsageError: a model without a likelihood; a stride that its chain does not have.
+    """
     check_has_bound(model.schedule)
-    strata = make_strata(model.schedule.num_timesteps, flags.timestep_stride)
-    split = open_split(trained, flags)
-    settings = split.settings | {"timestep_stride": flags.timestep_stride, "clip_denoised": True}
-    suffix = f"{split.suffix}_stride{flags.timestep_stride}_draws{flags.draws}_seed{flags.seed}"
-    summed = go_on(
-        result_path("bound", trained, flags, f"{suffix}.npz"),
-        tally.empty(model.schedule.num_timesteps, flags.draws),
-        split.num_images,
-        lambda summed, span: _further(trained, flags, strata, split, summed, span),
-        merge=tally.merge,
-        made_with=settings | results.machine() | {"versions": versions()},
-    )
-    every = (
-        "every t"
-        if flags.timestep_stride == 1
-        else f"one t of every {flags.timestep_stride} at most"
-    )
-    what = f"{split.what}, {every}, {flags.draws} draw{'s' if flags.draws > 1 else ''}"
-    return BoundOf(tally.summarize(summed, strata), settings, suffix, what)
+    return make_strata(model.schedule.num_timesteps, settings.timestep_stride)
 
 
-def _further(
-    trained: TrainedModel, flags: Any, strata: Strata, split: Split, summed: tally.Tally, span: Span
+def bound_computation(
+    trained: TrainedModel, source: Source, settings: VariationalBound, strata: Strata
+) -> Computation:
+    """Return how a `tally.Tally` of images grows; compiled when it is first used."""
+    empty = tally.empty(trained.model.schedule.num_timesteps, settings.draws)
+    extend = functools.partial(_extend, trained, source, settings, strata)
+    return Computation(empty, extend, tally.merge)
+
+
+def _extend(
+    trained: TrainedModel,
+    source: Source,
+    settings: VariationalBound,
+    strata: Strata,
+    summed: tally.Tally,
+    span: Span,
 ) -> Iterator[tally.Tally]:
-    """Yields the tally after every further batch of the images of a span."""
+    """Yield the tally after every further batch of the images of a span."""
     model = trained.model
     bound = make_bound(
-        lambda params, condition: model.denoiser(params, model.schedule, condition),
+        lambda weights, condition: model.denoiser(weights, model.schedule, condition),
         model.schedule,
         strata,
         make_condition=functools.partial(condition_of, model.conditioning),
     )
-    per_image = flags.draws * len(strata.first)
+    per_image = settings.draws * len(strata.first)
     with Counter(
         "evaluating",
         (span.last - span.first) * per_image,
@@ -79,11 +102,11 @@ def _further(
         batches = stream_terms(
             bound,
             trained.weights,
-            split.source,
-            seed=flags.seed,
+            source,
+            seed=settings.seed,
             num_images=span.last,
-            draws=flags.draws,
-            batch_size=-(-flags.batch_size // jax.process_count()),
+            draws=settings.draws,
+            batch_size=batch_size_here(settings),
             done=span.first + summed.num_images,
             first=span.first,
             on_evaluations=counter.add,

@@ -13,7 +13,7 @@ from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.profiling import Trace
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.monitoring.weights_and_biases import WeightsAndBiases
-from ddpm_jax.tasks.first_stage_pictures import picture_writer
+from ddpm_jax.tasks.first_stage_picture_files import picture_writer
 from ddpm_jax.tasks.training_grids import grid_writer
 from ddpm_jax.training.callbacks import Callbacks
 from ddpm_jax.training.loop import Observers

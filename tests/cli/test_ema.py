@@ -129,7 +129,7 @@ def test_what_cannot_be_is_refused(refused, averaged, trained, mine, invoke):
         averaged,
         "--sigma_rel",
         "wide",
-        says=["--sigma_rel=wide", "numbers above 0"],
+        says=["sigma_rel is 'wide'", "numbers above 0"],
     )
     refused("ema", "--ckpt", averaged, "--sigma_rel", "0.3", says=["0.3", "below 0.2887"])
     refused(

@@ -250,12 +250,12 @@ def test_pictures_that_cannot_be_encoded_are_refused(refused, stages, photos, tm
         ([photo, small], "small.png is 4x6, but images of 8x8 are wanted"),
         (
             [photo, "--size", "5"],
-            "--size is 5, but this network divides by 2: give a multiple of it, 4 say",
+            "size is 5, but this network divides by 2: give a multiple of it, 4 say",
         ),
         ([photo, "--size", "8", "--keep_size"], "give one of them"),
         ([photo, tall, "--keep_size"], "tall.png is 8x16 and"),
         ([photo, "--sample"], "a first stage of the kind 'ae' has not"),
-        ([photo, "--seed", "1"], "--seed is of the draws of --sample"),
+        ([photo, "--seed", "1"], "seed is of the draws of sample"),
     ):
         refused("encode", "--ckpt", ae, *arguments, "--out", tmp_path / "x.npz", says=[says])
     assert there.read_bytes() == b"mine"

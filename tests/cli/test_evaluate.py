@@ -1,6 +1,7 @@
 """`python evaluate.py`: numbers and pictures beside the checkpoint; stopped, it goes on; what it
 refuses."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +13,7 @@ from ddpm_jax.cli import evaluate
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
-from ddpm_jax.tasks import evaluated_split, likelihood_bound, likelihood_flow, metrics
+from ddpm_jax.tasks import likelihood_bound, likelihood_flow, resuming, sample_metrics
 
 T = 20
 
@@ -54,7 +55,7 @@ def test_every_setting_of_the_distance_has_a_file_of_its_own_and_other_weights_a
     invoke, refused, trained, tmp_path, monkeypatch
 ):
     # its numbers are another test's
-    monkeypatch.setattr(metrics, "pixel_frechet_distance", lambda *images: 1.0)
+    monkeypatch.setattr(sample_metrics, "pixel_frechet_distance", lambda *images: 1.0)
     argv = ["--ckpt", trained, "--num_samples", 2, "--steps", 2, "--out", tmp_path]
     for seed in (0, 1):
         assert invoke("evaluate", *argv, "--seed", seed).code == 0
@@ -235,7 +236,7 @@ def test_a_stopped_command_goes_on_where_it_stopped(invoke, seven, trained, tmp_
         "--out",
         tmp_path,
     ]
-    save, stream, begun = evaluated_split.results.save_tally, likelihood_bound.stream_terms, []
+    save, stream, begun = resuming.results.save_tally, likelihood_bound.stream_terms, []
 
     def stopped(*args):
         save(*args)
@@ -247,7 +248,7 @@ def test_a_stopped_command_goes_on_where_it_stopped(invoke, seven, trained, tmp_
 
     monkeypatch.setattr(likelihood_bound, "stream_terms", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluated_split.results, "save_tally", stopped)
+        patch.setattr(resuming.results, "save_tally", stopped)
         with pytest.raises(Stopped):
             invoke("evaluate", "--ckpt", trained, *argv)
     assert not list(tmp_path.glob("*.json"))
@@ -325,16 +326,16 @@ def refused_likelihood(refused, trained, tmp_path, monkeypatch):
     [
         (["--split", "tset"], ["'tset'"]),
         (["--split", "train["], ["train["]),
-        (["--num_images", "0"], ["--num_images=0", "whole number in 1.."]),
+        (["--num_images", "0"], ["num_images is 0", "whole number in 1.."]),
         (["--num_images", "301"], ["num_images is 301", "split 'test' has 300 images"]),
-        (["--timestep_stride", "0"], ["--timestep_stride=0", "whole number in 1.."]),
-        (["--probes", "0"], ["--probes=0", "whole number in 1.."]),
-        (["--rtol", "0"], ["--rtol=0", "number above 0"]),
-        (["--atol", "-1e-4"], ["--atol=-1e-4", "number above 0"]),
-        (["--atol", "inf"], ["--atol=inf", "number above 0"]),
-        (["--rtol", "small"], ["--rtol=small", "number above 0"]),
-        (["--draws", "0"], ["--draws=0", "whole number in 1.."]),
-        (["--batch_size", "0"], ["--batch_size=0", "whole number in 1.."]),
+        (["--timestep_stride", "0"], ["timestep_stride is 0", "whole number in 1.."]),
+        (["--probes", "0"], ["probes is 0", "whole number in 1.."]),
+        (["--rtol", "0"], ["rtol is 0", "number above 0"]),
+        (["--atol", "-0.1"], ["atol is -0.1", "number above 0"]),
+        (["--atol", "inf"], ["atol is 'inf'", "number above 0"]),
+        (["--rtol", "small"], ["rtol is 'small'", "number above 0"]),
+        (["--draws", "0"], ["draws is 0", "whole number in 1.."]),
+        (["--batch_size", "0"], ["batch_size is 0", "whole number in 1.."]),
         (["--metric", "bdp"], ["Unknown metric 'bdp'", "Did you mean 'bpd'?"]),
         (["--metric", "bpd,"], ["Unknown metric ''"]),
     ],
@@ -351,7 +352,7 @@ def test_a_stride_that_is_not_of_the_chain_is_refused(refused_likelihood):
 def test_a_trace_that_is_not_there_is_refused(refused_likelihood):
     says = ["Unknown trace 'hutchinson'", "exact, gaussian, rademacher"]
     refused_likelihood("--trace", "hutchinson", says=says, metrics=["bpd_ode"])
-    says = ["--probes 2", "no part in --trace exact"]
+    says = ["probes 2", "no part in trace exact"]
     refused_likelihood("--trace", "exact", "--probes", "2", says=says, metrics=["bpd_ode"])
 
 
@@ -363,15 +364,16 @@ def test_images_of_another_shape_are_refused(refused_likelihood, monkeypatch):
 
 def load_with(monkeypatch, betas):
     """Makes evaluate.py find this chain in every checkpoint."""
-    load_trained, chain = evaluate.load, Chain(betas)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        schedule = chain.at()
+    load_trained, chain = evaluate.load_trained, Chain(betas)
 
     def changed(*args, **kwargs):
-        loaded = load_trained(*args, **kwargs)
-        return loaded._replace(experiment=loaded.model._replace(chain=chain, schedule=schedule))
+        trained = load_trained(*args, **kwargs)
+        model = dataclasses.replace(trained.model, chain=chain)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            assert len(model.schedule.alphas_bar) == T
+        return dataclasses.replace(trained, model=model)
 
-    monkeypatch.setattr(evaluate, "load", changed)
+    monkeypatch.setattr(evaluate, "load_trained", changed)
 
 
 def test_a_model_without_a_likelihood_is_refused(refused_likelihood, monkeypatch):
@@ -426,14 +428,14 @@ def test_a_distance_that_needs_more_memory_than_there_is_is_refused_before_a_sam
 ):
     monkeypatch.setattr(host_memory, "available", lambda: 2**20)
     monkeypatch.setattr(
-        metrics.generation,
-        "generate_batches",
+        sample_metrics,
+        "draw_samples",
         lambda *args, **kwargs: pytest.fail("samples are made"),
     )
     says = [
         "300 and 1,497 examples of 64 numbers needs 0.4 GiB",
         "0.0 GiB are available",
-        "--num_reference",
+        "num_reference",
     ]
     refused("evaluate", "--ckpt", trained, "--out", tmp_path, says=says)
     assert not list(tmp_path.iterdir())

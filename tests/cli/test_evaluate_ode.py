@@ -2,6 +2,7 @@
 made of, and what a conditional network is told.
 """
 
+import dataclasses
 import json
 import math
 
@@ -17,7 +18,9 @@ from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
 from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.models import Weights
 from ddpm_jax.tasks import likelihood_flow
+from ddpm_jax.tasks.evaluation_settings import EvaluatedImages, FlowLikelihood
 
 NAME = "bpd_ode_step10_ema_test_n5_rademacher2_rtol0.001_atol0.002_draws2_seed5"
 ARGV = [
@@ -207,7 +210,7 @@ def told(images):
 
 @pytest.mark.full
 def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_label_and_low_res(
-    data_dir, tmp_path
+    data_dir,
 ):
     fields = configs.default_config()
     fields.data.update(name="digits", data_dir=data_dir, image_size=8, channels=1, flip=False)
@@ -215,23 +218,11 @@ def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_la
     fields.train.sample_steps = 200
     fields.model.update(ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=())
     fields.condition.update(num_classes=10, low_res_factor=2)
-    experiment = build(fields)
-    model = GaussianOfWhatItIsTold(experiment.continuous())
-    loaded = TrainedModel(experiment._replace(model=model), {}, 0, "ema")
-    argv = [
-        "--ckpt",
-        tmp_path,
-        "--metric",
-        "bpd_ode",
-        "--num_images",
-        12,
-        "--batch_size",
-        6,
-        "--draws",
-        16,
-    ]
-    argv += ["--rtol", 1e-6, "--atol", 1e-6]
-    of = likelihood_flow.ode_of(loaded, evaluate._parser().parse([str(a) for a in argv]))
+    built = build(fields)
+    model = GaussianOfWhatItIsTold(built.continuous())
+    trained = TrainedModel(dataclasses.replace(built, network=model), Weights({}), 0, "ema")
+    settings = FlowLikelihood(draws=16, rtol=1e-6, atol=1e-6, batch_size=6)
+    found = likelihood_flow.measure_flow(trained, EvaluatedImages(num_images=12), settings)
 
     source = load_split(fields.data, "test")
     examples = [source[i] for i in range(12)]
@@ -239,7 +230,7 @@ def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_la
     labels = np.array([example["label"] for example in examples])
     # q_start is N(√ᾱ_0 m, V), V = ᾱ_0 S² + 1 - ᾱ_0; uniform noise over a bin of 1/127.5 adds a
     # twelfth of its square.
-    alpha_bar = float(experiment.schedule.alphas_bar[0])
+    alpha_bar = float(built.schedule.alphas_bar[0])
     variance = alpha_bar * model.S**2 + 1 - alpha_bar
 
     def mean_bits(labels, low_res):
@@ -249,13 +240,13 @@ def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_la
         return nats / math.log(2) + math.log2(127.5)
 
     # 12 t-statistics of 15 degrees of freedom exceed 5 once in 500 seeds; 1e-3: N(0, I) for q(x_T).
-    tolerance = 5 * of.bits.standard_error + 1e-3
+    tolerance = 5 * found.bits.standard_error + 1e-3
     assert tolerance.max() < 0.03
-    assert np.all(np.abs(of.bits.bits_per_dim - mean_bits(labels, told(images))) < tolerance)
+    assert np.all(np.abs(found.bits.bits_per_dim - mean_bits(labels, told(images))) < tolerance)
     for others in ((np.roll(labels, 1), told(images)), (labels, np.roll(told(images), 1, axis=0))):
         moved = np.abs(mean_bits(*others) - mean_bits(labels, told(images)))
         assert np.count_nonzero(moved > 2 * tolerance) > 6  # a wrong label or image would show
-    assert of.settings["given"] == ["their label", "the image of lower resolution"]
-    assert of.what.startswith(
+    assert found.record["given"] == ["their label", "the image of lower resolution"]
+    assert found.description.startswith(
         "12 images of test given their label and the image of lower resolution"
     )

@@ -52,7 +52,7 @@ def draw(data_dir):
             kind, encode, painted, FAMILIES["gaussian"], num_codes=4 if kind == "vq" else 0
         )
         experiment = types.SimpleNamespace(
-            config=config, first_stage=stage, model=types.SimpleNamespace(factor=8)
+            config=config, stage=stage, network=types.SimpleNamespace(factor=8)
         )
         source = sources.load(
             name="digits", split="test", data_dir=data_dir, image_size=8, channels=1

@@ -203,7 +203,7 @@ def test_no_file_or_directory_is_named_by_nothing(refused):
         ("sample", ["--seed", "4294967296"], ["seed is 4294967296", "0..4294967295"]),
         ("sample", [], ["--ckpt is missing", "--ckpt runs/digits"]),
         ("evaluate", [], ["--ckpt is missing", "--ckpt runs/digits"]),
-        ("evaluate", ["--num_samples", "1"], ["--num_samples=1", "whole number in 2.."]),
+        ("evaluate", ["--num_samples", "1"], ["num_samples is 1", "whole number in 2.."]),
         (
             "evaluate",
             ["--ckpt", "x", "--metric", "frechet_pixel"],

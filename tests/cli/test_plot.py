@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax.cli import plot
 from ddpm_jax.experiments import config as configs
+from ddpm_jax.tasks import run_curves
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ def make_run(tmp_path):
 @pytest.fixture
 def drawn(monkeypatch):
     """What the picture is made of, in the order of the calls: (panels, xlabel, smoothing)."""
-    calls, real = [], plot.compare_runs
+    calls, real = [], run_curves.compare_runs
 
     def compare_runs(path, panels, *, xlabel, smoothing):
         calls.append((panels, xlabel, smoothing))
         real(path, panels, xlabel=xlabel, smoothing=smoothing)
 
-    monkeypatch.setattr(plot, "compare_runs", compare_runs)
+    monkeypatch.setattr(run_curves, "compare_runs", compare_runs)
     return calls
 
 
@@ -140,13 +140,13 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(refused, make_run, tmp_pa
     refused(
         "plot", run, "--x", "hours", *out, says=["Unknown x axis 'hours'", "images, seconds, step"]
     )
-    refused("plot", run, old, "--x", "seconds", *out, says=["old", "no seconds", "--x step"])
+    refused("plot", run, old, "--x", "seconds", *out, says=["old", "no seconds", "x step"])
     refused("plot", run, run, *out, says=["named twice"])
     refused("plot", run, "--out", tmp_path / "notes.txt", says=["ends in .png"])
     for weight in ("1", "-0.1", "much", "nan"):
-        refused("plot", run, f"--smooth={weight}", *out, says=[f"--smooth={weight}", "below 1"])
+        refused("plot", run, f"--smooth={weight}", *out, says=["smooth is ", weight, "below 1"])
     (old / "config.json").unlink()
-    refused("plot", old, "--x", "images", *out, says=["no config.json", "--x step"])
+    refused("plot", old, "--x", "images", *out, says=["no config.json", "x step"])
     refused("plot", run, "--platform", "cpu", *out, says=["no flag --platform"])
     assert not (tmp_path / "a.png").exists()
 

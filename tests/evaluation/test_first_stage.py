@@ -67,7 +67,7 @@ def _scores(stage, params, images=IMAGES, *, num_draws, num_codes=0, **options):
     for batch in evaluation.stream_scores(
         stage, params, Images(images), num_draws=num_draws, **options
     ):
-        scores = evaluation.joined(scores, batch)
+        scores = evaluation.merge(scores, batch)
     return scores
 
 

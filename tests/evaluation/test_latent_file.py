@@ -14,7 +14,7 @@ Z = CODEBOOK[CODES]
 
 
 def latents_of(arrays, codebook=None):
-    return latent_file.latents_of("mine.npz", arrays, channels=4, codebook=codebook)
+    return latent_file.decodable("mine.npz", arrays, channels=4, codebook=codebook)
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -106,8 +106,8 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     ],
 )
 def test_names_of_a_strangers_file_can_be_those_of_files(names, stems):
-    assert latent_file.names_of({"names": np.array(names)}) == stems
+    assert latent_file.picture_names({"names": np.array(names)}) == stems
 
 
 def test_a_file_may_have_no_names():
-    assert latent_file.names_of({}) == []
+    assert latent_file.picture_names({}) == []

@@ -424,3 +424,10 @@ def test_a_path_walked_in_pieces_is_the_solution_of_diffrax_bit_for_bit(steps):
     np.testing.assert_array_equal(path.num_steps, num_steps)
     for ours, theirs in zip(path.state, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_unfinished_solve_is_not_a_number_where_that_is_asked_for():
+    evaluate = make_evaluate(solver=flow_density.Solver(max_steps=3), strict=False)
+    found = evaluate(IMAGES, jax.random.key(0), eight_bit_images(2), np.array([17, 18]))
+    assert np.isnan(found.draws).all()
+    np.testing.assert_array_equal(found.num_evaluations, 6 * 3 + 1)

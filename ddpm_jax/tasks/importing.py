@@ -1,0 +1,60 @@
+"""A first stage from another project's weights, as a run."""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ddpm_jax.checkpoints.reader import saved_steps
+from ddpm_jax.checkpoints.writer import Checkpointer
+from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.owners import OBJECTIVES
+from ddpm_jax.experiments.run_settings import run_settings
+from ddpm_jax.files import check_place
+from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers
+from ddpm_jax.interop.tensor_files import read_tensors
+from ddpm_jax.locks import hold
+
+_HOW = (
+    "give the safetensors file of the autoencoder, as diffusers saves it, or its tensors in an NPZ "
+    "file"
+)
+
+
+def import_first_stage(
+    config: ConfigDict, weights: str | os.PathLike, out: pathlib.Path, *, name: str = "the config"
+) -> None:
+    """Write the weights of a first stage, as diffusers names them, as a run of step 0.
+
+    Args:
+      config: of the first stage.
+      weights: a safetensors or NPZ file.
+      out: a directory without a run.
+      name: what the config is called in messages.
+
+    Raises:
+      UsageError: a config of something else, weights of another network, a run that is there.
+      FailureError: a file cannot be read or written.
+    """
+    if config.objective != "first_stage":
+        what = OBJECTIVES[config.objective]
+        raise UsageError(f"{name} is that of {what}, but the weights are a first stage's.")
+    model = build(config)
+    check_place(out, flag="--out", writing=True)
+    _check_new(out)
+    tensors = read_tensors(weights, what="weights of the first stage", how=_HOW)
+    params = autoencoder_params_from_diffusers(tensors, model.network)
+    with hold(out, "importing a first stage into it"):
+        _check_new(out)
+        checkpointer = Checkpointer(out, keep_last=1, keep_every=1)
+        state = {"ema_params": jax.tree.map(jnp.asarray, params)}
+        checkpointer.save(0, state, {}, run_settings(model))
+        checkpointer.close()
+
+
+def _check_new(out: pathlib.Path) -> None:
+    if saved_steps(out):
+        raise UsageError(f"--out {out} holds a run already: name another directory.")

@@ -1,0 +1,95 @@
+"""A metric of a model and what it gives back: numbers for a record, a text, a picture; and their
+files."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.evaluation.tally import Estimate
+from ddpm_jax.experiments.identity import identity, versions
+from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.files import reporting
+from ddpm_jax.monitoring.results import machine, write_record
+from ddpm_jax.tasks.evaluation_settings import EvaluatedImages, Evaluation
+
+
+class Measurement(NamedTuple):
+    """What a metric gives back."""
+
+    values: dict[str, Any]  # its numbers, and what they follow from
+    text: str  # the same for a person
+    suffix: str = ""  # of the files' names, where one checkpoint has many results of this metric
+    draw: Callable[[pathlib.Path], None] | None = None  # makes the PNG
+
+
+class Metric(NamedTuple):
+    """A number, or several, that say how good a model is."""
+
+    # (model, images, settings, directory of results or None) -> `Measurement`
+    measure: Callable[
+        [TrainedModel, EvaluatedImages, Any, pathlib.Path | None],
+        Measurement,
+    ]
+    settings: type[Evaluation]  # record that `measure` takes
+
+
+def result_path(directory: pathlib.Path, name: str, trained: TrainedModel, suffix: str):
+    """Return the place of a file about a checkpoint."""
+    return directory / f"{name}_step{trained.step}_{trained.average}{suffix}"
+
+
+def checkpoint_record(trained: TrainedModel) -> dict[str, Any]:
+    """Return what a record says of the model that it is about."""
+    return {
+        "checkpoint": str(trained.directory),
+        "checkpoint_step": trained.step,
+        "weights": trained.average,
+        **identity(trained),
+    }
+
+
+def write_measurement(
+    name: str, found: Measurement, trained: TrainedModel, *, seed: int, directory: pathlib.Path
+) -> list[pathlib.Path]:
+    """Write the record of a metric as JSON, and its picture if it has one; return their places.
+
+    Raises:
+      FailureError: a file cannot be written.
+    """
+    record = {
+        "metric": name,
+        **checkpoint_record(trained),
+        "seed": seed,
+        **machine(),
+        "versions": versions(),
+        **found.values,
+    }
+    path = result_path(directory, name, trained, f"{found.suffix}.json")
+    write_record(path, record)
+    if found.draw is None:
+        return [path]
+    with reporting(path.with_suffix(".png")):
+        found.draw(path.with_suffix(".png"))
+    return [path, path.with_suffix(".png")]
+
+
+def with_error(estimate: Estimate) -> str:
+    """Return an estimate and its standard error over images as text."""
+    return f"{estimate.mean:.4f} ± {estimate.standard_error:.4f}"
+
+
+def note_on_draws(total: Estimate) -> list[str]:
+    """Return the line about the error that draws make; none where there is but one draw."""
+    if np.isnan(total.standard_error_draws):
+        return []
+    return [
+        f"± {total.standard_error_draws:.2g} of the total is due to the draws: another --seed "
+        "moves it by so much"
+    ]
+
+
+def plural(count: int, noun: str) -> str:
+    """Return "1 draw" or "2 draws"."""
+    return f"{count} {noun}{'s' if count > 1 else ''}"

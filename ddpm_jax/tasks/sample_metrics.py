@@ -1,0 +1,103 @@
+"""The metrics frechet_pixels and classification_accuracy: samples of a model against its data."""
+
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.data.in_memory import in_memory
+from ddpm_jax.errors import UsageError
+from ddpm_jax.evaluation.classification import check_labelled_sets, classification_accuracy_score
+from ddpm_jax.evaluation.pixel_frechet import check_pixel_sets, pixel_frechet_distance
+from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.tasks.evaluation_settings import EvaluatedImages, SampleQuality
+from ddpm_jax.tasks.measured_samples import MeasuredSamples, draw_samples, open_samples
+from ddpm_jax.tasks.measurement import Measurement
+
+
+def frechet_pixels(
+    trained: TrainedModel,
+    images: EvaluatedImages,
+    settings: SampleQuality,
+    directory: pathlib.Path | None = None,
+) -> Measurement:
+    """Measure the Frechet distance of samples' pixels to the training images.
+
+    Next to it stands that of the held-out images, unless the split is that of training.
+
+    Raises:
+      UsageError: sets too small or too large to compare; what `open_samples` raises.
+    """
+    found = open_samples("frechet_pixels", trained, images, settings, directory)
+    held_out = None if found.held_out is found.train else found.held_out
+    rows, held_out_rows = check_pixel_sets(
+        found.train,
+        held_out,
+        num_samples=settings.num_samples,
+        num_reference=settings.num_reference,
+    )
+    train = in_memory(found.train, rows).images
+    real = None if held_out is None else in_memory(held_out, held_out_rows).images
+    distance = pixel_frechet_distance(draw_samples(found.generator, settings), train)
+    numbers = _counts(found, settings, train, real) | {"frechet_samples": distance}
+    if real is not None:
+        numbers["frechet_held_out"] = pixel_frechet_distance(real, train)
+        numbers["ratio"] = distance / numbers["frechet_held_out"]
+    return Measurement(found.record | numbers, _lines(numbers), found.suffix)
+
+
+def classification_accuracy(
+    trained: TrainedModel,
+    images: EvaluatedImages,
+    settings: SampleQuality,
+    directory: pathlib.Path | None = None,
+) -> Measurement:
+    """Measure how well a classifier fitted to samples by class knows the held-out images.
+
+    Next to it stands one that is fitted to the training images.
+
+    Raises:
+      UsageError: a model without classes; sets too large; what `open_samples` raises.
+    """
+    if not trained.model.conditioning.num_classes:
+        raise UsageError(
+            "classification_accuracy: this model was trained without labels, so its samples have "
+            "none."
+        )
+    found = open_samples("classification_accuracy", trained, images, settings, directory)
+    labels = found.generator.inputs(np.arange(settings.num_samples))["label"]
+    sizes = settings.num_samples, len(found.train), len(found.held_out)
+    dims = int(np.prod(found.train.image_shape))
+    check_labelled_sets(labels, max(sizes), dims, besides=dims * sum(sizes))
+    train, held_out = in_memory(found.train), in_memory(found.held_out)
+    score = functools.partial(
+        classification_accuracy_score, real_images=held_out.images, real_labels=held_out.labels
+    )
+    numbers = {
+        **_counts(found, settings, train.images, held_out.images),
+        "fitted_to_samples": score(draw_samples(found.generator, settings), labels),
+        "fitted_to_training_images": score(train.images, train.labels),
+    }
+    return Measurement(found.record | numbers, _lines(numbers), found.suffix)
+
+
+def _counts(
+    found: MeasuredSamples,
+    settings: SampleQuality,
+    train: np.ndarray,
+    held_out: np.ndarray | None,
+) -> dict[str, Any]:
+    return {
+        "num_samples": settings.num_samples,
+        **({} if held_out is None else {"num_held_out": len(held_out)}),
+        "num_train": len(train),
+        "steps": found.generator.record["steps"],
+        "evaluations": found.generator.sampler.evaluations,
+    }
+
+
+def _lines(numbers: dict[str, Any]) -> str:
+    return "\n".join(
+        f"{k:25} {v:.4g}" if isinstance(v, float) else f"{k:25} {v}" for k, v in numbers.items()
+    )
