@@ -1,4 +1,4 @@
-"""`load`: a trained model as an object, for Python: samples, edits and latents as arrays.
+"""`load`: a trained model as an object, for Python: samples, edits, latents, likelihoods as arrays.
 
     model = ddpm_jax.load("runs/digits_cond")
     images = model.sample(16, labels=[3, 5], sampler="dpmpp_2m", steps=20)   # uint8 [16, 8, 8, 1]
@@ -22,6 +22,7 @@ from ddpm_jax.experiments.loading import TrainedModel, load_trained
 from ddpm_jax.experiments.models import NetworkModel, Weights
 from ddpm_jax.tasks.call_arguments import conditions_from, sampling_from
 from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
+from ddpm_jax.tasks.likelihood import BitsPerDim, bits_per_dim
 from ddpm_jax.tasks.loaded_models import Classifier, FirstStage, check_latents
 from ddpm_jax.tasks.photos import Picture
 from ddpm_jax.tasks.picture_methods import PictureMethods
@@ -173,6 +174,29 @@ class Model(PictureMethods):
         z, one = check_latents(z, self.trained.model.shape)
         images = self._call("decode", self.trained.model.decode, z)
         return images[0] if one else images
+
+    def bits_per_dim(
+        self,
+        images: np.ndarray,
+        method: str = "bound",
+        *,
+        labels: Sequence[int | str] | None = None,
+        **settings: Any,
+    ) -> BitsPerDim:
+        """Return the bits per dimension of images, with standard errors; see `tasks.likelihood`.
+
+        Args:
+          images: uint8 [N, H, W, C]. The draws of image i follow from the seed and i.
+          method: "bound", the variational bound, or "ode", the likelihood by the probability flow.
+          labels: classes by number or name, one for each image, of a model with classes.
+          settings: draws, seed, batch_size; of the bound timestep_stride, of the ODE trace, probes,
+            rtol and atol.
+
+        Raises:
+          UsageError: images, labels or settings that this model cannot have; no likelihood.
+          FailureError: a term of the bound that is not finite.
+        """
+        return bits_per_dim(self.trained, images, method, labels=labels, **settings)
 
     def denoiser(
         self,

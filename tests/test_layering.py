@@ -71,14 +71,6 @@ def imports(tree):
                 yield module, node.lineno
 
 
-# Files that still read flags, on their way to `cli/`: their imports of it are not counted.
-ON_THEIR_WAY = {
-    "tasks/metrics.py",
-    "experiments/loading.py",
-    "tasks/likelihood_flow.py",
-}
-
-
 def violations(name, source):
     """Return sentences about the wrong imports and calls of the file `name`."""
     tree = ast.parse(source)
@@ -147,8 +139,6 @@ FILES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
 @pytest.mark.parametrize("name", FILES)
 def test_file_keeps_to_its_layer(name):
     found = violations(name, (PACKAGE / name).read_text())
-    if name in ON_THEIR_WAY:
-        found = [sentence for sentence in found if "ddpm_jax.cli" not in sentence]
     assert found == []
 
 

@@ -3,9 +3,14 @@
 import dataclasses
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ddpm_jax.api
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.process import make_process
+from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.datasets import load_split
 from ddpm_jax.experiments.loading import load_trained
@@ -105,6 +110,25 @@ def test_a_model_over_latents_has_no_likelihood_of_images():
     latents = load_trained(RUNS / "latents")
     with pytest.raises(UsageError, match="one of latents"):
         bits_per_dim(latents, np.zeros((2, 8, 8, 1), np.uint8))
+
+
+def test_the_likelihood_of_any_network_is_that_of_its_closed_form():
+    """Pixels N(0, 1) stay N(0, 1), and ε of x is then √(1-ᾱ) x: bits of N(0, 1) over the bins."""
+    process = make_process(Chain(make_betas("cosine", 1000)), "eps", "fixed_large")
+    noise = np.sqrt(1 - np.asarray(process.chain.at(dtype=np.float64).alphas_bar))
+
+    def network(x_t, time):
+        level = jnp.interp(time, jnp.arange(1000.0), jnp.asarray(noise, jnp.float32))
+        return level[:, None, None, None] * x_t
+
+    model = ddpm_jax.api.from_network(network, process, (4, 4, 1))
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
+    found = model.bits_per_dim(images, "ode", trace="exact", draws=4)
+    x = images / 127.5 - 1
+    nats = 0.5 * (np.square(x) + np.log(2 * np.pi)).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(found.values, nats / np.log(2) + np.log2(127.5), atol=2e-2)
+    assert found.solved.all()
+    assert np.all(found.num_evaluations > 0)
 
 
 def test_settings_are_frozen_and_refuse_what_cannot_be():
