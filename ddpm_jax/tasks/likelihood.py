@@ -13,7 +13,6 @@ from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.tasks.evaluated_split import in_memory
 from ddpm_jax.tasks.evaluation_settings import FlowLikelihood, VariationalBound
 from ddpm_jax.tasks.likelihood_bound import bound_computation, bound_strata
-from ddpm_jax.tasks.likelihood_flow import flow_computation, flow_evaluation
 from ddpm_jax.tasks.resuming import complete
 
 
@@ -61,6 +60,9 @@ def _bound(trained: TrainedModel, source: Source, fields: dict[str, Any]) -> Bit
 
 
 def _flow(trained: TrainedModel, source: Source, fields: dict[str, Any]) -> BitsPerDim:
+    # the solver takes more than a second to import, which nothing else of `ddpm_jax.load` needs
+    from ddpm_jax.tasks.likelihood_flow import flow_computation, flow_evaluation
+
     settings = FlowLikelihood(**fields)
     evaluate = flow_evaluation(trained.model, settings, strict=False)
     bits = complete(flow_computation(trained, source, settings, evaluate), len(source))
