@@ -15,7 +15,6 @@ __version__ = "0.1.0"
 _DEFINED_IN = {
     "Classifier": "api",
     "FirstStage": "api",
-    "Guidance": "api",
     "Model": "api",
     "from_network": "api",
     "load": "api",
