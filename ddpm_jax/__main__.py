@@ -11,7 +11,10 @@ from ddpm_jax.errors import say, suggest
 # name -> what it does; the module of `ddpm_jax.cli` is called the same, with underscores
 COMMANDS = {
     "train": "train the model of a config, or resume its run",
-    "sample": "draw images from a trained model; edit, interpolate and reconstruct pictures",
+    "sample": "make images by a trained model",
+    "edit": "make images from a picture: image-to-image, inpainting",
+    "interpolate": "go from one picture, or one seed, to another",
+    "reconstruct": "turn a picture into its own noise, and back",
     "evaluate": "measure a trained model: distances, likelihoods, reconstructions",
     "samplers": "compare the samplers' errors, in a table and a plot",
     "ema": "make other averages of a run's weights",
@@ -48,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ddpm_jax.cli import command
 
         module = importlib.import_module(f"ddpm_jax.cli.{name.replace('-', '_')}")
-    return command.run(module.main, rest)
+    return command.run(getattr(module, "command", module.main), rest)
 
 
 def _help() -> str:

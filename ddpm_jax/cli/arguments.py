@@ -57,8 +57,12 @@ class Flags(argparse.Namespace):
     fields: dict[str, str]
 
     def make(self, record: type[Record], **others: Any) -> Record:
-        """Make a settings record of the flags of its fields; `others` are fields without a flag."""
-        values = {spec.field: getattr(self, spec.name) for spec in settings_in(record)}
+        """Make a settings record of the flags of its fields; `others` are fields without a flag.
+
+        Where the command has no such flag, the field keeps its default.
+        """
+        there = [spec for spec in settings_in(record) if hasattr(self, spec.name)]
+        values = {spec.field: getattr(self, spec.name) for spec in there}
         held = {name: self.make(type(default)) for name, default in _held(record).items()}
         return record(**values | held | others)
 

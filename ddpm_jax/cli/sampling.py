@@ -1,0 +1,87 @@
+"""What the commands that make images have in common: from flags to files.
+
+`sample`, `edit`, `interpolate` and `reconstruct` have flags of their own; `python sample.py` has
+those of all four, and does what the flags that are given ask for.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from ddpm_jax.cli.arguments import Flags
+from ddpm_jax.cli.picture_flags import draw_pictures, requested_pictures
+from ddpm_jax.cli.shared_flags import check_names_a_run, common_flags, make_interrupt, prepare
+from ddpm_jax.distributed import hosts, interrupt
+from ddpm_jax.experiments.datasets import check_places
+from ddpm_jax.experiments.identity import identity
+from ddpm_jax.experiments.loading import TrainedModel, load_trained
+from ddpm_jax.files import as_path, check_place
+from ddpm_jax.tasks import sample_files
+from ddpm_jax.tasks.editing import check_one_picture, make_any
+from ddpm_jax.tasks.editing_settings import Editing, Inpainting
+from ddpm_jax.tasks.sample_files import Samples
+from ddpm_jax.tasks.sampling_settings import Sampling
+
+
+def make_images(flags: Flags) -> int:
+    """Make the samples or the pictures that the flags ask for; return the exit code."""
+    check_names_a_run(flags)
+    stop = make_interrupt(flags)
+    pictures = requested_pictures(flags)
+    samples, sampling = flags.make(Samples), flags.make(Sampling)
+    editing, inpainting = flags.make(Editing), flags.make(Inpainting)
+    check_one_picture(editing, inpainting)
+    prepare(flags)
+    trained = load_trained(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    model = identity(trained)
+    hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": trained.step} | model)
+    made_by = {
+        "checkpoint": str(flags.ckpt),
+        "checkpoint_step": trained.step,
+        "weights": trained.average,
+        **model,
+    }
+    if pictures:
+        out = _checked(flags, trained, as_path(flags.ckpt) / "generated")
+        with stop, _keeping("nothing is kept of the picture; the same command begins it again."):
+            draw_pictures(trained, made_by, flags, pictures, out)
+        return 0
+    generator = make_any(trained, sampling, editing, inpainting)
+    folder = sample_files.folder_name(generator, samples)
+    out = _checked(flags, trained, as_path(flags.ckpt) / "generated" / folder)
+    with stop:
+        _write(generator, out, made_by, samples)
+    hosts.wait_for_all("the pictures are drawn")
+    return 0
+
+
+def _checked(flags: Flags, trained: TrainedModel, default: os.PathLike) -> os.PathLike:
+    """Return where the results go: --out, or a default; refuse a place that nothing may go to."""
+    out = as_path(flags.out) if flags.out else default
+    check_place(out, flag="--out", writing=True)
+    check_places(trained.model.config.data, out=flags.out)
+    return out
+
+
+def _write(
+    generator: sample_files.ImageGenerator,
+    out: os.PathLike,
+    made_by: dict[str, Any],
+    samples: Samples,
+) -> None:
+    sample_files.write_samples(generator, out, made_by, samples)
+    if hosts.is_primary():
+        with _keeping("the images are kept; the same command draws them."):
+            sample_files.draw_grid(generator, out, num_samples=samples.num_samples)
+            if samples.chain:
+                sample_files.draw_chain(generator, out, samples)
+
+
+@contextlib.contextmanager
+def _keeping(what: str) -> Iterator[None]:
+    """Say what is kept where the body is stopped and does not say so itself."""
+    try:
+        yield
+    except interrupt.Stopped as stopped:
+        raise interrupt.Stopped(stopped.wish, what) from None
