@@ -31,7 +31,7 @@ _DEFINED_IN = {
     "make_sampler": "samplers.registry",
     "make_schedule": "diffusion.schedules",
     "sample": "samplers.loop",
-    "train": "tasks.training_run",
+    "train": "training_runs.training_run",
 }
 __all__ = ["__version__", *_DEFINED_IN]
 

@@ -37,15 +37,17 @@ LAYERS = {
     "plotting": 5,
     "experiments": 6,
     "tasks": 7,
-    "api": 8,
-    "cli": 9,
+    "measuring": 8,
+    "training_runs": 9,
+    "api": 10,
+    "cli": 11,
 }
 PURE = ("diffusion", "samplers", "variational")
 PURE_MAY_IMPORT = {"jax", "numpy", "chex", "ddpm_jax"}
 STRANGERS = {("models", "data"), ("data", "models")}
 NOWHERE = {"torch", "torchvision", "tensorflow", "diffusers"}
 ONLY_IN = {  # library -> where it may be imported: a folder, or one file
-    "ml_collections": ("cli/", "experiments/", "tasks/"),
+    "ml_collections": ("cli/", "experiments/", "tasks/", "training_runs/", "api.py"),
     "absl": "cli/",
     "orbax": "checkpoints/",
     "matplotlib": "plotting/",

@@ -20,8 +20,8 @@ from ddpm_jax.errors import say
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.files import as_path, check_place
+from ddpm_jax.measuring.first_stage_picture_files import Drawing, write_pictures
 from ddpm_jax.settings import Settings, setting
-from ddpm_jax.tasks.first_stage_picture_files import Drawing, write_pictures
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,15 +63,15 @@ from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.identity import identity
 from ddpm_jax.experiments.loading import load_first_stage, load_trained
 from ddpm_jax.files import as_path, check_place
-from ddpm_jax.settings import Settings, setting
-from ddpm_jax.tasks.evaluation_settings import (
+from ddpm_jax.measuring.evaluation_settings import (
     EvaluatedImages,
     FlowLikelihood,
     SampleQuality,
     VariationalBound,
 )
-from ddpm_jax.tasks.measurement import Metric, write_measurement
-from ddpm_jax.tasks.metrics import FIRST_STAGE_METRICS, METRICS
+from ddpm_jax.measuring.measurement import Metric, write_measurement
+from ddpm_jax.measuring.metrics import FIRST_STAGE_METRICS, METRICS
+from ddpm_jax.settings import Settings, setting
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ddpm_jax.cli.command import run
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.files import as_path
 from ddpm_jax.settings import Settings, setting
-from ddpm_jax.tasks.run_curves import Curves, draw_runs, format_runs, load_runs
+from ddpm_jax.training_runs.run_curves import Curves, draw_runs, format_runs, load_runs
 
 
 @dataclasses.dataclass(frozen=True)

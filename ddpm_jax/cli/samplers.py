@@ -20,10 +20,10 @@ from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.files import as_path
+from ddpm_jax.measuring.compared_model import ComparedModel, ModelComparison
+from ddpm_jax.measuring.comparison_files import describe, write_comparison
+from ddpm_jax.measuring.sampler_comparison import Comparison
 from ddpm_jax.settings import Settings, setting, settings_in
-from ddpm_jax.tasks.compared_model import ComparedModel, ModelComparison
-from ddpm_jax.tasks.comparison_files import describe, write_comparison
-from ddpm_jax.tasks.sampler_comparison import Comparison
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,15 +31,15 @@ from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.files import as_path
 from ddpm_jax.settings import Settings, setting
-from ddpm_jax.tasks.run_directory import check_apart
-from ddpm_jax.tasks.training_grids import PICTURED, grid_path
-from ddpm_jax.tasks.training_run import (
+from ddpm_jax.training_runs.run_directory import check_apart
+from ddpm_jax.training_runs.sample_grids import PICTURED, grid_path
+from ddpm_jax.training_runs.training_run import (
     TrainingResult,
     default_workdir,
     make_interrupt,
     run_training,
 )
-from ddpm_jax.tasks.training_settings import TrainingRun
+from ddpm_jax.training_runs.training_settings import TrainingRun
 
 _NEXT = {  # objective -> what to type after training; those that are missing make no images
     "diffusion": ("sample", "--ckpt {}"),

@@ -8,7 +8,7 @@ import pytest
 
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments import synonyms
-from ddpm_jax.tasks import training_start
+from ddpm_jax.training_runs import start
 
 # Of each kind of field one: `experiments/test_fields.py` has them all.
 ALONE = [  # override, words of the sentence
@@ -81,9 +81,7 @@ def refused_untouched(refused, config_file, tmp_path, monkeypatch):
     """refused_untouched(*argv, says=...): train.py with the digits' config refuses before it
     computes or writes."""
     workdir = tmp_path / "run"
-    monkeypatch.setattr(
-        training_start, "init_state", lambda *args: pytest.fail("parameters were drawn")
-    )
+    monkeypatch.setattr(start, "init_state", lambda *args: pytest.fail("parameters were drawn"))
 
     def check(*argv, says):
         refused("train", "--config", config_file(), "--workdir", workdir, *argv, says=says)

@@ -14,7 +14,7 @@ from PIL import Image
 from ddpm_jax import host_memory
 from ddpm_jax.cli import command
 from ddpm_jax.generation import generating
-from ddpm_jax.tasks import training_start
+from ddpm_jax.training_runs import start
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -37,9 +37,7 @@ def pictures(tmp_path):
 def refused_training(refused, config_file, tmp_path, monkeypatch):
     """refused_training(*argv, says=...): train.py refuses before it draws parameters or makes the
     workdir."""
-    monkeypatch.setattr(
-        training_start, "init_state", lambda *args: pytest.fail("parameters were drawn")
-    )
+    monkeypatch.setattr(start, "init_state", lambda *args: pytest.fail("parameters were drawn"))
 
     def check(*argv, says, workdir=tmp_path / "run", left=()):
         refused("train", "--config", config_file(), "--workdir", workdir, *argv, says=says)

@@ -13,7 +13,7 @@ from ddpm_jax.cli import evaluate
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
-from ddpm_jax.tasks import likelihood_bound, likelihood_flow, resuming, sample_metrics
+from ddpm_jax.measuring import likelihood_bound, likelihood_flow, resuming, sample_metrics
 
 T = 20
 

@@ -19,8 +19,8 @@ from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import Weights
-from ddpm_jax.tasks import likelihood_flow
-from ddpm_jax.tasks.evaluation_settings import EvaluatedImages, FlowLikelihood
+from ddpm_jax.measuring import likelihood_flow
+from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FlowLikelihood
 
 NAME = "bpd_ode_step10_ema_test_n5_rademacher2_rtol0.001_atol0.002_draws2_seed5"
 ARGV = [

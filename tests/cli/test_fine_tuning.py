@@ -15,20 +15,20 @@ from ddpm_jax.experiments.models import Weights
 from ddpm_jax.randomness import base_key, image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.tasks import training_session, training_start
+from ddpm_jax.training_runs import session, start
 
 
 @pytest.fixture
 def beginning_state(monkeypatch):
     """The states that training was begun with, and the experiments."""
-    seen, init = [], training_start.init_state
+    seen, init = [], start.init_state
 
     def noted(experiment, *args):
         state = init(experiment, *args)
         seen.append((experiment, jax.tree.map(np.array, state)))
         return state
 
-    monkeypatch.setattr(training_start, "init_state", noted)
+    monkeypatch.setattr(start, "init_state", noted)
     return seen
 
 
@@ -49,7 +49,7 @@ def stopped(monkeypatch):
     def stop(*args, **kwargs):
         raise FailureError("Stopped.")
 
-    monkeypatch.setattr(training_session, "train", stop)
+    monkeypatch.setattr(session, "train", stop)
 
 
 @pytest.mark.parametrize("raw", [False, pytest.param(True, marks=pytest.mark.slow)])

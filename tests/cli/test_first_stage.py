@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddpm_jax.cli import command
 from ddpm_jax.experiments.loading import load_first_stage
-from ddpm_jax.tasks.first_stage_pictures import collapse, latent_images
+from ddpm_jax.measuring.first_stage_pictures import collapse, latent_images
 
 from .conftest import main_of, write_config
 

@@ -9,8 +9,8 @@ from scipy import stats
 
 from ddpm_jax.data import sources
 from ddpm_jax.experiments import config as configs
+from ddpm_jax.measuring import first_stage_pictures
 from ddpm_jax.plotting.grids import grid
-from ddpm_jax.tasks import first_stage_pictures
 from ddpm_jax.variational.first_stage import FirstStage
 from ddpm_jax.variational.observation import FAMILIES
 

@@ -12,7 +12,7 @@ from ddpm_jax.monitoring.records import read
 from ddpm_jax.plotting.grids import grid
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.ancestral import ancestral
-from ddpm_jax.tasks.training_grids import REFERENCE, compare_colours, reference_colours
+from ddpm_jax.training_runs.sample_grids import REFERENCE, compare_colours, reference_colours
 
 KINDS = ("sample_mean", "sample_std", "data_mean", "data_std")
 

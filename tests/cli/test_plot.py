@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.tasks import run_curves
+from ddpm_jax.training_runs import run_curves
 
 
 @pytest.fixture

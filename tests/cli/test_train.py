@@ -10,7 +10,7 @@ from PIL import Image
 
 from ddpm_jax import locks
 from ddpm_jax.monitoring.records import read
-from ddpm_jax.tasks import training_start
+from ddpm_jax.training_runs import start
 
 
 def steps_in(workdir):
@@ -146,7 +146,7 @@ def test_a_run_that_is_further_than_it_is_to_go_is_said_so(refused, copied, conf
 def test_a_second_training_in_the_same_directory_ends_before_it_does_anything(
     refused, copied, config_file, monkeypatch
 ):
-    monkeypatch.setattr(training_start, "build", lambda *args: pytest.fail("it went on"))
+    monkeypatch.setattr(start, "build", lambda *args: pytest.fail("it went on"))
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
     argv = ["--config", config_file(), "--workdir", copied, "--config.train.num_steps=12"]
     with locks.hold(copied, "training in it"):

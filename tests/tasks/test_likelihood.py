@@ -14,15 +14,15 @@ from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.datasets import load_split
 from ddpm_jax.experiments.loading import load_trained
-from ddpm_jax.tasks.evaluation_settings import (
+from ddpm_jax.measuring.evaluation_settings import (
     EvaluatedImages,
     FlowLikelihood,
     SampleQuality,
     VariationalBound,
 )
-from ddpm_jax.tasks.likelihood import bits_per_dim
-from ddpm_jax.tasks.likelihood_bound import measure_bound
-from ddpm_jax.tasks.likelihood_flow import measure_flow
+from ddpm_jax.measuring.likelihood import bits_per_dim
+from ddpm_jax.measuring.likelihood_bound import measure_bound
+from ddpm_jax.measuring.likelihood_flow import measure_flow
 
 RUNS = pathlib.Path(__file__).parents[1] / "fixtures" / "runs"
 

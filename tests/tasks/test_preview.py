@@ -11,7 +11,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import check_classes, load_split
-from ddpm_jax.tasks.preview import make_preview
+from ddpm_jax.training_runs.preview import make_preview
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 

@@ -16,11 +16,11 @@ from ddpm_jax.evaluation.first_stage_scores import (
 from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.measuring.evaluated_split import open_split
+from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, Likelihood
+from ddpm_jax.measuring.measurement import Measurement, plural, result_path, with_error
+from ddpm_jax.measuring.resuming import image_by_image, resume
 from ddpm_jax.monitoring import results
-from ddpm_jax.tasks.evaluated_split import open_split
-from ddpm_jax.tasks.evaluation_settings import EvaluatedImages, Likelihood
-from ddpm_jax.tasks.measurement import Measurement, plural, result_path, with_error
-from ddpm_jax.tasks.resuming import image_by_image, resume
 from ddpm_jax.variational.observation import FAMILIES
 from ddpm_jax.variational.quantization import perplexity
 

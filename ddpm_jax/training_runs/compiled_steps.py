@@ -15,13 +15,13 @@ from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.pmap import several
 from ddpm_jax.experiments.training import Training
 from ddpm_jax.files import reporting
-from ddpm_jax.tasks.training_grids import PICTURED, grid_path
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.exhaustion import remedies_of_a_step
 from ddpm_jax.training.loop import Start, Steps
 from ddpm_jax.training.options import LoopOptions
 from ddpm_jax.training.reporting import SINCE_RECORD
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.training_runs.sample_grids import PICTURED, grid_path
 
 
 def make_steps(config: ConfigDict, training: Training) -> Steps:

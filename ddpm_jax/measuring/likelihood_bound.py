@@ -12,12 +12,12 @@ from ddpm_jax.evaluation.strata import Strata, make_strata
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import DiffusionModel
+from ddpm_jax.measuring.evaluated_split import open_split
+from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, VariationalBound
+from ddpm_jax.measuring.measurement import plural, result_path
+from ddpm_jax.measuring.resuming import Computation, Span, batch_size_here, resume
 from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
-from ddpm_jax.tasks.evaluated_split import open_split
-from ddpm_jax.tasks.evaluation_settings import EvaluatedImages, VariationalBound
-from ddpm_jax.tasks.measurement import plural, result_path
-from ddpm_jax.tasks.resuming import Computation, Span, batch_size_here, resume
 from ddpm_jax.training.conditioning import condition_of
 
 

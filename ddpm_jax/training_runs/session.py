@@ -12,14 +12,19 @@ from ddpm_jax.distributed.interrupt import Interrupt
 from ddpm_jax.experiments.training import snapshot_names
 from ddpm_jax.monitoring.profiling import make_trace
 from ddpm_jax.randomness import base_key
-from ddpm_jax.tasks.run_directory import CONFIG_FILE, write_settings
-from ddpm_jax.tasks.training_data import check_held_out, keep_listing, make_batches, open_split
-from ddpm_jax.tasks.training_observers import make_observers
-from ddpm_jax.tasks.training_reports import announce
-from ddpm_jax.tasks.training_start import Prepared, first_state
-from ddpm_jax.tasks.training_steps import explained, make_options, make_start, make_steps
 from ddpm_jax.training.callbacks import Callbacks
 from ddpm_jax.training.loop import Outcome, Saving, train
+from ddpm_jax.training_runs.compiled_steps import explained, make_options, make_start, make_steps
+from ddpm_jax.training_runs.observers import make_observers
+from ddpm_jax.training_runs.reports import announce
+from ddpm_jax.training_runs.run_directory import CONFIG_FILE, write_settings
+from ddpm_jax.training_runs.start import Prepared, first_state
+from ddpm_jax.training_runs.training_data import (
+    check_held_out,
+    keep_listing,
+    make_batches,
+    open_split,
+)
 
 
 def train_in(

@@ -23,9 +23,9 @@ from ddpm_jax.experiments.training import (
     init_state,
     state_shapes,
 )
-from ddpm_jax.tasks.training_reports import warn
-from ddpm_jax.tasks.training_steps import remedies
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.training_runs.compiled_steps import remedies
+from ddpm_jax.training_runs.reports import warn
 
 
 class Prepared(NamedTuple):

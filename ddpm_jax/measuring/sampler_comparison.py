@@ -15,12 +15,12 @@ from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.evaluation.plane_problem import PlaneProblem, sampler_within
 from ddpm_jax.limits import MAX_SEED, MAX_TIMESTEPS
+from ddpm_jax.measuring.compared_model import ComparedModel
 from ddpm_jax.monitoring.progress import counted
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import SAMPLERS, find
 from ddpm_jax.samplers.spacing import SPACINGS
 from ddpm_jax.settings import Settings, setting
-from ddpm_jax.tasks.compared_model import ComparedModel
 
 PLANE_SAMPLES = 2000
 PLANE_CHAIN = 1000  # T of the mixture's process, with DDPM's linear schedule

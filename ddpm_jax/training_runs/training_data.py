@@ -15,8 +15,8 @@ from ddpm_jax.experiments.datasets import check_classes, load_split
 from ddpm_jax.experiments.latents import kept_latents
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.run_settings import frozen_first_stage
-from ddpm_jax.tasks.training_reports import warn
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.training_runs.reports import warn
 
 BAD_IMAGES = "bad_images.txt"  # lists those that cannot be used
 

@@ -25,8 +25,8 @@ from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.plotting.grids import save_png, side_by_side
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.ancestral import ancestral
-from ddpm_jax.tasks.preview import make_preview
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.training_runs.preview import make_preview
 
 PICTURED = ("diffusion", "first_stage")  # objectives whose models make pictures
 # training images to compare with: more would make the standard error of 64 samples 0.8 % smaller

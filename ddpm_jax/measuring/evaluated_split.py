@@ -16,8 +16,8 @@ from ddpm_jax.experiments.identity import identity
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import DiffusionModel, Model
 from ddpm_jax.experiments.run_settings import frozen_first_stage
+from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, Likelihood
 from ddpm_jax.models.condition import check_labels
-from ddpm_jax.tasks.evaluation_settings import EvaluatedImages, Likelihood
 
 
 class Split(NamedTuple):

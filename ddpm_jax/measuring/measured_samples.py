@@ -11,12 +11,12 @@ from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.experiments.datasets import load_evaluated, load_split
 from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.measuring.evaluated_split import stem
+from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, SampleQuality
+from ddpm_jax.measuring.measurement import result_path
 from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
-from ddpm_jax.tasks.evaluated_split import stem
-from ddpm_jax.tasks.evaluation_settings import EvaluatedImages, SampleQuality
 from ddpm_jax.tasks.image_generator import ImageGenerator
-from ddpm_jax.tasks.measurement import result_path
 from ddpm_jax.tasks.sampling import make_generator
 
 

@@ -9,12 +9,12 @@ import numpy as np
 from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
 from ddpm_jax.evaluation.tally import Summary, estimate
 from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FlowLikelihood, VariationalBound
+from ddpm_jax.measuring.likelihood_bound import measure_bound
+from ddpm_jax.measuring.likelihood_flow import measure_flow
+from ddpm_jax.measuring.measurement import Measurement, note_on_draws, with_error
 from ddpm_jax.monitoring.results import format_table
 from ddpm_jax.plotting import likelihood_plots
-from ddpm_jax.tasks.evaluation_settings import EvaluatedImages, FlowLikelihood, VariationalBound
-from ddpm_jax.tasks.likelihood_bound import measure_bound
-from ddpm_jax.tasks.likelihood_flow import measure_flow
-from ddpm_jax.tasks.measurement import Measurement, note_on_draws, with_error
 
 TABLE_ROWS = 11  # of the tables that are printed; the JSON has every row
 

@@ -11,8 +11,8 @@ from ddpm_jax.evaluation.tally import Estimate
 from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.files import reporting
+from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, Evaluation
 from ddpm_jax.monitoring.results import machine, write_record
-from ddpm_jax.tasks.evaluation_settings import EvaluatedImages, Evaluation
 
 
 class Measurement(NamedTuple):

@@ -16,14 +16,14 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.files import as_path
 from ddpm_jax.monitoring import weights_and_biases
-from ddpm_jax.tasks.run_directory import begun_settings, check_apart, check_writable
-from ddpm_jax.tasks.training_reports import CURVE, draw_loss
-from ddpm_jax.tasks.training_session import train_in
-from ddpm_jax.tasks.training_settings import TrainingRun
-from ddpm_jax.tasks.training_start import prepare
 from ddpm_jax.training.callbacks import Callback, Callbacks
 from ddpm_jax.training.loop import PROMISE
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.training_runs.reports import CURVE, draw_loss
+from ddpm_jax.training_runs.run_directory import begun_settings, check_apart, check_writable
+from ddpm_jax.training_runs.session import train_in
+from ddpm_jax.training_runs.start import prepare
+from ddpm_jax.training_runs.training_settings import TrainingRun
 
 # fields that the processes of a run may have in their own ways: where and how they read files
 _OWN = ("data.data_dir", "data.cache", "first_stage.ckpt", "first_stage.cache", "init_from")

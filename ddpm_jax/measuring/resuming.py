@@ -12,10 +12,10 @@ import jax
 from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import FailureError
+from ddpm_jax.measuring.evaluation_settings import Evaluation
 from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
 from ddpm_jax.monitoring.results import AnyTally
-from ddpm_jax.tasks.evaluation_settings import Evaluation
 
 
 class Span(NamedTuple):

@@ -11,14 +11,14 @@ from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.files import reporting
 from ddpm_jax.limits import MAX_SEED
+from ddpm_jax.measuring.first_stage_pictures import Drawn, make_drawing
+from ddpm_jax.measuring.measurement import checkpoint_record
 from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.results import check_record, write_record
 from ddpm_jax.plotting.grids import save_png
 from ddpm_jax.settings import Settings, setting
-from ddpm_jax.tasks.first_stage_pictures import Drawn, make_drawing
-from ddpm_jax.tasks.measurement import checkpoint_record
-from ddpm_jax.tasks.training_grids import grid_path
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.training_runs.sample_grids import grid_path
 
 MAX_SHOWN = 10_000  # images of one picture
 

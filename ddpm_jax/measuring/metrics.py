@@ -1,19 +1,19 @@
 """What can be measured of a model: METRICS, of a first stage FIRST_STAGE_METRICS, by name."""
 
-from ddpm_jax.tasks.evaluation_settings import (
+from ddpm_jax.measuring.evaluation_settings import (
     FlowLikelihood,
     Likelihood,
     SampleQuality,
     VariationalBound,
 )
-from ddpm_jax.tasks.first_stage_metrics import elbo, reconstruction
-from ddpm_jax.tasks.likelihood_metrics import (
+from ddpm_jax.measuring.first_stage_metrics import elbo, reconstruction
+from ddpm_jax.measuring.likelihood_metrics import (
     bits_per_dimension,
     bits_per_dimension_ode,
     progressive_coding,
 )
-from ddpm_jax.tasks.measurement import Metric
-from ddpm_jax.tasks.sample_metrics import classification_accuracy, frechet_pixels
+from ddpm_jax.measuring.measurement import Metric
+from ddpm_jax.measuring.sample_metrics import classification_accuracy, frechet_pixels
 
 METRICS = {
     "bpd": Metric(bits_per_dimension, VariationalBound),

@@ -13,11 +13,11 @@ from ddpm_jax.evaluation.ode_bits import Bits, Evaluate, merge, no_bits, stream_
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import DiffusionModel
+from ddpm_jax.measuring.evaluated_split import open_split
+from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FlowLikelihood
+from ddpm_jax.measuring.measurement import plural, result_path
+from ddpm_jax.measuring.resuming import Computation, image_by_image, resume
 from ddpm_jax.monitoring import results
-from ddpm_jax.tasks.evaluated_split import open_split
-from ddpm_jax.tasks.evaluation_settings import EvaluatedImages, FlowLikelihood
-from ddpm_jax.tasks.measurement import plural, result_path
-from ddpm_jax.tasks.resuming import Computation, image_by_image, resume
 from ddpm_jax.training.conditioning import condition_of
 
 START = 0.0  # the first t that a network is trained on

@@ -13,11 +13,11 @@ from ddpm_jax.evaluation.pixel_frechet import check_pixel_sets, pixel_frechet_di
 from ddpm_jax.experiments.datasets import load_evaluated, load_split
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.limits import MAX_BATCH, MAX_IMAGES
+from ddpm_jax.measuring.measurement import checkpoint_record
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.settings import Settings, setting
 from ddpm_jax.tasks.image_generator import ImageGenerator
-from ddpm_jax.tasks.measurement import checkpoint_record
 from ddpm_jax.tasks.sampling import generator_with
 from ddpm_jax.tasks.sampling_settings import Conditions
 

@@ -10,10 +10,10 @@ from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import choose
 from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.experiments.loading import TrainedModel
-from ddpm_jax.tasks.evaluated_split import in_memory
-from ddpm_jax.tasks.evaluation_settings import FlowLikelihood, VariationalBound
-from ddpm_jax.tasks.likelihood_bound import bound_computation, bound_strata
-from ddpm_jax.tasks.resuming import complete
+from ddpm_jax.measuring.evaluated_split import in_memory
+from ddpm_jax.measuring.evaluation_settings import FlowLikelihood, VariationalBound
+from ddpm_jax.measuring.likelihood_bound import bound_computation, bound_strata
+from ddpm_jax.measuring.resuming import complete
 
 
 class BitsPerDim(NamedTuple):
@@ -61,7 +61,7 @@ def _bound(trained: TrainedModel, source: Source, fields: dict[str, Any]) -> Bit
 
 def _flow(trained: TrainedModel, source: Source, fields: dict[str, Any]) -> BitsPerDim:
     # the solver takes more than a second to import, which nothing else of `ddpm_jax.load` needs
-    from ddpm_jax.tasks.likelihood_flow import flow_computation, flow_evaluation
+    from ddpm_jax.measuring.likelihood_flow import flow_computation, flow_evaluation
 
     settings = FlowLikelihood(**fields)
     evaluate = flow_evaluation(trained.model, settings, strict=False)

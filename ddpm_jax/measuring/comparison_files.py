@@ -7,15 +7,15 @@ import numpy as np
 
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.files import reporting
-from ddpm_jax.monitoring.results import check_record, format_table, machine, write_record
-from ddpm_jax.plotting.sampler_errors import Measure, error_against_evaluations
-from ddpm_jax.tasks.compared_model import ComparedModel
-from ddpm_jax.tasks.sampler_comparison import (
+from ddpm_jax.measuring.compared_model import ComparedModel
+from ddpm_jax.measuring.sampler_comparison import (
     PLANE_SAMPLES,
     Compared,
     Comparison,
     compare_samplers,
 )
+from ddpm_jax.monitoring.results import check_record, format_table, machine, write_record
+from ddpm_jax.plotting.sampler_errors import Measure, error_against_evaluations
 
 
 def write_comparison(
