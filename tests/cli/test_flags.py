@@ -9,7 +9,7 @@ import unittest.mock
 import pytest
 
 import ddpm_jax.cli
-from ddpm_jax.cli import arguments, command, synonyms
+from ddpm_jax.cli import arguments, synonyms
 from ddpm_jax.errors import UsageError
 from ddpm_jax.tasks.sampler_options import options_from, spacing_from, typed_options
 
@@ -24,36 +24,20 @@ class _Found(Exception):
     pass
 
 
-def _parser_of(module):
-    """The parser that a command makes before it reads its arguments."""
+def _parser(module):
+    """Return the parser that a command makes before it reads its arguments."""
     found = {"autospec": True, "side_effect": _Found}
-    with (
-        unittest.mock.patch.object(command.Parser, "parse", **found) as older,
-        unittest.mock.patch.object(arguments.Parser, "parse", **found) as parse,
-    ):
+    with unittest.mock.patch.object(arguments.Parser, "parse", **found) as parse:
         try:
             module.main([])
         except _Found:
-            return (parse.call_args or older.call_args).args[0]
+            return parse.call_args.args[0]
     raise AssertionError(f"{module.__name__} parses no flags")
 
 
-def _flags(parser):
-    return parser.settings if isinstance(parser, arguments.Parser) else parser.values
-
-
-def _takes_numbers(parser, flag):
-    if not isinstance(parser, arguments.Parser):
-        return isinstance(parser.values[flag].parser, command.Numeral)
-    spec = parser.settings[flag]
+def _takes_numbers(spec):
     kinds = {kind for kind in spec.kinds for kind in (kind, *typing.get_args(kind))}
     return spec.read is None and not kinds.isdisjoint((int, float))
-
-
-def _takes_a_path(parser, flag):
-    if not isinstance(parser, arguments.Parser):
-        return isinstance(parser.values[flag].parser, command.Place)
-    return parser.settings[flag].is_path
 
 
 MODULES = [
@@ -61,21 +45,21 @@ MODULES = [
     for m in pkgutil.iter_modules(ddpm_jax.cli.__path__)
 ]
 PARSERS = {
-    module.__name__.rpartition(".")[2]: _parser_of(module)
+    module.__name__.rpartition(".")[2]: _parser(module)
     for module in MODULES
     if hasattr(module, "main")
 }
 NUMERALS = [
     (name, flag)
     for name, parser in PARSERS.items()
-    for flag in _flags(parser)
-    if _takes_numbers(parser, flag)
+    for flag, spec in parser.settings.items()
+    if _takes_numbers(spec)
 ]
 PLACES = [
     (name, flag)
     for name, parser in PARSERS.items()
-    for flag in _flags(parser)
-    if _takes_a_path(parser, flag)
+    for flag, spec in parser.settings.items()
+    if spec.is_path
 ]
 TOO_LONG = ["a" * 256, "runs/" + "ü" * 128 + "/x", "/".join(["a" * 250] * 20)]
 
@@ -110,13 +94,13 @@ def test_a_number_that_makes_no_sense_is_one_sentence(refused, name, flag):
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_every_default_is_in_its_own_range(name):
-    flags = _flags(PARSERS[name])
+    settings = PARSERS[name].settings
     for flag in (flag for of, flag in NUMERALS if of == name):
-        default = flags[flag].default
+        default = settings[flag].default
         if default is not None:
             listed = isinstance(default, list | tuple)
             text = ",".join(map(str, default)) if listed else str(default)
-            assert getattr(flags[flag], "parser", flags[flag]).parse(text) == default
+            assert settings[flag].parse(text) == default
 
 
 @pytest.mark.parametrize("text", ["9" * 20, "-1,5", "²,5", "１,5", "5,,7", "5,", "5;7"])

@@ -14,7 +14,7 @@ import random
 import shutil
 from typing import NamedTuple
 
-from ddpm_jax.cli import command
+from ddpm_jax.cli import arguments
 from ddpm_jax.experiments import config as configs
 
 from . import world as worlds
@@ -76,17 +76,16 @@ def flags_of(name: str) -> tuple[tuple[str, bool], ...]:
         pass
 
     def parse(self, argv):
-        for flag in sorted(self.values):
-            found.append((flag, self.values[flag].boolean))
+        found.extend((name, spec.is_switch) for name, spec in sorted(self.settings.items()))
         raise Seen
 
-    original, command.Parser.parse = command.Parser.parse, parse
+    original, arguments.Parser.parse = arguments.Parser.parse, parse
     try:
         importlib.import_module(f"ddpm_jax.cli.{name}").main([])
     except Seen:
         pass
     finally:
-        command.Parser.parse = original
+        arguments.Parser.parse = original
     return tuple(found)
 
 

@@ -16,6 +16,8 @@ import optax
 
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.cli import command
+from ddpm_jax.cli.arguments import Parser
+from ddpm_jax.cli.shared_flags import Processes, prepare
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.distributed.pmap import several
@@ -111,11 +113,10 @@ def run(parallelism, workdir, *, steps_per_call, skip):
 
 
 def main(argv):
-    parser = command.Parser(__doc__, arguments=True)
-    command.define_process_flags(parser)
-    command.prepare_jax(parser.parse(argv))
+    flags = Parser(__doc__, Processes, words=True).parse(argv)
+    prepare(flags)
     hosts.check_equal({})
-    name, workdir, steps_per_call = parser.arguments
+    name, workdir, steps_per_call = flags.words
     options = {"steps_per_call": int(steps_per_call)}
     weights = run(PARALLEL[name], pathlib.Path(workdir) / "passes", skip=2, **options)
     np.savez(pathlib.Path(workdir) / f"weights_{jax.process_index()}.npz", *weights)

@@ -11,12 +11,12 @@ JOIN = """
 import os, sys
 import jax
 from ddpm_jax.cli import command
+from ddpm_jax.cli.arguments import Parser
+from ddpm_jax.cli.shared_flags import Processes, prepare
 from ddpm_jax.distributed import hosts
 
 def main(argv):
-    parser = command.Parser("joins")
-    command.define_process_flags(parser)
-    command.prepare_jax(parser.parse(argv))
+    prepare(Parser("joins", Processes).parse(argv))
     hosts.check_equal({})
     print("process", jax.process_index(), "of", jax.process_count())
     return 0
