@@ -211,5 +211,5 @@ def test_a_flag_of_another_library_is_answered_with_ours(refused, name, flag, me
 
 
 def test_every_synonym_is_of_a_flag():
-    flags = {flag for parser in PARSERS.values() for flag in _flags(parser)}
+    flags = {flag for parser in PARSERS.values() for flag in parser.settings}
     assert set(synonyms.FLAGS) <= flags
