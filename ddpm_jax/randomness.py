@@ -19,6 +19,8 @@ from typing import Literal
 
 import chex
 import jax
+import numpy as np
+from jax.typing import DTypeLike
 
 from ddpm_jax.errors import UsageError
 
@@ -113,11 +115,34 @@ def row_keys(keys: chex.PRNGKey, t: chex.Array) -> chex.PRNGKey:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t)
 
 
-def normal(keys: chex.PRNGKey, shape: tuple[int, ...]) -> chex.Array:
-    """Draw standard normal noise, float32 [B, *shape], one `shape` from each of keys [B]."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+def normal(keys: chex.PRNGKey, shape: tuple[int, ...], *, dtype: DTypeLike = float) -> chex.Array:
+    """Draw standard normal noise [B, *shape], one `shape` from each of keys [B].
+
+    Its dtype is float32, or float64 where JAX computes in it and none is given.
+
+    Raises:
+      UsageError: float64 is asked for, and JAX does not compute in it.
+    """
+    if dtype is not float:
+        check_precision(dtype, "The noise")
+    return jax.vmap(lambda key: jax.random.normal(key, shape, dtype))(keys)
 
 
-def initial_noise(keys: chex.PRNGKey, image_shape: tuple[int, ...]) -> chex.Array:
-    """Draw x_T ~ N(0, I) of each image, float32 [B, *image_shape], from `image_keys` [B]."""
-    return normal(row_keys(keys, INITIAL), image_shape)
+def initial_noise(
+    keys: chex.PRNGKey, image_shape: tuple[int, ...], *, dtype: DTypeLike = float
+) -> chex.Array:
+    """Draw x_T ~ N(0, I) of each image, [B, *image_shape], from `image_keys` [B]."""
+    return normal(row_keys(keys, INITIAL), image_shape, dtype=dtype)
+
+
+def check_precision(dtype: DTypeLike, what: str) -> None:
+    """Refuse float64 where JAX would silently compute in float32.
+
+    Raises:
+      UsageError: see above; the sentence says how to let JAX compute in float64.
+    """
+    if np.dtype(dtype) == np.float64 and not jax.config.jax_enable_x64:
+        raise UsageError(
+            f"{what} is to be float64, but JAX computes in float32 until it is told otherwise: set "
+            "JAX_ENABLE_X64=1, or call jax.config.update('jax_enable_x64', True) first."
+        )

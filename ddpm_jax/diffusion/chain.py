@@ -5,14 +5,17 @@ A table of such levels is a `Schedule`; which levels a sampler wants is in `samp
 process continued to real t as a smooth function, which an adaptive solver needs, is in `flow`.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any
 
 import numpy as np
 
-from ddpm_jax.diffusion.schedules import Schedule, half_log_snr, make_schedule
+from ddpm_jax.diffusion.schedules import Schedule, check_betas, half_log_snr, make_schedule
+from ddpm_jax.errors import UsageError
 
 
-class Chain(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chain:
     """T steps and what the network is told of them. σ = √((1-ᾱ)/ᾱ), the noise beside data of
     unchanged scale.
 
@@ -22,6 +25,16 @@ class Chain(NamedTuple):
 
     betas: np.ndarray  # float64 [T], of `make_betas`
     time_scale: float = 1.0  # the network is told t times this
+
+    def __post_init__(self) -> None:
+        """Refuse betas that are none: a name, say, or numbers outside (0, 1]."""
+        if isinstance(self.betas, str):
+            raise UsageError(
+                f"A Chain is made of betas and not of a name: Chain(make_betas({self.betas!r}, "
+                "1000)), with the number of timesteps."
+            )
+        object.__setattr__(self, "betas", np.asarray(self.betas, np.float64))
+        check_betas(self.betas)
 
     @property
     def num_timesteps(self) -> int:
@@ -47,3 +60,17 @@ class Chain(NamedTuple):
         """The real t at which the noise is σ, float64 of the shape of `sigmas`; beyond the ends,
         the end."""
         return np.interp(np.log(sigmas), self.log_sigmas, np.arange(self.num_timesteps))
+
+
+def check_chain(chain: Any) -> None:
+    """Refuse anything but a `Chain`, a `Schedule` for example.
+
+    Raises:
+      UsageError: see above.
+    """
+    if not isinstance(chain, Chain):
+        raise UsageError(
+            f"A Chain is needed, all T steps that the network was trained on, not a "
+            f"{type(chain).__name__}: make one by Chain(make_betas('linear', 1000)); a Schedule is "
+            "a table that chain.at(times) cuts from it."
+        )

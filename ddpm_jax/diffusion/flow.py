@@ -87,7 +87,8 @@ def make_continuous(
         forever to do.
     """
     if not np.array_equal(
-        schedule.timesteps, (np.arange(schedule.num_timesteps) * time_scale).astype(np.float32)
+        schedule.timesteps,
+        (np.arange(schedule.num_timesteps) * time_scale).astype(schedule.timesteps.dtype),
     ):
         raise UsageError(
             "The flow needs the whole chain, but this one is respaced: leave out the number of "

@@ -10,7 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.chain import Chain, check_chain
 from ddpm_jax.diffusion.clipping import CLIPPINGS
 from ddpm_jax.diffusion.denoiser import Denoiser, Network
 from ddpm_jax.diffusion.gaussian import extract, q_posterior
@@ -110,6 +110,7 @@ def make_process(
     Raises:
       UsageError: an unknown name, no chain, or eps on a chain that ends without signal.
     """
+    check_chain(chain)
     process = Process(
         chain,
         choose("parameterization", parameterization, PARAMETERIZATIONS),

@@ -245,15 +245,7 @@ def make_schedule(
         leave 0..T-1, or have more than one level at which alphas_bar is 0.
     """
     betas = np.asarray(betas, np.float64)
-    if betas.ndim != 1 or betas.size < 2:
-        raise UsageError(
-            f"betas must be a list of at least two numbers, but have shape {betas.shape}."
-        )
-    if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
-        raise UsageError(
-            f"betas must lie in (0, 1), the last in (0, 1], but they span {betas.min()} to "
-            f"{betas.max()}: after a beta of 1 nothing is left to diffuse."
-        )
+    check_betas(betas)
     alphas_bar, lambdas = np.cumprod(1 - betas), half_log_snr(betas)
     trained = _trained_step(betas, alphas_bar)
     whole = np.arange(betas.size)
@@ -268,7 +260,26 @@ def make_schedule(
     # an alphas_bar below 1e-38 is 0 in float32, and its reciprocal inf
     with np.errstate(over="ignore"):
         tables = {name: table.astype(dtype) for name, table in tables.items()}
-    return Schedule(timesteps=(timesteps * time_scale).astype(np.float32), **tables)
+    # a network is given its times in no fewer digits than float32's
+    times = (timesteps * time_scale).astype(np.promote_types(dtype, np.float32))
+    return Schedule(timesteps=times, **tables)
+
+
+def check_betas(betas: np.ndarray) -> None:
+    """Refuse betas that make no chain.
+
+    Raises:
+      UsageError: fewer than two, or one outside its range.
+    """
+    if betas.ndim != 1 or betas.size < 2:
+        raise UsageError(
+            f"betas must be a list of at least two numbers, but have shape {betas.shape}."
+        )
+    if not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
+        raise UsageError(
+            f"betas must lie in (0, 1), the last in (0, 1], but they span {betas.min()} to "
+            f"{betas.max()}: after a beta of 1 nothing is left to diffuse."
+        )
 
 
 def half_log_snr(betas: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def sample(
     sampler: Sampler,
     params: Any,
     x_T: chex.Array,
-    keys: chex.PRNGKey,
+    keys: chex.PRNGKey | None = None,
     *,
     num_frames: int = 0,
 ) -> loop.Samples:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError
-from ddpm_jax.samplers.linear import flow_weights, levels_at, linear_sampler
+from ddpm_jax.samplers.linear import flow_weights, linear_sampler, visited
 from ddpm_jax.samplers.loop import Sampler
 
 MAX_ORDER = 4
@@ -39,6 +39,7 @@ def lagrange_integrals(
     Returns:
       [K]: the weights of the K known values.
     """
+    # The quadrature's points from [-1, 1] to the interval, and each l_j at all of them.
     points = start + (end - start) * (POINTS + 1) / 2
     basis = [
         np.prod([(points - other) / (node - other) for other in nodes if other != node], axis=0)
@@ -68,10 +69,11 @@ def lms(chain: Chain, times: np.ndarray, *, order: int = 4, dtype=np.float32) ->
     """
     if order not in range(1, MAX_ORDER + 1):
         raise UsageError(f"order is {order}: lms combines 1 to {MAX_ORDER} predictions.")
-    schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
+    schedule, levels = visited(chain, times, dtype)
     sigma = levels.sigma
     eps = np.zeros((len(sigma) - 1, order))
     for i in range(len(eps)):
+        # The newest first, as the columns; fewer at the start, whose other columns stay 0.
         known = sigma[max(i + 1 - order, 0) : i + 1][::-1]
         eps[i, : len(known)] = lagrange_integrals(known, sigma[i], sigma[i + 1])
     return linear_sampler(schedule, flow_weights(levels.signal, eps))

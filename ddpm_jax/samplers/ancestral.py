@@ -32,8 +32,8 @@ import numpy as np
 from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.randomness import normal
-from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.errors import UsageError
+from ddpm_jax.samplers.loop import Noise, Sampler
 
 
 class AncestralState(NamedTuple):
@@ -60,18 +60,21 @@ def p_sample(prediction: Prediction, t: chex.Array, z: chex.Array) -> chex.Array
 
 
 def step(
-    denoiser: Denoiser, state: AncestralState, t: chex.Array, keys: chex.PRNGKey
+    denoiser: Denoiser, state: AncestralState, t: chex.Array, noise: Noise
 ) -> tuple[AncestralState, Prediction]:
-    """One row: every image of the batch goes from x_t to x_{t-1}. `t` is an int scalar, `keys`
-    [B]."""
+    """Take every image of the batch from x_t to x_{t-1}; `t` is an int scalar."""
     t = jnp.broadcast_to(t, state.x_t.shape[:1])
     prediction = denoiser(state.x_t, t)
-    z = normal(keys, state.x_t.shape[1:])
-    return AncestralState(p_sample(prediction, t, z)), prediction
+    return AncestralState(p_sample(prediction, t, noise.draw(state.x_t))), prediction
 
 
 def ancestral(schedule: Schedule) -> Sampler:
     """The sampler that walks every row of `schedule`, t = T-1 .. 0; of a respaced one, every row
     that was kept."""
+    if not isinstance(schedule, Schedule):
+        raise UsageError(
+            f"ancestral walks a Schedule, not a {type(schedule).__name__}: of a chain it is "
+            "chain.at(), or chain.at(times) for fewer steps."
+        )
     rows = np.arange(schedule.num_timesteps, dtype=np.int32)[::-1]
     return Sampler(schedule, rows, init=AncestralState, step=step, evaluations=len(rows))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError
-from ddpm_jax.samplers.linear import Levels, Weights, flow_weights, levels_at, linear_sampler
+from ddpm_jax.samplers.linear import Levels, Weights, flow_weights, linear_sampler, visited
 from ddpm_jax.samplers.loop import Sampler
 
 
@@ -33,7 +33,7 @@ def ddim(chain: Chain, times: np.ndarray, *, eta: float = 0.0, dtype=np.float32)
     """
     if not 0 <= eta <= 1:
         raise UsageError(f"eta is {eta}: choose 0 (deterministic) to 1 (ancestral).")
-    schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
+    schedule, levels = visited(chain, times, dtype)
     kept, fresh = _split_noise(levels, eta)
     weights = Weights(
         x=np.zeros(len(kept)), x_0=levels.signal[1:, None], eps=kept[:, None], z=fresh
@@ -70,7 +70,7 @@ def euler_ancestral(
             f"eta is {eta}: choose 0 (deterministic), 1 (ancestral) or another number that is not "
             "negative."
         )
-    schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
+    schedule, levels = visited(chain, times, dtype)
     kept, fresh = _split_noise(levels, eta)
     down, up = (of / levels.signal[1:] for of in (kept, fresh))
     return linear_sampler(

@@ -21,7 +21,7 @@ import numpy as np
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError
 from ddpm_jax.samplers.adams import lagrange_integrals
-from ddpm_jax.samplers.linear import Weights, levels_at, linear_sampler
+from ddpm_jax.samplers.linear import Weights, linear_sampler, visited
 from ddpm_jax.samplers.loop import Sampler
 
 
@@ -65,6 +65,7 @@ def second_order(half_log_snr: np.ndarray, i: int, rate: float) -> np.ndarray:
     whole = -np.expm1(-rate * step)
     if i == 0:
         return np.array([whole])
+    # Extrapolated to the middle of the step by the slope between the two levels.
     r = (half_log_snr[i] - half_log_snr[i - 1]) / step
     return whole * np.array([1 + 0.5 / r, -0.5 / r])
 
@@ -100,12 +101,14 @@ def _solver(
             f"eta is {eta}: choose 0 (no noise), 1 (the reverse diffusion) or another number above "
             "0."
         )
-    schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
+    schedule, levels = visited(chain, times, dtype)
     steps = levels.steps[:-1]  # all but the last, which is infinite
+    # Column j is the x_0 of j rows ago; the methods give fewer at the start.
     x_0 = np.zeros((len(steps) + 1, columns))
     for i in range(len(steps)):
         weights = weights_of(levels.half_log_snr, i, 1 + eta)
         x_0[i, : len(weights)] = levels.signal[i + 1] * weights
+    # To λ = ∞ the linear part vanishes, the integral is the newest x_0, and no noise is left.
     x_0[-1, 0] = 1
     weights = Weights(
         x=np.append(levels.noise[1:-1] / levels.noise[:-2] * np.exp(-eta * steps), 0),

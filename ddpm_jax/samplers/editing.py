@@ -17,16 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.chain import Chain, check_chain
 from ddpm_jax.diffusion.denoiser import Denoiser, check_denoiser
 from ddpm_jax.diffusion.gaussian import extract, q_sample
 from ddpm_jax.diffusion.parameterization import Prediction, eps_from_x_0
 from ddpm_jax.diffusion.schedules import Schedule, step_variance
 from ddpm_jax.errors import UsageError
-from ddpm_jax.randomness import initial_noise, normal, row_keys
+from ddpm_jax.randomness import initial_noise
 from ddpm_jax.samplers import ancestral
 from ddpm_jax.samplers.linear import levels_at
-from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.samplers.loop import Noise, Sampler
 
 JUMPS_PER_CHAIN = 25  # Lugmayr et al. 2022, section 5: jumps of 10 in 250 steps
 AGAIN = 1  # a row's second noise, that of its jump
@@ -155,6 +155,7 @@ def repaint(
     Raises:
       UsageError: resamplings below 1, or jump outside 1..N.
     """
+    check_chain(chain)
     steps = len(times)
     jump = max(1, round(steps / JUMPS_PER_CHAIN)) if jump is None else jump
     if resamplings < 1:
@@ -170,7 +171,14 @@ def repaint(
     noise = np.sqrt(step_variance(lambdas[to + 1], lambdas[t]))
     rows = JumpRows(t.astype(np.int32), scale.astype(dtype), noise.astype(dtype))
     schedule = chain.at(times, dtype=dtype)
-    return Sampler(schedule, rows, init=ancestral.AncestralState, step=_step, evaluations=len(t))
+    return Sampler(
+        schedule,
+        rows,
+        init=ancestral.AncestralState,
+        step=_step,
+        evaluations=len(t),
+        draws=2 if noise.any() else 1,
+    )
 
 
 def _walk(steps: int, jump: int, resamplings: int) -> tuple[np.ndarray, np.ndarray]:
@@ -192,14 +200,12 @@ def _walk(steps: int, jump: int, resamplings: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _step(
-    denoiser: Denoiser, state: ancestral.AncestralState, row: JumpRows, keys: chex.PRNGKey
+    denoiser: Denoiser, state: ancestral.AncestralState, row: JumpRows, noise: Noise
 ) -> tuple[ancestral.AncestralState, Prediction]:
-    (x,), prediction = ancestral.step(denoiser, state, row.t, keys)
+    (x,), prediction = ancestral.step(denoiser, state, row.t, noise)
 
     def up() -> chex.Array:
-        return (row.scale * x + row.noise * normal(row_keys(keys, AGAIN), x.shape[1:])).astype(
-            x.dtype
-        )
+        return (row.scale * x + row.noise * noise.draw(x, AGAIN)).astype(x.dtype)
 
     return ancestral.AncestralState(jax.lax.cond(row.noise > 0, up, lambda: x)), prediction
 

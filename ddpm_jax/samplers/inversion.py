@@ -17,10 +17,9 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.errors import UsageError
-from ddpm_jax.randomness import base_key, image_keys
 from ddpm_jax.samplers.ddim import ddim
-from ddpm_jax.samplers.linear import levels_at
-from ddpm_jax.samplers.loop import Sampler, Samples, sample
+from ddpm_jax.samplers.linear import visited
+from ddpm_jax.samplers.loop import Noise, Sampler, Samples, sample
 
 
 class UpwardRows(NamedTuple):
@@ -62,7 +61,7 @@ def invert(chain: Chain, times: np.ndarray, *, corrections: int = 0, dtype=np.fl
     """
     if corrections < 0:
         raise UsageError(f"corrections is {corrections}: choose 0 (Euler's step) or more.")
-    schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
+    schedule, levels = visited(chain, times, dtype)
     signal = levels.signal[-2::-1]
     first = signal[0]
     # `init` has brought clean data to the first level's scale
@@ -75,7 +74,7 @@ def invert(chain: Chain, times: np.ndarray, *, corrections: int = 0, dtype=np.fl
         return UpwardState((first * x_0).astype(x_0.dtype))
 
     def step(
-        denoiser: Denoiser, state: UpwardState, row: UpwardRows, keys: chex.PRNGKey
+        denoiser: Denoiser, state: UpwardState, row: UpwardRows, noise: Noise
     ) -> tuple[UpwardState, Prediction]:
         x, batch = state.x_t, state.x_t.shape[:1]
         prediction = denoiser(x, jnp.broadcast_to(row.level, batch))
@@ -84,7 +83,7 @@ def invert(chain: Chain, times: np.ndarray, *, corrections: int = 0, dtype=np.fl
             above = row.x * x + row.eps * denoiser(above, jnp.broadcast_to(row.above, batch)).eps
         return UpwardState(above), prediction
 
-    return Sampler(schedule, rows, init, step, evaluations=len(a) * (1 + corrections))
+    return Sampler(schedule, rows, init, step, evaluations=len(a) * (1 + corrections), draws=0)
 
 
 class Reconstruction(NamedTuple):
@@ -104,7 +103,7 @@ def reconstruct(
     *,
     corrections: int = 0,
     dtype=np.float32,
-    walk: Callable[[Denoiser, Sampler, chex.Array, chex.PRNGKey], Samples] = sample,
+    walk: Callable[[Denoiser, Sampler, chex.Array], Samples] = sample,
 ) -> Reconstruction:
     """`invert`, then DDIM with η = 0 over the same times.
 
@@ -117,9 +116,8 @@ def reconstruct(
       dtype: of the tables.
       walk: how the chains are walked, `sample` or what does the same in dispatches.
     """
-    keys = image_keys(base_key(0), jnp.arange(len(x_0)))  # nothing is drawn with them
-    x_T = walk(denoiser, invert(chain, times, corrections=corrections, dtype=dtype), x_0, keys).x_0
-    again = walk(denoiser, ddim(chain, times, dtype=dtype), x_T, keys).x_0
+    x_T = walk(denoiser, invert(chain, times, corrections=corrections, dtype=dtype), x_0).x_0
+    again = walk(denoiser, ddim(chain, times, dtype=dtype), x_T).x_0
     return Reconstruction(
         x_T, again, jnp.sqrt(jnp.mean(jnp.square(again - x_0), axis=tuple(range(1, x_0.ndim))))
     )

@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.chain import Chain, check_chain
 from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.errors import UsageError
-from ddpm_jax.randomness import normal
 from ddpm_jax.samplers.ancestral import AncestralState, p_sample
-from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.samplers.loop import Noise, Sampler
 
 
 class Rows(NamedTuple):
@@ -54,13 +53,13 @@ def corrector(
 
 
 def step(
-    denoiser: Denoiser, state: AncestralState, row: Rows, keys: chex.PRNGKey
+    denoiser: Denoiser, state: AncestralState, row: Rows, noise: Noise
 ) -> tuple[AncestralState, Prediction]:
     """One row, of either kind."""
     x_t = state.x_t
     t = jnp.broadcast_to(row.level, x_t.shape[:1])
     prediction = denoiser(x_t, t)
-    z = normal(keys, x_t.shape[1:]).astype(x_t.dtype)
+    z = noise.draw(x_t)
     x = jax.lax.cond(
         row.corrects,
         lambda: corrector(x_t, prediction.eps, z, row.noise, row.size),
@@ -102,6 +101,7 @@ def predictor_corrector(
         raise UsageError(
             f"corrector_steps is {corrector_steps}: choose a whole number, 0 for none."
         )
+    check_chain(chain)
     schedule, precise = (chain.at(times, dtype=of) for of in (dtype, np.float64))
     num_steps = schedule.num_timesteps
     corrects = np.array([False] + ([True] * int(corrector_steps) + [False]) * (num_steps - 1))

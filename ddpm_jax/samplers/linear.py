@@ -20,13 +20,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.chain import Chain, check_chain
 from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.randomness import normal
-from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.samplers.loop import Noise, Sampler
 
 
 class Levels(NamedTuple):
@@ -74,6 +74,16 @@ def levels_at(chain: Chain, times: np.ndarray) -> Levels:
     """The levels of a chain at `times` [N], increasing: what a sampler's weights are computed
     from."""
     return levels_of(chain.at(times, dtype=np.float64))
+
+
+def visited(chain: Chain, times: np.ndarray, dtype: DTypeLike) -> tuple[Schedule, Levels]:
+    """The table of a sampler that asks once at each of `times`, and its levels in float64.
+
+    Raises:
+      UsageError: no chain, or times that it does not have.
+    """
+    check_chain(chain)
+    return chain.at(times, dtype=dtype), levels_at(chain, times)
 
 
 class Weights(NamedTuple):
@@ -124,7 +134,7 @@ class LinearState(NamedTuple):
 
 
 def step(
-    denoiser: Denoiser, state: LinearState, row: Rows, keys: chex.PRNGKey
+    denoiser: Denoiser, state: LinearState, row: Rows, noise: Noise
 ) -> tuple[LinearState, Prediction]:
     """One row of the file's formula."""
     prediction = denoiser(state.x_t, jnp.broadcast_to(row.level, state.x_t.shape[:1]))
@@ -133,15 +143,13 @@ def step(
     weights = row.weights
     x = weights.x * state.x_t + _sum(weights.x_0, x_0) + _sum(weights.eps, eps)
     if weights.z is not None:
-        x = add_noise(x, weights.z, keys)
+        x = add_noise(x, weights.z, noise)
     return LinearState(x, x_0[: len(state.x_0)], eps[: len(state.eps)]), prediction
 
 
-def add_noise(x: chex.Array, scale: chex.Array, keys: chex.PRNGKey) -> chex.Array:
+def add_noise(x: chex.Array, scale: chex.Array, noise: Noise) -> chex.Array:
     """x + scale z, scale a scalar; nothing is drawn where it is 0."""
-    return jax.lax.cond(
-        scale > 0, lambda: x + (scale * normal(keys, x.shape[1:])).astype(x.dtype), lambda: x
-    )
+    return jax.lax.cond(scale > 0, lambda: x + (scale * noise.draw(x)).astype(x.dtype), lambda: x)
 
 
 def _sum(weights: chex.Array, terms: chex.Array) -> chex.Array:
@@ -178,10 +186,13 @@ def linear_sampler(
     dtype = np.asarray(schedule.alphas_bar).dtype
     rows = Rows(np.asarray(level, np.int32), jax.tree.map(lambda w: np.asarray(w, dtype), weights))
     init = _Init(*(max(history.shape[1] - 1, 0) for history in (weights.x_0, weights.eps)))
-    return Sampler(schedule, rows, init, step, evaluations=len(level))
+    draws = int(weights.z is not None and np.any(weights.z))
+    return Sampler(schedule, rows, init, step, evaluations=len(level), draws=draws)
 
 
-def asked_at(chain: Chain, times: np.ndarray, dtype) -> tuple[Schedule, np.ndarray, Levels]:
+def asked_at(
+    chain: Chain, times: np.ndarray, dtype: DTypeLike
+) -> tuple[Schedule, np.ndarray, Levels]:
     """The table of a sampler that asks at levels of its own: between the steps, or at one level
     more than once.
 
@@ -197,6 +208,7 @@ def asked_at(chain: Chain, times: np.ndarray, dtype) -> tuple[Schedule, np.ndarr
       The table, N rows of increasing time; the row of it that each step asks at, int [N]; their
       levels in the order of the walk, and clean data after them.
     """
+    check_chain(chain)
     distinct, which = np.unique(times, return_inverse=True)
     order = np.argsort(times, kind="stable")
     schedule = jax.tree.map(lambda table: table[which[order]], chain.at(distinct, dtype=dtype))

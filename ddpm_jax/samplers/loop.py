@@ -28,16 +28,34 @@ class State(Protocol):
     x_t: chex.Array  # [B, H, W, C]
 
 
+class Noise(NamedTuple):
+    """The standard normal noise of one row, drawn with keys or given; a pytree."""
+
+    keys: chex.PRNGKey | None  # [B], fresh ones for this row and each image
+    given: chex.Array | None  # [draws, B, ...]
+
+    def draw(self, x: chex.Array, number: int = 0) -> chex.Array:
+        """Return noise of the shape and dtype of x; a row's draws are numbered from 0."""
+        if self.given is not None:
+            return self.given[number].astype(x.dtype)
+        if self.keys is None:  # of a sampler that multiplies it by 0
+            return jnp.zeros_like(x)
+        keys = randomness.row_keys(self.keys, number) if number else self.keys
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        return randomness.normal(keys, x.shape[1:], dtype=dtype).astype(x.dtype)
+
+
 class Sampler(NamedTuple):
     """A table of N rows and a pure step. The number of rows is a property of the table, the step is
     the same for all.
 
     `rows` is a pytree of [N, ...] arrays in the order of the walk, noisiest first. `init` turns x_T
-    [B, H, W, C] into the state before the first row. `step(denoiser, state, row, keys)` does one
-    row: `row` is `rows` without its leading axis, `keys` [B] are fresh ones for this row and each
-    image; it returns the next state and the `Prediction` that was made from state.x_t. `schedule`
-    has the noise levels at which the step asks the denoiser, t being its row: the denoiser is built
-    on it. `evaluations` counts how often a whole chain asks.
+    [B, H, W, C] into the state before the first row. `step(denoiser, state, row, noise)` does one
+    row: `row` is `rows` without its leading axis, `noise` that of this row; it returns the next
+    state and the `Prediction` that was made from state.x_t. `schedule` has the noise levels at
+    which the step asks the denoiser, t being its row: the denoiser is built on it. `evaluations`
+    counts how often a whole chain asks, `draws` how often a row draws noise: 0 for a sampler that
+    is deterministic.
 
     Rows and schedule are data: a program compiled with them as arguments serves every sampler of
     the same kind and N.
@@ -46,8 +64,9 @@ class Sampler(NamedTuple):
     schedule: Schedule
     rows: Any
     init: Callable[[chex.Array], State]
-    step: Callable[[Denoiser, State, Any, chex.PRNGKey], tuple[State, Prediction]]
+    step: Callable[[Denoiser, State, Any, Noise], tuple[State, Prediction]]
     evaluations: int
+    draws: int = 1
 
     @property
     def num_rows(self) -> int:
@@ -78,41 +97,55 @@ def sample(
     denoiser: Denoiser,
     sampler: Sampler,
     x_T: chex.Array,
-    keys: chex.PRNGKey,
+    keys: chex.PRNGKey | None = None,
     *,
+    step_noise: chex.Array | None = None,
     num_frames: int = 0,
+    trajectory: bool = False,
 ) -> Samples:
-    """Runs the reverse chains of a batch from noise to images.
+    """Run the reverse chains of a batch from noise to images.
 
     Args:
       denoiser: built on `sampler.schedule`.
       sampler: the table that is walked and its step.
-      x_T: float32 [B, H, W, C], standard normal: `randomness.initial_noise`.
-      keys: [B], one for each image: `randomness.image_keys`.
+      x_T: [B, H, W, C], standard normal: `randomness.initial_noise`, or any noise; of the dtype of
+        the sampler's tables.
+      keys: [B], one for each image: `randomness.image_keys`. None where nothing is drawn.
+      step_noise: [N, B, H, W, C], standard normal, the noise of each row in place of what the keys
+        would give: with it a chain can be compared with any other code's. [N, draws, B, H, W, C]
+        for a sampler with more than one draw a row.
       num_frames: K, 0 or 2..N+1; only the K frames are kept in memory, never all N.
+      trajectory: keep all N+1 moments of the chains, in place of `num_frames`.
 
     Returns:
-      `Samples`, float32; values lie near [-1, 1] and are not clipped here.
+      `Samples` of the dtype of x_T; values lie near [-1, 1] and are not clipped here.
 
     Raises:
-      UsageError: a denoiser on another schedule than the sampler's; `num_frames` is 1, negative or
-        more than the chain has.
+      UsageError: a denoiser on another schedule than the sampler's; no noise for a sampler that
+        draws; an array of another shape or dtype than above; `num_frames` is 1, negative or more
+        than the chain has.
     """
     check_same_schedule(denoiser, sampler.schedule, "the sampler")
-    chex.assert_equal_shape_prefix([x_T, keys], 1)
+    if trajectory:
+        if num_frames:
+            raise UsageError("trajectory keeps every moment of the chain: leave num_frames out.")
+        num_frames = sampler.num_rows + 1
     walk = begin(sampler, x_T, num_frames=num_frames)
+    given = _given_noise(sampler, x_T, keys, step_noise)
 
     def body(walk, scanned):
-        row, countdown, slot = scanned
-        return _walk_row(denoiser, sampler, walk, keys, row, countdown, slot), None
+        row, countdown, slot, noise = scanned
+        return _walk_row(denoiser, sampler, walk, keys, row, countdown, slot, noise), None
 
-    table = (sampler.rows, _countdown(sampler), _frame_slots(sampler.num_rows, num_frames)[:-1])
-    walk, _ = jax.lax.scan(body, walk, table)
+    slots = _frame_slots(sampler.num_rows, num_frames)[:-1]
+    walk, _ = jax.lax.scan(body, walk, (sampler.rows, _countdown(sampler), slots, given))
     return finish(sampler, walk)
 
 
 def begin(sampler: Sampler, x_T: chex.Array, *, num_frames: int = 0) -> Walk:
-    """The chains before their first row; arguments and errors are those of `sample`."""
+    """Return the chains before their first row; arguments and errors are those of `sample`."""
+    x_T = jnp.asarray(x_T)
+    _check_x_T(sampler, x_T)
     _frame_slots(sampler.num_rows, num_frames)
     frames = (
         tuple(jnp.zeros((num_frames, *x_T.shape), x_T.dtype) for _ in range(2))
@@ -126,11 +159,13 @@ def advance(
     denoiser: Denoiser,
     sampler: Sampler,
     walk: Walk,
-    keys: chex.PRNGKey,
+    keys: chex.PRNGKey | None,
     first: chex.Array,
     last: chex.Array,
+    *,
+    step_noise: chex.Array | None = None,
 ) -> Walk:
-    """Walks the rows first..last-1 of the table; from 0 to N in any number of segments it is what
+    """Walk the rows first..last-1 of the table; from 0 to N in any number of segments it is what
     `sample` does.
 
     The length of a `scan` is compiled in. Here the bounds are arguments, so that one program serves
@@ -140,13 +175,14 @@ def advance(
       denoiser: as for `sample`.
       sampler: as for `sample`.
       walk: of `begin`, or of the segment before; its buffers may be donated.
-      keys: [B], the same for every segment.
+      keys: as for `sample`, the same for every segment.
       first: int32 scalar, may be traced.
       last: int32 scalar, may be traced; at most N.
+      step_noise: as for `sample`, that of all N rows.
     """
     check_same_schedule(denoiser, sampler.schedule, "the sampler")
-    chex.assert_rank(keys, 1)
-    tables = (sampler.rows, _countdown(sampler), _slots_of(sampler, walk)[:-1])
+    given = _given_noise(sampler, walk.state.x_t, keys, step_noise)
+    tables = (sampler.rows, _countdown(sampler), _slots_of(sampler, walk)[:-1], given)
 
     def body(i, walk):
         of_row = jax.tree.map(
@@ -171,16 +207,71 @@ def _walk_row(
     denoiser: Denoiser,
     sampler: Sampler,
     walk: Walk,
-    keys: chex.PRNGKey,
+    keys: chex.PRNGKey | None,
     row: Any,
     countdown: chex.Array,
     slot: chex.Array,
+    given: chex.Array | None,
 ) -> Walk:
     """One row of the table; `slot` is the frame that x_t fills before it."""
-    state, prediction = sampler.step(
-        denoiser, walk.state, row, randomness.row_keys(keys, countdown)
-    )
+    noise = Noise(None if keys is None else randomness.row_keys(keys, countdown), given)
+    state, prediction = sampler.step(denoiser, walk.state, row, noise)
     return Walk(state, _keep(walk.frames, slot, walk.state.x_t, prediction.x_0))
+
+
+def _check_x_T(sampler: Sampler, x_T: chex.Array) -> None:
+    """Refuse an x_T in which the chain cannot compute, and tables that JAX cannot hold."""
+    tables = sampler.schedule.alphas_bar.dtype
+    randomness.check_precision(tables, "The sampler's table")
+    if x_T.ndim < 2:
+        raise UsageError(f"x_T has shape {x_T.shape}: its first axis must be that of the batch.")
+    if jnp.promote_types(x_T.dtype, tables) != x_T.dtype:
+        raise UsageError(
+            f"x_T is {x_T.dtype}, but the sampler's tables are {tables}: give x_T of this dtype, or make "
+            "the sampler with another."
+        )
+
+
+def _given_noise(
+    sampler: Sampler,
+    x: chex.Array,
+    keys: chex.PRNGKey | None,
+    step_noise: chex.Array | None,
+) -> chex.Array | None:
+    """The noise that is given, [N, draws, B, ...]; None where it comes from keys, or from nowhere.
+
+    Raises:
+      UsageError: of `sample`, on keys and noise.
+    """
+    keys_of_all = f"image_keys(base_key(seed), jnp.arange({len(x)}))"
+    if keys is not None and _key_shape(keys) != (len(x),):
+        raise UsageError(
+            f"keys has shape {_key_shape(keys)}, but each of the {len(x)} images needs a key of its "
+            f"own: {keys_of_all} of ddpm_jax.randomness."
+        )
+    if step_noise is None:
+        if keys is None and sampler.draws:
+            raise UsageError(
+                f"This sampler draws noise in its steps: give keys, {keys_of_all} of "
+                "ddpm_jax.randomness, or the noise itself as step_noise."
+            )
+        return None
+    if not sampler.draws:
+        raise UsageError("This sampler draws no noise in its steps: leave step_noise out.")
+    wanted = (sampler.num_rows, *([sampler.draws] if sampler.draws > 1 else []), *x.shape)
+    if step_noise.shape != wanted:
+        raise UsageError(
+            f"step_noise has shape {step_noise.shape}: this chain of {sampler.num_rows} rows needs "
+            f"{wanted}."
+        )
+    return step_noise.reshape(sampler.num_rows, sampler.draws, *x.shape)
+
+
+def _key_shape(keys: Any) -> tuple[int, ...]:
+    """The shape of an array of keys, typed or of the older kind, two numbers each."""
+    shape = np.shape(keys) if not hasattr(keys, "shape") else keys.shape
+    typed = hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    return shape if typed else shape[:-1]
 
 
 def _countdown(sampler: Sampler) -> np.ndarray:

@@ -42,6 +42,7 @@ def plms(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
     move = np.diff(levels.sigma)  # 0 for the second row, which stays at its level
     if len(times) == 1:
         return linear_sampler(schedule, flow_weights(levels.signal, move[:, None]), level)
+    # Column j is the ε of j rows ago: four that are combined, and row 1's, which is skipped.
     eps = np.zeros((len(level), 5))
     eps[0, 0] = move[0]
     eps[1, :2] = move[0] * np.array([0.5, -0.5])  # to ε_0, which stands there with the weight 1
@@ -70,12 +71,15 @@ def pndm(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
     stages = np.stack([times[:starts], halfway, halfway, times[1 : starts + 1]], axis=1)
     schedule, level, levels = asked_at(chain, np.append(stages, times[starts:]), dtype)
     sigma = levels.sigma
+    # Column j is the ε of j rows ago. A multistep row needs the first stage of each Runge-Kutta
+    # step, four rows apart, so the history is as long as the start.
     eps = np.zeros((len(level), 4 * starts + 1))
     for row in range(0, 4 * starts, 4):
         eps[row : row + 4, :4] = _runge_kutta(
             half=sigma[row + 1] - sigma[row], whole=sigma[row + 3] - sigma[row]
         )
     for row in range(4 * starts, len(level)):
+        # Age 0 is this row's own ε; of the rows of the start only each first stage counts.
         kept = [age for age in range(row + 1) if row - age >= 4 * starts or (row - age) % 4 == 0][
             :4
         ]
@@ -98,6 +102,7 @@ def _runge_kutta(half: float, whole: float) -> np.ndarray:
             [whole / 6, whole / 3, whole / 3, whole / 6],
         ]
     )
+    # Reversed up to the stage, because a row's columns begin with the newest ε.
     change = np.diff(reached, axis=0, prepend=np.zeros((1, 4)))  # columns ε_1 .. ε_4
     return np.stack(
         [np.append(change[stage, stage::-1], np.zeros(3 - stage)) for stage in range(4)]

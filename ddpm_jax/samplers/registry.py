@@ -11,8 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ddpm_jax.diffusion.chain import Chain
+import numpy as np
+from jax.typing import DTypeLike
+
+from ddpm_jax.diffusion.chain import Chain, check_chain
 from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.randomness import check_precision
 from ddpm_jax.samplers.adams import lms
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.ddim import ddim, euler, euler_ancestral
@@ -25,8 +29,9 @@ from ddpm_jax.samplers.spacing import space
 from ddpm_jax.samplers.unipc import unipc
 
 
-def _ancestral(chain: Chain, times: Any, *, dtype: Any = None) -> Sampler:
-    return ancestral(chain.at(times) if dtype is None else chain.at(times, dtype=dtype))
+def _ancestral(chain: Chain, times: np.ndarray, *, dtype: DTypeLike = np.float32) -> Sampler:
+    check_chain(chain)
+    return ancestral(chain.at(times, dtype=dtype))
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -110,24 +115,28 @@ def make_sampler(
     name: str,
     chain: Chain,
     *,
-    steps: int,
+    steps: int | None = None,
     spacing: str | Sequence[float] = "linspace",
     options: Mapping[str, Any] = {},
+    dtype: DTypeLike = np.float32,
 ) -> Sampler:
-    """The sampler `name` over N of the chain's noise levels.
+    """Make the sampler `name` over N of the chain's noise levels.
 
     Args:
       name: a key of `SAMPLERS`.
       chain: the process.
-      steps: N, 1..T.
+      steps: N, 1..T; None where the spacing says it: a list of times, or sections.
       spacing: see `spacing.space`.
       options: of this sampler: `options_of`.
+      dtype: of the tables, and so of x_T and of what is computed. float64 needs JAX to compute in
+        it.
 
     Raises:
       UsageError: an unknown sampler or spacing, steps out of range, an option that this sampler
-        does not have or a value it cannot take, or a sampler in σ for a chain that ends at
-        alphas_bar = 0.
+        does not have or a value it cannot take, a sampler in σ for a chain that ends at
+        alphas_bar = 0, or float64 where JAX computes in float32.
     """
+    check_precision(dtype, "The sampler's table")
     known = options_of(name)
     for option in options:
         if option not in known:
@@ -139,4 +148,4 @@ def make_sampler(
             f"This chain ends at alphas_bar = 0, where the sampler {name} has no first step: "
             f"choose one of {', '.join(FROM_PURE_NOISE)}."
         )
-    return SAMPLERS[name](chain, times, **options)
+    return SAMPLERS[name](chain, times, **options, dtype=dtype)

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.chain import Chain, check_chain
 from ddpm_jax.errors import UsageError
 from ddpm_jax.samplers.linear import asked_at, flow_weights, levels_at, linear_sampler
 from ddpm_jax.samplers.loop import Sampler
@@ -31,13 +31,16 @@ def dpm2(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
     The midpoint is that of log σ, as in the paper and in Crowson's k-diffusion. `times` [N]; their
     midpoints are asked at too.
     """
+    check_chain(chain)
     times = np.asarray(times, np.float64)[::-1]
     sigma = levels_at(chain, times[::-1]).sigma
     halfway = chain.times_of(np.sqrt(sigma[:-2] * sigma[1:-1]))
+    # Rows alternate: a level, the midpoint after it, ..., and the last level without one.
     asked = np.append(np.stack([times[:-1], halfway], axis=1), times[-1])
     schedule, level, levels = asked_at(chain, asked, dtype)
     eps = np.zeros((len(level), 2))
     eps[0::2, 0] = np.diff(levels.sigma)[0::2]
+    # The whole step from the level itself, so what the first half did with its ε is taken back.
     eps[1::2, 0] = levels.sigma[2::2] - levels.sigma[:-2:2]
     eps[1::2, 1] = -eps[0:-1:2, 0]
     return linear_sampler(schedule, flow_weights(levels.signal, eps), level)
@@ -80,15 +83,20 @@ def edm(
     ):
         if not value >= 0:
             raise UsageError(f"{name} is {value}: choose a number that is not negative.")
+    check_chain(chain)
     times = np.asarray(times, np.float64)[::-1]
     sigma = levels_at(chain, times[::-1]).sigma[:-1]
     gamma = np.where((s_min <= sigma) & (sigma <= s_max), min(s_churn / len(times), MAX_CHURN), 0)
     raised = np.where(gamma > 0, chain.times_of((1 + gamma) * sigma), times)
+    # Rows alternate: from a raised level to the next one below, and there the correction, after
+    # which noise raises it again. x_T is not raised.
     asked = np.append(times[0], np.stack([times[1:], raised[1:]], axis=1))
     schedule, level, levels = asked_at(chain, asked, dtype)
     move, z = np.zeros((len(level), 2)), np.zeros(len(level))
     step = np.diff(levels.sigma)[0::2]
     move[0::2, 0] = step
+    # (ε + ε') / 2 in place of ε, whose whole step the row before has taken: half a step of the new
+    # ε more, half a step of the old one less.
     move[1::2] = step[:-1, None] / 2 * np.array([1, -1])
     raise_by = -levels.steps[1::2]  # of log σ; σ̂² - σ² itself would cancel
     z[1::2] = s_noise * levels.sigma[1:-1:2] * np.sqrt(np.expm1(2 * raise_by))

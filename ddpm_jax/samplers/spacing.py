@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.chain import Chain, check_chain
 from ddpm_jax.diffusion.schedules import spaced_timesteps
 from ddpm_jax.errors import UsageError, choose
 
@@ -63,6 +63,42 @@ def exponential(chain: Chain, steps: int) -> np.ndarray:
     return _of_sigmas(chain, np.exp(np.linspace(high, low, steps)[::-1]))
 
 
+def sections(chain: Chain, counts: Sequence[int]) -> np.ndarray:
+    """Times of equal parts of the chain, counts[0] of the part with the least noise, and so on.
+
+    The spacing of OpenAI's code for Improved DDPM and for guided diffusion, there called
+    `timestep_respacing`. In each part the times are evenly spread, both ends kept, and rounded; of
+    a single one, the first of its part.
+
+    Args:
+      chain: the process.
+      counts: for each part; the parts differ by at most one step, the earlier ones being longer.
+
+    Returns:
+      int64 [sum(counts)], increasing.
+
+    Raises:
+      UsageError: a count that is negative or more than its part has steps, or nothing but zeros.
+    """
+    check_chain(chain)
+    lengths = [len(part) for part in np.array_split(np.arange(chain.num_timesteps), len(counts))]
+    times, start = [], 0
+    for count, length in zip(counts, lengths, strict=True):
+        if not 0 <= count <= length:
+            raise UsageError(
+                f"A section of {count} steps: {len(counts)} parts of {chain.num_timesteps} "
+                f"timesteps have {length} each, so choose at most so many."
+            )
+        stride = (length - 1) / (count - 1) if count > 1 else 1
+        # Summed and not multiplied, as in that code: where a time is rounded, a last digit counts.
+        offsets = np.cumsum([0.0] + [stride] * (count - 1)) if count else np.zeros(0)
+        times.append(start + np.round(offsets).astype(np.int64))
+        start += length
+    if not sum(counts):
+        raise UsageError("The sections have no step at all: give at least one.")
+    return np.concatenate(times)
+
+
 SPACINGS: dict[str, Callable[[Chain, int], np.ndarray]] = {
     "linspace": linspace,
     "leading": leading,
@@ -74,13 +110,37 @@ SPACINGS: dict[str, Callable[[Chain, int], np.ndarray]] = {
 }
 
 
-def space(chain: Chain, spacing: str | Sequence[float], steps: int) -> np.ndarray:
-    """The times of a chain of N steps.
+SECTIONS = "sections:"  # before counts, which would otherwise look like a list of times
+
+
+def steps_in(spacing: str | Sequence[float]) -> int | None:
+    """Return the number of steps that a list of times or sections give; None for other spacings.
+
+    Raises:
+      UsageError: sections that are no whole numbers.
+    """
+    if not isinstance(spacing, str):
+        return len(spacing)
+    return sum(_counts(spacing)) if spacing.startswith(SECTIONS) else None
+
+
+def _counts(spacing: str) -> list[int]:
+    try:
+        return [int(count) for count in spacing.removeprefix(SECTIONS).split(",")]
+    except ValueError:
+        raise UsageError(
+            f"The spacing {spacing!r} has no list of counts: give them as in {SECTIONS}10,10,20."
+        ) from None
+
+
+def space(chain: Chain, spacing: str | Sequence[float], steps: int | None = None) -> np.ndarray:
+    """Return the times of a chain of N steps.
 
     Args:
       chain: the process.
-      spacing: a key of `SPACINGS`, or the times themselves in either order.
-      steps: N, 1..T; for a list, its length.
+      spacing: a key of `SPACINGS`; the times themselves in either order; or "sections:10,10,20",
+        see `sections`.
+      steps: N, 1..T; it may be left out where the spacing says it.
 
     Returns:
       [N], increasing, in 0..T-1. One step starts at T-1, `leading`'s at 0.
@@ -89,20 +149,28 @@ def space(chain: Chain, spacing: str | Sequence[float], steps: int) -> np.ndarra
       UsageError: an unknown spacing; N outside 1..T; times that repeat or lie outside the chain; a
         spacing in σ for a chain whose noise has no end.
     """
-    last = chain.num_timesteps - 1
+    check_chain(chain)
+    last, given = chain.num_timesteps - 1, steps_in(spacing)
+    if given is not None and steps not in (None, given):
+        what = "sections have" if isinstance(spacing, str) else "list of timesteps has"
+        raise UsageError(f"steps is {steps}, but the {what} {given}: leave out the one.")
     if not isinstance(spacing, str):
         times = np.sort(np.asarray(spacing))
         if times.size == 0:
             raise UsageError("The list of timesteps is empty: give at least one.")
-        if times.ndim != 1 or len(times) != steps:
-            raise UsageError(
-                f"steps is {steps}, but the list of timesteps has {times.size}: leave out the one."
-            )
         # NaN is none of these
-        if not (np.all(np.diff(times) > 0) and times[0] >= 0 and times[-1] <= last):
+        if not (
+            times.ndim == 1 and np.all(np.diff(times) > 0) and times[0] >= 0 and times[-1] <= last
+        ):
             raise UsageError(f"The timesteps {list(spacing)} must differ and lie in 0..{last}.")
         return times
-    make = choose("spacing", spacing, SPACINGS)
+    if given is not None:
+        return sections(chain, _counts(spacing))
+    listed = not any(character.isalpha() for character in spacing)
+    hint = f" A list is one of numbers, or of counts after {SECTIONS!r}." if listed else ""
+    make = choose("spacing", spacing, SPACINGS, hint=hint)
+    if steps is None:
+        raise UsageError(f"steps is missing: the spacing {spacing} needs 1 to {last + 1} of them.")
     if not 1 <= steps <= last + 1:
         raise UsageError(
             f"steps is {steps}: the chain has {last + 1} timesteps, so choose 1 to {last + 1}."

@@ -17,7 +17,7 @@ import numpy as np
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.samplers.adams import lagrange_integrals
-from ddpm_jax.samplers.linear import Levels, Weights, levels_at, linear_sampler
+from ddpm_jax.samplers.linear import Levels, Weights, linear_sampler, visited
 from ddpm_jax.samplers.loop import Sampler
 
 MAX_ORDER = 3
@@ -49,14 +49,18 @@ def unipc(
     if order not in range(1, MAX_ORDER + 1):
         raise UsageError(f"order is {order}: unipc has the orders 1 to {MAX_ORDER}.")
     choose("variant of unipc", variant, VARIANTS)
-    schedule, levels = chain.at(times, dtype=dtype), levels_at(chain, times)
+    schedule, levels = visited(chain, times, dtype)
     num_steps = len(levels.signal) - 1
     keep = np.append(levels.noise[1:-1] / levels.noise[:-2], 0)
     x_0 = np.zeros((num_steps, order + 1))
     predicted = corrected = np.zeros(0)  # the weights of the step before, newest x_0 first
     for i in range(num_steps):
+        # The state holds the prediction of the step before. Its sum is taken back, one column
+        # further to the right because its newest x_0 is now the second newest ...
         x_0[i, 1 : len(predicted) + 1] -= keep[i] * predicted
+        # ... and the corrector's, which knows the newest x_0 too, put in its place.
         x_0[i, : len(corrected)] += keep[i] * corrected
+        # No more levels than are known, and an order that falls to 1 at the last step.
         p = min(order, i + 1, num_steps - i)
         if i < num_steps - 1:
             predicted = _weights(levels, i, np.arange(i, i - p, -1), variant)
@@ -73,6 +77,8 @@ def _weights(levels: Levels, i: int, known: np.ndarray, variant: str) -> np.ndar
     start, end = levels.half_log_snr[i : i + 2]
     nodes = levels.half_log_snr[known]
     if len(known) == 2:
+        # The two weights sum to the integral of a constant; the slope's share goes from one to
+        # the other.
         half = 0.5 * VARIANTS[variant](end - start)
         other = 1 - np.argmin(np.abs(known - i))  # the one that is not level i
         weights = np.full(2, -np.expm1(start - end))

@@ -42,7 +42,8 @@ def how(record: Mapping[str, Any]) -> str:
     if record["sampler"] != "ancestral":
         parts.append(record["sampler"])
     if "spacing" in record:
-        parts.append(record["spacing"] if isinstance(record["spacing"], str) else "times")
+        spacing = record["spacing"]
+        parts.append(spacing.partition(":")[0] if isinstance(spacing, str) else "times")
     parts += [
         f"{name}{value:g}" if isinstance(value, int | float) else f"{name}-{value}"
         for name, value in _options(own)

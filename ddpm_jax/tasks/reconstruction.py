@@ -59,8 +59,8 @@ def reconstruct(
     trained = generator.trained
     params = generator.params
 
-    def walk(denoiser: Denoiser, sampler: Sampler, x: jax.Array, keys: jax.Array) -> Samples:
-        return dispatch.sample(generator.denoiser_of_any_batch, sampler, params, x, keys)
+    def walk(denoiser: Denoiser, sampler: Sampler, x: jax.Array) -> Samples:
+        return dispatch.sample(generator.denoiser_of_any_batch, sampler, params, x)
 
     x_0 = jax.jit(trained.model.encode)(trained.weights, photo[None])
     found = inversion.reconstruct(

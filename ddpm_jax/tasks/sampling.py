@@ -16,7 +16,7 @@ from ddpm_jax.models.condition import check_labels
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import make_sampler
-from ddpm_jax.samplers.spacing import space
+from ddpm_jax.samplers.spacing import space, steps_in
 from ddpm_jax.tasks.guidance import Guide, make_guide
 from ddpm_jax.tasks.image_generator import ImageGenerator
 from ddpm_jax.tasks.photos import Picture, describe_picture, read_photo
@@ -84,12 +84,11 @@ def times_in(model: DiffusionModel, sampling: Sampling, *, most: int | None = No
         that the chain does not have.
     """
     spacing = sampling.default_spacing if sampling.spacing is None else sampling.spacing
-    return space(model.chain, spacing, sampling.steps or _default_steps(model, sampling, most))
+    steps = sampling.steps or steps_in(spacing) or _default_steps(model, sampling, most)
+    return space(model.chain, spacing, steps)
 
 
 def _default_steps(model: DiffusionModel, sampling: Sampling, most: int | None) -> int:
-    if isinstance(sampling.spacing, tuple):
-        return len(sampling.spacing)
     num_timesteps = model.chain.num_timesteps
     if most is None and sampling.sampler_name == "ancestral":
         return num_timesteps

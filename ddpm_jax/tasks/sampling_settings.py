@@ -149,7 +149,8 @@ class Sampling(Conditions):
     spacing: tuple[int | float, ...] | str | None = setting(
         None,
         f"Which of the T noise levels: {', '.join(SPACINGS)}, or the timesteps themselves, as in "
-        "999,500,0; by default linspace for ancestral and trailing for others.",
+        "999,500,0, or the number of steps in equal sections of the chain, least noise first, as in "
+        "sections:10,10,20; by default linspace for ancestral and trailing for others.",
         metavar="NAME",
         read=spacing_from,
     )

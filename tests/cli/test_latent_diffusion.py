@@ -118,9 +118,7 @@ def test_images_are_the_decoded_latents_that_the_chain_ends_with(invoke, run, tm
     sampler = make_sampler("ddim", model.chain, steps=3, spacing="trailing")
     keys, told = image_keys(jax.random.key(0), jnp.arange(4)), Condition(label=jnp.arange(4))
     conditional = model.conditional_denoiser(loaded.weights, sampler.schedule)
-    z = sample(
-        lambda x_t, t: conditional(x_t, t, told), sampler, initial_noise(keys, (4, 4, 4)), keys
-    ).x_0
+    z = sample(conditional.given(told), sampler, initial_noise(keys, (4, 4, 4)), keys).x_0
     stage = model.codec.first_stage.model.stage
     x = stage.image(stage.decoded(frozen.params, z / frozen.scale))
     np.testing.assert_allclose(images_in(tmp_path / "out"), (np.asarray(x) + 1) * 127.5, atol=0.51)

@@ -99,7 +99,9 @@ def test_every_parameterisation_means_at_the_integers_what_the_table_says(name):
     eps = flows.network_eps(
         lambda x, t: value, flows.make_continuous(LINEAR), parameterization=name
     )
-    expected = convert(LINEAR, x_t, t, value, source=name, target="eps")
+    expected = convert(
+        LINEAR, x_t, t, value, source=PARAMETERIZATIONS[name], target=PARAMETERIZATIONS["eps"]
+    )
     # mu divides by 1 - α_t = 1e-4 at t = 0 of float32 numbers near 1
     np.testing.assert_allclose(
         eps(x_t, np.float32(t)), expected, rtol=2e-4 if name == "mu" else 1e-5, atol=1e-5

@@ -127,7 +127,7 @@ def counting_sampler(num_rows):
     def init(x_T):
         return Trace(x_T, jnp.stack([x_T, x_T]))
 
-    def step(denoiser, state, row, keys):
+    def step(denoiser, state, row, noise):
         x_next = jnp.zeros_like(state.x_t) + row["after"]
         prediction = denoiser(state.x_t, jnp.zeros(state.x_t.shape[:1], int))
         prediction = prediction._replace(x_0=jnp.zeros_like(state.x_t) - row["before"])

@@ -10,6 +10,7 @@ from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import image_keys, initial_noise
+from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import FROM_PURE_NOISE, SAMPLERS, make_sampler, options_of
 
@@ -130,3 +131,29 @@ def test_a_chain_may_be_as_long_as_the_trained_one(name):
     for leaf in jax.tree.leaves((sampler.rows, sampler.schedule.sqrt_alphas_bar)):
         assert np.isfinite(leaf).all()
         assert leaf.dtype in (np.float32, np.int32, np.bool_)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "ancestral"])
+def test_every_maker_refuses_a_schedule_where_it_needs_a_chain(name):
+    with pytest.raises(UsageError, match=r"A Chain is needed, .* not a Schedule"):
+        SAMPLERS[name](CHAIN.at(), np.arange(0, 100, 20))
+
+
+def test_ancestral_refuses_a_chain_where_it_needs_a_schedule():
+    with pytest.raises(UsageError, match=r"walks a Schedule, not a Chain: .*chain\.at\(\)"):
+        ancestral(CHAIN)
+
+
+def test_steps_follow_from_a_list_of_times():
+    assert make_sampler("ddim", CHAIN, spacing=[0, 20, 70]).num_rows == 3
+    assert make_sampler("ddim", CHAIN, spacing="sections:2,3").num_rows == 5
+    with pytest.raises(UsageError, match="steps is missing: the spacing linspace needs 1 to 100"):
+        make_sampler("ddim", CHAIN)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_dtype_reaches_every_table(name):
+    with jax.enable_x64(True):
+        sampler = make_sampler(name, CHAIN, steps=5, dtype=np.float64)
+    for table in jax.tree.leaves((sampler.schedule, sampler.rows)):
+        assert table.dtype == np.float64 or table.dtype.kind in "ib"

@@ -8,7 +8,7 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.samplers.linear import levels_of
-from ddpm_jax.samplers.spacing import SPACINGS, space
+from ddpm_jax.samplers.spacing import SPACINGS, sections, space
 
 CHAIN = Chain(make_betas("linear", 1000))
 INTEGER = ("linspace", "leading", "trailing", "quadratic")
@@ -104,3 +104,35 @@ def test_a_chain_that_destroys_the_signal_has_no_end_to_space_by(spacing):
         UsageError, match=r"ends at alphas_bar = 0.*linspace, trailing or quadratic"
     ):
         space(Chain(make_betas("jsd", 50)), spacing, 10)
+
+
+@pytest.mark.parametrize(
+    ("num_timesteps", "counts", "expected"),
+    [  # by hand from the rule of OpenAI's `timestep_respacing`
+        (10, [2, 3], [0, 4, 5, 7, 9]),
+        (11, [3, 2], [0, 2, 5, 6, 10]),  # parts of 6 and 5; 2.5 is rounded to even
+        (12, [1, 0, 4], [0, 8, 9, 10, 11]),  # a single one is the first of its part
+        (9, [9], list(range(9))),
+    ],
+)
+def test_sections_are_those_of_openais_code(num_timesteps, counts, expected):
+    chain = Chain(make_betas("linear", num_timesteps))
+    assert sections(chain, counts).tolist() == expected
+    assert space(chain, f"sections:{','.join(map(str, counts))}").tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("spacing", "steps", "sentence"),
+    [
+        ("sections:600,10", None, "A section of 600 steps: 2 parts of 1000 timesteps have 500"),
+        ("sections:-1,10", None, "A section of -1 steps"),
+        ("sections:0,0", None, "sections have no step at all"),
+        ("sections:ten", None, "has no list of counts: give them as in sections:10,10,20"),
+        ("sections:10,10", 30, "steps is 30, but the sections have 20: leave out the one"),
+        ("10,10,10", None, r"Unknown spacing '10,10,10': .*counts after 'sections:'"),
+        ([3, 2, 1], 5, "steps is 5, but the list of timesteps has 3: leave out the one"),
+    ],
+)
+def test_sections_and_lists_that_cannot_be_are_refused(spacing, steps, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        space(CHAIN, spacing, steps)
