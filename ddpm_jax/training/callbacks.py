@@ -18,7 +18,7 @@ class Callback:
 
         class Patience(ddpm_jax.Callback):
             def on_record(self, step, metrics):
-                if metrics["loss"] < 0.03:
+                if metrics.get("loss", 1.0) < 0.03:
                     raise ddpm_jax.StopTraining
 
     Of several processes only the primary one calls `on_record`; the others are called on all.
