@@ -28,7 +28,7 @@ def test_half_given_flags_are_refused(refused, name):
         2,
         says=["--process_id is 2: of 2 processes", "0 to 1"],
     )
-    refused(name, "--num_processes", 0, says=["--num_processes=0", "whole number in 1.."])
+    refused(name, "--num_processes", 0, says=["num_processes", "whole number in 1.."])
 
 
 def test_a_picture_of_its_own_is_drawn_by_one_process(refused):
