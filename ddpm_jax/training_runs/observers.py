@@ -9,7 +9,6 @@ from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.models import Model
-from ddpm_jax.measuring.first_stage_picture_files import picture_writer
 from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.profiling import Trace
 from ddpm_jax.monitoring.progress import Progress
@@ -17,6 +16,7 @@ from ddpm_jax.monitoring.weights_and_biases import WeightsAndBiases
 from ddpm_jax.training.callbacks import Callbacks
 from ddpm_jax.training.loop import Observers
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.training_runs.first_stage_grids import picture_writer
 from ddpm_jax.training_runs.sample_grids import grid_writer
 
 
