@@ -56,7 +56,7 @@ class Chain:
             self.betas, timesteps=timesteps, time_scale=self.time_scale, dtype=dtype
         )
 
-    def times_of(self, sigmas: np.ndarray) -> np.ndarray:
+    def times_from_sigmas(self, sigmas: np.ndarray) -> np.ndarray:
         """The real t at which the noise is σ, float64 of the shape of `sigmas`; beyond the ends,
         the end."""
         return np.interp(np.log(sigmas), self.log_sigmas, np.arange(self.num_timesteps))

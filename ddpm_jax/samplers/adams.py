@@ -1,9 +1,8 @@
-"""Linear multistep methods: what was predicted before is interpolated by a polynomial, and the
-polynomial integrated.
+"""Linear multistep methods: past predictions interpolated by a polynomial, which is integrated.
 
 `lagrange_integrals` is that integral; `dpm_solver` and `unipc` use it under an exponential. Here it
-is used on the probability flow dx̄/dσ = ε. Methods whose coefficients ignore how the levels are
-spread are in `pndm`.
+is applied to the probability flow dx̄/dσ = ε. Methods whose coefficients ignore the spacing of the
+levels are in `pndm`.
 """
 
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from ddpm_jax.samplers.linear import flow_weights, linear_sampler, visited
 from ddpm_jax.samplers.loop import Sampler
 
 MAX_ORDER = 4
-# Gauss-Legendre: exact for polynomials of degree 63, to rounding under an exponential that falls by
-# e^-60.
+# Gauss-Legendre: exact for polynomials of degree 63, and up to rounding under an exponential that
+# falls by e^-60.
 POINTS, POINT_WEIGHTS = np.polynomial.legendre.leggauss(32)
 
 
@@ -27,13 +26,14 @@ def lagrange_integrals(
     end: float,
     density: Callable[[np.ndarray], np.ndarray] = np.ones_like,
 ) -> np.ndarray:
-    """∫ density(u) l_j(u) du from start to end, l_j the polynomial that is 1 at node j and 0 at the
-    others.
+    """∫ density(u) l_j(u) du from start to end, l_j being 1 at node j and 0 at the others.
+
+    l_j is the polynomial of least degree with these values.
 
     Args:
       nodes: where the integrand is known, [K], all different.
-      start: of the interval.
-      end: of it.
+      start: the start of the interval.
+      end: the end of the interval.
       density: a smooth function of an array; 1 by default.
 
     Returns:
@@ -50,17 +50,18 @@ def lagrange_integrals(
 
 
 def lms(chain: Chain, times: np.ndarray, *, order: int = 4, dtype=np.float32) -> Sampler:
-    """x̄_{i+1} = x̄_i + Σ_j c_j ε[i-j], c_j = ∫ l_j(σ) dσ from σ_i to σ_{i+1}: Adams-Bashforth with
-    steps of any size.
+    """x̄_{i+1} = x̄_i + Σ_j c_j ε[i-j], c_j = ∫ l_j(σ) dσ from σ_i to σ_{i+1}.
+
+    Adams-Bashforth with steps of any size.
 
     The method of Crowson's k-diffusion (Hairer et al. 1993, section III.5). The order rises 1, 2,
-    ... with the number of known ε; after that it is `order`, to clean data as well, since the flow
-    in σ is regular there. The first step being Euler's, the error falls asymptotically as N^-2,
-    with a small constant.
+    ... with the number of known ε; after that it is `order`, on the step to clean data as well,
+    since the flow in σ is regular there. Because the first step is Euler's, the error falls
+    asymptotically as N^-2, with a small constant.
 
     Args:
       chain: the process.
-      times: which of its levels are visited, [N].
+      times: the levels to visit, [N].
       order: the number of ε a step combines, 1 (Euler) to 4.
       dtype: of the tables.
 

@@ -10,12 +10,11 @@ Algorithm 2 of Ho et al. 2020, in the paper's order and names:
 
 The paper counts t from 1, the code from 0: its last step is t = 0. In line 4 the paper writes the
 mean of a network that predicts ε: μ_θ = 1/√α_t (x_t - β_t/√(1-ᾱ_t) ε_θ(x_t, t)), eq. 11. Here the
-denoiser brings it, from whatever its network predicts; so it brings σ_t too, and the clipping of
-x_0. For data of unit variance σ_t² = β_t (fixed_large) is exact, for data that is a single point
-σ_t² = β̃_t (fixed_small) is (section 3.2).
+denoiser supplies it, whatever its network predicts, and with it σ_t and the clipping of x_0. σ_t² =
+β_t (fixed_large) is exact for data of unit variance, σ_t² = β̃_t (fixed_small) for data that is a
+single point (section 3.2).
 
-A sampler is a table, a state and a step. Fewer steps are a shorter table, that of a respaced
-schedule:
+A sampler is a table, a state and a step. Fewer steps are a shorter table, from a respaced schedule:
 
     process = make_process(chain, parameterization="eps", variance="fixed_large")
     sampler = ancestral(chain.at(spaced_timesteps(1000, 100)))
@@ -37,7 +36,7 @@ from ddpm_jax.samplers.loop import Noise, Sampler
 
 
 class AncestralState(NamedTuple):
-    """A Markov chain: the images and nothing else."""
+    """The state of a Markov chain: the images only."""
 
     x_t: chex.Array  # float32 [B, H, W, C]
 
@@ -62,15 +61,17 @@ def p_sample(prediction: Prediction, t: chex.Array, z: chex.Array) -> chex.Array
 def step(
     denoiser: Denoiser, state: AncestralState, t: chex.Array, noise: Noise
 ) -> tuple[AncestralState, Prediction]:
-    """Take every image of the batch from x_t to x_{t-1}; `t` is an int scalar."""
+    """Step every image of the batch from x_t to x_{t-1}; `t` is an int scalar."""
     t = jnp.broadcast_to(t, state.x_t.shape[:1])
     prediction = denoiser(state.x_t, t)
     return AncestralState(p_sample(prediction, t, noise.draw(state.x_t))), prediction
 
 
 def ancestral(schedule: Schedule) -> Sampler:
-    """The sampler that walks every row of `schedule`, t = T-1 .. 0; of a respaced one, every row
-    that was kept."""
+    """Return the sampler that walks every row of `schedule`, t = T-1 .. 0.
+
+    Of a respaced schedule these are the rows that were kept.
+    """
     if not isinstance(schedule, Schedule):
         raise UsageError(
             f"ancestral walks a Schedule, not a {type(schedule).__name__}: of a chain it is "

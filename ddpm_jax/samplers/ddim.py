@@ -1,7 +1,7 @@
-"""DDIM and the samplers that are it by another name: Euler's method, and Euler's with fresh noise.
+"""DDIM and its other names: Euler's method, and Euler's method with fresh noise.
 
 In x̄ = x_t / √ᾱ_t and σ the probability flow is dx̄/dσ = ε(x_t, t) (Song et al. 2020, eq. 14), and
-Euler's step on it is DDIM with η = 0: exact if ε did not change along the way. First order.
+Euler's step on it is DDIM with η = 0: exact if ε were constant over the step. First order.
 """
 
 import numpy as np
@@ -13,17 +13,18 @@ from ddpm_jax.samplers.loop import Sampler
 
 
 def ddim(chain: Chain, times: np.ndarray, *, eta: float = 0.0, dtype=np.float32) -> Sampler:
-    """x_{i+1} = √ᾱ' x_0 + √(1-ᾱ'-s²) ε + s z, s = η √((1-ᾱ')/(1-ᾱ)) √(1-ᾱ/ᾱ') (Song et al. 2020,
-    eq. 12 and 16).
+    """x_{i+1} = √ᾱ' x_0 + √(1-ᾱ'-s²) ε + s z, s = η √((1-ᾱ')/(1-ᾱ)) √(1-ᾱ/ᾱ').
 
-    ᾱ' is that of the next level. What x_0 and ε are where x_0 is clipped is the denoiser's affair;
-    the dialects of DDIM differ in nothing else: the paper does not clip; OpenAI's code clips and
-    derives ε from the clipped x_0 (`clipping.static`, our default); diffusers clips and keeps ε as the
-    network said it.
+    Song et al. 2020, eq. 12 and 16.
+
+    ᾱ' is that of the next level. The denoiser decides what x_0 and ε are where x_0 is clipped, and
+    implementations of DDIM differ in that alone: the paper does not clip; OpenAI's code clips and
+    derives ε from the clipped x_0 (`clipping.static`, our default); diffusers clips and keeps the
+    predicted ε.
 
     Args:
       chain: the process.
-      times: which of its levels are visited, [N]: `spacing.space`.
+      times: the levels to visit, [N]: `spacing.space`.
       eta: 0 is deterministic; 1 is ancestral sampling with the variance β̃ (fixed_small). In [0,
         1].
       dtype: of the tables; float64 serves tests.
@@ -42,23 +43,21 @@ def ddim(chain: Chain, times: np.ndarray, *, eta: float = 0.0, dtype=np.float32)
 
 
 def euler(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
-    """x̄_{i+1} = x̄_i + (σ' - σ) ε: DDIM with η = 0, under the name that users of ODE samplers look
-    for."""
+    """x̄_{i+1} = x̄_i + (σ' - σ) ε: DDIM with η = 0, under its name among ODE samplers."""
     return ddim(chain, times, eta=0.0, dtype=dtype)
 
 
 def euler_ancestral(
     chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=np.float32
 ) -> Sampler:
-    """Euler's step down to σ_down, then fresh noise of scale σ_up: σ_up² + σ_down² = σ'²
-    (k-diffusion's sampler).
+    """Euler's step down to σ_down, then fresh noise of scale σ_up: σ_up² + σ_down² = σ'².
 
-    σ_up = min(σ', η σ'/σ √(σ² - σ'²)). For η = 1 it is DDIM with η = 1 in other words, and so
-    ancestral sampling.
+    k-diffusion's sampler: σ_up = min(σ', η σ'/σ √(σ² - σ'²)). For η = 1 it equals DDIM with η = 1,
+    and so ancestral sampling.
 
     Args:
       chain: the process.
-      times: which of its levels are visited, [N].
+      times: the levels to visit, [N].
       eta: how much of the noise is fresh; 0 is `euler`. Not negative.
       dtype: of the tables.
 
@@ -79,11 +78,12 @@ def euler_ancestral(
 
 
 def _split_noise(levels: Levels, eta: float) -> tuple[np.ndarray, np.ndarray]:
-    """The noise of the next level that is kept, √(1-ᾱ'-s²), and the fresh, s = min(√(1-ᾱ'), η √β̃);
-    [N] each.
+    """Return the noise of the next level that is kept and the noise that is fresh, [N] each.
+
+    They are √(1-ᾱ'-s²) and s = min(√(1-ᾱ'), η √β̃).
 
     β̃ = (1-ᾱ')/(1-ᾱ) (1-ᾱ/ᾱ') (Ho et al. 2020, eq. 7) is (1-ᾱ') (1 - e^(-2h)); in x̄ and σ it is
-    σ'²/σ² (σ²-σ'²). So neither part is a difference of numbers that are near each other.
+    σ'²/σ² (σ²-σ'²). So neither part is a difference of nearly equal numbers.
     """
     lost = -np.expm1(-2 * levels.steps)
     kept = np.maximum(np.exp(-2 * levels.steps) + (1 - eta**2) * lost, 0)

@@ -1,5 +1,4 @@
-"""DPM-Solver++ (Lu et al. 2022b): the linear part of the flow solved exactly, x_0 interpolated over
-past predictions.
+"""DPM-Solver++ (Lu et al. 2022b): the linear part of the flow exact, x_0 interpolated.
 
 With λ = log(√ᾱ / √(1-ᾱ)) and h = λ' - λ, and a prime for the next level, the solution of the flow
 from one level to the next is (eq. 8 of the paper; with noise, its solvers for diffusion SDEs)
@@ -8,8 +7,8 @@ from one level to the next is (eq. 8 of the paper; with noise, its solvers for d
     z
 
 η = 0 is the probability flow, η = 1 the reverse diffusion; every η has the same marginals (Karras
-et al. 2022, eq. 6, with the amount of Langevin noise constant in λ). Methods differ in what stands
-for x_0(u): one prediction gives DDIM.
+et al. 2022, eq. 6, with the amount of Langevin noise constant in λ). Methods differ in what
+replaces x_0(u): one prediction gives DDIM.
 
 The last step leads to λ = ∞: it is x_0 as last predicted.
 """
@@ -26,32 +25,41 @@ from ddpm_jax.samplers.loop import Sampler
 
 
 def dpmpp_2m(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
-    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2). Second order; `times` [N], `dtype` that of
-    the tables."""
+    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2), of second order.
+
+    `times` [N]; `dtype` is that of the tables.
+    """
     return _solver(chain, times, second_order, columns=2, eta=0.0, dtype=dtype)
 
 
 def dpmpp_3m(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
-    """DPM-Solver++ with a parabola through three predictions. Third order after its start: see
-    `third_order`."""
+    """DPM-Solver++ with a parabola through three predictions.
+
+    Third order after its start: see `third_order`.
+    """
     return _solver(chain, times, third_order, columns=3, eta=0.0, dtype=dtype)
 
 
 def dpmpp_2m_sde(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=np.float32) -> Sampler:
-    """SDE-DPM-Solver++(2M) of the same paper. `eta` is how much noise: 0 is `dpmpp_2m`; not
-    negative."""
+    """SDE-DPM-Solver++(2M) of the same paper.
+
+    `eta` is the amount of noise, not negative; 0 is `dpmpp_2m`.
+    """
     return _solver(chain, times, second_order, columns=2, eta=eta, dtype=dtype)
 
 
 def dpmpp_3m_sde(chain: Chain, times: np.ndarray, *, eta: float = 1.0, dtype=np.float32) -> Sampler:
-    """The same with three predictions, Crowson's `dpmpp_3m_sde`; `eta` as in `dpmpp_2m_sde`, 0 is
-    `dpmpp_3m`."""
+    """SDE-DPM-Solver++ with three predictions, Crowson's `dpmpp_3m_sde`.
+
+    `eta` as in `dpmpp_2m_sde`; 0 is `dpmpp_3m`.
+    """
     return _solver(chain, times, third_order, columns=3, eta=eta, dtype=dtype)
 
 
 def second_order(half_log_snr: np.ndarray, i: int, rate: float) -> np.ndarray:
-    """(1 - e^(-(1+η)h)) (x_0[i] + (x_0[i] - x_0[i-1]) / 2r), r = h[i-1] / h[i] (Lu et al. 2022b,
-    algorithm 2).
+    """(1 - e^(-(1+η)h)) (x_0[i] + (x_0[i] - x_0[i-1]) / 2r), r = h[i-1] / h[i].
+
+    Lu et al. 2022b, algorithm 2.
 
     Args:
       half_log_snr: λ of the levels.
@@ -71,8 +79,9 @@ def second_order(half_log_snr: np.ndarray, i: int, rate: float) -> np.ndarray:
 
 
 def third_order(half_log_snr: np.ndarray, i: int, rate: float) -> np.ndarray:
-    """The integral of the parabola through three x_0, of the line at the second step; arguments as
-    `second_order`.
+    """The integral of the parabola through three x_0, at the second step of a line.
+
+    Arguments as for `second_order`.
 
     The code of the paper, k-diffusion and diffusers give the second difference half its weight (the
     second derivative is twice what they divide by r_0 + r_1), which makes a method of second order.
@@ -90,7 +99,7 @@ def third_order(half_log_snr: np.ndarray, i: int, rate: float) -> np.ndarray:
 def _solver(
     chain: Chain,
     times: np.ndarray,
-    weights_of: Callable[[np.ndarray, int, float], np.ndarray],
+    x_0_weights: Callable[[np.ndarray, int, float], np.ndarray],
     *,
     columns: int,
     eta: float,
@@ -106,7 +115,7 @@ def _solver(
     # Column j is the x_0 of j rows ago; the methods give fewer at the start.
     x_0 = np.zeros((len(steps) + 1, columns))
     for i in range(len(steps)):
-        weights = weights_of(levels.half_log_snr, i, 1 + eta)
+        weights = x_0_weights(levels.half_log_snr, i, 1 + eta)
         x_0[i, : len(weights)] = levels.signal[i + 1] * weights
     # To λ = ∞ the linear part vanishes, the integral is the newest x_0, and no noise is left.
     x_0[-1, 0] = 1

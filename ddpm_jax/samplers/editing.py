@@ -1,13 +1,12 @@
-"""Samples that start from a picture instead of noise, or keep a part of one: SDEdit, RePaint,
-slerp.
+"""Sampling from a picture instead of noise, or keeping part of one: SDEdit, RePaint, slerp.
 
 Image-to-image: `start_from` shortens the times, `noised` gives x_T, and any sampler walks from
-there. Inpainting: `keep_known` makes a denoiser that knows some pixels, for any sampler; `repaint`
-is the sampler that goes back and forth so that the painted part agrees with them. Between two
-seeds: `slerp`. From a picture to its own x_T and back is in `inversion`; reading the pictures is
-not done here.
+there. Inpainting: `keep_known` makes a denoiser with known pixels, for any sampler; `repaint` is
+the sampler that goes back and forth so that the painted part agrees with them. Interpolation
+between two seeds: `slerp`. From a picture to its x_T and back is in `inversion`; pictures are not
+read here.
 
-A mask is True, white in an image file, where the picture is to be painted anew.
+A mask is True, white in an image file, where the picture is to be repainted.
 """
 
 from typing import NamedTuple
@@ -29,20 +28,19 @@ from ddpm_jax.samplers.linear import levels_at
 from ddpm_jax.samplers.loop import Noise, Sampler
 
 JUMPS_PER_CHAIN = 25  # Lugmayr et al. 2022, section 5: jumps of 10 in 250 steps
-AGAIN = 1  # a row's second noise, that of its jump
-PARALLEL = 1e-4  # radians: below it an arc and its chord differ by less than float32 can say
+AGAIN = 1  # the stream of a row's second noise, that of its jump
+PARALLEL = 1e-4  # radians: below it an arc and its chord differ by less than float32 resolves
 
 
 def start_from(times: np.ndarray, strength: float) -> np.ndarray:
-    """The lowest round(strength N) of N times, at least one: the levels SDEdit visits (Meng et al.
-    2022).
+    """Return the lowest round(strength N) of N times, at least one: SDEdit (Meng et al. 2022).
 
-    Build the sampler on what is returned: its first steps, which may have no history yet, are then
-    made for them.
+    Build the sampler on the times returned, so that a multistep method starts without history at
+    the first of them.
 
     Args:
       times: [N], increasing: `spacing.space`.
-      strength: how much is left to the model, in (0, 1]; 1 is every step.
+      strength: the share of the steps, in (0, 1]; 1 is every step.
 
     Raises:
       UsageError: strength outside (0, 1].
@@ -56,11 +54,12 @@ def start_from(times: np.ndarray, strength: float) -> np.ndarray:
 
 
 def noised(schedule: Schedule, x_0: chex.Array, keys: chex.PRNGKey) -> chex.Array:
-    """x_T = √ᾱ x_0 + √(1-ᾱ) ε at the noisiest row of `schedule`; ε is the x_T that the image's key
-    gives to a sample.
+    """Return x_T = √ᾱ x_0 + √(1-ᾱ) ε at the noisiest row of `schedule`.
+
+    ε is the initial noise that a sample with the image's key starts from.
 
     Args:
-      schedule: of the times that are walked, `chain.at(times)`.
+      schedule: that of the times to walk, `chain.at(times)`.
       x_0: float32 [B, H, W, C] in [-1, 1].
       keys: [B], of `randomness.image_keys`.
 
@@ -72,24 +71,26 @@ def noised(schedule: Schedule, x_0: chex.Array, keys: chex.PRNGKey) -> chex.Arra
 
 
 def keep_known(denoiser: Denoiser, known: chex.Array, mask: chex.Array) -> Denoiser:
-    """A denoiser that is sure of the known pixels; every sampler then ends with them, to rounding.
+    """Return a denoiser that is certain of the known pixels, for any sampler, which ends with them.
 
-    There it is the exact denoiser of data that is this one picture: x_0 is the picture, ε what is
-    left of x_t. For `ancestral.step` mean and variance are those of q(x_{t-1}|x_0), the known part
-    of RePaint's algorithm 1 (Lugmayr et al. 2022, line 5): x_{t-1} is drawn anew, whatever x_t was,
-    and at t = 0 is the picture to the last bit. A deterministic sampler keeps the noise that the
-    known pixels of x_T had instead, and DDIM with η = 1 draws from q(x_{t-1}|x_t, x_0): each has
-    the right q(x_t|x_0). The rest of the picture is drawn by the model from an x_t whose known part
-    is right, and learns of it in this way only: an approximation of q(unknown|known) that `repaint`
-    brings nearer.
+    They are exact up to rounding.
+
+    There it is the exact denoiser of data that is this one picture: x_0 is the picture, ε the rest
+    of x_t. For `ancestral.step` mean and variance are those of q(x_{t-1}|x_0), the known part of
+    RePaint's algorithm 1 (Lugmayr et al. 2022, line 5): x_{t-1} is drawn independently of x_t, and
+    at t = 0 is the picture to the last bit. A deterministic sampler instead keeps the noise that
+    the known pixels of x_T had, and DDIM with η = 1 draws from q(x_{t-1}|x_t, x_0): each has the
+    correct q(x_t|x_0). The model draws the rest of the picture from an x_t whose known part is
+    correct, and depends on the known part only through x_t: an approximation of q(unknown|known),
+    which `repaint` improves.
 
     Wrap last, after guidance and clipping. Start with `noised` of the picture, the unknown pixels
     set to 0.
 
     Args:
       denoiser: of the whole image.
-      known: [B, H, W, C] in [-1, 1]; what it holds under the mask is not looked at.
-      mask: bool, or 0 and 1, [B, H, W, 1]: True where the picture is to be painted anew.
+      known: [B, H, W, C] in [-1, 1]; its values under the mask are not used.
+      mask: bool, or 0 and 1, [B, H, W, 1]: True where the picture is to be repainted.
     """
     check_denoiser(denoiser)
     chex.assert_equal_rank([known, mask])
@@ -97,7 +98,7 @@ def keep_known(denoiser: Denoiser, known: chex.Array, mask: chex.Array) -> Denoi
     def know(
         schedule: Schedule, prediction: Prediction, x_t: chex.Array, t: chex.Array
     ) -> Prediction:
-        before = jnp.maximum(t - 1, 0)  # of clean data, before t = 0, no log-variance is asked for
+        before = jnp.maximum(t - 1, 0)  # the log-variance of clean data, before t = 0, is not used
         certain = Prediction(
             x_0=known,
             eps=eps_from_x_0(schedule, x_t, t, known),
@@ -114,8 +115,10 @@ def keep_known(denoiser: Denoiser, known: chex.Array, mask: chex.Array) -> Denoi
 
 
 class JumpRows(NamedTuple):
-    """The rows of `repaint`, [R] each: a step down from row t, then x √(ᾱ_u/ᾱ_{t-1}) + z
-    √(1-ᾱ_u/ᾱ_{t-1}), up to u."""
+    """The rows of `repaint`, [R] each: a step down from row t, then a jump up to level u.
+
+    The jump is x √(ᾱ_u/ᾱ_{t-1}) + z √(1-ᾱ_u/ᾱ_{t-1}).
+    """
 
     t: np.ndarray  # int32
     scale: np.ndarray  # of x; 1 where there is no jump
@@ -130,27 +133,28 @@ def repaint(
     jump: int | None = None,
     dtype=np.float32,
 ) -> Sampler:
-    """Ancestral sampling that walks each stretch of the chain several times (Lugmayr et al. 2022,
-    algorithm 1).
+    """Ancestral sampling that walks each stretch of the chain several times.
+
+    Lugmayr et al. 2022, algorithm 1.
 
     Together with `keep_known` it is RePaint: after `jump` steps down, the forward process leads
-    `jump` steps up again, and the model sees once more what it painted beside the known pixels:
-    their noise is new, what was painted agrees with them better. Without known pixels it is
-    ancestral sampling at `resamplings` times the price.
+    `jump` steps up again, and the model repeats them on known pixels with new noise, so that the
+    painted part agrees better with them. Without known pixels it is ancestral sampling at
+    `resamplings` times the cost.
 
     The defaults are the paper's: 10 walks of each stretch, 10 steps of 250 long, so a 25th of the
     chain here. The j forward steps of a jump are one draw from q(x_{t+j}|x_t), which has the same
-    distribution, and belong to the row before: every row asks the denoiser once.
+    distribution, and belong to the row before: every row evaluates the denoiser once.
 
     Args:
       chain: the process.
-      times: which of its levels are visited, [N].
-      resamplings: r, how often each stretch is walked; 1 is ancestral sampling.
+      times: the levels to visit, [N].
+      resamplings: r, the number of walks of each stretch; 1 is ancestral sampling.
       jump: j, the steps in a stretch, 1..N; None for round(N / 25), at least 1.
       dtype: of the tables; float64 serves tests.
 
     Returns:
-      The sampler; it has N + (r-1) j ⌈(N-j)/j⌉ rows.
+      The sampler, of N + (r-1) j ⌈(N-j)/j⌉ rows.
 
     Raises:
       UsageError: resamplings below 1, or jump outside 1..N.
@@ -182,10 +186,9 @@ def repaint(
 
 
 def _walk(steps: int, jump: int, resamplings: int) -> tuple[np.ndarray, np.ndarray]:
-    """(t, u): the row that each step sets out from, N-1 first, and the level it has come to after
-    its jump, if any.
+    """Return (t, u): the row where each step starts, N-1 first, and the level after any jump.
 
-    Jumps set out from the levels 0, j, 2j, ... that have j more above them, r-1 times each.
+    Jumps start at the levels 0, j, 2j, ... with at least j more above them, r-1 times each.
     """
     left = dict.fromkeys(range(0, steps - jump, jump), resamplings - 1)
     level, t, to = steps - 1, [], []
@@ -211,19 +214,20 @@ def _step(
 
 
 def slerp(pair: chex.Array, weights: chex.Array) -> chex.Array:
-    """Points on the arc from pair[0] to pair[1]: sin((1-λ)θ)/sin θ a + sin(λθ)/sin θ b (Song et al.
-    2020, eq. 67).
+    """Points on the arc from pair[0] to pair[1]: sin((1-λ)θ)/sin θ a + sin(λθ)/sin θ b.
 
-    θ is the angle between the two. Where they have one length every point has it: an x_T between
-    two draws of N(0, I) is as long as a draw, which (1-λ) a + λ b is not. Give all images of a path
-    the same key where the sampler draws noise, so that they differ in x_T alone.
+    Song et al. 2020, eq. 67.
+
+    θ is the angle between the two. Where they have equal norms, so has every point: an x_T between
+    two draws of N(0, I) has the norm of a draw, which (1-λ) a + λ b does not have. Give all images of a
+    path the same key where the sampler draws noise, so that they differ in x_T alone.
 
     Args:
       pair: a and b, float [2, ...].
       weights: λ, [N]; 0 is a and 1 is b, exactly.
 
     Returns:
-      [N, ...]. Vectors that are parallel, or opposite, where no arc is the one, are joined by a
+      [N, ...]. Vectors that are parallel, or opposite, where the arc is not unique, are joined by a
       straight line.
     """
     chex.assert_axis_dimension(pair, 0, 2)

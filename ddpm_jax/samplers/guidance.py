@@ -1,16 +1,18 @@
 """Guidance: a model pushed towards a class, or away from a weaker model: `Denoiser` -> `Denoiser`.
 
-    classifier-free   ε = ε_null + w (ε_cond - ε_null)            Ho & Salimans 2022, eq. 6, where w - 1 is called w
-    classifier        ε = ε_θ - w √(1-ᾱ_t) ∇ log p(y|x_t)         Dhariwal & Nichol 2021, algorithm 2
-    autoguidance      ε = ε_weak + w (ε_θ - ε_weak)               Karras et al. 2024
+    classifier-free   ε = ε_null + w (ε_cond - ε_null)        Ho & Salimans 2022, eq. 6
+    classifier        ε = ε_θ - w √(1-ᾱ_t) ∇ log p(y|x_t)     Dhariwal & Nichol 2021, algorithm 2
+    autoguidance      ε = ε_weak + w (ε_θ - ε_weak)           Karras et al. 2024
+
+Ho & Salimans call w - 1 what is w here.
 
 The score is -ε/√(1-ᾱ_t), so the first two sample from p(x_t) p(y|x_t)^w as far as scores can. At a
-given x_t, x_0, ε and the mean are affine functions of each other: each is moved by what the move of
-ε implies, and what tied them before still does. The variance is the stronger model's. Guidance
+given x_t, x_0, ε and the mean are affine functions of each other: each is shifted as the shift of ε
+implies, so their relations hold as before. The variance is that of the stronger model. Guidance
 comes before clipping (`clipping`).
 
 x_t is [B, ...], t int [B]; a scale w is a scalar or one number for each image, [B]. Scales,
-intervals and rescaling are data: they may be traced, and another value needs no other program.
+intervals and rescaling are data: they may be traced, and another value needs no recompilation.
 """
 
 import math
@@ -34,8 +36,7 @@ LogProb = Callable[[Schedule, chex.Array, chex.Array, chex.Array], chex.Array]
 
 
 class Interval(NamedTuple):
-    """The times at which there is guidance, as the network is told them (`Schedule.timesteps`);
-    both ends included."""
+    """The network's times at which there is guidance (`Schedule.timesteps`), both ends included."""
 
     low: chex.Array
     high: chex.Array
@@ -44,12 +45,13 @@ class Interval(NamedTuple):
 EVERYWHERE = Interval(0.0, math.inf)
 
 
-def interval_of(chain: Chain, low: float, high: float) -> Interval:
-    """The noise levels between two fractions of the chain, t / (T-1): 0 is the least noise, 1 the
-    most.
+def interval_from_fractions(chain: Chain, low: float, high: float) -> Interval:
+    """Return the noise levels between two fractions of the chain, t / (T-1).
 
-    It names levels, not rows: a chain of fewer steps is guided at the same levels (Kynkäänniemi et
-    al. 2024).
+    0 is the least noise, 1 the most.
+
+    Because they are levels, not rows, a chain of fewer steps is guided at the same levels
+    (Kynkäänniemi et al. 2024).
 
     Raises:
       UsageError: not 0 <= low < high <= 1.
@@ -72,18 +74,19 @@ def classifier_free(
     interval: Interval = EVERYWHERE,
     rescale: chex.Array | float = 0.0,
 ) -> Denoiser:
-    """ε = ε_null + w (ε_cond - ε_null), from one evaluation of 2B images (Ho & Salimans 2022, eq.
-    6).
+    """ε = ε_null + w (ε_cond - ε_null), from one evaluation of 2B images.
+
+    Ho & Salimans 2022, eq. 6.
 
     Args:
       denoiser: a conditional model, nothing clipped; its network takes a condition.
       condition: of each image: a pytree of leaves [B, ...].
       null: the same tree for no condition.
       scale: w = 1 + the paper's w: 0 is the unconditional model, 1 the conditional one, both to the
-        last bit. At 1 the model alone does the same in half the time.
+        last bit. At 1 the model alone gives the same in half the time.
       interval: outside it the conditional model is not guided (Kynkäänniemi et al. 2024).
-      rescale: φ in [0, 1], how far the guided v is brought back to the spread of the conditional
-        one: `_rescaled`.
+      rescale: φ in [0, 1], how far the guided v is rescaled to the standard deviation of the
+        conditional one: `_rescaled`.
 
     Raises:
       UsageError: a scale that is negative or not finite, or φ outside [0, 1].
@@ -114,13 +117,14 @@ def autoguidance(
     scale: chex.Array | float,
     interval: Interval = EVERYWHERE,
 ) -> Denoiser:
-    """ε = ε_weak + w (ε - ε_weak): away from a model with the same flaws in larger size (Karras et
-    al. 2024).
+    """ε = ε_weak + w (ε - ε_weak): away from a model whose errors are alike but larger.
+
+    Karras et al. 2024.
 
     Args:
       denoiser: the model, nothing clipped.
-      weaker: the same model less trained, or a smaller one, of the same data, noise levels and
-        condition.
+      weaker: the same model trained for less, or a smaller one, with the same data, noise levels
+        and condition.
       scale: w: 0 is the weaker model, 1 the model itself, both to the last bit.
       interval: outside it the model is not guided.
 
@@ -156,9 +160,9 @@ def classifier_guidance(
     the same to first order in β_t.
 
     Args:
-      denoiser: the model, nothing clipped; it need not know of classes.
+      denoiser: the model, nothing clipped; it may be unconditional.
       log_prob: the classifier of noisy images: `class_log_prob`.
-      labels: int [B], the class that each image is to be of.
+      labels: int [B], the class to guide each image to.
       scale: w: 0 is the model alone.
       interval: outside it the model is not guided.
 
@@ -183,7 +187,7 @@ def classifier_guidance(
 
 
 def class_log_prob(classifier: Callable[[chex.Array, chex.Array], chex.Array]) -> LogProb:
-    """log p(y|x_t) of a network (x_t [B, ...], time float [B]) -> logits [B, K]."""
+    """Return log p(y|x_t) of a network (x_t [B, ...], time float [B]) -> logits [B, K]."""
 
     def log_prob(
         schedule: Schedule, x_t: chex.Array, t: chex.Array, labels: chex.Array
@@ -195,7 +199,7 @@ def class_log_prob(classifier: Callable[[chex.Array, chex.Array], chex.Array]) -
 
 
 def check_scale(scale: chex.Array | float) -> None:
-    """Refuses a guidance scale that is negative or not finite; a traced one passes.
+    """Refuse a guidance scale that is negative or not finite; a traced one passes.
 
     Raises:
       UsageError: see above.
@@ -210,7 +214,7 @@ def check_scale(scale: chex.Array | float) -> None:
 
 
 def check_rescale(rescale: chex.Array | float) -> None:
-    """Refuses a share of rescaling outside [0, 1]; a traced one passes.
+    """Refuse a share of rescaling outside [0, 1]; a traced one passes.
 
     Raises:
       UsageError: see above.
@@ -220,11 +224,10 @@ def check_rescale(rescale: chex.Array | float) -> None:
 
 
 def check_has_signal(schedule: Schedule) -> None:
-    """Refuses a chain whose first x_t holds nothing of x_0: no classifier of x_t can say where x_0
-    is to go.
+    """Refuse a chain whose first x_t holds nothing of x_0, so that no classifier can guide it.
 
     Raises:
-      UsageError: alphas_bar reaches 0; that of a traced schedule cannot be seen.
+      UsageError: alphas_bar reaches 0; a traced schedule is not checked.
     """
     if not isinstance(schedule.alphas_bar, jax.core.Tracer) and schedule.alphas_bar[-1] == 0:
         raise UsageError(
@@ -241,7 +244,7 @@ def _scale_at(
     *,
     outside: float,
 ) -> chex.Array:
-    """w in the interval and `outside` elsewhere, [B]."""
+    """Return w in the interval and `outside` elsewhere, [B]."""
     time = jnp.asarray(schedule.timesteps)[t]
     return jnp.where((interval.low <= time) & (time <= interval.high), scale, outside)
 
@@ -252,8 +255,10 @@ def _over(per_image: chex.Array, x: chex.Array) -> chex.Array:
 
 
 def _extrapolated(weak: Prediction, strong: Prediction, scale: chex.Array) -> Prediction:
-    """(1-w) weak + w strong: as the formulas above, but exact at w = 0 and at w = 1. The variance
-    is the strong's."""
+    """(1-w) weak + w strong: the formulas above, but exact at w = 0 and at w = 1.
+
+    The variance is that of `strong`.
+    """
 
     def mix(weak: chex.Array, strong: chex.Array) -> chex.Array:
         w = _over(scale, weak)
@@ -269,27 +274,32 @@ def _extrapolated(weak: Prediction, strong: Prediction, scale: chex.Array) -> Pr
 def _rescaled(
     schedule: Schedule,
     guided: Prediction,
-    told: Prediction,
+    conditional: Prediction,
     t: chex.Array,
     rescale: chex.Array | float,
 ) -> Prediction:
-    """φ v σ_cond/σ_guided + (1-φ) v, σ the standard deviation over an image (Lin et al. 2024, eq.
-    15 and 16).
+    """φ v σ_cond/σ_guided + (1-φ) v, σ the standard deviation over an image.
 
-    v = √ᾱ_t ε - √(1-ᾱ_t) x_0 is what the models of that paper say, and what is rescaled here
-    whatever the network says: rescaling ε would move x_0 far where there is much noise, rescaling
-    x_0 would move ε far where there is little.
+    Lin et al. 2024, eq. 15 and 16.
+
+    v = √ᾱ_t ε - √(1-ᾱ_t) x_0 is what the models of that paper predict, and what is rescaled here
+    whatever the network predicts: rescaling ε would shift x_0 far where there is much noise,
+    rescaling x_0 would shift ε far where there is little.
     """
     signal = extract(schedule.sqrt_alphas_bar, t, guided.eps)
     noise = extract(schedule.sqrt_one_minus_alphas_bar, t, guided.eps)
-    v, v_told = (signal * prediction.eps - noise * prediction.x_0 for prediction in (guided, told))
-    shift = rescale * (_spread_ratio(v_told, v) - 1) * v
+    v, v_conditional = (
+        signal * prediction.eps - noise * prediction.x_0 for prediction in (guided, conditional)
+    )
+    shift = rescale * (_spread_ratio(v_conditional, v) - 1) * v
     return _moved(schedule, guided, t, x_0=-noise * shift, eps=signal * shift)
 
 
 def _spread_ratio(of: chex.Array, to: chex.Array) -> chex.Array:
-    """The standard deviation of each image of one array to that of the other, [B, 1, ..., 1]; 1
-    where that is 0."""
+    """Return each image's standard deviation in `of` over that in `to`, [B, 1, ..., 1].
+
+    1 where the latter is 0.
+    """
     wanted, has = (jnp.std(x, axis=tuple(range(1, x.ndim)), keepdims=True) for x in (of, to))
     return jnp.where(has > 0, wanted / jnp.where(has > 0, has, 1), 1)
 
@@ -297,8 +307,10 @@ def _spread_ratio(of: chex.Array, to: chex.Array) -> chex.Array:
 def _moved(
     schedule: Schedule, prediction: Prediction, t: chex.Array, *, x_0: chex.Array, eps: chex.Array
 ) -> Prediction:
-    """Adds to x_0 and to ε moves that belong together, and to the mean what follows (Ho et al.
-    2020, eq. 7)."""
+    """Add consistent shifts to x_0 and ε, and the one they imply to the mean.
+
+    Ho et al. 2020, eq. 7.
+    """
     mean = extract(schedule.posterior_mean_coef1, t, x_0) * x_0
     return prediction._replace(
         x_0=prediction.x_0 + x_0, eps=prediction.eps + eps, mean=prediction.mean + mean

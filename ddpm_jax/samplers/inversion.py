@@ -1,9 +1,8 @@
-"""From a picture to the x_T that DDIM turns into it, and back: the probability flow walked upwards
-and down again.
+"""DDIM inversion: the probability flow from a picture up to the x_T that DDIM maps back to it.
 
-In x̄ = x_t / √ᾱ_t and σ the flow is dx̄/dσ = ε(x_t, t), and it has no direction: Euler's step from
-one level to the next higher is DDIM inversion (Song et al. 2020, section 4.3). Neither way draws
-anything.
+In x̄ = x_t / √ᾱ_t and σ the flow is dx̄/dσ = ε(x_t, t), which can be followed in either direction:
+Euler's step from one level to the next higher is DDIM inversion (Song et al. 2020, section 4.3).
+Both directions are deterministic.
 """
 
 from collections.abc import Callable
@@ -25,9 +24,10 @@ from ddpm_jax.samplers.loop import Noise, Sampler, Samples, sample
 class UpwardRows(NamedTuple):
     """A step from one level to the next higher, x' = a x + c ε; [N] each, clean data first."""
 
-    # int32: the row of the schedule for the level that is left; 0 for clean data, which has none
+    # int32: the row of the schedule for the level where the step starts; 0 for clean data, without
+    # one
     level: np.ndarray
-    above: np.ndarray  # int32: the one for the level that is reached
+    above: np.ndarray  # int32: the row for the level where it ends
     x: np.ndarray  # a
     eps: np.ndarray  # c
 
@@ -39,21 +39,21 @@ class UpwardState(NamedTuple):
 
 
 def invert(chain: Chain, times: np.ndarray, *, corrections: int = 0, dtype=np.float32) -> Sampler:
-    """The sampler that walks from x_0 up to x_T: x̄' = x̄ + (σ' - σ) ε, first order.
+    """Return the sampler that walks from x_0 up to x_T: x̄' = x̄ + (σ' - σ) ε, first order.
 
-    ε is that of the point which is left, while DDIM on its way back takes that of the point which
-    is reached. Each correction asks for ε there, at the estimate so far, and steps again: x' = a x
+    ε is evaluated where the step starts, while DDIM on the way back evaluates it where this step
+    ends. Each correction evaluates ε there, at the current estimate, and repeats the step: x' = a x
     + c ε(x'), solved by iteration as in Pan et al. 2023 (AIDI). Where it converges, DDIM leads back
-    to the very x_0, however few the steps.
+    to the same x_0 in any number of steps.
 
-    Clean data has no row in the schedule: it is taken to the first level by the ε that is found
-    there. For `loop.sample`, x_T in the arguments is x_0, and x_0 in what it returns is x_T. Use a
-    denoiser that clips nothing.
+    Clean data has no row in the schedule: the step to the first level uses the ε of that level. For
+    `loop.sample`, the argument x_T is x_0, and the x_0 it returns is x_T. Use a denoiser that clips
+    nothing.
 
     Args:
       chain: the process.
-      times: which of its levels are visited, [N], as for the way back.
-      corrections: each costs one more evaluation a step.
+      times: the levels to visit, [N], as on the way back.
+      corrections: per step; each costs one evaluation.
       dtype: of the tables; float64 serves tests.
 
     Raises:
@@ -87,7 +87,7 @@ def invert(chain: Chain, times: np.ndarray, *, corrections: int = 0, dtype=np.fl
 
 
 class Reconstruction(NamedTuple):
-    """A picture's latent, and what DDIM makes of it."""
+    """The latent of a picture, and the picture that DDIM maps it to."""
 
     x_T: chex.Array  # [B, H, W, C]
     x_0: chex.Array  # [B, H, W, C]
@@ -105,7 +105,7 @@ def reconstruct(
     dtype=np.float32,
     walk: Callable[[Denoiser, Sampler, chex.Array], Samples] = sample,
 ) -> Reconstruction:
-    """`invert`, then DDIM with η = 0 over the same times.
+    """Apply `invert`, then DDIM with η = 0 over the same times.
 
     Args:
       denoiser: built on `chain.at(times)`, clipping nothing.
@@ -114,7 +114,7 @@ def reconstruct(
       x_0: [B, H, W, C] in [-1, 1].
       corrections: of `invert`.
       dtype: of the tables.
-      walk: how the chains are walked, `sample` or what does the same in dispatches.
+      walk: the function that walks the chains: `sample`, or its equivalent in dispatches.
     """
     x_T = walk(denoiser, invert(chain, times, corrections=corrections, dtype=dtype), x_0).x_0
     again = walk(denoiser, ddim(chain, times, dtype=dtype), x_T).x_0

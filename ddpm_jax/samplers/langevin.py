@@ -1,8 +1,9 @@
-"""Predictor-corrector sampling (Song et al. 2021, algorithm 5): ancestral steps, each followed by
-Langevin steps.
+"""Predictor-corrector sampling (Song et al. 2021, algorithm 5): ancestral and Langevin steps.
 
-The corrector stays at its noise level and draws x towards q(x_t), whatever the predictor did to it.
-Both kinds of step are rows of one table; a row asks the denoiser once.
+Each ancestral step is followed by Langevin steps.
+
+The corrector stays at its noise level and moves the distribution of x towards q(x_t). Both kinds of
+step are rows of one table; a row evaluates the denoiser once.
 """
 
 from typing import NamedTuple
@@ -21,10 +22,10 @@ from ddpm_jax.samplers.loop import Noise, Sampler
 
 
 class Rows(NamedTuple):
-    """What each of the N rows does."""
+    """The N rows, each an ancestral or a Langevin step."""
 
     level: np.ndarray  # the row of the schedule, int32 [N]
-    # bool [N]: a Langevin step at this level; else an ancestral one to the next
+    # bool [N]: True for a Langevin step at this level, False for an ancestral one to the next
     corrects: np.ndarray
     noise: np.ndarray  # √(1-ᾱ), [N]
     size: np.ndarray  # 2 α r² of a corrector, [N]
@@ -33,11 +34,10 @@ class Rows(NamedTuple):
 def corrector(
     x: chex.Array, eps: chex.Array, z: chex.Array, noise: chex.Array, size: chex.Array
 ) -> chex.Array:
-    """x + δ s + √(2δ) z, δ = 2 α (r ‖z‖/‖s‖)² (Song et al. 2021, algorithm 5), the score s = -ε /
-    √(1-ᾱ).
+    """x + δ s + √(2δ) z, δ = 2 α (r ‖z‖/‖s‖)², s = -ε / √(1-ᾱ) (Song et al. 2021, algorithm 5).
 
-    The norms are those of one image. The paper's code averages them over the batch, which would
-    make an image depend on its neighbours.
+    s is the score. The norms are those of one image. The paper's code averages them over the batch,
+    which would make an image depend on the others.
 
     Args:
       x: [B, ...], at the level.
@@ -55,7 +55,7 @@ def corrector(
 def step(
     denoiser: Denoiser, state: AncestralState, row: Rows, noise: Noise
 ) -> tuple[AncestralState, Prediction]:
-    """One row, of either kind."""
+    """Compute one row, of either kind."""
     x_t = state.x_t
     t = jnp.broadcast_to(row.level, x_t.shape[:1])
     prediction = denoiser(x_t, t)
@@ -76,15 +76,14 @@ def predictor_corrector(
     corrector_steps: int = 1,
     dtype=np.float32,
 ) -> Sampler:
-    """An ancestral step to every level, with the denoiser's own variance, then `corrector_steps`
-    Langevin steps at it.
+    """An ancestral step to every level, then `corrector_steps` Langevin steps at it.
 
-    None at the first level, where x_T is noise, nor at clean data: N + (N-1) corrector_steps
-    evaluations.
+    The ancestral steps have the denoiser's variance. There are no Langevin steps at the first
+    level, where x_T is noise, nor at clean data: N + (N-1) corrector_steps evaluations.
 
     Args:
       chain: the process.
-      times: which of its levels are visited, [N]. α is that of the chain of these levels.
+      times: the levels to visit, [N]. α is that of the chain of these levels.
       snr: r, the size of a Langevin step: the ratio of the norms of its score part and its noise.
         Positive.
       corrector_steps: at each level, not negative; 0 is `ancestral`.

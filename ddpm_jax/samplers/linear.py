@@ -1,14 +1,13 @@
-"""The step that most samplers share: the next x is a weighted sum of x, of predictions, and of
-noise.
+"""The step that most samplers share: a weighted sum of x, of predictions and of noise.
 
     x_{i+1} = a x_i + Σ_j b_j x_0[i-j] + Σ_j c_j ε[i-j] + d z,      j = 0 the newest prediction
 
 A sampler of this kind is its weights (`ddim`, `adams`, `pndm`, `dpm_solver`, `unipc`,
-`runge_kutta`): functions of the noise levels, computed in float64. A row asks the denoiser once. A
-method that asks twice a step is two rows, the second of which takes back what the first did with
-the older prediction and does better with both. So the network stands once in the compiled program,
-and the last step, which has no second half, is one row. Also here: the numbers of a level that the
-formulas are written in.
+`runge_kutta`): functions of the noise levels, computed in float64. A row evaluates the denoiser
+once. A method with two evaluations a step is two rows: the second subtracts what the first added
+for the older prediction and adds the sum over both. So the network appears once in the compiled
+program, and the last step, which has no second half, is one row. Also here: the quantities of a
+level that the formulas are written in.
 
 Most formulas are those of the probability flow in x̄ = x / √ᾱ, where dx̄/dσ = ε (Song et al. 2020,
 eq. 14): see `flow_weights`.
@@ -32,7 +31,7 @@ from ddpm_jax.samplers.loop import Noise, Sampler
 class Levels(NamedTuple):
     """The levels that a chain of N steps visits, noisiest first, clean data last: float64 [N+1].
 
-    Differences between levels are taken of λ, which keeps the digits that near-equal ᾱ have lost.
+    Differences between levels are taken in λ, which keeps the digits that nearly equal ᾱ lose.
     """
 
     signal: np.ndarray  # √ᾱ, 1 at the end
@@ -46,18 +45,19 @@ class Levels(NamedTuple):
 
     @property
     def steps(self) -> np.ndarray:
-        """h = λ' - λ, [N]: 0 where a sampler stays at a level, inf to clean data and from pure
-        noise."""
+        """h = λ' - λ, [N]: 0 for a step within a level, inf to clean data or from pure noise."""
         before, after = self.half_log_snr[:-1], self.half_log_snr[1:]
         return np.subtract(after, before, out=np.zeros(before.shape), where=before != after)
 
 
-def levels_of(schedule: Schedule, rows: np.ndarray | None = None) -> Levels:
-    """The levels of a table and clean data after them; build it in float64, as `levels_at` does.
+def levels_from_schedule(schedule: Schedule, rows: np.ndarray | None = None) -> Levels:
+    """Return the levels of a table, and clean data after them.
+
+    Build the table in float64, as `levels_at` does.
 
     Args:
       schedule: the table.
-      rows: which of its rows, in the order of the walk, int [N]; None: all, T-1 first.
+      rows: the rows to take, in the order of the walk, int [N]; None: all, T-1 first.
     """
     rows = np.arange(schedule.num_timesteps)[::-1] if rows is None else rows
     tables = schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar, schedule.half_log_snr
@@ -71,27 +71,24 @@ def levels_of(schedule: Schedule, rows: np.ndarray | None = None) -> Levels:
 
 
 def levels_at(chain: Chain, times: np.ndarray) -> Levels:
-    """The levels of a chain at `times` [N], increasing: what a sampler's weights are computed
-    from."""
-    return levels_of(chain.at(times, dtype=np.float64))
+    """Return the chain's levels at increasing `times` [N], from which weights are computed."""
+    return levels_from_schedule(chain.at(times, dtype=np.float64))
 
 
 def visited(chain: Chain, times: np.ndarray, dtype: DTypeLike) -> tuple[Schedule, Levels]:
-    """The table of a sampler that asks once at each of `times`, and its levels in float64.
+    """Return the table of a sampler that evaluates once at each of `times`, and its float64 levels.
 
     Raises:
-      UsageError: no chain, or times that it does not have.
+      UsageError: not a chain, or times outside it.
     """
     check_chain(chain)
     return chain.at(times, dtype=dtype), levels_at(chain, times)
 
 
 class Weights(NamedTuple):
-    """The rows of a linear sampler: what each of the N steps makes of what it has; the names as in
-    the file's formula.
+    """The rows of a linear sampler, in the names of the module's formula.
 
-    A column of predictions that no step uses is left out: x_0 [N, 0] says that x_0 is never looked
-    at.
+    A column of predictions that no step uses is left out: x_0 [N, 0] means that x_0 is never used.
     """
 
     x: np.ndarray  # a, [N]
@@ -101,7 +98,7 @@ class Weights(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """`Weights` and the row of the schedule at which each step asks the denoiser, int32 [N]."""
+    """`Weights`, and the schedule's row at which each step evaluates the denoiser, int32 [N]."""
 
     level: np.ndarray
     weights: Weights
@@ -125,8 +122,10 @@ def flow_weights(signal: np.ndarray, eps: np.ndarray, z: np.ndarray | None = Non
 
 
 class LinearState(NamedTuple):
-    """The image and the predictions before the newest, those of the last step first; zeros where
-    there is none yet."""
+    """The image and the predictions before the newest, the latest of them first.
+
+    Zeros where there are none yet.
+    """
 
     x_t: chex.Array  # [B, ...]
     x_0: chex.Array  # [max(J-1, 0), B, ...]
@@ -136,7 +135,7 @@ class LinearState(NamedTuple):
 def step(
     denoiser: Denoiser, state: LinearState, row: Rows, noise: Noise
 ) -> tuple[LinearState, Prediction]:
-    """One row of the file's formula."""
+    """Compute one row of the module's formula."""
     prediction = denoiser(state.x_t, jnp.broadcast_to(row.level, state.x_t.shape[:1]))
     x_0 = jnp.concatenate([prediction.x_0[None], state.x_0])
     eps = jnp.concatenate([prediction.eps[None], state.eps])
@@ -153,16 +152,20 @@ def add_noise(x: chex.Array, scale: chex.Array, noise: Noise) -> chex.Array:
 
 
 def _sum(weights: chex.Array, terms: chex.Array) -> chex.Array:
-    """Σ_j weights[j] terms[j], not as a product of matrices: accelerators round the factors of
-    those."""
+    """Return Σ_j weights[j] terms[j], not as a product of matrices.
+
+    Accelerators round the factors of a product.
+    """
     return jnp.sum(weights.reshape(-1, *(1,) * (terms.ndim - 1)) * terms[: len(weights)], axis=0)
 
 
 class _Init(NamedTuple):
-    """x_T -> the state before the first row. Equal for equal counts, so that a program serves every
-    sampler of them."""
+    """x_T -> the state before the first row.
 
-    x_0: int  # predictions kept beside the newest
+    Equal for equal counts, so that one program serves every sampler with these counts.
+    """
+
+    x_0: int  # predictions kept besides the newest
     eps: int
 
     def __call__(self, x_T: chex.Array) -> LinearState:
@@ -172,12 +175,12 @@ class _Init(NamedTuple):
 def linear_sampler(
     schedule: Schedule, weights: Weights, level: np.ndarray | None = None
 ) -> Sampler:
-    """The sampler of these weights; it computes in the dtype of the schedule.
+    """Return the sampler with these weights; it computes in the dtype of the schedule.
 
     Args:
-      schedule: the levels at which it asks.
+      schedule: the levels at which it evaluates the denoiser.
       weights: [N, ...].
-      level: the row of `schedule` at which each step asks, int [N]; None: each row once, the
+      level: the row of `schedule` at which each step evaluates, int [N]; None: each row once, the
         noisiest first.
     """
     if level is None:
@@ -190,26 +193,29 @@ def linear_sampler(
     return Sampler(schedule, rows, init, step, evaluations=len(level), draws=draws)
 
 
-def asked_at(
+def evaluated_at(
     chain: Chain, times: np.ndarray, dtype: DTypeLike
 ) -> tuple[Schedule, np.ndarray, Levels]:
-    """The table of a sampler that asks at levels of its own: between the steps, or at one level
-    more than once.
+    """Return the table of a sampler that evaluates at `times`, between its steps or repeatedly.
 
-    Only x_0 and ε of a prediction mean anything with it: its mean and variance lead to the next row
-    of the table, which is not where this sampler goes.
+    Only x_0 and ε of a prediction are meaningful with it: its mean and variance lead to the next
+    row of the table, which is not the next level of this sampler.
 
     Args:
       chain: the process.
-      times: where the rows ask, in the order of the walk, [N]; a time may come again.
+      times: where the rows evaluate, in the order of the walk, [N]; a time may repeat.
       dtype: of the tables.
 
     Returns:
-      The table, N rows of increasing time; the row of it that each step asks at, int [N]; their
+      The table, N rows of increasing time; its row at which each step evaluates, int [N]; their
       levels in the order of the walk, and clean data after them.
     """
     check_chain(chain)
     distinct, which = np.unique(times, return_inverse=True)
     order = np.argsort(times, kind="stable")
     schedule = jax.tree.map(lambda table: table[which[order]], chain.at(distinct, dtype=dtype))
-    return schedule, np.argsort(order), levels_of(chain.at(distinct, dtype=np.float64), which)
+    return (
+        schedule,
+        np.argsort(order),
+        levels_from_schedule(chain.at(distinct, dtype=np.float64), which),
+    )

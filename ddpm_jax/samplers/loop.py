@@ -1,9 +1,8 @@
-"""`sample` walks a sampler's table with one `lax.scan`; `begin`, `advance` and `finish` do so in
-segments.
+"""`sample` walks a sampler's table with one `lax.scan`, `begin`, `advance`, `finish` in segments.
 
-What a row holds and what a step does is the sampler's affair (`ancestral`, and its neighbours);
-what the network's output means, clipping and guidance are the denoiser's. Batches, devices and
-files are `generation.generating`, and how long a segment is, `generation.dispatch`.
+The sampler defines the rows and the step (`ancestral` and the other modules); the denoiser defines
+the meaning of the network's output, clipping and guidance. Batches, devices and files are in
+`generation.generating`, the length of a segment in `generation.dispatch`.
 """
 
 from collections.abc import Callable
@@ -22,8 +21,7 @@ from ddpm_jax.errors import UsageError
 
 
 class State(Protocol):
-    """What a sampler carries from row to row: a pytree with the current images, and its history if
-    it has one."""
+    """What a sampler carries from row to row: a pytree of the current images and any history."""
 
     x_t: chex.Array  # [B, H, W, C]
 
@@ -38,7 +36,7 @@ class Noise(NamedTuple):
         """Return noise of the shape and dtype of x; a row's draws are numbered from 0."""
         if self.given is not None:
             return self.given[number].astype(x.dtype)
-        if self.keys is None:  # of a sampler that multiplies it by 0
+        if self.keys is None:  # the sampler multiplies it by 0
             return jnp.zeros_like(x)
         keys = randomness.row_keys(self.keys, number) if number else self.keys
         dtype = jnp.promote_types(x.dtype, jnp.float32)
@@ -46,16 +44,15 @@ class Noise(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """A table of N rows and a pure step. The number of rows is a property of the table, the step is
-    the same for all.
+    """A table of N rows and a pure step, the same for all rows.
 
     `rows` is a pytree of [N, ...] arrays in the order of the walk, noisiest first. `init` turns x_T
-    [B, H, W, C] into the state before the first row. `step(denoiser, state, row, noise)` does one
-    row: `row` is `rows` without its leading axis, `noise` that of this row; it returns the next
-    state and the `Prediction` that was made from state.x_t. `schedule` has the noise levels at
-    which the step asks the denoiser, t being its row: the denoiser is built on it. `evaluations`
-    counts how often a whole chain asks, `draws` how often a row draws noise: 0 for a sampler that
-    is deterministic.
+    [B, H, W, C] into the state before the first row. `step(denoiser, state, row, noise)` computes
+    one row: `row` is `rows` without its leading axis, `noise` that of this row; it returns the next
+    state and the `Prediction` made from state.x_t. `schedule` has the noise levels at which the
+    step evaluates the denoiser, t being its row: the denoiser is built on it. `evaluations` is the
+    number of evaluations in a whole chain, `draws` the number of draws of noise in a row: 0 for a
+    deterministic sampler.
 
     Rows and schedule are data: a program compiled with them as arguments serves every sampler of
     the same kind and N.
@@ -70,14 +67,15 @@ class Sampler(NamedTuple):
 
     @property
     def num_rows(self) -> int:
-        """N: one row for each step of most samplers, two for those that ask the denoiser twice a
-        step."""
+        """N: one row per step of most samplers, two where a step takes two evaluations."""
         return len(jax.tree.leaves(self.rows)[0])
 
 
 class Samples(NamedTuple):
-    """The ends of B chains, and K of the N+1 moments of each, evenly spaced: the first is x_T, the
-    last the sample."""
+    """The ends of B chains, and K evenly spaced of the N+1 moments of each.
+
+    The first moment is x_T, the last the sample.
+    """
 
     x_0: chex.Array  # [B, H, W, C]
     frames_x_t: chex.Array | None  # [K, B, H, W, C]; None for K = 0
@@ -86,7 +84,7 @@ class Samples(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """B chains under way: all that one segment hands on to the next."""
+    """B chains under way: all that one segment passes to the next."""
 
     state: State
     # x_t and x_0, [K, B, H, W, C] each, filled so far; None for K = 0
@@ -107,12 +105,12 @@ def sample(
 
     Args:
       denoiser: built on `sampler.schedule`.
-      sampler: the table that is walked and its step.
+      sampler: the table to walk and its step.
       x_T: [B, H, W, C], standard normal: `randomness.initial_noise`, or any noise; of the dtype of
         the sampler's tables.
       keys: [B], one for each image: `randomness.image_keys`. None where nothing is drawn.
-      step_noise: [N, B, H, W, C], standard normal, the noise of each row in place of what the keys
-        would give: with it a chain can be compared with any other code's. [N, draws, B, H, W, C]
+      step_noise: [N, B, H, W, C], standard normal, the noise of each row in place of the keys'
+        draws: with it a chain can be compared with other implementations. [N, draws, B, H, W, C]
         for a sampler with more than one draw a row.
       num_frames: K, 0 or 2..N+1; only the K frames are kept in memory, never all N.
       trajectory: keep all N+1 moments of the chains, in place of `num_frames`.
@@ -122,8 +120,8 @@ def sample(
 
     Raises:
       UsageError: a denoiser on another schedule than the sampler's; no noise for a sampler that
-        draws; an array of another shape or dtype than above; `num_frames` is 1, negative or more
-        than the chain has.
+        draws; an array of another shape or dtype than above; `num_frames` that is 1, negative or
+        more than the chain has.
     """
     check_same_schedule(denoiser, sampler.schedule, "the sampler")
     if trajectory:
@@ -165,8 +163,9 @@ def advance(
     *,
     step_noise: chex.Array | None = None,
 ) -> Walk:
-    """Walk the rows first..last-1 of the table; from 0 to N in any number of segments it is what
-    `sample` does.
+    """Walk the rows first..last-1 of the table.
+
+    Walking 0 to N in any number of segments equals `sample`.
 
     The length of a `scan` is compiled in. Here the bounds are arguments, so that one program serves
     segments of every length, and where a chain is cut cannot change a bit of it.
@@ -182,21 +181,21 @@ def advance(
     """
     check_same_schedule(denoiser, sampler.schedule, "the sampler")
     given = _given_noise(sampler, walk.state.x_t, keys, step_noise)
-    tables = (sampler.rows, _countdown(sampler), _slots_of(sampler, walk)[:-1], given)
+    tables = (sampler.rows, _countdown(sampler), _walk_slots(sampler, walk)[:-1], given)
 
     def body(i, walk):
-        of_row = jax.tree.map(
+        scanned = jax.tree.map(
             lambda table: jax.lax.dynamic_index_in_dim(table, i, keepdims=False), tables
         )
-        return _walk_row(denoiser, sampler, walk, keys, *of_row)
+        return _walk_row(denoiser, sampler, walk, keys, *scanned)
 
     return jax.lax.fori_loop(first, last, body, walk)
 
 
 def finish(sampler: Sampler, walk: Walk) -> Samples:
-    """The samples of chains that have walked all rows."""
+    """Return the samples of chains that have walked all rows."""
     x_0 = walk.state.x_t
-    frames_x_t, frames_x_0 = _keep(walk.frames, _slots_of(sampler, walk)[-1], x_0, x_0) or (
+    frames_x_t, frames_x_0 = _keep(walk.frames, _walk_slots(sampler, walk)[-1], x_0, x_0) or (
         None,
         None,
     )
@@ -213,7 +212,7 @@ def _walk_row(
     slot: chex.Array,
     given: chex.Array | None,
 ) -> Walk:
-    """One row of the table; `slot` is the frame that x_t fills before it."""
+    """Compute one row of the table; `slot` is the frame that x_t fills before it."""
     noise = Noise(None if keys is None else randomness.row_keys(keys, countdown), given)
     state, prediction = sampler.step(denoiser, walk.state, row, noise)
     return Walk(state, _keep(walk.frames, slot, walk.state.x_t, prediction.x_0))
@@ -227,8 +226,8 @@ def _check_x_T(sampler: Sampler, x_T: chex.Array) -> None:
         raise UsageError(f"x_T has shape {x_T.shape}: its first axis must be that of the batch.")
     if jnp.promote_types(x_T.dtype, tables) != x_T.dtype:
         raise UsageError(
-            f"x_T is {x_T.dtype}, but the sampler's tables are {tables}: give x_T of this dtype, or make "
-            "the sampler with another."
+            f"x_T is {x_T.dtype}, but the sampler's tables are {tables}: give x_T of this dtype, "
+            "or make the sampler with another."
         )
 
 
@@ -238,21 +237,21 @@ def _given_noise(
     keys: chex.PRNGKey | None,
     step_noise: chex.Array | None,
 ) -> chex.Array | None:
-    """The noise that is given, [N, draws, B, ...]; None where it comes from keys, or from nowhere.
+    """Return the given noise, [N, draws, B, ...]; None where keys draw it or there is none.
 
     Raises:
       UsageError: of `sample`, on keys and noise.
     """
-    keys_of_all = f"image_keys(base_key(seed), jnp.arange({len(x)}))"
+    example_keys = f"image_keys(base_key(seed), jnp.arange({len(x)}))"
     if keys is not None and _key_shape(keys) != (len(x),):
         raise UsageError(
-            f"keys has shape {_key_shape(keys)}, but each of the {len(x)} images needs a key of its "
-            f"own: {keys_of_all} of ddpm_jax.randomness."
+            f"keys has shape {_key_shape(keys)}, but each of the {len(x)} images needs a key of "
+            f"its own: {example_keys} of ddpm_jax.randomness."
         )
     if step_noise is None:
         if keys is None and sampler.draws:
             raise UsageError(
-                f"This sampler draws noise in its steps: give keys, {keys_of_all} of "
+                f"This sampler draws noise in its steps: give keys, {example_keys} of "
                 "ddpm_jax.randomness, or the noise itself as step_noise."
             )
         return None
@@ -268,24 +267,26 @@ def _given_noise(
 
 
 def _key_shape(keys: Any) -> tuple[int, ...]:
-    """The shape of an array of keys, typed or of the older kind, two numbers each."""
+    """Return the shape of an array of keys, typed or of the older kind (two numbers each)."""
     shape = np.shape(keys) if not hasattr(keys, "shape") else keys.shape
     typed = hasattr(keys, "dtype") and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
     return shape if typed else shape[:-1]
 
 
 def _countdown(sampler: Sampler) -> np.ndarray:
-    """What each row folds into the keys, int32 [N]: N-1, ..., 0."""
+    """Return what each row folds into the keys, int32 [N]: N-1, ..., 0."""
     return np.arange(sampler.num_rows, dtype=np.int32)[::-1]
 
 
-def _slots_of(sampler: Sampler, walk: Walk) -> np.ndarray:
+def _walk_slots(sampler: Sampler, walk: Walk) -> np.ndarray:
     return _frame_slots(sampler.num_rows, 0 if walk.frames is None else len(walk.frames[0]))
 
 
 def _frame_slots(num_rows: int, num_frames: int) -> np.ndarray:
-    """The frame that each of the chain's N+1 moments fills, int32 [N+1]; K, which is past the end,
-    for no frame."""
+    """Return the frame that each of the N+1 moments of a chain fills, int32 [N+1].
+
+    K, which is past the end, stands for no frame.
+    """
     if num_frames and not 2 <= num_frames <= num_rows + 1:
         raise UsageError(
             f"num_frames is {num_frames}: a chain of {num_rows} rows shows 2 to {num_rows + 1} "
@@ -297,7 +298,7 @@ def _frame_slots(num_rows: int, num_frames: int) -> np.ndarray:
 
 
 def _keep(frames: tuple | None, slot: chex.Array, *images: chex.Array) -> tuple | None:
-    """Writes images into their frame buffers at `slot`; a slot past the end is dropped."""
+    """Write images into their frame buffers at `slot`; a slot past the end is dropped."""
     if frames is None:
         return None
     return tuple(

@@ -1,16 +1,15 @@
-"""Pseudo numerical methods (Liu et al. 2022, PNDM): the classical coefficients for equal steps, put
-into DDIM's step.
+"""Pseudo numerical methods (PNDM, Liu et al. 2022): classical coefficients in DDIM's step.
 
-A classical method with steps of equal size takes a mean of derivatives for the derivative over a
-step, and so do these with ε: x̄_{i+1} = x̄_i + (σ_{i+1} - σ_i) ε', ε' = Σ_j c_j ε[i-j]. The levels
-being even in time and not in σ, the order is 2, whatever the classical one (section 3 of the
-paper). They may be spread in any smooth way.
+A classical method with steps of equal size replaces the derivative over a step by a mean of
+derivatives, and these methods do so with ε: x̄_{i+1} = x̄_i + (σ_{i+1} - σ_i) ε', ε' = Σ_j c_j
+ε[i-j]. Because the levels are even in time and not in σ, the order is 2, whatever that of the
+classical method (section 3 of the paper). Any smooth spacing is allowed.
 """
 
 import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
-from ddpm_jax.samplers.linear import asked_at, flow_weights, linear_sampler
+from ddpm_jax.samplers.linear import evaluated_at, flow_weights, linear_sampler
 from ddpm_jax.samplers.loop import Sampler
 
 # Adams-Bashforth for equal steps, by the number of known values, the newest first (Hairer et al.
@@ -25,12 +24,11 @@ RUNGE_KUTTA_STEPS = 3  # until four ε are known
 
 
 def plms(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
-    """Adams-Bashforth with rising order; the first step is done twice, with ε_0 and then with (ε_0
-    + ε_1) / 2.
+    """Adams-Bashforth of rising order; the first step is repeated with (ε_0 + ε_1) / 2.
 
     The start of Rombach et al. 2022's code and of diffusers with `skip_prk_steps`. N + 1
-    evaluations: the second level is asked at twice. The ε of its first asking counts for nothing
-    afterwards. One step is `ddim`.
+    evaluations: the second level is evaluated twice, and the first of its ε is not used afterwards.
+      One step is `ddim`.
 
     Args:
       chain: the process.
@@ -38,7 +36,7 @@ def plms(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
       dtype: of the tables.
     """
     times = np.asarray(times)[::-1]
-    schedule, level, levels = asked_at(chain, np.insert(times, 1, times[1:2]), dtype)
+    schedule, level, levels = evaluated_at(chain, np.insert(times, 1, times[1:2]), dtype)
     move = np.diff(levels.sigma)  # 0 for the second row, which stays at its level
     if len(times) == 1:
         return linear_sampler(schedule, flow_weights(levels.signal, move[:, None]), level)
@@ -53,12 +51,11 @@ def plms(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
 
 
 def pndm(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
-    """Three steps of the pseudo Runge-Kutta method , then Adams-Bashforth of order 4: the paper's
-    F-PNDM.
+    """Three pseudo Runge-Kutta steps, then Adams-Bashforth of order 4: the paper's F-PNDM.
 
-    N + 9 evaluations for N > 3: a Runge-Kutta step asks four times, twice at the time halfway to
-    the next level. The last step leads to clean data, where nothing can be asked, and is multistep
-    for every N.
+    N + 9 evaluations for N > 3: a Runge-Kutta step takes four, two of them at the time halfway to
+    the next level. The last step leads to clean data, where no evaluation is possible, and is
+    multistep for every N.
 
     Args:
       chain: the process.
@@ -69,7 +66,7 @@ def pndm(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
     starts = min(RUNGE_KUTTA_STEPS, len(times) - 1)
     halfway = (times[:starts] + times[1 : starts + 1]) / 2
     stages = np.stack([times[:starts], halfway, halfway, times[1 : starts + 1]], axis=1)
-    schedule, level, levels = asked_at(chain, np.append(stages, times[starts:]), dtype)
+    schedule, level, levels = evaluated_at(chain, np.append(stages, times[starts:]), dtype)
     sigma = levels.sigma
     # Column j is the ε of j rows ago. A multistep row needs the first stage of each Runge-Kutta
     # step, four rows apart, so the history is as long as the start.
@@ -88,11 +85,10 @@ def pndm(chain: Chain, times: np.ndarray, *, dtype=np.float32) -> Sampler:
 
 
 def _runge_kutta(half: float, whole: float) -> np.ndarray:
-    """The four rows of a step of x̄ by `whole`; columns are the ε, the newest first.
+    """Return the four rows of a step of x̄ by `whole`; columns are the ε, the newest first.
 
-    From the x̄ of its beginning it goes to half ε_1, half ε_2, whole ε_3, and whole (ε_1 + 2 ε_2 +
-    2 ε_3 + ε_4) / 6. A row starts where the row before it ended, so each is the difference of two
-    of these.
+    From its initial x̄ it moves by half ε_1, half ε_2, whole ε_3, and whole (ε_1 + 2 ε_2 + 2 ε_3 +
+    ε_4) / 6. A row starts where the row before it ended, so each is the difference of two of these.
     """
     reached = np.array(
         [

@@ -1,9 +1,8 @@
-"""SAMPLERS: every sampler under the name a user gives it, and `make_sampler`, which checks what it
-is asked for.
+"""SAMPLERS: every sampler by name, and `make_sampler`, which checks its arguments.
 
-A sampler's maker is a function (chain, times, *, its options) -> `Sampler`; the options that may be
-given are its keyword arguments. Adding a sampler: its table and step in a file here, a line below,
-a line in tests/samplers/test_conformance.py.
+A sampler's maker is a function (chain, times, *, options) -> `Sampler`; its options are its keyword
+arguments. Adding a sampler: its table and step in a file here, a line below, a line in
+tests/samplers/test_conformance.py.
 """
 
 import inspect
@@ -69,23 +68,25 @@ ELSEWHERE = {  # small letters and digits of other libraries' names -> ours
     "scoresdeve": "predictor_corrector",
     "langevin": "predictor_corrector",
 }
-# Those that have a first step where x_T holds nothing of x_0, and so neither σ nor λ is a number.
+# Samplers with a first step where x_T holds nothing of x_0, so that neither σ nor λ is finite.
 FROM_PURE_NOISE = ("ancestral", "ddim", "predictor_corrector")
 
 
 def find(name: str) -> Callable[..., Sampler]:
-    """The maker of a sampler.
+    """Return the maker of a sampler.
 
     Raises:
-      UsageError: an unknown sampler; the sentence names ours where it is another library's name of
+      UsageError: an unknown sampler; the message names ours where it is another library's name for
         one.
     """
     return choose("sampler", name, SAMPLERS, hint=_known_as(name))
 
 
 def _known_as(name: str) -> str:
-    """ " Did you mean 'dpmpp_2m' with the spacing 'karras'?" for "DPM++ 2M Karras"; "" where
-    nothing is known."""
+    """Return a hint for another library's name of one of our samplers; "" where it is unknown.
+
+    For "DPM++ 2M Karras": " Did you mean 'dpmpp_2m' with the spacing 'karras'?"
+    """
     plain = re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
     plain = re.sub(r"(scheduler|discrete|multistep|singlestep)", "", plain)
     spacing = next(
@@ -101,8 +102,8 @@ def _known_as(name: str) -> str:
     )
 
 
-def options_of(name: str) -> dict[str, Any]:
-    """The options of a sampler and their defaults; `dtype` is not one.
+def default_options(name: str) -> dict[str, Any]:
+    """Return the options of a sampler and their defaults; `dtype` is not one.
 
     Raises:
       UsageError: an unknown sampler.
@@ -120,15 +121,15 @@ def make_sampler(
     options: Mapping[str, Any] = {},
     dtype: DTypeLike = np.float32,
 ) -> Sampler:
-    """Make the sampler `name` over N of the chain's noise levels.
+    """Return the sampler `name` over N of the chain's noise levels.
 
     Args:
       name: a key of `SAMPLERS`.
       chain: the process.
-      steps: N, 1..T; None where the spacing says it: a list of times, or sections.
+      steps: N, 1..T; None where the spacing determines it: a list of times, or sections.
       spacing: see `spacing.space`.
-      options: of this sampler: `options_of`.
-      dtype: of the tables, and so of x_T and of what is computed. float64 needs JAX to compute in
+      options: for this sampler: `default_options`.
+      dtype: of the tables, and so of x_T and of the computation. float64 needs JAX to compute in
         it.
 
     Raises:
@@ -137,7 +138,7 @@ def make_sampler(
         alphas_bar = 0, or float64 where JAX computes in float32.
     """
     check_precision(dtype, "The sampler's table")
-    known = options_of(name)
+    known = default_options(name)
     for option in options:
         if option not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"

@@ -20,13 +20,15 @@ KARRAS_RHO = 7.0  # Karras et al. 2022, table 1
 
 
 def linspace(chain: Chain, steps: int) -> np.ndarray:
-    """Evenly spread over 0..T-1, both ends kept (Nichol & Dhariwal 2021, section 4)."""
+    """Evenly spaced over 0..T-1, both ends kept (Nichol & Dhariwal 2021, section 4)."""
     return spaced_timesteps(chain.num_timesteps, steps)
 
 
 def leading(chain: Chain, steps: int) -> np.ndarray:
-    """0, k, 2k, ... with k = ⌊T/N⌋ (Song et al. 2020, the code of DDIM). Leaves out t = T-1: noise
-    enters too early."""
+    """0, k, 2k, ... with k = ⌊T/N⌋ (Song et al. 2020, the code of DDIM).
+
+    It leaves out t = T-1, so the chain starts from the noise of a lower level.
+    """
     return np.arange(steps) * (chain.num_timesteps // steps)
 
 
@@ -38,10 +40,11 @@ def trailing(chain: Chain, steps: int) -> np.ndarray:
 
 
 def quadratic(chain: Chain, steps: int) -> np.ndarray:
-    """⌊c i²⌋ with c such that the last is T-1 (Song et al. 2020, appendix D.2): dense where there
-    is little noise.
+    """⌊c i²⌋ with c such that the last is T-1 (Song et al. 2020, appendix D.2).
 
-    Where two would fall on the same step, the later ones move up by what it takes.
+    The levels are dense where there is little noise.
+
+    Where two would fall on the same step, the later ones move up until all differ.
     """
     if steps == 1:
         return np.array([chain.num_timesteps - 1])
@@ -53,22 +56,21 @@ def quadratic(chain: Chain, steps: int) -> np.ndarray:
 def karras(chain: Chain, steps: int) -> np.ndarray:
     """σ^(1/7) linear from the noise of t = 0 to that of t = T-1 (Karras et al. 2022, eq. 5)."""
     low, high = np.exp(_ends(chain)) ** (1 / KARRAS_RHO)
-    return _of_sigmas(chain, np.linspace(high, low, steps)[::-1] ** KARRAS_RHO)
+    return _times_with_ends(chain, np.linspace(high, low, steps)[::-1] ** KARRAS_RHO)
 
 
 def exponential(chain: Chain, steps: int) -> np.ndarray:
-    """log σ linear from the noise of t = 0 to that of t = T-1; the log-SNR is -2 log σ, so it is
-    linear as well."""
+    """log σ linear from the noise of t = 0 to that of t = T-1, and so the log-SNR, -2 log σ."""
     low, high = _ends(chain)
-    return _of_sigmas(chain, np.exp(np.linspace(high, low, steps)[::-1]))
+    return _times_with_ends(chain, np.exp(np.linspace(high, low, steps)[::-1]))
 
 
 def sections(chain: Chain, counts: Sequence[int]) -> np.ndarray:
-    """Times of equal parts of the chain, counts[0] of the part with the least noise, and so on.
+    """Return times of equal parts of the chain, counts[0] in that of the least noise, and so on.
 
     The spacing of OpenAI's code for Improved DDPM and for guided diffusion, there called
-    `timestep_respacing`. In each part the times are evenly spread, both ends kept, and rounded; of
-    a single one, the first of its part.
+    `timestep_respacing`. In each part the times are evenly spaced, both ends kept, and rounded; a
+    single one is the first of its part.
 
     Args:
       chain: the process.
@@ -114,10 +116,10 @@ SECTIONS = "sections:"  # before counts, which would otherwise look like a list 
 
 
 def steps_in(spacing: str | Sequence[float]) -> int | None:
-    """Return the number of steps that a list of times or sections give; None for other spacings.
+    """Return the number of steps in a list of times or sections; None for other spacings.
 
     Raises:
-      UsageError: sections that are no whole numbers.
+      UsageError: sections that are not whole numbers.
     """
     if not isinstance(spacing, str):
         return len(spacing)
@@ -134,20 +136,20 @@ def _counts(spacing: str) -> list[int]:
 
 
 def space(chain: Chain, spacing: str | Sequence[float], steps: int | None = None) -> np.ndarray:
-    """Return the times of a chain of N steps.
+    """Return the times that a chain of N steps visits.
 
     Args:
       chain: the process.
       spacing: a key of `SPACINGS`; the times themselves in either order; or "sections:10,10,20",
         see `sections`.
-      steps: N, 1..T; it may be left out where the spacing says it.
+      steps: N, 1..T; None where the spacing determines it.
 
     Returns:
-      [N], increasing, in 0..T-1. One step starts at T-1, `leading`'s at 0.
+      [N], increasing, in 0..T-1. A single step starts at T-1, with `leading` at 0.
 
     Raises:
       UsageError: an unknown spacing; N outside 1..T; times that repeat or lie outside the chain; a
-        spacing in σ for a chain whose noise has no end.
+        spacing in σ for a chain that ends at an infinite σ.
     """
     check_chain(chain)
     last, given = chain.num_timesteps - 1, steps_in(spacing)
@@ -188,9 +190,9 @@ def _ends(chain: Chain) -> np.ndarray:
     return ends
 
 
-def _of_sigmas(chain: Chain, sigmas: np.ndarray) -> np.ndarray:
-    """Times of increasing σ. The last is T-1 and of two or more the first is 0, exactly."""
-    times = chain.times_of(sigmas)
+def _times_with_ends(chain: Chain, sigmas: np.ndarray) -> np.ndarray:
+    """Return the times of increasing σ, the last exactly T-1 and the first of several exactly 0."""
+    times = chain.times_from_sigmas(sigmas)
     times[0] = 0
     times[-1] = chain.num_timesteps - 1
     return times

@@ -1,15 +1,16 @@
-"""UniPC (Zhao et al. 2023): a multistep predictor whose result is corrected, at no cost, once the
-next x_0 is known.
+"""UniPC (Zhao et al. 2023): a multistep predictor, corrected once the next x_0 is known.
+
+The correction costs no evaluation.
 
 Belongs here: UniP and UniC on predictions of x_0 (its data-prediction form) and their union. With h
 = λ' - λ, primes for the next level and x_0(u) interpolated, both are
 
     x' = √(1-ᾱ')/√(1-ᾱ) x + √ᾱ' ∫ e^(-(λ'-u)) x_0(u) du
 
-UniP-p interpolates at the p newest known levels; UniC-p, when x_0 has been predicted at the new
-level too, at p+1. Where two levels are interpolated, both give their difference the weight B(h)/2
-instead of the integral's; B(h) is h for bh1 and 1 - e^-h for bh2. With more levels the equations of
-the paper (eq. 5) have the integral's weights as their solution, whatever B(h) is.
+UniP-p interpolates at the p newest known levels; UniC-p, once x_0 has been predicted at the new
+level too, at p+1. With two levels, both give the difference the weight B(h)/2 instead of that of
+the integral; B(h) is h for bh1 and 1 - e^-h for bh2. With more levels the equations of the paper
+(eq. 5) have the integral's weights as their solution, whatever B(h) is.
 """
 
 import numpy as np
@@ -30,15 +31,15 @@ def unipc(
     """UniPC-p: UniC-p on the step before, then UniP-p (Zhao et al. 2023, algorithm 1). Order p+1.
 
     p rises 1, 2, ... at the start and falls ..., 2, 1 at the end, where the last step leads to x_0
-    as last predicted. The state holds what UniP predicted, x̃; UniC's x takes UniP's sum back and
-    puts its own in its place, so a row is
+    as last predicted. The state holds the x̃ that UniP predicted; UniC replaces UniP's sum by its
+    own, so a row is
 
         x̃_{i+1} = a (x̃_i - Σ_j UniP_{i-1}[j] x_0[i-1-j] + Σ_j UniC_{i-1}[j] x_0[i-j]) + Σ_j
         UniP_i[j] x_0[i-j]
 
     Args:
       chain: the process.
-      times: which of its levels are visited, [N].
+      times: the levels to visit, [N].
       order: p, 1 to 3.
       variant: the weight of a single difference: `bh1` or `bh2`.
       dtype: of the tables.
@@ -55,10 +56,10 @@ def unipc(
     x_0 = np.zeros((num_steps, order + 1))
     predicted = corrected = np.zeros(0)  # the weights of the step before, newest x_0 first
     for i in range(num_steps):
-        # The state holds the prediction of the step before. Its sum is taken back, one column
+        # The state holds the prediction of the step before. Its sum is subtracted, one column
         # further to the right because its newest x_0 is now the second newest ...
         x_0[i, 1 : len(predicted) + 1] -= keep[i] * predicted
-        # ... and the corrector's, which knows the newest x_0 too, put in its place.
+        # ... and the corrector's, which includes the newest x_0, is added in its place.
         x_0[i, : len(corrected)] += keep[i] * corrected
         # No more levels than are known, and an order that falls to 1 at the last step.
         p = min(order, i + 1, num_steps - i)
@@ -72,8 +73,10 @@ def unipc(
 
 
 def _weights(levels: Levels, i: int, known: np.ndarray, variant: str) -> np.ndarray:
-    """Of the x_0 at the levels `known`, in x at level i+1 coming from level i: √ᾱ' times the file's
-    integral."""
+    """Return the weights of the x_0 at levels `known` in the step from level i to i+1.
+
+    They are √ᾱ' times the integral of the module's formula.
+    """
     start, end = levels.half_log_snr[i : i + 2]
     nodes = levels.half_log_snr[known]
     if len(known) == 2:

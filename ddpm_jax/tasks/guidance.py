@@ -103,7 +103,7 @@ def _numbers(trained: TrainedModel, guidance: Guidance) -> tuple[dict[str, Any],
     """(scale and interval as arrays, the same for the record)."""
     formulas.check_scale(guidance.scale)
     low, high = (0.0, 1.0) if guidance.interval is None else guidance.interval
-    interval = formulas.interval_of(trained.model.chain, low, high)
+    interval = formulas.interval_from_fractions(trained.model.chain, low, high)
     numbers = {"scale": np.float32(guidance.scale), "interval": interval}
     given = {} if guidance.interval is None else {"interval": [low, high]}
     return numbers, {"scale": guidance.scale} | given

@@ -7,7 +7,7 @@ from ddpm_jax import annotations
 from ddpm_jax.errors import UsageError
 from ddpm_jax.limits import MAX_TIMESTEPS
 from ddpm_jax.numerals import number, numbers, whole_number
-from ddpm_jax.samplers.registry import SAMPLERS, options_of
+from ddpm_jax.samplers.registry import SAMPLERS, default_options
 
 MAX_OPTION = 1000  # of an option that is a whole number: orders, and steps within a step
 
@@ -57,7 +57,7 @@ def typed_options(sampler: str, options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       UsageError: an unknown sampler, or a value of another type.
     """
-    known, typed = options_of(sampler), {}
+    known, typed = default_options(sampler), {}
     for name, value in options.items():
         try:
             typed[name] = _option(value, known[name]) if name in known else value
@@ -81,5 +81,7 @@ def _option(value: Any, default: Any) -> Any:
 
 def options_in_words() -> str:
     """Name every sampler that has options, with these and their defaults."""
-    options = {name: ",".join(f"{k}={v}" for k, v in options_of(name).items()) for name in SAMPLERS}
+    options = {
+        name: ",".join(f"{k}={v}" for k, v in default_options(name).items()) for name in SAMPLERS
+    }
     return "; ".join(f"of {name} {values}" for name, values in options.items() if values)

@@ -99,7 +99,7 @@ def test_classifier_free_guidance_is_the_function_in_its_interval_rescaled_and_c
 
     def guided(conditional, schedule, condition, loaded):
         null = Condition(label=np.full(4, 10, np.int32))
-        interval = guidance.interval_of(loaded.model.chain, 0.2, 0.8)
+        interval = guidance.interval_from_fractions(loaded.model.chain, 0.2, 0.8)
         denoiser = guidance.classifier_free(
             conditional,
             condition,

@@ -11,7 +11,7 @@ import pytest
 import ddpm_jax.cli
 from ddpm_jax.cli import arguments, command
 from ddpm_jax.distributed import interrupt
-from ddpm_jax.samplers.registry import SAMPLERS, options_of
+from ddpm_jax.samplers.registry import SAMPLERS, default_options
 
 MODULES = [
     importlib.import_module(f"ddpm_jax.cli.{m.name}")
@@ -94,7 +94,7 @@ def test_help_lists_the_options_of_every_sampler_with_their_defaults(capsys, nam
         ("predictor_corrector", "snr=0.16,corrector_steps=1"),
     ):
         assert f"of {sampler} {options}" in page
-    assert all(options_of(sampler) or f"of {sampler} " not in page for sampler in SAMPLERS)
+    assert all(default_options(sampler) or f"of {sampler} " not in page for sampler in SAMPLERS)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

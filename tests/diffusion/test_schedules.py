@@ -241,7 +241,9 @@ def test_between_two_steps_log_sigma_is_linear():
     np.testing.assert_array_equal(
         kept.alphas_bar[[0, 3]], chain.at(dtype=np.float64).alphas_bar[[3, 39]]
     )
-    np.testing.assert_allclose(chain.times_of(np.exp(log_sigma)), [3, 7.25, 12.5, 39], rtol=1e-12)
+    np.testing.assert_allclose(
+        chain.times_from_sigmas(np.exp(log_sigma)), [3, 7.25, 12.5, 39], rtol=1e-12
+    )
 
 
 def test_a_respaced_chain_remembers_the_step_that_was_trained():

@@ -13,7 +13,7 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.mixture import exact_denoiser, make_mixture
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.randomness import image_keys, initial_noise
-from ddpm_jax.samplers.linear import LinearState, levels_of
+from ddpm_jax.samplers.linear import LinearState, levels_from_schedule
 from ddpm_jax.samplers.loop import Sampler, sample
 from ddpm_jax.samplers.registry import SAMPLERS
 from ddpm_jax.samplers.spacing import space
@@ -125,7 +125,7 @@ class Oracle:
             for steps in STEPS:
                 times = space(self.chain, spacing, steps)
                 sampler = SAMPLERS[name](self.chain, times, **options, dtype=np.float64)
-                levels = levels_of(self.chain.at(times, dtype=np.float64))
+                levels = levels_from_schedule(self.chain.at(times, dtype=np.float64))
                 x_bar = self.flow(x_T / levels.signal[0], levels.sigma[:-1])
                 rows = jax.tree.map(
                     lambda row: row[exact_history:-1], change(sampler.rows, levels.sigma)
@@ -155,7 +155,7 @@ class Oracle:
 
     def start_levels(self, sampler):
         """(√ᾱ, σ) of the noisiest level of a sampler's table."""
-        levels = levels_of(sampler.schedule)
+        levels = levels_from_schedule(sampler.schedule)
         return levels.signal[0], levels.sigma[0]
 
 

@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.mixture import exact_denoiser
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.samplers.loop import advance, begin, finish, sample
-from ddpm_jax.samplers.registry import SAMPLERS, make_sampler, options_of
+from ddpm_jax.samplers.registry import SAMPLERS, default_options, make_sampler
 from ddpm_jax.samplers.spacing import SPACINGS, space
 
 
@@ -156,7 +156,7 @@ def test_every_option_changes_something(oracle, name):
         "predictor_corrector": {"corrector_steps"},
         "edm": {"s_noise"},
     }
-    assert tried | others.get(name, set()) == set(options_of(name))
+    assert tried | others.get(name, set()) == set(default_options(name))
     start = oracle.start(8)
     default = oracle.run(made(oracle, name, 8), *start).x_0
     for option in others.get(name, ()):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.randomness import normal, row_keys
-from ddpm_jax.samplers.linear import levels_of
+from ddpm_jax.samplers.linear import levels_from_schedule
 from ddpm_jax.samplers.registry import SAMPLERS
 from ddpm_jax.samplers.spacing import space
 
@@ -52,7 +52,7 @@ def with_sigmas(scheduler, sigmas, asks):
 
 def sigmas_of(oracle, times):
     """σ of the levels, the noisiest first, and 0: [N+1]."""
-    return levels_of(oracle.chain.at(times, dtype=np.float64)).sigma
+    return levels_from_schedule(oracle.chain.at(times, dtype=np.float64)).sigma
 
 
 def noises(oracle, rows):

@@ -24,7 +24,7 @@ from ddpm_jax.samplers.guidance import (
     class_log_prob,
     classifier_free,
     classifier_guidance,
-    interval_of,
+    interval_from_fractions,
 )
 from ddpm_jax.samplers.loop import sample
 
@@ -170,7 +170,7 @@ def test_autoguidance_extrapolates_from_the_weaker_model():
     )
     np.testing.assert_array_equal(guided.log_variance, strong.log_variance)
     assert_consistent(guided)
-    half = autoguidance(model, weaker, scale=2.5, interval=interval_of(CHAIN, 0.0, 0.5))
+    half = autoguidance(model, weaker, scale=2.5, interval=interval_from_fractions(CHAIN, 0.0, 0.5))
     inside = LEVELS / (T - 1) <= 0.5
     np.testing.assert_array_equal(half(X_T, LEVELS).eps[~inside], strong.eps[~inside])
     np.testing.assert_array_equal(half(X_T, LEVELS).eps[inside], guided.eps[inside])
@@ -179,7 +179,7 @@ def test_autoguidance_extrapolates_from_the_weaker_model():
 @pytest.mark.parametrize("guide", [free, by_classifier])
 def test_outside_the_interval_the_model_is_not_guided(guide):
     low, high = 12 / (T - 1), 31 / (T - 1)  # both ends are levels of the test, and included
-    limited = guide(4.0, interval=interval_of(CHAIN, low, high))(X_T, LEVELS)
+    limited = guide(4.0, interval=interval_from_fractions(CHAIN, low, high))(X_T, LEVELS)
     guided, unguided = guide(4.0)(X_T, LEVELS), guide(1.0 if guide is free else 0.0)(X_T, LEVELS)
     expected = np.where(
         ((LEVELS >= 12) & (LEVELS <= 31))[:, None, None, None], guided.eps, unguided.eps
@@ -190,10 +190,10 @@ def test_outside_the_interval_the_model_is_not_guided(guide):
 def test_an_interval_names_noise_levels_and_not_rows():
     chain = Chain(CHAIN.betas, time_scale=1000 / T)
     short = chain.at(np.array([5, 10, 20, 30]))
-    inside = interval_of(chain, 0.25, 0.75)  # t = 9.75 to 29.25
+    inside = interval_from_fractions(chain, 0.25, 0.75)  # t = 9.75 to 29.25
     told = (short.timesteps >= inside.low) & (short.timesteps <= inside.high)
     assert told.tolist() == [False, True, True, False]
-    whole, ends = chain.at().timesteps, interval_of(chain, 0.0, 1.0)
+    whole, ends = chain.at().timesteps, interval_from_fractions(chain, 0.0, 1.0)
     assert np.all((whole >= ends.low) & (whole <= ends.high))
 
 
@@ -262,7 +262,7 @@ def test_one_evaluation_of_both_halves_and_one_program_for_all_scales():
 
     for scale, interval, rescale in (
         (2.0, EVERYWHERE, 0.0),
-        (7.5, interval_of(CHAIN, 0.2, 0.8), 0.5),
+        (7.5, interval_from_fractions(CHAIN, 0.2, 0.8), 0.5),
     ):
         ours = run(scale, Interval(*map(np.float32, interval)), rescale)
         theirs = free(scale, interval=interval, rescale=rescale)(X_T, LEVELS).eps
@@ -339,7 +339,7 @@ def test_a_scale_that_is_negative_or_not_finite_is_refused(scale):
 )
 def test_an_interval_outside_the_chain_or_empty_is_refused(low, high):
     with pytest.raises(UsageError, match=r"guidance interval is .* two fractions"):
-        interval_of(CHAIN, low, high)
+        interval_from_fractions(CHAIN, low, high)
 
 
 @pytest.mark.parametrize("rescale", [-0.1, 1.5, math.nan])

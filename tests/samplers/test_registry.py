@@ -12,22 +12,22 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import sample
-from ddpm_jax.samplers.registry import FROM_PURE_NOISE, SAMPLERS, make_sampler, options_of
+from ddpm_jax.samplers.registry import FROM_PURE_NOISE, SAMPLERS, default_options, make_sampler
 
 CHAIN = Chain(make_betas("linear", 100))
 
 
 def test_the_options_are_the_keyword_arguments_and_their_defaults():
-    assert options_of("ddim") == {"eta": 0.0}
-    assert options_of("unipc") == {"order": 2, "variant": "bh2"}
-    assert options_of("dpmpp_2m") == {}
-    assert options_of("edm") == {"s_churn": 0.0, "s_min": 0.0, "s_max": np.inf, "s_noise": 1.0}
+    assert default_options("ddim") == {"eta": 0.0}
+    assert default_options("unipc") == {"order": 2, "variant": "bh2"}
+    assert default_options("dpmpp_2m") == {}
+    assert default_options("edm") == {"s_churn": 0.0, "s_min": 0.0, "s_max": np.inf, "s_noise": 1.0}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_says_what_it_is(name):
     assert name == "ancestral" or len(SAMPLERS[name].__doc__) > 80
-    assert "dtype" not in options_of(name)
+    assert "dtype" not in default_options(name)
 
 
 @pytest.mark.parametrize(

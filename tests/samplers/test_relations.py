@@ -9,7 +9,7 @@ from scipy.integrate import quad
 from ddpm_jax.samplers.adams import lagrange_integrals
 from ddpm_jax.samplers.dpm_solver import second_order, third_order
 from ddpm_jax.samplers.langevin import corrector
-from ddpm_jax.samplers.linear import levels_of
+from ddpm_jax.samplers.linear import levels_from_schedule
 from ddpm_jax.samplers.registry import SAMPLERS
 from ddpm_jax.samplers.spacing import space
 
@@ -78,7 +78,7 @@ def test_the_first_step_of_dpm_solver_is_ddim(oracle, eta):
     DDIM with η = 1."""
     solver = sampler_of(oracle, "dpmpp_2m_sde", eta=eta)
     ddim = sampler_of(oracle, "ddim", eta=eta)
-    levels = levels_of(solver.schedule)
+    levels = levels_from_schedule(solver.schedule)
     x, x_0 = np.array([0.7, -1.2]), np.array([0.3, 0.4])
     eps = (x - levels.signal[0] * x_0) / levels.noise[0]
     first = jax.tree.map(lambda row: row[0], solver.rows.weights)
@@ -128,7 +128,7 @@ def test_fresh_noise_makes_up_for_the_old(oracle, name, eta):
     """Of x_t = √ᾱ x_0 + √(1-ᾱ) z, with x_0 known, the next x has the noise √(1-ᾱ'): old and fresh
     add in squares."""
     sampler = sampler_of(oracle, name, "karras", eta=eta)
-    weights, levels = sampler.rows.weights, levels_of(sampler.schedule)
+    weights, levels = sampler.rows.weights, levels_from_schedule(sampler.schedule)
     old = weights.x * levels.noise[:-1] + weights.eps.sum(1)
     np.testing.assert_allclose(old**2 + weights.z**2, levels.noise[1:] ** 2, atol=1e-12)
     assert (weights.z[:-1] > 0).all()
@@ -137,7 +137,7 @@ def test_fresh_noise_makes_up_for_the_old(oracle, name, eta):
 @pytest.mark.full
 def test_churn_raises_the_noise_to_the_level_that_is_asked(oracle):
     sampler = sampler_of(oracle, "edm", "karras", s_churn=4.0, s_min=0.1, s_max=2.0, s_noise=1.0)
-    sigma = levels_of(sampler_of(oracle, "heun", "karras").schedule).sigma
+    sigma = levels_from_schedule(sampler_of(oracle, "heun", "karras").schedule).sigma
     asked = np.asarray(sampler.schedule.sqrt_recipm1_alphas_bar)[sampler.rows.level]
     plain = np.asarray(sampler_of(oracle, "heun", "karras").schedule.sqrt_recipm1_alphas_bar)
     plain = plain[sampler_of(oracle, "heun", "karras").rows.level]

@@ -7,7 +7,7 @@ import pytest
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
-from ddpm_jax.samplers.linear import levels_of
+from ddpm_jax.samplers.linear import levels_from_schedule
 from ddpm_jax.samplers.spacing import SPACINGS, sections, space
 
 CHAIN = Chain(make_betas("linear", 1000))
@@ -15,7 +15,7 @@ INTEGER = ("linspace", "leading", "trailing", "quadratic")
 
 
 def sigmas(times):
-    return levels_of(CHAIN.at(times, dtype=np.float64)).sigma[-2::-1]
+    return levels_from_schedule(CHAIN.at(times, dtype=np.float64)).sigma[-2::-1]
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
