@@ -4,7 +4,7 @@ Paper:    Peebles and Xie 2023, Scalable Diffusion Models with Transformers, sec
           variance and loss are those of Dhariwal and Nichol 2021 (ADM); 675 M parameters.
 First:    The first stage has to be supplied: the file of Stable Diffusion's VAE "sd-vae-ft", as
           diffusers lays it out.
-          python -m ddpm_jax.cli.import_first_stage --config configs/vae_imagenet256.py
+          ddpm-jax import-first-stage --config configs/vae_imagenet256.py
           --weights FILE --out runs/sd_vae
           Its latents of 32x32x4 are multiplied by 0.18215.
 Data:     TFDS imagenet2012, which has to be downloaded by hand from image-net.org.

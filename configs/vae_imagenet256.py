@@ -4,7 +4,7 @@ Paper:    Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffu
           appendix G: KL-f8. A KL of weight 1e-6, LPIPS of weight 1, and from 50,001 updates on a
           discriminator times 0.5. 83.7 M parameters. The authors trained on OpenImages with the
           absolute error; here the decoder is Gaussian, with one learned scale.
-Weights:  those that are published are read by `python -m ddpm_jax.cli.import_first_stage` with this
+Weights:  those that are published are read by `ddpm-jax import-first-stage` with this
           config.
 Command:  python train.py --config configs/vae_imagenet256.py --config.sharp.perceptual_file=FILE
 Hardware: several GPUs, or a TPU slice.

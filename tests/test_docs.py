@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import ddpm_jax
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
@@ -88,21 +89,28 @@ def run(tmp_path, monkeypatch):
     checkpointer.close()
 
 
-def test_the_python_of_the_readme_makes_images_and_compiles_once(run):
-    names = {}
-    exec(_python_blocks(ROOT / "README.md"), names)
-    images, more = np.asarray(names["images"]), np.asarray(names["more"])
-    assert images.shape == more.shape == (16, 8, 8, 1)
+def test_the_python_of_the_readme_has_five_lines_and_runs(run):
+    text, names = _python_blocks(ROOT / "README.md"), {}
+    assert len([line for line in text.splitlines() if line]) == 5
+    exec(text, names)
+    images = names["images"]
+    assert images.shape == (16, 8, 8, 1)
     assert images.dtype == np.uint8
-    assert np.any(images != more)
-    assert names["images_of"]._cache_size() == 1
-    indices = np.arange(16)
+    assert names["edited"].shape == (4, 8, 8, 1)
+    assert np.isfinite(names["bits"].bits_per_dim).all()
+
+
+def test_a_loaded_model_compiles_once_for_a_size_of_batch(run):
+    model = ddpm_jax.load("runs/digits")
+    settings = {"sampler": "dpmpp_2m", "steps": 20, "batch_size": 16}
+    images = model.sample(16, seed=0, **settings)
     with _compilations() as compiled:
-        again = names["images_of"](names["params"], 0, indices)
+        again, more = model.sample(16, seed=0, **settings), model.sample(16, seed=1, **settings)
     assert compiled == []
     np.testing.assert_array_equal(again, images)
+    assert np.any(more != images)
     with _compilations() as compiled:
-        names["images_of"](names["params"], 0, indices[:3])
+        model.sample(3, **settings | {"batch_size": 3})
     assert compiled, "the check sees a compilation where there is one"
 
 

@@ -1,9 +1,9 @@
-"""`python -m ddpm_jax.cli.decode --ckpt DIR FILE.npz`: latents of a first stage to pictures.
+"""`ddpm-jax decode --ckpt DIR FILE.npz`: latents of a first stage to pictures.
 
-    python -m ddpm_jax.cli.decode --ckpt runs/vae_cifar10 latents.npz      into decoded/
-    python -m ddpm_jax.cli.decode --ckpt runs/vae_cifar10 latents.npz --out sheet.png
+    ddpm-jax decode --ckpt runs/vae_cifar10 latents.npz                    into decoded/
+    ddpm-jax decode --ckpt runs/vae_cifar10 latents.npz --out sheet.png
 
-FILE.npz is what `python -m ddpm_jax.cli.encode` has written, and must be of the same weights; or a
+FILE.npz is what `ddpm-jax encode` has written, and must be of the same weights; or a
 file of your own with `latents` [N, h, w, c], of a VQ-VAE also with `codes` [N, h, w] instead. Of a
 VQ-VAE every vector becomes the nearest code. In a directory every picture has the name of the one
 that was encoded; where two had the same, all begin with their numbers. Pictures that are there are

@@ -1,7 +1,7 @@
-"""`python -m ddpm_jax.cli.draw --ckpt DIR`: the pictures of a first stage of any checkpoint.
+"""`ddpm-jax draw --ckpt DIR`: the pictures of a first stage of any checkpoint.
 
-    python -m ddpm_jax.cli.draw --ckpt runs/vae_digits
-    python -m ddpm_jax.cli.draw --ckpt runs/vae2d_digits --num_samples 64 --ckpt_step 500
+    ddpm-jax draw --ckpt runs/vae_digits
+    ddpm-jax draw --ckpt runs/vae2d_digits --num_samples 64 --ckpt_step 500
 
 Held-out images next to their reconstructions, images from the prior and the latents' channels;
 interpolation between pairs of images; of a VQ-VAE how often its codes are used; of a VAE of two

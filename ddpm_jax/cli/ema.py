@@ -1,8 +1,8 @@
-"""`python -m ddpm_jax.cli.ema --ckpt DIR`: further averages of a run's weights.
+"""`ddpm-jax ema --ckpt DIR`: further averages of a run's weights.
 
-    python -m ddpm_jax.cli.ema --ckpt runs/digits                             what there is
-    python -m ddpm_jax.cli.ema --ckpt runs/digits --sigma_rel 0.05,0.10,0.15  of these widths
-    python -m ddpm_jax.cli.ema --ckpt runs/digits --average decay_0.999       kept in training
+    ddpm-jax ema --ckpt runs/digits                                           what there is
+    ddpm-jax ema --ckpt runs/digits --sigma_rel 0.05,0.10,0.15  of these widths
+    ddpm-jax ema --ckpt runs/digits --average decay_0.999                     kept in training
 
 A relative width is the standard deviation of the time that weights are averaged over, in units of
 the run so far: 0.10 looks back over about a tenth of it (Karras et al. 2024). Any width can be made

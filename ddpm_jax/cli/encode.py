@@ -1,8 +1,8 @@
-"""`python -m ddpm_jax.cli.encode --ckpt DIR PICTURE ...`: pictures to latents, as an NPZ file.
+"""`ddpm-jax encode --ckpt DIR PICTURE ...`: pictures to latents, as an NPZ file.
 
-    python -m ddpm_jax.cli.encode --ckpt runs/vae_cifar10 photo.jpg
-    python -m ddpm_jax.cli.encode --ckpt runs/vae_cifar10 a.png b.png photos/ --out latents.npz
-    python -m ddpm_jax.cli.encode --ckpt runs/vae_cifar10 photo.jpg --keep_size --sample --seed 1
+    ddpm-jax encode --ckpt runs/vae_cifar10 photo.jpg
+    ddpm-jax encode --ckpt runs/vae_cifar10 a.png b.png photos/ --out latents.npz
+    ddpm-jax encode --ckpt runs/vae_cifar10 photo.jpg --keep_size --sample --seed 1
 
 A PICTURE is a file, or a directory for all pictures in it and below. Each is read as the training
 images are: brought to their size on its shorter side and cropped at the centre. The networks are
@@ -11,7 +11,7 @@ which only crops to what the network divides by; the pictures of one file are of
 
 The file has `latents` [N, h, w, c] as the decoder takes them: of a VAE the posterior's mean, or
 with --sample a draw from it (then `mean` too), and `log_variance`; of a VQ-VAE the vectors of the
-codes, and `codes` [N, h, w]. `python -m ddpm_jax.cli.decode` makes pictures of it. A file that is
+codes, and `codes` [N, h, w]. `ddpm-jax decode` makes pictures of it. A file that is
 there is not replaced.
 """
 

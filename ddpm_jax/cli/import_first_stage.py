@@ -1,6 +1,6 @@
-"""`python -m ddpm_jax.cli.import_first_stage ...`: a first stage of another project's weights.
+"""`ddpm-jax import-first-stage ...`: a first stage of another project's weights.
 
-    python -m ddpm_jax.cli.import_first_stage --config configs/vae_imagenet256.py \\
+    ddpm-jax import-first-stage --config configs/vae_imagenet256.py \\
         --weights diffusion_pytorch_model.safetensors --out runs/sd_vae
 
 Reads the weights of an `AutoencoderKL` or a `VQModel` as diffusers lays them out, safetensors or

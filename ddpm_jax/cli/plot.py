@@ -1,7 +1,7 @@
-"""`python -m ddpm_jax.cli.plot RUN ...`: records of training runs, as one PNG and a table.
+"""`ddpm-jax plot RUN ...`: records of training runs, as one PNG and a table.
 
-    python -m ddpm_jax.cli.plot runs/digits runs/digits_cond
-    python -m ddpm_jax.cli.plot runs/* --metrics loss,loss_q1,grad_norm --x seconds --out curves.png
+    ddpm-jax plot runs/digits runs/digits_cond
+    ddpm-jax plot runs/* --metrics loss,loss_q1,grad_norm --x seconds --out curves.png
 
 A RUN is the --workdir of a train.py. Its name in the legend is followed by the config fields that
 differ between the runs where they are one or two. The table has all, and the mean of each metric

@@ -1,7 +1,7 @@
-"""`python -m ddpm_jax.cli.samplers`: the samplers' errors against network evaluations.
+"""`ddpm-jax samplers`: the samplers' errors against network evaluations.
 
-    python -m ddpm_jax.cli.samplers                      on Gaussians in the plane, exact denoiser
-    python -m ddpm_jax.cli.samplers --ckpt runs/digits   and on a trained model, with times
+    ddpm-jax samplers                                    on Gaussians in the plane, exact denoiser
+    ddpm-jax samplers --ckpt runs/digits                 and on a trained model, with times
 
 On the mixture: the root mean square distance to where the probability flow leads from the same
 noise, for samplers without noise of their own; and the energy distance to the data's distribution,

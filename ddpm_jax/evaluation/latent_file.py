@@ -66,9 +66,7 @@ def read(path: str | os.PathLike) -> Arrays:
     with reporting(path, "read"):
         data = read_file(path) if path.is_file() else None
     if data is None:
-        raise UsageError(
-            f"There is no file {path}: give one that `python -m ddpm_jax.cli.encode` has written."
-        )
+        raise UsageError(f"There is no file {path}: give one that `ddpm-jax encode` has written.")
     try:
         return read_npz(data)
     except BadArchive as error:
