@@ -20,7 +20,7 @@ from train_step import random_batch
 
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.experiments.building import build
-from ddpm_jax.experiments.training import build_training, init_state
+from ddpm_jax.experiments.trainer import build_training, init_state
 from ddpm_jax.randomness import base_key
 
 GOAL = 2.0  # percent

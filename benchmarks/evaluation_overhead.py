@@ -34,11 +34,11 @@ CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 GOAL = 5.0  # percent
 
 
-def time_bare(forward, params, x_t, time_of, evaluations):
+def time_bare(forward, params, x_t, network_time, evaluations):
     """Returns seconds per evaluation of a batch."""
     start = time.perf_counter()
     for _ in range(evaluations):
-        y = forward(params, x_t, time_of)
+        y = forward(params, x_t, network_time)
     jax.block_until_ready(y)
     return (time.perf_counter() - start) / evaluations
 
@@ -69,7 +69,9 @@ def measure(config_path, batch, evaluations, rounds):
     strata = Strata(first, np.ones(evaluations, np.int32))
     bound = make_bound(lambda params: experiment.denoiser(params, schedule), schedule, strata)
     forward = jax.jit(
-        lambda params, x_t, time_of: experiment.network.apply({"params": params}, x_t, time_of)
+        lambda params, x_t, network_time: experiment.network.apply(
+            {"params": params}, x_t, network_time
+        )
     )
     arguments = params, jnp.asarray(pixels / 127.5 - 1, jnp.float32), jnp.full(batch, 500.0)
     bare, loop = [], []

@@ -35,7 +35,7 @@ import time
 from typing import Any
 
 from gpu_parts.budget import MINUTES, PARTS, Part, share
-from gpu_parts.plan import Record, read_json, record_of, write_json
+from gpu_parts.plan import Record, read_json, record_path, write_json
 from gpu_parts.table import markdown, rows
 from train_run import process_environment
 
@@ -146,7 +146,7 @@ def _run(
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     record = (
-        (read_json(record_of(part.name, out)) or {}) | stopped | {"seconds": time.time() - start}
+        (read_json(record_path(part.name, out)) or {}) | stopped | {"seconds": time.time() - start}
     )
     if process.returncode and not stopped and "failed" not in record:
         record["failed"] = f"It ended with {process.returncode}: see {part.name}.log."

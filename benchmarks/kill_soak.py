@@ -19,13 +19,13 @@ import time
 
 import jax
 import numpy as np
-from train_run import ROOT, TINY, Failed, Run, overrides_of
+from train_run import ROOT, TINY, Failed, Run, config_overrides
 
 from ddpm_jax.checkpoints.reader import saved_steps
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.config import load_config, override, split_overrides
-from ddpm_jax.experiments.training import build_training, state_shapes
+from ddpm_jax.experiments.trainer import build_training, state_shapes
 
 CONFIG = ROOT / "configs" / "digits.py"
 SAVE_EVERY = 4
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def _overrides(steps: int, data_dir: pathlib.Path) -> list[str]:
-    return overrides_of(
+    return config_overrides(
         TINY
         | {
             "data.data_dir": data_dir,

@@ -25,12 +25,12 @@ from ddpm_jax.distributed.pmap import map_step, replicate, shard
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
-from ddpm_jax.experiments.training import build_training, init_state
+from ddpm_jax.experiments.trainer import build_training, init_state
 from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
-from ddpm_jax.training.loop import Observers, Saving, Start, Steps, train
 from ddpm_jax.training.options import LoopOptions
+from ddpm_jax.training.training_loop import Observers, Saving, Start, Steps, train
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
 GOAL = 5.0  # percent

@@ -19,7 +19,7 @@ from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.experiments.models import Model
-from ddpm_jax.experiments.training import build_training
+from ddpm_jax.experiments.trainer import build_training
 from ddpm_jax.randomness import base_key, stream
 from ddpm_jax.samplers.registry import make_sampler
 

@@ -36,7 +36,7 @@ class Failed(Exception):
     """What should not have happened."""
 
 
-def overrides_of(fields: Mapping[str, Any]) -> list[str]:
+def config_overrides(fields: Mapping[str, Any]) -> list[str]:
     """Returns the arguments that set these fields of the config."""
     return [f"--config.{name}={value}" for name, value in fields.items()]
 

@@ -27,7 +27,7 @@ from measuring import (
 
 from ddpm_jax.distributed.pmap import several
 from ddpm_jax.experiments.building import build
-from ddpm_jax.experiments.training import build_training, check_batch, init_state
+from ddpm_jax.experiments.trainer import build_training, check_batch, init_state
 from ddpm_jax.randomness import base_key
 
 

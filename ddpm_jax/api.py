@@ -20,7 +20,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.codec import PixelCodec
 from ddpm_jax.experiments.loading import TrainedModel, load_trained
 from ddpm_jax.experiments.models import NetworkModel, Weights
-from ddpm_jax.measuring.likelihood import BitsPerDim, bits_per_dim
+from ddpm_jax.measuring.bits_per_dim import BitsPerDim, bits_per_dim
 from ddpm_jax.tasks.call_arguments import conditions_from, sampling_from
 from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
 from ddpm_jax.tasks.loaded_models import Classifier, FirstStage, check_latents

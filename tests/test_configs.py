@@ -15,7 +15,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.codec import FrozenFirstStage
-from ddpm_jax.experiments.training import build_training, init_state
+from ddpm_jax.experiments.trainer import build_training, init_state
 from ddpm_jax.models.condition import null_condition
 from ddpm_jax.randomness import base_key
 

@@ -13,7 +13,7 @@ import traceback
 from train_run import Failed
 
 from gpu_parts.budget import PARTS
-from gpu_parts.plan import Plan, Record, Skipped, record_of, write_json
+from gpu_parts.plan import Plan, Record, Skipped, record_path, write_json
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
 
     def save(record: Record) -> None:
         known.update(record)
-        write_json(record_of(flags.part, flags.out), known)
+        write_json(record_path(flags.part, flags.out), known)
 
     (part,) = (part for part in PARTS if part.name == flags.part)
     try:

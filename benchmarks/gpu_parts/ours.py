@@ -23,7 +23,7 @@ def measure_dit(plan: Plan, save: Save) -> None:
     _measure(measured("dit", small=plan.small), plan, save)
 
 
-def shapes_of(of: Measured) -> dict:
+def tree_shapes(of: Measured) -> dict:
     """The shapes of the network's parameters."""
     batch = of.batch(1)
     arguments = batch.x, batch.t, of.condition(1)
@@ -44,7 +44,7 @@ def random_params(of: Measured) -> dict:
             case _:
                 return 0.1 * noise
 
-    return jax.tree_util.tree_map_with_path(draw, shapes_of(of))
+    return jax.tree_util.tree_map_with_path(draw, tree_shapes(of))
 
 
 def flop_per_image(of: Measured) -> dict[str, float]:
@@ -56,7 +56,7 @@ def flop_per_image(of: Measured) -> dict[str, float]:
     size = 2
     network, batch = of.network.clone(dtype="bfloat16"), of.batch(size)
     keys = jax.random.split(jax.random.key(0), size)
-    arguments = shapes_of(of), batch.x, batch.t, batch.eps, of.condition(size), keys
+    arguments = tree_shapes(of), batch.x, batch.t, batch.eps, of.condition(size), keys
     loss = mean_squared_error(network)
 
     def forward(params, x, t, eps, condition, keys):

@@ -43,7 +43,7 @@ def read_json(path: pathlib.Path) -> Record | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def record_of(name: str, out: pathlib.Path) -> pathlib.Path:
+def record_path(name: str, out: pathlib.Path) -> pathlib.Path:
     """The file of what a part has measured so far."""
     return out / f"{name}.json"
 

@@ -21,7 +21,7 @@ from gpu_parts.plan import (
     Stopwatch,
     median,
     read_json,
-    record_of,
+    record_path,
     windows,
 )
 
@@ -76,7 +76,7 @@ def _measure(of: Measured, plan: Plan, save: Save) -> None:
 
 def _loss_difference(of: Measured, record: Record, plan: Plan) -> Record:
     """How far the losses are apart after two steps, relative: by rounding, and by dropout."""
-    ours = (read_json(record_of(of.name, plan.out)) or {}).get("batches", [])
+    ours = (read_json(record_path(of.name, plan.out)) or {}).get("batches", [])
     for mine, theirs in zip(ours[:1], record["eager"][:1], strict=False):
         if "losses" in mine and "losses" in theirs:
             a, b = mine["losses"][-1], theirs["losses"][-1]

@@ -8,7 +8,7 @@ import time
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from train_run import TINY, Failed, Run, overrides_of, process_environment
+from train_run import TINY, Failed, Run, config_overrides, process_environment
 
 from gpu_parts.plan import Plan, Record, Save
 
@@ -47,7 +47,7 @@ def _compare(folder: pathlib.Path, flags: str) -> Record:
     killed, unkilled = (
         Run(
             folder / name,
-            overrides_of(fields | {"data.data_dir": folder / f"data_of_{name}"}),
+            config_overrides(fields | {"data.data_dir": folder / f"data_of_{name}"}),
             environment=environment,
         )
         for name in ("killed", "unkilled")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
-from train_run import ROOT, TINY, Failed, Run, overrides_of, process_environment
+from train_run import ROOT, TINY, Failed, Run, config_overrides, process_environment
 
 from gpu_parts.plan import Plan, Record, Save, Skipped
 
@@ -56,7 +56,7 @@ def measure(plan: Plan, save: Save) -> None:
         plan.folder / "compiled", XLA_PYTHON_CLIENT_PREALLOCATE="false"
     )
     fields = data_fields(plan) | (TINY | {"train.num_steps": 20} if plan.small else FULL)
-    arguments = overrides_of(fields)
+    arguments = config_overrides(fields)
     if not plan.small:
         arguments += ["--max_seconds", str(max(10, int(plan.left() - AFTERWARDS)))]
     config = "digits.py" if plan.small else "ddpm_cifar10.py"

@@ -1,7 +1,7 @@
 """A command's flags, built from settings records by argparse.
 
 A record's fields carry name, range and meaning (`ddpm_jax.settings`): here they become flags, their
-help, and again a record. What users of other libraries call our flags is `synonyms`.
+help, and again a record. What users of other libraries call our flags is `flag_synonyms`.
 """
 
 import argparse
@@ -10,10 +10,10 @@ import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from ddpm_jax.cli.synonyms import FLAGS
+from ddpm_jax.cli.flag_synonyms import FLAGS
 from ddpm_jax.errors import UsageError, suggest
 from ddpm_jax.experiments.config import check_field, field_called
-from ddpm_jax.experiments.synonyms import ours
+from ddpm_jax.experiments.field_synonyms import ours
 from ddpm_jax.settings import Setting, Settings, setting, settings_in
 
 CONFIG = "config."  # how the names of flags begin that set a field of the config

@@ -40,7 +40,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
     try:
         # until and after what the command does between two looks at signals
         with interrupt.leaving():
-            code = _code_of(main, sys.argv[1:] if argv is None else argv)
+            code = _exit_code(main, sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # here, where it can still be told that nobody reads it
         return code
     except BrokenPipeError:
@@ -49,7 +49,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         return _fail(UNREAD)
 
 
-def _code_of(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Calls main(arguments) and tells of what it raises; the exit code."""
     try:
         return main(argv)

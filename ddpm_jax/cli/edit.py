@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
-from ddpm_jax.cli.sampling import make_images
+from ddpm_jax.cli.image_command import make_images
 from ddpm_jax.cli.shared_flags import Checkpoint, Limit, Processes
 from ddpm_jax.errors import UsageError
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting

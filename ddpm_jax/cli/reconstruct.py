@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
+from ddpm_jax.cli.image_command import make_images
 from ddpm_jax.cli.picture_flags import Place
-from ddpm_jax.cli.sampling import make_images
 from ddpm_jax.cli.shared_flags import Checkpoint, Limit
 from ddpm_jax.errors import UsageError
 from ddpm_jax.tasks.editing_settings import Reconstruction

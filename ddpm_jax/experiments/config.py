@@ -18,8 +18,8 @@ from ml_collections import ConfigDict, config_dict
 import ddpm_jax
 from ddpm_jax.errors import UsageError, suggest
 from ddpm_jax.experiments.config_field import Field
+from ddpm_jax.experiments.field_synonyms import SYNONYMS, ours
 from ddpm_jax.experiments.fields import FIELDS, GROUPS
-from ddpm_jax.experiments.synonyms import SYNONYMS, ours
 
 COMMAND_LINE = "command line"  # where an override stands, for a sentence
 CONFIGS = "configs"  # the folder of those that come with the package
@@ -72,7 +72,7 @@ def load_config(path: str | os.PathLike) -> ConfigDict:
     """
     path = config_file(path)
     if not path.is_file():
-        raise UsageError(f"There is no config file {path}.{_instead_of(path)}")
+        raise UsageError(f"There is no config file {path}.{_suggestion(path)}")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None:
         raise UsageError(f"{path} is not a Python file: a config is Python with get_config().")
@@ -93,7 +93,7 @@ def load_config(path: str | os.PathLike) -> ConfigDict:
     return from_dict(config, source=str(path))
 
 
-def _instead_of(path: pathlib.Path) -> str:
+def _suggestion(path: pathlib.Path) -> str:
     """Say which config files there are where one that was named is not."""
     if path.name == str(path):
         there = sorted({file.stem for folder in _config_folders() for file in folder.glob("*.py")})

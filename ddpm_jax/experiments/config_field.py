@@ -204,12 +204,12 @@ def field(
     )
 
 
-def one_of(choices: str | Collection[Any]) -> Collection[Any]:
-    """Return the values that a field may have: a text's words, or keys with what each is called."""
-    return tuple(choices.split()) if isinstance(choices, str) else choices
+def choices(values: str | Collection[Any]) -> Collection[Any]:
+    """Return the values that a field may have: the words of a text, or keys with descriptions."""
+    return tuple(values.split()) if isinstance(values, str) else values
 
 
-def fields_of(prefix: str, group: type) -> list[Field]:
+def list_fields(prefix: str, group: type) -> list[Field]:
     """Return the fields of a class by their dotted names, with its OF and RESUMABLE, if any."""
     of, resumable = getattr(group, "OF", ()), getattr(group, "RESUMABLE", False)
     return [

@@ -12,9 +12,9 @@ from ddpm_jax.experiments.config_field import (
     Field,
     Range,
     at_least,
+    choices,
     field,
-    fields_of,
-    one_of,
+    list_fields,
     up_to,
 )
 from ddpm_jax.experiments.first_stage_fields import FirstStage, Sharp
@@ -39,9 +39,12 @@ class Run:
 
     seed = field(0, "of the initial weights, the data order and every draw", at_least(0, MAX_SEED))
     parallel = field(
-        "pmap", "the state on every device, or split over them", one_of("pmap fsdp"), resumable=True
+        "pmap",
+        "the state on every device, or split over them",
+        choices("pmap fsdp"),
+        resumable=True,
     )
-    objective = field("diffusion", "what is trained", one_of(OBJECTIVES))
+    objective = field("diffusion", "what is trained", choices(OBJECTIVES))
     init_from = field("", 'directory of a run whose weights this one begins with; "": none')
     init_from_step = field(
         None, "which of its checkpoints; None: the newest", at_least(0), of=FINE_TUNED, kind=int
@@ -60,17 +63,17 @@ class Data:
         0.0, "share of the training images to hold out where there is no test split", SHARE
     )
     image_size = field(32, "height and width in pixels", up_to(8192))
-    channels = field(3, "of an image: grey or RGB", one_of((1, 3)))
+    channels = field(3, "of an image: grey or RGB", choices((1, 3)))
     flip = field(True, "mirror training images at random")
     cache = field(
-        "auto", "keep decoded images in memory", one_of("auto always never"), resumable=True
+        "auto", "keep decoded images in memory", choices("auto always never"), resumable=True
     )
-    unreadable = field("stop", "an image that cannot be read", one_of("stop skip"), resumable=True)
+    unreadable = field("stop", "an image that cannot be read", choices("stop skip"), resumable=True)
     small = field(
-        "stop", "an image smaller than image_size", one_of("stop skip enlarge"), resumable=True
+        "stop", "an image smaller than image_size", choices("stop skip enlarge"), resumable=True
     )
     layout = field(
-        "auto", "what folders are; auto: by name", one_of("auto classes splits"), resumable=True
+        "auto", "what folders are; auto: by name", choices("auto classes splits"), resumable=True
     )
 
 
@@ -83,33 +86,33 @@ class Diffusion:
     schedule = field(
         "linear",
         "of the betas",
-        one_of("linear quad const jsd warmup10 warmup50 cosine scaled_linear sigmoid"),
+        choices("linear quad const jsd warmup10 warmup50 cosine scaled_linear sigmoid"),
     )
     beta_start = field(None, "the first; None: the schedule's published value", BETA, kind=float)
     beta_end = field(None, "the last; likewise", BETA, kind=float)
     scale_betas = field(False, "the end points are those of 1000 steps: scale them to T")
     parameterization = field(
-        "eps", "what the network predicts", one_of("eps x_0 v mu"), of=DIFFUSION
+        "eps", "what the network predicts", choices("eps x_0 v mu"), of=DIFFUSION
     )
     variance = field(
         "fixed_large",
         "of a step back",
-        one_of("fixed_small fixed_large learned learned_range"),
+        choices("fixed_small fixed_large learned learned_range"),
         of=DIFFUSION,
     )
-    loss = field("simple", "what is minimised", one_of("simple vlb hybrid"), of=DIFFUSION)
+    loss = field("simple", "what is minimised", choices("simple vlb hybrid"), of=DIFFUSION)
     weighting = field(
-        "uniform", "of the simple loss over t", one_of("uniform min_snr p2"), of=DIFFUSION
+        "uniform", "of the simple loss over t", choices("uniform min_snr p2"), of=DIFFUSION
     )
     timestep_sampling = field(
-        "uniform", "of t in training", one_of("uniform antithetic importance")
+        "uniform", "of t in training", choices("uniform antithetic importance")
     )
 
 
 class Model:
     """The network. A transformer has the last five of these fields, and those of the next group."""
 
-    name = field("unet", "the kind of network", one_of(NETWORKS))
+    name = field("unet", "the kind of network", choices(NETWORKS))
     ch = field(128, "channels of the first level", up_to(16_384), of=UNET)
     ch_mult = field(
         (1, 2, 2, 2), "channels of each level, in units of ch", up_to(1024), longest=12, of=UNET
@@ -123,23 +126,23 @@ class Model:
         False, "the time scales and shifts a block's second norm", of=NOISY + UNET
     )
     downsample_padding = field(
-        "end", "where a stride of 2 pads; both: Improved DDPM", one_of("end both"), of=UNET
+        "end", "where a stride of 2 pads; both: Improved DDPM", choices("end both"), of=UNET
     )
     dropout = field(0.1, "share of the activations", SHARE)
     time_embedding = field(
         "sin_cos",
         "DDPM; cos_sin: Improved DDPM, DiT",
-        one_of("sin_cos cos_sin cos_sin_inclusive"),
+        choices("sin_cos cos_sin cos_sin_inclusive"),
         of=NOISY,
     )
     norm_eps = field(1e-6, "added to the variance in normalisations", POSITIVE)
     dtype = field(
-        "float32", "of the computation; parameters are float32", one_of("float32 bfloat16")
+        "float32", "of the computation; parameters are float32", choices("float32 bfloat16")
     )
     remat = field(
         "none",
         "computed again in the backward pass",
-        one_of("none products blocks"),
+        choices("none products blocks"),
         resumable=True,
     )
 
@@ -148,7 +151,7 @@ class Dit:
     """The transformer."""
 
     OF = TRANSFORMER
-    size = field("S", "of its paper; custom: of the next three fields", one_of("S B L XL custom"))
+    size = field("S", "of its paper; custom: of the next three fields", choices("S B L XL custom"))
     hidden_size = field(384, "channels of a token", up_to(65_536))
     depth = field(12, "blocks", up_to(128))
     num_heads = field(6, "of attention", up_to(1024))
@@ -171,17 +174,17 @@ class Condition:
 class Optimizer:
     """From a gradient to an update."""
 
-    name = field("adam", "the method", one_of("adam adamw"))
+    name = field("adam", "the method", choices("adam adamw"))
     learning_rate = field(2e-4, "after the warm-up", POSITIVE)
     b1 = field(0.9, "decay of the mean of gradients", SHARE)
     b2 = field(0.999, "decay of the mean of their squares", SHARE)
     eps = field(1e-8, "added to the root of the latter", POSITIVE)
     weight_decay = field(0.0, "adamw only", at_least(0))
     warmup_steps = field(5000, "linear, from 0", at_least(0))
-    decay = field("constant", "after the warm-up", one_of("constant cosine linear"))
+    decay = field("constant", "after the warm-up", choices("constant cosine linear"))
     clip_norm = field(1.0, "global norm of the gradient; 0: no clipping", at_least(0))
     clip_scope = field(
-        "replica", "of the original; average: of the batch", one_of("replica average")
+        "replica", "of the original; average: of the batch", choices("replica average")
     )
     accumulate_steps = field(1, "parts in which a device computes its share", up_to(1 << 20))
 
@@ -245,5 +248,5 @@ GROUPS = {
 FIELDS: dict[str, Field] = {
     spec.name: spec
     for name, group in GROUPS.items()
-    for spec in fields_of(f"{name}." if name else "", group)
+    for spec in list_fields(f"{name}." if name else "", group)
 }

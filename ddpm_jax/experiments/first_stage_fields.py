@@ -1,6 +1,6 @@
 """The fields of the config for a first stage, groups `first_stage` and `sharp`; see `fields`."""
 
-from ddpm_jax.experiments.config_field import POSITIVE, SHARE, at_least, field, one_of, only, up_to
+from ddpm_jax.experiments.config_field import POSITIVE, SHARE, at_least, choices, field, only, up_to
 from ddpm_jax.experiments.owners import (
     ADVERSARIAL,
     AVERAGES,
@@ -38,7 +38,7 @@ class FirstStage:
         of=LATENTS,
     )
     kind = field(
-        "vae", "what z is: the encoder's output, a draw, codes", one_of(KINDS), of=FIRST_STAGE
+        "vae", "what z is: the encoder's output, a draw, codes", choices(KINDS), of=FIRST_STAGE
     )
     latent_channels = field(
         4,
@@ -49,13 +49,13 @@ class FirstStage:
     family = field(
         "gaussian",
         "what the decoder says of a pixel",
-        one_of("gaussian discretized_logistic bernoulli"),
+        choices("gaussian discretized_logistic bernoulli"),
         of=FIRST_STAGE,
     )
     scale = field(
         "shared",
         "of that: fixed, shared (one number, learned), pixel (by the decoder)",
-        one_of(SCALES),
+        choices(SCALES),
         of=FIRST_STAGE,
     )
     log_scale = field(0.0, "of the fixed scale, or where the shared one starts", of=FIXED_SCALE)
@@ -66,7 +66,7 @@ class FirstStage:
     commitment = field(
         0.25, "weight of the loss that keeps vectors near their codes", at_least(0), of=VQ
     )
-    codebook = field("averages", "how it is learned", one_of(CODEBOOKS), of=VQ)
+    codebook = field("averages", "how it is learned", choices(CODEBOOKS), of=VQ)
     codebook_decay = field(0.99, "of the averages", SHARE, of=AVERAGES)
     restart_below = field(
         0.0, "vectors per update below which a code is given a new place", at_least(0), of=AVERAGES

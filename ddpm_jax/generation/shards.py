@@ -48,7 +48,7 @@ def read_shards(directory: str | os.PathLike, count: int | None = None) -> np.nd
             f"{directory} holds no {MANIFEST}: name a directory that sampled images were written "
             "to."
         )
-    shards = shards_of(directory, manifest["num_images"], manifest["shard_size"])
+    shards = list_shards(directory, manifest["num_images"], manifest["shard_size"])
     shards = [shard for shard in shards if count is None or shard.index[0] < count]
     missing = [shard.path.name for shard in shards if not shard.path.exists()]
     if missing:
@@ -65,7 +65,7 @@ def read_shards(directory: str | os.PathLike, count: int | None = None) -> np.nd
     return np.concatenate(images)[:count]
 
 
-def shards_of(directory: pathlib.Path, num_images: int, shard_size: int) -> list[Shard]:
+def list_shards(directory: pathlib.Path, num_images: int, shard_size: int) -> list[Shard]:
     count = -(-num_images // shard_size)
     indices = np.split(np.arange(num_images), range(shard_size, num_images, shard_size))
     return [

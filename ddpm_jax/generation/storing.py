@@ -18,7 +18,7 @@ from ddpm_jax.archives import BadArchive, Header, read_npz
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import UsageError
 from ddpm_jax.files import as_path, read_file, reporting, write_atomically
-from ddpm_jax.generation.shards import MANIFEST, Shard, check_index, read_manifest, shards_of
+from ddpm_jax.generation.shards import MANIFEST, Shard, check_index, list_shards, read_manifest
 from ddpm_jax.monitoring.results import check_same
 
 
@@ -88,7 +88,7 @@ def _write_shards(
             for leftover in directory.glob(".samples-*.tmp"):
                 leftover.unlink()
     hosts.check_shared(directory / MANIFEST)
-    shards = shards_of(directory, manifest["num_images"], manifest["shard_size"])
+    shards = list_shards(directory, manifest["num_images"], manifest["shard_size"])
     mine = shards[jax.process_index() :: jax.process_count()]
     missing = [shard for shard in mine if not shard.path.exists()]
     for shard in mine:

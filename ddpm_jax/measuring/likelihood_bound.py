@@ -18,7 +18,7 @@ from ddpm_jax.measuring.measurement import plural, result_path
 from ddpm_jax.measuring.resuming import Computation, Span, batch_size_here, resume
 from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
-from ddpm_jax.training.conditioning import condition_of
+from ddpm_jax.training.conditioning import make_condition
 
 
 class MeasuredBound(NamedTuple):
@@ -90,7 +90,7 @@ def _extend(
         lambda weights, condition: model.denoiser(weights, model.schedule, condition),
         model.schedule,
         strata,
-        make_condition=functools.partial(condition_of, model.conditioning),
+        make_condition=functools.partial(make_condition, model.conditioning),
     )
     per_image = settings.draws * len(strata.first)
     with Counter(

@@ -18,7 +18,7 @@ from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FlowLikeliho
 from ddpm_jax.measuring.measurement import plural, result_path
 from ddpm_jax.measuring.resuming import Computation, image_by_image, resume
 from ddpm_jax.monitoring import results
-from ddpm_jax.training.conditioning import condition_of
+from ddpm_jax.training.conditioning import make_condition
 
 START = 0.0  # the first t that a network is trained on
 
@@ -95,7 +95,7 @@ def flow_evaluation(
         num_draws=settings.draws,
         start=START,
         solver=Solver(rtol=settings.rtol, atol=settings.atol),
-        make_condition=functools.partial(condition_of, model.conditioning),
+        make_condition=functools.partial(make_condition, model.conditioning),
         strict=strict,
     )
 

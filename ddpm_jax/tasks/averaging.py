@@ -12,12 +12,12 @@ from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.run_settings import frozen_first_stage, model_from_settings
-from ddpm_jax.experiments.training import averages_of, snapshot_names
+from ddpm_jax.experiments.trainer import configured_averages, snapshot_names
 from ddpm_jax.files import as_path, reporting, write_atomically
 from ddpm_jax.limits import MAX_STEP
 from ddpm_jax.locks import hold
 from ddpm_jax.settings import Settings, setting
-from ddpm_jax.training.ema_profiles import WIDEST, Fit, Profile, fit, gamma_of
+from ddpm_jax.training.ema_profiles import WIDEST, Fit, Profile, fit, gamma_from_sigma_rel
 
 AVERAGES = "ema"  # the directory in a run's where they are written
 RECORD = "average.json"
@@ -100,7 +100,7 @@ def make_averages(run: Run, averaging: Averaging, out: pathlib.Path) -> Iterator
 def describe(run: Run) -> str:
     """Return which averages and snapshots a run has, in three lines."""
     config = run.model.config
-    kept = ", ".join(averages_of(config)) or "none beside the one that is sampled from"
+    kept = ", ".join(configured_averages(config)) or "none beside the one that is sampled from"
     if not run.snapshots:
         saved = "none"
     else:
@@ -135,8 +135,10 @@ def _reconstruct(run: Run, width: float, steps: Sequence[int], out: pathlib.Path
         steps[-1],
         snapshot_names(run.model.config),
     )
-    saved = [Profile(gamma_of(other), step) for step in steps for other in names.values()]
-    made: Fit = fit(Profile(gamma_of(width), end), saved)
+    saved = [
+        Profile(gamma_from_sigma_rel(other), step) for step in steps for other in names.values()
+    ]
+    made: Fit = fit(Profile(gamma_from_sigma_rel(width), end), saved)
     coefficients = made.coefficients.reshape(len(steps), len(names))
     record = {
         "sigma_rel": width,
@@ -160,7 +162,7 @@ def _reconstruct(run: Run, width: float, steps: Sequence[int], out: pathlib.Path
 
 def _export(run: Run, name: str, out: pathlib.Path) -> Average:
     """Take an average that the checkpoint has."""
-    names = averages_of(run.model.config)
+    names = configured_averages(run.model.config)
     if not names:
         raise UsageError(
             f"{run.workdir} keeps no average but the one that is sampled from: train with "

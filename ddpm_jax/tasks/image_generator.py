@@ -1,6 +1,6 @@
 """`ImageGenerator`: a model, a sampler, guidance and conditions, which together make images.
 
-`sampling` and `editing` make one of a trained model and settings.
+`sampling` and `picture_editing` make one of a trained model and settings.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from ddpm_jax.randomness import initial_noise
 from ddpm_jax.samplers.editing import keep_known
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.tasks import names
-from ddpm_jax.tasks.guidance import Guide
+from ddpm_jax.tasks.guide import Guide
 
 
 class KnownPicture(NamedTuple):

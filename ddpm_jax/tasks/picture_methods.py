@@ -6,11 +6,11 @@ import numpy as np
 
 from ddpm_jax.tasks import interpolation, reconstruction
 from ddpm_jax.tasks.call_arguments import sampling_from
-from ddpm_jax.tasks.editing import make_editor, make_painter
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting, Interpolation
 from ddpm_jax.tasks.image_arrays import ImageMaker
 from ddpm_jax.tasks.loaded_models import LoadedModel
 from ddpm_jax.tasks.photos import Picture, read_photo
+from ddpm_jax.tasks.picture_editing import make_editor, make_painter
 from ddpm_jax.tasks.sampling import make_generator, times_in
 
 

@@ -17,7 +17,7 @@ from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import make_sampler
 from ddpm_jax.samplers.spacing import space, steps_in
-from ddpm_jax.tasks.guidance import Guide, make_guide
+from ddpm_jax.tasks.guide import Guide, make_guide
 from ddpm_jax.tasks.image_generator import ImageGenerator
 from ddpm_jax.tasks.photos import Picture, describe_picture, read_photo
 from ddpm_jax.tasks.sampling_settings import DEFAULT_STEPS, Conditions, Sampling

@@ -13,7 +13,7 @@ from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import choose
 from ddpm_jax.randomness import example_keys, stream
-from ddpm_jax.training.objective import QUARTILES, Objective, by_time, loss_over_time, x_0_of
+from ddpm_jax.training.objective import QUARTILES, Objective, batch_x_0, by_time, loss_over_time
 
 # (params, x_t [B, H, W, C], time float32 [B], dropout keys [B]) -> logits [B, K]
 ApplyClassifier = Callable[[Any, chex.Array, chex.Array, chex.PRNGKey], chex.Array]
@@ -52,7 +52,7 @@ def classifier_objective(
     num_timesteps = schedule.num_timesteps
 
     def loss_fn(params, frozen, state, batch, key, index):
-        x_0, label = x_0_of(batch, key, index, flip=flip), batch["label"]
+        x_0, label = batch_x_0(batch, key, index, flip=flip), batch["label"]
         t = draw_t(stream(key, "t"), index, num_timesteps)
         eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(
             example_keys(key, "eps", index)

@@ -37,7 +37,7 @@ class Conditioning(NamedTuple):
 UNCONDITIONAL = Conditioning()
 
 
-def condition_of(
+def make_condition(
     conditioning: Conditioning, x_0: chex.Array, label: chex.Array | None
 ) -> Condition | None:
     """Return what the model is told of these examples, or None where it is told nothing.

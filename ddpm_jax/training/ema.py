@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ddpm_jax.training.ema_profiles import gamma_of
+from ddpm_jax.training.ema_profiles import gamma_from_sigma_rel
 
 
 class Average(NamedTuple):
@@ -49,7 +49,9 @@ def rate_at(step: chex.Array, average: Average) -> chex.Array:
     """
     step = jnp.asarray(step, jnp.float32)
     if average.sigma_rel:
-        return -jnp.expm1((gamma_of(average.sigma_rel) + 1) * jnp.log1p(-1 / (step + 1)))
+        return -jnp.expm1(
+            (gamma_from_sigma_rel(average.sigma_rel) + 1) * jnp.log1p(-1 / (step + 1))
+        )
     rate = jnp.float32(1 - average.decay)
     if average.warmup:
         return jnp.maximum(rate, 9 / (10 + step))

@@ -32,12 +32,12 @@ class Fit(NamedTuple):
     error: float  # ||p - Σ c_i p_i|| / ||p||, the norms over time
 
 
-def sigma_rel_of(gamma: float) -> float:
+def sigma_rel_from_gamma(gamma: float) -> float:
     """Return the standard deviation of a profile in units of t: (γ + 1)^½ (γ + 2)^-1 (γ + 3)^-½."""
     return (gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5)
 
 
-def gamma_of(sigma_rel: float) -> float:
+def gamma_from_sigma_rel(sigma_rel: float) -> float:
     """Return γ of a relative width: the largest root of γ³ + 7 γ² + (16 - σ^-2) γ + 12 - σ^-2
     (their algorithm 2).
 

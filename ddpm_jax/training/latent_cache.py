@@ -155,7 +155,7 @@ def cached(
       FailureError: it cannot be written, a file there is damaged, or another command encodes
         latents there.
     """
-    made_of = {
+    origin = {
         "first_stage_sha256": sha256,
         "data": source.fingerprint,
         "flip": flip,
@@ -177,7 +177,7 @@ def cached(
         else hosts.hold(directory, "encoding latents into it")
     ):
         with reporting(directory):
-            _claim(directory, made_of)
+            _claim(directory, origin)
             if hosts.is_primary() and not all(complete):
                 for leftover in directory.glob(".latents-*.tmp"):
                     leftover.unlink()
@@ -222,7 +222,7 @@ def _table(encoded: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return table
 
 
-def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
+def _claim(directory: pathlib.Path, origin: dict[str, Any]) -> None:
     """Write what the latents are of into a directory that has none; refuse one that holds others."""
     path = directory / MANIFEST
     if not path.exists():
@@ -232,7 +232,7 @@ def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
                 "directory."
             )
         if hosts.is_primary():
-            write_atomically(path, (json.dumps(made_of, indent=2) + "\n").encode())
+            write_atomically(path, (json.dumps(origin, indent=2) + "\n").encode())
         return
     try:
         found = parse(read_file(path, largest=LARGEST + 1), Table())
@@ -240,7 +240,7 @@ def _claim(directory: pathlib.Path, made_of: dict[str, Any]) -> None:
         raise FailureError(
             f"{path} is damaged ({error}): delete {directory} to encode again."
         ) from None
-    pairs = differing({name: value for name, value in found.items() if name in made_of}, made_of)
+    pairs = differing({name: value for name, value in found.items() if name in origin}, origin)
     if pairs:
         named = ", ".join(
             f"{name} is {there} there, {here} here" for name, (there, here) in pairs.items()

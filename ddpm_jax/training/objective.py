@@ -16,7 +16,7 @@ from ddpm_jax.errors import choose
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.monitoring.averages import ByTime
 from ddpm_jax.randomness import example_keys, stream
-from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, condition_of, drop_labels
+from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, drop_labels, make_condition
 
 GIVEN = "x_0"  # what a batch may bring instead of an image: [B, h, w, c], as the model is to see it
 QUARTILES = 4
@@ -66,7 +66,7 @@ class Objective(NamedTuple):
     averaged: Callable[[Any], Any] = lambda params: params
 
 
-def x_0_of(batch: Any, key: chex.PRNGKey, index: chex.Array, *, flip: bool) -> chex.Array:
+def batch_x_0(batch: Any, key: chex.PRNGKey, index: chex.Array, *, flip: bool) -> chex.Array:
     """Return the examples as the model sees them: those that are `GIVEN`, else the images in [-1,
     1], mirrored by chance."""
     if GIVEN in batch:
@@ -128,12 +128,12 @@ def diffusion_objective(
         return draw(key, index, num_timesteps), jnp.ones(index.shape)
 
     def loss_fn(params, frozen, history, batch, key, index):
-        x_0 = x_0_of(batch, key, index, flip=flip)
+        x_0 = batch_x_0(batch, key, index, flip=flip)
         t, weight = draw_t(history, stream(key, "t"), index)
         eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(
             example_keys(key, "eps", index)
         )
-        condition = condition_of(conditioning, x_0, batch.get("label"))
+        condition = make_condition(conditioning, x_0, batch.get("label"))
         condition = drop_labels(conditioning, condition, example_keys(key, "label", index))
         dropout_keys = example_keys(key, "dropout", index)
         result = training_losses(

@@ -124,18 +124,16 @@ def reconstruct(
     real = terms.discriminate(critic, x)
     fake = terms.discriminate(critic, jax.lax.stop_gradient(shown))
     distance = _distance(terms, frozen, x, shown)
-    of_critic, generator_gradient = (
-        adversarial.discriminator_loss(real, fake),
-        generator_loss(decoded),
-    )
+    discriminator_term = adversarial.discriminator_loss(real, fake)
+    generator_term = generator_loss(decoded)
     begun = adversarial.has_started(state.step, terms.start_step)
     loss = terms.perceptual_weight * distance
     loss = loss + begun * (
-        terms.adversarial_weight * state.adaptive_weight * generator_gradient + of_critic
+        terms.adversarial_weight * state.adaptive_weight * generator_term + discriminator_term
     )
     aux = _aux(terms, distance)._replace(
-        discriminator=of_critic,
-        generator=generator_gradient,
+        discriminator=discriminator_term,
+        generator=generator_term,
         logit_real=jnp.mean(real, axis=(1, 2, 3)),
         logit_fake=jnp.mean(fake, axis=(1, 2, 3)),
         weight=jnp.broadcast_to(state.adaptive_weight, distance.shape),

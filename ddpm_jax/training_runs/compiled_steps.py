@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 from ddpm_jax import memory
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.pmap import several
-from ddpm_jax.experiments.training import Training
+from ddpm_jax.experiments.trainer import Training
 from ddpm_jax.files import reporting
 from ddpm_jax.training.diagnosis import make_explain
 from ddpm_jax.training.exhaustion import remedies_of_a_step
-from ddpm_jax.training.loop import Start, Steps
 from ddpm_jax.training.options import LoopOptions
 from ddpm_jax.training.reporting import SINCE_RECORD
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.training_loop import Start, Steps
 from ddpm_jax.training_runs.sample_grids import PICTURED, grid_path
 
 

@@ -14,8 +14,8 @@ from ddpm_jax.monitoring.profiling import Trace
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.monitoring.weights_and_biases import WeightsAndBiases
 from ddpm_jax.training.callbacks import Callbacks
-from ddpm_jax.training.loop import Observers
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.training_loop import Observers
 from ddpm_jax.training_runs.first_stage_grids import picture_writer
 from ddpm_jax.training_runs.sample_grids import grid_writer
 

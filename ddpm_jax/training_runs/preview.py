@@ -15,7 +15,7 @@ from ddpm_jax.experiments.datasets import check_classes, load_split
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.plotting.grids import grid, with_labels
-from ddpm_jax.training.conditioning import condition_of
+from ddpm_jax.training.conditioning import make_condition
 
 
 class Preview(NamedTuple):
@@ -72,6 +72,6 @@ def _of_held_out_images(model: Model) -> Preview:
     check_classes(source, config, split=split)
     count = min(config.train.num_samples, len(source))
     batch, _ = next(pipeline.eval_batches(source, batch_size=count, num_images=count))
-    condition = condition_of(model.conditioning, to_model_range(batch["image"]), batch["label"])
+    condition = make_condition(model.conditioning, to_model_range(batch["image"]), batch["label"])
     columns = 3 * math.ceil(math.sqrt(count / 3))
     return Preview(count, jax.tree.map(np.asarray, condition), columns, batch["image"])

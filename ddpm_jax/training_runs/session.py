@@ -9,11 +9,11 @@ from ddpm_jax.checkpoints.snapshots import Snapshots
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.interrupt import Interrupt
-from ddpm_jax.experiments.training import snapshot_names
+from ddpm_jax.experiments.trainer import snapshot_names
 from ddpm_jax.monitoring.profiling import make_trace
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.callbacks import Callbacks
-from ddpm_jax.training.loop import Outcome, Saving, train
+from ddpm_jax.training.training_loop import Outcome, Saving, train
 from ddpm_jax.training_runs.compiled_steps import explained, make_options, make_start, make_steps
 from ddpm_jax.training_runs.observers import make_observers
 from ddpm_jax.training_runs.reports import announce

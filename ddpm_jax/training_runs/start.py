@@ -16,7 +16,7 @@ from ddpm_jax.experiments.fine_tuning import Beginning, find_beginning
 from ddpm_jax.experiments.latents import find_first_stage, freeze
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.run_settings import INIT_FROM, frozen_first_stage, run_settings
-from ddpm_jax.experiments.training import (
+from ddpm_jax.experiments.trainer import (
     Training,
     build_training,
     check_batch,

@@ -17,8 +17,8 @@ from ddpm_jax.experiments import config as configs
 from ddpm_jax.files import as_path
 from ddpm_jax.monitoring import weights_and_biases
 from ddpm_jax.training.callbacks import Callback, Callbacks
-from ddpm_jax.training.loop import PROMISE
 from ddpm_jax.training.state import TrainState
+from ddpm_jax.training.training_loop import PROMISE
 from ddpm_jax.training_runs.reports import CURVE, draw_loss
 from ddpm_jax.training_runs.run_directory import begun_settings, check_apart, check_writable
 from ddpm_jax.training_runs.session import train_in

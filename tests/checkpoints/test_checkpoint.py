@@ -29,11 +29,11 @@ from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.ema import Average
-from ddpm_jax.training.loop import Observers, Saving, Start, Steps, train
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
 from ddpm_jax.training.options import LoopOptions
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
+from ddpm_jax.training.training_loop import Observers, Saving, Start, Steps, train
 
 DAMAGE, DISK_FULL = (
     pathlib.Path(__file__).with_name(name) for name in ("damage.py", "disk_full.py")
@@ -414,7 +414,7 @@ def _edit_sums(change):
     return edit
 
 
-def _in_place_of(name, make):
+def _substitute(name, make):
     def replace(state):
         (state / name).unlink(missing_ok=True)
         make(state / name)
@@ -446,23 +446,23 @@ CHANGES = {
         r"a\\x1b\[2Jb is missing",
     ),
     "another file": (
-        _in_place_of("d/added", lambda path: path.write_text("")),
+        _substitute("d/added", lambda path: path.write_text("")),
         "state/d/added is not among those",
     ),
     "a pipe": (
-        _in_place_of("_METADATA", os.mkfifo),
+        _substitute("_METADATA", os.mkfifo),
         "its state/_METADATA is a named pipe, and a file is expected",
     ),
     "a link": (
-        _in_place_of("_METADATA", lambda path: path.symlink_to("/dev/zero")),
+        _substitute("_METADATA", lambda path: path.symlink_to("/dev/zero")),
         "its state/_METADATA is a link",
     ),
     "a pipe for digests": (
-        _in_place_of("SHA256SUMS", os.mkfifo),
+        _substitute("SHA256SUMS", os.mkfifo),
         "its state/SHA256SUMS is a named pipe",
     ),
     "a pipe above": (
-        _in_place_of("../_CHECKPOINT_METADATA", os.mkfifo),
+        _substitute("../_CHECKPOINT_METADATA", os.mkfifo),
         "its 5/_CHECKPOINT_METADATA is a named pipe",
     ),
 }

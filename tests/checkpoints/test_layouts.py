@@ -35,7 +35,7 @@ HELD = {  # kind of model -> what the objective now remembers, and what an older
 }
 
 
-def shapes_of(tree):
+def tree_shapes(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
@@ -54,7 +54,7 @@ def older(request, tmp_path_factory):
 def test_an_older_state_resumes_as_the_one_it_was(older):
     state, directory = older
     with contextlib.closing(Checkpointer(directory, keep_last=1)) as checkpointer:
-        restored, _ = checkpointer.restore(shapes_of(state))
+        restored, _ = checkpointer.restore(tree_shapes(state))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
@@ -63,13 +63,13 @@ def test_an_older_state_resumes_as_the_one_it_was(older):
 def test_parts_of_an_older_state_are_read_by_their_names_of_today(older, names):
     state, directory = older
     wanted = {name: getattr(state, name) for name in names}
-    restored = read_weights(directory, 7, shapes_of(wanted))
+    restored = read_weights(directory, 7, tree_shapes(wanted))
     assert jax.tree.structure(restored) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, restored, wanted)
 
 
 def test_frozen_parts_of_another_shape_are_refused_in_an_older_state_too(older):
     _, directory = older
-    other = shapes_of({"frozen": FROZEN | {"weight": np.zeros(5, np.float32)}})
+    other = tree_shapes({"frozen": FROZEN | {"weight": np.zeros(5, np.float32)}})
     with pytest.raises(UsageError, match=r"frozen/weight is \(6,\) there and \(5,\) in this model"):
         read_weights(directory, 7, other)

@@ -43,7 +43,7 @@ def write_config(path: pathlib.Path, *, data_dir: str, num_steps: int) -> pathli
     return path
 
 
-def main_of(name: str) -> Callable:
+def find_main(name: str) -> Callable:
     return importlib.import_module(f"ddpm_jax.cli.{name}").main
 
 
@@ -63,7 +63,7 @@ def invoke(capfd):
 
     def invoke(name, *argv):
         capfd.readouterr()
-        code = command.run(main_of(name), [str(argument) for argument in argv])
+        code = command.run(find_main(name), [str(argument) for argument in argv])
         return Result(code, *capfd.readouterr())
 
     return invoke
@@ -112,7 +112,7 @@ def train_with(tmp_path_factory, data_dir):
         directory = tmp_path_factory.mktemp("other")
         config = write_config(directory / "mine.py", data_dir=data_dir, num_steps=10)
         argv = ["--config", str(config), "--workdir", str(directory / "run"), *overrides]
-        assert command.run(main_of("train"), argv) == 0
+        assert command.run(find_main("train"), argv) == 0
         return directory / "run"
 
     return train

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments import synonyms
+from ddpm_jax.experiments import field_synonyms
 from ddpm_jax.training_runs import start
 
 # Of each kind of field one: `experiments/test_fields.py` has them all.
@@ -228,8 +228,8 @@ def test_a_config_is_found_by_its_bare_name(tmp_path, monkeypatch):
 
 def test_every_synonym_is_of_one_field():
     fields = dict(configs.flatten(configs.default_config()))
-    assert set(synonyms.SYNONYMS) <= set(fields)
-    others = [other for names in synonyms.SYNONYMS.values() for other in names.split()]
+    assert set(field_synonyms.SYNONYMS) <= set(fields)
+    others = [other for names in field_synonyms.SYNONYMS.values() for other in names.split()]
     assert len(others) == len(set(others))
     own = {field.rpartition(".")[2] for field in fields}
     assert not own & set(others), "a field's own name needs no synonym"

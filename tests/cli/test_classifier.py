@@ -14,7 +14,7 @@ from ddpm_jax.experiments.guides import load_classifier
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.experiments.run_settings import config_in
 
-from .conftest import main_of, write_config
+from .conftest import find_main, write_config
 
 OVERRIDES = ["--config.objective=classifier", "--config.condition.num_classes=10"]
 
@@ -26,7 +26,7 @@ def classifier(tmp_path_factory, data_dir):
     config = write_config(directory / "mine.py", data_dir=data_dir, num_steps=4)
     assert (
         command.run(
-            main_of("train"),
+            find_main("train"),
             ["--config", str(config), "--workdir", str(directory / "run"), *OVERRIDES],
         )
         == 0

@@ -14,7 +14,7 @@ from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.models.dit import SIZES, DiT
 
-from .conftest import main_of
+from .conftest import find_main
 
 CONFIG = """def get_config():
     return {{
@@ -45,7 +45,7 @@ def train(tmp_path_factory, data_dir):
         workdir = workdir or directory / "run"
         assert (
             command.run(
-                main_of("train"), ["--config", str(path), "--workdir", str(workdir), *overrides]
+                find_main("train"), ["--config", str(path), "--workdir", str(workdir), *overrides]
             )
             == 0
         )

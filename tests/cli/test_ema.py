@@ -12,7 +12,7 @@ import pytest
 from ddpm_jax.checkpoints.reader import read_weights
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.loading import load_trained
-from ddpm_jax.training.ema_profiles import Profile, gamma_of, step_weights
+from ddpm_jax.training.ema_profiles import Profile, gamma_from_sigma_rel, step_weights
 
 KEPT = (
     "--config.ema.decays=0.5",
@@ -52,7 +52,7 @@ def test_averages_made_of_snapshots_are_those_of_the_weights_as_they_went(invoke
     for width in (0.15, 0.25):
         directory = mine / "ema" / f"sigma_rel_{width}"
         assert f"python sample.py --ckpt {directory}" in result.out
-        direct = step_weights(Profile(gamma_of(width), 10)) @ path
+        direct = step_weights(Profile(gamma_from_sigma_rel(width), 10)) @ path
         record, made = (
             json.loads((directory / "average.json").read_text()),
             _flat(load_trained(directory).params),
@@ -60,7 +60,7 @@ def test_averages_made_of_snapshots_are_those_of_the_weights_as_they_went(invoke
         assert record["snapshots"] == list(range(1, 11))
         # Twenty averages of ten steps determine every average of these steps but for the rounding
         # of float32.
-        scale = np.linalg.norm(step_weights(Profile(gamma_of(width), 10)))
+        scale = np.linalg.norm(step_weights(Profile(gamma_from_sigma_rel(width), 10)))
         bound = record["fit_error"] * scale * np.linalg.norm(path - direct, axis=0) + 1e-6
         assert np.all(np.abs(made - direct) <= bound)
         assert np.linalg.norm(made - direct) < 0.05 * np.linalg.norm(direct - path[-1])

@@ -104,13 +104,13 @@ def seven(trained, tmp_path_factory):
     return out
 
 
-def record_of(out, metric, name=NAME):
+def read_record(out, metric, name=NAME):
     return json.loads((out / f"{metric}_{name}.json").read_text())
 
 
 @pytest.mark.full
 def test_the_record_says_how_to_repeat_the_number(seven, trained):
-    record = record_of(seven, "bpd")
+    record = read_record(seven, "bpd")
     wanted = {
         "metric": "bpd",
         "checkpoint": str(trained),
@@ -141,7 +141,7 @@ def test_the_bound_is_that_of_the_checkpoint_on_the_held_out_digits(seven, train
     from ddpm_jax.diffusion import gaussian, likelihood
     from ddpm_jax.experiments.loading import load_trained
 
-    record, loaded = record_of(seven, "bpd"), load_trained(trained)
+    record, loaded = read_record(seven, "bpd"), load_trained(trained)
     x_0 = jnp.asarray(digits()[1497:][:7] / 127.5 - 1, jnp.float32)
     schedule = loaded.model.schedule
     denoiser = jax.jit(loaded.model.denoiser(loaded.weights, schedule))
@@ -164,7 +164,7 @@ def test_the_bound_is_that_of_the_checkpoint_on_the_held_out_digits(seven, train
 
 
 def test_the_terms_add_up_in_both_records(seven):
-    bound, coding = record_of(seven, "bpd"), record_of(seven, "rate_distortion")
+    bound, coding = read_record(seven, "bpd"), read_record(seven, "rate_distortion")
     total = bound["bits_per_dim"]["mean"]
     assert bound["prior"] + bound["divergences"]["mean"] + bound["decoder"][
         "mean"
@@ -190,7 +190,7 @@ def test_a_picture_lies_beside_the_record(seven, metric):
 def test_the_table_is_printed(invoke, seven, trained):
     argv = ["--metric", "bpd", "--num_images", 7, "--draws", 2, "--seed", 5, "--out", seven]
     result = invoke("evaluate", "--ckpt", trained, *argv)
-    record = record_of(seven, "bpd")["bits_per_dim"]
+    record = read_record(seven, "bpd")["bits_per_dim"]
     assert f"bits/dim at most   {record['mean']:.4f} ± {record['standard_error']:.4f}" in result.out
     assert "7 images of test, every t, 2 draws" in result.out
     assert str(seven / f"bpd_{NAME}.json") in result.out
@@ -254,7 +254,7 @@ def test_a_stopped_command_goes_on_where_it_stopped(invoke, seven, trained, tmp_
     assert not list(tmp_path.glob("*.json"))
     assert invoke("evaluate", "--ckpt", trained, *argv).code == 0
     assert begun == [0, 4]
-    assert record_of(tmp_path, "bpd") == record_of(seven, "bpd")
+    assert read_record(tmp_path, "bpd") == read_record(seven, "bpd")
 
 
 @pytest.mark.full
@@ -266,7 +266,9 @@ def test_weights_and_strides_have_files_of_their_own(invoke, copied):
         ).code
         == 0
     )
-    record = record_of(copied / "evaluation", "bpd", "step10_raw_train-5_n3_stride20_draws1_seed0")
+    record = read_record(
+        copied / "evaluation", "bpd", "step10_raw_train-5_n3_stride20_draws1_seed0"
+    )
     assert (record["split"], record["weights"]) == ("train[:5]", "raw")
     assert record["bits_per_dim"]["standard_error_draws"] is None  # one draw: not a number, so null
     assert sum(record["per_timestep"]["visits"]) == 3 * 13  # of 20 timesteps

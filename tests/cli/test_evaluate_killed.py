@@ -40,12 +40,12 @@ def start(trained, out, metric):
     )
 
 
-def done(path, axis_of):
+def done(path, array_name):
     """How many images are in a tally; none before there is one."""
     if not path:
         return 0
     with np.load(path[0]) as arrays:
-        return len(arrays[axis_of])
+        return len(arrays[array_name])
 
 
 def record(out, metric):

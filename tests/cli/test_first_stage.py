@@ -11,7 +11,7 @@ from ddpm_jax.cli import command
 from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.measuring.first_stage_pictures import collapse, latent_images
 
-from .conftest import main_of, write_config
+from .conftest import find_main, write_config
 
 # The config of the tests sets what a first stage does not have.
 PLAIN = [
@@ -46,7 +46,7 @@ def runs(tmp_path_factory, data_dir):
                 str(directory / "run"),
                 *overrides(kind),
             ]
-            assert command.run(main_of("train"), arguments) == 0
+            assert command.run(find_main("train"), arguments) == 0
             self[kind] = directory / "run"
             return self[kind]
 

@@ -9,7 +9,7 @@ import unittest.mock
 import pytest
 
 import ddpm_jax.cli
-from ddpm_jax.cli import arguments, synonyms
+from ddpm_jax.cli import arguments, flag_synonyms
 from ddpm_jax.errors import UsageError
 from ddpm_jax.tasks.sampler_options import options_from, spacing_from, typed_options
 
@@ -212,4 +212,4 @@ def test_a_flag_of_another_library_is_answered_with_ours(refused, name, flag, me
 
 def test_every_synonym_is_of_a_flag():
     flags = {flag for parser in PARSERS.values() for flag in parser.settings}
-    assert set(synonyms.FLAGS) <= flags
+    assert set(flag_synonyms.FLAGS) <= flags

@@ -12,7 +12,7 @@ from PIL import Image
 from ddpm_jax.cli import command
 from ddpm_jax.experiments.loading import load_trained
 
-from .conftest import main_of, write_config
+from .conftest import find_main, write_config
 
 
 def write_pictures(folder, *names):
@@ -42,7 +42,7 @@ def run(tmp_path_factory):
     ]
     assert (
         command.run(
-            main_of("train"),
+            find_main("train"),
             ["--config", str(config), "--workdir", str(directory / "run"), *fields],
         )
         == 0
@@ -102,7 +102,7 @@ def test_a_run_from_before_names_were_kept_takes_numbers_and_says_so(
 ):
     from ddpm_jax.experiments import loading as loading
 
-    monkeypatch.setattr(loading, "class_names_of", lambda settings: ())
+    monkeypatch.setattr(loading, "class_names_in", lambda settings: ())
     refused(
         "sample",
         "--ckpt",
@@ -133,7 +133,7 @@ def without_held_out(tmp_path_factory):
             str(directory / "run"),
             "--config.data.name=folder",
         ]
-        assert command.run(main_of("train"), argv) == 0
+        assert command.run(find_main("train"), argv) == 0
     return directory / "run", said.getvalue()
 
 

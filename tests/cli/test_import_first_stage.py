@@ -74,7 +74,7 @@ def rewritten(files, tmp_path):
     return rewrite
 
 
-def safetensors_of(tensors, dtype, name):
+def safetensors_file(tensors, dtype, name):
     """The file, by the words of the format: the header's length, the header, the numbers one after
     the other."""
     index, rest = {}, b""
@@ -97,7 +97,7 @@ def safetensors_of(tensors, dtype, name):
 def test_safetensors_of_16_32_and_64_bits_are_read_exactly(invoke, files, tmp_path, dtype, name):
     argv, _ = files
     tensors = dict(np.load(tmp_path / "vae.npz"))
-    (tmp_path / "vae.safetensors").write_bytes(safetensors_of(tensors, dtype, name))
+    (tmp_path / "vae.safetensors").write_bytes(safetensors_file(tensors, dtype, name))
     result = invoke("import_first_stage", *argv, "--weights", tmp_path / "vae.safetensors")
     assert result.code == 0, result.err
     kernel = load_first_stage(tmp_path / "run").params["decoder"]["conv_out"]["kernel"]
@@ -135,7 +135,7 @@ def test_a_tensor_that_is_no_weights_is_refused_by_its_name(
 
 def test_fp8_and_a_damaged_safetensors_file_are_refused(refused, files, tmp_path):
     argv, _ = files
-    whole = safetensors_of({"a": np.zeros(3)}, np.float32, "F32")
+    whole = safetensors_file({"a": np.zeros(3)}, np.float32, "F32")
     for content, says in (
         (whole.replace(b'"F32"', b'"F8_E4M3"'), ["'a' is of F8_E4M3, where one of BOOL, U8,"]),
         (whole[:-1], ["take 12 bytes, and 11 follow"]),

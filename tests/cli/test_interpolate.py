@@ -14,7 +14,7 @@ DIGIT = 88 + 2  # pixels a digit takes in a drawing, with its margin
 TITLE = 22  # pixels of the labels above
 
 
-def row_of(path):
+def read_row(path):
     """The digits of a PNG of one row, int [N, 8, 8]."""
     with Image.open(path) as image:
         row = np.asarray(image).astype(int)[TITLE + 2 : TITLE + DIGIT : 11]
@@ -23,7 +23,7 @@ def row_of(path):
     )
 
 
-def record_of(path):
+def read_record(path):
     return json.loads(path.with_suffix(".json").read_text())
 
 
@@ -51,10 +51,10 @@ def test_a_row_from_one_picture_to_another(invoke, trained, picture, tmp_path):
         row = np.asarray(image)
     assert row.shape == (TITLE + DIGIT + 2, 5 * DIGIT + 2)
     # the pictures stand at the ends
-    np.testing.assert_array_equal(row_of(path)[0], np.asarray(Image.open(a)))
+    np.testing.assert_array_equal(read_row(path)[0], np.asarray(Image.open(a)))
     for i in range(5):
         assert row[:TITLE, i * DIGIT : (i + 1) * DIGIT].min() < 128, "each under its label"
-    record = record_of(path)
+    record = read_record(path)
     wanted = {
         "checkpoint_step": 10,
         "weights": "ema",
@@ -81,7 +81,7 @@ def test_little_noise_leaves_the_pictures_nearly_as_they_are(invoke, trained, pi
         2,
     ]
     assert invoke("sample", "--ckpt", trained, *argv, "--out", tmp_path / "out").code == 0
-    digits = row_of(next((tmp_path / "out").glob("*.png")))
+    digits = read_row(next((tmp_path / "out").glob("*.png")))
     assert np.abs(digits[0] - digits[1]).max() < 12
     assert np.abs(digits[3] - digits[2]).max() < 12
     assert np.abs(digits[0] - digits[3]).max() > 100
@@ -97,7 +97,7 @@ def test_samples_that_share_a_latent(invoke, trained, tmp_path):
         names = image.size[0] - (9 * DIGIT + 2)
         assert 20 < names < DIGIT, "t stands before each row"
         assert image.size[1] == TITLE + 4 * DIGIT + 2
-    assert record_of(path)["t"] == [19, 14, 9, 4]
+    assert read_record(path)["t"] == [19, 14, 9, 4]
 
 
 @pytest.mark.full
@@ -250,10 +250,10 @@ def test_the_ends_of_a_path_between_seeds_are_the_samples_of_these_seeds(
     (path,) = (tmp_path / "path").glob("interpolate_seeds_1_7_n3_step10_ema_seed0_steps5_*.png")
     assert str(path) in result.out
     assert (
-        record_of(path).items()
+        read_record(path).items()
         >= {"seeds": [1, 7], "lambdas": [0.0, 0.5, 1.0], "sampler": flags[1]}.items()
     )
-    row = row_of(path)
+    row = read_row(path)
     for place, seed in ((0, 1), (-1, 7)):
         sample = sampled(invoke, trained, tmp_path / str(seed), "--seed", seed, *flags)
         assert np.abs(row[place] - sample).max() <= 1
@@ -269,7 +269,7 @@ def test_the_samplers_own_noise_is_that_of_the_seed_all_along_the_path(invoke, t
     ends = []
     for seed in (1, 3):
         assert invoke("sample", *flags, "--interpolate_seeds", "7,1", "--seed", seed).code == 0
-        ends.append(row_of(next((tmp_path / "path").glob(f"*_seed{seed}_steps5.png")))[-1])
+        ends.append(read_row(next((tmp_path / "path").glob(f"*_seed{seed}_steps5.png")))[-1])
     sample = sampled(invoke, trained, tmp_path / "plain", "--seed", 1, "--steps", 5)
     assert np.abs(ends[0] - sample).max() <= 1
     assert np.abs(ends[1] - sample).max() > 20
@@ -282,7 +282,7 @@ def test_a_path_of_a_conditional_model_is_of_one_class_under_guidance(
     how = ["--sampler", "ddim", "--steps", 3, "--labels", 4, "--guidance_scale", 2]
     argv = ["--interpolate_seeds", "2,5", "--interpolate_steps", 4, "--out", tmp_path / "path"]
     assert invoke("sample", "--ckpt", trained_by_class, *argv, *how).code == 0
-    row = row_of(next((tmp_path / "path").glob("*.png")))
+    row = read_row(next((tmp_path / "path").glob("*.png")))
     for place, seed in ((0, 2), (-1, 5)):
         sample = sampled(invoke, trained_by_class, tmp_path / str(seed), "--seed", seed, *how)
         assert np.abs(row[place] - sample).max() <= 1
@@ -303,7 +303,7 @@ def test_a_reconstruction_is_nearer_with_more_steps_and_with_corrections(
         assert result.code == 0, result.err
         (path,) = out.glob("reconstruct_a_*.png")
         assert str(path) in result.out
-        record = record_of(path)
+        record = read_record(path)
         rmse.append(record["rmse_grey_levels"])
         assert f"{rmse[-1]:.3g} grey levels" in result.out
         assert "--clip none" in result.out
@@ -311,7 +311,7 @@ def test_a_reconstruction_is_nearer_with_more_steps_and_with_corrections(
             record.items()
             >= {"clip": "none", "sampler": "ddim", "corrections": (0, 0, 4)[i]}.items()
         )
-        photo, x_T, again = row_of(path)
+        photo, x_T, again = read_row(path)
         # The error of what is shown: rounded, which adds up to half a level, and cut to 0..255,
         # which takes from it.
         assert np.sqrt(np.mean(np.square(again - photo))) < rmse[-1] + 0.5

@@ -21,7 +21,7 @@ from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import make_sampler
 
-from .conftest import main_of, train_on_devices, write_config
+from .conftest import find_main, train_on_devices, write_config
 
 pytestmark = pytest.mark.full
 
@@ -40,7 +40,7 @@ FAST = ["--sampler", "ddim", "--steps", "3", "--num_samples", "4"]
 def train(directory, data_dir, num_steps, *overrides):
     config = write_config(directory / "mine.py", data_dir=data_dir, num_steps=num_steps)
     argv = ["--config", str(config), "--workdir", str(directory / "run"), *map(str, overrides)]
-    assert command.run(main_of("train"), argv) == 0
+    assert command.run(find_main("train"), argv) == 0
     return directory / "run"
 
 
@@ -82,7 +82,7 @@ def images_in(out):
         return shard["images"]
 
 
-def losses_of(run):
+def read_losses(run):
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [record["loss"] for record in records if "loss" in record]
 
@@ -149,7 +149,7 @@ def test_latents_that_are_kept_train_the_same_model(run, stage, data_dir, tmp_pa
         f"--config.first_stage.cache={tmp_path / 'kept'}",
         *CLASSES,
     )
-    np.testing.assert_allclose(losses_of(kept), losses_of(run), rtol=1e-5)
+    np.testing.assert_allclose(read_losses(kept), read_losses(run), rtol=1e-5)
     assert len(list((tmp_path / "kept").glob("latents-*-of-00002.npy"))) == 2
 
 
@@ -161,7 +161,7 @@ def test_devices_and_a_stop_on_the_way_change_nothing(stage, config_file, data_d
         "--config.data.flip=true",
     ]
     (tmp_path / "one").mkdir()
-    wanted = losses_of(train(tmp_path / "one", data_dir, 4, *over))
+    wanted = read_losses(train(tmp_path / "one", data_dir, 4, *over))
     for parallel in ("pmap", "fsdp"):
         for steps in (2, 4):  # the second resumes the first
             argv = [
@@ -172,7 +172,7 @@ def test_devices_and_a_stop_on_the_way_change_nothing(stage, config_file, data_d
                 f"--config.parallel={parallel}",
             ]
             train_on_devices(4, *argv, *over)
-        np.testing.assert_allclose(losses_of(tmp_path / parallel), wanted, rtol=1e-4)
+        np.testing.assert_allclose(read_losses(tmp_path / parallel), wanted, rtol=1e-4)
 
 
 def test_inpainting_shows_the_picture_where_the_mask_is_black(invoke, run, photo, tmp_path):
@@ -395,10 +395,10 @@ def test_a_run_over_latents_stays_one_and_its_first_stage_the_one_it_was_begun_w
     assert result.code == 0, result.err
     assert json.loads((copied / "config.json").read_text())["frozen_first_stage"][
         "sha256"
-    ] == digest_of(stage)
+    ] == first_stage_digest(stage)
 
 
-def digest_of(stage):
+def first_stage_digest(stage):
     return weights_digest(load_first_stage(stage).params)
 
 

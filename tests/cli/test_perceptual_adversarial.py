@@ -16,10 +16,10 @@ from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments import perceptual
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.loading import load_first_stage
-from ddpm_jax.experiments.training import build_training, init_state, state_shapes
+from ddpm_jax.experiments.trainer import build_training, init_state, state_shapes
 from ddpm_jax.models.lpips import Lpips
 
-from .conftest import main_of, write_config
+from .conftest import find_main, write_config
 
 # The config of the tests sets what a first stage does not have.
 STAGE = [
@@ -127,7 +127,7 @@ def test_a_run_is_resumed_without_the_file_of_weights(saved, monkeypatch):
 @pytest.mark.slow
 def test_a_run_leaves_records_of_both_players_and_is_resumed(arguments):
     for steps in (3, 4):
-        assert command.run(main_of("train"), arguments(steps)) == 0
+        assert command.run(find_main("train"), arguments(steps)) == 0
     run = pathlib.Path(arguments(4)[3])
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     records = [record for record in records if "loss" in record]

@@ -132,7 +132,7 @@ def test_a_function_with_a_condition_is_a_denoiser_too():
     assert np.all(denoiser.given(3.0)(X_T, np.zeros(2, int)).x_0 == 3)
 
 
-def keys_of(count):
+def make_keys(count):
     return jax.random.split(jax.random.key(0), count)
 
 
@@ -147,16 +147,16 @@ NOISY = make_sampler("ancestral", CHAIN, steps=4)
             r"keys has shape \(\), but each of the 2 images",
         ),
         (lambda run: run(X_T, jax.random.PRNGKey(0)), r"keys has shape \(\), but each of the 2"),
-        (lambda run: run(X_T, keys_of(3)), r"keys has shape \(3,\), but each of the 2 images"),
+        (lambda run: run(X_T, make_keys(3)), r"keys has shape \(3,\), but each of the 2 images"),
         (lambda run: run(X_T, 0), "each of the 2 images needs a key of its own: image_keys"),
         (
             lambda run: run(X_T, step_noise=np.zeros((3, *X_T.shape))),
             r"step_noise has shape \(3, 2, 3, 3, 1\): this chain of 4 rows needs \(4, 2, 3, 3, 1\)",
         ),
-        (lambda run: run(X_T.astype(int), keys_of(2)), "x_T is int32, but the sampler's tables"),
-        (lambda run: run(np.float16(X_T), keys_of(2)), "x_T is float16, but .* are float32"),
-        (lambda run: run(X_T[0, 0, 0], keys_of(3)), r"x_T has shape \(1,\): its first axis"),
-        (lambda run: run(X_T, keys_of(2), trajectory=True, num_frames=3), "leave num_frames out"),
+        (lambda run: run(X_T.astype(int), make_keys(2)), "x_T is int32, but the sampler's tables"),
+        (lambda run: run(np.float16(X_T), make_keys(2)), "x_T is float16, but .* are float32"),
+        (lambda run: run(X_T[0, 0, 0], make_keys(3)), r"x_T has shape \(1,\): its first axis"),
+        (lambda run: run(X_T, make_keys(2), trajectory=True, num_frames=3), "leave num_frames out"),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(call, sentence):

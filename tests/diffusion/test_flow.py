@@ -18,14 +18,14 @@ NAMES = ["linear", "quad", "const", "warmup10", "cosine", "scaled_linear", "sigm
 LINEAR = make_schedule(make_betas("linear", T))
 
 
-def betas_of(name):
+def schedule_betas(name):
     """A schedule of the package, or "jump", whose β rises a hundredfold in one step."""
     return np.where(np.arange(T) < 500, 1e-4, 1e-2) if name == "jump" else make_betas(name, T)
 
 
 def integrated_beta(name):
     """B = -Σ log(1-β) at t = -1..T-1 in float64."""
-    return np.append(0.0, -np.cumsum(np.log1p(-betas_of(name))))
+    return np.append(0.0, -np.cumsum(np.log1p(-schedule_betas(name))))
 
 
 def dense_times(per_step=7):
@@ -53,7 +53,7 @@ def test_a_table_whose_last_signal_is_denormal_is_met_there_too():
 @pytest.mark.parametrize("name", [*NAMES, "jump"])
 def test_noise_only_grows_between_the_integers(name):
     with jax.enable_x64(True):
-        continuous = flows.make_continuous(make_schedule(betas_of(name), dtype=np.float64))
+        continuous = flows.make_continuous(make_schedule(schedule_betas(name), dtype=np.float64))
         level = jax.tree.map(np.asarray, flows.noise_level(continuous, dense_times()))
     assert level.beta.dtype == np.float64
     assert np.all(level.beta >= 0)

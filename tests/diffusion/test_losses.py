@@ -26,7 +26,7 @@ x_t = gaussian.q_sample(SCHEDULE, x_0, every_t, eps)
 snr = np.cumprod(1 - BETAS) / (1 - np.cumprod(1 - BETAS))
 
 
-def loss_of(network, **choices):
+def compute_loss(network, **choices):
     return scored(network, SCHEDULE, **choices)
 
 
@@ -73,7 +73,7 @@ def test_simple_loss_is_the_mean_squared_error_of_the_target(name):
         "v": np.sqrt(alphas_bar) * eps - np.sqrt(1 - alphas_bar) * x_0,
         "mu": gaussian.q_posterior(SCHEDULE, x_0, x_t, every_t).mean,
     }[name]
-    result = loss_of(lambda x, time: 0.5 * x, parameterization=name)
+    result = compute_loss(lambda x, time: 0.5 * x, parameterization=name)
     np.testing.assert_allclose(result.simple, mean((target - 0.5 * x_t) ** 2), rtol=1e-5)
     np.testing.assert_array_equal(result.loss, result.simple)
     assert np.all(result.vlb == 0)
@@ -86,12 +86,12 @@ def test_a_network_that_knows_the_data_has_no_simple_loss(name):
             SCHEDULE, x, time.astype(int), x_0, source=X_0, target=PARAMETERIZATIONS[name]
         )
 
-    assert np.max(loss_of(network, parameterization=name).simple) < 1e-9
+    assert np.max(compute_loss(network, parameterization=name).simple) < 1e-9
 
 
 def test_bound_averaged_over_t_is_its_sum():
     """E_t[T L_t] over uniform t = Σ_t L_t, x_0 unclipped."""
-    result = loss_of(network_guessing_in("eps"), loss="vlb")
+    result = compute_loss(network_guessing_in("eps"), loss="vlb")
     denoiser = make_process(Chain(BETAS), "eps", "fixed_small").denoiser(
         network_guessing_in("eps"), SCHEDULE, clip="none"
     )
@@ -102,10 +102,10 @@ def test_bound_averaged_over_t_is_its_sum():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bound_does_not_depend_on_the_parameterization(name):
-    result = loss_of(
+    result = compute_loss(
         network_guessing_in(name), parameterization=name, variance="fixed_large", loss="vlb"
     )
-    expected = loss_of(guess, parameterization="x_0", variance="fixed_large", loss="vlb")
+    expected = compute_loss(guess, parameterization="x_0", variance="fixed_large", loss="vlb")
     # two conversions, and a small difference of means
     np.testing.assert_allclose(result.vlb, expected.vlb, rtol=2e-4)
 
@@ -115,7 +115,7 @@ def test_hybrid_teaches_the_mean_by_the_simple_loss_and_the_variance_by_the_boun
         network = two_heads(
             lambda x, _: params["value"] * x, lambda x, _: params["range"] + 0.1 * x
         )
-        return jnp.sum(getattr(loss_of(network, variance="learned_range", loss=loss), field))
+        return jnp.sum(getattr(compute_loss(network, variance="learned_range", loss=loss), field))
 
     params = {"value": jnp.float32(0.7), "range": jnp.float32(0.2)}
     gradient = jax.jit(jax.grad(loss_sum), static_argnums=(1, 2))
@@ -130,10 +130,10 @@ def test_hybrid_teaches_the_mean_by_the_simple_loss_and_the_variance_by_the_boun
 
 def test_hybrid_is_the_sum_of_its_parts():
     network = two_heads(network_guessing_in("eps"), lambda x, _: jnp.sin(x))
-    result = loss_of(network, variance="learned_range", loss="hybrid")
+    result = compute_loss(network, variance="learned_range", loss="hybrid")
     np.testing.assert_allclose(result.loss, result.simple + 0.001 * result.vlb, rtol=1e-6)
     np.testing.assert_allclose(
-        result.vlb, loss_of(network, variance="learned_range", loss="vlb").vlb, rtol=1e-6
+        result.vlb, compute_loss(network, variance="learned_range", loss="vlb").vlb, rtol=1e-6
     )
 
 
@@ -144,7 +144,7 @@ def test_a_weighting_scores_a_prediction_alike_in_every_parameterization(name, w
     times as large."""
     error = mean((x_0 - guess(x_t, every_t)) ** 2)
     expected = {"min_snr": np.minimum(snr, 5) * error, "p2": snr / (1 + snr) * error}[weighting]
-    result = loss_of(network_guessing_in(name), parameterization=name, weighting=weighting)
+    result = compute_loss(network_guessing_in(name), parameterization=name, weighting=weighting)
     # a conversion at SNR 0.01 loses two digits
     np.testing.assert_allclose(result.loss, expected, rtol=1e-4)
 
@@ -163,7 +163,7 @@ def test_a_weighting_scores_a_prediction_alike_in_every_parameterization(name, w
 def test_weights_are_the_papers(weighting, name, expected):
     result = losses.WEIGHTINGS[weighting](SCHEDULE, every_t, PARAMETERIZATIONS[name])
     np.testing.assert_allclose(result, expected, rtol=1e-5)
-    loss = loss_of(lambda x, _: 0.3 * x, parameterization=name, weighting=weighting)
+    loss = compute_loss(lambda x, _: 0.3 * x, parameterization=name, weighting=weighting)
     np.testing.assert_allclose(loss.loss, expected * loss.simple, rtol=1e-5)
 
 
@@ -270,13 +270,13 @@ def test_network_is_told_the_time_of_the_row():
         assert time.dtype == jnp.float32
         return x
 
-    loss_of(network)
+    compute_loss(network)
 
 
 @pytest.mark.parametrize("channels", [1, 6])
 def test_outputs_of_the_wrong_shape_are_refused(channels):
     with pytest.raises(UsageError, match=rf"returned shape .*{channels}\) .* must return .*3\)"):
-        loss_of(lambda x, _: jnp.zeros((*x.shape[:-1], channels)))
+        compute_loss(lambda x, _: jnp.zeros((*x.shape[:-1], channels)))
 
 
 @pytest.mark.parametrize(
@@ -306,4 +306,4 @@ def test_mistakes_are_named_before_the_network_is_asked(choices, sentence, weigh
         raise AssertionError("the network was asked")
 
     with pytest.raises(UsageError, match=sentence):
-        loss_of(network, **({"weighting": weighting} | choices))
+        compute_loss(network, **({"weighting": weighting} | choices))

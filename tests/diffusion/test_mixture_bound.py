@@ -35,7 +35,7 @@ def line():
         yield mixtures.make_mixture(WEIGHTS, MEANS, VARIANCES, dtype=np.float64)
 
 
-def chain_of(steps):
+def make_chain(steps):
     return make_schedule(BETAS, timesteps=spaced_timesteps(FULL, steps), dtype=np.float64)
 
 
@@ -55,7 +55,7 @@ def nodes(line):
 def mean_bound(line, steps, variance):
     """E[L_T + Σ L_t + L_0] in nats. The decoder has a density, of the exact variance:
     `bound_term`'s is of 8 bits."""
-    chain = chain_of(steps)
+    chain = make_chain(steps)
     x_0, eps, weight = nodes(line)
     denoiser = mixtures.exact_denoiser(line, chain, variance=variance)
     decode = mixtures.exact_denoiser(line, chain)
@@ -82,7 +82,7 @@ def entropy(line):
 
 def predicted(line, steps):
     """The two sums of the file's docstring over the chain, by derivatives of log q on a grid."""
-    chain = chain_of(steps)
+    chain = make_chain(steps)
     x = np.linspace(-7, 7, 1001)
 
     def term(t):

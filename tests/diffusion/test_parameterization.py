@@ -88,7 +88,7 @@ def test_prediction_is_consistent(name, variance):
     assert all(field.shape == x_t.shape for field in p)
 
 
-def log_variance_of(variance, second_half=None):
+def network_log_variance(variance, second_half=None):
     output = values["eps"]
     if second_half is not None:
         output = jnp.concatenate([output, jnp.broadcast_to(second_half, output.shape)], axis=-1)
@@ -103,19 +103,19 @@ def test_fixed_variances_are_the_two_bounds_of_the_paper():
     small, large = np.append(beta_tilde[0], beta_tilde), np.append(beta_tilde[0], BETAS[1:])
     for variance, expected in (("fixed_small", small), ("fixed_large", large)):
         np.testing.assert_allclose(
-            log_variance_of(variance)[:, 0, 0, 0], np.log(expected), rtol=1e-5
+            network_log_variance(variance)[:, 0, 0, 0], np.log(expected), rtol=1e-5
         )
 
 
 def test_learned_variance_is_the_second_half_of_the_channels():
     second = jnp.sin(x_t)
-    np.testing.assert_array_equal(log_variance_of("learned", second), second)
+    np.testing.assert_array_equal(network_log_variance("learned", second), second)
 
 
 def test_learned_range_spans_beta_tilde_to_beta():
     small = column(SCHEDULE.posterior_log_variance_clipped)
     large = column(SCHEDULE.log_betas)
-    at = {v: log_variance_of("learned_range", jnp.float32(v)) for v in (-1.0, 0.0, 1.0)}
+    at = {v: network_log_variance("learned_range", jnp.float32(v)) for v in (-1.0, 0.0, 1.0)}
     np.testing.assert_allclose(at[-1.0], np.broadcast_to(small, x_t.shape), rtol=1e-6)
     np.testing.assert_allclose(at[1.0], np.broadcast_to(large, x_t.shape), rtol=1e-6)
     np.testing.assert_allclose(at[0.0], np.broadcast_to((small + large) / 2, x_t.shape), rtol=1e-6)

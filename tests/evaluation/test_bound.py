@@ -43,7 +43,7 @@ SHAPE = (4, 4, 1)
 LEVELS = np.arange(256) / 127.5 - 1
 
 
-def schedule_of(num_timesteps=T, dtype=np.float32):
+def build_schedule(num_timesteps=T, dtype=np.float32):
     # End points that take 60 steps as far as 1000 with the published ones: L_T is about 1e-5.
     return make_schedule(
         make_betas("linear", num_timesteps, beta_start=1e-3, beta_end=0.35), dtype=dtype
@@ -60,28 +60,28 @@ def exact_x_0(schedule, x_t, time):
     return MU + a * SIGMA**2 / (a**2 * SIGMA**2 + noise) * (x_t - a * MU)
 
 
-def denoiser_of(schedule):
+def make_denoiser(schedule):
     return lambda _: make_process(Chain(make_betas("linear", T)), "x_0", "fixed_small").denoiser(
         lambda x_t, time: exact_x_0(schedule, x_t, time), schedule, clip="none"
     )
 
 
-def images_of(count, seed=0):
+def make_images(count, seed=0):
     pixels = np.random.default_rng(seed).normal(MU, SIGMA, (count, *SHAPE))
     return np.clip(np.rint((pixels + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def source_of(images):
+def make_source(images):
     return ArraySource(images, np.zeros(len(images), np.int32), 0, "test")
 
 
 def run(images, strata, *, seed=0, draws=1, batch_size=8, done=0):
     """The terms of all images as one `Terms`."""
-    bound = make_bound(denoiser_of(schedule_of()), schedule_of(), strata)
+    bound = make_bound(make_denoiser(build_schedule()), build_schedule(), strata)
     batches = stream_terms(
         bound,
         {},
-        source_of(images),
+        make_source(images),
         seed=seed,
         num_images=len(images),
         draws=draws,
@@ -141,7 +141,7 @@ class Closed(NamedTuple):
         )
 
     def of_distribution(self):
-        """The mean total over the images that `images_of` draws from."""
+        """The mean total over the images that `make_images` draws from."""
         edges = np.concatenate([[-np.inf], (LEVELS[:-1] + LEVELS[1:]) / 2, [np.inf]])
         probability = np.diff(scipy.stats.norm.cdf(edges, MU, SIGMA))
         return (self.bits.sum(0) + self.prior) @ probability
@@ -176,7 +176,7 @@ def test_a_stride_of_ten_costs_about_a_tenth():
 def test_every_term_has_its_closed_form(closed):
     """256 draws of 4 images of 16 pixels: the mean over draws lies within 5 of its standard errors,
     at every t."""
-    images = images_of(4)
+    images = make_images(4)
     terms = run(images, make_strata(T), draws=256)
     bits, mse, prior = closed.of(images)
     for found, expected in ((terms.bits, bits), (terms.mse, mse)):
@@ -235,7 +235,7 @@ def check_coverage(estimates, errors, truth):
 def test_the_strided_estimate_is_unbiased_and_its_error_over_draws_is_right(stride, closed):
     """100 evaluations of the same 16 images with 4 draws each, against the full sum in closed
     form."""
-    images, strata = images_of(16), make_strata(T, stride)
+    images, strata = make_images(16), make_strata(T, stride)
     bits, _, prior = closed.of(images)
     found = groups(run(images, strata, draws=400, batch_size=16), 100, 16, 4, strata)
     truth = (bits.sum(axis=1) + prior).mean()
@@ -255,7 +255,7 @@ def test_the_strided_estimate_is_unbiased_and_its_error_over_draws_is_right(stri
 def test_the_error_over_images_is_that_of_the_distribution_they_come_from(stride, closed):
     """100 sets of 16 images, one draw each, against the mean over all images there could be."""
     strata = make_strata(T, stride)
-    found = groups(run(images_of(1600, seed=1), strata, batch_size=400), 100, 16, 1, strata)
+    found = groups(run(make_images(1600, seed=1), strata, batch_size=400), 100, 16, 1, strata)
     check_coverage(
         [s.total.mean for s in found],
         [s.total.standard_error for s in found],
@@ -266,7 +266,7 @@ def test_the_error_over_images_is_that_of_the_distribution_they_come_from(stride
 
 def test_a_strided_term_is_the_one_of_the_full_sum():
     """To 2e-5: the late ones are differences of means of size 1, rounded to 6e-8."""
-    images = images_of(5)
+    images = make_images(5)
     full, strided = (run(images, make_strata(T, stride), draws=2) for stride in (1, 20))
     assert strided.t.shape[-1] < T / 3
     np.testing.assert_allclose(
@@ -282,7 +282,7 @@ def test_the_noise_of_an_image_differs_between_timesteps():
 
 
 def test_noise_differs_between_images_draws_timesteps_and_seeds():
-    same = np.repeat(images_of(1), 3, axis=0)
+    same = np.repeat(make_images(1), 3, axis=0)
     terms, other = (run(same, make_strata(T), draws=2, seed=seed) for seed in (0, 1))
     # ‖x_0 - x̂_0‖² without its trend over t
     ratios = terms.mse / Closed.form().of(same)[1][:, None, :]
@@ -291,7 +291,7 @@ def test_noise_differs_between_images_draws_timesteps_and_seeds():
 
 
 def test_the_batch_does_not_matter():
-    images = images_of(10)
+    images = make_images(10)
     whole, small = (run(images, make_strata(T, 7), draws=2, batch_size=size) for size in (10, 3))
     np.testing.assert_array_equal(whole.t, small.t)
     np.testing.assert_allclose(whole.bits, small.bits, rtol=2e-5, atol=1e-7)
@@ -300,11 +300,11 @@ def test_the_batch_does_not_matter():
 
 @pytest.mark.full
 def test_eight_devices_find_what_one_finds(tmp_path):
-    here = run(images_of(10), make_strata(T, 7))
+    here = run(make_images(10), make_strata(T, 7))
     script = (
         "import sys, jax; sys.path.insert(0, 'tests/evaluation'); import test_bound as t\n"
         "assert jax.local_device_count() == 8\n"
-        "terms = t.run(t.images_of(10), t.make_strata(t.T, 7), batch_size=9)\n"
+        "terms = t.run(t.make_images(10), t.make_strata(t.T, 7), batch_size=9)\n"
         "t.np.savez(sys.argv[1], t=terms.t, bits=terms.bits)"
     )
     out = tmp_path / "eight.npz"
@@ -327,7 +327,7 @@ def test_eight_devices_find_what_one_finds(tmp_path):
 
 @pytest.mark.full
 def test_a_stopped_evaluation_goes_on_with_another_batch_size(tmp_path):
-    images, strata, path = images_of(10), make_strata(T, 7), tmp_path / "bound.npz"
+    images, strata, path = make_images(10), make_strata(T, 7), tmp_path / "bound.npz"
     settings = {"seed": 0, "num_images": 10, "versions": {"jax": "1"}}
     whole = tally.add(tally.empty(T, 2), strata, run(images, strata, draws=2))
     first = tally.add(tally.empty(T, 2), strata, run(images[:4], strata, draws=2, batch_size=4))
@@ -340,15 +340,15 @@ def test_a_stopped_evaluation_goes_on_with_another_batch_size(tmp_path):
 
 
 def test_tallies_of_parts_of_the_images_merge_to_that_of_all():
-    images, strata = images_of(7), make_strata(T, 7)
+    images, strata = make_images(7), make_strata(T, 7)
     terms = run(images, strata, draws=2)
 
-    def tally_of(rows):
+    def tally_rows(rows):
         return tally.add(tally.empty(T, 2), strata, Terms(*(part[rows] for part in terms)))
 
     whole, parts = (
-        tally_of(slice(None)),
-        [tally_of(slice(*bounds)) for bounds in ((0, 3), (3, 3), (3, 7))],
+        tally_rows(slice(None)),
+        [tally_rows(slice(*bounds)) for bounds in ((0, 3), (3, 3), (3, 7))],
     )
     merged = tally.merge(tally.merge(parts[0], parts[1]), parts[2])
     for ours, theirs in zip(merged, whole, strict=True):
@@ -384,7 +384,7 @@ def test_results_that_cannot_be_read_are_not_taken_for_damaged_ones(tmp_path, mo
 def test_the_parts_add_up_and_the_table_is_the_sum():
     strata = make_strata(T, 7)
     summary = tally.summarize(
-        tally.add(tally.empty(T, 3), strata, run(images_of(6), strata, draws=3)), strata
+        tally.add(tally.empty(T, 3), strata, run(make_images(6), strata, draws=3)), strata
     )
     parts = summary.prior + summary.divergences.mean + summary.decoder.mean
     assert parts == pytest.approx(summary.total.mean, rel=1e-12)
@@ -396,7 +396,7 @@ def test_the_parts_add_up_and_the_table_is_the_sum():
 
 
 def test_the_error_at_one_t_is_that_of_a_mean_over_images_and_draws_are_no_more_images():
-    terms = run(images_of(6), make_strata(T), draws=3)
+    terms = run(make_images(6), make_strata(T), draws=3)
     strata = make_strata(T)
     for draws in (1, 3):
         some = Terms(*(x[:, :draws] for x in terms[:3]), terms.prior)
@@ -420,15 +420,15 @@ def test_a_stride_that_is_not_of_the_chain_is_refused(stride):
 @pytest.mark.parametrize("count", [0, -1, 7])
 def test_a_number_of_images_that_is_not_there_is_refused(count):
     with pytest.raises(UsageError, match=f"num_images is {count}: split 'test' has 6 images"):
-        check_images(source_of(images_of(6)), SHAPE, split="test", num_images=count)
+        check_images(make_source(make_images(6)), SHAPE, split="test", num_images=count)
 
 
 def test_images_that_the_model_cannot_judge_are_refused():
-    source = source_of(images_of(6))
+    source = make_source(make_images(6))
     assert check_images(source, SHAPE, split="test", num_images=None) == 6
     with pytest.raises(UsageError, match="4x4x1, but the model was trained on 8x8x3"):
         check_images(source, (8, 8, 3), split="test", num_images=None)
-    floats = source_of(images_of(6).astype(np.float32) * 2)
+    floats = make_source(make_images(6).astype(np.float32) * 2)
     with pytest.raises(UsageError, match=r"are float32.*uint8 values in 0\.\.255"):
         check_images(floats, SHAPE, split="test", num_images=None)
 
@@ -443,7 +443,7 @@ def test_a_chain_with_a_step_without_noise_has_no_likelihood():
 
 
 def test_a_term_that_is_not_finite_is_named():
-    schedule, strata = schedule_of(), make_strata(T)
+    schedule, strata = build_schedule(), make_strata(T)
     nan = make_bound(
         lambda _: make_process(Chain(make_betas("linear", T)), "x_0", "fixed_small").denoiser(
             lambda x_t, time: jnp.where(time[:, None, None, None] == 7, jnp.nan, x_t),
@@ -454,7 +454,7 @@ def test_a_term_that_is_not_finite_is_named():
         strata,
     )
     stream = stream_terms(
-        nan, {}, source_of(images_of(2)), seed=0, num_images=2, draws=1, batch_size=1, done=1
+        nan, {}, make_source(make_images(2)), seed=0, num_images=2, draws=1, batch_size=1, done=1
     )
     with pytest.raises(FailureError, match="term of image 1 at t = 7 is nan"):
         list(stream)
@@ -464,14 +464,14 @@ def test_a_term_that_is_not_finite_is_named():
 def test_counts_below_one_are_refused(name):
     options = {"seed": 0, "num_images": 2, "draws": 1, "batch_size": 1} | {name: 0}
     with pytest.raises(UsageError, match=f"{name} is 0"):
-        next(stream_terms(None, {}, source_of(images_of(2)), **options))
+        next(stream_terms(None, {}, make_source(make_images(2)), **options))
 
 
 @pytest.mark.full
 def test_the_bound_of_a_conditional_model_is_that_of_each_image_given_its_own_label():
     """A model that adds its label / 10 to what it predicts: every label's images have the terms of
     that one model."""
-    schedule, strata, images = schedule_of(), make_strata(T, 20), images_of(10)
+    schedule, strata, images = build_schedule(), make_strata(T, 20), make_images(10)
     labels = np.array([0, 2, 1, 1, 0, 2, 2, 0, 1, 2], np.int32)
 
     def denoiser(shift):
@@ -490,7 +490,7 @@ def test_the_bound_of_a_conditional_model_is_that_of_each_image_given_its_own_la
         make_condition=lambda x_0, labels: labels,
     )
     for label in range(3):
-        alone = terms(source_of(images), lambda params, label=label: denoiser(label / 10))
+        alone = terms(make_source(images), lambda params, label=label: denoiser(label / 10))
         own = labels == label
         np.testing.assert_array_equal(told.t, alone.t)
         np.testing.assert_allclose(told.bits[own], alone.bits[own], rtol=1e-4, atol=1e-6)  # float32

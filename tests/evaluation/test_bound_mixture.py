@@ -50,7 +50,7 @@ def true_bits(images, mixture=IMAGES):
     return -scipy.special.logsumexp(logs, axis=0) / (images[0].size * math.log(2))
 
 
-def chain_of(steps):
+def make_chain(steps):
     """`steps` of the levels of one chain whose least noise is half a bin wide and whose last is
     N(0, I) to 1e-4."""
     betas = make_betas("linear", 300, beta_start=2e-5, beta_end=0.07)
@@ -64,7 +64,7 @@ def images():
 
 def bound_bits(images, steps, variance):
     """L_T + Σ L_t + L_0 of each image: float64 [N]."""
-    chain = chain_of(steps)
+    chain = make_chain(steps)
     bound = make_bound(
         lambda mixture: mixtures.exact_denoiser(mixture, chain, variance=variance),
         chain,

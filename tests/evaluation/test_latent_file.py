@@ -13,7 +13,7 @@ CODES = np.random.default_rng(1).integers(0, 16, (5, 3, 2), np.int32)
 Z = CODEBOOK[CODES]
 
 
-def latents_of(arrays, codebook=None):
+def make_latents(arrays, codebook=None):
     return latent_file.decodable("mine.npz", arrays, channels=4, codebook=codebook)
 
 
@@ -43,8 +43,8 @@ def test_latents_of_other_weights_are_refused_and_a_file_that_says_nothing_of_we
 
 def test_codes_are_looked_up_and_may_have_their_vectors_beside_them():
     for arrays in ({"codes": CODES}, {"codes": CODES, "latents": Z}, {"latents": Z}):
-        np.testing.assert_array_equal(latents_of(arrays, CODEBOOK), Z)
-    assert latents_of({"latents": Z.astype(np.float64)}).dtype == np.float32
+        np.testing.assert_array_equal(make_latents(arrays, CODEBOOK), Z)
+    assert make_latents({"latents": Z.astype(np.float64)}).dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_codes_are_looked_up_and_may_have_their_vectors_beside_them():
 )
 def test_arrays_that_are_no_latents_of_the_decoder_are_refused(arrays, codebook, says):
     with pytest.raises(UsageError, match=says) as caught:
-        latents_of(arrays, codebook)
+        make_latents(arrays, codebook)
     assert "mine.npz" in str(caught.value)
 
 

@@ -46,7 +46,7 @@ def draw(mixture, count, seed=0):
     return mixtures.sample(mixture, jax.random.split(jax.random.key(seed), count))
 
 
-def keys_of(count, seed=1):
+def make_keys(count, seed=1):
     return jax.random.split(jax.random.key(seed), count)
 
 
@@ -64,7 +64,7 @@ def densities(mixture, continuous, x, probes, *, start=0.0, solver=flow_density.
 
 
 def exact_probes(x):
-    return traces.basis_probes(keys_of(len(x)), 1, x.shape[1:])
+    return traces.basis_probes(make_keys(len(x)), 1, x.shape[1:])
 
 
 def normal_log_prob(x):
@@ -107,7 +107,7 @@ def test_one_gaussian_is_scaled_and_shifted():
     start, end = at(data, LINEAR, 0), at(data, LINEAR, 999)
     x = draw(data, 6)
     density = densities(
-        data, LINEAR, x, traces.rademacher_probes(keys_of(6), 1, (2, 2, 1)), solver=TIGHT
+        data, LINEAR, x, traces.rademacher_probes(make_keys(6), 1, (2, 2, 1)), solver=TIGHT
     )
     scale = np.sqrt(end.variances / start.variances)[0]
     x_T = end.means + scale * (x - start.means)
@@ -125,7 +125,7 @@ def test_hutchinsons_estimate_is_unbiased(trace):
     standard errors."""
     x = draw(at(IMAGES, COSINE, 0), 2)
     truth = densities(IMAGES, COSINE, x, exact_probes(x)).log_prob
-    probes = traces.TRACES[trace](keys_of(256), 1, x.shape[1:])
+    probes = traces.TRACES[trace](make_keys(256), 1, x.shape[1:])
     estimates = densities(IMAGES, COSINE, jnp.repeat(x, 128, axis=0), probes).log_prob.reshape(
         2, 128
     )
@@ -137,7 +137,7 @@ def test_hutchinsons_estimate_is_unbiased(trace):
 
 @pytest.mark.parametrize("trace", list(traces.TRACES))
 def test_probes_have_the_identity_as_second_moment_and_belong_to_their_key(trace):
-    keys = keys_of(20_000 if trace != "exact" else 2)
+    keys = make_keys(20_000 if trace != "exact" else 2)
     probes = np.asarray(traces.TRACES[trace](keys, 3, (2, 2)))
     assert probes.shape[1:] == ((4, 2, 2) if trace == "exact" else (3, 2, 2))
     flat = probes.reshape(-1, 4)
@@ -400,7 +400,7 @@ def test_diverged_weights_are_reported_and_not_returned():
 @pytest.mark.parametrize("steps", [1, 7])
 def test_a_path_walked_in_pieces_is_the_solution_of_diffrax_bit_for_bit(steps):
     flow, x = exact_flow(PLANE, COSINE), draw(PLANE, 6)
-    probes = traces.rademacher_probes(keys_of(6), 1, x.shape[1:])
+    probes = traces.rademacher_probes(make_keys(6), 1, x.shape[1:])
     solver = flow_density.Solver(rtol=1e-4, atol=1e-4)
 
     def by_diffrax(x, probes):

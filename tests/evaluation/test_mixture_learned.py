@@ -103,7 +103,7 @@ def train(*, variance="fixed_large", loss="simple"):
     return saved
 
 
-def denoiser_of(params):
+def make_denoiser(params):
     return make_process(Chain(BETAS), "eps", "fixed_large").denoiser(
         lambda x_t, time: Network().apply(params, x_t, time), SCHEDULE, clip="none"
     )
@@ -127,13 +127,13 @@ def eps_error(params, images):
             jax.random.normal(jax.random.fold_in(jax.random.key(3), t[0]), x_0.shape),
         )
         return jnp.square(
-            denoiser_of(params)(x_t, t).eps - exact_denoiser(MIXTURE)(x_t, t).eps
+            make_denoiser(params)(x_t, t).eps - exact_denoiser(MIXTURE)(x_t, t).eps
         ).mean()
 
     return jax.lax.map(at, jnp.arange(T)).mean()
 
 
-def eps_of(params):
+def predicted_eps(params):
     return flows.network_eps(
         lambda x_t, time: Network().apply(params, x_t, time), CONTINUOUS, parameterization="eps"
     )
@@ -179,7 +179,7 @@ def test_its_bound_comes_near_to_the_bound_of_the_perfect_prediction(saved, imag
 
         return bits
 
-    (early, _), (late, error) = above_oracle(by(denoiser_of), by(exact_denoiser), saved).values()
+    (early, _), (late, error) = above_oracle(by(make_denoiser), by(exact_denoiser), saved).values()
     assert 3 * error < late < 0.15
     assert late < 0.4 * early
 
@@ -195,7 +195,7 @@ def test_its_likelihood_by_the_flow_comes_near_to_the_true_one(saved, images):
         )
 
     exact = by(lambda mixture: flows.mixture_eps(mixture, CONTINUOUS))
-    (early, _), (late, error) = above_oracle(by(eps_of), exact, saved).values()
+    (early, _), (late, error) = above_oracle(by(predicted_eps), exact, saved).values()
     assert 3 * error < late < 0.1
     assert late < 0.5 * early
 

@@ -26,7 +26,7 @@ BETAS = make_betas("linear", T, beta_start=1e-2, beta_end=0.7)
 SCHEDULE = make_schedule(BETAS)
 
 
-def denoiser_of(schedule, *, broken=False):
+def make_denoiser(schedule, *, broken=False):
     """The exact denoiser of pixels N(MU, SIGMA²), affine in x_t; `broken` gives nan."""
 
     def network(x_t, time):
@@ -39,14 +39,14 @@ def denoiser_of(schedule, *, broken=False):
     )
 
 
-def images_of(count, shape=SHAPE):
+def make_images(count, shape=SHAPE):
     pixels = np.random.default_rng(0).normal(MU, SIGMA, (count, *shape))
     return np.clip(np.rint((pixels + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def summary_of(images, draws, stride=1):
+def summarise(images, draws, stride=1):
     strata = make_strata(T, stride)
-    bound = make_bound(denoiser_of(SCHEDULE), SCHEDULE, strata)
+    bound = make_bound(make_denoiser(SCHEDULE), SCHEDULE, strata)
     parts = [
         bound({}, jax.random.key(0), draw, images, np.arange(len(images))) for draw in range(draws)
     ]
@@ -84,8 +84,8 @@ def algorithm_3(x_0, rng):
 def test_the_curve_is_that_of_the_papers_algorithm_3():
     """1 % is 2.5 standard errors of a mean of squares over 128 x 128 pixels and 4 draws or
     walks."""
-    images = images_of(1, (128, 128, 1))
-    curve = progressive.rate_distortion(summary_of(images, draws=4))
+    images = make_images(1, (128, 128, 1))
+    curve = progressive.rate_distortion(summarise(images, draws=4))
     x_0 = images.astype(np.float64) / 127.5 - 1
     sent = np.mean([algorithm_3(x_0, np.random.default_rng(seed)) for seed in range(4)], axis=0)
     np.testing.assert_array_equal(curve.t, sent[:, 0])
@@ -94,12 +94,12 @@ def test_the_curve_is_that_of_the_papers_algorithm_3():
 
 
 def test_the_curve_begins_with_the_prior_and_ends_with_the_bound_less_the_decoder():
-    summary = summary_of(images_of(3), draws=2, stride=5)
+    summary = summarise(make_images(3), draws=2, stride=5)
     curve = progressive.rate_distortion(summary)
     assert np.all(np.diff(curve.t) < 0)
     assert np.all(np.diff(curve.rate) > 0)
     assert curve.rate[-1] + summary.decoder.mean == pytest.approx(summary.total.mean, rel=1e-12)
-    assert progressive.rate_distortion(summary_of(images_of(3), draws=2)).rate[0] == pytest.approx(
+    assert progressive.rate_distortion(summarise(make_images(3), draws=2)).rate[0] == pytest.approx(
         summary.prior
     )
 
@@ -123,7 +123,7 @@ def test_a_timestep_that_nobody_visited_is_no_point_of_the_curve():
 @pytest.mark.full
 def test_a_chain_that_sets_out_from_its_own_x_t_ends_where_it_ended():
     keys = randomness.image_keys(jax.random.key(1), jnp.arange(3))
-    denoiser, x_T = denoiser_of(SCHEDULE)(None), randomness.initial_noise(keys, SHAPE)
+    denoiser, x_T = make_denoiser(SCHEDULE)(None), randomness.initial_noise(keys, SHAPE)
     whole = sample(denoiser, ancestral(SCHEDULE), x_T, keys, num_frames=T + 1)
     for t in (0, 5, T - 1):
         rest = sample(
@@ -143,7 +143,7 @@ def test_a_t_outside_the_chain_is_refused(t):
 def interpolate(pair, **options):
     options = {"t": 6, "steps": 5, "seed": 0} | options
     return progressive.interpolate(
-        denoiser_of(SCHEDULE), SCHEDULE, {}, to_model_range(pair), **options
+        make_denoiser(SCHEDULE), SCHEDULE, {}, to_model_range(pair), **options
     )
 
 
@@ -151,7 +151,7 @@ def interpolate(pair, **options):
 def test_through_an_affine_model_the_way_is_a_straight_line(t):
     """Encoding and decoding are affine, the noise is shared by all λ: images between are mixtures
     of the ends."""
-    pair = images_of(2)
+    pair = make_images(2)
     found = interpolate(pair, t=t)
     np.testing.assert_allclose(found.lambdas, [0, 0.25, 0.5, 0.75, 1])
     first, last = found.images[0].astype(float), found.images[-1].astype(float)
@@ -163,21 +163,21 @@ def test_through_an_affine_model_the_way_is_a_straight_line(t):
 
 @pytest.mark.full
 def test_each_end_is_the_decoding_of_its_image():
-    pair, t = images_of(2), 6
+    pair, t = make_images(2), 6
     found = interpolate(pair, t=t)
     for i, end in ((0, found.images[0]), (1, found.images[-1])):
         keys = randomness.image_keys(jax.random.key(0), jnp.zeros(1, jnp.int32))
         eps = randomness.initial_noise(keys, SHAPE)
         x_t = q_sample(SCHEDULE, jnp.asarray(pair[i : i + 1]) / 127.5 - 1, jnp.array([t]), eps)
         x_0 = sample(
-            denoiser_of(SCHEDULE)(None), progressive.from_timestep(SCHEDULE, t), x_t, keys
+            make_denoiser(SCHEDULE)(None), progressive.from_timestep(SCHEDULE, t), x_t, keys
         ).x_0
         np.testing.assert_array_equal(end, to_uint8(x_0[0]))
 
 
 @pytest.mark.full
 def test_little_noise_gives_the_images_back_and_turning_them_round_turns_the_row_round():
-    pair = images_of(2)
+    pair = make_images(2)
     here, back = interpolate(pair, t=0), interpolate(pair[::-1], t=0)
     np.testing.assert_array_equal(here.images, back.images[::-1])
     # One step of noise 0.1 on pixels of spread 0.25: a seventh of the variance is lost.
@@ -198,8 +198,8 @@ def test_a_mixture_of_latents_keeps_the_variance_of_the_noise():
 
 def test_one_step_of_interpolation_and_broken_weights_are_refused():
     with pytest.raises(UsageError, match="interpolation steps is 1: choose at least 2"):
-        interpolate(images_of(2), steps=1)
-    broken, pair = denoiser_of(SCHEDULE, broken=True), to_model_range(images_of(2))
+        interpolate(make_images(2), steps=1)
+    broken, pair = make_denoiser(SCHEDULE, broken=True), to_model_range(make_images(2))
     with pytest.raises(FailureError, match="not-a-number"):
         progressive.interpolate(broken, SCHEDULE, {}, pair, t=3, steps=2, seed=0)
 
@@ -207,7 +207,7 @@ def test_one_step_of_interpolation_and_broken_weights_are_refused():
 def share(schedule=SCHEDULE, **options):
     options = {"num_latents": 4, "num_samples": 6, "seed": 2} | options
     return progressive.samples_sharing_latents(
-        denoiser_of(schedule), schedule, {}, SHAPE, **options
+        make_denoiser(schedule), schedule, {}, SHAPE, **options
     )
 
 

@@ -12,7 +12,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import DTYPES
 from ddpm_jax.experiments.config import default_config, override
 from ddpm_jax.experiments.config_checks import check_config
-from ddpm_jax.experiments.config_field import Range, field, fields_of, only
+from ddpm_jax.experiments.config_field import Range, field, list_fields, only
 from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.networks import CUSTOM
 from ddpm_jax.models import dit, layers, rematerialization
@@ -257,7 +257,7 @@ def test_a_group_says_what_holds_for_all_its_fields():
         depth = field(12, "blocks", Range(at_least=1))
         size = field("S", "letter", resumable=False)
 
-    depth, size = fields_of("dit.", Group)
+    depth, size = list_fields("dit.", Group)
     assert (depth.name, depth.kind, depth.range.at_most) == ("dit.depth", int, 2**31 - 1)
     assert (depth.resumable, size.resumable) == (True, False)
     assert depth.owners == size.owners == Group.OF

@@ -67,7 +67,7 @@ def expected(name: str, world: pathlib.Path) -> dict[str, bytes]:
 
 
 @functools.cache
-def flags_of(name: str) -> tuple[tuple[str, bool], ...]:
+def command_flags(name: str) -> tuple[tuple[str, bool], ...]:
     """(name, whether it is a switch) of every flag of a command, from the parser that it makes for
     itself."""
     found = []
@@ -93,7 +93,7 @@ def _flags(rng, here):
     """Nonsense in one or two flags, or several in earnest that may not go together."""
     name = rng.choice(worlds.COMMANDS)
     argv = worlds.arguments(name, here)
-    known = [(flag, switch) for flag, switch in flags_of(name) if flag not in NOT_FUZZED]
+    known = [(flag, switch) for flag, switch in command_flags(name) if flag not in NOT_FUZZED]
     if rng.random() < 0.5:
         for flag, switch in rng.sample(known, min(len(known), rng.choice((1, 2, 3, 4)))):
             if switch:

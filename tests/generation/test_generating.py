@@ -32,7 +32,7 @@ def chain(traces=None):
     """(make_denoiser, sampler) of a convolution whose kernel is the parameters."""
     schedule = make_schedule(make_betas("linear", STEPS))
 
-    def denoiser_of(params, schedule, inputs):
+    def make_denoiser(params, schedule, inputs):
         def network(x_t, time):
             if traces is not None:
                 traces.append(x_t.shape[0])
@@ -45,7 +45,7 @@ def chain(traces=None):
             network, schedule, clip="static"
         )
 
-    return denoiser_of, ancestral(schedule)
+    return make_denoiser, ancestral(schedule)
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def assert_same_images(actual, expected):
 
 
 def test_generate_is_the_sampler_on_the_keys_of_the_images(generate):
-    denoiser_of, sampler = chain()
+    make_denoiser, sampler = chain()
     keys = image_keys(KEY, jnp.array([4, 0, 9]))
     x_0 = sample(
-        denoiser_of(KERNEL, sampler.schedule, None), sampler, initial_noise(keys, SHAPE), keys
+        make_denoiser(KERNEL, sampler.schedule, None), sampler, initial_noise(keys, SHAPE), keys
     ).x_0
     assert_same_images(generate(KERNEL, KEY, [4, 0, 9]).images, np.asarray(to_uint8(x_0)))
 
@@ -108,14 +108,14 @@ def test_inputs_and_start_reach_the_image_they_belong_to():
     sampler = ancestral(process.chain.at())
     signal = sampler.schedule.sqrt_alphas_bar[0]
 
-    def denoiser_of(params, schedule, inputs):
+    def make_denoiser(params, schedule, inputs):
         def network(x_t, time):
             return inputs["label"][:, None, None, None] / 10 + inputs["shift"]
 
         return process.denoiser(network, schedule, clip="none")
 
     generate = make_generate(
-        denoiser_of,
+        make_denoiser,
         sampler,
         SHAPE,
         start=lambda keys, inputs: inputs["start"] * signal,
@@ -191,11 +191,11 @@ def test_images_are_the_same_bit_for_bit_however_long_a_dispatch_is(generate, mo
 
 def once(num_frames=0):
     """Three images by the scan of the whole chain."""
-    denoiser_of, sampler = chain()
+    make_denoiser, sampler = chain()
     keys = image_keys(KEY, jnp.arange(3))
 
     def whole(schedule, rows):
-        denoiser = denoiser_of(KERNEL, schedule, None)
+        denoiser = make_denoiser(KERNEL, schedule, None)
         on = sampler._replace(schedule=schedule, rows=rows)
         return sample(denoiser, on, initial_noise(keys, SHAPE), keys, num_frames=num_frames)
 
@@ -213,14 +213,14 @@ def test_bad_requests_are_refused(generate):
 
 
 def test_images_that_are_not_finite_are_a_failure_that_names_the_first():
-    denoiser_of, sampler = chain()
+    make_denoiser, sampler = chain()
 
     def diverging(params, schedule, inputs):
         def spoil(schedule, prediction, x_t, t):
             bad = jnp.arange(x_t.shape[0])[:, None, None, None] >= params
             return prediction._replace(mean=jnp.where(bad, jnp.nan, prediction.mean))
 
-        return denoiser_of(KERNEL, schedule, inputs).then(spoil)
+        return make_denoiser(KERNEL, schedule, inputs).then(spoil)
 
     generate = make_generate(diverging, sampler, SHAPE)
     with pytest.raises(FailureError, match="Image 12 came out as not-a-number"):

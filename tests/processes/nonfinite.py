@@ -25,11 +25,11 @@ from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.diagnosis import make_explain
-from ddpm_jax.training.loop import Observers, Saving, Start, Steps, train
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.options import LoopOptions
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
+from ddpm_jax.training.training_loop import Observers, Saving, Start, Steps, train
 
 BATCH, WIDTH, STEPS = 8, 64, 8
 BAD_STEPS, BAD_EXAMPLE = (3, 6, 7), 5  # of the second of two processes

@@ -20,7 +20,7 @@ from ddpm_jax.samplers.loop import sample
 COARSE_BETAS = make_betas("linear", 30, beta_start=1e-3, beta_end=0.3)
 
 
-def keys_of(num_images, seed=0):
+def make_keys(num_images, seed=0):
     return image_keys(jax.random.key(seed), jnp.arange(num_images))
 
 
@@ -76,7 +76,7 @@ def test_the_chain_is_algorithm_2_walked_by_a_float64_loop(steps):
     denoiser = make_process(Chain(COARSE_BETAS), "eps", "fixed_large").denoiser(
         lambda x, time: eps_theta[jnp](x, time[:, None, None, None]), schedule, clip="none"
     )
-    keys = keys_of(3)
+    keys = make_keys(3)
     x_T = initial_noise(keys, (4, 4, 2))
     actual = jax.jit(lambda x_T, keys: sample(denoiser, ancestral(schedule), x_T, keys).x_0)(
         x_T, keys
@@ -149,7 +149,7 @@ def gaussian_frames(
 
     schedule = make_schedule(betas, timesteps=timesteps)
     denoiser = make_process(Chain(betas), "x_0", variance).denoiser(network, schedule, clip="none")
-    keys = keys_of(64)
+    keys = make_keys(64)
     x_T = x_T_mean + np.sqrt(x_T_variance) * initial_noise(keys, (16, 16, 1))
     run = jax.jit(
         lambda x_T, keys: sample(denoiser, ancestral(schedule), x_T, keys, num_frames=num_frames)
@@ -266,7 +266,7 @@ def test_a_mixture_ends_with_its_weights_and_widths():
     denoiser = make_process(Chain(betas), "x_0", "fixed_large").denoiser(
         network, schedule, clip="none"
     )
-    keys = keys_of(64)
+    keys = make_keys(64)
     x_T = initial_noise(keys, (16, 16, 1))
     x_0 = jax.jit(lambda x_T, keys: sample(denoiser, ancestral(schedule), x_T, keys).x_0)(x_T, keys)
     x_0 = np.asarray(x_0, np.float64).ravel()

@@ -30,7 +30,7 @@ every_spacing = pytest.mark.parametrize(
 )
 
 
-def scheduler_of(oracle, name, **config):
+def make_scheduler(oracle, name, **config):
     """A scheduler of the oracle's chain, ᾱ in float64."""
     betas = oracle.chain.betas
     scheduler = getattr(diffusers, name)(
@@ -50,7 +50,7 @@ def with_sigmas(scheduler, sigmas, asks):
     return scheduler
 
 
-def sigmas_of(oracle, times):
+def sigmas_at(oracle, times):
     """σ of the levels, the noisiest first, and 0: [N+1]."""
     return levels_from_schedule(oracle.chain.at(times, dtype=np.float64)).sigma
 
@@ -103,8 +103,8 @@ def test_spacings_keep_the_timesteps_of_diffusers(oracle, spacing, steps):
 
 @pytest.mark.parametrize("spacing", ["karras", "exponential"])
 def test_spacings_in_sigma_are_those_of_diffusers(oracle, spacing):
-    scheduler = scheduler_of(oracle, "EulerDiscreteScheduler", **{f"use_{spacing}_sigmas": True})
-    found = sigmas_of(oracle, space(oracle.chain, spacing, STEPS))
+    scheduler = make_scheduler(oracle, "EulerDiscreteScheduler", **{f"use_{spacing}_sigmas": True})
+    found = sigmas_at(oracle, space(oracle.chain, spacing, STEPS))
     # Their betas and sigmas are float32, and 1 - ᾱ at t = 0 is 5e-4: three digits of float32's
     # seven are lost.
     np.testing.assert_allclose(found, scheduler.sigmas.numpy(), rtol=2e-4)
@@ -116,9 +116,9 @@ def test_ddim(oracle, eta, spacing):
     """Spacings whose steps are T // N: that is how far their DDIM steps back, whatever its next
     timestep is."""
     times = space(oracle.chain, spacing, STEPS)
-    scheduler = scheduler_of(oracle, "DDIMScheduler", timestep_spacing=spacing, clip_sample=False)
+    scheduler = make_scheduler(oracle, "DDIMScheduler", timestep_spacing=spacing, clip_sample=False)
     x_T, found = ours(oracle, "ddim", times, eta=eta)
-    asked = sigmas_of(oracle, times)
+    asked = sigmas_at(oracle, times)
     assert_close(
         found,
         theirs(oracle, scheduler, x_T, asked, in_sigma=False, z=noises(oracle, STEPS), eta=eta),
@@ -128,8 +128,8 @@ def test_ddim(oracle, eta, spacing):
 @every_spacing
 def test_euler(oracle, spacing):
     times = space(oracle.chain, spacing, STEPS)
-    sigmas = sigmas_of(oracle, times)
-    scheduler = with_sigmas(scheduler_of(oracle, "EulerDiscreteScheduler"), sigmas, STEPS)
+    sigmas = sigmas_at(oracle, times)
+    scheduler = with_sigmas(make_scheduler(oracle, "EulerDiscreteScheduler"), sigmas, STEPS)
     x_T, found = ours(oracle, "euler", times)
     assert_close(found, theirs(oracle, scheduler, x_T, sigmas, in_sigma=True))
 
@@ -137,8 +137,10 @@ def test_euler(oracle, spacing):
 @every_spacing
 def test_euler_ancestral(oracle, spacing, monkeypatch):
     times = space(oracle.chain, spacing, STEPS)
-    sigmas = sigmas_of(oracle, times)
-    scheduler = with_sigmas(scheduler_of(oracle, "EulerAncestralDiscreteScheduler"), sigmas, STEPS)
+    sigmas = sigmas_at(oracle, times)
+    scheduler = with_sigmas(
+        make_scheduler(oracle, "EulerAncestralDiscreteScheduler"), sigmas, STEPS
+    )
     z = iter(noises(oracle, STEPS))
     module = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
     monkeypatch.setattr(module, lambda *_, **__: torch.from_numpy(next(z)))
@@ -149,9 +151,9 @@ def test_euler_ancestral(oracle, spacing, monkeypatch):
 @every_spacing
 def test_heun(oracle, spacing):
     times = space(oracle.chain, spacing, STEPS)
-    sigmas = sigmas_of(oracle, times)
+    sigmas = sigmas_at(oracle, times)
     twice = np.append(sigmas[0], np.repeat(sigmas[1:], 2))
-    scheduler = with_sigmas(scheduler_of(oracle, "HeunDiscreteScheduler"), twice, 2 * STEPS - 1)
+    scheduler = with_sigmas(make_scheduler(oracle, "HeunDiscreteScheduler"), twice, 2 * STEPS - 1)
     x_T, found = ours(oracle, "heun", times)
     assert_close(
         found,
@@ -164,10 +166,10 @@ def test_heun(oracle, spacing):
 @every_spacing
 def test_dpm2(oracle, spacing):
     times = space(oracle.chain, spacing, STEPS)
-    sigmas = sigmas_of(oracle, times)
+    sigmas = sigmas_at(oracle, times)
     middle = np.sqrt(sigmas[:-1] * sigmas[1:])  # 0 in the last step, which is Euler's
     twice = np.append(sigmas[0], np.repeat(sigmas[1:], 2))
-    scheduler = with_sigmas(scheduler_of(oracle, "KDPM2DiscreteScheduler"), twice, 2 * STEPS - 1)
+    scheduler = with_sigmas(make_scheduler(oracle, "KDPM2DiscreteScheduler"), twice, 2 * STEPS - 1)
     scheduler.sigmas_interpol = torch.from_numpy(np.append(0, np.repeat(middle, 2)))
     x_T, found = ours(oracle, "dpm2", times)
     asked = np.stack([sigmas[:-1], middle], axis=1).ravel()
@@ -178,8 +180,8 @@ def test_dpm2(oracle, spacing):
 @every_spacing
 def test_lms(oracle, spacing, order):
     times = space(oracle.chain, spacing, STEPS)
-    sigmas = sigmas_of(oracle, times)
-    scheduler = with_sigmas(scheduler_of(oracle, "LMSDiscreteScheduler"), sigmas, STEPS)
+    sigmas = sigmas_at(oracle, times)
+    scheduler = with_sigmas(make_scheduler(oracle, "LMSDiscreteScheduler"), sigmas, STEPS)
     x_T, found = ours(oracle, "lms", times, order=order)
     assert_close(found, theirs(oracle, scheduler, x_T, sigmas, in_sigma=True, order=order))
 
@@ -189,7 +191,7 @@ def test_pndm(oracle, name):
     """With leading spacing, T / N even: their steps back are T // N and T // N // 2, whatever the
     timesteps are."""
     times = space(oracle.chain, "leading", STEPS)
-    scheduler = scheduler_of(
+    scheduler = make_scheduler(
         oracle, "PNDMScheduler", skip_prk_steps=name == "plms", timestep_spacing="leading"
     )
     x_T, found = ours(oracle, name, times)
@@ -201,9 +203,9 @@ def test_pndm(oracle, name):
 @every_spacing
 def test_dpmpp_2m(oracle, spacing, sde):
     times = space(oracle.chain, spacing, STEPS)
-    sigmas = sigmas_of(oracle, times)
+    sigmas = sigmas_at(oracle, times)
     algorithm = "sde-dpmsolver++" if sde else "dpmsolver++"
-    scheduler = scheduler_of(
+    scheduler = make_scheduler(
         oracle, "DPMSolverMultistepScheduler", algorithm_type=algorithm, lower_order_final=False
     )
     with_sigmas(scheduler, sigmas, STEPS)
@@ -229,8 +231,8 @@ def half_second_difference(rows, sigmas):
 @every_spacing
 def test_dpmpp_3m_but_for_the_weight_of_the_second_difference(oracle, spacing):
     times = space(oracle.chain, spacing, STEPS)
-    sigmas = sigmas_of(oracle, times)
-    scheduler = scheduler_of(
+    sigmas = sigmas_at(oracle, times)
+    scheduler = make_scheduler(
         oracle, "DPMSolverMultistepScheduler", solver_order=3, lower_order_final=False
     )
     with_sigmas(scheduler, sigmas, STEPS)
@@ -255,8 +257,8 @@ def test_unipc(oracle, spacing, order, variant):
     """But for the last step with bh1: theirs divides by the infinite h there and is not a
     number."""
     times = space(oracle.chain, spacing, STEPS)
-    sigmas = sigmas_of(oracle, times)
-    scheduler = scheduler_of(
+    sigmas = sigmas_at(oracle, times)
+    scheduler = make_scheduler(
         oracle,
         "UniPCMultistepScheduler",
         solver_order=order,

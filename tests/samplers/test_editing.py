@@ -25,7 +25,7 @@ CHAIN = Chain(make_betas("linear", 100, beta_start=1e-3, beta_end=0.12))  # σ 0
 rng = np.random.default_rng(0)
 
 
-def keys_of(index, seed=0):
+def make_keys(index, seed=0):
     return image_keys(jax.random.key(seed), jnp.asarray(index))
 
 
@@ -58,13 +58,13 @@ def test_a_strength_outside_its_range_is_refused(strength):
 def test_noise_is_put_on_a_picture_as_q_says_and_by_its_own_key():
     schedule = CHAIN.at([0, 20, 40])
     x_0 = rng.uniform(-1, 1, (3, 2, 2, 1)).astype(np.float32)
-    x_T = noised(schedule, x_0, keys_of([4, 5, 6]))
+    x_T = noised(schedule, x_0, make_keys([4, 5, 6]))
     alphas_bar = np.cumprod(1 - CHAIN.betas)[40]
     expected = np.sqrt(alphas_bar) * x_0 + np.sqrt(1 - alphas_bar) * np.asarray(
-        initial_noise(keys_of([4, 5, 6]), (2, 2, 1))
+        initial_noise(make_keys([4, 5, 6]), (2, 2, 1))
     )
     np.testing.assert_allclose(x_T, expected, rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(noised(schedule, x_0[1:2], keys_of([5])), x_T[1:2])
+    np.testing.assert_array_equal(noised(schedule, x_0[1:2], make_keys([5])), x_T[1:2])
 
 
 @pytest.mark.full
@@ -81,7 +81,7 @@ def test_what_comes_of_a_picture_is_what_its_noised_self_may_have_been(strength)
     times = start_from(space(CHAIN, "linspace", 100), strength)
     schedule = CHAIN.at(times)
     data = mixtures.make_mixture([1.0], np.full((1, 4, 4, 1), m), [v])
-    keys = keys_of(range(2048))
+    keys = make_keys(range(2048))
     x_T = noised(schedule, jnp.full((2048, 4, 4, 1), y), keys)
     x_0 = sample(mixtures.exact_denoiser(data, schedule), ancestral(schedule), x_T, keys).x_0
     bar = np.cumprod(1 - CHAIN.betas)[times[-1]]
@@ -104,7 +104,7 @@ def test_from_one_noised_picture_come_the_components_that_it_may_have_been():
     posterior = mixtures.reverse_posterior(data, CHAIN.at(times[-1:]), x_t, jnp.zeros(1, int))
     mean, variance = (np.asarray(of)[0] for of in jax.vmap(mixtures.moments)(posterior))
     assert 0.2 < posterior.weights[0, 0] < 0.8  # both components are in play
-    keys = keys_of(range(16384))
+    keys = make_keys(range(16384))
     start = jnp.broadcast_to(x_t, (16384, 2))
     x_0 = sample(mixtures.exact_denoiser(data, schedule), ancestral(schedule), start, keys).x_0
     for axis in range(2):
@@ -269,7 +269,7 @@ def test_repaint_has_the_law_of_algorithm_1(jump, resamplings, variance):
         ).reshape(x_t.shape)
 
     denoiser = make_process(CHAIN, "x_0", variance).denoiser(network, sampler.schedule, clip="none")
-    keys = keys_of(range(30_000))
+    keys = make_keys(range(30_000))
     known = jnp.full((30_000, 1, 2, 1), KNOWN)
     x_0 = sample(
         keep_known(denoiser, known, MASK),
@@ -317,7 +317,7 @@ def test_on_a_mixture_resampling_brings_repaint_nearer_to_the_conditional_distri
     share = likelihoods / likelihoods.sum()
     mean = share @ [m, -m]
     variance = s**2 + m**2 - mean**2
-    keys = keys_of(range(4096))
+    keys = make_keys(range(4096))
     errors = []
     for resamplings in (1, 3, 10):
         sampler = repaint(CHAIN, space(CHAIN, "linspace", 25), resamplings=resamplings)
@@ -354,7 +354,7 @@ def mixing_denoiser(schedule):
 
 def inpainted(sampler, index=range(3), picture=PICTURE):
     """x_0 of the images `index`, from the noised picture, the right half painted anew."""
-    keys = keys_of(index)
+    keys = make_keys(index)
     known, mask = (jnp.broadcast_to(x, (len(keys), *SHAPE)) for x in (picture, HALF))
     denoiser = keep_known(mixing_denoiser(sampler.schedule), known, mask)
     x_T = noised(sampler.schedule, jnp.where(mask, 0, known), keys)
@@ -418,7 +418,7 @@ def test_resampling_alone_leaves_the_distribution_of_samples_as_it_is():
         sampler.schedule,
         variance="fixed_large",
     )
-    keys = keys_of(range(1024))
+    keys = make_keys(range(1024))
     x_0 = sample(denoiser, sampler, initial_noise(keys, SHAPE), keys).x_0
     assert_moments(np.ravel(x_0), 0.0, 1 - CHAIN.betas[0])  # the last step adds no noise
 
@@ -427,7 +427,7 @@ def test_resampling_alone_leaves_the_distribution_of_samples_as_it_is():
 
 
 def test_a_path_begins_and_ends_with_its_seeds_exactly():
-    pair = initial_noise(keys_of(range(2)), (8, 8, 3))
+    pair = initial_noise(make_keys(range(2)), (8, 8, 3))
     path = slerp(pair, jnp.linspace(0, 1, 5))
     assert path.shape == (5, 8, 8, 3)
     np.testing.assert_array_equal(path[0], pair[0])
@@ -435,7 +435,7 @@ def test_a_path_begins_and_ends_with_its_seeds_exactly():
 
 
 def test_between_vectors_of_one_length_all_have_it_and_the_angle_grows_evenly():
-    pair = np.asarray(initial_noise(keys_of(range(2)), (8, 8, 3)), np.float64).reshape(2, -1)
+    pair = np.asarray(initial_noise(make_keys(range(2)), (8, 8, 3)), np.float64).reshape(2, -1)
     pair *= 14 / np.linalg.norm(pair, axis=1, keepdims=True)
     path = np.asarray(slerp(jnp.float32(pair), jnp.linspace(0, 1, 9)), np.float64)
     np.testing.assert_allclose(np.linalg.norm(path, axis=1), 14, rtol=1e-6)

@@ -16,7 +16,7 @@ from ddpm_jax.samplers.registry import make_sampler
 MEAN, STD = 0.8, 0.1
 
 
-def samples_of(betas):
+def draw_samples(betas):
     """Mean and standard deviation of DDIM's samples, every step walked by an exact denoiser,
     without chance.
 
@@ -41,7 +41,7 @@ def test_100_steps_of_betas_meant_for_1000_sample_another_gaussian():
     betas = make_betas("linear", 100)
     alphas_bar = np.prod(1 - betas)
     scale = np.sqrt(alphas_bar * STD**2 + 1 - alphas_bar)
-    mean, std = samples_of(betas)
+    mean, std = draw_samples(betas)
     assert (mean, std) == (pytest.approx(0.742, abs=5e-4), pytest.approx(0.121, abs=1.5e-3))
     # DDIM's own error of first order is what is left
     assert mean == pytest.approx(MEAN * (1 - STD * np.sqrt(alphas_bar) / scale), abs=0.003)
@@ -51,7 +51,7 @@ def test_100_steps_of_betas_meant_for_1000_sample_another_gaussian():
 @pytest.mark.full
 @pytest.mark.parametrize("num_timesteps", [10, 100, 250, 1000])
 def test_scaled_betas_sample_the_data_at_any_number_of_steps(num_timesteps):
-    mean, std = samples_of(make_betas("linear", num_timesteps, scale_betas=True))
+    mean, std = draw_samples(make_betas("linear", num_timesteps, scale_betas=True))
     assert mean == pytest.approx(MEAN, abs=6e-4)  # m s √ᾱ_T is 5e-4
     # DDIM narrows what it samples by an error that shrinks with the steps: 0.088 at 100 is that of
     # so few of them

@@ -27,7 +27,7 @@ def eps_theta(xp, x, time):
     return xp.tanh(1.5 * x) * 0.8 + 0.1 * xp.sin(0.05 * time)[:, None, None, None]
 
 
-def denoiser_of(schedule, variance="fixed_large"):
+def make_denoiser(schedule, variance="fixed_large"):
     return make_process(CHAIN, "eps", variance).denoiser(
         lambda x, time: eps_theta(jnp, x, time), schedule, clip="static"
     )
@@ -94,7 +94,7 @@ def test_every_moment_of_a_chain_is_that_of_a_loop_in_numpy_with_the_same_noise(
     z = rng.normal(size=(len(TIMES), B, *SHAPE))
     with jax.enable_x64(True):
         sampler = make_sampler(name, CHAIN, spacing=TIMES, options=options, dtype=np.float64)
-        denoiser = denoiser_of(sampler.schedule)
+        denoiser = make_denoiser(sampler.schedule)
         found = jax.jit(lambda x, z: sample(denoiser, sampler, x, step_noise=z, trajectory=True))(
             X_T, z
         )
@@ -115,7 +115,7 @@ def samplers():
 @pytest.mark.parametrize("sampler", [*samplers()])
 def test_given_noise_stands_in_the_place_of_that_of_the_keys(sampler):
     keys = randomness.image_keys(randomness.base_key(0), jnp.arange(B))
-    x_T, denoiser = np.float32(X_T), denoiser_of(sampler.schedule)
+    x_T, denoiser = np.float32(X_T), make_denoiser(sampler.schedule)
     drawn = jax.jit(lambda x: sample(denoiser, sampler, x, keys).x_0)(x_T)
     if not sampler.draws:
         np.testing.assert_array_equal(

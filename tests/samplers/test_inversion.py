@@ -30,7 +30,7 @@ FINE = Chain(make_betas("linear", 1000, beta_start=1e-6, beta_end=0.012))
 PICTURES = np.array([[0.2, -0.4], [-0.7, 0.9], [1.0, 0.0], [-0.1, 0.1]])
 
 
-def denoiser_of(chain, times, dtype=np.float64):
+def make_denoiser(chain, times, dtype=np.float64):
     data = make_mixture(WEIGHTS, MEANS, VARIANCES, dtype=dtype)
     return exact_denoiser(data, chain.at(times, dtype=dtype), variance="fixed_small")
 
@@ -38,7 +38,7 @@ def denoiser_of(chain, times, dtype=np.float64):
 def round_trip(chain, steps, corrections=0, dtype=np.float64):
     times = space(chain, "logsnr", steps)
     with jax.enable_x64(dtype == np.float64):
-        denoiser = denoiser_of(chain, times, dtype)
+        denoiser = make_denoiser(chain, times, dtype)
         run = jax.jit(
             lambda x_0: reconstruct(
                 denoiser, chain, times, x_0, corrections=corrections, dtype=dtype
@@ -114,7 +114,7 @@ def test_the_latent_of_a_sample_is_the_noise_that_it_was_made_from():
     times = space(FINE, "logsnr", 500)
     keys = image_keys(jax.random.key(0), jnp.arange(16))
     with jax.enable_x64(True):
-        denoiser = denoiser_of(FINE, times)
+        denoiser = make_denoiser(FINE, times)
         x_T = initial_noise(keys, (2,)).astype(np.float64)
         x_0 = sample(denoiser, ddim(FINE, times, dtype=np.float64), x_T, keys).x_0
         again = sample(denoiser, invert(FINE, times, dtype=np.float64), x_0, keys).x_0
@@ -125,7 +125,7 @@ def test_the_latent_of_a_sample_is_the_noise_that_it_was_made_from():
 
 def test_nothing_is_drawn_and_no_image_depends_on_another():
     times = space(CHAIN, "linspace", 10)
-    denoiser = denoiser_of(CHAIN, times, np.float32)
+    denoiser = make_denoiser(CHAIN, times, np.float32)
 
     def latents(pictures, seed):
         keys = image_keys(jax.random.key(seed), jnp.arange(len(pictures)))
@@ -144,7 +144,7 @@ def test_nothing_is_drawn_and_no_image_depends_on_another():
 def test_it_asks_as_often_as_it_says_and_walks_up_to_the_last_level(corrections):
     times = space(CHAIN, "linspace", 4)
     sampler = invert(CHAIN, times, corrections=corrections)
-    exact, asked = denoiser_of(CHAIN, times, np.float32), []
+    exact, asked = make_denoiser(CHAIN, times, np.float32), []
 
     def predict(x_t, t):
         asked.append(int(t[0]))
@@ -165,7 +165,7 @@ def test_a_chain_that_destroys_the_signal_is_inverted_to_pure_noise():
     chain = Chain(make_betas("jsd", 50))
     times = space(chain, "linspace", 50)
     x_T = sample(
-        denoiser_of(chain, times, np.float32),
+        make_denoiser(chain, times, np.float32),
         invert(chain, times),
         jnp.float32(PICTURES),
         image_keys(jax.random.key(0), jnp.arange(4)),

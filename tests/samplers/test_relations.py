@@ -16,14 +16,14 @@ from ddpm_jax.samplers.spacing import space
 every_spacing = pytest.mark.parametrize("spacing", ["linspace", "leading", "karras"])
 
 
-def sampler_of(oracle, name, spacing="linspace", steps=12, **options):
+def build_sampler(oracle, name, spacing="linspace", steps=12, **options):
     times = space(oracle.chain, spacing, steps)
     return SAMPLERS[name](oracle.chain, times, **options, dtype=np.float64)
 
 
-def x_0_of(oracle, name, spacing, **options):
+def batch_x_0(oracle, name, spacing, **options):
     with jax.enable_x64(True):
-        sampler = sampler_of(oracle, name, spacing, **options)
+        sampler = build_sampler(oracle, name, spacing, **options)
         return np.asarray(oracle.run(sampler, *oracle.start(8), dtype=np.float64).x_0)
 
 
@@ -46,7 +46,9 @@ def x_0_of(oracle, name, spacing, **options):
     ],
 )
 def test_two_names_of_one_sampler(oracle, one, other, spacing):
-    found, expected = (x_0_of(oracle, name, spacing, **options) for name, options in (one, other))
+    found, expected = (
+        batch_x_0(oracle, name, spacing, **options) for name, options in (one, other)
+    )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
 
 
@@ -67,7 +69,7 @@ def test_two_names_of_one_sampler(oracle, one, other, spacing):
 def test_two_that_differ(oracle, one, other):
     """So that the tests of equality can fail."""
     found, expected = (
-        x_0_of(oracle, name, "linspace", **options) for name, options in (one, other)
+        batch_x_0(oracle, name, "linspace", **options) for name, options in (one, other)
     )
     assert np.abs(found - expected).max() > 1e-4
 
@@ -76,8 +78,8 @@ def test_two_that_differ(oracle, one, other):
 def test_the_first_step_of_dpm_solver_is_ddim(oracle, eta):
     """(Lu et al. 2022b, section 4): with one prediction the solver is DDIM, and the one with η = 1
     DDIM with η = 1."""
-    solver = sampler_of(oracle, "dpmpp_2m_sde", eta=eta)
-    ddim = sampler_of(oracle, "ddim", eta=eta)
+    solver = build_sampler(oracle, "dpmpp_2m_sde", eta=eta)
+    ddim = build_sampler(oracle, "ddim", eta=eta)
     levels = levels_from_schedule(solver.schedule)
     x, x_0 = np.array([0.7, -1.2]), np.array([0.3, 0.4])
     eps = (x - levels.signal[0] * x_0) / levels.noise[0]
@@ -107,7 +109,9 @@ def test_the_first_step_of_dpm_solver_is_ddim(oracle, eta):
 def test_a_constant_prediction_is_followed_exactly(oracle, name):
     """Data that are one point: x_t = √ᾱ x_0 + √(1-ᾱ) ε with the same x_0 and ε all the way, or with
     fresh noise."""
-    sampler = sampler_of(oracle, name, "karras", **({"eta": 0.0} if name.endswith("sde") else {}))
+    sampler = build_sampler(
+        oracle, name, "karras", **({"eta": 0.0} if name.endswith("sde") else {})
+    )
     weights = sampler.rows.weights
     signal, noise = (
         np.append(np.asarray(table)[sampler.rows.level], end)
@@ -127,7 +131,7 @@ def test_a_constant_prediction_is_followed_exactly(oracle, name):
 def test_fresh_noise_makes_up_for_the_old(oracle, name, eta):
     """Of x_t = √ᾱ x_0 + √(1-ᾱ) z, with x_0 known, the next x has the noise √(1-ᾱ'): old and fresh
     add in squares."""
-    sampler = sampler_of(oracle, name, "karras", eta=eta)
+    sampler = build_sampler(oracle, name, "karras", eta=eta)
     weights, levels = sampler.rows.weights, levels_from_schedule(sampler.schedule)
     old = weights.x * levels.noise[:-1] + weights.eps.sum(1)
     np.testing.assert_allclose(old**2 + weights.z**2, levels.noise[1:] ** 2, atol=1e-12)
@@ -136,11 +140,11 @@ def test_fresh_noise_makes_up_for_the_old(oracle, name, eta):
 
 @pytest.mark.full
 def test_churn_raises_the_noise_to_the_level_that_is_asked(oracle):
-    sampler = sampler_of(oracle, "edm", "karras", s_churn=4.0, s_min=0.1, s_max=2.0, s_noise=1.0)
-    sigma = levels_from_schedule(sampler_of(oracle, "heun", "karras").schedule).sigma
+    sampler = build_sampler(oracle, "edm", "karras", s_churn=4.0, s_min=0.1, s_max=2.0, s_noise=1.0)
+    sigma = levels_from_schedule(build_sampler(oracle, "heun", "karras").schedule).sigma
     asked = np.asarray(sampler.schedule.sqrt_recipm1_alphas_bar)[sampler.rows.level]
-    plain = np.asarray(sampler_of(oracle, "heun", "karras").schedule.sqrt_recipm1_alphas_bar)
-    plain = plain[sampler_of(oracle, "heun", "karras").rows.level]
+    plain = np.asarray(build_sampler(oracle, "heun", "karras").schedule.sqrt_recipm1_alphas_bar)
+    plain = plain[build_sampler(oracle, "heun", "karras").rows.level]
     inside = (plain[2::2] >= 0.1) & (plain[2::2] <= 2.0)
     assert 0 < inside.sum() < len(inside)
     np.testing.assert_allclose(
@@ -155,7 +159,7 @@ def test_churn_raises_the_noise_to_the_level_that_is_asked(oracle):
 
 def test_churn_does_not_leave_the_chain(oracle):
     """At the second level of a dense table σ̂ would lie beyond the noise the network has seen."""
-    sampler = sampler_of(oracle, "edm", "exponential", steps=100, s_churn=1e9)
+    sampler = build_sampler(oracle, "edm", "exponential", steps=100, s_churn=1e9)
     assert sampler.schedule.num_timesteps == 199
     assert np.max(sampler.schedule.sqrt_recipm1_alphas_bar) <= np.exp(
         oracle.chain.log_sigmas[-1]

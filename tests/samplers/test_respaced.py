@@ -34,7 +34,7 @@ def gaussian(mean=0.0, dtype=np.float32):
     return mixtures.make_mixture([1.0], np.full((1, 1, 1, 1), mean), [WIDTH**2], dtype=dtype)
 
 
-def denoiser_of(data, chain, times, *, variance, parameterization="eps", dtype=np.float32):
+def make_denoiser(data, chain, times, *, variance, parameterization="eps", dtype=np.float32):
     network = mixtures.exact_network(
         data, chain.at(dtype=dtype), parameterization=parameterization, variance=variance
     )
@@ -42,7 +42,7 @@ def denoiser_of(data, chain, times, *, variance, parameterization="eps", dtype=n
     return make_process(CHAIN, parameterization, variance).denoiser(network, schedule, clip="none")
 
 
-def steps_of(denoiser, num_rows, dtype):
+def recover_steps(denoiser, num_rows, dtype):
     """(offset, slope, variance) of every row's Gaussian step from x, float64 [N] each."""
     t = jnp.arange(num_rows)
     denoise = jax.jit(denoiser)
@@ -57,7 +57,7 @@ def steps_of(denoiser, num_rows, dtype):
 def samples_mean_and_std(denoiser, num_rows, *, rows=None, dtype=np.float32):
     """Of the samples of ancestral steps from N(0, 1); `rows` are those of `repaint`, with its
     jumps."""
-    offset, slope, variance = steps_of(denoiser, num_rows, dtype)
+    offset, slope, variance = recover_steps(denoiser, num_rows, dtype)
     mean, spread = 0.0, 1.0
     walk = (
         ((t, 1.0, 0.0) for t in range(num_rows - 1, -1, -1))
@@ -80,7 +80,7 @@ def test_a_learned_variance_gives_the_width_of_the_data_in_any_number_of_steps(
     chain = Chain(make_betas(schedule, 1000))
     for steps in STEPS:
         times = space(chain, "linspace", steps)
-        denoiser = denoiser_of(
+        denoiser = make_denoiser(
             gaussian(0.3), chain, times, variance="learned", parameterization=parameterization
         )
         mean, std = samples_mean_and_std(denoiser, steps)
@@ -100,7 +100,7 @@ STD = {
 @pytest.mark.parametrize("variance", STD)
 def test_the_other_variances_give_the_width_that_is_documented(variance):
     for steps, expected in zip(STEPS, STD[variance], strict=True):
-        denoiser = denoiser_of(
+        denoiser = make_denoiser(
             gaussian(), CHAIN, space(CHAIN, "linspace", steps), variance=variance
         )
         assert samples_mean_and_std(denoiser, steps)[1] == pytest.approx(expected, abs=0.001), steps
@@ -175,7 +175,7 @@ def test_of_a_mixture_mean_and_variance_are_those_of_the_longer_step(parameteriz
     keys = jax.random.split(jax.random.key(0), 1000)
     eps = jax.random.normal(jax.random.key(1), (1000, 1, 1, 2))
     x_t = q_sample(schedule, mixtures.sample(MIXTURE, keys), rows, eps)
-    denoiser = denoiser_of(
+    denoiser = make_denoiser(
         MIXTURE, CHAIN, times, variance="learned", parameterization=parameterization
     )
     found, exact = (
@@ -192,7 +192,7 @@ def unconverted(data, times):
     """The denoiser that takes the variance of one step for that of a longer one."""
     network = mixtures.exact_network(data, CHAIN.at(), parameterization="eps", variance="learned")
     denoiser, timesteps = (
-        denoiser_of(data, CHAIN, times, variance="learned"),
+        make_denoiser(data, CHAIN, times, variance="learned"),
         jnp.asarray(CHAIN.at(times).timesteps),
     )
     return lambda x_t, t: denoiser(x_t, t)._replace(
@@ -225,7 +225,7 @@ def test_samplers_with_the_models_variance_walk_as_with_the_exact_one(name, step
         )
 
     exact = samples(mixtures.exact_denoiser(MIXTURE, sampler.schedule))
-    found = samples(denoiser_of(MIXTURE, CHAIN, times, variance="learned"))
+    found = samples(make_denoiser(MIXTURE, CHAIN, times, variance="learned"))
     # A mean: between two components a path may turn on the last digit.
     assert np.abs(found - exact).mean() < 2e-3
     assert np.abs(samples(unconverted(MIXTURE, times)) - exact).mean() > 0.1
@@ -237,7 +237,7 @@ def test_repainting_nothing_leaves_the_width_of_the_data(steps):
     """Steps down and jumps up of the right width keep q(x_t) at every level, however often they are
     walked."""
     times = space(CHAIN, "linspace", steps)
-    denoiser = denoiser_of(gaussian(), CHAIN, times, variance="learned")
+    denoiser = make_denoiser(gaussian(), CHAIN, times, variance="learned")
     rows = repaint(CHAIN, times, resamplings=3).rows
     assert samples_mean_and_std(denoiser, steps, rows=rows)[1] == pytest.approx(WIDTH, abs=0.001)
 
@@ -254,7 +254,7 @@ def test_samples_have_the_width_of_the_data(name, spacing):
     data = mixtures.make_mixture([1.0], np.zeros((1, 8, 8, 1)), [WIDTH**2])
     sampler = SAMPLERS_WITH_A_VARIANCE[name](times)
     keys = image_keys(jax.random.key(0), jnp.arange(256))
-    denoiser = denoiser_of(data, CHAIN, times, variance="learned")
+    denoiser = make_denoiser(data, CHAIN, times, variance="learned")
     run = jax.jit(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0)
     std = np.asarray(run(initial_noise(keys, (8, 8, 1)), keys), np.float64).std()
     # 4 standard errors, and for the corrector's own finite step 2 %.

@@ -14,13 +14,13 @@ from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.datasets import load_split
 from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.measuring.bits_per_dim import bits_per_dim
 from ddpm_jax.measuring.evaluation_settings import (
     EvaluatedImages,
     FlowLikelihood,
     SampleQuality,
     VariationalBound,
 )
-from ddpm_jax.measuring.likelihood import bits_per_dim
 from ddpm_jax.measuring.likelihood_bound import measure_bound
 from ddpm_jax.measuring.likelihood_flow import measure_flow
 

@@ -16,7 +16,7 @@ from ddpm_jax.training_runs.preview import make_preview
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
-def preview_of(name, data_dir, count):
+def run_preview(name, data_dir, count):
     overrides = {"train.num_samples": str(count), "data.data_dir": str(data_dir)}
     return make_preview(
         build(configs.override(configs.load_config(CONFIGS / f"{name}.py"), overrides))
@@ -24,19 +24,19 @@ def preview_of(name, data_dir, count):
 
 
 def test_every_row_is_a_class(data_dir):
-    preview = preview_of("digits_cond", data_dir, 30)
+    preview = run_preview("digits_cond", data_dir, 30)
     assert preview.columns == 3
     np.testing.assert_array_equal(
         preview.condition.label.reshape(10, 3), np.arange(10)[:, None].repeat(3, axis=1)
     )
     np.testing.assert_array_equal(
-        preview_of("digits_cond", data_dir, 4).condition.label, np.arange(4)
+        run_preview("digits_cond", data_dir, 4).condition.label, np.arange(4)
     )
-    assert preview_of("digits", data_dir, 4).condition is None
+    assert run_preview("digits", data_dir, 4).condition is None
 
 
 def test_what_is_enlarged_are_the_held_out_images_beside_their_originals(data_dir):
-    preview = preview_of("digits_sr", data_dir, 3)
+    preview = run_preview("digits_sr", data_dir, 3)
     source = load_split(configs.load_config(CONFIGS / "digits.py").data, "test", data_dir=data_dir)
     np.testing.assert_array_equal(preview.originals, source.gather(np.arange(3))["image"])
     assert preview.condition.low_res.shape == (3, 8, 8, 1)

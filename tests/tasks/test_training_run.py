@@ -12,7 +12,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.monitoring.records import read
 
 
-def config_of(data_dir, num_steps=4):
+def make_config(data_dir, num_steps=4):
     return {
         "data": {"name": "digits", "data_dir": data_dir, "image_size": 8, "channels": 1},
         "diffusion": {"num_timesteps": 4},
@@ -50,7 +50,7 @@ class Diary(ddpm_jax.Callback):
 def finished(data_dir, tmp_path_factory):
     """(the result of a run of four steps, its diary)."""
     diary, workdir = Diary(), tmp_path_factory.mktemp("finished") / "run"
-    return ddpm_jax.train(config_of(data_dir), workdir=workdir, callbacks=[diary]), diary
+    return ddpm_jax.train(make_config(data_dir), workdir=workdir, callbacks=[diary]), diary
 
 
 def test_a_run_from_python_leaves_what_the_command_leaves(finished):
@@ -84,7 +84,7 @@ def test_the_same_call_with_more_steps_resumes_even_in_a_thread(finished, data_d
     """Only the main thread can be given signals; a run in another one does without."""
     workdir = shutil.copytree(finished[0].workdir, tmp_path / "run")
     diary, results = Diary(), []
-    config = config_of(data_dir, num_steps=6)
+    config = make_config(data_dir, num_steps=6)
     thread = threading.Thread(
         target=lambda: results.append(ddpm_jax.train(config, workdir, callbacks=[diary]))
     )
@@ -100,7 +100,9 @@ def test_the_same_call_with_more_steps_resumes_even_in_a_thread(finished, data_d
 
 def test_a_callback_stops_the_run_after_a_save(data_dir, tmp_path):
     diary = Diary(stop_at=2)
-    result = ddpm_jax.train(config_of(data_dir, num_steps=50), tmp_path / "run", callbacks=[diary])
+    result = ddpm_jax.train(
+        make_config(data_dir, num_steps=50), tmp_path / "run", callbacks=[diary]
+    )
     assert result.interrupted_by == Wish.CALLBACK
     assert result.step < 5
     assert diary.events[-1] == ("checkpoint", result.step, result.step)
@@ -110,7 +112,7 @@ def test_a_callback_stops_the_run_after_a_save(data_dir, tmp_path):
 def test_another_error_of_a_callback_is_the_callers(data_dir, tmp_path):
     diary = Diary(stop_at=2, error=ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):
-        ddpm_jax.train(config_of(data_dir), tmp_path / "run", callbacks=[diary])
+        ddpm_jax.train(make_config(data_dir), tmp_path / "run", callbacks=[diary])
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,6 @@ def test_a_setting_that_cannot_work_is_named_without_dashes(
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as caught:
-        ddpm_jax.train(config_of(data_dir), **settings)
+        ddpm_jax.train(make_config(data_dir), **settings)
     assert str(caught.value).startswith(says)
     assert not list(tmp_path.glob("*/checkpoints/*"))

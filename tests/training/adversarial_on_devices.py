@@ -69,11 +69,11 @@ TERMS = PerceptualAdversarial(
 )
 
 
-def objective_of(terms=TERMS):
+def build_objective(terms=TERMS):
     return first_stage_objective(FIRST_STAGE, FirstStageOptions(), flip=False, terms=terms)
 
 
-def optimizer_of(clip_norm=0.0):
+def build_optimizer(clip_norm=0.0):
     players = {name: optax.sgd(rate) for name, rate in LEARNING_RATES.items()}
     return for_players(
         {"discriminator": players["discriminator"]}, players["/"], clip_norm=clip_norm
@@ -95,7 +95,7 @@ def stepper(parallelism, optimizer, objective, **options):
 def run(name, **options):
     """Name -> numbers of a run of STEPS: what is recorded of each, and the last state as one
     vector."""
-    parallelism, objective, optimizer = PARALLEL[name], objective_of(), optimizer_of()
+    parallelism, objective, optimizer = PARALLEL[name], build_objective(), build_optimizer()
     state, step = (
         new_state(parallelism, optimizer, objective),
         stepper(parallelism, optimizer, objective, **options),

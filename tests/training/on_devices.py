@@ -85,7 +85,7 @@ def remembering(objective):
     )
 
 
-def batch_of(step):
+def batch_at(step):
     rng = np.random.default_rng(step)
     return {
         "image": rng.integers(0, 256, (BATCH, 8, 8, 1), np.uint8),
@@ -130,7 +130,7 @@ def train(parallelism, out, resume, results):
         lambda event, *_, **__: compilations.append(event)
     )
     for n in range(int(state.step), STEPS):
-        batch, key = parallelism.to_devices([batch_of(n)]), base_key(3)
+        batch, key = parallelism.to_devices([batch_at(n)]), base_key(3)
         compilations.clear()
         state, metrics = step(state, batch, key)
         results["compilations_of_last_step"] = compilations.count(

@@ -29,7 +29,7 @@ def network(params, x_t, time, dropout_keys):
     )
 
 
-def objective_of(**changes):
+def build_objective(**changes):
     schedule = make_schedule(
         make_betas("linear", T, beta_start=0.01, beta_end=0.3), time_scale=SCALE
     )
@@ -40,7 +40,7 @@ def objective_of(**changes):
 
 def test_the_loss_is_the_cross_entropy_of_a_diffused_image_by_hand():
     key, first = jax.random.key(7), 100  # examples 100..123 of the global batch
-    losses, aux = objective_of().loss(PARAMS, (), (), BATCH, key, first + jnp.arange(B))
+    losses, aux = build_objective().loss(PARAMS, (), (), BATCH, key, first + jnp.arange(B))
     alphas_bar = np.cumprod(1 - np.linspace(0.01, 0.3, T))
     flipped = 0
     for i in range(B):
@@ -70,7 +70,7 @@ def test_the_loss_is_the_cross_entropy_of_a_diffused_image_by_hand():
 
 def test_antithetic_times_come_in_pairs_and_without_flip_no_image_is_mirrored():
     objective, mirrored = (
-        objective_of(timestep_sampling="antithetic", flip=False),
+        build_objective(timestep_sampling="antithetic", flip=False),
         BATCH["image"][:, :, ::-1],
     )
     losses, aux = objective.loss(PARAMS, (), (), BATCH, jax.random.key(0), jnp.arange(B))
@@ -87,7 +87,7 @@ def test_metrics_are_means_over_the_batch_and_over_each_quarter_of_the_chain():
         rng.normal(size=50).astype(np.float32),
         rng.random(50) < 0.6,
     )
-    metrics = objective_of().metrics(
+    metrics = build_objective().metrics(
         ClassifierAux(jnp.asarray(t), jnp.asarray(loss), jnp.asarray(correct))
     )
     total, count = metrics["accuracy"]
@@ -101,7 +101,7 @@ def test_metrics_are_means_over_the_batch_and_over_each_quarter_of_the_chain():
 
 
 def test_it_remembers_nothing():
-    objective = objective_of()
+    objective = build_objective()
     assert objective.init({}) == ()
     assert objective.update((), None) == ()
 
@@ -110,4 +110,4 @@ def test_draws_of_t_for_the_bound_are_refused():
     with pytest.raises(
         UsageError, match=r"timestep sampling of a classifier 'importance'.*antithetic, uniform"
     ):
-        objective_of(timestep_sampling="importance")
+        build_objective(timestep_sampling="importance")

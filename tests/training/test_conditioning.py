@@ -9,7 +9,7 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.randomness import example_keys
-from ddpm_jax.training.conditioning import Conditioning, condition_of, drop_labels
+from ddpm_jax.training.conditioning import Conditioning, drop_labels, make_condition
 
 K, B = 7, 40
 
@@ -58,10 +58,10 @@ def test_without_label_dropout_every_label_stays():
 
 def test_a_model_is_told_what_its_fields_say_and_nothing_else():
     x_0 = jnp.asarray(images()) / 127.5 - 1
-    assert condition_of(Conditioning(), x_0, labels()) is None
-    assert condition_of(Conditioning(K), x_0, labels()).low_res is None
-    assert condition_of(Conditioning(low_res_factor=2), x_0, labels()).label is None
-    both = condition_of(Conditioning(K, 0.1, 2), x_0, labels())
+    assert make_condition(Conditioning(), x_0, labels()) is None
+    assert make_condition(Conditioning(K), x_0, labels()).low_res is None
+    assert make_condition(Conditioning(low_res_factor=2), x_0, labels()).label is None
+    both = make_condition(Conditioning(K, 0.1, 2), x_0, labels())
     np.testing.assert_array_equal(both.label, labels())
     expected = np.stack([enlarged(np.float64(image[..., 0]) / 127.5 - 1) for image in images()])
     np.testing.assert_allclose(both.low_res[..., 0], expected, atol=1e-6)  # float32 against float64

@@ -10,7 +10,7 @@ import pytest
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.training import ema
 from ddpm_jax.training.ema import Average
-from ddpm_jax.training.ema_profiles import gamma_of
+from ddpm_jax.training.ema_profiles import gamma_from_sigma_rel
 
 
 def _path(linear, steps, **options):
@@ -49,7 +49,7 @@ def test_an_average_is_the_weighted_sum_of_all_parameters_from_the_first_step(li
         (Average(0.25, warmup=True), lambda n: min(0.25, (1 + n) / (10 + n))),
         # EDM: half-life = min(H, ratio * steps done), H = log(1/2) / log(decay) = 2 steps here
         (Average(2**-0.5, rampup_ratio=0.5), lambda n: 0.5 ** (1 / min(2, 0.5 * n)) if n else 0.0),
-        (Average(sigma_rel=0.1), lambda n: (1 - 1 / (n + 1)) ** (gamma_of(0.1) + 1)),
+        (Average(sigma_rel=0.1), lambda n: (1 - 1 / (n + 1)) ** (gamma_from_sigma_rel(0.1) + 1)),
     ],
 )
 def test_each_law_uses_its_published_decay(linear, average, decay_at):
@@ -65,7 +65,7 @@ def test_a_power_function_average_weighs_steps_by_time_to_its_power(linear):
     state, path = _path(linear, steps, ema=Average(sigma_rel=width))
     # Times; those of (k - 1, k] have the parameters of step k
     fine = np.arange(1, 1000 * steps + 1) / 1000
-    weights = (fine - 0.0005) ** gamma_of(width)
+    weights = (fine - 0.0005) ** gamma_from_sigma_rel(width)
     by_step = weights.reshape(steps, 1000).sum(axis=1) / weights.sum()
     # 1e-5: the midpoint rule.
     np.testing.assert_allclose(state.ema_params["w"], by_step @ path[1:], rtol=1e-5)
@@ -75,7 +75,7 @@ def test_rates_near_zero_keep_their_digits():
     for average, expected in (
         (Average(0.9999), 1e-4),
         (Average(0.9999999), 1e-7),  # 1 - float32(0.9999999) would be 1.19e-7
-        (Average(sigma_rel=0.1), -np.expm1((gamma_of(0.1) + 1) * np.log1p(-1e-6))),
+        (Average(sigma_rel=0.1), -np.expm1((gamma_from_sigma_rel(0.1) + 1) * np.log1p(-1e-6))),
     ):
         np.testing.assert_allclose(ema.rate_at(jnp.int32(999_999), average), expected, rtol=1e-6)
 
@@ -103,7 +103,7 @@ def test_parameters_that_rest_are_a_fixed_point_at_any_rate():
 def test_several_averages_are_kept_at_once_each_by_its_law(linear, tmp_path):
     averages = {"decay_0.5": Average(0.5), "sigma_rel_0.1": Average(sigma_rel=0.1)}
     state, path = _path(linear, 6, ema=Average(0.9), averages=averages)
-    power = [(1 - 1 / n) ** (gamma_of(0.1) + 1) for n in range(1, 7)]
+    power = [(1 - 1 / n) ** (gamma_from_sigma_rel(0.1) + 1) for n in range(1, 7)]
     np.testing.assert_allclose(state.ema_params["w"], _weighted(path, [0.9] * 6), rtol=1e-6)
     np.testing.assert_allclose(
         state.averages["decay_0.5"]["w"], _weighted(path, [0.5] * 6), rtol=1e-6

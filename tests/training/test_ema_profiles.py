@@ -13,9 +13,9 @@ from ddpm_jax.training.ema import Average
 from ddpm_jax.training.ema_profiles import (
     Profile,
     fit,
-    gamma_of,
+    gamma_from_sigma_rel,
     inner_product,
-    sigma_rel_of,
+    sigma_rel_from_gamma,
     step_weights,
 )
 
@@ -34,31 +34,31 @@ def _density(profile, tau):
 
 @pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.2, 0.28])
 def test_gamma_of_a_width_gives_a_profile_of_that_standard_deviation(width):
-    profile = Profile(gamma_of(width), 1.0)
+    profile = Profile(gamma_from_sigma_rel(width), 1.0)
     moments = [
         integrate.quad(lambda tau, k=k: tau**k * _density(profile, tau), 0, 1, epsabs=1e-12)[0]
         for k in range(3)
     ]
     assert moments[0] == pytest.approx(1, abs=1e-10)
     assert np.sqrt(moments[2] - moments[1] ** 2) == pytest.approx(width, rel=1e-8)
-    assert sigma_rel_of(profile.gamma) == pytest.approx(width, rel=1e-10)
+    assert sigma_rel_from_gamma(profile.gamma) == pytest.approx(width, rel=1e-10)
 
 
 def test_the_papers_pair_of_exponents():
     # Karras et al. 2024, section 3.2: gammas of 16.97 and 6.94 for widths of 0.05 and 0.10
-    assert gamma_of(0.05) == pytest.approx(16.97, abs=0.005)
-    assert gamma_of(0.10) == pytest.approx(6.94, abs=0.005)
+    assert gamma_from_sigma_rel(0.05) == pytest.approx(16.97, abs=0.005)
+    assert gamma_from_sigma_rel(0.10) == pytest.approx(6.94, abs=0.005)
 
 
 @pytest.mark.parametrize("width", [0.0, -0.1, 12**-0.5, 1.0])
 def test_a_width_that_no_profile_has_is_refused(width):
     with pytest.raises(UsageError, match=r"above 0 and below 0\.2887"):
-        gamma_of(width)
+        gamma_from_sigma_rel(width)
 
 
 def test_step_weights_are_those_of_the_recursion():
     for width in (0.05, 0.2):
-        profile, weights = Profile(gamma_of(width), 300), np.zeros(300)
+        profile, weights = Profile(gamma_from_sigma_rel(width), 300), np.zeros(300)
         for n in range(300):
             decay = (1 - 1 / (n + 1)) ** (profile.gamma + 1)
             weights *= decay
@@ -79,7 +79,7 @@ def test_inner_products_are_the_integrals(gammas, ts):
 
 
 def test_a_saved_profile_is_its_own_best_fit():
-    saved = [Profile(gamma_of(width), t) for width in WIDTHS for t in (500, 1000, 1500)]
+    saved = [Profile(gamma_from_sigma_rel(width), t) for width in WIDTHS for t in (500, 1000, 1500)]
     found = fit(saved[4], saved)
     np.testing.assert_allclose(found.coefficients, np.eye(6)[4], atol=1e-9)
     assert found.error < 1e-6
@@ -87,8 +87,8 @@ def test_a_saved_profile_is_its_own_best_fit():
 
 @pytest.mark.parametrize("width", [0.07, 0.15, 0.25])
 def test_the_fit_is_the_least_squares_of_densities_on_a_grid(width):
-    saved = [Profile(gamma_of(w), t) for w in WIDTHS for t in np.linspace(0.2, 1, 5)]
-    wanted = Profile(gamma_of(width), 1.0)
+    saved = [Profile(gamma_from_sigma_rel(w), t) for w in WIDTHS for t in np.linspace(0.2, 1, 5)]
+    wanted = Profile(gamma_from_sigma_rel(width), 1.0)
     tau = (np.arange(200_000) + 0.5) / 200_000
     columns = np.stack([_density(profile, tau) for profile in saved], axis=1)
     found, target = fit(wanted, saved), _density(wanted, tau)
@@ -146,8 +146,8 @@ def snapshots(trajectory):
 @pytest.mark.parametrize("width", [0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25])
 def test_an_average_of_any_width_is_reconstructed_from_two(trajectory, snapshots, width, steps):
     times = np.arange(STEPS // 40, steps + 1, STEPS // 40)
-    saved = [Profile(gamma_of(w), t) for w in WIDTHS for t in times]
-    wanted = Profile(gamma_of(width), steps)
+    saved = [Profile(gamma_from_sigma_rel(w), t) for w in WIDTHS for t in times]
+    wanted = Profile(gamma_from_sigma_rel(width), steps)
     found = fit(wanted, saved)
     made = found.coefficients @ np.concatenate(
         [np.float64(snapshots[w])[: len(times)] for w in WIDTHS]
@@ -161,7 +161,9 @@ def test_an_average_of_any_width_is_reconstructed_from_two(trajectory, snapshots
     assert np.all(np.abs(made - direct) < found.error * scale + 1e-5)
     assert found.error < 0.07  # of the widest, from the 20 snapshots of half the run
     others = [
-        step_weights(Profile(gamma_of(w), steps)) @ trajectory[:steps] for w in WIDTHS if w != width
+        step_weights(Profile(gamma_from_sigma_rel(w), steps)) @ trajectory[:steps]
+        for w in WIDTHS
+        if w != width
     ]
     assert np.abs(made - direct).max() < 0.1 * min(np.abs(other - direct).max() for other in others)
 

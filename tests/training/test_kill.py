@@ -17,7 +17,7 @@ from ddpm_jax.checkpoints.reader import CHECKPOINTS, find_step
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.config import load_config
-from ddpm_jax.experiments.training import build_training
+from ddpm_jax.experiments.trainer import build_training
 from ddpm_jax.monitoring.records import RECORDS, read
 from ddpm_jax.training.state import create
 

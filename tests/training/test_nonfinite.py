@@ -25,11 +25,11 @@ from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.diagnosis import make_explain
-from ddpm_jax.training.loop import Observers, Saving, Start, Steps, train
 from ddpm_jax.training.objective import Objective, diffusion_objective
 from ddpm_jax.training.options import LoopOptions
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
+from ddpm_jax.training.training_loop import Observers, Saving, Start, Steps, train
 
 ON_DEVICES = pathlib.Path(__file__).with_name("nonfinite_on_devices.py")
 BATCH = 8

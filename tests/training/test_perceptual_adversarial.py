@@ -18,7 +18,7 @@ from ddpm_jax.training.perceptual_adversarial import PerceptualAdversarial
 from . import adversarial_on_devices as toy
 
 PROGRAM = pathlib.Path(toy.__file__)
-OBJECTIVE = toy.objective_of()
+OBJECTIVE = toy.build_objective()
 LOSS = jax.jit(OBJECTIVE.loss)
 INDEX = jnp.arange(toy.BATCH)
 X = np.asarray(to_model_range(toy.BATCHES[0]["image"]))
@@ -32,7 +32,7 @@ def state_at(step):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def gradient_of(objective, state, params):
+def compute_gradient(objective, state, params):
     def mean_loss(params):
         loss, _ = objective.loss(
             params, toy.FROZEN, state, toy.BATCHES[0], jax.random.key(0), INDEX
@@ -75,7 +75,7 @@ def assert_close(actual, expected, **tolerance):
 def test_each_player_has_the_gradient_of_its_own_loss_alone(step):
     """Written down here once more, term by term; before the start only the reconstruction
     counts."""
-    gradient = gradient_of(OBJECTIVE, state_at(step), toy.PARAMS)
+    gradient = compute_gradient(OBJECTIVE, state_at(step), toy.PARAMS)
     begun = step >= toy.START
 
     def own(params):
@@ -150,13 +150,13 @@ def test_the_loss_is_the_sum_of_its_terms_and_the_records_have_each():
 
 
 def test_a_perceptual_term_alone_needs_no_discriminator():
-    objective = toy.objective_of(
+    objective = toy.build_objective(
         PerceptualAdversarial(perceptual_weight=0.7, distance=toy.distance)
     )
     params = without_critic(toy.PARAMS)
     state = objective.init(params)
     assert_close(
-        gradient_of(objective, state, params),
+        compute_gradient(objective, state, params),
         jax.jit(jax.grad(reconstruction_loss))(params),
         rtol=1e-4,
         atol=1e-6,
@@ -168,7 +168,7 @@ def test_a_perceptual_term_alone_needs_no_discriminator():
 @pytest.mark.parametrize("clip_norm", [0.0, 0.05])
 def test_each_player_has_its_own_optimiser_and_its_own_norm(clip_norm):
     gradients = jax.tree.map(lambda leaf: np.float32(0.1) * leaf, toy.PARAMS)
-    optimizer = toy.optimizer_of(clip_norm)
+    optimizer = toy.build_optimizer(clip_norm)
     updates, _ = optimizer.update(gradients, optimizer.init(toy.PARAMS), toy.PARAMS)
 
     def alone(gradients, rate):
@@ -248,5 +248,5 @@ def test_averages_leave_the_discriminator_out_and_a_resumed_run_ends_bit_for_bit
 
 def test_a_first_stage_without_these_terms_remembers_no_more_than_before_there_were_any():
     """Or checkpoints of that time could not be read."""
-    state = toy.objective_of(PerceptualAdversarial()).init(without_critic(toy.PARAMS))
+    state = toy.build_objective(PerceptualAdversarial()).init(without_critic(toy.PARAMS))
     assert state._fields == ("step", "dictionary")

@@ -19,10 +19,10 @@ from ddpm_jax.monitoring.profiling import Trace, parse_steps
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.ema import Average
-from ddpm_jax.training.loop import Observers, Saving, Start, Steps, train
 from ddpm_jax.training.options import LoopOptions
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
+from ddpm_jax.training.training_loop import Observers, Saving, Start, Steps, train
 
 BATCH = 8
 COMPILED = "/jax/core/compile/backend_compile_duration"

@@ -55,7 +55,7 @@ def build_training(model: Model) -> Training:
         ema=Average(
             config.ema.decay, config.ema.warmup, config.ema.rampup_ratio, config.ema.sigma_rel
         ),
-        averages=averages_of(config),
+        averages=configured_averages(config),
         # each player's optimiser clips its own
         clip_norm=0.0 if config.sharp.adversarial_weight else o.clip_norm,
         clip_scope=o.clip_scope,
@@ -69,7 +69,7 @@ def build_training(model: Model) -> Training:
     return Training(objective, optimizer, train_step, parallelism)
 
 
-def averages_of(config: ConfigDict) -> dict[str, Average]:
+def configured_averages(config: ConfigDict) -> dict[str, Average]:
     """Return the averages kept in addition to the one to sample from, by name."""
     by_decay = {f"decay_{decay}": Average(decay=decay) for decay in config.ema.decays}
     return by_decay | {
@@ -138,7 +138,7 @@ def _create(
     frozen: Any,
     given: Given | None = None,
 ) -> TrainState:
-    averages = averages_of(model.config)
+    averages = configured_averages(model.config)
     params = replaced(model.init_params(key), given or {})
     params = perceptual.with_discriminator(model.config, params, key)
     return create(params, training.optimizer, training.objective, averages, frozen)

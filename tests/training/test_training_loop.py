@@ -21,10 +21,10 @@ from ddpm_jax.monitoring.averages import ByTime
 from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
-from ddpm_jax.training.loop import Observers, Saving, Start, Steps, train
 from ddpm_jax.training.options import LoopOptions
 from ddpm_jax.training.reporting import SINCE_RECORD
 from ddpm_jax.training.state import TrainState, create
+from ddpm_jax.training.training_loop import Observers, Saving, Start, Steps, train
 
 
 class _OnDevice:

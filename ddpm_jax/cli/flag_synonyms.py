@@ -1,6 +1,6 @@
 """What users of other libraries call our flags: a name that we lack is answered with the one we have.
 
-As in `experiments.synonyms`, which has those of the config fields.
+As in `experiments.field_synonyms`, which has those of the config fields.
 """
 
 FLAGS = {

@@ -18,8 +18,8 @@ from ddpm_jax.experiments.identity import identity
 from ddpm_jax.experiments.loading import TrainedModel, load_trained
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.tasks import sample_files
-from ddpm_jax.tasks.editing import check_one_picture, make_any
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting
+from ddpm_jax.tasks.picture_editing import check_one_picture, make_any
 from ddpm_jax.tasks.sample_files import Samples
 from ddpm_jax.tasks.sampling_settings import Sampling
 
