@@ -6,7 +6,7 @@ import math
 import pytest
 
 from ddpm_jax.data import layout, sources
-from ddpm_jax.diffusion import losses, parameterization, schedules
+from ddpm_jax.diffusion import losses, parameterization, schedules, variance
 from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import DTYPES
@@ -27,7 +27,7 @@ TABLES = {  # field of a name -> where that name is looked up
     "data.layout": layout.LAYOUTS,
     "diffusion.schedule": schedules.BETA_SCHEDULES,
     "diffusion.parameterization": parameterization.PARAMETERIZATIONS,
-    "diffusion.variance": parameterization.VARIANCES,
+    "diffusion.variance": variance.VARIANCES,
     "diffusion.loss": losses.LOSSES,
     "diffusion.weighting": losses.WEIGHTINGS,
     "diffusion.timestep_sampling": objective.TIMESTEP_SAMPLING,
