@@ -1,5 +1,6 @@
-"""The process and its bound, as pure functions: schedules, q and p, parameterisations, losses,
-likelihood terms.
+"""The process and its bound as pure functions of arrays.
+
+Schedules, q and p, parameterisations, losses and the terms of the bound.
 
 Belongs here: mathematics over arrays with jax, numpy and chex. Does not: Flax, configs, files, and
 randomness of its own (noise and drawn timesteps are arguments, or are made from keys that are). The

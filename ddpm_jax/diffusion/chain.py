@@ -1,5 +1,6 @@
-"""The process as it was trained, in float64: any choice of its noise levels, on or between its T
-steps, is cut from it.
+"""The process as it was trained, in float64, from which any choice of its noise levels is cut.
+
+The levels may lie on its T steps or between them.
 
 A table of such levels is a `Schedule`; which levels a sampler wants is in `samplers.spacing`. The
 process continued to real t as a smooth function, which an adaptive solver needs, is in `flow`.
@@ -16,18 +17,19 @@ from ddpm_jax.errors import UsageError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
-    """T steps and what the network is told of them. σ = √((1-ᾱ)/ᾱ), the noise beside data of
-    unchanged scale.
+    """The T steps of a process and the scale of the network's times.
+
+    σ = √((1-ᾱ)/ᾱ) is the noise level relative to data of unchanged scale.
 
     Between two steps log σ is linear in t, as in Karras et al. 2022's reading of discrete models
     (their code rounds).
     """
 
     betas: np.ndarray  # float64 [T], of `make_betas`
-    time_scale: float = 1.0  # the network is told t times this
+    time_scale: float = 1.0  # the network's time is t times this
 
     def __post_init__(self) -> None:
-        """Refuse betas that are none: a name, say, or numbers outside (0, 1]."""
+        """Refuse invalid betas: a name, say, or numbers outside (0, 1]."""
         if isinstance(self.betas, str):
             raise UsageError(
                 f"A Chain is made of betas and not of a name: Chain(make_betas({self.betas!r}, "
@@ -43,13 +45,14 @@ class Chain:
 
     @property
     def log_sigmas(self) -> np.ndarray:
-        """log σ at every t, float64 [T], increasing; inf at the end of a chain that destroys the
-        signal."""
+        """log σ at every t, float64 [T], increasing; at the end inf where no signal is left."""
         return -half_log_snr(self.betas)
 
     def at(self, timesteps: np.ndarray | None = None, *, dtype=np.float32) -> Schedule:
-        """The tables of the chain that keeps only `timesteps`, int or float [N], increasing, in
-        0..T-1; None: all."""
+        """Return the tables of the chain that keeps only `timesteps`.
+
+        They are int or float [N], increasing, in 0..T-1; None for all.
+        """
         if timesteps is not None and np.array_equal(timesteps, np.arange(self.num_timesteps)):
             timesteps = None  # the tables as trained, to the last digit
         return make_schedule(
@@ -57,8 +60,10 @@ class Chain:
         )
 
     def times_from_sigmas(self, sigmas: np.ndarray) -> np.ndarray:
-        """The real t at which the noise is σ, float64 of the shape of `sigmas`; beyond the ends,
-        the end."""
+        """Return the real t at which the noise is σ, float64 of the shape of `sigmas`.
+
+        Beyond the ends of the chain it is the end.
+        """
         return np.interp(np.log(sigmas), self.log_sigmas, np.arange(self.num_timesteps))
 
 

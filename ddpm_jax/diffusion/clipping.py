@@ -1,14 +1,17 @@
-"""CLIPPINGS: what is done to a predicted x_0 that leaves [-1, 1], under the name a user gives it.
+"""CLIPPINGS: treatments of a predicted x_0 that leaves [-1, 1], by name.
 
-    name      x_0                          ε                    as in
-    none      as predicted                 as predicted         Song et al. 2020, the paper
-    static    clipped to [-1, 1]           that of the new x_0  the original DDPM and OpenAI's code; our default
-    keep_eps  clipped to [-1, 1]           as predicted         diffusers, `clip_sample`
-    dynamic   clipped to [-s, s] / s,      that of the new x_0  Saharia et al. 2022 (Imagen), section 2.3
+    name      x_0                      ε                    as in
+    none      as predicted             as predicted         Song et al. 2020, the paper
+    static    clipped to [-1, 1]       that of the new x_0  the original DDPM and OpenAI's code
+    keep_eps  clipped to [-1, 1]       as predicted         diffusers, `clip_sample`
+    dynamic   clipped to [-s, s] / s,  that of the new x_0  Saharia et al. 2022, section 2.3
               s = max(1, a percentile of |x_0| of the image)
 
-Each is a function `Denoiser` -> `Denoiser`. The mean is that of the new x_0, but of a network that
-predicts μ it stays as predicted, as in the original code. Clipping comes after guidance.
+`static` is our default; `dynamic` is that of Imagen.
+
+Each is a function `Denoiser` -> `Denoiser`. The mean is that of the new x_0, except for a network
+that predicts μ, whose mean stays as predicted, as in the original code. Clipping comes after
+guidance.
 """
 
 from collections.abc import Callable
@@ -26,7 +29,7 @@ PERCENTILE = 99.5  # the default of diffusers; the paper leaves it open
 
 
 def unclipped(denoiser: Denoiser) -> Denoiser:
-    """Leave the denoiser as it is."""
+    """Return the denoiser unchanged."""
     check_denoiser(denoiser)
     return denoiser
 
@@ -73,7 +76,7 @@ def threshold(denoiser: Denoiser, *, percentile: chex.Array | float = PERCENTILE
 def _with(
     denoiser: Denoiser, change: Callable[[chex.Array], chex.Array], *, keeps_eps: bool = False
 ) -> Denoiser:
-    """The denoiser whose x_0 is changed, and what follows from it."""
+    """Return the denoiser whose x_0 is changed, with everything that follows from it."""
     check_denoiser(denoiser)
 
     def clip(

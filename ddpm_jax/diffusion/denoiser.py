@@ -1,8 +1,8 @@
-"""`Denoiser`: a network on one schedule, and what is done to its predictions.
+"""`Denoiser`: a network on one schedule, and the corrections of its predictions.
 
-Everything that is known about the images enters here: what the network's output means, guidance,
-clipping, known pixels. Samplers and bounds call a `Denoiser` and look at nothing else. It is built
-by `process.Process.denoiser`; wrappers (`clipping`, `samplers.guidance`, `samplers.editing`) give
+All information about the images enters here: the meaning of the network's output, guidance,
+clipping, known pixels. Samplers and bounds call a `Denoiser` and use nothing else. It is built by
+`process.Process.denoiser`; wrappers (`clipping`, `samplers.guidance`, `samplers.editing`) return
 another one on the same schedule.
 """
 
@@ -53,17 +53,17 @@ class Denoiser:
         return dataclasses.replace(self, condition=(condition,))
 
     def then(self, correction: Correction) -> "Denoiser":
-        """Return the denoiser whose predictions are corrected, after what is done already."""
+        """Return the denoiser with one more correction of its predictions, applied last."""
         return dataclasses.replace(self, corrections=(*self.corrections, correction))
 
 
 def from_function(schedule: Schedule, predict: Callable[..., Prediction]) -> Denoiser:
-    """Return the denoiser of any function that predicts, for data of which predictions are known.
+    """Return the denoiser of any function that predicts, for data with known predictions.
 
     Args:
       schedule: of the rows t.
-      predict: (x_t, t, condition if there is one) -> `Prediction`. It stands in the place of the
-        network and of what its output means: all that the network returns is the condition.
+      predict: (x_t, t, condition if there is one) -> `Prediction`. It replaces the network and its
+        interpretation: the network returns only the condition.
     """
     return Denoiser(
         schedule,
@@ -76,12 +76,12 @@ def check_denoiser(denoiser: Any) -> None:
     """Refuse anything but a `Denoiser`, a bare function for example.
 
     Raises:
-      UsageError: see above; the sentence says how to make one.
+      UsageError: see above; the message states how to make one.
     """
     if not isinstance(denoiser, Denoiser):
         raise UsageError(
-            f"A Denoiser is needed, which knows its schedule, not a {type(denoiser).__name__}: make "
-            "one from a network by make_process(chain, ...).denoiser(network, sampler.schedule, "
+            f"A Denoiser is needed, which knows its schedule, not a {type(denoiser).__name__}: "
+            "make one from a network by make_process(chain, ...).denoiser(network, sampler.schedule, "
             "clip='static'), or from a function (x_t, t) -> Prediction by "
             "denoiser.from_function(sampler.schedule, function)."
         )
@@ -91,7 +91,7 @@ def check_same_schedule(denoiser: Denoiser, schedule: Schedule, other: str) -> N
     """Refuse a denoiser built on another schedule than `schedule`, that of `other`.
 
     Raises:
-      UsageError: see above, or what is no denoiser.
+      UsageError: see above, or not a denoiser.
     """
     check_denoiser(denoiser)
     if not same_schedule(denoiser.schedule, schedule):

@@ -1,9 +1,8 @@
-"""The process in real time and its probability flow: the ODE that carries data to noise and back
-without chance.
+"""The process in real time and its probability flow, the ODE between data and noise.
 
 Belongs here: a table of T steps continued to real t, a network or an exact mixture as a function
-ε(x, t) of real t, and the velocity of the flow. Does not: solving the ODE and what it says of
-likelihood (`evaluation.likelihood_ode`).
+ε(x, t) of real t, and the velocity of the flow. Does not: solving the ODE and the likelihood it
+gives (`evaluation.likelihood_ode`).
 
 The chain is the sampled form of dx = -½ β(t) x dt + √β(t) dw, and the flow with the same q(x_t) at
 every t is
@@ -11,16 +10,16 @@ every t is
     dx/dt = -½ β(t) (x + ∇ log q_t(x)) = ½ d log ᾱ/dt (x - ε(x, t) / √(1-ᾱ(t)))
 
 (Song et al. 2021, Score-Based Generative Modeling through SDEs, eq. 11 and 13; in other variables
-it is DDIM's ODE, Song et al. 2020, eq. 14). Time counts as in the table: t = 0 is the least noisy
+it is DDIM's ODE, Song et al. 2020, eq. 14). Time is that of the table: t = 0 is the least noisy
 step, t = T-1 the last, t = -1 clean data.
 
-How B(t) = -log ᾱ(t) = ∫β runs between the integers is ours to choose: the flow from one level of
-noise to another does not depend on the speed it is walked at, only what the network is told between
-the t it was trained on does. B is the piecewise cubic through the whole table and B(-1) = 0 whose
-slope at an integer is that of the parabola through its neighbours, held to at most 3 times either
-adjacent step: enough for B to be monotone (Fritsch & Carlson 1980). For a linear schedule B is so
-nearly a parabola that the limit never acts. β(t) = B'(t) is continuous, and 1 - ᾱ = -expm1(-B)
-keeps its digits at small t.
+B(t) = -log ᾱ(t) = ∫β between the integers is a free choice: the flow from one level of noise to
+another does not depend on the parameterisation of time; only the network's inputs between the t it
+was trained on do. B is the piecewise cubic through the whole table and B(-1) = 0 whose slope at an
+integer is that of the parabola through its neighbours, held to at most 3 times either adjacent
+step: enough for B to be monotone (Fritsch & Carlson 1980). For a linear schedule B is so nearly a
+parabola that the limit never acts. β(t) = B'(t) is continuous, and 1 - ᾱ = -expm1(-B) keeps its
+digits at small t.
 """
 
 from collections.abc import Callable
@@ -45,7 +44,7 @@ class ContinuousSchedule(NamedTuple):
     """B(t) = -log ᾱ(t) as T cubics; a pytree. Row i is the interval from t = i-1 to i."""
 
     cubics: chex.Array  # [T, 4]: B(i-1+u) = c_0 + c_1 u + c_2 u² + c_3 u³, u in [0, 1]
-    time_scale: chex.Numeric  # a network is told this times t
+    time_scale: chex.Numeric  # a network's time is this times t
 
     @property
     def num_timesteps(self) -> int:
@@ -62,8 +61,10 @@ class NoiseLevel(NamedTuple):
 
 
 class Flow(NamedTuple):
-    """A velocity and the times between which it is walked; start < end. Data is at the start, noise
-    at the end."""
+    """A velocity and the times between which it is integrated, start < end.
+
+    Data is at the start, noise at the end.
+    """
 
     velocity: Velocity
     start: float
@@ -73,18 +74,18 @@ class Flow(NamedTuple):
 def make_continuous(
     schedule: Schedule, *, time_scale: float = 1.0, dtype=None
 ) -> ContinuousSchedule:
-    """Continues a table to real t, in float64 NumPy, rounded to `dtype`; it is met at the integers.
+    """Continue a table to real t, in float64 NumPy, rounded to `dtype`; exact at the integers.
 
     Args:
       schedule: the whole chain of T steps, not traced. A respaced one has the same flow with fewer
-        points to go by. Of a float32 table β(t), a difference of rounded numbers, has an error of
-        up to 3e-4 of its value.
-      time_scale: that of `make_schedule`; it tells a chain with rescaled times from a respaced one.
-      dtype: of what is returned; None for the schedule's.
+        points to interpolate. From a float32 table β(t), a difference of rounded numbers, has an
+        error of up to 3e-4 of its value.
+      time_scale: that of `make_schedule`; it distinguishes a chain with rescaled times from a
+        respaced one.
+      dtype: of the result; None for that of the schedule.
 
     Raises:
-      UsageError: a respaced chain, or one that reaches alphas_bar = 0, which real time would take
-        forever to do.
+      UsageError: a respaced chain, or one that reaches alphas_bar = 0, which takes infinite time.
     """
     if not np.array_equal(
         schedule.timesteps,
@@ -101,7 +102,7 @@ def make_continuous(
         )
     alphas_bar = np.asarray(schedule.alphas_bar, np.float64)
     one_minus = np.asarray(schedule.sqrt_one_minus_alphas_bar, np.float64) ** 2
-    # Each form where the rounded table has its digits: 1 - ᾱ while there is little noise, ᾱ after
+    # Each form where the rounded table is accurate: 1 - ᾱ while there is little noise, ᾱ after
     # that, and √ᾱ where ᾱ is smaller than a normal number of the table.
     normal = alphas_bar >= np.finfo(schedule.alphas_bar.dtype).tiny
     log_alphas_bar = np.where(
@@ -124,13 +125,13 @@ def make_continuous(
 
 
 def _place(continuous: ContinuousSchedule, t: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """The row whose interval holds t, int32, and u, how far into it t is."""
+    """Return the row whose interval contains t, int32, and u, the position of t in it."""
     row = jnp.clip(jnp.floor(t), -1, continuous.num_timesteps - 2).astype(jnp.int32) + 1
     return row, t - (row - 1)
 
 
 def noise_level(continuous: ContinuousSchedule, t: chex.Array) -> NoiseLevel:
-    """β, √ᾱ and √(1-ᾱ) at real t in [-1, T-1], any shape; beyond it the outer cubics go on."""
+    """Return β, √ᾱ and √(1-ᾱ) at real t of any shape in [-1, T-1]; beyond, the outer cubics."""
     row, u = _place(continuous, t)
     c_0, c_1, c_2, c_3 = jnp.moveaxis(jnp.asarray(continuous.cubics)[row], -1, 0)
     integrated_beta = c_0 + u * (c_1 + u * (c_2 + u * c_3))
@@ -141,7 +142,7 @@ def noise_level(continuous: ContinuousSchedule, t: chex.Array) -> NoiseLevel:
     )
 
 
-def _beta_of_a_step(continuous: ContinuousSchedule, t: chex.Array) -> chex.Array:
+def _step_beta(continuous: ContinuousSchedule, t: chex.Array) -> chex.Array:
     """∫ β from t-1 to t, for t in [0, T-1]: a difference of B(t) without the large values of B."""
     row, u = _place(continuous, t)
 
@@ -154,7 +155,7 @@ def _beta_of_a_step(continuous: ContinuousSchedule, t: chex.Array) -> chex.Array
 
 
 def mixture_eps(mixture: GaussianMixture, continuous: ContinuousSchedule) -> EpsFunction:
-    """E[ε|x_t] of data that is a Gaussian mixture, at real t."""
+    """Return E[ε|x_t] at real t for data that is a Gaussian mixture."""
 
     def eps(x: chex.Array, t: chex.Array) -> chex.Array:
         level = noise_level(continuous, t)
@@ -180,9 +181,11 @@ def _eps_from_v(
 def _eps_from_mu(
     continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, mu: chex.Array
 ) -> chex.Array:
-    """μ at real t is the mean of q(x_{t-1}|x_t), one whole step back: ε = √(1-ᾱ_t)/β_t (x - √α_t μ)
-    (eq. 11)."""
-    integrated_beta = _beta_of_a_step(continuous, t)
+    """ε = √(1-ᾱ_t)/β_t (x - √α_t μ) (Ho et al. 2020, eq. 11).
+
+    μ at real t is the mean of q(x_{t-1}|x_t), one whole step back.
+    """
+    integrated_beta = _step_beta(continuous, t)
     sqrt_alpha, beta = jnp.exp(-0.5 * integrated_beta), -jnp.expm1(-integrated_beta)
     noise = noise_level(continuous, t).sqrt_one_minus_alphas_bar
     return _over(noise / beta, x) * (x - _over(sqrt_alpha, x) * mu)
@@ -201,16 +204,17 @@ EPS_FROM: dict[str, Callable[..., chex.Array]] = {
 def network_eps(
     network: Network, continuous: ContinuousSchedule, *, parameterization: str
 ) -> EpsFunction:
-    """A network's ε at real t. Nothing is clipped: a clipped x_0 makes the flow's velocity no
-    function to integrate.
+    """Return a network's ε at real t, without clipping.
+
+    The velocity of a clipped x_0 would not be a function to integrate.
 
     Args:
       network: (x [B, H, W, C], time float [B]) -> [B, H, W, C or 2C]; a variance in the second half
-        is not used. It is told times between those it was trained on, so the embedding of its time
+        is not used. Its times lie between those it was trained on, so the embedding of the time
         must be a smooth function.
       continuous: of the schedule it was trained on.
-      parameterization: what its first C channels are: a key of `EPS_FROM`. mu has a meaning at t >=
-        0 only.
+      parameterization: what its first C channels are: a key of `EPS_FROM`. mu is defined at t >= 0
+        only.
 
     Raises:
       UsageError: an unknown parameterisation.
@@ -226,16 +230,16 @@ def network_eps(
 def probability_flow(
     eps: EpsFunction, continuous: ContinuousSchedule, *, start: float = 0.0
 ) -> Flow:
-    """The flow dx/dt = -½ β(t) (x - ε(x, t) / √(1-ᾱ(t))) (Song et al. 2021, eq. 13), from `start`
-    to T-1.
+    """dx/dt = -½ β(t) (x - ε(x, t) / √(1-ᾱ(t))) (Song et al. 2021, eq. 13).
+
+    The flow runs from `start` to T-1.
 
     Args:
       eps: a model of the noise at real t.
       continuous: its schedule.
-      start: the time at which data enters, in (-1, T-1). At 0, the first t that a network is
-        trained on, the flow's density is that of data with the noise of the first step in it; below
-        0 a network is asked what it never saw, and towards -1 the score of real data grows without
-        bound.
+      start: the time of the data, in (-1, T-1). At 0, the first t that a network is trained on, the
+        flow's density is that of data with the noise of the first step; below 0 a network is
+        evaluated outside its training, and towards -1 the score of real data grows without bound.
 
     Raises:
       UsageError: a start outside (-1, T-1).

@@ -1,7 +1,8 @@
 """The Gaussians of the process: q(x_t|x_0), q(x_t|x_{t-1}), q(x_{t-1}|x_t,x_0) and p(x_{t-1}|x_t).
 
-Equations of Ho et al. 2020. x is float32 [B, H, W, C], data in [-1, 1]; t is int [B], 0-based. What
-a network output means is in `parameterization`; what the Gaussians cost in bits is in `likelihood`.
+Equations of Ho et al. 2020. x is float32 [B, H, W, C], data in [-1, 1]; t is int [B], 0-based. The
+meaning of a network's output is in `parameterization`, the cost of the Gaussians in bits in
+`likelihood`.
 """
 
 from collections.abc import Callable
@@ -22,15 +23,19 @@ class Gaussian(NamedTuple):
 
 
 def extract(table: chex.Array, t: chex.Array, x: chex.Array) -> chex.Array:
-    """Returns table[t] as [B, 1, ..., 1] with the rank of `x`. `table` is [T], `t` int [B]."""
+    """Return table[t] as [B, 1, ..., 1] with the rank of `x`.
+
+    `table` is [T], `t` int [B].
+    """
     chex.assert_rank([table, t], 1)
     chex.assert_equal_shape_prefix([t, x], 1)
     return jnp.asarray(table)[t].reshape(t.shape + (1,) * (x.ndim - 1))
 
 
 def alpha(schedule: Schedule, t: chex.Array) -> chex.Array:
-    """α_t = 1 - β_t, [B], to all digits of the table: as ᾱ_t / ᾱ_{t-1}, since 1 - β_t cancels where
-    β_t is near 1.
+    """α_t = 1 - β_t, [B], to all digits of the table.
+
+    It is ᾱ_t / ᾱ_{t-1}, since 1 - β_t cancels where β_t is near 1.
 
     At the end of a long chain ᾱ_t is too small for the table, and ᾱ_t / ᾱ_{t-1} would be 0/0; 1 -
     β_t is taken there.
@@ -44,7 +49,7 @@ def alpha(schedule: Schedule, t: chex.Array) -> chex.Array:
 
 
 def q_sample(schedule: Schedule, x_0: chex.Array, t: chex.Array, eps: chex.Array) -> chex.Array:
-    """Diffuses x_0 to step t in one jump: x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε (Ho et al. 2020, eq. 4).
+    """Diffuse x_0 to step t in one jump: x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε (Ho et al. 2020, eq. 4).
 
     Args:
       schedule: tables.
@@ -63,8 +68,10 @@ def q_sample(schedule: Schedule, x_0: chex.Array, t: chex.Array, eps: chex.Array
 
 
 def q_mean_variance(schedule: Schedule, x_0: chex.Array, t: chex.Array) -> Gaussian:
-    """q(x_t|x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I) (Ho et al. 2020, eq. 4). Variances come as [B, 1, ...,
-    1]."""
+    """q(x_t|x_0) = N(√ᾱ_t x_0, (1-ᾱ_t) I) (Ho et al. 2020, eq. 4).
+
+    Variances are [B, 1, ..., 1].
+    """
     return Gaussian(
         mean=extract(schedule.sqrt_alphas_bar, t, x_0) * x_0,
         # 1 - ᾱ_t would cancel in float32
@@ -85,7 +92,7 @@ def q_posterior(schedule: Schedule, x_0: chex.Array, x_t: chex.Array, t: chex.Ar
     """q(x_{t-1}|x_t, x_0), Gaussian by Bayes' rule (Ho et al. 2020, eq. 6 and 7).
 
     At t = 0 its variance is 0; the log-variance takes the value of t = 1 there, as in the original
-    code (other libraries put log(1e-20), which changes L_0).
+    code (other libraries use log(1e-20), which changes L_0).
     """
     chex.assert_equal_shape([x_0, x_t])
     mean = (

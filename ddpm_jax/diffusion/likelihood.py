@@ -1,5 +1,6 @@
-"""The terms of the variational bound in bits per dimension: L_T, L_{t-1} and L_0 (Ho et al. 2020,
-eq. 5).
+"""The terms of the variational bound in bits per dimension: L_T, L_{t-1} and L_0.
+
+Ho et al. 2020, eq. 5.
 
 -log p(x_0) is at most L_T plus one term for each t. Every term is averaged over the dimensions of
 an example and divided by log 2. A term is indexed by the 0-based t of its x_t: at t = 0 it is the
@@ -17,22 +18,23 @@ from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 
 HALF_BIN = 1 / 255  # data has 256 levels, 2/255 apart on [-1, 1]
-EDGE = 0.999  # beyond it lies only the first or the last level, whose bins reach to infinity
+EDGE = 0.999  # beyond it lies only the first or the last level, whose bins extend to infinity
 MIN_PROBABILITY = 1e-12  # keeps the logarithm finite
-# Bits/dim: what is lost when a bound is quoted to two decimals, as in the papers
+# bits/dim: the rounding of a bound quoted to two decimals, as in the papers
 NEGLIGIBLE_PRIOR = 0.005
 
 
 def mean_over_dims(x: chex.Array) -> chex.Array:
-    """Returns the mean over all axes but the first: [B, ...] -> [B]."""
+    """Return the mean over all axes but the first: [B, ...] -> [B]."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
 
 
 def normal_kl(
     mean_1: chex.Array, log_variance_1: chex.Array, mean_2: chex.Array, log_variance_2: chex.Array
 ) -> chex.Array:
-    """KL(N(mean_1, var_1) || N(mean_2, var_2)) per element, in nats; the arguments broadcast
-    against each other.
+    """KL(N(mean_1, var_1) || N(mean_2, var_2)) per element, in nats.
+
+    The arguments broadcast against each other.
 
     Late in the chain the variances differ by parts in 1e5, and e^d - 1 - d of their log-ratio d
     would keep no digits; expm1 keeps them, where the original code's L_T is off by 6e-5 of its
@@ -45,8 +47,9 @@ def normal_kl(
 
 
 def approx_standard_normal_cdf(x: chex.Array) -> chex.Array:
-    """Φ(x) ≈ (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, within 3e-4: the form the original code
-    integrates with.
+    """Φ(x) ≈ (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2, within 3e-4.
+
+    The approximation that the original code integrates with.
 
     Written as a logistic function, which keeps its relative accuracy far into the lower tail.
     """
@@ -56,8 +59,9 @@ def approx_standard_normal_cdf(x: chex.Array) -> chex.Array:
 def discretized_gaussian_log_likelihood(
     x: chex.Array, mean: chex.Array, log_scale: chex.Array
 ) -> chex.Array:
-    """Log-probability, in nats per element, of 8-bit data under a Gaussian integrated over each bin
-    (eq. 13).
+    """Log-probability, in nats per element, of 8-bit data under a binned Gaussian.
+
+    The Gaussian is integrated over each bin (Ho et al. 2020, eq. 13).
 
     Args:
       x: data on the 256 levels of [-1, 1].
@@ -65,10 +69,10 @@ def discretized_gaussian_log_likelihood(
       log_scale: log standard deviation, the shape of x.
 
     Returns:
-      log ∫ N(u; mean, scale²) du over the bin of x, the shape of x; the outer bins reach to ±∞.
+      log ∫ N(u; mean, scale²) du over the bin of x, the shape of x; the outer bins extend to ±∞.
 
-    The original subtracts two values near 1 where the bin lies above the mean, and keeps no digits
-    of a probability near 1e-7. Here the bin is mirrored into the lower tail first: the same
+    The original code subtracts two values near 1 where the bin lies above the mean, and loses all
+    digits of a probability near 1e-7. Here the bin is mirrored into the lower tail first: the same
     function, exact to float32.
     """
     chex.assert_equal_shape([x, mean, log_scale])
@@ -87,8 +91,7 @@ def discretized_gaussian_log_likelihood(
 def bound_term(
     schedule: Schedule, prediction: Prediction, x_0: chex.Array, x_t: chex.Array, t: chex.Array
 ) -> chex.Array:
-    """One term of the bound, in bits/dim: the decoder's at t = 0, the divergence between q and p at
-    t > 0.
+    """One term of the bound in bits/dim: the decoder at t = 0, KL(q || p) at t > 0.
 
     Args:
       schedule: tables.
@@ -111,8 +114,10 @@ def bound_term(
 
 
 def prior_term(schedule: Schedule, x_0: chex.Array) -> chex.Array:
-    """L_T = KL(q(x_T|x_0) || N(0, I)) in bits/dim, float32 [B]: no parameters; about 1e-5 for the
-    linear schedule."""
+    """L_T = KL(q(x_T|x_0) || N(0, I)) in bits/dim, float32 [B].
+
+    It has no parameters, and is about 1e-5 for the linear schedule.
+    """
     t = jnp.full(x_0.shape[:1], schedule.num_timesteps - 1)
     q: Gaussian = q_mean_variance(schedule, x_0, t)
     return mean_over_dims(
@@ -121,8 +126,9 @@ def prior_term(schedule: Schedule, x_0: chex.Array) -> chex.Array:
 
 
 def prior_term_of_unit_data(schedule: Schedule) -> float:
-    """L_T in bits/dim of data whose mean square is 1: -½ log2(1-ᾱ_T); of data in [-1, 1] it is the
-    most there can be.
+    """L_T in bits/dim of data whose mean square is 1: -½ log2(1-ᾱ_T).
+
+    It is the largest possible for data in [-1, 1].
 
     2.9e-5 for the linear schedule of 1000 steps, 0.0034 for `scaled_linear`, the largest of the
     published ones.
@@ -131,12 +137,10 @@ def prior_term_of_unit_data(schedule: Schedule) -> float:
 
 
 def prior_warning(schedule: Schedule) -> str | None:
-    """Says that a chain ends before x_T is noise: half of a sentence with the numbers, half with
-    the remedy.
+    """Return a warning that a chain ends before x_T is noise, with the numbers and the remedy.
 
-    Samples start from N(0, I), and what the end of the chain still holds of the data is then
-    missing from them: their mean and spread are others than the data's, however well the network is
-    trained.
+    Samples start from N(0, I) and so lack what x_T still holds of the data: their mean and standard
+    deviation differ from those of the data, however well the network is trained.
 
     Args:
       schedule: the whole chain, not traced.

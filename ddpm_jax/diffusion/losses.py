@@ -1,8 +1,7 @@
-"""Training losses, one number per example: L_simple, L_vlb, L_hybrid, and the weightings of
-L_simple over t.
+"""Training losses, one number per example: L_simple, L_vlb, L_hybrid, and weightings over t.
 
-Averaging over the batch, and the weights of importance-sampled timesteps, belong to the caller.
-Nothing is drawn here.
+The caller averages over the batch and applies the weights of importance-sampled timesteps. Nothing
+is drawn here.
 """
 
 from collections.abc import Callable
@@ -36,27 +35,30 @@ class Losses(NamedTuple):
 def uniform_weight(
     schedule: Schedule, t: chex.Array, parameterization: Parameterization
 ) -> chex.Array:
-    """Every t counts alike in the units of the target (L_simple, Ho et al. 2020, eq. 14). Returns
-    float32 [B]."""
+    """Weight every t alike in the units of the target (L_simple, Ho et al. 2020, eq. 14).
+
+    Returns float32 [B].
+    """
     return jnp.ones(t.shape)
 
 
 def min_snr_weight(
     schedule: Schedule, t: chex.Array, parameterization: Parameterization, gamma: float = 5.0
 ) -> chex.Array:
-    """min(SNR_t, γ) on the squared error of x_0 (Hang et al. 2023, section 3.4), in the units of
-    the target.
+    """min(SNR_t, γ) on the squared error of x_0 (Hang et al. 2023, section 3.4).
 
-    So min(1, γ/SNR) where the target is eps, which is 1 where nothing is left of the signal, and
-    min(SNR, γ)/(SNR + 1) where it is v (their section 4.2). Returns float32 [B].
+    It is returned in the units of the target.
+
+    So it is min(1, γ/SNR) where the target is eps, which is 1 where no signal is left, and min(SNR,
+    γ)/(SNR + 1) where it is v (their section 4.2). Returns float32 [B].
 
     Raises:
       UsageError: a γ that is not positive.
     """
     if not gamma > 0:
         raise UsageError(f"gamma of min-SNR is {gamma}: it must be above 0, 5 say.")
-    of_eps = gamma / jnp.maximum(jnp.asarray(schedule.snr)[t], gamma)
-    return of_eps * parameterization.eps_error(schedule, t)
+    eps_weight = gamma / jnp.maximum(jnp.asarray(schedule.snr)[t], gamma)
+    return eps_weight * parameterization.eps_error(schedule, t)
 
 
 def p2_weight(
@@ -66,8 +68,9 @@ def p2_weight(
     gamma: float = 1.0,
     k: float = 1.0,
 ) -> chex.Array:
-    """1 / (k + SNR_t)^γ on the squared error of eps (Choi et al. 2022, eq. 8), in the units of the
-    target.
+    """1 / (k + SNR_t)^γ on the squared error of eps (Choi et al. 2022, eq. 8).
+
+    It is returned in the units of the target.
 
     The squared error of eps is SNR times that of x_0. Returns float32 [B].
 
@@ -76,15 +79,15 @@ def p2_weight(
     """
     if not k > 0:
         raise UsageError(f"k of P2 is {k}: it must be above 0, 1 say.")
-    of_eps = (k + jnp.asarray(schedule.snr)[t]) ** -gamma
-    return of_eps * parameterization.eps_error(schedule, t)
+    eps_weight = (k + jnp.asarray(schedule.snr)[t]) ** -gamma
+    return eps_weight * parameterization.eps_error(schedule, t)
 
 
 WEIGHTINGS = {"uniform": uniform_weight, "min_snr": min_snr_weight, "p2": p2_weight}
 
 
 class Loss(NamedTuple):
-    """What is minimised, made by `make_loss`."""
+    """The choice of terms that are minimised, made by `make_loss`."""
 
     simple: bool  # the squared error of the target, weighted over t
     vlb: bool  # the variational bound at the drawn t; with `simple`, of the variance alone

@@ -1,8 +1,7 @@
-"""Data whose diffusion is known in closed form: a mixture of isotropic Gaussians, over vectors or
-whole images.
+"""Gaussian mixtures, over vectors or whole images, whose diffusion is known in closed form.
 
-Belongs here: its density, q(x_t), the optimal predictions, the exact reverse step and the
-`Denoiser` made of them: the oracle against which samplers, bounds and likelihoods are proved. Does
+Belongs here: the density, q(x_t), the optimal predictions, the exact reverse step and the
+`Denoiser` made of them: the oracle against which samplers, bounds and likelihoods are tested. Does
 not: the flow in real time (`flow`).
 
 With q(x_0) = Σ_k w_k N(m_k, v_k I) every q(x_t) is a mixture of the same kind, because Ho et al.
@@ -14,7 +13,9 @@ component by component:
     ∇ log q(x_t)    = -Σ_k r_k (x_t - √ᾱ_t m_k) / V_k
     E[x_0|x_t]      =  Σ_k r_k (m_k + √ᾱ_t v_k / V_k (x_t - √ᾱ_t m_k))
     E[ε|x_t]        = -√(1-ᾱ_t) ∇ log q(x_t)
-    q(x_{t-1}|x_t)  =  Σ_k r_k N(√ᾱ_{t-1} m_k + √α_t V'_k / V_k (x_t - √ᾱ_t m_k), β_t V'_k / V_k I),   V'_k at t-1
+    q(x_{t-1}|x_t)  =  Σ_k r_k N(√ᾱ_{t-1} m_k + √α_t V'_k / V_k (x_t - √ᾱ_t m_k), β_t V'_k / V_k I)
+
+where V'_k is V_k at t-1.
 
 Shapes: K components; an example has any shape *D, [D] or [H, W, C]. t is int [B], 0-based.
 Functions compute in the dtype of their arguments.
@@ -38,8 +39,10 @@ from ddpm_jax.errors import UsageError, choose
 
 
 class GaussianMixture(NamedTuple):
-    """Σ_k w_k N(m_k, v_k I); a pytree. `reverse_posterior` returns a batch of them: a leading axis
-    on every field."""
+    """Σ_k w_k N(m_k, v_k I); a pytree.
+
+    `reverse_posterior` returns a batch of them, with a leading axis on every field.
+    """
 
     weights: chex.Array  # [K], sum to 1
     means: chex.Array  # [K, *D]
@@ -61,16 +64,16 @@ def make_mixture(
     *,
     dtype=np.float32,
 ) -> GaussianMixture:
-    """Checks and builds a mixture.
+    """Check and build a mixture.
 
     Args:
-      weights: [K], not negative, with a positive sum; they are divided by it.
+      weights: [K], not negative, with a positive sum, by which they are divided.
       means: [K, *D].
       variances: [K], positive.
       dtype: of the fields; float64 serves tests.
 
     Raises:
-      UsageError: shapes that do not belong together, or values out of range.
+      UsageError: inconsistent shapes, or values out of range.
     """
     weights, means, variances = (
         np.asarray(array, np.float64) for array in (weights, means, variances)
@@ -102,8 +105,10 @@ def make_mixture(
 
 
 def log_prob(mixture: GaussianMixture, x: chex.Array) -> chex.Array:
-    """log Σ_k w_k N(x; m_k, v_k I) in nats: x [B, *D] -> [B]. A log-sum-exp, so it does not
-    underflow far away."""
+    """log Σ_k w_k N(x; m_k, v_k I) in nats: x [B, *D] -> [B].
+
+    A log-sum-exp, so it does not underflow far from the means.
+    """
     return jax.vmap(lambda x: jax.nn.logsumexp(_log_joint(mixture, x)))(x)
 
 
@@ -113,14 +118,14 @@ def score(mixture: GaussianMixture, x: chex.Array) -> chex.Array:
 
 
 def sample(mixture: GaussianMixture, keys: chex.PRNGKey) -> chex.Array:
-    """Draws x ~ p: one example of each of keys [N], [N, *D]. It depends on its key alone."""
+    """Draw x ~ p: one example for each of keys [N], [N, *D], which depends on its key alone."""
 
     def draw(key: chex.PRNGKey) -> chex.Array:
-        of_component, of_noise = jax.random.split(key)
-        k = jax.random.categorical(of_component, jnp.log(mixture.weights))
+        component_key, noise_key = jax.random.split(key)
+        k = jax.random.categorical(component_key, jnp.log(mixture.weights))
         means, variances = jnp.asarray(mixture.means), jnp.asarray(mixture.variances)
         return means[k] + jnp.sqrt(variances[k]) * jax.random.normal(
-            of_noise, means.shape[1:], means.dtype
+            noise_key, means.shape[1:], means.dtype
         )
 
     return jax.vmap(draw)(keys)
@@ -134,8 +139,8 @@ def diffused(
     Args:
       mixture: q(x_0).
       sqrt_alphas_bar: √ᾱ_t, scalar.
-      sqrt_one_minus_alphas_bar: √(1-ᾱ_t), scalar; asked for since 1 - ᾱ_t loses its digits in
-        float32 at small t.
+      sqrt_one_minus_alphas_bar: √(1-ᾱ_t), scalar; a separate argument because 1 - ᾱ_t loses its
+        digits in float32 at small t.
     """
     return GaussianMixture(
         weights=mixture.weights,
@@ -151,7 +156,7 @@ def optimal(
     sqrt_alphas_bar: chex.Array,
     sqrt_one_minus_alphas_bar: chex.Array,
 ) -> Optimal:
-    """What a perfect network would say of x_t.
+    """Return the predictions of a perfect network at x_t.
 
     Args:
       mixture: q(x_0).
@@ -160,7 +165,7 @@ def optimal(
       sqrt_one_minus_alphas_bar: [B], each example's √(1-ᾱ_t); 0 is clean data.
     """
 
-    def of_one(x_t, signal, noise):
+    def one_example(x_t, signal, noise):
         q_t = diffused(mixture, signal, noise)
         shrunk = (signal * mixture.variances / q_t.variances)[_over(x_t)] * (x_t[None] - q_t.means)
         x_0 = _average(_responsibilities(q_t, x_t), mixture.means + shrunk)
@@ -168,14 +173,15 @@ def optimal(
         eps = -noise * _score(q_t, x_t)
         return Optimal(x_0=x_0, eps=eps, v=signal * eps - noise * x_0)
 
-    return jax.vmap(of_one)(x_t, sqrt_alphas_bar, sqrt_one_minus_alphas_bar)
+    return jax.vmap(one_example)(x_t, sqrt_alphas_bar, sqrt_one_minus_alphas_bar)
 
 
 def reverse_posterior(
     mixture: GaussianMixture, schedule: Schedule, x_t: chex.Array, t: chex.Array
 ) -> GaussianMixture:
-    """q(x_{t-1}|x_t), the reverse step that p(x_{t-1}|x_t) approximates by one Gaussian; at t = 0
-    it is q(x_0|x_t).
+    """q(x_{t-1}|x_t), the reverse step that p(x_{t-1}|x_t) approximates by one Gaussian.
+
+    At t = 0 it is q(x_0|x_t).
 
     Args:
       mixture: q(x_0).
@@ -194,7 +200,7 @@ def reverse_posterior(
     noise_prev = jnp.where(t > 0, noises[t - 1], 0)
     step = jnp.sqrt(alpha(schedule, t))
 
-    def of_one(x_t, signal, noise, signal_prev, noise_prev, step, beta):
+    def one_example(x_t, signal, noise, signal_prev, noise_prev, step, beta):
         q_t = diffused(mixture, signal, noise)
         q_prev = diffused(mixture, signal_prev, noise_prev)
         gain = step * q_prev.variances / q_t.variances
@@ -205,12 +211,14 @@ def reverse_posterior(
         )
 
     betas = jnp.asarray(schedule.betas)[t]
-    return jax.vmap(of_one)(x_t, signals[t], noises[t], signal_prev, noise_prev, step, betas)
+    return jax.vmap(one_example)(x_t, signals[t], noises[t], signal_prev, noise_prev, step, betas)
 
 
 def moments(mixture: GaussianMixture) -> tuple[chex.Array, chex.Array]:
-    """Mean and variance of every dimension of one mixture, each of shape *D: the Gaussian nearest
-    in KL(mixture||.)."""
+    """Return the mean and variance of every dimension of one mixture, each of shape *D.
+
+    They are those of the Gaussian that minimises KL(mixture||.).
+    """
     mean = _average(mixture.weights, mixture.means)
     spread = jnp.square(mixture.means - mean[None]) + mixture.variances[_over(mean)]
     return mean, _average(mixture.weights, spread)
@@ -219,11 +227,11 @@ def moments(mixture: GaussianMixture) -> tuple[chex.Array, chex.Array]:
 def exact_denoiser(
     mixture: GaussianMixture, schedule: Schedule, *, variance: str = "moment_matched"
 ) -> Denoiser:
-    """The `Denoiser` of a perfect network: its mean is that of q(x_{t-1}|x_t) at every x_t.
+    """Return the `Denoiser` of a perfect network: its mean is that of q(x_{t-1}|x_t) at every x_t.
 
     Args:
       mixture: q(x_0).
-      schedule: the chain that is walked, whole or respaced.
+      schedule: that of the walked chain, whole or respaced.
       variance: `fixed_small`, `fixed_large`, or `moment_matched`: the variance of q(x_{t-1}|x_t) in
         every dimension, the best that a diagonal Gaussian can do (Bao et al. 2022, Analytic-DPM,
         eq. 6, there averaged over x_t).
@@ -260,18 +268,19 @@ def exact_denoiser(
 def exact_network(
     mixture: GaussianMixture, schedule: Schedule, *, parameterization: str, variance: str
 ) -> Network:
-    """The output of a perfect network trained on the whole chain: mean and variance are of one
-    step.
+    """Return the output of a perfect network trained on the whole chain.
+
+    Mean and variance are those of one step.
 
     `Process.interpret` turns it into the reverse step of any chain. Between two times the
     output is interpolated linearly.
 
     Args:
       mixture: q(x_0).
-      schedule: the whole chain of T steps, not respaced; the network is told t itself.
+      schedule: the whole chain of T steps, not respaced; the network's time is t itself.
       parameterization: what it predicts: a key of `parameterization.PARAMETERIZATIONS`.
-      variance: a key of `variance.VARIANCES`. Where it is learned, the second half of the
-        channels says the variance of q(x_{t-1}|x_t) in every dimension.
+      variance: a key of `variance.VARIANCES`. Where it is learned, the second half of the channels
+        is the variance of q(x_{t-1}|x_t) in every dimension.
 
     Raises:
       UsageError: an unknown parameterisation or variance.
@@ -308,7 +317,7 @@ def exact_network(
 
 
 def _over(x: chex.Array) -> tuple:
-    """Indexes a [K] array to [K, 1, ..., 1], which broadcasts against [K, *D] for x of shape *D."""
+    """Return the index that turns a [K] array into [K, 1, ..., 1], for x of shape *D."""
     return (slice(None), *(None,) * x.ndim)
 
 
@@ -330,6 +339,8 @@ def _score(mixture: GaussianMixture, x: chex.Array) -> chex.Array:
 
 
 def _average(weights: chex.Array, values: chex.Array) -> chex.Array:
-    """Σ_k weights[k] values[k]: [K], [K, *D] -> *D, in full precision where matrix units round
-    their inputs."""
+    """Σ_k weights[k] values[k]: [K], [K, *D] -> *D.
+
+    In full precision where matrix units would round their inputs.
+    """
     return jnp.sum(weights[_over(values[0])] * values, axis=0)

@@ -1,8 +1,8 @@
 """What a network predicts: ε, x_0, v or μ, and the maps between them.
 
-Everything downstream (samplers, likelihoods, guidance, editing) consumes a `Prediction` and never
-asks what the network was trained to predict. The variance is in `variance`, and what joins the two
-in `process`. x_t is [B, H, W, C]; t int [B], 0-based.
+Everything downstream (samplers, likelihoods, guidance, editing) takes a `Prediction` and does not
+depend on what the network was trained to predict. The variance is in `variance`, the combination of
+the two in `process`. x_t is [B, H, W, C]; t int [B], 0-based.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from ddpm_jax.diffusion.schedules import Schedule
 
 
 class Prediction(NamedTuple):
-    """The model's view of one reverse step. Each field has the shape of x_t."""
+    """The model's estimates for one reverse step, each of the shape of x_t."""
 
     x_0: chex.Array  # the clean image
-    eps: chex.Array  # the noise in x_t; √ᾱ_t x_0 + √(1-ᾱ_t) ε = x_t unless a wrapper says otherwise
+    eps: chex.Array  # the noise in x_t; √ᾱ_t x_0 + √(1-ᾱ_t) ε = x_t unless a wrapper changes it
     mean: chex.Array  # of p(x_{t-1}|x_t)
     log_variance: chex.Array  # of p(x_{t-1}|x_t)
 
@@ -57,22 +57,22 @@ def v_from_x_0(schedule: Schedule, x_t: chex.Array, t: chex.Array, x_0: chex.Arr
 
 
 def x_0_from_mu(schedule: Schedule, x_t: chex.Array, t: chex.Array, mu: chex.Array) -> chex.Array:
-    """The x_0 whose posterior q(x_{t-1}|x_t, x_0) has mean μ (Ho et al. 2020, eq. 7 solved for
-    x_0).
+    """x_0 whose posterior q(x_{t-1}|x_t, x_0) has mean μ (Ho et al. 2020, eq. 7 solved for x_0).
 
-    t-1 is one step of the chain that was trained, in a respaced one too: that is what a network has
-    learnt to say.
+    t-1 is one step of the trained chain, in a respaced one too, because that is what the network
+    learns to predict.
     """
     from_x_t = extract(schedule.trained_mean_coef2, t, x_t) * x_t
-    # Where nothing is left of the signal mu says nothing about x_0, and its slope must still be
-    # finite.
-    of_x_0 = extract(schedule.trained_mean_coef1, t, x_t)
-    return (mu - from_x_t) / jnp.maximum(of_x_0, jnp.finfo(of_x_0.dtype).tiny)
+    # Where no signal is left mu does not determine x_0, and the gradient must still be finite.
+    x_0_coef = extract(schedule.trained_mean_coef1, t, x_t)
+    return (mu - from_x_t) / jnp.maximum(x_0_coef, jnp.finfo(x_0_coef.dtype).tiny)
 
 
 def mu_from_x_0(schedule: Schedule, x_t: chex.Array, t: chex.Array, x_0: chex.Array) -> chex.Array:
-    """μ, the mean of q(x_{t-1}|x_t, x_0) (Ho et al. 2020, eq. 7); x_0 itself at t = 0. t-1 as in
-    `x_0_from_mu`."""
+    """μ, the mean of q(x_{t-1}|x_t, x_0) (Ho et al. 2020, eq. 7); x_0 itself at t = 0.
+
+    t-1 as in `x_0_from_mu`.
+    """
     from_x_t = extract(schedule.trained_mean_coef2, t, x_t) * x_t
     return extract(schedule.trained_mean_coef1, t, x_t) * x_0 + from_x_t
 
@@ -133,8 +133,10 @@ def convert(
     source: Parameterization,
     target: Parameterization,
 ) -> chex.Array:
-    """Turns `value`, an estimate in the parameterisation `source`, into the one in `target`; both
-    of the shape of x_t."""
+    """Convert `value`, an estimate in the parameterisation `source`, to `target`.
+
+    Both have the shape of x_t.
+    """
     if source is target:
         return value
     return target.from_x_0(schedule, x_t, t, source.to_x_0(schedule, x_t, t, value))
@@ -143,8 +145,7 @@ def convert(
 def with_x_0(
     schedule: Schedule, prediction: Prediction, x_0: chex.Array, x_t: chex.Array, t: chex.Array
 ) -> Prediction:
-    """Replaces the predicted x_0 and everything that follows from it: eps and the mean. The
-    variance stays."""
+    """Replace the predicted x_0 and what follows from it, eps and the mean; keep the variance."""
     return prediction._replace(
         x_0=x_0,
         eps=eps_from_x_0(schedule, x_t, t, x_0),

@@ -1,6 +1,6 @@
-"""`Process`: a chain of noise levels, and what a network trained on it predicts.
+"""`Process`: a chain of noise levels, and the meaning of the output of a network trained on it.
 
-It is made once, by `make_process`, from the names that configs and users give; what computes takes
+It is made once, by `make_process`, from the names that configs and users give; computations take
 the objects.
 """
 
@@ -42,18 +42,18 @@ class Process(NamedTuple):
 
         Args:
           network: (x_t [B, H, W, C], time float [B]) -> output [B, H, W, C or 2C], any callable.
-            The time is `schedule.timesteps[t]`, so a respaced chain of N rows asks a network
-            trained on T steps the right questions. A conditional network takes a third argument:
+            The time is `schedule.timesteps[t]`, so that a network trained on T steps gets its own
+            times in a respaced chain of N rows. A conditional network takes a third argument:
             `Denoiser.given`.
-          schedule: of the chain that is walked, `sampler.schedule`; None for the whole chain.
-            Traced ones cannot be checked here: `check_determines_x_0`.
-          clip: what is done to a predicted x_0 outside [-1, 1]: a key of `clipping.CLIPPINGS`.
-            "static" is usual for pixels; "none" is for latents, and for what guidance will wrap,
-            which comes before clipping.
+          schedule: that of the walked chain, `sampler.schedule`; None for the whole chain. Traced
+            ones are not checked here: `check_determines_x_0`.
+          clip: the treatment of a predicted x_0 outside [-1, 1]: a key of `clipping.CLIPPINGS`.
+            "static" is usual for pixels; "none" is for latents, and for a denoiser to be guided,
+            since guidance comes before clipping.
 
         Raises:
-          UsageError: an unknown clipping, or a parameterisation from which x_0 cannot be had at
-            some t of this schedule.
+          UsageError: an unknown clipping, or a parameterisation that does not determine x_0 at some
+            t of this schedule.
         """
         clipping = choose("clipping", clip, CLIPPINGS)
         schedule = self.chain.at() if schedule is None else schedule
@@ -69,9 +69,9 @@ class Process(NamedTuple):
         Args:
           schedule: tables.
           output: [B, H, W, C], or [B, H, W, 2C] with the variance in the second half of the
-            channels where it is learned. `learned`: the channels are the log-variance of the step
-            that was trained, which a respaced chain turns into that of its own. `learned_range`:
-            they choose between beta tilde (-1) and beta (+1).
+            channels where it is learned. `learned`: the channels are the log-variance of the
+            trained step, which a respaced chain converts to that of its own. `learned_range`: they
+            choose between beta tilde (-1) and beta (+1).
           x_t: [B, H, W, C].
           t: int [B] in 0..T-1.
 
@@ -87,7 +87,7 @@ class Process(NamedTuple):
         log_variance = self.variance.log_variance(schedule, x_t, t, variance_output)
         mean = q_posterior(schedule, x_0, x_t, t).mean
         if self.parameterization is MU:
-            # The network's own μ is that of the step that was trained.
+            # The μ that the network predicts is that of the trained step.
             mean = jnp.where(extract(own_step(schedule), t, x_t), value, mean)
         return Prediction(
             x_0=x_0,
@@ -121,7 +121,7 @@ def make_process(
 
 
 def check_output(variance: Variance, output: chex.Array, x_t: chex.Array) -> None:
-    """Refuse an output of a network that has not the shape it must have.
+    """Refuse a network output of the wrong shape.
 
     Raises:
       UsageError: see above.
@@ -138,7 +138,7 @@ def check_determines_x_0(schedule: Schedule, parameterization: Parameterization)
     """Refuse eps on a schedule that reaches alphas_bar = 0, where x_t holds nothing of x_0.
 
     Raises:
-      UsageError: see above; a traced schedule cannot be seen, and passes.
+      UsageError: see above; a traced schedule passes unchecked.
     """
     if isinstance(schedule.alphas_bar, jax.core.Tracer):
         return

@@ -1,9 +1,9 @@
-"""Beta schedules and the table of everything derived from one.
+"""Beta schedules and the table of all quantities derived from one.
 
 A schedule is a list of T variances beta_t of the forward step q(x_t|x_{t-1}). All tables are
 computed once, in float64 with NumPy, and rounded to float32 at the end: in float32 the cumulative
-products lose digits that the bound needs. Which subset of the chain is walked is decided here too
-(respacing); how it is walked is in `ddpm_jax.samplers`.
+products lose digits that the bound needs. Respacing, the choice of a subset of the chain, is here
+too; walking it is in `ddpm_jax.samplers`.
 """
 
 import math
@@ -34,8 +34,10 @@ def quad_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0
 def scaled_linear_betas(
     num_timesteps: int, beta_start: float = 0.00085, beta_end: float = 0.012
 ) -> np.ndarray:
-    """The same curve as `quad_betas` with latent diffusion's name and end points (Rombach et al.
-    2022). float64 [T]."""
+    """The curve of `quad_betas` with the end points of latent diffusion (Rombach et al. 2022).
+
+    Returns float64 [T].
+    """
     return quad_betas(num_timesteps, beta_start, beta_end)
 
 
@@ -45,8 +47,9 @@ def const_betas(num_timesteps: int, beta_end: float = 0.02) -> np.ndarray:
 
 
 def jsd_betas(num_timesteps: int) -> np.ndarray:
-    """beta_t = 1 / (T - t), t = 0..T-1 (Sohl-Dickstein et al. 2015, section 2.4.1). Returns float64
-    [T].
+    """beta_t = 1 / (T - t), t = 0..T-1 (Sohl-Dickstein et al. 2015, section 2.4.1).
+
+    Returns float64 [T].
 
     The last step destroys the signal completely: alphas_bar[T-1] = 0.
     """
@@ -56,8 +59,10 @@ def jsd_betas(num_timesteps: int) -> np.ndarray:
 def warmup_betas(
     num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02, *, fraction: float
 ) -> np.ndarray:
-    """beta_t rises linearly over the first `fraction` of the chain, then stays (the original code's
-    "warmup10/50")."""
+    """beta_t rises linearly over the first `fraction` of the chain, then stays constant.
+
+    The original code's "warmup10/50".
+    """
     betas = np.full(num_timesteps, beta_end, dtype=np.float64)
     num_warmup = int(num_timesteps * fraction)
     betas[:num_warmup] = np.linspace(beta_start, beta_end, num_warmup, dtype=np.float64)
@@ -78,11 +83,11 @@ def cosine_betas(num_timesteps: int, offset: float = 0.008, max_beta: float = 0.
 def sigmoid_betas(
     num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02
 ) -> np.ndarray:
-    """beta_t rises along a logistic curve over [-6, 6] (Xu et al. 2022, GeoDiff). Returns float64
-    [T].
+    """beta_t rises along a logistic curve over [-6, 6] (Xu et al. 2022, GeoDiff).
 
-    Others call "sigmoid" a logistic curve of alphas_bar (Jabri et al. 2022); that is another
-    schedule.
+    Returns float64 [T].
+
+    Elsewhere "sigmoid" is a logistic curve of alphas_bar (Jabri et al. 2022), another schedule.
     """
     logits = np.linspace(-6, 6, num_timesteps, dtype=np.float64)
     return beta_start + (beta_end - beta_start) / (1 + np.exp(-logits))
@@ -120,7 +125,7 @@ def make_betas(
     beta_end: float | None = None,
     scale_betas: bool = False,
 ) -> np.ndarray:
-    """Returns the betas of the schedule `name`.
+    """Return the betas of the schedule `name`.
 
     Args:
       name: a key of `BETA_SCHEDULES`.
@@ -129,9 +134,9 @@ def make_betas(
         and cosine.
       beta_end: beta at t = T-1, in (0, 1]; None for the published value. Not taken by jsd and
         cosine.
-      scale_betas: the end points are those of a chain of 1000 steps, and the T steps are scaled so
-        that they add as much noise as these: `scaled_betas`. False: they are those of the T steps.
-        Not taken by jsd and cosine, which follow T by themselves.
+      scale_betas: whether the end points are those of a chain of 1000 steps, and the T steps are
+        scaled to add as much noise as these: `scaled_betas`. Otherwise they are those of the T
+        steps. Not taken by jsd and cosine, which depend on T by themselves.
 
     Returns:
       float64 [T], each in (0, 1].
@@ -160,12 +165,11 @@ def make_betas(
 
 
 def scaled_betas(betas: np.ndarray) -> np.ndarray:
-    """The betas of T steps that add together as much noise as 1000 steps along the same curve: 1 -
-    (1-β)^(1000/T).
+    """1 - (1-β)^(1000/T): T steps that together add as much noise as 1000 on the same curve.
 
     A step of the chain is one of dx = -½ β(u) x du + √β(u) dw over 1/T of its time, so α_t is
-    exp(-∫β) over it: the power 1000/T. alphas_bar at the end is that of 1000 steps for every T, up
-    to how well T points follow the curve, and every beta stays below 1. To first order it is β
+    exp(-∫β) over it: the power 1000/T. The final alphas_bar is that of 1000 steps for every T, up
+    to the resolution of the curve by T points, and every beta stays below 1. To first order it is β
     1000/T, the rule of Improved DDPM's code, by which the linear schedule has a beta above 1 where
     T < 20.
 
@@ -189,7 +193,7 @@ class Schedule(NamedTuple):
     alphas_bar_{-1} = 1.
     """
 
-    # the time the network is told at row t; differs from t in a respaced or rescaled chain
+    # the network's time at row t; differs from t in a respaced or rescaled chain
     timesteps: chex.Array
     betas: chex.Array
     alphas_bar: chex.Array
@@ -202,7 +206,7 @@ class Schedule(NamedTuple):
     snr: chex.Array  # alphas_bar / (1 - alphas_bar)
     posterior_mean_coef1: chex.Array  # of x_0 in the mean of q(x_{t-1}|x_t, x_0), eq. 7
     posterior_mean_coef2: chex.Array  # of x_t in it
-    # Of the step that was trained; in a respaced chain the step that is walked has other numbers.
+    # Of the trained step; in a respaced chain the walked step has other numbers.
     trained_mean_coef1: chex.Array  # posterior_mean_coef1 of the whole chain at this t
     trained_mean_coef2: chex.Array
     posterior_variance: chex.Array  # beta tilde, eq. 7; 0 at t = 0
@@ -226,7 +230,7 @@ def make_schedule(
     time_scale: float = 1.0,
     dtype=np.float32,
 ) -> Schedule:
-    """Builds every table from the betas, in float64, and rounds to `dtype`.
+    """Build every table from the betas, in float64, and round to `dtype`.
 
     Args:
       betas: float64 [T], each in (0, 1), the last in (0, 1].
@@ -234,11 +238,11 @@ def make_schedule(
         kept steps form a chain of their own with the same q(x_t|x_0): beta' = 1 - alphas_bar_t /
         alphas_bar_s, with s the kept step before t (Nichol & Dhariwal 2021, section 4). Between two
         indices `half_log_snr` is linear in t.
-      time_scale: the network is told t times this; Improved DDPM's code has 1000 / T.
+      time_scale: the network's time is t times this; Improved DDPM's code has 1000 / T.
       dtype: of the tables; float64 serves tests.
 
     Returns:
-      The `Schedule`, N rows. Row i tells the network the time timesteps[i] * time_scale.
+      The `Schedule` of N rows. The network's time in row i is timesteps[i] * time_scale.
 
     Raises:
       UsageError: too few betas, betas outside their range, or timesteps that are not increasing,
@@ -260,13 +264,13 @@ def make_schedule(
     # an alphas_bar below 1e-38 is 0 in float32, and its reciprocal inf
     with np.errstate(over="ignore"):
         tables = {name: table.astype(dtype) for name, table in tables.items()}
-    # a network is given its times in no fewer digits than float32's
+    # times have at least the precision of float32
     times = (timesteps * time_scale).astype(np.promote_types(dtype, np.float32))
     return Schedule(timesteps=times, **tables)
 
 
 def check_betas(betas: np.ndarray) -> None:
-    """Refuse betas that make no chain.
+    """Refuse betas that do not make a chain.
 
     Raises:
       UsageError: fewer than two, or one outside its range.
@@ -293,7 +297,7 @@ def half_log_snr(betas: np.ndarray) -> np.ndarray:
 
 
 def step_variance(lambdas: np.ndarray, lambdas_prev: np.ndarray) -> np.ndarray:
-    """1 - ᾱ/ᾱ' of the step from the level λ' up to the noisier λ; 0 where they are one level.
+    """1 - ᾱ/ᾱ' of the step from the level λ' up to the noisier λ; 0 where the levels are equal.
 
     Written as (1-ᾱ) (1 - e^(-2(λ'-λ))): a ratio of two rounded ᾱ loses the digits of a short step.
     """
@@ -308,9 +312,9 @@ def step_variance(lambdas: np.ndarray, lambdas_prev: np.ndarray) -> np.ndarray:
 def _keep(
     timesteps: np.ndarray, betas: np.ndarray, alphas_bar: np.ndarray, lambdas: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(β, ᾱ, λ) of the chain of these times; between two indices λ is linear in t.
+    """Return (β, ᾱ, λ) of the chain of these times; between two indices λ is linear in t.
 
-    On an index ᾱ is the table's own value, and so is β where the step before it is kept as well.
+    At an index ᾱ is the value of the table, and so is β where the step before is kept as well.
     """
     below, above = np.floor(timesteps).astype(int), np.ceil(timesteps).astype(int)
     part = timesteps - below
@@ -344,10 +348,10 @@ def _check_timesteps(timesteps: np.ndarray, num_timesteps: int) -> None:
 
 
 def _mean_coefs(betas: np.ndarray, alphas_bar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of x_0 and of x_t in the mean of q(x_{t-1}|x_t, x_0) (Ho et al. 2020, eq. 7)."""
+    """Coefficients of x_0 and x_t in the mean of q(x_{t-1}|x_t, x_0) (Ho et al. 2020, eq. 7)."""
     alphas_bar_prev = np.concatenate([[1.0], alphas_bar[:-1]])
-    of_x_0 = betas * np.sqrt(alphas_bar_prev) / (1 - alphas_bar)
-    return of_x_0, (1 - alphas_bar_prev) * np.sqrt(1 - betas) / (1 - alphas_bar)
+    x_0_coef = betas * np.sqrt(alphas_bar_prev) / (1 - alphas_bar)
+    return x_0_coef, (1 - alphas_bar_prev) * np.sqrt(1 - betas) / (1 - alphas_bar)
 
 
 def _posterior_variance(betas: np.ndarray, alphas_bar: np.ndarray) -> np.ndarray:
@@ -356,15 +360,15 @@ def _posterior_variance(betas: np.ndarray, alphas_bar: np.ndarray) -> np.ndarray
 
 
 def _trained_step(betas: np.ndarray, alphas_bar: np.ndarray) -> dict[str, np.ndarray]:
-    """The numbers of the whole chain's step at each t, by their names in `Schedule`.
+    """Return the coefficients of the whole chain's step at each t, by their names in `Schedule`.
 
-    Between two indices they are interpolated linearly: right for a network whose output is linear
+    Between two indices they are interpolated linearly: correct for a network whose output is linear
     there.
     """
-    of_x_0, of_x_t = _mean_coefs(betas, alphas_bar)
+    x_0_coef, x_t_coef = _mean_coefs(betas, alphas_bar)
     return {
-        "trained_mean_coef1": of_x_0,
-        "trained_mean_coef2": of_x_t,
+        "trained_mean_coef1": x_0_coef,
+        "trained_mean_coef2": x_t_coef,
         "trained_posterior_variance": _posterior_variance(betas, alphas_bar),
     }
 
@@ -418,8 +422,9 @@ def same_schedule(one: Schedule, other: Schedule) -> bool:
 
 
 def spaced_timesteps(num_timesteps: int, steps: int) -> np.ndarray:
-    """Returns `steps` indices spread evenly over 0..T-1 with both ends kept; int64, increasing;
-    [T-1] for one step.
+    """Return `steps` indices evenly spaced over 0..T-1 with both ends kept.
+
+    int64, increasing; [T-1] for one step.
 
     This is the spacing of Improved DDPM (Nichol & Dhariwal 2021, section 4). The "leading" spacing
     of other libraries leaves out t = T-1 and so starts the reverse chain from noise of the wrong

@@ -1,7 +1,7 @@
 """Which t to train on: uniform, antithetic, or importance sampling by past losses.
 
 Every draw depends on the key and on the example's global index in the batch, never on the batch
-around it, so one device and eight draw the same. Which t to walk when sampling is in
+around it, so one device and eight draw the same. The choice of t for sampling is in
 `schedules.spaced_timesteps`.
 """
 
@@ -26,14 +26,17 @@ class LossHistory(NamedTuple):
 
 
 def uniform(key: chex.PRNGKey, index: chex.Array, num_timesteps: int) -> chex.Array:
-    """t uniform over 0..T-1, independent for each example. `index` is the global index, int [B];
-    returns int32 [B]."""
+    """Draw t uniformly over 0..T-1, independently for each example.
+
+    `index` is the global index, int [B]; returns int32 [B].
+    """
     return jax.vmap(lambda k: jax.random.randint(k, (), 0, num_timesteps))(fold_in_each(key, index))
 
 
 def antithetic(key: chex.PRNGKey, index: chex.Array, num_timesteps: int) -> chex.Array:
-    """Uniform t in pairs: examples 2i and 2i+1 get t and T-1-t, which lowers the variance of the
-    batch's mean loss.
+    """Draw uniform t in pairs: examples 2i and 2i+1 get t and T-1-t.
+
+    This lowers the variance of the mean loss of a batch.
 
     `index` is the global index, int [B]; returns int32 [B]. (Song et al. 2020, DDIM's code.)
     """
@@ -42,15 +45,16 @@ def antithetic(key: chex.PRNGKey, index: chex.Array, num_timesteps: int) -> chex
 
 
 def init_history(num_timesteps: int) -> LossHistory:
-    """An empty history."""
+    """Return an empty history."""
     return LossHistory(jnp.zeros((num_timesteps, HISTORY)), jnp.zeros((num_timesteps,), jnp.int32))
 
 
 def importance_probabilities(history: LossHistory) -> chex.Array:
-    """p_t ∝ √E[L_t²] over the remembered losses, once every t has a full history; uniform before
-    (eq. 18).
+    """p_t ∝ √E[L_t²] over the remembered losses once every t has a full history, else uniform.
 
-    Losses that are all 0 leave nothing to prefer: uniform as well.
+    Nichol & Dhariwal 2021, eq. 18.
+
+    Losses that are all 0 give the uniform distribution as well.
 
     Returns:
       float32 [T], sums to 1, each at least UNIFORM_SHARE / T.
@@ -65,11 +69,12 @@ def importance_probabilities(history: LossHistory) -> chex.Array:
 def importance(
     key: chex.PRNGKey, index: chex.Array, history: LossHistory
 ) -> tuple[chex.Array, chex.Array]:
-    """Draws t from `importance_probabilities`, by inverting their cumulative sum (Nichol & Dhariwal
-    2021, eq. 18).
+    """Draw t from `importance_probabilities`, by inverting their cumulative sum.
+
+    Nichol & Dhariwal 2021, eq. 18.
 
     Args:
-      key: of the batch's draws of t.
+      key: for the batch's draws of t.
       index: the examples' global indices, int [B].
       history: past losses.
 
@@ -86,11 +91,11 @@ def importance(
 
 
 def update_history(history: LossHistory, t: chex.Array, losses: chex.Array) -> LossHistory:
-    """Writes a whole batch's losses into the ring buffers, in the order of the batch.
+    """Write the losses of a whole batch into the ring buffers, in the order of the batch.
 
     Args:
       history: past losses.
-      t: int [N], all devices' examples; a t may occur several times.
+      t: int [N], of the examples on all devices; a t may occur several times.
       losses: float32 [N], the unweighted loss of each.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The variance of the reverse step: fixed, or what the second half of the network's channels says.
+"""The variance of the reverse step: fixed, or predicted by the second half of the channels.
 
 x_t is [B, H, W, C]; t int [B], 0-based.
 """
@@ -28,7 +28,7 @@ class Variance(NamedTuple):
     log_variance: Callable[[Schedule, chex.Array, chex.Array, chex.Array | None], chex.Array]
 
     def output_channels(self, image_channels: int) -> int:
-        """Channels the network puts out: twice the image's where it also says the variance."""
+        """Return the output channels: twice those of the image where the variance is learned."""
         return 2 * image_channels if self.learned else image_channels
 
 
@@ -42,9 +42,8 @@ def _fixed_large(schedule: Schedule, x_t: chex.Array, t: chex.Array, _: None) ->
     return extract(schedule.fixed_large_log_variance, t, x_t)
 
 
-def _learned(schedule: Schedule, x_t: chex.Array, t: chex.Array, said: chex.Array) -> chex.Array:
-    """Turns log Σ of the step that was trained, which the network says, into that of the walked
-    step.
+def _learned(schedule: Schedule, x_t: chex.Array, t: chex.Array, output: chex.Array) -> chex.Array:
+    """Turn the log Σ of the trained step, which the network predicts, into that of the walked step.
 
     Given x_0 both steps are Gaussian, with mean c_1 x_0 + c_2 x_t and variance β̃ (Ho et al. 2020,
     eq. 7). With x_0 unknown, and the trained step's numbers on the left, the walked one's on the
@@ -55,30 +54,32 @@ def _learned(schedule: Schedule, x_t: chex.Array, t: chex.Array, said: chex.Arra
     which is exact: Σ' is the variance of the walked step whatever q(x_0|x_t) is, by the law of
     total variance.
 
-    At most t, Var(x_0|x_t) is a small difference of large numbers: an error of 1 % in Σ can make it
-    anything. It is therefore held to 0..1, all that it can be for data in [-1, 1]; latents are
-    scaled to variance 1. Where the walked step is the trained one, what the network says stays as
-    it is.
+    At most t, Var(x_0|x_t) is a small difference of large numbers, and an error of 1 % in Σ can
+    give it any value. It is therefore clipped to 0..1, its range for data in [-1, 1]; latents are
+    scaled to variance 1. Where the walked step is the trained one, the network's prediction is left
+    as it is.
     """
     own = extract(own_step(schedule), t, x_t)
     log_trained = extract(jnp.log(jnp.maximum(schedule.trained_posterior_variance, TINY)), t, x_t)
     # Both branches of the `where` below stay finite: its gradient would be 0 times infinity.
-    log_variance = jnp.where(own, log_trained, said)
+    log_variance = jnp.where(own, log_trained, output)
     # Σ - β̃ without cancelling.
     excess = -jnp.exp(log_variance) * jnp.expm1(jnp.minimum(log_trained - log_variance, 0))
-    of_x_0 = jnp.maximum(extract(schedule.trained_mean_coef1, t, x_t), TINY)
-    variance_of_x_0 = jnp.minimum(excess / of_x_0 / of_x_0, 1)
-    of_x_0 = extract(schedule.posterior_mean_coef1, t, x_t)
-    walked = extract(schedule.posterior_variance, t, x_t) + jnp.square(of_x_0) * variance_of_x_0
-    return jnp.where(own, said, jnp.log(jnp.maximum(walked, TINY)))
+    x_0_coef = jnp.maximum(extract(schedule.trained_mean_coef1, t, x_t), TINY)
+    x_0_variance = jnp.minimum(excess / x_0_coef / x_0_coef, 1)
+    x_0_coef = extract(schedule.posterior_mean_coef1, t, x_t)
+    walked = extract(schedule.posterior_variance, t, x_t) + jnp.square(x_0_coef) * x_0_variance
+    return jnp.where(own, output, jnp.log(jnp.maximum(walked, TINY)))
 
 
 def _learned_range(schedule: Schedule, x_t: chex.Array, t: chex.Array, v: chex.Array) -> chex.Array:
-    """log Σ = u log β_t + (1-u) log β̃_t, u = (v+1)/2 (Nichol & Dhariwal 2021, eq. 15): v in [-1,
-    1] spans the range.
+    """log Σ = u log β_t + (1-u) log β̃_t, u = (v+1)/2 (Nichol & Dhariwal 2021, eq. 15).
 
-    In a respaced chain the range is that chain's: so the paper defines it (section 4) and evaluates
-    its models. Unlike `_learned` this is an approximation; docs/samplers.md has its error.
+    v in [-1, 1] spans the range.
+
+    In a respaced chain the range is that of the respaced chain, as the paper defines it (section 4)
+    and evaluates its models. Unlike `_learned` this is an approximation; docs/samplers.md has its
+    error.
     """
     u = (v + 1) / 2
     return u * extract(schedule.log_betas, t, x_t) + (1 - u) * extract(
@@ -98,7 +99,7 @@ VARIANCES = {
 
 
 def output_channels(image_channels: int, variance: str) -> int:
-    """Channels of a network for the variance of this name: `Variance.output_channels`.
+    """Return the output channels of a network for a variance by name: `Variance.output_channels`.
 
     Raises:
       UsageError: an unknown variance.
