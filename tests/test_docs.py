@@ -97,7 +97,7 @@ def test_the_python_of_the_readme_has_five_lines_and_runs(run):
     assert images.shape == (16, 8, 8, 1)
     assert images.dtype == np.uint8
     assert names["edited"].shape == (4, 8, 8, 1)
-    assert np.isfinite(names["bits"].bits_per_dim).all()
+    assert np.isfinite(names["bits"].values).all()
 
 
 def test_a_loaded_model_compiles_once_for_a_size_of_batch(run):
