@@ -125,7 +125,7 @@ def settings(**groups):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_size_is_said_by_its_letter(size):
-    model = build(settings(dit={"size": size, "patch_size": 4})).model
+    model = build(settings(dit={"size": size, "patch_size": 4})).network
     assert isinstance(model, DiT)
     assert (model.hidden_size, model.depth, model.num_heads, model.patch_size) == (*SIZES[size], 4)
 
@@ -146,7 +146,7 @@ def test_fields_of_the_model_that_are_not_the_u_nets_alone_reach_the_transformer
     )
     told = {"num_classes": 10, "low_res_channels": 1, "out_channels": 2}
     del own["size"]
-    assert build(config).model == DiT(dtype=jax.numpy.bfloat16, **shared, **own, **told)
+    assert build(config).network == DiT(dtype=jax.numpy.bfloat16, **shared, **own, **told)
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_at_the_chains_own_times_the_flow_has_the_epsilon_of_the_unclipped_chain
     x = np.random.default_rng(1).standard_normal((4, 8, 8, 1), np.float32) * 2
     wanted = chain(x, t)
     assert np.abs(wanted.x_0).max() > 1.5  # clipping would show
-    found = experiment.eps(params, experiment.continuous())(x, np.float32(t))
+    found = experiment.eps(Weights(params), experiment.continuous())(x, np.float32(t))
     # ε from x_0 is a difference divided by √(1-ᾱ_0) = 0.04, of tables in float32.
     np.testing.assert_allclose(found, wanted.eps, rtol=2e-4, atol=2e-4 * np.abs(wanted.eps).max())
 
