@@ -109,6 +109,7 @@ class Model(PictureMethods):
         seed: int = 0,
         batch_size: int = 64,
         noise: Any = None,
+        step_noise: Any = None,
         trajectory: bool = False,
     ) -> np.ndarray | Trajectory:
         """Make images: image i depends on the seed and on i.
@@ -127,6 +128,8 @@ class Model(PictureMethods):
           seed: 0..2^32-1.
           batch_size: images made at a time, over all devices.
           noise: float [n, h, w, c], in place of the seed's x_T.
+          step_noise: float [N, n, h, w, c], standard normal, in place of the seed's noise of each
+            of the sampler's N rows; [N, draws, n, h, w, c] for more than one draw a row.
           trajectory: also return the chains.
 
         Returns:
@@ -148,7 +151,9 @@ class Model(PictureMethods):
         )
         make = self._maker.trajectory if trajectory else self._maker.images
         generator = make_generator(self.trained, sampling)
-        return make(generator, n, seed=seed, batch_size=batch_size, noise=noise)
+        return make(
+            generator, n, seed=seed, batch_size=batch_size, noise=noise, step_noise=step_noise
+        )
 
     def encode(self, images: Picture) -> np.ndarray:
         """Return x_0 of images: float32 [n, h, w, c], or [h, w, c] for one.

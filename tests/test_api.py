@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.generation.shards import read_shards
-from ddpm_jax.randomness import base_key, image_keys
+from ddpm_jax.randomness import base_key, image_keys, normal, row_keys
 
 RUNS = pathlib.Path(__file__).parent / "fixtures" / "runs"
 FEW = {"sampler": "ddim", "steps": 4}
@@ -115,6 +115,19 @@ def test_given_noise_takes_the_place_of_the_seed(model):
     np.testing.assert_array_equal(model.decode(made.x_t[-1]), made.images)
     again = model.sample(3, seed=5, noise=made.x_t[0], **FEW)
     np.testing.assert_array_equal(again, made.images)
+
+
+def test_given_step_noise_takes_the_place_of_the_seeds(model):
+    """Of an ancestral chain whose last step, at which nothing is drawn, is its last row."""
+    keys = image_keys(base_key(0), jnp.arange(3))
+    drawn = [normal(row_keys(keys, t), (8, 8, 1)) for t in (3, 2, 1, 0)]
+    how = {"steps": 4, "noise": model.sample(3, trajectory=True, steps=4).x_t[0]}
+    made = model.sample(3, seed=9, step_noise=np.stack(drawn), **how)
+    np.testing.assert_array_equal(made, model.sample(3, steps=4))
+    still = model.sample(3, seed=9, step_noise=np.zeros((4, 3, 8, 8, 1)), **how)
+    assert np.any(made != still)
+    with pytest.raises(UsageError, match=r"give \(4, 3, 8, 8, 1\)"):
+        model.sample(3, step_noise=np.zeros((3, 3, 8, 8, 1)), **how)
 
 
 def test_a_trajectory_is_the_chain_of_the_pure_functions(by_class):

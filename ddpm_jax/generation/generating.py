@@ -62,6 +62,7 @@ def make_generate(
     *,
     decode: Callable[[Any, chex.Array, Any], chex.Array] = pixels,
     start: Callable[[chex.PRNGKey, Any], chex.Array] | None = None,
+    step_noise: Callable[[Any], chex.Array | None] = lambda inputs: None,
     num_frames: int = 0,
     together: bool = False,
 ) -> Generate:
@@ -86,6 +87,7 @@ def make_generate(
         traced.
       start: (keys [B], inputs) -> x_T [B, h, w, c], where the chain begins; None for noise of each
         key. Traced.
+      step_noise: inputs -> the noise of the steps, [N, B, h, w, c]; None for that of the keys.
       num_frames: frames kept of each chain, 0 for none.
       together: all processes of a run make as many images each, and stop together; see
         `dispatch.walk`.
@@ -115,7 +117,9 @@ def make_generate(
     def advance(shared, examples, walk, first, last):
         sampler, keys, inputs = unpack(shared, examples)
         denoiser = make_denoiser(shared[0], sampler.schedule, inputs)
-        return loop.advance(denoiser, sampler, walk, keys, first, last), last == num_rows
+        noise = step_noise(inputs)
+        walk = loop.advance(denoiser, sampler, walk, keys, first, last, step_noise=noise)
+        return walk, last == num_rows
 
     def finish(shared, examples_and_walk):
         examples, walk = examples_and_walk

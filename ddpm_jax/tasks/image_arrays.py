@@ -37,7 +37,8 @@ class ImageMaker:
         *,
         seed: int,
         batch_size: int,
-        noise: np.ndarray | None = None,
+        noise: Any = None,
+        step_noise: Any = None,
     ) -> np.ndarray:
         """Make images 0..count-1: uint8 [count, H, W, C].
 
@@ -47,13 +48,16 @@ class ImageMaker:
           seed: of the noise.
           batch_size: images at a time; the last digits may depend on it.
           noise: float [count, h, w, c] in place of the seed's x_T.
+          step_noise: float [N, count, h, w, c], or [N, draws, count, h, w, c], in place of the
+            seed's noise of the N rows of the sampler.
 
         Raises:
           UsageError: a count or batch below 1, or noise of another shape.
           FailureError: an image that is not finite.
         """
         generator, generate = self._program(generator)
-        made = _batches(generator, generate, count, seed=seed, batch_size=batch_size, noise=noise)
+        given = _given(generator, count, noise, step_noise)
+        made = _batches(generator, generate, given, count, seed=seed, batch_size=batch_size)
         return np.concatenate([batch.images for batch in made])
 
     def trajectory(
@@ -63,11 +67,13 @@ class ImageMaker:
         *,
         seed: int,
         batch_size: int,
-        noise: np.ndarray | None = None,
+        noise: Any = None,
+        step_noise: Any = None,
     ) -> Trajectory:
         """Make images 0..count-1 and keep their whole chains; arguments are those of `images`."""
         generator, generate = self._program(generator, trajectory=True)
-        made = _batches(generator, generate, count, seed=seed, batch_size=batch_size, noise=noise)
+        given = _given(generator, count, noise, step_noise)
+        made = _batches(generator, generate, given, count, seed=seed, batch_size=batch_size)
         x, x_t, x_0 = zip(*made, strict=True)
         decode = jax.jit(generator.decode)
         inputs = generator.inputs(np.arange(count))
@@ -97,29 +103,40 @@ def _undecoded(params: Any, x: jax.Array, inputs: Mapping[str, Any]) -> jax.Arra
 def _batches(
     generator: ImageGenerator,
     generate: Generate,
+    given: Mapping[str, np.ndarray],
     count: int,
     *,
     seed: int,
     batch_size: int,
-    noise: np.ndarray | None,
 ) -> Iterator[Generated]:
-    for name, value in {"n": count, "batch_size": batch_size}.items():
-        if value < 1:
-            raise UsageError(f"{name} is {value}: choose at least 1.")
-    noise = None if noise is None else _checked_noise(noise, (count, *generator.shape))
     params, key, batch_size = generator.params, base_key(seed), min(batch_size, count)
+    if batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size}: choose at least 1.")
     with memory.explained(f"making {batch_size} images at a time", "lower batch_size"):
         for start in range(0, count, batch_size):
             indices = np.arange(start, min(start + batch_size, count))
-            given = {} if noise is None else {"noise": noise[indices]}
-            inputs = generator.inputs(indices, **given)
+            rows = {name: noise[indices] for name, noise in given.items()}
+            inputs = generator.inputs(indices, **rows)
             yield generate(params, key, indices, inputs=inputs, batch_size=batch_size)
 
 
-def _checked_noise(noise: Any, shape: tuple[int, ...]) -> np.ndarray:
-    noise = np.asarray(noise, np.float32)
-    if noise.shape != shape:
-        raise UsageError(
-            f"noise has the shape {noise.shape}: give {shape}, one x_T for each image."
-        )
-    return noise
+def _given(
+    generator: ImageGenerator, count: int, noise: Any, step_noise: Any
+) -> dict[str, np.ndarray]:
+    """Return the noise that is given, a row for each image."""
+    if count < 1:
+        raise UsageError(f"n is {count}: choose at least 1.")
+    images, rows = (count, *generator.shape), generator.sampler.num_rows
+    given = {}
+    if noise is not None:
+        given["noise"] = np.asarray(noise, np.float32)
+        if given["noise"].shape != images:
+            raise UsageError(f"noise has the shape {given['noise'].shape}: give {images}.")
+    if step_noise is not None:
+        step_noise = np.asarray(step_noise, np.float32)
+        if step_noise.shape[:1] != (rows,) or step_noise.shape[1:][-4:] != images:
+            raise UsageError(
+                f"step_noise has the shape {step_noise.shape}: give {(rows, *images)}."
+            )
+        given["step_noise"] = np.moveaxis(step_noise, -4, 0)
+    return given

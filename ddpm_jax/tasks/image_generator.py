@@ -103,6 +103,12 @@ class ImageGenerator:
         x_0 = jnp.where(inputs["mask"], 0.0, x_0) if "mask" in inputs else x_0
         return q_sample(levels, x_0, jnp.full(len(x_0), levels.num_timesteps - 1), noise)
 
+    def step_noise(self, inputs: dict[str, Any]) -> jax.Array | None:
+        """Return the noise of the steps, [N, ..., B, h, w, c], that `inputs` has; None for that of
+        the keys."""
+        noise = inputs.get("step_noise")
+        return None if noise is None else jnp.moveaxis(noise, 0, -4)
+
     def decode(self, params: Any, x: jax.Array, inputs: dict[str, Any] | None = None) -> jax.Array:
         """Return the images uint8 [B, H, W, C] of x_0, or of an x_t, [B, h, w, c]."""
         images = self.trained.model.decode(params["model"], x)
@@ -112,7 +118,8 @@ class ImageGenerator:
 
     def compiled(self, **options: Any) -> generating.Generate:
         """Return the program that makes images; options are those of `generating.make_generate`."""
-        arguments = {"decode": self.decode, "start": self.start} | options
+        functions = {"decode": self.decode, "start": self.start, "step_noise": self.step_noise}
+        arguments = functions | options
         return generating.make_generate(self.denoiser, self.sampler, self.shape, **arguments)
 
     @functools.cached_property
