@@ -21,6 +21,7 @@ _DEFINED_IN = {
     "Callback": "training.callbacks",
     "Chain": "diffusion.chain",
     "Denoiser": "diffusion.denoiser",
+    "Guidance": "tasks.sampling_settings",
     "Prediction": "diffusion.parameterization",
     "Process": "diffusion.process",
     "Sampling": "tasks.sampling_settings",
