@@ -27,7 +27,7 @@ _REFUSALS = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.E
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Calls main(arguments) and returns the exit code: 2 for a user's mistake, 1 for a failure, 130
+    """Call main(arguments) and returns the exit code: 2 for a user's mistake, 1 for a failure, 130
     for Ctrl-C.
 
     What was stopped before it was done ends with 130, 143 after SIGTERM, and 75 after
@@ -50,7 +50,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
 
 
 def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Calls main(arguments) and tells of what it raises; the exit code."""
+    """Call main(arguments) and tells of what it raises; the exit code."""
     try:
         return main(argv)
     except (UsageError, FailureError) as error:
@@ -117,7 +117,7 @@ def _is_unread(stream: TextIO) -> bool:
 
 
 def _print_whatever_is_said() -> None:
-    """Makes a terminal that lacks a character, ± say, or a name that is no text, print its code
+    """Make a terminal that lacks a character, ± say, or a name that is no text, print its code
     instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # that of a notebook has no encoding
@@ -125,7 +125,7 @@ def _print_whatever_is_said() -> None:
 
 
 def _fail(code: int) -> int:
-    """Returns the exit code; one of several processes ends here, because the others may be waiting
+    """Return the exit code; one of several processes ends here, because the others may be waiting
     for it in vain."""
     # which imports JAX; where it is not, nothing was joined
     hosts = sys.modules.get("ddpm_jax.distributed.hosts")

@@ -71,7 +71,7 @@ class FirstStageModel:
 
 
 def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
-    """Builds the network, computing in `dtype`.
+    """Build the network, computing in `dtype`.
 
     Raises:
       UsageError: a field that cannot work, alone or beside the others.

@@ -16,7 +16,7 @@ _OF_BOTH = ("dropout", "time_embedding", "norm_eps", "dtype", "remat")  # fields
 
 
 def make_network(config: ConfigDict, shape: tuple[int, int, int], dtype: Any) -> UNet | DiT:
-    """Builds the network for noisy images of shape [H, W, C], computing in `dtype`.
+    """Build the network for noisy images of shape [H, W, C], computing in `dtype`.
 
     Raises:
       UsageError: a field that cannot work, alone or beside the others.
@@ -40,7 +40,7 @@ def make_network(config: ConfigDict, shape: tuple[int, int, int], dtype: Any) ->
 
 
 def make_classifier(config: ConfigDict, size: int, dtype: Any) -> Classifier:
-    """Builds the classifier of noisy images of size x size pixels, computing in `dtype`.
+    """Build the classifier of noisy images of size x size pixels, computing in `dtype`.
 
     Raises:
       UsageError: as `make_network`.

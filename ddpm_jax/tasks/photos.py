@@ -75,7 +75,7 @@ def read_whole_photo(name: str, path: Picture, *, multiple: int, channels: int) 
 
 
 def check_photo(name: str, path: str | pathlib.Path, size: int) -> None:
-    """Looks at a picture's header alone: one of many that will be read when their turn comes.
+    """Look at a picture's header alone: one of many that will be read when their turn comes.
 
     Raises:
       UsageError: no such file, none that begins as a picture, or one whose shorter side is below

@@ -1,5 +1,4 @@
-"""Train state, step, optimiser, EMA, mapping over devices, checkpoints, metrics and the loop that
-ties them together.
+"""Train state, step, optimiser, EMA, objectives and the loop that ties them together.
 
-The step knows nothing of which diffusion it trains: it is handed an `Objective`.
+The step does not depend on what it trains: it takes an `Objective`.
 """

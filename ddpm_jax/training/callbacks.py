@@ -1,4 +1,4 @@
-"""What a user's program may do while a run trains."""
+"""Hooks that a user's program can run during training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,52 +14,53 @@ class StopTraining(Exception):
 
 
 class Callback:
-    """What is called while a run trains: override the methods you need.
+    """Hooks called while a run trains: override the methods you need.
 
         class Patience(ddpm_jax.Callback):
             def on_record(self, step, metrics):
                 if metrics.get("loss", 1.0) < 0.03:
                     raise ddpm_jax.StopTraining
 
-    Of several processes only the primary one calls `on_record`; the others are called on all.
+    With several processes `on_record` is called on the primary one only, the other hooks on all.
     States are on the devices, and their buffers are reused by the next step: copy what you keep
-    (`jax.device_get`). `StopTraining` ends the run in order; any other exception at once.
+    (`jax.device_get`). `StopTraining` ends the run after a save; any other exception ends it at
+    once.
     """
 
     def on_record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Called with each record of `metrics.jsonl`: those of the loss, and those of samples."""
+        """Handle a record of `metrics.jsonl`: one of the loss, or one of samples."""
 
     def on_sample(self, step: int, state: TrainState) -> None:
-        """Called after the samples of a step have been drawn, if the model draws any."""
+        """Handle a step whose samples have been drawn, if the model draws any."""
 
     def on_checkpoint(self, step: int, state: TrainState) -> None:
-        """Called when a checkpoint has been handed over; its files may still be being written."""
+        """Handle a checkpoint that is being written; its files may not be complete yet."""
 
 
 class Callbacks:
     """The callbacks of a run, which may end it; also a viewer for `MetricWriter`."""
 
     def __init__(self, callbacks: Sequence[Callback], interrupt: Interrupt):
-        """Take the callbacks, and what they stop the run by."""
+        """Store the callbacks, and the interrupt through which they stop the run."""
         self._callbacks, self._interrupt = tuple(callbacks), interrupt
 
     def on_sample(self, step: int, state: TrainState) -> None:
-        """Tell all of drawn samples."""
+        """Call `on_sample` of every callback."""
         self._call(lambda callback: callback.on_sample(step, state))
 
     def on_checkpoint(self, step: int, state: TrainState) -> None:
-        """Tell all of a checkpoint."""
+        """Call `on_checkpoint` of every callback."""
         self._call(lambda callback: callback.on_checkpoint(step, state))
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Tell all of a record."""
+        """Call `on_record` of every callback."""
         self._call(lambda callback: callback.on_record(step, metrics))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Ignore a picture."""
 
     def histogram(self, step: int, name: str, edges: np.ndarray, values: np.ndarray) -> None:
-        """Ignore bars."""
+        """Ignore a histogram."""
 
     def close(self) -> None:
         """Do nothing: nothing is open."""

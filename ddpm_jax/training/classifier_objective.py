@@ -1,5 +1,7 @@
-"""The objective of a classifier of noisy images: cross-entropy at a random t. The network is
-`models.classifier`."""
+"""The objective of a classifier of noisy images: cross-entropy at a random t.
+
+The network is `models.classifier`.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

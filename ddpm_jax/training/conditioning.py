@@ -1,8 +1,7 @@
-"""What a model is told of an example beside x_t and t, made from the example: labels, dropped at
-random, and low_res.
+"""Conditions of an example besides x_t and t: labels, dropped at random, and low_res.
 
-What a condition is and how the network takes it, is in `models`; guidance at sampling, which uses
-the null class, is not here.
+What a condition is and how the network uses it is in `models`. Guidance at sampling, which uses the
+null class, is in `samplers.guidance`.
 """
 
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from ddpm_jax.models.condition import Condition
 
 
 class Conditioning(NamedTuple):
-    """Which conditions a model has. By default none."""
+    """The conditions of a model; by default none."""
 
     num_classes: int = 0  # K; 0: no labels
     # probability, in training, that a label is replaced by the null class
@@ -26,7 +25,7 @@ class Conditioning(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return what the model is told, in words."""
+        """Return the names of the conditions in words."""
         told = {
             "their label": self.num_classes,
             "the image of lower resolution": self.low_res_factor,
@@ -40,13 +39,12 @@ UNCONDITIONAL = Conditioning()
 def make_condition(
     conditioning: Conditioning, x_0: chex.Array, label: chex.Array | None
 ) -> Condition | None:
-    """Return what the model is told of these examples, or None where it is told nothing.
+    """Return the condition of these examples, or None for an unconditional model.
 
     Args:
       conditioning: which conditions there are.
-      x_0: float32 [B, H, W, C] in [-1, 1], mirrored already where training mirrors; H and W
-        multiples of the factor.
-      label: int32 [B] in 0..K-1; not read where there are no classes.
+      x_0: float32 [B, H, W, C] in [-1, 1], after any random flip; H and W multiples of the factor.
+      label: int32 [B] in 0..K-1; not read without classes.
     """
     if not conditioning.num_classes and not conditioning.low_res_factor:
         return None
@@ -60,8 +58,9 @@ def make_condition(
 def drop_labels(
     conditioning: Conditioning, condition: Condition | None, keys: chex.PRNGKey
 ) -> Condition | None:
-    """Replace each label by the null class with probability `label_dropout` (Ho and Salimans 2022,
-    algorithm 1).
+    """Replace each label by the null class with probability `label_dropout`.
+
+    This is algorithm 1 of Ho and Salimans 2022.
 
     `keys` are typed keys [B], one for each example, so that a draw does not depend on the batch
     around it.

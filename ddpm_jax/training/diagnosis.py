@@ -1,9 +1,8 @@
-"""Where a number stopped being finite: the failing step once more, part by part, with an eye on
-every module.
+"""Diagnosis of a step that is not finite: the step is repeated with every module watched.
 
 The step itself only says that its loss or gradient is not finite, and leaves the state as it was
-(`step`). Here that state and the batch are run again, first forward, then with the gradient, and
-the first place that fails is put into words. What to do about it is said by the loop.
+(`step`). Here that state and batch are run again, first forward, then with the gradient, and the
+first place that fails is described. The remedy is given by the loop.
 """
 
 import functools
@@ -27,17 +26,18 @@ NETWORK = "the network"
 def make_explain(
     objective: Objective, *, parts: int, whole: Callable[[Any], Any] = lambda tree: tree
 ) -> Explain:
-    """Return explain(state, batch, base_key) -> why the step from `state` is not finite, as half a
-    sentence.
+    """Return explain(state, batch, base_key) -> why the step from `state` is not finite.
 
-    Several processes call it together, each with its share of the batch. It returns None where all
-    of that is finite.
+    The reason is half a sentence.
+
+    Several processes call it together, each with its share of the batch. It returns None if
+    everything in that share is finite.
 
     Args:
-      objective: what was trained. Its network is watched if it is made of Flax modules.
-      parts: equal parts, one after another, that this process's share of the batch is computed in.
-        Examples draw the same numbers in any part, so that one may be no larger than what a device
-        computes at once.
+      objective: of the run. Its network is watched if it consists of Flax modules.
+      parts: number of equal parts in which this process's share of the batch is computed, one after
+        another. An example draws the same numbers in any part, so a part need be no larger than
+        what a device computes at once.
       whole: a part of the state -> all of it on every device (`Parallelism.whole`).
     """
 
@@ -100,11 +100,10 @@ def _gradient_norms(
 
 
 class _Watch:
-    """Notes what goes into and comes out of every Flax module, in the order of computation
-    (`nn.intercept_methods`).
+    """A record of the inputs and outputs of every Flax module, in the order of computation.
 
-    A callback from the device, and not a result of the program, because recomputed blocks
-    (`nn.remat`) let nothing else out.
+    It is an interceptor for `nn.intercept_methods`. It uses a callback from the device, not a
+    result of the program, because recomputed blocks (`nn.remat`) let nothing else out.
     """
 
     def __init__(self) -> None:
@@ -168,12 +167,17 @@ class _Watch:
 
 
 def _weight(aux: Any) -> str | None:
-    """Say that the loss of diffusion fails by its weight over t, in words, where the errors that it
-    weighs are finite."""
+    """Return a sentence if only the weight over t makes the diffusion loss fail, else None.
+
+    That is where the errors that it weighs are finite.
+    """
     errors = [getattr(aux, name, np.nan) for name in ("simple", "vlb")]
     if not all(np.all(np.isfinite(error)) for error in errors):
         return None
-    return f"the network's error is finite, up to {np.max(errors):.3g}, its product with the weight over t is not"
+    return (
+        f"the network's error is finite, up to {np.max(errors):.3g}, its product with the weight "
+        "over t is not"
+    )
 
 
 def _where(loss: Any, aux: Any) -> str:

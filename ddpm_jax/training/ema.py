@@ -1,7 +1,7 @@
 """Moving averages of the parameters: the weights that are sampled from and evaluated.
 
-Here are the laws by which an average takes in new parameters during training. What can be made of
-saved averages afterwards is in `ema_profiles`.
+These are the update rules during training. Averages computed afterwards from saved ones are in
+`ema_profiles`.
 """
 
 import math
@@ -15,7 +15,10 @@ from ddpm_jax.training.ema_profiles import gamma_from_sigma_rel
 
 
 class Average(NamedTuple):
-    """The law of one average. At most one of `warmup`, `rampup_ratio` and `sigma_rel` is set."""
+    """The update rule of one average.
+
+    At most one of `warmup`, `rampup_ratio` and `sigma_rel` is set.
+    """
 
     # share of itself that an average keeps in an update (Ho et al. 2020, appendix B)
     decay: float = 0.9999
@@ -28,24 +31,24 @@ class Average(NamedTuple):
 
 
 def init(params: Any) -> Any:
-    """Start an average at the parameters: a copy, because a donated buffer cannot be given twice."""
+    """Start an average as a copy of the parameters: no buffer can be donated twice."""
     return jax.tree.map(jnp.copy, params)
 
 
 def rate_at(step: chex.Array, average: Average) -> chex.Array:
-    """Return 1 - decay, the share of the new parameters after update number `step` (0-based),
-    float32 scalar.
+    """Return 1 - decay, the share of the new parameters after update `step` (0-based).
 
-    Not the decay itself, which in float32 would lose digits the nearer it is to 1.
+    The result is a float32 scalar.
+
+    It is not the decay itself, which in float32 would lose digits the nearer it is to 1.
 
     - constant: 1 - d;
     - `warmup`: d_t = min(d, (1 + step) / (10 + step));
     - `rampup_ratio` r: the half-life of d, or r step where that is shorter (Karras et al. 2022,
-    their code);
-    - `sigma_rel`: β_t = (1 - 1/t)^(γ+1) with t = step + 1 (Karras et al. 2024, section 3.1), which
-    makes the average
-      after t updates that of all parameters so far with weights proportional to time^γ: the initial
-      ones have none.
+      their code);
+    - `sigma_rel`: β_t = (1 - 1/t)^(γ+1) with t = step + 1 (Karras et al. 2024, section 3.1). The
+      average after t updates then weighs all parameters so far in proportion to time^γ, and the
+      initial ones not at all.
     """
     step = jnp.asarray(step, jnp.float32)
     if average.sigma_rel:

@@ -1,11 +1,12 @@
-"""Averages of any length from saved ones, after training (Karras et al. 2024, section 3 and
-appendix C), in float64.
+"""Averages of any length computed from saved ones after training, in float64.
 
-An average over a run is told by its profile: the weight p(τ) that the parameters of time τ have in
-it. Those kept by `ema.update` with `sigma_rel` have p(τ) = (γ + 1) τ^γ / t^(γ+1) on [0, t], t being
-the steps done. Any other profile is approximated by a sum of saved ones, and the average it belongs
-to by the same sum of saved averages. Time counts in steps; parameters of step k stand for the times
-(k - 1, k], so nothing here is rounded to steps.
+The method is that of Karras et al. 2024, section 3 and appendix C.
+
+An average over a run is described by its profile: the weight p(τ) of the parameters at time τ.
+Those kept by `ema.update` with `sigma_rel` have p(τ) = (γ + 1) τ^γ / t^(γ+1) on [0, t], t being the
+steps done. Any other profile is approximated by a sum of saved ones, and its average by the same
+sum of saved averages. Time counts in steps; parameters of step k stand for the times (k - 1, k], so
+nothing here is rounded to steps.
 """
 
 from collections.abc import Sequence
@@ -26,20 +27,21 @@ class Profile(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """Saved profiles put together to make a wanted one."""
+    """A sum of saved profiles that approximates a wanted one."""
 
     coefficients: np.ndarray  # float64 [N], one for each saved profile; their sum is 1
     error: float  # ||p - Σ c_i p_i|| / ||p||, the norms over time
 
 
 def sigma_rel_from_gamma(gamma: float) -> float:
-    """Return the standard deviation of a profile in units of t: (γ + 1)^½ (γ + 2)^-1 (γ + 3)^-½."""
+    """Return the standard deviation of a profile in units of t: (γ+1)^½ (γ+2)^-1 (γ+3)^-½."""
     return (gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5)
 
 
 def gamma_from_sigma_rel(sigma_rel: float) -> float:
-    """Return γ of a relative width: the largest root of γ³ + 7 γ² + (16 - σ^-2) γ + 12 - σ^-2
-    (their algorithm 2).
+    """Return γ of a relative width (Karras et al. 2024, algorithm 2).
+
+    It is the largest root of γ³ + 7 γ² + (16 - σ^-2) γ + 12 - σ^-2.
 
     Raises:
       UsageError: no γ > 0 has that width.
@@ -54,26 +56,29 @@ def gamma_from_sigma_rel(sigma_rel: float) -> float:
 
 
 def step_weights(profile: Profile) -> np.ndarray:
-    """Return how much the parameters after each of the updates 1..t weigh: float64 [t], (k^(γ+1) -
-    (k-1)^(γ+1)) / t^(γ+1)."""
+    """Return the weights of the parameters after each of the updates 1..t: float64 [t].
+
+    They are (k^(γ+1) - (k-1)^(γ+1)) / t^(γ+1).
+    """
     k = np.arange(int(profile.t) + 1, dtype=np.float64) / profile.t
     return np.diff(k ** (profile.gamma + 1))
 
 
 def inner_product(a: Profile, b: Profile) -> float:
-    """Return ∫ p_a(τ) p_b(τ) dτ = (γ_a+1) (γ_b+1) (t_min / t_max)^γ / ((γ_a+γ_b+1) t_max), with the
-    γ of the later one."""
+    """Return ∫ p_a(τ) p_b(τ) dτ.
+
+    It is (γ_a+1) (γ_b+1) (t_min / t_max)^γ / ((γ_a+γ_b+1) t_max), with the γ of the later one.
+    """
     early, late = sorted((a, b), key=lambda profile: profile.t)
     scale = (a.gamma + 1) * (b.gamma + 1) / ((a.gamma + b.gamma + 1) * late.t)
     return scale * (early.t / late.t) ** late.gamma
 
 
 def fit(wanted: Profile, saved: Sequence[Profile]) -> Fit:
-    """Find the coefficients of least squares, min ||p - Σ c_i p_i||² over time, among those whose
-    sum is 1.
+    """Find the least-squares coefficients, min ||p - Σ c_i p_i||² over time, with Σ c_i = 1.
 
-    The sum is not bound in the paper. Where it is not 1, parameters that never moved would come out
-    scaled.
+    The paper does not constrain the sum. With another sum, parameters that never moved would come
+    out scaled.
 
     Raises:
       UsageError: nothing is saved.

@@ -1,14 +1,15 @@
-"""What makes a training step take less memory than it took."""
+"""Remedies for a training step that runs out of memory."""
 
 
 def remedies_of_a_step(
     *, batch_size: int, accumulate_steps: int, remat: str, parallel: str, devices: int
 ) -> str:
-    """Return what to do, in the words of the config, of what is not done already.
+    """Return the remedies not applied yet, as changes of config fields.
 
     Args:
       batch_size: `train.batch_size`, over all devices.
-      accumulate_steps: `optimizer.accumulate_steps`, parts in which a device computes its share.
+      accumulate_steps: `optimizer.accumulate_steps`, the parts in which a device computes its
+        share.
       remat: `model.remat`.
       parallel: `parallel`.
       devices: of all processes.

@@ -1,12 +1,13 @@
-"""The objective of a first stage: reconstruction, and what the kind adds to it. The network is
-`models.autoencoder`.
+"""The objective of a first stage: reconstruction, and the terms of its kind.
+
+The network is `models.autoencoder`.
 
     ae    -log p(x|z)
-    vae   -log p(x|z) + w KL(q(z|x) || N(0, I))                                        (Kingma and Welling 2014)
-    vq    -log p(x|z) + |sg[z_e] - e|² + b |z_e - sg[e]|²                              (van den Oord et al. 2017)
+    vae   -log p(x|z) + w KL(q(z|x) || N(0, I))               (Kingma and Welling 2014)
+    vq    -log p(x|z) + |sg[z_e] - e|² + b |z_e - sg[e]|²     (van den Oord et al. 2017)
 
 all divided by the number of dimensions of an image: nats per dimension. A perceptual and an
-adversarial term may be added to that: `perceptual_adversarial`.
+adversarial term may be added (`perceptual_adversarial`).
 """
 
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ CODEBOOKS = {
 
 
 class FirstStageOptions(NamedTuple):
-    """What is weighed how."""
+    """Weights of the terms, and how the codebook is learned."""
 
     beta: float = 1.0  # of the KL
     kl_warmup_steps: int = 0  # over which its weight rises to beta
@@ -53,17 +54,17 @@ class FirstStageOptions(NamedTuple):
 
 
 class FirstStageState(NamedTuple):
-    """What the objective remembers."""
+    """What the objective remembers from step to step."""
 
     step: chex.Array  # int32 scalar, updates done
     dictionary: Dictionary | tuple = ()
 
 
 class AdversarialState(NamedTuple):
-    """As `FirstStageState`, with the weight that the adversarial term had last.
+    """A `FirstStageState` with the last weight of the adversarial term.
 
-    A class of its own: a checkpoint has every field, and those of first stages without this term
-    have no more.
+    It is a class of its own because a checkpoint stores every field, and checkpoints of first
+    stages without this term lack this one.
     """
 
     step: chex.Array
@@ -76,11 +77,11 @@ class FirstStageAux(NamedTuple):
 
     nll: chex.Array  # -log p(x|z), in nats per dimension of the image
     kl: chex.Array  # in nats of the whole image
-    bits: chex.Array  # both together, in bits per dimension
-    mse: chex.Array  # of the image that is shown, in squared levels of 0..255
+    bits: chex.Array  # the sum of both, in bits per dimension
+    mse: chex.Array  # of the decoded image, in squared levels of 0..255
     vectors: chex.Array | tuple = ()  # z_e [B, h, w, c]
     index: chex.Array | tuple = ()  # of its codes, [B, h, w]
-    order: chex.Array | tuple = ()  # uniform draws, [B, h, w]: which vectors dead codes are put on
+    order: chex.Array | tuple = ()  # uniform draws, [B, h, w]: which vectors replace dead codes
     terms: TermsAux = TermsAux()
 
 
@@ -93,10 +94,10 @@ def first_stage_objective(
 ) -> Objective:
     """Return the objective over batches {"image": uint8 [B, H, W, C]}.
 
-    Metrics: `nll` in nats per dimension of the image, `mse` in squared levels of 0..255; of a VAE
-    `kl` in nats per image; where it is a code length `bits_per_dim`; of a VQ-VAE the `perplexity`
-    of the batch's codes; and those of `perceptual_adversarial.terms_metrics`. With an adversarial term the
-    parameters have a subtree `discriminator`.
+    Metrics: `nll` in nats per dimension of the image, `mse` in squared levels of 0..255; for a VAE
+      `kl` in nats per image; `bits_per_dim` where it is a code length; for a VQ-VAE the
+      `perplexity` of the batch's codes; and those of `perceptual_adversarial.terms_metrics`. With
+      an adversarial term the parameters have a subtree `discriminator`.
 
     Raises:
       UsageError: an option out of its range.
@@ -196,8 +197,10 @@ def first_stage_objective(
 
 
 def _codebook_terms(latent: Latent, options: FirstStageOptions) -> chex.Array:
-    """Return what ties the encoder to the codebook, and without averages the codebook to the
-    encoder: [B]."""
+    """Return the losses that tie encoder and codebook together: [B].
+
+    With moving averages only the encoder has one; otherwise the codebook too.
+    """
     terms = options.commitment * quantization.commitment_loss(latent.encoded, latent.codes.codes)
     if options.codebook == "gradient":
         terms = terms + quantization.codebook_loss(latent.encoded, latent.codes.codes)

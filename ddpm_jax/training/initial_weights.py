@@ -1,7 +1,6 @@
-"""Parameters that a new run begins with instead of drawing them: which of another run's fit, and
-putting them in place.
+"""Initial parameters taken over from another run: which of them fit, and where they go.
 
-Finding and reading the other run is for callers; a run's own are in `checkpoints`.
+Callers find and read the other run; a run's own parameters are in `checkpoints`.
 """
 
 from collections.abc import Mapping
@@ -16,18 +15,18 @@ Given = Mapping[tuple[str, ...], Any]  # path in the tree of parameters -> leaf
 
 
 def fitting(theirs: Any, ours: Any, *, source: str) -> tuple[Given, list[str]]:
-    """Return (the leaves of `theirs` that a model takes over, the names of those that it draws).
+    """Return (the leaves of `theirs` that a model takes over, the names of those it draws).
 
-    All are taken over but the table of classes, where their number differs or only one of the
-    models is conditioned on them.
+    All are taken over except the class embedding, if the number of classes differs or only one of
+    the models is conditioned on classes.
 
     Args:
       theirs: a tree of parameters, arrays.
       ours: the tree of the new model, leaves with a shape.
-      source: the run that `theirs` are of, for the sentence.
+      source: the run that `theirs` come from, for the message.
 
     Raises:
-      UsageError: another parameter is of another shape, or absent on one side.
+      UsageError: any other parameter has another shape, or is absent on one side.
     """
     there, here = flatten_dict(theirs), flatten_dict(ours)
     shapes_there, shapes_here = (
@@ -50,5 +49,5 @@ def fitting(theirs: Any, ours: Any, *, source: str) -> tuple[Given, list[str]]:
 
 
 def replaced(params: Any, given: Given) -> Any:
-    """Return the tree `params` with the leaves of `given` in their places."""
+    """Return the tree `params` with the leaves of `given` put in."""
     return unflatten_dict(flatten_dict(params) | dict(given))

@@ -1,8 +1,7 @@
-"""Images -> what a frozen encoder says of them: the scale of latents, and latents kept on disk,
-encoded once.
+"""The scale of latents, and latents encoded once and kept on disk.
 
-What is kept is the encoder's output, of a VAE the moments: z is drawn from them anew in every step
-(`latent_objective`). A file holds some thousand images, and is there whole or not at all.
+The encoder's output is stored, for a VAE the moments: z is drawn from them again in every step
+(`latent_objective`). A file holds about a thousand images and is written atomically.
 """
 
 import collections
@@ -35,15 +34,16 @@ from ddpm_jax.variational.latent_space import Frozen, LatentSpace, latent_scale
 
 BATCH = 32  # images encoded at a time, on each device
 OPEN = 256  # files that are mapped at a time
-SHARD = 1024  # images in a file: of ImageNet's latents, and of the mirrored images', 64 MiB
+SHARD = 1024  # images in a file: 64 MiB for ImageNet's latents with those of mirrored images
 MANIFEST = "latents.json"
 
 
 def measure_scale(
     space: LatentSpace, params: Any, source: Source, *, key: chex.PRNGKey, num_images: int
 ) -> float:
-    """Return the scale that gives the latents of up to so many images, evenly spaced in the source,
-    standard deviation 1.
+    """Return the scale that gives latents a standard deviation of 1.
+
+    It is measured on up to `num_images` images, evenly spaced in the source.
 
     Raises:
       UsageError: the latents do not vary.
@@ -70,8 +70,10 @@ def _stream(
     source: Source,
     rows: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (function(params, (images uint8 [n, H, W, C], rows int32 [n])), labels int32 [n]), all
-    rows in order."""
+    """Yield (function(params, (images, rows)), labels) for batches of all rows, in order.
+
+    Images are uint8 [n, H, W, C], rows and labels int32 [n].
+    """
     mapped, size = pmap.map_examples(function), BATCH * jax.local_device_count()
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
 
@@ -100,11 +102,12 @@ def _finish(
 
 
 class CachedLatents:
-    """Random access to {"encoded": float32 [V, h, w, m], "label": int32 []} in files that are
-    mapped into memory.
+    """Random access to latents and labels in memory-mapped files.
 
-    For `pipeline.train_iterator`: its batches are of the same examples as those of the images, in
-    the same order.
+    A row is {"encoded": float32 [V, h, w, m], "label": int32 []}.
+
+    For `pipeline.train_iterator`: batches hold the same examples as those of the images, in the
+    same order.
     """
 
     def __init__(self, paths: Sequence[pathlib.Path], of: Source, encoded: tuple[int, ...]):
@@ -137,17 +140,17 @@ def cached(
     flip: bool,
     sha256: str,
 ) -> CachedLatents:
-    """Encode what of `source` is not yet kept in `directory`, and return what is.
+    """Return the latents of `source`, encoding those that are not in `directory` yet.
 
-    Several processes share the work; they must see one directory. A command that was stopped goes
-    on where it stopped.
+    Several processes share the work; they must see one directory. A command that was stopped
+    continues where it stopped.
 
     Args:
       directory: of this machine; created if need be.
       space: the encoder.
       params: of the first stage.
       source: the images.
-      flip: whether to keep of each image the latents of its mirror image, too.
+      flip: whether to keep the latents of each image's mirror image, too.
       sha256: of the parameters.
 
     Raises:
@@ -194,7 +197,7 @@ def _encode(
     params: Any,
     source: Source,
 ) -> None:
-    """Write this process's part of those files that are missing."""
+    """Write this process's share of the files that are missing."""
     mine = range(jax.process_index(), len(paths), jax.process_count())
     missing = [i for i in mine if not paths[i].exists()]
     total = sum(min(SHARD, len(source) - i * SHARD) for i in missing)
@@ -216,14 +219,14 @@ def _row(encoded: tuple[int, ...]) -> np.dtype:
 
 
 def _table(encoded: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return a row for each image, as CachedLatents reads it."""
+    """Return a row for each image, as `CachedLatents` reads it."""
     table = np.empty(len(labels), _row(encoded.shape[1:]))
     table[ENCODED], table["label"] = encoded, labels
     return table
 
 
 def _claim(directory: pathlib.Path, origin: dict[str, Any]) -> None:
-    """Write what the latents are of into a directory that has none; refuse one that holds others."""
+    """Write the origin of the latents into a new directory; refuse one that holds others."""
     path = directory / MANIFEST
     if not path.exists():
         if next(directory.glob("latents-*.npy"), None) is not None:

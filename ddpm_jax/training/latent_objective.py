@@ -1,5 +1,7 @@
-"""The objective of a model over the latents of a frozen first stage: that of a model over pixels,
-given z for x_0."""
+"""The objective of a model over the latents of a frozen first stage.
+
+It is that of a model over pixels, with z in place of x_0.
+"""
 
 from typing import Any
 
@@ -12,24 +14,25 @@ from ddpm_jax.randomness import example_keys
 from ddpm_jax.training.objective import GIVEN, Objective
 from ddpm_jax.variational.latent_space import Frozen, LatentSpace
 
-# the encoder's output for an image, and for the mirrored image, where a batch brings both
+# the encoder's output for an image, and for the mirrored image if a batch holds both
 ENCODED = "encoded"
 
 
 def over_latents(objective: Objective, space: LatentSpace, *, flip: bool) -> Objective:
-    """Return `objective` over z = s E(x), drawn from the posterior in every step (Rombach et al.
-    2022, section 3.2).
+    """Return `objective` over z = s E(x), drawn from the posterior in every step.
+
+    See Rombach et al. 2022, section 3.2.
 
     Args:
-      objective: one that takes x_0 from batches that bring it: of diffusion, or of a classifier.
+      objective: of diffusion or of a classifier; it takes x_0 from the batch.
       space: the latents; `loss` is given their frozen parameters, `Frozen`, so that the program
         holds none of their numbers.
       flip: mirror each image with probability 1/2, before it is encoded.
 
     Returns:
       An `Objective` over batches {"image": uint8 [B, H, W, C], ...}, or {"encoded": float32 [B, V,
-      h, w, m], ...} of what `LatentSpace.encoded` gave of an image (V = 1), or of it and of it
-      mirrored (V = 2); z is the same.
+      h, w, m], ...}, the output of `LatentSpace.encoded` for an image (V = 1), or for it and its
+      mirror image (V = 2); z is the same.
     """
 
     def latents(frozen: Frozen, batch: Any, key: chex.PRNGKey, index: chex.Array) -> chex.Array:

@@ -1,5 +1,4 @@
-"""What the step minimises, as an `Objective`; here the one of diffusion. The step knows only the
-interface."""
+"""The interface between the step and what it minimises, and the objective of diffusion."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,9 +17,9 @@ from ddpm_jax.monitoring.averages import ByTime
 from ddpm_jax.randomness import example_keys, stream
 from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, drop_labels, make_condition
 
-GIVEN = "x_0"  # what a batch may bring instead of an image: [B, h, w, c], as the model is to see it
+GIVEN = "x_0"  # in a batch instead of an image: [B, h, w, c], as the model sees it
 QUARTILES = 4
-# of the histogram over t: as many as TensorBoard draws, which would otherwise cut them anew
+# of the histogram over t: as many as TensorBoard draws, which would rebin any other number
 BARS = 30
 
 # (params, x_t [B, H, W, C], time float32 [B], condition, dropout keys [B]) -> output
@@ -30,14 +29,16 @@ Sums = dict[str, tuple[chex.Array, chex.Array]]
 
 
 def by_time(t: chex.Array, values: chex.Array, num_timesteps: int, parts: int) -> ByTime:
-    """Sum values [B] over each of `parts` equal parts of the chain; t int [B] in
-    0..num_timesteps-1."""
+    """Sum values [B] over each of `parts` equal parts of the chain.
+
+    t is int [B] in 0..num_timesteps-1.
+    """
     inside = (t * parts // num_timesteps)[:, None] == jnp.arange(parts)[None, :]
     return ByTime(jnp.sum(jnp.where(inside, values[:, None], 0.0), axis=0), jnp.sum(inside, axis=0))
 
 
 def loss_over_time(t: chex.Array, loss: chex.Array, num_timesteps: int) -> Sums:
-    """Return the loss [B] by quartile of t, for the records, and in finer parts, for a histogram."""
+    """Return the loss [B] by quartile of t for the records, and finer for a histogram."""
     return {
         "loss_q": tuple(by_time(t, loss, num_timesteps, QUARTILES)),
         "loss_by_t": by_time(t, loss, num_timesteps, min(BARS, num_timesteps)),
@@ -45,14 +46,15 @@ def loss_over_time(t: chex.Array, loss: chex.Array, num_timesteps: int) -> Sums:
 
 
 class Objective(NamedTuple):
-    """Pure functions that define what is trained. B counts the examples at hand; examples know
-    their global index.
+    """Pure functions that define what is trained.
+
+    B counts the examples at hand; each knows its global index.
 
     `frozen` is what the loss needs and no step changes (`TrainState.frozen`). `state` is what the
     objective remembers from step to step (any pytree, often empty); it changes only in `update`,
     which is given `aux` gathered from all devices in the order of the global batch.
-    `project_params` puts in place those parameters that follow from the state and from no gradient.
-    `averaged` leaves out those that serve training alone.
+    `project_params` sets the parameters that follow from the state instead of a gradient.
+    `averaged` leaves out those that only training uses.
     """
 
     init: Callable[[Any], Any]  # (initial params) -> state
@@ -67,8 +69,7 @@ class Objective(NamedTuple):
 
 
 def batch_x_0(batch: Any, key: chex.PRNGKey, index: chex.Array, *, flip: bool) -> chex.Array:
-    """Return the examples as the model sees them: those that are `GIVEN`, else the images in [-1,
-    1], mirrored by chance."""
+    """Return x_0 of a batch: given, or images in [-1, 1], flipped at random."""
     if GIVEN in batch:
         return batch[GIVEN]
     x_0 = to_model_range(batch["image"])
@@ -107,12 +108,12 @@ def diffusion_objective(
       process: the chain and what the network predicts: `process.make_process`.
       loss: what is minimised: `losses.make_loss`.
       timestep_sampling: a key of `TIMESTEP_SAMPLING`.
-      flip: mirror each image with probability 1/2, and what is made of it with it.
-      conditioning: what the network is told of each example; its labels are dropped here.
+      flip: mirror each image with probability 1/2, before low_res is computed from it.
+      conditioning: the conditions of the model; labels are dropped here.
 
     Returns:
       An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}; without classes
-      no label is read. Instead of the image a batch may bring x_0 itself, {"x_0": float32 [B, h, w,
+      no label is read. Instead of the image a batch may hold x_0 itself, {"x_0": float32 [B, h, w,
       c]}, which is not mirrored.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate, from Optax; and two of them for two players."""
+"""The optimiser and its learning rate, from Optax, also for two players."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +34,7 @@ def make_learning_rate(
         2020's code: W = 5000).
       decay: what follows, over the remaining num_steps - W steps: a key of `DECAYS`; cosine and
         linear end at 0.
-      num_steps: length of the run; only cosine and linear ask for it.
+      num_steps: length of the run; only cosine and linear use it.
 
     Raises:
       UsageError: unknown decay, or a warm-up that leaves no step to decay over.
@@ -62,10 +62,10 @@ def check_length(
     saved_num_steps: int,
     step: int,
 ) -> None:
-    """Refuse to resume a run with another length, if the learning rate has begun to fall over it.
+    """Refuse to resume with another run length once the learning rate has begun to fall.
 
-    While it has not, the steps that were done are those of a run that was begun with the new
-    length. A length that is passed already is no question of the rate: whoever resumes refuses it.
+    Until then, the steps done are those of a run begun with the new length. A length below the
+    steps done is refused by the caller, not here.
 
     Args:
       learning_rate: the peak.
@@ -125,8 +125,9 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """Return Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019); clipping is the step's
-    affair.
+    """Return Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019).
+
+    Clipping is left to the step.
 
     Raises:
       UsageError: unknown name, or weight decay with adam.
@@ -140,8 +141,7 @@ def for_players(
     *,
     clip_norm: float,
 ) -> optax.GradientTransformation:
-    """Return one optimiser for a dictionary of parameters, some of whose entries have an optimiser
-    of their own.
+    """Return one optimiser for a dictionary of parameters with optimisers for some entries.
 
     Args:
       players: name of an entry -> its optimiser.

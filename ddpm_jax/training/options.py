@@ -1,10 +1,10 @@
-"""When the training loop does what."""
+"""When the training loop logs, samples and saves."""
 
 from typing import NamedTuple
 
 
 class LoopOptions(NamedTuple):
-    """When the loop does what, in steps."""
+    """When the loop logs, samples and saves, in steps."""
 
     num_steps: int  # of the whole run
     batch_size: int  # over all devices and hosts
@@ -12,15 +12,15 @@ class LoopOptions(NamedTuple):
     sample_every: int  # 0: only at the end
     save_every: int
     steps_per_call: int = 1  # dispatched together; fewer where a grid or a save is due sooner
-    # steps in a row that may change nothing, not being finite: that of `StepOptions`
+    # steps in a row that may be skipped as not finite: as in `StepOptions`
     skip_nonfinite: int = 0
     snapshot_every: int = 0  # and at the end; 0: never
 
     def next_call(self, step: int) -> int:
-        """Return the steps of the call after `step` updates: all, or one where that many would pass
-        over what is due, or the end.
+        """Return how many steps the call after `step` updates dispatches.
 
-        So every cadence is exact, and there are two programs at most.
+        All of `steps_per_call`, or one where that many would pass a save, a grid or the end. So
+        every cadence is exact, and there are at most two programs.
         """
         due = [(step // every + 1) * every for every in self._cadences() if every]
         return self.steps_per_call if step + self.steps_per_call <= min(self.num_steps, *due) else 1

@@ -1,9 +1,9 @@
 """The perceptual and the adversarial term of a first stage's objective.
 
-    p d(x, x̂) + [step ≥ start] (w λ L_G + L_D)                               (Esser, Rombach and Ommer 2021, eq. 6)
+    p d(x, x̂) + [step ≥ start] (w λ L_G + L_D)         (Esser, Rombach and Ommer 2021, eq. 6)
 
-added to nats per dimension. x̂ is the image that is shown, on [-1, 1]; d the perceptual distance, L_G
-and L_D the losses of `variational.adversarial`. Autoencoder and discriminator are one tree of
+added to nats per dimension. x̂ is the decoded image, in [-1, 1]; d the perceptual distance, L_G and
+L_D the losses of `variational.adversarial`. Autoencoder and discriminator are one tree of
 parameters, and one gradient serves both exactly: L_G has the discriminator's parameters stopped,
 L_D the reconstruction. The networks are in `models`.
 """
@@ -24,7 +24,7 @@ LAST_LAYER = ("decoder", "conv_out", "kernel")
 
 
 class PerceptualAdversarial(NamedTuple):
-    """How both terms are computed and weighed; a weight of 0, the default, leaves a term out."""
+    """Functions and weights of both terms; a weight of 0, the default, leaves a term out."""
 
     perceptual_weight: float = 0.0  # p, nats per dimension for a distance of 1
     # (frozen, x, x̂ [B, ...]) -> [B]
@@ -49,14 +49,14 @@ class TermsAux(NamedTuple):
     logit_real: chex.Array | tuple = ()  # mean over the patches
     logit_fake: chex.Array | tuple = ()
     weight: chex.Array | tuple = ()  # the λ that was used
-    # Gradients by the last layer, [B, *its shape]: every example has the mean over those it was
-    # computed with, so that the mean over the batch is that of the batch, however it was split.
+    # Gradients with respect to the last layer, [B, *its shape]: every example has the mean over
+    # those it was computed with, so the mean over the batch does not depend on how it was split.
     reconstruction_gradient: chex.Array | tuple = ()
     generator_gradient: chex.Array | tuple = ()
 
 
 class Reconstruction(NamedTuple):
-    """A reconstruction and the two terms of it."""
+    """A reconstruction and the two terms computed from it."""
 
     decoded: Decoded
     loss: chex.Array  # [B], to be added to nats per dimension
@@ -76,8 +76,9 @@ def reconstruct(
 ) -> Reconstruction:
     """Decode latents and compare the result with the images.
 
-    λ is one number of the whole batch, over all devices, which this function does not see. So it
-    uses the λ of the step before, and returns what `next_adaptive_weight` computes the next from.
+    λ is one number for the whole batch over all devices, which this function does not see. So it
+    uses the λ of the step before, and returns the gradients from which `next_adaptive_weight`
+    computes the next one.
 
     Args:
       terms: both terms.
@@ -158,7 +159,7 @@ def next_adaptive_weight(aux: TermsAux) -> chex.Array:
 
 
 def terms_metrics(aux: TermsAux) -> Sums:
-    """Return the means of the terms that there are, by their names in the records."""
+    """Return the means of the terms in use, by their names in the records."""
     named = {
         "perceptual": aux.perceptual,
         "discriminator_loss": aux.discriminator,

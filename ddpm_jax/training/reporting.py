@@ -1,6 +1,6 @@
-"""From the metrics of dispatched steps to records, one call behind the device.
+"""Records made from the metrics of dispatched steps, one call behind the device.
 
-The loop hands over what a call will return, still on the device, and asks for it when the next call
+The loop hands over the results of a call, still on the device, and asks for them when the next call
 is on its way. A step that is not finite is counted, or ends the run.
 """
 
@@ -20,7 +20,7 @@ SINCE_RECORD = "since_record"  # in the data item of a checkpoint that was saved
 
 
 class NotFinite(Exception):
-    """A step that the run cannot go on after."""
+    """A step that is not finite and may not be skipped."""
 
     def __init__(self, step: int, name: str, value: float, in_a_row: int, batch: Any):
         self.step, self.name, self.value, self.in_a_row, self.batch = (
@@ -32,7 +32,7 @@ class NotFinite(Exception):
         )
 
     def sentence(self, saved: int, why: str | None) -> str:
-        """Return what the user reads: which number, when, why, what is left and what to do."""
+        """Return the message: which number, when, why, what is kept and what to do."""
         times = f", {self.in_a_row} times in a row" if self.in_a_row > 1 else ""
         kept = (
             f"The checkpoint of step {saved} is kept"
@@ -49,7 +49,7 @@ class NotFinite(Exception):
 
 
 class Reporter:
-    """Holds the metrics of the call in flight, and turns those that have arrived into records."""
+    """The metrics of the call in flight, turned into records when they arrive."""
 
     def __init__(
         self, options: LoopOptions, writer: MetricWriter, progress: Progress, *, in_a_row: int
@@ -70,7 +70,7 @@ class Reporter:
         self._in_flight, count = (step, metrics, fetched), len(fetched)
         self.throughput.add(self._options.batch_size * count, metrics)
         if count not in self._compiled:
-            # The first call compiles before it returns; what it took is not the speed of training.
+            # The first call compiles before it returns: its time does not count for the throughput.
             jax.block_until_ready(metrics)
             self.throughput = Throughput()
             self._compiled.add(count)
@@ -79,7 +79,7 @@ class Reporter:
         """Wait for the call in flight, if any, and record each of its steps.
 
         Raises:
-          NotFinite: the loss or the gradient of one is not finite, and that cannot be passed over.
+          NotFinite: the loss or the gradient of one is not finite, and it may not be skipped.
         """
         if self._in_flight is None:
             return
@@ -93,8 +93,7 @@ class Reporter:
             self._settle_step(step, one, speed, batch)
 
     def get_state(self) -> dict[str, Any]:
-        """Return what the next record will be made of besides the steps to come, for the data item
-        of a checkpoint."""
+        """Return the pending averages of the next record, for a checkpoint's data item."""
         averages = self._averages.get_state()
         return (
             {SINCE_RECORD: averages | {"skipped": self._skipped}}

@@ -1,4 +1,4 @@
-"""All that survives a step."""
+"""The state of training: all that survives a step."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ from ddpm_jax.training.objective import Objective
 
 
 class TrainState(NamedTuple):
-    """A pytree of arrays; checkpoints hold exactly this.
+    """A pytree of arrays; a checkpoint holds exactly this.
 
-    A field with a default may be missing in a checkpoint of an earlier version, which means that.
+    A field with a default may be missing in a checkpoint of an earlier version; then the default
+    holds.
     """
 
     step: chex.Array  # int32 scalar, updates done so far
@@ -29,7 +30,7 @@ class TrainState(NamedTuple):
     # int32 scalar, updates in a row whose loss or gradient was not finite
     nonfinite: chex.Array = np.int32(0)
     averages: Any = ()  # further averages of the parameters, by name; often none
-    # what the loss needs and no step changes: first stage and scale of a model over latents, the
+    # what the loss needs and no step changes: first stage and scale for a model over latents, the
     # weights of a perceptual distance; often empty
     frozen: Any = ()
 
@@ -48,7 +49,7 @@ def create(
       optimizer: of the run.
       objective: of the run.
       averages: names of those kept in addition to the one to sample from.
-      frozen: what the loss is given besides the parameters; the buffers are shared.
+      frozen: what the loss needs besides the parameters; the buffers are shared.
     """
 
     # Compiled as one: each leaf by itself would be a program of its own.

@@ -1,7 +1,6 @@
 """One update, as a pure function: gradients, averaging over devices, clipping, Optax, EMA.
 
-It knows nothing of which objective it minimises, nor how many devices there are: `Collectives`
-speak to them.
+It does not depend on the objective, nor on the number of devices, which `Collectives` hide.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,20 +29,19 @@ class StepOptions(NamedTuple):
     """The parts of an update that are neither the objective nor the optimiser."""
 
     ema: Average = Average()  # of the parameters that are sampled from
-    # kept beside it: those of the state, by name
+    # further averages kept in the state, by name
     averages: Mapping[str, Average] = MappingProxyType({})
     clip_norm: float = 0.0  # global norm to clip the gradient to; 0 for none
     # a key of CLIP_SCOPES: they are different algorithms on several devices
     clip_scope: str = "average"
     # parts that a device computes its share of the batch in, one after the other
     accumulate_steps: int = 1
-    # updates in a row that may be passed over because loss or gradient is not finite
+    # updates in a row that may be skipped because loss or gradient is not finite
     skip_nonfinite: int = 0
 
 
 def _clip(grads: Any, max_norm: float) -> tuple[Any, chex.Array]:
-    """Return the gradient scaled down to `max_norm` where it is longer (0: as it is), and its norm
-    before."""
+    """Return the gradient scaled down to at most `max_norm` (0: unchanged), and its norm before."""
     norm = optax.tree.norm(grads)
     if max_norm:
         grads, _ = optax.clip_by_global_norm(max_norm).update(grads, optax.EmptyState())
@@ -58,7 +56,7 @@ def _gradients(
     key: chex.PRNGKey,
     parts: int,
 ):
-    """Return (mean loss, aux [B], gradient) over the B examples at hand, computed in so many parts."""
+    """Return (mean loss, aux [B], gradient) over the B examples at hand, in `parts` parts."""
 
     def mean_loss(params, batch, index):
         loss, aux = objective.loss(
@@ -100,8 +98,9 @@ def _gradients(
 def _unless_nonfinite(
     new: TrainState, old: TrainState, loss: chex.Array, norm: chex.Array, allowed: int
 ) -> TrainState:
-    """Return `new`, or `old` with its counters moved on; loss and norm are the same on every
-    device, so is the choice.
+    """Return `new` if loss and norm are finite, else `old` with its counters advanced.
+
+    Loss and norm are the same on every device, and so is the choice.
 
     A selection of numbers, not a branch: it is fused into the update that it follows.
     """
@@ -124,13 +123,14 @@ def make_train_step(
     options: StepOptions,
     collectives: Collectives = MAPPED,
 ) -> Callable[[TrainState, Any, chex.PRNGKey], tuple[TrainState, dict[str, Any]]]:
-    """Return train_step(state, batch, base_key) -> (state, metrics), for `map_step` of the same
-    `Parallelism`.
+    """Return train_step(state, batch, base_key) -> (state, metrics).
 
-    The batch is that of the examples at hand, leaves [B, ...]: under `pmap` this device's share; B
-    must be a multiple of `accumulate_steps`. The key is the run's base key: the step folds in its
-    own number. Metrics are scalars: `loss`, `grad_norm` (before clipping; with the scope `replica`
-    the mean of the devices' norms), `learning_rate`, and the objective's (sum, count) pairs.
+    It is for `map_step` of the same `Parallelism`.
+
+    The batch holds the examples at hand, leaves [B, ...]: under `pmap` this device's share; B must
+    be a multiple of `accumulate_steps`. The key is the run's base key: the step folds in its own
+    number. Metrics are scalars: `loss`, `grad_norm` (before clipping; with the scope `replica` the
+    mean of the devices' norms), `learning_rate`, and the (sum, count) pairs of the objective.
 
     A step whose loss or gradient norm is not finite changes nothing but the counters `step` and
     `nonfinite`. The first one too many in a row leaves `step` too, and after it the state never

@@ -2,8 +2,8 @@
 
 The host stays one call behind the device: it dispatches call n and then reads the metrics of call
 n-1, so the device never waits for logging, and the batch of call n is on its way to the device
-while that works on call n-1. A call is one step, or `steps_per_call` of them. The arithmetic is in
-`step`, the way from metrics to records in `reporting`.
+while that works on call n-1. A call is one step, or `steps_per_call` of them. The update is in
+`step`, records are made in `reporting`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -43,7 +43,7 @@ def _ignore(step: int, state: TrainState) -> None:
 
 
 class Batches(Protocol):
-    """An endless iterator that knows its place."""
+    """An endless iterator with a position that can be saved."""
 
     def __next__(self) -> Mapping[str, np.ndarray]: ...
 
@@ -71,7 +71,7 @@ class Steps(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where training starts: what a checkpoint knows, or the state before the first step."""
+    """The starting point of training: a checkpoint, or the state before the first step."""
 
     state: TrainState  # its buffers are donated
     owes_grid: bool = False  # the run was stopped before the grid of this step was drawn
@@ -89,7 +89,7 @@ class Saving(NamedTuple):
 
 
 class Observers(NamedTuple):
-    """Who watches."""
+    """The writer, the bar and the hooks that watch a run."""
 
     writer: MetricWriter  # receives a record every `log_every` steps
     progress: Progress  # the bar or lines on a terminal
@@ -175,7 +175,7 @@ def train(
 
     stop = 0
     with interrupt or Interrupt(PROMISE) as interrupt, trace:
-        # What a run that was stopped after its checkpoint had not come to.
+        # What a run that was stopped right after its checkpoint still has to do.
         snapshot()
         if start.owes_grid and step != options.num_steps:
             stop = draw()
@@ -209,12 +209,11 @@ def train(
 
 
 def _why(explain: Explain, state: TrainState, batch: Any, key: chex.PRNGKey) -> str:
-    """Return what explains the failure best of what the processes find, each in its share of the
-    batch."""
+    """Return the best explanation found by any process in its share of the batch."""
     try:
         cause = explain(state, batch, key)
         found = (0, cause) if cause else (2, FINITE)
-    # whatever keeps the step from being repeated, the failure itself must be told
+    # whatever keeps the step from being repeated, the failure itself must be reported
     except Exception as error:
         found = (
             1,
