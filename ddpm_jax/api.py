@@ -188,7 +188,7 @@ class Model(PictureMethods):
         labels: Sequence[int | str] | None = None,
         **settings: Any,
     ) -> BitsPerDim:
-        """Return the bits per dimension of images, with standard errors; see `tasks.likelihood`.
+        """Return the bits per dimension of images, with standard errors; see `measuring.bits_per_dim`.
 
         Args:
           images: uint8 [N, H, W, C]. The draws of image i follow from the seed and i.

@@ -1,6 +1,6 @@
 """Pictures of a latent space: how often codes are used, and the classes in a plane.
 
-They are returned as arrays; `tasks.first_stage_pictures` computes the numbers and writes the
+They are returned as arrays; `measuring.first_stage_pictures` computes the numbers and writes the
 pictures. Matplotlib's object interface only.
 """
 
