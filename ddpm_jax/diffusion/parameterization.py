@@ -78,8 +78,7 @@ def mu_from_x_0(schedule: Schedule, x_t: chex.Array, t: chex.Array, x_0: chex.Ar
 
 
 def own_step(schedule: Schedule) -> chex.Array:
-    """Where the walked step is the one that was trained, bool [T]: everywhere in the whole
-    chain."""
+    """Return where the walked step is the trained one, bool [T]: everywhere in the whole chain."""
     return schedule.trained_mean_coef1 == schedule.posterior_mean_coef1
 
 

@@ -1,13 +1,14 @@
-"""Fully sharded data parallelism: every device stores a part of the state, the program is written
-for the whole of it.
+"""Fully sharded data parallelism: every device stores a part of the state.
+
+The program is written for the whole state.
 
 The step is compiled once by `jit` for arrays that lie over all devices of all hosts. Each large
 leaf of the state is split along one axis; a step gathers the parameters, computes the gradient of
-its share of the batch, and keeps of the averaged gradient what belongs to its part of the state. So
-a device stores 1 / N of parameters, averages and optimiser state, and holds the whole of the
+its share of the batch, and keeps the part of the averaged gradient that belongs to its part of the
+state. So a device stores 1 / N of parameters, averages and optimiser state, and holds all
 parameters only while it computes.
 
-Belongs here: which leaf is split how, and `FSDP`. Does not: `jax.pmap`, which is in `pmap`.
+Belongs here: the partition of each leaf, and `FSDP`. Does not: `jax.pmap`, which is in `pmap`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ddpm_jax import memory
 from ddpm_jax.distributed.pmap import AXIS, PMAP, Collectives, Parallelism
 
-# numbers in a leaf: a smaller one is on every device, its message would cost more than it saves
+# numbers in a leaf: a smaller one is on every device, because its messages would cost more time
 MIN_SPLIT = 4096
 
 
@@ -35,10 +36,11 @@ def _replicated() -> NamedSharding:
 
 
 def partition(shape: Sequence[int], devices: int) -> PartitionSpec:
-    """Returns along which axis an array is split: the longest that `devices` divides, the last of
-    equals.
+    """Return the axis along which an array is split: the longest that `devices` divides.
 
-    Nothing is split that has fewer than `MIN_SPLIT` numbers or no such axis.
+    The last of equal axes.
+
+    An array with fewer than `MIN_SPLIT` numbers or no such axis is not split.
     """
     axes = [axis for axis, size in enumerate(shape) if size and size % devices == 0]
     if not axes or np.prod(shape) < MIN_SPLIT:
@@ -48,7 +50,7 @@ def partition(shape: Sequence[int], devices: int) -> PartitionSpec:
 
 
 def shardings(tree: Any) -> Any:
-    """Returns where each leaf of a state lies; leaves need only a shape."""
+    """Return where each leaf of a state is stored; leaves need only a shape."""
     mesh = _mesh()
     return jax.tree.map(
         lambda leaf: NamedSharding(mesh, partition(jnp.shape(leaf), mesh.size)), tree
@@ -57,7 +59,7 @@ def shardings(tree: Any) -> Any:
 
 @jax.custom_vjp
 def _gathered(leaf: chex.Array) -> chex.Array:
-    """A split leaf, whole on every device; its gradient is split again as the leaf was."""
+    """Return a split leaf, whole on every device; its gradient is split as the leaf was."""
     return jax.lax.with_sharding_constraint(leaf, _replicated())
 
 
@@ -71,8 +73,8 @@ _gathered.defvjp(lambda leaf: (_gathered(leaf), None), _split_gradient)
 def _map_step(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
     def global_step(state, batch, key):
         state, metrics = step(state, batch, key)
-        # Without this the compiler chooses, and another choice than that of the arguments compiles
-        # the next step anew.
+        # Without this the compiler chooses, and a layout other than that of the arguments compiles
+        # the next step again.
         constrain = jax.lax.with_sharding_constraint
         return constrain(state, shardings(state)), constrain(
             metrics, jax.tree.map(lambda _: _replicated(), metrics)
@@ -98,7 +100,7 @@ def _whole(tree: Any) -> Any:
     return jax.jit(lambda tree: tree, out_shardings=_replicated())(tree)
 
 
-# The examples at hand are all there are: what other devices know is in the same arrays.
+# The local examples are all examples: the arrays are those of all devices.
 GLOBAL = Collectives(
     per_device=False,
     mean=lambda tree: tree,

@@ -1,9 +1,9 @@
-"""Several processes as one run: how they join, what they compare and agree on, and how they part.
+"""Several processes as one run: joining, comparing, deciding together, and ending.
 
 One process drives the devices of one host, or some of them; `jax.distributed` connects the
 processes, and process 0 is the coordinator. They run the same program in step. Here is what that
-takes beside the step itself: a common start, the sharing out of work that needs no common program,
-a common decision to stop, and an end when one of them is lost. With one process everything here is
+takes besides the step itself: a common start, the division of work that needs no common program, a
+common decision to stop, and an end when one of them is lost. With one process everything here is
 the identity.
 """
 
@@ -33,11 +33,11 @@ from ddpm_jax import locks
 from ddpm_jax.errors import FailureError, UsageError, visible
 from ddpm_jax.numerals import is_whole
 
-CONNECT_SECONDS = 300  # that a process waits at the start for all others
+CONNECT_SECONDS = 300  # how long a process waits at the start for all others
 LOST_SECONDS = 60  # without a sign of life, after which a process counts as lost
-VISIBLE_SECONDS = 60  # until what one host has written is seen by the others
+VISIBLE_SECONDS = 60  # until the others see what one host has written
 VOTE_SECONDS = 0.5  # between two votes about stopping, about
-# that the coordinator stays on when it fails, for the others to say why they do
+# how long the coordinator stays on when it fails, so that the others can state their reason
 FAREWELL_SECONDS = 1.0
 LOST = (
     "Another process of this run was lost or could not be reached, so this one stops too. The "
@@ -53,7 +53,7 @@ def join(
     *,
     timeout: int = CONNECT_SECONDS,
 ) -> None:
-    """Join the processes of a run; call it before anything else asks for JAX's devices.
+    """Join the processes of a run; call it before any other use of JAX's devices.
 
     Args:
       coordinator: "HOST:PORT" at which process 0 listens. None, with the next two, on a TPU slice,
@@ -63,10 +63,10 @@ def join(
       timeout: seconds to wait for the others.
 
     Raises:
-      UsageError: the arguments cannot be, or are absent where nothing tells them.
-      FailureError: the cluster's own services do not answer. That the processes do not find one
-        another within `timeout`, or that one is lost later, ends this process with a sentence and
-        exit code 1: JAX aborts then.
+      UsageError: the arguments are invalid, or absent where JAX cannot determine them.
+      FailureError: the cluster's own services do not answer. Where the processes do not find one
+        another within `timeout`, or one is lost later, JAX aborts, and this process ends with a
+        message and exit code 1.
     """
     given = (coordinator, num_processes, process_id)
     if None not in given:
@@ -75,7 +75,8 @@ def join(
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Its handler would swallow SIGTERM. `StopVote` does its work, for SIGINT too.
     jax.config.update("jax_enable_preemption_service", False)
-    waiting_for = f"{'the coordinator' if process_id else 'all processes'}{f' at {coordinator}' if coordinator else ''}"
+    waiting_for = "the coordinator" if process_id else "all processes"
+    waiting_for += f" at {coordinator}" if coordinator else ""
     _abort_with(
         f"This process waited {timeout} s for {waiting_for}: start all processes, give each the "
         "same --coordinator and --num_processes and its own --process_id, and let no firewall "
@@ -83,8 +84,8 @@ def join(
     )
     try:
         with warnings.catch_warnings():
-            # JAX looks around even where it is told all, and in a container misses a package that
-            # would find the rest.
+            # JAX searches even where all is given, and in a container warns of a missing package
+            # for the search.
             warnings.filterwarnings("ignore", "Kubernetes environment detected")
             jax.distributed.initialize(
                 *given,
@@ -121,14 +122,14 @@ def _check_address(coordinator: str, process_id: int) -> None:
                 ) from error
 
 
-_on_abort = None  # what the C library calls must not be collected
+_on_abort = None  # the function that the C library calls must not be garbage-collected
 
 
 def _abort_with(sentence: str) -> None:
-    """Make an abort of this process end it with a sentence, "" for none, and exit code 1.
+    """Make an abort end this process with a message, "" for none, and exit code 1.
 
     When JAX loses another process, or waits in vain for one, it calls abort() from a thread of its
-    own, whatever Python is doing. A handler of the `signal` module would run too late: never.
+    own, whatever Python is doing. A handler of the `signal` module would never run.
     """
     global _on_abort
 
@@ -144,16 +145,17 @@ def _abort_with(sentence: str) -> None:
 
 
 def joined() -> bool:
-    """Return whether this process is one of several that `join` has connected, or was to."""
+    """Return whether this process is one of several that `join` connects."""
     return jax.distributed.is_initialized()
 
 
 def leave(code: int) -> None:
-    """End this process at once where `join` was called; return where it was not. Why has been said
-    already.
+    """End this process at once if `join` was called; return otherwise.
 
-    An ordinary end waits for the others, which may wait for this one in a step that will never
-    come.
+    The reason has been printed already.
+
+    An ordinary exit waits for the others, which may be waiting for this one in a step that never
+    comes.
     """
     if not joined():
         return
@@ -166,8 +168,10 @@ def leave(code: int) -> None:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Return whether a computation failed because another process is gone, as far as the error's
-    words tell."""
+    """Return whether a computation failed because another process is gone.
+
+    This is judged from the message of the error.
+    """
     words, libraries = str(error).lower(), ("gloo", "nccl")
     if isinstance(error, jax.errors.JaxRuntimeError):
         return any(
@@ -185,8 +189,10 @@ def is_primary() -> bool:
 
 
 class Silent:
-    """Stands for a writer of records or a bar on every process but the first: takes every call and
-    does nothing."""
+    """A writer of records or a progress bar that ignores every call.
+
+    It is used on every process but the primary one.
+    """
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: None
@@ -199,23 +205,22 @@ class Silent:
 
 
 def check_equal(values: Mapping[str, Any]) -> None:
-    """Compare what all processes must have in common, say the fields of their configs; they call it
-    together.
+    """Compare, on all processes together, values that must be equal, such as config fields.
 
     Args:
       values: name -> JSON-able.
 
     Raises:
-      UsageError: on every process, where one has another value than process 0; the names and both
-        values are told.
+      UsageError: on every process, where one has another value than process 0; it states the names
+        and both values.
     """
     if jax.process_count() == 1:
         return
-    # Gloo waits 30 s for all to come to the first program over the same devices, and as long as it
-    # takes at later ones. So the first ones are here, where all come at once, and not after
+    # Gloo waits 30 s for all processes at the first program over the same devices, and without
+    # limit at later ones. So the first ones are here, where all arrive at once, and not after
     # compiling or reading.
     np.asarray(maximum(np.zeros(2)).addressable_data(0))
-    first, *others = tell_all(values)
+    first, *others = gather_json(values)
     for process, theirs in enumerate(others, start=1):
         names = [name for name in {**first, **theirs} if first.get(name) != theirs.get(name)]
         if names:
@@ -229,9 +234,11 @@ def check_equal(values: Mapping[str, Any]) -> None:
             )
 
 
-def tell_all(value: Any) -> list[Any]:
-    """Return what every process says, in their order; all call it together. A JSON-able value;
-    tuples may become lists."""
+def gather_json(value: Any) -> list[Any]:
+    """Return the values of all processes, in their order; all call it together.
+
+    The value can be stored as JSON; tuples may become lists.
+    """
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -246,8 +253,7 @@ def tell_all(value: Any) -> list[Any]:
 def hold(
     directory: str | os.PathLike, doing: str, *, name: str = locks.LOCK
 ) -> Iterator[locks.Lock]:
-    """Hold the lock on a directory (`locks.hold`) for all processes of a run: the first one has
-    it.
+    """Hold the lock on a directory for all processes of a run, by the primary one (`locks.hold`).
 
     All call it together.
 
@@ -262,19 +268,22 @@ def hold(
                 lock = stack.enter_context(locks.hold(directory, doing, name=name))
             except (UsageError, FailureError) as error:
                 refusal = error
-        told = tell_all([isinstance(refusal, UsageError), str(refusal)] if refusal else None)[0]
-        if told is not None:
-            raise refusal or (UsageError if told[0] else FailureError)(told[1])
+        refused = gather_json([isinstance(refusal, UsageError), str(refusal)] if refusal else None)[
+            0
+        ]
+        if refused is not None:
+            raise refusal or (UsageError if refused[0] else FailureError)(refused[1])
         yield lock
 
 
 def check_shared(path: pathlib.Path) -> None:
-    """Refuse a directory that is not the same on all hosts: `path` is there, the first process has
-    written it.
+    """Refuse a directory that is not the same on all hosts, as `path` in it shows.
+
+    The primary process has written `path`.
 
     Raises:
-      UsageError: this process does not see it, not even after a minute, which a network's file
-        system may take.
+      UsageError: this process does not see it within a minute, which a network file system may
+        take.
     """
     if jax.process_count() == 1:
         return
@@ -291,18 +300,19 @@ def check_shared(path: pathlib.Path) -> None:
 
 
 def share(count: int) -> np.ndarray:
-    """Return this process's part of 0..count-1, neighbours: int [n], n the same everywhere, the
-    last number filling up."""
+    """Return the contiguous part of 0..count-1 for this process, int [n].
+
+    n is the same for all; the last number is repeated where needed.
+    """
     size = -(-count // jax.process_count())
     return np.minimum(jax.process_index() * size + np.arange(size), count - 1)
 
 
 def gather(batches: Iterable[np.ndarray], count: int) -> np.ndarray:
-    """Put together what all processes make of their `share(count)`: [count, ...] on every one of
-    them.
+    """Concatenate the results of all processes for their `share(count)`: [count, ...] on each.
 
-    All call it together; the batches [n, ...] of a share are as many and as long everywhere. They
-    are exchanged one by one, so that the devices hold no more.
+    All call it together; the number and length of the batches [n, ...] of a share are the same
+    everywhere. They are exchanged one by one, so that the devices hold only one.
     """
     if jax.process_count() == 1:
         return np.concatenate(list(batches))
@@ -311,27 +321,31 @@ def gather(batches: Iterable[np.ndarray], count: int) -> np.ndarray:
 
 
 def span(first: int, last: int) -> list[tuple[int, int]]:
-    """Return the parts of first..last-1 for processes that need not be equally fast: (first, last)
-    of each, in order."""
+    """Return the parts of first..last-1, (first, last) of each in order, one for each process.
+
+    Processes need not be equally fast.
+    """
     processes = jax.process_count()
     bounds = [first + (last - first) * p // processes for p in range(processes + 1)]
     return list(itertools.pairwise(bounds))
 
 
 def wait_for_all(name: str) -> None:
-    """Return when every process has come here."""
+    """Return when every process has called this."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def local(tree: Any) -> Any:
-    """Return a tree that lies whole on every device as this process can use it alone."""
+    """Return a tree replicated on every device in a form that this process can use alone."""
     return jax.tree.map(lambda x: x if x.is_fully_addressable else x.addressable_data(0), tree)
 
 
 def maximum(values: np.ndarray) -> jax.Array:
-    """Start to compute the maximum over all processes of each of values [n]; float32, whole on
-    every device."""
+    """Start computing the maximum over all processes of each of values [n].
+
+    float32, replicated on every device.
+    """
     mesh = Mesh(np.array(jax.devices()), ("devices",))
     rows = np.broadcast_to(values.astype(np.float32), (jax.local_device_count(), len(values)))
     rows = jax.make_array_from_process_local_data(
@@ -346,13 +360,14 @@ def _compiled_maximum(replicated: NamedSharding):
 
 
 class StopVote:
-    """The processes' common decision to stop: all of them learn of a signal to any of them after
-    the same call.
+    """The processes' common decision to stop, reached after the same call on all of them.
+
+    A signal to any of them counts for all.
 
     About every `VOTE_SECONDS` the devices take the maximum of the processes' wishes, in a program
     that is queued behind a step and read after the next one is queued, so that nothing waits for
-    it. The maximum of the time that a call takes goes with it: it says after how many calls the
-    next vote is due, and is as common as the wish.
+    it. The maximum time of a call is computed with it, and determines on all processes after how
+    many calls the next vote is due.
     """
 
     def __init__(self) -> None:

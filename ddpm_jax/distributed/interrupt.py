@@ -1,9 +1,10 @@
-"""Ctrl-C, SIGTERM and a time limit as wishes to stop, honoured between two dispatches so that what
-is done is kept.
+"""Ctrl-C, SIGTERM and a time limit as wishes to stop, honoured between two dispatches.
 
-Signals belong to the process, and so do the wishes: whatever computes asks `check` now and then,
-and what that raises ends in the command that has entered an `Interrupt`. Where none is entered,
-Ctrl-C is Python's own.
+So all finished work is kept.
+
+Signals belong to the process, and so do the wishes: computations call `check` between dispatches,
+and the command that has entered an `Interrupt` handles what it raises. Where none is entered,
+Ctrl-C has Python's own handler.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ LEAVING = 128 + signal.SIGINT  # the shell's convention
 
 
 class Wish(enum.IntEnum):
-    """Why to stop. Of several wishes the greatest counts."""
+    """A reason to stop. Of several, the greatest counts."""
 
     TIME = 1
     SIGINT = signal.SIGINT
@@ -30,7 +31,7 @@ class Wish(enum.IntEnum):
 
 
 class Stopped(Exception):
-    """Something long was stopped by a wish; whoever knows what is kept of it says so in `kept`."""
+    """A long computation was stopped by a wish; `kept` describes what is kept of it."""
 
     def __init__(self, wish: Wish, kept: str = ""):
         super().__init__(wish, kept)
@@ -48,19 +49,20 @@ _alone = False
 
 
 def own_process() -> None:
-    """Says that this process is a command and nothing else, so that a second Ctrl-C may end it on
-    the spot."""
+    """Declare that this process is a command and nothing else.
+
+    A second Ctrl-C may then end it at once.
+    """
     global _alone
     _alone = True
 
 
 def leave_at_once(code: int) -> None:
-    """Ends a process that is a command without waiting for anything; returns where it is more than
-    that.
+    """End a process that is a command without waiting; return in any other process.
 
-    Python's own end would wait for threads that compute or save, and take the interpreter away
-    beneath those that XLA has: a segmentation fault. What is on disk is whole, because files get
-    their names when they are.
+    Python's own exit would wait for threads that compute or save, and tear down the interpreter
+    under the threads of XLA: a segmentation fault. Files on disk are whole, because they get their
+    names when complete.
     """
     if not _alone:
         return
@@ -72,11 +74,10 @@ def leave_at_once(code: int) -> None:
 
 @contextlib.contextmanager
 def leaving() -> Iterator[None]:
-    """While its body runs and no `Interrupt` is entered, Ctrl-C ends a process that is a command at
-    once.
+    """Let Ctrl-C end a command at once while the body runs and no `Interrupt` is entered.
 
-    An exception in the midst of an extension's initialisation makes that fail in its own words, or
-    crash; one that arrives in a callback of the garbage collector, as JAX has, is lost.
+    An exception during the initialisation of an extension makes it fail with its own message, or
+    crash; one in a callback of the garbage collector, such as JAX's, is lost.
     """
     if not _alone:
         yield
@@ -94,10 +95,11 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def check(*, together: bool = False) -> None:
-    """Returns if nobody wishes to stop.
+    """Return if there is no wish to stop.
 
     Args:
-      together: all processes of a run call this equally often, and stop after the same call.
+      together: whether all processes of a run call this equally often, and stop after the same
+        call.
 
     Raises:
       Stopped: the wish that the innermost `Interrupt` has received.
@@ -110,17 +112,20 @@ def check(*, together: bool = False) -> None:
 
 
 class Interrupt:
-    """While entered, the first SIGINT or SIGTERM is noted instead of obeyed; a second SIGINT stops
-    at once."""
+    """A context that notes the first SIGINT or SIGTERM instead of obeying it.
+
+    A second SIGINT stops at once.
+    """
 
     def __init__(self, promise: str, *, max_seconds: float | None = None):
-        """Starts the clock.
+        """Start the clock.
 
         Args:
-          promise: what follows a signal, said at once, as in "SIGINT: saving after this step; ...".
-          max_seconds: after which there is a wish to stop even without a signal.
+          promise: what follows a signal, printed at once, as in "SIGINT: saving after this step;
+            ...".
+          max_seconds: the time after which there is a wish to stop even without a signal.
         """
-        # which imports JAX: a command's --help need not wait for it
+        # this imports JAX, for which a command's --help need not wait
         from ddpm_jax.distributed import hosts
 
         self._promise, self._signal = promise, None
@@ -143,19 +148,21 @@ class Interrupt:
         self._signal = self._signal or wish
 
     def vote(self) -> int:
-        """The processes' common wish, 0 for none; see `hosts.StopVote`. Once there is one it
-        stays."""
+        """Return the processes' common wish, 0 for none; see `hosts.StopVote`.
+
+        Once there is one it stays.
+        """
         self._verdict = self._verdict or self._common(self.received or 0)
         return self._verdict
 
     def __enter__(self) -> "Interrupt":
         _entered.append(self)
         if threading.current_thread() is not threading.main_thread():
-            return self  # only the main thread may be given signals: others have the time limit
+            return self  # only the main thread receives signals: others have the time limit
         handler = self._note
         if _alone:
             # Python runs no handler while the main thread compiles or waits for a device. A thread
-            # hears of it through the pipe that the operating system's handler writes to.
+            # learns of the signal through the pipe that the operating system's handler writes to.
             self._pipe = os.pipe()
             os.set_blocking(self._pipe[1], False)
             signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
@@ -194,4 +201,4 @@ class Interrupt:
 
 
 def _heard(number: int, frame: FrameType | None) -> None:
-    """Stands for a handler where a thread listens."""
+    """Do nothing: the handler of a signal that a thread listens for."""

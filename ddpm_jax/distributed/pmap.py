@@ -1,5 +1,6 @@
-"""The only file that calls `jax.pmap`: one program on every local device, the state replicated, the
-examples split.
+"""The only use of `jax.pmap`: one program on every local device, the examples split.
+
+The state is replicated.
 
 The state goes in and comes out unstacked (`in_axes=None`, `out_axes=None`), so nothing outside this
 file knows how many devices there are, and a checkpoint written on one device reads on eight. `pmap`
@@ -23,14 +24,16 @@ AXIS = "devices"
 
 
 class Collectives(NamedTuple):
-    """What a step asks of the other devices. The step is written for the examples at hand: a
-    device's share, or all."""
+    """The communication with other devices that a step needs.
 
-    per_device: bool  # whether the examples at hand are a device's share
+    The step is written for the local examples: those of one device, or all.
+    """
+
+    per_device: bool  # whether the local examples are those of one device
     mean: Callable[[Any], Any]  # the average of a tree over the devices
-    # leaves [B, ...] of the examples at hand -> of all, in the order of the global batch
+    # leaves [B, ...] of the local examples -> of all, in the order of the global batch
     gather: Callable[[Any], Any]
-    # B -> positions of the examples at hand in the global batch, int32 [B]
+    # B -> positions of the local examples in the global batch, int32 [B]
     global_index: Callable[[int], chex.Array]
     # as the state holds them -> as the network takes them; differentiable
     parameters: Callable[[Any], Any]
@@ -39,12 +42,12 @@ class Collectives(NamedTuple):
 class Parallelism(NamedTuple):
     """A way to spread training over the devices: `PMAP` here, `fsdp.FSDP`."""
 
-    collectives: Collectives  # those that `make_train_step` is given
+    collectives: Collectives  # the argument of `make_train_step`
     # compiles step(state, batch, key) -> (state, metrics); donates the state
     map_step: Callable[..., Any]
     # leaves with a shape -> where to create or restore a state, before `place`
     shardings: Callable[[Any], Any]
-    place: Callable[[Any], Any]  # lays a state out as the compiled step returns it
+    place: Callable[[Any], Any]  # lays out a state as the compiled step returns it
     # local batches, one for each step of a call -> on their way to devices
     to_devices: Callable[[Sequence[Any]], Any]
     # a part of the state -> all of it on every device, as sampling takes it
@@ -52,8 +55,9 @@ class Parallelism(NamedTuple):
 
 
 def map_step(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
-    """Compiles step(state, batch, key) -> (state, metrics) for all devices; the state's buffers are
-    donated.
+    """Compile step(state, batch, key) -> (state, metrics) for all devices.
+
+    The state's buffers are donated.
 
     `batch` leaves are [local devices, examples per device, ...] (see `shard`). The step must make
     its state and metrics equal on every device, by `pmean`, `psum` or `all_gather` over `AXIS`.
@@ -63,8 +67,7 @@ def map_step(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, A
 
 
 def several(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
-    """Returns steps(state, batches, key) -> (state, metrics), one step after another in one
-    program, to be mapped.
+    """Return steps(state, batches, key) -> (state, metrics), K steps in one program, to be mapped.
 
     The leaves of `batches` are [K, examples per device, ...], those of the metrics [K, ...]: one
     dispatch pays for K steps. The updates are those of K calls of `step`.
@@ -75,18 +78,20 @@ def several(step: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, An
 
 
 def replicate(tree: Any) -> Any:
-    """Lays a tree out as `map_step` returns it: on every local device.
+    """Put a tree on every local device, laid out as `map_step` returns it.
 
-    A state that enters the first step any other way makes the second one compile the program again.
-    The buffers may be shared with the argument, so donating the result takes that one too.
+    A state that enters the first step in any other layout makes the second step compile the program
+    again. The buffers may be shared with the argument, so donating the result donates the argument
+    too.
     """
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def map_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Compiles function(shared, examples) -> results for this process's devices: it waits for no
-    other process.
+    """Compile function(shared, examples) -> results for the devices of this process.
+
+    It waits for no other process.
 
     `shared` is the same on every device; leaves of `examples` and of the results are [local
     devices, per device, ...].
@@ -96,8 +101,9 @@ def map_examples(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
 
 
 def map_segment(function: Callable[..., Any]) -> Callable[..., tuple[Any, chex.Array]]:
-    """Compiles function(shared, examples, carry, first, last) -> (carry, done), as `map_examples`;
-    donates the carry.
+    """Compile function(shared, examples, carry, first, last) -> (carry, done), as `map_examples`.
+
+    The buffers of the carry are donated.
 
     `first` and `last` are int32 scalars, `done` is a small array, and the leaves of the carry are
     [local devices, ...].
@@ -110,16 +116,20 @@ def map_segment(function: Callable[..., Any]) -> Callable[..., tuple[Any, chex.A
 
 
 def global_index(per_device: int) -> chex.Array:
-    """Positions of this device's examples in the global batch, int32 [per_device]. Only inside a
-    mapped function."""
+    """Return the positions of this device's examples in the global batch, int32 [per_device].
+
+    Only inside a mapped function.
+    """
     return jax.lax.axis_index(AXIS) * per_device + jnp.arange(per_device)
 
 
 def in_parts(
     function: Callable[[chex.Array], chex.Array], x: chex.Array, *, size: int
 ) -> chex.Array:
-    """function(x), [B, ...] -> [B, ...], of `size` examples at a time: what is between takes the
-    memory of so many."""
+    """Return function(x), [B, ...] -> [B, ...], computed for `size` examples at a time.
+
+    Intermediate values take the memory of `size` examples.
+    """
     parts = -(-len(x) // size)
     if parts <= 1:
         return function(x)
@@ -130,7 +140,7 @@ def in_parts(
 
 
 def bytes_per_device(tree: Any) -> int:
-    """How much memory the leaves of a placed tree take on each device."""
+    """Return the memory in bytes that the leaves of a placed tree take on each device."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -138,8 +148,10 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def shard(tree: Any) -> Any:
-    """Splits the leading axis over the local devices: [B, ...] -> [local devices, B / local
-    devices, ...]."""
+    """Split the leading axis over the local devices.
+
+    [B, ...] -> [local devices, B / local devices, ...].
+    """
     devices = jax.local_device_count()
     return jax.tree.map(
         lambda x: np.reshape(x, (devices, x.shape[0] // devices, *x.shape[1:])), tree
@@ -147,12 +159,11 @@ def shard(tree: Any) -> Any:
 
 
 def to_devices(batches: Sequence[Any]) -> Any:
-    """Starts to copy the batches of one call of a mapped step to the local devices, and returns
-    without waiting.
+    """Start copying the batches of one call of a mapped step to the local devices.
 
-    The copy is under way while the devices still work on the call before. One batch is laid out as
-    by `shard`, for a mapped step; K as [local devices, K, B / local devices, ...], for the mapped
-    `several` of it.
+    It returns without waiting: the devices may still compute the call before. One batch is laid out
+    as by `shard`, for a mapped step; K as [local devices, K, B / local devices, ...], for the
+    mapped `several` of it.
     """
     split = list(map(shard, batches))
     tree = (
@@ -165,8 +176,8 @@ def to_devices(batches: Sequence[Any]) -> Any:
 
 
 def unshard(tree: Any) -> Any:
-    """Undoes `shard` and fetches to the host: [devices, B, ...] -> NumPy [devices * B, ...]."""
-    # NumPy would end the process where the program has failed: the error comes from waiting.
+    """Undo `shard` and fetch to the host: [devices, B, ...] -> NumPy [devices * B, ...]."""
+    # NumPy would end the process where the program has failed: waiting raises the error instead.
     tree = jax.block_until_ready(tree)
     return jax.tree.map(
         lambda x: np.asarray(x).reshape((x.shape[0] * x.shape[1], *x.shape[2:])), tree
@@ -174,7 +185,7 @@ def unshard(tree: Any) -> Any:
 
 
 def check_batch_size(batch_size: int, what: str = "batch size") -> None:
-    """Refuses a global batch that does not split evenly.
+    """Refuse a global batch that does not split evenly.
 
     Raises:
       UsageError: `batch_size` is not a positive multiple of the number of devices of all hosts.

@@ -1,2 +1,1 @@
-"""Images from a trained model: made on all devices in dispatches of half a second, and stored as
-shards."""
+"""Images from a trained model: made on all devices in dispatches, and stored as shards."""

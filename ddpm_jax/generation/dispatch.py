@@ -1,11 +1,12 @@
-"""Long computations in dispatches of bounded time, between which the host looks at signals, time
-limits and progress.
+"""Long computations in dispatches of bounded time.
 
-A chain of a thousand network evaluations as one program keeps the host waiting for minutes, deaf to
-Ctrl-C. Here such a computation is a program that does the rows first..last-1 of it, its bounds
-being arguments; how many rows a dispatch does is measured, so that it takes about `SECONDS` on any
-device. What a row is, is the caller's: a row of a sampler's table, a timestep of the bound, a step
-of an ODE's solver.
+Between dispatches the host checks signals and time limits and reports progress.
+
+A chain of a thousand network evaluations as one program blocks the host for minutes, Ctrl-C
+included. Here the program computes the rows first..last-1, its bounds being arguments; the number
+of rows of a dispatch follows from measured times, so that it takes about `SECONDS` on any device.
+The caller defines a row: one of a sampler's table, a timestep of the bound, a step of an ODE
+solver.
 """
 
 import collections
@@ -24,30 +25,29 @@ from ddpm_jax.samplers.loop import Sampler
 
 SECONDS = 0.5  # of a dispatch, about; two are in flight, so that a signal is seen within a second
 AHEAD = 2  # dispatches in flight: the device never waits for the host
-# at most, from one dispatch to the next: the first is one row, of a time that nobody knows
+# at most, from one dispatch to the next: the first is one row, of unknown time
 GROWTH = 4
-PARTS = 250  # dispatches of processes that must all make as many, whatever the time they take
+PARTS = 250  # dispatches of processes that must all make the same number, whatever their time
 
 
 class Watch(Protocol):
-    """Called between dispatches with the rows that are done, of how many: for a bar."""
+    """A callback between dispatches, with the number of finished rows and their total."""
 
     def __call__(self, done: int, total: int) -> None: ...
 
 
 def unwatched(done: int, total: int) -> None:
-    """Looks at nothing."""
+    """Do nothing, as a `Watch`."""
 
 
 class Pace:
-    """How many rows the next dispatch does: as many as take `SECONDS`, by the time of those
-    before."""
+    """The number of rows of the next dispatch, which should take `SECONDS`, from past times."""
 
     def __init__(self) -> None:
         self.rows = 1
 
     def learn(self, rows: int, seconds: float) -> None:
-        """A dispatch of so many rows kept the device busy for so long."""
+        """Update the number of rows from a dispatch of `rows` rows that took `seconds`."""
         fitting = SECONDS * rows / max(seconds, 1e-9)
         self.rows = int(max(1, min(fitting, GROWTH * rows)))
 
@@ -61,11 +61,12 @@ def sample(
     *,
     num_frames: int = 0,
 ) -> loop.Samples:
-    """`samplers.loop.sample` of one batch on one device, in dispatches; `params` are those of
-    `make_denoiser`.
+    """Run `samplers.loop.sample` for one batch on one device, in dispatches.
+
+    `params` are those of `make_denoiser`.
 
     Raises:
-      UsageError: `num_frames` not of this chain.
+      UsageError: `num_frames` that this chain does not have.
       Stopped: see `walk`.
     """
     segment = jax.jit(
@@ -92,19 +93,20 @@ def walk(
     watch: Watch = unwatched,
     together: bool = False,
 ) -> Any:
-    """Does the rows 0..total-1 in dispatches, or fewer; returns the last carry, which may still be
-    on its way.
+    """Compute the rows 0..total-1 in dispatches and return the last carry.
+
+    Fewer rows where `advance` reports the end. The carry may still be under computation.
 
     Args:
       advance: (carry, first, last) -> (the carry after these rows, bool [...]: whether nothing is
-        left to do, which on all devices ends the walk before the last row). It dispatches and
-        returns; the carry's buffers may be donated.
+        left to compute, which, if true on all devices, ends the walk before the last row). It
+        dispatches and returns; the carry's buffers may be donated.
       carry: before the first row.
       total: at least 1.
-      pace: kept by the caller, so that the next computation of the kind begins as fast as this one
-        ended.
+      pace: kept by the caller, so that the next computation of this kind starts with the dispatches
+        of this one's end.
       watch: see `Watch`.
-      together: all processes of a run walk alike and stop alike: they make the same dispatches.
+      together: whether all processes of a run make the same dispatches and stop after the same one.
 
     Raises:
       Stopped: by a signal or the time limit of an `Interrupt` that is entered.

@@ -1,7 +1,7 @@
 """Images from a trained model, made on all local devices in batches.
 
-Training's sample grid, the sampling command and the evaluations all make their images here. Which
-denoiser and which sampler is the caller's choice; `storing` keeps the images.
+The sample grid of training, the sampling command and the evaluations all make their images here.
+The caller chooses denoiser and sampler; `storing` writes the images.
 """
 
 import functools
@@ -27,8 +27,7 @@ from ddpm_jax.samplers.loop import Sampler
 
 
 class Generated(NamedTuple):
-    """Images and, if asked for, K frames of each one's chain: x_t, and the x_0 predicted from
-    it."""
+    """Images and, on request, K frames of each chain: x_t, and the x_0 predicted from it."""
 
     images: np.ndarray  # uint8 [n, H, W, C]
     frames_x_t: np.ndarray | None = None  # uint8 [K, n, H, W, C], noise first
@@ -36,7 +35,7 @@ class Generated(NamedTuple):
 
 
 class Generate(Protocol):
-    """Makes the images of the given indices; see `make_generate`."""
+    """A function that makes the images of the given indices; see `make_generate`."""
 
     def __call__(
         self,
@@ -51,7 +50,7 @@ class Generate(Protocol):
 
 
 def pixels(params: Any, x: chex.Array, inputs: Any = None) -> chex.Array:
-    """The images, uint8, of a chain that diffuses them themselves."""
+    """Return the images, uint8, of a chain in pixel space."""
     return to_uint8(x)
 
 
@@ -66,44 +65,45 @@ def make_generate(
     num_frames: int = 0,
     together: bool = False,
 ) -> Generate:
-    """Return generate(params, base_key, indices, inputs=None, batch_size=None, watch=unwatched) ->
+    """Return a function that makes images, `Generate`.
+
+    It is generate(params, base_key, indices, inputs=None, batch_size=None, watch=unwatched) ->
     `Generated`.
 
     Image i depends only on the base key, `key(seed)`, and on i; the batch and the number of devices
-    can change its last digit, where the network's sums are then taken in another order. `indices`
-    is int [n], any selection in any order. It is padded to `batch_size`, None for n, rounded up to
-    a multiple of the local devices; every padded size is compiled once. Give a last, smaller batch
+    can change its last digit, where they change the order of the network's sums. `indices` is int
+    [n], any selection in any order. It is padded to `batch_size`, None for n, rounded up to a
+    multiple of the local devices; every padded size is compiled once. Give a last, smaller batch
     the size of the others.
 
-    `inputs` is what the images are made of besides noise: any pytree of arrays [n, ...], labels or
+    `inputs` are the inputs of the images besides noise: any pytree of arrays [n, ...], labels or
     photographs, or None. `params`, the sampler's schedule and its rows are arguments of the
     compiled program, not constants in it.
 
     Args:
       make_denoiser: (params, schedule, inputs) -> `Denoiser` on the sampler's schedule; traced.
-      sampler: how the chain is walked.
-      shape: (h, w, c) of what diffuses.
-      decode: (params, x [B, h, w, c], inputs) -> the images uint8 [B, H, W, C] that it stands for;
-        traced.
-      start: (keys [B], inputs) -> x_T [B, h, w, c], where the chain begins; None for noise of each
-        key. Traced.
+      sampler: the table to walk and its step.
+      shape: (h, w, c) of the diffused array.
+      decode: (params, x [B, h, w, c], inputs) -> its images uint8 [B, H, W, C]; traced.
+      start: (keys [B], inputs) -> x_T [B, h, w, c], where the chain begins; None for noise from
+        each key. Traced.
       step_noise: inputs -> the noise of the steps, [N, B, h, w, c]; None for that of the keys.
       num_frames: frames kept of each chain, 0 for none.
-      together: all processes of a run make as many images each, and stop together; see
+      together: whether all processes of a run make the same number of images and stop together; see
         `dispatch.walk`.
 
     The chains are walked in dispatches of about half a second, between which generate calls `watch`
-    with the rows that are done and their number, and looks at signals.
+    with the number of finished rows and their total, and checks signals.
 
     Generate raises:
       Stopped: see `dispatch.walk`.
-      UsageError: no indices, more than `batch_size`, or `num_frames` not of this chain.
+      UsageError: no indices, more than `batch_size`, or `num_frames` that this chain does not have.
       FailureError: an image that is not finite.
     """
     pace, num_rows = Pace(), sampler.num_rows
 
     def unpack(shared, examples):
-        """The sampler with its tables as arguments, the keys of the images, their inputs."""
+        """Return the sampler with its tables as arguments, the keys of the images, their inputs."""
         _, base_key, schedule, rows = shared
         indices, inputs = examples
         keys = randomness.image_keys(base_key, indices)
@@ -165,8 +165,10 @@ def _check_finite(finite: np.ndarray, indices: np.ndarray) -> None:
 
 
 def _pad(examples: Any, count: int, batch_size: int | None) -> Any:
-    """Repeats the last of `count` examples up to the batch size, and on to a multiple of the local
-    devices."""
+    """Repeat the last of `count` examples up to the batch size.
+
+    The size is rounded up to a multiple of the local devices.
+    """
     batch_size = count if batch_size is None else batch_size
     if not 1 <= count <= batch_size:
         raise UsageError(
@@ -187,13 +189,14 @@ def generate_batches(
     make_inputs: Callable[[np.ndarray], Any] = lambda indices: None,
     on_rows: Callable[[int, int, int], None] = lambda images, done, total: None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (indices int [n], images uint8 [n, H, W, C]) in order; n is `batch_size` but for the
-    last.
+    """Yield (indices int [n], images uint8 [n, H, W, C]) in order, n at most `batch_size`.
 
-    `indices` are the global indices of the images wanted: `range(300)`, say. `make_inputs` gives the
-    inputs of the images of some of them, int [n] -> leaves [n, ...]. `on_rows` is called now and
-    then with the number of images of the batch under way, and how many rows of its chains are done
-    of how many.
+    Only the last n is smaller.
+
+    `indices` are the global indices of the images, `range(300)` for example. `make_inputs` returns
+    the inputs for a batch of indices, int [n] -> leaves [n, ...]. `on_rows` is called between
+    dispatches with the number of images in the current batch, the number of finished rows of its
+    chains and their total.
 
     Raises:
       UsageError: `batch_size` is not positive.

@@ -1,4 +1,4 @@
-"""A set of images on disk: its manifest, and its shards `samples-00000-of-00050.npz`, read.
+"""Reading a set of images on disk: its manifest and shards `samples-00000-of-00050.npz`.
 
 `storing` writes them.
 """
@@ -25,21 +25,22 @@ class Shard(NamedTuple):
 
     @property
     def begun(self) -> pathlib.Path:
-        """Where its first batches are kept while it is not whole."""
+        """The file that keeps its first batches until it is complete."""
         return self.path.with_name(f".{self.path.stem}.begun")
 
 
 def read_shards(directory: str | os.PathLike, count: int | None = None) -> np.ndarray:
-    """Returns the images that `write_shards` wrote, in the order of their index: uint8 [N, H, W,
-    C].
+    """Return the images that `write_shards` wrote, in the order of their index.
+
+    uint8 [N, H, W, C].
 
     Args:
-      directory: of the images.
-      count: only the first so many; all by default.
+      directory: where the images are.
+      count: the number of first images to read; None: all.
 
     Raises:
-      UsageError: no images here, or not yet all that are wanted.
-      FailureError: a file is damaged, or holds other images than its name says.
+      UsageError: no images here, or not yet all of those requested.
+      FailureError: a file is damaged, or holds other images than its name states.
     """
     directory = as_path(directory)
     manifest = read_manifest(directory)
@@ -87,7 +88,7 @@ def read_manifest(directory: pathlib.Path) -> dict[str, Any] | None:
 
 
 def check_index(shard: Shard) -> None:
-    """Looks at the numbers of a shard's images alone."""
+    """Check the indices of a shard's images, without reading the images."""
     _check_numbers(shard, _arrays(shard, {"index": _numbers(shard)})["index"])
 
 

@@ -1,7 +1,6 @@
-"""Images written as shards, each whole or not at all; a stopped command goes on where it stopped.
+"""Images written as shards, each whole or not at all, so that a stopped command can resume.
 
-Who makes the images is not known here: `generating` does. What a set looks like on disk, and how it
-is read, is `shards`.
+The images are made by `generating`. The format of a set on disk, and reading it, are in `shards`.
 """
 
 import io
@@ -31,38 +30,37 @@ def write_shards(
     manifest: Mapping[str, Any],
     on_images: Callable[[int], None] | None = None,
 ) -> None:
-    """Streams images 0..num_images-1 to `samples-00000-of-00050.npz`, ...; started again, it goes
-    on where it stopped.
+    """Stream images 0..num_images-1 to `samples-00000-of-00050.npz`, ...; resume if stopped.
 
     Several processes call it together, with a directory that they share: process p of P makes the
     shards p, P + p, ... and it returns when all are there.
 
-    A shard holds `images`, uint8 [n, H, W, C], and `index`, int64 [n]. It is there whole or not at
-    all, and always made of the same batches, so that a set of images finished after any number of
-    kills is the one made without them, byte for byte. `manifest.json` is written first. Nothing
-    that is there is ever overwritten.
+    A shard holds `images`, uint8 [n, H, W, C], and `index`, int64 [n]. It exists whole or not at
+    all, and is always made of the same batches, so that a set of images completed after any number
+    of kills equals one made without them, byte for byte. `manifest.json` is written first. Nothing
+    existing is ever overwritten.
 
     Args:
-      directory: created if need be; another set of images in it is refused.
+      directory: created if necessary; another set of images in it is refused.
       make_batches: indices int64 [n] -> (indices, images) of all of them in order, in batches: a
-        `generate_batches`. A shard that is no multiple of the batch pads its last batch, so choose
-        one that is.
+        `generate_batches`. A shard whose size is not a multiple of the batch size pads its last
+        batch, so choose a multiple.
       num_images: of the whole set.
       shard_size: images in each shard but the last.
       manifest: everything needed to make the same images again, as JSON can store it: the digest of
         the weights, step, seed, steps, digests of pictures that are used, versions. `num_images`
-        and `shard_size` are added. What `checkpoint` says is for a person: the digests tell whether
-        the images are the same.
-      on_images: called with the number of images of this process's shards that are done: at the
+        and `shard_size` are added. The field `checkpoint` is for a reader: the digests determine
+        whether the images are the same.
+      on_images: called with the number of finished images in the shards of this process: at the
         start, with those found on disk, and after every batch.
 
     Raises:
       UsageError: a size below 1, the directory holds a set made from another manifest (the fields
         that differ are named), or it is not the same for all processes.
-      FailureError: the disk is full or cannot be written, a shard that is there is damaged or of
-        other images, or another command makes images there. Whole shards stay.
-      Stopped: by a signal or a time limit. Whole shards stay, and of the one under way the batches
-        that are done, in a file `.samples-00000-of-00050.begun`.
+      FailureError: the disk is full or cannot be written, an existing shard is damaged or of other
+        images, or another command makes images there. Whole shards stay.
+      Stopped: by a signal or a time limit. Whole shards stay, and the finished batches of the
+        unfinished one, in a file `.samples-00000-of-00050.begun`.
     """
     for name, size in (("num_images", num_images), ("shard_size", shard_size)):
         if size < 1:
@@ -117,7 +115,7 @@ def _write_shards(
 
 
 def share(num_images: int, shard_size: int) -> int:
-    """How many of the images `write_shards` makes in this process."""
+    """Return how many of the images `write_shards` makes in this process."""
     first, step = jax.process_index() * shard_size, jax.process_count() * shard_size
     return sum(min(shard_size, num_images - start) for start in range(first, num_images, step))
 
@@ -130,8 +128,10 @@ def _save(shard: Shard, parts: Sequence[np.ndarray], path: pathlib.Path) -> None
 
 
 def _begun(shard: Shard) -> list[np.ndarray]:
-    """The images of the shard that a stopped command had made, uint8 [n, H, W, C] in a list; else
-    an empty one."""
+    """Return the images of the shard that a stopped command had made, uint8 [n, H, W, C].
+
+    They are the only element of a list, which is empty where there are none.
+    """
     if not shard.begun.exists():
         return []
     with reporting(shard.begun, "read"):
@@ -159,8 +159,7 @@ def _kept(done: int, total: int, directory: os.PathLike) -> str:
 
 
 def _claim(directory: pathlib.Path, manifest: dict[str, Any]) -> None:
-    """Writes the manifest into a directory that has none; refuses one that holds another set of
-    images."""
+    """Write the manifest into a directory without one; refuse a directory with other images."""
     if directory.exists() and not directory.is_dir():
         raise UsageError(f"{directory} is a file: name a directory for the images.")
     manifest = json.loads(json.dumps(manifest))  # what a reader will find: tuples are lists there

@@ -173,7 +173,7 @@ def cached(
         return jnp.stack([space.encoded(params, version) for version in versions], axis=1)
 
     # Where all is there, several runs may begin at once.
-    complete = hosts.tell_all(all(path.exists() for path in (directory / MANIFEST, *paths)))
+    complete = hosts.gather_json(all(path.exists() for path in (directory / MANIFEST, *paths)))
     with (
         contextlib.nullcontext()
         if all(complete)

@@ -86,4 +86,4 @@ def _owes_grid(config: ConfigDict, workdir: pathlib.Path, step: int) -> bool:
     if not makes_grids or step % config.train.sample_every:
         return False
     with reporting(grid_path(workdir, step), "read"):
-        return hosts.tell_all(not grid_path(workdir, step).exists())[0]
+        return hosts.gather_json(not grid_path(workdir, step).exists())[0]

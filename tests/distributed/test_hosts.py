@@ -158,7 +158,7 @@ def test_the_loss_of_a_process_is_told_from_other_errors(error, loss):
 
 
 def test_all_tell_one_another_what_they_say():
-    assert hosts.tell_all([0, "a cause"]) == [[0, "a cause"]]
+    assert hosts.gather_json([0, "a cause"]) == [[0, "a cause"]]
 
 
 def test_a_failing_command_alone_ends_as_it_always_did():
