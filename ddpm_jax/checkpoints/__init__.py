@@ -1,2 +1,1 @@
-"""Checkpoints on disk: writing them, finding and reading them, telling damaged ones, snapshots of
-averages."""
+"""Checkpoints on disk: writing, finding, reading and verifying them; snapshots of averages."""

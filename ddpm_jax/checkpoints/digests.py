@@ -1,9 +1,8 @@
-"""Digests of the files of a folder, kept in it: what is read later can be told from what was
-written.
+"""Digests of a folder's files, kept in the folder, by which damage is detected later.
 
-Run in the folder, `sha256sum --check SHA256SUMS` understands it. What the files are is not known
-here. Only regular files in the folder are ever opened, whatever it or its digests name: no link,
-pipe or device.
+Run in the folder, `sha256sum --check SHA256SUMS` verifies them. The meaning of the files does not
+matter here. Only regular files in the folder are ever opened, whatever it or its digests name: no
+link, pipe or device.
 """
 
 import concurrent.futures
@@ -34,8 +33,7 @@ def write(folder: pathlib.Path) -> None:
 
 
 def damage(folder: pathlib.Path) -> str | None:
-    """Return what is no longer as it was when the digests were written, as half a sentence, or
-    None.
+    """Return what differs from the files written, as half a sentence, or None.
 
     Every file must be among the digests, but for those whose names begin with a dot and for
     `LATER`. Without digests nothing is known of files on a disk, so nothing is wrong; in a bucket
@@ -92,8 +90,9 @@ def _is_hidden(name: str) -> bool:
 
 
 def check_files(folder: pathlib.Path) -> None:
-    """Refuse a folder of this machine in which, at its top, there is something else than files and
-    folders.
+    """Refuse a folder of this machine that holds something other than files and folders.
+
+    Only its top level is checked.
 
     Raises:
       NotAFile: half a sentence names it.
@@ -103,8 +102,10 @@ def check_files(folder: pathlib.Path) -> None:
 
 
 def _check(path: pathlib.Path, name: str) -> bool:
-    """Return whether a path of this machine, called `name` below, is a folder and not a file; raise
-    NotAFile if neither."""
+    """Return whether a path of this machine is a folder; raise NotAFile if it is no file either.
+
+    Messages call it `name`.
+    """
     status = os.lstat(path)
     if stat.S_ISDIR(status.st_mode):
         return True

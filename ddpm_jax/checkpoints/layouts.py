@@ -1,9 +1,9 @@
-"""States as earlier versions saved them, and how they map to the fields that a state has now.
+"""States as earlier versions saved them, mapped to the fields that a state has now.
 
 The frozen parts of a model were once in what its objective remembered:
 
-    objective_state/{frozen, inner}            of a model over latents; `inner` is what is now all of it
-    objective_state/{frozen, step, ...}        of a first stage with a perceptual distance
+    objective_state/{frozen, inner}        a model over latents; `inner` is now all of it
+    objective_state/{frozen, step, ...}    a first stage with a perceptual distance
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""Read checkpoints, find them, and tell the damaged ones; `writer` writes them.
+"""Finding, verifying and reading checkpoints; `writer` writes them.
 
-Where they lie, what is in them and how it is kept whole is said there.
+The layout of a checkpoint, and how it is kept whole, is described there.
 """
 
 import contextlib
@@ -88,7 +88,7 @@ def find_step(workdir: str | os.PathLike, step: int | None = None) -> int:
     """Return `step`, or the newest step on disk.
 
     Raises:
-      UsageError: the directory is missing, holds no checkpoint, or not this one.
+      UsageError: the directory is missing, holds no checkpoint, or not that step.
     """
     workdir = as_path(workdir)
     check_name(workdir)
@@ -128,14 +128,15 @@ def _is_a_step(name: str) -> bool:
 
 
 def _is_complete(path: pathlib.Path) -> bool:
-    """Return whether saving it has come to its end, which a bucket, where nothing is renamed, tells
-    by a last object."""
+    """Return whether a checkpoint has been saved completely.
+
+    In a bucket, where nothing can be renamed, an object written last marks it.
+    """
     return (path / COMMITTED).exists() if is_remote(path) else path.is_dir()
 
 
 def _newest_whole(directory: pathlib.Path, *, other_than: int) -> int | None:
-    """Return the newest step but one whose items are all there, with the digests that they were
-    written with."""
+    """Return the newest step except one whose items are all there and match their digests."""
     others = (step for step in reversed(steps_in(directory)) if step != other_than)
     return next(
         (
@@ -170,7 +171,7 @@ def _warn_of_missing_sums(path: pathlib.Path, item: str) -> None:
 
 @contextlib.contextmanager
 def _within_reach(path: pathlib.Path) -> Iterator[None]:
-    """Report what keeps its body from reading, which is no damage and sets no checkpoint aside."""
+    """Report errors of access, which are no damage: no checkpoint is set aside for them."""
     try:
         yield
     except PermissionError as error:
@@ -187,7 +188,7 @@ def check_whole(path: pathlib.Path, items: tuple[str, ...] = ITEMS) -> None:
     """Compare the items of the checkpoint `path` with their digests.
 
     Raises:
-      UsageError: it is none of ours.
+      UsageError: it is not a checkpoint of this package.
       DamagedCheckpoint: an item is missing or damaged.
     """
     with _within_reach(path):
@@ -235,8 +236,10 @@ def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
 
 
 def restore_json(path: pathlib.Path, item: str, kind: Table = ANY_TABLE) -> dict[str, Any]:
-    """Return an item of the checkpoint `path` that is JSON; raise DamagedCheckpoint where it is not
-    of its kind."""
+    """Return an item of the checkpoint `path` that is JSON.
+
+    Raises DamagedCheckpoint if it does not match the schema `kind`.
+    """
     try:
         return parse(read_file(path / item / _JSON, largest=LARGEST + 1), kind)
     except Malformed as error:
@@ -248,8 +251,9 @@ def restore_json(path: pathlib.Path, item: str, kind: Table = ANY_TABLE) -> dict
 
 
 def restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -> Any:
-    """Return the state in the checkpoint `path`, laid out as `template`; or those parts of it, if
-    `partial`.
+    """Return the state in the checkpoint `path`, laid out as `template`.
+
+    If `partial`, only the fields of the template are read.
 
     Raises:
       UsageError: it is of another architecture.
@@ -304,8 +308,7 @@ def _read(reader: ocp.Checkpointer, path: pathlib.Path, template: Any, *, partia
 
 @contextlib.contextmanager
 def _quiet_reads() -> Iterator[None]:
-    """Keep the reads under way beside one that failed from printing a traceback each when they are
-    dropped."""
+    """Silence the tracebacks of the other reads that are dropped when one fails."""
     report, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
@@ -329,8 +332,10 @@ def _out_of_reach(path: pathlib.Path, error: Exception) -> FailureError:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Flatten to {"params/conv_in/kernel": shape}; NamedTuples, dicts and lists all give plain
-    names."""
+    """Flatten to {"params/conv_in/kernel": shape}.
+
+    NamedTuples, dicts and lists all give plain names.
+    """
 
     def name(key) -> str:
         return str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))))
@@ -340,8 +345,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _absent_fields(template: Any, saved: Any) -> dict[str, Any]:
-    """Return the fields of a state that a checkpoint may lack, being older than they are: those
-    without leaves, and those that have a default."""
+    """Return the fields that an older checkpoint may lack: empty ones, and those with defaults."""
     if not hasattr(template, "_asdict"):
         return {}
     empty = {

@@ -1,8 +1,7 @@
-"""Snapshots of averages on disk: written every so many steps of a run, put together to others after
-it.
+"""Snapshots of averages, saved during a run and combined after it.
 
 They lie in the run's directory as checkpoints of their own, `snapshots/checkpoints/STEP`, and all
-of them are kept. Which sum of them makes which average is in `ema_profiles`.
+of them are kept. The coefficients of the sums are computed in `ema_profiles`.
 """
 
 import os
@@ -20,7 +19,7 @@ SNAPSHOTS = "snapshots"
 
 
 class Snapshots:
-    """Saves some of a state's averages, for the process that trains."""
+    """A writer of some of a state's averages, for the process that trains."""
 
     def __init__(self, workdir: str | os.PathLike, names: Sequence[str], config: Mapping[str, Any]):
         """Open `workdir`/snapshots, made if missing.
@@ -69,8 +68,9 @@ def combine(
     coefficients: np.ndarray,
     shapes: Any,
 ) -> Any:
-    """Return the sum of snapshots, Σ c[i, j] (average j at step i), as float32; the sum is taken in
-    float64.
+    """Return the sum of snapshots, Σ c[i, j] (average j at step i), as float32.
+
+    The sum is taken in float64.
 
     Args:
       workdir: the run's directory.

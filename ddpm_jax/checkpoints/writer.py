@@ -1,12 +1,11 @@
-"""Write checkpoints: the train state, the position in the data and the config, as one atomic
-unit.
+"""Writing checkpoints: state, position in the data and config, as one atomic unit.
 
-A run's directory holds `checkpoints/STEP/{state,data,config}`. A step's directory appears under its
-own name only when all of it is on disk, so a run killed while saving leaves the one before as the
-newest. Each of the three holds the digests of its files (`digests`), because a flipped bit would
-otherwise be read back as other numbers.
+A run's directory holds `checkpoints/STEP/{state,data,config}`. A step's directory gets its name
+only when all of it is on disk, so a run killed while saving leaves the previous one as the newest.
+Each of the three holds the digests of its files (`digests`), because a flipped bit would otherwise
+be read back as other numbers.
 
-Reading them is in `reader`; Orbax is known in these two files only.
+Reading them is in `reader`; only these two files use Orbax.
 """
 
 import functools
@@ -52,8 +51,7 @@ SET_ASIDE = ".damaged"  # added to the name of a damaged checkpoint's directory
 
 
 class _StateHandler(ocp.StandardCheckpointHandler):
-    """Writes the digests of a state's files, in the background, when the last of them is on
-    disk."""
+    """A handler that adds the digests of a state's files once the last of them is on disk."""
 
     def finalize(self, directory) -> None:
         super().finalize(directory)
@@ -65,7 +63,7 @@ class _StateHandler(ocp.StandardCheckpointHandler):
 
 
 class _JsonHandler(ocp.JsonCheckpointHandler):
-    """As `_StateHandler`, of what is JSON."""
+    """The same for items that are JSON."""
 
     def finalize(self, directory) -> None:
         super().finalize(directory)
@@ -88,8 +86,9 @@ def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
 
 
 class Checkpointer:
-    """Saves and restores the checkpoints of one run, for the processes that train it: all make
-    every call together.
+    """Saving and restoring of the checkpoints of one run.
+
+    All processes that train it make every call together.
 
     `save` copies the state to the host and returns; the files are written in the background.
     """
@@ -102,8 +101,9 @@ class Checkpointer:
         keep_every: int = 0,
         before_save: Callable[[], None] = lambda: None,
     ):
-        """Open `workdir`/checkpoints, made if missing, and remove what a killed run left half-
-        written there.
+        """Open `workdir`/checkpoints, and remove what a killed run left half-written there.
+
+        It is created if missing.
 
         Args:
           workdir: the run's directory.
@@ -143,8 +143,10 @@ class Checkpointer:
             ) from error
 
     def _check_files(self) -> None:
-        """Refuse what Orbax, which opens a file of every checkpoint at once, would wait for without
-        end."""
+        """Refuse pipes and devices, on which Orbax would wait for ever.
+
+        Orbax opens a file of every checkpoint at once.
+        """
         if is_remote(self._directory) or not self._directory.is_dir():
             return
         for step in steps_in(self._directory):
@@ -162,8 +164,9 @@ class Checkpointer:
     def save(
         self, step: int, state: Any, data_state: Mapping[str, Any], config: Mapping[str, Any]
     ) -> None:
-        """Start saving; wait first for the previous save. The state's buffers may be donated as
-        soon as this returns.
+        """Start saving; wait first for the previous save.
+
+        The state's buffers may be donated as soon as this returns.
 
         Args:
           step: updates done.
@@ -208,8 +211,8 @@ class Checkpointer:
                 raise FailureError(_removed(self._directory)) from error
             raise FailureError(
                 f"Saving a checkpoint in {self._directory} failed: "
-                f"{error_reason(error, self._directory)}. {self._last_good()} Put that right and give "
-                "the same command again to resume."
+                f"{error_reason(error, self._directory)}. {self._last_good()} Put that right and "
+                "give the same command again to resume."
             ) from error
 
     def _is_gone(self) -> bool:
@@ -250,8 +253,7 @@ class Checkpointer:
         return restore_state(path, template), position
 
     def resume(self, template: Any, report: Callable[[str], None]) -> tuple[Any, dict[str, Any]]:
-        """Return (state, data_state) of the newest checkpoint that is whole; `report` is told of
-        those that are not.
+        """Return (state, data_state) of the newest undamaged checkpoint; report damaged ones.
 
         The directories of the damaged ones get another name, so that training can save those steps
         again; nothing is deleted.
@@ -309,8 +311,7 @@ class Checkpointer:
 
 @functools.cache
 def _say_failed_writes_once() -> None:
-    """Silence, in this process, what Orbax's event loop prints of writes beside the one that is
-    raised.
+    """Silence what Orbax's event loop prints of failed writes other than the one raised.
 
     They report to a loop that is closed by then, or to nobody, with a traceback each, perhaps
     before the sentence.

@@ -1,6 +1,6 @@
-"""Means of the metrics of training between two records, and histograms of those over time t.
+"""Means of training metrics between two records, and histograms of metrics over time t.
 
-Which metrics there are is decided by the objective, the step and the loop.
+The metrics themselves are defined by the objective, the step and the loop.
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,14 @@ from ddpm_jax.schema import Malformed, Number, Table, check
 
 
 class ByTime(NamedTuple):
-    """Sums and counts, [K], of the examples whose t fell into each of K equal parts of 0 <= t/T <
-    1."""
+    """Sums and counts, [K], of the examples in each of K equal parts of 0 <= t/T < 1."""
 
     sum: Any
     count: Any
 
 
 class Histogram(NamedTuple):
-    """Bars."""
+    """Bars: their edges and heights."""
 
     edges: np.ndarray  # [K + 1], increasing
     values: np.ndarray  # [K], not negative
@@ -39,11 +38,11 @@ _AVERAGES = Table(
 
 
 class Averages:
-    """Means of per-step metrics since they were last asked for.
+    """Means of per-step metrics since the last record.
 
     A metric is a number, or a pair (sum, count) for a mean over some of the examples only. Either
     may be a vector [K], which stands for K metrics named `name1` ... `nameK`: the loss by quartile
-    of t is the pair of two [4] vectors.
+    of t is a pair of [4] vectors.
 
       averages.add({"loss": 0.5, "loss_q": (sums, counts)})
       averages.means()  # {"loss": 0.5, "loss_q1": ..., "loss_q4": ...}, without the quartiles that
@@ -58,8 +57,10 @@ class Averages:
         self._by_time: dict[str, ByTime] = {}
 
     def add(self, metrics: Mapping[str, Any]) -> None:
-        """Add the metrics of one step: numbers, [K] vectors, or tuples (sum, count) of either,
-        count >= 0."""
+        """Add the metrics of one step.
+
+        They are numbers, [K] vectors, or tuples (sum, count) of either with count >= 0.
+        """
         for name, value in metrics.items():
             if isinstance(value, ByTime):
                 total, count = (np.asarray(part, np.float64) for part in value)
@@ -78,8 +79,10 @@ class Averages:
                 self._counts[key] = self._counts.get(key, 0.0) + float(weight)
 
     def get_state(self) -> dict[str, Any]:
-        """Return what was added since the means were last asked for, JSON-able; {} for nothing, or
-        a sum that is no number."""
+        """Return what was added since the means were last read, JSON-able.
+
+        {} if nothing was, or if a sum is not finite.
+        """
         numbers = [
             *self._sums.values(),
             *(x for pair in self._by_time.values() for part in pair for x in part),
@@ -95,7 +98,7 @@ class Averages:
         """Continue from what `get_state` returned.
 
         Raises:
-          UsageError: it is none.
+          UsageError: it is malformed.
         """
         try:
             check(state, _AVERAGES)

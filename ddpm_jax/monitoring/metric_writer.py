@@ -1,4 +1,4 @@
-"""Where the training loop's numbers go: the records, TensorBoard and other viewers, by one writer.
+"""The writer of training metrics: to the records, TensorBoard and other viewers.
 
 Host side only: it takes numbers that have left the device. Means are in `averages`, rates in
 `throughput`, what a terminal shows in `progress`; drawing belongs to `plotting`.
@@ -17,7 +17,7 @@ from ddpm_jax.monitoring.tensorboard import Events
 
 
 class Viewer(Protocol):
-    """A program that a person watches a run with."""
+    """A program in which a person watches a run."""
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -29,10 +29,9 @@ class Viewer(Protocol):
 
 
 class MetricWriter:
-    """Appends metrics to `workdir/metrics.jsonl`, and shows them in TensorBoard and in what other
-    viewers there are.
+    """A writer of metrics to `workdir/metrics.jsonl`, TensorBoard and other viewers.
 
-    One process of a run, the first, writes. The methods raise FailureError: the disk is full, or
+    Only the primary process of a run writes. The methods raise FailureError if the disk is full or
     the folder cannot be written.
     """
 
@@ -49,7 +48,7 @@ class MetricWriter:
           workdir: the folder of the run; created when the first record is written.
           resume_step: number of updates in the checkpoint that training continues from; see
             `records.Records`.
-          viewers: to be told all that TensorBoard is told; closed with this.
+          viewers: receive all that TensorBoard receives; closed with this.
 
         Raises:
           FailureError: the file of records cannot be read or repaired.
@@ -66,23 +65,22 @@ class MetricWriter:
             viewer.scalars(step, metrics)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Show uint8 [H, W, C], C = 1 or 3, under `name`; the PNG on disk is the caller's to write."""
+        """Show uint8 [H, W, C], C = 1 or 3, under `name`; the caller writes the PNG on disk."""
         for viewer in self._viewers:
             viewer.image(step, name, image)
 
     def histogram(self, step: int, name: str, histogram: Histogram) -> None:
-        """Show bars under `name`; the records hold numbers only."""
+        """Show a histogram under `name`; the records hold numbers only."""
         for viewer in self._viewers:
             viewer.histogram(step, name, *histogram)
 
     def flush(self) -> None:
-        """Make what was written permanent; in a bucket it was not before."""
+        """Make everything written so far permanent; in a bucket it was not before."""
         self._records.flush()
         self._events.flush()
 
     def close(self) -> None:
-        """Write what waits and close the viewers; harmless when repeated or when nothing was
-        written."""
+        """Write what is pending and close the viewers; harmless when repeated."""
         with contextlib.ExitStack() as stack:
             for viewer in self._viewers:
                 stack.callback(viewer.close)

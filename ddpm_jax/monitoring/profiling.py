@@ -1,6 +1,6 @@
 """Traces of single training steps, in the form that TensorBoard's profile tab and Perfetto read.
 
-What a step costs in numbers is measured by `benchmarks/`; the rates of a run are in `throughput`.
+Timings of a step are measured by `benchmarks/`; the rates of a run are in `throughput`.
 """
 
 import contextlib
@@ -20,18 +20,17 @@ from ddpm_jax.numerals import whole_numbers
 
 
 class Trace:
-    """Records what host and devices do in steps `first` to `last`, counted from 1, into
-    DIR/plugins/profile/TIME/.
+    """A trace of host and devices in steps `first` to `last`, in DIR/plugins/profile/TIME/.
 
-    Without arguments it records nothing. Steps that are dispatched together are recorded together.
-    Leaving the context ends a trace that is still open, so a run that is interrupted keeps what it
-    has.
+    Steps are counted from 1. Without arguments it records nothing. Steps that are dispatched
+    together are recorded together. Leaving the context ends a trace that is still open, so an
+    interrupted run keeps what was recorded.
     """
 
     def __init__(
         self, directory: str | os.PathLike | None = None, *, first: int = 0, last: int = 0
     ):
-        """Name the steps; nothing is recorded before `call` reaches them."""
+        """Set the steps; nothing is recorded before `call` reaches them."""
         self._directory = None if directory is None else as_path(directory)
         self._written = self._directory  # by JAX, which knows disks only
         self._first, self._last = first, last
@@ -73,8 +72,7 @@ class Trace:
         )
 
     def done(self, step: int, results: Any) -> None:
-        """End the trace where `step` is its last, or later, once the devices have computed
-        `results`."""
+        """End the trace at its last step, once the devices have computed `results`."""
         if self._open and step >= self._last:
             jax.block_until_ready(results)
             self._stop()
@@ -116,7 +114,7 @@ def parse_steps(text: str) -> tuple[int, int]:
 def make_trace(
     profile: tuple[int, int] | None, workdir: pathlib.Path, *, start: int, num_steps: int
 ) -> Trace | None:
-    """Return what profiles the steps `profile`, first and last.
+    """Return the trace of the steps `profile`, first and last; None for none.
 
     Raises:
       UsageError: the run has no such steps before it.

@@ -1,5 +1,4 @@
-"""How much of a long computation is done: a bar on a terminal; in a notebook or a log a line now
-and then."""
+"""Progress of a long computation: a bar on a terminal, occasional lines elsewhere."""
 
 import sys
 import time
@@ -12,12 +11,12 @@ from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import say, visible
 
 Item = TypeVar("Item")
-# seconds to the first line, and between two: what is done sooner is done without one
+# seconds to the first line, and between two: shorter computations print none
 FIRST, EVERY = 5.0, 10.0
 
 
 class Counter:
-    """Counts to a total. Of several processes the first shows it."""
+    """A count towards a total, shown by the primary process only."""
 
     def __init__(
         self,
@@ -42,8 +41,8 @@ class Counter:
         self._what, self._unit, self._total = what, unit, total
         self._file = sys.stderr if file is None else file
         self._clock, self._start, self._due = clock, clock(), FIRST
-        # When the first part was done, and what was done then: compiling, and what was found on
-        # disk, are before.
+        # When the first part was done, and how much was done then: compilation, and results found
+        # on disk, come before it.
         self._first: tuple[float, float] | None = None
         self.done = initial
         self._bar = self._inner = None
@@ -70,7 +69,7 @@ class Counter:
         self._line(done)
 
     def within(self, units: int, done: int, total: int) -> None:
-        """Report the part done/total of the next units, which are done together."""
+        """Report the part done/total of the next units, which are computed together."""
         if self._bar is not None:
             if self._inner is None:
                 self._bar.set_postfix_str("")
@@ -98,7 +97,7 @@ class Counter:
         self._file.flush()
 
     def close(self) -> None:
-        """Leave the cursor on a fresh line; harmless when repeated."""
+        """Leave the cursor on a new line; harmless when repeated."""
         for bar in (self._inner, self._bar):
             if bar is not None:
                 bar.close()
@@ -113,7 +112,7 @@ class Counter:
 
 
 def counted(items: Iterable[Item], what: str, total: int, *, unit: str) -> Iterator[Item]:
-    """Yield the items and count those that are done with."""
+    """Yield the items and count those that have been used."""
     with Counter(what, total, unit=unit) as counter:
         for item in items:
             yield item
@@ -133,12 +132,16 @@ _LABELS = {"images_per_second": "images/s", "data_wait": "data wait"}
 
 
 class Progress:
-    """A bar on a terminal, plain lines elsewhere: in a log file a bar is one line of control
-    characters."""
+    """A bar on a terminal, plain lines elsewhere.
+
+    In a log file a bar would be one line of control characters.
+    """
 
     def __init__(self, total_steps: int, *, start_step: int = 0, file: TextIO | None = None):
-        """Start at `start_step` updates of `total_steps`; write to `file`, by default standard
-        error."""
+        """Start at `start_step` updates of `total_steps`.
+
+        `file` is standard error by default.
+        """
         self._total = total_steps
         self._file = sys.stderr if file is None else file
         self._bar = self._drawn = None
@@ -152,8 +155,7 @@ class Progress:
             )
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Report that `step` updates are done; without metrics only a bar moves, and no line is
-        printed."""
+        """Report that `step` updates are done; without metrics no line is printed."""
         if self._bar is not None:
             if metrics is not None:
                 shown = {name: metrics[name] for name in _IN_BAR if name in metrics}
@@ -163,8 +165,7 @@ class Progress:
             print(f"step {step}/{self._total} {self._format(metrics)}", file=self._file, flush=True)
 
     def drawing(self, what: str, done: int, total: int) -> None:
-        """Report that the part done/total of a picture is drawn: in the bar, or by a line now and
-        then."""
+        """Report that the part done/total of a picture is drawn, in the bar or by a line."""
         if self._bar is not None:
             self._bar.set_description_str(
                 f"drawing {what}, {done / total:.0%}" if done < total else ""
@@ -185,7 +186,7 @@ class Progress:
             print(line, file=self._file, flush=True)
 
     def close(self) -> None:
-        """Leave the cursor on a fresh line; harmless when repeated."""
+        """Leave the cursor on a new line; harmless when repeated."""
         if self._bar is not None:
             self._bar.close()
 
@@ -196,8 +197,10 @@ class Progress:
 
 
 def _short(name: str, value: float) -> str:
-    """Return four significant digits, large numbers in full, a share in per cent: 0.0432, 2e-05,
-    12345, 3.1%."""
+    """Return four significant digits, large numbers in full, a share in per cent.
+
+    Examples are 0.0432, 2e-05, 12345 and 3.1%.
+    """
     if name == "data_wait":
         return f"{value:.1%}"
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"

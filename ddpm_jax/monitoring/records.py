@@ -1,12 +1,10 @@
-"""The records of a run: `metrics.jsonl`, one line a report, which survive a kill and are cut back
-on a resume.
+"""The records of a run, `metrics.jsonl`: one line each, kept through kills and resumes.
 
-In a bucket, where nothing can be appended to, the lines since the last save become one more object,
-a part: `metrics/NNNNNN.jsonl`. So what is written is written once. A run that is copied to a disk,
-or back, goes on as it is.
+A bucket has no appending, so there the lines since the last save become one more object, a part:
+`metrics/NNNNNN.jsonl`. A run may be copied to a disk, or back, and continued.
 
-What is in a record is decided by the train step and the loop; who else is told, by
-`metrics.MetricWriter`.
+The content of a record is decided by the train step and the loop; `metric_writer.MetricWriter`
+passes it on to viewers.
 """
 
 import concurrent.futures
@@ -34,10 +32,10 @@ Record = dict[str, float]
 
 
 class Records:
-    """Appends to `workdir/metrics.jsonl`, or puts parts into a bucket.
+    """The lines of `workdir/metrics.jsonl`, or parts in a bucket, to append to.
 
-    A record is one line, handed to the operating system before `append` returns: a kill loses at
-    most the line being written. In a bucket it is there after `flush`. Nothing but the repair of
+    A record is one line, passed to the operating system before `append` returns: a kill loses at
+    most the line being written. In a bucket it is stored by `flush`. Only the repair for
     `resume_step` touches the disk before the first line.
     """
 
@@ -70,14 +68,13 @@ class Records:
         kept = read(workdir)
         before = max((record.get(SECONDS, 0.0) for record in kept), default=0.0)
         self._clock, self._start = clock, clock() - before
-        # A finished run that is started again draws its last grid again: what is said of it stands
-        # here already.
+        # A finished run that is started again draws its last grid again, whose metrics are already
+        # here.
         self._resume_step = resume_step
         self._there = kept[-1].keys() if kept and kept[-1]["step"] == resume_step else frozenset()
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of `step`, the number of updates done, with the seconds of the run so
-        far.
+        """Record the metrics of `step`, the number of updates done, with the seconds so far.
 
         JSON has no NaN and no infinity: both are stored as null, and `read` returns NaN for them.
         Metrics that the records of `resume_step` hold already are not written again.
@@ -101,7 +98,7 @@ class Records:
                 file.write(line.encode())
 
     def flush(self) -> None:
-        """Put what waits into the bucket, as one object; on a disk nothing waits.
+        """Write pending lines to the bucket, as one object; on a disk there are none.
 
         Raises:
           FailureError: the bucket refuses.
@@ -117,9 +114,9 @@ class Records:
 def read(workdir: str | os.PathLike) -> list[Record]:
     """Return the records of a run in the order of writing, [] if there are none yet.
 
-    Every record has "step" (int), and numbers. Lines of the same step, one after the other, are one
-    record: a grid of samples adds what is measured on it. A line that is no such record, cut short
-    by a kill say, is left out.
+    Every record has "step" (int), and numbers. Consecutive lines of the same step are one record: a
+    grid of samples adds the metrics measured on it. A malformed line, cut short by a kill say, is
+    left out.
 
     Raises:
       FailureError: the file exists and cannot be read.
@@ -139,7 +136,7 @@ def read(workdir: str | os.PathLike) -> list[Record]:
 
 
 def _contents(workdir: pathlib.Path) -> dict[pathlib.Path, bytes]:
-    """Return what is in the file and in the parts, in the order of writing."""
+    """Return the contents of the file and of the parts, in the order of writing."""
     paths = sorted(path for path in (workdir / _PARTS).glob("*.jsonl") if is_whole(path.stem))
     if (workdir / RECORDS).exists():
         paths.insert(0, workdir / RECORDS)
@@ -148,7 +145,7 @@ def _contents(workdir: pathlib.Path) -> dict[pathlib.Path, bytes]:
 
 
 def _parse(data: bytes) -> Iterator[tuple[bytes, Record]]:
-    """Yield the whole lines, without the newline, each with its record."""
+    """Yield the complete lines, without the newline, each with its record."""
     for line in data.split(b"\n"):
         try:
             record = parse(line, _RECORD, largest=_LONGEST)
@@ -158,8 +155,10 @@ def _parse(data: bytes) -> Iterator[tuple[bytes, Record]]:
 
 
 def _repair(path: pathlib.Path, data: bytes, last_step: float) -> None:
-    """Leave the whole records up to `last_step`, byte for byte; do not write when there is nothing
-    to repair."""
+    """Keep the complete records up to `last_step`, byte for byte.
+
+    Nothing is written if nothing needs repair.
+    """
     repaired = b"".join(
         line + b"\n" for line, record in _parse(data) if record["step"] <= last_step
     )

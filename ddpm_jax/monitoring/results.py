@@ -1,8 +1,8 @@
-"""Results on disk: records as JSON that say how to repeat them, and the tally of a likelihood under
-way as NPZ.
+"""Results on disk: records as JSON that say how to repeat them, and tallies as NPZ.
 
-A tally is a NamedTuple of arrays: `tally.Tally` of the bound, `ode_bits.Bits`. What a number
-means is said there and in `frechet`; which settings belong to it, the command says.
+A tally is a NamedTuple of arrays with the results of a likelihood so far: `tally.Tally` of the
+bound, `ode_bits.Bits`. What a number means is documented there and in `frechet`; its settings are
+chosen by the caller.
 """
 
 import hashlib
@@ -31,8 +31,7 @@ AnyTally = TypeVar("AnyTally", bound=tuple)
 
 
 def weights_digest(params: Any) -> str:
-    """Return the SHA-256 of all parameters in the order of the tree, as 64 hexadecimal digits:
-    which weights a number is of."""
+    """Return the SHA-256 of all parameters in the order of the tree, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf))
@@ -40,14 +39,15 @@ def weights_digest(params: Any) -> str:
 
 
 def machine() -> dict[str, str]:
-    """Return what computes, as far as it changes digits: the kind of device and JAX's precision of
-    matrix products."""
+    """Return the kind of device and JAX's precision of matrix products, which change digits."""
     precision = jax.config.jax_default_matmul_precision or "default"
     return {"device": jax.local_devices()[0].device_kind, "matmul_precision": precision}
 
 
 def write_record(path: str | os.PathLike, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, whole or not at all. Arrays become lists; what is not a number, null.
+    """Write a record as JSON, atomically.
+
+    Arrays become lists; numbers that are not finite become null.
 
     Raises:
       FailureError: the file cannot be written.
@@ -73,7 +73,7 @@ def _plain(value: Any) -> Any:
 def format_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """Lay out rows under a header, right-aligned; floats to four significant digits, NaN as "-".
 
-    Names of a foreign file are shown, not obeyed: a cell has one line.
+    Control characters in foreign names are escaped: a cell has one line.
     """
     cells = [list(header), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
@@ -90,7 +90,7 @@ def _cell(value: Any) -> str:
 
 
 def save_tally(path: str | os.PathLike, tally: AnyTally, settings: Mapping[str, Any]) -> None:
-    """Write a tally and the settings it was made with, whole or not at all.
+    """Write a tally and the settings it was made with, atomically.
 
     Raises:
       FailureError: the file cannot be written.
@@ -102,14 +102,13 @@ def save_tally(path: str | os.PathLike, tally: AnyTally, settings: Mapping[str, 
 
 
 def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], empty: AnyTally) -> AnyTally:
-    """Return the tally that was saved with these settings; where there is no file, that of no
-    image.
+    """Return the tally saved with these settings, or `empty` if there is no file.
 
     Args:
       path: of the file.
-      settings: that it must have been made with.
-      empty: the tally of no image, of the same type: arrays whose first axis is images have none
-        there.
+      settings: those that it must have been made with.
+      empty: the tally of no image, of the same type: arrays whose first axis is images have length
+        0.
 
     Raises:
       UsageError: it was made with other settings; the first that differ are named.
@@ -136,7 +135,7 @@ def load_tally(path: str | os.PathLike, settings: Mapping[str, Any], empty: AnyT
 
 
 def check_record(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
-    """Let a record be written again with the same `settings`; refuse others.
+    """Allow a record to be overwritten with the same `settings`; refuse others.
 
     Raises:
       UsageError: the record there was made with other settings; the first that differ are named.
@@ -154,8 +153,10 @@ def check_record(path: str | os.PathLike, settings: Mapping[str, Any]) -> None:
 
 
 def _read(path: str | os.PathLike) -> bytes | None:
-    """Return what is in a file, None where there is none. One that is out of reach is not damaged:
-    nobody may delete it."""
+    """Return the contents of a file, None if there is none.
+
+    A file that is out of reach is not damaged: nobody may delete it.
+    """
     path = as_path(path)
     with reporting(path, "read"):
         return read_file(path) if path.exists() else None
@@ -164,10 +165,9 @@ def _read(path: str | os.PathLike) -> bytes | None:
 def check_same(
     there: str, found: Mapping[str, Any], wanted: Mapping[str, Any], *, remedy: str = _REMEDY
 ) -> None:
-    """Refuse results that are there if they do not follow from the same settings as those that are
-    wanted.
+    """Refuse existing results unless they were made with the settings that are wanted.
 
-    Where `checkpoint` lies makes no difference, because the digest of its weights is among the
+    The path of the checkpoint makes no difference, because the digest of its weights is among the
     settings.
 
     Args:
@@ -177,8 +177,8 @@ def check_same(
       remedy: how the sentence ends.
 
     Raises:
-      UsageError: they differ, and the first three differences are named; or those that are there do
-        not say which model they are of, as older versions did not.
+      UsageError: they differ, and the first three differences are named; or the existing results,
+        of an older version, do not say which model made them.
     """
     unknown = [name for name in _IDENTITY if name in wanted and name not in found]
     if unknown:

@@ -1,6 +1,6 @@
 """TensorBoard event files, written without TensorFlow: scalars, pictures and histograms.
 
-In a bucket, where nothing can be appended to, what came since the last save is a file of its own.
+A bucket has no appending, so there the events since the last save become a file of their own.
 TensorBoard reads the files of a folder one after the other.
 """
 
@@ -21,17 +21,16 @@ TENSORBOARD = "tensorboard"
 
 
 class Events:
-    """Appends to an event file of its own in `workdir/tensorboard`, made when there is something to
-    write."""
+    """An event file in `workdir/tensorboard`, created by the first event."""
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int | None = None):
-        """Note where events go; what older files say after `resume_step` is forgotten."""
+        """Store where events go; events of older files after `resume_step` are hidden."""
         self._folder = as_path(workdir) / TENSORBOARD
         self._resume_step = resume_step
         self._file = None
 
     def scalars(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write numbers; like all of these it raises FailureError where the disk is full."""
+        """Write numbers; raises FailureError, as all of these, if the disk is full."""
         from tensorboardX import summary
 
         self._write(step, [summary.scalar(name, value) for name, value in metrics.items()])
@@ -66,7 +65,7 @@ class Events:
         )
 
     def flush(self) -> None:
-        """Put what was written since into the bucket; on a disk it is there already.
+        """Store the events so far in the bucket; on a disk they are stored already.
 
         Raises:
           FailureError: the bucket refuses.
@@ -94,16 +93,16 @@ class Events:
                     self._file.write(event.SerializeToString())
                 self._file.flush()
             except OSError:
-                # What could not be written is still buffered: closing fails once more, but gives
-                # the file back.
+                # Unwritten events are still buffered: closing fails once more, but releases the
+                # file.
                 with contextlib.suppress(OSError, FailureError):
                     self.close()
                 raise
 
     def _open(self):
-        # tensorboardX is slow to import, hence here. Its SummaryWriter writes in a thread that dies
-        # of a full disk and leaves the training waiting on a queue for ever; the writer beneath it
-        # reports the error to the caller.
+        # tensorboardX is slow to import, hence here. Its SummaryWriter writes in a thread that a
+        # full disk kills, and training would wait on its queue for ever; the writer beneath it
+        # raises the error.
         from tensorboardX import record_writer
         from tensorboardX.proto import event_pb2
 
@@ -130,7 +129,7 @@ class Events:
 
 
 class _Put(io.BytesIO):
-    """A file in memory that becomes an object when it is closed."""
+    """A file in memory that becomes an object of a bucket when it is closed."""
 
     fileno = property()  # the writer must not ask for one, to wait for a disk
 

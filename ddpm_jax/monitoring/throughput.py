@@ -1,4 +1,4 @@
-"""How fast training is, and how long the device waits for data."""
+"""Speed of training, and how long the device waits for data."""
 
 import contextlib
 import math
@@ -13,11 +13,10 @@ import jax
 
 
 class _Watch:
-    """Knows since when the device has had nothing to do: a thread of its own waits for each
-    result."""
+    """A thread that waits for each result, and so knows since when the device has been idle."""
 
     def __init__(self, clock: Callable[[], float]):
-        # the number of the last, and when
+        # how many have arrived, and when the last did
         self._results, self._arrived = queue.SimpleQueue(), [(0, -math.inf)]
         self._given = 0
         # A daemon: the end of the program does not wait for a device that hangs.
@@ -26,13 +25,15 @@ class _Watch:
         weakref.finalize(self, self._results.put, None)
 
     def give(self, result: Any) -> None:
-        """Take a result still on the device, after those given before."""
+        """Watch for a result still on the device, after those given before."""
         self._given += 1
         self._results.put((result,))
 
     def idle_since(self) -> float | None:
-        """Return when the last result arrived, None while it has not; long ago where none was
-        given."""
+        """Return when the last result arrived, or None if it is still being computed.
+
+        Without any result it is long ago.
+        """
         count, when = self._arrived[0]
         return when if count == self._given else None
 
@@ -48,8 +49,7 @@ def _note_arrivals(
 
 
 class Throughput:
-    """Images per second, and the share of the time that the device had nothing to do for want of a
-    batch."""
+    """Images per second, and the share of the time that the device waited for a batch."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         """Start counting; `clock` returns seconds."""
@@ -63,15 +63,16 @@ class Throughput:
         self._paused = 0.0
 
     def add(self, images: int, result: Any = None) -> None:
-        """Count the images, over all devices and hosts, of one call; `result` is what that will
-        return."""
+        """Count the images of one call, over all devices and hosts; `result` is its output."""
         self._images += images
         self._watch.give(result)
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Time its body, which fetches a batch: what it takes after the last result arrived is
-        waiting."""
+        """Time its body, which fetches a batch.
+
+        Time after the last result arrived counts as waiting.
+        """
         start = self._clock()
         try:
             yield
@@ -90,8 +91,10 @@ class Throughput:
             self._paused += self._clock() - start
 
     def read(self) -> dict[str, float]:
-        """Return `images_per_second` and `data_wait` in [0, 1], and start over; {} if no time was
-        spent training."""
+        """Return `images_per_second` and `data_wait` in [0, 1], and start over.
+
+        {} if no time was spent training.
+        """
         seconds = self._clock() - self._start - self._paused
         images, waiting = self._images, self._waiting
         self._restart()

@@ -1,7 +1,7 @@
-"""Weights & Biases as a second place for what TensorBoard shows: `train.py --wandb PROJECT`.
+"""Weights & Biases as a second viewer besides TensorBoard: `ddpm-jax train --wandb PROJECT`.
 
-An extra: `pip install -e '.[wandb]'`. Nothing of it can stop a run: the first failure is one
-warning, and the records on disk go on.
+An extra: `pip install -e '.[wandb]'`. It never stops a run: the first failure prints one warning,
+and the records on disk continue.
 """
 
 import logging
@@ -17,7 +17,7 @@ import numpy as np
 from ddpm_jax.errors import UsageError
 from ddpm_jax.files import absolute, as_path, is_remote, read_file, reporting, write_atomically
 
-RUN_ID = "wandb/id"  # in the directory of the run; W&B keeps its own files beside it
+RUN_ID = "wandb/id"  # in the directory of the run; W&B keeps its own files next to it
 _log = logging.getLogger(__name__)
 
 
@@ -45,7 +45,7 @@ def load(project: str) -> Any:
 
 
 class WeightsAndBiases:
-    """A run of W&B for the run in `workdir`, and the same one when that is resumed.
+    """The run of W&B for the run in `workdir`, continued when that is resumed.
 
     Metrics are drawn over their "step", not over W&B's own count, which cannot go back to the step
     of a checkpoint. After a kill the steps since that are logged a second time, with the same
