@@ -146,12 +146,12 @@ def _step_beta(continuous: ContinuousSchedule, t: chex.Array) -> chex.Array:
     """∫ β from t-1 to t, for t in [0, T-1]: a difference of B(t) without the large values of B."""
     row, u = _place(continuous, t)
 
-    def risen(row: chex.Array, u: chex.Array) -> chex.Array:
+    def rise(row: chex.Array, u: chex.Array) -> chex.Array:
         _, c_1, c_2, c_3 = jnp.moveaxis(jnp.asarray(continuous.cubics)[row], -1, 0)
         return u * (c_1 + u * (c_2 + u * c_3))
 
     before = row - 1
-    return risen(row, u) + risen(before, jnp.ones_like(u)) - risen(before, u)
+    return rise(row, u) + rise(before, jnp.ones_like(u)) - rise(before, u)
 
 
 def mixture_eps(mixture: GaussianMixture, continuous: ContinuousSchedule) -> EpsFunction:

@@ -72,10 +72,10 @@ def log_density(
       solver: tolerances.
     """
     chex.assert_equal_shape([x, probes[:, 0]])
-    return jax.vmap(lambda x, probes: _log_density_of_one(flow, x, probes, solver))(x, probes)
+    return jax.vmap(lambda x, probes: _example_log_density(flow, x, probes, solver))(x, probes)
 
 
-def _log_density_of_one(flow: Flow, x: chex.Array, probes: chex.Array, solver: Solver) -> Density:
+def _example_log_density(flow: Flow, x: chex.Array, probes: chex.Array, solver: Solver) -> Density:
     """Return `log_density` of one x of shape *D, with probes [P, *D]."""
     path = begin(flow, x, probes, solver)
     return finish(flow, advance(flow, path, probes, solver, solver.max_steps))

@@ -102,7 +102,7 @@ def interpolate(
 
     Args:
       make_denoiser: params -> `Denoiser`.
-      schedule: the chain that is walked, whole or respaced.
+      schedule: that of the walked chain, whole or respaced.
       params: parameters.
       pair: x_0 of the two, float32 [2, h, w, c].
       t: where to interpolate, 0..T-1 of `schedule`.
@@ -167,7 +167,7 @@ def samples_sharing_latents(
 
     Args:
       make_denoiser: params -> `Denoiser`.
-      schedule: the chain that is walked, whole or respaced.
+      schedule: that of the walked chain, whole or respaced.
       params: parameters.
       shape: (h, w, c) of x_0.
       num_latents: K, 1..T.
