@@ -1,2 +1,1 @@
-"""Numbers about a trained model: distances between sets of images, later likelihoods and coding
-curves."""
+"""Measures of a trained model: distances between sets of images, likelihoods, coding curves."""

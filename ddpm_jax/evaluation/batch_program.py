@@ -1,4 +1,4 @@
-"""A long computation for each image of a batch, on all local devices, which can be stopped."""
+"""A stoppable computation for each image of a batch, on all local devices."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -15,31 +15,31 @@ MakeCondition = Callable[[chex.Array, chex.Array | None], Any]
 
 
 class Parts(Protocol):
-    """The computation on one device; traced. Everything that is carried has leaves [B, ...].
+    """The parts of a computation on one device; traced. Leaves that are carried are [B, ...].
 
     `shared` is (params, key, draw), `examples` is (images uint8 [B, H, W, C], index int32 [B],
     labels).
     """
 
-    total: int  # rows of it
+    total: int  # number of rows
 
     def begin(self, shared: Any, examples: Any) -> Any:
-        """Return what is carried, before the first row."""
+        """Return the carry before the first row."""
         ...
 
     def advance(
         self, shared: Any, examples: Any, carry: Any, first: Any, last: Any
     ) -> tuple[Any, chex.Array]:
-        """Do the rows first..last-1; also return whether nothing is left to do."""
+        """Compute the rows first..last-1; also return whether nothing is left to compute."""
         ...
 
     def finish(self, shared: Any, examples_and_carry: Any) -> Any:
-        """Return the result, the images' axis first."""
+        """Return the result; the first axis is that of the images."""
         ...
 
 
 class BatchProgram:
-    """`Parts`, compiled for the local devices, and the pace of their dispatches."""
+    """`Parts`, compiled for the local devices, and the pace of the dispatches."""
 
     def __init__(self, parts: Parts):
         self._total = parts.total
@@ -49,12 +49,12 @@ class BatchProgram:
         self._pace = Pace()
 
     def to_devices(self, images: np.ndarray, index: np.ndarray, labels: np.ndarray | None) -> Any:
-        """Copy a batch, a multiple of the local devices, to these."""
+        """Copy a batch, a multiple of the local devices, to the devices."""
         chex.assert_type(images, np.uint8)
         return pmap.to_devices([(images, np.asarray(index, np.int32), labels)])
 
     def run(self, params: Any, key: chex.PRNGKey, draw: int, examples: Any) -> Any:
-        """Return the result of a batch on the host; `examples` are of `to_devices`.
+        """Return the result of a batch on the host; `examples` come from `to_devices`.
 
         Raises:
           Stopped: see `dispatch.walk`.

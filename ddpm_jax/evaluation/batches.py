@@ -1,5 +1,7 @@
-"""The images of a split for likelihoods: batches that the local devices share, and where in the
-split each image is."""
+"""The images of a split for likelihoods, in batches that the local devices share.
+
+A batch carries the position of each image in the split.
+"""
 
 import math
 from collections.abc import Iterator
@@ -19,12 +21,12 @@ class ImageBatch(NamedTuple):
 
     images: np.ndarray  # uint8 [B, H, W, C]
     labels: np.ndarray  # int32 [B], 0 without classes
-    index: np.ndarray  # int [B], place in the source
+    index: np.ndarray  # int [B], position in the source
     wanted: np.ndarray  # bool [B], False for rows that fill up a batch or that were done before
 
 
 class _From:
-    """A source from one of its images on."""
+    """The images of a source from one of them on."""
 
     def __init__(self, source: Source, first: int):
         self._source, self._first = source, first
@@ -40,17 +42,17 @@ class _From:
 def image_batches(
     source: Source, *, num_images: int, batch_size: int, done: int = 0, first: int = 0
 ) -> Iterator[ImageBatch]:
-    """Yield images done..num_images-1 in order, in batches that are counted from image `first` on.
+    """Yield images done..num_images-1 in order, in batches counted from image `first`.
 
-    The last batch is filled up with its last image: what is computed of an image is then computed
-    again, and never of one that is not in the data.
+    The last batch is padded with its last image, so that nothing is computed for an image outside
+    the data.
 
     Args:
       source: image i is its i-th.
       num_images: at most len(source).
-      batch_size: over this process's devices; rounded up to a multiple of them.
-      done: images to leave out at the start, those that an earlier run has done; any number from
-        `first` on.
+      batch_size: over the devices of this process; rounded up to a multiple of them.
+      done: the number of images to skip at the start, which an earlier run has done; at least
+        `first`.
       first: at most num_images.
 
     Raises:
@@ -75,11 +77,11 @@ def image_batches(
 def check_images(
     source: Source, image_shape: tuple[int, int, int], *, split: str, num_images: int | None
 ) -> int:
-    """Return how many images of the split to take: `num_images`, or all for None.
+    """Return the number of images of the split to take: `num_images`, or all for None.
 
     Raises:
-      UsageError: more than there are, fewer than 1, images of another shape than the model's, or
-        not of 8 bits.
+      UsageError: more than there are, fewer than 1, or images that differ from the model's in shape
+        or do not have 8 bits.
     """
     if num_images is not None and not 1 <= num_images <= len(source):
         raise UsageError(

@@ -4,10 +4,10 @@ Ho et al. 2020, eq. 5: -log p(x_0) is at most L_T + the sum over t of the terms,
 dimension and with the 0-based t of the code: the term at t = 0 is the decoder's (the paper's L_0),
 those at t >= 1 are divergences between q(x_{t-1}|x_t, x_0) and p(x_{t-1}|x_t). The formula of a
 term is `diffusion.likelihood`; here are the loop over t, the draws of ε, and the stream of batches.
-What is kept of them, and the means and errors, are in `tally`.
+Sums, means and errors of the terms are in `tally`.
 
-Randomness: the noise of draw d of image i at t is a function of (seed, i, d, t) alone: not of the
-batch, the devices or the stride. So a strided estimate is made of terms of the full sum.
+Randomness: the noise of draw d of image i at t is a function of (seed, i, d, t) alone, not of the
+  batch, the devices or the stride. So the terms of a strided estimate are terms of the full sum.
 """
 
 import dataclasses
@@ -72,24 +72,24 @@ def make_bound(
     noise: Noise = gaussian_noise,
     make_condition: MakeCondition | None = None,
 ) -> Bound:
-    """Return bound(params, key, draw, images, index, labels=None), which runs on all local devices.
+    """Return bound(params, key, draw, images, index, labels=None), run on all local devices.
 
-    The strata are walked in dispatches of about half a second, between which signals are seen; see
-    `dispatch.walk`.
+    The strata are visited in dispatches of about half a second, between which signals are checked;
+    see `dispatch.walk`.
 
-    Of a conditional model it is the bound on -log p(x_0 | its condition), and no bound on -log
-    p(x_0).
+    For a conditional model it bounds -log p(x_0 | condition), not -log p(x_0).
 
-    `key` is that of the seed, `draw` the number of the draw, `index` the images' places in the
-    data. B is a multiple of the local devices; every B is compiled once.
+    `key` is that of the seed, `draw` the number of the draw, `index` the positions of the images in
+    the data. B is a multiple of the local devices; every B is compiled once.
 
     Args:
       make_denoiser: params -> `Denoiser`, or (params, condition) -> `Denoiser` with
         `make_condition`; traced. For evaluation it clips the predicted x_0, as the original does.
       schedule: all T rows, not traced.
-      strata: which t are visited, see `make_strata`.
-      noise: ε of each image's key and t. Another one serves comparisons with given noise.
-      make_condition: what a conditional model is given of the images.
+      strata: the t to visit, see `make_strata`.
+      noise: ε from the key of each image and t. Another function serves comparisons with given
+        noise.
+      make_condition: the condition of a conditional model, from the images.
 
     Raises:
       UsageError: a schedule under which no bound is finite.
@@ -105,7 +105,7 @@ def make_bound(
 
 @dataclasses.dataclass(frozen=True)
 class _Terms:
-    """The terms of a batch on one device, a stratum a row; see `batch_program.Parts`."""
+    """The terms of a batch on one device, with one row per stratum; see `batch_program.Parts`."""
 
     make_denoiser: Callable[..., Denoiser]
     schedule: Schedule
@@ -162,7 +162,7 @@ class _Terms:
 
 
 def check_has_bound(schedule: Schedule) -> None:
-    """Refuse a chain that has a step without noise, where a density is compared with a point.
+    """Refuse a chain with a noiseless step, where a density would be compared with a point.
 
     Raises:
       UsageError: q(x_t|x_0) or, after t = 0, q(x_{t-1}|x_t, x_0) has variance 0 in float64.
@@ -192,19 +192,20 @@ def stream_terms(
 ) -> Iterator[Terms]:
     """Yield the terms of images done..num_images-1, a batch at a time.
 
-    t, bits and mse are [n, draws, R], prior [n]. Only one batch of images is on the devices, and
-    one draw's terms of it. Image i is the i-th of the source.
+    t, bits and mse are [n, draws, R], prior [n]. Only one batch of images, with the terms of one
+    draw, is on the devices. Image i is the i-th of the source.
 
     Args:
-      bound: of `make_bound`.
+      bound: from `make_bound`.
       params: its parameters.
       source: the images; see `batches.check_images`.
       seed: of the noise and of the timesteps.
       num_images: at most len(source).
-      draws: independent draws of each image.
-      batch_size: images at a time over this process's devices; rounded up to a multiple of them.
-      done: images to leave out at the start, those that an earlier run has done; any number from
-        `first` on.
+      draws: the number of independent draws for each image.
+      batch_size: images at a time over the devices of this process; rounded up to a multiple of
+        them.
+      done: the number of images to skip at the start, which an earlier run has done; at least
+        `first`.
       first: the image that batches are counted from.
       on_evaluations: called after every draw of a batch with the network evaluations done in it.
 

@@ -1,7 +1,7 @@
-"""Images -> latents -> images by a first stage, any number of them, in batches of one size over the
-local devices.
+"""Images -> latents -> images by a first stage, in batches of one size over the local devices.
 
-What the latents mean is `variational.first_stage`; the file that keeps them is `latent_file`.
+The meaning of the latents is in `variational.first_stage`; the file that stores them is in
+`latent_file`.
 """
 
 import operator
@@ -20,7 +20,7 @@ from ddpm_jax.variational.first_stage import FirstStage
 
 
 class Latents(NamedTuple):
-    """Of N images, on the host."""
+    """The latents of N images, on the host."""
 
     latents: np.ndarray  # float32 [N, h, w, c], what the decoder takes
     # float32 [N, h, w, c], of the posterior that `latents` are drawn from; else None
@@ -42,11 +42,11 @@ def encode(
     Args:
       first_stage: see the class.
       params: its parameters.
-      images: each uint8 [H, W, C], all of one shape; they are asked for as they are needed.
+      images: each uint8 [H, W, C], all of one shape; they are read as they are needed.
       batch_size: images at a time, rounded up to a multiple of the local devices; the last batch is
-        filled up.
-      seed: of a VAE's draws from the posterior, that of image i a function of the seed and i; None
-        for its mean.
+        padded.
+      seed: for draws from the posterior of a VAE, where that of image i is a function of the seed
+        and i; None for its mean.
 
     Raises:
       FailureError: a latent that is not finite.
@@ -75,7 +75,7 @@ def decode(
 ) -> Iterator[np.ndarray]:
     """Yield the images of latents float32 [h, w, c] as uint8 [n, H, W, C], a batch at a time.
 
-    Of a VQ-VAE every vector is replaced by the nearest code first. Other arguments and errors are
+    For a VQ-VAE every vector is first replaced by the nearest code. Other arguments and errors are
     those of `encode`.
     """
 
@@ -93,7 +93,7 @@ def _map(
     rows: Iterable[np.ndarray],
     batch_size: int,
 ) -> Iterator[Any]:
-    """Yield the results of rows on the host.
+    """Yield the results for rows on the host.
 
     `function` is called as function(shared, (rows, their numbers)) with batches of one size; it
     returns the results, and which of them are finite, bool [B].

@@ -1,8 +1,9 @@
-"""Whether samples have the colours of the training images: mean and standard deviation of each
-channel, and a test.
+"""The colours of samples against those of the training images, with a test.
 
-Samples that are sharp and of the wrong tint pass unseen in a grid, and an FID tells of them late.
-Numbers in and out: which images, and what is said of them, is the caller's choice.
+They are the mean and standard deviation of each channel.
+
+Sharp samples of the wrong tint pass unnoticed in a grid, and an FID shows them late. Inputs and
+outputs are numbers: the caller chooses the images and reports the result.
 """
 
 from typing import NamedTuple
@@ -21,7 +22,7 @@ class Colours(NamedTuple):
     mean_spread: np.ndarray  # standard deviation over images of the mean over an image's pixels
     # standard deviation over images of an image's mean square distance from `mean`
     variance_spread: np.ndarray
-    count: float  # number of images; with weights, of equally weighted ones that would be as many
+    count: float  # number of images; with weights, the effective number
 
 
 def moments(images: np.ndarray) -> np.ndarray:
@@ -33,11 +34,11 @@ def moments(images: np.ndarray) -> np.ndarray:
 
 
 def colours(image_moments: np.ndarray, weights: np.ndarray | None = None) -> Colours:
-    """Sum up a set of images.
+    """Summarise a set of images.
 
     Args:
       image_moments: [N, 2, C], `moments` of N images.
-      weights: [N], not negative, not all 0: how much an image counts; None for all the same.
+      weights: [N], not negative, not all 0: the weight of each image; None for equal weights.
     """
     weights = np.ones(len(image_moments)) if weights is None else weights
     weights = weights / weights.sum()
@@ -55,18 +56,19 @@ def colours(image_moments: np.ndarray, weights: np.ndarray | None = None) -> Col
 
 
 class Shift(NamedTuple):
-    """How far samples are from the data, [C], in standard errors."""
+    """The shift of samples from the data, [C], in standard errors."""
 
     mean: np.ndarray
     variance: np.ndarray
 
 
 def shift(samples: Colours, data: Colours) -> Shift:
-    """Return how far each channel's mean and variance are from the data's, in standard errors.
+    """Return the shift of each channel's mean and variance from the data, in standard errors.
 
-    The unit is the image: its pixels are no independent draws. Were the samples n images drawn as
-    the N of the data were, either difference would have the standard deviation s sqrt(1/n + 1/N), s
-    being the spread over the data's images, and be nearly normal where n is more than a few.
+    The unit is the image, because its pixels are not independent draws. If the samples were n
+    images drawn as the N of the data were, either difference would have the standard deviation s
+    sqrt(1/n + 1/N), s being the standard deviation over the images of the data, and be nearly
+    normal unless n is small.
     """
     by_chance = np.sqrt(1 / samples.count + 1 / data.count)
     return Shift(
@@ -76,7 +78,6 @@ def shift(samples: Colours, data: Colours) -> Shift:
 
 
 def _in_units(difference: np.ndarray, unit: np.ndarray) -> np.ndarray:
-    # A channel that is the same in all images has no spread: any difference is then infinitely many
-    # units.
+    # A channel that is the same in all images has no spread: any difference is then infinite.
     tiny = np.finfo(np.float64).tiny
     return np.where(np.abs(difference) < 1e-9, 0.0, difference / np.maximum(unit, tiny))

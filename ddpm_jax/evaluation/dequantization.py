@@ -1,6 +1,6 @@
 """8-bit images as points of a density, and densities as bits per dimension.
 
-A model gives a density, images are numbers. Pixel k lies at k/127.5 - 1 and its bin reaches half a
+A model gives a density, images are discrete. Pixel k lies at k/127.5 - 1 and its bin extends half a
 step to either side; u uniform over [0, 1) spreads it evenly over the bin:
 
     x = (k + u - 1/2) / 127.5 - 1,      each bin 1/127.5 wide
@@ -9,7 +9,8 @@ step to either side; u uniform over [0, 1) spreads it evenly over the bin:
     bits/dim = -log p(x) / (D log 2) + log2 127.5      (log2 127.5 = 6.994)
 
 The upper bound is tight where the density is flat over a bin. Scaling [0, 256) to [-1, 1], as
-others do, has bins of 1/128 and an offset of 7 bits for a network trained on other numbers.
+elsewhere, has bins of 1/128 and an offset of 7 bits, and gives a network other numbers than it was
+trained on.
 """
 
 import math

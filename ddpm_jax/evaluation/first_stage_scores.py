@@ -1,19 +1,19 @@
 """Scores of a first stage on images: bounds on their likelihood, errors, codes used.
 
 **Images.** A decoder with a distribution over the 256 levels gives probabilities. One with a
-density is given images dequantised as `dequantization` says, u uniform over each bin of width
-1/127.5, so that by Jensen's inequality
+density takes images dequantised as in `dequantization`, u uniform over each bin of width 1/127.5,
+so that by Jensen's inequality
 
     -log P(x) <= E_u[-log p(x + u)] + D log 127.5
 
-and its numbers are bits of 8-bit images, too. Those of a Bernoulli decoder are of images in black
-and white.
+and its numbers are bits of 8-bit images as well. Those of a Bernoulli decoder are bits of
+black-and-white images.
 
-**Bounds.** Of K draws z_k from the posterior (and u_k), `elbo` is the mean of the K bounds, its KL
-in closed form; `importance_weighted` the bound of Burda et al. 2016 with K samples, where p(x, u_k
-| z_k) p(z_k) / q(z_k|x) are the weights: never below -log P on average, and nearer to it the more
-of them there are. A VQ-VAE has a certain z, whose prior is uniform: log K for each code, and no
-second bound.
+**Bounds.** With K draws z_k from the posterior (and u_k), `elbo` is the mean of the K bounds, its
+KL in closed form; `importance_weighted` the bound of Burda et al. 2016 with K samples, where p(x,
+u_k | z_k) p(z_k) / q(z_k|x) are the weights: never below -log P on average, and tighter with larger
+K. A VQ-VAE has a deterministic z with a uniform prior: log K for each code of a codebook of K, and
+no second bound.
 """
 
 import math
@@ -45,7 +45,7 @@ from ddpm_jax.variational.posterior import log_density, prior_log_density
 
 
 class Scores(NamedTuple):
-    """Of N images, on the host, in the order of the data."""
+    """The scores of N images, on the host, in the order of the data."""
 
     reconstruction: np.ndarray  # float64 [N, K draws]: -log P(x|z), bits/dim
     kl: np.ndarray  # float64 [N], bits/dim
@@ -82,7 +82,7 @@ def check_has_elbo(first_stage: FirstStage) -> None:
     """Refuse an autoencoder whose latents have no distribution.
 
     Raises:
-      UsageError: it is a plain one.
+      UsageError: a plain autoencoder.
     """
     if first_stage.kind == "ae":
         raise UsageError(
@@ -133,13 +133,13 @@ def score(
 
 
 def no_scores(num_draws: int, num_channels: int, num_codes: int) -> Scores:
-    """Return the `Scores` of no image."""
+    """Return the `Scores` of no images."""
     shapes = ((0, num_draws), (0,), (0,), (0,), (0, num_channels))
     return Scores(*(np.zeros(shape) for shape in shapes), np.zeros(num_codes, np.int64))
 
 
 def merge(first: Scores, second: Scores) -> Scores:
-    """Return the scores of the images of both, in this order."""
+    """Return the scores of both sets of images, in this order."""
     rows = (np.concatenate(pair) for pair in zip(first[:-1], second[:-1], strict=True))
     return Scores(*rows, first.codes + second.codes)
 

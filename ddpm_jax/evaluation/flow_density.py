@@ -26,16 +26,16 @@ from ddpm_jax.diffusion.flow import Flow
 # evaluations of a step of Tsit5; the seventh is the first of the next one, tried again or not
 STAGES = 6
 METHOD = diffrax.Tsit5()
-# in units of t, tried first at either end; one that is too long is rejected like any other
+# in units of t, the first step tried at either end; if too long it is rejected like any other
 FIRST_STEP = 0.1
 
 
 class Solver(NamedTuple):
-    """How exactly the ODE is solved, by Tsit5 (Tsitouras 2011) with a step that adapts.
+    """The tolerances of the ODE solver, Tsit5 (Tsitouras 2011) with adaptive steps.
 
-    A step is accepted if its error is below atol + rtol |value|, root-mean-square over an example's
-    dimensions, and separately for the log-density in nats/dim, which would weigh nothing as one
-    number among D.
+    A step is accepted if its error is below atol + rtol |value|, root-mean-square over the
+    dimensions of an example, and separately for the log-density in nats/dim, which would have no
+    weight as one number among D.
     """
 
     rtol: float = 1e-5
@@ -59,15 +59,15 @@ class Density(NamedTuple):
 def log_density(
     flow: Flow, x: chex.Array, probes: chex.Array, *, solver: Solver = SOLVER
 ) -> Density:
-    """Return log p_start(x), by the change of variables along each example's own path.
+    """Return log p_start(x), by the change of variables along the path of each example.
 
-    Every example takes steps of its own, so that its result does not depend on the others of the
-    batch but for rounding.
+    Every example has its own step sizes, so that its result does not depend on the rest of the
+    batch except for rounding.
 
     Args:
       flow: velocity, start and end.
       x: [B, *D].
-      probes: [B, P, *D] of a function in `TRACES`; fixed along a path, so that its integrand is
+      probes: [B, P, *D] from a function in `TRACES`; fixed along a path, so that the integrand is
         smooth.
       solver: tolerances.
     """
@@ -82,27 +82,26 @@ def _example_log_density(flow: Flow, x: chex.Array, probes: chex.Array, solver: 
 
 
 class Path(NamedTuple):
-    """The state of one example's ODE: all that one dispatch hands to the next. t is a scalar."""
+    """The state of one example's ODE, which one dispatch passes to the next. t is a scalar."""
 
-    t: chex.Array  # how far it has come
-    t_next: chex.Array  # where the next step will be tried to
+    t: chex.Array  # the current time
+    t_next: chex.Array  # the end of the next step to try
     state: tuple[chex.Array, chex.Array]  # x [*D], the integral of the divergence so far by D
     solver_state: Any
     controller_state: Any
-    num_steps: chex.Array  # int32, those that were rejected too
+    num_steps: chex.Array  # int32, including rejected steps
     okay: chex.Array  # bool, False where the solver gave up
 
 
 def ode_term(flow: Flow) -> diffrax.ODETerm:
-    """Return d/dt of (x, log-density by D), with probes [P, *D] for arguments."""
+    """Return d/dt of (x, log-density / D), with the probes [P, *D] as arguments."""
 
     def change(t, state, probes):
         def velocity(x):
             return flow.velocity(x[None], t[None])[0]
 
-        # zᵀJ by reverse mode, one pass back for each probe, since the network's convolutions are
-        # built to be fast in a loop in that direction: on a CPU Jz by forward mode takes 27 times
-        # as long in here.
+        # zᵀJ by reverse mode, one backward pass per probe, because the network's convolutions are
+        # fast in a loop in that direction: on a CPU Jz by forward mode takes 27 times as long here.
         value, pull_back = jax.vjp(velocity, state[0])
         products = jax.vmap(lambda z: pull_back(z)[0])(probes)
         return value, jnp.mean(probes * products)
@@ -128,7 +127,7 @@ def advance(
 ) -> Path:
     """Try up to `steps` further steps.
 
-    This is `diffrax.diffeqsolve` in pieces; that function does not return its next step.
+    This is `diffrax.diffeqsolve` in parts; that function does not return its next step.
     """
     term, end, controller = ode_term(flow), jnp.asarray(flow.end, path.t.dtype), _controller(solver)
     nearly = np.asarray(flow.end, path.t.dtype)
@@ -196,7 +195,7 @@ def decode(flow: Flow, x_T: chex.Array, *, solver: Solver = SOLVER) -> chex.Arra
 
 
 def _largest_rms(tree: Any) -> chex.Array:
-    """Return the norm of the solver's error: the larger of the example's and its log-density's."""
+    """Return the norm of the solver's error: the larger of those of x and of the log-density."""
     return jnp.max(
         jnp.stack([jnp.sqrt(jnp.mean(jnp.square(leaf))) for leaf in jax.tree.leaves(tree)])
     )
@@ -209,7 +208,7 @@ def _controller(solver: Solver) -> diffrax.PIDController:
 def solve(
     derivative: Callable[..., Any], state: Any, args: Any, start: float, end: float, solver: Solver
 ) -> diffrax.Solution:
-    """Solve one example's ODE from `start` to `end`, which may be the earlier; ys[-1] is there."""
+    """Solve the ODE of one example from `start` to `end`, which may be earlier: ys[-1]."""
     return diffrax.diffeqsolve(
         diffrax.ODETerm(derivative),
         METHOD,
@@ -221,7 +220,7 @@ def solve(
         stepsize_controller=_controller(solver),
         adjoint=diffrax.ForwardMode(),
         max_steps=solver.max_steps,
-        throw=False,  # an error raised on the device would not say which image; `solved` does
+        throw=False,  # an error raised on the device would not name the image; `solved` does
     )
 
 

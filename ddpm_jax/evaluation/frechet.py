@@ -1,8 +1,8 @@
 """The Frechet distance between two sets of features, each summarised by a Gaussian.
 
-With Inception features this distance is the FID; computing those features is not done here. All of
-it is float64 NumPy on the host: the matrix square root of a nearly singular covariance has no
-digits to spare.
+With Inception features this distance is the FID; those features are not computed here. Everything
+is float64 NumPy on the host: the matrix square root of a nearly singular covariance needs all
+digits.
 
 Two sets are compared in one of two ways, whichever takes fewer operations: by their D x D
 covariances, or, where the smaller set has fewer than about D elements, by the N x M products of
@@ -20,8 +20,10 @@ BUFFER = 2**27  # bytes that features in float64, or the products of some of the
 
 
 class GaussianAccumulator:
-    """Mean and covariance of features that come in batches, by the pairwise update of Chan, Golub &
-    LeVeque (1983)."""
+    """Mean and covariance of features that come in batches.
+
+    By the pairwise update of Chan, Golub & LeVeque (1983).
+    """
 
     def __init__(self) -> None:
         self.count = 0
@@ -29,7 +31,7 @@ class GaussianAccumulator:
         self._scatter: np.ndarray | float = 0.0
 
     def add(self, features: np.ndarray) -> None:
-        """Take in features [n, D] of any real dtype; n may be 0."""
+        """Add features [n, D] of any real dtype; n may be 0."""
         chex.assert_rank(features, 2)
         if not len(features):
             return
@@ -117,8 +119,8 @@ def frechet_distance_of_sets(features_a: np.ndarray, features_b: np.ndarray) -> 
       tr (C₁C₂)^½ = |X Yᵀ|_* / √((N-1)(M-1)),   tr C₁ = |X|² / (N-1)
 
     with the nuclear norm, the sum of the singular values, of an N x M matrix, and nothing is D x D.
-    A singular value is wrong by at most some ε of the largest, ε = 2e-16, and so is their sum by
-    min(N, M) ε of the traces.
+    The error of a singular value is at most a few ε of the largest, ε = 2e-16, and so that of their
+    sum is min(N, M) ε of the traces.
 
     Args:
       features_a: [N, D], of any real dtype.
@@ -141,7 +143,7 @@ def memory_needed(num_a: int, num_b: int, dims: int) -> int:
     """Return the bytes that `frechet_distance_of_sets` takes at most besides the features."""
     if prefers_elements(num_a, num_b, dims):
         return 8 * num_a * num_b + 3 * max(BUFFER, 8 * (num_a + num_b))
-    # Both covariances; of the second also a copy, its eigenvectors and its factor, beside the
+    # Both covariances; for the second also a copy, its eigenvectors and its factor, besides the
     # factor of the first.
     return 6 * 8 * dims**2 + 3 * max(BUFFER, 8 * dims)
 
@@ -149,12 +151,12 @@ def memory_needed(num_a: int, num_b: int, dims: int) -> int:
 def check_sets(
     num_a: int, num_b: int, dims: int, *, besides: int = 0, remedy: str = "compare smaller sets"
 ) -> None:
-    """Refuse a distance that cannot be computed, before there are sets to compute it of.
+    """Refuse a distance that cannot be computed, before there are sets for it.
 
     Args:
       num_a, num_b: elements of the sets.
       dims: D.
-      besides: bytes that will be taken before the distance is computed.
+      besides: bytes in use by the time the distance is computed.
       remedy: what to do where the memory does not suffice, in the imperative.
 
     Raises:
@@ -222,6 +224,7 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
             f"Not a covariance: its smallest eigenvalue is {eigenvalues[0]:.3g}, expected none "
             "below 0."
         )
-    # What cannot be told from zero is dropped: the root would turn 1e-16 of noise into 1e-8.
+    # Eigenvalues indistinguishable from zero are dropped: the root would turn 1e-16 of noise into
+    # 1e-8.
     kept = eigenvalues > len(eigenvalues) * np.finfo(np.float64).eps * largest
     return eigenvectors[:, kept] * np.sqrt(eigenvalues[kept])

@@ -1,5 +1,4 @@
-"""Latents in an NPZ file: which arrays there are, whose latents they are, and what a decoder can
-take of them.
+"""Latents in an NPZ file: its arrays, the first stage they belong to, and checks for a decoder.
 
     latents          float32 [N, h, w, c], what the decoder takes
     codes            int32 [N, h, w], of a VQ-VAE; either of the two is enough to decode
@@ -8,10 +7,9 @@ take of them.
     names            [N], of the pictures
     kind             ae, vae or vq
     first_stage      SHA-256 of the weights, 64 hexadecimal digits
-    made_by          where these were, for a person
+    made_by where these were, for information
 
-A file of somebody's own needs `latents` or `codes` only; `first_stage` is believed where it is
-there.
+A file from elsewhere needs `latents` or `codes` only; `first_stage` is trusted where present.
 """
 
 import io
@@ -39,7 +37,7 @@ def write(
     first_stage: str,
     made_by: str,
 ) -> None:
-    """Write the file, whole or not at all; see the top for the arguments.
+    """Write the file, whole or not at all; see the module for the arguments.
 
     Raises:
       FailureError: it cannot be written.
@@ -60,7 +58,7 @@ def read(path: str | os.PathLike) -> Arrays:
 
     Raises:
       UsageError: there is no such file, or it cannot be read.
-      FailureError: it is out of reach.
+      FailureError: it cannot be reached.
     """
     path = as_path(path)
     with reporting(path, "read"):
@@ -79,8 +77,8 @@ def read(path: str | os.PathLike) -> Arrays:
 def picture_names(arrays: Arrays) -> list[str]:
     """Return the names of the pictures, without folder and extension; [] where there are none.
 
-    In a stranger's file they may be anything: what is no list of text is passed over, and what
-    would not be shown, or cannot be in the name of a file, is an underscore.
+    In a file from elsewhere they may be anything: other than a list of text is ignored, and a
+    character that is not printable, or not allowed in the name of a file, becomes an underscore.
     """
     names = arrays.get("names")
     if names is None or names.ndim != 1 or names.dtype.kind != "U":
@@ -95,11 +93,11 @@ def check_made_by(path: str | os.PathLike, arrays: Arrays, *, first_stage: str, 
     Args:
       path: of the file, for the message.
       arrays: in it.
-      first_stage: `digests.weights_digest` of the weights that are to decode.
-      what: these, in words.
+      first_stage: `digests.weights_digest` of the decoder's weights.
+      what: these weights, in words.
 
     Raises:
-      UsageError: the digest is another one.
+      UsageError: the digests differ.
     """
     theirs = str(arrays.get("first_stage", first_stage))
     if theirs != first_stage:
@@ -113,17 +111,17 @@ def check_made_by(path: str | os.PathLike, arrays: Arrays, *, first_stage: str, 
 def decodable(
     path: str | os.PathLike, arrays: Arrays, *, channels: int, codebook: np.ndarray | None
 ) -> np.ndarray:
-    """Return what a decoder takes of a file, float32 [N, h, w, c].
+    """Return the decoder's input from a file, float32 [N, h, w, c].
 
     Args:
       path: of the file, for the message.
       arrays: in it.
       channels: c of the first stage.
-      codebook: float32 [K, c], of a VQ-VAE.
+      codebook: float32 [K, c], for a VQ-VAE.
 
     Raises:
       UsageError: neither latents nor codes, of another shape or type than the decoder's, or codes
-        that are not those of the latents beside them.
+        that differ from those of the latents in the same file.
     """
     if codebook is None and "codes" in arrays:
         raise UsageError(

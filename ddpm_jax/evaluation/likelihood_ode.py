@@ -1,14 +1,14 @@
 """The likelihood of images by the probability flow, in bits/dim, on all local devices.
 
-The density is `flow_density`, the step from a density to images `dequantization`. Which images and
-which model is the caller's choice.
+The density is in `flow_density`, the step from a density to images in `dequantization`. The caller
+chooses images and model.
 
-**The start.** p_start is a normalised density over images whatever the start, so the bits/dim are
-honest: they are those of the model "decode noise down to t = start". At the default, t = 0, this is
-data with the first step's noise in it, of standard deviation √(1-ᾱ_0) = 0.01 in Ho et al.'s
-schedule, the narrowest that a network was trained on. A direction in which the data has variance s²
-pays (r - 1 - log r) / (2 log 2) bits for that on average, r = s² / (ᾱ_0 s² + 1-ᾱ_0): 0.14 bits at s
-= 0.01, 5e-4 at s = 0.05; a test measures it.
+**The start.** p_start is a normalised density over images for any start, so the bits/dim are valid:
+they are those of the model "decode noise down to t = start". At the default, t = 0, this is data
+with the noise of the first step, of standard deviation √(1-ᾱ_0) = 0.01 in Ho et al.'s schedule, the
+smallest that a network was trained on. A direction in which the data has variance s² costs (r - 1 -
+log r) / (2 log 2) bits for that on average, r = s² / (ᾱ_0 s² + 1-ᾱ_0): 0.14 bits at s = 0.01, 5e-4
+at s = 0.05; a test measures it.
 """
 
 import dataclasses
@@ -47,35 +47,35 @@ def make_bits_per_dim(
 ) -> Evaluate:
     """Return evaluate(params, key, images, index, labels=None) -> `Bits`, on all local devices.
 
-    Of a conditional model they are bits of -log p(x_0 | its condition), and not of -log p(x_0).
+    For a conditional model they are bits of -log p(x_0 | condition), not of -log p(x_0).
 
     A batch is solved in dispatches of about half a second, or one step of the solver where that
-    takes longer, between which signals are seen; see `dispatch.walk`.
+    takes longer, between which signals are checked; see `dispatch.walk`.
 
-    `key` is that of the seed, `index` the images' places in the data: the draws of an image depend
-    on these two alone. B is a multiple of the local devices; every B is compiled once
-    (`ode_bits.stream_bits` has but one).
+    `key` is that of the seed, `index` the positions of the images in the data: the draws of an
+    image depend on these two alone. B is a multiple of the local devices; every B is compiled once
+    (`ode_bits.stream_bits` has only one).
 
     Args:
       make_eps: params -> ε at real t, or (params, condition) -> ε with `make_condition`; traced.
       continuous: its schedule.
-      trace: a key of `TRACES`. `exact` takes D passes back per evaluation: for small images.
-      num_probes: P of each draw; not used by `exact`. An evaluation is a forward pass and P
-        backward to the input.
+      trace: a key of `TRACES`. `exact` takes D backward passes per evaluation: for small images.
+      num_probes: P for each draw; not used by `exact`. An evaluation is a forward pass and P
+        backward passes to the input.
       num_draws: independent pairs of dequantisation noise and probes, each a solve of its own; 2 or
         more give errors.
       start: see `probability_flow`.
       solver: tolerances.
-      make_condition: given the 8-bit image on [-1, 1], without the noise of dequantisation, which
-        the bits pay for.
-      strict: refuse an image whose ODE is not solved; otherwise its draws are NaN.
+      make_condition: its input is the 8-bit image on [-1, 1], without the noise of dequantisation,
+        which the bits account for.
+      strict: whether to refuse an image whose ODE is not solved; otherwise its draws are NaN.
 
     Raises:
       UsageError: an unknown trace, a count below 1, a tolerance that is not positive, or a start
         outside the chain.
 
     Evaluate raises:
-      FailureError: the solver did not reach the end for an image, or came to a number that is not
+      FailureError: the solver did not reach the end for an image, or reached a number that is not
         finite.
     """
     probe = choose("trace", trace, TRACES)
@@ -114,7 +114,7 @@ def _check_tolerances(solver: Solver) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _ImageFlow:
-    """The ODEs of a batch on one device, a step of the solver a row; see `batch_program.Parts`."""
+    """The ODEs of a batch on one device, one row per solver step; see `batch_program.Parts`."""
 
     make_eps: Callable[..., EpsFunction]
     continuous: ContinuousSchedule
@@ -159,14 +159,14 @@ class _ImageFlow:
         return bits, found.num_evaluations, found.solved
 
     def _flow(self, params: Any, condition: Any) -> Flow:
-        """Return the flow of one image, given its own condition."""
+        """Return the flow of one image under its condition."""
         condition = jax.tree.map(lambda leaf: leaf[None], condition)
         return probability_flow(
             self.make_eps(params, *condition), self.continuous, start=self.start
         )
 
     def _inputs(self, shared: Any, examples: Any) -> tuple[Any, chex.Array, chex.Array]:
-        """Return the conditions, the dequantised images and the probes of a draw."""
+        """Return the conditions, the dequantised images and the probes for a draw."""
         _, key, draw = shared
         images, index, labels = examples
         conditions = given(self.make_condition, to_model_range(images), labels)

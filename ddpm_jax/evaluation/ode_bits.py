@@ -1,4 +1,4 @@
-"""Bits/dim of images by the ODE: what is kept of them, and the stream of batches of a split."""
+"""Bits/dim of images by the ODE: their means and errors, and the stream of batches of a split."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from ddpm_jax.randomness import base_key
 
 
 class Bits(NamedTuple):
-    """Bits/dim of N images on the host. A draw is one dequantisation noise with its own probes."""
+    """Bits/dim of N images on the host, from draws of dequantisation noise and probes."""
 
     draws: np.ndarray  # float32 [N, draws]: each estimates an upper bound of -log2 P / D
     num_evaluations: np.ndarray  # int32 [N, draws], of the velocity, each with all probes
@@ -51,12 +51,12 @@ class Evaluate(Protocol):
 
 
 def no_bits(num_draws: int) -> Bits:
-    """Return the `Bits` of no image."""
+    """Return the `Bits` of no images."""
     return Bits(np.zeros((0, num_draws), np.float32), np.zeros((0, num_draws), np.int32))
 
 
 def merge(first: Bits, second: Bits) -> Bits:
-    """Return the bits of the images of both, in this order."""
+    """Return the bits of both sets of images, in this order."""
     return Bits(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
 
 
@@ -73,8 +73,9 @@ def stream_bits(
 ) -> Iterator[Bits]:
     """Yield the `Bits` of images done..num_images-1, a batch at a time.
 
-    `evaluate` is of `likelihood_ode.make_bits_per_dim`, `params` its parameters, `seed` that of
-    dequantisation and probes; the other arguments, and the errors, are those of `image_batches`.
+    `evaluate` is from `likelihood_ode.make_bits_per_dim`, `params` are its parameters, `seed` is
+    that of dequantisation and probes; the other arguments, and the errors, are those of
+    `image_batches`.
     """
     key = base_key(seed)
     batches = image_batches(

@@ -1,4 +1,4 @@
-"""The Frechet distance between sets of images on their bare pixels."""
+"""The Frechet distance between sets of images on raw pixels."""
 
 import chex
 import numpy as np
@@ -12,15 +12,15 @@ from ddpm_jax.evaluation.frechet import check_sets, frechet_distance_of_sets
 def check_pixel_sets(
     train: Source, held_out: Source | None, *, num_samples: int, num_reference: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which images samples are compared with; refuse sets that cannot be compared.
+    """Return the images to compare samples with; refuse sets that cannot be compared.
 
-    No image is read or made.
+    It reads and makes no image.
 
     Args:
       train: the training images.
       held_out: images of their shape, compared with them as the samples are; None for no such
         comparison.
-      num_samples: N, how many samples there will be.
+      num_samples: N, the number of samples to come.
       num_reference: training images to compare with, spread evenly over all; None for all.
 
     Returns:
@@ -36,7 +36,7 @@ def check_pixel_sets(
         )
     num_held_out = 0 if held_out is None else min(num_samples, len(held_out))
     count, dims = min(num_reference or len(train), len(train)), int(np.prod(train.image_shape))
-    # Samples are there twice while their batches become one array.
+    # Samples are stored twice while their batches are joined into one array.
     pictures = 2 * num_samples + num_held_out + (0 if isinstance(train, ArraySource) else count)
     for num_compared in (num_samples, num_held_out or num_samples):
         check_sets(
@@ -52,8 +52,8 @@ def check_pixel_sets(
 def pixel_frechet_distance(images_a: np.ndarray, images_b: np.ndarray) -> float:
     """Return the Frechet distance of two sets of images on their pixels, scaled to [0, 1].
 
-    A check for small images, where it tells a trained model from an untrained one in a second. It
-    is no FID. Finite sets bias it upwards: compare sets of equal size.
+    A check for small images, where it distinguishes a trained model from an untrained one in a
+    second. It is not the FID. Finite sets bias it upwards: compare sets of equal size.
 
     Args:
       images_a: uint8 [N, H, W, C].

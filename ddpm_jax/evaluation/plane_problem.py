@@ -1,9 +1,9 @@
 """The error of a sampler at a number of network evaluations, on data whose diffusion is known.
 
-The data are a mixture of Gaussians in the plane, the denoiser is exact, so that all error is the
-sampler's. Two measures: for every sampler the energy distance between what it draws and what it
-should; for one without chance also how far each of its points is from where the probability flow
-leads from the same noise. On a trained model the measure is the Frechet distance (`frechet`).
+The data are a mixture of Gaussians in the plane and the denoiser is exact, so that all error is
+that of the sampler. Two measures: for every sampler the energy distance between its samples and the
+data; for a deterministic one also the distance of each point from the end of the probability flow
+from the same noise. On a trained model the measure is the Frechet distance (`frechet`).
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ SOLVER = Solver(rtol=1e-6, atol=1e-6)  # of the flow that deterministic samplers
 
 
 class Errors(NamedTuple):
-    """Of one sampler at one number of steps."""
+    """The errors of one sampler at one number of steps."""
 
     energy: float  # √ of the energy distance to the data's distribution, in the units of x
     flow: float | None  # RMSE to the probability flow; None for a sampler with noise
@@ -43,7 +43,7 @@ def plane_mixture() -> GaussianMixture:
 def sampler_within(
     name: str, chain: Chain, *, evaluations: int, spacing: str
 ) -> tuple[int, Sampler] | None:
-    """Return (steps, sampler) with as many steps as `evaluations` allow; None for not even one.
+    """Return (steps, sampler) with as many steps as `evaluations` allow; None for fewer than one.
 
     Raises:
       UsageError: what `make_sampler` raises.
@@ -63,7 +63,7 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
       y: [m, D], m >= 2.
 
     Returns:
-      The unbiased estimate of the square, its root; 0 where chance makes that negative.
+      The root of the unbiased estimate of the square; 0 where that estimate is negative.
     """
 
     def within(z: np.ndarray) -> float:
@@ -73,7 +73,7 @@ def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
 
 
 class PlaneProblem:
-    """N starting points in the plane, where the flow leads from them, and N draws of the data."""
+    """N starting points in the plane, the ends of the flow from them, and N draws of the data."""
 
     def __init__(self, chain: Chain, *, num_samples: int, seed: int):
         self.chain, self.mixture = chain, plane_mixture()
@@ -96,11 +96,11 @@ class PlaneProblem:
         return np.asarray(exact_denoiser(self.mixture, schedule)(x_t, jnp.zeros(len(x_t), int)).x_0)
 
     def floor(self) -> float:
-        """Return the energy distance of as many exact draws: what chance alone leaves."""
+        """Return the energy distance of as many exact draws: the part due to chance."""
         return energy_distance(self._floor, self._data)
 
     def errors(self, sampler: Sampler) -> Errors:
-        """Run the sampler from the starting points, twice, with different noise on the way."""
+        """Run the sampler from the starting points, twice, with different noise in its steps."""
         denoiser = exact_denoiser(self.mixture, sampler.schedule, variance="fixed_small")
         run = jax.jit(lambda keys: sample(denoiser, sampler, self._x_T, keys).x_0)
         x_0, again = np.asarray(run(self._keys)), np.asarray(run(self._others))

@@ -1,10 +1,10 @@
 """Progressive coding and generation (Ho et al. 2020, section 4.3), and interpolation (section 4.4).
 
 Algorithm 3 of the paper sends an image as x_T, x_{T-1}, ... x_0, each drawn from q given the image
-and the one before and coded under p at the cost of a term of the bound; whoever has received x_t
+and the one before and coded under p at the cost of a term of the bound; the receiver of x_t
 (algorithm 4) shows the x_0 predicted from it. The x_t sent have the distribution q(x_t|x_0), so
 rate and distortion are sums and rows of the table of the bound (`bound`, `tally`): no other run
-over the data is needed. The code itself is not built: none is practical.
+over the data is needed. The code itself is not implemented: no practical one is known.
 
 The x_0 predicted along one chain of samples is part of every chain
 (`samplers.loop.Samples.frames_x_0`).
@@ -35,17 +35,16 @@ HALF_RANGE = 127.5  # grey levels in a unit of [-1, 1]
 
 
 class RateDistortion(NamedTuple):
-    """K points of the curve, the first bits first: float64 [K] but for t. The rate rises along
-    it."""
+    """K points of the curve by rising rate: float64 [K] except t."""
 
-    t: np.ndarray  # int64, decreasing: x_t is what has been received
+    t: np.ndarray  # int64, decreasing: the x_t received
     rate: np.ndarray  # bits/dim received by then: L_T + the terms at all later t
     rmse: np.ndarray  # of the x_0 predicted from x_t, in grey levels of 0..255
     rmse_standard_error: np.ndarray  # over images
 
 
 def rate_distortion(summary: Summary) -> RateDistortion:
-    """Return the curve of Ho et al. 2020, figure 5: rate and distortion at each t visited.
+    """Return the curve of Ho et al. 2020, figure 5: rate and distortion at each visited t.
 
     rate(t) = L_T + Σ over s > t of the term at s, so rate(T-1) = L_T and rate(0) = the bound
     without the decoder's term: the "rate" of the paper's table 4, whose "distortion" is that term.
@@ -94,10 +93,10 @@ def interpolate(
 ) -> Interpolation:
     """Interpolate two images in the latent space at t (Ho et al. 2020, section 4.4, figure 8).
 
-    Both are encoded by q(x_t|x_0), x̄_t = (1-λ) x_t + λ x'_t is decoded by the reverse chain. The
-    encoding's ε is shared by the two, so that x̄_t has the noise that belongs to t at every λ (of
-    independent ε the variance would fall to half in the middle); and the chain's noise is shared by
-    all λ, so that neighbours differ by λ alone. Large t gives varied and new images, small t a
+    Both are encoded by q(x_t|x_0), and x̄_t = (1-λ) x_t + λ x'_t is decoded by the reverse chain.
+    The two share the ε of the encoding, so that x̄_t has the noise level of t at every λ (with
+    independent ε the variance would fall to half in the middle); all λ share the noise of the
+    chain, so that neighbours differ by λ alone. Large t gives varied and new images, small t a
     blend of the two.
 
     Args:
@@ -105,10 +104,10 @@ def interpolate(
       schedule: that of the walked chain, whole or respaced.
       params: parameters.
       pair: x_0 of the two, float32 [2, h, w, c].
-      t: where to interpolate, 0..T-1 of `schedule`.
+      t: the level of the interpolation, 0..T-1 of `schedule`.
       steps: N, the number of λ from 0 to 1, both included; at least 2.
       seed: of both noises.
-      show: (params, x_0 [N, h, w, c]) -> the images uint8 [N, H, W, C] that they stand for.
+      show: (params, x_0 [N, h, w, c]) -> their images uint8 [N, H, W, C].
 
     Raises:
       UsageError: `t` or `steps` out of range.
@@ -159,11 +158,11 @@ def samples_sharing_latents(
     seed: int,
     show: Callable[[Any, chex.Array], chex.Array] = pixels,
 ) -> SharedLatents:
-    """Walk one chain, and again N times from each of K of its moments (Ho et al. 2020, figure 7).
+    """Walk one chain, then N times from each of K of its moments (Ho et al. 2020, figure 7).
 
-    What the N samples of a row have in common is what x_t says already: nothing at t = T-1, nearly
-    all at small t. The chain is that of image 0 of the seed; the moments are evenly spaced: t =
-    999, 749, 499, 249 for K = 4 of T = 1000.
+    The N samples of a row have in common what x_t determines: nothing at t = T-1, nearly everything
+    at small t. The chain is that of image 0 of the seed; the moments are evenly spaced: t = 999,
+    749, 499, 249 for K = 4 and T = 1000.
 
     Args:
       make_denoiser: params -> `Denoiser`.
@@ -189,7 +188,7 @@ def samples_sharing_latents(
     keys = randomness.image_keys(base_key(seed), jnp.arange(1 + num_latents * num_samples))
     of_rows = keys[1:].reshape(num_latents, num_samples)
     x_T = randomness.initial_noise(keys[:1], shape)
-    # The last frame is the chain's own sample; its other frames are the x_t before so many rows.
+    # The last frame is the sample of the chain; the other frames are the x_t before their rows.
     chain = walk(ancestral(schedule), params, x_T, keys[:1], num_frames=num_latents + 1)
     latents = chain.frames_x_t[:-1, 0]
     rows = np.round(np.linspace(0, num_timesteps, num_latents + 1)).astype(int)[:-1]

@@ -1,4 +1,4 @@
-"""Which timesteps of the bound are visited: one random t of each run of neighbouring ones."""
+"""The timesteps of the bound that are visited: one random t in each run of adjacent ones."""
 
 from typing import NamedTuple
 
@@ -10,29 +10,31 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import TIMES
 
 # A constant never changes: that would change every result.
-SHORTER = 4  # a run of timesteps is at most so many times shorter than the t it starts at
+SHORTER = 4  # a run that starts at t has at most t / SHORTER timesteps
 
 
 class Strata(NamedTuple):
-    """R runs of neighbouring timesteps that together are 0..T-1. One t is drawn from each, and
-    counts for all of it."""
+    """R runs of adjacent timesteps that together are 0..T-1.
+
+    One t is drawn from each, and counts for all of it.
+    """
 
     first: np.ndarray  # int32 [R], increasing
     size: np.ndarray  # int32 [R], adds up to T
 
     def weights(self) -> np.ndarray:
-        """Return the size of each t's stratum, float64 [T]: what a term that was drawn counts."""
+        """Return the size of each t's stratum, float64 [T]: the weight of a drawn term."""
         return np.repeat(self.size, self.size).astype(np.float64)
 
 
 def make_strata(num_timesteps: int, stride: int = 1) -> Strata:
-    """Cut 0..T-1 into runs of `stride` timesteps, shorter ones at the start: from t on at most t/4.
+    """Divide 0..T-1 into runs of `stride` timesteps, shorter at the start: from t on at most t/4.
 
     A t drawn uniformly from each run, its term counted once for every t of the run, makes an
-    unbiased estimate of the sum over all t; with `stride` 1 every t is taken and the sum is the
-    sum. The terms are largest and change fastest at small t, roughly like 1/t, so that runs in
-    proportion to t cost few evaluations more and most of the variance less; the decoder's term at t
-    = 0 is a run by itself.
+    unbiased estimate of the sum over all t; with `stride` 1 every t is taken and the sum is exact.
+    The terms are largest and change fastest at small t, roughly like 1/t, so that runs proportional
+    to t cost few more evaluations and remove most of the variance; the decoder's term at t = 0 is a
+    run by itself.
 
     Args:
       num_timesteps: T.

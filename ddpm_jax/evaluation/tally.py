@@ -1,16 +1,15 @@
-"""What is kept of the terms of the bound while batches pass by, and the means and standard errors
-at the end.
+"""Sums of the terms of the bound over batches, and their means and standard errors.
 
-A `Tally` grows by a batch at a time and is all that a stopped evaluation needs to go on;
-`summarize` reads it. Computing the terms belongs to `bound`, the rate-distortion curve to
-`progressive`, files to `results`. All of it is in float64 on the host. `estimate` serves the
-likelihood by the ODE too.
+A `Tally` grows by a batch at a time and is all that a stopped evaluation needs to resume;
+`summarize` reads it. The terms are computed in `bound`, the rate-distortion curve in `progressive`;
+files are in `results`. Everything is float64 on the host. `estimate` serves the likelihood by the
+ODE too.
 
-Two errors are told apart. `standard_error` is over images: how far the mean of these N images lies
-from that of the distribution they come from, all randomness included; each image's own estimate is
-unbiased and independent of the others', so the spread over images says it, whatever the stride.
-`standard_error_draws` is that of the number as an estimate for these very images: how far another
-seed would move it. It takes two draws or more.
+There are two errors. `standard_error` is over images: that of the mean of these N images as an
+estimate for the distribution they come from, all randomness included; the estimates of the images
+are unbiased and independent, so their standard deviation gives it for any stride.
+`standard_error_draws` is that of the mean as an estimate for these very images, due to the seed. It
+takes two draws or more.
 """
 
 import math
@@ -23,8 +22,11 @@ from ddpm_jax.evaluation.strata import Strata
 
 
 class Tally(NamedTuple):
-    """Sum over N images. Of one image at one t: c draws came to this t, s is the sum of their
-    bits, m of their mse."""
+    """Sums over N images.
+
+    For one image at one t, c is the number of draws of this t, s the sum of their bits, m that of
+    their mse.
+    """
 
     total: np.ndarray  # float64 [N, draws]: L_T + the sum over t, estimated by each draw
     decoder: np.ndarray  # float64 [N, draws]: the term at t = 0
@@ -46,8 +48,10 @@ class Tally(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean over images and its standard errors (see above); NaN for one that takes more images or
-    draws."""
+    """A mean over images and its standard errors (see the module).
+
+    An error that takes more images or draws is NaN.
+    """
 
     mean: float
     standard_error: float
@@ -55,8 +59,10 @@ class Estimate(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The bound in bits/dim: total = prior + divergences + decoder. Tables are [T], NaN where no
-    draw came to a t."""
+    """The bound in bits/dim: total = prior + divergences + decoder.
+
+    Tables are [T], NaN where no draw had this t.
+    """
 
     num_images: int
     draws: int
@@ -64,17 +70,17 @@ class Summary(NamedTuple):
     prior: float  # L_T
     divergences: Estimate  # Σ over t >= 1
     decoder: Estimate  # the term at t = 0, the paper's L_0
-    visits: np.ndarray  # int64, how many terms were computed
+    visits: np.ndarray  # int64, the number of terms computed
     bits: np.ndarray  # mean over them
     bits_standard_error: np.ndarray  # over images
     mse: np.ndarray  # of the predicted x_0, on [-1, 1]
     mse_standard_error: np.ndarray
-    # float64 [T]: what the terms at t add to the mean total, 0 where there are none
+    # float64 [T]: the contribution of the terms at t to the mean total, 0 where there are none
     contributions: np.ndarray
 
 
 def empty(num_timesteps: int, draws: int) -> Tally:
-    """Return the tally of no image."""
+    """Return the tally of no images."""
     sums = (np.zeros(num_timesteps) for _ in range(len(Tally._fields) - 3))
     return Tally(np.zeros((0, draws)), np.zeros((0, draws)), np.zeros(0), *sums)
 
@@ -96,7 +102,7 @@ def add(tally: Tally, strata: Strata, terms: Terms) -> Tally:
 
 
 def merge(first: Tally, second: Tally) -> Tally:
-    """Return the tally of the images of both, in this order."""
+    """Return the tally of both sets of images, in this order."""
     per_image = (np.concatenate(pair) for pair in zip(first[:3], second[:3], strict=True))
     return Tally(*per_image, *(a + b for a, b in zip(first[3:], second[3:], strict=True)))
 
@@ -110,7 +116,7 @@ def _by_timestep(t: np.ndarray, values: np.ndarray, num_timesteps: int) -> np.nd
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Return the mean of bits/dim [N, draws], its error over images, and that of the draws."""
+    """Return the mean of bits/dim [N, draws], its error over images, and that over draws."""
     num_images, draws = values.shape
     per_image = values.mean(axis=1)
     error = per_image.std(ddof=1) / math.sqrt(num_images) if num_images > 1 else math.nan
@@ -147,14 +153,14 @@ def _ratio(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean per visit Σs / Σc and its standard error over images.
 
-    The draws of one image are no independent sample of images.
+    The draws of one image are not independent samples of images.
 
     The linearised variance of a ratio, Σ (s - mean c)² / (Σ c)² with the correction n / (n - 1)
     (Cochran 1977, Sampling Techniques, section 6.4); at one visit an image it is the standard error
     of a mean.
     """
     n = tally.images
-    with np.errstate(divide="ignore", invalid="ignore"):  # a t that nobody came to is NaN
+    with np.errstate(divide="ignore", invalid="ignore"):  # a t without a draw is NaN
         mean = s / tally.c
         squares = np.maximum(ss - 2 * mean * sc + mean**2 * tally.cc, 0.0)
         error = np.sqrt(squares * n / (n - 1)) / tally.c

@@ -1,7 +1,7 @@
 """Random and exact probes for the trace of a Jacobian.
 
 tr J = E[zᵀ J z] for probes z with E[z zᵀ] = I (Hutchinson 1990; FFJORD, Grathwohl et al. 2019).
-With the probes √D e_1, ..., √D e_D the mean over probes is the trace itself: one program for both.
+With the probes √D e_1, ..., √D e_D the mean over probes is the exact trace: one program for both.
 """
 
 import math
@@ -26,12 +26,18 @@ def basis_probes(keys: chex.PRNGKey, num_probes: int, shape: tuple[int, ...]) ->
 
 
 def rademacher_probes(keys: chex.PRNGKey, num_probes: int, shape: tuple[int, ...]) -> chex.Array:
-    """Draw signs ±1, float32 [B, P, *shape], with keys [B]; exact where the Jacobian is diagonal."""
+    """Draw signs ±1, float32 [B, P, *shape], with keys [B].
+
+    The estimate is exact where the Jacobian is diagonal.
+    """
     return jax.vmap(lambda key: jax.random.rademacher(key, (num_probes, *shape), jnp.float32))(keys)
 
 
 def gaussian_probes(keys: chex.PRNGKey, num_probes: int, shape: tuple[int, ...]) -> chex.Array:
-    """Draw normal numbers, float32 [B, P, *shape], with keys [B]; signs have no more variance."""
+    """Draw normal numbers, float32 [B, P, *shape], with keys [B].
+
+    The variance of the estimate with signs is at most that with these.
+    """
     return jax.vmap(lambda key: jax.random.normal(key, (num_probes, *shape)))(keys)
 
 
