@@ -1,10 +1,11 @@
-"""`load`: a trained model as an object, for Python: samples, edits, latents, likelihoods as arrays.
+"""`ddpm_jax.load`: a trained model as an object, with samples, edits and likelihoods as arrays.
 
     model = ddpm_jax.load("runs/digits_cond")
     images = model.sample(16, labels=[3, 5], sampler="dpmpp_2m", steps=20)   # uint8 [16, 8, 8, 1]
 
-Images are those that `sample.py` makes with the same settings. A picture is the name of a file, or
-an array uint8 [H, W, C] or [H, W]; one of any size is brought to the model's as in training.
+Images are those that `ddpm-jax sample` makes with the same settings. A picture is the name of a
+file, or an array uint8 [H, W, C] or [H, W]; it is resized and cropped to the model's size as in
+training.
 """
 
 import os
@@ -36,15 +37,15 @@ def load(
     """Read a trained model from the directory of its run.
 
     Args:
-      directory: of a training run, here or in a bucket.
+      directory: of a training run, on disk or in a bucket.
       step: which checkpoint; the newest by default.
       raw_weights: the weights as trained, instead of their moving average.
 
     Returns:
-      `Model`; of a run that trained a classifier or a first stage `Classifier` or `FirstStage`.
+      `Model`; `Classifier` or `FirstStage` if the run trained one of these.
 
     Raises:
-      UsageError: no such checkpoint, or not one of ours.
+      UsageError: there is no such checkpoint, or it is not one of this package.
       FailureError: its files are damaged.
     """
     trained = load_trained(directory, None, step=step, raw_weights=raw_weights)
@@ -63,8 +64,8 @@ def from_network(
 
     Args:
       network: (x_t [B, H, W, C], time float [B]) -> output [B, H, W, C or 2C], traceable by JAX.
-        With classes it takes a third argument, int32 [B]: labels in 0..K-1, and K where guidance
-        asks for an image of no class.
+        With classes it takes a third argument, int32 [B]: labels in 0..K-1, and K for the null
+        class of guidance.
       process: what it was trained on, of `make_process`.
       image_shape: (H, W, C), H = W.
       num_classes: K; 0 for none.
@@ -76,8 +77,8 @@ def from_network(
 class Model(PictureMethods):
     """A diffusion model with its weights.
 
-    `settings` of its methods are those that `sample` has for the walk and the conditions: labels,
-    sampler, steps, spacing, options, guidance, clip, low_res.
+    The `settings` of its methods are those of `sample` about the sampler and the conditions:
+    labels, sampler, steps, spacing, options, guidance, clip, low_res.
     """
 
     def __init__(self, trained: TrainedModel):
@@ -116,15 +117,14 @@ class Model(PictureMethods):
 
         Args:
           n: how many.
-          labels: classes by number or name; image i is of the i-th, over and over. By default all
-            in turn.
+          labels: classes by number or name, repeated over the images. By default all in turn.
           sampler: a key of `samplers.registry.SAMPLERS`; "ancestral" by default.
           steps: of the chain, 1..T; by default T for ancestral and 50 for others.
           spacing: which noise levels: a key of `samplers.spacing.SPACINGS`, or the times.
           options: of the sampler, by name.
           guidance: a `Guidance`, or the scale of classifier-free guidance.
           clip: a key of `diffusion.clipping.CLIPPINGS`; by default "static" for pixels.
-          low_res: the picture to enlarge, of a model of super-resolution.
+          low_res: the picture to enlarge, for a super-resolution model.
           seed: 0..2^32-1.
           batch_size: images made at a time, over all devices.
           noise: float [n, h, w, c], in place of the seed's x_T.
@@ -158,7 +158,7 @@ class Model(PictureMethods):
     def encode(self, images: Picture) -> np.ndarray:
         """Return x_0 of images: float32 [n, h, w, c], or [h, w, c] for one.
 
-        Of a model over pixels they are in [-1, 1], of one over latents what it diffuses.
+        For a model over pixels x_0 is in [-1, 1]; for one over latents it is the scaled latents.
 
         Args:
           images: uint8 [n, H, W, C], one picture [H, W, C] or [H, W], or the name of a file.
@@ -188,14 +188,16 @@ class Model(PictureMethods):
         labels: Sequence[int | str] | None = None,
         **settings: Any,
     ) -> BitsPerDim:
-        """Return the bits per dimension of images, with standard errors; see `measuring.bits_per_dim`.
+        """Return the bits per dimension of images, with standard errors.
+
+        See `measuring.bits_per_dim`.
 
         Args:
           images: uint8 [N, H, W, C]. The draws of image i follow from the seed and i.
           method: "bound", the variational bound, or "ode", the likelihood by the probability flow.
-          labels: classes by number or name, one for each image, of a model with classes.
-          settings: draws, seed, batch_size; of the bound timestep_stride, of the ODE trace, probes,
-            rtol and atol.
+          labels: classes by number or name, one for each image, if the model has classes.
+          settings: draws, seed, batch_size; for the bound timestep_stride; for the ODE trace,
+            probes, rtol and atol.
 
         Raises:
           UsageError: images, labels or settings that this model cannot have; no likelihood.

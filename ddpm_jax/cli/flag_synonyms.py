@@ -4,15 +4,18 @@ As in `experiments.field_synonyms`, which has those of the config fields.
 """
 
 FLAGS = {
-    "ckpt": "checkpoint checkpoint_path ckpt_path model_path model model_dir resume pretrained load "
+    "ckpt": "checkpoint checkpoint_path ckpt_path model_path model model_dir resume "
+    "pretrained load "
     "pretrained_model_name_or_path workdir run",
     "ckpt_step": "checkpoint_step step iteration global_step",
     "out": "output output_dir outdir out_dir save_dir results_dir save_path",
-    "workdir": "output_dir outdir out_dir logdir log_dir save_dir results_dir experiment_dir exp_dir",
+    "workdir": "output_dir outdir out_dir logdir log_dir save_dir results_dir experiment_dir "
+    "exp_dir",
     "config": "cfg config_file config_path base",
     "num_samples": "n n_samples num_images num_fid_samples nsamples",
     "batch_size": "bs batch eval_batch_size per_proc_batch_size",
-    "steps": "num_inference_steps num_sampling_steps ddim_steps inference_steps num_steps timestep_respacing "
+    "steps": "num_inference_steps num_sampling_steps ddim_steps inference_steps num_steps "
+    "timestep_respacing "
     "sampling_steps diffusion_steps",
     "sampler": "scheduler sampling_method solver sampler_name method",
     "sampler_options": "eta ddim_eta order churn",

@@ -1,2 +1,1 @@
-"""A config -> the parts it names: models, training, data, and trained models read from their
-directories."""
+"""Everything that a config names: models, training, data, and trained models read from disk."""

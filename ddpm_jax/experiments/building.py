@@ -1,4 +1,4 @@
-"""Build the model that a config names; what can be wrong with a config is found before compiling."""
+"""The model that a config names; errors in a config are found before compilation."""
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
 from ddpm_jax.experiments.networks import make_classifier, make_network
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-RESCALED_TIME = 1000.0  # what t = T would be called under rescale_timesteps (Improved DDPM's code)
+RESCALED_TIME = 1000.0  # the time at t = T under rescale_timesteps (Improved DDPM's code)
 
 
 def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Model:
@@ -23,7 +23,7 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
 
     Args:
       config: every field.
-      first_stage: the one that `first_stage.ckpt` names, if it does.
+      first_stage: the one that `first_stage.ckpt` names, if any.
 
     Raises:
       UsageError: any field of the config has a value that cannot work, alone or with the others

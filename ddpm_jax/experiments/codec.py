@@ -1,6 +1,6 @@
-"""Images <-> what a model diffuses: the pixels themselves, or the latents of a frozen first stage.
+"""Codecs between images and what a model diffuses: pixels, or latents of a frozen first stage.
 
-Both codecs have the same members, so that nothing above asks which of the two it has.
+Both codecs have the same members, so that no caller depends on which of them it has.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class PixelCodec:
         return to_uint8(x)
 
     def frozen_shapes(self) -> Any:
-        """Return what a checkpoint holds of the codec, as shapes: nothing."""
+        """Return the frozen part of a checkpoint as shapes: none."""
         return ()
 
     def describe(self, frozen: Any) -> str:
@@ -54,7 +54,7 @@ class PixelCodec:
 
 @dataclasses.dataclass(frozen=True)
 class FrozenFirstStage:
-    """A trained first stage that another model diffuses the latents of."""
+    """A trained first stage whose latents another model diffuses."""
 
     model: FirstStageModel
     sha256: str  # of its parameters: `results.weights_digest`
@@ -72,7 +72,7 @@ class LatentCodec:
 
     @property
     def space(self) -> LatentSpace:
-        """Return where the latents lie."""
+        """Return the space of the latents."""
         return self.first_stage.model.latent_space(self.image_shape)
 
     @property
@@ -89,7 +89,7 @@ class LatentCodec:
         return in_parts(lambda z: to_uint8(self.space.decode(frozen, z)), x, size=DECODED)
 
     def frozen_shapes(self) -> Frozen:
-        """Return what a checkpoint holds of the codec, as shapes: first stage and scale."""
+        """Return the frozen part of a checkpoint as shapes: first stage and scale."""
         scale = jax.ShapeDtypeStruct((), np.float32)
         return Frozen(self.first_stage.model.params_shapes(), scale)
 

@@ -1,7 +1,7 @@
-"""A config: made of a file, of a dict, or of text on a command line.
+"""Configs read from a file, a dict, or text on a command line.
 
-A config file is Python with `get_config()`, which starts from `default_config()` and sets what its
-experiment needs. What fields there are is in `fields`; which values go together, in
+A config file is Python with `get_config()`, which starts from `default_config()` and sets the
+fields of its experiment. The fields are defined in `fields`, checks between them in
 `config_checks`. Lower layers never see a ConfigDict.
 """
 
@@ -23,14 +23,13 @@ from ddpm_jax.experiments.fields import FIELDS, GROUPS
 
 COMMAND_LINE = "command line"  # where an override stands, for a sentence
 CONFIGS = "configs"  # the folder of those that come with the package
-# A run may be resumed with other values of these: they change neither the model nor the draws.
-# Where the learning rate falls over train.num_steps, `optimizer.check_length` says when that may
-# change.
+# A run may be resumed with other values of these: they change neither the model nor the draws. If
+# the learning rate falls over train.num_steps, `optimizer.check_length` restricts a change of it.
 RESUMABLE = frozenset(name for name, field in FIELDS.items() if field.resumable)
 
 
 def default_config() -> ConfigDict:
-    """Return a config of every field, with the defaults, to which no other can be added."""
+    """Return a config of all fields with their defaults; no other field can be added."""
     config: dict[str, Any] = {}
     for name, field in FIELDS.items():
         group, _, leaf = name.rpartition(".")
@@ -94,7 +93,7 @@ def load_config(path: str | os.PathLike) -> ConfigDict:
 
 
 def _suggestion(path: pathlib.Path) -> str:
-    """Say which config files there are where one that was named is not."""
+    """Return the sentence that lists the config files there are."""
     if path.name == str(path):
         there = sorted({file.stem for folder in _config_folders() for file in folder.glob("*.py")})
     else:
@@ -105,10 +104,10 @@ def _suggestion(path: pathlib.Path) -> str:
 
 
 def config_file(name: str | os.PathLike) -> pathlib.Path:
-    """Find the file that --config names: a path, or for "digits" the digits.py of a folder.
+    """Return the file that --config names: a path, or digits.py of a folder for "digits".
 
-    These are configs/ of the current directory, then those that come with the package. Where there
-    is no such file, returns `name` as a path.
+    The folders are configs/ of the current directory, then that of the package. Without such a
+    file, returns `name` as a path.
     """
     path = pathlib.Path(name)
     if path.is_file() or path.name != str(name) or path.suffix not in ("", ".py"):
@@ -127,10 +126,12 @@ def _config_folders() -> tuple[pathlib.Path, ...]:
 
 
 def from_dict(values: ConfigDict | Mapping[str, Any], *, source: str) -> ConfigDict:
-    """Return the default config with `values` (nested dicts, as from JSON) in place of its own.
+    """Return the default config with the fields in `values` replaced.
+
+    `values` are nested dicts, as from JSON.
 
     Raises:
-      UsageError: an unknown field or a value of the wrong type; `source` says where it stands.
+      UsageError: an unknown field or a value of the wrong type; `source` names the origin.
     """
     config = default_config()
     for name, value in flatten(values.to_dict() if isinstance(values, ConfigDict) else values):
@@ -140,7 +141,7 @@ def from_dict(values: ConfigDict | Mapping[str, Any], *, source: str) -> ConfigD
 
 
 def override(config: ConfigDict, texts: Mapping[str, str]) -> ConfigDict:
-    """Return a config with fields set to what texts stand for, as in {"model.ch_mult": "1,2,2"}.
+    """Return a config with fields set from texts, as in {"model.ch_mult": "1,2,2"}.
 
     Raises:
       UsageError: an unknown field, or a text that is no value of its type.
@@ -166,7 +167,7 @@ def _set(config: ConfigDict, field: Field, read: Any, value: Any, source: str) -
 
 
 def _in_todays_words(name: str, value: Any) -> Any:
-    """Return what a value of an older config is called now: model.remat was once true or false."""
+    """Return the current form of an older value: model.remat was once true or false."""
     if name == "model.remat" and isinstance(value, bool):
         return "blocks" if value else "none"
     return value
@@ -191,7 +192,7 @@ def check_field(name: str, source: str) -> None:
 
 
 def field_called(name: str) -> str | None:
-    """Return the field that `name`, in our words or others', stands for; None where unknown."""
+    """Return the field meant by `name`, ours or another library's; None if unknown."""
     # A field's own name outweighs the group it was looked for in: model.batch_size means
     # train.batch_size.
     leaf = name.rpartition(".")[2]
@@ -200,9 +201,9 @@ def field_called(name: str) -> str | None:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Split a command line into {FIELD: VALUE} and the arguments that are no --config.FIELD=VALUE.
+    """Split a command line into {FIELD: VALUE} and all other arguments.
 
-    "--config.FIELD VALUE" is read likewise.
+    Both "--config.FIELD=VALUE" and "--config.FIELD VALUE" set a field.
 
     Raises:
       UsageError: a field without a value.
@@ -225,17 +226,17 @@ def split_overrides(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """Return plain nested dicts with lists for tuples, as JSON gives them back."""
+    """Return plain nested dicts with lists for tuples, as JSON does."""
     return json.loads(json.dumps(config.to_dict(preserve_field_references=False)))
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return every field by its dotted name; a run older than a field has that field's default."""
+    """Return every field by its dotted name; missing ones have their defaults."""
     return dict(flatten(to_dict(default_config()))) | dict(flatten(values))
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """List what keeps `ours` from continuing `theirs`, as in "model.ch (64 there, 32 here)"."""
+    """List the differences that forbid to continue `theirs`: "model.ch (64 there, 32 here)"."""
     here, there = dict(flatten(ours)), completed(theirs)
     names = [
         name for name in here | there if name not in RESUMABLE and here.get(name) != there.get(name)

@@ -1,7 +1,6 @@
-"""The checks of a config that need no device: each field by itself, as `fields` describes it, and
-fields that do not go together.
+"""Checks of a config that need no device: of each field, and of fields together.
 
-What more depends on a network or a schedule is checked where that is made.
+Checks that depend on a network or a schedule are made where that is built.
 """
 
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ _BLOCKS = 64
 
 
 def check_config(config: ConfigDict) -> None:
-    """Refuse values that mean nothing, fields that nothing reads or that contradict each other.
+    """Refuse values that mean nothing, and fields that are unused or contradictory.
 
     Raises:
       UsageError: the first of these.

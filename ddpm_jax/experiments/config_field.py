@@ -1,5 +1,4 @@
-"""What a field of the config carries beside its default, and what follows from it: how a text is
-read, and which values are refused."""
+"""A field of the config: its metadata, how its text is read, and which values are refused."""
 
 import dataclasses
 import math
@@ -26,7 +25,7 @@ class Owner(NamedTuple):
     values: tuple[str, ...] = ()
 
     def has(self, config: Mapping[str, Any]) -> bool:
-        """Whether a config, every field by its dotted name, is of such a model."""
+        """Return whether a config, every field by its dotted name, describes such a model."""
         value = config[self.field]
         return value in self.values if self.values else bool(value)
 
@@ -37,7 +36,7 @@ def only(field: str, *values: str) -> tuple[Owner, ...]:
 
 
 class Range(NamedTuple):
-    """Where a number may lie."""
+    """The range of a number."""
 
     at_least: float | None = None
     above: float | None = None
@@ -45,7 +44,7 @@ class Range(NamedTuple):
     below: float | None = None
 
     def has(self, value: float) -> bool:
-        """Return whether a number lies in it."""
+        """Return whether a number lies in the range."""
         return (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -54,7 +53,7 @@ class Range(NamedTuple):
         )
 
     def wanted(self, value: float) -> str:
-        """Say what a number outside of it must be: "at least 1", "in [0, 1)"."""
+        """Say what a number outside of the range must be: "at least 1", "in [0, 1)"."""
         low = self.at_least if self.above is None else self.above
         high = self.at_most if self.below is None else self.below
         if high is not None and (self.above is not None or self.below is not None):
@@ -96,12 +95,11 @@ class Field:
 
     @property
     def wanted(self) -> str:
-        """What a value must be, in words: "a whole number"; "" for a text."""
+        """Return what a value must be, in words: "a whole number"; "" for a text."""
         return _WANTED.get((self.item,) if self.item else self.kind, "")
 
     def parse(self, text: str) -> Any:
-        """Read a value on a command line: true, 64, 1e-4, "1,2,2" or "(1,2,2)", a name, or None
-        where there may be none.
+        """Read a value on a command line: true, 64, 1e-4, "1,2,2" or "(1,2,2)", a name, None.
 
         Raises:
           ValueError: it is of another type.

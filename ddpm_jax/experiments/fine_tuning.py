@@ -40,33 +40,35 @@ _GROUPS = ("data.channels", "diffusion.", "model.", "dit.", "condition.", "first
 
 
 class Beginning(NamedTuple):
-    """What a run begins with of another."""
+    """The weights and the first stage of another run that a new run begins with."""
 
     given: Given  # parameters that are not drawn
     frozen: Frozen | None  # the first stage and the scale of the other run's latents
-    record: dict[str, Any]  # which run, step and weights: kept with the settings
+    record: dict[str, Any]  # run, step and weights, kept with the settings
     notes: list[str]  # what the user should know, half a sentence each
 
     @property
     def what(self) -> str:
-        """Return the weights, in words."""
-        return f"the {self.record['weights']} weights of {self.record['source']}, step {self.record['step']}"
+        """Return a description of the weights."""
+        record = self.record
+        return f"the {record['weights']} weights of {record['source']}, step {record['step']}"
 
 
 def find_beginning(
     model: Model, workdir: pathlib.Path, settings: dict[str, Any] | None
 ) -> tuple[Beginning | None, dict[str, Any] | None]:
-    """Return (what `init_from` names, its record); nothing is read for a run that has checkpoints
-    of its own.
+    """Return (the weights that `init_from` names, their record).
+
+    Nothing is read for a run that has checkpoints of its own.
 
     Args:
       model: of the new run.
       workdir: its directory.
-      settings: those that the run was begun with (`run_directory.begun_settings`), None where there are none.
+      settings: those that the run was begun with (`run_directory.begun_settings`), if any.
 
     Raises:
-      UsageError: there is no such run or step, it is one of another kind, architecture or first
-        stage, or has changed since this run was begun from it.
+      UsageError: there is no such run or step; it has another kind, architecture or first stage; or
+        it has changed since this run was begun from it.
       FailureError: its files are damaged.
     """
     config = model.config
@@ -120,8 +122,7 @@ def _check_kind(trained: TrainedModel, model: Model) -> None:
 
 
 def _frozen(trained: TrainedModel, config: ConfigDict) -> Frozen | None:
-    """Return the first stage as the other run has it; with the scale of this config, if it says
-    one."""
+    """Return the other run's first stage, with the scale of this config, if set."""
     if frozen_first_stage(trained.model) is None:
         return None
     scale = config.first_stage.latent_scale
@@ -130,8 +131,10 @@ def _frozen(trained: TrainedModel, config: ConfigDict) -> Frozen | None:
 
 
 def _differing(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
-    """Return the fields that change what the same weights compute: "model.num_heads is 1 there and
-    2 here"."""
+    """Return the fields that change what the same weights compute, with both values.
+
+    For example "model.num_heads is 1 there and 2 here".
+    """
     there, here = (dict(configs.flatten(configs.to_dict(config))) for config in (theirs, ours))
     names = [
         name

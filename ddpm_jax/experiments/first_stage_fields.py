@@ -17,9 +17,10 @@ from ddpm_jax.experiments.owners import (
 
 
 class FirstStage:
-    """An autoencoder; of the fields of the network it has all but those of the time.
+    """An autoencoder; it uses all fields of the network except those of the time.
 
-    The first three fields are of a model over the latents of a trained one, the others its own.
+    The first three fields belong to a model over the latents of a trained first stage, the others
+    to the first stage itself.
     """
 
     ckpt = field(
@@ -74,7 +75,7 @@ class FirstStage:
 
 
 class Sharp:
-    """What makes reconstructions sharp: a perceptual and an adversarial loss."""
+    """A perceptual and an adversarial loss, which make reconstructions sharp."""
 
     OF = FIRST_STAGE
     perceptual_weight = field(

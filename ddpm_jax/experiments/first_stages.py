@@ -1,4 +1,4 @@
-"""Build a first stage from a config: its network, and what the numbers mean."""
+"""First stages built from a config: the network, and the meaning of its numbers."""
 
 import dataclasses
 from typing import Any
@@ -15,13 +15,13 @@ from ddpm_jax.variational.first_stage import LOG_SCALE, SCALES, FirstStage
 from ddpm_jax.variational.latent_space import LatentSpace
 from ddpm_jax.variational.observation import FAMILIES
 
-# fields of config.model: there is no choice and no time
+# fields of config.model that an autoencoder lacks: it is a U-Net without time
 _NOT_OURS = ("name", "scale_shift_norm", "time_embedding")
 
 
 @dataclasses.dataclass(frozen=True)
 class FirstStageModel:
-    """An autoencoder, and what the numbers of its network mean."""
+    """An autoencoder, and the meaning of its network's numbers."""
 
     config: ConfigDict
     network: Autoencoder
@@ -51,7 +51,7 @@ class FirstStageModel:
         )
 
     def latent_space(self, image_shape: tuple[int, int, int]) -> LatentSpace:
-        """Return where the latents lie of images of a size that the network's factor divides."""
+        """Return the space of latents of images whose size the network's factor divides."""
         height, width, _ = image_shape
         factor = self.network.factor
         shape = (height // factor, width // factor, self.network.latent_channels)
@@ -66,7 +66,7 @@ class FirstStageModel:
         return jax.eval_shape(self.init_params, base_key(0))
 
     def frozen_shapes(self) -> Any:
-        """Return what no step changes, as shapes: the weights of the perceptual distance, or ()."""
+        """Return the frozen part as shapes: weights of the perceptual distance, or ()."""
         return perceptual.frozen_shapes(self.config)
 
 
@@ -74,7 +74,7 @@ def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
     """Build the network, computing in `dtype`.
 
     Raises:
-      UsageError: a field that cannot work, alone or beside the others.
+      UsageError: a field has a value that cannot work, alone or with the others.
     """
     stage, size, channels = config.first_stage, config.data.image_size, config.data.channels
     family = choose("family of a decoder", stage.family, FAMILIES)

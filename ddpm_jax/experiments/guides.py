@@ -1,4 +1,4 @@
-"""Read the second model that guides a first one: a classifier, or a weaker model of the same task."""
+"""The second model of guidance, read from its run: a classifier, or a weaker model."""
 
 import pathlib
 
@@ -20,7 +20,7 @@ def load_classifier(
 
     Raises:
       UsageError: as `load_trained`, or it is no classifier, or it was trained on other images or
-        another noise.
+        another chain.
     """
     classifier = load_trained(workdir, "classifier", step=step, raw_weights=raw_weights)
     ours, theirs = classifier.model, guided.model
@@ -54,7 +54,8 @@ def load_weaker(
     """Read a weaker model of the same task, away from which the model `guided` can be guided.
 
     Raises:
-      UsageError: as `load_trained`, or it makes other images, or knows another noise or condition.
+      UsageError: as `load_trained`, or it makes other images, or has another chain or other
+        conditions.
     """
     weaker = load_trained(workdir, step=step, raw_weights=raw_weights)
     ours, theirs = guided.model, weaker.model

@@ -1,4 +1,4 @@
-"""Which model a result is of: what records and manifests say, and how they compare two models."""
+"""The identity of a model in records and manifests, by which two models are compared."""
 
 import importlib.metadata
 import platform
@@ -13,7 +13,7 @@ from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.run_settings import FIRST_STAGE, frozen_first_stage
 from ddpm_jax.randomness import IMPLEMENTATION
 
-# Groups and fields of a config: with the weights they decide what a model computes.
+# Groups and fields of a config that, with the weights, decide what a model computes.
 DECIDING = (
     "objective",
     "data.image_size",
@@ -28,11 +28,13 @@ SCALE_TOLERANCE = 0.05  # of scales that two runs have measured, each to about 1
 
 
 def identity(trained: TrainedModel) -> dict[str, Any]:
-    """Return what says which model results are of, whatever its directory holds later; JSON-able.
+    """Return what identifies the model of a result, whatever its directory holds later.
 
-    The digest is of the weights themselves, in memory, and not of the checkpoint's files: those of
-    one state differ from save to save, and the weights of a copy, or those of one average out of
-    two checkpoints, are the same.
+    The result is JSON-able.
+
+    The digest is computed from the weights in memory, not from the checkpoint's files: the files of
+    one state differ from save to save, while a copy, or the same average in two checkpoints, has
+    the same weights.
     """
     config = _set_fields(trained.model.config)
     first_stage = frozen_first_stage(trained.model)
@@ -42,7 +44,7 @@ def identity(trained: TrainedModel) -> dict[str, Any]:
 
 
 def _set_fields(config: ConfigDict) -> dict[str, Any]:
-    """Return the deciding fields that are not today's default: later ones may join."""
+    """Return the deciding fields that differ from today's defaults: new ones may be added."""
     defaults = dict(configs.flatten(configs.to_dict(configs.default_config())))
     return {
         name: value
@@ -52,9 +54,9 @@ def _set_fields(config: ConfigDict) -> dict[str, Any]:
 
 
 def is_of_one_kind(model: TrainedModel, other: TrainedModel) -> bool:
-    """Return whether both are of pixels, or of the same latents.
+    """Return whether both are models over pixels, or over the same latents.
 
-    The same latents are those of one first stage, with scales that differ by chance only.
+    Latents are the same if the first stage is, and the scales differ by chance only.
     """
     ours, theirs = (frozen_first_stage(trained.model) for trained in (model, other))
     if ours is None or theirs is None:
@@ -64,7 +66,7 @@ def is_of_one_kind(model: TrainedModel, other: TrainedModel) -> bool:
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Return the versions that numbers depend on, `more` packages included, for records."""
+    """Return the versions that results depend on, `more` packages included, for records."""
     names = ("jax", "jaxlib", "flax", "numpy", *more)
     others = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), "ddpm-jax": __version__} | others

@@ -1,7 +1,6 @@
-"""What training over latents needs before its first step: the first stage, the scale of its
-latents, those kept.
+"""Preparation of training over latents: the first stage, the scale, the cached latents.
 
-From then on the first stage is in the run's checkpoints, and the run needs its directory no more.
+Afterwards the first stage is in the run's checkpoints, and its directory is not needed any more.
 """
 
 import pathlib
@@ -31,8 +30,9 @@ SAMPLE = 4096
 def find_first_stage(
     config: ConfigDict, workdir: pathlib.Path, settings: dict[str, Any] | None
 ) -> tuple[FrozenFirstStage | None, Any]:
-    """Return the first stage that `first_stage.ckpt` names and its parameters; None and None where
-    it names none.
+    """Return the first stage that `first_stage.ckpt` names and its parameters.
+
+    Both are None if it names none.
 
     Args:
       config: of the run.
@@ -42,7 +42,7 @@ def find_first_stage(
         returned.
 
     Raises:
-      UsageError: there is no such directory, it holds no first stage, or another one than the run
+      UsageError: there is no such directory, or it holds no first stage or not the one that the run
         was begun with.
     """
     directory = config.first_stage.ckpt
@@ -74,8 +74,7 @@ def find_first_stage(
 
 
 def freeze(model: Model, params: Any, source: Source) -> Frozen:
-    """Return the first stage as the run will keep it, with the scale that the config says, or that
-    training images have."""
+    """Return the first stage as the run keeps it, with the config's scale or a measured one."""
     scale = model.config.first_stage.latent_scale
     if not scale:
         scale = latent_cache.measure_scale(
@@ -91,14 +90,13 @@ def freeze(model: Model, params: Any, source: Source) -> Frozen:
 def kept_latents(
     model: Model, frozen: Frozen, source: Source, *, whole: Callable[[Any], Any]
 ) -> Source | latent_cache.CachedLatents:
-    """Return `source` itself, or with `first_stage.cache` what its images were encoded to, once,
-    and kept there.
+    """Return `source` itself, or with `first_stage.cache` the cached latents of its images.
 
     `whole` lays a part of the state out on every device: `Parallelism.whole`.
 
     Raises:
-      UsageError: the directory holds latents of something else, or is one of a bucket, or not
-        shared by the processes.
+      UsageError: the directory holds other latents, or lies in a bucket, or is not shared by the
+        processes.
       FailureError: it cannot be written.
     """
     directory = model.config.first_stage.cache

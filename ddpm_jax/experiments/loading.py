@@ -1,4 +1,4 @@
-"""Read a trained model from the directory of its run: the checkpoint brings its own config."""
+"""Trained models read from the directory of their run, whose checkpoint holds the config."""
 
 import dataclasses
 import functools
@@ -61,7 +61,7 @@ def load_trained(
       raw_weights: the weights as trained, instead of their moving average.
 
     Raises:
-      UsageError: no such checkpoint, or not one of ours, or of another objective.
+      UsageError: no such checkpoint, or not one of this package, or one with another objective.
       FailureError: its files are damaged.
     """
     step = find_step(workdir, step)
@@ -102,7 +102,7 @@ def _read_weights(workdir: str | pathlib.Path, step: int, model: Model, item: st
 def load_first_stage(
     workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: bool = False
 ) -> TrainedModel:
-    """Read a first stage, or the one that a model over latents was trained with.
+    """Read a first stage, or the frozen one of a model over latents.
 
     Raises:
       UsageError: as `load_trained`, or there is none.

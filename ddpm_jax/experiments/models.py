@@ -1,7 +1,7 @@
-"""The models that a config names, without weights: a diffusion model, a classifier of noisy images.
+"""Models that a config names, without weights: diffusion models, classifiers of noisy images.
 
-The third kind, a first stage, is `first_stages.FirstStageModel`. `building.build` makes them of a
-config; a model with weights is a `loading.TrainedModel`.
+The third kind, a first stage, is `first_stages.FirstStageModel`. `building.build` builds them from
+a config; a model with weights is a `loading.TrainedModel`.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ from ddpm_jax.training.conditioning import Conditioning
 
 
 class Weights(NamedTuple):
-    """What a model computes with; a pytree."""
+    """The arrays that a model computes with; a pytree."""
 
     params: Any  # of its network
-    frozen: Any = ()  # what its codec computes with: () over pixels, first stage and scale over latents
+    frozen: Any = ()  # of its codec: () over pixels, first stage and scale over latents
 
 
 class _OnChain:
-    """A model of noisy images, by its `chain` and its `codec`."""
+    """A model of noisy images: `chain` and `codec`."""
 
     chain: Chain
     codec: Codec
@@ -60,7 +60,7 @@ class _OnChain:
 
 
 class _Denoises(_OnChain):
-    """A model that denoises, by its `process`, `codec`, `conditioning` and `apply`."""
+    """A model that denoises: `process`, `codec`, `conditioning` and `apply`."""
 
     process: Process
     conditioning: Conditioning
@@ -78,8 +78,8 @@ class _Denoises(_OnChain):
     ) -> Denoiser:
         """Return the denoiser on `schedule`, the whole chain or a respaced one.
 
-        It is without dropout; x_0 is clipped if it is a pixel. A conditional model needs the
-        condition, one row for each image of the batches that the denoiser will be given.
+        It has no dropout, and x_0 is clipped over pixels. A conditional model needs the condition,
+        one row for each image of the denoiser's batches.
         """
         network = functools.partial(self.apply, weights)
         denoiser = self.process.denoiser(network, schedule, clip=self.codec.clipping)
@@ -91,7 +91,7 @@ class _Denoises(_OnChain):
         return self.process.denoiser(network, schedule, clip="none")
 
     def continuous(self) -> ContinuousSchedule:
-        """Return the chain in real time.
+        """Return the chain in continuous time.
 
         Raises:
           UsageError: it ends at alphas_bar = 0.
@@ -105,7 +105,7 @@ class _Denoises(_OnChain):
         continuous: ContinuousSchedule,
         condition: Condition | None = None,
     ) -> EpsFunction:
-        """Return ε at real t, without dropout, nothing clipped; condition as in `denoiser`."""
+        """Return ε at continuous t, without dropout or clipping; condition as in `denoiser`."""
         return network_eps(
             lambda x_t, time: self.apply(weights, x_t, time, condition),
             continuous,
@@ -123,7 +123,7 @@ class _Denoises(_OnChain):
 
 @dataclasses.dataclass(frozen=True)
 class _NoisyImageModel(_OnChain):
-    """What a diffusion model and a classifier of its noisy images have in common."""
+    """The common part of a diffusion model and a classifier of its noisy images."""
 
     config: ConfigDict
     network: UNet | DiT | Classifier
@@ -132,7 +132,7 @@ class _NoisyImageModel(_OnChain):
 
     @property
     def conditioning(self) -> Conditioning:
-        """Return what there is to know of an example besides x_t and t."""
+        """Return the conditions of an example besides x_t and t."""
         return Conditioning(**self.config.condition.to_dict())
 
     def apply(self, weights: Weights, *inputs: Any) -> jax.Array:
@@ -148,7 +148,7 @@ class _NoisyImageModel(_OnChain):
         return jax.eval_shape(self.init_params, base_key(0))
 
     def frozen_shapes(self) -> Any:
-        """Return what no step changes, as shapes: that of the codec, () over pixels."""
+        """Return the frozen part of the state as shapes: that of the codec, () over pixels."""
         return self.codec.frozen_shapes()
 
 
@@ -157,7 +157,7 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
 
     @functools.cached_property
     def process(self) -> Process:
-        """Return the chain and what the network's output means."""
+        """Return the chain and the meaning of the network's output."""
         c = self.config.diffusion
         return make_process(self.chain, c.parameterization, c.variance)
 
@@ -168,7 +168,7 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
 
 @dataclasses.dataclass(frozen=True)
 class NetworkModel(_Denoises):
-    """Any network that denoises pixels, of no run: a function, and the process that it reverses."""
+    """A network that denoises pixels, without a run: a function, and the process it reverses."""
 
     network: Callable[..., jax.Array]  # (x_t, time), and labels int32 [B] where there are classes
     process: Process
@@ -182,7 +182,7 @@ class NetworkModel(_Denoises):
 
     @property
     def conditioning(self) -> Conditioning:
-        """Return that there are labels, which guidance may hide, where there are classes."""
+        """Return labels, which guidance may drop, if there are classes."""
         return Conditioning(self.num_classes, label_dropout=float(self.num_classes > 0))
 
     def apply(

@@ -1,4 +1,4 @@
-"""Config -> the network of a diffusion model, or of the classifier of its noisy images."""
+"""Networks built from a config: of a diffusion model, or of a classifier of noisy images."""
 
 from typing import Any
 
@@ -24,17 +24,19 @@ def make_network(config: ConfigDict, shape: tuple[int, int, int], dtype: Any) ->
     height, width, channels = shape
     model = {**config.model.to_dict(), "dtype": dtype}
     name = model.pop("name")
-    told = {
+    conditions = {
         "out_channels": output_channels(channels, config.diffusion.variance),
         "num_classes": config.condition.num_classes,
         "low_res_channels": channels if config.condition.low_res_factor else 0,
     }
     if name == "dit":
         shared = {field: model[field] for field in _OF_BOTH}
-        dit = DiT(**_size(config.dit)._asdict(), patch_size=config.dit.patch_size, **shared, **told)
+        dit = DiT(
+            **_size(config.dit)._asdict(), patch_size=config.dit.patch_size, **shared, **conditions
+        )
         check_dit(dit, height=height, width=width)
         return dit
-    unet = UNet(**model, resolution=height, **told)
+    unet = UNet(**model, resolution=height, **conditions)
     check_unet(unet, height=height, width=width)
     return unet
 
@@ -53,10 +55,10 @@ def make_classifier(config: ConfigDict, size: int, dtype: Any) -> Classifier:
 
 
 def _size(dit: ConfigDict) -> Size:
-    """The size that `dit.size` names.
+    """Return the size that `dit.size` names.
 
     Raises:
-      UsageError: an unknown size, or fields set beside one that says them.
+      UsageError: an unknown size, or fields that contradict a named one.
     """
     own, default = (
         Size(**{field: group[field] for field in Size._fields})

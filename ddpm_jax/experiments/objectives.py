@@ -1,4 +1,4 @@
-"""Build what a config's training minimises: the objective of each kind of model, and its players.
+"""Training objectives built from a config, and the optimisers of two players.
 
 Nothing here is needed to load a model.
 """
@@ -26,7 +26,7 @@ def make_objective(model: Model) -> Objective:
     """Return the objective that the model's config describes.
 
     Raises:
-      UsageError: a name in the config that stands for nothing.
+      UsageError: an unknown name in the config.
     """
     if isinstance(model, FirstStageModel):
         return _first_stage_objective(model)
@@ -68,7 +68,7 @@ def _first_stage_objective(model: FirstStageModel) -> Objective:
 
 
 def _perceptual_adversarial(config: ConfigDict, dtype: DTypeLike) -> PerceptualAdversarial:
-    """Return both terms; the discriminator computes in `dtype`, the perceptual distance in float32."""
+    """Return both terms; only the discriminator computes in `dtype`, the distance in float32."""
     discriminator = make_discriminator(config, dtype)
     return PerceptualAdversarial(
         perceptual_weight=config.sharp.perceptual_weight,
@@ -82,7 +82,7 @@ def _perceptual_adversarial(config: ConfigDict, dtype: DTypeLike) -> PerceptualA
 def make_players(
     config: ConfigDict, optimizer: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Return an optimiser with one of its own for the discriminator, if there is one.
+    """Return the optimiser, with a separate one for the discriminator, if there is one.
 
     `optimizer` is the first stage's. The discriminator's is Adam, with the same warm-up and decay.
 

@@ -1,8 +1,8 @@
-"""The models that have a field of the config where not all have it, and what they are called."""
+"""The models that have a field of the config which not all have, and their names in messages."""
 
 from ddpm_jax.experiments.config_field import only
 
-OBJECTIVES = {  # what can be trained, and what a sentence calls it
+OBJECTIVES = {  # what can be trained, and its name in messages
     "diffusion": "a diffusion model",
     "classifier": "a classifier",  # of noisy images, to guide a diffusion model
     "first_stage": "a first stage",  # of latent diffusion, or for itself

@@ -1,4 +1,4 @@
-"""Build the networks of a first stage's perceptual and adversarial terms from a config.
+"""Networks of a first stage's perceptual and adversarial terms, built from a config.
 
 The weights of the perceptual distance are read from the user's file once; from then on they are in
 the run's checkpoints.
@@ -73,17 +73,16 @@ def read_frozen(config: ConfigDict) -> Any:
     All processes call it together.
 
     Raises:
-      UsageError: no file is named, or as `interop.lpips_weights.read_lpips`, or the processes' files
-        differ.
+      UsageError: no file is named; as `interop.lpips_weights.read_lpips`; or the processes have
+        different files.
     """
     if not config.sharp.perceptual_weight:
         return ()
     if not config.sharp.perceptual_file:
         raise UsageError(
             "sharp.perceptual_weight is set, but not the file with the weights of the distance: "
-            "give "
-            '--config.sharp.perceptual_file=FILE (docs/first_stages.md, "Sharp reconstructions", says how to make it), '
-            "or --config.sharp.perceptual_weight=0 to train without it."
+            'give --config.sharp.perceptual_file=FILE (docs/first_stages.md, "Sharp '
+            'reconstructions", says how to make it), or --config.sharp.perceptual_weight=0 to train without it.'
         )
     weights = read_lpips(config.sharp.perceptual_file, Lpips())
     hosts.check_equal({"what is in sharp.perceptual_file": weights_digest(weights)})

@@ -1,4 +1,4 @@
-"""What a run saves of how it was made, beside its weights: config, dataset, first stage, beginning.
+"""Settings that a run saves with its weights: config, dataset, first stage, beginning.
 
 They are in `config.json` and in every checkpoint: the fields of the config, and three more entries.
 """
@@ -28,7 +28,7 @@ SETTINGS = Table(
 
 
 def run_settings(model: Model, source: Source | None = None) -> dict[str, Any]:
-    """Return what a run of `model` on `source` saves: its config, its first stage, its dataset."""
+    """Return the settings of a run of `model` on `source`: config, first stage, dataset."""
     settings = configs.to_dict(model.config)
     if source is not None and dataset_info(source).contents:
         known = dataset_info(source)
@@ -41,12 +41,12 @@ def run_settings(model: Model, source: Source | None = None) -> dict[str, Any]:
 
 
 def frozen_first_stage(model: Model) -> FrozenFirstStage | None:
-    """Return the first stage whose latents a model diffuses; None over pixels, and of itself."""
+    """Return the first stage whose latents a model diffuses; None over pixels."""
     return model.codec.first_stage if hasattr(model, "codec") else None
 
 
 def read_settings(path: pathlib.Path) -> dict[str, Any] | None:
-    """Read a run's config.json; None where there is no such file.
+    """Read a run's config.json; None if there is no such file.
 
     Raises:
       FailureError: it is damaged, or cannot be read.
@@ -62,7 +62,7 @@ def read_settings(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def model_from_settings(settings: dict[str, Any], *, source: str) -> Model:
-    """Build the model that `run_settings` was saved of; `source` says where they stand.
+    """Build the model whose `run_settings` were saved; `source` names their origin.
 
     Raises:
       UsageError: they are not a config of this version.
@@ -91,7 +91,7 @@ def config_in(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def first_stage_in(settings: dict[str, Any], *, source: str) -> FrozenFirstStage | None:
-    """Build the first stage in a run's settings, without weights; None where there is none."""
+    """Build the first stage in a run's settings, without weights; None if there is none."""
     if FIRST_STAGE not in settings:
         return None
     saved = settings[FIRST_STAGE]
@@ -100,7 +100,7 @@ def first_stage_in(settings: dict[str, Any], *, source: str) -> FrozenFirstStage
 
 
 def contents_in(settings: dict[str, Any]) -> str:
-    """Return what tells the run's data from others; "" in settings from before it was kept."""
+    """Return what identifies the run's data; "" in settings from before it was kept."""
     contents = _dataset_in(settings).get("contents")
     return contents if isinstance(contents, str) else ""
 

@@ -1,4 +1,4 @@
-"""Build what trains a model: optimiser, step, and the state before the first step."""
+"""The parts that train a model: optimiser, step, and the state before the first step."""
 
 import functools
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class Training(NamedTuple):
     objective: Objective
     optimizer: optax.GradientTransformation
     train_step: Any  # not yet mapped over devices
-    parallelism: Parallelism  # how it will be
+    parallelism: Parallelism  # maps it
 
 
 def build_training(model: Model) -> Training:
@@ -78,7 +78,7 @@ def configured_averages(config: ConfigDict) -> dict[str, Average]:
 
 
 def snapshot_names(config: ConfigDict) -> dict[str, float]:
-    """Return {name: relative width} of the averages that snapshots are saved of."""
+    """Return {name: relative width} of the averages saved in snapshots."""
     return {f"sigma_rel_{width}": width for width in config.ema.sigma_rels}
 
 
@@ -90,7 +90,7 @@ def init_state(
 ) -> TrainState:
     """Draw the state before the first update from the config's seed, each leaf on its devices.
 
-    A model over latents needs `frozen`, whose buffers the state shares; for a first stage it is
+    A model over latents needs `frozen`, whose buffers the state shares; that of a first stage is
     read here. Parameters in `given` replace those drawn, in the averages too.
 
     Raises:
@@ -106,7 +106,7 @@ def init_state(
     )
     frozen = perceptual.read_frozen(model.config) if frozen is None else frozen
     if jax.tree.leaves(frozen):
-        # From the host: what lies on a device of this process has no way to those of others.
+        # From the host: an array on a device of this process cannot be copied to those of others.
         frozen = jax.device_put(jax.tree.map(np.asarray, frozen), places.frozen)
     where = flatten_dict(places.params)
     given = {
@@ -116,8 +116,7 @@ def init_state(
 
 
 def state_shapes(model: Model, training: Training) -> TrainState:
-    """Return the state's tree, leaves with shape, dtype and place, nothing computed: what a
-    checkpoint is restored into."""
+    """Return the state's tree as shapes, dtypes and shardings, to restore a checkpoint into."""
     shapes = _state_shapes(model, training)
     places = training.parallelism.shardings(shapes)
     return jax.tree.map(
@@ -145,7 +144,7 @@ def _create(
 
 
 def check_batch(config: ConfigDict) -> None:
-    """Refuse a batch that the devices cannot share.
+    """Refuse a batch size that the devices cannot share evenly.
 
     Raises:
       UsageError: train.batch_size is no multiple of devices x accumulate_steps.

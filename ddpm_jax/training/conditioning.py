@@ -26,11 +26,11 @@ class Conditioning(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of the conditions in words."""
-        told = {
+        used = {
             "their label": self.num_classes,
             "the image of lower resolution": self.low_res_factor,
         }
-        return tuple(name for name, is_told in told.items() if is_told)
+        return tuple(name for name, is_used in used.items() if is_used)
 
 
 UNCONDITIONAL = Conditioning()

@@ -54,11 +54,11 @@ def create(
 
     # Compiled as one: each leaf by itself would be a program of its own.
     @jax.jit
-    def of_params(params):
+    def init_from_params(params):
         kept = objective.averaged(params)
         return ema.init(kept), optimizer.init(params), {name: ema.init(kept) for name in averages}
 
-    ema_params, opt_state, others = of_params(params)
+    ema_params, opt_state, others = init_from_params(params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

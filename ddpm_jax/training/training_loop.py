@@ -219,4 +219,4 @@ def _why(explain: Explain, state: TrainState, batch: Any, key: chex.PRNGKey) -> 
             1,
             f"its cause is not known, because repeating the step failed ({type(error).__name__})",
         )
-    return min(hosts.gather_json(found), key=lambda told: told[0])[1]
+    return min(hosts.gather_json(found), key=lambda pair: pair[0])[1]

@@ -1,1 +1,1 @@
-"""A training run in its directory: from a config to the first step, what is shown, how it ends."""
+"""Training runs in a directory: starting and resuming them, showing progress, ending them."""

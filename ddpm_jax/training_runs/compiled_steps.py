@@ -1,6 +1,6 @@
-"""Config -> what the training loop is given: compiled steps, cadences, where it starts.
+"""Inputs of the training loop from a config: compiled steps, cadences, the starting point.
 
-And what helps where memory runs out.
+Remedies for a step that runs out of memory are named here, too.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from ddpm_jax.training_runs.sample_grids import PICTURED, grid_path
 
 
 def make_steps(config: ConfigDict, training: Training) -> Steps:
-    """Return the steps, mapped over the devices; they are compiled when they are first called."""
+    """Return the steps, mapped over the devices; the first call compiles them."""
     parallelism = training.parallelism
     explain = make_explain(
         training.objective,
@@ -41,7 +41,7 @@ def make_steps(config: ConfigDict, training: Training) -> Steps:
 
 
 def make_options(config: ConfigDict) -> LoopOptions:
-    """Return when the loop does what."""
+    """Return when the loop logs, samples and saves."""
     return LoopOptions(
         num_steps=config.train.num_steps,
         batch_size=config.train.batch_size,
@@ -55,7 +55,7 @@ def make_options(config: ConfigDict) -> LoopOptions:
 
 
 def remedies(config: ConfigDict) -> str:
-    """Say which fields to change where a step takes too much memory."""
+    """Say which fields to change if a step takes too much memory."""
     return remedies_of_a_step(
         batch_size=config.train.batch_size,
         accumulate_steps=config.optimizer.accumulate_steps,
@@ -66,7 +66,7 @@ def remedies(config: ConfigDict) -> str:
 
 
 def explained(config: ConfigDict) -> contextlib.AbstractContextManager[None]:
-    """Return what turns a step that runs out of memory into a sentence that says what to change."""
+    """Return a context that explains how to change a step that runs out of memory."""
     return memory.explained(
         f"a training step of {config.train.batch_size} images", remedies(config)
     )
@@ -75,13 +75,13 @@ def explained(config: ConfigDict) -> contextlib.AbstractContextManager[None]:
 def make_start(
     config: ConfigDict, workdir: pathlib.Path, state: TrainState, position: dict[str, Any] | None
 ) -> Start:
-    """Return where the loop starts, by the state and the data item of a checkpoint."""
+    """Return where the loop starts, given the state and data item of a checkpoint."""
     owes_grid = _owes_grid(config, workdir, int(state.step))
     return Start(state, owes_grid, (position or {}).get(SINCE_RECORD, {}))
 
 
 def _owes_grid(config: ConfigDict, workdir: pathlib.Path, step: int) -> bool:
-    """Return whether the run was stopped between its checkpoint and the grid of that step."""
+    """Return whether the run was stopped between a checkpoint and the grid of its step."""
     makes_grids = step > 0 and config.objective in PICTURED and config.train.sample_every > 0
     if not makes_grids or step % config.train.sample_every:
         return False

@@ -1,4 +1,4 @@
-"""Who watches a training run: records and their viewers, the bar, the grids, callbacks."""
+"""Observers of a training run: records and viewers, the bar, the grids, callbacks."""
 
 import pathlib
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def make_observers(
     callbacks: Callbacks,
     whole: Callable[[Any], Any],
 ) -> Observers:
-    """Open what shows the run; only the primary of several processes shows anything.
+    """Open the observers; only the primary process shows anything.
 
     Args:
       model: the run's.
@@ -71,7 +71,7 @@ def _make_draw(
     progress: Progress,
     whole: Callable[[Any], Any],
 ) -> Callable[[int, TrainState], None] | None:
-    """Return what draws the pictures of a step; None for a model that makes none."""
+    """Return the function that draws the pictures of a step; None for a model without any."""
     match model.config.objective:
         case "diffusion":
             draw = grid_writer(model, source, workdir, writer, progress, whole=whole)

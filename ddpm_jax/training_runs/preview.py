@@ -1,5 +1,4 @@
-"""The picture of samples that training draws: what the model is told for each of them, and how they
-are laid out."""
+"""Conditions and layout of the samples that training draws."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ class Preview(NamedTuple):
     """n samples to be drawn."""
 
     count: int  # n
-    condition: Condition | None  # NumPy leaves [n, ...]; None of an unconditional model
+    condition: Condition | None  # NumPy leaves [n, ...]; None for an unconditional model
     columns: int | None  # of the grid; None: a square
     # uint8 [n, H, W, C], where the samples enlarge low-resolution images of these
     originals: np.ndarray | None
@@ -31,8 +30,8 @@ class Preview(NamedTuple):
     def draw(self, samples: np.ndarray) -> np.ndarray:
         """Lay out samples uint8 [n, H, W, C] as uint8 [H', W', C].
 
-        Of super-resolution every sample is the middle of three: the low-resolution image it was
-        made from, enlarged as the network sees it, the sample, the original.
+        In super-resolution every sample is the middle of three images: its low-resolution image,
+        enlarged as the network sees it, the sample, the original.
         """
         if self.originals is None:
             return with_labels(grid(samples, self.columns), rows=self.rows)
@@ -45,16 +44,16 @@ class Preview(NamedTuple):
 def make_preview(model: Model, class_names: Sequence[str] = ()) -> Preview:
     """Return the preview of `train.num_samples` samples.
 
-    An unconditional model is told nothing. Of a model that is told the class, every row is a class,
-    in order, as far as the number of samples goes, labelled where the names are known. A model that
-    enlarges gets the first images of the held-out split, and their classes.
+    An unconditional model has no conditions. For a class-conditional one every row is a class, in
+    order, as far as the number of samples goes, labelled if the names are known. A super-resolution
+    model gets the first images of the held-out split, and their classes.
 
     Raises:
       UsageError: there is no such split, or its labels are not those of the model.
     """
     count, conditioning = model.config.train.num_samples, model.conditioning
     if conditioning.low_res_factor:
-        return _of_held_out_images(model)
+        return _held_out_preview(model)
     if not conditioning.num_classes:
         return Preview(count, None, None, None)
     per_class = math.ceil(count / conditioning.num_classes)
@@ -65,7 +64,7 @@ def make_preview(model: Model, class_names: Sequence[str] = ()) -> Preview:
     return Preview(count, condition, per_class, None, rows)
 
 
-def _of_held_out_images(model: Model) -> Preview:
+def _held_out_preview(model: Model) -> Preview:
     config = model.config
     split = config.data.test_split
     source = load_split(config.data, split)

@@ -1,4 +1,4 @@
-"""What training says on standard error, and the curve of the loss that it leaves."""
+"""Messages of training on standard error, and the loss curve it draws."""
 
 import pathlib
 import sys
@@ -32,7 +32,10 @@ def warn(sentence: str) -> None:
 def announce(
     model: Model, workdir: pathlib.Path, source: Source, state: TrainState, *, origin: str
 ) -> None:
-    """Print what is trained from where, on what; `origin` names the weights that are not drawn."""
+    """Print what is trained, from where and on what data.
+
+    `origin` names the weights that are not drawn.
+    """
     if isinstance(model, DiffusionModel) and (sentence := prior_warning(model.schedule)):
         warn(sentence)
     start, length = int(state.step), model.config.train.num_steps
@@ -69,7 +72,7 @@ def _latents(model: Model, state: TrainState) -> str:
 
 
 def draw_loss(workdir: pathlib.Path) -> pathlib.Path:
-    """Draw the loss of the records into the run's directory; return where."""
+    """Draw the loss curve into the run's directory; return its path."""
     written = records.read(workdir)
     steps, losses = columns(written, ["loss"])
     _, quartiles = columns(written, [f"loss_q{q}" for q in range(1, QUARTILES + 1)])

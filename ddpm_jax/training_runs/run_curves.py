@@ -1,4 +1,4 @@
-"""The records of training runs next to each other: curves and a table."""
+"""Curves and a table of several training runs."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ _IN_LEGEND = 2  # differing fields
 
 
 class Run(NamedTuple):
-    """What is on disk of a run."""
+    """A run as read from disk."""
 
     name: str
     records: list[Record]
@@ -35,7 +35,7 @@ class Run(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curves(Settings):
-    """What is drawn of the runs."""
+    """Settings of the curves."""
 
     metrics: tuple[str, ...] = setting(
         ("loss",),
@@ -58,11 +58,11 @@ class Curves(Settings):
 
 
 def draw_runs(runs: Sequence[Run], settings: Curves, out: pathlib.Path) -> None:
-    """Draw curves of runs into a PNG; one that is there is replaced.
+    """Draw curves of runs into a PNG, replacing an existing one.
 
     Raises:
-      UsageError: an unknown metric, or one of which no run has a finite value.
-      FailureError: the file cannot be written.
+      UsageError: an unknown metric, or one without a finite value in any run. FailureError: the
+        file cannot be written.
     """
     smoothing = settings.smooth
     if smoothing is None:
@@ -73,7 +73,7 @@ def draw_runs(runs: Sequence[Run], settings: Curves, out: pathlib.Path) -> None:
 
 
 def make_panels(runs: Sequence[Run], settings: Curves) -> dict[str, list[Curve]]:
-    """Return the curves of each metric, a run each.
+    """Return the curves of each metric, one for each run.
 
     Raises:
       UsageError: an unknown metric, or one of which no run has a finite value.
@@ -159,7 +159,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
-    """Return the config fields that are not the same in all runs that have a config."""
+    """Return the config fields that differ between the runs that have a config."""
     configured = [run.config for run in runs if run.config]
     names = list(
         dict.fromkeys(name for config in configured for name in config if name not in _NO_MATTER)
@@ -201,7 +201,7 @@ def _curve(run: Run, metric: str, over: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def format_runs(runs: Sequence[Run], metrics: Sequence[str]) -> str:
-    """Return a table of the last metrics and of the config fields that differ, a column a run."""
+    """Return a table of the last metrics and the config fields that differ, a column a run."""
     differing = _differing(runs)
     rows: list[list[Any]] = [["step", *(run.records[-1]["step"] for run in runs)]]
     if any(SECONDS in record for run in runs for record in run.records):

@@ -1,4 +1,4 @@
-"""The directory of a run: whether it can be trained in, which run has begun there, its settings."""
+"""The directory of a run: whether a run can train in it or has begun there, its settings."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def check_apart(
     """Refuse a folder of pictures that the run would write into.
 
     Raises:
-      UsageError: one of its places lies in the folder, or the folder in it.
+      UsageError: one of the run's paths lies in the folder, or the folder in one of them.
     """
     latents = {"config.first_stage.cache": config.first_stage.cache}
     check_places(config.data, workdir=workdir, compilation_cache=compilation_cache, **latents)
@@ -38,7 +38,7 @@ def check_writable(workdir: pathlib.Path) -> None:
     """Refuse a directory that cannot be written, or in which checkpoints would be lost.
 
     Raises:
-      UsageError: why it is none.
+      UsageError: the reason.
     """
     check_name(workdir)
     check_place(workdir, flag="workdir", writing=True)
@@ -70,7 +70,7 @@ def begun_settings(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] 
         return None
     steps = saved_steps(workdir)
     if not steps and not records.read(workdir):
-        return None  # it ended before it had anything to show: this one replaces it
+        return None  # it ended before its first record or checkpoint: this one replaces it
     if bool(config.first_stage.ckpt) != (FIRST_STAGE in theirs):
         ours, other = ("latents", "pixels") if config.first_stage.ckpt else ("pixels", "latents")
         raise UsageError(
@@ -99,8 +99,7 @@ def _check_config(
 
 
 def _check_length(config: ConfigDict, theirs: dict[str, Any], *, step: int) -> None:
-    """Refuse another train.num_steps than the one over which the learning rate has begun to
-    fall."""
+    """Refuse another train.num_steps once the learning rate has begun to fall over it."""
     o, saved = config.optimizer, configs.completed(config_in(theirs))
     check_length(
         o.learning_rate,

@@ -1,7 +1,6 @@
-"""What training does at a sample grid: draws it, shows it, and compares its colours with those of
-the training images.
+"""Sample grids during training: drawn, shown, and compared in colour with training images.
 
-What is in the picture and how it is laid out is a `preview`.
+The content and the layout of the picture are a `preview.Preview`.
 """
 
 import functools
@@ -37,7 +36,7 @@ _CHUNK = 256  # images read at once
 
 
 def grid_path(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """Return where the grid of a step is."""
+    """Return the path of the grid of a step."""
     return workdir / "samples" / f"step_{step:08d}.png"
 
 
@@ -50,8 +49,9 @@ def grid_writer(
     *,
     whole: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[int, TrainState], None]:
-    """Return on_sample(step, state): the same noise and conditions every time, so that the grids
-    can be compared.
+    """Return on_sample(step, state), which draws a grid.
+
+    Noise and conditions are the same every time, so that grids can be compared.
 
     Args:
       model: the run's.
@@ -94,7 +94,7 @@ def grid_writer(
         if raw is not None:
             picture = side_by_side({"EMA": picture, "raw weights": preview.draw(raw)})
         record, warning = compare_colours(colours(moments(images)), data())
-        # The record first: where the picture is, a resumed run does not draw it again.
+        # The record first: a resumed run does not draw the picture again if its file exists.
         writer.write(step, record)
         writer.flush()
         with reporting(grid_path(workdir, step)):
@@ -107,8 +107,7 @@ def grid_writer(
 
 
 def reference_colours(source: Source, labels: np.ndarray | None) -> Colours:
-    """Return the colours of the training images, of up to `REFERENCE` of them, evenly spaced in the
-    order of the source.
+    """Return the colours of up to `REFERENCE` training images, evenly spaced in the source.
 
     Args:
       source: of the training images.

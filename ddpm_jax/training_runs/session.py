@@ -41,7 +41,7 @@ def train_in(
 
     Args:
       workdir: of the run, which this process has locked.
-      prepared: its model, and the weights it begins with.
+      prepared: the model, and the weights it begins with.
       interrupt: stops the run early.
       callbacks: the user's.
       before_save: `check` of the directory's lock.
@@ -112,7 +112,7 @@ def _open_snapshots(
     workdir: pathlib.Path,
     settings: dict[str, Any],
 ) -> Callable[[int, Any], None]:
-    """Return what saves the averages of a state, where the config asks for that."""
+    """Return the function that saves a state's averages, if the config asks for that."""
     config = prepared.model.config
     if not config.ema.snapshot_every:
         return lambda step, state: None

@@ -1,4 +1,4 @@
-"""Where a training run starts: its model, the weights it does not draw, and its first state."""
+"""The start of a training run: its model, the weights that are not drawn, its first state."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -29,22 +29,22 @@ from ddpm_jax.training_runs.reports import warn
 
 
 class Prepared(NamedTuple):
-    """What a run needs besides its data."""
+    """The model of a run and all it needs besides data."""
 
     model: Model
     training: Training
     first_stage_params: Any  # None where there is none, or the run's checkpoints hold it
     beginning: Beginning | None  # the other run's weights that a new run begins with
-    begun_from: dict[str, Any] | None  # which these are, or were: in the run's settings
+    begun_from: dict[str, Any] | None  # their record in the run's settings
 
     def settings(self, source: Source) -> dict[str, Any]:
-        """Return what the run saves of how it was made."""
+        """Return the settings that the run saves."""
         begun_from = {INIT_FROM: self.begun_from} if self.begun_from else {}
         return run_settings(self.model, source) | begun_from
 
 
 def prepare(config: ConfigDict, workdir: pathlib.Path, begun: dict[str, Any] | None) -> Prepared:
-    """Build the model and what trains it, and read the weights that it does not draw.
+    """Build the model and its training, and read the weights that are not drawn.
 
     Args:
       config: of the run.
@@ -52,8 +52,8 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, begun: dict[str, Any] | N
       begun: the settings of the run that has begun there, if any.
 
     Raises:
-      UsageError: a config that cannot work; a first stage or an `init_from` that is not there, or
-        not the one the run was begun with; processes with different ones.
+      UsageError: a config that cannot work; a first stage or an `init_from` that is missing, or not
+        the one the run was begun with; processes with different ones.
     """
     first_stage, first_stage_params = find_first_stage(config, workdir, begun)
     # the processes may read it, and keep its latents, in places of their own
@@ -79,7 +79,7 @@ def first_state(
     """Return (state, position in the data) of the newest whole checkpoint, or (a new state, None).
 
     Raises:
-      UsageError: there is no first stage to be had; the checkpoint is beyond the last step.
+      UsageError: the first stage is missing; the checkpoint is beyond the last step.
       FailureError: no checkpoint is whole; there is no memory for the state.
     """
     model, training, _, beginning, _ = prepared

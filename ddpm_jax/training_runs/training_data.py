@@ -22,7 +22,7 @@ BAD_IMAGES = "bad_images.txt"  # lists those that cannot be used
 
 
 def open_split(config: ConfigDict, workdir: pathlib.Path) -> Source:
-    """Open the split that is trained on.
+    """Open the training split.
 
     Raises:
       UsageError: it cannot be read, or its classes are not those of the config.
@@ -43,10 +43,10 @@ def make_batches(
     workdir: pathlib.Path,
     parallelism: Parallelism,
 ) -> pipeline.TrainIterator:
-    """Return this process's part of the batches, from a checkpoint's position on.
+    """Return this process's share of the batches, from a checkpoint's position on.
 
     Raises:
-      UsageError: the images are not those that the run began with; as `kept_latents`.
+      UsageError: the images are not those that the run began with, or as `kept_latents`.
     """
     config, examples = model.config, source
     if frozen_first_stage(model) is not None:
@@ -66,14 +66,14 @@ def make_batches(
 
 
 def keep_listing(workdir: pathlib.Path, source: Source, *, resumed: bool) -> None:
-    """Write which files the run is trained on: at its start, or when it resumes without a list."""
+    """Write the list of training files, at the start or on a resume without a list."""
     path, files = workdir / listing.FILE, dataset_info(source).files
     if files is not None and not (resumed and path.exists()):
         listing.write_listing(path, files)
 
 
 def check_held_out(config: ConfigDict, source: Source) -> None:
-    """Warn if nothing will be left to evaluate the model on."""
+    """Warn if no images are left to evaluate the model on."""
     if config.data.test_split == "test" and not holds_out(source):
         warn(
             "no image is held out, so nothing can be compared with images that were not trained "

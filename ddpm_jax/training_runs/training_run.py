@@ -1,4 +1,4 @@
-"""Train the model of a config in a directory of its own, or resume its run there."""
+"""Training of a config's model in a directory of its own, also resumed there."""
 
 import dataclasses
 import os
@@ -40,7 +40,7 @@ class TrainingResult:
 
     @property
     def curve(self) -> pathlib.Path:
-        """Return where the curve of the loss is."""
+        """Return the path of the loss curve."""
         return self.workdir / CURVE
 
     @property
@@ -63,19 +63,19 @@ def train(
         result = ddpm_jax.train("digits", workdir="runs/mine")
         model = ddpm_jax.load(result.workdir)
 
-    Everything is written there as `ddpm-jax train` writes it. Ctrl-C, in the main thread, saves after
-    the step under way and returns; called again, the run goes on.
+    Everything is written there as `ddpm-jax train` writes it. Ctrl-C, in the main thread, saves
+    after the current step and returns; another call continues the run.
 
     Args:
       config: a name ("digits"), the path of a config file, a ConfigDict, or a dict of its fields.
       workdir: of the run; by default runs/NAME for a config called NAME.
       callbacks: called while it trains.
       profile: first and last step to trace.
-      wandb: a project of Weights & Biases that shows the run, too.
+      wandb: a project of Weights & Biases that also shows the run.
       max_seconds: after which to save and return.
 
     Raises:
-      UsageError: a setting or a file that cannot work; the sentence says what to change.
+      UsageError: a setting or a file that cannot work; the message says what to change.
       FailureError: something cannot be read or written, or the loss is not finite.
     """
     if workdir is None:
@@ -85,7 +85,7 @@ def train(
 
 
 def default_workdir(config: Any) -> str:
-    """Return where a run goes that names no directory.
+    """Return the directory of a run that names none.
 
     Raises:
       UsageError: the config has no name.
@@ -96,7 +96,7 @@ def default_workdir(config: Any) -> str:
 
 
 def make_interrupt(run: TrainingRun) -> Interrupt:
-    """Return what ends a run early; its time limit begins here."""
+    """Return the interrupt that ends a run early; its time limit starts now."""
     return Interrupt(PROMISE, max_seconds=run.max_seconds)
 
 
@@ -107,9 +107,9 @@ def run_training(
     callbacks: Sequence[Callback] = (),
     interrupt: Interrupt | None = None,
 ) -> TrainingResult:
-    """Train as `train` does, of a config and settings that have been read.
+    """Train as `train` does, given a config and settings that have been read.
 
-    All processes of a run call it together. `interrupt` is by default begun here.
+    All processes of a run call it together. By default the interrupt is created here.
     """
     interrupt = interrupt or make_interrupt(run)
     if run.wandb is not None:
@@ -134,7 +134,7 @@ def run_training(
 
 
 def _common(config: ConfigDict) -> dict[str, Any]:
-    """Return what all processes of a run must have been started with."""
+    """Return the facts that all processes of a run must share."""
     fields = dict(configs.flatten(configs.to_dict(config)))
     return {"ddpm_jax": __version__, "jax": jax.__version__} | {
         name: value for name, value in fields.items() if name not in _OWN

@@ -1,4 +1,4 @@
-"""Where a run trains and what shows it: what is set besides its config, and may differ next time."""
+"""Settings of a training run besides its config, which may differ on a resume."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from ddpm_jax.settings import Settings, setting
 
 @dataclasses.dataclass(frozen=True)
 class TrainingRun(Settings):
-    """Where to train, and what shows it"""
+    """Where to train, and which tools show the run."""
 
     workdir: str | None = setting(
         None,
