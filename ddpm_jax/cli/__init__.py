@@ -1,5 +1,7 @@
-"""The commands. Only this folder sees flags and ConfigDict; it turns a config into the parts below
-and runs them."""
+"""The commands: flags to settings, a config to its parts, and running them.
+
+Only this package sees flags.
+"""
 
 import os
 import re

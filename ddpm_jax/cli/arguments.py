@@ -1,7 +1,7 @@
 """A command's flags, built from settings records by argparse.
 
-A record's fields carry name, range and meaning (`ddpm_jax.settings`): here they become flags, their
-help, and again a record. What users of other libraries call our flags is `flag_synonyms`.
+A record's fields carry name, range and meaning (`ddpm_jax.settings`). Here they become flags and
+help texts, and parsed flags become records. Other libraries' names of flags are in `flag_synonyms`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from ddpm_jax.experiments.config import check_field, field_called
 from ddpm_jax.experiments.field_synonyms import ours
 from ddpm_jax.settings import Setting, Settings, setting, settings_in
 
-CONFIG = "config."  # how the names of flags begin that set a field of the config
+CONFIG = "config."  # prefix of the flags that set a field of the config
 _HELP_COLUMN = 28
 _WITHOUT_DOCSTRINGS = (
     "This Python drops the text of the help (-OO): run it without that to read it."
@@ -44,7 +44,7 @@ class Devices(Settings):
 
 
 class Flags(argparse.Namespace):
-    """The values of a command's flags by name, those that were not given as their defaults.
+    """The values of a command's flags by name, with defaults for those not given.
 
     Attributes:
       given: the names of those that were given.
@@ -57,9 +57,9 @@ class Flags(argparse.Namespace):
     fields: dict[str, str]
 
     def make(self, record: type[Record], **others: Any) -> Record:
-        """Make a settings record of the flags of its fields; `others` are fields without a flag.
+        """Make a settings record from the flags of its fields; `others` have no flag.
 
-        Where the command has no such flag, the field keeps its default.
+        A field whose flag the command lacks keeps its default.
         """
         there = [spec for spec in settings_in(record) if hasattr(self, spec.name)]
         values = {spec.field: getattr(self, spec.name) for spec in there}
@@ -73,7 +73,7 @@ class Flags(argparse.Namespace):
 
 
 class _ArgumentParser(argparse.ArgumentParser):
-    """argparse, whose complaints are ours to show."""
+    """An argparse parser that raises our errors."""
 
     def error(self, message: str) -> NoReturn:
         said = message.removeprefix("argument ")
@@ -94,11 +94,11 @@ class Parser:
         """Define a command's flags.
 
         Args:
-          summary: the module's docstring, which heads the help.
-          records: whose fields are flags; the docstring of each heads them in the help.
+          summary: the module's docstring, which heads the help. records: their fields are flags,
+            under the record's docstring in the help.
           computes: the command uses JAX.
-          words: it takes words that follow no flag.
-          fields: dotted names of fields of the config that it takes as --config.FIELD=VALUE.
+          words: it takes positional arguments.
+          fields: dotted names of config fields that it takes as --config.FIELD=VALUE.
         """
         self._parser = _ArgumentParser(
             description=(summary or _WITHOUT_DOCSTRINGS).strip(),
@@ -126,7 +126,7 @@ class Parser:
             text = spec.help.replace("%", "%%")
             if spec.is_switch:
                 self._define(group, spec.name, help=text, action="store_const", const="true")
-                # The way to say what is the default already, hidden from the help.
+                # States the default explicitly; hidden from the help.
                 off = {"action": "store_const", "const": "false", "help": argparse.SUPPRESS}
                 self._define(group, spec.name, flag=f"no{spec.name}", **off)
                 continue
@@ -145,8 +145,8 @@ class Parser:
         """Parse a command line without the program's name; show the help and exit if asked to.
 
         Raises:
-          UsageError: an unknown flag (the nearest is suggested), a bad or empty value, or a word
-            where none is taken.
+          UsageError: an unknown flag (the nearest is suggested), a bad or empty value, or an
+            unexpected word.
         """
         namespace, rest = self._parser.parse_known_args([str(argument) for argument in argv])
         texts = vars(namespace)

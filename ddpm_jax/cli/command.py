@@ -27,21 +27,20 @@ _REFUSALS = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.E
 
 
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Call main(arguments) and returns the exit code: 2 for a user's mistake, 1 for a failure, 130
-    for Ctrl-C.
+    """Call main(arguments) and return the exit code.
 
-    What was stopped before it was done ends with 130, 143 after SIGTERM, and 75 after
-    --max_seconds. Each comes with one sentence on standard error, but for 141: nobody reads it, as
-    after `| head`.
+    It is 2 for a user's mistake, 1 for a failure. A command stopped before its end returns 130
+    after Ctrl-C, 143 after SIGTERM and 75 after --max_seconds. Each comes with one sentence on
+    standard error, except 141, when nobody reads the output, as after `| head`.
     """
     _print_whatever_is_said()
     if argv is None:
         interrupt.own_process()
     try:
-        # until and after what the command does between two looks at signals
+        # before and after the part of the command that checks for signals itself
         with interrupt.leaving():
             code = _exit_code(main, sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()  # here, where it can still be told that nobody reads it
+        sys.stdout.flush()  # here, where a closed pipe can still be handled
         return code
     except BrokenPipeError:
         if not _stop_printing():
@@ -50,7 +49,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
 
 
 def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Call main(arguments) and tells of what it raises; the exit code."""
+    """Call main(arguments), print what it raises, and return the exit code."""
     try:
         return main(argv)
     except (UsageError, FailureError) as error:
@@ -74,7 +73,8 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
             raise
         if is_bucket_error(error):
             say(
-                f"error: Storage fails: {error_reason(error, BUCKET)}. Give the same command again.",
+                f"error: Storage fails: {error_reason(error, BUCKET)}. Give the same command "
+                "again.",
                 file=sys.stderr,
             )
             return _fail(FAILURE)
@@ -96,8 +96,7 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
 
 
 def _stop_printing() -> bool:
-    """Whether nobody reads a standard stream any more, as after `| head`; what else comes for it
-    then goes nowhere."""
+    """Return whether a standard stream has no reader, as after `| head`, and silence it."""
     unread = [stream for stream in (sys.stdout, sys.stderr) if _is_unread(stream)]
     for stream in unread:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -117,16 +116,14 @@ def _is_unread(stream: TextIO) -> bool:
 
 
 def _print_whatever_is_said() -> None:
-    """Make a terminal that lacks a character, ± say, or a name that is no text, print its code
-    instead of failing."""
+    """Print code points for characters that a terminal lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # that of a notebook has no encoding
             stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(code: int) -> int:
-    """Return the exit code; one of several processes ends here, because the others may be waiting
-    for it in vain."""
+    """Return the exit code, or leave at once if other processes may be waiting for this one."""
     # which imports JAX; where it is not, nothing was joined
     hosts = sys.modules.get("ddpm_jax.distributed.hosts")
     if hosts is not None:

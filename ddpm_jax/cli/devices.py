@@ -1,4 +1,4 @@
-"""What a command does to JAX before it computes: settings, compiled programs, platform."""
+"""Preparation of JAX before a command computes: settings, compilation cache, platform."""
 
 import os
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _TRANSFER_GUARDS = (
 
 
 def prepare_jax(devices: Devices, join: Callable[[], None]) -> None:
-    """Do what `devices` asks of JAX, before anything else asks for its devices.
+    """Apply the `devices` settings to JAX, before anything else asks for its devices.
 
     Args:
       devices: the platform, and where compiled programs are kept.
@@ -76,12 +76,11 @@ def choose_platform(platform: str | None) -> None:
 
 
 def keep_compiled(directory: str | None) -> None:
-    """Make JAX keep compiled programs in `directory`, or on a bucket "gs://..."; None leaves it as
-    it is.
+    """Make JAX keep compiled programs in `directory`, on disk or in a bucket; None changes nothing.
 
     Raises:
       UsageError: the directory, for None that of JAX_COMPILATION_CACHE_DIR, cannot be made, or its
-        name is no text, which JAX has to have.
+        name is not UTF-8, which JAX needs.
     """
     if directory is None:
         if jax.config.jax_compilation_cache_dir is not None:
@@ -99,8 +98,10 @@ def keep_compiled(directory: str | None) -> None:
 
 
 def _check_cache(directory: str, name: str) -> None:
-    """Refuse a place for compiled programs that JAX would fail at when it first compiles; `name`
-    is who named it."""
+    """Refuse a compilation cache in which JAX's first compilation would fail.
+
+    `name` is the flag or variable that names it.
+    """
     try:
         directory.encode()
     except UnicodeEncodeError as error:
@@ -120,5 +121,5 @@ def _check_cache(directory: str, name: str) -> None:
 
 
 def how_to_call(name: str) -> str:
-    """Return what a user types for a command: "python sample.py" in a checkout, or "ddpm-jax sample"."""
+    """Return the way to call a command: "python sample.py" in a checkout, "ddpm-jax sample"."""
     return f"python {name}.py" if os.path.isfile(f"{name}.py") else f"ddpm-jax {name}"

@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _metrics(names: str) -> dict[str, Metric]:
-    """Return the metrics that are asked for, all of a first stage or none of them."""
+    """Return the metrics asked for, all of a first stage or none of them."""
     metrics = {
         name: choose("metric", name, METRICS | FIRST_STAGE_METRICS) for name in names.split(",")
     }
@@ -136,7 +136,7 @@ def _metrics(names: str) -> dict[str, Metric]:
 
 @contextlib.contextmanager
 def _explained(name: str, batch_size: int) -> Iterator[None]:
-    """Say what to do where the memory runs out, and what is kept where a metric is stopped."""
+    """Say what to do if memory runs out, and what is kept if a metric is stopped."""
     try:
         with memory.explained(f"{name} of {batch_size} images at a time", "lower --batch_size"):
             yield

@@ -1,6 +1,6 @@
-"""What users of other libraries call our flags: a name that we lack is answered with the one we have.
+"""Names that other libraries give our flags, to suggest ours instead.
 
-As in `experiments.field_synonyms`, which has those of the config fields.
+Those of the config fields are in `experiments.field_synonyms`.
 """
 
 FLAGS = {

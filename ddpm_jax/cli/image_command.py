@@ -1,7 +1,7 @@
-"""What the commands that make images have in common: from flags to files.
+"""The common part of the commands that make images, from flags to files.
 
 `sample`, `edit`, `interpolate` and `reconstruct` have flags of their own; `python sample.py` has
-those of all four, and does what the flags that are given ask for.
+those of all four, and the given flags select the task.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def make_images(flags: Flags) -> int:
 
 
 def _checked(flags: Flags, trained: TrainedModel, default: os.PathLike) -> os.PathLike:
-    """Return where the results go: --out, or a default; refuse a place that nothing may go to."""
+    """Return the directory of the results: --out, or a default, if it may be written to."""
     out = as_path(flags.out) if flags.out else default
     check_place(out, flag="--out", writing=True)
     check_places(trained.model.config.data, out=flags.out)
@@ -80,7 +80,7 @@ def _write(
 
 @contextlib.contextmanager
 def _keeping(what: str) -> Iterator[None]:
-    """Say what is kept where the body is stopped and does not say so itself."""
+    """Say what is kept if the body is stopped and does not say so itself."""
     try:
         yield
     except interrupt.Stopped as stopped:

@@ -1,4 +1,4 @@
-"""Flags of pictures of the latent space, what does not go together, and drawing them."""
+"""Flags for pictures of the latent space, their checks, and drawing them."""
 
 import dataclasses
 import os
@@ -55,7 +55,7 @@ class Seed(Settings):
 
 
 def requested_pictures(flags: Flags) -> list[str]:
-    """Return the names of the pictures that the flags ask for; refuse flags that do not fit them."""
+    """Return the names of the requested pictures; refuse flags that do not fit them."""
     for record in (Interpolation, Reconstruction):
         flags.make(record)
     pictures = [name for name in PICTURES if getattr(flags, name, None) not in (None, False)]

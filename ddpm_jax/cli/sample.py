@@ -1,22 +1,22 @@
-"""`python sample.py --ckpt DIR`: images from a training run's newest checkpoint, as a PNG grid and
-NPZ files.
+"""`python sample.py --ckpt DIR`: images from a training run, as a PNG grid and NPZ files.
 
-    python sample.py --ckpt runs/digits                               64 images
-    python sample.py --ckpt runs/digits --steps 100 --chain           in 100 steps, drawing the chain
+    python sample.py --ckpt runs/digits                           64 images
+    python sample.py --ckpt runs/digits --steps 100 --chain       and draw the chain
     python sample.py --ckpt runs/digits --sampler dpmpp_2m --steps 20 --spacing karras
-    python sample.py --ckpt runs/digits_cond --labels 3,5 --guidance_scale 3 --guidance_interval 0.2,0.8
+    python sample.py --ckpt runs/digits_cond --labels 3,5 \\
+        --guidance_scale 3 --guidance_interval 0.2,0.8
     python sample.py --ckpt runs/cifar10 --num_samples 50000 --batch_size 500
     python sample.py --ckpt runs/cifar10 --init_image photo.png --strength 0.6
     python sample.py --ckpt runs/cifar10 --inpaint photo.png --mask mask.png
     python sample.py --ckpt runs/digits_sr --low_res small.png
-    python sample.py --ckpt runs/cifar10 --interpolate a.png b.png    from one picture to another
-    python sample.py --ckpt runs/cifar10 --shared_latents             samples that share an x_t
+    python sample.py --ckpt runs/cifar10 --interpolate a.png b.png from one picture to another
+    python sample.py --ckpt runs/cifar10 --shared_latents         samples that share an x_t
     python sample.py --ckpt runs/cifar10 --interpolate_seeds 1,2 --sampler ddim
     python sample.py --ckpt runs/cifar10 --reconstruct photo.png --corrections 3
 
 Image i depends on --seed and on i only. Ctrl-C, SIGTERM and --max_seconds stop the command within a
-second or two, with exit code 130, 143 or 75, and whole batches kept: given again, it goes on where
-it stopped. The last four make their own pictures instead of the samples. Several processes
+second or two, with exit code 130, 143 or 75, and whole batches kept: given again, it continues
+where it stopped. The last four make their own pictures instead of the samples. Several processes
 (--distributed) share out the NPZ files, up to a thousand images each, in a directory that all of
 them see; the first draws the grid. `ddpm-jax` has this as four commands with the flags of each:
 sample, edit, interpolate, reconstruct.
@@ -35,7 +35,7 @@ from ddpm_jax.tasks.sample_files import Samples
 from ddpm_jax.tasks.sampling_settings import Sampling
 
 _PICTURES = (Editing, Inpainting, Interpolation, SharedLatents, Reconstruction)
-_SAMPLE_ALONE = """`ddpm-jax sample --ckpt DIR`: images from a training run, as a PNG grid and NPZ files.
+_SAMPLE_ALONE = """`ddpm-jax sample --ckpt DIR`: images from a run, as a PNG grid and NPZ files.
 
     ddpm-jax sample --ckpt runs/digits                                64 images
     ddpm-jax sample --ckpt runs/digits --sampler dpmpp_2m --steps 20 --spacing karras

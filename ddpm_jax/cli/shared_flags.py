@@ -1,4 +1,4 @@
-"""Flags that several commands have: which weights of which run, time limit, several processes."""
+"""Flags shared by several commands: checkpoint, time limit, several processes."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from ddpm_jax.limits import MAX_SECONDS, MAX_STEP
 from ddpm_jax.settings import Settings, setting
 
 _MAX_PROCESSES, _LONGEST_WAIT = 100_000, 7 * 24 * 3600
-# Where and how a process works; all others must be alike in processes that work together.
+# Where and how a process runs; all other flags must be equal in all processes.
 _OWN = ("process_id", "connect_timeout", "platform", "compilation_cache", "data_dir")
 
 
@@ -61,7 +61,7 @@ class Limit(Settings):
 
 
 def make_interrupt(flags: Flags) -> interrupt.Interrupt:
-    """Return what to enter while a command computes that keeps what it has done.
+    """Return the interrupt for a command that keeps its results when stopped.
 
     The time limit begins here.
     """
@@ -102,7 +102,7 @@ class Processes(Settings):
 
 
 def join_processes(processes: Processes) -> None:
-    """Connect the processes that work together; before JAX is asked for its devices.
+    """Connect the processes that work together, before JAX is asked for its devices.
 
     Raises:
       UsageError: some of the flags without the others; what `hosts.join` raises.
@@ -135,13 +135,13 @@ def join_processes(processes: Processes) -> None:
 
 
 def common_flags(flags: Flags) -> dict[str, object]:
-    """Return the flags that all processes must have been given alike, for `hosts.check_equal`."""
+    """Return the flags that must be equal in all processes, for `hosts.check_equal`."""
     own = {f"--{name}" for name in _OWN}
     return {name: value for name, value in flags.by_name().items() if name not in own}
 
 
 def prepare(flags: Flags) -> None:
-    """Do what a computing command's flags ask of JAX, before anything asks for its devices.
+    """Prepare JAX as the flags ask, before anything asks for its devices.
 
     Raises:
       UsageError: settings under which results would differ; a platform that is not there; what

@@ -1,10 +1,10 @@
 """`python train.py`: train the model of a config in a directory of its own, or resume its run.
 
-    python train.py                                              the bundled 8x8 digits, into runs/digits
+    python train.py                                 the bundled 8x8 digits, into runs/digits
     python train.py --config ddpm_cifar10 --workdir runs/cifar10 --config.train.batch_size=256
-    python train.py --workdir gs://BUCKET/runs/a                 in a bucket of Google Cloud Storage
-    python train.py --distributed ...                            on every host of a TPU slice or of a Slurm job
-    python train.py --distributed --coordinator HOST:1234 --num_processes 2 --process_id 0 ...         elsewhere
+    python train.py --workdir gs://BUCKET/runs/a    in a bucket of Google Cloud Storage
+    python train.py --distributed ...               on every host of a TPU slice or a Slurm job
+    python train.py --distributed --coordinator HOST:1234 --num_processes 2 --process_id 0 ...
 
 Ctrl-C, SIGTERM or --max_seconds: the run saves after the step under way and ends, with exit code
 130, 0 or 0; a grid under way is left, and drawn when the run is resumed. A second Ctrl-C ends the

@@ -1,4 +1,4 @@
-"""The data that a config names, and whether they are those that a model was trained on."""
+"""The data that a config names, and whether a model was trained on it."""
 
 import sys
 from collections.abc import Sequence
@@ -102,7 +102,7 @@ def check_classes(
     names = dataset_info(source).class_names
     if wanted and class_names and names != tuple(class_names):
         raise UsageError(
-            f"Split {split!r} of dataset {config.data.name!r} has the classes {abbreviated(names)}, "
-            f"but the model was trained with {abbreviated(class_names)}: choose data with the same "
-            "classes."
+            f"Split {split!r} of dataset {config.data.name!r} has the classes "
+            f"{abbreviated(names)}, but the model was trained with "
+            f"{abbreviated(class_names)}: choose data with the same classes."
         )

@@ -159,7 +159,7 @@ class Dit:
 
 
 class Condition:
-    """What the network is given of an image beside x_t and t."""
+    """Inputs of the network besides x_t and t."""
 
     OF = NOISY
     num_classes = field(0, "its class, of the data's so many; 0: not given", at_least(0, 1_000_000))
@@ -216,7 +216,7 @@ class Train:
     skip_nonfinite = field(
         0, "updates in a row passed over if loss or gradient is not finite", at_least(0)
     )
-    raw_grid = field(False, "show samples of the raw weights beside those of the EMA", of=NOISY)
+    raw_grid = field(False, "show samples of the raw weights next to those of the EMA", of=NOISY)
     steps_per_call = field(1, "updates dispatched together, for short steps", up_to(10_000))
 
 

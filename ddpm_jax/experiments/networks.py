@@ -19,7 +19,7 @@ def make_network(config: ConfigDict, shape: tuple[int, int, int], dtype: Any) ->
     """Build the network for noisy images of shape [H, W, C], computing in `dtype`.
 
     Raises:
-      UsageError: a field that cannot work, alone or beside the others.
+      UsageError: a field has a value that cannot work, alone or with the others.
     """
     height, width, channels = shape
     model = {**config.model.to_dict(), "dtype": dtype}

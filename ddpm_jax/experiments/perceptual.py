@@ -82,7 +82,8 @@ def read_frozen(config: ConfigDict) -> Any:
         raise UsageError(
             "sharp.perceptual_weight is set, but not the file with the weights of the distance: "
             'give --config.sharp.perceptual_file=FILE (docs/first_stages.md, "Sharp '
-            'reconstructions", says how to make it), or --config.sharp.perceptual_weight=0 to train without it.'
+            'reconstructions", says how to make it), or '
+            "--config.sharp.perceptual_weight=0 to train without it."
         )
     weights = read_lpips(config.sharp.perceptual_file, Lpips())
     hosts.check_equal({"what is in sharp.perceptual_file": weights_digest(weights)})

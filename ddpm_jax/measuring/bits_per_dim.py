@@ -1,4 +1,4 @@
-"""Bits per dimension of images that the caller has, by the bound or by the flow; no files."""
+"""Bits per dimension of the caller's images, by the bound or by the flow, without files."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ddpm_jax.measuring.resuming import complete
 
 
 class BitsPerDim(NamedTuple):
-    """Bits per dimension of N images: upper bounds on average, of -log2 p(image) / D."""
+    """Bits per dimension of N images: estimates of upper bounds on -log2 p(image) / D."""
 
     values: np.ndarray  # float64 [N], mean over the draws; NaN where an ODE was not solved
     standard_errors: np.ndarray  # float64 [N], of these as estimates; NaN for a single draw
@@ -34,13 +34,13 @@ def bits_per_dim(
     labels: Sequence[int | str] | None = None,
     **settings: Any,
 ) -> BitsPerDim:
-    """Return the bits per dimension of images, of a conditional model given their conditions.
+    """Return the bits per dimension of images, given their conditions if the model has any.
 
     Args:
       trained: a diffusion model over pixels.
       images: uint8 [N, H, W, C]. The draws of image i follow from the seed and i.
       method: "bound", the variational bound, or "ode", the likelihood by the probability flow.
-      labels: classes by number or name, one for each image, of a model with classes.
+      labels: classes by number or name, one for each image, if the model has classes.
       settings: fields of `VariationalBound` or of `FlowLikelihood`: draws, timestep_stride, rtol.
 
     Raises:

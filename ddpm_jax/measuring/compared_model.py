@@ -1,4 +1,4 @@
-"""A trained model on which samplers are compared, and the images that theirs are compared with."""
+"""A trained model on which samplers are compared, and the images to compare with."""
 
 import dataclasses
 import time
@@ -52,14 +52,14 @@ class ModelComparison(Settings):
 
 
 class ComparedModel:
-    """The trained model, its training and held-out images, and how to make some from it."""
+    """A trained model, its training and held-out images, and a generator of samples."""
 
     def __init__(self, trained: TrainedModel, settings: ModelComparison, *, seed: int):
         """Read the images.
 
         Raises:
-          UsageError: guidance or labels that the model cannot have; data that is not there; sets
-            that are too small or too large to compare.
+          UsageError: guidance or labels that the model cannot have; missing data; sets that are too
+            small or too large to compare.
         """
         self.trained, self._settings, self._seed = trained, settings, seed
         sampler = ancestral(trained.model.schedule)
@@ -77,19 +77,19 @@ class ComparedModel:
             num_reference=settings.num_reference,
         )
         self._train = in_memory(train, rows).images
-        self.floors = {}  # of data with held-out images, what these are apart
+        self.floors = {}  # the distance of held-out images, if there are any
         if held_out is not None:
             floor = pixel_frechet_distance(in_memory(held_out, held_out_rows).images, self._train)
             self.floors["frechet"] = floor
 
     @property
     def chain(self) -> Chain:
-        """Return the chain that the samplers walk."""
+        """Return the model's chain."""
         return self.trained.model.chain
 
     @property
     def record(self) -> dict[str, Any]:
-        """Return what the numbers follow from."""
+        """Return the settings that the numbers depend on."""
         record = {
             **checkpoint_record(self.trained),
             "num_samples": self._settings.num_samples,
@@ -107,7 +107,7 @@ class ComparedModel:
         return f"_step{trained.step}_{trained.average}_n{self._settings.num_samples}"
 
     def measure(self, sampler: Sampler) -> dict[str, float]:
-        """Return the Frechet distance, the seconds an image takes, and those of compiling."""
+        """Return the Frechet distance, the seconds an image takes, and those of compilation."""
         generator = dataclasses.replace(self._generator, sampler=sampler)
         images, first = self._make(generator)
         _, again = self._make(generator)
@@ -118,7 +118,7 @@ class ComparedModel:
         }
 
     def _make(self, generator: ImageGenerator) -> tuple[np.ndarray, float]:
-        """Make the images, and return how many seconds it took."""
+        """Make the images, and return them with the seconds it took."""
         start, count = time.perf_counter(), self._settings.num_samples
         batches = generator.batches(
             np.arange(count),

@@ -1,4 +1,4 @@
-"""A comparison of samplers on disk: a JSON record, a picture, and the table that is printed."""
+"""A comparison of samplers on disk: a JSON record, a picture, and the printed table."""
 
 import pathlib
 from typing import Any
@@ -21,10 +21,10 @@ from ddpm_jax.plotting.sampler_errors import Measure, error_against_evaluations
 def write_comparison(
     settings: Comparison, model: ComparedModel | None, directory: pathlib.Path
 ) -> tuple[Compared, list[pathlib.Path]]:
-    """Compare samplers and write the record and the picture; return these and their places.
+    """Compare samplers and write the record and the picture; return these and their paths.
 
     Raises:
-      UsageError: results made otherwise are there; what `compare_samplers` raises.
+      UsageError: results with other settings exist; what `compare_samplers` raises.
       FailureError: a file cannot be written.
     """
     name = "" if model is None else model.name
@@ -39,14 +39,14 @@ def write_comparison(
 
 
 def describe(found: Compared) -> str:
-    """Return the table of a comparison, and what chance alone leaves."""
+    """Return the table of a comparison, and the errors due to chance alone."""
     rows = [list(row.values()) for row in found.rows]
     floors = ", ".join(f"{key} {value:.4g}" for key, value in found.floors.items())
     return f"{format_table(list(found.rows[0]), rows)}\nwhat chance alone leaves: {floors}"
 
 
 def _record(settings: Comparison, model: ComparedModel | None) -> dict[str, Any]:
-    """Return what is needed to measure the same again."""
+    """Return the settings that the numbers depend on."""
     record = {
         "samplers": settings.names,
         "evaluations": settings.budgets,

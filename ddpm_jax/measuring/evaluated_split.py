@@ -1,4 +1,4 @@
-"""The images that a likelihood is of: a split of a dataset, or images that are given."""
+"""The images of a likelihood: a split of a dataset, or given images."""
 
 import re
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Split(NamedTuple):
 
     source: Source
     num_images: int  # the first so many of the source
-    record: dict[str, Any]  # what a number about them follows from, but for the method
+    record: dict[str, Any]  # the settings of a number about them, except the method's
     suffix: str  # of files about them
     description: str  # in words
 
@@ -33,8 +33,8 @@ class Split(NamedTuple):
 def open_split(trained: TrainedModel, images: EvaluatedImages, settings: Likelihood) -> Split:
     """Open the images to evaluate, by default all of the config's test split.
 
-    Of a conditional model the likelihood is that of the images given their conditions: the record
-    and the words say so.
+    For a conditional model the likelihood is that of the images given their conditions, as record
+    and description say.
 
     Raises:
       UsageError: a model over latents; a split or number of images that is not there; images of
@@ -72,7 +72,7 @@ def open_split(trained: TrainedModel, images: EvaluatedImages, settings: Likelih
 def in_memory(
     trained: TrainedModel, images: np.ndarray, labels: Sequence[int | str] | None
 ) -> ArraySource:
-    """Return images of the caller's as a source.
+    """Return images of the caller as a source.
 
     Args:
       trained: the model to evaluate.

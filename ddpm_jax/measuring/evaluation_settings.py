@@ -42,7 +42,7 @@ class EvaluatedImages(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(Settings):
-    """What every evaluation has."""
+    """Settings of every evaluation."""
 
     batch_size: int = setting(
         100,

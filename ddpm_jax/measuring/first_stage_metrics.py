@@ -31,7 +31,7 @@ class MeasuredScores(NamedTuple):
     """The scores of a first stage over images."""
 
     scores: Scores
-    record: dict[str, Any]  # what the numbers follow from
+    record: dict[str, Any]  # the settings that the numbers depend on
     suffix: str  # of files about them
     description: str  # in words
 
@@ -81,7 +81,7 @@ def reconstruction(
     settings: Likelihood,
     directory: pathlib.Path | None = None,
 ) -> Measurement:
-    """Measure how far reconstructions are from the images, and of a VQ-VAE the use of its codes."""
+    """Measure the error of reconstructions, and for a VQ-VAE the use of its codes."""
     found = measure_scores(trained, images, settings, directory)
     mse = _over_images(found.scores.mse)
     tiny = np.finfo(np.float64).tiny
@@ -110,7 +110,7 @@ def measure_scores(
     settings: Likelihood,
     directory: pathlib.Path | None = None,
 ) -> MeasuredScores:
-    """Compute the scores of each image, or of those that no result in `directory` has.
+    """Compute the scores of each image, continuing results in `directory`.
 
     Raises:
       UsageError: a split or number of images that is not there; images of another shape than the

@@ -1,4 +1,4 @@
-"""The pictures of a first stage as files, of any checkpoint."""
+"""Files with the pictures of a first stage, from any checkpoint."""
 
 import dataclasses
 import pathlib
@@ -48,10 +48,10 @@ def draw_pictures(trained: TrainedModel, settings: Drawing) -> Drawn:
 def write_pictures(
     trained: TrainedModel, settings: Drawing, out: pathlib.Path
 ) -> tuple[list[pathlib.Path], str | None]:
-    """Write the pictures of a checkpoint into `out`; return their places, and a warning if any.
+    """Write the pictures of a checkpoint into `out`; return their paths, and a warning if any.
 
     Raises:
-      UsageError: pictures that were made otherwise are there; what `draw_pictures` raises.
+      UsageError: pictures with other settings exist; what `draw_pictures` raises.
       FailureError: a file cannot be written.
     """
     ending = f"step{trained.step}_{trained.average}_n{settings.num_samples}_seed{settings.seed}"

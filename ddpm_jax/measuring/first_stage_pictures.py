@@ -1,10 +1,9 @@
-"""Pictures of a first stage at work on held-out images, as arrays.
+"""Pictures that show a first stage on held-out images, as arrays.
 
-first stage      the images, their reconstructions, of a VAE images drawn from the prior, and the
-                 channels of the latents
-interpolation    a row between each of some pairs of images, in latent space
-codes            of a VQ-VAE: the share of each code, the most used first
-walk             of a VAE whose whole latent is two numbers: the images of the plane, at the prior's
+first stage the images, their reconstructions, for a VAE images drawn from the prior, and the
+channels of the latents interpolation    a row between each of some pairs of images, in latent space
+codes            of a VQ-VAE: the share of each code, the most used first walk             of a VAE
+whose whole latent is two numbers: the images of the plane, at the prior's
                  quantiles
 means            of the same: where in the plane the classes lie
 
@@ -45,7 +44,7 @@ class Drawn(NamedTuple):
     """The pictures of some weights."""
 
     pictures: dict[str, np.ndarray]  # name -> uint8 [H, W, C], of those at the top that there are
-    # of a VAE the KL in nats an image, of a VQ-VAE the perplexity of its codes
+    # for a VAE the KL in nats per image, for a VQ-VAE the perplexity of its codes
     numbers: dict[str, float]
     warning: str | None  # of a collapse
 
@@ -54,7 +53,7 @@ class Encoded(NamedTuple):
     """What the encoder gives for B images."""
 
     z: Any  # [B, h, w, c], as the decoder takes it
-    # [B, h, w, c], what is interpolated: z, of a VQ-VAE the vectors before codes replace them
+    # [B, h, w, c], to interpolate: z, for a VQ-VAE the vectors before quantisation
     between: Any
     kl: Any  # [B], nats
     index: Any  # int32 [B, h, w], codes; () without a codebook
@@ -67,7 +66,7 @@ def make_drawing(
 
     Args:
       model: a first stage.
-      num_samples: images shown; fewer where the split has not so many.
+      num_samples: images shown; fewer if the split is smaller.
       seed: of the images from the prior.
       data_dir: where the data is, if not where the config says.
 

@@ -25,7 +25,7 @@ class MeasuredBound(NamedTuple):
     """The bound of a model over images."""
 
     summary: tally.Summary
-    record: dict[str, Any]  # what the numbers follow from
+    record: dict[str, Any]  # the settings that the numbers depend on
     suffix: str  # of files about it
     description: str  # in words
 
@@ -36,10 +36,10 @@ def measure_bound(
     settings: VariationalBound,
     directory: pathlib.Path | None = None,
 ) -> MeasuredBound:
-    """Compute the bound, or the rest of it where results of the same settings are in `directory`.
+    """Compute the bound, continuing results of the same settings in `directory`.
 
     Raises:
-      UsageError: a split, number of images or stride that is not there; images of another shape
+      UsageError: a split, number of images or stride that does not exist; images of another shape
         than the model's; a model without a likelihood; results made otherwise in the same place.
       FailureError: a term that is not finite; a file that is damaged or cannot be written.
     """
@@ -58,7 +58,7 @@ def measure_bound(
 
 
 def bound_strata(model: DiffusionModel, settings: VariationalBound) -> Strata:
-    """Return which timesteps are visited.
+    """Return the timesteps visited, in strata.
 
     Raises:
       UsageError: a model without a likelihood; a stride that its chain does not have.
@@ -70,7 +70,7 @@ def bound_strata(model: DiffusionModel, settings: VariationalBound) -> Strata:
 def bound_computation(
     trained: TrainedModel, source: Source, settings: VariationalBound, strata: Strata
 ) -> Computation:
-    """Return how a `tally.Tally` of images grows; compiled when it is first used."""
+    """Return the computation of a `tally.Tally`; it is compiled when first used."""
     empty = tally.empty(trained.model.schedule.num_timesteps, settings.draws)
     extend = functools.partial(_extend, trained, source, settings, strata)
     return Computation(empty, extend, tally.merge)
@@ -84,7 +84,7 @@ def _extend(
     summed: tally.Tally,
     span: Span,
 ) -> Iterator[tally.Tally]:
-    """Yield the tally after every further batch of the images of a span."""
+    """Yield the tally after each further batch of a span's images."""
     model = trained.model
     bound = make_bound(
         lambda weights, condition: model.denoiser(weights, model.schedule, condition),

@@ -1,4 +1,4 @@
-"""The likelihood of a model by its probability-flow ODE over images."""
+"""The likelihood of images by the probability-flow ODE of a model."""
 
 import functools
 import math
@@ -27,7 +27,7 @@ class MeasuredFlow(NamedTuple):
     """The likelihood of images by the flow of a model."""
 
     bits: Bits
-    record: dict[str, Any]  # what the numbers follow from
+    record: dict[str, Any]  # the settings that the numbers depend on
     suffix: str  # of files about it
     description: str  # in words
 
@@ -38,10 +38,10 @@ def measure_flow(
     settings: FlowLikelihood,
     directory: pathlib.Path | None = None,
 ) -> MeasuredFlow:
-    """Compute the bits/dim of each image, or of those that no result in `directory` has.
+    """Compute the bits/dim of each image, continuing results in `directory`.
 
     Raises:
-      UsageError: a split or number of images that is not there; images of another shape than the
+      UsageError: a split or number of images that does not exist; images of another shape than the
         model's; a model whose flow has no density; results made otherwise in the same place.
       FailureError: an image whose ODE cannot be solved; a file that is damaged or cannot be
         written.
@@ -80,7 +80,9 @@ def _record(model: DiffusionModel, settings: FlowLikelihood) -> dict[str, Any]:
 def flow_evaluation(
     model: DiffusionModel, settings: FlowLikelihood, *, strict: bool = True
 ) -> Evaluate:
-    """Return what computes the `Bits` of a batch; see `likelihood_ode.make_bits_per_dim`.
+    """Return the function that computes the `Bits` of a batch.
+
+    See `likelihood_ode.make_bits_per_dim`.
 
     Raises:
       UsageError: a model whose flow has no density.
@@ -103,6 +105,6 @@ def flow_evaluation(
 def flow_computation(
     trained: TrainedModel, source: Source, settings: FlowLikelihood, evaluate: Evaluate
 ) -> Computation:
-    """Return how the `Bits` of images grow."""
+    """Return the computation of the `Bits` of images."""
     stream = functools.partial(stream_bits, evaluate, trained.weights)
     return image_by_image(stream, source, settings, empty=no_bits(settings.draws), merge=merge)

@@ -83,7 +83,7 @@ def bits_per_dimension_ode(
     settings: FlowLikelihood,
     directory: pathlib.Path | None = None,
 ) -> Measurement:
-    """Measure the likelihood by the probability flow of dequantised images, and what it took."""
+    """Measure the likelihood of dequantised images by the probability flow, and its cost."""
     found = measure_flow(trained, images, settings, directory)
     per_image, evaluations = found.bits.bits_per_dim, found.bits.num_evaluations
     total = estimate(found.bits.draws.astype(np.float64))
@@ -152,7 +152,7 @@ def progressive_coding(
 
 
 def _table(columns: dict[str, np.ndarray]) -> str:
-    """Return up to `TABLE_ROWS` rows, evenly spaced, the first and the last among them."""
+    """Return up to `TABLE_ROWS` rows, evenly spaced, with the first and the last."""
     count = len(next(iter(columns.values())))
     rows = np.unique(np.round(np.linspace(0, count - 1, TABLE_ROWS)).astype(int))
     return format_table(list(columns), [[column[i] for column in columns.values()] for i in rows])

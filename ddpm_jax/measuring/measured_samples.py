@@ -1,4 +1,4 @@
-"""Samples to measure and the data to compare them with, opened before anything is made."""
+"""Samples to measure and the data to compare them with, checked before any are made."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -21,12 +21,12 @@ from ddpm_jax.tasks.sampling import make_generator
 
 
 class MeasuredSamples(NamedTuple):
-    """Samples that are yet to be made, and what they are compared with."""
+    """Samples that are not made yet, and the data to compare them with."""
 
     generator: ImageGenerator
     train: Source
     held_out: Source  # the same one, if the split is that of training
-    record: dict[str, Any]  # what the numbers follow from
+    record: dict[str, Any]  # the settings that the numbers depend on
     suffix: str  # of files about them
 
 
@@ -37,7 +37,7 @@ def open_samples(
     settings: SampleQuality,
     directory: pathlib.Path | None,
 ) -> MeasuredSamples:
-    """Refuse what can be refused, before anything is made.
+    """Open the data and check all settings before any sample is made.
 
     Raises:
       UsageError: what `make_generator` raises; a split that is not there; a result of the metric

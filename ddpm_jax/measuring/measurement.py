@@ -1,5 +1,4 @@
-"""A metric of a model and what it gives back: numbers for a record, a text, a picture; and their
-files."""
+"""A metric of a model and its result: numbers for a record, a text, a picture, their files."""
 
 import pathlib
 from collections.abc import Callable
@@ -16,16 +15,16 @@ from ddpm_jax.monitoring.results import machine, write_record
 
 
 class Measurement(NamedTuple):
-    """What a metric gives back."""
+    """The result of a metric."""
 
-    values: dict[str, Any]  # its numbers, and what they follow from
-    text: str  # the same for a person
+    values: dict[str, Any]  # its numbers, and the settings they depend on
+    text: str  # the same in readable form
     suffix: str = ""  # of the files' names, where one checkpoint has many results of this metric
     draw: Callable[[pathlib.Path], None] | None = None  # makes the PNG
 
 
 class Metric(NamedTuple):
-    """A number, or several, that say how good a model is."""
+    """A measure of the quality of a model, and the settings it takes."""
 
     # (model, images, settings, directory of results or None) -> `Measurement`
     measure: Callable[
@@ -36,12 +35,12 @@ class Metric(NamedTuple):
 
 
 def result_path(directory: pathlib.Path, name: str, trained: TrainedModel, suffix: str):
-    """Return the place of a file about a checkpoint."""
+    """Return the path of a file about a checkpoint."""
     return directory / f"{name}_step{trained.step}_{trained.average}{suffix}"
 
 
 def checkpoint_record(trained: TrainedModel) -> dict[str, Any]:
-    """Return what a record says of the model that it is about."""
+    """Return the entries of a record about its model."""
     return {
         "checkpoint": str(trained.directory),
         "checkpoint_step": trained.step,
@@ -53,7 +52,7 @@ def checkpoint_record(trained: TrainedModel) -> dict[str, Any]:
 def write_measurement(
     name: str, found: Measurement, trained: TrainedModel, *, seed: int, directory: pathlib.Path
 ) -> list[pathlib.Path]:
-    """Write the record of a metric as JSON, and its picture if it has one; return their places.
+    """Write the record of a metric as JSON, and its picture, if any; return their paths.
 
     Raises:
       FailureError: a file cannot be written.
@@ -81,7 +80,7 @@ def with_error(estimate: Estimate) -> str:
 
 
 def note_on_draws(total: Estimate) -> list[str]:
-    """Return the line about the error that draws make; none where there is but one draw."""
+    """Return the line about the error due to the draws; none for a single draw."""
     if np.isnan(total.standard_error_draws):
         return []
     return [

@@ -1,4 +1,4 @@
-"""What can be measured of a model: METRICS, of a first stage FIRST_STAGE_METRICS, by name."""
+"""Metrics by name: METRICS of generative models, FIRST_STAGE_METRICS of first stages."""
 
 from ddpm_jax.measuring.evaluation_settings import (
     FlowLikelihood,

@@ -1,4 +1,4 @@
-"""Resume what is computed image by image: tallies on disk, shared out between processes.
+"""Resumable computations over images: tallies on disk, shared between processes.
 
 A tally is a NamedTuple of arrays with a number of images, such as `tally.Tally` or `ode_bits.Bits`.
 """
@@ -26,7 +26,7 @@ class Span(NamedTuple):
 
 
 class Computation(NamedTuple):
-    """A tally that grows by a batch at a time."""
+    """A tally that grows by one batch at a time."""
 
     empty: Any  # the tally of no image
     # (tally of the first images of a span, the span) -> the tallies after every further batch of it
@@ -35,7 +35,7 @@ class Computation(NamedTuple):
 
 
 def complete(computation: Computation, num_images: int) -> Any:
-    """Return the tally of images 0..num_images-1, computed by this process and kept nowhere."""
+    """Return the tally of images 0..num_images-1, computed by this process without files."""
     tally = computation.empty
     for tally in computation.extend(tally, Span(0, num_images)):  # noqa: B020  the last one counts
         if tally.num_images < num_images:
@@ -49,23 +49,23 @@ def resume(
     num_images: int,
     made_with: dict[str, Any],
 ) -> Any:
-    """Return the tally of images 0..num_images-1, of which some may be done.
+    """Return the tally of images 0..num_images-1, some of which may be done already.
 
-    What is at `path` is read, the rest is computed, and the tally written after every batch.
-    Several processes share out the images that are missing, each with a tally of its own next to
-    `path`; the first merges them. They must see the same directory.
+    The tally at `path` is read, the rest is computed, and the tally is written after every batch.
+    Several processes share the missing images, each with a tally of its own next to `path`; the
+    primary merges them. They must see the same directory.
 
     Args:
       path: of the tally; None: this process computes all of it and keeps nothing.
       computation: how it grows.
       num_images: at which it is complete.
-      made_with: settings; a tally of others is refused.
+      made_with: settings; a tally with others is refused.
 
     Raises:
       UsageError: results made otherwise in the same place.
       FailureError: a file that is damaged or cannot be written, or that another command writes;
         what `extend` raises.
-      Stopped: by a signal or a time limit; what is at `path` stays.
+      Stopped: by a signal or a time limit; the tally at `path` stays.
     """
     if path is None:
         return complete(computation, num_images)
@@ -85,7 +85,7 @@ def _share(
     num_images: int,
     made_with: dict[str, Any],
 ) -> AnyTally:
-    """Complete a tally, each process a span of the images that are missing."""
+    """Complete a tally, each process on a span of the missing images."""
     spans = [Span(*bounds) for bounds in hosts.span(tally.num_images, num_images)]
     paths = [
         path.with_name(f"{path.stem}_images{first}-{last}{path.suffix}") for first, last in spans
@@ -118,7 +118,7 @@ def _complete(
     computation: Computation,
     made_with: dict[str, Any],
 ) -> AnyTally:
-    """Add the images of a span that a tally lacks, and write it after every batch."""
+    """Add the missing images of a span to a tally, written after every batch."""
     total = span.last - span.first
     if tally.num_images == total:
         return tally
@@ -177,5 +177,5 @@ def image_by_image(
 
 
 def batch_size_here(settings: Evaluation) -> int:
-    """Return the share of a batch that one of the processes takes."""
+    """Return this process's share of a batch."""
     return -(-settings.batch_size // jax.process_count())

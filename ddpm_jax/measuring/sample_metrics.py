@@ -24,7 +24,7 @@ def frechet_pixels(
 ) -> Measurement:
     """Measure the Frechet distance of samples' pixels to the training images.
 
-    Next to it stands that of the held-out images, unless the split is that of training.
+    The distance of the held-out images is measured too, unless the split is that of training.
 
     Raises:
       UsageError: sets too small or too large to compare; what `open_samples` raises.
@@ -53,9 +53,9 @@ def classification_accuracy(
     settings: SampleQuality,
     directory: pathlib.Path | None = None,
 ) -> Measurement:
-    """Measure how well a classifier fitted to samples by class knows the held-out images.
+    """Measure the held-out accuracy of a classifier fitted to samples by class.
 
-    Next to it stands one that is fitted to the training images.
+    A classifier fitted to the training images is measured too.
 
     Raises:
       UsageError: a model without classes; sets too large; what `open_samples` raises.

@@ -1,7 +1,8 @@
-"""Samplers compared by what they reach with so many network evaluations.
+"""Samplers compared by their error at equal numbers of network evaluations.
 
-On a mixture in the plane, where the denoiser is exact (`evaluation.plane_problem`), and on a
-trained model by the Frechet distance of pixels to its training images.
+They are compared on a mixture in the plane, where the denoiser is exact
+(`evaluation.plane_problem`), and on a trained model by the Frechet distance of pixels to its
+training images.
 """
 
 import dataclasses
@@ -82,7 +83,7 @@ def compare_samplers(settings: Comparison, model: ComparedModel | None = None) -
     """Measure the error of every sampler at every number of evaluations.
 
     Raises:
-      UsageError: no sampler can do with so few evaluations.
+      UsageError: no sampler works with so few evaluations.
     """
     chain = Chain(make_betas("linear", PLANE_CHAIN)) if model is None else model.chain
     cases = make_cases(settings, chain)
@@ -95,7 +96,7 @@ def compare_samplers(settings: Comparison, model: ComparedModel | None = None) -
 
 
 def make_cases(settings: Comparison, chain: Chain) -> Sequence[Case]:
-    """Return every sampler at every budget that allows it more steps than the one before.
+    """Return every sampler at every budget that allows more steps than the one before.
 
     Raises:
       UsageError: there are none.

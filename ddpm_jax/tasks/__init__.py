@@ -1,2 +1,1 @@
-"""What is done with a trained model: sampling, guidance, editing, interpolation, likelihood,
-metrics, pictures."""
+"""Uses of a trained model: sampling, guidance, editing, interpolation, latents, averages."""

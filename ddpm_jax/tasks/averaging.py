@@ -1,4 +1,4 @@
-"""Other averages of a run's weights than the one it is sampled from, as runs of their own."""
+"""Averages of a run's weights other than the EMA, written as runs of their own."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from ddpm_jax.locks import hold
 from ddpm_jax.settings import Settings, setting
 from ddpm_jax.training.ema_profiles import WIDEST, Fit, Profile, fit, gamma_from_sigma_rel
 
-AVERAGES = "ema"  # the directory in a run's where they are written
+AVERAGES = "ema"  # where they are written, in the run's directory
 RECORD = "average.json"
 
 
@@ -53,7 +53,7 @@ class Averaging(Settings):
 
 
 class Run(NamedTuple):
-    """What is on disk of a run."""
+    """A run as read from disk."""
 
     workdir: pathlib.Path
     model: Model
@@ -70,10 +70,10 @@ class Average(NamedTuple):
 
 
 def open_run(workdir: pathlib.Path, averaging: Averaging) -> Run:
-    """Read what is on disk of a run.
+    """Read the config and the steps of a run from disk.
 
     Raises:
-      UsageError: no such checkpoint, or not one of ours.
+      UsageError: no such checkpoint, or not one of this package.
       FailureError: its files are damaged.
     """
     step = find_step(workdir, averaging.step if averaging.average else None)
@@ -83,7 +83,7 @@ def open_run(workdir: pathlib.Path, averaging: Averaging) -> Run:
 
 
 def make_averages(run: Run, averaging: Averaging, out: pathlib.Path) -> Iterator[Average]:
-    """Write the averages that are asked for into directories of their own in `out`; yield each.
+    """Write the averages asked for into directories of their own in `out`; yield each.
 
     Raises:
       UsageError: there are no snapshots or averages, or not these; one is there already.
@@ -100,7 +100,7 @@ def make_averages(run: Run, averaging: Averaging, out: pathlib.Path) -> Iterator
 def describe(run: Run) -> str:
     """Return which averages and snapshots a run has, in three lines."""
     config = run.model.config
-    kept = ", ".join(configured_averages(config)) or "none beside the one that is sampled from"
+    kept = ", ".join(configured_averages(config)) or "none besides the one that is sampled from"
     if not run.snapshots:
         saved = "none"
     else:
@@ -129,7 +129,7 @@ def _steps_until(run: Run, last: int | None) -> list[int]:
 
 
 def _reconstruct(run: Run, width: float, steps: Sequence[int], out: pathlib.Path) -> Average:
-    """Make the average of a width from the snapshots of `steps`, as it is at the last of them."""
+    """Compute the average of a width at the last of the snapshots in `steps`."""
     directory, end, names = (
         out / f"sigma_rel_{width}",
         steps[-1],
@@ -161,7 +161,7 @@ def _reconstruct(run: Run, width: float, steps: Sequence[int], out: pathlib.Path
 
 
 def _export(run: Run, name: str, out: pathlib.Path) -> Average:
-    """Take an average that the checkpoint has."""
+    """Write an average that the checkpoint holds."""
     names = configured_averages(run.model.config)
     if not names:
         raise UsageError(
@@ -190,7 +190,7 @@ def _check_new(directory: pathlib.Path, step: int) -> None:
 def _write(
     directory: pathlib.Path, step: int, params: Any, run: Run, record: dict[str, Any]
 ) -> None:
-    """Write weights as the EMA of a checkpoint, with the first stage, and how they were made."""
+    """Write weights as the EMA of a checkpoint, with the first stage and a record."""
     state = {"ema_params": params}
     if frozen_first_stage(run.model) is not None:
         template = {"frozen": run.model.frozen_shapes()}

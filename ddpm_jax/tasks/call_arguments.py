@@ -1,4 +1,4 @@
-"""Arguments of a Python call -> settings records."""
+"""Settings records from the arguments of a Python call."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ def sampling_from(**settings: Any) -> Sampling:
     """Return a record of the settings that were given.
 
     Raises:
-      UsageError: a name that is none of a setting's; what the record raises.
+      UsageError: an unknown setting; what the record raises.
     """
     names = [field.name for field in dataclasses.fields(Sampling)]
     for name in settings:

@@ -1,4 +1,4 @@
-"""A file of latents -> picture files, by the first stage that they are of."""
+"""Decoding a file of latents into picture files, by the first stage that made them."""
 
 import dataclasses
 import pathlib
@@ -32,18 +32,17 @@ def decode_file(
     settings: Decoding,
     out: pathlib.Path,
 ) -> int:
-    """Write the pictures that the latents in a file stand for; return how many they are.
+    """Decode the latents in a file and write the pictures; return their number.
 
     Args:
       trained: the first stage.
       path: of the file.
-      arrays: what is in it, of `latent_file.read`.
-      settings: how many at a time.
+      arrays: its contents, from `latent_file.read`. settings: how many at a time.
       out: a directory for a picture each, or the name of a PNG for one sheet.
 
     Raises:
-      UsageError: latents of another first stage, or none that it can decode; a picture that is
-        there already.
+      UsageError: latents of another first stage, or none that it can decode; a picture that exists
+        already.
       FailureError: a picture that is not finite, or cannot be written.
     """
     latent_file.check_made_by(path, arrays, first_stage=trained.sha256, what=describe(trained))
@@ -62,7 +61,7 @@ def latents_in(trained: TrainedModel, path: str, arrays: latent_file.Arrays) -> 
     """Return the latents in a file as the decoder takes them, float32 [N, h, w, c].
 
     Raises:
-      UsageError: there are none that it takes.
+      UsageError: there are none that the decoder takes.
     """
     is_vq = trained.model.stage.kind == "vq"
     codebook = np.asarray(trained.params["codebook"]) if is_vq else None
@@ -76,10 +75,10 @@ def _images(trained: TrainedModel, z: np.ndarray, settings: Decoding) -> Iterato
 
 
 def _places(out: pathlib.Path, names: Sequence[str], count: int) -> list[pathlib.Path]:
-    """Return where the pictures go: one file each, or the one of a sheet.
+    """Return the paths of the pictures: one file each, or the one of a sheet.
 
     Raises:
-      UsageError: a file is there already.
+      UsageError: a file exists already.
     """
     if out.suffix.lower() == ".png":
         places = [out]

@@ -1,4 +1,4 @@
-"""Settings of images that are made from pictures: edited, inpainted, between two, reconstructed.
+"""Settings of images made from pictures: editing, inpainting, interpolation, reconstruction.
 
 A picture or mask is the name of a file or an array: uint8 [H, W, C] or [H, W] for a picture, bool
 or uint8 [H, W] for a mask.

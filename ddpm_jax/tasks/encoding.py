@@ -1,4 +1,4 @@
-"""Picture files -> the latents of a first stage, and the file that keeps them."""
+"""Encoding picture files into the latents of a first stage, and the file that holds them."""
 
 import dataclasses
 import pathlib
@@ -61,8 +61,9 @@ def encode_pictures(
     """Return the latents of picture files, in their order.
 
     Raises:
-      UsageError: a size that the network cannot divide; a file that is missing, no picture, too
-        small, or of another shape than the others; draws from a first stage without a posterior.
+      UsageError: a size that the network's factor does not divide; a file that is missing, no
+        picture, too small, or of another shape than the others; draws from a first stage without a
+        posterior.
       FailureError: a latent that is not finite.
     """
     stage, seed = trained.model.stage, (settings.seed or 0) if settings.sample else None
@@ -82,7 +83,7 @@ def encode_pictures(
 def write_latents(
     out: pathlib.Path, found: Latents, trained: TrainedModel, *, names: Sequence[str]
 ) -> None:
-    """Write latents with what a decoder must know of them; see `evaluation.latent_file`.
+    """Write latents with the facts a decoder needs; see `evaluation.latent_file`.
 
     Raises:
       FailureError: the file cannot be written.
@@ -98,7 +99,7 @@ def write_latents(
 
 
 def find_pictures(places: Sequence[str]) -> list[pathlib.Path]:
-    """Return the files that are named, those of a directory in the order of their names.
+    """Return the named files, and those in named directories in alphabetical order.
 
     Raises:
       UsageError: nothing is named, or a directory without pictures.
@@ -117,12 +118,12 @@ def find_pictures(places: Sequence[str]) -> list[pathlib.Path]:
 
 
 def describe(trained: TrainedModel) -> str:
-    """Return where weights were read from, in words."""
+    """Return the origin of weights in words."""
     return f"{trained.directory}, step {trained.step}, {trained.average} weights"
 
 
 def _read_size(model: FirstStageModel, settings: Encoding) -> int:
-    """Return what pictures are brought to; of those that keep their size, the least they have."""
+    """Return the size to resize pictures to, or their least size if they keep it."""
     factor = model.network.factor
     size = factor if settings.keep_size else settings.size or model.image_shape[0]
     if size % factor:

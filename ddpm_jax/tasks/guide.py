@@ -1,7 +1,7 @@
-"""What pushes a model's predictions: nothing, its own condition, a classifier, or a weaker model.
+"""Guidance of a model: classifier-free, by a classifier, by a weaker model, or none.
 
-The mathematics is `samplers.guidance`; here a `Guidance` record and a model become a `Guide`, and
-whatever does not fit the model is refused.
+The mathematics is in `samplers.guidance`; here a `Guidance` record and a model become a `Guide`,
+and settings that do not fit the model are refused.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ class Guide:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Return what `guided` computes with: arguments of a compiled program."""
+        """Return the arrays of `guided`, arguments of a compiled program."""
         second = {} if self.second is None else {"second": self.second.weights}
         return {"numbers": self.numbers, **second}
 
     @property
     def labelled(self) -> TrainedModel:
-        """Return the model that takes the labels: the classifier, where there is one."""
+        """Return the model that takes the labels: the classifier, if there is one."""
         return self.second if self.kind == "classifier" else self.trained
 
     def guided(
@@ -69,7 +69,7 @@ class Guide:
 
 
 def make_guide(trained: TrainedModel, guidance: Guidance) -> Guide:
-    """Return what pushes the predictions of a model, as the settings ask for.
+    """Return the guide of a model that the settings describe.
 
     Raises:
       UsageError: guidance that this model cannot have, or a second model that does not fit it.
@@ -100,7 +100,7 @@ def make_guide(trained: TrainedModel, guidance: Guidance) -> Guide:
 
 
 def _numbers(trained: TrainedModel, guidance: Guidance) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(scale and interval as arrays, the same for the record)."""
+    """Return (scale and interval as arrays, the same for the record)."""
     formulas.check_scale(guidance.scale)
     low, high = (0.0, 1.0) if guidance.interval is None else guidance.interval
     interval = formulas.interval_from_fractions(trained.model.chain, low, high)
@@ -110,7 +110,7 @@ def _numbers(trained: TrainedModel, guidance: Guidance) -> tuple[dict[str, Any],
 
 
 def _named_run(role: str, directory: str, second: TrainedModel) -> dict[str, Any]:
-    """What a record says of a second model."""
+    """Return the entries of a record about a second model."""
     return {role: str(directory), f"{role}_step": second.step, f"{role}_sha256": second.sha256}
 
 

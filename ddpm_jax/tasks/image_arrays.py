@@ -1,4 +1,4 @@
-"""Images as arrays, of a program that is compiled once for settings that are asked for again."""
+"""Images as arrays, from programs that are compiled once for the same settings."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from ddpm_jax.generation.generating import Generate, Generated
 from ddpm_jax.randomness import base_key
 from ddpm_jax.tasks.image_generator import ImageGenerator
 
-_KEPT = 8  # programs, those that were used last
+_KEPT = 8  # programs kept, the most recently used
 
 
 class Trajectory(NamedTuple):
@@ -25,7 +25,7 @@ class Trajectory(NamedTuple):
 
 
 class ImageMaker:
-    """Makes arrays of images; what was compiled is kept for the next call with the same settings."""
+    """A maker of arrays of images that keeps compiled programs for the same settings."""
 
     def __init__(self) -> None:
         self._programs: dict[str, tuple[ImageGenerator, Generate]] = {}
@@ -83,7 +83,7 @@ class ImageMaker:
     def _program(
         self, generator: ImageGenerator, *, trajectory: bool = False
     ) -> tuple[ImageGenerator, Generate]:
-        """Return the generator with its program, an earlier one that makes the same."""
+        """Return the generator with its program, an earlier one with the same record if kept."""
         key = json.dumps([generator.record, trajectory], sort_keys=True)
         found = self._programs.pop(key, None)
         if found is None:

@@ -1,6 +1,6 @@
 """`ImageGenerator`: a model, a sampler, guidance and conditions, which together make images.
 
-`sampling` and `picture_editing` make one of a trained model and settings.
+`sampling` and `picture_editing` make one from a trained model and settings.
 """
 
 import dataclasses
@@ -32,17 +32,18 @@ class KnownPicture(NamedTuple):
 
     x_0: np.ndarray  # float32 [h, w, c]
     levels: Schedule  # of the times that are walked: the images start at its noisiest
-    mask: np.ndarray | None = None  # bool [h, w, 1]: True where it is painted; None for all
+    mask: np.ndarray | None = None  # bool [h, w, 1]: True where it is painted; None: all
     photo: np.ndarray | None = None  # uint8 [H, W, C], kept in the images of a model over latents
     photo_mask: np.ndarray | None = None  # bool [H, W, 1]: True where that is painted
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageGenerator:
-    """All that decides how image i comes out, but its noise.
+    """All that determines image i except its noise.
 
-    Its methods that take `params` and `inputs` are traced: these are arguments of the compiled
-    program. `inputs` holds what an image is made of besides noise, by name, a row for each image.
+    Methods with arguments `params` and `inputs` are traced: these are arguments of the compiled
+    program. `inputs` holds the arrays besides noise that an image depends on, by name, a row for
+    each image.
     """
 
     trained: TrainedModel
@@ -57,7 +58,7 @@ class ImageGenerator:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Return what the methods compute with."""
+        """Return the arrays that the methods compute with."""
         return {"model": self.trained.weights, "guide": self.guide.params}
 
     @property
@@ -67,7 +68,7 @@ class ImageGenerator:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Return the names of the classes that labels stand for; () where they are not known."""
+        """Return the names of the classes by label; () if they are not known."""
         return self.guide.labelled.class_names
 
     def inputs(self, indices: Sequence[int], **more: np.ndarray) -> dict[str, Any]:
@@ -87,14 +88,14 @@ class ImageGenerator:
         }
 
     def denoiser(self, params: Any, schedule: Schedule, inputs: dict[str, Any]) -> Denoiser:
-        """Return the denoiser on the sampler's schedule: guided, clipped, sure of what is known."""
+        """Return the denoiser on the sampler's schedule: guided, clipped, known pixels kept."""
         denoiser = self.trained.model.conditional_denoiser(params["model"], schedule)
         guided = self.guide.guided(denoiser, params["guide"], inputs["condition"], inputs["label"])
         clipped = CLIPPINGS[self.clip](guided)
         return keep_known(clipped, inputs["x_0"], inputs["mask"]) if "mask" in inputs else clipped
 
     def start(self, keys: jax.Array, inputs: dict[str, Any]) -> jax.Array:
-        """Return x_T [B, h, w, c]: noise, that of `inputs` or of keys [B], and the picture in it."""
+        """Return x_T [B, h, w, c]: noise from `inputs` or keys, added to a picture, if any."""
         noise = inputs.get("noise")
         noise = initial_noise(keys, self.shape) if noise is None else noise
         if self.picture is None:
@@ -104,8 +105,7 @@ class ImageGenerator:
         return q_sample(levels, x_0, jnp.full(len(x_0), levels.num_timesteps - 1), noise)
 
     def step_noise(self, inputs: dict[str, Any]) -> jax.Array | None:
-        """Return the noise of the steps, [N, ..., B, h, w, c], that `inputs` has; None for that of
-        the keys."""
+        """Return the steps' noise in `inputs`, [N, ..., B, h, w, c]; None for that of the keys."""
         noise = inputs.get("step_noise")
         return None if noise is None else jnp.moveaxis(noise, 0, -4)
 
@@ -156,8 +156,10 @@ class ImageGenerator:
         return from_function(schedule, predict)
 
     def name(self) -> str:
-        """Return what files about such images are called: pictures, steps, sampler, and a digest of
-        what is not the default."""
+        """Return the name for files of such images: pictures, steps, sampler, and a digest.
+
+        The digest is of the settings that are not the defaults.
+        """
         return names.joined(names.what(self.record), names.how(self.record))
 
 

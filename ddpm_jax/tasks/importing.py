@@ -1,4 +1,4 @@
-"""A first stage from another project's weights, as a run."""
+"""A first stage imported from another project's weights, as a run."""
 
 import os
 import pathlib
@@ -36,7 +36,7 @@ def import_first_stage(
       name: what the config is called in messages.
 
     Raises:
-      UsageError: a config of something else, weights of another network, a run that is there.
+      UsageError: a config of another objective, weights of another network, an existing run.
       FailureError: a file cannot be read or written.
     """
     if config.objective != "first_stage":

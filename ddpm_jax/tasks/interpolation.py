@@ -1,9 +1,8 @@
-"""Pictures of a model's latent space: the way between two pictures or two seeds, samples that share
-an x_t, and a picture's own x_T and back.
+"""Drawings of a model's latent space: interpolations, and samples that share an x_t.
 
-Each function reads its pictures and refuses what cannot be; computing is left to `Drawing.draw`, so
-that a file of the same name can be looked at before. The mathematics is `evaluation.progressive`
-and `samplers`.
+Each function reads its pictures and checks the settings; the computation is left to `Drawing.draw`,
+so that an existing file of the same name can be checked first. The mathematics is in
+`evaluation.progressive` and `samplers`.
 """
 
 import hashlib
@@ -42,13 +41,13 @@ class Drawn(NamedTuple):
 class Drawing(NamedTuple):
     """A drawing to be made."""
 
-    name: str  # how its file begins; different where the files read differ
-    settings: dict[str, Any]  # what it is made of, besides the checkpoint and `Sampling`
+    name: str  # the beginning of its file's name; it differs if the files read differ
+    settings: dict[str, Any]  # those besides the checkpoint and `Sampling`
     draw: Callable[[], Drawn]
 
 
 def interpolate(generator: ImageGenerator, interpolation: Interpolation, *, seed: int) -> Drawing:
-    """Go from one picture to another through x_t (Ho et al. 2020, figure 8).
+    """Interpolate between two pictures through x_t (Ho et al. 2020, figure 8).
 
     Raises:
       UsageError: a picture that cannot be used, or a t that the chain does not have.
@@ -91,7 +90,10 @@ def interpolate(generator: ImageGenerator, interpolation: Interpolation, *, seed
 def interpolate_seeds(
     generator: ImageGenerator, interpolation: Interpolation, *, seed: int
 ) -> Drawing:
-    """Go along the arc between the x_T of two seeds, all with the noise of image 0 of `seed`."""
+    """Interpolate along the arc between the x_T of two seeds.
+
+    All images have the noise of image 0 of `seed`.
+    """
     first, last = interpolation.seeds
     steps = interpolation.steps
     lambdas = np.linspace(0, 1, steps)
@@ -144,13 +146,12 @@ def share_latents(generator: ImageGenerator, *, seed: int) -> Drawing:
 
 
 def in_place(picture: Picture) -> Picture:
-    """Return a file's name as a path; an array as it is."""
+    """Return a file's name as a path; an array unchanged."""
     return as_path(picture) if is_file(picture) else picture
 
 
 def digest(settings: dict[str, Any]) -> str:
-    """Return what tells files of one name apart: those of different folders, and the same file
-    before and after a change."""
+    """Return a digest that distinguishes files of one name, by folder and by content."""
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
 
 

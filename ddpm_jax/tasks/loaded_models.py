@@ -1,4 +1,4 @@
-"""What a checkpoint holds, as an object for Python: `Classifier` and `FirstStage`, and what all have.
+"""Loaded models as objects for Python: `Classifier`, `FirstStage`, and their common base.
 
 A diffusion model's object is `ddpm_jax.api.Model`.
 """
@@ -35,17 +35,17 @@ class LoadedModel:
 
     @property
     def average(self) -> str:
-        """Return which weights these are: "ema", "raw" or, of a frozen first stage, "frozen"."""
+        """Return which weights these are: "ema", "raw", or "frozen" for a frozen first stage."""
         return self.trained.average
 
     @property
     def config(self) -> ConfigDict | None:
-        """Return the config of the run; None for a network that is no run's."""
+        """Return the config of the run; None for a network without a run."""
         return getattr(self.trained.model, "config", None)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Return the names of the data's classes by label; () where they are not known."""
+        """Return the names of the data's classes by label; () if they are not known."""
         return self.trained.class_names
 
     @property
@@ -59,14 +59,14 @@ class LoadedModel:
         return self.trained.params
 
     def __repr__(self) -> str:
-        """Return what is loaded, in a line."""
+        """Return a description of the model in one line."""
         trained, size = self.trained, "x".join(map(str, self.image_shape))
         place = "a network" if trained.directory is None else f"{trained.directory}"
         parts = [f"step {trained.step}, {trained.average} weights", f"images {size}"]
         return f"<{type(self).__name__} of {place}: {', '.join([*parts, *self._facts()])}>"
 
     def _facts(self) -> list[str]:
-        """Return what more the line says."""
+        """Return further facts for the description."""
         return []
 
     def _call(self, name: str, function: Callable[..., Any], *arrays: Any) -> np.ndarray:
@@ -88,7 +88,7 @@ class Classifier(LoadedModel):
         """Return log p(y|x_t) of every class: float32 [B, K].
 
         Args:
-          x_t: float [B, h, w, c], as the model that it guides diffuses them.
+          x_t: float [B, h, w, c], in the space of the model that it guides.
           t: int, or [B], in 0..T-1.
         """
         model = self.trained.model
@@ -108,7 +108,9 @@ class FirstStage(LoadedModel):
     """An autoencoder whose latents another model may diffuse."""
 
     def encode(self, images: Picture) -> np.ndarray:
-        """Return the latents of images, of a VAE their means: float32 [n, h, w, c], or [h, w, c].
+        """Return the latents of images: float32 [n, h, w, c], or [h, w, c] for one.
+
+        For a VAE they are the means of the posterior.
 
         Args:
           images: uint8 [n, H, W, C], one picture [H, W, C] or [H, W], or the name of a file.

@@ -1,5 +1,7 @@
-"""Records of how images are made -> names of their folders and files: readable, safe, short, one
-for each record."""
+"""Names of folders and files from records of how images are made.
+
+They are readable, safe and short, and different for different records.
+"""
 
 import hashlib
 import json
@@ -9,15 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 _IN_A_STEM = 24  # characters of a file's name that are kept
-_IN_A_NAME = 80  # of all that is said before the digest
+_IN_A_NAME = 80  # characters before the digest
 _SHOWN_LABELS = 3  # more are left to the digest
 # kind of guidance -> its name
 _GUIDANCE = {"classifier-free": "cfg", "classifier": "classifier", "weaker": "away"}
 
 
 def what(record: Mapping[str, Any]) -> str:
-    """The picture that images are made from, and the guidance: "img2img_photo_s0.6_cfg3"; "" where
-    there is neither."""
+    """Return the picture and the guidance in a record: "img2img_photo_s0.6_cfg3", or ""."""
     parts = []
     if "init_image" in record:
         parts += ["img2img", stem(record["init_image"]), f"s{record['strength']:g}"]
@@ -32,10 +33,10 @@ def what(record: Mapping[str, Any]) -> str:
 
 
 def how(record: Mapping[str, Any]) -> str:
-    """Steps, sampler and labels, and a digest of the record where more than steps and sampler are
-    not the default.
+    """Return steps, sampler and labels, and a digest of all settings that are not defaults.
 
-    The digest tells records apart that look alike in words: two photos of one name, say.
+    The digest distinguishes records that look alike in words, such as two photos of one name. It is
+    left out if only steps and sampler are set.
     """
     own = {name: value for name, value in record.items() if name not in ("sampler", "steps")}
     parts = [f"steps{record['steps']}"]
@@ -55,14 +56,16 @@ def how(record: Mapping[str, Any]) -> str:
 
 
 def stem(path: str | os.PathLike) -> str:
-    """The name of a file without its ending, of ASCII letters, digits, _ and -, which every shell
-    takes as they are."""
+    """Return the name of a file without its ending, in characters that every shell takes.
+
+    These are ASCII letters, digits, _ and -.
+    """
     name = os.path.splitext(os.path.basename(os.fspath(path)))[0]
     return re.sub(r"[^A-Za-z0-9_]+", "-", name)[:_IN_A_STEM].strip("-") or "picture"
 
 
 def joined(*parts: str) -> str:
-    """The parts that say something, with _ between them."""
+    """Join the parts that are not empty by _."""
     return "_".join(filter(None, parts))
 
 

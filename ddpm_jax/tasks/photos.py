@@ -1,9 +1,9 @@
 """Pictures and masks that a user gives, read as the training data is read.
 
-A picture is the name of a file, or an array: uint8 [H, W, C] or [H, W]. One of any size is brought
-to the model's on its shorter side and cropped at the centre; the mask that belongs to it has its
-size and is treated alike, each pixel taking the nearest's value. What is done with them is
-`samplers.editing`. A first stage may also be given pictures at their own size.
+A picture is the name of a file, or an array: uint8 [H, W, C] or [H, W]. It is resized on its
+shorter side to the model's size and cropped at the centre. Its mask, of the same size, is treated
+alike, with nearest-neighbour interpolation. Editing itself is in `samplers.editing`. A first stage
+may also be given pictures at their own size.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ def read_photo(name: str, picture: Picture, image_shape: tuple[int, int, int]) -
 
 
 def describe_picture(name: str, picture: Picture) -> dict[str, str]:
-    """Return what a record says of a picture: its name, and the digest that tells it from others."""
+    """Return the entries of a record about a picture: its name and its digest."""
     if is_file(picture):
         with reporting(picture, "read"):
             return {name: str(picture), f"{name}_sha256": file_sha256(picture)}
@@ -60,8 +60,9 @@ def describe_picture(name: str, picture: Picture) -> dict[str, str]:
 
 
 def read_whole_photo(name: str, path: Picture, *, multiple: int, channels: int) -> np.ndarray:
-    """Return a picture at its own size, cropped at the centre to multiples of a number: uint8 [H, W,
-    channels].
+    """Return a picture at its own size, cropped at the centre: uint8 [H, W, channels].
+
+    Height and width become multiples of `multiple`.
 
     Raises:
       UsageError: as `read_photo`.
@@ -75,7 +76,7 @@ def read_whole_photo(name: str, path: Picture, *, multiple: int, channels: int) 
 
 
 def check_photo(name: str, path: str | pathlib.Path, size: int) -> None:
-    """Look at a picture's header alone: one of many that will be read when their turn comes.
+    """Check a picture by its header alone: one of many that will be read later.
 
     Raises:
       UsageError: no such file, none that begins as a picture, or one whose shorter side is below
@@ -92,13 +93,12 @@ def check_photo(name: str, path: str | pathlib.Path, size: int) -> None:
 def read_mask(
     name: str, mask: Picture, photo: Picture, image_shape: tuple[int, int, int]
 ) -> np.ndarray:
-    """Return what is to be painted of a picture: bool [H, W, 1], True where the mask is white.
+    """Return the mask of a picture: bool [H, W, 1], True where it is white, to be painted.
 
     Args:
       name: of the setting that gave the mask, for messages: "mask".
-      mask: white (brighter than middle grey) or True is painted, black is kept. Of a mask with
-        transparent parts what is not to be seen is kept, or painted if nothing of the rest is
-        white: see `images.to_mask`.
+      mask: white (brighter than middle grey) or True is painted, black is kept. Transparent parts
+        of a mask are kept, or painted if nothing of the rest is white: see `images.to_mask`.
       photo: the picture that it belongs to; it must have its width and height.
       image_shape: (H, W, C) of the model, H = W.
 
@@ -191,8 +191,8 @@ def _unreadable(name: str, path: Picture, error: Exception) -> UsageError:
 def _check_size(name: str, path: Picture, found: tuple[int, int], size: int) -> None:
     if min(found) < size:
         raise UsageError(
-            f"{name}: {_shown(path)} is {_size(found)}, but images of {size}x{size} are wanted and none is "
-            "enlarged: give a larger one."
+            f"{name}: {_shown(path)} is {_size(found)}, but images of {size}x{size} are wanted "
+            "and none is enlarged: give a larger one."
         )
 
 

@@ -1,9 +1,9 @@
 """Images made from a picture: started from it (SDEdit) or painted over it (RePaint).
 
 The picture may have any size: it is resized on its shorter side and cropped at the centre, as in
-training; the mask, which must have its size, likewise. What the editing does is `samplers.editing`.
-A model over latents edits the picture's latents; those whose pixels the mask touches are painted,
-and the picture itself is shown where the mask is black.
+training; the mask, which must have its size, likewise. The algorithms are in `samplers.editing`. A
+model over latents edits the picture's latents: those whose pixels the mask touches are painted, and
+the picture itself is kept where the mask is black.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ REPAINT_STEPS = 250  # Lugmayr et al. 2022, section 5; all T where there are few
 
 
 def check_one_picture(editing: Editing, inpainting: Inpainting) -> None:
-    """Refuse a picture to start from and one to paint over at once.
+    """Refuse to start from a picture and to paint over one at once.
 
     Raises:
       UsageError: see above.
@@ -39,7 +39,7 @@ def check_one_picture(editing: Editing, inpainting: Inpainting) -> None:
 def make_any(
     trained: TrainedModel, sampling: Sampling, editing: Editing, inpainting: Inpainting
 ) -> ImageGenerator:
-    """Return what makes images from the picture that one of the settings has, if any.
+    """Return the generator of images from the picture in one of the settings, if any.
 
     Raises:
       UsageError: as `make_generator`, `make_editor` and `make_painter`.
@@ -52,8 +52,7 @@ def make_any(
 
 
 def make_editor(trained: TrainedModel, sampling: Sampling, editing: Editing) -> ImageGenerator:
-    """Return what makes images that start from a picture with the noise of a level (Meng et al.
-    2022).
+    """Return the generator of images that start from a noised picture (Meng et al. 2022).
 
     Raises:
       UsageError: no picture, or one that cannot be used; what `sampling.make_generator` raises.
@@ -63,7 +62,7 @@ def make_editor(trained: TrainedModel, sampling: Sampling, editing: Editing) -> 
     times = start_from(times_in(model, sampling), editing.strength)
     sampler, record = sampler_over(model, sampling, times)
     record |= describe_picture("init_image", editing.image) | {"strength": editing.strength}
-    # The sampler's own table may have levels above, as EDM's has.
+    # The sampler's own table may have more noise levels, as EDM's has.
     picture = KnownPicture(_x_0(trained, photo), model.chain.at(times))
     generator = generator_with(trained, sampling, sampler, record)
     return _from_picture(generator, picture, {"original": photo})
@@ -72,14 +71,14 @@ def make_editor(trained: TrainedModel, sampling: Sampling, editing: Editing) -> 
 def make_painter(
     trained: TrainedModel, sampling: Sampling, inpainting: Inpainting
 ) -> ImageGenerator:
-    """Return what makes images that keep a picture where its mask is black.
+    """Return the generator of images that keep a picture where its mask is black.
 
-    The chain is walked as RePaint does or, with `sampling.sampler`, in any other way; the known
-    pixels are kept in the denoiser.
+    The sampler is RePaint or, if set, `sampling.sampler`; the known pixels are kept in the
+    denoiser.
 
     Raises:
-      UsageError: a picture or mask that cannot be used, a jump out of range, settings of a walk
-        that is not taken; what `sampling.make_generator` raises.
+      UsageError: a picture or mask that cannot be used, a jump out of range, settings of a sampler
+        that is not used; what `sampling.make_generator` raises.
     """
     model = trained.model
     photo = read_photo("inpaint", inpainting.image, model.image_shape)
@@ -87,8 +86,8 @@ def make_painter(
     sampler, times, record = _painting_walk(trained, sampling, inpainting)
     record |= describe_picture("inpaint", inpainting.image)
     record |= describe_picture("mask", inpainting.mask)
-    # What is to be painted over is grey: the encoder's attention and norms would see it in the
-    # latents that are kept.
+    # The painted part is grey: otherwise it would affect the kept latents through the encoder's
+    # attention and norms.
     kept = np.where(mask, MIDDLE_GREY, photo).astype(np.uint8)
     x_0, levels = _x_0(trained, kept), model.chain.at(times)
     if model.codec.is_exact:
@@ -103,7 +102,7 @@ def make_painter(
 def _painting_walk(
     trained: TrainedModel, sampling: Sampling, inpainting: Inpainting
 ) -> tuple[Sampler, np.ndarray, dict[str, Any]]:
-    """Return (the sampler, the times that it visits, what made it)."""
+    """Return (the sampler, the times that it visits, their record)."""
     model = trained.model
     own = {"jump": inpainting.jump, "resamplings": inpainting.resamplings}
     own = {name: value for name, value in own.items() if value is not None}
@@ -134,7 +133,7 @@ def _from_picture(
 
 
 def _x_0(trained: TrainedModel, photo: np.ndarray) -> np.ndarray:
-    """Return a photo, uint8 [H, W, C], as the model diffuses it: float32 [h, w, c]."""
+    """Return a photo, uint8 [H, W, C], as x_0 of the model: float32 [h, w, c]."""
     return np.asarray(jax.jit(trained.model.encode)(trained.weights, photo[None]))[0]
 
 

@@ -23,17 +23,17 @@ def write_drawing(
     *,
     seed: int | None,
 ) -> None:
-    """Draw a picture into a directory, and say where it is.
+    """Draw a picture into a directory, and print its path.
 
     Args:
       drawing: what is drawn.
       generator: of the images in it.
       directory: of the run's results.
-      made_by: what the record says of the model.
-      seed: of the noise; None where nothing is drawn at random.
+      made_by: the record's entries about the model.
+      seed: of the noise; None if nothing is drawn at random.
 
     Raises:
-      UsageError: the place is taken by a picture that was made otherwise.
+      UsageError: a picture with other settings exists there.
       FailureError: an image that is not finite, or files that cannot be written.
     """
     trained, seeds = generator.trained, {} if seed is None else {"seed": seed}

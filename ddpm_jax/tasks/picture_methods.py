@@ -1,4 +1,4 @@
-"""What a loaded diffusion model does with pictures: edits, paints, goes between, reconstructs."""
+"""Methods of a diffusion model that take pictures: edit, inpaint, interpolate, reconstruct."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from ddpm_jax.tasks.sampling import make_generator, times_in
 
 
 class PictureMethods(LoadedModel):
-    """A model's methods that take pictures; `settings` are those of `Model.sample`."""
+    """Methods of a model that take pictures; `settings` are those of `Model.sample`."""
 
     _maker: ImageMaker
 
@@ -56,15 +56,14 @@ class PictureMethods(LoadedModel):
         batch_size: int = 64,
         **settings: Any,
     ) -> np.ndarray:
-        """Make n images that keep a picture but where its mask is white: uint8 [n, H, W, C].
+        """Make n images that keep a picture except where its mask is white: uint8 [n, H, W, C].
 
         Args:
           photo: the picture.
           mask: bool or uint8 [H, W] of its size, or a file; True or white is painted.
           resamplings: how often RePaint walks each stretch of the chain; 10 by default.
           jump: steps in a stretch; by default a 25th of the chain.
-          n, seed, batch_size, settings: as in `sample`; with a sampler that walks instead of
-            RePaint.
+          n, seed, batch_size, settings: as in `sample`; a sampler replaces RePaint.
 
         Raises:
           UsageError: a picture or mask that cannot be used, settings as in `sample`.
@@ -86,9 +85,9 @@ class PictureMethods(LoadedModel):
         """Make n images on the way from a to b, both ends included: uint8 [n, H, W, C].
 
         Args:
-          a, b: two pictures, or two seeds, whose x_T are then the ends of an arc.
+          a, b: two pictures, or two seeds, whose x_T are the ends of an arc.
           n: at least 2.
-          t: at which x_t of two pictures the way is; by default half of the chain.
+          t: of the x_t in which two pictures are interpolated; by default half of the chain.
           seed: of the noise that all images have in common.
           settings: as in `sample`.
 
@@ -109,7 +108,7 @@ class PictureMethods(LoadedModel):
 
         Args:
           photo: the picture.
-          corrections: of each step up, each at the price of one more evaluation.
+          corrections: for each inversion step, each at the cost of one more evaluation.
           settings: steps, spacing, labels and guidance, as in `sample`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""A picture, the x_T that DDIM inversion finds for it, and the picture that DDIM makes of that."""
+"""A picture, its x_T by DDIM inversion, and its reconstruction by DDIM from that."""
 
 import dataclasses
 from typing import NamedTuple
@@ -22,19 +22,19 @@ from ddpm_jax.tasks.sampling_settings import Sampling
 
 
 class Reconstructed(NamedTuple):
-    """A picture's latent, and what DDIM makes of it."""
+    """The x_T of a picture, and its reconstruction."""
 
     x_T: np.ndarray  # float32 [h, w, c]
     image: np.ndarray  # uint8 [H, W, C]
     rmse: float  # root mean squared error of x_0, in units of the codec
-    shown: np.ndarray  # uint8 [3, H, W, C]: what x_0, x_T and the found x_0 stand for
+    shown: np.ndarray  # uint8 [3, H, W, C]: x_0, x_T and the reconstructed x_0, decoded
 
 
 def decided(sampling: Sampling) -> Sampling:
     """Return the settings of a reconstruction: DDIM, nothing clipped.
 
     Raises:
-      UsageError: they ask for something else.
+      UsageError: they set another sampler or clipping.
     """
     if sampling.sampler not in (None, "ddim"):
         raise UsageError(
@@ -51,10 +51,10 @@ def decided(sampling: Sampling) -> Sampling:
 def reconstruct(
     generator: ImageGenerator, photo: np.ndarray, times: np.ndarray, *, corrections: int
 ) -> Reconstructed:
-    """Walk a photo, uint8 [H, W, C], up to its x_T and back over the same times, [N].
+    """Invert a photo, uint8 [H, W, C], to its x_T and go back over the same times, [N].
 
     Raises:
-      FailureError: what comes out is not finite.
+      FailureError: the result is not finite.
     """
     trained = generator.trained
     params = generator.params
@@ -105,7 +105,7 @@ def draw_reconstruction(
 
     def draw() -> Drawn:
         found = reconstruct(generator, photo, times, corrections=corrections)
-        # Of latents, what the first stage alone makes of the photo stands between.
+        # For latents, the reconstruction by the first stage alone comes second.
         images = np.concatenate([photo[None], found.shown if latents else found.shown[1:]])
         said = (
             f"{path}, its x_T and its reconstruction in {len(times)} steps with {corrections} "

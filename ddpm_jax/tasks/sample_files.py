@@ -1,4 +1,4 @@
-"""Samples as files: shards with a manifest, a grid of the first, and the chains of a few."""
+"""Samples as files: shards with a manifest, a grid of the first ones, and some chains."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ from ddpm_jax.tasks import names
 from ddpm_jax.tasks.image_generator import ImageGenerator
 
 IN_GRID = 64  # images in grid.png
-GRID_COLUMNS = 8  # of a grid whose columns are classes, about
+GRID_COLUMNS = 8  # about, in a grid whose columns are classes
 IN_CHAIN = 8  # chains in chain.png and chain.gif
 CHAIN_ROWS = ("x_t", "x_0")  # the second is predicted from the first
 FRAMES = 60  # moments of a chain in chain.gif
@@ -54,7 +54,7 @@ class Samples(Settings):
 
 
 def folder_name(generator: ImageGenerator, samples: Samples) -> str:
-    """Return what the folder of such samples is called."""
+    """Return the name of the folder for such samples."""
     trained, record = generator.trained, generator.record
     model = f"step{trained.step}_{trained.average}_seed{samples.seed}"
     return names.joined(names.what(record), model, names.how(record), f"n{samples.num_samples}")
@@ -66,7 +66,9 @@ def write_samples(
     made_by: Mapping[str, Any],
     samples: Samples,
 ) -> None:
-    """Make samples and write them as shards; `made_by` says in the manifest of which model they are.
+    """Make samples and write them as shards.
+
+    `made_by` are the manifest's entries about the model.
 
     Raises:
       UsageError, FailureError, Stopped: as `storing.write_shards`.
@@ -96,7 +98,7 @@ def write_samples(
 
 
 def draw_grid(generator: ImageGenerator, directory: os.PathLike, *, num_samples: int) -> None:
-    """Draw the first samples of a directory as grid.png, and say where everything is."""
+    """Draw the first samples of a directory as grid.png, and print the paths."""
     columns = _columns(generator)
     shown = min(IN_GRID // (columns or 1) * (columns or 1), num_samples)
     with reporting(directory / "grid.png"):
@@ -122,7 +124,7 @@ def draw_grid(generator: ImageGenerator, directory: os.PathLike, *, num_samples:
 
 
 def draw_chain(generator: ImageGenerator, directory: os.PathLike, samples: Samples) -> None:
-    """Draw the chains of the first images as chain.png and chain.gif, and say where they are."""
+    """Draw the chains of the first images as chain.png and chain.gif, and print the paths."""
     num_rows, num_chains = generator.sampler.num_rows, min(IN_CHAIN, samples.num_samples)
     num_frames = min(FRAMES, num_rows + 1)
     indices = np.arange(num_chains)
@@ -145,21 +147,19 @@ def draw_chain(generator: ImageGenerator, directory: os.PathLike, samples: Sampl
 
 
 def _columns(generator: ImageGenerator) -> int | None:
-    """Return as many columns as make every one a class, about eight; None, a square, where there
-    are no classes."""
+    """Return about eight columns such that each has one class; None, a square, without classes."""
     labels = generator.record.get("labels", ())
     return len(labels) * max(1, GRID_COLUMNS // len(labels)) if 1 < len(labels) <= IN_GRID else None
 
 
 def _classes(generator: ImageGenerator) -> list[str]:
-    """Return the classes that the images take in turn, by name where the names are known."""
+    """Return the classes that the images take in turn, by name if known."""
     names = dict(enumerate(generator.class_names))
     return [visible(names.get(label, str(label))) for label in generator.record.get("labels", ())]
 
 
 def _column_labels(generator: ImageGenerator, columns: int | None, shown: int) -> list[str]:
-    """Return the classes of the grid's columns, "" over empty ones; none where a column is of
-    several."""
+    """Return the classes of the grid's columns, "" over empty ones; [] without classes."""
     classes = _classes(generator)
     if not (columns and classes):
         return []
@@ -167,7 +167,7 @@ def _column_labels(generator: ImageGenerator, columns: int | None, shown: int) -
 
 
 def _title(record: dict[str, Any]) -> str:
-    """Return what was done to a picture, for the head of the grid."""
+    """Return the title of the grid, which says how the picture was used."""
     if "init_image" in record:
         return f"made from it, strength {record['strength']:g}"
     return "painted" if "inpaint" in record else "enlarged"

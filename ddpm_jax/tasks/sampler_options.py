@@ -1,4 +1,4 @@
-"""Texts and Python values of a spacing and of a sampler's options, as a user gives them."""
+"""Spacing and options of a sampler, read from texts or Python values."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,10 @@ MAX_OPTION = 1000  # of an option that is a whole number: orders, and steps with
 
 
 def spacing_from(text: str) -> str | tuple[float, ...]:
-    """Read a spacing: the name of one, or timesteps as in 999,500,0.
+    """Read a spacing: a name, or timesteps as in 999,500,0.
 
     Raises:
-      UsageError: nothing, or a list that holds something else.
+      UsageError: an empty text, or a list with something other than timesteps.
     """
     if not text.strip():
         raise UsageError("spacing is empty: give it a value, as in trailing, or leave it out.")
@@ -69,7 +69,10 @@ def typed_options(sampler: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _option(value: Any, default: Any) -> Any:
-    """Return the value of an option as the type of its default; infinity where that is the default."""
+    """Return the value of an option with the type of its default.
+
+    Infinity is accepted where it is the default.
+    """
     text = value if isinstance(value, str) else annotations.format_number(value)
     match default:
         case int():
@@ -80,7 +83,7 @@ def _option(value: Any, default: Any) -> Any:
 
 
 def options_in_words() -> str:
-    """Name every sampler that has options, with these and their defaults."""
+    """Return every sampler that has options, with these and their defaults, in words."""
     options = {
         name: ",".join(f"{k}={v}" for k, v in default_options(name).items()) for name in SAMPLERS
     }

@@ -1,4 +1,4 @@
-"""A trained model and `Sampling` settings -> an `ImageGenerator`."""
+"""An `ImageGenerator` from a trained model and `Sampling` settings."""
 
 import sys
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from ddpm_jax.tasks.sampling_settings import DEFAULT_STEPS, Conditions, Sampling
 
 
 def make_generator(trained: TrainedModel, sampling: Sampling) -> ImageGenerator:
-    """Return what makes images as the settings ask for.
+    """Return the generator of images that the settings describe.
 
     Raises:
-      UsageError: settings that this model cannot have: of labels, guidance, clipping, the picture
-        to enlarge, a number of steps that the chain does not have.
+      UsageError: labels, guidance, clipping or a picture to enlarge that this model cannot have, or
+        a number of steps that the chain does not have.
       FailureError: a checkpoint of a second model is damaged.
     """
     sampler, record = sampler_over(trained.model, sampling, times_in(trained.model, sampling))
@@ -38,10 +38,10 @@ def make_generator(trained: TrainedModel, sampling: Sampling) -> ImageGenerator:
 def generator_with(
     trained: TrainedModel, conditions: Conditions, sampler: Sampler, record: dict[str, Any]
 ) -> ImageGenerator:
-    """Return what makes images by a sampler that is there; `record` says how that was made.
+    """Return the generator of images by a given sampler, whose record is `record`.
 
     Raises:
-      UsageError: as `make_generator`, but for the steps.
+      UsageError: as `make_generator`, except for the steps.
     """
     model = trained.model
     clip = _clipping(model, conditions.clip)
@@ -64,7 +64,7 @@ def generator_with(
 def generator_on(
     trained: TrainedModel, conditions: Conditions, schedule: Schedule | None
 ) -> ImageGenerator:
-    """Return what has the denoiser on a schedule, that of the whole chain for None.
+    """Return a generator with the denoiser on a schedule; None is the whole chain.
 
     Raises:
       UsageError: as `generator_with`.
@@ -74,10 +74,9 @@ def generator_on(
 
 
 def times_in(model: DiffusionModel, sampling: Sampling, *, most: int | None = None) -> np.ndarray:
-    """Return the times of the noise levels that are visited, [N], increasing.
+    """Return the times of the visited noise levels, [N], increasing.
 
-    Where no number of steps is given it is `most`, or T where that is less; without `most` it is
-    that of the sampler.
+    The default number of steps is `most`, but at most T; without `most` it depends on the sampler.
 
     Raises:
       UsageError: an unknown spacing, a list of another number of timesteps, or a number of steps
@@ -98,7 +97,7 @@ def _default_steps(model: DiffusionModel, sampling: Sampling, most: int | None) 
 def sampler_over(
     model: DiffusionModel, sampling: Sampling, times: np.ndarray
 ) -> tuple[Sampler, dict[str, Any]]:
-    """Return (the sampler over these times, what made it).
+    """Return (the sampler over these times, its record).
 
     Raises:
       UsageError: an option that the sampler does not have, or a value that it cannot take.
@@ -109,7 +108,7 @@ def sampler_over(
     if sampling.spacing not in (None, sampling.default_spacing):
         spacing = sampling.spacing
         record["spacing"] = list(spacing) if isinstance(spacing, tuple) else spacing
-    # Infinity is given where it is the default already, and JSON does not know it.
+    # Infinity can only be a default, and JSON does not have it.
     if finite := {name: value for name, value in options.items() if value != np.inf}:
         record["sampler_options"] = finite
     return sampler, record
@@ -124,7 +123,7 @@ def _clipping(model: DiffusionModel, asked: str | None) -> str:
 
 
 def _labels(guide: Guide, given: Sequence[int | str] | None) -> np.ndarray | None:
-    """Return the labels that the images take in turn, int32; None where no model takes any."""
+    """Return the labels that the images take in turn, int32; None if no model takes any."""
     num_classes = guide.labelled.model.conditioning.num_classes
     if given is None:
         return np.arange(num_classes, dtype=np.int32) if num_classes else None
@@ -142,8 +141,7 @@ def _labels(guide: Guide, given: Sequence[int | str] | None) -> np.ndarray | Non
 
 
 def _low_res(model: DiffusionModel, picture: Picture | None) -> np.ndarray | None:
-    """Return the picture to enlarge as the network takes it: float32 [H, W, C]; None for a model
-    that enlarges none."""
+    """Return the picture to enlarge as the network takes it: float32 [H, W, C], or None."""
     factor = model.conditioning.low_res_factor
     if not factor:
         if picture is not None:

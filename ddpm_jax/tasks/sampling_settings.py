@@ -1,7 +1,7 @@
-"""Settings of images made from a model: how the chain is walked, and guidance.
+"""Settings of images made from a model: sampler, conditions and guidance.
 
-The records are the same for flags and for Python calls. What needs the model to be checked
-(whether it knows a class, say) is checked where a record is used.
+The records are the same for flags and for Python calls. Checks that need the model (whether it has
+a class, say) are made where a record is used.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from ddpm_jax.tasks.sampler_options import (
 )
 
 DEFAULT_SAMPLER = "ancestral"
-DEFAULT_STEPS = 50  # of every sampler but the ancestral, which by default takes all T
+DEFAULT_STEPS = 50  # of every sampler except the ancestral one, which by default takes all T
 MAX_SCALE = 1_000_000  # of guidance
 _SHARE = {"valid": lambda value: 0 <= value <= 1, "wanted": "in 0..1"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance(Settings, prefix="guidance_"):
-    """How images are pushed towards their class; without a scale they are not.
+    """How far images are guided towards their class; without a scale they are not.
 
     With `classifier` or `weaker` the scale is that of this guidance, otherwise of classifier-free
     guidance.
@@ -149,8 +149,8 @@ class Sampling(Conditions):
     spacing: tuple[int | float, ...] | str | None = setting(
         None,
         f"Which of the T noise levels: {', '.join(SPACINGS)}, or the timesteps themselves, as in "
-        "999,500,0, or the number of steps in equal sections of the chain, least noise first, as in "
-        "sections:10,10,20; by default linspace for ancestral and trailing for others.",
+        "999,500,0, or the number of steps in equal sections of the chain, least noise first, as "
+        "in sections:10,10,20; by default linspace for ancestral and trailing for others.",
         metavar="NAME",
         read=spacing_from,
     )
@@ -171,10 +171,10 @@ class Sampling(Conditions):
 
     @property
     def sampler_name(self) -> str:
-        """Return the name of the sampler, the default's where none is given."""
+        """Return the name of the sampler, or the default."""
         return DEFAULT_SAMPLER if self.sampler is None else self.sampler
 
     @property
     def default_spacing(self) -> str:
-        """Return the spacing where none is given."""
+        """Return the default spacing of the sampler."""
         return "linspace" if self.sampler_name == "ancestral" else "trailing"
