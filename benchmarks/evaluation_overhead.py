@@ -82,7 +82,7 @@ def measure(config_path, batch, evaluations, rounds):
         for _ in range(rounds):
             bare.append(time_bare(forward, *arguments, evaluations))
             loop.append(time_loop(bound, params, *rest))
-    # Each round of the loop beside the bare one just before it, so that a slow drift of the machine
+    # Each round of the loop next to the bare one just before it, so that a slow drift of the machine
     # cancels.
     overhead = statistics.median(whole / alone - 1 for whole, alone in zip(loop, bare, strict=True))
     return {

@@ -6,7 +6,7 @@ and precision.
 
 Encodes images to moments and decodes latents, both without gradients, after it has checked that
 both networks return the same. Runs of the two are interleaved, since other work on the machine
-disturbs both alike, and medians are reported with the fastest run beside them. Both use the GPU if
+disturbs both alike, and medians are reported with the fastest run next to them. Both use the GPU if
 both can, else the CPU with the same number of threads. A ratio above 1 means that ours is faster.
 """
 

@@ -132,7 +132,7 @@ def measure(steps, rounds):
 
 
 def overhead(bare, loop, kind):
-    """In percent; each round of the loop beside the bare one just before it, so that a machine's
+    """In percent; each round of the loop next to the bare one just before it, so that a machine's
     slow drift cancels."""
     return 100 * statistics.median(
         whole[kind] / alone[kind] - 1 for whole, alone in zip(loop, bare, strict=True)

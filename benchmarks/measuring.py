@@ -49,7 +49,7 @@ class Program(NamedTuple):
     call: Callable[..., Any]
     flops: float  # of one call; the body of a loop is counted once
     compile_seconds: float
-    temporary_bytes: int  # that XLA sets aside on a device beside arguments and results
+    temporary_bytes: int  # that XLA sets aside on a device besides arguments and results
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
@@ -113,7 +113,7 @@ def seconds(task: Callable[[], object]) -> float:
 
 
 def wall_and_processor_seconds(task: Callable[[], object]) -> tuple[float, float]:
-    """As `seconds`, and beside it what all threads of this process spent on a processor.
+    """As `seconds`, with what all threads of this process spent on a processor.
 
     The latter is also disturbed by other programs, but less: by caches they share, not by waiting
     for a core.

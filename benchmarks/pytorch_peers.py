@@ -117,7 +117,7 @@ def pytorch_training_step(
       batch: as ours is given it.
       dtype: of the computation, float32 or bfloat16.
       device: of the network.
-      told: what it is told beside images and times.
+      told: its inputs besides images and times.
       layout: of the images; the network has it already.
       of_adam: options of torch.optim.Adam.
     """

@@ -7,7 +7,7 @@ threads and precision.
 Checks first that both networks return the same output, then times a forward pass (no dropout) and a
 training step: mean squared error, gradients, Adam; dropout 0.1 in both. Runs of the two are
 interleaved, since other work on the machine disturbs both alike, and medians are reported with the
-fastest run beside them, and the ratio of what the threads of each spent on the processor. Both use
+fastest run next to them, and the ratio of what the threads of each spent on the processor. Both use
 the GPU if both can, else the CPU with the same number of threads. A ratio above 1 means that ours
 is faster.
 """
@@ -75,7 +75,7 @@ def pytorch_tasks(
 ) -> Tasks:
     """Returns their forward pass and their training step; each call waits for the device.
 
-    `told` is what the network is given beside images and times.
+    `told` is the inputs of the network besides images and times.
     """
     x, t = channels_first(batch.x, device), torch.tensor(batch.t, device=device)
     # The same float32 as XLA's on a GPU, where both round the factors of a product to

@@ -43,6 +43,6 @@ def format_number(value: Any) -> str:
     return str(int(value)) if isinstance(value, numbers.Integral) else repr(float(value))
 
 
-def quoted(value: Any) -> str:
-    """Return the text of a flag, or a Python value, as quoted in a sentence."""
+def format_flag_value(value: Any) -> str:
+    """Return the text of a flag, or a Python value, in the form that messages show."""
     return value if isinstance(value, str) and _NUMERALS.fullmatch(value) else repr(value)

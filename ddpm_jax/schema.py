@@ -15,7 +15,7 @@ LARGEST = 16 << 20  # bytes of a text
 DEEPEST = 32  # levels of nested lists and objects
 WHOLE = 2**63 - 1  # the largest 64-bit integer
 _DIGITS = 20  # of a whole number as text, its sign included
-_SHOWN = 40  # characters of a value that are shown
+_SHOWN = 40  # characters of a value in a message
 _ABSENT = object()
 
 

@@ -140,7 +140,9 @@ class Setting:
         except UsageError:
             raise
         except ValueError as error:
-            raise UsageError(f"{self.name} is {annotations.quoted(value)}: {error}.") from None
+            raise UsageError(
+                f"{self.name} is {annotations.format_flag_value(value)}: {error}."
+            ) from None
 
     def _read_text(self, kind: Any, text: str) -> Any:
         if kind is bool:

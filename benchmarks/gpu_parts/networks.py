@@ -1,4 +1,4 @@
-"""The two networks that are measured, at full and at toy size, with what they are told."""
+"""The two networks that are measured, at full and at toy size, with their conditions."""
 
 import contextlib
 import pathlib

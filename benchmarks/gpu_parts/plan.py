@@ -1,4 +1,4 @@
-"""What a part is told, how it says that it cannot be measured, and how it takes times."""
+"""The plan of a part, how it reports that it cannot be measured, and how it takes times."""
 
 import json
 import os
@@ -13,7 +13,7 @@ Save = Callable[[Record], None]
 
 
 class Plan(NamedTuple):
-    """What every part is told."""
+    """The plan of every part."""
 
     small: bool  # toy sizes, for a CPU
     folder: pathlib.Path  # what one part leaves for another; of this benchmark alone
@@ -33,9 +33,9 @@ class Skipped(Exception):
 
 def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
     """Replaces a file as a whole: whoever reads it finds the old one or the new one."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(beside, path)
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 def read_json(path: pathlib.Path) -> Record | None:

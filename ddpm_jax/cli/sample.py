@@ -9,7 +9,7 @@
     python sample.py --ckpt runs/cifar10 --init_image photo.png --strength 0.6
     python sample.py --ckpt runs/cifar10 --inpaint photo.png --mask mask.png
     python sample.py --ckpt runs/digits_sr --low_res small.png
-    python sample.py --ckpt runs/cifar10 --interpolate a.png b.png from one picture to another
+    python sample.py --ckpt runs/cifar10 --interpolate a.png b.png  from one picture to another
     python sample.py --ckpt runs/cifar10 --shared_latents         samples that share an x_t
     python sample.py --ckpt runs/cifar10 --interpolate_seeds 1,2 --sampler ddim
     python sample.py --ckpt runs/cifar10 --reconstruct photo.png --corrections 3

@@ -13,7 +13,7 @@ from ddpm_jax.experiments.config import flatten
 from ddpm_jax.experiments.config_field import Field, Owner
 from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.owners import FIRST_STAGE, OBJECTIVES
-from ddpm_jax.schema import shown
+from ddpm_jax.schema import format_value
 
 # of residual blocks on the way down of a U-Net, each of which takes about a second to trace
 _BLOCKS = 64
@@ -40,7 +40,7 @@ def check_config(config: ConfigDict) -> None:
 def _check_value(field: Field, value: Any) -> None:
     complaint = field.complaint(value)
     if complaint is not None:
-        text = shown(value) if isinstance(value, tuple | str) else value
+        text = format_value(value) if isinstance(value, tuple | str) else value
         raise UsageError(f"{field.name} is {text}: {complaint}")
 
 

@@ -69,8 +69,8 @@ def encode_pictures(
     stage, seed = trained.model.stage, (settings.seed or 0) if settings.sample else None
     if settings.sample and stage.kind != "vae":
         raise UsageError(
-            f"sample draws from a posterior, which a first stage of the kind {stage.kind!r} has "
-            "not."
+            f"sample draws from a posterior, which a first stage of the kind {stage.kind!r} does "
+            "not have."
         )
     size = _read_size(trained.model, settings)
     for path in paths:

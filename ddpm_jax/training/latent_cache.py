@@ -259,5 +259,5 @@ def _read(path: pathlib.Path, expected: Header) -> np.ndarray:
             return map_npy(path, expected)
         except BadArchive as error:
             raise FailureError(
-                f"{path} is damaged ({error}): delete it, and it is encoded anew."
+                f"{path} is damaged ({error}): delete it, and it is encoded again."
             ) from error

@@ -15,7 +15,7 @@ from ddpm_jax.files import absolute, as_path, check_place, is_remote, reporting
 from ddpm_jax.monitoring.records import RECORDS, SECONDS, Record, read
 from ddpm_jax.monitoring.results import format_table
 from ddpm_jax.plotting.runs import Curve, compare_runs
-from ddpm_jax.schema import shown
+from ddpm_jax.schema import format_value
 from ddpm_jax.settings import Settings, setting
 
 CONFIG_FILE = "config.json"
@@ -195,7 +195,7 @@ def _curve(run: Run, metric: str, over: str) -> tuple[np.ndarray, np.ndarray]:
         scale = run.config["train.batch_size"]
         if not isinstance(scale, int) or isinstance(scale, bool):
             raise UsageError(
-                f"The batch size in {CONFIG_FILE} of {run.name} is {shown(scale)}: use x step."
+                f"The batch size in {CONFIG_FILE} of {run.name} is {format_value(scale)}: use x step."
             )
     return np.array([record["step"] * scale for record in records], np.float64), y
 

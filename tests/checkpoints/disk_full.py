@@ -19,7 +19,7 @@ def main():
     for step in (1, 2):
         # Random numbers, because zeros compress to nothing.
         state = {"params": np.random.default_rng(step).random(1_000_000, np.float32)}
-        # More of them, because a write beside the one that fails has something to say of its own.
+        # More of them, because a write next to the one that fails also prints something.
         state |= {
             f"more{i}": np.random.default_rng(step + i).random(300_000, np.float32)
             for i in range(9)

@@ -120,7 +120,7 @@ def train_with(tmp_path_factory, data_dir):
 
 @pytest.fixture(scope="session")
 def trained_by_class(train_with):
-    """A run that is told the class, a quarter of the labels hidden."""
+    """A class-conditional run, a quarter of whose labels are dropped."""
     return train_with("--config.condition.num_classes=10", "--config.condition.label_dropout=0.25")
 
 

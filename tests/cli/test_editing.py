@@ -87,7 +87,7 @@ def test_inpainting_keeps_what_is_black_in_the_mask(invoke, trained, photo, mask
     assert invoke("sample", *argv, *flags).code == 0
     images = read(tmp_path / "o")[..., 0]
     np.testing.assert_array_equal(images[:, 4:], np.broadcast_to(digit[4:], (4, 4, 8)))
-    assert np.any(images[0, :4] != images[1, :4])  # painted anew, each in its own way
+    assert np.any(images[0, :4] != images[1, :4])  # painted again, each in its own way
     record = json.loads((tmp_path / "o" / "manifest.json").read_text())
     assert record["sampler"] == ("repaint" if "--jump" in flags else "dpmpp_2m")
     for name, file in (("inpaint", path), ("mask", mask)):

@@ -175,7 +175,7 @@ def test_a_draw_of_the_posterior_follows_from_the_seed_and_the_pictures_number(
     eps = (drawn["latents"] - drawn["mean"]) * np.exp(-0.5 * drawn["log_variance"])
     assert abs(eps.mean()) < 4 / eps.size**0.5  # 3,840 draws of N(0, 1): four standard errors
     assert abs(eps.var() - 1) < 4 * (2 / eps.size) ** 0.5
-    assert len(np.unique(eps[:, 0, 0, 0])) == len(many)  # the same five pictures, drawn anew
+    assert len(np.unique(eps[:, 0, 0, 0])) == len(many)  # the same five pictures, drawn again
     few = encoded(
         stages["vae"], *photos[0][:3], "--sample", "--seed", "1", out=tmp_path / "few.npz"
     )
@@ -254,7 +254,7 @@ def test_pictures_that_cannot_be_encoded_are_refused(refused, stages, photos, tm
         ),
         ([photo, "--size", "8", "--keep_size"], "give one of them"),
         ([photo, tall, "--keep_size"], "tall.png is 8x16 and"),
-        ([photo, "--sample"], "a first stage of the kind 'ae' has not"),
+        ([photo, "--sample"], "a first stage of the kind 'ae' does not have"),
         ([photo, "--seed", "1"], "seed is of the draws of sample"),
     ):
         refused("encode", "--ckpt", ae, *arguments, "--out", tmp_path / "x.npz", says=[says])

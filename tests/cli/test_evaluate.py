@@ -1,4 +1,4 @@
-"""`python evaluate.py`: numbers and pictures beside the checkpoint; stopped, it goes on; what it
+"""`python evaluate.py`: numbers and pictures next to the checkpoint; stopped, it continues; what it
 refuses."""
 
 import dataclasses

@@ -1,5 +1,5 @@
 """`--metric bpd_ode`: what is recorded, that it goes on, which network at which times the flow is
-made of, and what a conditional network is told.
+made of, and the conditions of a conditional network.
 """
 
 import dataclasses
@@ -166,7 +166,7 @@ def rescaled():
 def test_at_the_chains_own_times_the_flow_has_the_epsilon_of_the_unclipped_chain(
     rescaled, parameterization
 ):
-    """So the network is told the rescaled time, μ means what it does in the chain from t = 0 on,
+    """So the network receives the rescaled time, μ means what it does in the chain from t = 0 on,
     nothing is cut."""
     experiment, params = rescaled(parameterization)
     chain = make_process(experiment.chain, parameterization, "fixed_large").denoiser(

@@ -315,7 +315,7 @@ def open_to_all():
 
 
 def _as_somebody(unreadable, *folders):
-    """Return what another user, who cannot read everything, is told when loading the folders."""
+    """Return what another user, who cannot read everything, reads when loading the folders."""
     command = [sys.executable, "-c", textwrap.dedent(AS_SOMEBODY), unreadable, *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     return done.stdout.splitlines()

@@ -101,7 +101,7 @@ class Closed(NamedTuple):
 
     @classmethod
     def form(cls):
-        # alphas_bar anew from the betas: no table of the package.
+        # alphas_bar computed again from the betas: no table of the package.
         betas = make_betas("linear", T, beta_start=1e-3, beta_end=0.35)
         a_bar = np.cumprod(1 - betas)
         a_prev = np.append(1, a_bar[:-1])

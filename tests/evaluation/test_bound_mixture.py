@@ -22,7 +22,7 @@ from ddpm_jax.evaluation.strata import make_strata
 
 SHAPE = (2, 2, 1)
 MEANS = np.random.default_rng(0).uniform(-0.6, 0.6, (3, *SHAPE))
-# Standard deviations of 0.1 to 0.14, 13 to 18 levels: bins are narrow beside them, and no pixel
+# Standard deviations of 0.1 to 0.14, 13 to 18 levels: bins are narrow compared with them, and no pixel
 # comes to 0 or 255.
 IMAGES = mixtures.make_mixture([0.2, 0.5, 0.3], MEANS, [0.01, 0.02, 0.015])
 COUNT = 4000

@@ -2,7 +2,7 @@
 to the optimum.
 
 8-bit images of a Gaussian mixture go in; out come an error against the optimal ε, a bound and a
-likelihood by the flow, each beside what the perfect prediction has on the same images with the same
+likelihood by the flow, each next to that of the perfect prediction on the same images with the same
 noise. The difference is paid for learning.
 """
 

@@ -53,7 +53,7 @@ def make(number: int, world: pathlib.Path, here: pathlib.Path) -> Case:
 
 @functools.cache
 def expected(name: str, world: pathlib.Path) -> dict[str, bytes]:
-    """What the undamaged command makes; kept beside the world for the next process."""
+    """Return the results of the undamaged command, kept next to the world for the next process."""
     here = world / f"expected-{name}"
     if not here.exists():
         half = world.parent / f"half-{os.getpid()}"

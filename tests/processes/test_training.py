@@ -53,7 +53,7 @@ def test_a_signal_to_one_process_saves_at_a_common_step_and_ends_both_with_succe
 def test_a_run_moves_between_devices_and_processes_and_keeps_its_curve(
     tmp_path, train, losses, last_recorded
 ):
-    """1 device, 4 devices, 2 processes of 2 devices stopped and killed, 1 device; beside it a run
+    """1 device, 4 devices, 2 processes of 2 devices stopped and killed, 1 device; next to it a run
     that never moves."""
     moving, still = tmp_path / "moving", tmp_path / "still"
     train(moving, 6).succeed()

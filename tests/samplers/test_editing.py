@@ -241,7 +241,7 @@ def law_of_algorithm_1(times, jump, resamplings, variance):
         mean = step @ mean + b * (MEAN - np.sqrt(bars[t]) * gain @ MEAN)
         covariance = step @ covariance @ step.T + sigma_2 * np.eye(2)
         mean[0] = np.sqrt(bars[to]) * KNOWN
-        # known: drawn anew, covaries with nothing
+        # known: drawn again, covaries with nothing
         covariance = np.diag([1 - bars[to], covariance[1, 1]])
     return mean[1], covariance[1, 1]
 
@@ -353,7 +353,7 @@ def mixing_denoiser(schedule):
 
 
 def inpainted(sampler, index=range(3), picture=PICTURE):
-    """x_0 of the images `index`, from the noised picture, the right half painted anew."""
+    """x_0 of the images `index`, from the noised picture, the right half painted again."""
     keys = make_keys(index)
     known, mask = (jnp.broadcast_to(x, (len(keys), *SHAPE)) for x in (picture, HALF))
     denoiser = keep_known(mixing_denoiser(sampler.schedule), known, mask)

@@ -18,7 +18,7 @@ def _rows(source):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory, folder):
-    """The same twelve pictures of two classes on a disk and in the bucket, and beside them what is
+    """The same twelve pictures of two classes on a disk and in the bucket, and next to them what is
     no picture."""
     here, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for i in range(12):

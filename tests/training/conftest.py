@@ -82,7 +82,7 @@ def linear():
 
 @pytest.fixture(scope="session")
 def network_objective(ddpm_objective):
-    """network_objective(model, num_timesteps): the same, of a Flax network that is told nothing but
+    """network_objective(model, num_timesteps): the same, of a Flax network that receives nothing but
     x_t and t."""
 
     def make(model, num_timesteps):

@@ -10,7 +10,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.training.classifier_objective import ClassifierAux, classifier_objective
 
 T, B, K = 10, 24, 3  # T no multiple of 4: the quarters are not equally large
-SCALE = 100.0  # the network is told 100 t
+SCALE = 100.0  # the network receives 100 t
 rng = np.random.default_rng(0)
 BATCH = {
     "image": rng.integers(0, 256, (B, 4, 6, 1), np.uint8),

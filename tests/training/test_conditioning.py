@@ -1,4 +1,4 @@
-"""What a model is told of an example: which labels are hidden, and the low-resolution image."""
+"""Conditions of an example: which labels are dropped, and the low-resolution image."""
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def test_a_model_is_told_what_its_fields_say_and_nothing_else():
 
 
 def test_the_objective_hides_the_labels_of_its_stream_and_mirrors_what_it_shrinks(ddpm_objective):
-    """Networks that answer with what they are told: the loss is the error of that against the
+    """Networks that return their condition: the loss is the error of that against the
     noise, by hand."""
 
     def objective(conditioning, answer):

@@ -91,7 +91,7 @@ def test_latents_that_were_kept_give_the_loss_of_those_encoded_on_the_fly(flip):
     ]
     np.testing.assert_array_equal(losses[0], losses[1])
     np.testing.assert_array_equal(losses[2], losses[3])
-    assert not np.array_equal(losses[0], losses[2])  # z is drawn anew in every step
+    assert not np.array_equal(losses[0], losses[2])  # z is drawn again in every step
 
 
 def test_mirror_images_are_encoded_and_not_latents_mirrored():
