@@ -114,7 +114,7 @@ def check(value: Any, kind: Kind, name: str = "") -> None:
             good = isinstance(value, dict)
     if not good:
         raise Malformed(
-            f"{f'its {name}' if name else 'it'} is {shown(value)}, and {kind} is expected"
+            f"{f'its {name}' if name else 'it'} is {format_value(value)}, and {kind} is expected"
         )
     if isinstance(kind, Table):
         for field in kind.required:
@@ -135,7 +135,7 @@ def differing(found: Any, wanted: Any, name: str = "") -> dict[str, tuple[str, s
     is "absent", unless it is null in the other; a SHA-256 is abbreviated.
     """
     if not (isinstance(found, dict) and isinstance(wanted, dict)):
-        return {} if found == wanted else {name: (shown(found), shown(wanted))}
+        return {} if found == wanted else {name: (format_value(found), format_value(wanted))}
     pairs = {
         field: (found.get(field, _ABSENT), wanted.get(field, _ABSENT))
         for field in {**found, **wanted}
@@ -148,7 +148,7 @@ def differing(found: Any, wanted: Any, name: str = "") -> dict[str, tuple[str, s
     }
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a short, printable form of a value for a sentence."""
     if value is _ABSENT:
         return "absent"
@@ -159,7 +159,7 @@ def shown(value: Any) -> str:
 
 
 def _dotted(name: str, field: str) -> str:
-    field = field if field.isprintable() and len(field) <= _SHOWN else shown(field)
+    field = field if field.isprintable() and len(field) <= _SHOWN else format_value(field)
     return f"{name}.{field}" if name else field
 
 

@@ -311,7 +311,8 @@ def _check_files(folder: Any) -> None:
         foreign = next((name for name in classes if not name.startswith(_TFDS_PREFIX)), None)
         if foreign is not None:
             raise UsageError(
-                f"{path} names the class {schema.format_value(foreign)}, and importing it would run code "
+                f"{path} names the class {schema.format_value(foreign)}, and importing it would "
+                "run code "
                 "of its own: only datasets whose features are those of tensorflow-datasets are "
                 "read."
             )

@@ -195,7 +195,8 @@ def _curve(run: Run, metric: str, over: str) -> tuple[np.ndarray, np.ndarray]:
         scale = run.config["train.batch_size"]
         if not isinstance(scale, int) or isinstance(scale, bool):
             raise UsageError(
-                f"The batch size in {CONFIG_FILE} of {run.name} is {format_value(scale)}: use x step."
+                f"The batch size in {CONFIG_FILE} of {run.name} is {format_value(scale)}: "
+                "use x step."
             )
     return np.array([record["step"] * scale for record in records], np.float64), y
 
