@@ -81,8 +81,8 @@ def check_denoiser(denoiser: Any) -> None:
     if not isinstance(denoiser, Denoiser):
         raise UsageError(
             f"A Denoiser is needed, which knows its schedule, not a {type(denoiser).__name__}: "
-            "make one from a network by make_process(chain, ...).denoiser(network, sampler.schedule, "
-            "clip='static'), or from a function (x_t, t) -> Prediction by "
+            "make one from a network by make_process(chain, ...).denoiser(network, "
+            "sampler.schedule, clip='static'), or from a function (x_t, t) -> Prediction by "
             "denoiser.from_function(sampler.schedule, function)."
         )
 

@@ -7,7 +7,7 @@ term is `diffusion.likelihood`; here are the loop over t, the draws of ε, and t
 Sums, means and errors of the terms are in `tally`.
 
 Randomness: the noise of draw d of image i at t is a function of (seed, i, d, t) alone, not of the
-  batch, the devices or the stride. So the terms of a strided estimate are terms of the full sum.
+batch, the devices or the stride. So the terms of a strided estimate are terms of the full sum.
 """
 
 import dataclasses

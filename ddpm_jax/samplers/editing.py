@@ -219,8 +219,8 @@ def slerp(pair: chex.Array, weights: chex.Array) -> chex.Array:
     Song et al. 2020, eq. 67.
 
     θ is the angle between the two. Where they have equal norms, so has every point: an x_T between
-    two draws of N(0, I) has the norm of a draw, which (1-λ) a + λ b does not have. Give all images of a
-    path the same key where the sampler draws noise, so that they differ in x_T alone.
+    two draws of N(0, I) has the norm of a draw, unlike (1-λ) a + λ b. Give all images of a path the
+    same key where the sampler draws noise, so that they differ in x_T alone.
 
     Args:
       pair: a and b, float [2, ...].

@@ -1,5 +1,4 @@
-"""The chain in real time against its own table and SciPy; the velocity against the continuity
-equation."""
+"""The chain in real time against its table and SciPy, the velocity against continuity."""
 
 import jax
 import jax.numpy as jnp
@@ -80,8 +79,10 @@ def test_beta_is_the_derivative_of_minus_log_alphas_bar(name):
 
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "quad"])
 def test_a_smooth_schedule_is_continued_as_by_a_spline(name):
-    """The cubic spline through all knots has one more derivative; both are O(h^4) from the curve
-    that is meant."""
+    """The cubic spline through all knots has one more derivative.
+
+    Both are O(h^4) from the true curve.
+    """
     spline = scipy.interpolate.CubicSpline(np.arange(-1, T), integrated_beta(name))
     level = flows.noise_level(
         flows.make_continuous(make_schedule(make_betas(name, T))), np.float32(dense_times())
@@ -110,8 +111,10 @@ def test_every_parameterisation_means_at_the_integers_what_the_table_says(name):
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_the_beta_of_a_step_keeps_its_digits_in_float32(name):
-    """From a float64 table; what a network that predicts μ = 0 says of x = 1 is √(1-ᾱ_t) / β_t. A
-    difference of the rounded levels at t and t-1 was off by 4e-4 here."""
+    """From a float64 table, the ε of μ = 0 at x = 1 is √(1-ᾱ_t) / β_t.
+
+    A difference of the rounded levels at t and t-1 was off by 4e-4 here.
+    """
     schedule = make_schedule(make_betas(name, 4000), dtype=np.float64)
     continuous = flows.make_continuous(schedule, dtype=np.float32)
     t = np.arange(4000)
@@ -124,8 +127,10 @@ def test_the_beta_of_a_step_keeps_its_digits_in_float32(name):
 
 
 def test_mu_between_the_integers_is_the_mean_of_the_step_back_of_length_one():
-    """μ at real t is Ho et al.'s eq. 7 between the levels at t-1 and t; the exact one gives the
-    exact ε. float64."""
+    """μ at real t is eq. 7 of Ho et al. between the levels at t-1 and t.
+
+    The exact one gives the exact ε. float64.
+    """
     with jax.enable_x64(True):
         data = mixtures.make_mixture(
             [0.4, 0.6], np.array([[-0.5, 0.2], [0.6, 0.0]]), [0.1, 0.02], dtype=np.float64
@@ -154,8 +159,7 @@ def test_a_network_is_told_the_real_time_and_its_variance_channels_are_left_out(
 
 
 def test_a_network_of_rescaled_times_is_told_them():
-    """At integers the numbers of `Schedule.timesteps`, which it was trained with, and between them
-    the line."""
+    """At integers these are `Schedule.timesteps`, used in training; between, on the line."""
     schedule = make_schedule(make_betas("cosine", 4000), time_scale=1000 / 4000)
     continuous = flows.make_continuous(schedule, time_scale=1000 / 4000)
     eps = flows.network_eps(lambda x, t: t[:, None] + 0 * x, continuous, parameterization="eps")
@@ -168,8 +172,10 @@ def test_a_network_of_rescaled_times_is_told_them():
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_the_velocity_carries_q_t_of_a_mixture(name):
-    """The continuity equation, ∂q/∂t + ∇·(q f) = 0: ∂/∂t log q_t(x) = -f·∇ log q_t - div f, all in
-    float64."""
+    """The continuity equation, ∂q/∂t + ∇·(q f) = 0.
+
+    ∂/∂t log q_t(x) = -f·∇ log q_t - div f, all in float64.
+    """
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         data = mixtures.make_mixture(

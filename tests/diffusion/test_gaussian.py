@@ -24,8 +24,10 @@ def chain(request):
 
 
 def test_composing_the_forward_steps_gives_the_jump(chain):
-    """x_t = √(1-β) x_{t-1} + √β ε, step by step in float64, against q(x_t|x_0); the steps against
-    q(x_t|x_{t-1})."""
+    """x_t = √(1-β) x_{t-1} + √β ε, step by step in float64, against q(x_t|x_0).
+
+    The steps are tested against q(x_t|x_{t-1}).
+    """
     betas, schedule = chain
     x_prev = np.ones((T, 2, 2, 1), np.float32)
     step = gaussian.q_step(schedule, x_prev, every_t)
@@ -69,8 +71,7 @@ def test_q_sample_is_the_mean_plus_scaled_noise(chain):
 
 @pytest.mark.parametrize("t", [1, 2, 15, T - 2])
 def test_posterior_is_bayes_rule_on_a_grid(chain, t):
-    """q(x_{t-1}|x_t,x_0) ∝ q(x_t|x_{t-1}) q(x_{t-1}|x_0), summed on a grid of x_{t-1} in
-    float64."""
+    """q(x_{t-1}|x_t,x_0) ∝ q(x_t|x_{t-1}) q(x_{t-1}|x_0), on a grid in float64."""
     betas, schedule = chain
     x_0, x_t = -0.4, 0.7
     alpha_bar = np.prod(1 - betas[:t])
@@ -91,8 +92,10 @@ def test_posterior_is_bayes_rule_on_a_grid(chain, t):
 
 
 def test_posterior_is_the_product_of_gaussians_at_every_t(chain):
-    """Precisions add: 1/β̃ = α/β + 1/(1-ᾱ_{t-1}), and the mean is the precision-weighted mean.
-    float64, t > 0."""
+    """Precisions add: 1/β̃ = α/β + 1/(1-ᾱ_{t-1}); the mean is precision-weighted.
+
+    float64, t > 0.
+    """
     betas, _ = chain
     tables = schedules.make_schedule(betas, dtype=np.float64)
     alphas_bar_prev = np.cumprod(1 - betas)[:-1]

@@ -1,5 +1,4 @@
-"""The terms of the bound against quadrature, the exact normal distribution, and data whose
-likelihood is known."""
+"""The terms of the bound against quadrature, the exact CDF and known likelihoods."""
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +35,10 @@ def test_kl_of_equal_gaussians_is_zero():
 
 
 def test_kl_of_nearly_equal_gaussians_keeps_its_digits():
-    """d²/4 to leading order in the log-ratio d, where e^d - 1 - d in float32 would be noise of
-    1e-7."""
+    """d²/4 to leading order in the log-ratio d.
+
+    There e^d - 1 - d in float32 would be noise of 1e-7.
+    """
     d = jnp.float32([1e-3, -1e-3, 1e-4, -1e-4])
     exact = 0.5 * np.float64(d) ** 2 * (0.5 + np.float64(d) / 6)
     np.testing.assert_allclose(kl(0.0, d, 0.0, jnp.zeros(4)), exact, rtol=2e-3)
@@ -74,8 +75,10 @@ def test_probability_of_a_level_is_the_normals_mass_in_its_bin(scale):
 
 
 def test_bins_above_the_mean_are_as_exact_as_those_below():
-    """Mirrored data and mean give the same probability, down to bins below 1e-9 next to a float32
-    1."""
+    """Mirrored data and mean give the same probability.
+
+    Down to bins below 1e-9 next to a float32 1.
+    """
     x = LEVELS[40:150]
     mean, log_scale = jnp.full(x.shape, -0.3), jnp.full(x.shape, -2.5)
     above = log_likelihood(x, mean, log_scale)
@@ -123,9 +126,9 @@ def test_published_schedules_end_in_noise(name):
 def test_a_chain_that_ends_too_early_is_said_with_its_numbers_until_its_betas_are_scaled():
     """ᾱ_T = 0.364 at 100 steps, -½ log2(1 - 0.364) = 0.327."""
     short = schedules.make_schedule(schedules.make_betas("linear", 100))
-    says = likelihood.prior_warning(short)
+    message = likelihood.prior_warning(short)
     for words in ("100 steps", "alphas_bar_T = 0.36", "L_T is 0.33 bits/dim", "set scale_betas"):
-        assert words in says
+        assert words in message
     scaled = schedules.make_schedule(schedules.make_betas("linear", 100, scale_betas=True))
     assert likelihood.prior_warning(scaled) is None
 
@@ -158,8 +161,10 @@ def bits_of_gaussian_data():
 
 
 def bound_on_gaussian_data(num_timesteps, variance):
-    """The whole bound for each level, [256], with the exact E[x_0|x_t]; over x_t by Gauss-Hermite
-    quadrature."""
+    """Return the whole bound for each level, [256], with the exact E[x_0|x_t].
+
+    Over x_t by Gauss-Hermite quadrature.
+    """
     schedule = schedules.make_schedule(schedules.make_betas("cosine", num_timesteps))
     alphas_bar = schedule.alphas_bar.astype(np.float64)
     gain = np.sqrt(alphas_bar) * STD**2 / (alphas_bar * STD**2 + 1 - alphas_bar)
@@ -203,22 +208,28 @@ def bound_on_gaussian_data(num_timesteps, variance):
 
 
 def gap_to_entropy(num_timesteps, variance):
-    """Bits above the entropy of the data, on average over its levels: no code, and so no bound, is
-    below 0."""
+    """Return the bits above the entropy of the data, on average over its levels.
+
+    No code, and so no bound, is below 0.
+    """
     bits = bits_of_gaussian_data()
     return np.exp2(-bits) @ (bound_on_gaussian_data(num_timesteps, variance) - bits)
 
 
 @pytest.mark.parametrize("num_timesteps", [8, 32, 128])
 def test_bound_with_the_exact_reverse_process_is_the_entropy(num_timesteps):
-    """Of a continuous Gaussian it is, at any T. Levels 1/128 apart and the approximate CDF cost
-    0.003 of 5 bits."""
+    """It is, at any T, for a continuous Gaussian.
+
+    Levels 1/128 apart and the approximate CDF cost 0.003 of 5 bits.
+    """
     assert 0 < gap_to_entropy(num_timesteps, "learned") < 0.003
 
 
 @pytest.mark.parametrize("num_timesteps", [8, 128])
 def test_bound_with_a_fixed_variance_is_above_the_entropy(num_timesteps):
-    """β̃ and β are the exact variances of data without and with unit variance; for this data
-    neither is."""
+    """β̃ and β are the exact variances of data without and with unit variance.
+
+    For this data neither is.
+    """
     assert gap_to_entropy(num_timesteps, "fixed_small") > 0.1
     assert gap_to_entropy(num_timesteps, "fixed_large") > 0.1

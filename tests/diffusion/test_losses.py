@@ -54,7 +54,7 @@ def guess(x, time):
 
 
 def network_guessing_in(name):
-    """The network that says the same x_0 in the parameterisation `name`."""
+    """Return the network that predicts the same x_0 in the parameterisation `name`."""
     return lambda x, time: parameterization.convert(
         SCHEDULE, x, time.astype(int), guess(x, time), source=X_0, target=PARAMETERIZATIONS[name]
     )
@@ -140,8 +140,10 @@ def test_hybrid_is_the_sum_of_its_parts():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("weighting", ["min_snr", "p2"])
 def test_a_weighting_scores_a_prediction_alike_in_every_parameterization(name, weighting):
-    """min-SNR: min(SNR, 5) on the error of x_0. P2: 1 / (1 + SNR) on the error of eps, which is SNR
-    times as large."""
+    """min-SNR: min(SNR, 5) on the error of x_0.
+
+    P2: 1 / (1 + SNR) on the error of eps, which is SNR times as large.
+    """
     error = mean((x_0 - guess(x_t, every_t)) ** 2)
     expected = {"min_snr": np.minimum(snr, 5) * error, "p2": snr / (1 + snr) * error}[weighting]
     result = compute_loss(network_guessing_in(name), parameterization=name, weighting=weighting)
@@ -168,8 +170,10 @@ def test_weights_are_the_papers(weighting, name, expected):
 
 
 def ratios(name, num_timesteps, timesteps=None):
-    """The schedule in float32; in float64 SNR_t and (error of the target) / (error of x_0), as the
-    papers say them."""
+    """The schedule in float32; SNR_t and the papers' error ratios in float64.
+
+    A ratio is (error of the target) / (error of x_0).
+    """
     betas = schedules.make_betas(name, num_timesteps)
     single, double = (
         schedules.make_schedule(betas, timesteps=timesteps, dtype=d)
@@ -194,8 +198,10 @@ def weights_at_every_t(schedule, *, weighting, parameterization):
 @pytest.mark.parametrize("num_timesteps", [10, 100, 1000, 4000, 10_000])
 @pytest.mark.parametrize("name", schedules.BETA_SCHEDULES)
 def test_weights_are_the_papers_to_the_last_step_of_every_chain(name, num_timesteps):
-    """Down to an SNR of 1e-88, which float32 does not have; at an SNR of 0 the weights of eps are
-    their limits."""
+    """Down to an SNR of 1e-88, which float32 does not have.
+
+    At an SNR of 0 the weights of eps are their limits.
+    """
     schedule, snr, errors = ratios(name, num_timesteps)
     for target, error in errors.items():
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -303,7 +309,7 @@ def test_outputs_of_the_wrong_shape_are_refused(channels):
 @pytest.mark.parametrize("weighting", ["uniform", "p2"])
 def test_mistakes_are_named_before_the_network_is_asked(choices, sentence, weighting):
     def network(x, time):
-        raise AssertionError("the network was asked")
+        raise AssertionError("the network was evaluated")
 
     with pytest.raises(UsageError, match=sentence):
         compute_loss(network, **({"weighting": weighting} | choices))

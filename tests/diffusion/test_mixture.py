@@ -1,5 +1,4 @@
-"""The analytic oracle against SciPy, Bayes' rule on a grid, automatic differentiation and Monte
-Carlo."""
+"""The analytic oracle against SciPy, Bayes' rule on a grid, autodiff and Monte Carlo."""
 
 import jax
 import jax.numpy as jnp
@@ -98,8 +97,10 @@ def test_optimal_predictions_are_bayes_rule_on_a_grid(t):
 
 
 def test_optimal_x_0_of_images_is_the_weighted_mean_of_samples():
-    """E[x_0|x_t] by importance sampling: 200,000 draws of x_0 in NumPy, each weighted by
-    q(x_t|x_0)."""
+    """E[x_0|x_t] by importance sampling.
+
+    200,000 draws of x_0 in NumPy, each weighted by q(x_t|x_0).
+    """
     signal, noise = 0.5, np.sqrt(0.75)
     k = rng.choice(3, 200_000, p=WEIGHTS)
     draws = IMAGES.means[k] + SCALES[k][:, None, None, None] * rng.normal(size=(200_000, 4, 4, 1))
@@ -122,13 +123,17 @@ def test_predictions_of_one_x_t_agree_and_need_no_noise():
     np.testing.assert_allclose(mixed, x_t, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(best.x_0[0], x_t[0], rtol=1e-6)  # clean data is its own x_0
     mean = np.einsum("k,khwc->hwc", WEIGHTS, IMAGES.means)
-    np.testing.assert_allclose(best.x_0[2], mean, rtol=1e-5, atol=1e-6)  # pure noise says nothing
+    np.testing.assert_allclose(
+        best.x_0[2], mean, rtol=1e-5, atol=1e-6
+    )  # pure noise carries no information
 
 
 @pytest.mark.parametrize("t", [0, 1, 10, 29])
 def test_reverse_posterior_is_bayes_rule_on_a_grid(t):
-    """q(x_{t-1}|x_t) ∝ q(x_{t-1}) N(x_t; √α_t x_{t-1}, β_t), as a curve, and its mean and
-    variance."""
+    """q(x_{t-1}|x_t) ∝ q(x_{t-1}) N(x_t; √α_t x_{t-1}, β_t).
+
+    As a curve, and its mean and variance.
+    """
     x_t = np.array([-1.2, -0.3, 0.05, 0.9])
     prior = line_density(GRID, ALPHAS_BAR[t - 1] if t else 1.0)
     exact = prior[None] * scipy.stats.norm(
@@ -190,8 +195,10 @@ def test_reverse_posterior_where_nothing_is_left_of_the_signal_is_the_step_betwe
 
 
 def test_with_unit_variance_data_fixed_large_is_exact_and_with_a_point_fixed_small():
-    """Ho et al. 2020, section 3.2: the two extremes of data that is one Gaussian. t = 0 is their
-    clipped row."""
+    """Ho et al. 2020, section 3.2: the two extremes of data that is one Gaussian.
+
+    t = 0 is their clipped row.
+    """
     t, x_t = jnp.arange(1, 30), rng.normal(size=(29, 2, 2, 1)).astype(np.float32)
     for name, value in (("fixed_large", 1.0), ("fixed_small", 1e-12)):
         data = mixtures.make_mixture([1.0], np.full((1, 2, 2, 1), 0.3), [value])

@@ -1,5 +1,4 @@
-"""The variational bound with a perfect prediction, on a line where everything can be summed in
-float64.
+"""The variational bound of a perfect prediction, on a line, summed in float64.
 
 On average over the data it exceeds the entropy by Σ_t E KL(q(x_{t-1}|x_t) || p(x_{t-1}|x_t)) and
 nothing else. Expanding log q(x_{t-1}) about x_t gives q(x_{t-1}|x_t) the variance β (1 + β (1 +
@@ -40,8 +39,10 @@ def make_chain(steps):
 
 
 def nodes(line):
-    """x_0 and ε on a grid, with the weight q(x_0) N(ε) of each pair; the trapezoid rule is exact to
-    1e-9 here."""
+    """Return x_0 and ε on a grid, with the weight q(x_0) N(ε) of each pair.
+
+    The trapezoid rule is exact to 1e-9 here.
+    """
     x_0, eps = np.linspace(-3.6, 3.6, 91), np.linspace(-6, 6, 61)
     of_x_0 = np.exp(np.asarray(mixtures.log_prob(line, x_0[:, None]))) * (x_0[1] - x_0[0])
     of_eps = np.exp(-0.5 * eps**2) / np.sqrt(2 * np.pi) * (eps[1] - eps[0])
@@ -53,8 +54,10 @@ def nodes(line):
 
 
 def mean_bound(line, steps, variance):
-    """E[L_T + Σ L_t + L_0] in nats. The decoder has a density, of the exact variance:
-    `bound_term`'s is of 8 bits."""
+    """Return E[L_T + Σ L_t + L_0] in nats.
+
+    The decoder is a density, of the exact variance; that of `bound_term` is of 8 bits.
+    """
     chain = make_chain(steps)
     x_0, eps, weight = nodes(line)
     denoiser = mixtures.exact_denoiser(line, chain, variance=variance)

@@ -111,8 +111,10 @@ def _reverse(schedule, mean, variance, x_0, x_t, t, z):
 
 
 def _whole_bound(schedule, mean, variance, x_0, eps):
-    """The original's calc_bpd_loop: every t with the same noise, x_0 clipped, and the error of the
-    predicted x_0."""
+    """The original's calc_bpd_loop: every t with the same noise, x_0 clipped.
+
+    Also the error of the predicted x_0.
+    """
     denoiser = _denoiser(schedule, mean, variance, clip_denoised=True)
 
     @jax.jit
@@ -146,8 +148,10 @@ def ours(schedule, diffusion_goldens):
 
 
 class Float64:
-    """The original's formulas in float64 NumPy, from its own float64 tables, at every t with the
-    same noise."""
+    """The original's formulas in float64 NumPy, at every t with the same noise.
+
+    They start from float64 tables of their own.
+    """
 
     def __init__(self, goldens, mean, variance, clip):
         x_0, eps = goldens["x_0"].astype(np.float64), goldens["eps"].astype(np.float64)
@@ -259,8 +263,9 @@ def test_simple_loss(mean, ours, diffusion_goldens):
 
 @pytest.mark.parametrize("case", CASES, ids="/".join)
 def test_predicted_x_0(case, ours, diffusion_goldens, float64):
-    """x_0 is a difference of terms up to 1e5 times its size, so an error is measured in roundings
-    of those terms.
+    """x_0 is a difference of terms up to 1e5 times its size.
+
+    So an error is measured in roundings of those terms.
 
     Eight: the network's (its tanh takes four), the table's, the products' and the difference's.
     """
@@ -277,8 +282,10 @@ def test_predicted_x_0(case, ours, diffusion_goldens, float64):
 
 
 def test_prior_term(ours, diffusion_goldens):
-    """The original sums -1, 4e-5 and a number near 1 to 2e-5 nats: two roundings of 1, or 6e-5 of
-    the value."""
+    """The original sums -1, 4e-5 and a number near 1 to 2e-5 nats.
+
+    Two roundings of 1, or 6e-5 of the value.
+    """
     golden, x_0 = diffusion_goldens["prior_bpd"], diffusion_goldens["x_0"].astype(np.float64)
     alpha_bar = diffusion_goldens["alphas_cumprod"][-1]
     exact = (
@@ -293,8 +300,7 @@ def test_prior_term(ours, diffusion_goldens):
 
 @pytest.mark.parametrize("case", CASES, ids="/".join)
 def test_divergences(case, ours, diffusion_goldens, float64):
-    """t > 0. The original's sum carries a rounding of a number near 10 (KL_NOISE); beyond that,
-    1e-5.
+    """t > 0, to 1e-5 beyond the original's rounding of a number near 10 (KL_NOISE).
 
     Late terms are 1e-6 bits, where that noise is up to 40 % of them. Ours are exact to 5e-4 there:
     the two means, of size 1 and rounded to 6e-8, differ by only about 2e-4.
@@ -319,8 +325,10 @@ def test_divergences(case, ours, diffusion_goldens, float64):
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize("case", CASES, ids="/".join)
 def test_decoder_term(case, clip, ours, diffusion_goldens, float64):
-    """t = 0, the first example. Each bin of the original is off by the roundings of BIN_NOISE; ours
-    is exact."""
+    """t = 0, the first example, where the original's bins are off by BIN_NOISE.
+
+    Ours are exact.
+    """
     key = "/".join((*case, f"vb_terms_bpd/clip_{clip}"))
     _check_decoder(ours[key][:1], diffusion_goldens[key][:1], float64[(*case, clip)])
     if clip:
@@ -343,8 +351,10 @@ def _check_decoder(result, golden, exact):
 
 @pytest.mark.parametrize("case", CASES, ids="/".join)
 def test_whole_bound(case, ours, diffusion_goldens, float64):
-    """The sum over t plus the prior; without the t = 0 term it is the golden's, with it the exact
-    one."""
+    """The sum over t plus the prior.
+
+    Without the t = 0 term it is the golden's, with it the exact one.
+    """
     key = "/".join((*case, ""))
     total, terms = key + "total_bpd_same_eps", key + "terms_bpd_same_eps"
     np.testing.assert_allclose(

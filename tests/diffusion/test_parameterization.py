@@ -27,8 +27,10 @@ def column(values):
 
 
 def expected_values():
-    """Each target in float64, from its definition. μ by adding precisions, which no table of the
-    package knows."""
+    """Each target in float64, from its definition.
+
+    μ is by adding precisions, independent of the package's tables.
+    """
     alphas_bar = column(np.cumprod(1 - BETAS))
     before = np.concatenate([[1.0], np.cumprod(1 - BETAS)[:-1]])
     x_t = np.sqrt(alphas_bar) * x_0 + np.sqrt(1 - alphas_bar) * eps
@@ -57,8 +59,7 @@ def test_every_parameterization_converts_into_every_other_and_back(source, targe
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_respaced_chain_reads_the_network_as_it_was_trained(name):
-    """x_0 is the true one whatever the network predicts, and the mean is that of the respaced
-    chain's longer step."""
+    """x_0 is the true one for every target, and the mean that of the longer step."""
     kept = np.array([0, 4, 11, 19])
     respaced = schedules.make_schedule(BETAS, timesteps=kept)
     p = make_process(Chain(BETAS), name, "fixed_small").interpret(
@@ -161,15 +162,15 @@ def test_clipping_leaves_a_predicted_mean_alone():
 
 def test_network_of_a_respaced_chain_is_told_the_time_it_was_trained_on():
     kept = schedules.make_schedule(BETAS, timesteps=[2, 11, 19])
-    told = []
+    times = []
 
     def network(x, time):
-        told.append(time)
+        times.append(time)
         return x
 
     denoiser("x_0", network, clip_denoised=False, schedule=kept)(x_t[:3], jnp.array([2, 0, 1]))
-    assert told[0].tolist() == [19, 2, 11]
-    assert told[0].dtype == jnp.float32
+    assert times[0].tolist() == [19, 2, 11]
+    assert times[0].dtype == jnp.float32
 
 
 @pytest.mark.parametrize("name", ["x_0", "v", "mu"])

@@ -1,5 +1,4 @@
-"""Beta schedules, the tables derived from them, and respacing, against formulae written
-independently."""
+"""Beta schedules, their tables and respacing, against independently written formulae."""
 
 import warnings
 
@@ -73,8 +72,10 @@ SCALED = [name for name in schedules.BETA_SCHEDULES if name not in ("jsd", "cosi
 @pytest.mark.parametrize("num_timesteps", [100, 500, 4000])
 @pytest.mark.parametrize("name", SCALED)
 def test_scaled_betas_follow_the_same_process_in_fewer_or_more_steps(name, num_timesteps):
-    """log ᾱ after the same share of the chain is that of 1000 steps, up to the sums of T and of
-    1000 points."""
+    """log ᾱ after the same share of the chain is that of 1000 steps.
+
+    Up to the difference of sums over T and over 1000 points.
+    """
     part = np.arange(1, 21) / 20
     whole, scaled = (
         np.log(np.cumprod(1 - betas))[(part * len(betas)).astype(int) - 1]

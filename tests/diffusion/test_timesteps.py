@@ -21,8 +21,10 @@ update = jax.jit(timesteps.update_history)
 
 @pytest.mark.parametrize("draw", [uniform, antithetic])
 def test_draws_are_uniform(draw):
-    """Chi-square at a fixed seed. 20,000 draws of 20 values find an excess of 25 % at one value (99
-    % power)."""
+    """Chi-square at a fixed seed.
+
+    20,000 draws of 20 values find an excess of 25 % at one value (99 % power).
+    """
     t = np.asarray(draw(KEY, everyone, 20))
     assert t.dtype == np.int32
     counts = np.bincount(t, minlength=20)
@@ -92,8 +94,10 @@ def test_importance_follows_the_root_mean_square_loss():
 
 
 def test_importance_weights_leave_the_mean_unbiased():
-    """Σ_t p_t · f_t / (T p_t) = mean f for any f, exactly; and on a sample, within four standard
-    errors."""
+    """Σ_t p_t · f_t / (T p_t) = mean f for any f, exactly.
+
+    On a sample it holds within four standard errors.
+    """
     p = np.asarray(timesteps.importance_probabilities(HISTORY), np.float64)
     f = np.linspace(3, 5, 15) ** 2
     t, weight = importance(KEY, everyone, HISTORY)

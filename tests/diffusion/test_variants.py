@@ -1,5 +1,4 @@
-"""Each pure function gives the same compiled and not, from host and device arrays, and mapped over
-devices."""
+"""Pure functions agree compiled and not, on host and device arrays, and mapped."""
 
 import chex
 import jax
@@ -61,7 +60,7 @@ FUNCTIONS = {
 
 
 class VariantsTest(chex.TestCase):
-    """chex's variants need its own test case, and leave out `pmap` on one device unless told."""
+    """The test case that chex's variants need, with `pmap` on one device not skipped."""
 
     def setUp(self):
         super().setUp()

@@ -14,7 +14,7 @@ from ddpm_jax.errors import FailureError, UsageError
 
 @pytest.fixture(params=[1, 2, 3, 8])
 def processes(request, monkeypatch):
-    """Runs a function as each of so many processes; returns what all of them returned."""
+    """Run a function as each of several processes; return the results of all."""
     monkeypatch.setattr(jax, "process_count", lambda: request.param)
 
     def run(function):
@@ -46,8 +46,10 @@ def test_spans_follow_one_another_and_differ_by_one_at_most(processes, first, la
 
 
 class _Devices:
-    """The maximum over three processes in lockstep, each with a clock of its own; stands for
-    `hosts.maximum`."""
+    """The maximum over three processes in lockstep, each with its own clock.
+
+    It replaces `hosts.maximum`.
+    """
 
     def __init__(self, seconds_per_call):
         self.seconds, self.clocks, self.current = seconds_per_call, [0.0] * 3, 0

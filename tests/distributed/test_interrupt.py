@@ -1,5 +1,4 @@
-"""Wishes to stop: who hears of them, what they become, and that a second Ctrl-C waits for
-nothing."""
+"""Wishes to stop: their receivers and results, and the immediate second Ctrl-C."""
 
 import os
 import pathlib
@@ -66,7 +65,8 @@ PROGRAM = """
 import sys, jax
 from ddpm_jax.distributed import interrupt
 interrupt.own_process()
-busy = jax.jit(lambda x: jax.lax.fori_loop(0, 2**31 - 2, lambda i, x: x * 1.0000001 + 1e-9, x)).lower(1.0).compile()
+forever = lambda x: jax.lax.fori_loop(0, 2**31 - 2, lambda i, x: x * 1.0000001 + 1e-9, x)
+busy = jax.jit(forever).lower(1.0).compile()
 with interrupt.Interrupt("stopping soon"):
     print("busy", flush=True)
     busy(1.0).block_until_ready()
@@ -136,8 +136,10 @@ def test_the_scripts_import_nothing_heavy_before_they_listen():
 
 
 def test_ctrl_c_amid_a_callback_of_the_garbage_collector_is_not_lost():
-    """Python ignores what such a callback raises, and JAX has one: the time between imports and the
-    first dispatch."""
+    """Python ignores what a callback of the garbage collector raises, and JAX has one.
+
+    It may run between the imports and the first dispatch.
+    """
     program = textwrap.dedent("""
         import gc, signal, sys
         from ddpm_jax.cli import command

@@ -1,5 +1,7 @@
-"""The stream of images for likelihoods: each image once, in its place, and the filling made of
-images of the data."""
+"""The stream of images for likelihoods: each image once, in its position.
+
+The padding is made of images of the data.
+"""
 
 import numpy as np
 import pytest

@@ -51,8 +51,10 @@ def build_schedule(num_timesteps=T, dtype=np.float32):
 
 
 def exact_x_0(schedule, x_t, time):
-    """E[x_0|x_t] for pixels N(MU, SIGMA²): linear in x_t (Bishop 2006, eq. 2.116). `time` is the
-    0-based t."""
+    """E[x_0|x_t] for pixels N(MU, SIGMA²): linear in x_t (Bishop 2006, eq. 2.116).
+
+    `time` is the 0-based t.
+    """
     a = jnp.asarray(schedule.sqrt_alphas_bar)[time.astype(int)].reshape(-1, 1, 1, 1)
     noise = jnp.square(jnp.asarray(schedule.sqrt_one_minus_alphas_bar)[time.astype(int)]).reshape(
         -1, 1, 1, 1
@@ -92,8 +94,10 @@ def run(images, strata, *, seed=0, draws=1, batch_size=8, done=0):
 
 
 class Closed(NamedTuple):
-    """Of each of the 256 grey levels, in float64: the mean over ε of the term at each t, bits [T,
-    256]; L_T [256]."""
+    """Closed forms for each of the 256 grey levels, in float64.
+
+    The mean over ε of the term at each t, bits [T, 256]; L_T [256].
+    """
 
     bits: np.ndarray
     mse: np.ndarray
@@ -101,7 +105,7 @@ class Closed(NamedTuple):
 
     @classmethod
     def form(cls):
-        # alphas_bar computed again from the betas: no table of the package.
+        # alphas_bar from the betas again, not from a table of the package.
         betas = make_betas("linear", T, beta_start=1e-3, beta_end=0.35)
         a_bar = np.cumprod(1 - betas)
         a_prev = np.append(1, a_bar[:-1])
@@ -120,8 +124,10 @@ class Closed(NamedTuple):
 
     @staticmethod
     def _decoder(a_bar, gain, variance):
-        """Gauss-Hermite over ε; the decoder's log-probability itself is proved in
-        diffusion/test_likelihood.py."""
+        """Return the decoder's term, by Gauss-Hermite quadrature over ε.
+
+        Its log-probability is tested in diffusion/test_likelihood.py.
+        """
         nodes, weights = np.polynomial.hermite_e.hermegauss(40)
         x_t = np.sqrt(a_bar) * LEVELS[:, None] + np.sqrt(1 - a_bar) * nodes[None, :]
         mean = MU + gain * (x_t - np.sqrt(a_bar) * MU)
@@ -174,8 +180,10 @@ def test_a_stride_of_ten_costs_about_a_tenth():
 
 
 def test_every_term_has_its_closed_form(closed):
-    """256 draws of 4 images of 16 pixels: the mean over draws lies within 5 of its standard errors,
-    at every t."""
+    """256 draws of 4 images of 16 pixels.
+
+    The mean over draws lies within 5 of its standard errors, at every t.
+    """
     images = make_images(4)
     terms = run(images, make_strata(T), draws=256)
     bits, mse, prior = closed.of(images)
@@ -184,7 +192,7 @@ def test_every_term_has_its_closed_form(closed):
         z = (found.mean(axis=1) - expected) / error
         assert np.abs(z).max() < 5
         assert 0.8 < z.std() < 1.2  # 240 of them: the errors are neither too large nor too small
-        assert np.all(error < 0.1 * expected)  # so that the comparison says something
+        assert np.all(error < 0.1 * expected)  # so that the comparison has power
     np.testing.assert_allclose(terms.prior, prior, rtol=1e-4)
 
 
@@ -233,8 +241,7 @@ def check_coverage(estimates, errors, truth):
 @pytest.mark.full
 @pytest.mark.parametrize("stride", [1, 10, T])
 def test_the_strided_estimate_is_unbiased_and_its_error_over_draws_is_right(stride, closed):
-    """100 evaluations of the same 16 images with 4 draws each, against the full sum in closed
-    form."""
+    """100 evaluations of 16 images with 4 draws each, against the sum in closed form."""
     images, strata = make_images(16), make_strata(T, stride)
     bits, _, prior = closed.of(images)
     found = groups(run(images, strata, draws=400, batch_size=16), 100, 16, 4, strata)
@@ -261,7 +268,9 @@ def test_the_error_over_images_is_that_of_the_distribution_they_come_from(stride
         [s.total.standard_error for s in found],
         closed.of_distribution(),
     )
-    assert np.isnan(found[0].total.standard_error_draws)  # one draw says nothing of its own error
+    assert np.isnan(
+        found[0].total.standard_error_draws
+    )  # one draw gives no estimate of its own error
 
 
 def test_a_strided_term_is_the_one_of_the_full_sum():
@@ -469,8 +478,10 @@ def test_counts_below_one_are_refused(name):
 
 @pytest.mark.full
 def test_the_bound_of_a_conditional_model_is_that_of_each_image_given_its_own_label():
-    """A model that adds its label / 10 to what it predicts: every label's images have the terms of
-    that one model."""
+    """A model that adds its label / 10 to what it predicts.
+
+    Every label's images have the terms of that one model.
+    """
     schedule, strata, images = build_schedule(), make_strata(T, 20), make_images(10)
     labels = np.array([0, 2, 1, 1, 0, 2, 2, 0, 1, 2], np.int32)
 
@@ -484,7 +495,7 @@ def test_the_bound_of_a_conditional_model_is_that_of_each_image_given_its_own_la
         batches = stream_terms(bound, {}, source, seed=0, num_images=10, draws=1, batch_size=4)
         return Terms(*(np.concatenate(parts) for parts in zip(*batches, strict=True)))
 
-    told = terms(
+    conditioned = terms(
         ArraySource(images, labels, 3, "test"),
         lambda params, condition: denoiser(condition[:, None, None, None] / 10),
         make_condition=lambda x_0, labels: labels,
@@ -492,6 +503,8 @@ def test_the_bound_of_a_conditional_model_is_that_of_each_image_given_its_own_la
     for label in range(3):
         alone = terms(make_source(images), lambda params, label=label: denoiser(label / 10))
         own = labels == label
-        np.testing.assert_array_equal(told.t, alone.t)
-        np.testing.assert_allclose(told.bits[own], alone.bits[own], rtol=1e-4, atol=1e-6)  # float32
-        assert np.all(np.abs(told.mse[~own] - alone.mse[~own]).max(axis=(1, 2)) > 1e-4)
+        np.testing.assert_array_equal(conditioned.t, alone.t)
+        np.testing.assert_allclose(
+            conditioned.bits[own], alone.bits[own], rtol=1e-4, atol=1e-6
+        )  # float32
+        assert np.all(np.abs(conditioned.mse[~own] - alone.mse[~own]).max(axis=(1, 2)) > 1e-4)

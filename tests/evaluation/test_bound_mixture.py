@@ -1,5 +1,6 @@
-"""The bound of 8-bit images drawn from a Gaussian mixture, by the loop that evaluate.py runs,
-against their true bits.
+"""The bound of 8-bit images from a Gaussian mixture against their true bits.
+
+It is computed by the loop that evaluate.py runs.
 
 Given its component a pixel is independent of the others, so that the probability of an image is
 known: the integral of its mixture over the bins, a product of differences of Φ for each component
@@ -22,7 +23,7 @@ from ddpm_jax.evaluation.strata import make_strata
 
 SHAPE = (2, 2, 1)
 MEANS = np.random.default_rng(0).uniform(-0.6, 0.6, (3, *SHAPE))
-# Standard deviations of 0.1 to 0.14, 13 to 18 levels: bins are narrow compared with them, and no pixel
+# Standard deviations of 0.1 to 0.14, 13 to 18 levels: bins are narrow in comparison, and no pixel
 # comes to 0 or 255.
 IMAGES = mixtures.make_mixture([0.2, 0.5, 0.3], MEANS, [0.01, 0.02, 0.015])
 COUNT = 4000
@@ -51,8 +52,7 @@ def true_bits(images, mixture=IMAGES):
 
 
 def make_chain(steps):
-    """`steps` of the levels of one chain whose least noise is half a bin wide and whose last is
-    N(0, I) to 1e-4."""
+    """Return `steps` levels of one chain, from noise of half a bin to N(0, I) up to 1e-4."""
     betas = make_betas("linear", 300, beta_start=2e-5, beta_end=0.07)
     return make_schedule(betas, timesteps=spaced_timesteps(300, steps))
 
@@ -86,8 +86,9 @@ def bound_bits(images, steps, variance):
 def test_the_bound_is_above_the_true_bits_at_every_number_of_steps_and_tightens(
     images, variance, steps, loosest, tightest
 ):
-    """In float32, by evaluate.py's own loop. Measured: 1.27, 0.59, 0.21, 0.067 above; 0.42 and
-    0.095; each ± 0.01.
+    """In float32, by evaluate.py's own loop.
+
+    Measured: 1.27, 0.59, 0.21, 0.067 above; 0.42 and 0.095; each ± 0.01.
 
     A bin of twice the width, or the terms of the last steps left out, would not stay between the
     two limits.
@@ -105,8 +106,10 @@ def test_the_bound_is_above_the_true_bits_at_every_number_of_steps_and_tightens(
 
 
 def test_the_true_bits_are_those_of_the_images(images):
-    """The levels of the first pixel come as often as its own mixture says: chi-square over 96 of
-    them."""
+    """The levels of the first pixel are distributed as its mixture.
+
+    Chi-square over 96 of them.
+    """
     pixel = IMAGES._replace(means=IMAGES.means[:, :1, :1])
     levels = 2 ** -true_bits(np.arange(256).reshape(256, 1, 1, 1), pixel)
     assert levels.sum() == pytest.approx(1, abs=1e-6)  # the weights are float32

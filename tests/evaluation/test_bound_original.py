@@ -21,8 +21,10 @@ KL_NOISE = 1e-6
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("mean", MEANS)
 def test_with_the_originals_noise_it_is_the_originals_loop(mean, variance, diffusion_goldens):
-    """Tolerances as in diffusion/test_original.py; at t = 0 the original loses its digits and
-    float64 is the judge."""
+    """Tolerances as in diffusion/test_original.py.
+
+    At t = 0 the original loses its digits, and the reference is float64.
+    """
     goldens = diffusion_goldens
     schedule = make_schedule(make_betas("linear", 1000))
 
@@ -69,16 +71,20 @@ def test_with_the_originals_noise_it_is_the_originals_loop(mean, variance, diffu
 
 
 def lost(decoder, golden_terms):
-    """What the golden's t = 0 differs from float64 by, at most 5 % (3 % is explained in
-    diffusion/test_original.py)."""
+    """Return the error of the golden's t = 0 against float64, at most 5 %.
+
+    3 % is explained in diffusion/test_original.py.
+    """
     difference = np.abs(decoder - golden_terms[:, 0])
     assert np.all(difference < 0.05 * decoder)
     return difference.max()
 
 
 def decoder_in_float64(goldens, mean, variance):
-    """The original's formula at t = 0: bins of a logistic approximation of the Gaussian, bits/dim
-    [N]."""
+    """The original's formula at t = 0, bits/dim [N].
+
+    Bins of a logistic approximation of the Gaussian.
+    """
     x, eps, a_bar = (
         goldens["x_0"].astype(np.float64),
         goldens["eps"].astype(np.float64),

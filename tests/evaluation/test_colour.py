@@ -1,5 +1,4 @@
-"""Colours of samples: the statistics against NumPy over all pixels, and how often the test is
-wrong."""
+"""Colours of samples: statistics against NumPy over all pixels, and the level of the test."""
 
 import numpy as np
 import pytest
@@ -8,8 +7,10 @@ from ddpm_jax.evaluation.colour import colours, moments, shift
 
 
 def _images(seed, count, tint=0.0, contrast=1.0):
-    """Images of a level, a contrast and a tint of their own; pixels of an image are far from
-    independent."""
+    """Return images, each with its own level, contrast and tint.
+
+    Pixels of an image are far from independent.
+    """
     rng = np.random.default_rng(seed)
     level = rng.normal(120 + tint, 30, (count, 1, 1, 3))
     spread = rng.uniform(10, 40, (count, 1, 1, 1))

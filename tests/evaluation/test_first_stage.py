@@ -72,8 +72,10 @@ def _scores(stage, params, images=IMAGES, *, num_draws, num_codes=0, **options):
 
 
 def test_with_the_exact_posterior_the_bounds_are_those_of_principal_components():
-    """-log P(x) = -log E_u p(x + u) by 2,000 draws of u from the closed form; the bounds of 500
-    draws lie above it."""
+    """-log P(x) = -log E_u p(x + u) by 2,000 draws of u from the closed form.
+
+    The bounds of 500 draws lie above it.
+    """
     scores = _scores(LINEAR, PARAMS, num_draws=500)
     u = RNG.uniform(size=(2000, N, D)).astype(np.float32)
     log_p = jax.lax.map(lambda u: pca.log_prob(PARAMS, dequantize(IMAGES.reshape(N, D), u)), u)

@@ -226,8 +226,10 @@ def test_by_elements_it_agrees_with_scipys_square_root():
 
 
 def test_by_elements_it_has_a_closed_form_for_two_elements_each():
-    """x_0 ± u and y_0 ± v have the covariances 2 u uᵀ and 2 v vᵀ: |x_0 - y_0|² + 2 (|u|² + |v|² - 2
-    |u·v|)."""
+    """x_0 ± u and y_0 ± v have the covariances 2 u uᵀ and 2 v vᵀ.
+
+    |x_0 - y_0|² + 2 (|u|² + |v|² - 2 |u·v|).
+    """
     x, u, y, v = np.random.default_rng(RNG_SEED).normal(size=(4, 100_000))
     distance = frechet.frechet_distance_of_sets(np.stack([x + u, x - u]), np.stack([y + v, y - v]))
     expected = (x - y) @ (x - y) + 2 * (u @ u + v @ v - 2 * abs(u @ v))
@@ -279,8 +281,11 @@ def test_the_memory_needed_is_no_less_than_what_is_taken(
 
 def test_what_does_not_fit_is_refused_with_what_it_needs_and_what_there_is(monkeypatch):
     monkeypatch.setattr(host_memory, "available", lambda: 2**30)
-    says = r"between 40,000 and 30,000 examples of 196,608 numbers needs 9\.3 GiB .* 1\.0 GiB are available: compare sm"
-    with pytest.raises(UsageError, match=says):
+    message = (
+        r"between 40,000 and 30,000 examples of 196,608 numbers needs 9\.3 GiB .* "
+        r"1\.0 GiB are available: compare sm"
+    )
+    with pytest.raises(UsageError, match=message):
         frechet.check_sets(40_000, 30_000, 196_608)
     frechet.check_sets(300, 30_000, 196_608)
 

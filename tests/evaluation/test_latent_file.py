@@ -1,5 +1,4 @@
-"""Files of latents: what is written is read back, and what no decoder of a kind can take is refused
-in one sentence."""
+"""Files of latents: reading back what was written, and refusing what a decoder cannot take."""
 
 import numpy as np
 import pytest
@@ -48,7 +47,7 @@ def test_codes_are_looked_up_and_may_have_their_vectors_beside_them():
 
 
 @pytest.mark.parametrize(
-    ("arrays", "codebook", "says"),
+    ("arrays", "codebook", "message"),
     [
         ({"pixels": Z}, None, "has no 'latents', but 'pixels'"),
         ({}, CODEBOOK, "has no 'latents' or 'codes', but nothing"),
@@ -69,8 +68,8 @@ def test_codes_are_looked_up_and_may_have_their_vectors_beside_them():
         ({"codes": CODES, "latents": Z + 1}, CODEBOOK, "not the codes beside them"),
     ],
 )
-def test_arrays_that_are_no_latents_of_the_decoder_are_refused(arrays, codebook, says):
-    with pytest.raises(UsageError, match=says) as caught:
+def test_arrays_that_are_no_latents_of_the_decoder_are_refused(arrays, codebook, message):
+    with pytest.raises(UsageError, match=message) as caught:
         make_latents(arrays, codebook)
     assert "mine.npz" in str(caught.value)
 

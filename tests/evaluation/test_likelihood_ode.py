@@ -1,5 +1,4 @@
-"""The flow's likelihood of Gaussian mixtures, whose density, probability mass and flow are
-known."""
+"""The flow's likelihood of Gaussian mixtures with known density, mass and flow."""
 
 import functools
 import math
@@ -101,8 +100,10 @@ def test_the_linear_schedule_errs_by_what_its_prior_does():
 
 
 def test_one_gaussian_is_scaled_and_shifted():
-    """x_T = √ᾱ_T m + √(V_T / V_start) (x - √ᾱ_start m), and the log-density changes by ½ log(V_T /
-    V_start) D."""
+    """x_T = √ᾱ_T m + √(V_T / V_start) (x - √ᾱ_start m).
+
+    The log-density changes by ½ log(V_T / V_start) D.
+    """
     data = mixtures.make_mixture([1.0], np.full((1, 2, 2, 1), 0.4), [0.04])
     start, end = at(data, LINEAR, 0), at(data, LINEAR, 999)
     x = draw(data, 6)
@@ -121,8 +122,10 @@ def test_one_gaussian_is_scaled_and_shifted():
 @pytest.mark.full
 @pytest.mark.parametrize("trace", ["rademacher", "gaussian"])
 def test_hutchinsons_estimate_is_unbiased(trace):
-    """256 solves of the same two x, each with probes of its own, against the exact trace: within 4
-    standard errors."""
+    """256 solves of the same two x, each with its own probes, against the exact trace.
+
+    Within 4 standard errors.
+    """
     x = draw(at(IMAGES, COSINE, 0), 2)
     truth = densities(IMAGES, COSINE, x, exact_probes(x)).log_prob
     probes = traces.TRACES[trace](make_keys(256), 1, x.shape[1:])
@@ -150,8 +153,10 @@ def test_probes_have_the_identity_as_second_moment_and_belong_to_their_key(trace
 
 @pytest.mark.full
 def test_the_flow_keeps_the_rank_of_every_point_of_a_line():
-    """In one dimension paths cannot cross: F_start(x) = F_T(x_T), the quantiles of LINE's q_t by
-    SciPy."""
+    """In one dimension paths cannot cross.
+
+    F_start(x) = F_T(x_T), the quantiles of LINE's q_t by SciPy.
+    """
 
     def cdf(mixture, x):
         parts = zip(*mixture, strict=True)
@@ -196,8 +201,10 @@ def test_encoded_data_is_noise_and_decoded_noise_is_data():
 
 @pytest.mark.full
 def test_a_result_does_not_depend_on_the_batch_around_it():
-    """Each example has steps of its own. Rounding, other in a batch of another size, may tip an
-    accepted step."""
+    """Each example has its own steps.
+
+    Rounding, which depends on the size of the batch, may change whether a step is accepted.
+    """
     x = draw(at(PLANE, COSINE, 0), 12)
     probes = exact_probes(x)
     twelve, one = densities(PLANE, COSINE, x, probes), densities(PLANE, COSINE, x[2:3], probes[2:3])
@@ -229,8 +236,10 @@ def test_num_evaluations_counts_the_calls():
 @pytest.mark.full
 @pytest.mark.parametrize(("scale", "expected"), [(0.01, 0.1393), (0.05, 5.4e-4)])
 def test_starting_at_t_0_costs_what_the_docstring_says(scale, expected):
-    """Mean excess of -log2 p_start over clean data's -log2 q: (r - 1 - log r) / 2 log 2, r = s² /
-    (ᾱ_0 s² + 1-ᾱ_0)."""
+    """Mean excess of -log2 p_start over clean data's -log2 q.
+
+    (r - 1 - log r) / 2 log 2, r = s² / (ᾱ_0 s² + 1-ᾱ_0).
+    """
     data = mixtures.make_mixture([1.0], np.zeros((1, 1)), [scale**2])
     # Quantiles stand for the expectation; rescaled, their variance is the data's.
     quantiles = scipy.stats.norm.ppf((np.arange(64) + 0.5) / 64)
@@ -260,8 +269,10 @@ def test_dequantisation_fills_the_bins_without_gaps():
 
 
 def probability_mass(mixture, images):
-    """log P of 8-bit images in nats: each component's Gaussian integrated over the bins,
-    float64."""
+    """Return log P of 8-bit images in nats.
+
+    Each component's Gaussian is integrated over the bins, float64.
+    """
     edges = [(images.astype(np.float64) + d) / 127.5 - 1 for d in (-0.5, 0.5)]
     logs = []
     for w, m, v in zip(*(np.asarray(field, np.float64) for field in mixture), strict=True):
@@ -284,8 +295,10 @@ def make_evaluate(**options):
 
 
 def test_bits_per_dim_are_those_of_the_probability_mass():
-    """log P of q_start over bins is known. Bins are 0.008 wide, the data 0.1: Jensen's gap is below
-    1e-3 bits/dim."""
+    """log P of q_start over bins is known.
+
+    Bins are 0.008 wide, the data 0.1: Jensen's gap is below 1e-3 bits/dim.
+    """
     images = eight_bit_images(8)
     bits = make_evaluate(trace="exact", num_draws=6)(
         IMAGES, jax.random.key(0), images, np.arange(8)
@@ -300,8 +313,10 @@ def test_bits_per_dim_are_those_of_the_probability_mass():
 
 @pytest.mark.slow
 def test_a_network_that_predicts_mu_has_the_likelihood_of_its_epsilon():
-    """μ of the exact ε by Ho et al. eq. 11, (x - β_t / √(1-ᾱ_t) ε) / √α_t with β_t over a whole
-    step; t - 1 >= -1."""
+    """μ of the exact ε by Ho et al., eq. 11: (x - β_t / √(1-ᾱ_t) ε) / √α_t.
+
+    β_t is over a whole step; t - 1 >= -1.
+    """
     exact = flows.mixture_eps(IMAGES, COSINE)
 
     def mu(x, t):
@@ -337,7 +352,7 @@ def test_a_condition_is_made_of_the_8_bit_image_and_its_label_not_of_the_noisy_o
 
     shifts = (0.0, 0.1, -0.2)
     evaluate = ode.make_bits_per_dim(make_eps, COSINE, make_condition=make_condition)
-    told = evaluate(shifts, jax.random.key(0), images, np.arange(4), labels).draws
+    conditioned = evaluate(shifts, jax.random.key(0), images, np.arange(4), labels).draws
     jax.effects_barrier()
     # the noise is up to 4e-3
     np.testing.assert_allclose(np.concatenate(seen), images / 127.5 - 1, atol=1e-7)
@@ -347,8 +362,8 @@ def test_a_condition_is_made_of_the_8_bit_image_and_its_label_not_of_the_noisy_o
         wanted = alone(moved, jax.random.key(0), images, np.arange(4)).draws
         own = labels == label
         # an accepted step more or less, at 1e-5
-        np.testing.assert_allclose(told[own], wanted[own], atol=1e-3)
-        assert np.all(np.abs(told[~own] - wanted[~own]) > 0.01)
+        np.testing.assert_allclose(conditioned[own], wanted[own], atol=1e-3)
+        assert np.all(np.abs(conditioned[~own] - wanted[~own]) > 0.01)
 
 
 def test_an_images_draws_depend_on_the_seed_and_its_index_alone():
@@ -361,7 +376,7 @@ def test_an_images_draws_depend_on_the_seed_and_its_index_alone():
     other_seed = evaluate(IMAGES, jax.random.key(1), images, index)
     assert np.abs(elsewhere.draws - together.draws).min() > 1e-4
     assert np.abs(other_seed.draws - together.draws).min() > 1e-4
-    assert np.isnan(together.standard_error).all()  # one draw says nothing of its own error
+    assert np.isnan(together.standard_error).all()  # one draw gives no estimate of its own error
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
-"""The likelihood by the ODE on three devices is that on one: run as a program, it computes and
-writes it."""
+"""The likelihood by the ODE on three devices is that on one.
+
+As a program, the file computes and writes it.
+"""
 
 import os
 import pathlib
@@ -21,8 +23,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def bits(done=0):
-    """Of five images in batches of two: one device is given 2, 2 and 1 of them, three devices 3 and
-    2."""
+    """Return the bits of five images in batches of two.
+
+    One device is given 2, 2 and 1 of them, three devices 3 and 2.
+    """
     rng = np.random.default_rng(0)
     data = mixtures.make_mixture([0.4, 0.6], rng.uniform(-0.7, 0.7, (2, 2, 2, 1)), [0.05, 0.02])
     source = ArraySource(
@@ -55,7 +59,7 @@ def test_three_devices_find_what_one_finds(tmp_path):
     # Rounding, other in a program for another batch, may tip an accepted step, at a tolerance of
     # 1e-5.
     np.testing.assert_allclose(there["bits"], here, atol=5e-4)
-    assert np.abs(here[:, 0] - here[:, 1]).min() > 5e-4  # draws are told apart by more
+    assert np.abs(here[:, 0] - here[:, 1]).min() > 5e-4  # different draws differ by more
 
 
 @pytest.mark.full

@@ -1,9 +1,10 @@
-"""A network in the oracle's place: trained by the package's own objective and step, it comes near
-to the optimum.
+"""A network in place of the oracle, trained by the package's own objective and step.
+
+It comes near to the optimum.
 
 8-bit images of a Gaussian mixture go in; out come an error against the optimal ε, a bound and a
-likelihood by the flow, each next to that of the perfect prediction on the same images with the same
-noise. The difference is paid for learning.
+likelihood by the flow, each compared with that of the perfect prediction on the same images with
+the same noise. The difference is the cost of learning.
 """
 
 import flax.linen as nn
@@ -48,8 +49,7 @@ COUNT = 64  # images it is looked at on
 
 
 class Network(nn.Module):
-    """(x_t [B, 4, 4, 1], time [B]) -> ε [B, 4, 4, 1], and the log-variance of the step in a second
-    channel."""
+    """(x_t [B, 4, 4, 1], time [B]) -> ε [B, 4, 4, 1], with the log-variance as second channel."""
 
     says_variance: bool = False
 
@@ -140,8 +140,10 @@ def predicted_eps(params):
 
 
 def above_oracle(evaluate, oracle, saved):
-    """{updates: (mean, standard error) of the network's bits/dim less the oracle's}, of the same
-    images and noise."""
+    """{updates: (mean, standard error) of the network's bits/dim less the oracle's}.
+
+    Both are on the same images and noise.
+    """
     least = oracle(MIXTURE)
     differences = {updates: evaluate(params) - least for updates, params in saved.items()}
     return {
@@ -167,8 +169,10 @@ def test_its_epsilon_comes_near_to_the_optimal_one(saved, images):
 
 
 def test_its_bound_comes_near_to_the_bound_of_the_perfect_prediction(saved, images):
-    """Measured: 0.51 and 0.09 bits/dim above the oracle's 6.6, below which no network is on
-    average."""
+    """Measured: 0.51 and 0.09 bits/dim above the oracle's 6.6.
+
+    No network is below that on average.
+    """
 
     def by(make):
         bound = make_bound(make, SCHEDULE, make_strata(T))
@@ -185,8 +189,10 @@ def test_its_bound_comes_near_to_the_bound_of_the_perfect_prediction(saved, imag
 
 
 def test_its_likelihood_by_the_flow_comes_near_to_the_true_one(saved, images):
-    """Measured: 0.29 and 0.05 bits/dim above the oracle's 6.5, the data's own density; see
-    test_likelihood_ode."""
+    """Measured: 0.29 and 0.05 bits/dim above the oracle's 6.5, the data's own density.
+
+    See test_likelihood_ode.
+    """
 
     def by(make_eps):
         evaluate = make_bits_per_dim(make_eps, CONTINUOUS, trace="exact")
@@ -222,8 +228,8 @@ def test_a_learned_variance_is_good_for_chains_of_fewer_steps():
         )
 
         def leave(schedule, prediction, x_t, t):
-            said = network(x_t, jnp.asarray(schedule.timesteps)[t])[..., 1:]
-            return prediction._replace(log_variance=said)
+            log_variance = network(x_t, jnp.asarray(schedule.timesteps)[t])[..., 1:]
+            return prediction._replace(log_variance=log_variance)
 
         used = denoiser if converted else denoiser.then(leave)
         run = jax.jit(lambda x_T, keys: sample(used, ancestral(schedule), x_T, keys).x_0)

@@ -1,5 +1,7 @@
-"""Progressive coding against the paper's algorithm 3 walked step by step; chains from x_t;
-interpolation."""
+"""Progressive coding by the paper's algorithm 3, step by step; chains from x_t.
+
+Also interpolation.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +59,9 @@ def summarise(images, draws, stride=1):
 
 
 def algorithm_3(x_0, rng):
-    """Sends x_0 one x_t after another, in float64: bits/dim received and the error of the x_0
-    shown, at every t.
+    """Send x_0 one x_t after another, in float64.
+
+    Returns bits/dim received and the error of the x_0 shown, at every t.
 
     Each x_{t-1} is drawn given the x_t that was sent, unlike in the bound's table, whose x_t are
     drawn one by one.
@@ -82,8 +85,10 @@ def algorithm_3(x_0, rng):
 
 
 def test_the_curve_is_that_of_the_papers_algorithm_3():
-    """1 % is 2.5 standard errors of a mean of squares over 128 x 128 pixels and 4 draws or
-    walks."""
+    """1 % is 2.5 standard errors of the means compared.
+
+    They are means of squares over 128 x 128 pixels and 4 draws or walks.
+    """
     images = make_images(1, (128, 128, 1))
     curve = progressive.rate_distortion(summarise(images, draws=4))
     x_0 = images.astype(np.float64) / 127.5 - 1
@@ -149,8 +154,10 @@ def interpolate(pair, **options):
 
 @pytest.mark.parametrize("t", [0, 6, T - 1])
 def test_through_an_affine_model_the_way_is_a_straight_line(t):
-    """Encoding and decoding are affine, the noise is shared by all λ: images between are mixtures
-    of the ends."""
+    """Encoding and decoding are affine, the noise is shared by all λ.
+
+    Images between are mixtures of the ends.
+    """
     pair = make_images(2)
     found = interpolate(pair, t=t)
     np.testing.assert_allclose(found.lambdas, [0, 0.25, 0.5, 0.75, 1])
@@ -189,8 +196,10 @@ def test_little_noise_gives_the_images_back_and_turning_them_round_turns_the_row
 
 
 def test_a_mixture_of_latents_keeps_the_variance_of_the_noise():
-    """Of two black images only the noise is left: it is the same at every λ because it is
-    shared."""
+    """With two black images only the noise is left.
+
+    It is the same at every λ because it is shared.
+    """
     found = interpolate(np.full((2, *SHAPE), 128, np.uint8))
     for image in found.images:
         np.testing.assert_array_equal(image, found.images[0])

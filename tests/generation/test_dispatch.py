@@ -1,5 +1,4 @@
-"""Dispatches of bounded time: every row once and in order, never more than two under way, as long
-as they are quick."""
+"""Dispatches of bounded time: every row once and in order, at most two in flight."""
 
 import math
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from ddpm_jax.generation import dispatch
 
 
 class Device:
-    """Does rows in a time of its own, and knows what is under way."""
+    """A device that takes a given time for rows, and counts the dispatches in flight."""
 
     def __init__(self, seconds_a_row, monkeypatch, *, enough=math.inf):
         self.enough = enough
@@ -86,7 +85,9 @@ def test_processes_that_walk_together_make_the_same_dispatches_whatever_time_the
 def test_a_walk_ends_early_when_nothing_is_left_to_do(monkeypatch):
     device = Device(1.0, monkeypatch, enough=5)
     rows = dispatch.walk(device.advance, [], 100, pace=dispatch.Pace())
-    assert rows == list(range(6)), "one dispatch more was under way when the device said so"
+    assert rows == list(range(6)), (
+        "one dispatch more was in flight when the device reported the end"
+    )
 
 
 def test_what_the_watch_raises_ends_the_walk(monkeypatch):

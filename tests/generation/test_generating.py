@@ -54,8 +54,10 @@ def generate():
 
 
 def assert_same_images(actual, expected):
-    """Up to the rounding of a sum taken in another order: 1e-6, which moves a grey level only if it
-    is on an edge."""
+    """Assert equality up to the rounding of a sum in another order, 1e-6.
+
+    That moves a grey level only at a rounding edge.
+    """
     difference = np.abs(actual.astype(int) - expected.astype(int))
     assert difference.max() <= 1
     assert difference.mean() < 1e-2
@@ -103,7 +105,7 @@ def test_new_parameters_compile_nothing_new():
 
 
 def test_inputs_and_start_reach_the_image_they_belong_to():
-    """A chain that starts at its input; the network says that x_0 is the other inputs."""
+    """A chain that starts at its input; the network predicts the other inputs as x_0."""
     process = make_process(Chain(make_betas("linear", STEPS)), "x_0", "fixed_small")
     sampler = ancestral(process.chain.at())
     signal = sampler.schedule.sqrt_alphas_bar[0]
@@ -155,12 +157,12 @@ def test_frames_come_noise_first_and_end_with_the_images(generate):
 
 
 class Stop(Exception):
-    """What a watch raises."""
+    """The exception that a watch raises."""
 
 
-def test_the_watch_sees_every_dispatch_and_what_it_raises_ends_the_chain_and_leaves_the_generator_whole():
+def test_the_watch_sees_every_dispatch_and_what_it_raises_ends_the_chain_alone():
     inputs = np.random.default_rng(1).standard_normal((3, *SHAPE)).astype(np.float32)
-    # The start hands its input through: a donated buffer must not be the input's own.
+    # The start returns its input unchanged: a donated buffer must not be the input's own.
     generate = make_generate(*chain(), SHAPE, start=lambda keys, inputs: inputs)
     whole = generate(KERNEL, KEY, range(3), inputs=inputs).images
     seen = []
@@ -253,7 +255,8 @@ def test_eight_devices_make_the_images_of_one(tmp_path, generate):
 assert jax.local_device_count() == 8
 rows = []
 generate = this.make_generate(*this.chain(), this.SHAPE, num_frames=3)
-generated = generate(this.KERNEL, this.KEY, range(13), batch_size=13, watch=lambda done, total: rows.append(done))
+watch = lambda done, total: rows.append(done)
+generated = generate(this.KERNEL, this.KEY, range(13), batch_size=13, watch=watch)
 assert rows[-1] == this.STEPS and rows == sorted(set(rows)), rows
 np.savez({str(tmp_path / "eight.npz")!r}, **generated._asdict())
 """

@@ -40,7 +40,7 @@ def run_environment():
 
 
 def fake_batches(batch_size=4, log=None):
-    """Images that tell their index, made without a model."""
+    """Make images that encode their index, without a model."""
 
     def make_batches(indices):
         for start in range(0, len(indices), batch_size):
@@ -131,7 +131,9 @@ def test_a_set_finished_after_kill_9_is_the_set_made_at_once(tmp_path):
     """The real model, killed without warning again and again while it samples and writes."""
     body = """
 generate = this.make_generate(*this.chain(), this.SHAPE)
-batches = lambda indices: this.generate_batches(generate, this.KERNEL, seed=0, indices=indices, batch_size=3)
+batches = lambda indices: this.generate_batches(
+    generate, this.KERNEL, seed=0, indices=indices, batch_size=3
+)
 storing.write_shards({!r}, batches, num_images=1003, shard_size=5, manifest={{"seed": 0}})
 """
     subprocess.run(program(body.format(str(tmp_path / "whole"))), env=run_environment(), check=True)

@@ -1,5 +1,7 @@
-"""Data whose probability flow is known: two Gaussians in the plane. NumPy says ε and SciPy solves
-the flow."""
+"""Data with a known probability flow: two Gaussians in the plane.
+
+NumPy computes ε and SciPy solves the flow.
+"""
 
 import functools
 
@@ -25,8 +27,10 @@ STEPS = (40, 80, 160)  # of the tests of convergence
 def run(
     rows, schedule, mixture, x_T, keys, *, init, step, wrap=lambda denoiser: denoiser, num_frames=0
 ):
-    """The chain with everything but its code as data: the cache shows whether another sampler is
-    another program."""
+    """Run a chain with everything but its code as data.
+
+    The cache of compiled programs shows whether another sampler is another program.
+    """
     denoiser = wrap(exact_denoiser(mixture, schedule, variance="fixed_small"))
     return sample(
         denoiser,
@@ -72,8 +76,10 @@ class Oracle:
         return x_bar - sigma * self.eps(x_bar, sigma)
 
     def flow(self, x_bar, sigmas):
-        """The solution of dx̄/dσ = ε at every one of the falling sigmas, [len(sigmas), B, 2], from
-        x̄ at the first."""
+        """Return the solution of dx̄/dσ = ε at each of the falling sigmas, [len(sigmas), B, 2].
+
+        It starts from x̄ at the first.
+        """
         return self._flow(np.asarray(x_bar, np.float64).tobytes(), tuple(sigmas))
 
     @functools.cache  # noqa: B019, lives as long as the session
@@ -113,8 +119,9 @@ class Oracle:
         )
 
     def errors(self, name, options, spacing, *, exact_history=0, change=lambda rows, sigma: rows):
-        """Largest error at the level t = 0, for each of STEPS, in float64. Clean data would hide
-        the last step.
+        """Return the largest error at the level t = 0, for each of STEPS, in float64.
+
+        Clean data would hide the last step.
 
         With `exact_history` the chain starts that many levels later, on the exact solution, with
         the exact predictions of the levels before. `change` makes other rows of a sampler's.
@@ -143,8 +150,10 @@ class Oracle:
         return -np.polyfit(np.log(STEPS), np.log(self.errors(*args, **options)), 1)[0]
 
     def exact_state(self, empty, x_bar, levels, i):
-        """The state of a linear sampler at level i of the exact solution x̄ [N, B, 2], its history
-        the exact one."""
+        """Return the state of a linear sampler at level i of the exact solution x̄ [N, B, 2].
+
+        Its history is exact too.
+        """
         histories = [
             jnp.asarray(
                 [of(x_bar[j], levels.sigma[j]) for j in range(i - 1, -1, -1)][: len(kept)]

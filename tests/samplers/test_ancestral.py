@@ -1,5 +1,4 @@
-"""Ancestral sampling against the original code, algorithm 2 in float64, and data whose whole chain
-is known."""
+"""Ancestral sampling against the original code, algorithm 2 in float64 and known chains."""
 
 import functools
 
@@ -66,8 +65,7 @@ def test_there_is_noise_at_every_t_but_the_last():
 
 @pytest.mark.parametrize("steps", [30, 7, 1])
 def test_the_chain_is_algorithm_2_walked_by_a_float64_loop(steps):
-    """With sigma_t^2 = beta_t and a network that predicts eps, in the paper's own form of line
-    4."""
+    """σ_t² = β_t and a network that predicts eps, in the paper's own form of line 4."""
     timesteps = spaced_timesteps(30, steps)
     schedule = make_schedule(COARSE_BETAS, timesteps=timesteps)
     eps_theta = {
@@ -106,8 +104,9 @@ def sigma_squared(variance, betas, alphas_bar_prev, alphas_bar):
 
 
 def exact_marginals(betas, mu, s, variance, *, x_T_mean=0.0, x_T_variance=1.0):
-    """Mean and variance at every moment of the ancestral chain of the exact denoiser of N(mu, s²
-    I): float64, [T+1].
+    """Return mean and variance at every moment of the exact ancestral chain of N(mu, s² I).
+
+    float64, [T+1].
 
     Everything is linear: x̂_0 = mu + k (x_t - √ᾱ mu), k = s²√ᾱ / (s²ᾱ + 1 - ᾱ), and x_{t-1} ~ N(a
     x_t + b x̂_0, σ²) with a and b from the product of q(x_t|x_{t-1}) and q(x_{t-1}|x_0), by their
@@ -138,8 +137,10 @@ def exact_marginals(betas, mu, s, variance, *, x_T_mean=0.0, x_T_variance=1.0):
 def gaussian_frames(
     betas, mu, s, variance, *, num_frames, x_T_mean=0.0, x_T_variance=1.0, timesteps=None
 ):
-    """x_t at `num_frames` moments of 16,384 chains of one number each, with the exact denoiser: [K,
-    16384]."""
+    """Return x_t at `num_frames` moments of 16,384 chains of one number each, [K, 16384].
+
+    The denoiser is exact.
+    """
     alphas_bar = jnp.asarray(np.cumprod(1 - betas), jnp.float32)
 
     def network(x_t, time):
@@ -158,8 +159,10 @@ def gaussian_frames(
 
 
 def assert_moments(frames, means, variances):
-    """Within 5 standard errors, which the noise of a fixed seed either passes or not: it does not
-    come and go."""
+    """Assert moments within 5 standard errors.
+
+    The seed is fixed, so the outcome is always the same.
+    """
     n = frames.shape[1]
     z_mean = (frames.mean(axis=1) - means) / np.sqrt(variances / n)
     z_variance = (frames.var(axis=1) - variances) / (variances * np.sqrt(2 / n))
@@ -175,8 +178,10 @@ def test_every_marginal_of_a_coarse_chain_follows_the_exact_recursion(variance):
 
 
 def test_the_three_variances_are_told_apart_by_that_recursion():
-    """The test above has the power that it needs: midway the three chains differ by tens of
-    standard errors."""
+    """The test above has the power that it needs.
+
+    Midway the three chains differ by tens of standard errors.
+    """
     midway = [
         exact_marginals(COARSE_BETAS, 0.3, 0.5, v)[1][20]
         for v in ("fixed_small", "learned_range", "fixed_large")
@@ -219,8 +224,10 @@ def test_more_steps_come_nearer_to_the_data():
 
 
 def test_fixed_large_is_exact_for_data_of_unit_variance():
-    """Section 3.2: x_t keeps variance 1 for any betas. The last step adds no noise and so ends at
-    alpha_0."""
+    """Section 3.2: x_t keeps variance 1 for any betas.
+
+    The last step adds no noise and so ends at alpha_0.
+    """
     _, variances = exact_marginals(COARSE_BETAS, 0.0, 1.0, "fixed_large")
     np.testing.assert_allclose(variances[:-1], 1, rtol=1e-12)
     assert variances[-1] == pytest.approx(1 - COARSE_BETAS[0], rel=1e-12)
@@ -230,8 +237,10 @@ def test_fixed_large_is_exact_for_data_of_unit_variance():
 
 
 def test_fixed_small_is_exact_for_data_that_is_one_point():
-    """Section 3.2: every x_t keeps the marginal q(x_t|x_0) for any betas, and the end is the point
-    itself."""
+    """Section 3.2: every x_t keeps the marginal q(x_t|x_0) for any betas.
+
+    The chain ends at the point itself.
+    """
     alphas_bar = np.cumprod(1 - COARSE_BETAS)
     start = {"x_T_mean": np.sqrt(alphas_bar[-1]) * 0.7, "x_T_variance": 1 - alphas_bar[-1]}
     q_means, q_variances = np.sqrt(alphas_bar[::-1]) * 0.7, 1 - alphas_bar[::-1]
@@ -245,8 +254,10 @@ def test_fixed_small_is_exact_for_data_that_is_one_point():
 
 @pytest.mark.full
 def test_a_mixture_ends_with_its_weights_and_widths():
-    """Data 0.3 N(-0.6, 0.1²) + 0.7 N(0.5, 0.2²), one number an image; the exact x̂_0 is that of a
-    mixture."""
+    """Data 0.3 N(-0.6, 0.1²) + 0.7 N(0.5, 0.2²), one number an image.
+
+    The exact x̂_0 is that of a mixture.
+    """
     betas = make_betas("linear", 500, beta_start=2e-4, beta_end=0.04)
     weights, means, widths = np.array([0.3, 0.7]), np.array([-0.6, 0.5]), np.array([0.1, 0.2])
     alphas_bar = jnp.asarray(np.cumprod(1 - betas), jnp.float32)

@@ -1,5 +1,7 @@
-"""What every sampler must do. A new one needs a line in SAMPLERS and a line in CASES, or the first
-test here fails."""
+"""Requirements on every sampler.
+
+A new one needs a line in SAMPLERS and a line in CASES, or the first test here fails.
+"""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -92,7 +94,7 @@ def test_it_asks_as_often_as_it_says(oracle, name, steps):
 
     denoiser = from_function(sampler.schedule, predict)
     jax.eval_shape(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0, *oracle.start(1))
-    assert len(traced) == 1  # the body of the scan asks once, and so every row does
+    assert len(traced) == 1  # the body of the scan evaluates once, and so does every row
     assert sampler.num_rows == sampler.evaluations
 
 
@@ -190,7 +192,7 @@ def test_it_follows_the_flow_to_clean_data(oracle, name):
         signal, sigma = oracle.start_levels(sampler)
         exact = oracle.flow(x_T / signal, np.array([sigma, 1e-6]))[-1]
         error = np.abs(oracle.run(sampler, x_T, keys).x_0 - exact).max()
-        # the data are 2 wide; the order is the next tests' affair
+        # the data are 2 wide; the next tests check the order
         assert error < 0.25, (spacing, error)
 
 
@@ -209,8 +211,10 @@ def test_float32_is_enough(oracle, name):
 
 @every_sampler
 def test_nothing_is_left_to_matrix_units_which_round_their_factors(oracle, name):
-    """A sum of predictions written as a product of matrices is one of bfloat16 on TPU and of TF32
-    on GPU."""
+    """No sum of predictions is written as a product of matrices.
+
+    That would be one of bfloat16 on TPU and of TF32 on GPU.
+    """
 
     sampler = made(oracle, name, 4)
     denoiser = from_function(sampler.schedule, lambda x_t, t: Prediction(x_t, x_t, x_t, x_t))

@@ -1,8 +1,7 @@
-"""The schedulers of diffusers with the same names and settings, in float64, on the exact ε of a
-mixture.
+"""The schedulers of diffusers with equal settings, in float64, on the exact ε of a mixture.
 
-Compared is what a scheduler makes of predictions at given levels, with the same noise. Where
-diffusers rounds levels (σ to float32, times to integers) it is given ours. Its x is x̄ = x / √ᾱ in
+Results are compared for the same predictions at given levels, with the same noise. Where
+diffusers rounds levels (σ to float32, times to integers) it gets ours. Its x is x̄ = x / √ᾱ in
 the schedulers in σ. Their chain starts from √(σ² + 1) z for linspace and trailing, which is our x_T
 = z, and from σ z for leading, which has a smaller variance.
 """
@@ -43,10 +42,10 @@ def make_scheduler(oracle, name, **config):
     return scheduler
 
 
-def with_sigmas(scheduler, sigmas, asks):
-    """Gives it these σ, unrounded, and one timestep of its own for every time it asks."""
+def with_sigmas(scheduler, sigmas, count):
+    """Set these σ, unrounded, and one timestep for every evaluation."""
     scheduler.sigmas = torch.from_numpy(sigmas)
-    scheduler.timesteps = torch.arange(asks, 0, -1, dtype=torch.float64)
+    scheduler.timesteps = torch.arange(count, 0, -1, dtype=torch.float64)
     return scheduler
 
 
@@ -73,14 +72,14 @@ def ours(oracle, name, times, *, rows=slice(None), change=lambda rows: rows, **o
         )
 
 
-def theirs(oracle, scheduler, x_T, asked, *, in_sigma, steps=slice(None), z=None, **options):
-    """x_0 of a scheduler that asks at the σ in `asked`."""
-    x = torch.from_numpy(x_T * np.sqrt(1 + asked[0] ** 2) if in_sigma else x_T)
+def theirs(oracle, scheduler, x_T, evaluated, *, in_sigma, steps=slice(None), z=None, **options):
+    """Return x_0 of a scheduler that evaluates at the σ in `evaluated`."""
+    x = torch.from_numpy(x_T * np.sqrt(1 + evaluated[0] ** 2) if in_sigma else x_T)
     for i, t in enumerate(scheduler.timesteps[steps]):
-        x_bar = x.numpy().astype(np.float64) * (1 if in_sigma else np.sqrt(1 + asked[i] ** 2))
+        x_bar = x.numpy().astype(np.float64) * (1 if in_sigma else np.sqrt(1 + evaluated[i] ** 2))
         noise = {} if z is None else {"variance_noise": torch.from_numpy(z[i])}
         x = scheduler.step(
-            torch.from_numpy(oracle.eps(x_bar, asked[i])), t, x, **noise, **options
+            torch.from_numpy(oracle.eps(x_bar, evaluated[i])), t, x, **noise, **options
         ).prev_sample
     return x.numpy()
 
@@ -113,15 +112,14 @@ def test_spacings_in_sigma_are_those_of_diffusers(oracle, spacing):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_ddim(oracle, eta, spacing):
-    """Spacings whose steps are T // N: that is how far their DDIM steps back, whatever its next
-    timestep is."""
+    """Spacings whose steps are T // N, the length of their DDIM steps for any next timestep."""
     times = space(oracle.chain, spacing, STEPS)
     scheduler = make_scheduler(oracle, "DDIMScheduler", timestep_spacing=spacing, clip_sample=False)
     x_T, found = ours(oracle, "ddim", times, eta=eta)
-    asked = sigmas_at(oracle, times)
+    evaluated = sigmas_at(oracle, times)
     assert_close(
         found,
-        theirs(oracle, scheduler, x_T, asked, in_sigma=False, z=noises(oracle, STEPS), eta=eta),
+        theirs(oracle, scheduler, x_T, evaluated, in_sigma=False, z=noises(oracle, STEPS), eta=eta),
     )
 
 
@@ -172,8 +170,8 @@ def test_dpm2(oracle, spacing):
     scheduler = with_sigmas(make_scheduler(oracle, "KDPM2DiscreteScheduler"), twice, 2 * STEPS - 1)
     scheduler.sigmas_interpol = torch.from_numpy(np.append(0, np.repeat(middle, 2)))
     x_T, found = ours(oracle, "dpm2", times)
-    asked = np.stack([sigmas[:-1], middle], axis=1).ravel()
-    assert_close(found, theirs(oracle, scheduler, x_T, asked, in_sigma=True))
+    evaluated = np.stack([sigmas[:-1], middle], axis=1).ravel()
+    assert_close(found, theirs(oracle, scheduler, x_T, evaluated, in_sigma=True))
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
@@ -188,15 +186,14 @@ def test_lms(oracle, spacing, order):
 
 @pytest.mark.parametrize("name", ["plms", "pndm"])
 def test_pndm(oracle, name):
-    """With leading spacing, T / N even: their steps back are T // N and T // N // 2, whatever the
-    timesteps are."""
+    """Leading spacing with T / N even: their steps are T // N and T // N // 2 for any timesteps."""
     times = space(oracle.chain, "leading", STEPS)
     scheduler = make_scheduler(
         oracle, "PNDMScheduler", skip_prk_steps=name == "plms", timestep_spacing="leading"
     )
     x_T, found = ours(oracle, name, times)
-    asked = np.exp(oracle.chain.log_sigmas[scheduler.timesteps.numpy()])
-    assert_close(found, theirs(oracle, scheduler, x_T, asked, in_sigma=False))
+    evaluated = np.exp(oracle.chain.log_sigmas[scheduler.timesteps.numpy()])
+    assert_close(found, theirs(oracle, scheduler, x_T, evaluated, in_sigma=False))
 
 
 @pytest.mark.parametrize("sde", [False, True])
@@ -215,8 +212,10 @@ def test_dpmpp_2m(oracle, spacing, sde):
 
 
 def half_second_difference(rows, sigmas):
-    """Changes our third-order weights to theirs: they have -φ_3 D_2 where the parabola's integral
-    is -2 φ_3 D_2."""
+    """Change our third-order weights to theirs.
+
+    They have -φ_3 D_2 where the integral of the parabola is -2 φ_3 D_2.
+    """
     half_log_snr = -np.log(sigmas[:-1])
     x_0 = rows.weights.x_0.copy()
     for i in range(2, len(x_0) - 1):
@@ -254,8 +253,7 @@ def test_half_the_second_difference_makes_the_third_order_solver_one_of_second_o
 @pytest.mark.parametrize("order", [1, 2, 3])
 @every_spacing
 def test_unipc(oracle, spacing, order, variant):
-    """But for the last step with bh1: theirs divides by the infinite h there and is not a
-    number."""
+    """All but the last step with bh1, where theirs divides by the infinite h and gives NaN."""
     times = space(oracle.chain, spacing, STEPS)
     sigmas = sigmas_at(oracle, times)
     scheduler = make_scheduler(

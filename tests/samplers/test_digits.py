@@ -1,5 +1,6 @@
-"""The digits of samplers' weights: against the formulas of docs/samplers.md, written out in 64 bits
-of mantissa.
+"""The digits of samplers' weights, against the formulas of docs/samplers.md.
+
+These are written out in 64 bits of mantissa.
 
 As many steps as the chain has, where two levels are so near each other that a difference of rounded
 numbers has few digits left. Every integer spacing keeps all times then; the others lie between
@@ -71,8 +72,10 @@ class Exact:
 
 
 def integrals(nodes, start, end, rate):
-    """∫ rate e^(-rate (end-u)) l_j(u) du over [start, end], or ∫ l_j du for a rate of 0: powers of
-    u, one by one."""
+    """∫ rate e^(-rate (end-u)) l_j(u) du over [start, end], or ∫ l_j du for a rate of 0.
+
+    Integrated by powers of u, one by one.
+    """
     length = end - start
     places = [(node - start) / length for node in nodes]
 
@@ -268,8 +271,10 @@ def test_every_weight_is_that_of_the_formula(name, schedule, steps, spacing):
 @every_chain
 @every_spacing
 def test_the_runge_kutta_rows_of_pndm_lead_to_the_levels_of_the_formula(schedule, steps, spacing):
-    """Sums of ε's weights are the rows' moves in σ; all rows but the first twelve are those of
-    plms."""
+    """Sums of ε's weights are the rows' moves in σ.
+
+    All rows but the first twelve are those of plms.
+    """
     chain, times = chain_and_times(schedule, steps, spacing)
     sampler = SAMPLERS["pndm"](chain, times)
     exact = Exact(chain, times)

@@ -1,5 +1,4 @@
-"""Samplers that add noise draw from the data: Kolmogorov-Smirnov against the exact distribution,
-with the power shown.
+"""Samplers that add noise draw from the data, by Kolmogorov-Smirnov tests of shown power.
 
 The statistic D is the largest distance between the empirical and the exact distribution function. n
 samples of the right distribution give D > 1.95 / √n once in a thousand times. A chain of finitely
@@ -97,8 +96,9 @@ def test_noise_and_a_second_prediction_need_half_the_steps(oracle):
 
 @pytest.mark.full
 def test_the_corrector_draws_from_each_level_and_repairs_what_few_steps_did(oracle):
-    """In 64 dimensions: the size of a Langevin step follows from the norms of noise and score,
-    which fluctuate little.
+    """In 64 dimensions, where the norms of noise and score fluctuate little.
+
+    The size of a Langevin step follows from these norms.
 
     D of the pixels, and of the sum in which the clusters lie 3.2 widths apart.
     """

@@ -1,5 +1,7 @@
-"""Editing on data whose answers are known: a Gaussian's q(x_0|x_t), a mixture's q(unknown|known), a
-circle's arc."""
+"""Editing on data with known answers.
+
+They are a Gaussian's q(x_0|x_t), a mixture's q(unknown|known) and the arc of a circle.
+"""
 
 import itertools
 
@@ -30,8 +32,10 @@ def make_keys(index, seed=0):
 
 
 def assert_moments(x, mean, variance, slack=0.0):
-    """x [n] within 5 standard errors, which a fixed seed passes or not, and `slack` of the standard
-    deviation."""
+    """Assert moments of x [n] within 5 standard errors and `slack` of the standard deviation.
+
+    The seed is fixed, so the outcome is always the same.
+    """
     x, n = np.asarray(x, np.float64), len(x)
     assert abs(x.mean() - mean) < 5 * np.sqrt(variance / n) + slack * np.sqrt(variance)
     assert abs(x.var() / variance - 1) < 5 * np.sqrt(2 / n) + slack
@@ -70,8 +74,9 @@ def test_noise_is_put_on_a_picture_as_q_says_and_by_its_own_key():
 @pytest.mark.full
 @pytest.mark.parametrize("strength", [0.2, 0.5])
 def test_what_comes_of_a_picture_is_what_its_noised_self_may_have_been(strength):
-    """Data N(m, v): x_0 given x_t is Gaussian, and x_t given the picture y too; both integrate to a
-    closed form.
+    """With data N(m, v), x_0 given x_t is Gaussian, and x_t given the picture y too.
+
+    Both integrate to a closed form.
 
     x_0 = m + k (x_t - √ᾱ m) + √(k (1-ᾱ)/√ᾱ) z, k = v √ᾱ / (ᾱ v + 1 - ᾱ), and x_t = √ᾱ y + √(1-ᾱ) ε.
     For one Gaussian the exact reverse step is Gaussian, so ancestral sampling makes no error but
@@ -118,8 +123,10 @@ MASK = np.array([False, True]).reshape(1, 1, 2, 1)  # the left pixel is known
 
 
 def walk_of_the_paper(steps, jump, resamplings):
-    """The levels of Lugmayr et al. 2022's figure of the schedule, one step after the other, up as
-    well as down."""
+    """Return the levels of the schedule in a figure of Lugmayr et al. 2022, step by step.
+
+    Steps up are included.
+    """
     again = {level: resamplings - 1 for level in range(0, steps - jump, jump)}
     level = steps
     while level >= 0:
@@ -208,9 +215,10 @@ CONDITIONAL = (
 )
 
 
-def law_of_algorithm_1(times, jump, resamplings, variance):
-    """Mean and variance of the unknown pixel at the end: algorithm 1 line by line on the moments,
-    float64.
+def algorithm_1_moments(times, jump, resamplings, variance):
+    """Return mean and variance of the unknown pixel at the end.
+
+    Algorithm 1 line by line on the moments, float64.
 
     With a Gaussian's exact x̂_0 = m + Σ √ᾱ (ᾱ Σ + (1-ᾱ) I)⁻¹ (x - √ᾱ m) every line is linear in x,
     so the moments are exact. a and b of μ = a x_t + b x̂_0 by precisions, as in test_ancestral.
@@ -241,7 +249,7 @@ def law_of_algorithm_1(times, jump, resamplings, variance):
         mean = step @ mean + b * (MEAN - np.sqrt(bars[t]) * gain @ MEAN)
         covariance = step @ covariance @ step.T + sigma_2 * np.eye(2)
         mean[0] = np.sqrt(bars[to]) * KNOWN
-        # known: drawn again, covaries with nothing
+        # known: drawn independently, covaries with nothing
         covariance = np.diag([1 - bars[to], covariance[1, 1]])
     return mean[1], covariance[1, 1]
 
@@ -277,20 +285,19 @@ def test_repaint_has_the_law_of_algorithm_1(jump, resamplings, variance):
         initial_noise(keys, (1, 2, 1)),
         keys,
     ).x_0
-    assert_moments(x_0[:, 0, 1, 0], *law_of_algorithm_1(times, jump, resamplings, variance))
+    assert_moments(x_0[:, 0, 1, 0], *algorithm_1_moments(times, jump, resamplings, variance))
 
 
 @pytest.mark.full
 def test_by_its_law_resampling_leads_to_the_conditional_distribution():
-    """By the recursion that the test above holds the sampler to. 100 steps, r = 1, 3, 10, 30,
-    errors of moments:
+    """By the recursion of the test above; 100 steps, r = 1, 3, 10, 30, errors of moments:
 
     mean      0.155   0.064   0.021   0.009
     variance  0.035   0.013   0.005   0.002
     """
     times = space(CHAIN, "linspace", 100)
     errors = [
-        np.subtract(law_of_algorithm_1(times, 1, r, "fixed_large"), CONDITIONAL)
+        np.subtract(algorithm_1_moments(times, 1, r, "fixed_large"), CONDITIONAL)
         for r in (1, 3, 10, 30)
     ]
     means, variances = np.abs(errors).T
@@ -302,8 +309,9 @@ def test_by_its_law_resampling_leads_to_the_conditional_distribution():
 
 @pytest.mark.full
 def test_on_a_mixture_resampling_brings_repaint_nearer_to_the_conditional_distribution():
-    """Two components of means ±(½, ½) and deviation ½; the known pixel is ½, which gives them their
-    weights.
+    """Two components of means ±(½, ½) and deviation ½.
+
+    The known pixel is ½, which gives them their weights.
 
     4,096 images in 25 steps, r = 1, 3, 10: the mean is off by 0.244, 0.151, 0.080 (standard error
     0.010), the variance by 0.097, 0.056, 0.029 (0.009). The paper's conditioning is approximate for
@@ -353,7 +361,7 @@ def mixing_denoiser(schedule):
 
 
 def inpainted(sampler, index=range(3), picture=PICTURE):
-    """x_0 of the images `index`, from the noised picture, the right half painted again."""
+    """x_0 of the images `index`, from the noised picture, the right half repainted."""
     keys = make_keys(index)
     known, mask = (jnp.broadcast_to(x, (len(keys), *SHAPE)) for x in (picture, HALF))
     denoiser = keep_known(mixing_denoiser(sampler.schedule), known, mask)
@@ -410,8 +418,10 @@ def test_repaint_without_resampling_is_ancestral_sampling():
 
 @pytest.mark.full
 def test_resampling_alone_leaves_the_distribution_of_samples_as_it_is():
-    """Without known pixels a jump and the walk back are the chain's own law: exact for data of unit
-    variance."""
+    """Without known pixels a jump and the walk back follow the law of the chain.
+
+    It is exact for data of unit variance.
+    """
     sampler = repaint(CHAIN, space(CHAIN, "linspace", 10), resamplings=3)
     denoiser = mixtures.exact_denoiser(
         mixtures.make_mixture([1.0], np.zeros((1, 4, 4, 1)), [1.0]),

@@ -1,5 +1,7 @@
-"""Samples start from N(0, I): what that costs where a chain ends before x_T is noise, on data that
-is one Gaussian."""
+"""The error of starting from N(0, I) where a chain ends before x_T is noise.
+
+The data is one Gaussian.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,9 @@ MEAN, STD = 0.8, 0.1
 
 
 def draw_samples(betas):
-    """Mean and standard deviation of DDIM's samples, every step walked by an exact denoiser,
-    without chance.
+    """Return mean and standard deviation of DDIM's samples with an exact denoiser.
+
+    Every step is walked, and nothing is random.
 
     E[x_0|x_t] of a Gaussian is affine in x_t, and so is all of DDIM in x_T: two points say what it
     is.
@@ -36,8 +39,10 @@ def draw_samples(betas):
 
 
 def test_100_steps_of_betas_meant_for_1000_sample_another_gaussian():
-    """The flow leads from N(0, 1), not from q(x_T), to m (1 - s √ᾱ/σ) and s/σ, σ² = ᾱ s² + 1 - ᾱ:
-    0.740 and 0.125."""
+    """The flow leads from N(0, 1), not q(x_T), to m (1 - s √ᾱ/σ) and s/σ, σ² = ᾱ s² + 1 - ᾱ.
+
+    These are 0.740 and 0.125.
+    """
     betas = make_betas("linear", 100)
     alphas_bar = np.prod(1 - betas)
     scale = np.sqrt(alphas_bar * STD**2 + 1 - alphas_bar)

@@ -1,5 +1,7 @@
-"""Guidance of the exact models of a Gaussian mixture, whose classes are groups of components:
-Bayes' rule decides."""
+"""Guidance of the exact models of a Gaussian mixture, whose classes are groups of components.
+
+The expected values are by Bayes' rule.
+"""
 
 import math
 
@@ -143,11 +145,17 @@ def test_the_guided_score_is_that_of_the_density_times_the_class_probability_to_
 
 
 def test_scale_one_is_the_conditional_and_zero_the_unconditional_model_to_the_last_bit():
-    told, untold = (conditional(X_T, LEVELS, labels) for labels in (LABELS, np.full(B, NULL)))
-    for ours, theirs in ((free(1.0), told), (free(0.0), untold), (free(1.0, rescale=0.7), told)):
+    conditioned, unconditioned = (
+        conditional(X_T, LEVELS, labels) for labels in (LABELS, np.full(B, NULL))
+    )
+    for ours, theirs in (
+        (free(1.0), conditioned),
+        (free(0.0), unconditioned),
+        (free(1.0, rescale=0.7), conditioned),
+    ):
         for name in ("x_0", "eps", "mean"):
             np.testing.assert_array_equal(getattr(ours(X_T, LEVELS), name), getattr(theirs, name))
-    np.testing.assert_array_equal(free(0.0)(X_T, LEVELS).log_variance, told.log_variance)
+    np.testing.assert_array_equal(free(0.0)(X_T, LEVELS).log_variance, conditioned.log_variance)
 
 
 def test_each_image_may_have_its_own_scale():
@@ -191,8 +199,8 @@ def test_an_interval_names_noise_levels_and_not_rows():
     chain = Chain(CHAIN.betas, time_scale=1000 / T)
     short = chain.at(np.array([5, 10, 20, 30]))
     inside = interval_from_fractions(chain, 0.25, 0.75)  # t = 9.75 to 29.25
-    told = (short.timesteps >= inside.low) & (short.timesteps <= inside.high)
-    assert told.tolist() == [False, True, True, False]
+    guided = (short.timesteps >= inside.low) & (short.timesteps <= inside.high)
+    assert guided.tolist() == [False, True, True, False]
     whole, ends = chain.at().timesteps, interval_from_fractions(chain, 0.0, 1.0)
     assert np.all((whole >= ends.low) & (whole <= ends.high))
 
@@ -200,12 +208,13 @@ def test_an_interval_names_noise_levels_and_not_rows():
 @pytest.mark.parametrize("rescale", [0.3, 1.0])
 def test_rescaling_is_the_papers_formula_on_v(rescale):
     """Lin et al. 2024, eq. 15 and 16, in NumPy, image by image."""
-    plain, told = free(5.0)(X_T, LEVELS), conditional(X_T, LEVELS, LABELS)
+    plain, conditioned = free(5.0)(X_T, LEVELS), conditional(X_T, LEVELS, LABELS)
     rescaled = free(5.0, rescale=rescale)(X_T, LEVELS)
     for i, t in enumerate(LEVELS):
         signal, noise = SCHEDULE.sqrt_alphas_bar[t], SCHEDULE.sqrt_one_minus_alphas_bar[t]
         v, v_told = (
-            signal * np.asarray(p.eps[i]) - noise * np.asarray(p.x_0[i]) for p in (plain, told)
+            signal * np.asarray(p.eps[i]) - noise * np.asarray(p.x_0[i])
+            for p in (plain, conditioned)
         )
         expected = rescale * v * v_told.std() / v.std() + (1 - rescale) * v
         ours = signal * np.asarray(rescaled.eps[i]) - noise * np.asarray(rescaled.x_0[i])
@@ -217,14 +226,14 @@ def test_rescaling_is_the_papers_formula_on_v(rescale):
 def test_rescaling_is_that_of_diffusers_for_a_network_that_predicts_v():
     torch = pytest.importorskip("torch")
     utils = pytest.importorskip("diffusers.guiders.guider_utils")
-    plain, told = free(5.0)(X_T, LEVELS), conditional(X_T, LEVELS, LABELS)
+    plain, conditioned = free(5.0)(X_T, LEVELS), conditional(X_T, LEVELS, LABELS)
     signal, noise = (
         table[LEVELS][:, None, None, None]
         for table in (SCHEDULE.sqrt_alphas_bar, SCHEDULE.sqrt_one_minus_alphas_bar)
     )
     v, v_told, ours = (
         np.asarray(signal * p.eps - noise * p.x_0)
-        for p in (plain, told, free(5.0, rescale=0.7)(X_T, LEVELS))
+        for p in (plain, conditioned, free(5.0, rescale=0.7)(X_T, LEVELS))
     )
     theirs = utils.rescale_noise_cfg(torch.tensor(v), torch.tensor(v_told), guidance_rescale=0.7)
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-9, atol=1e-9)
@@ -241,10 +250,10 @@ def test_rescaling_an_image_without_spread_leaves_it():
 
 
 def test_one_evaluation_of_both_halves_and_one_program_for_all_scales():
-    asked = []
+    calls = []
 
     def counted(x_t, t, condition):
-        asked.append((x_t.shape, t.shape, condition["label"].shape))
+        calls.append((x_t.shape, t.shape, condition["label"].shape))
         return conditional(x_t, t, condition["label"])
 
     @jax.jit
@@ -267,7 +276,7 @@ def test_one_evaluation_of_both_halves_and_one_program_for_all_scales():
         ours = run(scale, Interval(*map(np.float32, interval)), rescale)
         theirs = free(scale, interval=interval, rescale=rescale)(X_T, LEVELS).eps
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
-    assert asked == [((2 * B, *SHAPE), (2 * B,), (2 * B,))]
+    assert calls == [((2 * B, *SHAPE), (2 * B,), (2 * B,))]
 
 
 def test_the_log_probability_of_a_network_is_that_of_its_label_at_the_time_it_was_trained_with():

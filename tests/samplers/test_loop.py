@@ -20,8 +20,7 @@ SHAPE = (4, 4, 1)
 
 
 def chain(steps, **options):
-    """(x_T, keys) -> Samples, the chain of a network that mixes pixels and channels, on `steps` of
-    1000 timesteps."""
+    """(x_T, keys) -> Samples of a network that mixes pixels and channels, `steps` of 1000."""
     schedule = make_schedule(make_betas("linear", 1000), timesteps=spaced_timesteps(1000, steps))
     kernel = 0.3 * jax.random.normal(jax.random.key(7), (3, 3, 1, 1))
 
@@ -121,8 +120,10 @@ class Trace(NamedTuple):
 
 
 def counting_sampler(num_rows):
-    """A multi-step sampler in the making: its x_t after row i is i+1, its prediction there -i; it
-    keeps a history."""
+    """A multistep sampler whose x_t after row i is i+1 and whose prediction there is -i.
+
+    It keeps a history.
+    """
 
     def init(x_T):
         return Trace(x_T, jnp.stack([x_T, x_T]))

@@ -104,8 +104,10 @@ def test_steps_outside_the_chain_are_refused(steps):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_chain_that_destroys_the_signal_is_walked_or_refused(name):
-    """At alphas_bar = 0 a network may say x_0; then ancestral sampling has a first step, and an ODE
-    in σ does not have."""
+    """At alphas_bar = 0 a network may predict x_0.
+
+    Then ancestral sampling has a first step, and an ODE in σ does not.
+    """
     chain = Chain(make_betas("jsd", 20))
     if name not in FROM_PURE_NOISE:
         with pytest.raises(

@@ -1,5 +1,7 @@
-"""Samplers that are one another under another name, and what their coefficients must do: to
-rounding, in float64."""
+"""Samplers that are equal under another name, and relations of their coefficients.
+
+To rounding, in float64.
+"""
 
 import jax
 import numpy as np
@@ -76,8 +78,10 @@ def test_two_that_differ(oracle, one, other):
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_the_first_step_of_dpm_solver_is_ddim(oracle, eta):
-    """(Lu et al. 2022b, section 4): with one prediction the solver is DDIM, and the one with η = 1
-    DDIM with η = 1."""
+    """With one prediction the solver is DDIM, and the one with η = 1 DDIM with η = 1.
+
+    Lu et al. 2022b, section 4.
+    """
     solver = build_sampler(oracle, "dpmpp_2m_sde", eta=eta)
     ddim = build_sampler(oracle, "ddim", eta=eta)
     levels = levels_from_schedule(solver.schedule)
@@ -107,8 +111,10 @@ def test_the_first_step_of_dpm_solver_is_ddim(oracle, eta):
     ],
 )
 def test_a_constant_prediction_is_followed_exactly(oracle, name):
-    """Data that are one point: x_t = √ᾱ x_0 + √(1-ᾱ) ε with the same x_0 and ε all the way, or with
-    fresh noise."""
+    """Data that are one point: x_t = √ᾱ x_0 + √(1-ᾱ) ε with the same x_0 throughout.
+
+    ε is the same throughout, or fresh.
+    """
     sampler = build_sampler(
         oracle, name, "karras", **({"eta": 0.0} if name.endswith("sde") else {})
     )
@@ -129,8 +135,10 @@ def test_a_constant_prediction_is_followed_exactly(oracle, name):
 @pytest.mark.parametrize("name", ["ddim", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde"])
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_fresh_noise_makes_up_for_the_old(oracle, name, eta):
-    """Of x_t = √ᾱ x_0 + √(1-ᾱ) z, with x_0 known, the next x has the noise √(1-ᾱ'): old and fresh
-    add in squares."""
+    """From x_t = √ᾱ x_0 + √(1-ᾱ) z, with x_0 known, the next x has the noise √(1-ᾱ').
+
+    Old and fresh noise add in squares.
+    """
     sampler = build_sampler(oracle, name, "karras", eta=eta)
     weights, levels = sampler.rows.weights, levels_from_schedule(sampler.schedule)
     old = weights.x * levels.noise[:-1] + weights.eps.sum(1)
@@ -142,19 +150,19 @@ def test_fresh_noise_makes_up_for_the_old(oracle, name, eta):
 def test_churn_raises_the_noise_to_the_level_that_is_asked(oracle):
     sampler = build_sampler(oracle, "edm", "karras", s_churn=4.0, s_min=0.1, s_max=2.0, s_noise=1.0)
     sigma = levels_from_schedule(build_sampler(oracle, "heun", "karras").schedule).sigma
-    asked = np.asarray(sampler.schedule.sqrt_recipm1_alphas_bar)[sampler.rows.level]
+    evaluated = np.asarray(sampler.schedule.sqrt_recipm1_alphas_bar)[sampler.rows.level]
     plain = np.asarray(build_sampler(oracle, "heun", "karras").schedule.sqrt_recipm1_alphas_bar)
     plain = plain[build_sampler(oracle, "heun", "karras").rows.level]
     inside = (plain[2::2] >= 0.1) & (plain[2::2] <= 2.0)
     assert 0 < inside.sum() < len(inside)
     np.testing.assert_allclose(
-        asked[2::2], plain[2::2] * np.where(inside, 1 + 4 / 12, 1), rtol=1e-10
+        evaluated[2::2], plain[2::2] * np.where(inside, 1 + 4 / 12, 1), rtol=1e-10
     )
-    np.testing.assert_allclose(asked[1::2], plain[1::2], rtol=1e-12)
+    np.testing.assert_allclose(evaluated[1::2], plain[1::2], rtol=1e-12)
     signal = np.asarray(sampler.schedule.sqrt_alphas_bar)[sampler.rows.level]
     z = sampler.rows.weights.z[1::2] / signal[2::2]
-    np.testing.assert_allclose(z**2, asked[2::2] ** 2 - asked[1::2] ** 2, atol=1e-12)
-    np.testing.assert_allclose(sigma[0], asked[0], rtol=1e-12)
+    np.testing.assert_allclose(z**2, evaluated[2::2] ** 2 - evaluated[1::2] ** 2, atol=1e-12)
+    np.testing.assert_allclose(sigma[0], evaluated[0], rtol=1e-12)
 
 
 def test_churn_does_not_leave_the_chain(oracle):
@@ -196,8 +204,10 @@ def test_the_third_order_solver_is_exact_for_parabolas_and_the_second_order_one_
 
 
 def test_the_corrector_is_the_papers_line_for_each_image():
-    """Song et al. 2021, algorithm 5: ε = 2 α (r ‖z‖/‖g‖)², x + ε g + √(2ε) z, written out for every
-    image by itself."""
+    """Song et al. 2021, algorithm 5.
+
+    ε = 2 α (r ‖z‖/‖g‖)², x + ε g + √(2ε) z, written out for every image by itself.
+    """
     rng = np.random.default_rng(0)
     x, eps, z = rng.standard_normal((3, 4, 5, 5, 2))
     noise, alpha, r = 0.6, 0.97, 0.16

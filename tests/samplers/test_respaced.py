@@ -1,5 +1,4 @@
-"""A network trained on the whole chain, walked in a respaced one: what it says of its own step is
-that of a longer one.
+"""A network trained on the whole chain, in a respaced one with longer steps.
 
 The oracle is closed: with Gaussian data N(m, s²) every reverse step is linear in x_t and of a
 variance that no x_t changes, so mean and variance of the samples follow from two recursions. Of a
@@ -55,8 +54,10 @@ def recover_steps(denoiser, num_rows, dtype):
 
 
 def samples_mean_and_std(denoiser, num_rows, *, rows=None, dtype=np.float32):
-    """Of the samples of ancestral steps from N(0, 1); `rows` are those of `repaint`, with its
-    jumps."""
+    """Return the mean and standard deviation of samples by ancestral steps from N(0, 1).
+
+    `rows` are those of `repaint`, with its jumps.
+    """
     offset, slope, variance = recover_steps(denoiser, num_rows, dtype)
     mean, spread = 0.0, 1.0
     walk = (
@@ -75,8 +76,11 @@ def samples_mean_and_std(denoiser, num_rows, *, rows=None, dtype=np.float32):
 def test_a_learned_variance_gives_the_width_of_the_data_in_any_number_of_steps(
     schedule, parameterization
 ):
-    """In the float32 of the tables and of the network's output. Used for a longer step as it is,
-    the variance of one gave 0.253, 0.165, 0.122 and 0.075 in place of 0.5."""
+    """In the float32 of the tables and of the network's output.
+
+    Used for a longer step as it is, the variance of one gave 0.253, 0.165, 0.122 and 0.075 in place
+    of 0.5.
+    """
     chain = Chain(make_betas(schedule, 1000))
     for steps in STEPS:
         times = space(chain, "linspace", steps)
@@ -107,43 +111,42 @@ def test_the_other_variances_give_the_width_that_is_documented(variance):
 
 
 def test_where_the_step_is_the_trained_one_the_network_is_left_its_word():
-    """To the last bit: in the whole chain, and in a respaced one at the rows whose step before is
-    kept as well."""
-    said = jnp.sin(jnp.arange(1000.0)).reshape(-1, 1, 1, 1)
-    output, x_t = jnp.concatenate([said, said], axis=-1), jnp.ones_like(said)
+    """To the last bit, in the whole chain and at respaced rows whose preceding step is kept."""
+    raw = jnp.sin(jnp.arange(1000.0)).reshape(-1, 1, 1, 1)
+    output, x_t = jnp.concatenate([raw, raw], axis=-1), jnp.ones_like(raw)
 
     def log_variance(times):
         schedule, rows = CHAIN.at(times), jnp.arange(len(times))
         prediction = LEARNED.interpret(schedule, output[times], x_t[times], rows)
         return np.asarray(prediction.log_variance).ravel()
 
-    word = np.asarray(said).ravel()
-    np.testing.assert_array_equal(log_variance(np.arange(1000)), word)
+    predicted = np.asarray(raw).ravel()
+    np.testing.assert_array_equal(log_variance(np.arange(1000)), predicted)
     kept = np.array([0, 1, 2, 500, 501, 998, 999])
-    same = log_variance(kept) == word[kept]
+    same = log_variance(kept) == predicted[kept]
     np.testing.assert_array_equal(same, [True, True, True, False, True, False, True])
 
 
 @pytest.mark.parametrize("steps", [1000, 20, 1])
 def test_what_no_variance_of_data_can_be_is_held_to_what_it_can_be(steps):
-    """A network that errs: from fixed_small, as if x_0 were known, to the step of x_0 of variance
-    1; gradients too."""
+    """The clipping goes from fixed_small, x_0 known, to the step of x_0 of variance 1.
+
+    Gradients stay finite too.
+    """
     times = space(CHAIN, "trailing", steps)
     schedule, rows = CHAIN.at(times), jnp.arange(steps)
     x_t = jnp.zeros((steps, 1, 1, 1))
 
-    def log_variance(said):
-        output = jnp.concatenate([x_t, jnp.broadcast_to(said, x_t.shape)], axis=-1)
+    def log_variance(raw):
+        output = jnp.concatenate([x_t, jnp.broadcast_to(raw, x_t.shape)], axis=-1)
         return LEARNED.interpret(schedule, output, x_t, rows).log_variance.ravel()
 
-    for said in (-80.0, -9.0, 5.0, 80.0):
-        slope = jax.jacobian(log_variance)(said)
+    for raw in (-80.0, -9.0, 5.0, 80.0):
+        slope = jax.jacobian(log_variance)(raw)
         assert np.isfinite(slope).all()
         assert (slope == 1).all() or steps < 1000  # training differentiates the whole chain
     if steps < 1000:
-        low, high = (
-            np.exp(np.asarray(log_variance(said), np.float64))[1:] for said in (-80.0, 80.0)
-        )
+        low, high = (np.exp(np.asarray(log_variance(raw), np.float64))[1:] for raw in (-80.0, 80.0))
         np.testing.assert_allclose(low, schedule.posterior_variance[1:], rtol=1e-5)
         np.testing.assert_allclose(
             high, low + np.square(schedule.posterior_mean_coef1[1:]), rtol=1e-5
@@ -168,8 +171,10 @@ MIXTURE = mixtures.make_mixture(
     ],
 )
 def test_of_a_mixture_mean_and_variance_are_those_of_the_longer_step(parameterization, spacing):
-    """Those of q(x_s|x_t) for every kept s < t, at draws of x_t: they are moments of a mixture, and
-    no Gaussian's."""
+    """Those of q(x_s|x_t) for every kept s < t, at draws of x_t.
+
+    They are moments of a mixture, not of a Gaussian.
+    """
     times = space(CHAIN, spacing, 20)
     schedule, rows = CHAIN.at(times), jnp.repeat(jnp.arange(20), 50)
     keys = jax.random.split(jax.random.key(0), 1000)
@@ -181,7 +186,7 @@ def test_of_a_mixture_mean_and_variance_are_those_of_the_longer_step(parameteriz
     found, exact = (
         jax.jit(d)(x_t, rows) for d in (denoiser, mixtures.exact_denoiser(MIXTURE, schedule))
     )
-    # Float32: μ says x_0 in its last digits where t is large.
+    # Float32: μ carries x_0 in its last digits where t is large.
     np.testing.assert_allclose(
         found.mean, exact.mean, rtol=0, atol=2e-3 if parameterization == "mu" else 1e-4
     )
@@ -212,8 +217,10 @@ SAMPLERS_WITH_A_VARIANCE = {
     ("name", "steps"), [("ancestral", 10), ("predictor_corrector", 50), ("repaint", 50)]
 )
 def test_samplers_with_the_models_variance_walk_as_with_the_exact_one(name, steps):
-    """The same noise, so the same samples; with the variance of one step taken as it is they are
-    others."""
+    """The same noise gives the same samples.
+
+    With the variance of one step, unconverted, the samples differ.
+    """
     times = space(CHAIN, "linspace", steps)
     sampler = SAMPLERS_WITH_A_VARIANCE[name](times)
     keys = image_keys(jax.random.key(0), jnp.arange(256))
@@ -234,8 +241,7 @@ def test_samplers_with_the_models_variance_walk_as_with_the_exact_one(name, step
 @pytest.mark.full
 @pytest.mark.parametrize("steps", [250, 50, 10])
 def test_repainting_nothing_leaves_the_width_of_the_data(steps):
-    """Steps down and jumps up of the right width keep q(x_t) at every level, however often they are
-    walked."""
+    """Steps down and jumps up of the right width keep q(x_t) at every level, however repeated."""
     times = space(CHAIN, "linspace", steps)
     denoiser = make_denoiser(gaussian(), CHAIN, times, variance="learned")
     rows = repaint(CHAIN, times, resamplings=3).rows
@@ -248,8 +254,7 @@ def test_repainting_nothing_leaves_the_width_of_the_data(steps):
     [*((name, "linspace") for name in SAMPLERS_WITH_A_VARIANCE), ("ancestral", "karras")],
 )
 def test_samples_have_the_width_of_the_data(name, spacing):
-    """16,384 numbers in images of 64, also between the trained steps, where the network
-    interpolates."""
+    """16,384 numbers in images of 64, also between trained steps, by interpolated outputs."""
     times = space(CHAIN, spacing, 50)
     data = mixtures.make_mixture([1.0], np.zeros((1, 8, 8, 1)), [WIDTH**2])
     sampler = SAMPLERS_WITH_A_VARIANCE[name](times)

@@ -1,5 +1,4 @@
-"""Which levels are visited: what every spacing keeps to, and what each is for. Agreement with
-diffusers is beside."""
+"""The levels that every spacing visits; test_diffusers_schedulers.py compares with diffusers."""
 
 import numpy as np
 import pytest
