@@ -71,6 +71,7 @@ def euler_ancestral(
         )
     schedule, levels = visited(chain, times, dtype)
     kept, fresh = _split_noise(levels, eta)
+    # In x̄ both parts are divided by √ᾱ' of the next level.
     down, up = (of / levels.signal[1:] for of in (kept, fresh))
     return linear_sampler(
         schedule, flow_weights(levels.signal, eps=(down - levels.sigma[:-1])[:, None], z=up)
@@ -85,6 +86,7 @@ def _split_noise(levels: Levels, eta: float) -> tuple[np.ndarray, np.ndarray]:
     β̃ = (1-ᾱ')/(1-ᾱ) (1-ᾱ/ᾱ') (Ho et al. 2020, eq. 7) is (1-ᾱ') (1 - e^(-2h)); in x̄ and σ it is
     σ'²/σ² (σ²-σ'²). So neither part is a difference of nearly equal numbers.
     """
+    # The fresh share of the variance is η² (1 - e^(-2h)), capped at all of it where η is above 1.
     lost = -np.expm1(-2 * levels.steps)
     kept = np.maximum(np.exp(-2 * levels.steps) + (1 - eta**2) * lost, 0)
     return levels.noise[1:] * np.sqrt(kept), levels.noise[1:] * np.minimum(eta * np.sqrt(lost), 1)

@@ -137,6 +137,7 @@ def step(
 ) -> tuple[LinearState, Prediction]:
     """Compute one row of the module's formula."""
     prediction = denoiser(state.x_t, jnp.broadcast_to(row.level, state.x_t.shape[:1]))
+    # The newest first, as the columns of the weights.
     x_0 = jnp.concatenate([prediction.x_0[None], state.x_0])
     eps = jnp.concatenate([prediction.eps[None], state.eps])
     weights = row.weights
@@ -211,6 +212,7 @@ def evaluated_at(
       levels in the order of the walk, and clean data after them.
     """
     check_chain(chain)
+    # The chain's table needs distinct times; rows that repeat one are copied from it, in time order.
     distinct, which = np.unique(times, return_inverse=True)
     order = np.argsort(times, kind="stable")
     schedule = jax.tree.map(lambda table: table[which[order]], chain.at(distinct, dtype=dtype))

@@ -212,11 +212,11 @@ def test_rescaling_is_the_papers_formula_on_v(rescale):
     rescaled = free(5.0, rescale=rescale)(X_T, LEVELS)
     for i, t in enumerate(LEVELS):
         signal, noise = SCHEDULE.sqrt_alphas_bar[t], SCHEDULE.sqrt_one_minus_alphas_bar[t]
-        v, v_told = (
+        v, v_conditioned = (
             signal * np.asarray(p.eps[i]) - noise * np.asarray(p.x_0[i])
             for p in (plain, conditioned)
         )
-        expected = rescale * v * v_told.std() / v.std() + (1 - rescale) * v
+        expected = rescale * v * v_conditioned.std() / v.std() + (1 - rescale) * v
         ours = signal * np.asarray(rescaled.eps[i]) - noise * np.asarray(rescaled.x_0[i])
         np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
     assert_consistent(rescaled)
@@ -231,11 +231,13 @@ def test_rescaling_is_that_of_diffusers_for_a_network_that_predicts_v():
         table[LEVELS][:, None, None, None]
         for table in (SCHEDULE.sqrt_alphas_bar, SCHEDULE.sqrt_one_minus_alphas_bar)
     )
-    v, v_told, ours = (
+    v, v_conditioned, ours = (
         np.asarray(signal * p.eps - noise * p.x_0)
         for p in (plain, conditioned, free(5.0, rescale=0.7)(X_T, LEVELS))
     )
-    theirs = utils.rescale_noise_cfg(torch.tensor(v), torch.tensor(v_told), guidance_rescale=0.7)
+    theirs = utils.rescale_noise_cfg(
+        torch.tensor(v), torch.tensor(v_conditioned), guidance_rescale=0.7
+    )
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-9, atol=1e-9)
 
 
