@@ -1,4 +1,4 @@
-"""Evaluates a trained model: `python evaluate.py --help`. All of it is in `ddpm_jax.cli.evaluate`."""
+"""Evaluate a trained model: `python evaluate.py --help`; see `ddpm_jax.cli.evaluate`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Samples from a trained model: `python sample.py --help`. All of it is in `ddpm_jax.cli.sample`."""
+"""Sample from a trained model: `python sample.py --help`; see `ddpm_jax.cli.sample`."""
 
 import sys
 

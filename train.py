@@ -1,4 +1,4 @@
-"""Trains a diffusion model: `python train.py --help`. All of it is in `ddpm_jax.cli.train`."""
+"""Train a diffusion model: `python train.py --help`; see `ddpm_jax.cli.train`."""
 
 import sys
 

@@ -3,8 +3,8 @@
     python docs/tutorial.py            prints what the blocks print
     python docs/tutorial.py --write    also puts it back into tutorial.md, below each block
 
-So every number that the text shows is one that the code printed. The first block is the settings; `run` can change
-them, which the test does.
+So every number in the text is one that the code printed. The first block is the settings; `run`
+can change them, which the test does.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""`python -m ddpm_jax.cli.ema`: other averages of a run, as directories that the other commands
+"""`ddpm-jax ema`: other averages of a run, as directories that the other commands
 take."""
 
 import json

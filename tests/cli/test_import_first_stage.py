@@ -1,4 +1,4 @@
-"""`python -m ddpm_jax.cli.import_first_stage`: weights as diffusers names them become a run that
+"""`ddpm-jax import-first-stage`: weights as diffusers names them become a run that
 everything reads."""
 
 import json

@@ -1,4 +1,4 @@
-"""`python -m ddpm_jax.cli.plot`: what it draws of the records, what it prints, and what it
+"""`ddpm-jax plot`: what it draws of the records, what it prints, and what it
 refuses."""
 
 import json

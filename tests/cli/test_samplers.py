@@ -1,4 +1,4 @@
-"""`python -m ddpm_jax.cli.samplers`: one row for every sampler and budget, on the mixture and on a
+"""`ddpm-jax samplers`: one row for every sampler and budget, on the mixture and on a
 model."""
 
 import json
