@@ -103,7 +103,7 @@ def predictor_corrector(
     check_chain(chain)
     schedule, precise = (chain.at(times, dtype=of) for of in (dtype, np.float64))
     num_steps = schedule.num_timesteps
-    # One ancestral row, then for each further level its Langevin rows and the ancestral row from it.
+    # One ancestral row, then for each further level its Langevin rows and an ancestral row.
     corrects = np.array([False] + ([True] * int(corrector_steps) + [False]) * (num_steps - 1))
     # An ancestral row starts at N less the ancestral rows up to it; a Langevin row stays at the
     # level that the last of them reached, one below.

@@ -212,7 +212,7 @@ def evaluated_at(
       levels in the order of the walk, and clean data after them.
     """
     check_chain(chain)
-    # The chain's table needs distinct times; rows that repeat one are copied from it, in time order.
+    # The chain's table needs distinct times; repeated ones are copied rows, in the order of time.
     distinct, which = np.unique(times, return_inverse=True)
     order = np.argsort(times, kind="stable")
     schedule = jax.tree.map(lambda table: table[which[order]], chain.at(distinct, dtype=dtype))
