@@ -29,11 +29,11 @@ FASTER = (0.5, 0.1, 0.05)  # seconds a step; the last is that of a TPU v3-8 in t
 
 def measure(config, *, every: int, steps: int, rounds: int) -> dict:
     """Returns the result as a dict."""
-    experiment = build(config)
-    training = build_training(experiment)
+    model = build(config)
+    training = build_training(model)
     parallelism, key = training.parallelism, base_key(config.seed)
-    state = parallelism.place(init_state(experiment, training))
-    batch = parallelism.to_devices([random_batch(config.train.batch_size, experiment.image_shape)])
+    state = parallelism.place(init_state(model, training))
+    batch = parallelism.to_devices([random_batch(config.train.batch_size, model.image_shape)])
     step = parallelism.map_step(training.train_step)
 
     def train():

@@ -27,6 +27,7 @@ from ddpm_jax.evaluation import tally
 from ddpm_jax.evaluation.bound import Strata, make_bound, stream_terms
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.models import Weights
 from ddpm_jax.monitoring import results
 from ddpm_jax.randomness import base_key
 
@@ -59,19 +60,17 @@ def time_loop(bound, params, source, strata, num_timesteps, path):
 def measure(config_path, batch, evaluations, rounds):
     """Returns the result as a dict."""
     config = configs.load_config(config_path)
-    experiment = build(config)
-    schedule = experiment.schedule
-    params = jax.jit(experiment.init_params)(base_key(0))
-    pixels = np.random.default_rng(0).integers(0, 256, (batch, *experiment.image_shape), np.uint8)
+    model = build(config)
+    schedule = model.schedule
+    params = jax.jit(model.init_params)(base_key(0))
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, *model.image_shape), np.uint8)
     source = ArraySource(pixels, np.zeros(batch, np.int32), 0, "random pixels")
     # The t of as many strata as evaluations are wanted; their sizes are of no consequence here.
     first = np.linspace(0, schedule.num_timesteps - 1, evaluations).astype(np.int32)
     strata = Strata(first, np.ones(evaluations, np.int32))
-    bound = make_bound(lambda params: experiment.denoiser(params, schedule), schedule, strata)
+    bound = make_bound(lambda params: model.denoiser(Weights(params), schedule), schedule, strata)
     forward = jax.jit(
-        lambda params, x_t, network_time: experiment.network.apply(
-            {"params": params}, x_t, network_time
-        )
+        lambda params, x_t, network_time: model.network.apply({"params": params}, x_t, network_time)
     )
     arguments = params, jnp.asarray(pixels / 127.5 - 1, jnp.float32), jnp.full(batch, 500.0)
     bare, loop = [], []

@@ -17,6 +17,7 @@ from measuring import parse, parser, report, seconds, setting, spread
 from ml_collections import ConfigDict
 
 from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.models import Weights
 from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.models.condition import Condition, without_label
 from ddpm_jax.randomness import base_key
@@ -31,27 +32,27 @@ def make_calls(
     config: ConfigDict, *, steps: int, batch_size: int
 ) -> dict[str, Callable[[], np.ndarray]]:
     """Returns {name: call}, each drawing noise, walking the chain and fetching uint8 images."""
-    experiment = build(config)
-    num_classes = experiment.conditioning.num_classes
+    model = build(config)
+    num_classes = model.conditioning.num_classes
     if not num_classes:
         raise SystemExit(
             "This config has no classes to guide to: give one with condition.num_classes."
         )
-    params = jax.jit(experiment.init_params)(base_key(0))
-    sampler = make_sampler("ddim", experiment.chain, steps=steps, spacing="trailing")
-    told = Condition(label=np.arange(batch_size, dtype=np.int32) % num_classes)
+    params = Weights(jax.jit(model.init_params)(base_key(0)))
+    sampler = make_sampler("ddim", model.chain, steps=steps, spacing="trailing")
+    condition = Condition(label=np.arange(batch_size, dtype=np.int32) % num_classes)
 
     def unguided(params, schedule, condition):
-        return experiment.conditional_denoiser(params, schedule).given(condition)
+        return model.conditional_denoiser(params, schedule).given(condition)
 
     def guided(params, schedule, condition):
-        conditional = experiment.conditional_denoiser(params, schedule)
+        conditional = model.conditional_denoiser(params, schedule)
         null = without_label(condition, num_classes)
         return classifier_free(conditional, condition, null, scale=SCALE)
 
     def call(make_denoiser):
-        generate = make_generate(make_denoiser, sampler, experiment.image_shape)
-        return lambda: generate(params, base_key(0), np.arange(batch_size), inputs=told).images
+        generate = make_generate(make_denoiser, sampler, model.image_shape)
+        return lambda: generate(params, base_key(0), np.arange(batch_size), inputs=condition).images
 
     return {"unguided": call(unguided), "guided": call(guided)}
 

@@ -115,8 +115,8 @@ def _check_start(output: str, saved: list[int]) -> None:
 
 
 def _check_same_end(killed: Run, unkilled: Run, overrides: list[str]) -> None:
-    experiment = build(override(load_config(CONFIG), split_overrides(overrides)[0]))
-    template = state_shapes(experiment, build_training(experiment))
+    model = build(override(load_config(CONFIG), split_overrides(overrides)[0]))
+    template = state_shapes(model, build_training(model))
     ours, theirs = (
         Checkpointer(run.workdir, keep_last=2).restore(template) for run in (killed, unkilled)
     )

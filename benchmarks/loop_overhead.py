@@ -97,8 +97,8 @@ def time_loop(step, state, batches, key, steps, writer, config):
 def measure(steps, rounds):
     """Returns the result as a dict."""
     config = configs.load_config(CONFIG)
-    experiment = build(config)
-    training = build_training(experiment)
+    model = build(config)
+    training = build_training(model)
     step, key = map_step(training.train_step), base_key(config.seed)
     bare, loop = [], []
     with tempfile.TemporaryDirectory() as workdir, MetricWriter(workdir) as writer:
@@ -109,7 +109,7 @@ def measure(steps, rounds):
         )
         batch = shard(next(batches))
         # compiles
-        state, _ = time_bare(step, replicate(init_state(experiment, training)), batch, key, 3)
+        state, _ = time_bare(step, replicate(init_state(model, training)), batch, key, 3)
         state, _ = time_loop(step, state, batches, key, 3, writer, config)
         for _ in range(rounds):
             state, times = time_bare(step, state, batch, key, steps)

@@ -18,27 +18,28 @@ from ddpm_jax.evaluation.pixel_frechet import pixel_frechet_distance
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
 from ddpm_jax.experiments.loading import load_trained
-from ddpm_jax.experiments.models import Model
+from ddpm_jax.experiments.models import Model, Weights
 from ddpm_jax.experiments.trainer import build_training
+from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.randomness import base_key, stream
 from ddpm_jax.samplers.registry import make_sampler
 
 BATCH = 64
 
 
-def in_dtype(experiment: Model, dtype: str) -> Model:
-    """The same experiment, computed in another type."""
-    config = experiment.config.copy_and_resolve_references()
+def in_dtype(model: Model, dtype: str) -> Model:
+    """The same model, computed in another type."""
+    config = model.config.copy_and_resolve_references()
     config.model.dtype = dtype
     return build(config)
 
 
 def gradients(
-    experiment: Model, params, images: np.ndarray, batches: int
+    model: Model, params, images: np.ndarray, batches: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the losses [batches] and the gradients [batches, parameters] of the training
     objective."""
-    objective = build_training(experiment).objective
+    objective = build_training(model).objective
 
     @jax.jit
     def value_and_grad(params, batch, key):
@@ -61,10 +62,11 @@ def gradients(
     return np.array(losses), np.stack(flat)
 
 
-def samples(experiment: Model, params, steps: int, count: int) -> np.ndarray:
+def samples(model: Model, params, steps: int, count: int) -> np.ndarray:
     """uint8 [count, H, W, C]."""
-    generate = experiment.generator(make_sampler("ddim", experiment.chain, steps=steps))
-    return generate(params, stream(base_key(0), "eps"), np.arange(count)).images
+    sampler = make_sampler("ddim", model.chain, steps=steps)
+    generate = make_generate(model.denoiser, sampler, model.shape, decode=model.decode)
+    return generate(Weights(params), stream(base_key(0), "eps"), np.arange(count)).images
 
 
 def relative(difference: np.ndarray, of: np.ndarray) -> float:
@@ -75,13 +77,13 @@ def relative(difference: np.ndarray, of: np.ndarray) -> float:
 def measure(ckpt: str, *, batches: int, num_samples: int, steps: int) -> dict:
     """Returns the result as a dict."""
     loaded = load_trained(ckpt)
-    experiments = {dtype: in_dtype(loaded.model, dtype) for dtype in ("float32", "bfloat16")}
+    models = {dtype: in_dtype(loaded.model, dtype) for dtype in ("float32", "bfloat16")}
     config = loaded.model.config
     images = in_memory(load_split(config.data, config.data.train_split)).images
     loss, gradient, drawn = {}, {}, {}
-    for dtype, experiment in experiments.items():
-        loss[dtype], gradient[dtype] = gradients(experiment, loaded.params, images, batches)
-        drawn[dtype] = samples(experiment, loaded.params, steps, num_samples)
+    for dtype, model in models.items():
+        loss[dtype], gradient[dtype] = gradients(model, loaded.params, images, batches)
+        drawn[dtype] = samples(model, loaded.params, steps, num_samples)
     full, half = gradient["float32"], gradient["bfloat16"]
     pixels = np.float32(drawn["bfloat16"]) - np.float32(drawn["float32"])
     others = np.float32(np.roll(drawn["float32"], 1, axis=0)) - np.float32(drawn["float32"])

@@ -26,25 +26,28 @@ from measuring import (
 )
 
 from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.models import Weights
+from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.registry import make_sampler
 
 
 def measure(config, *, sampler: str, steps: int, batch_size: int, rounds: int) -> dict:
     """Returns the result as a dict."""
-    experiment = build(config)
-    params = jax.jit(experiment.init_params)(base_key(0))
-    generate = experiment.generator(make_sampler(sampler, experiment.chain, steps=steps))
-    call = functools.partial(generate, params, base_key(0), np.arange(batch_size))
+    model = build(config)
+    params = jax.jit(model.init_params)(base_key(0))
+    walk = make_sampler(sampler, model.chain, steps=steps)
+    generate = make_generate(model.denoiser, walk, model.shape, decode=model.decode)
+    call = functools.partial(generate, Weights(params), base_key(0), np.arange(batch_size))
     first = seconds(call)
     times = [seconds(call) for _ in range(rounds)]
     median = spread(times)["median"]
     share = batch_size // jax.device_count()
-    x, t = jnp.zeros((share, *experiment.image_shape)), jnp.zeros((share,))
+    x, t = jnp.zeros((share, *model.image_shape)), jnp.zeros((share,))
     # The chain is a loop whose length JAX does not count: its FLOP are those of the network, once a
     # step.
     network = compiled(
-        jax.jit(lambda p, x, t: experiment.network.apply({"params": p}, x, t)), params, x, t
+        jax.jit(lambda p, x, t: model.network.apply({"params": p}, x, t)), params, x, t
     )
     params_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     return {

@@ -34,17 +34,17 @@ from ddpm_jax.randomness import base_key
 def measure(config, *, calls: int, rounds: int) -> dict:
     """Returns the result as a dict."""
     check_batch(config)
-    experiment = build(config)
-    training = build_training(experiment)
+    model = build(config)
+    training = build_training(model)
     parallelism, per_call, size = (
         training.parallelism,
         config.train.steps_per_call,
         config.train.batch_size,
     )
     step = training.train_step if per_call == 1 else several(training.train_step)
-    state, key = parallelism.place(init_state(experiment, training)), base_key(config.seed)
+    state, key = parallelism.place(init_state(model, training)), base_key(config.seed)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    batch = parallelism.to_devices([random_batch(size, experiment.image_shape)] * per_call)
+    batch = parallelism.to_devices([random_batch(size, model.image_shape)] * per_call)
     program = compiled(parallelism.map_step(step), state, batch, key)
 
     def one_round():
