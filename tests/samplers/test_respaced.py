@@ -12,6 +12,7 @@ import pytest
 
 from ddpm_jax.diffusion import mixture as mixtures
 from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.denoiser import from_function
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS
 from ddpm_jax.diffusion.process import make_process
@@ -200,8 +201,11 @@ def unconverted(data, times):
         make_denoiser(data, CHAIN, times, variance="learned"),
         jnp.asarray(CHAIN.at(times).timesteps),
     )
-    return lambda x_t, t: denoiser(x_t, t)._replace(
-        log_variance=jnp.split(network(x_t, timesteps[t]), 2, axis=-1)[1]
+    return from_function(
+        denoiser.schedule,
+        lambda x_t, t: denoiser(x_t, t)._replace(
+            log_variance=jnp.split(network(x_t, timesteps[t]), 2, axis=-1)[1]
+        ),
     )
 
 
