@@ -67,7 +67,7 @@ def test_a_photo_is_read_from_the_bucket_or_refused_by_its_name(folder, tmp_path
     photo = str(folder / "photo.png")
     np.testing.assert_array_equal(read_photo("init_image", photo, (8, 8, 3)), pixels)
     with pytest.raises(
-        UsageError, match=r"--init_image: there is no file gs://bucket/\S+/absent.png"
+        UsageError, match=r"init_image: there is no file gs://bucket/\S+/absent.png"
     ):
         read_photo("init_image", str(folder / "absent.png"), (8, 8, 3))
     with pytest.raises(
