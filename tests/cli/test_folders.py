@@ -91,7 +91,7 @@ def test_labels_may_be_names_and_are_the_same_as_numbers(invoke, refused, run, t
         run,
         "--labels",
         "cats",
-        says=["--labels cats", "no class 'cats'", "ant, bee, cat", "'cat'?"],
+        says=["labels cats", "no class 'cats'", "ant, bee, cat", "'cat'?"],
     )
     refused("sample", "--ckpt", run, "--labels", "3", says=["Label 3 is no class", "0 to 2"])
 
