@@ -1,5 +1,6 @@
 """Bits per dimension of the caller's images, by the bound or by the flow, without files."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.data.sources import Source
-from ddpm_jax.errors import choose
+from ddpm_jax.errors import UsageError, choose, suggest
 from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.measuring.evaluated_split import in_memory
 from ddpm_jax.measuring.evaluation_settings import FlowLikelihood, VariationalBound
 from ddpm_jax.measuring.likelihood_bound import bound_computation, bound_strata
 from ddpm_jax.measuring.resuming import complete
+from ddpm_jax.randomness import check_settings
 
 
 class BitsPerDim(NamedTuple):
@@ -31,7 +33,7 @@ def bits_per_dim(
     images: np.ndarray,
     method: str = "bound",
     *,
-    labels: Sequence[int | str] | None = None,
+    labels: Sequence[int | str] | int | str | None = None,
     **settings: Any,
 ) -> BitsPerDim:
     """Return the bits per dimension of images, given their conditions if the model has any.
@@ -48,7 +50,17 @@ def bits_per_dim(
         without a likelihood.
       FailureError: a term of the bound that is not finite.
     """
-    measure = choose("method", method, METHODS)
+    measure, record = choose("method", method, METHODS)
+    check_settings()
+    names = [field.name for field in dataclasses.fields(record)]
+    for name in settings:
+        if name not in names:
+            raise UsageError(
+                f"The method {method!r} has no setting {name}.{suggest(name, names)} It has "
+                f"{', '.join(names)}."
+            )
+    if isinstance(labels, int | str):
+        labels = [labels] * len(images)
     return measure(trained, in_memory(trained, images, labels), settings)
 
 
@@ -69,7 +81,7 @@ def _flow(trained: TrainedModel, source: Source, fields: dict[str, Any]) -> Bits
     return _summarize(bits.draws.astype(np.float64), bits.num_evaluations)
 
 
-METHODS = {"bound": _bound, "ode": _flow}
+METHODS = {"bound": (_bound, VariationalBound), "ode": (_flow, FlowLikelihood)}
 
 
 def _summarize(draws: np.ndarray, num_evaluations: np.ndarray) -> BitsPerDim:

@@ -1,5 +1,6 @@
 """Images as arrays, from programs that are compiled once for the same settings."""
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +11,9 @@ import numpy as np
 from ddpm_jax import memory
 from ddpm_jax.errors import UsageError
 from ddpm_jax.generation.generating import Generate, Generated
-from ddpm_jax.randomness import base_key
+from ddpm_jax.limits import MAX_IMAGES, MAX_SEED
+from ddpm_jax.randomness import base_key, check_settings
+from ddpm_jax.settings import Settings, setting
 from ddpm_jax.tasks.image_generator import ImageGenerator
 
 _KEPT = 8  # programs kept, the most recently used
@@ -55,6 +58,7 @@ class ImageMaker:
           UsageError: a count or batch below 1, or noise of another shape.
           FailureError: an image that is not finite.
         """
+        _check(count, seed)
         generator, generate = self._program(generator)
         given = _given(generator, count, noise, step_noise)
         made = _batches(generator, generate, given, count, seed=seed, batch_size=batch_size)
@@ -71,6 +75,7 @@ class ImageMaker:
         step_noise: Any = None,
     ) -> Trajectory:
         """Make images 0..count-1 and keep their whole chains; arguments are those of `images`."""
+        _check(count, seed)
         generator, generate = self._program(generator, trajectory=True)
         given = _given(generator, count, noise, step_noise)
         made = _batches(generator, generate, given, count, seed=seed, batch_size=batch_size)
@@ -94,6 +99,20 @@ class ImageMaker:
         for old in list(self._programs)[:-_KEPT]:
             del self._programs[old]
         return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Wanted(Settings):
+    """Which images."""
+
+    n: int = setting(1, "How many.", lower=1, upper=MAX_IMAGES)
+    seed: int = setting(0, "Image i is a function of the seed and i.", lower=0, upper=MAX_SEED)
+
+
+def _check(count: int, seed: int) -> None:
+    """Refuse numbers that name no images, and settings of JAX under which they would be others."""
+    _Wanted(n=count, seed=seed)
+    check_settings()
 
 
 def _undecoded(params: Any, x: jax.Array, inputs: Mapping[str, Any]) -> jax.Array:

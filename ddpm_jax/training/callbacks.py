@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.distributed.interrupt import Interrupt, Wish
+from ddpm_jax.errors import UsageError
 from ddpm_jax.training.state import TrainState
 
 
@@ -71,3 +72,19 @@ class Callbacks:
                 call(callback)
             except StopTraining:
                 self._interrupt.request(Wish.CALLBACK)
+
+
+def check_callbacks(callbacks: Sequence[Callback] | Callback) -> list[Callback]:
+    """Return callbacks as a list, one alone too.
+
+    Raises:
+      UsageError: one is no object of a class derived from `Callback`.
+    """
+    given = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+    for callback in given:
+        if not isinstance(callback, Callback):
+            raise UsageError(
+                f"The callback {callback!r} is none: give objects of classes derived from "
+                "ddpm_jax.Callback."
+            )
+    return given

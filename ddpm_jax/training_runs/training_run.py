@@ -16,7 +16,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.files import as_path
 from ddpm_jax.monitoring import weights_and_biases
-from ddpm_jax.training.callbacks import Callback, Callbacks
+from ddpm_jax.training.callbacks import Callback, Callbacks, check_callbacks
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.training_loop import PROMISE
 from ddpm_jax.training_runs.reports import CURVE, draw_loss
@@ -53,7 +53,7 @@ def train(
     config: str | os.PathLike | ConfigDict | Mapping[str, Any],
     workdir: str | os.PathLike | None = None,
     *,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | Callback = (),
     profile: tuple[int, int] | None = None,
     wandb: str | None = None,
     max_seconds: int | None = None,
@@ -81,6 +81,7 @@ def train(
     if workdir is None:
         workdir = default_workdir(config)
     run = TrainingRun(workdir, profile, wandb, max_seconds)
+    callbacks = check_callbacks(callbacks)
     return run_training(configs.find_config(config), run, callbacks=callbacks)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from ddpm_jax.limits import MAX_SECONDS
 from ddpm_jax.monitoring.profiling import parse_steps
+from ddpm_jax.randomness import check_settings
 from ddpm_jax.settings import Settings, setting
 
 
@@ -38,3 +39,8 @@ class TrainingRun(Settings):
         lower=1,
         upper=MAX_SECONDS,
     )
+
+    def __post_init__(self) -> None:
+        """Check every field, and the settings of JAX under which draws would be others."""
+        super().__post_init__()
+        check_settings()
