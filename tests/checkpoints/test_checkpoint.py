@@ -136,6 +136,7 @@ class _Run:
         return outcome.state, following
 
 
+@pytest.mark.full
 def test_stopping_and_resuming_changes_no_bit(tmp_path, ddpm_objective):
     through, next_through = _Run(tmp_path / "through", ddpm_objective).train(22)
     _Run(tmp_path / "stopped", ddpm_objective).train(11)

@@ -110,6 +110,7 @@ def test_a_resumed_run_adds_to_its_snapshots(invoke, mine, config_file):
     assert "snapshots: 11, from step 1 to 11" in invoke("ema", "--ckpt", mine).out
 
 
+@pytest.mark.full
 def test_what_cannot_be_is_refused(refused, averaged, trained, mine, invoke):
     refused("ema", says=["--ckpt is missing"])
     refused(

@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from ddpm_jax.cli import command
+from ddpm_jax.cli import command, devices
 from ddpm_jax.errors import UsageError
 
 
@@ -122,7 +122,7 @@ def test_a_cache_of_programs_lies_on_a_disk_or_in_a_bucket(place):
     with pytest.raises(
         UsageError, match=r"^--compilation_cache: .*(can be read or written|names no bucket)"
     ):
-        command.keep_compiled(place)
+        devices.keep_compiled(place)
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", place)  # as the variable sets it
     try:
@@ -130,7 +130,7 @@ def test_a_cache_of_programs_lies_on_a_disk_or_in_a_bucket(place):
             UsageError,
             match=r"^JAX_COMPILATION_CACHE_DIR: .*(can be read or written|names no bucket)",
         ):
-            command.keep_compiled(None)
+            devices.keep_compiled(None)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
 

@@ -223,6 +223,7 @@ def sampled(invoke, ckpt, out, *flags):
         return shard["images"][0, ..., 0].astype(int)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "flags",
     [

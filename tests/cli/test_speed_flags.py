@@ -22,6 +22,9 @@ COMPUTING = (
     "decode",
     "draw",
     "import_first_stage",
+    "edit",
+    "interpolate",
+    "reconstruct",
 )
 
 # The command in a process of its own, which then says how many programs it found in the cache.

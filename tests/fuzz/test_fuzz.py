@@ -24,6 +24,7 @@ def watched(tmp_path_factory):
         yield found
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "number", [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.slow) for n in range(CASES)]
 )
