@@ -188,8 +188,8 @@ def generate_batches(
     batch_size: int,
     make_inputs: Callable[[np.ndarray], Any] = lambda indices: None,
     on_rows: Callable[[int, int, int], None] = lambda images, done, total: None,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (indices int [n], images uint8 [n, H, W, C]) in order, n at most `batch_size`.
+) -> Iterator[tuple[np.ndarray, Generated]]:
+    """Yield (indices int [n], what was made of them) in order, n at most `batch_size`.
 
     Only the last n is smaller.
 
@@ -212,4 +212,4 @@ def generate_batches(
         made = generate(
             params, key, batch, inputs=make_inputs(batch), batch_size=batch_size, watch=watch
         )
-        yield batch, made.images
+        yield batch, made

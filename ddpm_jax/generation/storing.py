@@ -42,9 +42,9 @@ def write_shards(
 
     Args:
       directory: created if necessary; another set of images in it is refused.
-      make_batches: indices int64 [n] -> (indices, images) of all of them in order, in batches: a
-        `generate_batches`. A shard whose size is not a multiple of the batch size pads its last
-        batch, so choose a multiple.
+      make_batches: indices int64 [n] -> (indices, images) of all of them in order, in
+        batches. A shard whose size is not a multiple of the batch size pads its last batch, so
+        choose a multiple.
       num_images: of the whole set.
       shard_size: images in each shard but the last.
       manifest: everything needed to make the same images again, as JSON can store it: the digest of

@@ -22,7 +22,6 @@ from ddpm_jax.diffusion.gaussian import extract, q_sample
 from ddpm_jax.diffusion.parameterization import Prediction, eps_from_x_0
 from ddpm_jax.diffusion.schedules import Schedule, step_variance
 from ddpm_jax.errors import UsageError
-from ddpm_jax.randomness import initial_noise
 from ddpm_jax.samplers import ancestral
 from ddpm_jax.samplers.linear import levels_at
 from ddpm_jax.samplers.loop import Noise, Sampler
@@ -53,21 +52,19 @@ def start_from(times: np.ndarray, strength: float) -> np.ndarray:
     return times[: max(1, round(strength * len(times)))]
 
 
-def noised(schedule: Schedule, x_0: chex.Array, keys: chex.PRNGKey) -> chex.Array:
+def noised(schedule: Schedule, x_0: chex.Array, noise: chex.Array) -> chex.Array:
     """Return x_T = √ᾱ x_0 + √(1-ᾱ) ε at the noisiest row of `schedule`.
-
-    ε is the initial noise that a sample with the image's key starts from.
 
     Args:
       schedule: that of the times to walk, `chain.at(times)`.
       x_0: float32 [B, H, W, C] in [-1, 1].
-      keys: [B], of `randomness.image_keys`.
+      noise: ε, what a sample would start from: `randomness.initial_noise` of the images' keys.
 
     Returns:
       float32 [B, H, W, C].
     """
     t = jnp.full(x_0.shape[:1], schedule.num_timesteps - 1)
-    return q_sample(schedule, x_0, t, initial_noise(keys, x_0.shape[1:]))
+    return q_sample(schedule, x_0, t, noise)
 
 
 def keep_known(denoiser: Denoiser, known: chex.Array, mask: chex.Array) -> Denoiser:

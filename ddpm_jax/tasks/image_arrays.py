@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +10,9 @@ import numpy as np
 
 from ddpm_jax import memory
 from ddpm_jax.errors import UsageError
-from ddpm_jax.generation.generating import Generate, Generated
-from ddpm_jax.limits import MAX_IMAGES, MAX_SEED
-from ddpm_jax.randomness import base_key, check_settings
+from ddpm_jax.generation.generating import Generate, Generated, generate_batches
+from ddpm_jax.limits import MAX_BATCH, MAX_IMAGES, MAX_SEED
+from ddpm_jax.randomness import check_settings
 from ddpm_jax.settings import Settings, setting
 from ddpm_jax.tasks.image_generator import ImageGenerator
 
@@ -58,10 +58,8 @@ class ImageMaker:
           UsageError: a count or batch below 1, or noise of another shape.
           FailureError: an image that is not finite.
         """
-        _check(count, seed)
-        generator, generate = self._program(generator)
-        given = _given(generator, count, noise, step_noise)
-        made = _batches(generator, generate, given, count, seed=seed, batch_size=batch_size)
+        given = _Given(n=count, seed=seed, batch_size=batch_size)
+        generator, made = self._make(generator, given, noise, step_noise)
         return np.concatenate([batch.images for batch in made])
 
     def trajectory(
@@ -75,15 +73,40 @@ class ImageMaker:
         step_noise: Any = None,
     ) -> Trajectory:
         """Make images 0..count-1 and keep their whole chains; arguments are those of `images`."""
-        _check(count, seed)
-        generator, generate = self._program(generator, trajectory=True)
-        given = _given(generator, count, noise, step_noise)
-        made = _batches(generator, generate, given, count, seed=seed, batch_size=batch_size)
+        given = _Given(n=count, seed=seed, batch_size=batch_size)
+        generator, made = self._make(generator, given, noise, step_noise, trajectory=True)
         x, x_t, x_0 = zip(*made, strict=True)
         decode = jax.jit(generator.decode)
         inputs = generator.inputs(np.arange(count))
         images = np.asarray(decode(generator.params, np.concatenate(x), inputs))
         return Trajectory(images, np.concatenate(x_t, axis=1), np.concatenate(x_0, axis=1))
+
+    def _make(
+        self,
+        generator: ImageGenerator,
+        given: "_Given",
+        noise: Any,
+        step_noise: Any,
+        *,
+        trajectory: bool = False,
+    ) -> tuple[ImageGenerator, list[Generated]]:
+        """Return the generator whose program is used, and what it made, batch by batch."""
+        check_settings()
+        generator, generate = self._program(generator, trajectory=trajectory)
+        arrays = _noise(generator, given.n, noise, step_noise)
+        batch_size = min(given.batch_size, given.n)
+        with memory.explained(f"making {batch_size} images at a time", "lower batch_size"):
+            batches = generate_batches(
+                generate,
+                generator.params,
+                seed=given.seed,
+                indices=range(given.n),
+                batch_size=batch_size,
+                make_inputs=lambda indices: generator.inputs(
+                    indices, **{name: array[indices] for name, array in arrays.items()}
+                ),
+            )
+            return generator, [made for _, made in batches]
 
     def _program(
         self, generator: ImageGenerator, *, trajectory: bool = False
@@ -102,49 +125,22 @@ class ImageMaker:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Wanted(Settings):
-    """Which images."""
+class _Given(Settings):
+    """Which images, and how many of them at a time."""
 
     n: int = setting(1, "How many.", lower=1, upper=MAX_IMAGES)
     seed: int = setting(0, "Image i is a function of the seed and i.", lower=0, upper=MAX_SEED)
-
-
-def _check(count: int, seed: int) -> None:
-    """Refuse numbers that name no images, and settings of JAX under which they would be others."""
-    _Wanted(n=count, seed=seed)
-    check_settings()
+    batch_size: int = setting(1, "Images made at a time.", lower=1, upper=MAX_BATCH)
 
 
 def _undecoded(params: Any, x: jax.Array, inputs: Mapping[str, Any]) -> jax.Array:
     return x
 
 
-def _batches(
-    generator: ImageGenerator,
-    generate: Generate,
-    given: Mapping[str, np.ndarray],
-    count: int,
-    *,
-    seed: int,
-    batch_size: int,
-) -> Iterator[Generated]:
-    params, key, batch_size = generator.params, base_key(seed), min(batch_size, count)
-    if batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size}: choose at least 1.")
-    with memory.explained(f"making {batch_size} images at a time", "lower batch_size"):
-        for start in range(0, count, batch_size):
-            indices = np.arange(start, min(start + batch_size, count))
-            rows = {name: noise[indices] for name, noise in given.items()}
-            inputs = generator.inputs(indices, **rows)
-            yield generate(params, key, indices, inputs=inputs, batch_size=batch_size)
-
-
-def _given(
+def _noise(
     generator: ImageGenerator, count: int, noise: Any, step_noise: Any
 ) -> dict[str, np.ndarray]:
     """Return the noise that is given, a row for each image."""
-    if count < 1:
-        raise UsageError(f"n is {count}: choose at least 1.")
     images, rows = (count, *generator.shape), generator.sampler.num_rows
     given = {}
     if noise is not None:

@@ -14,14 +14,13 @@ import numpy as np
 
 from ddpm_jax.diffusion.clipping import CLIPPINGS
 from ddpm_jax.diffusion.denoiser import Denoiser, from_function
-from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.generation import generating
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.randomness import initial_noise
-from ddpm_jax.samplers.editing import keep_known
+from ddpm_jax.samplers.editing import keep_known, noised
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.tasks import names
 from ddpm_jax.tasks.guide import Guide
@@ -100,9 +99,9 @@ class ImageGenerator:
         noise = initial_noise(keys, self.shape) if noise is None else noise
         if self.picture is None:
             return noise
-        levels, x_0 = self.picture.levels, inputs["x_0"]
+        x_0 = inputs["x_0"]
         x_0 = jnp.where(inputs["mask"], 0.0, x_0) if "mask" in inputs else x_0
-        return q_sample(levels, x_0, jnp.full(len(x_0), levels.num_timesteps - 1), noise)
+        return noised(self.picture.levels, x_0, noise)
 
     def step_noise(self, inputs: dict[str, Any]) -> jax.Array | None:
         """Return the steps' noise in `inputs`, [N, ..., B, h, w, c]; None for that of the keys."""
@@ -135,8 +134,11 @@ class ImageGenerator:
         batch_size: int,
         on_rows: Callable[[int, int, int], None] = lambda images, done, total: None,
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Make images in batches; see `generating.generate_batches`."""
-        return generating.generate_batches(
+        """Make images in batches: (indices int [n], uint8 [n, H, W, C]) as they are done.
+
+        The arguments are those of `generating.generate_batches`.
+        """
+        made = generating.generate_batches(
             self.generate,
             self.params,
             seed=seed,
@@ -145,6 +147,7 @@ class ImageGenerator:
             make_inputs=self.inputs,
             on_rows=on_rows,
         )
+        return ((batch, generated.images) for batch, generated in made)
 
     def denoiser_of_any_batch(self, params: Any) -> Denoiser:
         """Return the denoiser of batches of any size whose images all have image 0's condition."""

@@ -85,7 +85,7 @@ def test_an_image_is_the_same_in_any_batch(generate):
             [*range(0, 10, batch_size), 10]
         ).tolist()
         np.testing.assert_array_equal(np.concatenate([index for index, _ in batches]), range(10))
-        assert_same_images(np.concatenate([images for _, images in batches]), together)
+        assert_same_images(np.concatenate([made.images for _, made in batches]), together)
 
 
 def test_a_short_last_batch_compiles_nothing_new():
@@ -142,7 +142,7 @@ def test_inputs_and_start_reach_the_image_they_belong_to():
         make_inputs=lambda index: {name: leaf[index] for name, leaf in inputs.items()},
     )
     np.testing.assert_array_equal(
-        np.concatenate([images for _, images in batches]), made.images[[5, 1, 6]]
+        np.concatenate([part.images for _, part in batches]), made.images[[5, 1, 6]]
     )
 
 

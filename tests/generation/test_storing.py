@@ -131,9 +131,9 @@ def test_a_set_finished_after_kill_9_is_the_set_made_at_once(tmp_path):
     """The real model, killed without warning again and again while it samples and writes."""
     body = """
 generate = this.make_generate(*this.chain(), this.SHAPE)
-batches = lambda indices: this.generate_batches(
-    generate, this.KERNEL, seed=0, indices=indices, batch_size=3
-)
+def batches(indices):
+    parts = this.generate_batches(generate, this.KERNEL, seed=0, indices=indices, batch_size=3)
+    return ((index, made.images) for index, made in parts)
 storing.write_shards({!r}, batches, num_images=1003, shard_size=5, manifest={{"seed": 0}})
 """
     subprocess.run(program(body.format(str(tmp_path / "whole"))), env=run_environment(), check=True)

@@ -62,13 +62,15 @@ def test_a_strength_outside_its_range_is_refused(strength):
 def test_noise_is_put_on_a_picture_as_q_says_and_by_its_own_key():
     schedule = CHAIN.at([0, 20, 40])
     x_0 = rng.uniform(-1, 1, (3, 2, 2, 1)).astype(np.float32)
-    x_T = noised(schedule, x_0, make_keys([4, 5, 6]))
+    x_T = noised(schedule, x_0, initial_noise(make_keys([4, 5, 6]), (2, 2, 1)))
     alphas_bar = np.cumprod(1 - CHAIN.betas)[40]
     expected = np.sqrt(alphas_bar) * x_0 + np.sqrt(1 - alphas_bar) * np.asarray(
         initial_noise(make_keys([4, 5, 6]), (2, 2, 1))
     )
     np.testing.assert_allclose(x_T, expected, rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(noised(schedule, x_0[1:2], make_keys([5])), x_T[1:2])
+    np.testing.assert_array_equal(
+        noised(schedule, x_0[1:2], initial_noise(make_keys([5]), (2, 2, 1))), x_T[1:2]
+    )
 
 
 @pytest.mark.full
@@ -87,7 +89,7 @@ def test_what_comes_of_a_picture_is_what_its_noised_self_may_have_been(strength)
     schedule = CHAIN.at(times)
     data = mixtures.make_mixture([1.0], np.full((1, 4, 4, 1), m), [v])
     keys = make_keys(range(2048))
-    x_T = noised(schedule, jnp.full((2048, 4, 4, 1), y), keys)
+    x_T = noised(schedule, jnp.full((2048, 4, 4, 1), y), initial_noise(keys, (4, 4, 1)))
     x_0 = sample(mixtures.exact_denoiser(data, schedule), ancestral(schedule), x_T, keys).x_0
     bar = np.cumprod(1 - CHAIN.betas)[times[-1]]
     k = v * np.sqrt(bar) / (bar * v + 1 - bar)
@@ -365,7 +367,8 @@ def inpainted(sampler, index=range(3), picture=PICTURE):
     keys = make_keys(index)
     known, mask = (jnp.broadcast_to(x, (len(keys), *SHAPE)) for x in (picture, HALF))
     denoiser = keep_known(mixing_denoiser(sampler.schedule), known, mask)
-    x_T = noised(sampler.schedule, jnp.where(mask, 0, known), keys)
+    noise = initial_noise(keys, SHAPE)
+    x_T = noised(sampler.schedule, jnp.where(mask, 0, known), noise)
     return np.asarray(
         jax.jit(lambda x_T, keys: sample(denoiser, sampler, x_T, keys).x_0)(x_T, keys)
     )
