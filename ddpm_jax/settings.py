@@ -18,11 +18,11 @@ import functools
 import os
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, ClassVar
 
 from ddpm_jax import annotations, numerals
-from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.errors import UsageError, choose, suggest
 from ddpm_jax.files import check_length
 
 _LARGEST = 2**31 - 1  # for a whole number without a range of its own
@@ -233,6 +233,25 @@ class Settings:
             if value != field.default:
                 record[field.name] = _plain(value)
         return record
+
+
+def check_names(record: type[Settings], names: Iterable[str], refusal: str) -> None:
+    """Refuse names that are no fields of a record, as of arguments in a Python call.
+
+    Args:
+      record: the settings.
+      names: of fields.
+      refusal: how the sentence begins, before the name: "There is no setting".
+
+    Raises:
+      UsageError: an unknown name; the nearest is suggested.
+    """
+    fields = [field.name for field in dataclasses.fields(record)]
+    for name in names:
+        if name not in fields:
+            raise UsageError(
+                f"{refusal} {name}.{suggest(name, fields)} The settings are {', '.join(fields)}."
+            )
 
 
 @functools.cache

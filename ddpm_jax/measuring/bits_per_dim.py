@@ -1,6 +1,5 @@
 """Bits per dimension of the caller's images, by the bound or by the flow, without files."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.data.sources import Source
-from ddpm_jax.errors import UsageError, choose, suggest
+from ddpm_jax.errors import choose
 from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.measuring.evaluated_split import in_memory
@@ -16,6 +15,7 @@ from ddpm_jax.measuring.evaluation_settings import FlowLikelihood, VariationalBo
 from ddpm_jax.measuring.likelihood_bound import bound_computation, bound_strata
 from ddpm_jax.measuring.resuming import complete
 from ddpm_jax.randomness import check_settings
+from ddpm_jax.settings import check_names
 
 
 class BitsPerDim(NamedTuple):
@@ -52,30 +52,22 @@ def bits_per_dim(
     """
     measure, record = choose("method", method, METHODS)
     check_settings()
-    names = [field.name for field in dataclasses.fields(record)]
-    for name in settings:
-        if name not in names:
-            raise UsageError(
-                f"The method {method!r} has no setting {name}.{suggest(name, names)} It has "
-                f"{', '.join(names)}."
-            )
+    check_names(record, settings, f"The method {method!r} has no setting")
     if isinstance(labels, int | str):
         labels = [labels] * len(images)
-    return measure(trained, in_memory(trained, images, labels), settings)
+    return measure(trained, in_memory(trained, images, labels), record(**settings))
 
 
-def _bound(trained: TrainedModel, source: Source, fields: dict[str, Any]) -> BitsPerDim:
-    settings = VariationalBound(**fields)
+def _bound(trained: TrainedModel, source: Source, settings: VariationalBound) -> BitsPerDim:
     strata = bound_strata(trained.model, settings)
     draws = complete(bound_computation(trained, source, settings, strata), len(source)).total
     return _summarize(draws, np.full(draws.shape, len(strata.first)))
 
 
-def _flow(trained: TrainedModel, source: Source, fields: dict[str, Any]) -> BitsPerDim:
+def _flow(trained: TrainedModel, source: Source, settings: FlowLikelihood) -> BitsPerDim:
     # the solver takes more than a second to import, which nothing else of `ddpm_jax.load` needs
     from ddpm_jax.measuring.likelihood_flow import flow_computation, flow_evaluation
 
-    settings = FlowLikelihood(**fields)
     evaluate = flow_evaluation(trained.model, settings, strict=False)
     bits = complete(flow_computation(trained, source, settings, evaluate), len(source))
     return _summarize(bits.draws.astype(np.float64), bits.num_evaluations)

@@ -1,10 +1,10 @@
 """Settings records from the arguments of a Python call."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ddpm_jax.errors import UsageError, suggest
+from ddpm_jax.errors import UsageError
+from ddpm_jax.settings import check_names
 from ddpm_jax.tasks.sampling_settings import Conditions, Guidance, Sampling
 
 
@@ -14,13 +14,7 @@ def sampling_from(**settings: Any) -> Sampling:
     Raises:
       UsageError: an unknown setting; what the record raises.
     """
-    names = [field.name for field in dataclasses.fields(Sampling)]
-    for name in settings:
-        if name not in names:
-            raise UsageError(
-                f"There is no setting {name}.{suggest(name, names)} The settings are "
-                f"{', '.join(names)}."
-            )
+    check_names(Sampling, settings, "There is no setting")
     return Sampling(**_given(settings))
 
 
