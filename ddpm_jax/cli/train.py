@@ -36,10 +36,9 @@ from ddpm_jax.training_runs.sample_grids import PICTURED, grid_path
 from ddpm_jax.training_runs.training_run import (
     TrainingResult,
     default_workdir,
-    make_interrupt,
     run_training,
 )
-from ddpm_jax.training_runs.training_settings import TrainingRun
+from ddpm_jax.training_runs.training_settings import TrainingRun, make_interrupt
 
 _NEXT = {  # objective -> what to type after training; those that are missing make no images
     "diffusion": ("sample", "--ckpt {}"),

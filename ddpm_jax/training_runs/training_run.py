@@ -16,14 +16,14 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.files import as_path
 from ddpm_jax.monitoring import weights_and_biases
+from ddpm_jax.randomness import check_settings
 from ddpm_jax.training.callbacks import Callback, Callbacks, check_callbacks
 from ddpm_jax.training.state import TrainState
-from ddpm_jax.training.training_loop import PROMISE
 from ddpm_jax.training_runs.reports import CURVE, draw_loss
 from ddpm_jax.training_runs.run_directory import begun_settings, check_apart, check_writable
 from ddpm_jax.training_runs.session import train_in
 from ddpm_jax.training_runs.start import prepare
-from ddpm_jax.training_runs.training_settings import TrainingRun
+from ddpm_jax.training_runs.training_settings import TrainingRun, make_interrupt
 
 # fields that the processes of a run may have in their own ways: where and how they read files
 _OWN = ("data.data_dir", "data.cache", "first_stage.ckpt", "first_stage.cache", "init_from")
@@ -82,6 +82,7 @@ def train(
         workdir = default_workdir(config)
     run = TrainingRun(workdir, profile, wandb, max_seconds)
     callbacks = check_callbacks(callbacks)
+    check_settings()
     return run_training(configs.find_config(config), run, callbacks=callbacks)
 
 
@@ -94,11 +95,6 @@ def default_workdir(config: Any) -> str:
     if not isinstance(config, str | os.PathLike):
         raise UsageError("workdir is missing: name a directory for the run of this config.")
     return str(pathlib.Path("runs") / pathlib.Path(config).stem)
-
-
-def make_interrupt(run: TrainingRun) -> Interrupt:
-    """Return the interrupt that ends a run early; its time limit starts now."""
-    return Interrupt(PROMISE, max_seconds=run.max_seconds)
 
 
 def run_training(

@@ -2,10 +2,11 @@
 
 import dataclasses
 
+from ddpm_jax.distributed.interrupt import Interrupt
 from ddpm_jax.limits import MAX_SECONDS
 from ddpm_jax.monitoring.profiling import parse_steps
-from ddpm_jax.randomness import check_settings
 from ddpm_jax.settings import Settings, setting
+from ddpm_jax.training.training_loop import PROMISE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TrainingRun(Settings):
         upper=MAX_SECONDS,
     )
 
-    def __post_init__(self) -> None:
-        """Check every field, and the settings of JAX under which draws would be others."""
-        super().__post_init__()
-        check_settings()
+
+def make_interrupt(run: TrainingRun) -> Interrupt:
+    """Return the interrupt that ends a run early; its time limit starts now."""
+    return Interrupt(PROMISE, max_seconds=run.max_seconds)
