@@ -81,8 +81,7 @@ def measure(config_path, batch, evaluations, rounds):
         for _ in range(rounds):
             bare.append(time_bare(forward, *arguments, evaluations))
             loop.append(time_loop(bound, params, *rest))
-    # Each round of the loop next to the bare one just before it, so that a slow drift of the machine
-    # cancels.
+    # Each round of the loop next to the bare one just before it: a slow drift of the machine cancels.
     overhead = statistics.median(whole / alone - 1 for whole, alone in zip(loop, bare, strict=True))
     return {
         **results.machine(),

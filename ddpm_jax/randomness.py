@@ -143,6 +143,6 @@ def check_precision(dtype: DTypeLike, what: str) -> None:
     """
     if np.dtype(dtype) == np.float64 and not jax.config.jax_enable_x64:
         raise UsageError(
-            f"{what} is to be float64, but JAX computes in float32 until it is told otherwise: set "
+            f"{what} is to be float64, but JAX computes in float32 by default: set "
             "JAX_ENABLE_X64=1, or call jax.config.update('jax_enable_x64', True) first."
         )

@@ -173,7 +173,7 @@ def test_what_is_loaded_says_what_it_is(model, by_class):
 
 
 def test_any_function_is_a_network(by_class):
-    """The exact noise of data that is one image: samples are that image, by labels if it has any."""
+    """The exact noise of data that is one image: samples are that image, by labels if given."""
     chain = Chain(make_betas("linear", 20))
     levels = jnp.asarray(chain.at().alphas_bar)
 

@@ -42,7 +42,7 @@ IMPROVED = {  # table 2 of Nichol & Dhariwal 2021, cosine, T = 4000: loss, varia
     "iddpm_cifar10_hybrid": ("hybrid", "learned_range", "uniform"),
     "iddpm_cifar10_vlb": ("vlb", "learned_range", "importance"),
 }
-# the unconditional config, and the conditions of the network: classes, hidden labels, how much smaller
+# the unconditional config, and the conditions of the network: classes, hidden labels, factor
 CONDITIONAL = {
     "digits_cond": ("digits", (10, 0.1, 0)),
     "digits_sr": ("digits", (0, 0.0, 2)),

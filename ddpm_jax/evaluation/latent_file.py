@@ -69,8 +69,8 @@ def read(path: str | os.PathLike) -> Arrays:
         return read_npz(data)
     except BadArchive as error:
         raise UsageError(
-            f"{path} is not an NPZ file, or damaged ({error}): give one that `python -m "
-            "ddpm_jax.cli.encode` has written."
+            f"{path} is not an NPZ file, or damaged ({error}): give one that `ddpm-jax "
+            "encode` has written."
         ) from error
 
 
@@ -93,7 +93,7 @@ def check_made_by(path: str | os.PathLike, arrays: Arrays, *, first_stage: str, 
     Args:
       path: of the file, for the message.
       arrays: in it.
-      first_stage: `digests.weights_digest` of the decoder's weights.
+      first_stage: `results.weights_digest` of the decoder's weights.
       what: these weights, in words.
 
     Raises:

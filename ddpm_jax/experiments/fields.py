@@ -196,7 +196,7 @@ class Ema:
     warmup = field(False, "min(decay, (1 + step) / (10 + step))")
     rampup_ratio = field(0.0, "largest half-life as a share of the steps done (EDM: 0.05)", SHARE)
     sigma_rel = field(0.0, "above 0: a power function of time of this relative width (EDM2)", WIDTH)
-    decays = field((), "of further averages, for ddpm_jax.cli.ema", SHARE, longest=16, kind=float)
+    decays = field((), "of further averages, for the command ema", SHARE, longest=16, kind=float)
     sigma_rels = field(
         (), "likewise; any width can be made from two", FURTHER_WIDTH, longest=16, kind=float
     )

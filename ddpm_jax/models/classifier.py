@@ -1,7 +1,7 @@
 """A classifier of noisy images: the downward half of the U-Net, mean pooling and logits.
 
-That half is in `trunk.py`, its training in `training.classifier`, the guidance by its gradient in
-`samplers`.
+That half is in `trunk.py`, its training in `training.classifier_objective`, the guidance by its
+gradient in `samplers`.
 """
 
 import flax.linen as nn

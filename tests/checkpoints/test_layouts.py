@@ -25,7 +25,8 @@ class Remembered(NamedTuple):
 
 REMEMBERED = Remembered(np.int32(7), ())
 STATE = TrainState(np.int32(7), PARAMS, PARAMS, (PARAMS, ()), REMEMBERED, frozen=FROZEN)
-HELD = {  # kind of model -> what the objective now remembers, and what an older checkpoint had of it
+# kind of model -> what the objective now remembers, and what an older checkpoint had of it
+HELD = {
     "over latents": (REMEMBERED, {"frozen": FROZEN, "inner": REMEMBERED}),
     "over latents, nothing remembered": ((), {"frozen": FROZEN, "inner": ()}),
     "first stage": (

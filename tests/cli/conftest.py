@@ -1,4 +1,4 @@
-"""A small run, shipped for all tests here, others that they train, and how they call the commands."""
+"""A small run, shipped for all tests here, others that they train, and calls of the commands."""
 
 import importlib
 import json

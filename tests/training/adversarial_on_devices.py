@@ -1,7 +1,6 @@
-"""Networks of a few numbers for test_perceptual_adversarial.py; and a program for it, which trains them on the
-devices it finds.
+"""Networks of a few numbers for test_perceptual_adversarial.py, and a program that trains them.
 
-`sharp_on_devices.py OUT`: writes what came out under each way of parallelism to OUT, an NPZ file.
+`adversarial_on_devices.py OUT`: trains on the devices it finds, and writes what came out under each way of parallelism to OUT, an NPZ file.
 """
 
 import sys

@@ -82,8 +82,7 @@ def linear():
 
 @pytest.fixture(scope="session")
 def network_objective(ddpm_objective):
-    """network_objective(model, num_timesteps): the same, of a Flax network that receives nothing but
-    x_t and t."""
+    """network_objective(model, num_timesteps): the same, of a Flax network of x_t and t alone."""
 
     def make(model, num_timesteps):
         def apply(params, x_t, time, condition, keys):
