@@ -23,15 +23,19 @@ class Condition(NamedTuple):
     label: jax.Array | None = None  # int32 [B], 0..K-1, or K for the null class
     # float32 [B, H, W, C]: the low-resolution image, resized to the size of the image
     low_res: jax.Array | None = None
+    # float32 [B, L, D]: the features of a text, of `text_encoder.TextEncoder`, one row a token
+    context: jax.Array | None = None
 
 
 def null_condition(network: Any, x: jax.Array) -> Condition | None:
-    """Return an uninformative condition for images x [B, H, W, C]: the null class, a black image.
+    """Return an uninformative condition for images x [B, H, W, C].
 
-    Its shapes follow from the network's num_classes and low_res_channels, so the network can be
-    initialised with it; None for an unconditional network.
+    It is the null class, a black image, and one token of zeros for a text. Its shapes follow from
+    the network's num_classes, low_res_channels and context_size, so the network can be initialised
+    with it; None for an unconditional network.
     """
-    if not network.num_classes and not network.low_res_channels:
+    context_size = getattr(network, "context_size", 0)
+    if not (network.num_classes or network.low_res_channels or context_size):
         return None
     return Condition(
         label=jnp.full(x.shape[:1], network.num_classes, jnp.int32)
@@ -40,6 +44,7 @@ def null_condition(network: Any, x: jax.Array) -> Condition | None:
         low_res=jnp.full((*x.shape[:3], network.low_res_channels), -1.0)
         if network.low_res_channels
         else None,
+        context=jnp.zeros((len(x), 1, context_size)) if context_size else None,
     )
 
 
@@ -67,7 +72,12 @@ def check_labels(labels: np.ndarray, num_classes: int) -> None:
 
 
 def check_condition(
-    condition: Condition | None, *, x: jax.Array, num_classes: int, low_res_channels: int
+    condition: Condition | None,
+    *,
+    x: jax.Array,
+    num_classes: int = 0,
+    low_res_channels: int = 0,
+    context_size: int = 0,
 ) -> None:
     """Refuse a condition that does not fit the network.
 
@@ -78,17 +88,19 @@ def check_condition(
       x: [B, H, W, C], the images it belongs to.
       num_classes: of the network, 0 for none.
       low_res_channels: of the network, 0 for none.
+      context_size: D of the text features that it looks at, 0 for none.
 
     Raises:
       UsageError: a part is missing, superfluous, or of the wrong shape or type.
     """
-    label, low_res = Condition() if condition is None else condition
+    label, low_res, context = Condition() if condition is None else condition
     _check_presence("a class label", label, f"{num_classes} classes" if num_classes else "")
     _check_presence(
         "a low-resolution image",
         low_res,
         f"one of {low_res_channels} channels" if low_res_channels else "",
     )
+    _check_presence("a text", context, f"{context_size} features a token" if context_size else "")
     if label is not None and (
         label.shape != x.shape[:1] or not jnp.issubdtype(label.dtype, jnp.integer)
     ):
@@ -100,6 +112,13 @@ def check_condition(
         raise UsageError(
             f"The low-resolution images are {low_res.shape}: bring them to the size of the images "
             f"first, {(*x.shape[:3], low_res_channels)}."
+        )
+    if context is not None and (
+        context.ndim != 3 or (len(context), context.shape[2]) != (len(x), context_size)
+    ):
+        raise UsageError(
+            f"The text features are {context.shape}: give [B, tokens, {context_size}] for "
+            f"{len(x)} images."
         )
 
 
