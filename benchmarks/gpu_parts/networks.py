@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from comparison import Batch
 
-from ddpm_jax.interop import diffusers, dit
+from ddpm_jax.interop import diffusers, diffusers_dit
 from ddpm_jax.models import attention
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.dit import SIZES, DiT
@@ -48,13 +48,13 @@ class Measured(NamedTuple):
         """The parameters as a PyTorch state dict."""
         if self.name == "unet":
             return diffusers.unet_params_to_diffusers(params, self.network)
-        return dit.dit_params_to_diffusers(params, self.network)
+        return diffusers_dit.dit_params_to_diffusers(params, self.network)
 
     def from_peer(self, state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The inverse of `to_peer`."""
         if self.name == "unet":
             return diffusers.unet_params_from_diffusers(state_dict, self.network)
-        return dit.dit_params_from_diffusers(state_dict, self.network)
+        return diffusers_dit.dit_params_from_diffusers(state_dict, self.network)
 
     def weights(self, folder: pathlib.Path) -> pathlib.Path:
         """The file that hands our weights to PyTorch."""

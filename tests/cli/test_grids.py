@@ -10,8 +10,8 @@ from ddpm_jax.experiments.datasets import load_split
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.monitoring.records import read
 from ddpm_jax.plotting.grids import grid
-from ddpm_jax.randomness import base_key
-from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.tasks.sampling import make_generator
+from ddpm_jax.tasks.sampling_settings import Sampling
 from ddpm_jax.training_runs.sample_grids import REFERENCE, compare_colours, reference_colours
 
 KINDS = ("sample_mean", "sample_std", "data_mean", "data_std")
@@ -53,8 +53,9 @@ def test_the_raw_weights_are_drawn_beside_the_average_from_the_same_noise(
     averaged, raw = picture[22:, :side], picture[22:, -side:]
     for half, raw_weights in ((averaged, False), (raw, True)):
         loaded = load_trained(copied, raw_weights=raw_weights)
-        generate = loaded.model.generator(ancestral(loaded.model.respaced(20)))
-        images = generate(loaded.params, base_key(loaded.model.config.seed), np.arange(4)).images
+        generator = make_generator(loaded, Sampling(steps=20))
+        seed = loaded.model.config.seed
+        ((_, images),) = generator.batches(np.arange(4), seed=seed, batch_size=4)
         np.testing.assert_array_equal(half, grid(images)[..., 0])
     assert np.any(averaged != raw)
 

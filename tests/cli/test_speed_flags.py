@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from ddpm_jax import cli
 from ddpm_jax.experiments import config as configs
@@ -128,8 +129,12 @@ def test_a_command_keeps_its_programs_where_it_is_told_to(refused, config_file, 
     is prepared."""
     (tmp_path / "file").touch()
     np.savez(tmp_path / "latents.npz", latents=np.zeros((1, 2, 2, 1), np.float32))
+    Image.new("L", (8, 8)).save(tmp_path / "photo.png")
     argv = {
         "train": ("--config", config_file(), "--workdir", tmp_path / "file"),
+        "edit": ("--ckpt", tmp_path, "--init_image", tmp_path / "photo.png"),
+        "interpolate": ("--ckpt", tmp_path, "--interpolate_seeds", "1,2"),
+        "reconstruct": ("--ckpt", tmp_path, "--reconstruct", tmp_path / "photo.png"),
         "encode": ("--ckpt", tmp_path, tmp_path / "file", "--out", tmp_path / "out.npz"),
         "decode": ("--ckpt", tmp_path, tmp_path / "latents.npz"),
         "import_first_stage": (
