@@ -27,6 +27,7 @@ from ddpm_jax.experiments.owners import (
     TRANSFORMER,
     UNET,
 )
+from ddpm_jax.experiments.text_fields import Text
 from ddpm_jax.limits import MAX_SEED, MAX_TIMESTEPS
 
 BETA = Range(above=0, at_most=1)
@@ -238,6 +239,7 @@ GROUPS = {
     "model": Model,
     "dit": Dit,
     "condition": Condition,
+    "text": Text,
     "first_stage": FirstStage,
     "sharp": Sharp,
     "optimizer": Optimizer,

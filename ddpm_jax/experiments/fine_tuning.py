@@ -25,6 +25,10 @@ _OF_TRAINING = (
     "model.remat",
     "condition.num_classes",  # its parameters say so
     "condition.label_dropout",
+    "text.ckpt",
+    "text.cache",
+    "text.dropout",
+    "text.guidance",
     "first_stage.ckpt",
     "first_stage.cache",
     "first_stage.latent_scale",
@@ -36,7 +40,15 @@ _OF_TRAINING = (
     "first_stage.codebook_decay",
     "first_stage.restart_below",
 )
-_GROUPS = ("data.channels", "diffusion.", "model.", "dit.", "condition.", "first_stage.")
+_GROUPS = (
+    "data.channels",
+    "diffusion.",
+    "model.",
+    "dit.",
+    "condition.",
+    "text.",
+    "first_stage.",
+)
 
 
 class Beginning(NamedTuple):

@@ -22,6 +22,7 @@ DECIDING = (
     "model.",
     "dit.",
     "condition.",
+    "text.",
     "first_stage.",
 )
 SCALE_TOLERANCE = 0.05  # of scales that two runs have measured, each to about 1 %

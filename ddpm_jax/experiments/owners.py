@@ -7,14 +7,24 @@ OBJECTIVES = {  # what can be trained, and its name in messages
     "classifier": "a classifier",  # of noisy images, to guide a diffusion model
     "first_stage": "a first stage",  # of latent diffusion, or for itself
 }
-NETWORKS = {"unet": "a U-Net", "dit": "a transformer, whose fields are in the group dit,"}
+NETWORKS = {
+    "unet": "a U-Net",
+    "text_unet": "a U-Net that reads texts",
+    "dit": "a transformer, whose fields are in the group dit,",
+}
+ENCODERS = {  # of texts
+    "transformer": "an encoder of texts that is learned with the network",
+    "clip": "an encoder of texts that was trained before",
+}
 KINDS = {kind: f"a first stage of the kind {kind!r}" for kind in ("ae", "vae", "vq")}
 SCALES = {"fixed": "", "shared": "", "pixel": "a decoder that gives a scale for each number"}
 CODEBOOKS = {"averages": "", "gradient": "a codebook that is learned by its gradient"}
 
 DIFFUSION, FIRST_STAGE = only("objective", "diffusion"), only("objective", "first_stage")
 NOISY = only("objective", "diffusion", "classifier")  # models of x_t
-UNET, TRANSFORMER = only("model.name", "unet"), only("model.name", "dit")
+UNET, TRANSFORMER = only("model.name", "unet", "text_unet"), only("model.name", "dit")
+TEXT = only("model.name", "text_unet")
+TRAINED_ENCODER = TEXT + only("text.kind", "clip")
 LATENTS = NOISY + only("first_stage.ckpt")  # models of a trained first stage's latents
 VAE = FIRST_STAGE + only("first_stage.kind", "vae")
 VQ = FIRST_STAGE + only("first_stage.kind", "vq")
