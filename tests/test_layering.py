@@ -35,17 +35,18 @@ LAYERS = {
     "evaluation": 5,
     "interop": 5,
     "plotting": 5,
-    "experiments": 6,
-    "tasks": 7,
-    "measuring": 8,
-    "training_runs": 9,
-    "api": 10,
-    "cli": 11,
+    "text": 6,
+    "experiments": 7,
+    "tasks": 8,
+    "measuring": 9,
+    "training_runs": 10,
+    "api": 11,
+    "cli": 12,
 }
 PURE = ("diffusion", "samplers", "variational")
 PURE_MAY_IMPORT = {"jax", "numpy", "chex", "ddpm_jax"}
 STRANGERS = {("models", "data"), ("data", "models")}
-NOWHERE = {"torch", "torchvision", "tensorflow", "diffusers"}
+NOWHERE = {"torch", "torchvision", "tensorflow", "diffusers", "transformers"}
 ONLY_IN = {  # library -> where it may be imported: a folder, or one file
     "ml_collections": ("cli/", "experiments/", "tasks/", "training_runs/", "api.py"),
     "absl": "cli/",
@@ -53,6 +54,7 @@ ONLY_IN = {  # library -> where it may be imported: a folder, or one file
     "matplotlib": "plotting/",
     "diffrax": "evaluation/flow_density.py",
     "wandb": "monitoring/weights_and_biases.py",
+    "tokenizers": "text/tokenizer.py",
     "tensorboardX": "monitoring/tensorboard.py",
 }
 MAY_PRINT = {"errors.py", "cli/__init__.py", "monitoring/progress.py"}
