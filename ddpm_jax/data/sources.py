@@ -1,7 +1,7 @@
 """Random access to uint8 images and int32 labels, wherever they come from.
 
-`load` opens the bundled digits (`digits`), a folder (`folder`), or a dataset of TFDS
-(`tfds_source`). Batches are made in `pipeline`.
+`load` opens the bundled digits (`digits`) or emoji (`emoji`), a folder (`folder`), or a dataset of
+TFDS (`tfds_source`). Batches are made in `pipeline`.
 """
 
 import logging
@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ddpm_jax.data import folder, images
-from ddpm_jax.data.in_memory import decode_source, should_cache
+from ddpm_jax.data import emoji, folder, images
+from ddpm_jax.data.in_memory import ArraySource, decode_source, should_cache
 from ddpm_jax.data.inspection import Policy, write_list
 from ddpm_jax.errors import UsageError, choose, visible
 
@@ -66,8 +66,8 @@ def load(
     Pictures are resized on their shorter side and cropped at the centre (`images.to_array`).
 
     Args:
-      name: "digits", "folder", or a dataset of tensorflow-datasets: "cifar10", "cifar10:3.0.2",
-        "lsun/church".
+      name: "digits", "emoji", "folder", or a dataset of tensorflow-datasets: "cifar10",
+        "cifar10:3.0.2", "lsun/church".
       split: "train" or "test", the held-out images; of TFDS datasets also a split expression such
         as "train[:90%]", of folders also "valid". "test" is the dataset's own test split, else its
         validation split, else carved off train.
@@ -108,14 +108,18 @@ def load(
     }
     if name == "folder":
         source = folder.open_folder(data_dir, layout=layout, **options)
+    elif name == "emoji":
+        source = emoji.open_emoji(
+            split=split, image_size=image_size, channels=channels, small=small
+        )
     else:
         source = _open_tfds(name, data_dir=data_dir, **options)
     opened = source
-    if should_cache(source, cache):
+    if not isinstance(source, ArraySource) and should_cache(source, cache):
         source = (
             source.in_memory() if isinstance(source, folder.FolderSource) else decode_source(source)
         )
-    _report(opened.reasons, report)
+    _report(getattr(opened, "reasons", {}), report)
     return source
 
 

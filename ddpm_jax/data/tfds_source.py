@@ -275,9 +275,9 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             f"another data_dir, {_how_to_prepare(name, 'NEW_DATA_DIR')}."
         ) from error
     if str(base) not in known:
-        nearest = suggest(str(base), [*known, "digits", "folder"])
+        nearest = suggest(str(base), [*known, "digits", "emoji", "folder"])
         raise UsageError(
-            f"Unknown dataset {name!r}: give digits, folder, or the name of a dataset of "
+            f"Unknown dataset {name!r}: give digits, emoji, folder, or the name of a dataset of "
             f"tensorflow-datasets.{nearest}"
         )
     check_no_pictures(data_dir, name=name)

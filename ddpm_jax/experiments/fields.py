@@ -56,7 +56,7 @@ class Run:
 class Data:
     """The images."""
 
-    name = field("cifar10", 'a TFDS image dataset, "digits", or "folder"')
+    name = field("cifar10", 'a TFDS image dataset, "digits", "emoji", or "folder"')
     data_dir = field("", "TFDS's data_dir, or the folder of images", resumable=True)
     train_split = field("train", "what is trained on")
     test_split = field("test", "what is held out: never trained on")

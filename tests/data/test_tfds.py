@@ -308,7 +308,7 @@ def test_a_dataset_that_is_not_prepared_says_what_to_type(tmp_path, name):
 )
 def test_an_unknown_dataset_suggests_the_nearest(tmp_path, name, nearest):
     with pytest.raises(
-        UsageError, match=rf"Unknown dataset '{name}': give digits, folder, or"
+        UsageError, match=rf"Unknown dataset '{name}': give digits, emoji, folder, or"
     ) as error:
         _load(tmp_path, name)
     assert nearest is None or f"Did you mean '{nearest}'?" in str(error.value)

@@ -1,0 +1,40 @@
+"""A variational autoencoder of the bundled emoji, 32x32, for diffusion in its latents.
+
+Paper:    Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models,
+          appendix G: a KL of weight 1e-6 that only keeps the latents bounded; here with a factor of
+          2, small, without the perceptual and the adversarial loss.
+Command:  python train.py --config configs/emoji_vae.py
+Hardware: two CPU cores, about ten minutes.
+Expected: not yet trained to the end.
+"""
+
+from ddpm_jax.experiments.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.objective = "first_stage"
+    config.data.name = "emoji"
+    config.data.flip = False  # captions tell left from right
+
+    config.model.ch = 32
+    config.model.ch_mult = (1, 2)
+    config.model.num_res_blocks = 1
+    config.model.attn_resolutions = ()
+    config.model.dropout = 0.0
+
+    config.first_stage.kind = "vae"
+    config.first_stage.latent_channels = 4  # of 16x16 pixels each
+    config.first_stage.beta = 1e-6
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 100
+    config.ema.decay = 0.995
+
+    config.train.num_steps = 3000
+    config.train.batch_size = 32
+    config.train.log_every = 50
+    config.train.sample_every = 1000
+    config.train.num_samples = 16
+    config.checkpoint.save_every = 1000
+    return config
