@@ -18,7 +18,7 @@ def get_config():
     config.data.flip = False  # captions tell left from right
 
     config.model.ch = 32
-    config.model.ch_mult = (1, 2)
+    config.model.ch_mult = (1, 1)
     config.model.num_res_blocks = 1
     config.model.attn_resolutions = ()
     config.model.dropout = 0.0
@@ -31,10 +31,10 @@ def get_config():
     config.optimizer.warmup_steps = 100
     config.ema.decay = 0.995
 
-    config.train.num_steps = 3000
-    config.train.batch_size = 32
+    config.train.num_steps = 2000
+    config.train.batch_size = 16
     config.train.log_every = 50
-    config.train.sample_every = 1000
+    config.train.sample_every = 500
     config.train.num_samples = 16
-    config.checkpoint.save_every = 1000
+    config.checkpoint.save_every = 500
     return config
