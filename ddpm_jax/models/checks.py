@@ -31,6 +31,16 @@ def check_computation(network: Any) -> None:
         raise UsageError(
             f"dropout is {network.dropout}: give a probability in [0, 1), for example 0.1."
         )
+    check_precision(network)
+    choose("remat", network.remat, REMAT)
+
+
+def check_precision(network: Any) -> None:
+    """Refuse invalid values of the fields norm_eps and dtype.
+
+    Raises:
+      UsageError: with the name and the value.
+    """
     if not 0.0 < network.norm_eps < float("inf"):
         raise UsageError(
             f"norm_eps is {network.norm_eps}: give a number above 0, for example 1e-6."
@@ -43,4 +53,3 @@ def check_computation(network: Any) -> None:
         raise UsageError(
             f"dtype is {network.dtype!r}: give a floating-point type, float32 or bfloat16."
         )
-    choose("remat", network.remat, REMAT)
