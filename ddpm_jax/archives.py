@@ -94,36 +94,61 @@ def map_npy(path: pathlib.Path, expected: Header) -> np.ndarray:
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     """Return the tensors of a safetensors file by name, read-only.
 
+    Raises:
+      BadArchive: as `safetensors_index`.
+    """
+    length = _index_length(data[:9], len(data))
+    placed = _parse_index(data[8 : 8 + length], len(data))
+    return {
+        name: _array(memoryview(data)[at : at + _nbytes(header)], header)
+        for name, (header, at) in placed.items()
+    }
+
+
+def safetensors_index(path: pathlib.Path) -> dict[str, tuple[Header, int]]:
+    """Return type, shape and position in bytes of every tensor of a local safetensors file.
+
     The file is the length n of a JSON object in 8 bytes, little-endian; the object, which gives
     dtype, shape and position of each tensor; and the data, of which every byte belongs to one
-    tensor (https://github.com/huggingface/safetensors, "Format").
+    tensor (https://github.com/huggingface/safetensors, "Format"). The data is not read.
 
     Raises:
       BadArchive: it is not such a file, damaged, or of a type that NumPy and JAX do not support
         here, such as FP8.
+      OSError: as `files.open_file`.
     """
-    length = int.from_bytes(data[:8], "little")
-    if not 2 <= length <= min(len(data) - 8, INDEX) or data[8:9] != b"{":
+    with open_file(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        length = _index_length(file.read(9), size)
+        file.seek(8)
+        return _parse_index(file.read(length), size)
+
+
+def _index_length(start: bytes, size: int) -> int:
+    """Return the bytes of the JSON object from the first 9 bytes of a file of `size` bytes."""
+    length = int.from_bytes(start[:8], "little")
+    if not 2 <= length <= min(size - 8, INDEX) or start[8:9] != b"{":
         raise BadArchive("it does not begin as a safetensors file")
+    return length
+
+
+def _parse_index(text: bytes, size: int) -> dict[str, tuple[Header, int]]:
+    """Return header and position of each tensor of a file of `size` bytes."""
     with _refusing("its header is damaged"):
-        index = json.loads(data[8 : 8 + length].decode(), object_pairs_hook=_unique)
+        index = json.loads(text.decode(), object_pairs_hook=_unique)
     index.pop("__metadata__", None)
     if len(index) > MEMBERS:
         raise BadArchive(f"it has {len(index):,} tensors, more than {MEMBERS:,}")
     placed = {name: _read_entry(name, entry) for name, entry in index.items()}
-    end = 0
+    start, end = 8 + len(text), 0
     for name, (header, begin, stop) in sorted(placed.items(), key=lambda item: item[1][1:]):
         if begin != end or stop - begin != _nbytes(header):
             raise BadArchive(f"its tensor {name!r} does not lie where its header says")
         end = stop
-    if end != len(data) - 8 - length:
-        raise BadArchive(
-            f"its tensors take {end:,} bytes, and {len(data) - 8 - length:,} follow the header"
-        )
-    rest = memoryview(data)[8 + length :]
-    return {
-        name: _array(rest[begin:stop], header) for name, (header, begin, stop) in placed.items()
-    }
+    if end != size - start:
+        raise BadArchive(f"its tensors take {end:,} bytes, and {size - start:,} follow the header")
+    return {name: (header, start + begin) for name, (header, begin, _) in placed.items()}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from numpy.typing import DTypeLike
 
 from ddpm_jax.interop.diffusers import SOURCE, from_torch, new_name, tensor_name, to_torch
 from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to
+from ddpm_jax.interop.tensor_store import Renamed
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.randomness import base_key
 
@@ -33,7 +35,10 @@ LOG_SCALE = "log_scale"
 
 
 def autoencoder_params_from_diffusers(
-    state_dict: Mapping[str, np.ndarray], model: Autoencoder
+    state_dict: Mapping[str, np.ndarray],
+    model: Autoencoder,
+    *,
+    dtype: DTypeLike | None = np.float32,
 ) -> dict[str, Any]:
     """Convert a diffusers `AutoencoderKL` or `VQModel` state dict to parameters.
 
@@ -42,15 +47,16 @@ def autoencoder_params_from_diffusers(
         Attention may have its old names (query, key, value, proj_attn) or its new ones (to_q, to_k,
         to_v, to_out.0).
       model: the network whose fields match the checkpoint.
+      dtype: of the parameters; None: of each tensor as it is.
 
     Returns:
-      params, nested, float32: `model.apply({"params": params}, x, method="encode")`.
+      params, nested: `model.apply({"params": params}, x, method="encode")`.
 
     Raises:
       UsageError: a tensor is missing, is left over, has another shape than the network's, or does
         not hold weights.
     """
-    state_dict = {new_name(name): value for name, value in state_dict.items()}
+    state_dict = Renamed(state_dict, new_name)
     shapes = _shapes(model)
     params = rename_from(
         state_dict,
@@ -59,6 +65,7 @@ def autoencoder_params_from_diffusers(
         from_torch,
         SOURCE,
         network="first stage",
+        dtype=dtype,
     )
     return (
         params

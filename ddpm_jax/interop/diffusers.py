@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to, unet_shapes
+from ddpm_jax.interop.tensor_store import Renamed
 from ddpm_jax.models.unet import UNet
 
 SOURCE = "diffusers state dict"
@@ -70,7 +71,7 @@ def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet)
       UsageError: a tensor is missing, is left over, has another shape than the network's, or does
         not hold weights.
     """
-    state_dict = {new_name(name): value for name, value in state_dict.items()}
+    state_dict = Renamed(state_dict, new_name)
     first = state_dict.get("conv_in.weight")
     # a missing conv_in is reported with the others
     in_channels = 3 if first is None else first.shape[1]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from numpy.typing import DTypeLike
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.tensor_files import as_weight
@@ -55,6 +56,7 @@ def rename_from(
     source: str,
     network: str = "U-Net",
     fields: str = "ch, ch_mult, num_res_blocks, attn_resolutions, ...",
+    dtype: DTypeLike | None = np.float32,
 ) -> dict[str, Any]:
     """Build our parameters from another project's tensors.
 
@@ -66,9 +68,10 @@ def rename_from(
       source: the kind of the tensors, for messages: "diffusers state dict".
       network: the kind of our network, for messages.
       fields: its fields that decide names and shapes, for messages.
+      dtype: of the parameters; None: of each tensor as it is.
 
     Returns:
-      The nested dictionary of float32 arrays that `unet.apply({"params": params}, ...)` takes.
+      The nested dictionary of arrays that `unet.apply({"params": params}, ...)` takes.
 
     Raises:
       UsageError: a tensor is missing, is left over, has another shape than the network's, or does
@@ -86,7 +89,7 @@ def rename_from(
             )
     params = {}
     for path, name in names.items():
-        value = layout(path, as_weight(name, tensors[name], f"the {source}"))
+        value = layout(path, as_weight(name, tensors[name], f"the {source}", dtype))
         if value.shape != shapes[path]:
             raise UsageError(
                 f"{name} of the {source} has shape {np.shape(tensors[name])}, read here as "

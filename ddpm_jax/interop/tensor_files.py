@@ -4,6 +4,7 @@ import os
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from ddpm_jax.archives import BadArchive, read_npz, read_safetensors
 from ddpm_jax.errors import UsageError
@@ -30,7 +31,8 @@ def read_tensors(path: str | os.PathLike, *, what: str, how: str) -> dict[str, n
         raise UsageError(
             f"The {what} cannot be read from {path} ({error.strerror or error}): {how}."
         ) from error
-    is_zip = data[:2] == b"PK"  # as an NPZ file is
+    # An NPZ file is a zip file. A safetensors file begins with 8 bytes of length, then a brace.
+    is_zip = data[:2] == b"PK" and data[8:9] != b"{"
     try:
         return read_npz(data) if is_zip else read_safetensors(data)
     except BadArchive as error:
@@ -38,17 +40,20 @@ def read_tensors(path: str | os.PathLike, *, what: str, how: str) -> dict[str, n
         raise UsageError(f"{path} is {kind} ({error}): {how}.") from error
 
 
-def as_weight(name: str, value: np.ndarray, source: str) -> np.ndarray:
-    """Return a tensor of weights as float32, of the same shape.
+def as_weight(
+    name: str, value: np.ndarray, source: str, dtype: DTypeLike | None = np.float32
+) -> np.ndarray:
+    """Return a copy of a tensor of weights, of the same shape, in another precision.
 
     Args:
       name: of the tensor, for messages.
       value: floating-point numbers of any width, bfloat16 too.
       source: origin of the tensor, for messages: "the diffusers state dict".
+      dtype: of the result, float32, float16 or bfloat16; None: that of `value`.
 
     Raises:
       UsageError: it is not of a floating-point type (integers belong to a quantised network, whose
-        scales are unknown here), or a number is not finite, or beyond the largest float32.
+        scales are unknown here), or a number is not finite, or beyond the largest of `dtype`.
     """
     value = np.asarray(value)
     # Not `np.issubdtype`: to NumPy bfloat16 is not a floating-point type, but `ml_dtypes.finfo`
@@ -64,11 +69,12 @@ def as_weight(name: str, value: np.ndarray, source: str) -> np.ndarray:
             "16, 32 or 64 bits."
         )
     with np.errstate(over="ignore"):
-        single = value.astype(np.float32)
-    if not np.isfinite(single).all():
-        there = value[~np.isfinite(single)].flat[0]
+        converted = value.astype(value.dtype if dtype is None else dtype)
+    if not np.isfinite(converted).all():
+        there = value[~np.isfinite(converted)].flat[0]
         raise UsageError(
-            f"{name} of {source} holds {float(there)}, which is no finite number in float32: give "
-            "weights that have not diverged."
+            f"{name} of {source} holds {float(there)}, which is no finite number in "
+            f"{converted.dtype}: give weights that have not diverged, in float32 if that is too "
+            "narrow."
         )
-    return single
+    return converted

@@ -1,0 +1,291 @@
+"""Pickles of PyTorch without PyTorch: tensors and plain containers, and nothing else.
+
+`load` is an interpreter of its own of the few opcodes that a state dict is made of. It never
+imports a name: the names that a pickle may have are those of `_CALLABLE` and `_INERT`, compared
+whole. Every other name, opcode and persistent id is refused.
+
+A storage is a piece of the file with numbers of one type, a tensor a view of a storage. Whether a
+view lies within its storage is checked here, whether a storage lies within the file in
+`torch_files`.
+"""
+
+import io
+import math
+import pickletools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from ddpm_jax.archives import BadArchive
+
+OPCODES = 2_000_000  # of a pickle: some 50 for each tensor
+DIMENSIONS = 32  # of a tensor
+STORAGES = {
+    "Double": np.dtype("<f8"),
+    "Float": np.dtype("<f4"),
+    "Half": np.dtype("<f2"),
+    "BFloat16": np.dtype(ml_dtypes.bfloat16),
+    "Long": np.dtype("<i8"),
+    "Int": np.dtype("<i4"),
+    "Short": np.dtype("<i2"),
+    "Char": np.dtype("i1"),
+    "Byte": np.dtype("u1"),
+    "Bool": np.dtype(bool),
+}
+_MARK = object()
+
+
+class Storage(NamedTuple):
+    """Numbers of one type in the file."""
+
+    key: str
+    dtype: np.dtype
+    size: int  # in numbers
+
+
+class View(NamedTuple):
+    """A tensor: numbers of a storage."""
+
+    storage: Storage
+    offset: int  # of its first number, in numbers
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in numbers
+
+
+class Inert:
+    """Stands for an object that is not read, such as a callback of the training loop."""
+
+
+INERT = Inert()
+
+
+class _Name(NamedTuple):
+    module: str
+    name: str
+
+
+def load(data: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
+    """Interpret one pickle, from the position of `data` to its end.
+
+    Args:
+      data: where the pickle begins.
+      storages: receives those that the pickle refers to, by key.
+
+    Returns:
+      dicts, lists, tuples, sets, strings, bytes, numbers, None, `View`, `Storage`, `Inert`.
+
+    Raises:
+      BadArchive: it is damaged, or holds something else.
+    """
+    try:
+        return _Machine({} if storages is None else storages).run(pickletools.genops(data))
+    except BadArchive:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise BadArchive(f"its pickle is damaged: {error}") from error
+
+
+class _Machine:
+    """The stack and the memo of a pickle."""
+
+    def __init__(self, storages: dict[str, Storage]) -> None:
+        self.storages = storages
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, opcodes: Iterator[tuple[Any, Any, int | None]]) -> Any:
+        for count, (opcode, argument, _) in enumerate(opcodes):
+            if count > OPCODES:
+                raise BadArchive(f"its pickle has more than {OPCODES:,} opcodes")
+            if opcode.name == "STOP":
+                return self.stack.pop()
+            if opcode.name in _CONSTANTS:
+                self.stack.append(_CONSTANTS[opcode.name]())
+            elif opcode.name in _LITERALS:
+                self.stack.append(argument)
+            elif opcode.name in _ACTIONS:
+                _ACTIONS[opcode.name](self, argument)
+            elif opcode.name not in ("PROTO", "FRAME"):
+                raise BadArchive(f"its pickle has the opcode {opcode.name}, which no tensor needs")
+        raise BadArchive("its pickle has no end")
+
+    def pop_to_mark(self) -> list[Any]:
+        items: list[Any] = []
+        while (item := self.stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def pop(self, count: int) -> list[Any]:
+        """Return the last `count` objects, in the order in which they came."""
+        if len(self.stack) < count or any(item is _MARK for item in self.stack[-count:]):
+            raise BadArchive("its pickle is damaged")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def append(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, Inert):
+            raise BadArchive("its pickle appends to what is no list")
+
+    def set_items(self, pairs: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Inert):
+            return
+        if not isinstance(target, dict) or len(pairs) % 2:
+            raise BadArchive("its pickle sets items of what is no dict")
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            target[_key(key)] = value
+
+    def memoize(self, index: int | None) -> None:
+        self.memo[len(self.memo) if index is None else index] = self.stack[-1]
+
+    def reduce(self) -> None:
+        function, arguments = self.pop(2)
+        if isinstance(function, Inert):
+            self.stack.append(INERT)
+        elif isinstance(function, _Name) and isinstance(arguments, tuple):
+            self.stack.append(_CALLABLE[function](*arguments))
+        else:
+            raise BadArchive("its pickle calls what is no function")
+
+    def build(self) -> None:
+        """Pass over the state of an object: `_metadata` of a state dict, which nothing here needs.
+
+        A tensor may have attributes that decide its values, and is refused.
+        """
+        target, _ = self.pop(2)
+        if not isinstance(target, dict | Inert):
+            raise BadArchive("its pickle changes the state of what is no dict")
+        self.stack.append(target)
+
+    def persistent(self) -> None:
+        (saved,) = self.pop(1)
+        match saved:
+            case ("storage", _Name("torch", kind), str(key), _, int(size)) | (
+                "storage",
+                _Name("torch", kind),
+                str(key),
+                _,
+                int(size),
+                None,
+            ) if size >= 0:
+                storage = Storage(key, STORAGES[kind.removesuffix("Storage")], size)
+                if self.storages.setdefault(key, storage) != storage:
+                    raise BadArchive("its pickle reads a storage in two ways")
+                self.stack.append(storage)
+            case _:
+                raise BadArchive("its pickle refers to what is no storage")
+
+    def name(self, module: Any, name: Any) -> None:
+        # Nothing but text is hashed: the hash of a deeply nested tuple overflows the C stack.
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise BadArchive("its pickle is damaged")
+        found = _Name(module, name)
+        if found in _INERT:
+            self.stack.append(INERT)
+        elif found in _CALLABLE or found in _STORAGE_NAMES:
+            self.stack.append(found)
+        else:
+            raise BadArchive(
+                f"it asks for {module[:80]}.{name[:80]}, which is no tensor: nothing in "
+                "a file of weights is ever executed"
+            )
+
+
+def _key(key: Any) -> Any:
+    # No tuples, for the same reason as in `_Machine.name`.
+    if not isinstance(key, str | int | float | bytes | Inert | None):
+        raise BadArchive("its pickle has a dict whose keys are neither text nor numbers")
+    return key
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> View:
+    """Return a view after checking that it lies within its storage.
+
+    The other arguments of PyTorch's functions (whether it takes a gradient, hooks) are of no
+    meaning for weights.
+    """
+    numbers = (offset, *shape, *strides)
+    if (
+        not isinstance(storage, Storage)
+        or not all(type(number) is int and number >= 0 for number in numbers)
+        or len(shape) != len(strides)
+        or len(shape) > DIMENSIONS
+    ):
+        raise BadArchive("its pickle has a damaged tensor")
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if 0 not in shape and (last >= storage.size or math.prod(shape) > storage.size):
+        raise BadArchive(
+            f"a tensor of shape {list(shape)} goes beyond its storage of {storage.size:,} numbers"
+        )
+    return View(storage, offset, tuple(shape), tuple(strides))
+
+
+def _parameter(tensor: Any, *_: Any) -> Any:
+    return tensor
+
+
+def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+    return {_key(key): value for key, value in pairs}
+
+
+_CALLABLE: dict[_Name, Callable[..., Any]] = {
+    _Name("collections", "OrderedDict"): _ordered_dict,
+    _Name("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    _Name("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    _Name("torch._utils", "_rebuild_parameter"): _parameter,
+}
+# what training loops save beside the weights; a stand-in takes its place
+_INERT = {
+    _Name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+    _Name("numpy.core.multiarray", "scalar"),
+    _Name("numpy._core.multiarray", "scalar"),
+    _Name("numpy", "dtype"),
+    _Name("_codecs", "encode"),
+    _Name("torch", "Size"),
+    _Name("torch", "device"),
+    *(_Name("torch", name) for name in ("float16", "bfloat16", "float32", "float64", "int64")),
+}
+_STORAGE_NAMES = {_Name("torch", f"{kind}Storage") for kind in STORAGES}
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": Inert,
+    "MARK": lambda: _MARK,
+}
+_LITERALS = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES", "SHORT_BINBYTES"),
+}
+_ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
+    "TUPLE1": lambda machine, _: machine.stack.append(tuple(machine.pop(1))),
+    "TUPLE2": lambda machine, _: machine.stack.append(tuple(machine.pop(2))),
+    "TUPLE3": lambda machine, _: machine.stack.append(tuple(machine.pop(3))),
+    "LIST": lambda machine, _: machine.stack.append(machine.pop_to_mark()),
+    "APPEND": lambda machine, _: machine.append(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
+    "ADDITEMS": lambda machine, _: machine.append(machine.pop_to_mark()),
+    "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
+    "BINPUT": lambda machine, index: machine.memoize(index),
+    "LONG_BINPUT": lambda machine, index: machine.memoize(index),
+    "MEMOIZE": lambda machine, _: machine.memoize(None),
+    "BINGET": lambda machine, index: machine.stack.append(machine.memo[index]),
+    "LONG_BINGET": lambda machine, index: machine.stack.append(machine.memo[index]),
+    "GLOBAL": lambda machine, names: machine.name(*names.split(" ", 1)),
+    "STACK_GLOBAL": lambda machine, _: machine.name(*machine.pop(2)),
+    "REDUCE": lambda machine, _: machine.reduce(),
+    "BUILD": lambda machine, _: machine.build(),
+    "BINPERSID": lambda machine, _: machine.persistent(),
+}

@@ -1,0 +1,86 @@
+"""Which files of a folder hold the weights of a network, as diffusers and transformers name them.
+
+A folder may have the same weights several times. `find_weights` takes
+
+1. the variant asked for ("fp16", "non_ema", ...); where none is asked for, the files without one,
+   else those of the only variant that there is;
+2. of these safetensors before PyTorch's .bin, and one file before several with an index.
+"""
+
+import pathlib
+import re
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.files import read_file
+from ddpm_jax.interop.tensor_store import TensorStore, open_tensors
+from ddpm_jax.schema import Malformed, Table, Text, parse
+
+# `model.fp16.safetensors`, and the index of several: `model.safetensors.index.fp16.json`, or
+# `model.fp16.safetensors.index.json`
+_NAME = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?"
+    r"\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<last>\w+))?\.json)?"
+)
+_INDEX = Table(required={"weight_map": Table(others=Text(r"[\w.-]+"))})
+
+
+def variants(folder: pathlib.Path) -> set[str]:
+    """Return the variants of the weights in a folder, "" for those without one."""
+    return set(_candidates(folder))
+
+
+def find_weights(folder: pathlib.Path, variant: str | None = None) -> TensorStore:
+    """Open the weights of the network in a folder; nothing is read.
+
+    Args:
+      folder: "unet" of a pipeline, say.
+      variant: as above.
+
+    Raises:
+      UsageError: there are none, none of this variant, several variants and none was asked for, or
+        a file is missing or damaged.
+    """
+    found = _candidates(folder)
+    if not found:
+        raise UsageError(
+            f"{folder} has no weights: a file such as diffusion_pytorch_model.safetensors, "
+            "model.safetensors or pytorch_model.bin is expected."
+        )
+    wanted = variant
+    if wanted is None:
+        wanted = "" if "" in found or len(found) > 1 else next(iter(found))
+    if wanted not in found:
+        there = ", ".join(name or "none (weights without one)" for name in sorted(found))
+        asked = f"no weights of the variant {variant!r}" if variant else "several variants"
+        raise UsageError(f"{folder} has {asked}: name one of {there}.")
+    path = min(found[wanted], key=_rank)
+    return _open_shards(path) if path.suffix == ".json" else open_tensors(path)
+
+
+def _candidates(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """Return the files of weights, or their indices, by variant."""
+    found: dict[str, list[pathlib.Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if name := _NAME.fullmatch(path.name):
+            found.setdefault(name["variant"] or name["last"] or "", []).append(path)
+    return found
+
+
+def _rank(path: pathlib.Path) -> tuple[bool, bool, str]:
+    return ".safetensors" not in path.name, path.suffix == ".json", path.name
+
+
+def _open_shards(index: pathlib.Path) -> TensorStore:
+    try:
+        places = parse(read_file(index), _INDEX)["weight_map"]
+    except Malformed as error:
+        raise UsageError(f"{index} is damaged: {error}.") from error
+    shards = {}
+    for name in sorted(set(places.values())):
+        if not (index.parent / name).exists():
+            raise UsageError(f"{index.parent} has no {name}, which {index.name} names.")
+        shards[name] = open_tensors(index.parent / name)
+    for name, shard in places.items():
+        if name not in shards[shard]:
+            raise UsageError(f"{index.parent / shard} has no tensor {name}, unlike {index.name}.")
+    return TensorStore({name: shards[shard].entries[name] for name, shard in places.items()})
