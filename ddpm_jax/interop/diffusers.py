@@ -90,13 +90,14 @@ def tensor_name(path: Path, num_levels: int) -> str:
     """Return the diffusers name of the parameter at a path; `num_levels` as in the network."""
     *modules, leaf = path
     names = [
-        _block_name(modules[0], num_levels),
+        block_name(modules[0], num_levels),
         *(MODULES.get(module, module) for module in modules[1:]),
     ]
     return ".".join([*names, "bias" if leaf == "bias" else "weight"])
 
 
-def _block_name(block: str, num_levels: int) -> str:
+def block_name(block: str, num_levels: int) -> str:
+    """Return the diffusers name of a module of the network itself, such as down_0_block_1."""
     if block in TOP:
         return TOP[block]
     direction, level, kind, *index = block.split("_")

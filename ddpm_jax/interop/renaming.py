@@ -18,6 +18,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.tensor_files import as_weight
 from ddpm_jax.models.condition import null_condition
 from ddpm_jax.models.dit import DiT
+from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.randomness import base_key
 
@@ -25,13 +26,13 @@ Path = tuple[str, ...]  # of one of our parameters: ("down_0_block_0", "conv1", 
 Params = Mapping[str, Any]
 
 
-def unet_shapes(unet: UNet, in_channels: int) -> dict[Path, tuple[int, ...]]:
+def unet_shapes(unet: UNet | TextUNet, in_channels: int) -> dict[Path, tuple[int, ...]]:
     """Return the shape of every parameter of a U-Net, as `network_shapes` does."""
     return network_shapes(unet, in_channels, side=2 ** (len(unet.ch_mult) - 1))
 
 
 def network_shapes(
-    network: UNet | DiT, in_channels: int, *, side: int
+    network: UNet | TextUNet | DiT, in_channels: int, *, side: int
 ) -> dict[Path, tuple[int, ...]]:
     """Return the shape of every parameter of a network, in its own order, without computing any.
 

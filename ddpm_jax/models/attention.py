@@ -1,4 +1,4 @@
-"""Self-attention over pixels or tokens, with the implementation chosen by the device."""
+"""Attention of pixels or tokens to themselves or to others, computed as suits the device."""
 
 import functools
 
@@ -11,53 +11,99 @@ from ddpm_jax.models.layers import EPSILON, GroupNorm, default_init, dense, zero
 
 # tokens in a tile of the flash kernels: with fewer, most of a tile would idle
 FLASH_TILE = 128
+# bytes of the float32 weights that are in memory at once; above, the queries are taken in pieces
+PIECE = 2**26
 
 
-def self_attention(
+def attention(
     h_BxLxC: jax.Array,
+    context_BxMxE: jax.Array,
     num_heads: int,
     dtype: DTypeLike,
     *,
+    qkv_bias: bool = True,
     qkv_init: nn.initializers.Initializer = default_init,
     out_init: nn.initializers.Initializer = zero_init,
+    upcast: bool = False,
 ) -> jax.Array:
-    """Let every token attend to every token: proj_out(softmax(q k^T / sqrt(D)) v).
+    """Let every token of h attend to all of the context: proj_out(softmax(q k^T / sqrt(D)) v).
 
-    q, k and v are linear maps of h; the maps are layers q, k, v and proj_out of the calling module.
-    In names, B is the batch, L the tokens, C the channels, N the heads and D = C / N the channels
-    of a head.
+    q is a linear map of h, k and v are linear maps of the context; self-attention is that of h to
+    h. The maps are layers q, k, v and proj_out of the calling module. In names, B is the batch, L
+    and M are the tokens, C and E the channels, N the heads and D = C / N the channels of a head.
+
+    Args:
+      h_BxLxC: what attends.
+      context_BxMxE: what is attended to.
+      num_heads: N, a divisor of C.
+      dtype: of the computation.
+      qkv_bias: whether the maps to q, k and v have a bias.
+      qkv_init: of their weights.
+      out_init: of the weights of proj_out.
+      upcast: give the product float32 factors; its sum and the softmax are float32 in any case.
 
     Returns:
-      The shape of h, in `dtype`; the softmax is float32 whatever that is.
+      [B, L, C] in `dtype`.
     """
     B, L, C = h_BxLxC.shape
     N, D = num_heads, C // num_heads
-    q_BxLxNxD, k_BxLxNxD, v_BxLxNxD = (
-        dense(C, name=name, dtype=dtype, kernel_init=qkv_init)(h_BxLxC).reshape(B, L, N, D)
-        for name in ("q", "k", "v")
-    )
-    implementation = choose_implementation(jax.local_devices()[0], dtype, tokens=L, head_size=D)
-    o_BxLxNxD = IMPLEMENTATIONS[implementation](q_BxLxNxD, k_BxLxNxD, v_BxLxNxD)
+
+    def heads(name: str, x_BxKxF: jax.Array) -> jax.Array:
+        layer = nn.Dense(C, use_bias=qkv_bias, kernel_init=qkv_init, dtype=dtype, name=name)
+        return layer(x_BxKxF).reshape(B, -1, N, D)
+
+    q_BxLxNxD = heads("q", h_BxLxC)
+    k_BxMxNxD, v_BxMxNxD = (heads(name, context_BxMxE) for name in ("k", "v"))
+    if upcast:
+        q_BxLxNxD, k_BxMxNxD = (array.astype(jnp.float32) for array in (q_BxLxNxD, k_BxMxNxD))
+    o_BxLxNxD = attend(q_BxLxNxD, k_BxMxNxD, v_BxMxNxD)
     return dense(C, name="proj_out", dtype=dtype, kernel_init=out_init)(o_BxLxNxD.reshape(B, L, C))
 
 
+def attend(q_BxLxNxD: jax.Array, k_BxMxNxD: jax.Array, v_BxMxNxD: jax.Array) -> jax.Array:
+    """Return softmax(q k^T / sqrt(D)) v, [B, L, N, D] in the type of v, as suits the device."""
+    implementation = choose_implementation(
+        jax.local_devices()[0],
+        q_BxLxNxD.dtype,
+        tokens=min(q_BxLxNxD.shape[1], k_BxMxNxD.shape[1]),
+        head_size=q_BxLxNxD.shape[3],
+    )
+    return IMPLEMENTATIONS[implementation](q_BxLxNxD, k_BxMxNxD, v_BxMxNxD)
+
+
 def attention_by_products(
-    q_BxLxNxD: jax.Array, k_BxLxNxD: jax.Array, v_BxLxNxD: jax.Array
+    q_BxLxNxD: jax.Array, k_BxMxNxD: jax.Array, v_BxMxNxD: jax.Array
 ) -> jax.Array:
     """Return softmax(q k^T / sqrt(D)) v by two matrix products, one per head.
 
     The heads are moved before the tokens first: on a CPU that takes 0.6 of the time of
     `jax.nn.dot_product_attention` (six heads of 64 channels, 256 tokens).
+
+    The [L, M] weights of all heads take at most `PIECE` bytes at once, forward and backward: more
+    are computed for one piece of the queries after the other. Every query sees all keys, so the
+    result does not depend on the pieces.
     """
-    q_BxNxLxD, k_BxNxLxD, v_BxNxLxD = (
-        array.swapaxes(1, 2) for array in (q_BxLxNxD, k_BxLxNxD, v_BxLxNxD)
+    q_BxNxLxD, k_BxNxMxD, v_BxNxMxD = (
+        array.swapaxes(1, 2) for array in (q_BxLxNxD, k_BxMxNxD, v_BxMxNxD)
     )
-    logits_BxNxLxL = jnp.matmul(
-        q_BxNxLxD, k_BxNxLxD.swapaxes(2, 3), preferred_element_type=jnp.float32
-    )
-    # scaled after the product, in float32, whatever the type of q
-    weights_BxNxLxL = jax.nn.softmax(logits_BxNxLxL * q_BxLxNxD.shape[-1] ** -0.5)
-    return (weights_BxNxLxL.astype(v_BxLxNxD.dtype) @ v_BxNxLxD).swapaxes(1, 2)
+
+    def piece(q_BxNxPxD: jax.Array) -> jax.Array:
+        logits_BxNxPxM = jnp.matmul(
+            q_BxNxPxD, k_BxNxMxD.swapaxes(2, 3), preferred_element_type=jnp.float32
+        )
+        # scaled after the product, in float32, whatever the type of q
+        weights_BxNxPxM = jax.nn.softmax(logits_BxNxPxM * q_BxNxPxD.shape[-1] ** -0.5)
+        return weights_BxNxPxM.astype(v_BxNxMxD.dtype) @ v_BxNxMxD
+
+    B, N, L, D = q_BxNxLxD.shape
+    count = -(-4 * B * N * L * k_BxNxMxD.shape[2] // PIECE)
+    if count <= 1:
+        return piece(q_BxNxLxD).swapaxes(1, 2)
+    P = -(-L // count)  # the last piece is filled up with queries of zeros
+    q_BxNxQxD = jnp.pad(q_BxNxLxD, ((0, 0), (0, 0), (0, count * P - L), (0, 0)))
+    pieces = q_BxNxQxD.reshape(B, N, count, P, D).transpose(2, 0, 1, 3, 4)
+    o_PiecesxBxNxPxD = jax.lax.map(jax.checkpoint(piece), pieces)
+    return o_PiecesxBxNxPxD.transpose(1, 0, 3, 2, 4).reshape(B, count * P, N, D)[:, :L]
 
 
 IMPLEMENTATIONS = {
@@ -67,7 +113,7 @@ IMPLEMENTATIONS = {
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels of an image: x + self_attention(norm(x))."""
+    """Self-attention over the pixels of an image: x + attention(norm(x), norm(x))."""
 
     num_heads: int = 1
     norm_eps: float = EPSILON
@@ -78,7 +124,8 @@ class AttentionBlock(nn.Module):
         """Map [B, H, W, C] to the same shape."""
         B, H, W, C = x_BxHxWxC.shape
         h_BxLxC = GroupNorm(self.norm_eps, self.dtype, name="norm")(x_BxHxWxC).reshape(B, H * W, C)
-        return x_BxHxWxC + self_attention(h_BxLxC, self.num_heads, self.dtype).reshape(B, H, W, C)
+        h_BxLxC = attention(h_BxLxC, h_BxLxC, self.num_heads, self.dtype)
+        return x_BxHxWxC + h_BxLxC.reshape(B, H, W, C)
 
 
 def choose_implementation(

@@ -32,13 +32,15 @@ def null_condition(network: Any, x: jax.Array) -> Condition | None:
 
     It is the null class, a black image, and one token of zeros for a text. Its shapes follow from
     the network's num_classes, low_res_channels and context_size, so the network can be initialised
-    with it; None for an unconditional network.
+    with it; None for an unconditional network. A network that has classes but no null class
+    (null_class is False) gets class 0, which does inform it.
     """
     context_size = getattr(network, "context_size", 0)
+    null_class = getattr(network, "null_class", True)
     if not (network.num_classes or network.low_res_channels or context_size):
         return None
     return Condition(
-        label=jnp.full(x.shape[:1], network.num_classes, jnp.int32)
+        label=jnp.full(x.shape[:1], network.num_classes if null_class else 0, jnp.int32)
         if network.num_classes
         else None,
         low_res=jnp.full((*x.shape[:3], network.low_res_channels), -1.0)

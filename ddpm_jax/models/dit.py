@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.errors import UsageError, choose
-from ddpm_jax.models.attention import self_attention
+from ddpm_jax.models.attention import attention
 from ddpm_jax.models.checks import check_computation, check_count
 from ddpm_jax.models.condition import Condition, check_condition
 from ddpm_jax.models.layers import (
@@ -105,7 +105,7 @@ class DiTBlock(nn.Module):
     """Attention and an MLP, scaled, shifted and gated by time and class (adaLN-Zero, section 3.2).
 
     [b_1, s_1, g_1, b_2, s_2, g_2] = modulation(c)
-    x = x + g_1 self_attention(norm(x) (1 + s_1) + b_1)
+    x = x + g_1 attention(norm(x) (1 + s_1) + b_1)
     y = x + g_2 mlp(norm(x) (1 + s_2) + b_2)
 
     The norms have no parameters. The modulation of a new block is 0, which makes the block the
@@ -134,8 +134,8 @@ class DiTBlock(nn.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
         h = layer_norm(x, self.norm_eps, dtype) * (1 + scale_1) + shift_1
-        x = x + gate_1 * self_attention(
-            h, self.num_heads, dtype, qkv_init=qkv_init, out_init=default_init
+        x = x + gate_1 * attention(
+            h, h, self.num_heads, dtype, qkv_init=qkv_init, out_init=default_init
         )
 
         h = layer_norm(x, self.norm_eps, dtype) * (1 + scale_2) + shift_2

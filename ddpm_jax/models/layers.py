@@ -127,12 +127,16 @@ def embed_time(
 
 
 class ClassEmbedding(nn.Module):
-    """One vector per class and one for the null class, initialised from N(0, stddev^2 I)."""
+    """One vector per class and one for the null class, initialised from N(0, stddev^2 I).
+
+    Without a null class, the classes are all that there is.
+    """
 
     num_classes: int
     features: int
     dtype: DTypeLike = jnp.float32
     stddev: float = 1.0  # as in the code of Dhariwal and Nichol (2021)
+    null_class: bool = True
 
     @nn.compact
     def __call__(self, label: jax.Array) -> jax.Array:
@@ -140,7 +144,7 @@ class ClassEmbedding(nn.Module):
 
         Any other label gives NaN.
         """
-        shape = (self.num_classes + 1, self.features)
+        shape = (self.num_classes + self.null_class, self.features)
         embedding = self.param("embedding", nn.initializers.normal(self.stddev), shape, jnp.float32)
         rows = embedding.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return rows.astype(self.dtype)
@@ -155,6 +159,21 @@ def layer_norm(x: jax.Array, eps: float = EPSILON, dtype: DTypeLike = jnp.float3
     x = x.astype(jnp.float32)
     x = x - x.mean(axis=-1, keepdims=True)
     return (x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)).astype(dtype)
+
+
+class LayerNorm(nn.Module):
+    """y = (x - mean) / sqrt(var + eps) * scale + bias, over the last axis, in float32."""
+
+    eps: float = 1e-5
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise [..., C] of any float type; return the same shape in `dtype`."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        lead = (None,) * (x.ndim - 1)
+        return (layer_norm(x, self.eps) * scale[lead] + bias[lead]).astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -187,7 +206,6 @@ def group_mean(x: jax.Array) -> jax.Array:
 
     Pixels are summed first: a reduction that keeps the channels last is 3x faster on a CPU than one
     over groups of 4 or 8 neighbouring channels.
-    4 or 8 neighbouring channels.
     """
     batch, _, _, channels = x.shape
     group = channels // NUM_GROUPS
@@ -236,7 +254,7 @@ class Upsample(nn.Module):
         kernel = self.param("kernel", default_init, (3, 3, channels, channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         return (
-            conv_upsampled(x.astype(self.dtype), kernel)
+            conv_upsampled(x.astype(self.dtype), kernel.astype(jnp.float32))
             + bias.astype(self.dtype)[None, None, None, :]
         )
 

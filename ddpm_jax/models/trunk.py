@@ -89,8 +89,9 @@ class Pyramid(nn.Module):
 
     A network of this form derives from it and calls its methods in a compact `__call__`: the layers
     that they create are the network's own, by the names given here. In all methods `temb` [B, 4 ch]
-    is the embedded time after its swish, None for a network without a time. `check_pyramid` refuses
-    what this class cannot build.
+    is the embedded time after its swish, None for a network without a time, and `context`
+    [B, L, D] what attention looks at besides the pixels, None for pixels alone. `check_pyramid`
+    refuses what this class cannot build.
     """
 
     resolution: int = (
@@ -113,6 +114,11 @@ class Pyramid(nn.Module):
     remat: str = "none"
 
     scale_shift_norm = False  # not a field here: only a `Trunk` has a time
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """The number of heads of attention on each level; the middle has those of the last."""
+        return (self.num_heads,) * len(self.ch_mult)
 
     @property
     def levels(self) -> list[tuple[int, int, bool]]:
@@ -139,14 +145,24 @@ class Pyramid(nn.Module):
         return layer(h, temb, dropout_keys)
 
     @nn.nowrap
-    def attention(self, h: jax.Array, name: str) -> jax.Array:
-        """Apply a new `AttentionBlock` of this name."""
+    def attention(
+        self, h: jax.Array, context: jax.Array | None, level: int, name: str
+    ) -> jax.Array:
+        """Apply what follows a block on a level with attention: a new layer of this name.
+
+        Here it is an `AttentionBlock`, which looks at no context; a network with another layer
+        overrides this method. `level` is -1 in the middle.
+        """
         attention_block = rematerialized(AttentionBlock, self.remat)
-        return attention_block(self.num_heads, self.norm_eps, self.dtype, name=name)(h)
+        return attention_block(self.heads[level], self.norm_eps, self.dtype, name=name)(h)
 
     @nn.nowrap
     def down(
-        self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None
+        self,
+        x: jax.Array,
+        temb: jax.Array | None,
+        dropout_keys: jax.Array | None,
+        context: jax.Array | None = None,
     ) -> list[jax.Array]:
         """Walk the levels down from the image [B, H, W, C].
 
@@ -160,7 +176,7 @@ class Pyramid(nn.Module):
             for j in range(self.num_res_blocks):
                 h = self.block(h, temb, dropout_keys, features, f"down_{i}_block_{j}")
                 if attends:
-                    h = self.attention(h, f"down_{i}_attn_{j}")
+                    h = self.attention(h, context, i, f"down_{i}_attn_{j}")
                 results.append(h)
             if i != len(self.ch_mult) - 1:
                 padding = DOWNSAMPLE_PADDINGS[self.downsample_padding]
@@ -170,12 +186,16 @@ class Pyramid(nn.Module):
 
     @nn.nowrap
     def middle(
-        self, h: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None
+        self,
+        h: jax.Array,
+        temb: jax.Array | None,
+        dropout_keys: jax.Array | None,
+        context: jax.Array | None = None,
     ) -> jax.Array:
         """Apply the two blocks at the bottom and the attention between them."""
         _, features, _ = self.levels[-1]
         h = self.block(h, temb, dropout_keys, features, "mid_block_1")
-        h = self.attention(h, "mid_attn_1")
+        h = self.attention(h, context, -1, "mid_attn_1")
         return self.block(h, temb, dropout_keys, features, "mid_block_2")
 
     @nn.nowrap
@@ -185,6 +205,7 @@ class Pyramid(nn.Module):
         temb: jax.Array | None,
         dropout_keys: jax.Array | None,
         skips: list[jax.Array] | None = None,
+        context: jax.Array | None = None,
     ) -> jax.Array:
         """Walk the levels up from the features h of the lowest.
 
@@ -194,6 +215,7 @@ class Pyramid(nn.Module):
           dropout_keys: [B] typed keys, or None for no dropout.
           skips: one for each block, taken off the end of the list and concatenated with the block's
             input; None for none.
+          context: see the class.
 
         Returns:
           [B, H, W, ch * ch_mult[0]].
@@ -204,7 +226,7 @@ class Pyramid(nn.Module):
                     h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self.block(h, temb, dropout_keys, features, f"up_{i}_block_{j}")
                 if attends:
-                    h = self.attention(h, f"up_{i}_attn_{j}")
+                    h = self.attention(h, context, i, f"up_{i}_attn_{j}")
             if i != 0:
                 h = Upsample(self.dtype, name=f"up_{i}_upsample")(h)
         return h
@@ -276,10 +298,12 @@ def _check_numbers(pyramid: Pyramid) -> None:
             "ch_mult is empty: give one multiplier of the channels per level, for example (1, 2, "
             "2, 2)."
         )
-    for name in ("ch", "num_res_blocks", "num_heads"):
+    for name in ("ch", "num_res_blocks"):
         check_count(name, getattr(pyramid, name))
     for i, mult in enumerate(pyramid.ch_mult):
         check_count(f"ch_mult[{i}]", mult)
+    for heads in pyramid.heads:
+        check_count("num_heads", heads)
 
 
 def _check_attention(pyramid: Pyramid) -> None:
@@ -291,14 +315,11 @@ def _check_attention(pyramid: Pyramid) -> None:
                 f"{pyramid.resolution} are at {', '.join(map(str, resolutions))}: choose among "
                 "these."
             )
-    attending = [
-        mult
-        for mult, at in zip(pyramid.ch_mult, resolutions, strict=True)
-        if at in pyramid.attn_resolutions
-    ]
-    for mult in [*attending, pyramid.ch_mult[-1]]:  # the middle always attends
-        if pyramid.ch * mult % pyramid.num_heads:
+    last = len(resolutions) - 1  # whose channels the middle has, which attends
+    for level, channels, attends in pyramid.levels:
+        heads = pyramid.heads[level]
+        if (attends or level == last) and channels % heads:
             raise UsageError(
-                f"num_heads {pyramid.num_heads} does not divide the {pyramid.ch * mult} channels "
-                f"of a level with attention: choose a divisor of {pyramid.ch * mult}."
+                f"num_heads {heads} does not divide the {channels} channels of a level with "
+                f"attention: choose a divisor of {channels}."
             )
