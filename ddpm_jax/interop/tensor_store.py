@@ -30,7 +30,7 @@ class Stored(NamedTuple):
     def load(self) -> np.ndarray:
         """Return the tensor, read-only, as a view of the mapped file."""
         if 0 in self.shape:
-            return np.zeros(self.shape, self.dtype)
+            return _empty(self.shape, self.dtype)
         if self.strides is None:
             return np.asarray(np.memmap(self.path, self.dtype, "r", self.offset, self.shape))
         last = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
@@ -113,6 +113,9 @@ def open_tensors(path: pathlib.Path) -> TensorStore:
                 name: Stored(path, offset, header.dtype, header.shape)
                 for name, (header, offset) in safetensors_index(path).items()
             }
+        for entry in entries.values():
+            if 0 in entry.shape:
+                entry.load()
     except BadArchive as error:
         raise UsageError(
             f"{path} is neither a whole safetensors file nor one of PyTorch that can be read "
@@ -123,3 +126,12 @@ def open_tensors(path: pathlib.Path) -> TensorStore:
             f"The weights cannot be read from {path} ({error.strerror or error})."
         ) from error
     return TensorStore(entries)
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    try:
+        array = np.zeros(shape, dtype)
+    except ValueError as error:  # other sides may be of any length
+        raise BadArchive(f"it has an empty tensor of the impossible shape {list(shape)}") from error
+    array.flags.writeable = False
+    return array

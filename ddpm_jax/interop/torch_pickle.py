@@ -12,6 +12,7 @@ view lies within its storage is checked here, whether a storage lies within the 
 import io
 import math
 import pickletools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -80,7 +81,9 @@ def load(data: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
       BadArchive: it is damaged, or holds something else.
     """
     try:
-        return _Machine({} if storages is None else storages).run(pickletools.genops(data))
+        # The parser of names warns of escapes in them.
+        with warnings.catch_warnings(action="ignore"):
+            return _Machine({} if storages is None else storages).run(pickletools.genops(data))
     except BadArchive:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
