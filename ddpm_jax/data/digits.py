@@ -7,17 +7,22 @@ the image is the latter.
 """
 
 import contextlib
+import dataclasses
 import io
 import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from ddpm_jax.data.captions import AUTO, fingerprint_of, make_captions
 from ddpm_jax.data.data_dir import check_no_pictures
-from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.data.in_memory import ArraySource, decode_source
+from ddpm_jax.errors import FailureError, UsageError, choose
 from ddpm_jax.files import is_remote
 
 NUM_TRAIN, NUM_TEST = 1497, 300
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CAPTIONS = ("{}", "a handwritten {}", "the digit {}", "a scan of the number {}")
 
 
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -67,6 +72,21 @@ def scans() -> tuple[np.ndarray, np.ndarray]:
 
     digits = load_digits()
     return np.rint(digits.images[..., None] * (255 / 16)).astype(np.uint8), digits.target
+
+
+def captioned(source: ArraySource, field: str) -> ArraySource:
+    """Return a split of the digits in memory, with captions made of the labels.
+
+    Raises:
+      UsageError: `field` is not "auto".
+    """
+    choose("captions of the bundled digits", field, dict.fromkeys((AUTO,)))
+    source = decode_source(source)
+    captions = make_captions(
+        [form.format(NAMES[label]) for form in CAPTIONS] for label in source.labels
+    )
+    fingerprint = f"{source.fingerprint}{fingerprint_of(captions)}"
+    return dataclasses.replace(source, fingerprint=fingerprint, captions=captions)
 
 
 def prepare(data_dir: str) -> str:

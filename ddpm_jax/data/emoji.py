@@ -15,11 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.data import images
+from ddpm_jax.data.captions import Captions, fingerprint_of, make_captions
 from ddpm_jax.data.dataset_info import DatasetInfo
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.errors import UsageError, choose
 
 SIZE = 32
+CAPTIONS = {"auto": 2, "text": 1}  # the number of names that are taken
 SPLITS = dict.fromkeys(("train", "test"))
 _CONTENTS = "emoji 1.0.0"  # another number with every change of the file
 
@@ -39,7 +41,9 @@ def _read() -> _Pictures:
         return _Pictures(**{name: arrays[name] for name in _Pictures._fields})
 
 
-def open_emoji(*, split: str, image_size: int, channels: int, small: str) -> ArraySource:
+def open_emoji(
+    *, split: str, image_size: int, channels: int, small: str, captions: str = ""
+) -> ArraySource:
     """Return the pictures of a split, with their categories as classes.
 
     Args:
@@ -47,11 +51,15 @@ def open_emoji(*, split: str, image_size: int, channels: int, small: str) -> Arr
       image_size: of other sizes than 32 they are resized as any picture is.
       channels: 1 (grey) or 3 (RGB).
       small: "enlarge" permits an `image_size` above 32.
+      captions: "auto": the Unicode name, such as "hash key", and a short name, "hash"; "text": the
+        former alone; "" for none.
 
     Raises:
-      UsageError: another split, or a larger size.
+      UsageError: another split, a larger size, or other captions.
     """
     choose("split of the bundled emoji", split, SPLITS)
+    if captions:
+        choose("captions of the bundled emoji", captions, CAPTIONS)
     if image_size > SIZE and small != "enlarge":
         raise UsageError(
             f"The bundled emoji are {SIZE}x{SIZE} pixels, smaller than image_size={image_size}: "
@@ -66,14 +74,21 @@ def open_emoji(*, split: str, image_size: int, channels: int, small: str) -> Arr
         )
         for array in all_of_them.images[rows]
     ]
+    captioned = _captions(all_of_them.texts[rows, : CAPTIONS[captions]]) if captions else None
     return ArraySource(
         np.stack(pictures),
         all_of_them.labels[rows].astype(np.int32),
         len(all_of_them.categories),
-        f"{_CONTENTS} {split} {image_size}x{image_size}x{channels} n={len(rows)}",
+        f"{_CONTENTS} {split} {image_size}x{image_size}x{channels} n={len(rows)}"
+        f"{fingerprint_of(captioned)}",
         info=DatasetInfo(
             tuple(map(str, all_of_them.categories)),
             {"train": int((~test).sum()), "test": int(test.sum())},
             _CONTENTS,
         ),
+        captions=captioned,
     )
+
+
+def _captions(texts: np.ndarray) -> Captions:
+    return make_captions([str(text) for text in of_image if text] for of_image in texts)

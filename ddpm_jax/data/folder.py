@@ -9,10 +9,13 @@ import logging
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax.data import images
+from ddpm_jax.data.caption_files import Captioned, read_captions
+from ddpm_jax.data.captions import fingerprint_of
 from ddpm_jax.data.data_dir import check_no_datasets
 from ddpm_jax.data.dataset_info import DatasetInfo
 from ddpm_jax.data.in_memory import ArraySource, decode_source
@@ -36,10 +39,22 @@ class FolderSource:
         sequence of examples does not depend on when that is noticed.
       reasons: path -> why it was skipped.
       labels: int32 [N].
+      captions: of the pictures; None if none are asked for.
     """
 
     def __init__(
-        self, folder, paths, labels, *, image_size, channels, policy, skipped, fingerprint, info
+        self,
+        folder,
+        paths,
+        labels,
+        *,
+        image_size,
+        channels,
+        policy,
+        skipped,
+        fingerprint,
+        info,
+        captions=None,
     ):
         self._folder, self._paths = folder, paths
         self.labels = np.array(labels, np.int32)
@@ -51,6 +66,7 @@ class FolderSource:
         self.num_classes = len(info.class_names)
         self.fingerprint = fingerprint
         self.info = info
+        self.captions = captions
 
     @property
     def skipped(self) -> list[str]:
@@ -82,12 +98,16 @@ class FolderSource:
         return found
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return self._example(i)[0]
+
+    def _example(self, i: int) -> tuple[dict[str, np.ndarray], int]:
+        """Return example i, or the next one that can be read, and its row."""
         for row in itertools.chain(range(i, len(self)), range(i)):
             path = self._paths[row]
             if path in self._unreadable:
                 continue
             try:
-                return {"image": self._read(path), "label": self.labels[row]}
+                return {"image": self._read(path), "label": self.labels[row]}, row
             except images.UnreadableImage as error:
                 _check_still_there(self._folder)
                 if not self._skip:
@@ -101,13 +121,17 @@ class FolderSource:
         )
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return self.gather_rows(indices)[0]
+
+    def gather_rows(self, indices: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Read many pictures; those in a bucket concurrently, as each waits for the network."""
-        examples = list(
-            (self._pool.map if self._pool else map)(self.__getitem__, map(int, indices))
+        examples, rows = zip(
+            *(self._pool.map if self._pool else map)(self._example, map(int, indices)), strict=True
         )
-        return {
+        batch = {
             name: np.stack([example[name] for example in examples]) for name in ("image", "label")
         }
+        return batch, np.array(rows)
 
     def _read(self, path: str) -> np.ndarray:
         image_size, _, channels = self.image_shape
@@ -139,16 +163,18 @@ def open_folder(
     holdout: float,
     policy: Policy,
     layout: str = "auto",
+    captions: str = "",
 ) -> FolderSource:
     """Open the pictures below `data_dir` after looking at the header of every file.
 
     Args:
       split: as in `layout.read_layout`, as are `holdout` and `layout`.
       policy: how pictures that cannot be used are treated.
+      captions: where they come from, see `caption_files.read_captions`; "" for none.
 
     Raises:
-      UsageError: no such folder, or no pictures in it; what `layout.read_layout` and
-        `inspection.inspect_pictures` raise.
+      UsageError: no such folder, or no pictures in it; what `layout.read_layout`,
+        `inspection.inspect_pictures` and `caption_files.read_captions` raise.
       FailureError: a list of pictures that cannot be used cannot be written.
     """
     choose("layout of a folder", layout, LAYOUTS)
@@ -162,6 +188,7 @@ def open_folder(
     folder, names = found.folder, found.names
     inspected = inspect_pictures(folder, names, image_size=image_size, policy=policy)
     labels = [label_from_path(name, folder, found.classes) for name in inspected.names]
+    captioned = _captioned(root, folder, inspected.names, captions)
     if split == "train":  # only one of the two splits that a run opens reports what is skipped
         _tell([*found.notes, *_without_images(found.classes, labels), *inspected.notes])
     summary = _summary(inspected.names, labels)
@@ -173,11 +200,20 @@ def open_folder(
         channels=channels,
         policy=policy,
         skipped=inspected.skipped,
-        fingerprint=f"folder {split} {image_size}x{image_size}x{channels} {summary}",
+        fingerprint=f"folder {split} {image_size}x{image_size}x{channels} {summary}"
+        f"{fingerprint_of(captioned.captions)}",
         info=DatasetInfo(
-            tuple(found.classes), found.splits, found.contents, list_files(folder, inspected.names)
+            tuple(found.classes),
+            found.splits,
+            found.contents,
+            list_files(folder, [*inspected.names, *captioned.files]),
         ),
+        captions=captioned.captions,
     )
+
+
+def _captioned(root: pathlib.Path, folder: Any, names: list[str], field: str) -> Captioned:
+    return read_captions(root, folder, names, field=field) if field else Captioned(None, [])
 
 
 def _is_folder(root: pathlib.Path) -> bool:

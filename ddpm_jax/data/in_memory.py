@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ddpm_jax import host_memory
+from ddpm_jax.data.captions import Captions
 from ddpm_jax.data.dataset_info import DatasetInfo, dataset_info
 from ddpm_jax.errors import UsageError
 
@@ -31,6 +32,7 @@ class ArraySource:
       fingerprint: identifies the arrays, see `sources.Source`.
       skipped: files left out as unreadable.
       info: about the dataset, see `dataset_info.DatasetInfo`.
+      captions: of the images; None where they have none.
     """
 
     images: np.ndarray
@@ -39,6 +41,7 @@ class ArraySource:
     fingerprint: str
     skipped: list[str] = dataclasses.field(default_factory=list)
     info: DatasetInfo = dataclasses.field(default_factory=DatasetInfo)
+    captions: Captions | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -68,6 +71,21 @@ def gather(source, indices: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def gather_rows(source, indices: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return what `gather` does, and the rows that were read, int [B].
+
+    These differ from `indices` where a source takes another image for one it cannot read.
+    """
+    if hasattr(source, "gather_rows"):
+        return source.gather_rows(indices)
+    return gather(source, indices), indices
+
+
+def captions_of(source) -> Captions | None:
+    """Return the captions of a source; None where it has none."""
+    return getattr(source, "captions", None)
+
+
 def should_cache(source, mode: str) -> bool:
     """Return whether to decode `source` into memory.
 
@@ -93,17 +111,24 @@ def decode_source(source, rows: np.ndarray | None = None) -> ArraySource:
     rows = np.arange(len(source)) if rows is None else rows
     images = np.empty((len(rows), *source.image_shape), np.uint8)
     labels = np.empty(len(rows), np.int32)
+    read = np.empty(len(rows), np.int64)
 
     def decode_chunk(start: int) -> int:
         chunk = slice(start, start + _CHUNK)
-        batch = gather(source, rows[chunk])
+        batch, read[chunk] = gather_rows(source, rows[chunk])
         images[chunk], labels[chunk] = batch["image"], batch["label"]
         return len(batch["label"])
 
     for_each(decode_chunk, range(0, len(rows), _CHUNK), total=len(rows), what="decoding")
-    skipped = sorted(getattr(source, "skipped", ()))
+    captions = captions_of(source)
     return ArraySource(
-        images, labels, source.num_classes, source.fingerprint, skipped, dataset_info(source)
+        images,
+        labels,
+        source.num_classes,
+        source.fingerprint,
+        skipped=sorted(getattr(source, "skipped", ())),
+        info=dataset_info(source),
+        captions=None if captions is None else captions.take(read),
     )
 
 

@@ -1,4 +1,4 @@
-"""The list of files that a run was trained on, and what has changed since.
+"""The list of files, of pictures and captions, that a run was trained on, and what has changed.
 
 It is stored in the run's directory as one line of JSON per picture, [name, bytes, nanoseconds],
 compressed: some 10 MB for a million.
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.data.dataset_info import dataset_info
+from ddpm_jax.data.layout import is_picture
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import is_remote, read_file, reporting, write_atomically
 
@@ -123,6 +124,12 @@ def check_unchanged(path: Any, source: Any, fingerprint: str, warn: Callable[[st
     other_size = _differing(then.sizes, now.sizes)
     if len(other_size):
         i, more = other_size[0], len(other_size) - 1
+        if not is_picture(now.names[i]):
+            raise UsageError(
+                f"{now.names[i]}, which holds captions, has {now.sizes[i]:,} bytes, but had "
+                f"{then.sizes[i]:,} when the run began: bring it back to resume the run, or start "
+                "in another workdir."
+            )
         raise UsageError(
             f"Image {now.names[i]} has {now.sizes[i]:,} bytes, but had {then.sizes[i]:,} when the "
             f"run began{f', and {more} more have another size' if more else ''}: bring back the "

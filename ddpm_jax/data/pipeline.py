@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from ddpm_jax.data.in_memory import ArraySource, gather
+from ddpm_jax.data.captions import CaptionDraws
+from ddpm_jax.data.in_memory import ArraySource, captions_of, gather_rows
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.schema import Malformed, Table, Text, Whole, check
@@ -87,6 +88,7 @@ def train_iterator(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    caption_dropout: float = 0.0,
     num_threads: int | None = None,
     prefetch: int | None = None,
 ) -> TrainIterator:
@@ -101,13 +103,15 @@ def train_iterator(
       seed: at least 0.
       process_index: the part of the global batch to return, in 0..process_count-1.
       process_count: number of processes that train together.
+      caption_dropout: share of captions that are hidden, in [0, 1].
       num_threads: threads that prepare batches, one batch each at a time. By default one for a
         source in memory, otherwise one per core up to 16.
       prefetch: batches prepared ahead; by default two more than there are threads.
 
     Returns:
       An iterator of {"image": uint8 [B, H, W, C], "label": int32 [B]} where B = batch_size //
-      process_count.
+      process_count; of a source with captions also {"caption": int32 [B]}, the number of one of
+      each image's in `source.captions.table`, 0 where it is hidden.
 
     Raises:
       UsageError: an argument is out of range. While iterating, FailureError: an image cannot be
@@ -117,9 +121,17 @@ def train_iterator(
     if seed < 0:
         raise UsageError(f"seed={seed} should be at least 0.")
     order = _Order(len(source), seed)
+    captions = captions_of(source)
+    draws = captions and CaptionDraws(captions, seed=seed, dropout=caption_dropout)
 
     def read(n: int) -> Batch:
-        return gather(source, order.rows(n * batch_size + process_index * local, local))
+        start = n * batch_size + process_index * local
+        images = order.rows(start, local)
+        batch, rows = gather_rows(source, images)
+        if draws is not None:
+            epochs = np.arange(start, start + local) // len(source)
+            batch["caption"] = draws.numbers(images, epochs, rows)
+        return batch
 
     batches = grain.MapDataset.range(_ENDLESS).map(read)
     identity = {"seed": seed, "batch_size": batch_size, "fingerprint": source.fingerprint}
@@ -165,9 +177,9 @@ def eval_batches(
       num_images: limit to the first `num_images`; None, or more than there are, for all.
 
     Returns:
-      An iterator of (batch, mask): a batch as in `train_iterator`, and bool [B], False for the rows
-      of zeros that pad the last batch. Every process gets the same number of batches, the last of
-      which may be all padding.
+      An iterator of (batch, mask): a batch as in `train_iterator`, with the first caption of each
+      image, and bool [B], False for the rows of zeros that pad the last batch. Every process gets
+      the same number of batches, the last of which may be all padding.
 
     Raises:
       UsageError: an argument is out of range. While iterating, FailureError: an image cannot be
@@ -202,8 +214,14 @@ def _padded(source: Source, size: int, total: int, start: int) -> tuple[Batch, n
         "image": np.zeros((size, *source.image_shape), np.uint8),
         "label": np.zeros(size, np.int32),
     }
+    captions = captions_of(source)
+    if captions is not None:
+        batch["caption"] = np.zeros(size, np.int32)
     if mask.any():
-        for key, value in gather(source, rows[mask]).items():
+        found, read = gather_rows(source, rows[mask])
+        if captions is not None:
+            found["caption"] = captions.first(read)
+        for key, value in found.items():
             batch[key][mask] = value
     return batch, mask
 

@@ -33,7 +33,8 @@ class Source(Protocol):
 
     A source may also have `gather(indices) -> batch`, if it can read many rows together more
     cheaply; `skipped`, the paths or names of unreadable images skipped so far; `info`, see
-    `dataset_info.DatasetInfo`; and `labels`, int32 [N].
+    `dataset_info.DatasetInfo`; `labels`, int32 [N]; and `captions`, see `captions.Captions`.
+    `gather_rows(indices)` returns what `gather` does and the rows that were read.
     """
 
     image_shape: tuple[int, int, int]
@@ -59,6 +60,7 @@ def load(
     unreadable: str = "stop",
     small: str = "stop",
     layout: str = "auto",
+    captions: str = "",
     report: Any = None,
 ) -> Source:
     """Open a split of a dataset, decoded into memory if it fits.
@@ -84,6 +86,9 @@ def load(
       small: how to treat images smaller than `image_size`: "stop", "skip", or "enlarge" them.
       layout: whether the folders inside a folder are "classes" or "splits"; "auto" decides by their
         names.
+      captions: where they come from, "" for none: "auto", or a field of the metadata of a folder
+        (`caption_files`), a feature of a dataset of TFDS (`tfds_captions`). Those of the digits are
+        made of their labels.
       report: path of a file that lists the unusable images of a folder if there are several; None
         for no such file.
 
@@ -105,12 +110,17 @@ def load(
         "channels": channels,
         "holdout": holdout,
         "policy": Policy(unreadable, small, report),
+        "captions": captions,
     }
     if name == "folder":
         source = folder.open_folder(data_dir, layout=layout, **options)
     elif name == "emoji":
         source = emoji.open_emoji(
-            split=split, image_size=image_size, channels=channels, small=small
+            split=split,
+            image_size=image_size,
+            channels=channels,
+            small=small,
+            captions=captions,
         )
     else:
         source = _open_tfds(name, data_dir=data_dir, **options)
@@ -123,15 +133,16 @@ def load(
     return source
 
 
-def _open_tfds(name: str, *, data_dir: str, **options) -> Source:
+def _open_tfds(name: str, *, data_dir: str, captions: str, **options) -> Source:
     # Importing TFDS takes a second, which a folder of images does not need.
     from ddpm_jax.data import tfds_source
 
     if name == "digits":
         from ddpm_jax.data import digits
 
-        name = digits.prepare(data_dir)
-    return tfds_source.open_dataset(name, data_dir=data_dir, **options)
+        source = tfds_source.open_dataset(digits.prepare(data_dir), data_dir=data_dir, **options)
+        return digits.captioned(source, captions) if captions else source
+    return tfds_source.open_dataset(name, data_dir=data_dir, captions=captions, **options)
 
 
 def _check(*, image_size: int, channels: int, holdout: float, cache: str, unreadable: str) -> None:

@@ -30,6 +30,7 @@ def load_split(
         unreadable=data.unreadable,
         small=data.small,
         layout=data.layout,
+        captions=data.captions,
         report=report,
     )
 

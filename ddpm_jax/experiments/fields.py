@@ -76,6 +76,7 @@ class Data:
     layout = field(
         "auto", "what folders are; auto: by name", choices("auto classes splits"), resumable=True
     )
+    captions = field("", 'of the images: auto, or the field that holds them; "": none')
 
 
 class Diffusion:

@@ -22,7 +22,7 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.archives import BadArchive, Header, map_npy
-from ddpm_jax.data.in_memory import gather
+from ddpm_jax.data.in_memory import captions_of, gather_rows
 from ddpm_jax.data.sources import Source
 from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.distributed import hosts, pmap
@@ -79,7 +79,10 @@ def _stream(
 
     def read(batch: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         padded = np.pad(batch, (0, size - len(batch)), mode="edge").astype(np.int32)
-        return padded, gather(source, padded)
+        examples, rows = gather_rows(source, padded)
+        if captions_of(source) is not None:
+            _check_captions(rows, padded)
+        return padded, examples
 
     threads = os.cpu_count() or 1
     # decoding pictures may take longer than encoding them
@@ -91,6 +94,21 @@ def _stream(
                 yield _finish(mapped, params, *coming.popleft())
         while coming:
             yield _finish(mapped, params, *coming.popleft())
+
+
+def _check_captions(read: np.ndarray, wanted: np.ndarray) -> None:
+    """Refuse images that stand for others: the cache would pair them with those' captions.
+
+    Raises:
+      UsageError: see above.
+    """
+    if (read != wanted).any():
+        count = np.count_nonzero(read != wanted)
+        raise UsageError(
+            f"{count} captioned images cannot be read, the first being number "
+            f"{wanted[read != wanted][0]}: remove them before their latents are kept, or set "
+            "data.cache=always."
+        )
 
 
 def _finish(
@@ -112,7 +130,7 @@ class CachedLatents:
 
     def __init__(self, paths: Sequence[pathlib.Path], of: Source, encoded: tuple[int, ...]):
         """Open the files; `encoded` is [V, h, w, m] of an image."""
-        self._count, self.fingerprint = len(of), of.fingerprint
+        self._count, self.fingerprint, self.captions = len(of), of.fingerprint, captions_of(of)
 
         def read(i: int) -> np.ndarray:
             return _read(paths[i], Header(_row(encoded), (min(SHARD, len(of) - i * SHARD),)))

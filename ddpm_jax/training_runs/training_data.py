@@ -57,6 +57,7 @@ def make_batches(
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        caption_dropout=config.text.dropout,
     )
     if position is not None:
         fingerprint = position.get("fingerprint")
