@@ -7,7 +7,7 @@ names, which `clip_text.py` reads.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -43,26 +43,51 @@ def text_tensors_of_single_file(tensors: Mapping[str, np.ndarray]) -> dict[str, 
       tensors: all of a file of Stable Diffusion 1.x or 2.x; others are left alone.
 
     Raises:
+      UsageError: as `text_names_of_single_file`.
+    """
+    named = {}
+    for name, theirs in text_names_of_single_file(tensors).items():
+        value = tensors[name].T if name.endswith(".text_projection") else tensors[name]
+        named |= zip(theirs, np.split(value, len(theirs)), strict=True)
+    return named
+
+
+def text_names_of_single_file(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return what the text encoder's tensors are called in transformers, without the prefix.
+
+    Args:
+      names: of all tensors of a file of Stable Diffusion 1.x or 2.x.
+
+    Returns:
+      Name in the file -> names in transformers, for the tensors that the model uses: one name, or
+      three for the thirds of a tensor along its first axis. OpenCLIP's projection is transposed.
+
+    Raises:
       UsageError: there is no text encoder among them, or one of its names is not OpenCLIP's.
     """
-    found = _below(tensors, OF_TRANSFORMERS)
+    present = list(names)
+    found = [name for name in present if name.startswith(OF_TRANSFORMERS)]
     if found:
-        names = {name: name.removeprefix(PREFIX) for name in found}
-        return {new: found[name] for name, new in names.items() if not IGNORED.fullmatch(name)}
-    found = _below(tensors, OF_OPENCLIP)
+        ours = {name: name.removeprefix(OF_TRANSFORMERS) for name in found}
+        return {
+            name: (new.removeprefix(PREFIX),)
+            for name, new in ours.items()
+            if not IGNORED.fullmatch(new)
+        }
+    found = [name for name in present if name.startswith(OF_OPENCLIP)]
     if not found:
         raise UsageError(
             f"The file has no text encoder: no tensor's name begins with {OF_TRANSFORMERS} or "
             f"{OF_OPENCLIP}, as in Stable Diffusion 1.x and 2.x."
         )
-    last = max((int(block[1]) for block in map(BLOCK.fullmatch, found) if block), default=0)
-    named = {}
-    for name, value in found.items():
-        block = BLOCK.fullmatch(name)
-        if (block and int(block[1]) == last) or name in ("logit_scale", "attn_mask"):
-            continue
-        named |= _named(name, block, value)
-    return named
+    inner = {name: name.removeprefix(OF_OPENCLIP) for name in found}
+    blocks = {name: BLOCK.fullmatch(new) for name, new in inner.items()}
+    last = max((int(block[1]) for block in blocks.values() if block), default=0)
+    return {
+        name: _of_openclip(inner[name], block)
+        for name, block in blocks.items()
+        if inner[name] not in ("logit_scale", "attn_mask") and not (block and int(block[1]) == last)
+    }
 
 
 def text_encoder_of_single_file(tensors: Mapping[str, np.ndarray]) -> TextEncoder:
@@ -77,12 +102,13 @@ def text_encoder_of_single_file(tensors: Mapping[str, np.ndarray]) -> TextEncode
     Raises:
       UsageError: as above, or there is no token embedding or layer.
     """
-    named = text_tensors_of_single_file(tensors)
+    named = {theirs[0]: name for name, theirs in text_names_of_single_file(tensors).items()}
+    is_openai = any(name.startswith(OF_TRANSFORMERS) for name in tensors)
     layers = {int(found[1]) for found in map(LAYER.match, named) if found}
     try:
-        vocab_size, width = named[TOP["token_embedding.weight"]].shape
-        context_length, _ = named[TOP["positional_embedding"]].shape
-        hidden, _ = named["encoder.layers.0.mlp.fc1.weight"].shape
+        vocab_size, width = tensors[named[TOP["token_embedding.weight"]]].shape
+        context_length, _ = tensors[named[TOP["positional_embedding"]]].shape
+        hidden, _ = tensors[named["encoder.layers.0.mlp.fc1.weight"]].shape
     except (KeyError, ValueError) as error:
         raise UsageError(f"The text encoder in the file lacks tensors ({error}).") from error
     return TextEncoder(
@@ -91,26 +117,21 @@ def text_encoder_of_single_file(tensors: Mapping[str, np.ndarray]) -> TextEncode
         layers=max(layers) + 1,
         heads=max(1, width // HEAD),
         hidden=hidden,
-        activation="quick_gelu" if _below(tensors, OF_TRANSFORMERS) else "gelu",
+        activation="quick_gelu" if is_openai else "gelu",
         context_length=context_length,
     )
 
 
-def _below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
-
-
-def _named(name: str, block: re.Match | None, value: np.ndarray) -> dict[str, np.ndarray]:
-    """Return a tensor of OpenCLIP under transformers' names, three for that of q, k and v."""
+def _of_openclip(name: str, block: re.Match | None) -> tuple[str, ...]:
+    """Return transformers' name of a tensor of OpenCLIP, three for that of q, k and v."""
     if name in TOP:
-        return {TOP[name]: value}
+        return (TOP[name],)
     if name == "text_projection":
-        return {"text_projection.weight": value.T}
+        return ("text_projection.weight",)
     layer, end = (block[2], block[3]) if block else ("", "")
     start = f"encoder.layers.{block[1]}." if block else ""
     if layer == "attn.in_proj":
-        parts = zip("qkv", np.split(value, 3), strict=True)
-        return {f"{start}self_attn.{part}_proj.{end}": array for part, array in parts}
+        return tuple(f"{start}self_attn.{part}_proj.{end}" for part in "qkv")
     if layer not in IN_BLOCK:
         raise UsageError(f"The text encoder in the file has the tensor {name}, which no CLIP has.")
-    return {f"{start}{IN_BLOCK[layer]}.{end}": value}
+    return (f"{start}{IN_BLOCK[layer]}.{end}",)

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from numpy.typing import DTypeLike
 
 from ddpm_jax import schema
 from ddpm_jax.interop.clip_config import COUNT, PROJECTION, Field, own_config, read_fields
 from ddpm_jax.interop.diffusers import from_torch, to_torch
 from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to
+from ddpm_jax.interop.tensor_store import Renamed
 from ddpm_jax.models.text_encoder import TextEncoder, check_text_encoder
 from ddpm_jax.randomness import base_key
 
@@ -95,28 +97,31 @@ def config_from_text_encoder(encoder: TextEncoder) -> dict[str, Any]:
 
 
 def text_params_from_transformers(
-    state_dict: Mapping[str, np.ndarray], encoder: TextEncoder
+    state_dict: Mapping[str, np.ndarray],
+    encoder: TextEncoder,
+    *,
+    dtype: DTypeLike | None = np.float32,
 ) -> dict[str, Any]:
     """Convert the state dict of a `CLIPTextModel` or a `CLIPModel` to parameters.
 
     Args:
       state_dict: name -> array; linear maps [out, in]. Names may begin with `text_model.`.
       encoder: the network whose fields match the checkpoint.
+      dtype: of the parameters; None: of each tensor as it is.
 
     Returns:
-      params, nested, float32: `encoder.apply({"params": params}, ids)`.
+      params, nested: `encoder.apply({"params": params}, ids)`.
 
     Raises:
       UsageError: a tensor is missing, is left over, has another shape than the network's, or does
         not hold weights.
     """
-    tensors = {
-        name.removeprefix(PREFIX): value
-        for name, value in state_dict.items()
-        if not IGNORED.fullmatch(name)
-    }
-    if not encoder.projection:
-        tensors.pop("text_projection.weight", None)
+    unused = set() if encoder.projection else {"text_projection.weight"}
+    tensors = Renamed(
+        state_dict,
+        lambda name: name.removeprefix(PREFIX),
+        [name for name in state_dict if name not in unused and not IGNORED.fullmatch(name)],
+    )
     return rename_from(
         tensors,
         text_encoder_shapes(encoder),
@@ -125,6 +130,7 @@ def text_params_from_transformers(
         SOURCE,
         network="text encoder",
         fields="vocab_size, width, layers, hidden, context_length, projection",
+        dtype=dtype,
     )
 
 

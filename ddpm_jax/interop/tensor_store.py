@@ -8,7 +8,7 @@ goes through all tensors and keeps none needs the memory of one.
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +37,18 @@ class Stored(NamedTuple):
         flat = np.asarray(np.memmap(self.path, self.dtype, "r", self.offset, (last + 1,)))
         strides = [step * self.dtype.itemsize for step in self.strides]
         return np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+
+    def split(self, count: int) -> "list[Stored]":
+        """Return equal parts along the first axis, whose length `count` divides."""
+        rows = self.shape[0] // count
+        step = math.prod(self.shape[1:]) if self.strides is None else self.strides[0]
+        nbytes = rows * step * self.dtype.itemsize
+        shape = (rows, *self.shape[1:])
+        return [self._replace(offset=self.offset + i * nbytes, shape=shape) for i in range(count)]
+
+    def as_matrix(self) -> "Stored":
+        """Return a 1x1 convolution [out, in, 1, 1] as [out, in]."""
+        return self._replace(shape=self.shape[:2], strides=self.strides and self.strides[:2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +79,23 @@ class TensorStore(Mapping[str, np.ndarray]):
         """Bytes of all tensors."""
         return sum(math.prod(entry.shape) * entry.dtype.itemsize for entry in self.entries.values())
 
-    def renamed(self, rename: Callable[[str], str | None]) -> "TensorStore":
-        """Return the tensors under other names, without those that `rename` maps to None."""
-        pairs = ((rename(name), entry) for name, entry in self.entries.items())
-        return TensorStore({name: entry for name, entry in pairs if name is not None})
+    def renamed(self, names: Mapping[str, str]) -> "TensorStore":
+        """Return those in `names`, old name -> new name."""
+        return TensorStore({new: self.entries[old] for old, new in names.items()})
 
 
 class Renamed(Mapping[str, np.ndarray]):
     """Tensors of any mapping under other names, looked up one at a time."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], rename: Callable[[str], str]):
+    def __init__(
+        self,
+        tensors: Mapping[str, np.ndarray],
+        rename: Callable[[str], str],
+        names: Iterable[str] | None = None,
+    ) -> None:
+        """Rename those in `names`, all by default, and leave out the others."""
         self._tensors = tensors
-        self._names = {rename(name): name for name in tensors}
+        self._names = {rename(name): name for name in (tensors if names is None else names)}
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._tensors[self._names[name]]
