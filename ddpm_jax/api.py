@@ -103,6 +103,7 @@ class Model(PictureMethods):
         sampler: str | None = None,
         steps: int | None = None,
         spacing: str | Sequence[float] | None = None,
+        levels: str | None = None,
         options: Mapping[str, Any] | None = None,
         guidance: Guidance | float | None = None,
         clip: str | None = None,
@@ -121,6 +122,7 @@ class Model(PictureMethods):
           sampler: a key of `samplers.registry.SAMPLERS`; "ancestral" by default.
           steps: of the chain, 1..T; by default T for ancestral and 50 for others.
           spacing: which noise levels: a key of `samplers.spacing.SPACINGS`, or the times.
+          levels: "exact", the default, or "diffusers" for those of its schedulers.
           options: of the sampler, by name.
           guidance: a `Guidance`, or the scale of classifier-free guidance.
           clip: a key of `diffusion.clipping.CLIPPINGS`; by default "static" for pixels.
@@ -144,6 +146,7 @@ class Model(PictureMethods):
             sampler=sampler,
             steps=steps,
             spacing=spacing,
+            levels=levels,
             options=options,
             guidance=guidance,
             clip=clip,

@@ -67,6 +67,39 @@ class Chain:
         return np.interp(np.log(sigmas), self.log_sigmas, np.arange(self.num_timesteps))
 
 
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class GivenLevels(Chain):
+    """A chain of which N levels are given one by one: samplers walk it like any other.
+
+    Its times are the numbers of the levels, 0..N-1, least noise first; what the network is told
+    and the noise at each are independent of each other.
+    """
+
+    network_times: np.ndarray  # [N], in 0..T-1, before `time_scale`
+    half_log_snr: np.ndarray  # λ, float64 [N], strictly falling
+    # λ of the levels one stride below and above each, [N], for samplers that step by the stride
+    # and not to the next level; None where there is no stride.
+    below: np.ndarray | None = None
+    above: np.ndarray | None = None
+    start_scale: float = 1.0  # of standard normal noise where a chain starts from it alone
+
+    @property
+    def num_timesteps(self) -> int:
+        """N."""
+        return len(self.half_log_snr)
+
+    def at(self, timesteps: np.ndarray | None = None, *, dtype=np.float32) -> Schedule:
+        """Return the tables of the levels with these numbers; None for all."""
+        kept = slice(None) if timesteps is None else np.asarray(timesteps, np.int64)
+        return make_schedule(
+            self.betas,
+            timesteps=self.network_times[kept],
+            lambdas=self.half_log_snr[kept],
+            time_scale=self.time_scale,
+            dtype=dtype,
+        )
+
+
 def check_chain(chain: Any) -> None:
     """Refuse anything but a `Chain`, a `Schedule` for example.
 

@@ -227,6 +227,7 @@ def make_schedule(
     betas: np.ndarray,
     *,
     timesteps: np.ndarray | None = None,
+    lambdas: np.ndarray | None = None,
     time_scale: float = 1.0,
     dtype=np.float32,
 ) -> Schedule:
@@ -238,6 +239,8 @@ def make_schedule(
         kept steps form a chain of their own with the same q(x_t|x_0): beta' = 1 - alphas_bar_t /
         alphas_bar_s, with s the kept step before t (Nichol & Dhariwal 2021, section 4). Between two
         indices `half_log_snr` is linear in t.
+      lambdas: `half_log_snr` at `timesteps`, float64 [N], strictly falling, where it is not the
+        chain's; the times are then those of the network alone, and may repeat. None: the chain's.
       time_scale: the network's time is t times this; Improved DDPM's code has 1000 / T.
       dtype: of the tables; float64 serves tests.
 
@@ -250,16 +253,21 @@ def make_schedule(
     """
     betas = np.asarray(betas, np.float64)
     check_betas(betas)
-    alphas_bar, lambdas = np.cumprod(1 - betas), half_log_snr(betas)
+    alphas_bar, own_lambdas = np.cumprod(1 - betas), half_log_snr(betas)
     trained = _trained_step(betas, alphas_bar)
     whole = np.arange(betas.size)
     if timesteps is None:
-        timesteps = whole
+        timesteps, lambdas = whole, own_lambdas
     else:
         timesteps = np.asarray(timesteps)
-        _check_timesteps(timesteps, betas.size)
+        if lambdas is None:
+            _check_timesteps(timesteps, betas.size)
         trained = {name: np.interp(timesteps, whole, table) for name, table in trained.items()}
-        betas, alphas_bar, lambdas = _keep(timesteps, betas, alphas_bar, lambdas)
+        if lambdas is None:
+            betas, alphas_bar, lambdas = _keep(timesteps, betas, alphas_bar, own_lambdas)
+        else:
+            betas = step_variance(lambdas, np.append(np.inf, lambdas[:-1]))
+            alphas_bar = np.exp(-np.logaddexp(0, -2 * lambdas))
     tables = _tables(betas, alphas_bar) | {"half_log_snr": lambdas} | trained
     # an alphas_bar below 1e-38 is 0 in float32, and its reciprocal inf
     with np.errstate(over="ignore"):

@@ -102,6 +102,9 @@ def make_generate(
     """
     pace, num_rows = Pace(), sampler.num_rows
 
+    def initial_noise(keys):
+        return sampler.start_scale * randomness.initial_noise(keys, shape)
+
     def unpack(shared, examples):
         """Return the sampler with its tables as arguments, the keys of the images, their inputs."""
         _, base_key, schedule, rows = shared
@@ -111,7 +114,7 @@ def make_generate(
 
     def begin(shared, examples):
         sampler, keys, inputs = unpack(shared, examples)
-        x_T = randomness.initial_noise(keys, shape) if start is None else start(keys, inputs)
+        x_T = initial_noise(keys) if start is None else start(keys, inputs)
         return loop.begin(sampler, x_T, num_frames=num_frames)
 
     def advance(shared, examples, walk, first, last):

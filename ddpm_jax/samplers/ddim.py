@@ -37,7 +37,7 @@ def ddim(chain: Chain, times: np.ndarray, *, eta: float = 0.0, dtype=np.float32)
     schedule, levels = visited(chain, times, dtype)
     kept, fresh = _split_noise(levels, eta)
     weights = Weights(
-        x=np.zeros(len(kept)), x_0=levels.signal[1:, None], eps=kept[:, None], z=fresh
+        x=np.zeros(len(kept)), x_0=levels.after.signal[:, None], eps=kept[:, None], z=fresh
     )
     return linear_sampler(schedule, weights)
 
@@ -89,4 +89,5 @@ def _split_noise(levels: Levels, eta: float) -> tuple[np.ndarray, np.ndarray]:
     # The fresh share of the variance is η² (1 - e^(-2h)), capped at all of it where η is above 1.
     lost = -np.expm1(-2 * levels.steps)
     kept = np.maximum(np.exp(-2 * levels.steps) + (1 - eta**2) * lost, 0)
-    return levels.noise[1:] * np.sqrt(kept), levels.noise[1:] * np.minimum(eta * np.sqrt(lost), 1)
+    noise = levels.after.noise
+    return noise * np.sqrt(kept), noise * np.minimum(eta * np.sqrt(lost), 1)

@@ -31,7 +31,7 @@ AGAIN = 1  # the stream of a row's second noise, that of its jump
 PARALLEL = 1e-4  # radians: below it an arc and its chord differ by less than float32 resolves
 
 
-def start_from(times: np.ndarray, strength: float) -> np.ndarray:
+def start_from(times: np.ndarray, strength: float, *, truncated: bool = False) -> np.ndarray:
     """Return the lowest round(strength N) of N times, at least one: SDEdit (Meng et al. 2022).
 
     Build the sampler on the times returned, so that a multistep method starts without history at
@@ -40,16 +40,25 @@ def start_from(times: np.ndarray, strength: float) -> np.ndarray:
     Args:
       times: [N], increasing: `spacing.space`.
       strength: the share of the steps, in (0, 1]; 1 is every step.
+      truncated: count as diffusers does: int(strength N), of the product in floating point, and no
+        step is an error.
 
     Raises:
-      UsageError: strength outside (0, 1].
+      UsageError: strength outside (0, 1], or no step where that is an error.
     """
     if not 0 < strength <= 1:
         raise UsageError(
             f"strength is {strength}: choose above 0 (the picture as it is) to 1 (all of the "
             "steps)."
         )
-    return times[: max(1, round(strength * len(times)))]
+    if not truncated:
+        return times[: max(1, round(strength * len(times)))]
+    steps = int(strength * len(times))
+    if not steps:
+        raise UsageError(
+            f"strength is {strength}: of {len(times)} steps that is not one: choose more of either."
+        )
+    return times[:steps]
 
 
 def noised(schedule: Schedule, x_0: chex.Array, noise: chex.Array) -> chex.Array:
@@ -167,7 +176,7 @@ def repaint(
         raise UsageError(f"jump is {jump}: of a chain of {steps} steps choose 1 to {steps}.")
     t, to = _walk(steps, jump, resamplings)
     # row t is in place t + 1
-    signal, _, lambdas = (table[::-1] for table in levels_at(chain, times))
+    signal, _, lambdas = (table[::-1] for table in levels_at(chain, times)[:3])
     scale = signal[to + 1] / signal[t]
     noise = np.sqrt(step_variance(lambdas[to + 1], lambdas[t]))
     rows = JumpRows(t.astype(np.int32), scale.astype(dtype), noise.astype(dtype))

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from ddpm_jax.diffusion.chain import Chain, check_chain
+from ddpm_jax.diffusion.chain import Chain, GivenLevels, check_chain
 from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
@@ -37,6 +37,8 @@ class Levels(NamedTuple):
     signal: np.ndarray  # √ᾱ, 1 at the end
     noise: np.ndarray  # √(1-ᾱ), 0 at the end
     half_log_snr: np.ndarray  # λ = -log σ (Lu et al. 2022, section 2), +inf at the end
+    # λ of the level that each step leads to, [N]; None: the next one
+    leads_to: np.ndarray | None = None
 
     @property
     def sigma(self) -> np.ndarray:
@@ -44,10 +46,23 @@ class Levels(NamedTuple):
         return np.exp(-self.half_log_snr)
 
     @property
+    def after(self) -> "Levels":
+        """Return the levels at the ends of the steps, [N]."""
+        if self.leads_to is None:
+            return Levels(self.signal[1:], self.noise[1:], self.half_log_snr[1:])
+        return levels_from_lambdas(self.leads_to)
+
+    @property
     def steps(self) -> np.ndarray:
         """h = λ' - λ, [N]: 0 for a step within a level, inf to clean data or from pure noise."""
-        before, after = self.half_log_snr[:-1], self.half_log_snr[1:]
+        before, after = self.half_log_snr[:-1], self.after.half_log_snr
         return np.subtract(after, before, out=np.zeros(before.shape), where=before != after)
+
+
+def levels_from_lambdas(half_log_snr: np.ndarray) -> Levels:
+    """Return the levels of these λ, float64 of any shape; inf is clean data."""
+    signal, noise = (np.exp(-0.5 * np.logaddexp(0, sign * 2 * half_log_snr)) for sign in (-1, 1))
+    return Levels(signal, noise, half_log_snr)
 
 
 def levels_from_schedule(schedule: Schedule, rows: np.ndarray | None = None) -> Levels:
@@ -72,7 +87,15 @@ def levels_from_schedule(schedule: Schedule, rows: np.ndarray | None = None) -> 
 
 def levels_at(chain: Chain, times: np.ndarray) -> Levels:
     """Return the chain's levels at increasing `times` [N], from which weights are computed."""
-    return levels_from_schedule(chain.at(times, dtype=np.float64))
+    levels = levels_from_schedule(chain.at(times, dtype=np.float64))
+    return levels._replace(leads_to=_strides(chain, times[::-1]))
+
+
+def _strides(chain: Chain, times: np.ndarray) -> np.ndarray | None:
+    """Return λ one stride below each of `times`; None for a chain without a stride."""
+    return (
+        chain.below[times] if isinstance(chain, GivenLevels) and chain.below is not None else None
+    )
 
 
 def visited(chain: Chain, times: np.ndarray, dtype: DTypeLike) -> tuple[Schedule, Levels]:
@@ -104,15 +127,22 @@ class Rows(NamedTuple):
     weights: Weights
 
 
-def flow_weights(signal: np.ndarray, eps: np.ndarray, z: np.ndarray | None = None) -> Weights:
+def flow_weights(
+    signal: np.ndarray,
+    eps: np.ndarray,
+    z: np.ndarray | None = None,
+    *,
+    after: np.ndarray | None = None,
+) -> Weights:
     """The weights of x̄_{i+1} = x̄_i + Σ_j c_j ε[i-j] + d z, x̄ = x / √ᾱ.
 
     Args:
       signal: √ᾱ of the level of x before every row and after the last, [N+1].
       eps: c, [N, K].
       z: d, [N], or None.
+      after: √ᾱ of the level after each row, [N], where it is not that before the next.
     """
-    before, after = signal[:-1], signal[1:]
+    before, after = signal[:-1], signal[1:] if after is None else after
     return Weights(
         x=after / before,
         x_0=np.zeros((len(eps), 0)),

@@ -52,7 +52,8 @@ class Sampler(NamedTuple):
     state and the `Prediction` made from state.x_t. `schedule` has the noise levels at which the
     step evaluates the denoiser, t being its row: the denoiser is built on it. `evaluations` is the
     number of evaluations in a whole chain, `draws` the number of draws of noise in a row: 0 for a
-    deterministic sampler.
+    deterministic sampler. Where a chain starts from noise alone, x_T is `start_scale` times
+    standard normal noise: 1 except with diffusers' levels.
 
     Rows and schedule are data: a program compiled with them as arguments serves every sampler of
     the same kind and N.
@@ -64,6 +65,7 @@ class Sampler(NamedTuple):
     step: Callable[[Denoiser, State, Any, Noise], tuple[State, Prediction]]
     evaluations: int
     draws: int = 1
+    start_scale: float = 1.0
 
     @property
     def num_rows(self) -> int:
@@ -106,8 +108,8 @@ def sample(
     Args:
       denoiser: built on `sampler.schedule`.
       sampler: the table to walk and its step.
-      x_T: [B, H, W, C], standard normal: `randomness.initial_noise`, or any noise; of the dtype of
-        the sampler's tables.
+      x_T: [B, H, W, C], standard normal: `randomness.initial_noise`, or any noise, times
+        `sampler.start_scale`; of the dtype of the sampler's tables.
       keys: [B], one for each image: `randomness.image_keys`. None where nothing is drawn.
       step_noise: [N, B, H, W, C], standard normal, the noise of each row in place of the keys'
         draws: with it a chain can be compared with other implementations. [N, draws, B, H, W, C]

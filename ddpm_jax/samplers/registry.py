@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from jax.typing import DTypeLike
 
-from ddpm_jax.diffusion.chain import Chain, check_chain
+from ddpm_jax.diffusion.chain import Chain, GivenLevels, check_chain
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.randomness import check_precision
 from ddpm_jax.samplers.adams import lms
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.ddim import ddim, euler, euler_ancestral
+from ddpm_jax.samplers.diffusers_levels import SchedulerOptions, diffusers_levels
 from ddpm_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
 from ddpm_jax.samplers.langevin import predictor_corrector
 from ddpm_jax.samplers.loop import Sampler
@@ -68,6 +69,8 @@ ELSEWHERE = {  # small letters and digits of other libraries' names -> ours
     "scoresdeve": "predictor_corrector",
     "langevin": "predictor_corrector",
 }
+# What decides the levels: the chain alone, or a scheduler of diffusers, here as its class has it.
+LEVELS = {"exact": None, "diffusers": SchedulerOptions()}
 # Samplers with a first step where x_T holds nothing of x_0, so that neither σ nor λ is finite.
 FROM_PURE_NOISE = ("ancestral", "ddim", "predictor_corrector")
 
@@ -117,8 +120,9 @@ def make_sampler(
     chain: Chain,
     *,
     steps: int | None = None,
-    spacing: str | Sequence[float] = "linspace",
+    spacing: str | Sequence[float] | None = None,
     options: Mapping[str, Any] = {},
+    levels: str | SchedulerOptions = "exact",
     dtype: DTypeLike = np.float32,
 ) -> Sampler:
     """Return the sampler `name` over N of the chain's noise levels.
@@ -127,8 +131,11 @@ def make_sampler(
       name: a key of `SAMPLERS`.
       chain: the process.
       steps: N, 1..T; None where the spacing determines it: a list of times, or sections.
-      spacing: see `spacing.space`.
+      spacing: see `spacing.space`; None for linspace, with diffusers' levels for theirs.
       options: for this sampler: `default_options`.
+      levels: "exact", or "diffusers" for times, σ and ends as diffusers' scheduler of this method
+        has them by default; its `SchedulerOptions` for others. x_T is then noise times the
+        sampler's `start_scale`.
       dtype: of the tables, and so of x_T and of the computation. float64 needs JAX to compute in
         it.
 
@@ -143,10 +150,36 @@ def make_sampler(
         if option not in known:
             has = f"its options are {', '.join(known)}" if known else "it has no options"
             raise UsageError(f"The sampler {name} has no option {option}: {has}.")
-    times = space(chain, spacing, steps)
+    chain, times = walked(name, chain, steps=steps, spacing=spacing, levels=levels)
     if chain.at(times).alphas_bar[-1] == 0 and name not in FROM_PURE_NOISE:
         raise UsageError(
             f"This chain ends at alphas_bar = 0, where the sampler {name} has no first step: "
             f"choose one of {', '.join(FROM_PURE_NOISE)}."
         )
-    return SAMPLERS[name](chain, times, **options, dtype=dtype)
+    sampler = SAMPLERS[name](chain, times, **options, dtype=dtype)
+    if isinstance(chain, GivenLevels):
+        return sampler._replace(start_scale=chain.start_scale)
+    return sampler
+
+
+def walked(
+    name: str,
+    chain: Chain,
+    *,
+    steps: int | None,
+    spacing: str | Sequence[float] | None,
+    levels: str | SchedulerOptions,
+) -> tuple[Chain, np.ndarray]:
+    """Return the chain that a sampler walks, which has its levels, and its times [N], increasing.
+
+    Arguments and errors are those of `make_sampler`.
+    """
+    scheduler = choose("kind of levels", levels, LEVELS) if isinstance(levels, str) else levels
+    if scheduler is None:
+        return chain, space(chain, "linspace" if spacing is None else spacing, steps)
+    if not (spacing is None or isinstance(spacing, str)):
+        raise UsageError("diffusers' levels have no list of timesteps: leave levels or it out.")
+    if steps is None:
+        raise UsageError("steps is missing: diffusers' levels need their number.")
+    chain = diffusers_levels(name, chain, steps, spacing=spacing, scheduler=scheduler)
+    return chain, np.arange(steps)

@@ -98,7 +98,7 @@ class ImageGenerator:
         noise = inputs.get("noise")
         noise = initial_noise(keys, self.shape) if noise is None else noise
         if self.picture is None:
-            return noise
+            return self.sampler.start_scale * noise
         x_0 = inputs["x_0"]
         x_0 = jnp.where(inputs["mask"], 0.0, x_0) if "mask" in inputs else x_0
         return noised(self.picture.levels, x_0, noise)

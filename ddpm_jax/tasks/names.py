@@ -42,6 +42,8 @@ def how(record: Mapping[str, Any]) -> str:
     parts = [f"steps{record['steps']}"]
     if record["sampler"] != "ancestral":
         parts.append(record["sampler"])
+    if "levels" in record:
+        parts.append(record["levels"])
     if "spacing" in record:
         spacing = record["spacing"]
         parts.append(spacing.partition(":")[0] if isinstance(spacing, str) else "times")

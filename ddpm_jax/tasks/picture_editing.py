@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.samplers.editing import repaint, start_from
@@ -19,7 +20,13 @@ from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting
 from ddpm_jax.tasks.image_generator import ImageGenerator, KnownPicture
 from ddpm_jax.tasks.photos import describe_picture, read_mask, read_photo
-from ddpm_jax.tasks.sampling import generator_with, make_generator, sampler_over, times_in
+from ddpm_jax.tasks.sampling import (
+    generator_with,
+    make_generator,
+    sampler_over,
+    times_in,
+    walked_in,
+)
 from ddpm_jax.tasks.sampling_settings import Sampling
 
 MIDDLE_GREY = 128
@@ -59,11 +66,12 @@ def make_editor(trained: TrainedModel, sampling: Sampling, editing: Editing) -> 
     """
     model = trained.model
     photo = read_photo("init_image", editing.image, model.image_shape)
-    times = start_from(times_in(model, sampling), editing.strength)
-    sampler, record = sampler_over(model, sampling, times)
+    chain, times = walked_in(model, sampling)
+    times = start_from(times, editing.strength, truncated=sampling.has_diffusers_levels)
+    sampler, record = sampler_over(model, sampling, chain, times)
     record |= describe_picture("init_image", editing.image) | {"strength": editing.strength}
     # The sampler's own table may have more noise levels, as EDM's has.
-    picture = KnownPicture(_x_0(trained, photo), model.chain.at(times))
+    picture = KnownPicture(_x_0(trained, photo), chain.at(times))
     generator = generator_with(trained, sampling, sampler, record)
     return _from_picture(generator, picture, {"original": photo})
 
@@ -83,13 +91,13 @@ def make_painter(
     model = trained.model
     photo = read_photo("inpaint", inpainting.image, model.image_shape)
     mask = read_mask("mask", inpainting.mask, inpainting.image, model.image_shape)
-    sampler, times, record = _painting_walk(trained, sampling, inpainting)
+    sampler, levels, record = _painting_walk(trained, sampling, inpainting)
     record |= describe_picture("inpaint", inpainting.image)
     record |= describe_picture("mask", inpainting.mask)
     # The painted part is grey: otherwise it would affect the kept latents through the encoder's
     # attention and norms.
     kept = np.where(mask, MIDDLE_GREY, photo).astype(np.uint8)
-    x_0, levels = _x_0(trained, kept), model.chain.at(times)
+    x_0 = _x_0(trained, kept)
     if model.codec.is_exact:
         picture = KnownPicture(x_0, levels, mask)
     else:
@@ -101,8 +109,8 @@ def make_painter(
 
 def _painting_walk(
     trained: TrainedModel, sampling: Sampling, inpainting: Inpainting
-) -> tuple[Sampler, np.ndarray, dict[str, Any]]:
-    """Return (the sampler, the times that it visits, their record)."""
+) -> tuple[Sampler, Schedule, dict[str, Any]]:
+    """Return (the sampler, the levels that it visits, their record)."""
     model = trained.model
     own = {"jump": inpainting.jump, "resamplings": inpainting.resamplings}
     own = {name: value for name, value in own.items() if value is not None}
@@ -112,16 +120,17 @@ def _painting_walk(
                 f"{next(iter(own))} belongs to RePaint's own walk: leave out sampler "
                 f"{sampling.sampler}."
             )
-        times = times_in(model, sampling)
-        sampler, record = sampler_over(model, sampling, times)
-        return sampler, times, record
+        chain, times = walked_in(model, sampling)
+        sampler, record = sampler_over(model, sampling, chain, times)
+        return sampler, chain.at(times), record
     if sampling.options:
         raise UsageError(
             "sampler_options with inpaint belong to a sampler: RePaint has resamplings and jump."
         )
     times = times_in(model, sampling, most=REPAINT_STEPS)
     sampler = repaint(model.chain, times, **own)
-    return sampler, times, {"sampler": "repaint", "steps": len(times), **own}
+    record = {"sampler": "repaint", "steps": len(times), **own}
+    return sampler, model.chain.at(times), record
 
 
 def _from_picture(

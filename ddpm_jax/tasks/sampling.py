@@ -8,14 +8,16 @@ import numpy as np
 
 from ddpm_jax.data.dataset_info import ambiguous_labels, parse_labels
 from ddpm_jax.data.transforms import to_model_range, to_uint8, upsample
+from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.models.condition import check_labels
 from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.samplers.diffusers_levels import scheduler_options
 from ddpm_jax.samplers.loop import Sampler
-from ddpm_jax.samplers.registry import make_sampler
+from ddpm_jax.samplers.registry import make_sampler, walked
 from ddpm_jax.samplers.spacing import space, steps_in
 from ddpm_jax.tasks.guide import Guide, make_guide
 from ddpm_jax.tasks.image_generator import ImageGenerator
@@ -31,7 +33,7 @@ def make_generator(trained: TrainedModel, sampling: Sampling) -> ImageGenerator:
         a number of steps that the chain does not have.
       FailureError: a checkpoint of a second model is damaged.
     """
-    sampler, record = sampler_over(trained.model, sampling, times_in(trained.model, sampling))
+    sampler, record = sampler_over(trained.model, sampling, *walked_in(trained.model, sampling))
     return generator_with(trained, sampling, sampler, record)
 
 
@@ -73,15 +75,34 @@ def generator_on(
     return generator_with(trained, conditions, ancestral(schedule), {})
 
 
+def walked_in(model: DiffusionModel, sampling: Sampling) -> tuple[Chain, np.ndarray]:
+    """Return the chain that the sampler walks and the times of the levels, [N], increasing.
+
+    Raises:
+      UsageError: as `times_in`; with diffusers' levels a sampler or spacing that it does not have.
+    """
+    if not sampling.has_diffusers_levels:
+        return model.chain, times_in(model, sampling)
+    return walked(
+        sampling.sampler_name,
+        model.chain,
+        steps=sampling.steps or _default_steps(model, sampling, None),
+        spacing=sampling.spacing,
+        levels=sampling.levels,
+    )
+
+
 def times_in(model: DiffusionModel, sampling: Sampling, *, most: int | None = None) -> np.ndarray:
-    """Return the times of the visited noise levels, [N], increasing.
+    """Return the times of the visited noise levels of the model's chain, [N], increasing.
 
     The default number of steps is `most`, but at most T; without `most` it depends on the sampler.
 
     Raises:
-      UsageError: an unknown spacing, a list of another number of timesteps, or a number of steps
-        that the chain does not have.
+      UsageError: an unknown spacing, a list of another number of timesteps, a number of steps that
+        the chain does not have, or levels that are not those of the chain.
     """
+    if sampling.has_diffusers_levels:
+        raise UsageError("levels diffusers belongs to sampling and init_image: leave it out here.")
     spacing = sampling.default_spacing if sampling.spacing is None else sampling.spacing
     steps = sampling.steps or steps_in(spacing) or _default_steps(model, sampling, most)
     return space(model.chain, spacing, steps)
@@ -95,17 +116,22 @@ def _default_steps(model: DiffusionModel, sampling: Sampling, most: int | None) 
 
 
 def sampler_over(
-    model: DiffusionModel, sampling: Sampling, times: np.ndarray
+    model: DiffusionModel, sampling: Sampling, chain: Chain, times: np.ndarray
 ) -> tuple[Sampler, dict[str, Any]]:
-    """Return (the sampler over these times, its record).
+    """Return (the sampler over these times of a chain, its record).
 
     Raises:
       UsageError: an option that the sampler does not have, or a value that it cannot take.
     """
     name, options = sampling.sampler_name, sampling.options or {}
-    sampler = make_sampler(name, model.chain, steps=len(times), spacing=times, options=options)
+    if sampling.has_diffusers_levels:
+        options = scheduler_options(name, model.process.parameterization.name) | options
+    sampler = make_sampler(name, chain, steps=len(times), spacing=times, options=options)
     record: dict[str, Any] = {"sampler": name, "steps": len(times)}
-    if sampling.spacing not in (None, sampling.default_spacing):
+    if sampling.has_diffusers_levels:
+        record["levels"] = sampling.levels
+    default = None if sampling.has_diffusers_levels else sampling.default_spacing
+    if sampling.spacing not in (None, default):
         spacing = sampling.spacing
         record["spacing"] = list(spacing) if isinstance(spacing, tuple) else spacing
     # Infinity can only be a default, and JSON does not have it.

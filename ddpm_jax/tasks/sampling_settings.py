@@ -12,7 +12,7 @@ import numpy as np
 from ddpm_jax.diffusion.clipping import CLIPPINGS
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.limits import MAX_STEP, MAX_TIMESTEPS
-from ddpm_jax.samplers.registry import SAMPLERS, find
+from ddpm_jax.samplers.registry import LEVELS, SAMPLERS, find
 from ddpm_jax.samplers.spacing import SPACINGS
 from ddpm_jax.settings import Settings, setting
 from ddpm_jax.tasks.sampler_options import (
@@ -154,6 +154,12 @@ class Sampling(Conditions):
         metavar="NAME",
         read=spacing_from,
     )
+    levels: str | None = setting(
+        None,
+        "Noise levels of the steps: exact (those of the chain, the default) or diffusers (times, "
+        "sigmas, first and last level as its scheduler of this sampler has them).",
+        choices=LEVELS,
+    )
     options: dict[str, Any] | None = setting(
         None,
         f"Options of the sampler: {options_in_words()}.",
@@ -173,6 +179,11 @@ class Sampling(Conditions):
     def sampler_name(self) -> str:
         """Return the name of the sampler, or the default."""
         return DEFAULT_SAMPLER if self.sampler is None else self.sampler
+
+    @property
+    def has_diffusers_levels(self) -> bool:
+        """Return whether the levels are those of a scheduler of diffusers."""
+        return self.levels == "diffusers"
 
     @property
     def default_spacing(self) -> str:
