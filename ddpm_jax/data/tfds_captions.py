@@ -28,7 +28,7 @@ def find_feature(features: Mapping[str, Any], field: str, *, name: str) -> str:
     Raises:
       UsageError: there is no such text, or "auto" cannot decide.
     """
-    texts = dict.fromkeys(_texts(features))
+    texts = dict.fromkeys(sorted(_texts(features)))
     if field != AUTO and field not in texts:
         there = f"its texts are {', '.join(texts)}" if texts else "it has no texts"
         raise UsageError(

@@ -209,7 +209,7 @@ def open_dataset(
     skip = {
         key: tfds.decode.SkipDecoding()
         for key, unused in builder.info.features.items()
-        if key not in (label_key, image_key, feature) and not _is_sequence_of_dicts(unused)
+        if key not in (label_key, image_key, feature) and not _is_nested(unused)
     }
     if isinstance(builder.info.features[image_key], tfds.features.Image):
         skip[image_key] = tfds.decode.SkipDecoding()
@@ -250,9 +250,9 @@ def open_dataset(
     )
 
 
-def _is_sequence_of_dicts(feature) -> bool:
-    # TFDS cannot leave these undecoded without TensorFlow
-    return isinstance(getattr(feature, "feature", None), tfds.features.FeaturesDict)
+def _is_nested(feature) -> bool:
+    # a sequence or a dictionary, which TFDS cannot leave undecoded without TensorFlow
+    return isinstance(feature, tfds.features.FeaturesDict) or hasattr(feature, "feature")
 
 
 def _splits(

@@ -425,3 +425,103 @@ def test_a_damaged_dataset_is_named(tmp_path):
     _rewrite_features(builder, lambda text: features.replace('"image"', '"picture"'))
     with pytest.raises(UsageError, match=r"has no 'picture', of which features\.json tells"):
         _load(tmp_path)[0]
+
+
+CAPTIONED = {
+    "image": tfds.features.Tensor(shape=(6, 6, 1), dtype=np.uint8),
+    "caption": tfds.features.Text(),
+    "words": tfds.features.Sequence(tfds.features.Text()),
+    "place": {"town": tfds.features.Text()},
+    "people": tfds.features.Sequence({"said": tfds.features.Text(), "age": np.int64}),
+}
+
+
+def _captioned(split, i):
+    return {
+        "image": np.full((6, 6, 1), i, np.uint8),
+        "caption": f"número {i}",
+        "words": [f"word {j}" for j in range(i + 1)],
+        "place": {"town": f"town {i}"},
+        "people": [{"said": f"{i} {j}", "age": j} for j in range(2)],
+    }
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("captioned")
+    _prepare(folder, splits={"train": 8, "test": 3}, features=CAPTIONED, examples=_captioned)
+    return folder
+
+
+@pytest.mark.parametrize("cache", ["always", "never"])
+@pytest.mark.parametrize(
+    ("field", "texts"),
+    [
+        ("auto", lambda i: (f"número {i}",)),
+        ("words", lambda i: tuple(f"word {j}" for j in range(i + 1))),
+        ("place/town", lambda i: (f"town {i}",)),
+        ("people/said", lambda i: (f"{i} 0", f"{i} 1")),
+    ],
+)
+def test_captions_are_a_text_or_a_sequence_of_them(captioned, field, texts, cache):
+    for split in ("train", "test", "train[4:]"):
+        source = _load(captioned, split=split, captions=field, cache=cache)
+        for i in range(len(source)):
+            assert source.captions[i] == texts(int(source[i]["image"][0, 0, 0]))
+
+
+def test_captions_follow_the_images_that_are_held_out(tmp_path):
+    _prepare(tmp_path, splits={"train": 10}, features=CAPTIONED, examples=_captioned)
+    seen = set()
+    for split, count in (("train", 7), ("test", 3)):
+        source = _load(tmp_path, split=split, holdout=0.3, captions="caption")
+        assert len(source) == len(source.captions) == count
+        for i in range(count):
+            value = int(source[i]["image"][0, 0, 0])
+            assert source.captions[i] == (f"número {value}",)
+            seen.add(value)
+    assert seen == set(range(10))
+
+
+def test_features_that_no_one_asked_for_may_be_sequences_of_dictionaries(captioned):
+    source = _load(captioned)
+    assert source.captions is None
+    assert [int(source[i]["image"][0, 0, 0]) for i in range(8)] == list(range(8))
+
+
+def test_the_fingerprint_tells_which_captions_are_taken(captioned):
+    prints = {_load(captioned, captions=field).fingerprint for field in ("", "caption", "words")}
+    assert len(prints) == 3
+
+
+def test_captions_that_are_not_there_are_refused(captioned, tmp_path):
+    with pytest.raises(
+        UsageError,
+        match="Dataset 'tiny' has no captions 'word': its texts are caption, people/said, place/town, words",
+    ):
+        _load(captioned, captions="word")
+    _prepare(tmp_path, "bare", splits={"train": 2})
+    with pytest.raises(UsageError, match="Dataset 'bare' has no texts to take for captions: set"):
+        _load(tmp_path, "bare", captions="auto")
+    with pytest.raises(UsageError, match="Dataset 'bare' has no captions 'x': it has no texts"):
+        _load(tmp_path, "bare", captions="x")
+    image = CAPTIONED["image"]
+    texts = {name: tfds.features.Text() for name in ("title", "note")}
+    _prepare(
+        tmp_path,
+        "two",
+        splits={"train": 3},
+        features={"image": image, **texts},
+        examples=lambda split, i: {
+            "image": np.zeros((6, 6, 1), np.uint8),
+            "title": "x",
+            "note": " " * (i % 2),
+        },
+    )
+    with pytest.raises(UsageError, match=r"texts: set data\.captions to one of note, title"):
+        _load(tmp_path, "two", captions="auto")
+    with pytest.raises(
+        UsageError, match="Image 0 of dataset 'two' has no caption, or an empty one, in 'note'"
+    ):
+        _load(tmp_path, "two", captions="note")
+    assert _load(tmp_path, "two", captions="title").captions[2] == ("x",)
