@@ -5,7 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from ddpm_jax.models.layers import EPSILON, GroupNorm, default_init, dense, zero_init
 
@@ -25,6 +25,7 @@ def attention(
     qkv_init: nn.initializers.Initializer = default_init,
     out_init: nn.initializers.Initializer = zero_init,
     upcast: bool = False,
+    causal: bool = False,
 ) -> jax.Array:
     """Let every token of h attend to all of the context: proj_out(softmax(q k^T / sqrt(D)) v).
 
@@ -41,6 +42,7 @@ def attention(
       qkv_init: of their weights.
       out_init: of the weights of proj_out.
       upcast: give the product float32 factors; its sum and the softmax are float32 in any case.
+      causal: let token i attend to the tokens up to i only.
 
     Returns:
       [B, L, C] in `dtype`.
@@ -56,11 +58,13 @@ def attention(
     k_BxMxNxD, v_BxMxNxD = (heads(name, context_BxMxE) for name in ("k", "v"))
     if upcast:
         q_BxLxNxD, k_BxMxNxD = (array.astype(jnp.float32) for array in (q_BxLxNxD, k_BxMxNxD))
-    o_BxLxNxD = attend(q_BxLxNxD, k_BxMxNxD, v_BxMxNxD)
+    o_BxLxNxD = attend(q_BxLxNxD, k_BxMxNxD, v_BxMxNxD, is_causal=causal)
     return dense(C, name="proj_out", dtype=dtype, kernel_init=out_init)(o_BxLxNxD.reshape(B, L, C))
 
 
-def attend(q_BxLxNxD: jax.Array, k_BxMxNxD: jax.Array, v_BxMxNxD: jax.Array) -> jax.Array:
+def attend(
+    q_BxLxNxD: jax.Array, k_BxMxNxD: jax.Array, v_BxMxNxD: jax.Array, *, is_causal: bool = False
+) -> jax.Array:
     """Return softmax(q k^T / sqrt(D)) v, [B, L, N, D] in the type of v, as suits the device."""
     implementation = choose_implementation(
         jax.local_devices()[0],
@@ -68,11 +72,12 @@ def attend(q_BxLxNxD: jax.Array, k_BxMxNxD: jax.Array, v_BxMxNxD: jax.Array) -> 
         tokens=min(q_BxLxNxD.shape[1], k_BxMxNxD.shape[1]),
         head_size=q_BxLxNxD.shape[3],
     )
-    return IMPLEMENTATIONS[implementation](q_BxLxNxD, k_BxMxNxD, v_BxMxNxD)
+    compute = IMPLEMENTATIONS[implementation]
+    return compute(q_BxLxNxD, k_BxMxNxD, v_BxMxNxD, is_causal=is_causal)
 
 
 def attention_by_products(
-    q_BxLxNxD: jax.Array, k_BxMxNxD: jax.Array, v_BxMxNxD: jax.Array
+    q_BxLxNxD: jax.Array, k_BxMxNxD: jax.Array, v_BxMxNxD: jax.Array, *, is_causal: bool = False
 ) -> jax.Array:
     """Return softmax(q k^T / sqrt(D)) v by two matrix products, one per head.
 
@@ -80,19 +85,24 @@ def attention_by_products(
     `jax.nn.dot_product_attention` (six heads of 64 channels, 256 tokens).
 
     The [L, M] weights of all heads take at most `PIECE` bytes at once, forward and backward: more
-    are computed for one piece of the queries after the other. Every query sees all keys, so the
+    are computed for one piece of the queries after the other. Every query sees all its keys, so the
     result does not depend on the pieces.
     """
     q_BxNxLxD, k_BxNxMxD, v_BxNxMxD = (
         array.swapaxes(1, 2) for array in (q_BxLxNxD, k_BxMxNxD, v_BxMxNxD)
     )
 
-    def piece(q_BxNxPxD: jax.Array) -> jax.Array:
+    def piece(q_BxNxPxD: jax.Array, first: ArrayLike = 0) -> jax.Array:
         logits_BxNxPxM = jnp.matmul(
             q_BxNxPxD, k_BxNxMxD.swapaxes(2, 3), preferred_element_type=jnp.float32
         )
         # scaled after the product, in float32, whatever the type of q
-        weights_BxNxPxM = jax.nn.softmax(logits_BxNxPxM * q_BxNxPxD.shape[-1] ** -0.5)
+        logits_BxNxPxM *= q_BxNxPxD.shape[-1] ** -0.5
+        if is_causal:
+            positions_P = first + jnp.arange(q_BxNxPxD.shape[2])
+            seen_PxM = jnp.arange(k_BxNxMxD.shape[2])[None, :] <= positions_P[:, None]
+            logits_BxNxPxM = jnp.where(seen_PxM[None, None], logits_BxNxPxM, -jnp.inf)
+        weights_BxNxPxM = jax.nn.softmax(logits_BxNxPxM)
         return weights_BxNxPxM.astype(v_BxNxMxD.dtype) @ v_BxNxMxD
 
     B, N, L, D = q_BxNxLxD.shape
@@ -102,7 +112,8 @@ def attention_by_products(
     P = -(-L // count)  # the last piece is filled up with queries of zeros
     q_BxNxQxD = jnp.pad(q_BxNxLxD, ((0, 0), (0, 0), (0, count * P - L), (0, 0)))
     pieces = q_BxNxQxD.reshape(B, N, count, P, D).transpose(2, 0, 1, 3, 4)
-    o_PiecesxBxNxPxD = jax.lax.map(jax.checkpoint(piece), pieces)
+    starts = P * jnp.arange(count)
+    o_PiecesxBxNxPxD = jax.lax.map(lambda both: jax.checkpoint(piece)(*both), (pieces, starts))
     return o_PiecesxBxNxPxD.transpose(1, 0, 3, 2, 4).reshape(B, count * P, N, D)[:, :L]
 
 

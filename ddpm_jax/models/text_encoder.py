@@ -15,7 +15,8 @@ from jax.typing import DTypeLike
 
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.checks import check_count, check_precision
-from ddpm_jax.models.clip_layers import ACTIVATIONS, ClipBlock, norm
+from ddpm_jax.models.clip_layers import ACTIVATIONS, ClipBlock
+from ddpm_jax.models.layers import LayerNorm
 
 TOKEN_STDDEV, POSITION_STDDEV = 0.02, 0.01  # of new embeddings, as in OpenAI's code
 
@@ -98,7 +99,7 @@ class TextEncoder(nn.Module):
             )(h)
             hidden_states.append(h)
 
-        norm_out = norm("norm_out", self.norm_eps, dtype)
+        norm_out = LayerNorm(self.norm_eps, dtype, name="norm_out")
         last = norm_out(h)
         pooled = last[jnp.arange(len(ids)), self._end(ids)]
         return TextFeatures(

@@ -47,7 +47,7 @@ def test_the_block_attends_by_what_was_chosen_for_its_own_heads(monkeypatch):
     asked = []
 
     def attend(implementation):
-        return lambda q, k, v: asked.append((q.shape, str(q.dtype), implementation)) or v
+        return lambda q, k, v, is_causal: asked.append((q.shape, str(q.dtype), implementation)) or v
 
     monkeypatch.setattr(
         attention, "IMPLEMENTATIONS", {name: attend(name) for name in attention.IMPLEMENTATIONS}

@@ -10,6 +10,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.models import attention
+from ddpm_jax.models.attention import attention_by_products
 from ddpm_jax.models.text_encoder import STABLE_DIFFUSION_2, TextEncoder, check_text_encoder
 
 SMALL = TextEncoder(
@@ -108,6 +110,18 @@ def test_no_token_sees_a_later_one(params):
 
     gradients = np.abs(jax.jit(jax.jacrev(tokens))(jnp.zeros((8, 16)))).sum(-1)
     assert (gradients > 0).tolist() == np.tri(8, dtype=bool).tolist()
+
+
+def test_causal_attention_in_pieces_of_the_queries_is_that_of_all_at_once(monkeypatch):
+    q, k, v = np.random.default_rng(1).normal(size=(3, 2, 7, 2, 8)).astype(np.float32)
+
+    def attend():
+        return attention_by_products(q, k, v, is_causal=True)
+
+    whole = attend()
+    monkeypatch.setattr(attention, "PIECE", 4 * 2 * 2 * 7 * 3)  # of three queries: 3, 3 and 1
+    np.testing.assert_allclose(attend(), whole, atol=1e-6)
+    np.testing.assert_allclose(whole[:, 0], v[:, 0], atol=1e-6)
 
 
 def test_padding_is_seen(params):
