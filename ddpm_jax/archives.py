@@ -125,6 +125,41 @@ def safetensors_index(path: pathlib.Path) -> dict[str, tuple[Header, int]]:
         return _parse_index(file.read(length), size)
 
 
+def write_safetensors(
+    path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors to a new local safetensors file, one after the other.
+
+    Every tensor is looked up twice and not kept, so that a mapping which makes them on demand needs
+    the memory of one. Wider types come first, so that all numbers are aligned.
+
+    Raises:
+      BadArchive: a tensor is of a type that the format does not have.
+      OSError: the file exists or cannot be written.
+    """
+    kinds = {dtype: kind for kind, dtype in SAFETENSORS.items()}
+    headers: dict[str, Header] = {}
+    for name in tensors:
+        array = np.asarray(tensors[name])
+        if array.dtype not in kinds:
+            raise BadArchive(f"tensor {name!r} is of type {array.dtype}, which the format lacks")
+        headers[name] = Header(array.dtype, array.shape)
+    order = sorted(headers, key=lambda name: (-headers[name].dtype.itemsize, name))
+    index: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        begin, end = end, end + _nbytes(headers[name])
+        dtype, shape = headers[name]
+        index[name] = {"dtype": kinds[dtype], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(index, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            array = np.ascontiguousarray(tensors[name])
+            file.write(array.reshape(-1).view(np.uint8))
+
+
 def _index_length(start: bytes, size: int) -> int:
     """Return the bytes of the JSON object from the first 9 bytes of a file of `size` bytes."""
     length = int.from_bytes(start[:8], "little")
