@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.models import Weights
 from ddpm_jax.generation.generating import make_generate
-from ddpm_jax.models.condition import Condition, without_label
+from ddpm_jax.models.condition import Condition, uninformed
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.guidance import classifier_free
 from ddpm_jax.samplers.registry import make_sampler
@@ -47,7 +47,7 @@ def make_calls(
 
     def guided(params, schedule, condition):
         conditional = model.conditional_denoiser(params, schedule)
-        null = without_label(condition, num_classes)
+        null = uninformed(condition, num_classes)
         return classifier_free(conditional, condition, null, scale=SCALE)
 
     def call(make_denoiser):

@@ -97,8 +97,10 @@ class Model(PictureMethods):
 
     def sample(
         self,
-        n: int,
+        n: int | None = None,
         *,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         labels: Sequence[int | str] | int | str | None = None,
         sampler: str | None = None,
         steps: int | None = None,
@@ -108,6 +110,8 @@ class Model(PictureMethods):
         guidance: Guidance | float | None = None,
         clip: str | None = None,
         low_res: Picture | None = None,
+        height: int | None = None,
+        width: int | None = None,
         seed: int = 0,
         batch_size: int = 64,
         noise: Any = None,
@@ -117,16 +121,21 @@ class Model(PictureMethods):
         """Make images: image i depends on the seed and on i.
 
         Args:
-          n: how many.
+          n: how many; by default one for each prompt, or one.
+          prompt: what they show, for a model that reads texts: repeated over the images.
+          negative_prompt: what guidance leads away from, in place of any image.
           labels: classes by number or name, repeated over the images. By default all in turn.
-          sampler: a key of `samplers.registry.SAMPLERS`; "ancestral" by default.
+          sampler: a key of `samplers.registry.SAMPLERS`; by default "ancestral", and "lms" for a
+            model that reads texts.
           steps: of the chain, 1..T; by default T for ancestral and 50 for others.
           spacing: which noise levels: a key of `samplers.spacing.SPACINGS`, or the times.
           levels: "exact", the default, or "diffusers" for those of its schedulers.
           options: of the sampler, by name.
-          guidance: a `Guidance`, or the scale of classifier-free guidance.
+          guidance: a `Guidance`, or the scale of classifier-free guidance; by default none, and
+            the config's `text.guidance` for a model that reads texts.
           clip: a key of `diffusion.clipping.CLIPPINGS`; by default "static" for pixels.
           low_res: the picture to enlarge, for a super-resolution model.
+          height, width: of the images in pixels, for a U-Net; by default those of training.
           seed: 0..2^32-1.
           batch_size: images made at a time, over all devices.
           noise: float [n, h, w, c], in place of the seed's x_T.
@@ -151,7 +160,12 @@ class Model(PictureMethods):
             guidance=guidance,
             clip=clip,
             low_res=low_res,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
         )
+        n = len(sampling.prompt or (None,)) if n is None else n
         make = self._maker.trajectory if trajectory else self._maker.images
         generator = make_generator(self.trained, sampling)
         return make(
@@ -213,6 +227,8 @@ class Model(PictureMethods):
         schedule: Schedule | None = None,
         *,
         labels: Sequence[int | str] | None = None,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         guidance: Guidance | float | None = None,
         clip: str | None = None,
         low_res: Picture | None = None,
@@ -221,17 +237,25 @@ class Model(PictureMethods):
 
         Args:
           schedule: of the sampler that will call it, `sampler.schedule`; None for the whole chain.
-          labels: one for each image of the batches that it will be given.
-          guidance, clip, low_res: as in `sample`.
+          labels, prompt: one for each image of the batches that it will be given.
+          negative_prompt, guidance, clip, low_res: as in `sample`.
 
         Raises:
           UsageError: settings that this model cannot have.
         """
-        conditions = conditions_from(labels=labels, guidance=guidance, clip=clip, low_res=low_res)
+        conditions = conditions_from(
+            labels=labels,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            guidance=guidance,
+            clip=clip,
+            low_res=low_res,
+        )
         generator = generator_on(self.trained, conditions, schedule)
         if conditions.labels is None and generator.labels is not None:
             raise UsageError("labels: give one for each image of a batch, as in labels=[3, 5].")
-        inputs = generator.inputs(np.arange(len(conditions.labels or (0,))))
+        images = max(len(conditions.labels or (0,)), len(conditions.prompt or (0,)))
+        inputs = generator.inputs(np.arange(images))
         return generator.denoiser(generator.params, generator.sampler.schedule, inputs)
 
     def _facts(self) -> list[str]:
@@ -239,6 +263,8 @@ class Model(PictureMethods):
         facts = [f"T = {self.chain.num_timesteps}"]
         if not model.codec.is_exact:
             facts.append(f"latents {'x'.join(map(str, model.shape))}")
+        if model.conditioning.has_text:
+            facts.append(f"texts of {model.encoder.context_length} tokens")
         if model.conditioning.num_classes:
             facts.append(f"{model.conditioning.num_classes} classes")
         return facts

@@ -41,6 +41,7 @@ def setting(
     metavar: str | None = None,
     flag: str | None = None,
     path: bool = False,
+    prose: bool = False,
     read: Callable[[str], Any] | None = None,
 ) -> Any:
     """Declare a field of a `Settings` record.
@@ -55,6 +56,8 @@ def setting(
       metavar: placeholder of the value in the help; by default N, X, NAME or FILE.
       flag: its name in flags and messages; by default the record's prefix and the field's name.
       path: whether a text names a file or directory; the paths of a tuple are separate words.
+      prose: whether the field is a tuple of texts of any kind, also empty ones; a flag may be given
+        several times, each with one of them.
       read: parses a flag's text instead of the annotation; raises ValueError.
     """
     low, high = -_LARGEST if lower is None else lower, _LARGEST if upper is None else upper
@@ -71,6 +74,7 @@ def setting(
         metavar=metavar or "",
         name=flag or "",
         is_path=path,
+        is_prose=prose,
         read=read,
     )
     return dataclasses.field(default=default, metadata={"setting": spec})
@@ -90,6 +94,7 @@ class Setting:
     metavar: str
     name: str  # of the flag, and in messages
     is_path: bool
+    is_prose: bool
     read: Callable[[str], Any] | None
     field: str = ""  # name in the record
     kinds: tuple[Any, ...] = (Any,)  # a value has one of these types
@@ -108,11 +113,13 @@ class Setting:
         return (annotations.tuple_length(self.kinds[0]) or 1) if self.is_path else 1
 
     def parse(self, *texts: str) -> Any:
-        """Parse the text of a flag, or its `words` texts.
+        """Parse the text of a flag, or its `words` texts; of prose, those of all its flags.
 
         Raises:
           UsageError: it is no value of this setting; the sentence says what would be.
         """
+        if self.is_prose:
+            return self.check(texts)
         text = ",".join(texts)
         with self._named(text):
             if self.read is not None:
@@ -130,6 +137,8 @@ class Setting:
         if value is None and self.optional:
             return None
         with self._named(value):
+            if self.is_prose:
+                return _prose(value)
             return annotations.convert_first(self.kinds, self._convert_value, value)
 
     @contextlib.contextmanager
@@ -272,6 +281,17 @@ def _complete(record: type[Settings], field: dataclasses.Field, hint: Any) -> Se
     return dataclasses.replace(
         spec, name=name, metavar=metavar, field=field.name, kinds=of, optional=optional
     )
+
+
+def _prose(value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not texts:
+        raise ValueError("it must be a text, or a list of texts")
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError("every one must be a text")
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        raise ValueError("it is no text in UTF-8")
+    return tuple(texts)
 
 
 def _plain(value: Any) -> Any:

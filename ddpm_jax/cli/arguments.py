@@ -132,9 +132,12 @@ class Parser:
                 continue
             if spec.default not in (None, "", ()):
                 text += f" (default: {_shown(spec.default)})"
-            words = {"nargs": spec.words} if spec.words > 1 else {}
-            metavar = tuple(spec.metavar.split()) if words else spec.metavar
-            self._define(group, spec.name, help=text, metavar=metavar, **words)
+            options: dict[str, Any] = {"metavar": spec.metavar}
+            if spec.words > 1:
+                options = {"metavar": tuple(spec.metavar.split()), "nargs": spec.words}
+            elif spec.is_prose:
+                options["action"] = "append"
+            self._define(group, spec.name, help=text, **options)
         for default in _held(record).values():
             self._add(type(default))
 

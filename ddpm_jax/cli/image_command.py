@@ -76,6 +76,8 @@ def _write(
             sample_files.draw_grid(generator, out, num_samples=samples.num_samples)
             if samples.chain:
                 sample_files.draw_chain(generator, out, samples)
+            if samples.save_every:
+                sample_files.draw_on_the_way(generator, out, samples)
 
 
 @contextlib.contextmanager

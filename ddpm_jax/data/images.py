@@ -20,6 +20,7 @@ from ddpm_jax.files import NotAFile, as_path, is_remote, open_file, reporting
 
 _MIDDLE_GREY = 127  # brighter pixels are white in a mask
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
+Size = int | tuple[int, int]  # (H, W) in pixels, or the one number that both are
 
 
 class UnreadableImage(Exception):
@@ -124,15 +125,15 @@ def from_array(array: np.ndarray) -> Image.Image:
 
 
 def to_array(
-    image: Image.Image, *, image_size: int, channels: int, enlarge: bool = False
+    image: Image.Image, *, image_size: Size, channels: int, enlarge: bool = False
 ) -> np.ndarray:
-    """Return the picture as uint8 [image_size, image_size, channels], resized and cropped.
+    """Return the picture as uint8 [H, W, channels], resized and cropped at the centre.
 
     Args:
       image: any Pillow mode. Transparency is composited over white; 16-bit grey is scaled by
         255/65535 and rounded; palettes, CMYK and the like become RGB. Grey becomes RGB by
         repetition, RGB becomes grey by ITU-R 601 luma.
-      image_size: pixels a side, at most the picture's shorter side.
+      image_size: H and W, or the one number that both are; at most the picture's own.
       channels: 1 or 3.
       enlarge: whether a smaller picture is enlarged bicubically.
 
@@ -140,12 +141,18 @@ def to_array(
       UnreadableImage: floating-point or 32-bit pixels, whose range is not known.
       ValueError: the picture is smaller than `image_size`, and `enlarge` is False.
     """
-    if min(image.size) < image_size and not enlarge:
+    if not (enlarge or fits(image.size, image_size)):
         raise ValueError(f"{image.size} is smaller than {image_size}")
-    return _pixels(
-        _centre_crop(_shrink(_to_mode(image, MODES[channels]), image_size), image_size, image_size),
-        channels,
-    )
+    return _pixels(_fitted(_to_mode(image, MODES[channels]), image_size), channels)
+
+
+def fits(size: tuple[int, int], image_size: Size) -> bool:
+    """Return whether a picture of (width, height) is at least as large as `image_size`."""
+    return size[1] >= _sides(image_size)[0] and size[0] >= _sides(image_size)[1]
+
+
+def _sides(image_size: Size) -> tuple[int, int]:
+    return (image_size, image_size) if isinstance(image_size, int) else image_size
 
 
 def to_whole_array(image: Image.Image, *, multiple: int, channels: int) -> np.ndarray:
@@ -171,8 +178,8 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     return array[..., None] if channels == 1 else array
 
 
-def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
-    """Return bool [image_size, image_size, 1], True where the picture is white.
+def to_mask(image: Image.Image, *, image_size: Size) -> np.ndarray:
+    """Return bool [H, W, 1], True where the picture is white.
 
     It is shrunk and cropped as in `to_array`, but by taking the nearest pixel instead of mixing
     pixels, so a stroke much thinner than a pixel of the result may be lost. White is brighter than
@@ -182,17 +189,17 @@ def to_mask(image: Image.Image, *, image_size: int) -> np.ndarray:
 
     Args:
       image: any Pillow mode.
-      image_size: pixels a side, at most the picture's shorter side.
+      image_size: as in `to_array`.
 
     Raises:
       UnreadableImage: floating-point or 32-bit pixels.
       ValueError: the picture is smaller than `image_size`.
     """
-    if min(image.size) < image_size:
+    if not fits(image.size, image_size):
         raise ValueError(f"{image.size} is smaller than {image_size}")
     nearest = Image.Resampling.NEAREST
-    image = _shrink(_mask_in_grey(image), image_size, halve=nearest, fit=nearest)
-    return (np.asarray(_centre_crop(image, image_size, image_size)) > _MIDDLE_GREY)[..., None]
+    image = _fitted(_mask_in_grey(image), image_size, halve=nearest, fit=nearest)
+    return (np.asarray(image) > _MIDDLE_GREY)[..., None]
 
 
 def is_erased(mask: Image.Image) -> bool:
@@ -223,20 +230,21 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
 
 
-def _shrink(
+def _fitted(
     image: Image.Image,
-    image_size: int,
+    image_size: Size,
     *,
     halve: Image.Resampling = Image.Resampling.BOX,
     fit: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
-    """Resize the shorter side to `image_size`, keeping the aspect ratio to the nearest pixel."""
-    while min(image.size) >= 2 * image_size:
-        width, height = image.size
-        image = image.resize((width // 2, height // 2), halve)
-    scale = image_size / min(image.size)
-    width, height = (round(side * scale) for side in image.size)
-    return image.resize((width, height), fit) if scale != 1 else image
+    """Resize until one side fits, keeping the aspect ratio to the nearest pixel; crop the other."""
+    height, width = _sides(image_size)
+    while image.height >= 2 * height and image.width >= 2 * width:
+        image = image.resize((image.width // 2, image.height // 2), halve)
+    scale = max(height / image.height, width / image.width)
+    if scale != 1:
+        image = image.resize(tuple(round(side * scale) for side in image.size), fit)
+    return _centre_crop(image, width, height)
 
 
 def _centre_crop(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -13,6 +13,8 @@ from ddpm_jax.experiments.codec import FrozenFirstStage, make_codec
 from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
 from ddpm_jax.experiments.networks import make_classifier, make_network
+from ddpm_jax.experiments.text_networks import make_encoder
+from ddpm_jax.models.text_conditioned import TextConditioned
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 RESCALED_TIME = 1000.0  # the time at t = T under rescale_timesteps (Improved DDPM's code)
@@ -46,7 +48,10 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
             return NoisyClassifier(
                 config, make_classifier(config, codec.shape[0], dtype), chain, codec
             )
-        return DiffusionModel(config, make_network(config, codec.shape, dtype), chain, codec)
+        network, encoder = make_network(config, codec.shape, dtype), make_encoder(config, dtype)
+        if encoder is not None and config.text.kind == "transformer":
+            network = TextConditioned(network, encoder)
+        return DiffusionModel(config, network, chain, codec, encoder)
     except UsageError as error:
         if first_stage is None:
             raise

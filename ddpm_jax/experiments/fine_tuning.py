@@ -47,6 +47,7 @@ _GROUPS = (
     "dit.",
     "condition.",
     "text.",
+    "text_unet.",
     "first_stage.",
 )
 

@@ -23,6 +23,7 @@ DECIDING = (
     "dit.",
     "condition.",
     "text.",
+    "text_unet.",
     "first_stage.",
 )
 SCALE_TOLERANCE = 0.05  # of scales that two runs have measured, each to about 1 %

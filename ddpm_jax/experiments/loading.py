@@ -9,6 +9,7 @@ import jax
 
 from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.experiments.models import Model, Weights
 from ddpm_jax.experiments.owners import OBJECTIVES
 from ddpm_jax.experiments.perceptual import with_discriminator
@@ -18,10 +19,12 @@ from ddpm_jax.experiments.run_settings import (
     frozen_first_stage,
     model_from_settings,
 )
+from ddpm_jax.experiments.texts import make_tokenizer
 from ddpm_jax.files import as_path
 from ddpm_jax.models.discriminator import without_discriminator
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import base_key
+from ddpm_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,7 @@ class TrainedModel:
         ""  # `dataset_info.DatasetInfo.contents` of that data; "" where they are not known
     )
     directory: pathlib.Path | None = None  # of the run
+    tokenizer: Tokenizer | None = None  # of a model that reads texts
 
     @property
     def params(self) -> Any:
@@ -83,6 +87,7 @@ def load_trained(
         class_names_in(settings),
         contents_in(settings),
         as_path(workdir),
+        make_tokenizer(model.config),
     )
 
 
@@ -92,11 +97,13 @@ def _read_weights(workdir: str | pathlib.Path, step: int, model: Model, item: st
         shapes = jax.eval_shape(
             functools.partial(with_discriminator, model.config), shapes, base_key(0)
         )
-    template, latent = {item: shapes}, frozen_first_stage(model) is not None
-    if latent:
+    template = {item: shapes}
+    if not isinstance(model, FirstStageModel) and jax.tree.leaves(model.frozen_shapes()):
         template["frozen"] = model.frozen_shapes()
     saved = read_weights(workdir, step, template)
-    return Weights(without_discriminator(saved[item]), saved["frozen"] if latent else ())
+    if isinstance(model, FirstStageModel):
+        return Weights(without_discriminator(saved[item]))
+    return model.weights(saved[item], saved.get("frozen", ()))
 
 
 def load_first_stage(
@@ -118,7 +125,8 @@ def load_first_stage(
             f"{workdir} holds its first stage as it was frozen, with no raw weights: leave them "
             "out."
         )
-    params = read_weights(workdir, step, {"frozen": model.frozen_shapes()})["frozen"].params
+    saved = read_weights(workdir, step, {"frozen": model.frozen_shapes()})
+    params = model.weights((), saved["frozen"]).frozen.params
     sha256 = weights_digest(params)
     return TrainedModel(
         first_stage.model, Weights(params), step, "frozen", sha256, directory=as_path(workdir)

@@ -24,6 +24,9 @@ from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.condition import Condition, null_condition
 from ddpm_jax.models.dit import DiT
+from ddpm_jax.models.text_conditioned import TextConditioned
+from ddpm_jax.models.text_encoder import TextEncoder
+from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.guidance import LogProb, class_log_prob
@@ -35,6 +38,14 @@ class Weights(NamedTuple):
 
     params: Any  # of its network
     frozen: Any = ()  # of its codec: () over pixels, first stage and scale over latents
+    text: Any = ()  # of an encoder of texts that the network was not trained with
+
+
+class FrozenParts(NamedTuple):
+    """What a training state and a checkpoint keep unchanged, with a trained encoder of texts."""
+
+    codec: Any  # `Weights.frozen`
+    text: Any  # `Weights.text`
 
 
 class _OnChain:
@@ -126,14 +137,16 @@ class _NoisyImageModel(_OnChain):
     """The common part of a diffusion model and a classifier of its noisy images."""
 
     config: ConfigDict
-    network: UNet | DiT | Classifier
+    network: UNet | DiT | TextUNet | TextConditioned | Classifier
     chain: Chain
     codec: Codec
+    encoder: TextEncoder | None = None  # of texts; None for a model that reads none
 
     @property
     def conditioning(self) -> Conditioning:
         """Return the conditions of an example besides x_t and t."""
-        return Conditioning(**self.config.condition.to_dict())
+        has_text = self.encoder is not None
+        return Conditioning(**self.config.condition.to_dict(), has_text=has_text)
 
     def apply(self, weights: Weights, *inputs: Any) -> jax.Array:
         """Apply the network without dropout."""
@@ -151,6 +164,10 @@ class _NoisyImageModel(_OnChain):
         """Return the frozen part of the state as shapes: that of the codec, () over pixels."""
         return self.codec.frozen_shapes()
 
+    def weights(self, params: Any, frozen: Any) -> Weights:
+        """Return the weights from the parameters and the frozen part of a state."""
+        return Weights(params, frozen)
+
 
 class DiffusionModel(_NoisyImageModel, _Denoises):
     """A network that denoises, the process that it reverses, and the codec of its images."""
@@ -163,7 +180,36 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
 
     def init_params(self, key: jax.Array) -> Any:
         """Draw the initial parameters, float32."""
-        return self._init(key, null_condition(self.network, jnp.zeros((1, *self.shape))))
+        condition = null_condition(self.network, jnp.zeros((1, *self.shape)))
+        if self.learns_encoder:  # which must see tokens
+            condition = condition._replace(context=jnp.zeros((1, 1), jnp.int32))
+        return self._init(key, condition)
+
+    @property
+    def learns_encoder(self) -> bool:
+        """Return whether the encoder of texts is a part of the network, `TextConditioned`."""
+        return isinstance(self.network, TextConditioned)
+
+    def text_params(self, weights: Weights) -> Any:
+        """Return the parameters of the encoder of texts."""
+        return weights.params["encoder"] if self.learns_encoder else weights.text
+
+    @property
+    def has_trained_encoder(self) -> bool:
+        """Return whether it reads texts by an encoder that was trained before."""
+        return self.encoder is not None and not self.learns_encoder
+
+    def frozen_shapes(self) -> Any:
+        """Return the frozen part of the state as shapes: codec, and trained encoder of texts."""
+        codec = super().frozen_shapes()
+        if not self.has_trained_encoder:
+            return codec
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return FrozenParts(codec, jax.eval_shape(self.encoder.init, base_key(0), tokens)["params"])
+
+    def weights(self, params: Any, frozen: Any) -> Weights:
+        """Return the weights from the parameters and the frozen part of a state."""
+        return Weights(params, *frozen) if self.has_trained_encoder else Weights(params, frozen)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,15 +7,19 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.variance import output_channels
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments.config import default_config
+from ddpm_jax.experiments.text_networks import make_text_unet
 from ddpm_jax.models.classifier import Classifier, check_classifier
 from ddpm_jax.models.dit import SIZES, DiT, Size, check_dit
+from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet import UNet, check_unet
 
 CUSTOM = "custom"
 _OF_BOTH = ("dropout", "time_embedding", "norm_eps", "dtype", "remat")  # fields of config.model
 
 
-def make_network(config: ConfigDict, shape: tuple[int, int, int], dtype: Any) -> UNet | DiT:
+def make_network(
+    config: ConfigDict, shape: tuple[int, int, int], dtype: Any
+) -> UNet | TextUNet | DiT:
     """Build the network for noisy images of shape [H, W, C], computing in `dtype`.
 
     Raises:
@@ -36,6 +40,8 @@ def make_network(config: ConfigDict, shape: tuple[int, int, int], dtype: Any) ->
         )
         check_dit(dit, height=height, width=width)
         return dit
+    if name == "text_unet":
+        return make_text_unet(config, model, conditions, height, width)
     unet = UNet(**model, resolution=height, **conditions)
     check_unet(unet, height=height, width=width)
     return unet

@@ -31,9 +31,13 @@ def make_objective(model: Model) -> Objective:
     if isinstance(model, FirstStageModel):
         return _first_stage_objective(model)
     objective = _noisy_image_objective(model)
-    if isinstance(model.codec, PixelCodec):
-        return objective
-    return over_latents(objective, model.codec.space, flip=model.config.data.flip)
+    if not isinstance(model.codec, PixelCodec):
+        objective = over_latents(objective, model.codec.space, flip=model.config.data.flip)
+
+    def loss(params, frozen, *inputs):
+        return objective.loss(params, model.weights(params, frozen).frozen, *inputs)
+
+    return objective._replace(loss=loss)
 
 
 def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective:

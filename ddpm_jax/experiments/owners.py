@@ -20,6 +20,8 @@ KINDS = {kind: f"a first stage of the kind {kind!r}" for kind in ("ae", "vae", "
 SCALES = {"fixed": "", "shared": "", "pixel": "a decoder that gives a scale for each number"}
 CODEBOOKS = {"averages": "", "gradient": "a codebook that is learned by its gradient"}
 
+MIDDLES = ("transformer", "block", "none")  # of a U-Net that reads texts
+
 DIFFUSION, FIRST_STAGE = only("objective", "diffusion"), only("objective", "first_stage")
 NOISY = only("objective", "diffusion", "classifier")  # models of x_t
 UNET, TRANSFORMER = only("model.name", "unet", "text_unet"), only("model.name", "dit")

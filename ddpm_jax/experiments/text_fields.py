@@ -1,7 +1,7 @@
-"""The fields of the config for texts, group `text`; see `fields`."""
+"""The fields of the config for texts, groups `text` and `text_unet`; see `fields`."""
 
 from ddpm_jax.experiments.config_field import SHARE, at_least, choices, field, up_to
-from ddpm_jax.experiments.owners import ENCODERS, TEXT, TRAINED_ENCODER
+from ddpm_jax.experiments.owners import ENCODERS, MIDDLES, TEXT, TRAINED_ENCODER
 
 
 class Text:
@@ -38,3 +38,20 @@ class Text:
     heads = field(12, "of its attention", up_to(1024))
     hidden = field(3072, "features inside its layers", up_to(65_536))
     activation = field("quick_gelu", "of its layers", choices("quick_gelu gelu"))
+
+
+class TextUnet:
+    """What a U-Net that reads texts has besides the fields of the network."""
+
+    OF = TEXT
+    heads = field(
+        (), "of attention on each level; (): model.num_heads", up_to(1024), longest=12, kind=int
+    )
+    depths = field((1,), "blocks of a transformer, on all levels or on each", up_to(64), longest=12)
+    only_cross_attention = field(
+        (), "levels, from 0, without attention to pixels", at_least(0, 11), longest=12, kind=int
+    )
+    mid_block = field("transformer", "between the ways down and up", choices(MIDDLES))
+    upcast_attention = field(False, "queries and keys in float32 whatever model.dtype is")
+    linear_projection = field(False, "files of diffusers keep linear maps around a transformer")
+    null_class = field(True, "with classes: one more that carries no information")

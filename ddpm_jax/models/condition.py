@@ -50,9 +50,21 @@ def null_condition(network: Any, x: jax.Array) -> Condition | None:
     )
 
 
-def without_label(condition: Condition, num_classes: int) -> Condition:
-    """Return the condition with every label replaced by the null class, for guidance."""
-    return condition._replace(label=jnp.full_like(condition.label, num_classes))
+def uninformed(
+    condition: Condition, num_classes: int, context: jax.Array | None = None
+) -> Condition:
+    """Return the condition without class and text, for guidance.
+
+    Args:
+      condition: of B images.
+      num_classes: K; the null class takes the place of the labels, if there are any.
+      context: float [B, L, D] in place of the features of the text: those of "", or of what is to
+        be avoided; not read without a text.
+    """
+    return condition._replace(
+        label=None if condition.label is None else jnp.full_like(condition.label, num_classes),
+        context=None if condition.context is None else context,
+    )
 
 
 def check_labels(labels: np.ndarray, num_classes: int) -> None:

@@ -6,12 +6,15 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
+
 from ddpm_jax.checkpoints import snapshots
 from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights, saved_steps
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.experiments.models import Model
-from ddpm_jax.experiments.run_settings import frozen_first_stage, model_from_settings
+from ddpm_jax.experiments.run_settings import model_from_settings
 from ddpm_jax.experiments.trainer import configured_averages, snapshot_names
 from ddpm_jax.files import as_path, reporting, write_atomically
 from ddpm_jax.limits import MAX_STEP
@@ -192,9 +195,9 @@ def _write(
 ) -> None:
     """Write weights as the EMA of a checkpoint, with the first stage and a record."""
     state = {"ema_params": params}
-    if frozen_first_stage(run.model) is not None:
-        template = {"frozen": run.model.frozen_shapes()}
-        state |= read_weights(run.workdir, run.step, template)
+    frozen = () if isinstance(run.model, FirstStageModel) else run.model.frozen_shapes()
+    if jax.tree.leaves(frozen):
+        state |= read_weights(run.workdir, run.step, {"frozen": frozen})
     checkpointer = Checkpointer(directory, keep_last=1, keep_every=1)
     checkpointer.save(step, state, {}, run.saved_config)
     checkpointer.close()

@@ -24,6 +24,7 @@ from ddpm_jax.samplers.editing import keep_known, noised
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.tasks import names
 from ddpm_jax.tasks.guide import Guide
+from ddpm_jax.tasks.texts import Texts
 
 
 class KnownPicture(NamedTuple):
@@ -54,6 +55,7 @@ class ImageGenerator:
     record: dict[str, Any]  # how to make the same images again
     originals: dict[str, np.ndarray]  # uint8 [H, W, C] each: what the images are made from
     picture: KnownPicture | None = None
+    texts: Texts | None = None
 
     @property
     def params(self) -> dict[str, Any]:
@@ -75,13 +77,15 @@ class ImageGenerator:
         repeat = functools.partial(_repeat, count=len(indices))
         label = None if self.labels is None else self.labels[np.asarray(indices) % len(self.labels)]
         known = self.trained.model.conditioning
-        condition = Condition(label if known.num_classes else None, repeat(self.low_res))
+        text, avoided = (None, None) if self.texts is None else self.texts.of_images(indices)
+        condition = Condition(label if known.num_classes else None, repeat(self.low_res), text)
         fields = {} if self.picture is None else self.picture._asdict()
         fields.pop("levels", None)
         fields = {name: repeat(array) for name, array in fields.items() if array is not None}
         return {
             "condition": condition if known.names else None,
             "label": label,
+            "avoided": avoided,
             **fields,
             **more,
         }
@@ -89,7 +93,8 @@ class ImageGenerator:
     def denoiser(self, params: Any, schedule: Schedule, inputs: dict[str, Any]) -> Denoiser:
         """Return the denoiser on the sampler's schedule: guided, clipped, known pixels kept."""
         denoiser = self.trained.model.conditional_denoiser(params["model"], schedule)
-        guided = self.guide.guided(denoiser, params["guide"], inputs["condition"], inputs["label"])
+        given = (inputs[name] for name in ("condition", "label", "avoided"))
+        guided = self.guide.guided(denoiser, params["guide"], *given)
         clipped = CLIPPINGS[self.clip](guided)
         return keep_known(clipped, inputs["x_0"], inputs["mask"]) if "mask" in inputs else clipped
 

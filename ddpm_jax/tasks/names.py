@@ -26,6 +26,8 @@ def what(record: Mapping[str, Any]) -> str:
         parts += ["inpaint", stem(record["inpaint"]), stem(record["mask"])]
     if "low_res" in record:
         parts += ["enlarge", stem(record["low_res"])]
+    if "prompt" in record:
+        parts.append(_plain(record["prompt"][0]) or "any")
     if "guidance" in record:
         guidance = record["guidance"]
         parts.append(f"{_GUIDANCE[guidance['kind']]}{guidance['scale']:g}")
@@ -62,13 +64,16 @@ def stem(path: str | os.PathLike) -> str:
 
     These are ASCII letters, digits, _ and -.
     """
-    name = os.path.splitext(os.path.basename(os.fspath(path)))[0]
-    return re.sub(r"[^A-Za-z0-9_]+", "-", name)[:_IN_A_STEM].strip("-") or "picture"
+    return _plain(os.path.splitext(os.path.basename(os.fspath(path)))[0]) or "picture"
 
 
 def joined(*parts: str) -> str:
     """Join the parts that are not empty by _."""
     return "_".join(filter(None, parts))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text)[:_IN_A_STEM].strip("-")
 
 
 def _options(own: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -29,22 +29,22 @@ def is_file(picture: Picture) -> bool:
 
 
 def read_photo(name: str, picture: Picture, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Return a picture as training reads it: uint8 [H, W, C], resized on its shorter side, cropped.
+    """Return a picture as training reads it: uint8 [H, W, C], resized until one side fits, cropped.
 
     Args:
       name: of the setting that gave it, for messages: "init_image".
       picture: a file in any format that Pillow reads, or uint8 [H, W, C] or [H, W]; its colours are
         converted.
-      image_shape: (H, W, C) of the model, H = W.
+      image_shape: (H, W, C) of the model.
 
     Raises:
       UsageError: no such file, no picture in it, or one smaller than the model's images.
     """
-    size, _, channels = image_shape
+    *size, channels = image_shape
     image = _decode(name, picture)
-    _check_size(name, picture, image.size, size)
+    _check_size(name, picture, image.size, tuple(size))
     try:
-        return images.to_array(image, image_size=size, channels=channels)
+        return images.to_array(image, image_size=tuple(size), channels=channels)
     except images.UnreadableImage as error:
         raise _unreadable(name, picture, error) from error
 
@@ -100,13 +100,13 @@ def read_mask(
       mask: white (brighter than middle grey) or True is painted, black is kept. Transparent parts
         of a mask are kept, or painted if nothing of the rest is white: see `images.to_mask`.
       photo: the picture that it belongs to; it must have its width and height.
-      image_shape: (H, W, C) of the model, H = W.
+      image_shape: (H, W, C) of the model.
 
     Raises:
       UsageError: a file that is missing or no picture, sizes that differ or are below the model's,
         or a mask with nothing white, or nothing else, in the part of the picture that is used.
     """
-    size = image_shape[0]
+    size = image_shape[:2]
     image, of_photo = _decode(name, mask), _decode(name, photo)
     if image.size != of_photo.size:
         raise UsageError(
@@ -188,10 +188,11 @@ def _unreadable(name: str, path: Picture, error: Exception) -> UsageError:
     return UsageError(f"{name}: {_shown(path)} cannot be read: {error}.")
 
 
-def _check_size(name: str, path: Picture, found: tuple[int, int], size: int) -> None:
-    if min(found) < size:
+def _check_size(name: str, path: Picture, found: tuple[int, int], size: images.Size) -> None:
+    if not images.fits(found, size):
+        height, width = (size, size) if isinstance(size, int) else size
         raise UsageError(
-            f"{name}: {_shown(path)} is {_size(found)}, but images of {size}x{size} are wanted "
+            f"{name}: {_shown(path)} is {_size(found)}, but images of {width}x{height} are wanted "
             "and none is enlarged: give a larger one."
         )
 

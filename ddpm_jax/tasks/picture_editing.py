@@ -21,11 +21,13 @@ from ddpm_jax.tasks.editing_settings import Editing, Inpainting
 from ddpm_jax.tasks.image_generator import ImageGenerator, KnownPicture
 from ddpm_jax.tasks.photos import describe_picture, read_mask, read_photo
 from ddpm_jax.tasks.sampling import (
+    at_size,
     generator_with,
     make_generator,
     sampler_over,
     times_in,
     walked_in,
+    with_defaults,
 )
 from ddpm_jax.tasks.sampling_settings import Sampling
 
@@ -64,6 +66,7 @@ def make_editor(trained: TrainedModel, sampling: Sampling, editing: Editing) -> 
     Raises:
       UsageError: no picture, or one that cannot be used; what `sampling.make_generator` raises.
     """
+    trained, sampling = at_size(trained, sampling), with_defaults(trained.model, sampling)
     model = trained.model
     photo = read_photo("init_image", editing.image, model.image_shape)
     chain, times = walked_in(model, sampling)
@@ -81,13 +84,16 @@ def make_painter(
 ) -> ImageGenerator:
     """Return the generator of images that keep a picture where its mask is black.
 
-    The sampler is RePaint or, if set, `sampling.sampler`; the known pixels are kept in the
-    denoiser.
+    The sampler is RePaint or, if set or the model reads texts, `sampling.sampler`; then the known
+    pixels are kept in the denoiser.
 
     Raises:
       UsageError: a picture or mask that cannot be used, a jump out of range, settings of a sampler
         that is not used; what `sampling.make_generator` raises.
     """
+    trained = at_size(trained, sampling)
+    if inpainting.jump is None and inpainting.resamplings is None:
+        sampling = with_defaults(trained.model, sampling)
     model = trained.model
     photo = read_photo("inpaint", inpainting.image, model.image_shape)
     mask = read_mask("mask", inpainting.mask, inpainting.image, model.image_shape)

@@ -13,8 +13,8 @@ from ddpm_jax.data.dataset_info import abbreviated
 from ddpm_jax.errors import say, visible
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.files import reporting
-from ddpm_jax.generation import shards, storing
-from ddpm_jax.limits import MAX_BATCH, MAX_IMAGES, MAX_SEED
+from ddpm_jax.generation import generating, shards, storing
+from ddpm_jax.limits import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_TIMESTEPS
 from ddpm_jax.monitoring.progress import Counter
 from ddpm_jax.plotting import grids as pictures
 from ddpm_jax.randomness import base_key
@@ -50,6 +50,13 @@ class Samples(Settings):
         False,
         "Also draw the chains of the first images, x_t and the x_0 predicted from it (progressive "
         "generation): chain.png and chain.gif.",
+    )
+    save_every: int | None = setting(
+        None,
+        "Also draw what the first images are predicted to be after every so many steps: "
+        "on_the_way/step_0010.png, ...; the steps are cut into even parts of about that size.",
+        lower=1,
+        upper=MAX_TIMESTEPS,
     )
 
 
@@ -125,13 +132,9 @@ def draw_grid(generator: ImageGenerator, directory: os.PathLike, *, num_samples:
 
 def draw_chain(generator: ImageGenerator, directory: os.PathLike, samples: Samples) -> None:
     """Draw the chains of the first images as chain.png and chain.gif, and print the paths."""
-    num_rows, num_chains = generator.sampler.num_rows, min(IN_CHAIN, samples.num_samples)
-    num_frames = min(FRAMES, num_rows + 1)
-    indices = np.arange(num_chains)
-    generate = generator.compiled(num_frames=num_frames)
-    inputs = generator.inputs(indices)
-    chain = generate(generator.params, base_key(samples.seed), indices, inputs=inputs)
-    done = np.round(np.linspace(0, num_rows, num_frames)).astype(int)
+    num_rows = generator.sampler.num_rows
+    chain, done = _chains(generator, samples, min(FRAMES, num_rows + 1))
+    num_chains = chain.frames_x_t.shape[1]
     with reporting(directory / "chain.png"):
         moments = [f"{rows}/{num_rows}" for rows in done]
         picture = pictures.chain_pairs(
@@ -144,6 +147,31 @@ def draw_chain(generator: ImageGenerator, directory: os.PathLike, samples: Sampl
     with reporting(directory / "chain.gif"):
         pictures.save_gif(directory / "chain.gif", np.stack(frames), fps=FPS)
     say(f"  {directory}/chain.png\n  {directory}/chain.gif")
+
+
+def draw_on_the_way(generator: ImageGenerator, directory: os.PathLike, samples: Samples) -> None:
+    """Draw the x_0 predicted after every `save_every` steps, and print the paths."""
+    num_rows, folder = generator.sampler.num_rows, directory / "on_the_way"
+    num_frames = max(2, round(num_rows / samples.save_every) + 1)
+    chain, done = _chains(generator, samples, min(num_frames, num_rows + 1))
+    with reporting(folder):
+        folder.mkdir(exist_ok=True)
+    for rows, images in zip(done[1:], chain.frames_x_0[1:], strict=True):
+        path = folder / f"step_{rows:04d}.png"
+        with reporting(path):
+            pictures.save_png(path, pictures.grid(images))
+    say(f"  {folder}/step_*.png")
+
+
+def _chains(
+    generator: ImageGenerator, samples: Samples, num_frames: int
+) -> tuple[generating.Generated, np.ndarray]:
+    """Return the chains of the first images, and the rows that were done at each frame."""
+    indices = np.arange(min(IN_CHAIN, samples.num_samples))
+    generate = generator.compiled(num_frames=num_frames)
+    inputs = generator.inputs(indices)
+    made = generate(generator.params, base_key(samples.seed), indices, inputs=inputs)
+    return made, np.round(np.linspace(0, generator.sampler.num_rows, num_frames)).astype(int)
 
 
 def _columns(generator: ImageGenerator) -> int | None:

@@ -1,5 +1,6 @@
 """An `ImageGenerator` from a trained model and `Sampling` settings."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from ddpm_jax.data.transforms import to_model_range, to_uint8, upsample
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, say
+from ddpm_jax.experiments import sizes
 from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.models.condition import check_labels
@@ -23,6 +25,7 @@ from ddpm_jax.tasks.guide import Guide, make_guide
 from ddpm_jax.tasks.image_generator import ImageGenerator
 from ddpm_jax.tasks.photos import Picture, describe_picture, read_photo
 from ddpm_jax.tasks.sampling_settings import DEFAULT_STEPS, Conditions, Sampling
+from ddpm_jax.tasks.texts import read_texts
 
 
 def make_generator(trained: TrainedModel, sampling: Sampling) -> ImageGenerator:
@@ -33,8 +36,34 @@ def make_generator(trained: TrainedModel, sampling: Sampling) -> ImageGenerator:
         a number of steps that the chain does not have.
       FailureError: a checkpoint of a second model is damaged.
     """
+    trained, sampling = at_size(trained, sampling), with_defaults(trained.model, sampling)
     sampler, record = sampler_over(trained.model, sampling, *walked_in(trained.model, sampling))
     return generator_with(trained, sampling, sampler, record)
+
+
+def with_defaults(model: DiffusionModel, sampling: Sampling) -> Sampling:
+    """Return the settings with the sampler of a model that reads texts, if none is named: LMS."""
+    if sampling.sampler is not None or not model.conditioning.has_text:
+        return sampling
+    spacing = "linspace" if sampling.spacing is None else sampling.spacing
+    return dataclasses.replace(sampling, sampler="lms", spacing=spacing)
+
+
+def at_size(trained: TrainedModel, sampling: Sampling) -> TrainedModel:
+    """Return the model of images of the height and width in the settings, if any.
+
+    Raises:
+      UsageError: a size that the network or the first stage cannot have.
+    """
+    trained_on = trained.model.image_shape[:2]
+    height, width = (
+        own if asked is None else asked
+        for asked, own in zip((sampling.height, sampling.width), trained_on, strict=True)
+    )
+    if (height, width) == trained_on:
+        return trained
+    model = sizes.at_size(trained.model, height, width)
+    return dataclasses.replace(trained, model=model)
 
 
 def generator_with(
@@ -50,7 +79,8 @@ def generator_with(
     guide = make_guide(trained, conditions.guidance)
     labels = _labels(guide, conditions.labels)
     low_res = _low_res(model, conditions.low_res)
-    record = dict(record)
+    texts = read_texts(trained, conditions)
+    record = dict(record) | _size(trained) | _texts(conditions)
     if clip != model.codec.clipping:
         record["clip"] = clip
     if guide.record:
@@ -60,7 +90,22 @@ def generator_with(
     if conditions.low_res is not None:
         record |= describe_picture("low_res", conditions.low_res)
     originals = {} if low_res is None else {"low-res": np.asarray(to_uint8(low_res))}
-    return ImageGenerator(trained, sampler, guide, clip, labels, low_res, record, originals)
+    return ImageGenerator(
+        trained, sampler, guide, clip, labels, low_res, record, originals, texts=texts
+    )
+
+
+def _size(trained: TrainedModel) -> dict[str, int]:
+    """Return height and width for the record, where they are not those of the training."""
+    height, width, _ = trained.model.image_shape
+    own = getattr(trained.model, "config", None)
+    is_own = own is None or (height, width) == (own.data.image_size,) * 2
+    return {} if is_own else {"height": height, "width": width}
+
+
+def _texts(conditions: Conditions) -> dict[str, list[str]]:
+    given = {"prompt": conditions.prompt, "negative_prompt": conditions.negative_prompt}
+    return {name: list(texts) for name, texts in given.items() if texts is not None}
 
 
 def generator_on(

@@ -25,6 +25,7 @@ from ddpm_jax.tasks.sampler_options import (
 DEFAULT_SAMPLER = "ancestral"
 DEFAULT_STEPS = 50  # of every sampler except the ancestral one, which by default takes all T
 MAX_SCALE = 1_000_000  # of guidance
+MAX_SIDE = 8192  # of an image
 _SHARE = {"valid": lambda value: 0 <= value <= 1, "wanted": "in 0..1"}
 
 
@@ -112,6 +113,20 @@ class Conditions(Settings):
         metavar="K",
         lower=0,
     )
+    prompt: tuple[str, ...] | None = setting(
+        None,
+        "What the images show, for a model that reads texts; given several times, image i shows "
+        "the i-th, over and over.",
+        metavar="TEXT",
+        prose=True,
+    )
+    negative_prompt: tuple[str, ...] | None = setting(
+        None,
+        "With guidance: what they are to be unlike, in place of any image; several go with the "
+        "prompts in turn.",
+        metavar="TEXT",
+        prose=True,
+    )
     low_res: str | np.ndarray | None = setting(
         None,
         "Picture to enlarge, by a model that enlarges; read at the low resolution, resized and "
@@ -136,6 +151,14 @@ class Conditions(Settings):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling(Conditions):
     """How images are made from a model."""
+
+    height: int | None = setting(
+        None,
+        "Of the images in pixels, for a U-Net; by default what it was trained on.",
+        lower=1,
+        upper=MAX_SIDE,
+    )
+    width: int | None = setting(None, "Likewise.", lower=1, upper=MAX_SIDE)
 
     sampler: str | None = setting(
         None, f"How the chain is walked: {', '.join(SAMPLERS)} (default: {DEFAULT_SAMPLER})."

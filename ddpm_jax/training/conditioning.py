@@ -22,6 +22,7 @@ class Conditioning(NamedTuple):
     label_dropout: float = 0.0
     # how many times smaller, in height and width, the low-resolution image is; 0: none
     low_res_factor: int = 0
+    has_text: bool = False  # whether there is a caption; captions are hidden where they are drawn
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -29,6 +30,7 @@ class Conditioning(NamedTuple):
         used = {
             "their label": self.num_classes,
             "the image of lower resolution": self.low_res_factor,
+            "their caption": self.has_text,
         }
         return tuple(name for name, is_used in used.items() if is_used)
 
@@ -37,7 +39,10 @@ UNCONDITIONAL = Conditioning()
 
 
 def make_condition(
-    conditioning: Conditioning, x_0: chex.Array, label: chex.Array | None
+    conditioning: Conditioning,
+    x_0: chex.Array,
+    label: chex.Array | None,
+    context: chex.Array | None = None,
 ) -> Condition | None:
     """Return the condition of these examples, or None for an unconditional model.
 
@@ -45,13 +50,16 @@ def make_condition(
       conditioning: which conditions there are.
       x_0: float32 [B, H, W, C] in [-1, 1], after any random flip; H and W multiples of the factor.
       label: int32 [B] in 0..K-1; not read without classes.
+      context: of the captions, tokens int32 [B, L] or features float [B, L, D]; not read without
+        texts.
     """
-    if not conditioning.num_classes and not conditioning.low_res_factor:
+    if not conditioning.names:
         return None
     factor = conditioning.low_res_factor
     return Condition(
         label=label if conditioning.num_classes else None,
         low_res=upsample(downsample(x_0, factor), factor) if factor else None,
+        context=context if conditioning.has_text else None,
     )
 
 

@@ -113,8 +113,8 @@ def diffusion_objective(
 
     Returns:
       An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}; without classes
-      no label is read. Instead of the image a batch may hold x_0 itself, {"x_0": float32 [B, h, w,
-      c]}, which is not mirrored.
+      no label is read. With texts there is also a "context", of `make_condition`. Instead of the
+      image a batch may hold x_0 itself, {"x_0": float32 [B, h, w, c]}, which is not mirrored.
 
     Raises:
       UsageError: unknown timestep_sampling.
@@ -134,7 +134,8 @@ def diffusion_objective(
         eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(
             example_keys(key, "eps", index)
         )
-        condition = make_condition(conditioning, x_0, batch.get("label"))
+        given = batch.get("label"), batch.get("context")
+        condition = make_condition(conditioning, x_0, *given)
         condition = drop_labels(conditioning, condition, example_keys(key, "label", index))
         dropout_keys = example_keys(key, "dropout", index)
         result = training_losses(

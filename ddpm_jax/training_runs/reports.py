@@ -67,7 +67,7 @@ def _devices() -> str:
 def _latents(model: Model, state: TrainState) -> str:
     if frozen_first_stage(model) is None:
         return ""
-    scale = float(np.asarray(state.frozen.scale))
+    scale = float(np.asarray(model.weights((), state.frozen).frozen.scale))
     return f" as latents of {_size(model.shape)} times {scale:.4g}"
 
 

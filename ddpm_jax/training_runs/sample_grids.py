@@ -16,7 +16,7 @@ from ddpm_jax.data.in_memory import gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts
 from ddpm_jax.evaluation.colour import CHANNELS, Colours, colours, moments, shift
-from ddpm_jax.experiments.models import DiffusionModel, Weights
+from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.files import reporting
 from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.monitoring.metric_writer import MetricWriter
@@ -86,8 +86,8 @@ def grid_writer(
         return hosts.gather([made], preview.count)
 
     def on_sample(step: int, state: TrainState) -> None:
-        images = draw(Weights(state.ema_params, state.frozen))
-        raw = draw(Weights(state.params, state.frozen)) if config.train.raw_grid else None
+        images = draw(model.weights(state.ema_params, state.frozen))
+        raw = draw(model.weights(state.params, state.frozen)) if config.train.raw_grid else None
         if not hosts.is_primary():
             return
         picture = preview.draw(images)

@@ -50,7 +50,8 @@ def make_batches(
     """
     config, examples = model.config, source
     if frozen_first_stage(model) is not None:
-        examples = kept_latents(model, state.frozen, source, whole=parallelism.whole)
+        frozen = model.weights((), state.frozen).frozen
+        examples = kept_latents(model, frozen, source, whole=parallelism.whole)
     batches = pipeline.train_iterator(
         examples,
         batch_size=config.train.batch_size,

@@ -9,13 +9,14 @@ from ddpm_jax.data import layout, sources
 from ddpm_jax.diffusion import losses, parameterization, schedules, variance
 from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments import texts
 from ddpm_jax.experiments.building import DTYPES
 from ddpm_jax.experiments.config import default_config, override
 from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.experiments.config_field import Range, field, list_fields, only
 from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.networks import CUSTOM
-from ddpm_jax.models import dit, layers, rematerialization
+from ddpm_jax.models import dit, layers, rematerialization, text_encoder, text_unet
 from ddpm_jax.training import ema_profiles, first_stage_objective, objective, optimizer, step
 from ddpm_jax.variational import first_stage, observation
 
@@ -36,6 +37,9 @@ TABLES = {  # field of a name -> where that name is looked up
     "model.dtype": DTYPES,
     "model.remat": rematerialization.REMAT,
     "dit.size": {*dit.SIZES, CUSTOM},
+    "text.activation": text_encoder.ACTIVATIONS,
+    "text.padding": texts.PADDINGS,
+    "text_unet.mid_block": text_unet.MIDDLES,
     "first_stage.kind": first_stage.KINDS,
     "first_stage.family": observation.FAMILIES,
     "first_stage.scale": first_stage.SCALES,
@@ -44,7 +48,7 @@ TABLES = {  # field of a name -> where that name is looked up
     "optimizer.decay": optimizer.DECAYS,
     "optimizer.clip_scope": step.CLIP_SCOPES,
 }
-OF_THE_CONFIG = {"objective", "model.name"}  # names that `experiments` itself looks up
+OF_THE_CONFIG = {"objective", "model.name", "text.kind"}  # names that `experiments` itself looks up
 NUMBERS = [spec for spec in FIELDS.values() if {spec.kind, spec.item} & {int, float}]
 NAMES = [spec for spec in FIELDS.values() if spec.choices and spec.kind is str]
 OWNED = [(spec, owner) for spec in FIELDS.values() for owner in spec.owners]

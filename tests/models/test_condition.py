@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.models.condition import Condition, check_labels, null_condition, without_label
+from ddpm_jax.models.condition import Condition, check_labels, null_condition, uninformed
 from ddpm_jax.models.unet import UNet
 
 K = 3
@@ -86,7 +86,7 @@ def test_every_class_and_the_null_class_differ_and_only_the_own_image_is_touched
         for b in range(a):
             assert jnp.abs(outputs[a][1] - outputs[b][1]).max() > 1e-2
     np.testing.assert_array_equal(
-        apply(BY_CLASS, params, X, without_label(labelled(0, 1), K)),
+        apply(BY_CLASS, params, X, uninformed(labelled(0, 1), K)),
         apply(BY_CLASS, params, X, labelled(K, K)),
     )
 

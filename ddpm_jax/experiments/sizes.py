@@ -1,0 +1,31 @@
+"""The same model for images of another height and width than it was trained on."""
+
+import dataclasses
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.models import DiffusionModel
+from ddpm_jax.models.trunk import Trunk
+
+
+def at_size(model: DiffusionModel, height: int, width: int) -> DiffusionModel:
+    """Return the model of images of height x width pixels, with the same weights.
+
+    Raises:
+      UsageError: the model has one size only, or its first stage and network cannot halve these.
+    """
+    network = getattr(model.network, "network", model.network)
+    if not isinstance(network, Trunk) or model.conditioning.low_res_factor:
+        raise UsageError(
+            "height and width are for a U-Net, which takes images of any size: leave them out for "
+            "this model."
+        )
+    first_stage = model.codec.first_stage
+    factor = 1 if first_stage is None else first_stage.model.network.factor
+    stride = factor * 2 ** (len(network.ch_mult) - 1)
+    for name, size in {"height": height, "width": width}.items():
+        if size % stride:
+            below = size // stride * stride
+            near = f"{below} or {below + stride}" if below else f"{stride}"
+            raise UsageError(f"{name} is {size}: give a multiple of {stride}, as {near}.")
+    shape = (height, width, model.image_shape[2])
+    return dataclasses.replace(model, codec=dataclasses.replace(model.codec, image_shape=shape))
