@@ -88,6 +88,11 @@ class GivenLevels(Chain):
         """N."""
         return len(self.half_log_snr)
 
+    @property
+    def log_sigmas(self) -> np.ndarray:
+        """log σ of every level, [N], increasing."""
+        return -self.half_log_snr
+
     def at(self, timesteps: np.ndarray | None = None, *, dtype=np.float32) -> Schedule:
         """Return the tables of the levels with these numbers; None for all."""
         kept = slice(None) if timesteps is None else np.asarray(timesteps, np.int64)

@@ -80,14 +80,22 @@ def read_pipeline(path: pathlib.Path, *, variant: str | None = None) -> Pipeline
     )
 
 
-def read_json(path: pathlib.Path, kind: Table = _OBJECT) -> dict[str, Any]:
+def read_json(
+    path: pathlib.Path, kind: Table = _OBJECT, *, infinite: bool = False
+) -> dict[str, Any]:
     """Return the JSON object in a file.
+
+    Args:
+      path: the file.
+      kind: of the object.
+      infinite: read -Infinity as null, since diffusers writes it where DPM-Solver has no bound.
 
     Raises:
       UsageError: there is no such file, or it is not of this kind.
     """
     try:
-        return parse(read_file(path), kind)
+        data = read_file(path)
+        return parse(data.replace(b"-Infinity", b"null") if infinite else data, kind)
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror or error}).") from error
     except Malformed as error:
@@ -158,7 +166,7 @@ def _read_part(folder: pathlib.Path, wanted: Mapping[str, str | None]) -> Part:
 
 
 def _read_scheduler(folder: pathlib.Path) -> dict[str, Any]:
-    config = read_json(folder / "scheduler_config.json", _NAMED)
+    config = read_json(folder / "scheduler_config.json", _NAMED, infinite=True)
     choose("scheduler", config["_class_name"], dict.fromkeys(SCHEDULERS))
     return config
 

@@ -6,13 +6,23 @@ the schedulers in σ. Their chain starts from √(σ² + 1) z for linspace and t
 = z, and from σ z for leading, which has a smaller variance.
 """
 
+import inspect
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.process import make_process
+from ddpm_jax.interop.schedulers import SAMPLERS as SCHEDULERS
+from ddpm_jax.interop.schedulers import read_scheduler
 from ddpm_jax.randomness import normal, row_keys
+from ddpm_jax.samplers.diffusers_levels import scheduler_options
+from ddpm_jax.samplers.editing import start_from
 from ddpm_jax.samplers.linear import levels_from_schedule
-from ddpm_jax.samplers.registry import SAMPLERS
+from ddpm_jax.samplers.loop import Noise
+from ddpm_jax.samplers.registry import SAMPLERS, make_sampler, walked
 from ddpm_jax.samplers.spacing import space
 
 diffusers = pytest.importorskip("diffusers")
@@ -267,3 +277,89 @@ def test_unipc(oracle, spacing, order, variant):
     steps = slice(STEPS - (variant == "bh1"))
     x_T, found = ours(oracle, "unipc", times, rows=steps, order=order, variant=variant)
     assert_close(found, theirs(oracle, scheduler, x_T, sigmas, in_sigma=False, steps=steps))
+
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+OF_SD = SD | {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+
+
+def live_scheduler(name, steps, **config):
+    known = inspect.signature(getattr(diffusers, name).__init__).parameters
+    config = {key: value for key, value in (OF_SD | config).items() if key in known}
+    scheduler = getattr(diffusers, name)(**config)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def replayed(facts, sampler, x, outputs, z):
+    """x_0 of our sampler where the network's i-th output is outputs[i], its noise z[i]."""
+    process = make_process(Chain(facts.betas), facts.prediction, "fixed_small")
+    state = sampler.init(jnp.asarray(x))
+    for i, output in enumerate(outputs):
+        row = jax.tree.map(lambda table, i=i: table[i], sampler.rows)
+        denoiser = process.denoiser(lambda *_, out=output: out, sampler.schedule, clip="none")
+        state, _ = sampler.step(denoiser, state, row, Noise(None, z[i][None]))
+    return np.asarray(state.x_t)
+
+
+def rows_of(sampler):
+    """The row of the schedule at which each step evaluates; `ancestral` has these as its rows."""
+    return np.asarray(getattr(sampler.rows, "level", sampler.rows))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("steps", "prediction"),
+    [(1, "epsilon"), (2, "v_prediction"), (7, "epsilon"), (23, "v_prediction")],
+)
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing", "karras", None])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_their_own_levels(name, spacing, steps, prediction, monkeypatch):
+    """`levels="diffusers"` against the scheduler as it comes, and its config as it is saved."""
+    config = {} if spacing is None else {"timestep_spacing": spacing}
+    if spacing == "karras":
+        config = {"use_karras_sigmas": True}
+        if "use_karras_sigmas" not in inspect.signature(getattr(diffusers, name)).parameters:
+            pytest.skip("this scheduler has no Karras sigmas")
+    config |= {"prediction_type": prediction, "skip_prk_steps": True}
+    scheduler = live_scheduler(name, steps, **config)
+    facts = read_scheduler(dict(scheduler.config) | {"_class_name": name})
+    sampler = make_sampler(
+        facts.sampler,
+        Chain(facts.betas),
+        steps=steps,
+        levels=facts.options,
+        options=scheduler_options(facts.sampler, facts.prediction),
+    )
+    times = np.asarray(sampler.schedule.timesteps)[rows_of(sampler)]
+    np.testing.assert_allclose(times, scheduler.timesteps.numpy(), rtol=4e-5, atol=5e-5)
+    rng = np.random.default_rng(0)
+    outputs, z = rng.standard_normal((2, len(times), 4, 3)).astype(np.float32)
+    for module in ("euler_ancestral_discrete", "ddpm"):
+        draws = iter(z)
+        monkeypatch.setattr(
+            f"diffusers.schedulers.scheduling_{module}.randn_tensor",
+            lambda *_, draws=draws, **__: torch.from_numpy(next(draws)),
+        )
+    noise = rng.standard_normal((4, 3)).astype(np.float32)
+    x = torch.from_numpy(noise * np.float32(scheduler.init_noise_sigma))
+    for output, t in zip(outputs, scheduler.timesteps, strict=True):
+        scheduler.scale_model_input(x, t)
+        x = scheduler.step(torch.from_numpy(output), t, x).prev_sample
+    found = replayed(facts, sampler, sampler.start_scale * noise, outputs, z)
+    expected = x.numpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_image_to_image_with_pndm_from_the_first_time_that_is_walked():
+    """Their steps with the times that they should have: the second one twice, from there on."""
+    scheduler = live_scheduler("PNDMScheduler", 10, skip_prk_steps=True)
+    facts = read_scheduler(dict(scheduler.config) | {"_class_name": "PNDMScheduler"})
+    chain, times = walked("plms", Chain(facts.betas), steps=10, spacing=None, levels=facts.options)
+    sampler = make_sampler("plms", chain, spacing=start_from(times, 0.5, truncated=True))
+    outputs, z = np.random.default_rng(0).standard_normal((2, 6, 4, 3)).astype(np.float32)
+    x = torch.from_numpy(z[0])
+    for output, t in zip(outputs, (401, 301, 301, 201, 101, 1), strict=True):
+        x = scheduler.step(torch.from_numpy(output), t, x).prev_sample
+    found = replayed(facts, sampler, z[0], outputs, z)
+    np.testing.assert_allclose(found, x.numpy(), rtol=0, atol=CLOSE * np.abs(x.numpy()).max())
