@@ -29,12 +29,13 @@ def get_config():
 
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
+    config.optimizer.decay = "cosine"
     config.ema.decay = 0.995
 
-    config.train.num_steps = 2000
-    config.train.batch_size = 16
-    config.train.log_every = 50
-    config.train.sample_every = 500
+    config.train.num_steps = 5000
+    config.train.batch_size = 8
+    config.train.log_every = 100
+    config.train.sample_every = 1000
     config.train.num_samples = 16
-    config.checkpoint.save_every = 500
+    config.checkpoint.save_every = 1000
     return config
