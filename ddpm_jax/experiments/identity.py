@@ -24,6 +24,7 @@ DECIDING = (
     "condition.",
     "text.",
     "text_unet.",
+    "scheduler.",
     "first_stage.",
 )
 SCALE_TOLERANCE = 0.05  # of scales that two runs have measured, each to about 1 %

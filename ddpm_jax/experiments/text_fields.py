@@ -2,6 +2,7 @@
 
 from ddpm_jax.experiments.config_field import SHARE, at_least, choices, field, up_to
 from ddpm_jax.experiments.owners import ENCODERS, MIDDLES, TEXT, TRAINED_ENCODER
+from ddpm_jax.samplers.diffusers_levels import SIGMAS, TIMES
 
 
 class Text:
@@ -55,3 +56,16 @@ class TextUnet:
     upcast_attention = field(False, "queries and keys in float32 whatever model.dtype is")
     linear_projection = field(False, "files of diffusers keep linear maps around a transformer")
     null_class = field(True, "with classes: one more that carries no information")
+
+
+class Scheduler:
+    """How diffusers samples the model: what `levels diffusers` takes where a command says nothing.
+
+    The defaults are those of Stable Diffusion.
+    """
+
+    OF = TEXT
+    spacing = field("", 'of the times; "": that of the scheduler\'s class', choices(("", *TIMES)))
+    sigmas = field("", 'spaced anew between the first and last; "": not', choices(("", *SIGMAS)))
+    steps_offset = field(1, "added to the times of the spacing leading", at_least(0, 1000))
+    set_alpha_to_one = field(False, "DDIM and PNDM end at clean data and not at t = 0")

@@ -17,7 +17,7 @@ from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.models.condition import check_labels
 from ddpm_jax.samplers.ancestral import ancestral
-from ddpm_jax.samplers.diffusers_levels import scheduler_options
+from ddpm_jax.samplers.diffusers_levels import SchedulerOptions, scheduler_options
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import make_sampler, walked
 from ddpm_jax.samplers.spacing import space, steps_in
@@ -45,7 +45,9 @@ def with_defaults(model: DiffusionModel, sampling: Sampling) -> Sampling:
     """Return the settings with the sampler of a model that reads texts, if none is named: LMS."""
     if sampling.sampler is not None or not model.conditioning.has_text:
         return sampling
-    spacing = "linspace" if sampling.spacing is None else sampling.spacing
+    spacing = sampling.spacing
+    if spacing is None and not sampling.has_diffusers_levels:
+        spacing = "linspace"
     return dataclasses.replace(sampling, sampler="lms", spacing=spacing)
 
 
@@ -133,7 +135,20 @@ def walked_in(model: DiffusionModel, sampling: Sampling) -> tuple[Chain, np.ndar
         model.chain,
         steps=sampling.steps or _default_steps(model, sampling, None),
         spacing=sampling.spacing,
-        levels=sampling.levels,
+        levels=_scheduler(model),
+    )
+
+
+def _scheduler(model: DiffusionModel) -> SchedulerOptions:
+    """Return the options of diffusers' scheduler: the model's, or those of the class."""
+    if not model.conditioning.has_text:
+        return SchedulerOptions()
+    own = model.config.scheduler
+    return SchedulerOptions(
+        spacing=own.spacing or None,
+        sigmas=own.sigmas or None,
+        steps_offset=own.steps_offset,
+        set_alpha_to_one=own.set_alpha_to_one,
     )
 
 

@@ -2,8 +2,8 @@
 
 Results are compared for the same predictions at given levels, with the same noise. Where
 diffusers rounds levels (σ to float32, times to integers) it gets ours. Its x is x̄ = x / √ᾱ in
-the schedulers in σ. Their chain starts from √(σ² + 1) z for linspace and trailing, which is our x_T
-= z, and from σ z for leading, which has a smaller variance.
+the schedulers in σ, and both start from our x_T. The last tests compare `levels="diffusers"` with
+the schedulers as they come.
 """
 
 import inspect
