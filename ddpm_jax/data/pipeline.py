@@ -8,7 +8,7 @@ once per batch.
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
@@ -89,6 +89,7 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
     caption_dropout: float = 0.0,
+    finish: Callable[[Batch], Batch] = lambda batch: batch,
     num_threads: int | None = None,
     prefetch: int | None = None,
 ) -> TrainIterator:
@@ -104,6 +105,7 @@ def train_iterator(
       process_index: the part of the global batch to return, in 0..process_count-1.
       process_count: number of processes that train together.
       caption_dropout: share of captions that are hidden, in [0, 1].
+      finish: the last step of making a batch, which may replace what it holds.
       num_threads: threads that prepare batches, one batch each at a time. By default one for a
         source in memory, otherwise one per core up to 16.
       prefetch: batches prepared ahead; by default two more than there are threads.
@@ -131,7 +133,7 @@ def train_iterator(
         if draws is not None:
             epochs = np.arange(start, start + local) // len(source)
             batch["caption"] = draws.numbers(images, epochs, rows)
-        return batch
+        return finish(batch)
 
     batches = grain.MapDataset.range(_ENDLESS).map(read)
     identity = {"seed": seed, "batch_size": batch_size, "fingerprint": source.fingerprint}

@@ -93,6 +93,11 @@ def _check_condition(config: ConfigDict) -> None:
             f"condition.num_classes is {c.num_classes}, and a classifier tells classes apart: set "
             "it to the number of classes of the data."
         )
+    if config.data.captions and config.model.name != "text_unet":
+        raise UsageError(
+            f"data.captions is {config.data.captions!r}, but this network reads no texts: set "
+            "model.name to 'text_unet', or leave data.captions ''."
+        )
     if c.label_dropout and not c.num_classes:
         raise UsageError(
             f"condition.label_dropout is {c.label_dropout}, but the network is given no labels to "

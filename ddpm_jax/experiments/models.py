@@ -90,11 +90,15 @@ class _Denoises(_OnChain):
         """Return the denoiser on `schedule`, the whole chain or a respaced one.
 
         It has no dropout, and x_0 is clipped over pixels. A conditional model needs the condition,
-        one row for each image of the denoiser's batches.
+        one row for each image of the denoiser's batches; its context may be tokens, int32 [B, L].
         """
         network = functools.partial(self.apply, weights)
         denoiser = self.process.denoiser(network, schedule, clip=self.codec.clipping)
-        return denoiser.given(condition)
+        return denoiser.given(self.read(weights, condition))
+
+    def read(self, weights: Weights, condition: Condition | None) -> Condition | None:
+        """Return the condition with its tokens encoded; one without texts is unchanged."""
+        return condition
 
     def conditional_denoiser(self, weights: Weights, schedule: Schedule) -> Denoiser:
         """Return the denoiser before `Denoiser.given`, nothing clipped: guidance comes first."""
@@ -117,6 +121,7 @@ class _Denoises(_OnChain):
         condition: Condition | None = None,
     ) -> EpsFunction:
         """Return ε at continuous t, without dropout or clipping; condition as in `denoiser`."""
+        condition = self.read(weights, condition)
         return network_eps(
             lambda x_t, time: self.apply(weights, x_t, time, condition),
             continuous,
@@ -193,6 +198,14 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
     def text_params(self, weights: Weights) -> Any:
         """Return the parameters of the encoder of texts."""
         return weights.params["encoder"] if self.learns_encoder else weights.text
+
+    def read(self, weights: Weights, condition: Condition | None) -> Condition | None:
+        """Return the condition with its tokens encoded; one without texts is unchanged."""
+        context = None if condition is None else condition.context
+        if context is None or not jnp.issubdtype(context.dtype, jnp.integer):
+            return condition
+        features = self.encoder.apply({"params": self.text_params(weights)}, context).context
+        return condition._replace(context=features)
 
     @property
     def has_trained_encoder(self) -> bool:

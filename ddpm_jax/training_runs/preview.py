@@ -1,5 +1,6 @@
 """Conditions and layout of the samples that training draws."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,8 +11,10 @@ import numpy as np
 from ddpm_jax.data import pipeline
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.errors import visible
+from ddpm_jax.experiments.captions import check_captions
 from ddpm_jax.experiments.datasets import check_classes, load_split
 from ddpm_jax.experiments.models import Model
+from ddpm_jax.experiments.texts import make_tokenizer
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.plotting.grids import grid, with_labels
 from ddpm_jax.training.conditioning import make_condition
@@ -44,9 +47,10 @@ class Preview(NamedTuple):
 def make_preview(model: Model, class_names: Sequence[str] = ()) -> Preview:
     """Return the preview of `train.num_samples` samples.
 
-    An unconditional model has no conditions. For a class-conditional one every row is a class, in
-    order, as far as the number of samples goes, labelled if the names are known. A super-resolution
-    model gets the first images of the held-out split, and their classes.
+    An unconditional model has no conditions. A model that reads texts gets the first held-out
+    captions. For a class-conditional one every row is a class, in order, as far as the number of
+    samples goes, labelled if the names are known. A super-resolution model gets the first images of
+    the held-out split, and their classes.
 
     Raises:
       UsageError: there is no such split, or its labels are not those of the model.
@@ -54,6 +58,8 @@ def make_preview(model: Model, class_names: Sequence[str] = ()) -> Preview:
     count, conditioning = model.config.train.num_samples, model.conditioning
     if conditioning.low_res_factor:
         return _held_out_preview(model)
+    if conditioning.has_text:
+        return _captioned_preview(model)
     if not conditioning.num_classes:
         return Preview(count, None, None, None)
     per_class = math.ceil(count / conditioning.num_classes)
@@ -62,6 +68,16 @@ def make_preview(model: Model, class_names: Sequence[str] = ()) -> Preview:
         return Preview(count, condition, None, None)
     rows = tuple(map(visible, class_names[: math.ceil(count / per_class)]))
     return Preview(count, condition, per_class, None, rows)
+
+
+def _captioned_preview(model: Model) -> Preview:
+    """Return the preview of the first distinct captions that are held out."""
+    config, count = model.config, model.config.train.num_samples
+    source = load_split(config.data, config.data.test_split)
+    captions = check_captions(model, source)
+    texts = dict.fromkeys(captions[i][0] for i in range(len(source)))
+    prompts = list(itertools.islice(itertools.cycle(texts), count))
+    return Preview(count, Condition(context=make_tokenizer(config)(prompts)), None, None)
 
 
 def _held_out_preview(model: Model) -> Preview:

@@ -11,10 +11,12 @@ from ddpm_jax.data.dataset_info import dataset_info, holds_out
 from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.pmap import Parallelism
+from ddpm_jax.experiments.captions import caption_rows, check_captions, with_context
 from ddpm_jax.experiments.datasets import check_classes, load_split
 from ddpm_jax.experiments.latents import kept_latents
-from ddpm_jax.experiments.models import Model
+from ddpm_jax.experiments.models import DiffusionModel, Model
 from ddpm_jax.experiments.run_settings import frozen_first_stage
+from ddpm_jax.experiments.texts import make_tokenizer
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training_runs.reports import warn
 
@@ -46,9 +48,14 @@ def make_batches(
     """Return this process's share of the batches, from a checkpoint's position on.
 
     Raises:
-      UsageError: the images are not those that the run began with, or as `kept_latents`.
+      UsageError: the images are not those that the run began with, there are no captions for a
+        model that reads texts, or as `kept_latents` and `caption_rows`.
     """
-    config, examples = model.config, source
+    config, examples, reading = model.config, source, {}
+    if isinstance(model, DiffusionModel) and (captions := check_captions(model, source)):
+        weights = hosts.local(model.weights((), parallelism.whole(state.frozen)))
+        rows = caption_rows(model, weights, make_tokenizer(config), captions)
+        reading = {"caption_dropout": config.text.dropout, "finish": with_context(rows)}
     if frozen_first_stage(model) is not None:
         frozen = model.weights((), state.frozen).frozen
         examples = kept_latents(model, frozen, source, whole=parallelism.whole)
@@ -58,7 +65,7 @@ def make_batches(
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        caption_dropout=config.text.dropout,
+        **reading,
     )
     if position is not None:
         fingerprint = position.get("fingerprint")

@@ -1,0 +1,114 @@
+"""Stable Diffusion from its files as a model like any other: its config, and its weights.
+
+`interop` reads the files and knows their names; here the networks that they describe become a
+config of ours, and the model is what `building.build` makes of it.
+"""
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.experiments.building import DTYPES, build
+from ddpm_jax.experiments.codec import FrozenFirstStage
+from ddpm_jax.experiments.config import default_config
+from ddpm_jax.experiments.config_checks import check_config
+from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.text_networks import set_networks
+from ddpm_jax.interop.pipeline import Pipeline
+from ddpm_jax.interop.pipeline_params import Networks, pipeline_networks, pipeline_params
+from ddpm_jax.interop.schedulers import read_scheduler
+from ddpm_jax.models.autoencoder import Autoencoder
+from ddpm_jax.models.text_encoder import TextEncoder
+from ddpm_jax.monitoring.results import weights_digest
+from ddpm_jax.text.tokenizer import Tokenizer, clip_tokenizer
+from ddpm_jax.text.tokenizer_files import read_tokenizer
+from ddpm_jax.variational.latent_space import Frozen
+
+
+def load_pipeline(
+    pipeline: Pipeline, *, dtype: str | None = None, raw_weights: bool = False
+) -> TrainedModel:
+    """Read the weights of Stable Diffusion into a model.
+
+    Args:
+      pipeline: its parts, opened.
+      dtype: of the parameters and the computation, a key of `DTYPES`; None for float32.
+      raw_weights: leave the moving average of the U-Net's weights, where there is one.
+
+    Raises:
+      UsageError: a network, a scheduler or weights that cannot be had here.
+    """
+    networks = pipeline_networks(pipeline)
+    tokenizer = _tokenizer(pipeline, networks.text_encoder)
+    name = "float32" if dtype is None else dtype
+    average = pipeline.unet_ema is not None and not raw_weights
+    kept = choose("compute dtype", name, DTYPES)
+    config = _config(pipeline, networks, name)
+    first_stage_config = _first_stage_config(networks.vae, name)
+    check_config(config)
+    params = pipeline_params(pipeline, networks, dtype=kept, average=average)
+    first_stage = FrozenFirstStage(build(first_stage_config), weights_digest(params.vae))
+    frozen = Frozen(params.vae, np.float32(networks.scaling_factor))
+    weights = Weights(params.unet, frozen, params.text_encoder)
+    return TrainedModel(
+        build(config, first_stage),
+        weights,
+        step=0,
+        average="ema" if average else "raw",
+        sha256=weights_digest(weights),
+        directory=pipeline.path,
+        tokenizer=tokenizer,
+    )
+
+
+def _config(pipeline: Pipeline, networks: Networks, dtype: str) -> ConfigDict:
+    """Return the config whose model has these networks and the noise levels of the scheduler."""
+    facts, config = read_scheduler(pipeline.scheduler), default_config()
+    config.data.name, config.data.flip = "folder", False
+    config.data.image_size = networks.unet.resolution * networks.vae.factor
+    config.data.channels = networks.vae.image_channels
+    config.diffusion.num_timesteps = facts.num_timesteps
+    config.diffusion.schedule = facts.beta_schedule
+    config.diffusion.beta_start, config.diffusion.beta_end = facts.beta_start, facts.beta_end
+    config.diffusion.parameterization = facts.prediction
+    set_networks(config, networks.unet, networks.text_encoder)
+    config.model.dtype = dtype
+    config.text.kind, config.text.ckpt = "clip", str(pipeline.path)
+    config.first_stage.ckpt = str(pipeline.path)
+    config.first_stage.latent_scale = networks.scaling_factor
+    return config
+
+
+def _first_stage_config(vae: Autoencoder, dtype: str) -> ConfigDict:
+    config = default_config()
+    config.objective = "first_stage"
+    config.data.image_size, config.data.channels = vae.resolution, vae.image_channels
+    for name in ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "norm_eps"):
+        config.model[name] = getattr(vae, name)
+    config.model.dtype = dtype
+    config.first_stage.scale = "fixed"
+    config.first_stage.latent_channels = vae.latent_channels
+    return config
+
+
+def _tokenizer(pipeline: Pipeline, encoder: TextEncoder) -> Tokenizer:
+    """Return the tokenizer in the files, or CLIP's own.
+
+    Raises:
+      UsageError: it has tokens that the encoder does not know.
+    """
+    length = encoder.context_length
+    if pipeline.tokenizer:
+        folder = next(iter(pipeline.tokenizer.values())).parent
+        tokenizer = read_tokenizer(folder, length=length)
+    else:
+        tokenizer = clip_tokenizer(
+            pad=pipeline.tokenizer_config.get("pad_token", "<|endoftext|>"), length=length
+        )
+    if tokenizer.vocab_size > encoder.vocab_size:
+        raise UsageError(
+            f"The tokenizer of {pipeline.path} has {tokenizer.vocab_size} tokens, and its text "
+            f"encoder knows {encoder.vocab_size}: they are not of one model."
+        )
+    return tokenizer
