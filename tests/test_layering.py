@@ -53,6 +53,7 @@ ONLY_IN = {  # library -> where it may be imported: a folder, or one file
     "orbax": "checkpoints/",
     "matplotlib": "plotting/",
     "diffrax": "evaluation/flow_density.py",
+    "huggingface_hub": "interop/hub.py",
     "wandb": "monitoring/weights_and_biases.py",
     "tokenizers": "text/tokenizer.py",
     "tensorboardX": "monitoring/tensorboard.py",

@@ -57,7 +57,7 @@ def autoencoder_params_from_diffusers(
         not hold weights.
     """
     state_dict = Renamed(state_dict, new_name)
-    shapes = _shapes(model)
+    shapes = autoencoder_shapes(model)
     params = rename_from(
         state_dict,
         {path: shape for path, shape in shapes.items() if path != (LOG_SCALE,)},
@@ -83,7 +83,7 @@ def autoencoder_params_to_diffusers(params: Params, model: Autoencoder) -> dict[
     return rename_to(theirs, lambda path: _name(path, len(model.ch_mult)), to_torch)
 
 
-def _shapes(model: Autoencoder) -> dict[Path, tuple[int, ...]]:
+def autoencoder_shapes(model: Autoencoder) -> dict[Path, tuple[int, ...]]:
     """Return the shape of every parameter, without computing any."""
     image = jax.ShapeDtypeStruct((1, model.factor, model.factor, model.image_channels), jnp.float32)
     variables = jax.eval_shape(model.init, base_key(0), image)

@@ -7,8 +7,10 @@ A folder may have the same weights several times. `find_weights` takes
 2. of these safetensors before PyTorch's .bin, and one file before several with an index.
 """
 
+import os
 import pathlib
 import re
+from collections.abc import Iterable, Mapping
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.files import read_file
@@ -26,7 +28,7 @@ _INDEX = Table(required={"weight_map": Table(others=Text(r"[\w.-]+"))})
 
 def variants(folder: pathlib.Path) -> set[str]:
     """Return the variants of the weights in a folder, "" for those without one."""
-    return set(_candidates(folder))
+    return set(_candidates(_names(folder)))
 
 
 def find_weights(folder: pathlib.Path, variant: str | None = None) -> TensorStore:
@@ -40,7 +42,44 @@ def find_weights(folder: pathlib.Path, variant: str | None = None) -> TensorStor
       UsageError: there are none, none of this variant, several variants and none was asked for, or
         a file is missing or damaged.
     """
-    found = _candidates(folder)
+    path = folder / _choose(_candidates(_names(folder)), variant, folder)
+    return _open_shards(path) if path.suffix == ".json" else open_tensors(path)
+
+
+def choose_files(names: Iterable[str], variant: str | None, folder: str) -> list[str]:
+    """Return those of a folder's files that `find_weights` reads.
+
+    Args:
+      names: of all files in it.
+      variant: as above; without one if the folder has no weights of this variant.
+      folder: its name, for messages.
+
+    Raises:
+      UsageError: as `find_weights`.
+    """
+    names = list(names)
+    found = _candidates(names)
+    chosen = _choose(found, variant if variant in found else None, folder)
+    if not chosen.endswith(".json"):
+        return [chosen]
+    suffix = ".safetensors" if ".safetensors" in chosen else ".bin"
+    return [chosen, *(name for name in names if "-of-" in name and name.endswith(suffix))]
+
+
+def _names(folder: pathlib.Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def _candidates(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the files of weights, or their indices, by variant."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if parts := _NAME.fullmatch(name):
+            found.setdefault(parts["variant"] or parts["last"] or "", []).append(name)
+    return found
+
+
+def _choose(found: Mapping[str, list[str]], variant: str | None, folder: str | os.PathLike) -> str:
     if not found:
         raise UsageError(
             f"{folder} has no weights: a file such as diffusion_pytorch_model.safetensors, "
@@ -53,21 +92,8 @@ def find_weights(folder: pathlib.Path, variant: str | None = None) -> TensorStor
         there = ", ".join(name or "none (weights without one)" for name in sorted(found))
         asked = f"no weights of the variant {variant!r}" if variant else "several variants"
         raise UsageError(f"{folder} has {asked}: name one of {there}.")
-    path = min(found[wanted], key=_rank)
-    return _open_shards(path) if path.suffix == ".json" else open_tensors(path)
-
-
-def _candidates(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    """Return the files of weights, or their indices, by variant."""
-    found: dict[str, list[pathlib.Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if name := _NAME.fullmatch(path.name):
-            found.setdefault(name["variant"] or name["last"] or "", []).append(path)
-    return found
-
-
-def _rank(path: pathlib.Path) -> tuple[bool, bool, str]:
-    return ".safetensors" not in path.name, path.suffix == ".json", path.name
+    # safetensors before .bin, one file before an index
+    return min(found[wanted], key=lambda name: (".safetensors" not in name, name.endswith(".json")))
 
 
 def _open_shards(index: pathlib.Path) -> TensorStore:

@@ -1,8 +1,10 @@
 """Directories in diffusers' layout: what is read of them, and what each defect is called."""
 
+import functools
 import json
 import shutil
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -46,13 +48,13 @@ def test_vae_of_a_directory_decodes_as_in_diffusers(name):
     model, goldens = Autoencoder(**fields), np.load(SD / f"{name}_vae.npz")
     params = autoencoder_params_from_diffusers(part.tensors, model)
     latents = goldens["latents"].transpose(0, 2, 3, 1)
-    images = model.apply({"params": params}, latents, method="decode")
+    decode = jax.jit(functools.partial(model.apply, method="decode"))
+    encode = jax.jit(functools.partial(model.apply, method="encode"))
+    images = decode({"params": params}, latents)
     assert scale == 0.18215  # sd1 does not say so
     # float32 of another library is 1e-6 away, values are up to 2.4
     np.testing.assert_allclose(images, goldens["decoded"].transpose(0, 2, 3, 1), atol=1e-5)
-    moments = model.apply(
-        {"params": params}, goldens["image"].transpose(0, 2, 3, 1), method="encode"
-    )
+    moments = encode({"params": params}, goldens["image"].transpose(0, 2, 3, 1))
     mean, log_variance = np.split(np.asarray(moments).transpose(0, 3, 1, 2), 2, axis=1)
     np.testing.assert_allclose(mean, goldens["mean"], atol=1e-4)
     np.testing.assert_allclose(log_variance, goldens["logvar"], atol=1e-4)

@@ -1,0 +1,123 @@
+"""Names on the Hugging Face hub: what is downloaded of a model, and what is said without a network.
+
+The client library is replaced: these tests use no network.
+"""
+
+import importlib.util
+import sys
+import types
+
+import pytest
+
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.interop import hub
+
+FILES = [
+    ".gitattributes",
+    "README.md",
+    "model_index.json",
+    "v1-4.ckpt",
+    "feature_extractor/preprocessor_config.json",
+    "safety_checker/config.json",
+    "safety_checker/model.safetensors",
+    "scheduler/scheduler_config.json",
+    "tokenizer/vocab.json",
+    "tokenizer/merges.txt",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "text_encoder/model.fp16.safetensors",
+    "text_encoder/pytorch_model.bin",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.safetensors.index.json",
+    "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+    "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+    "unet/diffusion_pytorch_model-00001-of-00002.bin",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.bin",
+]
+
+
+@pytest.fixture
+def client(monkeypatch):
+    """A stand-in for huggingface_hub; `asked` has the calls, `error` is raised."""
+    asked, state = [], types.SimpleNamespace(error=None, cached=None)
+
+    class HfApi:
+        def list_repo_files(self, name):
+            if state.error:
+                raise state.error
+            return FILES
+
+    def snapshot_download(name, **kwargs):
+        asked.append((name, kwargs))
+        if state.error and not state.cached:
+            raise state.error
+        return state.cached or "/cache/sd"
+
+    module = types.ModuleType("huggingface_hub")
+    module.HfApi, module.snapshot_download = HfApi, snapshot_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    state.asked = asked
+    return state
+
+
+def test_a_path_that_exists_is_taken_as_it_is(tmp_path, client):
+    (tmp_path / "owner/model").mkdir(parents=True)
+    assert hub.resolve(tmp_path / "owner/model") == tmp_path / "owner/model"
+    assert not client.asked
+
+
+def test_one_copy_of_the_weights_is_downloaded(client):
+    assert str(hub.resolve("owner/model")) == "/cache/sd"
+    ((name, kwargs),) = client.asked
+    assert name == "owner/model"
+    weights = {file for file in kwargs["allow_patterns"] if not file.endswith((".json", ".txt"))}
+    assert weights == {
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model-00002-of-00002.safetensors",
+        "vae/diffusion_pytorch_model.bin",
+    }
+    assert {"model_index.json", "tokenizer/merges.txt"} <= set(kwargs["allow_patterns"])
+    assert not any("safety_checker" in file for file in kwargs["allow_patterns"])
+
+
+def test_a_variant_is_downloaded_where_there_is_one(client):
+    hub.resolve("owner/model", variant="fp16")
+    wanted = client.asked[0][1]["allow_patterns"]
+    assert "text_encoder/model.fp16.safetensors" in wanted
+    assert "text_encoder/model.safetensors" not in wanted
+    assert "vae/diffusion_pytorch_model.bin" in wanted
+
+
+def test_without_a_network_what_was_downloaded_before_is_taken(client):
+    client.error, client.cached = OSError("no route to host"), "/cache/old"
+    assert str(hub.resolve("owner/model")) == "/cache/old"
+    assert client.asked == [("owner/model", {"local_files_only": True})]
+
+
+def test_without_a_network_and_a_copy_there_is_one_sentence(client):
+    client.error = OSError("no route to host\nmore")
+    with pytest.raises(FailureError, match=r"owner/model .* hub \(no route to host\): look at"):
+        hub.resolve("owner/model")
+
+
+def test_a_defect_of_our_own_keeps_its_traceback(client):
+    client.error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        hub.resolve("owner/model")
+
+
+@pytest.mark.parametrize("name", ["model", "a/b/c", "../model", "/owner/model", "owner/", "a b/c"])
+def test_what_is_no_name_is_not_looked_up(client, name):
+    with pytest.raises(UsageError, match="is no file and no directory"):
+        hub.resolve(name)
+    assert not client.asked
+
+
+def test_the_package_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs the package huggingface_hub: .*\[hub\]"):
+        hub.resolve("owner/model")
