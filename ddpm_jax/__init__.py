@@ -38,6 +38,8 @@ __all__ = ["__version__", *_DEFINED_IN]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "text":  # a package of its own
+        return importlib.import_module(f"{__name__}.text")
     if name not in _DEFINED_IN:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
@@ -46,4 +48,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "text"})

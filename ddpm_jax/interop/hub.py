@@ -8,6 +8,7 @@ import importlib.util
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, is_folder, is_remote, local_copy
@@ -18,12 +19,18 @@ _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _CLIENTS = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3")
 
 
-def resolve(name_or_path: str | os.PathLike, *, variant: str | None = None) -> pathlib.Path:
+def resolve(
+    name_or_path: str | os.PathLike,
+    *,
+    variant: str | None = None,
+    folders: Sequence[str] = FOLDERS,
+) -> pathlib.Path:
     """Return the local directory or file of a checkpoint, downloading what is not there yet.
 
     Args:
       name_or_path: an existing path, a directory in a bucket, or "owner/model" on the hub.
       variant: of the weights to download, "fp16" say.
+      folders: whose weights are downloaded; those beside them if the model has none of these.
 
     Raises:
       UsageError: there is no such path, and it is no name on the hub, or `huggingface_hub` is not
@@ -45,15 +52,15 @@ def resolve(name_or_path: str | os.PathLike, *, variant: str | None = None) -> p
             f"{name} is no file and no directory; as a name on the Hugging Face hub it needs the "
             "package huggingface_hub: install it with pip install -e '.[hub]'."
         )
-    return _download(name, variant)
+    return _download(name, variant, folders)
 
 
-def _download(name: str, variant: str | None) -> pathlib.Path:
+def _download(name: str, variant: str | None, folders: Sequence[str]) -> pathlib.Path:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
         try:
-            files = _needed(HfApi().list_repo_files(name), variant)
+            files = _needed(HfApi().list_repo_files(name), variant, folders)
         except Exception as error:
             if not _is_of_client(error):
                 raise
@@ -69,18 +76,24 @@ def _download(name: str, variant: str | None) -> pathlib.Path:
         ) from error
 
 
-def _needed(files: list[str], variant: str | None) -> list[str]:
+def _needed(files: list[str], variant: str | None, folders: Sequence[str]) -> list[str]:
     """Return the files to download of those that a model has.
 
     Raises:
       UsageError: as `weight_files.find_weights`.
     """
-    small = (".json", "/merges.txt")
+    small = (".json", "merges.txt")
     wanted = [name for name in files if name.endswith(small) and "safety_checker" not in name]
-    for folder in FOLDERS:
-        there = [name.removeprefix(f"{folder}/") for name in files if name.startswith(f"{folder}/")]
-        if there:
-            wanted += [f"{folder}/{name}" for name in choose_files(there, variant, folder)]
+    there = {folder: [] for folder in ("", *folders)}
+    for folder, _, name in (path.rpartition("/") for path in files):
+        if folder in there:
+            there[folder].append(name)
+    beside = there.pop("")
+    for folder, names in there.items():
+        if names:
+            wanted += [f"{folder}/{name}" for name in choose_files(names, variant, folder)]
+    if not any(there.values()):
+        wanted += choose_files(beside, variant, "it")
     return sorted(set(wanted))
 
 

@@ -1,4 +1,35 @@
-"""Text: CLIP's tokenizer and vocabulary, prompts to token ids.
+"""Text: CLIP's tokenizer and vocabulary, and prompts to the features of a text encoder.
 
-Nothing here imports JAX or `tokenizers` before a tokenizer is made.
+    ddpm_jax.text.encode(["a dog wearing hat"], "PATH/stable-diffusion-v1-4").context
+
+A name is imported when it is first used: the tokenizer needs no JAX, and `tokenizers` is imported
+when a tokenizer is made.
 """
+
+import importlib
+from typing import Any
+
+# name -> module of this package that defines it
+_DEFINED_IN = {
+    "EncodedTexts": "encoding",
+    "TextModel": "encoding",
+    "Tokenizer": "tokenizer",
+    "clip_tokenizer": "tokenizer",
+    "encode": "encoding",
+    "load_text_model": "encoding",
+    "read_tokenizer": "tokenizer_files",
+    "write_tokenizer": "tokenizer_files",
+}
+__all__ = [*_DEFINED_IN]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -118,6 +118,8 @@ class Tokenizer:
     def lost_words(self, prompts: Sequence[str]) -> list[str]:
         """Return the end of each prompt that its row of ids leaves out, "" where all of it fits.
 
+        A word of which the beginning was kept is among them.
+
         Raises:
           UsageError: a prompt is not a text.
         """
@@ -125,7 +127,7 @@ class Tokenizer:
         encodings = self._encoder.encode_batch(texts, add_special_tokens=False)
         kept = self.length - 2
         return [
-            text[encoding.offsets[kept][0] :].strip() if len(encoding) > kept else ""
+            _from_word(text, encoding.offsets[kept][0]) if len(encoding) > kept else ""
             for text, encoding in zip(texts, encodings, strict=True)
         ]
 
@@ -217,6 +219,13 @@ def _byte_pair_encoder(
         ]
     )
     return encoder
+
+
+def _from_word(text: str, start: int) -> str:
+    """Return the rest of a text from the beginning of the word at `start`."""
+    while start and text[start - 1 : start + 1].isalpha():
+        start -= 1
+    return text[start:].strip()
 
 
 def _check_text(prompt: object) -> None:

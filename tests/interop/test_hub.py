@@ -84,6 +84,35 @@ def test_one_copy_of_the_weights_is_downloaded(client):
     assert not any("safety_checker" in file for file in kwargs["allow_patterns"])
 
 
+def test_the_folders_to_download_can_be_chosen(client):
+    hub.resolve("owner/model", folders=("text_encoder",))
+    weights = [
+        file
+        for file in client.asked[0][1]["allow_patterns"]
+        if "model" in file.split("/")[-1] and ".json" not in file
+    ]
+    assert weights == ["text_encoder/model.safetensors"]
+
+
+def test_a_model_without_folders_has_its_weights_beside_its_config(client, monkeypatch):
+    files = [
+        "config.json",
+        "merges.txt",
+        "vocab.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "README.md",
+    ]
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: files)
+    hub.resolve("owner/model")
+    assert client.asked[0][1]["allow_patterns"] == [
+        "config.json",
+        "merges.txt",
+        "model.safetensors",
+        "vocab.json",
+    ]
+
+
 def test_a_variant_is_downloaded_where_there_is_one(client):
     hub.resolve("owner/model", variant="fp16")
     wanted = client.asked[0][1]["allow_patterns"]

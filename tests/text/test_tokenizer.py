@@ -121,6 +121,10 @@ def test_a_cut_prompt_says_which_words_were_lost(clip):
         for prompt, words in zip(prompts, lost, strict=True)
     ]
     assert (clip(kept[:2]) == clip(prompts[:2])).all()
+    # of a word that is several tokens, the beginning may have been kept
+    assert clip.lost_words(["cat " * 74 + "antidisestablishmentarianism here"]) == [
+        "antidisestablishmentarianism here"
+    ]
     (first, second) = clip.cut_warnings(prompts)
     assert first == (
         "The prompt 'Cat Cat Cat Cat Cat Cat Cat Cat Cat Cat ...' was cut after 75 tokens, these "
