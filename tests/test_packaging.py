@@ -22,7 +22,13 @@ from ddpm_jax.__main__ import COMMANDS, main
 
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "ddpm_jax", "configs")
-VOCABULARY = [f"ddpm_jax/text/clip_merges.{end}" for end in ("txt.gz", "LICENSE")]
+DATA = {
+    "ddpm_jax/py.typed",
+    "ddpm_jax/data/emoji.npz",
+    "ddpm_jax/data/emoji_notice.txt",
+    "ddpm_jax/text/clip_merges.txt.gz",
+    "ddpm_jax/text/clip_merges.LICENSE",
+}
 PATIENCE = 300  # seconds until a command counts as hanging
 
 
@@ -136,7 +142,7 @@ def test_the_wheel_holds_the_package_its_configs_and_its_command(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (info,) = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name}
         files = {name for name in archive.namelist() if not name.startswith(info)}
-        assert files == package | configs | {"ddpm_jax/py.typed", *VOCABULARY}
+        assert files == package | configs | DATA
         entries = configparser.ConfigParser()
         entries.read_string(archive.read(f"{info}/entry_points.txt").decode())
         metadata = message_from_bytes(archive.read(f"{info}/METADATA"))
