@@ -25,7 +25,7 @@ SOURCES = ("pyproject.toml", "README.md", "LICENSE", "ddpm_jax", "configs")
 DATA = {
     "ddpm_jax/py.typed",
     "ddpm_jax/data/emoji.npz",
-    "ddpm_jax/data/emoji_notice.txt",
+    "ddpm_jax/data/emoji.LICENSE",
     "ddpm_jax/text/clip_merges.txt.gz",
     "ddpm_jax/text/clip_merges.LICENSE",
 }

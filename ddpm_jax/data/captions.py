@@ -16,6 +16,7 @@ from ddpm_jax.errors import UsageError
 
 AUTO = "auto"  # in place of a field's name: the field that is there
 HIDDEN = 0  # the number of ""
+_MARK = " captions="  # in a fingerprint, before their digest
 _DRAWS = 1  # the spawn key of the draws; the order of the examples has none
 
 
@@ -103,7 +104,12 @@ def make_captions(texts: Iterable[Sequence[str]]) -> Captions:
 
 def fingerprint_of(captions: Captions | None) -> str:
     """Return what a source's fingerprint says of its captions; "" where it has none."""
-    return "" if captions is None else f" captions={captions.digest}"
+    return "" if captions is None else f"{_MARK}{captions.digest}"
+
+
+def without_captions(fingerprint: str) -> str:
+    """Return what the fingerprint of a source says of its images alone."""
+    return fingerprint.split(_MARK)[0]
 
 
 class CaptionDraws:

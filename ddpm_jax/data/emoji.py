@@ -1,6 +1,6 @@
 """The bundled captioned pictures: 3,786 emoji, 32x32 RGB on white, in ten categories.
 
-No network is needed: `emoji.npz` lies beside this file, with its licences in `emoji_notice.txt`;
+No network is needed: `emoji.npz` lies beside this file, with its licences in `emoji.LICENSE`;
 `tools/pack_emoji.py` made it. They are Noto Emoji by Google, with their Unicode names.
 
 The test split holds combinations that training has only the parts of: all single "dark skin tone"s

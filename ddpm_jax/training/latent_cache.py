@@ -22,6 +22,7 @@ import numpy as np
 import tqdm
 
 from ddpm_jax.archives import BadArchive, Header, map_npy
+from ddpm_jax.data.captions import without_captions
 from ddpm_jax.data.in_memory import captions_of, gather_rows
 from ddpm_jax.data.sources import Source
 from ddpm_jax.data.transforms import to_model_range
@@ -105,7 +106,7 @@ def _check_captions(read: np.ndarray, wanted: np.ndarray) -> None:
     if (read != wanted).any():
         count = np.count_nonzero(read != wanted)
         raise UsageError(
-            f"{count} captioned images cannot be read, the first being number "
+            f"Of the captioned images {count} cannot be read, the first being number "
             f"{wanted[read != wanted][0]}: remove them before their latents are kept, or set "
             "data.cache=always."
         )
@@ -178,7 +179,7 @@ def cached(
     """
     origin = {
         "first_stage_sha256": sha256,
-        "data": source.fingerprint,
+        "data": without_captions(source.fingerprint),
         "flip": flip,
         "images_in_a_file": SHARD,
     }

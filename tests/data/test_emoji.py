@@ -141,7 +141,7 @@ def test_what_there_is_not_is_said_in_a_sentence(options, sentence):
 
 
 def test_the_licences_come_with_the_file():
-    notice = importlib.resources.files("ddpm_jax.data").joinpath("emoji_notice.txt").read_text()
+    notice = importlib.resources.files("ddpm_jax.data").joinpath("emoji.LICENSE").read_text()
     assert "Noto Emoji" in notice
     assert "Apache License, Version 2.0" in notice
     assert "Copyright (c) 2013 Cal Henderson" in notice

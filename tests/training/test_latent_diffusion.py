@@ -1,12 +1,15 @@
 """Training over latents: what the model is given, what stays frozen, and latents that were encoded
 once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from ddpm_jax.data.captions import make_captions
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.data.pipeline import train_iterator
 from ddpm_jax.data.transforms import to_model_range
@@ -162,6 +165,41 @@ def test_kept_latents_come_in_the_order_of_the_images_with_their_labels(tmp_path
         np.testing.assert_array_equal(latents["label"], images["label"])
     assert ours.get_state() == theirs.get_state()
     ours.close(), theirs.close()
+
+
+def test_kept_latents_have_the_captions_of_their_images(tmp_path, small_files):
+    """The same as the images', drawn alike; other captions need no other latents."""
+    texts = [[f"{i} {j}" for j in range(1 + i % 3)] for i in range(N)]
+    source = dataclasses.replace(
+        SOURCE, captions=make_captions(texts), fingerprint="forty captions=1"
+    )
+    space = make_space("vae")
+
+    def keep(source):
+        return latent_cache.cached(
+            tmp_path / "latents", space, FROZEN.params, source, flip=False, sha256="abc"
+        )
+
+    options = {"batch_size": 12, "seed": 5, "caption_dropout": 0.3}
+    ours, theirs = (train_iterator(one, **options) for one in (keep(source), source))
+    for _ in range(5):
+        np.testing.assert_array_equal(next(ours)["caption"], next(theirs)["caption"])
+    assert ours.get_state() == theirs.get_state()
+    ours.close(), theirs.close()
+    assert keep(dataclasses.replace(source, fingerprint="forty captions=2")).captions is not None
+    assert keep(SOURCE).captions is None
+
+
+def test_latents_are_not_kept_of_an_image_that_stands_for_another(tmp_path, small_files):
+    class Damaged(ArraySource):
+        def gather_rows(self, indices):
+            return self.gather(indices), np.where(indices == 7, 8, indices)
+
+    source = Damaged(IMAGES, SOURCE.labels, 3, "forty", captions=make_captions([["a"]] * N))
+    with pytest.raises(UsageError, match=r"captioned images 1 cannot be read, .* 7: remove"):
+        latent_cache.cached(
+            tmp_path / "x", make_space("vae"), FROZEN.params, source, flip=False, sha256=""
+        )
 
 
 @pytest.mark.full
