@@ -162,7 +162,10 @@ def times_in(model: DiffusionModel, sampling: Sampling, *, most: int | None = No
         the chain does not have, or levels that are not those of the chain.
     """
     if sampling.has_diffusers_levels:
-        raise UsageError("levels diffusers belongs to sampling and init_image: leave it out here.")
+        raise UsageError(
+            "levels diffusers belongs to sampling and init_image: RePaint and reconstruct walk the "
+            "chain's own levels, so leave it out."
+        )
     spacing = sampling.default_spacing if sampling.spacing is None else sampling.spacing
     steps = sampling.steps or steps_in(spacing) or _default_steps(model, sampling, most)
     return space(model.chain, spacing, steps)

@@ -12,11 +12,13 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.mixture import exact_denoiser, make_mixture
+from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.linear import LinearState, levels_from_schedule
-from ddpm_jax.samplers.loop import Sampler, sample
+from ddpm_jax.samplers.loop import Noise, Sampler, sample
 from ddpm_jax.samplers.registry import SAMPLERS
 from ddpm_jax.samplers.spacing import space
 
@@ -177,3 +179,28 @@ def oracle():
 def programs():
     """How many programs `Oracle.run` has been compiled to."""
     return run._cache_size
+
+
+@functools.partial(jax.jit, static_argnames=("step", "prediction"))
+def _walk_row(state, row, schedule, output, z, *, step, prediction):
+    process = make_process(Oracle.chain, prediction, "fixed_small")  # of which only names are used
+    denoiser = Denoiser(schedule, lambda *_: output, process.interpret)
+    return step(denoiser, state, row, Noise(None, z))[0]
+
+
+@pytest.fixture(scope="session")
+def replay():
+    """A walk with recorded outputs: (sampler, x_T, outputs [N, ...], prediction, noise [N, ...])."""
+
+    def replay(sampler, x, outputs, prediction, noises=None):
+        """Return x before every row and after the last, float32 [N+1, ...]."""
+        state, xs = sampler.init(jnp.asarray(x, jnp.float32)), [np.asarray(x)]
+        for i, output in enumerate(outputs):
+            row = jax.tree.map(lambda table, i=i: table[i], sampler.rows)
+            z = np.zeros_like(output)[None] if noises is None else noises[i][None]
+            of = {"step": sampler.step, "prediction": prediction}
+            state = _walk_row(state, row, sampler.schedule, output, z, **of)
+            xs.append(np.asarray(state.x_t))
+        return np.stack(xs)
+
+    return replay

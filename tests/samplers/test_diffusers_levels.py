@@ -72,19 +72,6 @@ def told(sampler):
     return np.asarray(sampler.schedule.timesteps)[np.asarray(sampler.rows.level)]
 
 
-def replay(sampler, x, outputs, parameterization, noises=None):
-    """x before every row and after the last, float32 [N+1, ...], the network saying `outputs`."""
-    process, xs = make_process(CHAIN, parameterization), [np.asarray(x)]
-    state = sampler.init(jnp.asarray(x, jnp.float32))
-    for i, output in enumerate(outputs):
-        row = jax.tree.map(lambda table, i=i: table[i], sampler.rows)
-        denoiser = process.denoiser(lambda *_, out=output: out, sampler.schedule, clip="none")
-        noise = Noise(None, None if noises is None else noises[i][None])
-        state, _ = sampler.step(denoiser, state, row, noise)
-        xs.append(np.asarray(state.x_t))
-    return np.stack(xs)
-
-
 def in_their_scale(name, sampler, xs):
     """√(1 + σ²) x for the schedulers in σ, x for the others."""
     if name not in IN_SIGMA:
@@ -102,7 +89,7 @@ def scheduler_of(run):
 
 
 @pytest.mark.parametrize("name", FROM_NOISE)
-def test_every_step_of_the_pipelines(name):
+def test_every_step_of_the_pipelines(name, replay):
     run, golden = RUNS[name], np.load(GOLDENS / f"{name}.npz")
     facts, options = scheduler_of(run)
     chain = Chain(facts.betas)
@@ -191,7 +178,7 @@ def editing(name):
 
 
 @pytest.mark.parametrize("name", ["sd1_img2img_ddim", "sd1_img2img_lms_ramped"])
-def test_image_to_image_starts_and_steps_as_the_pipeline(name):
+def test_image_to_image_starts_and_steps_as_the_pipeline(name, replay):
     golden, facts, options, chain, times = editing(name)
     sampler = make_sampler(facts.sampler, chain, spacing=times, options=options)
     np.testing.assert_array_equal(told(sampler), golden["unet_timesteps"])

@@ -9,19 +9,16 @@ the schedulers as they come.
 import inspect
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddpm_jax.diffusion.chain import Chain
-from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.interop.schedulers import SAMPLERS as SCHEDULERS
 from ddpm_jax.interop.schedulers import read_scheduler
 from ddpm_jax.randomness import normal, row_keys
 from ddpm_jax.samplers.diffusers_levels import scheduler_options
 from ddpm_jax.samplers.editing import start_from
 from ddpm_jax.samplers.linear import levels_from_schedule
-from ddpm_jax.samplers.loop import Noise
 from ddpm_jax.samplers.registry import SAMPLERS, make_sampler, walked
 from ddpm_jax.samplers.spacing import space
 
@@ -291,17 +288,6 @@ def live_scheduler(name, steps, **config):
     return scheduler
 
 
-def replayed(facts, sampler, x, outputs, z):
-    """x_0 of our sampler where the network's i-th output is outputs[i], its noise z[i]."""
-    process = make_process(Chain(facts.betas), facts.prediction, "fixed_small")
-    state = sampler.init(jnp.asarray(x))
-    for i, output in enumerate(outputs):
-        row = jax.tree.map(lambda table, i=i: table[i], sampler.rows)
-        denoiser = process.denoiser(lambda *_, out=output: out, sampler.schedule, clip="none")
-        state, _ = sampler.step(denoiser, state, row, Noise(None, z[i][None]))
-    return np.asarray(state.x_t)
-
-
 def rows_of(sampler):
     """The row of the schedule at which each step evaluates; `ancestral` has these as its rows."""
     return np.asarray(getattr(sampler.rows, "level", sampler.rows))
@@ -314,7 +300,7 @@ def rows_of(sampler):
 )
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing", "karras", None])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_their_own_levels(name, spacing, steps, prediction, monkeypatch):
+def test_their_own_levels(name, spacing, steps, prediction, monkeypatch, replay):
     """`levels="diffusers"` against the scheduler as it comes, and its config as it is saved."""
     config = {} if spacing is None else {"timestep_spacing": spacing}
     if spacing == "karras":
@@ -346,12 +332,12 @@ def test_their_own_levels(name, spacing, steps, prediction, monkeypatch):
     for output, t in zip(outputs, scheduler.timesteps, strict=True):
         scheduler.scale_model_input(x, t)
         x = scheduler.step(torch.from_numpy(output), t, x).prev_sample
-    found = replayed(facts, sampler, sampler.start_scale * noise, outputs, z)
+    found = replay(sampler, sampler.start_scale * noise, outputs, facts.prediction, z)[-1]
     expected = x.numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
-def test_image_to_image_with_pndm_from_the_first_time_that_is_walked():
+def test_image_to_image_with_pndm_from_the_first_time_that_is_walked(replay):
     """Their steps with the times that they should have: the second one twice, from there on."""
     scheduler = live_scheduler("PNDMScheduler", 10, skip_prk_steps=True)
     facts = read_scheduler(dict(scheduler.config) | {"_class_name": "PNDMScheduler"})
@@ -361,5 +347,5 @@ def test_image_to_image_with_pndm_from_the_first_time_that_is_walked():
     x = torch.from_numpy(z[0])
     for output, t in zip(outputs, (401, 301, 301, 201, 101, 1), strict=True):
         x = scheduler.step(torch.from_numpy(output), t, x).prev_sample
-    found = replayed(facts, sampler, z[0], outputs, z)
+    found = replay(sampler, z[0], outputs, facts.prediction)[-1]
     np.testing.assert_allclose(found, x.numpy(), rtol=0, atol=CLOSE * np.abs(x.numpy()).max())
