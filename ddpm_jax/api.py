@@ -19,8 +19,9 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.codec import PixelCodec
-from ddpm_jax.experiments.loading import TrainedModel, load_trained
+from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.experiments.models import NetworkModel, Weights
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.bits_per_dim import BitsPerDim, bits_per_dim
 from ddpm_jax.tasks.call_arguments import conditions_from, sampling_from
 from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
@@ -32,14 +33,24 @@ from ddpm_jax.tasks.sampling_settings import Guidance
 
 
 def load(
-    directory: str | os.PathLike, *, step: int | None = None, raw_weights: bool = False
+    directory: str | os.PathLike,
+    *,
+    step: int | None = None,
+    raw_weights: bool = False,
+    dtype: str | None = None,
+    variant: str | None = None,
 ) -> "Model | Classifier | FirstStage":
-    """Read a trained model from the directory of its run.
+    """Read a trained model from the directory of its run, or Stable Diffusion from its files.
 
     Args:
-      directory: of a training run, on disk or in a bucket.
+      directory: of a training run, on disk or in a bucket. Or a directory of Stable Diffusion in
+        diffusers' layout, its single file of the original code, or its name on the Hugging Face
+        hub.
       step: which checkpoint; the newest by default.
       raw_weights: the weights as trained, instead of their moving average.
+      dtype: of the computation, "float32" or "bfloat16", and of Stable Diffusion's weights; None
+        for that of the run, and float32 for Stable Diffusion.
+      variant: of the files of Stable Diffusion, "fp16" say.
 
     Returns:
       `Model`; `Classifier` or `FirstStage` if the run trained one of these.
@@ -48,7 +59,9 @@ def load(
       UsageError: there is no such checkpoint, or it is not one of this package.
       FailureError: its files are damaged.
     """
-    trained = load_trained(directory, None, step=step, raw_weights=raw_weights)
+    trained = load_trained(
+        directory, None, step=step, raw_weights=raw_weights, dtype=dtype, variant=variant
+    )
     kinds = {"classifier": Classifier, "first_stage": FirstStage}
     return kinds.get(trained.model.config.objective, Model)(trained)
 

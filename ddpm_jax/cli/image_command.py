@@ -15,7 +15,8 @@ from ddpm_jax.cli.shared_flags import check_names_a_run, common_flags, make_inte
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.identity import identity
-from ddpm_jax.experiments.loading import TrainedModel, load_trained
+from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.tasks import sample_files
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting

@@ -7,7 +7,7 @@ from typing import Any
 
 from ddpm_jax.cli.arguments import Flags
 from ddpm_jax.errors import UsageError
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.limits import MAX_SEED
 from ddpm_jax.settings import Settings, setting
 from ddpm_jax.tasks import interpolation, reconstruction

@@ -11,7 +11,7 @@ from ddpm_jax.data.data_dir import check_outside
 from ddpm_jax.data.dataset_info import abbreviated, dataset_info
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import UsageError, say
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path
 
 

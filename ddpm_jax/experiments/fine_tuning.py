@@ -9,9 +9,10 @@ from ml_collections import ConfigDict
 from ddpm_jax.checkpoints.reader import find_step, read_config, saved_steps
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.loading import TrainedModel, load_trained
+from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.run_settings import INIT_FROM, check_settings, frozen_first_stage
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.training.initial_weights import Given, fitting
 from ddpm_jax.variational.latent_space import Frozen
 

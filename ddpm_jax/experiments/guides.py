@@ -6,7 +6,8 @@ import numpy as np
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.identity import is_of_one_kind
-from ddpm_jax.experiments.loading import TrainedModel, load_trained
+from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.experiments.trained_model import TrainedModel
 
 
 def load_classifier(

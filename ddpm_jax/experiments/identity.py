@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from ddpm_jax import __version__
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.run_settings import FIRST_STAGE, frozen_first_stage
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.randomness import IMPLEMENTATION
 
 # Groups and fields of a config that, with the weights, decide what a model computes.

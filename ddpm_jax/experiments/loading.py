@@ -1,18 +1,18 @@
 """Trained models read from the directory of their run, whose checkpoint holds the config."""
 
-import dataclasses
 import functools
 import pathlib
-from typing import Any
 
 import jax
 
 from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.first_stages import FirstStageModel
+from ddpm_jax.experiments.model_files import is_foreign, open_model
 from ddpm_jax.experiments.models import Model, Weights
 from ddpm_jax.experiments.owners import OBJECTIVES
 from ddpm_jax.experiments.perceptual import with_discriminator
+from ddpm_jax.experiments.pipelines import load_pipeline
 from ddpm_jax.experiments.run_settings import (
     class_names_in,
     contents_in,
@@ -20,33 +20,11 @@ from ddpm_jax.experiments.run_settings import (
     model_from_settings,
 )
 from ddpm_jax.experiments.texts import make_tokenizer
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path
 from ddpm_jax.models.discriminator import without_discriminator
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import base_key
-from ddpm_jax.text.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainedModel:
-    """A model with the weights of one checkpoint."""
-
-    model: Model
-    weights: Weights
-    step: int
-    average: str  # "ema" or "raw"; "frozen": a first stage out of another model's checkpoint
-    sha256: str = ""  # `results.weights_digest` of the weights
-    class_names: tuple[str, ...] = ()  # of the data it was trained on; () where they are not known
-    contents: str = (
-        ""  # `dataset_info.DatasetInfo.contents` of that data; "" where they are not known
-    )
-    directory: pathlib.Path | None = None  # of the run
-    tokenizer: Tokenizer | None = None  # of a model that reads texts
-
-    @property
-    def params(self) -> Any:
-        """Return the parameters of the network."""
-        return self.weights.params
 
 
 def load_trained(
@@ -55,21 +33,40 @@ def load_trained(
     *,
     step: int | None = None,
     raw_weights: bool = False,
+    dtype: str | None = None,
+    variant: str | None = None,
 ) -> TrainedModel:
     """Read a checkpoint's config and its weights.
 
     Args:
-      workdir: the directory of a training run.
+      workdir: the directory of a training run; or Stable Diffusion, as `model_files.open_model`
+        finds it.
       objective: that of the run: a key of `OBJECTIVES`; None for any.
       step: which checkpoint; the newest by default.
       raw_weights: the weights as trained, instead of their moving average.
+      dtype: of the computation, and of the weights of Stable Diffusion: a key of `DTYPES`; None for
+        that of the run's config, and otherwise float32.
+      variant: of the files of Stable Diffusion, "fp16" say.
 
     Raises:
       UsageError: no such checkpoint, or not one of this package, or one with another objective.
       FailureError: its files are damaged.
     """
+    if is_foreign(workdir):
+        if objective not in (None, "diffusion"):
+            raise UsageError(
+                f"{workdir} holds {OBJECTIVES['diffusion']} and not {OBJECTIVES[objective]}."
+            )
+        if step is not None:
+            raise UsageError(f"{workdir} holds one set of weights: leave out the step.")
+        pipeline = open_model(workdir, variant=variant)
+        return load_pipeline(pipeline, dtype=dtype, raw_weights=raw_weights)
+    if variant is not None:
+        raise UsageError(f"variant is for files of diffusers, and {workdir} is a training run.")
     step = find_step(workdir, step)
     settings = read_config(workdir, step)
+    if dtype is not None:
+        settings["model"]["dtype"] = dtype
     model = model_from_settings(settings, source=f"the config of {workdir}, step {step}")
     theirs = model.config.objective
     if objective not in (None, theirs):

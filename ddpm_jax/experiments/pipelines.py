@@ -12,9 +12,9 @@ from ddpm_jax.experiments.building import DTYPES, build
 from ddpm_jax.experiments.codec import FrozenFirstStage
 from ddpm_jax.experiments.config import default_config
 from ddpm_jax.experiments.config_checks import check_config
-from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import Weights
 from ddpm_jax.experiments.text_networks import set_networks
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.interop.pipeline import Pipeline
 from ddpm_jax.interop.pipeline_params import Networks, pipeline_networks, pipeline_params
 from ddpm_jax.interop.schedulers import read_scheduler
@@ -72,6 +72,14 @@ def _config(pipeline: Pipeline, networks: Networks, dtype: str) -> ConfigDict:
     config.diffusion.schedule = facts.beta_schedule
     config.diffusion.beta_start, config.diffusion.beta_end = facts.beta_start, facts.beta_end
     config.diffusion.parameterization = facts.prediction
+    if facts.trained_betas is not None:
+        raise UsageError(
+            f"The scheduler of {pipeline.path} has trained_betas, a list of its own: only named "
+            "schedules can be had."
+        )
+    for name in ("spacing", "sigmas", "steps_offset", "set_alpha_to_one"):
+        value = getattr(facts.options, name)
+        config.scheduler[name] = default_config().scheduler[name] if value is None else value
     set_networks(config, networks.unet, networks.text_encoder)
     config.model.dtype = dtype
     config.text.kind, config.text.ckpt = "clip", str(pipeline.path)
@@ -100,12 +108,9 @@ def _tokenizer(pipeline: Pipeline, encoder: TextEncoder) -> Tokenizer:
     """
     length = encoder.context_length
     if pipeline.tokenizer:
-        folder = next(iter(pipeline.tokenizer.values())).parent
-        tokenizer = read_tokenizer(folder, length=length)
+        tokenizer = read_tokenizer(pipeline.tokenizer, length=length)
     else:
-        tokenizer = clip_tokenizer(
-            pad=pipeline.tokenizer_config.get("pad_token", "<|endoftext|>"), length=length
-        )
+        tokenizer = clip_tokenizer(pad=pipeline.pad_token, length=length)
     if tokenizer.vocab_size > encoder.vocab_size:
         raise UsageError(
             f"The tokenizer of {pipeline.path} has {tokenizer.vocab_size} tokens, and its text "

@@ -59,7 +59,7 @@ def make_encoder(config: ConfigDict, dtype: Any) -> TextEncoder | None:
 def set_networks(config: ConfigDict, unet: TextUNet, encoder: TextEncoder) -> None:
     """Set the fields of a config whose networks these are."""
     config.model.name = "text_unet"
-    for name in config.model.keys() - {"name", "dtype", "num_heads"}:
+    for name in set(config.model) - {"name", "dtype", "num_heads"}:
         config.model[name] = getattr(unet, name)
     for name in _NAMED_ALIKE:
         config.text_unet[name] = getattr(unet, name)

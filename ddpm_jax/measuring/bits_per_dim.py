@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import choose
 from ddpm_jax.evaluation.tally import Estimate, estimate
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluated_split import in_memory
 from ddpm_jax.measuring.evaluation_settings import FlowLikelihood, VariationalBound
 from ddpm_jax.measuring.likelihood_bound import bound_computation, bound_strata

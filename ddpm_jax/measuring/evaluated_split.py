@@ -13,9 +13,9 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.batches import check_images
 from ddpm_jax.experiments.datasets import load_evaluated
 from ddpm_jax.experiments.identity import identity
-from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import DiffusionModel, Model
 from ddpm_jax.experiments.run_settings import frozen_first_stage
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, Likelihood
 from ddpm_jax.models.condition import check_labels
 

@@ -15,7 +15,7 @@ from ddpm_jax.evaluation.first_stage_scores import (
 )
 from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.experiments.identity import versions
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluated_split import open_split
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, Likelihood
 from ddpm_jax.measuring.measurement import Measurement, plural, result_path, with_error

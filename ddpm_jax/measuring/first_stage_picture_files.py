@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from ddpm_jax.experiments.identity import versions
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import reporting
 from ddpm_jax.limits import MAX_SEED
 from ddpm_jax.measuring.first_stage_pictures import Drawn, make_drawing

@@ -10,8 +10,8 @@ from ddpm_jax.evaluation import tally
 from ddpm_jax.evaluation.bound import check_has_bound, make_bound, stream_terms
 from ddpm_jax.evaluation.strata import Strata, make_strata
 from ddpm_jax.experiments.identity import versions
-from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import DiffusionModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluated_split import open_split
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, VariationalBound
 from ddpm_jax.measuring.measurement import plural, result_path

@@ -11,8 +11,8 @@ from ddpm_jax.evaluation.flow_density import Solver
 from ddpm_jax.evaluation.likelihood_ode import make_bits_per_dim
 from ddpm_jax.evaluation.ode_bits import Bits, Evaluate, merge, no_bits, stream_bits
 from ddpm_jax.experiments.identity import versions
-from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import DiffusionModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluated_split import open_split
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FlowLikelihood
 from ddpm_jax.measuring.measurement import plural, result_path

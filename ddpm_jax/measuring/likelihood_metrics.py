@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax.evaluation.progressive import HALF_RANGE, rate_distortion
 from ddpm_jax.evaluation.tally import Summary, estimate
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FlowLikelihood, VariationalBound
 from ddpm_jax.measuring.likelihood_bound import measure_bound
 from ddpm_jax.measuring.likelihood_flow import measure_flow

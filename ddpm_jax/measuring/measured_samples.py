@@ -10,7 +10,7 @@ from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.experiments.datasets import load_evaluated, load_split
 from ddpm_jax.experiments.identity import identity, versions
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluated_split import stem
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, SampleQuality
 from ddpm_jax.measuring.measurement import result_path

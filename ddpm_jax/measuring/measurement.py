@@ -8,7 +8,7 @@ import numpy as np
 
 from ddpm_jax.evaluation.tally import Estimate
 from ddpm_jax.experiments.identity import identity, versions
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import reporting
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, Evaluation
 from ddpm_jax.monitoring.results import machine, write_record

@@ -10,7 +10,7 @@ from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.classification import check_labelled_sets, classification_accuracy_score
 from ddpm_jax.evaluation.pixel_frechet import check_pixel_sets, pixel_frechet_distance
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, SampleQuality
 from ddpm_jax.measuring.measured_samples import MeasuredSamples, draw_samples, open_samples
 from ddpm_jax.measuring.measurement import Measurement

@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import decode
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import reporting
 from ddpm_jax.limits import MAX_BATCH
 from ddpm_jax.monitoring.progress import counted

@@ -11,7 +11,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.evaluation.coding import Latents, encode
 from ddpm_jax.experiments.first_stages import FirstStageModel
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path, reporting
 from ddpm_jax.limits import MAX_BATCH, MAX_SEED
 from ddpm_jax.monitoring.progress import counted

@@ -12,7 +12,7 @@ import numpy as np
 from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.guides import load_classifier, load_weaker
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.models.condition import Condition, uninformed
 from ddpm_jax.samplers import guidance as formulas
 from ddpm_jax.tasks.sampling_settings import Guidance

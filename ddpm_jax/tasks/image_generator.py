@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.clipping import CLIPPINGS
 from ddpm_jax.diffusion.denoiser import Denoiser, from_function
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.generation import generating
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.randomness import initial_noise

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.errors import UsageError
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.tasks.photos import Picture, is_file, read_photo
 from ddpm_jax.variational.latent_space import Frozen, LatentSpace
 

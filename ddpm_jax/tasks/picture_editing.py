@@ -14,7 +14,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
-from ddpm_jax.experiments.loading import TrainedModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.samplers.editing import repaint, start_from
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting

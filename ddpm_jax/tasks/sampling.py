@@ -13,8 +13,8 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments import sizes
-from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.models import DiffusionModel
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.models.condition import check_labels
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.diffusers_levels import SchedulerOptions, scheduler_options

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.errors import UsageError, say
-from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.texts import encode_texts
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.tasks.sampling_settings import Conditions
 
 

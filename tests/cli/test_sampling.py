@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.experiments.identity import identity
-from ddpm_jax.experiments.loading import TrainedModel
 from ddpm_jax.experiments.run_settings import model_from_settings
+from ddpm_jax.experiments.trained_model import TrainedModel
 
 
 def manifest(out):

@@ -1,0 +1,58 @@
+"""Which files a model is read from: our own run, or Stable Diffusion as others keep it."""
+
+import os
+import pathlib
+import re
+
+from ddpm_jax.checkpoints.reader import saved_steps
+from ddpm_jax.errors import UsageError
+from ddpm_jax.files import as_path, is_folder, is_remote
+from ddpm_jax.interop.diffusers_directory import INDEX, read_pipeline
+from ddpm_jax.interop.hub import resolve
+from ddpm_jax.interop.pipeline import Pipeline
+from ddpm_jax.interop.single_file import read_single_file
+
+_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # "owner/name"
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin", ".pth")
+
+
+def is_foreign(path: str | os.PathLike) -> bool:
+    """Return whether a model is Stable Diffusion's and not a run of this package.
+
+    It is a directory with `model_index.json`, a file, or the name of one that is not on the disk.
+    """
+    place = as_path(path)
+    if is_remote(place):
+        return False
+    if is_folder(place):
+        return (place / INDEX).exists() and not saved_steps(place)
+    return place.exists() or _may_be_on_hub(str(path))
+
+
+def open_model(path: str | os.PathLike, *, variant: str | None = None) -> Pipeline:
+    """Open Stable Diffusion; its weights are not read yet.
+
+    Args:
+      path: a directory in diffusers' layout, a single file of the original code, or a name on the
+        Hugging Face hub.
+      variant: of a directory's files, "fp16" say.
+
+    Raises:
+      UsageError: it is none of these, or cannot be read.
+      FailureError: it cannot be downloaded.
+    """
+    place = resolve(path, variant=variant)
+    if place.is_dir():
+        return read_pipeline(place, variant=variant)
+    if place.suffix not in SINGLE_FILES:
+        raise UsageError(
+            f"{path} is no file of a model: its name should end in {', '.join(SINGLE_FILES)}."
+        )
+    if variant is not None:
+        raise UsageError(f"variant is for a directory, and {path} is a single file.")
+    return read_single_file(place)
+
+
+def _may_be_on_hub(name: str) -> bool:
+    """Return whether a name that is no path here looks like "owner/name"."""
+    return bool(_NAME.fullmatch(name)) and not pathlib.Path(name).parent.exists()

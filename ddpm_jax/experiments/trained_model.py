@@ -1,0 +1,30 @@
+"""A model with weights, whoever has trained it."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from ddpm_jax.experiments.models import Model, Weights
+from ddpm_jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A model with the weights of one checkpoint."""
+
+    model: Model
+    weights: Weights
+    step: int
+    average: str  # "ema" or "raw"; "frozen": a first stage out of another model's checkpoint
+    sha256: str = ""  # `results.weights_digest` of the weights
+    class_names: tuple[str, ...] = ()  # of the data it was trained on; () where they are not known
+    contents: str = (
+        ""  # `dataset_info.DatasetInfo.contents` of that data; "" where they are not known
+    )
+    directory: pathlib.Path | None = None  # of the run
+    tokenizer: Tokenizer | None = None  # of a model that reads texts
+
+    @property
+    def params(self) -> Any:
+        """Return the parameters of the network."""
+        return self.weights.params
