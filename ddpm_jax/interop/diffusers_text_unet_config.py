@@ -209,9 +209,9 @@ class _Options(NamedTuple):
 
     def choice(self, name: str, table: Mapping[Any, Any], further: str = "") -> Any:
         """Return what the table has for an option, or for a pair of options."""
-        value = self.values[name]
-        key = (value, self.values[further]) if further else value
-        if not isinstance(value, Hashable) or key not in table:
+        values = [self.values[option] for option in (name, further) if option]
+        key = tuple(values) if further else values[0]
+        if not all(isinstance(value, Hashable) for value in values) or key not in table:
             known = ", ".join(map(str, table))
             raise _unsupported(f"{name}, {further}" if further else name, key, f"one of {known}")
         return table[key]
@@ -237,7 +237,8 @@ def _attending_levels(options: _Options, levels: int) -> list[bool]:
         name = f"{way}_block_types"
         types = options.values[name]
         known = [f"CrossAttn{way.title()}Block2D", f"{way.title()}Block2D"]
-        if not isinstance(types, list | tuple) or len(types) != levels or set(types) - {*known}:
+        is_list = isinstance(types, list | tuple) and len(types) == levels
+        if not is_list or not all(block in known for block in types):
             raise _unsupported(name, types, f"{levels} of {', '.join(known)}")
         ways.append([block.startswith("CrossAttn") for block in types])
     if ways[0] != ways[1][::-1]:
