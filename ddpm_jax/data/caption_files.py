@@ -10,7 +10,6 @@ folder of the file. A value may be a text or a list of texts. Of two files that 
 nearer one counts.
 """
 
-import json
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,8 @@ from typing import Any, NamedTuple
 
 from ddpm_jax.data.captions import AUTO, Captions, make_captions
 from ddpm_jax.errors import UsageError
-from ddpm_jax.files import as_path, read_file, reporting
+from ddpm_jax.files import as_path, is_remote, read_file, reporting
+from ddpm_jax.schema import Malformed, parse
 
 METADATA = "metadata.jsonl"
 BESIDE = "txt"  # in place of a field's name: a text file beside each picture
@@ -80,7 +80,7 @@ def _metadata_files(root: Any, paths: Sequence[str]) -> list[str]:
             folders.add(above)
             above = posixpath.dirname(above)
     files = [posixpath.join(folder, METADATA) for folder in sorted(folders)]
-    return [name for name in files if (as_path(root) / name).exists()]
+    return [name for name in files if _exists(root, name)]
 
 
 def _from_metadata(
@@ -94,7 +94,7 @@ def _from_metadata(
             path = _picture(row, posixpath.dirname(name), f"Line {line} of {place}")
             if path in wanted:
                 of_file.setdefault(path, []).extend(_texts(row, field, f"Line {line} of {place}"))
-            elif not (as_path(root) / path).exists():
+            elif not _exists(root, path):
                 missing.append(path)
         if missing:
             raise UsageError(
@@ -112,10 +112,10 @@ def _lines(place: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse(line.encode())
+        except Malformed as error:
             raise UsageError(
-                f"Line {number} of {place} is not JSON ({error}): correct or remove it."
+                f"Line {number} of {place} is damaged ({error}): correct or remove it."
             ) from error
         if not isinstance(row, dict):
             raise UsageError(
@@ -163,7 +163,7 @@ def _from_text_files(root: Any, paths: Sequence[str]) -> tuple[list[str], dict[s
     for path in paths:
         name = f"{posixpath.splitext(path)[0]}.txt"
         place = as_path(root) / name
-        if not place.exists():
+        if not _exists(root, name):
             continue
         texts = [line for line in _text(place).splitlines() if line.strip()]
         if not texts:
@@ -182,6 +182,12 @@ def _text(place: Any) -> str:
         raise UsageError(
             f"{place} is not UTF-8 at byte {error.start}: write the captions in UTF-8."
         ) from error
+
+
+def _exists(root: Any, name: str) -> bool:
+    if is_remote(root):
+        return (root / name).exists()
+    return os.path.exists(os.path.join(root, name))  # unlike `Path`, for any name whatever
 
 
 def _and_more(count: int, what: str) -> str:

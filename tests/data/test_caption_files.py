@@ -166,7 +166,7 @@ ERRORS = {
     "no lines": ([], r"Image .*a.png has no caption, and 1 more has none: give each"),
     "not JSON": (
         [_row("a.png", "x"), '{"file_name": "b.png", "text": }'],
-        r"Line 2 of .*metadata.jsonl is not JSON \(.*\): correct or remove it",
+        r"Line 2 of .*metadata.jsonl is damaged \(.*\): correct or remove it",
     ),
     "no object": (["[1]"], r"Line 1 of .* is not a JSON object with a file_name"),
     "no name": ([{"text": "x"}], r"Line 1 of .* has no file_name, the path of an image: add it"),
@@ -179,7 +179,13 @@ ERRORS = {
     "no texts": ([_row("a.png", []), _row("b.png", "y")], r"Line 1 of .* has an empty caption"),
     "a number": ([_row("a.png", 3)], r"has a 'text' that is neither a text nor a list of texts"),
     "null": ([_row("a.png", None)], r"Line 1 of .* has no 'text', only file_name, text"),
-    "too deep": (["[" * 100_000], r"Line 1 of .* is not JSON"),
+    "too deep": (["[" * 100_000], r"Line 1 of .* is damaged \(it is nested too deeply"),
+    "half a character": (
+        ['{"file_name": "a.png", "text": "\\ud83d"}'],
+        r"Line 1 of .* is damaged \(it holds half of a character",
+    ),
+    "a name too long": ([_row("a" * 5000, "x")], r"names a+, which is not there"),
+    "a null in a name": ([_row("a\0.png", "x")], r"Line 1 of .* has no file_name"),
 }
 
 
