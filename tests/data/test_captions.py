@@ -146,8 +146,8 @@ def test_seeds_and_epochs_have_draws_of_their_own():
 
 def test_every_caption_of_an_image_is_equally_likely():
     """Pearson's chi-squared test; false alarms have odds of 1 : 10,000."""
-    source = _source()
-    labels, numbers = _stream(_take(source, 75, batch_size=160))
+    labels, numbers = _stream(_take(_source(TEXTS * 50), 60, batch_size=200))
+    labels %= 4
     seen = np.bincount(numbers[labels == 0], minlength=4)[1:4]
     assert seen.sum() == 3000
     assert stats.chisquare(seen).pvalue > 1e-4
@@ -156,8 +156,9 @@ def test_every_caption_of_an_image_is_equally_likely():
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.6, 1.0])
 def test_the_share_of_hidden_captions_is_the_dropout(share):
     """The same for every image, and independent of which caption is drawn."""
-    source = _source()
-    labels, numbers = _stream(_take(source, 50, batch_size=160, caption_dropout=share))
+    source = _source(TEXTS * 50)
+    labels, numbers = _stream(_take(source, 40, batch_size=200, caption_dropout=share))
+    labels %= 4
     for label in range(4):
         hidden = np.count_nonzero(numbers[labels == label] == captions.HIDDEN)
         assert stats.binomtest(hidden, 2000, share).pvalue > 1e-4
