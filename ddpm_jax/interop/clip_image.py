@@ -1,0 +1,132 @@
+"""CLIP's image encoder in the names, layouts and configs of transformers.
+
+An `ImageEncoder` is their `CLIPVisionModelWithProjection`, or without a `projection` their
+`CLIPVisionModel`. Files of a whole `CLIPModel` are read too; the text's side is in `clip_text.py`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from numpy.typing import DTypeLike
+
+from ddpm_jax import schema
+from ddpm_jax.interop.clip_config import COUNT, PROJECTION, Field, own_config, read_fields
+from ddpm_jax.interop.clip_text import IN_BLOCK
+from ddpm_jax.interop.diffusers import from_torch
+from ddpm_jax.interop.renaming import Path, rename_from
+from ddpm_jax.interop.tensor_store import Renamed
+from ddpm_jax.models.image_encoder import ImageEncoder, check_image_encoder
+from ddpm_jax.randomness import base_key
+
+SOURCE = "image encoder's state dict"
+PREFIX = "vision_model."
+# of a whole CLIP, and a constant of old files
+IGNORED = re.compile(r"text_model\..*|text_projection\..*|logit_scale|(.*\.)?position_ids")
+
+TOP = {  # ours -> theirs
+    "class_embedding": "embeddings.class_embedding",
+    "position_embedding": "embeddings.position_embedding.weight",
+    "patch_embedding": "embeddings.patch_embedding",
+    "norm_in": "pre_layrnorm",
+    "norm_out": "post_layernorm",
+    "visual_projection": "visual_projection",
+}
+
+CONFIG = {
+    "image_size": Field("image_size", COUNT, 224),
+    "patch_size": Field("patch_size", COUNT, 32),
+    "hidden_size": Field("width", COUNT, 768),
+    "num_hidden_layers": Field("layers", COUNT, 12),
+    "num_attention_heads": Field("heads", COUNT, 12),
+    "intermediate_size": Field("hidden", COUNT, 3072),
+    "hidden_act": Field("activation", schema.Text(), "quick_gelu"),
+    "num_channels": Field("channels", COUNT, 3),
+    "layer_norm_eps": Field("norm_eps", schema.Number(), 1e-5),
+    "projection_dim": Field("projection", COUNT, PROJECTION),
+}
+
+
+def image_encoder_from_config(config: Mapping[str, Any]) -> ImageEncoder:
+    """Return the encoder that a `config.json` describes, computing in float32.
+
+    Args:
+      config: of a `CLIPVisionModel`, with projection or without, or of a whole `CLIPModel`.
+
+    Raises:
+      UsageError: it is of another kind of network, a field is damaged, or one is not known here.
+    """
+    own, projected = own_config(config, "vision")
+    fields = read_fields(own, CONFIG, "image encoder")
+    encoder = ImageEncoder(**fields | ({} if projected else {"projection": 0}))
+    check_image_encoder(encoder)
+    return encoder
+
+
+def image_params_from_transformers(
+    state_dict: Mapping[str, np.ndarray],
+    encoder: ImageEncoder,
+    *,
+    dtype: DTypeLike | None = np.float32,
+) -> dict[str, Any]:
+    """Convert the state dict of a `CLIPVisionModel` or a `CLIPModel` to parameters.
+
+    Args:
+      state_dict: name -> array; convolutions [out, in, height, width], linear maps [out, in]. Names
+        may begin with `vision_model.`.
+      encoder: the network whose fields match the checkpoint.
+      dtype: of the parameters; None: of each tensor as it is.
+
+    Returns:
+      params, nested: `encoder.apply({"params": params}, images)`.
+
+    Raises:
+      UsageError: a tensor is missing, is left over, has another shape than the network's, or does
+        not hold weights.
+    """
+    unused = set() if encoder.projection else {"visual_projection.weight"}
+    tensors = Renamed(
+        state_dict,
+        lambda name: name.removeprefix(PREFIX),
+        [name for name in state_dict if name not in unused and not IGNORED.fullmatch(name)],
+    )
+    return rename_from(
+        tensors,
+        _shapes(encoder),
+        _name,
+        _from_torch,
+        SOURCE,
+        network="image encoder",
+        fields="image_size, patch_size, width, layers, hidden, projection",
+        dtype=dtype,
+    )
+
+
+def _shapes(encoder: ImageEncoder) -> dict[Path, tuple[int, ...]]:
+    """Return the shape of every parameter, without computing any."""
+    shape = (1, encoder.image_size, encoder.image_size, encoder.channels)
+    image = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = jax.eval_shape(encoder.init, base_key(0), image)
+    return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
+
+
+def _name(path: Path) -> str:
+    """Return transformers' name of the parameter at a path, without the prefix."""
+    first, *rest = path
+    if not rest:
+        return TOP[first]
+    end = "bias" if path[-1] == "bias" else "weight"
+    if first in TOP:
+        return f"{TOP[first]}.{end}"
+    return f"encoder.layers.{first.removeprefix('block_')}.{IN_BLOCK[rest[0]]}.{end}"
+
+
+def _from_torch(path: Path, value: np.ndarray) -> np.ndarray:
+    """Convert a tensor to our layout; their convolution of patches is a linear map here."""
+    if value.ndim == 4:
+        return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
+    return from_torch(path, value)
