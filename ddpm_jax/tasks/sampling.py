@@ -14,6 +14,7 @@ from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments import sizes
 from ddpm_jax.experiments.models import DiffusionModel
+from ddpm_jax.experiments.schedulers import options_in
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.models.condition import check_labels
 from ddpm_jax.samplers.ancestral import ancestral
@@ -141,15 +142,7 @@ def walked_in(model: DiffusionModel, sampling: Sampling) -> tuple[Chain, np.ndar
 
 def _scheduler(model: DiffusionModel) -> SchedulerOptions:
     """Return the options of diffusers' scheduler: the model's, or those of the class."""
-    if not model.conditioning.has_text:
-        return SchedulerOptions()
-    own = model.config.scheduler
-    return SchedulerOptions(
-        spacing=own.spacing or None,
-        sigmas=own.sigmas or None,
-        steps_offset=own.steps_offset,
-        set_alpha_to_one=own.set_alpha_to_one,
-    )
+    return options_in(model.config) if model.conditioning.has_text else SchedulerOptions()
 
 
 def times_in(model: DiffusionModel, sampling: Sampling, *, most: int | None = None) -> np.ndarray:

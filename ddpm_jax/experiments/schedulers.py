@@ -1,0 +1,85 @@
+"""Schedulers of diffusers in our config: groups `diffusion` and `scheduler`, and back."""
+
+import inspect
+
+from ml_collections import ConfigDict
+
+from ddpm_jax.diffusion.schedules import BETA_SCHEDULES, make_betas
+from ddpm_jax.errors import UsageError
+from ddpm_jax.interop.schedulers import BETA_SCHEDULES as THEIRS
+from ddpm_jax.interop.schedulers import PREDICTIONS, SchedulerFacts
+from ddpm_jax.samplers.diffusers_levels import SchedulerOptions
+
+OFFSET_OF_PIPELINES = 1
+
+
+def set_scheduler(config: ConfigDict, facts: SchedulerFacts) -> None:
+    """Set the fields of a text model's config that a scheduler decides.
+
+    diffusers' pipelines of Stable Diffusion set `steps_offset` to 1 and clip nothing, whatever the
+    file says, and so does this. An unsaid `set_alpha_to_one` is that of the file's class.
+
+    Raises:
+      UsageError: betas without a name, which a config cannot hold.
+    """
+    if facts.trained_betas is not None:
+        raise UsageError(
+            "The config of the scheduler lists its betas (trained_betas), and is read with a "
+            "beta_schedule by name only."
+        )
+    config.diffusion.update(
+        num_timesteps=facts.num_timesteps,
+        schedule=facts.beta_schedule,
+        beta_start=facts.beta_start,
+        beta_end=facts.beta_end,
+        scale_betas=False,
+        parameterization=facts.prediction,
+    )
+    options, to_one = facts.options, facts.options.set_alpha_to_one
+    config.scheduler.update(
+        spacing=options.spacing or "",
+        sigmas=options.sigmas or "",
+        steps_offset=OFFSET_OF_PIPELINES,
+        set_alpha_to_one=facts.class_name == "DDIMScheduler" if to_one is None else to_one,
+    )
+
+
+def options_in(config: ConfigDict) -> SchedulerOptions:
+    """Return the options of diffusers' scheduler that a text model's config has."""
+    own = config.scheduler
+    return SchedulerOptions(
+        spacing=own.spacing or None,
+        sigmas=own.sigmas or None,
+        steps_offset=own.steps_offset,
+        set_alpha_to_one=own.set_alpha_to_one,
+    )
+
+
+def facts_in(config: ConfigDict) -> SchedulerFacts:
+    """Return the scheduler with which diffusers samples a text model; PNDM, as SD 1.x has it.
+
+    Raises:
+      UsageError: diffusers does not give its networks such times, or has no such prediction.
+    """
+    c = config.diffusion
+    if c.rescale_timesteps and c.num_timesteps != 1000:
+        raise UsageError("rescale_timesteps: diffusers gives its networks t, not t times 1000 / T.")
+    if c.parameterization not in PREDICTIONS.values():
+        raise UsageError(f"diffusers has no network that predicts {c.parameterization}.")
+    ends = {"beta_start": c.beta_start, "beta_end": c.beta_end}
+    named = c.schedule in THEIRS.values() and not c.scale_betas
+    published = inspect.signature(BETA_SCHEDULES[c.schedule]).parameters
+    betas = make_betas(c.schedule, c.num_timesteps, **ends, scale_betas=c.scale_betas)
+    start, end = (
+        published[name].default if named and value is None and name in published else value
+        for name, value in ends.items()
+    )
+    return SchedulerFacts(
+        num_timesteps=c.num_timesteps,
+        beta_schedule=c.schedule,
+        beta_start=start,
+        beta_end=end,
+        trained_betas=None if named else tuple(betas.tolist()),
+        prediction=c.parameterization,
+        options=options_in(config),
+    )
