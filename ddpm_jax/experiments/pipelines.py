@@ -13,6 +13,7 @@ from ddpm_jax.experiments.codec import FrozenFirstStage
 from ddpm_jax.experiments.config import default_config
 from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.schedulers import set_scheduler
 from ddpm_jax.experiments.text_networks import set_networks
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.interop.pipeline import Pipeline
@@ -64,22 +65,11 @@ def load_pipeline(
 
 def _config(pipeline: Pipeline, networks: Networks, dtype: str) -> ConfigDict:
     """Return the config whose model has these networks and the noise levels of the scheduler."""
-    facts, config = read_scheduler(pipeline.scheduler), default_config()
+    config = default_config()
     config.data.name, config.data.flip = "folder", False
     config.data.image_size = networks.unet.resolution * networks.vae.factor
     config.data.channels = networks.vae.image_channels
-    config.diffusion.num_timesteps = facts.num_timesteps
-    config.diffusion.schedule = facts.beta_schedule
-    config.diffusion.beta_start, config.diffusion.beta_end = facts.beta_start, facts.beta_end
-    config.diffusion.parameterization = facts.prediction
-    if facts.trained_betas is not None:
-        raise UsageError(
-            f"The scheduler of {pipeline.path} has trained_betas, a list of its own: only named "
-            "schedules can be had."
-        )
-    for name in ("spacing", "sigmas", "steps_offset", "set_alpha_to_one"):
-        value = getattr(facts.options, name)
-        config.scheduler[name] = default_config().scheduler[name] if value is None else value
+    set_scheduler(config, read_scheduler(pipeline.scheduler))
     set_networks(config, networks.unet, networks.text_encoder)
     config.model.dtype = dtype
     config.text.kind, config.text.ckpt = "clip", str(pipeline.path)
