@@ -87,7 +87,7 @@ def _choose(found: Mapping[str, list[str]], variant: str | None, folder: str | o
         )
     wanted = variant
     if wanted is None:
-        wanted = "" if "" in found or len(found) > 1 else next(iter(found))
+        wanted = "" if len(found) > 1 else next(iter(found))
     if wanted not in found:
         there = ", ".join(name or "none (weights without one)" for name in sorted(found))
         asked = f"no weights of the variant {variant!r}" if variant else "several variants"
