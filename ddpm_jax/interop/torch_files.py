@@ -18,7 +18,8 @@ import numpy as np
 
 from ddpm_jax.archives import BadArchive
 from ddpm_jax.files import open_file
-from ddpm_jax.interop.torch_pickle import Storage, View, load
+from ddpm_jax.interop.torch_names import Storage, View
+from ddpm_jax.interop.torch_pickle import load
 
 PICKLE = 1 << 26  # bytes of the pickles of a file; those of SDXL have 0.3 million
 MEMBERS = 100_000  # storages in a file

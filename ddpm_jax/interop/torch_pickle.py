@@ -1,70 +1,35 @@
 """Pickles of PyTorch without PyTorch: tensors and plain containers, and nothing else.
 
 `load` is an interpreter of its own of the few opcodes that a state dict is made of. It never
-imports a name: the names that a pickle may have are those of `_CALLABLE` and `_INERT`, compared
-whole. Every other name, opcode and persistent id is refused.
+imports a name: `torch_names` has those that a pickle may have. Every other name, opcode and
+persistent id is refused.
 
 A storage is a piece of the file with numbers of one type, a tensor a view of a storage. Whether a
-view lies within its storage is checked here, whether a storage lies within the file in
+view lies within its storage is checked in `torch_names`, whether a storage lies within the file in
 `torch_files`.
 """
 
 import io
-import math
 import pickletools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
-
-import ml_dtypes
-import numpy as np
+from typing import Any
 
 from ddpm_jax.archives import BadArchive
+from ddpm_jax.interop.torch_names import (
+    CALLABLE,
+    INERT,
+    INERT_NAMES,
+    STORAGE_NAMES,
+    STORAGES,
+    Inert,
+    Name,
+    Storage,
+    check_key,
+)
 
 OPCODES = 2_000_000  # of a pickle: some 50 for each tensor
-DIMENSIONS = 32  # of a tensor
-STORAGES = {
-    "Double": np.dtype("<f8"),
-    "Float": np.dtype("<f4"),
-    "Half": np.dtype("<f2"),
-    "BFloat16": np.dtype(ml_dtypes.bfloat16),
-    "Long": np.dtype("<i8"),
-    "Int": np.dtype("<i4"),
-    "Short": np.dtype("<i2"),
-    "Char": np.dtype("i1"),
-    "Byte": np.dtype("u1"),
-    "Bool": np.dtype(bool),
-}
 _MARK = object()
-
-
-class Storage(NamedTuple):
-    """Numbers of one type in the file."""
-
-    key: str
-    dtype: np.dtype
-    size: int  # in numbers
-
-
-class View(NamedTuple):
-    """A tensor: numbers of a storage."""
-
-    storage: Storage
-    offset: int  # of its first number, in numbers
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]  # in numbers
-
-
-class Inert:
-    """Stands for an object that is not read, such as a callback of the training loop."""
-
-
-INERT = Inert()
-
-
-class _Name(NamedTuple):
-    module: str
-    name: str
 
 
 def load(data: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
@@ -142,7 +107,7 @@ class _Machine:
         if not isinstance(target, dict) or len(pairs) % 2:
             raise BadArchive("its pickle sets items of what is no dict")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            target[_key(key)] = value
+            target[check_key(key)] = value
 
     def memoize(self, index: int | None) -> None:
         self.memo[len(self.memo) if index is None else index] = self.stack[-1]
@@ -151,8 +116,8 @@ class _Machine:
         function, arguments = self.pop(2)
         if isinstance(function, Inert):
             self.stack.append(INERT)
-        elif isinstance(function, _Name) and isinstance(arguments, tuple):
-            self.stack.append(_CALLABLE[function](*arguments))
+        elif isinstance(function, Name) and isinstance(arguments, tuple):
+            self.stack.append(CALLABLE[function](*arguments))
         else:
             raise BadArchive("its pickle calls what is no function")
 
@@ -169,9 +134,9 @@ class _Machine:
     def persistent(self) -> None:
         (saved,) = self.pop(1)
         match saved:
-            case ("storage", _Name("torch", kind), str(key), _, int(size)) | (
+            case ("storage", Name("torch", kind), str(key), _, int(size)) | (
                 "storage",
-                _Name("torch", kind),
+                Name("torch", kind),
                 str(key),
                 _,
                 int(size),
@@ -188,10 +153,10 @@ class _Machine:
         # Nothing but text is hashed: the hash of a deeply nested tuple overflows the C stack.
         if not isinstance(module, str) or not isinstance(name, str):
             raise BadArchive("its pickle is damaged")
-        found = _Name(module, name)
-        if found in _INERT:
+        found = Name(module, name)
+        if found in INERT_NAMES:
             self.stack.append(INERT)
-        elif found in _CALLABLE or found in _STORAGE_NAMES:
+        elif found in CALLABLE or found in STORAGE_NAMES:
             self.stack.append(found)
         else:
             raise BadArchive(
@@ -200,61 +165,6 @@ class _Machine:
             )
 
 
-def _key(key: Any) -> Any:
-    # No tuples, for the same reason as in `_Machine.name`.
-    if not isinstance(key, str | int | float | bytes | Inert | None):
-        raise BadArchive("its pickle has a dict whose keys are neither text nor numbers")
-    return key
-
-
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> View:
-    """Return a view after checking that it lies within its storage.
-
-    The other arguments of PyTorch's functions (whether it takes a gradient, hooks) are of no
-    meaning for weights.
-    """
-    numbers = (offset, *shape, *strides)
-    if (
-        not isinstance(storage, Storage)
-        or not all(type(number) is int and number >= 0 for number in numbers)
-        or len(shape) != len(strides)
-        or len(shape) > DIMENSIONS
-    ):
-        raise BadArchive("its pickle has a damaged tensor")
-    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if 0 not in shape and (last >= storage.size or math.prod(shape) > storage.size):
-        raise BadArchive(
-            f"a tensor of shape {list(shape)} goes beyond its storage of {storage.size:,} numbers"
-        )
-    return View(storage, offset, tuple(shape), tuple(strides))
-
-
-def _parameter(tensor: Any, *_: Any) -> Any:
-    return tensor
-
-
-def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
-    return {_key(key): value for key, value in pairs}
-
-
-_CALLABLE: dict[_Name, Callable[..., Any]] = {
-    _Name("collections", "OrderedDict"): _ordered_dict,
-    _Name("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    _Name("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    _Name("torch._utils", "_rebuild_parameter"): _parameter,
-}
-# what training loops save beside the weights; a stand-in takes its place
-_INERT = {
-    _Name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
-    _Name("numpy.core.multiarray", "scalar"),
-    _Name("numpy._core.multiarray", "scalar"),
-    _Name("numpy", "dtype"),
-    _Name("_codecs", "encode"),
-    _Name("torch", "Size"),
-    _Name("torch", "device"),
-    *(_Name("torch", name) for name in ("float16", "bfloat16", "float32", "float64", "int64")),
-}
-_STORAGE_NAMES = {_Name("torch", f"{kind}Storage") for kind in STORAGES}
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,

@@ -235,3 +235,18 @@ def test_config_of_a_vae_and_back():
     assert fields["ch_mult"] == (1, 2, 2)
     written = autoencoder_to_config(Autoencoder(**fields), scale)
     assert written.items() <= config.items()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_directory_with_files_of_pytorch_is_the_same(directory, zipped):
+    torch = pytest.importorskip("torch")
+    before = read_pipeline(SD / "sd2")
+    for part, name in (("vae", f"{VAE}.bin"), ("text_encoder", "pytorch_model.bin")):
+        (path,) = (directory / part).glob("*.safetensors")
+        state = {key: torch.tensor(value) for key, value in load_file(path).items()}
+        torch.save(state, directory / part / name, _use_new_zipfile_serialization=zipped)
+        path.unlink()
+        found, wanted = getattr(read_pipeline(directory), part), getattr(before, part)
+        assert set(found.tensors) == set(wanted.tensors)
+        for key, value in wanted.tensors.items():
+            np.testing.assert_array_equal(found.tensors[key], value)
