@@ -45,6 +45,7 @@ def dtypes(params):
     return {leaf.dtype.name for leaf in jax.tree.leaves(params)}
 
 
+@pytest.mark.full
 def test_half_precision_is_kept_widened_or_changed(halved):
     full, kept, wide = read(SD / "sd2"), read(halved, dtype=None), read(halved)
     assert dtypes(kept.vae) == {"float16"}
