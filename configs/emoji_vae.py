@@ -1,8 +1,8 @@
 """A variational autoencoder of the bundled emoji, 32x32, for diffusion in its latents.
 
 Paper:    Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffusion Models,
-          appendix G: a KL that only keeps the latents bounded, here of weight 0.01 beside a
-          Gaussian of learned scale; small, with a factor of 2, without the perceptual and the
+          appendix G: a KL that only keeps the latents bounded, here of weight 0.001 beside a
+          Gaussian of learned scale; small, with a factor of 4, without the perceptual and the
           adversarial loss.
 Command:  python train.py --config configs/emoji_vae.py
 Hardware: two CPU cores, about ten minutes.
@@ -19,21 +19,21 @@ def get_config():
     config.data.flip = False  # captions tell left from right
 
     config.model.ch = 32
-    config.model.ch_mult = (1, 1)
+    config.model.ch_mult = (1, 1, 2)
     config.model.num_res_blocks = 1
     config.model.attn_resolutions = ()
     config.model.dropout = 0.0
 
     config.first_stage.kind = "vae"
-    config.first_stage.latent_channels = 4  # of 16x16 pixels each
-    config.first_stage.beta = 0.01
+    config.first_stage.latent_channels = 8  # of 8x8 pixels each
+    config.first_stage.beta = 0.001
 
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.decay = "cosine"
     config.ema.decay = 0.995
 
-    config.train.num_steps = 5000
+    config.train.num_steps = 4000
     config.train.batch_size = 8
     config.train.log_every = 100
     config.train.sample_every = 1000

@@ -57,7 +57,7 @@ FIRST_STAGES = {  # image size, kind, latent [h, w, c]
     "vae_digits": (8, "vae", (4, 4, 4)),
     "vae2d_digits": (8, "vae", (1, 1, 2)),
     "vqvae_digits": (8, "vq", (4, 4, 4)),
-    "emoji_vae": (32, "vae", (16, 16, 4)),
+    "emoji_vae": (32, "vae", (8, 8, 8)),
     "vae_cifar10": (32, "vae", (8, 8, 4)),
     "vqvae_cifar10": (32, "vq", (8, 8, 64)),
     "vqgan_cifar10": (32, "vq", (8, 8, 64)),
