@@ -4,6 +4,7 @@ The goldens are tiny directories and what `StableDiffusionPipeline` made of them
 `tests/goldens/README.md`. Tolerances: those at which float32 and float64 agree there.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 
 import ddpm_jax
+from ddpm_jax.tasks.editing_settings import Editing
+from ddpm_jax.tasks.image_arrays import ImageMaker
+from ddpm_jax.tasks.picture_editing import make_editor
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "sd"
 OUTPUTS = json.loads((GOLDENS / "outputs.json").read_text())
@@ -63,8 +67,32 @@ def recorded(golden, run):
     """Return the latents before every call and after the last, in numbers of unit variance."""
     latents = np.concatenate([golden["sample"][:1], golden["prev_sample"]])
     if run["scheduler"].startswith(("LMS", "Euler")):  # whose numbers are x / sqrt(alphas_bar)
-        latents = latents / np.sqrt(1 + golden["sigmas"] ** 2)[:, None, None, None, None]
+        sigmas = golden["sigmas"][-len(latents) :, None, None, None, None]
+        latents = latents / np.sqrt(1 + sigmas**2)
     return channels_last(latents)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["sd1_img2img_lms_ramped.npz", "sd1_img2img_ddim.npz"])
+def test_every_step_from_a_picture_is_that_of_diffusers(models, name):
+    """The picture is not of 8 bits, so its latent is put in place of that of a grey one."""
+    run, golden = RUNS[name], np.load(GOLDENS / name)
+    trained, settings = models["sd1"].trained, settings_of(run, golden)
+    settings |= {"guidance": ddpm_jax.Guidance(scale=settings["guidance"])}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    editing = Editing(image=np.zeros((32, 32, 3), np.uint8), strength=run["strength"])
+    generator = make_editor(trained, ddpm_jax.Sampling(**settings), editing)
+    space, frozen = trained.model.codec.space, trained.weights.frozen
+    x, noise = 2 * golden["init_image"] - 1, channels_last(golden["noise_00"])
+    z = np.asarray(space.encode(frozen, x, noise=noise))
+    for i in (0, 1):
+        text = generator.texts._replace(context=generator.texts.context[i : i + 1])
+        picture = generator.picture._replace(x_0=z[i])
+        one = dataclasses.replace(generator, picture=picture, texts=text)
+        start = channels_last(golden["noise_01"])[i : i + 1]
+        made = ImageMaker().trajectory(one, 1, seed=0, batch_size=1, noise=start)
+        wanted = recorded(golden, run)[:, i]
+        np.testing.assert_allclose(made.x_t[:, 0], wanted, rtol=0, atol=5e-4)
 
 
 @pytest.mark.full

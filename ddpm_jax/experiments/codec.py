@@ -35,8 +35,8 @@ class PixelCodec:
         """Return (H, W, C) of x_0."""
         return self.image_shape
 
-    def encode(self, frozen: Any, images: jax.Array) -> jax.Array:
-        """Map images uint8 [B, H, W, C] to x_0 in [-1, 1]."""
+    def encode(self, frozen: Any, images: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+        """Map images uint8 [B, H, W, C] to x_0 in [-1, 1]; `noise` is not read."""
         return to_model_range(images)
 
     def decode(self, frozen: Any, x: jax.Array) -> jax.Array:
@@ -80,9 +80,14 @@ class LatentCodec:
         """Return (h, w, c) of a latent."""
         return self.space.shape
 
-    def encode(self, frozen: Frozen, images: jax.Array) -> jax.Array:
-        """Map images uint8 [B, H, W, C] to the means of their latents [B, h, w, c]."""
-        return self.space.encode(frozen, to_model_range(images))
+    def encode(
+        self, frozen: Frozen, images: jax.Array, noise: jax.Array | None = None
+    ) -> jax.Array:
+        """Map images uint8 [B, H, W, C] to the means of their latents [B, h, w, c].
+
+        With noise of that shape, standard normal, they are samples of the posterior.
+        """
+        return self.space.encode(frozen, to_model_range(images), noise=noise)
 
     def decode(self, frozen: Frozen, x: jax.Array) -> jax.Array:
         """Map latents to images uint8 [B, H, W, C], `DECODED` at a time."""

@@ -76,9 +76,11 @@ class _Denoises(_OnChain):
     process: Process
     conditioning: Conditioning
 
-    def encode(self, weights: Weights, images: jax.Array) -> jax.Array:
-        """Map images uint8 [B, H, W, C] to x_0 [B, h, w, c]; deterministic."""
-        return self.codec.encode(weights.frozen, images)
+    def encode(
+        self, weights: Weights, images: jax.Array, noise: jax.Array | None = None
+    ) -> jax.Array:
+        """Map images uint8 [B, H, W, C] to x_0 [B, h, w, c]: see `LatentCodec.encode`."""
+        return self.codec.encode(weights.frozen, images, noise)
 
     def decode(self, weights: Weights, x: jax.Array, inputs: Any = None) -> jax.Array:
         """Map x_0, or an x_t, [B, h, w, c] to images uint8 [B, H, W, C]; `inputs` is not read."""

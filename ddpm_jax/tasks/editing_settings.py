@@ -33,6 +33,8 @@ class Editing(Settings):
         valid=lambda value: 0 < value <= 1,
         wanted="above 0 and at most 1",
     )
+    # float [h, w, c], standard normal: the picture's latent is this sample of it, not the mean
+    latent_noise: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check every field, and that they go together."""

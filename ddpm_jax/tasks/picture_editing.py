@@ -74,7 +74,8 @@ def make_editor(trained: TrainedModel, sampling: Sampling, editing: Editing) -> 
     sampler, record = sampler_over(model, sampling, chain, times)
     record |= describe_picture("init_image", editing.image) | {"strength": editing.strength}
     # The sampler's own table may have more noise levels, as EDM's has.
-    picture = KnownPicture(_x_0(trained, photo), chain.at(times))
+    x_0 = _x_0(trained, photo, editing.latent_noise)
+    picture = KnownPicture(x_0, chain.at(times))
     generator = generator_with(trained, sampling, sampler, record)
     return _from_picture(generator, picture, {"original": photo})
 
@@ -147,9 +148,20 @@ def _from_picture(
     )
 
 
-def _x_0(trained: TrainedModel, photo: np.ndarray) -> np.ndarray:
-    """Return a photo, uint8 [H, W, C], as x_0 of the model: float32 [h, w, c]."""
-    return np.asarray(jax.jit(trained.model.encode)(trained.weights, photo[None]))[0]
+def _x_0(trained: TrainedModel, photo: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+    """Return a photo, uint8 [H, W, C], as x_0 of the model: float32 [h, w, c].
+
+    Raises:
+      UsageError: noise of another shape than x_0.
+    """
+    if noise is not None:
+        noise = np.asarray(noise, np.float32)
+        if noise.shape != trained.model.shape:
+            raise UsageError(
+                f"latent_noise has the shape {noise.shape}: give {trained.model.shape}."
+            )
+        noise = noise[None]
+    return np.asarray(jax.jit(trained.model.encode)(trained.weights, photo[None], noise))[0]
 
 
 def _blocks(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

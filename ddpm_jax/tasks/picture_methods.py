@@ -7,7 +7,7 @@ import numpy as np
 from ddpm_jax.tasks import interpolation, reconstruction
 from ddpm_jax.tasks.call_arguments import sampling_from
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting, Interpolation
-from ddpm_jax.tasks.image_arrays import ImageMaker
+from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
 from ddpm_jax.tasks.loaded_models import LoadedModel
 from ddpm_jax.tasks.photos import Picture, read_photo
 from ddpm_jax.tasks.picture_editing import make_editor, make_painter
@@ -27,22 +27,31 @@ class PictureMethods(LoadedModel):
         n: int = 1,
         seed: int = 0,
         batch_size: int = 64,
+        noise: Any = None,
+        step_noise: Any = None,
+        latent_noise: Any = None,
+        trajectory: bool = False,
         **settings: Any,
-    ) -> np.ndarray:
+    ) -> np.ndarray | Trajectory:
         """Make n images that start from a picture with noise (SDEdit): uint8 [n, H, W, C].
 
         Args:
           photo: the picture.
           strength: how much is generated again, above 0 to 1.
-          n, seed, batch_size, settings: as in `sample`.
+          n, seed, batch_size, noise, step_noise, trajectory, settings: as in `sample`.
+          latent_noise: float [h, w, c], standard normal, for a model over latents: the picture's
+            latent is the sample of its distribution with this noise, in place of the mean.
 
         Raises:
           UsageError: a picture that cannot be used, a strength out of range, settings as in
             `sample`.
         """
-        editing = Editing(image=photo, strength=strength)
+        editing = Editing(image=photo, strength=strength, latent_noise=latent_noise)
         generator = make_editor(self.trained, sampling_from(**settings), editing)
-        return self._maker.images(generator, n, seed=seed, batch_size=batch_size)
+        make = self._maker.trajectory if trajectory else self._maker.images
+        return make(
+            generator, n, seed=seed, batch_size=batch_size, noise=noise, step_noise=step_noise
+        )
 
     def inpaint(
         self,

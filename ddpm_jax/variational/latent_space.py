@@ -44,22 +44,34 @@ class LatentSpace(NamedTuple):
         return self.stage.encode(params, x, None)
 
     def latent(
-        self, frozen: Frozen, encoded: chex.Array, keys: chex.PRNGKey | None = None
+        self,
+        frozen: Frozen,
+        encoded: chex.Array,
+        keys: chex.PRNGKey | None = None,
+        noise: chex.Array | None = None,
     ) -> chex.Array:
         """Return z [B, h, w, c] from the result of `encoded`.
 
-        For a VAE z is sampled with keys [B]; without keys it is the mean.
+        For a VAE z is sampled with keys [B], or with noise of the shape of z; without both it is
+        the mean.
         """
         if self.stage.kind != "vae":
             return frozen.scale * encoded
         posterior = from_moments(encoded)
-        if keys is None:
-            return frozen.scale * posterior.mean
-        return frozen.scale * reparameterize(posterior, normal(keys, posterior.mean.shape[1:]))
+        if keys is not None:
+            noise = normal(keys, posterior.mean.shape[1:])
+        z = posterior.mean if noise is None else reparameterize(posterior, noise)
+        return frozen.scale * z
 
-    def encode(self, frozen: Frozen, x: chex.Array, keys: chex.PRNGKey | None = None) -> chex.Array:
-        """Return z [B, h, w, c] of images x [B, H, W, C] in [-1, 1]; keys as in `latent`."""
-        return self.latent(frozen, self.encoded(frozen.params, x), keys)
+    def encode(
+        self,
+        frozen: Frozen,
+        x: chex.Array,
+        keys: chex.PRNGKey | None = None,
+        noise: chex.Array | None = None,
+    ) -> chex.Array:
+        """Return z [B, h, w, c] of images x [B, H, W, C] in [-1, 1]; the rest as in `latent`."""
+        return self.latent(frozen, self.encoded(frozen.params, x), keys, noise)
 
     def decode(self, frozen: Frozen, z: chex.Array) -> chex.Array:
         """Return the images of z [B, h, w, c]: [B, H, W, C] in [-1, 1]."""
