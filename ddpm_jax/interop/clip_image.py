@@ -16,8 +16,8 @@ from numpy.typing import DTypeLike
 
 from ddpm_jax import schema
 from ddpm_jax.interop.clip_config import COUNT, PROJECTION, Field, own_config, read_fields
-from ddpm_jax.interop.clip_text import IN_BLOCK
-from ddpm_jax.interop.diffusers import from_torch
+from ddpm_jax.interop.clip_text import clip_name
+from ddpm_jax.interop.diffusers_dit import patches_from_torch
 from ddpm_jax.interop.renaming import Path, rename_from
 from ddpm_jax.interop.tensor_store import Renamed
 from ddpm_jax.models.image_encoder import ImageEncoder, check_image_encoder
@@ -97,8 +97,8 @@ def image_params_from_transformers(
     return rename_from(
         tensors,
         _shapes(encoder),
-        _name,
-        _from_torch,
+        lambda path: clip_name(path, TOP),
+        patches_from_torch,
         SOURCE,
         network="image encoder",
         fields="image_size, patch_size, width, layers, hidden, projection",
@@ -112,21 +112,3 @@ def _shapes(encoder: ImageEncoder) -> dict[Path, tuple[int, ...]]:
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.eval_shape(encoder.init, base_key(0), image)
     return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
-
-
-def _name(path: Path) -> str:
-    """Return transformers' name of the parameter at a path, without the prefix."""
-    first, *rest = path
-    if not rest:
-        return TOP[first]
-    end = "bias" if path[-1] == "bias" else "weight"
-    if first in TOP:
-        return f"{TOP[first]}.{end}"
-    return f"encoder.layers.{first.removeprefix('block_')}.{IN_BLOCK[rest[0]]}.{end}"
-
-
-def _from_torch(path: Path, value: np.ndarray) -> np.ndarray:
-    """Convert a tensor to our layout; their convolution of patches is a linear map here."""
-    if value.ndim == 4:
-        return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
-    return from_torch(path, value)

@@ -125,7 +125,7 @@ def text_params_from_transformers(
     return rename_from(
         tensors,
         text_encoder_shapes(encoder),
-        _name,
+        lambda path: clip_name(path, TOP),
         from_torch,
         SOURCE,
         network="text encoder",
@@ -137,7 +137,7 @@ def text_params_from_transformers(
 def text_params_to_transformers(params: Params, encoder: TextEncoder) -> dict[str, np.ndarray]:
     """Convert the parameters of an encoder to transformers' names with the prefix, float32."""
     del encoder  # the name of a parameter does not depend on its fields
-    return rename_to(params, lambda path: _prefixed(_name(path)), to_torch)
+    return rename_to(params, lambda path: _prefixed(clip_name(path, TOP)), to_torch)
 
 
 def text_encoder_shapes(encoder: TextEncoder) -> dict[Path, tuple[int, ...]]:
@@ -147,14 +147,17 @@ def text_encoder_shapes(encoder: TextEncoder) -> dict[Path, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
 
 
-def _name(path: Path) -> str:
-    """Return transformers' name of the parameter at a path, without the prefix."""
+def clip_name(path: Path, top: Mapping[str, str]) -> str:
+    """Return transformers' name of the parameter at a path, without the prefix.
+
+    `top` has the names of what is not in a block, ours -> theirs.
+    """
     first, *rest = path
     if not rest:
-        return TOP[first]
+        return top[first]
     end = "bias" if path[-1] == "bias" else "weight"
-    if first in TOP:
-        return f"{TOP[first]}.{end}"
+    if first in top:
+        return f"{top[first]}.{end}"
     return f"encoder.layers.{first.removeprefix('block_')}.{IN_BLOCK[rest[0]]}.{end}"
 
 

@@ -68,7 +68,7 @@ def dit_params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) ->
         _without_copies(state_dict),
         network_shapes(dit, in_channels, side=dit.patch_size),
         _name,
-        _from_torch,
+        patches_from_torch,
         SOURCE,
         network="DiT",
         fields="patch_size, hidden_size, depth, num_classes, ...",
@@ -129,7 +129,7 @@ def _name(path: Path) -> str:
     return f"transformer_blocks.{block.removeprefix('block_')}.{IN_BLOCK[layer]}.{end}"
 
 
-def _from_torch(path: Path, value: np.ndarray) -> np.ndarray:
+def patches_from_torch(path: Path, value: np.ndarray) -> np.ndarray:
     """Convert a tensor to our layout; their convolution of patches is a linear map here."""
     if value.ndim == 4:
         return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
