@@ -51,7 +51,7 @@ def attention(
     N, D = num_heads, C // num_heads
 
     def heads(name: str, x_BxKxF: jax.Array) -> jax.Array:
-        layer = nn.Dense(C, use_bias=qkv_bias, kernel_init=qkv_init, dtype=dtype, name=name)
+        layer = dense(C, use_bias=qkv_bias, kernel_init=qkv_init, dtype=dtype, name=name)
         return layer(x_BxKxF).reshape(B, -1, N, D)
 
     q_BxLxNxD = heads("q", h_BxLxC)

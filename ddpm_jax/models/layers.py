@@ -57,9 +57,8 @@ class Conv3x3(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         padding = (self.padding, self.padding)
-        y = conv2d(
-            x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=padding
-        )
+        kernel = converted(kernel, self.dtype, x)
+        y = conv2d(x.astype(self.dtype), kernel, stride=self.stride, padding=padding)
         return y + bias.astype(self.dtype)[None, None, None, :]
 
 
@@ -69,12 +68,49 @@ def dense(
     name: str,
     dtype: DTypeLike,
     kernel_init: nn.initializers.Initializer = default_init,
+    use_bias: bool = True,
 ) -> nn.Dense:
     """Return a linear map of the last axis, [..., C] -> [..., features].
 
     On images it is a 1x1 convolution.
     """
-    return nn.Dense(features, kernel_init=kernel_init, dtype=dtype, name=name)
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        promote_dtype=_converted_inputs,
+        name=name,
+    )
+
+
+def converted(parameter: jax.Array, dtype: DTypeLike, x: jax.Array) -> jax.Array:
+    """Return a parameter in `dtype`, converted no sooner than the input x of its layer is there.
+
+    XLA would convert all parameters of a network at once, before its first layer or even before a
+    loop around it, and CPUs convert half precision to compute with it: with weights of 16 bits
+    that is another copy of them, of twice the size. So such a parameter is made to depend on x: it
+    would be 0 if the first number of x were one NaN of the 2^24 that there are. Of bfloat16, XLA
+    for CPUs makes the copy all the same (jax 0.10.2): it selects in float32.
+    """
+    if parameter.dtype.itemsize == 2 and (
+        parameter.dtype != jnp.dtype(dtype) or jax.default_backend() == "cpu"
+    ):
+        first = jax.lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(())
+        bits = jax.lax.bitcast_convert_type(first.astype(jnp.float32), jnp.uint32)
+        parameter = jnp.where(bits != _NO_NUMBER, parameter, jnp.zeros((), parameter.dtype))
+    return parameter.astype(dtype)
+
+
+_NO_NUMBER = 0x7FC12345  # the bits of a NaN that no computation gives
+
+
+def _converted_inputs(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Convert what `nn.Dense` computes with, its hook `promote_dtype`."""
+    bias = None if bias is None else bias.astype(dtype)
+    return x.astype(dtype), converted(kernel, dtype, x), bias
 
 
 def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> jax.Array:
@@ -254,7 +290,7 @@ class Upsample(nn.Module):
         kernel = self.param("kernel", default_init, (3, 3, channels, channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         return (
-            conv_upsampled(x.astype(self.dtype), kernel.astype(jnp.float32))
+            conv_upsampled(x.astype(self.dtype), converted(kernel, jnp.float32, x))
             + bias.astype(self.dtype)[None, None, None, :]
         )
 

@@ -16,6 +16,7 @@ from ddpm_jax.models.layers import (
     GroupNorm,
     Upsample,
     conv_upsampled,
+    dense,
     timestep_embedding,
 )
 
@@ -222,3 +223,31 @@ class TestDropout:
                 lambda x, rate=rate, keys=keys: Dropout(rate).apply({}, x, keys)
             )(x)
             assert not jaxpr.eqns
+
+
+def test_float16_parameters_are_converted_to_float32_one_layer_after_the_other():
+    class Layers(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for i in range(12):
+                x = jnp.tanh(dense(256, name=f"{i}", dtype=jnp.float32)(x))
+            return x
+
+    x = jnp.ones((4, 256))
+    params = Layers().init(jax.random.key(0), x)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
+
+    def chain(params, x):
+        return jax.lax.scan(lambda x, _: (Layers().apply(params, x), None), x, length=3)[0]
+
+    sizes = jax.jit(chain).lower(half, x).compile().memory_analysis()
+    assert sizes.temp_size_in_bytes < sizes.argument_size_in_bytes / 2
+    # and they are the same numbers, with the same gradients, as if converted beforehand
+    converted = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+
+    def loss(params):
+        return jnp.sum(Layers().apply(params, x))
+
+    ours, expected = jax.grad(loss)(half), jax.grad(loss)(converted)
+    for mine, theirs in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
+        np.testing.assert_allclose(np.float32(mine), theirs, rtol=2e-2, atol=2e-2)
