@@ -31,9 +31,12 @@ SAMPLERS = {  # scheduler class -> ours
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
-# errors of diffusers that are not copied: see "sd1_img2img_lms_ramped.npz" for the first
-NOT_COPIED = ("sd1_img2img_lms.npz", "sd1_img2img_pndm.npz")
-CHAINS = [name for name, run in RUNS.items() if run["strength"] is None]
+IN_CI = ("sd1_lms.npz", "sd1_negative.npz", "sd2_v_ddim.npz")
+CHAINS = [
+    pytest.param(name, marks=pytest.mark.full if name in IN_CI else pytest.mark.slow)
+    for name, run in RUNS.items()
+    if run["strength"] is None
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def recorded(golden, run):
     return channels_last(latents)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd1_img2img_lms_ramped.npz", "sd1_img2img_ddim.npz"])
 def test_every_step_from_a_picture_is_that_of_diffusers(models, name):
     """The picture is not of 8 bits, so its latent is put in place of that of a grey one."""
@@ -95,7 +98,6 @@ def test_every_step_from_a_picture_is_that_of_diffusers(models, name):
         np.testing.assert_allclose(made.x_t[:, 0], wanted, rtol=0, atol=5e-4)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("name", CHAINS)
 def test_every_step_is_that_of_diffusers(models, name):
     run, golden = RUNS[name], np.load(GOLDENS / name)
