@@ -25,7 +25,7 @@ def get_config():
     config.model.ch = 64
     config.model.ch_mult = (1, 2)
     config.model.num_res_blocks = 1
-    config.model.attn_resolutions = (8,)
+    config.model.attn_resolutions = (8, 4)
     config.model.num_heads = 4
     config.model.dropout = 0.0
     config.model.scale_shift_norm = True
@@ -43,7 +43,7 @@ def get_config():
     config.optimizer.decay = "cosine"
     config.ema.decay = 0.999
 
-    config.train.num_steps = 12_000
+    config.train.num_steps = 10_000
     config.train.batch_size = 32
     config.train.log_every = 100
     config.train.sample_every = 2000

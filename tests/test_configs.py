@@ -65,9 +65,11 @@ FIRST_STAGES = {  # image size, kind, latent [h, w, c]
 }
 OVER_LATENTS = {  # config of the first stage, shape of its latents
     "ldm_digits": ("vae_digits", (4, 4, 4)),
+    "emoji_text": ("emoji_vae", (8, 8, 8)),
     "ldm_dit_imagenet256": ("vae_imagenet256", (32, 32, 4)),
 }
 TRANSFORMERS = ("dit_digits",)
+TEXTS = ("digits_text",)
 
 
 def load(name):
@@ -76,7 +78,7 @@ def load(name):
 
 def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
     unconditional = {"digits", *DATASETS, *ABLATION, *IMPROVED}
-    others = {*CONDITIONAL, *CLASSIFIERS, *FIRST_STAGES, *OVER_LATENTS, *TRANSFORMERS}
+    others = {*CONDITIONAL, *CLASSIFIERS, *FIRST_STAGES, *OVER_LATENTS, *TRANSFORMERS, *TEXTS}
     assert unconditional | others == {path.stem for path in FILES}
 
 

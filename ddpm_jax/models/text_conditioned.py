@@ -26,6 +26,11 @@ class TextConditioned(nn.Module):
         return self.network.low_res_channels
 
     @property
+    def out_channels(self) -> int:
+        """Return the channels of the output."""
+        return self.network.out_channels
+
+    @property
     def context_size(self) -> int:
         """Return the number of features of a token."""
         return self.network.context_size
