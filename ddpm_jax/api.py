@@ -216,6 +216,7 @@ class Model(PictureMethods):
         method: str = "bound",
         *,
         labels: Sequence[int | str] | None = None,
+        captions: Sequence[str] | str | None = None,
         **settings: Any,
     ) -> BitsPerDim:
         """Return the bits per dimension of images, with standard errors.
@@ -226,14 +227,16 @@ class Model(PictureMethods):
           images: uint8 [N, H, W, C]. The draws of image i follow from the seed and i.
           method: "bound", the variational bound, or "ode", the likelihood by the probability flow.
           labels: classes by number or name, one for each image, if the model has classes.
+          captions: a text for each image, or one for all, if the model reads texts.
           settings: draws, seed, batch_size; for the bound timestep_stride; for the ODE trace,
             probes, rtol and atol.
 
         Raises:
-          UsageError: images, labels or settings that this model cannot have; no likelihood.
+          UsageError: images, conditions or settings that this model cannot have; no likelihood.
           FailureError: a term of the bound that is not finite.
         """
-        return bits_per_dim(self.trained, images, method, labels=labels, **settings)
+        given = {"labels": labels, "captions": captions}
+        return bits_per_dim(self.trained, images, method, **given, **settings)
 
     def denoiser(
         self,

@@ -14,13 +14,24 @@ Metrics, several separated by commas:
                    train, where nothing is held out, the distance of the samples alone. The memory
                    it takes for large images grows with --num_samples times --num_reference
   classification_accuracy
-                   of a model with classes: how many held-out images a classifier knows that was
-                   fitted to samples only, and one that was fitted to the training images
+                   of a model with classes, or with captions of images that have classes: how many
+                   held-out images a classifier knows that was fitted to samples only, and one that
+                   was fitted to the training images
   bpd              the variational bound on -log p(image), its terms and its table over t
   bpd_ode          bits per dimension of the density that the probability-flow ODE gives to
                    dequantised images
+  caption_accuracy of a model that reads texts, if the images of its captions have classes: how
+                   many samples a classifier of the training images puts into the class of their
+                   caption, and how many of the held-out images into their own
+  retrieval        of the same models: how many samples have as their nearest training picture, in
+                   pixels, one of the class of their caption, and what chance gives
+  clip_score       of a model that reads texts: the mean cosine, times 100, of samples and their
+                   prompts in the features of the CLIP that --clip_model names
   rate_distortion  the bound as progressive coding: bits received against the error of the image
                    predicted from them
+
+A model that reads texts draws the captions of the held-out images for metrics of samples, unless
+--prompt is given; its likelihoods are those of images given their first caption.
 
 Metrics of first stages (configs with objective = "first_stage"):
   reconstruction   the error of reconstructions on 0..255, of the posterior's mean; of a VQ-VAE how
@@ -64,9 +75,9 @@ from ddpm_jax.experiments.identity import identity
 from ddpm_jax.experiments.loading import load_first_stage, load_trained
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.measuring.evaluation_settings import (
+    ClipScore,
     EvaluatedImages,
     FlowLikelihood,
-    SampleQuality,
     VariationalBound,
 )
 from ddpm_jax.measuring.measurement import Metric, write_measurement
@@ -91,7 +102,7 @@ class Command(Settings):
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code; see `command.run` for the errors."""
-    records = EvaluatedImages, SampleQuality, VariationalBound, FlowLikelihood
+    records = EvaluatedImages, ClipScore, VariationalBound, FlowLikelihood
     flags = Parser(__doc__, Checkpoint, Command, *records, Limit, Processes).parse(argv)
     check_names_a_run(flags)
     metrics = _metrics(flags.metric)

@@ -170,6 +170,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     num_images: int | None = None,
+    first: int = 0,
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Return an iterator over the examples in order, once.
 
@@ -177,6 +178,7 @@ def eval_batches(
       source: as for `train_iterator`, as are `process_index` and `process_count`.
       batch_size: of the global batch; a multiple of `process_count`.
       num_images: limit to the first `num_images`; None, or more than there are, for all.
+      first: the image that batches are counted from; those before it are left out.
 
     Returns:
       An iterator of (batch, mask): a batch as in `train_iterator`, with the first caption of each
@@ -190,9 +192,8 @@ def eval_batches(
     local = _local_size(batch_size, process_index, process_count)
     total = len(source) if num_images is None else min(num_images, len(source))
     read = functools.partial(_padded, source, local, total)
-    starts = grain.MapDataset.range(
-        process_index * local, -(-total // batch_size) * batch_size, batch_size
-    )
+    last = first + -(-(total - first) // batch_size) * batch_size
+    starts = grain.MapDataset.range(first + process_index * local, last, batch_size)
     return _iterate(starts.map(read).to_iter_dataset(_read_options(source, None, None)))
 
 

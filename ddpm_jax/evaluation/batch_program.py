@@ -10,8 +10,9 @@ from ddpm_jax.distributed import pmap
 from ddpm_jax.generation import dispatch
 from ddpm_jax.generation.dispatch import Pace
 
-# (x_0 on [-1, 1], labels int [B]) -> the conditions of the images, leaves [B, ...]
-MakeCondition = Callable[[chex.Array, chex.Array | None], Any]
+# (x_0 on [-1, 1], labels int [B] or a pytree of arrays [B, ...]) -> the conditions of the images,
+# leaves [B, ...]
+MakeCondition = Callable[[chex.Array, Any], Any]
 
 
 class Parts(Protocol):
@@ -48,7 +49,7 @@ class BatchProgram:
         self._finish = pmap.map_examples(parts.finish)
         self._pace = Pace()
 
-    def to_devices(self, images: np.ndarray, index: np.ndarray, labels: np.ndarray | None) -> Any:
+    def to_devices(self, images: np.ndarray, index: np.ndarray, labels: Any) -> Any:
         """Copy a batch, a multiple of the local devices, to the devices."""
         chex.assert_type(images, np.uint8)
         return pmap.to_devices([(images, np.asarray(index, np.int32), labels)])

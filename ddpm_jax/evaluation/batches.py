@@ -4,14 +4,13 @@ A batch carries the position of each image in the split.
 """
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ddpm_jax.data import pipeline
-from ddpm_jax.data.in_memory import gather
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UsageError
 
@@ -23,20 +22,16 @@ class ImageBatch(NamedTuple):
     labels: np.ndarray  # int32 [B], 0 without classes
     index: np.ndarray  # int [B], position in the source
     wanted: np.ndarray  # bool [B], False for rows that fill up a batch or that were done before
+    captions: np.ndarray | None = None  # int32 [B], the number of each image's first caption
 
 
-class _From:
-    """The images of a source from one of them on."""
+# what a `MakeCondition` reads of a batch besides the images, leaves [B, ...]
+ReadBatch = Callable[[ImageBatch], Any]
 
-    def __init__(self, source: Source, first: int):
-        self._source, self._first = source, first
-        self.image_shape = source.image_shape
 
-    def __len__(self) -> int:
-        return len(self._source) - self._first
-
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return gather(self._source, indices + self._first)
+def labels_of(batch: ImageBatch) -> np.ndarray:
+    """Return the labels of a batch, int32 [B]."""
+    return batch.labels
 
 
 def image_batches(
@@ -65,13 +60,17 @@ def image_batches(
     if first == num_images:
         return
     batch_size = math.ceil(min(batch_size, num_images - first) / devices) * devices
-    source = _From(source, first) if first else source
-    batches = pipeline.eval_batches(source, batch_size=batch_size, num_images=num_images - first)
+    batches = pipeline.eval_batches(
+        source, batch_size=batch_size, num_images=num_images, first=first
+    )
     for start, (batch, real) in zip(range(first, num_images, batch_size), batches, strict=True):
         row = np.minimum(np.arange(batch_size), np.count_nonzero(real) - 1)
         wanted = real & (start + row >= done)
         if wanted.any():
-            yield ImageBatch(batch["image"][row], batch["label"][row], start + row, wanted)
+            captions = batch["caption"][row] if "caption" in batch else None
+            yield ImageBatch(
+                batch["image"][row], batch["label"][row], start + row, wanted, captions
+            )
 
 
 def check_images(

@@ -27,7 +27,7 @@ from ddpm_jax.diffusion.likelihood import bound_term, mean_over_dims, prior_term
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.batch_program import BatchProgram, MakeCondition, given
-from ddpm_jax.evaluation.batches import image_batches
+from ddpm_jax.evaluation.batches import ReadBatch, image_batches, labels_of
 from ddpm_jax.evaluation.strata import Strata, draw_timesteps
 from ddpm_jax.randomness import BOUND, base_key, fold_in_each, normal
 
@@ -188,6 +188,7 @@ def stream_terms(
     batch_size: int,
     done: int = 0,
     first: int = 0,
+    read: ReadBatch = labels_of,
     on_evaluations: Callable[[int], None] | None = None,
 ) -> Iterator[Terms]:
     """Yield the terms of images done..num_images-1, a batch at a time.
@@ -207,6 +208,7 @@ def stream_terms(
       done: the number of images to skip at the start, which an earlier run has done; at least
         `first`.
       first: the image that batches are counted from.
+      read: what the bound's `make_condition` is given of a batch, by default its labels.
       on_evaluations: called after every draw of a batch with the network evaluations done in it.
 
     Raises:
@@ -219,15 +221,15 @@ def stream_terms(
     batches = image_batches(
         source, num_images=num_images, batch_size=batch_size, done=done, first=first
     )
-    for images, labels, index, wanted in batches:
-        parts = []
+    for batch in batches:
+        parts, given_of_batch = [], read(batch)
         for draw in range(draws):
-            found = bound(params, key, draw, images, index, labels)
-            parts.append(Terms(*(part[wanted] for part in found)))
+            found = bound(params, key, draw, batch.images, batch.index, given_of_batch)
+            parts.append(Terms(*(part[batch.wanted] for part in found)))
             if on_evaluations is not None:
                 on_evaluations(parts[-1].t.size)
         terms = Terms(*(np.stack([p[i] for p in parts], axis=1) for i in range(3)), parts[0].prior)
-        _check_finite(terms, index[wanted])
+        _check_finite(terms, batch.index[batch.wanted])
         yield terms
 
 

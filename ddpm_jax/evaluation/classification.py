@@ -1,10 +1,11 @@
-"""The classification accuracy score: do generated images teach the classes?
+"""A classifier of small images, and the classification accuracy score.
 
-Ravuri & Vinyals 2019.
-
-A classifier trained on generated images only is tested on real ones. It is scikit-learn's logistic
-regression on pixels, for small images, where it serves as a deep network does for large ones.
+The score, of Ravuri & Vinyals 2019, asks if generated images teach the classes: a classifier
+trained on them only is tested on real ones. The classifier is scikit-learn's logistic regression on
+pixels, which serves for small images as a deep network does for large ones.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -13,6 +14,18 @@ from ddpm_jax import host_memory
 from ddpm_jax.errors import UsageError
 
 MAX_ITERATIONS = 1000
+CLASSIFIER = "logistic regression on pixels"  # for records
+
+
+def fit_classifier(images: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function uint8 [M, H, W, C] -> labels [M] of a classifier fitted to images.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      labels: int [N], of at least two classes.
+    """
+    classifier = LogisticRegression(max_iter=MAX_ITERATIONS).fit(_pixels(images), labels)
+    return lambda others: classifier.predict(_pixels(others))
 
 
 def classification_accuracy_score(
@@ -30,12 +43,12 @@ def classification_accuracy_score(
       UsageError: as `check_labelled_sets`.
     """
     check_labelled_sets(labels, max(len(images), len(real_images)), int(np.prod(images.shape[1:])))
+    classify = fit_classifier(images, labels)
+    return float(np.mean(classify(real_images) == real_labels))
 
-    def pixels(x: np.ndarray) -> np.ndarray:
-        return x.reshape(len(x), -1).astype(np.float64) / 255
 
-    classifier = LogisticRegression(max_iter=MAX_ITERATIONS).fit(pixels(images), labels)
-    return float(classifier.score(pixels(real_images), real_labels))
+def _pixels(x: np.ndarray) -> np.ndarray:
+    return x.reshape(len(x), -1).astype(np.float64) / 255
 
 
 def check_labelled_sets(labels: np.ndarray, most: int, dims: int, *, besides: int = 0) -> None:

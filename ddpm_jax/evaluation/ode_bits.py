@@ -8,7 +8,7 @@ import chex
 import numpy as np
 
 from ddpm_jax.data.sources import Source
-from ddpm_jax.evaluation.batches import image_batches
+from ddpm_jax.evaluation.batches import ReadBatch, image_batches, labels_of
 from ddpm_jax.randomness import base_key
 
 
@@ -70,17 +70,18 @@ def stream_bits(
     batch_size: int,
     done: int = 0,
     first: int = 0,
+    read: ReadBatch = labels_of,
 ) -> Iterator[Bits]:
     """Yield the `Bits` of images done..num_images-1, a batch at a time.
 
     `evaluate` is from `likelihood_ode.make_bits_per_dim`, `params` are its parameters, `seed` is
-    that of dequantisation and probes; the other arguments, and the errors, are those of
-    `image_batches`.
+    that of dequantisation and probes, `read` gives what `make_condition` is given of a batch; the
+    other arguments, and the errors, are those of `image_batches`.
     """
     key = base_key(seed)
     batches = image_batches(
         source, num_images=num_images, batch_size=batch_size, done=done, first=first
     )
-    for images, labels, index, wanted in batches:
-        found = evaluate(params, key, images, index, labels)
-        yield Bits(*(part[wanted] for part in found))
+    for batch in batches:
+        found = evaluate(params, key, batch.images, batch.index, read(batch))
+        yield Bits(*(part[batch.wanted] for part in found))

@@ -16,9 +16,17 @@ from ddpm_jax.files import as_path
 
 
 def load_split(
-    data: ConfigDict, split: str, *, data_dir: str | None = None, report: Any = None
+    data: ConfigDict,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    captions: str | None = None,
+    report: Any = None,
 ) -> sources.Source:
-    """Open a split of the config's dataset; errors and `report` are those of `sources.load`."""
+    """Open a split of the config's dataset; errors and `report` are those of `sources.load`.
+
+    `data_dir` and `captions` replace the config's.
+    """
     return sources.load(
         name=data.name,
         split=split,
@@ -30,7 +38,7 @@ def load_split(
         unreadable=data.unreadable,
         small=data.small,
         layout=data.layout,
-        captions=data.captions,
+        captions=data.captions if captions is None else captions,
         report=report,
     )
 
@@ -54,9 +62,9 @@ def check_places(data: ConfigDict, *, data_dir: str | None = None, **places: Any
 
 
 def load_evaluated(
-    trained: TrainedModel, split: str, *, data_dir: str | None
+    trained: TrainedModel, split: str, *, data_dir: str | None, captions: str | None = None
 ) -> tuple[sources.Source, dict[str, str]]:
-    """Open a split that a model is to be evaluated on.
+    """Open a split that a model is to be evaluated on; arguments are those of `load_split`.
 
     Returns:
       The split, and what the record of a result says where it belongs to other data than those that
@@ -66,7 +74,7 @@ def load_evaluated(
       UsageError: see `sources.load` and `check_classes`.
     """
     config = trained.model.config
-    source = load_split(config.data, split, data_dir=data_dir)
+    source = load_split(config.data, split, data_dir=data_dir, captions=captions)
     check_classes(source, config, split=split, class_names=trained.class_names)
     ours, theirs = dataset_info(source).contents, trained.contents
     if not ours or not theirs or ours == theirs:

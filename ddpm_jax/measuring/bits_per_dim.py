@@ -34,6 +34,7 @@ def bits_per_dim(
     method: str = "bound",
     *,
     labels: Sequence[int | str] | int | str | None = None,
+    captions: Sequence[str] | str | None = None,
     **settings: Any,
 ) -> BitsPerDim:
     """Return the bits per dimension of images, given their conditions if the model has any.
@@ -43,11 +44,12 @@ def bits_per_dim(
       images: uint8 [N, H, W, C]. The draws of image i follow from the seed and i.
       method: "bound", the variational bound, or "ode", the likelihood by the probability flow.
       labels: classes by number or name, one for each image, if the model has classes.
+      captions: a text for each image, or one for all, if the model reads texts; "" is none.
       settings: fields of `VariationalBound` or of `FlowLikelihood`: draws, timestep_stride, rtol.
 
     Raises:
-      UsageError: images or labels that the model cannot have; a setting out of its range; a model
-        without a likelihood.
+      UsageError: images, labels or captions that the model cannot have; a setting out of its range;
+        a model without a likelihood.
       FailureError: a term of the bound that is not finite.
     """
     measure, record = choose("method", method, METHODS)
@@ -55,7 +57,9 @@ def bits_per_dim(
     check_names(record, settings, f"The method {method!r} has no setting")
     if isinstance(labels, int | str):
         labels = [labels] * len(images)
-    return measure(trained, in_memory(trained, images, labels), record(**settings))
+    if isinstance(captions, str):
+        captions = [captions] * len(images)
+    return measure(trained, in_memory(trained, images, labels, captions), record(**settings))
 
 
 def _bound(trained: TrainedModel, source: Source, settings: VariationalBound) -> BitsPerDim:

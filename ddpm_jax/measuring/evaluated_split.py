@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.data.captions import Captions, CaptionTable
 from ddpm_jax.data.dataset_info import parse_labels
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.data.sources import Source
@@ -70,7 +71,10 @@ def open_split(trained: TrainedModel, images: EvaluatedImages, settings: Likelih
 
 
 def in_memory(
-    trained: TrainedModel, images: np.ndarray, labels: Sequence[int | str] | None
+    trained: TrainedModel,
+    images: np.ndarray,
+    labels: Sequence[int | str] | None,
+    captions: Sequence[str] | None = None,
 ) -> ArraySource:
     """Return images of the caller as a source.
 
@@ -78,10 +82,11 @@ def in_memory(
       trained: the model to evaluate.
       images: uint8 [N, H, W, C].
       labels: classes by number or name, one for each image; None for a model without classes.
+      captions: a text for each image, "" for none; None for a model that reads no texts.
 
     Raises:
-      UsageError: a model over latents; images of another type or shape than the model's; labels
-        that are missing, too many, or not of its classes.
+      UsageError: a model over latents; images of another type or shape than the model's; labels or
+        captions that are missing, too many, or not for this model.
     """
     model = trained.model
     _check_is_over_images(model)
@@ -91,7 +96,13 @@ def in_memory(
             f"images is {images.dtype} {list(images.shape)}: give uint8 [N, H, W, C], N at least 1."
         )
     num_classes = model.conditioning.num_classes
-    source = ArraySource(images, _labels(trained, labels, len(images)), num_classes, "given")
+    source = ArraySource(
+        images,
+        _labels(trained, labels, len(images)),
+        num_classes,
+        "given",
+        captions=_captions(trained, captions, len(images)),
+    )
     check_images(source, model.image_shape, split="given", num_images=None)
     return source
 
@@ -104,12 +115,31 @@ def _labels(
         if labels is not None:
             raise UsageError("labels: this model was trained without labels, so leave them out.")
         return np.zeros(num_images, np.int32)
-    if labels is None or len(labels) != num_images:
-        count = "missing" if labels is None else f"{len(labels)}"
-        raise UsageError(f"labels: {count}, but there are {num_images} images: give one for each.")
+    _check_one_each("labels", labels, num_images)
     found = np.array(parse_labels([str(label) for label in labels], trained.class_names), np.int32)
     check_labels(found, num_classes)
     return found
+
+
+def _captions(
+    trained: TrainedModel, texts: Sequence[str] | None, num_images: int
+) -> Captions | None:
+    if not trained.model.conditioning.has_text:
+        if texts is not None:
+            raise UsageError("captions: this model was trained without texts, so leave them out.")
+        return None
+    _check_one_each("captions", texts, num_images)
+    numbers: dict[str, int] = {"": 0}
+    given = [numbers.setdefault(text, len(numbers)) for text in texts]
+    return Captions(
+        CaptionTable(tuple(numbers)), np.array(given, np.int32), np.arange(num_images + 1)
+    )
+
+
+def _check_one_each(name: str, given: Sequence[Any] | None, num_images: int) -> None:
+    if given is None or len(given) != num_images:
+        count = "missing" if given is None else f"{len(given)}"
+        raise UsageError(f"{name}: {count}, but there are {num_images} images: give one for each.")
 
 
 def _check_is_over_images(model: Model) -> None:

@@ -114,3 +114,15 @@ class SampleQuality(Evaluation):
         upper=MAX_IMAGES,
     )
     sampling: Sampling = dataclasses.field(default=Sampling())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipScore(SampleQuality):
+    """How samples are compared with their prompts."""
+
+    clip_model: str | None = setting(
+        None,
+        "clip_score: the CLIP that compares, a directory of transformers' CLIPModel or its name "
+        "on the Hugging Face hub.",
+        metavar="PATH",
+    )

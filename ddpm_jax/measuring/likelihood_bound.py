@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from ddpm_jax.data.sources import Source
 from ddpm_jax.evaluation import tally
+from ddpm_jax.evaluation.batches import ReadBatch
 from ddpm_jax.evaluation.bound import check_has_bound, make_bound, stream_terms
 from ddpm_jax.evaluation.strata import Strata, make_strata
 from ddpm_jax.experiments.identity import versions
@@ -14,11 +15,11 @@ from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluated_split import open_split
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, VariationalBound
+from ddpm_jax.measuring.likelihood_conditions import batch_reader, condition_of
 from ddpm_jax.measuring.measurement import plural, result_path
 from ddpm_jax.measuring.resuming import Computation, Span, batch_size_here, resume
 from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter
-from ddpm_jax.training.conditioning import make_condition
 
 
 class MeasuredBound(NamedTuple):
@@ -70,9 +71,15 @@ def bound_strata(model: DiffusionModel, settings: VariationalBound) -> Strata:
 def bound_computation(
     trained: TrainedModel, source: Source, settings: VariationalBound, strata: Strata
 ) -> Computation:
-    """Return the computation of a `tally.Tally`; it is compiled when first used."""
+    """Return the computation of a `tally.Tally`; it is compiled when first used.
+
+    Raises:
+      UsageError: a model that reads texts, but images without captions.
+    """
     empty = tally.empty(trained.model.schedule.num_timesteps, settings.draws)
-    extend = functools.partial(_extend, trained, source, settings, strata)
+    extend = functools.partial(
+        _extend, trained, source, settings, strata, batch_reader(trained, source)
+    )
     return Computation(empty, extend, tally.merge)
 
 
@@ -81,6 +88,7 @@ def _extend(
     source: Source,
     settings: VariationalBound,
     strata: Strata,
+    read: ReadBatch,
     summed: tally.Tally,
     span: Span,
 ) -> Iterator[tally.Tally]:
@@ -90,7 +98,7 @@ def _extend(
         lambda weights, condition: model.denoiser(weights, model.schedule, condition),
         model.schedule,
         strata,
-        make_condition=functools.partial(make_condition, model.conditioning),
+        make_condition=condition_of(model),
     )
     per_image = settings.draws * len(strata.first)
     with Counter(
@@ -109,6 +117,7 @@ def _extend(
             batch_size=batch_size_here(settings),
             done=span.first + summed.num_images,
             first=span.first,
+            read=read,
             on_evaluations=counter.add,
         )
         for terms in batches:

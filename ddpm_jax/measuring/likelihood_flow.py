@@ -15,10 +15,10 @@ from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluated_split import open_split
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FlowLikelihood
+from ddpm_jax.measuring.likelihood_conditions import batch_reader, condition_of
 from ddpm_jax.measuring.measurement import plural, result_path
 from ddpm_jax.measuring.resuming import Computation, image_by_image, resume
 from ddpm_jax.monitoring import results
-from ddpm_jax.training.conditioning import make_condition
 
 START = 0.0  # the first t that a network is trained on
 
@@ -97,7 +97,7 @@ def flow_evaluation(
         num_draws=settings.draws,
         start=START,
         solver=Solver(rtol=settings.rtol, atol=settings.atol),
-        make_condition=functools.partial(make_condition, model.conditioning),
+        make_condition=condition_of(model),
         strict=strict,
     )
 
@@ -105,6 +105,11 @@ def flow_evaluation(
 def flow_computation(
     trained: TrainedModel, source: Source, settings: FlowLikelihood, evaluate: Evaluate
 ) -> Computation:
-    """Return the computation of the `Bits` of images."""
-    stream = functools.partial(stream_bits, evaluate, trained.weights)
+    """Return the computation of the `Bits` of images.
+
+    Raises:
+      UsageError: a model that reads texts, but images without captions.
+    """
+    read = batch_reader(trained, source)
+    stream = functools.partial(stream_bits, evaluate, trained.weights, read=read)
     return image_by_image(stream, source, settings, empty=no_bits(settings.draws), merge=merge)

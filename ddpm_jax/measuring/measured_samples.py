@@ -1,16 +1,21 @@
 """Samples to measure and the data to compare them with, checked before any are made."""
 
+import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from ddpm_jax.data.captions import AUTO
+from ddpm_jax.data.dataset_info import dataset_info
 from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.experiments.datasets import load_evaluated, load_split
 from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.measuring.drawn_captions import DrawnCaptions, draw_captions
 from ddpm_jax.measuring.evaluated_split import stem
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, SampleQuality
 from ddpm_jax.measuring.measurement import result_path
@@ -28,6 +33,12 @@ class MeasuredSamples(NamedTuple):
     held_out: Source  # the same one, if the split is that of training
     record: dict[str, Any]  # the settings that the numbers depend on
     suffix: str  # of files about them
+    drawn: DrawnCaptions | None = None  # of a model that reads texts, where no prompt is given
+
+    def class_name(self, label: int) -> str:
+        """Return the name of a class of the data, or its number."""
+        names = dataset_info(self.held_out).class_names
+        return names[label] if names else str(label)
 
 
 def open_samples(
@@ -36,22 +47,43 @@ def open_samples(
     images: EvaluatedImages,
     settings: SampleQuality,
     directory: pathlib.Path | None,
+    *,
+    decides: Mapping[str, Any] | None = None,
+    mark: str = "",
 ) -> MeasuredSamples:
     """Open the data and check all settings before any sample is made.
 
+    A model that reads texts draws captions of the split, unless a prompt is given.
+
+    Args:
+      name: of the metric.
+      trained: the model.
+      images: the split to compare samples with, and to take captions from.
+      settings: how samples are made.
+      directory: of results, if any.
+      decides: what else decides the numbers, for the record.
+      mark: its part in the names of files.
+
     Raises:
-      UsageError: what `make_generator` raises; a split that is not there; a result of the metric
-        `name` in `directory` that was made otherwise.
+      UsageError: what `make_generator` raises; a split that is not there, or without captions; a
+        result of the metric `name` in `directory` that was made otherwise.
     """
-    generator = make_generator(trained, settings.sampling)
-    data = trained.model.config.data
+    model, data = trained.model, trained.model.config.data
+    has_own_prompt = not model.conditioning.has_text or settings.sampling.prompt is not None
     held_out_split = images.split or data.test_split
-    train, other = load_evaluated(trained, data.train_split, data_dir=images.data_dir)
+    where = {
+        "data_dir": images.data_dir,
+        "captions": None if has_own_prompt else data.captions or AUTO,
+    }
+    generator = make_generator(trained, settings.sampling) if has_own_prompt else None
+    train, other = load_evaluated(trained, data.train_split, **where)
     held_out = (
-        train
-        if held_out_split == data.train_split
-        else load_split(data, held_out_split, data_dir=images.data_dir)
+        train if held_out_split == data.train_split else load_split(data, held_out_split, **where)
     )
+    drawn = None
+    if generator is None:
+        drawn = draw_captions(model, held_out, settings.num_samples, split=held_out_split)
+        generator = _generator_of(drawn, trained, settings)
     record = {
         **identity(trained),
         "data": [split.fingerprint for split in (train, held_out)],
@@ -59,19 +91,25 @@ def open_samples(
         "seed": settings.seed,
         **generator.record,
         **other,
+        **(decides or {}),
     }
-    reference = ""
-    if settings.num_reference and name == "frechet_pixels":
-        # absent otherwise: results from before there was the setting may be written again
-        record["num_reference"] = settings.num_reference
-        reference = f"_ref{settings.num_reference}"
     split = f"_{stem(images.split)}" if images.split else ""
     how = f"{generator.name()}_seed{settings.seed}"
-    suffix = f"{split}_n{settings.num_samples}{reference}_{how}"
+    suffix = f"{split}_n{settings.num_samples}{mark}_{how}"
     if directory is not None:
         path = result_path(directory, name, trained, f"{suffix}.json")
         results.check_record(path, record | results.machine() | {"versions": versions()})
-    return MeasuredSamples(generator, train, held_out, record, suffix)
+    return MeasuredSamples(generator, train, held_out, record, suffix, drawn)
+
+
+def _generator_of(
+    drawn: DrawnCaptions, trained: TrainedModel, settings: SampleQuality
+) -> ImageGenerator:
+    """Return the generator of samples of captions; its record has their digest, not all texts."""
+    sampling = dataclasses.replace(settings.sampling, prompt=drawn.texts)
+    generator = make_generator(trained, sampling)
+    record = {name: value for name, value in generator.record.items() if name != "prompt"}
+    return dataclasses.replace(generator, record=record | {"prompts": drawn.record})
 
 
 def draw_samples(generator: ImageGenerator, settings: SampleQuality) -> np.ndarray:

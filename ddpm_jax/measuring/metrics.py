@@ -1,6 +1,9 @@
 """Metrics by name: METRICS of generative models, FIRST_STAGE_METRICS of first stages."""
 
+from ddpm_jax.measuring.caption_metrics import caption_accuracy, retrieval
+from ddpm_jax.measuring.clip_score import clip_score
 from ddpm_jax.measuring.evaluation_settings import (
+    ClipScore,
     FlowLikelihood,
     Likelihood,
     SampleQuality,
@@ -18,9 +21,12 @@ from ddpm_jax.measuring.sample_metrics import classification_accuracy, frechet_p
 METRICS = {
     "bpd": Metric(bits_per_dimension, VariationalBound),
     "bpd_ode": Metric(bits_per_dimension_ode, FlowLikelihood),
+    "caption_accuracy": Metric(caption_accuracy, SampleQuality),
     "classification_accuracy": Metric(classification_accuracy, SampleQuality),
+    "clip_score": Metric(clip_score, ClipScore),
     "frechet_pixels": Metric(frechet_pixels, SampleQuality),
     "rate_distortion": Metric(progressive_coding, VariationalBound),
+    "retrieval": Metric(retrieval, SampleQuality),
 }
 FIRST_STAGE_METRICS = {
     "elbo": Metric(elbo, Likelihood),

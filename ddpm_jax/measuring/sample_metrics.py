@@ -29,7 +29,12 @@ def frechet_pixels(
     Raises:
       UsageError: sets too small or too large to compare; what `open_samples` raises.
     """
-    found = open_samples("frechet_pixels", trained, images, settings, directory)
+    # absent without: results from before there was the setting may be written again
+    reference = settings.num_reference
+    decides, mark = ({"num_reference": reference}, f"_ref{reference}") if reference else ({}, "")
+    found = open_samples(
+        "frechet_pixels", trained, images, settings, directory, decides=decides, mark=mark
+    )
     held_out = None if found.held_out is found.train else found.held_out
     rows, held_out_rows = check_pixel_sets(
         found.train,
@@ -55,18 +60,20 @@ def classification_accuracy(
 ) -> Measurement:
     """Measure the held-out accuracy of a classifier fitted to samples by class.
 
-    A classifier fitted to the training images is measured too.
+    A classifier fitted to the training images is measured too. The class of a sample of a caption
+    is that of the caption's image.
 
     Raises:
-      UsageError: a model without classes; sets too large; what `open_samples` raises.
+      UsageError: samples without classes; sets too large; what `open_samples` raises.
     """
-    if not trained.model.conditioning.num_classes:
+    conditioning = trained.model.conditioning
+    if not (conditioning.num_classes or conditioning.has_text):
         raise UsageError(
             "classification_accuracy: this model was trained without labels, so its samples have "
             "none."
         )
     found = open_samples("classification_accuracy", trained, images, settings, directory)
-    labels = found.generator.inputs(np.arange(settings.num_samples))["label"]
+    labels = _labels(found, settings.num_samples)
     sizes = settings.num_samples, len(found.train), len(found.held_out)
     dims = int(np.prod(found.train.image_shape))
     check_labelled_sets(labels, max(sizes), dims, besides=dims * sum(sizes))
@@ -80,6 +87,23 @@ def classification_accuracy(
         "fitted_to_training_images": score(train.images, train.labels),
     }
     return Measurement(found.record | numbers, _lines(numbers), found.suffix)
+
+
+def _labels(found: MeasuredSamples, num_samples: int) -> np.ndarray:
+    """Return the classes that samples are made of, int [n].
+
+    Raises:
+      UsageError: they are of prompts, or the data has no classes.
+    """
+    labels = found.generator.inputs(np.arange(num_samples))["label"]
+    if labels is not None:
+        return labels
+    if found.drawn is None or found.held_out.num_classes < 2:
+        raise UsageError(
+            "classification_accuracy: only captions of images with classes say of which class a "
+            "sample is: leave prompt out, and choose data with classes."
+        )
+    return in_memory(found.held_out).labels[found.drawn.rows]
 
 
 def _counts(
