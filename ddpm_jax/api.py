@@ -39,6 +39,7 @@ def load(
     raw_weights: bool = False,
     dtype: str | None = None,
     variant: str | None = None,
+    prediction_type: str | None = None,
 ) -> "Model | Classifier | FirstStage":
     """Read a trained model from the directory of its run, or Stable Diffusion from its files.
 
@@ -51,6 +52,8 @@ def load(
       dtype: of the computation, "float32" or "bfloat16", and of Stable Diffusion's weights; None
         for that of the run, and float32 for Stable Diffusion.
       variant: of the files of Stable Diffusion, "fp16" say.
+      prediction_type: "epsilon" or "v_prediction", for a single file of Stable Diffusion, which
+        does not say; None as in the released models of its kind.
 
     Returns:
       `Model`; `Classifier` or `FirstStage` if the run trained one of these.
@@ -60,7 +63,13 @@ def load(
       FailureError: its files are damaged.
     """
     trained = load_trained(
-        directory, None, step=step, raw_weights=raw_weights, dtype=dtype, variant=variant
+        directory,
+        None,
+        step=step,
+        raw_weights=raw_weights,
+        dtype=dtype,
+        variant=variant,
+        prediction_type=prediction_type,
     )
     kinds = {"classifier": Classifier, "first_stage": FirstStage}
     return kinds.get(trained.model.config.objective, Model)(trained)

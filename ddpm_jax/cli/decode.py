@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
-from ddpm_jax.cli.shared_flags import Checkpoint, check_names_a_run, prepare
+from ddpm_jax.cli.shared_flags import Checkpoint, check_names_a_run, prepare, reading
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation import latent_file
 from ddpm_jax.experiments.loading import load_first_stage
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     check_place(out, flag="--out", writing=True)
     arrays = latent_file.read(path)
     prepare(flags)
-    trained = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    trained = load_first_stage(flags.ckpt, **reading(flags))
     count = decode_file(trained, path, arrays, flags.make(Decoding), out)
     say(f"{count} picture{'s' if count > 1 else ''} by {describe(trained)}\n  {out}")
     return 0

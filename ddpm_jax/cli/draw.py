@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
-from ddpm_jax.cli.shared_flags import Checkpoint, check_names_a_run, prepare
+from ddpm_jax.cli.shared_flags import Checkpoint, check_names_a_run, prepare, reading
 from ddpm_jax.errors import say
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.loading import load_first_stage
+from ddpm_jax.experiments.model_files import results_of
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.measuring.first_stage_picture_files import Drawing, write_pictures
 from ddpm_jax.settings import Settings, setting
@@ -41,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
     flags = Parser(__doc__, Checkpoint, Command, Drawing).parse(argv)
     check_names_a_run(flags)
     prepare(flags)
-    trained = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
-    out = as_path(flags.out or as_path(flags.ckpt) / "pictures")
+    trained = load_first_stage(flags.ckpt, **reading(flags))
+    out = as_path(flags.out or results_of(flags.ckpt, "pictures"))
     check_place(out, flag="--out", writing=True)
     check_places(trained.model.config.data, data_dir=flags.data_dir, out=flags.out)
     paths, warning = write_pictures(trained, flags.make(Drawing), out)

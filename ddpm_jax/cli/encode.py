@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
-from ddpm_jax.cli.shared_flags import Checkpoint, check_names_a_run, prepare
+from ddpm_jax.cli.shared_flags import Checkpoint, check_names_a_run, prepare, reading
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.files import as_path, check_place, reporting
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     encoding = flags.make(Encoding)
     out, paths = _new_file(flags.out), find_pictures(flags.words)
     prepare(flags)
-    trained = load_first_stage(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    trained = load_first_stage(flags.ckpt, **reading(flags))
     found = encode_pictures(trained, paths, encoding)
     write_latents(out, found, trained, names=list(map(str, paths)))
     count, *shape = found.latents.shape

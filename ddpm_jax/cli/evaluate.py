@@ -67,12 +67,14 @@ from ddpm_jax.cli.shared_flags import (
     common_flags,
     make_interrupt,
     prepare,
+    reading,
 )
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.identity import identity
 from ddpm_jax.experiments.loading import load_first_stage, load_trained
+from ddpm_jax.experiments.model_files import results_of
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.measuring.evaluation_settings import (
     ClipScore,
@@ -110,11 +112,11 @@ def main(argv: Sequence[str]) -> int:
     stop = make_interrupt(flags)
     prepare(flags)
     read = load_first_stage if FIRST_STAGE_METRICS.keys() & metrics.keys() else load_trained
-    trained = read(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    trained = read(flags.ckpt, **reading(flags))
     hosts.check_equal(
         common_flags(flags) | {"the step of the checkpoint": trained.step} | identity(trained)
     )
-    directory = as_path(flags.out or as_path(flags.ckpt) / "evaluation")
+    directory = as_path(flags.out or results_of(flags.ckpt, "evaluation"))
     check_place(directory, flag="--out", writing=True)
     check_places(trained.model.config.data, data_dir=flags.data_dir, out=flags.out)
     images = flags.make(EvaluatedImages)

@@ -11,11 +11,18 @@ from typing import Any
 
 from ddpm_jax.cli.arguments import Flags
 from ddpm_jax.cli.picture_flags import draw_pictures, requested_pictures
-from ddpm_jax.cli.shared_flags import check_names_a_run, common_flags, make_interrupt, prepare
+from ddpm_jax.cli.shared_flags import (
+    check_names_a_run,
+    common_flags,
+    make_interrupt,
+    prepare,
+    reading,
+)
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.identity import identity
 from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.experiments.model_files import results_of
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.tasks import sample_files
@@ -34,7 +41,7 @@ def make_images(flags: Flags) -> int:
     editing, inpainting = flags.make(Editing), flags.make(Inpainting)
     check_one_picture(editing, inpainting)
     prepare(flags)
-    trained = load_trained(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    trained = load_trained(flags.ckpt, **reading(flags))
     model = identity(trained)
     hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": trained.step} | model)
     made_by = {
@@ -44,13 +51,13 @@ def make_images(flags: Flags) -> int:
         **model,
     }
     if pictures:
-        out = _checked(flags, trained, as_path(flags.ckpt) / "generated")
+        out = _checked(flags, trained, results_of(flags.ckpt, "generated"))
         with stop, _keeping("nothing is kept of the picture; the same command begins it again."):
             draw_pictures(trained, made_by, flags, pictures, out)
         return 0
     generator = make_any(trained, sampling, editing, inpainting)
     folder = sample_files.folder_name(generator, samples)
-    out = _checked(flags, trained, as_path(flags.ckpt) / "generated" / folder)
+    out = _checked(flags, trained, results_of(flags.ckpt, "generated") / folder)
     with stop:
         _write(generator, out, made_by, samples)
     hosts.wait_for_all("the pictures are drawn")

@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 from ddpm_jax.cli.arguments import Flags, Parser
 from ddpm_jax.cli.command import run
-from ddpm_jax.cli.shared_flags import Checkpoint, prepare
+from ddpm_jax.cli.shared_flags import Checkpoint, prepare, reading
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.experiments.model_files import results_of
 from ddpm_jax.files import as_path
 from ddpm_jax.measuring.compared_model import ComparedModel, ModelComparison
 from ddpm_jax.measuring.comparison_files import describe, write_comparison
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     comparison, of_model = flags.make(Comparison), flags.make(ModelComparison)
     prepare(flags)
     model = _model(flags, comparison, of_model) if flags.ckpt else None
-    default = as_path(flags.ckpt) / "evaluation" if flags.ckpt else "samplers"
+    default = results_of(flags.ckpt, "evaluation") if flags.ckpt else "samplers"
     found, paths = write_comparison(comparison, model, as_path(flags.out or default))
     say(describe(found))
     for path in paths:
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _model(flags: Flags, comparison: Comparison, of_model: ModelComparison) -> ComparedModel:
-    trained = load_trained(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    trained = load_trained(flags.ckpt, **reading(flags))
     check_places(trained.model.config.data, data_dir=flags.data_dir, out=flags.out)
     return ComparedModel(trained, of_model, seed=comparison.seed)
 

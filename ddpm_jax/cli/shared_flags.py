@@ -1,6 +1,7 @@
 """Flags shared by several commands: checkpoint, time limit, several processes."""
 
 import dataclasses
+from typing import Any
 
 from ddpm_jax.cli.arguments import Devices, Flags
 from ddpm_jax.distributed import interrupt
@@ -19,7 +20,8 @@ class Checkpoint(Settings):
 
     ckpt: str | None = setting(
         None,
-        "Directory of a training run: the --workdir of train.py.",
+        "Directory of a training run: the --workdir of train.py. Or Stable Diffusion: a "
+        "directory in diffusers' layout, a single file, or its name on the Hugging Face hub.",
         path=True,
         metavar="DIR",
     )
@@ -33,6 +35,27 @@ class Checkpoint(Settings):
     raw_weights: bool = setting(
         False, "Use the weights as trained instead of their moving average."
     )
+    dtype: str | None = setting(
+        None,
+        "Of the computation, and of Stable Diffusion's weights: float32 or bfloat16; by default "
+        "that of the run, and float32 for Stable Diffusion.",
+        choices=("float32", "bfloat16"),
+    )
+    variant: str | None = setting(
+        None, "Which weights in a directory of Stable Diffusion, as in fp16.", metavar="NAME"
+    )
+    prediction_type: str | None = setting(
+        None,
+        "What the network in a single file of Stable Diffusion predicts, which the file does not "
+        "say: epsilon, or v_prediction; by default as in the released models of its kind.",
+        choices=("epsilon", "v_prediction"),
+    )
+
+
+def reading(flags: Flags) -> dict[str, Any]:
+    """Return how the model of `Checkpoint` is read: arguments of `loading.load_trained`."""
+    names = ("raw_weights", "dtype", "variant", "prediction_type")
+    return {"step": flags.ckpt_step} | {name: getattr(flags, name) for name in names}
 
 
 def check_names_a_run(flags: Flags) -> None:

@@ -108,6 +108,11 @@ def _check_condition(config: ConfigDict) -> None:
             f"condition.low_res_factor is {c.low_res_factor}, but a model over latents can be "
             "given no image of lower resolution: set it to 0, or leave out first_stage.ckpt."
         )
+    if c.inpainting and not config.first_stage.ckpt:
+        raise UsageError(
+            "condition.inpainting is true, but its network is given the latents of a picture, and "
+            "this model is over pixels: set it to false."
+        )
     if c.low_res_factor == 1:
         raise UsageError(
             "condition.low_res_factor is 1, which gives the network the image itself: use 0 or 2 "

@@ -171,6 +171,9 @@ class Condition:
     low_res_factor = field(
         0, "the image shrunk so many times; 0: not given", at_least(0), of=DIFFUSION
     )
+    inpainting = field(
+        False, "a mask and the masked picture's latents; read from files, not trained", of=DIFFUSION
+    )
 
 
 class Optimizer:

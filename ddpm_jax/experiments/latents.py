@@ -16,6 +16,7 @@ from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.codec import FrozenFirstStage
 from ddpm_jax.experiments.loading import load_first_stage
+from ddpm_jax.experiments.model_files import is_foreign
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.run_settings import first_stage_in
 from ddpm_jax.files import as_path, is_folder, is_remote
@@ -53,7 +54,7 @@ def find_first_stage(
     begun = first_stage_in(settings, source="the config of the run") if settings else None
     if begun is not None and not saved_steps(directory):
         return begun, None
-    if not is_folder(as_path(directory)):
+    if not (is_foreign(directory) or is_folder(as_path(directory))):
         raise UsageError(
             f"first_stage.ckpt is {directory}, and there is no such directory: train a first "
             "stage, with the config vae_digits, say, and name its directory."

@@ -12,8 +12,9 @@ from ddpm_jax.experiments.model_files import is_foreign, open_model
 from ddpm_jax.experiments.models import Model, Weights
 from ddpm_jax.experiments.owners import OBJECTIVES
 from ddpm_jax.experiments.perceptual import with_discriminator
-from ddpm_jax.experiments.pipelines import load_pipeline
+from ddpm_jax.experiments.pipelines import load_pipeline, load_vae
 from ddpm_jax.experiments.run_settings import (
+    FIRST_STAGE,
     class_names_in,
     contents_in,
     frozen_first_stage,
@@ -22,6 +23,7 @@ from ddpm_jax.experiments.run_settings import (
 from ddpm_jax.experiments.texts import make_tokenizer
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path
+from ddpm_jax.interop.pipeline import Pipeline
 from ddpm_jax.models.discriminator import without_discriminator
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import base_key
@@ -35,6 +37,7 @@ def load_trained(
     raw_weights: bool = False,
     dtype: str | None = None,
     variant: str | None = None,
+    prediction_type: str | None = None,
 ) -> TrainedModel:
     """Read a checkpoint's config and its weights.
 
@@ -47,6 +50,7 @@ def load_trained(
       dtype: of the computation, and of the weights of Stable Diffusion: a key of `DTYPES`; None for
         that of the run's config, and otherwise float32.
       variant: of the files of Stable Diffusion, "fp16" say.
+      prediction_type: of a single file of it, as `model_files.open_model`.
 
     Raises:
       UsageError: no such checkpoint, or not one of this package, or one with another objective.
@@ -57,12 +61,9 @@ def load_trained(
             raise UsageError(
                 f"{workdir} holds {OBJECTIVES['diffusion']} and not {OBJECTIVES[objective]}."
             )
-        if step is not None:
-            raise UsageError(f"{workdir} holds one set of weights: leave out the step.")
-        pipeline = open_model(workdir, variant=variant)
+        pipeline = _open(workdir, step, variant=variant, prediction_type=prediction_type)
         return load_pipeline(pipeline, dtype=dtype, raw_weights=raw_weights)
-    if variant is not None:
-        raise UsageError(f"variant is for files of diffusers, and {workdir} is a training run.")
+    _check_own(workdir, variant=variant, prediction_type=prediction_type)
     step = find_step(workdir, step)
     settings = read_config(workdir, step)
     if dtype is not None:
@@ -88,6 +89,25 @@ def load_trained(
     )
 
 
+def _open(path: str | pathlib.Path, step: int | None, **files: str | None) -> Pipeline:
+    if step is not None:
+        raise UsageError(f"{path} holds one set of weights: leave out the step.")
+    return open_model(path, **files)
+
+
+def _check_own(workdir: str | pathlib.Path, **files: str | None) -> None:
+    """Refuse settings of other people's files for a run.
+
+    Raises:
+      UsageError: one is given.
+    """
+    for name in (name for name, value in files.items() if value is not None):
+        raise UsageError(
+            f"{name} is for the files of Stable Diffusion, and {workdir} is none of these: leave "
+            "it out."
+        )
+
+
 def _read_weights(workdir: str | pathlib.Path, step: int, model: Model, item: str) -> Weights:
     shapes = model.params_shapes()
     if item == "params":  # a first stage's may have been trained with a discriminator
@@ -104,19 +124,34 @@ def _read_weights(workdir: str | pathlib.Path, step: int, model: Model, item: st
 
 
 def load_first_stage(
-    workdir: str | pathlib.Path, *, step: int | None = None, raw_weights: bool = False
+    workdir: str | pathlib.Path,
+    *,
+    step: int | None = None,
+    raw_weights: bool = False,
+    dtype: str | None = None,
+    variant: str | None = None,
+    prediction_type: str | None = None,
 ) -> TrainedModel:
-    """Read a first stage, or the frozen one of a model over latents.
+    """Read a first stage, or the frozen one of a model over latents; see `load_trained`.
 
     Raises:
       UsageError: as `load_trained`, or there is none.
     """
+    if is_foreign(workdir):
+        if raw_weights:
+            raise UsageError(f"{workdir} has one VAE, with no raw weights: leave them out.")
+        pipeline = _open(workdir, step, variant=variant, prediction_type=prediction_type)
+        return load_vae(pipeline, dtype=dtype)
+    _check_own(workdir, variant=variant, prediction_type=prediction_type)
     step = find_step(workdir, step)
     settings = read_config(workdir, step)
+    if dtype is not None:
+        own = settings[FIRST_STAGE]["config"] if FIRST_STAGE in settings else settings
+        own["model"]["dtype"] = dtype
     model = model_from_settings(settings, source=f"the config of {workdir}, step {step}")
     first_stage = frozen_first_stage(model)
     if first_stage is None:
-        return load_trained(workdir, "first_stage", step=step, raw_weights=raw_weights)
+        return load_trained(workdir, "first_stage", step=step, raw_weights=raw_weights, dtype=dtype)
     if raw_weights:
         raise UsageError(
             f"{workdir} holds its first stage as it was frozen, with no raw weights: leave them "

@@ -13,29 +13,52 @@ from ddpm_jax.interop.pipeline import Pipeline
 from ddpm_jax.interop.single_file import read_single_file
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # "owner/name"
+_PARTS = (INDEX, "unet", "text_encoder")
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin", ".pth")
 
 
 def is_foreign(path: str | os.PathLike) -> bool:
     """Return whether a model is Stable Diffusion's and not a run of this package.
 
-    It is a directory with `model_index.json`, a file, or the name of one that is not on the disk.
+    It is a directory with `model_index.json` or parts of such a model, a file, or a name that is
+    not on the disk.
     """
     place = as_path(path)
     if is_remote(place):
         return False
     if is_folder(place):
-        return (place / INDEX).exists() and not saved_steps(place)
+        return any((place / part).exists() for part in _PARTS) and not saved_steps(place)
     return place.exists() or _may_be_on_hub(str(path))
 
 
-def open_model(path: str | os.PathLike, *, variant: str | None = None) -> Pipeline:
+def results_of(path: str | os.PathLike, kind: str) -> pathlib.Path:
+    """Return where results about a model go by default.
+
+    It is a folder in the directory of a run, runs/digits/generated. Files of others are left as
+    they are: their results go to a folder of the model's name in the working directory,
+    generated/stable-diffusion-v1-4.
+
+    Args:
+      path: of the model.
+      kind: "generated", "evaluation" or "pictures".
+    """
+    if not is_foreign(path):
+        return as_path(path) / kind
+    place = as_path(path)
+    name = place.stem if place.suffix in SINGLE_FILES else pathlib.Path(os.path.abspath(path)).name
+    return as_path(kind) / name
+
+
+def open_model(
+    path: str | os.PathLike, *, variant: str | None = None, prediction_type: str | None = None
+) -> Pipeline:
     """Open Stable Diffusion; its weights are not read yet.
 
     Args:
       path: a directory in diffusers' layout, a single file of the original code, or a name on the
         Hugging Face hub.
       variant: of a directory's files, "fp16" say.
+      prediction_type: of a single file, a key of `single_file.PREDICTIONS`; None as there.
 
     Raises:
       UsageError: it is none of these, or cannot be read.
@@ -43,6 +66,10 @@ def open_model(path: str | os.PathLike, *, variant: str | None = None) -> Pipeli
     """
     place = resolve(path, variant=variant)
     if place.is_dir():
+        if prediction_type is not None:
+            raise UsageError(
+                f"prediction_type is for a single file: the directory {path} says its own."
+            )
         return read_pipeline(place, variant=variant)
     if place.suffix not in SINGLE_FILES:
         raise UsageError(
@@ -50,7 +77,7 @@ def open_model(path: str | os.PathLike, *, variant: str | None = None) -> Pipeli
         )
     if variant is not None:
         raise UsageError(f"variant is for a directory, and {path} is a single file.")
-    return read_single_file(place)
+    return read_single_file(place, prediction_type=prediction_type)
 
 
 def _may_be_on_hub(name: str) -> bool:

@@ -12,6 +12,7 @@ from ddpm_jax.models.classifier import Classifier, check_classifier
 from ddpm_jax.models.dit import SIZES, DiT, Size, check_dit
 from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet import UNet, check_unet
+from ddpm_jax.training.conditioning import Conditioning
 
 CUSTOM = "custom"
 _OF_BOTH = ("dropout", "time_embedding", "norm_eps", "dtype", "remat")  # fields of config.model
@@ -31,7 +32,7 @@ def make_network(
     conditions = {
         "out_channels": output_channels(channels, config.diffusion.variance),
         "num_classes": config.condition.num_classes,
-        "low_res_channels": channels if config.condition.low_res_factor else 0,
+        "low_res_channels": Conditioning(**config.condition.to_dict()).image_channels(channels),
     }
     if name == "dit":
         shared = {field: model[field] for field in _OF_BOTH}

@@ -4,10 +4,13 @@
 config of ours, and the model is what `building.build` makes of it.
 """
 
+import sys
+
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.experiments.building import DTYPES, build
 from ddpm_jax.experiments.codec import FrozenFirstStage
 from ddpm_jax.experiments.config import default_config
@@ -16,8 +19,14 @@ from ddpm_jax.experiments.models import Weights
 from ddpm_jax.experiments.schedulers import set_scheduler
 from ddpm_jax.experiments.text_networks import set_networks
 from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers
 from ddpm_jax.interop.pipeline import Pipeline
-from ddpm_jax.interop.pipeline_params import Networks, pipeline_networks, pipeline_params
+from ddpm_jax.interop.pipeline_params import (
+    Networks,
+    pipeline_networks,
+    pipeline_params,
+    placed,
+)
 from ddpm_jax.interop.schedulers import read_scheduler
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.text_encoder import TextEncoder
@@ -25,6 +34,8 @@ from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.text.tokenizer import Tokenizer, clip_tokenizer
 from ddpm_jax.text.tokenizer_files import read_tokenizer
 from ddpm_jax.variational.latent_space import Frozen
+
+DEFAULT_DTYPE = "float32"
 
 
 def load_pipeline(
@@ -42,25 +53,54 @@ def load_pipeline(
     """
     networks = pipeline_networks(pipeline)
     tokenizer = _tokenizer(pipeline, networks.text_encoder)
-    name = "float32" if dtype is None else dtype
+    name = DEFAULT_DTYPE if dtype is None else dtype
     average = pipeline.unet_ema is not None and not raw_weights
     kept = choose("compute dtype", name, DTYPES)
     config = _config(pipeline, networks, name)
     first_stage_config = _first_stage_config(networks.vae, name)
     check_config(config)
+    _say_of_safety_checker(pipeline)
     params = pipeline_params(pipeline, networks, dtype=kept, average=average)
     first_stage = FrozenFirstStage(build(first_stage_config), weights_digest(params.vae))
     frozen = Frozen(params.vae, np.float32(networks.scaling_factor))
     weights = Weights(params.unet, frozen, params.text_encoder)
+    sha256 = weights_digest(weights)  # of the arrays on the host, which are let go then
+    for part in params:
+        placed(part, jnp.asarray)
     return TrainedModel(
         build(config, first_stage),
         weights,
         step=0,
         average="ema" if average else "raw",
-        sha256=weights_digest(weights),
+        sha256=sha256,
         directory=pipeline.path,
         tokenizer=tokenizer,
     )
+
+
+def load_vae(pipeline: Pipeline, *, dtype: str | None = None) -> TrainedModel:
+    """Read the VAE of Stable Diffusion alone, as a first stage.
+
+    Raises:
+      UsageError: a network or weights that cannot be had here.
+    """
+    vae = pipeline_networks(pipeline).vae
+    name = DEFAULT_DTYPE if dtype is None else dtype
+    kept = choose("compute dtype", name, DTYPES)
+    params = autoencoder_params_from_diffusers(pipeline.vae.tensors, vae, dtype=kept)
+    sha256 = weights_digest(params)
+    model = build(_first_stage_config(vae, name))
+    weights = Weights(placed(params, jnp.asarray))
+    return TrainedModel(model, weights, 0, "frozen", sha256, directory=pipeline.path)
+
+
+def _say_of_safety_checker(pipeline: Pipeline) -> None:
+    if pipeline.has_safety_checker:
+        say(
+            f"note: {pipeline.path} has a safety checker, which is not run here: filtering what "
+            "the model draws is up to you.",
+            file=sys.stderr,
+        )
 
 
 def _config(pipeline: Pipeline, networks: Networks, dtype: str) -> ConfigDict:
@@ -81,6 +121,7 @@ def _config(pipeline: Pipeline, networks: Networks, dtype: str) -> ConfigDict:
 def _first_stage_config(vae: Autoencoder, dtype: str) -> ConfigDict:
     config = default_config()
     config.objective = "first_stage"
+    config.data.name, config.data.flip = "folder", False
     config.data.image_size, config.data.channels = vae.resolution, vae.image_channels
     for name in ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "norm_eps"):
         config.model[name] = getattr(vae, name)

@@ -21,7 +21,9 @@ def at_size(model: DiffusionModel, height: int, width: int) -> DiffusionModel:
         )
     first_stage = model.codec.first_stage
     factor = 1 if first_stage is None else first_stage.model.network.factor
-    stride = factor * 2 ** (len(network.ch_mult) - 1)
+    # a downsampling that pads on both sides takes odd sizes too, and the way up follows it
+    is_any = network.downsample_padding == "both"
+    stride = factor * (1 if is_any else 2 ** (len(network.ch_mult) - 1))
     for name, size in {"height": height, "width": width}.items():
         if size % stride:
             below = size // stride * stride

@@ -71,6 +71,7 @@ def set_networks(config: ConfigDict, unet: TextUNet, encoder: TextEncoder) -> No
     only_cross = per_level(unet.only_cross_attention, levels)
     config.text_unet.only_cross_attention = tuple(i for i in range(levels) if only_cross[i])
     config.condition.num_classes = unet.num_classes
+    config.condition.inpainting = bool(unet.low_res_channels)
     for name in _OF_THE_ENCODER:
         config.text[name] = getattr(encoder, name)
     config.text.length = encoder.context_length

@@ -38,7 +38,7 @@ _COUNT = Whole(1, 1 << 16)
 _KINDS = {
     "in_channels": _COUNT,
     "latent_channels": _COUNT,
-    "layers_per_block": Whole(1, 64),
+    "layers_per_block": Whole(1, 32),
     "out_channels": _COUNT,
     "sample_size": _COUNT,
     "scaling_factor": Number(),

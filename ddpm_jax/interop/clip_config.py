@@ -12,6 +12,7 @@ from ddpm_jax import schema
 from ddpm_jax.errors import UsageError
 
 COUNT = schema.Whole(1, 1 << 24)
+LAYERS = schema.Whole(1, 256)
 PROJECTION = 512  # transformers' default of projection_dim
 _IGNORED = """
     _attn_implementation_autoset _name_or_path architectures attention_dropout bos_token_id

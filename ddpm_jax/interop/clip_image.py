@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from numpy.typing import DTypeLike
 
 from ddpm_jax import schema
-from ddpm_jax.interop.clip_config import COUNT, PROJECTION, Field, own_config, read_fields
+from ddpm_jax.interop.clip_config import COUNT, LAYERS, PROJECTION, Field, own_config, read_fields
 from ddpm_jax.interop.clip_text import clip_name
 from ddpm_jax.interop.diffusers_dit import patches_from_torch
 from ddpm_jax.interop.renaming import Path, rename_from
@@ -41,7 +41,7 @@ CONFIG = {
     "image_size": Field("image_size", COUNT, 224),
     "patch_size": Field("patch_size", COUNT, 32),
     "hidden_size": Field("width", COUNT, 768),
-    "num_hidden_layers": Field("layers", COUNT, 12),
+    "num_hidden_layers": Field("layers", LAYERS, 12),
     "num_attention_heads": Field("heads", COUNT, 12),
     "intermediate_size": Field("hidden", COUNT, 3072),
     "hidden_act": Field("activation", schema.Text(), "quick_gelu"),

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from numpy.typing import DTypeLike
 
 from ddpm_jax import schema
-from ddpm_jax.interop.clip_config import COUNT, PROJECTION, Field, own_config, read_fields
+from ddpm_jax.interop.clip_config import COUNT, LAYERS, PROJECTION, Field, own_config, read_fields
 from ddpm_jax.interop.diffusers import from_torch, to_torch
 from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to
 from ddpm_jax.interop.tensor_store import Renamed
@@ -50,7 +50,7 @@ IN_BLOCK = {
 CONFIG = {
     "vocab_size": Field("vocab_size", COUNT, 49_408),
     "hidden_size": Field("width", COUNT, 512),
-    "num_hidden_layers": Field("layers", COUNT, 12),
+    "num_hidden_layers": Field("layers", LAYERS, 12),
     "num_attention_heads": Field("heads", COUNT, 8),
     "intermediate_size": Field("hidden", COUNT, 2048),
     "hidden_act": Field("activation", schema.Text(), "quick_gelu"),

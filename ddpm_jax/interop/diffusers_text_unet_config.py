@@ -80,6 +80,9 @@ MIDDLES = {
 SCALE_SHIFTS = {"default": False, "scale_shift": True}
 PADDINGS = {0: "end", 1: "both"}
 BOOLEANS = {False: False, True: True}
+LARGEST = 1 << 16  # of a width, a side, a number of classes
+BLOCKS = 32  # of a level, or in a transformer: Stable Diffusion XL has 10
+LEVELS = 10
 
 
 def text_unet_from_config(config: Mapping[str, Any]) -> TextUNet:
@@ -104,7 +107,7 @@ def text_unet_from_config(config: Mapping[str, Any]) -> TextUNet:
         resolution=resolution,
         ch=channels[0],
         ch_mult=_multiples(channels),
-        num_res_blocks=options.equal("layers_per_block"),
+        num_res_blocks=options.equal("layers_per_block", BLOCKS),
         attn_resolutions=tuple(resolution >> i for i, attending in enumerate(attends) if attending),
         num_heads=options.per_level("attention_head_dim", int, len(channels)),
         dropout=options.number("dropout"),
@@ -113,7 +116,7 @@ def text_unet_from_config(config: Mapping[str, Any]) -> TextUNet:
         scale_shift_norm=options.choice("resnet_time_scale_shift", SCALE_SHIFTS),
         time_embedding=options.choice("flip_sin_to_cos", TIME_EMBEDDINGS, "freq_shift"),
         context_size=options.equal("cross_attention_dim"),
-        depth=options.per_level("transformer_layers_per_block", int, len(channels)),
+        depth=options.per_level("transformer_layers_per_block", int, len(channels), BLOCKS),
         only_cross_attention=options.per_level("only_cross_attention", bool, len(channels)),
         upcast_attention=options.choice("upcast_attention", BOOLEANS),
         mid_block=options.choice("mid_block_type", MIDDLES),
@@ -172,15 +175,17 @@ class _Options(NamedTuple):
     values: Mapping[str, Any]
 
     def whole(self, name: str) -> int:
-        """Return a whole number of at least 1."""
+        """Return a whole number in 1..LARGEST."""
         return _whole(name, self.values[name])
 
-    def whole_numbers(self, name: str) -> list[int]:
-        """Return a list of these."""
+    def whole_numbers(self, name: str, largest: int = LARGEST) -> list[int]:
+        """Return a list of these, one for each of at most LEVELS levels."""
         values = self.values[name]
-        if not isinstance(values, list | tuple) or not values:
-            raise _unsupported(name, values, "a list of whole numbers, one for each level")
-        return [_whole(name, value) for value in values]
+        if not isinstance(values, list | tuple) or not 1 <= len(values) <= LEVELS:
+            raise _unsupported(
+                name, values, f"a list of whole numbers, one for each of 1 to {LEVELS} levels"
+            )
+        return [_whole(name, value, largest) for value in values]
 
     def number(self, name: str) -> float:
         """Return a number."""
@@ -189,15 +194,15 @@ class _Options(NamedTuple):
             raise _unsupported(name, value, "a number")
         return float(value)
 
-    def equal(self, name: str) -> int:
+    def equal(self, name: str, largest: int = LARGEST) -> int:
         """Return a whole number, the same for all levels if there is one for each."""
         values = self.values[name]
-        if isinstance(values, list | tuple) and len(set(self.whole_numbers(name))) > 1:
+        if isinstance(values, list | tuple) and len(set(self.whole_numbers(name, largest))) > 1:
             raise _unsupported(name, values, "the same for all levels")
-        return _whole(name, values[0] if isinstance(values, list | tuple) else values)
+        return _whole(name, values[0] if isinstance(values, list | tuple) else values, largest)
 
-    def per_level(self, name: str, kind: type, levels: int) -> Any:
-        """Return a value for all levels, or a tuple of one for each."""
+    def per_level(self, name: str, kind: type, levels: int, largest: int = LARGEST) -> Any:
+        """Return a value for all levels, or a tuple of one for each; numbers in 1..largest."""
         given = self.values[name]
         values = tuple(given) if isinstance(given, list | tuple) else (given,)
         if not all(type(value) is kind for value in values) or (
@@ -205,6 +210,9 @@ class _Options(NamedTuple):
         ):
             what = "true or false" if kind is bool else "a whole number"
             raise _unsupported(name, given, f"{what}, or {levels} of these")
+        if kind is int:
+            for value in values:
+                _whole(name, value, largest)
         return values if isinstance(given, list | tuple) else given
 
     def choice(self, name: str, table: Mapping[Any, Any], further: str = "") -> Any:
@@ -217,9 +225,9 @@ class _Options(NamedTuple):
         return table[key]
 
 
-def _whole(name: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise _unsupported(name, value, "a whole number of at least 1")
+def _whole(name: str, value: Any, largest: int = LARGEST) -> int:
+    if type(value) is not int or not 1 <= value <= largest:
+        raise _unsupported(name, value, f"a whole number in 1..{largest}")
     return value
 
 

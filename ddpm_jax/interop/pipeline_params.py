@@ -60,6 +60,12 @@ def pipeline_networks(pipeline: Pipeline) -> Networks:
             f"The U-Net of {pipeline.path} predicts {unet.out_channels} channels, and the latents "
             f"of its VAE have {vae.latent_channels}."
         )
+    if unet.low_res_channels not in (0, 1 + vae.latent_channels):
+        raise UsageError(
+            f"The U-Net of {pipeline.path} takes {unet.low_res_channels} channels besides the "
+            f"latents: 0 are expected, or {1 + vae.latent_channels} for inpainting, a mask and "
+            "the latents of the masked picture."
+        )
     return Networks(unet, vae, text_encoder, scaling_factor)
 
 
@@ -93,14 +99,14 @@ def pipeline_params(
         pipeline.text_encoder.tensors, networks.text_encoder, dtype=dtype
     )
     vae = autoencoder_params_from_diffusers(pipeline.vae.tensors, networks.vae, dtype=dtype)
-    parts = [_place(params, place) for params in (text, vae)]
+    parts = [placed(params, place) for params in (text, vae)]
     params = text_unet_params_from_diffusers(unet.tensors, networks.unet, dtype=dtype)
-    return PipelineParams(_place(params, place), parts[1], parts[0])
+    return PipelineParams(placed(params, place), parts[1], parts[0])
 
 
-def _place(params: dict[str, Any], place: Callable[[np.ndarray], Any] | None) -> dict[str, Any]:
-    """Apply `place` to each array, and let go of the array before the next."""
+def placed(params: dict[str, Any], place: Callable[[np.ndarray], Any] | None) -> dict[str, Any]:
+    """Return the tree with `place` applied to each array; each is let go before the next."""
     if place is not None:
         for name, value in params.items():
-            params[name] = _place(value, place) if isinstance(value, dict) else place(value)
+            params[name] = placed(value, place) if isinstance(value, dict) else place(value)
     return params

@@ -284,15 +284,25 @@ class Upsample(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Map [B, H, W, C] to [B, 2H, 2W, C]."""
+    def __call__(self, x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+        """Map [B, H, W, C] to [B, *size, C].
+
+        Args:
+          x: any float type.
+          size: 2H or 2H - 1, and likewise of W: what a downsampling of stride 2 made H and W of;
+            None for 2H and 2W. The repeated image is cropped before the convolution.
+        """
         channels = x.shape[-1]
         kernel = self.param("kernel", default_init, (3, 3, channels, channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        return (
-            conv_upsampled(x.astype(self.dtype), converted(kernel, jnp.float32, x))
-            + bias.astype(self.dtype)[None, None, None, :]
-        )
+        x, kernel = x.astype(self.dtype), converted(kernel, jnp.float32, x)
+        doubled = 2 * x.shape[1], 2 * x.shape[2]
+        if size in (None, doubled):
+            y = conv_upsampled(x, kernel)
+        else:
+            repeated = x.repeat(2, axis=1).repeat(2, axis=2)[:, : size[0], : size[1]]
+            y = conv2d(repeated, kernel.astype(x.dtype), padding=((1, 1), (1, 1)))
+        return y + bias.astype(self.dtype)[None, None, None, :]
 
 
 def conv_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:

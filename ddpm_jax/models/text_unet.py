@@ -38,9 +38,9 @@ class TextUNet(Trunk):
     768x768 images, upcast_attention. For inpainting, low_res_channels is 5: a mask and the latents
     of the masked image.
 
-    The parameters do not depend on the height and width, so a trained network runs at any size its
-    strides divide. They may have any float type: each layer converts its own to `dtype`.
-    `check_text_unet` refuses what this class cannot build.
+    The parameters do not depend on the height and width, so a trained network runs at any size: the
+    way up takes the sizes of the way down. They may have any float type: each layer converts its
+    own to `dtype`. `check_text_unet` refuses what this class cannot build.
     """
 
     resolution: int = 64  # see Pyramid, as the fields that follow
@@ -101,7 +101,8 @@ class TextUNet(Trunk):
         """Apply the network.
 
         Args:
-          x: [B, H, W, C] float32; H and W divisible by 2**(len(ch_mult) - 1).
+          x: [B, H, W, C] float32; H and W divisible by 2**(len(ch_mult) - 1), or of any size with
+            downsample_padding "both".
           t: [B], int32 or float32: the time given to the network, any real number.
           condition: the features [B, L, context_size] of a text of any length, and a class and
             a low-resolution image [B, H, W, low_res_channels] if the fields announce them; with a

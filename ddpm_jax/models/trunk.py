@@ -228,7 +228,9 @@ class Pyramid(nn.Module):
                 if attends:
                     h = self.attention(h, context, i, f"up_{i}_attn_{j}")
             if i != 0:
-                h = Upsample(self.dtype, name=f"up_{i}_upsample")(h)
+                # the height and width of the level above, which may have been odd
+                size = None if skips is None else skips[-1].shape[1:3]
+                h = Upsample(self.dtype, name=f"up_{i}_upsample")(h, size)
         return h
 
 

@@ -34,7 +34,8 @@ def weights_digest(params: Any) -> str:
     """Return the SHA-256 of all parameters in the order of the tree, 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf))
+        # as bytes: NumPy's buffers do not have bfloat16
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
     return digest.hexdigest()
 
 

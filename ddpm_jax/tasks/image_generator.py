@@ -30,7 +30,7 @@ from ddpm_jax.tasks.texts import Texts
 class KnownPicture(NamedTuple):
     """A picture that every image is made from."""
 
-    x_0: np.ndarray  # float32 [h, w, c]
+    x_0: np.ndarray | None  # float32 [h, w, c]; None: the images start from noise alone
     levels: Schedule  # of the times that are walked: the images start at its noisiest
     mask: np.ndarray | None = None  # bool [h, w, 1]: True where it is painted; None: all
     photo: np.ndarray | None = None  # uint8 [H, W, C], kept in the images of a model over latents
@@ -102,7 +102,7 @@ class ImageGenerator:
         """Return x_T [B, h, w, c]: noise from `inputs` or keys, added to a picture, if any."""
         noise = inputs.get("noise")
         noise = initial_noise(keys, self.shape) if noise is None else noise
-        if self.picture is None:
+        if "x_0" not in inputs:
             return self.sampler.start_scale * noise
         x_0 = inputs["x_0"]
         x_0 = jnp.where(inputs["mask"], 0.0, x_0) if "mask" in inputs else x_0

@@ -10,8 +10,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.trained_model import TrainedModel
@@ -101,6 +103,11 @@ def make_painter(
     sampler, levels, record = _painting_walk(trained, sampling, inpainting)
     record |= describe_picture("inpaint", inpainting.image)
     record |= describe_picture("mask", inpainting.mask)
+    if model.conditioning.inpainting:
+        painted = painted_input(trained, photo, mask)
+        picture = KnownPicture(None, levels, None, photo, mask)
+        generator = generator_with(trained, sampling, sampler, record, painted=painted)
+        return _from_picture(generator, picture, {"original": photo})
     # The painted part is grey: otherwise it would affect the kept latents through the encoder's
     # attention and norms.
     kept = np.where(mask, MIDDLE_GREY, photo).astype(np.uint8)
@@ -130,6 +137,11 @@ def _painting_walk(
         chain, times = walked_in(model, sampling)
         sampler, record = sampler_over(model, sampling, chain, times)
         return sampler, chain.at(times), record
+    if model.conditioning.inpainting:
+        raise UsageError(
+            f"{next(iter(own))} belongs to RePaint, and this model has learned to paint over "
+            "pictures itself: leave it out."
+        )
     if sampling.options:
         raise UsageError(
             "sampler_options with inpaint belong to a sampler: RePaint has resamplings and jump."
@@ -138,6 +150,29 @@ def _painting_walk(
     sampler = repaint(model.chain, times, **own)
     record = {"sampler": "repaint", "steps": len(times), **own}
     return sampler, model.chain.at(times), record
+
+
+def painted_input(trained: TrainedModel, photo: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return what a network for inpainting is given besides x_t.
+
+    It is as in diffusers' `StableDiffusionInpaintPipeline`, but for the latents, which are means
+    here and draws there: the painted part of the picture is grey, 0 in [-1, 1], and the mask of a
+    latent that of its first pixel.
+
+    Args:
+      trained: the model, of the picture's size.
+      photo: uint8 [H, W, C].
+      mask: bool [H, W, 1]; True is painted.
+
+    Returns:
+      float32 [h, w, 1 + c]: the mask, and the latents of the masked picture.
+    """
+    space, frozen = trained.model.codec.space, trained.weights.frozen
+    masked = jnp.where(mask, 0.0, to_model_range(photo))
+    z = jax.jit(space.encode)(frozen, masked[None])[0]
+    height, width, _ = z.shape
+    rows = mask[:: len(mask) // height, :: mask.shape[1] // width]
+    return np.concatenate([rows.astype(np.float32), z], axis=-1)
 
 
 def _from_picture(

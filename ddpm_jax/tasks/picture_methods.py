@@ -63,8 +63,11 @@ class PictureMethods(LoadedModel):
         n: int = 1,
         seed: int = 0,
         batch_size: int = 64,
+        noise: Any = None,
+        step_noise: Any = None,
+        trajectory: bool = False,
         **settings: Any,
-    ) -> np.ndarray:
+    ) -> np.ndarray | Trajectory:
         """Make n images that keep a picture except where its mask is white: uint8 [n, H, W, C].
 
         Args:
@@ -72,14 +75,18 @@ class PictureMethods(LoadedModel):
           mask: bool or uint8 [H, W] of its size, or a file; True or white is painted.
           resamplings: how often RePaint walks each stretch of the chain; 10 by default.
           jump: steps in a stretch; by default a 25th of the chain.
-          n, seed, batch_size, settings: as in `sample`; a sampler replaces RePaint.
+          n, seed, batch_size, noise, step_noise, trajectory, settings: as in `sample`; a sampler
+            replaces RePaint.
 
         Raises:
           UsageError: a picture or mask that cannot be used, settings as in `sample`.
         """
         inpainting = Inpainting(image=photo, mask=mask, resamplings=resamplings, jump=jump)
         generator = make_painter(self.trained, sampling_from(**settings), inpainting)
-        return self._maker.images(generator, n, seed=seed, batch_size=batch_size)
+        make = self._maker.trajectory if trajectory else self._maker.images
+        return make(
+            generator, n, seed=seed, batch_size=batch_size, noise=noise, step_noise=step_noise
+        )
 
     def interpolate(
         self,

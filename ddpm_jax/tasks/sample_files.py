@@ -42,7 +42,8 @@ class Samples(Settings):
     seed: int = setting(0, "Image i is a function of the seed and i.", lower=0, upper=MAX_SEED)
     out: str | None = setting(
         None,
-        "Directory for the results; by default one under the run, named by what was asked for.",
+        "Directory for the results; by default one under the run, named by what was asked for; for "
+        "Stable Diffusion under generated/NAME here.",
         path=True,
         metavar="DIR",
     )

@@ -70,9 +70,16 @@ def at_size(trained: TrainedModel, sampling: Sampling) -> TrainedModel:
 
 
 def generator_with(
-    trained: TrainedModel, conditions: Conditions, sampler: Sampler, record: dict[str, Any]
+    trained: TrainedModel,
+    conditions: Conditions,
+    sampler: Sampler,
+    record: dict[str, Any],
+    *,
+    painted: np.ndarray | None = None,
 ) -> ImageGenerator:
     """Return the generator of images by a given sampler, whose record is `record`.
+
+    `painted` is what a network for inpainting is given: see `Conditioning.inpainting`.
 
     Raises:
       UsageError: as `make_generator`, except for the steps.
@@ -81,7 +88,7 @@ def generator_with(
     clip = _clipping(model, conditions.clip)
     guide = make_guide(trained, conditions.guidance)
     labels = _labels(guide, conditions.labels)
-    low_res = _low_res(model, conditions.low_res)
+    low_res = _low_res(model, conditions.low_res) if painted is None else painted
     texts = read_texts(trained, conditions)
     record = dict(record) | _size(trained) | _texts(conditions)
     if clip != model.codec.clipping:
@@ -92,7 +99,8 @@ def generator_with(
         record["labels"] = labels.tolist()
     if conditions.low_res is not None:
         record |= describe_picture("low_res", conditions.low_res)
-    originals = {} if low_res is None else {"low-res": np.asarray(to_uint8(low_res))}
+    is_enlarged = low_res is not None and painted is None
+    originals = {"low-res": np.asarray(to_uint8(low_res))} if is_enlarged else {}
     return ImageGenerator(
         trained, sampler, guide, clip, labels, low_res, record, originals, texts=texts
     )
@@ -225,6 +233,10 @@ def _labels(guide: Guide, given: Sequence[int | str] | None) -> np.ndarray | Non
 def _low_res(model: DiffusionModel, picture: Picture | None) -> np.ndarray | None:
     """Return the picture to enlarge as the network takes it: float32 [H, W, C], or None."""
     factor = model.conditioning.low_res_factor
+    if model.conditioning.inpainting:
+        raise UsageError(
+            "This model paints over a picture: give one by inpaint, and by mask where to paint."
+        )
     if not factor:
         if picture is not None:
             raise UsageError(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.data.transforms import downsample, upsample
+from ddpm_jax.errors import UsageError
 from ddpm_jax.models.condition import Condition
 
 
@@ -22,7 +23,14 @@ class Conditioning(NamedTuple):
     label_dropout: float = 0.0
     # how many times smaller, in height and width, the low-resolution image is; 0: none
     low_res_factor: int = 0
+    # Whether `Condition.low_res` is a mask, 1 where it is painted, and the latents of the picture
+    # with that part grey: the input of networks for inpainting, after x_t.
+    inpainting: bool = False
     has_text: bool = False  # whether there is a caption; captions are hidden where they are drawn
+
+    def image_channels(self, channels: int) -> int:
+        """Return the channels of `Condition.low_res`, 0 for none, where x_0 has so many."""
+        return 1 + channels if self.inpainting else channels if self.low_res_factor else 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -30,6 +38,7 @@ class Conditioning(NamedTuple):
         used = {
             "their label": self.num_classes,
             "the image of lower resolution": self.low_res_factor,
+            "the picture to paint over": self.inpainting,
             "their caption": self.has_text,
         }
         return tuple(name for name, is_used in used.items() if is_used)
@@ -52,7 +61,15 @@ def make_condition(
       label: int32 [B] in 0..K-1; not read without classes.
       context: of the captions, tokens int32 [B, L] or features float [B, L, D]; not read without
         texts.
+
+    Raises:
+      UsageError: a model that paints over a picture, for which there are no masks.
     """
+    if conditioning.inpainting:
+        raise UsageError(
+            "This model paints over a picture, as inpaint has it do: without a picture and a mask "
+            "for every image it can be neither trained nor measured."
+        )
     if not conditioning.names:
         return None
     factor = conditioning.low_res_factor
