@@ -54,8 +54,9 @@ def test_a_network_of_odd_sides_is_that_of_diffusers(shape):
     np.testing.assert_allclose(ours, out.sample.permute(0, 2, 3, 1), atol=1e-5 * 3)
 
 
+@pytest.mark.full
 def test_the_first_stages_factor_is_all_that_a_size_must_have():
-    """Its factor is 4 here and 8 in the released models; see `vae/config.json`."""
+    """It is 4 here and 8 in the released models."""
     model = ddpm_jax.load(SD1).trained.model
     factor = model.codec.first_stage.model.network.factor
     assert at_size(model, 9 * factor, 5 * factor).shape[:2] == (9, 5)
