@@ -146,3 +146,18 @@ def test_what_is_not_a_default_is_recorded():
 def test_a_record_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Push().scale = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Saying(Settings):
+    prompt: tuple[str, ...] | None = setting(None, "What.", metavar="TEXT", prose=True)
+
+
+def test_prose_is_taken_as_it_is_one_text_a_flag():
+    spec = named(Saying, "prompt")
+    assert spec.parse("a, b", "") == ("a, b", "")
+    assert Saying(prompt="a, b").prompt == ("a, b",)
+    assert Saying(prompt=["", "b"]).prompt == ("", "b")
+    for wrong in ((), 3, ["a", 3], "half \ud800"):
+        with pytest.raises(UsageError, match="prompt is"):
+            Saying(prompt=wrong)

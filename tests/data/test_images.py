@@ -180,3 +180,15 @@ def test_a_header_of_more_pixels_than_memory_is_refused_before_they_are_decoded(
             images.UnreadableImage, match="more than the 178,956,970 pixels that Pillow takes"
         ):
             read(bomb)
+
+
+def test_height_and_width_may_differ():
+    """A picture of 4 rows and 12 columns, made 2 high and 4 wide: halved, and cropped at the sides."""
+    pixels = np.repeat(np.arange(12, dtype=np.uint8)[None] * 20, 4, axis=0)
+    picture = images.from_array(pixels[..., None])
+    found = images.to_array(picture, image_size=(2, 4), channels=1)
+    np.testing.assert_array_equal(found[..., 0], [[50, 90, 130, 170]] * 2)
+    white = images.to_mask(picture, image_size=(2, 4))
+    assert white.shape == (2, 4, 1)
+    with pytest.raises(ValueError, match="smaller"):
+        images.to_array(picture, image_size=(5, 4), channels=1)
