@@ -40,6 +40,8 @@ def load(
     dtype: str | None = None,
     variant: str | None = None,
     prediction_type: str | None = None,
+    lora: str | os.PathLike | None = None,
+    lora_scale: float = 1.0,
 ) -> "Model | Classifier | FirstStage":
     """Read a trained model from the directory of its run, or Stable Diffusion from its files.
 
@@ -54,6 +56,8 @@ def load(
       variant: of the files of Stable Diffusion, "fp16" say.
       prediction_type: "epsilon" or "v_prediction", for a single file of Stable Diffusion, which
         does not say; None as in the released models of its kind.
+      lora: a file of low-rank updates of its U-Net, as diffusers and PEFT write them: merged.
+      lora_scale: further factor of these updates.
 
     Returns:
       `Model`; `Classifier` or `FirstStage` if the run trained one of these.
@@ -70,6 +74,8 @@ def load(
         dtype=dtype,
         variant=variant,
         prediction_type=prediction_type,
+        lora=lora,
+        lora_scale=lora_scale,
     )
     kinds = {"classifier": Classifier, "first_stage": FirstStage}
     return kinds.get(trained.model.config.objective, Model)(trained)

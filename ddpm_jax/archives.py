@@ -125,6 +125,23 @@ def safetensors_index(path: pathlib.Path) -> dict[str, tuple[Header, int]]:
         return _parse_index(file.read(length), size)
 
 
+def safetensors_metadata(path: pathlib.Path) -> dict[str, Any]:
+    """Return the metadata of a local safetensors file, which are texts by name; often none.
+
+    Raises:
+      BadArchive: it is not such a file, or its header is damaged.
+      OSError: as `files.open_file`.
+    """
+    with open_file(path) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        length = _index_length(file.read(9), size)
+        file.seek(8)
+        text = file.read(length)
+    with _refusing("its header is damaged"):
+        return dict(json.loads(text.decode()).get("__metadata__") or {})
+
+
 def write_safetensors(
     path: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> None:

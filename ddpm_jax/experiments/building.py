@@ -11,6 +11,7 @@ from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments import first_stages
 from ddpm_jax.experiments.codec import FrozenFirstStage, make_codec
 from ddpm_jax.experiments.config_checks import check_config
+from ddpm_jax.experiments.lora_models import LoraModel
 from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
 from ddpm_jax.experiments.networks import make_classifier, make_network
 from ddpm_jax.experiments.text_networks import make_encoder
@@ -51,7 +52,8 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
         network, encoder = make_network(config, codec.shape, dtype), make_encoder(config, dtype)
         if encoder is not None and config.text.kind == "transformer":
             network = TextConditioned(network, encoder)
-        return DiffusionModel(config, network, chain, codec, encoder)
+        kind = LoraModel if config.lora.rank else DiffusionModel
+        return kind(config, network, chain, codec, encoder)
     except UsageError as error:
         if first_stage is None:
             raise

@@ -27,7 +27,7 @@ from ddpm_jax.experiments.owners import (
     TRANSFORMER,
     UNET,
 )
-from ddpm_jax.experiments.text_fields import Scheduler, Text, TextUnet
+from ddpm_jax.experiments.text_fields import Lora, Scheduler, Text, TextUnet
 from ddpm_jax.limits import MAX_SEED, MAX_TIMESTEPS
 
 BETA = Range(above=0, at_most=1)
@@ -245,6 +245,7 @@ GROUPS = {
     "condition": Condition,
     "text": Text,
     "text_unet": TextUnet,
+    "lora": Lora,
     "scheduler": Scheduler,
     "first_stage": FirstStage,
     "sharp": Sharp,

@@ -10,11 +10,13 @@ from ddpm_jax.checkpoints.reader import find_step, read_config, saved_steps
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.loading import load_trained
-from ddpm_jax.experiments.models import Model
+from ddpm_jax.experiments.lora_models import LoraModel
+from ddpm_jax.experiments.models import DiffusionModel, Model
 from ddpm_jax.experiments.run_settings import INIT_FROM, check_settings, frozen_first_stage
+from ddpm_jax.experiments.text_networks import ENCODER_FIELDS
 from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.text.tokenizer import Tokenizer
 from ddpm_jax.training.initial_weights import Given, fitting
-from ddpm_jax.variational.latent_space import Frozen
 
 # Fields of a model that say how it is trained, and not what its weights compute.
 _OF_TRAINING = (
@@ -53,13 +55,17 @@ _GROUPS = (
 )
 
 
+_OF_NETWORK = ("model.", "dit.", "text_unet.", "text.")
+
+
 class Beginning(NamedTuple):
     """The weights and the first stage of another run that a new run begins with."""
 
     given: Given  # parameters that are not drawn
-    frozen: Frozen | None  # the first stage and the scale of the other run's latents
+    frozen: Any  # the frozen part of the state: first stage, encoder of texts; None: there is none
     record: dict[str, Any]  # run, step and weights, kept with the settings
     notes: list[str]  # what the user should know, half a sentence each
+    tokenizer: Tokenizer | None = None  # of the texts that these weights read
 
     @property
     def what(self) -> str:
@@ -101,7 +107,8 @@ def find_beginning(
             raw_weights=config.init_from_raw,
         )
         _check_kind(trained, model)
-        given, fresh = fitting(trained.params, model.params_shapes(), source=config.init_from)
+        _check_encoder(trained, model)
+        given, fresh = _fitting(trained, model)
     except UsageError as error:
         raise UsageError(f"init_from: {error}") from error
     record = {
@@ -121,7 +128,10 @@ def find_beginning(
     differing = _differing(trained.model.config, config)
     if differing:
         notes.append(f"its weights mean something else here, because {'; '.join(differing)}")
-    return Beginning(given, _frozen(trained, config), record, notes), record
+    frozen = _frozen(trained, model)
+    if isinstance(model, LoraModel):
+        given = {}  # they are in the frozen part
+    return Beginning(given, frozen, record, notes, trained.tokenizer), record
 
 
 def _check_kind(trained: TrainedModel, model: Model) -> None:
@@ -135,16 +145,72 @@ def _check_kind(trained: TrainedModel, model: Model) -> None:
         )
 
 
-def _frozen(trained: TrainedModel, config: ConfigDict) -> Frozen | None:
-    """Return the other run's first stage, with the scale of this config, if set."""
-    if frozen_first_stage(trained.model) is None:
+def _check_encoder(trained: TrainedModel, model: Model) -> None:
+    """Refuse another encoder of texts than the one that comes with the weights."""
+    if not _reads_by_trained_encoder(model):
+        return
+    config, theirs = model.config, trained.model.config
+    if not _reads_by_trained_encoder(trained.model):
+        raise UsageError(
+            f"{config.init_from} has no encoder of texts that was trained before, and text.kind is "
+            "'clip' in this config: give text.kind as that run has it."
+        )
+    if config.text.ckpt not in ("", config.init_from):
+        raise UsageError(
+            f"text.ckpt is {config.text.ckpt}, but the encoder of texts is that of init_from: "
+            "leave text.ckpt out."
+        )
+    for name in ENCODER_FIELDS:
+        if theirs.text[name] != config.text[name]:
+            raise UsageError(
+                f"{config.init_from} is of another architecture: text.{name} is "
+                f"{theirs.text[name]!r} there and {config.text[name]!r} here."
+            )
+
+
+def _reads_by_trained_encoder(model: Model) -> bool:
+    return isinstance(model, DiffusionModel) and model.has_trained_encoder
+
+
+def _fitting(trained: TrainedModel, model: Model) -> tuple[Given, list[str]]:
+    """Return the weights that a model takes over, and the names of those that it draws.
+
+    Raises:
+      UsageError: they do not fit: the first field of the network that differs, or its parameter.
+    """
+    has_updates = isinstance(model, LoraModel)
+    shapes = model.network_shapes() if has_updates else model.params_shapes()
+    try:
+        given, fresh = fitting(trained.params, shapes, source=model.config.init_from)
+        if has_updates and fresh:
+            raise UsageError(
+                f"{model.config.init_from} has other classes, and lora.rank trains updates of its "
+                "weights alone: give condition.num_classes as that run has it."
+            )
+        return given, fresh
+    except UsageError as error:
+        differing = _differing(trained.model.config, model.config, _OF_NETWORK)
+        if not differing:
+            raise
+        more = f", and {len(differing) - 1} more fields differ" if differing[1:] else ""
+        raise UsageError(f"{str(error).removesuffix('.')}; {differing[0]}{more}.") from error
+
+
+def _frozen(trained: TrainedModel, model: Model) -> Any:
+    """Return the frozen part of the state, with the scale of this config, if set; or None."""
+    weights = trained.weights
+    if frozen_first_stage(trained.model) is not None:
+        scale = model.config.first_stage.latent_scale
+        frozen = weights.frozen._replace(scale=np.float32(scale)) if scale else weights.frozen
+        weights = weights._replace(frozen=frozen)
+    elif not (_reads_by_trained_encoder(model) or isinstance(model, LoraModel)):
         return None
-    scale = config.first_stage.latent_scale
-    frozen = trained.weights.frozen
-    return frozen._replace(scale=np.float32(scale)) if scale else frozen
+    return model.frozen_part(weights)
 
 
-def _differing(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
+def _differing(
+    theirs: ConfigDict, ours: ConfigDict, groups: tuple[str, ...] = _GROUPS
+) -> list[str]:
     """Return the fields that change what the same weights compute, with both values.
 
     For example "model.num_heads is 1 there and 2 here".
@@ -153,6 +219,6 @@ def _differing(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
     names = [
         name
         for name in here
-        if name.startswith(_GROUPS) and name not in _OF_TRAINING and here[name] != there.get(name)
+        if name.startswith(groups) and name not in _OF_TRAINING and here[name] != there.get(name)
     ]
     return [f"{name} is {there.get(name)!r} there and {here[name]!r} here" for name in names]

@@ -26,6 +26,7 @@ from ddpm_jax.variational.latent_space import Frozen
 
 # training images that the scale is measured on: the standard error of it is below 1 %
 SAMPLE = 4096
+AS_INIT_FROM = "init_from"  # as first_stage.ckpt: the one of what that field names
 
 
 def find_first_stage(
@@ -40,21 +41,24 @@ def find_first_stage(
       workdir: its directory.
       settings: of the run that has begun in it, or None. That run is resumed without the first
         stage's directory, or with an empty one: its checkpoints hold the parameters, and none are
-        returned.
+        returned; likewise of files of Stable Diffusion.
 
     Raises:
       UsageError: there is no such directory, or it holds no first stage or not the one that the run
         was begun with.
     """
-    directory = config.first_stage.ckpt
+    directory = _named(config)
     if not directory:
         return None, None
     if settings is None and saved_steps(workdir):
         settings = read_config(workdir, find_step(workdir))
     begun = first_stage_in(settings, source="the config of the run") if settings else None
-    if begun is not None and not saved_steps(directory):
+    stable_diffusion = _is_stable_diffusion(config, directory)
+    if begun is not None and not (stable_diffusion or saved_steps(directory)):
         return begun, None
-    if not (is_foreign(directory) or is_folder(as_path(directory))):
+    if begun is not None and stable_diffusion and saved_steps(workdir):
+        return begun, None
+    if not stable_diffusion and not is_folder(as_path(directory)):
         raise UsageError(
             f"first_stage.ckpt is {directory}, and there is no such directory: train a first "
             "stage, with the config vae_digits, say, and name its directory."
@@ -72,6 +76,25 @@ def find_first_stage(
             "the new one, another workdir."
         )
     return begun or found, trained.params
+
+
+def _named(config: ConfigDict) -> str:
+    """Return what `first_stage.ckpt` names, where it may say that it is what `init_from` names."""
+    directory = config.first_stage.ckpt
+    if directory != AS_INIT_FROM:
+        return directory
+    if not config.init_from:
+        raise UsageError(
+            f"first_stage.ckpt is {AS_INIT_FROM!r}, and init_from names nothing: set init_from to "
+            "a directory or a file of Stable Diffusion, or to a run."
+        )
+    return config.init_from
+
+
+def _is_stable_diffusion(config: ConfigDict, directory: str) -> bool:
+    """Return whether the first stage is the VAE of Stable Diffusion; a hub name is init_from's."""
+    there = not is_remote(as_path(directory)) and as_path(directory).exists()
+    return is_foreign(directory) if there or directory == config.init_from else False
 
 
 def freeze(model: Model, params: Any, source: Source) -> Frozen:

@@ -1,13 +1,17 @@
 """Trained models read from the directory of their run, whose checkpoint holds the config."""
 
+import dataclasses
 import functools
+import os
 import pathlib
+from typing import Any
 
 import jax
 
 from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.first_stages import FirstStageModel
+from ddpm_jax.experiments.lora_models import LoraModel
 from ddpm_jax.experiments.model_files import is_foreign, open_model
 from ddpm_jax.experiments.models import Model, Weights
 from ddpm_jax.experiments.owners import OBJECTIVES
@@ -20,11 +24,14 @@ from ddpm_jax.experiments.run_settings import (
     frozen_first_stage,
     model_from_settings,
 )
-from ddpm_jax.experiments.texts import make_tokenizer
+from ddpm_jax.experiments.texts import find_tokenizer
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path
 from ddpm_jax.interop.pipeline import Pipeline
+from ddpm_jax.interop.lora_files import add_lora
 from ddpm_jax.models.discriminator import without_discriminator
+from ddpm_jax.models.text_conditioned import TextConditioned
+from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import base_key
 
@@ -38,6 +45,8 @@ def load_trained(
     dtype: str | None = None,
     variant: str | None = None,
     prediction_type: str | None = None,
+    lora: str | os.PathLike | None = None,
+    lora_scale: float = 1.0,
 ) -> TrainedModel:
     """Read a checkpoint's config and its weights.
 
@@ -51,11 +60,17 @@ def load_trained(
         that of the run's config, and otherwise float32.
       variant: of the files of Stable Diffusion, "fp16" say.
       prediction_type: of a single file of it, as `model_files.open_model`.
+      lora: a file of low-rank updates (`interop.lora_files`), which are merged.
+      lora_scale: further factor of these.
 
     Raises:
       UsageError: no such checkpoint, or not one of this package, or one with another objective.
       FailureError: its files are damaged.
     """
+    if lora is not None:
+        given = {"step": step, "raw_weights": raw_weights, "dtype": dtype}
+        given |= {"variant": variant, "prediction_type": prediction_type}
+        return with_lora(load_trained(workdir, objective, **given), lora, scale=lora_scale)
     if is_foreign(workdir):
         if objective not in (None, "diffusion"):
             raise UsageError(
@@ -85,7 +100,7 @@ def load_trained(
         class_names_in(settings),
         contents_in(settings),
         as_path(workdir),
-        make_tokenizer(model.config),
+        find_tokenizer(model.config, workdir),
     )
 
 
@@ -106,6 +121,49 @@ def _check_own(workdir: str | pathlib.Path, **files: str | None) -> None:
             f"{name} is for the files of Stable Diffusion, and {workdir} is none of these: leave "
             "it out."
         )
+
+
+def with_lora(
+    trained: TrainedModel, file: str | os.PathLike, *, scale: float = 1.0
+) -> TrainedModel:
+    """Return a model with the low-rank updates of a file merged into its U-Net.
+
+    Raises:
+      UsageError: it has no U-Net that reads texts, or the file does not fit.
+    """
+    network, params = getattr(trained.model, "network", None), trained.params
+    if isinstance(network, TextUNet):
+        params = add_lora(file, params, network, scale=scale)
+    elif isinstance(network, TextConditioned):
+        params = {
+            **params,
+            "network": add_lora(file, params["network"], network.network, scale=scale),
+        }
+    else:
+        raise UsageError(
+            f"lora is {file}, but {trained.directory} has no U-Net that reads texts: leave it out."
+        )
+    weights = trained.weights._replace(params=params)
+    return dataclasses.replace(trained, weights=weights, sha256=weights_digest(weights))
+
+
+def load_updates(
+    workdir: str | os.PathLike, *, step: int | None = None, raw_weights: bool = False
+) -> tuple[LoraModel, Any]:
+    """Return (model, its updates alone) of a run that trained low-rank updates.
+
+    Raises:
+      UsageError: as `load_trained`, or it trained all weights.
+    """
+    if is_foreign(workdir):
+        raise UsageError(f"{workdir} is no training run, and has no low-rank updates of its own.")
+    step = find_step(workdir, step)
+    settings = read_config(workdir, step)
+    model = model_from_settings(settings, source=f"the config of {workdir}, step {step}")
+    if not isinstance(model, LoraModel):
+        raise UsageError(f"{workdir} trained all weights (lora.rank is 0): it has no updates.")
+    item = "params" if raw_weights else "ema_params"
+    return model, read_weights(workdir, step, {item: model.params_shapes()})[item]
 
 
 def _read_weights(workdir: str | pathlib.Path, step: int, model: Model, item: str) -> Weights:

@@ -175,6 +175,10 @@ class _NoisyImageModel(_OnChain):
         """Return the weights from the parameters and the frozen part of a state."""
         return Weights(params, frozen)
 
+    def frozen_part(self, weights: Weights) -> Any:
+        """Return what a state keeps unchanged of weights: the inverse of `weights`."""
+        return weights.frozen
+
 
 class DiffusionModel(_NoisyImageModel, _Denoises):
     """A network that denoises, the process that it reverses, and the codec of its images."""
@@ -225,6 +229,11 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
     def weights(self, params: Any, frozen: Any) -> Weights:
         """Return the weights from the parameters and the frozen part of a state."""
         return Weights(params, *frozen) if self.has_trained_encoder else Weights(params, frozen)
+
+    def frozen_part(self, weights: Weights) -> Any:
+        """Return what a state keeps unchanged of weights: the inverse of `weights`."""
+        codec = weights.frozen
+        return FrozenParts(codec, weights.text) if self.has_trained_encoder else codec
 
 
 @dataclasses.dataclass(frozen=True)

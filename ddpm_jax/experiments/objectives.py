@@ -35,7 +35,8 @@ def make_objective(model: Model) -> Objective:
         objective = over_latents(objective, model.codec.space, flip=model.config.data.flip)
 
     def loss(params, frozen, *inputs):
-        return objective.loss(params, model.weights(params, frozen).frozen, *inputs)
+        weights = model.weights(params, frozen)
+        return objective.loss(weights.params, weights.frozen, *inputs)
 
     return objective._replace(loss=loss)
 

@@ -5,6 +5,7 @@ config of ours, and the model is what `building.build` makes of it.
 """
 
 import sys
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +19,10 @@ from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.experiments.models import Weights
 from ddpm_jax.experiments.schedulers import set_scheduler
 from ddpm_jax.experiments.text_networks import set_networks
+from ddpm_jax.experiments.texts import PADDINGS
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers
+from ddpm_jax.interop.clip_text import text_params_from_transformers
 from ddpm_jax.interop.pipeline import Pipeline
 from ddpm_jax.interop.pipeline_params import (
     Networks,
@@ -56,7 +59,7 @@ def load_pipeline(
     name = DEFAULT_DTYPE if dtype is None else dtype
     average = pipeline.unet_ema is not None and not raw_weights
     kept = choose("compute dtype", name, DTYPES)
-    config = _config(pipeline, networks, name)
+    config = _config(pipeline, networks, tokenizer, name)
     first_stage_config = _first_stage_config(networks.vae, name)
     check_config(config)
     _say_of_safety_checker(pipeline)
@@ -76,6 +79,25 @@ def load_pipeline(
         directory=pipeline.path,
         tokenizer=tokenizer,
     )
+
+
+class TrainedEncoder(NamedTuple):
+    """An encoder of texts with its weights."""
+
+    encoder: TextEncoder
+    params: Any
+    tokenizer: Tokenizer
+
+
+def load_text_encoder(pipeline: Pipeline) -> TrainedEncoder:
+    """Read the text encoder of Stable Diffusion alone, in float32.
+
+    Raises:
+      UsageError: a network or weights that cannot be had here.
+    """
+    encoder = pipeline_networks(pipeline).text_encoder
+    params = text_params_from_transformers(pipeline.text_encoder.tensors, encoder)
+    return TrainedEncoder(encoder, params, _tokenizer(pipeline, encoder))
 
 
 def load_vae(pipeline: Pipeline, *, dtype: str | None = None) -> TrainedModel:
@@ -103,7 +125,7 @@ def _say_of_safety_checker(pipeline: Pipeline) -> None:
         )
 
 
-def _config(pipeline: Pipeline, networks: Networks, dtype: str) -> ConfigDict:
+def _config(pipeline: Pipeline, networks: Networks, tokenizer: Tokenizer, dtype: str) -> ConfigDict:
     """Return the config whose model has these networks and the noise levels of the scheduler."""
     config = default_config()
     config.data.name, config.data.flip = "folder", False
@@ -113,6 +135,8 @@ def _config(pipeline: Pipeline, networks: Networks, dtype: str) -> ConfigDict:
     set_networks(config, networks.unet, networks.text_encoder)
     config.model.dtype = dtype
     config.text.kind, config.text.ckpt = "clip", str(pipeline.path)
+    padding = {token: name for name, token in PADDINGS.items()}
+    config.text.padding = padding.get(tokenizer.special.pad, config.text.padding)
     config.first_stage.ckpt = str(pipeline.path)
     config.first_stage.latent_scale = networks.scaling_factor
     return config

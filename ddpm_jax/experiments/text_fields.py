@@ -1,7 +1,9 @@
-"""The fields of the config for texts, groups `text` and `text_unet`; see `fields`."""
+"""The fields of the config for texts, groups `text`, `text_unet`, `lora` and
+`scheduler`; see `fields`."""
 
-from ddpm_jax.experiments.config_field import SHARE, at_least, choices, field, up_to
-from ddpm_jax.experiments.owners import ENCODERS, MIDDLES, TEXT, TRAINED_ENCODER
+from ddpm_jax.experiments.config_field import POSITIVE, SHARE, at_least, choices, field, only, up_to
+from ddpm_jax.experiments.owners import ENCODERS, FINE_TUNED, MIDDLES, TEXT, TRAINED_ENCODER
+from ddpm_jax.models.lora import TARGETS
 from ddpm_jax.samplers.diffusers_levels import SIGMAS, TIMES
 
 
@@ -56,6 +58,19 @@ class TextUnet:
     upcast_attention = field(False, "queries and keys in float32 whatever model.dtype is")
     linear_projection = field(False, "files of diffusers keep linear maps around a transformer")
     null_class = field(True, "with classes: one more that carries no information")
+
+
+class Lora:
+    """Low-rank updates that are trained in place of all weights."""
+
+    OF = TEXT + FINE_TUNED
+    rank = field(0, "of the update of a linear map; 0: all weights are trained", at_least(0, 4096))
+    alpha = field(
+        None, "updates are times alpha / rank; None: 1", POSITIVE, of=only("lora.rank"), kind=float
+    )
+    targets = field(
+        "attention", "the linear maps that have an update", choices(TARGETS), of=only("lora.rank")
+    )
 
 
 class Scheduler:

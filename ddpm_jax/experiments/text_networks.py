@@ -9,6 +9,7 @@ from ddpm_jax.models.text_unet import TextUNet, check_text_unet, per_level
 
 _NAMED_ALIKE = ("mid_block", "upcast_attention", "linear_projection", "null_class")
 _OF_THE_ENCODER = ("vocab_size", "width", "layers", "heads", "hidden", "activation")
+ENCODER_FIELDS = (*_OF_THE_ENCODER, "length")  # of the group `text`: what fixes the weights
 
 
 def make_text_unet(

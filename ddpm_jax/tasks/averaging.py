@@ -15,6 +15,7 @@ from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.run_settings import model_from_settings
+from ddpm_jax.experiments.texts import find_tokenizer, keep_tokenizer
 from ddpm_jax.experiments.trainer import configured_averages, snapshot_names
 from ddpm_jax.files import as_path, reporting, write_atomically
 from ddpm_jax.limits import MAX_STEP
@@ -201,5 +202,6 @@ def _write(
     checkpointer = Checkpointer(directory, keep_last=1, keep_every=1)
     checkpointer.save(step, state, {}, run.saved_config)
     checkpointer.close()
+    keep_tokenizer(find_tokenizer(run.model.config, run.workdir), run.model.config, directory)
     with reporting(directory / RECORD):
         write_atomically(directory / RECORD, (json.dumps(record, indent=2) + "\n").encode())

@@ -13,6 +13,7 @@ from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.profiling import Trace
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.monitoring.weights_and_biases import WeightsAndBiases
+from ddpm_jax.text.tokenizer import Tokenizer
 from ddpm_jax.training.callbacks import Callbacks
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.training_loop import Observers
@@ -30,6 +31,7 @@ def make_observers(
     trace: Trace | None,
     callbacks: Callbacks,
     whole: Callable[[Any], Any],
+    tokenizer: Tokenizer | None = None,
 ) -> Observers:
     """Open the observers; only the primary process shows anything.
 
@@ -42,6 +44,7 @@ def make_observers(
       trace: profiles some steps.
       callbacks: the user's.
       whole: `Parallelism.whole`.
+      tokenizer: of a model that reads texts.
 
     Raises:
       FailureError: the records cannot be read or repaired.
@@ -53,7 +56,7 @@ def make_observers(
         shown = [] if wandb is None else [WeightsAndBiases(workdir, wandb, configs.to_dict(config))]
         progress = Progress(config.train.num_steps, start_step=start)
         writer = MetricWriter(workdir, resume_step=start, viewers=[*shown, callbacks])
-    draw = _make_draw(model, source, workdir, writer, progress, whole)
+    draw = _make_draw(model, source, workdir, writer, progress, whole, tokenizer)
 
     def on_sample(step: int, state: TrainState) -> None:
         if draw is not None:
@@ -70,11 +73,14 @@ def _make_draw(
     writer: MetricWriter,
     progress: Progress,
     whole: Callable[[Any], Any],
+    tokenizer: Tokenizer | None,
 ) -> Callable[[int, TrainState], None] | None:
     """Return the function that draws the pictures of a step; None for a model without any."""
     match model.config.objective:
         case "diffusion":
-            draw = grid_writer(model, source, workdir, writer, progress, whole=whole)
+            draw = grid_writer(
+                model, source, workdir, writer, progress, whole=whole, tokenizer=tokenizer
+            )
         case "first_stage":
             draw = picture_writer(model, workdir, writer, progress.say, whole=whole)
         case _:

@@ -14,9 +14,9 @@ from ddpm_jax.errors import visible
 from ddpm_jax.experiments.captions import check_captions
 from ddpm_jax.experiments.datasets import check_classes, load_split
 from ddpm_jax.experiments.models import Model
-from ddpm_jax.experiments.texts import make_tokenizer
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.plotting.grids import grid, with_labels
+from ddpm_jax.text.tokenizer import Tokenizer
 from ddpm_jax.training.conditioning import make_condition
 
 
@@ -44,8 +44,10 @@ class Preview(NamedTuple):
         return with_labels(picture, columns=("low-res", "sample", "original") * (self.columns // 3))
 
 
-def make_preview(model: Model, class_names: Sequence[str] = ()) -> Preview:
-    """Return the preview of `train.num_samples` samples.
+def make_preview(
+    model: Model, class_names: Sequence[str] = (), tokenizer: Tokenizer | None = None
+) -> Preview:
+    """Return the preview of `train.num_samples` samples; a model of texts needs the tokenizer.
 
     An unconditional model has no conditions. A model that reads texts gets the first held-out
     captions. For a class-conditional one every row is a class, in order, as far as the number of
@@ -59,7 +61,7 @@ def make_preview(model: Model, class_names: Sequence[str] = ()) -> Preview:
     if conditioning.low_res_factor:
         return _held_out_preview(model)
     if conditioning.has_text:
-        return _captioned_preview(model)
+        return _captioned_preview(model, tokenizer)
     if not conditioning.num_classes:
         return Preview(count, None, None, None)
     per_class = math.ceil(count / conditioning.num_classes)
@@ -70,14 +72,14 @@ def make_preview(model: Model, class_names: Sequence[str] = ()) -> Preview:
     return Preview(count, condition, per_class, None, rows)
 
 
-def _captioned_preview(model: Model) -> Preview:
+def _captioned_preview(model: Model, tokenizer: Tokenizer) -> Preview:
     """Return the preview of the first distinct captions that are held out."""
     config, count = model.config, model.config.train.num_samples
     source = load_split(config.data, config.data.test_split)
     captions = check_captions(model, source)
     texts = dict.fromkeys(captions[i][0] for i in range(len(source)))
     prompts = list(itertools.islice(itertools.cycle(texts), count))
-    return Preview(count, Condition(context=make_tokenizer(config)(prompts)), None, None)
+    return Preview(count, Condition(context=tokenizer(prompts)), None, None)
 
 
 def _held_out_preview(model: Model) -> Preview:

@@ -24,6 +24,7 @@ from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.plotting.grids import save_png, side_by_side
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.text.tokenizer import Tokenizer
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training_runs.preview import make_preview
 
@@ -48,6 +49,7 @@ def grid_writer(
     progress: Progress,
     *,
     whole: Callable[[Any], Any] = lambda params: params,
+    tokenizer: Tokenizer | None = None,
 ) -> Callable[[int, TrainState], None]:
     """Return on_sample(step, state), which draws a grid.
 
@@ -61,11 +63,13 @@ def grid_writer(
       progress: for the person who watches.
       whole: parameters as the state holds them -> on every device, as they are sampled with
         (`Parallelism.whole`).
+      tokenizer: of a model that reads texts.
 
     Raises:
       UsageError: see `preview.make_preview`.
     """
-    config, preview = model.config, make_preview(model, dataset_info(source).class_names)
+    config = model.config
+    preview = make_preview(model, dataset_info(source).class_names, tokenizer)
     generate = make_generate(
         model.denoiser,
         ancestral(model.respaced(config.train.sample_steps)),

@@ -9,6 +9,7 @@ from ddpm_jax.checkpoints.snapshots import Snapshots
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.interrupt import Interrupt
+from ddpm_jax.experiments.texts import keep_tokenizer
 from ddpm_jax.experiments.trainer import snapshot_names
 from ddpm_jax.monitoring.profiling import make_trace
 from ddpm_jax.randomness import base_key
@@ -64,7 +65,15 @@ def train_in(
     )
     state, position = first_state(prepared, workdir, checkpointer, source)
     step = int(state.step)
-    batches = make_batches(model, state, source, position, workdir=workdir, parallelism=parallelism)
+    batches = make_batches(
+        model,
+        state,
+        source,
+        position,
+        workdir=workdir,
+        parallelism=parallelism,
+        tokenizer=prepared.tokenizer,
+    )
     check_held_out(config, source)
     # Another step there: a working directory that the processes do not share.
     hosts.check_equal(
@@ -73,6 +82,7 @@ def train_in(
     trace = make_trace(profile, workdir, start=step, num_steps=config.train.num_steps)
     if hosts.is_primary():
         write_settings(workdir, settings)
+        keep_tokenizer(prepared.tokenizer, config, workdir)
         keep_listing(workdir, source, resumed=position is not None)
         beginning = prepared.beginning
         announce(model, workdir, source, state, origin=beginning.what if beginning else "")
@@ -89,6 +99,7 @@ def train_in(
             trace=trace,
             callbacks=callbacks,
             whole=parallelism.whole,
+            tokenizer=prepared.tokenizer,
         )
         stack.enter_context(observers.writer)
         for opened in (checkpointer, batches, observers.progress):

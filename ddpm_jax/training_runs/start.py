@@ -14,8 +14,10 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.fine_tuning import Beginning, find_beginning
 from ddpm_jax.experiments.latents import find_first_stage, freeze
-from ddpm_jax.experiments.models import Model
+from ddpm_jax.experiments.models import Model, Weights
 from ddpm_jax.experiments.run_settings import INIT_FROM, frozen_first_stage, run_settings
+from ddpm_jax.experiments.text_encoders import find_text_encoder, needs_encoder
+from ddpm_jax.experiments.texts import find_tokenizer
 from ddpm_jax.experiments.trainer import (
     Training,
     build_training,
@@ -23,9 +25,11 @@ from ddpm_jax.experiments.trainer import (
     init_state,
     state_shapes,
 )
+from ddpm_jax.text.tokenizer import Tokenizer
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training_runs.compiled_steps import remedies
 from ddpm_jax.training_runs.reports import warn
+from ddpm_jax.variational.latent_space import Frozen
 
 
 class Prepared(NamedTuple):
@@ -36,6 +40,8 @@ class Prepared(NamedTuple):
     first_stage_params: Any  # None where there is none, or the run's checkpoints hold it
     beginning: Beginning | None  # the other run's weights that a new run begins with
     begun_from: dict[str, Any] | None  # their record in the run's settings
+    tokenizer: Tokenizer | None  # of a model that reads texts
+    text_params: Any = None  # of an encoder that was trained before; None as for first_stage_params
 
     def settings(self, source: Source) -> dict[str, Any]:
         """Return the settings that the run saves."""
@@ -70,7 +76,14 @@ def prepare(config: ConfigDict, workdir: pathlib.Path, begun: dict[str, Any] | N
     beginning, begun_from = find_beginning(model, workdir, begun)
     digest = begun_from and begun_from["sha256"]
     hosts.check_equal({"the digest of the weights of init_from": digest})
-    return Prepared(model, training, first_stage_params, beginning, begun_from)
+    tokenizer, text_params = find_tokenizer(config, workdir), None
+    if beginning is not None:
+        tokenizer = beginning.tokenizer
+    elif needs_encoder(model, workdir):
+        tokenizer, text_params = find_text_encoder(model)
+    return Prepared(
+        model, training, first_stage_params, beginning, begun_from, tokenizer, text_params
+    )
 
 
 def first_state(
@@ -82,7 +95,7 @@ def first_state(
       UsageError: the first stage is missing; the checkpoint is beyond the last step.
       FailureError: no checkpoint is whole; there is no memory for the state.
     """
-    model, training, _, beginning, _ = prepared
+    model, training, beginning = prepared.model, prepared.training, prepared.beginning
     shapes = state_shapes(model, training)
     memory.check(bytes_per_device(shapes), "the state of the model", remedies(model.config))
     if checkpointer.latest_step() is not None:
@@ -93,15 +106,23 @@ def first_state(
         for note in beginning.notes:
             warn(f"init_from: {note}")
         return init_state(model, training, beginning.frozen, beginning.given), None
-    if frozen_first_stage(model) is None:
+    weights = Weights((), text=prepared.text_params)
+    if frozen_first_stage(model) is not None:
+        weights = weights._replace(frozen=_frozen_first_stage(prepared, source))
+    elif prepared.text_params is None:
         return init_state(model, training), None
+    return init_state(model, training, model.frozen_part(weights)), None
+
+
+def _frozen_first_stage(prepared: Prepared, source: Source) -> Frozen:
+    """Return the first stage, with the scale of its latents, as the state of a new run holds it."""
+    model = prepared.model
     if prepared.first_stage_params is None:
         raise UsageError(
             f"first_stage.ckpt is {model.config.first_stage.ckpt}, and there is no such "
             "directory; this run has saved no checkpoint yet that the first stage would be in."
         )
-    frozen = freeze(model, prepared.first_stage_params, source)
-    return init_state(model, training, frozen), None
+    return freeze(model, prepared.first_stage_params, source)
 
 
 def _check_not_beyond(config: ConfigDict, workdir: pathlib.Path, step: int) -> None:

@@ -16,7 +16,7 @@ from ddpm_jax.experiments.datasets import check_classes, load_split
 from ddpm_jax.experiments.latents import kept_latents
 from ddpm_jax.experiments.models import DiffusionModel, Model
 from ddpm_jax.experiments.run_settings import frozen_first_stage
-from ddpm_jax.experiments.texts import make_tokenizer
+from ddpm_jax.text.tokenizer import Tokenizer
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training_runs.reports import warn
 
@@ -44,8 +44,11 @@ def make_batches(
     *,
     workdir: pathlib.Path,
     parallelism: Parallelism,
+    tokenizer: Tokenizer | None = None,
 ) -> pipeline.TrainIterator:
     """Return this process's share of the batches, from a checkpoint's position on.
+
+    A model that reads texts needs the tokenizer.
 
     Raises:
       UsageError: the images are not those that the run began with, there are no captions for a
@@ -54,7 +57,7 @@ def make_batches(
     config, examples, reading = model.config, source, {}
     if isinstance(model, DiffusionModel) and (captions := check_captions(model, source)):
         weights = hosts.local(model.weights((), parallelism.whole(state.frozen)))
-        rows = caption_rows(model, weights, make_tokenizer(config), captions)
+        rows = caption_rows(model, weights, tokenizer, captions)
         reading = {"caption_dropout": config.text.dropout, "finish": with_context(rows)}
     if frozen_first_stage(model) is not None:
         frozen = model.weights((), state.frozen).frozen

@@ -1,0 +1,210 @@
+"""Low-rank updates of Stable Diffusion's U-Net in files: those of diffusers and PEFT, and others.
+
+A file has two tensors for each map, A and B, in torch's layout ([r, in] and [out, r], or of a
+convolution [r, in, h, w] and [out, r, 1, 1]), whose names end in one of `ENDS`, and perhaps the
+number alpha; the map's weight becomes W + (alpha / r) B A. Without alpha it is r.
+
+- PEFT, and diffusers today: `unet.down_blocks.0....attn1.to_q.lora_A.weight`; alpha, where it is
+  not r, is in the metadata.
+- diffusers before: `unet....to_q.lora.down.weight`, or `unet....attn1.processor.to_q_lora.down...`.
+- kohya's scripts: `lora_unet_down_blocks_0_..._attn1_to_q.lora_down.weight`, and `....alpha`.
+"""
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ddpm_jax.archives import BadArchive, safetensors_metadata, write_safetensors
+from ddpm_jax.errors import UsageError
+from ddpm_jax.files import reporting
+from ddpm_jax.interop.diffusers import from_torch
+from ddpm_jax.interop.diffusers_text_unet import PROJECTIONS, tensor_name
+from ddpm_jax.interop.renaming import Params, Path
+from ddpm_jax.interop.tensor_files import as_weight
+from ddpm_jax.interop.tensor_store import open_tensors
+from ddpm_jax.interop.torch_files import is_torch_file
+from ddpm_jax.models.text_unet import TextUNet
+
+FILE = "pytorch_lora_weights.safetensors"  # as diffusers looks for it in a directory
+ENDS = {
+    "A": ("lora_A", "lora.down", "lora_down"),
+    "B": ("lora_B", "lora.up", "lora_up"),
+}
+_ROLES = {end: role for role, ends in ENDS.items() for end in ends}
+_ENTRY = re.compile(
+    rf"(?P<module>.+?)[._](?P<end>{'|'.join(map(re.escape, _ROLES))})(?:\.default)?\.weight"
+)
+_PREFIXES = re.compile(r"^(?:base_model\.model\.)?(?:unet\.)?")
+_OF_TEXT = ("text_encoder", "lora_te")
+_METADATA = "lora_adapter_metadata"  # JSON, of diffusers
+
+
+class Update(NamedTuple):
+    """The update of one map as a file has it."""
+
+    a: np.ndarray  # [r, in, ...]
+    b: np.ndarray  # [out, r, ...]
+    scale: float  # alpha / r
+
+    @property
+    def product(self) -> np.ndarray:
+        """Return (alpha / r) B A in the shape of the map's weight, float32."""
+        rank = len(self.a)
+        flat = self.b.reshape(-1, rank) @ self.a.reshape(rank, -1)
+        return (self.scale * flat).reshape(len(self.b), *self.a.shape[1:])
+
+
+def add_lora(
+    path: str | os.PathLike, params: Params, unet: TextUNet, *, scale: float = 1.0
+) -> dict[str, Any]:
+    """Return the parameters of a network with the updates of a file merged.
+
+    Args:
+      path: a safetensors file or one of PyTorch, or a directory with `FILE`.
+      params: of the network, NumPy or JAX arrays.
+      unet: the network.
+      scale: further factor of the updates.
+
+    Raises:
+      UsageError: it is no such file, is damaged, or has updates of another network.
+    """
+    place = pathlib.Path(path)
+    place = place / FILE if place.is_dir() else place
+    updates, flat = read_lora(place), flatten_dict(params)
+    paths = _paths(flat, unet)
+    unknown = [name for name in updates if name not in paths]
+    if unknown:
+        what = "the text encoder" if unknown[0].startswith(_OF_TEXT) else "another network"
+        raise UsageError(
+            f"{place} has an update of {unknown[0]}, which belongs to {what}: only updates of this "
+            "model's U-Net are read."
+        )
+    for name, update in updates.items():
+        where = paths[name]
+        value = from_torch(where, update.product)
+        if value.shape != flat[where].shape:
+            raise UsageError(
+                f"{place}: the update of {name} is of the shape {list(value.shape)}, and the map "
+                f"of this model of {list(flat[where].shape)}: it belongs to another network."
+            )
+        weight = np.asarray(flat[where])
+        flat[where] = (weight.astype(np.float32) + scale * value).astype(weight.dtype)
+    return unflatten_dict(flat)
+
+
+def read_lora(path: pathlib.Path) -> dict[str, Update]:
+    """Return the updates in a file by the name of their map, without "unet." before it.
+
+    Raises:
+      UsageError: it is no such file, or damaged, or has anything else in it.
+    """
+    tensors = open_tensors(path)
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name in tensors:
+        module, role = _parse(name, path)
+        found.setdefault(module, {})[role] = as_weight(name, tensors[name], str(path))
+    said = {} if is_torch_file(path) else _metadata(path)
+    return {module: _update(module, parts, said, path) for module, parts in found.items()}
+
+
+def write_lora(
+    path: str | os.PathLike, lora: Params, unet: TextUNet, *, scale: float = 1.0
+) -> None:
+    """Write updates as diffusers and PEFT do, float32.
+
+    B is written times `scale`, so that every reader, which takes alpha = r where a file has none,
+    gets the same map.
+
+    Args:
+      path: of the new file; by convention it is called `FILE`.
+      lora: "A" and "B" of each map, of `models.lora.init_lora`.
+      unet: the network.
+      scale: alpha / r.
+
+    Raises:
+      FailureError: it cannot be written.
+    """
+    tensors = {}
+    for (*module, role), value in flatten_dict(lora).items():
+        kernel = (*module, "kernel")
+        name = tensor_name(kernel, len(unet.ch_mult)).removesuffix(".weight")
+        array = np.asarray(value, np.float32).T * (scale if role == "B" else 1.0)
+        if len(kernel) == 3 and kernel[1] in PROJECTIONS and not unet.linear_projection:
+            array = array[:, :, None, None]
+        tensors[f"unet.{name}.lora_{role}.weight"] = np.ascontiguousarray(array, np.float32)
+    with reporting(path):
+        write_safetensors(pathlib.Path(path), tensors, {"format": "pt"})
+
+
+def _paths(flat: Mapping[Path, Any], unet: TextUNet) -> dict[str, Path]:
+    """Return the path of every kernel by its names in files."""
+    kernels = [path for path in flat if path[-1] == "kernel"]
+    names = {tensor_name(path, len(unet.ch_mult)).removesuffix(".weight"): path for path in kernels}
+    return names | {f"lora_unet_{name.replace('.', '_')}": path for name, path in names.items()}
+
+
+def _parse(name: str, path: pathlib.Path) -> tuple[str, str]:
+    """Return (the name of the map, "A", "B" or "alpha") of a tensor's name."""
+    entry = _ENTRY.fullmatch(name)
+    if entry is None and not name.endswith(".alpha"):
+        raise UsageError(
+            f"{path} has the tensor {name!r}, which is no part of a low-rank update (LoRA): its "
+            "name should end in lora_A.weight, lora_B.weight, or alpha."
+        )
+    module = name.removesuffix(".alpha") if entry is None else entry["module"]
+    module = _PREFIXES.sub("", module).replace(".processor.", ".")
+    if module.endswith(".to_out"):
+        module += ".0"
+    return module, "alpha" if entry is None else _ROLES[entry["end"]]
+
+
+def _update(
+    module: str, parts: Mapping[str, np.ndarray], said: Mapping[str, Any], path: pathlib.Path
+) -> Update:
+    for role, ends in ENDS.items():
+        if role not in parts:
+            raise UsageError(f"{path} is not whole: it has no {ends[0]} of {module}.")
+    a, b, rank = parts["A"], parts["B"], len(parts["A"])
+    fits = a.ndim == b.ndim and a.ndim in (2, 4) and b.shape[1:] == (rank,) + (1,) * (b.ndim - 2)
+    if not fits or not rank:
+        raise UsageError(
+            f"{path}: the shapes {list(a.shape)} and {list(b.shape)} of {module} are not those of "
+            "a low-rank update, [r, in] and [out, r]."
+        )
+    alpha = parts.get("alpha")
+    if alpha is not None and alpha.size != 1:
+        raise UsageError(f"{path}: alpha of {module} is no single number.")
+    return Update(a, b, (_alpha(module, rank, said) if alpha is None else float(alpha)) / rank)
+
+
+def _alpha(module: str, rank: int, said: Mapping[str, Any]) -> float:
+    """Return alpha of a map as PEFT's metadata say it; the rank if they do not."""
+    patterns = said.get("unet.alpha_pattern") or {}
+    own = [value for name, value in patterns.items() if re.fullmatch(rf"(.*\.)?{name}", module)]
+    return float(own[0] if own else said.get("unet.lora_alpha", rank))
+
+
+def _metadata(path: pathlib.Path) -> dict[str, Any]:
+    """Return what PEFT kept about the updates; {} for most files.
+
+    Raises:
+      UsageError: it is damaged, or says of the updates what is not read here.
+    """
+    try:
+        said = json.loads(safetensors_metadata(path).get(_METADATA, "{}"))
+        alphas = [said.get("unet.lora_alpha", 1), *(said.get("unet.alpha_pattern") or {}).values()]
+        whole = all(isinstance(alpha, int | float) for alpha in alphas)
+    except (BadArchive, ValueError, AttributeError, TypeError):
+        whole = False
+    if not whole:
+        raise UsageError(f"{path} is damaged: its {_METADATA} is no table of numbers.")
+    for name in ("use_rslora", "use_dora"):
+        if said.get(f"unet.{name}"):
+            raise UsageError(f"{path} was made with {name}, and is read without it only.")
+    return said
