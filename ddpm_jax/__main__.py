@@ -22,6 +22,7 @@ COMMANDS = {
     "encode": "encode pictures to the latents of a first stage",
     "decode": "decode latents of a first stage to pictures",
     "draw": "draw the pictures of a first stage at any checkpoint",
+    "export": "write a model of texts for diffusers, or its low-rank updates (LoRA)",
     "import-first-stage": "turn an AutoencoderKL's weights into a run",
 }
 USAGE = 2  # exit code

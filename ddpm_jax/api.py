@@ -24,6 +24,7 @@ from ddpm_jax.experiments.models import NetworkModel, Weights
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.bits_per_dim import BitsPerDim, bits_per_dim
 from ddpm_jax.tasks.call_arguments import conditions_from, sampling_from
+from ddpm_jax.tasks.exporting import LICENSE, write_diffusers
 from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
 from ddpm_jax.tasks.loaded_models import Classifier, FirstStage, check_latents
 from ddpm_jax.tasks.photos import Picture
@@ -122,6 +123,19 @@ class Model(PictureMethods):
     def chain(self) -> Any:
         """Return the `Chain`, for `make_sampler`."""
         return self.process.chain
+
+    def write_diffusers(self, directory: str | os.PathLike, *, license: str = LICENSE) -> None:
+        """Write a model of texts as a directory that diffusers' `StableDiffusionPipeline` loads.
+
+        Args:
+          directory: where; nothing may be there yet.
+          license: of the weights, for the model card.
+
+        Raises:
+          UsageError: it is another kind of model, or has a network that diffusers lacks.
+          FailureError: it cannot be written.
+        """
+        write_diffusers(self.trained, directory, license=license)
 
     def sample(
         self,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
 from ddpm_jax.cli.image_command import make_images
-from ddpm_jax.cli.shared_flags import Checkpoint, Limit, Processes
+from ddpm_jax.cli.shared_flags import Checkpoint, Limit, LowRank, Processes
 from ddpm_jax.errors import UsageError
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting
 from ddpm_jax.tasks.sample_files import Samples
@@ -22,7 +22,7 @@ from ddpm_jax.tasks.sampling_settings import Sampling
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code; see `command.run` for the errors."""
-    records = (Checkpoint, Editing, Inpainting, Samples, Sampling, Limit, Processes)
+    records = (Checkpoint, LowRank, Editing, Inpainting, Samples, Sampling, Limit, Processes)
     flags = Parser(__doc__, *records).parse(argv)
     if not flags.given & {"init_image", "inpaint"}:
         raise UsageError(

@@ -41,7 +41,8 @@ def make_images(flags: Flags) -> int:
     editing, inpainting = flags.make(Editing), flags.make(Inpainting)
     check_one_picture(editing, inpainting)
     prepare(flags)
-    trained = load_trained(flags.ckpt, **reading(flags))
+    updates = {"lora": flags.lora, "lora_scale": flags.lora_scale}
+    trained = load_trained(flags.ckpt, **reading(flags), **updates)
     model = identity(trained)
     hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": trained.step} | model)
     made_by = {

@@ -14,7 +14,7 @@ from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
 from ddpm_jax.cli.image_command import make_images
 from ddpm_jax.cli.picture_flags import Place, Seed, SharedLatents
-from ddpm_jax.cli.shared_flags import Checkpoint, Limit
+from ddpm_jax.cli.shared_flags import Checkpoint, Limit, LowRank
 from ddpm_jax.errors import UsageError
 from ddpm_jax.tasks.editing_settings import Interpolation
 from ddpm_jax.tasks.sampling_settings import Sampling
@@ -22,7 +22,7 @@ from ddpm_jax.tasks.sampling_settings import Sampling
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code; see `command.run` for the errors."""
-    records = (Checkpoint, Interpolation, SharedLatents, Seed, Place, Sampling, Limit)
+    records = (Checkpoint, LowRank, Interpolation, SharedLatents, Seed, Place, Sampling, Limit)
     flags = Parser(__doc__, *records).parse(argv)
     if not flags.given & {"interpolate", "interpolate_seeds", "shared_latents"}:
         raise UsageError(

@@ -12,7 +12,7 @@ from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
 from ddpm_jax.cli.image_command import make_images
 from ddpm_jax.cli.picture_flags import Place
-from ddpm_jax.cli.shared_flags import Checkpoint, Limit
+from ddpm_jax.cli.shared_flags import Checkpoint, Limit, LowRank
 from ddpm_jax.errors import UsageError
 from ddpm_jax.tasks.editing_settings import Reconstruction
 from ddpm_jax.tasks.sampling_settings import Sampling
@@ -20,7 +20,7 @@ from ddpm_jax.tasks.sampling_settings import Sampling
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code; see `command.run` for the errors."""
-    flags = Parser(__doc__, Checkpoint, Reconstruction, Place, Sampling, Limit).parse(argv)
+    flags = Parser(__doc__, Checkpoint, LowRank, Reconstruction, Place, Sampling, Limit).parse(argv)
     if "reconstruct" not in flags.given:
         raise UsageError("No picture is named: give one, as in --reconstruct photo.png.")
     return make_images(flags)

@@ -29,7 +29,7 @@ from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
 from ddpm_jax.cli.image_command import make_images
 from ddpm_jax.cli.picture_flags import SharedLatents
-from ddpm_jax.cli.shared_flags import Checkpoint, Limit, Processes
+from ddpm_jax.cli.shared_flags import Checkpoint, Limit, LowRank, Processes
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting, Interpolation, Reconstruction
 from ddpm_jax.tasks.sample_files import Samples
 from ddpm_jax.tasks.sampling_settings import Sampling
@@ -47,13 +47,13 @@ Image i depends on --seed and on i only. Given again after it was stopped, the c
 
 def main(argv: Sequence[str]) -> int:
     """Run `python sample.py` and return its exit code; see `command.run` for the errors."""
-    parser = Parser(__doc__, Checkpoint, Samples, Sampling, *_PICTURES, Limit, Processes)
+    parser = Parser(__doc__, Checkpoint, LowRank, Samples, Sampling, *_PICTURES, Limit, Processes)
     return make_images(parser.parse(argv))
 
 
 def command(argv: Sequence[str]) -> int:
     """Run `ddpm-jax sample`, which has the flags of samples alone; return its exit code."""
-    parser = Parser(_SAMPLE_ALONE, Checkpoint, Samples, Sampling, Limit, Processes)
+    parser = Parser(_SAMPLE_ALONE, Checkpoint, LowRank, Samples, Sampling, Limit, Processes)
     return make_images(parser.parse(argv))
 
 

@@ -58,6 +58,26 @@ def reading(flags: Flags) -> dict[str, Any]:
     return {"step": flags.ckpt_step} | {name: getattr(flags, name) for name in names}
 
 
+@dataclasses.dataclass(frozen=True)
+class LowRank(Settings):
+    """Updates of its weights"""
+
+    lora: str | None = setting(
+        None,
+        "Low-rank updates (LoRA) of a model that reads texts, which are merged into its U-Net: a "
+        "file of diffusers, PEFT or kohya's scripts.",
+        path=True,
+        metavar="FILE",
+    )
+    lora_scale: float = setting(1.0, "Further factor of these updates.", lower=-100, upper=100)
+
+    def __post_init__(self) -> None:
+        """Check every field, and that nothing is scaled that is not there."""
+        super().__post_init__()
+        if self.lora_scale != 1 and not self.lora:
+            raise UsageError(f"lora_scale is {self.lora_scale:g}, and there is no lora.")
+
+
 def check_names_a_run(flags: Flags) -> None:
     """Refuse a command line without --ckpt.
 

@@ -44,13 +44,9 @@ def init_lora(key: jax.Array, shapes: Any, *, rank: int, targets: str) -> dict[s
       Beside each kernel [in, out] that is a target "A" [in, r], uniform between -1/√in and 1/√in,
       and "B" [r, out], zeros.
     """
-    kernels = {
-        path: leaf for path, leaf in flatten_dict(shapes).items() if is_target(path, targets)
-    }
-    lora = {}
-    for (path, kernel), own in zip(
-        kernels.items(), jax.random.split(key, len(kernels)), strict=True
-    ):
+    tree, lora = flatten_dict(shapes), {}
+    paths = [path for path in tree if is_target(path, targets)]
+    for path, own in zip(paths, jax.random.split(key, len(paths)), strict=True):
         features_in, features_out = tree[path].shape
         bound = features_in**-0.5
         lora[*path[:-1], "A"] = jax.random.uniform(

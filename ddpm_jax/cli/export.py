@@ -1,0 +1,60 @@
+"""`ddpm-jax export --ckpt RUN --to diffusers --out DIR`: a model written for other programs.
+
+    ddpm-jax export --ckpt runs/mine --to diffusers --out mine_sd    for StableDiffusionPipeline
+    ddpm-jax export --ckpt runs/mine --to lora --out mine.safetensors    only what LoRA trained
+    ddpm-jax export --ckpt PATH --lora mine.safetensors --to diffusers --out merged
+
+A run that trained low-rank updates is written to a directory of diffusers with the updates merged.
+Nothing that exists is overwritten.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from ddpm_jax.cli.arguments import Parser
+from ddpm_jax.cli.command import run
+from ddpm_jax.cli.shared_flags import Checkpoint, LowRank, check_names_a_run, prepare, reading
+from ddpm_jax.errors import UsageError, say
+from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.settings import Settings, setting
+from ddpm_jax.tasks.exporting import LICENSE, export_lora, write_diffusers
+
+FORMATS = ("diffusers", "lora")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command(Settings):
+    """What to write"""
+
+    to: str = setting(
+        "diffusers",
+        "For whom: a directory of diffusers, or a file of low-rank updates.",
+        choices=FORMATS,
+    )
+    out: str | None = setting(None, "The new directory or file.", path=True)
+    license: str = setting(LICENSE, "Of the weights, for the model card of diffusers.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit code; see `command.run` for the errors."""
+    flags = Parser(__doc__, Checkpoint, LowRank, Command).parse(argv)
+    check_names_a_run(flags)
+    if not flags.out:
+        raise UsageError("--out is missing: name what to write.")
+    prepare(flags)
+    which = {"step": flags.ckpt_step, "raw_weights": flags.raw_weights}
+    if flags.to == "lora":
+        if flags.lora:
+            raise UsageError("--lora is merged, and --to lora writes updates alone: leave one out.")
+        export_lora(flags.ckpt, flags.out, **which)
+    else:
+        updates = {"lora": flags.lora, "lora_scale": flags.lora_scale}
+        trained = load_trained(flags.ckpt, **reading(flags), **updates)
+        write_diffusers(trained, flags.out, license=flags.license)
+    say(f"wrote {flags.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

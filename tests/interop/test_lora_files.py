@@ -1,0 +1,202 @@
+"""Files of low-rank updates: names of PEFT, of diffusers before it and of kohya's scripts."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file, save_file
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.interop.diffusers_directory import read_pipeline
+from ddpm_jax.interop.diffusers_text_unet import text_unet_params_from_diffusers
+from ddpm_jax.interop.lora_files import FILE, add_lora, read_lora, write_lora
+from ddpm_jax.interop.pipeline_params import pipeline_networks
+from ddpm_jax.models.lora import init_lora, merge_lora
+from ddpm_jax.randomness import base_key
+
+from ..conftest import GOLDENS
+
+SD1 = GOLDENS / "sd/sd1"
+Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+OUT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
+PATHS = {
+    Q: ("down_0_attn_0", "block_0", "attn1", "q", "kernel"),
+    OUT: ("mid_attn_1", "block_0", "attn2", "proj_out", "kernel"),
+}
+
+
+@pytest.fixture(scope="module")
+def sd1():
+    pipeline = read_pipeline(SD1)
+    unet = pipeline_networks(pipeline).unet
+    return unet, text_unet_params_from_diffusers(pipeline.unet.tensors, unet)
+
+
+def drawn(unet, params, *, rank=3, targets="all"):
+    """Updates of which B is not zero."""
+    lora = init_lora(base_key(0), params, rank=rank, targets=targets)
+    rng = np.random.default_rng(1)
+    flat = {
+        path: rng.normal(0, 0.1, leaf.shape).astype(np.float32) if path[-1] == "B" else leaf
+        for path, leaf in flatten_dict(lora).items()
+    }
+    return unflatten_dict(flat)
+
+
+def pairs(shapes, rank=2):
+    """{map: (A, B)} in torch's layout."""
+    rng = np.random.default_rng(0)
+    return {
+        name: (
+            rng.normal(size=(rank, shape[1])).astype(np.float32),
+            rng.normal(size=(shape[0], rank)).astype(np.float32),
+        )
+        for name, shape in shapes.items()
+    }
+
+
+NAMES = {  # format -> the names of A, B and alpha of a map
+    "peft": lambda m: (f"unet.{m}.lora_A.weight", f"unet.{m}.lora_B.weight", None),
+    "peft, adapter": lambda m: (
+        f"base_model.model.{m}.lora_A.default.weight",
+        f"base_model.model.{m}.lora_B.default.weight",
+        None,
+    ),
+    "diffusers": lambda m: (
+        f"unet.{m}.lora.down.weight",
+        f"unet.{m}.lora.up.weight",
+        f"unet.{m}.alpha",
+    ),
+    "diffusers, processors": lambda m: (
+        *(
+            f"unet.{m.removesuffix('.0').replace('.to_', '.processor.to_')}_lora.{end}.weight"
+            for end in ("down", "up")
+        ),
+        None,
+    ),
+    "kohya": lambda m: tuple(
+        "lora_unet_" + m.replace(".", "_") + end
+        for end in (".lora_down.weight", ".lora_up.weight", ".alpha")
+    ),
+}
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=list(NAMES))
+def test_a_map_becomes_w_plus_alpha_over_r_b_a(sd1, tmp_path, names):
+    unet, params = sd1
+    weights = load_file(SD1 / "unet/diffusion_pytorch_model.safetensors")
+    shapes = {name: weights[f"{name}.weight"].shape for name in PATHS}
+    tensors, alpha, given = {}, 5.0, pairs(shapes)
+    for module, (a, b) in given.items():
+        of_a, of_b, of_alpha = names(module)
+        tensors |= {of_a: a, of_b: b}
+        if of_alpha:
+            tensors[of_alpha] = np.full((), alpha, np.float32)
+    save_file(tensors, tmp_path / FILE)
+    merged = flatten_dict(add_lora(tmp_path, params, unet, scale=0.5))
+    scale = 0.5 * (alpha / 2 if of_alpha else 1.0)
+    for module, (a, b) in given.items():
+        wanted = weights[f"{module}.weight"].astype(float) + scale * b.astype(float) @ a.astype(
+            float
+        )
+        np.testing.assert_allclose(merged[PATHS[module]], wanted.T, rtol=0, atol=2e-6)
+    for path, value in flatten_dict(params).items():
+        if path not in PATHS.values():
+            np.testing.assert_array_equal(merged[path], value)
+
+
+def test_alpha_in_the_metadata_of_peft_counts(sd1, tmp_path):
+    weights = load_file(SD1 / "unet/diffusion_pytorch_model.safetensors")
+    shapes = {name: weights[f"{name}.weight"].shape for name in PATHS}
+    tensors = {}
+    for module, (a, b) in pairs(shapes).items():
+        tensors |= dict(zip(NAMES["peft"](module), (a, b), strict=False))
+    said = {"unet.r": 2, "unet.lora_alpha": 8, "unet.alpha_pattern": {Q: 3}}
+    save_file(tensors, tmp_path / FILE, {"lora_adapter_metadata": json.dumps(said)})
+    found = read_lora(tmp_path / FILE)
+    assert {name: update.scale for name, update in found.items()} == {Q: 1.5, OUT: 4.0}
+
+
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_what_is_written_is_read_as_the_merged_network(sd1, tmp_path, targets):
+    unet, params = sd1
+    lora = drawn(unet, params, targets=targets)
+    write_lora(tmp_path / FILE, lora, unet, scale=1.5)
+    found = flatten_dict(add_lora(tmp_path / FILE, params, unet))
+    wanted = flatten_dict(merge_lora(params, lora, 1.5))
+    changed = 0
+    for path, value in wanted.items():
+        np.testing.assert_allclose(found[path], value, rtol=0, atol=1e-6)
+        changed += not np.array_equal(value, flatten_dict(params)[path])
+    # 5 transformers of one block: 2 on each way down, 1 in the middle, 3 on each way up
+    assert changed == 11 * (8 if targets == "attention" else 12)
+
+
+@pytest.mark.full
+def test_diffusers_gives_the_same_output_with_the_file(sd1, tmp_path):
+    pytest.importorskip("peft")
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    from ddpm_jax.models.condition import Condition
+
+    unet, params = sd1
+    lora = drawn(unet, params)
+    write_lora(tmp_path / FILE, lora, unet, scale=1.5)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(SD1, safety_checker=None)
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(1, 8, 8, 4)).astype(np.float32)
+    context = rng.normal(size=(1, 77, 48)).astype(np.float32)
+
+    def theirs():
+        with torch.no_grad():
+            inputs = torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor([500])
+            out = pipe.unet(*inputs, torch.tensor(context)).sample
+        return out.numpy().transpose(0, 2, 3, 1)
+
+    before = theirs()
+    pipe.load_lora_weights(str(tmp_path))
+    merged = add_lora(tmp_path, params, unet)
+    condition = Condition(context=context)
+    ours = jax.jit(unet.apply)({"params": merged}, x, np.float32([500]), condition)
+    wanted = theirs()
+    assert np.abs(wanted - before).max() > 0.01
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5 * max(1, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({f"unet.{Q}.lora_A.weight": (2, 32)}, "is not whole: it has no lora_B of down_blocks"),
+        (
+            {
+                "text_encoder.text_model.x.lora_A.weight": (2, 4),
+                "text_encoder.text_model.x.lora_B.weight": (4, 2),
+            },
+            "belongs to the text encoder",
+        ),
+        ({f"unet.{Q}.weight": (2, 32)}, "which is no part of a low-rank update"),
+        (
+            {f"unet.{Q}.lora_A.weight": (2, 320), f"unet.{Q}.lora_B.weight": (320, 2)},
+            "it belongs to another network",
+        ),
+        (
+            {f"unet.{Q}.lora_A.weight": (2, 32), f"unet.{Q}.lora_B.weight": (32, 3)},
+            "are not those of a low-rank update",
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_in_a_sentence(sd1, tmp_path, tensors, says):
+    unet, params = sd1
+    save_file(
+        {name: np.ones(shape, np.float32) for name, shape in tensors.items()}, tmp_path / FILE
+    )
+    with pytest.raises(UsageError, match=says):
+        add_lora(tmp_path / FILE, params, unet)
+
+
+def test_another_kind_of_file_is_refused_in_a_sentence(sd1, tmp_path):
+    unet, params = sd1
+    (tmp_path / "lora.safetensors").write_bytes(b"none")
+    with pytest.raises(UsageError, match="neither a whole safetensors file"):
+        add_lora(tmp_path / "lora.safetensors", params, unet)
