@@ -4,6 +4,7 @@ import ast
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -17,6 +18,8 @@ from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.codec import FrozenFirstStage
 from ddpm_jax.experiments.trainer import build_training, init_state
 from ddpm_jax.models.condition import null_condition
+from ddpm_jax.models.text_encoder import TextEncoder
+from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.randomness import base_key
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -70,6 +73,7 @@ OVER_LATENTS = {  # config of the first stage, shape of its latents
 }
 TRANSFORMERS = ("dit_digits",)
 TEXTS = ("digits_text",)
+FINE_TUNED = {"sd15_finetune"}  # nothing by themselves
 
 
 def load(name):
@@ -78,7 +82,15 @@ def load(name):
 
 def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
     unconditional = {"digits", *DATASETS, *ABLATION, *IMPROVED}
-    others = {*CONDITIONAL, *CLASSIFIERS, *FIRST_STAGES, *OVER_LATENTS, *TRANSFORMERS, *TEXTS}
+    others = {
+        *CONDITIONAL,
+        *CLASSIFIERS,
+        *FIRST_STAGES,
+        *OVER_LATENTS,
+        *TRANSFORMERS,
+        *TEXTS,
+        *FINE_TUNED,
+    }
     assert unconditional | others == {path.stem for path in FILES}
 
 
@@ -100,7 +112,7 @@ def test_every_chain_ends_in_noise(path):
     [
         pytest.param(path, marks=() if path.stem in BUILT else pytest.mark.slow)
         for path in FILES
-        if path.stem not in CLASSIFIERS | FIRST_STAGES.keys() | OVER_LATENTS.keys()
+        if path.stem not in CLASSIFIERS | FIRST_STAGES.keys() | OVER_LATENTS.keys() | FINE_TUNED
     ],
     ids=lambda path: path.stem,
 )
@@ -114,6 +126,26 @@ def test_a_config_over_latents_builds_on_its_first_stage(name):
     model = build(load(name), FrozenFirstStage(build(load(first)), sha256=""))
     assert model.shape == shape
     check_builds(model)
+
+
+@pytest.mark.full
+def test_the_config_for_stable_diffusion_1_has_its_networks_and_low_rank_updates_of_them():
+    config = load("sd15_finetune")
+    first_stage = FrozenFirstStage(build(load("vae_imagenet256")), sha256="")
+    model = build(config, first_stage)
+    assert model.shape == (64, 64, 4)
+    assert model.network == TextUNet(dtype=jnp.bfloat16, remat="blocks")
+    assert model.encoder == TextEncoder(dtype=jnp.bfloat16)
+    assert count(model.params_shapes()) == 859_520_964
+    assert count(model.frozen_shapes().text) == 123_060_480
+    build_training(model)
+    config.init_from, config.lora.rank = "any", 4
+    # 797,184 is what diffusers' script trains at rank 4, of which the file has 3.2 MB
+    assert count(build(config, first_stage).params_shapes()) == 797_184
+
+
+def count(shapes):
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def check_builds(model):

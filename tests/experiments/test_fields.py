@@ -16,7 +16,7 @@ from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.experiments.config_field import Range, field, list_fields, only
 from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.networks import CUSTOM
-from ddpm_jax.models import dit, layers, rematerialization, text_encoder, text_unet
+from ddpm_jax.models import dit, layers, lora, rematerialization, text_encoder, text_unet
 from ddpm_jax.samplers import diffusers_levels
 from ddpm_jax.training import ema_profiles, first_stage_objective, objective, optimizer, step
 from ddpm_jax.variational import first_stage, observation
@@ -41,6 +41,7 @@ TABLES = {  # field of a name -> where that name is looked up
     "text.activation": text_encoder.ACTIVATIONS,
     "text.padding": texts.PADDINGS,
     "text_unet.mid_block": text_unet.MIDDLES,
+    "lora.targets": lora.TARGETS,
     "scheduler.spacing": {"", *diffusers_levels.TIMES},
     "scheduler.sigmas": {"", *diffusers_levels.SIGMAS},
     "first_stage.kind": first_stage.KINDS,
