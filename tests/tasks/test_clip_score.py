@@ -10,7 +10,7 @@ from ddpm_jax.measuring.evaluation_settings import ClipScore, EvaluatedImages
 from ddpm_jax.tasks.sampling_settings import Sampling
 
 PROMPTS = ("one", "two")
-N = 5
+N = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +47,14 @@ def _pictures(degrees):
 
 
 def test_the_score_is_the_mean_cosine_of_each_sample_and_its_own_prompt(monkeypatch, reads_texts):
-    angles, of_text = [0, 90, 60, 30, 0], {"one": 0, "two": 90}
+    angles, of_text = [0, 90, 60, 30, 0, 90], {"one": 0, "two": 90}
     found = _measured(monkeypatch, reads_texts, _pictures(angles), of_text, PROMPTS)
-    # samples 0, 2, 4 are of "one" and 1, 3 of "two"
-    cosines = np.array([1, 1, 0.5, 0.5, 1])
-    assert found.values["score"].mean == pytest.approx(80)
+    # samples 0, 2, 4 are of "one" and 1, 3, 5 of "two"
+    cosines = np.array([1, 1, 0.5, 0.5, 1, 1])
+    assert found.values["score"].mean == pytest.approx(100 * 5 / 6)
     error = 100 * cosines.std(ddof=1) / np.sqrt(N)
     assert found.values["score"].standard_error == pytest.approx(error)
-    pairs = np.cos(np.deg2rad(np.subtract.outer(angles, [0, 90, 0, 90, 0])))
+    pairs = np.cos(np.deg2rad(np.subtract.outer(angles, [0, 90, 0, 90, 0, 90])))
     assert found.values["any_prompt"] == pytest.approx(100 * pairs.mean(), rel=1e-5)
     assert found.values["clip_model"] == {"name": "known", "sha256": "0123456789"}
     assert "_clip01234567_" in found.suffix
