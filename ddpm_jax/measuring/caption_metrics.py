@@ -121,7 +121,11 @@ def _open(
     directory: pathlib.Path | None,
     decides: dict[str, Any],
 ) -> MeasuredSamples:
-    """Open samples of a split's captions, whose images have classes."""
+    """Open samples of a split's captions, whose images have classes.
+
+    Raises:
+      UsageError: as `caption_accuracy`.
+    """
     if not trained.model.conditioning.has_text:
         raise UsageError(
             f"{name}: this model was trained without texts, so no caption says what its samples "
@@ -131,13 +135,9 @@ def _open(
         raise UsageError(
             f"{name} draws the captions of a split, whose classes are known: leave prompt out."
         )
-    found = open_samples(name, trained, images, settings, directory, decides=decides)
-    if found.held_out.num_classes < 2:
-        raise UsageError(
-            f"{name}: the images of this data have no classes, so no sample is right or wrong: "
-            "take frechet_pixels or clip_score."
-        )
-    return found
+    return open_samples(
+        name, trained, images, settings, directory, needs_classes=True, decides=decides
+    )
 
 
 def _categories(images: np.ndarray, wanted: np.ndarray, train: ArraySource) -> dict[str, Any]:

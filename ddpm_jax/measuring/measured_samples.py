@@ -12,6 +12,7 @@ from ddpm_jax.data.captions import AUTO
 from ddpm_jax.data.dataset_info import dataset_info
 from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts, interrupt
+from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.datasets import load_evaluated, load_split
 from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.trained_model import TrainedModel
@@ -48,6 +49,7 @@ def open_samples(
     settings: SampleQuality,
     directory: pathlib.Path | None,
     *,
+    needs_classes: bool = False,
     decides: Mapping[str, Any] | None = None,
     mark: str = "",
 ) -> MeasuredSamples:
@@ -61,12 +63,14 @@ def open_samples(
       images: the split to compare samples with, and to take captions from.
       settings: how samples are made.
       directory: of results, if any.
+      needs_classes: whether the captions must be of images with classes.
       decides: what else decides the numbers, for the record.
       mark: its part in the names of files.
 
     Raises:
-      UsageError: what `make_generator` raises; a split that is not there, or without captions; a
-        result of the metric `name` in `directory` that was made otherwise.
+      UsageError: what `make_generator` raises; a split that is not there, or without captions or
+        classes where they are needed; a result of the metric `name` in `directory` that was made
+        otherwise.
     """
     model, data = trained.model, trained.model.config.data
     has_own_prompt = not model.conditioning.has_text or settings.sampling.prompt is not None
@@ -80,6 +84,11 @@ def open_samples(
     held_out = (
         train if held_out_split == data.train_split else load_split(data, held_out_split, **where)
     )
+    if needs_classes and held_out.num_classes < 2:
+        raise UsageError(
+            f"{name}: the images of this data have no classes, so no caption says of which class a "
+            "sample is: take frechet_pixels or clip_score."
+        )
     drawn = None
     if generator is None:
         drawn = draw_captions(model, held_out, settings.num_samples, split=held_out_split)

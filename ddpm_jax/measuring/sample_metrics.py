@@ -66,14 +66,14 @@ def classification_accuracy(
     Raises:
       UsageError: samples without classes; sets too large; what `open_samples` raises.
     """
-    conditioning = trained.model.conditioning
-    if not (conditioning.num_classes or conditioning.has_text):
-        raise UsageError(
-            "classification_accuracy: this model was trained without labels, so its samples have "
-            "none."
-        )
-    found = open_samples("classification_accuracy", trained, images, settings, directory)
-    labels = _labels(found, settings.num_samples)
+    of_captions = _takes_classes_of_captions(trained, settings)
+    found = open_samples(
+        "classification_accuracy", trained, images, settings, directory, needs_classes=of_captions
+    )
+    if of_captions:
+        labels = in_memory(found.held_out).labels[found.drawn.rows]
+    else:
+        labels = found.generator.inputs(np.arange(settings.num_samples))["label"]
     sizes = settings.num_samples, len(found.train), len(found.held_out)
     dims = int(np.prod(found.train.image_shape))
     check_labelled_sets(labels, max(sizes), dims, besides=dims * sum(sizes))
@@ -89,21 +89,26 @@ def classification_accuracy(
     return Measurement(found.record | numbers, _lines(numbers), found.suffix)
 
 
-def _labels(found: MeasuredSamples, num_samples: int) -> np.ndarray:
-    """Return the classes that samples are made of, int [n].
+def _takes_classes_of_captions(trained: TrainedModel, settings: SampleQuality) -> bool:
+    """Return whether a sample's class is that of its caption's image, not one that is given.
 
     Raises:
-      UsageError: they are of prompts, or the data has no classes.
+      UsageError: it has neither.
     """
-    labels = found.generator.inputs(np.arange(num_samples))["label"]
-    if labels is not None:
-        return labels
-    if found.drawn is None or found.held_out.num_classes < 2:
+    conditioning = trained.model.conditioning
+    if conditioning.num_classes:
+        return False
+    if not conditioning.has_text:
         raise UsageError(
-            "classification_accuracy: only captions of images with classes say of which class a "
-            "sample is: leave prompt out, and choose data with classes."
+            "classification_accuracy: this model was trained without labels, so its samples have "
+            "none."
         )
-    return in_memory(found.held_out).labels[found.drawn.rows]
+    if settings.sampling.prompt is not None:
+        raise UsageError(
+            "classification_accuracy draws the captions of a split, whose classes are known: leave "
+            "prompt out."
+        )
+    return True
 
 
 def _counts(

@@ -10,7 +10,7 @@ import pytest
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.datasets import load_split
 from ddpm_jax.experiments.loading import load_trained
-from ddpm_jax.measuring import caption_metrics, sample_metrics
+from ddpm_jax.measuring import caption_metrics, measured_samples, sample_metrics
 from ddpm_jax.measuring.bits_per_dim import bits_per_dim
 from ddpm_jax.measuring.drawn_captions import draw_captions
 from ddpm_jax.measuring.evaluation_settings import (
@@ -161,6 +161,21 @@ def test_prompts_whose_class_is_not_known_and_a_missing_clip_are_refused(name, s
         num_samples=2, sampling=dataclasses.replace(TWO_STEPS, prompt=("a seven",))
     )
     with pytest.raises(UsageError, match=says):
+        METRICS[name].measure(reads_texts, EvaluatedImages(), settings, None)
+
+
+@pytest.mark.parametrize("name", ["caption_accuracy", "retrieval", "classification_accuracy"])
+def test_captions_without_classes_are_refused_before_a_text_is_encoded(
+    monkeypatch, name, reads_texts, splits
+):
+    bare = dataclasses.replace(splits["test"], num_classes=0)
+    monkeypatch.setattr(measured_samples, "load_evaluated", lambda *_, **__: (bare, {}))
+    monkeypatch.setattr(measured_samples, "load_split", lambda *_, **__: bare)
+    monkeypatch.setattr(
+        measured_samples, "make_generator", lambda *_: pytest.fail("texts are encoded")
+    )
+    settings = METRICS[name].settings(num_samples=2, sampling=TWO_STEPS)
+    with pytest.raises(UsageError, match=f"{name}: the images of this data have no classes"):
         METRICS[name].measure(reads_texts, EvaluatedImages(), settings, None)
 
 
