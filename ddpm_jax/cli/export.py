@@ -14,9 +14,17 @@ from collections.abc import Sequence
 
 from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
-from ddpm_jax.cli.shared_flags import Checkpoint, LowRank, check_names_a_run, prepare, reading
+from ddpm_jax.cli.shared_flags import (
+    Checkpoint,
+    LowRank,
+    check_names_a_run,
+    prepare,
+    reading,
+    updating,
+)
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.interop.diffusers_writing import check_new
 from ddpm_jax.settings import Settings, setting
 from ddpm_jax.tasks.exporting import LICENSE, export_lora, write_diffusers
 
@@ -43,14 +51,13 @@ def main(argv: Sequence[str]) -> int:
     if not flags.out:
         raise UsageError("--out is missing: name what to write.")
     prepare(flags)
-    which = {"step": flags.ckpt_step, "raw_weights": flags.raw_weights}
     if flags.to == "lora":
         if flags.lora:
             raise UsageError("--lora is merged, and --to lora writes updates alone: leave one out.")
-        export_lora(flags.ckpt, flags.out, **which)
+        export_lora(flags.ckpt, flags.out, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     else:
-        updates = {"lora": flags.lora, "lora_scale": flags.lora_scale}
-        trained = load_trained(flags.ckpt, **reading(flags), **updates)
+        check_new(flags.out)
+        trained = load_trained(flags.ckpt, **reading(flags), **updating(flags))
         write_diffusers(trained, flags.out, license=flags.license)
     say(f"wrote {flags.out}")
     return 0

@@ -17,6 +17,7 @@ from ddpm_jax.cli.shared_flags import (
     make_interrupt,
     prepare,
     reading,
+    updating,
 )
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.experiments.datasets import check_places
@@ -41,8 +42,7 @@ def make_images(flags: Flags) -> int:
     editing, inpainting = flags.make(Editing), flags.make(Inpainting)
     check_one_picture(editing, inpainting)
     prepare(flags)
-    updates = {"lora": flags.lora, "lora_scale": flags.lora_scale}
-    trained = load_trained(flags.ckpt, **reading(flags), **updates)
+    trained = load_trained(flags.ckpt, **reading(flags), **updating(flags))
     model = identity(trained)
     hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": trained.step} | model)
     made_by = {

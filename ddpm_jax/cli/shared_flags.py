@@ -78,6 +78,12 @@ class LowRank(Settings):
             raise UsageError(f"lora_scale is {self.lora_scale:g}, and there is no lora.")
 
 
+def updating(flags: Flags) -> dict[str, Any]:
+    """Return the updates of `LowRank` that are merged: arguments of `loading.load_trained`."""
+    chosen = flags.make(LowRank)
+    return {"lora": chosen.lora, "lora_scale": chosen.lora_scale}
+
+
 def check_names_a_run(flags: Flags) -> None:
     """Refuse a command line without --ckpt.
 

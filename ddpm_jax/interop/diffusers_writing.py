@@ -82,11 +82,7 @@ def write_pipeline(
       UsageError: the directory exists or is in a bucket; there is no tokenizer.
       FailureError: it cannot be written.
     """
-    target = as_path(directory)
-    if is_remote(target):
-        raise UsageError(f"{target} is in a bucket: write to a local directory, then copy it.")
-    if target.exists() or target.is_symlink():
-        raise UsageError(f"{target} exists: name a new directory.")
+    target = check_new(directory)
     if tokenizer is None and pipeline.tokenizer is None:
         raise UsageError(f"{pipeline.path} has no tokenizer that could be copied.")
     half = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -100,6 +96,20 @@ def write_pipeline(
             half.rename(target)
     finally:
         shutil.rmtree(half, ignore_errors=True)
+
+
+def check_new(directory: str | os.PathLike) -> pathlib.Path:
+    """Return the path of a directory to be written.
+
+    Raises:
+      UsageError: it exists or is in a bucket.
+    """
+    target = as_path(directory)
+    if is_remote(target):
+        raise UsageError(f"{target} is in a bucket: write to a local directory, then copy it.")
+    if target.exists() or target.is_symlink():
+        raise UsageError(f"{target} exists: name a new directory.")
+    return target
 
 
 def pipeline_from_params(

@@ -1,0 +1,83 @@
+"""`ddpm-jax export`: a model for other programs. Runs that trained updates are exported in
+`tests/experiments/test_fine_tuning_stable_diffusion.py`."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from ddpm_jax.interop.diffusers_directory import read_pipeline
+
+from ..conftest import GOLDENS
+
+SD1 = GOLDENS / "sd/sd1"
+Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture
+def updates(tmp_path):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 32)), rng.normal(size=(32, 2))
+    tensors = {f"unet.{Q}.lora_A.weight": a, f"unet.{Q}.lora_B.weight": b}
+    path = tmp_path / "lora.safetensors"
+    save_file({name: value.astype(np.float32) for name, value in tensors.items()}, path)
+    return path, b @ a
+
+
+@pytest.mark.full
+def test_stable_diffusion_is_written_with_updates_merged_and_all_else_as_it_was(
+    invoke, tmp_path, updates
+):
+    path, product = updates
+    out = tmp_path / "merged"
+    flags = ["--ckpt", SD1, "--lora", path, "--lora_scale", "0.5", "--to", "diffusers"]
+    result = invoke("export", *flags, "--out", out, "--license", "openrail++")
+    assert result.code == 0, result.err
+    assert "license: openrail++" in (out / "README.md").read_text()
+    before, found = read_pipeline(SD1), read_pipeline(out)
+    assert dict(found.scheduler) | dict(before.scheduler) == dict(before.scheduler) | {
+        name: found.scheduler[name] for name in found.scheduler.keys() - before.scheduler.keys()
+    }
+    for part in ("unet", "vae"):
+        theirs, ours = getattr(before, part).tensors, getattr(found, part).tensors
+        for name, value in theirs.items():
+            wanted = value + 0.5 * product if name == f"{Q}.weight" else value
+            name = name.replace(".query.", ".to_q.").replace(".key.", ".to_k.")
+            name = name.replace(".value.", ".to_v.").replace(".proj_attn.", ".to_out.0.")
+            np.testing.assert_allclose(ours[name].reshape(wanted.shape), wanted, rtol=0, atol=2e-6)
+    assert (out / "tokenizer/merges.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--to", "diffusers"], "--out is missing"),
+        (["--to", "diffusers", "--out", "{tmp}"], "exists: name a new directory"),
+        (["--to", "lora", "--out", "{tmp}/new.safetensors"], "is no training run"),
+        (["--to", "lora", "--out", "{tmp}/new"], "does not end in .safetensors"),
+        (["--lora_scale", "2", "--out", "{tmp}/new"], "there is no lora"),
+        (["--to", "lora", "--lora", "{tmp}/any", "--out", "{tmp}/x"], "leave one out"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_in_a_sentence(invoke, tmp_path, flags, says):
+    flags = [flag.format(tmp=tmp_path) for flag in flags]
+    result = invoke("export", "--ckpt", SD1, *flags)
+    assert result.code == 2, result.err
+    assert says in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("to", "says"),
+    [
+        ("diffusers", "cannot be written for diffusers"),
+        ("lora", "trained all weights (lora.rank is 0)"),
+    ],
+)
+def test_a_run_without_texts_or_updates_is_refused_in_a_sentence(
+    invoke, trained, tmp_path, to, says
+):
+    out = tmp_path / "new.safetensors"
+    result = invoke("export", "--ckpt", trained, "--to", to, "--out", out)
+    assert result.code == 2, result.err
+    assert says in result.err
+    assert not out.exists()
