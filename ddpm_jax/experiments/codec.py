@@ -15,9 +15,9 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.variational.latent_space import Frozen, LatentSpace
 
-DECODED = (
-    8  # latents that a device decodes at a time, for the memory that features at full size take
-)
+# Latents that a device decodes at a time, and pixels of these images: features at full size take
+# several kB a pixel.
+DECODED, PIXELS = 8, 512 * 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,10 @@ class LatentCodec:
         return self.space.encode(frozen, to_model_range(images), noise=noise)
 
     def decode(self, frozen: Frozen, x: jax.Array) -> jax.Array:
-        """Map latents to images uint8 [B, H, W, C], `DECODED` at a time."""
-        return in_parts(lambda z: to_uint8(self.space.decode(frozen, z)), x, size=DECODED)
+        """Map latents to images uint8 [B, H, W, C], `DECODED` or fewer at a time."""
+        height, width, _ = self.image_shape
+        size = max(1, min(DECODED, PIXELS // (height * width)))
+        return in_parts(lambda z: to_uint8(self.space.decode(frozen, z)), x, size=size)
 
     def frozen_shapes(self) -> Frozen:
         """Return the frozen part of a checkpoint as shapes: first stage and scale."""

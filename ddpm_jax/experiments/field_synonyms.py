@@ -43,7 +43,7 @@ SYNONYMS = {
     "diffusion.loss": "loss_type objective_type",
     "diffusion.weighting": "loss_weighting snr_gamma min_snr min_snr_gamma loss_weight",
     "diffusion.timestep_sampling": "schedule_sampler t_sampling",
-    "model.ch": "dim base_channels model_channels num_channels hidden_channels nf base_dim width",
+    "model.ch": "dim base_channels model_channels num_channels hidden_channels nf base_dim",
     "model.ch_mult": "dim_mults channel_mult ch_mults channel_mults channel_multiplier "
     "block_out_channels",
     "model.num_res_blocks": "layers_per_block num_resnet_blocks num_resblocks n_res_blocks",
@@ -58,7 +58,7 @@ SYNONYMS = {
     "first_stage.ckpt": "vae autoencoder first_stage_path pretrained_vae vae_path",
     "first_stage.latent_scale": "scale_factor scaling_factor",
     "first_stage.latent_channels": "z_channels latent_dim embed_dim",
-    "first_stage.num_codes": "codebook_size n_embed num_embeddings vocab_size",
+    "first_stage.num_codes": "codebook_size n_embed num_embeddings",
     "first_stage.beta": "kl_weight kld_weight",
     "seed": "random_seed global_seed manual_seed",
     "parallel": "strategy fsdp ddp",

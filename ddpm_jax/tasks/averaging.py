@@ -13,6 +13,7 @@ from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights, sa
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments.first_stages import FirstStageModel
+from ddpm_jax.experiments.model_files import is_foreign
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.run_settings import model_from_settings
 from ddpm_jax.experiments.texts import find_tokenizer, keep_tokenizer
@@ -80,6 +81,11 @@ def open_run(workdir: pathlib.Path, averaging: Averaging) -> Run:
       UsageError: no such checkpoint, or not one of this package.
       FailureError: its files are damaged.
     """
+    if is_foreign(workdir):
+        raise UsageError(
+            f"{workdir} holds the weights of Stable Diffusion alone, and averages are made of "
+            "what a training run keeps: name the directory of a run."
+        )
     step = find_step(workdir, averaging.step if averaging.average else None)
     saved = read_config(workdir, step)
     model = model_from_settings(saved, source=f"the config of {workdir}, step {step}")
