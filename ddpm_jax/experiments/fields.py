@@ -46,7 +46,7 @@ class Run:
         resumable=True,
     )
     objective = field("diffusion", "what is trained", choices(OBJECTIVES))
-    init_from = field("", 'directory of a run whose weights this one begins with; "": none')
+    init_from = field("", 'run or Stable Diffusion whose weights this one begins with; "": none')
     init_from_step = field(
         None, "which of its checkpoints; None: the newest", at_least(0), of=FINE_TUNED, kind=int
     )

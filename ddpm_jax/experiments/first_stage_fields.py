@@ -25,7 +25,7 @@ class FirstStage:
 
     ckpt = field(
         "",
-        'directory of its run: the model is one of its latents; "": of pixels',
+        'directory of its run, or init_from: the model is one of its latents; "": of pixels',
         resumable=True,
         of=NOISY,
     )

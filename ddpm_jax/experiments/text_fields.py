@@ -19,7 +19,7 @@ class Text:
     )
     ckpt = field(
         "",
-        "directory of the trained encoder; a run that has begun has it itself",
+        'Stable Diffusion or a run with the trained encoder; "": that of init_from',
         resumable=True,
         of=TRAINED_ENCODER,
     )
