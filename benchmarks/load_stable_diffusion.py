@@ -71,8 +71,8 @@ class Drawn(Mapping):
 def write(directory: pathlib.Path) -> None:
     """Write a directory of drawn weights."""
     from ddpm_jax.interop.diffusers_writing import write_pipeline
-    from ddpm_jax.interop.pipeline import Part, Pipeline
     from ddpm_jax.interop.pipeline_params import pipeline_networks
+    from ddpm_jax.interop.pipeline_parts import Part, Pipeline
     from ddpm_jax.interop.released_configs import scheduler_config
 
     parts = {name: Part(config, {}) for name, config in CONFIGS.items()}

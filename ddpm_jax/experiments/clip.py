@@ -19,7 +19,7 @@ from ddpm_jax.interop.hub import resolve
 from ddpm_jax.interop.weight_files import find_weights
 from ddpm_jax.models.image_encoder import MEAN, STD, ImageEncoder, normalized
 from ddpm_jax.monitoring.results import weights_digest
-from ddpm_jax.text.encoding import TextModel, load_text_model
+from ddpm_jax.text.text_model import TextModel, load_text_model
 
 AT_A_TIME = 16  # pictures or texts that a device encodes
 _BICUBIC = 3  # Pillow's number

@@ -28,7 +28,7 @@ from ddpm_jax.experiments.texts import find_tokenizer
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path
 from ddpm_jax.interop.lora_files import add_lora
-from ddpm_jax.interop.pipeline import Pipeline
+from ddpm_jax.interop.pipeline_parts import Pipeline
 from ddpm_jax.models.discriminator import without_discriminator
 from ddpm_jax.models.text_conditioned import TextConditioned
 from ddpm_jax.models.text_unet import TextUNet

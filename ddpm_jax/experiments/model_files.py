@@ -9,7 +9,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.files import as_path, is_folder, is_remote
 from ddpm_jax.interop.diffusers_directory import INDEX, read_pipeline
 from ddpm_jax.interop.hub import resolve
-from ddpm_jax.interop.pipeline import Pipeline
+from ddpm_jax.interop.pipeline_parts import Pipeline
 from ddpm_jax.interop.single_file import read_single_file
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # "owner/name"

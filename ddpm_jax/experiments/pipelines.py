@@ -17,19 +17,19 @@ from ddpm_jax.experiments.codec import FrozenFirstStage
 from ddpm_jax.experiments.config import default_config
 from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.experiments.models import Weights
-from ddpm_jax.experiments.schedulers import set_scheduler
+from ddpm_jax.experiments.scheduler_fields import set_scheduler
 from ddpm_jax.experiments.text_networks import set_networks
 from ddpm_jax.experiments.texts import PADDINGS
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers
 from ddpm_jax.interop.clip_text import text_params_from_transformers
-from ddpm_jax.interop.pipeline import Pipeline
 from ddpm_jax.interop.pipeline_params import (
     Networks,
     pipeline_networks,
     pipeline_params,
     placed,
 )
+from ddpm_jax.interop.pipeline_parts import Pipeline
 from ddpm_jax.interop.schedulers import read_scheduler
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.text_encoder import TextEncoder

@@ -15,7 +15,7 @@ from typing import Any
 
 from ddpm_jax.errors import UsageError, choose, suggest
 from ddpm_jax.files import read_file
-from ddpm_jax.interop.pipeline import Part, Pipeline
+from ddpm_jax.interop.pipeline_parts import Part, Pipeline
 from ddpm_jax.interop.weight_files import find_weights, variants
 from ddpm_jax.schema import Malformed, Table, Text, format_value, parse
 

@@ -16,8 +16,8 @@ from ddpm_jax.interop.clip_text import config_from_text_encoder, text_params_to_
 from ddpm_jax.interop.diffusers_directory import INDEX
 from ddpm_jax.interop.diffusers_text_unet import text_unet_params_to_diffusers
 from ddpm_jax.interop.diffusers_text_unet_config import text_unet_to_config
-from ddpm_jax.interop.pipeline import Part, Pipeline
 from ddpm_jax.interop.pipeline_params import Networks, PipelineParams
+from ddpm_jax.interop.pipeline_parts import Part, Pipeline
 
 VERSION = "0.35.0"  # the oldest diffusers that the tests load such a directory with
 WEIGHTS = {  # part -> its file of weights

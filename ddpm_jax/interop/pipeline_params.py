@@ -16,7 +16,7 @@ from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers
 from ddpm_jax.interop.clip_text import text_encoder_from_config, text_params_from_transformers
 from ddpm_jax.interop.diffusers_text_unet import text_unet_params_from_diffusers
 from ddpm_jax.interop.diffusers_text_unet_config import text_unet_from_config
-from ddpm_jax.interop.pipeline import Pipeline
+from ddpm_jax.interop.pipeline_parts import Pipeline
 from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.text_encoder import TextEncoder
 from ddpm_jax.models.text_unet import TextUNet

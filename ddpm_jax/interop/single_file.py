@@ -22,7 +22,7 @@ from ddpm_jax.interop.clip_single_file import (
 from ddpm_jax.interop.clip_text import config_from_text_encoder
 from ddpm_jax.interop.compvis import PREFIX, unet_names_from_compvis
 from ddpm_jax.interop.compvis_vae import vae_names_from_compvis
-from ddpm_jax.interop.pipeline import Part, Pipeline
+from ddpm_jax.interop.pipeline_parts import Part, Pipeline
 from ddpm_jax.interop.released_configs import scheduler_config, unet_config, vae_config
 from ddpm_jax.interop.tensor_store import Stored, TensorStore, open_tensors
 

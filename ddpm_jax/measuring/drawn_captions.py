@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.data.sources import Source
-from ddpm_jax.experiments.captions import check_captions
+from ddpm_jax.experiments.caption_rows import check_captions
 from ddpm_jax.experiments.models import DiffusionModel
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_jax.data.captions import Captions
 from ddpm_jax.data.sources import Source
 from ddpm_jax.evaluation.batches import ImageBatch
-from ddpm_jax.experiments.captions import check_captions
+from ddpm_jax.experiments.caption_rows import check_captions
 from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.experiments.texts import encode_texts
 from ddpm_jax.experiments.trained_model import TrainedModel

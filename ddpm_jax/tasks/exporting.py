@@ -11,7 +11,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.loading import load_updates
 from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.experiments.run_settings import frozen_first_stage
-from ddpm_jax.experiments.schedulers import facts_in
+from ddpm_jax.experiments.scheduler_fields import facts_in
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path, is_remote
 from ddpm_jax.interop.diffusers_writing import pipeline_from_params, write_pipeline

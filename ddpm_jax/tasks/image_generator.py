@@ -24,7 +24,7 @@ from ddpm_jax.samplers.editing import keep_known, noised
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.tasks import names
 from ddpm_jax.tasks.guide import Guide
-from ddpm_jax.tasks.texts import Texts
+from ddpm_jax.tasks.prompts import Texts
 
 
 class KnownPicture(NamedTuple):

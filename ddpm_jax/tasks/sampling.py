@@ -14,7 +14,7 @@ from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments import sizes
 from ddpm_jax.experiments.models import DiffusionModel
-from ddpm_jax.experiments.schedulers import options_in
+from ddpm_jax.experiments.scheduler_fields import options_in
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.models.condition import check_labels
 from ddpm_jax.samplers.ancestral import ancestral
@@ -25,8 +25,8 @@ from ddpm_jax.samplers.spacing import space, steps_in
 from ddpm_jax.tasks.guide import Guide, make_guide
 from ddpm_jax.tasks.image_generator import ImageGenerator
 from ddpm_jax.tasks.photos import Picture, describe_picture, read_photo
+from ddpm_jax.tasks.prompts import read_texts
 from ddpm_jax.tasks.sampling_settings import DEFAULT_STEPS, Conditions, Sampling
-from ddpm_jax.tasks.texts import read_texts
 
 
 def make_generator(trained: TrainedModel, sampling: Sampling) -> ImageGenerator:

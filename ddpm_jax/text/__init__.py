@@ -11,12 +11,12 @@ from typing import Any
 
 # name -> module of this package that defines it
 _DEFINED_IN = {
-    "EncodedTexts": "encoding",
-    "TextModel": "encoding",
+    "EncodedTexts": "text_model",
+    "TextModel": "text_model",
     "Tokenizer": "tokenizer",
     "clip_tokenizer": "tokenizer",
-    "encode": "encoding",
-    "load_text_model": "encoding",
+    "encode": "text_model",
+    "load_text_model": "text_model",
     "read_tokenizer": "tokenizer_files",
     "write_tokenizer": "tokenizer_files",
 }

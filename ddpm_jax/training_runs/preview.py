@@ -11,7 +11,7 @@ import numpy as np
 from ddpm_jax.data import pipeline
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.errors import visible
-from ddpm_jax.experiments.captions import check_captions
+from ddpm_jax.experiments.caption_rows import check_captions
 from ddpm_jax.experiments.datasets import check_classes, load_split
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.models.condition import Condition

@@ -11,7 +11,7 @@ from ddpm_jax.data.dataset_info import dataset_info, holds_out
 from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.pmap import Parallelism
-from ddpm_jax.experiments.captions import caption_rows, check_captions, with_context
+from ddpm_jax.experiments.caption_rows import caption_rows, check_captions, with_context
 from ddpm_jax.experiments.datasets import check_classes, load_split
 from ddpm_jax.experiments.latents import kept_latents
 from ddpm_jax.experiments.models import DiffusionModel, Model

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.diffusers_directory import read_pipeline
-from ddpm_jax.interop.pipeline import Part
 from ddpm_jax.interop.pipeline_params import pipeline_networks, pipeline_params
+from ddpm_jax.interop.pipeline_parts import Part
 
 from ..conftest import GOLDENS
 

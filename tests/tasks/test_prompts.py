@@ -12,7 +12,7 @@ from ddpm_jax.data.captions import make_captions
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
-from ddpm_jax.experiments.captions import caption_rows, check_captions, with_context
+from ddpm_jax.experiments.caption_rows import caption_rows, check_captions, with_context
 from ddpm_jax.experiments.config import default_config
 from ddpm_jax.experiments.models import Weights
 from ddpm_jax.experiments.sizes import at_size

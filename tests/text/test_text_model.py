@@ -9,8 +9,8 @@ import pytest
 
 import ddpm_jax
 from ddpm_jax.errors import UsageError
-from ddpm_jax.text import encoding
-from ddpm_jax.text.encoding import encode, load_text_model
+from ddpm_jax.text import text_model
+from ddpm_jax.text.text_model import encode, load_text_model
 
 from ..conftest import GOLDENS
 
@@ -77,7 +77,7 @@ def test_a_name_on_the_hub_is_fetched_without_the_other_parts(model, folder, mon
         asked.append((name, folders))
         return folder
 
-    monkeypatch.setattr(encoding, "resolve", resolve)
+    monkeypatch.setattr(text_model, "resolve", resolve)
     np.testing.assert_array_equal(encode(["a dog"]).context, model(["a dog"]).context)
     assert asked == [("openai/clip-vit-large-patch14", ("text_encoder",))]
 

@@ -16,7 +16,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.clip_text import text_encoder_from_config, text_params_from_transformers
 from ddpm_jax.interop.diffusers_directory import read_json
 from ddpm_jax.interop.hub import resolve
-from ddpm_jax.interop.pipeline import Part
+from ddpm_jax.interop.pipeline_parts import Part
 from ddpm_jax.interop.single_file import read_single_file
 from ddpm_jax.interop.weight_files import find_weights
 from ddpm_jax.models.text_encoder import TextEncoder, TextFeatures, check_text_encoder

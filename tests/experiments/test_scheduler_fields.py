@@ -8,7 +8,7 @@ import pytest
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.config import default_config
-from ddpm_jax.experiments.schedulers import facts_in, set_scheduler
+from ddpm_jax.experiments.scheduler_fields import facts_in, set_scheduler
 from ddpm_jax.interop.schedulers import SchedulerFacts, read_scheduler, scheduler_config
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "sd"
