@@ -227,7 +227,7 @@ def test_a_first_stage_and_a_model_over_its_latents_begin_from_their_kind(
     run("ldm", "ldm_digits", *over)
     # Other data has latents of another spread: the scale is that of the weights' own run.
     run("ldm2", "ldm_digits", *over, f"--config.init_from={tmp_path / 'ldm'}", "--config.seed=5")
-    source = load_trained(tmp_path / "ldm").params
+    source = load_trained(tmp_path / "ldm").weights
     _equal(beginning_state[-1][1].params, source.params)
     _equal(beginning_state[-1][1].frozen, source.frozen)
     other = [
