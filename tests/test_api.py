@@ -51,6 +51,7 @@ def by_command(tmp_path):
     return run
 
 
+@pytest.mark.full
 def test_samples_are_those_of_the_command(model, by_command):
     images = model.sample(4)
     assert (images.shape, images.dtype) == ((4, 8, 8, 1), np.uint8)
@@ -60,6 +61,7 @@ def test_samples_are_those_of_the_command(model, by_command):
     np.testing.assert_array_equal(ours, by_command("unet", *flags))
 
 
+@pytest.mark.full
 def test_guided_samples_are_those_of_the_command(by_class, by_command):
     flags = ["--labels", "3,5", "--guidance_scale", 3, "--guidance_interval", "0.2,0.8"]
     ours = by_class.sample(
@@ -111,6 +113,7 @@ def test_a_reconstruction_is_nearer_with_corrections(model, photo):
     assert (better.image.shape, better.x_T.shape) == ((8, 8, 1), (8, 8, 1))
 
 
+@pytest.mark.full
 def test_given_noise_takes_the_place_of_the_seed(model):
     made = model.sample(3, trajectory=True, **FEW)
     assert made.x_t.shape == made.x_0.shape == (5, 3, 8, 8, 1)
@@ -120,6 +123,7 @@ def test_given_noise_takes_the_place_of_the_seed(model):
     np.testing.assert_array_equal(again, made.images)
 
 
+@pytest.mark.slow
 def test_given_step_noise_takes_the_place_of_the_seeds(model):
     """Of an ancestral chain whose last step, at which nothing is drawn, is its last row."""
     keys = image_keys(base_key(0), jnp.arange(3))
@@ -133,6 +137,7 @@ def test_given_step_noise_takes_the_place_of_the_seeds(model):
         model.sample(3, step_noise=np.zeros((3, 3, 8, 8, 1)), **how)
 
 
+@pytest.mark.full
 def test_a_trajectory_is_the_chain_of_the_pure_functions(by_class):
     """Held against `ddpm_jax.sample` with the denoiser of the model, in all of its moments."""
     made = by_class.sample(2, labels=[1, 8], guidance=2.0, trajectory=True, **FEW)
@@ -172,6 +177,7 @@ def test_what_is_loaded_says_what_it_is(model, by_class):
     assert by_class.class_names[3] == "3"
 
 
+@pytest.mark.full
 def test_any_function_is_a_network(by_class):
     """The exact noise of data that is one image: samples are that image, by labels if given."""
     chain = Chain(make_betas("linear", 20))
@@ -215,6 +221,7 @@ def test_what_cannot_be_is_a_sentence(model, call, says):
         call(model)
 
 
+@pytest.mark.full
 def test_nothing_is_printed_and_a_second_call_compiles_nothing(model, capfd):
     before = jax.monitoring  # events of compilation go through it
     compiled = []

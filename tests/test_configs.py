@@ -120,6 +120,7 @@ def test_config_builds(path):
     check_builds(build(configs.load_config(path)))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", OVER_LATENTS)
 def test_a_config_over_latents_builds_on_its_first_stage(name):
     first, shape = OVER_LATENTS[name]

@@ -69,7 +69,7 @@ class LowRank(Settings):
         path=True,
         metavar="FILE",
     )
-    lora_scale: float = setting(1.0, "Further factor of these updates.", lower=-100, upper=100)
+    lora_scale: float = setting(1.0, "Further factor of these updates.", lower=0, upper=100)
 
     def __post_init__(self) -> None:
         """Check every field, and that nothing is scaled that is not there."""

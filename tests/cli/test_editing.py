@@ -37,6 +37,7 @@ def mask(tmp_path):
     return tmp_path / "mask.png"
 
 
+@pytest.mark.slow
 def test_at_little_strength_the_picture_stays(invoke, trained, photo, tmp_path):
     path, digit = photo
     errors = []
@@ -65,6 +66,7 @@ def test_at_little_strength_the_picture_stays(invoke, trained, photo, tmp_path):
     assert record.items() >= {"steps": 18, "strength": 0.9, "init_image": str(path)}.items()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "flags",
     [["--steps", 10, "--resamplings", 2, "--jump", 2], ["--sampler", "dpmpp_2m", "--steps", 5]],
@@ -127,6 +129,7 @@ def test_another_picture_under_the_same_name_gives_other_images_or_a_sentence(
     )
 
 
+@pytest.mark.full
 def test_what_cannot_be_is_refused(refused, trained, photo, mask, tmp_path):
     path, _ = photo
     small = tmp_path / "small.png"

@@ -116,6 +116,7 @@ def own_reconstructions(directory, pixels):
     return [np.concatenate(part)[: len(pixels)] for part in zip(*found, strict=True)]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoding_what_was_encoded_is_the_models_own_reconstruction_bit_for_bit(
     stages, photos, files, tmp_path, kind
@@ -150,6 +151,7 @@ def test_a_file_says_what_it_holds_and_whose_it_is(stages, photos, files, kind, 
         assert len(np.unique(arrays["codes"])) > 2
 
 
+@pytest.mark.full
 def test_a_vq_vae_decodes_codes_alone_and_vectors_near_them_as_it_does_both(
     stages, files, tmp_path
 ):
@@ -166,6 +168,7 @@ def test_a_vq_vae_decodes_codes_alone_and_vectors_near_them_as_it_does_both(
         np.testing.assert_array_equal(list(found.values()), list(both.values()))
 
 
+@pytest.mark.full
 def test_a_draw_of_the_posterior_follows_from_the_seed_and_the_pictures_number(
     stages, photos, files, tmp_path
 ):
@@ -184,6 +187,7 @@ def test_a_draw_of_the_posterior_follows_from_the_seed_and_the_pictures_number(
     assert np.abs(other["latents"] - few["latents"]).min() > 0
 
 
+@pytest.mark.full
 def test_pictures_of_other_sizes_go_through_whole_or_at_a_size_that_is_asked_for(stages, tmp_path):
     photo = tmp_path / "wide.png"
     Image.fromarray(np.random.default_rng(2).integers(0, 256, (9, 15, 3), np.uint8)).save(photo)
@@ -198,6 +202,7 @@ def test_pictures_of_other_sizes_go_through_whole_or_at_a_size_that_is_asked_for
     assert smaller["latents"].shape == (1, 2, 2, 4)
 
 
+@pytest.mark.full
 def test_a_directory_is_all_pictures_in_it_and_a_sheet_is_one_file(
     stages, photos, tmp_path, invoke
 ):
@@ -221,6 +226,7 @@ def test_a_directory_is_all_pictures_in_it_and_a_sheet_is_one_file(
         assert sheet.size == (2 * 66 + 2, 2 * 66 + 2)
 
 
+@pytest.mark.full
 def test_pictures_that_cannot_be_encoded_are_refused(refused, stages, photos, tmp_path):
     ae, photo = stages["ae"], photos[0][0]
     text, small, tall = tmp_path / "text.png", tmp_path / "small.png", tmp_path / "tall.png"

@@ -79,6 +79,7 @@ def test_a_run_leaves_records_of_its_kind_pictures_and_a_checkpoint(runs, kind, 
     assert {path.stem[14:] for path in (runs[kind] / "samples").glob("step_00000004_*")} == beside
 
 
+@pytest.mark.slow
 def test_a_command_draws_the_pictures_that_training_drew(invoke, runs):
     result = invoke("draw", "--ckpt", runs["vq"], "--num_samples", "4")
     assert result.code == 0, result.err
@@ -91,6 +92,7 @@ def test_a_command_draws_the_pictures_that_training_drew(invoke, runs):
         np.testing.assert_array_equal(np.asarray(Image.open(ours)), np.asarray(Image.open(path)))
 
 
+@pytest.mark.full
 def test_the_same_command_resumes(invoke, runs, config_file):
     result = invoke("train", "--config", config_file(4), "--workdir", runs["vq"], *overrides("vq"))
     assert result.code == 0
@@ -117,6 +119,7 @@ def test_a_run_that_is_resumed_ends_where_an_undisturbed_one_does(
     )
 
 
+@pytest.mark.slow
 def test_evaluate_scores_a_vae(invoke, runs, tmp_path):
     flags = [
         "--metric",
@@ -145,6 +148,7 @@ def test_evaluate_scores_a_vae(invoke, runs, tmp_path):
     assert errors["rmse"] == pytest.approx(errors["mse"]["mean"] ** 0.5)
 
 
+@pytest.mark.full
 def test_evaluate_counts_a_vq_vaes_codes(invoke, runs, tmp_path):
     result = invoke(
         "evaluate",

@@ -52,6 +52,7 @@ def assert_same_images(actual, expected):
     assert (difference > 0).mean() < 0.01
 
 
+@pytest.mark.slow
 def test_labels_are_taken_in_turn_and_make_the_columns_of_the_grid(
     invoke, trained_by_class, tmp_path
 ):
@@ -70,6 +71,7 @@ def test_labels_are_taken_in_turn_and_make_the_columns_of_the_grid(
     assert_same_images(read(tmp_path / "o"), expected)
 
 
+@pytest.mark.slow
 def test_classifier_free_guidance_is_the_function_in_its_interval_rescaled_and_clipped(
     invoke, trained_by_class, tmp_path
 ):
@@ -209,6 +211,7 @@ def test_what_cannot_be_is_refused(refused, trained_by_class, flags, says):
     refused("sample", "--ckpt", trained_by_class, *flags, says=says)
 
 
+@pytest.mark.full
 def test_guidance_that_the_model_cannot_have_is_refused(
     refused, trained, trained_by_class, train_with
 ):

@@ -39,6 +39,7 @@ def picture(tmp_path):
     return write
 
 
+@pytest.mark.full
 def test_a_row_from_one_picture_to_another(invoke, trained, picture, tmp_path):
     a, b, out = picture("a.png"), picture("b.png", 20), tmp_path / "out"
     result = invoke(
@@ -120,6 +121,7 @@ def test_by_default_the_row_lies_beside_the_samples_of_the_run(invoke, copied, p
     )
 
 
+@pytest.mark.full
 def test_pictures_that_cannot_be_used_are_refused(refused, trained, picture, tmp_path):
     a = picture("a.png")
     text = tmp_path / "text.png"

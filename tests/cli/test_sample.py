@@ -65,6 +65,7 @@ def test_the_manifest_says_how_to_make_the_images_again(eight):
     assert {"python", "ddpm-jax", "jax", "jaxlib", "flax", "numpy"} == set(manifest["versions"])
 
 
+@pytest.mark.full
 def test_batches_smaller_than_the_number_of_samples_give_the_same_images(
     invoke, trained, eight, tmp_path
 ):
@@ -166,6 +167,7 @@ def shards(out):
     return {path.name: path.read_bytes() for path in out.glob("samples-*.npz")}
 
 
+@pytest.mark.full
 def test_images_of_other_weights_at_the_same_step_are_never_returned(
     invoke, refused, copied, tmp_path
 ):
@@ -227,6 +229,7 @@ def test_raw_weights_are_not_the_moving_average(invoke, trained, eight, tmp_path
     assert 0 < difference.mean() < 30  # the same noise through nearly the same network
 
 
+@pytest.mark.full
 def test_the_chain_is_drawn_as_a_strip_and_an_animation(invoke, trained, eight):
     result = invoke("sample", "--ckpt", trained, "--num_samples", 8, "--out", eight, "--chain")
     assert result.code == 0

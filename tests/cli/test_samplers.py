@@ -18,6 +18,11 @@ OF_A_MODEL = [
     ("--num_reference", 100),
     ("--batch_size", 300),
     ("--data_dir", "somewhere"),
+    ("--dtype", "bfloat16"),
+    ("--variant", "fp16"),
+    ("--prediction_type", "epsilon"),
+    ("--prompt", "a dog"),
+    ("--negative_prompt", "a cat"),
     ("--labels", "3,5"),
     ("--low_res", "small.png"),
     ("--guidance_scale", 2),
@@ -50,6 +55,7 @@ def test_on_the_mixture_errors_fall_with_evaluations(invoke, tmp_path, monkeypat
     assert "what chance alone leaves" in result.out
 
 
+@pytest.mark.slow
 def test_results_are_written_again_only_for_the_same_question(invoke, refused, tmp_path):
     argv = ["--samplers", "ddim", "--evaluations", "2", "--out", tmp_path]
     assert [invoke("samplers", *argv).code for _ in range(2)] == [0, 0]

@@ -27,6 +27,7 @@ def test_results_are_of_the_weights_and_of_what_a_config_makes_of_them():
     assert ours["random_numbers"] == "threefry2x32"
 
 
+@pytest.mark.full
 def test_a_sampler_its_spacing_and_options_are_recorded_and_have_a_folder_of_their_own(
     invoke, copied
 ):
@@ -51,6 +52,7 @@ def test_a_sampler_its_spacing_and_options_are_recorded_and_have_a_folder_of_the
     assert len(list((copied / "generated").iterdir())) == 2
 
 
+@pytest.mark.full
 def test_a_list_of_timesteps_is_a_spacing_and_says_the_number_of_steps(invoke, copied, tmp_path):
     argv = [
         "--ckpt",

@@ -26,6 +26,7 @@ COMPUTING = (
     "edit",
     "interpolate",
     "reconstruct",
+    "export",
 )
 
 # The command in a process of its own, which then says how many programs it found in the cache.
@@ -132,6 +133,7 @@ def test_a_command_keeps_its_programs_where_it_is_told_to(refused, config_file, 
     Image.new("L", (8, 8)).save(tmp_path / "photo.png")
     argv = {
         "train": ("--config", config_file(), "--workdir", tmp_path / "file"),
+        "export": ("--ckpt", tmp_path, "--out", tmp_path / "out"),
         "edit": ("--ckpt", tmp_path, "--init_image", tmp_path / "photo.png"),
         "interpolate": ("--ckpt", tmp_path, "--interpolate_seeds", "1,2"),
         "reconstruct": ("--ckpt", tmp_path, "--reconstruct", tmp_path / "photo.png"),

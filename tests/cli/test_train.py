@@ -23,6 +23,7 @@ def checkpoints_in(workdir):
     )
 
 
+@pytest.mark.full
 def test_a_run_leaves_its_records_checkpoints_pictures_and_config(train_with):
     trained = train_with()
     assert steps_in(trained) == [2, 4, 6, 8, 10]
@@ -39,6 +40,7 @@ def test_a_run_leaves_its_records_checkpoints_pictures_and_config(train_with):
     assert saved["optimizer"]["b1"] == 0.9  # a default that the file did not name
 
 
+@pytest.mark.full
 def test_the_same_command_with_more_steps_resumes(invoke, copied, config_file):
     result = invoke(
         "train", "--config", config_file(), "--workdir", copied, "--config.train.num_steps=12"
@@ -59,6 +61,7 @@ def test_a_chain_that_ends_too_early_is_said_before_training(invoke, copied, con
     assert "scale_betas" in result.err
 
 
+@pytest.mark.full
 def test_a_finished_run_given_again_trains_no_further(invoke, copied, config_file):
     before = (copied / "metrics.jsonl").read_bytes()
     assert invoke("train", "--config", config_file(), "--workdir", copied).code == 0
@@ -184,6 +187,7 @@ def test_wandb_is_refused_before_anything_is_done_where_it_is_not_installed(
     assert not workdir.exists()
 
 
+@pytest.mark.full
 def test_wandb_sees_the_records_the_bars_the_grid_and_the_config(
     invoke, copied, config_file, monkeypatch
 ):

@@ -126,6 +126,7 @@ def test_the_beta_of_a_step_keeps_its_digits_in_float32(name):
     np.testing.assert_allclose(np.ravel(eps), expected, rtol=3e-6)
 
 
+@pytest.mark.full
 def test_mu_between_the_integers_is_the_mean_of_the_step_back_of_length_one():
     """μ at real t is eq. 7 of Ho et al. between the levels at t-1 and t.
 

@@ -128,6 +128,7 @@ def test_predictions_of_one_x_t_agree_and_need_no_noise():
     )  # pure noise carries no information
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("t", [0, 1, 10, 29])
 def test_reverse_posterior_is_bayes_rule_on_a_grid(t):
     """q(x_{t-1}|x_t) ∝ q(x_{t-1}) N(x_t; √α_t x_{t-1}, β_t).
@@ -207,6 +208,7 @@ def test_with_unit_variance_data_fixed_large_is_exact_and_with_a_point_fixed_sma
         np.testing.assert_allclose(exact, fixed, atol=1e-5)
 
 
+@pytest.mark.full
 def test_float32_keeps_its_digits_at_the_least_noise():
     """At t = 0 of the usual schedule 1-ᾱ is 1e-4; float64 throughout is the truth."""
     betas = make_betas("linear", 1000)
@@ -228,6 +230,7 @@ def test_float32_keeps_its_digits_at_the_least_noise():
         )
 
 
+@pytest.mark.full
 def test_samples_have_the_mixtures_moments_and_components():
     keys = jax.random.split(jax.random.key(1), 40_000)
     x = np.asarray(mixtures.sample(PLANE, keys))
@@ -248,6 +251,7 @@ def test_samples_have_the_mixtures_moments_and_components():
     assert scipy.stats.kstest(np.asarray(one_dimension), cdf).pvalue > 1e-3
 
 
+@pytest.mark.full
 def test_a_sample_depends_on_its_key_alone():
     keys = jax.random.split(jax.random.key(1), 5)
     np.testing.assert_array_equal(

@@ -273,6 +273,7 @@ def test_the_error_over_images_is_that_of_the_distribution_they_come_from(stride
     )  # one draw gives no estimate of its own error
 
 
+@pytest.mark.full
 def test_a_strided_term_is_the_one_of_the_full_sum():
     """To 2e-5: the late ones are differences of means of size 1, rounded to 6e-8."""
     images = make_images(5)
@@ -290,6 +291,7 @@ def test_the_noise_of_an_image_differs_between_timesteps():
     assert np.unique(noise).size == 4 * 3 * 16
 
 
+@pytest.mark.full
 def test_noise_differs_between_images_draws_timesteps_and_seeds():
     same = np.repeat(make_images(1), 3, axis=0)
     terms, other = (run(same, make_strata(T), draws=2, seed=seed) for seed in (0, 1))
@@ -299,6 +301,7 @@ def test_noise_differs_between_images_draws_timesteps_and_seeds():
     assert np.all(terms.mse != other.mse)
 
 
+@pytest.mark.full
 def test_the_batch_does_not_matter():
     images = make_images(10)
     whole, small = (run(images, make_strata(T, 7), draws=2, batch_size=size) for size in (10, 3))
@@ -390,6 +393,7 @@ def test_results_that_cannot_be_read_are_not_taken_for_damaged_ones(tmp_path, mo
             read()
 
 
+@pytest.mark.full
 def test_the_parts_add_up_and_the_table_is_the_sum():
     strata = make_strata(T, 7)
     summary = tally.summarize(

@@ -71,6 +71,7 @@ def _scores(stage, params, images=IMAGES, *, num_draws, num_codes=0, **options):
     return scores
 
 
+@pytest.mark.full
 def test_with_the_exact_posterior_the_bounds_are_those_of_principal_components():
     """-log P(x) = -log E_u p(x + u) by 2,000 draws of u from the closed form.
 

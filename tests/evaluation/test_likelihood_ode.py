@@ -99,6 +99,7 @@ def test_the_linear_schedule_errs_by_what_its_prior_does():
     assert np.abs(mismatch).max() > 2e-3
 
 
+@pytest.mark.full
 def test_one_gaussian_is_scaled_and_shifted():
     """x_T = √ᾱ_T m + √(V_T / V_start) (x - √ᾱ_start m).
 
@@ -216,6 +217,7 @@ def test_a_result_does_not_depend_on_the_batch_around_it():
     assert len(set(twelve.num_evaluations.tolist())) > 1
 
 
+@pytest.mark.full
 def test_num_evaluations_counts_the_calls():
     calls = []
     eps = flows.mixture_eps(PLANE, COSINE)
@@ -294,6 +296,7 @@ def make_evaluate(**options):
     )
 
 
+@pytest.mark.full
 def test_bits_per_dim_are_those_of_the_probability_mass():
     """log P of q_start over bins is known.
 
@@ -366,6 +369,7 @@ def test_a_condition_is_made_of_the_8_bit_image_and_its_label_not_of_the_noisy_o
         assert np.all(np.abs(conditioned[~own] - wanted[~own]) > 0.01)
 
 
+@pytest.mark.full
 def test_an_images_draws_depend_on_the_seed_and_its_index_alone():
     images, index = eight_bit_images(4), np.array([3, 11, 7, 40])
     evaluate = make_evaluate(trace="rademacher")
@@ -441,6 +445,7 @@ def test_a_path_walked_in_pieces_is_the_solution_of_diffrax_bit_for_bit(steps):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.full
 def test_an_unfinished_solve_is_not_a_number_where_that_is_asked_for():
     evaluate = make_evaluate(solver=flow_density.Solver(max_steps=3), strict=False)
     found = evaluate(IMAGES, jax.random.key(0), eight_bit_images(2), np.array([17, 18]))

@@ -63,6 +63,7 @@ def assert_same_images(actual, expected):
     assert difference.mean() < 1e-2
 
 
+@pytest.mark.full
 def test_generate_is_the_sampler_on_the_keys_of_the_images(generate):
     make_denoiser, sampler = chain()
     keys = image_keys(KEY, jnp.array([4, 0, 9]))
@@ -72,6 +73,7 @@ def test_generate_is_the_sampler_on_the_keys_of_the_images(generate):
     assert_same_images(generate(KERNEL, KEY, [4, 0, 9]).images, np.asarray(to_uint8(x_0)))
 
 
+@pytest.mark.slow
 def test_an_image_is_the_same_in_any_batch(generate):
     together = generate(KERNEL, KEY, range(10)).images
     assert together.dtype == np.uint8
@@ -104,6 +106,7 @@ def test_new_parameters_compile_nothing_new():
     assert traces == [4]
 
 
+@pytest.mark.full
 def test_inputs_and_start_reach_the_image_they_belong_to():
     """A chain that starts at its input; the network predicts the other inputs as x_0."""
     process = make_process(Chain(make_betas("linear", STEPS)), "x_0", "fixed_small")
@@ -179,6 +182,7 @@ def test_the_watch_sees_every_dispatch_and_what_it_raises_ends_the_chain_alone()
     np.testing.assert_array_equal(generate(KERNEL, KEY, range(3), inputs=inputs).images, whole)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("rows", [1, 3, STEPS])
 def test_images_are_the_same_bit_for_bit_however_long_a_dispatch_is(generate, monkeypatch, rows):
     monkeypatch.setattr(
@@ -214,6 +218,7 @@ def test_bad_requests_are_refused(generate):
         next(generate_batches(generate, KERNEL, seed=0, indices=range(5), batch_size=0))
 
 
+@pytest.mark.full
 def test_images_that_are_not_finite_are_a_failure_that_names_the_first():
     make_denoiser, sampler = chain()
 
@@ -250,6 +255,7 @@ def run_environment(devices=1):
     return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
+@pytest.mark.full
 def test_eight_devices_make_the_images_of_one(tmp_path, generate):
     body = f"""
 assert jax.local_device_count() == 8

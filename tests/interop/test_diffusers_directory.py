@@ -41,6 +41,7 @@ def refusal(path, **kwargs):
     return str(error.value)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["sd1", "sd2"])
 def test_vae_of_a_directory_decodes_as_in_diffusers(name):
     part = read_pipeline(SD / name).vae

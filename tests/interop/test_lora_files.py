@@ -119,6 +119,7 @@ def test_alpha_in_the_metadata_of_peft_counts(sd1, tmp_path):
     assert {name: update.scale for name, update in found.items()} == {Q: 1.5, OUT: 4.0}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("targets", ["attention", "all"])
 def test_what_is_written_is_read_as_the_merged_network(sd1, tmp_path, targets):
     unet, params = sd1

@@ -65,6 +65,7 @@ def test_the_block_attends_by_what_was_chosen_for_its_own_heads(monkeypatch):
     ]
 
 
+@pytest.mark.full
 def test_attention_is_the_softmax_of_the_products_of_float64():
     block, x = AttentionBlock(2), jax.random.normal(jax.random.key(1), (2, 4, 4, 32))
     params = block.init(jax.random.key(0), x)["params"]
@@ -95,6 +96,7 @@ def heads(tokens, keys, seed=0):
     return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("keys", "is_causal"), [(13, False), (13, True), (5, False)])
 def test_queries_in_pieces_give_what_they_give_at_once_and_so_do_gradients(
     monkeypatch, keys, is_causal

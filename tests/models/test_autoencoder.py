@@ -93,6 +93,7 @@ def test_the_encoder_of_latents_gives_half_the_channels_of_that_of_moments():
     )
 
 
+@pytest.mark.full
 def test_no_layer_takes_a_time():
     assert not [
         path for path in flatten_dict(param_shapes(SMALL)) if any("temb" in name for name in path)

@@ -64,6 +64,7 @@ def test_only_the_embedding_of_k_classes_and_the_null_class_is_new(params):
     assert new == {("class_embedding", "embedding"): (K + 1, 4 * 32)}
 
 
+@pytest.mark.full
 def test_a_class_whose_embedding_is_zero_gives_the_unconditional_network_bit_for_bit(params):
     rest = {name: value for name, value in params.items() if name != "class_embedding"}
     embedding = params["class_embedding"]["embedding"] * np.array([1, 0, 1, 1], np.float32)[:, None]

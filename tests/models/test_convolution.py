@@ -80,6 +80,7 @@ def test_forward_and_reverse_derivatives_are_those_of_lax(height, width, size, s
     )
 
 
+@pytest.mark.full
 def test_per_example_gradients_and_second_derivatives_are_those_of_lax():
     x, kernel = arrays(4, 4, 3)
 

@@ -215,6 +215,7 @@ def test_every_output_pixel_depends_on_every_input_pixel_the_time_and_the_class(
     np.testing.assert_array_equal(other[1], y[1])
 
 
+@pytest.mark.full
 def test_blocks_do_not_know_the_order_of_tokens_but_the_network_does(params):
     order = np.random.default_rng(0).permutation(8)
     block, own = DiTBlock(num_heads=2), {"params": params["block_0"]}

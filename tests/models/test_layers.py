@@ -117,6 +117,7 @@ def test_upsample_is_a_convolution_of_the_repeated_image():
     np.testing.assert_allclose(y, expected, atol=1e-12)
 
 
+@pytest.mark.full
 def test_gradients_of_upsample_are_those_of_repeat_then_convolve():
     def plain(x, kernel):
         repeated = x.repeat(2, axis=1).repeat(2, axis=2)

@@ -74,6 +74,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_the_features_are_those_of_the_equations_in_float64(params, activation):
     features = encode(SMALL.clone(activation=activation), params)
@@ -175,6 +176,7 @@ def test_bfloat16_is_near_float32_with_float32_parameters(params):
     assert 0 < np.sqrt((difference**2).mean()) < 0.03 * exact.std()
 
 
+@pytest.mark.full
 def test_new_weights_have_the_scales_of_openai_s_code():
     encoder = SMALL.clone(vocab_size=2000, width=128, hidden=256, context_length=500, layers=1)
     new = flatten_dict(jax.jit(encoder.init)(jax.random.key(1), IDS)["params"], sep="/")

@@ -83,6 +83,7 @@ def test_a_new_network_outputs_zero(new, x):
     assert jnp.abs(apply(SMALL, new, x)).max() < 1e-3
 
 
+@pytest.mark.full
 def test_a_new_residual_block_is_the_identity(x):
     h, temb = image(2, 8, 8, 32), image(2, 128, seed=2)
     block = ResBlock(32)
@@ -90,6 +91,7 @@ def test_a_new_residual_block_is_the_identity(x):
     np.testing.assert_allclose(block.apply(params, h, temb, None), h, atol=1e-3)
 
 
+@pytest.mark.full
 def test_initial_weights_are_uniform_with_variance_one_over_the_mean_fan(new):
     params = flatten_dict(new["params"])
     zeroed = {"conv2", "proj_out", "conv_out"}
@@ -110,6 +112,7 @@ def test_initial_weights_are_uniform_with_variance_one_over_the_mean_fan(new):
             assert jnp.all(value == (1.0 if path[-1] == "scale" else 0.0)), path
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("scale_shift_norm", [False, True])
 def test_gradients_reach_every_parameter(x, scale_shift_norm):
     unet = SMALL.clone(scale_shift_norm=scale_shift_norm)
@@ -135,6 +138,7 @@ def test_one_set_of_parameters_serves_every_height_and_width(params, shape):
     assert apply(SMALL, params, image(*shape)).shape == shape
 
 
+@pytest.mark.full
 def test_transposing_image_and_kernels_transposes_the_output_of_a_non_square_image(params):
     swapped = jax.tree.map(lambda p: p.swapaxes(0, 1) if p.ndim == 4 else p, params)
     x = image(2, 8, 16, 3)
@@ -143,6 +147,7 @@ def test_transposing_image_and_kernels_transposes_the_output_of_a_non_square_ima
     np.testing.assert_allclose(transposed, apply(SMALL, params, x), atol=2e-4)
 
 
+@pytest.mark.full
 def test_grey_images_and_a_learned_variance_change_only_the_first_and_last_layer(x):
     unet = SMALL.clone(out_channels=2)
     grey = random_params(unet, x[..., :1])
@@ -152,6 +157,7 @@ def test_grey_images_and_a_learned_variance_change_only_the_first_and_last_layer
     assert {path[0] for path in shapes if shapes[path] != colour[path]} == {"conv_in", "conv_out"}
 
 
+@pytest.mark.full
 def test_integer_and_real_time_agree_and_fractions_count(params, x):
     np.testing.assert_array_equal(
         apply(SMALL, params, x), apply(SMALL, params, x, T.astype(jnp.float32))
@@ -175,6 +181,7 @@ def test_heads_are_disjoint_slices_of_the_channels(params, x):
     np.testing.assert_allclose(apply(two, {"params": unflatten_dict(flat)}, x), y, atol=1e-4)
 
 
+@pytest.mark.full
 def test_bfloat16_is_near_float32_with_float32_parameters_and_output(params, x):
     unet = SMALL.clone(dtype=jnp.bfloat16)
     y, expected = apply(unet, params, x), apply(SMALL, params, x)
@@ -232,6 +239,7 @@ def test_recomputation_is_in_the_backward_pass(params, x):
     assert count(SMALL.clone(remat="blocks")) >= 7 + 4  # its residual blocks and its attentions
 
 
+@pytest.mark.full
 def test_recomputing_products_keeps_less_than_half_and_blocks_less_than_a_quarter_of_the_memory():
     unet = SMALL.clone(ch_mult=(1,), attn_resolutions=(), dropout=0.3)
     x, t, keys = jnp.zeros((8, 8, 8, 3)), jnp.zeros((8,)), jax.random.split(jax.random.key(3), 8)
@@ -250,6 +258,7 @@ def test_recomputing_products_keeps_less_than_half_and_blocks_less_than_a_quarte
     assert 0 < kept("blocks") < kept("none") / 4
 
 
+@pytest.mark.full
 def test_recomputing_products_multiplies_little_again_and_blocks_a_forward_pass(params, x):
     def flops(function):
         return jax.jit(function).lower(params).cost_analysis()["flops"]

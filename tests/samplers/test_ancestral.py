@@ -170,6 +170,7 @@ def assert_moments(frames, means, variances):
     assert np.abs(z_variance).max() < 5
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
 def test_every_marginal_of_a_coarse_chain_follows_the_exact_recursion(variance):
     means, variances = exact_marginals(COARSE_BETAS, 0.3, 0.5, variance)

@@ -82,6 +82,7 @@ def test_it_draws_from_the_data_and_with_a_tenth_more_or_less_noise_it_does_not(
         )
 
 
+@pytest.mark.full
 def test_ancestral_draws_from_the_data_and_with_a_tenth_more_noise_it_does_not(oracle):
     assert max(distances(oracle, samples(oracle, "ancestral", 200, {}))) < CRITICAL
     assert max(distances(oracle, samples(oracle, "ancestral", 200, {}, wrap=louder))) > CRITICAL

@@ -401,6 +401,7 @@ def test_what_the_picture_holds_under_the_mask_is_not_looked_at():
     )
 
 
+@pytest.mark.full
 def test_an_inpainted_image_depends_on_its_index_alone():
     sampler = repaint(CHAIN, space(CHAIN, "linspace", 6), resamplings=3)
     # A convolution over another batch may sum in another order: rounding, magnified by 1/√ᾱ_T = 20

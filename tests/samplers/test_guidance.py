@@ -110,6 +110,7 @@ def assert_consistent(prediction, x_t=X_T, t=LEVELS):
     np.testing.assert_allclose(prediction.mean, mean, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.full
 def test_classifier_guidance_with_the_exact_classifier_is_the_exact_conditional_model():
     guided, exact = by_classifier(1.0)(X_T, LEVELS), conditional(X_T, LEVELS, LABELS)
     for name in ("x_0", "eps", "mean"):

@@ -142,6 +142,7 @@ def test_nothing_is_drawn_and_no_image_depends_on_another():
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("corrections", [0, 2])
 def test_it_asks_as_often_as_it_says_and_walks_up_to_the_last_level(corrections):
     times = space(CHAIN, "linspace", 4)

@@ -86,6 +86,7 @@ def test_the_keys_follow_the_documented_derivation():
         np.testing.assert_array_equal(x_T[row], expected)
 
 
+@pytest.mark.full
 def test_image_i_is_the_same_in_any_batch_and_any_order():
     run = jax.jit(lambda x_T, keys: chain(50)(x_T, keys).x_0)
     together = np.asarray(run(*start(range(8))))
@@ -106,6 +107,7 @@ def test_different_images_and_seeds_are_different():
     assert len(np.unique(np.concatenate([x_T, start(range(100), seed=1)[0]]))) == 3200
 
 
+@pytest.mark.full
 def test_initial_noise_does_not_depend_on_the_number_of_steps():
     for steps in (2, 20):
         x_T, keys = start(range(2))
@@ -174,6 +176,7 @@ def test_a_frame_pairs_x_t_with_the_x_0_predicted_from_it():
     np.testing.assert_array_equal(samples.frames_x_0[-1], samples.x_0)
 
 
+@pytest.mark.full
 def test_frames_change_nothing():
     x_T, keys = start(range(4))
     plain = jax.jit(chain(30))(x_T, keys)

@@ -47,6 +47,7 @@ def drawn_rows(splits, count, split="test"):
     return np.arange(count) * len(splits[split]) // count
 
 
+@pytest.mark.full
 def test_copies_of_the_training_pictures_of_the_captions_are_retrieved(
     monkeypatch, reads_texts, splits
 ):

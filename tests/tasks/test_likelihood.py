@@ -45,6 +45,7 @@ def digits(trained, data_dir):
     return np.stack([e["image"] for e in examples]), [int(e["label"]) for e in examples]
 
 
+@pytest.mark.full
 def test_the_bound_of_images_is_that_of_the_split_they_are_from(trained, digits, data_dir):
     settings = VariationalBound(draws=2, timestep_stride=4, seed=3, batch_size=2)
     images = EvaluatedImages(num_images=3, data_dir=data_dir)
@@ -58,6 +59,7 @@ def test_the_bound_of_images_is_that_of_the_split_they_are_from(trained, digits,
     assert found.solved.all()
 
 
+@pytest.mark.slow
 def test_the_flow_gives_each_image_its_own_value_and_says_what_it_took(trained, digits, data_dir):
     tolerances = {"rtol": 1e-2, "atol": 1e-2}
     images = EvaluatedImages(num_images=3, data_dir=data_dir)
@@ -69,6 +71,7 @@ def test_the_flow_gives_each_image_its_own_value_and_says_what_it_took(trained, 
     assert found.solved.all()
 
 
+@pytest.mark.full
 def test_the_label_decides_the_likelihood_of_a_model_with_classes(by_class, digits):
     images, labels = digits
     values = [
@@ -112,6 +115,7 @@ def test_a_model_over_latents_has_no_likelihood_of_images():
         bits_per_dim(latents, np.zeros((2, 8, 8, 1), np.uint8))
 
 
+@pytest.mark.full
 def test_the_likelihood_of_any_network_is_that_of_its_closed_form():
     """Pixels N(0, 1) stay N(0, 1), and ε of x is then √(1-ᾱ) x: bits of N(0, 1) over the bins."""
     process = make_process(Chain(make_betas("cosine", 1000)), "eps", "fixed_large")

@@ -64,6 +64,7 @@ def source(captions):
     return ArraySource(images, np.zeros(len(captions), np.int32), 0, "made up", captions=made)
 
 
+@pytest.mark.full
 def test_image_i_is_given_prompt_i_and_what_it_is_led_away_from(learned):
     sampling = Sampling(prompt=WORDS[:2], negative_prompt=("blurry",), steps=2)
     generator = make_generator(learned, sampling)

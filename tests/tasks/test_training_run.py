@@ -80,6 +80,7 @@ def test_callbacks_hear_of_every_record_sample_and_checkpoint(finished):
     ]
 
 
+@pytest.mark.full
 def test_the_same_call_with_more_steps_resumes_even_in_a_thread(finished, data_dir, tmp_path):
     """Only the main thread can be given signals; a run in another one does without."""
     workdir = shutil.copytree(finished[0].workdir, tmp_path / "run")
@@ -98,6 +99,7 @@ def test_the_same_call_with_more_steps_resumes_even_in_a_thread(finished, data_d
     ]
 
 
+@pytest.mark.full
 def test_a_callback_stops_the_run_after_a_save(data_dir, tmp_path):
     diary = Diary(stop_at=2)
     result = ddpm_jax.train(
@@ -109,6 +111,7 @@ def test_a_callback_stops_the_run_after_a_save(data_dir, tmp_path):
     assert not list((tmp_path / "run").glob("samples/*"))
 
 
+@pytest.mark.full
 def test_another_error_of_a_callback_is_the_callers(data_dir, tmp_path):
     diary = Diary(stop_at=2, error=ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):

@@ -38,6 +38,7 @@ def build_objective(**changes):
     )
 
 
+@pytest.mark.full
 def test_the_loss_is_the_cross_entropy_of_a_diffused_image_by_hand():
     key, first = jax.random.key(7), 100  # examples 100..123 of the global batch
     losses, aux = build_objective().loss(PARAMS, (), (), BATCH, key, first + jnp.arange(B))

@@ -67,6 +67,7 @@ def test_a_model_is_told_what_its_fields_say_and_nothing_else():
     np.testing.assert_allclose(both.low_res[..., 0], expected, atol=1e-6)  # float32 against float64
 
 
+@pytest.mark.full
 def test_the_objective_hides_the_labels_of_its_stream_and_mirrors_what_it_shrinks(ddpm_objective):
     """Networks that return their condition: the loss is the error of that against the
     noise, by hand."""

@@ -138,6 +138,7 @@ def test_a_vq_vae_uses_its_codes_and_reconstructs_by_them(codebook):
         assert state.dictionary == ()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("codebook", "has_gradient"), [("averages", False), ("gradient", True)])
 def test_only_without_averages_the_codebook_has_a_gradient(codebook, has_gradient):
     objective, params = _vq(codebook)
@@ -146,6 +147,7 @@ def test_only_without_averages_the_codebook_has_a_gradient(codebook, has_gradien
     assert np.any(gradient["encoder"])
 
 
+@pytest.mark.full
 def test_dead_codes_are_restarted_where_asked():
     objective, params = _vq("averages", restart_below=0.5, codebook_decay=0.9)
     params["codebook"] = params["codebook"].at[4:].set(50.0)
@@ -157,6 +159,7 @@ def test_dead_codes_are_restarted_where_asked():
     assert float(metrics["perplexity"][0]) <= 4.01
 
 
+@pytest.mark.full
 def test_the_loss_of_a_vae_is_its_terms_by_hand():
     first_stage = FirstStage(
         "vae", _encode_moments, _decode, FAMILIES["discretized_logistic"], log_scale=-1.0

@@ -97,6 +97,7 @@ def test_latents_that_were_kept_give_the_loss_of_those_encoded_on_the_fly(flip):
     assert not np.array_equal(losses[0], losses[2])  # z is drawn again in every step
 
 
+@pytest.mark.full
 def test_mirror_images_are_encoded_and_not_latents_mirrored():
     """About half of 40 images must have the latents of their mirror image, which are not their
     latents mirrored."""
@@ -119,6 +120,7 @@ def test_mirror_images_are_encoded_and_not_latents_mirrored():
     assert 10 <= near[1].sum() <= 30  # of 40 fair coins, all but 1 of 500 times
 
 
+@pytest.mark.full
 def test_a_step_leaves_the_first_stage_as_it_is_and_trains_the_rest():
     objective = over_latents(diffusion(), make_space("vae"), flip=False)
     optimizer = optax.sgd(0.1)

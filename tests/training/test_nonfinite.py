@@ -72,6 +72,7 @@ def test_a_run_that_skips_a_batch_ends_as_one_that_never_saw_it(linear):
     assert (int(seen.step), int(unseen.step)) == (8, 6)
 
 
+@pytest.mark.full
 def test_the_count_is_of_steps_in_a_row(linear):
     good, bad = _good(linear, 0), _bad(linear, 0)
     for batches, count in (
@@ -344,6 +345,7 @@ def test_arithmetic_between_two_modules_is_told_by_the_one_it_goes_into():
     assert "the first number that is not finite is in the input of c" in _why(Divides())
 
 
+@pytest.mark.full
 def test_an_image_or_a_parameter_that_is_not_finite_is_named():
     def poison(x):
         x[3, 1] = np.inf

@@ -49,6 +49,7 @@ def _batch():
     return {"image": np.random.default_rng(0).integers(0, 256, (B, 4, 6, 1), np.uint8)}
 
 
+@pytest.mark.full
 def test_the_loss_is_algorithm_1_by_hand():
     key, first = jax.random.key(7), 100  # examples 100..123 of the global batch
     objective = _objective()
@@ -138,6 +139,7 @@ def _full_history():
     return LossHistory(jnp.asarray(losses, jnp.float32), jnp.full((T,), HISTORY, jnp.int32))
 
 
+@pytest.mark.full
 def test_importance_weights_leave_the_expected_loss_unchanged():
     count, index = 20_000, jnp.arange(20_000)
     batch = {"image": np.full((count, 1, 1, 1), 200, np.uint8)}

@@ -102,6 +102,7 @@ def _of_the_model(written):
     return [{name: record[name] for name in names} for record in written]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("steps_per_call", [4, 5, 20])
 def test_several_steps_in_a_call_do_what_single_ones_do_and_every_cadence_is_kept(
     tmp_path, linear, steps_per_call

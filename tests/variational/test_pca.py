@@ -120,6 +120,7 @@ def test_otherwise_the_gap_is_the_divergence_to_it(model, x):
     assert np.all(np.abs(draws.mean(0) - _elbo(model, q, x)) < 4.5 * errors)
 
 
+@pytest.mark.full
 def test_the_importance_weighted_bound_rises_to_the_likelihood(model, x):
     q = _wrong(pca.posterior(model, x))
     draws = _log_weights(model, q, x, 64 * 500, jax.random.key(2))
@@ -134,6 +135,7 @@ def test_the_importance_weighted_bound_rises_to_the_likelihood(model, x):
     assert gaps[-1] < 0.05 * gaps[0]
 
 
+@pytest.mark.full
 def test_the_gradient_through_the_sample_is_the_score_functions(model, x):
     """d/dθ E_q f(z) by reparameterisation and by f(z) ∇ log q(z), both averaged over many draws."""
     mean, log_variance = jnp.float32([0.2, -0.4]), jnp.float32([-0.5, 0.3])
