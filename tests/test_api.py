@@ -113,7 +113,7 @@ def test_a_reconstruction_is_nearer_with_corrections(model, photo):
     assert (better.image.shape, better.x_T.shape) == ((8, 8, 1), (8, 8, 1))
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_given_noise_takes_the_place_of_the_seed(model):
     made = model.sample(3, trajectory=True, **FEW)
     assert made.x_t.shape == made.x_0.shape == (5, 3, 8, 8, 1)
@@ -137,7 +137,7 @@ def test_given_step_noise_takes_the_place_of_the_seeds(model):
         model.sample(3, step_noise=np.zeros((3, 3, 8, 8, 1)), **how)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_trajectory_is_the_chain_of_the_pure_functions(by_class):
     """Held against `ddpm_jax.sample` with the denoiser of the model, in all of its moments."""
     made = by_class.sample(2, labels=[1, 8], guidance=2.0, trajectory=True, **FEW)

@@ -101,7 +101,7 @@ def test_the_python_of_the_readme_has_five_lines_and_runs(run):
     assert np.isfinite(names["bits"].values).all()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_loaded_model_compiles_once_for_a_size_of_batch(run):
     model = ddpm_jax.load("runs/digits")
     settings = {"sampler": "dpmpp_2m", "steps": 20, "batch_size": 16}

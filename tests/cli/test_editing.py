@@ -66,7 +66,7 @@ def test_at_little_strength_the_picture_stays(invoke, trained, photo, tmp_path):
     assert record.items() >= {"steps": 18, "strength": 0.9, "init_image": str(path)}.items()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [["--steps", 10, "--resamplings", 2, "--jump", 2], ["--sampler", "dpmpp_2m", "--steps", 5]],

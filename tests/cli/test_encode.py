@@ -187,7 +187,7 @@ def test_a_draw_of_the_posterior_follows_from_the_seed_and_the_pictures_number(
     assert np.abs(other["latents"] - few["latents"]).min() > 0
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_pictures_of_other_sizes_go_through_whole_or_at_a_size_that_is_asked_for(stages, tmp_path):
     photo = tmp_path / "wide.png"
     Image.fromarray(np.random.default_rng(2).integers(0, 256, (9, 15, 3), np.uint8)).save(photo)

@@ -18,7 +18,7 @@ from ddpm_jax.measuring import likelihood_bound, likelihood_flow, resuming, samp
 T = 20
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_pixel_frechet_distance_is_printed_and_kept(invoke, copied, tmp_path):
     from ddpm_jax.evaluation.pixel_frechet import pixel_frechet_distance
 
@@ -276,7 +276,7 @@ def test_weights_and_strides_have_files_of_their_own(invoke, copied):
     assert sum(record["per_timestep"]["visits"]) == 3 * 13  # of 20 timesteps
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_other_weights_under_the_same_name_are_not_mixed_in(
     refused, invoke, trained, tmp_path, monkeypatch
 ):

@@ -39,7 +39,7 @@ def picture(tmp_path):
     return write
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_row_from_one_picture_to_another(invoke, trained, picture, tmp_path):
     a, b, out = picture("a.png"), picture("b.png", 20), tmp_path / "out"
     result = invoke(

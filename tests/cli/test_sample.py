@@ -167,7 +167,7 @@ def shards(out):
     return {path.name: path.read_bytes() for path in out.glob("samples-*.npz")}
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_images_of_other_weights_at_the_same_step_are_never_returned(
     invoke, refused, copied, tmp_path
 ):

@@ -208,7 +208,7 @@ def test_with_unit_variance_data_fixed_large_is_exact_and_with_a_point_fixed_sma
         np.testing.assert_allclose(exact, fixed, atol=1e-5)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_float32_keeps_its_digits_at_the_least_noise():
     """At t = 0 of the usual schedule 1-ᾱ is 1e-4; float64 throughout is the truth."""
     betas = make_betas("linear", 1000)

@@ -369,7 +369,7 @@ def test_a_condition_is_made_of_the_8_bit_image_and_its_label_not_of_the_noisy_o
         assert np.all(np.abs(conditioned[~own] - wanted[~own]) > 0.01)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_an_images_draws_depend_on_the_seed_and_its_index_alone():
     images, index = eight_bit_images(4), np.array([3, 11, 7, 40])
     evaluate = make_evaluate(trace="rademacher")
@@ -445,7 +445,7 @@ def test_a_path_walked_in_pieces_is_the_solution_of_diffrax_bit_for_bit(steps):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_an_unfinished_solve_is_not_a_number_where_that_is_asked_for():
     evaluate = make_evaluate(solver=flow_density.Solver(max_steps=3), strict=False)
     found = evaluate(IMAGES, jax.random.key(0), eight_bit_images(2), np.array([17, 18]))

@@ -98,7 +98,7 @@ def test_the_curve_is_that_of_the_papers_algorithm_3():
     np.testing.assert_allclose(curve.rmse, sent[:, 2], rtol=1e-2)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_curve_begins_with_the_prior_and_ends_with_the_bound_less_the_decoder():
     summary = summarise(make_images(3), draws=2, stride=5)
     curve = progressive.rate_distortion(summary)
@@ -233,7 +233,7 @@ def test_samples_of_a_latent_agree_the_more_the_smaller_its_t():
     assert spread[-1] < 0.85 * spread[:3].min()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_samples_of_the_last_latent_are_one_image_because_the_last_step_adds_no_noise():
     shared = share(make_schedule(BETAS, timesteps=[2, 5, 8, 11]), num_latents=4, num_samples=3)
     assert list(shared.t) == [3, 2, 1, 0]

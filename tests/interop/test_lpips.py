@@ -77,7 +77,7 @@ def reference(tensors, model, x, y):
     return total.detach().numpy(), y.grad.numpy()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "size", "channels"),
     [(SMALL, (32, 48), 3), (SMALL, (37, 19), 1), (WIDE, (16, 32), 3)],
@@ -96,7 +96,7 @@ def test_the_distance_is_that_of_pytorch(model, size, channels):
     np.testing.assert_allclose(distance, reference(tensors, model, x, y)[0], rtol=1e-5)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_gradient_is_that_of_pytorch():
     tensors, (x, y) = random_tensors(SMALL), images((32, 48))
     params = lpips_params(tensors, SMALL, source="the test")

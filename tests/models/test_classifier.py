@@ -77,7 +77,7 @@ def test_a_new_network_finds_all_classes_equally_likely(x):
     np.testing.assert_allclose(logits, 0, atol=1e-5)  # a sum of 64 features times weights of 1e-6
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_an_image_is_judged_by_itself_its_time_and_its_key(x, params):
     apply = jax.jit(CLASSIFIER.apply)
     both = apply(params, x, T)

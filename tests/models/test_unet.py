@@ -138,7 +138,7 @@ def test_one_set_of_parameters_serves_every_height_and_width(params, shape):
     assert apply(SMALL, params, image(*shape)).shape == shape
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_transposing_image_and_kernels_transposes_the_output_of_a_non_square_image(params):
     swapped = jax.tree.map(lambda p: p.swapaxes(0, 1) if p.ndim == 4 else p, params)
     x = image(2, 8, 16, 3)
@@ -157,7 +157,7 @@ def test_grey_images_and_a_learned_variance_change_only_the_first_and_last_layer
     assert {path[0] for path in shapes if shapes[path] != colour[path]} == {"conv_in", "conv_out"}
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_integer_and_real_time_agree_and_fractions_count(params, x):
     np.testing.assert_array_equal(
         apply(SMALL, params, x), apply(SMALL, params, x, T.astype(jnp.float32))
@@ -239,7 +239,7 @@ def test_recomputation_is_in_the_backward_pass(params, x):
     assert count(SMALL.clone(remat="blocks")) >= 7 + 4  # its residual blocks and its attentions
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_recomputing_products_keeps_less_than_half_and_blocks_less_than_a_quarter_of_the_memory():
     unet = SMALL.clone(ch_mult=(1,), attn_resolutions=(), dropout=0.3)
     x, t, keys = jnp.zeros((8, 8, 8, 3)), jnp.zeros((8,)), jax.random.split(jax.random.key(3), 8)
@@ -258,7 +258,7 @@ def test_recomputing_products_keeps_less_than_half_and_blocks_less_than_a_quarte
     assert 0 < kept("blocks") < kept("none") / 4
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_recomputing_products_multiplies_little_again_and_blocks_a_forward_pass(params, x):
     def flops(function):
         return jax.jit(function).lower(params).cost_analysis()["flops"]

@@ -86,7 +86,7 @@ def test_the_keys_follow_the_documented_derivation():
         np.testing.assert_array_equal(x_T[row], expected)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_image_i_is_the_same_in_any_batch_and_any_order():
     run = jax.jit(lambda x_T, keys: chain(50)(x_T, keys).x_0)
     together = np.asarray(run(*start(range(8))))

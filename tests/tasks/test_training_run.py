@@ -80,7 +80,7 @@ def test_callbacks_hear_of_every_record_sample_and_checkpoint(finished):
     ]
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_same_call_with_more_steps_resumes_even_in_a_thread(finished, data_dir, tmp_path):
     """Only the main thread can be given signals; a run in another one does without."""
     workdir = shutil.copytree(finished[0].workdir, tmp_path / "run")

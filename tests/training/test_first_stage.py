@@ -138,7 +138,7 @@ def test_a_vq_vae_uses_its_codes_and_reconstructs_by_them(codebook):
         assert state.dictionary == ()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(("codebook", "has_gradient"), [("averages", False), ("gradient", True)])
 def test_only_without_averages_the_codebook_has_a_gradient(codebook, has_gradient):
     objective, params = _vq(codebook)
