@@ -23,7 +23,7 @@ def updates(tmp_path):
     return path, b @ a
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_stable_diffusion_is_written_with_updates_merged_and_all_else_as_it_was(
     invoke, tmp_path, updates
 ):

@@ -175,7 +175,7 @@ def test_a_prompt_is_for_models_that_read_texts():
         model.sample(1, prompt="a dog")
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_what_it_says_of_texts_and_of_the_safety_checker(capsys, directory):
     checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]
     edit(directory / "model_index.json", safety_checker=checker)

@@ -132,7 +132,7 @@ def equal(tree, expected):
     jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_run_begins_as_the_very_model_trains_and_resumes_bit_for_bit(
     config, stable_diffusion, tokenizer, tmp_path, first_states, rank
@@ -169,7 +169,7 @@ def test_a_run_begins_as_the_very_model_trains_and_resumes_bit_for_bit(
     assert trained.sample(prompt="a dog", steps=2, sampler="ddim").shape == (1, 16, 16, 3)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_updates_of_a_run_are_the_same_merged_in_a_file_and_in_a_directory_of_diffusers(
     config, stable_diffusion, tmp_path
 ):
