@@ -52,6 +52,10 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
     """Call main(arguments), print what it raises, and return the exit code."""
     try:
         return main(argv)
+    except SystemExit:  # of --help, which argparse prints without noticing a closed pipe
+        if _is_unread(sys.stdout):
+            raise BrokenPipeError from None
+        raise
     except (UsageError, FailureError) as error:
         say(f"error: {sentence(error)}", file=sys.stderr)
         return _fail(USAGE if isinstance(error, UsageError) else FAILURE)
