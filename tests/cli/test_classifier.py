@@ -1,6 +1,7 @@
 """A classifier is trained by the same command; it makes no images, and guides only the model it was
 trained for."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -90,7 +91,7 @@ def test_a_classifier_guides_the_model_it_was_trained_for_and_no_other(classifie
     ):
         other = configs.override(guided.config, dict([override.split("=")]))
         with pytest.raises(UsageError, match=words):
-            load_classifier(classifier, model._replace(experiment=build(other)))
+            load_classifier(classifier, dataclasses.replace(model, model=build(other)))
 
 
 @pytest.mark.parametrize(

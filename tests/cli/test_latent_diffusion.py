@@ -331,7 +331,7 @@ def test_what_has_no_meaning_for_latents_is_refused(refused, run):
         run,
         "--clip",
         "static",
-        says=["--clip static: the x_0 of this model is a latent"],
+        says=["clip static: the x_0 of this model is a latent"],
     )
 
 
