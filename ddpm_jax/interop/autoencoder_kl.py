@@ -19,14 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from numpy.typing import DTypeLike
 
 from ddpm_jax.interop.diffusers import SOURCE, from_torch, new_name, tensor_name, to_torch
-from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to
+from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to, shapes_of
 from ddpm_jax.interop.tensor_store import Renamed
 from ddpm_jax.models.autoencoder import Autoencoder
-from ddpm_jax.randomness import base_key
 
 # ours -> theirs, besides encoder and decoder
 TOP = {"quant": "quant_conv", "post_quant": "post_quant_conv"}
@@ -86,8 +84,7 @@ def autoencoder_params_to_diffusers(params: Params, model: Autoencoder) -> dict[
 def autoencoder_shapes(model: Autoencoder) -> dict[Path, tuple[int, ...]]:
     """Return the shape of every parameter, without computing any."""
     image = jax.ShapeDtypeStruct((1, model.factor, model.factor, model.image_channels), jnp.float32)
-    variables = jax.eval_shape(model.init, base_key(0), image)
-    return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
+    return shapes_of(model, image)
 
 
 def _name(path: Path, num_levels: int) -> str:

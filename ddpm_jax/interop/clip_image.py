@@ -11,17 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from numpy.typing import DTypeLike
 
 from ddpm_jax import schema
 from ddpm_jax.interop.clip_config import COUNT, LAYERS, PROJECTION, Field, own_config, read_fields
-from ddpm_jax.interop.clip_text import clip_name
+from ddpm_jax.interop.clip_text import clip_name, tensors_of_one
 from ddpm_jax.interop.diffusers_dit import patches_from_torch
-from ddpm_jax.interop.renaming import Path, rename_from
-from ddpm_jax.interop.tensor_store import Renamed
+from ddpm_jax.interop.renaming import rename_from, shapes_of
 from ddpm_jax.models.image_encoder import ImageEncoder, check_image_encoder
-from ddpm_jax.randomness import base_key
 
 SOURCE = "image encoder's state dict"
 PREFIX = "vision_model."
@@ -89,14 +86,10 @@ def image_params_from_transformers(
         not hold weights.
     """
     unused = set() if encoder.projection else {"visual_projection.weight"}
-    tensors = Renamed(
-        state_dict,
-        lambda name: name.removeprefix(PREFIX),
-        [name for name in state_dict if name not in unused and not IGNORED.fullmatch(name)],
-    )
+    shape = (1, encoder.image_size, encoder.image_size, encoder.channels)
     return rename_from(
-        tensors,
-        _shapes(encoder),
+        tensors_of_one(state_dict, PREFIX, IGNORED, unused),
+        shapes_of(encoder, jax.ShapeDtypeStruct(shape, jnp.float32)),
         lambda path: clip_name(path, TOP),
         patches_from_torch,
         SOURCE,
@@ -104,11 +97,3 @@ def image_params_from_transformers(
         fields="image_size, patch_size, width, layers, hidden, projection",
         dtype=dtype,
     )
-
-
-def _shapes(encoder: ImageEncoder) -> dict[Path, tuple[int, ...]]:
-    """Return the shape of every parameter, without computing any."""
-    shape = (1, encoder.image_size, encoder.image_size, encoder.channels)
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    variables = jax.eval_shape(encoder.init, base_key(0), image)
-    return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}

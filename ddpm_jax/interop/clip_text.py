@@ -8,22 +8,20 @@ in `clip_single_file.py`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from numpy.typing import DTypeLike
 
 from ddpm_jax import schema
 from ddpm_jax.interop.clip_config import COUNT, LAYERS, PROJECTION, Field, own_config, read_fields
 from ddpm_jax.interop.diffusers import from_torch, to_torch
-from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to
+from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to, shapes_of
 from ddpm_jax.interop.tensor_store import Renamed
 from ddpm_jax.models.text_encoder import TextEncoder, check_text_encoder
-from ddpm_jax.randomness import base_key
 
 SOURCE = "text encoder's state dict"
 PREFIX = "text_model."
@@ -117,13 +115,8 @@ def text_params_from_transformers(
         not hold weights.
     """
     unused = set() if encoder.projection else {"text_projection.weight"}
-    tensors = Renamed(
-        state_dict,
-        lambda name: name.removeprefix(PREFIX),
-        [name for name in state_dict if name not in unused and not IGNORED.fullmatch(name)],
-    )
     return rename_from(
-        tensors,
+        tensors_of_one(state_dict, PREFIX, IGNORED, unused),
         text_encoder_shapes(encoder),
         lambda path: clip_name(path, TOP),
         from_torch,
@@ -142,9 +135,18 @@ def text_params_to_transformers(params: Params, encoder: TextEncoder) -> dict[st
 
 def text_encoder_shapes(encoder: TextEncoder) -> dict[Path, tuple[int, ...]]:
     """Return the shape of every parameter, without computing any."""
-    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    variables = jax.eval_shape(encoder.init, base_key(0), ids)
-    return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
+    return shapes_of(encoder, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+
+
+def tensors_of_one(
+    state_dict: Mapping[str, np.ndarray], prefix: str, ignored: re.Pattern, unused: Collection[str]
+) -> Mapping[str, np.ndarray]:
+    """Return the tensors of one encoder, without the prefix of its names in a whole CLIP."""
+    return Renamed(
+        state_dict,
+        lambda name: name.removeprefix(prefix),
+        [name for name in state_dict if name not in unused and not ignored.fullmatch(name)],
+    )
 
 
 def clip_name(path: Path, top: Mapping[str, str]) -> str:

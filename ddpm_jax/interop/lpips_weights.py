@@ -17,13 +17,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.diffusers import from_torch
+from ddpm_jax.interop.renaming import shapes_of
 from ddpm_jax.interop.tensor_files import as_weight, read_tensors
 from ddpm_jax.models.lpips import Lpips
-from ddpm_jax.randomness import base_key
 
 _HOW = 'docs/first_stages.md, "Sharp reconstructions", says how to make it'
 
@@ -81,8 +81,7 @@ def lpips_params(tensors: Mapping[str, np.ndarray], model: Lpips, *, source: str
 def lpips_shapes(model: Lpips) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Return the shape of every parameter, without computing any."""
     image = jax.ShapeDtypeStruct((1, model.smallest_side, model.smallest_side, 3), jnp.float32)
-    shapes = jax.eval_shape(model.init, base_key(0), image, image)["params"]
-    return {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}
+    return shapes_of(model, image, image)
 
 
 def _name(path: tuple[str, ...], model: Lpips) -> str:

@@ -8,6 +8,7 @@ other files of this folder.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,9 +44,12 @@ def network_shapes(
         (1, side, side, in_channels - network.low_res_channels), jnp.float32
     )
     time = jax.ShapeDtypeStruct((1,), jnp.int32)
-    variables = jax.eval_shape(
-        network.init, base_key(0), image, time, null_condition(network, image)
-    )
+    return shapes_of(network, image, time, null_condition(network, image))
+
+
+def shapes_of(network: nn.Module, *inputs: Any) -> dict[Path, tuple[int, ...]]:
+    """Return the shape of every parameter of a network for such inputs, without computing any."""
+    variables = jax.eval_shape(network.init, base_key(0), *inputs)
     return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
 
 

@@ -3,6 +3,8 @@
 The networks are in `text_encoder.py` and `image_encoder.py`.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -58,3 +60,43 @@ class ClipBlock(nn.Module):
         h = dense(self.hidden, name="mlp_dense0", dtype=dtype, kernel_init=mlp_init)(h)
         h = ACTIVATIONS[self.activation](h)
         return x_BxLxC + dense(C, name="mlp_dense1", dtype=dtype, kernel_init=last_init)(h)
+
+
+def hidden_states(h: jax.Array, encoder: Any, *, causal: bool) -> list[jax.Array]:
+    """Apply the blocks of an encoder, layers block_0, ... of the calling module.
+
+    Args:
+      h: [B, L, C].
+      encoder: that module, whose fields are those of its blocks.
+      causal: as in `ClipBlock`.
+
+    Returns:
+      h and the output of every block, each [B, L, C].
+    """
+    states = [h]
+    for i in range(encoder.layers):
+        block = ClipBlock(
+            encoder.heads,
+            encoder.hidden,
+            encoder.layers,
+            encoder.activation,
+            causal=causal,
+            norm_eps=encoder.norm_eps,
+            dtype=encoder.dtype,
+            name=f"block_{i}",
+        )
+        states.append(block(states[-1]))
+    return states
+
+
+def project(pooled: jax.Array, encoder: Any, name: str) -> jax.Array | None:
+    """Map [B, C] to what texts and images share, [B, encoder.projection]; None without that."""
+    if not encoder.projection:
+        return None
+    return nn.Dense(
+        encoder.projection,
+        use_bias=False,
+        kernel_init=nn.initializers.normal(encoder.width**-0.5),
+        dtype=encoder.dtype,
+        name=name,
+    )(pooled)

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.checks import check_count, check_precision
-from ddpm_jax.models.clip_layers import ACTIVATIONS, ClipBlock
+from ddpm_jax.models.clip_layers import ACTIVATIONS, hidden_states, project
 from ddpm_jax.models.dit import patchify
 from ddpm_jax.models.layers import LayerNorm
 
@@ -76,28 +76,9 @@ class ImageEncoder(nn.Module):
         whole = jnp.broadcast_to(whole, (len(x), 1, self.width)).astype(dtype)
         h = jnp.concatenate([whole, patches], axis=1) + positions[None].astype(dtype)
         h = LayerNorm(self.norm_eps, dtype, name="norm_in")(h)
-        for i in range(self.layers):
-            h = ClipBlock(
-                self.heads,
-                self.hidden,
-                self.layers,
-                self.activation,
-                causal=False,
-                norm_eps=self.norm_eps,
-                dtype=dtype,
-                name=f"block_{i}",
-            )(h)
+        h = hidden_states(h, self, causal=False)[-1]
         pooled = LayerNorm(self.norm_eps, dtype, name="norm_out")(h[:, 0])
-        return ImageFeatures(h, pooled, self._project(pooled) if self.projection else None)
-
-    def _project(self, pooled: jax.Array) -> jax.Array:
-        return nn.Dense(
-            self.projection,
-            use_bias=False,
-            kernel_init=nn.initializers.normal(self.width**-0.5),
-            dtype=self.dtype,
-            name="visual_projection",
-        )(pooled)
+        return ImageFeatures(h, pooled, project(pooled, self, "visual_projection"))
 
 
 OPENCLIP_H = ImageEncoder(  # ViT-H/14, whose text encoder Stable Diffusion 2 has

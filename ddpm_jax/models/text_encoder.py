@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.checks import check_count, check_precision
-from ddpm_jax.models.clip_layers import ACTIVATIONS, ClipBlock
+from ddpm_jax.models.clip_layers import ACTIVATIONS, hidden_states, project
 from ddpm_jax.models.layers import LayerNorm
 
 TOKEN_STDDEV, POSITION_STDDEV = 0.02, 0.01  # of new embeddings, as in OpenAI's code
@@ -85,42 +85,20 @@ class TextEncoder(nn.Module):
             .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         )
         h = (rows + positions[None, :length]).astype(dtype)
-        hidden_states = [h]
-        for i in range(self.layers):
-            h = ClipBlock(
-                self.heads,
-                self.hidden,
-                self.layers,
-                self.activation,
-                causal=True,
-                norm_eps=self.norm_eps,
-                dtype=dtype,
-                name=f"block_{i}",
-            )(h)
-            hidden_states.append(h)
-
+        states = hidden_states(h, self, causal=True)
         norm_out = LayerNorm(self.norm_eps, dtype, name="norm_out")
-        last = norm_out(h)
+        last = norm_out(states[-1])
         pooled = last[jnp.arange(len(ids)), self._end(ids)]
         return TextFeatures(
-            context=norm_out(hidden_states[-1 - self.skip]) if self.skip else last,
-            hidden_states=tuple(hidden_states),
+            context=norm_out(states[-1 - self.skip]) if self.skip else last,
+            hidden_states=tuple(states),
             pooled=pooled,
-            projected=self._project(pooled) if self.projection else None,
+            projected=project(pooled, self, "text_projection"),
         )
 
     def _end(self, ids: jax.Array) -> jax.Array:
         """Return the position of the end of each text, int [B]."""
         return jnp.argmax(ids if self.end_id is None else ids == self.end_id, axis=1)
-
-    def _project(self, pooled: jax.Array) -> jax.Array:
-        return nn.Dense(
-            self.projection,
-            use_bias=False,
-            kernel_init=nn.initializers.normal(self.width**-0.5),
-            dtype=self.dtype,
-            name="text_projection",
-        )(pooled)
 
 
 STABLE_DIFFUSION_2 = TextEncoder(width=1024, layers=23, heads=16, hidden=4096, activation="gelu")
