@@ -15,7 +15,7 @@ from ddpm_jax.data.captions import Captions
 from ddpm_jax.data.in_memory import captions_of
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import UsageError
-from ddpm_jax.experiments.models import DiffusionModel, Weights
+from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.experiments.texts import encode_texts
 from ddpm_jax.files import as_path, is_remote, reporting
 from ddpm_jax.monitoring.results import weights_digest
@@ -42,12 +42,12 @@ def check_captions(model: DiffusionModel, source: Source) -> Captions | None:
 
 
 def caption_rows(
-    model: DiffusionModel, weights: Weights, tokenizer: Tokenizer, captions: Captions
+    model: DiffusionModel, params: Any, tokenizer: Tokenizer, captions: Captions
 ) -> np.ndarray:
     """Return what a batch holds of every distinct caption, in the order of the table.
 
     These are tokens, int32 [M, L], for an encoder that is learned, and otherwise its features,
-    float32 [M, L, D].
+    float32 [M, L, D]; `params` are those of the latter, and not read for the former.
 
     Raises:
       UsageError: `text.cache` is in a bucket.
@@ -57,17 +57,17 @@ def caption_rows(
     if model.learns_encoder:
         return tokenizer(texts)
     if not model.config.text.cache:
-        return encode_texts(model.encoder, weights.text, tokenizer, texts)
+        return encode_texts(model.encoder, params, tokenizer, texts)
     directory = as_path(model.config.text.cache)
     if is_remote(directory):
         raise UsageError(
             f"text.cache is {directory}, but captions are read from a disk at every step: name a "
             "directory of this machine."
         )
-    path = directory / f"captions-{_digest(weights.text, tokenizer(texts))}.npy"
+    path = directory / f"captions-{_digest(params, tokenizer(texts))}.npy"
     with reporting(path):
         if not path.exists():
-            _write(path, model, weights, tokenizer, texts)
+            _write(path, model, params, tokenizer, texts)
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
@@ -88,7 +88,7 @@ def _digest(params: Any, tokens: np.ndarray) -> str:
 def _write(
     path: pathlib.Path,
     model: DiffusionModel,
-    weights: Weights,
+    params: Any,
     tokenizer: Tokenizer,
     texts: tuple[str, ...],
 ) -> None:
@@ -99,6 +99,6 @@ def _write(
     rows = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
     for start in range(0, len(texts), _AT_A_TIME):
         part = texts[start : start + _AT_A_TIME]
-        rows[start : start + len(part)] = encode_texts(encoder, weights.text, tokenizer, part)
+        rows[start : start + len(part)] = encode_texts(encoder, params, tokenizer, part)
     rows.flush()
     unfinished.rename(path)

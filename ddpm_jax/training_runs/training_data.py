@@ -56,8 +56,8 @@ def make_batches(
     """
     config, examples, reading = model.config, source, {}
     if isinstance(model, DiffusionModel) and (captions := check_captions(model, source)):
-        weights = hosts.local(model.weights((), parallelism.whole(state.frozen)))
-        rows = caption_rows(model, weights, tokenizer, captions)
+        params = hosts.local(parallelism.whole(model.weights((), state.frozen).text))
+        rows = caption_rows(model, params, tokenizer, captions)
         reading = {"caption_dropout": config.text.dropout, "finish": with_context(rows)}
     if frozen_first_stage(model) is not None:
         frozen = model.weights((), state.frozen).frozen

@@ -142,7 +142,7 @@ def test_tokens_are_encoded_inside_a_network_that_learns_its_encoder(learned):
 
 def test_a_batch_holds_the_tokens_of_the_captions_that_its_numbers_name(learned):
     captions = check_captions(learned.model, source([(WORDS[0],), (WORDS[1], WORDS[2])]))
-    rows = caption_rows(learned.model, learned.weights, learned.tokenizer, captions)
+    rows = caption_rows(learned.model, (), learned.tokenizer, captions)
     batch = with_context(rows)({"caption": np.array([0, 3]), "label": np.zeros(2)})
     assert sorted(batch) == ["context", "label"]
     np.testing.assert_array_equal(batch["context"], learned.tokenizer(("", WORDS[2])))
@@ -152,17 +152,17 @@ def test_a_trained_encoder_encodes_every_caption_once_and_keeps_them(learned, tm
     model = build(config(text__kind="clip", text__cache=str(tmp_path)))
     weights = Weights((), (), learned.params["encoder"])
     captions = source([(word,) for word in WORDS]).captions
-    rows = caption_rows(model, weights, learned.tokenizer, captions)
+    rows = caption_rows(model, weights.text, learned.tokenizer, captions)
     tokens = learned.tokenizer(("", *WORDS))
     wanted = model.encoder.apply({"params": weights.text}, tokens).context
     np.testing.assert_allclose(rows, wanted, atol=1e-5)
     (kept,) = tmp_path.iterdir()
     before = kept.stat().st_mtime_ns
-    again = caption_rows(model, weights, learned.tokenizer, captions)
+    again = caption_rows(model, weights.text, learned.tokenizer, captions)
     np.testing.assert_array_equal(again, rows)
     assert kept.stat().st_mtime_ns == before
     other = weights._replace(text=jax.tree.map(lambda p: 2 * p, weights.text))
-    caption_rows(model, other, learned.tokenizer, captions)
+    caption_rows(model, other.text, learned.tokenizer, captions)
     assert len(list(tmp_path.iterdir())) == 2, "another encoder has features of its own"
 
 
