@@ -117,14 +117,17 @@ def test_a_loaded_model_compiles_once_for_a_size_of_batch(run):
 
 
 @pytest.mark.full
-def test_the_python_of_the_page_on_samplers_makes_images():
-    """With a stand-in for the network, which the reader is to bring."""
+def test_the_python_of_the_page_on_samplers_makes_images(monkeypatch):
+    """With a stand-in for the network and a directory of diffusers, which the reader is to bring."""
 
     class Unet:
         def apply(self, variables, x_t, time):
             return x_t * variables["params"]
 
+    monkeypatch.chdir(ROOT / "tests" / "goldens" / "sd" / "sd1")
     names = {"unet": Unet(), "params": 0.9}
     exec(_python_blocks(ROOT / "docs" / "samplers.md"), names)
     assert names["samples"].shape == (16, 32, 32, 3)
     assert abs(names["samples"]).max() <= 1
+    assert round(names["sampler"].start_scale, 5) == 0.99767  # of Stable Diffusion's chain
+    assert names["x_T"].shape == (16, 32, 32, 3)

@@ -154,6 +154,7 @@ def test_every_option_changes_something(oracle, name):
     tried = set(CASES[name].options).union(*CASES[name].others)
     others = {
         "lms": {"order"},
+        "plms": {"averages"},
         "unipc": {"order"},
         "predictor_corrector": {"corrector_steps"},
         "edm": {"s_noise"},
@@ -162,7 +163,7 @@ def test_every_option_changes_something(oracle, name):
     start = oracle.start(8)
     default = oracle.run(made(oracle, name, 8), *start).x_0
     for option in others.get(name, ()):
-        changed = {"order": 3, "corrector_steps": 2, "s_noise": 1.1}[option]
+        changed = {"order": 3, "averages": "v", "corrector_steps": 2, "s_noise": 1.1}[option]
         assert not np.array_equal(
             oracle.run(made(oracle, name, 8, **{option: changed}), *start).x_0, default
         )
