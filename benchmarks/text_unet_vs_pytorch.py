@@ -4,7 +4,7 @@
     [--batch_size 2] [--repeats 3]
 
 One evaluation as guidance makes it, both halves as one batch: Stable Diffusion 1's network of 860 M
-parameters on latents 64x64 (`full`, which takes 10 GB), or one of 20 M on 32x32. Same random
+parameters on latents 64x64 (`full`, which takes 10 GB), or one of 34 M on 32x32. Same random
 weights, machine, threads and precision, checked and timed as in unet_vs_pytorch.py. `--only ours`
 or `--only pytorch` times one alone and reports the peak of this process's memory with it.
 """

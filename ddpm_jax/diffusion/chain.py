@@ -71,8 +71,8 @@ class Chain:
 class GivenLevels(Chain):
     """A chain of which N levels are given one by one: samplers walk it like any other.
 
-    Its times are the numbers of the levels, 0..N-1, least noise first; what the network is told
-    and the noise at each are independent of each other.
+    Its times are the numbers of the levels, 0..N-1, least noise first; the time that the
+    network gets and the noise at each are independent of each other.
     """
 
     network_times: np.ndarray  # [N], in 0..T-1, before `time_scale`

@@ -81,6 +81,6 @@ class Scheduler:
 
     OF = TEXT
     spacing = field("", 'of the times; "": that of the scheduler\'s class', choices(("", *TIMES)))
-    sigmas = field("", 'spaced anew between the first and last; "": not', choices(("", *SIGMAS)))
+    sigmas = field("", 'respaced between the first and the last; "": not', choices(("", *SIGMAS)))
     steps_offset = field(1, "added to the times of the spacing leading", at_least(0, 1000))
     set_alpha_to_one = field(False, "DDIM and PNDM end at clean data and not at t = 0")

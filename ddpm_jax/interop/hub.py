@@ -62,9 +62,10 @@ def _download(name: str, variant: str | None, folders: Sequence[str]) -> pathlib
         try:
             files = _needed(HfApi().list_repo_files(name), variant, folders)
         except Exception as error:
-            if not _is_of_client(error):
+            kept = _kept_copy(name) if _is_of_client(error) else None
+            if kept is None:
                 raise
-            return pathlib.Path(snapshot_download(name, local_files_only=True))
+            return kept
         return pathlib.Path(snapshot_download(name, allow_patterns=files))
     except Exception as error:
         if not _is_of_client(error):
@@ -74,6 +75,18 @@ def _download(name: str, variant: str | None, folders: Sequence[str]) -> pathlib
             f"{name} is no file and no directory, and cannot be downloaded from the Hugging Face "
             f"hub ({reason}): look at the name and the network, or name a directory."
         ) from error
+
+
+def _kept_copy(name: str) -> pathlib.Path | None:
+    """Return where an earlier download of a model lies, or None."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return pathlib.Path(snapshot_download(name, local_files_only=True))
+    except Exception as error:
+        if not _is_of_client(error):
+            raise
+        return None
 
 
 def _needed(files: list[str], variant: str | None, folders: Sequence[str]) -> list[str]:
@@ -98,4 +111,5 @@ def _needed(files: list[str], variant: str | None, folders: Sequence[str]) -> li
 
 
 def _is_of_client(error: Exception) -> bool:
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENTS
+    package = type(error).__module__.split(".")[0].rstrip("0123456789")  # there is an httpx2
+    return isinstance(error, OSError) or package in _CLIENTS

@@ -52,7 +52,7 @@ def client(monkeypatch):
     def snapshot_download(name, **kwargs):
         asked.append((name, kwargs))
         if state.error and not state.cached:
-            raise state.error
+            raise OSError("no snapshot") if kwargs.get("local_files_only") else state.error
         return state.cached or "/cache/sd"
 
     module = types.ModuleType("huggingface_hub")
@@ -129,6 +129,16 @@ def test_without_a_network_what_was_downloaded_before_is_taken(client):
 
 def test_without_a_network_and_a_copy_there_is_one_sentence(client):
     client.error = OSError("no route to host\nmore")
+    with pytest.raises(FailureError, match=r"owner/model .* hub \(no route to host\): look at"):
+        hub.resolve("owner/model")
+
+
+@pytest.mark.parametrize("package", ["httpx", "httpx2", "httpcore2", "requests"])
+def test_an_error_of_a_client_is_one_sentence_whatever_its_version(client, package):
+    """huggingface_hub 2 raises errors of httpx2, which are no OSError."""
+    client.error = type("ConnectError", (Exception,), {"__module__": f"{package}._exceptions"})(
+        "no route to host"
+    )
     with pytest.raises(FailureError, match=r"owner/model .* hub \(no route to host\): look at"):
         hub.resolve("owner/model")
 
