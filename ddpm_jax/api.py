@@ -154,6 +154,7 @@ class Model(PictureMethods):
         low_res: Picture | None = None,
         height: int | None = None,
         width: int | None = None,
+        tile: int | None = None,
         seed: int = 0,
         batch_size: int = 64,
         noise: Any = None,
@@ -178,6 +179,8 @@ class Model(PictureMethods):
           clip: a key of `diffusion.clipping.CLIPPINGS`; by default "static" for pixels.
           low_res: the picture to enlarge, for a super-resolution model.
           height, width: of the images in pixels, for a U-Net; by default those of training.
+          tile: decode latents in tiles of so many pixels a side, which limits the memory; by
+            default whole images.
           seed: 0..2^32-1.
           batch_size: images made at a time, over all devices.
           noise: float [n, h, w, c], in place of the seed's x_T.
@@ -206,6 +209,7 @@ class Model(PictureMethods):
             negative_prompt=negative_prompt,
             height=height,
             width=width,
+            tile=tile,
         )
         n = len(sampling.prompt or (None,)) if n is None else n
         make = self._maker.trajectory if trajectory else self._maker.images

@@ -62,3 +62,21 @@ def test_the_first_stages_factor_is_all_that_a_size_must_have():
     assert at_size(model, 9 * factor, 5 * factor).shape[:2] == (9, 5)
     with pytest.raises(UsageError, match=f"height is {9 * factor + 1}: give a multiple of"):
         at_size(model, 9 * factor + 1, 5 * factor)
+
+
+@pytest.mark.full
+def test_an_image_decoded_in_tiles_is_of_the_same_latents():
+    model = ddpm_jax.load(SD1)
+    factor = model.trained.model.codec.first_stage.model.network.factor
+    settings = {"prompt": "a dog", "steps": 2, "guidance": 1, "seed": 3, "trajectory": True}
+    settings |= {"height": 12 * factor, "width": 8 * factor}
+    whole, tiled = model.sample(**settings), model.sample(**settings, tile=8 * factor)
+    np.testing.assert_array_equal(tiled.x_0, whole.x_0)
+    above = at_size(model.trained.model, 8 * factor, 8 * factor)
+    alone = above.decode(model.trained.weights, whole.x_0[-1][:, :8])
+    # the second tile begins at row 4
+    np.testing.assert_array_equal(tiled.images[:, : 4 * factor], alone[:, : 4 * factor])
+    assert np.any(tiled.images != whole.images)
+    for tile in (8 * factor + 1, factor):
+        with pytest.raises(UsageError, match=rf"tile is {tile}: give a multiple of {factor}"):
+            model.sample(**settings, tile=tile)

@@ -66,6 +66,7 @@ class LatentCodec:
 
     image_shape: tuple[int, int, int]
     first_stage: FrozenFirstStage
+    tile: int | None = None  # pixels a side of what is decoded at a time; None: whole images
     clipping = "none"  # latents have no range
     is_exact = False
     unit, half_range = "of latents", 1.0
@@ -91,9 +92,10 @@ class LatentCodec:
 
     def decode(self, frozen: Frozen, x: jax.Array) -> jax.Array:
         """Map latents to images uint8 [B, H, W, C], `DECODED` or fewer at a time."""
-        height, width, _ = self.image_shape
+        height, width = (min(side, self.tile or side) for side in self.image_shape[:2])
         size = max(1, min(DECODED, PIXELS // (height * width)))
-        return in_parts(lambda z: to_uint8(self.space.decode(frozen, z)), x, size=size)
+        tile = self.tile and self.tile // self.first_stage.model.network.factor
+        return in_parts(lambda z: to_uint8(self.space.decode(frozen, z, tile)), x, size=size)
 
     def frozen_shapes(self) -> Frozen:
         """Return the frozen part of a checkpoint as shapes: first stage and scale."""

@@ -1,6 +1,5 @@
 """Trained models read from the directory of their run, whose checkpoint holds the config."""
 
-import dataclasses
 import functools
 import os
 import pathlib
@@ -11,6 +10,7 @@ import jax
 from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.first_stages import FirstStageModel
+from ddpm_jax.experiments.lora_merging import with_lora
 from ddpm_jax.experiments.lora_models import LoraModel
 from ddpm_jax.experiments.model_files import is_foreign, open_model
 from ddpm_jax.experiments.models import Model, Weights
@@ -27,11 +27,8 @@ from ddpm_jax.experiments.run_settings import (
 from ddpm_jax.experiments.texts import find_tokenizer
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path
-from ddpm_jax.interop.lora_files import add_lora
 from ddpm_jax.interop.pipeline_parts import Pipeline
 from ddpm_jax.models.discriminator import without_discriminator
-from ddpm_jax.models.text_conditioned import TextConditioned
-from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import base_key
 
@@ -121,30 +118,6 @@ def _check_own(workdir: str | pathlib.Path, **files: str | None) -> None:
             f"{name} is for the files of Stable Diffusion, and {workdir} is none of these: leave "
             "it out."
         )
-
-
-def with_lora(
-    trained: TrainedModel, file: str | os.PathLike, *, scale: float = 1.0
-) -> TrainedModel:
-    """Return a model with the low-rank updates of a file merged into its U-Net.
-
-    Raises:
-      UsageError: it has no U-Net that reads texts, or the file does not fit.
-    """
-    network, params = getattr(trained.model, "network", None), trained.params
-    if isinstance(network, TextUNet):
-        params = add_lora(file, params, network, scale=scale)
-    elif isinstance(network, TextConditioned):
-        params = {
-            **params,
-            "network": add_lora(file, params["network"], network.network, scale=scale),
-        }
-    else:
-        raise UsageError(
-            f"lora is {file}, but {trained.directory} has no U-Net that reads texts: leave it out."
-        )
-    weights = trained.weights._replace(params=params)
-    return dataclasses.replace(trained, weights=weights, sha256=weights_digest(weights))
 
 
 def load_updates(

@@ -1,7 +1,7 @@
 """Models that a config names, without weights: diffusion models, classifiers of noisy images.
 
 The third kind, a first stage, is `first_stages.FirstStageModel`. `building.build` builds them from
-a config; a model with weights is a `loading.TrainedModel`.
+a config; a model with weights is a `trained_model.TrainedModel`.
 """
 
 import dataclasses

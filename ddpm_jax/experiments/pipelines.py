@@ -1,7 +1,7 @@
 """Stable Diffusion from its files as a model like any other: its config, and its weights.
 
-`interop` reads the files and knows their names; here the networks that they describe become a
-config of ours, and the model is what `building.build` makes of it.
+`interop` reads the files and knows their names, `pipeline_configs` makes a config of ours of the
+networks that they describe, and the model is what `building.build` makes of it.
 """
 
 import sys
@@ -9,29 +9,22 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.experiments.building import DTYPES, build
 from ddpm_jax.experiments.codec import FrozenFirstStage
-from ddpm_jax.experiments.config import default_config
 from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.experiments.models import Weights
-from ddpm_jax.experiments.scheduler_fields import set_scheduler
-from ddpm_jax.experiments.text_networks import set_networks
-from ddpm_jax.experiments.texts import PADDINGS
+from ddpm_jax.experiments.pipeline_configs import pipeline_config, vae_config
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers
 from ddpm_jax.interop.clip_text import text_params_from_transformers
 from ddpm_jax.interop.pipeline_params import (
-    Networks,
     pipeline_networks,
     pipeline_params,
     placed,
 )
 from ddpm_jax.interop.pipeline_parts import Pipeline
-from ddpm_jax.interop.schedulers import read_scheduler
-from ddpm_jax.models.autoencoder import Autoencoder
 from ddpm_jax.models.text_encoder import TextEncoder
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.text.tokenizer import Tokenizer, clip_tokenizer
@@ -59,8 +52,8 @@ def load_pipeline(
     name = DEFAULT_DTYPE if dtype is None else dtype
     average = pipeline.unet_ema is not None and not raw_weights
     kept = choose("compute dtype", name, DTYPES)
-    config = _config(pipeline, networks, tokenizer, name)
-    first_stage_config = _first_stage_config(networks.vae, name)
+    config = pipeline_config(pipeline, networks, tokenizer, name)
+    first_stage_config = vae_config(networks.vae, name)
     check_config(config)
     _say_of_safety_checker(pipeline)
     params = pipeline_params(pipeline, networks, dtype=kept, average=average)
@@ -111,7 +104,7 @@ def load_vae(pipeline: Pipeline, *, dtype: str | None = None) -> TrainedModel:
     kept = choose("compute dtype", name, DTYPES)
     params = autoencoder_params_from_diffusers(pipeline.vae.tensors, vae, dtype=kept)
     sha256 = weights_digest(params)
-    model = build(_first_stage_config(vae, name))
+    model = build(vae_config(vae, name))
     weights = Weights(placed(params, jnp.asarray))
     return TrainedModel(model, weights, 0, "frozen", sha256, directory=pipeline.path)
 
@@ -123,36 +116,6 @@ def _say_of_safety_checker(pipeline: Pipeline) -> None:
             "the model draws is up to you.",
             file=sys.stderr,
         )
-
-
-def _config(pipeline: Pipeline, networks: Networks, tokenizer: Tokenizer, dtype: str) -> ConfigDict:
-    """Return the config whose model has these networks and the noise levels of the scheduler."""
-    config = default_config()
-    config.data.name, config.data.flip = "folder", False
-    config.data.image_size = networks.unet.resolution * networks.vae.factor
-    config.data.channels = networks.vae.image_channels
-    set_scheduler(config, read_scheduler(pipeline.scheduler))
-    set_networks(config, networks.unet, networks.text_encoder)
-    config.model.dtype = dtype
-    config.text.kind, config.text.ckpt = "clip", str(pipeline.path)
-    padding = {token: name for name, token in PADDINGS.items()}
-    config.text.padding = padding.get(tokenizer.special.pad, config.text.padding)
-    config.first_stage.ckpt = str(pipeline.path)
-    config.first_stage.latent_scale = networks.scaling_factor
-    return config
-
-
-def _first_stage_config(vae: Autoencoder, dtype: str) -> ConfigDict:
-    config = default_config()
-    config.objective = "first_stage"
-    config.data.name, config.data.flip = "folder", False
-    config.data.image_size, config.data.channels = vae.resolution, vae.image_channels
-    for name in ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "norm_eps"):
-        config.model[name] = getattr(vae, name)
-    config.model.dtype = dtype
-    config.first_stage.scale = "fixed"
-    config.first_stage.latent_channels = vae.latent_channels
-    return config
 
 
 def _tokenizer(pipeline: Pipeline, encoder: TextEncoder) -> Tokenizer:

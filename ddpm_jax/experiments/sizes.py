@@ -1,4 +1,4 @@
-"""The same model for images of another height and width than it was trained on."""
+"""The same model for other images than it was trained on: of another size, or decoded in tiles."""
 
 import dataclasses
 
@@ -31,3 +31,21 @@ def at_size(model: DiffusionModel, height: int, width: int) -> DiffusionModel:
             raise UsageError(f"{name} is {size}: give a multiple of {stride}, as {near}.")
     shape = (height, width, model.image_shape[2])
     return dataclasses.replace(model, codec=dataclasses.replace(model.codec, image_shape=shape))
+
+
+def with_tiles(model: DiffusionModel, tile: int) -> DiffusionModel:
+    """Return the model whose latents are decoded in tiles of `tile` x `tile` pixels.
+
+    Raises:
+      UsageError: it is over pixels, or its first stage cannot decode such tiles.
+    """
+    first_stage = model.codec.first_stage
+    if first_stage is None:
+        raise UsageError("tile is for a model over latents, which are decoded: leave it out here.")
+    factor = first_stage.model.network.factor
+    if tile % factor or tile < 2 * factor:
+        raise UsageError(
+            f"tile is {tile}: give a multiple of {factor} pixels, {2 * factor} or more, as "
+            f"{64 * factor}."
+        )
+    return dataclasses.replace(model, codec=dataclasses.replace(model.codec, tile=tile))

@@ -22,16 +22,9 @@ from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting
 from ddpm_jax.tasks.image_generator import ImageGenerator, KnownPicture
 from ddpm_jax.tasks.photos import describe_picture, read_mask, read_photo
-from ddpm_jax.tasks.sampling import (
-    at_size,
-    generator_with,
-    make_generator,
-    sampler_over,
-    times_in,
-    walked_in,
-    with_defaults,
-)
+from ddpm_jax.tasks.sampling import at_size, generator_with, make_generator, with_defaults
 from ddpm_jax.tasks.sampling_settings import Sampling
+from ddpm_jax.tasks.walks import sampler_over, times_in, walked_in
 
 MIDDLE_GREY = 128
 REPAINT_STEPS = 250  # Lugmayr et al. 2022, section 5; all T where there are fewer

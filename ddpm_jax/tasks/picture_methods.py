@@ -11,7 +11,8 @@ from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
 from ddpm_jax.tasks.loaded_models import LoadedModel
 from ddpm_jax.tasks.photos import Picture, read_photo
 from ddpm_jax.tasks.picture_editing import make_editor, make_painter
-from ddpm_jax.tasks.sampling import make_generator, times_in
+from ddpm_jax.tasks.sampling import make_generator
+from ddpm_jax.tasks.walks import times_in
 
 
 class PictureMethods(LoadedModel):

@@ -17,8 +17,8 @@ from ddpm_jax.tasks.editing_settings import Reconstruction
 from ddpm_jax.tasks.image_generator import ImageGenerator
 from ddpm_jax.tasks.interpolation import Drawing, Drawn, digest, in_place
 from ddpm_jax.tasks.photos import describe_picture, read_photo
-from ddpm_jax.tasks.sampling import times_in
 from ddpm_jax.tasks.sampling_settings import Sampling
+from ddpm_jax.tasks.walks import times_in
 
 
 class Reconstructed(NamedTuple):

@@ -9,24 +9,20 @@ import numpy as np
 
 from ddpm_jax.data.dataset_info import ambiguous_labels, parse_labels
 from ddpm_jax.data.transforms import to_model_range, to_uint8, upsample
-from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments import sizes
 from ddpm_jax.experiments.models import DiffusionModel
-from ddpm_jax.experiments.scheduler_fields import options_in
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.models.condition import check_labels
 from ddpm_jax.samplers.ancestral import ancestral
-from ddpm_jax.samplers.diffusers_levels import SchedulerOptions, scheduler_options
 from ddpm_jax.samplers.loop import Sampler
-from ddpm_jax.samplers.registry import make_sampler, walked
-from ddpm_jax.samplers.spacing import space, steps_in
 from ddpm_jax.tasks.guide import Guide, make_guide
 from ddpm_jax.tasks.image_generator import ImageGenerator
 from ddpm_jax.tasks.photos import Picture, describe_picture, read_photo
 from ddpm_jax.tasks.prompts import read_texts
-from ddpm_jax.tasks.sampling_settings import DEFAULT_STEPS, Conditions, Sampling
+from ddpm_jax.tasks.sampling_settings import Conditions, Sampling
+from ddpm_jax.tasks.walks import sampler_over, walked_in
 
 
 def make_generator(trained: TrainedModel, sampling: Sampling) -> ImageGenerator:
@@ -53,20 +49,21 @@ def with_defaults(model: DiffusionModel, sampling: Sampling) -> Sampling:
 
 
 def at_size(trained: TrainedModel, sampling: Sampling) -> TrainedModel:
-    """Return the model of images of the height and width in the settings, if any.
+    """Return the model of images of the height, width and tiles in the settings, if any.
 
     Raises:
       UsageError: a size that the network or the first stage cannot have.
     """
-    trained_on = trained.model.image_shape[:2]
+    model, trained_on = trained.model, trained.model.image_shape[:2]
     height, width = (
         own if asked is None else asked
         for asked, own in zip((sampling.height, sampling.width), trained_on, strict=True)
     )
-    if (height, width) == trained_on:
-        return trained
-    model = sizes.at_size(trained.model, height, width)
-    return dataclasses.replace(trained, model=model)
+    if (height, width) != trained_on:
+        model = sizes.at_size(model, height, width)
+    if sampling.tile is not None:
+        model = sizes.with_tiles(model, sampling.tile)
+    return trained if model is trained.model else dataclasses.replace(trained, model=model)
 
 
 def generator_with(
@@ -107,11 +104,13 @@ def generator_with(
 
 
 def _size(trained: TrainedModel) -> dict[str, int]:
-    """Return height and width for the record, where they are not those of the training."""
+    """Return height, width and tiles for the record, where they are not those of the training."""
     height, width, _ = trained.model.image_shape
     own = getattr(trained.model, "config", None)
     is_own = own is None or (height, width) == (own.data.image_size,) * 2
-    return {} if is_own else {"height": height, "width": width}
+    tile = getattr(trained.model.codec, "tile", None)
+    size = {} if is_own else {"height": height, "width": width}
+    return size if tile is None else size | {"tile": tile}
 
 
 def _texts(conditions: Conditions) -> dict[str, list[str]]:
@@ -129,79 +128,6 @@ def generator_on(
     """
     schedule = trained.model.schedule if schedule is None else schedule
     return generator_with(trained, conditions, ancestral(schedule), {})
-
-
-def walked_in(model: DiffusionModel, sampling: Sampling) -> tuple[Chain, np.ndarray]:
-    """Return the chain that the sampler walks and the times of the levels, [N], increasing.
-
-    Raises:
-      UsageError: as `times_in`; with diffusers' levels a sampler or spacing that it does not have.
-    """
-    if not sampling.has_diffusers_levels:
-        return model.chain, times_in(model, sampling)
-    return walked(
-        sampling.sampler_name,
-        model.chain,
-        steps=sampling.steps or _default_steps(model, sampling, None),
-        spacing=sampling.spacing,
-        levels=_scheduler(model),
-    )
-
-
-def _scheduler(model: DiffusionModel) -> SchedulerOptions:
-    """Return the options of diffusers' scheduler: the model's, or those of the class."""
-    return options_in(model.config) if model.conditioning.has_text else SchedulerOptions()
-
-
-def times_in(model: DiffusionModel, sampling: Sampling, *, most: int | None = None) -> np.ndarray:
-    """Return the times of the visited noise levels of the model's chain, [N], increasing.
-
-    The default number of steps is `most`, but at most T; without `most` it depends on the sampler.
-
-    Raises:
-      UsageError: an unknown spacing, a list of another number of timesteps, a number of steps that
-        the chain does not have, or levels that are not those of the chain.
-    """
-    if sampling.has_diffusers_levels:
-        raise UsageError(
-            "levels diffusers belongs to sampling and init_image: RePaint and reconstruct walk the "
-            "chain's own levels, so leave it out."
-        )
-    spacing = sampling.default_spacing if sampling.spacing is None else sampling.spacing
-    steps = sampling.steps or steps_in(spacing) or _default_steps(model, sampling, most)
-    return space(model.chain, spacing, steps)
-
-
-def _default_steps(model: DiffusionModel, sampling: Sampling, most: int | None) -> int:
-    num_timesteps = model.chain.num_timesteps
-    if most is None and sampling.sampler_name == "ancestral":
-        return num_timesteps
-    return min(most or DEFAULT_STEPS, num_timesteps)
-
-
-def sampler_over(
-    model: DiffusionModel, sampling: Sampling, chain: Chain, times: np.ndarray
-) -> tuple[Sampler, dict[str, Any]]:
-    """Return (the sampler over these times of a chain, its record).
-
-    Raises:
-      UsageError: an option that the sampler does not have, or a value that it cannot take.
-    """
-    name, options = sampling.sampler_name, sampling.options or {}
-    if sampling.has_diffusers_levels:
-        options = scheduler_options(name, model.process.parameterization.name) | options
-    sampler = make_sampler(name, chain, steps=len(times), spacing=times, options=options)
-    record: dict[str, Any] = {"sampler": name, "steps": len(times)}
-    if sampling.has_diffusers_levels:
-        record["levels"] = sampling.levels
-    default = None if sampling.has_diffusers_levels else sampling.default_spacing
-    if sampling.spacing not in (None, default):
-        spacing = sampling.spacing
-        record["spacing"] = list(spacing) if isinstance(spacing, tuple) else spacing
-    # Infinity can only be a default, and JSON does not have it.
-    if finite := {name: value for name, value in options.items() if value != np.inf}:
-        record["sampler_options"] = finite
-    return sampler, record
 
 
 def _clipping(model: DiffusionModel, asked: str | None) -> str:

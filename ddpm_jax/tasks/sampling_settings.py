@@ -159,7 +159,12 @@ class Sampling(Conditions):
         upper=MAX_SIDE,
     )
     width: int | None = setting(None, "Likewise.", lower=1, upper=MAX_SIDE)
-
+    tile: int | None = setting(
+        None,
+        "Decode latents in tiles of so many pixels a side, for images larger than memory allows.",
+        lower=1,
+        upper=MAX_SIDE,
+    )
     sampler: str | None = setting(
         None, f"How the chain is walked: {', '.join(SAMPLERS)} (default: {DEFAULT_SAMPLER})."
     )

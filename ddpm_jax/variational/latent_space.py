@@ -15,6 +15,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import normal
 from ddpm_jax.variational.first_stage import FirstStage
 from ddpm_jax.variational.posterior import from_moments, reparameterize
+from ddpm_jax.variational.tiles import decode_in_tiles
 
 
 class Frozen(NamedTuple):
@@ -73,10 +74,17 @@ class LatentSpace(NamedTuple):
         """Return z [B, h, w, c] of images x [B, H, W, C] in [-1, 1]; the rest as in `latent`."""
         return self.latent(frozen, self.encoded(frozen.params, x), keys, noise)
 
-    def decode(self, frozen: Frozen, z: chex.Array) -> chex.Array:
-        """Return the images of z [B, h, w, c]: [B, H, W, C] in [-1, 1]."""
+    def decode(self, frozen: Frozen, z: chex.Array, tile: int | None = None) -> chex.Array:
+        """Return the images of z [B, h, w, c]: [B, H, W, C] in [-1, 1].
+
+        With `tile` they are decoded in tiles of so many latents: `tiles.decode_in_tiles`.
+        """
         z = self.stage.nearest_codes(frozen.params, z / frozen.scale)
-        return self.stage.image(self.stage.decoded(frozen.params, z))
+
+        def images(z: chex.Array) -> chex.Array:
+            return self.stage.image(self.stage.decoded(frozen.params, z))
+
+        return images(z) if tile is None else decode_in_tiles(images, z, tile)
 
 
 def latent_scale(sums: np.ndarray, squares: np.ndarray, size: int) -> float:

@@ -111,6 +111,11 @@ def test_words_that_are_cut_are_named(learned, capsys):
     assert "these words were lost" in capsys.readouterr().err
 
 
+def test_tiles_are_refused_where_nothing_is_decoded(learned):
+    with pytest.raises(UsageError, match="tile is for a model over latents"):
+        make_generator(learned, Sampling(prompt=WORDS[:1], tile=8))
+
+
 def test_other_sizes_are_those_that_the_network_can_halve(learned):
     model = at_size(learned.model, 12, 16)
     assert model.shape == model.image_shape == (12, 16, 1)
