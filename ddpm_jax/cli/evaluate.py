@@ -62,12 +62,14 @@ from ddpm_jax.cli.command import run
 from ddpm_jax.cli.shared_flags import (
     Checkpoint,
     Limit,
+    LowRank,
     Processes,
     check_names_a_run,
     common_flags,
     make_interrupt,
     prepare,
     reading,
+    updating,
 )
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import UsageError, choose, say
@@ -105,14 +107,22 @@ class Command(Settings):
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code; see `command.run` for the errors."""
     records = EvaluatedImages, ClipScore, VariationalBound, FlowLikelihood
-    flags = Parser(__doc__, Checkpoint, Command, *records, Limit, Processes).parse(argv)
+    flags = Parser(__doc__, Checkpoint, LowRank, Command, *records, Limit, Processes).parse(argv)
     check_names_a_run(flags)
     metrics = _metrics(flags.metric)
     settings = {name: flags.make(metric.settings) for name, metric in metrics.items()}
     stop = make_interrupt(flags)
     prepare(flags)
-    read = load_first_stage if FIRST_STAGE_METRICS.keys() & metrics.keys() else load_trained
-    trained = read(flags.ckpt, **reading(flags))
+    of_first_stage, given = FIRST_STAGE_METRICS.keys() & metrics.keys(), updating(flags)
+    if of_first_stage and flags.lora:
+        raise UsageError(
+            f"--metric {min(of_first_stage)} is of a first stage, and --lora updates a U-Net: "
+            "leave one of them out."
+        )
+    if of_first_stage:
+        trained = load_first_stage(flags.ckpt, **reading(flags))
+    else:
+        trained = load_trained(flags.ckpt, **reading(flags), **given)
     hosts.check_equal(
         common_flags(flags) | {"the step of the checkpoint": trained.step} | identity(trained)
     )

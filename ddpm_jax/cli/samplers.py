@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from ddpm_jax.cli.arguments import Flags, Parser
 from ddpm_jax.cli.command import run
-from ddpm_jax.cli.shared_flags import Checkpoint, prepare, reading
+from ddpm_jax.cli.shared_flags import Checkpoint, LowRank, prepare, reading, updating
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.loading import load_trained
@@ -41,7 +41,7 @@ class Command(Settings):
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code; see `command.run` for the errors."""
-    parser = Parser(__doc__, Checkpoint, Command, Comparison, ModelComparison)
+    parser = Parser(__doc__, Checkpoint, LowRank, Command, Comparison, ModelComparison)
     flags = parser.parse(argv)
     mixture = {spec.name for spec in (*settings_in(Command), *settings_in(Comparison))}
     mixture |= {"ckpt", "platform", "compilation_cache"}
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _model(flags: Flags, comparison: Comparison, of_model: ModelComparison) -> ComparedModel:
-    trained = load_trained(flags.ckpt, **reading(flags))
+    trained = load_trained(flags.ckpt, **reading(flags), **updating(flags))
     check_places(trained.model.config.data, data_dir=flags.data_dir, out=flags.out)
     return ComparedModel(trained, of_model, seed=comparison.seed)
 

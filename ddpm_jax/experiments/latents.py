@@ -15,6 +15,7 @@ from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.codec import FrozenFirstStage
+from ddpm_jax.experiments.config import config_file
 from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.experiments.model_files import is_foreign
 from ddpm_jax.experiments.models import Model
@@ -59,9 +60,11 @@ def find_first_stage(
     if begun is not None and stable_diffusion and saved_steps(workdir):
         return begun, None
     if not stable_diffusion and not is_folder(as_path(directory)):
+        name = as_path(directory).name
+        known = name if config_file(name).is_file() else "vae_digits"
         raise UsageError(
             f"first_stage.ckpt is {directory}, and there is no such directory: train a first "
-            "stage, with the config vae_digits, say, and name its directory."
+            f"stage, with the config {known}, say, and name its directory."
         )
     try:
         trained = load_first_stage(directory)

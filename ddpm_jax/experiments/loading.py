@@ -12,7 +12,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.experiments.lora_merging import with_lora
 from ddpm_jax.experiments.lora_models import LoraModel
-from ddpm_jax.experiments.model_files import is_foreign, open_model
+from ddpm_jax.experiments.model_files import check_is_whole, is_foreign, open_model
 from ddpm_jax.experiments.models import Model, Weights
 from ddpm_jax.experiments.owners import OBJECTIVES
 from ddpm_jax.experiments.perceptual import with_discriminator
@@ -27,6 +27,7 @@ from ddpm_jax.experiments.run_settings import (
 from ddpm_jax.experiments.texts import find_tokenizer
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path
+from ddpm_jax.interop.lora_files import read_lora
 from ddpm_jax.interop.pipeline_parts import Pipeline
 from ddpm_jax.models.discriminator import without_discriminator
 from ddpm_jax.monitoring.results import weights_digest
@@ -65,6 +66,7 @@ def load_trained(
       FailureError: its files are damaged.
     """
     if lora is not None:
+        read_lora(lora)  # what cannot be read is refused before a model is
         given = {"step": step, "raw_weights": raw_weights, "dtype": dtype}
         given |= {"variant": variant, "prediction_type": prediction_type}
         return with_lora(load_trained(workdir, objective, **given), lora, scale=lora_scale)
@@ -108,11 +110,12 @@ def _open(path: str | pathlib.Path, step: int | None, **files: str | None) -> Pi
 
 
 def _check_own(workdir: str | pathlib.Path, **files: str | None) -> None:
-    """Refuse settings of other people's files for a run.
+    """Refuse part of a model of others, and settings of other people's files for a run.
 
     Raises:
-      UsageError: one is given.
+      UsageError: it is one, or one is given.
     """
+    check_is_whole(workdir)
     for name in (name for name, value in files.items() if value is not None):
         raise UsageError(
             f"{name} is for the files of Stable Diffusion, and {workdir} is none of these: leave "

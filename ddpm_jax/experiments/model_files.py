@@ -7,7 +7,7 @@ import re
 from ddpm_jax.checkpoints.reader import saved_steps
 from ddpm_jax.errors import UsageError
 from ddpm_jax.files import as_path, is_folder, is_remote
-from ddpm_jax.interop.diffusers_directory import INDEX, read_pipeline
+from ddpm_jax.interop.diffusers_directory import INDEX, read_json, read_pipeline
 from ddpm_jax.interop.hub import resolve
 from ddpm_jax.interop.pipeline_parts import Pipeline
 from ddpm_jax.interop.single_file import read_single_file
@@ -29,6 +29,23 @@ def is_foreign(path: str | os.PathLike) -> bool:
     if is_folder(place):
         return any((place / part).exists() for part in _PARTS) and not saved_steps(place)
     return place.exists() or _may_be_on_hub(str(path))
+
+
+def check_is_whole(path: str | os.PathLike) -> None:
+    """Refuse a folder that is one part of a model in diffusers' layout.
+
+    Raises:
+      UsageError: it is.
+    """
+    place = as_path(path)
+    if is_remote(place) or saved_steps(place) or not (place / "config.json").is_file():
+        return
+    config = read_json(place / "config.json")
+    kind = config.get("_class_name") or config.get("model_type")  # of diffusers, transformers
+    if kind:
+        raise UsageError(
+            f"{place} is one part of a model, {str(kind)[:80]}: give the directory that holds it."
+        )
 
 
 def results_of(path: str | os.PathLike, kind: str) -> pathlib.Path:

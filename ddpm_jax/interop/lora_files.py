@@ -74,9 +74,8 @@ def add_lora(
     Raises:
       UsageError: it is no such file, is damaged, or has updates of another network.
     """
-    place = pathlib.Path(path)
-    place = place / FILE if place.is_dir() else place
-    updates, flat = read_lora(place), flatten_dict(params)
+    place, updates = _place(path), read_lora(path)
+    flat = flatten_dict(params)
     paths = _paths(flat, unet)
     unknown = [name for name in updates if name not in paths]
     if unknown:
@@ -98,12 +97,21 @@ def add_lora(
     return unflatten_dict(flat)
 
 
-def read_lora(path: pathlib.Path) -> dict[str, Update]:
+def _place(path: str | os.PathLike) -> pathlib.Path:
+    place = pathlib.Path(path)
+    return place / FILE if place.is_dir() else place
+
+
+def read_lora(path: str | os.PathLike) -> dict[str, Update]:
     """Return the updates in a file by the name of their map, without "unet." before it.
+
+    Args:
+      path: as in `add_lora`.
 
     Raises:
       UsageError: it is no such file, or damaged, or has anything else in it.
     """
+    path = _place(path)
     tensors = open_tensors(path)
     found: dict[str, dict[str, np.ndarray]] = {}
     for name in tensors:

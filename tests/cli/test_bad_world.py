@@ -16,6 +16,8 @@ from ddpm_jax.cli import command
 from ddpm_jax.generation import generating
 from ddpm_jax.training_runs import start
 
+from ..conftest import GOLDENS
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -142,6 +144,19 @@ def test_a_checkpoint_that_is_none_is_refused(refused_sampling, tmp_path):
     (tmp_path / "foreign" / "checkpoints" / "5").mkdir(parents=True)
     (tmp_path / "foreign" / "checkpoints" / "5" / "model.bin").write_text("x")
     refused_sampling("--ckpt", tmp_path / "foreign", says=["not written by ddpm_jax"])
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ("unet", "UNet2DConditionModel"),
+        ("vae", "AutoencoderKL"),
+        ("text_encoder", "clip_text_model"),
+    ],
+)
+def test_one_part_of_a_model_is_refused_with_what_it_is(refused_sampling, part, kind):
+    part = GOLDENS / "sd/sd1" / part
+    refused_sampling("--ckpt", part, says=[f"{part} is one part of a model, {kind}: give the"])
 
 
 def test_a_step_without_a_checkpoint_is_refused_naming_those_there_are(refused_sampling, trained):

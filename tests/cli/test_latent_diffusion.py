@@ -343,6 +343,8 @@ def test_a_first_stage_that_is_missing_or_has_changed_is_refused(
     refused(
         "train", *new, *OVER, says=["first_stage.ckpt is nowhere, and there is no such directory"]
     )
+    missing = f"--config.first_stage.ckpt={tmp_path / 'emoji_vae'}"
+    refused("train", *new, missing, says=["train a first stage, with the config emoji_vae, say"])
     copied = shutil.copytree(run, tmp_path / "copied")
     settings = json.loads((copied / "config.json").read_text())
     settings["frozen_first_stage"]["sha256"] = 64 * "0"

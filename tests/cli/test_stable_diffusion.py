@@ -11,9 +11,10 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import ddpm_jax
-from ddpm_jax.cli import command, decode, draw, ema, encode, sample
+from ddpm_jax.cli import command, decode, draw, ema, encode, evaluate, sample, samplers
 from ddpm_jax.distributed.pmap import replicate
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments import loading
 from ddpm_jax.experiments.model_files import results_of
 
 from ..conftest import GOLDENS
@@ -188,6 +189,21 @@ def test_what_it_says_of_texts_and_of_the_safety_checker(capsys, directory):
         model.sample(prompt=[])
     model.denoiser(prompt="dog " * 100)
     assert "warning: " in capsys.readouterr().err
+
+
+def test_updates_are_of_a_network_and_not_of_a_first_stage(capsys, tmp_path):
+    arguments = "--ckpt", SD1, "--lora", tmp_path / "updates.safetensors"
+    line = refused(capsys, evaluate.main, *arguments, "--metric", "elbo")
+    assert "--metric elbo is of a first stage, and --lora updates a U-Net: leave one" in line
+
+
+@pytest.mark.parametrize("main", [evaluate.main, samplers.main, sample.command])
+def test_updates_that_are_not_there_are_missed_before_the_model_is_read(
+    capsys, tmp_path, monkeypatch, main
+):
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_, **__: pytest.fail("it was read"))
+    line = refused(capsys, main, "--ckpt", SD1, "--lora", tmp_path / "updates.safetensors")
+    assert "updates.safetensors" in line
 
 
 @pytest.mark.full
