@@ -8,7 +8,8 @@ from ddpm_jax import __version__
 from ddpm_jax.distributed import interrupt
 from ddpm_jax.errors import say, suggest
 
-# name -> what it does; the module of `ddpm_jax.cli` is called the same, with underscores
+# name -> what it does; the module of `ddpm_jax.cli` is called the same, except these
+MODULES = {"import": "import_model", "import-first-stage": "import_first_stage"}
 COMMANDS = {
     "train": "train the model of a config, or resume its run",
     "sample": "make images by a trained model",
@@ -23,6 +24,8 @@ COMMANDS = {
     "decode": "decode latents of a first stage to pictures",
     "draw": "draw the pictures of a first stage at any checkpoint",
     "export": "write a model of texts for diffusers, or its low-rank updates (LoRA)",
+    "import": "turn a network of another project into a run, with a certificate",
+    "verify": "repeat the checks of an imported run's certificate",
     "import-first-stage": "turn an AutoencoderKL's weights into a run",
 }
 USAGE = 2  # exit code
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with interrupt.leaving():
         from ddpm_jax.cli import command
 
-        module = importlib.import_module(f"ddpm_jax.cli.{name.replace('-', '_')}")
+        module = importlib.import_module(f"ddpm_jax.cli.{MODULES.get(name, name)}")
     return command.run(getattr(module, "command", module.main), rest)
 
 

@@ -44,17 +44,22 @@ def import_first_stage(
         raise UsageError(f"{name} is that of {what}, but the weights are a first stage's.")
     model = build(config)
     check_place(out, flag="--out", writing=True)
-    _check_new(out)
+    check_new(out)
     tensors = read_tensors(weights, what="weights of the first stage", how=_HOW)
     params = autoencoder_params_from_diffusers(tensors, model.network)
     with hold(out, "importing a first stage into it"):
-        _check_new(out)
+        check_new(out)
         checkpointer = Checkpointer(out, keep_last=1, keep_every=1)
         state = {"ema_params": jax.tree.map(jnp.asarray, params)}
         checkpointer.save(0, state, {}, run_settings(model))
         checkpointer.close()
 
 
-def _check_new(out: pathlib.Path) -> None:
+def check_new(out: pathlib.Path) -> None:
+    """Refuse a directory that holds a run.
+
+    Raises:
+      UsageError: it does.
+    """
     if saved_steps(out):
         raise UsageError(f"--out {out} holds a run already: name another directory.")

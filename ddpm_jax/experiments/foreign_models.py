@@ -1,0 +1,101 @@
+"""Networks in the files of other projects as models of ours: their config, and their weights."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.experiments.building import DTYPES, build
+from ddpm_jax.experiments.codec import FrozenFirstStage
+from ddpm_jax.experiments.config import check_field, from_dict
+from ddpm_jax.experiments.fields import FIELDS
+from ddpm_jax.experiments.models import Model, Weights
+from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.families.foreign import Foreign, Request
+from ddpm_jax.interop.containers import Container
+from ddpm_jax.monitoring.results import weights_digest
+from ddpm_jax.variational.latent_space import Frozen
+
+
+def foreign_config(foreign: Foreign, request: Request) -> ConfigDict:
+    """Return the config of a network: what its files say, what is assumed, what the user says.
+
+    Raises:
+      UsageError: the user names no field, or says something else than the files.
+    """
+    for name, value in request.fields.items():
+        check_field(name, "the request")
+        if name in foreign.fields and FIELDS[name].fit(value) != foreign.fields[name]:
+            raise UsageError(
+                f"{name} is {foreign.fields[name]} by the files, and {value} is asked for: "
+                "leave it out."
+            )
+    assumed = {name: assumption.value for name, assumption in foreign.assumed.items()}
+    fields = assumed | dict(foreign.fields) | dict(request.fields)
+    return from_dict({"data.name": "folder", "data.flip": False} | fields, source=foreign.family)
+
+
+def foreign_params(foreign: Foreign, model: Model, kind: str) -> dict[str, Any]:
+    """Read the weights of one kind, "raw" or "ema": NumPy, float32.
+
+    Raises:
+      UsageError: they are not those of the model's network.
+    """
+    return foreign.read(foreign.weights[kind], model.network)
+
+
+def kind_of_weights(foreign: Foreign, *, raw_weights: bool = False) -> str:
+    """Return which weights are read: the average where there is one, unless others are asked for.
+
+    Raises:
+      UsageError: the raw ones are asked for, and the files have the average alone.
+    """
+    if not raw_weights:
+        return "ema" if "ema" in foreign.weights else "raw"
+    if "raw" not in foreign.weights:
+        raise UsageError("raw_weights: these files have the average of the weights alone.")
+    return "raw"
+
+
+def load_foreign(
+    container: Container,
+    foreign: Foreign,
+    request: Request,
+    *,
+    first_stage: TrainedModel | None = None,
+    dtype: str | None = None,
+    raw_weights: bool = False,
+) -> TrainedModel:
+    """Read a network of another project as a model.
+
+    Args:
+      container: its files, opened.
+      foreign: what `recognition.recognise` says of them.
+      request: what the user says of them.
+      first_stage: the one of a network over latents, which these files do not have.
+      dtype: of the computation, a key of `DTYPES`; None for float32.
+      raw_weights: leave the moving average, where there is one.
+
+    Raises:
+      UsageError: as `foreign_config`, `foreign_params` and `kind_of_weights`; a config that cannot
+        be built.
+    """
+    config = foreign_config(foreign, request)
+    if dtype is not None:
+        choose("compute dtype", dtype, DTYPES)
+        config.model.dtype = dtype
+    kind = kind_of_weights(foreign, raw_weights=raw_weights)
+    stage, frozen = None, ()
+    if first_stage is not None:
+        stage = FrozenFirstStage(first_stage.model, first_stage.sha256)
+        frozen = Frozen(first_stage.params, np.float32(config.first_stage.latent_scale or 1.0))
+    model = build(config, stage)
+    weights = Weights(foreign_params(foreign, model, kind), frozen)
+    sha256 = weights_digest(weights)
+    weights = jax.tree.map(jnp.asarray, weights)
+    return TrainedModel(
+        model, weights, step=0, average=kind, sha256=sha256, directory=container.path
+    )

@@ -1,0 +1,45 @@
+"""Which family a file or directory of another project belongs to."""
+
+import os
+from collections.abc import Iterable
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.families.foreign import Foreign, Recognise, Request
+from ddpm_jax.interop.containers import Container, open_container
+
+FAMILIES: dict[str, Recognise] = {}  # what its files are of, in words -> how to recognise them
+
+
+def recognise(path: str | os.PathLike, request: Request) -> tuple[Container, Foreign]:
+    """Open the files of another project and say which network they hold.
+
+    Only names, shapes and configs are read.
+
+    Args:
+      path: a file, a directory, or the prefix of a TensorFlow checkpoint.
+      request: what the files do not say.
+
+    Raises:
+      UsageError: it cannot be opened, is of no family here, or holds what our networks cannot
+        represent exactly.
+      FailureError: it cannot be read.
+    """
+    container = open_container(path)
+    for family in FAMILIES.values():
+        found = family(container, request)
+        if found is not None:
+            return container, found
+    raise UsageError(
+        f"{path} is {container.kind}, but its tensors ({_some(container)}) are of no family "
+        f"that is known here: {', '.join(FAMILIES)}."
+    )
+
+
+def _some(container: Container) -> str:
+    names: Iterable[str] = (
+        f"{group}.{name}" if group else name
+        for group, tensors in container.groups.items()
+        for name in tensors
+    )
+    shown = sorted(names)[:3]
+    return ", ".join(name[:80] for name in shown) or "none"

@@ -1,0 +1,116 @@
+"""Certificates of imported models: that every tensor was read, and read right.
+
+A certificate is `certificate.json` beside an imported model. It has the digest of the tensors that
+were read and of the weights made of them, and says that the weights, written back under their old
+names, were the very tensors; and what the model makes of one seed, so that another machine can be
+held against it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.errors import FailureError
+from ddpm_jax.experiments.identity import versions
+from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.families.foreign import Foreign, Request, Tensors
+from ddpm_jax.interop.containers import Container
+from ddpm_jax.tasks.image_arrays import ImageMaker
+from ddpm_jax.tasks.sampling import make_generator
+from ddpm_jax.tasks.sampling_settings import Sampling
+
+CERTIFICATE = "certificate.json"
+STEPS, SEED = 2, 0  # of the image in a certificate
+
+
+def tensors_digest(tensors: Tensors) -> str:
+    """Return the SHA-256 of tensors as float32, with their names and shapes, in order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = np.ascontiguousarray(tensors[name], np.float32)
+        digest.update(f"{name}{list(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def check_written_back(foreign: Foreign, kind: str, params: Mapping[str, Any], network: Any) -> str:
+    """Return the digest of the tensors of one kind, after comparing them with what was read.
+
+    Args:
+      foreign: the network.
+      kind: "raw" or "ema".
+      params: what `foreign.read` made of its tensors.
+      network: ours.
+
+    Raises:
+      FailureError: written under their names again, the parameters are other tensors.
+    """
+    there, back = foreign.weights[kind], foreign.write(params, network)
+    for name in sorted(set(there) | set(back)):
+        if name not in back or name not in there or not _is_same(there[name], back[name]):
+            raise FailureError(
+                f"{name} of the {kind} weights is not the same when it is written back: this is an "
+                f"error in the reading of {foreign.family}, and nothing was imported."
+            )
+    return tensors_digest(back)
+
+
+def _is_same(there: np.ndarray, back: np.ndarray) -> bool:
+    return np.array_equal(np.asarray(there, np.float32), back)
+
+
+def make_certificate(
+    container: Container,
+    foreign: Foreign,
+    request: Request,
+    digests: Mapping[str, str],
+    trained: TrainedModel,
+) -> dict[str, Any]:
+    """Return the certificate of an imported model, JSON-able.
+
+    Args:
+      container: its files.
+      foreign: the network.
+      request: what the user said of it.
+      digests: kind of weights -> what `check_written_back` returned.
+      trained: the model.
+    """
+    weights = {
+        kind: {
+            "tensors": len(foreign.weights[kind]),
+            "parameters": sum(int(np.prod(x.shape)) for x in foreign.weights[kind].values()),
+            "sha256": digest,
+            "written_back": "equal",
+        }
+        for kind, digest in digests.items()
+    }
+    image = smoke_image(trained)
+    return {
+        "family": foreign.family,
+        "released_as": foreign.released_as or None,
+        "source": {"path": str(container.path), "kind": container.kind},
+        "weights": weights,
+        "unread": list(foreign.unread),
+        "fields": dict(foreign.fields),
+        "asked_for": {"fields": dict(request.fields), "preset": request.preset},
+        "assumed": {
+            name: {"value": assumption.value, "why": assumption.why}
+            for name, assumption in foreign.assumed.items()
+        },
+        "result": {"weights": trained.average, "sha256": trained.sha256},
+        "versions": versions(),
+    } | ({} if image is None else {"image": image})
+
+
+def smoke_image(trained: TrainedModel) -> dict[str, Any] | None:
+    """Return how one image is made and what it is like; None for a model that makes none."""
+    model = trained.model
+    if model.config.objective != "diffusion" or model.conditioning.low_res_factor:
+        return None
+    settings = Sampling(sampler="ddim", steps=min(STEPS, model.chain.num_timesteps))
+    chain = ImageMaker().trajectory(make_generator(trained, settings), 1, seed=SEED, batch_size=1)
+    x_0 = np.float64(chain.x_0[-1])
+    statistics = {name: float(getattr(x_0, name)()) for name in ("mean", "std", "min", "max")}
+    return {"sampler": "ddim", "steps": settings.steps, "seed": SEED} | statistics

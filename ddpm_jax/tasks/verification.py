@@ -1,0 +1,107 @@
+"""Certificates verified: that an imported model still is what was read."""
+
+import os
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.experiments.foreign_models import foreign_params
+from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.families.foreign import Request
+from ddpm_jax.families.recognition import recognise
+from ddpm_jax.files import as_path, read_file, reporting
+from ddpm_jax.schema import SHA256, Malformed, Number, Table, Text, parse
+from ddpm_jax.tasks.certificates import CERTIFICATE, check_written_back, smoke_image
+
+_CERTIFICATE = Table(
+    required={
+        "family": Text(),
+        "source": Table(required={"path": Text(), "kind": Text()}),
+        "weights": Table(others=Table(required={"sha256": SHA256})),
+        "asked_for": Table(required={"fields": Table()}),
+        "result": Table(required={"weights": Text("raw|ema"), "sha256": SHA256}),
+    },
+    optional={"image": Table(optional=dict.fromkeys(("mean", "std", "min", "max"), Number()))},
+)
+TOLERANCE = 1e-3  # of the statistics of the image, for other devices and versions
+
+
+class Check(NamedTuple):
+    """One thing that was compared."""
+
+    what: str
+    outcome: str  # "equal", or what differs, or why it was not compared
+    is_good: bool
+
+
+def verify(run: str | os.PathLike, source: str | os.PathLike | None = None) -> list[Check]:
+    """Repeat the checks of an imported model's certificate.
+
+    Args:
+      run: the directory of the imported model.
+      source: the files it was read from, if they are elsewhere now.
+
+    Raises:
+      UsageError: the directory has no certificate, or no model.
+      FailureError: the certificate is damaged.
+    """
+    directory = as_path(run)
+    certificate = _read(directory / CERTIFICATE)
+    trained = load_trained(directory, None)
+    return [
+        _compare("weights of the run", certificate["result"]["sha256"], trained.sha256),
+        *_check_source(certificate, trained, source or certificate["source"]["path"]),
+        _check_image(certificate.get("image"), trained),
+    ]
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    with reporting(path, "read"):
+        if not path.exists():
+            raise UsageError(
+                f"{path.parent} has no {path.name}: it was not made by `ddpm-jax import`."
+            )
+        data = read_file(path)
+    try:
+        return parse(data, _CERTIFICATE)
+    except Malformed as error:
+        raise FailureError(f"{path} is damaged: {error}.") from error
+
+
+def _compare(what: str, wanted: str, found: str) -> Check:
+    good = wanted == found
+    return Check(what, "equal" if good else f"SHA-256 {found[:12]}, was {wanted[:12]}", good)
+
+
+def _check_source(
+    certificate: dict[str, Any], trained: TrainedModel, source: str | os.PathLike
+) -> list[Check]:
+    asked = certificate["asked_for"]
+    try:
+        _, foreign = recognise(source, Request(asked["fields"], asked.get("preset")))
+        checks = []
+        for kind, said in certificate["weights"].items():
+            what = f"{kind} weights in {source}, read and written back"
+            params = foreign_params(foreign, trained.model, kind)
+            digest = check_written_back(foreign, kind, params, trained.model.network)
+            checks.append(_compare(what, said["sha256"], digest))
+    except UsageError as error:
+        return [Check(f"tensors in {source}", f"not compared: {error}", is_good=True)]
+    return checks
+
+
+def _check_image(said: dict[str, float] | None, trained: TrainedModel) -> Check:
+    found = smoke_image(trained)
+    if said is None or found is None:
+        return Check("image", "none is made of this model", is_good=True)
+    wanted = {name: said.get(name) for name in found}
+    differing = [
+        f"{name} {found[name]:.6g}, was {value:.6g}"
+        for name, value in wanted.items()
+        if name in ("mean", "std", "min", "max")
+        and not np.isclose(found[name], value, 0, TOLERANCE)
+    ]
+    return Check("image", ", ".join(differing) or "equal", not differing)
