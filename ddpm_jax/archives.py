@@ -27,6 +27,9 @@ MEMBERS = 10_000  # arrays in a file
 # bytes, and multiple of the file's size: beyond both, it is not an archive of arrays
 INFLATED, RATIO = 1 << 28, 100
 HEADER = 10_000  # bytes of an NPY header, NumPy's own limit
+DIRECTORY = 1 << 24  # bytes of the directory of a zip file, some 100 a member
+_BLOCK = 1 << 18  # bytes of a compressed array that are read at once
+_LOCAL_HEADER = 30  # bytes, before name and extra field of a member
 INDEX = 100_000_000  # bytes of a safetensors header, that format's own limit
 
 SAFETENSORS = {
@@ -40,6 +43,15 @@ SAFETENSORS = {
 
 class BadArchive(ValueError):
     """The content of a file contradicts its headers or the caller; half a sentence."""
+
+
+class Member(NamedTuple):
+    """An array of an NPZ file, before it is read."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None  # in numbers; None: C order
+    offset: int | None  # of its first number in the file, in bytes; None: it cannot be mapped
 
 
 class Header(NamedTuple):
@@ -61,7 +73,7 @@ def read_npz(data: bytes, expected: Mapping[str, Header] | None = None) -> dict[
       BadArchive: it is damaged or implausibly large, or an array is missing, holds neither numbers
         nor text, or is not as expected.
     """
-    with _refusing("a damaged archive"), zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with _refusing("a damaged archive"), open_zip(io.BytesIO(data)) as archive:
         found = _members(archive, len(data))
         for name in expected or ():
             if name not in found:
@@ -72,6 +84,61 @@ def read_npz(data: bytes, expected: Mapping[str, Header] | None = None) -> dict[
             name: _read_member(archive, found[name], name, (expected or {}).get(name))
             for name in names
         }
+
+
+def npz_index(path: pathlib.Path) -> dict[str, Member]:
+    """Return type, shape and position of every array of a local NPZ file; their data is not read.
+
+    Raises:
+      BadArchive: as `read_npz`.
+      OSError: as `files.open_file`.
+    """
+    with open_file(path) as file:
+        size = file.seek(0, 2)
+        with _refusing("a damaged archive"), open_zip(file) as archive:
+            return {
+                name: _index_member(file, archive, info, size)
+                for name, info in _members(archive, size).items()
+            }
+
+
+def read_npz_array(path: pathlib.Path, name: str, expected: Header) -> np.ndarray:
+    """Return one array of a local NPZ file, read-only; raise as `npz_index`."""
+    with open_file(path) as file, _refusing("a damaged archive"), open_zip(file) as archive:
+        found = _members(archive, file.seek(0, 2))
+        if name not in found:
+            raise BadArchive(f"it has no array {name!r}")
+        return _read_member(archive, found[name], name, expected)
+
+
+def open_zip(file: BinaryIO) -> zipfile.ZipFile:
+    """Open a zip file, after refusing a directory of more than `DIRECTORY` bytes.
+
+    Raises:
+      BadArchive: see above.
+      zipfile.BadZipFile: it is damaged.
+    """
+    view = _Limited(file)
+    archive = zipfile.ZipFile(view)
+    view.limit = None
+    return archive
+
+
+def stored_place(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> int:
+    """Return the position of the data of a member that a zip file of `size` bytes stores as it is.
+
+    Raises:
+      BadArchive: its local header is damaged, or its data ends beyond the file.
+    """
+    file.seek(info.header_offset)
+    header = file.read(_LOCAL_HEADER)
+    if len(header) < _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
+        raise BadArchive("it is a damaged zip file")
+    names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    start = info.header_offset + _LOCAL_HEADER + names
+    if start + info.file_size > size:
+        raise BadArchive("it is a zip file that is cut off")
+    return start
 
 
 def map_npy(path: pathlib.Path, expected: Header) -> np.ndarray:
@@ -247,6 +314,21 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
     return found
 
 
+def _index_member(
+    file: BinaryIO, archive: zipfile.ZipFile, info: zipfile.ZipInfo, size: int
+) -> Member:
+    with archive.open(info) as member:
+        header, fortran = _npy_header(member)
+        begin = member.tell()
+    if info.file_size - begin != _nbytes(header):
+        raise BadArchive(f"the header of {info.filename!r} tells of {_nbytes(header):,} bytes")
+    offset = None  # also of text, which is checked when it is read
+    if info.compress_type == zipfile.ZIP_STORED and header.dtype.kind != "U":
+        offset = stored_place(file, info, size) + begin
+    strides = tuple(math.prod(header.shape[:axis]) for axis in range(len(header.shape)))
+    return Member(header.dtype, header.shape, strides if fortran else None, offset)
+
+
 def _read_member(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, expected: Header | None
 ) -> np.ndarray:
@@ -259,13 +341,18 @@ def _read_member(
             )
         if expected is not None:
             _check_expected(repr(name), header, expected)
-        content = member.read()  # to the end, where the checksum is verified
-    if len(content) != size:
+        content, end = bytearray(size), 0
+        # Not at once: the member's bytes would lie in memory twice. At the end of the last block
+        # the checksum is verified.
+        while block := member.read(_BLOCK):
+            content[end : end + len(block)] = block
+            end += len(block)
+    if end != size:
         raise BadArchive(f"its array {name!r} is cut off")
     return _array(content, header, "F" if fortran else "C")
 
 
-def _array(content: bytes | memoryview, header: Header, order: str = "C") -> np.ndarray:
+def _array(content: bytes | bytearray | memoryview, header: Header, order: str = "C") -> np.ndarray:
     # NumPy refuses an empty buffer, and a shape with a 0 may have an impossible other side.
     with _refusing("it has an array of an impossible shape"):
         flat = np.frombuffer(content, header.dtype) if len(content) else np.zeros(0, header.dtype)
@@ -329,6 +416,24 @@ def _describe(header: Header) -> str:
         else f" [{', '.join('any' if n is None else str(n) for n in header.shape)}]"
     )
     return f"{kind}{shape}"
+
+
+class _Limited:
+    """A file of which, while `limit` is a number, no more bytes are read at once.
+
+    The directory of a zip file is read at once, and each of its entries becomes an object.
+    """
+
+    limit: int | None = DIRECTORY
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        if self.limit is not None and size > self.limit:
+            raise BadArchive(f"its directory has more than {self.limit:,} bytes")
+        return self._file.read(size)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,28 @@
-"""What a file or a directory of another project holds: tensors by name, and what is said of it."""
+"""What a file or a directory of another project holds: tensors by name, and what is said of it.
+
+`open_container` opens every format that is read here. The content decides which it is, not the
+name. Nothing in a file is executed, and tensors are not read before they are looked up.
+"""
 
 import dataclasses
+import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from ddpm_jax.archives import BadArchive, safetensors_metadata
+from ddpm_jax.errors import UsageError
+from ddpm_jax.files import as_path, open_file
+from ddpm_jax.interop.contents import Contents, contents_of_pickle
+from ddpm_jax.interop.network_folders import is_network_folder, read_network_folder
+from ddpm_jax.interop.tensor_store import npz_store, safetensors_store
+from ddpm_jax.interop.torch_files import is_torch_zip, read_torch
+from ddpm_jax.interop.weight_files import open_shards
+
+# (local path, variant of the weights in a directory) -> what is there
+Reader = Callable[[pathlib.Path, str | None], Contents]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,3 +37,76 @@ class Container:
     # JSON objects by the path of their file in the directory; numbers, texts and flat lists of them
     # by the keys that lead to them in a file.
     facts: Mapping[str, Any]
+    # What else there is, by the keys that lead to it, in words: "the state of an optimiser".
+    unread: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def open_container(path: str | os.PathLike, *, variant: str | None = None) -> Container:
+    """Open the weights that another project has saved.
+
+    Args:
+      path: a file of PyTorch, safetensors or NPZ; the JSON index of several safetensors files; or
+        a directory of a pipeline or of one network in diffusers' layout.
+      variant: of the weights in a directory, "fp16" say; as `network_folders.read_network_folder`.
+
+    Returns:
+      what is there; no tensor is read.
+
+    Raises:
+      UsageError: there is no such file, it is of no format that is known here, damaged, has no
+        tensors by name, or asks for code to be executed.
+    """
+    path = as_path(path)
+    try:
+        kind, read = _folder_format(path) if path.is_dir() else _format(path)
+        contents = read(path, variant)
+    except BadArchive as error:
+        raise UsageError(
+            f"{path} is no whole file of weights that can be read ({error}): download it again, or "
+            "name another."
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror or error}).") from error
+    return Container(path, kind, *contents)
+
+
+def _folder_format(path: pathlib.Path) -> tuple[str, Reader]:
+    """Return what a directory is, in words, and what reads it."""
+    if is_network_folder(path):
+        return "a directory of diffusers", read_network_folder
+    raise UsageError(
+        f"{path} is a directory, but none of diffusers: neither it nor a folder in it has weights "
+        "such as diffusion_pytorch_model.safetensors. Name a file in it."
+    )
+
+
+def _format(path: pathlib.Path) -> tuple[str, Reader]:
+    """Return what a file is, in words, and what reads it; raise as `files.open_file`."""
+    with open_file(path) as file:
+        start = file.read(9)
+    # 8 bytes have the length of the header, of which less than 4 are used, and a brace begins it.
+    if start[4:] == b"\0\0\0\0{":
+        return "a safetensors file", _read_safetensors
+    if start[:1] == b"{":
+        return "several files of weights with an index", _read_shards
+    if start[:2] == b"PK" and not is_torch_zip(path):
+        return "an NPZ file", _read_npz
+    if start[:2] == b"PK" or start[:1] == b"\x80":
+        return "a file of PyTorch", _read_pickle
+    raise UsageError(f"{path} is of no format that is read here: PyTorch, safetensors and NPZ are.")
+
+
+def _read_safetensors(path: pathlib.Path, _: str | None) -> Contents:
+    return Contents({"": safetensors_store(path)}, safetensors_metadata(path))
+
+
+def _read_shards(path: pathlib.Path, _: str | None) -> Contents:
+    return Contents({"": open_shards(path)})
+
+
+def _read_npz(path: pathlib.Path, _: str | None) -> Contents:
+    return Contents({"": npz_store(path)})
+
+
+def _read_pickle(path: pathlib.Path, _: str | None) -> Contents:
+    return contents_of_pickle(path, read_torch(path))

@@ -9,13 +9,23 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ddpm_jax.archives import BadArchive, safetensors_index
+from ddpm_jax.archives import BadArchive, Header, npz_index, read_npz_array, safetensors_index
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.torch_files import is_torch_file, torch_index
+
+
+class Entry(Protocol):
+    """A tensor that is not read yet."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def load(self) -> np.ndarray:
+        """Return the tensor, read-only."""
 
 
 class Stored(NamedTuple):
@@ -51,11 +61,31 @@ class Stored(NamedTuple):
         return self._replace(shape=self.shape[:2], strides=self.strides and self.strides[:2])
 
 
+class Packed(NamedTuple):
+    """An array of an NPZ file that is compressed, and read whole when it is looked up."""
+
+    path: pathlib.Path
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def load(self) -> np.ndarray:
+        """Return the array, read-only.
+
+        Raises:
+          UsageError: its data is damaged.
+        """
+        try:
+            return read_npz_array(self.path, self.name, Header(self.dtype, self.shape))
+        except BadArchive as error:
+            raise UsageError(f"{self.name} of {self.path} is damaged ({error}).") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class TensorStore(Mapping[str, np.ndarray]):
     """Tensors by name: `store[name]` maps one into memory, read-only, of the type in the file."""
 
-    entries: Mapping[str, Stored]
+    entries: Mapping[str, Entry]
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.entries[name].load()
@@ -120,19 +150,14 @@ def open_tensors(path: pathlib.Path) -> TensorStore:
       UsageError: there is no such file, it is neither of these, or damaged.
     """
     try:
-        if is_torch_file(path):
-            entries = {
+        if not is_torch_file(path):
+            return safetensors_store(path)
+        return store_of(
+            {
                 name: Stored(path, view.offset, view.dtype, view.shape, view.strides)
                 for name, view in torch_index(path).items()
             }
-        else:
-            entries = {
-                name: Stored(path, offset, header.dtype, header.shape)
-                for name, (header, offset) in safetensors_index(path).items()
-            }
-        for entry in entries.values():
-            if 0 in entry.shape:
-                entry.load()
+        )
     except BadArchive as error:
         raise UsageError(
             f"{path} is neither a whole safetensors file nor one of PyTorch that can be read "
@@ -142,6 +167,39 @@ def open_tensors(path: pathlib.Path) -> TensorStore:
         raise UsageError(
             f"The weights cannot be read from {path} ({error.strerror or error})."
         ) from error
+
+
+def safetensors_store(path: pathlib.Path) -> TensorStore:
+    """Open a local safetensors file; raise as `archives.safetensors_index`."""
+    return store_of(
+        {
+            name: Stored(path, offset, header.dtype, header.shape)
+            for name, (header, offset) in safetensors_index(path).items()
+        }
+    )
+
+
+def npz_store(path: pathlib.Path) -> TensorStore:
+    """Open a local NPZ file; raise as `archives.npz_index`."""
+    return store_of(
+        {
+            name: Packed(path, name, dtype, shape)
+            if offset is None
+            else Stored(path, offset, dtype, shape, strides)
+            for name, (dtype, shape, strides, offset) in npz_index(path).items()
+        }
+    )
+
+
+def store_of(entries: Mapping[str, Entry]) -> TensorStore:
+    """Return a store of tensors after looking at the empty ones, whose shapes nothing else bounds.
+
+    Raises:
+      BadArchive: the shape of an empty one is impossible.
+    """
+    for entry in entries.values():
+        if 0 in entry.shape:
+            entry.load()
     return TensorStore(entries)
 
 

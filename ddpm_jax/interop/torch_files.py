@@ -8,15 +8,17 @@
 Numbers are little-endian. Checksums of a zip file are not compared: that would read all of it.
 """
 
+import contextlib
 import io
 import math
 import pathlib
 import zipfile
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.archives import BadArchive
+from ddpm_jax.archives import BadArchive, open_zip, stored_place
 from ddpm_jax.files import open_file
 from ddpm_jax.interop.torch_names import Storage, View
 from ddpm_jax.interop.torch_pickle import load
@@ -24,7 +26,6 @@ from ddpm_jax.interop.torch_pickle import load
 PICKLE = 1 << 26  # bytes of the pickles of a file; those of SDXL have 0.3 million
 MEMBERS = 100_000  # storages in a file
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
-_LOCAL_HEADER = 30  # bytes, before name and extra field of a member
 WRAPPERS = ("state_dict", "model")  # keys under which training loops keep the weights
 
 
@@ -45,14 +46,39 @@ def is_torch_file(path: pathlib.Path) -> bool:
     return start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80")
 
 
-def torch_index(path: pathlib.Path) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, or of a checkpoint that has one as "state_dict".
+def is_torch_zip(path: pathlib.Path) -> bool:
+    """Return whether a zip file is one of PyTorch; raise as `files.open_file` and `read_torch`."""
+    with open_file(path) as file, _refusing_zip(), open_zip(file) as archive:
+        return any(name.endswith("/data.pkl") for name in archive.namelist())
 
-    Everything else in the file, such as a state of the optimiser, is passed over.
+
+class Saved(NamedTuple):
+    """What a file holds, and where its storages lie."""
+
+    tree: Any  # containers of `torch_names.View` and plain values, as `torch_pickle.load`
+    places: dict[str, tuple[int, int]]  # key of a storage -> position and size in bytes
+
+    def place(self, view: View) -> Tensor:
+        """Return where a tensor lies.
+
+        Raises:
+          BadArchive: its storage is missing or cut off.
+        """
+        dtype = view.storage.dtype
+        if view.storage.key not in self.places:
+            raise BadArchive(f"its storage {view.storage.key[:40]!r} is missing")
+        offset, size = self.places[view.storage.key]
+        if view.storage.size * dtype.itemsize > size:
+            raise BadArchive(f"its storage {view.storage.key[:40]!r} is cut off")
+        strides = None if _is_contiguous(view) else view.strides
+        return Tensor(offset + view.offset * dtype.itemsize, dtype, view.shape, strides)
+
+
+def read_torch(path: pathlib.Path) -> Saved:
+    """Return what a local file of `torch.save` holds; its tensors are not read.
 
     Raises:
-      BadArchive: it is damaged, has no tensors by name, or holds what is neither a tensor nor a
-        plain container.
+      BadArchive: it is damaged, or holds what is neither a tensor nor a plain container.
       OSError: as `files.open_file`.
     """
     with open_file(path) as file:
@@ -60,11 +86,24 @@ def torch_index(path: pathlib.Path) -> dict[str, Tensor]:
         file.seek(0)
         is_zip = file.read(2) == b"PK"
         file.seek(0)
-        saved, places = _read_zip(file, size) if is_zip else _read_legacy(file, size)
-    found = {name: value for name, value in _state_dict(saved).items() if isinstance(value, View)}
+        return _read_zip(file, size) if is_zip else _read_legacy(file, size)
+
+
+def torch_index(path: pathlib.Path) -> dict[str, Tensor]:
+    """Return the tensors of a state dict, or of a checkpoint that has one as "state_dict".
+
+    Everything else in the file, such as a state of the optimiser, is passed over.
+
+    Raises:
+      BadArchive: as `read_torch`, or it has no tensors by name.
+      OSError: as `files.open_file`.
+    """
+    saved = read_torch(path)
+    state = _state_dict(saved.tree)
+    found = {name: value for name, value in state.items() if isinstance(value, View)}
     if not found or not all(isinstance(name, str) for name in found):
         raise BadArchive("it has no tensors by name")
-    return {name: _place(view, places) for name, view in found.items()}
+    return {name: saved.place(view) for name, view in found.items()}
 
 
 def _state_dict(saved: Any) -> dict[Any, Any]:
@@ -72,18 +111,6 @@ def _state_dict(saved: Any) -> dict[Any, Any]:
         raise BadArchive("it holds no state dict")
     inner = (saved.get(name) for name in WRAPPERS)
     return next((value for value in inner if isinstance(value, dict)), saved)
-
-
-def _place(view: View, places: dict[str, tuple[int, int]]) -> Tensor:
-    """Return where a tensor lies; `places`: key of a storage -> position and size in bytes."""
-    dtype = view.storage.dtype
-    if view.storage.key not in places:
-        raise BadArchive(f"its storage {view.storage.key[:40]!r} is missing")
-    offset, size = places[view.storage.key]
-    if view.storage.size * dtype.itemsize > size:
-        raise BadArchive(f"its storage {view.storage.key[:40]!r} is cut off")
-    strides = None if _is_contiguous(view) else view.strides
-    return Tensor(offset + view.offset * dtype.itemsize, dtype, view.shape, strides)
 
 
 def _is_contiguous(view: View) -> bool:
@@ -94,9 +121,8 @@ def _is_contiguous(view: View) -> bool:
     )
 
 
-def _read_zip(file: BinaryIO, size: int) -> tuple[Any, dict[str, tuple[int, int]]]:
-    try:
-        archive = zipfile.ZipFile(file)
+def _read_zip(file: BinaryIO, size: int) -> Saved:
+    with _refusing_zip(), open_zip(file) as archive:
         infos = {info.filename: info for info in archive.infolist()}
         roots = [name.removesuffix("data.pkl") for name in infos if name.endswith("/data.pkl")]
         if len(roots) != 1 or len(infos) > MEMBERS:
@@ -113,29 +139,28 @@ def _read_zip(file: BinaryIO, size: int) -> tuple[Any, dict[str, tuple[int, int]
             for name, info in infos.items()
             if name.startswith(f"{root}data/")
         }
+    return Saved(saved, places)
+
+
+@contextlib.contextmanager
+def _refusing_zip() -> Iterator[None]:
+    """Turn any error of a damaged zip file into a `BadArchive`."""
+    try:
+        yield
     except (BadArchive, MemoryError):
         raise
     except Exception as error:  # BadZipFile, zlib.error, EOFError, NotImplementedError, ...
         raise BadArchive(f"it is a damaged zip file: {error}") from error
-    return saved, places
 
 
 def _member(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> tuple[int, int]:
     """Return position and size in bytes of the data of a member that is stored as it is."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise BadArchive("its storages are compressed, as PyTorch does not write them")
-    file.seek(info.header_offset)
-    header = file.read(_LOCAL_HEADER)
-    if len(header) < _LOCAL_HEADER or header[:4] != b"PK\x03\x04":
-        raise BadArchive("it is a damaged zip file")
-    names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-    start = info.header_offset + _LOCAL_HEADER + names
-    if start + info.file_size > size:
-        raise BadArchive("it is a zip file that is cut off")
-    return start, info.file_size
+    return stored_place(file, info, size), info.file_size
 
 
-def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, dict[str, tuple[int, int]]]:
+def _read_legacy(file: BinaryIO, size: int) -> Saved:
     head = io.BytesIO(file.read(PICKLE))
     if load(head) != MAGIC or load(head) != VERSION:
         raise BadArchive("it does not begin as a file of PyTorch")
@@ -157,4 +182,4 @@ def _read_legacy(file: BinaryIO, size: int) -> tuple[Any, dict[str, tuple[int, i
             raise BadArchive("it is cut off")
         places[key] = (position + 8, nbytes)
         position += 8 + nbytes
-    return saved, places
+    return Saved(saved, places)

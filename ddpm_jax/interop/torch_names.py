@@ -59,6 +59,13 @@ class Name(NamedTuple):
     name: str
 
 
+class Record:
+    """Stands for an object of a class that is known to hold plain values: they, by attribute."""
+
+    def __init__(self) -> None:
+        self.state: dict[Any, Any] = {}
+
+
 def check_key(key: Any) -> Any:
     """Return the key of a dict, after refusing all but plain ones.
 
@@ -76,12 +83,11 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any
     The other arguments of PyTorch's functions (whether it takes a gradient, hooks) are of no
     meaning for weights.
     """
+    if len(shape) != len(strides) or len(shape) > DIMENSIONS:
+        raise BadArchive("its pickle has a damaged tensor")
     numbers = (offset, *shape, *strides)
-    if (
-        not isinstance(storage, Storage)
-        or not all(type(number) is int and number >= 0 for number in numbers)
-        or len(shape) != len(strides)
-        or len(shape) > DIMENSIONS
+    if not isinstance(storage, Storage) or not all(
+        type(number) is int and number >= 0 for number in numbers
     ):
         raise BadArchive("its pickle has a damaged tensor")
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
@@ -117,4 +123,5 @@ INERT_NAMES = {
     Name("torch", "device"),
     *(Name("torch", name) for name in ("float16", "bfloat16", "float32", "float64", "int64")),
 }
+RECORDS: dict[Name, Callable[[], Any]] = {Name("argparse", "Namespace"): Record}  # made empty
 STORAGE_NAMES = {Name("torch", f"{kind}Storage") for kind in STORAGES}

@@ -12,7 +12,7 @@ view lies within its storage is checked in `torch_names`, whether a storage lies
 import io
 import pickletools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 from ddpm_jax.archives import BadArchive
@@ -20,10 +20,12 @@ from ddpm_jax.interop.torch_names import (
     CALLABLE,
     INERT,
     INERT_NAMES,
+    RECORDS,
     STORAGE_NAMES,
     STORAGES,
     Inert,
     Name,
+    Record,
     Storage,
     check_key,
 )
@@ -40,7 +42,8 @@ def load(data: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
       storages: receives those that the pickle refers to, by key.
 
     Returns:
-      dicts, lists, tuples, sets, strings, bytes, numbers, None, `View`, `Storage`, `Inert`.
+      dicts, lists, tuples, strings, bytes, numbers, None, `View`, `Storage`, `Record`, `Inert`.
+      They may contain themselves.
 
     Raises:
       BadArchive: it is damaged, or holds something else.
@@ -62,11 +65,17 @@ class _Machine:
         self.storages = storages
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.left = OPCODES
+
+    def spend(self, count: int) -> None:
+        """Count steps of work: what is in the memo can be worked on again and again."""
+        self.left -= count
+        if self.left < 0:
+            raise BadArchive(f"its pickle has more than {OPCODES:,} opcodes")
 
     def run(self, opcodes: Iterator[tuple[Any, Any, int | None]]) -> Any:
-        for count, (opcode, argument, _) in enumerate(opcodes):
-            if count > OPCODES:
-                raise BadArchive(f"its pickle has more than {OPCODES:,} opcodes")
+        for opcode, argument, _ in opcodes:
+            self.spend(1)
             if opcode.name == "STOP":
                 return self.stack.pop()
             if opcode.name in _CONSTANTS:
@@ -117,17 +126,31 @@ class _Machine:
         if isinstance(function, Inert):
             self.stack.append(INERT)
         elif isinstance(function, Name) and isinstance(arguments, tuple):
+            self.spend(sum(len(item) for item in arguments if isinstance(item, Sized)))
             self.stack.append(CALLABLE[function](*arguments))
         else:
             raise BadArchive("its pickle calls what is no function")
 
-    def build(self) -> None:
-        """Pass over the state of an object: `_metadata` of a state dict, which nothing here needs.
+    def new(self) -> None:
+        kind, arguments = self.pop(2)
+        if isinstance(kind, Inert):
+            self.stack.append(INERT)
+        elif isinstance(kind, Name) and kind in RECORDS and arguments == ():
+            self.stack.append(RECORDS[kind]())
+        else:
+            raise BadArchive("its pickle makes an object of what is no class")
 
-        A tensor may have attributes that decide its values, and is refused.
+    def build(self) -> None:
+        """Set the state of a record.
+
+        That of a dict is passed over: `_metadata` of a state dict, which nothing here needs. A
+        tensor may have attributes that decide its values, and is refused.
         """
-        target, _ = self.pop(2)
-        if not isinstance(target, dict | Inert):
+        target, state = self.pop(2)
+        if isinstance(target, Record) and isinstance(state, dict):
+            self.spend(len(state))
+            target.state.update(state)
+        elif not isinstance(target, dict | Inert):
             raise BadArchive("its pickle changes the state of what is no dict")
         self.stack.append(target)
 
@@ -156,7 +179,7 @@ class _Machine:
         found = Name(module, name)
         if found in INERT_NAMES:
             self.stack.append(INERT)
-        elif found in CALLABLE or found in STORAGE_NAMES:
+        elif found in CALLABLE or found in STORAGE_NAMES or found in RECORDS:
             self.stack.append(found)
         else:
             raise BadArchive(
@@ -199,6 +222,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "GLOBAL": lambda machine, names: machine.name(*names.split(" ", 1)),
     "STACK_GLOBAL": lambda machine, _: machine.name(*machine.pop(2)),
     "REDUCE": lambda machine, _: machine.reduce(),
+    "NEWOBJ": lambda machine, _: machine.new(),
     "BUILD": lambda machine, _: machine.build(),
     "BINPERSID": lambda machine, _: machine.persistent(),
 }

@@ -43,7 +43,28 @@ def find_weights(folder: pathlib.Path, variant: str | None = None) -> TensorStor
         a file is missing or damaged.
     """
     path = folder / _choose(_candidates(_names(folder)), variant, folder)
-    return _open_shards(path) if path.suffix == ".json" else open_tensors(path)
+    return open_shards(path) if path.suffix == ".json" else open_tensors(path)
+
+
+def open_shards(index: pathlib.Path) -> TensorStore:
+    """Open the weights in several local files, by the JSON file that says which lie where.
+
+    Raises:
+      UsageError: it is damaged, or a file or a tensor that it names is missing or damaged.
+    """
+    try:
+        places = parse(read_file(index), _INDEX)["weight_map"]
+    except Malformed as error:
+        raise UsageError(f"{index} is damaged: {error}.") from error
+    shards = {}
+    for name in sorted(set(places.values())):
+        if not (index.parent / name).exists():
+            raise UsageError(f"{index.parent} has no {name}, which {index.name} names.")
+        shards[name] = open_tensors(index.parent / name)
+    for name, shard in places.items():
+        if name not in shards[shard]:
+            raise UsageError(f"{index.parent / shard} has no tensor {name}, unlike {index.name}.")
+    return TensorStore({name: shards[shard].entries[name] for name, shard in places.items()})
 
 
 def choose_files(names: Iterable[str], variant: str | None, folder: str) -> list[str]:
@@ -94,19 +115,3 @@ def _choose(found: Mapping[str, list[str]], variant: str | None, folder: str | o
         raise UsageError(f"{folder} has {asked}: name one of {there}.")
     # safetensors before .bin, one file before an index
     return min(found[wanted], key=lambda name: (".safetensors" not in name, name.endswith(".json")))
-
-
-def _open_shards(index: pathlib.Path) -> TensorStore:
-    try:
-        places = parse(read_file(index), _INDEX)["weight_map"]
-    except Malformed as error:
-        raise UsageError(f"{index} is damaged: {error}.") from error
-    shards = {}
-    for name in sorted(set(places.values())):
-        if not (index.parent / name).exists():
-            raise UsageError(f"{index.parent} has no {name}, which {index.name} names.")
-        shards[name] = open_tensors(index.parent / name)
-    for name, shard in places.items():
-        if name not in shards[shard]:
-            raise UsageError(f"{index.parent / shard} has no tensor {name}, unlike {index.name}.")
-    return TensorStore({name: shards[shard].entries[name] for name, shard in places.items()})

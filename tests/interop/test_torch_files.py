@@ -1,7 +1,6 @@
 """Files of `torch.save`, read without PyTorch: equal bits, and nothing but tensors."""
 
 import io
-import pickle
 import random
 import struct
 import zipfile
@@ -14,58 +13,18 @@ from ddpm_jax.archives import BadArchive
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop import torch_pickle
 from ddpm_jax.interop.tensor_store import open_tensors
-from ddpm_jax.interop.torch_files import MAGIC, VERSION
 
-# Pickles are made here opcode by opcode, so that these tests need no PyTorch.
-FLOATS = np.arange(24, dtype="<f4")
-FLOAT_BYTES = FLOATS.tobytes()
-STORAGE = b"ctorch\nFloatStorage\n"
-
-
-def text(value):
-    return b"X" + struct.pack("<I", len(value)) + value.encode()
-
-
-def whole(value):
-    return b"J" + struct.pack("<i", value)
-
-
-def several(values):
-    return b"(" + b"".join(map(whole, values)) + b"t"
-
-
-def storage(key="0", size=24, kind=STORAGE):
-    return b"(" + text("storage") + kind + text(key) + text("cpu") + whole(size) + b"tQ"
-
-
-def tensor(
-    shape=(4, 6), strides=(6, 1), offset=0, of=None, by=b"ctorch._utils\n_rebuild_tensor_v2\n"
-):
-    arguments = (of or storage()) + whole(offset) + several(shape) + several(strides)
-    return by + b"(" + arguments + b"\x89ccollections\nOrderedDict\n)RtR"
-
-
-def state_dict(value, name="w"):
-    return b"}" + text(name) + value + b"s"
-
-
-def write_zip(path, content, data=FLOAT_BYTES, compression=zipfile.ZIP_STORED, **members):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02" + content + b".")
-        for name, value in {"byteorder": b"little", "data/0": data, **members}.items():
-            archive.writestr(f"archive/{name}", value)
-    return path
-
-
-def write_legacy(
-    path, content, data=FLOATS, magic=MAGIC, version=VERSION, little=True, keys=("0",)
-):
-    head = [magic, version, {"protocol_version": VERSION, "little_endian": little}]
-    parts = [pickle.dumps(value, 2) for value in head]
-    parts += [b"\x80\x02" + content + b".", pickle.dumps(list(keys), 2)]
-    parts += [struct.pack("<q", data.size), data.tobytes()]
-    path.write_bytes(b"".join(parts))
-    return path
+from .pickled import (
+    FLOATS,
+    STORAGE,
+    state_dict,
+    storage,
+    tensor,
+    text,
+    whole,
+    write_legacy,
+    write_zip,
+)
 
 
 @pytest.fixture(params=[write_zip, write_legacy])

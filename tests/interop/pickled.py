@@ -1,0 +1,59 @@
+"""Files of `torch.save` made opcode by opcode, so that tests need no PyTorch."""
+
+import pickle
+import struct
+import zipfile
+
+import numpy as np
+
+from ddpm_jax.interop.torch_files import MAGIC, VERSION
+
+FLOATS = np.arange(24, dtype="<f4")
+FLOAT_BYTES = FLOATS.tobytes()
+STORAGE = b"ctorch\nFloatStorage\n"
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def whole(value):
+    return b"J" + struct.pack("<i", value)
+
+
+def several(values):
+    return b"(" + b"".join(map(whole, values)) + b"t"
+
+
+def storage(key="0", size=24, kind=STORAGE):
+    return b"(" + text("storage") + kind + text(key) + text("cpu") + whole(size) + b"tQ"
+
+
+def tensor(
+    shape=(4, 6), strides=(6, 1), offset=0, of=None, by=b"ctorch._utils\n_rebuild_tensor_v2\n"
+):
+    arguments = (of or storage()) + whole(offset) + several(shape) + several(strides)
+    return by + b"(" + arguments + b"\x89ccollections\nOrderedDict\n)RtR"
+
+
+def state_dict(value, name="w"):
+    return b"}" + text(name) + value + b"s"
+
+
+def write_zip(path, content, data=FLOAT_BYTES, compression=zipfile.ZIP_STORED, **members):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + content + b".")
+        for name, value in {"byteorder": b"little", "data/0": data, **members}.items():
+            archive.writestr(f"archive/{name}", value)
+    return path
+
+
+def write_legacy(
+    path, content, data=FLOATS, magic=MAGIC, version=VERSION, little=True, keys=("0",)
+):
+    head = [magic, version, {"protocol_version": VERSION, "little_endian": little}]
+    parts = [pickle.dumps(value, 2) for value in head]
+    parts += [b"\x80\x02" + content + b".", pickle.dumps(list(keys), 2)]
+    parts += [struct.pack("<q", data.size), data.tobytes()]
+    path.write_bytes(b"".join(parts))
+    return path
