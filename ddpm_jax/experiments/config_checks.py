@@ -103,6 +103,11 @@ def _check_condition(config: ConfigDict) -> None:
             f"condition.label_dropout is {c.label_dropout}, but the network is given no labels to "
             "hide: set condition.num_classes to the number of classes of the data."
         )
+    if c.label_dropout and not c.null_class:
+        raise UsageError(
+            f"condition.label_dropout is {c.label_dropout}, but a network without a null class can "
+            "be given no hidden labels: set condition.null_class to true."
+        )
     if c.low_res_factor and config.first_stage.ckpt:
         raise UsageError(
             f"condition.low_res_factor is {c.low_res_factor}, but a model over latents can be "

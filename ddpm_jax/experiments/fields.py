@@ -15,20 +15,27 @@ from ddpm_jax.experiments.config_field import (
     choices,
     field,
     list_fields,
+    only,
     up_to,
 )
 from ddpm_jax.experiments.first_stage_fields import FirstStage, Sharp
 from ddpm_jax.experiments.owners import (
+    CLASSIFIER,
     DIFFUSION,
     FINE_TUNED,
     NETWORKS,
     NOISY,
     OBJECTIVES,
+    PLAIN_UNET,
     TRANSFORMER,
     UNET,
+    WITH_CLASSES,
 )
 from ddpm_jax.experiments.text_fields import Lora, Scheduler, Text, TextUnet
 from ddpm_jax.limits import MAX_SEED, MAX_TIMESTEPS
+from ddpm_jax.models.classifier import POOLS
+from ddpm_jax.models.layers import RESAMPLINGS
+from ddpm_jax.models.trunk import QKV_ORDERS
 
 BETA = Range(above=0, at_most=1)
 # 12**-0.5 is the relative width of an average in which all of the run weighs the same
@@ -124,11 +131,23 @@ class Model:
         (16,), "heights of the feature maps that get attention", up_to(8192), longest=64, of=UNET
     )
     num_heads = field(1, "of attention", up_to(1024), of=UNET)
+    num_heads_up = field(
+        0, "num_heads on the way up; 0: the same", at_least(0, 1024), of=PLAIN_UNET
+    )
+    head_channels = field(
+        0, "of a head, in place of num_heads; 0: not given", at_least(0, 16_384), of=PLAIN_UNET
+    )
     scale_shift_norm = field(
         False, "the time scales and shifts a block's second norm", of=NOISY + UNET
     )
     downsample_padding = field(
         "end", "where a stride of 2 pads; both: Improved DDPM", choices("end both"), of=UNET
+    )
+    resampling = field(
+        "conv",
+        "between levels; block: Dhariwal and Nichol 2021; pool: no parameters",
+        choices(RESAMPLINGS),
+        of=PLAIN_UNET,
     )
     dropout = field(0.1, "share of the activations", SHARE)
     time_embedding = field(
@@ -136,6 +155,9 @@ class Model:
         "DDPM; cos_sin: Improved DDPM, DiT",
         choices("sin_cos cos_sin cos_sin_inclusive"),
         of=NOISY,
+    )
+    time_channels = field(
+        0, "sines and cosines that embed the time; 0: ch", at_least(0, 16_384), of=PLAIN_UNET
     )
     norm_eps = field(1e-6, "added to the variance in normalisations", POSITIVE)
     dtype = field(
@@ -146,6 +168,13 @@ class Model:
         "computed again in the backward pass",
         choices("none products blocks"),
         resumable=True,
+    )
+    pool = field("mean", "of what a classifier sees", choices(POOLS), of=CLASSIFIER)
+    qkv_order = field(
+        "heads",
+        "of one head or map after the other, in OpenAI's files; the network is the same",
+        choices(QKV_ORDERS),
+        of=PLAIN_UNET,
     )
 
 
@@ -165,6 +194,11 @@ class Condition:
 
     OF = NOISY
     num_classes = field(0, "its class, of the data's so many; 0: not given", at_least(0, 1_000_000))
+    null_class = field(
+        True,
+        "one class more, the last, that carries no information",
+        of=DIFFUSION + only("model.name", "unet", "dit") + WITH_CLASSES,
+    )
     label_dropout = field(
         0.0, "share hidden in training, for classifier-free guidance", SHARE, of=DIFFUSION
     )

@@ -26,7 +26,9 @@ _OF_TRAINING = (
     "model.dropout",
     "model.dtype",
     "model.remat",
+    "model.qkv_order",
     "condition.num_classes",  # its parameters say so
+    "condition.null_class",
     "condition.label_dropout",
     "text.ckpt",
     "text.cache",

@@ -10,13 +10,14 @@ from ml_collections import ConfigDict
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments import perceptual
 from ddpm_jax.models.autoencoder import Autoencoder, check_autoencoder
+from ddpm_jax.models.trunk import Pyramid
 from ddpm_jax.randomness import base_key
 from ddpm_jax.variational.first_stage import LOG_SCALE, SCALES, FirstStage
 from ddpm_jax.variational.latent_space import LatentSpace
 from ddpm_jax.variational.observation import FAMILIES
 
-# fields of config.model that an autoencoder lacks: it is a U-Net without time
-_NOT_OURS = ("name", "scale_shift_norm", "time_embedding")
+# fields of config.model that an autoencoder has: it is a U-Net without time
+_FIELDS = {field.name for field in dataclasses.fields(Pyramid)} - {"name", "parent"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +91,7 @@ def make_network(config: ConfigDict, dtype: Any) -> Autoencoder:
             f"first_stage.log_scale is {stage.log_scale}: it must be between {least:g} and "
             f"{most:g}, beyond which log scales are clipped."
         )
-    fields = {
-        name: value for name, value in config.model.to_dict().items() if name not in _NOT_OURS
-    }
+    fields = {name: value for name, value in config.model.to_dict().items() if name in _FIELDS}
     network = Autoencoder(
         **fields
         | {

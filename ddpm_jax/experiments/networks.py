@@ -29,9 +29,11 @@ def make_network(
     height, width, channels = shape
     model = {**config.model.to_dict(), "dtype": dtype}
     name = model.pop("name")
+    del model["pool"]  # a classifier's
     conditions = {
         "out_channels": output_channels(channels, config.diffusion.variance),
         "num_classes": config.condition.num_classes,
+        "null_class": config.condition.null_class,
         "low_res_channels": Conditioning(**config.condition.to_dict()).image_channels(channels),
     }
     if name == "dit":

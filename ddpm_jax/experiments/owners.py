@@ -23,8 +23,11 @@ CODEBOOKS = {"averages": "", "gradient": "a codebook that is learned by its grad
 MIDDLES = ("transformer", "block", "none")  # of a U-Net that reads texts
 
 DIFFUSION, FIRST_STAGE = only("objective", "diffusion"), only("objective", "first_stage")
+CLASSIFIER = only("objective", "classifier")  # of noisy images
 NOISY = only("objective", "diffusion", "classifier")  # models of x_t
 UNET, TRANSFORMER = only("model.name", "unet", "text_unet"), only("model.name", "dit")
+PLAIN_UNET = NOISY + only("model.name", "unet")  # without texts; a classifier is half of one
+WITH_CLASSES = only("condition.num_classes")
 TEXT = only("model.name", "text_unet")
 TRAINED_ENCODER = TEXT + only("text.kind", "clip")
 LATENTS = NOISY + only("first_stage.ckpt")  # models of a trained first stage's latents

@@ -8,6 +8,7 @@ from ddpm_jax.models.text_encoder import TextEncoder, check_text_encoder
 from ddpm_jax.models.text_unet import TextUNet, check_text_unet, per_level
 
 _NAMED_ALIKE = ("mid_block", "upcast_attention", "linear_projection", "null_class")
+_OTHERWISE = ("name", "dtype", "num_heads", "pool")  # fields of config.model that are no network's
 _OF_THE_ENCODER = ("vocab_size", "width", "layers", "heads", "hidden", "activation")
 ENCODER_FIELDS = (*_OF_THE_ENCODER, "length")  # of the group `text`: what fixes the weights
 
@@ -32,8 +33,7 @@ def make_text_unet(
     only_cross = tuple(level in own.only_cross_attention for level in range(levels))
     unet = TextUNet(
         **model,
-        **conditions,
-        **{name: own[name] for name in _NAMED_ALIKE},
+        **conditions | {name: own[name] for name in _NAMED_ALIKE},
         resolution=height,
         depth=tuple(own.depths) if len(own.depths) > 1 else own.depths[0],
         only_cross_attention=only_cross if any(only_cross) else False,
@@ -60,7 +60,7 @@ def make_encoder(config: ConfigDict, dtype: Any) -> TextEncoder | None:
 def set_networks(config: ConfigDict, unet: TextUNet, encoder: TextEncoder) -> None:
     """Set the fields of a config whose networks these are."""
     config.model.name = "text_unet"
-    for name in set(config.model) - {"name", "dtype", "num_heads"}:
+    for name in set(config.model) - set(_OTHERWISE):
         config.model[name] = getattr(unet, name)
     for name in _NAMED_ALIKE:
         config.text_unet[name] = getattr(unet, name)

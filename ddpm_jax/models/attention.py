@@ -26,6 +26,7 @@ def attention(
     out_init: nn.initializers.Initializer = zero_init,
     upcast: bool = False,
     causal: bool = False,
+    out_features: int | None = None,
 ) -> jax.Array:
     """Let every token of h attend to all of the context: proj_out(softmax(q k^T / sqrt(D)) v).
 
@@ -43,9 +44,10 @@ def attention(
       out_init: of the weights of proj_out.
       upcast: give the product float32 factors; its sum and the softmax are float32 in any case.
       causal: let token i attend to the tokens up to i only.
+      out_features: F, of proj_out; None for C.
 
     Returns:
-      [B, L, C] in `dtype`.
+      [B, L, F] in `dtype`.
     """
     B, L, C = h_BxLxC.shape
     N, D = num_heads, C // num_heads
@@ -59,7 +61,8 @@ def attention(
     if upcast:
         q_BxLxNxD, k_BxMxNxD = (array.astype(jnp.float32) for array in (q_BxLxNxD, k_BxMxNxD))
     o_BxLxNxD = attend(q_BxLxNxD, k_BxMxNxD, v_BxMxNxD, is_causal=causal)
-    return dense(C, name="proj_out", dtype=dtype, kernel_init=out_init)(o_BxLxNxD.reshape(B, L, C))
+    F = C if out_features is None else out_features
+    return dense(F, name="proj_out", dtype=dtype, kernel_init=out_init)(o_BxLxNxD.reshape(B, L, C))
 
 
 def attend(

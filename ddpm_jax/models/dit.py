@@ -170,6 +170,7 @@ class DiT(nn.Module):
     remat: str = "none"
     out_channels: int = 3  # twice the image's channels when the variance is learned
     num_classes: int = 0  # of the labels in the condition, without the null class; 0: it has none
+    null_class: bool = True  # whether a further class, the last, carries no information
     low_res_channels: int = 0  # of the low-resolution image in the condition; 0: it has none
 
     @nn.compact
@@ -187,7 +188,7 @@ class DiT(nn.Module):
           x: [B, H, W, C] float32; H and W divisible by patch_size.
           t: [B], int32 or float32: the time given to the network, 0..T-1 or rescaled.
           condition: class and low-resolution image, with a leading axis B; exactly the parts that
-            the fields announce. A label outside 0..num_classes gives NaN.
+            the fields announce. A label that is no class gives NaN.
           dropout_keys: [B] typed keys, one per example, already folded with the step and the
             example's global index; None for no dropout.
 
@@ -214,7 +215,12 @@ class DiT(nn.Module):
         )
         if label is not None:
             c = c + ClassEmbedding(
-                self.num_classes, features, dtype, EMBEDDING_STDDEV, name="class_embedding"
+                self.num_classes,
+                features,
+                dtype,
+                EMBEDDING_STDDEV,
+                self.null_class,
+                name="class_embedding",
             )(label)
         c = nn.swish(c)
         if low_res is not None:

@@ -28,6 +28,11 @@ TIME_EMBEDDINGS = {
 # TensorFlow's SAME pads an even side at its end only, PyTorch's padding=1 at both: different
 # networks.
 DOWNSAMPLE_PADDINGS = {"end": (0, 1), "both": (1, 1)}
+RESAMPLINGS = {  # between two levels
+    "conv": "a convolution of stride 2; pixels repeated and a convolution (DDPM)",
+    "block": "a residual block that averages or repeats pixels (Dhariwal and Nichol 2021)",
+    "pool": "the mean of 2x2 pixels; pixels repeated; no parameters",
+}
 
 # Weights are drawn from U(-r, r), r = sqrt(3 * scale / mean(fan_in, fan_out)). The last layer of
 # each residual branch and of the network starts at practically 0: a new residual block is its
@@ -278,6 +283,17 @@ class Dropout(nn.Module):
         return jnp.where(jax.vmap(mask)(keys), x / (1.0 - self.rate), 0.0)
 
 
+def halved(x: jax.Array) -> jax.Array:
+    """Return the mean of each 2x2 pixels: [B, H, W, C] -> [B, H / 2, W / 2, C], H and W even."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+def doubled(x: jax.Array) -> jax.Array:
+    """Return each pixel repeated 2x2: [B, H, W, C] -> [B, 2H, 2W, C]."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
 class Upsample(nn.Module):
     """Upsampling that repeats each pixel 2x2, then a 3x3 convolution."""
 
@@ -296,11 +312,10 @@ class Upsample(nn.Module):
         kernel = self.param("kernel", default_init, (3, 3, channels, channels), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x, kernel = x.astype(self.dtype), converted(kernel, jnp.float32, x)
-        doubled = 2 * x.shape[1], 2 * x.shape[2]
-        if size in (None, doubled):
+        if size in (None, (2 * x.shape[1], 2 * x.shape[2])):
             y = conv_upsampled(x, kernel)
         else:
-            repeated = x.repeat(2, axis=1).repeat(2, axis=2)[:, : size[0], : size[1]]
+            repeated = doubled(x)[:, : size[0], : size[1]]
             y = conv2d(repeated, kernel.astype(x.dtype), padding=((1, 1), (1, 1)))
         return y + bias.astype(self.dtype)[None, None, None, :]
 

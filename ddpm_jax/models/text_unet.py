@@ -74,13 +74,13 @@ class TextUNet(Trunk):
 
     @nn.nowrap
     def attention(
-        self, h: jax.Array, context: jax.Array | None, level: int, name: str
+        self, h: jax.Array, context: jax.Array | None, level: int, heads: int, name: str
     ) -> jax.Array:
         """Apply a new `Transformer` of this name."""
         transformer = rematerialized(Transformer, self.remat)
         levels = len(self.ch_mult)
         layer = transformer(
-            self.heads[level],
+            heads,
             per_level(self.depth, levels)[level],
             level >= 0 and per_level(self.only_cross_attention, levels)[level],
             self.upcast_attention,
@@ -129,7 +129,7 @@ class TextUNet(Trunk):
         if label is not None:
             temb = temb + ClassEmbedding(
                 self.num_classes,
-                4 * self.ch,
+                self.temb_features,
                 self.dtype,
                 null_class=self.null_class,
                 name="class_embedding",

@@ -16,16 +16,24 @@ from ddpm_jax.models.layers import (
     DOWNSAMPLE_PADDINGS,
     EPSILON,
     NUM_GROUPS,
+    RESAMPLINGS,
     TIME_EMBEDDINGS,
     Conv3x3,
     Dropout,
     GroupNorm,
     Upsample,
     dense,
+    doubled,
     embed_time,
+    halved,
     zero_init,
 )
 from ddpm_jax.models.rematerialization import rematerialized
+
+QKV_ORDERS = {
+    "heads": "q, k and v of the first head, then of the next one",
+    "maps": "q of all heads, then k, then v",
+}
 
 
 class ResBlock(nn.Module):
@@ -37,7 +45,8 @@ class ResBlock(nn.Module):
 
     With scale_shift_norm the second line is norm2(h) * (1 + s) + b, where [s, b] = temb_proj(temb);
     without a time, temb_proj is left out. The shortcut is the identity, or a 1x1 convolution where
-    the number of channels changes.
+    the number of channels changes. With `resample`, x in the last line and what conv1 is applied to
+    are halved or doubled in height and width first (Dhariwal and Nichol 2021, section 3).
     """
 
     features: int
@@ -45,12 +54,13 @@ class ResBlock(nn.Module):
     scale_shift_norm: bool = False
     norm_eps: float = EPSILON
     dtype: DTypeLike = jnp.float32
+    resample: str = ""  # "down" or "up", where features is C; "": neither
 
     @nn.compact
     def __call__(
         self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None
     ) -> jax.Array:
-        """Map [B, H, W, C] to [B, H, W, features].
+        """Map [B, H, W, C] to [B, H, W, features], or to half or twice H and W.
 
         Args:
           x: [B, H, W, C] in `dtype`.
@@ -60,7 +70,12 @@ class ResBlock(nn.Module):
         """
         dtype = self.dtype
         h = nn.swish(GroupNorm(self.norm_eps, dtype, name="norm1")(x))
-        h = Conv3x3(self.features, dtype=dtype, name="conv1")(h)
+        if self.resample == "down":
+            h, x = halved(h), halved(x)
+        if self.resample == "up":
+            h, x = Upsample(dtype, name="conv1")(h), doubled(x)
+        else:
+            h = Conv3x3(self.features, dtype=dtype, name="conv1")(h)
         if temb is None:
             h = GroupNorm(self.norm_eps, dtype, name="norm2")(h)
         elif self.scale_shift_norm:
@@ -88,10 +103,10 @@ class Pyramid(nn.Module):
     the two blocks at the bottom.
 
     A network of this form derives from it and calls its methods in a compact `__call__`: the layers
-    that they create are the network's own, by the names given here. In all methods `temb` [B, 4 ch]
-    is the embedded time after its swish, None for a network without a time, and `context`
-    [B, L, D] what attention looks at besides the pixels, None for pixels alone. `check_pyramid`
-    refuses what this class cannot build.
+    that they create are the network's own, by the names given here. In all methods `temb` [B, E] is
+    the embedded time after its swish, None for a network without a time, and `context` [B, L, D]
+    what attention looks at besides the pixels, None for pixels alone. `check_pyramid` refuses what
+    this class cannot build.
     """
 
     resolution: int = (
@@ -113,12 +128,19 @@ class Pyramid(nn.Module):
     # what is stored for the backward pass, a key of rematerialization.REMAT
     remat: str = "none"
 
-    scale_shift_norm = False  # not a field here: only a `Trunk` has a time
+    # not fields here: only a `Trunk` has them
+    scale_shift_norm = False
+    resampling = "conv"
 
     @property
     def heads(self) -> tuple[int, ...]:
         """The number of heads of attention on each level; the middle has those of the last."""
         return (self.num_heads,) * len(self.ch_mult)
+
+    @property
+    def heads_up(self) -> tuple[int, ...]:
+        """The number of heads of attention on each level on the way up."""
+        return self.heads
 
     @property
     def levels(self) -> list[tuple[int, int, bool]]:
@@ -136,17 +158,24 @@ class Pyramid(nn.Module):
         dropout_keys: jax.Array | None,
         features: int,
         name: str,
+        resample: str = "",
     ) -> jax.Array:
         """Apply a new `ResBlock` of this name."""
         res_block = rematerialized(ResBlock, self.remat)
         layer = res_block(
-            features, self.dropout, self.scale_shift_norm, self.norm_eps, self.dtype, name=name
+            features,
+            self.dropout,
+            self.scale_shift_norm,
+            self.norm_eps,
+            self.dtype,
+            resample,
+            name=name,
         )
         return layer(h, temb, dropout_keys)
 
     @nn.nowrap
     def attention(
-        self, h: jax.Array, context: jax.Array | None, level: int, name: str
+        self, h: jax.Array, context: jax.Array | None, level: int, heads: int, name: str
     ) -> jax.Array:
         """Apply what follows a block on a level with attention: a new layer of this name.
 
@@ -154,7 +183,7 @@ class Pyramid(nn.Module):
         overrides this method. `level` is -1 in the middle.
         """
         attention_block = rematerialized(AttentionBlock, self.remat)
-        return attention_block(self.heads[level], self.norm_eps, self.dtype, name=name)(h)
+        return attention_block(heads, self.norm_eps, self.dtype, name=name)(h)
 
     @nn.nowrap
     def down(
@@ -176,13 +205,29 @@ class Pyramid(nn.Module):
             for j in range(self.num_res_blocks):
                 h = self.block(h, temb, dropout_keys, features, f"down_{i}_block_{j}")
                 if attends:
-                    h = self.attention(h, context, i, f"down_{i}_attn_{j}")
+                    h = self.attention(h, context, i, self.heads[i], f"down_{i}_attn_{j}")
                 results.append(h)
             if i != len(self.ch_mult) - 1:
-                padding = DOWNSAMPLE_PADDINGS[self.downsample_padding]
-                h = Conv3x3(features, 2, padding, dtype=self.dtype, name=f"down_{i}_downsample")(h)
+                h = self.downsample(h, temb, dropout_keys, features, f"down_{i}_downsample")
                 results.append(h)
         return results
+
+    @nn.nowrap
+    def downsample(
+        self,
+        h: jax.Array,
+        temb: jax.Array | None,
+        dropout_keys: jax.Array | None,
+        features: int,
+        name: str,
+    ) -> jax.Array:
+        """Apply what `resampling` says on the way down, a new layer of this name."""
+        if self.resampling == "pool":
+            return halved(h)
+        if self.resampling == "block":
+            return self.block(h, temb, dropout_keys, features, name, "down")
+        padding = DOWNSAMPLE_PADDINGS[self.downsample_padding]
+        return Conv3x3(features, 2, padding, dtype=self.dtype, name=name)(h)
 
     @nn.nowrap
     def middle(
@@ -195,7 +240,7 @@ class Pyramid(nn.Module):
         """Apply the two blocks at the bottom and the attention between them."""
         _, features, _ = self.levels[-1]
         h = self.block(h, temb, dropout_keys, features, "mid_block_1")
-        h = self.attention(h, context, -1, "mid_attn_1")
+        h = self.attention(h, context, -1, self.heads[-1], "mid_attn_1")
         return self.block(h, temb, dropout_keys, features, "mid_block_2")
 
     @nn.nowrap
@@ -226,12 +271,32 @@ class Pyramid(nn.Module):
                     h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self.block(h, temb, dropout_keys, features, f"up_{i}_block_{j}")
                 if attends:
-                    h = self.attention(h, context, i, f"up_{i}_attn_{j}")
+                    h = self.attention(h, context, i, self.heads_up[i], f"up_{i}_attn_{j}")
             if i != 0:
                 # the height and width of the level above, which may have been odd
                 size = None if skips is None else skips[-1].shape[1:3]
-                h = Upsample(self.dtype, name=f"up_{i}_upsample")(h, size)
+                h = self.upsample(h, temb, dropout_keys, size, f"up_{i}_upsample")
         return h
+
+    @nn.nowrap
+    def upsample(
+        self,
+        h: jax.Array,
+        temb: jax.Array | None,
+        dropout_keys: jax.Array | None,
+        size: tuple[int, int] | None,
+        name: str,
+    ) -> jax.Array:
+        """Apply what `resampling` says on the way up, a new layer of this name.
+
+        `size` is the height and width to come to, None for twice those of h: a convolution alone
+        can come to odd ones.
+        """
+        if self.resampling == "pool":
+            return doubled(h)
+        if self.resampling == "block":
+            return self.block(h, temb, dropout_keys, h.shape[-1], name, "up")
+        return Upsample(self.dtype, name=name)(h, size)
 
 
 class Trunk(Pyramid):
@@ -243,14 +308,39 @@ class Trunk(Pyramid):
     # whether the time scales and shifts the second normalisation (Improved DDPM)
     scale_shift_norm: bool = False
     time_embedding: str = "sin_cos"  # a key of layers.TIME_EMBEDDINGS
+    time_channels: int = 0  # sines and cosines that embed the time; 0: ch
+    head_channels: int = 0  # of a head of attention on every level, in place of num_heads; 0: none
+    num_heads_up: int = 0  # num_heads on the way up; 0: the same
+    resampling: str = "conv"  # between levels, a key of layers.RESAMPLINGS
+    # how files in the names of Improved DDPM's code keep q, k and v, a key of QKV_ORDERS; the
+    # network is the same
+    qkv_order: str = "heads"
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """The number of heads of attention on each level; the middle has those of the last."""
+        if not self.head_channels:
+            return super().heads
+        return tuple(max(1, features // self.head_channels) for _, features, _ in self.levels)
+
+    @property
+    def heads_up(self) -> tuple[int, ...]:
+        """The number of heads of attention on each level on the way up."""
+        return (self.num_heads_up,) * len(self.ch_mult) if self.num_heads_up else self.heads
+
+    @property
+    def temb_features(self) -> int:
+        """Features of the embedded time and class."""
+        return 4 * (self.time_channels or self.ch)
 
     @nn.nowrap
     def embed(self, t: jax.Array) -> jax.Array:
-        """Map times [B] to [B, 4 ch], the input of the blocks before its swish.
+        """Map times [B] to [B, temb_features], the input of the blocks before its swish.
 
         Other embeddings, of a class, are added before that swish.
         """
-        return embed_time(t, self.ch, 4 * self.ch, form=self.time_embedding, dtype=self.dtype)
+        sinusoids, features = self.time_channels or self.ch, self.temb_features
+        return embed_time(t, sinusoids, features, form=self.time_embedding, dtype=self.dtype)
 
 
 def check_trunk(trunk: Trunk, height: int, width: int) -> None:
@@ -266,6 +356,22 @@ def check_trunk(trunk: Trunk, height: int, width: int) -> None:
         what to do.
     """
     choose("time embedding", trunk.time_embedding, TIME_EMBEDDINGS)
+    choose("resampling", trunk.resampling, RESAMPLINGS)
+    choose("order of q, k and v", trunk.qkv_order, QKV_ORDERS)
+    for name in ("time_channels", "head_channels", "num_heads_up"):
+        check_count(name, getattr(trunk, name), or_none=True)
+    if trunk.head_channels and trunk.num_heads_up:
+        raise UsageError(
+            f"num_heads_up is {trunk.num_heads_up}, but head_channels {trunk.head_channels} says "
+            "how many heads there are: set one of them to 0."
+        )
+    for level, channels, attends in trunk.levels:
+        is_last = level == len(trunk.ch_mult) - 1
+        if trunk.head_channels and (attends or is_last) and channels % trunk.head_channels:
+            raise UsageError(
+                f"head_channels {trunk.head_channels} does not divide the {channels} channels of a "
+                f"level with attention: choose a divisor of {channels}."
+            )
     check_pyramid(trunk, height, width)
 
 
@@ -319,9 +425,11 @@ def _check_attention(pyramid: Pyramid) -> None:
             )
     last = len(resolutions) - 1  # whose channels the middle has, which attends
     for level, channels, attends in pyramid.levels:
-        heads = pyramid.heads[level]
-        if (attends or level == last) and channels % heads:
-            raise UsageError(
-                f"num_heads {heads} does not divide the {channels} channels of a level with "
-                f"attention: choose a divisor of {channels}."
-            )
+        if not (attends or level == last):
+            continue
+        for name, heads in (("num_heads", pyramid.heads), ("num_heads_up", pyramid.heads_up)):
+            if channels % heads[level]:
+                raise UsageError(
+                    f"{name} {heads[level]} does not divide the {channels} channels of a level "
+                    f"with attention: choose a divisor of {channels}."
+                )

@@ -28,7 +28,8 @@ class UNet(Trunk):
     paths, and sits between the two blocks at the bottom.
 
     The defaults are DDPM's network. Improved DDPM's has scale_shift_norm, time_embedding "cos_sin",
-    norm_eps 1e-5 and downsample_padding "both".
+    norm_eps 1e-5 and downsample_padding "both"; that of Dhariwal and Nichol (2021) also has
+    resampling "block" and head_channels 64.
 
     The parameters do not depend on the height and width, so a trained network runs at any size its
     strides divide. `check_unet` refuses what this class cannot build.
@@ -36,6 +37,7 @@ class UNet(Trunk):
 
     out_channels: int = 3  # twice the image's channels when the variance is learned
     num_classes: int = 0  # of the labels in the condition, without the null class; 0: it has none
+    null_class: bool = True  # whether a further class, the last, carries no information
     low_res_channels: int = 0  # of the low-resolution image in the condition; 0: it has none
 
     @nn.compact
@@ -53,7 +55,7 @@ class UNet(Trunk):
           x: [B, H, W, C] float32; H and W divisible by 2**(len(ch_mult) - 1).
           t: [B], int32 or float32: the time given to the network, 0..T-1 or rescaled.
           condition: class and low-resolution image, with a leading axis B; exactly the parts that
-            the fields announce. A label outside 0..num_classes gives NaN.
+            the fields announce. A label that is no class gives NaN.
           dropout_keys: [B] typed keys, one per example, already folded with the step and the
             example's global index; None for no dropout.
 
@@ -70,7 +72,11 @@ class UNet(Trunk):
         temb = self.embed(t)
         if label is not None:
             temb = temb + ClassEmbedding(
-                self.num_classes, 4 * self.ch, self.dtype, name="class_embedding"
+                self.num_classes,
+                self.temb_features,
+                self.dtype,
+                null_class=self.null_class,
+                name="class_embedding",
             )(label)
         temb = nn.swish(temb)
         if low_res is not None:

@@ -27,6 +27,7 @@ class Conditioning(NamedTuple):
     # with that part grey: the input of networks for inpainting, after x_t.
     inpainting: bool = False
     has_text: bool = False  # whether there is a caption; captions are hidden where they are drawn
+    null_class: bool = True  # whether there is a further class, number K, that tells nothing
 
     def image_channels(self, channels: int) -> int:
         """Return the channels of `Condition.low_res`, 0 for none, where x_0 has so many."""

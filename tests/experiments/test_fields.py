@@ -16,7 +16,16 @@ from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.experiments.config_field import Range, field, list_fields, only
 from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.networks import CUSTOM
-from ddpm_jax.models import dit, layers, lora, rematerialization, text_encoder, text_unet
+from ddpm_jax.models import (
+    classifier,
+    dit,
+    layers,
+    lora,
+    rematerialization,
+    text_encoder,
+    text_unet,
+    trunk,
+)
 from ddpm_jax.samplers import diffusers_levels
 from ddpm_jax.training import ema_profiles, first_stage_objective, objective, optimizer, step
 from ddpm_jax.variational import first_stage, observation
@@ -37,6 +46,9 @@ TABLES = {  # field of a name -> where that name is looked up
     "model.time_embedding": layers.TIME_EMBEDDINGS,
     "model.dtype": DTYPES,
     "model.remat": rematerialization.REMAT,
+    "model.resampling": layers.RESAMPLINGS,
+    "model.pool": classifier.POOLS,
+    "model.qkv_order": trunk.QKV_ORDERS,
     "dit.size": {*dit.SIZES, CUSTOM},
     "text.activation": text_encoder.ACTIVATIONS,
     "text.padding": texts.PADDINGS,

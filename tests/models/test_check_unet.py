@@ -31,6 +31,18 @@ from ddpm_jax.models.unet import UNet, check_unet
             },
             (2, 2),
         ),
+        # ImageNet 512 x 512 of Dhariwal and Nichol (2021)
+        (
+            {
+                "resolution": 512,
+                "ch_mult": (1, 2, 2, 4, 4, 8, 8),
+                "attn_resolutions": (32, 16, 8),
+                "resampling": "block",
+                "head_channels": 64,
+                "time_channels": 256,
+            },
+            (512, 512),
+        ),
     ],
 )
 def test_what_can_be_built_is_accepted(fields, size):
@@ -71,6 +83,12 @@ def test_what_can_be_built_is_accepted(fields, size):
             (32, 32),
             "Unknown downsample padding 'ends'.* Did you mean 'end'",
         ),
+        ({"resampling": "pooling"}, (32, 32), "Unknown resampling 'pooling'"),
+        ({"qkv_order": "head"}, (32, 32), "Unknown order of q, k and v 'head'"),
+        ({"num_heads_up": 3}, (32, 32), "num_heads_up 3 does not divide the 256 channels"),
+        ({"head_channels": 96}, (32, 32), "head_channels 96 does not divide the 256 channels"),
+        ({"head_channels": 64, "num_heads_up": 2}, (32, 32), "num_heads_up is 2, .* set one"),
+        ({"time_channels": -1}, (32, 32), "time_channels is -1"),
         ({"dtype": "int32"}, (32, 32), "dtype is 'int32'"),
         ({"dtype": "bf16"}, (32, 32), "dtype is 'bf16'"),
     ],
