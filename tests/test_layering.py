@@ -36,6 +36,7 @@ LAYERS = {
     "interop": 5,
     "plotting": 5,
     "text": 6,
+    "families": 6,
     "experiments": 7,
     "tasks": 8,
     "measuring": 9,

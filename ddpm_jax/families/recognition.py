@@ -4,10 +4,14 @@ import os
 from collections.abc import Iterable
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.families import ddpm_ports, ddpm_tensorflow
 from ddpm_jax.families.foreign import Foreign, Recognise, Request
 from ddpm_jax.interop.containers import Container, open_container
 
-FAMILIES: dict[str, Recognise] = {}  # what its files are of, in words -> how to recognise them
+FAMILIES: dict[str, Recognise] = {  # what its files are of, in words -> how to recognise them
+    ddpm_tensorflow.FAMILY: ddpm_tensorflow.recognise,
+    ddpm_ports.FAMILY: ddpm_ports.recognise,
+}
 
 
 def recognise(path: str | os.PathLike, request: Request) -> tuple[Container, Foreign]:

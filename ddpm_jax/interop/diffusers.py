@@ -52,7 +52,8 @@ TOP = {
     "mid_block_2": "mid_block.resnets.1",
 }
 KINDS = {"block": "resnets", "attn": "attentions"}
-POINTWISE = {"shortcut", "quant", "post_quant"}  # our linear maps that are 1x1 convolutions there
+# our linear maps that are 1x1 convolutions there
+POINTWISE = frozenset(("shortcut", "quant", "post_quant"))
 
 
 def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet) -> dict[str, Any]:
@@ -123,9 +124,12 @@ def from_torch(path: Path, value: np.ndarray) -> np.ndarray:
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
-def to_torch(path: Path, value: np.ndarray) -> np.ndarray:
-    """Convert our parameter at `path` to the layout of the corresponding tensor."""
+def to_torch(path: Path, value: np.ndarray, pointwise: frozenset[str] = POINTWISE) -> np.ndarray:
+    """Convert our parameter at `path` to the layout of the corresponding tensor.
+
+    `pointwise` are our linear maps that are 1x1 convolutions there.
+    """
     if path[-1] != "kernel":
         return value
     value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-    return value[:, :, None, None] if POINTWISE.intersection(path) else value
+    return value[:, :, None, None] if pointwise.intersection(path) else value

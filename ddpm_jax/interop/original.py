@@ -41,7 +41,7 @@ def unet_params_from_original(
     in_channels = 3 if first is None else first.shape[-2]
     shapes = unet_shapes(unet, in_channels)
     return rename_from(
-        variables, shapes, lambda path: f"{scope}/{_name(path)}", _same_layout, SOURCE
+        variables, shapes, lambda path: f"{scope}/{variable_name(path)}", _same_layout, SOURCE
     )
 
 
@@ -52,7 +52,7 @@ def unet_params_to_original(params: Params, scope: str = "model") -> dict[str, n
       UsageError: the network has classes.
     """
     _check_unconditional("class_embedding" in params)
-    return rename_to(params, lambda path: f"{scope}/{_name(path)}", _same_layout)
+    return rename_to(params, lambda path: f"{scope}/{variable_name(path)}", _same_layout)
 
 
 def _check_unconditional(has_classes: object) -> None:
@@ -63,7 +63,8 @@ def _check_unconditional(has_classes: object) -> None:
         )
 
 
-def _name(path: Path) -> str:
+def variable_name(path: Path) -> str:
+    """Return the name in the original code of the parameter at a path, without the scope."""
     *modules, leaf = path
     name = "/".join(modules)
     name = re.sub(r"^(down_\d+|up_\d+|mid|temb)_", r"\1/", name)
