@@ -89,7 +89,7 @@ def run(tmp_path, monkeypatch):
     checkpointer.close()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_python_of_the_readme_has_five_lines_and_runs(run):
     text, names = _python_blocks(ROOT / "README.md"), {}
     assert len([line for line in text.splitlines() if line]) == 5

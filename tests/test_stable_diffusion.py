@@ -31,7 +31,7 @@ SAMPLERS = {  # scheduler class -> ours
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
 }
-IN_CI = ("sd1_lms.npz", "sd1_negative.npz", "sd2_v_ddim.npz")
+IN_CI = ("sd1_lms.npz", "sd2_v_ddim.npz")
 CHAINS = [
     pytest.param(name, marks=pytest.mark.full if name in IN_CI else pytest.mark.slow)
     for name, run in RUNS.items()

@@ -28,7 +28,7 @@ def run(out, *arguments):
     return ran, json.loads((out / "gpu.json").read_text())["parts"]
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_every_part_runs_at_toy_size(tmp_path):
     ran, parts = run(tmp_path / "out", "--small", "--peer", "port", "--minutes", "20")
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -110,7 +110,7 @@ def test_a_resumed_run_adds_to_its_snapshots(invoke, mine, config_file):
     assert "snapshots: 11, from step 1 to 11" in invoke("ema", "--ckpt", mine).out
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_what_cannot_be_is_refused(refused, averaged, trained, mine, invoke):
     refused("ema", says=["--ckpt is missing"])
     refused(
@@ -194,7 +194,7 @@ def test_laws_that_cannot_be_are_refused(refused, config_file, tmp_path, fields,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_run_from_before_there_were_these_fields_is_resumed():
     ours = configs.to_dict(configs.default_config())
     theirs = json.loads(json.dumps(ours))

@@ -94,7 +94,7 @@ def test_a_run_begins_as_the_very_function_of_another_with_its_own_batch_rate_an
         }  # fmt: skip
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_run_that_has_begun_needs_the_other_no_more_and_keeps_what_it_was(
     invoke, copied, config_file, tmp_path, beginning_state
 ):

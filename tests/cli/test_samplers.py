@@ -66,7 +66,7 @@ def test_results_are_written_again_only_for_the_same_question(invoke, refused, t
         refused("samplers", *argv, other, says=[says, "--out"])
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_on_a_model_the_distance_and_the_times_are_there(invoke, trained, tmp_path):
     argv = [
         "--ckpt",

@@ -35,7 +35,7 @@ from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.slow
 
 T = 100
 SHAPE = (4, 4, 1)
@@ -206,7 +206,6 @@ def test_its_likelihood_by_the_flow_comes_near_to_the_true_one(saved, images):
     assert late < 0.5 * early
 
 
-@pytest.mark.slow
 def test_a_learned_variance_is_good_for_chains_of_fewer_steps():
     """Standard deviation over all images and pixels, as a share of the data's.
 

@@ -62,11 +62,14 @@ def cases(file):
         yield jnp.asarray(x[..., :4]), jnp.asarray(arrays[f"{case}/timestep"]), condition, out
 
 
-@pytest.mark.parametrize(
-    "folder",
-    ["unets/inpaint9"]
-    + [pytest.param(folder, marks=pytest.mark.full) for folder in CASES if "inpaint" not in folder],
-)
+def _mark(folder):
+    if folder == "unets/inpaint9":
+        return ()
+    # whole chains of sd1 are in the full tier
+    return pytest.mark.slow if folder in ("sd1/unet", "unets/upscaler") else pytest.mark.full
+
+
+@pytest.mark.parametrize("folder", [pytest.param(folder, marks=_mark(folder)) for folder in CASES])
 def test_the_output_is_that_of_diffusers(folder):
     unet, params, _ = read_network(folder)
     apply = jax.jit(unet.apply)

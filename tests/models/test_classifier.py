@@ -69,7 +69,7 @@ def test_logits_are_a_linear_map_of_the_mean_over_the_unets_lowest_features(x, p
     )
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_new_network_finds_all_classes_equally_likely(x):
     logits = CLASSIFIER.apply(CLASSIFIER.init(jax.random.key(0), x, T), x, T)
     assert logits.shape == (2, 5)
@@ -87,7 +87,7 @@ def test_an_image_is_judged_by_itself_its_time_and_its_key(x, params):
     assert np.abs(apply(params, x, T, dropout_keys=keys) - both).max() > 1e-3
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_recomputation_changes_no_gradient(x, params):
     def gradient(classifier):
         return jax.jit(

@@ -12,7 +12,7 @@ from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.generation.shards import read_shards
 from ddpm_jax.monitoring.records import read
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.slow
 
 # of a record, what does not depend on the clock
 NUMBERS = ("step", "loss", "grad_norm", "learning_rate")
@@ -47,7 +47,6 @@ def _names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.slow
 def test_a_run_killed_while_saving_goes_on_to_the_same_bits_as_on_a_disk(on_disk, in_bucket):
     assert saved_steps(in_bucket) == saved_steps(on_disk) == [2, 4, 6]
     for raw in (False, True):
@@ -92,7 +91,6 @@ def test_tensorboard_reads_every_step_once(in_bucket):
     assert seen == list(range(1, 7))
 
 
-@pytest.mark.slow
 def test_samples_and_a_bound_are_those_of_the_run_on_the_disk(call, on_disk, in_bucket):
     images, bounds = [], []
     for workdir in (on_disk, in_bucket):
@@ -127,7 +125,6 @@ def test_runs_here_and_there_are_drawn_together(call, on_disk, in_bucket, folder
     assert (folder / "both.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_named_set_aside_and_passed_over(
     call, refused, capfd, config_file, on_disk, in_bucket
 ):

@@ -180,7 +180,7 @@ def test_captions_without_classes_are_refused_before_a_text_is_encoded(
         METRICS[name].measure(reads_texts, EvaluatedImages(), settings, None)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["bound", "ode"])
 def test_the_likelihood_is_that_of_images_given_their_first_caption(method, reads_texts, splits):
     images = splits["test"].images[:3]

@@ -111,7 +111,7 @@ def test_a_callback_stops_the_run_after_a_save(data_dir, tmp_path):
     assert not list((tmp_path / "run").glob("samples/*"))
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_another_error_of_a_callback_is_the_callers(data_dir, tmp_path):
     diary = Diary(stop_at=2, error=ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):

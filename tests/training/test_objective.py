@@ -139,7 +139,7 @@ def _full_history():
     return LossHistory(jnp.asarray(losses, jnp.float32), jnp.full((T,), HISTORY, jnp.int32))
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_importance_weights_leave_the_expected_loss_unchanged():
     count, index = 20_000, jnp.arange(20_000)
     batch = {"image": np.full((count, 1, 1, 1), 200, np.uint8)}
