@@ -18,11 +18,11 @@ from ddpm_jax.files import as_path, open_file
 from ddpm_jax.interop.contents import Contents, contents_of_pickle
 from ddpm_jax.interop.network_folders import is_network_folder, read_network_folder
 from ddpm_jax.interop.tensor_store import npz_store, safetensors_store
+from ddpm_jax.interop.tensorflow_bundle import find_index, read_bundle
 from ddpm_jax.interop.torch_files import is_torch_zip, read_torch
 from ddpm_jax.interop.weight_files import open_shards
 
-# (local path, variant of the weights in a directory) -> what is there
-Reader = Callable[[pathlib.Path, str | None], Contents]
+Reader = Callable[[pathlib.Path], Contents]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,9 @@ def open_container(path: str | os.PathLike, *, variant: str | None = None) -> Co
     """Open the weights that another project has saved.
 
     Args:
-      path: a file of PyTorch, safetensors or NPZ; the JSON index of several safetensors files; or
-        a directory of a pipeline or of one network in diffusers' layout.
+      path: a file of PyTorch, safetensors or NPZ; the JSON index of several files; a checkpoint of
+        TensorFlow ("model.ckpt-1000", its index, or the directory with its file `checkpoint`); or a
+        directory of a pipeline or of one network in diffusers' layout.
       variant: of the weights in a directory, "fp16" say; as `network_folders.read_network_folder`.
 
     Returns:
@@ -58,8 +59,7 @@ def open_container(path: str | os.PathLike, *, variant: str | None = None) -> Co
     """
     path = as_path(path)
     try:
-        kind, read = _folder_format(path) if path.is_dir() else _format(path)
-        contents = read(path, variant)
+        kind, contents = _read(path, variant)
     except BadArchive as error:
         raise UsageError(
             f"{path} is no whole file of weights that can be read ({error}): download it again, or "
@@ -70,13 +70,19 @@ def open_container(path: str | os.PathLike, *, variant: str | None = None) -> Co
     return Container(path, kind, *contents)
 
 
-def _folder_format(path: pathlib.Path) -> tuple[str, Reader]:
-    """Return what a directory is, in words, and what reads it."""
+def _read(path: pathlib.Path, variant: str | None) -> tuple[str, Contents]:
+    """Return what a path is, in words, and what it holds; raise as the readers."""
+    if index := find_index(path):
+        return "a checkpoint of TensorFlow", read_bundle(index)
+    if not path.is_dir():
+        kind, read = _format(path)
+        return kind, read(path)
     if is_network_folder(path):
-        return "a directory of diffusers", read_network_folder
+        return "a directory of diffusers", read_network_folder(path, variant)
     raise UsageError(
-        f"{path} is a directory, but none of diffusers: neither it nor a folder in it has weights "
-        "such as diffusion_pytorch_model.safetensors. Name a file in it."
+        f"{path} is a directory, but none of diffusers, whose weights have names such as "
+        "diffusion_pytorch_model.safetensors, nor one of TensorFlow's checkpoints: name a file in "
+        "it."
     )
 
 
@@ -93,20 +99,23 @@ def _format(path: pathlib.Path) -> tuple[str, Reader]:
         return "an NPZ file", _read_npz
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return "a file of PyTorch", _read_pickle
-    raise UsageError(f"{path} is of no format that is read here: PyTorch, safetensors and NPZ are.")
+    raise UsageError(
+        f"{path} is of no format that is read here: PyTorch, safetensors, NPZ and TensorFlow's "
+        "checkpoints are."
+    )
 
 
-def _read_safetensors(path: pathlib.Path, _: str | None) -> Contents:
+def _read_safetensors(path: pathlib.Path) -> Contents:
     return Contents({"": safetensors_store(path)}, safetensors_metadata(path))
 
 
-def _read_shards(path: pathlib.Path, _: str | None) -> Contents:
+def _read_shards(path: pathlib.Path) -> Contents:
     return Contents({"": open_shards(path)})
 
 
-def _read_npz(path: pathlib.Path, _: str | None) -> Contents:
+def _read_npz(path: pathlib.Path) -> Contents:
     return Contents({"": npz_store(path)})
 
 
-def _read_pickle(path: pathlib.Path, _: str | None) -> Contents:
+def _read_pickle(path: pathlib.Path) -> Contents:
     return contents_of_pickle(path, read_torch(path))
