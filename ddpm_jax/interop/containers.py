@@ -16,6 +16,7 @@ from ddpm_jax.archives import BadArchive, safetensors_metadata
 from ddpm_jax.errors import UsageError
 from ddpm_jax.files import as_path, open_file
 from ddpm_jax.interop.contents import Contents, contents_of_pickle
+from ddpm_jax.interop.flax_msgpack import is_msgpack, read_msgpack
 from ddpm_jax.interop.network_folders import is_network_folder, read_network_folder
 from ddpm_jax.interop.tensor_store import npz_store, safetensors_store
 from ddpm_jax.interop.tensorflow_bundle import find_index, read_bundle
@@ -45,9 +46,9 @@ def open_container(path: str | os.PathLike, *, variant: str | None = None) -> Co
     """Open the weights that another project has saved.
 
     Args:
-      path: a file of PyTorch, safetensors or NPZ; the JSON index of several files; a checkpoint of
-        TensorFlow ("model.ckpt-1000", its index, or the directory with its file `checkpoint`); or a
-        directory of a pipeline or of one network in diffusers' layout.
+      path: a file of PyTorch, safetensors, NPZ or Flax's msgpack; a JSON index of several files; a
+        checkpoint of TensorFlow ("model.ckpt-1000", its index, or the directory whose file
+        `checkpoint` names it); or a directory of a pipeline or of one network in diffusers' layout.
       variant: of the weights in a directory, "fp16" say; as `network_folders.read_network_folder`.
 
     Returns:
@@ -99,9 +100,11 @@ def _format(path: pathlib.Path) -> tuple[str, Reader]:
         return "an NPZ file", _read_npz
     if start[:2] == b"PK" or start[:1] == b"\x80":
         return "a file of PyTorch", _read_pickle
+    if is_msgpack(start):
+        return "a msgpack file of Flax", read_msgpack
     raise UsageError(
-        f"{path} is of no format that is read here: PyTorch, safetensors, NPZ and TensorFlow's "
-        "checkpoints are."
+        f"{path} is of no format that is read here: PyTorch, safetensors, NPZ, Flax's msgpack and "
+        "TensorFlow's checkpoints are."
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ddpm_jax.archives import BadArchive
-from ddpm_jax.interop.tensor_store import Stored, TensorStore, store_of
+from ddpm_jax.interop.tensor_store import Entry, Stored, TensorStore, store_of
 from ddpm_jax.interop.torch_files import Saved
 from ddpm_jax.interop.torch_names import Inert, Name, Record, Storage, View
 
@@ -28,11 +28,31 @@ def contents_of_pickle(path: pathlib.Path, saved: Saved) -> Contents:
     """Sort what a local file of PyTorch holds into groups of tensors and plain values.
 
     Raises:
+      BadArchive: as `sort_tree`.
+    """
+    return sort_tree(saved.tree, View, lambda view: Stored(path, *saved.place(view)))
+
+
+def sort_tree(
+    tree: Any,
+    kind: type | tuple[type, ...],
+    entry: Callable[[Any], Entry],
+    separator: str = ".",
+) -> Contents:
+    """Sort what is in nested containers, which may be shared and contain themselves.
+
+    Args:
+      tree: dicts, lists and tuples of tensors and plain values.
+      kind: of the tensors in it.
+      entry: where one of them lies.
+      separator: between the keys that lead to a group or a value.
+
+    Raises:
       BadArchive: it has no tensors by name; two of its entries have one name; it is nested too
         deeply, or has more entries than any checkpoint.
     """
-    walk = _Walk(lambda view: Stored(path, *saved.place(view)))
-    walk.visit("", saved.tree, DEEPEST)
+    walk = _Walk(kind, entry, separator)
+    walk.visit("", tree, DEEPEST)
     if not walk.groups:
         there = f" besides {next(iter(walk.unread.values()))}" if walk.unread else ""
         raise BadArchive(f"it has no tensors by name{there}")
@@ -41,11 +61,13 @@ def contents_of_pickle(path: pathlib.Path, saved: Saved) -> Contents:
 
 
 class _Walk:
-    """A way through containers that may be shared, and contain themselves."""
+    """A way through containers, as `sort_tree`."""
 
-    def __init__(self, stored: Callable[[View], Stored]) -> None:
-        self.stored = stored
-        self.groups: dict[str, dict[str, Stored]] = {}
+    def __init__(
+        self, kind: type | tuple[type, ...], entry: Callable[[Any], Entry], separator: str
+    ) -> None:
+        self.kind, self.entry, self.separator = kind, entry, separator
+        self.groups: dict[str, dict[str, Entry]] = {}
         self.facts: dict[str, Any] = {}
         self.unread: dict[str, str] = {}
         self.taken: set[str] = set()
@@ -56,9 +78,9 @@ class _Walk:
         if not levels:
             raise BadArchive("its containers are nested too deeply")
         match value:
-            case View():
-                raise BadArchive("it has no tensors by name")
-            case Inert() | Storage() | Name() | bytes():
+            case _ if isinstance(value, self.kind):
+                raise BadArchive("it has a tensor without a name")
+            case Inert() | Storage() | Name() | bytes() | slice():
                 self.unread[path] = "an object that is no plain value"
             case Record():
                 self.visit_all(path, value.state.items(), levels)
@@ -85,10 +107,10 @@ class _Walk:
                 self.unread[path] = "entries whose keys are no names"
                 continue
             name = str(key)
-            below = f"{path}.{name}" if path else name
+            below = f"{path}{self.separator}{name}" if path else name
             self.take(below)
-            if isinstance(value, View):
-                self.groups.setdefault(path, {})[name] = self.stored(value)
+            if isinstance(value, self.kind):
+                self.groups.setdefault(path, {})[name] = self.entry(value)
             else:
                 self.visit(below, value, levels - 1)
 
@@ -111,4 +133,4 @@ class _Walk:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, int):
         return abs(value) < 2**64
-    return isinstance(value, str | float | None)
+    return isinstance(value, str | float | complex | None)

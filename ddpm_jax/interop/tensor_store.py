@@ -81,6 +81,24 @@ class Packed(NamedTuple):
             raise UsageError(f"{self.name} of {self.path} is damaged ({error}).") from error
 
 
+class Joined(NamedTuple):
+    """A tensor whose numbers lie in several pieces, copied when it is looked up."""
+
+    pieces: tuple[Stored, ...]  # of one dimension, of the same type
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def load(self) -> np.ndarray:
+        """Return the tensor, read-only."""
+        array = np.empty(sum(piece.shape[0] for piece in self.pieces), self.dtype)
+        end = 0
+        for piece in self.pieces:
+            array[end : end + piece.shape[0]] = piece.load()
+            end += piece.shape[0]
+        array.flags.writeable = False
+        return array.reshape(self.shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class TensorStore(Mapping[str, np.ndarray]):
     """Tensors by name: `store[name]` maps one into memory, read-only, of the type in the file."""

@@ -134,7 +134,7 @@ PAIRS = b"](" + text("a") + b"K\x01\x86q\x00" + b"h\x00" * 50_000 + b"eq\x01"
         (b"}(" + whole(1) + state_dict(tensor()) + text("1") + whole(3) + b"u", "called '1'"),
         (dict_of(**{"x" * 1001: tensor()}), "more than 1,000 characters"),
         (OPTIMISER, "no tensors by name besides the state of an optimiser"),
-        (tensor(), "no tensors by name"),
+        (tensor(), "a tensor without a name"),
         (whole(1), "no tensors by name"),
         (b"cargparse\nNamespace\n" + whole(1) + b"\x85\x81", "makes an object of what is no class"),
     ],
