@@ -19,6 +19,7 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.codec import PixelCodec
+from ddpm_jax.experiments.file_options import FileOptions
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.experiments.models import NetworkModel, Weights
 from ddpm_jax.experiments.trained_model import TrainedModel
@@ -41,22 +42,26 @@ def load(
     dtype: str | None = None,
     variant: str | None = None,
     prediction_type: str | None = None,
+    preset: str | None = None,
+    fields: Mapping[str, Any] | None = None,
     lora: str | os.PathLike | None = None,
     lora_scale: float = 1.0,
 ) -> "Model | Classifier | FirstStage":
-    """Read a trained model from the directory of its run, or Stable Diffusion from its files.
+    """Read a trained model from the directory of its run, or from the files of another project.
 
     Args:
       directory: of a training run, on disk or in a bucket. Or a directory of Stable Diffusion in
         diffusers' layout, its single file of the original code, or its name on the Hugging Face
-        hub.
+        hub. Or any files that `ddpm-jax import` takes (docs/checkpoints.md).
       step: which checkpoint; the newest by default.
       raw_weights: the weights as trained, instead of their moving average.
       dtype: of the computation, "float32" or "bfloat16", and of Stable Diffusion's weights; None
         for that of the run, and float32 for Stable Diffusion.
-      variant: of the files of Stable Diffusion, "fp16" say.
+      variant: of the weights in a directory of diffusers, "fp16" say.
       prediction_type: "epsilon" or "v_prediction", for a single file of Stable Diffusion, which
         does not say; None as in the released models of its kind.
+      preset: a released model whose settings another project's files do not say.
+      fields: likewise, fields of a config by dotted name, as in {"model.num_heads": 4}.
       lora: a file of low-rank updates of its U-Net, as diffusers and PEFT write them: merged.
       lora_scale: further factor of these updates.
 
@@ -73,8 +78,9 @@ def load(
         step=step,
         raw_weights=raw_weights,
         dtype=dtype,
-        variant=variant,
-        prediction_type=prediction_type,
+        files=FileOptions(
+            variant=variant, prediction_type=prediction_type, preset=preset, fields=fields or {}
+        ),
         lora=lora,
         lora_scale=lora_scale,
     )

@@ -6,6 +6,7 @@ from typing import Any
 from ddpm_jax.cli.arguments import Devices, Flags
 from ddpm_jax.distributed import interrupt
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.file_options import FileOptions
 from ddpm_jax.limits import MAX_SECONDS, MAX_STEP
 from ddpm_jax.settings import Settings, setting
 
@@ -50,12 +51,18 @@ class Checkpoint(Settings):
         "say: epsilon, or v_prediction; by default as in the released models of its kind.",
         choices=("epsilon", "v_prediction"),
     )
+    preset: str | None = setting(
+        None, "Released model that the files of another project have the settings of."
+    )
 
 
 def reading(flags: Flags) -> dict[str, Any]:
     """Return how the model of `Checkpoint` is read: arguments of `loading.load_trained`."""
-    names = ("raw_weights", "dtype", "variant", "prediction_type")
-    return {"step": flags.ckpt_step} | {name: getattr(flags, name) for name in names}
+    files = FileOptions(
+        variant=flags.variant, prediction_type=flags.prediction_type, preset=flags.preset
+    )
+    given = {name: getattr(flags, name) for name in ("raw_weights", "dtype")}
+    return {"step": flags.ckpt_step, "files": files} | given
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.models import Model, Weights
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.foreign import Foreign, Request
-from ddpm_jax.interop.containers import Container
+from ddpm_jax.families.recognition import Recognised
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.variational.latent_space import Frozen
 
@@ -61,9 +61,7 @@ def kind_of_weights(foreign: Foreign, *, raw_weights: bool = False) -> str:
 
 
 def load_foreign(
-    container: Container,
-    foreign: Foreign,
-    request: Request,
+    found: Recognised,
     *,
     first_stage: TrainedModel | None = None,
     dtype: str | None = None,
@@ -72,9 +70,7 @@ def load_foreign(
     """Read a network of another project as a model.
 
     Args:
-      container: its files, opened.
-      foreign: what `recognition.recognise` says of them.
-      request: what the user says of them.
+      found: its files, as `recognition.recognise` found them.
       first_stage: the one of a network over latents, which these files do not have.
       dtype: of the computation, a key of `DTYPES`; None for float32.
       raw_weights: leave the moving average, where there is one.
@@ -83,6 +79,7 @@ def load_foreign(
       UsageError: as `foreign_config`, `foreign_params` and `kind_of_weights`; a config that cannot
         be built.
     """
+    container, foreign, request = found
     config = foreign_config(foreign, request)
     if dtype is not None:
         choose("compute dtype", dtype, DTYPES)

@@ -9,7 +9,9 @@ import jax
 
 from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.file_options import FileOptions
 from ddpm_jax.experiments.first_stages import FirstStageModel
+from ddpm_jax.experiments.foreign_models import foreign_config, load_foreign
 from ddpm_jax.experiments.lora_merging import with_lora
 from ddpm_jax.experiments.lora_models import LoraModel
 from ddpm_jax.experiments.model_files import check_is_whole, is_foreign, open_model
@@ -26,9 +28,9 @@ from ddpm_jax.experiments.run_settings import (
 )
 from ddpm_jax.experiments.texts import find_tokenizer
 from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.families.recognition import Recognised
 from ddpm_jax.files import as_path
 from ddpm_jax.interop.lora_files import read_lora
-from ddpm_jax.interop.pipeline_parts import Pipeline
 from ddpm_jax.models.discriminator import without_discriminator
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import base_key
@@ -41,23 +43,21 @@ def load_trained(
     step: int | None = None,
     raw_weights: bool = False,
     dtype: str | None = None,
-    variant: str | None = None,
-    prediction_type: str | None = None,
+    files: FileOptions | None = None,
     lora: str | os.PathLike | None = None,
     lora_scale: float = 1.0,
 ) -> TrainedModel:
     """Read a checkpoint's config and its weights.
 
     Args:
-      workdir: the directory of a training run; or Stable Diffusion, as `model_files.open_model`
-        finds it.
+      workdir: the directory of a training run; or a model of another project, as
+        `model_files.open_model` finds it.
       objective: that of the run: a key of `OBJECTIVES`; None for any.
       step: which checkpoint; the newest by default.
       raw_weights: the weights as trained, instead of their moving average.
       dtype: of the computation, and of the weights of Stable Diffusion: a key of `DTYPES`; None for
         that of the run's config, and otherwise float32.
-      variant: of the files of Stable Diffusion, "fp16" say.
-      prediction_type: of a single file of it, as `model_files.open_model`.
+      files: how the files of another project are read.
       lora: a file of low-rank updates (`interop.lora_files`), which are merged.
       lora_scale: further factor of these.
 
@@ -67,28 +67,19 @@ def load_trained(
     """
     if lora is not None:
         read_lora(lora)  # what cannot be read is refused before a model is
-        given = {"step": step, "raw_weights": raw_weights, "dtype": dtype}
-        given |= {"variant": variant, "prediction_type": prediction_type}
+        given = {"step": step, "raw_weights": raw_weights, "dtype": dtype, "files": files}
         return with_lora(load_trained(workdir, objective, **given), lora, scale=lora_scale)
     if is_foreign(workdir):
-        if objective not in (None, "diffusion"):
-            raise UsageError(
-                f"{workdir} holds {OBJECTIVES['diffusion']} and not {OBJECTIVES[objective]}."
-            )
-        pipeline = _open(workdir, step, variant=variant, prediction_type=prediction_type)
-        return load_pipeline(pipeline, dtype=dtype, raw_weights=raw_weights)
-    _check_own(workdir, variant=variant, prediction_type=prediction_type)
+        trained = _load_foreign(workdir, step, files, dtype=dtype, raw_weights=raw_weights)
+        _check_objective(workdir, trained.model, objective)
+        return trained
+    _check_own(workdir, files)
     step = find_step(workdir, step)
     settings = read_config(workdir, step)
     if dtype is not None:
         settings["model"]["dtype"] = dtype
     model = model_from_settings(settings, source=f"the config of {workdir}, step {step}")
-    theirs = model.config.objective
-    if objective not in (None, theirs):
-        raise UsageError(
-            f"{workdir} holds {OBJECTIVES[theirs]} and not {OBJECTIVES[objective]}: give the "
-            f"directory of a run whose config has objective = {objective!r}."
-        )
+    _check_objective(workdir, model, objective)
     weights = _read_weights(workdir, step, model, "params" if raw_weights else "ema_params")
     return TrainedModel(
         model,
@@ -103,23 +94,47 @@ def load_trained(
     )
 
 
-def _open(path: str | pathlib.Path, step: int | None, **files: str | None) -> Pipeline:
+def _load_foreign(
+    path: str | pathlib.Path, step: int | None, files: FileOptions | None, **options: Any
+) -> TrainedModel:
+    _check_no_step(path, step)
+    found = open_model(path, files)
+    if isinstance(found, Recognised):
+        return load_foreign(found, first_stage=_first_stage(found), **options)
+    return load_pipeline(found, **options)
+
+
+def _first_stage(found: Recognised) -> TrainedModel | None:
+    """Read the first stage of a network over latents, which the config of the user names."""
+    directory = foreign_config(found.foreign, found.request).first_stage.ckpt
+    return load_first_stage(directory) if directory else None
+
+
+def _check_no_step(path: str | pathlib.Path, step: int | None) -> None:
     if step is not None:
         raise UsageError(f"{path} holds one set of weights: leave out the step.")
-    return open_model(path, **files)
 
 
-def _check_own(workdir: str | pathlib.Path, **files: str | None) -> None:
+def _check_objective(path: str | pathlib.Path, model: Model, objective: str | None) -> None:
+    theirs = model.config.objective
+    if objective not in (None, theirs):
+        raise UsageError(
+            f"{path} holds {OBJECTIVES[theirs]} and not {OBJECTIVES[objective]}: give the "
+            f"directory of a run whose config has objective = {objective!r}."
+        )
+
+
+def _check_own(workdir: str | pathlib.Path, files: FileOptions | None) -> None:
     """Refuse part of a model of others, and settings of other people's files for a run.
 
     Raises:
       UsageError: it is one, or one is given.
     """
     check_is_whole(workdir)
-    for name in (name for name, value in files.items() if value is not None):
+    for name in files.given if files else ():
         raise UsageError(
-            f"{name} is for the files of Stable Diffusion, and {workdir} is none of these: leave "
-            "it out."
+            f"{name} is for the files of other projects, and {workdir} is none of these: leave it "
+            "out."
         )
 
 
@@ -163,8 +178,7 @@ def load_first_stage(
     step: int | None = None,
     raw_weights: bool = False,
     dtype: str | None = None,
-    variant: str | None = None,
-    prediction_type: str | None = None,
+    files: FileOptions | None = None,
 ) -> TrainedModel:
     """Read a first stage, or the frozen one of a model over latents; see `load_trained`.
 
@@ -174,9 +188,12 @@ def load_first_stage(
     if is_foreign(workdir):
         if raw_weights:
             raise UsageError(f"{workdir} has one VAE, with no raw weights: leave them out.")
-        pipeline = _open(workdir, step, variant=variant, prediction_type=prediction_type)
-        return load_vae(pipeline, dtype=dtype)
-    _check_own(workdir, variant=variant, prediction_type=prediction_type)
+        _check_no_step(workdir, step)
+        found = open_model(workdir, files)
+        if isinstance(found, Recognised):
+            raise UsageError(f"{workdir} holds {found.foreign.family} and no first stage.")
+        return load_vae(found, dtype=dtype)
+    _check_own(workdir, files)
     step = find_step(workdir, step)
     settings = read_config(workdir, step)
     if dtype is not None:

@@ -1,34 +1,39 @@
-"""Which files a model is read from: our own run, or Stable Diffusion as others keep it."""
+"""Which files a model is read from: our own run, Stable Diffusion, another project's network."""
 
 import os
 import pathlib
 import re
 
 from ddpm_jax.checkpoints.reader import saved_steps
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.experiments.file_options import FileOptions
+from ddpm_jax.families.foreign import Request
+from ddpm_jax.families.recognition import Recognised, recognise
 from ddpm_jax.files import as_path, is_folder, is_remote
-from ddpm_jax.interop.diffusers_directory import INDEX, read_json, read_pipeline
+from ddpm_jax.interop.containers import is_container, open_container
+from ddpm_jax.interop.diffusers_directory import INDEX, PIPELINES, read_json, read_pipeline
 from ddpm_jax.interop.hub import resolve
 from ddpm_jax.interop.pipeline_parts import Pipeline
-from ddpm_jax.interop.single_file import read_single_file
+from ddpm_jax.interop.single_file import PREFIXES, read_single_file
 
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # "owner/name"
 _PARTS = (INDEX, "unet", "text_encoder")
+PARAMETERIZATIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin", ".pth")
 
 
 def is_foreign(path: str | os.PathLike) -> bool:
-    """Return whether a model is Stable Diffusion's and not a run of this package.
+    """Return whether a model is in the files of another project and not a run of this package.
 
-    It is a directory with `model_index.json` or parts of such a model, a file, or a name that is
-    not on the disk.
+    It is a directory of Stable Diffusion or of another network (`containers.is_container`), a file,
+    or a name that is not on the disk.
     """
     place = as_path(path)
-    if is_remote(place):
+    if is_remote(place) or saved_steps(place):
         return False
     if is_folder(place):
-        return any((place / part).exists() for part in _PARTS) and not saved_steps(place)
-    return place.exists() or _may_be_on_hub(str(path))
+        return any((place / part).exists() for part in _PARTS) or is_container(place)
+    return place.exists() or is_container(place) or _may_be_on_hub(str(path))
 
 
 def check_is_whole(path: str | os.PathLike) -> None:
@@ -42,7 +47,7 @@ def check_is_whole(path: str | os.PathLike) -> None:
         return
     config = read_json(place / "config.json")
     kind = config.get("_class_name") or config.get("model_type")  # of diffusers, transformers
-    if kind:
+    if kind and kind != "UNet2DModel":  # which is a model by itself
         raise UsageError(
             f"{place} is one part of a model, {str(kind)[:80]}: give the directory that holds it."
         )
@@ -66,7 +71,50 @@ def results_of(path: str | os.PathLike, kind: str) -> pathlib.Path:
     return as_path(kind) / name
 
 
+def is_stable_diffusion(place: pathlib.Path) -> bool:
+    """Return whether local files are those of Stable Diffusion, and not of another network.
+
+    A directory is if it has an encoder of texts or names such a pipeline, a file if the names of
+    its tensors begin as in the code of its authors.
+
+    Raises:
+      UsageError: it is a file that cannot be read.
+    """
+    if place.is_dir():
+        index = read_json(place / INDEX) if (place / INDEX).exists() else {}
+        return (place / "text_encoder").exists() or index.get("_class_name") in PIPELINES
+    names = open_container(place).groups.get("", ())
+    return any(name.startswith(PREFIXES) for name in names)
+
+
 def open_model(
+    path: str | os.PathLike, options: FileOptions | None = None
+) -> Pipeline | Recognised:
+    """Open a model of another project; its weights are not read yet.
+
+    Args:
+      path: Stable Diffusion as `open_pipeline` takes it, or files as `recognition.recognise` does.
+      options: how they are read.
+
+    Raises:
+      UsageError: it is none of these, or cannot be read.
+      FailureError: it cannot be downloaded.
+    """
+    options = options or FileOptions()
+    place = as_path(path)
+    if not is_container(place) or (place.exists() and is_stable_diffusion(place)):
+        if options.preset or options.fields:
+            raise UsageError(f"{path} says all of itself: leave out {' and '.join(options.given)}.")
+        return open_pipeline(path, variant=options.variant, prediction_type=options.prediction_type)
+    fields = dict(options.fields)
+    if options.prediction_type is not None:
+        fields["diffusion.parameterization"] = choose(
+            "prediction_type", options.prediction_type, PARAMETERIZATIONS
+        )
+    return recognise(place, Request(fields, options.preset), variant=options.variant)
+
+
+def open_pipeline(
     path: str | os.PathLike, *, variant: str | None = None, prediction_type: str | None = None
 ) -> Pipeline:
     """Open Stable Diffusion; its weights are not read yet.

@@ -9,7 +9,7 @@ from typing import Any
 from ddpm_jax.checkpoints.reader import saved_steps
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.loading import load_trained
-from ddpm_jax.experiments.model_files import is_foreign, open_model
+from ddpm_jax.experiments.model_files import is_foreign, open_pipeline
 from ddpm_jax.experiments.models import DiffusionModel, Model
 from ddpm_jax.experiments.pipelines import load_text_encoder
 from ddpm_jax.text.tokenizer import Tokenizer
@@ -35,7 +35,7 @@ def find_text_encoder(model: DiffusionModel) -> tuple[Tokenizer, Any]:
         )
     try:
         if is_foreign(place):
-            encoder, params, tokenizer = load_text_encoder(open_model(place))
+            encoder, params, tokenizer = load_text_encoder(open_pipeline(place))
         else:
             trained = load_trained(place)
             encoder, params = trained.model.encoder, trained.weights.text

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.families import ddpm_ports, ddpm_tensorflow
@@ -14,7 +15,17 @@ FAMILIES: dict[str, Recognise] = {  # what its files are of, in words -> how to 
 }
 
 
-def recognise(path: str | os.PathLike, request: Request) -> tuple[Container, Foreign]:
+class Recognised(NamedTuple):
+    """A network in files of another project, opened and not read."""
+
+    container: Container
+    foreign: Foreign
+    request: Request
+
+
+def recognise(
+    path: str | os.PathLike, request: Request, *, variant: str | None = None
+) -> Recognised:
     """Open the files of another project and say which network they hold.
 
     Only names, shapes and configs are read.
@@ -22,17 +33,18 @@ def recognise(path: str | os.PathLike, request: Request) -> tuple[Container, For
     Args:
       path: a file, a directory, or the prefix of a TensorFlow checkpoint.
       request: what the files do not say.
+      variant: of the weights in a directory, "fp16" say.
 
     Raises:
       UsageError: it cannot be opened, is of no family here, or holds what our networks cannot
         represent exactly.
       FailureError: it cannot be read.
     """
-    container = open_container(path)
+    container = open_container(path, variant=variant)
     for family in FAMILIES.values():
         found = family(container, request)
         if found is not None:
-            return container, found
+            return Recognised(container, found, request)
     raise UsageError(
         f"{path} is {container.kind}, but its tensors ({_some(container)}) are of no family "
         f"that is known here: {', '.join(FAMILIES)}."

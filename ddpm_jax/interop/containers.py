@@ -71,6 +71,17 @@ def open_container(path: str | os.PathLike, *, variant: str | None = None) -> Co
     return Container(path, kind, *contents)
 
 
+def is_container(path: pathlib.Path) -> bool:
+    """Return whether something is at a local path that `open_container` would try to open.
+
+    Raises:
+      OSError: a file there cannot be read.
+    """
+    if path.is_dir():
+        return (path / "checkpoint").is_file() or is_network_folder(path)
+    return path.is_file() or find_index(path) is not None
+
+
 def _read(path: pathlib.Path, variant: str | None) -> tuple[str, Contents]:
     """Return what a path is, in words, and what it holds; raise as the readers."""
     if index := find_index(path):

@@ -28,6 +28,8 @@ from ddpm_jax.interop.tensor_store import Stored, TensorStore, open_tensors
 
 PREDICTIONS = {"epsilon": "the noise", "v_prediction": "v"}
 _XL = "conditioner.embedders."
+# with which the names of a tensor in such a file begin, those of XL too
+PREFIXES = (PREFIX, "first_stage_model.", "cond_stage_model.", _XL)
 _PAD_OF_OPENCLIP = "!"  # id 0, which OpenCLIP's tokenizer pads with
 
 

@@ -53,8 +53,9 @@ def import_model(
     request, out = request or Request(), as_path(out)
     check_place(out, flag="--out", writing=True)
     check_new(out)
-    container, foreign = recognise(path, request)
-    trained = load_foreign(container, foreign, request, first_stage=first_stage)
+    found = recognise(path, request)
+    container, foreign, _ = found
+    trained = load_foreign(found, first_stage=first_stage)
     model, state, digests = trained.model, {}, {}
     for kind in foreign.weights:
         is_average = kind == trained.average

@@ -81,7 +81,7 @@ def _check_source(
 ) -> list[Check]:
     asked = certificate["asked_for"]
     try:
-        _, foreign = recognise(source, Request(asked["fields"], asked.get("preset")))
+        foreign = recognise(source, Request(asked["fields"], asked.get("preset"))).foreign
         checks = []
         for kind, said in certificate["weights"].items():
             what = f"{kind} weights in {source}, read and written back"
