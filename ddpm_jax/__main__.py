@@ -8,8 +8,7 @@ from ddpm_jax import __version__
 from ddpm_jax.distributed import interrupt
 from ddpm_jax.errors import say, suggest
 
-# name -> what it does; the module of `ddpm_jax.cli` is called the same, except these
-MODULES = {"import": "import_model", "import-first-stage": "import_first_stage"}
+# name -> what it does; the module of `ddpm_jax.cli` is called the same, with underscores
 COMMANDS = {
     "train": "train the model of a config, or resume its run",
     "sample": "make images by a trained model",
@@ -28,6 +27,7 @@ COMMANDS = {
     "verify": "repeat the checks of an imported run's certificate",
     "import-first-stage": "turn an AutoencoderKL's weights into a run",
 }
+MODULES = {"import": "import_model"}  # except this word of Python's
 USAGE = 2  # exit code
 
 
@@ -54,8 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with interrupt.leaving():
         from ddpm_jax.cli import command
 
-        module = importlib.import_module(f"ddpm_jax.cli.{MODULES.get(name, name)}")
+        module = importlib.import_module(f"ddpm_jax.cli.{module_of(name)}")
     return command.run(getattr(module, "command", module.main), rest)
+
+
+def module_of(name: str) -> str:
+    """Return the name of the module of a command."""
+    return MODULES.get(name, name.replace("-", "_"))
 
 
 def _help() -> str:

@@ -22,7 +22,7 @@ from ddpm_jax.cli.shared_flags import prepare
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.config import default_config, flatten, override
 from ddpm_jax.experiments.fields import FIELDS
-from ddpm_jax.families.foreign import Request
+from ddpm_jax.experiments.file_options import FileOptions
 from ddpm_jax.files import as_path
 from ddpm_jax.settings import Settings, setting
 from ddpm_jax.tasks.model_importing import Imported, import_model
@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
     prepare(flags)
     config = override(default_config(), flags.fields)
     fields = {name: value for name, value in flatten(config) if name in flags.fields}
-    found = import_model(flags.words[0], as_path(flags.out), Request(fields, flags.preset))
+    options = FileOptions(fields=fields, preset=flags.preset)
+    found = import_model(flags.words[0], as_path(flags.out), options)
     for line in describe(found):
         say(line)
     say(f"  --ckpt {flags.out}")

@@ -99,15 +99,21 @@ def _load_foreign(
 ) -> TrainedModel:
     _check_no_step(path, step)
     found = open_model(path, files)
-    if isinstance(found, Recognised):
-        return load_foreign(found, first_stage=_first_stage(found), **options)
-    return load_pipeline(found, **options)
+    load = load_network if isinstance(found, Recognised) else load_pipeline
+    return load(found, **options)
 
 
-def _first_stage(found: Recognised) -> TrainedModel | None:
-    """Read the first stage of a network over latents, which the config of the user names."""
+def load_network(
+    found: Recognised, *, dtype: str | None = None, raw_weights: bool = False
+) -> TrainedModel:
+    """Read a network of another project, and the first stage that it is over, if any.
+
+    Raises:
+      UsageError: as `foreign_models.load_foreign` and `load_first_stage`.
+    """
     directory = foreign_config(found.foreign, found.request).first_stage.ckpt
-    return load_first_stage(directory) if directory else None
+    first_stage = load_first_stage(directory) if directory else None
+    return load_foreign(found, first_stage=first_stage, dtype=dtype, raw_weights=raw_weights)
 
 
 def _check_no_step(path: str | pathlib.Path, step: int | None) -> None:

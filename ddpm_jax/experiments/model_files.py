@@ -93,7 +93,8 @@ def open_model(
     """Open a model of another project; its weights are not read yet.
 
     Args:
-      path: Stable Diffusion as `open_pipeline` takes it, or files as `recognition.recognise` does.
+      path: Stable Diffusion as `open_pipeline` takes it; files as `recognition.recognise` does; or
+        the name of either on the Hugging Face hub.
       options: how they are read.
 
     Raises:
@@ -102,16 +103,37 @@ def open_model(
     """
     options = options or FileOptions()
     place = as_path(path)
-    if not is_container(place) or (place.exists() and is_stable_diffusion(place)):
+    if not is_container(place):
+        place = resolve(path, variant=options.variant)
+    if place.exists() and is_stable_diffusion(place):
         if options.preset or options.fields:
             raise UsageError(f"{path} says all of itself: leave out {' and '.join(options.given)}.")
-        return open_pipeline(path, variant=options.variant, prediction_type=options.prediction_type)
+        return open_pipeline(
+            place, variant=options.variant, prediction_type=options.prediction_type
+        )
+    check_is_whole(place)
     fields = dict(options.fields)
     if options.prediction_type is not None:
         fields["diffusion.parameterization"] = choose(
             "prediction_type", options.prediction_type, PARAMETERIZATIONS
         )
     return recognise(place, Request(fields, options.preset), variant=options.variant)
+
+
+def open_network(path: str | os.PathLike, options: FileOptions | None = None) -> Recognised:
+    """Open a network of another project that is not Stable Diffusion; see `open_model`.
+
+    Raises:
+      UsageError: as `open_model`, or it is Stable Diffusion.
+      FailureError: it cannot be downloaded.
+    """
+    found = open_model(path, options)
+    if isinstance(found, Recognised):
+        return found
+    raise UsageError(
+        f"{path} is Stable Diffusion, which needs no import: give it as --ckpt, or as "
+        "--config.init_from."
+    )
 
 
 def open_pipeline(

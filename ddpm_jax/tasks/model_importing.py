@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.checkpoints.writer import Checkpointer
-from ddpm_jax.experiments.foreign_models import foreign_params, load_foreign
+from ddpm_jax.experiments.file_options import FileOptions
+from ddpm_jax.experiments.foreign_models import foreign_params
+from ddpm_jax.experiments.loading import load_network
+from ddpm_jax.experiments.model_files import open_network
 from ddpm_jax.experiments.run_settings import run_settings
 from ddpm_jax.experiments.trained_model import TrainedModel
-from ddpm_jax.families.foreign import Foreign, Request
-from ddpm_jax.families.recognition import recognise
+from ddpm_jax.families.foreign import Foreign
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.locks import hold
 from ddpm_jax.monitoring.results import write_record
@@ -30,9 +32,7 @@ class Imported(NamedTuple):
 def import_model(
     path: str | os.PathLike,
     out: str | os.PathLike,
-    request: Request | None = None,
-    *,
-    first_stage: TrainedModel | None = None,
+    options: FileOptions | None = None,
 ) -> Imported:
     """Write a network of another project as a run of step 0, with a certificate beside it.
 
@@ -42,20 +42,19 @@ def import_model(
     Args:
       path: a file, a directory, or the prefix of a TensorFlow checkpoint.
       out: a directory without a run.
-      request: what the files do not say.
-      first_stage: the one of a network over latents.
+      options: what the files do not say; of a network over latents the field first_stage.ckpt.
 
     Raises:
       UsageError: the files are of no family here, or hold what our networks cannot represent
         exactly; `out` has a run.
       FailureError: a file cannot be read or written; the weights cannot be given back bit for bit.
     """
-    request, out = request or Request(), as_path(out)
+    out = as_path(out)
     check_place(out, flag="--out", writing=True)
     check_new(out)
-    found = recognise(path, request)
-    container, foreign, _ = found
-    trained = load_foreign(found, first_stage=first_stage)
+    found = open_network(path, options)
+    container, foreign, request = found
+    trained = load_network(found)
     model, state, digests = trained.model, {}, {}
     for kind in foreign.weights:
         is_average = kind == trained.average

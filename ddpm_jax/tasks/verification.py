@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.experiments.file_options import FileOptions
 from ddpm_jax.experiments.foreign_models import foreign_params
 from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.experiments.model_files import open_network
 from ddpm_jax.experiments.trained_model import TrainedModel
-from ddpm_jax.families.foreign import Request
-from ddpm_jax.families.recognition import recognise
 from ddpm_jax.files import as_path, read_file, reporting
 from ddpm_jax.schema import SHA256, Malformed, Number, Table, Text, parse
 from ddpm_jax.tasks.certificates import CERTIFICATE, check_written_back, smoke_image
@@ -81,7 +81,8 @@ def _check_source(
 ) -> list[Check]:
     asked = certificate["asked_for"]
     try:
-        foreign = recognise(source, Request(asked["fields"], asked.get("preset"))).foreign
+        options = FileOptions(fields=asked["fields"], preset=asked.get("preset"))
+        foreign = open_network(source, options).foreign
         checks = []
         for kind, said in certificate["weights"].items():
             what = f"{kind} weights in {source}, read and written back"

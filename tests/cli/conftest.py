@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+from ddpm_jax.__main__ import module_of
 from ddpm_jax.checkpoints import digests
 from ddpm_jax.cli import command
 
@@ -44,7 +45,7 @@ def write_config(path: pathlib.Path, *, data_dir: str, num_steps: int) -> pathli
 
 
 def find_main(name: str) -> Callable:
-    return importlib.import_module(f"ddpm_jax.cli.{name}").main
+    return importlib.import_module(f"ddpm_jax.cli.{module_of(name)}").main
 
 
 def train_on_devices(devices, *argv):

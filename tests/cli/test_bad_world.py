@@ -140,7 +140,7 @@ def test_a_checkpoint_that_is_none_is_refused(refused_sampling, tmp_path):
     (tmp_path / "empty").mkdir()
     refused_sampling("--ckpt", tmp_path / "empty", says=["empty holds no checkpoint", "train.py"])
     (tmp_path / "file").write_text("x")
-    refused_sampling("--ckpt", tmp_path / "file", says=["file is no file of a model"])
+    refused_sampling("--ckpt", tmp_path / "file", says=["file is of no format that is read here"])
     (tmp_path / "foreign" / "checkpoints" / "5").mkdir(parents=True)
     (tmp_path / "foreign" / "checkpoints" / "5" / "model.bin").write_text("x")
     refused_sampling("--ckpt", tmp_path / "foreign", says=["not written by ddpm_jax"])

@@ -1,0 +1,120 @@
+"""`ddpm-jax import` and `verify`: networks of other projects as runs, with certificates.
+
+What a network computes is proved in `tests/families`.
+"""
+
+import contextlib
+import io
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import ddpm_jax
+from ddpm_jax.cli import import_model
+from ddpm_jax.interop.containers import open_container
+from ddpm_jax.tasks.certificates import CERTIFICATE, tensors_digest
+
+from ..conftest import GOLDENS
+
+PORT = GOLDENS / "checkpoints/pytorch_ports/ddim_training/ckpt.pth"
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """(what the command said, the run, the file it was imported from)."""
+    folder = tmp_path_factory.mktemp("import")
+    source = shutil.copy(PORT, folder / "ckpt.pth")
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert import_model.main([str(source), "--out", str(folder / "run")]) == 0
+    return said.getvalue(), folder / "run", source
+
+
+@pytest.mark.full
+def test_it_says_what_it_found_and_what_it_assumes(imported):
+    said, run, _ = imported
+    assert said.startswith("a PyTorch port of DDPM: 285,667 parameters (raw), 285,667 parameters")
+    assert "  model.ch_mult = 1,1\n" in said
+    assert "  diffusion.schedule = linear, assumed: " in said
+    assert "  not read: the state of an optimiser\n" in said
+    assert said.endswith(f"--ckpt {run}\n")
+
+
+@pytest.mark.full
+def test_the_certificate_has_the_digests_of_the_tensors_in_the_file(imported):
+    _, run, source = imported
+    certificate = json.loads((run / CERTIFICATE).read_text())
+    groups = open_container(source).groups
+    raw = {name.removeprefix("module."): value for name, value in groups["0"].items()}
+    assert certificate["weights"]["raw"]["sha256"] == tensors_digest(raw)
+    assert certificate["weights"]["ema"]["sha256"] == tensors_digest(groups["4"])
+    assert certificate["weights"]["ema"]["tensors"] == len(groups["4"])
+    raw["conv_in.bias"] = np.nextafter(raw["conv_in.bias"], np.float32(9))
+    assert certificate["weights"]["raw"]["sha256"] != tensors_digest(raw)
+
+
+@pytest.mark.full
+def test_the_run_is_the_model_that_is_loaded_from_the_file(imported):
+    _, run, source = imported
+    for raw in (False, True):
+        here, there = (ddpm_jax.load(path, raw_weights=raw).trained for path in (run, source))
+        jax.tree.map(np.testing.assert_array_equal, here.params, there.params)
+        assert here.sha256 == there.sha256
+        assert here.model.config.model == there.model.config.model
+
+
+@pytest.mark.full
+def test_verify_repeats_every_check_and_sees_a_changed_source(invoke, imported, tmp_path):
+    _, run, source = imported
+    result = invoke("verify", run)
+    assert result.code == 0, result.out
+    assert result.out.count(": equal\n") == 4
+    data = bytearray(source.read_bytes())
+    weight = open_container(source).groups["4"]["conv_in.weight"].tobytes()
+    data[data.find(weight) + 1] ^= 1  # a low bit of one number
+    (tmp_path / "changed.pth").write_bytes(data)
+    result = invoke("verify", run, "--source", tmp_path / "changed.pth")
+    assert result.code == 1
+    assert "ema weights in " in result.out
+    assert result.out.count(": equal\n") == 3
+    result = invoke("verify", run, "--source", tmp_path / "gone.pth")
+    assert result.code == 0
+    assert "not compared: " in result.out
+
+
+@pytest.mark.full
+def test_verify_sees_changed_weights(invoke, imported, tmp_path):
+    run = shutil.copytree(imported[1], tmp_path / "run")
+    certificate = json.loads((run / CERTIFICATE).read_text())
+    certificate["result"]["sha256"] = "0" * 64
+    certificate["image"]["mean"] += 0.01
+    (run / CERTIFICATE).write_text(json.dumps(certificate))
+    result = invoke("verify", run)
+    assert result.code == 1
+    assert "weights of the run: SHA-256 " in result.out
+    assert "image: mean " in result.out
+
+
+def test_what_cannot_be_is_refused_and_leaves_nothing(refused, tmp_path):
+    out = tmp_path / "run"
+    refused("import", says=["Name one file or directory to import"])
+    refused("import", PORT, says=["--out is missing"])
+    refused("import", tmp_path / "none.pt", "--out", out, says=["none.pt is no file"])
+    wrong = "--config.model.ch=64"
+    refused("import", PORT, "--out", out, wrong, says=["model.ch is 32 by the files, and 64"])
+    sd1 = GOLDENS / "sd/sd1"
+    refused("import", sd1, "--out", out, says=["is Stable Diffusion, which needs no import"])
+    part = sd1 / "vae"
+    refused("import", part, "--out", out, says=["is one part of a model, AutoencoderKL"])
+    other = tmp_path / "other.npz"
+    np.savez(other, first=np.zeros(3, np.float32))
+    refused("import", other, "--out", out, says=["an NPZ file, but its tensors (first) are of no"])
+    refused("verify", tmp_path, says=[f"has no {CERTIFICATE}"])
+    assert not out.exists()
+
+
+def test_a_damaged_certificate_is_a_failure_in_a_sentence(refused, tmp_path):
+    (tmp_path / CERTIFICATE).write_text("{}")
+    refused("verify", tmp_path, code=1, says=["is damaged: it has no family"])
