@@ -16,11 +16,12 @@ from ddpm_jax.archives import BadArchive, safetensors_metadata
 from ddpm_jax.errors import UsageError
 from ddpm_jax.files import as_path, open_file
 from ddpm_jax.interop.contents import Contents, contents_of_pickle
+from ddpm_jax.interop.edm_snapshot import read_snapshot
 from ddpm_jax.interop.flax_msgpack import is_msgpack, read_msgpack
 from ddpm_jax.interop.network_folders import is_network_folder, read_network_folder
 from ddpm_jax.interop.tensor_store import npz_store, safetensors_store
 from ddpm_jax.interop.tensorflow_bundle import find_index, read_bundle
-from ddpm_jax.interop.torch_files import is_torch_zip, read_torch
+from ddpm_jax.interop.torch_files import is_torch_legacy, is_torch_zip, read_torch
 from ddpm_jax.interop.weight_files import open_shards
 
 Reader = Callable[[pathlib.Path], Contents]
@@ -45,10 +46,13 @@ class Container:
 def open_container(path: str | os.PathLike, *, variant: str | None = None) -> Container:
     """Open the weights that another project has saved.
 
+    - files: PyTorch's, safetensors, NPZ, Flax's msgpack, a snapshot of EDM;
+    - several files: a JSON index of files of weights; a checkpoint of TensorFlow, as
+      "model.ckpt-1000", its index, or the directory whose file `checkpoint` names it;
+    - a directory of a pipeline or of one network in diffusers' layout.
+
     Args:
-      path: a file of PyTorch, safetensors, NPZ or Flax's msgpack; a JSON index of several files; a
-        checkpoint of TensorFlow ("model.ckpt-1000", its index, or the directory whose file
-        `checkpoint` names it); or a directory of a pipeline or of one network in diffusers' layout.
+      path: one of these.
       variant: of the weights in a directory, "fp16" say; as `network_folders.read_network_folder`.
 
     Returns:
@@ -101,21 +105,23 @@ def _read(path: pathlib.Path, variant: str | None) -> tuple[str, Contents]:
 def _format(path: pathlib.Path) -> tuple[str, Reader]:
     """Return what a file is, in words, and what reads it; raise as `files.open_file`."""
     with open_file(path) as file:
-        start = file.read(9)
+        start = file.read(32)
     # 8 bytes have the length of the header, of which less than 4 are used, and a brace begins it.
-    if start[4:] == b"\0\0\0\0{":
+    if start[4:9] == b"\0\0\0\0{":
         return "a safetensors file", _read_safetensors
     if start[:1] == b"{":
         return "several files of weights with an index", _read_shards
     if start[:2] == b"PK" and not is_torch_zip(path):
         return "an NPZ file", _read_npz
-    if start[:2] == b"PK" or start[:1] == b"\x80":
-        return "a file of PyTorch", _read_pickle
+    if start[:2] == b"PK" or is_torch_legacy(start):
+        return "a file of PyTorch", _read_torch
+    if start[:1] == b"\x80":
+        return "a snapshot of EDM", read_snapshot
     if is_msgpack(start):
         return "a msgpack file of Flax", read_msgpack
     raise UsageError(
-        f"{path} is of no format that is read here: PyTorch, safetensors, NPZ, Flax's msgpack and "
-        "TensorFlow's checkpoints are."
+        f"{path} is of no format that is read here: PyTorch, safetensors, NPZ, Flax's msgpack, "
+        "TensorFlow's checkpoints and EDM's snapshots are."
     )
 
 
@@ -131,5 +137,5 @@ def _read_npz(path: pathlib.Path) -> Contents:
     return Contents({"": npz_store(path)})
 
 
-def _read_pickle(path: pathlib.Path) -> Contents:
+def _read_torch(path: pathlib.Path) -> Contents:
     return contents_of_pickle(path, read_torch(path))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ddpm_jax.archives import BadArchive
 from ddpm_jax.interop.tensor_store import Entry, Stored, TensorStore, store_of
 from ddpm_jax.interop.torch_files import Saved
-from ddpm_jax.interop.torch_names import Inert, Name, Record, Storage, View
+from ddpm_jax.interop.torch_names import Inert, Name, Record, Span, Storage, View
 
 ENTRIES = 2_000_000  # tensors and values in a file, as often as it refers to them
 LONGEST = 1000  # characters of the keys that lead to a tensor or value, together
@@ -80,10 +80,11 @@ class _Walk:
         match value:
             case _ if isinstance(value, self.kind):
                 raise BadArchive("it has a tensor without a name")
-            case Inert() | Storage() | Name() | bytes() | slice():
+            case Inert() | Storage() | Name() | Span() | bytes() | slice():
                 self.unread[path] = "an object that is no plain value"
             case Record():
-                self.visit_all(path, value.state.items(), levels)
+                self.spend(len(value))
+                self.visit_all(path, value.items(), levels)
             case dict() if value.keys() >= _OPTIMISER:
                 self.unread[path] = "the state of an optimiser"
             case dict():

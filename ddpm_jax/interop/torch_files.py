@@ -52,6 +52,11 @@ def is_torch_zip(path: pathlib.Path) -> bool:
         return any(name.endswith("/data.pkl") for name in archive.namelist())
 
 
+def is_torch_legacy(start: bytes) -> bool:
+    """Return whether a pickle whose first 32 bytes or more are these begins a legacy file."""
+    return MAGIC.to_bytes(10, "little") in start[:32]
+
+
 class Saved(NamedTuple):
     """What a file holds, and where its storages lie."""
 
@@ -86,7 +91,7 @@ def read_torch(path: pathlib.Path) -> Saved:
         file.seek(0)
         is_zip = file.read(2) == b"PK"
         file.seek(0)
-        return _read_zip(file, size) if is_zip else _read_legacy(file, size)
+        return _read_zip(file, size) if is_zip else read_legacy(file, 0, size)
 
 
 def torch_index(path: pathlib.Path) -> dict[str, Tensor]:
@@ -104,6 +109,42 @@ def torch_index(path: pathlib.Path) -> dict[str, Tensor]:
     if not found or not all(isinstance(name, str) for name in found):
         raise BadArchive("it has no tensors by name")
     return {name: saved.place(view) for name, view in found.items()}
+
+
+def read_legacy(file: BinaryIO, begin: int, end: int, *, pickles: int = PICKLE) -> Saved:
+    """Return what a piece of a file holds that is in the legacy format, as `read_torch`.
+
+    Args:
+      file: any.
+      begin, end: where the piece lies in it.
+      pickles: bytes of its pickles, at most.
+
+    Raises:
+      BadArchive: as `read_torch`.
+    """
+    file.seek(begin)
+    head = io.BytesIO(file.read(min(pickles, end - begin)))
+    if load(head) != MAGIC or load(head) != VERSION:
+        raise BadArchive("it does not begin as a file of PyTorch")
+    system = load(head)
+    if not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise BadArchive("its numbers are big-endian")
+    storages: dict[str, Storage] = {}
+    saved, keys = load(head, storages), load(head)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise BadArchive("it has no list of storages")
+    places, position = {}, begin + head.tell()
+    for key in keys:
+        if key not in storages:
+            raise BadArchive(f"nothing uses its storage {key[:40]!r}")
+        file.seek(position)
+        count = int.from_bytes(file.read(8), "little")
+        nbytes = count * storages[key].dtype.itemsize
+        if position + 8 + nbytes > end:
+            raise BadArchive("it is cut off")
+        places[key] = (position + 8, nbytes)
+        position += 8 + nbytes
+    return Saved(saved, places)
 
 
 def _state_dict(saved: Any) -> dict[Any, Any]:
@@ -158,28 +199,3 @@ def _member(file: BinaryIO, info: zipfile.ZipInfo, size: int) -> tuple[int, int]
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise BadArchive("its storages are compressed, as PyTorch does not write them")
     return stored_place(file, info, size), info.file_size
-
-
-def _read_legacy(file: BinaryIO, size: int) -> Saved:
-    head = io.BytesIO(file.read(PICKLE))
-    if load(head) != MAGIC or load(head) != VERSION:
-        raise BadArchive("it does not begin as a file of PyTorch")
-    system = load(head)
-    if not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise BadArchive("its numbers are big-endian")
-    storages: dict[str, Storage] = {}
-    saved, keys = load(head, storages), load(head)
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise BadArchive("it has no list of storages")
-    places, position = {}, head.tell()
-    for key in keys:
-        if key not in storages:
-            raise BadArchive(f"nothing uses its storage {key[:40]!r}")
-        file.seek(position)
-        count = int.from_bytes(file.read(8), "little")
-        nbytes = count * storages[key].dtype.itemsize
-        if position + 8 + nbytes > size:
-            raise BadArchive("it is cut off")
-        places[key] = (position + 8, nbytes)
-        position += 8 + nbytes
-    return Saved(saved, places)

@@ -1,11 +1,11 @@
 """What a pickle of PyTorch may name: tensors, their storages, and what is passed over.
 
-`torch_pickle` looks names up in `CALLABLE`, `INERT_NAMES` and `STORAGE_NAMES`, compared whole, and
-refuses all others. Whether a view lies within its storage is checked here.
+`torch_pickle` looks names up in a `Vocabulary`, compared whole, and refuses all others. Whether a
+view lies within its storage is checked here.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -63,7 +63,40 @@ class Record:
     """Stands for an object of a class that is known to hold plain values: they, by attribute."""
 
     def __init__(self) -> None:
-        self.state: dict[Any, Any] = {}
+        self._state: dict[Any, Any] = {}
+
+    def set_state(self, state: Any) -> None:
+        """Take the attributes that a pickle gives to the object.
+
+        Raises:
+          BadArchive: they are none.
+        """
+        if not isinstance(state, dict):
+            raise BadArchive("its pickle has an object without attributes")
+        self._state = state
+
+    def items(self) -> Iterable[tuple[Any, Any]]:
+        """Return the attributes with their names."""
+        return self._state.items()
+
+    def __len__(self) -> int:
+        """Return how many things `items` looks at."""
+        return len(self._state)
+
+
+class Span(NamedTuple):
+    """Bytes in the file, from `begin` to before `end`, which are not read."""
+
+    begin: int
+    end: int
+
+
+class Vocabulary(NamedTuple):
+    """What a pickle may name."""
+
+    functions: Mapping[Name, Callable[..., Any]]  # that stand for those which it calls
+    records: Mapping[Name, Callable[[], Any]]  # classes -> what makes an empty object
+    inert: Set[Name]  # whose objects are passed over
 
 
 def check_key(key: Any) -> Any:
@@ -106,22 +139,24 @@ def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     return {check_key(key): value for key, value in pairs}
 
 
-CALLABLE: dict[Name, Callable[..., Any]] = {
-    Name("collections", "OrderedDict"): _ordered_dict,
-    Name("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    Name("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    Name("torch._utils", "_rebuild_parameter"): _parameter,
-}
-# what training loops save beside the weights; a stand-in takes its place
-INERT_NAMES = {
-    Name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
-    Name("numpy.core.multiarray", "scalar"),
-    Name("numpy._core.multiarray", "scalar"),
-    Name("numpy", "dtype"),
-    Name("_codecs", "encode"),
-    Name("torch", "Size"),
-    Name("torch", "device"),
-    *(Name("torch", name) for name in ("float16", "bfloat16", "float32", "float64", "int64")),
-}
-RECORDS: dict[Name, Callable[[], Any]] = {Name("argparse", "Namespace"): Record}  # made empty
 STORAGE_NAMES = {Name("torch", f"{kind}Storage") for kind in STORAGES}
+TORCH = Vocabulary(
+    functions={
+        Name("collections", "OrderedDict"): _ordered_dict,
+        Name("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+        Name("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+        Name("torch._utils", "_rebuild_parameter"): _parameter,
+    },
+    records={Name("argparse", "Namespace"): Record},
+    # what training loops save beside the weights; a stand-in takes its place
+    inert={
+        Name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+        Name("numpy.core.multiarray", "scalar"),
+        Name("numpy._core.multiarray", "scalar"),
+        Name("numpy", "dtype"),
+        Name("_codecs", "encode"),
+        Name("torch", "Size"),
+        Name("torch", "device"),
+        *(Name("torch", name) for name in ("float16", "bfloat16", "float32", "float64", "int64")),
+    },
+)

@@ -9,41 +9,46 @@ view lies within its storage is checked in `torch_names`, whether a storage lies
 `torch_files`.
 """
 
-import io
 import pickletools
 import warnings
 from collections.abc import Callable, Iterator, Sized
-from typing import Any
+from typing import Any, BinaryIO
 
 from ddpm_jax.archives import BadArchive
 from ddpm_jax.interop.torch_names import (
-    CALLABLE,
     INERT,
-    INERT_NAMES,
-    RECORDS,
     STORAGE_NAMES,
     STORAGES,
+    TORCH,
     Inert,
     Name,
     Record,
+    Span,
     Storage,
+    Vocabulary,
     check_key,
 )
 
 OPCODES = 2_000_000  # of a pickle: some 50 for each tensor
+TEXT = 1 << 26  # bytes of all texts and long numbers
 _MARK = object()
+_LENGTHS = {"BINUNICODE": 4, "BINUNICODE8": 8, "BINSTRING": 4, "LONG4": 4}  # bytes before them
+_SPANS = {"BINBYTES": 4, "BINBYTES8": 8}  # likewise
 
 
-def load(data: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
+def load(
+    data: BinaryIO, storages: dict[str, Storage] | None = None, vocabulary: Vocabulary = TORCH
+) -> Any:
     """Interpret one pickle, from the position of `data` to its end.
 
     Args:
       data: where the pickle begins.
       storages: receives those that the pickle refers to, by key.
+      vocabulary: what it may name.
 
     Returns:
-      dicts, lists, tuples, strings, bytes, numbers, None, `View`, `Storage`, `Record`, `Inert`.
-      They may contain themselves.
+      dicts, lists, tuples, strings, bytes, numbers, None, `View`, `Storage`, `Span`, `Inert`, and
+      what `vocabulary` makes. Containers may contain themselves.
 
     Raises:
       BadArchive: it is damaged, or holds something else.
@@ -51,18 +56,45 @@ def load(data: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
     try:
         # The parser of names warns of escapes in them.
         with warnings.catch_warnings(action="ignore"):
-            return _Machine({} if storages is None else storages).run(pickletools.genops(data))
+            machine = _Machine({} if storages is None else storages, vocabulary)
+            return machine.run(_opcodes(data))
     except BadArchive:
         raise
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise BadArchive(f"its pickle is damaged: {error}") from error
 
 
+def _opcodes(data: BinaryIO) -> Iterator[tuple[str, Any]]:
+    """Yield the opcodes of a pickle with their arguments; of long bytes, where they lie."""
+    begin, end = data.tell(), data.seek(0, 2)
+    data.seek(begin)
+    text = TEXT
+    while code := data.read(1):
+        opcode = pickletools.code2op.get(code.decode("latin-1"))
+        if opcode is None:
+            raise BadArchive("its pickle is damaged")
+        if opcode.name in _LENGTHS:
+            length = int.from_bytes(data.read(_LENGTHS[opcode.name]), "little")
+            data.seek(-_LENGTHS[opcode.name], 1)
+            text -= length
+            if text < 0 or length > end - data.tell():
+                raise BadArchive("its pickle is damaged, or has more text than any checkpoint")
+        if opcode.name in _SPANS:
+            length = int.from_bytes(data.read(_SPANS[opcode.name]), "little")
+            span = Span(data.tell(), data.tell() + length)
+            if span.end > end:
+                raise BadArchive("its pickle is cut off")
+            data.seek(span.end)
+            yield opcode.name, span
+        else:
+            yield opcode.name, opcode.arg.reader(data) if opcode.arg else None
+
+
 class _Machine:
     """The stack and the memo of a pickle."""
 
-    def __init__(self, storages: dict[str, Storage]) -> None:
-        self.storages = storages
+    def __init__(self, storages: dict[str, Storage], vocabulary: Vocabulary) -> None:
+        self.storages, self.vocabulary = storages, vocabulary
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.left = OPCODES
@@ -73,19 +105,19 @@ class _Machine:
         if self.left < 0:
             raise BadArchive(f"its pickle has more than {OPCODES:,} opcodes")
 
-    def run(self, opcodes: Iterator[tuple[Any, Any, int | None]]) -> Any:
-        for opcode, argument, _ in opcodes:
+    def run(self, opcodes: Iterator[tuple[str, Any]]) -> Any:
+        for opcode, argument in opcodes:
             self.spend(1)
-            if opcode.name == "STOP":
+            if opcode == "STOP":
                 return self.stack.pop()
-            if opcode.name in _CONSTANTS:
-                self.stack.append(_CONSTANTS[opcode.name]())
-            elif opcode.name in _LITERALS:
+            if opcode in _CONSTANTS:
+                self.stack.append(_CONSTANTS[opcode]())
+            elif opcode in _LITERALS:
                 self.stack.append(argument)
-            elif opcode.name in _ACTIONS:
-                _ACTIONS[opcode.name](self, argument)
-            elif opcode.name not in ("PROTO", "FRAME"):
-                raise BadArchive(f"its pickle has the opcode {opcode.name}, which no tensor needs")
+            elif opcode in _ACTIONS:
+                _ACTIONS[opcode](self, argument)
+            elif opcode not in ("PROTO", "FRAME"):
+                raise BadArchive(f"its pickle has the opcode {opcode}, which no tensor needs")
         raise BadArchive("its pickle has no end")
 
     def pop_to_mark(self) -> list[Any]:
@@ -127,7 +159,7 @@ class _Machine:
             self.stack.append(INERT)
         elif isinstance(function, Name) and isinstance(arguments, tuple):
             self.spend(sum(len(item) for item in arguments if isinstance(item, Sized)))
-            self.stack.append(CALLABLE[function](*arguments))
+            self.stack.append(self.vocabulary.functions[function](*arguments))
         else:
             raise BadArchive("its pickle calls what is no function")
 
@@ -135,8 +167,8 @@ class _Machine:
         kind, arguments = self.pop(2)
         if isinstance(kind, Inert):
             self.stack.append(INERT)
-        elif isinstance(kind, Name) and kind in RECORDS and arguments == ():
-            self.stack.append(RECORDS[kind]())
+        elif isinstance(kind, Name) and kind in self.vocabulary.records and arguments == ():
+            self.stack.append(self.vocabulary.records[kind]())
         else:
             raise BadArchive("its pickle makes an object of what is no class")
 
@@ -147,9 +179,8 @@ class _Machine:
         tensor may have attributes that decide its values, and is refused.
         """
         target, state = self.pop(2)
-        if isinstance(target, Record) and isinstance(state, dict):
-            self.spend(len(state))
-            target.state.update(state)
+        if isinstance(target, Record):
+            target.set_state(state)
         elif not isinstance(target, dict | Inert):
             raise BadArchive("its pickle changes the state of what is no dict")
         self.stack.append(target)
@@ -177,9 +208,10 @@ class _Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             raise BadArchive("its pickle is damaged")
         found = Name(module, name)
-        if found in INERT_NAMES:
+        known = self.vocabulary
+        if found in known.inert:
             self.stack.append(INERT)
-        elif found in CALLABLE or found in STORAGE_NAMES or found in RECORDS:
+        elif found in known.functions or found in known.records or found in STORAGE_NAMES:
             self.stack.append(found)
         else:
             raise BadArchive(

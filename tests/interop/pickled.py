@@ -40,6 +40,14 @@ def state_dict(value, name="w"):
     return b"}" + text(name) + value + b"s"
 
 
+def dict_of(**items):
+    return b"}(" + b"".join(text(name) + value for name, value in items.items()) + b"u"
+
+
+def list_of(*items):
+    return b"](" + b"".join(items) + b"e"
+
+
 def write_zip(path, content, data=FLOAT_BYTES, compression=zipfile.ZIP_STORED, **members):
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02" + content + b".")
@@ -48,12 +56,15 @@ def write_zip(path, content, data=FLOAT_BYTES, compression=zipfile.ZIP_STORED, *
     return path
 
 
-def write_legacy(
-    path, content, data=FLOATS, magic=MAGIC, version=VERSION, little=True, keys=("0",)
-):
+def legacy(content, data=FLOATS, magic=MAGIC, version=VERSION, little=True, keys=("0",)):
+    """The bytes of a file of PyTorch before 1.6."""
     head = [magic, version, {"protocol_version": VERSION, "little_endian": little}]
     parts = [pickle.dumps(value, 2) for value in head]
     parts += [b"\x80\x02" + content + b".", pickle.dumps(list(keys), 2)]
     parts += [struct.pack("<q", data.size), data.tobytes()]
-    path.write_bytes(b"".join(parts))
+    return b"".join(parts)
+
+
+def write_legacy(path, content, data=FLOATS, **changes):
+    path.write_bytes(legacy(content, data, **changes))
     return path

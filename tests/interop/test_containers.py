@@ -5,6 +5,7 @@ import pathlib
 import re
 import tracemalloc
 
+import flax.serialization
 import ml_dtypes
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.containers import open_container
 
-from .pickled import state_dict, tensor, text, whole, write_legacy, write_zip
+from .pickled import dict_of, list_of, state_dict, tensor, text, whole, write_legacy, write_zip
 
 PICKLES = pathlib.Path(__file__).parents[1] / "goldens/checkpoints/pickles"
 GRID = np.arange(24, dtype=np.float32).reshape(4, 6)
@@ -40,14 +41,6 @@ def refusal(path, **options):
         open_container(path, **options)
     assert str(path) in str(error.value)
     return str(error.value)
-
-
-def dict_of(**items):
-    return b"}(" + b"".join(text(name) + value for name, value in items.items()) + b"u"
-
-
-def list_of(*items):
-    return b"](" + b"".join(items) + b"e"
 
 
 @pytest.fixture(params=[write_zip, write_legacy])
@@ -282,6 +275,20 @@ def test_a_pipeline_has_a_group_for_each_network(pipeline):
         "unet_ema/config.json": {"_class_name": "UNet2DModel"},
         "scheduler/scheduler_config.json": {"lambda_min_clipped": None},
     }
+
+
+def test_networks_that_flax_saved(pipeline):
+    path, networks = pipeline
+    for name, tensors in networks.items():
+        (path / name / "diffusion_pytorch_model.safetensors").unlink()
+        tree = {"conv_in": tensors}
+        packed = flax.serialization.msgpack_serialize(tree)
+        (path / name / "diffusion_flax_model.msgpack").write_bytes(packed)
+        wanted = {f"conv_in/{name}": value for name, value in tensors.items()}
+        assert_holds(open_container(path / name).groups[""], wanted)
+        assert_holds(open_container(path).groups[name], wanted)
+    (path / "unet/diffusion_flax_model.msgpack").write_bytes(packed[:-1])
+    assert "diffusion_flax_model.msgpack is damaged" in refusal(path)
 
 
 def test_the_folder_of_a_network_is_the_group_without_a_name(pipeline):
