@@ -217,7 +217,38 @@ def local_copy(folder: Any) -> pathlib.Path:
     import fsspec
 
     store, name = fsspec.url_to_fs(str(folder))
-    objects = store.find(name, detail=True)
+    return _copied(store, folder, name, store.find(name, detail=True))
+
+
+def local_copy_of_files(path: Any, prefix: str) -> pathlib.Path:
+    """Copy some files in the folder of `path`, which is in a bucket, as `local_copy` does.
+
+    Args:
+      path: a file, or what the names of several have in common.
+      prefix: of the names of these files.
+
+    Returns:
+      the place of `path` among the copies.
+
+    Raises:
+      FileNotFoundError: there are none.
+    """
+    import fsspec
+
+    folder = path.parent
+    store, name = fsspec.url_to_fs(str(folder))
+    objects = {
+        info["name"]: info
+        for info in store.ls(name, detail=True)
+        if info["type"] == "file" and info["name"].rpartition("/")[2].startswith(prefix)
+    }
+    if not objects:
+        raise FileNotFoundError("there is no such object")
+    return _copied(store, folder, name, objects) / path.name
+
+
+def _copied(store: Any, folder: Any, name: str, objects: dict[str, Any]) -> pathlib.Path:
+    """Copy objects below a folder, which the store calls `name`; return that of the copies."""
     listing = repr(
         [
             str(folder),

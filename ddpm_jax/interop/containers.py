@@ -14,13 +14,20 @@ import numpy as np
 
 from ddpm_jax.archives import BadArchive, safetensors_metadata
 from ddpm_jax.errors import UsageError
-from ddpm_jax.files import as_path, open_file
+from ddpm_jax.files import (
+    as_path,
+    is_remote,
+    local_copy,
+    local_copy_of_files,
+    open_file,
+    reporting,
+)
 from ddpm_jax.interop.contents import Contents, contents_of_pickle
 from ddpm_jax.interop.edm_snapshot import read_snapshot
 from ddpm_jax.interop.flax_msgpack import is_msgpack, read_msgpack
 from ddpm_jax.interop.network_folders import is_network_folder, read_network_folder
 from ddpm_jax.interop.tensor_store import npz_store, safetensors_store
-from ddpm_jax.interop.tensorflow_bundle import find_index, read_bundle
+from ddpm_jax.interop.tensorflow_bundle import find_index, prefix_of, read_bundle
 from ddpm_jax.interop.torch_files import is_torch_legacy, is_torch_zip, read_torch
 from ddpm_jax.interop.weight_files import open_shards
 
@@ -52,7 +59,7 @@ def open_container(path: str | os.PathLike, *, variant: str | None = None) -> Co
     - a directory of a pipeline or of one network in diffusers' layout.
 
     Args:
-      path: one of these.
+      path: one of these, here or in a bucket, from which it is copied (`files.local_copy`).
       variant: of the weights in a directory, "fp16" say; as `network_folders.read_network_folder`.
 
     Returns:
@@ -61,8 +68,12 @@ def open_container(path: str | os.PathLike, *, variant: str | None = None) -> Co
     Raises:
       UsageError: there is no such file, it is of no format that is known here, damaged, has no
         tensors by name, or asks for code to be executed.
+      FailureError: a bucket does not answer.
     """
     path = as_path(path)
+    if is_remote(path):
+        with reporting(path, "read"):
+            path = _copied(path)
     try:
         kind, contents = _read(path, variant)
     except BadArchive as error:
@@ -84,6 +95,17 @@ def is_container(path: pathlib.Path) -> bool:
     if path.is_dir():
         return (path / "checkpoint").is_file() or is_network_folder(path)
     return path.is_file() or find_index(path) is not None
+
+
+def _copied(path: Any) -> pathlib.Path:
+    """Return a local copy of what is in a bucket: a folder, or a file with those it belongs to."""
+    if path.is_dir():
+        return local_copy(path)
+    prefix = path.name.split(".")[0] if path.suffix == ".json" else prefix_of(path.name)
+    try:
+        return local_copy_of_files(path, prefix)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} is neither a file nor a folder in a bucket.") from error
 
 
 def _read(path: pathlib.Path, variant: str | None) -> tuple[str, Contents]:

@@ -55,6 +55,12 @@ class _Variable(NamedTuple):
     sliced: bool
 
 
+def prefix_of(name: str) -> str:
+    """Return the name of the checkpoint that a file belongs to, by its name; else the name."""
+    of_data = _DATA.fullmatch(name)
+    return of_data[1] if of_data else name.removesuffix(".index")
+
+
 def find_index(path: pathlib.Path) -> pathlib.Path | None:
     """Return the index of a local checkpoint of TensorFlow, or None if the path names none.
 
@@ -68,11 +74,8 @@ def find_index(path: pathlib.Path) -> pathlib.Path | None:
     """
     if path.is_dir():
         return _latest(path) if (path / "checkpoint").is_file() else None
-    if not path.exists():
-        index = path.with_name(f"{path.name}.index")
-        return index if path.name and index.is_file() else None
-    if of_data := _DATA.fullmatch(path.name):
-        index = path.with_name(f"{of_data[1]}.index")
+    index = path.with_name(f"{prefix_of(path.name)}.index") if path.name else path
+    if not path.exists() or _DATA.fullmatch(path.name):
         return index if index.is_file() else None
     with open_file(path) as file:
         file.seek(max(0, file.seek(0, 2) - len(MAGIC)))
@@ -152,7 +155,7 @@ def _place(
     index: pathlib.Path, shards: int, variables: Mapping[str, _Variable]
 ) -> dict[str, Stored]:
     """Return the variables in their files, after checking that they lie there, one by one."""
-    prefix, files, sizes = index.name.removesuffix(".index"), {}, {}
+    prefix, files, sizes = prefix_of(index.name), {}, {}
     for shard in sorted({variable.shard for variable in variables.values()}):
         file = index.with_name(f"{prefix}.data-{shard:05d}-of-{shards:05d}")
         if not file.is_file():

@@ -8,8 +8,10 @@ import re
 import urllib.parse
 import urllib.request
 
+import numpy as np
 import pytest
 import requests
+from safetensors.numpy import save
 
 from ddpm_jax import files
 from ddpm_jax.checkpoints.reader import DamagedCheckpoint, check_whole
@@ -20,10 +22,12 @@ from ddpm_jax.files import (
     check_place,
     is_remote,
     local_copy,
+    local_copy_of_files,
     move_folder,
     reporting,
     write_atomically,
 )
+from ddpm_jax.interop.containers import open_container
 
 
 def test_names_of_this_machine_stay_what_they_were():
@@ -95,6 +99,40 @@ def test_a_local_copy_is_made_once_and_anew_when_the_objects_change(folder, tmp_
     write_atomically(folder / "set" / "1.0" / "x", b"newer")
     assert (local_copy(folder / "set" / "1.0") / "x").read_bytes() == b"newer"
     assert (copy / "mark").exists()
+
+
+def test_some_files_of_a_folder_are_copied(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("some/a.index", "some/a.data", "some/b.index", "some/a/c"):
+        write_atomically(folder / name, name.encode())
+    copy = local_copy_of_files(folder / "some" / "a.index", "a")
+    assert copy.read_bytes() == b"some/a.index"
+    assert {path.name for path in copy.parent.iterdir()} == {"a.index", "a.data"}
+    with pytest.raises(FileNotFoundError):
+        local_copy_of_files(folder / "some" / "c", "c")
+
+
+def test_weights_in_a_bucket_are_copied_and_opened(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    grid = np.arange(6, dtype=np.float32).reshape(2, 3)
+    content = save({"w": grid})
+    for name, data in {
+        "w/x.pt": content,
+        "w/y.pt": content,
+        "w/unet/diffusion_pytorch_model.safetensors": content,
+        "w/unet/config.json": b'{"_class_name": "UNet2DModel"}',
+        "w/model.safetensors.index.json": b'{"weight_map": {"w": "model-1.safetensors"}}',
+        "w/model-1.safetensors": content,
+    }.items():
+        write_atomically(folder / name, data)
+    names = ("x.pt", "unet", "model.safetensors.index.json")
+    opened = [open_container(folder / "w" / name) for name in names]
+    for found in opened:
+        np.testing.assert_array_equal(found.groups[""]["w"], grid)
+    assert list(opened[0].path.parent.iterdir()) == [opened[0].path]
+    assert opened[1].facts == {"config.json": {"_class_name": "UNet2DModel"}}
+    with pytest.raises(UsageError, match="neither a file nor a folder in a bucket"):
+        open_container(folder / "w" / "nothing")
 
 
 @pytest.mark.parametrize(
