@@ -34,6 +34,7 @@ from ddpm_jax.experiments.owners import (
 from ddpm_jax.experiments.text_fields import Lora, Scheduler, Text, TextUnet
 from ddpm_jax.limits import MAX_SEED, MAX_TIMESTEPS
 from ddpm_jax.models.classifier import POOLS
+from ddpm_jax.models.dit import POSITIONS
 from ddpm_jax.models.layers import RESAMPLINGS
 from ddpm_jax.models.trunk import QKV_ORDERS
 
@@ -187,6 +188,9 @@ class Dit:
     depth = field(12, "blocks", up_to(128))
     num_heads = field(6, "of attention", up_to(1024))
     patch_size = field(2, "height and width of a token in what the network sees", up_to(8192))
+    positions = field(
+        "formula", "of tokens; table: as files bring them, for one size", choices(POSITIONS)
+    )
 
 
 class Condition:

@@ -39,7 +39,11 @@ def make_network(
     if name == "dit":
         shared = {field: model[field] for field in _OF_BOTH}
         dit = DiT(
-            **_size(config.dit)._asdict(), patch_size=config.dit.patch_size, **shared, **conditions
+            **_size(config.dit)._asdict(),
+            patch_size=config.dit.patch_size,
+            positions=config.dit.positions,
+            **shared,
+            **conditions,
         )
         check_dit(dit, height=height, width=width)
         return dit

@@ -178,6 +178,10 @@ def _assumed(
         "diffusion.num_timesteps": Assumption(1000, chain),
         "diffusion.schedule": Assumption("linear", chain),
         "diffusion.parameterization": Assumption("eps", chain),
-        **({} if "diffusion.variance" in fields else {"diffusion.variance": variance}),
         "model.dropout": dropout,
+        **(
+            {"diffusion.loss": Assumption("vlb", "the bound trains it; of training only")}
+            if "diffusion.variance" in fields
+            else {"diffusion.variance": variance}
+        ),
     }

@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.families import ddpm_ports, ddpm_tensorflow
+from ddpm_jax.families import ddpm_ports, ddpm_tensorflow, dit_checkpoints
 from ddpm_jax.families.foreign import Foreign, Recognise, Request
 from ddpm_jax.interop.containers import Container, open_container
 
 FAMILIES: dict[str, Recognise] = {  # what its files are of, in words -> how to recognise them
     ddpm_tensorflow.FAMILY: ddpm_tensorflow.recognise,
     ddpm_ports.FAMILY: ddpm_ports.recognise,
+    dit_checkpoints.FAMILY: dit_checkpoints.recognise,
 }
 
 

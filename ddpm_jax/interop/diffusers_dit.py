@@ -82,7 +82,9 @@ def dit_params_to_diffusers(params: Params, dit: DiT) -> dict[str, np.ndarray]:
       UsageError: the network has no classes.
     """
     _check_classes(dit)
-    theirs = rename_to(params, _name, lambda path, value: _to_torch(path, value, dit.patch_size))
+    theirs = rename_to(
+        params, _name, lambda path, value: patches_to_torch(path, value, dit.patch_size)
+    )
     for name, value in list(theirs.items()):
         if found := EMBEDDERS.fullmatch(name):
             copies = (f"transformer_blocks.{i}.norm1.emb.{found[2]}" for i in range(dit.depth))
@@ -136,7 +138,8 @@ def patches_from_torch(path: Path, value: np.ndarray) -> np.ndarray:
     return from_torch(path, value)
 
 
-def _to_torch(path: Path, value: np.ndarray, patch_size: int) -> np.ndarray:
+def patches_to_torch(path: Path, value: np.ndarray, patch_size: int) -> np.ndarray:
+    """Convert our parameter at `path` to the layout of the corresponding tensor."""
     if path == ("patch_embedding", "kernel"):
         return value.reshape(patch_size, patch_size, -1, value.shape[-1]).transpose(3, 2, 0, 1)
     return to_torch(path, value)

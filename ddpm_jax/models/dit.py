@@ -32,6 +32,11 @@ from ddpm_jax.models.rematerialization import rematerialized
 MLP_RATIO = 4  # width of the hidden layer of a block's MLP, in widths of a token
 SINUSOIDS = 256  # sines and cosines that embed the time, as in the authors' code
 
+POSITIONS = {  # of the patches
+    "formula": "sines and cosines, in the network for images of any size",
+    "table": "such a table as files bring it, for images of one size; it gets no gradient",
+}
+
 # The authors' code initialises linear maps as `layers.default_init` does, and the embeddings of
 # time and class from a narrow normal distribution. There q, k and v are one map to three times the
 # channels, which halves the variance.
@@ -153,8 +158,8 @@ class DiT(nn.Module):
     patch_size=2, num_classes=1000, out_channels=8)` and so on, on latents of 4 channels whose
     variance is learned. The paper, with images enough, uses no dropout.
 
-    The parameters do not depend on the height and width. `check_dit` refuses what this class cannot
-    build.
+    The parameters do not depend on the height and width, except those of a table of positions.
+    `check_dit` refuses what this class cannot build.
     """
 
     patch_size: int = 2  # height and width of a patch, in pixels of the image or of the latent
@@ -172,6 +177,7 @@ class DiT(nn.Module):
     num_classes: int = 0  # of the labels in the condition, without the null class; 0: it has none
     null_class: bool = True  # whether a further class, the last, carries no information
     low_res_channels: int = 0  # of the low-resolution image in the condition; 0: it has none
+    positions: str = "formula"  # a key of POSITIONS
 
     @nn.compact
     def __call__(
@@ -226,8 +232,12 @@ class DiT(nn.Module):
         if low_res is not None:
             x = jnp.concatenate([x, low_res], axis=-1)
 
-        positions = jnp.asarray(position_embedding(height // p, width // p, features), dtype)
-        h = dense(features, name="patch_embedding", dtype=dtype)(patchify(x, p)) + positions[None]
+        positions = jnp.asarray(position_embedding(height // p, width // p, features))
+        if self.positions == "table":
+            table = self.param("position_embedding", lambda _: positions)
+            positions = jax.lax.stop_gradient(table)
+        h = dense(features, name="patch_embedding", dtype=dtype)(patchify(x, p))
+        h = h + positions.astype(dtype)[None]
         block = rematerialized(DiTBlock, self.remat)
         for i in range(self.depth):
             h = block(self.num_heads, self.dropout, self.norm_eps, dtype, name=f"block_{i}")(
@@ -263,6 +273,7 @@ def check_dit(dit: DiT, height: int, width: int) -> None:
         check_count(name, getattr(dit, name), or_none=True)
     check_computation(dit)
     choose("time embedding", dit.time_embedding, TIME_EMBEDDINGS)
+    choose("kind of positions", dit.positions, POSITIONS)
     for name, size in {"height": height, "width": width}.items():
         if size < 1 or size % dit.patch_size:
             raise UsageError(

@@ -50,6 +50,7 @@ TABLES = {  # field of a name -> where that name is looked up
     "model.pool": classifier.POOLS,
     "model.qkv_order": trunk.QKV_ORDERS,
     "dit.size": {*dit.SIZES, CUSTOM},
+    "dit.positions": dit.POSITIONS,
     "text.activation": text_encoder.ACTIVATIONS,
     "text.padding": texts.PADDINGS,
     "text_unet.mid_block": text_unet.MIDDLES,

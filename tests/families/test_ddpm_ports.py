@@ -172,11 +172,12 @@ def test_a_tensor_left_over_is_named(cifar10):
         foreign.read(foreign.weights["raw"], CIFAR10)
 
 
-def test_a_learned_variance_is_seen():
+def test_a_learned_variance_is_seen(imported):
     tensors = zeros(UNet(ch=32, ch_mult=(1, 2), num_res_blocks=1, out_channels=6))
     foreign = recognise(of(tensors), Request())
     assert foreign.fields["diffusion.variance"] == "learned"
     assert "diffusion.variance" not in foreign.assumed
+    assert imported(foreign, Request()).model.network.out_channels == 6
 
 
 def test_resampling_without_convolutions_is_seen(cifar10):

@@ -308,6 +308,7 @@ FIELDS = {  # field -> values that it might be given in earnest, alone or togeth
     "diffusion.variance": ("fixed_small", "fixed_large", "learned", "learned_range"),
     "diffusion.weighting": ("uniform", "min_snr", "p2"),
     "dit.patch_size": (1, 2, 3, 8),
+    "dit.positions": ("formula", "table"),
     "dit.size": ("custom", "S"),
     "ema.decay": (0.0, 0.5, 1.0),
     "ema.decays": ((), (0.9,), (0.9, 0.9)),
