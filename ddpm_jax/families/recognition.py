@@ -5,7 +5,14 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.families import ddpm_ports, ddpm_tensorflow, dit_checkpoints, edm_snapshots
+from ddpm_jax.families import (
+    ddpm_ports,
+    ddpm_tensorflow,
+    dit_checkpoints,
+    edm_snapshots,
+    openai_classifier,
+    openai_unet,
+)
 from ddpm_jax.families.foreign import Foreign, Recognise, Request
 from ddpm_jax.interop.containers import Container, open_container
 
@@ -14,6 +21,8 @@ FAMILIES: dict[str, Recognise] = {  # what its files are of, in words -> how to 
     ddpm_ports.FAMILY: ddpm_ports.recognise,
     dit_checkpoints.FAMILY: dit_checkpoints.recognise,
     edm_snapshots.FAMILY: edm_snapshots.recognise,
+    openai_unet.FAMILY: openai_unet.recognise,
+    openai_classifier.FAMILY: openai_classifier.recognise,
 }
 
 
