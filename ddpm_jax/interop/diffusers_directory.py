@@ -6,7 +6,8 @@
     tokenizer/                       vocab.json and merges.txt, or tokenizer.json
     scheduler/                       scheduler_config.json
 
-Only JSON is parsed here; the weights are opened and not read.
+Only JSON is parsed here; the weights are opened and not read. What was saved in Flax has the same
+classes, whose names begin with "Flax".
 """
 
 import pathlib
@@ -19,7 +20,7 @@ from ddpm_jax.interop.pipeline_parts import Part, Pipeline
 from ddpm_jax.interop.weight_files import find_weights, variants
 from ddpm_jax.schema import Malformed, Table, Text, format_value, parse
 
-INDEX = "model_index.json"
+INDEX, FLAX = "model_index.json", "Flax"
 PIPELINES = {  # class -> what it does
     "StableDiffusionPipeline": "text to image",
     "StableDiffusionImg2ImgPipeline": "image to image",
@@ -60,7 +61,8 @@ def read_pipeline(path: pathlib.Path, *, variant: str | None = None) -> Pipeline
         of an unknown class or damaged; no part has the variant.
     """
     index = _read_index(path)
-    choose("pipeline", index["_class_name"], PIPELINES)
+    kind = index["_class_name"].removeprefix(FLAX)
+    choose("pipeline", kind, PIPELINES)
     for part in (*_NETWORKS, "tokenizer", "scheduler"):
         _check_part(path, part, index.get(part))
     ema = path / "unet_ema"
@@ -69,7 +71,7 @@ def read_pipeline(path: pathlib.Path, *, variant: str | None = None) -> Pipeline
     unet, vae, text_encoder = (_read_part(path / part, wanted) for part in _NETWORKS)
     return Pipeline(
         path=path,
-        kind=index["_class_name"],
+        kind=kind,
         unet=unet,
         vae=vae,
         text_encoder=text_encoder,
@@ -138,7 +140,7 @@ def _check_part(path: pathlib.Path, part: str, entry: Any) -> None:
     if not (path / part).is_dir():
         raise UsageError(f"{path} has no folder {part}, which its {INDEX} names.")
     known, found = SCHEDULERS if part == "scheduler" else CLASSES[part], entry[1]
-    if found not in known:
+    if found.removeprefix(FLAX) not in known:
         raise UsageError(
             f"The {part} of {path} is of the class {found[:80]!r}, and known here are "
             f"{', '.join(known)}.{suggest(found, known)}"
@@ -167,8 +169,9 @@ def _read_part(folder: pathlib.Path, wanted: Mapping[str, str | None]) -> Part:
 
 def _read_scheduler(folder: pathlib.Path) -> dict[str, Any]:
     config = read_json(folder / "scheduler_config.json", _NAMED, infinite=True)
-    choose("scheduler", config["_class_name"], dict.fromkeys(SCHEDULERS))
-    return config
+    kind = config["_class_name"].removeprefix(FLAX)
+    choose("scheduler", kind, dict.fromkeys(SCHEDULERS))
+    return config | {"_class_name": kind}
 
 
 def _check_tokenizer(folder: pathlib.Path) -> pathlib.Path:

@@ -57,8 +57,8 @@ UNSUPPORTED: dict[str, Any] = {
     "class_embeddings_concat": False,
     "cross_attention_norm": None,
 }
-# options of what is refused above, or of a middle that is; and what training adds to a file of
-# averages
+# options of what is refused above, or of a middle that is; what training adds to a file of
+# averages; how attention is computed in Flax
 WITHOUT_EFFECT = {
     "addition_time_embed_dim",
     "addition_embed_type_num_heads",
@@ -66,6 +66,7 @@ WITHOUT_EFFECT = {
     "mid_block_only_cross_attention",
     *("decay", "inv_gamma", "min_decay", "min_value", "optimization_step", "power"),
     *("update_after_step", "use_ema_warmup"),
+    *("use_memory_efficient_attention", "split_head_dim"),
 }
 TIME_EMBEDDINGS = {  # (flip_sin_to_cos, freq_shift)
     (True, 0): "cos_sin",

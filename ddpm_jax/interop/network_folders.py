@@ -1,7 +1,7 @@
 """Networks in the folders of a directory, as diffusers lays them out.
 
     model_index.json                 part -> [library, class], if it is a pipeline
-    unet/, unet_ema/, ...            config.json and weights, as `weight_files` or Flax names them
+    unet/, unet_ema/, ...            config.json and weights (`weight_files` says which)
     scheduler/                       scheduler_config.json
 
 A network alone has its config.json and weights in the directory itself.
@@ -9,21 +9,17 @@ A network alone has its config.json and weights in the directory itself.
 
 import pathlib
 
-from ddpm_jax.archives import BadArchive
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.contents import Contents
 from ddpm_jax.interop.diffusers_directory import INDEX, read_json
-from ddpm_jax.interop.flax_msgpack import read_msgpack
-from ddpm_jax.interop.tensor_store import TensorStore
 from ddpm_jax.interop.weight_files import find_weights, variants
 
 _CONFIGS = (INDEX, "config.json", "scheduler_config.json")
-_FLAX = ("diffusion_flax_model.msgpack", "flax_model.msgpack")
 
 
 def is_network_folder(path: pathlib.Path) -> bool:
     """Return whether a local directory, or a folder in it, has weights of a network."""
-    return any(variants(folder) or _of_flax(folder) for folder in _folders(path))
+    return any(map(variants, _folders(path)))
 
 
 def read_network_folder(path: pathlib.Path, variant: str | None = None) -> Contents:
@@ -51,26 +47,15 @@ def read_network_folder(path: pathlib.Path, variant: str | None = None) -> Conte
         for file in (folder / name for name in _CONFIGS)
         if file.is_file()
     }
-    groups = {}
-    for folder, names in found.items():
-        group = folder.relative_to(path).as_posix().removeprefix(".")
-        if names:
-            groups[group] = find_weights(folder, variant if variant in names else None)
-        elif file := _of_flax(folder):
-            groups[group] = _open_flax(file)
+    groups = {
+        folder.relative_to(path).as_posix().removeprefix("."): find_weights(
+            folder, variant if variant in names else None
+        )
+        for folder, names in found.items()
+        if names
+    }
     return Contents(groups, facts)
 
 
 def _folders(path: pathlib.Path) -> list[pathlib.Path]:
     return [path, *sorted(x for x in path.iterdir() if x.is_dir() and x.name[0] != ".")]
-
-
-def _of_flax(folder: pathlib.Path) -> pathlib.Path | None:
-    return next((folder / name for name in _FLAX if (folder / name).is_file()), None)
-
-
-def _open_flax(path: pathlib.Path) -> TensorStore:
-    try:
-        return read_msgpack(path).groups[""]
-    except BadArchive as error:
-        raise UsageError(f"{path} is damaged ({error}): download it again.") from error

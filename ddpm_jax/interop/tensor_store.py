@@ -99,6 +99,27 @@ class Joined(NamedTuple):
         return array.reshape(self.shape)
 
 
+class Permuted(NamedTuple):
+    """Another tensor with its axes in another order."""
+
+    entry: Entry
+    axes: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the numbers."""
+        return self.entry.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in the new order."""
+        return tuple(self.entry.shape[axis] for axis in self.axes)
+
+    def load(self) -> np.ndarray:
+        """Return the tensor, read-only, a view."""
+        return self.entry.load().transpose(self.axes)
+
+
 @dataclasses.dataclass(frozen=True)
 class TensorStore(Mapping[str, np.ndarray]):
     """Tensors by name: `store[name]` maps one into memory, read-only, of the type in the file."""

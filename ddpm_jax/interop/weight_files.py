@@ -4,7 +4,8 @@ A folder may have the same weights several times. `find_weights` takes
 
 1. the variant asked for ("fp16", "non_ema", ...); where none is asked for, the files without one,
    else those of the only variant that there is;
-2. of these safetensors before PyTorch's .bin, and one file before several with an index.
+2. of these safetensors before PyTorch's .bin, that before Flax's .msgpack, and one file before
+   several with an index.
 """
 
 import os
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.files import read_file
+from ddpm_jax.interop.flax_networks import open_flax
 from ddpm_jax.interop.tensor_store import TensorStore, open_tensors
 from ddpm_jax.schema import Malformed, Table, Text, parse
 
@@ -22,7 +24,9 @@ from ddpm_jax.schema import Malformed, Table, Text, parse
 _NAME = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?"
     r"\.(?P<kind>safetensors|bin)(?P<index>\.index(?:\.(?P<last>\w+))?\.json)?"
+    r"|(?:diffusion_flax_model|flax_model)\.msgpack"
 )
+_ORDER = (".safetensors", ".bin", ".msgpack")
 _INDEX = Table(required={"weight_map": Table(others=Text(r"[\w.-]+"))})
 
 
@@ -43,6 +47,8 @@ def find_weights(folder: pathlib.Path, variant: str | None = None) -> TensorStor
         a file is missing or damaged.
     """
     path = folder / _choose(_candidates(_names(folder)), variant, folder)
+    if path.suffix == ".msgpack":
+        return open_flax(path)
     return open_shards(path) if path.suffix == ".json" else open_tensors(path)
 
 
@@ -113,5 +119,9 @@ def _choose(found: Mapping[str, list[str]], variant: str | None, folder: str | o
         there = ", ".join(name or "none (weights without one)" for name in sorted(found))
         asked = f"no weights of the variant {variant!r}" if variant else "several variants"
         raise UsageError(f"{folder} has {asked}: name one of {there}.")
-    # safetensors before .bin, one file before an index
-    return min(found[wanted], key=lambda name: (".safetensors" not in name, name.endswith(".json")))
+
+    def rank(name: str) -> tuple[int, bool]:
+        kind = next(i for i, kind in enumerate(_ORDER) if kind in name)
+        return kind, name.endswith(".json")
+
+    return min(found[wanted], key=rank)
