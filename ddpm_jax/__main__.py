@@ -22,7 +22,7 @@ COMMANDS = {
     "encode": "encode pictures to the latents of a first stage",
     "decode": "decode latents of a first stage to pictures",
     "draw": "draw the pictures of a first stage at any checkpoint",
-    "export": "write a model of texts for diffusers, or its low-rank updates (LoRA)",
+    "export": "write a model for other programs: diffusers, OpenAI's, LoRA, safetensors",
     "import": "turn a network of another project into a run, with a certificate",
     "verify": "repeat the checks of an imported run's certificate",
     "import-first-stage": "turn an AutoencoderKL's weights into a run",

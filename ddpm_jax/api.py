@@ -28,6 +28,7 @@ from ddpm_jax.tasks.call_arguments import conditions_from, sampling_from
 from ddpm_jax.tasks.exporting import LICENSE, write_diffusers
 from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
 from ddpm_jax.tasks.loaded_models import Classifier, FirstStage, check_latents
+from ddpm_jax.tasks.network_exporting import write_network
 from ddpm_jax.tasks.photos import Picture
 from ddpm_jax.tasks.picture_methods import PictureMethods
 from ddpm_jax.tasks.sampling import generator_on, make_generator
@@ -142,6 +143,19 @@ class Model(PictureMethods):
           FailureError: it cannot be written.
         """
         write_diffusers(self.trained, directory, license=license)
+
+    def write_network(self, file: str | os.PathLike, form: str = "safetensors") -> None:
+        """Write the network alone to a new safetensors file: `network_exporting.write_network`.
+
+        Args:
+          file: its name ends in .safetensors.
+          form: "safetensors" (our names), "openai" or "original".
+
+        Raises:
+          UsageError: the file exists, or the network has an option that the other project lacks.
+          FailureError: it cannot be written.
+        """
+        write_network(self.trained, file, form)
 
     def sample(
         self,

@@ -1,11 +1,15 @@
-"""`ddpm-jax export --ckpt RUN --to diffusers --out DIR`: a model written for other programs.
+"""`ddpm-jax export RUN --to diffusers --out DIR`: a model written for other programs.
 
-    ddpm-jax export --ckpt runs/mine --to diffusers --out mine_sd    for StableDiffusionPipeline
-    ddpm-jax export --ckpt runs/mine --to lora --out mine.safetensors    only what LoRA trained
-    ddpm-jax export --ckpt PATH --lora mine.safetensors --to diffusers --out merged
+    ddpm-jax export runs/mine --to diffusers --out mine_sd    for StableDiffusionPipeline
+    ddpm-jax export runs/mine --to lora --out mine.safetensors    only what LoRA trained
+    ddpm-jax export PATH --lora mine.safetensors --to diffusers --out merged
+    ddpm-jax export runs/cifar10 --to openai --out model.safetensors    as improved-diffusion has it
+    ddpm-jax export runs/cifar10 --to original --out ho.safetensors    by Ho et al.'s variables
+    ddpm-jax export runs/cifar10 --to safetensors --out mine.safetensors    by our own names
 
-A run that trained low-rank updates is written to a directory of diffusers with the updates merged.
-Nothing that exists is overwritten.
+--ckpt RUN is the same as RUN. A run that trained low-rank updates is written to a directory of
+diffusers with the updates merged. What the other project does not have is refused by its name, and
+nothing that exists is overwritten.
 """
 
 import dataclasses
@@ -27,8 +31,9 @@ from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.interop.diffusers_writing import check_new
 from ddpm_jax.settings import Settings, setting
 from ddpm_jax.tasks.exporting import LICENSE, export_lora, write_diffusers
+from ddpm_jax.tasks.network_exporting import WRITERS, write_network
 
-FORMATS = ("diffusers", "lora")
+FORMATS = ("diffusers", "lora", *WRITERS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,8 @@ class Command(Settings):
 
     to: str = setting(
         "diffusers",
-        "For whom: a directory of diffusers, or a file of low-rank updates.",
+        "For whom: a directory of diffusers; or a file of low-rank updates, of our own parameters, "
+        "or of OpenAI's or the original code's names.",
         choices=FORMATS,
     )
     out: str | None = setting(None, "The new directory or file.", path=True)
@@ -46,7 +52,11 @@ class Command(Settings):
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code; see `command.run` for the errors."""
-    flags = Parser(__doc__, Checkpoint, LowRank, Command).parse(argv)
+    flags = Parser(__doc__, Checkpoint, LowRank, Command, words=True).parse(argv)
+    if len(flags.words) > 1 or (flags.words and flags.ckpt):
+        raise UsageError("Name one run or model to export.")
+    if flags.words:
+        flags.ckpt = flags.words[0]
     check_names_a_run(flags)
     if not flags.out:
         raise UsageError("--out is missing: name what to write.")
@@ -55,6 +65,9 @@ def main(argv: Sequence[str]) -> int:
         if flags.lora:
             raise UsageError("--lora is merged, and --to lora writes updates alone: leave one out.")
         export_lora(flags.ckpt, flags.out, step=flags.ckpt_step, raw_weights=flags.raw_weights)
+    elif flags.to in WRITERS:
+        trained = load_trained(flags.ckpt, None, **reading(flags), **updating(flags))
+        write_network(trained, flags.out, flags.to)
     else:
         check_new(flags.out)
         trained = load_trained(flags.ckpt, **reading(flags), **updating(flags))

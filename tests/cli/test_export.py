@@ -1,10 +1,15 @@
 """`ddpm-jax export`: a model for other programs. Runs that trained updates are exported in
 `tests/experiments/test_fine_tuning_stable_diffusion.py`."""
 
+import json
+
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+import ddpm_jax
+from ddpm_jax.interop.containers import open_container
 from ddpm_jax.interop.diffusers_directory import read_pipeline
 
 from ..conftest import GOLDENS
@@ -80,4 +85,44 @@ def test_a_run_without_texts_or_updates_is_refused_in_a_sentence(
     result = invoke("export", "--ckpt", trained, "--to", to, "--out", out)
     assert result.code == 2, result.err
     assert says in result.err
+    assert not out.exists()
+
+
+@pytest.mark.full
+def test_a_network_of_openais_is_given_back_as_its_file(invoke, tmp_path):
+    source = GOLDENS / "checkpoints/openai/guided_64_like/model.pt"
+    out = tmp_path / "model.safetensors"
+    result = invoke("export", source, "--to", "openai", "--out", out)
+    assert result.code == 0, result.err
+    wanted, found = (open_container(path).groups[""] for path in (source, out))
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+@pytest.mark.full
+def test_a_run_is_written_under_our_names_with_its_config_and_under_the_original_ones(
+    invoke, trained, tmp_path
+):
+    params = ddpm_jax.load(trained).trained.params
+    ours = tmp_path / "ours.safetensors"
+    assert invoke("export", trained, "--to", "safetensors", "--out", ours).code == 0
+    found = open_container(ours)
+    assert json.loads(found.facts["config"])["model"]["ch"] == 32
+    for path, value in flatten_dict(params, sep=".").items():
+        np.testing.assert_array_equal(found.groups[""][path], value)
+    theirs = tmp_path / "theirs.safetensors"
+    assert invoke("export", trained, "--to", "original", "--out", theirs).code == 0
+    kernel = params["down_0_block_0"]["conv1"]["kernel"]
+    variables = open_container(theirs).groups[""]
+    np.testing.assert_array_equal(variables["model/down_0/block_0/conv1/W"], kernel)
+    assert len(variables) == len(found.groups[""])
+
+
+def test_what_another_project_lacks_is_refused(refused, trained, tmp_path):
+    out = tmp_path / "new.safetensors"
+    refused("export", trained, "--to", "openai", "--out", out, says=["time_embedding"])
+    refused("export", trained, trained, "--to", "openai", "--out", out, says=["Name one run"])
+    wrong = tmp_path / "new.pt"
+    refused("export", trained, "--to", "openai", "--out", wrong, says=["not end in .safetensors"])
     assert not out.exists()

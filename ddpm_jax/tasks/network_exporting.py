@@ -1,0 +1,86 @@
+"""Networks of ours written as safetensors files, under our names or those of another project."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from ddpm_jax.archives import write_safetensors
+from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.experiments.run_settings import run_settings
+from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.files import as_path, is_remote, reporting
+from ddpm_jax.interop.openai import classifier_params_to_openai, unet_params_to_openai
+from ddpm_jax.interop.original import unet_params_to_original
+from ddpm_jax.models.classifier import Classifier
+from ddpm_jax.models.unet import UNet
+
+
+def _ours(trained: TrainedModel) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x) for name, x in flatten_dict(trained.params, sep=".").items()}
+
+
+def _openai(trained: TrainedModel) -> dict[str, np.ndarray]:
+    network = trained.model.network
+    if isinstance(network, Classifier):
+        return classifier_params_to_openai(trained.params, network)
+    return unet_params_to_openai(trained.params, _unet(trained))
+
+
+def _original(trained: TrainedModel) -> dict[str, np.ndarray]:
+    _unet(trained)
+    return unet_params_to_original(trained.params)
+
+
+def _unet(trained: TrainedModel) -> UNet:
+    network = trained.model.network
+    if not isinstance(network, UNet):
+        raise UsageError(
+            f"{trained.directory} has no U-Net of DDPM: choose another format to write."
+        )
+    return network
+
+
+WRITERS: dict[str, Callable[[TrainedModel], Mapping[str, np.ndarray]]] = {
+    "safetensors": _ours,
+    "openai": _openai,
+    "original": _original,
+}
+
+
+def write_network(trained: TrainedModel, file: str | os.PathLike, form: str) -> None:
+    """Write the network of a model to a new safetensors file, float32.
+
+    Args:
+      trained: the model.
+      file: its name ends in .safetensors.
+      form: "safetensors": our parameters, by their path joined by dots, with the config of the run
+        as JSON in the metadata; "openai": a state dict of improved- or guided-diffusion;
+        "original": the variables of Ho et al.'s code.
+
+    Raises:
+      UsageError: an unknown form, the file exists, or the network has an option that the other
+        project lacks.
+      FailureError: it cannot be written.
+    """
+    write, path = choose("format", form, WRITERS), as_path(file)
+    if is_remote(path) or path.exists() or path.suffix != ".safetensors":
+        raise UsageError(
+            f"{path} is in a bucket, exists, or does not end in .safetensors: name a new local "
+            "file."
+        )
+    tensors, metadata = write(trained), _metadata(trained, form)
+    with reporting(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_safetensors(pathlib.Path(path), tensors, metadata)
+
+
+def _metadata(trained: TrainedModel, form: str) -> dict[str, str]:
+    facts: dict[str, Any] = {"sha256": trained.sha256, "weights": trained.average}
+    if form == "safetensors":
+        facts["config"] = json.dumps(run_settings(trained.model))
+    return facts | {"step": str(trained.step)}
