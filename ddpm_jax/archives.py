@@ -30,7 +30,9 @@ HEADER = 10_000  # bytes of an NPY header, NumPy's own limit
 DIRECTORY = 1 << 24  # bytes of the directory of a zip file, some 100 a member
 _BLOCK = 1 << 18  # bytes of a compressed array that are read at once
 _LOCAL_HEADER = 30  # bytes, before name and extra field of a member
-INDEX = 100_000_000  # bytes of a safetensors header, that format's own limit
+INDEX = (
+    1 << 25
+)  # bytes of a safetensors header, some 100 a tensor; parsed, they take 20 times as many
 
 SAFETENSORS = {
     "BOOL": np.dtype(bool),

@@ -67,10 +67,7 @@ def read_msgpack(path: pathlib.Path) -> Contents:
       BadArchive: it is damaged, has no arrays by name, or holds what Flax does not pack.
       OSError: as `files.open_file`.
     """
-    with (
-        open_file(path) as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
+    with open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         reader = _Reader(path, data, 0, len(data))
         tree = reader.value(DEEPEST)
         if reader.at != len(data):
@@ -107,7 +104,7 @@ class _Reader:
         """Return the next value; arrays as where they lie."""
         self.left -= 1
         if self.left < 0:
-            raise BadArchive("it has more entries than any checkpoint")
+            raise BadArchive(f"it has more than {ENTRIES:,} values")
         code = self.unpack("B")
         if code < 0x80 or code >= 0xE0:
             return code if code < 0x80 else code - 0x100

@@ -30,6 +30,7 @@ from ddpm_jax.interop.torch_names import (
 )
 
 OPCODES = 2_000_000  # of a pickle: some 50 for each tensor
+NAME = 1000  # bytes of a module or of a name in it
 TEXT = 1 << 26  # bytes of all texts and long numbers
 _MARK = object()
 _LENGTHS = {"BINUNICODE": 4, "BINUNICODE8": 8, "BINSTRING": 4, "LONG4": 4}  # bytes before them
@@ -73,12 +74,9 @@ def _opcodes(data: BinaryIO) -> Iterator[tuple[str, Any]]:
         opcode = pickletools.code2op.get(code.decode("latin-1"))
         if opcode is None:
             raise BadArchive("its pickle is damaged")
-        if opcode.name in _LENGTHS:
-            length = int.from_bytes(data.read(_LENGTHS[opcode.name]), "little")
-            data.seek(-_LENGTHS[opcode.name], 1)
-            text -= length
-            if text < 0 or length > end - data.tell():
-                raise BadArchive("its pickle is damaged, or has more text than any checkpoint")
+        # The argument of an unknown one, which may be of any length, is not read.
+        if opcode.name not in _KNOWN:
+            raise BadArchive(f"its pickle has the opcode {opcode.name}, which no tensor needs")
         if opcode.name in _SPANS:
             length = int.from_bytes(data.read(_SPANS[opcode.name]), "little")
             span = Span(data.tell(), data.tell() + length)
@@ -86,8 +84,22 @@ def _opcodes(data: BinaryIO) -> Iterator[tuple[str, Any]]:
                 raise BadArchive("its pickle is cut off")
             data.seek(span.end)
             yield opcode.name, span
-        else:
-            yield opcode.name, opcode.arg.reader(data) if opcode.arg else None
+            continue
+        text -= _length(data, opcode.name)
+        if text < 0:
+            raise BadArchive(f"its pickle has more than {TEXT:,} bytes of text")
+        yield opcode.name, opcode.arg.reader(data) if opcode.arg else None
+
+
+def _length(data: BinaryIO, opcode: str) -> int:
+    """Return the bytes of the argument that comes next, where it may be of any length, else 0."""
+    at, length = data.tell(), 0
+    if opcode in _LENGTHS:
+        length = int.from_bytes(data.read(_LENGTHS[opcode]), "little")
+    elif opcode == "GLOBAL" and not all(data.readline(NAME).endswith(b"\n") for _ in range(2)):
+        raise BadArchive("its pickle is damaged")
+    data.seek(at)
+    return length
 
 
 class _Machine:
@@ -116,8 +128,6 @@ class _Machine:
                 self.stack.append(argument)
             elif opcode in _ACTIONS:
                 _ACTIONS[opcode](self, argument)
-            elif opcode not in ("PROTO", "FRAME"):
-                raise BadArchive(f"its pickle has the opcode {opcode}, which no tensor needs")
         raise BadArchive("its pickle has no end")
 
     def pop_to_mark(self) -> list[Any]:
@@ -233,7 +243,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 _LITERALS = {
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
-    *("BINBYTES", "SHORT_BINBYTES"),
+    *("BINBYTES", "BINBYTES8", "SHORT_BINBYTES"),
 }
 _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
@@ -258,3 +268,4 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "BUILD": lambda machine, _: machine.build(),
     "BINPERSID": lambda machine, _: machine.persistent(),
 }
+_KNOWN = {*_CONSTANTS, *_LITERALS, *_ACTIONS, *_SPANS, "PROTO", "FRAME", "STOP"}

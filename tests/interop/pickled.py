@@ -1,4 +1,4 @@
-"""Files of `torch.save` made opcode by opcode, so that tests need no PyTorch."""
+"""Files of `torch.save` and snapshots of EDM made opcode by opcode, so that tests need no PyTorch."""
 
 import pickle
 import struct
@@ -68,3 +68,33 @@ def legacy(content, data=FLOATS, magic=MAGIC, version=VERSION, little=True, keys
 def write_legacy(path, content, data=FLOATS, **changes):
     path.write_bytes(legacy(content, data, **changes))
     return path
+
+
+def blob(value):
+    """Bytes as protocol 3 pickles them."""
+    return b"B" + struct.pack("<I", len(value)) + value
+
+
+def numbers(data=FLOATS, **changes):
+    """A storage as a pickle without files of its own has it."""
+    content = legacy(storage(size=data.size), data, **changes)
+    return b"ctorch.storage\n_load_from_bytes\n" + blob(content) + b"\x85R"
+
+
+def parameter(data=FLOATS, shape=(4, 6), strides=(6, 1)):
+    view = tensor(shape, strides, of=numbers(data))
+    return b"ctorch._utils\n_rebuild_parameter\n(" + view + b"\x88)tR"
+
+
+def module(name="Net", state=b"}", **meta):
+    fields = {"type": text("class"), "version": whole(6), "class_name": text(name), "state": state}
+    made = dict_of(**(fields | {"module_src": text("open('EXECUTED', 'w')")} | meta))
+    return b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n" + made + b"\x85R"
+
+
+def net(**parts):
+    return module(state=dict_of(**parts))
+
+
+def container(name, state):
+    return b"ctorch.nn.modules.container\n" + name.encode() + b"\n)\x81" + state + b"b"

@@ -10,7 +10,21 @@ import pytest
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.containers import open_container
 
-from .pickled import FLOATS, dict_of, legacy, list_of, storage, tensor, text, whole
+from .pickled import (
+    FLOATS,
+    blob,
+    container,
+    dict_of,
+    legacy,
+    list_of,
+    module,
+    net,
+    numbers,
+    parameter,
+    tensor,
+    text,
+    whole,
+)
 
 SNAPSHOT = pathlib.Path(__file__).parents[1] / "goldens/checkpoints/edm/network-snapshot-000000.pkl"
 GRID = FLOATS.reshape(4, 6)
@@ -53,36 +67,6 @@ def test_how_the_networks_of_a_snapshot_were_made(golden):
     scales = [value for name, value in golden.facts.items() if name.endswith(".skip_scale")]
     assert set(scales) == {np.sqrt(0.5)}  # pickled as NumPy's numbers
     assert not any("module_src" in name or "._parameters" in name for name in golden.facts)
-
-
-def blob(value):
-    """Bytes as protocol 3 pickles them."""
-    return b"B" + struct.pack("<I", len(value)) + value
-
-
-def numbers(data=FLOATS, **changes):
-    """A storage as a pickle without files of its own has it."""
-    content = legacy(storage(size=data.size), data, **changes)
-    return b"ctorch.storage\n_load_from_bytes\n" + blob(content) + b"\x85R"
-
-
-def parameter(data=FLOATS, shape=(4, 6), strides=(6, 1)):
-    view = tensor(shape, strides, of=numbers(data))
-    return b"ctorch._utils\n_rebuild_parameter\n(" + view + b"\x88)tR"
-
-
-def module(name="Net", state=b"}", **meta):
-    fields = {"type": text("class"), "version": whole(6), "class_name": text(name), "state": state}
-    made = dict_of(**(fields | {"module_src": text("open('EXECUTED', 'w')")} | meta))
-    return b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n" + made + b"\x85R"
-
-
-def net(**parts):
-    return module(state=dict_of(**parts))
-
-
-def container(name, state):
-    return b"ctorch.nn.modules.container\n" + name.encode() + b"\n)\x81" + state + b"b"
 
 
 def write(path, content):
@@ -179,7 +163,9 @@ HOSTILE = {
         b"ctorch.storage\n_load_from_bytes\nB\xff\xff\xff\xff" + bytes(50),
         "its pickle is cut off",
     ),
-    "text beyond the file": (b"X\xff\xff\xff\x03" + bytes(50), "more text than any checkpoint"),
+    "text beyond the file": (b"X\xff\xff\xff\x03" + bytes(50), "damaged"),
+    "more text than any": (b"X\xff\xff\xff\x7f" + bytes(50), "more than 67,108,864 bytes of text"),
+    "an opcode with a length": (b"\x96" + b"\x7f" * 8 + bytes(50), "opcode BYTEARRAY8"),
     "too few numbers": (
         dict_of(w=tensor(of=numbers(FLOATS[:9]).replace(whole(9), whole(24)))),
         "cut off",

@@ -146,7 +146,7 @@ HOSTILE = {
     ),
     "more entries than there can be": (
         b"\x81\xa1a\xdd" + struct.pack(">I", 3_000_000) + b"\xc0" * 3_000_000,
-        "more entries",
+        "more than 2,000,000 values",
     ),
     "a code that is not used": (b"\x81\xa1a\xc1", "damaged"),
     "a list as a key": (b"\x81\x91\x01\xc0", "nested too deeply"),
