@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.errors import FailureError, UsageError, visible
 
 BUCKET = "gs://"
 _PARALLEL_DOWNLOADS = 8  # objects downloaded at the same time
@@ -248,7 +248,16 @@ def local_copy_of_files(path: Any, prefix: str) -> pathlib.Path:
 
 
 def _copied(store: Any, folder: Any, name: str, objects: dict[str, Any]) -> pathlib.Path:
-    """Copy objects below a folder, which the store calls `name`; return that of the copies."""
+    """Copy objects below a folder, which the store calls `name`; return that of the copies.
+
+    Raises:
+      FailureError: the name of an object leads out of the folder.
+    """
+    for path in objects:
+        if ".." in path.split("/"):
+            raise FailureError(
+                f"{folder} has an object named {visible(path)}, which leads out of it: rename it."
+            )
     listing = repr(
         [
             str(folder),

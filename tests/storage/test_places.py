@@ -101,6 +101,20 @@ def test_a_local_copy_is_made_once_and_anew_when_the_objects_change(folder, tmp_
     assert (copy / "mark").exists()
 
 
+def test_an_object_whose_name_leads_out_of_the_folder_is_not_copied(folder, tmp_path, monkeypatch):
+    class Store:
+        def find(self, name, detail):
+            return {f"{name}/../../../outside": {"size": 4}}
+
+        def get_file(self, path, there):
+            pytest.fail(f"{there} was written")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("fsspec.url_to_fs", lambda url: (Store(), url.removeprefix("gs://")))
+    with pytest.raises(FailureError, match=r"hostile has an object named .*leads out of it"):
+        local_copy(folder / "hostile")
+
+
 def test_some_files_of_a_folder_are_copied(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     for name in ("some/a.index", "some/a.data", "some/b.index", "some/a/c"):
