@@ -145,10 +145,10 @@ class Model(PictureMethods):
         write_diffusers(self.trained, directory, license=license)
 
     def write_network(self, file: str | os.PathLike, form: str = "safetensors") -> None:
-        """Write the network alone to a new safetensors file: `network_exporting.write_network`.
+        """Write the network alone to a new file: `network_exporting.write_network`.
 
         Args:
-          file: its name ends in .safetensors.
+          file: its name ends in .safetensors, or in .pt for OpenAI's code.
           form: "safetensors" (our names), "openai" or "original".
 
         Raises:

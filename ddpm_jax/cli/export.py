@@ -3,7 +3,7 @@
     ddpm-jax export runs/mine --to diffusers --out mine_sd    for StableDiffusionPipeline
     ddpm-jax export runs/mine --to lora --out mine.safetensors    only what LoRA trained
     ddpm-jax export PATH --lora mine.safetensors --to diffusers --out merged
-    ddpm-jax export runs/cifar10 --to openai --out model.safetensors    as improved-diffusion has it
+    ddpm-jax export runs/cifar10 --to openai --out model.pt    as improved-diffusion has it
     ddpm-jax export runs/cifar10 --to original --out ho.safetensors    by Ho et al.'s variables
     ddpm-jax export runs/cifar10 --to safetensors --out mine.safetensors    by our own names
 
@@ -61,18 +61,21 @@ def main(argv: Sequence[str]) -> int:
     if not flags.out:
         raise UsageError("--out is missing: name what to write.")
     prepare(flags)
+    builder = ""
     if flags.to == "lora":
         if flags.lora:
             raise UsageError("--lora is merged, and --to lora writes updates alone: leave one out.")
         export_lora(flags.ckpt, flags.out, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     elif flags.to in WRITERS:
         trained = load_trained(flags.ckpt, None, **reading(flags), **updating(flags))
-        write_network(trained, flags.out, flags.to)
+        builder = write_network(trained, flags.out, flags.to)
     else:
         check_new(flags.out)
         trained = load_trained(flags.ckpt, **reading(flags), **updating(flags))
         write_diffusers(trained, flags.out, license=flags.license)
     say(f"wrote {flags.out}")
+    if builder:
+        say(f"  for {builder}")
     return 0
 
 

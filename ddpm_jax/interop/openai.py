@@ -142,6 +142,48 @@ def check_is_openais(network: Trunk) -> None:
             )
 
 
+def constructor(network: Trunk, channels: int) -> tuple[str, dict[str, Any]]:
+    """Return the class and the arguments with which that code builds a network.
+
+    Args:
+      network: a `UNet` or a `Classifier`.
+      channels: of an image.
+
+    Raises:
+      UsageError: it has no such network.
+    """
+    check_is_openais(network)
+    base = network.time_channels or network.ch
+    multiples = (network.ch * mult / base for mult in network.ch_mult)
+    arguments: dict[str, Any] = {
+        "image_size": network.resolution,
+        "in_channels": channels,
+        "model_channels": base,
+        "num_res_blocks": network.num_res_blocks,
+        "attention_resolutions": tuple(2**i for i, _, attends in network.levels if attends),
+        "dropout": network.dropout,
+        "channel_mult": tuple(int(mult) if mult == int(mult) else mult for mult in multiples),
+        "conv_resample": network.resampling == "conv",
+        "num_heads": network.num_heads,
+        "num_head_channels": network.head_channels or -1,
+        "num_heads_upsample": network.num_heads_up or -1,
+        "use_scale_shift_norm": network.scale_shift_norm,
+        "resblock_updown": network.resampling == "block",
+        "use_new_attention_order": network.qkv_order == "maps",
+    }
+    if isinstance(network, Classifier):
+        pool = "adaptive" if network.pool == "mean" else network.pool
+        if pool == "attention" and not network.head_channels:
+            raise UsageError(
+                "head_channels is 0, and OpenAI's pool by attention counts its heads by their "
+                "channels: set head_channels."
+            )
+        return "EncoderUNetModel", arguments | {"out_channels": network.num_classes, "pool": pool}
+    classes = network.num_classes + network.null_class if network.num_classes else None
+    arguments |= {"out_channels": network.out_channels, "num_classes": classes}
+    return "SuperResModel" if network.low_res_channels else "UNetModel", arguments
+
+
 def tensor_name(path: Path, network: Trunk) -> str:
     """Return the name there of the parameter at a path; parts of one map as `Parts` has them."""
     block, *modules, leaf = path

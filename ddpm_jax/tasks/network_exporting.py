@@ -1,4 +1,4 @@
-"""Networks of ours written as safetensors files, under our names or those of another project."""
+"""Networks of ours written as one file, under our names or those of another project."""
 
 import json
 import os
@@ -14,8 +14,13 @@ from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments.run_settings import run_settings
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path, is_remote, reporting
-from ddpm_jax.interop.openai import classifier_params_to_openai, unet_params_to_openai
+from ddpm_jax.interop.openai import (
+    classifier_params_to_openai,
+    constructor,
+    unet_params_to_openai,
+)
 from ddpm_jax.interop.original import unet_params_to_original
+from ddpm_jax.interop.torch_writing import write_torch
 from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.unet import UNet
 
@@ -52,15 +57,19 @@ WRITERS: dict[str, Callable[[TrainedModel], Mapping[str, np.ndarray]]] = {
 }
 
 
-def write_network(trained: TrainedModel, file: str | os.PathLike, form: str) -> None:
-    """Write the network of a model to a new safetensors file, float32.
+def write_network(trained: TrainedModel, file: str | os.PathLike, form: str) -> str:
+    """Write the network of a model to a new file, float32.
 
     Args:
       trained: the model.
-      file: its name ends in .safetensors.
+      file: its name ends in .safetensors, or in .pt for a file of PyTorch, which OpenAI's code
+        loads.
       form: "safetensors": our parameters, by their path joined by dots, with the config of the run
         as JSON in the metadata; "openai": a state dict of improved- or guided-diffusion;
         "original": the variables of Ho et al.'s code.
+
+    Returns:
+      how the other project builds this network, if its files do not say it; otherwise "".
 
     Raises:
       UsageError: an unknown form, the file exists, or the network has an option that the other
@@ -68,19 +77,30 @@ def write_network(trained: TrainedModel, file: str | os.PathLike, form: str) -> 
       FailureError: it cannot be written.
     """
     write, path = choose("format", form, WRITERS), as_path(file)
-    if is_remote(path) or path.exists() or path.suffix != ".safetensors":
+    endings = (".safetensors", ".pt") if form == "openai" else (".safetensors",)
+    if is_remote(path) or path.exists() or path.suffix not in endings:
         raise UsageError(
-            f"{path} is in a bucket, exists, or does not end in .safetensors: name a new local "
-            "file."
+            f"{path} is in a bucket, exists, or does not end in {' or '.join(endings)}: name a "
+            "new local file."
         )
-    tensors, metadata = write(trained), _metadata(trained, form)
+    builder = ""
+    if form == "openai":
+        name, arguments = constructor(trained.model.network, trained.model.image_shape[2])
+        builder = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+    tensors = write(trained)
     with reporting(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_safetensors(pathlib.Path(path), tensors, metadata)
+        if path.suffix == ".pt":
+            write_torch(pathlib.Path(path), tensors)
+        else:
+            write_safetensors(pathlib.Path(path), tensors, _metadata(trained, form, builder))
+    return builder
 
 
-def _metadata(trained: TrainedModel, form: str) -> dict[str, str]:
+def _metadata(trained: TrainedModel, form: str, builder: str) -> dict[str, str]:
     facts: dict[str, Any] = {"sha256": trained.sha256, "weights": trained.average}
     if form == "safetensors":
         facts["config"] = json.dumps(run_settings(trained.model))
+    if builder:
+        facts["network"] = builder
     return facts | {"step": str(trained.step)}

@@ -89,11 +89,14 @@ def test_a_run_without_texts_or_updates_is_refused_in_a_sentence(
 
 
 @pytest.mark.full
-def test_a_network_of_openais_is_given_back_as_its_file(invoke, tmp_path):
+@pytest.mark.parametrize("file", ["model.safetensors", "model.pt"])
+def test_a_network_of_openais_is_given_back_as_its_file(invoke, tmp_path, file):
     source = GOLDENS / "checkpoints/openai/guided_64_like/model.pt"
-    out = tmp_path / "model.safetensors"
+    out = tmp_path / file
     result = invoke("export", source, "--to", "openai", "--out", out)
     assert result.code == 0, result.err
+    assert "for UNetModel(" in result.out
+    assert "resblock_updown=True" in result.out
     wanted, found = (open_container(path).groups[""] for path in (source, out))
     assert set(found) == set(wanted)
     for name, value in wanted.items():
@@ -124,5 +127,5 @@ def test_what_another_project_lacks_is_refused(refused, trained, tmp_path):
     refused("export", trained, "--to", "openai", "--out", out, says=["time_embedding"])
     refused("export", trained, trained, "--to", "openai", "--out", out, says=["Name one run"])
     wrong = tmp_path / "new.pt"
-    refused("export", trained, "--to", "openai", "--out", wrong, says=["not end in .safetensors"])
+    refused("export", trained, "--to", "original", "--out", wrong, says=["not end in .safetensors"])
     assert not out.exists()

@@ -10,16 +10,15 @@ import pytest
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
-from ddpm_jax.experiments.config import from_dict
 from ddpm_jax.families.foreign import Request
 from ddpm_jax.families.openai_unet import recognise
-from ddpm_jax.interop.containers import Container, open_container
-from ddpm_jax.interop.openai import tensor_name, to_openai
-from ddpm_jax.interop.renaming import network_shapes, shapes_of
+from ddpm_jax.interop.containers import open_container
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import make_sampler
+
+from .openai_files import changed, config_of, of, zeros
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens/checkpoints/openai"
 REQUESTS = {  # what these files do not tell
@@ -116,30 +115,6 @@ def test_written_back_every_tensor_is_the_same(name, foreign, imported):
         np.testing.assert_array_equal(back[key], value, err_msg=key)
 
 
-def of(tensors, name="model.pt"):
-    return Container(pathlib.Path(name), "a file of PyTorch", {"": tensors}, {})
-
-
-def zeros(network, in_channels=3):
-    """Return a state dict of a network that takes no memory."""
-    side = network.resolution
-    image = jax.ShapeDtypeStruct((1, side, side, in_channels), np.float32)
-    inputs = [image, jax.ShapeDtypeStruct((1,), np.int32)]
-    if isinstance(network, UNet):
-        shapes = network_shapes(network, in_channels, side=side)
-    else:
-        shapes = shapes_of(network, *inputs)
-    tensors = {}
-    for path, shape in shapes.items():
-        value = to_openai(path, np.broadcast_to(np.float32(0), shape))
-        name, part, leaf = tensor_name(path, network).partition(" (q)")
-        if part:
-            value = np.broadcast_to(np.float32(0), (3 * value.shape[0], *value.shape[1:]))
-        if " (" not in name:
-            tensors[name + leaf] = value
-    return tensors
-
-
 OPENAIS = {"time_embedding": "cos_sin", "norm_eps": 1e-5, "downsample_padding": "both"}
 IMPROVED = OPENAIS | {"scale_shift_norm": True, "out_channels": 6}
 GUIDED = IMPROVED | {"resampling": "block", "null_class": False}
@@ -219,11 +194,6 @@ def test_released_models_are_known_by_their_sizes(names):
             assert there == getattr(network, field.name), field.name
 
 
-def config_of(foreign, **said):
-    assumed = {name: guess.value for name, guess in foreign.assumed.items()}
-    return from_dict(assumed | dict(foreign.fields) | said, source="the test")
-
-
 @pytest.fixture(scope="module")
 def cifar10():
     return zeros(CIFAR10)
@@ -281,13 +251,6 @@ def test_the_last_of_their_classes_may_be_a_null_class(foreign, name):
     classes = foreign.fields["condition.num_classes"]
     assert fields["condition.num_classes"] == max(0, classes - 1)
     assert fields.get("condition.null_class", True)
-
-
-def changed(tensors, **shapes):
-    """Return tensors with some of other shapes, or left out."""
-    renamed = {name.replace("__", "."): shape for name, shape in shapes.items()}
-    kept = {name: value for name, value in tensors.items() if name not in renamed}
-    return kept | {name: np.zeros(shape) for name, shape in renamed.items() if shape is not None}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.openai import (
     classifier_params_from_openai,
     classifier_params_to_openai,
+    constructor,
     unet_params_from_openai,
     unet_params_to_openai,
 )
@@ -228,6 +229,57 @@ def test_a_classifier_comes_back_the_same(name):
     tensors = classifier_params_to_openai(params, classifier)
     back = classifier_params_from_openai(tensors, classifier)
     jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_arguments_of_the_constructor_are_those_of_the_reference():
+    """As recorded with the goldens and in OpenAI's scripts for 512x512."""
+    same = {"model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 1), "dropout": 0.0}
+    guided = UNet(
+        **TINY | {"resolution": 16, "ch_mult": (1, 1), "attn_resolutions": (8,)},
+        resampling="block",
+        head_channels=16,
+        scale_shift_norm=True,
+        out_channels=6,
+        num_classes=8,
+        null_class=False,
+        qkv_order="maps",
+    )
+    assert constructor(guided, 3) == (
+        "UNetModel",
+        same
+        | {
+            "image_size": 16,
+            "in_channels": 3,
+            "out_channels": 6,
+            "attention_resolutions": (2,),
+            "num_classes": 8,
+            "num_heads": 1,
+            "num_head_channels": 16,
+            "num_heads_upsample": -1,
+            "use_scale_shift_norm": True,
+            "resblock_updown": True,
+            "conv_resample": False,
+            "use_new_attention_order": True,
+        },
+    )
+    heads = UNet(**TINY, num_heads=4, num_heads_up=2, low_res_channels=3)
+    name, arguments = constructor(heads, 3)
+    assert name == "SuperResModel"
+    assert (arguments["num_heads"], arguments["num_heads_upsample"]) == (4, 2)
+    assert arguments["conv_resample"]
+    at_512 = UNet(
+        **TINY | {"resolution": 512, "ch": 128, "ch_mult": (1, 2, 2, 4, 4, 8, 8)},
+        time_channels=256,
+    )
+    _, arguments = constructor(at_512.clone(attn_resolutions=(32, 16, 8)), 3)
+    assert arguments["model_channels"] == 256
+    assert arguments["channel_mult"] == (0.5, 1, 1, 2, 2, 4, 4)
+    assert arguments["attention_resolutions"] == (16, 32, 64)
+    name, arguments = constructor(CLASSIFIERS["attention"], 3)
+    assert (name, arguments["pool"]) == ("EncoderUNetModel", "attention")
+    assert constructor(CLASSIFIERS["mean"], 3)[1]["pool"] == "adaptive"
+    with pytest.raises(UsageError, match="head_channels is 0"):
+        constructor(CLASSIFIERS["attention, maps"], 3)
 
 
 def test_both_orders_are_the_same_rows():
