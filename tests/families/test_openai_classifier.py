@@ -125,14 +125,18 @@ def test_a_unet_is_no_classifier_nor_the_reverse(tensors):
     assert recognise(of(as_unet), Request()) is None
 
 
+def read(container):
+    foreign = recognise(container, Request())
+    return foreign.read(foreign.weights["raw"], build(config_of(foreign)).network)
+
+
 @pytest.mark.full
 def test_a_tensor_that_is_missing_or_of_another_shape_is_always_refused(tensors):
     for name in sorted(tensors)[::40]:
         for shape in (None, (5, *np.shape(tensors[name])[1:])):
             damaged = changed(tensors, **{name.replace(".", "__"): shape})
             with pytest.raises(UsageError):
-                foreign = recognise(of(damaged), Request())
-                foreign.read(foreign.weights["raw"], build(config_of(foreign)).network)
+                read(of(damaged))
 
 
 @pytest.mark.full
