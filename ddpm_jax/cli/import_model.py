@@ -62,6 +62,7 @@ def describe(found: Imported) -> list[str]:
     weights = certificate["weights"]
     counts = ", ".join(f"{x['parameters']:,} parameters ({kind})" for kind, x in weights.items())
     released = f", the architecture of {foreign.released_as}" if foreign.released_as else ""
+    released += f" ({foreign.published} parameters as published)" if foreign.published else ""
     lines = [f"{foreign.family}{released}: {counts}"]
     lines += [f"  {name} = {_shown(value)}" for name, value in sorted(foreign.fields.items())]
     lines += [

@@ -216,7 +216,9 @@ def find_released(
         alike = [path.stem]
     if not alike:
         return {}, ""
-    why = f"as in {' and '.join(alike)}" + ("" if request.preset else ", which is of these sizes")
+    why = f"as in {' and '.join(alike)}"
+    if request.preset is None:
+        why += f", which {'have' if alike[1:] else 'has'} these sizes"
     assumed = {
         name: Assumption(value, f"{why}; of training only" if name in _OF_TRAINING else why)
         for name, value in RELEASED[alike[0]].settings.items()

@@ -90,6 +90,7 @@ def make_certificate(
     return {
         "family": foreign.family,
         "released_as": foreign.released_as or None,
+        "published_parameters": foreign.published or None,
         "source": {"path": str(container.path), "kind": container.kind},
         "weights": weights,
         "unread": list(foreign.unread),
