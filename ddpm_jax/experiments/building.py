@@ -35,7 +35,8 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
     check_config(config)
     dtype, size = choose("compute dtype", config.model.dtype, DTYPES), config.data.image_size
     image_shape = (size, size, config.data.channels)
-    codec = make_codec(image_shape, first_stage, config.first_stage.ckpt)
+    clip = config.diffusion.clip
+    codec = make_codec(image_shape, first_stage, config.first_stage.ckpt, clipping=clip)
     chain = _chain(config)
     diffusion = config.diffusion
     process = make_process(chain, diffusion.parameterization, diffusion.variance)

@@ -25,7 +25,7 @@ class PixelCodec:
     """The images themselves, scaled to [-1, 1]."""
 
     image_shape: tuple[int, int, int]
-    clipping = "static"  # what is done by default to an x_0 outside [-1, 1]
+    clipping: str = "static"  # what is done by default to an x_0 outside [-1, 1]
     is_exact = True  # decoding an encoded image gives it back
     unit, half_range = "grey levels", 127.5  # of errors in x_0, and how many of it make a 1
     first_stage = None
@@ -112,7 +112,11 @@ Codec = PixelCodec | LatentCodec
 
 
 def make_codec(
-    image_shape: tuple[int, int, int], first_stage: FrozenFirstStage | None, directory: str
+    image_shape: tuple[int, int, int],
+    first_stage: FrozenFirstStage | None,
+    directory: str,
+    *,
+    clipping: str = "static",
 ) -> Codec:
     """Return the codec of a model over pixels, or over the latents of `first_stage`.
 
@@ -120,13 +124,20 @@ def make_codec(
       image_shape: (H, W, C) of the images, H = W.
       first_stage: None for pixels.
       directory: of the first stage, for the message.
+      clipping: of a predicted x_0, over pixels.
 
     Raises:
       UsageError: images that the first stage cannot encode: of another number of channels, or of a
         size that is no multiple of its factor. They may be larger or smaller than its own.
+        Latents, which have no range, are to be clipped.
     """
     if first_stage is None:
-        return PixelCodec(image_shape)
+        return PixelCodec(image_shape, clipping)
+    if clipping != "static":
+        raise UsageError(
+            f"diffusion.clip is {clipping!r}, but the x_0 of this model is a latent, which has no "
+            "range: leave it 'static', which is for pixels alone."
+        )
     network, (size, _, channels) = first_stage.model.network, image_shape
     if channels != network.image_channels:
         raise UsageError(

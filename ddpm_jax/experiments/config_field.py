@@ -18,6 +18,14 @@ _WANTED = {
 }
 
 
+class Multiple:
+    """A number of units: the whole number where it is one, 2 and not 2.0."""
+
+    def __new__(cls, value: float) -> float:
+        """Return `value`, of type int or float."""
+        return int(value) if float(value).is_integer() else float(value)
+
+
 class Owner(NamedTuple):
     """The models that have a field: those whose `field` is one of `values`, or is set at all."""
 
@@ -96,7 +104,8 @@ class Field:
     @property
     def wanted(self) -> str:
         """Return what a value must be, in words: "a whole number"; "" for a text."""
-        return _WANTED.get((self.item,) if self.item else self.kind, "")
+        item = float if self.item is Multiple else self.item
+        return _WANTED.get((item,) if item else self.kind, "")
 
     def parse(self, text: str) -> Any:
         """Read a value on a command line: true, 64, 1e-4, "1,2,2" or "(1,2,2)", a name, None.
@@ -155,7 +164,7 @@ class Field:
         if bad is None:
             return None
         wanted = self.range.wanted(bad)
-        what = "numbers" if self.item is float else "whole numbers"
+        what = "whole numbers" if self.item is int else "numbers"
         return f"it must be {what} {'of ' if wanted.startswith('at ') else ''}{wanted}."
 
 
@@ -175,7 +184,7 @@ def field(
       default: its value where a config file sets none.
       gloss: what it means, in a line.
       values: the range of a number, or of each number of a tuple; or the names it may be.
-      kind: the type of a value that may also be None, or of the numbers of an empty tuple.
+      kind: the type of a value that may also be None, or of the numbers of a tuple.
       longest: how many numbers a tuple may have.
       resumable: whether a run may be resumed with another value: it changes neither the model nor
         what is drawn.
@@ -232,14 +241,14 @@ def _parse(kind: type, text: str) -> Any:
     if kind is int:
         # its range is the matter of `complaint`, which names the limit
         return numerals.whole_number(text, lower=-math.inf, upper=math.inf)
-    return numerals.number(text) if kind is float else text
+    return kind(numerals.number(text)) if kind in (float, Multiple) else text
 
 
 def _fit(kind: type, value: Any) -> Any:
-    allowed = (int, float) if kind is float else kind
+    allowed = (int, float) if kind in (float, Multiple) else kind
     if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
         raise ValueError(value)
     try:
-        return float(value) if kind is float else value
+        return kind(value) if kind in (float, Multiple) else value
     except OverflowError as error:
         raise ValueError(value) from error

@@ -6,10 +6,12 @@ CIFAR-10 (Ho et al. 2020). `of` names the models that have a field: others refus
 resumed with another value of what is `resumable`; all else is as it was when the run began.
 """
 
+from ddpm_jax.diffusion.clipping import CLIPPINGS
 from ddpm_jax.experiments.config_field import (
     POSITIVE,
     SHARE,
     Field,
+    Multiple,
     Range,
     at_least,
     choices,
@@ -29,6 +31,7 @@ from ddpm_jax.experiments.owners import (
     PLAIN_UNET,
     TRANSFORMER,
     UNET,
+    WHOLE_UNET,
     WITH_CLASSES,
 )
 from ddpm_jax.experiments.text_fields import Lora, Scheduler, Text, TextUnet
@@ -37,6 +40,7 @@ from ddpm_jax.models.classifier import POOLS
 from ddpm_jax.models.dit import POSITIONS
 from ddpm_jax.models.layers import RESAMPLINGS
 from ddpm_jax.models.trunk import QKV_ORDERS
+from ddpm_jax.models.unet import MIDDLES
 
 BETA = Range(above=0, at_most=1)
 # 12**-0.5 is the relative width of an average in which all of the run weighs the same
@@ -110,6 +114,12 @@ class Diffusion:
         choices("fixed_small fixed_large learned learned_range"),
         of=DIFFUSION,
     )
+    clip = field(
+        "static",
+        "of a predicted x_0, over pixels, where a command does not say",
+        choices(CLIPPINGS),
+        of=DIFFUSION,
+    )
     loss = field("simple", "what is minimised", choices("simple vlb hybrid"), of=DIFFUSION)
     weighting = field(
         "uniform", "of the simple loss over t", choices("uniform min_snr p2"), of=DIFFUSION
@@ -123,9 +133,14 @@ class Model:
     """The network. A transformer has the last five of these fields, and those of the next group."""
 
     name = field("unet", "the kind of network", choices(NETWORKS))
-    ch = field(128, "channels of the first level", up_to(16_384), of=UNET)
+    ch = field(128, "channels of the first convolution", up_to(16_384), of=UNET)
     ch_mult = field(
-        (1, 2, 2, 2), "channels of each level, in units of ch", up_to(1024), longest=12, of=UNET
+        (1, 2, 2, 2),
+        "channels of each level, in units of ch; whole or not",
+        Range(above=0, at_most=1024),
+        kind=Multiple,
+        longest=12,
+        of=UNET,
     )
     num_res_blocks = field(2, "of a level on the way down; up: one more", up_to(16), of=UNET)
     attn_resolutions = field(
@@ -150,17 +165,30 @@ class Model:
         choices(RESAMPLINGS),
         of=PLAIN_UNET,
     )
+    block_down = field(
+        (),
+        "levels, from 0, that a residual block halves, whatever resampling is",
+        at_least(0, 11),
+        kind=int,
+        longest=12,
+        of=PLAIN_UNET,
+    )
+    block_up = field(
+        (), "levels that one doubles", at_least(0, 11), kind=int, longest=12, of=PLAIN_UNET
+    )
+    mid_block = field("attention", "between the ways down and up", choices(MIDDLES), of=WHOLE_UNET)
     dropout = field(0.1, "share of the activations", SHARE)
     time_embedding = field(
         "sin_cos",
         "DDPM; cos_sin: Improved DDPM, DiT",
-        choices("sin_cos cos_sin cos_sin_inclusive"),
+        choices("sin_cos sin_cos_exclusive cos_sin cos_sin_inclusive"),
         of=NOISY,
     )
     time_channels = field(
         0, "sines and cosines that embed the time; 0: ch", at_least(0, 16_384), of=PLAIN_UNET
     )
     norm_eps = field(1e-6, "added to the variance in normalisations", POSITIVE)
+    norm_groups = field(32, "of channels, in normalisations", up_to(1024), of=UNET)
     dtype = field(
         "float32", "of the computation; parameters are float32", choices("float32 bfloat16")
     )

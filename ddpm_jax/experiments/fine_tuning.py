@@ -23,6 +23,7 @@ _OF_TRAINING = (
     "diffusion.loss",
     "diffusion.weighting",
     "diffusion.timestep_sampling",
+    "diffusion.clip",
     "model.dropout",
     "model.dtype",
     "model.remat",

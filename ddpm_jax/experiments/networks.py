@@ -60,7 +60,11 @@ def make_classifier(config: ConfigDict, size: int, dtype: Any) -> Classifier:
     Raises:
       UsageError: as `make_network`.
     """
-    fields = {name: value for name, value in config.model.to_dict().items() if name != "name"}
+    fields = {
+        name: value
+        for name, value in config.model.to_dict().items()
+        if name not in ("name", "mid_block")
+    }
     fields |= {"resolution": size, "dtype": dtype, "num_classes": config.condition.num_classes}
     classifier = Classifier(**fields)
     check_classifier(classifier, height=size, width=size)

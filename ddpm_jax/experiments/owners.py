@@ -27,6 +27,7 @@ CLASSIFIER = only("objective", "classifier")  # of noisy images
 NOISY = only("objective", "diffusion", "classifier")  # models of x_t
 UNET, TRANSFORMER = only("model.name", "unet", "text_unet"), only("model.name", "dit")
 PLAIN_UNET = NOISY + only("model.name", "unet")  # without texts; a classifier is half of one
+WHOLE_UNET = DIFFUSION + only("model.name", "unet")
 WITH_CLASSES = only("condition.num_classes")
 TEXT = only("model.name", "text_unet")
 TRAINED_ENCODER = TEXT + only("text.kind", "clip")

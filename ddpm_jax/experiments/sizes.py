@@ -22,7 +22,8 @@ def at_size(model: DiffusionModel, height: int, width: int) -> DiffusionModel:
     first_stage = model.codec.first_stage
     factor = 1 if first_stage is None else first_stage.model.network.factor
     # a convolution that pads on both sides takes odd sizes too, and the way up follows it
-    is_any = network.downsample_padding == "both" and network.resampling == "conv"
+    by_block = network.resampling != "conv" or network.block_down or network.block_up
+    is_any = network.downsample_padding == "both" and not by_block
     stride = factor * (1 if is_any else 2 ** (len(network.ch_mult) - 1))
     for name, size in {"height": height, "width": width}.items():
         if size % stride:

@@ -8,7 +8,13 @@ from ddpm_jax.models.text_encoder import TextEncoder, check_text_encoder
 from ddpm_jax.models.text_unet import TextUNet, check_text_unet, per_level
 
 _NAMED_ALIKE = ("mid_block", "upcast_attention", "linear_projection", "null_class")
-_OTHERWISE = ("name", "dtype", "num_heads", "pool")  # fields of config.model that are no network's
+_OTHERWISE = (
+    "name",
+    "dtype",
+    "num_heads",
+    "pool",
+    "mid_block",
+)  # fields of config.model that are no network's
 _OF_THE_ENCODER = ("vocab_size", "width", "layers", "heads", "hidden", "activation")
 ENCODER_FIELDS = (*_OF_THE_ENCODER, "length")  # of the group `text`: what fixes the weights
 
@@ -32,8 +38,7 @@ def make_text_unet(
         model = {**model, "num_heads": tuple(own.heads)}
     only_cross = tuple(level in own.only_cross_attention for level in range(levels))
     unet = TextUNet(
-        **model,
-        **conditions | {name: own[name] for name in _NAMED_ALIKE},
+        **model | conditions | {name: own[name] for name in _NAMED_ALIKE},
         resolution=height,
         depth=tuple(own.depths) if len(own.depths) > 1 else own.depths[0],
         only_cross_attention=only_cross if any(only_cross) else False,

@@ -134,11 +134,17 @@ def autoencoder_to_config(model: Autoencoder, scaling_factor: float) -> dict[str
         raise UsageError(
             "Only a VAE can be written as AutoencoderKL, whose decoder predicts the image alone."
         )
-    if model.num_heads != 1 or model.norm_eps != 1e-6 or model.downsample_padding != "end":
-        raise UsageError(
-            "diffusers' AutoencoderKL has attention of one head, norm_eps 1e-6 and "
-            "downsample_padding 'end'."
-        )
+    fixed = {
+        "num_heads": 1,
+        "norm_eps": 1e-6,
+        "norm_groups": NUM_GROUPS,
+        "downsample_padding": "end",
+    }
+    for name, value in fixed.items():
+        if getattr(model, name) != value:
+            raise UsageError(
+                f"{name} is {getattr(model, name)!r}, and diffusers' AutoencoderKL has {value!r}."
+            )
     kinds = [(_PLAIN, _ATTENTIVE)[has] for _, _, has in model.levels]
     return {
         "_class_name": "AutoencoderKL",

@@ -2,16 +2,8 @@
 
 Those networks have `attention_head_dim: null`, `downsample_padding: 0`, `norm_eps: 1e-6`,
 `flip_sin_to_cos: false` and `freq_shift: 1`, which are the defaults of our U-Net; with any other
-setting the weights mean a different network. Our fields are
-
-- `norm_eps`;
-- `downsample_padding` "end" for 0, "both" for 1;
-- `time_embedding` "sin_cos" for `flip_sin_to_cos: false` and `freq_shift: 1`, "cos_sin" for `true`
-  and `0`;
-- `scale_shift_norm` for `resnet_time_scale_shift: scale_shift`, if `attn_norm_num_groups` is 32;
-- `num_heads`, where `attention_head_dim` is the number of channels of each;
-- `num_classes` K for `num_class_embeds: K + 1`, if the last class was trained as the null class;
-- `low_res_channels`, if the last of their `in_channels` are those of a low-resolution image.
+setting the weights mean a different network. `diffusers_unet2d_config` has the fields of ours for a
+config of theirs, and back.
 
 NumPy arrays in and out, as `safetensors.numpy.load_file` and `save_file` have them. The names and
 layouts of their blocks are used by `autoencoder_kl.py` too.
@@ -94,6 +86,8 @@ def tensor_name(path: Path, num_levels: int) -> str:
         block_name(modules[0], num_levels),
         *(MODULES.get(module, module) for module in modules[1:]),
     ]
+    if len(modules) == 1 and modules[0].endswith("sample"):  # a convolution, not a residual block
+        names.append("conv")
     return ".".join([*names, "bias" if leaf == "bias" else "weight"])
 
 
@@ -104,7 +98,7 @@ def block_name(block: str, num_levels: int) -> str:
     direction, level, kind, *index = block.split("_")
     if direction == "up":  # theirs count in the order of computation, ours by resolution
         level = str(num_levels - 1 - int(level))
-    part = f"{KINDS[kind]}.{index[0]}" if index else f"{kind}rs.0.conv"  # downsamplers, upsamplers
+    part = f"{KINDS[kind]}.{index[0]}" if index else f"{kind}rs.0"  # downsamplers, upsamplers
     return f"{direction}_blocks.{level}.{part}"
 
 

@@ -37,6 +37,13 @@ BETA_SCHEDULES = {  # theirs -> ours
     "squaredcos_cap_v2": "cosine",
     "sigmoid": "sigmoid",
 }
+# theirs -> ours; fixed_small_log is the same variance, computed from its logarithm
+VARIANCES = {
+    "fixed_small": "fixed_small",
+    "fixed_small_log": "fixed_small",
+    "fixed_large": "fixed_large",
+    "learned_range": "learned_range",
+}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 CLIPS = ("DDIMScheduler", "DDPMScheduler")  # classes that clip x_0 where nothing is said
 _OF_SD = SchedulerOptions(steps_offset=1, set_alpha_to_one=False)
@@ -60,6 +67,7 @@ _USED: dict[str, Any] = {  # None: the class's default
     "trained_betas": None,
     "use_exponential_sigmas": False,
     "use_karras_sigmas": False,
+    "variance_type": None,
 }
 _UNUSED: dict[str, tuple[Any, ...]] = {
     "clip_sample_range": (1.0, 1),
@@ -72,7 +80,6 @@ _UNUSED: dict[str, tuple[Any, ...]] = {
     "predict_x0": (True,),
     "time_shift_type": ("exponential",),
     "timestep_type": ("discrete",),
-    "variance_type": (None, "fixed_small"),
 }
 _WHOLE = {"num_train_timesteps": MAX_TIMESTEPS, "steps_offset": MAX_TIMESTEPS, "solver_order": 3}
 _FLAGS = (
@@ -86,8 +93,10 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "beta_schedule": tuple(BETA_SCHEDULES),
     "prediction_type": tuple(PREDICTIONS),
     "timestep_spacing": (None, *TIMES),
+    "variance_type": (None, "fixed_small"),
 }
-_SOLVER_CHOICES: dict[str, dict[str, tuple[Any, ...]]] = {
+_CHOICES_OF_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "DDPMScheduler": {"variance_type": (None, *VARIANCES)},
     "DPMSolverMultistepScheduler": {
         "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
         "solver_order": (2, 3),
@@ -113,6 +122,7 @@ class SchedulerFacts:
     beta_end: float | None = 0.012
     trained_betas: tuple[float, ...] | None = None  # in place of a named schedule
     prediction: str = "eps"  # a key of `diffusion.parameterization.PARAMETERIZATIONS`
+    variance: str | None = None  # of DDPM, a key of `diffusion.variance.VARIANCES`
     options: SchedulerOptions = _OF_SD
     clip_sample: bool | None = False  # None: DDIM and DDPM clip, the others do not
     skip_prk_steps: bool = True  # PNDM starts without Runge-Kutta steps
@@ -178,6 +188,7 @@ def read_scheduler(config: Mapping[str, Any]) -> SchedulerFacts:
         beta_end=(own_end if end is None else end) if has_ends else None,
         trained_betas=None if betas is None else tuple(map(float, betas)),
         prediction=PREDICTIONS[said["prediction_type"]],
+        variance=_variance(name, said["variance_type"]),
         options=SchedulerOptions(
             spacing=said["timestep_spacing"],
             sigmas=next((kind for kind in SIGMAS if said[f"use_{kind}_sigmas"]), None),
@@ -215,6 +226,7 @@ def scheduler_config(facts: SchedulerFacts) -> dict[str, Any]:
         "steps_offset": options.steps_offset,
         "timestep_spacing": options.spacing,
         "trained_betas": None if facts.trained_betas is None else list(facts.trained_betas),
+        "variance_type": facts.variance,
         "use_karras_sigmas": options.sigmas == "karras",
         "use_exponential_sigmas": options.sigmas == "exponential",
         "algorithm_type": facts.algorithm_type,
@@ -229,9 +241,14 @@ def scheduler_config(facts: SchedulerFacts) -> dict[str, Any]:
     }
 
 
+def _variance(name: str, variance_type: str | None) -> str | None:
+    """Return the variance of DDPM, a name of ours; None for a class that has none."""
+    return VARIANCES[variance_type or "fixed_small"] if name == "DDPMScheduler" else None
+
+
 def _check(name: str, said: Mapping[str, Any]) -> None:
     """Refuse options that are damaged or have a value that is not among our samplers."""
-    for field, known in (_CHOICES | _SOLVER_CHOICES.get(name, {})).items():
+    for field, known in (_CHOICES | _CHOICES_OF_CLASS.get(name, {})).items():
         if said[field] not in known:
             listed = ", ".join(str(value) for value in known if value is not None)
             raise UsageError(

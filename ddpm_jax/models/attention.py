@@ -7,7 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from ddpm_jax.models.layers import EPSILON, GroupNorm, default_init, dense, zero_init
+from ddpm_jax.models.layers import (
+    EPSILON,
+    NUM_GROUPS,
+    GroupNorm,
+    default_init,
+    dense,
+    zero_init,
+)
 
 # tokens in a tile of the flash kernels: with fewer, most of a tile would idle
 FLASH_TILE = 128
@@ -132,12 +139,17 @@ class AttentionBlock(nn.Module):
     num_heads: int = 1
     norm_eps: float = EPSILON
     dtype: DTypeLike = jnp.float32
+    norm_groups: int = NUM_GROUPS  # of channels; 0: x is not normalised
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         """Map [B, H, W, C] to the same shape."""
         B, H, W, C = x_BxHxWxC.shape
-        h_BxLxC = GroupNorm(self.norm_eps, self.dtype, name="norm")(x_BxHxWxC).reshape(B, H * W, C)
+        h_BxHxWxC = x_BxHxWxC
+        if self.norm_groups:
+            norm = GroupNorm(self.norm_eps, self.dtype, self.norm_groups, name="norm")
+            h_BxHxWxC = norm(h_BxHxWxC)
+        h_BxLxC = h_BxHxWxC.reshape(B, H * W, C)
         h_BxLxC = attention(h_BxLxC, h_BxLxC, self.num_heads, self.dtype)
         return x_BxHxWxC + h_BxLxC.reshape(B, H, W, C)
 

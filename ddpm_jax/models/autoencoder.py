@@ -32,7 +32,7 @@ class Encoder(Pyramid, kw_only=True):
         """
         *_, h = self.down(x, None, dropout_keys)
         h = self.middle(h, None, dropout_keys)
-        h = nn.swish(GroupNorm(self.norm_eps, name="norm_out")(h))
+        h = nn.swish(GroupNorm(self.norm_eps, groups=self.norm_groups, name="norm_out")(h))
         return Conv3x3(self.out_channels, name="conv_out")(h)
 
 
@@ -51,7 +51,7 @@ class Decoder(Pyramid, kw_only=True):
         h = Conv3x3(features, dtype=self.dtype, name="conv_in")(z)
         h = self.middle(h, None, dropout_keys)
         h = self.up(h, None, dropout_keys)
-        h = nn.swish(GroupNorm(self.norm_eps, name="norm_out")(h))
+        h = nn.swish(GroupNorm(self.norm_eps, groups=self.norm_groups, name="norm_out")(h))
         return Conv3x3(self.out_channels, name="conv_out")(h)
 
 

@@ -83,7 +83,7 @@ class Classifier(Trunk, kw_only=True):
         temb = nn.swish(self.embed(t))
         *_, h = self.down(x, temb, dropout_keys)
         h = self.middle(h, temb, dropout_keys)
-        h = nn.swish(GroupNorm(self.norm_eps, name="norm_out")(h))
+        h = nn.swish(GroupNorm(self.norm_eps, groups=self.norm_groups, name="norm_out")(h))
         if self.pool == "attention":
             side = self.resolution // 2 ** (len(self.ch_mult) - 1)
             return AttentionPool(side, self.heads[-1], self.num_classes, name="pool")(h)

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ddpm_jax.models.attention import attention
-from ddpm_jax.models.layers import GroupNorm, LayerNorm, default_init, dense, zero_init
+from ddpm_jax.models.layers import (
+    NUM_GROUPS,
+    GroupNorm,
+    LayerNorm,
+    default_init,
+    dense,
+    zero_init,
+)
 
 MLP_RATIO = 4  # width of the hidden layer of a block's MLP, in widths of a token
 # of the authors' code, whatever the other normalisations of the network have
@@ -80,12 +87,13 @@ class Transformer(nn.Module):
     only_cross_attention: bool = False
     upcast_attention: bool = False
     dtype: DTypeLike = jnp.float32
+    norm_groups: int = NUM_GROUPS  # of channels
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
         """Map [B, H, W, C], whose pixels look at a text [B, L, D], to the same shape."""
         batch, height, width, channels = x.shape
-        h = GroupNorm(GROUP_NORM_EPSILON, self.dtype, name="norm")(x)
+        h = GroupNorm(GROUP_NORM_EPSILON, self.dtype, self.norm_groups, name="norm")(x)
         h = h.reshape(batch, height * width, channels)
         h = dense(channels, name="proj_in", dtype=self.dtype)(h)
         for i in range(self.depth):

@@ -14,11 +14,12 @@ from jax.typing import DTypeLike
 
 from ddpm_jax.models.convolution import conv2d
 
-NUM_GROUPS = 32  # of every group normalisation (DDPM, appendix B)
+NUM_GROUPS = 32  # of a group normalisation (DDPM, appendix B)
 EPSILON = 1e-6  # added to the variance there; the TensorFlow default the original was trained with
 
 TIME_EMBEDDINGS = {
     "sin_cos": "sines first, the last frequency exactly 1/10000 (DDPM)",
+    "sin_cos_exclusive": "sines first, the last frequency just above 1/10000",
     "cos_sin": "cosines first, the last frequency just above 1/10000 (Improved DDPM, DiT)",
     "cos_sin_inclusive": (
         "cosines first, the last frequency exactly 1/10000 (DiT as diffusers computes it)"
@@ -127,9 +128,10 @@ def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> ja
       w_i = 10000^(-i / n)
 
     with n = features // 2; cos_sin_inclusive has the order of the second and the frequencies of the
-    first. The first is the original DDPM's, in diffusers `flip_sin_to_cos=False, freq_shift=1`; the
-    second that of Improved DDPM and DiT, `flip_sin_to_cos=True, freq_shift=0`; the third is what
-    the DiT of diffusers has instead of the second.
+    first, sin_cos_exclusive the order of the first and the frequencies of the second. The first is
+    the original DDPM's, in diffusers `flip_sin_to_cos=False, freq_shift=1`; the second that of
+    Improved DDPM and DiT, `flip_sin_to_cos=True, freq_shift=0`; the third is what the DiT of
+    diffusers has instead of the second.
 
     Args:
       t: [B], int32 or float32: 0..T-1, or any real number where time is rescaled.
@@ -140,10 +142,10 @@ def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> ja
       [B, features] float32.
     """
     half = features // 2
-    spacings = half if form == "cos_sin" else half - 1
+    spacings = half if form in ("cos_sin", "sin_cos_exclusive") else half - 1
     frequencies = np.exp(-np.log(10000.0) * np.arange(half) / spacings).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    waves = (jnp.sin, jnp.cos) if form == "sin_cos" else (jnp.cos, jnp.sin)
+    waves = (jnp.sin, jnp.cos) if form.startswith("sin") else (jnp.cos, jnp.sin)
     embedding = jnp.concatenate([wave(angles) for wave in waves], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, features % 2)))
 
@@ -218,7 +220,7 @@ class LayerNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """y = (x - mean) / sqrt(var + eps) * scale + bias, over 32 groups of channels (Wu and He 2018).
+    """y = (x - mean) / sqrt(var + eps) * scale + bias, over groups of channels (Wu and He 2018).
 
     The mean and the variance of a group are over its channels and all pixels, in float32 whatever
     `dtype` is.
@@ -226,6 +228,7 @@ class GroupNorm(nn.Module):
 
     eps: float = EPSILON
     dtype: DTypeLike = jnp.float32
+    groups: int = NUM_GROUPS  # a divisor of the channels
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -235,22 +238,22 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x = x.astype(jnp.float32)
         # two passes, since E[x^2] - E[x]^2 loses every digit where the mean is large
-        x = x - group_mean(x)
-        inverse_std = jax.lax.rsqrt(group_mean(jnp.square(x)) + self.eps)
+        x = x - group_mean(x, self.groups)
+        inverse_std = jax.lax.rsqrt(group_mean(jnp.square(x), self.groups) + self.eps)
         return (x * (inverse_std * scale[None, None, None, :]) + bias[None, None, None, :]).astype(
             self.dtype
         )
 
 
-def group_mean(x: jax.Array) -> jax.Array:
+def group_mean(x: jax.Array, groups: int = NUM_GROUPS) -> jax.Array:
     """Return the mean over each group, repeated for its channels: [B, H, W, C] -> [B, 1, 1, C].
 
     Pixels are summed first: a reduction that keeps the channels last is 3x faster on a CPU than one
     over groups of 4 or 8 neighbouring channels.
     """
     batch, _, _, channels = x.shape
-    group = channels // NUM_GROUPS
-    mean = jnp.mean(x, axis=(1, 2)).reshape(batch, NUM_GROUPS, group).mean(axis=-1)
+    group = channels // groups
+    mean = jnp.mean(x, axis=(1, 2)).reshape(batch, groups, group).mean(axis=-1)
     return jnp.repeat(mean, group, axis=-1).reshape(batch, 1, 1, channels)
 
 

@@ -85,6 +85,7 @@ class TextUNet(Trunk):
             level >= 0 and per_level(self.only_cross_attention, levels)[level],
             self.upcast_attention,
             self.dtype,
+            self.norm_groups,
             name=name,
         )
         return layer(h, context)
@@ -143,7 +144,7 @@ class TextUNet(Trunk):
         h = self.bottom(skips[-1], temb, dropout_keys, context)
         h = self.up(h, temb, dropout_keys, skips, context)
 
-        h = nn.swish(GroupNorm(self.norm_eps, name="norm_out")(h))
+        h = nn.swish(GroupNorm(self.norm_eps, groups=self.norm_groups, name="norm_out")(h))
         return Conv3x3(
             self.out_channels, kernel_init=zero_init, dtype=jnp.float32, name="conv_out"
         )(h)
@@ -160,7 +161,7 @@ class TextUNet(Trunk):
         if self.mid_block == "transformer":
             return self.middle(h, temb, dropout_keys, context)
         if self.mid_block == "block":
-            return self.block(h, temb, dropout_keys, self.ch * self.ch_mult[-1], "mid_block_1")
+            return self.block(h, temb, dropout_keys, self.widths[-1], "mid_block_1")
         return h
 
 

@@ -4,6 +4,8 @@
 what follows the lowest resolution, are in `unet.py`, `classifier.py` and `autoencoder.py`.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,7 @@ from ddpm_jax.models.layers import (
 )
 from ddpm_jax.models.rematerialization import rematerialized
 
+ROUNDING = 1e-3  # of the channels of a level, ch times a fraction
 QKV_ORDERS = {
     "heads": "q, k and v of the first head, then of the next one",
     "maps": "q of all heads, then k, then v",
@@ -55,6 +58,7 @@ class ResBlock(nn.Module):
     norm_eps: float = EPSILON
     dtype: DTypeLike = jnp.float32
     resample: str = ""  # "down" or "up", where features is C; "": neither
+    norm_groups: int = NUM_GROUPS  # of channels
 
     @nn.compact
     def __call__(
@@ -69,7 +73,8 @@ class ResBlock(nn.Module):
           dropout_keys: [B] typed keys, or None for no dropout.
         """
         dtype = self.dtype
-        h = nn.swish(GroupNorm(self.norm_eps, dtype, name="norm1")(x))
+        norm = functools.partial(GroupNorm, self.norm_eps, dtype, self.norm_groups)
+        h = nn.swish(norm(name="norm1")(x))
         if self.resample == "down":
             h, x = halved(h), halved(x)
         if self.resample == "up":
@@ -77,16 +82,16 @@ class ResBlock(nn.Module):
         else:
             h = Conv3x3(self.features, dtype=dtype, name="conv1")(h)
         if temb is None:
-            h = GroupNorm(self.norm_eps, dtype, name="norm2")(h)
+            h = norm(name="norm2")(h)
         elif self.scale_shift_norm:
             scale_shift = dense(2 * self.features, name="temb_proj", dtype=dtype)(temb)[
                 :, None, None, :
             ]
             scale, shift = jnp.split(scale_shift, 2, axis=-1)
-            h = GroupNorm(self.norm_eps, dtype, name="norm2")(h) * (1 + scale) + shift
+            h = norm(name="norm2")(h) * (1 + scale) + shift
         else:
             h = h + dense(self.features, name="temb_proj", dtype=dtype)(temb)[:, None, None, :]
-            h = GroupNorm(self.norm_eps, dtype, name="norm2")(h)
+            h = norm(name="norm2")(h)
         h = Dropout(self.dropout, name="dropout")(nn.swish(h), dropout_keys)
         h = Conv3x3(self.features, kernel_init=zero_init, dtype=dtype, name="conv2")(h)
         if x.shape[-1] != self.features:
@@ -114,14 +119,16 @@ class Pyramid(nn.Module):
         # attn_resolutions
         32
     )
-    ch: int = 128  # channels of the first level
-    ch_mult: tuple[int, ...] = (1, 2, 2, 2)  # channels of each level, as multiples of ch
+    ch: int = 128  # channels of the first convolution
+    # channels of each level, as multiples of ch, whole or not; see `widths`
+    ch_mult: tuple[float, ...] = (1, 2, 2, 2)
     num_res_blocks: int = 2  # of each level on the way down
     attn_resolutions: tuple[int, ...] = (16,)
     num_heads: int = 1
     dropout: float = 0.1  # probability of a zero before each block's last convolution
     # added to the variance of every group normalisation; 1e-5 in Improved DDPM
     norm_eps: float = EPSILON
+    norm_groups: int = NUM_GROUPS  # of channels, in every group normalisation
     downsample_padding: str = "end"  # a key of layers.DOWNSAMPLE_PADDINGS; "both" in Improved DDPM
     # of the computation; parameters, normalisation statistics and softmax are float32
     dtype: DTypeLike = jnp.float32
@@ -131,6 +138,8 @@ class Pyramid(nn.Module):
     # not fields here: only a `Trunk` has them
     scale_shift_norm = False
     resampling = "conv"
+    block_down: tuple[int, ...] = ()
+    block_up: tuple[int, ...] = ()
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -143,11 +152,21 @@ class Pyramid(nn.Module):
         return self.heads
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, from the image down."""
+        return tuple(round(self.ch * mult) for mult in self.ch_mult)
+
+    @property
+    def mid_norm_groups(self) -> int:
+        """The groups of the normalisation of the attention in the middle; 0: it has none."""
+        return self.norm_groups
+
+    @property
     def levels(self) -> list[tuple[int, int, bool]]:
         """Index, channels and use of attention of each level, from the image down."""
         return [
-            (i, self.ch * mult, self.resolution // 2**i in self.attn_resolutions)
-            for i, mult in enumerate(self.ch_mult)
+            (i, width, self.resolution // 2**i in self.attn_resolutions)
+            for i, width in enumerate(self.widths)
         ]
 
     @nn.nowrap
@@ -169,6 +188,7 @@ class Pyramid(nn.Module):
             self.norm_eps,
             self.dtype,
             resample,
+            self.norm_groups,
             name=name,
         )
         return layer(h, temb, dropout_keys)
@@ -183,7 +203,8 @@ class Pyramid(nn.Module):
         overrides this method. `level` is -1 in the middle.
         """
         attention_block = rematerialized(AttentionBlock, self.remat)
-        return attention_block(heads, self.norm_eps, self.dtype, name=name)(h)
+        groups = self.norm_groups if level >= 0 else self.mid_norm_groups
+        return attention_block(heads, self.norm_eps, self.dtype, groups, name=name)(h)
 
     @nn.nowrap
     def down(
@@ -208,7 +229,7 @@ class Pyramid(nn.Module):
                     h = self.attention(h, context, i, self.heads[i], f"down_{i}_attn_{j}")
                 results.append(h)
             if i != len(self.ch_mult) - 1:
-                h = self.downsample(h, temb, dropout_keys, features, f"down_{i}_downsample")
+                h = self.downsample(h, temb, dropout_keys, i)
                 results.append(h)
         return results
 
@@ -218,14 +239,14 @@ class Pyramid(nn.Module):
         h: jax.Array,
         temb: jax.Array | None,
         dropout_keys: jax.Array | None,
-        features: int,
-        name: str,
+        level: int,
     ) -> jax.Array:
-        """Apply what `resampling` says on the way down, a new layer of this name."""
+        """Apply what ends a level on the way down: a new layer, if it has parameters."""
+        features, name = self.widths[level], f"down_{level}_downsample"
+        if self.resampling == "block" or level in self.block_down:
+            return self.block(h, temb, dropout_keys, features, name, "down")
         if self.resampling == "pool":
             return halved(h)
-        if self.resampling == "block":
-            return self.block(h, temb, dropout_keys, features, name, "down")
         padding = DOWNSAMPLE_PADDINGS[self.downsample_padding]
         return Conv3x3(features, 2, padding, dtype=self.dtype, name=name)(h)
 
@@ -263,7 +284,7 @@ class Pyramid(nn.Module):
           context: see the class.
 
         Returns:
-          [B, H, W, ch * ch_mult[0]].
+          [B, H, W, widths[0]].
         """
         for i, features, attends in reversed(self.levels):
             for j in range(self.num_res_blocks + 1):
@@ -275,7 +296,7 @@ class Pyramid(nn.Module):
             if i != 0:
                 # the height and width of the level above, which may have been odd
                 size = None if skips is None else skips[-1].shape[1:3]
-                h = self.upsample(h, temb, dropout_keys, size, f"up_{i}_upsample")
+                h = self.upsample(h, temb, dropout_keys, size, i)
         return h
 
     @nn.nowrap
@@ -285,17 +306,18 @@ class Pyramid(nn.Module):
         temb: jax.Array | None,
         dropout_keys: jax.Array | None,
         size: tuple[int, int] | None,
-        name: str,
+        level: int,
     ) -> jax.Array:
-        """Apply what `resampling` says on the way up, a new layer of this name.
+        """Apply what ends a level on the way up: a new layer, if it has parameters.
 
         `size` is the height and width to come to, None for twice those of h: a convolution alone
         can come to odd ones.
         """
+        name = f"up_{level}_upsample"
+        if self.resampling == "block" or level in self.block_up:
+            return self.block(h, temb, dropout_keys, self.widths[level], name, "up")
         if self.resampling == "pool":
             return doubled(h)
-        if self.resampling == "block":
-            return self.block(h, temb, dropout_keys, h.shape[-1], name, "up")
         return Upsample(self.dtype, name=name)(h, size)
 
 
@@ -312,6 +334,8 @@ class Trunk(Pyramid):
     head_channels: int = 0  # of a head of attention on every level, in place of num_heads; 0: none
     num_heads_up: int = 0  # num_heads on the way up; 0: the same
     resampling: str = "conv"  # between levels, a key of layers.RESAMPLINGS
+    block_down: tuple[int, ...] = ()  # levels, from 0, that a residual block halves all the same
+    block_up: tuple[int, ...] = ()  # levels that a residual block doubles all the same
     # how files in the names of Improved DDPM's code keep q, k and v, a key of QKV_ORDERS; the
     # network is the same
     qkv_order: str = "heads"
@@ -372,6 +396,14 @@ def check_trunk(trunk: Trunk, height: int, width: int) -> None:
                 f"head_channels {trunk.head_channels} does not divide the {channels} channels of a "
                 f"level with attention: choose a divisor of {channels}."
             )
+    last = len(trunk.ch_mult) - 1
+    for name, levels in {"block_down": range(last), "block_up": range(1, last + 1)}.items():
+        for level in getattr(trunk, name):
+            if level not in levels:
+                raise UsageError(
+                    f"{name} names the level {level}, which does not end in a resampling: choose "
+                    f"among {', '.join(map(str, levels)) or 'none'}."
+                )
     check_pyramid(trunk, height, width)
 
 
@@ -390,12 +422,13 @@ def check_pyramid(pyramid: Pyramid, height: int, width: int) -> None:
                 f"ch_mult than {tuple(pyramid.ch_mult)}."
             )
     # Every other normalised width is a sum of these, by concatenation with a skip.
+    groups = pyramid.norm_groups
     for features in {pyramid.ch, *(pyramid.ch * mult for mult in pyramid.ch_mult)}:
-        if features % NUM_GROUPS:
+        if abs(features - groups * round(features / groups)) > ROUNDING:
             raise UsageError(
-                f"A level of {features} channels cannot be normalised in {NUM_GROUPS} groups: make "
-                f"ch (now {pyramid.ch}) times each of ch_mult {tuple(pyramid.ch_mult)} a multiple "
-                f"of {NUM_GROUPS}."
+                f"A level of {features:.7g} channels cannot be normalised in {groups} groups: "
+                f"make ch (now {pyramid.ch}) times each of ch_mult {tuple(pyramid.ch_mult)} a "
+                f"multiple of {groups}."
             )
     _check_attention(pyramid)
 
@@ -406,10 +439,11 @@ def _check_numbers(pyramid: Pyramid) -> None:
             "ch_mult is empty: give one multiplier of the channels per level, for example (1, 2, "
             "2, 2)."
         )
-    for name in ("ch", "num_res_blocks"):
+    for name in ("ch", "num_res_blocks", "norm_groups"):
         check_count(name, getattr(pyramid, name))
     for i, mult in enumerate(pyramid.ch_mult):
-        check_count(f"ch_mult[{i}]", mult)
+        if not 0 < mult < float("inf"):
+            raise UsageError(f"ch_mult[{i}] is {mult!r}: give a number above 0.")
     for heads in pyramid.heads:
         check_count("num_heads", heads)
 

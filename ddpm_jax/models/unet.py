@@ -12,10 +12,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.errors import choose
 from ddpm_jax.models.checks import check_count
 from ddpm_jax.models.condition import Condition, check_condition
 from ddpm_jax.models.layers import ClassEmbedding, Conv3x3, GroupNorm, zero_init
 from ddpm_jax.models.trunk import Trunk, check_trunk
+
+MIDDLES = {
+    "attention": "attention between two residual blocks (DDPM)",
+    "unnormalised_attention": "the same of pixels that are not normalised (diffusers)",
+    "blocks": "two residual blocks",
+    "none": "nothing",
+}
 
 
 class UNet(Trunk):
@@ -39,6 +47,28 @@ class UNet(Trunk):
     num_classes: int = 0  # of the labels in the condition, without the null class; 0: it has none
     null_class: bool = True  # whether a further class, the last, carries no information
     low_res_channels: int = 0  # of the low-resolution image in the condition; 0: it has none
+    mid_block: str = "attention"  # a key of MIDDLES
+
+    @property
+    def mid_norm_groups(self) -> int:
+        """The groups of the normalisation of the attention in the middle; 0: it has none."""
+        return 0 if self.mid_block == "unnormalised_attention" else self.norm_groups
+
+    @nn.nowrap
+    def middle(
+        self,
+        h: jax.Array,
+        temb: jax.Array | None,
+        dropout_keys: jax.Array | None,
+        context: jax.Array | None = None,
+    ) -> jax.Array:
+        """Apply what `mid_block` says to the lowest level."""
+        if self.mid_block == "blocks":
+            h = self.block(h, temb, dropout_keys, self.widths[-1], "mid_block_1")
+            return self.block(h, temb, dropout_keys, self.widths[-1], "mid_block_2")
+        if self.mid_block == "none":
+            return h
+        return super().middle(h, temb, dropout_keys, context)
 
     @nn.compact
     def __call__(
@@ -88,7 +118,7 @@ class UNet(Trunk):
         h = self.up(h, temb, dropout_keys, skips)
         assert not skips
 
-        h = nn.swish(GroupNorm(self.norm_eps, name="norm_out")(h))
+        h = nn.swish(GroupNorm(self.norm_eps, groups=self.norm_groups, name="norm_out")(h))
         return Conv3x3(
             self.out_channels, kernel_init=zero_init, dtype=jnp.float32, name="conv_out"
         )(h)
@@ -109,4 +139,5 @@ def check_unet(unet: UNet, height: int, width: int) -> None:
     check_count("out_channels", unet.out_channels)
     for name in ("num_classes", "low_res_channels"):
         check_count(name, getattr(unet, name), or_none=True)
+    choose("middle", unet.mid_block, MIDDLES)
     check_trunk(unet, height, width)

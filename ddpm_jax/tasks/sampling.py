@@ -131,7 +131,7 @@ def generator_on(
 
 
 def _clipping(model: DiffusionModel, asked: str | None) -> str:
-    if model.codec.clipping == "none" and asked not in (None, "none"):
+    if model.codec.first_stage is not None and asked not in (None, "none"):
         raise UsageError(
             f"clip {asked}: the x_0 of this model is a latent, which has no range: leave clip out."
         )
