@@ -35,6 +35,9 @@ def foreign_config(foreign: Foreign, request: Request) -> ConfigDict:
             )
     assumed = {name: assumption.value for name, assumption in foreign.assumed.items()}
     fields = assumed | dict(foreign.fields) | dict(request.fields)
+    usual = FIELDS["train.sample_steps"].default
+    steps = min(usual, fields.get("diffusion.num_timesteps", usual))
+    fields = {"train.sample_steps": steps} | fields
     return from_dict({"data.name": "folder", "data.flip": False} | fields, source=foreign.family)
 
 

@@ -27,6 +27,8 @@ def set_scheduler(config: ConfigDict, facts: SchedulerFacts) -> None:
             "The config of the scheduler lists its betas (trained_betas), and is read with a "
             "beta_schedule by name only."
         )
+    if facts.variance is not None:
+        config.diffusion.variance = facts.variance
     config.diffusion.update(
         num_timesteps=facts.num_timesteps,
         schedule=facts.beta_schedule,

@@ -8,6 +8,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.families import (
     ddpm_ports,
     ddpm_tensorflow,
+    diffusers_unet2d,
     dit_checkpoints,
     edm_snapshots,
     openai_classifier,
@@ -19,6 +20,7 @@ from ddpm_jax.interop.containers import Container, open_container
 FAMILIES: dict[str, Recognise] = {  # what its files are of, in words -> how to recognise them
     ddpm_tensorflow.FAMILY: ddpm_tensorflow.recognise,
     ddpm_ports.FAMILY: ddpm_ports.recognise,
+    diffusers_unet2d.FAMILY: diffusers_unet2d.recognise,
     dit_checkpoints.FAMILY: dit_checkpoints.recognise,
     edm_snapshots.FAMILY: edm_snapshots.recognise,
     openai_unet.FAMILY: openai_unet.recognise,

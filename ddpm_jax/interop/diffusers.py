@@ -109,6 +109,12 @@ def new_name(name: str) -> str:
     )
 
 
+def old_name(name: str) -> str:
+    """Return the name of a tensor before diffusers 0.15, the inverse of `new_name`."""
+    old = {f".{new}.": f".{old}." for old, new in OLD_MODULES.items()}
+    return next((name.replace(new, old[new]) for new in old if new in name), name)
+
+
 def from_torch(path: Path, value: np.ndarray) -> np.ndarray:
     """Convert a tensor to the layout of our parameter at `path`."""
     if path[-1] != "kernel":

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 
 from ddpm_jax.experiments.building import build
-from ddpm_jax.experiments.config import default_config
+from ddpm_jax.experiments.foreign_models import foreign_config
 from ddpm_jax.experiments.models import Model
 
 
@@ -19,11 +19,7 @@ def imported():
     """Return imported(foreign, request): the model of a `Foreign`, and its parameters by kind."""
 
     def make(foreign, request):
-        config = default_config()
-        assumed = {name: guess.value for name, guess in foreign.assumed.items()}
-        values = {**request.fields, **assumed, **foreign.fields}
-        config.update_from_flattened_dict(values)
-        model = build(config)
+        model = build(foreign_config(foreign, request))
         params = {
             kind: foreign.read(tensors, model.network) for kind, tensors in foreign.weights.items()
         }

@@ -1,0 +1,256 @@
+"""`UNet2DModel` of diffusers: a DDPMPipeline or DDIMPipeline, or the folder of its U-Net alone.
+
+The configs say everything but what no file of diffusers does: of a U-Net without a scheduler the
+process is assumed to be that of `DDPMScheduler` as its class has it, the one of its training
+script. Where the steps of a sampler lie is not of the model, and is passed over in words.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.errors import UsageError
+from ddpm_jax.families.foreign import Assumption, Foreign, Request, Tensors
+from ddpm_jax.interop.containers import Container
+from ddpm_jax.interop.diffusers import (
+    new_name,
+    old_name,
+    unet_params_from_diffusers,
+    unet_params_to_diffusers,
+)
+from ddpm_jax.interop.diffusers_directory import INDEX
+from ddpm_jax.interop.diffusers_options import OF_AVERAGES
+from ddpm_jax.interop.diffusers_unet2d_config import CLASS, unet2d_from_config
+from ddpm_jax.interop.schedulers import SchedulerFacts, read_scheduler
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.samplers.diffusers_levels import default_spacing
+from ddpm_jax.schema import format_value
+
+FAMILY = "diffusers' UNet2DModel"
+PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+# what tells this network from the others of diffusers, and from those of other projects
+SIGNS = (
+    "conv_in.weight",
+    "time_embedding.linear_1.weight",
+    "down_blocks.0.resnets.0.time_emb_proj.weight",
+    "conv_norm_out.weight",
+)
+SIZE = 64  # of images where the files name none, and the user neither
+MODEL_FIELDS = (  # of the network and of a config by the same name
+    *("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "num_heads", "head_channels"),
+    *("block_down", "block_up", "mid_block", "dropout", "norm_eps", "norm_groups"),
+    *("downsample_padding", "scale_shift_norm", "time_embedding", "resampling"),
+)
+
+
+class _Part(NamedTuple):
+    """A network in a container."""
+
+    config: Mapping[str, Any]
+    tensors: Tensors
+    is_average: bool
+
+
+def recognise(container: Container, request: Request) -> Foreign | None:
+    """Describe a U-Net of diffusers over pixels; None if the files are of another family.
+
+    Args:
+      container: a directory whose groups are "unet" and perhaps "unet_ema", or "" for that of a
+        U-Net alone, with their config.json, and perhaps model_index.json and
+        scheduler_config.json.
+      request: `condition.null_class` true says that the last of the classes is the null class, and
+        `data.image_size` the size of images where the config has none. There are no presets.
+
+    Raises:
+      UsageError: an option that our network or samplers do not have; a network whose two configs
+        differ; the user contradicts the files.
+    """
+    parts = _parts(container)
+    if not parts:
+        return None
+    if request.preset is not None:
+        raise UsageError(
+            f"preset {request.preset}: the configs of {container.path} say what its network is, so "
+            "leave it out."
+        )
+    _check_pipeline(container)
+    config = parts[0].config
+    for part in parts[1:]:
+        _check_same(config, part.config, container)
+    size, assumed = _size(config, request)
+    unet = unet2d_from_config(config, size)
+    channels = config.get("in_channels", 3)
+    if channels not in (1, 3):
+        raise UsageError(
+            f"in_channels of the {CLASS} is {format_value(channels)}: 1 and 3 are known here, for "
+            "grey and colour images."
+        )
+    process, of_process, unread = _process(container, unet, channels)
+    fields = {
+        "objective": "diffusion",
+        "data.channels": channels,
+        "model.name": "unet",
+        **{f"model.{name}": getattr(unet, name) for name in MODEL_FIELDS},
+        **_classes(unet, request),
+        **process,
+    }
+    if "data.image_size" not in assumed:
+        fields["data.image_size"] = unet.resolution
+    assumed |= of_process
+    unsaid = {name: guess for name, guess in assumed.items() if name not in request.fields}
+    is_old = any(new_name(name) != name for name in parts[0].tensors)
+    return Foreign(
+        family=FAMILY,
+        fields=fields,
+        assumed=unsaid,
+        weights={"ema" if part.is_average else "raw": part.tensors for part in parts},
+        read=unet_params_from_diffusers,
+        write=_write_old if is_old else unet_params_to_diffusers,
+        unread=unread + tuple(container.unread.values()),
+    )
+
+
+def _parts(container: Container) -> list[_Part]:
+    """Return the networks of this family, that as trained first."""
+    parts = []
+    for group, tensors in container.groups.items():
+        config = container.facts.get(f"{group}/config.json" if group else "config.json")
+        if (
+            all(sign in tensors for sign in SIGNS)
+            and isinstance(config, Mapping)
+            and config.get("_class_name") == CLASS
+        ):
+            is_average = group == "unet_ema" or not OF_AVERAGES.isdisjoint(config)
+            parts.append(_Part(config, tensors, is_average))
+    kinds = [part.is_average for part in parts]
+    if len(set(kinds)) < len(kinds):
+        raise UsageError(
+            f"{container.path} has several networks of the class {CLASS}: name the folder of one."
+        )
+    return sorted(parts, key=lambda part: part.is_average)
+
+
+def _check_pipeline(container: Container) -> None:
+    """Refuse a pipeline in which the network does not predict from x_t and t what we think."""
+    name = container.facts.get(INDEX, {}).get("_class_name", PIPELINES[0])
+    if name not in PIPELINES:
+        raise UsageError(
+            f"{container.path} is a {format_value(name)}, and its {CLASS} is known here in "
+            f"{' and '.join(PIPELINES)}: name its folder to have the network alone."
+        )
+
+
+def _check_same(
+    config: Mapping[str, Any], average: Mapping[str, Any], container: Container
+) -> None:
+    for name in sorted((config.keys() | average.keys()) - OF_AVERAGES):
+        if not name.startswith("_") and config.get(name) != average.get(name):
+            raise UsageError(
+                f"{name} is {format_value(config.get(name))} in the config of the network in "
+                f"{container.path}, and {format_value(average.get(name))} in that of its average."
+            )
+
+
+def _size(config: Mapping[str, Any], request: Request) -> tuple[int | None, dict[str, Assumption]]:
+    """Return (the size of images where the config does not say it, what is assumed of it)."""
+    name, given = "data.image_size", config.get("sample_size")
+    asked = request.fields.get(name)
+    if given is None:
+        why = "sample_size of the U-Net is null, and its weights do not depend on it"
+        return (SIZE if asked is None else asked), {name: Assumption(SIZE, why)}
+    return (asked if isinstance(given, list) else None), {}
+
+
+def _classes(unet: UNet, request: Request) -> dict[str, Any]:
+    """Return the classes, of which the last is the null class if the user says so."""
+    if not unet.num_classes:
+        return {"condition.num_classes": 0}
+    has_null = request.fields.get("condition.null_class") is True
+    return {
+        "condition.num_classes": unet.num_classes - has_null,
+        "condition.null_class": has_null,
+    }
+
+
+def _process(
+    container: Container, unet: UNet, channels: int
+) -> tuple[dict[str, Any], dict[str, Assumption], tuple[str, ...]]:
+    """Return (what the scheduler says of the process, what is assumed, what it says besides).
+
+    Raises:
+      UsageError: as `read_scheduler`; a variance that is not that of the network; betas without a
+        name.
+    """
+    names = ("scheduler/scheduler_config.json", "scheduler_config.json")
+    config = next((container.facts[name] for name in names if name in container.facts), None)
+    facts = read_scheduler({"_class_name": "DDPMScheduler"} if config is None else config)
+    if facts.trained_betas is not None:
+        raise UsageError(
+            f"The scheduler of {container.path} lists its betas (trained_betas), and is read with "
+            "a beta_schedule by name only."
+        )
+    if unet.out_channels not in (channels, 2 * channels):
+        raise UsageError(
+            f"out_channels of the {CLASS} is {unet.out_channels}: {channels} are expected, or "
+            f"{2 * channels} where the variance is learned."
+        )
+    is_learned = unet.out_channels != channels
+    fields = {
+        "diffusion.num_timesteps": facts.num_timesteps,
+        "diffusion.schedule": facts.beta_schedule,
+        "diffusion.beta_start": facts.beta_start,
+        "diffusion.beta_end": facts.beta_end,
+        "diffusion.parameterization": facts.prediction,
+        "diffusion.clip": _clip(facts),
+    }
+    variance = "learned_range" if is_learned else "fixed_small"
+    loss = {"diffusion.loss": Assumption("hybrid", "a learned variance is trained by it")}
+    assumed = loss if is_learned else {}
+    if config is None:
+        why = "there is no scheduler, and this is the default of DDPMScheduler"
+        assumed |= {name: Assumption(value, why) for name, value in fields.items()}
+        fields = {}
+    if config is None or facts.variance is None:
+        why = "neither does a scheduler say it, and it is the default of DDPMScheduler"
+        if is_learned:
+            why = "the network has twice the channels of an image"
+        return (
+            fields,
+            assumed | {"diffusion.variance": Assumption(variance, why)},
+            _of_sampler(facts),
+        )
+    if (facts.variance == "learned_range") != is_learned:
+        raise UsageError(
+            f"variance_type of the scheduler of {container.path} is {facts.variance}, and its "
+            f"{CLASS} has {unet.out_channels} out_channels for images of {channels}: one of them "
+            "is of another model."
+        )
+    return fields | {"diffusion.variance": facts.variance}, assumed, _of_sampler(facts)
+
+
+def _clip(facts: SchedulerFacts) -> str:
+    """Return the treatment of x_0 by a scheduler, a key of `clipping.CLIPPINGS`."""
+    if not facts.clips(facts.sampler):
+        return "none"
+    return "keep_eps" if facts.sampler == "ddim" else "static"
+
+
+def _of_sampler(facts: SchedulerFacts) -> tuple[str, ...]:
+    """Return what a scheduler says of the steps of its sampler, in words."""
+    options = facts.options
+    usual = {
+        "timestep_spacing": (options.spacing, (None, default_spacing(facts.sampler))),
+        "steps_offset": (options.steps_offset, (0,)),
+        "set_alpha_to_one": (options.set_alpha_to_one, (None, facts.sampler == "ddim")),
+    }
+    return tuple(
+        f"{name} = {format_value(value)} of {facts.class_name}, which is of its sampler"
+        for name, (value, known) in usual.items()
+        if value not in known
+    )
+
+
+def _write_old(params: Mapping[str, Any], unet: Any) -> dict[str, np.ndarray]:
+    """Return the tensors by the names that they had before diffusers 0.15."""
+    return {old_name(name): x for name, x in unet_params_to_diffusers(params, unet).items()}
