@@ -1,6 +1,7 @@
 """Schedulers of diffusers in our config: groups `diffusion` and `scheduler`, and back."""
 
 import inspect
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -63,6 +64,46 @@ def facts_in(config: ConfigDict) -> SchedulerFacts:
     Raises:
       UsageError: diffusers does not give its networks such times, or has no such prediction.
     """
+    return SchedulerFacts(**_process(config), options=options_in(config))
+
+
+def facts_over_pixels(config: ConfigDict, class_name: str) -> SchedulerFacts:
+    """Return the scheduler with which diffusers samples a model of pixels.
+
+    Args:
+      config: of the model.
+      class_name: DDPMScheduler or DDIMScheduler.
+
+    Raises:
+      UsageError: as `facts_in`; it has no such variance or clipping.
+    """
+    variance, clip = config.diffusion.variance, config.diffusion.clip
+    is_learned = variance.startswith("learned")
+    if variance == "learned" or (is_learned and class_name != "DDPMScheduler"):
+        raise UsageError(
+            f"diffusion.variance is {variance!r}, which {class_name} of diffusers does not have."
+        )
+    if clip == "dynamic":
+        raise UsageError(
+            f"diffusion.clip is {clip!r}, which {class_name} of diffusers does not have: it bounds "
+            "the threshold."
+        )
+    return SchedulerFacts(
+        **_process(config),
+        class_name=class_name,
+        variance=variance if class_name == "DDPMScheduler" else None,
+        options=SchedulerOptions(),
+        clip_sample=clip != "none",
+        skip_prk_steps=False,
+    )
+
+
+def _process(config: ConfigDict) -> dict[str, Any]:
+    """Return the fields of `SchedulerFacts` that say how noise is added and what is predicted.
+
+    Raises:
+      UsageError: as `facts_in`.
+    """
     c = config.diffusion
     if c.rescale_timesteps and c.num_timesteps != 1000:
         raise UsageError("rescale_timesteps: diffusers gives its networks t, not t times 1000 / T.")
@@ -76,12 +117,11 @@ def facts_in(config: ConfigDict) -> SchedulerFacts:
         published[name].default if named and value is None and name in published else value
         for name, value in ends.items()
     )
-    return SchedulerFacts(
-        num_timesteps=c.num_timesteps,
-        beta_schedule=c.schedule,
-        beta_start=start,
-        beta_end=end,
-        trained_betas=None if named else tuple(betas.tolist()),
-        prediction=c.parameterization,
-        options=options_in(config),
-    )
+    return {
+        "num_timesteps": c.num_timesteps,
+        "beta_schedule": c.schedule,
+        "beta_start": start,
+        "beta_end": end,
+        "trained_betas": None if named else tuple(betas.tolist()),
+        "prediction": c.parameterization,
+    }

@@ -95,8 +95,11 @@ def unet2d_from_config(config: Mapping[str, Any], size: int | None = None) -> UN
     options = Options(known_fields(given, DEFAULTS, UNSUPPORTED, f"The {CLASS}"), CLASS)
     widths = options.whole_numbers("block_out_channels")
     attends, by_block = _levels(options, len(widths))
+    resampling = "conv"
     block_down = tuple(i for i, is_block in enumerate(by_block["down"][:-1]) if is_block)
     block_up = tuple(i for i, is_block in enumerate(by_block["up"]) if is_block and i)
+    if len(block_down) == len(block_up) == len(widths) - 1 > 0:
+        resampling, block_down, block_up = "block", (), ()
     if options.values["time_embedding_dim"] not in (None, 4 * widths[0]):
         raise options.unsupported("time_embedding_dim", f"null or {4 * widths[0]}")
     resolution = _resolution(options, 2 ** (len(widths) - 1)) if size is None else size
@@ -109,6 +112,7 @@ def unet2d_from_config(config: Mapping[str, Any], size: int | None = None) -> UN
         num_res_blocks=options.whole("layers_per_block", BLOCKS),
         attn_resolutions=tuple(resolution >> i for i, attending in enumerate(attends) if attending),
         head_channels=_head_channels(options, widths, attends, "attention" in mid_block),
+        resampling=resampling,
         block_down=block_down,
         block_up=block_up,
         mid_block=mid_block,

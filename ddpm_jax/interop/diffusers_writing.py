@@ -1,10 +1,11 @@
 """Stable Diffusion written as a directory that diffusers loads; `diffusers_directory` reads it."""
 
+import contextlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ddpm_jax.archives import write_safetensors
@@ -85,14 +86,28 @@ def write_pipeline(
     target = check_new(directory)
     if tokenizer is None and pipeline.tokenizer is None:
         raise UsageError(f"{pipeline.path} has no tokenizer that could be copied.")
+    with written_whole(target) as half:
+        _write_parts(half, pipeline)
+        (half / "tokenizer").mkdir()
+        (tokenizer or _copying(pipeline.tokenizer))(half / "tokenizer")
+        (half / "README.md").write_text(_card(target.name, pipeline, license))
+
+
+@contextlib.contextmanager
+def written_whole(target: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Give a directory to write to, which gets its name when all of it is there.
+
+    Args:
+      target: the name; `check_new` has accepted it.
+
+    Raises:
+      FailureError: it cannot be written.
+    """
     half = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         with reporting(target):
             half.mkdir(parents=True)
-            _write_parts(half, pipeline)
-            (half / "tokenizer").mkdir()
-            (tokenizer or _copying(pipeline.tokenizer))(half / "tokenizer")
-            (half / "README.md").write_text(_card(target.name, pipeline, license))
+            yield half
             half.rename(target)
     finally:
         shutil.rmtree(half, ignore_errors=True)
@@ -160,23 +175,45 @@ def _parts(pipeline: Pipeline) -> dict[str, Part]:
 
 def _write_parts(folder: pathlib.Path, pipeline: Pipeline) -> None:
     for name, part in _parts(pipeline).items():
-        (folder / name).mkdir()
-        _write_json(folder / name / "config.json", part.config)
-        write_safetensors(folder / name / WEIGHTS[name], part.tensors, {"format": "pt"})
-    (folder / "scheduler").mkdir()
-    _write_json(folder / "scheduler/scheduler_config.json", pipeline.scheduler)
+        write_part(folder, name, part)
     index = {
-        "_class_name": pipeline.kind,
-        "_diffusers_version": VERSION,
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", pipeline.scheduler["_class_name"]],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_index(folder, pipeline.kind, pipeline.scheduler, index)
+
+
+def write_part(folder: pathlib.Path, name: str, part: Part) -> None:
+    """Write the config and the weights of a network into a folder of its own."""
+    (folder / name).mkdir()
+    _write_json(folder / name / "config.json", part.config)
+    write_safetensors(folder / name / WEIGHTS[name], part.tensors, {"format": "pt"})
+
+
+def write_index(
+    folder: pathlib.Path, kind: str, scheduler: Mapping[str, Any], parts: Mapping[str, Any]
+) -> None:
+    """Write the scheduler's config, and the file that names the class of a pipeline and its parts.
+
+    Args:
+      folder: of the pipeline.
+      kind: its class.
+      scheduler: the config, with "_class_name".
+      parts: the other entries.
+    """
+    (folder / "scheduler").mkdir()
+    _write_json(folder / "scheduler/scheduler_config.json", scheduler)
+    index = {
+        "_class_name": kind,
+        "_diffusers_version": VERSION,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        **parts,
     }
     _write_json(folder / INDEX, index)
 
