@@ -50,7 +50,7 @@ class Architecture(NamedTuple):
     in_channels: int
     out_channels: int  # of a classifier: its classes
     ch: int
-    ch_mult: tuple[int, ...]
+    ch_mult: tuple[float, ...]  # whole numbers are int
     num_res_blocks: int
     attends: tuple[int, ...]  # the levels with attention, from 0
     scale_shift_norm: bool
@@ -63,7 +63,8 @@ class Architecture(NamedTuple):
     @property
     def widths(self) -> set[int]:
         """The channels of the layers of attention."""
-        return {self.ch * self.ch_mult[i] for i in (*self.attends, len(self.ch_mult) - 1)}
+        levels = (*self.attends, len(self.ch_mult) - 1)
+        return {round(self.ch * self.ch_mult[i]) for i in levels}
 
 
 def networks_in(container: Container, *, classifiers: bool) -> dict[str, Tensors]:
@@ -117,6 +118,11 @@ def read_architecture(tensors: Tensors, request: Request, path: pathlib.Path) ->
     count = _count(shapes, "input_blocks")
     starts = range(1, count, per_level)  # of each level, after the first convolution
     widths = [_shape(shapes, f"input_blocks.{n}.0.out_layers.3.weight", 4, path)[0] for n in starts]
+    if widths[0] != ch:
+        raise UsageError(
+            f"input_blocks.0.0.weight of {path} gives {ch} channels: the {widths[0]} of the first "
+            "level are expected."
+        )
     embedded, _ = _shape(shapes, "input_blocks.1.0.emb_layers.1.weight", 2, path)
     if embedded not in (widths[0], 2 * widths[0]):
         raise UsageError(
@@ -127,7 +133,7 @@ def read_architecture(tensors: Tensors, request: Request, path: pathlib.Path) ->
     return Architecture(
         in_channels=in_channels,
         ch=ch,
-        ch_mult=tuple(_multiple(width, ch, path) for width in widths),
+        ch_mult=tuple(width / ch if width % ch else width // ch for width in widths),
         num_res_blocks=per_level - 1,
         attends=tuple(
             i for i, n in enumerate(starts) if f"input_blocks.{n}.1.qkv.weight" in shapes
@@ -149,15 +155,6 @@ def _shape(shapes: Shapes, name: str, dimensions: int, path: pathlib.Path) -> tu
             "expected."
         )
     return shapes[name]
-
-
-def _multiple(width: int, ch: int, path: pathlib.Path) -> int:
-    if width % ch:
-        raise UsageError(
-            f"{path} has a level of {width} channels, which is no multiple of the {ch} of the "
-            "first convolution."
-        )
-    return width // ch
 
 
 def _unet_out(shapes: Shapes, path: pathlib.Path) -> dict[str, Any]:

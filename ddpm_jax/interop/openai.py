@@ -157,7 +157,7 @@ def constructor(network: Trunk, channels: int) -> tuple[str, dict[str, Any]]:
     """
     check_is_openais(network)
     base = network.time_channels or network.ch
-    multiples = (network.ch * mult / base for mult in network.ch_mult)
+    multiples = (width / base for width in network.widths)
     arguments: dict[str, Any] = {
         "image_size": network.resolution,
         "in_channels": channels,

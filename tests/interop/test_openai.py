@@ -57,7 +57,7 @@ UNETS = {
         qkv_order="maps",
     ),
     "pool": UNet(
-        **TINY | {"ch_mult": (1, 1, 2), "attn_resolutions": (4,)},
+        **TINY | {"ch": 64, "ch_mult": (1, 1, 1.5), "attn_resolutions": (4,)},
         resampling="pool",
         num_heads=2,
         out_channels=1,
@@ -303,6 +303,9 @@ def test_both_orders_are_the_same_rows():
         ({"time_embedding": "sin_cos"}, "time_embedding is 'sin_cos'"),
         ({"downsample_padding": "end"}, "downsample_padding is 'end'"),
         ({"ch_mult": (2, 2)}, r"ch_mult is \(2, 2\)"),
+        ({"norm_groups": 16}, "norm_groups is 16"),
+        ({"mid_block": "blocks"}, "mid_block is 'blocks'"),
+        ({"block_down": (0,)}, r"block_down is \(0,\)"),
     ],
 )
 def test_what_this_code_lacks_is_not_written(fields, words):
