@@ -7,7 +7,9 @@ Command:  python train.py --config configs/emoji_vae.py
           python train.py --config configs/emoji_text.py
           python sample.py --ckpt runs/emoji_text --prompt "red heart"
 Hardware: two CPU cores, about an hour; minutes on a GPU.
-Expected: not yet trained to the end.
+Expected: of 186 samples by held-out captions 72 +- 3 % lie nearest to a training picture of their
+          category (40 % by chance, of the held-out pictures themselves 84 %), and 40 +- 4 % have a
+          picture of their own caption among the 5 nearest (2.7 % by chance).
 """
 
 from ddpm_jax.experiments.config import default_config
