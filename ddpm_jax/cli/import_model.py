@@ -1,7 +1,7 @@
 """`ddpm-jax import PATH --out DIR`: a network of another project as a run.
 
     ddpm-jax import google_ddpm-church-256 --out runs/church
-    ddpm-jax import 64x64_diffusion.pt --preset guided_64 --out runs/guided64
+    ddpm-jax import model.pt --preset 64x64_diffusion --out runs/guided64
     ddpm-jax import model.pt --config.model.num_heads=4 --out runs/mine
     ddpm-jax import model.ckpt-790000 --out runs/cifar10
 

@@ -87,10 +87,24 @@ def sigmoid_betas(
 
     Returns float64 [T].
 
-    Elsewhere "sigmoid" is a logistic curve of alphas_bar (Jabri et al. 2022), another schedule.
+    Elsewhere "sigmoid" is a logistic curve of alphas_bar: `sigmoid_alphas_bar_betas`.
     """
     logits = np.linspace(-6, 6, num_timesteps, dtype=np.float64)
     return beta_start + (beta_end - beta_start) / (1 + np.exp(-logits))
+
+
+def sigmoid_alphas_bar_betas(
+    num_timesteps: int, start: float = -3.0, end: float = 3.0, max_beta: float = 0.999
+) -> np.ndarray:
+    """alphas_bar falls along a logistic curve (Jabri et al. 2022, "sigmoid"). Returns float64 [T].
+
+    alphas_bar(u) = (σ(e) - σ(s + u (e - s))) / (σ(e) - σ(s)) at u = (t+1)/T with s = `start` and e
+    = `end`; beta_t is held at or below `max_beta` so that the last step keeps some signal.
+    """
+    u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+    curve = 1 / (1 + np.exp(-(start + u * (end - start))))
+    alphas_bar = (curve[-1] - curve) / (curve[-1] - curve[0])
+    return np.minimum(1 - alphas_bar[1:] / alphas_bar[:-1], max_beta)
 
 
 def _warmup(fraction: float) -> Callable[..., np.ndarray]:
@@ -109,6 +123,7 @@ BETA_SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
     "cosine": cosine_betas,
     "scaled_linear": scaled_linear_betas,
     "sigmoid": sigmoid_betas,
+    "sigmoid_alphas_bar": sigmoid_alphas_bar_betas,
 }
 
 # The end points that each schedule takes; a schedule that is not here has none.
@@ -130,13 +145,13 @@ def make_betas(
     Args:
       name: a key of `BETA_SCHEDULES`.
       num_timesteps: T, at least 2.
-      beta_start: beta at t = 0, in (0, 1); None for the published value. Not taken by const, jsd
-        and cosine.
-      beta_end: beta at t = T-1, in (0, 1]; None for the published value. Not taken by jsd and
-        cosine.
+      beta_start: beta at t = 0, in (0, 1); None for the published value. Not taken by const, jsd,
+        cosine and sigmoid_alphas_bar.
+      beta_end: beta at t = T-1, in (0, 1]; None for the published value. Not taken by jsd, cosine
+        and sigmoid_alphas_bar.
       scale_betas: whether the end points are those of a chain of 1000 steps, and the T steps are
         scaled to add as much noise as these: `scaled_betas`. Otherwise they are those of the T
-        steps. Not taken by jsd and cosine, which depend on T by themselves.
+        steps. Not taken by jsd, cosine and sigmoid_alphas_bar, which depend on T by themselves.
 
     Returns:
       float64 [T], each in (0, 1].

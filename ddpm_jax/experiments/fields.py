@@ -23,12 +23,15 @@ from ddpm_jax.experiments.config_field import (
 from ddpm_jax.experiments.first_stage_fields import FirstStage, Sharp
 from ddpm_jax.experiments.owners import (
     CLASSIFIER,
+    CONDITIONED,
     DIFFUSION,
     FINE_TUNED,
+    LINEAR_UNET,
     NETWORKS,
     NOISY,
     OBJECTIVES,
     PLAIN_UNET,
+    PYRAMID,
     TRANSFORMER,
     UNET,
     WHOLE_UNET,
@@ -100,7 +103,10 @@ class Diffusion:
     schedule = field(
         "linear",
         "of the betas",
-        choices("linear quad const jsd warmup10 warmup50 cosine scaled_linear sigmoid"),
+        choices(
+            "linear quad const jsd warmup10 warmup50 cosine scaled_linear sigmoid "
+            "sigmoid_alphas_bar"
+        ),
     )
     beta_start = field(None, "the first; None: the schedule's published value", BETA, kind=float)
     beta_end = field(None, "the last; likewise", BETA, kind=float)
@@ -130,17 +136,20 @@ class Diffusion:
 
 
 class Model:
-    """The network. A transformer has the last five of these fields, and those of the next group."""
+    """The network.
+
+    A transformer has dropout, time_embedding, norm_eps, dtype and remat, and the next group.
+    """
 
     name = field("unet", "the kind of network", choices(NETWORKS))
-    ch = field(128, "channels of the first convolution", up_to(16_384), of=UNET)
+    ch = field(128, "channels of the first convolution", up_to(16_384), of=PYRAMID)
     ch_mult = field(
         (1, 2, 2, 2),
         "channels of each level, in units of ch; whole or not",
         Range(above=0, at_most=1024),
         kind=Multiple,
         longest=12,
-        of=UNET,
+        of=PYRAMID,
     )
     num_res_blocks = field(2, "of a level on the way down; up: one more", up_to(16), of=UNET)
     attn_resolutions = field(
@@ -182,7 +191,7 @@ class Model:
         "sin_cos",
         "DDPM; cos_sin: Improved DDPM, DiT",
         choices("sin_cos sin_cos_exclusive cos_sin cos_sin_inclusive"),
-        of=NOISY,
+        of=NOISY + CONDITIONED,
     )
     time_channels = field(
         0, "sines and cosines that embed the time; 0: ch", at_least(0, 16_384), of=PLAIN_UNET
@@ -221,11 +230,25 @@ class Dit:
     )
 
 
+class LinearUnet:
+    """The U-Net with linear attention, of denoising-diffusion-pytorch."""
+
+    OF = LINEAR_UNET
+    full_attention = field(
+        (3,), "levels whose attention is not linear, from 0", at_least(0, 11), longest=12
+    )
+    heads = field(4, "of attention", up_to(1024))
+    head_channels = field(32, "of a head", up_to(16_384))
+    norm_groups = field(0, "of the norms in blocks; 0: root mean square norms", at_least(0, 16_384))
+
+
 class Condition:
     """Inputs of the network besides x_t and t."""
 
     OF = NOISY
-    num_classes = field(0, "its class, of the data's so many; 0: not given", at_least(0, 1_000_000))
+    num_classes = field(
+        0, "its class, of the data's so many; 0: not given", at_least(0, 1_000_000), of=CONDITIONED
+    )
     null_class = field(
         True,
         "one class more, the last, that carries no information",
@@ -235,10 +258,15 @@ class Condition:
         0.0, "share hidden in training, for classifier-free guidance", SHARE, of=DIFFUSION
     )
     low_res_factor = field(
-        0, "the image shrunk so many times; 0: not given", at_least(0), of=DIFFUSION
+        0,
+        "the image shrunk so many times; 0: not given",
+        at_least(0),
+        of=DIFFUSION + CONDITIONED,
     )
     inpainting = field(
-        False, "a mask and the masked picture's latents; read from files, not trained", of=DIFFUSION
+        False,
+        "a mask and the masked picture's latents; read from files, not trained",
+        of=DIFFUSION + CONDITIONED,
     )
 
 
@@ -308,6 +336,7 @@ GROUPS = {
     "diffusion": Diffusion,
     "model": Model,
     "dit": Dit,
+    "linear_unet": LinearUnet,
     "condition": Condition,
     "text": Text,
     "text_unet": TextUnet,

@@ -10,17 +10,19 @@ from ddpm_jax.experiments.config import default_config
 from ddpm_jax.experiments.text_networks import make_text_unet
 from ddpm_jax.models.classifier import Classifier, check_classifier
 from ddpm_jax.models.dit import SIZES, DiT, Size, check_dit
+from ddpm_jax.models.linear_unet import LinearUNet, check_linear_unet
 from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet import UNet, check_unet
 from ddpm_jax.training.conditioning import Conditioning
 
 CUSTOM = "custom"
 _OF_BOTH = ("dropout", "time_embedding", "norm_eps", "dtype", "remat")  # fields of config.model
+_OF_LINEAR = ("ch", "ch_mult", "dropout", "norm_eps", "dtype", "remat")
 
 
 def make_network(
     config: ConfigDict, shape: tuple[int, int, int], dtype: Any
-) -> UNet | TextUNet | DiT:
+) -> UNet | TextUNet | DiT | LinearUNet:
     """Build the network for noisy images of shape [H, W, C], computing in `dtype`.
 
     Raises:
@@ -47,6 +49,14 @@ def make_network(
         )
         check_dit(dit, height=height, width=width)
         return dit
+    if name == "linear_unet":
+        linear = LinearUNet(
+            **{field: model[field] for field in _OF_LINEAR},
+            **config.linear_unet.to_dict(),
+            out_channels=conditions["out_channels"],
+        )
+        check_linear_unet(linear, height=height, width=width)
+        return linear
     if name == "text_unet":
         return make_text_unet(config, model, conditions, height, width)
     unet = UNet(**model, resolution=height, **conditions)

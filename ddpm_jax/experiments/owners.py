@@ -11,6 +11,7 @@ NETWORKS = {
     "unet": "a U-Net",
     "text_unet": "a U-Net that reads texts",
     "dit": "a transformer, whose fields are in the group dit,",
+    "linear_unet": "a U-Net with linear attention, whose fields are in the group linear_unet,",
 }
 ENCODERS = {  # of texts
     "transformer": "an encoder of texts that is learned with the network",
@@ -28,6 +29,9 @@ NOISY = only("objective", "diffusion", "classifier")  # models of x_t
 UNET, TRANSFORMER = only("model.name", "unet", "text_unet"), only("model.name", "dit")
 PLAIN_UNET = NOISY + only("model.name", "unet")  # without texts; a classifier is half of one
 WHOLE_UNET = DIFFUSION + only("model.name", "unet")
+PYRAMID = only("model.name", "unet", "text_unet", "linear_unet")
+LINEAR_UNET = only("model.name", "linear_unet")
+CONDITIONED = only("model.name", "unet", "text_unet", "dit")  # may be given more than x_t and t
 WITH_CLASSES = only("condition.num_classes")
 TEXT = only("model.name", "text_unet")
 TRAINED_ENCODER = TEXT + only("text.kind", "clip")

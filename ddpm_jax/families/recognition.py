@@ -8,6 +8,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.families import (
     ddpm_ports,
     ddpm_tensorflow,
+    denoising_diffusion_pytorch,
     diffusers_unet2d,
     dit_checkpoints,
     edm_snapshots,
@@ -23,6 +24,7 @@ FAMILIES: dict[str, Recognise] = {  # what its files are of, in words -> how to 
     diffusers_unet2d.FAMILY: diffusers_unet2d.recognise,
     dit_checkpoints.FAMILY: dit_checkpoints.recognise,
     edm_snapshots.FAMILY: edm_snapshots.recognise,
+    denoising_diffusion_pytorch.FAMILY: denoising_diffusion_pytorch.recognise,
     openai_unet.FAMILY: openai_unet.recognise,
     openai_classifier.FAMILY: openai_classifier.recognise,
 }

@@ -66,7 +66,18 @@ def test_sigmoid_is_a_logistic_curve():
     np.testing.assert_allclose(schedules.make_betas("sigmoid", 300), expected, rtol=1e-12)
 
 
-SCALED = [name for name in schedules.BETA_SCHEDULES if name not in ("jsd", "cosine")]
+@pytest.mark.parametrize("num_timesteps", [20, 1000])
+def test_alphas_bar_is_jabris_logistic_curve(num_timesteps):
+    """Their algorithm 1 with start -3, end 3 and τ 1, but for the last beta, held at 0.999."""
+    u = np.arange(1, num_timesteps + 1) / num_timesteps
+    curve = (expit(3) - expit(6 * u - 3)) / (expit(3) - expit(-3))
+    result = alphas_bar("sigmoid_alphas_bar", num_timesteps)
+    np.testing.assert_allclose(result[:-1], curve[:-1], rtol=1e-9)
+    assert result[-1] / result[-2] == pytest.approx(1 - 0.999, rel=1e-9)
+
+
+OF_ALPHAS_BAR = ("jsd", "cosine", "sigmoid_alphas_bar")  # they depend on T by themselves
+SCALED = [name for name in schedules.BETA_SCHEDULES if name not in OF_ALPHAS_BAR]
 
 
 @pytest.mark.parametrize("num_timesteps", [100, 500, 4000])
