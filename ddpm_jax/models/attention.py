@@ -1,6 +1,7 @@
 """Attention of pixels or tokens to themselves or to others, computed as suits the device."""
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,8 @@ from ddpm_jax.models.layers import (
 FLASH_TILE = 128
 # bytes of the float32 weights that are in memory at once; above, the queries are taken in pieces
 PIECE = 2**26
+PIECE_OF_A_HEAD = 2**25  # likewise, where one head is computed after the other
+BY_HEADS = 2**18  # weights of a head from which that is faster on a CPU
 
 
 def attention(
@@ -79,7 +82,8 @@ def attend(
     implementation = choose_implementation(
         jax.local_devices()[0],
         q_BxLxNxD.dtype,
-        tokens=min(q_BxLxNxD.shape[1], k_BxMxNxD.shape[1]),
+        queries=q_BxLxNxD.shape[1],
+        keys=k_BxMxNxD.shape[1],
         head_size=q_BxLxNxD.shape[3],
     )
     compute = IMPLEMENTATIONS[implementation]
@@ -101,34 +105,68 @@ def attention_by_products(
     q_BxNxLxD, k_BxNxMxD, v_BxNxMxD = (
         array.swapaxes(1, 2) for array in (q_BxLxNxD, k_BxMxNxD, v_BxMxNxD)
     )
+    o_BxNxLxD = _in_pieces(q_BxNxLxD, k_BxNxMxD, v_BxNxMxD, PIECE, is_causal=is_causal)
+    return o_BxNxLxD.swapaxes(1, 2)
 
-    def piece(q_BxNxPxD: jax.Array, first: ArrayLike = 0) -> jax.Array:
-        logits_BxNxPxM = jnp.matmul(
-            q_BxNxPxD, k_BxNxMxD.swapaxes(2, 3), preferred_element_type=jnp.float32
-        )
+
+def attention_by_heads(
+    q_BxLxNxD: jax.Array, k_BxMxNxD: jax.Array, v_BxMxNxD: jax.Array, *, is_causal: bool = False
+) -> jax.Array:
+    """Return softmax(q k^T / sqrt(D)) v, one head of one example after the other.
+
+    On a CPU a product of two large matrices is computed by all cores in tiles, and one over a batch
+    of them is not: 8 heads of 40 channels, 4,096 tokens take 0.3 of the time of
+    `attention_by_products` on two cores.
+    """
+    B, L, N, D = q_BxLxNxD.shape
+    heads = [
+        array.swapaxes(1, 2).reshape(B * N, -1, D) for array in (q_BxLxNxD, k_BxMxNxD, v_BxMxNxD)
+    ]
+    compute = jax.checkpoint(lambda head: _in_pieces(*head, PIECE_OF_A_HEAD, is_causal=is_causal))
+    o_HeadsxLxD = jax.lax.map(compute, heads)
+    return o_HeadsxLxD.reshape(B, N, L, D).swapaxes(1, 2)
+
+
+def _in_pieces(
+    q: jax.Array, k: jax.Array, v: jax.Array, size: int, *, is_causal: bool
+) -> jax.Array:
+    """Return softmax(q k^T / sqrt(D)) v, [..., L, D], with weights of `size` bytes at a time.
+
+    Args:
+      q: [..., L, D].
+      k: [..., M, D].
+      v: likewise.
+      size: of float32 weights; if all take more, the queries are taken in pieces.
+      is_causal: as in `attention`.
+    """
+
+    def piece(q_P: jax.Array, first: ArrayLike = 0) -> jax.Array:
+        logits = jnp.matmul(q_P, k.swapaxes(-1, -2), preferred_element_type=jnp.float32)
         # scaled after the product, in float32, whatever the type of q
-        logits_BxNxPxM *= q_BxNxPxD.shape[-1] ** -0.5
+        logits *= q_P.shape[-1] ** -0.5
         if is_causal:
-            positions_P = first + jnp.arange(q_BxNxPxD.shape[2])
-            seen_PxM = jnp.arange(k_BxNxMxD.shape[2])[None, :] <= positions_P[:, None]
-            logits_BxNxPxM = jnp.where(seen_PxM[None, None], logits_BxNxPxM, -jnp.inf)
-        weights_BxNxPxM = jax.nn.softmax(logits_BxNxPxM)
-        return weights_BxNxPxM.astype(v_BxNxMxD.dtype) @ v_BxNxMxD
+            positions_P = first + jnp.arange(q_P.shape[-2])
+            seen_PxM = jnp.arange(k.shape[-2])[None, :] <= positions_P[:, None]
+            seen = jnp.expand_dims(seen_PxM, tuple(range(logits.ndim - 2)))
+            logits = jnp.where(seen, logits, -jnp.inf)
+        weights = jax.nn.softmax(logits)
+        return weights.astype(v.dtype) @ v
 
-    B, N, L, D = q_BxNxLxD.shape
-    count = -(-4 * B * N * L * k_BxNxMxD.shape[2] // PIECE)
+    *batch, L, D = q.shape
+    count = -(-4 * math.prod(batch) * L * k.shape[-2] // size)
     if count <= 1:
-        return piece(q_BxNxLxD).swapaxes(1, 2)
+        return piece(q)
     P = -(-L // count)  # the last piece is filled up with queries of zeros
-    q_BxNxQxD = jnp.pad(q_BxNxLxD, ((0, 0), (0, 0), (0, count * P - L), (0, 0)))
-    pieces = q_BxNxQxD.reshape(B, N, count, P, D).transpose(2, 0, 1, 3, 4)
+    q = jnp.pad(q, [(0, 0)] * len(batch) + [(0, count * P - L), (0, 0)])
+    pieces = jnp.moveaxis(q.reshape(*batch, count, P, D), -3, 0)
     starts = P * jnp.arange(count)
-    o_PiecesxBxNxPxD = jax.lax.map(lambda both: jax.checkpoint(piece)(*both), (pieces, starts))
-    return o_PiecesxBxNxPxD.transpose(1, 0, 3, 2, 4).reshape(B, count * P, N, D)[:, :L]
+    o = jax.lax.map(lambda both: jax.checkpoint(piece)(*both), (pieces, starts))
+    return jnp.moveaxis(o, 0, -3).reshape(*batch, count * P, D)[..., :L, :]
 
 
 IMPLEMENTATIONS = {
     "products": attention_by_products,
+    "heads": attention_by_heads,
     "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
 }
 
@@ -155,14 +193,16 @@ class AttentionBlock(nn.Module):
 
 
 def choose_implementation(
-    device: jax.Device, dtype: DTypeLike, *, tokens: int, head_size: int
+    device: jax.Device, dtype: DTypeLike, *, queries: int, keys: int, head_size: int
 ) -> str:
     """Return the key of IMPLEMENTATIONS that computes attention on a device.
 
     cuDNN's flash attention never stores the [L, L] weights. It takes half precision only, and heads
     whose channels are a multiple of 8, at most 128 on Ampere (compute capability 8) and 256 from
-    Hopper (9) on. Everything else uses products.
+    Hopper (9) on. A CPU computes large heads one after the other. Everything else uses products.
     """
+    if device.platform == "cpu" and queries * keys >= BY_HEADS:
+        return "heads"
     if device.platform != "gpu" or "cuda" not in device.client.platform_version:
         return "products"
     major = int(device.compute_capability.split(".")[0])
@@ -170,6 +210,6 @@ def choose_implementation(
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
     return (
         "cudnn"
-        if half and tokens >= FLASH_TILE and head_size % 8 == 0 and head_size <= largest
+        if half and min(queries, keys) >= FLASH_TILE and head_size % 8 == 0 and head_size <= largest
         else "products"
     )

@@ -35,12 +35,14 @@ def device(platform, capability=None, version=CUDA):
         (device("gpu", "gfx942", "rocm 6"), "bfloat16", 256, 64, "products"),
         (device("tpu"), "bfloat16", 256, 64, "products"),
         (device("cpu"), "bfloat16", 256, 64, "products"),
+        (device("cpu"), "float32", 511, 64, "products"),
+        (device("cpu"), "float32", 512, 64, "heads"),
+        (device("tpu"), "float32", 4096, 64, "products"),
     ],
 )
 def test_flash_attention_is_chosen_where_cudnn_has_it(where, dtype, pixels, head_size, chosen):
-    assert (
-        choose_implementation(where, jnp.dtype(dtype), tokens=pixels, head_size=head_size) == chosen
-    )
+    sizes = {"queries": pixels, "keys": pixels, "head_size": head_size}
+    assert choose_implementation(where, jnp.dtype(dtype), **sizes) == chosen
 
 
 def test_the_block_attends_by_what_was_chosen_for_its_own_heads(monkeypatch):
@@ -98,20 +100,24 @@ def heads(tokens, keys, seed=0):
 
 @pytest.mark.full
 @pytest.mark.parametrize(("keys", "is_causal"), [(13, False), (13, True), (5, False)])
+@pytest.mark.parametrize("by", [attention.attention_by_products, attention.attention_by_heads])
 def test_queries_in_pieces_give_what_they_give_at_once_and_so_do_gradients(
-    monkeypatch, keys, is_causal
+    monkeypatch, keys, is_causal, by
 ):
     q, k, v = heads(13, keys)
 
-    def loss(q, k, v):
-        out = attention.attention_by_products(q, k, v, is_causal=is_causal)
-        return jnp.sum(jnp.sin(out)), out
+    def compute(by):
+        def loss(q, k, v):
+            out = by(q, k, v, is_causal=is_causal)
+            return jnp.sum(jnp.sin(out)), out
 
-    compute = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
-    (_, whole), whole_gradients = compute(q, k, v)
+        return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+
+    (_, whole), whole_gradients = compute(attention.attention_by_products)
     # a piece of 4 queries: the last of the four is filled up
     monkeypatch.setattr(attention, "PIECE", 4 * 2 * 3 * 4 * keys)
-    (_, pieces), gradients = compute(q, k, v)
+    monkeypatch.setattr(attention, "PIECE_OF_A_HEAD", 4 * 4 * keys)
+    (_, pieces), gradients = compute(by)
     np.testing.assert_allclose(pieces, whole, atol=1e-6, rtol=0)
     # sums over the pieces in another order
     for ours, expected in zip(gradients, whole_gradients, strict=True):
@@ -123,10 +129,13 @@ def test_weights_that_do_not_fit_are_never_in_memory_at_once():
     heads = jax.ShapeDtypeStruct((1, 4096, 8, 40), jnp.float32)
     whole = 4 * 8 * 4096**2
 
-    def loss(q, k, v):
-        return jnp.sum(attention.attention_by_products(q, k, v))
+    def gradient(by):
+        return jax.grad(lambda q, k, v: jnp.sum(by(q, k, v)))
 
-    for compute, copies in ((attention.attention_by_products, 2), (jax.grad(loss), 4)):
+    by_products, by_heads = attention.attention_by_products, attention.attention_by_heads
+    for compute, copies in (
+        (by_products, 2), (by_heads, 2), (gradient(by_products), 4), (gradient(by_heads), 4),
+    ):  # fmt: skip
         compiled = jax.jit(compute).lower(heads, heads, heads).compile()
         largest = compiled.memory_analysis().temp_size_in_bytes
         assert largest < copies * attention.PIECE + 2**26 < whole
