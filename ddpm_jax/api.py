@@ -25,10 +25,10 @@ from ddpm_jax.experiments.models import NetworkModel, Weights
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.bits_per_dim import BitsPerDim, bits_per_dim
 from ddpm_jax.tasks.call_arguments import conditions_from, sampling_from
-from ddpm_jax.tasks.exporting import LICENSE, write_diffusers
+from ddpm_jax.tasks.exporting import LICENSE
 from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
 from ddpm_jax.tasks.loaded_models import Classifier, FirstStage, check_latents
-from ddpm_jax.tasks.network_exporting import write_network
+from ddpm_jax.tasks.network_exporting import write_for_diffusers, write_network
 from ddpm_jax.tasks.photos import Picture
 from ddpm_jax.tasks.picture_methods import PictureMethods
 from ddpm_jax.tasks.sampling import generator_on, make_generator
@@ -132,7 +132,7 @@ class Model(PictureMethods):
         return self.process.chain
 
     def write_diffusers(self, directory: str | os.PathLike, *, license: str = LICENSE) -> None:
-        """Write a model of texts as a directory that diffusers' `StableDiffusionPipeline` loads.
+        """Write a model as a directory for diffusers: `network_exporting.write_for_diffusers`.
 
         Args:
           directory: where; nothing may be there yet.
@@ -142,7 +142,7 @@ class Model(PictureMethods):
           UsageError: it is another kind of model, or has a network that diffusers lacks.
           FailureError: it cannot be written.
         """
-        write_diffusers(self.trained, directory, license=license)
+        write_for_diffusers(self.trained, directory, license=license)
 
     def write_network(self, file: str | os.PathLike, form: str = "safetensors") -> None:
         """Write the network alone to a new file: `network_exporting.write_network`.

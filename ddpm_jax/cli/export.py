@@ -1,6 +1,7 @@
 """`ddpm-jax export RUN --to diffusers --out DIR`: a model written for other programs.
 
     ddpm-jax export runs/mine --to diffusers --out mine_sd    for StableDiffusionPipeline
+    ddpm-jax export runs/cifar10 --to diffusers --out cifar10    for DDPMPipeline
     ddpm-jax export runs/mine --to lora --out mine.safetensors    only what LoRA trained
     ddpm-jax export PATH --lora mine.safetensors --to diffusers --out merged
     ddpm-jax export runs/cifar10 --to openai --out model.pt    as improved-diffusion has it
@@ -30,8 +31,8 @@ from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.interop.diffusers_writing import check_new
 from ddpm_jax.settings import Settings, setting
-from ddpm_jax.tasks.exporting import LICENSE, export_lora, write_diffusers
-from ddpm_jax.tasks.network_exporting import WRITERS, write_network
+from ddpm_jax.tasks.exporting import LICENSE, export_lora
+from ddpm_jax.tasks.network_exporting import WRITERS, write_for_diffusers, write_network
 
 FORMATS = ("diffusers", "lora", *WRITERS)
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         check_new(flags.out)
         trained = load_trained(flags.ckpt, **reading(flags), **updating(flags))
-        write_diffusers(trained, flags.out, license=flags.license)
+        write_for_diffusers(trained, flags.out, license=flags.license)
     say(f"wrote {flags.out}")
     if builder:
         say(f"  for {builder}")

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 
 from ddpm_jax.archives import write_safetensors
 from ddpm_jax.errors import UsageError, choose
-from ddpm_jax.experiments.run_settings import run_settings
+from ddpm_jax.experiments.run_settings import frozen_first_stage, run_settings
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path, is_remote, reporting
 from ddpm_jax.interop.openai import (
@@ -23,6 +23,8 @@ from ddpm_jax.interop.original import unet_params_to_original
 from ddpm_jax.interop.torch_writing import write_torch
 from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.tasks.exporting import LICENSE, write_diffusers
+from ddpm_jax.tasks.unconditional_exporting import write_unconditional
 
 
 def _ours(trained: TrainedModel) -> dict[str, np.ndarray]:
@@ -55,6 +57,21 @@ WRITERS: dict[str, Callable[[TrainedModel], Mapping[str, np.ndarray]]] = {
     "openai": _openai,
     "original": _original,
 }
+
+
+def write_for_diffusers(
+    trained: TrainedModel, directory: str | os.PathLike, *, license: str = LICENSE
+) -> None:
+    """Write a model as a directory that diffusers loads, by the pipeline it has for such a model.
+
+    That is `StableDiffusionPipeline` for a model of texts over latents (`exporting`), and
+    `DDPMPipeline` for one over pixels (`unconditional_exporting`), which say what they raise.
+    """
+    of_pixels = frozen_first_stage(trained.model) is None and isinstance(
+        trained.model.network, UNet
+    )
+    write = write_unconditional if of_pixels else write_diffusers
+    write(trained, directory, license=license)
 
 
 def write_network(trained: TrainedModel, file: str | os.PathLike, form: str) -> str:

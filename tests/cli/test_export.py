@@ -3,6 +3,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -120,6 +121,17 @@ def test_a_run_is_written_under_our_names_with_its_config_and_under_the_original
     variables = open_container(theirs).groups[""]
     np.testing.assert_array_equal(variables["model/down_0/block_0/conv1/W"], kernel)
     assert len(variables) == len(found.groups[""])
+
+
+@pytest.mark.full
+def test_a_run_over_pixels_is_written_for_ddpm_pipeline_and_read_back(invoke, trained, tmp_path):
+    out = tmp_path / "exported"
+    result = invoke("export", trained, "--to", "diffusers", "--out", out)
+    assert result.code == 0, result.err
+    assert json.loads((out / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
+    ours, theirs = (ddpm_jax.load(path).trained for path in (trained, out))
+    jax.tree.map(np.testing.assert_array_equal, theirs.params, ours.params)
+    assert theirs.model.config.diffusion.schedule == ours.model.config.diffusion.schedule
 
 
 def test_what_another_project_lacks_is_refused(refused, trained, tmp_path):
