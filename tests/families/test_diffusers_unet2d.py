@@ -14,6 +14,9 @@ from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.foreign_models import foreign_config
+from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.sizes import at_size
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.diffusers_unet2d import recognise
 from ddpm_jax.families.foreign import Request
 from ddpm_jax.interop.containers import Container, open_container
@@ -29,6 +32,8 @@ from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import make_sampler
+from ddpm_jax.tasks.guide import make_guide
+from ddpm_jax.tasks.sampling_settings import Guidance
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens/checkpoints/diffusers"
 MODELS = sorted(path.name for path in GOLDENS.iterdir())
@@ -469,3 +474,20 @@ def test_tensors_of_any_shape_are_read_or_refused_in_a_sentence(tensors):
         except UsageError:
             outcomes.add("refused")
     assert outcomes == {"read", "refused"}
+
+
+def test_a_model_without_a_null_class_is_not_guided_to_classes(tensors, imported):
+    model, params = imported(recognise(of(tensors), NOTHING), NOTHING)
+    trained = TrainedModel(model, Weights(params["raw"]), 0, "raw")
+    assert make_guide(trained, Guidance()).kind == "none"
+    with pytest.raises(UsageError, match=r"no null class \(condition\.null_class is false\)"):
+        make_guide(trained, Guidance(scale=3.0))
+
+
+def test_a_network_that_averages_pixels_takes_sizes_that_it_can_halve(opened, imported):
+    # the way up of a convolution that pads on both sides would follow odd sizes
+    model, _ = imported(opened("class_conditional"), NOTHING)
+    assert at_size(model, 13, 15).image_shape == (13, 15, 1)
+    model, _ = imported(opened("scale_shift_resnet"), NOTHING)  # a residual block doubles there
+    with pytest.raises(UsageError, match="height is 13: give a multiple of 2"):
+        at_size(model, 13, 16)
