@@ -1,8 +1,9 @@
-"""`UNet2DModel` of diffusers: a DDPMPipeline or DDIMPipeline, or the folder of its U-Net alone.
+"""`UNet2DModel` of diffusers: a DDPMPipeline or DDIMPipeline, its U-Net alone, or a state dict.
 
-The configs say everything but what no file of diffusers does: of a U-Net without a scheduler the
-process is assumed to be that of `DDPMScheduler` as its class has it, the one of its training
-script. Where the steps of a sampler lie is not of the model, and is passed over in words.
+The process of a U-Net without a scheduler is assumed to be that of `DDPMScheduler` as its class has
+it, the one of diffusers' training script; the options that a state dict without a config does not
+say (`diffusers_unet2d_shapes`) those of the class, too. Where the steps of a sampler lie is not of
+the model, and is passed over in words.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.families.ddpm_networks import ATTENDS, BLOCKS, CH, RELEASED
 from ddpm_jax.families.foreign import Assumption, Foreign, Request, Tensors
 from ddpm_jax.interop.containers import Container
 from ddpm_jax.interop.diffusers import (
@@ -22,32 +24,40 @@ from ddpm_jax.interop.diffusers import (
 from ddpm_jax.interop.diffusers_directory import INDEX
 from ddpm_jax.interop.diffusers_options import OF_AVERAGES
 from ddpm_jax.interop.diffusers_unet2d_config import CLASS, unet2d_from_config
+from ddpm_jax.interop.diffusers_unet2d_shapes import (
+    is_unet2d,
+    options_from_shapes,
+    unsaid_options,
+)
 from ddpm_jax.interop.schedulers import SchedulerFacts, read_scheduler
+from ddpm_jax.interop.tensor_store import Renamed
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.samplers.diffusers_levels import default_spacing
 from ddpm_jax.schema import format_value
 
 FAMILY = "diffusers' UNet2DModel"
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
-# what tells this network from the others of diffusers, and from those of other projects
-SIGNS = (
-    "conv_in.weight",
-    "time_embedding.linear_1.weight",
-    "down_blocks.0.resnets.0.time_emb_proj.weight",
-    "conv_norm_out.weight",
-)
+PARALLEL = "module."  # before all names in the state dict of a `DataParallel`
 SIZE = 64  # of images where the files name none, and the user neither
 MODEL_FIELDS = (  # of the network and of a config by the same name
     *("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "num_heads", "head_channels"),
     *("block_down", "block_up", "mid_block", "dropout", "norm_eps", "norm_groups"),
     *("downsample_padding", "scale_shift_norm", "time_embedding", "resampling"),
 )
+FIELDS_OF = {  # options that a state dict does not say -> our field
+    "attention_head_dim": "head_channels",
+    "downsample_padding": "downsample_padding",
+    "dropout": "dropout",
+    "flip_sin_to_cos": "time_embedding",
+    "norm_eps": "norm_eps",
+    "norm_num_groups": "norm_groups",
+}
 
 
 class _Part(NamedTuple):
     """A network in a container."""
 
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] | None
     tensors: Tensors
     is_average: bool
 
@@ -58,7 +68,8 @@ def recognise(container: Container, request: Request) -> Foreign | None:
     Args:
       container: a directory whose groups are "unet" and perhaps "unet_ema", or "" for that of a
         U-Net alone, with their config.json, and perhaps model_index.json and
-        scheduler_config.json.
+        scheduler_config.json; or a file with one such network and perhaps its average, the group
+        with "ema" in its keys.
       request: `condition.null_class` true says that the last of the classes is the null class, and
         `data.image_size` the size of images where the config has none. There are no presets.
 
@@ -71,17 +82,17 @@ def recognise(container: Container, request: Request) -> Foreign | None:
         return None
     if request.preset is not None:
         raise UsageError(
-            f"preset {request.preset}: the configs of {container.path} say what its network is, so "
-            "leave it out."
+            f"preset {request.preset}: there is none for the networks of diffusers, as in "
+            f"{container.path}, so leave it out."
         )
     _check_pipeline(container)
-    config = parts[0].config
+    config, unsaid, whose = _config(parts[0])
     for part in parts[1:]:
-        _check_same(config, part.config, container)
-    size, assumed = _size(config, request)
+        _check_same(config, _config(part)[0], container)
+    size, assumed = _size(config, request, whose)
     unet = unet2d_from_config(config, size)
     channels = config.get("in_channels", 3)
-    if channels not in (1, 3):
+    if channels not in (1, 3) or channels is True:
         raise UsageError(
             f"in_channels of the {CLASS} is {format_value(channels)}: 1 and 3 are known here, for "
             "grey and colour images."
@@ -97,38 +108,67 @@ def recognise(container: Container, request: Request) -> Foreign | None:
     }
     if "data.image_size" not in assumed:
         fields["data.image_size"] = unet.resolution
+    for option in unsaid & FIELDS_OF.keys():
+        name = f"model.{FIELDS_OF[option]}"
+        assumed[name] = Assumption(fields.pop(name), f"{option} of {whose}")
     assumed |= of_process
-    unsaid = {name: guess for name, guess in assumed.items() if name not in request.fields}
     is_old = any(new_name(name) != name for name in parts[0].tensors)
     return Foreign(
         family=FAMILY,
         fields=fields,
-        assumed=unsaid,
+        assumed={name: guess for name, guess in assumed.items() if name not in request.fields},
         weights={"ema" if part.is_average else "raw": part.tensors for part in parts},
         read=unet_params_from_diffusers,
         write=_write_old if is_old else unet_params_to_diffusers,
-        unread=unread + tuple(container.unread.values()),
+        unread=unread + tuple(sorted(set(container.unread.values()))),
+        released_as=_released_as(unet),
     )
 
 
 def _parts(container: Container) -> list[_Part]:
     """Return the networks of this family, that as trained first."""
     parts = []
-    for group, tensors in container.groups.items():
+    for group, found in container.groups.items():
+        tensors = Renamed(found, lambda name: name.removeprefix(PARALLEL))
         config = container.facts.get(f"{group}/config.json" if group else "config.json")
-        if (
-            all(sign in tensors for sign in SIGNS)
-            and isinstance(config, Mapping)
-            and config.get("_class_name") == CLASS
-        ):
-            is_average = group == "unet_ema" or not OF_AVERAGES.isdisjoint(config)
+        is_another = config is not None and config.get("_class_name") != CLASS
+        if is_unet2d(tensors) and not is_another:
+            is_average = "ema" in group.lower() or not OF_AVERAGES.isdisjoint(config or ())
             parts.append(_Part(config, tensors, is_average))
     kinds = [part.is_average for part in parts]
     if len(set(kinds)) < len(kinds):
         raise UsageError(
-            f"{container.path} has several networks of the class {CLASS}: name the folder of one."
+            f"{container.path} has several networks of the class {CLASS}: give one, and perhaps "
+            "its moving average under a name with 'ema'."
         )
     return sorted(parts, key=lambda part: part.is_average)
+
+
+def _config(part: _Part) -> tuple[Mapping[str, Any], set[str], str]:
+    """Return (the config of a network, the options that are assumed in it, whose these are)."""
+    if part.config is not None:
+        return part.config, set(), ""
+    shapes = {name: np.shape(value) for name, value in part.tensors.items()}
+    unsaid, whose = unsaid_options(shapes)
+    return options_from_shapes(shapes) | unsaid, set(unsaid), whose
+
+
+def _released_as(unet: UNet) -> str:
+    """Return the models of Ho et al. with this architecture, which google/ddpm-* are."""
+    plain = unet.clone(dropout=0.0)
+    return " or ".join(
+        model.name
+        for model in RELEASED.values()
+        if plain
+        == UNet(
+            resolution=model.image_size,
+            ch=CH,
+            ch_mult=model.ch_mult,
+            num_res_blocks=BLOCKS,
+            attn_resolutions=(ATTENDS,),
+            dropout=0.0,
+        )
+    )
 
 
 def _check_pipeline(container: Container) -> None:
@@ -136,8 +176,8 @@ def _check_pipeline(container: Container) -> None:
     name = container.facts.get(INDEX, {}).get("_class_name", PIPELINES[0])
     if name not in PIPELINES:
         raise UsageError(
-            f"{container.path} is a {format_value(name)}, and its {CLASS} is known here in "
-            f"{' and '.join(PIPELINES)}: name its folder to have the network alone."
+            f"{container.path} is a {format_value(name)}: of the pipelines with a {CLASS}, "
+            f"{' and '.join(PIPELINES)} are known here."
         )
 
 
@@ -152,14 +192,24 @@ def _check_same(
             )
 
 
-def _size(config: Mapping[str, Any], request: Request) -> tuple[int | None, dict[str, Assumption]]:
-    """Return (the size of images where the config does not say it, what is assumed of it)."""
+def _size(
+    config: Mapping[str, Any], request: Request, whose: str
+) -> tuple[int | None, dict[str, Assumption]]:
+    """Return (the size of images where the config does not say it, what is assumed of it).
+
+    `whose` are the options that are assumed in the config; "" if none is.
+    """
     name, given = "data.image_size", config.get("sample_size")
     asked = request.fields.get(name)
+    if asked is not None and (type(asked) is not int or asked < 1):
+        raise UsageError(f"{name} is {format_value(asked)}: give a whole number of pixels.")
     if given is None:
-        why = "sample_size of the U-Net is null, and its weights do not depend on it"
-        return (SIZE if asked is None else asked), {name: Assumption(SIZE, why)}
-    return (asked if isinstance(given, list) else None), {}
+        guess, why = SIZE, "no config says it, and the weights do not depend on it"
+    elif whose:
+        guess, why = given, f"attention is at {ATTENDS}x{ATTENDS} in {whose}"
+    else:
+        return (asked if isinstance(given, list) else None), {}
+    return (guess if asked is None else asked), {name: Assumption(guess, why)}
 
 
 def _classes(unet: UNet, request: Request) -> dict[str, Any]:

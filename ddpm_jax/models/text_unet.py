@@ -72,6 +72,11 @@ class TextUNet(Trunk):
         """The number of heads of attention on each level."""
         return per_level(self.num_heads, len(self.ch_mult))
 
+    @property
+    def attends_in_middle(self) -> bool:
+        """Whether there is a transformer between the ways down and up."""
+        return self.mid_block == "transformer"
+
     @nn.nowrap
     def attention(
         self, h: jax.Array, context: jax.Array | None, level: int, heads: int, name: str

@@ -157,6 +157,11 @@ class Pyramid(nn.Module):
         return tuple(round(self.ch * mult) for mult in self.ch_mult)
 
     @property
+    def attends_in_middle(self) -> bool:
+        """Whether there is attention between the ways down and up."""
+        return True
+
+    @property
     def mid_norm_groups(self) -> int:
         """The groups of the normalisation of the attention in the middle; 0: it has none."""
         return self.norm_groups
@@ -379,6 +384,7 @@ def check_trunk(trunk: Trunk, height: int, width: int) -> None:
       UsageError: a field or the size is wrong; the sentence names the value, what was expected and
         what to do.
     """
+    _check_numbers(trunk)  # of which the widths are made that follow
     choose("time embedding", trunk.time_embedding, TIME_EMBEDDINGS)
     choose("resampling", trunk.resampling, RESAMPLINGS)
     choose("order of q, k and v", trunk.qkv_order, QKV_ORDERS)
@@ -390,8 +396,8 @@ def check_trunk(trunk: Trunk, height: int, width: int) -> None:
             "how many heads there are: set one of them to 0."
         )
     for level, channels, attends in trunk.levels:
-        is_last = level == len(trunk.ch_mult) - 1
-        if trunk.head_channels and (attends or is_last) and channels % trunk.head_channels:
+        is_middle = level == len(trunk.ch_mult) - 1 and trunk.attends_in_middle
+        if trunk.head_channels and (attends or is_middle) and channels % trunk.head_channels:
             raise UsageError(
                 f"head_channels {trunk.head_channels} does not divide the {channels} channels of a "
                 f"level with attention: choose a divisor of {channels}."
@@ -424,7 +430,8 @@ def check_pyramid(pyramid: Pyramid, height: int, width: int) -> None:
     # Every other normalised width is a sum of these, by concatenation with a skip.
     groups = pyramid.norm_groups
     for features in {pyramid.ch, *(pyramid.ch * mult for mult in pyramid.ch_mult)}:
-        if abs(features - groups * round(features / groups)) > ROUNDING:
+        size = max(1, round(features / groups))  # of a group
+        if abs(features - groups * size) > ROUNDING:
             raise UsageError(
                 f"A level of {features:.7g} channels cannot be normalised in {groups} groups: "
                 f"make ch (now {pyramid.ch}) times each of ch_mult {tuple(pyramid.ch_mult)} a "
@@ -457,9 +464,9 @@ def _check_attention(pyramid: Pyramid) -> None:
                 f"{pyramid.resolution} are at {', '.join(map(str, resolutions))}: choose among "
                 "these."
             )
-    last = len(resolutions) - 1  # whose channels the middle has, which attends
+    last = len(resolutions) - 1  # whose channels the middle has
     for level, channels, attends in pyramid.levels:
-        if not (attends or level == last):
+        if not (attends or (level == last and pyramid.attends_in_middle)):
             continue
         for name, heads in (("num_heads", pyramid.heads), ("num_heads_up", pyramid.heads_up)):
             if channels % heads[level]:

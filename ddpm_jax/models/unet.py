@@ -50,6 +50,11 @@ class UNet(Trunk):
     mid_block: str = "attention"  # a key of MIDDLES
 
     @property
+    def attends_in_middle(self) -> bool:
+        """Whether there is attention between the ways down and up."""
+        return "attention" in self.mid_block
+
+    @property
     def mid_norm_groups(self) -> int:
         """The groups of the normalisation of the attention in the middle; 0: it has none."""
         return 0 if self.mid_block == "unnormalised_attention" else self.norm_groups

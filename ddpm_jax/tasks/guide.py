@@ -138,6 +138,12 @@ def _check_knows_no_class(trained: TrainedModel) -> None:
             "guidance_scale: this model was trained without labels, so it has no class to be "
             "guided to: choose a run with condition.num_classes, or give classifier or weaker."
         )
+    if conditioning.num_classes and not conditioning.null_class:
+        raise UsageError(
+            "guidance_scale: the network of this model has no null class (condition.null_class is "
+            "false), so it does not know images without their class: leave it out, or give "
+            "classifier or weaker."
+        )
     if conditioning.num_classes and not conditioning.label_dropout:
         raise UsageError(
             "guidance_scale: this model was trained with condition.label_dropout = 0, so it does "

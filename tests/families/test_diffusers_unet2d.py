@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import random
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,28 @@ import pytest
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.foreign_models import foreign_config
+from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.sizes import at_size
+from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.diffusers_unet2d import recognise
 from ddpm_jax.families.foreign import Request
 from ddpm_jax.interop.containers import Container, open_container
-from ddpm_jax.interop.diffusers import old_name
+from ddpm_jax.interop.diffusers import old_name, tensor_name, to_torch, unet_params_to_diffusers
+from ddpm_jax.interop.diffusers_unet2d_config import unet2d_from_config, unet2d_to_config
+from ddpm_jax.interop.diffusers_unet2d_shapes import (
+    is_unet2d,
+    options_from_shapes,
+    unsaid_options,
+)
+from ddpm_jax.interop.renaming import unet_shapes
 from ddpm_jax.models.condition import Condition
+from ddpm_jax.models.unet import UNet
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import make_sampler
+from ddpm_jax.tasks.guide import make_guide
+from ddpm_jax.tasks.sampling_settings import Guidance
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens/checkpoints/diffusers"
 MODELS = sorted(path.name for path in GOLDENS.iterdir())
@@ -265,11 +281,40 @@ def test_files_of_other_networks_are_not_of_this_family(tensors):
     assert recognise(of(tensors, conditional), NOTHING) is None
     lacking = {name: value for name, value in tensors.items() if name != "conv_norm_out.weight"}
     assert recognise(of(lacking), NOTHING) is None
-    state_dict = Container(pathlib.Path("a.bin"), "a file", {"": tensors}, {})
+    of_text = {**tensors, "mid_block.attentions.0.transformer_blocks.0.norm1.weight": np.zeros(32)}
+    state_dict = Container(pathlib.Path("a.bin"), "a file", {"": of_text}, {})
     assert recognise(state_dict, NOTHING) is None
 
 
 LEARNED = {"variance_type": "learned_range"}
+SMALL = {
+    "sample_size": 16,
+    "in_channels": 3,
+    "block_out_channels": [32, 48, 64],
+    "layers_per_block": 2,
+    "norm_num_groups": 16,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+}
+MODES = {  # options that names and shapes of tensors show
+    "blocks between levels": {
+        "down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D", "DownBlock2D"],
+        "downsample_type": "resnet",
+    },
+    "scale and shift": {"resnet_time_scale_shift": "scale_shift", "out_channels": 6},
+    "a norm in the middle": {
+        "resnet_time_scale_shift": "scale_shift",
+        "attn_norm_num_groups": 16,
+    },
+    "no attention in the middle": {"add_attention": False},
+    "no middle": {"mid_block_type": None},
+    "grey, by class": {"in_channels": 1, "out_channels": 1, "num_class_embeds": 4},
+    "heads that do not divide": {
+        "block_out_channels": [16, 20, 20],
+        "norm_num_groups": 4,
+        "attention_head_dim": None,
+    },
+}
 
 
 @pytest.mark.parametrize(
@@ -313,3 +358,136 @@ def test_two_configs_that_differ_and_several_networks_are_refused(tensors):
         recognise(of(tensors, unet_2=tensors), NOTHING)
     with pytest.raises(UsageError, match="preset guided_64"):
         recognise(of(tensors), Request(preset="guided_64"))
+
+
+def test_a_state_dict_alone_says_its_blocks_and_what_it_does_not_say_is_assumed(tensors, imported):
+    whole = recognise(of(tensors), NOTHING)
+    parallel = {f"module.{name}": value for name, value in tensors.items()}
+    groups = {"model": parallel, "ema_model": tensors}
+    alone = Container(pathlib.Path("model.pt"), "a file of PyTorch", groups, {"step": 5})
+    request = Request(fields={"data.image_size": 12, "model.head_channels": 16})
+    foreign = recognise(alone, request)
+    assert {name: guess.value for name, guess in foreign.assumed.items()} == {
+        "diffusion.num_timesteps": 1000,
+        "diffusion.schedule": "linear",
+        "diffusion.beta_start": 1e-4,
+        "diffusion.beta_end": 0.02,
+        "diffusion.parameterization": "eps",
+        "diffusion.variance": "fixed_small",
+        "diffusion.clip": "static",
+        "model.downsample_padding": "both",
+        "model.dropout": 0.0,
+        "model.norm_eps": 1e-5,
+        "model.norm_groups": 32,
+        "model.time_embedding": "cos_sin",
+    }
+    assert list(foreign.weights) == ["raw", "ema"]
+    model, params = imported(foreign, request)
+    assert model.network == imported(whole, NOTHING).model.network
+    back = foreign.write(params["raw"], model.network)
+    assert back.keys() == tensors.keys()
+
+
+def test_a_state_dict_of_old_names_is_taken_for_one_of_google(tensors):
+    unet = UNet()
+    params = {}
+    for path, shape in unet_shapes(unet, 3).items():
+        group = params
+        for module in path[:-1]:
+            group = group.setdefault(module, {})
+        group[path[-1]] = np.broadcast_to(np.float32(0), shape)  # takes no memory
+    names = unet_params_to_diffusers(params, unet)
+    assert sum(value.size for value in names.values()) == 35_746_307  # of the original's graph
+    old = {old_name(name): value for name, value in names.items()}
+    foreign = recognise(Container(pathlib.Path("a.bin"), "a file", {"": old}, {}), NOTHING)
+    assert foreign.released_as == "DDPM on CIFAR-10"
+    assert foreign.assumed["data.image_size"].value == 32
+    assert foreign.assumed["model.downsample_padding"].value == "end"
+    assert foreign.fields["model.attn_resolutions"] == (16,)
+    # a config says so itself
+    written = unet2d_to_config(unet, 32, 3)
+    assert recognise(of(names, written, scheduler=None), NOTHING).released_as == "DDPM on CIFAR-10"
+    assert recognise(of(tensors), NOTHING).released_as == ""
+
+
+@pytest.mark.parametrize("options", [{}, *MODES.values()], ids=["usual", *MODES])
+def test_options_that_shapes_decide_are_those_of_the_config(options):
+    config = SMALL | options
+    unet = unet2d_from_config(config)
+    shapes = {
+        tensor_name(path, len(unet.ch_mult)): to_torch(path, np.broadcast_to(0, shape)).shape
+        for path, shape in unet_shapes(unet, config["in_channels"]).items()
+    }
+    assert is_unet2d(shapes)
+    unsaid = {name: config[name] for name in unsaid_options(shapes)[0] if name in config}
+    again = options_from_shapes(shapes) | unsaid_options(shapes)[0] | unsaid
+    assert unet2d_from_config(again, 16) == unet
+
+
+ODD = (None, True, False, 0, -1, 1, 7, 3.5, 1e300, 2**62, "", "conv", [], [0], [[1]], {}, {"a": 1})
+
+
+def test_configs_with_any_value_in_them_are_read_or_refused_in_a_sentence(tensors):
+    rng = random.Random(0)
+    outcomes = set()
+    for _ in range(600):
+        parts = {"config": dict(CONFIG), "scheduler": dict(SCHEDULER), "index": dict(INDEX)}
+        for _ in range(rng.choice((1, 1, 2))):
+            part = parts[rng.choice(("config", "config", "scheduler", "index"))]
+            name = rng.choice((*part, "an_option_of_tomorrow"))
+            value = part.get(name)
+            if isinstance(value, list) and value and rng.random() < 0.5:
+                value = [*value]
+                value[rng.randrange(len(value))] = rng.choice(ODD)
+                part[name] = value
+            elif rng.random() < 0.1:
+                part.pop(name, None)
+            else:
+                part[name] = rng.choice(ODD)
+        try:
+            foreign = recognise(of(tensors, **parts), NOTHING)
+            if foreign is not None:
+                build(foreign_config(foreign, NOTHING))
+            outcomes.add("read")
+        except UsageError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+
+
+@pytest.mark.full
+def test_tensors_of_any_shape_are_read_or_refused_in_a_sentence(tensors):
+    rng = random.Random(0)
+    outcomes = set()
+    for _ in range(60):
+        damaged = dict(tensors)
+        for name in rng.sample(sorted(damaged), rng.choice((1, 2, 8))):
+            del damaged[name]
+            if rng.random() < 0.8:
+                shape = rng.choices((0, 1, 3, 32, 64), k=rng.randrange(6))
+                damaged[rng.choice((name, name.replace("0", "1"), name[:-1]))] = np.zeros(shape)
+        container = Container(pathlib.Path("a.pt"), "a file of PyTorch", {"": damaged}, {})
+        try:
+            foreign = recognise(container, NOTHING)
+            if foreign is not None:
+                foreign.read(damaged, build(foreign_config(foreign, NOTHING)).network)
+            outcomes.add("read")
+        except UsageError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
+
+
+def test_a_model_without_a_null_class_is_not_guided_to_classes(tensors, imported):
+    model, params = imported(recognise(of(tensors), NOTHING), NOTHING)
+    trained = TrainedModel(model, Weights(params["raw"]), 0, "raw")
+    assert make_guide(trained, Guidance()).kind == "none"
+    with pytest.raises(UsageError, match=r"no null class \(condition\.null_class is false\)"):
+        make_guide(trained, Guidance(scale=3.0))
+
+
+def test_a_network_that_averages_pixels_takes_sizes_that_it_can_halve(opened, imported):
+    # the way up of a convolution that pads on both sides would follow odd sizes
+    model, _ = imported(opened("class_conditional"), NOTHING)
+    assert at_size(model, 13, 15).image_shape == (13, 15, 1)
+    model, _ = imported(opened("scale_shift_resnet"), NOTHING)  # a residual block doubles there
+    with pytest.raises(UsageError, match="height is 13: give a multiple of 2"):
+        at_size(model, 13, 16)

@@ -5,6 +5,7 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -157,6 +158,43 @@ def test_outputs_are_those_of_diffusers(options):
             torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t), class_labels=of_class
         ).sample.numpy()
     np.testing.assert_array_equal(same, theirs)
+
+
+TRAINED = ("as in the training script", "scale and shift, a norm in the middle", "8 groups")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("options", [CASES[name] for name in TRAINED], ids=TRAINED)
+def test_gradients_of_the_loss_are_those_of_diffusers(options):
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    network = perturbed(diffusers.UNet2DModel(**SMALL | options))
+    unet = unet2d_from_config(dict(network.config))
+    params = unet_params_from_diffusers(state_dict(network), unet)
+    rng = np.random.default_rng(0)
+    x, target = rng.normal(size=(2, 2, 16, 16, 3)).astype(np.float32)
+    target = np.repeat(target, unet.out_channels // 3, axis=-1)
+    t = np.array([1, 731], np.int32)
+
+    def loss(params):
+        return jnp.mean(jnp.square(unet.apply({"params": params}, x, t) - target))
+
+    ours, gradient = jax.jit(jax.value_and_grad(loss))(params)
+    output = network(torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(t)).sample
+    theirs = (output - torch.tensor(target.transpose(0, 3, 1, 2))).square().mean()
+    theirs.backward()
+    np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)
+    of_theirs = {name: value.grad.numpy() for name, value in network.named_parameters()}
+    # 0 but for rounding where softmax takes no notice: the biases of keys
+    rounding = 1e-6 * max(np.abs(value).max() for value in of_theirs.values())
+    jax.tree.map(
+        # of every parameter, relative to its largest number
+        lambda own, other: np.testing.assert_allclose(
+            own, other, rtol=0, atol=1e-4 * np.abs(other).max() + rounding
+        ),
+        gradient,
+        unet_params_from_diffusers(of_theirs, unet),
+    )
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,9 @@ from ddpm_jax.models.unet import UNet, check_unet
             },
             (2, 2),
         ),
+        ({"ch": 48, "ch_mult": (1, 1.5, 1 / 3), "norm_groups": 8}, (8, 8)),
+        ({"mid_block": "none", "head_channels": 192, "ch_mult": (1, 1.5, 1)}, (8, 8)),
+        ({"block_down": (0, 2), "block_up": (3,), "resampling": "pool"}, (8, 8)),
         # ImageNet 512 x 512 of Dhariwal and Nichol (2021)
         (
             {
@@ -83,6 +86,14 @@ def test_what_can_be_built_is_accepted(fields, size):
             (32, 32),
             "Unknown downsample padding 'ends'.* Did you mean 'end'",
         ),
+        ({"ch": 32, "ch_mult": (1, 1.26)}, (32, 32), r"40\.32 channels .* 32 groups"),
+        ({"ch_mult": (1, 1e-9)}, (32, 32), "channels .* 32 groups"),
+        ({"ch_mult": (1, float("nan"))}, (32, 32), r"ch_mult\[1\] is nan"),
+        ({"norm_groups": 0}, (32, 32), "norm_groups is 0"),
+        ({"norm_groups": 48}, (32, 32), "128 channels .* 48 groups"),
+        ({"mid_block": "block"}, (32, 32), "Unknown middle 'block'.* Did you mean 'blocks'"),
+        ({"block_down": (3,)}, (32, 32), "block_down names the level 3, .* among 0, 1, 2"),
+        ({"block_up": (0,)}, (32, 32), "block_up names the level 0, .* among 1, 2, 3"),
         ({"resampling": "pooling"}, (32, 32), "Unknown resampling 'pooling'"),
         ({"qkv_order": "head"}, (32, 32), "Unknown order of q, k and v 'head'"),
         ({"num_heads_up": 3}, (32, 32), "num_heads_up 3 does not divide the 256 channels"),
