@@ -18,7 +18,7 @@ from email import message_from_bytes
 import pytest
 
 import ddpm_jax
-from ddpm_jax.__main__ import COMMANDS, main
+from ddpm_jax.__main__ import COMMANDS, main, module_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "ddpm_jax", "configs")
@@ -69,12 +69,12 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 def test_the_list_of_commands_is_that_of_the_files_and_needs_no_jax(capsys):
     files = {
-        path.stem.replace("_", "-")
+        path.stem
         for path in (ROOT / "ddpm_jax" / "cli").glob("*.py")
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name == "main"
     }
-    assert files == set(COMMANDS)
+    assert files == set(map(module_of, COMMANDS))
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name, purpose in COMMANDS.items():

@@ -25,8 +25,8 @@ ALONE = [  # override, words of the sentence
     ("ema.sigma_rel=0.3", ["ema.sigma_rel is 0.3: it must be in [0, 0.2887)."]),
     ("diffusion.beta_end=0", ["diffusion.beta_end is 0.0: it must be in (0, 1]."]),
     ("data.channels=2", ["data.channels is 2: it must be 1 or 3."]),
-    ("model.ch_mult=0,1", ["it must be whole numbers of at least 1."]),
-    ("model.ch_mult=1,x", ["'1,x'", "give whole numbers separated by commas"]),
+    ("model.ch_mult=0,1", ["it must be numbers in (0, 1024]."]),
+    ("model.ch_mult=1,x", ["'1,x'", "give numbers separated by commas"]),
     ("ema.decays=0.5,1.5", ["(0.5, 1.5): it must be numbers in [0, 1)."]),
     # each would be traced, or its memory asked for, before anything else is said of it
     ("data.image_size=1000000000", ["at most 8192"]),

@@ -27,6 +27,8 @@ COMPUTING = (
     "interpolate",
     "reconstruct",
     "export",
+    "import_model",
+    "verify",
 )
 
 # The command in a process of its own, which then says how many programs it found in the cache.
@@ -134,6 +136,8 @@ def test_a_command_keeps_its_programs_where_it_is_told_to(refused, config_file, 
     argv = {
         "train": ("--config", config_file(), "--workdir", tmp_path / "file"),
         "export": ("--ckpt", tmp_path, "--out", tmp_path / "out"),
+        "import_model": (tmp_path / "file", "--out", tmp_path / "out"),
+        "verify": (tmp_path,),
         "edit": ("--ckpt", tmp_path, "--init_image", tmp_path / "photo.png"),
         "interpolate": ("--ckpt", tmp_path, "--interpolate_seeds", "1,2"),
         "reconstruct": ("--ckpt", tmp_path, "--reconstruct", tmp_path / "photo.png"),
