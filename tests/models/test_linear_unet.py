@@ -89,6 +89,7 @@ def test_the_parameters_do_not_depend_on_the_size_and_remat_keeps_the_gradient(p
         )
 
 
+@pytest.mark.full
 def test_dropout_depends_on_the_examples_key_alone(params):
     unet = SMALL.clone(dropout=0.5)
     keys = jax.random.split(jax.random.key(1), 2)

@@ -64,6 +64,7 @@ def trained_with(**fields):
     return TrainedModel(model, weights, 7, "ema", "5" * 64, directory=pathlib.Path("mine"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("pipeline", ["DDPMPipeline", "DDIMPipeline"])
 def test_what_is_written_is_read_again_as_the_same_model(pipeline, tmp_path):
     trained = trained_with()
