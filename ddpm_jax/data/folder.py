@@ -181,7 +181,12 @@ def open_folder(
     root = as_path(data_dir)
     root = root if is_remote(root) else root.expanduser()
     check_place(root, flag="data_dir")
-    if not data_dir or not _is_folder(root):
+    if not data_dir:
+        raise UsageError(
+            "Folder '' does not exist: set data_dir to a folder of images, by --data_dir, or in "
+            "training by --config.data.data_dir."
+        )
+    if not _is_folder(root):
         raise UsageError(f"Folder {data_dir!r} does not exist: set data_dir to a folder of images.")
     check_no_datasets(root)
     found = read_layout(root, split=split, holdout=holdout, layout=layout)

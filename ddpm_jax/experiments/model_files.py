@@ -112,6 +112,8 @@ def open_model(
             place, variant=options.variant, prediction_type=options.prediction_type
         )
     check_is_whole(place)
+    if options.variant is not None and not place.is_dir():
+        raise UsageError(f"variant is for a directory, and {path} is none: leave it out.")
     fields = dict(options.fields)
     if options.prediction_type is not None:
         fields["diffusion.parameterization"] = choose(

@@ -128,6 +128,8 @@ def _format(path: pathlib.Path) -> tuple[str, Reader]:
     """Return what a file is, in words, and what reads it; raise as `files.open_file`."""
     with open_file(path) as file:
         start = file.read(32)
+    if not start:
+        raise BadArchive("it is empty")
     # 8 bytes have the length of the header, of which less than 4 are used, and a brace begins it.
     if start[4:9] == b"\0\0\0\0{":
         return "a safetensors file", _read_safetensors

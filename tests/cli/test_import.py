@@ -14,6 +14,7 @@ import pytest
 
 import ddpm_jax
 from ddpm_jax.cli import import_model
+from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.containers import open_container
 from ddpm_jax.tasks.certificates import CERTIFICATE, tensors_digest
 
@@ -79,9 +80,21 @@ def test_verify_repeats_every_check_and_sees_a_changed_source(invoke, imported, 
     assert result.code == 1
     assert "ema weights in " in result.out
     assert result.out.count(": equal\n") == 3
-    result = invoke("verify", run, "--source", tmp_path / "gone.pth")
+    for wrong in (tmp_path / "gone.pth", GOLDENS / "checkpoints/openai/guided_64_like/model.pt"):
+        result = invoke("verify", run, "--source", wrong)
+        assert result.code == 1
+        assert f"tensors in {wrong}: other files: " in result.out
+
+
+@pytest.mark.full
+def test_verify_says_that_the_source_is_gone(invoke, imported, tmp_path):
+    run = shutil.copytree(imported[1], tmp_path / "run")
+    certificate = json.loads((run / CERTIFICATE).read_text())
+    certificate["source"]["path"] = str(tmp_path / "gone.pth")
+    (run / CERTIFICATE).write_text(json.dumps(certificate))
+    result = invoke("verify", run)
     assert result.code == 0
-    assert "not compared: " in result.out
+    assert "gone.pth: not compared: the files are gone" in result.out
 
 
 @pytest.mark.full
@@ -108,6 +121,12 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(refused, tmp_path):
     refused("import", sd1, "--out", out, says=["is Stable Diffusion, which needs no import"])
     part = sd1 / "vae"
     refused("import", part, "--out", out, says=["is one part of a model, AutoencoderKL"])
+    (tmp_path / "empty.pt").touch()
+    refused(
+        "import", tmp_path / "empty.pt", "--out", out, says=["(it is empty): download it again"]
+    )
+    with pytest.raises(UsageError, match="variant is for a directory, and "):
+        ddpm_jax.load(PORT, variant="fp16")
     other = tmp_path / "other.npz"
     np.savez(other, first=np.zeros(3, np.float32))
     refused("import", other, "--out", out, says=["an NPZ file, but its tensors (first) are of no"])

@@ -339,4 +339,4 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "x").write_bytes(b"hello, world")
     assert "of no format that is read here" in refusal(tmp_path / "x")
     (tmp_path / "x").write_bytes(b"")
-    assert "of no format that is read here" in refusal(tmp_path / "x")
+    assert "it is empty" in refusal(tmp_path / "x")
