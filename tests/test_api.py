@@ -71,7 +71,7 @@ def test_guided_samples_are_those_of_the_command(by_class, by_command):
     np.testing.assert_array_equal(ours, found)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_pictures_are_edited_and_painted_as_by_the_command(model, by_command, photo, tmp_path):
     mask = np.zeros((8, 8), bool)
     mask[:4] = True
@@ -106,7 +106,7 @@ def test_the_way_between_two_pictures_at_little_noise_ends_near_them(model, phot
         assert np.abs(end.astype(int) - picture).mean() < np.abs(photo.astype(int) - other).mean()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_reconstruction_is_nearer_with_corrections(model, photo):
     rough, better = (model.reconstruct(photo, steps=4, corrections=c) for c in (0, 4))
     assert better.rmse < rough.rmse

@@ -64,7 +64,7 @@ def test_the_first_stages_factor_is_all_that_a_size_must_have():
         at_size(model, 9 * factor + 1, 5 * factor)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_an_image_decoded_in_tiles_is_of_the_same_latents():
     model = ddpm_jax.load(SD1)
     factor = model.trained.model.codec.first_stage.model.network.factor

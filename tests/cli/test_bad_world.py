@@ -313,7 +313,7 @@ def test_a_damaged_config_in_the_workdir_is_named(refused, config_file, tmp_path
     )
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "argv", "says"),
     [

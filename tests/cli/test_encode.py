@@ -116,7 +116,7 @@ def own_reconstructions(directory, pixels):
     return [np.concatenate(part)[: len(pixels)] for part in zip(*found, strict=True)]
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_decoding_what_was_encoded_is_the_models_own_reconstruction_bit_for_bit(
     stages, photos, files, tmp_path, kind

@@ -57,7 +57,7 @@ def test_the_backend_of_a_notebook_keeps_no_picture_from_being_drawn(tmp_path, b
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("argv", [["--help"], ["no_such_run"]])
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_command_that_nobody_reads_ends_without_a_traceback(argv, stream):

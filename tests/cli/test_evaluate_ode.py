@@ -161,7 +161,7 @@ def rescaled():
     return experiment
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("parameterization", ["eps", "x_0", "v", "mu"])
 def test_at_the_chains_own_times_the_flow_has_the_epsilon_of_the_unclipped_chain(
     rescaled, parameterization

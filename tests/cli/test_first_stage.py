@@ -53,7 +53,7 @@ def runs(tmp_path_factory, data_dir):
     return Runs()
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "more"),
     [

@@ -71,7 +71,7 @@ def test_the_names_of_the_classes_are_kept_and_drawn(run):
         assert grid.width > 2 * 66 + 2 + 10  # a label before every row
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_labels_may_be_names_and_are_the_same_as_numbers(invoke, refused, run, tmp_path):
     made = []
     for labels in ("cat,ant", "2,0"):
@@ -238,7 +238,7 @@ def test_a_run_that_would_write_into_its_images_is_refused_at_the_start(refused,
     assert sorted(map(str, photos.rglob("*"))) == before
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_folder_that_has_changed_is_told_at_resume_by_its_files(
     invoke, refused, without_held_out
 ):

@@ -166,7 +166,7 @@ def test_a_bad_request_is_refused(refused, trained, picture):
     refused("sample", *flags, a, b, "c.png", says=["Unexpected argument 'c.png'"])
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_pictures_of_one_name_do_not_overwrite_each_others_row(invoke, trained, picture, tmp_path):
     """Neither those of another folder nor the same file after a change; asked for again, a row is
     the same."""

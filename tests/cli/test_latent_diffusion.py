@@ -109,6 +109,7 @@ def test_the_first_stage_travels_with_the_model(invoke, run, stage, tmp_path):
     assert frozen.model.config == original.model.config
 
 
+@pytest.mark.slow
 def test_images_are_the_decoded_latents_that_the_chain_ends_with(invoke, run, tmp_path):
     """By hand: the latents of the same chain, nothing clipped, decoded by the first stage's own
     functions."""
@@ -176,6 +177,7 @@ def test_devices_and_a_stop_on_the_way_change_nothing(stage, config_file, data_d
         np.testing.assert_allclose(read_losses(tmp_path / parallel), wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_inpainting_shows_the_picture_where_the_mask_is_black(invoke, run, photo, tmp_path):
     """The mask ends in the middle of a latent, so that what is painted and what is kept share
     one."""
@@ -413,6 +415,7 @@ def test_models_of_one_first_stage_with_another_scale_are_not_of_one_kind(run):
     assert not is_of_one_kind(loaded, scaled)
 
 
+@pytest.mark.slow
 def test_another_shape_than_the_first_stages_is_refused(refused, stage, config_file, tmp_path):
     over = [
         "--config",

@@ -38,7 +38,7 @@ OF_A_MODEL = [
 ]
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_on_the_mixture_errors_fall_with_evaluations(invoke, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = invoke("samplers", *FLAGS, "--evaluations", "9,39")

@@ -43,7 +43,7 @@ sys.exit(code)
 """
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_profile_writes_a_trace_beside_the_scalars_of_tensorboard(invoke, copied, config_file):
     common = ["--config", config_file(), "--workdir", copied, "--config.train.num_steps=14"]
     assert invoke("train", *common, "--profile", "12:13").code == 0

@@ -74,7 +74,7 @@ def test_sampling_leaves_the_model_as_it_is(capsys, directory):
     assert (manifest["prompt"], manifest["sampler"]) == (["a dog wearing hat"], "lms")
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pictures_are_encoded_and_decoded_by_its_vae(capsys, directory, dtype):
     size = 32

@@ -110,6 +110,7 @@ def predicted(line, steps):
     return {"fixed_large": float(large[1:].sum()), "moment_matched": float(matched.sum())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variance", "order"), [("fixed_large", 1), ("moment_matched", 2)])
 def test_the_bound_is_above_the_entropy_and_tightens_at_the_order_and_by_the_amount_of_theory(
     line, variance, order

@@ -78,7 +78,7 @@ def bound_bits(images, steps, variance):
     return terms.bits.sum(axis=(1, 2), dtype=np.float64) + terms.prior
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variance", "steps", "loosest", "tightest"),
     [("fixed_large", (10, 30, 100, 300), 1.5, 0.12), ("moment_matched", (10, 30), 0.6, 0.15)],

@@ -120,7 +120,7 @@ def test_one_gaussian_is_scaled_and_shifted():
     )
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("trace", ["rademacher", "gaussian"])
 def test_hutchinsons_estimate_is_unbiased(trace):
     """256 solves of the same two x, each with its own probes, against the exact trace.

@@ -182,7 +182,7 @@ def test_the_watch_sees_every_dispatch_and_what_it_raises_ends_the_chain_alone()
     np.testing.assert_array_equal(generate(KERNEL, KEY, range(3), inputs=inputs).images, whole)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3, STEPS])
 def test_images_are_the_same_bit_for_bit_however_long_a_dispatch_is(generate, monkeypatch, rows):
     monkeypatch.setattr(

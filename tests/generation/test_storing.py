@@ -126,7 +126,7 @@ def test_a_shard_of_other_images_is_not_taken_for_one_that_is_done(tmp_path):
     np.testing.assert_array_equal(read_shards(tmp_path, 7)[:, 0, 0, 0], 7 * np.arange(7) % 251)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_a_set_finished_after_kill_9_is_the_set_made_at_once(tmp_path):
     """The real model, killed without warning again and again while it samples and writes."""
     body = """

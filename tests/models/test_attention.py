@@ -98,7 +98,7 @@ def heads(tokens, keys, seed=0):
     return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(("keys", "is_causal"), [(13, False), (13, True), (5, False)])
 @pytest.mark.parametrize("by", [attention.attention_by_products, attention.attention_by_heads])
 def test_queries_in_pieces_give_what_they_give_at_once_and_so_do_gradients(

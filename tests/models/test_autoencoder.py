@@ -139,7 +139,7 @@ def test_latents_of_a_new_network_tell_its_pixels_apart():
     assert apply(model, "decode", new, z).std() > 0.1
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_every_parameter_has_a_gradient_but_the_codes_and_the_scale(params):
     model = SMALL.clone(moments=False, num_codes=8, shared_log_scale=0.0)
     new = flatten_dict(param_shapes(model))
@@ -183,7 +183,7 @@ def test_an_example_does_not_see_its_neighbours_in_the_batch(params):
         )
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_dropout_is_drawn_by_the_key_of_the_example(params):
     z = apply(SMALL, "encode", params, X)[..., :4]
     same = jnp.stack([KEYS[0], KEYS[0]])

@@ -55,7 +55,7 @@ def test_values_are_those_of_scipy(height, width, size, stride, padding):
         np.testing.assert_allclose(y, expected[::stride, ::stride], atol=1e-12)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width", "size", "stride", "padding"), CASES)
 def test_forward_and_reverse_derivatives_are_those_of_lax(height, width, size, stride, padding):
     x, kernel = arrays(height, width, size)

@@ -290,7 +290,7 @@ def test_bfloat16_is_near_float32_with_float32_parameters_and_output(params):
     assert dtypes == {name: {"float32"} for name in dtypes}
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["products", "blocks"])
 def test_recomputation_changes_no_gradient_and_is_in_the_backward_pass(params, remat):
     dit, keys = SMALL.clone(dropout=0.3), jax.random.split(jax.random.key(3), 2)

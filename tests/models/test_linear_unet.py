@@ -74,7 +74,7 @@ def test_four_pixels_become_one_with_their_values_side_by_side():
     np.testing.assert_array_equal(result[1, 0, 1, 4:8], x[1, :, 2:4, 1].reshape(-1))
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_parameters_do_not_depend_on_the_size_and_remat_keeps_the_gradient(params):
     assert apply(SMALL, params, jnp.ones((2, 16, 4, 3))).shape == (2, 16, 4, 3)
 

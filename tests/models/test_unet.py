@@ -132,7 +132,7 @@ def test_every_output_pixel_depends_on_every_input_pixel_and_on_the_time(params,
     assert jnp.abs(apply(SMALL, params, x) - apply(SMALL, params, x, T + 1)).max() > 1e-4
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 8, 16, 3), (2, 12, 4, 3), (2, 2, 2, 3)])
 def test_one_set_of_parameters_serves_every_height_and_width(params, shape):
     assert apply(SMALL, params, image(*shape)).shape == shape

@@ -29,7 +29,7 @@ def direct(x, kernel):
     )
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 4, 6, 3, 5), (1, 2, 2, 1, 1), (3, 8, 4, 4, 2)])
 def test_the_convolution_and_its_two_gradients_are_those_of_the_direct_sum(shape):
     with jax.enable_x64(True):

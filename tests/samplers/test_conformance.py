@@ -110,7 +110,7 @@ def test_one_step_goes_to_the_predicted_image(oracle, name):
     )
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @every_sampler
 @pytest.mark.parametrize("steps", [2, 3])
 def test_two_and_three_steps_come_nearer_to_the_data(oracle, name, steps):
@@ -265,7 +265,7 @@ def test_a_multistep_method_with_its_history_has_its_full_order(
     assert found == pytest.approx(order, abs=0.3)
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @every_sampler
 def test_a_chain_walked_in_segments_of_any_lengths_is_the_chain_bit_for_bit(oracle, name):
     """By one program: where the cuts are is an argument of it."""

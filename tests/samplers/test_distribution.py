@@ -58,7 +58,7 @@ def louder(denoiser):
     )
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps", "options"),
     [  # first order, and so more steps

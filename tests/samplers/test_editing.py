@@ -381,7 +381,7 @@ def test_repaint_ends_with_the_known_pixels_to_the_last_bit():
     assert np.ptp(x_0[:, :, 2:], axis=0).min() > 0.01
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_ends_with_the_known_pixels(name):
     x_0 = inpainted(make_sampler(name, CHAIN, steps=8))

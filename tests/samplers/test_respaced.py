@@ -128,7 +128,7 @@ def test_where_the_step_is_the_trained_one_the_network_is_left_its_word():
     np.testing.assert_array_equal(same, [True, True, True, False, True, False, True])
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1000, 20, 1])
 def test_what_no_variance_of_data_can_be_is_held_to_what_it_can_be(steps):
     """The clipping goes from fixed_small, x_0 known, to the step of x_0 of variance 1.
@@ -163,7 +163,7 @@ MIXTURE = mixtures.make_mixture(
 )
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameterization", "spacing"),
     [
@@ -217,7 +217,7 @@ SAMPLERS_WITH_A_VARIANCE = {
 }
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "steps"), [("ancestral", 10), ("predictor_corrector", 50), ("repaint", 50)]
 )

@@ -122,7 +122,7 @@ def test_the_record_tells_the_captions_and_the_guidance(monkeypatch, reads_texts
     assert found["guidance"] == {"kind": "classifier-free", "scale": 7.5}
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_samples_are_drawn_of_each_caption(reads_texts):
     """Without a prompt the images are those of the same captions given as prompts."""
     from ddpm_jax.measuring.measured_samples import draw_samples, open_samples

@@ -117,7 +117,7 @@ def _vq(codebook, **options):
     return objective, _params(codebook=0.1 * jax.random.normal(jax.random.key(5), (8, LATENTS)))
 
 
-@pytest.mark.full
+@pytest.mark.slow
 @pytest.mark.parametrize("codebook", ["averages", "gradient"])
 def test_a_vq_vae_uses_its_codes_and_reconstructs_by_them(codebook):
     objective, params = _vq(codebook)
