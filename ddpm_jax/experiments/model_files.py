@@ -37,19 +37,21 @@ def is_foreign(path: str | os.PathLike) -> bool:
 
 
 def check_is_whole(path: str | os.PathLike) -> None:
-    """Refuse a folder that is one part of a model in diffusers' layout.
+    """Refuse a folder that is one part of a model in diffusers' layout, or its file of Flax.
 
     Raises:
       UsageError: it is.
     """
     place = as_path(path)
-    if is_remote(place) or saved_steps(place) or not (place / "config.json").is_file():
+    folder = place.parent if place.suffix == ".msgpack" else place
+    if is_remote(place) or saved_steps(place) or not (folder / "config.json").is_file():
         return
-    config = read_json(place / "config.json")
+    config = read_json(folder / "config.json")
     kind = config.get("_class_name") or config.get("model_type")  # of diffusers, transformers
     if kind and kind != "UNet2DModel":  # which is a model by itself
         raise UsageError(
-            f"{place} is one part of a model, {str(kind)[:80]}: give the directory that holds it."
+            f"{place} is one part of a model, {str(kind)[:80]}: give the directory that holds "
+            f"{'it' if folder == place else folder.name}."
         )
 
 

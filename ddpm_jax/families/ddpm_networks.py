@@ -66,7 +66,7 @@ def describe(
 
     def shape(*leaf: str) -> tuple[int, ...]:
         name = rename(leaf)
-        if len(shapes.get(name, ())) != 4:
+        if len(shapes.get(name, ())) != 4 or 0 in shapes[name]:
             raise UsageError(f"{path} lacks {name}, the weights of a convolution in a U-Net.")
         return shapes[name]
 

@@ -177,7 +177,7 @@ def _levels(tensors: Tensors, ch: int, path: pathlib.Path) -> dict[str, Any]:
 def _shape(tensors: Tensors, name: str, path: pathlib.Path, length: int = 4) -> tuple[int, ...]:
     """Return the shape of a tensor with so many axes."""
     found = np.shape(tensors[name]) if name in tensors else None
-    if found is None or len(found) != length:
+    if found is None or len(found) != length or 0 in found:
         raise _unlike(path, name, "is missing" if found is None else f"has the shape {found}")
     return found
 

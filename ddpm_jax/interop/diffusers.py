@@ -15,7 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to, unet_shapes
+from ddpm_jax.interop.renaming import (
+    Params,
+    Path,
+    input_channels,
+    rename_from,
+    rename_to,
+    unet_shapes,
+)
 from ddpm_jax.interop.tensor_store import Renamed
 from ddpm_jax.models.unet import UNet
 
@@ -65,10 +72,7 @@ def unet_params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet)
         not hold weights.
     """
     state_dict = Renamed(state_dict, new_name)
-    first = state_dict.get("conv_in.weight")
-    # a missing conv_in is reported with the others
-    in_channels = 3 if first is None else first.shape[1]
-    shapes = unet_shapes(unet, in_channels)
+    shapes = unet_shapes(unet, input_channels(state_dict, "conv_in.weight", 3))
     return rename_from(
         state_dict, shapes, lambda path: tensor_name(path, len(unet.ch_mult)), from_torch, SOURCE
     )

@@ -15,6 +15,7 @@ once: copies of the same weights. NumPy arrays in and out, as `safetensors.numpy
 `save_file` have them.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +24,14 @@ import numpy as np
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.diffusers import SOURCE, from_torch, to_torch
-from ddpm_jax.interop.renaming import Params, Path, network_shapes, rename_from, rename_to
+from ddpm_jax.interop.renaming import (
+    Params,
+    Path,
+    input_channels,
+    network_shapes,
+    rename_from,
+    rename_to,
+)
 from ddpm_jax.models.dit import DiT
 
 TOP = {  # ours -> theirs
@@ -61,9 +69,7 @@ def dit_params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) ->
         blocks' layers for time and label differ; the network has no classes.
     """
     _check_classes(dit)
-    patches = state_dict.get(TOP["patch_embedding"] + ".weight")
-    # missing ones are reported with the others
-    in_channels = 4 if patches is None else patches.shape[1]
+    in_channels = input_channels(state_dict, TOP["patch_embedding"] + ".weight", 4)
     return rename_from(
         _without_copies(state_dict),
         network_shapes(dit, in_channels, side=dit.patch_size),
@@ -134,7 +140,8 @@ def _name(path: Path) -> str:
 def patches_from_torch(path: Path, value: np.ndarray) -> np.ndarray:
     """Convert a tensor to our layout; their convolution of patches is a linear map here."""
     if value.ndim == 4:
-        return value.transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
+        out, *in_a_patch = value.shape
+        return value.transpose(2, 3, 1, 0).reshape(math.prod(in_a_patch), out)
     return from_torch(path, value)
 
 

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ddpm_jax.interop import diffusers
-from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to, unet_shapes
+from ddpm_jax.interop.renaming import (
+    Params,
+    Path,
+    input_channels,
+    rename_from,
+    rename_to,
+    unet_shapes,
+)
 from ddpm_jax.models.text_unet import TextUNet
 
 IN_TRANSFORMER = {  # ours -> theirs
@@ -71,9 +78,8 @@ def text_unet_params_to_diffusers(params: Params, unet: TextUNet) -> dict[str, n
 
 def unet_in_channels(state_dict: Mapping[str, np.ndarray], unet: TextUNet) -> int:
     """Return the number of channels of the first convolution of a state dict."""
-    first = state_dict.get("conv_in.weight")
-    # a missing conv_in is reported with the others
-    return unet.out_channels + unet.low_res_channels if first is None else first.shape[1]
+    expected = unet.out_channels + unet.low_res_channels
+    return input_channels(state_dict, "conv_in.weight", expected)
 
 
 def tensor_name(path: Path, num_levels: int) -> str:

@@ -7,14 +7,21 @@ which rounds it over and over, the network needs `positions` "table".
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.diffusers_dit import patches_from_torch, patches_to_torch
-from ddpm_jax.interop.renaming import Params, Path, network_shapes, rename_from, rename_to
+from ddpm_jax.interop.renaming import (
+    Params,
+    Path,
+    input_channels,
+    network_shapes,
+    rename_from,
+    rename_to,
+)
 from ddpm_jax.models.dit import DiT, position_embedding
 
 SOURCE = "state dict of DiT"
@@ -54,9 +61,7 @@ def dit_params_from_authors(state_dict: Mapping[str, np.ndarray], dit: DiT) -> d
         not hold weights; the positions are not the formula's, where the network has that.
     """
     tensors = dict(_in_three(state_dict))
-    patches = tensors.get(TOP["patch_embedding"] + ".weight")
-    # missing ones are reported with the others
-    in_channels = 4 if patches is None else patches.shape[1]
+    in_channels = input_channels(tensors, TOP["patch_embedding"] + ".weight", 4)
     side = tokens_a_side(state_dict) if POSITIONS in state_dict else 1
     if dit.positions == "formula" and POSITIONS in tensors:
         if not has_formula(tensors):
@@ -119,10 +124,11 @@ def has_formula(state_dict: Mapping[str, np.ndarray]) -> bool:
     return features % 4 == 0 and np.array_equal(table[0], position_embedding(side, side, features))
 
 
-def _in_three(state_dict: Mapping[str, np.ndarray]) -> Any:
+def _in_three(state_dict: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the tensors, one with q, k and v as its three parts."""
     for name in state_dict:
-        if _QKV.fullmatch(name) and len(state_dict[name]) % 3 == 0:
+        shape = np.shape(state_dict[name])
+        if _QKV.fullmatch(name) and shape and shape[0] % 3 == 0:
             parts = np.split(state_dict[name], 3)
             yield from zip((_part(name, part) for part in MAPS), parts, strict=True)
         else:

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.interop.diffusers import from_torch, to_torch
-from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to, shapes_of
+from ddpm_jax.interop.renaming import (
+    Params,
+    Path,
+    input_channels,
+    rename_from,
+    rename_to,
+    shapes_of,
+)
 from ddpm_jax.models.linear_unet import LinearUNet
 
 SOURCE = "state dict of denoising-diffusion-pytorch"
@@ -57,9 +64,7 @@ def linear_unet_params_from_lucidrains(
       UsageError: a tensor is missing, is left over, has another shape than the network's, or does
         not hold weights.
     """
-    first = state_dict.get("init_conv.weight")
-    # a missing one is reported with the others
-    in_channels = 3 if first is None else first.shape[1]
+    in_channels = input_channels(state_dict, "init_conv.weight", 3)
     return rename_from(
         state_dict,
         linear_unet_shapes(unet, in_channels),

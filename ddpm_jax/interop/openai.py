@@ -33,6 +33,7 @@ from ddpm_jax.interop.diffusers import from_torch, to_torch
 from ddpm_jax.interop.renaming import (
     Params,
     Path,
+    input_channels,
     rename_from,
     rename_to,
     shapes_of,
@@ -86,9 +87,7 @@ def unet_params_from_openai(tensors: Mapping[str, np.ndarray], unet: UNet) -> di
       UsageError: a tensor is missing, is left over, has another shape than the network's, or does
         not hold weights.
     """
-    first = tensors.get("input_blocks.0.0.weight")
-    # a missing one is reported with the others
-    in_channels = 3 if first is None else first.shape[1]
+    in_channels = input_channels(tensors, "input_blocks.0.0.weight", 3)
     return _read(tensors, unet, unet_shapes(unet, in_channels), "U-Net")
 
 
@@ -107,8 +106,7 @@ def classifier_params_from_openai(
     tensors: Mapping[str, np.ndarray], classifier: Classifier
 ) -> dict[str, Any]:
     """Convert a state dict of a noisy classifier; see `unet_params_from_openai`."""
-    first = tensors.get("input_blocks.0.0.weight")
-    in_channels = 3 if first is None else first.shape[1]
+    in_channels = input_channels(tensors, "input_blocks.0.0.weight", 3)
     side = classifier.resolution
     image = jax.ShapeDtypeStruct((1, side, side, in_channels), jnp.float32)
     shapes = shapes_of(classifier, image, jax.ShapeDtypeStruct((1,), jnp.int32))

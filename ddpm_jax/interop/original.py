@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to, unet_shapes
+from ddpm_jax.interop.renaming import (
+    Params,
+    Path,
+    input_channels,
+    rename_from,
+    rename_to,
+    unet_shapes,
+)
 from ddpm_jax.models.unet import UNet
 
 SOURCE = "original TensorFlow checkpoint"
@@ -36,9 +43,7 @@ def unet_params_from_original(
         network has classes.
     """
     _check_unconditional(unet.num_classes)
-    first = variables.get(f"{scope}/conv_in/W")
-    # a missing conv_in is reported with the others
-    in_channels = 3 if first is None else first.shape[-2]
+    in_channels = input_channels(variables, f"{scope}/conv_in/W", 3, axis=2)
     shapes = unet_shapes(unet, in_channels)
     return rename_from(
         variables, shapes, lambda path: f"{scope}/{variable_name(path)}", _same_layout, SOURCE

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.interop.diffusers import from_torch, to_torch
-from ddpm_jax.interop.renaming import Params, Path, rename_from, rename_to, unet_shapes
+from ddpm_jax.interop.renaming import (
+    Params,
+    Path,
+    input_channels,
+    rename_from,
+    rename_to,
+    unet_shapes,
+)
 from ddpm_jax.models.unet import UNet
 
 SOURCE = "state dict of a PyTorch port of DDPM"
@@ -36,10 +43,8 @@ def unet_params_from_port(state_dict: Mapping[str, np.ndarray], unet: UNet) -> d
       UsageError: a tensor is missing, is left over, has another shape than the network's, or does
         not hold weights.
     """
-    first = state_dict.get("conv_in.weight")
-    # a missing conv_in is reported with the others
-    in_channels = 3 if first is None else first.shape[1]
-    return rename_from(state_dict, unet_shapes(unet, in_channels), port_name, from_torch, SOURCE)
+    shapes = unet_shapes(unet, input_channels(state_dict, "conv_in.weight", 3))
+    return rename_from(state_dict, shapes, port_name, from_torch, SOURCE)
 
 
 def unet_params_to_port(params: Params) -> dict[str, np.ndarray]:

@@ -53,6 +53,21 @@ def shapes_of(network: nn.Module, *inputs: Any) -> dict[Path, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
 
 
+def input_channels(
+    tensors: Mapping[str, np.ndarray], name: str, default: int, *, axis: int = 1
+) -> int:
+    """Return the channels that the first convolution of a network takes.
+
+    Args:
+      tensors: of the network.
+      name: of the kernel, which has 4 axes.
+      default: where it is missing or of another shape, which `rename_from` reports.
+      axis: of the channels; PyTorch's is 1.
+    """
+    shape = np.shape(tensors[name]) if name in tensors else ()
+    return shape[axis] if len(shape) == 4 and shape[axis] else default
+
+
 def rename_from(
     tensors: Mapping[str, np.ndarray],
     shapes: Mapping[Path, tuple[int, ...]],

@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.model_files import open_model
 from ddpm_jax.interop.diffusers_directory import read_pipeline
 from ddpm_jax.interop.flax_networks import open_flax
 from ddpm_jax.interop.pipeline_params import pipeline_networks, pipeline_params
@@ -120,3 +121,10 @@ def test_a_damaged_file_is_refused(directory):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UsageError, match=r"msgpack is no whole file of Flax \(it is cut off\)"):
         read_pipeline(directory)
+
+
+def test_the_file_of_one_part_is_refused_by_its_folder(directory):
+    with pytest.raises(
+        UsageError, match=r"one part of a model, UNet2D\w+: give the directory that holds unet\."
+    ):
+        open_model(directory / "unet/diffusion_flax_model.msgpack")
