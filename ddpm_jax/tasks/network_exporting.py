@@ -1,5 +1,6 @@
 """Networks of ours written as one file, under our names or those of another project."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -26,6 +27,13 @@ from ddpm_jax.models.unet import UNet
 from ddpm_jax.tasks.exporting import LICENSE, write_diffusers
 from ddpm_jax.tasks.unconditional_exporting import write_unconditional
 
+# fields of a U-Net that the original code has too, or that change nothing that is computed; of
+# classes `unet_params_to_original` says that they are refused
+_SIZES = {
+    "ch", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "out_channels", "resolution",
+    "num_classes", "dtype", "remat", "qkv_order", "parent", "name",
+}  # fmt: skip
+
 
 def _ours(trained: TrainedModel) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in flatten_dict(trained.params, sep=".").items()}
@@ -39,7 +47,14 @@ def _openai(trained: TrainedModel) -> dict[str, np.ndarray]:
 
 
 def _original(trained: TrainedModel) -> dict[str, np.ndarray]:
-    _unet(trained)
+    unet = _unet(trained)
+    for field in dataclasses.fields(UNet):
+        value = getattr(unet, field.name)
+        if field.name not in _SIZES and value != field.default:  # which is that of DDPM
+            raise UsageError(
+                f"{field.name} is {value!r}, and in the original code it is always "
+                f"{field.default!r}: choose another format."
+            )
     return unet_params_to_original(trained.params)
 
 

@@ -127,6 +127,9 @@ def test_a_run_over_pixels_is_written_for_ddpm_pipeline_and_read_back(invoke, tr
 def test_what_another_project_lacks_is_refused(refused, trained, tmp_path):
     out = tmp_path / "new.safetensors"
     refused("export", trained, "--to", "openai", "--out", out, says=["time_embedding"])
+    openai = GOLDENS / "checkpoints/openai/improved_cifar_like/model.pt"
+    says = ["num_heads is 4, and in the original code it is always 1"]
+    refused("export", openai, "--to", "original", "--out", out, says=says)
     refused("export", trained, trained, "--to", "openai", "--out", out, says=["Name one run"])
     wrong = tmp_path / "new.pt"
     refused("export", trained, "--to", "original", "--out", wrong, says=["not end in .safetensors"])
