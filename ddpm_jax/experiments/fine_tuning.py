@@ -51,6 +51,7 @@ _GROUPS = (
     "diffusion.",
     "model.",
     "dit.",
+    "linear_unet.",
     "condition.",
     "text.",
     "text_unet.",
@@ -58,7 +59,7 @@ _GROUPS = (
 )
 
 
-_OF_NETWORK = ("model.", "dit.", "text_unet.", "text.")
+_OF_NETWORK = ("model.", "dit.", "linear_unet.", "text_unet.", "text.")
 
 
 class Beginning(NamedTuple):

@@ -21,6 +21,7 @@ DECIDING = (
     "diffusion.",
     "model.",
     "dit.",
+    "linear_unet.",
     "condition.",
     "text.",
     "text_unet.",

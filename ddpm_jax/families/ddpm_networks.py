@@ -4,8 +4,9 @@ Shared by the original checkpoints (`ddpm_tensorflow`) and those of its PyTorch 
 (`ddpm_ports`), which have this network and this process.
 """
 
+import itertools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple
 
 from ddpm_jax.errors import UsageError, choose
@@ -72,12 +73,8 @@ def describe(
 
     _, _, channels, ch = shape("conv_in", "kernel")
     out_channels = shape("conv_out", "kernel")[-1]
-    widths = []
-    while rename((f"down_{len(widths)}_block_0", "conv1", "kernel")) in shapes:
-        widths.append(shape(f"down_{len(widths)}_block_0", "conv1", "kernel")[-1])
-    blocks = 0
-    while rename((f"down_0_block_{blocks}", "conv1", "kernel")) in shapes:
-        blocks += 1
+    firsts = _counted(lambda i: rename((f"down_{i}_block_0", "conv1", "kernel")), shapes)
+    widths = [shape(f"down_{i}_block_0", "conv1", "kernel")[-1] for i in range(firsts)]
     for i, width in enumerate(widths):
         if width % ch:
             raise UsageError(
@@ -99,7 +96,9 @@ def describe(
         "model.name": "unet",
         "model.ch": ch,
         "model.ch_mult": tuple(width // ch for width in widths),
-        "model.num_res_blocks": blocks,
+        "model.num_res_blocks": _counted(
+            lambda j: rename((f"down_0_block_{j}", "conv1", "kernel")), shapes
+        ),
         "model.num_heads": 1,
         "model.scale_shift_norm": False,
         "model.resampling": "conv" if resamples else "pool",
@@ -115,6 +114,11 @@ def describe(
     fields["model.attn_resolutions"] = tuple(size // 2**i for i in attends)
     unsaid = {field: guess for field, guess in assumed.items() if field not in request.fields}
     return Network(fields, unsaid, name)
+
+
+def _counted(name: Callable[[int], str], names: Container[str]) -> int:
+    """Return how many of the names of 0, 1, ... there are in a row."""
+    return next(i for i in itertools.count() if name(i) not in names)
 
 
 def _released(

@@ -8,6 +8,9 @@ import pytest
 
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.fine_tuning import find_beginning
+from ddpm_jax.experiments.foreign_models import foreign_config
 from ddpm_jax.families.denoising_diffusion_pytorch import recognise
 from ddpm_jax.families.foreign import Request
 from ddpm_jax.interop.containers import Container, open_container
@@ -185,3 +188,16 @@ def test_other_files_are_not_of_this_family(tensors):
     without = {name: value for name, value in tensors.items() if name != "time_mlp.1.weight"}
     for groups in ({}, {"": without}, {"other": tensors}):
         assert recognise(Container(pathlib.Path("a"), "", groups, {}), Request()) is None
+
+
+def test_fine_tuning_begins_with_the_average_and_says_what_the_weights_mean(tmp_path):
+    path = GOLDENS / "model_groups.pt"
+    foreign = recognise(open_container(path), SIZE)
+    config = foreign_config(foreign, SIZE)
+    config.init_from = str(path)
+    config.linear_unet.norm_groups = 4
+    beginning, record = find_beginning(build(config), tmp_path, None)
+    assert any("linear_unet.norm_groups is 8 there and 4 here" in note for note in beginning.notes)
+    assert record["weights"] == "ema"
+    bias = foreign.weights["ema"]["final_conv.bias"]
+    np.testing.assert_array_equal(beginning.given[("conv_out", "bias")], bias)

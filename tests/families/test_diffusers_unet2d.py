@@ -388,6 +388,7 @@ def test_a_state_dict_alone_says_its_blocks_and_what_it_does_not_say_is_assumed(
     assert back.keys() == tensors.keys()
 
 
+@pytest.mark.full
 def test_a_state_dict_of_old_names_is_taken_for_one_of_google(tensors):
     unet = UNet()
     params = {}

@@ -18,7 +18,6 @@ from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.foreign import Request
 from ddpm_jax.families.recognition import recognise
 from ddpm_jax.models.condition import Condition
-from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import make_sampler
 from ddpm_jax.tasks.unconditional_exporting import write_unconditional
@@ -57,10 +56,13 @@ def trained_with(**fields):
     config = default_config()
     config.update_from_flattened_dict(SMALL | fields)
     model = build(config)
-    leaves, tree = jax.tree.flatten(model.init_params(base_key(0)))
     rng = np.random.default_rng(0)
-    leaves = [leaf + 0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-    weights = Weights(jax.tree.map(jnp.asarray, jax.tree.unflatten(tree, leaves)))
+
+    def draw(path, leaf):
+        is_scale = path[-1].key == "scale"
+        return jnp.asarray(is_scale + 0.1 * rng.normal(size=leaf.shape), jnp.float32)
+
+    weights = Weights(jax.tree_util.tree_map_with_path(draw, model.params_shapes()))
     return TrainedModel(model, weights, 7, "ema", "5" * 64, directory=pathlib.Path("mine"))
 
 
