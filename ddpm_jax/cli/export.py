@@ -31,8 +31,8 @@ from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.interop.diffusers_writing import check_new
 from ddpm_jax.settings import Settings, setting
-from ddpm_jax.tasks.exporting import LICENSE, export_lora
-from ddpm_jax.tasks.network_exporting import WRITERS, write_for_diffusers, write_network
+from ddpm_jax.tasks.exporting import LICENSE, export_lora, new_file
+from ddpm_jax.tasks.network_exporting import ENDINGS, WRITERS, write_for_diffusers, write_network
 
 FORMATS = ("diffusers", "lora", *WRITERS)
 
@@ -68,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError("--lora is merged, and --to lora writes updates alone: leave one out.")
         export_lora(flags.ckpt, flags.out, step=flags.ckpt_step, raw_weights=flags.raw_weights)
     elif flags.to in WRITERS:
+        new_file(flags.out, *ENDINGS.get(flags.to, ()))
         trained = load_trained(flags.ckpt, None, **reading(flags), **updating(flags))
         builder = write_network(trained, flags.out, flags.to)
     else:

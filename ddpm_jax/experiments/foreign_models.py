@@ -65,6 +65,7 @@ def kind_of_weights(foreign: Foreign, *, raw_weights: bool = False) -> str:
 
 def load_foreign(
     found: Recognised,
+    config: ConfigDict,
     *,
     first_stage: TrainedModel | None = None,
     dtype: str | None = None,
@@ -74,16 +75,16 @@ def load_foreign(
 
     Args:
       found: its files, as `recognition.recognise` found them.
+      config: of the network: `foreign_config`.
       first_stage: the one of a network over latents, which these files do not have.
       dtype: of the computation, a key of `DTYPES`; None for float32.
       raw_weights: leave the moving average, where there is one.
 
     Raises:
-      UsageError: as `foreign_config`, `foreign_params` and `kind_of_weights`; a config that cannot
+      UsageError: as `foreign_params` and `kind_of_weights`; a config that cannot
         be built.
     """
-    container, foreign, request = found
-    config = foreign_config(foreign, request)
+    container, foreign, _ = found
     if dtype is not None:
         choose("compute dtype", dtype, DTYPES)
         config.model.dtype = dtype

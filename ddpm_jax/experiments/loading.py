@@ -109,11 +109,14 @@ def load_network(
     """Read a network of another project, and the first stage that it is over, if any.
 
     Raises:
-      UsageError: as `foreign_models.load_foreign` and `load_first_stage`.
+      UsageError: as `foreign_models.foreign_config`, `load_foreign` and `load_first_stage`.
     """
-    directory = foreign_config(found.foreign, found.request).first_stage.ckpt
+    config = foreign_config(found.foreign, found.request)
+    directory = config.first_stage.ckpt
     first_stage = load_first_stage(directory) if directory else None
-    return load_foreign(found, first_stage=first_stage, dtype=dtype, raw_weights=raw_weights)
+    return load_foreign(
+        found, config, first_stage=first_stage, dtype=dtype, raw_weights=raw_weights
+    )
 
 
 def _check_no_step(path: str | pathlib.Path, step: int | None) -> None:

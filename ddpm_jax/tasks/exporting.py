@@ -68,6 +68,21 @@ def write_diffusers(
     write_pipeline(directory, pipeline, tokenizer=write, license=license)
 
 
+def new_file(file: str | os.PathLike, *endings: str) -> pathlib.Path:
+    """Return the path of a file that is to be written, ".safetensors" unless `endings` are given.
+
+    Raises:
+      UsageError: it is in a bucket, exists, or has another ending.
+    """
+    path, endings = as_path(file), endings or (".safetensors",)
+    if is_remote(path) or path.exists() or path.suffix not in endings:
+        raise UsageError(
+            f"{path} is in a bucket, exists, or does not end in {' or '.join(endings)}: name a new "
+            "local file."
+        )
+    return pathlib.Path(path)
+
+
 def export_lora(
     workdir: str | os.PathLike,
     file: str | os.PathLike,
@@ -87,17 +102,12 @@ def export_lora(
       UsageError: the run trained all weights, or its encoder of texts; the file exists.
       FailureError: it cannot be read or written.
     """
-    path = as_path(file)
-    if is_remote(path) or path.exists() or path.suffix != ".safetensors":
-        raise UsageError(
-            f"{path} is in a bucket, exists, or does not end in .safetensors: name a new local "
-            "file."
-        )
+    path = new_file(file)
     model, updates = load_updates(workdir, step=step, raw_weights=raw_weights)
     learned = isinstance(model.network, TextConditioned)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_lora(
-        pathlib.Path(path),
+        path,
         updates["network"] if learned else updates,
         model.network.network if learned else model.network,
         scale=model.scale,

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from ddpm_jax.archives import write_safetensors
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments.run_settings import frozen_first_stage, run_settings
 from ddpm_jax.experiments.trained_model import TrainedModel
-from ddpm_jax.files import as_path, is_remote, reporting
+from ddpm_jax.files import reporting
 from ddpm_jax.interop.openai import (
     classifier_params_to_openai,
     constructor,
@@ -24,7 +23,7 @@ from ddpm_jax.interop.original import unet_params_to_original
 from ddpm_jax.interop.torch_writing import write_torch
 from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.tasks.exporting import LICENSE, write_diffusers
+from ddpm_jax.tasks.exporting import LICENSE, new_file, write_diffusers
 from ddpm_jax.tasks.unconditional_exporting import write_unconditional
 
 # fields of a U-Net that the original code has too, or that change nothing that is computed; of
@@ -74,6 +73,9 @@ WRITERS: dict[str, Callable[[TrainedModel], Mapping[str, np.ndarray]]] = {
 }
 
 
+ENDINGS = {"openai": (".safetensors", ".pt")}  # of files of a format, besides ".safetensors" alone
+
+
 def write_for_diffusers(
     trained: TrainedModel, directory: str | os.PathLike, *, license: str = LICENSE
 ) -> None:
@@ -108,13 +110,8 @@ def write_network(trained: TrainedModel, file: str | os.PathLike, form: str) -> 
         project lacks.
       FailureError: it cannot be written.
     """
-    write, path = choose("format", form, WRITERS), as_path(file)
-    endings = (".safetensors", ".pt") if form == "openai" else (".safetensors",)
-    if is_remote(path) or path.exists() or path.suffix not in endings:
-        raise UsageError(
-            f"{path} is in a bucket, exists, or does not end in {' or '.join(endings)}: name a "
-            "new local file."
-        )
+    write = choose("format", form, WRITERS)
+    path = new_file(file, *ENDINGS.get(form, ()))
     builder = ""
     if form == "openai":
         name, arguments = constructor(trained.model.network, trained.model.image_shape[2])
@@ -123,9 +120,9 @@ def write_network(trained: TrainedModel, file: str | os.PathLike, form: str) -> 
     with reporting(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".pt":
-            write_torch(pathlib.Path(path), tensors)
+            write_torch(path, tensors)
         else:
-            write_safetensors(pathlib.Path(path), tensors, _metadata(trained, form, builder))
+            write_safetensors(path, tensors, _metadata(trained, form, builder))
     return builder
 
 
