@@ -16,6 +16,7 @@ from ddpm_jax.experiments.config import check_field, field_called
 from ddpm_jax.experiments.field_synonyms import ours
 from ddpm_jax.settings import Setting, Settings, setting, settings_in
 
+NOWHERE = "none"  # a --compilation_cache that keeps nothing
 CONFIG = "config."  # prefix of the flags that set a field of the config
 _HELP_COLUMN = 28
 _WITHOUT_DOCSTRINGS = (
@@ -37,7 +38,8 @@ class Devices(Settings):
     compilation_cache: str | None = setting(
         None,
         "Keep compiled programs there: the next process with the same model and devices starts "
-        "without compiling them.",
+        "without compiling them. By default ddpm_jax/compiled in the user's cache directory, of at "
+        f"most 2 GiB; {NOWHERE} for nowhere.",
         path=True,
         metavar="DIR",
     )

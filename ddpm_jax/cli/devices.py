@@ -1,12 +1,14 @@
 """Preparation of JAX before a command computes: settings, compilation cache, platform."""
 
 import os
+import warnings
 from collections.abc import Callable
 
 import jax
 
 from ddpm_jax import randomness
-from ddpm_jax.cli.arguments import Devices
+from ddpm_jax.cli import compiled_programs
+from ddpm_jax.cli.arguments import NOWHERE, Devices
 from ddpm_jax.errors import UsageError
 from ddpm_jax.files import as_path, check_place, is_remote
 
@@ -76,22 +78,38 @@ def choose_platform(platform: str | None) -> None:
 
 
 def keep_compiled(directory: str | None) -> None:
-    """Make JAX keep compiled programs in `directory`, on disk or in a bucket; None changes nothing.
+    """Make JAX keep compiled programs, on disk or in a bucket.
+
+    Args:
+      directory: where; None for where JAX_COMPILATION_CACHE_DIR says or else the user's own
+        (`compiled_programs.own_directory`), if there is one; `NOWHERE` for not at all.
 
     Raises:
       UsageError: the directory, for None that of JAX_COMPILATION_CACHE_DIR, cannot be made, or its
         name is not UTF-8, which JAX needs.
     """
+    if directory == NOWHERE:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
     if directory is None:
         if jax.config.jax_compilation_cache_dir is not None:
             _check_cache(jax.config.jax_compilation_cache_dir, "JAX_COMPILATION_CACHE_DIR")
-        return
-    _check_cache(directory, "--compilation_cache")
-    place = as_path(directory)
-    check_place(place, flag="--compilation_cache", writing=True)
-    jax.config.update(
-        "jax_compilation_cache_dir", directory if is_remote(place) else os.path.abspath(directory)
-    )
+            return
+        wanted = jax.config.jax_enable_compilation_cache
+        own = compiled_programs.own_directory() if wanted else None
+        if own is None:
+            return
+        compiled_programs.tidy(own)
+        # Nobody asked for it: where an entry cannot be read or written, nothing is said.
+        for doing in ("reading", "writing"):
+            warnings.filterwarnings("ignore", f"Error {doing} persistent compilation cache")
+        place = str(own)
+    else:
+        _check_cache(directory, "--compilation_cache")
+        path = as_path(directory)
+        check_place(path, flag="--compilation_cache", writing=True)
+        place = directory if is_remote(path) else os.path.abspath(directory)
+    jax.config.update("jax_compilation_cache_dir", place)
     # By default JAX keeps only what took a second to compile; a start consists of many smaller
     # programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

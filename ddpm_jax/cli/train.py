@@ -20,7 +20,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from ddpm_jax.cli.arguments import Parser
+from ddpm_jax.cli.arguments import NOWHERE, Parser
 from ddpm_jax.cli.command import INTERRUPTED, run
 from ddpm_jax.cli.devices import how_to_call
 from ddpm_jax.cli.shared_flags import Processes, prepare
@@ -67,7 +67,8 @@ def main(argv: Sequence[str]) -> int:
     run = dataclasses.replace(run, workdir=run.workdir or default_workdir(flags.config))
     interrupt = make_interrupt(run)
     # before `prepare` makes the folder of compiled programs
-    check_apart(config, as_path(run.workdir), compilation_cache=flags.compilation_cache)
+    kept = None if flags.compilation_cache == NOWHERE else flags.compilation_cache
+    check_apart(config, as_path(run.workdir), compilation_cache=kept)
     prepare(flags)
     result = run_training(config, run, interrupt=interrupt)
     if hosts.is_primary():
