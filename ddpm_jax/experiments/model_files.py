@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 
 from ddpm_jax.checkpoints.reader import saved_steps
 from ddpm_jax.errors import UsageError, choose
@@ -12,11 +11,10 @@ from ddpm_jax.families.recognition import Recognised, recognise
 from ddpm_jax.files import as_path, is_folder, is_remote
 from ddpm_jax.interop.containers import is_container, open_container
 from ddpm_jax.interop.diffusers_directory import INDEX, PIPELINES, read_json, read_pipeline
-from ddpm_jax.interop.hub import resolve
+from ddpm_jax.interop.hub import PREFIX, parse_name, resolve
 from ddpm_jax.interop.pipeline_parts import Pipeline
 from ddpm_jax.interop.single_file import PREFIXES, read_single_file
 
-_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # "owner/name"
 _PARTS = (INDEX, "unet", "text_encoder")
 PARAMETERIZATIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin", ".pth")
@@ -68,7 +66,9 @@ def results_of(path: str | os.PathLike, kind: str) -> pathlib.Path:
     """
     if not is_foreign(path):
         return as_path(path) / kind
-    place = as_path(path)
+    place, found = as_path(path), parse_name(os.fspath(path))
+    if found and not place.exists():
+        return as_path(kind) / found.repo.split("/")[1]
     name = place.stem if place.suffix in SINGLE_FILES else pathlib.Path(os.path.abspath(path)).name
     return as_path(kind) / name
 
@@ -172,5 +172,6 @@ def open_pipeline(
 
 
 def _may_be_on_hub(name: str) -> bool:
-    """Return whether a name that is no path here looks like "owner/name"."""
-    return bool(_NAME.fullmatch(name)) and not pathlib.Path(name).parent.exists()
+    """Return whether a name that is no path here is one of the hub."""
+    is_said = name.startswith(PREFIX)
+    return parse_name(name) is not None and (is_said or not pathlib.Path(name).parent.exists())
