@@ -12,9 +12,9 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.config import flatten
 from ddpm_jax.experiments.config_field import Field, Owner
 from ddpm_jax.experiments.fields import FIELDS
+from ddpm_jax.experiments.learning_rates import parse_groups
 from ddpm_jax.experiments.owners import FIRST_STAGE, OBJECTIVES
 from ddpm_jax.schema import format_value
-from ddpm_jax.training.rate_groups import parse_groups
 
 # of residual blocks on the way down of a U-Net, each of which takes about a second to trace
 _BLOCKS = 64

@@ -14,6 +14,7 @@ from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.distributed.pmap import Parallelism
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments import perceptual
+from ddpm_jax.experiments.learning_rates import parse_groups
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.objectives import make_objective, make_players
 from ddpm_jax.randomness import base_key, init_key
@@ -21,7 +22,7 @@ from ddpm_jax.training.ema import Average
 from ddpm_jax.training.initial_weights import Given, Rows, replaced
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
-from ddpm_jax.training.rate_groups import check_groups, parse_groups, with_groups
+from ddpm_jax.training.rate_groups import check_groups, with_groups
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
 

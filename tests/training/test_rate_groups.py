@@ -6,8 +6,9 @@ import optax
 import pytest
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.learning_rates import parse_groups
 from ddpm_jax.training.optimizer import make_optimizer
-from ddpm_jax.training.rate_groups import check_groups, factor_of, parse_groups, with_groups
+from ddpm_jax.training.rate_groups import check_groups, factor_of, with_groups
 
 PARAMS = {
     "conv_in": {"kernel": np.float32([1.0, -2.0]), "bias": np.float32([0.5])},
