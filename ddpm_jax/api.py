@@ -23,6 +23,7 @@ from ddpm_jax.experiments.file_options import FileOptions
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.experiments.models import NetworkModel, Weights
 from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.interop.hub import check_push
 from ddpm_jax.measuring.bits_per_dim import BitsPerDim, bits_per_dim
 from ddpm_jax.tasks.call_arguments import conditions_from, sampling_from
 from ddpm_jax.tasks.exporting import LICENSE
@@ -31,6 +32,7 @@ from ddpm_jax.tasks.loaded_models import Classifier, FirstStage, check_latents
 from ddpm_jax.tasks.network_exporting import write_for_diffusers, write_network
 from ddpm_jax.tasks.photos import Picture
 from ddpm_jax.tasks.picture_methods import PictureMethods
+from ddpm_jax.tasks.publishing import publish
 from ddpm_jax.tasks.sampling import generator_on, make_generator
 from ddpm_jax.tasks.sampling_settings import Guidance
 
@@ -52,8 +54,9 @@ def load(
 
     Args:
       directory: of a training run, on disk or in a bucket. Or a directory of Stable Diffusion in
-        diffusers' layout, its single file of the original code, or its name on the Hugging Face
-        hub. Or any files that `ddpm-jax import` takes (docs/checkpoints.md).
+        diffusers' layout, its single file of the original code, or any files that `ddpm-jax import`
+        takes (docs/checkpoints.md); or the name of these on the Hugging Face hub, "owner/model" or
+        "owner/model@revision".
       step: which checkpoint; the newest by default.
       raw_weights: the weights as trained, instead of their moving average.
       dtype: of the computation, "float32" or "bfloat16", and of Stable Diffusion's weights; None
@@ -131,31 +134,58 @@ class Model(PictureMethods):
         """Return the `Chain`, for `make_sampler`."""
         return self.process.chain
 
-    def write_diffusers(self, directory: str | os.PathLike, *, license: str = LICENSE) -> None:
+    def write_diffusers(
+        self,
+        directory: str | os.PathLike,
+        *,
+        license: str = LICENSE,
+        push: str | None = None,
+        private: bool = False,
+    ) -> None:
         """Write a model as a directory for diffusers: `network_exporting.write_for_diffusers`.
 
         Args:
           directory: where; nothing may be there yet.
           license: of the weights, for the model card.
+          push: "owner/name" of a model on the Hugging Face hub, which it is added to as well.
+          private: whether that model, if it is made, is seen by its owner alone.
 
         Raises:
-          UsageError: it is another kind of model, or has a network that diffusers lacks.
-          FailureError: it cannot be written.
+          UsageError: it is another kind of model, or has a network that diffusers lacks; `push`
+            is no name, or `huggingface_hub` is not installed.
+          FailureError: it cannot be written or pushed.
         """
+        repo = check_push(push) if push else ""
         write_for_diffusers(self.trained, directory, license=license)
+        if repo:
+            publish(directory, repo, "diffusers", private=private)
 
-    def write_network(self, file: str | os.PathLike, form: str = "safetensors") -> None:
+    def write_network(
+        self,
+        file: str | os.PathLike,
+        form: str = "safetensors",
+        *,
+        license: str = LICENSE,
+        push: str | None = None,
+        private: bool = False,
+    ) -> None:
         """Write the network alone to a new file: `network_exporting.write_network`.
 
         Args:
           file: its name ends in .safetensors, or in .pt for OpenAI's code.
           form: "safetensors" (our names), "openai" or "original".
+          license, push, private: as in `write_diffusers`; the license is of the card that goes
+            with a file that is pushed.
 
         Raises:
-          UsageError: the file exists, or the network has an option that the other project lacks.
-          FailureError: it cannot be written.
+          UsageError: the file exists, or the network has an option that the other project lacks;
+            `push` as in `write_diffusers`.
+          FailureError: it cannot be written or pushed.
         """
-        write_network(self.trained, file, form)
+        repo = check_push(push) if push else ""
+        builder = write_network(self.trained, file, form)
+        if repo:
+            publish(file, repo, form, builder=builder, license=license, private=private)
 
     def sample(
         self,

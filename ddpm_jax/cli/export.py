@@ -7,10 +7,12 @@
     ddpm-jax export runs/cifar10 --to openai --out model.pt    as improved-diffusion has it
     ddpm-jax export runs/cifar10 --to original --out ho.safetensors    by Ho et al.'s variables
     ddpm-jax export runs/cifar10 --to safetensors --out mine.safetensors    by our own names
+    ddpm-jax export runs/cifar10 --to diffusers --out cifar10 --push ORG/NAME    also to the hub
 
 --ckpt RUN is the same as RUN. A run that trained low-rank updates is written to a directory of
 diffusers with the updates merged. What the other project does not have is refused by its name, and
-nothing that exists is overwritten.
+nothing that exists is overwritten. --push adds what was written to a model on the Hugging Face hub,
+with a model card, as one commit; it needs the extra `hub` and a login.
 """
 
 import dataclasses
@@ -30,9 +32,11 @@ from ddpm_jax.cli.shared_flags import (
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.interop.diffusers_writing import check_new
+from ddpm_jax.interop.hub import check_push
 from ddpm_jax.settings import Settings, setting
 from ddpm_jax.tasks.exporting import LICENSE, export_lora, new_file
 from ddpm_jax.tasks.network_exporting import ENDINGS, WRITERS, write_for_diffusers, write_network
+from ddpm_jax.tasks.publishing import publish
 
 FORMATS = ("diffusers", "lora", *WRITERS)
 
@@ -48,7 +52,20 @@ class Command(Settings):
         choices=FORMATS,
     )
     out: str | None = setting(None, "The new directory or file.", path=True)
-    license: str = setting(LICENSE, "Of the weights, for the model card of diffusers.")
+    license: str = setting(LICENSE, "Of the weights, for the model card.")
+    push: str | None = setting(
+        None,
+        "Model on the Hugging Face hub that it is added to as well, owner/name; made if there is "
+        "none.",
+        metavar="NAME",
+    )
+    private: bool = setting(False, "With --push: a model that is made is seen by its owner alone.")
+
+    def __post_init__(self) -> None:
+        """Check every field, and that nothing is private that is not pushed."""
+        super().__post_init__()
+        if self.private and not self.push:
+            raise UsageError("private is for push, and there is none: leave it out.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
     check_names_a_run(flags)
     if not flags.out:
         raise UsageError("--out is missing: name what to write.")
+    command = flags.make(Command)
+    repo = check_push(command.push) if command.push else ""
     prepare(flags)
     builder = ""
     if flags.to == "lora":
@@ -78,6 +97,10 @@ def main(argv: Sequence[str]) -> int:
     say(f"wrote {flags.out}")
     if builder:
         say(f"  for {builder}")
+    if repo:
+        options = {"license": flags.license, "private": flags.private}
+        url = publish(flags.out, repo, flags.to, builder=builder, **options)
+        say(f"  pushed: {url}")
     return 0
 
 

@@ -26,6 +26,7 @@ from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.experiments.model_files import results_of
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path, check_place
+from ddpm_jax.measuring.measurement import checkpoint_record
 from ddpm_jax.tasks import sample_files
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting
 from ddpm_jax.tasks.picture_editing import check_one_picture, make_any
@@ -45,12 +46,7 @@ def make_images(flags: Flags) -> int:
     trained = load_trained(flags.ckpt, **reading(flags), **updating(flags))
     model = identity(trained)
     hosts.check_equal(common_flags(flags) | {"the step of the checkpoint": trained.step} | model)
-    made_by = {
-        "checkpoint": str(flags.ckpt),
-        "checkpoint_step": trained.step,
-        "weights": trained.average,
-        **model,
-    }
+    made_by = checkpoint_record(trained)
     if pictures:
         out = _checked(flags, trained, results_of(flags.ckpt, "generated"))
         with stop, _keeping("nothing is kept of the picture; the same command begins it again."):

@@ -3,10 +3,10 @@
     ddpm-jax import-first-stage --config configs/vae_imagenet256.py \\
         --weights diffusion_pytorch_model.safetensors --out runs/sd_vae
 
-Reads the weights of an `AutoencoderKL` or a `VQModel` as diffusers lays them out, safetensors or
-NPZ, into the network of the config, and writes them as a run of step 0. Everything takes it for
-one: evaluate.py, encode and decode, and --config.first_stage.ckpt of a model over its latents. It
-holds these weights only, so it cannot be trained on.
+Reads the weights of an `AutoencoderKL` or a `VQModel` as diffusers lays them out, safetensors, NPZ
+or Flax's msgpack, into the network of the config, and writes them as a run of step 0. Everything
+takes it for one: evaluate.py, encode and decode, and --config.first_stage.ckpt of a model over its
+latents. It holds these weights only, so it cannot be trained on.
 """
 
 import dataclasses
@@ -34,7 +34,9 @@ class Command(Settings):
         path=True,
     )
     weights: str | None = setting(
-        None, "Its weights as diffusers names them: safetensors, or NPZ.", path=True
+        None,
+        "Its weights as diffusers names them: safetensors, NPZ, or Flax's .msgpack.",
+        path=True,
     )
     out: str | None = setting(None, "Directory to write the run to.", path=True, metavar="DIR")
 

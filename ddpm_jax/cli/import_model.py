@@ -3,18 +3,22 @@
     ddpm-jax import google_ddpm-church-256 --out runs/church
     ddpm-jax import model.pt --preset 64x64_diffusion --out runs/guided64
     ddpm-jax import model.pt --config.model.num_heads=4 --out runs/mine
-    ddpm-jax import model.ckpt-790000 --out runs/cifar10
+    ddpm-jax import model.ckpt-790000 --weights ema --out runs/cifar10
+    ddpm-jax import hub:google/ddpm-church-256@main --out runs/church
 
 The format and the network are recognised from names and shapes; nothing in the files is executed.
 What they do not say is assumed, and said: --preset names a released model whose settings are
-known, and --config.FIELD=VALUE sets a field of the config. Beside the run lies certificate.json,
-which `ddpm-jax verify DIR` repeats. sample, evaluate and --config.init_from of train take the
-directory as that of any run; it holds weights only, so training cannot be resumed in it.
+known, and --config.FIELD=VALUE sets a field of the config. Where there are weights as trained and
+their moving average, the run has both, and images are made with the average; --weights takes one of
+them alone. Beside the run lies certificate.json, which `ddpm-jax verify DIR` repeats. sample,
+evaluate and --config.init_from of train take the directory as that of any run; it holds weights
+only, so training cannot be resumed in it.
 """
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
@@ -25,7 +29,7 @@ from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.file_options import FileOptions
 from ddpm_jax.files import as_path
 from ddpm_jax.settings import Settings, setting
-from ddpm_jax.tasks.model_importing import Imported, import_model
+from ddpm_jax.tasks.model_importing import KINDS, Imported, import_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,12 @@ class Command(Settings):
 
     preset: str | None = setting(
         None, "Released model that it has the settings of, where the files do not say them."
+    )
+    weights: str | None = setting(
+        None,
+        "Take only the moving average of the weights, or only the weights as trained, where the "
+        "files have both; by default both.",
+        choices=KINDS,
     )
     out: str | None = setting(None, "Directory to write the run to.", path=True, metavar="DIR")
 
@@ -49,11 +59,23 @@ def main(argv: Sequence[str]) -> int:
     config = override(default_config(), flags.fields)
     fields = {name: value for name, value in flatten(config) if name in flags.fields}
     options = FileOptions(fields=fields, preset=flags.preset)
-    found = import_model(flags.words[0], as_path(flags.out), options)
+    found = import_model(
+        flags.words[0], as_path(flags.out), options, weights=flags.weights, report=_reporter()
+    )
     for line in describe(found):
         say(line)
     say(f"  --ckpt {flags.out}")
     return 0
+
+
+def _reporter() -> Callable[[str], None]:
+    """Return what says, of each part of the work, how late it begins."""
+    start = time.monotonic()
+
+    def report(part: str) -> None:
+        say(f"{time.monotonic() - start:4.0f} s  {part}", file=sys.stderr)
+
+    return report
 
 
 def describe(found: Imported) -> list[str]:
@@ -64,6 +86,13 @@ def describe(found: Imported) -> list[str]:
     released = f", the architecture of {foreign.released_as}" if foreign.released_as else ""
     released += f" ({foreign.published} parameters as published)" if foreign.published else ""
     lines = [f"{foreign.family}{released}: {counts}"]
+    if name := certificate["source"].get("hub"):
+        lines.append(f"  from {name}")
+    if len(weights) > 1:
+        lines.append(
+            "  weights = ema, assumed: images are made with the average; --weights raw takes the "
+            "weights as trained"
+        )
     lines += [f"  {name} = {_shown(value)}" for name, value in sorted(foreign.fields.items())]
     lines += [
         f"  {name} = {_shown(assumption.value)}, assumed: {assumption.why}"

@@ -21,8 +21,9 @@ class Checkpoint(Settings):
 
     ckpt: str | None = setting(
         None,
-        "Directory of a training run: the --workdir of train.py. Or Stable Diffusion: a "
-        "directory in diffusers' layout, a single file, or its name on the Hugging Face hub.",
+        "Directory of a training run: the --workdir of train.py. Or a model of another project, "
+        "Stable Diffusion among them (docs/checkpoints.md): a directory in diffusers' layout, a "
+        "file, or its name on the Hugging Face hub, owner/model or owner/model@revision.",
         path=True,
         metavar="DIR",
     )
@@ -43,7 +44,7 @@ class Checkpoint(Settings):
         choices=("float32", "bfloat16"),
     )
     variant: str | None = setting(
-        None, "Which weights in a directory of Stable Diffusion, as in fp16.", metavar="NAME"
+        None, "Which weights in a directory of diffusers, as in fp16.", metavar="NAME"
     )
     prediction_type: str | None = setting(
         None,

@@ -12,6 +12,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.config import flatten
 from ddpm_jax.experiments.config_field import Field, Owner
 from ddpm_jax.experiments.fields import FIELDS
+from ddpm_jax.experiments.learning_rates import parse_groups
 from ddpm_jax.experiments.owners import FIRST_STAGE, OBJECTIVES
 from ddpm_jax.schema import format_value
 
@@ -33,6 +34,8 @@ def check_config(config: ConfigDict) -> None:
             _check_owners(field, values)
     _check_network(config)
     _check_condition(config)
+    parse_groups(config.optimizer.groups)
+    _check_scheduler(config)
     _check_ema(config)
     _check_lengths(config)
 
@@ -128,6 +131,19 @@ def _check_condition(config: ConfigDict) -> None:
             f"condition.low_res_factor is {c.low_res_factor}, which does not divide "
             f"data.image_size {size}: choose a divisor."
         )
+
+
+def _check_scheduler(config: ConfigDict) -> None:
+    """Refuse options of diffusers' scheduler that no sampler would read."""
+    if config.model.name != "unet" or config.scheduler.given:
+        return
+    for name, value in config.scheduler.items():
+        default = FIELDS[f"scheduler.{name}"].default
+        if value != default:
+            raise UsageError(
+                f"scheduler.{name} is {value!r}, and scheduler.given is false: set it to true, or "
+                f"leave scheduler.{name} {default!r}."
+            )
 
 
 def _check_ema(config: ConfigDict) -> None:

@@ -61,7 +61,7 @@ class Run:
         resumable=True,
     )
     objective = field("diffusion", "what is trained", choices(OBJECTIVES))
-    init_from = field("", 'run or Stable Diffusion whose weights this one begins with; "": none')
+    init_from = field("", 'run or files whose weights this one begins with; "": none')
     init_from_step = field(
         None, "which of its checkpoints; None: the newest", at_least(0), of=FINE_TUNED, kind=int
     )
@@ -279,6 +279,9 @@ class Optimizer:
     b2 = field(0.999, "decay of the mean of their squares", SHARE)
     eps = field(1e-8, "added to the root of the latter", POSITIVE)
     weight_decay = field(0.0, "adamw only", at_least(0))
+    groups = field(
+        "", 'PATTERN=FACTOR,...: of the learning rate of parameters by their paths; "": none'
+    )
     warmup_steps = field(5000, "linear, from 0", at_least(0))
     decay = field("constant", "after the warm-up", choices("constant cosine linear"))
     clip_norm = field(1.0, "global norm of the gradient; 0: no clipping", at_least(0))

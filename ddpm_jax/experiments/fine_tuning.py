@@ -1,6 +1,7 @@
 """The config's `init_from`: a new run begins with the weights of another one."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +16,9 @@ from ddpm_jax.experiments.models import DiffusionModel, Model
 from ddpm_jax.experiments.run_settings import INIT_FROM, check_settings, frozen_first_stage
 from ddpm_jax.experiments.text_networks import ENCODER_FIELDS
 from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.interop.hub import origin
 from ddpm_jax.text.tokenizer import Tokenizer
-from ddpm_jax.training.initial_weights import Given, fitting
+from ddpm_jax.training.initial_weights import Fitting, Given, fitting
 
 # Fields of a model that say how it is trained, and not what its weights compute.
 _OF_TRAINING = (
@@ -112,11 +114,11 @@ def find_beginning(
         )
         _check_kind(trained, model)
         _check_encoder(trained, model)
-        given, fresh = _fitting(trained, model)
+        found = _fitting(trained, model)
     except UsageError as error:
         raise UsageError(f"init_from: {error}") from error
     record = {
-        "source": config.init_from,
+        "source": origin(str(trained.directory)),
         "step": trained.step,
         "weights": trained.average,
         "sha256": trained.sha256,
@@ -128,13 +130,13 @@ def find_beginning(
             f"{before['sha256'][:12]} then, {trained.sha256[:12]} now): give "
             f"init_from_step={before['step']}, or another workdir."
         )
-    notes = [f"{name} is initialized, because the classes differ" for name in fresh]
+    notes = _notes(found)
     differing = _differing(trained.model.config, config)
     if differing:
         notes.append(f"its weights mean something else here, because {'; '.join(differing)}")
     frozen = _frozen(trained, model)
-    if isinstance(model, LoraModel):
-        given = {}  # they are in the frozen part
+    # those that updates are trained of are in the frozen part
+    given = {} if isinstance(model, LoraModel) else found.given
     return Beginning(given, frozen, record, notes, trained.tokenizer), record
 
 
@@ -176,28 +178,63 @@ def _reads_by_trained_encoder(model: Model) -> bool:
     return isinstance(model, DiffusionModel) and model.has_trained_encoder
 
 
-def _fitting(trained: TrainedModel, model: Model) -> tuple[Given, list[str]]:
-    """Return the weights that a model takes over, and the names of those that it draws.
+def _notes(found: Fitting) -> list[str]:
+    """Return which parameters are drawn, in words."""
+    if found.rows:
+        return [
+            f"of {name} the rows of the classes {found.rows} are kept, and the others are "
+            "initialized, because the classes differ"
+            for name in found.fresh
+        ]
+    return [f"{name} is initialized, because the classes differ" for name in found.fresh]
+
+
+def _fitting(trained: TrainedModel, model: Model) -> Fitting:
+    """Return the weights that a model takes over, and which it draws.
 
     Raises:
       UsageError: they do not fit: the first field of the network that differs, or its parameter.
     """
     has_updates = isinstance(model, LoraModel)
     shapes = model.network_shapes() if has_updates else model.params_shapes()
+    classes = tuple(of.config.condition.num_classes for of in (trained.model, model))
     try:
-        given, fresh = fitting(trained.params, shapes, source=model.config.init_from)
-        if has_updates and fresh:
+        found = fitting(trained.params, shapes, source=model.config.init_from, classes=classes)
+        if has_updates and found.fresh:
             raise UsageError(
                 f"{model.config.init_from} has other classes, and lora.rank trains updates of its "
                 "weights alone: give condition.num_classes as that run has it."
             )
-        return given, fresh
+        return found
     except UsageError as error:
         differing = _differing(trained.model.config, model.config, _OF_NETWORK)
+        differing = _other_classes(trained.model, model) + differing
+        differing = differing or _other_levels(trained.model.config, model.config)
         if not differing:
             raise
         more = f", and {len(differing) - 1} more fields differ" if differing[1:] else ""
         raise UsageError(f"{str(error).removesuffix('.')}; {differing[0]}{more}.") from error
+
+
+def _other_classes(theirs: Model, ours: Model) -> list[str]:
+    """Return the field that decides how many classes a classifier tells apart, if it differs."""
+    there, here = (model.config.condition.num_classes for model in (theirs, ours))
+    if ours.config.objective != "classifier" or there == here:
+        return []
+    return [f"condition.num_classes is {there} there and {here} here"]
+
+
+def _other_levels(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
+    """Return the field that puts attention on other levels for images of another size, if any."""
+    size, here = theirs.data.image_size, ours.data.image_size
+    heights = theirs.model.attn_resolutions
+    if ours.model.name not in ("unet", "text_unet") or size == here:
+        return []
+    same = ",".join(str(height * here // size) for height in heights)
+    return [
+        f"data.image_size is {size} there and {here} here, so attention is on other levels: give "
+        f"model.attn_resolutions={same}"
+    ]
 
 
 def _frozen(trained: TrainedModel, model: Model) -> Any:
@@ -210,6 +247,11 @@ def _frozen(trained: TrainedModel, model: Model) -> Any:
     elif not (_reads_by_trained_encoder(model) or isinstance(model, LoraModel)):
         return None
     return model.frozen_part(weights)
+
+
+def _levels_with_attention(fields: Mapping[str, Any]) -> set[float]:
+    """Return how many times smaller than an image the feature maps with attention are."""
+    return {fields["data.image_size"] / height for height in fields["model.attn_resolutions"]}
 
 
 def _differing(
@@ -225,4 +267,6 @@ def _differing(
         for name in here
         if name.startswith(groups) and name not in _OF_TRAINING and here[name] != there.get(name)
     ]
+    if _levels_with_attention(there) == _levels_with_attention(here):
+        names = [name for name in names if name != "model.attn_resolutions"]
     return [f"{name} is {there.get(name)!r} there and {here[name]!r} here" for name in names]

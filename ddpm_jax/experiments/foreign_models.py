@@ -1,5 +1,6 @@
 """Networks in the files of other projects as models of ours: their config, and their weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from ddpm_jax.experiments.models import Model, Weights
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.foreign import Foreign, Request
 from ddpm_jax.families.recognition import Recognised
+from ddpm_jax.interop.pipeline_params import placed
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.variational.latent_space import Frozen
 
@@ -24,7 +26,8 @@ def foreign_config(foreign: Foreign, request: Request) -> ConfigDict:
     """Return the config of a network: what its files say, what is assumed, what the user says.
 
     Raises:
-      UsageError: the user names no field, or says something else than the files.
+      UsageError: the user names no field, says something else than the files, or a size of images
+        that their network does not have.
     """
     for name, value in request.fields.items():
         check_field(name, "the request")
@@ -35,10 +38,27 @@ def foreign_config(foreign: Foreign, request: Request) -> ConfigDict:
             )
     assumed = {name: assumption.value for name, assumption in foreign.assumed.items()}
     fields = assumed | dict(foreign.fields) | dict(request.fields)
+    _check_size(fields, request)
     usual = FIELDS["train.sample_steps"].default
     steps = min(usual, fields.get("diffusion.num_timesteps", usual))
     fields = {"train.sample_steps": steps} | fields
     return from_dict({"data.name": "folder", "data.flip": False} | fields, source=foreign.family)
+
+
+def _check_size(fields: Mapping[str, Any], request: Request) -> None:
+    """Refuse a size of images that a network of so many levels cannot halve so often.
+
+    Without this the advice would be to change the levels, which are the files'.
+    """
+    size, halvings = fields["data.image_size"], len(fields.get("model.ch_mult", "-")) - 1
+    stride = 2**halvings
+    if "data.image_size" in request.fields and size % stride:
+        below = size // stride * stride
+        near = f"{below} or {below + stride}" if below else f"{stride}"
+        raise UsageError(
+            f"data.image_size is {size}, and the network in the files halves images {halvings} "
+            f"times: give a multiple of {stride}, as {near}."
+        )
 
 
 def foreign_params(foreign: Foreign, model: Model, kind: str) -> dict[str, Any]:
@@ -96,7 +116,8 @@ def load_foreign(
     model = build(config, stage)
     weights = Weights(foreign_params(foreign, model, kind), frozen)
     sha256 = weights_digest(weights)
-    weights = jax.tree.map(jnp.asarray, weights)
+    placed(weights.params, jnp.asarray)  # each array on the host is let go before the next
+    weights = weights._replace(frozen=jax.tree.map(jnp.asarray, weights.frozen))
     return TrainedModel(
         model, weights, step=0, average=kind, sha256=sha256, directory=container.path
     )

@@ -66,9 +66,10 @@ def load_trained(
       FailureError: its files are damaged.
     """
     if lora is not None:
-        read_lora(lora)  # what cannot be read is refused before a model is
+        updates = read_lora(lora)  # what cannot be read is refused before a model is
         given = {"step": step, "raw_weights": raw_weights, "dtype": dtype, "files": files}
-        return with_lora(load_trained(workdir, objective, **given), lora, scale=lora_scale)
+        trained = load_trained(workdir, objective, **given)
+        return with_lora(trained, lora, updates, scale=lora_scale)
     if is_foreign(workdir):
         trained = _load_foreign(workdir, step, files, dtype=dtype, raw_weights=raw_weights)
         _check_objective(workdir, trained.model, objective)

@@ -2,30 +2,43 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.trained_model import TrainedModel
-from ddpm_jax.interop.lora_files import add_lora
+from ddpm_jax.interop.lora_files import Update, add_lora
 from ddpm_jax.models.text_conditioned import TextConditioned
 from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.monitoring.results import weights_digest
 
 
 def with_lora(
-    trained: TrainedModel, file: str | os.PathLike, *, scale: float = 1.0
+    trained: TrainedModel,
+    file: str | os.PathLike,
+    updates: Mapping[str, Update],
+    *,
+    scale: float = 1.0,
 ) -> TrainedModel:
     """Return a model with the low-rank updates of a file merged into its U-Net.
+
+    Args:
+      trained: the model.
+      file: of the updates, for messages.
+      updates: what `read_lora` has read in it.
+      scale: further factor of them.
 
     Raises:
       UsageError: it has no U-Net that reads texts, or the file does not fit.
     """
     network, params = getattr(trained.model, "network", None), trained.params
+    how: dict[str, Any] = {"scale": scale, "updates": updates}
     if isinstance(network, TextUNet):
-        params = add_lora(file, params, network, scale=scale)
+        params = add_lora(file, params, network, **how)
     elif isinstance(network, TextConditioned):
         params = {
             **params,
-            "network": add_lora(file, params["network"], network.network, scale=scale),
+            "network": add_lora(file, params["network"], network.network, **how),
         }
     else:
         raise UsageError(

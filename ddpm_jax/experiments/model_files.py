@@ -2,21 +2,19 @@
 
 import os
 import pathlib
-import re
 
 from ddpm_jax.checkpoints.reader import saved_steps
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments.file_options import FileOptions
 from ddpm_jax.families.foreign import Request
-from ddpm_jax.families.recognition import Recognised, recognise
+from ddpm_jax.families.recognition import Recognised, recognise, recognise_container
 from ddpm_jax.files import as_path, is_folder, is_remote
-from ddpm_jax.interop.containers import is_container, open_container
+from ddpm_jax.interop.containers import Container, is_container, open_container
 from ddpm_jax.interop.diffusers_directory import INDEX, PIPELINES, read_json, read_pipeline
-from ddpm_jax.interop.hub import resolve
+from ddpm_jax.interop.hub import PREFIX, parse_name, resolve
 from ddpm_jax.interop.pipeline_parts import Pipeline
 from ddpm_jax.interop.single_file import PREFIXES, read_single_file
 
-_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # "owner/name"
 _PARTS = (INDEX, "unet", "text_encoder")
 PARAMETERIZATIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin", ".pth")
@@ -68,25 +66,25 @@ def results_of(path: str | os.PathLike, kind: str) -> pathlib.Path:
     """
     if not is_foreign(path):
         return as_path(path) / kind
-    place = as_path(path)
+    place, found = as_path(path), parse_name(os.fspath(path))
+    if found and not place.exists():
+        return as_path(kind) / found.repo.split("/")[1]
     name = place.stem if place.suffix in SINGLE_FILES else pathlib.Path(os.path.abspath(path)).name
     return as_path(kind) / name
 
 
-def is_stable_diffusion(place: pathlib.Path) -> bool:
-    """Return whether local files are those of Stable Diffusion, and not of another network.
+def _is_stable_diffusion(place: pathlib.Path) -> bool:
+    """Return whether a directory is of Stable Diffusion, and not of another network.
 
-    A directory is if it has an encoder of texts or names such a pipeline, a file if the names of
-    its tensors begin as in the code of its authors.
-
-    Raises:
-      UsageError: it is a file that cannot be read.
+    It is if it has an encoder of texts or names such a pipeline.
     """
-    if place.is_dir():
-        index = read_json(place / INDEX) if (place / INDEX).exists() else {}
-        return (place / "text_encoder").exists() or index.get("_class_name") in PIPELINES
-    names = open_container(place).groups.get("", ())
-    return any(name.startswith(PREFIXES) for name in names)
+    index = read_json(place / INDEX) if (place / INDEX).exists() else {}
+    return (place / "text_encoder").exists() or index.get("_class_name") in PIPELINES
+
+
+def _has_stable_diffusion(container: Container) -> bool:
+    """Return whether the names of the tensors in a file begin as in the code of its authors."""
+    return any(name.startswith(PREFIXES) for name in container.groups.get("", ()))
 
 
 def open_model(
@@ -107,7 +105,8 @@ def open_model(
     place = as_path(path)
     if not is_container(place):
         place = resolve(path, variant=options.variant)
-    if place.exists() and is_stable_diffusion(place):
+    container = open_container(place) if place.is_file() else None
+    if _is_stable_diffusion(place) if container is None else _has_stable_diffusion(container):
         if options.preset or options.fields:
             raise UsageError(f"{path} says all of itself: leave out {' and '.join(options.given)}.")
         return open_pipeline(
@@ -121,7 +120,10 @@ def open_model(
         fields["diffusion.parameterization"] = choose(
             "prediction_type", options.prediction_type, PARAMETERIZATIONS
         )
-    return recognise(place, Request(fields, options.preset), variant=options.variant)
+    request = Request(fields, options.preset)
+    if container is not None:
+        return recognise_container(container, request)
+    return recognise(place, request, variant=options.variant)
 
 
 def open_network(path: str | os.PathLike, options: FileOptions | None = None) -> Recognised:
@@ -172,5 +174,6 @@ def open_pipeline(
 
 
 def _may_be_on_hub(name: str) -> bool:
-    """Return whether a name that is no path here looks like "owner/name"."""
-    return bool(_NAME.fullmatch(name)) and not pathlib.Path(name).parent.exists()
+    """Return whether a name that is no path here is one of the hub."""
+    is_said = name.startswith(PREFIX)
+    return parse_name(name) is not None and (is_said or not pathlib.Path(name).parent.exists())

@@ -48,7 +48,7 @@ def set_scheduler(config: ConfigDict, facts: SchedulerFacts) -> None:
 
 
 def options_in(config: ConfigDict) -> SchedulerOptions:
-    """Return the options of diffusers' scheduler that a text model's config has."""
+    """Return the options of diffusers' scheduler that a config has."""
     own = config.scheduler
     return SchedulerOptions(
         spacing=own.spacing or None,
@@ -56,6 +56,15 @@ def options_in(config: ConfigDict) -> SchedulerOptions:
         steps_offset=own.steps_offset,
         set_alpha_to_one=own.set_alpha_to_one,
     )
+
+
+def sampler_options_in(config: ConfigDict) -> SchedulerOptions:
+    """Return the options with which diffusers samples a model.
+
+    They are those in its config, or of the class that samples where no scheduler has said any.
+    """
+    is_said = config.model.name == "text_unet" or config.scheduler.given
+    return options_in(config) if is_said else SchedulerOptions()
 
 
 def facts_in(config: ConfigDict) -> SchedulerFacts:
@@ -92,7 +101,7 @@ def facts_over_pixels(config: ConfigDict, class_name: str) -> SchedulerFacts:
         **_process(config),
         class_name=class_name,
         variance=variance if class_name == "DDPMScheduler" else None,
-        options=SchedulerOptions(),
+        options=sampler_options_in(config),
         clip_sample=clip != "none",
         skip_prk_steps=False,
     )

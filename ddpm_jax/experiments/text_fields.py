@@ -2,7 +2,15 @@
 `scheduler`; see `fields`."""
 
 from ddpm_jax.experiments.config_field import POSITIVE, SHARE, at_least, choices, field, only, up_to
-from ddpm_jax.experiments.owners import ENCODERS, FINE_TUNED, MIDDLES, TEXT, TRAINED_ENCODER
+from ddpm_jax.experiments.owners import (
+    DIFFUSION,
+    ENCODERS,
+    FINE_TUNED,
+    MIDDLES,
+    TEXT,
+    TRAINED_ENCODER,
+    WHOLE_UNET,
+)
 from ddpm_jax.models.lora import TARGETS
 from ddpm_jax.samplers.diffusers_levels import SIGMAS, TIMES
 
@@ -76,10 +84,12 @@ class Lora:
 class Scheduler:
     """How diffusers samples the model: what `levels diffusers` takes where a command says nothing.
 
-    The defaults are those of Stable Diffusion.
+    The defaults are those of Stable Diffusion. A U-Net without texts has the options of each class
+    of diffusers, unless `given` says that these are its own.
     """
 
-    OF = TEXT
+    OF = DIFFUSION + only("model.name", "unet", "text_unet")
+    given = field(False, "these are the options of a U-Net without texts", of=WHOLE_UNET)
     spacing = field("", 'of the times; "": that of the scheduler\'s class', choices(("", *TIMES)))
     sigmas = field("", 'respaced between the first and the last; "": not', choices(("", *SIGMAS)))
     steps_offset = field(1, "added to the times of the spacing leading", at_least(0, 1000))

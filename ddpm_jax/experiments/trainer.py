@@ -9,17 +9,20 @@ import optax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from ddpm_jax.distributed.compilation import options_to_run_once
 from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.distributed.pmap import Parallelism
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments import perceptual
+from ddpm_jax.experiments.learning_rates import parse_groups
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.objectives import make_objective, make_players
 from ddpm_jax.randomness import base_key, init_key
 from ddpm_jax.training.ema import Average
-from ddpm_jax.training.initial_weights import Given, replaced
+from ddpm_jax.training.initial_weights import Given, Rows, replaced
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
+from ddpm_jax.training.rate_groups import check_groups, with_groups
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
@@ -50,7 +53,10 @@ def build_training(model: Model) -> Training:
     optimizer = make_optimizer(
         o.name, learning_rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay
     )
-    optimizer = make_players(config, optimizer)
+    groups = parse_groups(o.groups)
+    if groups:
+        check_groups(groups, model.params_shapes())
+    optimizer = make_players(config, with_groups(optimizer, groups))
     options = StepOptions(
         ema=Average(
             config.ema.decay, config.ema.warmup, config.ema.rampup_ratio, config.ema.sigma_rel
@@ -96,22 +102,24 @@ def init_state(
     Raises:
       UsageError: it cannot be read.
     """
-    # It runs once: on a CPU, optimising the program would take three times as long as the rest.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     places = training.parallelism.shardings(_state_shapes(model, training))
     init = jax.jit(
         functools.partial(_create, model, training),
         out_shardings=places,
-        compiler_options=options,
+        compiler_options=options_to_run_once(),
     )
     frozen = perceptual.read_frozen(model.config) if frozen is None else frozen
     if jax.tree.leaves(frozen):
         # From the host: an array on a device of this process cannot be copied to those of others.
         frozen = jax.device_put(jax.tree.map(np.asarray, frozen), places.frozen)
     where = flatten_dict(places.params)
-    given = {
-        path: jax.device_put(np.asarray(leaf), where[path]) for path, leaf in (given or {}).items()
-    }
+
+    def placed(path: tuple[str, ...], leaf: Any) -> Any:
+        if isinstance(leaf, Rows):
+            return leaf._replace(values=placed(path, leaf.values))
+        return jax.device_put(np.asarray(leaf), where[path])
+
+    given = {path: placed(path, leaf) for path, leaf in (given or {}).items()}
     return init(init_key(base_key(model.config.seed)), frozen, given)
 
 

@@ -2,8 +2,7 @@
 
 The process of a U-Net without a scheduler is assumed to be that of `DDPMScheduler` as its class has
 it, the one of diffusers' training script; the options that a state dict without a config does not
-say (`diffusers_unet2d_shapes`) those of the class, too. Where the steps of a sampler lie is not of
-the model, and is passed over in words.
+say (`diffusers_unet2d_shapes`) those of the class, too.
 """
 
 from collections.abc import Mapping
@@ -97,7 +96,7 @@ def recognise(container: Container, request: Request) -> Foreign | None:
             f"in_channels of the {CLASS} is {format_value(channels)}: 1 and 3 are known here, for "
             "grey and colour images."
         )
-    process, of_process, unread = _process(container, unet, channels)
+    process, of_process = _process(container, unet, channels)
     fields = {
         "objective": "diffusion",
         "data.channels": channels,
@@ -120,7 +119,7 @@ def recognise(container: Container, request: Request) -> Foreign | None:
         weights={"ema" if part.is_average else "raw": part.tensors for part in parts},
         read=unet_params_from_diffusers,
         write=_write_old if is_old else unet_params_to_diffusers,
-        unread=unread + tuple(sorted(set(container.unread.values()))),
+        unread=tuple(sorted(set(container.unread.values()))),
         released_as=_released_as(unet),
     )
 
@@ -225,8 +224,8 @@ def _classes(unet: UNet, request: Request) -> dict[str, Any]:
 
 def _process(
     container: Container, unet: UNet, channels: int
-) -> tuple[dict[str, Any], dict[str, Assumption], tuple[str, ...]]:
-    """Return (what the scheduler says of the process, what is assumed, what it says besides).
+) -> tuple[dict[str, Any], dict[str, Assumption]]:
+    """Return (what the scheduler says of the process and its sampler, what is assumed).
 
     Raises:
       UsageError: as `read_scheduler`; a variance that is not that of the network; betas without a
@@ -253,6 +252,7 @@ def _process(
         "diffusion.beta_end": facts.beta_end,
         "diffusion.parameterization": facts.prediction,
         "diffusion.clip": _clip(facts),
+        **_of_sampler(facts),
     }
     variance = "learned_range" if is_learned else "fixed_small"
     loss = {"diffusion.loss": Assumption("hybrid", "a learned variance is trained by it")}
@@ -265,18 +265,14 @@ def _process(
         why = "neither does a scheduler say it, and it is the default of DDPMScheduler"
         if is_learned:
             why = "the network has twice the channels of an image"
-        return (
-            fields,
-            assumed | {"diffusion.variance": Assumption(variance, why)},
-            _of_sampler(facts),
-        )
+        return fields, assumed | {"diffusion.variance": Assumption(variance, why)}
     if (facts.variance == "learned_range") != is_learned:
         raise UsageError(
             f"variance_type of the scheduler of {container.path} is {facts.variance}, and its "
             f"{CLASS} has {unet.out_channels} out_channels for images of {channels}: one of them "
             "is of another model."
         )
-    return fields | {"diffusion.variance": facts.variance}, assumed, _of_sampler(facts)
+    return fields | {"diffusion.variance": facts.variance}, assumed
 
 
 def _clip(facts: SchedulerFacts) -> str:
@@ -286,19 +282,24 @@ def _clip(facts: SchedulerFacts) -> str:
     return "keep_eps" if facts.sampler == "ddim" else "static"
 
 
-def _of_sampler(facts: SchedulerFacts) -> tuple[str, ...]:
-    """Return what a scheduler says of the steps of its sampler, in words."""
+def _of_sampler(facts: SchedulerFacts) -> dict[str, Any]:
+    """Return what a scheduler says of the steps of its sampler; none where its class has that."""
     options = facts.options
-    usual = {
-        "timestep_spacing": (options.spacing, (None, default_spacing(facts.sampler))),
-        "steps_offset": (options.steps_offset, (0,)),
-        "set_alpha_to_one": (options.set_alpha_to_one, (None, facts.sampler == "ddim")),
-    }
-    return tuple(
-        f"{name} = {format_value(value)} of {facts.class_name}, which is of its sampler"
-        for name, (value, known) in usual.items()
-        if value not in known
+    is_usual = (
+        options.spacing in (None, default_spacing(facts.sampler))
+        and options.set_alpha_to_one in (None, facts.sampler == "ddim")
+        and (options.steps_offset, options.sigmas) == (0, None)
     )
+    if is_usual:
+        return {}
+    said = {
+        "given": True,
+        "spacing": options.spacing or "",
+        "sigmas": options.sigmas or "",
+        "steps_offset": options.steps_offset,
+        "set_alpha_to_one": options.set_alpha_to_one is not False,
+    }
+    return {f"scheduler.{name}": value for name, value in said.items()}
 
 
 def _write_old(params: Mapping[str, Any], unet: Any) -> dict[str, np.ndarray]:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ddpm_jax.errors import UsageError, choose
-from ddpm_jax.families.foreign import Assumption, Request
-from ddpm_jax.families.openai_blocks import SIZES, Architecture
+from ddpm_jax.families.foreign import Assumption, Request, Tensors
+from ddpm_jax.families.openai_blocks import SIZES, Architecture, unsaid
+from ddpm_jax.interop.containers import Container
 
 CLASSES = 1000  # of ImageNet
 _CH_MULT = {size: ch_mult for ch_mult, size in SIZES.items()}
@@ -226,7 +227,24 @@ def find_released(
     return assumed, " or ".join(alike)
 
 
-def published(released_as: str) -> str:
+def common_parts(
+    container: Container,
+    weights: Mapping[str, Tensors],
+    assumed: Mapping[str, Assumption],
+    request: Request,
+    released_as: str,
+) -> dict[str, Any]:
+    """Return the fields of `Foreign` that are made alike for U-Nets and classifiers."""
+    return {
+        "assumed": unsaid(assumed, request),
+        "weights": weights,
+        "unread": tuple(container.unread.values()),
+        "released_as": released_as,
+        "published": _published(released_as),
+    }
+
+
+def _published(released_as: str) -> str:
     """Return the number of parameters that is published for the models that are named."""
     return RELEASED[released_as.split(" or ")[0]].parameters if released_as else ""
 

@@ -16,9 +16,8 @@ from ddpm_jax.families.openai_blocks import (
     network_fields,
     networks_in,
     read_architecture,
-    unsaid,
 )
-from ddpm_jax.families.openai_released import find_released, published
+from ddpm_jax.families.openai_released import common_parts, find_released
 from ddpm_jax.interop.containers import Container
 from ddpm_jax.interop.openai import unet_params_from_openai, unet_params_to_openai
 
@@ -46,13 +45,9 @@ def recognise(container: Container, request: Request) -> Foreign | None:
     return Foreign(
         family=FAMILY,
         fields=network_fields(architecture, size) | _fields(architecture, channels, request),
-        assumed=unsaid(assumed, request),
-        weights=weights,
         read=unet_params_from_openai,
         write=unet_params_to_openai,
-        unread=tuple(container.unread.values()),
-        released_as=name,
-        published=published(name),
+        **common_parts(container, weights, assumed, request, name),
     )
 
 

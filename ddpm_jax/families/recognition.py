@@ -55,14 +55,22 @@ def recognise(
         represent exactly.
       FailureError: it cannot be read.
     """
-    container = open_container(path, variant=variant)
+    return recognise_container(open_container(path, variant=variant), request)
+
+
+def recognise_container(container: Container, request: Request) -> Recognised:
+    """Say which network is in files that are open; see `recognise`.
+
+    Raises:
+      UsageError: as `recognise`.
+    """
     for family in FAMILIES.values():
         found = family(container, request)
         if found is not None:
             return Recognised(container, found, request)
     raise UsageError(
-        f"{path} is {container.kind}, but its tensors ({_some(container)}) are of no family "
-        f"that is known here: {', '.join(FAMILIES)}."
+        f"{container.path} is {container.kind}, but its tensors ({_some(container)}) are of no "
+        f"family that is known here: {', '.join(FAMILIES)}."
     )
 
 

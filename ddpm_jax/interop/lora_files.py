@@ -61,7 +61,12 @@ class Update(NamedTuple):
 
 
 def add_lora(
-    path: str | os.PathLike, params: Params, unet: TextUNet, *, scale: float = 1.0
+    path: str | os.PathLike,
+    params: Params,
+    unet: TextUNet,
+    *,
+    scale: float = 1.0,
+    updates: Mapping[str, Update] | None = None,
 ) -> dict[str, Any]:
     """Return the parameters of a network with the updates of a file merged.
 
@@ -70,11 +75,12 @@ def add_lora(
       params: of the network, NumPy or JAX arrays.
       unet: the network.
       scale: further factor of the updates.
+      updates: what `read_lora` has read in it; None: it is read.
 
     Raises:
       UsageError: it is no such file, is damaged, or has updates of another network.
     """
-    place, updates = _place(path), read_lora(path)
+    place, updates = _place(path), read_lora(path) if updates is None else updates
     flat = flatten_dict(params)
     paths = _paths(flat, unet)
     unknown = [name for name in updates if name not in paths]

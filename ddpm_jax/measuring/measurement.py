@@ -10,6 +10,7 @@ from ddpm_jax.evaluation.tally import Estimate
 from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import reporting
+from ddpm_jax.interop.hub import origin
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, Evaluation
 from ddpm_jax.monitoring.results import machine, write_record
 
@@ -42,7 +43,7 @@ def result_path(directory: pathlib.Path, name: str, trained: TrainedModel, suffi
 def checkpoint_record(trained: TrainedModel) -> dict[str, Any]:
     """Return the entries of a record about its model."""
     return {
-        "checkpoint": str(trained.directory),
+        "checkpoint": origin(str(trained.directory)),
         "checkpoint_step": trained.step,
         "weights": trained.average,
         **identity(trained),

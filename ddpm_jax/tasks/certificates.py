@@ -10,19 +10,26 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
+from ddpm_jax.distributed.compilation import options_to_run_once
 from ddpm_jax.errors import FailureError
 from ddpm_jax.experiments.identity import versions
+from ddpm_jax.experiments.run_settings import frozen_first_stage
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.foreign import Foreign, Request, Tensors
 from ddpm_jax.interop.containers import Container
-from ddpm_jax.tasks.image_arrays import ImageMaker
+from ddpm_jax.interop.hub import origin
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.randomness import base_key, image_keys
+from ddpm_jax.samplers.loop import sample
 from ddpm_jax.tasks.sampling import make_generator
 from ddpm_jax.tasks.sampling_settings import Sampling
 
 CERTIFICATE = "certificate.json"
 STEPS, SEED = 2, 0  # of the image in a certificate
+SIZE = 64  # height and width in pixels that it has at most, where the network allows
 
 
 def tensors_digest(tensors: Tensors) -> str:
@@ -86,12 +93,12 @@ def make_certificate(
         }
         for kind, digest in digests.items()
     }
-    image = smoke_image(trained)
+    image = smoke_image(trained, image_size(trained))
     return {
         "family": foreign.family,
         "released_as": foreign.released_as or None,
         "published_parameters": foreign.published or None,
-        "source": {"path": str(container.path), "kind": container.kind},
+        "source": _source(container),
         "weights": weights,
         "unread": list(foreign.unread),
         "fields": dict(foreign.fields),
@@ -105,13 +112,53 @@ def make_certificate(
     } | ({} if image is None else {"image": image})
 
 
-def smoke_image(trained: TrainedModel) -> dict[str, Any] | None:
-    """Return how one image is made and what it is like; None for a model that makes none."""
+def _source(container: Container) -> dict[str, str]:
+    """Return where the files are, and which revision of the hub's if they are from there."""
+    path, name = str(container.path), origin(container.path)
+    hub = {} if name == path else {"hub": name}
+    return {"path": path, "kind": container.kind} | hub
+
+
+def image_size(trained: TrainedModel) -> dict[str, int]:
+    """Return height and width of the image, where they are not those of the training.
+
+    A U-Net over pixels takes images of any size, and a small one passes through all its weights.
+    """
+    model = trained.model
+    if not isinstance(model.network, UNet) or frozen_first_stage(model) is not None:
+        return {}
+    size = max(SIZE, 2 ** len(model.network.ch_mult))
+    return {"height": size, "width": size} if model.image_shape[0] > size else {}
+
+
+def smoke_image(trained: TrainedModel, size: Mapping[str, int]) -> dict[str, Any] | None:
+    """Return how one image is made and what it is like; None for a model that makes none.
+
+    Args:
+      trained: the model.
+      size: what `image_size` returned when the image was made first.
+
+    Raises:
+      FailureError: the image is not finite.
+    """
     model = trained.model
     if model.config.objective != "diffusion" or model.conditioning.low_res_factor:
         return None
-    settings = Sampling(sampler="ddim", steps=min(STEPS, model.chain.num_timesteps))
-    chain = ImageMaker().trajectory(make_generator(trained, settings), 1, seed=SEED, batch_size=1)
-    x_0 = np.float64(chain.x_0[-1])
+    settings = Sampling(sampler="ddim", steps=min(STEPS, model.chain.num_timesteps), **size)
+    generator = make_generator(trained, settings)
+    keys = image_keys(base_key(SEED), np.arange(1))
+
+    def last_x_0(params: Any, inputs: Any) -> jax.Array:
+        denoiser = generator.denoiser(params, generator.sampler.schedule, inputs)
+        x_T = generator.start(keys, inputs)
+        return sample(denoiser, generator.sampler, x_T, keys, trajectory=True).frames_x_0[-1]
+
+    make = jax.jit(last_x_0, compiler_options=options_to_run_once())
+    x_0 = np.asarray(make(generator.params, generator.inputs(np.arange(1))), np.float64)
+    if not np.isfinite(x_0).all():
+        raise FailureError(
+            f"The image that {trained.directory} makes of seed {SEED} is not finite: its weights "
+            "are damaged, or it is another model than its files say."
+        )
     statistics = {name: float(getattr(x_0, name)()) for name in ("mean", "std", "min", "max")}
-    return {"sampler": "ddim", "steps": settings.steps, "seed": SEED} | statistics
+    return {"sampler": "ddim", "steps": settings.steps, "seed": SEED} | dict(size) | statistics

@@ -2,9 +2,11 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax.checkpoints.reader import saved_steps
@@ -13,14 +15,16 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.owners import OBJECTIVES
 from ddpm_jax.experiments.run_settings import run_settings
-from ddpm_jax.files import check_place
+from ddpm_jax.files import as_path, check_place, is_remote
 from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers
+from ddpm_jax.interop.flax_networks import open_flax
 from ddpm_jax.interop.tensor_files import read_tensors
 from ddpm_jax.locks import hold
 
+MSGPACK = ".msgpack"
 _HOW = (
-    "give the safetensors file of the autoencoder, as diffusers saves it, or its tensors in an NPZ "
-    "file"
+    "give the safetensors file of the autoencoder, as diffusers saves it, its msgpack of Flax, or "
+    "its tensors in an NPZ file"
 )
 
 
@@ -31,7 +35,7 @@ def import_first_stage(
 
     Args:
       config: of the first stage.
-      weights: a safetensors or NPZ file.
+      weights: a safetensors or NPZ file, or Flax's msgpack.
       out: a directory without a run.
       name: what the config is called in messages.
 
@@ -45,7 +49,7 @@ def import_first_stage(
     model = build(config)
     check_place(out, flag="--out", writing=True)
     check_new(out)
-    tensors = read_tensors(weights, what="weights of the first stage", how=_HOW)
+    tensors = _read(weights)
     params = autoencoder_params_from_diffusers(tensors, model.network)
     with hold(out, "importing a first stage into it"):
         check_new(out)
@@ -53,6 +57,14 @@ def import_first_stage(
         state = {"ema_params": jax.tree.map(jnp.asarray, params)}
         checkpointer.save(0, state, {}, run_settings(model))
         checkpointer.close()
+
+
+def _read(weights: str | os.PathLike) -> Mapping[str, np.ndarray]:
+    """Return the tensors of a file by the names of diffusers; raise as `import_first_stage`."""
+    path = as_path(weights)
+    if not is_remote(path) and path.is_file() and path.suffix == MSGPACK:
+        return open_flax(path)
+    return read_tensors(weights, what="weights of the first stage", how=_HOW)
 
 
 def check_new(out: pathlib.Path) -> None:

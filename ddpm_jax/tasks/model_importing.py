@@ -1,14 +1,16 @@
 """Networks of other projects imported as runs, each with a certificate that can be verified."""
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ddpm_jax.checkpoints.writer import Checkpointer
+from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments.file_options import FileOptions
-from ddpm_jax.experiments.foreign_models import foreign_params
+from ddpm_jax.experiments.foreign_models import foreign_config, foreign_params
 from ddpm_jax.experiments.loading import load_network
 from ddpm_jax.experiments.model_files import open_network
 from ddpm_jax.experiments.run_settings import run_settings
@@ -19,6 +21,8 @@ from ddpm_jax.locks import hold
 from ddpm_jax.monitoring.results import write_record
 from ddpm_jax.tasks.certificates import CERTIFICATE, check_written_back, make_certificate
 from ddpm_jax.tasks.importing import check_new
+
+KINDS = ("ema", "raw")  # of weights: their moving average, and as trained
 
 
 class Imported(NamedTuple):
@@ -33,6 +37,9 @@ def import_model(
     path: str | os.PathLike,
     out: str | os.PathLike,
     options: FileOptions | None = None,
+    *,
+    weights: str | None = None,
+    report: Callable[[str], None] = lambda part: None,
 ) -> Imported:
     """Write a network of another project as a run of step 0, with a certificate beside it.
 
@@ -43,10 +50,12 @@ def import_model(
       path: a file, a directory, or the prefix of a TensorFlow checkpoint.
       out: a directory without a run.
       options: what the files do not say; of a network over latents the field first_stage.ckpt.
+      weights: a key of `KINDS`, to import these alone, which images are made with then.
+      report: is called with each part of the work, in words, when it begins.
 
     Raises:
-      UsageError: the files are of no family here, or hold what our networks cannot represent
-        exactly; `out` has a run.
+      UsageError: the files are of no family here, hold what our networks cannot represent exactly,
+        or have not these weights; `out` has a run.
       FailureError: a file cannot be read or written; the weights cannot be given back bit for bit.
     """
     out = as_path(out)
@@ -54,16 +63,25 @@ def import_model(
     check_new(out)
     found = open_network(path, options)
     container, foreign, request = found
-    trained = load_network(found)
+    kinds = _kinds(foreign, weights)
+    foreign_config(foreign, request)  # what it refuses comes before the first report
+    average = "ema" if "ema" in kinds else "raw"
+    report(f"reading the {average} weights")
+    trained = load_network(found, raw_weights=average == "raw")
     model, state, digests = trained.model, {}, {}
-    for kind in foreign.weights:
-        is_average = kind == trained.average
+    for kind in kinds:
+        is_average = kind == average
+        if not is_average:
+            report(f"reading the {kind} weights")
         params = trained.params if is_average else foreign_params(foreign, model, kind)
+        report(f"comparing the {kind} weights, written back, with the files")
         digests[kind] = check_written_back(foreign, kind, params, model.network)
         state["ema_params" if is_average else "params"] = jax.tree.map(jnp.asarray, params)
     if jax.tree.leaves(trained.weights.frozen):
         state["frozen"] = trained.weights.frozen
+    report("making the image of the certificate")
     certificate = make_certificate(container, foreign, request, digests, trained)
+    report("writing the run")
     with hold(out, "importing a model into it"):
         check_new(out)
         checkpointer = Checkpointer(out, keep_last=1, keep_every=1)
@@ -71,3 +89,17 @@ def import_model(
         checkpointer.close()
         write_record(out / CERTIFICATE, certificate)
     return Imported(trained, foreign, certificate)
+
+
+def _kinds(foreign: Foreign, weights: str | None) -> tuple[str, ...]:
+    """Return which weights are imported.
+
+    Raises:
+      UsageError: those that are asked for are not there.
+    """
+    there = tuple(foreign.weights)
+    if weights is None:
+        return there
+    if choose("weights", weights, dict.fromkeys(KINDS, weights)) not in there:
+        raise UsageError(f"weights is {weights}: these files have the {there[0]} weights alone.")
+    return (weights,)

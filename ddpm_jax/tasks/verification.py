@@ -14,18 +14,24 @@ from ddpm_jax.experiments.model_files import open_network
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path, read_file, reporting
 from ddpm_jax.interop.containers import is_container
-from ddpm_jax.schema import SHA256, Malformed, Number, Table, Text, parse
+from ddpm_jax.schema import SHA256, Malformed, Number, Table, Text, Whole, parse
 from ddpm_jax.tasks.certificates import CERTIFICATE, check_written_back, smoke_image
+from ddpm_jax.tasks.sampling_settings import MAX_SIDE
 
 _CERTIFICATE = Table(
     required={
         "family": Text(),
-        "source": Table(required={"path": Text(), "kind": Text()}),
+        "source": Table(required={"path": Text(), "kind": Text()}, optional={"hub": Text()}),
         "weights": Table(others=Table(required={"sha256": SHA256})),
         "asked_for": Table(required={"fields": Table()}),
         "result": Table(required={"weights": Text("raw|ema"), "sha256": SHA256}),
     },
-    optional={"image": Table(optional=dict.fromkeys(("mean", "std", "min", "max"), Number()))},
+    optional={
+        "image": Table(
+            optional=dict.fromkeys(("mean", "std", "min", "max"), Number())
+            | dict.fromkeys(("height", "width"), Whole(1, MAX_SIDE))
+        )
+    },
 )
 TOLERANCE = 1e-3  # of the statistics of the image, for other devices and versions
 
@@ -54,7 +60,7 @@ def verify(run: str | os.PathLike, source: str | os.PathLike | None = None) -> l
     trained = load_trained(directory, None)
     return [
         _compare("weights of the run", certificate["result"]["sha256"], trained.sha256),
-        *_check_source(certificate, trained, source or certificate["source"]["path"]),
+        *_check_source(certificate, trained, source),
         _check_image(certificate.get("image"), trained),
     ]
 
@@ -78,16 +84,23 @@ def _compare(what: str, wanted: str, found: str) -> Check:
 
 
 def _check_source(
-    certificate: dict[str, Any], trained: TrainedModel, source: str | os.PathLike
+    certificate: dict[str, Any], trained: TrainedModel, source: str | os.PathLike | None
 ) -> list[Check]:
-    asked, what = certificate["asked_for"], f"tensors in {source}"
-    if not is_container(as_path(source)) and str(source) == certificate["source"]["path"]:
-        return [Check(what, "not compared: the files are gone, say by source where", is_good=True)]
+    asked, read_from = certificate["asked_for"], certificate["source"]
+    if source is None and not is_container(as_path(read_from["path"])):
+        name = read_from.get("hub")
+        where = f"give {name} as source" if name else "say by source where"
+        gone = f"not compared: the files are gone, {where}"
+        return [Check(f"tensors in {read_from['path']}", gone, is_good=True)]
+    source = source or read_from["path"]
+    what = f"tensors in {source}"
     try:
         options = FileOptions(fields=asked["fields"], preset=asked.get("preset"))
         foreign = open_network(source, options).foreign
         checks = []
         for kind, said in certificate["weights"].items():
+            if kind not in foreign.weights:
+                raise UsageError(f"they have no {kind} weights")
             params = foreign_params(foreign, trained.model, kind)
             digest = check_written_back(foreign, kind, params, trained.model.network)
             name = f"{kind} weights in {source}, read and written back"
@@ -98,7 +111,8 @@ def _check_source(
 
 
 def _check_image(said: dict[str, float] | None, trained: TrainedModel) -> Check:
-    found = smoke_image(trained)
+    size = {name: said[name] for name in ("height", "width") if name in (said or {})}
+    found = smoke_image(trained, size)
     if said is None or found is None:
         return Check("image", "none is made of this model", is_good=True)
     wanted = {name: said.get(name) for name in found}

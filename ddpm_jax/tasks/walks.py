@@ -7,7 +7,7 @@ import numpy as np
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.models import DiffusionModel
-from ddpm_jax.experiments.scheduler_fields import options_in
+from ddpm_jax.experiments.scheduler_fields import sampler_options_in
 from ddpm_jax.samplers.diffusers_levels import SchedulerOptions, scheduler_options
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import make_sampler, walked
@@ -78,7 +78,8 @@ def sampler_over(
 
 def _scheduler(model: DiffusionModel) -> SchedulerOptions:
     """Return the options of diffusers' scheduler: the model's, or those of the class."""
-    return options_in(model.config) if model.conditioning.has_text else SchedulerOptions()
+    config = getattr(model, "config", None)
+    return SchedulerOptions() if config is None else sampler_options_in(config)
 
 
 def _default_steps(model: DiffusionModel, sampling: Sampling, most: int | None) -> int:

@@ -1,7 +1,10 @@
 """`ddpm-jax export`: a model for other programs. Runs that trained updates are exported in
 `tests/experiments/test_fine_tuning_stable_diffusion.py`."""
 
+import importlib.util
 import json
+import sys
+import types
 
 import jax
 import numpy as np
@@ -53,6 +56,63 @@ def test_stable_diffusion_is_written_with_updates_merged_and_all_else_as_it_was(
     assert (out / "tokenizer/merges.txt").exists()
 
 
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for huggingface_hub; `commits` has what was pushed."""
+    commits = []
+
+    class HfApi:
+        def whoami(self):
+            return {"name": "me"}
+
+        def create_repo(self, repo, *, private, exist_ok):
+            commits.append({"repo": repo, "private": private})
+
+        def create_commit(self, repo, operations, *, commit_message):
+            commits[-1]["files"] = dict(operations)
+            return types.SimpleNamespace(commit_url=f"https://hub/{repo}/commit/1")
+
+    module = types.ModuleType("huggingface_hub")
+    module.HfApi = HfApi
+    module.CommitOperationAdd = lambda *, path_in_repo, path_or_fileobj: (
+        path_in_repo,
+        path_or_fileobj,
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    return commits
+
+
+@pytest.mark.full
+def test_a_file_that_was_written_is_pushed_with_a_card(invoke, tmp_path, hub):
+    source = GOLDENS / "checkpoints/openai/guided_64_like/model.pt"
+    out = tmp_path / "model.pt"
+    flags = ["--to", "openai", "--out", out, "--push", "me/guided", "--license", "mit", "--private"]
+    result = invoke("export", source, *flags)
+    assert result.code == 0, result.err
+    assert "https://hub/me/guided/commit/1" in result.out
+    (commit,) = hub
+    assert (commit["repo"], commit["private"]) == ("me/guided", True)
+    assert commit["files"]["model.pt"] == out
+    card = commit["files"]["README.md"].decode()
+    assert card.startswith("---\nlibrary_name: guided-diffusion\nlicense: mit\n---\n\n# guided\n")
+    tensors = open_container(source).groups[""]
+    assert f"| {len(tensors):,}, {sum(x.size for x in tensors.values()):,} values |" in card
+    assert "model = UNetModel(" in card
+
+
+@pytest.mark.full
+def test_a_directory_for_diffusers_is_pushed_with_the_card_in_it(trained, tmp_path, hub):
+    out = tmp_path / "digits"
+    ddpm_jax.load(trained).write_diffusers(out, license="mit", push="hub:me/digits")
+    (commit,) = hub
+    assert commit["repo"] == "me/digits"
+    assert commit["files"]["README.md"] == out / "README.md"
+    written = {path for path in out.rglob("*") if path.is_file()}
+    assert set(commit["files"].values()) == written
+    assert "unet/diffusion_pytorch_model.safetensors" in commit["files"]
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -62,6 +122,9 @@ def test_stable_diffusion_is_written_with_updates_merged_and_all_else_as_it_was(
         (["--to", "lora", "--out", "{tmp}/new"], "does not end in .safetensors"),
         (["--lora_scale", "2", "--out", "{tmp}/new"], "there is no lora"),
         (["--to", "lora", "--lora", "{tmp}/any", "--out", "{tmp}/x"], "leave one out"),
+        (["--out", "{tmp}/new", "--push", "a/b/c"], "give a name on the Hugging Face hub"),
+        (["--out", "{tmp}/new", "--push", "a/b@main"], "push is a/b@main: give a name on"),
+        (["--out", "{tmp}/new", "--private"], "private is for push"),
     ],
 )
 def test_what_cannot_be_written_is_refused_in_a_sentence(invoke, tmp_path, flags, says):

@@ -20,6 +20,7 @@ from ddpm_jax.tasks.certificates import CERTIFICATE, tensors_digest
 
 from ..conftest import GOLDENS
 
+COMMIT = "0123456789" * 4
 PORT = GOLDENS / "checkpoints/pytorch_ports/ddim_training/ckpt.pth"
 
 
@@ -27,7 +28,9 @@ PORT = GOLDENS / "checkpoints/pytorch_ports/ddim_training/ckpt.pth"
 def imported(tmp_path_factory):
     """(what the command said, the run, the file it was imported from)."""
     folder = tmp_path_factory.mktemp("import")
-    source = shutil.copy(PORT, folder / "ckpt.pth")
+    cache = folder / f"models--owner--model/snapshots/{COMMIT}"  # as files of the hub are kept
+    cache.mkdir(parents=True)
+    source = shutil.copy(PORT, cache / "ckpt.pth")
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert import_model.main([str(source), "--out", str(folder / "run")]) == 0
     return said.getvalue(), folder / "run", source
@@ -37,6 +40,8 @@ def imported(tmp_path_factory):
 def test_it_says_what_it_found_and_what_it_assumes(imported):
     said, run, _ = imported
     assert said.startswith("a PyTorch port of DDPM: 285,667 parameters (raw), 285,667 parameters")
+    assert f"  from owner/model@{COMMIT}\n" in said
+    assert "  weights = ema, assumed: images are made with the average; --weights raw" in said
     assert "  model.ch_mult = 1,1\n" in said
     assert "  diffusion.schedule = linear, assumed: " in said
     assert "  not read: the state of an optimiser\n" in said
@@ -94,7 +99,7 @@ def test_verify_says_that_the_source_is_gone(invoke, imported, tmp_path):
     (run / CERTIFICATE).write_text(json.dumps(certificate))
     result = invoke("verify", run)
     assert result.code == 0
-    assert "gone.pth: not compared: the files are gone" in result.out
+    assert f"gone.pth: not compared: the files are gone, give owner/model@{COMMIT} as" in result.out
 
 
 @pytest.mark.full
@@ -108,6 +113,37 @@ def test_verify_sees_changed_weights(invoke, imported, tmp_path):
     assert result.code == 1
     assert "weights of the run: SHA-256 " in result.out
     assert "image: mean " in result.out
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["ema", "raw"])
+def test_one_kind_of_weights_is_imported_alone(invoke, refused, tmp_path, kind):
+    run = tmp_path / "run"
+    result = invoke("import", PORT, "--out", run, "--weights", kind)
+    assert result.code == 0, result.err
+    assert f"285,667 parameters ({kind})\n" in result.out
+    assert "assumed: images are made with" not in result.out
+    parts = [line.split(" s  ")[1] for line in result.err.splitlines()]
+    assert parts == [
+        f"reading the {kind} weights",
+        f"comparing the {kind} weights, written back, with the files",
+        "making the image of the certificate",
+        "writing the run",
+    ]
+    certificate = json.loads((run / CERTIFICATE).read_text())
+    assert certificate["result"]["weights"] == kind
+    assert list(certificate["weights"]) == [kind]
+    here = ddpm_jax.load(run).params
+    there = ddpm_jax.load(PORT, raw_weights=kind == "raw").params
+    jax.tree.map(np.testing.assert_array_equal, here, there)
+    assert invoke("verify", run).out.count(": equal\n") == 3
+    refused("sample", "--ckpt", run, "--raw_weights", says=["holds no params"])
+
+
+def test_weights_that_the_files_do_not_have_are_refused(refused, tmp_path):
+    source = GOLDENS / "checkpoints/openai/guided_64_like/model.pt"
+    says = ["weights is ema: these files have the raw weights alone"]
+    refused("import", source, "--out", tmp_path / "run", "--weights", "ema", says=says)
 
 
 def test_what_cannot_be_is_refused_and_leaves_nothing(refused, tmp_path):

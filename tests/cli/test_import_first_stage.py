@@ -13,6 +13,8 @@ from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.interop.autoencoder_kl import autoencoder_params_to_diffusers
 
+from ..interop.test_flax_networks import packed
+
 FIELDS = {
     "objective": "first_stage",
     "data": {"name": "digits", "image_size": 8, "channels": 1},
@@ -46,6 +48,18 @@ def files(tmp_path):
         "--out",
         tmp_path / "run",
     ], params
+
+
+@pytest.mark.full
+def test_the_weights_in_flax_are_the_same(invoke, files, tmp_path):
+    argv, params = files
+    with np.load(tmp_path / "vae.npz") as tensors:
+        (tmp_path / "vae.msgpack").write_bytes(packed(tensors))
+    argv = [tmp_path / "vae.msgpack" if arg == tmp_path / "vae.npz" else arg for arg in argv]
+    result = invoke("import_first_stage", *argv)
+    assert result.code == 0, result.err
+    expected = {**params, "log_scale": np.float32(0.0)}
+    jax.tree.map(np.testing.assert_array_equal, load_first_stage(tmp_path / "run").params, expected)
 
 
 def test_the_weights_come_out_as_they_went_in(invoke, refused, files, tmp_path):

@@ -29,6 +29,7 @@ def test_the_pipelines_change_the_offset_and_the_class_decides_where_ddim_ends()
     config = default_config()
     set_scheduler(config, read_scheduler({"_class_name": "DDIMScheduler"}))
     assert config.scheduler.to_dict() == {
+        "given": False,
         "spacing": "",
         "sigmas": "",
         "steps_offset": 1,

@@ -15,6 +15,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.foreign_models import foreign_config
 from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.scheduler_fields import sampler_options_in
 from ddpm_jax.experiments.sizes import at_size
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.diffusers_unet2d import recognise
@@ -30,6 +31,7 @@ from ddpm_jax.interop.diffusers_unet2d_shapes import (
 from ddpm_jax.interop.renaming import unet_shapes
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.samplers.diffusers_levels import SchedulerOptions
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import make_sampler
 from ddpm_jax.tasks.guide import make_guide
@@ -200,7 +202,7 @@ def test_a_pipeline_says_all_of_its_network_and_process(tensors):
     assert {name: foreign.fields[name] for name in expected} == expected
 
 
-def test_a_scheduler_of_ddim_names_no_variance_and_its_steps_are_not_of_the_model(tensors):
+def test_a_scheduler_of_ddim_names_no_variance_and_its_steps_are_those_of_diffusers_levels(tensors):
     index = INDEX | {"_class_name": "DDIMPipeline"}
     foreign = recognise(of(tensors, scheduler=OF_DDIM, index=index), NOTHING)
     assert foreign.fields["diffusion.clip"] == "keep_eps"
@@ -210,8 +212,11 @@ def test_a_scheduler_of_ddim_names_no_variance_and_its_steps_are_not_of_the_mode
     assert {name: guess.value for name, guess in foreign.assumed.items()} == {
         "diffusion.variance": "fixed_small"
     }
-    named = ("timestep_spacing = 'trailing'", "steps_offset = 1", "set_alpha_to_one = false")
-    assert [said for said in named if not any(said in words for words in foreign.unread)] == []
+    config = foreign_config(foreign, NOTHING)
+    trailing = SchedulerOptions(spacing="trailing", steps_offset=1, set_alpha_to_one=False)
+    assert sampler_options_in(config) == trailing
+    usual = foreign_config(recognise(of(tensors), NOTHING), NOTHING)
+    assert sampler_options_in(usual) == SchedulerOptions()
     unclipped = recognise(of(tensors, scheduler=OF_DDIM | {"clip_sample": False}), NOTHING)
     assert unclipped.fields["diffusion.clip"] == "none"
 

@@ -41,10 +41,11 @@ FILES = [
 @pytest.fixture
 def client(monkeypatch):
     """A stand-in for huggingface_hub; `asked` has the calls, `error` is raised."""
-    asked, state = [], types.SimpleNamespace(error=None, cached=None)
+    asked, state = [], types.SimpleNamespace(error=None, cached=None, listed=None, user="me")
 
     class HfApi:
-        def list_repo_files(self, name):
+        def list_repo_files(self, name, revision=None):
+            state.listed = (name, revision)
             if state.error:
                 raise state.error
             return FILES
@@ -103,7 +104,7 @@ def test_a_model_without_folders_has_its_weights_beside_its_config(client, monke
         "pytorch_model.bin",
         "README.md",
     ]
-    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name: files)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda self, name, revision: files)
     hub.resolve("owner/model")
     assert client.asked[0][1]["allow_patterns"] == [
         "config.json",
@@ -124,7 +125,9 @@ def test_a_variant_is_downloaded_where_there_is_one(client):
 def test_without_a_network_what_was_downloaded_before_is_taken(client):
     client.error, client.cached = OSError("no route to host"), "/cache/old"
     assert str(hub.resolve("owner/model")) == "/cache/old"
-    assert client.asked == [("owner/model", {"local_files_only": True})]
+    ((name, kwargs),) = client.asked
+    assert name == "owner/model"
+    assert kwargs["local_files_only"]
 
 
 def test_without_a_network_and_a_copy_there_is_one_sentence(client):
@@ -149,7 +152,45 @@ def test_a_defect_of_our_own_keeps_its_traceback(client):
         hub.resolve("owner/model")
 
 
-@pytest.mark.parametrize("name", ["model", "a/b/c", "../model", "/owner/model", "owner/", "a b/c"])
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [
+        ("owner/model", None),
+        ("hub:owner/model", None),
+        ("owner/model@v1.0", "v1.0"),
+        ("hub:owner/model@refs/pr/1", "refs/pr/1"),
+    ],
+)
+def test_a_name_may_say_the_hub_and_a_revision_of_listing_and_download(client, name, revision):
+    hub.resolve(name)
+    assert client.listed == ("owner/model", revision)
+    assert client.asked[0][0] == "owner/model"
+    assert client.asked[0][1]["revision"] == revision
+
+
+def test_a_revision_is_asked_for_of_the_copy_that_is_kept(client):
+    client.error, client.cached = OSError("offline"), "/cache/old"
+    hub.resolve("owner/model@v1")
+    assert client.asked[0][1]["revision"] == "v1"
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (f"/c/hub/models--owner--my-model.1/snapshots/{'0a' * 20}", "owner/my-model.1"),
+        (f"/c/models--a--b--c/snapshots/{'0a' * 20}/unet/config.json", "a/b--c"),
+        ("/c/models--owner--model/snapshots/main", None),
+        (f"/c/models--owner/snapshots/{'0a' * 20}", None),
+        ("runs/digits", None),
+    ],
+)
+def test_the_origin_of_files_in_the_cache_is_their_name_and_commit(path, name):
+    assert hub.origin(path) == (f"{name}@{'0a' * 20}" if name else path)
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "a/b/c", "../model", "/owner/model", "owner/", "a b/c", "a/b@", "a/b@c d"]
+)
 def test_what_is_no_name_is_not_looked_up(client, name):
     with pytest.raises(UsageError, match="is no file and no directory"):
         hub.resolve(name)
