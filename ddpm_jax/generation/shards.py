@@ -5,7 +5,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,19 @@ def read_shards(directory: str | os.PathLike, count: int | None = None) -> np.nd
       count: the number of first images to read; None: all.
 
     Raises:
+      UsageError, FailureError: as `iterate_shards`.
+    """
+    return np.concatenate(list(iterate_shards(directory, count)))[:count]
+
+
+def iterate_shards(directory: str | os.PathLike, count: int | None = None) -> Iterator[np.ndarray]:
+    """Yield the images of each shard, uint8 [n, H, W, C], in the order of their index.
+
+    Args:
+      directory: where the images are.
+      count: the number of first images to read, all of their shards; None: all.
+
+    Raises:
       UsageError: no images here, or not yet all of those requested.
       FailureError: a file is damaged, or holds other images than its name states.
     """
@@ -57,13 +70,15 @@ def read_shards(directory: str | os.PathLike, count: int | None = None) -> np.nd
             f"{directory} lacks {len(missing)} of {len(shards)} shards, {missing[0]} first: "
             "start the command that writes them again, and it will go on where it stopped."
         )
-    images = [_read_shard(shard) for shard in shards]
-    for shard, found in zip(shards, images, strict=True):
-        if found.shape[1:] != images[0].shape[1:]:
+    shape = None
+    for shard in shards:
+        images = _read_shard(shard)
+        shape = shape or images.shape[1:]
+        if images.shape[1:] != shape:
             raise FailureError(
                 f"{shard.path} holds images of another size than {shards[0].path.name}: delete it."
             )
-    return np.concatenate(images)[:count]
+        yield images
 
 
 def list_shards(directory: pathlib.Path, num_images: int, shard_size: int) -> list[Shard]:
