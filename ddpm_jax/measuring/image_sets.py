@@ -98,6 +98,14 @@ def open_images(
     return _open_folder(path, image_size)
 
 
+def has_images(path: pathlib.Path) -> bool:
+    """Return whether a local NPZ file holds images; False for a file that is none."""
+    try:
+        return not set(IMAGE_ARRAYS).isdisjoint(npz_index(path))
+    except (BadArchive, OSError):
+        return False
+
+
 def of_source(split: Source, **record: Any) -> ImageSet:
     """Return a split of a dataset as a set; `record` is what a result says of it besides."""
     known = dataset_info(split)

@@ -119,12 +119,12 @@ def test_folders_that_are_no_sets_are_refused(tmp_path):
         with pytest.raises(UsageError, match=says):
             open_images(tmp_path / name)
     Image.fromarray(PIXELS[0, :3]).save(folder / "z.png")
-    with pytest.raises(UsageError, match="4x3 pixels and .*000.png 4x5"):
+    with pytest.raises(UsageError, match=r"4x3 pixels and .*000.png 4x5"):
         open_images(folder)
     with pytest.raises(UsageError, match="smaller than image_size 4"):
         open_images(folder, image_size=4)
     (folder / "z.png").write_bytes(b"no picture")
-    with pytest.raises(UsageError, match="z.png cannot be read"):
+    with pytest.raises(UsageError, match=r"z.png cannot be read"):
         open_images(folder)
 
 
@@ -133,7 +133,7 @@ def test_a_truncated_picture_is_named_when_it_is_read(tmp_path):
     noise = np.random.default_rng(1).integers(0, 256, (5, 4, 3), np.uint8)
     Image.fromarray(noise).save(buffer, format="PNG")
     (folder / "003.png").write_bytes(buffer.getvalue()[:70])
-    with pytest.raises(FailureError, match="003.png cannot be read"):
+    with pytest.raises(FailureError, match=r"003.png cannot be read"):
         read(open_images(folder))
 
 
