@@ -195,7 +195,7 @@ def _check(
     if metric.of_reference is not None:
         if num_reference is None and published is None:
             raise UsageError(f"{name} compares two sets: give a reference.")
-        if num_reference is None and metric.of_reference.elements:
+        if num_reference is None and not _is_published(metric.of_reference, published):
             raise UsageError(
                 f"{name} needs the images of the reference, and {published.record['source']} holds "
                 "mean and covariance alone: name a set of images, or take fid."
