@@ -39,7 +39,7 @@ def compare_given(flags: Flags) -> int:
     with stop:
         records = compare_sets(flags.images, flags.reference, names, settings)
     for name, record in records.items() if hosts.is_primary() else ():
-        say(f"{name} of {flags.images}\n{as_text(record['results'])}")
+        say(f"{name} of {flags.images}\n{as_text(record)}")
         path = directory / f"{_name(name, record)}.json"
         write_record(path, record)
         say(path)

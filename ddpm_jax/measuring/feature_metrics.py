@@ -17,6 +17,12 @@ from ddpm_jax.evaluation.frechet import (
     frechet_distance_of_sets,
     prefers_elements,
 )
+from ddpm_jax.evaluation.frechet_errors import (
+    expected_distance,
+    frechet_by_class,
+    frechet_with_error,
+)
+from ddpm_jax.evaluation.frechet_errors import frechet_infinity as infinity
 from ddpm_jax.evaluation.inception_score import inception_score
 from ddpm_jax.evaluation.kernel_distance import (
     clip_mmd,
@@ -30,6 +36,8 @@ from ddpm_jax.evaluation.neighbours import (
 )
 from ddpm_jax.measuring.feature_sets import FeatureSet, Needs
 
+WIDE = 4096  # features, of more of which no covariance is made for the error of a distance
+PARTS = 5  # the most of fid_infinity
 SUBSET = 1000  # elements of the subsets of the field's KID
 SPLITS = 10  # of the Inception Score
 _LOGITS = ("inception", "digits")  # networks that classify
@@ -59,11 +67,34 @@ def fid(samples: FeatureSet, reference: FeatureSet) -> Numbers:
 
     Statistics that were published of a reference come before those of its images.
     """
-    if samples.features is not None and reference.gaussian is None:
-        distance = frechet_distance_of_sets(samples.features, reference.features)
-    else:
-        distance = frechet_distance(*samples.statistics(), *reference.statistics())
-    return Numbers({"fid": (distance, None)}, {})
+    if samples.dims > WIDE:
+        if reference.gaussian is None and samples.features is not None:
+            distance = frechet_distance_of_sets(samples.features, reference.features)
+        else:
+            distance = frechet_distance(*samples.statistics(), *reference.statistics())
+        return Numbers({"fid": (distance, None)}, {})
+    found = frechet_with_error(samples.features, *reference.statistics())
+    return Numbers({"fid": tuple(found)}, {}, {"expected": bias(samples.count, reference)})
+
+
+def bias(num_samples: int, reference: FeatureSet) -> dict[str, float]:
+    """Return the distance to expect of so many samples of a perfect model, with its error."""
+    return expected_distance(reference.statistics()[1], num_samples, reference.count)._asdict()
+
+
+def fid_infinity(samples: FeatureSet, reference: FeatureSet) -> Numbers:
+    """Return the Frechet distance extrapolated to infinitely many samples."""
+    found = infinity(samples.features, *reference.statistics(), parts=PARTS)
+    line = {"slope": found.slope, "sizes": found.sizes.tolist()}
+    return Numbers({"fid_infinity": found[:2]}, {"parts": PARTS, "seed": 0}, line)
+
+
+def fid_by_class(samples: FeatureSet, reference: FeatureSet) -> Numbers:
+    """Return the mean over classes of their Frechet distances, and each of these."""
+    found = frechet_by_class(samples.features, samples.labels, reference.features, reference.labels)
+    of_class = zip(found.classes.tolist(), found.distances, strict=True)
+    each = {f"fid_of_class_{label}": tuple(distance) for label, distance in of_class}
+    return Numbers({"fid_by_class": tuple(found.mean), **each}, {})
 
 
 def kid(samples: FeatureSet, reference: FeatureSet) -> Numbers:
@@ -98,6 +129,8 @@ _ELEMENTS = Needs(elements=True)
 FEATURE_METRICS = {
     "cmmd": FeatureMetric(cmmd, _ELEMENTS, _ELEMENTS, 2),
     "fid": FeatureMetric(fid, Needs(), Needs(), 2),
+    "fid_by_class": FeatureMetric(fid_by_class, _ELEMENTS, _ELEMENTS, 2, by_class=True),
+    "fid_infinity": FeatureMetric(fid_infinity, _ELEMENTS, Needs(), 2),
     "is": FeatureMetric(inception, Needs(logits=True), None, SPLITS),
     "kid": FeatureMetric(kid, _ELEMENTS, _ELEMENTS, 3),
     "prdc": FeatureMetric(prdc, _ELEMENTS, _ELEMENTS, DENSITY_NEIGHBOURS + 1),
@@ -160,10 +193,17 @@ def make_plan(
                 f"{name}: the classes of both sets must be known, and they have "
                 f"{classes[0] or 'none'} and {classes[1] or 'none'}: take fid."
             )
+        if metric.by_class and num_samples < 2 * classes[0]:
+            raise UsageError(
+                f"{name} needs at least 2 samples of each of {classes[0]} classes, and there are "
+                f"{num_samples}: take more of them."
+            )
         of_samples |= metric.needs
         if metric.of_reference is not None and not _is_published(metric.of_reference, published):
             of_reference = (of_reference or Needs()) | metric.of_reference
-    if "fid" in metrics and published is None:
+    if "fid" in metrics and network.dims <= WIDE:
+        of_samples |= _ELEMENTS  # for the error
+    elif "fid" in metrics and published is None:
         if prefers_elements(num_samples, num_reference, network.dims):
             of_samples, of_reference = of_samples | _ELEMENTS, of_reference | _ELEMENTS
         check_sets(num_samples, num_reference, network.dims, besides=besides)
@@ -206,6 +246,11 @@ def _check(
             f"{name} needs at least {metric.smallest} images in a set, and there are {few}: take "
             "more of them."
         )
+    if name == "fid_infinity" and num_samples <= PARTS * network.dims:
+        raise UsageError(
+            f"fid_infinity extrapolates from parts with more samples than the {network.dims:,} "
+            f"features: take more than {PARTS * network.dims:,} samples, or fid."
+        )
     if metric.needs.logits and not network.num_classes:
         raise UsageError(
             f"{name} needs a network that classifies, and {network.name} does not: take "
@@ -229,11 +274,13 @@ def as_record(numbers: Numbers) -> dict[str, Any]:
     return {"value": value, "error": error, "results": results, "protocol": numbers.protocol} | more
 
 
-def as_text(results: Mapping[str, Mapping[str, Any]]) -> str:
+def as_text(record: Mapping[str, Any]) -> str:
     """Return the results of a record as lines."""
     lines = []
-    for name, found in results.items():
+    for name, found in record["results"].items():
         error = found["error"]
         spread = "" if error is None or np.isnan(error) else f" ± {error:.2g}"
         lines.append(f"{name:25} {found['value']:.6g}{spread}")
+    if "expected" in record.get("more", {}):
+        lines.append(f"{'of a perfect model':25} {record['more']['expected']['value']:.4g}")
     return "\n".join(lines)

@@ -7,12 +7,14 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.errors import UsageError
+from ddpm_jax.distributed import hosts
+from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation.features import FeatureNetwork
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.files import as_path, is_remote
@@ -20,8 +22,10 @@ from ddpm_jax.measuring.evaluation_settings import Features, ImageComparison
 from ddpm_jax.measuring.feature_cache import open_cache
 from ddpm_jax.measuring.feature_metrics import (
     FEATURE_METRICS,
+    WIDE,
     Plan,
     as_record,
+    bias,
     make_plan,
     measure,
     parse_metrics,
@@ -33,6 +37,7 @@ from ddpm_jax.monitoring.results import machine
 from ddpm_jax.settings import check_names
 
 _READ = 8  # batches of the network that are read at once, so that it does not wait for each
+FEW = 10  # samples to a feature, below which the bias of a Frechet distance is warned of
 Place = str | os.PathLike | np.ndarray | ImageSet
 
 
@@ -91,8 +96,7 @@ def compare_sets(
         name: {"metric": name, **record, **machine(), "versions": versions()}
         for name, record in measured(
             names,
-            samples,
-            np.arange(count),
+            Samples(count, samples.image_shape, samples.source.num_classes, lambda: samples),
             other,
             settings.compared,
             network,
@@ -153,10 +157,18 @@ def network_of(settings: Features, images: ImageSet) -> FeatureNetwork:
     )
 
 
+class Samples(NamedTuple):
+    """The set that is measured, which may not be there yet."""
+
+    count: int
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    make: Callable[[], ImageSet]  # of at least `count` images; the first of them are taken
+
+
 def measured(
     names: Sequence[str],
-    samples: ImageSet,
-    rows: np.ndarray,
+    samples: Samples,
     reference: Reference | None,
     settings: Features,
     network: FeatureNetwork,
@@ -164,12 +176,11 @@ def measured(
     num_reference: int | None = None,
     keep_samples: bool = True,
 ) -> dict[str, dict[str, Any]]:
-    """Compute all metrics of two sets, each of which is read once.
+    """Compute all metrics of two sets, each of which is read once, the reference first.
 
     Args:
       names: of metrics.
-      samples: the set that is measured.
-      rows: those of its images that count, int [N].
+      samples: what is measured.
       reference: what they are compared with, if anything.
       settings: the network.
       network: that of the settings, for the samples' shape.
@@ -185,24 +196,29 @@ def measured(
     """
     reference = reference or Reference(None)
     images, published = reference
-    classes = samples.source.num_classes
-    plan = plan_for(names, network, len(rows), reference, num_reference, classes=classes)
-    theirs, chosen = network, None
-    if images is not None:
+    plan = plan_for(names, network, samples, reference, num_reference)
+    theirs = network
+    if images is not None and images.image_shape != samples.image_shape:
         theirs = _network_of_reference(settings, network, samples, images)
-        chosen = spread(len(images), num_reference)
     cache, at_a_time = open_cache(settings.feature_cache), _READ * settings.feature_batch_size
     other = published
     if plan.of_reference is not None:
+        chosen = spread(len(images), num_reference)
         other = compute_features(
             images, chosen, theirs, plan.of_reference, batch_size=at_a_time, cache=cache
         )
         if published is not None:
             record = other.record | {"statistics": published.record}
             other = dataclasses.replace(other, gaussian=published.gaussian, record=record)
-    own = cache if keep_samples else None
+    if "fid" in names and samples.count < FEW * network.dims <= FEW * WIDE:
+        _warn_of_few(samples.count, network, other)
     found = compute_features(
-        samples, rows, network, plan.of_samples, batch_size=at_a_time, cache=own
+        samples.make(),
+        np.arange(samples.count),
+        network,
+        plan.of_samples,
+        batch_size=at_a_time,
+        cache=cache if keep_samples else None,
     )
     return {
         name: as_record(numbers)
@@ -211,14 +227,24 @@ def measured(
     }
 
 
+def _warn_of_few(count: int, network: FeatureNetwork, reference: FeatureSet) -> None:
+    """Say what the distance of so few samples would be of a perfect model."""
+    if hosts.is_primary():
+        say(
+            f"warning: {count:,} samples are few for {network.dims:,} features: the fid of a "
+            f"perfect model would be about {bias(count, reference)['value']:.3g}. Compare it with "
+            "numbers of as many samples only.",
+            file=sys.stderr,
+        )
+
+
 def plan_for(
     names: Sequence[str],
     network: FeatureNetwork,
-    num_samples: int,
+    samples: Samples,
     reference: Reference,
     num_reference: int | None,
     *,
-    classes: int,
     besides: int = 0,
 ) -> Plan:
     """Return the plan of a comparison, or refuse it: see `feature_metrics.make_plan`."""
@@ -226,24 +252,22 @@ def plan_for(
     return make_plan(
         names,
         network,
-        num_samples,
+        samples.count,
         None if images is None else min(num_reference or len(images), len(images)),
         published,
-        classes=(classes, 0 if images is None else images.source.num_classes),
+        classes=(samples.num_classes, 0 if images is None else images.source.num_classes),
         besides=besides,
     )
 
 
 def _network_of_reference(
-    settings: Features, network: FeatureNetwork, samples: ImageSet, reference: ImageSet
+    settings: Features, network: FeatureNetwork, samples: Samples, reference: ImageSet
 ) -> FeatureNetwork:
-    """Return the network for the shape of the reference.
+    """Return the network for another shape.
 
     Raises:
       UsageError: it has other features.
     """
-    if reference.image_shape == samples.image_shape:
-        return network
     theirs = network_of(settings, reference)
     if theirs.dims != network.dims:
         raise UsageError(

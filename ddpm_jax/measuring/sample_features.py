@@ -26,6 +26,7 @@ from ddpm_jax.measuring.image_comparison import (
     plan_for,
     short_digest,
 )
+from ddpm_jax.measuring.image_comparison import Samples as Comparable
 from ddpm_jax.measuring.image_sets import ImageSet, of_arrays, of_source
 from ddpm_jax.measuring.measured_samples import MeasuredSamples, draw_samples, open_samples
 from ddpm_jax.measuring.measurement import Measurement, checkpoint_record, result_path
@@ -39,6 +40,7 @@ class _Opened(NamedTuple):
     """Samples to come, what they are compared with, and how."""
 
     found: MeasuredSamples
+    samples: Comparable
     network: FeatureNetwork
     reference: Reference
 
@@ -69,11 +71,9 @@ def measure_samples(
     """
     opened = _open(names, trained, images, settings, directory)
     found = opened.found
-    samples = _samples(found, settings, directory)
     records = measured(
         names,
-        samples,
-        np.arange(len(samples)),
+        opened.samples,
         opened.reference,
         settings.compared,
         opened.network,
@@ -143,22 +143,21 @@ def _open(
         split = images.split or split or model.config.data.test_split
         other = Reference(_split(found, trained, images, split))
     pictures = settings.num_samples * int(np.prod(shape))
-    labels = found.generator.labels
-    plan_for(
-        names,
-        network,
+    samples = Comparable(
         settings.num_samples,
-        other,
-        settings.num_reference,
-        classes=0 if labels is None else found.train.num_classes,
-        besides=pictures * (1 if directory else 2),  # joined batches lie in memory twice
+        shape,
+        0 if found.generator.labels is None else found.train.num_classes,
+        lambda: _samples(found, settings, directory),
     )
+    # joined batches lie in memory twice
+    besides = pictures * (1 if directory else 2)
+    plan_for(names, network, samples, other, settings.num_reference, besides=besides)
     if directory is not None:
         wanted = found.record | results.machine() | {"versions": versions()}
         for name in names:
             path = result_path(directory, name, trained, f"{found.suffix}.json")
             results.check_record(path, wanted)
-    return _Opened(found, network, other)
+    return _Opened(found, samples, network, other)
 
 
 def _split(
@@ -192,7 +191,7 @@ def _samples(
 
 
 def _text(record: dict[str, Any]) -> str:
-    lines = [as_text(record["results"]), f"{record['num_samples']} samples"]
+    lines = [as_text(record), f"{record['num_samples']} samples"]
     if "num_reference" in record:
         lines[-1] += f" against {record['num_reference'] or 'statistics'}"
     return "\n".join(lines)

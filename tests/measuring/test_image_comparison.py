@@ -163,3 +163,67 @@ def test_sets_that_do_not_fit_are_refused(pictures, tmp_path, monkeypatch, looke
     with pytest.raises(UsageError, match="GiB of memory"):
         compare_images(a, b, "kid", **PIXELS)
     assert not looked_at
+
+
+def test_of_few_samples_the_distance_of_a_perfect_model_is_said(capsys):
+    """Two sets of one distribution are about as far apart as the warning says."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 256, (count, 2, 2, 1), np.uint8) for count in (30, 300))
+    record = compare_images(a, b, "fid", **PIXELS)["fid"]
+    said = capsys.readouterr().err
+    assert "warning: 30 samples are few for 4 features" in said
+    expected = record["more"]["expected"]["value"]
+    assert f"about {expected:.3g}" in said
+    values = [
+        compare_images(rng.integers(0, 256, (30, 2, 2, 1), np.uint8), b, "fid", **PIXELS)["fid"]
+        for _ in range(10)
+    ]
+    mean = np.mean([found["value"] for found in values])
+    assert expected == pytest.approx(mean, rel=0.35)
+    assert 0 < record["error"] < record["value"]
+
+
+def test_distances_by_class_are_those_of_the_classes_alone(pictures, tmp_path):
+    a, b = pictures
+    labels = [np.arange(len(p)) % 2 for p in pictures]
+    for name, p, of in zip("ab", pictures, labels, strict=True):
+        np.savez(tmp_path / f"{name}.npz", p, of)
+    found = compare_images(tmp_path / "a.npz", tmp_path / "b.npz", "fid_by_class", **PIXELS)
+    results = found["fid_by_class"]["results"]
+    for label in (0, 1):
+        alone = compare_images(a[labels[0] == label], b[labels[1] == label], "fid", **PIXELS)
+        assert results[f"fid_of_class_{label}"]["value"] == pytest.approx(
+            alone["fid"]["value"], rel=1e-6
+        )
+    for reference, says in ((b, "2 and none"), (tmp_path / "b.npz", "2 samples of each")):
+        with pytest.raises(UsageError, match=says):
+            compare_images(tmp_path / "a.npz", reference, "fid_by_class", num_images=3, **PIXELS)
+
+
+def test_the_extrapolated_distance_is_below_that_of_the_samples(pictures):
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(0, 256, (count, 2, 2, 1), np.uint8) for count in (60, 1000))
+    found = compare_images(a, b, "fid,fid_infinity", **PIXELS)
+    assert found["fid_infinity"]["value"] < found["fid"]["value"]
+    with pytest.raises(UsageError, match="more than 20 samples"):
+        compare_images(a, b, "fid_infinity", num_images=20, **PIXELS)
+
+
+def test_the_statistics_in_a_file_of_openai_are_of_more_images_than_it_has(
+    pictures, tmp_path, monkeypatch
+):
+    from ddpm_jax.evaluation.features import Extracted, FeatureNetwork
+    from ddpm_jax.measuring import image_comparison
+
+    def mean_rows(images):
+        return Extracted(images.mean(axis=2)[..., 0].astype(np.float32))
+
+    network = FeatureNetwork("inception", 4, mean_rows, {"sha256": "0" * 64})
+    monkeypatch.setattr(image_comparison, "load_features", lambda *args, **kwargs: network)
+    a, b = pictures
+    x, y = (mean_rows(p).features.astype(np.float64) for p in pictures)
+    np.savez(tmp_path / "b.npz", arr_0=b[:9], mu=y.mean(0), sigma=np.cov(y, rowvar=False))
+    found = compare_images(a, tmp_path / "b.npz", "fid,prdc")
+    assert found["fid"]["value"] == pytest.approx(scipy_fid(x, y), rel=1e-6)
+    assert found["fid"]["reference"]["statistics"]["kind"] == "statistics"
+    assert found["prdc"]["num_reference"] == 9
