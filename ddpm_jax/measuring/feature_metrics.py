@@ -60,6 +60,9 @@ class FeatureMetric(NamedTuple):
     of_reference: Needs | None  # None: no reference
     smallest: int  # elements of a set
     by_class: bool = False
+    # its value alone, where that is much cheaper
+    value: Callable[[FeatureSet, FeatureSet | None], float] | None = None
+    is_better_low: bool = True
 
 
 def fid(samples: FeatureSet, reference: FeatureSet) -> Numbers:
@@ -68,13 +71,16 @@ def fid(samples: FeatureSet, reference: FeatureSet) -> Numbers:
     Statistics that were published of a reference come before those of its images.
     """
     if samples.dims > WIDE:
-        if reference.gaussian is None and samples.features is not None:
-            distance = frechet_distance_of_sets(samples.features, reference.features)
-        else:
-            distance = frechet_distance(*samples.statistics(), *reference.statistics())
-        return Numbers({"fid": (distance, None)}, {})
+        return Numbers({"fid": (fid_alone(samples, reference), None)}, {})
     found = frechet_with_error(samples.features, *reference.statistics())
     return Numbers({"fid": tuple(found)}, {}, {"expected": bias(samples.count, reference)})
+
+
+def fid_alone(samples: FeatureSet, reference: FeatureSet) -> float:
+    """Return the distance without its error."""
+    if reference.features is not None and reference.gaussian is None:
+        return frechet_distance_of_sets(samples.features, reference.features)
+    return frechet_distance(*samples.statistics(), *reference.statistics())
 
 
 def bias(num_samples: int, reference: FeatureSet) -> dict[str, float]:
@@ -128,12 +134,12 @@ def cmmd(samples: FeatureSet, reference: FeatureSet) -> Numbers:
 _ELEMENTS = Needs(elements=True)
 FEATURE_METRICS = {
     "cmmd": FeatureMetric(cmmd, _ELEMENTS, _ELEMENTS, 2),
-    "fid": FeatureMetric(fid, Needs(), Needs(), 2),
+    "fid": FeatureMetric(fid, Needs(), Needs(), 2, value=fid_alone),
     "fid_by_class": FeatureMetric(fid_by_class, _ELEMENTS, _ELEMENTS, 2, by_class=True),
     "fid_infinity": FeatureMetric(fid_infinity, _ELEMENTS, Needs(), 2),
-    "is": FeatureMetric(inception, Needs(logits=True), None, SPLITS),
+    "is": FeatureMetric(inception, Needs(logits=True), None, SPLITS, is_better_low=False),
     "kid": FeatureMetric(kid, _ELEMENTS, _ELEMENTS, 3),
-    "prdc": FeatureMetric(prdc, _ELEMENTS, _ELEMENTS, DENSITY_NEIGHBOURS + 1),
+    "prdc": FeatureMetric(prdc, _ELEMENTS, _ELEMENTS, DENSITY_NEIGHBOURS + 1, is_better_low=False),
 }
 
 
@@ -261,6 +267,14 @@ def _check(
 def measure(plan: Plan, samples: FeatureSet, reference: FeatureSet | None) -> dict[str, Numbers]:
     """Return the results of all metrics of a plan."""
     return {name: FEATURE_METRICS[name].compute(samples, reference) for name in plan.names}
+
+
+def measure_value(name: str, samples: FeatureSet, reference: FeatureSet | None) -> float:
+    """Return a metric's own number alone."""
+    metric = FEATURE_METRICS[name]
+    if metric.value is not None:
+        return metric.value(samples, reference)
+    return next(iter(metric.compute(samples, reference).values.values()))[0]
 
 
 def as_record(numbers: Numbers) -> dict[str, Any]:

@@ -83,6 +83,13 @@ def open_images(
       FailureError: files that are damaged.
     """
     path, text = as_path(place), os.fspath(place)
+    asked = {"image_size": image_size, "data_dir": data_dir}
+    opened = _open(path, text, image_size, data_dir)
+    given = {name: value for name, value in asked.items() if value}
+    return dataclasses.replace(opened, record=opened.record | given)
+
+
+def _open(path: Any, text: str, image_size: int | None, data_dir: str) -> ImageSet:
     found = _SPLIT.fullmatch(text)
     if found and not (is_remote(text) or path.exists()):
         return _open_split(found["name"], found["split"], image_size, data_dir)

@@ -51,8 +51,9 @@ def test_all_metrics_are_of_the_same_samples_which_a_stopped_command_keeps(
     def fail(*args, **kwargs):
         raise AssertionError("images are made again")
 
-    monkeypatch.setattr(generating, "generate_batches", fail)
-    result = invoke("evaluate", *argv)
+    with monkeypatch.context() as patched:
+        patched.setattr(generating, "generate_batches", fail)
+        result = invoke("evaluate", *argv)
     assert result.code == 0
     assert "warning: 6 samples are few for 64 features" in result.err
 
@@ -75,6 +76,19 @@ def test_all_metrics_are_of_the_same_samples_which_a_stopped_command_keeps(
     assert len(list(out.glob("fid_*.json"))) == 2
     refused("evaluate", *argv, *more, "--split", "test", says=["give one of them"])
     refused("evaluate", *argv, "--raw_weights", "--num_reference", 3, says=["prdc needs at least"])
+
+    # The weights as trained make other samples: `compare` says what that does to the number.
+    raw = tmp_path / "raw"
+    assert invoke("evaluate", *argv, "--raw_weights", "--out", raw).code == 0
+    (of_raw,) = raw.glob("kid_*.json")
+    records = [out / of_raw.name.replace("raw", "ema"), of_raw]
+    result = invoke("compare", *records)
+    assert result.code == 0
+    ema_value, raw_value = (json.loads(path.read_text())["value"] for path in records)
+    difference = raw_value - ema_value
+    (line,) = (line for line in result.out.splitlines() if line.split()[:1] == ["weights"])
+    assert line.split()[1:4] == ["'ema'", "'raw'", f"{difference:+.4g}"]
+    refused("compare", records[0], says=["1 files are named"])
 
 
 def test_what_cannot_be_computed_is_refused_before_an_image_is_made(refused, trained, tmp_path):
