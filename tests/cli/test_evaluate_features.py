@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 
+import ddpm_jax
 from ddpm_jax.distributed import interrupt
+from ddpm_jax.errors import UsageError
 from ddpm_jax.generation import generating
 from ddpm_jax.measuring import sample_features
 from ddpm_jax.measuring.image_comparison import compare_images
@@ -69,6 +71,16 @@ def test_all_metrics_are_of_the_same_samples_which_a_stopped_command_keeps(
         assert record["reference"]["images_sha256"] == alone[metric]["reference"]["images_sha256"]
         assert record["network"] == alone[metric]["network"]
     assert f"{read(out, 'fid')['value']:.6g}" in result.out
+
+    # From Python, without files.
+    settings = {"features": "digits", "num_samples": 6, "batch_size": 3, "sampler": "ddim"}
+    settings |= {"steps": 2, "feature_batch_size": 64}
+    found = ddpm_jax.load(trained).evaluate("fid,kid", **settings)
+    for metric in ("fid", "kid"):
+        assert found[metric]["value"] == pytest.approx(read(out, metric)["value"], rel=1e-3)
+        assert found[metric]["checkpoint_step"] == 10
+    with pytest.raises(UsageError, match="no setting feature. Did you mean 'features'"):
+        ddpm_jax.load(trained).evaluate("fid", feature="digits")
 
     # Another reference is another file; other weights are refused before anything is computed.
     more = ["--reference", "digits:test", "--data_dir", data_dir]
