@@ -175,6 +175,7 @@ def measured(
     *,
     num_reference: int | None = None,
     keep_samples: bool = True,
+    warns: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Compute all metrics of two sets, each of which is read once, the reference first.
 
@@ -186,6 +187,7 @@ def measured(
       network: that of the settings, for the samples' shape.
       num_reference: images of the reference, spread over it; None for all.
       keep_samples: whether features of the samples are kept in the cache, too.
+      warns: whether too few samples are warned of.
 
     Returns:
       Metric -> entries of a record.
@@ -210,7 +212,7 @@ def measured(
         if published is not None:
             record = other.record | {"statistics": published.record}
             other = dataclasses.replace(other, gaussian=published.gaussian, record=record)
-    if "fid" in names and samples.count < FEW * network.dims <= FEW * WIDE:
+    if warns and "fid" in names and samples.count < FEW * network.dims <= FEW * WIDE:
         _warn_of_few(samples.count, network, other)
     found = compute_features(
         samples.make(),

@@ -309,6 +309,7 @@ def _compute(metric: str, protocol: _Protocol, cache: str | None) -> float:
         settings,
         network,
         num_reference=protocol.num_reference if reference and reference.images else None,
+        warns=False,
     )[metric]
     for part, wanted in (("images", protocol.images), ("reference", protocol.reference or {})):
         found = record.get(part, {})
