@@ -32,6 +32,7 @@ def fields(data_dir):
         "data": {"name": "digits", "data_dir": data_dir, "image_size": 8, "channels": 1},
         "diffusion": {"num_timesteps": 20},
         "model": {"ch": 32, "ch_mult": (1,), "num_res_blocks": 1, "attn_resolutions": ()},
+        "optimizer": {"learning_rate": 2e-3, "warmup_steps": 2},
         "ema": {"decay": 0.5},
         "train": {"num_steps": 10, "batch_size": 8, "sample_every": 0, "num_samples": 2}
         | {"sample_steps": 2},
@@ -77,7 +78,8 @@ def test_values_are_those_of_evaluate_and_the_best_weights_are_kept(fields, data
             raise ddpm_jax.StopTraining
 
     parts = tmp_path / "parts"
-    assert ddpm_jax.train(fields, parts, callbacks=Stop()).step == 5
+    assert ddpm_jax.train(fields, parts, callbacks=Stop()).step == 4
+    assert not evaluated(parts), "it was stopped between the checkpoint and its evaluation"
     again = ddpm_jax.train(fields, parts)
     jax.tree.map(np.testing.assert_array_equal, result.state.params, again.state.params)
     assert evaluated(parts) == pytest.approx(found)
