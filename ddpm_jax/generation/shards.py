@@ -55,6 +55,20 @@ def iterate_shards(directory: str | os.PathLike, count: int | None = None) -> It
       UsageError: no images here, or not yet all of those requested.
       FailureError: a file is damaged, or holds other images than its name states.
     """
+    shards = whole_shards(directory, count)
+    shape = None
+    for shard in shards:
+        images = read_shard(shard)
+        shape = shape or images.shape[1:]
+        if images.shape[1:] != shape:
+            raise FailureError(
+                f"{shard.path} holds images of another size than {shards[0].path.name}: delete it."
+            )
+        yield images
+
+
+def whole_shards(directory: str | os.PathLike, count: int | None = None) -> list[Shard]:
+    """Return the shards of a directory, which are all there; raise as `iterate_shards`."""
     directory = as_path(directory)
     manifest = read_manifest(directory)
     if manifest is None:
@@ -70,15 +84,7 @@ def iterate_shards(directory: str | os.PathLike, count: int | None = None) -> It
             f"{directory} lacks {len(missing)} of {len(shards)} shards, {missing[0]} first: "
             "start the command that writes them again, and it will go on where it stopped."
         )
-    shape = None
-    for shard in shards:
-        images = _read_shard(shard)
-        shape = shape or images.shape[1:]
-        if images.shape[1:] != shape:
-            raise FailureError(
-                f"{shard.path} holds images of another size than {shards[0].path.name}: delete it."
-            )
-        yield images
+    return shards
 
 
 def list_shards(directory: pathlib.Path, num_images: int, shard_size: int) -> list[Shard]:
@@ -107,7 +113,12 @@ def check_index(shard: Shard) -> None:
     _check_numbers(shard, _arrays(shard, {"index": _numbers(shard)})["index"])
 
 
-def _read_shard(shard: Shard) -> np.ndarray:
+def read_shard(shard: Shard) -> np.ndarray:
+    """Return the images of a shard, uint8 [n, H, W, C].
+
+    Raises:
+      FailureError: the file is damaged, or holds other images than its name states.
+    """
     images = Header(np.dtype(np.uint8), (len(shard.index), None, None, None))
     images, index = _arrays(shard, {"images": images, "index": _numbers(shard)}).values()
     _check_numbers(shard, index)

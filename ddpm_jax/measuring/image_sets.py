@@ -26,13 +26,15 @@ from ddpm_jax.data.layout import label_from_path, read_layout
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, is_remote
-from ddpm_jax.generation.shards import MANIFEST, read_manifest, read_shards
+from ddpm_jax.generation.shards import MANIFEST, Shard, read_manifest, read_shard, whole_shards
 
 IMAGE_ARRAYS = ("arr_0", "images", "samples")  # OpenAI's name, ours, and one that others use
 LABEL_ARRAYS = ("arr_1", "labels")
 # a dataset and its split: "cifar10:train", "cifar10:3.0.2:test", "lsun/church:train[:1000]"
 _SPLIT = re.compile(r"(?P<name>[\w/]+(?::\d+\.\d+\.\d+)?):(?P<split>[a-z][^/]*)")
 _SHOWN = 3
+# of a manifest, what says nothing of the images that its other entries do not
+_OF_MANIFEST = ("checkpoint", "config", "num_images", "shard_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,17 +177,42 @@ def _open_split(name: str, split: str, image_size: int | None, data_dir: str) ->
     return of_source(source, source=f"{name}:{split}", crop=crop)
 
 
+class ShardedImages:
+    """The images of shards, of which one lies in memory at a time; a `Source`."""
+
+    def __init__(self, shards: Sequence[Shard], labels: np.ndarray | None, name: str):
+        self._shards, self.labels = shards, labels
+        self._read: tuple[int, np.ndarray] = 0, read_shard(shards[0])
+        self.image_shape = self._read[1].shape[1:]
+        self.num_classes = 0 if labels is None else int(labels.max()) + 1
+        self.fingerprint = name
+
+    def __len__(self) -> int:
+        return int(self._shards[-1].index[-1]) + 1
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        size = len(self._shards[0].index)
+        if self._read[0] != i // size:
+            self._read = i // size, read_shard(self._shards[i // size])
+        if self._read[1].shape[1:] != self.image_shape:
+            raise FailureError(
+                f"{self._shards[i // size].path} holds images of another size than "
+                f"{self._shards[0].path.name}: delete it."
+            )
+        label = np.int32(0) if self.labels is None else self.labels[i]
+        return {"image": self._read[1][i % size], "label": label}
+
+
 def _open_shards(path: Any) -> ImageSet:
-    manifest = read_manifest(path)
-    pixels = read_shards(path)
+    manifest, shards = read_manifest(path), whole_shards(path)
     labels = manifest.get("labels")
     if isinstance(labels, list) and labels and all(type(label) is int for label in labels):
-        labels = np.resize(np.array(labels, np.int32), len(pixels))
+        labels = np.resize(np.array(labels, np.int32), manifest["num_images"])
     else:
         labels = None
-    source = _array_source(pixels, labels, str(path))
-    made = {name: value for name, value in manifest.items() if name not in ("checkpoint", "config")}
-    stamps = [f"{shard.name} {_stamp(shard)}" for shard in sorted(path.glob("samples-*.npz"))]
+    source = ShardedImages(shards, labels, str(path))
+    made = {name: value for name, value in manifest.items() if name not in _OF_MANIFEST}
+    stamps = [f"{shard.path.name} {_stamp(shard.path)}" for shard in shards]
     facts = {"kind": "shards", "source": str(path), **_facts(source), "made": made}
     return ImageSet(source, facts, _digest([json.dumps(manifest), *stamps]))
 

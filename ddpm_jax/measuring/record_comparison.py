@@ -189,7 +189,9 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in record.items():
         if name in _FOUND or name in _PLACES:
             continue
-        follows = _FOLLOWS.get(name, ())
+        follows = set(_FOLLOWS.get(name, ()))
+        if name == "images" and "checkpoint" not in record:
+            follows.discard("made")  # which of a model stands in the record itself
         if follows and isinstance(value, Mapping):
             value = {key: item for key, item in value.items() if key not in follows}
             # which split it is matters, which folder does not

@@ -3,7 +3,6 @@
 Samples go to shards below the directory of results, from which a stopped command goes on.
 """
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +13,6 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.features import FeatureNetwork
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.trained_model import TrainedModel
-from ddpm_jax.generation.shards import read_shards
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FeatureQuality
 from ddpm_jax.measuring.feature_metrics import as_text
 from ddpm_jax.measuring.feature_networks import load_features
@@ -27,7 +25,7 @@ from ddpm_jax.measuring.image_comparison import (
     short_digest,
 )
 from ddpm_jax.measuring.image_comparison import Samples as Comparable
-from ddpm_jax.measuring.image_sets import ImageSet, of_arrays, of_source
+from ddpm_jax.measuring.image_sets import ImageSet, of_arrays, of_source, open_images
 from ddpm_jax.measuring.measured_samples import MeasuredSamples, draw_samples, open_samples
 from ddpm_jax.measuring.measurement import Measurement, checkpoint_record, result_path
 from ddpm_jax.monitoring import results
@@ -149,8 +147,8 @@ def _open(
         0 if found.generator.labels is None else found.train.num_classes,
         lambda: _samples(found, settings, directory),
     )
-    # joined batches lie in memory twice
-    besides = pictures * (1 if directory else 2)
+    # joined batches lie in memory twice, shards one at a time
+    besides = 0 if directory else 2 * pictures
     plan_for(names, network, samples, other, settings.num_reference, besides=besides)
     if directory is not None:
         wanted = found.record | results.machine() | {"versions": versions()}
@@ -175,19 +173,17 @@ def _samples(
 ) -> ImageSet:
     """Make the samples, or read those that are there."""
     generator = found.generator
-    labels = generator.labels
-    if labels is not None:
-        labels = labels[np.arange(settings.num_samples) % len(labels)]
     if directory is None:
-        drawn = draw_samples(generator, settings)
-        return of_arrays(drawn, labels, name="samples")
+        labels = generator.labels
+        if labels is not None:
+            labels = labels[np.arange(settings.num_samples) % len(labels)]
+        return of_arrays(draw_samples(generator, settings), labels, name="samples")
     samples = Samples(
         num_samples=settings.num_samples, batch_size=settings.batch_size, seed=settings.seed
     )
     folder = directory / SAMPLES / folder_name(generator, samples)
     write_samples(generator, folder, checkpoint_record(generator.trained), samples)
-    made = of_arrays(read_shards(folder), labels, name=str(folder))
-    return dataclasses.replace(made, record=made.record | {"kind": "shards"})
+    return open_images(folder)
 
 
 def _text(record: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.generation.storing import write_shards
 from ddpm_jax.measuring.image_comparison import compare_images
 from ddpm_jax.measuring.record_comparison import compare_records
 from ddpm_jax.monitoring.results import write_record
@@ -141,3 +142,19 @@ def test_what_is_no_record_is_refused(tmp_path):
     for other, says in {"b": "of kid", "c": "no result", "d": "its value", "e": "no "}.items():
         with pytest.raises(UsageError, match=says):
             compare_records(tmp_path / "a.json", tmp_path / f"{other}.json")
+
+
+def test_what_made_the_shards_of_two_sets_is_named(planted, tmp_path, sets):
+    for average, pixels in (("ema", PIXELS), ("raw", OTHERS)):
+        write_shards(
+            tmp_path / average,
+            lambda indices, pixels=pixels: [(indices, pixels[indices])],
+            num_images=60,
+            shard_size=25,
+            manifest={"weights": average, "sampler": "ddim", "checkpoint": f"runs/{average}"},
+        )
+    found, (ema, raw) = planted(
+        *((tmp_path / name, sets / "others.npz", {}) for name in ("ema", "raw"))
+    )
+    assert names(found) == [{"images.made.weights"}]
+    assert found.differences[0].effect == pytest.approx(raw - ema)
