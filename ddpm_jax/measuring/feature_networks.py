@@ -22,14 +22,28 @@ from ddpm_jax.data.resizing import check_resizing, resized
 from ddpm_jax.errors import UsageError, suggest
 from ddpm_jax.evaluation.features import Extracted, FeatureNetwork
 from ddpm_jax.measuring.feature_programs import batched
+from ddpm_jax.measuring.foreign_features import (
+    INCEPTION,
+    Preparation,
+    clip_features,
+    dinov2_features,
+    inception_features,
+)
 from ddpm_jax.models.digit_classifier import SIDE, DigitClassifier
 
 FEATURES = {
     "inception": "Inception-v3 of 2015, 2,048 features: the FID's",
+    "inception_768": "an earlier layer of it, averaged over pixels",
+    "inception_192": "a still earlier one",
+    "inception_64": "its first pooling",
     "dinov2": "DINOv2's vision transformer, 384 to 1,536 features: FD-DINOv2",
     "clip": "CLIP's image encoder, features of length 1: CMMD",
     "digits": "a small network that comes with the package, for 8x8 digits",
     "pixels": "the images themselves, on 0..1",
+}
+_FOREIGN = dict.fromkeys(INCEPTION, inception_features) | {
+    "dinov2": dinov2_features,
+    "clip": clip_features,
 }
 BATCH_SIZE = 32
 Shape = tuple[int, int, int]  # (H, W, C)
@@ -78,7 +92,8 @@ def load_features(
     if name == "digits":
         _refuse(name, weights=weights)
         return _digits(image_shape, resize, rounding or "none", batch_size)
-    raise UsageError(f"The features {name!r} are not there yet: take digits or pixels.")
+    preparation = Preparation(image_shape[2], resize, rounding, batch_size)
+    return _FOREIGN[name](name, weights, preparation)
 
 
 def _refuse(name: str, **settings: Any) -> None:
