@@ -6,6 +6,7 @@
     python evaluate.py --ckpt runs/cifar10 --metric fid,kid,is,prdc --num_samples 50000 \\
         --sampler ddim --steps 100 --feature_weights pt_inception-2015-12-05-6726825d.pth
     python evaluate.py --ckpt runs/digits --metric fid --features digits
+    python evaluate.py --ckpt runs/digits --metric memorization
     python evaluate.py --images A --reference B --metric fid,kid
     python evaluate.py --ckpt runs/cifar10 --metric bpd,rate_distortion --num_images 1000 \\
         --timestep_stride 10
@@ -39,6 +40,12 @@ Metrics, several separated by commas:
                    and coverage; cmmd CLIP's. By default against the training images; --reference
                    takes others. Samples are kept in evaluation/samples and a stopped command goes
                    on with them
+  memorization     whether samples are copies of training images: each one's distance to the
+                   nearest training image over that to the nearest held-out one, against the same of
+                   training images; how many are nearest to a training image, against chance; the
+                   bits/dim of training and held-out images; with p-values, and a picture of the
+                   nearest pairs. Distances are of pixels, or with --distances features of the
+                   features that --features names
   rate_distortion  the bound as progressive coding: bits received against the error of the image
                    predicted from them
 
@@ -99,6 +106,7 @@ from ddpm_jax.measuring.evaluation_settings import (
     EvaluatedImages,
     FeatureQuality,
     FlowLikelihood,
+    Memorization,
     VariationalBound,
 )
 from ddpm_jax.measuring.feature_metrics import FEATURE_METRICS
@@ -138,7 +146,8 @@ class Command(Settings):
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code; see `command.run` for the errors."""
-    records = EvaluatedImages, ClipScore, FeatureQuality, VariationalBound, FlowLikelihood
+    of_samples = ClipScore, FeatureQuality, Memorization
+    records = EvaluatedImages, *of_samples, VariationalBound, FlowLikelihood
     flags = Parser(__doc__, Checkpoint, LowRank, Command, *records, Limit, Processes).parse(argv)
     if flags.images is not None:
         return compare_given(flags)

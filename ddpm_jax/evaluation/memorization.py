@@ -50,8 +50,9 @@ class Pair(NamedTuple):
 
     sample: int  # its index
     train: int  # index of the training image
-    distance: float  # Euclidean, of the features
-    ratio: float  # over the distance to the nearest held-out image
+    held_out: int  # index of the nearest held-out image
+    distance: float  # Euclidean, of the features, to the training image
+    ratio: float  # of that to the distance to the held-out image
     p_value: float  # of a sample that is no copy to have a ratio as small; for this sample alone
 
 
@@ -150,6 +151,7 @@ def audit(
         Pair(
             int(i),
             int(found.train[i]),
+            int(found.held_out[i]),
             float(found.to_train[i]),
             float(ratios[i]),
             float(p_values[i]),

@@ -180,6 +180,18 @@ class FeatureQuality(SampleQuality):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Memorization(SampleQuality):
+    """How samples are compared with training images and with held-out ones."""
+
+    distances: str = setting(
+        "pixels",
+        "memorization: distances of pixels, or of the features that --features names.",
+        choices=("pixels", "features"),
+    )
+    compared: Features = dataclasses.field(default=Features())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageComparison(Settings):
     """How two sets of images are compared."""
 

@@ -7,6 +7,7 @@ from ddpm_jax.measuring.evaluation_settings import (
     FeatureQuality,
     FlowLikelihood,
     Likelihood,
+    Memorization,
     SampleQuality,
     VariationalBound,
 )
@@ -18,6 +19,7 @@ from ddpm_jax.measuring.likelihood_metrics import (
     progressive_coding,
 )
 from ddpm_jax.measuring.measurement import Metric
+from ddpm_jax.measuring.memorization_metric import memorization
 from ddpm_jax.measuring.sample_features import one_metric
 from ddpm_jax.measuring.sample_metrics import classification_accuracy, frechet_pixels
 
@@ -28,6 +30,7 @@ METRICS = {
     "classification_accuracy": Metric(classification_accuracy, SampleQuality),
     "clip_score": Metric(clip_score, ClipScore),
     "frechet_pixels": Metric(frechet_pixels, SampleQuality),
+    "memorization": Metric(memorization, Memorization),
     "rate_distortion": Metric(progressive_coding, VariationalBound),
     "retrieval": Metric(retrieval, SampleQuality),
     **{name: Metric(one_metric(name), FeatureQuality) for name in FEATURE_METRICS},

@@ -172,7 +172,8 @@ def test_nearest_images_are_those_of_a_loop(monkeypatch, tile, mirrored):
         row, distance = nearest(samples[pair.sample], train)
         assert pair.train == row
         assert pair.distance == pytest.approx(distance, rel=1e-9)
-        other = nearest(samples[pair.sample], held_out)[1]
+        row, other = nearest(samples[pair.sample], held_out)
+        assert pair.held_out == row
         assert pair.ratio == pytest.approx(distance / other, rel=1e-9)
     without = [nearest(train[i], np.delete(train, i, axis=0))[1] for i in range(0, NUM_TRAIN)]
     assert found.median_distances[1] == pytest.approx(np.median(without), rel=1e-9)
