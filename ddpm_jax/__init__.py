@@ -18,6 +18,7 @@ _DEFINED_IN = {
     "Model": "api",
     "from_network": "api",
     "load": "api",
+    "compare_images": "measuring.image_comparison",
     "Callback": "training.callbacks",
     "Chain": "diffusion.chain",
     "Denoiser": "diffusion.denoiser",

@@ -25,6 +25,7 @@ from ddpm_jax.experiments.models import NetworkModel, Weights
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.interop.hub import check_push
 from ddpm_jax.measuring.bits_per_dim import BitsPerDim, bits_per_dim
+from ddpm_jax.measuring.evaluation_call import evaluate_samples
 from ddpm_jax.tasks.call_arguments import conditions_from, sampling_from
 from ddpm_jax.tasks.exporting import LICENSE
 from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
@@ -320,6 +321,37 @@ class Model(PictureMethods):
         """
         given = {"labels": labels, "captions": captions}
         return bits_per_dim(self.trained, images, method, **given, **settings)
+
+    def evaluate(
+        self,
+        metrics: str | Sequence[str] = "fid",
+        *,
+        out: str | os.PathLike | None = None,
+        **settings: Any,
+    ) -> dict[str, dict[str, Any]]:
+        """Measure one set of samples against images, by default those of training.
+
+            found = model.evaluate("fid,prdc", num_samples=5000, features="digits")
+            found["fid"]["value"]
+
+        See `compare_images` for sets that are there, and docs/evaluation.md for the metrics.
+
+        Args:
+          metrics: keys of `measuring.feature_metrics.FEATURE_METRICS`.
+          out: directory for records and samples, from which a stopped call goes on; None keeps
+            nothing.
+          settings: num_samples, seed, batch_size, reference, num_reference, split, data_dir;
+            features, feature_weights, resize, rounding, feature_batch_size, feature_cache; and
+            those of `sample` about the sampler and the conditions.
+
+        Returns:
+          Metric -> its record: value, error, results, and the settings that they depend on.
+
+        Raises:
+          UsageError: settings that this model or these metrics cannot have.
+          FailureError: a sample that is not finite, or a file that cannot be read or written.
+        """
+        return evaluate_samples(self.trained, metrics, out, **settings)
 
     def denoiser(
         self,

@@ -26,6 +26,7 @@ DATA = {
     "ddpm_jax/py.typed",
     "ddpm_jax/data/emoji.npz",
     "ddpm_jax/data/emoji.LICENSE",
+    "ddpm_jax/measuring/digit_features.npz",
     "ddpm_jax/text/clip_merges.txt.gz",
     "ddpm_jax/text/clip_merges.LICENSE",
 }

@@ -3,6 +3,11 @@
     python evaluate.py --ckpt runs/digits        300 samples against the training images
     python evaluate.py --ckpt runs/digits --metric bpd
     python evaluate.py --ckpt runs/digits --metric bpd_ode --draws 2
+    python evaluate.py --ckpt runs/cifar10 --metric fid,kid,is,prdc --num_samples 50000 \\
+        --sampler ddim --steps 100 --feature_weights pt_inception-2015-12-05-6726825d.pth
+    python evaluate.py --ckpt runs/digits --metric fid --features digits
+    python evaluate.py --ckpt runs/digits --metric memorization
+    python evaluate.py --images A --reference B --metric fid,kid
     python evaluate.py --ckpt runs/cifar10 --metric bpd,rate_distortion --num_images 1000 \\
         --timestep_stride 10
 
@@ -27,8 +32,25 @@ Metrics, several separated by commas:
                    pixels, one of the class of their caption, and what chance gives
   clip_score       of a model that reads texts: the mean cosine, times 100, of samples and their
                    prompts in the features of the CLIP that --clip_model names
+  fid, kid, is, prdc, cmmd
+                   distances of samples and images in the features of a network, and shares of each
+                   within the other: --features and the flags after it; of one set of samples, each
+                   looked at once. fid is the Frechet distance, FD-DINOv2 with --features dinov2;
+                   kid the kernel distance; is the Inception Score; prdc precision, recall, density
+                   and coverage; cmmd CLIP's. By default against the training images; --reference
+                   takes others. Samples are kept in evaluation/samples and a stopped command goes
+                   on with them
+  memorization     whether samples are copies of training images: each one's distance to the
+                   nearest training image over that to the nearest held-out one, against the same of
+                   training images; how many are nearest to a training image, against chance; the
+                   bits/dim of training and held-out images; with p-values, and a picture of the
+                   nearest pairs. Distances are of pixels, or with --distances features of the
+                   features that --features names
   rate_distortion  the bound as progressive coding: bits received against the error of the image
                    predicted from them
+
+Without a model, --images and --reference name two sets: a folder of pictures, an NPZ file (arr_0,
+or published statistics mu and sigma), shards of sample.py, or a split as in cifar10:train.
 
 A model that reads texts draws the captions of the held-out images for metrics of samples, unless
 --prompt is given; its likelihoods are those of images given their first caption.
@@ -59,6 +81,7 @@ from collections.abc import Iterator, Sequence
 from ddpm_jax import memory
 from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
+from ddpm_jax.cli.image_sets_command import compare_given
 from ddpm_jax.cli.shared_flags import (
     Checkpoint,
     Limit,
@@ -81,12 +104,17 @@ from ddpm_jax.files import as_path, check_place
 from ddpm_jax.measuring.evaluation_settings import (
     ClipScore,
     EvaluatedImages,
+    FeatureQuality,
     FlowLikelihood,
+    Memorization,
     VariationalBound,
 )
-from ddpm_jax.measuring.measurement import Metric, write_measurement
+from ddpm_jax.measuring.feature_metrics import FEATURE_METRICS
+from ddpm_jax.measuring.measurement import Measurement, Metric, write_measurement
 from ddpm_jax.measuring.metrics import FIRST_STAGE_METRICS, METRICS
+from ddpm_jax.measuring.sample_features import measure_samples
 from ddpm_jax.settings import Settings, setting
+from ddpm_jax.tasks.sampling_settings import MAX_SIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +130,30 @@ class Command(Settings):
         path=True,
         metavar="DIR",
     )
+    images: str | None = setting(
+        None,
+        "Compare these images with --reference, without a model: a folder, an NPZ file, shards of "
+        "sample.py, or a split as in digits:test. Results go to --out, by default evaluation here.",
+        metavar="IMAGES",
+    )
+    image_size: int | None = setting(
+        None,
+        "With --images: shrink pictures of folders and splits to this size, cropped at the centre.",
+        lower=1,
+        upper=MAX_SIDE,
+    )
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code; see `command.run` for the errors."""
-    records = EvaluatedImages, ClipScore, VariationalBound, FlowLikelihood
+    of_samples = ClipScore, FeatureQuality, Memorization
+    records = EvaluatedImages, *of_samples, VariationalBound, FlowLikelihood
     flags = Parser(__doc__, Checkpoint, LowRank, Command, *records, Limit, Processes).parse(argv)
+    if flags.images is not None:
+        return compare_given(flags)
     check_names_a_run(flags)
+    if flags.image_size is not None:
+        raise UsageError("--image_size is for --images: a model has the size of its own.")
     metrics = _metrics(flags.metric)
     settings = {name: flags.make(metric.settings) for name, metric in metrics.items()}
     stop = make_interrupt(flags)
@@ -130,10 +175,14 @@ def main(argv: Sequence[str]) -> int:
     check_place(directory, flag="--out", writing=True)
     check_places(trained.model.config.data, data_dir=flags.data_dir, out=flags.out)
     images = flags.make(EvaluatedImages)
+    of_features = [name for name in metrics if name in FEATURE_METRICS]
+    done: dict[str, Measurement] = {}  # metrics of features are all of the same samples
     with stop:
         for name, metric in metrics.items():
             with _explained(name, flags.batch_size):
-                found = metric.measure(trained, images, settings[name], directory)
+                if name in of_features and name not in done:
+                    done = measure_samples(of_features, trained, images, settings[name], directory)
+                found = done.get(name) or metric.measure(trained, images, settings[name], directory)
             if hosts.is_primary():
                 say(f"{name} of step {trained.step} ({trained.average} weights)\n{found.text}")
                 for path in write_measurement(

@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from ddpm_jax.cli.arguments import Flags
 from ddpm_jax.cli.picture_flags import draw_pictures, requested_pictures
 from ddpm_jax.cli.shared_flags import (
@@ -20,6 +22,7 @@ from ddpm_jax.cli.shared_flags import (
     updating,
 )
 from ddpm_jax.distributed import hosts, interrupt
+from ddpm_jax.errors import say
 from ddpm_jax.experiments.datasets import check_places
 from ddpm_jax.experiments.identity import identity
 from ddpm_jax.experiments.loading import load_trained
@@ -31,6 +34,7 @@ from ddpm_jax.tasks import sample_files
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting
 from ddpm_jax.tasks.picture_editing import check_one_picture, make_any
 from ddpm_jax.tasks.sample_files import Samples
+from ddpm_jax.tasks.sample_formats import FORMATS
 from ddpm_jax.tasks.sampling_settings import Sampling
 
 
@@ -78,6 +82,11 @@ def _write(
     sample_files.write_samples(generator, out, made_by, samples)
     if hosts.is_primary():
         with _keeping("the images are kept; the same command draws them."):
+            labels = generator.labels
+            if labels is not None:
+                labels = labels[np.arange(samples.num_samples) % len(labels)]
+            for path in FORMATS[samples.format](out, labels):
+                say(f"  {path}")
             sample_files.draw_grid(generator, out, num_samples=samples.num_samples)
             if samples.chain:
                 sample_files.draw_chain(generator, out, samples)

@@ -6,6 +6,7 @@
     python sample.py --ckpt runs/digits_cond --labels 3,5 \\
         --guidance_scale 3 --guidance_interval 0.2,0.8
     python sample.py --ckpt runs/cifar10 --num_samples 50000 --batch_size 500
+    python sample.py --ckpt runs/cifar10 --num_samples 50000 --format openai    also as arr_0
     python sample.py --ckpt runs/cifar10 --init_image photo.png --strength 0.6
     python sample.py --ckpt runs/cifar10 --inpaint photo.png --mask mask.png
     python sample.py --ckpt runs/digits_sr --low_res small.png

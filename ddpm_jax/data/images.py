@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from ddpm_jax.errors import FailureError
 from ddpm_jax.files import NotAFile, as_path, is_remote, open_file, reporting
 
+RESIZING = "halved by a box filter, then bicubic"  # of `to_array`, for records
 _MIDDLE_GREY = 127  # brighter pixels are white in a mask
 MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's name
 Size = int | tuple[int, int]  # (H, W) in pixels, or the one number that both are

@@ -133,6 +133,26 @@ def load(
     return source
 
 
+def native_shape(name: str, data_dir: str = "") -> tuple[int | None, int | None, int]:
+    """Return (H, W, C) of a dataset's images, None for sides that differ between them.
+
+    Args:
+      name: "digits", "emoji", or a dataset of tensorflow-datasets.
+      data_dir: the folder below which TFDS keeps its datasets, "" for its default.
+
+    Raises:
+      UsageError: there is no such dataset.
+    """
+    if name == "digits":
+        return 8, 8, 1
+    if name == "emoji":
+        return emoji.SIZE, emoji.SIZE, 3
+    # as in `_open_tfds`
+    from ddpm_jax.data import tfds_source
+
+    return tfds_source.native_shape(name, data_dir)
+
+
 def _open_tfds(name: str, *, data_dir: str, captions: str, **options) -> Source:
     # Importing TFDS takes a second, which a folder of images does not need.
     from ddpm_jax.data import tfds_source

@@ -250,6 +250,17 @@ def open_dataset(
     )
 
 
+def native_shape(name: str, data_dir: str) -> tuple[int | None, int | None, int]:
+    """Return (H, W, C) of the images of a dataset, None for sides that differ between them.
+
+    Raises:
+      UsageError: the dataset is unknown or absent.
+    """
+    builder = _find(name, data_dir)
+    height, width, channels = builder.info.features[_keys(builder.info.features, name)[0]].shape
+    return height, width, channels if channels in images.MODES else 3
+
+
 def _is_nested(feature) -> bool:
     # a sequence or a dictionary, which TFDS cannot leave undecoded without TensorFlow
     return isinstance(feature, tfds.features.FeaturesDict) or hasattr(feature, "feature")

@@ -65,11 +65,15 @@ class GaussianAccumulator:
 def gaussian_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean [D] and covariance [D, D] (normalised by N - 1), float64, of features [N, D].
 
+    Besides the features it takes a few times `BUFFER` and three D x D arrays.
+
     Raises:
       UsageError: N < 2.
     """
     accumulator = GaussianAccumulator()
-    accumulator.add(features)
+    rows = max(1, BUFFER // (8 * features.shape[1]))
+    for start in range(0, len(features), rows):
+        accumulator.add(features[start : start + rows])
     return accumulator.statistics()
 
 
@@ -105,7 +109,7 @@ def frechet_distance(
     )
     chex.assert_shape([mean_1, mean_2], (len(mean_1),))
     chex.assert_shape([cov_1, cov_2], (len(mean_1), len(mean_1)))
-    root_trace = scipy.linalg.svdvals(_factor(cov_1).T @ _factor(cov_2)).sum()
+    root_trace = scipy.linalg.svdvals(covariance_factor(cov_1).T @ covariance_factor(cov_2)).sum()
     squared = np.sum((mean_1 - mean_2) ** 2) + np.trace(cov_1) + np.trace(cov_2) - 2 * root_trace
     return max(0.0, float(squared))
 
@@ -136,7 +140,7 @@ def frechet_distance_of_sets(features_a: np.ndarray, features_b: np.ndarray) -> 
     check_sets(len(features_a), len(features_b), features_a.shape[1])
     if prefers_elements(len(features_a), len(features_b), features_a.shape[1]):
         return _distance_by_elements(features_a, features_b)
-    return frechet_distance(*_statistics_in_chunks(features_a), *_statistics_in_chunks(features_b))
+    return frechet_distance(*gaussian_statistics(features_a), *gaussian_statistics(features_b))
 
 
 def memory_needed(num_a: int, num_b: int, dims: int) -> int:
@@ -206,16 +210,12 @@ def _distance_by_elements(features_a: np.ndarray, features_b: np.ndarray) -> flo
     )
 
 
-def _statistics_in_chunks(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    accumulator = GaussianAccumulator()
-    rows = max(1, BUFFER // (8 * features.shape[1]))
-    for start in range(0, len(features), rows):
-        accumulator.add(features[start : start + rows])
-    return accumulator.statistics()
+def covariance_factor(covariance: np.ndarray) -> np.ndarray:
+    """Return F [D, r] with F Fᵀ = covariance [D, D], r its numerical rank.
 
-
-def _factor(covariance: np.ndarray) -> np.ndarray:
-    """Return F [D, r] with F Fᵀ = covariance, r its numerical rank."""
+    Raises:
+      ValueError: an eigenvalue is negative beyond rounding.
+    """
     eigenvalues, eigenvectors = scipy.linalg.eigh(covariance)
     largest = np.abs(eigenvalues).max()
     # Well beyond the rounding of a covariance that was computed in float32.

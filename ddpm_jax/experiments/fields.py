@@ -38,7 +38,7 @@ from ddpm_jax.experiments.owners import (
     WITH_CLASSES,
 )
 from ddpm_jax.experiments.text_fields import Lora, Scheduler, Text, TextUnet
-from ddpm_jax.limits import MAX_SEED, MAX_TIMESTEPS
+from ddpm_jax.limits import MAX_IMAGES, MAX_SEED, MAX_TIMESTEPS
 from ddpm_jax.models.classifier import POOLS
 from ddpm_jax.models.dit import POSITIONS
 from ddpm_jax.models.layers import RESAMPLINGS
@@ -322,6 +322,26 @@ class Train:
     steps_per_call = field(1, "updates dispatched together, for short steps", up_to(10_000))
 
 
+class Eval:
+    """A metric of samples while it trains: `evaluate`'s, of few and in few steps."""
+
+    OF = DIFFUSION
+    RESUMABLE = True
+    metric = field("", 'which; "": none', choices(("", "fid", "kid", "is", "cmmd", "fid_infinity")))
+    every_steps = field(10_000, "steps between two; also after the last", at_least(1))
+    num_samples = field(1000, "samples of each", at_least(2, MAX_IMAGES))
+    num_reference = field(
+        10_000, "training images to compare with, spread over all", at_least(2, MAX_IMAGES)
+    )
+    features = field("inception", "whose features: inception dinov2 clip digits pixels")
+    feature_weights = field("", "file of the network's weights")
+    sampler = field("ddim", "of the samples")
+    steps = field(20, "of the sampler", at_least(1, MAX_TIMESTEPS))
+    batch_size = field(100, "samples at a time, over all devices", up_to(1 << 16))
+    keep_best = field(True, "the weights of the best one, as a run of their own in best/")
+    patience = field(0, "evaluations without a better one that end the run; 0: never", at_least(0))
+
+
 class Checkpoint:
     """What is kept of a run."""
 
@@ -350,6 +370,7 @@ GROUPS = {
     "optimizer": Optimizer,
     "ema": Ema,
     "train": Train,
+    "eval": Eval,
     "checkpoint": Checkpoint,
 }
 FIELDS: dict[str, Field] = {

@@ -5,7 +5,7 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,9 +39,36 @@ def read_shards(directory: str | os.PathLike, count: int | None = None) -> np.nd
       count: the number of first images to read; None: all.
 
     Raises:
+      UsageError, FailureError: as `iterate_shards`.
+    """
+    return np.concatenate(list(iterate_shards(directory, count)))[:count]
+
+
+def iterate_shards(directory: str | os.PathLike, count: int | None = None) -> Iterator[np.ndarray]:
+    """Yield the images of each shard, uint8 [n, H, W, C], in the order of their index.
+
+    Args:
+      directory: where the images are.
+      count: the number of first images to read, all of their shards; None: all.
+
+    Raises:
       UsageError: no images here, or not yet all of those requested.
       FailureError: a file is damaged, or holds other images than its name states.
     """
+    shards = whole_shards(directory, count)
+    shape = None
+    for shard in shards:
+        images = read_shard(shard)
+        shape = shape or images.shape[1:]
+        if images.shape[1:] != shape:
+            raise FailureError(
+                f"{shard.path} holds images of another size than {shards[0].path.name}: delete it."
+            )
+        yield images
+
+
+def whole_shards(directory: str | os.PathLike, count: int | None = None) -> list[Shard]:
+    """Return the shards of a directory, which are all there; raise as `iterate_shards`."""
     directory = as_path(directory)
     manifest = read_manifest(directory)
     if manifest is None:
@@ -57,13 +84,7 @@ def read_shards(directory: str | os.PathLike, count: int | None = None) -> np.nd
             f"{directory} lacks {len(missing)} of {len(shards)} shards, {missing[0]} first: "
             "start the command that writes them again, and it will go on where it stopped."
         )
-    images = [_read_shard(shard) for shard in shards]
-    for shard, found in zip(shards, images, strict=True):
-        if found.shape[1:] != images[0].shape[1:]:
-            raise FailureError(
-                f"{shard.path} holds images of another size than {shards[0].path.name}: delete it."
-            )
-    return np.concatenate(images)[:count]
+    return shards
 
 
 def list_shards(directory: pathlib.Path, num_images: int, shard_size: int) -> list[Shard]:
@@ -92,7 +113,12 @@ def check_index(shard: Shard) -> None:
     _check_numbers(shard, _arrays(shard, {"index": _numbers(shard)})["index"])
 
 
-def _read_shard(shard: Shard) -> np.ndarray:
+def read_shard(shard: Shard) -> np.ndarray:
+    """Return the images of a shard, uint8 [n, H, W, C].
+
+    Raises:
+      FailureError: the file is damaged, or holds other images than its name states.
+    """
     images = Header(np.dtype(np.uint8), (len(shard.index), None, None, None))
     images, index = _arrays(shard, {"images": images, "index": _numbers(shard)}).values()
     _check_numbers(shard, index)

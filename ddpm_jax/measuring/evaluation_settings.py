@@ -6,11 +6,13 @@ checked is checked where a record is used.
 
 import dataclasses
 
+from ddpm_jax.data.resizing import RESIZERS, ROUNDINGS
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.traces import TRACES
 from ddpm_jax.limits import MAX_BATCH, MAX_IMAGES, MAX_SEED, MAX_TIMESTEPS
+from ddpm_jax.measuring.feature_networks import FEATURES
 from ddpm_jax.settings import Settings, setting
-from ddpm_jax.tasks.sampling_settings import Sampling
+from ddpm_jax.tasks.sampling_settings import MAX_SIDE, Sampling
 
 MAX_DRAWS = 10_000
 MAX_PROBES = 10_000
@@ -28,7 +30,7 @@ class EvaluatedImages(Settings):
     )
     num_images: int | None = setting(
         None,
-        "Likelihoods: only the first so many of the split; all by default.",
+        "Likelihoods, and the set of --images: only the first so many; all by default.",
         lower=1,
         upper=MAX_IMAGES,
     )
@@ -108,8 +110,8 @@ class SampleQuality(Evaluation):
     )
     num_reference: int | None = setting(
         None,
-        "frechet_pixels: only so many of the training images, spread evenly over them; all by "
-        "default.",
+        "frechet_pixels and metrics of features: only so many of the images to compare with, "
+        "spread evenly over them; all by default.",
         lower=2,
         upper=MAX_IMAGES,
     )
@@ -126,3 +128,88 @@ class ClipScore(SampleQuality):
         "on the Hugging Face hub.",
         metavar="PATH",
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features(Settings):
+    """In whose features sets of images are compared: fid and its kin"""
+
+    features: str = setting(
+        "inception",
+        f"Whose features: {', '.join(FEATURES)}, or a function of yours as module:function.",
+    )
+    feature_weights: str | None = setting(
+        None,
+        "File or directory of the network's weights, for inception, dinov2 and clip.",
+        path=True,
+    )
+    resize: str | None = setting(
+        None,
+        "How images are brought to the network's size; by default as the network's numbers are "
+        f"made: {', '.join(RESIZERS)}.",
+        choices=RESIZERS,
+    )
+    rounding: str | None = setting(
+        None,
+        f"How resized images are rounded; by default likewise: {', '.join(ROUNDINGS)}.",
+        choices=ROUNDINGS,
+    )
+    feature_batch_size: int = setting(
+        32, "Images that the network takes at a time.", lower=1, upper=MAX_BATCH
+    )
+    feature_cache: str | None = setting(
+        None,
+        'Where features of sets that are compared with are kept, "none" for nowhere; by default '
+        "features in $DDPM_JAX_CACHE, else ddpm_jax/features in the user's cache directory.",
+        metavar="DIR",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeatureQuality(SampleQuality):
+    """How samples are compared with the data in features."""
+
+    reference: str | None = setting(
+        None,
+        "Images to compare with: a folder, an NPZ file of images (arr_0) or of published "
+        "statistics (mu, sigma), shards of sample.py, or a split as in cifar10:train. By default "
+        "those of --split, here the training images.",
+        metavar="IMAGES",
+    )
+    compared: Features = dataclasses.field(default=Features())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memorization(SampleQuality):
+    """How samples are compared with training images and with held-out ones."""
+
+    distances: str = setting(
+        "pixels",
+        "memorization: distances of pixels, or of the features that --features names.",
+        choices=("pixels", "features"),
+    )
+    compared: Features = dataclasses.field(default=Features())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageComparison(Settings):
+    """How two sets of images are compared."""
+
+    num_images: int | None = setting(
+        None, "Only the first so many of the images; all by default.", lower=2, upper=MAX_IMAGES
+    )
+    num_reference: int | None = setting(
+        None,
+        "Only so many of the images to compare with, spread evenly over them; all by default.",
+        lower=2,
+        upper=MAX_IMAGES,
+    )
+    image_size: int | None = setting(
+        None,
+        "Shrink the pictures of folders and splits to this size, cropped at the centre; by default "
+        "they are taken as they are.",
+        lower=1,
+        upper=MAX_SIDE,
+    )
+    data_dir: str | None = setting(None, "Where TFDS keeps its datasets.", path=True, metavar="DIR")
+    compared: Features = dataclasses.field(default=Features())

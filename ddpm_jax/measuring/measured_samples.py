@@ -49,6 +49,7 @@ def open_samples(
     settings: SampleQuality,
     directory: pathlib.Path | None,
     *,
+    split: str | None = None,
     needs_classes: bool = False,
     decides: Mapping[str, Any] | None = None,
     mark: str = "",
@@ -63,6 +64,7 @@ def open_samples(
       images: the split to compare samples with, and to take captions from.
       settings: how samples are made.
       directory: of results, if any.
+      split: the one to compare with where `images` names none; None for the config's test split.
       needs_classes: whether the captions must be of images with classes.
       decides: what else decides the numbers, for the record.
       mark: its part in the names of files.
@@ -74,7 +76,7 @@ def open_samples(
     """
     model, data = trained.model, trained.model.config.data
     has_own_prompt = not model.conditioning.has_text or settings.sampling.prompt is not None
-    held_out_split = images.split or data.test_split
+    held_out_split = images.split or split or data.test_split
     where = {
         "data_dir": images.data_dir,
         "captions": None if has_own_prompt else data.captions or AUTO,
@@ -95,16 +97,16 @@ def open_samples(
         generator = _generator_of(drawn, trained, settings)
     record = {
         **identity(trained),
-        "data": [split.fingerprint for split in (train, held_out)],
+        "data": [source.fingerprint for source in (train, held_out)],
         "num_samples": settings.num_samples,
         "seed": settings.seed,
         **generator.record,
         **other,
         **(decides or {}),
     }
-    split = f"_{stem(images.split)}" if images.split else ""
+    of_split = f"_{stem(images.split)}" if images.split else ""
     how = f"{generator.name()}_seed{settings.seed}"
-    suffix = f"{split}_n{settings.num_samples}{mark}_{how}"
+    suffix = f"{of_split}_n{settings.num_samples}{mark}_{how}"
     if directory is not None:
         path = result_path(directory, name, trained, f"{suffix}.json")
         results.check_record(path, record | results.machine() | {"versions": versions()})

@@ -50,6 +50,18 @@ def checkpoint_record(trained: TrainedModel) -> dict[str, Any]:
     }
 
 
+def record_of(name: str, found: Measurement, trained: TrainedModel, *, seed: int) -> dict[str, Any]:
+    """Return the record of a metric, which says how to repeat its numbers."""
+    return {
+        "metric": name,
+        **checkpoint_record(trained),
+        "seed": seed,
+        **machine(),
+        "versions": versions(),
+        **found.values,
+    }
+
+
 def write_measurement(
     name: str, found: Measurement, trained: TrainedModel, *, seed: int, directory: pathlib.Path
 ) -> list[pathlib.Path]:
@@ -58,14 +70,7 @@ def write_measurement(
     Raises:
       FailureError: a file cannot be written.
     """
-    record = {
-        "metric": name,
-        **checkpoint_record(trained),
-        "seed": seed,
-        **machine(),
-        "versions": versions(),
-        **found.values,
-    }
+    record = record_of(name, found, trained, seed=seed)
     path = result_path(directory, name, trained, f"{found.suffix}.json")
     write_record(path, record)
     if found.draw is None:

@@ -21,6 +21,7 @@ from ddpm_jax.randomness import base_key
 from ddpm_jax.settings import Settings, setting
 from ddpm_jax.tasks import names
 from ddpm_jax.tasks.image_generator import ImageGenerator
+from ddpm_jax.tasks.sample_formats import FORMATS
 
 IN_GRID = 64  # images in grid.png
 GRID_COLUMNS = 8  # about, in a grid whose columns are classes
@@ -46,6 +47,12 @@ class Samples(Settings):
         "Stable Diffusion under generated/NAME here.",
         path=True,
         metavar="DIR",
+    )
+    format: str = setting(
+        "npz",
+        "Of the images: npz, shards as described above; png, also a file for each in the folder "
+        "png; openai, also one NPZ with arr_0, as OpenAI's evaluator reads it.",
+        choices=FORMATS,
     )
     chain: bool = setting(
         False,

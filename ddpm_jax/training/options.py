@@ -15,6 +15,7 @@ class LoopOptions(NamedTuple):
     # steps in a row that may be skipped as not finite: as in `StepOptions`
     skip_nonfinite: int = 0
     snapshot_every: int = 0  # and at the end; 0: never
+    eval_every: int = 0  # likewise
 
     def next_call(self, step: int) -> int:
         """Return how many steps the call after `step` updates dispatches.
@@ -33,6 +34,14 @@ class LoopOptions(NamedTuple):
             and (step % self.snapshot_every == 0 or step == self.num_steps)
         )
 
+    def is_evaluation_due(self, step: int) -> bool:
+        """Return whether a metric of samples is measured after `step` updates."""
+        return (
+            step > 0
+            and self.eval_every > 0
+            and (step % self.eval_every == 0 or step == self.num_steps)
+        )
+
     def is_grid_due(self, step: int) -> bool:
         """Return whether a grid is drawn after `step` updates."""
         return step > 0 and (
@@ -40,4 +49,4 @@ class LoopOptions(NamedTuple):
         )
 
     def _cadences(self) -> tuple[int, ...]:
-        return self.sample_every, self.save_every, self.snapshot_every
+        return self.sample_every, self.save_every, self.snapshot_every, self.eval_every

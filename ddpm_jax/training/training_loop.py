@@ -77,6 +77,7 @@ class Start(NamedTuple):
     owes_grid: bool = False  # the run was stopped before the grid of this step was drawn
     # `SINCE_RECORD` of the checkpoint's data item: the means of the next record begin with it
     since_record: Mapping[str, Any] = MappingProxyType({})
+    owes_evaluation: bool = False  # likewise, before the metric of this step was measured
 
 
 class Saving(NamedTuple):
@@ -97,6 +98,8 @@ class Observers(NamedTuple):
     on_sample: Watcher = _ignore
     on_checkpoint: Watcher = _ignore  # when a checkpoint has been handed over to be written
     trace: Trace | None = None  # profiles some of the steps
+    # every `eval_every` steps and at the end, when the step is saved or not; may raise `Stopped`
+    on_evaluation: Watcher = _ignore
 
 
 def train(
@@ -163,12 +166,12 @@ def train(
                 checkpointer.wait()
                 saving.on_snapshot(step, state)
 
-    def draw() -> int:
-        """Draw the grid; return the wish that it was abandoned for, 0 for none."""
+    def show(watcher: Watcher) -> int:
+        """Draw or evaluate; return the wish that it was abandoned for, 0 for none."""
         settle()
         with reporter.throughput.paused():
             try:
-                observers.on_sample(step, state)
+                watcher(step, state)
             except Stopped as stopped:
                 return stopped.wish
         return 0
@@ -178,7 +181,9 @@ def train(
         # What a run that was stopped right after its checkpoint still has to do.
         snapshot()
         if start.owes_grid and step != options.num_steps:
-            stop = draw()
+            stop = show(observers.on_sample)
+        if start.owes_evaluation and step != options.num_steps and not stop:
+            stop = show(observers.on_evaluation)
         while step < options.num_steps and not stop:
             count = options.next_call(step)
             with reporter.throughput.waiting_for_data():
@@ -198,13 +203,17 @@ def train(
             snapshot()
             stop = interrupt.vote()
             if options.is_grid_due(step) and step != options.num_steps and not stop:
-                stop = draw()
+                stop = show(observers.on_sample)
+            if options.is_evaluation_due(step) and step != options.num_steps and not stop:
+                stop = show(observers.on_evaluation)
 
         if saved != step:
             save()
         checkpointer.wait()
         if not stop:
-            stop = draw()
+            stop = show(observers.on_sample)
+        if options.is_evaluation_due(step) and not stop:
+            stop = show(observers.on_evaluation)
     return Outcome(state, Wish(stop) if stop else None)
 
 

@@ -51,6 +51,7 @@ def make_options(config: ConfigDict) -> LoopOptions:
         steps_per_call=config.train.steps_per_call,
         skip_nonfinite=config.train.skip_nonfinite,
         snapshot_every=config.ema.snapshot_every,
+        eval_every=config.eval.every_steps if config.eval.metric else 0,
     )
 
 

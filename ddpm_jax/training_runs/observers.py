@@ -17,6 +17,7 @@ from ddpm_jax.text.tokenizer import Tokenizer
 from ddpm_jax.training.callbacks import Callbacks
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training.training_loop import Observers
+from ddpm_jax.training_runs.evaluations import Evaluations
 from ddpm_jax.training_runs.first_stage_grids import picture_writer
 from ddpm_jax.training_runs.sample_grids import grid_writer
 
@@ -32,6 +33,7 @@ def make_observers(
     callbacks: Callbacks,
     whole: Callable[[Any], Any],
     tokenizer: Tokenizer | None = None,
+    evaluations: Evaluations | None = None,
 ) -> Observers:
     """Open the observers; only the primary process shows anything.
 
@@ -45,6 +47,7 @@ def make_observers(
       callbacks: the user's.
       whole: `Parallelism.whole`.
       tokenizer: of a model that reads texts.
+      evaluations: metrics of samples, if any.
 
     Raises:
       FailureError: the records cannot be read or repaired.
@@ -63,7 +66,13 @@ def make_observers(
             draw(step, state)
             callbacks.on_sample(step, state)
 
-    return Observers(writer, progress, on_sample, callbacks.on_checkpoint, trace)
+    def on_evaluation(step: int, state: TrainState) -> None:
+        if evaluations is not None:
+            evaluations.evaluate(step, state, writer, progress)
+
+    return Observers(
+        writer, progress, on_sample, callbacks.on_checkpoint, trace, on_evaluation=on_evaluation
+    )
 
 
 def _make_draw(

@@ -16,6 +16,7 @@ from ddpm_jax.randomness import base_key
 from ddpm_jax.training.callbacks import Callbacks
 from ddpm_jax.training.training_loop import Outcome, Saving, train
 from ddpm_jax.training_runs.compiled_steps import explained, make_options, make_start, make_steps
+from ddpm_jax.training_runs.evaluations import make_evaluations
 from ddpm_jax.training_runs.observers import make_observers
 from ddpm_jax.training_runs.reports import announce
 from ddpm_jax.training_runs.run_directory import CONFIG_FILE, write_settings
@@ -79,6 +80,9 @@ def train_in(
     hosts.check_equal(
         {"the data": source.fingerprint, "the step of the checkpoint in workdir": step}
     )
+    evaluations = make_evaluations(
+        model, source, workdir, settings, interrupt=interrupt, start=step, whole=parallelism.whole
+    )
     trace = make_trace(profile, workdir, start=step, num_steps=config.train.num_steps)
     if hosts.is_primary():
         write_settings(workdir, settings)
@@ -100,17 +104,23 @@ def train_in(
             callbacks=callbacks,
             whole=parallelism.whole,
             tokenizer=prepared.tokenizer,
+            evaluations=evaluations,
         )
         stack.enter_context(observers.writer)
         for opened in (checkpointer, batches, observers.progress):
             stack.callback(opened.close)
         stack.enter_context(explained(config))
+        start, options = make_start(config, workdir, state, position), make_options(config)
+        if evaluations is not None:
+            start = start._replace(owes_evaluation=evaluations.owes(step))
+            if evaluations.is_exhausted:
+                options = options._replace(num_steps=step)
         return train(
-            make_start(config, workdir, state, position),
+            start,
             make_steps(config, training),
             batches,
             base_key(config.seed),
-            options=make_options(config),
+            options=options,
             saving=Saving(checkpointer, settings, on_snapshot),
             observers=observers,
             interrupt=interrupt,

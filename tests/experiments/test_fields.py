@@ -68,7 +68,8 @@ TABLES = {  # field of a name -> where that name is looked up
     "optimizer.decay": optimizer.DECAYS,
     "optimizer.clip_scope": step.CLIP_SCOPES,
 }
-OF_THE_CONFIG = {"objective", "model.name", "text.kind"}  # names that `experiments` itself looks up
+# names that `experiments` itself looks up, or a layer above it (tests/training/test_evaluations.py)
+OF_THE_CONFIG = {"objective", "model.name", "text.kind", "eval.metric"}
 NUMBERS = [spec for spec in FIELDS.values() if {spec.kind, spec.item} & {int, float}]
 NAMES = [spec for spec in FIELDS.values() if spec.choices and spec.kind is str]
 OWNED = [(spec, owner) for spec in FIELDS.values() for owner in spec.owners]

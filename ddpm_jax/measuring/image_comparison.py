@@ -1,0 +1,301 @@
+"""Two sets of images compared in features: `ddpm_jax.compare_images`, and what `evaluate` shares.
+
+Each set is read once for all metrics. A result is a record that says all that decides its numbers.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.distributed import hosts
+from ddpm_jax.errors import UsageError, say
+from ddpm_jax.evaluation.features import FeatureNetwork
+from ddpm_jax.experiments.identity import versions
+from ddpm_jax.files import as_path, is_remote
+from ddpm_jax.measuring.evaluation_settings import Features, ImageComparison
+from ddpm_jax.measuring.feature_cache import open_cache
+from ddpm_jax.measuring.feature_metrics import (
+    FEATURE_METRICS,
+    WIDE,
+    Plan,
+    as_record,
+    bias,
+    make_plan,
+    measure,
+    parse_metrics,
+)
+from ddpm_jax.measuring.feature_networks import load_features
+from ddpm_jax.measuring.feature_sets import FeatureSet, compute_features, read_statistics
+from ddpm_jax.measuring.image_sets import ImageSet, has_images, of_arrays, open_images, spread
+from ddpm_jax.monitoring.results import machine
+from ddpm_jax.settings import check_names
+
+_READ = 8  # batches of the network that are read at once, so that it does not wait for each
+FEW = 10  # samples to a feature, below which the bias of a Frechet distance is warned of
+Place = str | os.PathLike | np.ndarray | ImageSet
+
+
+def compare_images(
+    images: Place,
+    reference: Place | None = None,
+    metrics: str | Sequence[str] = "fid",
+    **settings: Any,
+) -> dict[str, dict[str, Any]]:
+    """Compare a set of images with another one, without a model.
+
+        found = ddpm_jax.compare_images("samples.npz", "photos", "fid,kid", features="inception",
+                                        feature_weights="pt_inception-2015-12-05.pth")
+        found["fid"]["value"], found["fid"]["error"]
+
+    Args:
+      images: a folder of pictures, shards of `sample.py`, an NPZ file, a split as in
+        "cifar10:train" (`image_sets.open_images`), or an array uint8 [N, H, W, C].
+      reference: likewise, or an NPZ file of published statistics; None for metrics of the images
+        alone.
+      metrics: keys of `feature_metrics.FEATURE_METRICS`, as a list or with commas between them.
+      settings: fields of `ImageComparison` and `Features`: num_images, num_reference, image_size,
+        data_dir; features, feature_weights, resize, rounding, feature_batch_size, feature_cache.
+
+    Returns:
+      Metric -> its record: value, error, results, and the settings that they depend on.
+
+    Raises:
+      UsageError: sets, a network or metrics that do not fit one another, found before anything is
+        computed.
+      FailureError: an image that cannot be read.
+    """
+    own = {field.name for field in dataclasses.fields(ImageComparison)} - {"compared"}
+    of_features = {name: value for name, value in settings.items() if name not in own}
+    check_names(Features, of_features, "There is no setting")
+    given = {name: value for name, value in settings.items() if name in own}
+    chosen = ImageComparison(**given, compared=Features(**of_features))
+    return compare_sets(images, reference, parse_metrics(metrics), chosen)
+
+
+def compare_sets(
+    images: Place, reference: Place | None, names: Sequence[str], settings: ImageComparison
+) -> dict[str, dict[str, Any]]:
+    """Compare as `compare_images` does, given a record of settings."""
+    where = {"image_size": settings.image_size, "data_dir": settings.data_dir or ""}
+    samples = open_place(images, **where)
+    count = min(settings.num_images or len(samples), len(samples))
+    if settings.num_images is not None and count < settings.num_images:
+        raise UsageError(f"num_images is {settings.num_images}, and there are {count} images.")
+    network = network_of(settings.compared, samples)
+    needed = any(FEATURE_METRICS[name].of_reference is not None for name in names)
+    other = (
+        open_reference(reference, network, **where) if needed and reference is not None else None
+    )
+    return {
+        name: {"metric": name, **record, **machine(), "versions": versions()}
+        for name, record in measured(
+            names,
+            Samples(count, samples.image_shape, samples.source.num_classes, lambda: samples),
+            other,
+            settings.compared,
+            network,
+            num_reference=settings.num_reference,
+        ).items()
+    }
+
+
+def open_place(place: Place, **where: Any) -> ImageSet:
+    """Return a set: one that is given, an array, or what a path names."""
+    if isinstance(place, ImageSet):
+        return place
+    return of_arrays(place) if isinstance(place, np.ndarray) else open_images(place, **where)
+
+
+class Reference(NamedTuple):
+    """What a set is compared with: images, published statistics of it, or both."""
+
+    images: ImageSet | None
+    published: FeatureSet | None = None
+
+
+def open_reference(place: Place, network: FeatureNetwork, **where: Any) -> Reference:
+    """Open a set to compare with.
+
+    Of a file with images and Inception's statistics, such as OpenAI's, the Frechet distance takes
+    the statistics, as OpenAI's evaluator does: they are of more images than the file has.
+
+    Args:
+      place: as in `compare_images`.
+      network: whose features are compared.
+      where: image_size and data_dir, as in `image_sets.open_images`.
+
+    Raises:
+      UsageError: see `image_sets.open_images` and `feature_sets.read_statistics`.
+    """
+    if not isinstance(place, str | os.PathLike):
+        return Reference(open_place(place))
+    path = as_path(place)
+    if is_remote(path) or path.suffix != ".npz" or not path.is_file():
+        return Reference(open_place(place, **where))
+    if not has_images(path):
+        published = read_statistics(path, network.dims)
+        return Reference(None, published) if published else Reference(open_place(place, **where))
+    published = read_statistics(path, network.dims) if network.name == "inception" else None
+    return Reference(open_place(place, **where), published)
+
+
+def network_of(settings: Features, images: ImageSet) -> FeatureNetwork:
+    """Return the network that settings name, for images of such a shape."""
+    return load_features(
+        settings.features,
+        image_shape=images.image_shape,
+        weights=settings.feature_weights,
+        resize=settings.resize,
+        rounding=settings.rounding,
+        batch_size=settings.feature_batch_size,
+    )
+
+
+class Samples(NamedTuple):
+    """The set that is measured, which may not be there yet."""
+
+    count: int
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    make: Callable[[], ImageSet]  # of at least `count` images; the first of them are taken
+
+
+def measured(
+    names: Sequence[str],
+    samples: Samples,
+    reference: Reference | None,
+    settings: Features,
+    network: FeatureNetwork,
+    *,
+    num_reference: int | None = None,
+    keep_samples: bool = True,
+    warns: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Compute all metrics of two sets, each of which is read once, the reference first.
+
+    Args:
+      names: of metrics.
+      samples: what is measured.
+      reference: what they are compared with, if anything.
+      settings: the network.
+      network: that of the settings, for the samples' shape.
+      num_reference: images of the reference, spread over it; None for all.
+      keep_samples: whether features of the samples are kept in the cache, too.
+      warns: whether too few samples are warned of.
+
+    Returns:
+      Metric -> entries of a record.
+
+    Raises:
+      UsageError: what `feature_metrics.make_plan` and `load_features` raise.
+      FailureError, Stopped: see `feature_sets.compute_features`.
+    """
+    reference = reference or Reference(None)
+    images, published = reference
+    plan = plan_for(names, network, samples, reference, num_reference)
+    theirs = network
+    if images is not None and images.image_shape != samples.image_shape:
+        theirs = _network_of_reference(settings, network, samples, images)
+    cache, at_a_time = open_cache(settings.feature_cache), _READ * settings.feature_batch_size
+    other = published
+    if plan.of_reference is not None:
+        chosen = spread(len(images), num_reference)
+        other = compute_features(
+            images, chosen, theirs, plan.of_reference, batch_size=at_a_time, cache=cache
+        )
+        if published is not None:
+            record = other.record | {"statistics": published.record}
+            other = dataclasses.replace(other, gaussian=published.gaussian, record=record)
+    if warns and "fid" in names and samples.count < FEW * network.dims <= FEW * WIDE:
+        _warn_of_few(samples.count, network, other)
+    found = compute_features(
+        samples.make(),
+        np.arange(samples.count),
+        network,
+        plan.of_samples,
+        batch_size=at_a_time,
+        cache=cache if keep_samples else None,
+    )
+    return {
+        name: as_record(numbers)
+        | facts_of(network, settings, found, other if FEATURE_METRICS[name].of_reference else None)
+        for name, numbers in measure(plan, found, other).items()
+    }
+
+
+def _warn_of_few(count: int, network: FeatureNetwork, reference: FeatureSet) -> None:
+    """Say what the distance of so few samples would be of a perfect model."""
+    if hosts.is_primary():
+        say(
+            f"warning: {count:,} samples are few for {network.dims:,} features: the fid of a "
+            f"perfect model would be about {bias(count, reference)['value']:.3g}. Compare it with "
+            "numbers of as many samples only.",
+            file=sys.stderr,
+        )
+
+
+def plan_for(
+    names: Sequence[str],
+    network: FeatureNetwork,
+    samples: Samples,
+    reference: Reference,
+    num_reference: int | None,
+    *,
+    besides: int = 0,
+) -> Plan:
+    """Return the plan of a comparison, or refuse it: see `feature_metrics.make_plan`."""
+    images, published = reference
+    return make_plan(
+        names,
+        network,
+        samples.count,
+        None if images is None else min(num_reference or len(images), len(images)),
+        published,
+        classes=(samples.num_classes, 0 if images is None else images.source.num_classes),
+        besides=besides,
+    )
+
+
+def _network_of_reference(
+    settings: Features, network: FeatureNetwork, samples: Samples, reference: ImageSet
+) -> FeatureNetwork:
+    """Return the network for another shape.
+
+    Raises:
+      UsageError: it has other features.
+    """
+    theirs = network_of(settings, reference)
+    if theirs.dims != network.dims:
+        raise UsageError(
+            f"The images are of shape {samples.image_shape} and the reference of "
+            f"{reference.image_shape}: features {network.name} compare images of one size."
+        )
+    return theirs
+
+
+def facts_of(
+    network: FeatureNetwork, settings: Features, samples: FeatureSet, reference: FeatureSet | None
+) -> dict[str, Any]:
+    """Return the entries of a record about the sets and the network."""
+    facts = {"num_samples": samples.count, "images": samples.record}
+    if reference is not None:
+        facts |= {"num_reference": reference.count, "reference": reference.record}
+    return facts | {"network": network_record(network, settings)}
+
+
+def network_record(network: FeatureNetwork, settings: Features) -> dict[str, Any]:
+    """Return what a result says of its network, and how to load it again."""
+    asked = {"name": network.name, "dims": network.dims}
+    weights = {"weights_file": settings.feature_weights} if settings.feature_weights else {}
+    return asked | weights | network.record
+
+
+def short_digest(record: Mapping[str, Any]) -> str:
+    """Return 8 digits that differ for different records."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]

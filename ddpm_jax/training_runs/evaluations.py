@@ -1,0 +1,237 @@
+"""A metric of samples while a run trains, the best checkpoint by it, and early stopping.
+
+The cost of an evaluation is bounded by the config: so many samples in so many steps, of the same
+noise each time, made by all devices and processes. The value is in the run's records, as `eval_fid`
+for fid; the EMA weights of the best one are in `best`, a directory that every command takes as
+--ckpt.
+"""
+
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import memory
+from ddpm_jax.checkpoints.writer import Checkpointer
+from ddpm_jax.data.sources import Source
+from ddpm_jax.distributed import hosts
+from ddpm_jax.distributed.interrupt import Interrupt, Wish
+from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.models import DiffusionModel, Model
+from ddpm_jax.files import is_remote, reporting
+from ddpm_jax.generation.generating import make_generate
+from ddpm_jax.measuring.evaluation_settings import Features
+from ddpm_jax.measuring.running_comparison import RunningComparison
+from ddpm_jax.models.condition import Condition
+from ddpm_jax.monitoring import records
+from ddpm_jax.monitoring.metric_writer import MetricWriter
+from ddpm_jax.monitoring.progress import Progress
+from ddpm_jax.randomness import base_key
+from ddpm_jax.samplers.registry import make_sampler
+from ddpm_jax.training.state import TrainState
+
+BEST = "best"  # the directory of the best weights, in the run's
+Weights = Any
+
+
+class Evaluations:
+    """The evaluations of a run, those before it was resumed included."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        comparison: RunningComparison,
+        draw: Callable[[Weights, Progress], np.ndarray],
+        best: "BestWeights | None",
+        *,
+        past: list[tuple[int, float]],
+        interrupt: Interrupt,
+        whole: Callable[[Any], Any],
+    ):
+        """Arguments are what `make_evaluations` makes of a run."""
+        self._model, self._comparison, self._draw, self._best = model, comparison, draw, best
+        self._past, self._interrupt, self._whole = past, interrupt, whole
+
+    def owes(self, step: int) -> bool:
+        """Return whether the run was stopped before this step was evaluated."""
+        due = step > 0 and step % self._model.config.eval.every_steps == 0
+        return due and not self._is_done(step)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Return whether there was no better value in `eval.patience` evaluations."""
+        patience, since = self._model.config.eval.patience, len(self._past) - self._best_index() - 1
+        return bool(patience) and bool(self._past) and since >= patience
+
+    def evaluate(
+        self, step: int, state: TrainState, writer: MetricWriter, progress: Progress
+    ) -> None:
+        """Measure a state, record it, keep it if it is the best, and ask to stop if none was.
+
+        Raises:
+          FailureError: a sample that is not finite, or a file that cannot be written.
+          Stopped: by a signal or a time limit; nothing of the step is kept then.
+        """
+        if self._is_done(step):
+            return
+        config = self._model.config.eval
+        weights = hosts.local(self._whole(self._model.weights(state.ema_params, state.frozen)))
+        value = self._comparison.value(self._draw(weights, progress))
+        self._past.append((step, value))
+        is_best = self._best_index() == len(self._past) - 1
+        # Before the record: a run that is killed in between evaluates the step again.
+        if is_best and self._best is not None:
+            self._best.keep(step, hosts.local(self._whole(state.ema_params)), state.frozen)
+        writer.write(step, {record_name(config.metric): value})
+        writer.flush()
+        progress.say(f"step {step}: {config.metric} {value:.4g}{', the best so far' * is_best}")
+        if self.is_exhausted:
+            at, best = self._past[self._best_index()]
+            progress.say(
+                f"step {step}: no better {config.metric} in {config.patience} evaluations, so the "
+                f"run ends; the best is {best:.4g} of step {at}"
+            )
+            self._interrupt.request(Wish.CALLBACK)
+
+    def _is_done(self, step: int) -> bool:
+        return any(done == step for done, _ in self._past)
+
+    def _best_index(self) -> int:
+        """Return which of the past values is best, the first of equal ones; -1 if there is none."""
+        sign = 1 if self._comparison.is_better_low else -1
+        values = [sign * value for _, value in self._past]
+        return int(np.argmin(values)) if values else -1
+
+
+class BestWeights:
+    """The directory of the best weights: a checkpoint of one step, with the run's settings."""
+
+    def __init__(self, directory: Any, settings: dict[str, Any]):
+        self._directory, self._settings = directory, settings
+
+    def keep(self, step: int, params: Any, frozen: Any) -> None:
+        """Write weights in place of those that are there, which stay until these are complete.
+
+        Raises:
+          FailureError: they cannot be written.
+        """
+        self._remove_later(step)
+        state = {"ema_params": jax.tree.map(jnp.asarray, params)}
+        if jax.tree.leaves(frozen):
+            state["frozen"] = frozen
+        checkpointer = Checkpointer(self._directory, keep_last=1)
+        checkpointer.save(step, state, {}, self._settings)
+        checkpointer.close()
+
+    def _remove_later(self, step: int) -> None:
+        """Remove weights of this step or later ones, of a run that went on from an earlier one."""
+        folder = self._directory / "checkpoints"
+        there = [int(path.name) for path in _entries(folder) if path.name.isdigit()]
+        if hosts.is_primary() and any(other >= step for other in there):
+            with reporting(folder):
+                folder.rmtree() if is_remote(folder) else shutil.rmtree(folder)
+        hosts.wait_for_all("later weights are removed")
+
+
+def _entries(folder: Any) -> list[Any]:
+    return list(folder.iterdir()) if folder.exists() else []
+
+
+def record_name(metric: str) -> str:
+    """Return the name of a metric in the records."""
+    return f"eval_{metric}"
+
+
+def make_evaluations(
+    model: Model,
+    source: Source,
+    workdir: pathlib.Path,
+    settings: dict[str, Any],
+    *,
+    interrupt: Interrupt,
+    start: int,
+    whole: Callable[[Any], Any],
+) -> Evaluations | None:
+    """Return the evaluations that a config asks for; None for none.
+
+    Args:
+      model: the run's.
+      source: its training images.
+      workdir: its directory.
+      settings: of the run, saved with the best weights.
+      interrupt: through which the run is ended early.
+      start: the step it starts from: evaluations of later ones are made again.
+      whole: `Parallelism.whole`.
+
+    Raises:
+      UsageError: a model that needs texts or pictures for a sample, a sampler that it does not
+        have, or a metric that cannot be computed of such sets.
+      FailureError: the records cannot be read.
+    """
+    if not isinstance(model, DiffusionModel) or not model.config.eval.metric:
+        return None
+    config = model.config.eval
+    if model.conditioning.has_text or model.conditioning.low_res_factor:
+        raise UsageError(
+            f"eval.metric is {config.metric}, and samples of this model need texts or pictures: "
+            "leave it out, and measure the trained model by evaluate."
+        )
+    chosen = Features(features=config.features, feature_weights=config.feature_weights or None)
+    comparison = RunningComparison(
+        config.metric,
+        source,
+        chosen,
+        num_samples=config.num_samples,
+        num_reference=config.num_reference,
+    )
+    found = hosts.gather_json(_past(workdir, record_name(config.metric), start))[0]
+    return Evaluations(
+        model,
+        comparison,
+        _make_draw(model),
+        BestWeights(workdir / BEST, settings) if config.keep_best else None,
+        past=[(int(step), float(value)) for step, value in found],
+        interrupt=interrupt,
+        whole=whole,
+    )
+
+
+def _past(workdir: pathlib.Path, name: str, start: int) -> list[tuple[int, float]]:
+    written = records.read(workdir) if hosts.is_primary() else []
+    return [(one["step"], one[name]) for one in written if name in one and one["step"] <= start]
+
+
+def _make_draw(model: DiffusionModel) -> Callable[[Weights, Progress], np.ndarray]:
+    """Return the function that makes the samples of weights, the same noise each time."""
+    config = model.config.eval
+    sampler = make_sampler(config.sampler, model.chain, steps=config.steps)
+    generate = make_generate(
+        model.denoiser, sampler, model.shape, decode=model.decode, together=True
+    )
+    key, classes = base_key(model.config.seed), model.conditioning.num_classes
+
+    def batches(weights: Weights, progress: Progress) -> Iterator[np.ndarray]:
+        mine = hosts.share(config.num_samples)
+        size = min(-(-config.batch_size // jax.process_count()), len(mine))
+        for start in range(0, len(mine), size):
+            indices = mine[start : start + size]
+            condition = Condition(label=(indices % classes).astype(np.int32)) if classes else None
+            what = f"samples {start + 1} to {start + len(indices)} of {len(mine)}"
+            yield generate(
+                weights,
+                key,
+                indices,
+                inputs=condition,
+                batch_size=size,
+                watch=lambda done, total, what=what: progress.drawing(what, done, total),
+            ).images
+
+    def draw(weights: Weights, progress: Progress) -> np.ndarray:
+        with memory.explained(f"making {config.batch_size} samples", "lower eval.batch_size"):
+            return hosts.gather(batches(weights, progress), config.num_samples)
+
+    return draw
