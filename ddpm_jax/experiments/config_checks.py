@@ -31,6 +31,7 @@ def check_config(config: ConfigDict) -> None:
     for name, field in FIELDS.items():
         if values[name] != field.default:
             _check_owners(field, values)
+    _check_process(config)
     _check_network(config)
     _check_condition(config)
     _check_ema(config)
@@ -70,6 +71,21 @@ def _other(owner: Owner, field: Field, values: Mapping[str, Any]) -> str:
     ):
         return f"{what} over latents, whose first stage brings its own,"
     return what
+
+
+def _check_process(config: ConfigDict) -> None:
+    c = config.diffusion
+    if c.process == "chain":
+        return
+    for name, value, other in (
+        ("loss", c.loss, "simple"),
+        ("timestep_sampling", c.timestep_sampling.replace("antithetic", "uniform"), "uniform"),
+    ):
+        if value != other:
+            raise UsageError(
+                f"diffusion.{name} is {value!r}, which is of the T steps of a chain, but "
+                f"diffusion.process is {c.process!r}, in continuous time: set it to {other!r}."
+            )
 
 
 def _check_network(config: ConfigDict) -> None:

@@ -29,7 +29,10 @@ from ddpm_jax.models.text_encoder import TextEncoder
 from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.randomness import base_key
+from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.guidance import LogProb, class_log_prob
+from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.samplers.registry import make_sampler
 from ddpm_jax.training.conditioning import Conditioning
 
 
@@ -130,6 +133,17 @@ class _Denoises(_OnChain):
             parameterization=self.process.parameterization.name,
         )
 
+    def own_sampler(self, steps: int) -> Sampler:
+        """Return the sampler of grids in training: the process's method, else the ancestral one.
+
+        Raises:
+          UsageError: `steps` is not in 1..T.
+        """
+        method = self.chain.method
+        if method is None:
+            return ancestral(self.respaced(steps))
+        return make_sampler(method.sampler, self.chain, steps=steps, spacing=method.spacing)
+
     def respaced(self, steps: int) -> Schedule:
         """Return the chain of `steps` of the T timesteps.
 
@@ -187,7 +201,7 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
     def process(self) -> Process:
         """Return the chain and the meaning of the network's output."""
         c = self.config.diffusion
-        return make_process(self.chain, c.parameterization, c.variance)
+        return make_process(self.chain, c.parameterization, c.variance, sigma_data=c.sigma_data)
 
     def init_params(self, key: jax.Array) -> Any:
         """Draw the initial parameters, float32."""

@@ -7,6 +7,8 @@ import optax
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
+from ddpm_jax.diffusion.chain import ContinuousChain
+from ddpm_jax.diffusion.level_draws import LogSigma, level_distribution
 from ddpm_jax.diffusion.losses import make_loss
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.codec import PixelCodec
@@ -60,6 +62,20 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         timestep_sampling=c.timestep_sampling,
         flip=config.data.flip,
         conditioning=model.conditioning,
+        log_sigma=_level_distribution(model),
+    )
+
+
+def _level_distribution(model: DiffusionModel) -> LogSigma | None:
+    c = model.config.diffusion
+    if not isinstance(model.chain, ContinuousChain):
+        return None
+    return level_distribution(
+        c.levels,
+        model.chain,
+        log_mean=c.level_mean,
+        log_std=c.level_std,
+        mode_scale=c.mode_scale,
     )
 
 

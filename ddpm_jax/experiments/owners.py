@@ -13,6 +13,28 @@ NETWORKS = {
     "dit": "a transformer, whose fields are in the group dit,",
     "linear_unet": "a U-Net with linear attention, whose fields are in the group linear_unet,",
 }
+PROCESSES = {  # what adds noise
+    "chain": "a chain of T steps",
+    "edm": "the process of EDM",
+    "ve": "a variance-exploding process",
+    "vp": "a variance-preserving process in continuous time",
+    "flow": "a flow",
+    "cosine": "a cosine path",
+}
+PREDICTIONS = {  # what a network predicts
+    "eps": "a network that predicts eps",
+    "x_0": "a network that predicts x_0",
+    "v": "a network that predicts v",
+    "mu": "a network that predicts mu",
+    "edm": "a network with EDM's preconditioning",
+    "score": "a network that predicts the score",
+    "velocity": "a network that predicts the velocity of a flow",
+}
+LEVELS = {  # of training, in continuous time
+    "uniform": "a uniform distribution of levels",
+    "lognormal": "a lognormal distribution of levels",
+    "mode": "SD3's distribution of levels with heavy tails",
+}
 ENCODERS = {  # of texts
     "transformer": "an encoder of texts that is learned with the network",
     "clip": "an encoder of texts that was trained before",
@@ -24,6 +46,8 @@ CODEBOOKS = {"averages": "", "gradient": "a codebook that is learned by its grad
 MIDDLES = ("transformer", "block", "none")  # of a U-Net that reads texts
 
 DIFFUSION, FIRST_STAGE = only("objective", "diffusion"), only("objective", "first_stage")
+CHAIN = only("diffusion.process", "chain")
+CONTINUOUS = only("diffusion.process", *(name for name in PROCESSES if name != "chain"))
 CLASSIFIER = only("objective", "classifier")  # of noisy images
 NOISY = only("objective", "diffusion", "classifier")  # models of x_t
 UNET, TRANSFORMER = only("model.name", "unet", "text_unet"), only("model.name", "dit")
