@@ -94,6 +94,11 @@ def _check_network(config: ConfigDict) -> None:
             f"model.name is {config.model.name!r}, but {OBJECTIVES[config.objective]} is made of "
             "the U-Net's blocks: set it to 'unet'."
         )
+    if config.edm_unet.embedding == "fourier" and config.optimizer.weight_decay:
+        raise UsageError(
+            f"optimizer.weight_decay is {config.optimizer.weight_decay}, which would shrink the "
+            "random frequencies of edm_unet.embedding 'fourier': set it to 0."
+        )
     levels, blocks = len(config.model.ch_mult), config.model.num_res_blocks
     if levels * blocks > _BLOCKS:
         raise UsageError(

@@ -20,9 +20,11 @@ from ddpm_jax.experiments.config_field import (
     only,
     up_to,
 )
+from ddpm_jax.experiments.edm_fields import EdmUnet
 from ddpm_jax.experiments.first_stage_fields import FirstStage, Sharp
 from ddpm_jax.experiments.owners import (
     CHAIN,
+    CLASSED,
     CLASSIFIER,
     CONDITIONED,
     CONTINUOUS,
@@ -37,6 +39,7 @@ from ddpm_jax.experiments.owners import (
     PREDICTIONS,
     PROCESSES,
     PYRAMID,
+    RESIDUAL,
     TRANSFORMER,
     UNET,
     WHOLE_UNET,
@@ -193,9 +196,13 @@ class Model:
         longest=12,
         of=PYRAMID,
     )
-    num_res_blocks = field(2, "of a level on the way down; up: one more", up_to(16), of=UNET)
+    num_res_blocks = field(2, "of a level on the way down; up: one more", up_to(16), of=RESIDUAL)
     attn_resolutions = field(
-        (16,), "heights of the feature maps that get attention", up_to(8192), longest=64, of=UNET
+        (16,),
+        "heights of the feature maps that get attention",
+        up_to(8192),
+        longest=64,
+        of=RESIDUAL,
     )
     num_heads = field(1, "of attention", up_to(1024), of=UNET)
     num_heads_up = field(
@@ -289,12 +296,12 @@ class Condition:
 
     OF = NOISY
     num_classes = field(
-        0, "its class, of the data's so many; 0: not given", at_least(0, 1_000_000), of=CONDITIONED
+        0, "its class, of the data's so many; 0: not given", at_least(0, 1_000_000), of=CLASSED
     )
     null_class = field(
         True,
         "one class more, the last, that carries no information",
-        of=DIFFUSION + only("model.name", "unet", "dit") + WITH_CLASSES,
+        of=DIFFUSION + only("model.name", "unet", "dit", "song_unet", "adm_unet") + WITH_CLASSES,
     )
     label_dropout = field(
         0.0, "share hidden in training, for classifier-free guidance", SHARE, of=DIFFUSION
@@ -379,6 +386,7 @@ GROUPS = {
     "model": Model,
     "dit": Dit,
     "linear_unet": LinearUnet,
+    "edm_unet": EdmUnet,
     "condition": Condition,
     "text": Text,
     "text_unet": TextUnet,

@@ -56,6 +56,7 @@ _GROUPS = (
     "model.",
     "dit.",
     "linear_unet.",
+    "edm_unet.",
     "condition.",
     "text.",
     "text_unet.",
@@ -63,7 +64,7 @@ _GROUPS = (
 )
 
 
-_OF_NETWORK = ("model.", "dit.", "linear_unet.", "text_unet.", "text.")
+_OF_NETWORK = ("model.", "dit.", "linear_unet.", "edm_unet.", "text_unet.", "text.")
 
 
 class Beginning(NamedTuple):

@@ -27,6 +27,7 @@ from ddpm_jax.experiments.networks import CUSTOM
 from ddpm_jax.models import (
     classifier,
     dit,
+    edm_unets,
     layers,
     lora,
     rematerialization,
@@ -64,6 +65,9 @@ TABLES = {  # field of a name -> where that name is looked up
     "model.qkv_order": trunk.QKV_ORDERS,
     "dit.size": {*dit.SIZES, CUSTOM},
     "dit.positions": dit.POSITIONS,
+    "edm_unet.embedding": edm_unets.EMBEDDINGS,
+    "edm_unet.encoder": edm_unets.ENCODERS,
+    "edm_unet.decoder": edm_unets.DECODERS,
     "text.activation": text_encoder.ACTIVATIONS,
     "text.padding": texts.PADDINGS,
     "text_unet.mid_block": text_unet.MIDDLES,
@@ -187,7 +191,7 @@ def changed(spec):
     if spec.kind is str:
         return "somewhere"
     if spec.item:
-        return tuple(spec.item(1) for _ in range(2))
+        return tuple(spec.item(2 if spec.default == (1, 1) else 1) for _ in range(2))
     if spec.optional:
         return 1
     return spec.default + 1 if spec.kind is int else spec.default / 2 + 0.2
