@@ -13,6 +13,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.interpolants import Interpolant, Method, tabled
@@ -192,6 +194,12 @@ class ContinuousChain(Chain):
         interpolant, last = self.interpolant, self.num_timesteps - 1
         time = interpolant.spaced(times / last, self.ends)
         return interpolant.log_sigma(time) + math.log(self.shift)
+
+    def angles_at(self, times: Any) -> Any:
+        """Return θ = atan σ at real times: x_t is cos θ x_0 + sin θ ε. Finite and smooth."""
+        time = self.interpolant.spaced(times / (self.num_timesteps - 1), self.ends)
+        a, s = self.interpolant.coefficients(time)
+        return (jnp if isinstance(times, jax.Array) else np).arctan2(self.shift * s, a)
 
     def network_times_of(self, log_sigmas: Any) -> Any:
         """Return what the network is given at log σ, a NumPy or a JAX array."""

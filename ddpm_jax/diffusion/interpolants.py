@@ -56,11 +56,18 @@ class Interpolant(NamedTuple):
     measure: tuple[Callable[[chex.Array], chex.Array], Callable[[chex.Array], chex.Array]]
     method: Method = HEUN
 
+    def derivatives(self, time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return da/dτ and ds/dτ, float64, by a complex step, which cancels nothing."""
+        step = 1e-100
+        a, s = self.coefficients(np.asarray(time, np.float64) + 1j * step)
+        return a.imag / step, s.imag / step
+
     def log_sigma(self, time: chex.Array) -> chex.Array:
         """Return log σ at τ, perhaps infinite."""
+        xp = _of(time)
         a, s = self.coefficients(time)
         with np.errstate(divide="ignore"):
-            return _of(time).log(s) - _of(time).log(a)
+            return xp.log(s) - xp.log(xp.maximum(a, 0))  # which rounding may take below 0
 
     def scale(self, log_sigma: chex.Array) -> chex.Array:
         """Return √(a² + s²) at a level: x is so many times the variance-preserving x_t."""
@@ -70,13 +77,13 @@ class Interpolant(NamedTuple):
     def spaced(self, fraction: chex.Array, ends: tuple[float, float]) -> chex.Array:
         """Return τ between the ends, at a fraction of the way from least to most noise."""
         to, back = self.measure
-        low, high = (to(np.float64(end)) for end in ends)
+        low, high = (float(to(np.float64(end))) for end in ends)
         return back(low + fraction * (high - low))
 
     def fraction(self, time: chex.Array, ends: tuple[float, float]) -> chex.Array:
         """Return the inverse of `spaced`."""
         to, _ = self.measure
-        low, high = (to(np.float64(end)) for end in ends)
+        low, high = (float(to(np.float64(end))) for end in ends)
         return (to(time) - low) / (high - low)
 
 

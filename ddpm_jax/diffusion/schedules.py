@@ -140,6 +140,7 @@ def make_betas(
     beta_start: float | None = None,
     beta_end: float | None = None,
     scale_betas: bool = False,
+    zero_terminal_snr: bool = False,
 ) -> np.ndarray:
     """Return the betas of the schedule `name`.
 
@@ -153,6 +154,7 @@ def make_betas(
       scale_betas: whether the end points are those of a chain of 1000 steps, and the T steps are
         scaled to add as much noise as these: `scaled_betas`. Otherwise they are those of the T
         steps. Not taken by jsd, cosine and sigmoid_alphas_bar, which depend on T by themselves.
+      zero_terminal_snr: end at alphas_bar = 0: `zero_terminal_snr_betas`.
 
     Returns:
       float64 [T], each in (0, 1].
@@ -177,7 +179,26 @@ def make_betas(
             "false."
         )
     betas = schedule(num_timesteps, **given)
-    return scaled_betas(betas) if scale_betas else betas
+    betas = scaled_betas(betas) if scale_betas else betas
+    return zero_terminal_snr_betas(betas) if zero_terminal_snr else betas
+
+
+def zero_terminal_snr_betas(betas: np.ndarray) -> np.ndarray:
+    """Shift and scale √ᾱ linearly, so that its last value is 0 and its first unchanged.
+
+    Lin et al. 2024, algorithm 1: x_T is then noise alone, as in sampling. The network must predict
+    x_0, v or the velocity, and what it has learned at the last step is new.
+
+    Args:
+      betas: float64 [T], each in (0, 1), the last in (0, 1].
+
+    Returns:
+      float64 [T], the last 1.
+    """
+    signal = np.sqrt(np.cumprod(1 - betas))
+    alphas_bar = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+    # β_t of neighbours in the list, β_0 as it was.
+    return np.append(betas[0], 1 - alphas_bar[1:] / alphas_bar[:-1])
 
 
 def scaled_betas(betas: np.ndarray) -> np.ndarray:

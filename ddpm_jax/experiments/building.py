@@ -89,5 +89,6 @@ def make_chain(config: ConfigDict) -> Chain:
         beta_start=c.beta_start,
         beta_end=c.beta_end,
         scale_betas=c.scale_betas,
+        zero_terminal_snr=c.zero_terminal_snr,
     )
     return Chain(betas, time_scale=RESCALED_TIME / c.num_timesteps if c.rescale_timesteps else 1.0)

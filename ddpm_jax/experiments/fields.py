@@ -131,6 +131,9 @@ class Diffusion:
     )
     beta_end = field(None, "the last; likewise", BETA, kind=float, of=CHAIN)
     scale_betas = field(False, "the end points are those of 1000 steps: scale them to T", of=CHAIN)
+    zero_terminal_snr = field(
+        False, "shift and scale sqrt(alphas_bar) so that it ends at 0", of=CHAIN
+    )
     sigma_min = field(
         None, "the least noise; None: the process's own", POSITIVE, kind=float, of=CONTINUOUS
     )

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.chain_flow import flow_of_networks
 from ddpm_jax.diffusion.denoiser import Denoiser
-from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, make_continuous, network_eps
+from ddpm_jax.diffusion.flow import Flow
 from ddpm_jax.diffusion.process import Process, make_process
 from ddpm_jax.diffusion.schedules import Schedule, spaced_timesteps
 from ddpm_jax.experiments.codec import Codec, PixelCodec
@@ -110,28 +110,21 @@ class _Denoises(_OnChain):
         network = functools.partial(self.apply, weights)
         return self.process.denoiser(network, schedule, clip="none")
 
-    def continuous(self) -> ContinuousSchedule:
-        """Return the chain in continuous time.
+    def make_flow(self, *, start: float) -> Callable[[Weights, Condition | None], Flow]:
+        """Return (weights, condition) -> the flow from `start`, without dropout or clipping.
+
+        The condition is as in `denoiser`.
 
         Raises:
-          UsageError: it ends at alphas_bar = 0.
+          UsageError: a chain of T steps that ends at alphas_bar = 0.
         """
-        precise = self.chain.at(dtype=np.float64)
-        return make_continuous(precise, time_scale=self.chain.time_scale, dtype=np.float32)
+        flow_of = flow_of_networks(self.process, start=start)
 
-    def eps(
-        self,
-        weights: Weights,
-        continuous: ContinuousSchedule,
-        condition: Condition | None = None,
-    ) -> EpsFunction:
-        """Return ε at continuous t, without dropout or clipping; condition as in `denoiser`."""
-        condition = self.read(weights, condition)
-        return network_eps(
-            lambda x_t, time: self.apply(weights, x_t, time, condition),
-            continuous,
-            parameterization=self.process.parameterization.name,
-        )
+        def flow(weights: Weights, condition: Condition | None = None) -> Flow:
+            condition = self.read(weights, condition)
+            return flow_of(lambda x_t, time: self.apply(weights, x_t, time, condition))
+
+        return flow
 
     def own_sampler(self, steps: int) -> Sampler:
         """Return the sampler of grids in training: the process's method, else the ancestral one.

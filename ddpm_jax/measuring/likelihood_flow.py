@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ddpm_jax.data.sources import Source
 from ddpm_jax.evaluation.bound import check_has_bound
 from ddpm_jax.evaluation.flow_density import Solver
-from ddpm_jax.evaluation.likelihood_ode import make_bits_per_dim
+from ddpm_jax.evaluation.likelihood_ode import make_flow_bits
 from ddpm_jax.evaluation.ode_bits import Bits, Evaluate, merge, no_bits, stream_bits
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.models import DiffusionModel
@@ -88,14 +88,11 @@ def flow_evaluation(
       UsageError: a model whose flow has no density.
     """
     check_has_bound(model.schedule)
-    continuous = model.continuous()
-    return make_bits_per_dim(
-        lambda weights, condition: model.eps(weights, continuous, condition),
-        continuous,
+    return make_flow_bits(
+        model.make_flow(start=START),
         trace=settings.trace,
         num_probes=settings.probes,
         num_draws=settings.draws,
-        start=START,
         solver=Solver(rtol=settings.rtol, atol=settings.atol),
         make_condition=condition_of(model),
         strict=strict,

@@ -14,6 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.diffusion.chain import Chain, GivenLevels, check_chain
+from ddpm_jax.diffusion.interpolants import COSINE, FLOW
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.randomness import check_precision
 from ddpm_jax.samplers.adams import lms
@@ -25,7 +26,7 @@ from ddpm_jax.samplers.langevin import predictor_corrector
 from ddpm_jax.samplers.linear import from_pure_noise
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.pndm import plms, pndm
-from ddpm_jax.samplers.runge_kutta import dpm2, edm, heun
+from ddpm_jax.samplers.runge_kutta import OWN, dpm2, edm, heun, path_of, runge_kutta
 from ddpm_jax.samplers.spacing import space
 from ddpm_jax.samplers.unipc import unipc
 
@@ -43,6 +44,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "heun": heun,
     "dpm2": dpm2,
     "edm": edm,
+    "runge_kutta": runge_kutta,
     "lms": lms,
     "plms": plms,
     "pndm": pndm,
@@ -153,7 +155,7 @@ def make_sampler(
             has = f"its options are {', '.join(known)}" if known else "it has no options"
             raise UsageError(f"The sampler {name} has no option {option}: {has}.")
     chain, times = walked(name, chain, steps=steps, spacing=spacing, levels=levels)
-    if chain.at(times).alphas_bar[-1] > 0 or name in FROM_PURE_NOISE:
+    if chain.at(times).alphas_bar[-1] > 0 or _begins_without_signal(name, chain, options):
         sampler = SAMPLERS[name](chain, times, **options, dtype=dtype)
     elif len(times) == 1:
         sampler = ddim(chain, times, dtype=dtype)
@@ -163,6 +165,14 @@ def make_sampler(
     if isinstance(chain, GivenLevels):
         return sampler._replace(start_scale=chain.start_scale)
     return sampler
+
+
+def _begins_without_signal(name: str, chain: Chain, options: Mapping[str, Any]) -> bool:
+    """Return whether a sampler has its own step from a level without signal."""
+    if name == "runge_kutta" and options.get("scaled", True):
+        # In the time of a path that ends there, every step is finite.
+        return path_of(chain, options.get("path", OWN)) in (FLOW, COSINE)
+    return name in FROM_PURE_NOISE
 
 
 def walked(
