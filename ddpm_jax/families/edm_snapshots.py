@@ -243,7 +243,7 @@ def _training(
         assumed["condition.null_class"] = Assumption(
             hidden > 0, f"labels were {'' if hidden else 'not '}hidden in its training"
         )
-        assumed["condition.label_dropout"] = Assumption(hidden, "likewise; of training only")
+        assumed["condition.label_dropout"] = Assumption(hidden, "as in its training; of that only")
     return assumed
 
 
