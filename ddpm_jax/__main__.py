@@ -16,6 +16,7 @@ COMMANDS = {
     "interpolate": "go from one picture, or one seed, to another",
     "reconstruct": "turn a picture into its own noise, and back",
     "evaluate": "measure a trained model: distances, likelihoods, reconstructions",
+    "distill": "make a model of few steps of a trained one",
     "samplers": "compare the samplers' errors, in a table and a plot",
     "ema": "make other averages of a run's weights",
     "plot": "draw the records of training runs together",

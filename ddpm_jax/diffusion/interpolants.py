@@ -36,7 +36,7 @@ class Method(NamedTuple):
 
     sampler: str  # of `samplers.registry.SAMPLERS`
     steps: int
-    spacing: str  # of `samplers.spacing.SPACINGS`
+    spacing: str | tuple[float, ...]  # of `samplers.spacing.SPACINGS`, or the times
 
 
 HEUN = Method("heun", 18, "karras")  # Karras et al. 2022: 35 evaluations on CIFAR-10

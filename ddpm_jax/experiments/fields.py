@@ -20,6 +20,7 @@ from ddpm_jax.experiments.config_field import (
     only,
     up_to,
 )
+from ddpm_jax.experiments.distill_fields import Distill
 from ddpm_jax.experiments.edm_fields import EdmUnet
 from ddpm_jax.experiments.first_stage_fields import FirstStage, Sharp
 from ddpm_jax.experiments.owners import (
@@ -391,6 +392,7 @@ GROUPS = {
     "linear_unet": LinearUnet,
     "edm_unet": EdmUnet,
     "condition": Condition,
+    "distill": Distill,
     "text": Text,
     "text_unet": TextUnet,
     "lora": Lora,

@@ -17,6 +17,7 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.chain_flow import flow_of_networks
 from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.flow import Flow
+from ddpm_jax.diffusion.interpolants import Method
 from ddpm_jax.diffusion.process import Process, make_process
 from ddpm_jax.diffusion.schedules import Schedule, spaced_timesteps
 from ddpm_jax.experiments.codec import Codec, PixelCodec
@@ -30,6 +31,7 @@ from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.samplers.consistency import few_levels
 from ddpm_jax.samplers.guidance import LogProb, class_log_prob
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.registry import make_sampler
@@ -126,15 +128,24 @@ class _Denoises(_OnChain):
 
         return flow
 
+    @property
+    def method(self) -> Method | None:
+        """Return how samples are made where nothing is said; None: by every sampler's defaults."""
+        return self.chain.method
+
     def own_sampler(self, steps: int) -> Sampler:
-        """Return the sampler of grids in training: the process's method, else the ancestral one.
+        """Return the sampler of grids in training: the model's method, else the ancestral one.
+
+        A method with a list of levels has its own number of steps.
 
         Raises:
           UsageError: `steps` is not in 1..T.
         """
-        method = self.chain.method
+        method = self.method
         if method is None:
             return ancestral(self.respaced(steps))
+        if not isinstance(method.spacing, str):
+            steps = method.steps
         return make_sampler(method.sampler, self.chain, steps=steps, spacing=method.spacing)
 
     def respaced(self, steps: int) -> Schedule:
@@ -195,6 +206,15 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
         """Return the chain and the meaning of the network's output."""
         c = self.config.diffusion
         return make_process(self.chain, c.parameterization, c.variance, sigma_data=c.sigma_data)
+
+    @property
+    def method(self) -> Method | None:
+        """Return the few levels of a distilled model, or the method of the process."""
+        c = self.config.distill
+        if not c.steps:
+            return self.chain.method
+        times = few_levels(self.chain, c.steps, first=c.sigma_max, last=c.sigma_last)
+        return Method("consistency", c.steps, tuple(times.tolist()))
 
     def init_params(self, key: jax.Array) -> Any:
         """Draw the initial parameters, float32."""

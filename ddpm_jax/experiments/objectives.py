@@ -17,6 +17,7 @@ from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
 from ddpm_jax.experiments.perceptual import make_discriminator, make_distance
 from ddpm_jax.models.discriminator import DISCRIMINATOR
 from ddpm_jax.training.classifier_objective import classifier_objective
+from ddpm_jax.training.consistency_objective import Tuning, consistency_objective
 from ddpm_jax.training.first_stage_objective import FirstStageOptions, first_stage_objective
 from ddpm_jax.training.latent_objective import over_latents
 from ddpm_jax.training.objective import Objective, diffusion_objective
@@ -55,6 +56,14 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         return classifier_objective(
             apply, model.schedule, timestep_sampling=c.timestep_sampling, flip=config.data.flip
         )
+    if config.distill.steps:
+        return consistency_objective(
+            apply,
+            model.process,
+            _tuning(config),
+            flip=config.data.flip,
+            conditioning=model.conditioning,
+        )
     return diffusion_objective(
         apply,
         model.process,
@@ -63,6 +72,17 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         flip=config.data.flip,
         conditioning=model.conditioning,
         log_sigma=_level_distribution(model),
+    )
+
+
+def _tuning(config: ConfigDict) -> Tuning:
+    c = config.distill
+    return Tuning(
+        steps_per_stage=max(1, config.train.num_steps // c.stages),
+        num_stages=c.stages,
+        log_mean=c.level_mean,
+        log_std=c.level_std,
+        huber=c.huber,
     )
 
 

@@ -19,6 +19,7 @@ from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.randomness import check_precision
 from ddpm_jax.samplers.adams import lms
 from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.samplers.consistency import consistency
 from ddpm_jax.samplers.ddim import ddim, euler, euler_ancestral
 from ddpm_jax.samplers.diffusers_levels import SchedulerOptions, diffusers_levels
 from ddpm_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
@@ -54,6 +55,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "dpmpp_3m_sde": dpmpp_3m_sde,
     "unipc": unipc,
     "predictor_corrector": predictor_corrector,
+    "consistency": consistency,
 }
 ELSEWHERE = {  # small letters and digits of other libraries' names -> ours
     "ddpm": "ancestral",

@@ -46,8 +46,8 @@ def with_defaults(model: DiffusionModel, sampling: Sampling) -> Sampling:
     It is LMS of a model that reads texts, and `Chain.method` of a process in continuous time, whose
     spacing is the default of every sampler but the ancestral one.
     """
-    if model.chain.method is not None:
-        return _with_method(model.chain.method, sampling)
+    if model.method is not None:
+        return _with_method(model.method, sampling)
     if sampling.sampler is not None or not model.conditioning.has_text:
         return sampling
     spacing = sampling.spacing

@@ -63,6 +63,7 @@ CASES = {
     "dpmpp_2m_sde": Case("N", None, others=({"eta": 0.0}, {"eta": 0.5})),
     "dpmpp_3m_sde": Case("N", None, others=({"eta": 0.0}, {"eta": 0.5})),
     "unipc": Case("N", 3, others=({"variant": "bh1"},)),
+    "consistency": Case("N", None),
     "predictor_corrector": Case("2N-1", None, others=({"snr": 0.05},)),
 }
 DETERMINISTIC = [name for name, case in CASES.items() if case.order]
