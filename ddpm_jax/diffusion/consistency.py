@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 
 STRENGTH = 8.0  # k of the mapping, Geng et al. 2024, section 3.2; their b is 1
-# mean and standard deviation of ln σ of the trained levels, their appendix for CIFAR-10
-LOG_MEAN, LOG_STD = -1.1, 2.0
 
 
 def earlier_sigma(

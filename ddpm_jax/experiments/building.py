@@ -17,6 +17,7 @@ from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
 from ddpm_jax.experiments.networks import make_classifier, make_network
 from ddpm_jax.experiments.text_networks import make_encoder
 from ddpm_jax.models.text_conditioned import TextConditioned
+from ddpm_jax.samplers.consistency import few_levels
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 RESCALED_TIME = 1000.0  # the time at t = T under rescale_timesteps (Improved DDPM's code)
@@ -47,6 +48,8 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
         sigma_data=diffusion.sigma_data,
     )
     make_loss(diffusion.loss, diffusion.weighting, variance=process.variance)
+    if few := config.distill.steps:
+        few_levels(chain, few, first=config.distill.sigma_max, last=config.distill.sigma_last)
     if config.objective == "first_stage":
         return first_stages.FirstStageModel(
             config, first_stages.make_network(config, dtype), image_shape

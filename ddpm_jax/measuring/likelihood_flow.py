@@ -15,7 +15,11 @@ from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluated_split import open_split
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FlowLikelihood
-from ddpm_jax.measuring.likelihood_conditions import batch_reader, condition_of
+from ddpm_jax.measuring.likelihood_conditions import (
+    batch_reader,
+    check_has_likelihood,
+    condition_of,
+)
 from ddpm_jax.measuring.measurement import plural, result_path
 from ddpm_jax.measuring.resuming import Computation, image_by_image, resume
 from ddpm_jax.monitoring import results
@@ -87,6 +91,7 @@ def flow_evaluation(
     Raises:
       UsageError: a model whose flow has no density.
     """
+    check_has_likelihood(model)
     check_has_bound(model.schedule)
     return make_flow_bits(
         model.make_flow(start=START),

@@ -11,7 +11,7 @@ from ddpm_jax.diffusion import consistency
 from ddpm_jax.diffusion.chain import Chain, ContinuousChain
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.level_draws import quantiles
-from ddpm_jax.diffusion.parameterization import edm_parameterization
+from ddpm_jax.diffusion.parameterization import MU, edm_parameterization
 from ddpm_jax.diffusion.process import Process, check_output
 from ddpm_jax.diffusion.schedules import single_levels
 from ddpm_jax.errors import UsageError
@@ -35,8 +35,8 @@ class Tuning(NamedTuple):
 
     steps_per_stage: int  # updates after which the compared levels come nearer to each other
     num_stages: int
-    log_mean: float = consistency.LOG_MEAN  # of ln σ
-    log_std: float = consistency.LOG_STD
+    log_mean: float  # of ln σ
+    log_std: float
     huber: float = 0.0  # c of `consistency_loss`
 
 
@@ -94,10 +94,16 @@ def consistency_objective(
       An `Objective` over the batches of `objective.diffusion_objective`; its state counts updates.
 
     Raises:
-      UsageError: a chain that ends without signal.
+      UsageError: a chain that ends without signal, or a network that predicts mu, which is the mean
+        of a step and not defined at a level alone.
 
     Source: Geng et al. 2024, Consistency Models Made Easy, algorithm 1.
     """
+    if process.parameterization is MU:
+        raise UsageError(
+            "A network that predicts mu says nothing of levels between the steps of its chain: "
+            "consistency tuning needs one that predicts eps, x_0, v, the score or a velocity."
+        )
     levels = continuous(process.chain)
     ends = levels.log_sigmas_at(np.array([0.0, levels.num_timesteps - 1]))
     reference = edm_parameterization()

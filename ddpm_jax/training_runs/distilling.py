@@ -92,7 +92,8 @@ def distill_config(
 
     - `init_from`, `init_from_step` and `init_from_raw`: its weights;
     - `distill.steps`; `distill.sigma_max`: the level at which samples begin, where noise is within
-      0.1 nats of noisy images, √(2.5 D) of D numbers, and at most 80;
+      0.1 nats of noisy images, √(2.5 D) of D numbers, and at most 80 and the most that the process
+      has; `distill.sigma_last`: at most a quarter of it;
     - `train.num_steps` and `optimizer.learning_rate`: 0.7 and 0.5 of the teacher's, by a cosine to
       0: an update takes 4/3 of the time of one of the teacher's.
 
@@ -110,8 +111,10 @@ def distill_config(
         config.first_stage.ckpt = AS_INIT_FROM
     nats = PRIOR_NATS / MEAN_SQUARE
     largest = math.sqrt(math.prod(model.shape) / (2 * nats))
+    of_process = math.exp(min(model.chain.log_sigmas[-1], math.log(LARGEST_SIGMA)))
     config.distill.steps = settings.steps
-    config.distill.sigma_max = round(min(LARGEST_SIGMA, largest), 2)
+    config.distill.sigma_max = float(f"{min(largest, of_process):.3g}")
+    config.distill.sigma_last = min(config.distill.sigma_last, config.distill.sigma_max / 4)
     config.train.num_steps = max(1, round(SHARE_OF_UPDATES * config.train.num_steps))
     config.optimizer.learning_rate = SHARE_OF_LEARNING_RATE * config.optimizer.learning_rate
     config.optimizer.decay = "cosine"
