@@ -27,6 +27,9 @@ Metrics, several separated by commas:
                    pixels, one of the class of their caption, and what chance gives
   clip_score       of a model that reads texts: the mean cosine, times 100, of samples and their
                    prompts in the features of the CLIP that --clip_model names
+  distillation     of a model that the command distill has made: the distance of its x_0 from the
+                   end of its teacher's flow at eight noise levels, and Frechet distances of pixels
+                   against network evaluations, of both
   rate_distortion  the bound as progressive coding: bits received against the error of the image
                    predicted from them
 
