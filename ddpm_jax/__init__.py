@@ -28,6 +28,7 @@ _DEFINED_IN = {
     "Sampling": "tasks.sampling_settings",
     "Schedule": "diffusion.schedules",
     "StopTraining": "training.callbacks",
+    "distill": "training_runs.distilling",
     "make_betas": "diffusion.schedules",
     "make_process": "diffusion.process",
     "make_sampler": "samplers.registry",

@@ -17,6 +17,7 @@ COMMANDS = {
     "reconstruct": "turn a picture into its own noise, and back",
     "evaluate": "measure a trained model: distances, likelihoods, reconstructions",
     "compare": "say why two results of evaluate differ",
+    "distill": "make a model of few steps of a trained one",
     "samplers": "compare the samplers' errors, in a table and a plot",
     "ema": "make other averages of a run's weights",
     "plot": "draw the records of training runs together",

@@ -10,11 +10,11 @@ import optax
 import pytest
 
 from ddpm_jax.diffusion.likelihood import prior_warning
-from ddpm_jax.diffusion.schedules import make_betas, make_schedule, spaced_timesteps
+from ddpm_jax.diffusion.schedules import spaced_timesteps
 from ddpm_jax.distributed.pmap import map_step, replicate, shard
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.building import build, make_chain
 from ddpm_jax.experiments.codec import FrozenFirstStage
 from ddpm_jax.experiments.trainer import build_training, init_state
 from ddpm_jax.models.condition import null_condition
@@ -51,7 +51,13 @@ CONDITIONAL = {
     "digits_sr": ("digits", (0, 0.0, 2)),
     "ddpm_cifar10_cond": ("ddpm_cifar10", (10, 0.1, 0)),
 }
-BUILT = ("digits", "digits_cond", "ddpm_cifar10", "dit_digits")  # the rest with --slow
+BUILT = (
+    "digits",
+    "digits_cond",
+    "ddpm_cifar10",
+    "dit_digits",
+    "edm_digits",
+)  # the rest with --slow
 
 
 CLASSIFIERS = {"digits_classifier"}
@@ -70,6 +76,14 @@ OVER_LATENTS = {  # config of the first stage, shape of its latents
     "ldm_digits": ("vae_digits", (4, 4, 4)),
     "emoji_text": ("emoji_vae", (8, 8, 8)),
     "ldm_dit_imagenet256": ("vae_imagenet256", (32, 32, 4)),
+    "sit_imagenet256": ("vae_imagenet256", (32, 32, 4)),
+}
+CONTINUOUS = {  # the chain's config, and the process and prediction in continuous time
+    "edm_digits": ("digits", "edm", "edm"),
+    "fm_digits": ("digits", "flow", "velocity"),
+    "edm_cifar10": ("ddpm_cifar10", "edm", "edm"),
+    "fm_cifar10": ("ddpm_cifar10", "flow", "velocity"),
+    "sit_imagenet256": ("ldm_dit_imagenet256", "flow", "velocity"),
 }
 TRANSFORMERS = ("dit_digits",)
 TEXTS = ("digits_text",)
@@ -90,21 +104,25 @@ def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
         *TRANSFORMERS,
         *TEXTS,
         *FINE_TUNED,
+        *CONTINUOUS,
     }
     assert unconditional | others == {path.stem for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_chain_ends_in_noise(path):
-    c = load(path.stem).diffusion
-    betas = make_betas(
-        c.schedule,
-        c.num_timesteps,
-        beta_start=c.beta_start,
-        beta_end=c.beta_end,
-        scale_betas=c.scale_betas,
-    )
-    assert prior_warning(make_schedule(betas)) is None
+    assert prior_warning(make_chain(load(path.stem)).at()) is None
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_a_process_in_continuous_time_shares_network_and_data_with_a_chain(name):
+    base, process, prediction = CONTINUOUS[name]
+    ours, theirs = load(name), load(base)
+    assert (ours.diffusion.process, ours.diffusion.parameterization) == (process, prediction)
+    differing = {*(() if "digits" in name else ("dropout",))}
+    for group in ("data", "model", "dit", "condition"):
+        of_ours, of_theirs = ours[group].to_dict(), theirs[group].to_dict()
+        assert {key for key in of_ours if of_ours[key] != of_theirs[key]} <= differing
 
 
 @pytest.mark.parametrize(

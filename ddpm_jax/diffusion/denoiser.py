@@ -25,6 +25,11 @@ Interpretation = Callable[[Schedule, Any, chex.Array, chex.Array], Prediction]
 Correction = Callable[[Schedule, Prediction, chex.Array, chex.Array], Prediction]
 
 
+def unscaled(schedule: Schedule, x_t: chex.Array, t: chex.Array) -> chex.Array:
+    """Return x_t, the input of a network that wants it as it is."""
+    return x_t
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Denoiser:
     """(x_t [B, ...], t int [B]) -> `Prediction`, t being the row of `schedule`."""
@@ -35,10 +40,13 @@ class Denoiser:
     predicts_mean: bool = False  # the mean is the network's own, so clipping x_0 leaves it
     condition: tuple[Any, ...] = ()  # the network's further argument, or nothing
     corrections: tuple[Correction, ...] = ()  # applied in this order
+    # (schedule, x_t, t) -> what the network is given of x_t
+    network_input: Callable[[Schedule, chex.Array, chex.Array], chex.Array] = unscaled
 
     def __call__(self, x_t: chex.Array, t: chex.Array) -> Prediction:
         """Evaluate the network once, at the times that it was trained with."""
-        output = self.network(x_t, jnp.asarray(self.schedule.timesteps)[t], *self.condition)
+        given = self.network_input(self.schedule, x_t, t)
+        output = self.network(given, jnp.asarray(self.schedule.timesteps)[t], *self.condition)
         return self.read(output, x_t, t)
 
     def read(self, output: Any, x_t: chex.Array, t: chex.Array) -> Prediction:

@@ -31,7 +31,8 @@ import numpy as np
 
 from ddpm_jax.diffusion.denoiser import Network
 from ddpm_jax.diffusion.mixture import GaussianMixture, optimal
-from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS, Parameterization
+from ddpm_jax.diffusion.schedules import Schedule, single_levels
 from ddpm_jax.errors import UsageError, choose
 
 # (x [B, *D], t float [B]) -> E[ε|x] [B, *D]
@@ -191,8 +192,8 @@ def _eps_from_mu(
     return _over(noise / beta, x) * (x - _over(sqrt_alpha, x) * mu)
 
 
-# (continuous schedule, x, t, network output) -> ε; the same meanings as
-# `parameterization.PARAMETERIZATIONS`
+# (continuous schedule, x, t, network output) -> ε; of other `parameterization.PARAMETERIZATIONS`
+# the coefficients are functions of the level alone
 EPS_FROM: dict[str, Callable[..., chex.Array]] = {
     "eps": lambda continuous, x, t, eps: eps,
     "x_0": _eps_from_x_0,
@@ -202,7 +203,7 @@ EPS_FROM: dict[str, Callable[..., chex.Array]] = {
 
 
 def network_eps(
-    network: Network, continuous: ContinuousSchedule, *, parameterization: str
+    network: Network, continuous: ContinuousSchedule, *, parameterization: str | Parameterization
 ) -> EpsFunction:
     """Return a network's ε at real t, without clipping.
 
@@ -213,18 +214,37 @@ def network_eps(
         is not used. Its times lie between those it was trained on, so the embedding of the time
         must be a smooth function.
       continuous: of the schedule it was trained on.
-      parameterization: what its first C channels are: a key of `EPS_FROM`. mu is defined at t >= 0
-        only.
+      parameterization: what its first C channels are, or its name, a key of `PARAMETERIZATIONS`.
+        mu is defined at t >= 0 only.
 
     Raises:
       UsageError: an unknown parameterisation.
     """
-    to_eps = choose("parameterization", parameterization, EPS_FROM)
+    if isinstance(parameterization, str):
+        parameterization = choose("parameterization", parameterization, PARAMETERIZATIONS)
+    to_eps = EPS_FROM.get(parameterization.name)
 
     def eps(x: chex.Array, t: chex.Array) -> chex.Array:
         return to_eps(continuous, x, t, network(x, continuous.time_scale * t)[..., : x.shape[-1]])
 
-    return eps
+    def eps_of_level(x: chex.Array, t: chex.Array) -> chex.Array:
+        level = noise_level(continuous, t)
+        half_log_snr = jnp.log(level.sqrt_alphas_bar / level.sqrt_one_minus_alphas_bar)
+        levels = single_levels(half_log_snr, continuous.time_scale * t)
+        return predicted(network, parameterization, levels, x)[1]
+
+    return eps if to_eps else eps_of_level
+
+
+def predicted(
+    network: Network, parameterization: Parameterization, levels: Schedule, x: chex.Array
+) -> tuple[chex.Array, chex.Array]:
+    """Return x_0 and ε that a network predicts at x [B, *D], row i at level i of `levels`."""
+    rows = jnp.arange(len(x))
+    output = network(parameterization.network_input(levels, x, rows), levels.timesteps)
+    value = output[..., : x.shape[-1]]
+    x_0 = parameterization.to_x_0(levels, x, rows, value)
+    return x_0, parameterization.eps_of(levels, x, rows, value, x_0)
 
 
 def probability_flow(

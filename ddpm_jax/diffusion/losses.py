@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ddpm_jax.diffusion.denoiser import Network
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.likelihood import bound_term, mean_over_dims
-from ddpm_jax.diffusion.parameterization import EPS, Parameterization
+from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.process import Process, check_output
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.variance import Variance
@@ -150,9 +150,9 @@ def training_losses(
 
     Args:
       network: (x_t [B, H, W, C], time float32 [B]) -> output [B, H, W, C or 2C].
-      schedule: tables of the chain that is trained on.
+      schedule: tables of the chain that is trained on, or of single levels.
       x_0: float32 [B, H, W, C], 8-bit data scaled to [-1, 1].
-      t: int [B] in 0..T-1.
+      t: int [B], rows of the schedule.
       eps: standard normal noise of the shape of x_0.
       process: what the network predicts, and so the target of L_simple.
       loss: of `make_loss`.
@@ -163,11 +163,12 @@ def training_losses(
     parameterization = process.parameterization
     weight = loss.weight(schedule, t, parameterization)
     x_t = q_sample(schedule, x_0, t, eps)
-    output = network(x_t, jnp.asarray(schedule.timesteps)[t])
+    given = parameterization.network_input(schedule, x_t, t)
+    output = network(given, jnp.asarray(schedule.timesteps)[t])
     check_output(process.variance, output, x_t)
 
     value = output[..., : x_0.shape[-1]]
-    target = eps if parameterization is EPS else parameterization.from_x_0(schedule, x_t, t, x_0)
+    target = parameterization.target(schedule, x_t, t, x_0, eps)
     simple = mean_over_dims(jnp.square(target - value))
     if not loss.vlb:
         return Losses(weight * simple, simple, jnp.zeros_like(simple))

@@ -32,7 +32,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.denoiser import Denoiser, Network, from_function
 from ddpm_jax.diffusion.gaussian import alpha, extract, q_posterior
-from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS, Prediction, mu_from_x_0
+from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS, Prediction, V
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.variance import VARIANCES
 from ddpm_jax.errors import UsageError, choose
@@ -285,20 +285,17 @@ def exact_network(
     Raises:
       UsageError: an unknown parameterisation or variance.
     """
-    choose("parameterization", parameterization, PARAMETERIZATIONS)
+    chosen = choose("parameterization", parameterization, PARAMETERIZATIONS)
     learned = choose("variance", variance, VARIANCES).learned
 
-    def at_index(x_t: chex.Array, t: chex.Array) -> chex.Array:
+    def at_index(x: chex.Array, t: chex.Array) -> chex.Array:
+        x_t = x / chosen.network_input(schedule, jnp.ones_like(x), t)
         signal, noise = (
             jnp.asarray(table)[t]
             for table in (schedule.sqrt_alphas_bar, schedule.sqrt_one_minus_alphas_bar)
         )
         best = optimal(mixture, x_t, signal, noise)
-        value = (
-            mu_from_x_0(schedule, x_t, t, best.x_0)
-            if parameterization == "mu"
-            else getattr(best, parameterization)
-        )
+        value = best.v if chosen is V else chosen.target(schedule, x_t, t, best.x_0, best.eps)
         if not learned:
             return value
         one_step = jnp.log(jax.vmap(moments)(reverse_posterior(mixture, schedule, x_t, t))[1])

@@ -18,9 +18,11 @@ from ddpm_jax.diffusion.parameterization import (
     EPS,
     MU,
     PARAMETERIZATIONS,
+    SCORE,
+    SIGMA_DATA,
     Parameterization,
     Prediction,
-    eps_from_x_0,
+    edm_parameterization,
     own_step,
 )
 from ddpm_jax.diffusion.schedules import Schedule
@@ -59,7 +61,10 @@ class Process(NamedTuple):
         schedule = self.chain.at() if schedule is None else schedule
         check_determines_x_0(schedule, self.parameterization)
         predicts_mean = self.parameterization is MU
-        return clipping(Denoiser(schedule, network, self.interpret, predicts_mean))
+        network_input = self.parameterization.network_input
+        return clipping(
+            Denoiser(schedule, network, self.interpret, predicts_mean, network_input=network_input)
+        )
 
     def interpret(
         self, schedule: Schedule, output: chex.Array, x_t: chex.Array, t: chex.Array
@@ -91,31 +96,42 @@ class Process(NamedTuple):
             mean = jnp.where(extract(own_step(schedule), t, x_t), value, mean)
         return Prediction(
             x_0=x_0,
-            eps=value if self.parameterization is EPS else eps_from_x_0(schedule, x_t, t, x_0),
+            eps=self.parameterization.eps_of(schedule, x_t, t, value, x_0),
             mean=mean,
             log_variance=jnp.broadcast_to(log_variance, x_t.shape),
         )
 
 
 def make_process(
-    chain: Chain, parameterization: str = "eps", variance: str = "fixed_large"
+    chain: Chain,
+    parameterization: str = "eps",
+    variance: str = "fixed_large",
+    *,
+    sigma_data: float = SIGMA_DATA,
 ) -> Process:
     """Make a process from names.
 
     Args:
-      chain: the T steps that the network was trained on.
+      chain: the levels that the network was trained on.
       parameterization: what it predicts: a key of `PARAMETERIZATIONS`.
       variance: a key of `VARIANCES`.
+      sigma_data: standard deviation of the data, of the parameterisation `edm` alone.
 
     Raises:
-      UsageError: an unknown name, no chain, or eps on a chain that ends without signal.
+      UsageError: an unknown name, no chain, eps or score on a chain that ends without signal, or
+        mu or a learned variance where there are no trained steps.
     """
     check_chain(chain)
-    process = Process(
-        chain,
-        choose("parameterization", parameterization, PARAMETERIZATIONS),
-        choose("variance", variance, VARIANCES),
-    )
+    chosen = choose("parameterization", parameterization, PARAMETERIZATIONS)
+    if chosen.name == "edm" and sigma_data != SIGMA_DATA:
+        chosen = edm_parameterization(sigma_data)
+    process = Process(chain, chosen, choose("variance", variance, VARIANCES))
+    if chain.has_levels_between and (chosen is MU or process.variance.learned):
+        what = "mu" if chosen is MU else f"variance {variance}"
+        raise UsageError(
+            f"A process in continuous time has no steps, and so no {what}: predict something else, "
+            "with a fixed variance."
+        )
     check_determines_x_0(chain.at(), process.parameterization)
     return process
 
@@ -135,15 +151,15 @@ def check_output(variance: Variance, output: chex.Array, x_t: chex.Array) -> Non
 
 
 def check_determines_x_0(schedule: Schedule, parameterization: Parameterization) -> None:
-    """Refuse eps on a schedule that reaches alphas_bar = 0, where x_t holds nothing of x_0.
+    """Refuse eps or score on a schedule that reaches alphas_bar = 0, with nothing of x_0 in x_t.
 
     Raises:
       UsageError: see above; a traced schedule passes unchecked.
     """
     if isinstance(schedule.alphas_bar, jax.core.Tracer):
         return
-    if parameterization is EPS and schedule.alphas_bar[-1] == 0:
+    if parameterization in (EPS, SCORE) and schedule.alphas_bar[-1] == 0:
         raise UsageError(
-            "This schedule ends at alphas_bar = 0, where eps does not determine x_0: predict x_0 "
-            "or v."
+            f"This schedule ends at alphas_bar = 0, where {parameterization.name} does not "
+            "determine x_0: predict x_0 or v."
         )

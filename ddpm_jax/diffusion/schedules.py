@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.errors import UsageError, choose
@@ -139,6 +140,7 @@ def make_betas(
     beta_start: float | None = None,
     beta_end: float | None = None,
     scale_betas: bool = False,
+    zero_terminal_snr: bool = False,
 ) -> np.ndarray:
     """Return the betas of the schedule `name`.
 
@@ -152,6 +154,7 @@ def make_betas(
       scale_betas: whether the end points are those of a chain of 1000 steps, and the T steps are
         scaled to add as much noise as these: `scaled_betas`. Otherwise they are those of the T
         steps. Not taken by jsd, cosine and sigmoid_alphas_bar, which depend on T by themselves.
+      zero_terminal_snr: end at alphas_bar = 0: `zero_terminal_snr_betas`.
 
     Returns:
       float64 [T], each in (0, 1].
@@ -176,7 +179,26 @@ def make_betas(
             "false."
         )
     betas = schedule(num_timesteps, **given)
-    return scaled_betas(betas) if scale_betas else betas
+    betas = scaled_betas(betas) if scale_betas else betas
+    return zero_terminal_snr_betas(betas) if zero_terminal_snr else betas
+
+
+def zero_terminal_snr_betas(betas: np.ndarray) -> np.ndarray:
+    """Shift and scale √ᾱ linearly, so that its last value is 0 and its first unchanged.
+
+    Lin et al. 2024, algorithm 1: x_T is then noise alone, as in sampling. The network must predict
+    x_0, v or the velocity, and what it has learned at the last step is new.
+
+    Args:
+      betas: float64 [T], each in (0, 1), the last in (0, 1].
+
+    Returns:
+      float64 [T], the last 1.
+    """
+    signal = np.sqrt(np.cumprod(1 - betas))
+    alphas_bar = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+    # β_t of neighbours in the list, β_0 as it was.
+    return np.append(betas[0], 1 - alphas_bar[1:] / alphas_bar[:-1])
 
 
 def scaled_betas(betas: np.ndarray) -> np.ndarray:
@@ -237,6 +259,12 @@ class Schedule(NamedTuple):
         """T, the number of rows."""
         return self.betas.shape[0]
 
+    @property
+    def sigma(self) -> chex.Array:
+        """σ = √(1-ᾱ) / √ᾱ, the noise relative to data of unchanged scale, [T]; inf at ᾱ = 0."""
+        exp = np.exp if isinstance(self.half_log_snr, np.ndarray) else jnp.exp
+        return exp(-self.half_log_snr)
+
 
 def make_schedule(
     betas: np.ndarray,
@@ -290,6 +318,54 @@ def make_schedule(
     # times have at least the precision of float32
     times = (timesteps * time_scale).astype(np.promote_types(dtype, np.float32))
     return Schedule(timesteps=times, **tables)
+
+
+def schedule_from_lambdas(
+    lambdas: np.ndarray, network_times: np.ndarray, *, dtype=np.float32
+) -> Schedule:
+    """Build every table of a chain that has these levels and no trained step but its own.
+
+    Args:
+      lambdas: `half_log_snr`, float64 [N], strictly falling, the last perhaps -inf (pure noise).
+      network_times: what the network is given at each, [N].
+      dtype: of the tables.
+    """
+    betas = step_variance(lambdas, np.append(np.inf, lambdas[:-1]))
+    alphas_bar = np.exp(-np.logaddexp(0, -2 * lambdas))
+    tables = _tables(betas, alphas_bar) | _trained_step(betas, alphas_bar)
+    with np.errstate(over="ignore"):  # as in `make_schedule`
+        tables = {name: table.astype(dtype) for name, table in tables.items()}
+        # Of small noise, which 1 - ᾱ of a rounded ᾱ would lose.
+        noise = np.exp(-0.5 * np.logaddexp(0, 2 * lambdas))
+        tables["sqrt_one_minus_alphas_bar"] = noise.astype(dtype)
+    times = np.asarray(network_times).astype(np.promote_types(dtype, np.float32))
+    return Schedule(timesteps=times, half_log_snr=lambdas.astype(dtype), **tables)
+
+
+def single_levels(lambdas: chex.Array, network_times: chex.Array) -> Schedule:
+    """Return the tables of B levels that form no chain; may be traced.
+
+    Args:
+      lambdas: `half_log_snr`, [B], in any order, perhaps infinite.
+      network_times: what the network is given at each, [B].
+
+    Returns:
+      A `Schedule` of B rows. What belongs to a step (betas, posteriors) is NaN.
+    """
+    alphas_bar, one_minus = jax.nn.sigmoid(2 * lambdas), jax.nn.sigmoid(-2 * lambdas)
+    levels = {
+        "timesteps": network_times,
+        "alphas_bar": alphas_bar,
+        "sqrt_alphas_bar": jnp.sqrt(alphas_bar),
+        "sqrt_one_minus_alphas_bar": jnp.sqrt(one_minus),
+        "log_one_minus_alphas_bar": jax.nn.log_sigmoid(-2 * lambdas),
+        "sqrt_recip_alphas_bar": 1 / jnp.sqrt(alphas_bar),
+        "sqrt_recipm1_alphas_bar": jnp.exp(-lambdas),
+        "snr": jnp.exp(2 * lambdas),
+        "half_log_snr": lambdas,
+    }
+    unknown = jnp.full_like(lambdas, jnp.nan)
+    return Schedule(**{name: levels.get(name, unknown) for name in Schedule._fields})
 
 
 def check_betas(betas: np.ndarray) -> None:

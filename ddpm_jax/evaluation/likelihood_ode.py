@@ -37,10 +37,35 @@ def make_bits_per_dim(
     make_eps: Callable[..., EpsFunction],
     continuous: ContinuousSchedule,
     *,
+    start: float = 0.0,
+    **options: Any,
+) -> Evaluate:
+    """Return `make_flow_bits` of the flow of ε over a chain that is continued to real t.
+
+    Args:
+      make_eps: params -> ε at real t, or (params, condition) -> ε with `make_condition`; traced.
+      continuous: its schedule.
+      start: see `probability_flow`.
+      **options: see `make_flow_bits`.
+
+    Raises:
+      UsageError: as `make_flow_bits`, or a start outside the chain.
+    """
+    # refuses a wrong start before anything is traced
+    probability_flow(lambda x, t: x, continuous, start=start)
+
+    def make_flow(params: Any, *condition: Any) -> Flow:
+        return probability_flow(make_eps(params, *condition), continuous, start=start)
+
+    return make_flow_bits(make_flow, **options)
+
+
+def make_flow_bits(
+    make_flow: Callable[..., Flow],
+    *,
     trace: str = "rademacher",
     num_probes: int = 1,
     num_draws: int = 1,
-    start: float = 0.0,
     solver: Solver = SOLVER,
     make_condition: MakeCondition | None = None,
     strict: bool = True,
@@ -57,22 +82,19 @@ def make_bits_per_dim(
     (`ode_bits.stream_bits` has only one).
 
     Args:
-      make_eps: params -> ε at real t, or (params, condition) -> ε with `make_condition`; traced.
-      continuous: its schedule.
+      make_flow: params -> `Flow`, or (params, condition) -> `Flow` with `make_condition`; traced.
       trace: a key of `TRACES`. `exact` takes D backward passes per evaluation: for small images.
       num_probes: P for each draw; not used by `exact`. An evaluation is a forward pass and P
         backward passes to the input.
       num_draws: independent pairs of dequantisation noise and probes, each a solve of its own; 2 or
         more give errors.
-      start: see `probability_flow`.
       solver: tolerances.
       make_condition: its input is the 8-bit image on [-1, 1], without the noise of dequantisation,
         which the bits account for.
       strict: whether to refuse an image whose ODE is not solved; otherwise its draws are NaN.
 
     Raises:
-      UsageError: an unknown trace, a count below 1, a tolerance that is not positive, or a start
-        outside the chain.
+      UsageError: an unknown trace, a count below 1, or a tolerance that is not positive.
 
     Evaluate raises:
       FailureError: the solver did not reach the end for an image, or reached a number that is not
@@ -81,11 +103,7 @@ def make_bits_per_dim(
     probe = choose("trace", trace, TRACES)
     _check_counts(num_probes=num_probes, num_draws=num_draws, max_steps=solver.max_steps)
     _check_tolerances(solver)
-    # refuses a wrong start before anything is traced
-    probability_flow(lambda x, t: x, continuous, start=start)
-    program = BatchProgram(
-        _ImageFlow(make_eps, continuous, probe, num_probes, start, solver, make_condition)
-    )
+    program = BatchProgram(_ImageFlow(make_flow, probe, num_probes, solver, make_condition))
 
     def evaluate(params, key, images, index, labels=None):
         examples = program.to_devices(images, index, labels)
@@ -116,11 +134,9 @@ def _check_tolerances(solver: Solver) -> None:
 class _ImageFlow:
     """The ODEs of a batch on one device, one row per solver step; see `batch_program.Parts`."""
 
-    make_eps: Callable[..., EpsFunction]
-    continuous: ContinuousSchedule
+    make_flow: Callable[..., Flow]
     probe: Probes
     num_probes: int
-    start: float
     solver: Solver
     make_condition: MakeCondition | None
 
@@ -161,9 +177,7 @@ class _ImageFlow:
     def _flow(self, params: Any, condition: Any) -> Flow:
         """Return the flow of one image under its condition."""
         condition = jax.tree.map(lambda leaf: leaf[None], condition)
-        return probability_flow(
-            self.make_eps(params, *condition), self.continuous, start=self.start
-        )
+        return self.make_flow(params, *condition)
 
     def _inputs(self, shared: Any, examples: Any) -> tuple[Any, chex.Array, chex.Array]:
         """Return the conditions, the dequantised images and the probes for a draw."""

@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist
 
 from ddpm_jax import randomness
 from ddpm_jax.diffusion.chain import Chain
-from ddpm_jax.diffusion.flow import make_continuous, mixture_eps, probability_flow
+from ddpm_jax.diffusion.chain_flow import flow_of_mixture
 from ddpm_jax.diffusion.mixture import GaussianMixture, exact_denoiser, make_mixture
 from ddpm_jax.diffusion.mixture import sample as draw
 from ddpm_jax.evaluation.flow_density import Solver, decode
@@ -90,8 +90,7 @@ class PlaneProblem:
     def _flow_end(self) -> np.ndarray:
         """Follow the flow to t = 0, and return the x_0 predicted there, as every sampler does."""
         schedule = self.chain.at()
-        continuous = make_continuous(schedule, time_scale=self.chain.time_scale)
-        flow = probability_flow(mixture_eps(self.mixture, continuous), continuous)
+        flow = flow_of_mixture(self.mixture, self.chain)
         x_t = jax.jit(lambda x_T: decode(flow, x_T, solver=SOLVER))(self._x_T)
         return np.asarray(exact_denoiser(self.mixture, schedule)(x_t, jnp.zeros(len(x_t), int)).x_0)
 

@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.chain import Chain, continuous_chain
+from ddpm_jax.diffusion.interpolants import INTERPOLANTS
 from ddpm_jax.diffusion.losses import make_loss
 from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
@@ -16,6 +17,7 @@ from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
 from ddpm_jax.experiments.networks import make_classifier, make_network
 from ddpm_jax.experiments.text_networks import make_encoder
 from ddpm_jax.models.text_conditioned import TextConditioned
+from ddpm_jax.samplers.consistency import few_levels
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 RESCALED_TIME = 1000.0  # the time at t = T under rescale_timesteps (Improved DDPM's code)
@@ -37,10 +39,17 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
     image_shape = (size, size, config.data.channels)
     clip = config.diffusion.clip
     codec = make_codec(image_shape, first_stage, config.first_stage.ckpt, clipping=clip)
-    chain = _chain(config)
+    chain = make_chain(config)
     diffusion = config.diffusion
-    process = make_process(chain, diffusion.parameterization, diffusion.variance)
+    process = make_process(
+        chain,
+        diffusion.parameterization,
+        diffusion.variance,
+        sigma_data=diffusion.sigma_data,
+    )
     make_loss(diffusion.loss, diffusion.weighting, variance=process.variance)
+    if few := config.distill.steps:
+        few_levels(chain, few, first=config.distill.sigma_max, last=config.distill.sigma_last)
     if config.objective == "first_stage":
         return first_stages.FirstStageModel(
             config, first_stages.make_network(config, dtype), image_shape
@@ -61,13 +70,28 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
         raise UsageError(f"Over latents of {'x'.join(map(str, codec.shape))}: {error}") from error
 
 
-def _chain(config: ConfigDict) -> Chain:
+def make_chain(config: ConfigDict) -> Chain:
+    """Return the noise levels that the config names.
+
+    Raises:
+      UsageError: fields that make none.
+    """
     c = config.diffusion
+    if c.process != "chain":
+        return continuous_chain(
+            INTERPOLANTS[c.process],
+            c.num_timesteps,
+            sigma_min=c.sigma_min,
+            sigma_max=c.sigma_max,
+            shift=c.shift,
+            time_scale=RESCALED_TIME if c.rescale_timesteps else 1.0,
+        )
     betas = make_betas(
         c.schedule,
         c.num_timesteps,
         beta_start=c.beta_start,
         beta_end=c.beta_end,
         scale_betas=c.scale_betas,
+        zero_terminal_snr=c.zero_terminal_snr,
     )
     return Chain(betas, time_scale=RESCALED_TIME / c.num_timesteps if c.rescale_timesteps else 1.0)

@@ -32,6 +32,7 @@ def check_config(config: ConfigDict) -> None:
     for name, field in FIELDS.items():
         if values[name] != field.default:
             _check_owners(field, values)
+    _check_process(config)
     _check_network(config)
     _check_condition(config)
     parse_groups(config.optimizer.groups)
@@ -75,11 +76,31 @@ def _other(owner: Owner, field: Field, values: Mapping[str, Any]) -> str:
     return what
 
 
+def _check_process(config: ConfigDict) -> None:
+    c = config.diffusion
+    if c.process == "chain":
+        return
+    for name, value, other in (
+        ("loss", c.loss, "simple"),
+        ("timestep_sampling", c.timestep_sampling.replace("antithetic", "uniform"), "uniform"),
+    ):
+        if value != other:
+            raise UsageError(
+                f"diffusion.{name} is {value!r}, which is of the T steps of a chain, but "
+                f"diffusion.process is {c.process!r}, in continuous time: set it to {other!r}."
+            )
+
+
 def _check_network(config: ConfigDict) -> None:
     if config.model.name != "unet" and config.objective != "diffusion":
         raise UsageError(
             f"model.name is {config.model.name!r}, but {OBJECTIVES[config.objective]} is made of "
             "the U-Net's blocks: set it to 'unet'."
+        )
+    if config.edm_unet.embedding == "fourier" and config.optimizer.weight_decay:
+        raise UsageError(
+            f"optimizer.weight_decay is {config.optimizer.weight_decay}, which would shrink the "
+            "random frequencies of edm_unet.embedding 'fourier': set it to 0."
         )
     levels, blocks = len(config.model.ch_mult), config.model.num_res_blocks
     if levels * blocks > _BLOCKS:

@@ -20,18 +20,27 @@ from ddpm_jax.experiments.config_field import (
     only,
     up_to,
 )
+from ddpm_jax.experiments.distill_fields import Distill
+from ddpm_jax.experiments.edm_fields import EdmUnet
 from ddpm_jax.experiments.first_stage_fields import FirstStage, Sharp
 from ddpm_jax.experiments.owners import (
+    CHAIN,
+    CLASSED,
     CLASSIFIER,
     CONDITIONED,
+    CONTINUOUS,
     DIFFUSION,
     FINE_TUNED,
+    LEVELS,
     LINEAR_UNET,
     NETWORKS,
     NOISY,
     OBJECTIVES,
     PLAIN_UNET,
+    PREDICTIONS,
+    PROCESSES,
     PYRAMID,
+    RESIDUAL,
     TRANSFORMER,
     UNET,
     WHOLE_UNET,
@@ -46,6 +55,8 @@ from ddpm_jax.models.trunk import QKV_ORDERS
 from ddpm_jax.models.unet import MIDDLES
 
 BETA = Range(above=0, at_most=1)
+LOGARITHM = Range(at_least=-50, at_most=50)  # of a logarithm
+LOGNORMAL = DIFFUSION + CONTINUOUS + only("diffusion.levels", "lognormal")
 # 12**-0.5 is the relative width of an average in which all of the run weighs the same
 WIDTH, FURTHER_WIDTH = Range(at_least=0, below=12**-0.5), Range(above=0, below=12**-0.5)
 
@@ -95,11 +106,18 @@ class Data:
 
 
 class Diffusion:
-    """The chain x_0 -> x_T, and what is learned of it."""
+    """The way from x_0 to noise, and what is learned of it."""
 
     OF = NOISY
-    num_timesteps = field(1000, "T", at_least(2, MAX_TIMESTEPS))
-    rescale_timesteps = field(False, "give the network times in 0..1000 whatever T is")
+    process = field("chain", "T steps, or a process in continuous time", choices(PROCESSES))
+    num_timesteps = field(
+        1000, "T; in continuous time the levels that have a number", at_least(2, MAX_TIMESTEPS)
+    )
+    rescale_timesteps = field(
+        False,
+        "give the network times in 0..1000 whatever T is",
+        of=only("diffusion.process", "chain", "flow", "cosine"),
+    )
     schedule = field(
         "linear",
         "of the betas",
@@ -107,12 +125,32 @@ class Diffusion:
             "linear quad const jsd warmup10 warmup50 cosine scaled_linear sigmoid "
             "sigmoid_alphas_bar"
         ),
+        of=CHAIN,
     )
-    beta_start = field(None, "the first; None: the schedule's published value", BETA, kind=float)
-    beta_end = field(None, "the last; likewise", BETA, kind=float)
-    scale_betas = field(False, "the end points are those of 1000 steps: scale them to T")
-    parameterization = field(
-        "eps", "what the network predicts", choices("eps x_0 v mu"), of=DIFFUSION
+    beta_start = field(
+        None, "the first; None: the schedule's published value", BETA, kind=float, of=CHAIN
+    )
+    beta_end = field(None, "the last; likewise", BETA, kind=float, of=CHAIN)
+    scale_betas = field(False, "the end points are those of 1000 steps: scale them to T", of=CHAIN)
+    zero_terminal_snr = field(
+        False, "shift and scale sqrt(alphas_bar) so that it ends at 0", of=CHAIN
+    )
+    sigma_min = field(
+        None, "the least noise; None: the process's own", POSITIVE, kind=float, of=CONTINUOUS
+    )
+    sigma_max = field(None, "the most; likewise", POSITIVE, kind=float, of=CONTINUOUS)
+    shift = field(
+        1.0,
+        "every sigma is so many times the process's: more for larger images",
+        POSITIVE,
+        of=CONTINUOUS,
+    )
+    parameterization = field("eps", "what the network predicts", choices(PREDICTIONS), of=DIFFUSION)
+    sigma_data = field(
+        0.5,
+        "standard deviation of what diffuses, of EDM's preconditioning",
+        POSITIVE,
+        of=DIFFUSION + only("diffusion.parameterization", "edm"),
     )
     variance = field(
         "fixed_large",
@@ -133,6 +171,17 @@ class Diffusion:
     timestep_sampling = field(
         "uniform", "of t in training", choices("uniform antithetic importance")
     )
+    levels = field(
+        "uniform", "their distribution in training", choices(LEVELS), of=DIFFUSION + CONTINUOUS
+    )
+    level_mean = field(-1.2, "of ln sigma", LOGARITHM, of=LOGNORMAL)
+    level_std = field(1.2, "its standard deviation", POSITIVE, of=LOGNORMAL)
+    mode_scale = field(
+        1.29,
+        "how flat the distribution is in its middle",
+        Range(at_least=-1, at_most=1.75),
+        of=DIFFUSION + CONTINUOUS + only("diffusion.levels", "mode"),
+    )
 
 
 class Model:
@@ -151,9 +200,13 @@ class Model:
         longest=12,
         of=PYRAMID,
     )
-    num_res_blocks = field(2, "of a level on the way down; up: one more", up_to(16), of=UNET)
+    num_res_blocks = field(2, "of a level on the way down; up: one more", up_to(16), of=RESIDUAL)
     attn_resolutions = field(
-        (16,), "heights of the feature maps that get attention", up_to(8192), longest=64, of=UNET
+        (16,),
+        "heights of the feature maps that get attention",
+        up_to(8192),
+        longest=64,
+        of=RESIDUAL,
     )
     num_heads = field(1, "of attention", up_to(1024), of=UNET)
     num_heads_up = field(
@@ -247,12 +300,12 @@ class Condition:
 
     OF = NOISY
     num_classes = field(
-        0, "its class, of the data's so many; 0: not given", at_least(0, 1_000_000), of=CONDITIONED
+        0, "its class, of the data's so many; 0: not given", at_least(0, 1_000_000), of=CLASSED
     )
     null_class = field(
         True,
         "one class more, the last, that carries no information",
-        of=DIFFUSION + only("model.name", "unet", "dit") + WITH_CLASSES,
+        of=DIFFUSION + only("model.name", "unet", "dit", "song_unet", "adm_unet") + WITH_CLASSES,
     )
     label_dropout = field(
         0.0, "share hidden in training, for classifier-free guidance", SHARE, of=DIFFUSION
@@ -360,7 +413,9 @@ GROUPS = {
     "model": Model,
     "dit": Dit,
     "linear_unet": LinearUnet,
+    "edm_unet": EdmUnet,
     "condition": Condition,
+    "distill": Distill,
     "text": Text,
     "text_unet": TextUnet,
     "lora": Lora,

@@ -25,6 +25,10 @@ _OF_TRAINING = (
     "diffusion.loss",
     "diffusion.weighting",
     "diffusion.timestep_sampling",
+    "diffusion.levels",
+    "diffusion.level_mean",
+    "diffusion.level_std",
+    "diffusion.mode_scale",
     "diffusion.clip",
     "model.dropout",
     "model.dtype",
@@ -54,6 +58,7 @@ _GROUPS = (
     "model.",
     "dit.",
     "linear_unet.",
+    "edm_unet.",
     "condition.",
     "text.",
     "text_unet.",
@@ -61,7 +66,7 @@ _GROUPS = (
 )
 
 
-_OF_NETWORK = ("model.", "dit.", "linear_unet.", "text_unet.", "text.")
+_OF_NETWORK = ("model.", "dit.", "linear_unet.", "edm_unet.", "text_unet.", "text.")
 
 
 class Beginning(NamedTuple):

@@ -22,6 +22,7 @@ DECIDING = (
     "model.",
     "dit.",
     "linear_unet.",
+    "edm_unet.",
     "condition.",
     "text.",
     "text_unet.",

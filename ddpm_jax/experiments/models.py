@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.chain_flow import flow_of_networks
 from ddpm_jax.diffusion.denoiser import Denoiser
-from ddpm_jax.diffusion.flow import ContinuousSchedule, EpsFunction, make_continuous, network_eps
+from ddpm_jax.diffusion.flow import Flow
+from ddpm_jax.diffusion.interpolants import Method
 from ddpm_jax.diffusion.process import Process, make_process
 from ddpm_jax.diffusion.schedules import Schedule, spaced_timesteps
 from ddpm_jax.experiments.codec import Codec, PixelCodec
@@ -29,7 +30,11 @@ from ddpm_jax.models.text_encoder import TextEncoder
 from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.randomness import base_key
+from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.samplers.consistency import few_levels
 from ddpm_jax.samplers.guidance import LogProb, class_log_prob
+from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.samplers.registry import make_sampler
 from ddpm_jax.training.conditioning import Conditioning
 
 
@@ -107,28 +112,41 @@ class _Denoises(_OnChain):
         network = functools.partial(self.apply, weights)
         return self.process.denoiser(network, schedule, clip="none")
 
-    def continuous(self) -> ContinuousSchedule:
-        """Return the chain in continuous time.
+    def make_flow(self, *, start: float) -> Callable[[Weights, Condition | None], Flow]:
+        """Return (weights, condition) -> the flow from `start`, without dropout or clipping.
+
+        The condition is as in `denoiser`.
 
         Raises:
-          UsageError: it ends at alphas_bar = 0.
+          UsageError: a chain of T steps that ends at alphas_bar = 0.
         """
-        precise = self.chain.at(dtype=np.float64)
-        return make_continuous(precise, time_scale=self.chain.time_scale, dtype=np.float32)
+        flow_of = flow_of_networks(self.process, start=start)
 
-    def eps(
-        self,
-        weights: Weights,
-        continuous: ContinuousSchedule,
-        condition: Condition | None = None,
-    ) -> EpsFunction:
-        """Return ε at continuous t, without dropout or clipping; condition as in `denoiser`."""
-        condition = self.read(weights, condition)
-        return network_eps(
-            lambda x_t, time: self.apply(weights, x_t, time, condition),
-            continuous,
-            parameterization=self.process.parameterization.name,
-        )
+        def flow(weights: Weights, condition: Condition | None = None) -> Flow:
+            condition = self.read(weights, condition)
+            return flow_of(lambda x_t, time: self.apply(weights, x_t, time, condition))
+
+        return flow
+
+    @property
+    def method(self) -> Method | None:
+        """Return how samples are made where nothing is said; None: by every sampler's defaults."""
+        return self.chain.method
+
+    def own_sampler(self, steps: int) -> Sampler:
+        """Return the sampler of grids in training: the model's method, else the ancestral one.
+
+        A method with a list of levels has its own number of steps.
+
+        Raises:
+          UsageError: `steps` is not in 1..T.
+        """
+        method = self.method
+        if method is None:
+            return ancestral(self.respaced(steps))
+        if not isinstance(method.spacing, str):
+            steps = method.steps
+        return make_sampler(method.sampler, self.chain, steps=steps, spacing=method.spacing)
 
     def respaced(self, steps: int) -> Schedule:
         """Return the chain of `steps` of the T timesteps.
@@ -187,7 +205,16 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
     def process(self) -> Process:
         """Return the chain and the meaning of the network's output."""
         c = self.config.diffusion
-        return make_process(self.chain, c.parameterization, c.variance)
+        return make_process(self.chain, c.parameterization, c.variance, sigma_data=c.sigma_data)
+
+    @property
+    def method(self) -> Method | None:
+        """Return the few levels of a distilled model, or the method of the process."""
+        c = self.config.distill
+        if not c.steps:
+            return self.chain.method
+        times = few_levels(self.chain, c.steps, first=c.sigma_max, last=c.sigma_last)
+        return Method("consistency", c.steps, tuple(times.tolist()))
 
     def init_params(self, key: jax.Array) -> Any:
         """Draw the initial parameters, float32."""

@@ -1,5 +1,6 @@
 """Networks built from a config: of a diffusion model, or of a classifier of noisy images."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,6 +11,7 @@ from ddpm_jax.experiments.config import default_config
 from ddpm_jax.experiments.text_networks import make_text_unet
 from ddpm_jax.models.classifier import Classifier, check_classifier
 from ddpm_jax.models.dit import SIZES, DiT, Size, check_dit
+from ddpm_jax.models.edm_unets import ADMUNet, SongUNet, check_adm_unet, check_song_unet
 from ddpm_jax.models.linear_unet import LinearUNet, check_linear_unet
 from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet import UNet, check_unet
@@ -17,12 +19,13 @@ from ddpm_jax.training.conditioning import Conditioning
 
 CUSTOM = "custom"
 _OF_BOTH = ("dropout", "time_embedding", "norm_eps", "dtype", "remat")  # fields of config.model
+_OF_EDM = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "norm_eps", "remat")
 _OF_LINEAR = ("ch", "ch_mult", "dropout", "norm_eps", "dtype", "remat")
 
 
 def make_network(
     config: ConfigDict, shape: tuple[int, int, int], dtype: Any
-) -> UNet | TextUNet | DiT | LinearUNet:
+) -> UNet | TextUNet | DiT | LinearUNet | SongUNet | ADMUNet:
     """Build the network for noisy images of shape [H, W, C], computing in `dtype`.
 
     Raises:
@@ -57,11 +60,29 @@ def make_network(
         )
         check_linear_unet(linear, height=height, width=width)
         return linear
+    if name in ("song_unet", "adm_unet"):
+        return _make_edm_unet(config, conditions, height, width, dtype)
     if name == "text_unet":
         return make_text_unet(config, model, conditions, height, width)
     unet = UNet(**model, resolution=height, **conditions)
     check_unet(unet, height=height, width=width)
     return unet
+
+
+def _make_edm_unet(
+    config: ConfigDict, conditions: Mapping[str, Any], height: int, width: int, dtype: Any
+) -> SongUNet | ADMUNet:
+    fields = {field: config.model[field] for field in _OF_EDM}
+    fields |= {name: value for name, value in conditions.items() if name != "low_res_channels"}
+    fields |= {"resolution": height, "dtype": dtype}
+    own = config.edm_unet.to_dict()
+    if config.model.name == "song_unet":
+        song = SongUNet(**fields, **own)
+        check_song_unet(song, height=height, width=width)
+        return song
+    adm = ADMUNet(**fields, temb_mult=own["temb_mult"], augment_dim=own["augment_dim"])
+    check_adm_unet(adm, height=height, width=width)
+    return adm
 
 
 def make_classifier(config: ConfigDict, size: int, dtype: Any) -> Classifier:

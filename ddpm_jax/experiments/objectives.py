@@ -7,6 +7,8 @@ import optax
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
+from ddpm_jax.diffusion.chain import ContinuousChain
+from ddpm_jax.diffusion.level_draws import LogSigma, level_distribution
 from ddpm_jax.diffusion.losses import make_loss
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.codec import PixelCodec
@@ -15,6 +17,7 @@ from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
 from ddpm_jax.experiments.perceptual import make_discriminator, make_distance
 from ddpm_jax.models.discriminator import DISCRIMINATOR
 from ddpm_jax.training.classifier_objective import classifier_objective
+from ddpm_jax.training.consistency_objective import Tuning, consistency_objective
 from ddpm_jax.training.first_stage_objective import FirstStageOptions, first_stage_objective
 from ddpm_jax.training.latent_objective import over_latents
 from ddpm_jax.training.objective import Objective, diffusion_objective
@@ -53,6 +56,14 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         return classifier_objective(
             apply, model.schedule, timestep_sampling=c.timestep_sampling, flip=config.data.flip
         )
+    if config.distill.steps:
+        return consistency_objective(
+            apply,
+            model.process,
+            _tuning(config),
+            flip=config.data.flip,
+            conditioning=model.conditioning,
+        )
     return diffusion_objective(
         apply,
         model.process,
@@ -60,6 +71,31 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         timestep_sampling=c.timestep_sampling,
         flip=config.data.flip,
         conditioning=model.conditioning,
+        log_sigma=_level_distribution(model),
+    )
+
+
+def _tuning(config: ConfigDict) -> Tuning:
+    c = config.distill
+    return Tuning(
+        steps_per_stage=max(1, config.train.num_steps // c.stages),
+        num_stages=c.stages,
+        log_mean=c.level_mean,
+        log_std=c.level_std,
+        huber=c.huber,
+    )
+
+
+def _level_distribution(model: DiffusionModel) -> LogSigma | None:
+    c = model.config.diffusion
+    if not isinstance(model.chain, ContinuousChain):
+        return None
+    return level_distribution(
+        c.levels,
+        model.chain,
+        log_mean=c.level_mean,
+        log_std=c.level_std,
+        mode_scale=c.mode_scale,
     )
 
 

@@ -119,9 +119,20 @@ def _process(config: ConfigDict) -> dict[str, Any]:
     if c.parameterization not in PREDICTIONS.values():
         raise UsageError(f"diffusers has no network that predicts {c.parameterization}.")
     ends = {"beta_start": c.beta_start, "beta_end": c.beta_end}
-    named = c.schedule in THEIRS.values() and not c.scale_betas
+    if c.process != "chain":
+        raise UsageError(
+            f"diffusion.process is {c.process!r}, in continuous time, for which diffusers' "
+            "schedulers of chains have no name."
+        )
+    named = c.schedule in THEIRS.values() and not (c.scale_betas or c.zero_terminal_snr)
     published = inspect.signature(BETA_SCHEDULES[c.schedule]).parameters
-    betas = make_betas(c.schedule, c.num_timesteps, **ends, scale_betas=c.scale_betas)
+    betas = make_betas(
+        c.schedule,
+        c.num_timesteps,
+        **ends,
+        scale_betas=c.scale_betas,
+        zero_terminal_snr=c.zero_terminal_snr,
+    )
     start, end = (
         published[name].default if named and value is None and name in published else value
         for name, value in ends.items()

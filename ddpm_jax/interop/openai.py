@@ -69,7 +69,8 @@ MODULES = {  # within a block
 }
 POSITIONS = "positional_embedding"
 _QKV = ("q", "k", "v")
-_PART = re.compile(r"(?P<module>.*) \((?P<part>[qkv])\)\.(?P<leaf>weight|bias)")
+# a part of a map, as `Parts` names it
+PART = re.compile(r"(?P<module>.*) \((?P<part>[qkv])\)\.(?P<leaf>weight|bias)")
 
 
 def unet_params_from_openai(tensors: Mapping[str, np.ndarray], unet: UNet) -> dict[str, Any]:
@@ -266,7 +267,7 @@ def joined(parts: Mapping[str, np.ndarray], groups: Mapping[str, int]) -> dict[s
     """Return the tensors of which `Parts` makes these: its inverse."""
     tensors: dict[str, np.ndarray] = {}
     for name, value in parts.items():
-        found = _PART.fullmatch(name)
+        found = PART.fullmatch(name)
         if found is None:
             tensors[name] = value
         elif found["part"] == "q":
@@ -284,7 +285,7 @@ def _groups(names: Mapping[Path, str], network: Trunk) -> dict[str, int]:
     """Return, for each map to q, k and v, how often they follow each other in it."""
     found = {}
     for path, name in names.items():
-        part = _PART.fullmatch(name)
+        part = PART.fullmatch(name)
         if part is not None:
             by_head = network.qkv_order == "heads" and path[0] != "pool"
             found[part["module"]] = _heads(path[0], network) if by_head else 1

@@ -15,7 +15,11 @@ from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluated_split import open_split
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, VariationalBound
-from ddpm_jax.measuring.likelihood_conditions import batch_reader, condition_of
+from ddpm_jax.measuring.likelihood_conditions import (
+    batch_reader,
+    check_has_likelihood,
+    condition_of,
+)
 from ddpm_jax.measuring.measurement import plural, result_path
 from ddpm_jax.measuring.resuming import Computation, Span, batch_size_here, resume
 from ddpm_jax.monitoring import results
@@ -64,6 +68,7 @@ def bound_strata(model: DiffusionModel, settings: VariationalBound) -> Strata:
     Raises:
       UsageError: a model without a likelihood; a stride that its chain does not have.
     """
+    check_has_likelihood(model)
     check_has_bound(model.schedule)
     return make_strata(model.schedule.num_timesteps, settings.timestep_stride)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ddpm_jax.data.captions import Captions
 from ddpm_jax.data.sources import Source
+from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.batches import ImageBatch
 from ddpm_jax.experiments.caption_rows import check_captions
 from ddpm_jax.experiments.models import DiffusionModel
@@ -51,3 +52,18 @@ def _encoded(trained: TrainedModel, captions: Captions, numbers: np.ndarray) -> 
     texts = [captions.table.texts[number] for number in distinct]
     params = model.text_params(trained.weights)
     return encode_texts(model.encoder, params, trained.tokenizer, texts)[rows]
+
+
+def check_has_likelihood(model: DiffusionModel) -> None:
+    """Refuse a likelihood of a distilled model.
+
+    Raises:
+      UsageError: see above.
+    """
+    config = getattr(model, "config", None)
+    if config is not None and config.distill.steps:
+        raise UsageError(
+            "This model was distilled: its output at a level is one image at the end of a path, "
+            "not the mean of all that may be there, and so gives no bound and no flow. Measure "
+            f"its teacher, {config.init_from}."
+        )

@@ -8,14 +8,18 @@ from typing import Any, NamedTuple
 from ddpm_jax.data.sources import Source
 from ddpm_jax.evaluation.bound import check_has_bound
 from ddpm_jax.evaluation.flow_density import Solver
-from ddpm_jax.evaluation.likelihood_ode import make_bits_per_dim
+from ddpm_jax.evaluation.likelihood_ode import make_flow_bits
 from ddpm_jax.evaluation.ode_bits import Bits, Evaluate, merge, no_bits, stream_bits
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluated_split import open_split
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FlowLikelihood
-from ddpm_jax.measuring.likelihood_conditions import batch_reader, condition_of
+from ddpm_jax.measuring.likelihood_conditions import (
+    batch_reader,
+    check_has_likelihood,
+    condition_of,
+)
 from ddpm_jax.measuring.measurement import plural, result_path
 from ddpm_jax.measuring.resuming import Computation, image_by_image, resume
 from ddpm_jax.monitoring import results
@@ -87,15 +91,13 @@ def flow_evaluation(
     Raises:
       UsageError: a model whose flow has no density.
     """
+    check_has_likelihood(model)
     check_has_bound(model.schedule)
-    continuous = model.continuous()
-    return make_bits_per_dim(
-        lambda weights, condition: model.eps(weights, continuous, condition),
-        continuous,
+    return make_flow_bits(
+        model.make_flow(start=START),
         trace=settings.trace,
         num_probes=settings.probes,
         num_draws=settings.draws,
-        start=START,
         solver=Solver(rtol=settings.rtol, atol=settings.atol),
         make_condition=condition_of(model),
         strict=strict,

@@ -2,6 +2,7 @@
 
 from ddpm_jax.measuring.caption_metrics import caption_accuracy, retrieval
 from ddpm_jax.measuring.clip_score import clip_score
+from ddpm_jax.measuring.distillation import distillation
 from ddpm_jax.measuring.evaluation_settings import (
     ClipScore,
     FeatureQuality,
@@ -29,6 +30,7 @@ METRICS = {
     "caption_accuracy": Metric(caption_accuracy, SampleQuality),
     "classification_accuracy": Metric(classification_accuracy, SampleQuality),
     "clip_score": Metric(clip_score, ClipScore),
+    "distillation": Metric(distillation, SampleQuality),
     "frechet_pixels": Metric(frechet_pixels, SampleQuality),
     "memorization": Metric(memorization, Memorization),
     "rate_distortion": Metric(progressive_coding, VariationalBound),

@@ -14,6 +14,7 @@ from ddpm_jax.models.layers import (
     GroupNorm,
     default_init,
     dense,
+    scaled,
     zero_init,
 )
 
@@ -178,6 +179,9 @@ class AttentionBlock(nn.Module):
     norm_eps: float = EPSILON
     dtype: DTypeLike = jnp.float32
     norm_groups: int = NUM_GROUPS  # of channels; 0: x is not normalised
+    smallest_group: int = 1  # channels of a group at least
+    skip_scale: float = 1.0  # of the sum
+    qkv_scale: float = 1.0  # of the variance of the initial weights of q, k and v
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
@@ -185,11 +189,12 @@ class AttentionBlock(nn.Module):
         B, H, W, C = x_BxHxWxC.shape
         h_BxHxWxC = x_BxHxWxC
         if self.norm_groups:
-            norm = GroupNorm(self.norm_eps, self.dtype, self.norm_groups, name="norm")
-            h_BxHxWxC = norm(h_BxHxWxC)
+            groups = self.norm_groups, self.smallest_group
+            h_BxHxWxC = GroupNorm(self.norm_eps, self.dtype, *groups, name="norm")(h_BxHxWxC)
         h_BxLxC = h_BxHxWxC.reshape(B, H * W, C)
-        h_BxLxC = attention(h_BxLxC, h_BxLxC, self.num_heads, self.dtype)
-        return x_BxHxWxC + h_BxLxC.reshape(B, H, W, C)
+        init = nn.initializers.variance_scaling(self.qkv_scale, "fan_avg", "uniform")
+        h_BxLxC = attention(h_BxLxC, h_BxLxC, self.num_heads, self.dtype, qkv_init=init)
+        return scaled(x_BxHxWxC + h_BxLxC.reshape(B, H, W, C), self.skip_scale)
 
 
 def choose_implementation(

@@ -25,6 +25,8 @@ class Condition(NamedTuple):
     low_res: jax.Array | None = None
     # float32 [B, L, D]: the features of a text, of `text_encoder.TextEncoder`, one row a token
     context: jax.Array | None = None
+    # float32 [B, A]: how training images were augmented; None, or zeros: they are as they were
+    augment: jax.Array | None = None
 
 
 def null_condition(network: Any, x: jax.Array) -> Condition | None:
@@ -92,6 +94,7 @@ def check_condition(
     num_classes: int = 0,
     low_res_channels: int = 0,
     context_size: int = 0,
+    augment_dim: int = 0,
 ) -> None:
     """Refuse a condition that does not fit the network.
 
@@ -103,11 +106,12 @@ def check_condition(
       num_classes: of the network, 0 for none.
       low_res_channels: of the network, 0 for none.
       context_size: D of the text features that it looks at, 0 for none.
+      augment_dim: A of the augmentations that it may be given, 0 for none.
 
     Raises:
       UsageError: a part is missing, superfluous, or of the wrong shape or type.
     """
-    label, low_res, context = Condition() if condition is None else condition
+    label, low_res, context, augment = Condition() if condition is None else condition
     _check_presence("a class label", label, f"{num_classes} classes" if num_classes else "")
     _check_presence(
         "a low-resolution image",
@@ -133,6 +137,10 @@ def check_condition(
         raise UsageError(
             f"The text features are {context.shape}: give [B, tokens, {context_size}] for "
             f"{len(x)} images."
+        )
+    if augment is not None and augment.shape != (len(x), augment_dim):
+        raise UsageError(
+            f"The augmentations are {augment.shape}: this network takes {(len(x), augment_dim)}."
         )
 
 

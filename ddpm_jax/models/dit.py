@@ -207,7 +207,7 @@ class DiT(nn.Module):
         check_condition(
             condition, x=x, num_classes=self.num_classes, low_res_channels=self.low_res_channels
         )
-        label, low_res, _ = Condition() if condition is None else condition
+        label, low_res, *_ = Condition() if condition is None else condition
         _, height, width, _ = x.shape
         p, features, dtype = self.patch_size, self.hidden_size, self.dtype
 

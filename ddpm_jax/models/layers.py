@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 from ddpm_jax.models.convolution import conv2d
 
 NUM_GROUPS = 32  # of a group normalisation (DDPM, appendix B)
+BOX = (1, 1)  # the filter by which a pixel is the mean of 2x2 pixels, or repeated
 EPSILON = 1e-6  # added to the variance there; the TensorFlow default the original was trained with
 
 TIME_EMBEDDINGS = {
@@ -229,17 +230,19 @@ class GroupNorm(nn.Module):
     eps: float = EPSILON
     dtype: DTypeLike = jnp.float32
     groups: int = NUM_GROUPS  # a divisor of the channels
+    smallest: int = 1  # channels of a group: there are fewer groups where it would have fewer
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise [B, H, W, C] of any float type; return the same shape in `dtype`."""
         channels = x.shape[-1]
+        groups = min(self.groups, channels // self.smallest)
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         x = x.astype(jnp.float32)
         # two passes, since E[x^2] - E[x]^2 loses every digit where the mean is large
-        x = x - group_mean(x, self.groups)
-        inverse_std = jax.lax.rsqrt(group_mean(jnp.square(x), self.groups) + self.eps)
+        x = x - group_mean(x, groups)
+        inverse_std = jax.lax.rsqrt(group_mean(jnp.square(x), groups) + self.eps)
         return (x * (inverse_std * scale[None, None, None, :]) + bias[None, None, None, :]).astype(
             self.dtype
         )
@@ -286,15 +289,56 @@ class Dropout(nn.Module):
         return jnp.where(jax.vmap(mask)(keys), x / (1.0 - self.rate), 0.0)
 
 
-def halved(x: jax.Array) -> jax.Array:
-    """Return the mean of each 2x2 pixels: [B, H, W, C] -> [B, H / 2, W / 2, C], H and W even."""
-    batch, height, width, channels = x.shape
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+def scaled(x: jax.Array, scale: float) -> jax.Array:
+    """Return x times a number, and x itself for 1."""
+    return x if scale == 1.0 else x * scale
 
 
-def doubled(x: jax.Array) -> jax.Array:
-    """Return each pixel repeated 2x2: [B, H, W, C] -> [B, 2H, 2W, C]."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
+def halved(x: jax.Array, taps: tuple[float, ...] = BOX, *, padding: int | None = None) -> jax.Array:
+    """Return the image filtered and every second pixel of it: [B, H, W, C] -> [B, H / 2, W / 2, C].
+
+    Args:
+      x: H and W even.
+      taps: of the filter along each axis, an even number of them, which are divided by their sum;
+        by default a pixel is the mean of 2x2 pixels.
+      padding: zeros around x; None for as many as keep the centre of the image where it is.
+    """
+    if taps == BOX:
+        batch, height, width, channels = x.shape
+        return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+    padding = (len(taps) - 1) // 2 if padding is None else padding
+    for axis in (1, 2):
+        x = _filtered(x, taps, axis, (padding, padding), stride=2)
+    return x
+
+
+def doubled(x: jax.Array, taps: tuple[float, ...] = BOX) -> jax.Array:
+    """Return the image with twice the pixels: [B, H, W, C] -> [B, 2H, 2W, C].
+
+    Each pixel is followed by a zero along each axis, which is filtered by twice the `taps` of
+    `halved`, turned round; by default this repeats each pixel 2x2.
+    """
+    if taps == BOX:
+        return x.repeat(2, axis=1).repeat(2, axis=2)
+    for axis in (1, 2):
+        interior = [(0, 0, 1 if i == axis else 0) for i in range(4)]
+        spread = jax.lax.pad(x, jnp.zeros((), x.dtype), interior)
+        low = len(taps) - 1 - (len(taps) - 1) // 2
+        high = len(taps) - low
+        x = 2 * _filtered(spread, taps[::-1], axis, (low, high), stride=1)
+    return x
+
+
+def _filtered(
+    x: jax.Array, taps: tuple[float, ...], axis: int, padding: tuple[int, int], *, stride: int
+) -> jax.Array:
+    """Return y[i] = sum_k x[stride i + k] taps[k] / sum(taps), over the zero-padded axis of x."""
+    x = jnp.pad(x, [padding if i == axis else (0, 0) for i in range(x.ndim)])
+    size = (x.shape[axis] - len(taps)) // stride + 1
+    return sum(
+        jax.lax.slice_in_dim(x, k, k + stride * (size - 1) + 1, stride, axis) * (tap / sum(taps))
+        for k, tap in enumerate(taps)
+    )
 
 
 class Upsample(nn.Module):

@@ -129,7 +129,7 @@ class TextUNet(Trunk):
             low_res_channels=self.low_res_channels,
             context_size=self.context_size,
         )
-        label, low_res, context = condition
+        label, low_res, context, _ = condition
         context = context.astype(self.dtype)
         temb = self.embed(t)
         if label is not None:

@@ -15,6 +15,7 @@ from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.attention import AttentionBlock
 from ddpm_jax.models.checks import check_computation, check_count
 from ddpm_jax.models.layers import (
+    BOX,
     DOWNSAMPLE_PADDINGS,
     EPSILON,
     NUM_GROUPS,
@@ -28,6 +29,7 @@ from ddpm_jax.models.layers import (
     doubled,
     embed_time,
     halved,
+    scaled,
     zero_init,
 )
 from ddpm_jax.models.rematerialization import rematerialized
@@ -50,6 +52,9 @@ class ResBlock(nn.Module):
     without a time, temb_proj is left out. The shortcut is the identity, or a 1x1 convolution where
     the number of channels changes. With `resample`, x in the last line and what conv1 is applied to
     are halved or doubled in height and width first (Dhariwal and Nichol 2021, section 3).
+
+    In the networks of Song et al. (2021), that filter has more taps, a resampled x also has the
+    1x1 convolution, and the sum is divided by sqrt(2).
     """
 
     features: int
@@ -59,6 +64,10 @@ class ResBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
     resample: str = ""  # "down" or "up", where features is C; "": neither
     norm_groups: int = NUM_GROUPS  # of channels
+    smallest_group: int = 1  # channels of a group at least
+    skip_scale: float = 1.0  # of the sum of shortcut and branch
+    resample_filter: tuple[float, ...] = BOX  # the taps of `layers.halved`
+    resampled_shortcut: bool = False  # whether a resampled x has the 1x1 convolution too
 
     @nn.compact
     def __call__(
@@ -73,13 +82,16 @@ class ResBlock(nn.Module):
           dropout_keys: [B] typed keys, or None for no dropout.
         """
         dtype = self.dtype
-        norm = functools.partial(GroupNorm, self.norm_eps, dtype, self.norm_groups)
+        groups = self.norm_groups, self.smallest_group
+        norm = functools.partial(GroupNorm, self.norm_eps, dtype, *groups)
         h = nn.swish(norm(name="norm1")(x))
         if self.resample == "down":
-            h, x = halved(h), halved(x)
-        if self.resample == "up":
+            h, x = (halved(image, self.resample_filter) for image in (h, x))
+        if self.resample == "up" and self.resample_filter == BOX:
             h, x = Upsample(dtype, name="conv1")(h), doubled(x)
         else:
+            if self.resample == "up":
+                h, x = (doubled(image, self.resample_filter) for image in (h, x))
             h = Conv3x3(self.features, dtype=dtype, name="conv1")(h)
         if temb is None:
             h = norm(name="norm2")(h)
@@ -94,9 +106,9 @@ class ResBlock(nn.Module):
             h = norm(name="norm2")(h)
         h = Dropout(self.dropout, name="dropout")(nn.swish(h), dropout_keys)
         h = Conv3x3(self.features, kernel_init=zero_init, dtype=dtype, name="conv2")(h)
-        if x.shape[-1] != self.features:
+        if x.shape[-1] != self.features or (self.resample and self.resampled_shortcut):
             x = dense(self.features, name="shortcut", dtype=dtype)(x)
-        return x + h
+        return scaled(x + h, self.skip_scale)
 
 
 class Pyramid(nn.Module):
@@ -140,6 +152,12 @@ class Pyramid(nn.Module):
     resampling = "conv"
     block_down: tuple[int, ...] = ()
     block_up: tuple[int, ...] = ()
+    # likewise, of the networks in `edm_unets`; see `ResBlock`
+    smallest_group = 1
+    skip_scale = 1.0
+    resample_filter = BOX
+    resampled_shortcut = False
+    qkv_scale = 1.0
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -194,6 +212,10 @@ class Pyramid(nn.Module):
             self.dtype,
             resample,
             self.norm_groups,
+            self.smallest_group,
+            self.skip_scale,
+            self.resample_filter,
+            self.resampled_shortcut,
             name=name,
         )
         return layer(h, temb, dropout_keys)
@@ -209,7 +231,17 @@ class Pyramid(nn.Module):
         """
         attention_block = rematerialized(AttentionBlock, self.remat)
         groups = self.norm_groups if level >= 0 else self.mid_norm_groups
-        return attention_block(heads, self.norm_eps, self.dtype, groups, name=name)(h)
+        layer = attention_block(
+            heads,
+            self.norm_eps,
+            self.dtype,
+            groups,
+            self.smallest_group,
+            self.skip_scale,
+            self.qkv_scale,
+            name=name,
+        )
+        return layer(h)
 
     @nn.nowrap
     def down(
@@ -427,6 +459,12 @@ def check_pyramid(pyramid: Pyramid, height: int, width: int) -> None:
                 f"{levels} levels: resize the images to a multiple of {stride}, or give fewer "
                 f"ch_mult than {tuple(pyramid.ch_mult)}."
             )
+    if pyramid.smallest_group == 1:
+        _check_groups(pyramid)
+    _check_attention(pyramid)
+
+
+def _check_groups(pyramid: Pyramid) -> None:
     # Every other normalised width is a sum of these, by concatenation with a skip.
     groups = pyramid.norm_groups
     for features in {pyramid.ch, *(pyramid.ch * mult for mult in pyramid.ch_mult)}:
@@ -437,7 +475,6 @@ def check_pyramid(pyramid: Pyramid, height: int, width: int) -> None:
                 f"make ch (now {pyramid.ch}) times each of ch_mult {tuple(pyramid.ch_mult)} a "
                 f"multiple of {groups}."
             )
-    _check_attention(pyramid)
 
 
 def _check_numbers(pyramid: Pyramid) -> None:

@@ -103,7 +103,7 @@ class UNet(Trunk):
         check_condition(
             condition, x=x, num_classes=self.num_classes, low_res_channels=self.low_res_channels
         )
-        label, low_res, _ = Condition() if condition is None else condition
+        label, low_res, *_ = Condition() if condition is None else condition
         temb = self.embed(t)
         if label is not None:
             temb = temb + ClassEmbedding(

@@ -18,8 +18,8 @@ import dataclasses
 import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain, GivenLevels, check_chain
+from ddpm_jax.diffusion.interpolants import KARRAS_RHO
 from ddpm_jax.errors import UsageError, choose
-from ddpm_jax.samplers.spacing import KARRAS_RHO
 
 IN_SIGMA = ("lms", "euler", "euler_ancestral", "heun")
 MULTISTEP = ("dpmpp_2m", "dpmpp_2m_sde", "unipc")
@@ -77,6 +77,11 @@ def diffusers_levels(
       UsageError: a sampler or spacing that diffusers does not have, or steps out of range.
     """
     check_chain(chain)
+    if chain.has_levels_between:
+        raise UsageError(
+            "diffusers' levels are those of its schedulers of chains, and this process is in "
+            "continuous time: leave levels out."
+        )
     if sampler not in THEIRS:
         raise UsageError(
             f"The sampler {sampler} has no levels of diffusers: choose one of {', '.join(THEIRS)}, "

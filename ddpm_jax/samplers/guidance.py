@@ -61,6 +61,9 @@ def interval_from_fractions(chain: Chain, low: float, high: float) -> Interval:
             f"The guidance interval is {low} to {high}: give two fractions of the chain, the less "
             "noisy one first, as in 0.2,0.8; 0,1 is the whole chain."
         )
+    if chain.has_levels_between:
+        times = np.array([low, high]) * (chain.num_timesteps - 1)
+        return Interval(*chain.network_times(times).astype(np.float32))
     last = (chain.num_timesteps - 1) * chain.time_scale
     return Interval(np.float32(low * last), np.float32(high * last))
 
@@ -107,7 +110,13 @@ def classifier_free(
         away = _extrapolated(unconditional, conditional, w)
         return _rescaled(schedule, away, conditional, t, rescale)
 
-    return Denoiser(denoiser.schedule, network, interpret, denoiser.predicts_mean)
+    return Denoiser(
+        denoiser.schedule,
+        network,
+        interpret,
+        denoiser.predicts_mean,
+        network_input=denoiser.network_input,
+    )
 
 
 def autoguidance(

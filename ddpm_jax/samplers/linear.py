@@ -224,6 +224,40 @@ def linear_sampler(
     return Sampler(schedule, rows, init, step, evaluations=len(level), draws=draws)
 
 
+def from_pure_noise(chain: Chain, times: np.ndarray, rest: Sampler) -> Sampler:
+    """Return a sampler of the lower levels with a step before it, from a level without signal.
+
+    There x_t is ε, and σ and λ are infinite, but the flow is not: to the next level it is a' x_0 +
+    s' ε, as DDIM has it.
+
+    Args:
+      chain: the process.
+      times: the levels, the last without signal, [N], N > 1.
+      rest: a linear sampler over the others.
+    """
+    before, first = chain.at(times[-2:], dtype=np.float64), chain.at(times)
+    schedule = jax.tree.map(
+        lambda table, whole: np.append(table, whole[-1:].astype(table.dtype)),
+        rest.schedule,
+        first,
+    )
+    weights = rest.rows.weights
+    columns = [np.zeros((1, history.shape[1])) for history in (weights.x_0, weights.eps)]
+    if not weights.x_0.shape[1]:
+        weights = weights._replace(x_0=np.zeros((len(weights.x), 1)))
+        columns[0] = np.zeros((1, 1))
+    columns[0][0, 0] = before.sqrt_alphas_bar[0]
+    step_down = Weights(
+        x=before.sqrt_one_minus_alphas_bar[:1],
+        x_0=columns[0],
+        eps=columns[1],
+        z=None if weights.z is None else np.zeros(1),
+    )
+    both = jax.tree.map(lambda *parts: np.concatenate(parts), step_down, weights)
+    level = np.append(len(rest.schedule.alphas_bar), rest.rows.level)
+    return linear_sampler(schedule, both, level)
+
+
 def evaluated_at(
     chain: Chain, times: np.ndarray, dtype: DTypeLike
 ) -> tuple[Schedule, np.ndarray, Levels]:

@@ -14,17 +14,20 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.diffusion.chain import Chain, GivenLevels, check_chain
+from ddpm_jax.diffusion.interpolants import COSINE, FLOW
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.randomness import check_precision
 from ddpm_jax.samplers.adams import lms
 from ddpm_jax.samplers.ancestral import ancestral
+from ddpm_jax.samplers.consistency import consistency
 from ddpm_jax.samplers.ddim import ddim, euler, euler_ancestral
 from ddpm_jax.samplers.diffusers_levels import SchedulerOptions, diffusers_levels
 from ddpm_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
 from ddpm_jax.samplers.langevin import predictor_corrector
+from ddpm_jax.samplers.linear import from_pure_noise
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.samplers.pndm import plms, pndm
-from ddpm_jax.samplers.runge_kutta import dpm2, edm, heun
+from ddpm_jax.samplers.runge_kutta import OWN, dpm2, edm, heun, path_of, runge_kutta
 from ddpm_jax.samplers.spacing import space
 from ddpm_jax.samplers.unipc import unipc
 
@@ -42,6 +45,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "heun": heun,
     "dpm2": dpm2,
     "edm": edm,
+    "runge_kutta": runge_kutta,
     "lms": lms,
     "plms": plms,
     "pndm": pndm,
@@ -51,6 +55,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "dpmpp_3m_sde": dpmpp_3m_sde,
     "unipc": unipc,
     "predictor_corrector": predictor_corrector,
+    "consistency": consistency,
 }
 ELSEWHERE = {  # small letters and digits of other libraries' names -> ours
     "ddpm": "ancestral",
@@ -71,8 +76,9 @@ ELSEWHERE = {  # small letters and digits of other libraries' names -> ours
 }
 # What decides the levels: the chain alone, or a scheduler of diffusers, here as its class has it.
 LEVELS = {"exact": None, "diffusers": SchedulerOptions()}
-# Samplers with a first step where x_T holds nothing of x_0, so that neither σ nor λ is finite.
-FROM_PURE_NOISE = ("ancestral", "ddim", "predictor_corrector")
+# Samplers with a first step where x_T holds nothing of x_0, so that neither σ nor λ is finite; to
+# the others `from_pure_noise` gives that of DDIM.
+FROM_PURE_NOISE = ("ancestral", "ddim", "euler", "predictor_corrector")
 
 
 def find(name: str) -> Callable[..., Sampler]:
@@ -131,7 +137,8 @@ def make_sampler(
       name: a key of `SAMPLERS`.
       chain: the process.
       steps: N, 1..T; None where the spacing determines it: a list of times, or sections.
-      spacing: see `spacing.space`; None for linspace, with diffusers' levels for theirs.
+      spacing: see `spacing.space`; None for linspace, of a process in continuous time for that of
+        its method, with diffusers' levels for theirs.
       options: for this sampler: `default_options`.
       levels: "exact", or "diffusers" for times, σ and ends as diffusers' scheduler of this method
         has them by default; its `SchedulerOptions` for others. x_T is then noise times the
@@ -141,8 +148,7 @@ def make_sampler(
 
     Raises:
       UsageError: an unknown sampler or spacing, steps out of range, an option that this sampler
-        does not have or a value it cannot take, a sampler in σ for a chain that ends at
-        alphas_bar = 0, or float64 where JAX computes in float32.
+        does not have or a value it cannot take, or float64 where JAX computes in float32.
     """
     check_precision(dtype, "The sampler's table")
     known = default_options(name)
@@ -151,15 +157,24 @@ def make_sampler(
             has = f"its options are {', '.join(known)}" if known else "it has no options"
             raise UsageError(f"The sampler {name} has no option {option}: {has}.")
     chain, times = walked(name, chain, steps=steps, spacing=spacing, levels=levels)
-    if chain.at(times).alphas_bar[-1] == 0 and name not in FROM_PURE_NOISE:
-        raise UsageError(
-            f"This chain ends at alphas_bar = 0, where the sampler {name} has no first step: "
-            f"choose one of {', '.join(FROM_PURE_NOISE)}."
-        )
-    sampler = SAMPLERS[name](chain, times, **options, dtype=dtype)
+    if chain.at(times).alphas_bar[-1] > 0 or _begins_without_signal(name, chain, options):
+        sampler = SAMPLERS[name](chain, times, **options, dtype=dtype)
+    elif len(times) == 1:
+        sampler = ddim(chain, times, dtype=dtype)
+    else:
+        rest = SAMPLERS[name](chain, times[:-1], **options, dtype=dtype)
+        sampler = from_pure_noise(chain, times, rest)
     if isinstance(chain, GivenLevels):
         return sampler._replace(start_scale=chain.start_scale)
     return sampler
+
+
+def _begins_without_signal(name: str, chain: Chain, options: Mapping[str, Any]) -> bool:
+    """Return whether a sampler has its own step from a level without signal."""
+    if name == "runge_kutta" and options.get("scaled", True):
+        # In the time of a path that ends there, every step is finite.
+        return path_of(chain, options.get("path", OWN)) in (FLOW, COSINE)
+    return name in FROM_PURE_NOISE
 
 
 def walked(
@@ -176,7 +191,8 @@ def walked(
     """
     scheduler = choose("kind of levels", levels, LEVELS) if isinstance(levels, str) else levels
     if scheduler is None:
-        return chain, space(chain, "linspace" if spacing is None else spacing, steps)
+        default = "linspace" if chain.method is None else chain.method.spacing
+        return chain, space(chain, default if spacing is None else spacing, steps)
     if not (spacing is None or isinstance(spacing, str)):
         raise UsageError("diffusers' levels have no list of timesteps: leave levels or it out.")
     if steps is None:

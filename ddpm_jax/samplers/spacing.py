@@ -13,14 +13,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain, check_chain
+from ddpm_jax.diffusion.interpolants import KARRAS_RHO
 from ddpm_jax.diffusion.schedules import spaced_timesteps
 from ddpm_jax.errors import UsageError, choose
 
-KARRAS_RHO = 7.0  # Karras et al. 2022, table 1
-
 
 def linspace(chain: Chain, steps: int) -> np.ndarray:
-    """Evenly spaced over 0..T-1, both ends kept (Nichol & Dhariwal 2021, section 4)."""
+    """Evenly spaced over 0..T-1, both ends kept (Nichol & Dhariwal 2021, section 4).
+
+    Rounded to the steps of a chain, not in continuous time: of the process `edm` the levels are
+    those of Karras et al. 2022, eq. 5.
+    """
+    if chain.has_levels_between and steps > 1:
+        return np.linspace(0, chain.num_timesteps - 1, steps)
     return spaced_timesteps(chain.num_timesteps, steps)
 
 
@@ -33,7 +38,12 @@ def leading(chain: Chain, steps: int) -> np.ndarray:
 
 
 def trailing(chain: Chain, steps: int) -> np.ndarray:
-    """T-1, T-1-k, T-1-2k, ... with k = T/N, rounded (Lin et al. 2024, section 3.3)."""
+    """T-1, T-1-k, T-1-2k, ... with k = T/N, rounded (Lin et al. 2024, section 3.3).
+
+    Not rounded in continuous time: of a flow the levels are τ = 1, 1 - 1/N, ..., 1/N.
+    """
+    if chain.has_levels_between:
+        return chain.num_timesteps * np.arange(1, steps + 1) / steps - 1
     return (
         np.sort(np.round(chain.num_timesteps * (1 - np.arange(steps) / steps)).astype(np.int64)) - 1
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from ddpm_jax.data.dataset_info import ambiguous_labels, parse_labels
 from ddpm_jax.data.transforms import to_model_range, to_uint8, upsample
+from ddpm_jax.diffusion.interpolants import Method
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments import sizes
@@ -17,11 +18,12 @@ from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.models.condition import check_labels
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.samplers.spacing import steps_in
 from ddpm_jax.tasks.guide import Guide, make_guide
 from ddpm_jax.tasks.image_generator import ImageGenerator
 from ddpm_jax.tasks.photos import Picture, describe_picture, read_photo
 from ddpm_jax.tasks.prompts import read_texts
-from ddpm_jax.tasks.sampling_settings import Conditions, Sampling
+from ddpm_jax.tasks.sampling_settings import DEFAULT_SAMPLER, Conditions, Sampling
 from ddpm_jax.tasks.walks import sampler_over, walked_in
 
 
@@ -39,13 +41,29 @@ def make_generator(trained: TrainedModel, sampling: Sampling) -> ImageGenerator:
 
 
 def with_defaults(model: DiffusionModel, sampling: Sampling) -> Sampling:
-    """Return the settings with the sampler of a model that reads texts, if none is named: LMS."""
+    """Return the settings with the sampler of the model, if none is named.
+
+    It is LMS of a model that reads texts, and `Chain.method` of a process in continuous time, whose
+    spacing is the default of every sampler but the ancestral one.
+    """
+    if model.method is not None:
+        return _with_method(model.method, sampling)
     if sampling.sampler is not None or not model.conditioning.has_text:
         return sampling
     spacing = sampling.spacing
     if spacing is None and not sampling.has_diffusers_levels:
         spacing = "linspace"
     return dataclasses.replace(sampling, sampler="lms", spacing=spacing)
+
+
+def _with_method(method: Method, sampling: Sampling) -> Sampling:
+    name = method.sampler if sampling.sampler is None else sampling.sampler
+    spacing, steps = sampling.spacing, sampling.steps
+    if spacing is None and not sampling.has_diffusers_levels and name != DEFAULT_SAMPLER:
+        spacing = method.spacing
+    if steps is None and sampling.sampler is None and steps_in(spacing) is None:
+        steps = method.steps
+    return dataclasses.replace(sampling, sampler=name, spacing=spacing, steps=steps)
 
 
 def at_size(trained: TrainedModel, sampling: Sampling) -> TrainedModel:

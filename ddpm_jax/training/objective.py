@@ -9,9 +9,12 @@ import jax.numpy as jnp
 
 from ddpm_jax.data.transforms import random_flip, to_model_range
 from ddpm_jax.diffusion import timesteps
+from ddpm_jax.diffusion.chain import Chain, ContinuousChain
+from ddpm_jax.diffusion.level_draws import LogSigma, quantiles
 from ddpm_jax.diffusion.losses import Loss, training_losses, uniform_weight
 from ddpm_jax.diffusion.process import Process
-from ddpm_jax.errors import choose
+from ddpm_jax.diffusion.schedules import Schedule, single_levels
+from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.monitoring.averages import ByTime
 from ddpm_jax.randomness import example_keys, stream
@@ -79,6 +82,7 @@ def batch_x_0(batch: Any, key: chex.PRNGKey, index: chex.Array, *, flip: bool) -
 class DiffusionAux(NamedTuple):
     """Per-example results, [B]."""
 
+    # in continuous time the quantile of the level among those drawn, as one of T
     t: chex.Array
     loss: chex.Array  # as `losses.Losses.loss`: without the weight of importance sampling
     simple: chex.Array
@@ -92,6 +96,66 @@ TIMESTEP_SAMPLING = {
 }
 
 
+class Drawn(NamedTuple):
+    """The noise levels of B examples."""
+
+    schedule: Schedule  # that has them
+    row: chex.Array  # of it, int [B]
+    t: chex.Array  # int [B] in 0..T-1, by which losses are recorded
+    weight: chex.Array  # of importance sampling, [B]
+
+
+# (history, key, index [B]) -> Drawn
+DrawLevels = Callable[[Any, chex.PRNGKey, chex.Array], Drawn]
+
+
+def chain_levels(chain: Chain, timestep_sampling: str) -> DrawLevels:
+    """Draw t of a chain's T steps.
+
+    Raises:
+      UsageError: unknown timestep_sampling.
+    """
+    choose("timestep sampling", timestep_sampling, TIMESTEP_SAMPLING)
+    schedule, num_timesteps = chain.at(), chain.num_timesteps
+
+    def draw_t(history, key, index):
+        if timestep_sampling == "importance":
+            return timesteps.importance(key, index, history)
+        draw = timesteps.antithetic if timestep_sampling == "antithetic" else timesteps.uniform
+        return draw(key, index, num_timesteps), jnp.ones(index.shape)
+
+    def draw(history, key, index):
+        t, weight = draw_t(history, key, index)
+        return Drawn(schedule, t, t, weight)
+
+    return draw
+
+
+def continuous_levels(
+    chain: ContinuousChain, log_sigma: LogSigma, timestep_sampling: str
+) -> DrawLevels:
+    """Draw levels of a process in continuous time, by a distribution of `level_draws`.
+
+    Raises:
+      UsageError: unknown timestep_sampling, or importance sampling, which is over T steps.
+    """
+    choose("timestep sampling", timestep_sampling, TIMESTEP_SAMPLING)
+    if timestep_sampling == "importance":
+        raise UsageError(
+            "Importance sampling is over the T steps of a chain, and this process is in continuous "
+            "time: choose uniform or antithetic."
+        )
+
+    def draw(history, key, index):
+        u = quantiles(key, index, antithetic=timestep_sampling == "antithetic")
+        level, num_timesteps = log_sigma(u), chain.num_timesteps
+        t = jnp.minimum((u * num_timesteps).astype(jnp.int32), num_timesteps - 1)
+        schedule = single_levels(-level, chain.network_times_of(level))
+        return Drawn(schedule, jnp.arange(len(index)), t, jnp.ones(index.shape))
+
+    return draw
+
+
 def diffusion_objective(
     apply: ApplyTrain,
     process: Process,
@@ -100,6 +164,7 @@ def diffusion_objective(
     timestep_sampling: str,
     flip: bool,
     conditioning: Conditioning = UNCONDITIONAL,
+    log_sigma: LogSigma | None = None,
 ) -> Objective:
     """Return the objective of Ho et al. 2020, algorithm 1: draw t and ε, diffuse, predict, compare.
 
@@ -110,6 +175,8 @@ def diffusion_objective(
       timestep_sampling: a key of `TIMESTEP_SAMPLING`.
       flip: mirror each image with probability 1/2, before low_res is computed from it.
       conditioning: the conditions of the model; labels are dropped here.
+      log_sigma: of a process in continuous time, the distribution of its levels:
+        `level_draws.level_distribution`. None: t of a chain's T steps.
 
     Returns:
       An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}; without classes
@@ -117,20 +184,18 @@ def diffusion_objective(
       image a batch may hold x_0 itself, {"x_0": float32 [B, h, w, c]}, which is not mirrored.
 
     Raises:
-      UsageError: unknown timestep_sampling.
+      UsageError: unknown timestep_sampling, or one that the process cannot have.
     """
-    choose("timestep sampling", timestep_sampling, TIMESTEP_SAMPLING)
-    schedule, num_timesteps = process.chain.at(), process.chain.num_timesteps
-
-    def draw_t(history, key, index):
-        if timestep_sampling == "importance":
-            return timesteps.importance(key, index, history)
-        draw = timesteps.antithetic if timestep_sampling == "antithetic" else timesteps.uniform
-        return draw(key, index, num_timesteps), jnp.ones(index.shape)
+    num_timesteps = process.chain.num_timesteps
+    draw_levels = (
+        chain_levels(process.chain, timestep_sampling)
+        if log_sigma is None
+        else continuous_levels(process.chain, log_sigma, timestep_sampling)
+    )
 
     def loss_fn(params, frozen, history, batch, key, index):
         x_0 = batch_x_0(batch, key, index, flip=flip)
-        t, weight = draw_t(history, stream(key, "t"), index)
+        drawn = draw_levels(history, stream(key, "t"), index)
         eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(
             example_keys(key, "eps", index)
         )
@@ -140,14 +205,15 @@ def diffusion_objective(
         dropout_keys = example_keys(key, "dropout", index)
         result = training_losses(
             lambda x_t, time: apply(params, x_t, time, condition, dropout_keys),
-            schedule,
+            drawn.schedule,
             x_0,
-            t,
+            drawn.row,
             eps,
             process=process,
             loss=loss,
         )
-        return weight * result.loss, DiffusionAux(t, result.loss, result.simple, result.vlb)
+        aux = DiffusionAux(drawn.t, result.loss, result.simple, result.vlb)
+        return drawn.weight * result.loss, aux
 
     def metrics(aux):
         sums = {}

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ddpm_jax.cli import evaluate
 from ddpm_jax.diffusion import flow as flows
+from ddpm_jax.diffusion.chain_flow import continued
 from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
@@ -178,7 +179,11 @@ def test_at_the_chains_own_times_the_flow_has_the_epsilon_of_the_unclipped_chain
     x = np.random.default_rng(1).standard_normal((4, 8, 8, 1), np.float32) * 2
     wanted = chain(x, t)
     assert np.abs(wanted.x_0).max() > 1.5  # clipping would show
-    found = experiment.eps(Weights(params), experiment.continuous())(x, np.float32(t))
+    found = flows.network_eps(
+        lambda x, time: experiment.apply(Weights(params), x, time),
+        continued(experiment.chain),
+        parameterization=parameterization,
+    )(x, np.float32(t))
     # ε from x_0 is a difference divided by √(1-ᾱ_0) = 0.04, of tables in float32.
     np.testing.assert_allclose(found, wanted.eps, rtol=2e-4, atol=2e-4 * np.abs(wanted.eps).max())
 
@@ -219,7 +224,7 @@ def test_the_likelihood_of_a_conditional_model_is_of_each_image_given_its_own_la
     fields.model.update(ch=32, ch_mult=(1,), num_res_blocks=1, attn_resolutions=())
     fields.condition.update(num_classes=10, low_res_factor=2)
     built = build(fields)
-    model = GaussianOfWhatItIsTold(built.continuous())
+    model = GaussianOfWhatItIsTold(continued(built.chain))
     trained = TrainedModel(dataclasses.replace(built, network=model), Weights({}), 0, "ema")
     settings = FlowLikelihood(draws=16, rtol=1e-6, atol=1e-6, batch_size=6)
     found = likelihood_flow.measure_flow(trained, EvaluatedImages(num_images=12), settings)

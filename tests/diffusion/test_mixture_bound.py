@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax.diffusion import mixture as mixtures
+from ddpm_jax.diffusion.chain import Chain, continuous_chain
 from ddpm_jax.diffusion.gaussian import q_sample
+from ddpm_jax.diffusion.interpolants import INTERPOLANTS
 from ddpm_jax.diffusion.likelihood import bound_term, prior_term
 from ddpm_jax.diffusion.schedules import make_schedule, spaced_timesteps
 
@@ -34,8 +36,13 @@ def line():
         yield mixtures.make_mixture(WEIGHTS, MEANS, VARIANCES, dtype=np.float64)
 
 
-def make_chain(steps):
-    return make_schedule(BETAS, timesteps=spaced_timesteps(FULL, steps), dtype=np.float64)
+def make_chain(steps, process="chain"):
+    """The levels of a chain, or of a process in continuous time between the same ends."""
+    if process == "chain":
+        return make_schedule(BETAS, timesteps=spaced_timesteps(FULL, steps), dtype=np.float64)
+    least, most = np.exp(Chain(BETAS).log_sigmas[[0, -1]])
+    chain = continuous_chain(INTERPOLANTS[process], FULL, sigma_min=least, sigma_max=most)
+    return chain.at(np.linspace(0, FULL - 1, steps), dtype=np.float64)
 
 
 def nodes(line):
@@ -53,12 +60,12 @@ def nodes(line):
     )
 
 
-def mean_bound(line, steps, variance):
+def mean_bound(line, steps, variance, process):
     """Return E[L_T + Σ L_t + L_0] in nats.
 
     The decoder is a density, of the exact variance; that of `bound_term` is of 8 bits.
     """
-    chain = make_chain(steps)
+    chain = make_chain(steps, process)
     x_0, eps, weight = nodes(line)
     denoiser = mixtures.exact_denoiser(line, chain, variance=variance)
     decode = mixtures.exact_denoiser(line, chain)
@@ -83,9 +90,9 @@ def entropy(line):
     return float(-weight @ mixtures.log_prob(line, x))
 
 
-def predicted(line, steps):
+def predicted(line, steps, process):
     """The two sums of the file's docstring over the chain, by derivatives of log q on a grid."""
-    chain = make_chain(steps)
+    chain = make_chain(steps, process)
     x = np.linspace(-7, 7, 1001)
 
     def term(t):
@@ -111,14 +118,16 @@ def predicted(line, steps):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("process", ["chain", "edm", "flow"])
 @pytest.mark.parametrize(("variance", "order"), [("fixed_large", 1), ("moment_matched", 2)])
 def test_the_bound_is_above_the_entropy_and_tightens_at_the_order_and_by_the_amount_of_theory(
-    line, variance, order
+    line, variance, order, process
 ):
-    gaps = np.array([mean_bound(line, steps, variance) for steps in STEPS]) - entropy(line)
+    bounds = [mean_bound(line, steps, variance, process) for steps in STEPS]
+    gaps = np.array(bounds) - entropy(line)
     assert np.all(gaps > 0)
     assert np.all(np.diff(gaps) < 0)
-    ratios = gaps / [predicted(line, steps)[variance] for steps in STEPS]
+    ratios = gaps / [predicted(line, steps, process)[variance] for steps in STEPS]
     # The next order is a factor 1 + c/T: it falls to a third from T to 3T, and what is then left of
     # it is c / 1800.
     np.testing.assert_allclose((3 * ratios[-1] - ratios[-2]) / 2, 1, atol=0.025)

@@ -40,7 +40,11 @@ def expected_values():
     share = np.where(np.isinf(prior_precision), 1, 1 / (1 + step_precision / prior_precision))
     mu = share * column(np.sqrt(before)) * x_0 + (1 - share) * x_t / column(np.sqrt(1 - BETAS))
     v = np.sqrt(alphas_bar) * eps - np.sqrt(1 - alphas_bar) * x_0
-    return x_t, {"eps": eps, "x_0": x_0, "v": v, "mu": mu}
+    # Karras et al. 2022, table 1, in their coordinates
+    sigma, y = np.sqrt(1 / alphas_bar - 1), x_t / np.sqrt(alphas_bar)
+    c_skip, c_out = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / np.sqrt(sigma**2 + 0.25)
+    others = {"edm": (x_0 - c_skip * y) / c_out, "score": -eps, "velocity": eps - x_0}
+    return x_t, {"eps": eps, "x_0": x_0, "v": v, "mu": mu, **others}
 
 
 X_T, VALUES = expected_values()

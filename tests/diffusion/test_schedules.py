@@ -362,3 +362,26 @@ def test_spacing_keeps_both_ends_and_never_repeats():
 def test_mistakes_are_named(build, sentence):
     with pytest.raises(UsageError, match=sentence):
         build()
+
+
+def test_zero_terminal_snr_is_the_papers():
+    """Lin et al. 2024, algorithm 1: √ᾱ is an affine function of what it was."""
+    betas = schedules.make_betas("scaled_linear", 1000)
+    before = np.sqrt(np.cumprod(1 - betas))
+    rescaled = schedules.make_betas("scaled_linear", 1000, zero_terminal_snr=True)
+    after = np.sqrt(np.cumprod(1 - rescaled))
+    assert rescaled[-1] == 1
+    assert rescaled[0] == betas[0]
+    slope = before[0] / (before[0] - before[-1])
+    np.testing.assert_allclose(after, slope * (before - before[-1]), rtol=1e-9, atol=1e-15)
+    schedules.make_schedule(rescaled)
+
+
+def test_zero_terminal_snr_is_that_of_diffusers():
+    torch = pytest.importorskip("torch")
+    scheduling = pytest.importorskip("diffusers.schedulers.scheduling_ddim")
+    betas = schedules.make_betas("linear", 100, scale_betas=True)
+    theirs = scheduling.rescale_zero_terminal_snr(torch.tensor(betas))
+    np.testing.assert_allclose(
+        schedules.zero_terminal_snr_betas(betas), theirs.numpy(), rtol=1e-9, atol=1e-12
+    )

@@ -6,7 +6,15 @@ import math
 import pytest
 
 from ddpm_jax.data import layout, sources
-from ddpm_jax.diffusion import clipping, losses, parameterization, schedules, variance
+from ddpm_jax.diffusion import (
+    clipping,
+    interpolants,
+    level_draws,
+    losses,
+    parameterization,
+    schedules,
+    variance,
+)
 from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import texts
@@ -19,6 +27,7 @@ from ddpm_jax.experiments.networks import CUSTOM
 from ddpm_jax.models import (
     classifier,
     dit,
+    edm_unets,
     layers,
     lora,
     rematerialization,
@@ -37,12 +46,14 @@ TABLES = {  # field of a name -> where that name is looked up
     "data.unreadable": sources.UNREADABLE_MODES,
     "data.small": sources.SMALL_MODES,
     "data.layout": layout.LAYOUTS,
+    "diffusion.process": {"chain", *interpolants.INTERPOLANTS},
     "diffusion.schedule": schedules.BETA_SCHEDULES,
     "diffusion.parameterization": parameterization.PARAMETERIZATIONS,
     "diffusion.variance": variance.VARIANCES,
     "diffusion.clip": clipping.CLIPPINGS,
     "diffusion.loss": losses.LOSSES,
     "diffusion.weighting": losses.WEIGHTINGS,
+    "diffusion.levels": level_draws.LEVEL_DISTRIBUTIONS,
     "diffusion.timestep_sampling": objective.TIMESTEP_SAMPLING,
     "model.downsample_padding": layers.DOWNSAMPLE_PADDINGS,
     "model.time_embedding": layers.TIME_EMBEDDINGS,
@@ -54,6 +65,9 @@ TABLES = {  # field of a name -> where that name is looked up
     "model.qkv_order": trunk.QKV_ORDERS,
     "dit.size": {*dit.SIZES, CUSTOM},
     "dit.positions": dit.POSITIONS,
+    "edm_unet.embedding": edm_unets.EMBEDDINGS,
+    "edm_unet.encoder": edm_unets.ENCODERS,
+    "edm_unet.decoder": edm_unets.DECODERS,
     "text.activation": text_encoder.ACTIVATIONS,
     "text.padding": texts.PADDINGS,
     "text_unet.mid_block": text_unet.MIDDLES,
@@ -130,7 +144,7 @@ def test_a_number_is_refused_from_the_end_of_its_range_on(spec):
 @pytest.mark.parametrize("spec", NUMBERS, ids=named)
 def test_what_is_refused_names_the_field_and_what_it_must_be(spec):
     bad = (-5.0 if spec.item is float else -5,) if spec.item else spec.kind(-5)
-    if spec.name == "first_stage.log_scale":
+    if not (spec.item or spec.choices) and spec.range.has(bad):
         bad = math.inf
     with pytest.raises(UsageError, match=rf"^{spec.name} is .*-?(5|inf).*: it must be .*\.$"):
         check_config(config_with(**{spec.name: bad}))
@@ -178,7 +192,7 @@ def changed(spec):
     if spec.kind is str:
         return "somewhere"
     if spec.item:
-        return tuple(spec.item(1) for _ in range(2))
+        return tuple(spec.item(2 if spec.default == (1, 1) else 1) for _ in range(2))
     if spec.optional:
         return 1
     return spec.default + 1 if spec.kind is int else spec.default / 2 + 0.2

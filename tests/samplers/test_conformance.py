@@ -45,6 +45,16 @@ CASES = {
         {"s_churn": 20.0},
         others=({"s_churn": 0.0}, {"s_churn": 3.0, "s_min": 0.1, "s_max": 2.0}),
     ),
+    "runge_kutta": Case(
+        "2N-1",
+        None,
+        {"path": "flow", "s_churn": 20.0},
+        others=(
+            {"scaled": False},
+            {"alpha": 0.5},
+            {"path": "vp", "s_churn": 3.0, "s_min": 0.1, "s_max": 2.0},
+        ),
+    ),
     "lms": Case("N", 2, {"order": 2}),
     "plms": Case("N+1", 2),
     "pndm": Case("N+9", 2),
@@ -53,6 +63,7 @@ CASES = {
     "dpmpp_2m_sde": Case("N", None, others=({"eta": 0.0}, {"eta": 0.5})),
     "dpmpp_3m_sde": Case("N", None, others=({"eta": 0.0}, {"eta": 0.5})),
     "unipc": Case("N", 3, others=({"variant": "bh1"},)),
+    "consistency": Case("N", None),
     "predictor_corrector": Case("2N-1", None, others=({"snr": 0.05},)),
 }
 DETERMINISTIC = [name for name, case in CASES.items() if case.order]
@@ -158,12 +169,14 @@ def test_every_option_changes_something(oracle, name):
         "unipc": {"order"},
         "predictor_corrector": {"corrector_steps"},
         "edm": {"s_noise"},
+        "runge_kutta": {"s_noise", "order"},
     }
     assert tried | others.get(name, set()) == set(default_options(name))
     start = oracle.start(8)
     default = oracle.run(made(oracle, name, 8), *start).x_0
     for option in others.get(name, ()):
-        changed = {"order": 3, "averages": "v", "corrector_steps": 2, "s_noise": 1.1}[option]
+        order = 1 if name == "runge_kutta" else 3
+        changed = {"order": order, "averages": "v", "corrector_steps": 2, "s_noise": 1.1}[option]
         assert not np.array_equal(
             oracle.run(made(oracle, name, 8, **{option: changed}), *start).x_0, default
         )
@@ -231,6 +244,10 @@ ORDERS = [
     (name, CASES[name].options, CASES[name].order) for name in DETERMINISTIC if name != "dpmpp_3m"
 ] + [
     ("edm", {"s_churn": 0.0}, 2),
+    ("runge_kutta", {"path": "flow"}, 2),
+    ("runge_kutta", {"path": "vp", "alpha": 0.5}, 2),
+    ("runge_kutta", {"path": "cosine", "alpha": 2 / 3}, 2),
+    ("runge_kutta", {"path": "vp", "order": 1}, 1),
     ("lms", {"order": 1}, 1),
     ("unipc", {"order": 1}, 2),
     ("unipc", {"order": 2, "variant": "bh1"}, 3),

@@ -13,6 +13,7 @@ from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import FROM_PURE_NOISE, SAMPLERS, default_options, make_sampler
+from ddpm_jax.samplers.spacing import space
 
 CHAIN = Chain(make_betas("linear", 100))
 
@@ -103,27 +104,32 @@ def test_steps_outside_the_chain_are_refused(steps):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_chain_that_destroys_the_signal_is_walked_or_refused(name):
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_chain_that_destroys_the_signal_is_walked(name, steps):
     """At alphas_bar = 0 a network may predict x_0.
 
-    Then ancestral sampling has a first step, and an ODE in σ does not.
+    Then ancestral sampling has a first step, and an ODE in σ that of DDIM, before its own.
     """
     chain = Chain(make_betas("jsd", 20))
-    if name not in FROM_PURE_NOISE:
-        with pytest.raises(
-            UsageError,
-            match=f"alphas_bar = 0, where the sampler {name} has no first step: choose one",
-        ):
-            make_sampler(name, chain, steps=5)
-        return
-    sampler = make_sampler(name, chain, steps=5)
+    sampler = make_sampler(name, chain, steps=steps)
+    assert sampler.num_rows == sampler.evaluations
+    for leaf in jax.tree.leaves(sampler.rows):
+        assert np.isfinite(leaf).all()
     denoiser = make_process(chain, "x_0", "fixed_small").denoiser(
         lambda x, _: jnp.tanh(x), sampler.schedule, clip="static"
     )
     keys = image_keys(jax.random.key(0), jnp.arange(3))
-    x_0 = sample(denoiser, sampler, initial_noise(keys, (4, 4, 1)), keys).x_0
-    assert np.isfinite(x_0).all()
-    assert np.abs(x_0).max() <= 1
+    x_T = initial_noise(keys, (4, 4, 1))
+    found = sample(denoiser, sampler, x_T, keys, trajectory=True)
+    assert np.isfinite(found.x_0).all()
+    if name in FROM_PURE_NOISE:
+        assert np.abs(found.x_0).max() <= 1
+    else:
+        (level,) = (
+            chain.at().alphas_bar[space(chain, "linspace", steps)[-2:-1]] if steps > 1 else [1]
+        )
+        first = np.sqrt(level) * np.tanh(x_T) + np.sqrt(1 - level) * x_T
+        np.testing.assert_allclose(found.frames_x_t[1], first, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -1,0 +1,80 @@
+"""`ddpm-jax distill`: a small run made of another, sampled in two evaluations, and certified."""
+
+import json
+
+import numpy as np
+import pytest
+
+import ddpm_jax
+from ddpm_jax.checkpoints.reader import read_config
+from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.schedules import make_betas
+from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.samplers.consistency import few_levels
+from ddpm_jax.tasks.sampling import make_generator
+from ddpm_jax.tasks.sampling_settings import Sampling
+from ddpm_jax.training_runs.distilling import Distillation, distill_config
+
+
+@pytest.mark.full
+def test_levels_are_evenly_spaced_in_log_sigma():
+    chain = Chain(make_betas("linear", 1000))
+    times = few_levels(chain, 3, first=80.0, last=0.8)
+    assert np.exp(np.interp(times, np.arange(1000), chain.log_sigmas)) == pytest.approx(
+        [0.8, 8.0, 80.0], rel=1e-6
+    )
+    assert few_levels(chain, 1, first=80.0, last=0.8) == pytest.approx(times[-1:])
+    with pytest.raises(UsageError, match="do not fall"):
+        few_levels(chain, 3, first=1e6, last=1e5)
+
+
+def test_the_config_is_the_teachers_with_fewer_updates(trained):
+    teacher = load_trained(trained)
+    config = distill_config(teacher, trained, Distillation(steps=3))
+    before = teacher.model.config
+    assert (config.init_from, config.init_from_step) == (str(trained), teacher.step)
+    assert config.distill.steps == 3
+    most = np.sqrt(1 / teacher.model.schedule.alphas_bar[-1] - 1)  # a chain of 20 steps: 0.48
+    assert config.distill.sigma_max == pytest.approx(float(most), rel=5e-3)
+    assert config.distill.sigma_last == config.distill.sigma_max / 4
+    assert config.train.num_steps == round(0.7 * before.train.num_steps)
+    assert config.optimizer.learning_rate == before.optimizer.learning_rate / 2
+    assert (config.data, config.model) == (before.data, before.model)
+
+
+@pytest.mark.slow
+def test_a_distilled_run_is_a_run_with_a_certificate(invoke, refused, trained, tmp_path):
+    out = tmp_path / "two_steps"
+    few = ("--config.train.num_steps=6", "--config.distill.sigma_max=0.4")
+    invoke("distill", "--ckpt", trained, "--steps", "2", "--out", out, *few)
+    config = read_config(out, 6)
+    assert config["distill"]["steps"] == 2
+    certificates = list((out / "evaluation").glob("distillation_*.json"))
+    assert len(certificates) == 1
+    record = json.loads(certificates[0].read_text())
+    assert len(record["levels"]) == 3
+    assert set(record["frechet_student"]) == {"1", "2"}
+    assert certificates[0].with_suffix(".png").stat().st_size > 5000
+
+    generator = make_generator(load_trained(out), Sampling())
+    assert (generator.record["sampler"], generator.record["steps"]) == ("consistency", 2)
+    assert generator.sampler.evaluations == 2
+    sigmas = np.asarray(generator.sampler.schedule.sigma)
+    assert sigmas == pytest.approx([0.474 / 4, 0.4], rel=0.01)
+    assert ddpm_jax.load(out).sample(2).shape == (2, 8, 8, 1)
+
+    says = ["This model was distilled", str(trained)]
+    for metric in ("bpd", "bpd_ode", "rate_distortion"):
+        refused("evaluate", "--ckpt", out, "--metric", metric, says=says)
+    # again: the run is there and done, and the certificate is measured anew
+    again = invoke("distill", "--ckpt", trained, "--steps", "2", "--out", out, *few)
+    assert "distillation" in again.out or "evaluations" in again.out
+
+
+@pytest.mark.full
+def test_what_cannot_be_distilled_is_one_sentence(refused, trained, tmp_path):
+    refused("distill", "--ckpt", trained, says=["--out is missing"])
+    refused("distill", "--out", tmp_path / "new", says=["--ckpt is missing"])
+    says = ["distillation compares a model of few steps", "was not distilled"]
+    refused("evaluate", "--ckpt", trained, "--metric", "distillation", says=says)
