@@ -85,6 +85,6 @@ def _option(value: Any, default: Any) -> Any:
 def options_in_words() -> str:
     """Return every sampler that has options, with these and their defaults, in words."""
     options = {
-        name: ",".join(f"{k}={v}" for k, v in default_options(name).items()) for name in SAMPLERS
+        name: ", ".join(f"{k}={v}" for k, v in default_options(name).items()) for name in SAMPLERS
     }
     return "; ".join(f"of {name} {values}" for name, values in options.items() if values)

@@ -88,10 +88,10 @@ def test_help_lists_the_options_of_every_sampler_with_their_defaults(capsys, nam
     page = " ".join(capsys.readouterr().out.split())
     for sampler, options in (
         ("ddim", "eta=0.0"),
-        ("edm", "s_churn=0.0,s_min=0.0,s_max=inf,s_noise=1.0"),
+        ("edm", "s_churn=0.0, s_min=0.0, s_max=inf, s_noise=1.0"),
         ("lms", "order=4"),
-        ("unipc", "order=2,variant=bh2"),
-        ("predictor_corrector", "snr=0.16,corrector_steps=1"),
+        ("unipc", "order=2, variant=bh2"),
+        ("predictor_corrector", "snr=0.16, corrector_steps=1"),
     ):
         assert f"of {sampler} {options}" in page
     assert all(default_options(sampler) or f"of {sampler} " not in page for sampler in SAMPLERS)
