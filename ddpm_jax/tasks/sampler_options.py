@@ -44,7 +44,7 @@ def options_from(text: str) -> dict[str, str]:
         )
     options = {}
     for part in text.split(","):
-        name, _, value = part.partition("=")
+        name, _, value = map(str.strip, part.partition("="))
         if not (name and value):
             raise UsageError(f"sampler_options {text}: give each option as NAME=X, as in eta=0.5.")
         options[name] = value
