@@ -72,6 +72,7 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         flip=config.data.flip,
         conditioning=model.conditioning,
         log_sigma=_level_distribution(model),
+        augment_probability=config.data.augment,
     )
 
 
