@@ -86,6 +86,7 @@ CONTINUOUS = {  # the chain's config, and the process and prediction in continuo
     "sit_imagenet256": ("ldm_dit_imagenet256", "flow", "velocity"),
 }
 TRANSFORMERS = ("dit_digits",)
+OWN_NETWORKS = ("edm_ddpmpp_cifar10",)  # of a process in continuous time
 TEXTS = ("digits_text",)
 FINE_TUNED = {"sd15_finetune"}  # nothing by themselves
 
@@ -105,6 +106,7 @@ def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
         *TEXTS,
         *FINE_TUNED,
         *CONTINUOUS,
+        *OWN_NETWORKS,
     }
     assert unconditional | others == {path.stem for path in FILES}
 
