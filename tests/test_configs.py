@@ -86,6 +86,7 @@ CONTINUOUS = {  # the chain's config, and the process and prediction in continuo
     "sit_imagenet256": ("ldm_dit_imagenet256", "flow", "velocity"),
 }
 TRANSFORMERS = ("dit_digits",)
+OWN_NETWORKS = ("edm_ddpmpp_cifar10",)  # of a process in continuous time
 TEXTS = ("digits_text",)
 FINE_TUNED = {"sd15_finetune"}  # nothing by themselves
 
@@ -105,6 +106,7 @@ def test_the_papers_datasets_and_ablations_and_the_digits_have_configs():
         *TEXTS,
         *FINE_TUNED,
         *CONTINUOUS,
+        *OWN_NETWORKS,
     }
     assert unconditional | others == {path.stem for path in FILES}
 
@@ -354,7 +356,9 @@ def test_dit_on_imagenet_trains_as_its_authors_did():
 def test_rescaled_timesteps_are_in_0_to_1000_whatever_t_and_however_few_steps_are_walked():
     model = build(load("iddpm_cifar10_hybrid"))
     np.testing.assert_array_equal(model.schedule.timesteps, np.arange(4000) / 4)
-    np.testing.assert_array_equal(model.respaced(50).timesteps, spaced_timesteps(4000, 50) / 4)
+    np.testing.assert_array_equal(
+        model.chain.at(spaced_timesteps(4000, 50)).timesteps, spaced_timesteps(4000, 50) / 4
+    )
     np.testing.assert_array_equal(build(load("ddpm_cifar10")).schedule.timesteps, np.arange(1000))
 
 

@@ -82,6 +82,7 @@ def quantiles(key: chex.PRNGKey, index: chex.Array, *, antithetic: bool) -> chex
     `index` is the global index, int [B]; returns float32 [B].
     """
     keys = fold_in_each(key, index // 2 if antithetic else index)
-    tiny = jnp.finfo(jnp.float32).tiny  # 0 has an infinite quantile
-    u = jax.vmap(lambda k: jax.random.uniform(k, minval=tiny))(keys)
+    # Multiples of 2^-23 are drawn. In the middle between two neither u nor 1-u is 0 or 1, whose
+    # quantiles are infinite, and both are exact.
+    u = jax.vmap(jax.random.uniform)(keys) + 2.0**-24
     return jnp.where(index % 2 == 0, u, 1 - u) if antithetic else u

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ddpm_jax.data.augmentation import LABELS
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.config import flatten
 from ddpm_jax.experiments.config_field import Field, Owner
@@ -37,6 +38,8 @@ def check_config(config: ConfigDict) -> None:
     _check_condition(config)
     parse_groups(config.optimizer.groups)
     _check_scheduler(config)
+
+    _check_augmentation(config)
     _check_ema(config)
     _check_lengths(config)
 
@@ -165,6 +168,24 @@ def _check_scheduler(config: ConfigDict) -> None:
                 f"scheduler.{name} is {value!r}, and scheduler.given is false: set it to true, or "
                 f"leave scheduler.{name} {default!r}."
             )
+
+
+def _check_augmentation(config: ConfigDict) -> None:
+    if not config.data.augment:
+        return
+    what = f"data.augment is {config.data.augment}, but"
+    if config.edm_unet.augment_dim != LABELS:
+        raise UsageError(
+            f"{what} the network is told of an augmentation in {config.edm_unet.augment_dim} "
+            f"numbers, not {LABELS}: set edm_unet.augment_dim to {LABELS}."
+        )
+    if config.data.flip:
+        raise UsageError(
+            f"{what} data.flip mirrors images too, which the network is not told: set data.flip to "
+            "false."
+        )
+    if config.first_stage.ckpt:
+        raise UsageError(f"{what} it is of pixels, and this model is over latents: set it to 0.")
 
 
 def _check_ema(config: ConfigDict) -> None:

@@ -30,6 +30,7 @@ from ddpm_jax.experiments.owners import (
     CONDITIONED,
     CONTINUOUS,
     DIFFUSION,
+    EDM_UNET,
     FINE_TUNED,
     LEVELS,
     LINEAR_UNET,
@@ -92,6 +93,12 @@ class Data:
     image_size = field(32, "height and width in pixels", up_to(8192))
     channels = field(3, "of an image: grey or RGB", choices((1, 3)))
     flip = field(True, "mirror training images at random")
+    augment = field(
+        0.0,
+        "probability of each of EDM's transformations, which the network is told; 0: none",
+        Range(at_least=0, at_most=1),
+        of=DIFFUSION + EDM_UNET,
+    )
     cache = field(
         "auto", "keep decoded images in memory", choices("auto always never"), resumable=True
     )

@@ -4,6 +4,7 @@ import pathlib
 
 import numpy as np
 
+from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.identity import is_of_one_kind
 from ddpm_jax.experiments.loading import load_trained
@@ -64,7 +65,7 @@ def load_weaker(
         ("image shape", ours.image_shape, theirs.image_shape),
         ("latents", True, is_of_one_kind(guided, weaker)),
         ("noise levels", ours.chain.betas.tolist(), theirs.chain.betas.tolist()),
-        ("scale of times", ours.chain.time_scale, theirs.chain.time_scale),
+        ("scale of times", _last_times(ours.chain), _last_times(theirs.chain)),
         ("conditions", ours.conditioning.names, theirs.conditioning.names),
         ("number of classes", ours.conditioning.num_classes, theirs.conditioning.num_classes),
     ):
@@ -78,7 +79,12 @@ def load_weaker(
 
 def _have_one_chain(one: TrainedModel, other: TrainedModel) -> bool:
     ours, theirs = one.model.chain, other.model.chain
-    return np.array_equal(ours.betas, theirs.betas) and ours.time_scale == theirs.time_scale
+    return np.array_equal(ours.betas, theirs.betas) and _last_times(ours) == _last_times(theirs)
+
+
+def _last_times(chain: Chain) -> list[float]:
+    """Return what a network is given at the ends of a chain."""
+    return chain.network_times(np.array([0, chain.num_timesteps - 1])).tolist()
 
 
 def _size(image_shape: tuple[int, int, int]) -> str:

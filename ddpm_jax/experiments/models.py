@@ -19,7 +19,7 @@ from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.flow import Flow
 from ddpm_jax.diffusion.interpolants import Method
 from ddpm_jax.diffusion.process import Process, make_process
-from ddpm_jax.diffusion.schedules import Schedule, spaced_timesteps
+from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.experiments.codec import Codec, PixelCodec
 from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.models.classifier import Classifier
@@ -30,11 +30,8 @@ from ddpm_jax.models.text_encoder import TextEncoder
 from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.randomness import base_key
-from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.consistency import few_levels
 from ddpm_jax.samplers.guidance import LogProb, class_log_prob
-from ddpm_jax.samplers.loop import Sampler
-from ddpm_jax.samplers.registry import make_sampler
 from ddpm_jax.training.conditioning import Conditioning
 
 
@@ -132,29 +129,6 @@ class _Denoises(_OnChain):
     def method(self) -> Method | None:
         """Return how samples are made where nothing is said; None: by every sampler's defaults."""
         return self.chain.method
-
-    def own_sampler(self, steps: int) -> Sampler:
-        """Return the sampler of grids in training: the model's method, else the ancestral one.
-
-        A method with a list of levels has its own number of steps.
-
-        Raises:
-          UsageError: `steps` is not in 1..T.
-        """
-        method = self.method
-        if method is None:
-            return ancestral(self.respaced(steps))
-        if not isinstance(method.spacing, str):
-            steps = method.steps
-        return make_sampler(method.sampler, self.chain, steps=steps, spacing=method.spacing)
-
-    def respaced(self, steps: int) -> Schedule:
-        """Return the chain of `steps` of the T timesteps.
-
-        Raises:
-          UsageError: `steps` is not in 1..T.
-        """
-        return self.chain.at(spaced_timesteps(self.chain.num_timesteps, steps))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,6 +63,7 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
             _tuning(config),
             flip=config.data.flip,
             conditioning=model.conditioning,
+            augment_probability=config.data.augment,
         )
     return diffusion_objective(
         apply,
@@ -72,6 +73,7 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         flip=config.data.flip,
         conditioning=model.conditioning,
         log_sigma=_level_distribution(model),
+        augment_probability=config.data.augment,
     )
 
 

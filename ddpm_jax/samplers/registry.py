@@ -169,6 +169,16 @@ def make_sampler(
     return sampler
 
 
+def own_sampler(chain: Chain, *, steps: int) -> Sampler:
+    """Return the sampler of a process's method, of a chain of T steps the ancestral one.
+
+    Raises:
+      UsageError: steps out of range.
+    """
+    name = "ancestral" if chain.method is None else chain.method.sampler
+    return make_sampler(name, chain, steps=steps)
+
+
 def _begins_without_signal(name: str, chain: Chain, options: Mapping[str, Any]) -> bool:
     """Return whether a sampler has its own step from a level without signal."""
     if name == "runge_kutta" and options.get("scaled", True):

@@ -25,6 +25,7 @@ from ddpm_jax.training.conditioning import (
 from ddpm_jax.training.objective import (
     ApplyTrain,
     Objective,
+    augmented,
     batch_x_0,
     loss_over_time,
 )
@@ -73,6 +74,7 @@ def consistency_objective(
     *,
     flip: bool,
     conditioning: Conditioning = UNCONDITIONAL,
+    augment_probability: float = 0.0,
 ) -> Objective:
     """Return the objective that asks of D one image for two levels of one path.
 
@@ -89,6 +91,7 @@ def consistency_objective(
       tuning: see `Tuning`.
       flip: mirror each image with probability 1/2.
       conditioning: the conditions of the model; labels are dropped here.
+      augment_probability: as of `objective.diffusion_objective`.
 
     Returns:
       An `Objective` over the batches of `objective.diffusion_objective`; its state counts updates.
@@ -138,6 +141,7 @@ def consistency_objective(
         given = batch.get("label"), batch.get("context")
         condition = make_condition(conditioning, x_0, *given)
         condition = drop_labels(conditioning, condition, example_keys(key, "label", index))
+        x_0, condition = augmented(x_0, condition, key, index, augment_probability)
         # the same dropout at both levels, so that they differ in nothing else
         inputs = condition, example_keys(key, "dropout", index)
 

@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.data.augmentation import augment, augmentation_labels, draw_augmentation
 from ddpm_jax.data.transforms import random_flip, to_model_range
 from ddpm_jax.diffusion import timesteps
 from ddpm_jax.diffusion.chain import Chain, ContinuousChain
@@ -77,6 +78,22 @@ def batch_x_0(batch: Any, key: chex.PRNGKey, index: chex.Array, *, flip: bool) -
         return batch[GIVEN]
     x_0 = to_model_range(batch["image"])
     return random_flip(x_0, example_keys(key, "flip", index)) if flip else x_0
+
+
+def augmented(
+    x_0: chex.Array,
+    condition: Condition | None,
+    key: chex.PRNGKey,
+    index: chex.Array,
+    probability: float,
+) -> tuple[chex.Array, Condition | None]:
+    """Return images transformed at random, and the condition that says how, unless `probability`
+    of each transformation is 0."""
+    if not probability:
+        return x_0, condition
+    augmentation = draw_augmentation(example_keys(key, "augment", index), probability)
+    told = augmentation_labels(augmentation)
+    return augment(x_0, augmentation), (condition or Condition())._replace(augment=told)
 
 
 class DiffusionAux(NamedTuple):
@@ -165,6 +182,7 @@ def diffusion_objective(
     flip: bool,
     conditioning: Conditioning = UNCONDITIONAL,
     log_sigma: LogSigma | None = None,
+    augment_probability: float = 0.0,
 ) -> Objective:
     """Return the objective of Ho et al. 2020, algorithm 1: draw t and ε, diffuse, predict, compare.
 
@@ -177,6 +195,8 @@ def diffusion_objective(
       conditioning: the conditions of the model; labels are dropped here.
       log_sigma: of a process in continuous time, the distribution of its levels:
         `level_draws.level_distribution`. None: t of a chain's T steps.
+      augment_probability: of each transformation of `augmentation.draw_augmentation`, which the
+        network is told of; 0: there are none.
 
     Returns:
       An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}; without classes
@@ -202,6 +222,7 @@ def diffusion_objective(
         given = batch.get("label"), batch.get("context")
         condition = make_condition(conditioning, x_0, *given)
         condition = drop_labels(conditioning, condition, example_keys(key, "label", index))
+        x_0, condition = augmented(x_0, condition, key, index, augment_probability)
         dropout_keys = example_keys(key, "dropout", index)
         result = training_losses(
             lambda x_t, time: apply(params, x_t, time, condition, dropout_keys),

@@ -23,6 +23,7 @@ from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.plotting.grids import save_png, side_by_side
 from ddpm_jax.randomness import base_key
+from ddpm_jax.samplers.registry import own_sampler
 from ddpm_jax.text.tokenizer import Tokenizer
 from ddpm_jax.training.state import TrainState
 from ddpm_jax.training_runs.preview import make_preview
@@ -71,7 +72,7 @@ def grid_writer(
     preview = make_preview(model, dataset_info(source).class_names, tokenizer)
     generate = make_generate(
         model.denoiser,
-        model.own_sampler(config.train.sample_steps),
+        own_sampler(model.chain, steps=config.train.sample_steps),
         model.shape,
         decode=model.decode,
         together=True,

@@ -47,6 +47,31 @@ TOGETHER = [
     (["diffusion.loss=hybrid"], ["hybrid", "fixed_large", "learn it, or use simple"]),
     (["diffusion.variance=learned"], ["simple", "learned", "use hybrid or vlb"]),
     (["diffusion.schedule=jsd"], ["alphas_bar = 0", "predict x_0 or v"]),
+    (["diffusion.zero_terminal_snr=true"], ["alphas_bar = 0", "predict x_0 or v"]),
+    (
+        ["diffusion.process=edm", "diffusion.schedule=cosine"],
+        ["diffusion.schedule is 'cosine'", "the process of EDM has none"],
+    ),
+    (["diffusion.shift=3"], ["diffusion.shift is 3.0", "a chain of T steps has none"]),
+    (["diffusion.sigma_data=1"], ["sigma_data is 1.0", "a network that predicts eps has none"]),
+    (
+        ["diffusion.process=flow", "diffusion.level_std=2"],
+        ["level_std is 2.0", "a uniform distribution of levels has none"],
+    ),
+    (["diffusion.process=flow"], ["alphas_bar = 0", "predict x_0 or v"]),
+    (
+        ["diffusion.process=edm", "diffusion.parameterization=mu"],
+        ["continuous time has no steps", "no mu", "fixed variance"],
+    ),
+    (["diffusion.process=edm", "diffusion.loss=vlb"], ["loss is 'vlb'", "set it to 'simple'"]),
+    (
+        ["diffusion.process=vp", "diffusion.timestep_sampling=importance"],
+        ["timestep_sampling is 'importance'", "of the T steps of a chain", "'uniform'"],
+    ),
+    (
+        ["diffusion.process=edm", "diffusion.sigma_min=90"],
+        ["noise levels run from sigma 90", "below the second"],
+    ),
     (
         ["diffusion.schedule=cosine", "diffusion.beta_start=0.1"],
         ["cosine", "beta_start", "leave it unset"],

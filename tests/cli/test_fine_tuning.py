@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.checkpoints.reader import read_config
+from ddpm_jax.diffusion.schedules import spaced_timesteps
 from ddpm_jax.errors import FailureError
 from ddpm_jax.experiments.loading import load_first_stage, load_trained
 from ddpm_jax.experiments.models import Weights
@@ -37,7 +38,8 @@ def _equal(tree, expected):
 
 
 def _images(model, params):
-    schedule, keys = model.respaced(5), image_keys(base_key(0), np.arange(3))
+    schedule = model.chain.at(spaced_timesteps(model.chain.num_timesteps, 5))
+    keys = image_keys(base_key(0), np.arange(3))
     denoiser = model.denoiser(Weights(params), schedule)
     return sample(denoiser, ancestral(schedule), initial_noise(keys, model.shape), keys).x_0
 

@@ -173,3 +173,17 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(refused, tmp_path):
 def test_a_damaged_certificate_is_a_failure_in_a_sentence(refused, tmp_path):
     (tmp_path / CERTIFICATE).write_text("{}")
     refused("verify", tmp_path, code=1, says=["is damaged: it has no family"])
+
+
+@pytest.mark.slow
+def test_a_snapshot_of_edm_is_imported_verified_and_sampled_by_heuns_method(invoke, tmp_path):
+    source, run = GOLDENS / "checkpoints/edm/network-snapshot-000000.pkl", tmp_path / "run"
+    assert (
+        "every tensor read, and written back bit for bit"
+        in invoke("import", source, "--out", run).out
+    )
+    result = invoke("verify", run)
+    assert result.code == 0
+    assert result.out.count(": equal\n") == 3
+    result = invoke("sample", "--ckpt", run, "--num_samples", 2)
+    assert "heun, 18 steps, 35 network evaluations" in result.out

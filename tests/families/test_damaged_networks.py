@@ -11,6 +11,7 @@ from ddpm_jax.families import (
     ddpm_tensorflow,
     denoising_diffusion_pytorch,
     dit_checkpoints,
+    edm_snapshots,
 )
 from ddpm_jax.families.foreign import Request
 from ddpm_jax.interop.containers import Container, open_container
@@ -35,6 +36,14 @@ FAMILIES = {
         8,
         ("proj.weight", "table.weight", "linear.weight", "pos_embed", "qkv.bias"),
     ),
+    "edm": (
+        edm_snapshots,
+        8,
+        (
+            *("8x8_conv.weight", "aux_conv.weight", "map_layer0.weight", "block0.conv1.weight"),
+            *("resample_filter", "map_label.weight", "map_augment.weight", "qkv.weight"),
+        ),
+    ),
     "lucidrains": (
         denoising_diffusion_pytorch,
         8,
@@ -49,6 +58,7 @@ def groups(unet_goldens):
         "tensorflow": originals(unet_goldens),
         "port": open_container(GOLDENS / "pytorch_ports/ddim_training/ckpt.pth").groups,
         "dit": {"model": draw(), "ema": draw()},
+        "edm": open_container(GOLDENS / "edm/network-snapshot-000000.pkl").groups,
         "lucidrains": open_container(GOLDENS / "lucidrains/model-1.pt").groups,
     }
 

@@ -279,6 +279,7 @@ FIELDS = {  # field -> values that it might be given in earnest, alone or togeth
     "condition.low_res_factor": (0, 2, 4, 8),
     "condition.null_class": (True, False),
     "condition.num_classes": (0, 2, 3),
+    "data.augment": (0.0, 0.5, 1.5),
     "data.cache": ("auto", "always", "never"),
     "data.channels": (1, 3),
     "data.flip": (True, False),

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.data.augmentation import augment, augmentation_labels, draw_augmentation
+from ddpm_jax.data.transforms import to_model_range
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.losses import make_loss
 from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.diffusion.timesteps import HISTORY, LossHistory, importance_probabilities
 from ddpm_jax.errors import UsageError
+from ddpm_jax.randomness import example_keys
 from ddpm_jax.training.objective import ByTime, DiffusionAux, diffusion_objective, loss_over_time
 
 T = 10  # no multiple of 4: the quartiles are not equally large
@@ -196,3 +199,29 @@ def test_other_draws_of_t_carry_nothing():
 def test_an_unknown_draw_of_t_is_refused():
     with pytest.raises(UsageError, match="Did you mean 'importance'"):
         _objective(timestep_sampling="importence")
+
+
+def test_the_network_sees_augmented_images_and_is_told_how():
+    """A network that knows x_0 has no loss if x_t is of the images augmented by the same draws."""
+    key, index, batch = jax.random.key(3), 7 + jnp.arange(4), _batch()
+    batch = {"image": batch["image"][:4]}
+    drawn = draw_augmentation(example_keys(key, "augment", index), 0.5)
+    x_0 = augment(to_model_range(batch["image"]), drawn)
+
+    def network(params, x_t, time, condition, dropout_keys):
+        told = jnp.all(condition.augment == augmentation_labels(drawn))
+        return jnp.where(told, x_0, jnp.nan)
+
+    chain = Chain(make_betas("linear", T, beta_start=0.01, beta_end=0.3))
+    process = make_process(chain, "x_0", "fixed_large")
+    objective = diffusion_objective(
+        network,
+        process,
+        make_loss("simple", variance=process.variance),
+        timestep_sampling="uniform",
+        flip=False,
+        augment_probability=0.5,
+    )
+    losses, _ = jax.jit(objective.loss)({}, (), (), batch, key, index)
+    np.testing.assert_allclose(losses, 0, atol=1e-8)
+    assert np.abs(x_0 - to_model_range(batch["image"])).max() > 0.1
