@@ -106,7 +106,10 @@ def test_what_cannot_be_evaluated_is_refused_before_training(fields, tmp_path):
         ({"sampler": "dim"}, "Unknown sampler"),
         ({"metric": "fid_infinity"}, "take more than 320 samples"),
         ({"steps": 21}, "21"),
-        ({"metric": "is", "features": "pixels"}, "needs a network that classifies"),
+        (
+            {"metric": "is", "features": "pixels", "num_samples": 10},
+            "needs a network that classifies",
+        ),
     ):
         with pytest.raises(UsageError) as error:
             ddpm_jax.train(fields | {"eval": EVAL | more}, tmp_path / "run")
