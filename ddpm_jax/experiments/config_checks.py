@@ -38,7 +38,6 @@ def check_config(config: ConfigDict) -> None:
     _check_condition(config)
     parse_groups(config.optimizer.groups)
     _check_scheduler(config)
-
     _check_augmentation(config)
     _check_ema(config)
     _check_lengths(config)

@@ -7,35 +7,24 @@ for fid; the EMA weights of the best one are in `best`, a directory that every c
 """
 
 import pathlib
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import memory
-from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.data.sources import Source
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.interrupt import Interrupt, Wish
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.models import DiffusionModel, Model
-from ddpm_jax.files import is_remote, reporting
-from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.measuring.evaluation_settings import Features
 from ddpm_jax.measuring.running_comparison import RunningComparison
-from ddpm_jax.models.condition import Condition
 from ddpm_jax.monitoring import records
 from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
-from ddpm_jax.randomness import base_key
-from ddpm_jax.samplers.registry import make_sampler
 from ddpm_jax.training.state import TrainState
-
-BEST = "best"  # the directory of the best weights, in the run's
-Weights = Any
+from ddpm_jax.training_runs.best_weights import BEST, BestWeights
+from ddpm_jax.training_runs.evaluated_samples import make_draw
 
 
 class Evaluations:
@@ -45,8 +34,8 @@ class Evaluations:
         self,
         model: DiffusionModel,
         comparison: RunningComparison,
-        draw: Callable[[Weights, Progress], np.ndarray],
-        best: "BestWeights | None",
+        draw: Callable[[Any, Progress], np.ndarray],
+        best: BestWeights | None,
         *,
         past: list[tuple[int, float]],
         interrupt: Interrupt,
@@ -107,40 +96,6 @@ class Evaluations:
         return int(np.argmin(values)) if values else -1
 
 
-class BestWeights:
-    """The directory of the best weights: a checkpoint of one step, with the run's settings."""
-
-    def __init__(self, directory: Any, settings: dict[str, Any]):
-        self._directory, self._settings = directory, settings
-
-    def keep(self, step: int, params: Any, frozen: Any) -> None:
-        """Write weights in place of those that are there, which stay until these are complete.
-
-        Raises:
-          FailureError: they cannot be written.
-        """
-        self._remove_later(step)
-        state = {"ema_params": jax.tree.map(jnp.asarray, params)}
-        if jax.tree.leaves(frozen):
-            state["frozen"] = frozen
-        checkpointer = Checkpointer(self._directory, keep_last=1)
-        checkpointer.save(step, state, {}, self._settings)
-        checkpointer.close()
-
-    def _remove_later(self, step: int) -> None:
-        """Remove weights of this step or later ones, of a run that went on from an earlier one."""
-        folder = self._directory / "checkpoints"
-        there = [int(path.name) for path in _entries(folder) if path.name.isdigit()]
-        if hosts.is_primary() and any(other >= step for other in there):
-            with reporting(folder):
-                folder.rmtree() if is_remote(folder) else shutil.rmtree(folder)
-        hosts.wait_for_all("later weights are removed")
-
-
-def _entries(folder: Any) -> list[Any]:
-    return list(folder.iterdir()) if folder.exists() else []
-
-
 def record_name(metric: str) -> str:
     """Return the name of a metric in the records."""
     return f"eval_{metric}"
@@ -192,7 +147,7 @@ def make_evaluations(
     return Evaluations(
         model,
         comparison,
-        _make_draw(model),
+        make_draw(model),
         BestWeights(workdir / BEST, settings) if config.keep_best else None,
         past=[(int(step), float(value)) for step, value in found],
         interrupt=interrupt,
@@ -203,35 +158,3 @@ def make_evaluations(
 def _past(workdir: pathlib.Path, name: str, start: int) -> list[tuple[int, float]]:
     written = records.read(workdir) if hosts.is_primary() else []
     return [(one["step"], one[name]) for one in written if name in one and one["step"] <= start]
-
-
-def _make_draw(model: DiffusionModel) -> Callable[[Weights, Progress], np.ndarray]:
-    """Return the function that makes the samples of weights, the same noise each time."""
-    config = model.config.eval
-    sampler = make_sampler(config.sampler, model.chain, steps=config.steps)
-    generate = make_generate(
-        model.denoiser, sampler, model.shape, decode=model.decode, together=True
-    )
-    key, classes = base_key(model.config.seed), model.conditioning.num_classes
-
-    def batches(weights: Weights, progress: Progress) -> Iterator[np.ndarray]:
-        mine = hosts.share(config.num_samples)
-        size = min(-(-config.batch_size // jax.process_count()), len(mine))
-        for start in range(0, len(mine), size):
-            indices = mine[start : start + size]
-            condition = Condition(label=(indices % classes).astype(np.int32)) if classes else None
-            what = f"samples {start + 1} to {start + len(indices)} of {len(mine)}"
-            yield generate(
-                weights,
-                key,
-                indices,
-                inputs=condition,
-                batch_size=size,
-                watch=lambda done, total, what=what: progress.drawing(what, done, total),
-            ).images
-
-    def draw(weights: Weights, progress: Progress) -> np.ndarray:
-        with memory.explained(f"making {config.batch_size} samples", "lower eval.batch_size"):
-            return hosts.gather(batches(weights, progress), config.num_samples)
-
-    return draw

@@ -177,3 +177,23 @@ def test_a_function_that_makes_no_features_is_refused(module, source, function, 
 def test_what_there_is_not_is_said_in_a_sentence(name, options, sentence):
     with pytest.raises(UsageError, match=sentence):
         load_features(name, **({"image_shape": (8, 8, 1)} | options))
+
+
+@pytest.mark.full
+def test_features_are_the_same_on_eight_devices(digits, run_python, tmp_path):
+    images, _ = scans()
+    np.save(tmp_path / "images.npy", images[:45])
+    run_python(
+        "-c",
+        "import sys, numpy as np\n"
+        "from ddpm_jax.measuring.feature_networks import load_features\n"
+        "network = load_features('digits', image_shape=(8, 8, 1), batch_size=20)\n"
+        "found = network.extract(np.load(sys.argv[1] + '/images.npy'))\n"
+        "np.savez(sys.argv[1] + '/found.npz', features=found.features, logits=found.logits)\n",
+        tmp_path,
+        devices=8,
+    )
+    expected = digits.extract(images[:45])
+    with np.load(tmp_path / "found.npz") as found:
+        np.testing.assert_allclose(found["features"], expected.features, atol=1e-4)
+        np.testing.assert_allclose(found["logits"], expected.logits, atol=1e-4)
