@@ -118,7 +118,9 @@ def _network(
     null_row = f"the last of the {rows} rows of y_embedder, as in the authors' networks"
     assumed = {
         "diffusion.parameterization": Assumption(
-            "eps", f"{code}; SiT's files have the same names and are flows, which are not read"
+            "eps",
+            f"a diffusion {code}, and not flow matching: SiT's files have the same names and "
+            "shapes, and images of theirs would be noise here",
         ),
         "diffusion.num_timesteps": Assumption(1000, code),
         "diffusion.schedule": Assumption("linear", code),

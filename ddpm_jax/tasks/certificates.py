@@ -7,6 +7,7 @@ held against it.
 """
 
 import hashlib
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ from ddpm_jax.interop.containers import Container
 from ddpm_jax.interop.hub import origin
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.randomness import base_key, image_keys
-from ddpm_jax.samplers.loop import sample
+from ddpm_jax.samplers.loop import Noise
 from ddpm_jax.tasks.sampling import make_generator
 from ddpm_jax.tasks.sampling_settings import Sampling
 
@@ -146,15 +147,20 @@ def smoke_image(trained: TrainedModel, size: Mapping[str, int]) -> dict[str, Any
         return None
     settings = Sampling(sampler="ddim", steps=min(STEPS, model.chain.num_timesteps), **size)
     generator = make_generator(trained, settings)
-    keys = image_keys(base_key(SEED), np.arange(1))
+    sampler, inputs = generator.sampler, generator.inputs(np.arange(1))
 
-    def last_x_0(params: Any, inputs: Any) -> jax.Array:
-        denoiser = generator.denoiser(params, generator.sampler.schedule, inputs)
-        x_T = generator.start(keys, inputs)
-        return sample(denoiser, generator.sampler, x_T, keys, trajectory=True).frames_x_0[-1]
+    def step(params: Any, state: Any, row: Any) -> Any:
+        denoiser = generator.denoiser(params, sampler.schedule, inputs)
+        return sampler.step(denoiser, state, row, Noise(None, None))[0]
 
-    make = jax.jit(last_x_0, compiler_options=options_to_run_once())
-    x_0 = np.asarray(make(generator.params, generator.inputs(np.arange(1))), np.float64)
+    # Compiled by itself: before a loop XLA would bring all weights into other layouts, and keep
+    # both.
+    step = jax.jit(step, compiler_options=options_to_run_once())
+    state = sampler.init(generator.start(image_keys(base_key(SEED), np.arange(1)), inputs))
+    for i in range(sampler.num_rows):
+        row = jax.tree.map(operator.itemgetter(i), sampler.rows)
+        state = step(generator.params, state, row)
+    x_0 = np.asarray(state.x_t, np.float64)
     if not np.isfinite(x_0).all():
         raise FailureError(
             f"The image that {trained.directory} makes of seed {SEED} is not finite: its weights "

@@ -184,6 +184,23 @@ def test_a_model_that_is_told_classes_takes_all_but_their_table_and_says_so(
 
 
 @pytest.mark.full
+def test_groups_of_parameters_have_learning_rates_of_their_own(
+    invoke, refused, trained, config_file, tmp_path, beginning_state
+):
+    argv = ["--config", config_file(num_steps=2), "--workdir", tmp_path / "run"]
+    argv += [f"--config.init_from={trained}", "--config.optimizer.warmup_steps=0"]
+    wrong = "--config.optimizer.groups=conv_inn=0"
+    refused("train", *argv, wrong, says=["has 'conv_inn', which is the path of no parameter"])
+    result = invoke("train", *argv, "--config.optimizer.groups=conv_in=0")
+    assert result.code == 0, result.err
+    ((_, state),) = beginning_state
+    after = load_trained(tmp_path / "run", raw_weights=True).params
+    _equal(after["conv_in"], state.params["conv_in"])
+    moved = np.abs(after["conv_out"]["kernel"] - state.params["conv_out"]["kernel"])
+    assert moved.max() > 1e-4
+
+
+@pytest.mark.full
 def test_weights_that_mean_something_else_here_are_said_so(
     invoke, trained, config_file, tmp_path, stopped
 ):

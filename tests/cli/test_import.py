@@ -57,6 +57,10 @@ def test_the_certificate_has_the_digests_of_the_tensors_in_the_file(imported):
     assert certificate["weights"]["raw"]["sha256"] == tensors_digest(raw)
     assert certificate["weights"]["ema"]["sha256"] == tensors_digest(groups["4"])
     assert certificate["weights"]["ema"]["tensors"] == len(groups["4"])
+    model = ddpm_jax.load(source)
+    x_0 = model.sample(1, sampler="ddim", steps=2, seed=0, trajectory=True).x_0[-1]
+    for name in ("mean", "std", "min", "max"):
+        np.testing.assert_allclose(certificate["image"][name], getattr(x_0, name)(), atol=1e-5)
     raw["conv_in.bias"] = np.nextafter(raw["conv_in.bias"], np.float32(9))
     assert certificate["weights"]["raw"]["sha256"] != tensors_digest(raw)
 
