@@ -87,6 +87,11 @@ def diffusers_levels(
             f"The sampler {sampler} has no levels of diffusers: choose one of {', '.join(THEIRS)}, "
             "or leave levels out."
         )
+    if not np.isfinite(chain.log_sigmas[-1]) and sampler not in ("ddim", "ancestral"):
+        raise UsageError(
+            f"This chain ends at alphas_bar = 0, where diffusers' scheduler of {sampler} has no "
+            "first level: choose ddim or ancestral, or leave levels out."
+        )
     scheduler = _with_spacing(sampler, scheduler, spacing)
     named = scheduler.spacing or default_spacing(sampler)
     times = _times(sampler, chain.num_timesteps, steps, named, scheduler.steps_offset)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.diffusion.chain import Chain, GivenLevels, check_chain
-from ddpm_jax.diffusion.interpolants import COSINE, FLOW
+from ddpm_jax.diffusion.interpolants import COSINE, FLOW, Method
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.randomness import check_precision
 from ddpm_jax.samplers.adams import lms
@@ -169,14 +169,19 @@ def make_sampler(
     return sampler
 
 
-def own_sampler(chain: Chain, *, steps: int) -> Sampler:
-    """Return the sampler of a process's method, of a chain of T steps the ancestral one.
+def own_sampler(chain: Chain, method: Method | None, *, steps: int) -> Sampler:
+    """Return the sampler of a model's method, if it has one, else the ancestral sampler.
+
+    A method with a list of levels has its own number of steps.
 
     Raises:
       UsageError: steps out of range.
     """
-    name = "ancestral" if chain.method is None else chain.method.sampler
-    return make_sampler(name, chain, steps=steps)
+    if method is None:
+        return make_sampler("ancestral", chain, steps=steps)
+    if not isinstance(method.spacing, str):
+        steps = method.steps
+    return make_sampler(method.sampler, chain, steps=steps, spacing=method.spacing)
 
 
 def _begins_without_signal(name: str, chain: Chain, options: Mapping[str, Any]) -> bool:

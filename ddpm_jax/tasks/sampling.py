@@ -47,7 +47,7 @@ def with_defaults(model: DiffusionModel, sampling: Sampling) -> Sampling:
     spacing is the default of every sampler but the ancestral one.
     """
     if model.method is not None:
-        return _with_method(model.method, sampling)
+        return _with_method(model.method, sampling, most=model.chain.num_timesteps)
     if sampling.sampler is not None or not model.conditioning.has_text:
         return sampling
     spacing = sampling.spacing
@@ -56,13 +56,13 @@ def with_defaults(model: DiffusionModel, sampling: Sampling) -> Sampling:
     return dataclasses.replace(sampling, sampler="lms", spacing=spacing)
 
 
-def _with_method(method: Method, sampling: Sampling) -> Sampling:
+def _with_method(method: Method, sampling: Sampling, *, most: int) -> Sampling:
     name = method.sampler if sampling.sampler is None else sampling.sampler
     spacing, steps = sampling.spacing, sampling.steps
     if spacing is None and not sampling.has_diffusers_levels and name != DEFAULT_SAMPLER:
         spacing = method.spacing
     if steps is None and sampling.sampler is None and steps_in(spacing) is None:
-        steps = method.steps
+        steps = min(method.steps, most)
     return dataclasses.replace(sampling, sampler=name, spacing=spacing, steps=steps)
 
 

@@ -72,7 +72,7 @@ def grid_writer(
     preview = make_preview(model, dataset_info(source).class_names, tokenizer)
     generate = make_generate(
         model.denoiser,
-        own_sampler(model.chain, steps=config.train.sample_steps),
+        own_sampler(model.chain, model.method, steps=config.train.sample_steps),
         model.shape,
         decode=model.decode,
         together=True,

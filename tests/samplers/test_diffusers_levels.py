@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.chain import Chain, continuous_chain
+from ddpm_jax.diffusion.interpolants import EDM
 from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
@@ -256,11 +257,19 @@ def test_the_defaults_are_the_chain_itself():
             {"name": "ddim", "steps": 1000, "levels": SchedulerOptions(steps_offset=1)},
             "start at t = 1000",
         ),
+        (
+            {"name": "lms", "chain": Chain(make_betas("linear", 9, zero_terminal_snr=True))},
+            "alphas_bar = 0, where diffusers' scheduler of lms has no first level",
+        ),
+        (
+            {"name": "euler", "chain": continuous_chain(EDM, 50)},
+            "this process is in continuous time: leave levels out",
+        ),
     ],
 )
 def test_refusals(arguments, words):
     with pytest.raises(UsageError, match=words):
-        make_sampler(chain=CHAIN, **{"steps": 10, "levels": "diffusers"} | arguments)
+        make_sampler(**{"chain": CHAIN, "steps": 10, "levels": "diffusers"} | arguments)
 
 
 def test_every_class_is_known():
