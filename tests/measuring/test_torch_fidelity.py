@@ -26,6 +26,7 @@ def folders(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of another project's code
 def test_numbers_are_those_of_torch_fidelity(folders, tmp_path):
     torch = pytest.importorskip("torch")
     torch_fidelity = pytest.importorskip("torch_fidelity")
@@ -42,6 +43,7 @@ def test_numbers_are_those_of_torch_fidelity(folders, tmp_path):
         batch_size=8,
         verbose=False,
         cache=False,
+        save_cpu_ram=True,  # no processes of workers
         samples_find_deep=True,
         feature_extractor_weights_path=str(path),
     )
