@@ -33,7 +33,7 @@ DTYPES = (jnp.float32, jnp.float64)  # in bfloat16 the sums of pixels would lose
 MIN_CHANNELS = 128
 MIN_CHANNELS_UPSAMPLED = 64
 # with fewer tiles, transforming the kernel costs more than is saved
-MIN_TILES = 128
+MIN_TILES = 64
 # bytes of transformed tiles of input and output, in memory at once
 MEMORY = 2**28
 
