@@ -22,7 +22,8 @@ from ddpm_jax.models.layers import (
 FLASH_TILE = 128
 # bytes of the float32 weights that are in memory at once; above, the queries are taken in pieces
 PIECE = 2**26
-PIECE_OF_A_HEAD = 2**25  # likewise, where one head is computed after the other
+# likewise, where one head is computed after the other: what fits the caches of a CPU
+PIECE_OF_A_HEAD = 2**24
 BY_HEADS = 2**18  # weights of a head from which that is faster on a CPU
 
 
@@ -150,8 +151,12 @@ def _in_pieces(
             seen_PxM = jnp.arange(k.shape[-2])[None, :] <= positions_P[:, None]
             seen = jnp.expand_dims(seen_PxM, tuple(range(logits.ndim - 2)))
             logits = jnp.where(seen, logits, -jnp.inf)
-        weights = jax.nn.softmax(logits)
-        return weights.astype(v.dtype) @ v
+        # softmax, its sum divided by after the product, which is smaller than the weights
+        largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+        weights = jnp.exp(logits - largest)
+        at_least_float32 = jnp.promote_types(v.dtype, jnp.float32)
+        o = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=at_least_float32)
+        return (o / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
     *batch, L, D = q.shape
     count = -(-4 * math.prod(batch) * L * k.shape[-2] // size)

@@ -8,10 +8,12 @@ input (jax 0.10.2). Here the two gradients are written in the usual layout, with
 made explicit. Other devices choose layouts themselves and use JAX's own gradients.
 
 On a CPU, float32 3x3 convolutions of stride 1 between many channels use `winograd.py`, 1.5 to 1.9x
-as fast, except for the gradient of the kernel on large feature maps. The layers are in `layers.py`.
+as fast. Where a large kernel meets a small feature map, they compute one matrix product over
+patches, 2 to 2.5x as fast as XLA's direct sum. The layers are in `layers.py`.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,9 @@ from ddpm_jax.models import winograd
 Padding = tuple[tuple[int, int], tuple[int, int]]  # ((top, bottom), (left, right)), in pixels
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 CONVOLUTION = "convolution"  # what `jax.checkpoint` policies call the results of conv2d
+
+# bytes of a kernel from which XLA's direct sum is slow on a CPU where pixels are few
+LARGE_KERNEL = 2**23
 
 
 def conv2d(
@@ -39,8 +44,53 @@ def conv2d(
     Returns:
       [B, (H + padding - h) // stride + 1, likewise for W, D].
     """
-    convolve = _conv2d_usual_layout if jax.default_backend() == "cpu" else _conv2d
-    return checkpoint_name(convolve(x, kernel, stride, padding), CONVOLUTION)
+    return checkpoint_name(
+        choose_algorithm(x, kernel, stride, padding)(x, kernel, stride, padding), CONVOLUTION
+    )
+
+
+def choose_algorithm(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding
+) -> Callable[..., jax.Array]:
+    """Return the function that computes the convolution fastest; only shapes are looked at."""
+    if jax.default_backend() != "cpu":
+        return _conv2d
+    by_winograd = _num_winograd_parts(x, kernel.shape, stride, padding)
+    rows, cols = _output_size(x.shape[1:3], kernel.shape[:2], stride, padding)
+    # the patches are then smaller than the kernel
+    pixels_are_few = x.shape[0] * rows * cols <= kernel.shape[3]
+    if not by_winograd and pixels_are_few and kernel.size * kernel.dtype.itemsize >= LARGE_KERNEL:
+        return _conv2d_of_patches
+    return _conv2d_usual_layout
+
+
+def _output_size(
+    size: tuple[int, ...], window: tuple[int, ...], stride: int, padding: Padding
+) -> tuple[int, int]:
+    """Return the height and width of a convolution's output."""
+    return tuple(
+        (length + sum(pad) - reach) // stride + 1
+        for length, reach, pad in zip(size, window, padding, strict=True)
+    )
+
+
+def _conv2d_of_patches(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """Convolve by one product: the patches of x that the kernel covers, times the kernel.
+
+    The gradients are two more products.
+    """
+    rows, cols = _output_size(x.shape[1:3], kernel.shape[:2], stride, padding)
+    height, width, channels, features = kernel.shape
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+
+    def pixels(i: int, j: int) -> jax.Array:
+        # of all patches at once, the one at row i and column j
+        ends = i + stride * (rows - 1) + 1, j + stride * (cols - 1) + 1
+        return x[:, i : ends[0] : stride, j : ends[1] : stride]
+
+    patches = jnp.concatenate([pixels(i, j) for i in range(height) for j in range(width)], axis=3)
+    y = patches.reshape(-1, height * width * channels) @ kernel.reshape(-1, features)
+    return y.reshape(-1, rows, cols, features)
 
 
 def _conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
@@ -65,8 +115,8 @@ def _num_winograd_parts(
 
     Only the shape and type of x are looked at.
     """
-    if stride != 1 or padding != ((1, 1), (1, 1)) or x.dtype not in (jnp.float32, jnp.float64):
-        return None  # in bfloat16 the sums of pixels would lose digits
+    if stride != 1 or padding != ((1, 1), (1, 1)) or x.dtype not in winograd.DTYPES:
+        return None
     return winograd.num_parts(x.shape, kernel_shape)
 
 
@@ -120,7 +170,7 @@ def kernel_gradient(
 ) -> jax.Array:
     """Return the gradient of a loss w.r.t. the kernel, of the given shape, from that w.r.t. y."""
 
-    if _num_winograd_parts(x, shape, stride, padding) == 1:
+    if _num_winograd_parts(x, shape, stride, padding):
         return winograd.kernel_gradient(x, y_bar)
 
     def pad(axis: int) -> tuple[int, int]:
@@ -139,3 +189,42 @@ def kernel_gradient(
         dimension_numbers=DIMENSION_NUMBERS,
     )
     return kernel_bar_CxhxwxD.transpose(1, 2, 0, 3)
+
+
+def conv_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return the zero-padded 3x3 convolution of x with each pixel repeated 2x2.
+
+    This takes 4/9 of the multiplications of the direct sum: a 3x3 window on the repeated image
+    covers only 2x2 different pixels of x, so the output pixels of each parity are a 2x2 convolution
+    of x whose weights are sums of the kernel's. Along one axis, with kernel (a, b, c):
+
+      y[2i]     = a x[i-1] + b x[i] + c x[i]   = a x[i-1] + (b + c) x[i]
+      y[2i + 1] = a x[i] + b x[i] + c x[i+1]   = (a + b) x[i] + c x[i+1]
+
+    Args:
+      x: [B, H, W, C], any float type.
+      kernel: [3, 3, C, D] float32; summed in float32, then applied in the type of x.
+
+    Returns:
+      [B, 2H, 2W, D] in the type of x.
+
+    Between many float32 channels, a CPU takes 1/4 of the multiplications: `winograd.py`.
+    """
+    if jax.default_backend() == "cpu" and winograd.suits_upsampling(x.dtype, kernel.shape):
+        return checkpoint_name(winograd.convolve_upsampled(x, kernel), CONVOLUTION)
+    batch, height, width, _ = x.shape
+
+    def phases(kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+        a, b, c = jnp.split(kernel, 3, axis)
+        return jnp.concatenate([a, b + c], axis), jnp.concatenate([a + b, c], axis)
+
+    # A window on row 2i + row reaches one row up where row is 0 and one down where it is 1.
+    def conv2x2(row: int, col: int, kernel: jax.Array) -> jax.Array:
+        return conv2d(x, kernel.astype(x.dtype), padding=((1 - row, row), (1 - col, col)))
+
+    rows = [
+        jnp.stack([conv2x2(i, j, phase) for j, phase in enumerate(phases(row_kernel, 1))], axis=3)
+        for i, row_kernel in enumerate(phases(kernel, 0))
+    ]
+    # [B, H, 2, W, 2, D]: the four parities interleave into the doubled image.
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, kernel.shape[-1])

@@ -20,6 +20,7 @@ from ddpm_jax.models.layers import (
 )
 
 MLP_RATIO = 4  # width of the hidden layer of a block's MLP, in widths of a token
+PIECE_OF_AN_MLP = 2**24  # bytes of the hidden layer that are computed at once: what a cache holds
 # of the authors' code, whatever the other normalisations of the network have
 GROUP_NORM_EPSILON = 1e-6
 
@@ -63,7 +64,7 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
         """Map tokens [B, L, C] in `dtype`, which look at a text [B, M, D], to the same shape."""
-        channels, dtype = x.shape[-1], self.dtype
+        dtype = self.dtype
 
         def attend(x: jax.Array, context: jax.Array, name: str) -> jax.Array:
             return Attention(self.num_heads, self.upcast_attention, dtype, name=name)(x, context)
@@ -72,11 +73,27 @@ class TransformerBlock(nn.Module):
         x = x + attend(h, context if self.only_cross_attention else h, "attn1")
         h = LayerNorm(dtype=dtype, name="norm2")(x)
         x = x + attend(h, context, "attn2")
-        h = LayerNorm(dtype=dtype, name="norm3")(x)
-        h = dense(2 * MLP_RATIO * channels, name="mlp_dense0", dtype=dtype)(h)
-        value, gate = jnp.split(h, 2, axis=-1)
-        h = value * nn.gelu(gate, approximate=False)
-        return x + dense(channels, name="mlp_dense1", dtype=dtype)(h)
+        return self.add_mlp(x)
+
+    @nn.nowrap
+    def add_mlp(self, x: jax.Array) -> jax.Array:
+        """Return y of the class's docstring, on a CPU for one piece of the tokens after another."""
+        channels, dtype = x.shape[-1], self.dtype
+
+        def piece(block: nn.Module, carry: None, x: jax.Array) -> tuple[None, jax.Array]:
+            h = LayerNorm(dtype=dtype, name="norm3")(x)
+            h = dense(2 * MLP_RATIO * channels, name="mlp_dense0", dtype=dtype)(h)
+            value, gate = jnp.split(h, 2, axis=-1)
+            h = value * nn.gelu(gate, approximate=False)
+            return carry, x + dense(channels, name="mlp_dense1", dtype=dtype)(h)
+
+        tokens = x.size // channels
+        count = num_pieces(tokens, 4 * 2 * MLP_RATIO * channels)
+        if count == 1 or jax.default_backend() != "cpu":
+            return piece(self, None, x)[1]
+        pieces = x.reshape(count, 1, tokens // count, channels)
+        over_pieces = nn.scan(piece, variable_broadcast="params", split_rngs={"params": False})
+        return over_pieces(self, None, pieces)[1].reshape(x.shape)
 
 
 class Transformer(nn.Module):
@@ -106,3 +123,12 @@ class Transformer(nn.Module):
             )(h, context)
         h = dense(channels, name="proj_out", dtype=self.dtype, kernel_init=zero_init)(h)
         return x + h.reshape(x.shape)
+
+
+def num_pieces(tokens: int, token_bytes: int) -> int:
+    """Return into how many equal pieces to split tokens, of at most `PIECE_OF_AN_MLP` bytes.
+
+    1 where no such number is near the least that suffices.
+    """
+    least = max(1, -(-tokens * token_bytes // PIECE_OF_AN_MLP))
+    return next((count for count in range(least, 2 * least + 1) if tokens % count == 0), 1)

@@ -8,6 +8,9 @@ pixels of the input d through the kernel g:
 where ∘, a product of 4x4 numbers, stands for 16 matrix products over the channels, for all tiles at
 once. The entries of the matrices are small integers and halves, so the rounding errors are those of
 the direct sum. `convolution.py` decides which convolutions are computed this way.
+
+Where every pixel of the input was repeated 2x2 first, the four pixels of a tile of the output
+depend on 3x3 pixels, and 9 products do (`convolve_upsampled`).
 """
 
 from collections.abc import Sequence
@@ -15,15 +18,24 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 B_T = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
 A_T = ((1, 1, 1, 0), (0, 1, -1, -1))
+# likewise for the upsampled image
+UPSAMPLED_B_T = ((1, -1, 0), (0, 1, 0), (0, 1, -1))
+UPSAMPLED_G = ((1, 0, 0), (1, 1, 1), (0, 0, 1))
+UPSAMPLED_A_T = ((1, 1, 0), (0, 1, -1))
 
+DTYPES = (jnp.float32, jnp.float64)  # in bfloat16 the sums of pixels would lose digits
 # with fewer, the transformations cost about what is saved, and programs take longer to compile
 MIN_CHANNELS = 128
-# bytes of transformed tiles of input and output; with more, memory and not arithmetic decides
-CACHE = 2**25
+MIN_CHANNELS_UPSAMPLED = 64
+# with fewer tiles, transforming the kernel costs more than is saved
+MIN_TILES = 64
+# bytes of transformed tiles of input and output, in memory at once
+MEMORY = 2**28
 
 Blocks = list[list[jax.Array]]  # a matrix of arrays of one shape
 
@@ -31,7 +43,7 @@ Blocks = list[list[jax.Array]]  # a matrix of arrays of one shape
 def num_parts(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int | None:
     """Return the number of equal parts to split a batch into; None where the direct sum is faster.
 
-    The batch is zero-padded by 1. The transformed tiles of a part stay in the cache of the CPU.
+    The batch is zero-padded by 1. The transformed tiles of a part take at most `MEMORY`.
     """
     batch, height, width, channels = x_shape
     features = kernel_shape[3]
@@ -40,12 +52,14 @@ def num_parts(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int | 
         or height % 2
         or width % 2
         or min(channels, features) < MIN_CHANNELS
+        or batch * (height // 2) * (width // 2) < MIN_TILES
     ):
         return None
     # of an image, in float32
     tile_bytes = 4 * 16 * (height // 2) * (width // 2) * (channels + features)
     return next(
-        (n for n in range(1, batch + 1) if batch % n == 0 and batch // n * tile_bytes < CACHE), None
+        (n for n in range(1, batch + 1) if batch % n == 0 and batch // n * tile_bytes < MEMORY),
+        None,
     )
 
 
@@ -54,7 +68,38 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     H and W are even.
     """
-    return _convolve(x, _transform(G, [[kernel[i, j] for j in range(3)] for i in range(3)]))
+    return _convolve(x, _transform(G, _pixels(kernel)))
+
+
+def suits_upsampling(dtype: DTypeLike, kernel_shape: tuple[int, ...]) -> bool:
+    """Return whether `convolve_upsampled` is faster than four convolutions of 2x2 pixels."""
+    return dtype in DTYPES and min(kernel_shape[2:]) >= MIN_CHANNELS_UPSAMPLED
+
+
+def convolve_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return the convolution of x with every pixel repeated 2x2, zero-padded by 1.
+
+    Along one axis, with the kernel (a, b, c), the two pixels that x[i] becomes are
+
+      y[2i]     = a x[i-1] + (b + c) x[i] = a (x[i-1] - x[i]) + (a + b + c) x[i]
+      y[2i + 1] = (a + b) x[i] + c x[i+1] = (a + b + c) x[i] - c (x[i] - x[i+1])
+
+    which are three products, so along both axes nine. It is F(2x2, 3x3) on the repeated image, of
+    which the third row and column of Bᵀ d B are 0.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [3, 3, C, D].
+
+    Returns:
+      [B, 2H, 2W, D].
+    """
+    batch, height, width, _ = x.shape
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = [[x[:, i : i + height, j : j + width] for j in range(3)] for i in range(3)]
+    kernels = _transform(UPSAMPLED_G, _pixels(kernel))
+    products = _products(_transform(UPSAMPLED_B_T, windows), kernels)
+    return _interleave(_transform(UPSAMPLED_A_T, products), (batch, height, width))
 
 
 def input_gradient(y_bar: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -73,43 +118,65 @@ def kernel_gradient(x: jax.Array, y_bar: jax.Array) -> jax.Array:
     g_bar = Gᵀ [(A y_bar Aᵀ) ∘ (Bᵀ d B)] G, the product summed over the tiles.
     """
 
-    batch, height, width, channels = x.shape
-    y_bar = y_bar.reshape(batch, height // 2, 2, width // 2, 2, -1)
-    spread = _transform(
-        _transpose(A_T), [[y_bar[:, :, i, :, j] for j in range(2)] for i in range(2)]
-    )
-    products = [
-        [
-            tile.reshape(-1, channels).T @ y.reshape(-1, y_bar.shape[-1])
-            for tile, y in zip(*row, strict=True)
+    def of_images(x: jax.Array, y_bar: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        y_bar = y_bar.reshape(batch, height // 2, 2, width // 2, 2, -1)
+        spread = _transform(
+            _transpose(A_T), [[y_bar[:, :, i, :, j] for j in range(2)] for i in range(2)]
+        )
+        products = [
+            [
+                tile.reshape(-1, channels).T @ y.reshape(-1, y_bar.shape[-1])
+                for tile, y in zip(*row, strict=True)
+            ]
+            for row in zip(_transform(B_T, _windows(x)), spread, strict=True)
         ]
-        for row in zip(_transform(B_T, _windows(x)), spread, strict=True)
-    ]
-    return jnp.stack([jnp.stack(row) for row in _transform(_transpose(G), products)])
+        return jnp.stack([jnp.stack(row) for row in _transform(_transpose(G), products)])
+
+    count = num_parts(x.shape, (3, 3, x.shape[-1], y_bar.shape[-1])) or 1
+    if count == 1:
+        return of_images(x, y_bar)
+    parts = [array.reshape(count, -1, *array.shape[1:]) for array in (x, y_bar)]
+    return lax.map(lambda part: of_images(*part), parts).sum(axis=0)
 
 
 def _convolve(x: jax.Array, kernels: Blocks) -> jax.Array:
     """Convolve as `convolve` does, given G kernel Gᵀ."""
 
     def images(x: jax.Array) -> jax.Array:
-        batch, height, width, channels = x.shape
-        products = [
-            [tile.reshape(-1, channels) @ kernel for tile, kernel in zip(*row, strict=True)]
-            for row in zip(_transform(B_T, _windows(x)), kernels, strict=True)
-        ]
-        y = [
-            [block.reshape(batch, height // 2, width // 2, -1) for block in row]
-            for row in _transform(A_T, products)
-        ]
-        # [B, H/2, 2, W/2, 2, D]: pixel i, j of every tile
-        rows = [jnp.stack(row, axis=3) for row in y]
-        return jnp.stack(rows, axis=2).reshape(batch, height, width, -1)
+        batch, height, width, _ = x.shape
+        products = _products(_transform(B_T, _windows(x)), kernels)
+        return _interleave(_transform(A_T, products), (batch, height // 2, width // 2))
 
     count = num_parts(x.shape, (3, 3, *kernels[0][0].shape)) or 1
     if count == 1:
         return images(x)
     y = lax.map(images, x.reshape(count, -1, *x.shape[1:]))
     return y.reshape(-1, *y.shape[2:])
+
+
+def _pixels(kernel: jax.Array) -> Blocks:
+    """Return the 3x3 pixels of a kernel, each [C, D]."""
+    return [[kernel[i, j] for j in range(3)] for i in range(3)]
+
+
+def _products(tiles: Blocks, kernels: Blocks) -> Blocks:
+    """Return tile @ kernel of each block, [tiles, D]."""
+    return [
+        [tile.reshape(-1, tile.shape[-1]) @ kernel for tile, kernel in zip(*row, strict=True)]
+        for row in zip(tiles, kernels, strict=True)
+    ]
+
+
+def _interleave(blocks: Blocks, shape: tuple[int, int, int]) -> jax.Array:
+    """Return the image [B, 2h, 2w, D] of tiles of 2x2 pixels.
+
+    Block i, j is pixel i, j of all tiles; `shape` is B, h, w.
+    """
+    batch, height, width = shape
+    rows = [jnp.stack([block.reshape(*shape, -1) for block in row], axis=3) for row in blocks]
+    # [B, h, 2, w, 2, D]
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
 
 
 def _windows(x: jax.Array) -> Blocks:

@@ -10,7 +10,12 @@ import pytest
 import scipy.signal
 from jax import lax
 
-from ddpm_jax.models.convolution import DIMENSION_NUMBERS, _conv2d_usual_layout, conv2d
+from ddpm_jax.models import convolution
+from ddpm_jax.models.convolution import (
+    DIMENSION_NUMBERS,
+    _conv2d_of_patches,
+    _conv2d_usual_layout,
+)
 
 CASES = [  # height, width, kernel size, stride, padding
     (6, 8, 3, 1, ((1, 1), (1, 1))),
@@ -42,8 +47,12 @@ def _float64():
         yield
 
 
+ALGORITHMS = [_conv2d_usual_layout, _conv2d_of_patches]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(("height", "width", "size", "stride", "padding"), CASES)
-def test_values_are_those_of_scipy(height, width, size, stride, padding):
+def test_values_are_those_of_scipy(height, width, size, stride, padding, algorithm):
     x, kernel = arrays(height, width, size)
     padded = np.pad(x, ((0, 0), *padding, (0, 0)))
     for b, d in np.ndindex(2, 4):
@@ -51,17 +60,40 @@ def test_values_are_those_of_scipy(height, width, size, stride, padding):
             scipy.signal.correlate2d(padded[b, ..., c], kernel[..., c, d], mode="valid")
             for c in range(3)
         )
-        y = conv2d(x, kernel, stride=stride, padding=padding)[b, ..., d]
+        y = algorithm(x, kernel, stride, padding)[b, ..., d]
         np.testing.assert_allclose(y, expected[::stride, ::stride], atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape", "stride", "chosen"),
+    [
+        # Stable Diffusion's: the lowest level, with and without guidance; what leads to it; above
+        ((2, 8, 8, 1280), (3, 3, 1280, 1280), 1, _conv2d_of_patches),
+        ((1, 8, 8, 2560), (3, 3, 2560, 1280), 1, _conv2d_of_patches),
+        ((2, 16, 16, 1280), (3, 3, 1280, 1280), 2, _conv2d_of_patches),
+        ((2, 16, 16, 1280), (3, 3, 1280, 1280), 1, _conv2d_usual_layout),  # by Winograd's algorithm
+        ((99, 8, 8, 1280), (3, 3, 1280, 1280), 2, _conv2d_usual_layout),  # many pixels
+        ((2, 4, 4, 256), (3, 3, 256, 256), 1, _conv2d_usual_layout),  # a small kernel
+    ],
+)
+def test_patches_are_taken_where_a_large_kernel_meets_few_pixels(
+    x_shape, kernel_shape, stride, chosen
+):
+    x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (x_shape, kernel_shape))
+    algorithm = convolution.choose_algorithm(x, kernel, stride, ((1, 1), (1, 1)))
+    assert algorithm is chosen
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(("height", "width", "size", "stride", "padding"), CASES)
-def test_forward_and_reverse_derivatives_are_those_of_lax(height, width, size, stride, padding):
+def test_forward_and_reverse_derivatives_are_those_of_lax(
+    height, width, size, stride, padding, algorithm
+):
     x, kernel = arrays(height, width, size)
 
     def ours(x, kernel):
-        return _conv2d_usual_layout(x, kernel, stride, padding)
+        return algorithm(x, kernel, stride, padding)
 
     def theirs(x, kernel):
         return plain(x, kernel, stride, padding)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.models import cross_attention
 from ddpm_jax.models.condition import null_condition
 from ddpm_jax.models.cross_attention import Transformer, TransformerBlock
 from ddpm_jax.models.text_unet import TextUNet, check_text_unet
@@ -93,6 +94,46 @@ def test_a_block_is_attention_to_pixels_attention_to_the_text_and_a_gated_mlp(on
     )
     # float32 sums of a few terms
     np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.full
+def test_an_mlp_of_one_piece_after_another_is_the_same_layer(monkeypatch):
+    x, context = (
+        jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+        for shape in ((2, 6, 12), (2, 5, 6))
+    )
+    block, traced = TransformerBlock(3), []
+
+    def compute():
+        def loss(params, x):
+            y = block.apply({"params": params}, x, context)
+            return jnp.sum(jnp.sin(y)), y
+
+        params = block.init(jax.random.key(0), x, context)["params"]
+        program = jax.make_jaxpr(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
+        traced.append(str(program).count("scan["))
+        return params, jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+
+    whole = compute()
+    monkeypatch.setattr(cross_attention, "PIECE_OF_AN_MLP", 4 * 96 * 5)  # at most 5 of 12 tokens
+    pieces = compute()
+    assert traced == [0, 2]  # forward and backward
+    # sums over the tokens in another order
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=0), pieces, whole)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "count"),
+    [
+        (2 * 4096, 2560, 8),  # the levels of Stable Diffusion with guidance: 10 MB each
+        (2 * 1024, 5120, 4),
+        (2 * 256, 10240, 2),
+        (2 * 64, 10240, 1),
+        (8191, 2560, 1),  # a prime number of tokens
+    ],
+)
+def test_an_mlp_is_split_into_equal_pieces_that_fit_a_cache(tokens, width, count):
+    assert cross_attention.num_pieces(tokens, 4 * width) == count
 
 
 def test_the_normalisation_before_a_transformer_has_an_epsilon_of_its_own():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.models import convolution, winograd
-from ddpm_jax.models.convolution import conv2d
+from ddpm_jax.models.convolution import conv2d, conv_upsampled
 
 PADDING = ((1, 1), (1, 1))
 
@@ -48,12 +48,65 @@ def test_the_convolution_and_its_two_gradients_are_those_of_the_direct_sum(shape
             )
 
 
+@pytest.mark.full
 def test_a_batch_taken_in_parts_gives_the_same_numbers(monkeypatch):
-    x, kernel, _ = arrays(4, 4, 4, 128, 128)
-    whole = winograd.convolve(x, kernel)
-    monkeypatch.setattr(winograd, "CACHE", 4 * 16 * 4 * 256 * 2 + 1)  # two images
+    x, kernel, y_bar = arrays(4, 4, 4, 128, 128)
+    monkeypatch.setattr(winograd, "MIN_TILES", 4)
+
+    def compute():
+        return winograd.convolve(x, kernel), winograd.kernel_gradient(x, y_bar)
+
+    whole = compute()
+    monkeypatch.setattr(winograd, "MEMORY", 4 * 16 * 4 * 256 * 2 + 1)  # two images
     assert winograd.num_parts(x.shape, kernel.shape) == 2
-    np.testing.assert_allclose(winograd.convolve(x, kernel), whole, rtol=1e-6, atol=1e-6)
+    for part, all_at_once in zip(compute(), whole, strict=True):
+        np.testing.assert_allclose(part, all_at_once, rtol=1e-6, atol=1e-5)
+
+
+def upsampled_direct(x, kernel):
+    return direct(x.repeat(2, axis=1).repeat(2, axis=2), kernel)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 3, 5), (1, 1, 1, 1, 1)])
+def test_the_convolution_of_repeated_pixels_and_its_gradients_are_those_of_the_direct_sum(shape):
+    with jax.enable_x64(True):
+        x, kernel, _ = arrays(*shape, dtype=np.float64)
+        y_bar = np.random.default_rng(1).normal(size=upsampled_direct(x, kernel).shape)
+        y, pull_back = jax.vjp(winograd.convolve_upsampled, x, kernel)
+        np.testing.assert_allclose(y, upsampled_direct(x, kernel), atol=1e-13)
+        x_bar, kernel_bar = map(np.asarray, pull_back(jnp.asarray(y_bar)))
+    # linear in each of both: the gradient's product with an array is that array's image
+    x_dot, kernel_dot = np.cos(x), np.cos(kernel)
+    for bar, dot, image in (
+        (x_bar, x_dot, upsampled_direct(x_dot, kernel)),
+        (kernel_bar, kernel_dot, upsampled_direct(x, kernel_dot)),
+    ):
+        np.testing.assert_allclose(np.sum(bar * dot), np.sum(y_bar * image), rtol=1e-12)
+
+
+@pytest.mark.full
+def test_in_float32_the_error_of_repeated_pixels_is_that_of_four_convolutions(monkeypatch):
+    x, kernel, _ = arrays(1, 8, 8, 256, 128)
+    expected = upsampled_direct(x, kernel)
+
+    def error():
+        y = conv_upsampled(jnp.asarray(x), jnp.asarray(kernel))
+        return np.sqrt(np.mean((y - expected) ** 2) / np.mean(expected**2))
+
+    by_nine_products = error()
+    monkeypatch.setattr(winograd, "MIN_CHANNELS_UPSAMPLED", 1000)
+    assert by_nine_products < 2 * error()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "convolutions"),
+    [(jnp.float32, 64, 0), (jnp.bfloat16, 64, 4), (jnp.float32, 63, 4)],
+)
+def test_only_wide_float32_layers_upsample_by_nine_products(dtype, channels, convolutions):
+    x, kernel = jnp.zeros((1, 4, 4, channels), dtype), jnp.zeros((3, 3, channels, 64))
+    program = str(jax.make_jaxpr(conv_upsampled)(x, kernel))
+    assert program.count("conv_general_dilated[") == convolutions
+    assert program.count("dot_general[") == (0 if convolutions else 9)
 
 
 @pytest.mark.full
@@ -71,9 +124,10 @@ def test_in_float32_its_error_is_that_of_the_direct_sum():
 
 # all at once, or an image at a time
 @pytest.mark.full
-@pytest.mark.parametrize("cache", [winograd.CACHE, 4 * 16 * 4 * 256 + 1])
-def test_a_wide_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, cache):
-    monkeypatch.setattr(winograd, "CACHE", cache)
+@pytest.mark.parametrize("memory", [winograd.MEMORY, 4 * 16 * 4 * 256 + 1])
+def test_a_wide_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, memory):
+    monkeypatch.setattr(winograd, "MEMORY", memory)
+    monkeypatch.setattr(winograd, "MIN_TILES", 1)
     x, kernel, y_bar = arrays(2, 4, 4, 128, 128)
 
     def ours(x, kernel):
@@ -100,18 +154,20 @@ def test_a_wide_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, cach
 @pytest.mark.parametrize(
     ("shape", "kernel", "expected"),
     [
-        ((8, 32, 32, 128), (3, 3, 128, 128), 2),  # the first level of the CIFAR-10 network, batch 8
+        ((8, 32, 32, 128), (3, 3, 128, 128), 1),  # the first level of the CIFAR-10 network, batch 8
+        ((128, 32, 32, 128), (3, 3, 128, 128), 4),
         ((8, 16, 16, 256), (3, 3, 256, 256), 1),
         ((8, 16, 16, 256), (3, 3, 256, 64), None),  # too few channels
         ((8, 16, 16, 256), (2, 2, 256, 256), None),  # of the upsampling
         ((8, 15, 16, 256), (3, 3, 256, 256), None),
         ((1, 256, 256, 128), (3, 3, 128, 128), None),  # not even an image fits
-        ((9, 32, 32, 128), (3, 3, 128, 128), 3),
+        ((99, 32, 32, 128), (3, 3, 128, 128), 3),
+        ((2, 64, 64, 960), (3, 3, 960, 320), 1),  # Stable Diffusion's, with and without the text
+        ((2, 16, 16, 1280), (3, 3, 1280, 1280), 1),
+        ((2, 8, 8, 1280), (3, 3, 1280, 1280), None),  # too few tiles
     ],
 )
-def test_wide_layers_of_even_maps_are_taken_in_parts_that_stay_in_the_cache(
-    shape, kernel, expected
-):
+def test_wide_layers_of_even_maps_are_taken_in_parts_that_fit_into_memory(shape, kernel, expected):
     assert winograd.num_parts(shape, kernel) == expected
 
 
@@ -122,6 +178,6 @@ def test_wide_layers_of_even_maps_are_taken_in_parts_that_stay_in_the_cache(
 def test_only_float32_of_stride_one_and_symmetric_padding_goes_there(changed, direct):
     changed = {"stride": 1, "padding": PADDING, "dtype": jnp.float32} | changed
     dtype = changed.pop("dtype")
-    x, kernel = jnp.zeros((2, 4, 4, 128), dtype), jnp.zeros((3, 3, 128, 128), dtype)
+    x, kernel = jnp.zeros((8, 8, 8, 128), dtype), jnp.zeros((3, 3, 128, 128), dtype)
     program = str(jax.make_jaxpr(lambda x, kernel: conv2d(x, kernel, **changed))(x, kernel))
     assert program.count("conv_general_dilated[") == direct
