@@ -48,7 +48,7 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
         sigma_data=diffusion.sigma_data,
     )
     make_loss(diffusion.loss, diffusion.weighting, variance=process.variance)
-    if few := config.distill.steps:
+    if few := config.distill.evaluations:
         few_levels(chain, few, first=config.distill.sigma_max, last=config.distill.sigma_last)
     if config.objective == "first_stage":
         return first_stages.FirstStageModel(

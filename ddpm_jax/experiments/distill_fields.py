@@ -4,14 +4,14 @@ from ddpm_jax.experiments.config_field import POSITIVE, Range, at_least, field, 
 from ddpm_jax.experiments.owners import DIFFUSION, FINE_TUNED
 
 MAX_STEPS = 64
-_DISTILLED = only("distill.steps")
+_DISTILLED = only("distill.evaluations")
 
 
 class Distill:
     """Consistency tuning: the weights of `init_from` become those of a model of few steps."""
 
     OF = DIFFUSION + FINE_TUNED
-    steps = field(
+    evaluations = field(
         0, "network evaluations of a sample; 0: as many as one likes", at_least(0, MAX_STEPS)
     )
     # Of the defaults here -0.5, 2 and 5 stages were best on the digits; Geng et al. 2024 have -1.1,

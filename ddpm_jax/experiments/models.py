@@ -185,10 +185,10 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
     def method(self) -> Method | None:
         """Return the few levels of a distilled model, or the method of the process."""
         c = self.config.distill
-        if not c.steps:
+        if not c.evaluations:
             return self.chain.method
-        times = few_levels(self.chain, c.steps, first=c.sigma_max, last=c.sigma_last)
-        return Method("consistency", c.steps, tuple(times.tolist()))
+        times = few_levels(self.chain, c.evaluations, first=c.sigma_max, last=c.sigma_last)
+        return Method("consistency", c.evaluations, tuple(times.tolist()))
 
     def init_params(self, key: jax.Array) -> Any:
         """Draw the initial parameters, float32."""

@@ -56,7 +56,7 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         return classifier_objective(
             apply, model.schedule, timestep_sampling=c.timestep_sampling, flip=config.data.flip
         )
-    if config.distill.steps:
+    if config.distill.evaluations:
         return consistency_objective(
             apply,
             model.process,

@@ -57,7 +57,7 @@ def distillation(
     levels = _by_level(trained, teacher, images)
     train = in_memory(found.train, rows).images
     draw = functools.partial(_frechet, train=train, settings=settings)
-    few = trained.model.config.distill.steps
+    few = trained.model.config.distill.evaluations
     student = {steps: draw(trained, *_few(trained, steps)) for steps in range(1, few + 1)}
     last = teacher.model.chain.num_timesteps
     by_ddim = {
@@ -104,7 +104,7 @@ def find_teacher(trained: TrainedModel) -> TrainedModel:
       UsageError: a model that was not distilled, or whose teacher is gone.
     """
     config = getattr(trained.model, "config", None)
-    if config is None or not config.distill.steps:
+    if config is None or not config.distill.evaluations:
         raise UsageError(
             "distillation compares a model of few steps with its teacher, and this one was not "
             "distilled: make one with the command distill."

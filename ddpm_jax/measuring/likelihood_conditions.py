@@ -61,7 +61,7 @@ def check_has_likelihood(model: DiffusionModel) -> None:
       UsageError: see above.
     """
     config = getattr(model, "config", None)
-    if config is not None and config.distill.steps:
+    if config is not None and config.distill.evaluations:
         raise UsageError(
             "This model was distilled: its output at a level is one image at the end of a path, "
             "not the mean of all that may be there, and so gives no bound and no flow. Measure "

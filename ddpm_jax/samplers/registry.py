@@ -204,6 +204,7 @@ def walked(
 
     Arguments and errors are those of `make_sampler`.
     """
+    check_chain(chain)
     scheduler = choose("kind of levels", levels, LEVELS) if isinstance(levels, str) else levels
     if scheduler is None:
         default = "linspace" if chain.method is None else chain.method.spacing

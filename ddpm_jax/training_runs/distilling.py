@@ -91,7 +91,7 @@ def distill_config(
     """Return the config of the run that distils a model: its own, and
 
     - `init_from`, `init_from_step` and `init_from_raw`: its weights;
-    - `distill.steps`; `distill.sigma_max`: the level at which samples begin, where noise is within
+    - `distill.evaluations`; `distill.sigma_max`: the level at which samples begin, where noise is within
       0.1 nats of noisy images, √(2.5 D) of D numbers, and at most 80 and the most that the process
       has; `distill.sigma_last`: at most a quarter of it;
     - `train.num_steps` and `optimizer.learning_rate`: 0.7 and 0.5 of the teacher's, by a cosine to
@@ -112,7 +112,7 @@ def distill_config(
     nats = PRIOR_NATS / MEAN_SQUARE
     largest = math.sqrt(math.prod(model.shape) / (2 * nats))
     of_process = math.exp(min(model.chain.log_sigmas[-1], math.log(LARGEST_SIGMA)))
-    config.distill.steps = settings.steps
+    config.distill.evaluations = settings.steps
     config.distill.sigma_max = float(f"{min(largest, of_process):.3g}")
     config.distill.sigma_last = min(config.distill.sigma_last, config.distill.sigma_max / 4)
     config.train.num_steps = max(1, round(SHARE_OF_UPDATES * config.train.num_steps))

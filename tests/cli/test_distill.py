@@ -34,7 +34,7 @@ def test_the_config_is_the_teachers_with_fewer_updates(trained):
     config = distill_config(teacher, trained, Distillation(steps=3))
     before = teacher.model.config
     assert (config.init_from, config.init_from_step) == (str(trained), teacher.step)
-    assert config.distill.steps == 3
+    assert config.distill.evaluations == 3
     most = np.sqrt(1 / teacher.model.schedule.alphas_bar[-1] - 1)  # a chain of 20 steps: 0.48
     assert config.distill.sigma_max == pytest.approx(float(most), rel=5e-3)
     assert config.distill.sigma_last == config.distill.sigma_max / 4

@@ -29,6 +29,8 @@ COMPUTING = (
     "export",
     "import_model",
     "verify",
+    "distill",
+    "compare",
 )
 
 # The command in a process of its own, which then says how many programs it found in the cache.
@@ -138,6 +140,8 @@ def test_a_command_keeps_its_programs_where_it_is_told_to(refused, config_file, 
         "export": ("--ckpt", tmp_path, "--out", tmp_path / "out"),
         "import_model": (tmp_path / "file", "--out", tmp_path / "out"),
         "verify": (tmp_path,),
+        "compare": (tmp_path / "file", tmp_path / "file"),
+        "distill": ("--ckpt", tmp_path, "--out", tmp_path / "out"),
         "edit": ("--ckpt", tmp_path, "--init_image", tmp_path / "photo.png"),
         "interpolate": ("--ckpt", tmp_path, "--interpolate_seeds", "1,2"),
         "reconstruct": ("--ckpt", tmp_path, "--reconstruct", tmp_path / "photo.png"),

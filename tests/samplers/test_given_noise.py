@@ -154,6 +154,7 @@ def test_the_samplers_that_draw_are_the_stochastic_ones():
     drawing = {name for name in SAMPLERS if make_sampler(name, CHAIN, spacing=TIMES).draws}
     assert drawing == {
         "ancestral",
+        "consistency",
         "euler_ancestral",
         "dpmpp_2m_sde",
         "dpmpp_3m_sde",
