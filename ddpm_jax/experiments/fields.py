@@ -396,7 +396,7 @@ class Eval:
     features = field("inception", "whose features: inception dinov2 clip digits pixels")
     feature_weights = field("", "file of the network's weights")
     sampler = field("ddim", "of the samples")
-    steps = field(20, "of the sampler", at_least(1, MAX_TIMESTEPS))
+    sample_steps = field(20, "of the sampler", at_least(1, MAX_TIMESTEPS))
     batch_size = field(100, "samples at a time, over all devices", up_to(1 << 16))
     keep_best = field(True, "the weights of the best one, as a run of their own in best/")
     patience = field(0, "evaluations without a better one that end the run; 0: never", at_least(0))

@@ -91,9 +91,9 @@ def distill_config(
     """Return the config of the run that distils a model: its own, and
 
     - `init_from`, `init_from_step` and `init_from_raw`: its weights;
-    - `distill.evaluations`; `distill.sigma_max`: the level at which samples begin, where noise is within
-      0.1 nats of noisy images, √(2.5 D) of D numbers, and at most 80 and the most that the process
-      has; `distill.sigma_last`: at most a quarter of it;
+    - `distill.evaluations`; `distill.sigma_max`: the level at which samples begin, where noise is
+      within 0.1 nats of noisy images, √(2.5 D) of D numbers, and at most 80 and the most that the
+      process has; `distill.sigma_last`: at most a quarter of it;
     - `train.num_steps` and `optimizer.learning_rate`: 0.7 and 0.5 of the teacher's, by a cosine to
       0: an update takes 4/3 of the time of one of the teacher's.
 

@@ -24,7 +24,7 @@ def make_draw(model: DiffusionModel) -> Callable[[Any, Progress], np.ndarray]:
       UsageError: a sampler, or a number of steps, that the model does not have.
     """
     config, key = model.config.eval, base_key(model.config.seed)
-    sampling = Sampling(sampler=config.sampler, steps=config.steps)
+    sampling = Sampling(sampler=config.sampler, steps=config.sample_steps)
     generator = make_generator(TrainedModel(model, Weights(()), 0, "ema"), sampling)
     generate = generator.compiled(together=True)
 

@@ -49,7 +49,7 @@ def test_a_distilled_run_is_a_run_with_a_certificate(invoke, refused, trained, t
     few = ("--config.train.num_steps=6", "--config.distill.sigma_max=0.4")
     invoke("distill", "--ckpt", trained, "--steps", "2", "--out", out, *few)
     config = read_config(out, 6)
-    assert config["distill"]["steps"] == 2
+    assert config["distill"]["evaluations"] == 2
     certificates = list((out / "evaluation").glob("distillation_*.json"))
     assert len(certificates) == 1
     record = json.loads(certificates[0].read_text())

@@ -16,7 +16,13 @@ from ddpm_jax.measuring.feature_metrics import FEATURE_METRICS
 from ddpm_jax.measuring.image_comparison import compare_images
 from ddpm_jax.measuring.running_comparison import RunningComparison
 
-EVAL = {"metric": "fid", "every_steps": 4, "num_samples": 6, "features": "digits", "steps": 2}
+EVAL = {
+    "metric": "fid",
+    "every_steps": 4,
+    "num_samples": 6,
+    "features": "digits",
+    "sample_steps": 2,
+}
 EVAL |= {"batch_size": 4}
 
 
@@ -106,7 +112,7 @@ def test_what_cannot_be_evaluated_is_refused_before_training(fields, tmp_path):
         ({"features": "dgits"}, "Did you mean 'digits'"),
         ({"sampler": "dim"}, "Unknown sampler"),
         ({"metric": "fid_infinity"}, "take more than 320 samples"),
-        ({"steps": 21}, "21"),
+        ({"sample_steps": 21}, "21"),
         (
             {"metric": "is", "features": "pixels", "num_samples": 10},
             "needs a network that classifies",
