@@ -9,6 +9,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain, check_chain
 from ddpm_jax.diffusion.clipping import CLIPPINGS
@@ -153,12 +154,17 @@ def check_output(variance: Variance, output: chex.Array, x_t: chex.Array) -> Non
 def check_determines_x_0(schedule: Schedule, parameterization: Parameterization) -> None:
     """Refuse eps or score on a schedule that reaches alphas_bar = 0, with nothing of x_0 in x_t.
 
+    A network of the score, which is given x_t / √ᾱ, is refused where the square of that is no
+    number of the tables' type either.
+
     Raises:
       UsageError: see above; a traced schedule passes unchecked.
     """
     if isinstance(schedule.alphas_bar, jax.core.Tracer):
         return
-    if parameterization in (EPS, SCORE) and schedule.alphas_bar[-1] == 0:
+    last = schedule.alphas_bar[-1]
+    too_noisy = parameterization is SCORE and last < np.finfo(last.dtype).tiny
+    if too_noisy or (parameterization is EPS and last == 0):
         raise UsageError(
             f"This schedule ends at alphas_bar = 0, where {parameterization.name} does not "
             "determine x_0: predict x_0 or v."
