@@ -92,7 +92,7 @@ def test_a_command_draws_the_pictures_that_training_drew(invoke, runs):
         np.testing.assert_array_equal(np.asarray(Image.open(ours)), np.asarray(Image.open(path)))
 
 
-@pytest.mark.full
+@pytest.mark.slow
 def test_the_same_command_resumes(invoke, runs, config_file):
     result = invoke("train", "--config", config_file(4), "--workdir", runs["vq"], *overrides("vq"))
     assert result.code == 0
