@@ -267,7 +267,7 @@ class ADMUNet(EDMUNet):
 
     @property
     def attends_in_middle(self) -> bool:
-        """Whether there is attention between the ways down and up."""
+        """Whether there is attention between the ways down and up: with channels for a head."""
         return self.widths[-1] >= HEAD_CHANNELS
 
     @nn.compact
@@ -306,20 +306,6 @@ class ADMUNet(EDMUNet):
             )
             temb = temb + classes(self.one_hot(condition.label))
         return nn.swish(temb)
-
-    @nn.nowrap
-    def middle(
-        self,
-        h: jax.Array,
-        temb: jax.Array | None,
-        dropout_keys: jax.Array | None,
-        context: jax.Array | None = None,
-    ) -> jax.Array:
-        """Apply the two blocks at the bottom and, with channels for a head, attention."""
-        if self.attends_in_middle:
-            return super().middle(h, temb, dropout_keys, context)
-        h = self.block(h, temb, dropout_keys, self.widths[-1], "mid_block_1")
-        return self.block(h, temb, dropout_keys, self.widths[-1], "mid_block_2")
 
 
 def check_song_unet(unet: SongUNet, height: int, width: int) -> None:

@@ -295,10 +295,11 @@ class Pyramid(nn.Module):
         dropout_keys: jax.Array | None,
         context: jax.Array | None = None,
     ) -> jax.Array:
-        """Apply the two blocks at the bottom and the attention between them."""
+        """Apply two blocks at the bottom and, if `attends_in_middle`, attention between them."""
         _, features, _ = self.levels[-1]
         h = self.block(h, temb, dropout_keys, features, "mid_block_1")
-        h = self.attention(h, context, -1, self.heads[-1], "mid_attn_1")
+        if self.attends_in_middle:
+            h = self.attention(h, context, -1, self.heads[-1], "mid_attn_1")
         return self.block(h, temb, dropout_keys, features, "mid_block_2")
 
     @nn.nowrap

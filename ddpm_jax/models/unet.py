@@ -68,9 +68,6 @@ class UNet(Trunk):
         context: jax.Array | None = None,
     ) -> jax.Array:
         """Apply what `mid_block` says to the lowest level."""
-        if self.mid_block == "blocks":
-            h = self.block(h, temb, dropout_keys, self.widths[-1], "mid_block_1")
-            return self.block(h, temb, dropout_keys, self.widths[-1], "mid_block_2")
         if self.mid_block == "none":
             return h
         return super().middle(h, temb, dropout_keys, context)
