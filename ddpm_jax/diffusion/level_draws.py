@@ -86,3 +86,8 @@ def quantiles(key: chex.PRNGKey, index: chex.Array, *, antithetic: bool) -> chex
     # quantiles are infinite, and both are exact.
     u = jax.vmap(jax.random.uniform)(keys) + 2.0**-24
     return jnp.where(index % 2 == 0, u, 1 - u) if antithetic else u
+
+
+def numbered(quantile: chex.Array, num_timesteps: int) -> chex.Array:
+    """Return quantiles in [0, 1) as int32 in 0..T-1: the numbers by which losses are recorded."""
+    return jnp.minimum((quantile * num_timesteps).astype(jnp.int32), num_timesteps - 1)

@@ -14,7 +14,7 @@ from ddpm_jax.diffusion import timesteps
 from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import choose
-from ddpm_jax.randomness import example_keys, stream
+from ddpm_jax.randomness import example_keys, normal, stream
 from ddpm_jax.training.objective import QUARTILES, Objective, batch_x_0, by_time, loss_over_time
 
 # (params, x_t [B, H, W, C], time float32 [B], dropout keys [B]) -> logits [B, K]
@@ -56,9 +56,7 @@ def classifier_objective(
     def loss_fn(params, frozen, state, batch, key, index):
         x_0, label = batch_x_0(batch, key, index, flip=flip), batch["label"]
         t = draw_t(stream(key, "t"), index, num_timesteps)
-        eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(
-            example_keys(key, "eps", index)
-        )
+        eps = normal(example_keys(key, "eps", index), x_0.shape[1:])
         x_t = q_sample(schedule, x_0, t, eps)
         logits = apply(
             params, x_t, jnp.asarray(schedule.timesteps)[t], example_keys(key, "dropout", index)

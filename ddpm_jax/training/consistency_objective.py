@@ -10,25 +10,14 @@ import numpy as np
 from ddpm_jax.diffusion import consistency
 from ddpm_jax.diffusion.chain import Chain, ContinuousChain
 from ddpm_jax.diffusion.gaussian import q_sample
-from ddpm_jax.diffusion.level_draws import quantiles
+from ddpm_jax.diffusion.level_draws import numbered, quantiles
 from ddpm_jax.diffusion.parameterization import MU, edm_parameterization
 from ddpm_jax.diffusion.process import Process, check_output
 from ddpm_jax.diffusion.schedules import single_levels
 from ddpm_jax.errors import UsageError
-from ddpm_jax.randomness import example_keys, stream
-from ddpm_jax.training.conditioning import (
-    UNCONDITIONAL,
-    Conditioning,
-    drop_labels,
-    make_condition,
-)
-from ddpm_jax.training.objective import (
-    ApplyTrain,
-    Objective,
-    augmented,
-    batch_x_0,
-    loss_over_time,
-)
+from ddpm_jax.randomness import stream
+from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning
+from ddpm_jax.training.objective import ApplyTrain, Objective, draw_examples, loss_over_time
 
 
 class Tuning(NamedTuple):
@@ -131,19 +120,18 @@ def consistency_objective(
         return process.parameterization.to_x_0(schedule, x_t, row, value)
 
     def loss_fn(params, frozen, count, batch, key, index):
-        x_0 = batch_x_0(batch, key, index, flip=flip)
+        # the same dropout at both levels, so that they differ in nothing else
+        x_0, eps, *inputs = draw_examples(
+            batch,
+            key,
+            index,
+            flip=flip,
+            conditioning=conditioning,
+            augment_probability=augment_probability,
+        )
         u = quantiles(stream(key, "t"), index, antithetic=False)
         drawn = tuning.log_mean + tuning.log_std * jax.scipy.special.ndtri(u)
         log_sigma = jnp.clip(drawn, lowest, highest)
-        eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(
-            example_keys(key, "eps", index)
-        )
-        given = batch.get("label"), batch.get("context")
-        condition = make_condition(conditioning, x_0, *given)
-        condition = drop_labels(conditioning, condition, example_keys(key, "label", index))
-        x_0, condition = augmented(x_0, condition, key, index, augment_probability)
-        # the same dropout at both levels, so that they differ in nothing else
-        inputs = condition, example_keys(key, "dropout", index)
 
         stage = jnp.minimum(count // tuning.steps_per_stage, tuning.num_stages - 1)
         sigma = jnp.exp(log_sigma)
@@ -163,8 +151,7 @@ def consistency_objective(
         found = denoise(params, schedule, x_0, eps, *inputs)
         loss = consistency.consistency_loss(found, wanted, sigma, earlier, huber=tuning.huber)
         loss = weight(schedule, jnp.arange(len(x_0))) * loss
-        num_timesteps = levels.num_timesteps
-        t = jnp.minimum((u * num_timesteps).astype(jnp.int32), num_timesteps - 1)
+        t = numbered(u, levels.num_timesteps)
         return loss, ConsistencyAux(t, loss, jnp.broadcast_to(stage, loss.shape))
 
     def metrics(aux: ConsistencyAux) -> dict[str, Any]:

@@ -4,21 +4,20 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from ddpm_jax.data.augmentation import augment, augmentation_labels, draw_augmentation
 from ddpm_jax.data.transforms import random_flip, to_model_range
 from ddpm_jax.diffusion import timesteps
 from ddpm_jax.diffusion.chain import Chain, ContinuousChain
-from ddpm_jax.diffusion.level_draws import LogSigma, quantiles
+from ddpm_jax.diffusion.level_draws import LogSigma, numbered, quantiles
 from ddpm_jax.diffusion.losses import Loss, training_losses, uniform_weight
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import Schedule, single_levels
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.monitoring.averages import ByTime
-from ddpm_jax.randomness import example_keys, stream
+from ddpm_jax.randomness import example_keys, normal, stream
 from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, drop_labels, make_condition
 
 GIVEN = "x_0"  # in a batch instead of an image: [B, h, w, c], as the model sees it
@@ -80,20 +79,46 @@ def batch_x_0(batch: Any, key: chex.PRNGKey, index: chex.Array, *, flip: bool) -
     return random_flip(x_0, example_keys(key, "flip", index)) if flip else x_0
 
 
-def augmented(
-    x_0: chex.Array,
-    condition: Condition | None,
+class Examples(NamedTuple):
+    """B images to be diffused, and what else is drawn for them."""
+
+    x_0: chex.Array  # float32 [B, H, W, C]
+    eps: chex.Array  # standard normal, of the shape of x_0
+    condition: Condition | None
+    dropout_keys: chex.PRNGKey  # [B]
+
+
+def draw_examples(
+    batch: Any,
     key: chex.PRNGKey,
     index: chex.Array,
-    probability: float,
-) -> tuple[chex.Array, Condition | None]:
-    """Return images transformed at random, and the condition that says how, unless `probability`
-    of each transformation is 0."""
-    if not probability:
-        return x_0, condition
-    augmentation = draw_augmentation(example_keys(key, "augment", index), probability)
-    told = augmentation_labels(augmentation)
-    return augment(x_0, augmentation), (condition or Condition())._replace(augment=told)
+    *,
+    flip: bool,
+    conditioning: Conditioning,
+    augment_probability: float,
+) -> Examples:
+    """Draw all that an objective of x_t needs but the noise levels.
+
+    Args:
+      batch: of `diffusion_objective`.
+      key: of the step.
+      index: of each example in the global batch, int [B].
+      flip: mirror each image with probability 1/2.
+      conditioning: the conditions of the model; labels are dropped here.
+      augment_probability: of each transformation of `augmentation.draw_augmentation`, which the
+        condition then describes.
+    """
+    x_0 = batch_x_0(batch, key, index, flip=flip)
+    given = batch.get("label"), batch.get("context")
+    condition = make_condition(conditioning, x_0, *given)
+    condition = drop_labels(conditioning, condition, example_keys(key, "label", index))
+    if augment_probability:
+        augmentation = draw_augmentation(example_keys(key, "augment", index), augment_probability)
+        x_0 = augment(x_0, augmentation)
+        labels = augmentation_labels(augmentation)
+        condition = (condition or Condition())._replace(augment=labels)
+    eps = normal(example_keys(key, "eps", index), x_0.shape[1:])
+    return Examples(x_0, eps, condition, example_keys(key, "dropout", index))
 
 
 class DiffusionAux(NamedTuple):
@@ -166,7 +191,7 @@ def continuous_levels(
     def draw(history, key, index):
         u = quantiles(key, index, antithetic=timestep_sampling == "antithetic")
         level, num_timesteps = log_sigma(u), chain.num_timesteps
-        t = jnp.minimum((u * num_timesteps).astype(jnp.int32), num_timesteps - 1)
+        t = numbered(u, num_timesteps)
         schedule = single_levels(-level, chain.network_times_of(level))
         return Drawn(schedule, jnp.arange(len(index)), t, jnp.ones(index.shape))
 
@@ -214,22 +239,21 @@ def diffusion_objective(
     )
 
     def loss_fn(params, frozen, history, batch, key, index):
-        x_0 = batch_x_0(batch, key, index, flip=flip)
-        drawn = draw_levels(history, stream(key, "t"), index)
-        eps = jax.vmap(lambda k: jax.random.normal(k, x_0.shape[1:]))(
-            example_keys(key, "eps", index)
+        example = draw_examples(
+            batch,
+            key,
+            index,
+            flip=flip,
+            conditioning=conditioning,
+            augment_probability=augment_probability,
         )
-        given = batch.get("label"), batch.get("context")
-        condition = make_condition(conditioning, x_0, *given)
-        condition = drop_labels(conditioning, condition, example_keys(key, "label", index))
-        x_0, condition = augmented(x_0, condition, key, index, augment_probability)
-        dropout_keys = example_keys(key, "dropout", index)
+        drawn = draw_levels(history, stream(key, "t"), index)
         result = training_losses(
-            lambda x_t, time: apply(params, x_t, time, condition, dropout_keys),
+            lambda x_t, time: apply(params, x_t, time, example.condition, example.dropout_keys),
             drawn.schedule,
-            x_0,
+            example.x_0,
             drawn.row,
-            eps,
+            example.eps,
             process=process,
             loss=loss,
         )

@@ -45,7 +45,7 @@ def _draws():
     x_0 = np.random.default_rng(0).uniform(-1, 1, (B, *SHAPE))
     eps = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(example_keys(KEY, "eps", INDEX))
     keys = jax.vmap(jax.random.fold_in, (None, 0))(stream(KEY, "t"), INDEX)
-    u = jax.vmap(lambda key: jax.random.uniform(key, minval=jnp.finfo(jnp.float32).tiny))(keys)
+    u = jax.vmap(jax.random.uniform)(keys) + 2.0**-24
     return x_0, np.asarray(eps, np.float64), np.asarray(jax.scipy.special.ndtri(u), np.float64)
 
 
