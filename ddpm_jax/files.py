@@ -114,6 +114,18 @@ def _bucket_paths() -> Any:
     return epath.Path
 
 
+def user_cache() -> pathlib.Path | None:
+    """Return the user's directory for what can be made again, perhaps not there yet.
+
+    It is $DDPM_JAX_CACHE, or ddpm_jax in $XDG_CACHE_HOME or ~/.cache; None where that is no
+    absolute path: there is no home.
+    """
+    own = os.environ.get("DDPM_JAX_CACHE")
+    around = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    place = pathlib.Path(own) if own else pathlib.Path(around) / "ddpm_jax"
+    return place if place.is_absolute() else None
+
+
 def open_file(path: str | os.PathLike) -> BinaryIO:
     """Open a file to read its bytes.
 

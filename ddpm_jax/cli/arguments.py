@@ -38,8 +38,8 @@ class Devices(Settings):
     compilation_cache: str | None = setting(
         None,
         "Keep compiled programs there: the next process with the same model and devices starts "
-        "without compiling them. By default ddpm_jax/compiled in the user's cache directory, of at "
-        f"most 2 GiB; {NOWHERE} for nowhere.",
+        "without compiling them. By default compiled in $DDPM_JAX_CACHE, else ddpm_jax/compiled in "
+        f"the user's cache directory, of at most 2 GiB; {NOWHERE} for nowhere.",
         path=True,
         metavar="DIR",
     )

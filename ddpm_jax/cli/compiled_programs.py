@@ -17,6 +17,8 @@ from collections.abc import Callable
 
 import jaxlib
 
+from ddpm_jax.files import user_cache
+
 LIMIT = 2**31  # bytes; a training step of the largest networks takes some MB
 _ENTRY = "*-cache"  # as JAX names them
 _CHECKED = "checked"  # an empty file: older entries have been read
@@ -29,10 +31,10 @@ def own_directory() -> pathlib.Path | None:
     None where there is none: no home, a disk that cannot be written, or a directory that others
     may write to, whose programs JAX would run.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if not os.path.isabs(root):
+    root = user_cache()
+    if root is None:
         return None
-    directory = pathlib.Path(root) / "ddpm_jax" / "compiled" / _machine()
+    directory = root / "compiled" / _machine()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()

@@ -18,11 +18,11 @@ import sys
 from collections.abc import Sequence
 
 from ddpm_jax.cli.arguments import Parser
-from ddpm_jax.cli.command import INTERRUPTED, run
+from ddpm_jax.cli.command import run
 from ddpm_jax.cli.devices import how_to_call
 from ddpm_jax.cli.shared_flags import Limit, Processes, check_names_a_run, prepare
+from ddpm_jax.cli.training_command import exit_code, say_how_to_resume
 from ddpm_jax.distributed import hosts
-from ddpm_jax.distributed.interrupt import Wish
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.fields import FIELDS
@@ -72,12 +72,8 @@ def main(argv: Sequence[str]) -> int:
     result = run_training(config, new_run, interrupt=interrupt)
     if not result.is_finished:
         if hosts.is_primary():
-            say(
-                f"saved step {result.step} in {result.workdir}. To resume, give the same command "
-                "again.",
-                file=sys.stderr,
-            )
-        return INTERRUPTED if result.interrupted_by == Wish.SIGINT else 0
+            say_how_to_resume(result)
+        return exit_code(result)
     with interrupt:
         text, paths = certify(load_trained(result.workdir), result.workdir / "evaluation")
     if hosts.is_primary():

@@ -21,11 +21,11 @@ import sys
 from collections.abc import Sequence
 
 from ddpm_jax.cli.arguments import NOWHERE, Parser
-from ddpm_jax.cli.command import INTERRUPTED, run
+from ddpm_jax.cli.command import run
 from ddpm_jax.cli.devices import how_to_call
 from ddpm_jax.cli.shared_flags import Processes, prepare
+from ddpm_jax.cli.training_command import exit_code, say_how_to_resume
 from ddpm_jax.distributed import hosts
-from ddpm_jax.distributed.interrupt import Wish
 from ddpm_jax.errors import say
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.fields import FIELDS
@@ -73,17 +73,13 @@ def main(argv: Sequence[str]) -> int:
     result = run_training(config, run, interrupt=interrupt)
     if hosts.is_primary():
         _say_what_is_next(result, config.objective)
-    # SIGTERM and the time limit are a scheduler's wishes, and granted.
-    return INTERRUPTED if result.interrupted_by == Wish.SIGINT else 0
+    return exit_code(result)
 
 
 def _say_what_is_next(result: TrainingResult, objective: str) -> None:
     workdir, step = result.workdir, result.step
     if not result.is_finished:
-        say(
-            f"saved step {step} in {workdir}. To resume, give the same command again.",
-            file=sys.stderr,
-        )
+        say_how_to_resume(result)
         return
     pictures = f"  samples  {grid_path(workdir, step)}\n" if objective in PICTURED else ""
     say(f"done: {step} steps\n{pictures}  loss     {result.curve}")

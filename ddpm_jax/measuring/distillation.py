@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax.checkpoints.reader import read_config
 from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.data.sources import Source
 from ddpm_jax.data.transforms import to_model_range
@@ -16,8 +17,8 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.batches import image_batches
 from ddpm_jax.evaluation.flow_ends import FlowDistances, FlowMap, flow_distances
 from ddpm_jax.evaluation.pixel_frechet import check_pixel_sets, pixel_frechet_distance
-from ddpm_jax.experiments.datasets import load_evaluated
 from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.experiments.run_settings import INIT_FROM
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, SampleQuality
 from ddpm_jax.measuring.likelihood_conditions import batch_reader, condition_of
@@ -54,7 +55,7 @@ def distillation(
     teacher = find_teacher(trained)
     found = open_samples("distillation", trained, images, settings, directory)
     rows, _ = check_pixel_sets(found.train, None, num_samples=settings.num_samples)
-    levels = _by_level(trained, teacher, images)
+    levels = _by_level(trained, teacher, found.held_out)
     train = in_memory(found.train, rows).images
     draw = functools.partial(_frechet, train=train, settings=settings)
     few = trained.model.config.distill.evaluations
@@ -101,7 +102,7 @@ def find_teacher(trained: TrainedModel) -> TrainedModel:
     """Return the model that a distilled one was begun from.
 
     Raises:
-      UsageError: a model that was not distilled, or whose teacher is gone.
+      UsageError: a model that was not distilled, or whose teacher is gone or has changed.
     """
     config = getattr(trained.model, "config", None)
     if config is None or not config.distill.evaluations:
@@ -110,26 +111,28 @@ def find_teacher(trained: TrainedModel) -> TrainedModel:
             "distilled: make one with the command distill."
         )
     try:
-        return load_trained(
+        teacher = load_trained(
             config.init_from, step=config.init_from_step, raw_weights=config.init_from_raw
         )
     except UsageError as error:
         raise UsageError(f"The teacher of this model: {error}") from error
+    begun_from = read_config(trained.directory, trained.step)[INIT_FROM]
+    if teacher.sha256 != begun_from["sha256"]:
+        raise UsageError(
+            f"The teacher of this model, {config.init_from}, has changed since (SHA-256 "
+            f"{begun_from['sha256'][:12]} then, {teacher.sha256[:12]} now)."
+        )
+    return teacher
 
 
-def _by_level(
-    trained: TrainedModel, teacher: TrainedModel, images: EvaluatedImages
-) -> FlowDistances:
-    config = trained.model.config
-    split = images.split or config.data.test_split
-    source, _ = load_evaluated(trained, split, data_dir=images.data_dir)
+def _by_level(trained: TrainedModel, teacher: TrainedModel, source: Source) -> FlowDistances:
     x_0, eps, condition = _noisy(trained, source)
     lowest, highest = (
         pick(model.chain.log_sigmas[end] for model in (trained.model, teacher.model))
         for pick, end in ((max, 0), (min, -1))
     )
     lowest = max(np.exp(lowest), LOWEST)
-    highest = min(np.exp(highest), config.distill.sigma_max)
+    highest = min(np.exp(highest), trained.model.config.distill.sigma_max)
     maps = (
         FlowMap(
             model.model.chain,

@@ -11,8 +11,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +21,7 @@ from ddpm_jax import __version__
 from ddpm_jax.archives import BadArchive, read_npz
 from ddpm_jax.distributed import hosts
 from ddpm_jax.evaluation.frechet import gaussian_statistics
-from ddpm_jax.files import as_path, is_refusal, read_file, write_atomically
+from ddpm_jax.files import as_path, is_refusal, read_file, user_cache, write_atomically
 from ddpm_jax.monitoring.results import machine
 
 LARGEST = 2**30  # bytes of an entry: a set with larger features is not kept
@@ -80,18 +78,16 @@ class FeatureCache:
 
 
 def open_cache(place: str | None) -> FeatureCache | None:
-    """Return the cache in a directory; by default that of the user, for "none" no cache.
+    """Return the cache in a directory, for "none" no cache.
 
-    The user's is `features` in $DDPM_JAX_CACHE, or ddpm_jax in $XDG_CACHE_HOME or ~/.cache.
+    By default it is `features` in that of the user, `files.user_cache`, if there is one.
     """
     if place == "none":
         return None
     if place is not None:
         return FeatureCache(as_path(place))
-    own = os.environ.get("DDPM_JAX_CACHE")
-    around = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    folder = pathlib.Path(own) if own else pathlib.Path(around) / "ddpm_jax"
-    return FeatureCache(folder / "features")
+    own = user_cache()
+    return None if own is None else FeatureCache(own / "features")
 
 
 def _can_be_kept(decides: Mapping[str, Any]) -> bool:

@@ -26,6 +26,7 @@ def home(tmp_path, monkeypatch):
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("DDPM_JAX_CACHE", raising=False)
     yield tmp_path
     for name, value in before.items():
         jax.config.update(name, value)
@@ -43,6 +44,11 @@ def test_unasked_programs_are_kept_in_the_users_cache_directory(home):
     kept = pathlib.Path(jax.config.jax_compilation_cache_dir)
     assert kept.parent == home / "ddpm_jax" / "compiled"
     assert kept.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_variable_of_all_that_is_kept_names_another_place(home, monkeypatch):
+    monkeypatch.setenv("DDPM_JAX_CACHE", str(home / "mine"))
+    assert compiled_programs.own_directory().parent == home / "mine" / "compiled"
 
 
 def test_none_keeps_nothing(home):
@@ -108,7 +114,8 @@ def test_tidy_removes_the_longest_unused_beyond_the_limit(tmp_path):
 def test_a_second_command_starts_from_the_programs_of_the_first(tmp_path):
     """Also after they were damaged, and both at once; nothing is said of it."""
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
-    del environment["JAX_COMPILATION_CACHE_DIR"]
+    for name in ("JAX_COMPILATION_CACHE_DIR", "DDPM_JAX_CACHE"):
+        environment.pop(name, None)
 
     def start(name):
         argv = ["sample.py", "--ckpt", TEN_STEPS, "--num_samples", "2", "--out", tmp_path / name]
