@@ -7,7 +7,7 @@ threads and precision.
 From images in uint8 to 2,048 features and 1,008 logits on the host, with what belongs to it:
 resizing to 299x299 as TensorFlow 1 does. The weights are random; both must return the same before
 they are timed. Runs are interleaved, since other work on the machine disturbs all alike; medians of
-images/s are reported with the fastest run, and images by second of the threads' time on a processor.
+images/s are reported with the fastest run, and images by second of the threads' processor time.
 PyTorch is also given its weights and images in the layout channels_last, which torch-fidelity does
 not take. Both use the GPU if both can, else the CPU with the same number of threads. A ratio above
 1 means that ours is faster.

@@ -59,7 +59,7 @@ def measure(source: pathlib.Path) -> dict:
     def report(part: str) -> None:
         parts.append((part, time.perf_counter(), time.process_time()))
         peaks.append(peak())
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (Linux)
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here (Linux)
 
     jax.numpy.zeros(1).block_until_ready()  # the start of JAX is not that of the import
     report("opening the files")

@@ -1,11 +1,11 @@
-"""Seconds from typing a command to what one waits for, beside a process that only starts JAX.
+"""Seconds from typing a command to its result, compared with a process that only starts JAX.
 
     python benchmarks/start_up.py [--config configs/digits.py] [--config.train.batch_size=8 ...]
 
 `train.py` to its first step, which is done when its record is on disk; `sample.py --steps 50` and
 `evaluate.py --metric bpd --timestep_stride 100`, to their results, of the run of that one step;
-`import ddpm_jax` with `ddpm_jax.load`. Each is a process of its own, without compiled programs kept,
-with an empty place for them (the first start of a user), and with what that start has left there.
+`import ddpm_jax` with `ddpm_jax.load`. Each is a process of its own: without compiled programs kept,
+with an empty place for them (a user's first start), and with what that start has left there.
 The yardstick imports JAX and compiles one convolution, in turns with them.
 """
 

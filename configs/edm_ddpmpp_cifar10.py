@@ -15,7 +15,7 @@ from ddpm_jax.experiments.config import load_config
 
 def get_config():
     config = load_config(pathlib.Path(__file__).with_name("edm_cifar10.py"))
-    config.data.flip = False  # the network is told of every flip
+    config.data.flip = False  # the augmentation flips, and conditions the network on it
     config.data.augment = 0.12
     config.model.name = "song_unet"
     config.model.ch_mult = (2, 2, 2)

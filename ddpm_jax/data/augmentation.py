@@ -74,7 +74,7 @@ def draw_augmentation(keys: jax.Array, p: float) -> Augmentation:
 
 
 def augmentation_labels(augmentation: Augmentation) -> jax.Array:
-    """Return what a network is told, float32 [B, 9]; zeros for an image as it was."""
+    """Return the condition of a network, float32 [B, 9]; zeros for an unchanged image."""
     flip_x, flip_y, size, angle, stretch, axis, shift = augmentation
     turned = jnp.cos(angle) - 1, jnp.sin(angle)
     stretched = stretch * jnp.cos(axis), stretch * jnp.sin(axis)

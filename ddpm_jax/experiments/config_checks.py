@@ -175,8 +175,8 @@ def _check_augmentation(config: ConfigDict) -> None:
     what = f"data.augment is {config.data.augment}, but"
     if config.edm_unet.augment_dim != LABELS:
         raise UsageError(
-            f"{what} the network is told of an augmentation in {config.edm_unet.augment_dim} "
-            f"numbers, not {LABELS}: set edm_unet.augment_dim to {LABELS}."
+            f"{what} the network has as its condition {config.edm_unet.augment_dim} "
+            f"numbers of an augmentation, not {LABELS}: set edm_unet.augment_dim to {LABELS}."
         )
     if config.data.flip:
         raise UsageError(

@@ -95,7 +95,7 @@ class Data:
     flip = field(True, "mirror training images at random")
     augment = field(
         0.0,
-        "probability of each of EDM's transformations, which the network is told; 0: none",
+        "probability of each of EDM's transformations, which condition the network; 0: none",
         Range(at_least=0, at_most=1),
         of=DIFFUSION + EDM_UNET,
     )

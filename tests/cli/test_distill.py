@@ -11,6 +11,7 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.loading import load_trained
+from ddpm_jax.measuring import distillation
 from ddpm_jax.samplers.consistency import few_levels
 from ddpm_jax.tasks.sampling import make_generator
 from ddpm_jax.tasks.sampling_settings import Sampling
@@ -44,7 +45,9 @@ def test_the_config_is_the_teachers_with_fewer_updates(trained):
 
 
 @pytest.mark.slow
-def test_a_distilled_run_is_a_run_with_a_certificate(invoke, refused, trained, tmp_path):
+def test_a_distilled_run_is_a_run_with_a_certificate(
+    invoke, refused, trained, tmp_path, monkeypatch
+):
     out = tmp_path / "two_steps"
     few = ("--config.train.num_steps=6", "--config.distill.sigma_max=0.4")
     invoke("distill", "--ckpt", trained, "--steps", "2", "--out", out, *few)
@@ -67,9 +70,14 @@ def test_a_distilled_run_is_a_run_with_a_certificate(invoke, refused, trained, t
     says = ["This model was distilled", str(trained)]
     for metric in ("bpd", "bpd_ode", "rate_distortion"):
         refused("evaluate", "--ckpt", out, "--metric", metric, says=says)
-    # again: the run is there and done, and the certificate is measured anew
+    # again: the run is there and done, and the certificate is measured once more
     again = invoke("distill", "--ckpt", trained, "--steps", "2", "--out", out, *few)
     assert "distillation" in again.out or "evaluations" in again.out
+
+    other = {"begun_from": {"sha256": "0" * 64}}
+    monkeypatch.setattr(distillation, "read_config", lambda *args: other)
+    says = ["The teacher of this model", "has changed since"]
+    refused("evaluate", "--ckpt", out, "--metric", "distillation", says=says)
 
 
 @pytest.mark.full

@@ -80,7 +80,7 @@ def test_a_point_on_a_sphere_is_inside_whatever_the_tiles(monkeypatch):
 
 
 def test_of_one_distribution_density_and_coverage_are_known():
-    """P(a sample is among the k nearest of N points to a real one) = k / N, for any distribution."""
+    """P(a sample is among the k nearest of N points to a real one) = k / N, however distributed."""
     found = [
         neighbour_measures(_normal(30, 2, seed) ** 3, _normal(20, 2, 10_000 + seed) ** 3)
         for seed in range(200)

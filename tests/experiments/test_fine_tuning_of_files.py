@@ -1,4 +1,4 @@
-"""`init_from` files of another project: other classes, images of another size, what does not fit."""
+"""`init_from` files of another project: other classes, another image size, what does not fit."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Networks some tensors of which are of other shapes or types are refused in a sentence, or read."""
+"""Networks with tensors of other shapes or types are refused in a sentence, or read."""
 
 import pathlib
 

@@ -34,7 +34,7 @@ def looked_at(monkeypatch):
 
 @pytest.fixture
 def pictures():
-    """Two sets of grey pictures that differ in their mean, uint8 [60, 4, 4, 1] and [50, 4, 4, 1]."""
+    """Two sets of grey pictures of different means, uint8 [60, 4, 4, 1] and [50, 4, 4, 1]."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(100, 30, (60, 4, 4, 1)), rng.normal(120, 40, (50, 4, 4, 1))
     return tuple(np.clip(x, 0, 255).astype(np.uint8) for x in (a, b))

@@ -47,7 +47,7 @@ def measure(monkeypatch, trained, tmp_path):
 
 
 def _samples(splits, planted):
-    """Digits moved by a pixel, as a model that remembers nothing might draw; and training digits."""
+    """Digits moved by a pixel, as a model without memory might draw them; and training digits."""
     samples = np.roll(splits["test"].images[:60], 1, axis=2)
     samples[:planted] = splits["train"].images[100 : 100 + planted]
     return samples

@@ -1,4 +1,4 @@
-"""The objective of a process in continuous time: which levels it draws, and what the network sees."""
+"""The objective of a process in continuous time: the levels drawn, and the network's inputs."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def seen_by_a_network_of_zeros(process, prediction, levels):
 
 
 def test_edm_sees_and_predicts_numbers_of_variance_one_at_lognormal_levels():
-    """Karras et al. 2022, appendix B.6; ln σ ~ N(-1.2, 1.2²), of which the network gets a quarter."""
+    """Karras et al. 2022, appendix B.6; ln σ ~ N(-1.2, 1.2²), and the network gets ln σ / 4."""
     x, time, loss, t = seen_by_a_network_of_zeros("edm", "edm", "lognormal")
     assert np.mean(x**2) == pytest.approx(1, abs=5 * SQUARE)
     assert np.mean(loss) == pytest.approx(1, abs=5 * SQUARE)
