@@ -123,6 +123,23 @@ class Chain:
         """
         return np.interp(np.log(sigmas), self.log_sigmas, np.arange(self.num_timesteps))
 
+    def nearest_steps(self, sigmas: np.ndarray) -> np.ndarray:
+        """Return the t in 0..T-1 whose σ is nearest, int64 of the shape of `sigmas`.
+
+        So EDM's samplers round levels for a network trained on T steps (Karras et al. 2022, table
+        1, "iDDPM"). In the middle between two it is the noisier.
+
+        Raises:
+          UsageError: a process whose network was trained between its levels too.
+        """
+        if self.has_levels_between:
+            raise UsageError(
+                "A process in continuous time has no trained steps to round to: leave rounded out."
+            )
+        levels = np.exp(self.log_sigmas)
+        middles = (levels[1:] + levels[:-1]) / 2
+        return np.searchsorted(middles, np.asarray(sigmas, np.float64), side="right")
+
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class GivenLevels(Chain):

@@ -60,6 +60,7 @@ def edm(
     s_min: float = 0.0,
     s_max: float = math.inf,
     s_noise: float = 1.0,
+    rounded: bool = False,
     dtype=np.float32,
 ) -> Sampler:
     """Noise raised to σ̂ = (1+γ) σ, then Heun's step from there (Karras et al. 2022, algorithm 2).
@@ -76,14 +77,19 @@ def edm(
       s_max: the largest such σ.
       s_noise: standard deviation of the added noise; slightly above 1 counteracts the loss of
         detail with trained networks.
+      rounded: take the nearest of the chain's T levels for every level that is visited or raised
+        to, as EDM's samplers do for a network trained on these alone, their iDDPM. A level to which
+        several are rounded is visited as often.
       dtype: of the tables.
 
     Raises:
-      UsageError: a negative number.
+      UsageError: a negative number, or rounding in continuous time.
     """
     check_chain(chain)
     times = np.asarray(times, np.float64)[::-1]
-    raised = _raised(chain, times, s_churn=s_churn, s_min=s_min, s_max=s_max, s_noise=s_noise)
+    times, raised = _raised(
+        chain, times, rounded, s_churn=s_churn, s_min=s_min, s_max=s_max, s_noise=s_noise
+    )
     # Rows alternate: from a raised level to the next one below, and there the correction, after
     # which noise raises it again. x_T is not raised.
     evaluated = np.append(times[0], np.stack([times[1:], raised[1:]], axis=1))
@@ -99,19 +105,30 @@ def edm(
     return linear_sampler(schedule, flow_weights(levels.signal, move, z), level)
 
 
-def _raised(chain: Chain, times: np.ndarray, **churn: float) -> np.ndarray:
-    """Return the times of σ̂ = (1+γ) σ, of the falling times [N]; see `edm`.
+def _raised(
+    chain: Chain, times: np.ndarray, rounded: bool, **churn: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the falling times [N], perhaps rounded, and those of σ̂ = (1+γ) σ; see `edm`.
 
     Raises:
-      UsageError: a negative number.
+      UsageError: a negative number, or rounding in continuous time.
     """
     for name, value in churn.items():
         if not value >= 0:
             raise UsageError(f"{name} is {value}: choose a number that is not negative.")
-    sigma = levels_at(chain, times[::-1]).sigma[:-1]
+    sigma, time_of = levels_at(chain, times[::-1]).sigma[:-1], chain.times_from_sigmas
+    if rounded:
+        times, time_of = chain.nearest_steps(sigma).astype(np.float64), chain.nearest_steps
+        sigma = np.exp(chain.log_sigmas)[times.astype(np.int64)]
     chosen = (churn["s_min"] <= sigma) & (sigma <= churn["s_max"])
     gamma = np.where(chosen, min(churn["s_churn"] / len(times), MAX_CHURN), 0)
-    return np.where(gamma > 0, chain.times_from_sigmas((1 + gamma) * sigma), times)
+    return times, np.where(gamma > 0, time_of((1 + gamma) * sigma), times)
+
+
+def _log_sigmas(chain: Chain, times: np.ndarray) -> np.ndarray:
+    """Return log σ at times in any order, float64; a time may repeat."""
+    distinct, which = np.unique(times, return_inverse=True)
+    return -chain.at(distinct, dtype=np.float64).half_log_snr[which]
 
 
 def path_of(chain: Chain, path: str) -> Interpolant:
@@ -154,6 +171,7 @@ def runge_kutta(
     s_min: float = 0.0,
     s_max: float = math.inf,
     s_noise: float = 1.0,
+    rounded: bool = False,
     dtype=np.float32,
 ) -> Sampler:
     """X' = X + αh V, then X + h ((1 - 1/2α) V + 1/2α V') (Karras et al. 2022, algorithm 3).
@@ -175,10 +193,12 @@ def runge_kutta(
       s_min: see `edm`.
       s_max: see `edm`.
       s_noise: see `edm`.
+      rounded: see `edm`; where V' is evaluated between two levels, the network is given the time
+        of the nearest.
       dtype: of the tables.
 
     Raises:
-      UsageError: an unknown path, or a number out of range.
+      UsageError: an unknown path, a number out of range, or rounding in continuous time.
     """
     if order not in (1, 2):
         raise UsageError(f"order is {order}: runge_kutta has the orders 1 and 2.")
@@ -187,9 +207,11 @@ def runge_kutta(
     check_chain(chain)
     course = path_of(chain, path)
     times = np.asarray(times, np.float64)[::-1]
-    raised = _raised(chain, times, s_churn=s_churn, s_min=s_min, s_max=s_max, s_noise=s_noise)
+    times, raised = _raised(
+        chain, times, rounded, s_churn=s_churn, s_min=s_min, s_max=s_max, s_noise=s_noise
+    )
     raised[0] = times[0]  # x_T is noise already
-    reached, begun = (-levels_at(chain, of[::-1]).half_log_snr[:-1] for of in (times, raised))
+    reached, begun = (_log_sigmas(chain, of) for of in (times, raised))
     begins = course.time(begun)  # τ̂ of every step
     step = np.append(course.time(reached), 0.0)[1:] - begins  # h
     between = begins[:-1] + alpha * step[:-1]
@@ -201,6 +223,9 @@ def runge_kutta(
         for of, second in ((raised, [halfway][: order - 1]), (begins, [between][: order - 1]))
     )
     schedule, level, _ = evaluated_at(chain, evaluated, dtype)
+    if rounded:
+        nearest = chain.network_times(chain.nearest_steps(schedule.sigma))
+        schedule = schedule._replace(timesteps=nearest.astype(schedule.timesteps.dtype))
     at = _place(course, tau, scaled=scaled)
     after = np.append(at.scale[1:], _place(course, np.zeros(1), scaled=scaled).scale)
     # At the end of a step X is brought to the scale of the raised level, and noise is added.

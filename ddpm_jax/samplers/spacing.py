@@ -1,5 +1,7 @@
 """Which N of the chain's noise levels a sampler visits: SPACINGS, functions (chain, N) -> times.
 
+Those of RANGED may be kept to a range of σ, as in "karras:0.002,80".
+
 Times are float64 or int64 [N], increasing, in 0..T-1: `Chain.at` makes their table. The last step
 of every sampler leads from the first of them to clean data. Integer times are steps that the
 network was trained on; the spacings in σ = √((1-ᾱ)/ᾱ) lie between them.
@@ -8,6 +10,8 @@ Of the integer ones, `linspace` keeps both ends; `leading` and `trailing` are th
 2024, table 2.
 """
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,17 +20,39 @@ from ddpm_jax.diffusion.chain import Chain, check_chain
 from ddpm_jax.diffusion.interpolants import KARRAS_RHO
 from ddpm_jax.diffusion.schedules import spaced_timesteps
 from ddpm_jax.errors import UsageError, choose
+from ddpm_jax.numerals import numbers
+
+# least and most σ, of which a spacing keeps what the chain has
+SigmaRange = tuple[float, float]
+WHOLE: SigmaRange = (0.0, math.inf)
 
 
-def linspace(chain: Chain, steps: int) -> np.ndarray:
+def linspace(chain: Chain, steps: int, sigmas: SigmaRange = WHOLE) -> np.ndarray:
     """Evenly spaced over 0..T-1, both ends kept (Nichol & Dhariwal 2021, section 4).
 
     Rounded to the steps of a chain, not in continuous time: of the process `edm` the levels are
-    those of Karras et al. 2022, eq. 5.
+    those of Karras et al. 2022, eq. 5. In a range of σ it is over the steps with these σ, counted
+    from the noisiest, which is their discretisation "iDDPM" (table 1).
     """
+    if sigmas != WHOLE:
+        return _linspace_within(chain, steps, sigmas)
     if chain.has_levels_between and steps > 1:
         return np.linspace(0, chain.num_timesteps - 1, steps)
     return spaced_timesteps(chain.num_timesteps, steps)
+
+
+def _linspace_within(chain: Chain, steps: int, sigmas: SigmaRange) -> np.ndarray:
+    low, high = np.log(np.maximum(sigmas, np.finfo(np.float64).tiny))
+    if chain.has_levels_between:
+        ends = chain.times_from_sigmas(np.exp(_ends(chain, sigmas)))
+        return np.linspace(*ends, steps) if steps > 1 else ends[1:]
+    kept = np.flatnonzero((low <= chain.log_sigmas) & (chain.log_sigmas <= high))
+    if steps > len(kept):
+        raise UsageError(
+            f"steps is {steps}: the chain has {len(kept)} timesteps with sigma in {sigmas[0]:g} to "
+            f"{sigmas[1]:g}, so choose at most so many."
+        )
+    return kept[::-1][spaced_timesteps(len(kept), steps)][::-1] if steps > 1 else kept[-1:]
 
 
 def leading(chain: Chain, steps: int) -> np.ndarray:
@@ -63,16 +89,16 @@ def quadratic(chain: Chain, steps: int) -> np.ndarray:
     return np.maximum.accumulate(times - order) + order
 
 
-def karras(chain: Chain, steps: int) -> np.ndarray:
+def karras(chain: Chain, steps: int, sigmas: SigmaRange = WHOLE) -> np.ndarray:
     """σ^(1/7) linear from the noise of t = 0 to that of t = T-1 (Karras et al. 2022, eq. 5)."""
-    low, high = np.exp(_ends(chain)) ** (1 / KARRAS_RHO)
-    return _times_with_ends(chain, np.linspace(high, low, steps)[::-1] ** KARRAS_RHO)
+    low, high = np.exp(_ends(chain, sigmas)) ** (1 / KARRAS_RHO)
+    return _times_of(chain, np.linspace(high, low, steps)[::-1] ** KARRAS_RHO, sigmas)
 
 
-def exponential(chain: Chain, steps: int) -> np.ndarray:
+def exponential(chain: Chain, steps: int, sigmas: SigmaRange = WHOLE) -> np.ndarray:
     """log σ linear from the noise of t = 0 to that of t = T-1, and so the log-SNR, -2 log σ."""
-    low, high = _ends(chain)
-    return _times_with_ends(chain, np.exp(np.linspace(high, low, steps)[::-1]))
+    low, high = _ends(chain, sigmas)
+    return _times_of(chain, np.exp(np.linspace(high, low, steps)[::-1]), sigmas)
 
 
 def sections(chain: Chain, counts: Sequence[int]) -> np.ndarray:
@@ -122,6 +148,7 @@ SPACINGS: dict[str, Callable[[Chain, int], np.ndarray]] = {
 }
 
 
+RANGED = ("linspace", "karras", "exponential", "logsnr")
 SECTIONS = "sections:"  # before counts, which would otherwise look like a list of times
 
 
@@ -150,8 +177,9 @@ def space(chain: Chain, spacing: str | Sequence[float], steps: int | None = None
 
     Args:
       chain: the process.
-      spacing: a key of `SPACINGS`; the times themselves in either order; or "sections:10,10,20",
-        see `sections`.
+      spacing: a key of `SPACINGS`; one of `RANGED` and a range of σ, as in "karras:0.002,80", of
+        which it keeps what the chain has; the times themselves in either order; or
+        "sections:10,10,20", see `sections`.
       steps: N, 1..T; None where the spacing determines it.
 
     Returns:
@@ -178,9 +206,7 @@ def space(chain: Chain, spacing: str | Sequence[float], steps: int | None = None
         return times
     if given is not None:
         return sections(chain, _counts(spacing))
-    listed = not any(character.isalpha() for character in spacing)
-    hint = f" A list is one of numbers, or of counts after {SECTIONS!r}." if listed else ""
-    make = choose("spacing", spacing, SPACINGS, hint=hint)
+    make = _chosen(spacing)
     if steps is None:
         raise UsageError(f"steps is missing: the spacing {spacing} needs 1 to {last + 1} of them.")
     if not 1 <= steps <= last + 1:
@@ -190,19 +216,56 @@ def space(chain: Chain, spacing: str | Sequence[float], steps: int | None = None
     return make(chain, steps)
 
 
-def _ends(chain: Chain) -> np.ndarray:
+def _chosen(spacing: str) -> Callable[[Chain, int], np.ndarray]:
+    """Return the spacing of a name, which a range of σ may follow.
+
+    Raises:
+      UsageError: an unknown spacing, or a range that it cannot have.
+    """
+    name, colon, text = spacing.partition(":")
+    if not (colon and name in SPACINGS):
+        listed = not any(character.isalpha() for character in spacing)
+        hint = f" A list is one of numbers, or of counts after {SECTIONS!r}." if listed else ""
+        return choose("spacing", spacing, SPACINGS, hint=hint)
+    try:
+        low, high = numbers(text, valid=lambda sigma: sigma >= 0, count=2)
+    except ValueError:
+        low, high = math.nan, math.nan
+    if not low < high:
+        raise UsageError(
+            f"The spacing {spacing!r} has no range of sigma: give the least and the most, as in "
+            "karras:0.002,80."
+        )
+    if name not in RANGED:
+        raise UsageError(
+            f"The spacing {name} is of all T timesteps and takes no range of sigma: "
+            f"{', '.join(RANGED)} do."
+        )
+    return functools.partial(SPACINGS[name], sigmas=(low, high))
+
+
+def _ends(chain: Chain, sigmas: SigmaRange) -> np.ndarray:
     ends = chain.log_sigmas[[0, -1]]
+    if sigmas != WHOLE:
+        low, high = sigmas
+        ends = np.log([max(low, np.exp(ends[0])), min(high, np.exp(ends[1]))])
+        if not ends[0] < ends[1]:
+            raise UsageError(
+                f"The range of sigma {low:g} to {high:g} has nothing of the chain's: choose one "
+                "within its noise levels."
+            )
     if not np.isfinite(ends[1]):
         raise UsageError(
             "This schedule ends at alphas_bar = 0, where sigma has no end to space by: choose the "
-            "spacing linspace, trailing or quadratic."
+            "spacing linspace, trailing or quadratic, or an end, as in karras:0.002,80."
         )
     return ends
 
 
-def _times_with_ends(chain: Chain, sigmas: np.ndarray) -> np.ndarray:
-    """Return the times of increasing σ, the last exactly T-1 and the first of several exactly 0."""
-    times = chain.times_from_sigmas(sigmas)
-    times[0] = 0
-    times[-1] = chain.num_timesteps - 1
+def _times_of(chain: Chain, levels: np.ndarray, sigmas: SigmaRange) -> np.ndarray:
+    """Return the times of increasing σ; of all, the last exactly T-1 and the first of several 0."""
+    times = chain.times_from_sigmas(levels)
+    if sigmas == WHOLE:
+        times[0] = 0
+        times[-1] = chain.num_timesteps - 1
     return times

@@ -6,7 +6,7 @@ from typing import Any
 from ddpm_jax import annotations
 from ddpm_jax.errors import UsageError
 from ddpm_jax.limits import MAX_TIMESTEPS
-from ddpm_jax.numerals import number, numbers, whole_number
+from ddpm_jax.numerals import boolean, number, numbers, whole_number
 from ddpm_jax.samplers.registry import SAMPLERS, default_options
 
 MAX_OPTION = 1000  # of an option that is a whole number: orders, and steps within a step
@@ -75,6 +75,8 @@ def _option(value: Any, default: Any) -> Any:
     """
     text = value if isinstance(value, str) else annotations.format_number(value)
     match default:
+        case bool():
+            return value if isinstance(value, bool) else boolean(text)
         case int():
             return whole_number(text, lower=0, upper=MAX_OPTION)
         case float():

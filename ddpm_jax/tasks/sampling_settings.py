@@ -176,9 +176,10 @@ class Sampling(Conditions):
     )
     spacing: tuple[int | float, ...] | str | None = setting(
         None,
-        f"Which of the T noise levels: {', '.join(SPACINGS)}, or the timesteps themselves, as in "
-        "999,500,0, or the number of steps in equal sections of the chain, least noise first, as "
-        "in sections:10,10,20; by default linspace for ancestral and trailing for others.",
+        f"Which of the T noise levels: {', '.join(SPACINGS)}, some in a range of sigma, as in "
+        "karras:0.002,80, or the timesteps themselves, as in 999,500,0, or the number of steps in "
+        "equal sections of the chain, least noise first, as in sections:10,10,20; by default "
+        "linspace for ancestral and trailing for others.",
         metavar="NAME",
         read=spacing_from,
     )

@@ -149,6 +149,9 @@ def test_options_have_the_type_of_their_default_and_may_be_it():
         "order": 3,
         "variant": "bh1",
     }
+    for text in ("rounded=true", {"rounded": True}):
+        options = options_from(text) if isinstance(text, str) else text
+        assert typed_options("edm", options) == {"rounded": True}
 
 
 def test_the_flags_that_take_paths_are_found():

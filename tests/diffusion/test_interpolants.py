@@ -92,7 +92,7 @@ def test_the_iddpm_of_edm_is_our_chain_of_cosine_betas(golden, case, steps):
     sigmas = np.exp(chain.log_sigmas)
     # theirs sums float32 numbers, and so is off by up to 4.6e-4
     np.testing.assert_allclose(sigmas[::-1], expected["u"][:-1], rtol=6e-4)
-    nearest = np.abs(sigmas[None] - expected["sigma"][:, None]).argmin(1)
+    nearest = chain.nearest_steps(expected["sigma"])
     np.testing.assert_array_equal(nearest, expected["c_noise"])
     levels = single_levels(-jnp.log(jnp.float64(expected["sigma"])), jnp.float64(nearest))
     network = closed_form(SETTINGS["preconditioners"][case])
@@ -280,6 +280,7 @@ def test_quantiles_are_uniform_and_their_pairs_antithetic():
         (lambda: Chain.from_sigmas([1, 1]), "at least two positive ones that rise"),
         (lambda: Chain.from_sigmas([1, 2, np.inf]), "at least two positive ones that rise"),
         (lambda: make_process(continuous_chain(EDM, 9), "mu"), "has no steps, and so no mu"),
+        (lambda: continuous_chain(EDM, 9).nearest_steps(np.ones(1)), "no trained steps to round"),
         (
             lambda: make_process(continuous_chain(EDM, 9), "edm", "learned_range"),
             "and so no variance learned_range",

@@ -39,11 +39,16 @@ def of(tensors, **facts):
 
 def denoised(imported, arrays, label):
     """D(x; σ): the x_0 that a model of ours predicts at levels of its process."""
-    (model, params), log_sigma = imported, np.log(arrays["sigma"])
+    (model, params), sigma = imported, np.float64(arrays["sigma"])
+    chain, log_sigma = model.chain, np.float32(np.log(sigma))
+    if chain.has_levels_between:
+        times = chain.network_times_of(log_sigma)
+    else:
+        times = chain.network_times(chain.nearest_steps(sigma)).astype(np.float32)
 
     @jax.jit
     def run(x, condition):
-        schedule = single_levels(-log_sigma, model.chain.network_times_of(log_sigma))
+        schedule = single_levels(-log_sigma, times)
         network = functools.partial(model.apply, Weights(params["ema"]))
         denoiser = model.process.denoiser(network, schedule, clip="none").given(condition)
         return denoiser(x, np.arange(len(x))).x_0
@@ -65,6 +70,7 @@ def check_same(actual, expected, tolerance):
         ("ddpmpp", "VPPrecond", 5e-4),  # to whose time float32 adds 1e-4, times σ = 100
         ("ncsnpp", "VEPrecond", 3e-4),
         ("adm", "EDMPrecond", 1e-5),
+        ("iddpm_adm", "iDDPMPrecond", 3e-4),  # of two outputs a channel, at the nearest steps
     ],
 )
 def test_denoisers_are_those_of_edm(name, preconditioner, tolerance, imported):

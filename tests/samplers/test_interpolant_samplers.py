@@ -4,6 +4,7 @@
 see goldens/README.md.
 """
 
+import functools
 import itertools
 import json
 import pathlib
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.chain import continuous_chain
+from ddpm_jax.diffusion.chain import Chain, continuous_chain
 from ddpm_jax.diffusion.interpolants import EDM, FLOW, INTERPOLANTS
 from ddpm_jax.diffusion.mixture import exact_denoiser, make_mixture
 from ddpm_jax.diffusion.parameterization import MU, PARAMETERIZATIONS
@@ -24,13 +25,9 @@ from ddpm_jax.samplers.registry import make_sampler
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "edm"
 CASES = json.loads((GOLDENS / "outputs.json").read_text())["samplers"]
-# EDM's code rounds t_hat to the levels of an iDDPM network too; ours has real times.
-ON_MIXTURE = [
-    name
-    for name, case in CASES.items()
-    if case["denoiser"] == "gmm" or name == "abl_iddpm_heun_rounded"
-]
+ON_MIXTURE = [name for name, case in CASES.items() if str(case["denoiser"]).startswith("gmm")]
 PREDICTS = {"EDMPrecond": ("edm", "edm"), "VPPrecond": ("vp", "eps"), "VEPrecond": ("ve", "score")}
+IDDPM = ("edm_iddpm_rounded_churn", "abl_iddpm_heun_rounded", "abl_iddpm_precond")
 WIDE = continuous_chain(EDM, 1000, sigma_min=1e-4, sigma_max=1e3)  # with the levels of all cases
 
 
@@ -60,6 +57,14 @@ def read_mixture(arrays):
     return make_mixture(found["weights"], found["means"], variances, dtype=np.float64)
 
 
+@functools.cache
+def iddpm_chain():
+    """Return the chain of the reference's table of levels, which it computes in float32."""
+    levels = np.load(GOLDENS / "preconditioners.npz")["iddpm/u"]
+    alphas_bar = 1 / (1 + np.square(np.float64(levels[-2::-1])))
+    return Chain(1 - alphas_bar / np.append(1, alphas_bar[:-1]))
+
+
 def make_options(arguments):
     """Return the options of runge_kutta that are those of the reference's sampler."""
     path = arguments.get("schedule", "edm")
@@ -72,11 +77,23 @@ def make_options(arguments):
     } | {names[name]: value for name, value in arguments.items() if name in names}
 
 
+def levels_of(case, expected, chain):
+    """Return the steps and the spacing: of an iDDPM network by name, of others the times."""
+    if case not in IDDPM:
+        return None, chain.times_from_sigmas(expected["sigma_steps"])[::-1]
+    is_ablation = "discretization" in CASES[case]["arguments"]
+    return len(expected["sigma_steps"]), "linspace:0.002,81" if is_ablation else "karras:0.002,80"
+
+
 def check_chain_of(case, expected, chain, denoise, *, tolerance, last=None):
     """Compare the state at the beginning of every step, and the end."""
-    options = make_options(CASES[case]["arguments"])
-    times = chain.times_from_sigmas(expected["sigma_steps"])[::-1]
-    sampler = make_sampler("runge_kutta", chain, spacing=times, options=options, dtype=np.float64)
+    options = make_options(CASES[case]["arguments"]) | {"rounded": case in IDDPM}
+    steps, spacing = levels_of(case, expected, chain)
+    sampler = make_sampler(
+        "runge_kutta", chain, steps=steps, spacing=spacing, options=options, dtype=np.float64
+    )
+    asked = sampler.schedule.sigma[sampler.rows.level]
+    np.testing.assert_allclose(asked, expected["net_sigmas"], rtol=1e-6)
     order, path = options["order"], INTERPOLANTS[options["path"]]
 
     def scale(sigma):
@@ -104,31 +121,38 @@ def test_chains_on_a_mixture_are_the_references(arrays, case):
     check_chain_of(
         case,
         read(arrays, case),
-        WIDE,
+        iddpm_chain() if case in IDDPM else WIDE,
         lambda schedule: exact_denoiser(mixture, schedule),
         tolerance=1e-6,
     )
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("case", ["edm_precond", "abl_vp_precond", "abl_ve_precond"])
+@pytest.mark.parametrize(
+    "case", ["edm_precond", "abl_vp_precond", "abl_ve_precond", "abl_iddpm_precond"]
+)
 def test_chains_of_a_preconditioned_network_are_the_references(arrays, case):
-    """Their float32, whose last states of VP, at little noise, are known to 3e-4 only."""
+    """Their float32, whose last states of VP, at little noise, are known to 3e-4 only.
+
+    The network of iDDPM has its variance in further channels, which no sampler here reads.
+    """
     network = CASES[case]["denoiser"]["network"]
-    process, prediction = PREDICTS[CASES[case]["denoiser"]["precond"]]
-    chain = continuous_chain(INTERPOLANTS[process], 1000)
+    is_iddpm = case in IDDPM
+    process, prediction = PREDICTS.get(CASES[case]["denoiser"]["precond"], (None, "eps"))
+    chain = iddpm_chain() if is_iddpm else continuous_chain(INTERPOLANTS[process], 1000)
 
     def closed_form(x, time):
         time = time.reshape(-1, *(1,) * (x.ndim - 1))
-        return jnp.tanh(network["a"] * x + network["b"] * time)
+        value = jnp.tanh(network["a"] * x + network["b"] * time)
+        return jnp.concatenate([value, 7 - value], axis=-1) if is_iddpm else value
 
     check_chain_of(
         case,
         read(arrays, case),
         chain,
-        lambda schedule: make_process(chain, prediction).denoiser(
-            closed_form, schedule, clip="none"
-        ),
+        lambda schedule: make_process(
+            chain, prediction, "learned_range" if is_iddpm else "fixed_large"
+        ).denoiser(closed_form, schedule, clip="none"),
         tolerance=1e-4,
         last=3e-3,
     )

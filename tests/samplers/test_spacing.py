@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.chain import Chain, continuous_chain
+from ddpm_jax.diffusion.interpolants import INTERPOLANTS
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.samplers.linear import levels_from_schedule
@@ -70,6 +71,31 @@ def test_both_ends_of_the_chain_are_met_to_the_last_digit(spacing):
     assert space(CHAIN, spacing, 12)[[0, -1]].tolist() == [0, 999]
 
 
+@pytest.mark.parametrize("steps", [2, 7, 100, 255])
+def test_in_a_range_of_sigma_linspace_is_the_iddpm_of_edms_ablation(steps):
+    """Karras et al. 2022, table 1: of the levels u with σ_min <= u <= σ_max every k-th, rounded."""
+    chain = Chain(make_betas("cosine", 1000))
+    u = np.exp(chain.log_sigmas)[::-1]
+    u = u[(u >= 0.002) & (u <= 81)]
+    expected = u[np.round((len(u) - 1) / (steps - 1) * np.arange(steps)).astype(int)]
+    times = space(chain, "linspace:0.002,81", steps)
+    assert np.issubdtype(times.dtype, np.integer)
+    np.testing.assert_array_equal(np.exp(chain.log_sigmas)[times][::-1], expected)
+
+
+@pytest.mark.parametrize("spacing", ["karras", "exponential", "linspace"])
+@pytest.mark.parametrize("name", ["edm", "flow", "chain"])
+def test_a_range_of_sigma_is_that_of_the_levels(spacing, name):
+    """To the last digits but where levels are whole steps; it may lie below an infinite end."""
+    chain = CHAIN if name == "chain" else continuous_chain(INTERPOLANTS[name], 500)
+    found = chain.at(space(chain, f"{spacing}:0.5,7", 5), dtype=np.float64).sigma
+    whole_steps = (name, spacing) == ("chain", "linspace")
+    np.testing.assert_allclose(found[[0, -1]], [0.5, 7], rtol=2e-2 if whole_steps else 1e-9)
+    beyond = space(CHAIN, f"{spacing}:0,1e9", 5)
+    np.testing.assert_allclose(beyond, space(CHAIN, spacing, 5), atol=1)  # rounded from the end
+    assert len(space(chain, f"{spacing}:0.5,7", 1)) == 1
+
+
 def test_a_list_of_times_is_taken_in_either_order():
     assert space(CHAIN, [3, 500, 20.5], 3).tolist() == [3, 20.5, 500]
     assert space(CHAIN, [999, 0], 2).tolist() == [0, 999]
@@ -128,6 +154,16 @@ def test_sections_are_those_of_openais_code(num_timesteps, counts, expected):
         ("sections:0,0", None, "sections have no step at all"),
         ("sections:ten", None, "has no list of counts: give them as in sections:10,10,20"),
         ("sections:10,10", 30, "steps is 30, but the sections have 20: leave out the one"),
+        ("karras:0.1", 5, "has no range of sigma: give the least and the most"),
+        ("karras:3,1", 5, "has no range of sigma"),
+        ("trailing:0.1,3", 5, "trailing is of all T timesteps and takes no range"),
+        ("karras:1e4,2e4", 5, "10000 to 20000 has nothing of the chain's"),
+        (
+            "linspace:0.1,0.11",
+            50,
+            r"has \d+ timesteps with sigma in 0.1 to 0.11, so choose at most",
+        ),
+        ("linear:0.1,3", 5, "Unknown spacing 'linear:0.1,3'"),
         ("10,10,10", None, r"Unknown spacing '10,10,10': .*counts after 'sections:'"),
         ([3, 2, 1], 5, "steps is 5, but the list of timesteps has 3: leave out the one"),
     ],
