@@ -54,6 +54,7 @@ from ddpm_jax.models.dit import POSITIONS
 from ddpm_jax.models.layers import RESAMPLINGS
 from ddpm_jax.models.trunk import QKV_ORDERS
 from ddpm_jax.models.unet import MIDDLES
+from ddpm_jax.training.coupling import COUPLINGS
 
 BETA = Range(above=0, at_most=1)
 LOGARITHM = Range(at_least=-50, at_most=50)  # of a logarithm
@@ -188,6 +189,12 @@ class Diffusion:
         "how flat the distribution is in its middle",
         Range(at_least=-1, at_most=1.75),
         of=DIFFUSION + CONTINUOUS + only("diffusion.levels", "mode"),
+    )
+    coupling = field(
+        "independent",
+        "of noise with images in training: ot by mini-batch optimal transport, a device's batch",
+        choices(COUPLINGS),
+        of=DIFFUSION + only("diffusion.process", "flow"),
     )
 
 

@@ -64,6 +64,7 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
             flip=config.data.flip,
             conditioning=model.conditioning,
             augment_probability=config.data.augment,
+            coupling=c.coupling,
         )
     return diffusion_objective(
         apply,
@@ -74,6 +75,7 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         conditioning=model.conditioning,
         log_sigma=_level_distribution(model),
         augment_probability=config.data.augment,
+        coupling=c.coupling,
     )
 
 

@@ -64,6 +64,7 @@ def consistency_objective(
     flip: bool,
     conditioning: Conditioning = UNCONDITIONAL,
     augment_probability: float = 0.0,
+    coupling: str = "independent",
 ) -> Objective:
     """Return the objective that asks of D one image for two levels of one path.
 
@@ -81,6 +82,7 @@ def consistency_objective(
       flip: mirror each image with probability 1/2.
       conditioning: the conditions of the model; labels are dropped here.
       augment_probability: as of `objective.diffusion_objective`.
+      coupling: likewise; that of the teacher, whose flow it decides.
 
     Returns:
       An `Objective` over the batches of `objective.diffusion_objective`; its state counts updates.
@@ -128,6 +130,7 @@ def consistency_objective(
             flip=flip,
             conditioning=conditioning,
             augment_probability=augment_probability,
+            coupling=coupling,
         )
         u = quantiles(stream(key, "t"), index, antithetic=False)
         drawn = tuning.log_mean + tuning.log_std * jax.scipy.special.ndtri(u)

@@ -19,6 +19,7 @@ from ddpm_jax.models.condition import Condition
 from ddpm_jax.monitoring.averages import ByTime
 from ddpm_jax.randomness import example_keys, normal, stream
 from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, drop_labels, make_condition
+from ddpm_jax.training.coupling import couple
 
 GIVEN = "x_0"  # in a batch instead of an image: [B, h, w, c], as the model sees it
 QUARTILES = 4
@@ -96,6 +97,7 @@ def draw_examples(
     flip: bool,
     conditioning: Conditioning,
     augment_probability: float,
+    coupling: str,
 ) -> Examples:
     """Draw all that an objective of x_t needs but the noise levels.
 
@@ -107,6 +109,7 @@ def draw_examples(
       conditioning: the conditions of the model; labels are dropped here.
       augment_probability: of each transformation of `augmentation.draw_augmentation`, which the
         condition then describes.
+      coupling: a key of `coupling.COUPLINGS`, of the noise with the B images at hand.
     """
     x_0 = batch_x_0(batch, key, index, flip=flip)
     given = batch.get("label"), batch.get("context")
@@ -117,7 +120,7 @@ def draw_examples(
         x_0 = augment(x_0, augmentation)
         labels = augmentation_labels(augmentation)
         condition = (condition or Condition())._replace(augment=labels)
-    eps = normal(example_keys(key, "eps", index), x_0.shape[1:])
+    eps = couple(coupling, x_0, normal(example_keys(key, "eps", index), x_0.shape[1:]))
     return Examples(x_0, eps, condition, example_keys(key, "dropout", index))
 
 
@@ -208,6 +211,7 @@ def diffusion_objective(
     conditioning: Conditioning = UNCONDITIONAL,
     log_sigma: LogSigma | None = None,
     augment_probability: float = 0.0,
+    coupling: str = "independent",
 ) -> Objective:
     """Return the objective of Ho et al. 2020, algorithm 1: draw t and ε, diffuse, predict, compare.
 
@@ -222,6 +226,9 @@ def diffusion_objective(
         `level_draws.level_distribution`. None: t of a chain's T steps.
       augment_probability: of each transformation of `augmentation.draw_augmentation`, which the
         network is told of; 0: there are none.
+      coupling: of the noise with the images, a key of `coupling.COUPLINGS`. "ot" pairs the examples
+        that are computed at once: a device's share of the batch, or a part of it; so numbers depend
+        on how many devices there are.
 
     Returns:
       An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}; without classes
@@ -246,6 +253,7 @@ def diffusion_objective(
             flip=flip,
             conditioning=conditioning,
             augment_probability=augment_probability,
+            coupling=coupling,
         )
         drawn = draw_levels(history, stream(key, "t"), index)
         result = training_losses(
