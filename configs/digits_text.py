@@ -4,7 +4,7 @@ Paper:    Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffu
           3.3 (cross-attention to a transformer that is learned along, here over pixels); Ho and
           Salimans 2022 (hidden captions). The data and its training are those of configs/digits.py.
 Command:  python train.py --config configs/digits_text.py
-          python sample.py --ckpt runs/digits_text --prompt "a handwritten seven"
+          python sample.py --ckpt runs/digits_text --prompt "a handwritten seven" --num_samples 16
 Hardware: two CPU cores, five minutes.
 Expected: in all of 300 samples by the captions of held-out digits a classifier reads the digit that
           the caption names (`evaluate.py --metric caption_accuracy`); of the held-out digits

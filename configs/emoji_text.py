@@ -5,7 +5,7 @@ Paper:    Rombach et al. 2022, High-Resolution Image Synthesis with Latent Diffu
           captions). The network is Stable Diffusion's, small.
 Command:  python train.py --config configs/emoji_vae.py
           python train.py --config configs/emoji_text.py
-          python sample.py --ckpt runs/emoji_text --prompt "red heart"
+          python sample.py --ckpt runs/emoji_text --prompt "red heart" --num_samples 16
 Hardware: two CPU cores, about an hour; minutes on a GPU.
 Expected: of 186 samples by held-out captions 72 +- 3 % lie nearest to a training picture of their
           category (40 % by chance, of the held-out pictures themselves 84 %), and 40 +- 4 % have a

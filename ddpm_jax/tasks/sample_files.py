@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from ddpm_jax.tasks import names
 from ddpm_jax.tasks.image_generator import ImageGenerator
 from ddpm_jax.tasks.sample_formats import FORMATS
 
+DEFAULT_SAMPLES = 64  # without a prompt
 IN_GRID = 64  # images in grid.png
 GRID_COLUMNS = 8  # about, in a grid whose columns are classes
 IN_CHAIN = 8  # chains in chain.png and chain.gif
@@ -36,7 +37,12 @@ SHARD = 1000  # images in an NPZ file, rounded up to whole batches
 class Samples(Settings):
     """How many, and where to"""
 
-    num_samples: int = setting(64, "How many images.", lower=1, upper=MAX_IMAGES)
+    num_samples: int | None = setting(
+        None,
+        f"How many images; by default one for each prompt, or {DEFAULT_SAMPLES} without.",
+        lower=1,
+        upper=MAX_IMAGES,
+    )
     batch_size: int = setting(
         64, "Images made at a time, over all devices of all processes.", lower=1, upper=MAX_BATCH
     )
@@ -67,9 +73,16 @@ class Samples(Settings):
         upper=MAX_TIMESTEPS,
     )
 
+    def for_prompts(self, prompts: Sequence[str] | None) -> "Samples":
+        """Return the same with a number of images: that given, or the default."""
+        if self.num_samples is not None:
+            return self
+        count = DEFAULT_SAMPLES if prompts is None else len(prompts)
+        return dataclasses.replace(self, num_samples=count)
+
 
 def folder_name(generator: ImageGenerator, samples: Samples) -> str:
-    """Return the name of the folder for such samples."""
+    """Return the name of the folder for such samples, whose number is known."""
     trained, record = generator.trained, generator.record
     model = f"step{trained.step}_{trained.average}_seed{samples.seed}"
     return names.joined(names.what(record), model, names.how(record), f"n{samples.num_samples}")

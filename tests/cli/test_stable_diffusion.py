@@ -16,6 +16,7 @@ from ddpm_jax.distributed.pmap import replicate
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import loading
 from ddpm_jax.experiments.model_files import results_of
+from ddpm_jax.tasks.sample_files import Samples
 
 from ..conftest import GOLDENS
 
@@ -55,10 +56,17 @@ def test_results_go_to_the_working_directory_and_not_into_the_files_of_others(tm
     assert str(results_of(tmp_path / "v1-5.ckpt", "pictures")) == "pictures/v1-5"
 
 
+@pytest.mark.parametrize(
+    ("given", "prompts", "images"), [(None, ("a", "b"), 2), (None, None, 64), (5, ("a", "b"), 5)]
+)
+def test_each_prompt_makes_one_image_unless_a_number_is_asked_for(given, prompts, images):
+    assert Samples(num_samples=given).for_prompts(prompts).num_samples == images
+
+
 @pytest.mark.slow
 def test_sampling_leaves_the_model_as_it_is(capsys, directory):
     before = files_in(directory)
-    arguments = ["--ckpt", directory, "--prompt", "a dog wearing hat", "--num_samples", 1]
+    arguments = ["--ckpt", directory, "--prompt", "a dog wearing hat"]
     arguments += ["--steps", 2, "--save_every", 1, "--height", 20, "--width", 28, "--seed", 5]
     assert command.run(sample.command, list(map(str, arguments))) == 0
     assert files_in(directory) == before
