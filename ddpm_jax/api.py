@@ -67,7 +67,8 @@ def load(
         does not say; None as in the released models of its kind.
       preset: a released model whose settings another project's files do not say.
       fields: likewise, fields of a config by dotted name, as in {"model.num_heads": 4}.
-      lora: a file of low-rank updates of its U-Net, as diffusers and PEFT write them: merged.
+      lora: a file of low-rank updates of its U-Net and text encoder, as diffusers and PEFT write
+        them: merged.
       lora_scale: further factor of these updates.
 
     Returns:

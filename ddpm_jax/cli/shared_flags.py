@@ -72,8 +72,8 @@ class LowRank(Settings):
 
     lora: str | None = setting(
         None,
-        "Low-rank updates (LoRA) of a model that reads texts, which are merged into its U-Net: a "
-        "file of diffusers, PEFT or kohya's scripts.",
+        "Low-rank updates (LoRA) of a model that reads texts, which are merged into its U-Net and "
+        "text encoder: a file of diffusers, PEFT or kohya's scripts.",
         path=True,
         metavar="FILE",
     )

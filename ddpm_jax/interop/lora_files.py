@@ -1,4 +1,6 @@
-"""Low-rank updates of Stable Diffusion's U-Net in files: those of diffusers and PEFT, and others.
+"""Low-rank updates of Stable Diffusion in files: those of diffusers and PEFT, and others.
+
+They are of the U-Net, of the text encoder, or of both.
 
 A file has two tensors for each map, A and B, in torch's layout ([r, in] and [out, r], or of a
 convolution [r, in, h, w] and [out, r, 1, 1]), whose names end in one of `ENDS`, and perhaps the
@@ -8,6 +10,9 @@ number alpha; the map's weight becomes W + (alpha / r) B A. Without alpha it is 
   not r, is in the metadata.
 - diffusers before: `unet....to_q.lora.down.weight`, or `unet....attn1.processor.to_q_lora.down...`.
 - kohya's scripts: `lora_unet_down_blocks_0_..._attn1_to_q.lora_down.weight`, and `....alpha`.
+
+Names of the text encoder begin with `text_encoder.`, in kohya's with `lora_te_`; before PEFT
+diffusers called its maps `....q_proj.lora_linear_layer.down` or `....to_q_lora.down`.
 """
 
 import json
@@ -23,6 +28,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ddpm_jax.archives import BadArchive, safetensors_metadata, write_safetensors
 from ddpm_jax.errors import UsageError
 from ddpm_jax.files import reporting
+from ddpm_jax.interop.clip_text import PREFIX, TOP, clip_name
 from ddpm_jax.interop.diffusers import from_torch
 from ddpm_jax.interop.diffusers_text_unet import PROJECTIONS, tensor_name
 from ddpm_jax.interop.renaming import Params, Path
@@ -33,15 +39,16 @@ from ddpm_jax.models.text_unet import TextUNet
 
 FILE = "pytorch_lora_weights.safetensors"  # as diffusers looks for it in a directory
 ENDS = {
-    "A": ("lora_A", "lora.down", "lora_down"),
-    "B": ("lora_B", "lora.up", "lora_up"),
+    "A": ("lora_A", "lora.down", "lora_down", "lora_linear_layer.down"),
+    "B": ("lora_B", "lora.up", "lora_up", "lora_linear_layer.up"),
 }
 _ROLES = {end: role for role, ends in ENDS.items() for end in ends}
 _ENTRY = re.compile(
     rf"(?P<module>.+?)[._](?P<end>{'|'.join(map(re.escape, _ROLES))})(?:\.default)?\.weight"
 )
 _PREFIXES = re.compile(r"^(?:base_model\.model\.)?(?:unet\.)?")
-_OF_TEXT = ("text_encoder", "lora_te")
+UNET, TEXT = "unet", "text_encoder"  # parts of a model, as names of tensors begin
+_OF_TEXT = (TEXT, "lora_te")
 _METADATA = "lora_adapter_metadata"  # JSON, of diffusers
 
 
@@ -62,18 +69,18 @@ class Update(NamedTuple):
 
 def add_lora(
     path: str | os.PathLike,
-    params: Params,
+    params: Mapping[str, Params],
     unet: TextUNet,
     *,
     scale: float = 1.0,
     updates: Mapping[str, Update] | None = None,
 ) -> dict[str, Any]:
-    """Return the parameters of a network with the updates of a file merged.
+    """Return the parameters of a model's networks with the updates of a file merged.
 
     Args:
       path: a safetensors file or one of PyTorch, or a directory with `FILE`.
-      params: of the network, NumPy or JAX arrays.
-      unet: the network.
+      params: those of the U-Net as `UNET` and of the text encoder as `TEXT`, NumPy or JAX arrays.
+      unet: the U-Net.
       scale: further factor of the updates.
       updates: what `read_lora` has read in it; None: it is read.
 
@@ -85,10 +92,10 @@ def add_lora(
     paths = _paths(flat, unet)
     unknown = [name for name in updates if name not in paths]
     if unknown:
-        what = "the text encoder" if unknown[0].startswith(_OF_TEXT) else "another network"
+        part = "text encoder" if unknown[0].startswith(_OF_TEXT) else "U-Net"
         raise UsageError(
-            f"{place} has an update of {unknown[0]}, which belongs to {what}: only updates of this "
-            "model's U-Net are read."
+            f"{place} has an update of {unknown[0]}, which this model's {part} does not have: it "
+            "belongs to another network."
         )
     for name, update in updates.items():
         where = paths[name]
@@ -109,7 +116,7 @@ def _place(path: str | os.PathLike) -> pathlib.Path:
 
 
 def read_lora(path: str | os.PathLike) -> dict[str, Update]:
-    """Return the updates in a file by the name of their map, without "unet." before it.
+    """Return the updates in a file by the name of their map, one of the U-Net without "unet.".
 
     Args:
       path: as in `add_lora`.
@@ -157,10 +164,18 @@ def write_lora(
 
 
 def _paths(flat: Mapping[Path, Any], unet: TextUNet) -> dict[str, Path]:
-    """Return the path of every kernel by its names in files."""
-    kernels = [path for path in flat if path[-1] == "kernel"]
-    names = {tensor_name(path, len(unet.ch_mult)).removesuffix(".weight"): path for path in kernels}
-    return names | {f"lora_unet_{name.replace('.', '_')}": path for name, path in names.items()}
+    """Return the path of every kernel of `add_lora`'s `params` by its names in files."""
+    paths = {}
+    for path in [path for path in flat if path[-1] == "kernel"]:
+        if path[0] == UNET:
+            name = tensor_name(path[1:], len(unet.ch_mult)).removesuffix(".weight")
+            names = [name, f"lora_unet_{name.replace('.', '_')}"]
+        else:
+            name = clip_name(path[1:], TOP).removesuffix(".weight")
+            names = [f"{TEXT}.{PREFIX}{name}", f"{TEXT}.{name}"]
+            names.append(f"lora_te_{(PREFIX + name).replace('.', '_')}")
+        paths |= dict.fromkeys(names, path)
+    return paths
 
 
 def _parse(name: str, path: pathlib.Path) -> tuple[str, str]:
@@ -173,6 +188,8 @@ def _parse(name: str, path: pathlib.Path) -> tuple[str, str]:
         )
     module = name.removesuffix(".alpha") if entry is None else entry["module"]
     module = _PREFIXES.sub("", module).replace(".processor.", ".")
+    if module.startswith(TEXT):
+        module = re.sub(r"\.to_(q|k|v|out)$", r".\1_proj", module)
     if module.endswith(".to_out"):
         module += ".0"
     return module, "alpha" if entry is None else _ROLES[entry["end"]]
@@ -199,9 +216,10 @@ def _update(
 
 def _alpha(module: str, rank: int, said: Mapping[str, Any]) -> float:
     """Return alpha of a map as PEFT's metadata say it; the rank if they do not."""
-    patterns = said.get("unet.alpha_pattern") or {}
+    part = TEXT if module.startswith(TEXT) else UNET
+    patterns = said.get(f"{part}.alpha_pattern") or {}
     own = [value for name, value in patterns.items() if re.fullmatch(rf"(.*\.)?{name}", module)]
-    return float(own[0] if own else said.get("unet.lora_alpha", rank))
+    return float(own[0] if own else said.get(f"{part}.lora_alpha", rank))
 
 
 def _metadata(path: pathlib.Path) -> dict[str, Any]:
@@ -212,13 +230,15 @@ def _metadata(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         said = json.loads(safetensors_metadata(path).get(_METADATA, "{}"))
-        alphas = [said.get("unet.lora_alpha", 1), *(said.get("unet.alpha_pattern") or {}).values()]
+        alphas = [said.get(f"{part}.lora_alpha", 1) for part in (UNET, TEXT)]
+        for part in (UNET, TEXT):
+            alphas += (said.get(f"{part}.alpha_pattern") or {}).values()
         whole = all(isinstance(alpha, int | float) for alpha in alphas)
     except (BadArchive, ValueError, AttributeError, TypeError):
         whole = False
     if not whole:
         raise UsageError(f"{path} is damaged: its {_METADATA} is no table of numbers.")
     for name in ("use_rslora", "use_dora"):
-        if said.get(f"unet.{name}"):
+        if any(said.get(f"{part}.{name}") for part in (UNET, TEXT)):
             raise UsageError(f"{path} was made with {name}, and is read without it only.")
     return said

@@ -8,13 +8,17 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
+import ddpm_jax
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.pipelines import load_text_encoder
 from ddpm_jax.interop.diffusers_directory import read_pipeline
 from ddpm_jax.interop.diffusers_text_unet import text_unet_params_from_diffusers
-from ddpm_jax.interop.lora_files import FILE, add_lora, read_lora, write_lora
+from ddpm_jax.interop.lora_files import FILE, TEXT, UNET, add_lora, read_lora, write_lora
 from ddpm_jax.interop.pipeline_params import pipeline_networks
 from ddpm_jax.models.lora import init_lora, merge_lora
 from ddpm_jax.randomness import base_key
+from ddpm_jax.tasks.prompts import read_texts
+from ddpm_jax.tasks.sampling_settings import Conditions
 
 from ..conftest import GOLDENS
 
@@ -22,8 +26,13 @@ SD1 = GOLDENS / "sd/sd1"
 Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 OUT = "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"
 PATHS = {
-    Q: ("down_0_attn_0", "block_0", "attn1", "q", "kernel"),
-    OUT: ("mid_attn_1", "block_0", "attn2", "proj_out", "kernel"),
+    Q: (UNET, "down_0_attn_0", "block_0", "attn1", "q", "kernel"),
+    OUT: (UNET, "mid_attn_1", "block_0", "attn2", "proj_out", "kernel"),
+}
+OF_TEXT = {
+    "text_model.encoder.layers.0.self_attn.out_proj": (TEXT, "block_0", "proj_out", "kernel"),
+    "text_model.encoder.layers.1.self_attn.q_proj": (TEXT, "block_1", "q", "kernel"),
+    "text_model.encoder.layers.1.mlp.fc2": (TEXT, "block_1", "mlp_dense1", "kernel"),
 }
 
 
@@ -31,12 +40,15 @@ PATHS = {
 def sd1():
     pipeline = read_pipeline(SD1)
     unet = pipeline_networks(pipeline).unet
-    return unet, text_unet_params_from_diffusers(pipeline.unet.tensors, unet)
+    return unet, {
+        UNET: text_unet_params_from_diffusers(pipeline.unet.tensors, unet),
+        TEXT: load_text_encoder(pipeline).params,
+    }
 
 
 def drawn(unet, params, *, rank=3, targets="all"):
     """Updates of which B is not zero."""
-    lora = init_lora(base_key(0), params, rank=rank, targets=targets)
+    lora = init_lora(base_key(0), params[UNET], rank=rank, targets=targets)
     rng = np.random.default_rng(1)
     flat = {
         path: rng.normal(0, 0.1, leaf.shape).astype(np.float32) if path[-1] == "B" else leaf
@@ -83,11 +95,36 @@ NAMES = {  # format -> the names of A, B and alpha of a map
 }
 
 
-@pytest.mark.parametrize("names", NAMES.values(), ids=list(NAMES))
-def test_a_map_becomes_w_plus_alpha_over_r_b_a(sd1, tmp_path, names):
+def before_peft(module):
+    layer, _, name = module.rpartition(".")
+    place = f"text_encoder.{layer}.to_{name.removesuffix('_proj')}_lora"
+    return f"{place}.down.weight", f"{place}.up.weight", None
+
+
+def without_prefix(module):
+    return NAMES_OF_TEXT["peft"](module.removeprefix("text_model."))
+
+
+NAMES_OF_TEXT = {
+    "peft": lambda m: (f"text_encoder.{m}.lora_A.weight", f"text_encoder.{m}.lora_B.weight", None),
+    "peft of transformers 5": without_prefix,
+    "diffusers": lambda m: (
+        f"text_encoder.{m}.lora_linear_layer.down.weight",
+        f"text_encoder.{m}.lora_linear_layer.up.weight",
+        f"text_encoder.{m}.alpha",
+    ),
+    "diffusers, processors": before_peft,
+    "kohya": lambda m: tuple(
+        "lora_te_" + m.replace(".", "_") + end
+        for end in (".lora_down.weight", ".lora_up.weight", ".alpha")
+    ),
+}
+
+
+def check_merged(sd1, tmp_path, names, paths, weights):
+    """Checks a file of updates, drawn for each of the maps, against W + alpha / r B A."""
     unet, params = sd1
-    weights = load_file(SD1 / "unet/diffusion_pytorch_model.safetensors")
-    shapes = {name: weights[f"{name}.weight"].shape for name in PATHS}
+    shapes = {name: weights[f"{name}.weight"].shape for name in paths}
     tensors, alpha, given = {}, 5.0, pairs(shapes)
     for module, (a, b) in given.items():
         of_a, of_b, of_alpha = names(module)
@@ -101,10 +138,24 @@ def test_a_map_becomes_w_plus_alpha_over_r_b_a(sd1, tmp_path, names):
         wanted = weights[f"{module}.weight"].astype(float) + scale * b.astype(float) @ a.astype(
             float
         )
-        np.testing.assert_allclose(merged[PATHS[module]], wanted.T, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(merged[paths[module]], wanted.T, rtol=0, atol=2e-6)
     for path, value in flatten_dict(params).items():
-        if path not in PATHS.values():
+        if path not in paths.values():
             np.testing.assert_array_equal(merged[path], value)
+
+
+@pytest.mark.parametrize("names", NAMES.values(), ids=list(NAMES))
+def test_a_map_becomes_w_plus_alpha_over_r_b_a(sd1, tmp_path, names):
+    weights = load_file(SD1 / "unet/diffusion_pytorch_model.safetensors")
+    check_merged(sd1, tmp_path, names, PATHS, weights)
+
+
+@pytest.mark.parametrize("names", NAMES_OF_TEXT.values(), ids=list(NAMES_OF_TEXT))
+def test_so_does_a_map_of_the_text_encoder(sd1, tmp_path, names):
+    weights = load_file(SD1 / "text_encoder/model.safetensors")
+    of_attention = {name: path for name, path in OF_TEXT.items() if "attn" in name}
+    paths = of_attention if names is before_peft else OF_TEXT
+    check_merged(sd1, tmp_path, names, paths, weights)
 
 
 def test_alpha_in_the_metadata_of_peft_counts(sd1, tmp_path):
@@ -113,10 +164,14 @@ def test_alpha_in_the_metadata_of_peft_counts(sd1, tmp_path):
     tensors = {}
     for module, (a, b) in pairs(shapes).items():
         tensors |= dict(zip(NAMES["peft"](module), (a, b), strict=False))
+    of_text = f"text_encoder.{next(iter(OF_TEXT))}"
+    tensors |= {f"{of_text}.lora_A.weight": a, f"{of_text}.lora_B.weight": b}
     said = {"unet.r": 2, "unet.lora_alpha": 8, "unet.alpha_pattern": {Q: 3}}
+    said |= {"text_encoder.lora_alpha": 5}
     save_file(tensors, tmp_path / FILE, {"lora_adapter_metadata": json.dumps(said)})
     found = read_lora(tmp_path / FILE)
-    assert {name: update.scale for name, update in found.items()} == {Q: 1.5, OUT: 4.0}
+    scales = {name: update.scale for name, update in found.items()}
+    assert scales == {Q: 1.5, OUT: 4.0, of_text: 2.5}
 
 
 @pytest.mark.full
@@ -126,7 +181,7 @@ def test_what_is_written_is_read_as_the_merged_network(sd1, tmp_path, targets):
     lora = drawn(unet, params, targets=targets)
     write_lora(tmp_path / FILE, lora, unet, scale=1.5)
     found = flatten_dict(add_lora(tmp_path / FILE, params, unet))
-    wanted = flatten_dict(merge_lora(params, lora, 1.5))
+    wanted = flatten_dict(params | {UNET: merge_lora(params[UNET], lora, 1.5)})
     changed = 0
     for path, value in wanted.items():
         np.testing.assert_allclose(found[path], value, rtol=0, atol=1e-6)
@@ -159,10 +214,35 @@ def test_diffusers_gives_the_same_output_with_the_file(sd1, tmp_path):
     pipe.load_lora_weights(str(tmp_path))
     merged = add_lora(tmp_path, params, unet)
     condition = Condition(context=context)
-    ours = jax.jit(unet.apply)({"params": merged}, x, np.float32([500]), condition)
+    ours = jax.jit(unet.apply)({"params": merged[UNET]}, x, np.float32([500]), condition)
     wanted = theirs()
     assert np.abs(wanted - before).max() > 0.01
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5 * max(1, np.abs(wanted).max()))
+
+
+@pytest.mark.full
+def test_transformers_gives_the_same_features_with_the_file(sd1, tmp_path):
+    pytest.importorskip("peft")
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    weights = load_file(SD1 / "text_encoder/model.safetensors")
+    tensors = {}
+    for name, (a, b) in pairs({m: weights[f"{m}.weight"].shape for m in OF_TEXT}).items():
+        tensors |= dict(zip(NAMES_OF_TEXT["peft"](name), (a, 0.1 * b), strict=False))
+    save_file(tensors, tmp_path / FILE)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(SD1, safety_checker=None)
+    tokens = pipe.tokenizer("a dog wearing hat", padding="max_length", return_tensors="pt")
+
+    def theirs():
+        with torch.no_grad():
+            return pipe.text_encoder(tokens.input_ids)[0].numpy()
+
+    before = theirs()
+    pipe.load_lora_weights(str(tmp_path))
+    wanted = theirs()
+    assert np.abs(wanted - before).max() > 0.1
+    model = ddpm_jax.load(SD1, lora=tmp_path / FILE)
+    found = read_texts(model.trained, Conditions(prompt=("a dog wearing hat",)))
+    np.testing.assert_allclose(found.context, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +254,7 @@ def test_diffusers_gives_the_same_output_with_the_file(sd1, tmp_path):
                 "text_encoder.text_model.x.lora_A.weight": (2, 4),
                 "text_encoder.text_model.x.lora_B.weight": (4, 2),
             },
-            "belongs to the text encoder",
+            "text encoder does not have: it belongs to another network",
         ),
         ({f"unet.{Q}.weight": (2, 32)}, "which is no part of a low-rank update"),
         (
