@@ -71,10 +71,10 @@ take, each with a pass back for every probe; --trace exact takes a pass for ever
 image. For the digits 1e-4 instead of 1e-6 moves an image's bits/dim by 0.002 (rms; 0.007 at most of
 48) and their mean by less than 1e-4, in 270 evaluations instead of 1,270. Ctrl-C, SIGTERM and
 --max_seconds stop the command within a second or two, with exit code 130, 143 or 75, and of
-likelihoods whole batches kept: given again, it resumes where it stopped. Samples of fid and the
-other metrics of features are kept likewise, those that a metric makes for itself are not. Several
-processes (--distributed) share out the images; they must see the same directories, and the first
-writes.
+likelihoods whole batches kept: given again, it resumes where it stopped. Samples of memorization,
+of fid and of the other metrics of features are kept likewise, those of other metrics are not.
+Several processes (--distributed) share out the images; they must see the same directories, and the
+first writes.
 """
 
 import contextlib

@@ -36,7 +36,7 @@ from ddpm_jax.measuring.image_sets import ImageSet, has_images, of_arrays, open_
 from ddpm_jax.monitoring.results import machine
 from ddpm_jax.settings import check_names
 
-_READ = 8  # batches of the network that are read at once, so that it does not wait for each
+READ = 8  # batches of the network that are read at once, so that it does not wait for each
 FEW = 10  # samples to a feature, below which the bias of a Frechet distance is warned of
 Place = str | os.PathLike | np.ndarray | ImageSet
 
@@ -202,7 +202,7 @@ def measured(
     theirs = network
     if images is not None and images.image_shape != samples.image_shape:
         theirs = _network_of_reference(settings, network, samples, images)
-    cache, at_a_time = open_cache(settings.feature_cache), _READ * settings.feature_batch_size
+    cache, at_a_time = open_cache(settings.feature_cache), READ * settings.feature_batch_size
     other = published
     if plan.of_reference is not None:
         chosen = spread(len(images), num_reference)

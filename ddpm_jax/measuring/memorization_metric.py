@@ -1,8 +1,6 @@
 """The metric memorization: whether samples of a model are copies of its training images."""
 
 import pathlib
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -22,10 +20,12 @@ from ddpm_jax.experiments.run_settings import frozen_first_stage
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.bits_per_dim import bits_per_dim
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, Memorization
-from ddpm_jax.measuring.feature_networks import load_features
-from ddpm_jax.measuring.image_comparison import network_record, short_digest
-from ddpm_jax.measuring.measured_samples import MeasuredSamples, draw_samples, open_samples
+from ddpm_jax.measuring.image_comparison import short_digest
+from ddpm_jax.measuring.image_sets import of_arrays, of_source
+from ddpm_jax.measuring.kept_samples import kept_samples, saying_what_is_kept
+from ddpm_jax.measuring.measured_samples import MeasuredSamples, open_samples
 from ddpm_jax.measuring.measurement import Measurement
+from ddpm_jax.measuring.memorization_distances import distances_of
 from ddpm_jax.plotting.grids import grid, save_png, with_labels
 
 SHOWN = 12  # pairs in the picture and in the record
@@ -46,22 +46,26 @@ def memorization(
     Raises:
       UsageError: nothing held out, fewer than 100 training images, sets too large; what
         `open_samples` and `load_features` raise.
+      FailureError: a file that cannot be read or written.
+      Stopped: by a signal or a time limit; samples in `directory` stay.
     """
-    prepare, described = _features(trained, settings)
-    mark = "" if settings.distances == "pixels" else f"_{short_digest(described)}"
-    decides = {"distances": described}
+    distances = distances_of(trained, settings)
+    mark = "" if settings.distances == "pixels" else f"_{short_digest(distances.record)}"
+    decides = {"distances": distances.record}
     found = open_samples(
         "memorization", trained, images, settings, directory, decides=decides, mark=mark
     )
     _check(found, settings)
     train, held_out = in_memory(found.train), in_memory(found.held_out)
-    samples = draw_samples(found.generator, settings)
-    outcome = audit(
-        *(prepare(each) for each in (samples, train.images, held_out.images)),
-        mirror=_mirror(train.image_shape) if described["mirrored"] else None,
-        seed=settings.seed,
-    )
-    gap, note = _gap(trained, train, held_out, settings)
+    samples = kept_samples(found.generator, settings, directory)
+    with saying_what_is_kept(found.generator, settings, directory):
+        outcome = audit(
+            distances.rows(of_arrays(samples), False),
+            *(distances.rows(of_source(each), True) for each in (train, held_out)),
+            mirror=distances.mirror,
+            seed=settings.seed,
+        )
+        gap, note = _gap(trained, train, held_out, settings)
     numbers = outcome._asdict() | {
         "pairs": outcome.pairs[:SHOWN],
         "num_train": len(train),
@@ -74,36 +78,6 @@ def memorization(
         found.suffix,
         lambda path: save_png(path, _picture(outcome.pairs, samples, train, held_out)),
     )
-
-
-def _features(
-    trained: TrainedModel, settings: Memorization
-) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
-    """Return the function of images that distances are of, and what the record says of it."""
-    if settings.distances == "pixels":
-        described = {"name": "pixels", "range": "0..255", "mirrored": _mirrors(trained)}
-        return lambda pixels: pixels.reshape(len(pixels), -1), described
-    compared = settings.compared
-    network = load_features(
-        compared.features,
-        image_shape=trained.model.image_shape,
-        weights=compared.feature_weights,
-        resize=compared.resize,
-        rounding=compared.rounding,
-        batch_size=compared.feature_batch_size,
-    )
-    described = network_record(network, compared) | {"mirrored": False}
-    return lambda pixels: network.extract(pixels).features, described
-
-
-def _mirrors(trained: TrainedModel) -> bool:
-    """Return whether the model has seen mirrored training images too."""
-    return bool(trained.model.config.data.flip)
-
-
-def _mirror(shape: tuple[int, int, int]) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function that mirrors images whose pixels are rows [n, H W C]."""
-    return lambda rows: rows.reshape(-1, *shape)[:, :, ::-1].reshape(rows.shape)
 
 
 def _check(found: MeasuredSamples, settings: Memorization) -> None:

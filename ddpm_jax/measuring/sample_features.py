@@ -26,12 +26,10 @@ from ddpm_jax.measuring.image_comparison import (
 )
 from ddpm_jax.measuring.image_comparison import Samples as Comparable
 from ddpm_jax.measuring.image_sets import ImageSet, of_arrays, of_source, open_images
+from ddpm_jax.measuring.kept_samples import saying_what_is_kept, write_kept_samples
 from ddpm_jax.measuring.measured_samples import MeasuredSamples, draw_samples, open_samples
-from ddpm_jax.measuring.measurement import Measurement, checkpoint_record, result_path
+from ddpm_jax.measuring.measurement import Measurement, result_path
 from ddpm_jax.monitoring import results
-from ddpm_jax.tasks.sample_files import Samples, folder_name, write_samples
-
-SAMPLES = "samples"  # the folder of shards, in that of results
 
 
 class _Opened(NamedTuple):
@@ -69,15 +67,16 @@ def measure_samples(
     """
     opened = _open(names, trained, images, settings, directory)
     found = opened.found
-    records = measured(
-        names,
-        opened.samples,
-        opened.reference,
-        settings.compared,
-        opened.network,
-        num_reference=settings.num_reference,
-        keep_samples=False,
-    )
+    with saying_what_is_kept(found.generator, settings, directory):
+        records = measured(
+            names,
+            opened.samples,
+            opened.reference,
+            settings.compared,
+            opened.network,
+            num_reference=settings.num_reference,
+            keep_samples=False,
+        )
     return {
         name: Measurement(found.record | record, _text(record), found.suffix)
         for name, record in records.items()
@@ -178,12 +177,7 @@ def _samples(
         if labels is not None:
             labels = labels[np.arange(settings.num_samples) % len(labels)]
         return of_arrays(draw_samples(generator, settings), labels, name="samples")
-    samples = Samples(
-        num_samples=settings.num_samples, batch_size=settings.batch_size, seed=settings.seed
-    )
-    folder = directory / SAMPLES / folder_name(generator, samples)
-    write_samples(generator, folder, checkpoint_record(generator.trained), samples)
-    return open_images(folder)
+    return open_images(write_kept_samples(generator, settings, directory))
 
 
 def _text(record: dict[str, Any]) -> str:

@@ -5,13 +5,17 @@ import json
 
 import numpy as np
 import pytest
+import scipy.spatial
 
 import ddpm_jax
+from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.distributed import interrupt
 from ddpm_jax.errors import UsageError
 from ddpm_jax.generation import generating
-from ddpm_jax.measuring import sample_features
+from ddpm_jax.generation.shards import read_shards
+from ddpm_jax.measuring import memorization_metric, sample_features
 from ddpm_jax.measuring.image_comparison import compare_images
+from ddpm_jax.measuring.image_sets import open_images
 
 ARGV = ["--features", "digits", "--num_samples", 6, "--batch_size", 3, "--sampler", "ddim"]
 ARGV += ["--steps", 2, "--feature_batch_size", 64]
@@ -101,6 +105,43 @@ def test_all_metrics_are_of_the_same_samples_which_a_stopped_command_keeps(
     (line,) = (line for line in result.out.splitlines() if line.split()[:1] == ["weights"])
     assert line.split()[1:4] == ["'ema'", "'raw'", f"{difference:+.4g}"]
     refused("compare", records[0], says=["1 files are named"])
+
+
+@pytest.mark.full
+def test_memorization_is_of_the_samples_of_the_other_metrics_and_keeps_them(
+    invoke, trained, data_dir, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    argv = ["--ckpt", trained, "--metric", "fid,memorization", "--out", out, *ARGV]
+    made, generate = [], generating.generate_batches
+
+    def counting(*args, **kwargs):
+        for indices, images in generate(*args, **kwargs):
+            made.extend(indices)
+            yield indices, images
+
+    def stop(*args):
+        raise interrupt.Stopped(interrupt.Wish.SIGTERM)
+
+    monkeypatch.setattr(generating, "generate_batches", counting)
+    with monkeypatch.context() as patched:
+        patched.setattr(memorization_metric, "_gap", stop)
+        result = invoke("evaluate", *argv)
+    assert result.code == 143
+    (shards,) = (out / "samples").iterdir()
+    assert f"the samples in {shards} are kept; the same command goes on with them" in result.err
+    assert read(out, "fid")
+    assert not list(out.glob("memorization_*"))
+
+    monkeypatch.setattr(memorization_metric, "_gap", lambda *_: (None, "none"))
+    assert invoke("evaluate", *argv).code == 0
+    assert made == list(range(6))
+    samples = read_shards(shards).reshape(6, -1).astype(float)
+    pair = read(out, "memorization")["pairs"][0]
+    train = in_memory(open_images("digits:train", data_dir=data_dir).source).images
+    nearest = scipy.spatial.distance.cdist(samples, train.reshape(len(train), -1))
+    assert pair["distance"] == pytest.approx(nearest[pair["sample"]].min())
+    assert pair["train"] == nearest[pair["sample"]].argmin()
 
 
 def test_what_cannot_be_computed_is_refused_before_an_image_is_made(refused, trained, tmp_path):

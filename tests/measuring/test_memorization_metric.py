@@ -10,7 +10,7 @@ from PIL import Image
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.datasets import load_split
 from ddpm_jax.experiments.loading import load_trained
-from ddpm_jax.measuring import memorization_metric
+from ddpm_jax.measuring import memorization_distances, memorization_metric
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, Features, Memorization
 from ddpm_jax.measuring.measurement import write_measurement
 from ddpm_jax.measuring.metrics import METRICS
@@ -36,7 +36,7 @@ def measure(monkeypatch, trained, tmp_path):
 
     def measure(samples, *, gap=False, **settings):
         monkeypatch.setattr(
-            memorization_metric, "draw_samples", lambda generator, settings: samples
+            memorization_metric, "kept_samples", lambda generator, settings, directory: samples
         )
         if not gap:
             monkeypatch.setattr(memorization_metric, "_gap", lambda *_: (None, "none"))
@@ -83,7 +83,7 @@ def test_digits_that_are_no_copies_are_called_none(measure, splits):
 
 
 def test_mirrored_training_images_count_where_the_model_has_seen_them(measure, splits, monkeypatch):
-    monkeypatch.setattr(memorization_metric, "_mirrors", lambda trained: True)
+    monkeypatch.setattr(memorization_distances, "mirrors_images", lambda trained: True)
     samples = _samples(splits, 0)
     samples[7] = splits["train"].images[100][:, ::-1]
     found = measure(samples)
