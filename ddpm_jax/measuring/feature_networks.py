@@ -46,6 +46,8 @@ _FOREIGN = dict.fromkeys(INCEPTION, inception_features) | {
     "clip": clip_features,
 }
 BATCH_SIZE = 32
+# of red, green and blue in grey (ITU-R BT.601), as in Pillow's conversion
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 Shape = tuple[int, int, int]  # (H, W, C)
 _FUNCTION = re.compile(r"[\w.]+:[\w.]+")
 
@@ -120,12 +122,11 @@ def _pixels(image_shape: Shape) -> FeatureNetwork:
 def _digits(
     image_shape: Shape, resize: str | None, rounding: str, batch_size: int
 ) -> FeatureNetwork:
-    *sides, channels = image_shape
-    if channels != 1 or (resize is None and sides != [SIDE, SIDE]):
+    if image_shape[2] not in (1, 3) or (resize is None and image_shape != (SIDE, SIDE, 1)):
         raise UsageError(
             f"The features digits are of grey images of {SIDE}x{SIDE} pixels, and these are "
             f"{'x'.join(map(str, image_shape))}: choose others, for example pixels"
-            f"{'' if channels != 1 else ', or a resizer'}."
+            f"{', or a resizer' if image_shape[2] in (1, 3) else ''}."
         )
     check_resizing(resize or "clean", rounding)
     data = importlib.resources.files(__package__).joinpath("digit_features.npz").read_bytes()
@@ -136,19 +137,25 @@ def _digits(
     def apply(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return tuple(network.apply({"params": params}, x / 127.5 - 1.0))
 
+    def prepare(images: np.ndarray) -> np.ndarray:
+        grey = images if images.shape[-1] == 1 else (images @ LUMA)[..., None]
+        return resized(grey, SIDE, resizer=resize or "clean", rounding=rounding)
+
     record = {
         "sha256": hashlib.sha256(data).hexdigest(),
         "input_size": SIDE,
         "resizer": resize,
         "rounding": rounding,
     }
+    if image_shape[2] == 3:
+        record["grey"] = " + ".join(f"{w:g} {c}" for w, c in zip(LUMA, "RGB", strict=True))
     return FeatureNetwork(
         "digits",
         network.features,
         batched(
             apply,
             unflatten_dict(params, sep="/"),
-            lambda images: resized(images, SIDE, resizer=resize or "clean", rounding=rounding),
+            prepare,
             batch_size=batch_size,
         ),
         record,

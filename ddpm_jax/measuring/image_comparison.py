@@ -92,6 +92,12 @@ def compare_sets(
     other = (
         open_reference(reference, network, **where) if needed and reference is not None else None
     )
+    there = len(other.images) if other is not None and other.images is not None else None
+    if there is not None and (settings.num_reference or 0) > there:
+        raise UsageError(
+            f"num_reference is {settings.num_reference}, and there are {there} images to compare "
+            "with."
+        )
     return {
         name: {"metric": name, **record, **machine(), "versions": versions()}
         for name, record in measured(

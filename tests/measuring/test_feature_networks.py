@@ -166,7 +166,7 @@ def test_a_function_that_makes_no_features_is_refused(module, source, function, 
         ("pixels", {"weights": "x.pth"}, "features pixels have no weights"),
         ("pixels", {"resize": "clean"}, "features pixels have no resize"),
         ("digits", {"weights": "x.pth"}, "features digits have no weights"),
-        ("digits", {"image_shape": (8, 8, 3)}, "of grey images of 8x8 pixels.*8x8x3"),
+        ("digits", {"image_shape": (8, 8, 3)}, "of grey images of 8x8 pixels.*8x8x3.*or a resizer"),
         ("digits", {"image_shape": (16, 8, 1)}, "16x8x1.*or a resizer"),
         ("digits", {"resize": "cubic"}, "Unknown resizer 'cubic'"),
         ("digits", {"rounding": "up"}, "Unknown rounding 'up'"),
@@ -177,6 +177,19 @@ def test_a_function_that_makes_no_features_is_refused(module, source, function, 
 def test_what_there_is_not_is_said_in_a_sentence(name, options, sentence):
     with pytest.raises(UsageError, match=sentence):
         load_features(name, **({"image_shape": (8, 8, 1)} | options))
+
+
+def test_colour_becomes_grey_for_the_digits_network_where_a_resizer_is_named(digits):
+    """As Pillow's, which rounds grey to 8 bits."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    network = load_features("digits", image_shape=(8, 8, 3), resize="clean")
+    grey = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])
+    expected = digits.extract(grey[..., None]).features
+    found = network.extract(images).features
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+    assert network.record["grey"] == "0.299 R + 0.587 G + 0.114 B"
+    # the channels are not taken in another order
+    assert np.abs(network.extract(images[..., ::-1]).features - expected).max() > 1
 
 
 @pytest.mark.full

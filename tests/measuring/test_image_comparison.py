@@ -130,6 +130,7 @@ def test_a_record_says_what_decides_its_number(pictures, tmp_path):
         ("is", {}, "needs a network that classifies"),
         ("kid", {"num_images": 2}, "at least 3 images"),
         ("fid", {"num_images": 61}, "num_images is 61, and there are 60"),
+        ("fid", {"num_reference": 51}, "num_reference is 51, and there are 50"),
         ("fid", {"feature": "pixels"}, "There is no setting feature. Did you mean 'features'?"),
     ],
 )
