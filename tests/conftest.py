@@ -29,6 +29,13 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run all tests")
 
 
+def pytest_configure(config):
+    """Compile quickly where most programs run once, and with --full as users' programs are."""
+    quickly = "0" if config.getoption("--full") or config.getoption("--slow") else "1"
+    quickly = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", quickly)  # subprocesses too
+    jax.config.update("jax_disable_most_optimizations", quickly == "1")
+
+
 def _left_out(config):
     """The markers whose tests do not run."""
     if config.getoption("--slow"):

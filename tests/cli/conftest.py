@@ -1,5 +1,6 @@
 """A small run, shipped for all tests here, others that they train, and calls of the commands."""
 
+import functools
 import importlib
 import json
 import os
@@ -17,7 +18,7 @@ from ddpm_jax.checkpoints import digests
 from ddpm_jax.cli import command
 
 ROOT = pathlib.Path(__file__).parents[2]
-TEN_STEPS = ROOT / "tests" / "fixtures" / "runs" / "ten_steps"
+SHIPPED = ROOT / "tests" / "fixtures" / "runs"
 FIELDS = """{{
     "data": {{"name": "digits", "data_dir": {data_dir!r}, "image_size": 8, "channels": 1, "flip": False}},
     "diffusion": {{"num_timesteps": 20}},
@@ -88,20 +89,29 @@ def refused(invoke):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, data_dir):
-    """The directory of a run of ten steps on the digits: read it, do not train in it.
+def shipped(tmp_path_factory, data_dir):
+    """shipped("vae") -> a copy of a run in `tests/fixtures`, as if its data were in `data_dir`."""
 
-    It is the one that lies in `tests/fixtures`, as if its data were in `data_dir`.
-    """
-    run = pathlib.Path(shutil.copytree(TEN_STEPS, tmp_path_factory.mktemp("trained") / "run"))
-    for path in (run / "config.json", *run.glob("checkpoints/*/config/metadata")):
-        text, before = path.read_text(), '"data_dir": ""'
-        assert text.count(before) == 1
-        path.write_text(text.replace(before, f'"data_dir": {json.dumps(data_dir)}'))
-    for path in run.glob(f"checkpoints/*/config/{digests.SUMS}"):
-        path.unlink()
-        digests.write(path.parent)
-    return run
+    @functools.cache
+    def copy(name):
+        run = tmp_path_factory.mktemp("shipped") / "run"
+        shutil.copytree(SHIPPED / name, run)
+        for path in (run / "config.json", *run.glob("checkpoints/*/config/metadata")):
+            text, before = path.read_text(), '"data_dir": ""'
+            assert text.count(before) == 1
+            path.write_text(text.replace(before, f'"data_dir": {json.dumps(data_dir)}'))
+        for path in run.glob(f"checkpoints/*/config/{digests.SUMS}"):
+            path.unlink()
+            digests.write(path.parent)
+        return run
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def trained(shipped):
+    """The directory of a run of ten steps on the digits: read it, do not train in it."""
+    return shipped("ten_steps")
 
 
 @pytest.fixture(scope="session")
@@ -120,9 +130,9 @@ def train_with(tmp_path_factory, data_dir):
 
 
 @pytest.fixture(scope="session")
-def trained_by_class(train_with):
-    """A class-conditional run, a quarter of whose labels are dropped."""
-    return train_with("--config.condition.num_classes=10", "--config.condition.label_dropout=0.25")
+def trained_by_class(shipped):
+    """A class-conditional run, some of whose labels are dropped."""
+    return shipped("dit_by_class")
 
 
 @pytest.fixture

@@ -131,6 +131,7 @@ def test_decoding_what_was_encoded_is_the_models_own_reconstruction_bit_for_bit(
     assert expected.std(axis=0).mean() > 1  # they differ, so a row out of place would be seen
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("kind", "more"), [("ae", set()), ("vae", {"log_variance"}), ("vq", {"codes"})]
 )
@@ -310,6 +311,7 @@ def test_files_that_cannot_be_decoded_are_refused(refused, stages, photos, files
     assert [path.name for path in taken.iterdir()] == ["photo3.png"]
 
 
+@pytest.mark.full
 def test_a_network_that_diverged_is_no_picture(refused, stages, tmp_path, photos):
     """Weights of 1e38 overflow."""
     loaded = load_first_stage(stages["ae"])

@@ -165,6 +165,7 @@ def test_the_bound_is_that_of_the_checkpoint_on_the_held_out_digits(seven, train
     assert error < 0.05 * found["mean"]
 
 
+@pytest.mark.full
 def test_the_terms_add_up_in_both_records(seven):
     bound, coding = read_record(seven, "bpd"), read_record(seven, "rate_distortion")
     total = bound["bits_per_dim"]["mean"]

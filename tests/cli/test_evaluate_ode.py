@@ -53,6 +53,7 @@ def five(trained, tmp_path_factory):
     return out
 
 
+@pytest.mark.full
 def test_the_record_says_how_to_repeat_the_number_and_what_it_took(five, trained):
     record = json.loads((five / f"{NAME}.json").read_text())
     wanted = {

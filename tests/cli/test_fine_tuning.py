@@ -54,6 +54,7 @@ def stopped(monkeypatch):
     monkeypatch.setattr(session, "train", stop)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("raw", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_begins_as_the_very_function_of_another_with_its_own_batch_rate_and_averages(
     invoke, trained, config_file, tmp_path, beginning_state, raw

@@ -175,13 +175,10 @@ def test_an_autoencoder_has_no_bound(refused, runs):
     )
 
 
-def test_what_a_first_stage_cannot_do_is_refused(refused, runs, trained, tmp_path):
-    refused(
-        "sample",
-        "--ckpt",
-        runs["vae"],
-        says=[f"{runs['vae']} holds a first stage and not a diffusion model"],
-    )
+def test_what_a_first_stage_cannot_do_is_refused(refused, shipped, trained):
+    vae = shipped("vae")
+    says = f"{vae} holds a first stage and not a diffusion model"
+    refused("sample", "--ckpt", vae, says=[says])
     refused(
         "evaluate",
         "--ckpt",
@@ -191,9 +188,7 @@ def test_what_a_first_stage_cannot_do_is_refused(refused, runs, trained, tmp_pat
         says=["holds a diffusion model and not a first stage"],
     )
     refused("draw", "--ckpt", trained, says=["holds a diffusion model and not a first stage"])
-    refused(
-        "evaluate", "--ckpt", runs["vae"], "--metric", "elbo,bpd", says=["elbo is of a first stage"]
-    )
+    refused("evaluate", "--ckpt", vae, "--metric", "elbo,bpd", says=["elbo is of a first stage"])
 
 
 @pytest.mark.parametrize(

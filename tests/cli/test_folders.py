@@ -165,6 +165,7 @@ def test_without_held_out_images_the_training_images_are_evaluated_where_asked_f
     assert found["split"] == "train"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("metric", ["frechet_pixels", pytest.param("bpd", marks=pytest.mark.slow)])
 def test_other_data_than_those_of_the_run_are_told_by_every_metric(
     invoke, refused, run, tmp_path, metric
@@ -201,6 +202,7 @@ def test_other_data_than_those_of_the_run_are_told_by_every_metric(
     refused("evaluate", *flags, "--data_dir", moved, says=says)
 
 
+@pytest.mark.full
 def test_a_run_that_would_write_into_its_images_is_refused_at_the_start(refused, run, tmp_path):
     photos = run.parent / "photos"
     before = sorted(map(str, photos.rglob("*")))

@@ -105,6 +105,7 @@ def saved(arguments, tmp_path_factory):
     return model, training, state, directory
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("raw_weights", [False, True])
 def test_the_first_stage_is_read_without_its_discriminator(saved, raw_weights):
     model, _, state, directory = saved
@@ -145,6 +146,7 @@ def test_a_run_leaves_records_of_both_players_and_is_resumed(arguments):
     assert "discriminator" not in load_first_stage(run, raw_weights=True).params
 
 
+@pytest.mark.full
 def test_a_perceptual_run_without_its_file_is_told_how_to_get_one(
     refused, config_file, photos, tmp_path
 ):

@@ -222,6 +222,7 @@ def test_raw_weights_fewer_steps_and_an_older_checkpoint_give_other_images_in_fo
     assert (read(out) != read(eight)).mean() > 0.5
 
 
+@pytest.mark.full
 def test_raw_weights_are_not_the_moving_average(invoke, trained, eight, tmp_path):
     argv = ["--ckpt", trained, "--num_samples", 8, "--out", tmp_path / "raw", "--raw_weights"]
     assert invoke("sample", *argv).code == 0

@@ -61,6 +61,7 @@ def test_profile_writes_a_trace_beside_the_scalars_of_tensorboard(invoke, copied
     assert sorted(map(int, steps)) == [12, 13]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("steps", ["10:12", "11:21", "3:4"])
 def test_steps_that_the_run_will_not_do_cannot_be_profiled(refused, copied, config_file, steps):
     refused(

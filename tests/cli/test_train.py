@@ -165,6 +165,7 @@ def test_a_second_training_in_the_same_directory_ends_before_it_does_anything(
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("given", "name"), [([], "runs/mine"), (["--workdir", "here"], "here")])
 def test_the_workdir_is_named_by_the_config_file_unless_given(
     invoke, copied, config_file, tmp_path, monkeypatch, given, name

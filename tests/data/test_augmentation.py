@@ -83,6 +83,7 @@ def test_what_is_shown_larger_comes_from_nearer_the_centre():
     np.testing.assert_allclose(b[0], [-2.0, 2.0], atol=1e-6)  # an eighth of 16, a quarter of 8
 
 
+@pytest.mark.full
 def test_each_transformation_happens_with_its_probability():
     """The mean of n draws of a chance q has the error sqrt(q (1 - q) / n): five of them."""
     keys = jax.random.split(jax.random.key(0), 4000)

@@ -105,6 +105,7 @@ def test_the_bound_is_above_the_true_bits_at_every_number_of_steps_and_tightens(
     assert np.all(-np.diff(mean) > 4 * step_error)
 
 
+@pytest.mark.full
 def test_the_true_bits_are_those_of_the_images(images):
     """The levels of the first pixel are distributed as its mixture.
 

@@ -18,6 +18,7 @@ VARIANCES = {"fixedsmall": "fixed_small", "fixedlarge": "fixed_large", "learned"
 KL_NOISE = 1e-6
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize("mean", MEANS)
 def test_with_the_originals_noise_it_is_the_originals_loop(mean, variance, diffusion_goldens):

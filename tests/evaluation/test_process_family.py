@@ -60,6 +60,7 @@ def exact_bits():
     return np.asarray(mixtures.log_prob(start(), points())) / (2 * math.log(2))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name",
     ["flow", *(pytest.param(n, marks=pytest.mark.full) for n in ("edm", "ve", "vp", "cosine"))],

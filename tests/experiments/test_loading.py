@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.full
 def test_loading_a_checkpoint_needs_nothing_of_what_trains_it():
     """Neither objective nor optimiser; what the network is conditioned on is the model's."""
     program = (

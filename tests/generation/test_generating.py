@@ -149,6 +149,7 @@ def test_inputs_and_start_reach_the_image_they_belong_to():
     )
 
 
+@pytest.mark.full
 def test_frames_come_noise_first_and_end_with_the_images(generate):
     generated = make_generate(*chain(), SHAPE, num_frames=5)(KERNEL, KEY, range(3))
     assert generated.frames_x_t.shape == generated.frames_x_0.shape == (5, 3, *SHAPE)

@@ -113,6 +113,7 @@ def test_digits_of_another_size_are_resized_if_asked_for(digits):
     assert network.record["resizer"] == "bilinear_antialias"
 
 
+@pytest.mark.full
 def test_a_short_training_finds_the_way(tool):
     training, held_out = tool.split()
     weights = tool.train(*training, steps=60)

@@ -88,6 +88,7 @@ def test_a_resizer_is_named_with_its_effect(planted, sets):
     assert found.differences[0].effect == pytest.approx(legacy - clean, rel=1e-4)
 
 
+@pytest.mark.full
 def test_train_against_test_is_named_with_its_effect(planted, data_dir):
     where = {"data_dir": data_dir, "num_images": 100, "features": "digits"}
     found, _ = planted(*(("digits:train", f"digits:{split}", where) for split in ("train", "test")))

@@ -39,6 +39,7 @@ def test_the_filter_that_shrinks_is_the_sum_over_pixels_in_float64():
         np.testing.assert_allclose(halved(X, SMOOTH)[:, i, j], expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("taps", [(1, 1), SMOOTH, (1, 2, 4, 1), (1, 1, 2, 2, 1, 3)])
 def test_enlarging_is_four_times_the_transpose_of_shrinking(taps):
     (transposed,) = jax.linear_transpose(lambda x: halved(x, taps), X)(halved(X, taps))

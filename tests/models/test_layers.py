@@ -226,6 +226,7 @@ class TestDropout:
             assert not jaxpr.eqns
 
 
+@pytest.mark.full
 def test_float16_parameters_are_converted_to_float32_one_layer_after_the_other():
     class Layers(nn.Module):
         @nn.compact

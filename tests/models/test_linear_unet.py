@@ -36,6 +36,7 @@ def params():
     return jax.jit(SMALL.init)(jax.random.key(0), X, T)["params"]
 
 
+@pytest.mark.full
 def test_linear_attention_is_a_sum_over_pixels_in_float64():
     """Every pixel's output is its query's distribution over channels of sums over all pixels."""
     layer = MemoryAttention(2, 4, linear=True, dtype=jnp.float32)

@@ -165,6 +165,7 @@ def test_integer_and_real_time_agree_and_fractions_count(params, x):
     assert jnp.abs(apply(SMALL, params, x, T + 0.25) - apply(SMALL, params, x)).max() > 1e-5
 
 
+@pytest.mark.full
 def test_heads_are_disjoint_slices_of_the_channels(params, x):
     """Two heads differ from one, and permuting whole heads consistently changes nothing."""
     two = SMALL.clone(num_heads=2)

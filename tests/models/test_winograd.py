@@ -67,6 +67,7 @@ def upsampled_direct(x, kernel):
     return direct(x.repeat(2, axis=1).repeat(2, axis=2), kernel)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("shape", [(2, 3, 5, 3, 5), (1, 1, 1, 1, 1)])
 def test_the_convolution_of_repeated_pixels_and_its_gradients_are_those_of_the_direct_sum(shape):
     with jax.enable_x64(True):

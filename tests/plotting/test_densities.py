@@ -57,6 +57,7 @@ def test_rows_are_stacked_and_must_agree(tmp_path):
         planes(tmp_path / "no.png", [[plane], [plane, plane]], extent=2.0)
 
 
+@pytest.mark.full
 def test_a_comparison_shows_values_errors_predictions_and_what_is_known(tmp_path):
     x, y = np.array([10, 100]), np.array([1.0, 0.1])
     series = (

@@ -96,6 +96,7 @@ def test_every_function_that_makes_a_figure_is_tried():
         )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "title", [LONG, pytest.param(WORD, marks=pytest.mark.slow)], ids=["long", "word"]
 )

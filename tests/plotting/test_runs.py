@@ -24,6 +24,7 @@ def test_smoothing_does_not_lag_behind_a_falling_line():
     np.testing.assert_allclose(smooth(line, 0.8)[90:110], line[90:110], rtol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("count", [1, 2, 4, 5])
 @pytest.mark.parametrize("points", [1, 30])
 def test_any_number_of_panels_and_points_is_a_picture(tmp_path, count, points):

@@ -202,6 +202,7 @@ def test_a_respaced_chain_follows_the_recursion_of_its_own_betas():
     assert_moments(frames, means, variances)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_a_thousand_steps_reach_the_data_distribution(variance):
     betas = make_betas("linear", 1000)

@@ -112,6 +112,7 @@ def samplers():
     yield pytest.param(repaint(CHAIN, np.array(TIMES), resamplings=3, jump=2), id="repaint")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("sampler", [*samplers()])
 def test_given_noise_stands_in_the_place_of_that_of_the_keys(sampler):
     keys = randomness.image_keys(randomness.base_key(0), jnp.arange(B))

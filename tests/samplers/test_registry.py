@@ -103,6 +103,7 @@ def test_steps_outside_the_chain_are_refused(steps):
         make_sampler("ddim", CHAIN, steps=steps)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_chain_that_destroys_the_signal_is_walked(name, steps):

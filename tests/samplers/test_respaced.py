@@ -72,6 +72,7 @@ def samples_mean_and_std(denoiser, num_rows, *, rows=None, dtype=np.float32):
     return mean, np.sqrt(spread)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("schedule", ["linear", pytest.param("cosine", marks=pytest.mark.full)])
 @pytest.mark.parametrize("parameterization", ["eps", "mu"])
 def test_a_learned_variance_gives_the_width_of_the_data_in_any_number_of_steps(
@@ -111,6 +112,7 @@ def test_the_other_variances_give_the_width_that_is_documented(variance):
         assert samples_mean_and_std(denoiser, steps)[1] == pytest.approx(expected, abs=0.001), steps
 
 
+@pytest.mark.full
 def test_where_the_step_is_the_trained_one_the_network_is_left_its_word():
     """To the last bit, in the whole chain and at respaced rows whose preceding step is kept."""
     raw = jnp.sin(jnp.arange(1000.0)).reshape(-1, 1, 1, 1)

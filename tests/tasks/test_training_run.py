@@ -53,6 +53,7 @@ def finished(data_dir, tmp_path_factory):
     return ddpm_jax.train(make_config(data_dir), workdir=workdir, callbacks=[diary]), diary
 
 
+@pytest.mark.full
 def test_a_run_from_python_leaves_what_the_command_leaves(finished):
     result, _ = finished
     assert (result.step, int(result.state.step), result.is_finished) == (4, 4, True)
@@ -68,6 +69,7 @@ def test_a_run_from_python_leaves_what_the_command_leaves(finished):
     assert np.all(np.isfinite(kernel))
 
 
+@pytest.mark.full
 def test_callbacks_hear_of_every_record_sample_and_checkpoint(finished):
     result, diary = finished
     losses = {record["step"]: record["loss"] for record in read(result.workdir) if "loss" in record}

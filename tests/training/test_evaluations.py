@@ -107,6 +107,7 @@ def test_a_run_without_improvement_ends_and_stays_ended(fields, tmp_path, monkey
     assert again.step == result.step
 
 
+@pytest.mark.full
 def test_what_cannot_be_evaluated_is_refused_before_training(fields, tmp_path):
     for more, says in (
         ({"features": "dgits"}, "Did you mean 'digits'"),

@@ -169,6 +169,7 @@ def test_importance_weights_leave_the_expected_loss_unchanged():
     np.testing.assert_allclose(weighted, weights * aux.loss, rtol=1e-5)
 
 
+@pytest.mark.full
 def test_the_history_holds_the_last_unweighted_losses_of_every_t():
     objective = _objective(timestep_sampling="importance")
     state, expected = (
@@ -201,6 +202,7 @@ def test_an_unknown_draw_of_t_is_refused():
         _objective(timestep_sampling="importence")
 
 
+@pytest.mark.full
 def test_the_network_sees_augmented_images_and_is_told_how():
     """A network that knows x_0 has no loss if x_t is of the images augmented by the same draws."""
     key, index, batch = jax.random.key(3), 7 + jnp.arange(4), _batch()

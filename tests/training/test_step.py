@@ -56,6 +56,7 @@ def test_gradient_is_that_of_the_mean_loss_over_the_batch(linear):
     assert int(state.step) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("parts", [2, 3, 12])
 def test_accumulating_in_parts_gives_the_same_gradient_from_the_same_draws(linear, parts):
     objective = linear.objective(dropout=0.5)

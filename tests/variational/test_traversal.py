@@ -1,6 +1,7 @@
 """Traversals of a latent space: lines against NumPy, the prior's quantiles against SciPy."""
 
 import numpy as np
+import pytest
 from scipy import stats
 
 from ddpm_jax.variational.traversal import lines, quantile_grid
@@ -26,6 +27,7 @@ def test_no_point_of_a_line_is_less_probable_by_the_prior_than_its_less_probable
     assert np.all(density >= density[:, [0, -1]].min(axis=1, keepdims=True) - 1e-4)
 
 
+@pytest.mark.full
 def test_the_grid_has_as_much_of_the_prior_between_its_points_and_lies_as_pictures_do():
     plane = quantile_grid(4).reshape(4, 4, 2)
     levels = stats.norm.cdf(plane)
