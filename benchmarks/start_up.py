@@ -5,17 +5,23 @@
 `train.py` to its first step, which is done when its record is on disk; `sample.py --steps 50` and
 `evaluate.py --metric bpd --timestep_stride 100`, to their results, of the run of that one step;
 `import ddpm_jax` with `ddpm_jax.load`. Each is a process of its own: without compiled programs kept,
-with an empty place for them (a user's first start), and with what that start has left there.
-The yardstick imports JAX and compiles one convolution, in turns with them.
+with an empty place for them (a user's first start), and with what that start has left there; of
+the last also its parts (`start_up_parts.py`). The yardstick imports JAX and compiles one
+convolution, in turns with them. Beside the seconds by the clock stand those that all threads spent
+on a processor, which other programs disturb less, and both in units of the yardstick's.
 """
 
+import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 from measuring import ROOT, parser, report, setting
 
@@ -27,13 +33,25 @@ convolve(jnp.ones((1, 8, 16, 16)), jnp.ones((8, 8, 3, 3))).block_until_ready()
 """
 
 
-def seconds_of(argv: list[str], home: pathlib.Path, done: pathlib.Path | None = None) -> float:
-    """Returns the seconds that `python argv` takes, or until the file `done` is there.
+class Seconds(NamedTuple):
+    """What a process took."""
+
+    seconds: float  # by the clock
+    processor: float  # of all its threads
+
+    def in_units_of(self, yardstick: "Seconds") -> dict[str, float]:
+        units = zip(self._fields, self, yardstick, strict=True)
+        return self._asdict() | {f"{name}_in_yardsticks": x / unit for name, x, unit in units}
+
+
+def seconds_of(argv: list[str], home: pathlib.Path, done: pathlib.Path | None = None) -> Seconds:
+    """Returns what `python argv` takes until it ends, or until the file `done` is there.
 
     `home` is the user's cache directory.
     """
     environment = {**os.environ, "XDG_CACHE_HOME": str(home)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    before = _processor_of_children()
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
@@ -48,14 +66,24 @@ def seconds_of(argv: list[str], home: pathlib.Path, done: pathlib.Path | None = 
             if process.poll() or (done and not done.exists()):
                 log.seek(0)
                 sys.exit(f"{' '.join(argv)}: {log.read()}")
-            return took
         finally:
             process.kill()
             process.wait()
+    return Seconds(took, _processor_of_children() - before)
 
 
-def commands(folder: pathlib.Path, config: str, overrides: list[str]) -> dict:
-    """Returns the commands by name: (attempt) -> (argv, the file that ends them)."""
+def _processor_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+Command = tuple[list[str], pathlib.Path | None]  # its arguments, the file that ends it
+
+
+def commands(
+    folder: pathlib.Path, config: str, overrides: list[str]
+) -> dict[str, Callable[[str], Command]]:
+    """Returns the commands by name: (attempt) -> `Command`."""
     run = str(folder / "run")
 
     def train(attempt):
@@ -88,6 +116,15 @@ def commands(folder: pathlib.Path, config: str, overrides: list[str]) -> dict:
     return {"train": train, "sample": sample, "evaluate": evaluate, "load": load}
 
 
+def parts_of(command: Command, home: pathlib.Path, folder: pathlib.Path) -> dict:
+    """Returns the parts of a command's start, as `start_up_parts` measures them."""
+    (script, *arguments), done = command
+    name, out = script.removesuffix(".py"), folder / "parts.json"
+    argv = ["benchmarks/start_up_parts.py", str(out), str(done or "-"), name, *arguments]
+    seconds_of(argv, home)
+    return json.loads(out.read_text())
+
+
 def main(argv: list[str] | None = None) -> dict:
     made = parser(__doc__, config="digits.py")
     arguments, overrides = made.parse_known_args(argv)
@@ -109,10 +146,13 @@ def main(argv: list[str] | None = None) -> dict:
                 yardsticks.append(seconds_of(["-c", YARDSTICK], folder / "empty"))
                 made_argv, done = make(attempt)
                 result[f"{command}_{attempt}"] = seconds_of([*made_argv, *more], home, done)
-    yardstick = statistics.median(yardsticks)
-    for name in [name for name, value in result.items() if isinstance(value, float)]:
-        result[f"{name}_in_yardsticks"] = result[name] / yardstick
-    result["yardstick"] = yardstick
+            if command != "load":  # which is a part of the others
+                result[f"{command}_parts"] = parts_of(make("parts"), home, folder)
+    yardstick = Seconds(*map(statistics.median, zip(*yardsticks, strict=True)))
+    for name, value in result.items():
+        if isinstance(value, Seconds):
+            result[name] = value.in_units_of(yardstick)
+    result["yardstick"] = yardstick._asdict()
     report(result, arguments.json)
     return result
 

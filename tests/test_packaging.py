@@ -51,6 +51,16 @@ def test_the_package_imports_at_once_and_without_jax():
     assert min(map(float, seconds)) < 0.1
 
 
+def test_commands_import_what_draws_and_measures_only_when_they_do():
+    """Together these libraries take longer to import than JAX."""
+    late = {"diffrax", "grain", "matplotlib", "sklearn", "tensorboardX", "tensorflow_datasets"}
+    program = (
+        "import sys, ddpm_jax.cli.train, ddpm_jax.cli.sample, ddpm_jax.cli.evaluate;"
+        f"print(*({late} | {{'scipy.linalg', 'scipy.stats', 'optimistix'}}) & {{*sys.modules}})"
+    )
+    assert _python(program) == []
+
+
 def test_every_public_name_is_what_its_module_defines():
     assert len(set(ddpm_jax.__all__)) == len(ddpm_jax.__all__) > 5
     for name in set(ddpm_jax.__all__) - {"__version__"}:

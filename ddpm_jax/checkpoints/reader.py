@@ -352,7 +352,8 @@ def _absent_fields(template: Any, saved: Any) -> dict[str, Any]:
         n: x for n, x in template._asdict().items() if n not in saved and not jax.tree.leaves(x)
     }
     defaults = {n: x for n, x in template._field_defaults.items() if jax.tree.leaves(x)}
-    return empty | {name: x for name, x in defaults.items() if name not in _top(saved)}
+    fields = _top(saved)
+    return empty | {name: x for name, x in defaults.items() if name not in fields}
 
 
 def _top(tree: Any) -> set[str]:
@@ -368,9 +369,8 @@ def _check_architecture(path: pathlib.Path, saved: Any, template: Any, *, partia
                 f"The checkpoint {path} holds no {min(lacking)}: it has "
                 f"{', '.join(sorted(_top(saved)))} only."
             )
-        there = {
-            name: shape for name, shape in there.items() if name.split("/")[0] in _top(template)
-        }
+        fields = _top(template)
+        there = {name: shape for name, shape in there.items() if name.split("/")[0] in fields}
     wrong = [
         name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)
     ]

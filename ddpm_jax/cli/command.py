@@ -41,7 +41,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         with interrupt.leaving():
             code = _exit_code(main, sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()  # here, where a closed pipe can still be handled
-        return code
+        return interrupt.finished(code)
     except BrokenPipeError:
         if not _stop_printing():
             raise

@@ -9,8 +9,8 @@ once per batch.
 import functools
 import os
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 
 from ddpm_jax.data.captions import CaptionDraws
@@ -18,6 +18,9 @@ from ddpm_jax.data.in_memory import ArraySource, captions_of, gather_rows
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.schema import Malformed, Table, Text, Whole, check
+
+if TYPE_CHECKING:
+    import grain
 
 Batch = dict[str, np.ndarray]
 _MAX_THREADS = 16
@@ -35,7 +38,7 @@ def position_schema(step: int | None = None) -> Table:
 class TrainIterator:
     """Endless local batches, see `train_iterator`; the position can be read and set."""
 
-    def __init__(self, batches: grain.MapDataset, options: grain.ReadOptions, identity: dict):
+    def __init__(self, batches: "grain.MapDataset", options: "grain.ReadOptions", identity: dict):
         self._iterator = iter(batches.to_iter_dataset(options))
         self._identity = identity
         self._batches = 0
@@ -135,6 +138,8 @@ def train_iterator(
             batch["caption"] = draws.numbers(images, epochs, rows)
         return finish(batch)
 
+    import grain
+
     batches = grain.MapDataset.range(_ENDLESS).map(read)
     identity = {"seed": seed, "batch_size": batch_size, "fingerprint": source.fingerprint}
     return TrainIterator(batches, _read_options(source, num_threads, prefetch), identity)
@@ -193,11 +198,13 @@ def eval_batches(
     total = len(source) if num_images is None else min(num_images, len(source))
     read = functools.partial(_padded, source, local, total)
     last = first + -(-(total - first) // batch_size) * batch_size
+    import grain
+
     starts = grain.MapDataset.range(first + process_index * local, last, batch_size)
     return _iterate(starts.map(read).to_iter_dataset(_read_options(source, None, None)))
 
 
-def _iterate(dataset: grain.IterDataset) -> Iterator[tuple[Batch, np.ndarray]]:
+def _iterate(dataset: "grain.IterDataset") -> Iterator[tuple[Batch, np.ndarray]]:
     iterator = iter(dataset)
     try:
         while True:
@@ -229,7 +236,7 @@ def _padded(source: Source, size: int, total: int, start: int) -> tuple[Batch, n
     return batch, mask
 
 
-def _next(iterator: grain.DatasetIterator):
+def _next(iterator: "grain.DatasetIterator"):
     try:
         return next(iterator)
     except UsageError as error:  # an unreadable image, found during the run
@@ -249,7 +256,9 @@ def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
 
 def _read_options(
     source: Source, num_threads: int | None, prefetch: int | None
-) -> grain.ReadOptions:
+) -> "grain.ReadOptions":
+    import grain
+
     if num_threads is None:
         num_threads = (
             1 if isinstance(source, ArraySource) else min(_MAX_THREADS, os.cpu_count() or 1)

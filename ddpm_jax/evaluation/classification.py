@@ -8,7 +8,6 @@ pixels, which serves for small images as a deep network does for large ones.
 from collections.abc import Callable
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from ddpm_jax import host_memory
 from ddpm_jax.errors import UsageError
@@ -24,6 +23,8 @@ def fit_classifier(images: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarr
       images: uint8 [N, H, W, C].
       labels: int [N], of at least two classes.
     """
+    from sklearn.linear_model import LogisticRegression
+
     classifier = LogisticRegression(max_iter=MAX_ITERATIONS).fit(_pixels(images), labels)
     return lambda others: classifier.predict(_pixels(others))
 

@@ -11,7 +11,7 @@ their elements. Both give the same number.
 
 import chex
 import numpy as np
-import scipy.linalg
+import scipy
 
 from ddpm_jax import host_memory
 from ddpm_jax.errors import UsageError

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import chex
 import numpy as np
-import scipy.linalg
+import scipy
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import frechet

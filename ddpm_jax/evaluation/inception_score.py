@@ -7,7 +7,7 @@ Inception network of the FID it is the field's number.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
+import scipy
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.pairwise import check_feature_sets

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy
 
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.pairwise import check_feature_sets, distance_tiles

@@ -1,6 +1,7 @@
 """The parts that train a model: optimiser, step, and the state before the first step."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,9 @@ class Training(NamedTuple):
     optimizer: optax.GradientTransformation
     train_step: Any  # not yet mapped over devices
     parallelism: Parallelism  # maps it
+    # (key, frozen, {path: given parameters}) -> the state before the first step; one object, which
+    # JAX traces once for its shapes and to compile it
+    create: Callable[..., TrainState]
 
 
 def build_training(model: Model) -> Training:
@@ -72,7 +76,8 @@ def build_training(model: Model) -> Training:
     train_step = make_train_step(
         objective, optimizer, learning_rate, options, parallelism.collectives
     )
-    return Training(objective, optimizer, train_step, parallelism)
+    create_state = functools.partial(_create, model, objective, optimizer)
+    return Training(objective, optimizer, train_step, parallelism, create_state)
 
 
 def configured_averages(config: ConfigDict) -> dict[str, Average]:
@@ -104,7 +109,7 @@ def init_state(
     """
     places = training.parallelism.shardings(_state_shapes(model, training))
     init = jax.jit(
-        functools.partial(_create, model, training),
+        training.create,
         out_shardings=places,
         compiler_options=options_to_run_once(),
     )
@@ -133,22 +138,21 @@ def state_shapes(model: Model, training: Training) -> TrainState:
 
 
 def _state_shapes(model: Model, training: Training) -> TrainState:
-    return jax.eval_shape(
-        functools.partial(_create, model, training), base_key(0), model.frozen_shapes()
-    )
+    return jax.eval_shape(training.create, base_key(0), model.frozen_shapes(), {})
 
 
 def _create(
     model: Model,
-    training: Training,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
     key: jax.Array,
     frozen: Any,
-    given: Given | None = None,
+    given: Given,
 ) -> TrainState:
     averages = configured_averages(model.config)
-    params = replaced(model.init_params(key), given or {})
+    params = replaced(model.init_params(key), given)
     params = perceptual.with_discriminator(model.config, params, key)
-    return create(params, training.optimizer, training.objective, averages, frozen)
+    return create(params, optimizer, objective, averages, frozen)
 
 
 def check_batch(config: ConfigDict) -> None:

@@ -11,7 +11,6 @@ from ddpm_jax.evaluation.tally import Summary, estimate
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FlowLikelihood, VariationalBound
 from ddpm_jax.measuring.likelihood_bound import measure_bound
-from ddpm_jax.measuring.likelihood_flow import measure_flow
 from ddpm_jax.measuring.measurement import Measurement, note_on_draws, with_error
 from ddpm_jax.monitoring.results import format_table
 from ddpm_jax.plotting import likelihood_plots
@@ -84,6 +83,8 @@ def bits_per_dimension_ode(
     directory: pathlib.Path | None = None,
 ) -> Measurement:
     """Measure the likelihood of dequantised images by the probability flow, and its cost."""
+    from ddpm_jax.measuring.likelihood_flow import measure_flow  # whose solver, diffrax, is large
+
     found = measure_flow(trained, images, settings, directory)
     per_image, evaluations = found.bits.bits_per_dim, found.bits.num_evaluations
     total = estimate(found.bits.draws.astype(np.float64))

@@ -6,13 +6,15 @@ interface only.
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from ddpm_jax.plotting.densities import GROUP_COLOURS
 from ddpm_jax.plotting.figures import new_figure, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _WIDTH, _HEIGHT = 4.6, 3.4  # inches of a panel
 _DPI = 110
@@ -49,7 +51,7 @@ def comparison(path: str | os.PathLike, panels: Sequence[Panel]) -> None:
     write_figure(path, figure, colours=256)
 
 
-def _draw(axis: Axes, panel: Panel) -> None:
+def _draw(axis: "Axes", panel: Panel) -> None:
     axis.set(xscale=panel.xscale, yscale=panel.yscale, xlabel=panel.xlabel, ylabel=panel.ylabel)
     axis.set_title(panel.title, fontsize=10)
     if panel.known is not None:

@@ -5,14 +5,16 @@ No display and no global state is used. The records are read from disk in `monit
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from scipy.ndimage import gaussian_filter1d
+import scipy
 
 from ddpm_jax.plotting.figures import new_figure, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 _LOSS_COLOUR = "#1f4e79"
 _QUARTILE_COLOURS = ("#0b7a75", "#3a86c8", "#c8763a", "#8b1e3f")
@@ -55,7 +57,9 @@ def smooth(values: np.ndarray, width: float) -> np.ndarray:
     finite = np.isfinite(values)
     # Weighted sum over sum of weights, so that gaps and both ends count as missing, not as zero.
     total, weight = (
-        gaussian_filter1d(part.astype(np.float64), width, mode="constant", truncate=3.0)
+        scipy.ndimage.gaussian_filter1d(
+            part.astype(np.float64), width, mode="constant", truncate=3.0
+        )
         for part in (np.where(finite, values, 0.0), finite)
     )
     return np.divide(total, weight, out=np.full(len(values), np.nan), where=weight > 0)
@@ -96,7 +100,7 @@ def loss_curve(
     write_figure(path, figure)
 
 
-def _draw_loss(axis: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
+def _draw_loss(axis: "Axes", steps: np.ndarray, losses: np.ndarray) -> None:
     line(axis, steps, losses, color=_LOSS_COLOUR, alpha=0.3, linewidth=0.8, label="as logged")
     line(
         axis,
@@ -109,7 +113,7 @@ def _draw_loss(axis: Axes, steps: np.ndarray, losses: np.ndarray) -> None:
     finish(axis, losses)
 
 
-def _draw_quartiles(axis: Axes, steps: np.ndarray, quartiles: np.ndarray) -> None:
+def _draw_quartiles(axis: "Axes", steps: np.ndarray, quartiles: np.ndarray) -> None:
     count = quartiles.shape[1]
     smoothed = [smooth(losses, _width(losses)) for losses in quartiles.T]
     for i, (raw, mean) in enumerate(zip(quartiles.T, smoothed, strict=True)):
@@ -124,15 +128,17 @@ def _width(losses: np.ndarray) -> float:
     return max(len(losses), 1) / 80
 
 
-def line(axis: Axes, steps: np.ndarray, values: np.ndarray, **style) -> Line2D:
+def line(axis: "Axes", steps: np.ndarray, values: np.ndarray, **style) -> "Line2D":
     """Draw the finite ones of values [n] over steps [n]."""
     finite = np.isfinite(values)
     marker = "o" if finite.sum() == 1 else None  # A line through one point is invisible.
     return axis.plot(steps[finite], values[finite], marker=marker, **style)[0]
 
 
-def finish(axis: Axes, values: np.ndarray, *, xlabel: str = "step") -> None:
+def finish(axis: "Axes", values: np.ndarray, *, xlabel: str = "step") -> None:
     """Set scales, labels and legend of an axis; `values` is all that was drawn, of any shape."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
     values = values[np.isfinite(values)]
     axis.set_xlabel(xlabel)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))

@@ -6,13 +6,15 @@ parameter are in `comparisons`. Matplotlib's object interface only.
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import chex
 import numpy as np
-from matplotlib.axes import Axes
 
 from ddpm_jax.plotting.figures import new_figure, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 GROUP_COLOURS = (
     "#1f4e79",
@@ -67,7 +69,7 @@ def planes(path: str | os.PathLike, rows: Sequence[Sequence[Plane]], *, extent: 
     write_figure(path, figure, colours=256)
 
 
-def _draw(axis: Axes, plane: Plane, extent: float) -> None:
+def _draw(axis: "Axes", plane: Plane, extent: float) -> None:
     if plane.density is not None:
         _draw_density(axis, np.asarray(plane.density), extent)
     if plane.paths is not None:
@@ -89,7 +91,7 @@ def _draw(axis: Axes, plane: Plane, extent: float) -> None:
         spine.set_color("#bbbbbb")
 
 
-def _draw_density(axis: Axes, density: np.ndarray, extent: float) -> None:
+def _draw_density(axis: "Axes", density: np.ndarray, extent: float) -> None:
     size = round(len(density) ** 0.5)
     chex.assert_shape(density, (size * size,))
     values = np.linspace(-extent, extent, size)

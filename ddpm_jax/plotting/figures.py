@@ -4,26 +4,31 @@ import io
 import os
 import textwrap
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 from PIL import Image
 
 from ddpm_jax.files import write_atomically
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
 _MARGIN = 6  # pixels kept free on either side of a title
 
 
-def new_figure(width: float, height: float, *, dpi: int) -> Figure:
+def new_figure(width: float, height: float, *, dpi: int) -> "Figure":
     """Return a figure of a size in inches that lays out its axes and legends itself."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def write_figure(path: str | os.PathLike, figure: Figure, *, colours: int | None = None) -> None:
+def write_figure(path: str | os.PathLike, figure: "Figure", *, colours: int | None = None) -> None:
     """Write a PNG, whole or not at all, creating parent folders.
 
     Args:
@@ -42,18 +47,20 @@ def write_figure(path: str | os.PathLike, figure: Figure, *, colours: int | None
     write_atomically(path, packed.getvalue())
 
 
-def render(figure: Figure) -> np.ndarray:
+def render(figure: "Figure") -> np.ndarray:
     """Return the figure as uint8 [H, W, 3], titles that are too wide broken into lines."""
     fit_titles(figure)
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
-def _take_as_written(figure: Figure) -> None:
+def _take_as_written(figure: "Figure") -> None:
     """Draw a $ in a label as a $, not as the start of a formula.
 
     Names of runs, classes and directories may hold one, and an invalid formula is an error.
     """
+    from matplotlib.text import Text
+
     axes = [axis for each in figure.axes for axis in (each.xaxis, each.yaxis)]
     # Matplotlib writes powers of ten on ticks as formulas.
     ticks = {
@@ -66,7 +73,7 @@ def _take_as_written(figure: Figure) -> None:
             text.set_parse_math(False)
 
 
-def fit_titles(figure: Figure) -> None:
+def fit_titles(figure: "Figure") -> None:
     """Break titles, and labels of the figure's own legends, that are too wide into lines."""
     _take_as_written(figure)
     figure.draw_without_rendering()  # lays out the axes, whose positions are needed below
@@ -83,7 +90,7 @@ def fit_titles(figure: Figure) -> None:
             text.set_text(textwrap.fill(whole, letters, break_on_hyphens=False))
 
 
-def _title_widths(figure: Figure) -> Iterator[tuple[Text, float]]:
+def _title_widths(figure: "Figure") -> Iterator[tuple["Text", float]]:
     """Yield every title and legend label with its available width in pixels."""
     width = figure.bbox.width
     if figure.get_suptitle():

@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 
 import chex
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -140,6 +139,8 @@ def _pad_to(picture: np.ndarray, *, height: int = 0, width: int = 0) -> np.ndarr
 @functools.cache
 def _font() -> ImageFont.FreeTypeFont:
     """Return the font that comes with matplotlib: Pillow's own has no Greek letters."""
+    import matplotlib
+
     return ImageFont.truetype(
         os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), _LABEL
     )

@@ -5,7 +5,6 @@ pictures. Matplotlib's object interface only.
 """
 
 import numpy as np
-from matplotlib.patches import Circle
 
 from ddpm_jax.plotting.figures import new_figure, render
 
@@ -54,6 +53,8 @@ def classes_in_plane(points: np.ndarray, labels: np.ndarray, *, title: str) -> n
     Returns:
       uint8 [H, W, 3].
     """
+    from matplotlib.patches import Circle
+
     figure = new_figure(5.6, 4.8, dpi=_DPI)
     axis = figure.subplots()
     for radius in (1, 2):

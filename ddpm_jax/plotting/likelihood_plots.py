@@ -6,12 +6,15 @@ Matplotlib's object interface only.
 
 import math
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ddpm_jax.plotting.figures import new_figure, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLOUR = "#1f4e79"
 _WIDTH, _HEIGHT = 5.2, 4.0  # inches of a panel
@@ -91,7 +94,7 @@ def bits_per_image(path: str | os.PathLike, bits: np.ndarray, title: str = "") -
     write_figure(path, figure)
 
 
-def _panels(count: int, title: str) -> tuple[Figure, np.ndarray]:
+def _panels(count: int, title: str) -> tuple["Figure", np.ndarray]:
     figure = new_figure(_WIDTH * count, _HEIGHT, dpi=130)
     if title:
         figure.suptitle(title, fontsize=12)
@@ -102,5 +105,5 @@ def _panels(count: int, title: str) -> tuple[Figure, np.ndarray]:
     return figure, panels
 
 
-def _line(axis: Axes, x: np.ndarray, y: np.ndarray) -> None:
+def _line(axis: "Axes", x: np.ndarray, y: np.ndarray) -> None:
     axis.plot(x, y, color=_COLOUR, linewidth=1.6, marker="o" if len(x) < 60 else None, markersize=3)

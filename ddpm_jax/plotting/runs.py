@@ -8,9 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-from scipy.signal import lfilter
+import scipy
 
 from ddpm_jax.plotting.curves import finish, line
 from ddpm_jax.plotting.figures import new_figure, write_figure
@@ -44,7 +43,7 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
     """
 
     def past(part: np.ndarray) -> np.ndarray:
-        return lfilter([1.0], [1.0, -weight], part)
+        return scipy.signal.lfilter([1.0], [1.0, -weight], part)
 
     def both(part: np.ndarray) -> np.ndarray:
         return past(part) + past(part[::-1])[::-1] - part
@@ -65,6 +64,8 @@ def compare_runs(
       xlabel: what x is.
       smoothing: the weight of `smooth`; unless it is 0, the logged values are drawn lightly behind.
     """
+    import matplotlib
+
     labels = list(dict.fromkeys(curve.label for curves in panels.values() for curve in curves))
     colours = matplotlib.colormaps["tab10" if len(labels) <= 10 else "tab20"].colors
     columns = 2 if len(panels) == 4 else min(len(panels), _COLUMNS)

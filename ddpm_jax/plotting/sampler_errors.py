@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 
 from ddpm_jax.plotting.figures import new_figure, write_figure
@@ -33,6 +32,8 @@ def error_against_evaluations(path: str | os.PathLike, measures: Sequence[Measur
 
     Parent folders are created.
     """
+    import matplotlib
+
     names = list(dict.fromkeys(name for measure in measures for name in measure.lines))
     colours = matplotlib.colormaps["tab10"].colors
     budgets = sorted(

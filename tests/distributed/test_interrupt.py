@@ -155,3 +155,32 @@ def test_ctrl_c_amid_a_callback_of_the_garbage_collector_is_not_lost():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "\ninterrupted\n")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_finished_command_ends_after_its_threads_and_handlers_without_being_torn_down(finished):
+    """Freeing what JAX traced and compiled takes as long as importing JAX."""
+    program = f"""
+import sys
+from ddpm_jax.distributed import interrupt
+interrupt.own_process()
+import atexit, os, threading, time
+class Kept:
+    def __del__(self, write=os.write):
+        write(1, b"torn down\\n")
+kept = Kept()
+threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+atexit.register(print, "handler")
+print("done")
+sys.exit(interrupt.finished(3) if {finished} else 4)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    said = done.stdout.split("\n")[:-1]
+    assert said[:3] == ["done", "thread", "handler"]
+    assert done.stderr == ""
+    assert (done.returncode, said[3:]) == ((3, []) if finished else (4, ["torn down"]))
