@@ -68,8 +68,9 @@ def level_distribution(
         return jnp.log(time) - jnp.log1p(-time) + shift
 
     def uniform(u: chex.Array) -> chex.Array:
-        # A flow is trained from clean data on, though its first level is not there.
-        low = 0.0 if chain.interpolant.ends[0] == 0 else chain.ends[0]
+        # A flow is trained from clean data on, though its first level is not there by default.
+        first = chain.interpolant.spaced(1 / chain.num_timesteps, chain.interpolant.ends)
+        low = 0.0 if chain.interpolant.ends[0] == 0 and chain.ends[0] == first else chain.ends[0]
         time = chain.interpolant.spaced(u, (low, chain.ends[1]))
         return chain.interpolant.log_sigma(time) + shift
 

@@ -4,6 +4,7 @@ The caller averages over the batch and applies the weights of importance-sampled
 is drawn here.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,8 +12,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.diffusion.chain import Chain, ContinuousChain
 from ddpm_jax.diffusion.denoiser import Network
 from ddpm_jax.diffusion.gaussian import q_sample
+from ddpm_jax.diffusion.interpolants import Interpolant
 from ddpm_jax.diffusion.likelihood import bound_term, mean_over_dims
 from ddpm_jax.diffusion.parameterization import Parameterization
 from ddpm_jax.diffusion.process import Process, check_output
@@ -83,7 +86,52 @@ def p2_weight(
     return eps_weight * parameterization.eps_error(schedule, t)
 
 
-WEIGHTINGS = {"uniform": uniform_weight, "min_snr": min_snr_weight, "p2": p2_weight}
+def likelihood_weight(
+    schedule: Schedule,
+    t: chex.Array,
+    parameterization: Parameterization,
+    interpolant: Interpolant,
+) -> chex.Array:
+    """d log σ / dτ on the squared error of eps: that of the bound (Song et al. 2021b; SiT's code).
+
+    With uniform τ levels then count as in the bound of continuous time, where log σ is uniform. It
+    is returned in the units of the target, float32 [B].
+    """
+    _, rate = _time_and_rate(schedule, t, interpolant)
+    return rate * parameterization.eps_error(schedule, t)
+
+
+def velocity_weight(
+    schedule: Schedule,
+    t: chex.Array,
+    parameterization: Parameterization,
+    interpolant: Interpolant,
+) -> chex.Array:
+    """Weight alike the squared error of the velocity dX/dτ (Ma et al. 2024, table 2; SiT's code).
+
+    X = a x_0 + s ε, so on the error of eps it is (s d log σ / dτ)². It is returned in the units of
+    the target, float32 [B].
+    """
+    time, rate = _time_and_rate(schedule, t, interpolant)
+    _, noise = interpolant.coefficients(time)
+    return jnp.square(noise * rate) * parameterization.eps_error(schedule, t)
+
+
+def _time_and_rate(
+    schedule: Schedule, t: chex.Array, interpolant: Interpolant
+) -> tuple[chex.Array, chex.Array]:
+    """Return τ and d log σ / dτ, of the inverse function, which keeps its digits near τ = 1."""
+    log_sigma = -jnp.asarray(schedule.half_log_snr)[t]
+    time, slope = jax.jvp(interpolant.time, (log_sigma,), (jnp.ones_like(log_sigma),))
+    return time, 1 / slope
+
+
+OF_A_PATH = {"velocity": velocity_weight, "likelihood": likelihood_weight}
+WEIGHTINGS = {
+    "uniform": uniform_weight,
+    "min_snr": min_snr_weight,
+    "p2": p2_weight,
+} | OF_A_PATH
 
 
 class Loss(NamedTuple):
@@ -101,7 +149,9 @@ LOSSES = {
 }
 
 
-def make_loss(loss: str, weighting: str = "uniform", *, variance: Variance) -> Loss:
+def make_loss(
+    loss: str, weighting: str = "uniform", *, variance: Variance, chain: Chain | None = None
+) -> Loss:
     """Make a loss from names.
 
     Args:
@@ -111,13 +161,22 @@ def make_loss(loss: str, weighting: str = "uniform", *, variance: Variance) -> L
         variance (Nichol & Dhariwal 2021, eq. 16).
       weighting: of L_simple over t: a key of `WEIGHTINGS`.
       variance: that of the process.
+      chain: its levels, which the weightings of `OF_A_PATH` need.
 
     Raises:
       UsageError: an unknown name, a hybrid loss without a learned variance, the simple loss with
-        one, or a weighting of the bound.
+        one, a weighting of the bound, or by the time of a chain of steps.
     """
     made = choose("loss", loss, LOSSES)
-    made = made._replace(weight=choose("weighting", weighting, WEIGHTINGS))
+    weight = choose("weighting", weighting, WEIGHTINGS)
+    if weighting in OF_A_PATH:
+        if not isinstance(chain, ContinuousChain):
+            raise UsageError(
+                f"The weighting {weighting} is by the time of a process, and a chain of T steps "
+                "has none: choose uniform, min_snr or p2, or a process in continuous time."
+            )
+        weight = functools.partial(weight, interpolant=chain.interpolant)
+    made = made._replace(weight=weight)
     if loss == "hybrid" and not variance.learned:
         raise UsageError(
             f"The hybrid loss trains the variance, but {variance.name} has nothing to train: learn "

@@ -47,7 +47,7 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
         diffusion.variance,
         sigma_data=diffusion.sigma_data,
     )
-    make_loss(diffusion.loss, diffusion.weighting, variance=process.variance)
+    make_loss(diffusion.loss, diffusion.weighting, variance=process.variance, chain=chain)
     if few := config.distill.evaluations:
         few_levels(chain, few, first=config.distill.sigma_max, last=config.distill.sigma_last)
     if config.objective == "first_stage":

@@ -174,7 +174,10 @@ class Diffusion:
     )
     loss = field("simple", "what is minimised", choices("simple vlb hybrid"), of=DIFFUSION)
     weighting = field(
-        "uniform", "of the simple loss over t", choices("uniform min_snr p2"), of=DIFFUSION
+        "uniform",
+        "of the simple loss over t",
+        choices("uniform min_snr p2 velocity likelihood"),
+        of=DIFFUSION,
     )
     timestep_sampling = field(
         "uniform", "of t in training", choices("uniform antithetic importance")

@@ -29,6 +29,7 @@ _OF_TRAINING = (
     "diffusion.level_mean",
     "diffusion.level_std",
     "diffusion.mode_scale",
+    "diffusion.coupling",
     "diffusion.clip",
     "model.dropout",
     "model.dtype",

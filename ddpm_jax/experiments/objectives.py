@@ -69,7 +69,7 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
     return diffusion_objective(
         apply,
         model.process,
-        make_loss(c.loss, c.weighting, variance=model.process.variance),
+        make_loss(c.loss, c.weighting, variance=model.process.variance, chain=model.chain),
         timestep_sampling=c.timestep_sampling,
         flip=config.data.flip,
         conditioning=model.conditioning,

@@ -198,6 +198,53 @@ def test_the_loss_of_a_flow_is_that_of_sit(golden, path, name):
     check_close(per_unit**2 * found.loss, loss[f"{path}_velocity_none"], 2e-6)
 
 
+@pytest.mark.parametrize("weighting", ["none", "velocity", "likelihood"])
+@pytest.mark.parametrize("prediction", ["noise", "score"])
+@pytest.mark.parametrize(("path", "name"), [("linear", "flow"), ("gvp", "cosine"), ("vp", "vp")])
+def test_losses_of_noise_and_score_are_those_of_sit(golden, path, name, prediction, weighting):
+    """Their score is s times ours; of a flow they leave out 0.001 at both ends."""
+    loss, interpolant = golden("flow")["loss"], INTERPOLANTS[name]
+    ends = (None, None)
+    if name != "vp":
+        ends = (float(np.exp(interpolant.log_sigma(np.float64(end)))) for end in (0.001, 0.999))
+    low, high = ends
+    chain = continuous_chain(interpolant, 1000, sigma_min=low, sigma_max=high)
+    process = make_process(chain, "eps" if prediction == "noise" else "score")
+
+    def network(given, time):
+        a, s = interpolant.coefficients(time.reshape(-1, 1, 1, 1))
+        x = given * (np.hypot(a, s) if prediction == "noise" else a)
+        out = jnp.tanh(0.7 * x + (1 - time).reshape(-1, 1, 1, 1) - 0.3)
+        return out if prediction == "noise" else s * out
+
+    log_sigma = level_distribution("uniform", chain)(1 - jnp.float64(loss["uniform"]))
+    found = training_losses(
+        network,
+        single_levels(-log_sigma, interpolant.time(log_sigma)),
+        jnp.float64(loss["data"]),
+        jnp.arange(len(log_sigma)),
+        jnp.float64(loss["noise"]),
+        process=process,
+        loss=make_loss(
+            "simple",
+            weighting.replace("none", "uniform"),
+            variance=process.variance,
+            chain=chain,
+        ),
+    )
+    check_close(found.loss, loss[f"{path}_{prediction}_{weighting}"], 2e-6)
+
+
+def test_the_velocity_weighs_alike_its_own_errors():
+    """So with the target `velocity` of a flow, and `v` of the cosine path, it is uniform."""
+    for name, prediction, expected in (("flow", "velocity", 1), ("cosine", "v", (np.pi / 2) ** 2)):
+        process = make_process(continuous_chain(INTERPOLANTS[name], 100), prediction)
+        schedule = jax.tree.map(jnp.asarray, process.chain.at(np.arange(99)))  # float32
+        loss = make_loss("simple", "velocity", variance=process.variance, chain=process.chain)
+        weights = loss.weight(schedule, jnp.arange(99), process.parameterization)
+        np.testing.assert_allclose(weights, expected, rtol=1e-4)
+
+
 def test_draws_of_a_flow_are_those_of_sd3(golden):
     """Of the logit-normal, and of the distribution with heavy tails."""
     expected = golden("flow_times")[""]

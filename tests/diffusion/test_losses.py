@@ -306,6 +306,7 @@ def test_outputs_of_the_wrong_shape_are_refused(channels):
     ("choices", "sentence"),
     [
         ({"loss": "simpel"}, r"Unknown loss 'simpel': .* Did you mean 'simple'\?"),
+        ({"weighting": "velocity"}, "velocity is by the time of a process, and a chain of T"),
         ({"weighting": "minsnr"}, r"Unknown weighting 'minsnr': .* Did you mean 'min_snr'\?"),
         ({"parameterization": "noise"}, "Unknown parameterization 'noise': choose one of"),
         (

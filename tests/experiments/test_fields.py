@@ -37,7 +37,14 @@ from ddpm_jax.models import (
     unet,
 )
 from ddpm_jax.samplers import diffusers_levels
-from ddpm_jax.training import ema_profiles, first_stage_objective, objective, optimizer, step
+from ddpm_jax.training import (
+    coupling,
+    ema_profiles,
+    first_stage_objective,
+    objective,
+    optimizer,
+    step,
+)
 from ddpm_jax.variational import first_stage, observation
 
 TABLES = {  # field of a name -> where that name is looked up
@@ -54,6 +61,7 @@ TABLES = {  # field of a name -> where that name is looked up
     "diffusion.loss": losses.LOSSES,
     "diffusion.weighting": losses.WEIGHTINGS,
     "diffusion.levels": level_draws.LEVEL_DISTRIBUTIONS,
+    "diffusion.coupling": coupling.COUPLINGS,
     "diffusion.timestep_sampling": objective.TIMESTEP_SAMPLING,
     "model.downsample_padding": layers.DOWNSAMPLE_PADDINGS,
     "model.time_embedding": layers.TIME_EMBEDDINGS,
