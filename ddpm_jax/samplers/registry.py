@@ -23,6 +23,7 @@ from ddpm_jax.samplers.consistency import consistency
 from ddpm_jax.samplers.ddim import ddim, euler, euler_ancestral
 from ddpm_jax.samplers.diffusers_levels import SchedulerOptions, diffusers_levels
 from ddpm_jax.samplers.dpm_solver import dpmpp_2m, dpmpp_2m_sde, dpmpp_3m, dpmpp_3m_sde
+from ddpm_jax.samplers.interpolant_sde import interpolant_sde
 from ddpm_jax.samplers.langevin import predictor_corrector
 from ddpm_jax.samplers.linear import from_pure_noise
 from ddpm_jax.samplers.loop import Sampler
@@ -46,6 +47,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "dpm2": dpm2,
     "edm": edm,
     "runge_kutta": runge_kutta,
+    "interpolant_sde": interpolant_sde,
     "lms": lms,
     "plms": plms,
     "pndm": pndm,
@@ -73,6 +75,8 @@ ELSEWHERE = {  # small letters and digits of other libraries' names -> ours
     "pc": "predictor_corrector",
     "scoresdeve": "predictor_corrector",
     "langevin": "predictor_corrector",
+    "sit": "interpolant_sde",
+    "eulermaruyama": "interpolant_sde",
 }
 # What decides the levels: the chain alone, or a scheduler of diffusers, here as its class has it.
 LEVELS = {"exact": None, "diffusers": SchedulerOptions()}
@@ -186,7 +190,8 @@ def own_sampler(chain: Chain, method: Method | None, *, steps: int) -> Sampler:
 
 def _begins_without_signal(name: str, chain: Chain, options: Mapping[str, Any]) -> bool:
     """Return whether a sampler has its own step from a level without signal."""
-    if name == "runge_kutta" and options.get("scaled", True):
+    in_time = name == "runge_kutta" and options.get("scaled", True)
+    if in_time or (name == "interpolant_sde" and options.get("diffusion") != "sbdm"):
         # In the time of a path that ends there, every step is finite.
         return path_of(chain, options.get("path", OWN)) in (FLOW, COSINE)
     return name in FROM_PURE_NOISE

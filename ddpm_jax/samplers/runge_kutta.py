@@ -142,21 +142,23 @@ def path_of(chain: Chain, path: str) -> Interpolant:
     return INTERPOLANTS.get(getattr(chain, "interpolant", EDM).name, EDM)
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """A path at some τ: x = a x_0 + s ε, and what a second of it changes. Float64, of one shape."""
 
     time: np.ndarray  # τ
     signal: np.ndarray  # a
+    noise: np.ndarray  # s
     scale: np.ndarray  # √(a² + s²)
     signal_rate: np.ndarray  # a'
     noise_rate: np.ndarray  # s'
 
 
-def _place(path: Interpolant, time: np.ndarray, *, scaled: bool) -> _Place:
+def place(path: Interpolant, time: np.ndarray, *, scaled: bool = True) -> Place:
+    """Return a path at τ; not scaled, the one with a = 1 and the same σ."""
     (a, s), (a_rate, s_rate) = path.coefficients(time), path.derivatives(time)
     if not scaled:
         a, s, a_rate, s_rate = a * 0 + 1, s / a, a * 0, (s_rate * a - s * a_rate) / a**2
-    return _Place(time, a, np.hypot(a, s), a_rate, s_rate)
+    return Place(time, a, s, np.hypot(a, s), a_rate, s_rate)
 
 
 def runge_kutta(
@@ -226,13 +228,13 @@ def runge_kutta(
     if rounded:
         nearest = chain.network_times(chain.nearest_steps(schedule.sigma))
         schedule = schedule._replace(timesteps=nearest.astype(schedule.timesteps.dtype))
-    at = _place(course, tau, scaled=scaled)
-    after = np.append(at.scale[1:], _place(course, np.zeros(1), scaled=scaled).scale)
+    at = place(course, tau, scaled=scaled)
+    after = np.append(at.scale[1:], place(course, np.zeros(1), scaled=scaled).scale)
     # At the end of a step X is brought to the scale of the raised level, and noise is added.
     end, start = slice(order - 1, -1, order), slice(order, None, order)
     grown, z = np.ones(len(tau)), np.zeros(len(tau))
     grown[end] = at.signal[start]
-    grown[end] /= _place(course, course.time(reached[1:]), scaled=scaled).signal
+    grown[end] /= place(course, course.time(reached[1:]), scaled=scaled).signal
     added = np.exp(reached[1:]) * np.sqrt(np.expm1(2 * (begun[1:] - reached[1:])))
     z[end] = s_noise * added * at.signal[start] / after[end]
     # The share of a step along the velocity at the row, and at the row before it.

@@ -20,7 +20,7 @@ from ddpm_jax.diffusion.chain import Chain, check_chain
 from ddpm_jax.diffusion.interpolants import KARRAS_RHO
 from ddpm_jax.diffusion.schedules import spaced_timesteps
 from ddpm_jax.errors import UsageError, choose
-from ddpm_jax.numerals import numbers
+from ddpm_jax.numerals import number
 
 # least and most σ, of which a spacing keeps what the chain has
 SigmaRange = tuple[float, float]
@@ -44,7 +44,8 @@ def linspace(chain: Chain, steps: int, sigmas: SigmaRange = WHOLE) -> np.ndarray
 def _linspace_within(chain: Chain, steps: int, sigmas: SigmaRange) -> np.ndarray:
     low, high = np.log(np.maximum(sigmas, np.finfo(np.float64).tiny))
     if chain.has_levels_between:
-        ends = chain.times_from_sigmas(np.exp(_ends(chain, sigmas)))
+        with np.errstate(divide="ignore", invalid="ignore"):  # at an infinite end
+            ends = chain.times_from_sigmas(np.exp(_within(chain, sigmas)))
         return np.linspace(*ends, steps) if steps > 1 else ends[1:]
     kept = np.flatnonzero((low <= chain.log_sigmas) & (chain.log_sigmas <= high))
     if steps > len(kept):
@@ -227,8 +228,10 @@ def _chosen(spacing: str) -> Callable[[Chain, int], np.ndarray]:
         listed = not any(character.isalpha() for character in spacing)
         hint = f" A list is one of numbers, or of counts after {SECTIONS!r}." if listed else ""
         return choose("spacing", spacing, SPACINGS, hint=hint)
+    least, _, most = text.partition(",")
     try:
-        low, high = numbers(text, valid=lambda sigma: sigma >= 0, count=2)
+        low = number(least, valid=lambda sigma: sigma >= 0)
+        high = math.inf if most == "inf" else number(most)
     except ValueError:
         low, high = math.nan, math.nan
     if not low < high:
@@ -244,7 +247,12 @@ def _chosen(spacing: str) -> Callable[[Chain, int], np.ndarray]:
     return functools.partial(SPACINGS[name], sigmas=(low, high))
 
 
-def _ends(chain: Chain, sigmas: SigmaRange) -> np.ndarray:
+def _within(chain: Chain, sigmas: SigmaRange) -> np.ndarray:
+    """Return log σ of the ends of what a chain has of a range, the second perhaps inf.
+
+    Raises:
+      UsageError: it has nothing of it.
+    """
     ends = chain.log_sigmas[[0, -1]]
     if sigmas != WHOLE:
         low, high = sigmas
@@ -254,6 +262,16 @@ def _ends(chain: Chain, sigmas: SigmaRange) -> np.ndarray:
                 f"The range of sigma {low:g} to {high:g} has nothing of the chain's: choose one "
                 "within its noise levels."
             )
+    return ends
+
+
+def _ends(chain: Chain, sigmas: SigmaRange) -> np.ndarray:
+    """Return the ends of `_within`, both finite.
+
+    Raises:
+      UsageError: it has nothing of the range, or the second is infinite.
+    """
+    ends = _within(chain, sigmas)
     if not np.isfinite(ends[1]):
         raise UsageError(
             "This schedule ends at alphas_bar = 0, where sigma has no end to space by: choose the "

@@ -55,6 +55,12 @@ CASES = {
             {"path": "vp", "s_churn": 3.0, "s_min": 0.1, "s_max": 2.0},
         ),
     ),
+    "interpolant_sde": Case(
+        "N",
+        None,
+        {"last": "tweedie"},
+        others=({"diffusion": "constant"}, {"norm": 0.5}, {"path": "flow"}, {"last": "mean"}),
+    ),
     "lms": Case("N", 2, {"order": 2}),
     "plms": Case("N+1", 2),
     "pndm": Case("N+9", 2),
@@ -168,15 +174,21 @@ def test_every_option_changes_something(oracle, name):
         "plms": {"averages"},
         "unipc": {"order"},
         "predictor_corrector": {"corrector_steps"},
-        "edm": {"s_noise"},
-        "runge_kutta": {"s_noise", "order"},
+        "edm": {"s_noise", "rounded"},
+        "runge_kutta": {"s_noise", "order", "rounded"},
+        "interpolant_sde": {"order"},
     }
     assert tried | others.get(name, set()) == set(default_options(name))
     start = oracle.start(8)
     default = oracle.run(made(oracle, name, 8), *start).x_0
     for option in others.get(name, ()):
-        order = 1 if name == "runge_kutta" else 3
-        changed = {"order": order, "averages": "v", "corrector_steps": 2, "s_noise": 1.1}[option]
+        changed = {
+            "order": {"runge_kutta": 1, "interpolant_sde": 2}.get(name, 3),
+            "averages": "v",
+            "corrector_steps": 2,
+            "s_noise": 1.1,
+            "rounded": True,
+        }[option]
         assert not np.array_equal(
             oracle.run(made(oracle, name, 8, **{option: changed}), *start).x_0, default
         )

@@ -22,7 +22,13 @@ def test_the_options_are_the_keyword_arguments_and_their_defaults():
     assert default_options("ddim") == {"eta": 0.0}
     assert default_options("unipc") == {"order": 2, "variant": "bh2"}
     assert default_options("dpmpp_2m") == {}
-    assert default_options("edm") == {"s_churn": 0.0, "s_min": 0.0, "s_max": np.inf, "s_noise": 1.0}
+    assert default_options("edm") == {
+        "s_churn": 0.0,
+        "s_min": 0.0,
+        "s_max": np.inf,
+        "s_noise": 1.0,
+        "rounded": False,
+    }
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
