@@ -33,8 +33,18 @@ _REQUIRED_SETTINGS = {
     "jax_random_seed_offset": 0,
 }
 
-STREAMS = {"t": 1, "eps": 2, "flip": 3, "dropout": 4, "label": 5, "latent": 6, "augment": 7}
-Stream = Literal["t", "eps", "flip", "dropout", "label", "latent", "augment"]
+STREAMS = {
+    "t": 1,
+    "eps": 2,
+    "flip": 3,
+    "dropout": 4,
+    "label": 5,
+    "latent": 6,
+    "augment": 7,
+    "r": 8,
+    "apart": 9,
+}
+Stream = Literal["t", "eps", "flip", "dropout", "label", "latent", "augment", "r", "apart"]
 
 # Folded into the base key, where training folds its step: four letters each, more than any step.
 INIT = 0x696E6974  # "init": the initial weights

@@ -81,6 +81,7 @@ OVER_LATENTS = {  # config of the first stage, shape of its latents
 CONTINUOUS = {  # the chain's config, and the process and prediction in continuous time
     "edm_digits": ("digits", "edm", "edm"),
     "fm_digits": ("digits", "flow", "velocity"),
+    "meanflow_digits": ("digits", "flow", "velocity"),
     "edm_unet_cifar10": ("ddpm_cifar10", "edm", "edm"),
     "fm_cifar10": ("ddpm_cifar10", "flow", "velocity"),
     "sit_imagenet256": ("ldm_dit_imagenet256", "flow", "velocity"),

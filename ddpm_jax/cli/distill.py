@@ -4,13 +4,15 @@
     ddpm-jax sample --ckpt runs/digits_2step                    two evaluations each
     ddpm-jax evaluate --ckpt runs/digits_2step --metric distillation
 
-Consistency tuning (Geng et al. 2024): the new run begins with the weights of the model and is
-trained on its data like any other, with its averages, checkpoints and signals; the same command
-resumes it. The config is the model's, with fields that --config.FIELD=VALUE sets otherwise: a run
-of 0.7 times as many updates takes about as long as the model's own. A model that was imported
-brings no data: --config.data.name=folder --config.data.data_dir=DIR, and a number of updates,
---config.train.num_steps. Afterwards the certificate is measured, RUN/evaluation/distillation_*: the
-distance to the end of the teacher's flow at every level, and Frechet distances against evaluations.
+By consistency tuning (Geng et al. 2024), or with --method progressive by progressive distillation
+(Salimans & Ho 2022), whose rounds each halve the number of DDIM steps: the new run begins with the
+weights of the model and is trained on its data like any other, with its averages, checkpoints and
+signals; the same command resumes it. The config is the model's, with fields that
+--config.FIELD=VALUE sets otherwise: a run of 0.7 times as many updates, 0.6 in rounds, takes about
+as long as the model's own. A model that was imported brings no data: --config.data.name=folder
+--config.data.data_dir=DIR, and a number of updates, --config.train.num_steps. Afterwards the
+certificate is measured, RUN/evaluation/distillation_*: the distance to the end of the teacher's
+flow at every level, and Frechet distances against evaluations.
 """
 
 import dataclasses
@@ -20,38 +22,24 @@ from collections.abc import Sequence
 from ddpm_jax.cli.arguments import Parser
 from ddpm_jax.cli.command import run
 from ddpm_jax.cli.devices import how_to_call
-from ddpm_jax.cli.shared_flags import Limit, Processes, check_names_a_run, prepare
+from ddpm_jax.cli.shared_flags import Limit, Processes, Weights, check_names_a_run, prepare
 from ddpm_jax.cli.training_command import exit_code, say_how_to_resume
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.loading import load_trained
-from ddpm_jax.limits import MAX_STEP
 from ddpm_jax.measuring.distillation import certify
-from ddpm_jax.settings import Settings, setting
+from ddpm_jax.settings import setting
 from ddpm_jax.training_runs.distilling import Distillation, distill_config
 from ddpm_jax.training_runs.training_run import run_training
 from ddpm_jax.training_runs.training_settings import TrainingRun, make_interrupt
 
 
 @dataclasses.dataclass(frozen=True)
-class Teacher(Settings):
+class Teacher(Weights):
     """Which model"""
 
-    ckpt: str | None = setting(
-        None, "Directory of the run of a diffusion model.", path=True, metavar="DIR"
-    )
-    step: int | None = setting(
-        None,
-        "Which of its checkpoints; the newest by default.",
-        lower=0,
-        upper=MAX_STEP,
-        flag="ckpt_step",
-    )
-    raw_weights: bool = setting(
-        False, "Begin with the weights as trained instead of their moving average."
-    )
     out: str | None = setting(
         None, "Directory of the new run, resumed if it is there.", path=True, metavar="DIR"
     )

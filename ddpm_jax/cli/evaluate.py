@@ -46,9 +46,9 @@ Metrics, several separated by commas:
                    bits/dim of training and held-out images; with p-values, and a picture of the
                    nearest pairs. Distances are of pixels, or with --distances features of the
                    features that --features names
-  distillation     of a model that the command distill has made: the distance of its x_0 from the
-                   end of its teacher's flow at eight noise levels, and Frechet distances of pixels
-                   against network evaluations, of both
+  distillation     of a model that the command distill has made: how far it leads from the end of
+                   its teacher's flow, by noise level, and Frechet distances of pixels against
+                   network evaluations, of both
   rate_distortion  the bound as progressive coding: bits received against the error of the image
                    predicted from them
 

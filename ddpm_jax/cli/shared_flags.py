@@ -16,7 +16,7 @@ _OWN = ("process_id", "connect_timeout", "platform", "compilation_cache", "data_
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint(Settings):
+class Weights(Settings):
     """Which model"""
 
     ckpt: str | None = setting(
@@ -37,6 +37,12 @@ class Checkpoint(Settings):
     raw_weights: bool = setting(
         False, "Use the weights as trained instead of their moving average."
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint(Weights):
+    """Which model"""
+
     dtype: str | None = setting(
         None,
         "Of the computation, and of Stable Diffusion's weights: float32 or bfloat16; by default "

@@ -230,7 +230,8 @@ class Schedule(NamedTuple):
     alphas_bar_{-1} = 1.
     """
 
-    # the network's time at row t; differs from t in a respaced or rescaled chain
+    # the network's time at row t; differs from t in a respaced or rescaled chain. [T, 2] of the
+    # sampler `mean_flow`: and the time of the level that the step leads to
     timesteps: chex.Array
     betas: chex.Array
     alphas_bar: chex.Array

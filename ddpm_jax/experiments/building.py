@@ -12,12 +12,12 @@ from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments import first_stages
 from ddpm_jax.experiments.codec import FrozenFirstStage, make_codec
 from ddpm_jax.experiments.config_checks import check_config
+from ddpm_jax.experiments.few_steps import own_method
 from ddpm_jax.experiments.lora_models import LoraModel
 from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
 from ddpm_jax.experiments.networks import make_classifier, make_network
 from ddpm_jax.experiments.text_networks import make_encoder
 from ddpm_jax.models.text_conditioned import TextConditioned
-from ddpm_jax.samplers.consistency import few_levels
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 RESCALED_TIME = 1000.0  # the time at t = T under rescale_timesteps (Improved DDPM's code)
@@ -48,8 +48,7 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
         sigma_data=diffusion.sigma_data,
     )
     make_loss(diffusion.loss, diffusion.weighting, variance=process.variance, chain=chain)
-    if few := config.distill.evaluations:
-        few_levels(chain, few, first=config.distill.sigma_max, last=config.distill.sigma_last)
+    own_method(config, chain)
     if config.objective == "first_stage":
         return first_stages.FirstStageModel(
             config, first_stages.make_network(config, dtype), image_shape

@@ -40,6 +40,7 @@ def check_config(config: ConfigDict) -> None:
     _check_scheduler(config)
     _check_augmentation(config)
     _check_ema(config)
+    _check_few_steps(config)
     _check_lengths(config)
 
 
@@ -185,6 +186,35 @@ def _check_augmentation(config: ConfigDict) -> None:
         )
     if config.first_stage.ckpt:
         raise UsageError(f"{what} it is of pixels, and this model is over latents: set it to 0.")
+
+
+def _check_few_steps(config: ConfigDict) -> None:
+    c = config.distill
+    if c.evaluations and config.mean_flow.evaluations:
+        raise UsageError(
+            f"distill.evaluations is {c.evaluations}, but a mean flow takes few steps as it is: "
+            "set mean_flow.evaluations, or distill a model without it."
+        )
+    own = {"loss": "simple", "weighting": "uniform", "timestep_sampling": "uniform"}
+    for name, value in own.items() if config.mean_flow.evaluations else ():
+        if config.diffusion[name] != value:
+            raise UsageError(
+                f"diffusion.{name} is {config.diffusion[name]!r}, but a mean flow has a loss of "
+                f"its own, with weights by mean_flow.power: set it to {value!r}."
+            )
+    if not c.evaluations or c.method != "progressive":
+        return
+    if config.lora.rank:
+        raise UsageError(
+            f"lora.rank is {config.lora.rank}, but a student of progressive distillation becomes "
+            "the next teacher with all its weights: set lora.rank to 0, or distill.method to "
+            "'consistency'."
+        )
+    if config.train.num_steps < c.rounds:
+        raise UsageError(
+            f"train.num_steps is {config.train.num_steps}, which leaves no update for each of the "
+            f"{c.rounds} rounds of distill.rounds: give at least {c.rounds}."
+        )
 
 
 def _check_ema(config: ConfigDict) -> None:

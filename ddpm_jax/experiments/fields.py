@@ -23,6 +23,7 @@ from ddpm_jax.experiments.config_field import (
 from ddpm_jax.experiments.distill_fields import Distill
 from ddpm_jax.experiments.edm_fields import EdmUnet
 from ddpm_jax.experiments.first_stage_fields import FirstStage, Sharp
+from ddpm_jax.experiments.mean_flow_fields import MeanFlow
 from ddpm_jax.experiments.owners import (
     CHAIN,
     CLASSED,
@@ -433,6 +434,7 @@ GROUPS = {
     "edm_unet": EdmUnet,
     "condition": Condition,
     "distill": Distill,
+    "mean_flow": MeanFlow,
     "text": Text,
     "text_unet": TextUnet,
     "lora": Lora,

@@ -67,7 +67,15 @@ _GROUPS = (
 )
 
 
-_OF_NETWORK = ("model.", "dit.", "linear_unet.", "edm_unet.", "text_unet.", "text.")
+_OF_NETWORK = (
+    "model.",
+    "dit.",
+    "linear_unet.",
+    "edm_unet.",
+    "text_unet.",
+    "text.",
+    "mean_flow.evaluations",
+)
 
 
 class Beginning(NamedTuple):

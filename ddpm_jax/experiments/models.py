@@ -20,7 +20,9 @@ from ddpm_jax.diffusion.flow import Flow
 from ddpm_jax.diffusion.interpolants import Method
 from ddpm_jax.diffusion.process import Process, make_process
 from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.codec import Codec, PixelCodec
+from ddpm_jax.experiments.few_steps import own_method
 from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.condition import Condition, null_condition
@@ -30,7 +32,6 @@ from ddpm_jax.models.text_encoder import TextEncoder
 from ddpm_jax.models.text_unet import TextUNet
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.randomness import base_key
-from ddpm_jax.samplers.consistency import few_levels
 from ddpm_jax.samplers.guidance import LogProb, class_log_prob
 from ddpm_jax.training.conditioning import Conditioning
 
@@ -96,9 +97,22 @@ class _Denoises(_OnChain):
         It has no dropout, and x_0 is clipped over pixels. A conditional model needs the condition,
         one row for each image of the denoiser's batches; its context may be tokens, int32 [B, L].
         """
-        network = functools.partial(self.apply, weights)
-        denoiser = self.process.denoiser(network, schedule, clip=self.codec.clipping)
+        denoiser = self._denoiser(weights, schedule, clip=self.codec.clipping)
         return denoiser.given(self.read(weights, condition))
+
+    def _denoiser(self, weights: Weights, schedule: Schedule, *, clip: str) -> Denoiser:
+        if schedule.timesteps.ndim == 2 and not self.has_interval:
+            raise UsageError(
+                "The sampler mean_flow asks for the mean velocity between two times, and this "
+                "network was not trained to predict it: choose another sampler, euler say."
+            )
+        network = functools.partial(self.apply, weights)
+        return self.process.denoiser(network, schedule, clip=clip)
+
+    @property
+    def has_interval(self) -> bool:
+        """Return whether the network predicts the mean velocity between two times."""
+        return False
 
     def read(self, weights: Weights, condition: Condition | None) -> Condition | None:
         """Return the condition with its tokens encoded; one without texts is unchanged."""
@@ -106,8 +120,7 @@ class _Denoises(_OnChain):
 
     def conditional_denoiser(self, weights: Weights, schedule: Schedule) -> Denoiser:
         """Return the denoiser before `Denoiser.given`, nothing clipped: guidance comes first."""
-        network = functools.partial(self.apply, weights)
-        return self.process.denoiser(network, schedule, clip="none")
+        return self._denoiser(weights, schedule, clip="none")
 
     def make_flow(self, *, start: float) -> Callable[[Weights, Condition | None], Flow]:
         """Return (weights, condition) -> the flow from `start`, without dropout or clipping.
@@ -183,12 +196,13 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
 
     @property
     def method(self) -> Method | None:
-        """Return the few levels of a distilled model, or the method of the process."""
-        c = self.config.distill
-        if not c.evaluations:
-            return self.chain.method
-        times = few_levels(self.chain, c.evaluations, first=c.sigma_max, last=c.sigma_last)
-        return Method("consistency", c.evaluations, tuple(times.tolist()))
+        """Return that of a model of few steps, or the method of the process."""
+        return own_method(self.config, self.chain)
+
+    @property
+    def has_interval(self) -> bool:
+        """Return whether the network predicts the mean velocity between two times."""
+        return bool(self.config.mean_flow.evaluations)
 
     def init_params(self, key: jax.Array) -> Any:
         """Draw the initial parameters, float32."""

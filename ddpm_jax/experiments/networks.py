@@ -41,12 +41,14 @@ def make_network(
         "null_class": config.condition.null_class,
         "low_res_channels": Conditioning(**config.condition.to_dict()).image_channels(channels),
     }
+    interval = bool(config.mean_flow.evaluations)
     if name == "dit":
         shared = {field: model[field] for field in _OF_BOTH}
         dit = DiT(
             **_size(config.dit)._asdict(),
             patch_size=config.dit.patch_size,
             positions=config.dit.positions,
+            interval=interval,
             **shared,
             **conditions,
         )
@@ -64,7 +66,7 @@ def make_network(
         return _make_edm_unet(config, conditions, height, width, dtype)
     if name == "text_unet":
         return make_text_unet(config, model, conditions, height, width)
-    unet = UNet(**model, resolution=height, **conditions)
+    unet = UNet(**model, resolution=height, interval=interval, **conditions)
     check_unet(unet, height=height, width=width)
     return unet
 

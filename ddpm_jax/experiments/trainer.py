@@ -15,9 +15,11 @@ from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.distributed.pmap import Parallelism
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments import perceptual
+from ddpm_jax.experiments.few_steps import num_rounds
+from ddpm_jax.experiments.first_stage_objectives import make_players
 from ddpm_jax.experiments.learning_rates import parse_groups
 from ddpm_jax.experiments.models import Model
-from ddpm_jax.experiments.objectives import make_objective, make_players
+from ddpm_jax.experiments.objectives import make_objective
 from ddpm_jax.randomness import base_key, init_key
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.initial_weights import Given, Rows, replaced
@@ -53,6 +55,7 @@ def build_training(model: Model) -> Training:
         warmup_steps=o.warmup_steps,
         decay=o.decay,
         num_steps=config.train.num_steps,
+        rounds=num_rounds(config),
     )
     optimizer = make_optimizer(
         o.name, learning_rate, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay

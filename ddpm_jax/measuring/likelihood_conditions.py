@@ -55,12 +55,18 @@ def _encoded(trained: TrainedModel, captions: Captions, numbers: np.ndarray) -> 
 
 
 def check_has_likelihood(model: DiffusionModel) -> None:
-    """Refuse a likelihood of a distilled model.
+    """Refuse a likelihood of a model of few steps.
 
     Raises:
       UsageError: see above.
     """
     config = getattr(model, "config", None)
+    if config is not None and config.mean_flow.evaluations:
+        raise UsageError(
+            "This model is a mean flow: its samples are made by the mean velocity over a whole "
+            "step, which says nothing of the density between, and so gives no bound and no "
+            "likelihood of them. Measure a flow (configs/fm_digits.py)."
+        )
     if config is not None and config.distill.evaluations:
         raise UsageError(
             "This model was distilled: its output at a level is one image at the end of a path, "

@@ -24,7 +24,7 @@ from ddpm_jax.models.layers import (
     Dropout,
     default_init,
     dense,
-    embed_time,
+    embed_times,
     layer_norm,
 )
 from ddpm_jax.models.rematerialization import rematerialized
@@ -178,6 +178,8 @@ class DiT(nn.Module):
     null_class: bool = True  # whether a further class, the last, carries no information
     low_res_channels: int = 0  # of the low-resolution image in the condition; 0: it has none
     positions: str = "formula"  # a key of POSITIONS
+    # whether it may be given a second time, the earlier end of an interval
+    interval: bool = False
 
     @nn.compact
     def __call__(
@@ -192,7 +194,8 @@ class DiT(nn.Module):
 
         Args:
           x: [B, H, W, C] float32; H and W divisible by patch_size.
-          t: [B], int32 or float32: the time given to the network, 0..T-1 or rescaled.
+          t: [B], int32 or float32: the time given to the network, 0..T-1 or rescaled; with
+            `interval` perhaps [B, 2], with an earlier time.
           condition: class and low-resolution image, with a leading axis B; exactly the parts that
             the fields announce. A label that is no class gives NaN.
           dropout_keys: [B] typed keys, one per example, already folded with the step and the
@@ -211,10 +214,11 @@ class DiT(nn.Module):
         _, height, width, _ = x.shape
         p, features, dtype = self.patch_size, self.hidden_size, self.dtype
 
-        c = embed_time(
+        c = embed_times(
             t,
             SINUSOIDS,
             features,
+            interval=self.interval,
             form=self.time_embedding,
             dtype=dtype,
             kernel_init=embedding_init,

@@ -5,6 +5,7 @@ layer computes in `dtype`.
 """
 
 import zlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -159,15 +160,38 @@ def embed_time(
     form: str,
     dtype: DTypeLike,
     kernel_init: nn.initializers.Initializer = default_init,
+    name: str = "temb",
 ) -> jax.Array:
     """Map times [B] to [B, features] by sines and cosines and two linear layers.
 
     `num_sinusoids` and `form` are the length and the form of the `timestep_embedding`; the layers
-    are temb_dense0 and temb_dense1 of the calling module.
+    are NAME_dense0 and NAME_dense1 of the calling module.
     """
+    options = {"dtype": dtype, "kernel_init": kernel_init}
     temb = timestep_embedding(t, num_sinusoids, form)
-    temb = nn.swish(dense(features, name="temb_dense0", dtype=dtype, kernel_init=kernel_init)(temb))
-    return dense(features, name="temb_dense1", dtype=dtype, kernel_init=kernel_init)(temb)
+    temb = nn.swish(dense(features, name=f"{name}_dense0", **options)(temb))
+    return dense(features, name=f"{name}_dense1", **options)(temb)
+
+
+def embed_times(
+    t: jax.Array, num_sinusoids: int, features: int, *, interval: bool, **options: Any
+) -> jax.Array:
+    """Map times to [B, features]: `embed_time`, and with `interval` that of t - r added.
+
+    Args:
+      t: [B]; with `interval` perhaps [B, 2], t and the earlier time r. Without r it is t.
+      num_sinusoids: see `embed_time`, as `features` and the options.
+      features: of the result.
+      interval: whether there are layers interval_dense0 and interval_dense1 of t - r.
+      options: form, dtype and kernel_init.
+
+    Source: Geng et al. 2025, Mean Flows, section 4.3.
+    """
+    if not interval:
+        return embed_time(t, num_sinusoids, features, **options)
+    t, r = (t, t) if t.ndim == 1 else (t[:, 0], t[:, 1])
+    of_time = embed_time(t, num_sinusoids, features, **options)
+    return of_time + embed_time(t - r, num_sinusoids, features, name="interval", **options)
 
 
 class ClassEmbedding(nn.Module):

@@ -27,7 +27,7 @@ from ddpm_jax.models.layers import (
     Upsample,
     dense,
     doubled,
-    embed_time,
+    embed_times,
     halved,
     scaled,
     zero_init,
@@ -377,6 +377,8 @@ class Trunk(Pyramid):
     # how files in the names of Improved DDPM's code keep q, k and v, a key of QKV_ORDERS; the
     # network is the same
     qkv_order: str = "heads"
+    # whether it may be given a second time, the earlier end of an interval
+    interval: bool = False
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -399,10 +401,18 @@ class Trunk(Pyramid):
     def embed(self, t: jax.Array) -> jax.Array:
         """Map times [B] to [B, temb_features], the input of the blocks before its swish.
 
-        Other embeddings, of a class, are added before that swish.
+        With `interval` they may be pairs, [B, 2]: `layers.embed_times`. Other embeddings, of a
+        class, are added before that swish.
         """
         sinusoids, features = self.time_channels or self.ch, self.temb_features
-        return embed_time(t, sinusoids, features, form=self.time_embedding, dtype=self.dtype)
+        return embed_times(
+            t,
+            sinusoids,
+            features,
+            interval=self.interval,
+            form=self.time_embedding,
+            dtype=self.dtype,
+        )
 
 
 def check_trunk(trunk: Trunk, height: int, width: int) -> None:

@@ -85,7 +85,8 @@ class UNet(Trunk):
 
         Args:
           x: [B, H, W, C] float32; H and W divisible by 2**(len(ch_mult) - 1).
-          t: [B], int32 or float32: the time given to the network, 0..T-1 or rescaled.
+          t: [B], int32 or float32: the time given to the network, 0..T-1 or rescaled; with
+            `interval` perhaps [B, 2], with an earlier time.
           condition: class and low-resolution image, with a leading axis B; exactly the parts that
             the fields announce. A label that is no class gives NaN.
           dropout_keys: [B] typed keys, one per example, already folded with the step and the

@@ -22,7 +22,12 @@ def distilled_model(path: str | os.PathLike, by_level: Lines, by_steps: Lines) -
     """
     figure = new_figure(9.2, 4.0, dpi=110)
     panels = (
-        (by_level, "one evaluation", "noise level σ", "distance to the end of the teacher's flow"),
+        (
+            by_level,
+            "from a noisy image",
+            "noise level σ",
+            "distance to the end of the teacher's flow",
+        ),
         (by_steps, "samples", "network evaluations", "Frechet distance of pixels"),
     )
     for axis, (lines, title, xlabel, ylabel) in zip(figure.subplots(1, 2), panels, strict=True):

@@ -201,7 +201,7 @@ def class_log_prob(classifier: Callable[[chex.Array, chex.Array], chex.Array]) -
     def log_prob(
         schedule: Schedule, x_t: chex.Array, t: chex.Array, labels: chex.Array
     ) -> chex.Array:
-        log_probs = jax.nn.log_softmax(classifier(x_t, jnp.asarray(schedule.timesteps)[t]))
+        log_probs = jax.nn.log_softmax(classifier(x_t, _time_at(schedule, t)))
         return jnp.take_along_axis(log_probs, labels[:, None], axis=1)[:, 0]
 
     return log_prob
@@ -254,8 +254,14 @@ def _scale_at(
     outside: float,
 ) -> chex.Array:
     """Return w in the interval and `outside` elsewhere, [B]."""
-    time = jnp.asarray(schedule.timesteps)[t]
+    time = _time_at(schedule, t)
     return jnp.where((interval.low <= time) & (time <= interval.high), scale, outside)
+
+
+def _time_at(schedule: Schedule, t: chex.Array) -> chex.Array:
+    """Return the network's time of x_t, [B]; of a mean flow, without that of the step's end."""
+    times = jnp.asarray(schedule.timesteps)
+    return (times[:, 0] if times.ndim == 2 else times)[t]
 
 
 def _over(per_image: chex.Array, x: chex.Array) -> chex.Array:

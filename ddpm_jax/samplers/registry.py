@@ -27,6 +27,7 @@ from ddpm_jax.samplers.interpolant_sde import interpolant_sde
 from ddpm_jax.samplers.langevin import predictor_corrector
 from ddpm_jax.samplers.linear import from_pure_noise
 from ddpm_jax.samplers.loop import Sampler
+from ddpm_jax.samplers.mean_flow import mean_flow
 from ddpm_jax.samplers.pndm import plms, pndm
 from ddpm_jax.samplers.runge_kutta import OWN, dpm2, edm, heun, path_of, runge_kutta
 from ddpm_jax.samplers.spacing import space
@@ -58,6 +59,7 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "unipc": unipc,
     "predictor_corrector": predictor_corrector,
     "consistency": consistency,
+    "mean_flow": mean_flow,
 }
 ELSEWHERE = {  # small letters and digits of other libraries' names -> ours
     "ddpm": "ancestral",
@@ -82,7 +84,7 @@ ELSEWHERE = {  # small letters and digits of other libraries' names -> ours
 LEVELS = {"exact": None, "diffusers": SchedulerOptions()}
 # Samplers with a first step where x_T holds nothing of x_0, so that neither σ nor λ is finite; to
 # the others `from_pure_noise` gives that of DDIM.
-FROM_PURE_NOISE = ("ancestral", "ddim", "euler", "predictor_corrector")
+FROM_PURE_NOISE = ("ancestral", "ddim", "euler", "predictor_corrector", "mean_flow")
 
 
 def find(name: str) -> Callable[..., Sampler]:

@@ -76,6 +76,26 @@ def trailing(chain: Chain, steps: int) -> np.ndarray:
     )
 
 
+def trailing_from(chain: Chain, steps: int, sigma: float) -> np.ndarray:
+    """Return `trailing`, with its N levels even from σ down: t, t-k, t-2k, ... with k = (t+1)/N.
+
+    Of M levels every second, counted from the noisiest, are those of M/2: the levels of a model
+    whose number of steps is halved (Salimans & Ho 2022, algorithm 2). Rounded to the steps of a
+    chain.
+
+    Args:
+      chain: the process.
+      steps: N.
+      sigma: where the walk begins; the noisiest level where that has less noise.
+
+    Returns:
+      [N], in 0..T-1, rising if there are as many levels.
+    """
+    last = chain.times_from_sigmas(np.array([sigma]))[0]
+    times = (last + 1) * np.arange(1, steps + 1) / steps - 1
+    return times if chain.has_levels_between else np.round(times)
+
+
 def quadratic(chain: Chain, steps: int) -> np.ndarray:
     """⌊c i²⌋ with c such that the last is T-1 (Song et al. 2020, appendix D.2).
 

@@ -58,7 +58,8 @@ class Objective(NamedTuple):
     objective remembers from step to step (any pytree, often empty); it changes only in `update`,
     which is given `aux` gathered from all devices in the order of the global batch.
     `project_params` sets the parameters that follow from the state instead of a gradient.
-    `averaged` leaves out those that only training uses.
+    `averaged` leaves out those that only training uses. `begin_step` may change the whole state
+    before an update, from its own contents alone.
     """
 
     init: Callable[[Any], Any]  # (initial params) -> state
@@ -70,6 +71,8 @@ class Objective(NamedTuple):
     project_params: Callable[[Any, Any], Any] = lambda params, state: params
     # params -> those that moving averages are kept of
     averaged: Callable[[Any], Any] = lambda params: params
+    # TrainState -> TrainState, at the start of every update
+    begin_step: Callable[[Any], Any] = lambda state: state
 
 
 def batch_x_0(batch: Any, key: chex.PRNGKey, index: chex.Array, *, flip: bool) -> chex.Array:

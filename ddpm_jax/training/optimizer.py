@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from ddpm_jax.errors import UsageError, choose
@@ -24,7 +25,7 @@ DECAYS = {"constant": _constant, "cosine": _cosine, "linear": _linear}
 
 
 def make_learning_rate(
-    learning_rate: float, *, warmup_steps: int, decay: str, num_steps: int
+    learning_rate: float, *, warmup_steps: int, decay: str, num_steps: int, rounds: int = 1
 ) -> optax.Schedule:
     """Return step -> learning rate.
 
@@ -35,10 +36,18 @@ def make_learning_rate(
       decay: what follows, over the remaining num_steps - W steps: a key of `DECAYS`; cosine and
         linear end at 0.
       num_steps: length of the run; only cosine and linear use it.
+      rounds: equal parts of the run, in each of which the rate takes this course; updates that are
+        left over follow the last.
 
     Raises:
       UsageError: unknown decay, or a warm-up that leaves no step to decay over.
     """
+    if rounds > 1:
+        length = num_steps // rounds
+        once = make_learning_rate(
+            learning_rate, warmup_steps=warmup_steps, decay=decay, num_steps=length
+        )
+        return lambda step: once(step - length * jnp.minimum(step // length, rounds - 1))
     after_warmup = choose("learning-rate decay", decay, DECAYS)
     if decay != "constant" and warmup_steps >= num_steps:
         raise UsageError(
@@ -61,6 +70,7 @@ def check_length(
     num_steps: int,
     saved_num_steps: int,
     step: int,
+    rounds: int = 1,
 ) -> None:
     """Refuse to resume with another run length once the learning rate has begun to fall.
 
@@ -74,6 +84,7 @@ def check_length(
       num_steps: the length of the run from now on.
       saved_num_steps: its length so far.
       step: the number of updates done.
+      rounds: as of `make_learning_rate`.
 
     Raises:
       UsageError: the two lengths differ, the decay is not constant, an update after step W is done,
@@ -86,7 +97,11 @@ def check_length(
     then, now = (
         float(
             make_learning_rate(
-                learning_rate, warmup_steps=warmup_steps, decay=decay, num_steps=length
+                learning_rate,
+                warmup_steps=warmup_steps,
+                decay=decay,
+                num_steps=length,
+                rounds=rounds,
             )(step)
         )
         for length in (saved_num_steps, num_steps)

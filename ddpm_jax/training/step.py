@@ -157,6 +157,8 @@ def make_train_step(
         state: TrainState, batch: Any, base_key: chex.PRNGKey
     ) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(base_key, state.step)
+        # first: an update that is not finite is undone, and what began with it is not
+        state = objective.begin_step(state)
         loss, aux, grads = _gradients(
             objective, collectives, state, batch, key, options.accumulate_steps
         )

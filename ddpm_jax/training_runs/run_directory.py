@@ -12,6 +12,7 @@ from ddpm_jax.data.data_dir import check_not_run_output
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.datasets import check_places
+from ddpm_jax.experiments.few_steps import num_rounds
 from ddpm_jax.experiments.run_settings import FIRST_STAGE, config_in, read_settings
 from ddpm_jax.files import check_place, is_remote, reporting, write_atomically
 from ddpm_jax.monitoring import records
@@ -108,6 +109,7 @@ def _check_length(config: ConfigDict, theirs: dict[str, Any], *, step: int) -> N
         num_steps=config.train.num_steps,
         saved_num_steps=saved["train.num_steps"],
         step=step,
+        rounds=num_rounds(config),
     )
 
 

@@ -1,7 +1,9 @@
 """`ddpm-jax distill`: a small run made of another, sampled in two evaluations, and certified."""
 
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,8 +12,10 @@ from ddpm_jax.checkpoints.reader import read_config
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.config import override
 from ddpm_jax.experiments.loading import load_trained
-from ddpm_jax.measuring import distillation
+from ddpm_jax.measuring import teacher as teachers
 from ddpm_jax.samplers.consistency import few_levels
 from ddpm_jax.tasks.sampling import make_generator
 from ddpm_jax.tasks.sampling_settings import Sampling
@@ -75,9 +79,56 @@ def test_a_distilled_run_is_a_run_with_a_certificate(
     assert "distillation" in again.out or "evaluations" in again.out
 
     other = {"begun_from": {"sha256": "0" * 64}}
-    monkeypatch.setattr(distillation, "read_config", lambda *args: other)
+    monkeypatch.setattr(teachers, "read_config", lambda *args: other)
     says = ["The teacher of this model", "has changed since"]
     refused("evaluate", "--ckpt", out, "--metric", "distillation", says=says)
+
+
+def test_the_rounds_halve_as_many_steps_as_the_process_has(trained):
+    teacher = load_trained(trained)  # a chain of 20 steps
+    config = distill_config(teacher, trained, Distillation(steps=2, method="progressive"))
+    assert (config.distill.method, config.distill.rounds) == ("progressive", 3)
+    assert config.train.num_steps == round(0.6 * teacher.model.config.train.num_steps)
+    method = build(config).method
+    assert (method.sampler, method.steps) == ("ddim", 2)
+    # of 16 levels every eighth, and rounded to steps
+    np.testing.assert_array_equal(method.spacing, [9, 19])
+
+    for fields, says in (
+        ({"distill.rounds": "4"}, "32 steps"),
+        ({"train.num_steps": "2"}, "at least 3"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            build(override(config, fields))
+
+
+@pytest.mark.slow
+def test_rounds_resume_to_the_bit_and_end_in_a_certificate(invoke, trained, tmp_path):
+    fields = {"train.num_steps": 7, "distill.sigma_max": 0.4, "checkpoint.save_every": 1}
+    fields |= {"checkpoint.keep_last": 7}
+
+    def go_on(run):
+        result = ddpm_jax.distill(trained, run, steps=2, method="progressive", fields=fields)
+        return jax.tree.map(np.asarray, result.state)
+
+    whole = go_on(tmp_path / "whole")
+    assert whole.objective_state.number == 2  # 7 updates in 3 rounds: 2, 2, 3
+    # stopped before the first update of the last round, and after it
+    for step in (4, 5):
+        cut = shutil.copytree(tmp_path / "whole", tmp_path / f"cut_{step}")
+        for saved in (cut / "checkpoints").iterdir():
+            if saved.name.isdigit() and int(saved.name) > step:
+                shutil.rmtree(saved)
+        jax.tree.map(np.testing.assert_array_equal, go_on(cut), whole)
+
+    argv = ("--steps", 2, "--method", "progressive", "--out", tmp_path / "whole")
+    given = [f"--config.{name}={value}" for name, value in fields.items()]
+    said = invoke("distill", "--ckpt", trained, *argv, *given)
+    assert said.code == 0, said.err
+    path = next((tmp_path / "whole" / "evaluation").glob("distillation_*.json"))
+    record = json.loads(path.read_text())
+    assert list(record["frechet_student"]) == ["2"]
+    assert len(record["levels"][0]) == 2  # the two that it visits
 
 
 @pytest.mark.full

@@ -36,6 +36,7 @@ CASES = {
     "ancestral": Case("N", None),
     "ddim": Case("N", 1, others=({"eta": 0.3}, {"eta": 1.0})),
     "euler": Case("N", 1),
+    "mean_flow": Case("N", 1),  # of a velocity at one time, which this oracle gives, it is `euler`
     "euler_ancestral": Case("N", None, others=({"eta": 0.0}, {"eta": 0.5})),
     "heun": Case("2N-1", 2),
     "dpm2": Case("2N-1", 2),
