@@ -43,8 +43,11 @@ STREAMS = {
     "augment": 7,
     "r": 8,
     "apart": 9,
+    "decoder": 10,
 }
-Stream = Literal["t", "eps", "flip", "dropout", "label", "latent", "augment", "r", "apart"]
+Stream = Literal[
+    "t", "eps", "flip", "dropout", "label", "latent", "augment", "r", "apart", "decoder"
+]
 
 # Folded into the base key, where training folds its step: four letters each, more than any step.
 INIT = 0x696E6974  # "init": the initial weights

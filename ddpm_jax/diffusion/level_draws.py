@@ -89,6 +89,19 @@ def quantiles(key: chex.PRNGKey, index: chex.Array, *, antithetic: bool) -> chex
     return jnp.where(index % 2 == 0, u, 1 - u) if antithetic else u
 
 
+def spread_quantiles(key: chex.PRNGKey, index: chex.Array, count: int) -> chex.Array:
+    """Draw u on (0, 1) for each of `count` examples, even over all of them: (u_0 + i/k) mod 1.
+
+    One number is drawn for the batch, and the mean over it has the least variance (Kingma et al.
+    2021, their low-discrepancy sampler).
+
+    `index` is the global index, int [B]; returns float32 [B].
+    """
+    u = (jax.random.uniform(key) + index / count) % 1
+    # as in `quantiles`, so that none is 0 or 1
+    return jnp.floor(u * 2.0**23) * 2.0**-23 + 2.0**-24
+
+
 def numbered(quantile: chex.Array, num_timesteps: int) -> chex.Array:
     """Return quantiles in [0, 1) as int32 in 0..T-1: the numbers by which losses are recorded."""
     return jnp.minimum((quantile * num_timesteps).astype(jnp.int32), num_timesteps - 1)

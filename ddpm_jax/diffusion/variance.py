@@ -42,6 +42,20 @@ def _fixed_large(schedule: Schedule, x_t: chex.Array, t: chex.Array, _: None) ->
     return extract(schedule.fixed_large_log_variance, t, x_t)
 
 
+def _posterior(schedule: Schedule, x_t: chex.Array, t: chex.Array, _: None) -> chex.Array:
+    """log β̃_t, and of the decoder log β_0: the noise of its own level.
+
+    The other choices give the decoder β̃_1, which is as small as the step is short, and so too
+    small where T is large and the levels of t = 0 and 1 are nearly one.
+    """
+    decoder = jnp.asarray(schedule.log_betas)[0]
+    return jnp.where(
+        extract(jnp.arange(schedule.num_timesteps), t, x_t) == 0,
+        decoder,
+        _fixed_small(schedule, x_t, t, _),
+    )
+
+
 def _learned(schedule: Schedule, x_t: chex.Array, t: chex.Array, output: chex.Array) -> chex.Array:
     """Turn the log Σ of the trained step, which the network predicts, into that of the walked step.
 
@@ -92,6 +106,7 @@ VARIANCES = {
     for choice in (
         Variance("fixed_small", False, _fixed_small),
         Variance("fixed_large", False, _fixed_large),
+        Variance("posterior", False, _posterior),
         Variance("learned", True, _learned),
         Variance("learned_range", True, _learned_range),
     )

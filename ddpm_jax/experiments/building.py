@@ -3,13 +3,11 @@
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ddpm_jax.diffusion.chain import Chain, continuous_chain
-from ddpm_jax.diffusion.interpolants import INTERPOLANTS
 from ddpm_jax.diffusion.losses import make_loss
 from ddpm_jax.diffusion.process import make_process
-from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments import first_stages
+from ddpm_jax.experiments.chains import make_chain
 from ddpm_jax.experiments.codec import FrozenFirstStage, make_codec
 from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.experiments.few_steps import own_method
@@ -20,7 +18,6 @@ from ddpm_jax.experiments.text_networks import make_encoder
 from ddpm_jax.models.text_conditioned import TextConditioned
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-RESCALED_TIME = 1000.0  # the time at t = T under rescale_timesteps (Improved DDPM's code)
 
 
 def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Model:
@@ -67,30 +64,3 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
         if first_stage is None:
             raise
         raise UsageError(f"Over latents of {'x'.join(map(str, codec.shape))}: {error}") from error
-
-
-def make_chain(config: ConfigDict) -> Chain:
-    """Return the noise levels that the config names.
-
-    Raises:
-      UsageError: fields that make none.
-    """
-    c = config.diffusion
-    if c.process != "chain":
-        return continuous_chain(
-            INTERPOLANTS[c.process],
-            c.num_timesteps,
-            sigma_min=c.sigma_min,
-            sigma_max=c.sigma_max,
-            shift=c.shift,
-            time_scale=RESCALED_TIME if c.rescale_timesteps else 1.0,
-        )
-    betas = make_betas(
-        c.schedule,
-        c.num_timesteps,
-        beta_start=c.beta_start,
-        beta_end=c.beta_end,
-        scale_betas=c.scale_betas,
-        zero_terminal_snr=c.zero_terminal_snr,
-    )
-    return Chain(betas, time_scale=RESCALED_TIME / c.num_timesteps if c.rescale_timesteps else 1.0)

@@ -34,6 +34,7 @@ def check_config(config: ConfigDict) -> None:
         if values[name] != field.default:
             _check_owners(field, values)
     _check_process(config)
+    _check_learned_levels(config)
     _check_network(config)
     _check_condition(config)
     parse_groups(config.optimizer.groups)
@@ -85,13 +86,29 @@ def _check_process(config: ConfigDict) -> None:
         return
     for name, value, other in (
         ("loss", c.loss, "simple"),
-        ("timestep_sampling", c.timestep_sampling.replace("antithetic", "uniform"), "uniform"),
+        ("timestep_sampling", c.timestep_sampling, "uniform"),
     ):
-        if value != other:
+        if value not in (other, "antithetic", "low_discrepancy"):
             raise UsageError(
                 f"diffusion.{name} is {value!r}, which is of the T steps of a chain, but "
                 f"diffusion.process is {c.process!r}, in continuous time: set it to {other!r}."
             )
+
+
+def _check_learned_levels(config: ConfigDict) -> None:
+    if config.diffusion.process != "vdm":
+        return
+    what = "diffusion.process is 'vdm', whose noise levels are learned with a network that denoises"
+    if config.objective != "diffusion":
+        raise UsageError(
+            f"{what}, but this is {OBJECTIVES[config.objective]}: choose a process whose levels "
+            "are given."
+        )
+    if config.first_stage.ckpt:
+        raise UsageError(
+            f"{what} by a bound on the likelihood of 8-bit pixels, and latents have none: choose "
+            "another process, or leave out first_stage.ckpt."
+        )
 
 
 def _check_network(config: ConfigDict) -> None:

@@ -33,6 +33,8 @@ from ddpm_jax.experiments.owners import (
     DIFFUSION,
     EDM_UNET,
     FINE_TUNED,
+    GIVEN,
+    LEARNED,
     LEVELS,
     LINEAR_UNET,
     NETWORKS,
@@ -59,7 +61,7 @@ from ddpm_jax.training.coupling import COUPLINGS
 
 BETA = Range(above=0, at_most=1)
 LOGARITHM = Range(at_least=-50, at_most=50)  # of a logarithm
-LOGNORMAL = DIFFUSION + CONTINUOUS + only("diffusion.levels", "lognormal")
+LOGNORMAL = DIFFUSION + GIVEN + only("diffusion.levels", "lognormal")
 # 12**-0.5 is the relative width of an average in which all of the run weighs the same
 WIDTH, FURTHER_WIDTH = Range(at_least=0, below=12**-0.5), Range(above=0, below=12**-0.5)
 
@@ -145,14 +147,18 @@ class Diffusion:
         False, "shift and scale sqrt(alphas_bar) so that it ends at 0", of=CHAIN
     )
     sigma_min = field(
-        None, "the least noise; None: the process's own", POSITIVE, kind=float, of=CONTINUOUS
+        None,
+        "the least noise, of vdm before training; None: the process's own",
+        POSITIVE,
+        kind=float,
+        of=CONTINUOUS,
     )
     sigma_max = field(None, "the most; likewise", POSITIVE, kind=float, of=CONTINUOUS)
     shift = field(
         1.0,
         "every sigma is so many times the process's: more for larger images",
         POSITIVE,
-        of=CONTINUOUS,
+        of=GIVEN,
     )
     parameterization = field("eps", "what the network predicts", choices(PREDICTIONS), of=DIFFUSION)
     sigma_data = field(
@@ -164,7 +170,7 @@ class Diffusion:
     variance = field(
         "fixed_large",
         "of a step back",
-        choices("fixed_small fixed_large learned learned_range"),
+        choices("fixed_small fixed_large posterior learned learned_range"),
         of=DIFFUSION,
     )
     clip = field(
@@ -181,10 +187,16 @@ class Diffusion:
         of=DIFFUSION,
     )
     timestep_sampling = field(
-        "uniform", "of t in training", choices("uniform antithetic importance")
+        "uniform", "of t in training", choices("uniform antithetic low_discrepancy importance")
+    )
+    bound = field(
+        "continuous",
+        "that is minimised: of all levels, or of the T that have a number",
+        choices("continuous discrete"),
+        of=DIFFUSION + LEARNED,
     )
     levels = field(
-        "uniform", "their distribution in training", choices(LEVELS), of=DIFFUSION + CONTINUOUS
+        "uniform", "their distribution in training", choices(LEVELS), of=DIFFUSION + GIVEN
     )
     level_mean = field(-1.2, "of ln sigma", LOGARITHM, of=LOGNORMAL)
     level_std = field(1.2, "its standard deviation", POSITIVE, of=LOGNORMAL)
@@ -192,7 +204,7 @@ class Diffusion:
         1.29,
         "how flat the distribution is in its middle",
         Range(at_least=-1, at_most=1.75),
-        of=DIFFUSION + CONTINUOUS + only("diffusion.levels", "mode"),
+        of=DIFFUSION + GIVEN + only("diffusion.levels", "mode"),
     )
     coupling = field(
         "independent",
@@ -218,7 +230,7 @@ class Model:
         longest=12,
         of=PYRAMID,
     )
-    num_res_blocks = field(2, "of a level on the way down; up: one more", up_to(16), of=RESIDUAL)
+    num_res_blocks = field(2, "of a level on the way down; up: one more", up_to(64), of=RESIDUAL)
     attn_resolutions = field(
         (16,),
         "heights of the feature maps that get attention",
@@ -263,6 +275,14 @@ class Model:
         "DDPM; cos_sin: Improved DDPM, DiT",
         choices("sin_cos sin_cos_exclusive cos_sin cos_sin_inclusive"),
         of=NOISY + CONDITIONED,
+    )
+    fourier_features = field(
+        (),
+        "n of the sines and cosines of 2^n pi x_t that the network gets as further channels",
+        at_least(0, 16),
+        kind=int,
+        longest=8,
+        of=WHOLE_UNET,
     )
     time_channels = field(
         0, "sines and cosines that embed the time; 0: ch", at_least(0, 16_384), of=PLAIN_UNET

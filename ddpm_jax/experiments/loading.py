@@ -15,7 +15,7 @@ from ddpm_jax.experiments.foreign_models import foreign_config, load_foreign
 from ddpm_jax.experiments.lora_merging import with_lora
 from ddpm_jax.experiments.lora_models import LoraModel
 from ddpm_jax.experiments.model_files import check_is_whole, is_foreign, open_model
-from ddpm_jax.experiments.models import Model, Weights
+from ddpm_jax.experiments.models import DiffusionModel, Model, Weights
 from ddpm_jax.experiments.owners import OBJECTIVES
 from ddpm_jax.experiments.perceptual import with_discriminator
 from ddpm_jax.experiments.pipelines import load_pipeline, load_vae
@@ -82,6 +82,8 @@ def load_trained(
     model = model_from_settings(settings, source=f"the config of {workdir}, step {step}")
     _check_objective(workdir, model, objective)
     weights = _read_weights(workdir, step, model, "params" if raw_weights else "ema_params")
+    if isinstance(model, DiffusionModel):
+        model = model.at_levels_of(weights)
     return TrainedModel(
         model,
         weights,

@@ -18,9 +18,11 @@ from ddpm_jax.diffusion.chain_flow import flow_of_networks
 from ddpm_jax.diffusion.denoiser import Denoiser
 from ddpm_jax.diffusion.flow import Flow
 from ddpm_jax.diffusion.interpolants import Method
+from ddpm_jax.diffusion.learned_levels import GAMMA
 from ddpm_jax.diffusion.process import Process, make_process
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.chains import first_levels, has_learned_levels, learned_chain
 from ddpm_jax.experiments.codec import Codec, PixelCodec
 from ddpm_jax.experiments.few_steps import own_method
 from ddpm_jax.experiments.first_stages import FirstStageModel
@@ -209,7 +211,16 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
         condition = null_condition(self.network, jnp.zeros((1, *self.shape)))
         if self.learns_encoder:  # which must see tokens
             condition = condition._replace(context=jnp.zeros((1, 1), jnp.int32))
-        return self._init(key, condition)
+        params = self._init(key, condition)
+        if not has_learned_levels(self.config):
+            return params
+        return {**params, GAMMA: first_levels(self.config)}
+
+    def at_levels_of(self, weights: Weights) -> "DiffusionModel":
+        """Return the model with the noise levels that weights have learned; else itself."""
+        if not has_learned_levels(self.config):
+            return self
+        return dataclasses.replace(self, chain=learned_chain(self.config, weights.params[GAMMA]))
 
     @property
     def learns_encoder(self) -> bool:

@@ -96,7 +96,7 @@ def make_classifier(config: ConfigDict, size: int, dtype: Any) -> Classifier:
     fields = {
         name: value
         for name, value in config.model.to_dict().items()
-        if name not in ("name", "mid_block")
+        if name not in ("name", "mid_block", "fourier_features")
     }
     fields |= {"resolution": size, "dtype": dtype, "num_classes": config.condition.num_classes}
     classifier = Classifier(**fields)

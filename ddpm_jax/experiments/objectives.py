@@ -8,11 +8,13 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.chain import ContinuousChain
 from ddpm_jax.diffusion.level_draws import LogSigma, level_distribution
 from ddpm_jax.diffusion.losses import make_loss
+from ddpm_jax.experiments.chains import has_learned_levels
 from ddpm_jax.experiments.codec import PixelCodec
 from ddpm_jax.experiments.few_steps import halving_levels
 from ddpm_jax.experiments.first_stage_objectives import make_first_stage_objective
 from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
+from ddpm_jax.training.bound_objective import bound_objective
 from ddpm_jax.training.classifier_objective import classifier_objective
 from ddpm_jax.training.consistency_objective import Tuning, consistency_objective
 from ddpm_jax.training.latent_objective import over_latents
@@ -56,8 +58,18 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         "flip": config.data.flip,
         "conditioning": model.conditioning,
         "augment_probability": config.data.augment,
-        "coupling": c.coupling,
     }
+    if has_learned_levels(config) and not config.distill.evaluations:
+        return bound_objective(
+            apply,
+            model.process,
+            # the first of T levels is the decoder's
+            steps=None if c.bound == "continuous" else c.num_timesteps - 1,
+            timestep_sampling=c.timestep_sampling,
+            batch_size=config.train.batch_size,
+            **examples,
+        )
+    examples["coupling"] = c.coupling
     if config.distill.evaluations and config.distill.method == "progressive":
         clip = model.codec.clipping
         return progressive_objective(apply, model.process, _halving(model), clip=clip, **examples)
@@ -73,6 +85,7 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         make_loss(c.loss, c.weighting, variance=model.process.variance, chain=model.chain),
         timestep_sampling=c.timestep_sampling,
         log_sigma=_level_distribution(model),
+        batch_size=config.train.batch_size,
         **examples,
     )
 

@@ -22,6 +22,7 @@ PROCESSES = {  # what adds noise
     "vp": "a variance-preserving process in continuous time",
     "flow": "a flow",
     "cosine": "a cosine path",
+    "vdm": "a process whose levels are learned",
 }
 PREDICTIONS = {  # what a network predicts
     "eps": "a network that predicts eps",
@@ -50,6 +51,8 @@ MIDDLES = ("transformer", "block", "none")  # of a U-Net that reads texts
 DIFFUSION, FIRST_STAGE = only("objective", "diffusion"), only("objective", "first_stage")
 CHAIN = only("diffusion.process", "chain")
 CONTINUOUS = only("diffusion.process", *(name for name in PROCESSES if name != "chain"))
+LEARNED = only("diffusion.process", "vdm")
+GIVEN = only("diffusion.process", *(name for name in PROCESSES if name not in ("chain", "vdm")))
 CLASSIFIER = only("objective", "classifier")  # of noisy images
 NOISY = only("objective", "diffusion", "classifier")  # models of x_t
 UNET, TRANSFORMER = only("model.name", "unet", "text_unet"), only("model.name", "dit")

@@ -14,6 +14,7 @@ _OTHERWISE = (
     "num_heads",
     "pool",
     "mid_block",
+    "fourier_features",
 )  # fields of config.model that are no network's
 _OF_THE_ENCODER = ("vocab_size", "width", "layers", "heads", "hidden", "activation")
 ENCODER_FIELDS = (*_OF_THE_ENCODER, "length")  # of the group `text`: what fixes the weights

@@ -281,6 +281,7 @@ def _check_has(unet: UNet) -> None:
         "ch_mult": unet.widths[0] != unet.ch,
         "time_channels": unet.time_channels not in (0, unet.ch),
         "resampling": unet.resampling == "pool",
+        "fourier_features": unet.fourier_features != (),
         "mid_block": unet.mid_block == "unnormalised_attention" and not unet.scale_shift_norm,
     }
     for name, is_lacking in lacks.items():

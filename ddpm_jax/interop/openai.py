@@ -128,7 +128,7 @@ def check_is_openais(network: Trunk) -> None:
     fixed = {"time_embedding": "cos_sin", "norm_eps": 1e-5, "norm_groups": 32}
     fixed |= {"block_down": (), "block_up": ()}
     if isinstance(network, UNet):
-        fixed["mid_block"] = "attention"
+        fixed |= {"mid_block": "attention", "fourier_features": ()}
     if network.resampling == "conv":
         fixed["downsample_padding"] = "both"
     if network.ch_mult[0] != 1:

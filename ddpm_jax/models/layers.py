@@ -5,6 +5,7 @@ layer computes in `dtype`.
 """
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -150,6 +151,17 @@ def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> ja
     waves = (jnp.sin, jnp.cos) if form.startswith("sin") else (jnp.cos, jnp.sin)
     embedding = jnp.concatenate([wave(angles) for wave in waves], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, features % 2)))
+
+
+def fourier_features(x: jax.Array, exponents: Sequence[int]) -> jax.Array:
+    """Append sin(2^n π x) and cos(2^n π x) of every channel, for each n.
+
+    [B, H, W, C] -> [B, H, W, (1 + 2N) C]. With them a network sees differences of 2^-n in x, the
+    least bits of an image (Kingma et al. 2021, appendix on Fourier features: n = 7, 8 of 8 bits).
+    """
+    angles = [2.0**n * jnp.pi * x for n in exponents]
+    waves = [wave(angle) for wave in (jnp.sin, jnp.cos) for angle in angles]
+    return jnp.concatenate([x, *waves], axis=-1)
 
 
 def embed_time(

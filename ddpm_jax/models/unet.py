@@ -15,7 +15,13 @@ import jax.numpy as jnp
 from ddpm_jax.errors import choose
 from ddpm_jax.models.checks import check_count
 from ddpm_jax.models.condition import Condition, check_condition
-from ddpm_jax.models.layers import ClassEmbedding, Conv3x3, GroupNorm, zero_init
+from ddpm_jax.models.layers import (
+    ClassEmbedding,
+    Conv3x3,
+    GroupNorm,
+    fourier_features,
+    zero_init,
+)
 from ddpm_jax.models.trunk import Trunk, check_trunk
 
 MIDDLES = {
@@ -48,6 +54,8 @@ class UNet(Trunk):
     null_class: bool = True  # whether a further class, the last, carries no information
     low_res_channels: int = 0  # of the low-resolution image in the condition; 0: it has none
     mid_block: str = "attention"  # a key of MIDDLES
+    # n of the sines and cosines of 2^n pi x that x has as further channels; see `fourier_features`
+    fourier_features: tuple[int, ...] = ()
 
     @property
     def attends_in_middle(self) -> bool:
@@ -112,6 +120,8 @@ class UNet(Trunk):
                 name="class_embedding",
             )(label)
         temb = nn.swish(temb)
+        if self.fourier_features:
+            x = fourier_features(x, self.fourier_features)
         if low_res is not None:
             x = jnp.concatenate([x, low_res], axis=-1)
 

@@ -10,7 +10,7 @@ from ddpm_jax.data.augmentation import augment, augmentation_labels, draw_augmen
 from ddpm_jax.data.transforms import random_flip, to_model_range
 from ddpm_jax.diffusion import timesteps
 from ddpm_jax.diffusion.chain import Chain, ContinuousChain
-from ddpm_jax.diffusion.level_draws import LogSigma, numbered, quantiles
+from ddpm_jax.diffusion.level_draws import LogSigma, numbered, quantiles, spread_quantiles
 from ddpm_jax.diffusion.losses import Loss, training_losses, uniform_weight
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import Schedule, single_levels
@@ -140,6 +140,7 @@ class DiffusionAux(NamedTuple):
 TIMESTEP_SAMPLING = {
     "uniform": "independent uniform t",
     "antithetic": "uniform t in pairs t, T-1-t",
+    "low_discrepancy": "t even over the batch, from one random start",
     "importance": "t by past losses, for the variational bound",
 }
 
@@ -157,7 +158,23 @@ class Drawn(NamedTuple):
 DrawLevels = Callable[[Any, chex.PRNGKey, chex.Array], Drawn]
 
 
-def chain_levels(chain: Chain, timestep_sampling: str) -> DrawLevels:
+def draw_quantiles(
+    key: chex.PRNGKey, index: chex.Array, timestep_sampling: str, batch_size: int
+) -> chex.Array:
+    """Draw the quantiles of levels, float32 [B] in (0, 1), by one of `TIMESTEP_SAMPLING`.
+
+    Args:
+      key: of the draws of t.
+      index: of each example in the global batch, int [B].
+      timestep_sampling: uniform, antithetic or low_discrepancy.
+      batch_size: of the global batch, for low_discrepancy.
+    """
+    if timestep_sampling == "low_discrepancy":
+        return spread_quantiles(key, index, batch_size)
+    return quantiles(key, index, antithetic=timestep_sampling == "antithetic")
+
+
+def chain_levels(chain: Chain, timestep_sampling: str, batch_size: int) -> DrawLevels:
     """Draw t of a chain's T steps.
 
     Raises:
@@ -169,6 +186,9 @@ def chain_levels(chain: Chain, timestep_sampling: str) -> DrawLevels:
     def draw_t(history, key, index):
         if timestep_sampling == "importance":
             return timesteps.importance(key, index, history)
+        if timestep_sampling == "low_discrepancy":
+            u = spread_quantiles(key, index, batch_size)
+            return numbered(u, num_timesteps), jnp.ones(index.shape)
         draw = timesteps.antithetic if timestep_sampling == "antithetic" else timesteps.uniform
         return draw(key, index, num_timesteps), jnp.ones(index.shape)
 
@@ -179,10 +199,8 @@ def chain_levels(chain: Chain, timestep_sampling: str) -> DrawLevels:
     return draw
 
 
-def continuous_levels(
-    chain: ContinuousChain, log_sigma: LogSigma, timestep_sampling: str
-) -> DrawLevels:
-    """Draw levels of a process in continuous time, by a distribution of `level_draws`.
+def check_continuous(timestep_sampling: str) -> None:
+    """Refuse draws of levels that continuous time does not have.
 
     Raises:
       UsageError: unknown timestep_sampling, or importance sampling, which is over T steps.
@@ -191,11 +209,22 @@ def continuous_levels(
     if timestep_sampling == "importance":
         raise UsageError(
             "Importance sampling is over the T steps of a chain, and this process is in continuous "
-            "time: choose uniform or antithetic."
+            "time: choose uniform, antithetic or low_discrepancy."
         )
 
+
+def continuous_levels(
+    chain: ContinuousChain, log_sigma: LogSigma, timestep_sampling: str, batch_size: int
+) -> DrawLevels:
+    """Draw levels of a process in continuous time, by a distribution of `level_draws`.
+
+    Raises:
+      UsageError: unknown timestep_sampling, or importance sampling, which is over T steps.
+    """
+    check_continuous(timestep_sampling)
+
     def draw(history, key, index):
-        u = quantiles(key, index, antithetic=timestep_sampling == "antithetic")
+        u = draw_quantiles(key, index, timestep_sampling, batch_size)
         level, num_timesteps = log_sigma(u), chain.num_timesteps
         t = numbered(u, num_timesteps)
         schedule = single_levels(-level, chain.network_times_of(level))
@@ -215,6 +244,7 @@ def diffusion_objective(
     log_sigma: LogSigma | None = None,
     augment_probability: float = 0.0,
     coupling: str = "independent",
+    batch_size: int = 1,
 ) -> Objective:
     """Return the objective of Ho et al. 2020, algorithm 1: draw t and ε, diffuse, predict, compare.
 
@@ -232,6 +262,7 @@ def diffusion_objective(
       coupling: of the noise with the images, a key of `coupling.COUPLINGS`. "ot" pairs the examples
         that are computed at once: a device's share of the batch, or a part of it; so numbers depend
         on how many devices there are.
+      batch_size: of the global batch, over which draws of low discrepancy are even.
 
     Returns:
       An `Objective` over batches {"image": uint8 [B, H, W, C], "label": int32 [B]}; without classes
@@ -243,9 +274,9 @@ def diffusion_objective(
     """
     num_timesteps = process.chain.num_timesteps
     draw_levels = (
-        chain_levels(process.chain, timestep_sampling)
+        chain_levels(process.chain, timestep_sampling, batch_size)
         if log_sigma is None
-        else continuous_levels(process.chain, log_sigma, timestep_sampling)
+        else continuous_levels(process.chain, log_sigma, timestep_sampling, batch_size)
     )
 
     def loss_fn(params, frozen, history, batch, key, index):

@@ -13,6 +13,7 @@ from ddpm_jax.experiments.models import DiffusionModel, Weights
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
+from ddpm_jax.tasks.image_generator import ImageGenerator
 from ddpm_jax.tasks.sampling import make_generator
 from ddpm_jax.tasks.sampling_settings import Sampling
 
@@ -25,10 +26,16 @@ def make_draw(model: DiffusionModel) -> Callable[[Any, Progress], np.ndarray]:
     """
     config, key = model.config.eval, base_key(model.config.seed)
     sampling = Sampling(sampler=config.sampler, steps=config.sample_steps)
-    generator = make_generator(TrainedModel(model, Weights(()), 0, "ema"), sampling)
-    generate = generator.compiled(together=True)
+
+    def generator_of(model: DiffusionModel) -> tuple[ImageGenerator, Callable[..., Any]]:
+        generator = make_generator(TrainedModel(model, Weights(()), 0, "ema"), sampling)
+        return generator, generator.compiled(together=True)
+
+    by_given_levels = generator_of(model)  # compiled once; of learned levels once an evaluation
 
     def batches(weights: Any, progress: Progress) -> Iterator[np.ndarray]:
+        trained = model.at_levels_of(weights)
+        generator, generate = by_given_levels if trained is model else generator_of(trained)
         mine = hosts.share(config.num_samples)
         size = min(-(-config.batch_size // jax.process_count()), len(mine))
         for start in range(0, len(mine), size):

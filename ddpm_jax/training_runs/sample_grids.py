@@ -70,13 +70,14 @@ def grid_writer(
     """
     config = model.config
     preview = make_preview(model, dataset_info(source).class_names, tokenizer)
-    generate = make_generate(
-        model.denoiser,
-        own_sampler(model.chain, model.method, steps=config.train.sample_steps),
-        model.shape,
-        decode=model.decode,
-        together=True,
-    )
+
+    def generate_by(model):
+        sampler = own_sampler(model.chain, model.method, steps=config.train.sample_steps)
+        return make_generate(
+            model.denoiser, sampler, model.shape, decode=model.decode, together=True
+        )
+
+    by_given_levels = generate_by(model)  # compiled once; of learned levels once a grid
     labels = None if preview.condition is None else preview.condition.label
     data = functools.cache(lambda: reference_colours(source, labels))
 
@@ -84,9 +85,10 @@ def grid_writer(
         mine = hosts.share(preview.count)
         inputs = jax.tree.map(lambda leaf: leaf[mine], preview.condition)
         watch = functools.partial(progress.drawing, f"{preview.count} samples")
-        made = generate(
-            hosts.local(whole(weights)), base_key(config.seed), mine, inputs=inputs, watch=watch
-        ).images
+        weights = hosts.local(whole(weights))
+        trained = model.at_levels_of(weights)
+        generate = by_given_levels if trained is model else generate_by(trained)
+        made = generate(weights, base_key(config.seed), mine, inputs=inputs, watch=watch).images
         return hosts.gather([made], preview.count)
 
     def on_sample(step: int, state: TrainState) -> None:

@@ -14,6 +14,7 @@ from .conftest import find_main, write_config
 
 CHANGES = {
     "edm": ["process=edm", "parameterization=edm", "levels=lognormal", "clip=none"],
+    "vdm": ["process=vdm", "variance=posterior", "timestep_sampling=low_discrepancy"],
     "flow": [
         "process=flow",
         "parameterization=velocity",
@@ -43,6 +44,7 @@ def test_every_command_takes_the_run(run, invoke, tmp_path):
     said = invoke("sample", "--ckpt", workdir, "--num_samples", 2, "--out", tmp_path / "default")
     method = {
         "edm": "heun, 18 steps, 35 network evaluations",
+        "vdm": "heun, 18 steps, 35 network evaluations",
         "flow": "euler, 20 steps, 20 network evaluations",
     }
     assert said.code == 0, said.err

@@ -53,7 +53,7 @@ TABLES = {  # field of a name -> where that name is looked up
     "data.unreadable": sources.UNREADABLE_MODES,
     "data.small": sources.SMALL_MODES,
     "data.layout": layout.LAYOUTS,
-    "diffusion.process": {"chain", *interpolants.INTERPOLANTS},
+    "diffusion.process": {"chain", "vdm", *interpolants.INTERPOLANTS},
     "diffusion.schedule": schedules.BETA_SCHEDULES,
     "diffusion.parameterization": parameterization.PARAMETERIZATIONS,
     "diffusion.variance": variance.VARIANCES,
@@ -91,7 +91,14 @@ TABLES = {  # field of a name -> where that name is looked up
     "optimizer.clip_scope": step.CLIP_SCOPES,
 }
 # names that `experiments` itself looks up, or a layer above it (tests/training/test_evaluations.py)
-OF_THE_CONFIG = {"objective", "model.name", "text.kind", "eval.metric", "distill.method"}
+OF_THE_CONFIG = {
+    "objective",
+    "model.name",
+    "text.kind",
+    "eval.metric",
+    "distill.method",
+    "diffusion.bound",
+}
 NUMBERS = [spec for spec in FIELDS.values() if {spec.kind, spec.item} & {int, float}]
 NAMES = [spec for spec in FIELDS.values() if spec.choices and spec.kind is str]
 OWNED = [(spec, owner) for spec in FIELDS.values() for owner in spec.owners]

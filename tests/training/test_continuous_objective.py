@@ -83,5 +83,5 @@ def test_an_example_depends_on_its_index_and_not_on_its_batch(sampling):
 
 
 def test_importance_sampling_is_of_a_chain():
-    with pytest.raises(UsageError, match=r"over the T steps.*choose uniform or antithetic"):
+    with pytest.raises(UsageError, match=r"over the T steps.*choose uniform, antithetic or"):
         objective(None, "edm", "edm", "lognormal", sampling="importance")
