@@ -48,12 +48,8 @@ def _posterior(schedule: Schedule, x_t: chex.Array, t: chex.Array, _: None) -> c
     The other choices give the decoder β̃_1, which is as small as the step is short, and so too
     small where T is large and the levels of t = 0 and 1 are nearly one.
     """
-    decoder = jnp.asarray(schedule.log_betas)[0]
-    return jnp.where(
-        extract(jnp.arange(schedule.num_timesteps), t, x_t) == 0,
-        decoder,
-        _fixed_small(schedule, x_t, t, _),
-    )
+    small, log_betas = _fixed_small(schedule, x_t, t, _), extract(schedule.log_betas, t, x_t)
+    return jnp.where(t.reshape(small.shape) == 0, log_betas, small)
 
 
 def _learned(schedule: Schedule, x_t: chex.Array, t: chex.Array, output: chex.Array) -> chex.Array:

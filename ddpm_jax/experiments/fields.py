@@ -33,6 +33,7 @@ from ddpm_jax.experiments.owners import (
     DIFFUSION,
     EDM_UNET,
     FINE_TUNED,
+    FIXED,
     GIVEN,
     LEARNED,
     LEVELS,
@@ -184,7 +185,7 @@ class Diffusion:
         "uniform",
         "of the simple loss over t",
         choices("uniform min_snr p2 velocity likelihood"),
-        of=DIFFUSION,
+        of=DIFFUSION + FIXED,
     )
     timestep_sampling = field(
         "uniform", "of t in training", choices("uniform antithetic low_discrepancy importance")

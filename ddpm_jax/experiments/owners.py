@@ -52,6 +52,7 @@ DIFFUSION, FIRST_STAGE = only("objective", "diffusion"), only("objective", "firs
 CHAIN = only("diffusion.process", "chain")
 CONTINUOUS = only("diffusion.process", *(name for name in PROCESSES if name != "chain"))
 LEARNED = only("diffusion.process", "vdm")
+FIXED = only("diffusion.process", *(name for name in PROCESSES if name != "vdm"))
 GIVEN = only("diffusion.process", *(name for name in PROCESSES if name not in ("chain", "vdm")))
 CLASSIFIER = only("objective", "classifier")  # of noisy images
 NOISY = only("objective", "diffusion", "classifier")  # models of x_t

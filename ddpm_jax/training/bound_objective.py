@@ -146,6 +146,7 @@ def bound_objective(
             flip=flip,
             conditioning=conditioning,
             augment_probability=augment_probability,
+            coupling="independent",
         )
         x_0, levels = example.x_0, params[GAMMA]
         network = {name: part for name, part in params.items() if name != GAMMA}

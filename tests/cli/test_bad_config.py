@@ -69,6 +69,19 @@ TOGETHER = [
         ["timestep_sampling is 'importance'", "of the T steps of a chain", "'uniform'"],
     ),
     (
+        ["diffusion.process=vdm", "diffusion.weighting=p2"],
+        ["weighting is 'p2'", "a process whose levels are learned", "'uniform'"],
+    ),
+    (
+        ["diffusion.process=vdm", "diffusion.levels=lognormal"],
+        ["levels is 'lognormal'", "a process whose levels are learned", "'uniform'"],
+    ),
+    (
+        ["diffusion.process=vdm", "diffusion.sigma_min=20"],
+        ["noise levels run from sigma 20", "below the second"],
+    ),
+    (["diffusion.bound=discrete"], ["bound is 'discrete'", "a chain of T steps has none"]),
+    (
         ["diffusion.process=edm", "diffusion.sigma_min=90"],
         ["noise levels run from sigma 90", "below the second"],
     ),

@@ -102,11 +102,16 @@ def network_log_variance(variance, second_half=None):
 
 
 def test_fixed_variances_are_the_two_bounds_of_the_paper():
-    """β̃ and β; at t = 0 both take β̃ of t = 1, whose log is finite."""
+    """β̃ and β; at t = 0 both take β̃ of t = 1, whose log is finite, and `posterior` β_0."""
     alphas_bar = np.cumprod(1 - BETAS)
     beta_tilde = BETAS[1:] * (1 - alphas_bar[:-1]) / (1 - alphas_bar[1:])
     small, large = np.append(beta_tilde[0], beta_tilde), np.append(beta_tilde[0], BETAS[1:])
-    for variance, expected in (("fixed_small", small), ("fixed_large", large)):
+    posterior = np.append(BETAS[0], beta_tilde)
+    for variance, expected in (
+        ("fixed_small", small),
+        ("fixed_large", large),
+        ("posterior", posterior),
+    ):
         np.testing.assert_allclose(
             network_log_variance(variance)[:, 0, 0, 0], np.log(expected), rtol=1e-5
         )

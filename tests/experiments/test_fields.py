@@ -315,3 +315,14 @@ def test_a_group_says_what_holds_for_all_its_fields():
     assert (depth.name, depth.kind, depth.range.at_most) == ("dit.depth", int, 2**31 - 1)
     assert (depth.resumable, size.resumable) == (True, False)
     assert depth.owners == size.owners == Group.OF
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [("first_stage.ckpt", "runs/vae", "8-bit pixels"), ("objective", "classifier", "a classifier")],
+)
+def test_levels_are_learned_with_a_network_that_denoises_pixels(field, value, words):
+    config = config_with(**{"diffusion.process": "vdm", field: value})
+    config.condition.num_classes = 10 if value == "classifier" else 0
+    with pytest.raises(UsageError, match=f"levels are learned.*{words}"):
+        check_config(config)

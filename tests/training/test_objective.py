@@ -187,14 +187,17 @@ def test_the_history_holds_the_last_unweighted_losses_of_every_t():
 
 
 def test_other_draws_of_t_carry_nothing():
-    for sampling in ("uniform", "antithetic"):
-        objective = _objective(timestep_sampling=sampling)
+    for sampling in ("uniform", "antithetic", "low_discrepancy"):
+        objective = _objective(timestep_sampling=sampling, batch_size=B)
         assert objective.init(PARAMS) == ()
         losses, aux = objective.loss(PARAMS, (), (), _batch(), jax.random.key(0), jnp.arange(B))
         np.testing.assert_array_equal(losses, aux.loss)
         assert objective.update((), aux) == ()
         if sampling == "antithetic":
             np.testing.assert_array_equal(aux.t[::2] + aux.t[1::2], T - 1)
+        if sampling == "low_discrepancy":
+            counts = np.bincount(aux.t, minlength=T)
+            assert counts.max() - counts.min() <= 1  # even over the batch
 
 
 def test_an_unknown_draw_of_t_is_refused():
