@@ -2,12 +2,18 @@
 
 import functools
 import json
+import pathlib
 import re
 
 import numpy as np
 import pytest
 
+from ddpm_jax.checkpoints.reader import find_step
+from ddpm_jax.monitoring.records import read
+
 LAYOUTS = {"one": {}, "two": {"processes": 2, "devices": 2}}
+DEVICES = {"devices": {"devices": 4}}
+TEN_STEPS = pathlib.Path(__file__).parents[1] / "fixtures" / "runs" / "ten_steps"
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +122,60 @@ def test_an_evaluation_that_loses_a_process_goes_on_when_it_is_given_again(
     )
     np.testing.assert_allclose(ours["mean"], expected["mean"], rtol=1e-5)
     np.testing.assert_allclose(ours["standard_error"], expected["standard_error"], rtol=1e-4)
+
+
+def _results(out):
+    """The numbers of all records in a directory, by metric and name."""
+    found = {}
+    for path in out.glob("*.json"):
+        record = json.loads(path.read_text())
+        numbers = {name: each["value"] for name, each in record.get("results", {}).items()}
+        if record["metric"] == "memorization":
+            numbers = {
+                "bits": record["bits_gap"]["value"],
+                "distances": record["median_distances"],
+                "ratios": [pair["ratio"] for pair in record["pairs"]],
+            }
+        else:
+            numbers |= {"error": record["error"]}
+        found[record["metric"]] = numbers
+    return found
+
+
+@pytest.mark.slow
+def test_metrics_of_features_do_not_depend_on_devices_and_processes(tmp_path, command):
+    arguments = ["--ckpt", TEN_STEPS, "--metric", "fid,kid,is,prdc,memorization"]
+    arguments += ["--features", "digits", "--feature_cache", "none", "--num_samples", 30]
+    arguments += ["--batch_size", 8, "--sampler", "ddim", "--steps", 2]
+    found = {}
+    for name, layout in (LAYOUTS | DEVICES).items():
+        command("evaluate.py", *arguments, "--out", tmp_path / name, **layout).succeed()
+        found[name] = _results(tmp_path / name)
+    one = found.pop("one")
+    assert set(one) == {"fid", "kid", "is", "prdc", "memorization"}
+    for other in found.values():
+        for metric, numbers in one.items():
+            assert set(other[metric]) == set(numbers)
+            for name, value in numbers.items():
+                # A batch of another size sums in another order, and may move a pixel by a level.
+                np.testing.assert_allclose(
+                    other[metric][name], value, rtol=2e-3, atol=1e-5, err_msg=f"{metric} {name}"
+                )
+
+
+@pytest.mark.slow
+def test_evaluations_of_a_run_do_not_depend_on_devices_and_processes(tmp_path, train):
+    fields = {"metric": "fid", "features": "digits", "every_steps": 3, "num_samples": 18}
+    fields |= {"sample_steps": 2, "batch_size": 8, "num_reference": 200}
+    flags = [f"--config.eval.{name}={value}" for name, value in fields.items()]
+    found = {}
+    for name, layout in (LAYOUTS | DEVICES).items():
+        outputs = train(tmp_path / name, 6, *flags, **layout).succeed()
+        assert not any("fid" in output for output in outputs[1:])
+        records = [r for r in read(tmp_path / name) if "eval_fid" in r]
+        found[name] = [(record["step"], record["eval_fid"]) for record in records]
+        best = min(found[name], key=lambda each: each[1])[0]
+        assert find_step(tmp_path / name / "best") == best
+    assert [step for step, _ in found["one"]] == [3, 6]
+    for each in found.values():
+        np.testing.assert_allclose(each, found["one"], rtol=1e-2)

@@ -1,5 +1,7 @@
 """Samples in other programs' formats hold the images of the shards, bit for bit."""
 
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -34,6 +36,21 @@ def test_openai_is_one_array_with_their_names(sampled, pixels):
     np.testing.assert_array_equal(found["arr_1"], LABELS)
     assert found["arr_1"].dtype == np.int64
     assert list(np.load(FORMATS["openai"](sampled, None)[0])) == ["arr_0", "arr_1"]  # it is kept
+
+
+def test_openai_can_be_streamed_out_of_the_archive(sampled, pixels):
+    """guided-diffusion's evaluator does not load the array: it reads the NPY header in the archive
+    and then the bytes of so many images at a time."""
+    (path,) = FORMATS["openai"](sampled, None)
+    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
+        assert np.lib.format.read_magic(member) == (1, 0)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        assert (shape, is_fortran, dtype) == ((5, 6, 4, 3), False, np.uint8)
+        for start in range(0, 5, 2):
+            count = min(2, 5 - start)
+            found = np.frombuffer(member.read(count * 6 * 4 * 3), dtype).reshape(count, 6, 4, 3)
+            np.testing.assert_array_equal(found, pixels[start : start + 2])
+        assert member.read() == b""
 
 
 def test_a_stopped_openai_file_leaves_nothing(sampled, monkeypatch):
