@@ -170,7 +170,14 @@ def _of_function(name: str, image_shape: Shape, batch_size: int) -> FeatureNetwo
       UsageError: it cannot be imported, or does not map images as it should.
     """
     function = _imported(name)
-    dims = _checked(name, function(np.zeros((batch_size, *image_shape), np.uint8)), batch_size)
+    try:
+        tried = function(np.zeros((batch_size, *image_shape), np.uint8))
+    except Exception as error:
+        raise UsageError(
+            f"{name} fails on black images of shape {[batch_size, *image_shape]} "
+            f"({type(error).__name__}: {error}): let it map uint8 [N, H, W, C] to numbers [N, D]."
+        ) from error
+    dims = _checked(name, tried, batch_size)
 
     def extract(images: np.ndarray) -> Extracted:
         parts = []

@@ -153,6 +153,7 @@ def test_a_function_of_the_user_is_called_with_batches_of_one_size(module):
         ("def features(images): return images", "features", r"returned uint8 \[4, 2, 2, 1\]"),
         ("def features(images): return images[:1].reshape(1, -1)", "features", "returned uint8"),
         ("def features(images): return [['a']] * 4", "features", "returned <U1"),
+        ("def features(): return 0", "features", r"fails on black .* \(TypeError: features\(\)"),
     ],
 )
 def test_a_function_that_makes_no_features_is_refused(module, source, function, sentence):
