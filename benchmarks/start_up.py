@@ -51,6 +51,7 @@ def seconds_of(argv: list[str], home: pathlib.Path, done: pathlib.Path | None = 
     """
     environment = {**os.environ, "XDG_CACHE_HOME": str(home)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a user's Python compiles modules once
     before = _processor_of_children()
     start = time.perf_counter()
     with tempfile.TemporaryFile("w+") as log:
