@@ -131,6 +131,7 @@ WEIGHTINGS = {
     "uniform": uniform_weight,
     "min_snr": min_snr_weight,
     "p2": p2_weight,
+    "learned": uniform_weight,  # and then by `Loss.learned`
 } | OF_A_PATH
 
 
@@ -140,6 +141,7 @@ class Loss(NamedTuple):
     simple: bool  # the squared error of the target, weighted over t
     vlb: bool  # the variational bound at the drawn t; with `simple`, of the variance alone
     weight: Callable[[Schedule, chex.Array, Parameterization], chex.Array] = uniform_weight
+    learned: bool = False  # training learns how to weigh levels: `training.uncertainty`
 
 
 LOSSES = {
@@ -176,7 +178,7 @@ def make_loss(
                 "has none: choose uniform, min_snr or p2, or a process in continuous time."
             )
         weight = functools.partial(weight, interpolant=chain.interpolant)
-    made = made._replace(weight=weight)
+    made = made._replace(weight=weight, learned=weighting == "learned")
     if loss == "hybrid" and not variance.learned:
         raise UsageError(
             f"The hybrid loss trains the variance, but {variance.name} has nothing to train: learn "
@@ -186,6 +188,11 @@ def make_loss(
         raise UsageError(
             f"The simple loss leaves the {variance.name} variance untrained: use hybrid or vlb, or "
             "fix it."
+        )
+    if loss == "hybrid" and weighting == "learned":
+        raise UsageError(
+            "The learned weighting is of the simple loss: the hybrid loss has a term with weights "
+            "of its own. Choose another weighting, or fix the variance and use simple."
         )
     if loss == "vlb" and weighting != "uniform":
         raise UsageError(

@@ -35,6 +35,7 @@ def check_config(config: ConfigDict) -> None:
             _check_owners(field, values)
     _check_process(config)
     _check_learned_levels(config)
+    _check_weighting(config)
     _check_network(config)
     _check_condition(config)
     parse_groups(config.optimizer.groups)
@@ -109,6 +110,20 @@ def _check_learned_levels(config: ConfigDict) -> None:
             f"{what} by a bound on the likelihood of 8-bit pixels, and latents have none: choose "
             "another process, or leave out first_stage.ckpt."
         )
+
+
+def _check_weighting(config: ConfigDict) -> None:
+    if config.diffusion.weighting != "learned":
+        return
+    for name, value in (
+        ("distill.evaluations", config.distill.evaluations),
+        ("lora.rank", config.lora.rank),
+    ):
+        if value:
+            raise UsageError(
+                f"diffusion.weighting is 'learned', with the network that is trained, but {name} "
+                f"is {value}, where it has none: set diffusion.weighting to 'uniform'."
+            )
 
 
 def _check_network(config: ConfigDict) -> None:

@@ -58,7 +58,6 @@ from ddpm_jax.models.dit import POSITIONS
 from ddpm_jax.models.layers import RESAMPLINGS
 from ddpm_jax.models.trunk import QKV_ORDERS
 from ddpm_jax.models.unet import MIDDLES
-from ddpm_jax.training.coupling import COUPLINGS
 
 BETA = Range(above=0, at_most=1)
 LOGARITHM = Range(at_least=-50, at_most=50)  # of a logarithm
@@ -184,7 +183,7 @@ class Diffusion:
     weighting = field(
         "uniform",
         "of the simple loss over t",
-        choices("uniform min_snr p2 velocity likelihood"),
+        choices("uniform min_snr p2 learned velocity likelihood"),
         of=DIFFUSION + FIXED,
     )
     timestep_sampling = field(
@@ -210,7 +209,7 @@ class Diffusion:
     coupling = field(
         "independent",
         "of noise with images in training: ot by mini-batch optimal transport, a device's batch",
-        choices(COUPLINGS),
+        choices("independent ot"),
         of=DIFFUSION + only("diffusion.process", "flow"),
     )
 

@@ -17,7 +17,6 @@ from ddpm_jax.experiments.lora_models import LoraModel
 from ddpm_jax.experiments.model_files import check_is_whole, is_foreign, open_model
 from ddpm_jax.experiments.models import DiffusionModel, Model, Weights
 from ddpm_jax.experiments.owners import OBJECTIVES
-from ddpm_jax.experiments.perceptual import with_discriminator
 from ddpm_jax.experiments.pipelines import load_pipeline, load_vae
 from ddpm_jax.experiments.run_settings import (
     FIRST_STAGE,
@@ -28,10 +27,10 @@ from ddpm_jax.experiments.run_settings import (
 )
 from ddpm_jax.experiments.texts import find_tokenizer
 from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.experiments.training_params import with_training_params, without_training_params
 from ddpm_jax.families.recognition import Recognised
 from ddpm_jax.files import as_path
 from ddpm_jax.interop.lora_files import read_lora
-from ddpm_jax.models.discriminator import without_discriminator
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import base_key
 
@@ -171,17 +170,18 @@ def load_updates(
 
 def _read_weights(workdir: str | pathlib.Path, step: int, model: Model, item: str) -> Weights:
     shapes = model.params_shapes()
-    if item == "params":  # a first stage's may have been trained with a discriminator
+    if item == "params":
         shapes = jax.eval_shape(
-            functools.partial(with_discriminator, model.config), shapes, base_key(0)
+            functools.partial(with_training_params, model.config), shapes, base_key(0)
         )
     template = {item: shapes}
     if not isinstance(model, FirstStageModel) and jax.tree.leaves(model.frozen_shapes()):
         template["frozen"] = model.frozen_shapes()
     saved = read_weights(workdir, step, template)
+    params = without_training_params(saved[item])
     if isinstance(model, FirstStageModel):
-        return Weights(without_discriminator(saved[item]))
-    return model.weights(saved[item], saved.get("frozen", ()))
+        return Weights(params)
+    return model.weights(params, saved.get("frozen", ()))
 
 
 def load_first_stage(

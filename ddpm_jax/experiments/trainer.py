@@ -20,6 +20,7 @@ from ddpm_jax.experiments.first_stage_objectives import make_players
 from ddpm_jax.experiments.learning_rates import parse_groups
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.objectives import make_objective
+from ddpm_jax.experiments.training_params import with_training_params
 from ddpm_jax.randomness import base_key, init_key
 from ddpm_jax.training.ema import Average
 from ddpm_jax.training.initial_weights import Given, Rows, replaced
@@ -154,7 +155,7 @@ def _create(
 ) -> TrainState:
     averages = configured_averages(model.config)
     params = replaced(model.init_params(key), given)
-    params = perceptual.with_discriminator(model.config, params, key)
+    params = with_training_params(model.config, params, key)
     return create(params, optimizer, objective, averages, frozen)
 
 

@@ -20,6 +20,7 @@ from ddpm_jax.monitoring.averages import ByTime
 from ddpm_jax.randomness import example_keys, normal, stream
 from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, drop_labels, make_condition
 from ddpm_jax.training.coupling import couple
+from ddpm_jax.training.uncertainty import log_uncertainty, without_uncertainty
 
 GIVEN = "x_0"  # in a batch instead of an image: [B, h, w, c], as the model sees it
 QUARTILES = 4
@@ -251,7 +252,8 @@ def diffusion_objective(
     Args:
       apply: the network with its parameters as first argument.
       process: the chain and what the network predicts: `process.make_process`.
-      loss: what is minimised: `losses.make_loss`.
+      loss: what is minimised: `losses.make_loss`. With a learned weighting the parameters are those
+        of `uncertainty.with_uncertainty`, and the recorded loss may be negative.
       timestep_sampling: a key of `TIMESTEP_SAMPLING`.
       flip: mirror each image with probability 1/2, before low_res is computed from it.
       conditioning: the conditions of the model; labels are dropped here.
@@ -299,12 +301,16 @@ def diffusion_objective(
             process=process,
             loss=loss,
         )
-        aux = DiffusionAux(drawn.t, result.loss, result.simple, result.vlb)
-        return drawn.weight * result.loss, aux
+        weighed = result.loss
+        if loss.learned:
+            u = log_uncertainty(params, -jnp.asarray(drawn.schedule.half_log_snr)[drawn.row])
+            weighed = weighed * jnp.exp(-u) + u
+        aux = DiffusionAux(drawn.t, weighed, result.simple, result.vlb)
+        return drawn.weight * weighed, aux
 
     def metrics(aux):
         sums = {}
-        if loss.vlb or loss.weight is not uniform_weight:
+        if loss.vlb or loss.learned or loss.weight is not uniform_weight:
             sums["simple"] = (jnp.sum(aux.simple), jnp.float32(aux.t.size))
         if loss.vlb:
             sums["vlb"] = (jnp.sum(aux.vlb), jnp.float32(aux.t.size))
@@ -318,4 +324,5 @@ def diffusion_objective(
             timesteps.update_history(history, aux.t, aux.loss) if importance else history
         ),
         metrics=metrics,
+        averaged=without_uncertainty if loss.learned else lambda params: params,
     )

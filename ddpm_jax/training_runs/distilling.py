@@ -110,7 +110,8 @@ def distill_config(
     - `train.num_steps` and `optimizer.learning_rate`: 0.7 and 0.5 of the teacher's, by a cosine to
       0: an update takes 4/3 of the time of one of the teacher's. Of progressive distillation 0.6
       and 0.5, in `distill.rounds` that begin with 64 DDIM steps or more; each has the cosine, after
-      a warm-up of at most a tenth of it.
+      a warm-up of at most a tenth of it;
+    - `diffusion.weighting`: uniform in place of a learned one.
 
     Raises:
       UsageError: a model that cannot be distilled.
@@ -132,6 +133,8 @@ def distill_config(
     nats = PRIOR_NATS / MEAN_SQUARE
     largest = math.sqrt(math.prod(model.shape) / (2 * nats))
     of_process = math.exp(min(model.chain.log_sigmas[-1], math.log(LARGEST_SIGMA)))
+    if config.diffusion.weighting == "learned":
+        config.diffusion.weighting = "uniform"  # distillation has weights of its own
     config.distill.evaluations = settings.steps
     config.distill.sigma_max = float(f"{min(largest, of_process):.3g}")
     config.distill.method = settings.method

@@ -13,7 +13,13 @@ from ddpm_jax.experiments.loading import load_trained
 from .conftest import find_main, write_config
 
 CHANGES = {
-    "edm": ["process=edm", "parameterization=edm", "levels=lognormal", "clip=none"],
+    "edm": [
+        "process=edm",
+        "parameterization=edm",
+        "levels=lognormal",
+        "weighting=learned",
+        "clip=none",
+    ],
     "vdm": ["process=vdm", "variance=posterior", "timestep_sampling=low_discrepancy"],
     "flow": [
         "process=flow",
@@ -31,6 +37,10 @@ pytestmark = pytest.mark.slow
 def run(request, train_with):
     changes = [f"--config.diffusion.{change}" for change in CHANGES[request.param]]
     return request.param, train_with(*changes, *CLASSES)
+
+
+def _shapes(trained):
+    return jax.tree.map(np.shape, trained.weights.params)
 
 
 def images_in(directory):
@@ -72,6 +82,8 @@ def test_it_is_loaded_and_edits(run):
     edited = model.edit(images[0], strength=0.5, steps=4, n=2)
     assert edited.shape == (2, 8, 8, 1)
     np.testing.assert_array_equal(images, model.sample(2, steps=3, seed=0))
+    raw = load_trained(run[1], raw_weights=True)  # without what only training uses
+    jax.tree.map(np.testing.assert_equal, _shapes(raw), _shapes(model.trained))
 
 
 def test_a_resumed_run_is_the_one_that_was_not_stopped(run, tmp_path, data_dir):
