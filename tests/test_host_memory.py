@@ -1,6 +1,8 @@
 """The memory available to a computation on the host, and the error if it does not suffice."""
 
 import os
+import pathlib
+import sys
 
 import pytest
 
@@ -49,3 +51,19 @@ def test_what_a_process_can_have_at_most_counts_the_swap_space(
     _system(tmp_path, monkeypatch, meminfo="MemAvailable: 3 kB\nSwapTotal:  4 kB\n", limit=limit)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert host_memory.total() == (expected or machine + 4096)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is of glibc alone")
+def test_what_was_freed_is_given_back_to_the_system():
+    """50 MB in pieces below those that glibc maps one by one, each second of which is freed."""
+
+    def resident():
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
+
+    pieces = [b"\1" * 50_000 for _ in range(1_000)]
+    del pieces[::2]
+    before = resident()
+    host_memory.give_back()
+    assert before - resident() > 15e6

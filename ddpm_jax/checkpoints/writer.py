@@ -74,10 +74,11 @@ class _JsonHandler(ocp.JsonCheckpointHandler):
         return ocp.JsonCheckpointHandler.typestr()
 
 
-def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+def _handlers(bytes_at_once: int | None) -> ocp.handlers.DefaultCheckpointHandlerRegistry:
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    limit = {} if bytes_at_once is None else {"save_concurrent_gb": bytes_at_once / 1e9}
     for item, args, handler in (
-        (STATE, ocp.args.StandardSave, _StateHandler()),
+        (STATE, ocp.args.StandardSave, _StateHandler(**limit)),
         (DATA, ocp.args.JsonSave, _JsonHandler()),
         (CONFIG, ocp.args.JsonSave, _JsonHandler()),
     ):
@@ -100,6 +101,7 @@ class Checkpointer:
         keep_last: int,
         keep_every: int = 0,
         before_save: Callable[[], None] = lambda: None,
+        bytes_at_once: int | None = None,
     ):
         """Open `workdir`/checkpoints, and remove what a killed run left half-written there.
 
@@ -112,6 +114,8 @@ class Checkpointer:
             none.
           before_save: called before each save, which it prevents by an error: the `check` of the
             directory's lock.
+          bytes_at_once: of the state that are under way to the disk, each in a copy; more than
+            those of its largest array. None: all, which is fastest.
 
         Raises:
           UsageError: keep_last below 1, or a name in which Orbax would not find its files.
@@ -132,7 +136,7 @@ class Checkpointer:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(
-                self._directory, options=options, handler_registry=_handlers()
+                self._directory, options=options, handler_registry=_handlers(bytes_at_once)
             )
         except Exception as error:
             if not is_refusal(error):

@@ -1,12 +1,14 @@
 """Checkpoints by the name that they have on the Hugging Face hub: "owner/model".
 
 Only this file imports `huggingface_hub`, which the extra `hub` installs. Of a model the JSON files,
-the tokenizer and one copy of the weights are downloaded, the one that `weight_files` would take.
+the tokenizer and one copy of the weights are downloaded, the one that `weight_files` would take; of
+a model that is one file, in no layout of diffusers, this file.
 A name may begin with "hub:" and end in "@" and a branch, tag or commit; whatever it says, the files
 lie in a folder named by their commit, so that `origin` can say later which they were.
 """
 
 import contextlib
+import glob
 import importlib.util
 import os
 import pathlib
@@ -16,17 +18,23 @@ from typing import NamedTuple
 
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, is_folder, is_remote, local_copy
-from ddpm_jax.interop.weight_files import choose_files
+from ddpm_jax.interop.weight_files import choose_files, has_weights
 
 FOLDERS = ("unet", "unet_ema", "vae", "text_encoder")
 PREFIX = "hub:"
 _ALWAYS, _NEVER = (".json", "merges.txt"), "safety_checker"  # files that are downloaded
+# names of files of weights in any other layout
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".msgpack", ".npz", ".pkl")
+_PART = r"[\w-][\w.-]*"
 _NAME = re.compile(
-    r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w-][\w./-]*))?", re.ASCII
+    rf"(?P<repo>{_PART}/{_PART})(?:/(?P<file>{_PART}(?:/{_PART})*))?"
+    r"(?:@(?P<revision>[\w-][\w./-]*))?",
+    re.ASCII,
 )
 # where the client keeps files: .../models--owner--name/snapshots/COMMIT
 _KEPT = re.compile(
-    r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})(?=/|$)"
+    r"models--(?P<owner>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})"
+    r"(?:/(?P<file>.*)|$)"
 )
 _CLIENTS = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3")
 
@@ -36,24 +44,33 @@ class HubName(NamedTuple):
 
     repo: str  # "owner/model"
     revision: str | None  # a branch, a tag or a commit; None: the main branch
+    file: str | None = None  # its path in the model; None: what makes up the model
 
 
 def parse_name(text: str) -> HubName | None:
-    """Return the parts of "owner/model", "hub:owner/model" or either with "@revision".
+    """Return the parts of "owner/model", "hub:owner/model", "hub:owner/model/file" or "@revision".
 
-    None if the text is no such name.
+    None if the text is no such name. Without "hub:" three parts are a path.
     """
     match = _NAME.fullmatch(text.removeprefix(PREFIX))
-    return match and HubName(match["repo"], match["revision"])
+    if match is None or (match["file"] and not text.startswith(PREFIX)):
+        return None
+    return HubName(match["repo"], match["revision"], match["file"])
 
 
 def origin(path: str | os.PathLike) -> str:
     """Return what the files of a model are called in records.
 
-    It is "owner/model@COMMIT" for files that were downloaded from the hub, otherwise their path.
+    It is "owner/model@COMMIT" for a directory that was downloaded from the hub, for one file
+    "hub:owner/model/file@COMMIT", otherwise the path.
     """
     match = _KEPT.search(os.fspath(path))
-    return f"{match['owner']}/{match['name']}@{match['commit']}" if match else os.fspath(path)
+    if match is None:
+        return os.fspath(path)
+    repo = f"{match['owner']}/{match['name']}"
+    if match["file"] and match["file"].endswith(SUFFIXES):
+        return f"{PREFIX}{repo}/{match['file']}@{match['commit']}"
+    return f"{repo}@{match['commit']}"
 
 
 def resolve(
@@ -71,7 +88,7 @@ def resolve(
 
     Raises:
       UsageError: there is no such path, and it is no name on the hub, or `huggingface_hub` is not
-        installed.
+        installed; the model has not this file, or no weights, or several files of them.
       FailureError: the hub does not answer, and the model has not been downloaded before.
     """
     path = as_path(name_or_path)
@@ -97,7 +114,7 @@ def check_push(name: str) -> str:
       FailureError: the hub does not know who asks, or does not answer.
     """
     found = parse_name(name)
-    if found is None or found.revision is not None:
+    if found is None or found.revision is not None or found.file is not None:
         raise UsageError(f"push is {name}: give a name on the Hugging Face hub, owner/model.")
     _check_installed("push")
     from huggingface_hub import HfApi
@@ -149,7 +166,7 @@ def _download(
 ) -> pathlib.Path:
     from huggingface_hub import HfApi, snapshot_download
 
-    repo, revision = name
+    repo, revision, _ = name
     with _asking(
         f"{text} is no file and no directory, and cannot be downloaded from",
         "look at the name and the network, or name a directory",
@@ -157,12 +174,45 @@ def _download(
         try:
             there = HfApi().list_repo_files(repo, revision=revision)
         except Exception as error:
-            kept = _kept_copy(name) if _is_of_client(error) else None
+            kept = _kept_copy(name, folders) if _is_of_client(error) else None
             if kept is None:
                 raise
             return kept
-        wanted = _needed(there, variant, folders)
-        return pathlib.Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        file = _file(name, there, folders)
+        wanted = [glob.escape(file)] if file else _needed(there, variant, folders)
+        kept = pathlib.Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        return kept / file if file else kept
+
+
+def _file(name: HubName, there: Sequence[str], folders: Sequence[str]) -> str | None:
+    """Return the one file that a model is read from; None if it is in a layout of diffusers.
+
+    Args:
+      name: of the model.
+      there: its files.
+      folders: as `resolve`.
+
+    Raises:
+      UsageError: it has not the file that is asked for, or several files of weights.
+    """
+    files = sorted(file for file in there if file.endswith(SUFFIXES) and _NEVER not in file)
+    listed = ", ".join(files[:20]) + (f" and {len(files) - 20} more" if len(files) > 20 else "")
+    if name.file is not None:
+        if name.file not in there:
+            raise UsageError(f"{name.repo} has no {name.file}: there is {listed or 'no weights'}.")
+        return name.file
+    is_laid_out = any(
+        folder in ("", *folders) and has_weights([file])
+        for folder, _, file in (path.rpartition("/") for path in there)
+    )
+    if is_laid_out or not files or tuple(folders) != FOLDERS:
+        return None  # then `weight_files` says what is missing, if anything is
+    if len(files) > 1:
+        raise UsageError(
+            f"{name.repo} has several files of weights: {listed}. Name one of them, as "
+            f"{PREFIX}{name.repo}/{files[0]}."
+        )
+    return files[0]
 
 
 @contextlib.contextmanager
@@ -181,18 +231,19 @@ def _asking(what: str, remedy: str) -> Iterator[None]:
         raise FailureError(f"{what} the Hugging Face hub ({reason}): {remedy}.") from error
 
 
-def _kept_copy(name: HubName) -> pathlib.Path | None:
+def _kept_copy(name: HubName, folders: Sequence[str]) -> pathlib.Path | None:
     """Return where an earlier download of a model lies, or None."""
     from huggingface_hub import snapshot_download
 
+    patterns = f"*{_ALWAYS[0]}" if name.file is None else glob.escape(name.file)
     try:
         # the client refuses a copy that lacks files of these patterns: what `_needed` always takes
-        return pathlib.Path(
+        kept = pathlib.Path(
             snapshot_download(
                 name.repo,
                 revision=name.revision,
                 local_files_only=True,
-                allow_patterns=f"*{_ALWAYS[0]}",
+                allow_patterns=patterns,
                 ignore_patterns=f"*{_NEVER}*",
             )
         )
@@ -200,6 +251,11 @@ def _kept_copy(name: HubName) -> pathlib.Path | None:
         if not _is_of_client(error):
             raise
         return None
+    there = [path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()]
+    if name.file is not None and name.file not in there:
+        return None
+    file = _file(name, there, folders)
+    return kept / file if file else kept
 
 
 def _needed(files: list[str], variant: str | None, folders: Sequence[str]) -> list[str]:

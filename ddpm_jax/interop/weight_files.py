@@ -93,6 +93,11 @@ def choose_files(names: Iterable[str], variant: str | None, folder: str) -> list
     return [chosen, *(name for name in names if "-of-" in name and name.endswith(suffix))]
 
 
+def has_weights(names: Iterable[str]) -> bool:
+    """Return whether any of a folder's files is one of weights by its name."""
+    return bool(_candidates(names))
+
+
 def _names(folder: pathlib.Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 

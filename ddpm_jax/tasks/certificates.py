@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax import host_memory
 from ddpm_jax.distributed.compilation import options_to_run_once
 from ddpm_jax.errors import FailureError
 from ddpm_jax.experiments.identity import versions
@@ -22,6 +23,7 @@ from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.foreign import Foreign, Request, Tensors
 from ddpm_jax.interop.containers import Container
 from ddpm_jax.interop.hub import origin
+from ddpm_jax.models.convolution import as_written
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.randomness import base_key, image_keys
 from ddpm_jax.samplers.loop import Noise
@@ -151,14 +153,17 @@ def smoke_image(trained: TrainedModel, size: Mapping[str, int]) -> dict[str, Any
 
     def step(params: Any, state: Any, row: Any) -> Any:
         denoiser = generator.denoiser(params, sampler.schedule, inputs)
-        return sampler.step(denoiser, state, row, Noise(None, None))[0]
+        with as_written():
+            return sampler.step(denoiser, state, row, Noise(None, None))[0]
 
     # Compiled by itself: before a loop XLA would bring all weights into other layouts, and keep
     # both.
     step = jax.jit(step, compiler_options=options_to_run_once())
     state = sampler.init(generator.start(image_keys(base_key(SEED), np.arange(1)), inputs))
-    for i in range(sampler.num_rows):
-        row = jax.tree.map(operator.itemgetter(i), sampler.rows)
+    rows = [jax.tree.map(operator.itemgetter(i), sampler.rows) for i in range(sampler.num_rows)]
+    step = step.lower(generator.params, state, rows[0]).compile()
+    host_memory.give_back()
+    for row in rows:
         state = step(generator.params, state, row)
     x_0 = np.asarray(state.x_t, np.float64)
     if not np.isfinite(x_0).all():

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax import host_memory
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments.file_options import FileOptions
@@ -23,6 +24,7 @@ from ddpm_jax.tasks.certificates import CERTIFICATE, check_written_back, make_ce
 from ddpm_jax.tasks.importing import check_new
 
 KINDS = ("ema", "raw")  # of weights: their moving average, and as trained
+WRITTEN_AT_ONCE = 1 << 26  # bytes of weights, or two of the largest array
 
 
 class Imported(NamedTuple):
@@ -68,6 +70,7 @@ def import_model(
     average = "ema" if "ema" in kinds else "raw"
     report(f"reading the {average} weights")
     trained = load_network(found, raw_weights=average == "raw")
+    host_memory.give_back()
     model, state, digests = trained.model, {}, {}
     for kind in kinds:
         is_average = kind == average
@@ -84,7 +87,9 @@ def import_model(
     report("writing the run")
     with hold(out, "importing a model into it"):
         check_new(out)
-        checkpointer = Checkpointer(out, keep_last=1, keep_every=1)
+        largest = max(leaf.nbytes for leaf in jax.tree.leaves(state))
+        at_once = max(WRITTEN_AT_ONCE, 2 * largest + 1)
+        checkpointer = Checkpointer(out, keep_last=1, keep_every=1, bytes_at_once=at_once)
         checkpointer.save(0, state, {}, run_settings(model))
         checkpointer.close()
         write_record(out / CERTIFICATE, certificate)

@@ -27,6 +27,10 @@ FILES = {
 }
 
 
+ONE_FILE = {"README.md": b"a card", "weights/model.pt": b"weights of one file"}
+TWO_FILES = ONE_FILE | {"step-2000.ckpt": b"other weights"}
+
+
 class Hub(http.server.BaseHTTPRequestHandler):
     """A hub with one model, owner/model, whose branch main and tag v1 are the same commit."""
 
@@ -54,11 +58,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
     def found(self, path):
         api, files = "/api/models/owner/model", f"/owner/model/resolve/{COMMIT}/"
         if path.startswith(files):
-            data = FILES.get(path.removeprefix(files))
+            data = self.server.files.get(path.removeprefix(files))
             etag = data and hashlib.sha1(data).hexdigest()
             return {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}, data
-        tree = [{"type": "file", "path": f, "size": len(x), "oid": "0"} for f, x in FILES.items()]
-        info = {"id": "owner/model", "sha": COMMIT, "siblings": [{"rfilename": f} for f in FILES]}
+        there = self.server.files
+        tree = [{"type": "file", "path": f, "size": len(x), "oid": "0"} for f, x in there.items()]
+        info = {"id": "owner/model", "sha": COMMIT, "siblings": [{"rfilename": f} for f in there]}
         url = f"http://{self.headers['Host']}/owner/model"
         answers = {
             f"{api}/tree/main": tree,
@@ -91,7 +96,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        server.asked, server.posted = [], {}
+        server.asked, server.posted, server.files = [], {}, FILES
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -148,6 +153,32 @@ def test_a_tag_is_asked_for_and_another_is_not_there(hub, tmp_path):
     assert name == f"owner/model@{COMMIT}"
     _, said = call(hub, tmp_path, RESOLVE.format("owner/model@v2"))
     assert "FailureError: owner/model@v2 is no file and no directory" in said
+
+
+@pytest.mark.full
+def test_a_model_that_is_one_file_is_that_file_also_without_a_network(hub, tmp_path):
+    hub.files = ONE_FILE
+    (path, name), _ = call(hub, tmp_path, RESOLVE.format("hub:owner/model"))
+    assert pathlib.Path(path).read_bytes() == b"weights of one file"
+    assert name == f"hub:owner/model/weights/model.pt@{COMMIT}"
+    for text in ("owner/model", name):
+        offline, _ = call(hub, tmp_path, RESOLVE.format(text), HF_HUB_OFFLINE="1")
+        assert offline == [path, name]
+
+
+@pytest.mark.full
+def test_of_several_files_one_is_named(hub, tmp_path):
+    hub.files = TWO_FILES
+    _, said = call(hub, tmp_path, RESOLVE.format("hub:owner/model"))
+    assert said.splitlines()[-1].endswith(
+        "UsageError: owner/model has several files of weights: step-2000.ckpt, weights/model.pt. "
+        "Name one of them, as hub:owner/model/step-2000.ckpt."
+    )
+    (path, name), _ = call(hub, tmp_path, RESOLVE.format("hub:owner/model/step-2000.ckpt@v1"))
+    assert pathlib.Path(path).read_bytes() == b"other weights"
+    assert name == f"hub:owner/model/step-2000.ckpt@{COMMIT}"
+    _, said = call(hub, tmp_path, RESOLVE.format("hub:owner/model/model.pt"))
+    assert "UsageError: owner/model has no model.pt: there is step-2000.ckpt, weights" in said
 
 
 @pytest.mark.full

@@ -84,6 +84,19 @@ def test_patches_are_taken_where_a_large_kernel_meets_few_pixels(
     assert algorithm is chosen
 
 
+def test_as_they_are_written_convolutions_are_those_of_xla():
+    """Also those for which Winograd's algorithm is faster, and those of upsampled images."""
+    x, kernel = jnp.ones((1, 16, 16, 128)), jnp.ones((3, 3, 128, 128))
+    same, twice = ((1, 1), (1, 1)), x.repeat(2, 1).repeat(2, 2)
+    with convolution.as_written():
+        text = jax.jit(lambda x: convolution.conv2d(x, kernel, padding=same)).lower(x).as_text()
+        upsampled = convolution.conv_upsampled(x, kernel)
+    assert text.count("stablehlo.convolution") == 1
+    by_winograd = jax.jit(lambda x: convolution.conv2d(x, kernel, padding=same)).lower(x).as_text()
+    assert "stablehlo.convolution" not in by_winograd
+    np.testing.assert_allclose(upsampled, plain(twice, kernel, 1, same), rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(("height", "width", "size", "stride", "padding"), CASES)
