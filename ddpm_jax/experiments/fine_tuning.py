@@ -86,6 +86,7 @@ class Beginning(NamedTuple):
     record: dict[str, Any]  # run, step and weights, kept with the settings
     notes: list[str]  # what the user should know, half a sentence each
     tokenizer: Tokenizer | None = None  # of the texts that these weights read
+    average: Given | None = None  # what the averages begin as, if that is not `given`
 
     @property
     def what(self) -> str:
@@ -129,6 +130,7 @@ def find_beginning(
         _check_kind(trained, model)
         _check_encoder(trained, model)
         found = _fitting(trained, model)
+        average = _average(trained, model)
     except UsageError as error:
         raise UsageError(f"init_from: {error}") from error
     record = {
@@ -151,7 +153,20 @@ def find_beginning(
     frozen = _frozen(trained, model)
     # those that updates are trained of are in the frozen part
     given = {} if isinstance(model, LoraModel) else found.given
-    return Beginning(given, frozen, record, notes, trained.tokenizer), record
+    return Beginning(given, frozen, record, notes, trained.tokenizer, average), record
+
+
+def _average(trained: TrainedModel, model: Model) -> Given | None:
+    """Return what the averages begin as, beside the raw weights of other people's files.
+
+    It is the average in these files, or in the run of step 0 that was imported of them. None: what
+    the parameters begin as.
+    """
+    config = model.config
+    if not config.init_from_raw or trained.step or isinstance(model, LoraModel):
+        return None
+    other = load_trained(config.init_from, config.objective, step=config.init_from_step)
+    return None if other.average == "raw" else _fitting(other, model).given
 
 
 def _check_kind(trained: TrainedModel, model: Model) -> None:

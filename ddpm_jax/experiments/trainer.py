@@ -102,11 +102,13 @@ def init_state(
     training: Training,
     frozen: Any = None,
     given: Given | None = None,
+    average: Given | None = None,
 ) -> TrainState:
     """Draw the state before the first update from the config's seed, each leaf on its devices.
 
     A model over latents needs `frozen`, whose buffers the state shares; that of a first stage is
-    read here. Parameters in `given` replace those drawn, in the averages too.
+    read here. Parameters in `given` replace those drawn, in the averages too, unless `average` has
+    other ones for these.
 
     Raises:
       UsageError: it cannot be read.
@@ -128,8 +130,13 @@ def init_state(
             return leaf._replace(values=placed(path, leaf.values))
         return jax.device_put(np.asarray(leaf), where[path])
 
-    given = {path: placed(path, leaf) for path, leaf in (given or {}).items()}
-    return init(init_key(base_key(model.config.seed)), frozen, given)
+    def all_placed(given: Given) -> Given:
+        return {path: placed(path, leaf) for path, leaf in given.items()}
+
+    # Without averages of their own the arguments are those of the trace for the shapes.
+    others = [] if average is None else [all_placed(average)]
+    key = init_key(base_key(model.config.seed))
+    return init(key, frozen, all_placed(given or {}), *others)
 
 
 def state_shapes(model: Model, training: Training) -> TrainState:
@@ -152,11 +159,13 @@ def _create(
     key: jax.Array,
     frozen: Any,
     given: Given,
+    average: Given | None = None,
 ) -> TrainState:
-    averages = configured_averages(model.config)
-    params = replaced(model.init_params(key), given)
-    params = with_training_params(model.config, params, key)
-    return create(params, optimizer, objective, averages, frozen)
+    averages, drawn = configured_averages(model.config), model.init_params(key)
+    params = with_training_params(model.config, replaced(drawn, given), key)
+    if average is not None:
+        average = with_training_params(model.config, replaced(drawn, average), key)
+    return create(params, optimizer, objective, averages, frozen, average)
 
 
 def check_batch(config: ConfigDict) -> None:

@@ -41,6 +41,7 @@ def create(
     objective: Objective,
     averages: Iterable[str] = (),
     frozen: Any = (),
+    average: Any = None,
 ) -> TrainState:
     """Return the state before the first update.
 
@@ -50,15 +51,17 @@ def create(
       objective: of the run.
       averages: names of those kept in addition to the one to sample from.
       frozen: what the loss needs besides the parameters; the buffers are shared.
+      average: what all averages begin as, of the tree of `params`; None: these.
     """
 
     # Compiled as one: each leaf by itself would be a program of its own.
     @jax.jit
-    def init_from_params(params):
-        kept = objective.averaged(params)
+    def init_from_params(params, average):
+        kept = objective.averaged(average)
         return ema.init(kept), optimizer.init(params), {name: ema.init(kept) for name in averages}
 
-    ema_params, opt_state, others = init_from_params(params)
+    average = params if average is None else average
+    ema_params, opt_state, others = init_from_params(params, average)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -105,7 +105,8 @@ def first_state(
     if beginning is not None:
         for note in beginning.notes:
             warn(f"init_from: {note}")
-        return init_state(model, training, beginning.frozen, beginning.given), None
+        given = beginning.given, beginning.average
+        return init_state(model, training, beginning.frozen, *given), None
     weights = Weights((), text=prepared.text_params)
     if frozen_first_stage(model) is not None:
         weights = weights._replace(frozen=_frozen_first_stage(prepared, source))

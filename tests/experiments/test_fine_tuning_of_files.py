@@ -10,11 +10,14 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.config import flatten, from_dict
 from ddpm_jax.experiments.fine_tuning import find_beginning
+from ddpm_jax.experiments.trainer import build_training, init_state
 from ddpm_jax.interop.containers import open_container
+from ddpm_jax.tasks.model_importing import import_model
 
 from ..conftest import GOLDENS
 
 PATH = GOLDENS / "checkpoints/openai/guided_64_like/model.pt"
+BOTH = GOLDENS / "checkpoints/pytorch_ports/ddim_training/ckpt.pth"
 TABLE = ("class_embedding", "embedding")
 
 
@@ -64,3 +67,30 @@ def test_what_does_not_fit_is_refused_by_its_field(tmp_path):
     says = r"init_from: .* is of another architecture: .*; model\.num_res_blocks is \d there"
     with pytest.raises(UsageError, match=says):
         begin(tmp_path, **{"model.num_res_blocks": theirs()["model.num_res_blocks"] + 1})
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_the_averages_of_raw_weights_begin_as_the_average_in_the_files(tmp_path, is_imported):
+    groups = open_container(BOTH).groups
+    raw, ema = groups["0"]["module.conv_out.bias"], groups["4"]["conv_out.bias"]
+    assert not np.array_equal(raw, ema)
+    path = BOTH
+    fields = dict(flatten(ddpm_jax.load(BOTH).config))
+    if is_imported:
+        path = tmp_path / "imported"
+        import_model(BOTH, path)
+    found = {}
+    for init_from_raw in (True, False):
+        config = from_dict(
+            fields | {"init_from": str(path), "init_from_raw": init_from_raw}, source="a test"
+        )
+        model = build(config)
+        beginning, _ = find_beginning(model, tmp_path / "run", None)
+        training = build_training(model)
+        state = init_state(model, training, None, beginning.given, beginning.average)
+        found[init_from_raw] = [
+            np.asarray(params["conv_out"]["bias"]) for params in (state.params, state.ema_params)
+        ]
+    np.testing.assert_array_equal(found[True], [raw, ema])
+    np.testing.assert_array_equal(found[False], [ema, ema])
