@@ -29,12 +29,14 @@ _DEFINED_IN = {
     "Schedule": "diffusion.schedules",
     "StopTraining": "training.callbacks",
     "distill": "training_runs.distilling",
+    "import_model": "tasks.model_importing",
     "make_betas": "diffusion.schedules",
     "make_process": "diffusion.process",
     "make_sampler": "samplers.registry",
     "make_schedule": "diffusion.schedules",
     "sample": "samplers.loop",
     "train": "training_runs.training_run",
+    "verify": "tasks.verification",
 }
 __all__ = ["__version__", *_DEFINED_IN]
 

@@ -30,7 +30,7 @@ from ddpm_jax.tasks.call_arguments import conditions_from, sampling_from
 from ddpm_jax.tasks.exporting import LICENSE
 from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
 from ddpm_jax.tasks.loaded_models import Classifier, FirstStage, check_latents
-from ddpm_jax.tasks.network_exporting import write_for_diffusers, write_network
+from ddpm_jax.tasks.network_exporting import write_for_diffusers
 from ddpm_jax.tasks.photos import Picture
 from ddpm_jax.tasks.picture_methods import PictureMethods
 from ddpm_jax.tasks.publishing import publish
@@ -161,33 +161,6 @@ class Model(PictureMethods):
         write_for_diffusers(self.trained, directory, license=license)
         if repo:
             publish(directory, repo, "diffusers", private=private)
-
-    def write_network(
-        self,
-        file: str | os.PathLike,
-        form: str = "safetensors",
-        *,
-        license: str = LICENSE,
-        push: str | None = None,
-        private: bool = False,
-    ) -> None:
-        """Write the network alone to a new file: `network_exporting.write_network`.
-
-        Args:
-          file: its name ends in .safetensors, or in .pt for OpenAI's code.
-          form: "safetensors" (our names), "openai" or "original".
-          license, push, private: as in `write_diffusers`; the license is of the card that goes
-            with a file that is pushed.
-
-        Raises:
-          UsageError: the file exists, or the network has an option that the other project lacks;
-            `push` as in `write_diffusers`.
-          FailureError: it cannot be written or pushed.
-        """
-        repo = check_push(push) if push else ""
-        builder = write_network(self.trained, file, form)
-        if repo:
-            publish(file, repo, form, builder=builder, license=license, private=private)
 
     def sample(
         self,

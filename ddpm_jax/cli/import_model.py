@@ -26,7 +26,6 @@ from ddpm_jax.cli.shared_flags import prepare
 from ddpm_jax.errors import UsageError, say
 from ddpm_jax.experiments.config import default_config, flatten, override
 from ddpm_jax.experiments.fields import FIELDS
-from ddpm_jax.experiments.file_options import FileOptions
 from ddpm_jax.files import as_path
 from ddpm_jax.settings import Settings, setting
 from ddpm_jax.tasks.model_importing import KINDS, Imported, import_model
@@ -58,9 +57,13 @@ def main(argv: Sequence[str]) -> int:
     prepare(flags)
     config = override(default_config(), flags.fields)
     fields = {name: value for name, value in flatten(config) if name in flags.fields}
-    options = FileOptions(fields=fields, preset=flags.preset)
     found = import_model(
-        flags.words[0], as_path(flags.out), options, weights=flags.weights, report=_reporter()
+        flags.words[0],
+        as_path(flags.out),
+        preset=flags.preset,
+        fields=fields,
+        weights=flags.weights,
+        report=_reporter(),
     )
     for line in describe(found):
         say(line)

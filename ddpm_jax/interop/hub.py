@@ -10,6 +10,7 @@ lie in a folder named by their commit, so that `origin` can say later which they
 import contextlib
 import glob
 import importlib.util
+import logging
 import os
 import pathlib
 import re
@@ -219,9 +220,14 @@ def _file(name: HubName, there: Sequence[str], folders: Sequence[str]) -> str | 
 def _asking(what: str, remedy: str) -> Iterator[None]:
     """Make one sentence of the errors of the client, `what` (the error): `remedy`.
 
+    Its warnings of each further try are not printed.
+
     Raises:
       FailureError: the client fails.
     """
+    logger = logging.getLogger(_CLIENTS[0])
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         yield
     except Exception as error:
@@ -229,6 +235,8 @@ def _asking(what: str, remedy: str) -> Iterator[None]:
             raise
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise FailureError(f"{what} the Hugging Face hub ({reason}): {remedy}.") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _kept_copy(name: HubName, folders: Sequence[str]) -> pathlib.Path | None:

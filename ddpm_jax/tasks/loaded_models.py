@@ -3,6 +3,7 @@
 A diffusion model's object is `ddpm_jax.api.Model`.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,11 @@ from ml_collections import ConfigDict
 from ddpm_jax.data.transforms import to_model_range, to_uint8
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.interop.hub import check_push
+from ddpm_jax.tasks.exporting import LICENSE
+from ddpm_jax.tasks.network_exporting import write_network
 from ddpm_jax.tasks.photos import Picture, is_file, read_photo
+from ddpm_jax.tasks.publishing import publish
 from ddpm_jax.variational.latent_space import Frozen, LatentSpace
 
 
@@ -57,6 +62,33 @@ class LoadedModel:
     def params(self) -> Any:
         """Return the parameters of the network, a tree of arrays."""
         return self.trained.params
+
+    def write_network(
+        self,
+        file: str | os.PathLike,
+        form: str = "safetensors",
+        *,
+        license: str = LICENSE,
+        push: str | None = None,
+        private: bool = False,
+    ) -> None:
+        """Write the network alone to a new file: `network_exporting.write_network`.
+
+        Args:
+          file: its name ends in .safetensors, or in .pt for OpenAI's code.
+          form: "safetensors" (our names), "openai" or "original".
+          license, push, private: as in `write_diffusers`; the license is of the card that goes
+            with a file that is pushed.
+
+        Raises:
+          UsageError: the file exists, or the network has an option that the other project lacks;
+            `push` as in `write_diffusers`.
+          FailureError: it cannot be written or pushed.
+        """
+        repo = check_push(push) if push else ""
+        builder = write_network(self.trained, file, form)
+        if repo:
+            publish(file, repo, form, builder=builder, license=license, private=private)
 
     def __repr__(self) -> str:
         """Return a description of the model in one line."""

@@ -1,7 +1,7 @@
 """Networks of other projects imported as runs, each with a certificate that can be verified."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -38,8 +38,9 @@ class Imported(NamedTuple):
 def import_model(
     path: str | os.PathLike,
     out: str | os.PathLike,
-    options: FileOptions | None = None,
     *,
+    preset: str | None = None,
+    fields: Mapping[str, Any] | None = None,
     weights: str | None = None,
     report: Callable[[str], None] = lambda part: None,
 ) -> Imported:
@@ -49,9 +50,11 @@ def import_model(
     weights beside it; otherwise the raw weights stand for the average.
 
     Args:
-      path: a file, a directory, or the prefix of a TensorFlow checkpoint.
+      path: a file, a directory, the prefix of a TensorFlow checkpoint, or a name on the hub.
       out: a directory without a run.
-      options: what the files do not say; of a network over latents the field first_stage.ckpt.
+      preset: a released model whose settings the files do not say.
+      fields: what they do not say, as fields of a config, {"model.num_heads": 4}; of a network over
+        latents first_stage.ckpt.
       weights: a key of `KINDS`, to import these alone, which images are made with then.
       report: is called with each part of the work, in words, when it begins.
 
@@ -63,7 +66,7 @@ def import_model(
     out = as_path(out)
     check_place(out, flag="--out", writing=True)
     check_new(out)
-    found = open_network(path, options)
+    found = open_network(path, FileOptions(preset=preset, fields=fields or {}))
     container, foreign, request = found
     kinds = _kinds(foreign, weights)
     foreign_config(foreign, request)  # what it refuses comes before the first report

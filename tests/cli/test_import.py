@@ -40,7 +40,7 @@ def imported(tmp_path_factory):
 def test_it_says_what_it_found_and_what_it_assumes(imported):
     said, run, _ = imported
     assert said.startswith("a PyTorch port of DDPM: 285,667 parameters (raw), 285,667 parameters")
-    assert f"  from owner/model@{COMMIT}\n" in said
+    assert f"  from hub:owner/model/ckpt.pth@{COMMIT}\n" in said
     assert "  weights = ema, assumed: images are made with the average; --weights raw" in said
     assert "  model.ch_mult = 1,1\n" in said
     assert "  diffusion.schedule = linear, assumed: " in said
@@ -96,6 +96,21 @@ def test_verify_repeats_every_check_and_sees_a_changed_source(invoke, imported, 
 
 
 @pytest.mark.full
+def test_python_functions_do_what_the_commands_do(imported, tmp_path):
+    _, run, source = imported
+    found = ddpm_jax.import_model(source, tmp_path / "run")
+    by_command = json.loads((run / CERTIFICATE).read_text())
+    assert json.loads(json.dumps(found.certificate)) == by_command
+    checks = ddpm_jax.verify(tmp_path / "run", source)
+    assert [check.outcome for check in checks] == ["equal"] * 4
+    ddpm_jax.load(run).write_network(tmp_path / "ours.safetensors")
+    np.testing.assert_array_equal(
+        open_container(tmp_path / "ours.safetensors").groups[""]["conv_in.bias"],
+        open_container(source).groups["4"]["conv_in.bias"],
+    )
+
+
+@pytest.mark.full
 def test_verify_says_that_the_source_is_gone(invoke, imported, tmp_path):
     run = shutil.copytree(imported[1], tmp_path / "run")
     certificate = json.loads((run / CERTIFICATE).read_text())
@@ -103,7 +118,8 @@ def test_verify_says_that_the_source_is_gone(invoke, imported, tmp_path):
     (run / CERTIFICATE).write_text(json.dumps(certificate))
     result = invoke("verify", run)
     assert result.code == 0
-    assert f"gone.pth: not compared: the files are gone, give owner/model@{COMMIT} as" in result.out
+    name = f"hub:owner/model/ckpt.pth@{COMMIT}"
+    assert f"gone.pth: not compared: the files are gone, give {name} as" in result.out
 
 
 @pytest.mark.full

@@ -4,6 +4,7 @@ The client library is replaced: these tests use no network.
 """
 
 import importlib.util
+import logging
 import sys
 import types
 
@@ -134,6 +135,22 @@ def test_without_a_network_and_a_copy_there_is_one_sentence(client):
     client.error = OSError("no route to host\nmore")
     with pytest.raises(FailureError, match=r"owner/model .* hub \(no route to host\): look at"):
         hub.resolve("owner/model")
+
+
+def test_what_the_client_says_of_each_try_is_not_printed(client, monkeypatch, caplog):
+    said = logging.getLogger("huggingface_hub.utils._http").warning
+
+    def list_repo_files(self, name, revision=None):
+        said("Retrying in 1s [Retry 1/5].")
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", list_repo_files)
+    client.error = OSError("no route to host")
+    with pytest.raises(FailureError):
+        hub.resolve("owner/model")
+    assert not caplog.records
+    said("of another time")
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("package", ["httpx", "httpx2", "httpcore2", "requests"])
