@@ -60,6 +60,11 @@ def find_first_stage(
     if begun is not None and stable_diffusion and saved_steps(workdir):
         return begun, None
     if not stable_diffusion and not is_folder(as_path(directory)):
+        if config.first_stage.ckpt == AS_INIT_FROM:
+            raise UsageError(
+                f"init_from is {directory}, and there is no such directory or file: name one of "
+                "Stable Diffusion, or a run."
+            )
         name = as_path(directory).name
         known = name if config_file(name).is_file() else "vae_digits"
         raise UsageError(

@@ -214,6 +214,7 @@ def test_updates_of_a_run_are_the_same_merged_in_a_file_and_in_a_directory_of_di
         ({"text__layers": 2}, "another architecture: text.layers is 1 there and 2 here"),
         ({"text__ckpt": "elsewhere"}, "the encoder of texts is that of init_from"),
         ({"init_from": ""}, "first_stage.ckpt is 'init_from', and init_from names nothing"),
+        ({"init_from": "nowhere"}, "^init_from is nowhere, and there is no such directory or file"),
         ({"init_from": "", "first_stage__ckpt": "PATH"}, "text.ckpt names none"),
         (
             {"init_from": "", "first_stage__ckpt": "PATH", "lora__rank": 2},
