@@ -99,9 +99,11 @@ def heads(tokens, keys, seed=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("keys", "is_causal"), [(13, False), (13, True), (5, False)])
+@pytest.mark.parametrize(
+    ("keys", "is_causal"), [(13, False), (13, True), (5, False), (12, False), (12, True)]
+)
 @pytest.mark.parametrize("by", [attention.attention_by_products, attention.attention_by_heads])
-def test_queries_in_pieces_give_what_they_give_at_once_and_so_do_gradients(
+def test_queries_and_keys_in_pieces_give_what_they_give_at_once_and_so_do_gradients(
     monkeypatch, keys, is_causal, by
 ):
     q, k, v = heads(13, keys)
@@ -116,7 +118,9 @@ def test_queries_in_pieces_give_what_they_give_at_once_and_so_do_gradients(
     (_, whole), whole_gradients = compute(attention.attention_by_products)
     # a piece of 4 queries: the last of the four is filled up
     monkeypatch.setattr(attention, "PIECE", 4 * 2 * 3 * 4 * keys)
-    monkeypatch.setattr(attention, "PIECE_OF_A_HEAD", 4 * 4 * keys)
+    # and for a head of 3 or 4 keys, or of all where their number has no such divisor
+    monkeypatch.setattr(attention, "KEYS", 4)
+    monkeypatch.setattr(attention, "PIECE_OF_A_HEAD", 4 * 4 * attention.piece_of_keys(keys))
     (_, pieces), gradients = compute(by)
     np.testing.assert_allclose(pieces, whole, atol=1e-6, rtol=0)
     # sums over the pieces in another order
