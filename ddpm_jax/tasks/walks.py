@@ -57,12 +57,20 @@ def sampler_over(
     """Return (the sampler over these times of a chain, its record).
 
     Raises:
-      UsageError: an option that the sampler does not have, or a value that it cannot take.
+      UsageError: an option that the sampler does not have, or a value that it cannot take; one that
+        adds noise, of a model whose noise was paired with images in training.
     """
     name, options = sampling.sampler_name, sampling.options or {}
     if sampling.has_diffusers_levels:
         options = scheduler_options(name, model.process.parameterization.name) | options
     sampler = make_sampler(name, chain, steps=len(times), spacing=times, options=options)
+    config = getattr(model, "config", None)
+    if sampler.draws and config is not None and config.diffusion.coupling != "independent":
+        raise UsageError(
+            f"The sampler {name} adds noise, which needs a score, and this model learned a flow "
+            f"alone (diffusion.coupling is {config.diffusion.coupling}): choose one without, such "
+            "as euler."
+        )
     record: dict[str, Any] = {"sampler": name, "steps": len(times)}
     if sampling.has_diffusers_levels:
         record["levels"] = sampling.levels
