@@ -1,5 +1,6 @@
 """`ddpm-jax distill`: a small run made of another, sampled in two evaluations, and certified."""
 
+import dataclasses
 import json
 import shutil
 
@@ -100,6 +101,12 @@ def test_the_rounds_halve_as_many_steps_as_the_process_has(trained):
     ):
         with pytest.raises(UsageError, match=says):
             build(override(config, fields))
+
+    # a student of few levels is no teacher of many steps
+    student = dataclasses.replace(teacher, model=build(config))
+    for method in ("progressive", "consistency"):
+        with pytest.raises(UsageError, match="takes 2 evaluations already"):
+            distill_config(student, trained, Distillation(steps=1, method=method))
 
 
 @pytest.mark.slow
