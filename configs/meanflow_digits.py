@@ -4,7 +4,7 @@ Paper:    Geng et al. 2025, Mean Flows for One-step Generative Modeling (logit-n
           adaptive weight).
 Command:  python train.py --config configs/meanflow_digits.py
 Hardware: two CPU cores, a few minutes.
-Expected: see docs/distillation.md, which compares it with distilled models.
+Expected: not measured yet; docs/distillation.md has the method.
 """
 
 import pathlib
