@@ -130,9 +130,11 @@ def open_network(path: str | os.PathLike, options: FileOptions | None = None) ->
     """Open a network of another project that is not Stable Diffusion; see `open_model`.
 
     Raises:
-      UsageError: as `open_model`, or it is Stable Diffusion.
+      UsageError: as `open_model`, or it is Stable Diffusion, or a run of this package.
       FailureError: it cannot be downloaded.
     """
+    if saved_steps(path):
+        raise UsageError(f"{path} is a run of this package, which needs no import.")
     found = open_model(path, options)
     if isinstance(found, Recognised):
         return found

@@ -202,7 +202,8 @@ def find_released(
 
     Args:
       architecture: of the files.
-      request: its preset, if any, is the model that is taken.
+      request: its preset, if any, is the model that is taken, or how the names of some begin, as
+        "imagenet64": those of them of this architecture.
       path: of the files.
 
     Raises:
@@ -210,9 +211,7 @@ def find_released(
     """
     alike = [name for name, model in RELEASED.items() if model.architecture == architecture]
     if request.preset is not None:
-        model = choose("preset", request.preset, RELEASED)
-        _check_fits(model.architecture, architecture, request.preset, path)
-        alike = [request.preset]
+        alike = _named(request.preset, architecture, path)
     elif path.stem in alike:
         alike = [path.stem]
     if not alike:
@@ -225,6 +224,22 @@ def find_released(
         for name, value in RELEASED[alike[0]].settings.items()
     }
     return assumed, " or ".join(alike)
+
+
+def _named(preset: str, found: Architecture, path: pathlib.Path) -> list[str]:
+    """Return the released models of an architecture that a preset names."""
+    begun = [name for name in RELEASED if name.startswith(f"{preset}_")]
+    if preset in RELEASED or not begun:
+        model = choose("preset", preset, RELEASED)
+        _check_fits(model.architecture, found, preset, path)
+        return [preset]
+    named = [name for name in begun if RELEASED[name].architecture == found]
+    if not named:
+        raise UsageError(
+            f"{path} is none of {', '.join(begun)}: it has a network of other sizes. Leave out "
+            "the preset, and say by fields of the config what the file does not."
+        )
+    return named
 
 
 def common_parts(

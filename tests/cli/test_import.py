@@ -175,6 +175,9 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(refused, tmp_path):
     refused("import", PORT, "--out", out, wrong, says=["model.ch is 32 by the files, and 64"])
     sd1 = GOLDENS / "sd/sd1"
     refused("import", sd1, "--out", out, says=["is Stable Diffusion, which needs no import"])
+    own = tmp_path / "own"
+    (own / "checkpoints/7").mkdir(parents=True)
+    refused("import", own, "--out", out, says=["own is a run of this package, which needs no"])
     part = sd1 / "vae"
     refused("import", part, "--out", out, says=["is one part of a model, AutoencoderKL"])
     (tmp_path / "empty.pt").touch()

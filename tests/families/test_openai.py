@@ -224,6 +224,10 @@ def test_a_preset_is_a_released_model_of_this_architecture(cifar10):
     assert recognise(of(cifar10), request).assumed["diffusion.loss"].value == "vlb"
     with pytest.raises(UsageError, match="not lsun_cat: ch of its network is 128, and 256 of that"):
         recognise(of(cifar10), Request(preset="lsun_cat"))
+    begun = recognise(of(cifar10), Request(preset="cifar10_uncond"))
+    assert begun.released_as == "cifar10_uncond_50M_500K or cifar10_uncond_vlb_50M_500K"
+    with pytest.raises(UsageError, match=r"is none of imagenet64_uncond_100M_1500K, .*other sizes"):
+        recognise(of(cifar10), Request(preset="imagenet64"))
     with pytest.raises(UsageError, match=r"Unknown preset 'lsun_cats'.* Did you mean 'lsun_cat'"):
         recognise(of(cifar10), Request(preset="lsun_cats"))
 
