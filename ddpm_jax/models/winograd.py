@@ -9,10 +9,14 @@ where ∘, a product of 4x4 numbers, stands for 16 matrix products over the chan
 once. The entries of the matrices are small integers and halves, so the rounding errors are those of
 the direct sum. `convolution.py` decides which convolutions are computed this way.
 
+JAX traces and lowers each function once for all layers of one shape: written out for every layer,
+two thirds of the time until a training step compiles would be spent on these sums in Python.
+
 Where every pixel of the input was repeated 2x2 first, the four pixels of a tile of the output
 depend on 3x3 pixels, and 9 products do (`convolve_upsampled`).
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -68,7 +72,12 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     H and W are even.
     """
-    return _convolve(x, _transform(G, _pixels(kernel)))
+    return _convolve(x, kernel, parts=num_parts(x.shape, kernel.shape) or 1)
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _convolve(x: jax.Array, kernel: jax.Array, *, parts: int) -> jax.Array:
+    return _convolve_by(_transform(G, _pixels(kernel)), x, parts)
 
 
 def suits_upsampling(dtype: DTypeLike, kernel_shape: tuple[int, ...]) -> bool:
@@ -76,6 +85,7 @@ def suits_upsampling(dtype: DTypeLike, kernel_shape: tuple[int, ...]) -> bool:
     return dtype in DTYPES and min(kernel_shape[2:]) >= MIN_CHANNELS_UPSAMPLED
 
 
+@jax.jit
 def convolve_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return the convolution of x with every pixel repeated 2x2, zero-padded by 1.
 
@@ -108,8 +118,14 @@ def input_gradient(y_bar: jax.Array, kernel: jax.Array) -> jax.Array:
     It is a convolution with the kernel turned by 180 degrees and its channels exchanged. They are
     exchanged in the matrix products, which costs nothing, not in memory.
     """
+    shape = (3, 3, kernel.shape[3], kernel.shape[2])
+    return _input_gradient(y_bar, kernel, parts=num_parts(y_bar.shape, shape) or 1)
+
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _input_gradient(y_bar: jax.Array, kernel: jax.Array, *, parts: int) -> jax.Array:
     turned = _transform(G, [[kernel[2 - i, 2 - j] for j in range(3)] for i in range(3)])
-    return _convolve(y_bar, [[block.T for block in row] for row in turned])
+    return _convolve_by([[block.T for block in row] for row in turned], y_bar, parts)
 
 
 def kernel_gradient(x: jax.Array, y_bar: jax.Array) -> jax.Array:
@@ -117,7 +133,12 @@ def kernel_gradient(x: jax.Array, y_bar: jax.Array) -> jax.Array:
 
     g_bar = Gᵀ [(A y_bar Aᵀ) ∘ (Bᵀ d B)] G, the product summed over the tiles.
     """
+    shape = (3, 3, x.shape[-1], y_bar.shape[-1])
+    return _kernel_gradient(x, y_bar, parts=num_parts(x.shape, shape) or 1)
 
+
+@functools.partial(jax.jit, static_argnames="parts")
+def _kernel_gradient(x: jax.Array, y_bar: jax.Array, *, parts: int) -> jax.Array:
     def of_images(x: jax.Array, y_bar: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
         y_bar = y_bar.reshape(batch, height // 2, 2, width // 2, 2, -1)
@@ -133,25 +154,23 @@ def kernel_gradient(x: jax.Array, y_bar: jax.Array) -> jax.Array:
         ]
         return jnp.stack([jnp.stack(row) for row in _transform(_transpose(G), products)])
 
-    count = num_parts(x.shape, (3, 3, x.shape[-1], y_bar.shape[-1])) or 1
-    if count == 1:
+    if parts == 1:
         return of_images(x, y_bar)
-    parts = [array.reshape(count, -1, *array.shape[1:]) for array in (x, y_bar)]
-    return lax.map(lambda part: of_images(*part), parts).sum(axis=0)
+    split = [array.reshape(parts, -1, *array.shape[1:]) for array in (x, y_bar)]
+    return lax.map(lambda part: of_images(*part), split).sum(axis=0)
 
 
-def _convolve(x: jax.Array, kernels: Blocks) -> jax.Array:
-    """Convolve as `convolve` does, given G kernel Gᵀ."""
+def _convolve_by(kernels: Blocks, x: jax.Array, parts: int) -> jax.Array:
+    """Convolve as `convolve` does, given G kernel Gᵀ, the batch in equal parts."""
 
     def images(x: jax.Array) -> jax.Array:
         batch, height, width, _ = x.shape
         products = _products(_transform(B_T, _windows(x)), kernels)
         return _interleave(_transform(A_T, products), (batch, height // 2, width // 2))
 
-    count = num_parts(x.shape, (3, 3, *kernels[0][0].shape)) or 1
-    if count == 1:
+    if parts == 1:
         return images(x)
-    y = lax.map(images, x.reshape(count, -1, *x.shape[1:]))
+    y = lax.map(images, x.reshape(parts, -1, *x.shape[1:]))
     return y.reshape(-1, *y.shape[2:])
 
 
