@@ -38,8 +38,8 @@ def distilled_model(path: str | os.PathLike, by_level: Lines, by_steps: Lines) -
         axis.grid(True, which="major", linewidth=0.5, color="#dddddd")
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8)
-        if lines is by_steps:
-            ticks = sorted({int(n) for x, _ in lines.values() for n in x})
-            axis.set_xticks([], minor=True)
-            axis.set_xticks(ticks, [str(n) for n in ticks])
+        # those measured: the labels of a logarithmic axis overlap where they are near each other
+        ticks = sorted({float(n) for x, _ in lines.values() for n in x})
+        axis.set_xticks([], minor=True)
+        axis.set_xticks(ticks, [f"{n:.2g}" for n in ticks])
     write_figure(path, figure, colours=256)

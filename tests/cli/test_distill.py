@@ -135,7 +135,7 @@ def test_rounds_resume_to_the_bit_and_end_in_a_certificate(invoke, trained, tmp_
     path = next((tmp_path / "whole" / "evaluation").glob("distillation_*.json"))
     record = json.loads(path.read_text())
     assert list(record["frechet_student"]) == ["2"]
-    assert len(record["levels"][0]) == 2  # the two that it visits
+    assert len(record["levels"]["sigma"]) == 2  # those that it visits
 
 
 @pytest.mark.full
