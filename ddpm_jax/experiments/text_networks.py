@@ -35,6 +35,7 @@ def make_text_unet(
       UsageError: a field has a value that cannot work, alone or with the others.
     """
     own, levels = config.text_unet, len(config.model.ch_mult)
+    model = {name: value for name, value in model.items() if name != "fourier_features"}
     if own.heads:
         model = {**model, "num_heads": tuple(own.heads)}
     only_cross = tuple(level in own.only_cross_attention for level in range(levels))
