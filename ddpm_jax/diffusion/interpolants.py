@@ -13,6 +13,8 @@ and everything of this package computes in it. What is left of an interpolant is
 network's time, the scale of x in which the network is trained (`parameterization`), and τ, in
 which a solver may take its steps (`samplers.runge_kutta`).
 
+One whose levels are learned is in `learned_levels`.
+
 Functions take NumPy arrays in float64 or JAX arrays, of any shape, and return the same kind. σ may
 be 0 or infinite.
 """
