@@ -7,7 +7,9 @@
 
 By arithmetic: a model's state is the parameters, one average of them and Adam's two moments, 16
 bytes a parameter in float32, and a step adds the gradient, 4 more; the activations are what the
-forward pass of `jax.vjp` hands to the backward pass, whose shapes are known without computing.
+forward pass of `jax.vjp` hands to the backward pass, whose shapes are known without computing, and
+where blocks are recomputed, what one block hands on; of a U-Net, whose blocks differ, that is not
+counted, and no largest batch given.
 XLA's own report is `compiled.memory_analysis()` of the same step on this machine: arguments and
 temporary memory. A peak is VmHWM (Linux) of a process of its own, above what it had before.
 """
@@ -78,6 +80,19 @@ def kept_bytes(of: Measured, *, remat: str, dtype: str) -> int:
     return kept(3) - kept(2)
 
 
+def recomputed_bytes(of: Measured, *, remat: str, dtype: str) -> int:
+    """What one block of a DiT hands on for one image while it is recomputed, besides what is kept."""
+    if remat == "none":
+        return 0
+
+    def block(remat: str) -> int:
+        shallow = (of._replace(network=of.network.clone(depth=depth)) for depth in (1, 2))
+        one, two = (kept_bytes(each, remat=remat, dtype=dtype) for each in shallow)
+        return two - one
+
+    return block("none") - block(remat)
+
+
 def report_of_xla(of: Measured, size: int, *, remat: str, dtype: str) -> dict[str, int]:
     """The bytes that XLA reports of a training step, with an average, compiled here."""
     network, batch = of.network.clone(remat=remat, dtype=dtype), of.batch(size)
@@ -111,7 +126,10 @@ def by_recomputation(networks: Mapping[str, Measured]) -> list[dict[str, Any]]:
         for dtype in ("float32", "bfloat16"):
             for remat in REMAT:
                 kept = of_any_depth(functools.partial(kept_bytes, remat=remat, dtype=dtype), of)
-                largest = math.floor((USABLE * DEVICE_GIB * GIB - state) / kept)
+                largest = "-"
+                if remat == "none" or isinstance(of.network, DiT):
+                    needs = kept + recomputed_bytes(of, remat=remat, dtype=dtype)
+                    largest = max(0, math.floor((USABLE * DEVICE_GIB * GIB - state) / needs))
                 rows.append(
                     {
                         "network": name,
@@ -119,7 +137,7 @@ def by_recomputation(networks: Mapping[str, Measured]) -> list[dict[str, Any]]:
                         "remat": remat,
                         "bytes_an_image": kept,
                         "state_bytes": state,
-                        "largest_batch": max(0, largest),
+                        "largest_batch": largest,
                     }
                 )
     return rows
@@ -173,6 +191,7 @@ def largest_model(remat: str, batch_size: int, *, depth: int = 28) -> dict[str, 
     def needs(hidden_size: int) -> tuple[int, int]:
         of = transformer(hidden_size, depth)
         kept = of_any_depth(lambda of: kept_bytes(of, remat=remat, dtype="bfloat16"), of)
+        kept += recomputed_bytes(of, remat=remat, dtype="bfloat16")
         parameters = of_any_depth(num_parameters, of)
         return parameters, (STATE_BYTES + GRADIENT_BYTES) * parameters + kept * batch_size
 
