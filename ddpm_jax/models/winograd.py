@@ -10,7 +10,7 @@ once. The entries of the matrices are small integers and halves, so the rounding
 the direct sum. `convolution.py` decides which convolutions are computed this way.
 
 JAX traces and lowers each function once for all layers of one shape. Written out for every layer,
-these sums took more than half of the time to trace a training step. XLA's program is the same.
+these sums took more than half of the time to trace a training step.
 
 Where every pixel of the input was repeated 2x2 first, the four pixels of a tile of the output
 depend on 3x3 pixels, and 9 products do (`convolve_upsampled`).
