@@ -91,6 +91,7 @@ def along(params, part, seed=5):
     return jax.tree_util.tree_map_with_path(entry, params)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("steps", [None, 6])
 def test_the_gradient_is_of_the_bound_but_in_the_interior_of_the_square_where_t_is_infinite(steps):
     objective, params = make(steps=steps), parameters()
