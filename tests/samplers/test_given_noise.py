@@ -159,6 +159,7 @@ def test_the_samplers_that_draw_are_the_stochastic_ones():
         "euler_ancestral",
         "dpmpp_2m_sde",
         "dpmpp_3m_sde",
+        "interpolant_sde",
         "predictor_corrector",
     }
     assert make_sampler("ddim", CHAIN, spacing=TIMES, options={"eta": 0.5}).draws == 1
