@@ -95,10 +95,13 @@ def recognise(container: Container, request: Request) -> Foreign | None:
         raise UsageError(f"There are no presets of {FAMILY}: leave {request.preset!r} out.")
     network = next(iter(found.values()))
     fields, assumed = _network(network, container.facts)
-    said, guessed = _process(network, container.facts)
+    is_doubled = "diffusion.variance" in fields
+    asked = request.fields.get("diffusion.process")
+    said, guessed = _process(network, container.facts, asked, is_doubled=is_doubled)
     fields, assumed = fields | said, assumed | guessed
-    if network.levels and fields["diffusion.process"] != "chain":
-        raise _unlike(network, LEVELS, "is there, and its preconditioner has none")
+    process = {name: guess.value for name, guess in assumed.items()} | fields
+    if process.get("diffusion.process", asked) != "chain" and (network.levels or is_doubled):
+        raise _other_process(network, process.get("diffusion.process", asked))
     name, published = _released(fields)
     unread = [LEVELS] if network.levels else []
     return Foreign(
@@ -131,9 +134,10 @@ def _networks(container: Container) -> dict[str, _Found]:
                 f"{path} has {first[0]} and no map_layer0, as networks of EDM2 do: their layers, "
                 "which keep magnitudes, are in no network here, so they cannot be read."
             )
-        names = [name for name in tensors if name.startswith(prefix) and name != LEVELS]
+        table = prefix.removesuffix("model.") + LEVELS  # of the preconditioner around a "model."
+        names = [name for name in tensors if name.startswith(prefix) and name != table]
         network = Renamed(tensors, lambda name, p=prefix: name.removeprefix(p), names)
-        levels = np.size(tensors[LEVELS]) if prefix and LEVELS in tensors else 0
+        levels = np.size(tensors[table]) if prefix and table in tensors else 0
         around = f"{group}." if group else ""
         found.setdefault(
             "ema" if group == "ema" else "raw",
@@ -252,9 +256,15 @@ def _is_share(value: Any) -> bool:
 
 
 def _process(
-    found: _Found, facts: Mapping[str, Any]
+    found: _Found, facts: Mapping[str, Any], asked: Any, *, is_doubled: bool
 ) -> tuple[dict[str, Any], dict[str, Assumption]]:
     """Return the fields of the process, and what is not known of it.
+
+    Args:
+      found: the network.
+      facts: of its files.
+      asked: the process that the user names; None for none.
+      is_doubled: whether it has two outputs for each channel.
 
     Raises:
       UsageError: its preconditioner is none of theirs, or has other constants.
@@ -262,13 +272,10 @@ def _process(
     clip = {"diffusion.clip": Assumption("none", "its samplers clip the finished image alone")}
     name = facts.get(f"{found.around}_class_name")
     if name is None:
-        why = "a state dict does not tell its preconditioner"
         if found.levels:
             fields = PRECONDITIONERS["iDDPMPrecond"].fields
             return {**fields, "diffusion.num_timesteps": found.levels - 1}, clip
-        levels = Assumption("lognormal", f"{why}; of training only")
-        assumed = {key: Assumption(value, why) for key, value in _EDM.items()}
-        return {}, assumed | clip | {"diffusion.levels": levels}
+        return {}, _assumed_process(asked, is_doubled=is_doubled) | clip
     if name not in PRECONDITIONERS:
         raise UsageError(
             f"{found.path} has a network within {format_value(name)}: of {FAMILY} those within "
@@ -290,6 +297,39 @@ def _process(
     if name == "EDMPrecond":
         clip["diffusion.levels"] = Assumption("lognormal", "as in its training; of that only")
     return fields, clip
+
+
+def _assumed_process(asked: Any, *, is_doubled: bool) -> dict[str, Assumption]:
+    """Return the fields of the process of a state dict, which does not say it; see `_process`."""
+    why = "a state dict does not tell its preconditioner"
+    if asked is None and is_doubled:
+        name, why = "iDDPMPrecond", "it has two outputs for each channel, as iDDPM's networks have"
+    elif asked is None:
+        name = "EDMPrecond"
+    else:
+        of_process = {one.fields["diffusion.process"]: key for key, one in PRECONDITIONERS.items()}
+        if asked not in of_process:
+            return {}
+        name = of_process[asked]
+        why = f"{why}: as of {name}, whose process this is"
+    assumed = {key: Assumption(value, why) for key, value in PRECONDITIONERS[name].fields.items()}
+    if name == "iDDPMPrecond":
+        assumed["diffusion.num_timesteps"] = Assumption(1000, "iDDPM's")
+    if name == "EDMPrecond":
+        assumed["diffusion.levels"] = Assumption("lognormal", f"{why}; of training only")
+    return assumed
+
+
+def _other_process(found: _Found, process: Any) -> UsageError:
+    """Return what refuses a process that is not iDDPM's for a network that only iDDPM has."""
+    if found.levels:
+        what = f"{LEVELS}, a table of the levels of a chain"
+    else:
+        what = "two outputs for each channel, of which one is a variance"
+    return UsageError(
+        f"{found.path} has {what}, as networks within iDDPMPrecond alone have, but "
+        f"diffusion.process is {format_value(process)}: it can only be 'chain'."
+    )
 
 
 def _released(fields: Mapping[str, Any]) -> tuple[str, str]:

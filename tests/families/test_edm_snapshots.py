@@ -12,6 +12,7 @@ import pytest
 
 from ddpm_jax.diffusion.schedules import single_levels
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.foreign_models import foreign_config
 from ddpm_jax.experiments.models import Weights
 from ddpm_jax.families.edm_snapshots import recognise
 from ddpm_jax.families.foreign import Request
@@ -147,10 +148,46 @@ def test_the_table_of_iddpms_levels_says_their_number_and_a_doubled_output_a_var
     foreign = recognise(container, Request())
     model, _ = imported(foreign, Request())
     assert foreign.unread == ("u",)
+    deeper = {f"params/{name}": x for name, x in container.groups["ema"].items()}
+    fields = recognise(Container(pathlib.Path("a.npz"), "", {"": deeper}, {}), Request()).fields
+    assert fields["diffusion.num_timesteps"] == 500
     assert model.chain.num_timesteps == 500
     assert model.process.variance.learned
-    with pytest.raises(UsageError, match=r"u of a.pkl is there, and its preconditioner has none"):
+    with pytest.raises(UsageError, match=r"u, a table .*process is 'edm': it can only be 'chain'"):
         recognise(of(tensors | {"u": np.zeros(501)}, _class_name="EDMPrecond"), Request())
+
+
+def without_levels(name):
+    return {key: x for key, x in golden(name)[1].items() if key != "u"}
+
+
+CHAIN = {"process": "chain", "schedule": "cosine", "num_timesteps": 1000, "parameterization": "eps"}
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "expected"),
+    [
+        ("iddpm_adm", None, CHAIN | {"variance": "learned_range", "loss": "hybrid"}),
+        ("iddpm_adm", "chain", CHAIN | {"variance": "learned_range", "loss": "hybrid"}),
+        ("adm", None, {"process": "edm", "parameterization": "edm", "levels": "lognormal"}),
+        ("adm", "edm", {"process": "edm", "parameterization": "edm", "levels": "lognormal"}),
+        ("adm", "vp", {"process": "vp", "parameterization": "eps", "levels": "uniform"}),
+        ("adm", "ve", {"process": "ve", "parameterization": "score", "levels": "uniform"}),
+        ("adm", "chain", CHAIN | {"variance": "fixed_large", "loss": "simple"}),
+        ("adm", "flow", {"process": "flow", "levels": "uniform"}),
+    ],
+)
+def test_what_is_assumed_of_a_state_dict_goes_with_its_process(name, asked, expected):
+    request = Request({"diffusion.process": asked} if asked else {})
+    container = Container(pathlib.Path("a.pt"), "", {"": without_levels(name)}, {})
+    config = foreign_config(recognise(container, request), request).diffusion
+    assert {field: config[field] for field in expected} == expected
+
+
+def test_two_outputs_for_each_channel_are_of_a_chain_alone():
+    container = Container(pathlib.Path("a.pt"), "", {"": without_levels("iddpm_adm")}, {})
+    with pytest.raises(UsageError, match=r"a.pt has two outputs for each channel, .* 'vp': it can"):
+        recognise(container, Request({"diffusion.process": "vp"}))
 
 
 def test_released_networks_are_named():
