@@ -141,7 +141,7 @@ class Loss(NamedTuple):
     simple: bool  # the squared error of the target, weighted over t
     vlb: bool  # the variational bound at the drawn t; with `simple`, of the variance alone
     weight: Callable[[Schedule, chex.Array, Parameterization], chex.Array] = uniform_weight
-    learned: bool = False  # training learns how to weigh levels: `training.uncertainty`
+    learned: bool = False  # training learns how to weigh levels: `models.uncertainty`
 
 
 LOSSES = {

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.experiments.perceptual import with_discriminator
 from ddpm_jax.models.discriminator import without_discriminator
-from ddpm_jax.training.uncertainty import with_uncertainty, without_uncertainty
+from ddpm_jax.models.uncertainty import with_uncertainty, without_uncertainty
 
 
 def with_training_params(config: ConfigDict, params: Any, key: jax.Array) -> Any:

@@ -16,11 +16,11 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import Schedule, single_levels
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.condition import Condition
+from ddpm_jax.models.uncertainty import log_uncertainty, without_uncertainty
 from ddpm_jax.monitoring.averages import ByTime
 from ddpm_jax.randomness import example_keys, normal, stream
 from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning, drop_labels, make_condition
 from ddpm_jax.training.coupling import couple
-from ddpm_jax.training.uncertainty import log_uncertainty, without_uncertainty
 
 GIVEN = "x_0"  # in a batch instead of an image: [B, h, w, c], as the model sees it
 QUARTILES = 4

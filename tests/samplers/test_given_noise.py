@@ -28,9 +28,10 @@ def eps_theta(xp, x, time):
 
 
 def make_denoiser(schedule, variance="fixed_large"):
-    return make_process(CHAIN, "eps", variance).denoiser(
-        lambda x, time: eps_theta(jnp, x, time), schedule, clip="static"
-    )
+    def network(x, time):
+        return eps_theta(jnp, x, time if time.ndim == 1 else time[:, 0])  # of two times the first
+
+    return make_process(CHAIN, "eps", variance).denoiser(network, schedule, clip="static")
 
 
 def predicted_x_0(x, time, alpha_bar):

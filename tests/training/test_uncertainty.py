@@ -14,9 +14,7 @@ from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.config import default_config
 from ddpm_jax.experiments.config_checks import check_config
-from ddpm_jax.randomness import base_key, stream
-from ddpm_jax.training.objective import diffusion_objective
-from ddpm_jax.training.uncertainty import (
+from ddpm_jax.models.uncertainty import (
     FREQUENCIES,
     PHASES,
     UNCERTAINTY,
@@ -24,6 +22,8 @@ from ddpm_jax.training.uncertainty import (
     with_uncertainty,
     without_uncertainty,
 )
+from ddpm_jax.randomness import base_key, stream
+from ddpm_jax.training.objective import diffusion_objective
 
 PROCESS = make_process(continuous_chain(EDM, 1000), "eps")
 DRAW = level_distribution("lognormal", PROCESS.chain)
