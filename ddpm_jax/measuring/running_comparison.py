@@ -1,6 +1,7 @@
 """One metric of sets of samples that come again and again, as while a run trains."""
 
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class RunningComparison:
         Raises:
           UsageError: the metric cannot be computed of such sets; what `load_features` raises.
         """
-        self._metric, self._settings = metric, settings
+        self._metric, self._settings, self._num_samples = metric, settings, num_samples
         self._images = of_source(source)
         self._rows = spread(len(source), num_reference)
         self._network = network_of(settings, self._images)
@@ -49,6 +50,13 @@ class RunningComparison:
         self._plan = plan_for(
             (metric,), self._network, samples, Reference(self._images), num_reference
         )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return what decides a value besides the samples' sampler: JSON-able."""
+        network = {"name": self._network.name, "dims": self._network.dims, **self._network.record}
+        counts = {"num_samples": self._num_samples, "num_reference": len(self._rows)}
+        return {"metric": self._metric, **counts, "network": network}
 
     @property
     def is_better_low(self) -> bool:

@@ -57,10 +57,12 @@ class MetricWriter:
         self._events = Events(workdir, resume_step=resume_step)
         self._viewers = [self._events, *viewers]
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of `step`, the number of updates done."""
+    def write(
+        self, step: int, metrics: Mapping[str, float], *, unseen: Mapping[str, float] = {}
+    ) -> None:
+        """Record the metrics of `step`, the number of updates done; `unseen` goes to no viewer."""
         metrics = {name: float(value) for name, value in metrics.items()}
-        self._records.append(step, metrics)
+        self._records.append(step, {**metrics, **unseen})
         for viewer in self._viewers:
             viewer.scalars(step, metrics)
 

@@ -6,6 +6,8 @@ for fid; the EMA weights of the best one are in `best`, a directory that every c
 --ckpt.
 """
 
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -26,9 +28,15 @@ from ddpm_jax.training.state import TrainState
 from ddpm_jax.training_runs.best_weights import BEST, BestWeights
 from ddpm_jax.training_runs.evaluated_samples import make_draw
 
+# (step, value, number of its settings; None in records of versions that did not write it)
+Evaluated = tuple[int, float, float | None]
+
 
 class Evaluations:
-    """The evaluations of a run, those before it was resumed included."""
+    """The evaluations of a run, those before it was resumed included.
+
+    Values count against one another only if they were measured with the same settings.
+    """
 
     def __init__(
         self,
@@ -37,18 +45,21 @@ class Evaluations:
         draw: Callable[[Any, Progress], np.ndarray],
         best: BestWeights | None,
         *,
-        past: list[tuple[int, float]],
+        settings: int,
+        past: list[Evaluated],
         interrupt: Interrupt,
         whole: Callable[[Any], Any],
     ):
         """Arguments are what `make_evaluations` makes of a run."""
         self._model, self._comparison, self._draw, self._best = model, comparison, draw, best
-        self._past, self._interrupt, self._whole = past, interrupt, whole
+        self._settings, self._interrupt, self._whole = settings, interrupt, whole
+        self._done = {step for step, _, _ in past}
+        self._past = [(step, value) for step, value, of in past if of == settings]
 
     def owes(self, step: int) -> bool:
         """Return whether the run was stopped before this step was evaluated."""
         due = step > 0 and step % self._model.config.eval.every_steps == 0
-        return due and not self._is_done(step)
+        return due and step not in self._done
 
     @property
     def is_exhausted(self) -> bool:
@@ -65,17 +76,19 @@ class Evaluations:
           FailureError: a sample that is not finite, or a file that cannot be written.
           Stopped: by a signal or a time limit; nothing of the step is kept then.
         """
-        if self._is_done(step):
+        if step in self._done:
             return
         config = self._model.config.eval
         weights = hosts.local(self._whole(self._model.weights(state.ema_params, state.frozen)))
         value = self._comparison.value(self._draw(weights, progress))
+        self._done.add(step)
         self._past.append((step, value))
         is_best = self._best_index() == len(self._past) - 1
         # Before the record: a run that is killed in between evaluates the step again.
         if is_best and self._best is not None:
             self._best.keep(step, hosts.local(self._whole(state.ema_params)), state.frozen)
-        writer.write(step, {record_name(config.metric): value})
+        name = record_name(config.metric)
+        writer.write(step, {name: value}, unseen={settings_name(name): self._settings})
         writer.flush()
         progress.say(f"step {step}: {config.metric} {value:.4g}{', the best so far' * is_best}")
         if self.is_exhausted:
@@ -85,9 +98,6 @@ class Evaluations:
                 f"run ends; the best is {best:.4g} of step {at}"
             )
             self._interrupt.request(Wish.CALLBACK)
-
-    def _is_done(self, step: int) -> bool:
-        return any(done == step for done, _ in self._past)
 
     def _best_index(self) -> int:
         """Return which of the past values is best, the first of equal ones; -1 if there is none."""
@@ -99,6 +109,11 @@ class Evaluations:
 def record_name(metric: str) -> str:
     """Return the name of a metric in the records."""
     return f"eval_{metric}"
+
+
+def settings_name(name: str) -> str:
+    """Return the name of the number in the records that identifies the settings of a metric."""
+    return f"{name}_settings"
 
 
 def make_evaluations(
@@ -144,17 +159,29 @@ def make_evaluations(
         num_reference=config.num_reference,
     )
     found = hosts.gather_json(_past(workdir, record_name(config.metric), start))[0]
+    made = {"sampler": config.sampler, "steps": config.sample_steps}
     return Evaluations(
         model,
         comparison,
         make_draw(model),
         BestWeights(workdir / BEST, settings) if config.keep_best else None,
-        past=[(int(step), float(value)) for step, value in found],
+        settings=_number({**comparison.settings, **made}),
+        past=[(int(step), float(value), of) for step, value, of in found],
         interrupt=interrupt,
         whole=whole,
     )
 
 
-def _past(workdir: pathlib.Path, name: str, start: int) -> list[tuple[int, float]]:
+def _past(workdir: pathlib.Path, name: str, start: int) -> list[Evaluated]:
+    """Return the evaluations in the records up to a step."""
     written = records.read(workdir) if hosts.is_primary() else []
-    return [(one["step"], one[name]) for one in written if name in one and one["step"] <= start]
+    return [
+        (one["step"], one[name], one.get(settings_name(name)))
+        for one in written
+        if name in one and one["step"] <= start
+    ]
+
+
+def _number(settings: dict[str, Any]) -> int:
+    """Return a whole number below 2^48, exact in the records, that differs for other settings."""
+    return int(hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12], 16)

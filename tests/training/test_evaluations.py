@@ -3,18 +3,26 @@ best are kept, a run without improvement ends, and training itself is as without
 
 import itertools
 import json
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
 import ddpm_jax
-from ddpm_jax.distributed.interrupt import Wish
+from ddpm_jax.distributed.interrupt import Interrupt, Wish
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.config import from_dict
 from ddpm_jax.experiments.fields import FIELDS
+from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.measuring.feature_metrics import FEATURE_METRICS
 from ddpm_jax.measuring.image_comparison import compare_images
 from ddpm_jax.measuring.running_comparison import RunningComparison
+from ddpm_jax.monitoring.metric_writer import MetricWriter
+from ddpm_jax.monitoring.progress import Progress
+from ddpm_jax.training_runs import evaluations
+from ddpm_jax.training_runs.training_data import open_split
 
 EVAL = {
     "metric": "fid",
@@ -24,6 +32,24 @@ EVAL = {
     "sample_steps": 2,
 }
 EVAL |= {"batch_size": 4}
+
+
+class Best:
+    """The steps whose weights were kept."""
+
+    def __init__(self):
+        self.kept = []
+
+    def keep(self, step, params, frozen):
+        self.kept.append(step)
+
+
+class State(NamedTuple):
+    """What an evaluation takes of a `TrainState`."""
+
+    params: dict
+    ema_params: dict
+    frozen: tuple
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +131,37 @@ def test_a_run_without_improvement_ends_and_stays_ended(fields, tmp_path, monkey
     again = ddpm_jax.train(fields, tmp_path / "run")
     assert again.is_finished
     assert again.step == result.step
+
+
+@pytest.mark.full
+def test_only_values_of_the_same_settings_count(fields, tmp_path, monkeypatch):
+    """5 and then 6 are no improvement, whatever was measured otherwise before: 1, 2, 3..."""
+    best, interrupt = Best(), Interrupt("")
+
+    def evaluate(step, value, **more):
+        config = from_dict(fields | {"eval": EVAL | {"patience": 1} | more}, source="test")
+        model, source = build(config), open_split(config, tmp_path)
+        monkeypatch.setattr(RunningComparison, "value", lambda self, samples: value)
+        with MetricWriter(tmp_path) as writer, monkeypatch.context() as patched:
+            patched.setattr(evaluations, "BestWeights", lambda *_: best)
+            patched.setattr(evaluations, "make_draw", lambda model: lambda *_: None)
+            found = evaluations.make_evaluations(
+                model, source, tmp_path, {}, interrupt=interrupt, start=9**9, whole=lambda x: x
+            )
+            found.evaluate(step, State({}, {}, ()), writer, Progress(99))
+        return found.is_exhausted
+
+    monkeypatch.setattr(DiffusionModel, "weights", lambda self, params, frozen: params)
+    others = [{"num_samples": 7}, {"num_reference": 9}, {"sampler": "dpmpp_2m"}]
+    others += [{"sample_steps": 3}, {"features": "pixels"}]
+    for step, other in enumerate(others, start=1):
+        assert not evaluate(step, float(step), **other)
+    assert best.kept == [1, 2, 3, 4, 5], "each the first of its settings"
+    assert not evaluate(6, 5.0)
+    assert evaluate(7, 6.0)
+    assert best.kept == [1, 2, 3, 4, 5, 6]
+    assert not evaluate(8, 0.5, sample_steps=3), "better than the 4 of its settings"
+    assert evaluate(8, 0.1), "a step that was evaluated is not evaluated again"
 
 
 @pytest.mark.full
