@@ -5,6 +5,7 @@ samples differs from the true one, and the distance cannot be negative. `expecte
 large it is then, `frechet_infinity` extrapolates it away. Everything is float64 NumPy on the host.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import chex
@@ -15,6 +16,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation import frechet
 
 FEWEST_PARTS = 3  # of a line with an error
+DRAWS = 3  # of a simulation
 
 
 class FrechetDistance(NamedTuple):
@@ -47,6 +49,8 @@ class ClassDistances(NamedTuple):
     classes: np.ndarray  # int [K]
     distances: tuple[FrechetDistance, ...]
     mean: FrechetDistance  # over classes
+    expected: tuple[ExpectedDistance, ...]  # of a perfect model, by its counts of each class
+    expected_mean: ExpectedDistance
 
 
 def frechet_with_error(
@@ -93,7 +97,8 @@ def frechet_standard_error(features: np.ndarray, mean_2: np.ndarray, factor_2: n
         projected = (part - mean) @ factor_2
         k += projected.T @ projected / count
     squares, vectors = scipy.linalg.eigh(k)
-    kept = squares > len(squares) * np.finfo(np.float64).eps * squares[-1]
+    # of a reference without variance there are none
+    kept = squares > len(squares) * np.finfo(np.float64).eps * squares.max(initial=0.0)
     root = factor_2 @ (vectors[:, kept] * squares[kept] ** -0.25)
     derivatives = []
     for part in parts:
@@ -168,7 +173,7 @@ def expected_distance(
     num_samples: int,
     num_reference: int | None = None,
     *,
-    draws: int = 3,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> ExpectedDistance:
     """Return the distance to expect between two sets of one Gaussian, the bias of a perfect model.
@@ -203,21 +208,7 @@ def expected_distance(
             "take at least 2 of each."
         )
     eigenvalues = np.maximum(scipy.linalg.eigvalsh(covariance), 0)
-    trace, random = eigenvalues.sum(), np.random.default_rng(seed)
-    inverse = 1 / num_samples + (1 / num_reference if num_reference else 0)
-    values = []
-    for _ in range(draws):
-        first = _sample_factor(eigenvalues, num_samples, random)
-        if num_reference is None:
-            second, product = np.sqrt(eigenvalues), np.sqrt(eigenvalues)[:, None] * first
-        else:
-            second = _sample_factor(eigenvalues, num_reference, random)
-            product = second.T @ first
-        # |F̂|² instead of its mean tr C: its noise is that of the nuclear norm and cancels
-        traces = np.sum(first**2) + np.sum(second**2)
-        values.append(trace * inverse + traces - 2 * scipy.linalg.svdvals(product).sum())
-    error = np.std(values, ddof=1) / np.sqrt(draws)
-    return ExpectedDistance(float(np.mean(values)), float(error))
+    return _simulated(eigenvalues, num_samples, num_reference, draws, seed)
 
 
 def frechet_by_class(
@@ -226,6 +217,8 @@ def frechet_by_class(
     """Return the distance of each class of the samples to that of the reference, and their mean.
 
     A class has fewer images than the whole and so a larger bias: compare numbers of equal counts.
+    What is expected of a perfect model is `expected_distance` of the covariance of a class of the
+    reference, in the class's own counts of both sets.
 
     Args:
       features_a: of the samples, [N, D].
@@ -247,15 +240,23 @@ def frechet_by_class(
                 f"Class {label} has {counts[0]} samples and {counts[1]} reference images: a "
                 "distance of classes takes at least 2 of each."
             )
-    distances = tuple(
+    pairs = [
         _of_class(features_a[labels_a == label], features_b[labels_b == label]) for label in classes
-    )
-    values, errors = np.array(distances).T
-    mean = FrechetDistance(float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(errors)))
-    return ClassDistances(classes, distances, mean)
+    ]
+    distances, expected = zip(*pairs, strict=True)
+    mean, expected_mean = FrechetDistance(*_mean(distances)), ExpectedDistance(*_mean(expected))
+    return ClassDistances(classes, distances, mean, expected, expected_mean)
 
 
-def _of_class(features_a: np.ndarray, features_b: np.ndarray) -> FrechetDistance:
+def _mean(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the mean of independent values, and its error."""
+    values, errors = np.array(found).T
+    return float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(errors))
+
+
+def _of_class(
+    features_a: np.ndarray, features_b: np.ndarray
+) -> tuple[FrechetDistance, ExpectedDistance]:
     value = frechet.frechet_distance_of_sets(features_a, features_b)
     count, dims = features_b.shape
     if count < dims:  # the centred elements are themselves a factor, and the smaller one
@@ -265,7 +266,32 @@ def _of_class(features_a: np.ndarray, features_b: np.ndarray) -> FrechetDistance
     else:
         mean, covariance = frechet.gaussian_statistics(features_b)
         factor = frechet.covariance_factor(covariance)
-    return FrechetDistance(value, frechet_standard_error(features_a, mean, factor))
+    found = FrechetDistance(value, frechet_standard_error(features_a, mean, factor))
+    if not factor.size:  # no variance
+        return found, ExpectedDistance(0.0, 0.0)
+    spectrum = np.sort(scipy.linalg.svdvals(factor) ** 2)
+    return found, _simulated(spectrum, len(features_a), count, DRAWS, 0)
+
+
+def _simulated(
+    eigenvalues: np.ndarray, num_samples: int, num_reference: int | None, draws: int, seed: int
+) -> ExpectedDistance:
+    """Return `expected_distance` of a spectrum [r], from which zeros may be left out."""
+    trace, random = eigenvalues.sum(), np.random.default_rng(seed)
+    inverse = 1 / num_samples + (1 / num_reference if num_reference else 0)
+    values = []
+    for _ in range(draws):
+        first = _sample_factor(eigenvalues, num_samples, random)
+        if num_reference is None:
+            second, product = np.sqrt(eigenvalues), np.sqrt(eigenvalues)[:, None] * first
+        else:
+            second = _sample_factor(eigenvalues, num_reference, random)
+            product = second.T @ first
+        # |F̂|² instead of its mean tr C: its noise is that of the nuclear norm and cancels
+        traces = np.sum(first**2) + np.sum(second**2)
+        values.append(trace * inverse + traces - 2 * scipy.linalg.svdvals(product).sum())
+    error = np.std(values, ddof=1) / np.sqrt(draws)
+    return ExpectedDistance(float(np.mean(values)), float(error))
 
 
 def _sample_factor(eigenvalues: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:

@@ -96,11 +96,18 @@ def fid_infinity(samples: FeatureSet, reference: FeatureSet) -> Numbers:
 
 
 def fid_by_class(samples: FeatureSet, reference: FeatureSet) -> Numbers:
-    """Return the mean over classes of their Frechet distances, and each of these."""
+    """Return the mean over classes of their Frechet distances, and each of these.
+
+    Besides, what a perfect model would have of as many samples of each class.
+    """
     found = frechet_by_class(samples.features, samples.labels, reference.features, reference.labels)
     of_class = zip(found.classes.tolist(), found.distances, strict=True)
     each = {f"fid_of_class_{label}": tuple(distance) for label, distance in of_class}
-    return Numbers({"fid_by_class": tuple(found.mean), **each}, {})
+    perfect = {
+        label: expected._asdict() for label, expected in zip(each, found.expected, strict=True)
+    }
+    more = {"expected": found.expected_mean._asdict(), "expected_of_classes": perfect}
+    return Numbers({"fid_by_class": tuple(found.mean), **each}, {}, more)
 
 
 def kid(samples: FeatureSet, reference: FeatureSet) -> Numbers:
@@ -290,11 +297,14 @@ def as_record(numbers: Numbers) -> dict[str, Any]:
 
 def as_text(record: Mapping[str, Any]) -> str:
     """Return the results of a record as lines."""
-    lines = []
+    lines, more = [], record.get("more", {})
+    of_classes = more.get("expected_of_classes", {})
     for name, found in record["results"].items():
         error = found["error"]
         spread = "" if error is None or np.isnan(error) else f" ± {error:.2g}"
+        if name in of_classes:
+            spread += f", of a perfect model {of_classes[name]['value']:.4g}"
         lines.append(f"{name:25} {found['value']:.6g}{spread}")
-    if "expected" in record.get("more", {}):
-        lines.append(f"{'of a perfect model':25} {record['more']['expected']['value']:.4g}")
+    if "expected" in more:
+        lines.append(f"{'of a perfect model':25} {more['expected']['value']:.4g}")
     return "\n".join(lines)

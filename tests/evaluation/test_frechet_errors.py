@@ -165,6 +165,25 @@ def test_too_few_samples_to_extrapolate_are_refused():
         expected_distance(REFERENCE[1], 1)
 
 
+@pytest.mark.parametrize("level", [0.0, 0.3])
+def test_to_a_reference_without_variance_it_is_the_mean_squared_distance(level):
+    """d² = |μ₁ - μ₂|² + tr C₁; its error that of the mean of |x - μ₂|²."""
+    x = _samples(50, 0)
+    mean, covariance = np.full(x.shape[1], level), np.zeros((x.shape[1],) * 2)
+    squares = np.sum((x - level) ** 2, axis=1)
+    found = frechet_with_error(x, mean, covariance)
+    wanted = np.sum((x.mean(axis=0) - level) ** 2) + np.sum(x.var(axis=0, ddof=1))
+    assert found.value == pytest.approx(wanted)
+    assert found.standard_error == pytest.approx(squares.std(ddof=1) / np.sqrt(50), rel=1e-10)
+    assert frechet_with_error(np.zeros_like(x), mean, covariance) == (
+        pytest.approx(x.shape[1] * level**2),
+        0.0,
+    )
+    labels = np.arange(50) % 2
+    by_class = frechet_by_class(x, labels, np.full_like(x, level), labels)
+    assert by_class.expected_mean == pytest.approx((0, 0), abs=1e-30)
+
+
 # Classes
 
 
@@ -181,6 +200,25 @@ def test_classes_are_compared_each_with_its_own(count):
     assert found.mean.value == pytest.approx(np.mean([each.value for each in found.distances]))
     errors = [each.standard_error for each in found.distances]
     assert found.mean.standard_error == pytest.approx(math.sqrt(np.sum(np.square(errors))) / 3)
+
+
+def test_of_a_perfect_model_the_distances_of_classes_are_those_expected():
+    """Classes of other counts and other variances, more samples than dimensions."""
+    counts, scale = {2: 40, 5: 80}, {2: 1.0, 5: 3.0}
+    labels = np.concatenate([[label] * count for label, count in counts.items()])
+    scales = np.array([scale[label] for label in labels])[:, None]
+    found = [
+        frechet_by_class(scales * _samples(120, i), labels, scales * _samples(120, 99 + i), labels)
+        for i in range(20)
+    ]
+    for k in range(2):
+        values = [each.distances[k].value for each in found]
+        expected = [each.expected[k].value for each in found]
+        assert np.mean(expected) == pytest.approx(np.mean(values), rel=0.1)
+    for each in found:
+        assert each.expected_mean.value == pytest.approx(
+            np.mean([one.value for one in each.expected])
+        )
 
 
 def test_a_class_that_one_set_lacks_is_refused():
