@@ -171,6 +171,19 @@ def test_two_sets_are_compared_without_a_model(invoke, refused, tmp_path):
         assert read(tmp_path / "out", metric)["value"] == pytest.approx(wanted[metric]["value"])
     assert invoke("evaluate", *argv, "--metric", "fid", "--num_images", 16).code == 0
     assert len(list((tmp_path / "out").glob("fid_*.json"))) == 2
+    without = "is for a model, and --images are compared without one"
+    for flag, value, instead in (
+        ("--num_samples", 5, "give --num_images"),
+        ("--batch_size", 5, "give --feature_batch_size"),
+        ("--split", "test", "as in --images digits:test"),
+        ("--seed", 0, "leave it out"),
+        ("--sampler", "ddim", "leave it out"),
+        ("--distances", "pixels", "leave it out"),
+        ("--dtype", "float32", "leave it out"),
+    ):
+        says = [f"{flag} {without}: ", instead]
+        refused("evaluate", *argv, "--metric", "fid", flag, value, says=says)
+    refused("evaluate", *argv, "--metric", "fid", "--raw_weights", says=[without])
     refused("evaluate", *argv, says=["--metric is missing"])
     refused("evaluate", *argv, "--metric", "bpd", says=["Unknown metric of images 'bpd'"])
     refused("evaluate", *argv, "--metric", "fid", "--ckpt", "x", says=["leave one of them out"])
