@@ -142,7 +142,7 @@ class Command(Settings):
     )
     image_size: int | None = setting(
         None,
-        "With --images: shrink pictures of folders and splits to this size, cropped at the centre.",
+        "With --images: shrink the images of both sets to this size, cropped at the centre.",
         lower=1,
         upper=MAX_SIDE,
     )

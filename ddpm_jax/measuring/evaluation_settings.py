@@ -206,8 +206,8 @@ class ImageComparison(Settings):
     )
     image_size: int | None = setting(
         None,
-        "Shrink the pictures of folders and splits to this size, cropped at the centre; by default "
-        "they are taken as they are.",
+        "Shrink the images of both sets to this size, cropped at the centre; by default they are "
+        "taken as they are.",
         lower=1,
         upper=MAX_SIDE,
     )

@@ -23,6 +23,7 @@ from ddpm_jax.measuring.feature_cache import open_cache
 from ddpm_jax.measuring.feature_metrics import (
     FEATURE_METRICS,
     WIDE,
+    Numbers,
     Plan,
     as_record,
     bias,
@@ -32,12 +33,20 @@ from ddpm_jax.measuring.feature_metrics import (
 )
 from ddpm_jax.measuring.feature_networks import load_features
 from ddpm_jax.measuring.feature_sets import FeatureSet, compute_features, read_statistics
-from ddpm_jax.measuring.image_sets import ImageSet, has_images, of_arrays, open_images, spread
+from ddpm_jax.measuring.image_sets import (
+    ImageSet,
+    has_images,
+    of_arrays,
+    open_images,
+    shrunk,
+    spread,
+)
 from ddpm_jax.monitoring.results import machine
 from ddpm_jax.settings import check_names
 
 READ = 8  # batches of the network that are read at once, so that it does not wait for each
 FEW = 10  # samples to a feature, below which the bias of a Frechet distance is warned of
+ROUNDING = 1e-12  # a distance as small as this is an error of computation
 Place = str | os.PathLike | np.ndarray | ImageSet
 
 
@@ -83,21 +92,17 @@ def compare_sets(
 ) -> dict[str, dict[str, Any]]:
     """Compare as `compare_images` does, given a record of settings."""
     where = {"image_size": settings.image_size, "data_dir": settings.data_dir or ""}
+    needed = any(FEATURE_METRICS[name].of_reference is not None for name in names)
+    if reference is not None and not needed:
+        raise UsageError(f"{', '.join(names)} looks at the images alone: leave the reference out.")
     samples = open_place(images, **where)
     count = min(settings.num_images or len(samples), len(samples))
     if settings.num_images is not None and count < settings.num_images:
         raise UsageError(f"num_images is {settings.num_images}, and there are {count} images.")
     network = network_of(settings.compared, samples)
-    needed = any(FEATURE_METRICS[name].of_reference is not None for name in names)
-    other = (
-        open_reference(reference, network, **where) if needed and reference is not None else None
-    )
-    there = len(other.images) if other is not None and other.images is not None else None
-    if there is not None and (settings.num_reference or 0) > there:
-        raise UsageError(
-            f"num_reference is {settings.num_reference}, and there are {there} images to compare "
-            "with."
-        )
+    other = open_reference(reference, network, **where) if reference is not None else None
+    sets = [samples] + ([other.images] if other is not None and other.images is not None else [])
+    _check_settings(settings, network, sets)
     return {
         name: {"metric": name, **record, **machine(), "versions": versions()}
         for name, record in measured(
@@ -111,11 +116,68 @@ def compare_sets(
     }
 
 
-def open_place(place: Place, **where: Any) -> ImageSet:
+def _check_settings(
+    settings: ImageComparison, network: FeatureNetwork, sets: Sequence[ImageSet]
+) -> None:
+    """Refuse settings that ask for more than there is, or would change nothing.
+
+    Args:
+      settings: of the comparison.
+      network: that it names.
+      sets: the samples, then the reference if it has images.
+
+    Raises:
+      UsageError: see above.
+    """
+    wanted, there = settings.num_reference or 0, sum(map(len, sets[1:]))
+    if wanted > there:
+        raise UsageError(
+            f"num_reference is {wanted}, and there are {there or 'no'} images to compare with."
+        )
+    if settings.data_dir and all(one.record["kind"] != "split" for one in sets):
+        raise UsageError(
+            f"data_dir is {settings.data_dir}, and no split of a dataset is compared: leave it out."
+        )
+    check_resizes(settings.compared, network, [one.image_shape for one in sets])
+
+
+def check_resizes(
+    settings: Features, network: FeatureNetwork, shapes: Sequence[tuple[int, int, int]]
+) -> None:
+    """Refuse a resizer or a rounding that would change nothing.
+
+    Args:
+      settings: of the features.
+      network: that they name.
+      shapes: (H, W, C) of all sets that are compared.
+
+    Raises:
+      UsageError: one is given, and all images have the network's size and channels.
+    """
+    size = network.record.get("input_size")
+    # the features digits make grey of colours, which is rounded
+    as_they_are = all(
+        shape[:2] == (size, size) and (network.name != "digits" or shape[2] == 1)
+        for shape in shapes
+    )
+    given = {"resize": settings.resize, "rounding": settings.rounding}
+    for name, value in given.items() if as_they_are else ():
+        # Inception's numbers are scaled otherwise after pytorch_bilinear
+        scales = "scaling" in network.record and value == "pytorch_bilinear"
+        if value is not None and not scales:
+            raise UsageError(
+                f"{name} is {value!r}, but images of {size}x{size} pixels are what the features "
+                f"{network.name} take: leave it out."
+            )
+
+
+def open_place(place: Place, *, image_size: int | None = None, data_dir: str = "") -> ImageSet:
     """Return a set: one that is given, an array, or what a path names."""
     if isinstance(place, ImageSet):
-        return place
-    return of_arrays(place) if isinstance(place, np.ndarray) else open_images(place, **where)
+        return shrunk(place, image_size)
+    if isinstance(place, np.ndarray):
+        return shrunk(of_arrays(place), image_size)
+    return open_images(place, image_size=image_size, data_dir=data_dir)
 
 
 class Reference(NamedTuple):
@@ -129,7 +191,8 @@ def open_reference(place: Place, network: FeatureNetwork, **where: Any) -> Refer
     """Open a set to compare with.
 
     Of a file with images and Inception's statistics, such as OpenAI's, the Frechet distance takes
-    the statistics, as OpenAI's evaluator does: they are of more images than the file has.
+    the statistics, as OpenAI's evaluator does: they are of more images than the file has. They are
+    left out where the images are shrunk.
 
     Args:
       place: as in `compare_images`.
@@ -140,15 +203,16 @@ def open_reference(place: Place, network: FeatureNetwork, **where: Any) -> Refer
       UsageError: see `image_sets.open_images` and `feature_sets.read_statistics`.
     """
     if not isinstance(place, str | os.PathLike):
-        return Reference(open_place(place))
+        return Reference(open_place(place, **where))
     path = as_path(place)
     if is_remote(path) or path.suffix != ".npz" or not path.is_file():
         return Reference(open_place(place, **where))
     if not has_images(path):
         published = read_statistics(path, network.dims)
         return Reference(None, published) if published else Reference(open_place(place, **where))
-    published = read_statistics(path, network.dims) if network.name == "inception" else None
-    return Reference(open_place(place, **where), published)
+    images = open_place(place, **where)
+    are_of_these = network.name == "inception" and "crop" not in images.record
+    return Reference(images, read_statistics(path, network.dims) if are_of_these else None)
 
 
 def network_of(settings: Features, images: ImageSet) -> FeatureNetwork:
@@ -219,7 +283,8 @@ def measured(
             record = other.record | {"statistics": published.record}
             other = dataclasses.replace(other, gaussian=published.gaussian, record=record)
     if warns and "fid" in names and samples.count < FEW * network.dims <= FEW * WIDE:
-        _warn_of_few(samples.count, network, other)
+        few = f"{samples.count:,} samples are"
+        _warn_of_few("fid", few, network, bias(samples.count, other)["value"])
     found = compute_features(
         samples.make(),
         np.arange(samples.count),
@@ -228,22 +293,48 @@ def measured(
         batch_size=at_a_time,
         cache=cache if keep_samples else None,
     )
+    numbers = measure(plan, found, other)
+    if warns:
+        _warn_of_results(network, numbers, found, other)
     return {
-        name: as_record(numbers)
+        name: as_record(of_metric)
         | facts_of(network, settings, found, other if FEATURE_METRICS[name].of_reference else None)
-        for name, numbers in measure(plan, found, other).items()
+        for name, of_metric in numbers.items()
     }
 
 
-def _warn_of_few(count: int, network: FeatureNetwork, reference: FeatureSet) -> None:
-    """Say what the distance of so few samples would be of a perfect model."""
-    if hosts.is_primary():
-        say(
-            f"warning: {count:,} samples are few for {network.dims:,} features: the fid of a "
-            f"perfect model would be about {bias(count, reference)['value']:.3g}. Compare it with "
-            "numbers of as many samples only.",
-            file=sys.stderr,
+def _warn_of_results(
+    network: FeatureNetwork,
+    numbers: Mapping[str, Numbers],
+    samples: FeatureSet,
+    reference: FeatureSet | None,
+) -> None:
+    """Say that a set is compared with itself, or that classes have few samples."""
+    digests = [one.record.get("images_sha256") for one in (samples, reference) if one is not None]
+    if len(digests) == 2 and digests[0] == digests[1]:
+        _warn(
+            "images and reference are the same: a set compared with itself says nothing of a model."
         )
+    if "fid_by_class" in numbers:
+        fewest = np.unique(samples.labels, return_counts=True)[1].min()
+        if fewest < FEW * network.dims:
+            perfect = numbers["fid_by_class"].more["expected"]["value"]
+            few = f"classes of as few as {fewest:,} samples are"
+            _warn_of_few("fid_by_class", few, network, perfect)
+
+
+def _warn_of_few(metric: str, few: str, network: FeatureNetwork, perfect: float) -> None:
+    """Say what the distance of so few samples would be of a perfect model."""
+    if perfect > ROUNDING:  # which it is where the reference has no variance
+        _warn(
+            f"{few} few for {network.dims:,} features: the {metric} of a perfect model would be "
+            f"about {perfect:.3g}. Compare it with numbers of as many samples only."
+        )
+
+
+def _warn(text: str) -> None:
+    if hosts.is_primary():
+        say(f"warning: {text}", file=sys.stderr)
 
 
 def plan_for(

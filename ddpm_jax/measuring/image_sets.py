@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ddpm_jax.archives import BadArchive, Header, Member, npz_index, read_npz_array
 from ddpm_jax.data import images, sources
@@ -75,20 +76,20 @@ def open_images(
       place: a folder of pictures (folders in it are classes), the directory of shards that
         `sample.py` writes, an NPZ file with uint8 [N, H, W, C] as `arr_0`, `images` or `samples`,
         or a split of a dataset, as in "cifar10:train" and "digits:test".
-      image_size: to which pictures of folders and splits are shrunk and cropped at the centre, as
-        in training; None: they are taken as they are, and must be of one size.
+      image_size: to which images are shrunk and cropped at the centre, as in training; None: they
+        are taken as they are, and must be of one size.
       data_dir: of TFDS, "" for its default.
 
     Raises:
       UsageError: there is no such place, or no image in it; images that cannot be read, of several
-        sizes, or of another type than uint8.
+        sizes, smaller than `image_size`, or of another type than uint8.
       FailureError: files that are damaged.
     """
     path, text = as_path(place), os.fspath(place)
-    asked = {"image_size": image_size, "data_dir": data_dir}
-    opened = _open(path, text, image_size, data_dir)
-    given = {name: value for name, value in asked.items() if value}
-    return dataclasses.replace(opened, record=opened.record | given)
+    opened = shrunk(_open(path, text, image_size, data_dir), image_size)
+    if data_dir and opened.record["kind"] == "split":
+        return dataclasses.replace(opened, record=opened.record | {"data_dir": data_dir})
+    return opened
 
 
 def _open(path: Any, text: str, image_size: int | None, data_dir: str) -> ImageSet:
@@ -142,6 +143,32 @@ def of_arrays(pixels: Any, labels: Any = None, *, name: str = "given") -> ImageS
     )
 
 
+def shrunk(given: ImageSet, image_size: int | None) -> ImageSet:
+    """Return a set whose images are shrunk to a size and cropped at the centre, as in training.
+
+    Args:
+      given: the set; one that has this size already keeps its images.
+      image_size: height and width; None changes nothing.
+
+    Raises:
+      UsageError: the images are smaller.
+    """
+    height, width, _ = given.image_shape
+    if image_size is None:
+        return given
+    record = given.record | {"image_size": image_size}
+    if height == width == image_size:
+        return dataclasses.replace(given, record=record)
+    if min(height, width) < image_size:
+        raise UsageError(
+            f"The images of {record.get('source', 'this set')} are {width}x{height} pixels, "
+            f"smaller than image_size {image_size}: ask for a smaller one."
+        )
+    source, crop = ShrunkImages(given.source, image_size), _cropped()
+    record |= {**_facts(source), "crop": crop}
+    return ImageSet(source, record, _digest([given.fingerprint, crop, str(image_size)]))
+
+
 def spread(count: int, wanted: int | None) -> np.ndarray:
     """Return `wanted` rows spread evenly over `count`, all of them by default, int [n]."""
     return np.linspace(0, count - 1, min(wanted or count, count)).round().astype(int)
@@ -149,6 +176,11 @@ def spread(count: int, wanted: int | None) -> np.ndarray:
 
 def _facts(source: Source) -> dict[str, Any]:
     return {"count": len(source), "image_shape": list(source.image_shape)}
+
+
+def _cropped() -> str:
+    """Return how images are shrunk, for records."""
+    return f"centre, {images.RESIZING}"
 
 
 def _digest(lines: Sequence[str]) -> str:
@@ -173,8 +205,29 @@ def _open_split(name: str, split: str, image_size: int | None, data_dir: str) ->
     source = sources.load(
         name=name, split=split, data_dir=data_dir, image_size=size, channels=channels
     )
-    crop = "none" if size == height == width else f"centre, {images.RESIZING}"
+    crop = "none" if size == height == width else _cropped()
     return of_source(source, source=f"{name}:{split}", crop=crop)
+
+
+class ShrunkImages:
+    """The images of another source, shrunk and cropped at the centre; a `Source`."""
+
+    def __init__(self, source: Source, image_size: int):
+        channels = source.image_shape[2]
+        self._source = source
+        self.image_shape = (image_size, image_size, channels)
+        self.num_classes = source.num_classes
+        self.fingerprint = f"{source.fingerprint} {image_size}"
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        example = self._source[i]
+        size, channels = self.image_shape[0], self.image_shape[2]
+        pixels = example["image"][..., 0] if channels == 1 else example["image"]
+        picture = Image.fromarray(np.ascontiguousarray(pixels))
+        return {**example, "image": images.to_array(picture, image_size=size, channels=channels)}
 
 
 class ShardedImages:
@@ -339,7 +392,7 @@ def _open_folder(path: Any, image_size: int | None) -> ImageSet:
         "source": str(path),
         **_facts(source),
         "files": dict(sorted(suffixes.items())),
-        "crop": "none" if as_they_are else f"centre, {images.RESIZING}",
+        "crop": "none" if as_they_are else _cropped(),
     }
     return ImageSet(source, facts, _digest([str(shape), *stamps]))
 

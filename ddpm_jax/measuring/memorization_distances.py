@@ -12,7 +12,7 @@ from ddpm_jax.measuring.evaluation_settings import Features, Memorization
 from ddpm_jax.measuring.feature_cache import open_cache
 from ddpm_jax.measuring.feature_networks import load_features
 from ddpm_jax.measuring.feature_sets import Needs, compute_features
-from ddpm_jax.measuring.image_comparison import READ, network_record
+from ddpm_jax.measuring.image_comparison import READ, check_resizes, network_record
 from ddpm_jax.measuring.image_sets import ImageSet
 
 
@@ -62,6 +62,7 @@ def _of_features(trained: TrainedModel, compared: Features) -> Distances:
         rounding=compared.rounding,
         batch_size=compared.feature_batch_size,
     )
+    check_resizes(compared, network, [trained.model.image_shape])
     cache = open_cache(compared.feature_cache)
 
     def rows(images: ImageSet, keep: bool) -> np.ndarray:

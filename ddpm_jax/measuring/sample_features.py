@@ -18,6 +18,7 @@ from ddpm_jax.measuring.feature_metrics import as_text
 from ddpm_jax.measuring.feature_networks import load_features
 from ddpm_jax.measuring.image_comparison import (
     Reference,
+    check_resizes,
     measured,
     network_record,
     open_reference,
@@ -149,6 +150,8 @@ def _open(
     # joined batches lie in memory twice, shards one at a time
     besides = 0 if directory else 2 * pictures
     plan_for(names, network, samples, other, settings.num_reference, besides=besides)
+    shapes = [shape] + ([] if other.images is None else [other.images.image_shape])
+    check_resizes(compared, network, shapes)
     if directory is not None:
         wanted = found.record | results.machine() | {"versions": versions()}
         for name in names:

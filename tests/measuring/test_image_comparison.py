@@ -11,7 +11,9 @@ from sklearn.metrics.pairwise import polynomial_kernel
 
 from ddpm_jax import host_memory
 from ddpm_jax.errors import UsageError
+from ddpm_jax.evaluation.frechet_errors import expected_distance
 from ddpm_jax.measuring.feature_cache import FeatureCache
+from ddpm_jax.measuring.feature_metrics import as_text
 from ddpm_jax.measuring.feature_networks import load_features
 from ddpm_jax.measuring.image_comparison import compare_images
 
@@ -127,10 +129,12 @@ def test_a_record_says_what_decides_its_number(pictures, tmp_path):
     ("names", "settings", "says"),
     [
         ("fid,kdi", {}, "Unknown metric of images 'kdi'"),
-        ("is", {}, "needs a network that classifies"),
+        ("fid,is", {}, "needs a network that classifies"),
         ("kid", {"num_images": 2}, "at least 3 images"),
         ("fid", {"num_images": 61}, "num_images is 61, and there are 60"),
         ("fid", {"num_reference": 51}, "num_reference is 51, and there are 50"),
+        ("fid", {"data_dir": "x"}, "no split of a dataset is compared: leave it out"),
+        ("fid", {"image_size": 5}, "The images of given are 4x4 pixels, smaller than image_size 5"),
         ("fid", {"feature": "pixels"}, "There is no setting feature. Did you mean 'features'?"),
     ],
 )
@@ -141,6 +145,42 @@ def test_what_cannot_be_compared_is_refused_before_an_image_is_looked_at(
         compare_images(*pictures, names, **{**PIXELS, **settings})
     assert says in str(error.value)
     assert not looked_at
+
+
+def test_what_would_change_nothing_is_refused(pictures, tmp_path, looked_at):
+    digits = [np.kron(p, np.ones((1, 2, 2, 1), np.uint8)) for p in pictures]
+    for name, value in (("resize", "clean"), ("rounding", "nearest")):
+        with pytest.raises(UsageError, match=f"{name} is '{value}', but images of 8x8 pixels"):
+            compare_images(*digits, "fid", **DIGITS, **{name: value})
+    with pytest.raises(UsageError, match="is looks at the images alone: leave the reference out"):
+        compare_images(*digits, "is", **DIGITS)
+    np.savez(tmp_path / "s.npz", mu=np.zeros(16), sigma=np.eye(16))
+    with pytest.raises(UsageError, match="num_reference is 9, and there are no images"):
+        compare_images(pictures[0], tmp_path / "s.npz", "fid", num_reference=9, **PIXELS)
+    assert not looked_at
+    large = np.kron(digits[1], np.ones((1, 2, 2, 1), np.uint8))
+    assert compare_images(digits[0], large, "fid", **DIGITS, resize="clean")["fid"]["value"] > 0
+
+
+def test_a_set_compared_with_itself_is_warned_of(pictures, tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", pictures[0])
+    compare_images(tmp_path / "a.npz", pictures[0], "kid", **PIXELS)
+    assert capsys.readouterr().err.count("a set compared with itself") == 1
+    compare_images(*pictures, "kid", **PIXELS)
+    assert not capsys.readouterr().err
+
+
+def test_a_reference_of_black_images_has_a_distance(pictures, capsys):
+    black, grey = (np.full((20, 4, 4, 1), level, np.uint8) for level in (0, 77))
+    squares = np.sum((pictures[0].reshape(60, 16) / 255) ** 2, axis=1)
+    found = compare_images(pictures[0], black, "fid,kid,prdc", **PIXELS)
+    assert found["fid"]["error"] == pytest.approx(squares.std(ddof=1) / np.sqrt(60), rel=1e-5)
+    assert found["fid"]["more"]["expected"]["value"] == 0
+    assert "perfect model" not in capsys.readouterr().err
+    compare_images(grey, grey + 1, "fid", **PIXELS)
+    assert "perfect model" not in capsys.readouterr().err
+    both = compare_images(black, black, "fid", **PIXELS)["fid"]
+    assert (both["value"], both["error"]) == (0, 0)
 
 
 def test_sets_that_do_not_fit_are_refused(pictures, tmp_path, monkeypatch, looked_at):
@@ -184,7 +224,7 @@ def test_of_few_samples_the_distance_of_a_perfect_model_is_said(capsys):
     assert 0 < record["error"] < record["value"]
 
 
-def test_distances_by_class_are_those_of_the_classes_alone(pictures, tmp_path):
+def test_distances_by_class_are_those_of_the_classes_alone(pictures, tmp_path, capsys):
     a, b = pictures
     labels = [np.arange(len(p)) % 2 for p in pictures]
     for name, p, of in zip("ab", pictures, labels, strict=True):
@@ -196,6 +236,18 @@ def test_distances_by_class_are_those_of_the_classes_alone(pictures, tmp_path):
         assert results[f"fid_of_class_{label}"]["value"] == pytest.approx(
             alone["fid"]["value"], rel=1e-6
         )
+        count = sum(labels[0] == label)
+        expected = expected_distance(
+            np.cov(b[labels[1] == label].reshape(-1, 16) / 255, rowvar=False), count, 25, draws=40
+        )
+        more = found["fid_by_class"]["more"]
+        assert more["expected_of_classes"][f"fid_of_class_{label}"]["value"] == pytest.approx(
+            expected.value, rel=0.2
+        )
+    said = capsys.readouterr().err
+    assert f"would be about {more['expected']['value']:.3g}. Compare" in said
+    assert "classes of as few as 30 samples are few for 16 features" in said
+    assert "of a perfect model" in as_text(found["fid_by_class"]).splitlines()[1]
     for reference, says in ((b, "2 and none"), (tmp_path / "b.npz", "2 samples of each")):
         with pytest.raises(UsageError, match=says):
             compare_images(tmp_path / "a.npz", reference, "fid_by_class", num_images=3, **PIXELS)
@@ -228,3 +280,5 @@ def test_the_statistics_in_a_file_of_openai_are_of_more_images_than_it_has(
     assert found["fid"]["value"] == pytest.approx(scipy_fid(x, y), rel=1e-6)
     assert found["fid"]["reference"]["statistics"]["kind"] == "statistics"
     assert found["prdc"]["num_reference"] == 9
+    smaller = compare_images(a, tmp_path / "b.npz", "fid", image_size=2)
+    assert "statistics" not in smaller["fid"]["reference"], "they are not of the shrunk images"

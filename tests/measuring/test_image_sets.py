@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.measuring.image_sets import of_arrays, open_images, spread
+from ddpm_jax.measuring.image_sets import of_arrays, open_images, shrunk, spread
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), np.uint8)
 
@@ -53,6 +53,22 @@ def test_pictures_are_cropped_to_a_size_that_is_asked_for(tmp_path):
     assert found.image_shape == (4, 4, 3)
     np.testing.assert_array_equal(read(found)[0], PIXELS[:, :4])  # 5 rows: none above, one below
     assert found.record["crop"].startswith("centre")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_are_shrunk_as_their_pictures_in_a_folder_are(tmp_path, channels):
+    pixels = np.random.default_rng(2).integers(0, 256, (6, 9, 8, channels), np.uint8)
+    np.savez(tmp_path / "a.npz", pixels, np.arange(6))
+    folder = open_images(write_folder(tmp_path / "a", pixels), image_size=4)
+    found = open_images(tmp_path / "a.npz", image_size=4)
+    for each in (found, shrunk(of_arrays(pixels), 4)):
+        np.testing.assert_array_equal(read(each)[0], read(folder)[0])
+        facts = {name: each.record[name] for name in ("image_size", "image_shape", "crop")}
+        assert facts == {name: folder.record[name] for name in facts}
+    np.testing.assert_array_equal(read(found)[1], np.arange(6))
+    assert found.fingerprint != open_images(tmp_path / "a.npz").fingerprint
+    with pytest.raises(UsageError, match="8x9 pixels, smaller than image_size 9"):
+        open_images(tmp_path / "a.npz", image_size=9)
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
