@@ -11,7 +11,7 @@ from ddpm_jax.families.recognition import Recognised, recognise, recognise_conta
 from ddpm_jax.files import as_path, is_folder, is_remote
 from ddpm_jax.interop.containers import Container, is_container, open_container
 from ddpm_jax.interop.diffusers_directory import INDEX, PIPELINES, read_json, read_pipeline
-from ddpm_jax.interop.hub import PREFIX, parse_name, resolve
+from ddpm_jax.interop.hub import PREFIX, SUFFIXES, may_be_on_hub, parse_name, resolve
 from ddpm_jax.interop.pipeline_parts import Pipeline
 from ddpm_jax.interop.single_file import PREFIXES, read_single_file
 
@@ -31,7 +31,7 @@ def is_foreign(path: str | os.PathLike) -> bool:
         return False
     if is_folder(place):
         return any((place / part).exists() for part in _PARTS) or is_container(place)
-    return place.exists() or is_container(place) or _may_be_on_hub(str(path))
+    return place.exists() or is_container(place) or may_be_on_hub(str(path))
 
 
 def check_is_whole(path: str | os.PathLike) -> None:
@@ -104,6 +104,7 @@ def open_model(
     options = options or FileOptions()
     place = as_path(path)
     if not is_container(place):
+        _check_is_there(path)
         place = resolve(path, variant=options.variant)
     container = open_container(place) if place.is_file() else None
     if _is_stable_diffusion(place) if container is None else _has_stable_diffusion(container):
@@ -124,6 +125,21 @@ def open_model(
     if container is not None:
         return recognise_container(container, request)
     return recognise(place, request, variant=options.variant)
+
+
+def _check_is_there(path: str | os.PathLike) -> None:
+    """Refuse a local path that does not exist before anything is asked of the hub.
+
+    Raises:
+      UsageError: there is nothing, and it cannot be meant as a name on the hub.
+    """
+    place, name = as_path(path), os.fspath(path)
+    if is_remote(place) or place.exists() or may_be_on_hub(name) or parse_name(name) is None:
+        return
+    hint = ""
+    if not name.endswith(SUFFIXES):
+        hint = f": if it is a name on the Hugging Face hub, give it as {PREFIX}{name}"
+    raise UsageError(f"{name} is no file and no directory{hint}.")
 
 
 def open_network(path: str | os.PathLike, options: FileOptions | None = None) -> Recognised:
@@ -173,9 +189,3 @@ def open_pipeline(
     if variant is not None:
         raise UsageError(f"variant is for a directory, and {path} is a single file.")
     return read_single_file(place, prediction_type=prediction_type)
-
-
-def _may_be_on_hub(name: str) -> bool:
-    """Return whether a name that is no path here is one of the hub."""
-    is_said = name.startswith(PREFIX)
-    return parse_name(name) is not None and (is_said or not pathlib.Path(name).parent.exists())

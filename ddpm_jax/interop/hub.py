@@ -59,6 +59,19 @@ def parse_name(text: str) -> HubName | None:
     return HubName(match["repo"], match["revision"], match["file"])
 
 
+def may_be_on_hub(text: str) -> bool:
+    """Return whether a path that does not exist is meant as a name on the hub.
+
+    With "hub:" it is, well-formed or not. Otherwise it is not if it ends as files of weights do, or
+    if the folder exists that it would lie in: then a file or directory there is missing.
+    """
+    if text.startswith(PREFIX):
+        return True
+    name = parse_name(text)
+    is_file = name is not None and name.repo.endswith(SUFFIXES)
+    return name is not None and not is_file and not pathlib.Path(text).parent.exists()
+
+
 def origin(path: str | os.PathLike) -> str:
     """Return what the files of a model are called in records.
 
@@ -101,7 +114,12 @@ def resolve(
         return path
     text = os.fspath(name_or_path)
     name = parse_name(text)
-    if name is None:
+    if name is None and text.startswith(PREFIX):
+        raise UsageError(
+            f"{text} is no name on the Hugging Face hub: give it as {PREFIX}owner/model, or "
+            f"{PREFIX}owner/model/FILE for one file of it."
+        )
+    if name is None or (not text.startswith(PREFIX) and name.repo.endswith(SUFFIXES)):
         raise UsageError(f"{text} is no file and no directory.")
     _check_installed(f"{text} is no file and no directory; as a name on the Hugging Face hub it")
     return _download(text, name, variant, folders)

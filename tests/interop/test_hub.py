@@ -10,7 +10,9 @@ import types
 
 import pytest
 
+import ddpm_jax
 from ddpm_jax.errors import FailureError, UsageError
+from ddpm_jax.experiments.model_files import is_foreign, open_network
 from ddpm_jax.interop import hub
 
 FILES = [
@@ -211,6 +213,30 @@ def test_the_origin_of_files_in_the_cache_is_their_name_and_commit(path, name):
 def test_what_is_no_name_is_not_looked_up(client, name):
     with pytest.raises(UsageError, match="is no file and no directory"):
         hub.resolve(name)
+    assert not client.asked
+
+
+def test_a_file_that_is_missing_is_not_asked_for_on_the_hub(client, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("nowhere/cifar.pt", "runs/it.safetensors", "runs/model"):
+        with pytest.raises(UsageError, match=f"^{name} is no file and no directory"):
+            open_network(name)
+        assert not is_foreign(name)
+    with pytest.raises(UsageError, match=r"hub, give it as hub:runs/model\.$"):
+        open_network("runs/model")
+    assert not client.asked
+    assert client.listed is None
+    for name in ("hub:runs/model", "hub:owner/model.pt"):
+        hub.resolve(name)
+        assert client.listed == (name.removeprefix("hub:"), None)
+
+
+@pytest.mark.parametrize("name", ["hub:", "hub:foo", "hub:a/b c"])
+def test_a_hub_name_without_an_owner_is_called_that(client, name):
+    for read in (hub.resolve, open_network, ddpm_jax.load):
+        with pytest.raises(UsageError, match=f"^{name} is no name on the .* as hub:owner/model"):
+            read(name)
     assert not client.asked
 
 
