@@ -69,7 +69,7 @@ def load(
       fields: likewise, fields of a config by dotted name, as in {"model.num_heads": 4}.
       lora: a file of low-rank updates of its U-Net and text encoder, as diffusers and PEFT write
         them: merged.
-      lora_scale: further factor of these updates.
+      lora_scale: further factor of these updates, 0 to 100.
 
     Returns:
       `Model`; `Classifier` or `FirstStage` if the run trained one of these.

@@ -39,8 +39,10 @@ def as_path(name: str | os.PathLike) -> pathlib.Path | Any:
     """Return a path on this machine or in a bucket of Google Cloud Storage.
 
     Raises:
-      UsageError: it is another kind of URL, names no bucket, or gcsfs is not installed.
+      UsageError: it is no path, another kind of URL, names no bucket, or gcsfs is not installed.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise UsageError(f"{name!r} is no path: give the name of a file or a directory, a text.")
     text = os.fspath(name)
     scheme, separator, rest = text.partition("://")
     if not separator:

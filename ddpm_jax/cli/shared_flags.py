@@ -6,7 +6,7 @@ from typing import Any
 from ddpm_jax.cli.arguments import Devices, Flags
 from ddpm_jax.distributed import interrupt
 from ddpm_jax.errors import UsageError
-from ddpm_jax.experiments.file_options import FileOptions
+from ddpm_jax.experiments.file_options import FileOptions, LowRank
 from ddpm_jax.limits import MAX_SECONDS, MAX_STEP
 from ddpm_jax.settings import Settings, setting
 
@@ -70,26 +70,6 @@ def reading(flags: Flags) -> dict[str, Any]:
     )
     given = {name: getattr(flags, name) for name in ("raw_weights", "dtype")}
     return {"step": flags.ckpt_step, "files": files} | given
-
-
-@dataclasses.dataclass(frozen=True)
-class LowRank(Settings):
-    """Updates of its weights"""
-
-    lora: str | None = setting(
-        None,
-        "Low-rank updates (LoRA) of a model that reads texts, which are merged into its U-Net and "
-        "text encoder: a file of diffusers, PEFT or kohya's scripts.",
-        path=True,
-        metavar="FILE",
-    )
-    lora_scale: float = setting(1.0, "Further factor of these updates.", lower=0, upper=100)
-
-    def __post_init__(self) -> None:
-        """Check every field, and that nothing is scaled that is not there."""
-        super().__post_init__()
-        if self.lora_scale != 1 and not self.lora:
-            raise UsageError(f"lora_scale is {self.lora_scale:g}, and there is no lora.")
 
 
 def updating(flags: Flags) -> dict[str, Any]:

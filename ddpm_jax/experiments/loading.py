@@ -9,7 +9,7 @@ import jax
 
 from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights
 from ddpm_jax.errors import UsageError
-from ddpm_jax.experiments.file_options import FileOptions
+from ddpm_jax.experiments.file_options import FileOptions, LowRank
 from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.experiments.foreign_models import foreign_config, load_foreign
 from ddpm_jax.experiments.lora_merging import with_lora
@@ -58,12 +58,14 @@ def load_trained(
         that of the run's config, and otherwise float32.
       files: how the files of another project are read.
       lora: a file of low-rank updates (`interop.lora_files`), which are merged.
-      lora_scale: further factor of these.
+      lora_scale: further factor of these, 0 to 100.
 
     Raises:
-      UsageError: no such checkpoint, or not one of this package, or one with another objective.
+      UsageError: no such checkpoint, or not one of this package, or one with another objective; a
+        factor out of its range.
       FailureError: its files are damaged.
     """
+    LowRank(lora=lora, lora_scale=lora_scale)  # which checks them
     if lora is not None:
         updates = read_lora(lora)  # what cannot be read is refused before a model is
         given = {"step": step, "raw_weights": raw_weights, "dtype": dtype, "files": files}

@@ -7,15 +7,16 @@ convolution [r, in, h, w] and [out, r, 1, 1]), whose names end in one of `ENDS`,
 number alpha; the map's weight becomes W + (alpha / r) B A. Without alpha it is r.
 
 - PEFT, and diffusers today: `unet.down_blocks.0....attn1.to_q.lora_A.weight`; alpha, where it is
-  not r, is in the metadata.
+  not r, is in the metadata. With rslora the factor is alpha / √r.
+- an adapter that PEFT has saved by itself, of one network: `base_model.model.down_blocks....` or
+  `base_model.model.text_model.encoder....`; alpha is in `ADAPTER_CONFIG` beside it.
 - diffusers before: `unet....to_q.lora.down.weight`, or `unet....attn1.processor.to_q_lora.down...`.
 - kohya's scripts: `lora_unet_down_blocks_0_..._attn1_to_q.lora_down.weight`, and `....alpha`.
 
-Names of the text encoder begin with `text_encoder.`, in kohya's with `lora_te_`; before PEFT
+Other names of the text encoder begin with `text_encoder.`, in kohya's with `lora_te_`; before PEFT
 diffusers called its maps `....q_proj.lora_linear_layer.down` or `....to_q_lora.down`.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -30,14 +31,18 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.files import reporting
 from ddpm_jax.interop.clip_text import PREFIX, TOP, clip_name
 from ddpm_jax.interop.diffusers import from_torch
+from ddpm_jax.interop.diffusers_directory import read_json
 from ddpm_jax.interop.diffusers_text_unet import PROJECTIONS, tensor_name
 from ddpm_jax.interop.renaming import Params, Path
 from ddpm_jax.interop.tensor_files import as_weight
 from ddpm_jax.interop.tensor_store import open_tensors
 from ddpm_jax.interop.torch_files import is_torch_file
 from ddpm_jax.models.text_unet import TextUNet
+from ddpm_jax.schema import Malformed, Table, parse
 
 FILE = "pytorch_lora_weights.safetensors"  # as diffusers looks for it in a directory
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # as PEFT does
+ADAPTER_CONFIG = "adapter_config.json"
 ENDS = {
     "A": ("lora_A", "lora.down", "lora_down", "lora_linear_layer.down"),
     "B": ("lora_B", "lora.up", "lora_up", "lora_linear_layer.up"),
@@ -47,9 +52,16 @@ _ENTRY = re.compile(
     rf"(?P<module>.+?)[._](?P<end>{'|'.join(map(re.escape, _ROLES))})(?:\.default)?\.weight"
 )
 _PREFIXES = re.compile(r"^(?:base_model\.model\.)?(?:unet\.)?")
+# maps of a text encoder by itself, of which transformers 5 leaves out "text_model."
+_ALONE = re.compile(rf"^(?:{re.escape(PREFIX)})?encoder\.layers\.")
 UNET, TEXT = "unet", "text_encoder"  # parts of a model, as names of tensors begin
 _OF_TEXT = (TEXT, "lora_te")
 _METADATA = "lora_adapter_metadata"  # JSON, of diffusers
+_OBJECT = Table()
+# What PEFT keeps of each network. How the weights of the network itself were changed before the
+# updates were trained is a text; these change them.
+_SETTINGS = ("lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights")
+_CHANGED_FIRST = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 class Update(NamedTuple):
@@ -57,11 +69,11 @@ class Update(NamedTuple):
 
     a: np.ndarray  # [r, in, ...]
     b: np.ndarray  # [out, r, ...]
-    scale: float  # alpha / r
+    scale: float  # alpha / r, or alpha / √r
 
     @property
     def product(self) -> np.ndarray:
-        """Return (alpha / r) B A in the shape of the map's weight, float32."""
+        """Return scale B A in the shape of the map's weight, float32."""
         rank = len(self.a)
         flat = self.b.reshape(-1, rank) @ self.a.reshape(rank, -1)
         return (self.scale * flat).reshape(len(self.b), *self.a.shape[1:])
@@ -78,7 +90,7 @@ def add_lora(
     """Return the parameters of a model's networks with the updates of a file merged.
 
     Args:
-      path: a safetensors file or one of PyTorch, or a directory with `FILE`.
+      path: a safetensors file or one of PyTorch, or a directory with `FILE` or one of `ADAPTERS`.
       params: those of the U-Net as `UNET` and of the text encoder as `TEXT`, NumPy or JAX arrays.
       unet: the U-Net.
       scale: further factor of the updates.
@@ -111,8 +123,21 @@ def add_lora(
 
 
 def _place(path: str | os.PathLike) -> pathlib.Path:
+    """Return the file.
+
+    Raises:
+      UsageError: it is a directory without one.
+    """
     place = pathlib.Path(path)
-    return place / FILE if place.is_dir() else place
+    if not place.is_dir():
+        return place
+    there = [name for name in (FILE, *ADAPTERS) if (place / name).is_file()]
+    if not there:
+        raise UsageError(
+            f"{place} has no low-rank updates (LoRA), which are called {FILE} or {ADAPTERS[0]} in "
+            "a directory: name a file."
+        )
+    return place / there[0]
 
 
 def read_lora(path: str | os.PathLike) -> dict[str, Update]:
@@ -130,7 +155,9 @@ def read_lora(path: str | os.PathLike) -> dict[str, Update]:
     for name in tensors:
         module, role = _parse(name, path)
         found.setdefault(module, {})[role] = as_weight(name, tensors[name], str(path))
-    said = {} if is_torch_file(path) else _metadata(path)
+    if not found:
+        raise UsageError(f"{path} has no updates: there is no tensor in it.")
+    said = _said(path)
     return {module: _update(module, parts, said, path) for module, parts in found.items()}
 
 
@@ -188,6 +215,8 @@ def _parse(name: str, path: pathlib.Path) -> tuple[str, str]:
         )
     module = name.removesuffix(".alpha") if entry is None else entry["module"]
     module = _PREFIXES.sub("", module).replace(".processor.", ".")
+    if _ALONE.match(module):
+        module = f"{TEXT}.{module}"
     if module.startswith(TEXT):
         module = re.sub(r"\.to_(q|k|v|out)$", r".\1_proj", module)
     if module.endswith(".to_out"):
@@ -211,34 +240,73 @@ def _update(
     alpha = parts.get("alpha")
     if alpha is not None and alpha.size != 1:
         raise UsageError(f"{path}: alpha of {module} is no single number.")
-    return Update(a, b, (_alpha(module, rank, said) if alpha is None else float(alpha)) / rank)
+    scale = _scale(module, rank, said) if alpha is None else float(alpha) / rank
+    return Update(a, b, scale)
 
 
-def _alpha(module: str, rank: int, said: Mapping[str, Any]) -> float:
-    """Return alpha of a map as PEFT's metadata say it; the rank if they do not."""
-    part = TEXT if module.startswith(TEXT) else UNET
+def _scale(module: str, rank: int, said: Mapping[str, Any]) -> float:
+    """Return alpha / r of a map as PEFT's settings say it, of rslora alpha / √r; 1 without them."""
+    part = TEXT if module.startswith(_OF_TEXT) else UNET
     patterns = said.get(f"{part}.alpha_pattern") or {}
     own = [value for name, value in patterns.items() if re.fullmatch(rf"(.*\.)?{name}", module)]
-    return float(own[0] if own else said.get(f"{part}.lora_alpha", rank))
+    alpha = own[0] if own else said.get(f"{part}.lora_alpha", rank)
+    return float(alpha / (np.sqrt(rank) if said.get(f"{part}.use_rslora") else rank))
 
 
-def _metadata(path: pathlib.Path) -> dict[str, Any]:
-    """Return what PEFT kept about the updates; {} for most files.
+def _said(path: pathlib.Path) -> Mapping[str, Any]:
+    """Return what PEFT kept about the updates, as {"unet.lora_alpha": 8}; {} for most files.
 
     Raises:
       UsageError: it is damaged, or says of the updates what is not read here.
     """
-    try:
-        said = json.loads(safetensors_metadata(path).get(_METADATA, "{}"))
-        alphas = [said.get(f"{part}.lora_alpha", 1) for part in (UNET, TEXT)]
-        for part in (UNET, TEXT):
-            alphas += (said.get(f"{part}.alpha_pattern") or {}).values()
-        whole = all(isinstance(alpha, int | float) for alpha in alphas)
-    except (BadArchive, ValueError, AttributeError, TypeError):
-        whole = False
-    if not whole:
-        raise UsageError(f"{path} is damaged: its {_METADATA} is no table of numbers.")
-    for name in ("use_rslora", "use_dora"):
-        if any(said.get(f"{part}.{name}") for part in (UNET, TEXT)):
-            raise UsageError(f"{path} was made with {name}, and is read without it only.")
+    source = path.with_name(ADAPTER_CONFIG)
+    if path.name in ADAPTERS and source.is_file():
+        config = read_json(source)  # of the one network that the file is of
+        said = {f"{part}.{key}": config.get(key) for part in (UNET, TEXT) for key in _SETTINGS}
+        said = {key: value for key, value in said.items() if value is not None}
+    elif is_torch_file(path):
+        return {}
+    else:
+        source, said = path, _metadata(path)
+    alphas = [said.get(f"{part}.lora_alpha", 1) for part in (UNET, TEXT)]
+    patterns = [said.get(f"{part}.alpha_pattern") or {} for part in (UNET, TEXT)]
+    are_tables = all(map(_is_table_of_patterns, patterns))
+    alphas += [value for pattern in patterns if are_tables for value in pattern.values()]
+    if not are_tables or not all(map(_is_number, alphas)):
+        raise UsageError(
+            f"{source} is damaged: its lora_alpha is no number, or its alpha_pattern no table of "
+            "numbers by names of maps."
+        )
+    for part in (UNET, TEXT):
+        start = str(said.get(f"{part}.init_lora_weights")).lower()
+        if start.startswith(_CHANGED_FIRST):
+            raise UsageError(
+                f"{source} says init_lora_weights {start[:80]}, which changes the network's own "
+                "weights too: convert the updates to plain LoRA by PEFT first."
+            )
+        if said.get(f"{part}.use_dora"):
+            raise UsageError(f"{source} was made with use_dora, and is read without it only.")
     return said
+
+
+def _is_table_of_patterns(value: Any) -> bool:
+    try:
+        return isinstance(value, Mapping) and all(map(re.compile, value))
+    except re.error:
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+
+
+def _metadata(path: pathlib.Path) -> dict[str, Any]:
+    """Return the JSON object that diffusers keeps in the metadata of a safetensors file, else {}.
+
+    Raises:
+      UsageError: it is damaged.
+    """
+    try:
+        return parse(safetensors_metadata(path).get(_METADATA, "{}").encode(), _OBJECT)
+    except (BadArchive, Malformed, AttributeError) as error:
+        raise UsageError(f"{path} is damaged: its {_METADATA} is no table ({error}).") from error

@@ -108,6 +108,10 @@ def without_prefix(module):
 NAMES_OF_TEXT = {
     "peft": lambda m: (f"text_encoder.{m}.lora_A.weight", f"text_encoder.{m}.lora_B.weight", None),
     "peft of transformers 5": without_prefix,
+    "peft, adapter": lambda m: NAMES["peft, adapter"](m),
+    "peft, adapter of transformers 5": lambda m: NAMES["peft, adapter"](
+        m.removeprefix("text_model.")
+    ),
     "diffusers": lambda m: (
         f"text_encoder.{m}.lora_linear_layer.down.weight",
         f"text_encoder.{m}.lora_linear_layer.up.weight",
@@ -172,6 +176,86 @@ def test_alpha_in_the_metadata_of_peft_counts(sd1, tmp_path):
     found = read_lora(tmp_path / FILE)
     scales = {name: update.scale for name, update in found.items()}
     assert scales == {Q: 1.5, OUT: 4.0, of_text: 2.5}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("rslora", [False, True])
+def test_an_adapter_of_a_text_encoder_is_read_as_peft_merges_it(sd1, tmp_path, rslora):
+    torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    unet, params = sd1
+    theirs = transformers.CLIPTextModel.from_pretrained(SD1 / "text_encoder")
+    config = peft.LoraConfig(
+        r=2,
+        lora_alpha=6,
+        use_rslora=rslora,
+        target_modules=["q_proj", "fc1"],
+        alpha_pattern={"layers.1.self_attn.q_proj": 3},
+    )
+    adapted = peft.get_peft_model(theirs, config)
+    rng = np.random.default_rng(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data = torch.tensor(rng.normal(size=parameter.shape).astype(np.float32))
+    adapted.save_pretrained(tmp_path)
+    merged = adapted.merge_and_unload().state_dict()
+    found = flatten_dict(add_lora(tmp_path, params, unet)[TEXT])
+    before = flatten_dict(params[TEXT])
+    # of which transformers 5 leaves out "text_model."
+    place = next(name for name in merged if name.endswith("layers.0.mlp.fc1.weight"))
+    for layer in range(2):
+        for ours, their in (("q", "self_attn.q_proj"), ("mlp_dense0", "mlp.fc1")):
+            name = place.replace("layers.0.mlp.fc1", f"layers.{layer}.{their}")
+            path = (f"block_{layer}", ours, "kernel")
+            assert np.abs(found[path] - before[path]).max() > 0.1
+            np.testing.assert_allclose(found[path], merged[name].numpy().T, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"lora_alpha": "8"}, "adapter_config.json is damaged: its lora_alpha is no number"),
+        ({"alpha_pattern": [1]}, "or its alpha_pattern no table"),
+        ({"alpha_pattern": {"(": 1}}, "or its alpha_pattern no table"),
+        ({"use_dora": True}, "was made with use_dora"),
+        ({"init_lora_weights": "pissa_niter_4"}, "which changes the network's own weights"),
+    ],
+)
+def test_settings_of_peft_that_cannot_be_followed_are_refused(tmp_path, config, says):
+    a, b = (f"base_model.model.{Q}.lora_{role}.weight" for role in "AB")
+    ones = np.ones((2, 2), np.float32)
+    save_file({a: ones, b: ones}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=says):
+        read_lora(tmp_path)
+
+
+def test_a_file_or_a_directory_without_updates_is_called_that(tmp_path):
+    save_file({}, tmp_path / "empty.safetensors")
+    with pytest.raises(UsageError, match=r"empty.safetensors has no updates: there is no tensor"):
+        read_lora(tmp_path / "empty.safetensors")
+    with pytest.raises(UsageError, match=r"has no low-rank updates \(LoRA\), which are called"):
+        read_lora(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"lora": "l", "lora_scale": float("nan")}, "lora_scale is nan: it must be a number in"),
+        ({"lora": "l", "lora_scale": -1}, "lora_scale is -1: it must be a number in 0..100"),
+        ({"lora": "l", "lora_scale": "x"}, "lora_scale is 'x': "),
+        ({"lora": 3}, "lora is 3: it must be a text"),
+        ({"lora_scale": 2.0}, "lora_scale is 2, and there is no lora"),
+    ],
+)
+def test_a_factor_out_of_range_is_refused_before_anything_is_read(given, says):
+    with pytest.raises(UsageError, match=says):
+        ddpm_jax.load("nowhere", **given)
+
+
+def test_a_path_that_is_none_is_refused_in_a_sentence():
+    with pytest.raises(UsageError, match=r"^123 is no path: give the name of a file"):
+        ddpm_jax.load(123)
 
 
 @pytest.mark.full
