@@ -21,12 +21,16 @@ from ddpm_jax.diffusion.interpolants import Interpolant, Method, tabled
 from ddpm_jax.diffusion.schedules import (
     Schedule,
     check_betas,
+    check_num_timesteps,
     half_log_snr,
     make_schedule,
     schedule_from_lambdas,
     step_variance,
 )
 from ddpm_jax.errors import UsageError
+
+# σ of levels in continuous time: float64 tells ᾱ = 1/(1+σ²) from 1 there, float32 from 0
+LEAST_SIGMA, MOST_SIGMA = 1e-8, 1e18
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,20 +69,15 @@ class Chain:
         Raises:
           UsageError: fewer than two levels, or levels that do not rise, or are not finite.
         """
-        sigmas = np.asarray(sigmas, np.float64)
-        times = np.arange(sigmas.size) if network_times is None else np.asarray(network_times)
-        if not (
-            sigmas.ndim == 1
-            and sigmas.size > 1
-            and sigmas[0] > 0
-            and np.all(np.diff(sigmas) > 0)
-            and np.isfinite(sigmas[-1])
-            and times.shape == sigmas.shape
-        ):
+        try:
+            sigmas = np.asarray(sigmas, np.float64)
+        except (TypeError, ValueError):
             raise UsageError(
-                f"The sigmas of a chain are {sigmas.tolist()} with {times.size} times: give at "
-                "least two positive ones that rise, and a time for each."
-            )
+                f"The sigmas of a chain are a list of numbers, not {sigmas!s:.40}: give at "
+                "least two positive ones that rise."
+            ) from None
+        times = np.arange(sigmas.size) if network_times is None else np.asarray(network_times)
+        _check_table(sigmas, times)
         return continuous_chain(tabled(sigmas, times), sigmas.size)
 
     @property
@@ -239,6 +238,25 @@ class ContinuousChain(Chain):
         return np.clip(last * self.interpolant.fraction(time, self.ends), 0, last)
 
 
+def _check_table(sigmas: np.ndarray, times: np.ndarray) -> None:
+    """Refuse levels and network times that are none: see `Chain.from_sigmas`."""
+    fault = ""
+    if sigmas.ndim != 1 or sigmas.size < 2:
+        fault = f"have the shape {sigmas.shape}"
+    elif not np.all(good := (sigmas > 0) & (sigmas < np.inf)):
+        fault = f"have {sigmas[~good][0]:g} at index {np.argmin(good)}"
+    elif not np.all(rises := np.diff(sigmas) > 0):
+        at = np.argmin(rises)
+        fault = f"go from {sigmas[at]:g} to {sigmas[at + 1]:g} at index {at}"
+    elif times.shape != sigmas.shape or not np.issubdtype(times.dtype, np.number):
+        fault = f"are {sigmas.size}, with network times of shape {times.shape} and {times.dtype}"
+    if fault:
+        raise UsageError(
+            f"The sigmas of a chain {fault}: give at least two positive ones that rise, and a time "
+            "for each, a number."
+        )
+
+
 def continuous_chain(
     interpolant: Interpolant,
     num_timesteps: int,
@@ -261,32 +279,96 @@ def continuous_chain(
       time_scale: the network's time is the interpolant's times this.
 
     Raises:
-      UsageError: too few timesteps, or ends or a shift that mean nothing.
+      UsageError: no interpolant, too few timesteps, or ends or a shift that mean nothing.
     """
-    if num_timesteps < 2:
-        raise UsageError(f"num_timesteps is {num_timesteps}: a chain needs at least 2 timesteps.")
-    if not 0 < shift < math.inf:
-        raise UsageError(f"The shift of the noise levels is {shift}: choose a positive number.")
+    if not isinstance(interpolant, Interpolant):
+        raise UsageError(
+            f"An interpolant is needed, not {interpolant!r}: give INTERPOLANTS['edm'], say, of "
+            "ddpm_jax.diffusion.interpolants."
+        )
+    check_num_timesteps(num_timesteps)
+    _check_number("The shift of the noise levels", shift)
     low, high = interpolant.ends
     own = low or float(interpolant.spaced(1 / num_timesteps, (low, high))), high
+    own_sigmas = np.exp(interpolant.log_sigma(np.array(own)))
+    check_ends(sigma_min, sigma_max, *own_sigmas.tolist())
     ends = tuple(
         end if sigma is None else float(interpolant.time(np.log(np.float64(sigma))))
         for sigma, end in zip((sigma_min, sigma_max), own, strict=True)
     )
-    if not 0 <= ends[0] < ends[1]:
-        raise UsageError(
-            f"The noise levels run from sigma {sigma_min} to {sigma_max}: the first must be "
-            "positive and below the second."
-        )
     last = num_timesteps - 1
     fractions = np.arange(num_timesteps) / last
     lambdas = -interpolant.log_sigma(interpolant.spaced(fractions, ends)) - math.log(shift)
+    betas = step_variance(lambdas, np.append(np.inf, lambdas[:-1]))
+    _check_steps(np.exp(-lambdas), betas, shift)
     return ContinuousChain(
-        betas=step_variance(lambdas, np.append(np.inf, lambdas[:-1])),
+        betas=betas,
         time_scale=time_scale,
         interpolant=interpolant,
         ends=ends,
         shift=shift,
+    )
+
+
+def check_ends(
+    sigma_min: float | None, sigma_max: float | None, own_min: float, own_max: float
+) -> None:
+    """Refuse ends of the noise levels that are none; None for the process's own.
+
+    Raises:
+      UsageError: no numbers, beyond `LEAST_SIGMA` and `MOST_SIGMA`, or not rising.
+    """
+    if sigma_min is not None:
+        _check_number("sigma_min", sigma_min)
+    if sigma_max is not None:
+        _check_number("sigma_max", sigma_max, infinite=math.isinf(own_max))
+    first, last = (
+        own if given is None else float(given)
+        for given, own in ((sigma_min, own_min), (sigma_max, own_max))
+    )
+    if not first < last:
+        from_text, to_text = (
+            f"{own:.4g} (the process's own)" if given is None else f"{given:g}"
+            for given, own in ((sigma_min, own_min), (sigma_max, own_max))
+        )
+        raise UsageError(
+            f"The noise levels run from sigma {from_text} to {to_text}: the first must be below "
+            "the second."
+        )
+
+
+def _check_number(what: str, value: Any, *, infinite: bool = False) -> None:
+    """Refuse what is no number from `LEAST_SIGMA` to `MOST_SIGMA`, perhaps infinite."""
+    try:
+        number = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (LEAST_SIGMA <= number <= MOST_SIGMA or (infinite and number == math.inf)):
+        raise UsageError(
+            f"{what} is {value!r}: choose a number from {LEAST_SIGMA:g} to {MOST_SIGMA:g}."
+        )
+
+
+def _check_steps(sigmas: np.ndarray, betas: np.ndarray, shift: float) -> None:
+    """Refuse levels, σ and β of each [T], beyond what float64 tells apart."""
+    shifted = f" with a shift of {shift:g}" if shift != 1 else ""
+    finite = sigmas[:-1] if np.isinf(sigmas[-1]) else sigmas
+    rounding = 1 + 1e-6
+    if not (sigmas[0] > LEAST_SIGMA / rounding and finite[-1] < MOST_SIGMA * rounding):
+        raise UsageError(
+            f"The noise levels{shifted} run from sigma {sigmas[0]:.4g} to {finite[-1]:.4g}: they "
+            f"must lie in {LEAST_SIGMA:g} to {MOST_SIGMA:g}."
+        )
+    good = (betas > 0) & (betas < 1)
+    good[-1] |= betas[-1] == 1
+    if np.all(good):
+        return
+    at = int(np.argmin(good))
+    before = f"sigma {sigmas[at - 1]:.4g}" if at else "clean data"
+    raise UsageError(
+        f"The step from {before} to sigma {sigmas[at]:.4g}, of {len(sigmas)} noise levels"
+        f"{shifted}, {'leaves no signal' if betas[at] > 0.5 else 'is none'} in float64: choose "
+        "other ends, or another number of timesteps."
     )
 
 

@@ -22,12 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.interpolants import Interpolant
+from ddpm_jax.errors import UsageError
 
 GAMMA = "gamma"  # the key of γ's parameters among those of a model
 FIRST, LAST = -13.3, 5.0  # γ_0 and γ_1 at first (Kingma et al. 2021, their code)
 TIMES = 1000.0  # what the network is given of a level runs from 0 to this, as in their code
 FEATURES = 1024  # outputs of l_2
 FLOOR = 1e-3  # least weight of a layer: no two levels become one
+SPAN = 100.0  # of γ at first, at most
 # of l_2 at first: its sigmoids have this slope, and their centres are even over the values of h
 _SLOPE, _REACH = 10.0, 1.0
 _KNOTS, _REFINEMENTS = 1025, 4  # of the inverse
@@ -37,7 +39,16 @@ Levels = dict[str, Any]
 
 
 def initial_levels(first: float = FIRST, last: float = LAST) -> Levels:
-    """Return the parameters of a γ that is nearly a line from `first` to `last`, float32."""
+    """Return the parameters of a γ that is nearly a line from `first` to `last`, float32.
+
+    Raises:
+      UsageError: `last` is not more than `FLOOR` and at most `SPAN` above `first`.
+    """
+    if not FLOOR < last - first <= SPAN:
+        raise UsageError(
+            f"gamma runs from {first:g} to {last:g} at first: the second must be more than "
+            f"{FLOOR:g} and at most {SPAN:g} above the first."
+        )
     centres = np.linspace(-_REACH, _REACH, FEATURES)
     levels = {
         "ends": {"first": first, "span": _inverse_positive(last - first)},

@@ -167,5 +167,6 @@ def check_determines_x_0(schedule: Schedule, parameterization: Parameterization)
     if too_noisy or (parameterization is EPS and last == 0):
         raise UsageError(
             f"This schedule ends at alphas_bar = 0, where {parameterization.name} does not "
-            "determine x_0: predict x_0 or v."
+            "determine x_0: predict x_0, v, edm or velocity, or end it before, in continuous time "
+            "by sigma_max."
         )

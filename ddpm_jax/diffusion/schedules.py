@@ -8,7 +8,7 @@ too; walking it is in `ddpm_jax.samplers`.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -164,8 +164,7 @@ def make_betas(
         outside its range.
     """
     schedule = choose("beta schedule", name, BETA_SCHEDULES)
-    if num_timesteps < 2:
-        raise UsageError(f"num_timesteps is {num_timesteps}: a chain needs at least 2 timesteps.")
+    check_num_timesteps(num_timesteps)
     given = {k: v for k, v in (("beta_start", beta_start), ("beta_end", beta_end)) if v is not None}
     taken = ("beta_end", "beta_start")[: _END_POINTS.get(name, 0)]
     for key, value in given.items():
@@ -367,6 +366,19 @@ def single_levels(lambdas: chex.Array, network_times: chex.Array) -> Schedule:
     }
     unknown = jnp.full_like(lambdas, jnp.nan)
     return Schedule(**{name: levels.get(name, unknown) for name in Schedule._fields})
+
+
+def check_num_timesteps(num_timesteps: Any) -> None:
+    """Refuse a number of timesteps that makes no chain.
+
+    Raises:
+      UsageError: less than two, or no whole number.
+    """
+    is_whole = isinstance(num_timesteps, int | np.integer) and not isinstance(num_timesteps, bool)
+    if not is_whole:
+        raise UsageError(f"num_timesteps is {num_timesteps!r}: it must be a whole number.")
+    if num_timesteps < 2:
+        raise UsageError(f"num_timesteps is {num_timesteps}: a chain needs at least 2 timesteps.")
 
 
 def check_betas(betas: np.ndarray) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from ml_collections import ConfigDict
 
-from ddpm_jax.diffusion.chain import Chain, continuous_chain
+from ddpm_jax.diffusion.chain import Chain, check_ends, continuous_chain
 from ddpm_jax.diffusion.interpolants import INTERPOLANTS
 from ddpm_jax.diffusion.learned_levels import (
     FIRST,
@@ -19,6 +19,7 @@ from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 
 RESCALED_TIME = 1000.0  # the time at t = T under rescale_timesteps (Improved DDPM's code)
+NEAREST = 1.001  # least quotient of the ends of learned levels before training
 
 
 def make_chain(config: ConfigDict) -> Chain:
@@ -82,9 +83,11 @@ def _first_ends(config: ConfigDict) -> tuple[float, float]:
     c = config.diffusion
     first = FIRST if c.sigma_min is None else 2 * math.log(c.sigma_min)
     last = LAST if c.sigma_max is None else 2 * math.log(c.sigma_max)
-    if not first < last:
+    sigmas = math.exp(first / 2), math.exp(last / 2)
+    check_ends(c.sigma_min, c.sigma_max, *sigmas)
+    if sigmas[1] < NEAREST * sigmas[0]:
         raise UsageError(
-            f"The noise levels run from sigma {c.sigma_min} to {c.sigma_max}: the first must be "
-            "positive and below the second."
+            f"The noise levels run from sigma {sigmas[0]:g} to {sigmas[1]:g}, and learned ones "
+            f"need more room: the second must be {NEAREST} times the first or more."
         )
     return first, last

@@ -136,7 +136,7 @@ def make_codec(
     if clipping != "static":
         raise UsageError(
             f"diffusion.clip is {clipping!r}, but the x_0 of this model is a latent, which has no "
-            "range: leave it 'static', which is for pixels alone."
+            "range: set it back to 'static', which is for pixels alone."
         )
     network, (size, _, channels) = first_stage.model.network, image_shape
     if channels != network.image_channels:

@@ -59,7 +59,7 @@ def _check_owners(field: Field, values: Mapping[str, Any]) -> None:
         if not owner.has(values):
             raise UsageError(
                 f"{field.name} is {values[field.name]!r}, but {_other(owner, field, values)} has "
-                f"none: leave it {field.default!r}."
+                f"none: set it back to {field.default!r}."
             )
 
 
@@ -197,8 +197,8 @@ def _check_scheduler(config: ConfigDict) -> None:
         default = FIELDS[f"scheduler.{name}"].default
         if value != default:
             raise UsageError(
-                f"scheduler.{name} is {value!r}, and scheduler.given is false: set it to true, or "
-                f"leave scheduler.{name} {default!r}."
+                f"scheduler.{name} is {value!r}, and scheduler.given is false: set that to true, "
+                f"or scheduler.{name} back to {default!r}."
             )
 
 

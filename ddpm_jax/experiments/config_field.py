@@ -9,14 +9,6 @@ from ddpm_jax import numerals
 from ddpm_jax.errors import suggest
 from ddpm_jax.limits import MAX_STEP
 
-_WANTED = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a finite number",
-    (int,): "whole numbers separated by commas",
-    (float,): "numbers separated by commas",
-}
-
 
 class Multiple:
     """A number of units: the whole number where it is one, 2 and not 2.0."""
@@ -24,6 +16,16 @@ class Multiple:
     def __new__(cls, value: float) -> float:
         """Return `value`, of type int or float."""
         return int(value) if float(value).is_integer() else float(value)
+
+
+_WANTED = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    (int,): "whole numbers separated by commas, or () for none",
+    (float,): "numbers separated by commas, or () for none",
+    (Multiple,): "numbers separated by commas",
+}
 
 
 class Owner(NamedTuple):
@@ -104,8 +106,7 @@ class Field:
     @property
     def wanted(self) -> str:
         """Return what a value must be, in words: "a whole number"; "" for a text."""
-        item = float if self.item is Multiple else self.item
-        return _WANTED.get((item,) if item else self.kind, "")
+        return _WANTED.get((self.item,) if self.item else self.kind, "")
 
     def parse(self, text: str) -> Any:
         """Read a value on a command line: true, 64, 1e-4, "1,2,2" or "(1,2,2)", a name, None.

@@ -60,6 +60,7 @@ from ddpm_jax.models.trunk import QKV_ORDERS
 from ddpm_jax.models.unet import MIDDLES
 
 BETA = Range(above=0, at_most=1)
+SIGMA = Range(at_least=1e-7, at_most=10**8)  # no images have as little or as much noise
 LOGARITHM = Range(at_least=-50, at_most=50)  # of a logarithm
 LOGNORMAL = DIFFUSION + GIVEN + only("diffusion.levels", "lognormal")
 # 12**-0.5 is the relative width of an average in which all of the run weighs the same
@@ -149,15 +150,15 @@ class Diffusion:
     sigma_min = field(
         None,
         "the least noise, of vdm before training; None: the process's own",
-        POSITIVE,
+        SIGMA,
         kind=float,
         of=CONTINUOUS,
     )
-    sigma_max = field(None, "the most; likewise", POSITIVE, kind=float, of=CONTINUOUS)
+    sigma_max = field(None, "the most; likewise", SIGMA, kind=float, of=CONTINUOUS)
     shift = field(
         1.0,
         "every sigma is so many times the process's: more for larger images",
-        POSITIVE,
+        Range(at_least=1e-3, at_most=1000),
         of=GIVEN,
     )
     parameterization = field("eps", "what the network predicts", choices(PREDICTIONS), of=DIFFUSION)

@@ -25,6 +25,9 @@ ALONE = [  # override, words of the sentence
     ("ema.sigma_rel=0.3", ["ema.sigma_rel is 0.3: it must be in [0, 0.2887)."]),
     ("diffusion.beta_end=0", ["diffusion.beta_end is 0.0: it must be in (0, 1]."]),
     ("data.channels=2", ["data.channels is 2: it must be 1 or 3."]),
+    ("diffusion.shift=1e-30", ["diffusion.shift is 1e-30: it must be at least 0.001."]),
+    ("diffusion.sigma_max=1e300", ["sigma_max is 1e+300: it must be at most 100000000."]),
+    ("diffusion.sigma_min=1e-160", ["sigma_min is 1e-160: it must be at least 1e-07."]),
     ("model.ch_mult=0,1", ["it must be numbers in (0, 1024]."]),
     ("model.ch_mult=1,x", ["'1,x'", "give numbers separated by commas"]),
     ("ema.decays=0.5,1.5", ["(0.5, 1.5): it must be numbers in [0, 1)."]),
@@ -46,8 +49,11 @@ TOGETHER = [
     (["model.attn_resolutions=5,"], ["attn_resolutions names 5", "at 8"]),
     (["diffusion.loss=hybrid"], ["hybrid", "fixed_large", "learn it, or use simple"]),
     (["diffusion.variance=learned"], ["simple", "learned", "use hybrid or vlb"]),
-    (["diffusion.schedule=jsd"], ["alphas_bar = 0", "predict x_0 or v"]),
-    (["diffusion.zero_terminal_snr=true"], ["alphas_bar = 0", "predict x_0 or v"]),
+    (["diffusion.schedule=jsd"], ["alphas_bar = 0", "x_0, v, edm or velocity", "by sigma_max"]),
+    (
+        ["diffusion.zero_terminal_snr=true"],
+        ["alphas_bar = 0", "x_0, v, edm or velocity", "by sigma_max"],
+    ),
     (
         ["diffusion.process=edm", "diffusion.schedule=cosine"],
         ["diffusion.schedule is 'cosine'", "the process of EDM has none"],
@@ -58,7 +64,7 @@ TOGETHER = [
         ["diffusion.process=flow", "diffusion.level_std=2"],
         ["level_std is 2.0", "a uniform distribution of levels has none"],
     ),
-    (["diffusion.process=flow"], ["alphas_bar = 0", "predict x_0 or v"]),
+    (["diffusion.process=flow"], ["alphas_bar = 0", "x_0, v, edm or velocity", "by sigma_max"]),
     (
         ["diffusion.process=edm", "diffusion.parameterization=mu"],
         ["continuous time has no steps", "no mu", "fixed variance"],
@@ -78,12 +84,20 @@ TOGETHER = [
     ),
     (
         ["diffusion.process=vdm", "diffusion.sigma_min=20"],
-        ["noise levels run from sigma 20", "below the second"],
+        ["noise levels run from sigma 20 to 12.18 (the process's own)", "below the second"],
+    ),
+    (
+        ["diffusion.process=vdm", "diffusion.sigma_min=1", "diffusion.sigma_max=1.0002"],
+        ["noise levels run from sigma 1 to 1.0002", "1.001 times the first"],
     ),
     (["diffusion.bound=discrete"], ["bound is 'discrete'", "a chain of T steps has none"]),
     (
         ["diffusion.process=edm", "diffusion.sigma_min=90"],
-        ["noise levels run from sigma 90", "below the second"],
+        ["noise levels run from sigma 90 to 80 (the process's own)", "below the second"],
+    ),
+    (
+        ["diffusion.process=flow", "diffusion.sigma_max=1e-5"],
+        ["from sigma 0.05263 (the process's own) to 1e-05", "below the second"],
     ),
     (
         ["diffusion.schedule=cosine", "diffusion.beta_start=0.1"],

@@ -176,7 +176,7 @@ def test_fields_of_the_model_that_are_not_the_u_nets_alone_reach_the_transformer
         ({"model": {"name": "dit", "num_heads": 4}}, r"model\.num_heads is 4, but a transformer"),
         (
             {"model": {}, "dit": {"size": "B"}},
-            r"dit\.size is 'B', but a U-Net has none: leave it 'S'",
+            r"dit\.size is 'B', but a U-Net has none: set it back to 'S'",
         ),
         (
             {"objective": "classifier", "condition": {"num_classes": 10}},

@@ -16,6 +16,7 @@ from ddpm_jax.diffusion.learned_levels import (
     initial_levels,
     learned,
 )
+from ddpm_jax.errors import UsageError
 
 TIMES = np.linspace(0, 1, 201)
 
@@ -82,6 +83,12 @@ def test_learned_levels_make_a_variance_preserving_process_whose_times_are_their
     np.testing.assert_allclose(single, TIMES, atol=1e-5)
     # what the network gets depends on the level alone, and not on what has been learned
     np.testing.assert_allclose(process.network_time(np.array([FIRST, LAST]) / 2), [0, 1000])
+
+
+@pytest.mark.parametrize("last", [1.0, 1.0005, 1000.0])
+def test_ends_that_no_levels_have_are_named(last):
+    with pytest.raises(UsageError, match=f"gamma runs from 1 to {last:g} at first"):
+        initial_levels(1.0, last)
 
 
 def test_numbered_levels_are_even_in_the_time_that_is_learned():

@@ -237,7 +237,7 @@ def jsd_with_eps():
             lambda: make_process(Chain(BETAS)).denoiser(None, clip="statik"),
             r"Unknown clipping 'statik': .* Did you mean 'static'\?",
         ),
-        (jsd_with_eps, "alphas_bar = 0, where eps does not determine x_0: predict x_0 or v"),
+        (jsd_with_eps, "alphas_bar = 0, where eps does not determine x_0: predict x_0, v, edm or"),
     ],
 )
 def test_mistakes_are_named(build, sentence):

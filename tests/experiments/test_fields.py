@@ -228,7 +228,7 @@ def test_a_field_is_refused_where_nothing_reads_it(spec, owner):
         if other != owner:
             field = FIELDS[other.field]
             values[other.field] = other.values[0] if other.values else changed(field)
-    with pytest.raises(UsageError, match=r"has none: leave it|is made of the U-Net's blocks"):
+    with pytest.raises(UsageError, match=r"has none: set it back to|is made of the U-Net's blocks"):
         check_config(config_with(**(values | without(owner))))
 
 
@@ -295,7 +295,8 @@ def test_a_text_becomes_a_value_of_the_fields_type(name, text, value):
         ),
         *(("optimizer.b1", text, "give a finite number") for text in ("", "fast", "nan", "inf")),
         *(("data.flip", text, "give true or false") for text in ("", "maybe", "no", "2")),
-        *(("model.ch_mult", text, "separated by commas") for text in ("", "1,x", "1,,2")),
+        *(("model.ch_mult", text, r"separated by commas\.") for text in ("", "1,x", "1,,2")),
+        *(("model.attn_resolutions", text, r"or \(\) for none") for text in ("", "none")),
         ("init_from_step", "1.5", "give a whole number"),
     ],
 )
