@@ -66,6 +66,21 @@ class DamagedCheckpoint(FailureError):
         super().__init__(f"The checkpoint {path} is damaged ({reason}): {others}.")
 
 
+class MissingFields(UsageError):
+    """A checkpoint lacks fields of the state that are asked for.
+
+    Attributes:
+      saved: the fields that it has, "params" say.
+    """
+
+    def __init__(self, path: pathlib.Path, lacking: set[str], saved: set[str]):
+        self.saved = saved
+        super().__init__(
+            f"The checkpoint {path} holds no {min(lacking)}: it has "
+            f"{', '.join(sorted(saved))} only."
+        )
+
+
 def check_name(workdir: pathlib.Path) -> None:
     r"""Refuse a directory that would be taken for another one.
 
@@ -227,6 +242,7 @@ def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
         ...}.
 
     Raises:
+      MissingFields: a UsageError, the checkpoint has no such field.
       UsageError: the checkpoint is not ours, or of another architecture.
       DamagedCheckpoint: its files are damaged.
     """
@@ -365,10 +381,7 @@ def _check_architecture(path: pathlib.Path, saved: Any, template: Any, *, partia
     if partial:
         lacking = _top(template) - _top(saved)
         if lacking:
-            raise UsageError(
-                f"The checkpoint {path} holds no {min(lacking)}: it has "
-                f"{', '.join(sorted(_top(saved)))} only."
-            )
+            raise MissingFields(path, lacking, _top(saved))
         fields = _top(template)
         there = {name: shape for name, shape in there.items() if name.split("/")[0] in fields}
     wrong = [

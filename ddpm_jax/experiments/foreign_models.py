@@ -119,5 +119,11 @@ def load_foreign(
     placed(weights.params, jnp.asarray)  # each array on the host is let go before the next
     weights = weights._replace(frozen=jax.tree.map(jnp.asarray, weights.frozen))
     return TrainedModel(
-        model, weights, step=0, average=kind, sha256=sha256, directory=container.path
+        model,
+        weights,
+        step=0,
+        average=kind,
+        sha256=sha256,
+        directory=container.path,
+        raw_is_chosen=raw_weights,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ddpm_jax.checkpoints.reader import find_step, read_config, read_weights
+from ddpm_jax.checkpoints.reader import MissingFields, find_step, read_config, read_weights
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.file_options import FileOptions, LowRank
 from ddpm_jax.experiments.first_stages import FirstStageModel
@@ -82,19 +82,20 @@ def load_trained(
         settings["model"]["dtype"] = dtype
     model = model_from_settings(settings, source=f"the config of {workdir}, step {step}")
     _check_objective(workdir, model, objective)
-    weights = _read_weights(workdir, step, model, "params" if raw_weights else "ema_params")
+    weights, kind = _read_kind(workdir, step, model, raw_weights=raw_weights)
     if isinstance(model, DiffusionModel):
         model = model.at_levels_of(weights)
     return TrainedModel(
         model,
         weights,
         step,
-        "raw" if raw_weights else "ema",
+        kind,
         weights_digest(weights),
         class_names_in(settings),
         contents_in(settings),
         as_path(workdir),
         find_tokenizer(model.config, workdir),
+        raw_is_chosen=raw_weights,
     )
 
 
@@ -168,6 +169,31 @@ def load_updates(
         raise UsageError(f"{workdir} trained all weights (lora.rank is 0): it has no updates.")
     item = "params" if raw_weights else "ema_params"
     return model, read_weights(workdir, step, {item: model.params_shapes()})[item]
+
+
+def _read_kind(
+    workdir: str | pathlib.Path, step: int, model: Model, *, raw_weights: bool
+) -> tuple[Weights, str]:
+    """Return (the average of the weights, or these as trained; which: "ema" or "raw").
+
+    A run that was imported from files without an average has the weights as trained alone, and they
+    are read whatever is asked for.
+
+    Raises:
+      UsageError: the weights as trained are asked for, and the run has the average alone.
+    """
+    try:
+        item = "params" if raw_weights else "ema_params"
+        weights = _read_weights(workdir, step, model, item)
+    except MissingFields as error:
+        if raw_weights and "ema_params" in error.saved:
+            raise UsageError(
+                f"raw_weights: {workdir} holds no weights as trained, only their average."
+            ) from error
+        if raw_weights or "params" not in error.saved:
+            raise
+        return _read_weights(workdir, step, model, "params"), "raw"
+    return weights, "raw" if raw_weights else "ema"
 
 
 def _read_weights(workdir: str | pathlib.Path, step: int, model: Model, item: str) -> Weights:

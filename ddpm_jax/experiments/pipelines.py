@@ -71,6 +71,7 @@ def load_pipeline(
         sha256=sha256,
         directory=pipeline.path,
         tokenizer=tokenizer,
+        raw_is_chosen=raw_weights,
     )
 
 

@@ -23,6 +23,8 @@ class TrainedModel:
     )
     directory: pathlib.Path | None = None  # of the run
     tokenizer: Tokenizer | None = None  # of a model that reads texts
+    # whether the raw weights were asked for, and are not read for want of an average
+    raw_is_chosen: bool = False
 
     @property
     def params(self) -> Any:

@@ -311,7 +311,7 @@ def _assumed_process(asked: Any, *, is_doubled: bool) -> dict[str, Assumption]:
         if asked not in of_process:
             return {}
         name = of_process[asked]
-        why = f"{why}: as of {name}, whose process this is"
+        why = f"as in {name}, whose process this is"
     assumed = {key: Assumption(value, why) for key, value in PRECONDITIONERS[name].fields.items()}
     if name == "iDDPMPrecond":
         assumed["diffusion.num_timesteps"] = Assumption(1000, "iDDPM's")

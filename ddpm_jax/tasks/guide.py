@@ -83,7 +83,7 @@ def make_guide(trained: TrainedModel, guidance: Guidance) -> Guide:
     if guidance.scale is None:
         return Guide(trained)
     numbers, record = _numbers(trained, guidance)
-    raw = trained.average == "raw"
+    raw = trained.raw_is_chosen
     if guidance.classifier:
         classifier = load_classifier(guidance.classifier, trained, raw_weights=raw)
         _check_classes(trained, classifier, guidance.classifier)

@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,16 @@ from ddpm_jax.checkpoints.reader import saved_steps
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.owners import OBJECTIVES
 from ddpm_jax.experiments.run_settings import run_settings
+from ddpm_jax.experiments.training_params import with_training_params
 from ddpm_jax.files import as_path, check_place, is_remote
 from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers
 from ddpm_jax.interop.flax_networks import open_flax
 from ddpm_jax.interop.tensor_files import read_tensors
 from ddpm_jax.locks import hold
+from ddpm_jax.randomness import base_key
 
 MSGPACK = ".msgpack"
 _HOW = (
@@ -54,8 +58,7 @@ def import_first_stage(
     with hold(out, "importing a first stage into it"):
         check_new(out)
         checkpointer = Checkpointer(out, keep_last=1, keep_every=1)
-        state = {"ema_params": jax.tree.map(jnp.asarray, params)}
-        checkpointer.save(0, state, {}, run_settings(model))
+        checkpointer.save(0, imported_state(model, "raw", params), {}, run_settings(model))
         checkpointer.close()
 
 
@@ -65,6 +68,20 @@ def _read(weights: str | os.PathLike) -> Mapping[str, np.ndarray]:
     if not is_remote(path) and path.is_file() and path.suffix == MSGPACK:
         return open_flax(path)
     return read_tensors(weights, what="weights of the first stage", how=_HOW)
+
+
+def imported_state(model: Model, kind: str, params: Any) -> dict[str, Any]:
+    """Return the entry of a run's state with weights of other files, under what they are.
+
+    Args:
+      model: theirs.
+      kind: "ema", a moving average, or "raw", as trained.
+      params: NumPy arrays.
+    """
+    params = jax.tree.map(jnp.asarray, params)
+    if kind == "ema":
+        return {"ema_params": params}
+    return {"params": with_training_params(model.config, params, base_key(0))}
 
 
 def check_new(out: pathlib.Path) -> None:

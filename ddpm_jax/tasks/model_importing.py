@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from ddpm_jax import host_memory
 from ddpm_jax.checkpoints.writer import Checkpointer
@@ -21,7 +20,7 @@ from ddpm_jax.files import as_path, check_place
 from ddpm_jax.locks import hold
 from ddpm_jax.monitoring.results import write_record
 from ddpm_jax.tasks.certificates import CERTIFICATE, check_written_back, make_certificate
-from ddpm_jax.tasks.importing import check_new
+from ddpm_jax.tasks.importing import check_new, imported_state
 
 KINDS = ("ema", "raw")  # of weights: their moving average, and as trained
 WRITTEN_AT_ONCE = 1 << 26  # bytes of weights, or two of the largest array
@@ -47,7 +46,7 @@ def import_model(
     """Write a network of another project as a run of step 0, with a certificate beside it.
 
     Where there is a moving average of the weights, the run has it as its average, and the raw
-    weights beside it; otherwise the raw weights stand for the average.
+    weights beside it; otherwise it has the raw weights alone, which every command then takes.
 
     Args:
       path: a file, a directory, the prefix of a TensorFlow checkpoint, or a name on the hub.
@@ -82,7 +81,7 @@ def import_model(
         params = trained.params if is_average else foreign_params(foreign, model, kind)
         report(f"comparing the {kind} weights, written back, with the files")
         digests[kind] = check_written_back(foreign, kind, params, model.network)
-        state["ema_params" if is_average else "params"] = jax.tree.map(jnp.asarray, params)
+        state |= imported_state(model, kind, params)
     if jax.tree.leaves(trained.weights.frozen):
         state["frozen"] = trained.weights.frozen
     report("making the image of the certificate")

@@ -171,7 +171,11 @@ def test_what_cannot_be_is_refused(refused, averaged, trained, mine, invoke):
         says=["holds this average at step 10 already", "--out"],
     )
     refused(
-        "sample", "--ckpt", mine / "ema" / "decay_0.5", "--raw_weights", says=["holds no params"]
+        "sample",
+        "--ckpt",
+        mine / "ema" / "decay_0.5",
+        "--raw_weights",
+        says=["holds no weights as trained"],
     )
 
 

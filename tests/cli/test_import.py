@@ -139,7 +139,8 @@ def test_verify_sees_changed_weights(invoke, imported, tmp_path):
 @pytest.mark.parametrize("kind", ["ema", "raw"])
 def test_one_kind_of_weights_is_imported_alone(invoke, refused, tmp_path, kind):
     run = tmp_path / "run"
-    result = invoke("import", PORT, "--out", run, "--weights", kind)
+    weighting = "--config.diffusion.weighting=learned"  # whose network is of training alone
+    result = invoke("import", PORT, "--out", run, "--weights", kind, weighting)
     assert result.code == 0, result.err
     assert f"285,667 parameters ({kind})\n" in result.out
     assert "assumed: images are made with" not in result.out
@@ -157,7 +158,12 @@ def test_one_kind_of_weights_is_imported_alone(invoke, refused, tmp_path, kind):
     there = ddpm_jax.load(PORT, raw_weights=kind == "raw").params
     jax.tree.map(np.testing.assert_array_equal, here, there)
     assert invoke("verify", run).out.count(": equal\n") == 3
-    refused("sample", "--ckpt", run, "--raw_weights", says=["holds no params"])
+    record = ddpm_jax.load(run).trained
+    assert record.average == kind
+    if kind == "ema":
+        refused("sample", "--ckpt", run, "--raw_weights", says=["holds no weights as trained"])
+    else:
+        assert ddpm_jax.load(run, raw_weights=True).trained.sha256 == record.sha256
 
 
 def test_weights_that_the_files_do_not_have_are_refused(refused, tmp_path):

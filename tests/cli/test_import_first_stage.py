@@ -68,7 +68,7 @@ def test_the_weights_come_out_as_they_went_in(invoke, refused, files, tmp_path):
     assert result.code == 0, result.err
     assert f"--config.first_stage.ckpt={tmp_path / 'run'}" in result.out
     loaded = load_first_stage(tmp_path / "run")
-    assert (loaded.step, loaded.average) == (0, "ema")
+    assert (loaded.step, loaded.average) == (0, "raw")
     expected = {**params, "log_scale": np.float32(0.0)}  # which the file does not have
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
     refused("import_first_stage", *argv, says=["holds a run already: name another directory"])
