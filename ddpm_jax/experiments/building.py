@@ -44,7 +44,8 @@ def build(config: ConfigDict, first_stage: FrozenFirstStage | None = None) -> Mo
         diffusion.variance,
         sigma_data=diffusion.sigma_data,
     )
-    make_loss(diffusion.loss, diffusion.weighting, variance=process.variance, chain=chain)
+    if not config.distill.evaluations:  # which has a loss of its own
+        make_loss(diffusion.loss, diffusion.weighting, variance=process.variance, chain=chain)
     own_method(config, chain)
     if config.objective == "first_stage":
         return first_stages.FirstStageModel(

@@ -12,6 +12,7 @@ from ddpm_jax.data.augmentation import LABELS
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.config import flatten
 from ddpm_jax.experiments.config_field import Field, Owner
+from ddpm_jax.experiments.distill_fields import UNREAD
 from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.learning_rates import parse_groups
 from ddpm_jax.experiments.owners import FIRST_STAGE, OBJECTIVES
@@ -115,15 +116,11 @@ def _check_learned_levels(config: ConfigDict) -> None:
 def _check_weighting(config: ConfigDict) -> None:
     if config.diffusion.weighting != "learned":
         return
-    for name, value in (
-        ("distill.evaluations", config.distill.evaluations),
-        ("lora.rank", config.lora.rank),
-    ):
-        if value:
-            raise UsageError(
-                f"diffusion.weighting is 'learned', with the network that is trained, but {name} "
-                f"is {value}, where it has none: set diffusion.weighting to 'uniform'."
-            )
+    if config.lora.rank:
+        raise UsageError(
+            "diffusion.weighting is 'learned', with the network that is trained, but lora.rank is "
+            f"{config.lora.rank}, where it has none: set diffusion.weighting to 'uniform'."
+        )
 
 
 def _check_network(config: ConfigDict) -> None:
@@ -222,6 +219,13 @@ def _check_augmentation(config: ConfigDict) -> None:
 
 def _check_few_steps(config: ConfigDict) -> None:
     c = config.distill
+    for name in UNREAD if c.evaluations else ():
+        value, default = config.diffusion[name], FIELDS[f"diffusion.{name}"].default
+        if value != default:
+            raise UsageError(
+                f"diffusion.{name} is {value!r}, but a distillation (distill.evaluations is "
+                f"{c.evaluations}) has a loss and levels of its own: set it back to {default!r}."
+            )
     if c.evaluations and config.mean_flow.evaluations:
         raise UsageError(
             f"distill.evaluations is {c.evaluations}, but a mean flow takes few steps as it is: "

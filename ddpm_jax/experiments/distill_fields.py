@@ -16,6 +16,17 @@ METHODS = {  # of distillation, and the name of its models in messages
     "consistency": "a model of consistency tuning",
     "progressive": "a model of progressive distillation",
 }
+# of the group diffusion, which no distillation reads: its loss and its levels are its own
+UNREAD = (
+    "loss",
+    "weighting",
+    "timestep_sampling",
+    "bound",
+    "levels",
+    "level_mean",
+    "level_std",
+    "mode_scale",
+)
 _DISTILLED = only("distill.evaluations")
 _CONSISTENCY = _DISTILLED + only("distill.method", "consistency")
 _PROGRESSIVE = _DISTILLED + only("distill.method", "progressive")

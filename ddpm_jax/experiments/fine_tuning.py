@@ -25,6 +25,7 @@ _OF_TRAINING = (
     "diffusion.loss",
     "diffusion.weighting",
     "diffusion.timestep_sampling",
+    "diffusion.bound",
     "diffusion.levels",
     "diffusion.level_mean",
     "diffusion.level_std",

@@ -12,6 +12,7 @@ from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.codec import FrozenFirstStage
+from ddpm_jax.experiments.distill_fields import UNREAD
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.files import read_file, reporting
 from ddpm_jax.schema import LARGEST, SHA256, Malformed, Table, Text, Whole, check, parse
@@ -85,9 +86,18 @@ def check_settings(settings: dict[str, Any], *, source: str) -> None:
 
 
 def config_in(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the config in a run's settings."""
+    """Return the config in a run's settings.
+
+    Older distilled runs have fields of their teacher's that nothing read; these are left out.
+    """
     others = (FIRST_STAGE, DATASET, INIT_FROM)
-    return {name: value for name, value in settings.items() if name not in others}
+    config = {name: value for name, value in settings.items() if name not in others}
+    distill, diffusion = config.get("distill"), config.get("diffusion")
+    if not (isinstance(distill, dict) and isinstance(diffusion, dict)):
+        return config
+    if not distill.get("evaluations"):
+        return config
+    return config | {"diffusion": {k: v for k, v in diffusion.items() if k not in UNREAD}}
 
 
 def first_stage_in(settings: dict[str, Any], *, source: str) -> FrozenFirstStage | None:

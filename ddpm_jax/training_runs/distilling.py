@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
-from ddpm_jax.experiments.distill_fields import MAX_STEPS, METHODS
+from ddpm_jax.experiments.distill_fields import MAX_STEPS, METHODS, UNREAD
+from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.latents import AS_INIT_FROM
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.experiments.models import DiffusionModel
@@ -111,7 +112,7 @@ def distill_config(
       0: an update takes 4/3 of the time of one of the teacher's. Of progressive distillation 0.6
       and 0.5, in `distill.rounds` that begin with 64 DDIM steps or more; each has the cosine, after
       a warm-up of at most a tenth of it;
-    - `diffusion.weighting`: uniform in place of a learned one.
+    - `distill_fields.UNREAD`, its loss and its levels: defaults, since nothing reads them.
 
     Raises:
       UsageError: a model that cannot be distilled.
@@ -133,8 +134,8 @@ def distill_config(
     nats = PRIOR_NATS / MEAN_SQUARE
     largest = math.sqrt(math.prod(model.shape) / (2 * nats))
     of_process = math.exp(min(model.chain.log_sigmas[-1], math.log(LARGEST_SIGMA)))
-    if config.diffusion.weighting == "learned":
-        config.diffusion.weighting = "uniform"  # distillation has weights of its own
+    for name in UNREAD:
+        config.diffusion[name] = FIELDS[f"diffusion.{name}"].default
     config.distill.evaluations = settings.steps
     config.distill.sigma_max = float(f"{min(largest, of_process):.3g}")
     config.distill.method = settings.method

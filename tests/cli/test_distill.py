@@ -85,6 +85,19 @@ def test_a_distilled_run_is_a_run_with_a_certificate(
     refused("evaluate", "--ckpt", out, "--metric", "distillation", says=says)
 
 
+@pytest.mark.parametrize("method", ["consistency", "progressive"])
+def test_what_only_the_teachers_loss_read_is_left_out(trained, method):
+    teacher = load_trained(trained)
+    fields = {"loss": "hybrid", "variance": "learned_range", "weighting": "min_snr"}
+    fields = {f"diffusion.{name}": value for name, value in fields.items()}
+    fields["diffusion.timestep_sampling"] = "antithetic"
+    teacher = dataclasses.replace(teacher, model=build(override(teacher.model.config, fields)))
+    config = distill_config(teacher, trained, Distillation(steps=2, method=method))
+    assert (config.diffusion.loss, config.diffusion.weighting) == ("simple", "uniform")
+    assert config.diffusion.timestep_sampling == "uniform"
+    build(config)
+
+
 def test_the_rounds_halve_as_many_steps_as_the_process_has(trained):
     teacher = load_trained(trained)  # a chain of 20 steps
     config = distill_config(teacher, trained, Distillation(steps=2, method="progressive"))

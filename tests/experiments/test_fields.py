@@ -19,11 +19,13 @@ from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import texts
 from ddpm_jax.experiments.building import DTYPES
-from ddpm_jax.experiments.config import default_config, override
+from ddpm_jax.experiments.config import default_config, from_dict, override, to_dict
 from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.experiments.config_field import Range, field, list_fields, only
+from ddpm_jax.experiments.distill_fields import UNREAD
 from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.networks import CUSTOM
+from ddpm_jax.experiments.run_settings import config_in
 from ddpm_jax.models import (
     classifier,
     dit,
@@ -327,3 +329,31 @@ def test_levels_are_learned_with_a_network_that_denoises_pixels(field, value, wo
     config.condition.num_classes = 10 if value == "classifier" else 0
     with pytest.raises(UsageError, match=f"levels are learned.*{words}"):
         check_config(config)
+
+
+TEACHER = {  # of the processes that have them, and away from their defaults
+    "loss": "vlb",
+    "weighting": "min_snr",
+    "timestep_sampling": "antithetic",
+    "bound": "discrete",
+    "levels": "mode",
+    "level_mean": -0.4,
+    "level_std": 1.0,
+    "mode_scale": 1.0,
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_no_distillation_reads_is_refused_in_one(name):
+    process = {"loss": "chain", "bound": "vdm"}.get(name, "flow")
+    levels = {"level_mean": "lognormal", "level_std": "lognormal", "mode_scale": "mode"}
+    fields = {"process": process, "levels": levels.get(name, "uniform"), name: TEACHER[name]}
+    fields = {f"diffusion.{field}": value for field, value in fields.items()}
+    check_config(config_with(**fields))
+    student = config_with(**fields, **{"init_from": "run", "distill.evaluations": 2})
+    with pytest.raises(UsageError, match=r"a distillation .* of its own: set it back to"):
+        check_config(student)
+    # a run of before, with all that its teacher had
+    kept = from_dict(config_in(to_dict(student)), source="a run of before")
+    check_config(kept)
+    assert kept.diffusion.process == process
