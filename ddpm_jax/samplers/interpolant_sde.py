@@ -11,6 +11,7 @@ Their w is 2D, and their t is 1 - τ. D = 0 is the flow; `sbdm` is the reverse o
 
 import math
 from collections.abc import Callable
+from numbers import Real
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def diffusion_of(path: Interpolant, at: Place, form: str, norm: float = 1.0) -> 
       UsageError: an unknown form, one that this path has not, or a norm that is negative.
     """
     of_form = choose("diffusion", form, DIFFUSIONS)
-    if not 0 <= norm < math.inf:
+    if not (isinstance(norm, Real) and 0 <= norm < math.inf):
         raise UsageError(f"norm is {norm}: choose a number that is not negative.")
     if form in OF_UNIT_TIME and path in (EDM, VE):
         raise UsageError(

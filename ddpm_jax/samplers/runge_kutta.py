@@ -3,10 +3,12 @@
 In x̄ and σ, where the flow is dx̄/dσ = ε, or with `runge_kutta` in the time and scale of any
 interpolant. A step is two rows: to a first estimate, and from it to the improved one. The last
 step, to clean data, where no evaluation is possible, has the first row alone: 2N - 1 evaluations.
+From pure noise, where σ is infinite, those in σ take DDIM's step first, of one: 2N - 2.
 """
 
 import math
-from typing import NamedTuple
+from numbers import Real
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -83,7 +85,7 @@ def edm(
       dtype: of the tables.
 
     Raises:
-      UsageError: a negative number, or rounding in continuous time.
+      UsageError: a negative number, no range of levels, or rounding in continuous time.
     """
     check_chain(chain)
     times = np.asarray(times, np.float64)[::-1]
@@ -111,11 +113,17 @@ def _raised(
     """Return the falling times [N], perhaps rounded, and those of σ̂ = (1+γ) σ; see `edm`.
 
     Raises:
-      UsageError: a negative number, or rounding in continuous time.
+      UsageError: a negative number, no range of levels, or rounding in continuous time.
     """
     for name, value in churn.items():
-        if not value >= 0:
+        if not (isinstance(value, Real) and value >= 0):
             raise UsageError(f"{name} is {value}: choose a number that is not negative.")
+    if churn["s_min"] > churn["s_max"]:
+        raise UsageError(
+            f"s_min is {churn['s_min']} and s_max {churn['s_max']}, so no level is between them: "
+            "choose an s_max above s_min."
+        )
+    _check_switch("rounded", rounded)
     sigma, time_of = levels_at(chain, times[::-1]).sigma[:-1], chain.times_from_sigmas
     if rounded:
         times, time_of = chain.nearest_steps(sigma).astype(np.float64), chain.nearest_steps
@@ -123,6 +131,11 @@ def _raised(
     chosen = (churn["s_min"] <= sigma) & (sigma <= churn["s_max"])
     gamma = np.where(chosen, min(churn["s_churn"] / len(times), MAX_CHURN), 0)
     return times, np.where(gamma > 0, time_of((1 + gamma) * sigma), times)
+
+
+def _check_switch(name: str, value: Any) -> None:
+    if not isinstance(value, bool | np.bool_):
+        raise UsageError(f"{name} is {value!r}: it must be True or False.")
 
 
 def _log_sigmas(chain: Chain, times: np.ndarray) -> np.ndarray:
@@ -204,7 +217,9 @@ def runge_kutta(
     """
     if order not in (1, 2):
         raise UsageError(f"order is {order}: runge_kutta has the orders 1 and 2.")
-    if not 0 < alpha <= 1:
+    order = int(order)
+    _check_switch("scaled", scaled)
+    if not (isinstance(alpha, Real) and 0 < alpha <= 1):
         raise UsageError(f"alpha is {alpha}: choose a number above 0 and up to 1; 1 is Heun's.")
     check_chain(chain)
     course = path_of(chain, path)

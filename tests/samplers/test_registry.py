@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.diffusion.chain import Chain
+from ddpm_jax.diffusion.chain import Chain, continuous_chain
+from ddpm_jax.diffusion.interpolants import INTERPOLANTS
 from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
@@ -82,6 +83,13 @@ def test_every_sampler_says_what_it_is(name):
         ("unipc", {"variant": "bh3"}, "Unknown variant of unipc 'bh3': choose one of bh1, bh2"),
         ("edm", {"s_churn": -1.0}, "s_churn is -1.0: choose a number that is not negative"),
         ("edm", {"s_noise": float("nan")}, "s_noise is nan"),
+        ("edm", {"s_min": "low"}, "s_min is low: choose a number"),
+        ("edm", {"s_min": 5.0, "s_max": 1.0}, "s_min is 5.0 and s_max 1.0, so no level"),
+        ("edm", {"rounded": "maybe"}, "rounded is 'maybe': it must be True or False"),
+        ("runge_kutta", {"s_min": 5.0, "s_max": 1.0}, "s_min is 5.0 and s_max 1.0, so no level"),
+        ("runge_kutta", {"scaled": "maybe"}, "scaled is 'maybe': it must be True or False"),
+        ("runge_kutta", {"alpha": "half"}, "alpha is half: choose a number"),
+        ("interpolant_sde", {"norm": "much"}, "norm is much: choose a number"),
         ("predictor_corrector", {"snr": 0.0}, "snr is 0.0: .* positive"),
         ("predictor_corrector", {"snr": float("inf")}, "snr is inf"),
         (
@@ -99,6 +107,13 @@ def test_every_sampler_says_what_it_is(name):
 def test_what_cannot_be_is_refused(name, options, message):
     with pytest.raises(UsageError, match=message):
         make_sampler(name, CHAIN, steps=10, options=options)
+
+
+@pytest.mark.parametrize("name", ["heun", "edm", "dpm2"])
+def test_the_first_of_two_evaluations_a_step_is_alone_where_a_flow_begins(name):
+    assert make_sampler(name, CHAIN, steps=10).evaluations == 19
+    flow = continuous_chain(INTERPOLANTS["flow"], 100)
+    assert make_sampler(name, flow, steps=10).evaluations == 18
 
 
 @pytest.mark.parametrize("steps", [0, 101])
