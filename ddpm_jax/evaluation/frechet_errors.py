@@ -43,14 +43,19 @@ class ExpectedDistance(NamedTuple):
     standard_error: float  # of the simulation
 
 
+class ExpectedClassDistances(NamedTuple):
+    """Distances of the samples of a perfect model, by class."""
+
+    distances: tuple[ExpectedDistance, ...]
+    mean: ExpectedDistance  # over classes
+
+
 class ClassDistances(NamedTuple):
     """Distances of each class of the samples to the same class of the reference."""
 
     classes: np.ndarray  # int [K]
     distances: tuple[FrechetDistance, ...]
     mean: FrechetDistance  # over classes
-    expected: tuple[ExpectedDistance, ...]  # of a perfect model, by its counts of each class
-    expected_mean: ExpectedDistance
 
 
 def frechet_with_error(
@@ -217,8 +222,7 @@ def frechet_by_class(
     """Return the distance of each class of the samples to that of the reference, and their mean.
 
     A class has fewer images than the whole and so a larger bias: compare numbers of equal counts.
-    What is expected of a perfect model is `expected_distance` of the covariance of a class of the
-    reference, in the class's own counts of both sets.
+    `expected_by_class` says how large it is.
 
     Args:
       features_a: of the samples, [N, D].
@@ -240,12 +244,59 @@ def frechet_by_class(
                 f"Class {label} has {counts[0]} samples and {counts[1]} reference images: a "
                 "distance of classes takes at least 2 of each."
             )
-    pairs = [
+    distances = tuple(
         _of_class(features_a[labels_a == label], features_b[labels_b == label]) for label in classes
-    ]
-    distances, expected = zip(*pairs, strict=True)
-    mean, expected_mean = FrechetDistance(*_mean(distances)), ExpectedDistance(*_mean(expected))
-    return ClassDistances(classes, distances, mean, expected, expected_mean)
+    )
+    return ClassDistances(classes, distances, FrechetDistance(*_mean(distances)))
+
+
+def expected_by_class(
+    labels_a: np.ndarray, features_b: np.ndarray, labels_b: np.ndarray
+) -> ExpectedClassDistances:
+    """Return what `frechet_by_class` is to expect of a perfect model with as many of each class.
+
+    It is `expected_distance`, but a class has too few reference images to take the spectrum of
+    their covariance: it is steeper than the true one, and of no more images than features the
+    distance would come out at half of what it is. The spectrum λ is drawn to its mean instead,
+    λ' = m + k (λ - m), with k such that Σ λ'² is what the images say of tr C² without bias:
+
+      n² / ((n - 1) (n + 2)) (tr Ĉ² - (tr Ĉ)² / n),   n = M - 1
+
+    Source: shrinkage, Ledoit & Wolf 2004; the estimate of tr C², Srivastava 2005.
+
+    Args:
+      labels_a: classes of the samples, int [N].
+      features_b: of the reference, [M, D].
+      labels_b: int [M], at least 2 of each class that the samples have.
+    """
+    found = tuple(
+        _simulated(
+            _class_spectrum(features_b[labels_b == label]),
+            np.count_nonzero(labels_a == label),
+            np.count_nonzero(labels_b == label),
+            DRAWS,
+            0,
+        )
+        for label in np.unique(labels_a)
+    )
+    return ExpectedClassDistances(found, ExpectedDistance(*_mean(found)))
+
+
+def _class_spectrum(features: np.ndarray) -> np.ndarray:
+    """Return the eigenvalues [D] of `expected_by_class`, of features [M, D], in rising order."""
+    degrees, dims = len(features) - 1, features.shape[1]
+    centred = features.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    spectrum = np.zeros(dims)
+    values = scipy.linalg.svdvals(centred)[::-1] ** 2 / degrees
+    spectrum[-len(values) :] = values
+    mean, spread = spectrum.mean(), np.sum((spectrum - spectrum.mean()) ** 2)
+    if degrees == 1 or not spread:
+        return spectrum
+    of_squares = np.sum(spectrum**2) - np.sum(spectrum) ** 2 / degrees
+    of_squares *= degrees**2 / ((degrees - 1) * (degrees + 2))
+    k = np.sqrt(max(of_squares - dims * mean**2, 0.0) / spread)
+    return mean + k * (spectrum - mean)
 
 
 def _mean(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -254,9 +305,7 @@ def _mean(found: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return float(values.mean()), float(np.sqrt(np.sum(errors**2)) / len(errors))
 
 
-def _of_class(
-    features_a: np.ndarray, features_b: np.ndarray
-) -> tuple[FrechetDistance, ExpectedDistance]:
+def _of_class(features_a: np.ndarray, features_b: np.ndarray) -> FrechetDistance:
     value = frechet.frechet_distance_of_sets(features_a, features_b)
     count, dims = features_b.shape
     if count < dims:  # the centred elements are themselves a factor, and the smaller one
@@ -266,17 +315,13 @@ def _of_class(
     else:
         mean, covariance = frechet.gaussian_statistics(features_b)
         factor = frechet.covariance_factor(covariance)
-    found = FrechetDistance(value, frechet_standard_error(features_a, mean, factor))
-    if not factor.size:  # no variance
-        return found, ExpectedDistance(0.0, 0.0)
-    spectrum = np.sort(scipy.linalg.svdvals(factor) ** 2)
-    return found, _simulated(spectrum, len(features_a), count, DRAWS, 0)
+    return FrechetDistance(value, frechet_standard_error(features_a, mean, factor))
 
 
 def _simulated(
     eigenvalues: np.ndarray, num_samples: int, num_reference: int | None, draws: int, seed: int
 ) -> ExpectedDistance:
-    """Return `expected_distance` of a spectrum [r], from which zeros may be left out."""
+    """Return `expected_distance` of a spectrum [D]."""
     trace, random = eigenvalues.sum(), np.random.default_rng(seed)
     inverse = 1 / num_samples + (1 / num_reference if num_reference else 0)
     values = []

@@ -18,6 +18,7 @@ from ddpm_jax.evaluation.frechet import (
     prefers_elements,
 )
 from ddpm_jax.evaluation.frechet_errors import (
+    expected_by_class,
     expected_distance,
     frechet_by_class,
     frechet_with_error,
@@ -98,16 +99,20 @@ def fid_infinity(samples: FeatureSet, reference: FeatureSet) -> Numbers:
 def fid_by_class(samples: FeatureSet, reference: FeatureSet) -> Numbers:
     """Return the mean over classes of their Frechet distances, and each of these.
 
-    Besides, what a perfect model would have of as many samples of each class.
+    With at most `WIDE` features also what a perfect model would have.
     """
     found = frechet_by_class(samples.features, samples.labels, reference.features, reference.labels)
     of_class = zip(found.classes.tolist(), found.distances, strict=True)
     each = {f"fid_of_class_{label}": tuple(distance) for label, distance in of_class}
-    perfect = {
-        label: expected._asdict() for label, expected in zip(each, found.expected, strict=True)
+    values = {"fid_by_class": tuple(found.mean), **each}
+    if samples.dims > WIDE:
+        return Numbers(values, {})
+    perfect = expected_by_class(samples.labels, reference.features, reference.labels)
+    of_classes = {
+        name: expected._asdict() for name, expected in zip(each, perfect.distances, strict=True)
     }
-    more = {"expected": found.expected_mean._asdict(), "expected_of_classes": perfect}
-    return Numbers({"fid_by_class": tuple(found.mean), **each}, {}, more)
+    more = {"expected": perfect.mean._asdict(), "expected_of_classes": of_classes}
+    return Numbers(values, {}, more)
 
 
 def kid(samples: FeatureSet, reference: FeatureSet) -> Numbers:

@@ -315,7 +315,7 @@ def _warn_of_results(
         _warn(
             "images and reference are the same: a set compared with itself says nothing of a model."
         )
-    if "fid_by_class" in numbers:
+    if "fid_by_class" in numbers and network.dims <= WIDE:
         fewest = np.unique(samples.labels, return_counts=True)[1].min()
         if fewest < FEW * network.dims:
             perfect = numbers["fid_by_class"].more["expected"]["value"]
