@@ -16,7 +16,6 @@ from ddpm_jax.experiments.models import DiffusionModel, Model
 from ddpm_jax.experiments.run_settings import INIT_FROM, check_settings, frozen_first_stage
 from ddpm_jax.experiments.text_networks import ENCODER_FIELDS
 from ddpm_jax.experiments.trained_model import TrainedModel
-from ddpm_jax.interop.hub import origin
 from ddpm_jax.text.tokenizer import Tokenizer
 from ddpm_jax.training.initial_weights import Fitting, Given, fitting
 
@@ -135,7 +134,7 @@ def find_beginning(
     except UsageError as error:
         raise UsageError(f"init_from: {error}") from error
     record = {
-        "source": origin(str(trained.directory)),
+        "source": trained.origin,
         "step": trained.step,
         "weights": trained.average,
         "sha256": trained.sha256,

@@ -5,6 +5,8 @@ import pathlib
 from typing import Any
 
 from ddpm_jax.experiments.models import Model, Weights
+from ddpm_jax.files import absolute
+from ddpm_jax.interop.hub import origin
 from ddpm_jax.text.tokenizer import Tokenizer
 
 
@@ -30,3 +32,8 @@ class TrainedModel:
     def params(self) -> Any:
         """Return the parameters of the network."""
         return self.weights.params
+
+    @property
+    def origin(self) -> str:
+        """Return what its files are called in records, from whatever directory they are read."""
+        return origin(str(self.directory and absolute(self.directory)))

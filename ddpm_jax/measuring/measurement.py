@@ -10,7 +10,6 @@ from ddpm_jax.evaluation.tally import Estimate
 from ddpm_jax.experiments.identity import identity, versions
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import reporting
-from ddpm_jax.interop.hub import origin
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, Evaluation
 from ddpm_jax.monitoring.results import machine, write_record
 
@@ -43,7 +42,7 @@ def result_path(directory: pathlib.Path, name: str, trained: TrainedModel, suffi
 def checkpoint_record(trained: TrainedModel) -> dict[str, Any]:
     """Return the entries of a record about its model."""
     return {
-        "checkpoint": origin(str(trained.directory)),
+        "checkpoint": trained.origin,
         "checkpoint_step": trained.step,
         "weights": trained.average,
         **identity(trained),

@@ -9,7 +9,7 @@ held against it.
 import hashlib
 import operator
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.run_settings import frozen_first_stage
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.foreign import Foreign, Request, Tensors
+from ddpm_jax.files import absolute
 from ddpm_jax.interop.containers import Container
 from ddpm_jax.interop.hub import origin
 from ddpm_jax.models.convolution import as_written
@@ -33,6 +34,13 @@ from ddpm_jax.tasks.sampling_settings import Sampling
 CERTIFICATE = "certificate.json"
 STEPS, SEED = 2, 0  # of the image in a certificate
 SIZE = 64  # height and width in pixels that it has at most, where the network allows
+
+
+class Digests(NamedTuple):
+    """Digests of one kind of weights."""
+
+    tensors: str  # `tensors_digest` of the tensors, read and written back
+    weights: str  # `results.weights_digest` of ours
 
 
 def tensors_digest(tensors: Tensors) -> str:
@@ -75,7 +83,7 @@ def make_certificate(
     container: Container,
     foreign: Foreign,
     request: Request,
-    digests: Mapping[str, str],
+    digests: Mapping[str, Digests],
     trained: TrainedModel,
 ) -> dict[str, Any]:
     """Return the certificate of an imported model, JSON-able.
@@ -84,15 +92,16 @@ def make_certificate(
       container: its files.
       foreign: the network.
       request: what the user said of it.
-      digests: kind of weights -> what `check_written_back` returned.
+      digests: of each kind of weights.
       trained: the model.
     """
     weights = {
         kind: {
             "tensors": len(foreign.weights[kind]),
             "parameters": sum(int(np.prod(x.shape)) for x in foreign.weights[kind].values()),
-            "sha256": digest,
+            "sha256": digest.tensors,
             "written_back": "equal",
+            "in_the_run": digest.weights,
         }
         for kind, digest in digests.items()
     }
@@ -117,7 +126,8 @@ def make_certificate(
 
 def _source(container: Container) -> dict[str, str]:
     """Return where the files are, and which revision of the hub's if they are from there."""
-    path, name = str(container.path), origin(container.path)
+    path = str(absolute(container.path))
+    name = origin(path)
     hub = {} if name == path else {"hub": name}
     return {"path": path, "kind": container.kind} | hub
 

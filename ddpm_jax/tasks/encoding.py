@@ -13,7 +13,6 @@ from ddpm_jax.evaluation.coding import Latents, encode
 from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path, reporting
-from ddpm_jax.interop.hub import origin
 from ddpm_jax.limits import MAX_BATCH, MAX_SEED
 from ddpm_jax.monitoring.progress import counted
 from ddpm_jax.settings import Settings, setting
@@ -120,7 +119,7 @@ def find_pictures(places: Sequence[str]) -> list[pathlib.Path]:
 
 def describe(trained: TrainedModel) -> str:
     """Return the origin of weights in words."""
-    return f"{origin(str(trained.directory))}, step {trained.step}, {trained.average} weights"
+    return f"{trained.origin}, step {trained.step}, {trained.average} weights"
 
 
 def _read_size(model: FirstStageModel, settings: Encoding) -> int:

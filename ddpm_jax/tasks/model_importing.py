@@ -18,8 +18,8 @@ from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.foreign import Foreign
 from ddpm_jax.files import as_path, check_place
 from ddpm_jax.locks import hold
-from ddpm_jax.monitoring.results import write_record
-from ddpm_jax.tasks.certificates import CERTIFICATE, check_written_back, make_certificate
+from ddpm_jax.monitoring.results import weights_digest, write_record
+from ddpm_jax.tasks.certificates import CERTIFICATE, Digests, check_written_back, make_certificate
 from ddpm_jax.tasks.importing import check_new, imported_state
 
 KINDS = ("ema", "raw")  # of weights: their moving average, and as trained
@@ -80,7 +80,9 @@ def import_model(
             report(f"reading the {kind} weights")
         params = trained.params if is_average else foreign_params(foreign, model, kind)
         report(f"comparing the {kind} weights, written back, with the files")
-        digests[kind] = check_written_back(foreign, kind, params, model.network)
+        tensors = check_written_back(foreign, kind, params, model.network)
+        weights_sha256 = weights_digest(trained.weights._replace(params=params))
+        digests[kind] = Digests(tensors, weights_sha256)
         state |= imported_state(model, kind, params)
     if jax.tree.leaves(trained.weights.frozen):
         state["frozen"] = trained.weights.frozen

@@ -18,18 +18,21 @@ from ddpm_jax.schema import SHA256, Malformed, Number, Table, Text, Whole, parse
 from ddpm_jax.tasks.certificates import CERTIFICATE, check_written_back, smoke_image
 from ddpm_jax.tasks.sampling_settings import MAX_SIDE
 
+_STATISTICS = ("mean", "std", "min", "max")
 _CERTIFICATE = Table(
     required={
         "family": Text(),
         "source": Table(required={"path": Text(), "kind": Text()}, optional={"hub": Text()}),
-        "weights": Table(others=Table(required={"sha256": SHA256})),
+        "weights": Table(
+            others=Table(required={"sha256": SHA256}, optional={"in_the_run": SHA256})
+        ),
         "asked_for": Table(required={"fields": Table()}),
         "result": Table(required={"weights": Text("raw|ema"), "sha256": SHA256}),
     },
     optional={
         "image": Table(
-            optional=dict.fromkeys(("mean", "std", "min", "max"), Number())
-            | dict.fromkeys(("height", "width"), Whole(1, MAX_SIDE))
+            required=dict.fromkeys(_STATISTICS, Number()),
+            optional=dict.fromkeys(("height", "width"), Whole(1, MAX_SIDE)),
         )
     },
 )
@@ -60,6 +63,7 @@ def verify(run: str | os.PathLike, source: str | os.PathLike | None = None) -> l
     trained = load_trained(directory, None)
     return [
         _compare("weights of the run", certificate["result"]["sha256"], trained.sha256),
+        *_check_kinds(certificate, directory, trained),
         *_check_source(certificate, trained, source),
         _check_image(certificate.get("image"), trained),
     ]
@@ -81,6 +85,33 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def _compare(what: str, wanted: str, found: str) -> Check:
     good = wanted == found
     return Check(what, "equal" if good else f"SHA-256 {found[:12]}, was {wanted[:12]}", good)
+
+
+def _check_kinds(
+    certificate: dict[str, Any], directory: pathlib.Path, trained: TrainedModel
+) -> list[Check]:
+    """Compare the weights that images are not made with; and which kinds there are."""
+    kept, first = certificate["weights"], certificate["result"]["weights"]
+    checks = []
+    if first not in kept:
+        checks.append(Check(f"{first} weights", "the certificate has no digests of them", False))
+    other = "raw" if first == "ema" else "ema"
+    what = f"{other} weights of the run"
+    try:
+        found = load_trained(directory, None, raw_weights=other == "raw")
+    except UsageError as error:
+        return checks + ([Check(what, f"not read: {error}", False)] if other in kept else [])
+    # without an average the weights as trained are what is read, which have been compared
+    is_there = found.average == other and found.sha256 != trained.sha256
+    if not is_there and other not in kept:
+        return checks
+    if other not in kept:
+        return [*checks, Check(what, "the certificate has none", False)]
+    wanted = kept[other].get("in_the_run")
+    if wanted is None:
+        missing = "the certificate has no digest of them, as those of old versions have none"
+        return [*checks, Check(what, f"{missing}: import the files again", False)]
+    return [*checks, _compare(what, wanted, found.sha256)]
 
 
 def _check_source(
@@ -113,13 +144,13 @@ def _check_source(
 def _check_image(said: dict[str, float] | None, trained: TrainedModel) -> Check:
     size = {name: said[name] for name in ("height", "width") if name in (said or {})}
     found = smoke_image(trained, size)
-    if said is None or found is None:
-        return Check("image", "none is made of this model", is_good=True)
-    wanted = {name: said.get(name) for name in found}
+    if found is None:
+        return Check("image", "none is made of this model", is_good=said is None)
+    if said is None:
+        return Check("image", "the certificate has none, and this model makes one", is_good=False)
     differing = [
-        f"{name} {found[name]:.6g}, was {value:.6g}"
-        for name, value in wanted.items()
-        if name in ("mean", "std", "min", "max")
-        and not np.isclose(found[name], value, 0, TOLERANCE)
+        f"{name} {found[name]:.6g}, was {said[name]:.6g}"
+        for name in _STATISTICS
+        if not np.isclose(found[name], said[name], 0, TOLERANCE)
     ]
     return Check("image", ", ".join(differing) or "equal", not differing)

@@ -80,7 +80,7 @@ def test_verify_repeats_every_check_and_sees_a_changed_source(invoke, imported, 
     _, run, source = imported
     result = invoke("verify", run)
     assert result.code == 0, result.out
-    assert result.out.count(": equal\n") == 4
+    assert result.out.count(": equal\n") == 5
     data = bytearray(source.read_bytes())
     weight = open_container(source).groups["4"]["conv_in.weight"].tobytes()
     data[data.find(weight) + 1] ^= 1  # a low bit of one number
@@ -88,7 +88,7 @@ def test_verify_repeats_every_check_and_sees_a_changed_source(invoke, imported, 
     result = invoke("verify", run, "--source", tmp_path / "changed.pth")
     assert result.code == 1
     assert "ema weights in " in result.out
-    assert result.out.count(": equal\n") == 3
+    assert result.out.count(": equal\n") == 4
     for wrong in (tmp_path / "gone.pth", GOLDENS / "checkpoints/openai/guided_64_like/model.pt"):
         result = invoke("verify", run, "--source", wrong)
         assert result.code == 1
@@ -102,7 +102,7 @@ def test_python_functions_do_what_the_commands_do(imported, tmp_path):
     by_command = json.loads((run / CERTIFICATE).read_text())
     assert json.loads(json.dumps(found.certificate)) == by_command
     checks = ddpm_jax.verify(tmp_path / "run", source)
-    assert [check.outcome for check in checks] == ["equal"] * 4
+    assert [check.outcome for check in checks] == ["equal"] * 5
     ddpm_jax.load(run).write_network(tmp_path / "ours.safetensors")
     np.testing.assert_array_equal(
         open_container(tmp_path / "ours.safetensors").groups[""]["conv_in.bias"],
@@ -133,6 +133,42 @@ def test_verify_sees_changed_weights(invoke, imported, tmp_path):
     assert result.code == 1
     assert "weights of the run: SHA-256 " in result.out
     assert "image: mean " in result.out
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_verify_sees_what_is_wrong_in_a_certificate_also_without_the_source(
+    invoke, imported, tmp_path, is_missing
+):
+    run = shutil.copytree(imported[1], tmp_path / "run")
+    certificate = json.loads((run / CERTIFICATE).read_text())
+    certificate["source"]["path"] = str(tmp_path / "gone.pth")
+    del certificate["image"]
+    says = ["image: the certificate has none, and this model makes one"]
+    if is_missing:
+        del certificate["weights"]["ema"], certificate["weights"]["raw"]["in_the_run"]
+        says += [
+            "ema weights: the certificate has no digests of them",
+            "raw weights of the run: the certificate has no digest of them",
+        ]
+    else:
+        certificate["weights"]["raw"]["in_the_run"] = "0" * 64
+        says += ["raw weights of the run: SHA-256 "]
+    (run / CERTIFICATE).write_text(json.dumps(certificate))
+    result = invoke("verify", run)
+    assert result.code == 1
+    assert all(text in result.out for text in says)
+
+
+@pytest.mark.full
+def test_relative_paths_are_recorded_as_absolute_ones(tmp_path, monkeypatch):
+    shutil.copy(PORT, tmp_path / "ckpt.pth")
+    monkeypatch.chdir(tmp_path)
+    ddpm_jax.import_model("ckpt.pth", "run")
+    assert ddpm_jax.load("run").trained.origin == str(tmp_path / "run")
+    monkeypatch.chdir(tmp_path.parent)
+    checks = ddpm_jax.verify(tmp_path / "run")
+    assert [check.outcome for check in checks] == ["equal"] * 5
 
 
 @pytest.mark.full
