@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.distributed import hosts
-from ddpm_jax.errors import UsageError, say
+from ddpm_jax.errors import UsageError, say, suggest
 from ddpm_jax.evaluation.features import FeatureNetwork
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.files import as_path, is_remote
@@ -42,7 +42,6 @@ from ddpm_jax.measuring.image_sets import (
     spread,
 )
 from ddpm_jax.monitoring.results import machine
-from ddpm_jax.settings import check_names
 
 READ = 8  # batches of the network that are read at once, so that it does not wait for each
 FEW = 10  # samples to a feature, below which the bias of a Frechet distance is warned of
@@ -79,9 +78,15 @@ def compare_images(
         computed.
       FailureError: an image that cannot be read.
     """
-    own = {field.name for field in dataclasses.fields(ImageComparison)} - {"compared"}
+    own = [field.name for field in dataclasses.fields(ImageComparison) if field.name != "compared"]
+    known = own + [field.name for field in dataclasses.fields(Features)]
+    for name in settings:
+        if name not in known:
+            raise UsageError(
+                f"There is no setting {name}.{suggest(name, known)} The settings are "
+                f"{', '.join(known)}."
+            )
     of_features = {name: value for name, value in settings.items() if name not in own}
-    check_names(Features, of_features, "There is no setting")
     given = {name: value for name, value in settings.items() if name in own}
     chosen = ImageComparison(**given, compared=Features(**of_features))
     return compare_sets(images, reference, parse_metrics(metrics), chosen)

@@ -135,6 +135,7 @@ def test_a_record_says_what_decides_its_number(pictures, tmp_path):
         ("fid", {"num_reference": 51}, "num_reference is 51, and there are 50"),
         ("fid", {"data_dir": "x"}, "no split of a dataset is compared: leave it out"),
         ("fid", {"image_size": 5}, "The images of given are 4x4 pixels, smaller than image_size 5"),
+        ("fid", {"num_images_": 5}, "no setting num_images_. Did you mean 'num_images'?"),
         ("fid", {"feature": "pixels"}, "There is no setting feature. Did you mean 'features'?"),
     ],
 )
