@@ -143,6 +143,10 @@ class _Denoises(_OnChain):
     @property
     def method(self) -> Method | None:
         """Return how samples are made where nothing is said; None: by every sampler's defaults."""
+        return self.method_for()
+
+    def method_for(self, sampler: str | None = None, steps: int | None = None) -> Method | None:
+        """Return that where a sampler or a number of steps is said: see `few_steps.own_method`."""
         return self.chain.method
 
 
@@ -196,10 +200,13 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
         c = self.config.diffusion
         return make_process(self.chain, c.parameterization, c.variance, sigma_data=c.sigma_data)
 
-    @property
-    def method(self) -> Method | None:
-        """Return that of a model of few steps, or the method of the process."""
-        return own_method(self.config, self.chain)
+    def method_for(self, sampler: str | None = None, steps: int | None = None) -> Method | None:
+        """Return that of a model of few steps, or the method of the process.
+
+        Raises:
+          UsageError: as `few_steps.own_method`.
+        """
+        return own_method(self.config, self.chain, sampler=sampler, steps=steps)
 
     @property
     def has_interval(self) -> bool:

@@ -20,7 +20,7 @@ from ddpm_jax.monitoring.results import format_table
 from ddpm_jax.plotting.distilled import distilled_model
 from ddpm_jax.tasks.sampling import make_generator
 
-TEACHER_STEPS = (2, 4, 8, 16, 50)  # of DDIM
+TEACHER_STEPS = (2, 4, 8, 16, 50)  # of DDIM, those that are not fewer than the student's
 
 
 def distillation(
@@ -34,7 +34,7 @@ def distillation(
     By level of noise: the distance of where it leads from the end of the teacher's probability
     flow, and that of the teacher's own x_0. By evaluations: the Frechet distance of samples' pixels
     to the training images, of the student by its few levels (a model of consistency tuning by fewer
-    too), of the teacher by DDIM.
+    too, the powers of two), of the teacher by DDIM with at least as many.
 
     Raises:
       UsageError: a model that was not distilled, or whose teacher is gone or has changed; what
@@ -49,9 +49,9 @@ def distillation(
     few = trained.model.config.distill.evaluations
     methods = student_methods(trained.model.config, trained.model.chain)
     student = {how.steps: draw(trained, how.sampler, how.spacing) for how in methods}
-    last = teacher.model.chain.num_timesteps
     by_ddim = {
-        steps: draw(teacher, "ddim", steps) for steps in TEACHER_STEPS if few <= steps <= last
+        steps: draw(teacher, "ddim", steps)
+        for steps in teacher_steps(few, teacher.model.chain.num_timesteps)
     }
     values = {
         **found.record,
@@ -67,6 +67,14 @@ def distillation(
         found.suffix,
         functools.partial(_draw, levels=levels, student=student, teacher=by_ddim),
     )
+
+
+def teacher_steps(few: int, most: int) -> list[int]:
+    """Return the numbers of DDIM steps of the teacher of a model of `few`, in 1..`most`.
+
+    They are those of `TEACHER_STEPS` that are not fewer; if there is none, `few` itself or `most`.
+    """
+    return [steps for steps in TEACHER_STEPS if few <= steps <= most] or [min(few, most)]
 
 
 def certify(

@@ -44,10 +44,16 @@ def with_defaults(model: DiffusionModel, sampling: Sampling) -> Sampling:
     """Return the settings with the sampler of the model, if none is named.
 
     It is LMS of a model that reads texts, and `Chain.method` of a process in continuous time, whose
-    spacing is the default of every sampler but the ancestral one.
+    spacing is the default of every sampler but the ancestral one; of a model of few steps
+    `few_steps.own_method`.
+
+    Raises:
+      UsageError: a number of steps that a model of few has not learned.
     """
-    if model.method is not None:
-        return _with_method(model.method, sampling, most=model.chain.num_timesteps)
+    says_levels = sampling.spacing is not None or sampling.has_diffusers_levels
+    steps = None if says_levels else sampling.steps
+    if (method := model.method_for(sampling.sampler, steps)) is not None:
+        return _with_method(method, sampling, most=model.chain.num_timesteps)
     if sampling.sampler is not None or not model.conditioning.has_text:
         return sampling
     spacing = sampling.spacing
@@ -61,7 +67,8 @@ def _with_method(method: Method, sampling: Sampling, *, most: int) -> Sampling:
     spacing, steps = sampling.spacing, sampling.steps
     if spacing is None and not sampling.has_diffusers_levels and name != DEFAULT_SAMPLER:
         spacing = method.spacing
-    if steps is None and sampling.sampler is None and steps_in(spacing) is None:
+    listed = spacing is not None and steps_in(spacing) is not None
+    if steps is None and sampling.sampler is None and not listed:
         steps = min(method.steps, most)
     return dataclasses.replace(sampling, sampler=name, spacing=spacing, steps=steps)
 
