@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.chains import has_learned_levels
 from ddpm_jax.experiments.loading import load_updates
 from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.experiments.run_settings import frozen_first_stage
@@ -24,6 +25,29 @@ from ddpm_jax.text.tokenizer_files import write_tokenizer
 LICENSE = "unknown"  # of the weights, where nothing is said
 
 
+def check_is_of_others(trained: TrainedModel) -> None:
+    """Refuse a model that is sampled in few steps or has learned its noise levels.
+
+    Other projects would sample its network on a chain that it was not trained for.
+
+    Raises:
+      UsageError: it is such a model.
+    """
+    config = getattr(trained.model, "config", None)
+    if config is None:
+        return
+    if few := config.distill.evaluations or config.mean_flow.evaluations:
+        what = f"is a model of {few} steps" if few > 1 else "is a model of one step"
+    elif has_learned_levels(config):
+        what = "has learned its noise levels"
+    else:
+        return
+    raise UsageError(
+        f"{trained.directory} {what}, and other projects would sample it on a chain of many given "
+        "ones: choose the format safetensors, which keeps its config."
+    )
+
+
 def write_diffusers(
     trained: TrainedModel, directory: str | os.PathLike, *, license: str = LICENSE
 ) -> None:
@@ -36,9 +60,10 @@ def write_diffusers(
 
     Raises:
       UsageError: it is another kind of model, or has a network that diffusers lacks, or the
-        directory exists.
+        directory exists; what `check_is_of_others` raises.
       FailureError: it cannot be written.
     """
+    check_is_of_others(trained)
     model, weights = trained.model, trained.weights
     first_stage = frozen_first_stage(model)
     if not isinstance(model, DiffusionModel) or model.encoder is None or first_stage is None:

@@ -23,7 +23,12 @@ from ddpm_jax.interop.original import unet_params_to_original
 from ddpm_jax.interop.torch_writing import write_torch
 from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.tasks.exporting import LICENSE, new_file, write_diffusers
+from ddpm_jax.tasks.exporting import (
+    LICENSE,
+    check_is_of_others,
+    new_file,
+    write_diffusers,
+)
 from ddpm_jax.tasks.unconditional_exporting import write_unconditional
 
 # fields of a U-Net that the original code has too, or that change nothing that is computed; of
@@ -107,11 +112,13 @@ def write_network(trained: TrainedModel, file: str | os.PathLike, form: str) -> 
 
     Raises:
       UsageError: an unknown form, the file exists, or the network has an option that the other
-        project lacks.
+        project lacks; what `exporting.check_is_of_others` raises, for another project's form.
       FailureError: it cannot be written.
     """
     write = choose("format", form, WRITERS)
     path = new_file(file, *ENDINGS.get(form, ()))
+    if form != "safetensors":
+        check_is_of_others(trained)
     builder = ""
     if form == "openai":
         name, arguments = constructor(trained.model.network, trained.model.image_shape[2])

@@ -17,7 +17,7 @@ from ddpm_jax.interop.diffusers_writing import check_new, write_index, write_par
 from ddpm_jax.interop.pipeline_parts import Part
 from ddpm_jax.interop.schedulers import scheduler_config
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.tasks.exporting import LICENSE
+from ddpm_jax.tasks.exporting import LICENSE, check_is_of_others
 
 SCHEDULERS = {"DDPMPipeline": "DDPMScheduler", "DDIMPipeline": "DDIMScheduler"}
 _CARD = """---
@@ -81,11 +81,12 @@ def write_unconditional(
 
     Raises:
       UsageError: it is another kind of model, or has an option that diffusers lacks, which is
-        named; the directory exists or is in a bucket.
+        named; the directory exists or is in a bucket; what `check_is_of_others` raises.
       FailureError: it cannot be written.
     """
     scheduler = choose("pipeline of diffusers", pipeline, SCHEDULERS)
     target, model = check_new(directory), trained.model
+    check_is_of_others(trained)
     _check_kind(trained)
     channels = model.image_shape[2]
     config = unet2d_to_config(model.network, model.config.data.image_size, channels)

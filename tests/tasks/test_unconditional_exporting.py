@@ -20,6 +20,7 @@ from ddpm_jax.families.recognition import recognise
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.samplers.registry import make_sampler
+from ddpm_jax.tasks.network_exporting import WRITERS, write_network
 from ddpm_jax.tasks.unconditional_exporting import write_unconditional
 
 SMALL = {
@@ -183,3 +184,35 @@ def test_listed_betas_and_the_code_of_a_card_work_in_diffusers(tmp_path, monkeyp
         trained.weights, np.float32(x), np.full(2, 5), Condition(label=jnp.asarray(label))
     )
     np.testing.assert_allclose(ours, theirs.sample.numpy().transpose(0, 2, 3, 1), atol=1e-5)
+
+
+FEW = {"init_from": "other", "distill.evaluations": 2}
+MEAN_FLOW = {
+    "diffusion.process": "flow",
+    "diffusion.parameterization": "velocity",
+    "diffusion.levels": "lognormal",
+    "mean_flow.evaluations": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (FEW, "is a model of 2 steps"),
+        (FEW | {"distill.method": "progressive"}, "is a model of 2 steps"),
+        (MEAN_FLOW, "is a model of one step"),
+        ({"diffusion.process": "vdm"}, "has learned its noise levels"),
+    ],
+)
+def test_only_our_own_format_says_how_a_model_of_few_steps_is_sampled(fields, says, tmp_path):
+    trained = trained_with(**fields, **{"diffusion.clip": "none"})
+    with pytest.raises(UsageError, match=says):
+        write_unconditional(trained, tmp_path / "out")
+    for form in WRITERS:
+        file = tmp_path / f"{form}.safetensors"
+        if form == "safetensors":
+            write_network(trained, file, form)
+            continue
+        with pytest.raises(UsageError, match=says):
+            write_network(trained, file, form)
+    assert [path.name for path in tmp_path.iterdir()] == ["safetensors.safetensors"]
