@@ -31,7 +31,7 @@ from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.measuring.distillation import certify
 from ddpm_jax.settings import setting
-from ddpm_jax.training_runs.distilling import Distillation, distill_config
+from ddpm_jax.training_runs.distilling import Distillation, distill_config, settled
 from ddpm_jax.training_runs.training_run import run_training
 from ddpm_jax.training_runs.training_settings import TrainingRun, make_interrupt
 
@@ -56,7 +56,8 @@ def main(argv: Sequence[str]) -> int:
     interrupt = make_interrupt(new_run)
     prepare(flags)
     teacher = load_trained(flags.ckpt, step=flags.ckpt_step, raw_weights=flags.raw_weights)
-    config = configs.override(distill_config(teacher, flags.ckpt, settings), flags.fields)
+    derived = distill_config(teacher, flags.ckpt, settings)
+    config = settled(configs.override(derived, flags.fields), teacher, flags.fields)
     result = run_training(config, new_run, interrupt=interrupt)
     if not result.is_finished:
         if hosts.is_primary():

@@ -44,7 +44,7 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterato
         if isinstance(value, Mapping | ConfigDict):
             yield from flatten(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value
 
 
 def find_config(config: str | os.PathLike | ConfigDict | Mapping[str, Any]) -> ConfigDict:

@@ -111,6 +111,11 @@ def _check_learned_levels(config: ConfigDict) -> None:
             f"{what} by a bound on the likelihood of 8-bit pixels, and latents have none: choose "
             "another process, or leave out first_stage.ckpt."
         )
+    if config.distill.evaluations:
+        raise UsageError(
+            f"{what}, but distill.evaluations is {config.distill.evaluations}, and a model of few "
+            "steps is trained at levels that are given: distill a model of another process."
+        )
 
 
 def _check_weighting(config: ConfigDict) -> None:

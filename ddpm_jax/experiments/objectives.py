@@ -59,7 +59,7 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         "conditioning": model.conditioning,
         "augment_probability": config.data.augment,
     }
-    if has_learned_levels(config) and not config.distill.evaluations:
+    if has_learned_levels(config):
         return bound_objective(
             apply,
             model.process,

@@ -15,12 +15,20 @@ from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.config import override
+from ddpm_jax.experiments.few_steps import student_methods
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.measuring import teacher as teachers
+from ddpm_jax.measuring.distillation import teacher_steps
 from ddpm_jax.samplers.consistency import few_levels
 from ddpm_jax.tasks.sampling import make_generator
 from ddpm_jax.tasks.sampling_settings import Sampling
-from ddpm_jax.training_runs.distilling import Distillation, distill_config
+from ddpm_jax.training_runs import distilling
+from ddpm_jax.training_runs.distilling import Distillation, distill_config, settled
+
+
+@pytest.fixture(scope="module")
+def teacher(trained):
+    return load_trained(trained)
 
 
 @pytest.mark.full
@@ -47,6 +55,85 @@ def test_the_config_is_the_teachers_with_fewer_updates(trained):
     assert config.train.num_steps == round(0.7 * before.train.num_steps)
     assert config.optimizer.learning_rate == before.optimizer.learning_rate / 2
     assert (config.data, config.model) == (before.data, before.model)
+
+
+def test_the_teacher_is_measured_with_no_fewer_steps_than_its_student():
+    assert teacher_steps(2, 1000) == [2, 4, 8, 16, 50]
+    assert teacher_steps(33, 1000) == [50]
+    assert teacher_steps(51, 1000) == [51]
+    assert teacher_steps(3, 3) == [3]
+    assert teacher_steps(20, 3) == [3]  # of consistency tuning, between the steps of a chain
+
+
+def test_a_student_is_measured_by_powers_of_two_and_its_own_number(trained, teacher):
+    for most, steps in ((1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (64, [1, 2, 4, 8, 16, 32, 64])):
+        config = distill_config(teacher, trained, Distillation(steps=most))
+        methods = student_methods(config, teacher.model.chain)
+        assert [method.steps for method in methods] == steps
+
+
+@pytest.mark.parametrize("method", ["consistency", "progressive"])
+def test_what_follows_from_fields_of_the_user_fits_them(trained, teacher, method):
+    derived = distill_config(teacher, trained, Distillation(method=method))
+    derived.optimizer.warmup_steps = 100
+    fields = {"train.num_steps": "60", "distill.sigma_max": "0.1"}
+    config = settled(override(derived, fields), teacher, fields)
+    assert config.optimizer.warmup_steps == 6
+    if method == "consistency":
+        assert config.distill.sigma_last == 0.1 / 4
+    else:  # 5 of the 20 levels are below, of which two steps are halved from 4
+        assert config.distill.rounds == 1
+    assert (config.eval.sampler, config.eval.sample_steps) == build(config).method[:2]
+    own = fields | {"optimizer.warmup_steps": "30", "distill.sigma_last": "0.2"}
+    config = settled(override(derived, own), teacher, own)
+    assert (config.optimizer.warmup_steps, config.distill.sigma_last) == (30, 0.2)
+
+
+def test_an_imported_model_does_not_say_how_long_to_distill_it(trained, teacher):
+    imported = dataclasses.replace(teacher, step=0)
+    config = distill_config(imported, trained, Distillation())
+    with pytest.raises(UsageError, match=r"was not trained here.*--config.train.num_steps="):
+        settled(config, imported, {"train.batch_size"})
+    assert settled(config, imported, {"train.num_steps"}) == config
+
+
+def test_fields_of_a_group_leave_the_others_as_the_teacher_has_them(
+    trained, teacher, tmp_path, monkeypatch
+):
+    began = []
+    monkeypatch.setattr(
+        distilling, "run_training", lambda config, *args, **kw: began.append(config)
+    )
+    for fields in ({"train": {"num_steps": 5}}, {"train.num_steps": 5}):
+        ddpm_jax.distill(trained, tmp_path / "run", fields=fields)
+    first, second = began
+    assert first == second
+    own = teacher.model.config.train.copy_and_resolve_references()
+    own.num_steps = 5
+    assert first.train == own
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"fields": ["a"]}, r"fields is \['a'\]: give a dict"),
+        ({"fields": {1: 2}}, "there is no config field '1'"),
+        ({"ckpt": Distillation()}, "ckpt is Distillation.*give the path of a directory"),
+        ({"workdir": Distillation()}, "workdir is Distillation.*give the path of a directory"),
+    ],
+)
+def test_arguments_of_other_types_are_one_sentence(trained, tmp_path, given, says):
+    with pytest.raises(UsageError, match=says):
+        ddpm_jax.distill(**{"ckpt": trained, "workdir": tmp_path / "run"} | given)
+
+
+@pytest.mark.parametrize("method", ["consistency", "progressive"])
+def test_learned_levels_are_not_those_that_a_student_is_trained_at(trained, teacher, method):
+    config = distill_config(teacher, trained, Distillation(method=method))
+    config.diffusion.process = "vdm"
+    says = "whose noise levels are learned.* distill a model of another process"
+    with pytest.raises(UsageError, match=says):
+        build(config)
 
 
 @pytest.mark.slow
