@@ -171,7 +171,7 @@ def test_fields_of_the_model_that_are_not_the_u_nets_alone_reach_the_transformer
         ({"model": {"name": "dti"}}, "model.name is 'dti'.*Did you mean 'dit'"),
         (
             {"model": {"name": "dit", "ch": 64}},
-            r"model\.ch is 64, but a transformer, .* group dit, has none: leave",
+            r"model\.ch is 64, but a transformer, .* group dit, has none: set it back to 128",
         ),
         ({"model": {"name": "dit", "num_heads": 4}}, r"model\.num_heads is 4, but a transformer"),
         (
