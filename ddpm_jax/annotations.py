@@ -36,6 +36,12 @@ def tuple_length(kind: Any) -> int | None:
     return None if Ellipsis in arguments else len(arguments)
 
 
+def name_of(function: Callable[..., Any]) -> str:
+    """Return module and qualified name of a function, module:function, or of an object's class."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
 def format_number(value: Any) -> str:
     """Write a number as the text of a flag, without rounding; "" if it is not a number."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

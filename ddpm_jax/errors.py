@@ -42,7 +42,10 @@ def say(text: object, file: TextIO | None = None) -> None:
 
 def suggest(name: str, valid: Iterable[str]) -> str:
     """Return " Did you mean 'linear'?" for the nearest valid name, or "" if none is near."""
-    near = difflib.get_close_matches(name, list(valid), n=1)
+    folded = {each.casefold(): each for each in valid}
+    near = difflib.get_close_matches(name, folded.values(), n=1) or [
+        folded[each] for each in difflib.get_close_matches(name.casefold(), folded, n=1)
+    ]
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

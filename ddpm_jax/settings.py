@@ -186,6 +186,10 @@ class Setting:
             if not isinstance(value, str | os.PathLike):
                 raise ValueError("it must be a text")
             return self._name(os.fspath(value))
+        if typing.get_origin(kind) is Callable:
+            if not callable(value):
+                raise ValueError("it must be a text or a function")
+            return value
         if typing.get_origin(kind) is not tuple:
             return value
         if isinstance(value, str) or not hasattr(value, "__iter__"):
@@ -297,4 +301,6 @@ def _prose(value: Any) -> tuple[str, ...]:
 def _plain(value: Any) -> Any:
     if isinstance(value, Settings):
         return value.record()
+    if callable(value):
+        return annotations.name_of(value)
     return list(value) if isinstance(value, tuple) else value

@@ -34,9 +34,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit code; see `command.run` for the errors."""
     flags = Parser(__doc__, Command, words=True).parse(argv)
     if len(flags.words) != 2:
-        raise UsageError(
-            f"{len(flags.words)} files are named: give two records of evaluate, A.json B.json."
-        )
+        count = len(flags.words)
+        named = {0: "No file is", 1: "One file is"}.get(count, f"{count} files are")
+        raise UsageError(f"{named} named: give two records of evaluate, A.json B.json.")
     prepare(flags)
     from ddpm_jax.measuring.record_comparison import compare_records
 

@@ -83,7 +83,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from ddpm_jax import memory
-from ddpm_jax.cli.arguments import Parser
+from ddpm_jax.cli.arguments import Flags, Parser
 from ddpm_jax.cli.command import run
 from ddpm_jax.cli.image_sets_command import compare_given
 from ddpm_jax.cli.shared_flags import (
@@ -154,7 +154,13 @@ def main(argv: Sequence[str]) -> int:
     records = EvaluatedImages, *of_samples, VariationalBound, FlowLikelihood
     flags = Parser(__doc__, Checkpoint, LowRank, Command, *records, Limit, Processes).parse(argv)
     if flags.images is not None:
+        _check_need_no_model(flags)
         return compare_given(flags)
+    if flags.reference is not None and not flags.ckpt:
+        raise UsageError(
+            f"--reference is {flags.reference}, and what is compared with it is missing: name a "
+            "model by --ckpt, or a set of images by --images."
+        )
     check_names_a_run(flags)
     if flags.image_size is not None:
         raise UsageError("--image_size is for --images: a model has the size of its own.")
@@ -195,6 +201,17 @@ def main(argv: Sequence[str]) -> int:
                     say(path)
     hosts.wait_for_all("the results are written")
     return 0
+
+
+def _check_need_no_model(flags: Flags) -> None:
+    """Refuse metrics of a model in a comparison of two sets of images."""
+    others = (METRICS | FIRST_STAGE_METRICS).keys() - FEATURE_METRICS.keys()
+    for name in flags.metric.split(",") if "metric" in flags.given else ():
+        if name in others:
+            raise UsageError(
+                f"--metric {name} is of a model: name one by --ckpt in place of --images, or "
+                f"choose from {', '.join(FEATURE_METRICS)}."
+            )
 
 
 def _metrics(names: str) -> dict[str, Metric]:

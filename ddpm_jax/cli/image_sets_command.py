@@ -76,7 +76,7 @@ def _name(metric: str, record: dict[str, object]) -> str:
     asked = {name: value for name, value in record.items() if name not in _FOUND}
     digest = short_digest(asked)
     sets = [
-        stem(str(record[name]["source"]))[-40:]
+        stem(as_path(record[name]["source"]).name)[-40:]
         for name in ("images", "reference")
         if name in record
     ]

@@ -26,3 +26,4 @@ class FeatureNetwork(NamedTuple):
     # for a result's record: digest of the weights, input size, resizer, rounding
     record: dict[str, Any]
     num_classes: int = 0  # K; 0 for a network without logits
+    is_function: bool = False  # of the user's, which may change while its name stays

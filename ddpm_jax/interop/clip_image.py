@@ -69,6 +69,7 @@ def image_params_from_transformers(
     encoder: ImageEncoder,
     *,
     dtype: DTypeLike | None = np.float32,
+    source: str = SOURCE,
 ) -> dict[str, Any]:
     """Convert the state dict of a `CLIPVisionModel` or a `CLIPModel` to parameters.
 
@@ -77,6 +78,7 @@ def image_params_from_transformers(
         may begin with `vision_model.`.
       encoder: the network whose fields match the checkpoint.
       dtype: of the parameters; None: of each tensor as it is.
+      source: what the tensors are, for messages.
 
     Returns:
       params, nested: `encoder.apply({"params": params}, images)`.
@@ -92,7 +94,7 @@ def image_params_from_transformers(
         shapes_of(encoder, jax.ShapeDtypeStruct(shape, jnp.float32)),
         lambda path: clip_name(path, TOP),
         patches_from_torch,
-        SOURCE,
+        source,
         network="image encoder",
         fields="image_size, patch_size, width, layers, hidden, projection",
         dtype=dtype,

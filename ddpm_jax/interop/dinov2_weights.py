@@ -64,7 +64,11 @@ _PARTS = {"q": "query", "k": "key", "v": "value"}
 
 
 def dinov2_from_tensors(
-    tensors: Mapping[str, np.ndarray], *, heads: int | None = None, offset: float = 0.1
+    tensors: Mapping[str, np.ndarray],
+    *,
+    heads: int | None = None,
+    offset: float = 0.1,
+    source: str = "file",
 ) -> tuple[VisionTransformer, dict[str, Any]]:
     """Return the network and the parameters of a state dict, the authors' or transformers'.
 
@@ -72,6 +76,7 @@ def dinov2_from_tensors(
       tensors: name -> array; linear maps [out, in], in the authors' files q, k and v as one.
       heads: of attention; None: as many of 64 channels as there are.
       offset: as in `VisionTransformer`.
+      source: where they are from, for messages.
 
     Returns:
       the network, and params, nested, float32: `network.apply({"params": params}, x)`.
@@ -81,14 +86,14 @@ def dinov2_from_tensors(
         not hold weights.
     """
     named = _named(tensors)
-    network = _network(named, heads, offset)
+    network = _network(named, heads, offset, source)
     shape = (1, network.patch_size, network.patch_size, 3)
     params = rename_from(
         named,
         shapes_of(network, jax.ShapeDtypeStruct(shape, jnp.float32)),
         lambda path: _name(path, network),
         _layout,
-        SOURCE,
+        f"{SOURCE} in {source}",
         network="vision transformer",
         fields="width, layers, hidden, gated",
     )
@@ -114,7 +119,7 @@ def _named(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _network(
-    named: Mapping[str, np.ndarray], heads: int | None, offset: float
+    named: Mapping[str, np.ndarray], heads: int | None, offset: float, source: str
 ) -> VisionTransformer:
     """Read the fields of the network off names and shapes.
 
@@ -132,8 +137,8 @@ def _network(
         if len(shape) != lengths[name] or 0 in shape:
             found = f"has the shape {list(shape)}" if shape else "is missing"
             raise UsageError(
-                f"The weights are none of DINOv2, in which {name} {found}: give the authors' file, "
-                f"{PUBLISHED[0].name}, or a Dinov2Model of transformers."
+                f"The weights in {source} are none of DINOv2, in which {name} {found}: give the "
+                f"authors' file, {PUBLISHED[0].name}, or a Dinov2Model of transformers."
             )
     blocks = {name.split(".")[1] for name in named if name.startswith("blocks.")}
     width, hidden = shapes["pos_embed"][2], shapes[first][0] // (2 if gated else 1)

@@ -5,6 +5,10 @@ checked is checked where a record is used.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 
 from ddpm_jax.data.resizing import RESIZERS, ROUNDINGS
 from ddpm_jax.errors import UsageError
@@ -134,7 +138,7 @@ class ClipScore(SampleQuality):
 class Features(Settings):
     """In whose features sets of images are compared: fid and its kin"""
 
-    features: str = setting(
+    features: str | Callable[[np.ndarray], Any] = setting(
         "inception",
         f"Whose features: {', '.join(FEATURES)}, or a function of yours as module:function.",
     )

@@ -64,6 +64,7 @@ class FeatureMetric(NamedTuple):
     # its value alone, where that is much cheaper
     value: Callable[[FeatureSet, FeatureSet | None], float] | None = None
     is_better_low: bool = True
+    parts: tuple[str, ...] = ()  # its numbers, where it is none of its own
 
 
 def fid(samples: FeatureSet, reference: FeatureSet) -> Numbers:
@@ -151,7 +152,14 @@ FEATURE_METRICS = {
     "fid_infinity": FeatureMetric(fid_infinity, _ELEMENTS, Needs(), 2),
     "is": FeatureMetric(inception, Needs(logits=True), None, SPLITS, is_better_low=False),
     "kid": FeatureMetric(kid, _ELEMENTS, _ELEMENTS, 3),
-    "prdc": FeatureMetric(prdc, _ELEMENTS, _ELEMENTS, DENSITY_NEIGHBOURS + 1, is_better_low=False),
+    "prdc": FeatureMetric(
+        prdc,
+        _ELEMENTS,
+        _ELEMENTS,
+        DENSITY_NEIGHBOURS + 1,
+        is_better_low=False,
+        parts=("precision", "recall", "density", "coverage"),
+    ),
 }
 
 
@@ -170,6 +178,11 @@ def parse_metrics(names: str | Sequence[str]) -> tuple[str, ...]:
       UsageError: there is no metric of this name.
     """
     found = names.split(",") if isinstance(names, str) else names
+    if not isinstance(found, list | tuple) or not found:
+        raise UsageError(
+            f"metrics is {names!r}: name some of {', '.join(FEATURE_METRICS)}, with commas between "
+            "them or as a list."
+        )
     for name in found:
         choose("metric of images", name, FEATURE_METRICS)
     return tuple(dict.fromkeys(found))
@@ -269,6 +282,11 @@ def _check(
             f"fid_infinity extrapolates from parts with more samples than the {network.dims:,} "
             f"features: take more than {PARTS * network.dims:,} samples, or fid."
         )
+    if name == "cmmd" and not (network.name == "clip" or network.is_function):
+        raise UsageError(
+            f"cmmd is of CLIP's embeddings of length 1, which its kernel is made for, and not of "
+            f"the features {network.name}: take clip, or kid."
+        )
     if metric.needs.logits and not network.num_classes:
         raise UsageError(
             f"{name} needs a network that classifies, and {network.name} does not: take "
@@ -300,16 +318,30 @@ def as_record(numbers: Numbers) -> dict[str, Any]:
     return {"value": value, "error": error, "results": results, "protocol": numbers.protocol} | more
 
 
+def with_spread(value: float, error: float | None) -> str:
+    """Return a value and its error, if it has one, in one notation: 290, or 2.9e+12, of both."""
+    shown = f"{value:.6g}"
+    if error is None or np.isnan(error):
+        return shown
+    if "e" in shown:
+        return f"{shown} ± {error:.1e}"
+    return f"{shown} ± {rounded(error)}"
+
+
+def rounded(error: float) -> str:
+    """Return two digits of a number without an exponent: 290."""
+    return np.format_float_positional(error, precision=2, fractional=False, trim="-")
+
+
 def as_text(record: Mapping[str, Any]) -> str:
     """Return the results of a record as lines."""
     lines, more = [], record.get("more", {})
     of_classes = more.get("expected_of_classes", {})
     for name, found in record["results"].items():
-        error = found["error"]
-        spread = "" if error is None or np.isnan(error) else f" ± {error:.2g}"
+        shown = with_spread(found["value"], found["error"])
         if name in of_classes:
-            spread += f", of a perfect model {of_classes[name]['value']:.4g}"
-        lines.append(f"{name:25} {found['value']:.6g}{spread}")
+            shown += f", of a perfect model {of_classes[name]['value']:.4g}"
+        lines.append(f"{name:25} {shown}")
     if "expected" in more:
         lines.append(f"{'of a perfect model':25} {more['expected']['value']:.4g}")
     return "\n".join(lines)

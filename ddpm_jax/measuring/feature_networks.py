@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from ddpm_jax.annotations import name_of
 from ddpm_jax.data.resizing import check_resizing, resized
 from ddpm_jax.errors import UsageError, suggest
 from ddpm_jax.evaluation.features import Extracted, FeatureNetwork
@@ -49,11 +50,12 @@ BATCH_SIZE = 32
 # of red, green and blue in grey (ITU-R BT.601), as in Pillow's conversion
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 Shape = tuple[int, int, int]  # (H, W, C)
+_BY_RESIZER = ", or bring them to that by resize, as in resize clean"
 _FUNCTION = re.compile(r"[\w.]+:[\w.]+")
 
 
 def load_features(
-    name: str,
+    name: str | Callable[[np.ndarray], Any],
     *,
     image_shape: Shape,
     weights: str | os.PathLike | None = None,
@@ -64,8 +66,8 @@ def load_features(
     """Return what computes the features of images; nothing compiles before its first call.
 
     Args:
-      name: a key of `FEATURES`, or "module:function" of the user's, which maps uint8 [N, H, W, C]
-        to an array [N, D] and is imported from the Python path.
+      name: a key of `FEATURES`, or a function of the user's, which maps uint8 [N, H, W, C] to an
+        array [N, D]: itself, or as "module:function", which is imported from the Python path.
       image_shape: (H, W, C) of all images to come.
       weights: of inception, dinov2 and clip: a file or a directory, here or in a bucket.
       resize: a key of `data.resizing.RESIZERS`; None for the network's own.
@@ -80,9 +82,10 @@ def load_features(
         network's; images that it does not take; a function that cannot be imported, or whose
         result is no array [N, D].
     """
-    if _FUNCTION.fullmatch(name):
+    if callable(name) or _FUNCTION.fullmatch(name):
+        function, name = (name, name_of(name)) if callable(name) else (_imported(name), name)
         _refuse(name, weights=weights, resize=resize, rounding=rounding)
-        return _of_function(name, image_shape, batch_size)
+        return _of_function(name, function, image_shape, batch_size)
     if name not in FEATURES:
         raise UsageError(
             f"Unknown features {name!r}: choose one of {', '.join(FEATURES)}, or name a function "
@@ -126,7 +129,7 @@ def _digits(
         raise UsageError(
             f"The features digits are of grey images of {SIDE}x{SIDE} pixels, and these are "
             f"{'x'.join(map(str, image_shape))}: choose others, for example pixels"
-            f"{', or a resizer' if image_shape[2] in (1, 3) else ''}."
+            f"{_BY_RESIZER if image_shape[2] in (1, 3) else ''}."
         )
     check_resizing(resize or "clean", rounding)
     data = importlib.resources.files(__package__).joinpath("digit_features.npz").read_bytes()
@@ -163,13 +166,14 @@ def _digits(
     )
 
 
-def _of_function(name: str, image_shape: Shape, batch_size: int) -> FeatureNetwork:
+def _of_function(
+    name: str, function: Callable[[np.ndarray], Any], image_shape: Shape, batch_size: int
+) -> FeatureNetwork:
     """Return the features of a function of the user's, called with batches of one size.
 
     Raises:
-      UsageError: it cannot be imported, or does not map images as it should.
+      UsageError: it does not map images as it should.
     """
-    function = _imported(name)
     try:
         tried = function(np.zeros((batch_size, *image_shape), np.uint8))
     except Exception as error:
@@ -192,7 +196,7 @@ def _of_function(name: str, image_shape: Shape, batch_size: int) -> FeatureNetwo
             parts.append(np.asarray(found, np.float32))
         return Extracted(np.concatenate(parts)[: len(images)])
 
-    return FeatureNetwork(name, dims, extract, {"function": name})
+    return FeatureNetwork(name, dims, extract, {"function": name}, is_function=True)
 
 
 def _imported(name: str) -> Callable[[np.ndarray], Any]:

@@ -20,7 +20,7 @@ from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.features import Extracted, FeatureNetwork
 from ddpm_jax.evaluation.frechet import GaussianAccumulator, gaussian_statistics
-from ddpm_jax.files import file_sha256
+from ddpm_jax.files import absolute, file_sha256
 from ddpm_jax.measuring.feature_cache import FeatureCache
 from ddpm_jax.measuring.image_sets import ImageSet
 from ddpm_jax.monitoring.progress import Counter
@@ -100,6 +100,7 @@ def compute_features(
       Stopped: by a signal or a time limit.
     """
     check_memory(len(rows), network, needs)
+    cache = None if network.is_function else cache
     key = _key(images, rows, network)
     kept = cache.find(key, needs.elements, needs.logits) if cache else None
     if not all(hosts.gather_json(kept is not None)):
@@ -176,7 +177,7 @@ def read_statistics(path: pathlib.Path, dims: int | None = None) -> FeatureSet |
             f"{path} is of {found} features, and the network computes {dims}: take the network "
             "that the file was made with."
         )
-    record = {"kind": "statistics", "source": str(path), "sha256": file_sha256(path)}
+    record = {"kind": "statistics", "source": str(absolute(path)), "sha256": file_sha256(path)}
     if not pair:
         features = arrays[0].astype(np.float32)
         record |= {"array": name, "count": len(features)}

@@ -49,6 +49,7 @@ class Weights(NamedTuple):
 
     container: Container
     identity: dict[str, str]  # for the record; empty for a directory
+    warning: str = ""  # that they are not the published ones, said when they have been read
 
     @property
     def tensors(self) -> Mapping[str, np.ndarray]:
@@ -82,6 +83,7 @@ def inception_features(
     _check(name, preparation)
     opened = _open(name, weights, inception_weights.PUBLISHED)
     params = inception_weights.inception_params(opened.tensors, source=str(weights))
+    _say(opened.warning)
     resizer = preparation.resizer or "tf1_bilinear"
     centre, half = (127.5, 127.5) if resizer == "pytorch_bilinear" else (128.0, 128.0)
     layer, network = INCEPTION[name], Inception()
@@ -115,13 +117,14 @@ def dinov2_features(
     opened = _open(name, weights, dinov2_weights.PUBLISHED)
     heads = opened.container.facts.get("config.json", {}).get("num_attention_heads")
     network, params = dinov2_weights.dinov2_from_tensors(
-        opened.tensors, heads=heads if isinstance(heads, int) else None
+        opened.tensors, heads=heads if isinstance(heads, int) else None, source=str(weights)
     )
     if DINOV2_SIZE % network.patch_size:
         raise UsageError(
             f"{weights} has patches of {network.patch_size} pixels, which do not divide "
             f"{DINOV2_SIZE}: give DINOv2's weights, whose patches have 14."
         )
+    _say(opened.warning)
     scale = _normalised(vision_transformer.MEAN, vision_transformer.STD)
 
     def apply(params: Any, x: jax.Array) -> tuple[jax.Array, None]:
@@ -164,7 +167,9 @@ def clip_features(
     encoder = image_encoder_from_config(config)
     if not encoder.projection:
         raise UsageError(f"{weights} has no projection, whose features are compared: give a CLIP.")
-    params = image_params_from_transformers(opened.tensors, encoder)
+    params = image_params_from_transformers(
+        opened.tensors, encoder, source=f"image encoder's state dict in {weights}"
+    )
     scale = _normalised(image_encoder.MEAN, image_encoder.STD)
 
     def apply(params: Any, x: jax.Array) -> tuple[jax.Array, None]:
@@ -201,7 +206,7 @@ def _check(name: str, preparation: Preparation) -> None:
 def _open(
     name: str, weights: str | os.PathLike | None, published: tuple[Published, ...]
 ) -> Weights:
-    """Open a file or a directory; warn of a file that is not the published one.
+    """Open a file or a directory.
 
     Raises:
       UsageError: there is none, it is damaged, or its name has the digits of another digest.
@@ -212,9 +217,13 @@ def _open(
     if path.is_dir():
         return Weights(open_container(path), {})
     digest, warning = check_digest(path, published)
-    if warning is not None:
-        say(f"warning: {name}: {warning}", file=sys.stderr)
-    return Weights(open_container(path), {"sha256": digest})
+    said = f"warning: {name}: {warning}" if warning else ""
+    return Weights(open_container(path), {"sha256": digest}, said)
+
+
+def _say(warning: str) -> None:
+    if warning:
+        say(warning, file=sys.stderr)
 
 
 def _network(

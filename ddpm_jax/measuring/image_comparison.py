@@ -17,7 +17,7 @@ from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import UsageError, say, suggest
 from ddpm_jax.evaluation.features import FeatureNetwork
 from ddpm_jax.experiments.identity import versions
-from ddpm_jax.files import as_path, is_remote
+from ddpm_jax.files import absolute, as_path, is_remote
 from ddpm_jax.measuring.evaluation_settings import Features, ImageComparison
 from ddpm_jax.measuring.feature_cache import open_cache
 from ddpm_jax.measuring.feature_metrics import (
@@ -46,6 +46,7 @@ from ddpm_jax.monitoring.results import machine
 READ = 8  # batches of the network that are read at once, so that it does not wait for each
 FEW = 10  # samples to a feature, below which the bias of a Frechet distance is warned of
 ROUNDING = 1e-12  # a distance as small as this is an error of computation
+LENGTH = 1e-2  # by which that of an embedding may differ from 1 for cmmd
 Place = str | os.PathLike | np.ndarray | ImageSet
 
 
@@ -68,7 +69,8 @@ def compare_images(
         alone.
       metrics: keys of `feature_metrics.FEATURE_METRICS`, as a list or with commas between them.
       settings: fields of `ImageComparison` and `Features`: num_images, num_reference, image_size,
-        data_dir; features, feature_weights, resize, rounding, feature_batch_size, feature_cache.
+        data_dir; features (also a function of uint8 [N, H, W, C] that returns numbers [N, D]),
+        feature_weights, resize, rounding, feature_batch_size, feature_cache.
 
     Returns:
       Metric -> its record: value, error, results, and the settings that they depend on.
@@ -112,7 +114,13 @@ def compare_sets(
         name: {"metric": name, **record, **machine(), "versions": versions()}
         for name, record in measured(
             names,
-            Samples(count, samples.image_shape, samples.source.num_classes, lambda: samples),
+            Samples(
+                count,
+                samples.image_shape,
+                samples.source.num_classes,
+                lambda: samples,
+                samples.mixed,
+            ),
             other,
             settings.compared,
             network,
@@ -180,9 +188,14 @@ def open_place(place: Place, *, image_size: int | None = None, data_dir: str = "
     """Return a set: one that is given, an array, or what a path names."""
     if isinstance(place, ImageSet):
         return shrunk(place, image_size)
-    if isinstance(place, np.ndarray):
-        return shrunk(of_arrays(place), image_size)
-    return open_images(place, image_size=image_size, data_dir=data_dir)
+    if isinstance(place, str | os.PathLike):
+        return open_images(place, image_size=image_size, data_dir=data_dir)
+    if not hasattr(place, "__array__"):
+        raise UsageError(
+            f"A set of images is of type {type(place).__name__}: give a folder, an NPZ file, a "
+            "split as in cifar10:train, or an array uint8 [N, H, W, C]."
+        )
+    return shrunk(of_arrays(place), image_size)
 
 
 class Reference(NamedTuple):
@@ -222,14 +235,19 @@ def open_reference(place: Place, network: FeatureNetwork, **where: Any) -> Refer
 
 def network_of(settings: Features, images: ImageSet) -> FeatureNetwork:
     """Return the network that settings name, for images of such a shape."""
-    return load_features(
-        settings.features,
-        image_shape=images.image_shape,
-        weights=settings.feature_weights,
-        resize=settings.resize,
-        rounding=settings.rounding,
-        batch_size=settings.feature_batch_size,
-    )
+    try:
+        return load_features(
+            settings.features,
+            image_shape=images.image_shape,
+            weights=settings.feature_weights,
+            resize=settings.resize,
+            rounding=settings.rounding,
+            batch_size=settings.feature_batch_size,
+        )
+    except UsageError as error:
+        if not images.mixed:
+            raise
+        raise UsageError(f"{error} {images.mixed}") from error
 
 
 class Samples(NamedTuple):
@@ -239,6 +257,7 @@ class Samples(NamedTuple):
     image_shape: tuple[int, int, int]
     num_classes: int
     make: Callable[[], ImageSet]  # of at least `count` images; the first of them are taken
+    mixed: str = ""  # as in `ImageSet`
 
 
 def measured(
@@ -314,12 +333,19 @@ def _warn_of_results(
     samples: FeatureSet,
     reference: FeatureSet | None,
 ) -> None:
-    """Say that a set is compared with itself, or that classes have few samples."""
+    """Say that a set is compared with itself, classes have few samples, or cmmd is of others."""
     digests = [one.record.get("images_sha256") for one in (samples, reference) if one is not None]
     if len(digests) == 2 and digests[0] == digests[1]:
         _warn(
             "images and reference are the same: a set compared with itself says nothing of a model."
         )
+    if "cmmd" in numbers:
+        lengths = np.linalg.norm(samples.features, axis=1)
+        if np.abs(lengths - 1).max() > LENGTH:
+            _warn(
+                f"cmmd's kernel is made for features of length 1, and the lengths of these are "
+                f"{lengths.min():.3g} to {lengths.max():.3g}: divide each by its length."
+            )
     if "fid_by_class" in numbers and network.dims <= WIDE:
         fewest = np.unique(samples.labels, return_counts=True)[1].min()
         if fewest < FEW * network.dims:
@@ -374,9 +400,17 @@ def _network_of_reference(
     """
     theirs = network_of(settings, reference)
     if theirs.dims != network.dims:
+        sides = (samples.image_shape, reference.image_shape)
+        alike = "of one size"
+        if sides[0][2] != sides[1][2]:
+            alike = "all grey or all in colour"
+            alike += ", and of one size" if sides[0][:2] != sides[1][:2] else ""
+        shapes = ["x".join(map(str, side)) for side in sides]
+        mixed = samples.mixed or reference.mixed
         raise UsageError(
-            f"The images are of shape {samples.image_shape} and the reference of "
-            f"{reference.image_shape}: features {network.name} compare images of one size."
+            f"The images are {shapes[0]} and the reference is {shapes[1]} (height, width, "
+            f"channels): features {network.name} compare images {alike}."
+            f"{' ' * bool(mixed)}{mixed}"
         )
     return theirs
 
@@ -394,7 +428,8 @@ def facts_of(
 def network_record(network: FeatureNetwork, settings: Features) -> dict[str, Any]:
     """Return what a result says of its network, and how to load it again."""
     asked = {"name": network.name, "dims": network.dims}
-    weights = {"weights_file": settings.feature_weights} if settings.feature_weights else {}
+    file = settings.feature_weights
+    weights = {"weights_file": str(absolute(as_path(file)))} if file else {}
     return asked | weights | network.record
 
 

@@ -26,7 +26,7 @@ from ddpm_jax.data.in_memory import ArraySource, for_each, gather
 from ddpm_jax.data.layout import label_from_path, read_layout
 from ddpm_jax.data.sources import Source
 from ddpm_jax.errors import FailureError, UsageError
-from ddpm_jax.files import as_path, is_remote
+from ddpm_jax.files import absolute, as_path, is_remote
 from ddpm_jax.generation.shards import MANIFEST, Shard, read_manifest, read_shard, whole_shards
 
 IMAGE_ARRAYS = ("arr_0", "images", "samples")  # OpenAI's name, ours, and one that others use
@@ -46,11 +46,13 @@ class ImageSet:
       source: random access to them, uint8; its labels count where `num_classes` is not 0.
       record: what a result says of them, JSON-able.
       fingerprint: changes with the images, at the latest with size or time of a file; a SHA-256.
+      mixed: of grey pictures among others in colour, a sentence that names one of each; else "".
     """
 
     source: Source
     record: dict[str, Any]
     fingerprint: str
+    mixed: str = ""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -88,7 +90,8 @@ def open_images(
     path, text = as_path(place), os.fspath(place)
     opened = shrunk(_open(path, text, image_size, data_dir), image_size)
     if data_dir and opened.record["kind"] == "split":
-        return dataclasses.replace(opened, record=opened.record | {"data_dir": data_dir})
+        where = {"data_dir": str(absolute(as_path(data_dir)))}
+        return dataclasses.replace(opened, record=opened.record | where)
     return opened
 
 
@@ -166,7 +169,9 @@ def shrunk(given: ImageSet, image_size: int | None) -> ImageSet:
         )
     source, crop = ShrunkImages(given.source, image_size), _cropped()
     record |= {**_facts(source), "crop": crop}
-    return ImageSet(source, record, _digest([given.fingerprint, crop, str(image_size)]))
+    return ImageSet(
+        source, record, _digest([given.fingerprint, crop, str(image_size)]), given.mixed
+    )
 
 
 def spread(count: int, wanted: int | None) -> np.ndarray:
@@ -266,7 +271,7 @@ def _open_shards(path: Any) -> ImageSet:
     source = ShardedImages(shards, labels, str(path))
     made = {name: value for name, value in manifest.items() if name not in _OF_MANIFEST}
     stamps = [f"{shard.path.name} {_stamp(shard.path)}" for shard in shards]
-    facts = {"kind": "shards", "source": str(path), **_facts(source), "made": made}
+    facts = {"kind": "shards", "source": str(absolute(path)), **_facts(source), "made": made}
     return ImageSet(source, facts, _digest([json.dumps(manifest), *stamps]))
 
 
@@ -285,7 +290,7 @@ def _open_npz(path: pathlib.Path) -> ImageSet:
     except BadArchive as error:
         raise UsageError(f"{path} is no NPZ file of images ({error}): name another.") from error
     source = _array_source(pixels, labels, str(path))
-    facts = {"kind": "npz", "source": str(path), "array": name, **_facts(source)}
+    facts = {"kind": "npz", "source": str(absolute(path)), "array": name, **_facts(source)}
     return ImageSet(source, facts, _digest([path.name, name, _stamp(path)]))
 
 
@@ -381,20 +386,24 @@ def _open_folder(path: Any, image_size: int | None) -> ImageSet:
     found = read_layout(path, split="train", holdout=0.0, layout="classes")
     paths = [os.path.join(found.folder, name) for name in found.names]
     headers = _headers(paths)
-    grey = all(header.mode in ("1", "L", "LA", "I;16", "I", "La") for header in headers)
-    shape = (*_common_size(paths, headers, image_size), 1 if grey else 3)
+    grey = [header.mode in ("1", "L", "LA", "I;16", "I", "La") for header in headers]
+    mixed = ""
+    if len(set(grey)) > 1:
+        one, other = paths[grey.index(True)], paths[grey.index(False)]
+        mixed = f"{one} is grey and {other} in colour, so all of {path} are taken in colour."
+    shape = (*_common_size(paths, headers, image_size), 1 if all(grey) else 3)
     as_they_are = all(header.size == (shape[1], shape[0]) for header in headers)
     stamps = [f"{name} {_stamp(as_path(p))}" for name, p in zip(found.names, paths, strict=True)]
     suffixes = Counter(os.path.splitext(name)[1].lower().lstrip(".") for name in found.names)
     source = PictureFolder(found.folder, found.names, found.classes, shape, found.contents)
     facts = {
         "kind": "folder",
-        "source": str(path),
+        "source": str(absolute(path)),
         **_facts(source),
         "files": dict(sorted(suffixes.items())),
         "crop": "none" if as_they_are else _cropped(),
     }
-    return ImageSet(source, facts, _digest([str(shape), *stamps]))
+    return ImageSet(source, facts, _digest([str(shape), *stamps]), mixed)
 
 
 def _headers(paths: Sequence[str]) -> list[images.Header]:

@@ -97,7 +97,7 @@ def open_samples(
         generator = _generator_of(drawn, trained, settings)
     record = {
         **identity(trained),
-        "data": [source.fingerprint for source in (train, held_out)],
+        "data": list(dict.fromkeys(source.fingerprint for source in (train, held_out))),
         "num_samples": settings.num_samples,
         "seed": settings.seed,
         **generator.record,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.files import as_path, read_file, reporting
 from ddpm_jax.measuring.evaluation_settings import Features
-from ddpm_jax.measuring.feature_metrics import FEATURE_METRICS
+from ddpm_jax.measuring.feature_metrics import FEATURE_METRICS, rounded
 from ddpm_jax.measuring.feature_networks import FEATURES
 from ddpm_jax.measuring.image_comparison import (
     Reference,
@@ -27,12 +27,14 @@ from ddpm_jax.measuring.image_sets import open_images
 from ddpm_jax.monitoring.results import format_table
 from ddpm_jax.schema import Malformed, Number, Table, Text, Whole, differing, parse
 
+_NUMBER = Number(null=True)
 _SET = Table({"kind": Text()}, {"source": Text(), "image_size": Whole(1), "data_dir": Text()})
 _KIND = Table(
     {"metric": Text()},
     {
-        "value": Number(null=True),
-        "error": Number(null=True),
+        "value": _NUMBER,
+        "results": Table(others=Table({}, {"value": _NUMBER, "error": _NUMBER})),
+        "error": _NUMBER,
         "num_samples": Whole(1),
         "images": _SET,
         "reference": _SET,
@@ -53,45 +55,62 @@ _TOLERANCE = 1e-3  # relative, of a number that is computed again
 _OF_NETWORK = {"network.resizer": "resizer", "network.rounding": "rounding"}
 
 
+class Value(NamedTuple):
+    """A number of a record; None where there is none."""
+
+    value: float | None = None
+    error: float | None = None
+
+
 class Difference(NamedTuple):
     """Settings that differ and can only be changed together, and what that does."""
 
     settings: dict[str, tuple[str, str]]  # name -> its value in either record, as text
-    effect: float | None  # on the number of the first record; None where it is not known
+    effects: dict[str, float] | None  # on each number of the first record; None: not known
     why: str = ""  # it is not known, half a sentence
+
+    @property
+    def effect(self) -> float | None:
+        """Return the effect on the metric's own number, the first."""
+        return None if self.effects is None else next(iter(self.effects.values()))
 
 
 class Comparison(NamedTuple):
     """Two records of one metric."""
 
-    metric: str
-    values: tuple[float | None, float | None]
-    errors: tuple[float | None, float | None]
+    numbers: dict[str, tuple[Value, Value]]  # by name; prdc has four, the others one
     differences: list[Difference]
 
     @property
     def text(self) -> str:
         """Return the values and a table of the differences."""
-        first, second = self.values
-        lines = []
-        if None not in self.values:
-            lines.append(f"{self.metric} {first:.6g} and {second:.6g}: {second - first:+.4g}")
-            if None not in self.errors:
-                error = math.hypot(*self.errors)
-                lines.append(f"one standard error of that, over samples: {error:.2g}")
+        changes, lines = {}, []
+        for name, (first, second) in self.numbers.items():
+            if None in (first.value, second.value):
+                continue
+            changes[name] = second.value - first.value
+            lines.append(f"{name} {first.value:.6g} and {second.value:.6g}: {changes[name]:+.4g}")
+            if None not in (first.error, second.error):
+                error = rounded(math.hypot(first.error, second.error))
+                lines.append(f"one standard error of that, over samples: {error}")
         if not self.differences:
             return "\n".join([*lines, "No setting differs."])
         rows = []
-        for settings, effect, why in self.differences:
-            said = why if effect is None else f"{effect:+.4g}"
+        several = len(self.numbers) > 1
+        for settings, effects, why in self.differences:
+            said = [why] * len(self.numbers)
+            if effects is not None:
+                said = [f"{effects[name]:+.4g}" for name in self.numbers]
             for name, (there, here) in settings.items():
-                rows.append((name, there, here, said))
-                said = "together" if effect is not None else said
-        lines.append(format_table(("setting", "first", "second", "effect"), rows))
-        known = [effect for _, effect, _ in self.differences if effect is not None]
-        if known and None not in self.values:
-            left = second - first - sum(known)
-            lines.append(f"not explained by these effects: {left:+.4g}")
+                rows.append((name, there, here, *said))
+                said = ["together"] * len(said) if effects is not None else said
+        titles = self.numbers if several else ("effect",)
+        lines.append(format_table(("setting", "first", "second", *titles), rows))
+        known = [effects for _, effects, _ in self.differences if effects is not None]
+        for name, change in changes.items() if known else ():
+            left = change - sum(effects[name] for effects in known)
+            of = f" of {name}" if several else ""
+            lines.append(f"not explained{of} by these effects: {left:+.4g}")
         return "\n".join(lines)
 
 
@@ -140,10 +159,9 @@ def compare_records(
         differences.append(
             _attributed(one["metric"], (one, other), protocols, parts, settings, feature_cache)
         )
+    sides = [_numbers(record) for record in (one, other)]
     return Comparison(
-        one["metric"],
-        (one.get("value"), other.get("value")),
-        (one.get("error"), other.get("error")),
+        {name: (found, sides[1].get(name, Value())) for name, found in sides[0].items()},
         differences,
     )
 
@@ -158,14 +176,33 @@ def read_result(path: str | os.PathLike) -> dict[str, Any]:
     path = as_path(path)
     if not path.exists():
         raise UsageError(f"There is no {path}: name two JSON files that evaluate has written.")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name a JSON file that evaluate has written.")
     with reporting(path, "read"):
         data = read_file(path)
     try:
-        return parse(data, _KIND)
+        record = parse(data, _KIND)
     except Malformed as error:
         raise UsageError(
             f"{path} is no result of evaluate ({error}): name a JSON file that it has written."
         ) from None
+    if record["metric"] not in FEATURE_METRICS or "value" not in record:
+        lacks = " without a value" if record["metric"] in FEATURE_METRICS else ""
+        raise UsageError(
+            f"{path} is a result of {record['metric']}{lacks}: compare takes those of "
+            f"{', '.join(FEATURE_METRICS)}."
+        )
+    return record
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, Value]:
+    """Return the numbers of a record that are compared: the metric's own, or its parts."""
+    parts = FEATURE_METRICS[record["metric"]].parts
+    if not parts:
+        return {record["metric"]: Value(record["value"], record.get("error"))}
+    results = record.get("results", {})
+    found = {name: results.get(name, {}) for name in parts}
+    return {name: Value(one.get("value"), one.get("error")) for name, one in found.items()}
 
 
 def _named(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -197,7 +234,7 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
             # which split it is matters, which folder does not
             source = str(record[name].get("source", ""))
             if record[name].get("kind") == "split":
-                value["split"] = source
+                value["source"] = source
         found[name] = value
     return found
 
@@ -229,7 +266,7 @@ def _grouped(
 
 
 def _protocol(record: Mapping[str, Any]) -> _Protocol | None:
-    if record["metric"] not in FEATURE_METRICS or not {"images", "network"} <= set(record):
+    if not {"images", "network"} <= set(record):
         return None
     return _Protocol(
         record["images"],
@@ -253,15 +290,16 @@ def _attributed(
     for near, far, sign in ((0, 1, 1), (1, 0, -1)):
         changed = _changed(protocols[near], protocols[far], parts)
         try:
-            value = _compute(metric, changed, cache)
+            values = _compute(metric, changed, cache)
             _check_repeats(metric, records[near], protocols[near], cache)
         except (UsageError, FailureError) as error:
             reasons.append(str(error))
             continue
-        before = records[near].get("value")
-        if before is None:
+        before = _numbers(records[near])
+        if any(number.value is None for number in before.values()):
             break
-        return Difference(settings, sign * (value - before))
+        effects = {name: sign * (values[name] - found.value) for name, found in before.items()}
+        return Difference(settings, effects)
     return Difference(
         settings, None, f"cannot be computed: {reasons[0] if reasons else 'no value'}"
     )
@@ -278,14 +316,15 @@ def _check_repeats(
     metric: str, record: Mapping[str, Any], protocol: _Protocol, cache: str | None
 ) -> None:
     """Refuse files that no longer give the number of a record."""
-    value = _compute(metric, protocol, cache)
-    wanted = record.get("value")
-    if wanted is not None and not math.isclose(value, wanted, rel_tol=_TOLERANCE, abs_tol=1e-9):
-        raise UsageError(f"the files give {value:.6g} now, and the record says {wanted:.6g}")
+    values = _compute(metric, protocol, cache)
+    for name, (wanted, _) in _numbers(record).items():
+        found = values[name]
+        if wanted is not None and not math.isclose(found, wanted, rel_tol=_TOLERANCE, abs_tol=1e-9):
+            raise UsageError(f"the files give {found:.6g} now, and the record says {wanted:.6g}")
 
 
-def _compute(metric: str, protocol: _Protocol, cache: str | None) -> float:
-    """Compute a number again.
+def _compute(metric: str, protocol: _Protocol, cache: str | None) -> dict[str, float]:
+    """Compute the numbers of a metric again.
 
     Raises:
       UsageError: something is not there, or is not what it was.
@@ -318,7 +357,7 @@ def _compute(metric: str, protocol: _Protocol, cache: str | None) -> float:
         comparable = found.get("count") == wanted.get("count")
         if comparable and found.get("images_sha256") != wanted.get("images_sha256"):
             raise UsageError(f"the images of {wanted.get('source')} have changed")
-    return record["value"]
+    return {name: found["value"] for name, found in record["results"].items()}
 
 
 def _features(network: Mapping[str, Any], cache: str | None) -> Features:

@@ -13,6 +13,8 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.features import FeatureNetwork
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.files import absolute, as_path
+from ddpm_jax.measuring.evaluated_split import stem
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FeatureQuality
 from ddpm_jax.measuring.feature_metrics import as_text
 from ddpm_jax.measuring.feature_networks import load_features
@@ -131,7 +133,7 @@ def _open(
     against = None
     if other is not None:
         against = other.images.fingerprint if other.images else other.published.record
-    mark = f"_{network.name.replace(':', '-')}-{short_digest({**decides, 'against': against})}"
+    mark = f"_{stem(network.name)}-{short_digest({**decides, 'against': against})}"
     captions = model.conditioning.has_text and sampling.prompt is None
     split = None if captions else model.config.data.train_split
     found = open_samples(
@@ -167,7 +169,9 @@ def _split(
     data = trained.model.config.data
     record = {"source": f"{data.name}:{split}", "image_size": data.image_size}
     place = images.data_dir or data.data_dir
-    return of_source(found.held_out, **record | ({"data_dir": place} if place else {}))
+    return of_source(
+        found.held_out, **record | ({"data_dir": str(absolute(as_path(place)))} if place else {})
+    )
 
 
 def _samples(

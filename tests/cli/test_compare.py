@@ -22,5 +22,5 @@ def test_the_setting_that_differs_is_printed_with_its_effect(invoke, refused, tm
     effect = f"{values[1] - values[0]:+.4g}"
     assert ["num_samples", "10", "20", effect] in [s.split() for s in result.out.splitlines()]
     assert "not computed" in invoke("compare", *paths, "--norecompute").out
-    refused("compare", paths[0], says=["1 files are named"])
+    refused("compare", paths[0], says=["One file is named"])
     refused("compare", paths[0], tmp_path / "c.json", says=["There is no"])

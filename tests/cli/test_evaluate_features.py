@@ -104,7 +104,7 @@ def test_all_metrics_are_of_the_same_samples_which_a_stopped_command_keeps(
     difference = raw_value - ema_value
     (line,) = (line for line in result.out.splitlines() if line.split()[:1] == ["weights"])
     assert line.split()[1:4] == ["'ema'", "'raw'", f"{difference:+.4g}"]
-    refused("compare", records[0], says=["1 files are named"])
+    refused("compare", records[0], says=["One file is named"])
 
 
 @pytest.mark.full
@@ -185,5 +185,6 @@ def test_two_sets_are_compared_without_a_model(invoke, refused, tmp_path):
         refused("evaluate", *argv, "--metric", "fid", flag, value, says=says)
     refused("evaluate", *argv, "--metric", "fid", "--raw_weights", says=[without])
     refused("evaluate", *argv, says=["--metric is missing"])
-    refused("evaluate", *argv, "--metric", "bpd", says=["Unknown metric of images 'bpd'"])
+    refused("evaluate", *argv, "--metric", "bpd", says=["--metric bpd is of a model: name one by"])
+    refused("evaluate", *argv[2:], "--metric", "fid", says=["--reference is", "by --images"])
     refused("evaluate", *argv, "--metric", "fid", "--ckpt", "x", says=["leave one of them out"])

@@ -13,7 +13,7 @@ from ddpm_jax import host_memory
 from ddpm_jax.errors import UsageError
 from ddpm_jax.evaluation.frechet_errors import expected_distance
 from ddpm_jax.measuring.feature_cache import FeatureCache
-from ddpm_jax.measuring.feature_metrics import as_text
+from ddpm_jax.measuring.feature_metrics import as_text, with_spread
 from ddpm_jax.measuring.feature_networks import load_features
 from ddpm_jax.measuring.image_comparison import compare_images
 
@@ -137,6 +137,12 @@ def test_a_record_says_what_decides_its_number(pictures, tmp_path):
         ("fid", {"image_size": 5}, "The images of given are 4x4 pixels, smaller than image_size 5"),
         ("fid", {"num_images_": 5}, "no setting num_images_. Did you mean 'num_images'?"),
         ("fid", {"feature": "pixels"}, "There is no setting feature. Did you mean 'features'?"),
+        ("fid", {"feature": "pixels"}, "The settings are num_images, num_reference, image_size, d"),
+        ("FID", {}, "Did you mean 'fid'?"),
+        (3, {}, "metrics is 3: name some of"),
+        ([], {}, "metrics is []: name some of"),
+        ("cmmd", {}, "not of the features pixels: take clip"),
+        ("fid", {"features": 3}, "features is 3: it must be a text or a function"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_an_image_is_looked_at(
@@ -193,6 +199,8 @@ def test_sets_that_do_not_fit_are_refused(pictures, tmp_path, monkeypatch, looke
     for reference, names, says in (
         (None, "fid", "give a reference"),
         (b[:, :2], "fid", "images of one size"),
+        (b.repeat(3, axis=3), "fid", "compare images all grey or all in colour."),
+        ([1, 2], "fid", "A set of images is of type list: give a folder"),
         (tmp_path / "nan.npz", "fid", "not finite"),
         (tmp_path / "other.npz", "fid", "of 9 features, and the network computes 16"),
         (tmp_path / "skew.npz", "fid", "not symmetric"),
@@ -205,6 +213,58 @@ def test_sets_that_do_not_fit_are_refused(pictures, tmp_path, monkeypatch, looke
     with pytest.raises(UsageError, match="GiB of memory"):
         compare_images(a, b, "kid", **PIXELS)
     assert not looked_at
+
+
+def test_a_function_of_python_is_called_and_named_but_not_cached(pictures, cache):
+    """The same name may be another function the next time."""
+    a, b = pictures
+    for scale in (1, 2):
+
+        def rows(images, scale=scale):
+            return scale * images.mean(axis=2)[..., 0]
+
+        found = compare_images(a, b, "fid", features=rows)["fid"]
+        assert found["value"] == pytest.approx(scipy_fid(rows(a), rows(b)), rel=1e-5)
+        assert found["network"]["name"] == f"{__name__}:{rows.__qualname__}"
+        assert json.loads(json.dumps(found)) == found
+    assert not cache.exists()
+
+
+def test_cmmd_warns_of_features_of_another_length_than_1(pictures, capsys):
+    def unit(images):
+        rows = images.reshape(len(images), -1) + 1.0
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    compare_images(*pictures, "cmmd", features=unit)
+    assert "length 1" not in capsys.readouterr().err
+    compare_images(*pictures, "cmmd", features=lambda images: 3 * unit(images))
+    assert "length 1, and the lengths of these are 3 to 3" in capsys.readouterr().err
+
+
+def test_a_grey_picture_among_coloured_ones_is_named_where_they_do_not_fit(pictures, tmp_path):
+    a, b = pictures
+    folder = save_folder(tmp_path / "a", a[:6])
+    Image.new("RGB", (4, 4), "red").save(folder / "003.png")
+    for sides, settings, says in (
+        ((folder, b), PIXELS, "all grey or all in colour"),
+        ((b, folder), PIXELS, "all grey or all in colour"),
+        ((folder, b), DIGITS, "as in resize clean"),
+    ):
+        with pytest.raises(UsageError) as error:
+            compare_images(*sides, "fid", **settings)
+        assert says in str(error.value)
+        assert f"{folder / '000.png'} is grey and {folder / '003.png'} in" in str(error.value)
+
+
+def test_value_and_error_have_one_notation():
+    for pair, text in {
+        (-642.244, 287.0): "-642.244 ± 290",
+        (0.0126923, 3.16e-5): "0.0126923 ± 0.000032",
+        (1.5, 0.25): "1.5 ± 0.25",
+        (-6.42244e9, 2.87e6): "-6.42244e+09 ± 2.9e+06",
+        (2.0, None): "2",
+    }.items():
+        assert with_spread(*pair) == text
 
 
 def test_of_few_samples_the_distance_of_a_perfect_model_is_said(capsys):

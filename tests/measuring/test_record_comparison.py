@@ -15,6 +15,7 @@ from ddpm_jax.monitoring.results import write_record
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.normal(100, 30, (60, 8, 8, 1)).clip(0, 255).astype(np.uint8)
+FEW_AND_ALL = {"num_images": 20}, {}
 OTHERS = RNG.normal(110, 40, (60, 8, 8, 1)).clip(0, 255).astype(np.uint8)
 
 
@@ -67,6 +68,32 @@ def test_fewer_samples_are_named_with_their_effect_in_either_order(planted, sets
         assert found.differences[0].effect == pytest.approx(second - first)
 
 
+def test_all_four_shares_are_compared_by_name(planted, sets):
+    sides = [(sets / "png", sets / "others.npz", {"metrics": "prdc"} | n) for n in FEW_AND_ALL]
+    found, _ = planted(*sides)
+    few, many = (
+        compare_images(a, b, features="pixels", **n)["prdc"]["results"] for a, b, n in sides
+    )
+    assert list(found.numbers) == ["precision", "recall", "density", "coverage"]
+    for name, effect in found.differences[0].effects.items():
+        assert effect == pytest.approx(many[name]["value"] - few[name]["value"])
+        assert f"{name} {few[name]['value']:.6g} and {many[name]['value']:.6g}: " in found.text
+        assert f"not explained of {name} by these effects: +0" in found.text
+    assert abs(found.differences[0].effects["recall"]) > 1e-3
+    (titles,) = (line for line in found.text.splitlines() if line.split()[:1] == ["setting"])
+    assert titles.split() == ["setting", "first", "second", *found.numbers]
+
+
+def test_sets_are_found_from_another_folder(sets, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(sets)
+    for name, settings in zip("ab", FEW_AND_ALL, strict=True):
+        record = compare_images("png", "others.npz", "fid", features="pixels", **settings)["fid"]
+        write_record(sets / f"{name}.json", record)
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    found = compare_records(sets / "a.json", sets / "b.json")
+    assert found.differences[0].effect is not None
+
+
 def test_where_one_set_is_too_small_the_other_tells_the_effect(planted, sets):
     np.savez(sets / "few.npz", PIXELS[:20])
     found, (few, many) = planted(
@@ -92,9 +119,9 @@ def test_a_resizer_is_named_with_its_effect(planted, sets):
 def test_train_against_test_is_named_with_its_effect(planted, data_dir):
     where = {"data_dir": data_dir, "num_images": 100, "features": "digits"}
     found, _ = planted(*(("digits:train", f"digits:{split}", where) for split in ("train", "test")))
-    assert names(found) == [{"num_reference"}, {"reference.split"}]
+    assert names(found) == [{"num_reference"}, {"reference.source"}]
     of_split = found.differences[1]
-    assert of_split.settings["reference.split"] == ("'digits:train'", "'digits:test'")
+    assert of_split.settings["reference.source"] == ("'digits:train'", "'digits:test'")
     assert of_split.effect is not None
     assert of_split.effect > 0
 
@@ -140,7 +167,12 @@ def test_what_is_no_record_is_refused(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps({"metric": "kid", "value": 1.0}))
     (tmp_path / "c.json").write_text("[]")
     (tmp_path / "d.json").write_text(json.dumps({"metric": "fid", "value": "low"}))
-    for other, says in {"b": "of kid", "c": "no result", "d": "its value", "e": "no "}.items():
+    (tmp_path / "f.json").write_text(json.dumps({"metric": "fid"}))
+    (tmp_path / "g.json").write_text(json.dumps({"metric": "bpd", "bits": 1.0}))
+    (tmp_path / "h.json").mkdir()
+    refusals = {"b": "of kid", "c": "no result", "d": "its value", "e": "no ", "h": "is a folder"}
+    refusals |= {"f": "a result of fid without a value", "g": "a result of bpd: compare takes"}
+    for other, says in refusals.items():
         with pytest.raises(UsageError, match=says):
             compare_records(tmp_path / "a.json", tmp_path / f"{other}.json")
 
