@@ -21,7 +21,6 @@ UNREAD = (
     "loss",
     "weighting",
     "timestep_sampling",
-    "bound",
     "levels",
     "level_mean",
     "level_std",

@@ -335,7 +335,6 @@ TEACHER = {  # of the processes that have them, and away from their defaults
     "loss": "vlb",
     "weighting": "min_snr",
     "timestep_sampling": "antithetic",
-    "bound": "discrete",
     "levels": "mode",
     "level_mean": -0.4,
     "level_std": 1.0,
@@ -345,7 +344,7 @@ TEACHER = {  # of the processes that have them, and away from their defaults
 
 @pytest.mark.parametrize("name", UNREAD)
 def test_what_no_distillation_reads_is_refused_in_one(name):
-    process = {"loss": "chain", "bound": "vdm"}.get(name, "flow")
+    process = "chain" if name == "loss" else "flow"
     levels = {"level_mean": "lognormal", "level_std": "lognormal", "mode_scale": "mode"}
     fields = {"process": process, "levels": levels.get(name, "uniform"), name: TEACHER[name]}
     fields = {f"diffusion.{field}": value for field, value in fields.items()}
