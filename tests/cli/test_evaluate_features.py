@@ -83,6 +83,12 @@ def test_all_metrics_are_of_the_same_samples_which_a_stopped_command_keeps(
     for metric in ("fid", "kid"):
         assert found[metric]["value"] == pytest.approx(read(out, metric)["value"], rel=1e-3)
         assert found[metric]["checkpoint_step"] == 10
+    found = ddpm_jax.load(trained).evaluate(
+        "fid", out=tmp_path / "function", **settings | {"features": lambda x: x[:, :4, 0, 0]}
+    )["fid"]
+    assert found["network"]["name"].endswith("<lambda>")
+    assert read(tmp_path / "function", "fid")["value"] == found["value"]
+    assert found["data"] == sorted(set(found["data"])), "no line twice"
     with pytest.raises(UsageError, match="no setting feature"):
         ddpm_jax.load(trained).evaluate("fid", feature="digits")
 

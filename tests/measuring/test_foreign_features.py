@@ -95,6 +95,15 @@ def test_the_record_has_digest_resizer_rounding_and_scaling(inception_file, caps
     )
 
 
+@pytest.mark.parametrize("name", ["inception", "dinov2"])
+def test_of_weights_that_are_of_another_network_only_that_is_said(name, tmp_path, capsys):
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": np.zeros((2, 2), np.float32)}, path)
+    with pytest.raises(UsageError, match=str(path)):
+        load_features(name, image_shape=COLOUR, weights=path)
+    assert capsys.readouterr().err == ""
+
+
 def reference_dinov2(images, directory):
     """The features by transformers, of images that have the network's size."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
