@@ -315,8 +315,8 @@ class Model(PictureMethods):
           out: directory for records and samples, from which a stopped call goes on; None keeps
             nothing.
           settings: num_samples, seed, batch_size, reference, num_reference, split, data_dir;
-            features, feature_weights, resize, rounding, feature_batch_size, feature_cache; and
-            those of `sample` about the sampler and the conditions.
+            features (also a function of uint8 [N, H, W, C] that returns numbers [N, D]),
+            feature_weights, resize, rounding, feature_batch_size, feature_cache; and those of `sample` about the sampler and the conditions.
 
         Returns:
           Metric -> its record: value, error, results, and the settings that they depend on.
