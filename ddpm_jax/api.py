@@ -316,7 +316,8 @@ class Model(PictureMethods):
             nothing.
           settings: num_samples, seed, batch_size, reference, num_reference, split, data_dir;
             features (also a function of uint8 [N, H, W, C] that returns numbers [N, D]),
-            feature_weights, resize, rounding, feature_batch_size, feature_cache; and those of `sample` about the sampler and the conditions.
+            feature_weights, resize, rounding, feature_batch_size, feature_cache; and those of
+            `sample` about the sampler and the conditions.
 
         Returns:
           Metric -> its record: value, error, results, and the settings that they depend on.
