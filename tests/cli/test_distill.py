@@ -16,6 +16,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.config import override
 from ddpm_jax.experiments.few_steps import student_methods
+from ddpm_jax.experiments.fine_tuning import find_beginning
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.measuring import teacher as teachers
 from ddpm_jax.measuring.distillation import teacher_steps
@@ -24,6 +25,8 @@ from ddpm_jax.tasks.sampling import make_generator
 from ddpm_jax.tasks.sampling_settings import Sampling
 from ddpm_jax.training_runs import distilling
 from ddpm_jax.training_runs.distilling import Distillation, distill_config, settled
+
+from ..conftest import GOLDENS
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,14 @@ def test_an_imported_model_does_not_say_how_long_to_distill_it(trained, teacher)
     with pytest.raises(UsageError, match=r"was not trained here.*--config.train.num_steps="):
         settled(config, imported, {"train.batch_size"})
     assert settled(config, imported, {"train.num_steps"}) == config
+
+
+def test_files_of_another_project_have_no_step_to_begin_from(tmp_path):
+    path = GOLDENS / "checkpoints/diffusers/train_unconditional"
+    config = distill_config(load_trained(path), path, Distillation())
+    config.data.update(name="digits", data_dir=str(tmp_path))
+    beginning, _ = find_beginning(build(config), tmp_path / "run", None)
+    assert beginning.record["step"] == 0
 
 
 def test_fields_of_a_group_leave_the_others_as_the_teacher_has_them(
