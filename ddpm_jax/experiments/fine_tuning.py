@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.checkpoints.reader import find_step, read_config, saved_steps
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import config as configs
+from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.experiments.lora_models import LoraModel
 from ddpm_jax.experiments.models import DiffusionModel, Model
@@ -68,6 +69,13 @@ _GROUPS = (
 
 
 _OF_NETWORK = (
+    "data.channels",
+    "condition.low_res_factor",
+    "first_stage.kind",
+    "first_stage.family",
+    "first_stage.scale",
+    "first_stage.latent_channels",
+    "first_stage.num_codes",
     "model.",
     "dit.",
     "linear_unet.",
@@ -228,7 +236,13 @@ def _fitting(trained: TrainedModel, model: Model) -> Fitting:
     shapes = model.network_shapes() if has_updates else model.params_shapes()
     classes = tuple(of.config.condition.num_classes for of in (trained.model, model))
     try:
-        found = fitting(trained.params, shapes, source=model.config.init_from, classes=classes)
+        found = fitting(
+            trained.params,
+            shapes,
+            source=model.config.init_from,
+            classes=classes,
+            groups=_groups_of_network(model.config),
+        )
         if has_updates and found.fresh:
             raise UsageError(
                 f"{model.config.init_from} has other classes, and lora.rank trains updates of its "
@@ -237,6 +251,7 @@ def _fitting(trained: TrainedModel, model: Model) -> Fitting:
         return found
     except UsageError as error:
         differing = _differing(trained.model.config, model.config, _OF_NETWORK)
+        differing += _other_variance(trained.model.config, model.config)
         differing = _other_classes(trained.model, model) + differing
         differing = differing or _other_levels(trained.model.config, model.config)
         if not differing:
@@ -251,6 +266,28 @@ def _other_classes(theirs: Model, ours: Model) -> list[str]:
     if ours.config.objective != "classifier" or there == here:
         return []
     return [f"condition.num_classes is {there} there and {here} here"]
+
+
+def _other_variance(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
+    """Return the field that doubles the outputs of a network, if it does in one of them."""
+    there, here = theirs.diffusion.variance, ours.diffusion.variance
+    if there.startswith("learned") == here.startswith("learned"):
+        return []
+    return [f"diffusion.variance is {there!r} there and {here!r} here"]
+
+
+def _groups_of_network(config: ConfigDict) -> list[str]:
+    """Return the groups of a config that have fields of its network."""
+    values = dict(configs.flatten(config))
+    found = {
+        name.split(".")[0]: None
+        for name, field in FIELDS.items()
+        if name.startswith(_OF_NETWORK)
+        and not name.startswith(("data.", "condition."))
+        and name not in _OF_TRAINING
+        and all(owner.has(values) for owner in field.owners)
+    }
+    return list(found)
 
 
 def _other_levels(theirs: ConfigDict, ours: ConfigDict) -> list[str]:

@@ -18,6 +18,7 @@ from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.foreign import Foreign, Request
 from ddpm_jax.families.recognition import Recognised
 from ddpm_jax.interop.pipeline_params import placed
+from ddpm_jax.interop.renaming import OtherNetwork
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.variational.latent_space import Frozen
 
@@ -67,7 +68,15 @@ def foreign_params(foreign: Foreign, model: Model, kind: str) -> dict[str, Any]:
     Raises:
       UsageError: they are not those of the model's network.
     """
-    return foreign.read(foreign.weights[kind], model.network)
+    try:
+        return foreign.read(foreign.weights[kind], model.network)
+    except OtherNetwork as error:
+        if not foreign.config:
+            raise
+        raise UsageError(
+            f"{foreign.config} is not the config of the {kind} weights there. {error.what}: put "
+            "the file in its place that these weights were saved with."
+        ) from error
 
 
 def kind_of_weights(foreign: Foreign, *, raw_weights: bool = False) -> str:

@@ -59,6 +59,7 @@ class _Part(NamedTuple):
     config: Mapping[str, Any] | None
     tensors: Tensors
     is_average: bool
+    place: str  # of the config in the container: "unet/config.json"
 
 
 def recognise(container: Container, request: Request) -> Foreign | None:
@@ -121,6 +122,7 @@ def recognise(container: Container, request: Request) -> Foreign | None:
         write=_write_old if is_old else unet_params_to_diffusers,
         unread=tuple(sorted(set(container.unread.values()))),
         released_as=_released_as(unet),
+        config="" if unsaid else str(container.path / parts[0].place),
     )
 
 
@@ -129,11 +131,12 @@ def _parts(container: Container) -> list[_Part]:
     parts = []
     for group, found in container.groups.items():
         tensors = Renamed(found, lambda name: name.removeprefix(PARALLEL))
-        config = container.facts.get(f"{group}/config.json" if group else "config.json")
+        place = f"{group}/config.json" if group else "config.json"
+        config = container.facts.get(place)
         is_another = config is not None and config.get("_class_name") != CLASS
         if is_unet2d(tensors) and not is_another:
             is_average = "ema" in group.lower() or not OF_AVERAGES.isdisjoint(config or ())
-            parts.append(_Part(config, tensors, is_average))
+            parts.append(_Part(config, tensors, is_average, place))
     kinds = [part.is_average for part in parts]
     if len(set(kinds)) < len(kinds):
         raise UsageError(

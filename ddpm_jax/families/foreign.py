@@ -47,6 +47,7 @@ class Foreign:
     write: Callable[[Mapping[str, Any], Any], dict[str, np.ndarray]]
     unread: tuple[str, ...] = ()  # what else the files hold, in words: "the state of Adam"
     released_as: str = ""  # name of the released model that it has the architecture of; "": unknown
+    config: str = ""  # path of the file that says which network it is; "": names and shapes do
     published: str = ""  # how many parameters that has, as published: "554M"; "": not known
 
 

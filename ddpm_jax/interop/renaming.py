@@ -27,6 +27,18 @@ Path = tuple[str, ...]  # of one of our parameters: ("down_0_block_0", "conv1", 
 Params = Mapping[str, Any]
 
 
+class OtherNetwork(UsageError):
+    """Tensors are not those of the network that they are to be the weights of.
+
+    Attributes:
+      what: the first that do not fit, a main clause without its full stop.
+    """
+
+    def __init__(self, what: str, advice: str):
+        self.what = what
+        super().__init__(f"{what}: {advice}.")
+
+
 def unet_shapes(unet: UNet | TextUNet, in_channels: int) -> dict[Path, tuple[int, ...]]:
     """Return the shape of every parameter of a U-Net, as `network_shapes` does."""
     return network_shapes(unet, in_channels, side=2 ** (len(unet.ch_mult) - 1))
@@ -94,8 +106,9 @@ def rename_from(
       The nested dictionary of arrays that `unet.apply({"params": params}, ...)` takes.
 
     Raises:
-      UsageError: a tensor is missing, is left over, has another shape than the network's, or does
-        not hold weights (`tensor_files.as_weight`).
+      OtherNetwork: a UsageError, a tensor is missing, is left over, or has another shape than the
+        network's.
+      UsageError: a tensor does not hold weights (`tensor_files.as_weight`).
     """
     names = {path: rename(path) for path in shapes}
     missing = [name for name in names.values() if name not in tensors]
@@ -103,18 +116,19 @@ def rename_from(
     for problem, keys in (("lacks", missing), ("has, beyond the network's,", left_over)):
         if keys:
             shown = ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-            raise UsageError(
-                f"The {source} {problem} {shown}: give the {network} the fields ({fields}) of the "
-                "network these weights were trained in."
+            raise OtherNetwork(
+                f"The {source} {problem} {shown}",
+                f"give the {network} the fields ({fields}) of the network these weights were "
+                "trained in",
             )
     params = {}
     for path, name in names.items():
         value = layout(path, as_weight(name, tensors[name], f"the {source}", dtype))
         if value.shape != shapes[path]:
-            raise UsageError(
+            raise OtherNetwork(
                 f"{name} of the {source} has shape {np.shape(tensors[name])}, read here as "
-                f"{value.shape}, where the {network} has {shapes[path]}: give it the fields of the "
-                "network these weights were trained in."
+                f"{value.shape}, where the {network} has {shapes[path]}",
+                "give it the fields of the network these weights were trained in",
             )
         params[path] = value
     return unflatten_dict(params)

@@ -1,5 +1,6 @@
 """Certificates verified: that an imported model still is what was read."""
 
+import json
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -8,12 +9,13 @@ import numpy as np
 
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.experiments.file_options import FileOptions
-from ddpm_jax.experiments.foreign_models import foreign_params
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.experiments.model_files import open_network
 from ddpm_jax.experiments.trained_model import TrainedModel
+from ddpm_jax.families.foreign import Foreign
 from ddpm_jax.files import as_path, read_file, reporting
 from ddpm_jax.interop.containers import is_container
+from ddpm_jax.interop.renaming import OtherNetwork
 from ddpm_jax.schema import SHA256, Malformed, Number, Table, Text, Whole, parse
 from ddpm_jax.tasks.certificates import CERTIFICATE, check_written_back, smoke_image
 from ddpm_jax.tasks.sampling_settings import MAX_SIDE
@@ -26,6 +28,7 @@ _CERTIFICATE = Table(
         "weights": Table(
             others=Table(required={"sha256": SHA256}, optional={"in_the_run": SHA256})
         ),
+        "fields": Table(),
         "asked_for": Table(required={"fields": Table()}),
         "result": Table(required={"weights": Text("raw|ema"), "sha256": SHA256}),
     },
@@ -128,17 +131,33 @@ def _check_source(
     try:
         options = FileOptions(fields=asked["fields"], preset=asked.get("preset"))
         foreign = open_network(source, options).foreign
-        checks = []
+        checks = _check_fields(certificate["fields"], foreign, what)
         for kind, said in certificate["weights"].items():
             if kind not in foreign.weights:
                 raise UsageError(f"they have no {kind} weights")
-            params = foreign_params(foreign, trained.model, kind)
+            params = foreign.read(foreign.weights[kind], trained.model.network)
             digest = check_written_back(foreign, kind, params, trained.model.network)
             name = f"{kind} weights in {source}, read and written back"
             checks.append(_compare(name, said["sha256"], digest))
+    except OtherNetwork as error:
+        other = f"other files: of another network than the run's. {error.what}."
+        return [Check(what, other, is_good=False)]
     except UsageError as error:
         return [Check(what, f"other files: {error}", is_good=False)]
     return checks
+
+
+def _check_fields(said: dict[str, Any], foreign: Foreign, what: str) -> list[Check]:
+    """Return what the files say otherwise than when they were imported, of fields known to both."""
+    found = json.loads(json.dumps(dict(foreign.fields)))
+    differing = [
+        f"{name} is {found[name]}, was {said[name]}"
+        for name in sorted(found.keys() & said.keys())
+        if found[name] != said[name]
+    ]
+    more = f", and {len(differing) - 3} more differ" if differing[3:] else ""
+    outcome = f"other files: {', '.join(differing[:3])}{more}"
+    return [Check(what, outcome, is_good=False)] if differing else []
 
 
 def _check_image(said: dict[str, float] | None, trained: TrainedModel) -> Check:

@@ -3,7 +3,7 @@
 Callers find and read the other run; a run's own parameters are in `checkpoints`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -33,7 +33,9 @@ class Fitting(NamedTuple):
     rows: str  # which rows of the table of classes are taken over, in words; "" for all or none
 
 
-def fitting(theirs: Any, ours: Any, *, source: str, classes: tuple[int, int]) -> Fitting:
+def fitting(
+    theirs: Any, ours: Any, *, source: str, classes: tuple[int, int], groups: Sequence[str]
+) -> Fitting:
     """Return which leaves of `theirs` a model takes over.
 
     All are taken over except the class embedding, if only one of the models is conditioned on
@@ -45,6 +47,7 @@ def fitting(theirs: Any, ours: Any, *, source: str, classes: tuple[int, int]) ->
       ours: the tree of the new model, leaves with a shape.
       source: the run that `theirs` come from, for the message.
       classes: how many classes `theirs` and `ours` know, without the null class.
+      groups: of the config with the fields of the network, for the message.
 
     Raises:
       UsageError: any other parameter has another shape, or is absent on one side.
@@ -62,8 +65,8 @@ def fitting(theirs: Any, ours: Any, *, source: str, classes: tuple[int, int]) ->
         raise UsageError(
             f"{source} is of another architecture: {'/'.join(first)} is "
             f"{shapes_there.get(first, 'absent')} there and {shapes_here.get(first, 'absent')} in "
-            f"this model{f', and {others} more differ' if others else ''}: give the fields of the "
-            "network (config groups model and dit) as that run has them."
+            f"this model{f', and {others} more differ' if others else ''}: give data.channels and "
+            f"the fields of the network ({_named(groups)}) as that run has them."
         )
     given: dict[tuple[str, ...], Any] = {
         path: there[path] for path in here if path not in differing
@@ -73,6 +76,13 @@ def fitting(theirs: Any, ours: Any, *, source: str, classes: tuple[int, int]) ->
         if path in there and path in here and shapes_there[path][1:] == shapes_here[path][1:]:
             given[path], said = _rows(there[path], len_here=shapes_here[path][0], classes=classes)
     return Fitting(given, ["/".join(path) for path in differing if path in here], said)
+
+
+def _named(groups: Sequence[str]) -> str:
+    *others, last = groups
+    if not others:
+        return f"config group {last}"
+    return f"config groups {', '.join(others)} and {last}"
 
 
 def _rows(table: Any, *, len_here: int, classes: tuple[int, int]) -> tuple[Rows, str]:

@@ -6,6 +6,7 @@ What a network computes is proved in `tests/families`.
 import contextlib
 import io
 import json
+import re
 import shutil
 
 import jax
@@ -21,6 +22,7 @@ from ddpm_jax.tasks.certificates import CERTIFICATE, tensors_digest
 from ..conftest import GOLDENS
 
 COMMIT = "0123456789" * 4
+MODELS = ("class_conditional", "scale_shift_resnet")  # of diffusers
 PORT = GOLDENS / "checkpoints/pytorch_ports/ddim_training/ckpt.pth"
 
 
@@ -169,6 +171,27 @@ def test_relative_paths_are_recorded_as_absolute_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path.parent)
     checks = ddpm_jax.verify(tmp_path / "run")
     assert [check.outcome for check in checks] == ["equal"] * 5
+
+
+@pytest.mark.full
+def test_a_config_that_is_not_that_of_the_weights_beside_it_is_named(invoke, tmp_path):
+    folders = [GOLDENS / f"checkpoints/diffusers/{name}" for name in MODELS]
+    weights, config = (shutil.copytree(at, tmp_path / at.name) / "unet" for at in folders)
+    run, mixed = tmp_path / "run", tmp_path / "mixed"
+    assert invoke("import", weights.parent, "--out", run).code == 0
+    shutil.copytree(config.parent, mixed)
+    shutil.copy(weights / "diffusion_pytorch_model.safetensors", mixed / "unet")
+    says = f"{mixed}/unet/config.json is not the config of the raw weights there. The diffusers"
+    with pytest.raises(UsageError, match=re.escape(says)):
+        ddpm_jax.import_model(mixed, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    for source, said in (
+        (config.parent, "other files: of another network than the run's. The diffusers state"),
+        (mixed, "other files: condition.num_classes is 0, was 10, "),
+    ):
+        result = invoke("verify", run, "--source", source)
+        assert result.code == 1
+        assert f"tensors in {source}: {said}" in result.out
 
 
 @pytest.mark.full

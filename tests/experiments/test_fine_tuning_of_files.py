@@ -63,10 +63,18 @@ def test_a_u_net_takes_images_of_another_size_with_attention_on_the_same_levels(
 
 
 @pytest.mark.full
-def test_what_does_not_fit_is_refused_by_its_field(tmp_path):
-    says = r"init_from: .* is of another architecture: .*; model\.num_res_blocks is \d there"
-    with pytest.raises(UsageError, match=says):
-        begin(tmp_path, **{"model.num_res_blocks": theirs()["model.num_res_blocks"] + 1})
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("model.num_res_blocks", 3, r"config group model\) .*; model\.num_res_blocks is \d there"),
+        ("data.channels", 1, r"; data\.channels is 3 there and 1 here\."),
+        ("diffusion.variance", "fixed_large", r"; diffusion\.variance is 'learned_range' there"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_its_field(tmp_path, field, value, says):
+    others = {"diffusion.loss": "simple"} if field == "diffusion.variance" else {}
+    with pytest.raises(UsageError, match=f"init_from: .* is of another architecture: .*{says}"):
+        begin(tmp_path, **{field: value}, **others)
 
 
 @pytest.mark.full

@@ -17,7 +17,7 @@ def tree(rows, start):
 def begun(there, here, classes):
     """Return the table that a model begins with, that of the other run and what is drawn."""
     theirs, ours = tree(there, 100), tree(here, 0)
-    found = fitting(theirs, ours, source="runs/other", classes=classes)
+    found = fitting(theirs, ours, source="runs/other", classes=classes, groups=["model", "dit"])
     table = jax.jit(replaced)(ours, found.given)["class_embedding"]["embedding"]
     tables = (x["class_embedding"]["embedding"] for x in (theirs, ours))
     return found, np.asarray(table), *tables
@@ -50,6 +50,8 @@ def test_with_the_same_classes_the_whole_table_is_taken():
 
 
 def test_a_table_that_only_one_of_both_has_is_drawn():
-    found = fitting({"conv": CONV}, tree(4, 0), source="runs/other", classes=(0, 3))
+    found = fitting(
+        {"conv": CONV}, tree(4, 0), source="runs/other", classes=(0, 3), groups=["model"]
+    )
     assert found.fresh == ["class_embedding/embedding"]
     assert set(found.given) == {("conv", "kernel")}
