@@ -39,6 +39,7 @@ def setting(
     valid: numerals.Valid | None = None,
     wanted: str = "",
     metavar: str | None = None,
+    kind: str = "",
     flag: str | None = None,
     path: bool = False,
     prose: bool = False,
@@ -54,6 +55,7 @@ def setting(
       valid: for another range, whether a number is in it.
       wanted: the same in words: "above 0 and at most 1".
       metavar: placeholder of the value in the help; by default N, X, NAME or FILE.
+      kind: of what the choices are, for messages: "format"; by default its name.
       flag: its name in flags and messages; by default the record's prefix and the field's name.
       path: whether a text names a file or directory; the paths of a tuple are separate words.
       prose: whether the field is a tuple of texts of any kind, also empty ones; a flag may be given
@@ -72,6 +74,7 @@ def setting(
         valid=valid or (lambda value: True),
         wanted=wanted,
         metavar=metavar or "",
+        kind=kind,
         name=flag or "",
         is_path=path,
         is_prose=prose,
@@ -92,6 +95,7 @@ class Setting:
     valid: numerals.Valid
     wanted: str
     metavar: str
+    kind: str  # of what there are choices, for messages; "": its name
     name: str  # of the flag, and in messages
     is_path: bool
     is_prose: bool
@@ -216,7 +220,7 @@ class Setting:
             example = f"as in {self.metavar}, " if self.metavar else ""
             raise UsageError(f"{self.name} is empty: give it a value, {example}or leave it out.")
         if self.choices:
-            choose(self.name.replace("_", " "), text, dict.fromkeys(self.choices))
+            choose(self.kind or self.name.replace("_", " "), text, dict.fromkeys(self.choices))
         if self.is_path:
             check_length(text)
         return text

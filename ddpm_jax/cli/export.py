@@ -50,9 +50,13 @@ class Command(Settings):
         "For whom: a directory of diffusers; or a file of low-rank updates, of our own parameters, "
         "or of OpenAI's or the original code's names.",
         choices=FORMATS,
+        metavar="|".join(FORMATS),
+        kind="format",
     )
     out: str | None = setting(None, "The new directory or file.", path=True)
-    license: str = setting(LICENSE, "Of the weights, for the model card.")
+    license: str = setting(
+        LICENSE, "Of the weights, for the model card: of a directory, or with --push of a file."
+    )
     push: str | None = setting(
         None,
         "Model on the Hugging Face hub that it is added to as well, owner/name; made if there is "
@@ -62,10 +66,14 @@ class Command(Settings):
     private: bool = setting(False, "With --push: a model that is made is seen by its owner alone.")
 
     def __post_init__(self) -> None:
-        """Check every field, and that nothing is private that is not pushed."""
+        """Check every field, and that nothing is said of a model or card that is not written."""
         super().__post_init__()
         if self.private and not self.push:
             raise UsageError("private is for push, and there is none: leave it out.")
+        if self.license != LICENSE and self.to != "diffusers" and not self.push:
+            raise UsageError(
+                "license is for the model card, and a file has one only with push: leave it out."
+            )
 
 
 def main(argv: Sequence[str]) -> int:

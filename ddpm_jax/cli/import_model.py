@@ -43,6 +43,7 @@ class Command(Settings):
         "Take only the moving average of the weights, or only the weights as trained, where the "
         "files have both; by default both.",
         choices=KINDS,
+        metavar="|".join(KINDS),
     )
     out: str | None = setting(None, "Directory to write the run to.", path=True, metavar="DIR")
 
@@ -67,8 +68,13 @@ def main(argv: Sequence[str]) -> int:
     )
     for line in describe(found):
         say(line)
-    say(f"  --ckpt {flags.out}")
+    say(f"wrote a run, which sample, evaluate and others take as {_flag(found)} {flags.out}")
     return 0
+
+
+def _flag(found: Imported) -> str:
+    is_classifier = found.trained.model.config.objective == "classifier"
+    return "--classifier" if is_classifier else "--ckpt"
 
 
 def _reporter() -> Callable[[str], None]:

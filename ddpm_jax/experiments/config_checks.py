@@ -60,7 +60,7 @@ def _check_owners(field: Field, values: Mapping[str, Any]) -> None:
         if not owner.has(values):
             raise UsageError(
                 f"{field.name} is {values[field.name]!r}, but {_other(owner, field, values)} has "
-                f"none: set it back to {field.default!r}."
+                f"none: set it back to {field.default!r}, or leave it out."
             )
 
 

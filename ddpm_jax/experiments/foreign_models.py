@@ -1,5 +1,6 @@
 """Networks in the files of other projects as models of ours: their config, and their weights."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,16 +23,27 @@ from ddpm_jax.interop.renaming import OtherNetwork
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.variational.latent_space import Frozen
 
+# Groups of the config that are of a network, its process, or the data that it is evaluated on.
+_GROUPS = (
+    "data", "diffusion", "model", "dit", "linear_unet", "edm_unet", "condition", "first_stage",
+    "scheduler",
+)  # fmt: skip
+
 
 def foreign_config(foreign: Foreign, request: Request) -> ConfigDict:
     """Return the config of a network: what its files say, what is assumed, what the user says.
 
     Raises:
-      UsageError: the user names no field, says something else than the files, or a size of images
-        that their network does not have.
+      UsageError: the user names no field of a network or its data, says something else than the
+        files, or a size of images that their network does not have.
     """
     for name, value in request.fields.items():
         check_field(name, "the request")
+        if name.rpartition(".")[0] not in _GROUPS and name not in foreign.fields:
+            raise UsageError(
+                f"{name} is of training, and says nothing of the network in the files or of its "
+                "data: leave it out."
+            )
         if name in foreign.fields and FIELDS[name].fit(value) != foreign.fields[name]:
             raise UsageError(
                 f"{name} is {foreign.fields[name]} by the files, and {value} is asked for: "
@@ -40,6 +52,7 @@ def foreign_config(foreign: Foreign, request: Request) -> ConfigDict:
     assumed = {name: assumption.value for name, assumption in foreign.assumed.items()}
     fields = assumed | dict(foreign.fields) | dict(request.fields)
     _check_size(fields, request)
+    _check_classes(fields, request)
     usual = FIELDS["train.sample_steps"].default
     steps = min(usual, fields.get("diffusion.num_timesteps", usual))
     fields = {"train.sample_steps": steps} | fields
@@ -62,11 +75,23 @@ def _check_size(fields: Mapping[str, Any], request: Request) -> None:
         )
 
 
-def foreign_params(foreign: Foreign, model: Model, kind: str) -> dict[str, Any]:
+def _check_classes(fields: Mapping[str, Any], request: Request) -> None:
+    """Refuse a null class of a network without classes, where nothing would read it."""
+    name = "condition.null_class"
+    if name in request.fields and not fields.get("condition.num_classes"):
+        raise UsageError(
+            f"{name} is {request.fields[name]}, and the network in the files has no classes: leave "
+            "it out."
+        )
+
+
+def foreign_params(
+    foreign: Foreign, model: Model, kind: str, source: pathlib.Path | None = None
+) -> dict[str, Any]:
     """Read the weights of one kind, "raw" or "ema": NumPy, float32.
 
     Raises:
-      UsageError: they are not those of the model's network.
+      UsageError: they are not those of the model's network, or not finite; `source` is named.
     """
     try:
         return foreign.read(foreign.weights[kind], model.network)
@@ -77,6 +102,8 @@ def foreign_params(foreign: Foreign, model: Model, kind: str) -> dict[str, Any]:
             f"{foreign.config} is not the config of the {kind} weights there. {error.what}: put "
             "the file in its place that these weights were saved with."
         ) from error
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}" if source else str(error)) from error
 
 
 def kind_of_weights(foreign: Foreign, *, raw_weights: bool = False) -> str:
@@ -123,7 +150,7 @@ def load_foreign(
         stage = FrozenFirstStage(first_stage.model, first_stage.sha256)
         frozen = Frozen(first_stage.params, np.float32(config.first_stage.latent_scale or 1.0))
     model = build(config, stage)
-    weights = Weights(foreign_params(foreign, model, kind), frozen)
+    weights = Weights(foreign_params(foreign, model, kind, container.path), frozen)
     sha256 = weights_digest(weights)
     placed(weights.params, jnp.asarray)  # each array on the host is let go before the next
     weights = weights._replace(frozen=jax.tree.map(jnp.asarray, weights.frozen))

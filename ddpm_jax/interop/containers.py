@@ -23,11 +23,16 @@ from ddpm_jax.files import (
     reporting,
 )
 from ddpm_jax.interop.contents import Contents, contents_of_pickle
+from ddpm_jax.interop.diffusers_directory import INDEX, read_json
 from ddpm_jax.interop.edm_snapshot import read_snapshot
 from ddpm_jax.interop.flax_msgpack import is_msgpack, read_msgpack
-from ddpm_jax.interop.network_folders import is_network_folder, read_network_folder
+from ddpm_jax.interop.network_folders import (
+    is_network_folder,
+    read_network_folder,
+    without_weights,
+)
 from ddpm_jax.interop.tensor_store import npz_store, safetensors_store
-from ddpm_jax.interop.tensorflow_bundle import find_index, prefix_of, read_bundle
+from ddpm_jax.interop.tensorflow_bundle import find_index, indices_in, prefix_of, read_bundle
 from ddpm_jax.interop.torch_files import is_torch_legacy, is_torch_zip, read_torch
 from ddpm_jax.interop.weight_files import open_shards
 
@@ -55,7 +60,8 @@ def open_container(path: str | os.PathLike, *, variant: str | None = None) -> Co
 
     - files: PyTorch's, safetensors, NPZ, Flax's msgpack, a snapshot of EDM;
     - several files: a JSON index of files of weights; a checkpoint of TensorFlow, as
-      "model.ckpt-1000", its index, or the directory whose file `checkpoint` names it;
+      "model.ckpt-1000", its index, or the directory whose file `checkpoint` names it, or which
+      holds no other;
     - a directory of a pipeline or of one network in diffusers' layout.
 
     Args:
@@ -93,7 +99,7 @@ def is_container(path: pathlib.Path) -> bool:
       OSError: a file there cannot be read.
     """
     if path.is_dir():
-        return (path / "checkpoint").is_file() or is_network_folder(path)
+        return (path / "checkpoint").is_file() or is_network_folder(path) or bool(indices_in(path))
     return path.is_file() or find_index(path) is not None
 
 
@@ -117,6 +123,25 @@ def _read(path: pathlib.Path, variant: str | None) -> tuple[str, Contents]:
         return kind, read(path)
     if is_network_folder(path):
         return "a directory of diffusers", read_network_folder(path, variant)
+    indices = indices_in(path)
+    if len(indices) == 1:
+        return "a checkpoint of TensorFlow", read_bundle(indices[0])
+    if indices:
+        there = ", ".join(index.name.removesuffix(".index") for index in indices[:20])
+        raise UsageError(
+            f"{path} holds {len(indices)} checkpoints of TensorFlow: name one of them, as "
+            f"{indices[0].with_suffix('')}; there are {there}."
+        )
+    if part := without_weights(path):
+        raise UsageError(
+            f"{part} has no weights beside its config: a file such as "
+            "diffusion_pytorch_model.safetensors is missing."
+        )
+    if (path / INDEX).is_file():
+        raise UsageError(
+            f"{path} has a {INDEX}, but no folder of a network, as unet, with config.json and "
+            "diffusion_pytorch_model.safetensors: they are missing."
+        )
     raise UsageError(
         f"{path} is a directory, but none of diffusers, whose weights have names such as "
         "diffusion_pytorch_model.safetensors, nor one of TensorFlow's checkpoints: name a file in "
@@ -154,6 +179,10 @@ def _read_safetensors(path: pathlib.Path) -> Contents:
 
 
 def _read_shards(path: pathlib.Path) -> Contents:
+    if "weight_map" not in read_json(path, infinite=True):
+        raise UsageError(
+            f"{path} has settings and no weights: name the folder that holds both, {path.parent}."
+        )
     return Contents({"": open_shards(path)})
 
 

@@ -22,6 +22,12 @@ def is_network_folder(path: pathlib.Path) -> bool:
     return any(map(variants, _folders(path)))
 
 
+def without_weights(path: pathlib.Path) -> pathlib.Path | None:
+    """Return the first folder of a local directory that has a config and no weights, or None."""
+    configured = (x for x in _folders(path) if (x / "config.json").is_file())
+    return next((folder for folder in configured if not variants(folder)), None)
+
+
 def read_network_folder(path: pathlib.Path, variant: str | None = None) -> Contents:
     """Open the weights of all networks in a local directory, and read their configs.
 

@@ -72,9 +72,13 @@ def as_weight(
         converted = value.astype(value.dtype if dtype is None else dtype)
     if not np.isfinite(converted).all():
         there = value[~np.isfinite(converted)].flat[0]
+        if np.isfinite(there):
+            raise UsageError(
+                f"{name} of {source} holds {float(there)}, beyond the largest number of "
+                f"{converted.dtype}: read it in a wider one, or give other weights."
+            )
         raise UsageError(
-            f"{name} of {source} holds {float(there)}, which is no finite number in "
-            f"{converted.dtype}: give weights that have not diverged, in float32 if that is too "
-            "narrow."
+            f"{name} of {source} holds {float(there)}, which is no finite number: the training has "
+            "diverged, or the file is damaged; give other weights."
         )
     return converted

@@ -82,6 +82,15 @@ def find_index(path: pathlib.Path) -> pathlib.Path | None:
         return path if file.read() == MAGIC else None
 
 
+def indices_in(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the indices of all checkpoints of TensorFlow in a local directory.
+
+    Raises:
+      OSError: as `files.open_file`.
+    """
+    return [index for index in sorted(folder.glob("*.index")) if find_index(index) == index]
+
+
 def read_bundle(index: pathlib.Path) -> Contents:
     """Open the variables of a local checkpoint, one group without a name.
 

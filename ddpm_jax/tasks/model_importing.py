@@ -78,7 +78,9 @@ def import_model(
         is_average = kind == average
         if not is_average:
             report(f"reading the {kind} weights")
-        params = trained.params if is_average else foreign_params(foreign, model, kind)
+        params = (
+            trained.params if is_average else foreign_params(foreign, model, kind, container.path)
+        )
         report(f"comparing the {kind} weights, written back, with the files")
         tensors = check_written_back(foreign, kind, params, model.network)
         weights_sha256 = weights_digest(trained.weights._replace(params=params))

@@ -40,7 +40,8 @@ class Guidance(Settings, prefix="guidance_"):
     scale: float | None = setting(
         None,
         "How far to push towards the class (or away from a weaker model): 1 is not at all, 0 is "
-        "without the class.",
+        "without the class. By default images are not guided, and by 7.5 towards a text, or as the "
+        "run's text.guidance says.",
         lower=0,
         upper=MAX_SCALE,
     )
@@ -166,11 +167,15 @@ class Sampling(Conditions):
         upper=MAX_SIDE,
     )
     sampler: str | None = setting(
-        None, f"How the chain is walked: {', '.join(SAMPLERS)} (default: {DEFAULT_SAMPLER})."
+        None,
+        f"How the chain is walked: {', '.join(SAMPLERS)} (default: {DEFAULT_SAMPLER}; lms for a "
+        "model that reads texts; the method of its own for one in continuous time or of few "
+        "steps).",
     )
     steps: int | None = setting(
         None,
-        f"Steps of the chain, 1 to T; by default T for ancestral and {DEFAULT_STEPS} for others.",
+        f"Steps of the chain, 1 to T; by default T for ancestral, {DEFAULT_STEPS} for "
+        "others, and the number of a model's own method.",
         lower=1,
         upper=MAX_TIMESTEPS,
     )
@@ -179,14 +184,15 @@ class Sampling(Conditions):
         f"Which of the T noise levels: {', '.join(SPACINGS)}, some in a range of sigma, as in "
         "karras:0.002,80, or the timesteps themselves, as in 999,500,0, or the number of steps in "
         "equal sections of the chain, least noise first, as in sections:10,10,20; by default "
-        "linspace for ancestral and trailing for others.",
+        "linspace for ancestral, and for a model that reads texts where no sampler is named; that "
+        "of a model's own method; and trailing for others.",
         metavar="NAME",
         read=spacing_from,
     )
     levels: str | None = setting(
         None,
-        "Noise levels of the steps: exact (those of the chain, the default) or diffusers (times, "
-        "sigmas, first and last level as its scheduler of this sampler has them).",
+        "Noise levels of the steps: exact (those of the chain) or diffusers (times, sigmas, first "
+        "and last level as its scheduler of this sampler has them) (default: exact).",
         choices=LEVELS,
     )
     options: dict[str, Any] | None = setting(

@@ -125,6 +125,11 @@ def test_a_directory_for_diffusers_is_pushed_with_the_card_in_it(trained, tmp_pa
         (["--out", "{tmp}/new", "--push", "a/b/c"], "give a name on the Hugging Face hub"),
         (["--out", "{tmp}/new", "--push", "a/b@main"], "push is a/b@main: give a name on"),
         (["--out", "{tmp}/new", "--private"], "private is for push"),
+        (
+            ["--to", "openai", "--out", "{tmp}/x.pt", "--license", "mit"],
+            "license is for the model card, and a file has one only with push",
+        ),
+        (["--to", "nonsense"], "Unknown format 'nonsense': choose one of diffusers, lora"),
     ],
 )
 def test_what_cannot_be_written_is_refused_in_a_sentence(invoke, tmp_path, flags, says):

@@ -142,6 +142,25 @@ def test_help_lists_every_flag_with_its_default(capsys, name):
     assert f"(default: {defaults[name]})" in page
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_every_choice(monkeypatch, capsys, name):
+    made = []
+    add = arguments.Parser._add
+
+    def keep(parser, record):
+        made.append(parser)
+        add(parser, record)
+
+    monkeypatch.setattr(arguments.Parser, "_add", keep)
+    with pytest.raises(SystemExit):
+        command.run(COMMANDS[name].main, ["--help"])
+    page = capsys.readouterr().out
+    for spec in made[0].settings.values():
+        flag = re.search(rf"^  --{spec.name}\b.*?(?=^  --|^\S|\Z)", page, re.MULTILINE | re.DOTALL)
+        missing = [choice for choice in spec.choices if not re.search(rf"\b{choice}\b", flag[0])]
+        assert not missing, spec.name
+
+
 @pytest.mark.parametrize("name", OF_A_FILE)
 def test_flags_are_refused_before_anything_else(refused, name):
     refused(

@@ -254,8 +254,25 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(refused, tmp_path):
     other = tmp_path / "other.npz"
     np.savez(other, first=np.zeros(3, np.float32))
     refused("import", other, "--out", out, says=["an NPZ file, but its tensors (first) are of no"])
+    weights = dict(open_container(PORT).groups["4"])
+    weights["conv_in.bias"] = np.full_like(weights["conv_in.bias"], np.nan)
+    np.savez(tmp_path / "nan.npz", **weights)
+    with pytest.raises(UsageError, match=r"/nan\.npz: conv_in\.bias of .* nan, which is no finite"):
+        ddpm_jax.load(tmp_path / "nan.npz")
     refused("verify", tmp_path, says=[f"has no {CERTIFICATE}"])
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "says"),
+    [
+        ("condition.null_class=true", "is True, and the network in the files has no classes"),
+        ("train.batch_size=7", "train.batch_size is of training, and says nothing of the network"),
+        ("init_from=runs/x", "init_from is of training, and says nothing of the network"),
+    ],
+)
+def test_a_field_that_an_import_does_not_read_is_refused(refused, tmp_path, field, says):
+    refused("import", PORT, "--out", tmp_path / "run", f"--config.{field}", says=[says])
 
 
 def test_a_damaged_certificate_is_a_failure_in_a_sentence(refused, tmp_path):

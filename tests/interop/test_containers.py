@@ -336,6 +336,14 @@ def test_a_zip_file_whose_directory_would_fill_the_memory_is_refused(tmp_path):
 def test_what_is_no_checkpoint_is_named(tmp_path):
     assert "No such file" in refusal(tmp_path / "nothing")
     assert "but none of diffusers" in refusal(tmp_path)
+    (tmp_path / "model_index.json").write_text("{}")
+    assert "has a model_index.json, but no folder of a network" in refusal(tmp_path)
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/config.json").write_text("{}")
+    assert "unet has no weights beside its config: a file such as" in refusal(tmp_path)
+    assert f"name the folder that holds both, {tmp_path / 'unet'}." in refusal(
+        tmp_path / "unet/config.json"
+    )
     (tmp_path / "x").write_bytes(b"hello, world")
     assert "of no format that is read here" in refusal(tmp_path / "x")
     (tmp_path / "x").write_bytes(b"")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.interop.containers import open_container
+from ddpm_jax.interop.containers import is_container, open_container
 from ddpm_jax.interop.tensorflow_table import masked_crc32c
 
 from .bundles import entry, field, header, table, write_bundle
@@ -69,6 +69,12 @@ def test_it_may_be_named_in_several_ways(golden):
         open_container(folder)
     (folder / "checkpoint").write_text("nothing")
     with pytest.raises(UsageError, match="does not say which checkpoint is the latest"):
+        open_container(folder)
+    (folder / "checkpoint").unlink()
+    assert is_container(folder)
+    assert set(open_container(folder).groups[""]) == set(shapes)  # the only one there is
+    shutil.copy(folder / f"{PREFIX}.index", folder / "model.ckpt-80.index")
+    with pytest.raises(UsageError, match=r"holds 2 .* name one of them, as .*/model.ckpt-790000;"):
         open_container(folder)
 
 
