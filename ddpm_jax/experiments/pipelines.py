@@ -56,7 +56,10 @@ def load_pipeline(
     first_stage_config = vae_config(networks.vae, name)
     check_config(config)
     _say_of_safety_checker(pipeline)
-    params = pipeline_params(pipeline, networks, dtype=kept, average=average)
+    try:
+        params = pipeline_params(pipeline, networks, dtype=kept, average=average)
+    except UsageError as error:
+        raise UsageError(f"{pipeline.path}: {error}") from error
     first_stage = FrozenFirstStage(build(first_stage_config), weights_digest(params.vae))
     frozen = Frozen(params.vae, np.float32(networks.scaling_factor))
     weights = Weights(params.unet, frozen, params.text_encoder)

@@ -1,6 +1,7 @@
 """Files of low-rank updates: names of PEFT, of diffusers before it and of kohya's scripts."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -251,6 +252,18 @@ def test_a_file_or_a_directory_without_updates_is_called_that(tmp_path):
 def test_a_factor_out_of_range_is_refused_before_anything_is_read(given, says):
     with pytest.raises(UsageError, match=says):
         ddpm_jax.load("nowhere", **given)
+
+
+def test_weights_of_stable_diffusion_that_are_not_finite_are_named_with_their_files(tmp_path):
+    shutil.copytree(SD1, tmp_path / "sd")
+    file = tmp_path / "sd/unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["conv_in.bias"] = np.full_like(weights["conv_in.bias"], np.nan)
+    save_file(weights, file)
+    with pytest.raises(
+        UsageError, match=r"/sd: conv_in\.bias of .* nan, which is no finite number"
+    ):
+        ddpm_jax.load(tmp_path / "sd")
 
 
 def test_a_path_that_is_none_is_refused_in_a_sentence():
