@@ -36,8 +36,8 @@ def _parser(module):
 
 
 def _takes_numbers(spec):
-    kinds = {kind for kind in spec.kinds for kind in (kind, *typing.get_args(kind))}
-    return spec.read is None and not kinds.isdisjoint((int, float))
+    kinds = [kind for kind in spec.kinds for kind in (kind, *typing.get_args(kind))]
+    return spec.read is None and any(kind in kinds for kind in (int, float))
 
 
 MODULES = [

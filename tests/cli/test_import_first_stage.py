@@ -124,10 +124,13 @@ def test_safetensors_of_16_32_and_64_bits_are_read_exactly(invoke, files, tmp_pa
     [
         (
             lambda x: np.where(np.arange(x.size).reshape(x.shape) == 3, np.nan, x),
-            ["holds nan", "not diverged"],
+            ["holds nan", "the training has diverged"],
         ),
         (lambda x: x + np.float32(np.inf), ["holds inf"]),
-        (lambda x: x.astype(np.float64) + 1e300, ["holds 1e+300", "no finite number in float32"]),
+        (
+            lambda x: x.astype(np.float64) + 1e300,
+            ["holds 1e+300", "beyond the largest number of float32"],
+        ),
         (lambda x: x.astype(np.complex64), ["is of type complex64", "floating-point numbers"]),
         (lambda x: x > 0, ["is of type bool"]),
         (lambda x: x.astype(np.int8), ["is of type int8"]),
