@@ -18,7 +18,7 @@ import functools
 import os
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from ddpm_jax import annotations, numerals
@@ -252,22 +252,26 @@ class Settings:
         return record
 
 
-def check_names(record: type[Settings], names: Iterable[str], refusal: str) -> None:
-    """Refuse names that are no fields of a record, as of arguments in a Python call.
+def field_names(record: type[Settings]) -> list[str]:
+    """Return the names of a record's fields, in their order."""
+    return [field.name for field in dataclasses.fields(record)]
+
+
+def check_names(known: Sequence[str], names: Iterable[str], refusal: str) -> None:
+    """Refuse names that are no settings, as of arguments in a Python call.
 
     Args:
-      record: the settings.
-      names: of fields.
+      known: the settings, as in `field_names` of their record.
+      names: of settings.
       refusal: how the sentence begins, before the name: "There is no setting".
 
     Raises:
       UsageError: an unknown name; the nearest is suggested.
     """
-    fields = [field.name for field in dataclasses.fields(record)]
     for name in names:
-        if name not in fields:
+        if name not in known:
             raise UsageError(
-                f"{refusal} {name}.{suggest(name, fields)} The settings are {', '.join(fields)}."
+                f"{refusal} {name}.{suggest(name, known)} The settings are {', '.join(known)}."
             )
 
 

@@ -15,7 +15,7 @@ from ddpm_jax.measuring.evaluation_settings import FlowLikelihood, VariationalBo
 from ddpm_jax.measuring.likelihood_bound import bound_computation, bound_strata
 from ddpm_jax.measuring.resuming import complete
 from ddpm_jax.randomness import check_settings
-from ddpm_jax.settings import check_names
+from ddpm_jax.settings import check_names, field_names
 
 
 class BitsPerDim(NamedTuple):
@@ -54,7 +54,7 @@ def bits_per_dim(
     """
     measure, record = choose("method", method, METHODS)
     check_settings()
-    check_names(record, settings, f"The method {method!r} has no setting")
+    check_names(field_names(record), settings, f"The method {method!r} has no setting")
     if isinstance(labels, int | str):
         labels = [labels] * len(images)
     if isinstance(captions, str):

@@ -1,13 +1,11 @@
 """`Model.evaluate`: metrics of samples from the arguments of a Python call."""
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.interrupt import Interrupt
-from ddpm_jax.errors import UsageError, suggest
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FeatureQuality, Features
@@ -15,6 +13,7 @@ from ddpm_jax.measuring.feature_metrics import parse_metrics
 from ddpm_jax.measuring.measurement import record_of, write_measurement
 from ddpm_jax.measuring.sample_features import measure_samples
 from ddpm_jax.randomness import check_settings
+from ddpm_jax.settings import check_names, field_names
 from ddpm_jax.tasks.call_arguments import sampling_from
 from ddpm_jax.tasks.sampling_settings import Sampling
 
@@ -36,12 +35,9 @@ def evaluate_samples(
     check_settings()
     names = parse_metrics(metrics)
     kinds = (EvaluatedImages, FeatureQuality, Features, Sampling)
-    fields = {kind: {field.name for field in dataclasses.fields(kind)} for kind in kinds}
+    fields = {kind: set(field_names(kind)) for kind in kinds}
     fields[FeatureQuality] -= {"sampling", "compared"}
-    for name in settings:
-        known = sorted(set().union(*fields.values()))
-        if name not in known:
-            raise UsageError(f"There is no setting {name}.{suggest(name, known)}")
+    check_names(sorted(set().union(*fields.values())), settings, "There is no setting")
     given = {
         kind: {name: value for name, value in settings.items() if name in fields[kind]}
         for kind in kinds

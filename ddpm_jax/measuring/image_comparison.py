@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.distributed import hosts
-from ddpm_jax.errors import UsageError, say, suggest
+from ddpm_jax.errors import UsageError, say
 from ddpm_jax.evaluation.features import FeatureNetwork
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.files import absolute, as_path, is_remote
@@ -42,6 +42,7 @@ from ddpm_jax.measuring.image_sets import (
     spread,
 )
 from ddpm_jax.monitoring.results import machine
+from ddpm_jax.settings import check_names, field_names
 
 READ = 8  # batches of the network that are read at once, so that it does not wait for each
 FEW = 10  # samples to a feature, below which the bias of a Frechet distance is warned of
@@ -80,14 +81,9 @@ def compare_images(
         computed.
       FailureError: an image that cannot be read.
     """
-    own = [field.name for field in dataclasses.fields(ImageComparison) if field.name != "compared"]
-    known = own + [field.name for field in dataclasses.fields(Features)]
-    for name in settings:
-        if name not in known:
-            raise UsageError(
-                f"There is no setting {name}.{suggest(name, known)} The settings are "
-                f"{', '.join(known)}."
-            )
+    own = [name for name in field_names(ImageComparison) if name != "compared"]
+    known = own + field_names(Features)
+    check_names(known, settings, "There is no setting")
     of_features = {name: value for name, value in settings.items() if name not in own}
     given = {name: value for name, value in settings.items() if name in own}
     chosen = ImageComparison(**given, compared=Features(**of_features))
@@ -233,17 +229,30 @@ def open_reference(place: Place, network: FeatureNetwork, **where: Any) -> Refer
     return Reference(images, read_statistics(path, network.dims) if are_of_these else None)
 
 
+def network_for(settings: Features, image_shape: tuple[int, int, int]) -> FeatureNetwork:
+    """Return the network that settings name, for images [H, W, C].
+
+    Raises:
+      UsageError: as `load_features`.
+    """
+    return load_features(
+        settings.features,
+        image_shape=image_shape,
+        weights=settings.feature_weights,
+        resize=settings.resize,
+        rounding=settings.rounding,
+        batch_size=settings.feature_batch_size,
+    )
+
+
 def network_of(settings: Features, images: ImageSet) -> FeatureNetwork:
-    """Return the network that settings name, for images of such a shape."""
+    """Return the network that settings name, for the images of a set.
+
+    Raises:
+      UsageError: as `load_features`; of grey pictures among others in colour it names one of each.
+    """
     try:
-        return load_features(
-            settings.features,
-            image_shape=images.image_shape,
-            weights=settings.feature_weights,
-            resize=settings.resize,
-            rounding=settings.rounding,
-            batch_size=settings.feature_batch_size,
-        )
+        return network_for(settings, images.image_shape)
     except UsageError as error:
         if not images.mixed:
             raise

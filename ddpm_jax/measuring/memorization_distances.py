@@ -10,9 +10,13 @@ from ddpm_jax.evaluation.memorization import Mirror
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluation_settings import Features, Memorization
 from ddpm_jax.measuring.feature_cache import open_cache
-from ddpm_jax.measuring.feature_networks import load_features
 from ddpm_jax.measuring.feature_sets import Needs, compute_features
-from ddpm_jax.measuring.image_comparison import READ, check_resizes, network_record
+from ddpm_jax.measuring.image_comparison import (
+    READ,
+    check_resizes,
+    network_for,
+    network_record,
+)
 from ddpm_jax.measuring.image_sets import ImageSet
 
 
@@ -31,7 +35,7 @@ def distances_of(trained: TrainedModel, settings: Memorization) -> Distances:
     Where the model was trained on mirrored images too, those of pixels are to the nearer of both.
 
     Raises:
-      UsageError: as `load_features`.
+      UsageError: as `network_for`.
     """
     if settings.distances == "pixels":
         mirrors = mirrors_images(trained)
@@ -54,14 +58,7 @@ def _mirror(shape: tuple[int, int, int]) -> Mirror:
 
 
 def _of_features(trained: TrainedModel, compared: Features) -> Distances:
-    network = load_features(
-        compared.features,
-        image_shape=trained.model.image_shape,
-        weights=compared.feature_weights,
-        resize=compared.resize,
-        rounding=compared.rounding,
-        batch_size=compared.feature_batch_size,
-    )
+    network = network_for(compared, trained.model.image_shape)
     check_resizes(compared, network, [trained.model.image_shape])
     cache = open_cache(compared.feature_cache)
 

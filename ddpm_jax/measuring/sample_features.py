@@ -17,11 +17,11 @@ from ddpm_jax.files import absolute, as_path
 from ddpm_jax.measuring.evaluated_split import stem
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FeatureQuality
 from ddpm_jax.measuring.feature_metrics import as_text
-from ddpm_jax.measuring.feature_networks import load_features
 from ddpm_jax.measuring.image_comparison import (
     Reference,
     check_resizes,
     measured,
+    network_for,
     network_record,
     open_reference,
     plan_for,
@@ -111,14 +111,7 @@ def _open(
     height, width, channels = model.image_shape
     sampling = settings.sampling
     shape = (sampling.height or height, sampling.width or width, channels)
-    network = load_features(
-        compared.features,
-        image_shape=shape,
-        weights=compared.feature_weights,
-        resize=compared.resize,
-        rounding=compared.rounding,
-        batch_size=compared.feature_batch_size,
-    )
+    network = network_for(compared, shape)
     other = None
     if settings.reference is not None:
         if images.split is not None:

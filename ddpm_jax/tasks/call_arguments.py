@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.settings import check_names
+from ddpm_jax.settings import check_names, field_names
 from ddpm_jax.tasks.sampling_settings import Conditions, Guidance, Sampling
 
 
@@ -14,7 +14,7 @@ def sampling_from(**settings: Any) -> Sampling:
     Raises:
       UsageError: an unknown setting; what the record raises.
     """
-    check_names(Sampling, settings, "There is no setting")
+    check_names(field_names(Sampling), settings, "There is no setting")
     return Sampling(**_given(settings))
 
 
