@@ -87,13 +87,15 @@ def ddpm_objective():
     """Return ddpm_objective(apply, schedule, **changes): DDPM's objective with changed options."""
     from ddpm_jax.diffusion.losses import make_loss
     from ddpm_jax.diffusion.process import make_process
-    from ddpm_jax.training.objective import diffusion_objective
+    from ddpm_jax.training.objective import Drawing, diffusion_objective
 
     def make(apply, chain, **changes):
         process = make_process(chain, "eps", "fixed_large")
-        options = {"timestep_sampling": "uniform", "flip": True} | changes
+        drawn = {name: changes.pop(name) for name in Drawing._fields if name in changes}
+        drawing = Drawing(**{"flip": True} | drawn)
+        options = {"timestep_sampling": "uniform"} | changes
         loss = make_loss("simple", variance=process.variance)
-        return diffusion_objective(apply, process, loss, **options)
+        return diffusion_objective(apply, process, loss, drawing, **options)
 
     return make
 

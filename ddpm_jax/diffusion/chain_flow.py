@@ -27,6 +27,7 @@ from ddpm_jax.diffusion.flow import (
     predicted,
     probability_flow,
 )
+from ddpm_jax.diffusion.gaussian import over
 from ddpm_jax.diffusion.mixture import GaussianMixture, optimal
 from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import Schedule, single_levels
@@ -99,10 +100,7 @@ def interpolant_flow(predict: Predict, chain: ContinuousChain, *, start: float =
         angle, rate = jax.jvp(chain.angles_at, (t,), (jnp.ones_like(t),))
         log_sigma = chain.log_sigmas_at(t)
         x_0, eps = predict(x, single_levels(-log_sigma, chain.network_times_of(log_sigma)))
-        a, s, rate = (
-            of.reshape(of.shape + (1,) * (x.ndim - 1))
-            for of in (jnp.cos(angle), jnp.sin(angle), rate)
-        )
+        a, s, rate = (over(of, x) for of in (jnp.cos(angle), jnp.sin(angle), rate))
         return rate * (a * eps - s * x_0)
 
     return Flow(velocity, float(start), float(chain.num_timesteps - 1))

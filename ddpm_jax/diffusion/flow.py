@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.denoiser import Network
+from ddpm_jax.diffusion.gaussian import over
 from ddpm_jax.diffusion.mixture import GaussianMixture, optimal
 from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS, Parameterization
 from ddpm_jax.diffusion.schedules import Schedule, single_levels
@@ -169,14 +170,14 @@ def _eps_from_x_0(
     continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, x_0: chex.Array
 ) -> chex.Array:
     level = noise_level(continuous, t)
-    return (x - _over(level.sqrt_alphas_bar, x) * x_0) / _over(level.sqrt_one_minus_alphas_bar, x)
+    return (x - over(level.sqrt_alphas_bar, x) * x_0) / over(level.sqrt_one_minus_alphas_bar, x)
 
 
 def _eps_from_v(
     continuous: ContinuousSchedule, x: chex.Array, t: chex.Array, v: chex.Array
 ) -> chex.Array:
     level = noise_level(continuous, t)
-    return _over(level.sqrt_one_minus_alphas_bar, x) * x + _over(level.sqrt_alphas_bar, x) * v
+    return over(level.sqrt_one_minus_alphas_bar, x) * x + over(level.sqrt_alphas_bar, x) * v
 
 
 def _eps_from_mu(
@@ -189,7 +190,7 @@ def _eps_from_mu(
     integrated_beta = _step_beta(continuous, t)
     sqrt_alpha, beta = jnp.exp(-0.5 * integrated_beta), -jnp.expm1(-integrated_beta)
     noise = noise_level(continuous, t).sqrt_one_minus_alphas_bar
-    return _over(noise / beta, x) * (x - _over(sqrt_alpha, x) * mu)
+    return over(noise / beta, x) * (x - over(sqrt_alpha, x) * mu)
 
 
 # (continuous schedule, x, t, network output) -> ε; of other `parameterization.PARAMETERIZATIONS`
@@ -273,12 +274,7 @@ def probability_flow(
 
     def velocity(x: chex.Array, t: chex.Array) -> chex.Array:
         level = noise_level(continuous, t)
-        score = -eps(x, t) / _over(level.sqrt_one_minus_alphas_bar, x)
-        return -0.5 * _over(level.beta, x) * (x + score)
+        score = -eps(x, t) / over(level.sqrt_one_minus_alphas_bar, x)
+        return -0.5 * over(level.beta, x) * (x + score)
 
     return Flow(velocity, float(start), float(end))
-
-
-def _over(value: chex.Array, x: chex.Array) -> chex.Array:
-    """[B] -> [B, 1, ..., 1] with the rank of `x`."""
-    return value.reshape(value.shape + (1,) * (x.ndim - 1))

@@ -22,6 +22,11 @@ class Gaussian(NamedTuple):
     log_variance: chex.Array
 
 
+def over(values: chex.Array, x: chex.Array) -> chex.Array:
+    """Return values [B] as [B, 1, ..., 1] with the rank of `x` [B, ...], to broadcast with it."""
+    return values.reshape(values.shape + (1,) * (x.ndim - 1))
+
+
 def extract(table: chex.Array, t: chex.Array, x: chex.Array) -> chex.Array:
     """Return table[t] as [B, 1, ..., 1] with the rank of `x`.
 
@@ -29,7 +34,7 @@ def extract(table: chex.Array, t: chex.Array, x: chex.Array) -> chex.Array:
     """
     chex.assert_rank([table, t], 1)
     chex.assert_equal_shape_prefix([t, x], 1)
-    return jnp.asarray(table)[t].reshape(t.shape + (1,) * (x.ndim - 1))
+    return over(jnp.asarray(table)[t], x)
 
 
 def alpha(schedule: Schedule, t: chex.Array) -> chex.Array:
@@ -82,7 +87,7 @@ def q_mean_variance(schedule: Schedule, x_0: chex.Array, t: chex.Array) -> Gauss
 
 def q_step(schedule: Schedule, x_prev: chex.Array, t: chex.Array) -> Gaussian:
     """q(x_t|x_{t-1}) = N(√(1-β_t) x_{t-1}, β_t I) (Ho et al. 2020, eq. 2), with x_{-1} the data."""
-    scale = jnp.sqrt(alpha(schedule, t)).reshape(t.shape + (1,) * (x_prev.ndim - 1))
+    scale = over(jnp.sqrt(alpha(schedule, t)), x_prev)
     return Gaussian(
         scale * x_prev, extract(schedule.betas, t, x_prev), extract(schedule.log_betas, t, x_prev)
     )

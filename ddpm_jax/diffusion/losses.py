@@ -18,7 +18,7 @@ from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.interpolants import Interpolant
 from ddpm_jax.diffusion.likelihood import bound_term, mean_over_dims
 from ddpm_jax.diffusion.parameterization import Parameterization
-from ddpm_jax.diffusion.process import Process, check_output
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.variance import Variance
 from ddpm_jax.errors import UsageError, choose
@@ -229,10 +229,7 @@ def training_losses(
     parameterization = process.parameterization
     weight = loss.weight(schedule, t, parameterization)
     x_t = q_sample(schedule, x_0, t, eps)
-    given = parameterization.network_input(schedule, x_t, t)
-    output = network(given, jnp.asarray(schedule.timesteps)[t])
-    check_output(process.variance, output, x_t)
-
+    output = process.output(network, schedule, x_t, t)
     value = output[..., : x_0.shape[-1]]
     target = parameterization.target(schedule, x_t, t, x_0, eps)
     simple = mean_over_dims(jnp.square(target - value))

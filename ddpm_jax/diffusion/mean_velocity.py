@@ -11,6 +11,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.diffusion.gaussian import over
+
 # (z [B, ...], t [B], r [B]) -> u, of the shape of z
 MeanVelocity = Callable[[chex.Array, chex.Array, chex.Array], chex.Array]
 
@@ -32,8 +34,7 @@ def mean_velocity_and_target(
     """
     along_the_flow = v, jnp.ones_like(t), jnp.zeros_like(r)
     u, du_dt = jax.jvp(mean_velocity, (z, t, r), along_the_flow)
-    apart = (t - r).reshape(-1, *(1,) * (z.ndim - 1))
-    return u, jax.lax.stop_gradient(v - apart * du_dt)
+    return u, jax.lax.stop_gradient(v - over(t - r, z) * du_dt)
 
 
 def adaptive_loss(

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.denoiser import Denoiser, Network, from_function
-from ddpm_jax.diffusion.gaussian import alpha, extract, q_posterior
+from ddpm_jax.diffusion.gaussian import alpha, extract, over, q_posterior
 from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS, Prediction, V
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.diffusion.variance import VARIANCES
@@ -306,7 +306,7 @@ def exact_network(
 
     def network(x_t: chex.Array, time: chex.Array) -> chex.Array:
         below = jnp.floor(time).astype(int)
-        part = (time - below).reshape(time.shape + (1,) * (x_t.ndim - 1))
+        part = over(time - below, x_t)
         above = jnp.minimum(below + 1, schedule.num_timesteps - 1)
         return (1 - part) * at_index(x_t, below) + part * at_index(x_t, above)
 

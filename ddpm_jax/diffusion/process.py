@@ -67,6 +67,32 @@ class Process(NamedTuple):
             Denoiser(schedule, network, self.interpret, predicts_mean, network_input=network_input)
         )
 
+    def output(
+        self, network: Network, schedule: Schedule, x_t: chex.Array, t: chex.Array
+    ) -> chex.Array:
+        """Evaluate a network at rows t of a schedule, [B, H, W, C or 2C].
+
+        Args:
+          network: as of `denoiser`.
+          schedule: tables, also of single levels.
+          x_t: [B, H, W, C].
+          t: int [B].
+
+        Raises:
+          UsageError: an output of another shape.
+        """
+        given = self.parameterization.network_input(schedule, x_t, t)
+        output = network(given, jnp.asarray(schedule.timesteps)[t])
+        check_output(self.variance, output, x_t)
+        return output
+
+    def x_0(
+        self, network: Network, schedule: Schedule, x_t: chex.Array, t: chex.Array
+    ) -> chex.Array:
+        """Return the x_0 that a network predicts, not clipped; the arguments of `output`."""
+        value = self.output(network, schedule, x_t, t)[..., : x_t.shape[-1]]
+        return self.parameterization.to_x_0(schedule, x_t, t, value)
+
     def interpret(
         self, schedule: Schedule, output: chex.Array, x_t: chex.Array, t: chex.Array
     ) -> Prediction:

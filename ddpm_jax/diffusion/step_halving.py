@@ -9,6 +9,7 @@ import chex
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.denoiser import Denoiser
+from ddpm_jax.diffusion.gaussian import over
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 
@@ -17,10 +18,9 @@ def _signal_and_noise(
     schedule: Schedule, row: chex.Array, x: chex.Array
 ) -> tuple[chex.Array, chex.Array]:
     """Return √ᾱ and √(1-ᾱ) at rows [B], [B, 1, ..., 1] each; 1 and 0 at row -1."""
-    shape = row.shape + (1,) * (x.ndim - 1)
     tables = (schedule.sqrt_alphas_bar, 1.0), (schedule.sqrt_one_minus_alphas_bar, 0.0)
     return tuple(
-        jnp.where(row < 0, clean, jnp.asarray(table)[jnp.maximum(row, 0)]).reshape(shape)
+        over(jnp.where(row < 0, clean, jnp.asarray(table)[jnp.maximum(row, 0)]), x)
         for table, clean in tables
     )
 

@@ -19,7 +19,7 @@ from ddpm_jax.training.classifier_objective import classifier_objective
 from ddpm_jax.training.consistency_objective import Tuning, consistency_objective
 from ddpm_jax.training.latent_objective import over_latents
 from ddpm_jax.training.mean_flow_objective import Learning, mean_flow_objective
-from ddpm_jax.training.objective import Objective, diffusion_objective
+from ddpm_jax.training.objective import Drawing, Objective, diffusion_objective
 from ddpm_jax.training.progressive_objective import Halving, progressive_objective
 
 
@@ -54,39 +54,34 @@ def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective
         return classifier_objective(
             apply, model.schedule, timestep_sampling=c.timestep_sampling, flip=config.data.flip
         )
-    examples = {
-        "flip": config.data.flip,
-        "conditioning": model.conditioning,
-        "augment_probability": config.data.augment,
-    }
+    drawing = Drawing(config.data.flip, model.conditioning, config.data.augment, c.coupling)
     if has_learned_levels(config):
         return bound_objective(
             apply,
             model.process,
+            drawing,
             # the first of T levels is the decoder's
             steps=None if c.bound == "continuous" else c.num_timesteps - 1,
             timestep_sampling=c.timestep_sampling,
             batch_size=config.train.batch_size,
-            **examples,
         )
-    examples["coupling"] = c.coupling
     if config.distill.evaluations and config.distill.method == "progressive":
         clip = model.codec.clipping
-        return progressive_objective(apply, model.process, _halving(model), clip=clip, **examples)
+        return progressive_objective(apply, model.process, _halving(model), drawing, clip=clip)
     if config.distill.evaluations:
-        return consistency_objective(apply, model.process, _tuning(config), **examples)
+        return consistency_objective(apply, model.process, _tuning(config), drawing)
     if config.mean_flow.evaluations:
         learning = Learning(**{name: config.mean_flow[name] for name in Learning._fields})
         log_sigma = _level_distribution(model)
-        return mean_flow_objective(apply, model.process, learning, log_sigma=log_sigma, **examples)
+        return mean_flow_objective(apply, model.process, learning, drawing, log_sigma=log_sigma)
     return diffusion_objective(
         apply,
         model.process,
         make_loss(c.loss, c.weighting, variance=model.process.variance, chain=model.chain),
+        drawing,
         timestep_sampling=c.timestep_sampling,
         log_sigma=_level_distribution(model),
         batch_size=config.train.batch_size,
-        **examples,
     )
 
 

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.diffusion.denoiser import Denoiser
+from ddpm_jax.diffusion.gaussian import over
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
@@ -54,7 +55,7 @@ def p_sample(prediction: Prediction, t: chex.Array, z: chex.Array) -> chex.Array
     """
     chex.assert_equal_shape([prediction.mean, z])
     sigma = jnp.exp(0.5 * prediction.log_variance)
-    noisy = (t > 0).reshape(t.shape + (1,) * (z.ndim - 1))
+    noisy = over(t > 0, z)
     return prediction.mean + jnp.where(noisy, sigma * z, 0.0)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.denoiser import Denoiser, check_denoiser, check_same_schedule
-from ddpm_jax.diffusion.gaussian import extract
+from ddpm_jax.diffusion.gaussian import extract, over
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
@@ -187,7 +187,7 @@ def classifier_guidance(
     ) -> Prediction:
         log_probs, pullback = jax.vjp(lambda x: log_prob(schedule, x, t, labels), x_t)
         (gradient,) = pullback(jnp.ones_like(log_probs))
-        shift = _over(_scale_at(schedule, t, scale, interval, outside=0.0), x_t) * gradient
+        shift = over(_scale_at(schedule, t, scale, interval, outside=0.0), x_t) * gradient
         noise = extract(schedule.sqrt_one_minus_alphas_bar, t, x_t)
         x_0_shift = extract(schedule.sqrt_recipm1_alphas_bar, t, x_t) * noise * shift
         return _moved(schedule, prediction, t, x_0=x_0_shift, eps=-noise * shift)
@@ -264,11 +264,6 @@ def _time_at(schedule: Schedule, t: chex.Array) -> chex.Array:
     return (times[:, 0] if times.ndim == 2 else times)[t]
 
 
-def _over(per_image: chex.Array, x: chex.Array) -> chex.Array:
-    """[B] -> [B, 1, ..., 1], to broadcast against x [B, ...]."""
-    return per_image.reshape(per_image.shape + (1,) * (x.ndim - 1))
-
-
 def _extrapolated(weak: Prediction, strong: Prediction, scale: chex.Array) -> Prediction:
     """(1-w) weak + w strong: the formulas above, but exact at w = 0 and at w = 1.
 
@@ -276,7 +271,7 @@ def _extrapolated(weak: Prediction, strong: Prediction, scale: chex.Array) -> Pr
     """
 
     def mix(weak: chex.Array, strong: chex.Array) -> chex.Array:
-        w = _over(scale, weak)
+        w = over(scale, weak)
         return (1 - w) * weak + w * strong
 
     return strong._replace(

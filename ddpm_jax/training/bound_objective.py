@@ -18,15 +18,14 @@ from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.learned_levels import GAMMA, gamma, gamma_and_rate, gamma_ends
 from ddpm_jax.diffusion.level_draws import numbered
 from ddpm_jax.diffusion.likelihood import mean_over_dims
-from ddpm_jax.diffusion.process import Process, check_output
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import single_levels
 from ddpm_jax.randomness import example_keys, normal, stream
-from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning
 from ddpm_jax.training.objective import (
     ApplyTrain,
+    Drawing,
     Objective,
     check_continuous,
-    draw_examples,
     draw_quantiles,
     loss_over_time,
 )
@@ -75,13 +74,11 @@ def with_variance_gradient(
 def bound_objective(
     apply: ApplyTrain,
     process: Process,
+    drawing: Drawing,
     *,
     steps: int | None,
     timestep_sampling: str,
     batch_size: int,
-    flip: bool,
-    conditioning: Conditioning = UNCONDITIONAL,
-    augment_probability: float = 0.0,
 ) -> Objective:
     """Return the objective that lowers the variational bound over network and levels.
 
@@ -89,13 +86,11 @@ def bound_objective(
       apply: the network with its parameters as first argument.
       process: what the network predicts, and the network's time of a level; the levels themselves
         are those of the parameters.
+      drawing: how examples are drawn from a batch.
       steps: T of the bound; None for an infinite one. Of a finite T the interior of γ is trained by
         the bound too, which depends on it.
       timestep_sampling: uniform, antithetic or low_discrepancy.
       batch_size: of the global batch.
-      flip: mirror each image with probability 1/2.
-      conditioning: the conditions of the model; labels are dropped here.
-      augment_probability: as of `objective.diffusion_objective`.
 
     Returns:
       An `Objective` over the batches of `objective.diffusion_objective`, whose images are 8-bit
@@ -113,9 +108,11 @@ def bound_objective(
         schedule = single_levels(-levels / 2, chain.network_times_of(levels / 2))
         row = jnp.arange(len(levels))
         x_t = q_sample(schedule, example.x_0, row, example.eps)
-        given = parameterization.network_input(schedule, x_t, row)
-        output = apply(params, given, schedule.timesteps, example.condition, example.dropout_keys)
-        check_output(process.variance, output, x_t)
+
+        def network(x, time):
+            return apply(params, x, time, example.condition, example.dropout_keys)
+
+        output = process.output(network, schedule, x_t, row)
         target = parameterization.target(schedule, x_t, row, example.x_0, example.eps)
         error = mean_over_dims(jnp.square(target - output))
         return parameterization.eps_error(schedule, row) * error
@@ -139,15 +136,7 @@ def bound_objective(
         return weight * squared_error(params, gamma_t, example)
 
     def loss_fn(params, frozen, state, batch, key, index):
-        example = draw_examples(
-            batch,
-            key,
-            index,
-            flip=flip,
-            conditioning=conditioning,
-            augment_probability=augment_probability,
-            coupling="independent",
-        )
+        example = drawing.examples(batch, key, index)
         x_0, levels = example.x_0, params[GAMMA]
         network = {name: part for name, part in params.items() if name != GAMMA}
         u = draw_quantiles(stream(key, "t"), index, timestep_sampling, batch_size)

@@ -9,15 +9,14 @@ import numpy as np
 
 from ddpm_jax.diffusion import consistency
 from ddpm_jax.diffusion.chain import Chain, ContinuousChain
-from ddpm_jax.diffusion.gaussian import q_sample
+from ddpm_jax.diffusion.gaussian import over, q_sample
 from ddpm_jax.diffusion.level_draws import numbered, quantiles
 from ddpm_jax.diffusion.parameterization import MU, edm_parameterization
-from ddpm_jax.diffusion.process import Process, check_output
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import single_levels
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import stream
-from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning
-from ddpm_jax.training.objective import ApplyTrain, Objective, draw_examples, loss_over_time
+from ddpm_jax.training.objective import ApplyTrain, Drawing, Objective, loss_over_time
 
 
 class Tuning(NamedTuple):
@@ -57,14 +56,7 @@ def continuous(chain: Chain) -> ContinuousChain:
 
 
 def consistency_objective(
-    apply: ApplyTrain,
-    process: Process,
-    tuning: Tuning,
-    *,
-    flip: bool,
-    conditioning: Conditioning = UNCONDITIONAL,
-    augment_probability: float = 0.0,
-    coupling: str = "independent",
+    apply: ApplyTrain, process: Process, tuning: Tuning, drawing: Drawing
 ) -> Objective:
     """Return the objective that asks of D one image for two levels of one path.
 
@@ -79,10 +71,8 @@ def consistency_objective(
       apply: the network with its parameters as first argument.
       process: the chain or the process in continuous time, and what the network predicts.
       tuning: see `Tuning`.
-      flip: mirror each image with probability 1/2.
-      conditioning: the conditions of the model; labels are dropped here.
-      augment_probability: as of `objective.diffusion_objective`.
-      coupling: likewise; that of the teacher, whose flow it decides.
+      drawing: how examples are drawn from a batch; its coupling is that of the teacher, whose flow
+        it decides.
 
     Returns:
       An `Objective` over the batches of `objective.diffusion_objective`; its state counts updates.
@@ -115,23 +105,11 @@ def consistency_objective(
         """D at the levels of the schedule's rows [B], of the path through x_0 and eps."""
         row = jnp.arange(len(x_0))
         x_t = q_sample(schedule, x_0, row, eps)
-        given = process.parameterization.network_input(schedule, x_t, row)
-        output = apply(params, given, schedule.timesteps, *inputs)
-        check_output(process.variance, output, x_t)
-        value = output[..., : x_t.shape[-1]]
-        return process.parameterization.to_x_0(schedule, x_t, row, value)
+        return process.x_0(lambda x, time: apply(params, x, time, *inputs), schedule, x_t, row)
 
     def loss_fn(params, frozen, count, batch, key, index):
         # the same dropout at both levels, so that they differ in nothing else
-        x_0, eps, *inputs = draw_examples(
-            batch,
-            key,
-            index,
-            flip=flip,
-            conditioning=conditioning,
-            augment_probability=augment_probability,
-            coupling=coupling,
-        )
+        x_0, eps, *inputs = drawing.examples(batch, key, index)
         u = quantiles(stream(key, "t"), index, antithetic=False)
         drawn = tuning.log_mean + tuning.log_std * jax.scipy.special.ndtri(u)
         log_sigma = jnp.clip(drawn, lowest, highest)
@@ -149,7 +127,7 @@ def consistency_objective(
             eps,
             *inputs,
         )
-        wanted = jnp.where(is_data.reshape(-1, *(1,) * (x_0.ndim - 1)), x_0, nearer)
+        wanted = jnp.where(over(is_data, x_0), x_0, nearer)
         schedule = level(log_sigma)
         found = denoise(params, schedule, x_0, eps, *inputs)
         loss = consistency.consistency_loss(found, wanted, sigma, earlier, huber=tuning.huber)

@@ -6,6 +6,7 @@ import chex
 import jax.numpy as jnp
 
 from ddpm_jax.diffusion.chain import ContinuousChain
+from ddpm_jax.diffusion.gaussian import over
 from ddpm_jax.diffusion.interpolants import FLOW
 from ddpm_jax.diffusion.level_draws import LogSigma, numbered, quantiles
 from ddpm_jax.diffusion.likelihood import mean_over_dims
@@ -14,8 +15,7 @@ from ddpm_jax.diffusion.parameterization import VELOCITY
 from ddpm_jax.diffusion.process import Process, check_output
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import stream
-from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning
-from ddpm_jax.training.objective import ApplyTrain, Objective, draw_examples, loss_over_time
+from ddpm_jax.training.objective import ApplyTrain, Drawing, Objective, loss_over_time
 
 
 class Learning(NamedTuple):
@@ -37,12 +37,9 @@ def mean_flow_objective(
     apply: ApplyTrain,
     process: Process,
     learning: Learning,
+    drawing: Drawing,
     *,
     log_sigma: LogSigma,
-    flip: bool,
-    conditioning: Conditioning = UNCONDITIONAL,
-    augment_probability: float = 0.0,
-    coupling: str = "independent",
 ) -> Objective:
     """Return the objective of u(z, r, t), the mean of the flow's velocity from r to t.
 
@@ -53,11 +50,8 @@ def mean_flow_objective(
       apply: the network with its parameters as first argument; its time is [B, 2], t and then r.
       process: a flow, and a network that predicts the velocity.
       learning: see `Learning`.
+      drawing: how examples are drawn from a batch.
       log_sigma: the distribution of the levels of both times, of which t is the later one.
-      flip: mirror each image with probability 1/2.
-      conditioning: the conditions of the model; labels are dropped here.
-      augment_probability: as of `objective.diffusion_objective`.
-      coupling: likewise.
 
     Returns:
       An `Objective` over the batches of `objective.diffusion_objective`. Its records have the error
@@ -86,17 +80,9 @@ def mean_flow_objective(
         return *(FLOW.time(log_sigma(u)) for u in (later, earlier)), later
 
     def loss_fn(params, frozen, state, batch, key, index):
-        x_0, eps, *inputs = draw_examples(
-            batch,
-            key,
-            index,
-            flip=flip,
-            conditioning=conditioning,
-            augment_probability=augment_probability,
-            coupling=coupling,
-        )
+        x_0, eps, *inputs = drawing.examples(batch, key, index)
         t, r, quantile = draw_times(key, index)
-        part = t.reshape(-1, *(1,) * (x_0.ndim - 1))
+        part = over(t, x_0)
         z, v = (1 - part) * x_0 + part * eps, eps - x_0
 
         def mean_velocity(z, t, r):

@@ -93,39 +93,38 @@ class Examples(NamedTuple):
     dropout_keys: chex.PRNGKey  # [B]
 
 
-def draw_examples(
-    batch: Any,
-    key: chex.PRNGKey,
-    index: chex.Array,
-    *,
-    flip: bool,
-    conditioning: Conditioning,
-    augment_probability: float,
-    coupling: str,
-) -> Examples:
-    """Draw all that an objective of x_t needs but the noise levels.
+class Drawing(NamedTuple):
+    """How examples are drawn from a batch, all of them but their noise levels."""
 
-    Args:
-      batch: of `diffusion_objective`.
-      key: of the step.
-      index: of each example in the global batch, int [B].
-      flip: mirror each image with probability 1/2.
-      conditioning: the conditions of the model; labels are dropped here.
-      augment_probability: of each transformation of `augmentation.draw_augmentation`, which the
-        condition then describes.
-      coupling: a key of `coupling.COUPLINGS`, of the noise with the B images at hand.
-    """
-    x_0 = batch_x_0(batch, key, index, flip=flip)
-    given = batch.get("label"), batch.get("context")
-    condition = make_condition(conditioning, x_0, *given)
-    condition = drop_labels(conditioning, condition, example_keys(key, "label", index))
-    if augment_probability:
-        augmentation = draw_augmentation(example_keys(key, "augment", index), augment_probability)
-        x_0 = augment(x_0, augmentation)
-        labels = augmentation_labels(augmentation)
-        condition = (condition or Condition())._replace(augment=labels)
-    eps = couple(coupling, x_0, normal(example_keys(key, "eps", index), x_0.shape[1:]))
-    return Examples(x_0, eps, condition, example_keys(key, "dropout", index))
+    flip: bool  # mirror each image with probability 1/2, before low_res is computed from it
+    conditioning: Conditioning = UNCONDITIONAL  # of the model; labels are dropped here
+    # of each transformation of `augmentation.draw_augmentation`, which the condition then describes
+    augment_probability: float = 0.0
+    # of the noise with the images, a key of `coupling.COUPLINGS`. "ot" pairs the examples that are
+    # computed at once: a device's share of the batch, or a part of it; so numbers depend on how
+    # many devices there are
+    coupling: str = "independent"
+
+    def examples(self, batch: Any, key: chex.PRNGKey, index: chex.Array) -> Examples:
+        """Draw all that an objective of x_t needs but the noise levels.
+
+        Args:
+          batch: of `diffusion_objective`.
+          key: of the step.
+          index: of each example in the global batch, int [B].
+        """
+        x_0 = batch_x_0(batch, key, index, flip=self.flip)
+        given = batch.get("label"), batch.get("context")
+        condition = make_condition(self.conditioning, x_0, *given)
+        condition = drop_labels(self.conditioning, condition, example_keys(key, "label", index))
+        if self.augment_probability:
+            keys = example_keys(key, "augment", index)
+            augmentation = draw_augmentation(keys, self.augment_probability)
+            x_0 = augment(x_0, augmentation)
+            labels = augmentation_labels(augmentation)
+            condition = (condition or Condition())._replace(augment=labels)
+        eps = couple(self.coupling, x_0, normal(example_keys(key, "eps", index), x_0.shape[1:]))
+        return Examples(x_0, eps, condition, example_keys(key, "dropout", index))
 
 
 class DiffusionAux(NamedTuple):
@@ -238,13 +237,10 @@ def diffusion_objective(
     apply: ApplyTrain,
     process: Process,
     loss: Loss,
+    drawing: Drawing,
     *,
     timestep_sampling: str,
-    flip: bool,
-    conditioning: Conditioning = UNCONDITIONAL,
     log_sigma: LogSigma | None = None,
-    augment_probability: float = 0.0,
-    coupling: str = "independent",
     batch_size: int = 1,
 ) -> Objective:
     """Return the objective of Ho et al. 2020, algorithm 1: draw t and ε, diffuse, predict, compare.
@@ -254,16 +250,10 @@ def diffusion_objective(
       process: the chain and what the network predicts: `process.make_process`.
       loss: what is minimised: `losses.make_loss`. With a learned weighting the parameters are those
         of `uncertainty.with_uncertainty`, and the recorded loss may be negative.
+      drawing: how examples are drawn from a batch.
       timestep_sampling: a key of `TIMESTEP_SAMPLING`.
-      flip: mirror each image with probability 1/2, before low_res is computed from it.
-      conditioning: the conditions of the model; labels are dropped here.
       log_sigma: of a process in continuous time, the distribution of its levels:
         `level_draws.level_distribution`. None: t of a chain's T steps.
-      augment_probability: of each transformation of `augmentation.draw_augmentation`, which the
-        network is told of; 0: there are none.
-      coupling: of the noise with the images, a key of `coupling.COUPLINGS`. "ot" pairs the examples
-        that are computed at once: a device's share of the batch, or a part of it; so numbers depend
-        on how many devices there are.
       batch_size: of the global batch, over which draws of low discrepancy are even.
 
     Returns:
@@ -282,15 +272,7 @@ def diffusion_objective(
     )
 
     def loss_fn(params, frozen, history, batch, key, index):
-        example = draw_examples(
-            batch,
-            key,
-            index,
-            flip=flip,
-            conditioning=conditioning,
-            augment_probability=augment_probability,
-            coupling=coupling,
-        )
+        example = drawing.examples(batch, key, index)
         drawn = draw_levels(history, stream(key, "t"), index)
         result = training_losses(
             lambda x_t, time: apply(params, x_t, time, example.condition, example.dropout_keys),

@@ -11,13 +11,12 @@ from ddpm_jax.diffusion.gaussian import q_sample
 from ddpm_jax.diffusion.level_draws import quantiles
 from ddpm_jax.diffusion.likelihood import mean_over_dims
 from ddpm_jax.diffusion.parameterization import MU
-from ddpm_jax.diffusion.process import Process, check_output
+from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.step_halving import halved_x_0, truncated_snr
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import stream
 from ddpm_jax.training import ema
-from ddpm_jax.training.conditioning import UNCONDITIONAL, Conditioning
-from ddpm_jax.training.objective import ApplyTrain, Objective, draw_examples, loss_over_time
+from ddpm_jax.training.objective import ApplyTrain, Drawing, Objective, loss_over_time
 from ddpm_jax.training.state import TrainState
 
 
@@ -49,12 +48,9 @@ def progressive_objective(
     apply: ApplyTrain,
     process: Process,
     halving: Halving,
+    drawing: Drawing,
     *,
     clip: str,
-    flip: bool,
-    conditioning: Conditioning = UNCONDITIONAL,
-    augment_probability: float = 0.0,
-    coupling: str = "independent",
 ) -> Objective:
     """Return the objective of a student that makes one DDIM step of two of its teacher's.
 
@@ -66,11 +62,8 @@ def progressive_objective(
       apply: the network with its parameters as first argument.
       process: the levels, and what the network predicts.
       halving: the rounds and their levels.
+      drawing: how examples are drawn from a batch.
       clip: of the teacher's x_0, a key of `clipping.CLIPPINGS`: as its samples are made.
-      flip: mirror each image with probability 1/2.
-      conditioning: the conditions of the model; labels are dropped here.
-      augment_probability: as of `objective.diffusion_objective`.
-      coupling: likewise.
 
     Returns:
       An `Objective` over the batches of `objective.diffusion_objective`. The loss is max(SNR, 1)
@@ -92,15 +85,7 @@ def progressive_objective(
     num_levels = len(halving.times)
 
     def loss_fn(params, frozen, state, batch, key, index):
-        example = draw_examples(
-            batch,
-            key,
-            index,
-            flip=flip,
-            conditioning=conditioning,
-            augment_probability=augment_probability,
-            coupling=coupling,
-        )
+        example = drawing.examples(batch, key, index)
         # rows of the first teacher's levels that a step of the student passes: row -1 is clean data
         stride = 2 << state.number
         steps = num_levels // stride
@@ -110,16 +95,14 @@ def progressive_objective(
         def teach(x, time):
             return apply(state.teacher, x, time, example.condition, None)
 
+        def learn(x, time):
+            return apply(params, x, time, example.condition, example.dropout_keys)
+
         x_t = q_sample(schedule, example.x_0, row, example.eps)
         teacher = process.denoiser(teach, schedule, clip=clip)
         wanted = halved_x_0(teacher, x_t, row, row - stride // 2, row - stride)
 
-        given = process.parameterization.network_input(schedule, x_t, row)
-        time = jnp.asarray(schedule.timesteps)[row]
-        output = apply(params, given, time, example.condition, example.dropout_keys)
-        check_output(process.variance, output, x_t)
-        value = output[..., : x_t.shape[-1]]
-        found = process.parameterization.to_x_0(schedule, x_t, row, value)
+        found = process.x_0(learn, schedule, x_t, row)
         error = mean_over_dims(jnp.square(found - jax.lax.stop_gradient(wanted)))
         loss = truncated_snr(schedule, row) * error
         number = jnp.broadcast_to(state.number, loss.shape)

@@ -30,7 +30,7 @@ from ddpm_jax.randomness import base_key, image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import sample
 from ddpm_jax.training.ema import Average
-from ddpm_jax.training.objective import diffusion_objective
+from ddpm_jax.training.objective import Drawing, diffusion_objective
 from ddpm_jax.training.optimizer import make_learning_rate, make_optimizer
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
@@ -81,8 +81,8 @@ def train(*, variance="fixed_large", loss="simple"):
         lambda params, x_t, time, condition, keys: model.apply(params, x_t, time),
         process,
         make_loss(loss, variance=process.variance),
+        Drawing(flip=False),
         timestep_sampling="uniform",
-        flip=False,
     )
     learning_rate = make_learning_rate(2e-3, warmup_steps=50, decay="cosine", num_steps=UPDATES[-1])
     optimizer = make_optimizer("adam", learning_rate)

@@ -25,7 +25,7 @@ from ddpm_jax.models.unet import UNet
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.conditioning import Conditioning
 from ddpm_jax.training.ema import Average
-from ddpm_jax.training.objective import Objective, diffusion_objective
+from ddpm_jax.training.objective import Drawing, Objective, diffusion_objective
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 
@@ -60,9 +60,8 @@ def diffusion():
         ),
         make_process(Chain(make_betas("linear", T, beta_start=0.1, beta_end=0.5))),
         LOSSES["simple"],
+        Drawing(True, Conditioning(num_classes=3, label_dropout=0.5, low_res_factor=2)),
         timestep_sampling="importance",
-        flip=True,
-        conditioning=Conditioning(num_classes=3, label_dropout=0.5, low_res_factor=2),
     )
     return objective, params
 

@@ -18,6 +18,7 @@ from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import base_key, example_keys, normal, stream
 from ddpm_jax.training.bound_objective import bound_objective
+from ddpm_jax.training.objective import Drawing
 
 BATCH, T = 8, 20
 
@@ -46,8 +47,8 @@ def parameters(seed=0):
 
 def make(apply=network, *, steps=None, target="eps", **changes):
     process = make_process(continuous_chain(learned(initial_levels()), T), target, "posterior")
-    options = {"timestep_sampling": "low_discrepancy", "batch_size": BATCH, "flip": False}
-    return bound_objective(apply, process, steps=steps, **options | changes)
+    options = {"timestep_sampling": "low_discrepancy", "batch_size": BATCH}
+    return bound_objective(apply, process, Drawing(flip=False), steps=steps, **options | changes)
 
 
 def images():

@@ -12,6 +12,7 @@ from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import example_keys, stream
 from ddpm_jax.training.consistency_objective import Tuning, consistency_objective
+from ddpm_jax.training.objective import Drawing
 
 B, SHAPE = 64, (2, 3, 1)
 BETAS = np.linspace(0.001, 0.3, 40)
@@ -75,7 +76,9 @@ def test_the_loss_is_the_formula(kind, updates):
         alphas_bar = np.cumprod(1 - BETAS)[[0, -1]]
         ends = tuple(np.sqrt((1 - alphas_bar) / alphas_bar))
         denoise, weight = _eps, lambda sigma: 0.5 / np.sqrt(sigma**2 + 0.25)
-    objective = consistency_objective(_network, make_process(chain, kind), TUNING, flip=False)
+    objective = consistency_objective(
+        _network, make_process(chain, kind), TUNING, Drawing(flip=False)
+    )
     x_0, expected = _expected(denoise, ends, min(updates // 10, 3), weight)
     found, aux = jax.jit(objective.loss)(
         (), (), jnp.int32(updates), {"x_0": jnp.asarray(x_0, jnp.float32)}, KEY, INDEX
@@ -86,7 +89,7 @@ def test_the_loss_is_the_formula(kind, updates):
 
 def test_it_counts_updates():
     process = make_process(continuous_chain(EDM, 100), "edm")
-    objective = consistency_objective(_network, process, TUNING, flip=False)
+    objective = consistency_objective(_network, process, TUNING, Drawing(flip=False))
     count = objective.init({})
     assert count == 0
     assert objective.update(objective.update(count, None), None) == 2
@@ -99,7 +102,7 @@ def test_the_nearer_level_gets_no_gradient():
         return jnp.broadcast_to(params, x.shape)
 
     process = make_process(continuous_chain(EDM, 100), "x_0")
-    objective = consistency_objective(apply, process, TUNING, flip=False)
+    objective = consistency_objective(apply, process, TUNING, Drawing(flip=False))
     x_0 = jnp.zeros((B, *SHAPE))
 
     def cost(p, updates):
@@ -114,6 +117,8 @@ def test_what_has_no_sigma_or_no_level_between_its_steps_is_refused():
     ends_in_noise = Chain([*make_betas("cosine", 10)[:-1], 1.0])
     process = make_process(ends_in_noise, "v", "fixed_small")
     with pytest.raises(UsageError, match="sigma is infinite"):
-        consistency_objective(_network, process, TUNING, flip=False)
+        consistency_objective(_network, process, TUNING, Drawing(flip=False))
     with pytest.raises(UsageError, match="mu"):
-        consistency_objective(_network, make_process(Chain(BETAS), "mu"), TUNING, flip=False)
+        consistency_objective(
+            _network, make_process(Chain(BETAS), "mu"), TUNING, Drawing(flip=False)
+        )

@@ -12,7 +12,7 @@ from ddpm_jax.diffusion.losses import make_loss
 from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import base_key
-from ddpm_jax.training.objective import diffusion_objective
+from ddpm_jax.training.objective import Drawing, diffusion_objective
 
 COUNT = 4000
 # the standard error of a mean of COUNT values of standard deviation 1, and of their mean square
@@ -25,8 +25,8 @@ def objective(apply, process, prediction, levels, sampling="uniform"):
         apply,
         made,
         make_loss("simple", variance=made.variance),
+        Drawing(flip=False),
         timestep_sampling=sampling,
-        flip=False,
         log_sigma=level_distribution(levels, made.chain),
     )
 

@@ -16,7 +16,7 @@ from ddpm_jax.experiments.config import default_config
 from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.randomness import base_key, example_keys, normal
 from ddpm_jax.training.coupling import couple, transport
-from ddpm_jax.training.objective import diffusion_objective
+from ddpm_jax.training.objective import Drawing, diffusion_objective
 
 
 def squared_distances(x_0, eps):
@@ -43,10 +43,9 @@ def test_the_objective_pairs_the_noise_it_draws_and_leaves_images_and_labels():
             lambda params, x, *others: jnp.zeros_like(x),
             process,
             make_loss("simple", variance=process.variance),
+            Drawing(flip=False, coupling=coupling),
             timestep_sampling="uniform",
-            flip=False,
             log_sigma=lambda u: jnp.log(u),
-            coupling=coupling,
         )
         for coupling in ("independent", "ot")
     }

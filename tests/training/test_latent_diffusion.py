@@ -21,7 +21,7 @@ from ddpm_jax.distributed.pmap import in_parts, map_step, shard
 from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.training import latent_cache
 from ddpm_jax.training.latent_objective import ENCODED, over_latents
-from ddpm_jax.training.objective import GIVEN, diffusion_objective
+from ddpm_jax.training.objective import GIVEN, Drawing, diffusion_objective
 from ddpm_jax.training.state import create
 from ddpm_jax.training.step import StepOptions, make_train_step
 from ddpm_jax.variational.first_stage import FirstStage
@@ -66,8 +66,8 @@ def diffusion(**options):
         lambda params, x_t, time, condition, keys: x_t * params["gain"].reshape(1, 1, 1, -1),
         make_process(CHAIN),
         LOSSES["simple"],
+        Drawing(**{"flip": False} | options),
         timestep_sampling="uniform",
-        **{"flip": False} | options,
     )
 
 
@@ -109,7 +109,7 @@ def test_mirror_images_are_encoded_and_not_latents_mirrored():
 
     quiet = make_process(Chain(np.full(20, 1e-9)))
     inner = diffusion_objective(
-        spy, quiet, LOSSES["simple"], timestep_sampling="uniform", flip=False
+        spy, quiet, LOSSES["simple"], Drawing(flip=False), timestep_sampling="uniform"
     )
     objective = over_latents(inner, make_space("ae"), flip=True)
     objective.loss(PARAMS, FROZEN, (), {"image": IMAGES}, jax.random.key(0), jnp.arange(N))

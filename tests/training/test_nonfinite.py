@@ -25,7 +25,7 @@ from ddpm_jax.monitoring.metric_writer import MetricWriter
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key
 from ddpm_jax.training.diagnosis import make_explain
-from ddpm_jax.training.objective import Objective, diffusion_objective
+from ddpm_jax.training.objective import Drawing, Objective, diffusion_objective
 from ddpm_jax.training.options import LoopOptions
 from ddpm_jax.training.state import TrainState, create
 from ddpm_jax.training.step import StepOptions, make_train_step
@@ -384,8 +384,8 @@ def test_a_weight_over_t_that_fails_is_told_apart_from_the_error_that_it_weighs(
         lambda params, x_t, time, condition, keys: params["scale"] * x_t,
         process,
         Loss(simple=True, vlb=False, weight=uniform_but_for_the_last),
+        Drawing(flip=False),
         timestep_sampling="antithetic",
-        flip=False,
     )
     params = {"scale": np.float32(1)}
     state = replicate(TrainState(jnp.int32(0), params, params, (), ()))

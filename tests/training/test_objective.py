@@ -17,7 +17,13 @@ from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.diffusion.timesteps import HISTORY, LossHistory, importance_probabilities
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import example_keys
-from ddpm_jax.training.objective import ByTime, DiffusionAux, diffusion_objective, loss_over_time
+from ddpm_jax.training.objective import (
+    ByTime,
+    DiffusionAux,
+    Drawing,
+    diffusion_objective,
+    loss_over_time,
+)
 
 T = 10  # no multiple of 4: the quartiles are not equally large
 B = 24
@@ -38,13 +44,14 @@ def _objective(
     variance="fixed_large",
     loss="simple",
     weighting="uniform",
+    flip=True,
     **changes,
 ):
     chain = Chain(make_betas("linear", T, beta_start=0.01, beta_end=0.3))
     process = make_process(chain, parameterization, variance)
     loss = make_loss(loss, weighting, variance=process.variance)
     return diffusion_objective(
-        _network, process, loss, **{"timestep_sampling": "uniform", "flip": True} | changes
+        _network, process, loss, Drawing(flip), **{"timestep_sampling": "uniform"} | changes
     )
 
 
@@ -223,9 +230,8 @@ def test_the_network_sees_augmented_images_and_is_told_how():
         network,
         process,
         make_loss("simple", variance=process.variance),
+        Drawing(flip=False, augment_probability=0.5),
         timestep_sampling="uniform",
-        flip=False,
-        augment_probability=0.5,
     )
     losses, _ = jax.jit(objective.loss)({}, (), (), batch, key, index)
     np.testing.assert_allclose(losses, 0, atol=1e-8)

@@ -11,6 +11,7 @@ from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import example_keys, stream
 from ddpm_jax.samplers.spacing import trailing
+from ddpm_jax.training.objective import Drawing
 from ddpm_jax.training.optimizer import make_learning_rate
 from ddpm_jax.training.progressive_objective import Halving, Round, progressive_objective
 from ddpm_jax.training.state import create
@@ -32,7 +33,7 @@ def _network(params, x, time, condition, dropout_keys):
 @pytest.fixture(scope="module")
 def objective():
     process = make_process(CHAIN, "eps")
-    return progressive_objective(_network, process, HALVING, clip="none", flip=False)
+    return progressive_objective(_network, process, HALVING, Drawing(False), clip="none")
 
 
 def _eps(parameter, x, level):
@@ -111,4 +112,6 @@ def test_the_learning_rate_takes_its_course_in_every_round():
 
 def test_a_mean_of_a_step_is_refused():
     with pytest.raises(UsageError, match="predicts mu"):
-        progressive_objective(_network, make_process(CHAIN, "mu"), HALVING, clip="none", flip=False)
+        progressive_objective(
+            _network, make_process(CHAIN, "mu"), HALVING, Drawing(False), clip="none"
+        )

@@ -23,7 +23,7 @@ from ddpm_jax.models.uncertainty import (
     without_uncertainty,
 )
 from ddpm_jax.randomness import base_key, stream
-from ddpm_jax.training.objective import diffusion_objective
+from ddpm_jax.training.objective import Drawing, diffusion_objective
 
 PROCESS = make_process(continuous_chain(EDM, 1000), "eps")
 DRAW = level_distribution("lognormal", PROCESS.chain)
@@ -35,8 +35,8 @@ def objective(weighting):
         lambda params, x, *others: params["scale"] * x,
         PROCESS,
         make_loss("simple", weighting, variance=PROCESS.variance),
+        Drawing(flip=False),
         timestep_sampling="uniform",
-        flip=False,
         log_sigma=DRAW,
     )
 
