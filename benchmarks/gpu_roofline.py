@@ -208,9 +208,10 @@ def _described(result: dict[str, Any]) -> str:
     for device in DEVICES:
         found = result[device.name]
         lines.append(
-            f"  {device.name}: {found['milliseconds']:.2f} ms (products {found['products_ms']:.2f}, "
-            f"attention {found['attention_ms']:.2f}, memory {found['memory_ms']:.2f}; launches "
-            f"{found['launches_ms']:.2f}), {found['images_per_second']:,.0f} images/s, "
+            f"  {device.name}: {found['milliseconds']:.2f} ms "
+            f"(products {found['products_ms']:.2f}, attention {found['attention_ms']:.2f}, "
+            f"memory {found['memory_ms']:.2f}; launches {found['launches_ms']:.2f}), "
+            f"{found['images_per_second']:,.0f} images/s, "
             f"{100 * found['share_of_matmul']:.0f} % of the matrix product"
         )
     counted = ", ".join(f"{name.replace('_', ' ')} {x:,.4g}" for name, x in result["costs"].items())

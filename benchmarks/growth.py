@@ -3,7 +3,7 @@
     python benchmarks/growth.py [--only batch,devices] [--pictures docs/images]
     python benchmarks/growth.py --small                 few and small sizes: a test
 
-A tiny U-Net (one level of 32 channels) and a training step of it, a sampling call, the bound and the
+A tiny U-Net (one level of 32 channels), a training step of it, a sampling call, the bound and the
 metrics of features. Seconds are those that all threads spent on a processor, the least of several
 runs; programs are counted by the instructions of the lowered module. A slope is the exponent s of
 cost ~ size^s, fitted to the upper half of the sizes, where what a call costs at any size no longer
@@ -287,9 +287,10 @@ def main(argv: list[str] | None = None) -> int:
         costs = measure(flags.small)
         for cost in costs:
             defects += cost.is_defect
+            sizes = ", ".join(map(str, cost.sizes))
             values = ", ".join(f"{value:,.3g}" for value in cost.values)
             lines.append(
-                f"| {name} | {cost.name}, {cost.unit} | {', '.join(map(str, cost.sizes))} | {values} "
+                f"| {name} | {cost.name}, {cost.unit} | {sizes} | {values} "
                 f"| {cost.slope:.2f} | {'' if cost.bound is None else f'{cost.bound:g}'} |"
             )
             rows.append({"with": name, **cost._asdict(), "slope": cost.slope})

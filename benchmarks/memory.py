@@ -1,6 +1,6 @@
 """Memory: bytes an image by recomputation and batch, the largest model of 80 GiB, peaks.
 
-    python benchmarks/memory.py                        tables by arithmetic, held against XLA's report
+    python benchmarks/memory.py                        tables by arithmetic and by XLA's report
     python benchmarks/memory.py --peaks                peaks of processes, against eager PyTorch
     python benchmarks/memory.py --peaks --network medium --batch_size 64
     python benchmarks/memory.py --small                toy sizes: a test
@@ -81,7 +81,7 @@ def kept_bytes(of: Measured, *, remat: str, dtype: str) -> int:
 
 
 def recomputed_bytes(of: Measured, *, remat: str, dtype: str) -> int:
-    """What one block of a DiT hands on for one image while it is recomputed, besides what is kept."""
+    """What a block of a DiT hands on for an image while it is recomputed, besides what is kept."""
     if remat == "none":
         return 0
 

@@ -4,7 +4,7 @@
 
 `train.py` to its first step, which is done when its record is on disk; `sample.py --steps 50` and
 `evaluate.py --metric bpd --timestep_stride 100`, to their results, of the run of that one step;
-`import ddpm_jax` with `ddpm_jax.load`. Each is a process of its own: without compiled programs kept,
+`import ddpm_jax` with `ddpm_jax.load`. Each is a process of its own: without programs kept,
 with an empty place for them (a user's first start), and with what that start has left there; of
 the last also its parts (`start_up_parts.py`). The yardstick imports JAX and compiles one
 convolution, in turns with them. Beside the seconds by the clock stand those that all threads spent

@@ -2,7 +2,7 @@
 
 Paper:    Karras et al. 2022, Elucidating the Design Space of Diffusion-Based Generative Models,
           tables 1, 2 and 8, "VP": DDPM++ (Song et al. 2021) of 56 M parameters, each transformation
-          of a training image with probability 0.12, of which the network is told.
+          of a training image with probability 0.12; they are conditions of the network.
           configs/edm_unet_cifar10.py has the network and training of DDPM instead.
 Command:  python train.py --config configs/edm_cifar10.py --config.data.data_dir=DIR --workdir
           runs/edm_cifar10

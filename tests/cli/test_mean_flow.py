@@ -1,4 +1,4 @@
-"""A mean flow through the commands: trained, sampled in a step or two, guided, and what it lacks."""
+"""A mean flow through the commands: trained, sampled in one or two steps, guided, refused."""
 
 import json
 

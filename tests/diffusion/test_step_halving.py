@@ -1,4 +1,4 @@
-"""Step halving on data whose denoiser is known: a student of these targets is its teacher's chain."""
+"""Step halving on data whose denoiser is known: a student of these targets is the whole chain."""
 
 import jax
 import numpy as np

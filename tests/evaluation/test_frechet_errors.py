@@ -205,7 +205,7 @@ def test_classes_are_compared_each_with_its_own(count):
 
 @pytest.mark.parametrize("count", [5, 40])  # fewer and more than the dimensions
 def test_of_a_perfect_model_the_distances_of_classes_are_those_expected(count):
-    """Classes of other counts and other variances. The covariance of 5 images as it is gives half."""
+    """Classes of other counts and variances. The covariance of 5 images as it is gives half."""
     counts, scale = {2: count, 5: 2 * count}, {2: 1.0, 5: 3.0}
     labels = np.concatenate([[label] * count for label, count in counts.items()])
     scales = np.array([scale[label] for label in labels])[:, None]

@@ -1,4 +1,4 @@
-"""How large the programs of the networks are: compile time grows with it, and seconds do not repeat.
+"""The size of the networks' programs: compile time grows with it, and seconds do not repeat.
 
 Instructions of the module that JAX hands to XLA for a CPU are counted, at abstract shapes: nothing
 is computed or compiled. The limits are a tenth above what jax 0.10 gives. Raise one only for a

@@ -1,7 +1,7 @@
 """Every process x every target x every sampler without noise converges at its order.
 
 The exact denoiser of a mixture is given as a network of each target, at the target's own scale. One
-program for each target walks all processes and samplers: their levels and weights are its arguments.
+program for each target walks all processes and samplers, whose levels and weights are arguments.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The learned weighting of levels: L / e^u + u, against NumPy and at its minimum, u = log E[L | σ]."""
+"""The learned weighting of levels, L / e^u + u: against NumPy, and its minimum, log E[L | σ]."""
 
 import jax
 import jax.numpy as jnp
