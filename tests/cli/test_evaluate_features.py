@@ -37,7 +37,7 @@ def test_all_metrics_are_of_the_same_samples_which_a_stopped_command_keeps(
 ):
     out = tmp_path / "out"
     argv = ["--ckpt", trained, "--metric", "fid,kid,prdc", "--out", out, *ARGV]
-    load = sample_features.load_features
+    load = sample_features.network_for
 
     def stopping(*args, **kwargs):
         def stop(images):
@@ -49,7 +49,7 @@ def test_all_metrics_are_of_the_same_samples_which_a_stopped_command_keeps(
         return network._replace(extract=stop)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sample_features, "load_features", stopping)
+        patched.setattr(sample_features, "network_for", stopping)
         assert invoke("evaluate", *argv).code == 143
     assert not list(out.glob("*.json"))
     (shards,) = (out / "samples").iterdir()

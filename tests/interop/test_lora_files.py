@@ -180,6 +180,7 @@ def test_alpha_in_the_metadata_of_peft_counts(sd1, tmp_path):
 
 
 @pytest.mark.full
+@pytest.mark.filterwarnings("default:.*is_gradient_checkpointing:FutureWarning")  # asked by peft
 @pytest.mark.parametrize("rslora", [False, True])
 def test_an_adapter_of_a_text_encoder_is_read_as_peft_merges_it(sd1, tmp_path, rslora):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
