@@ -61,6 +61,14 @@ def test_commands_import_what_draws_and_measures_only_when_they_do():
     assert _python(program) == []
 
 
+def test_sampling_imports_nothing_that_trains_or_reads_files_of_other_projects():
+    program = (
+        "import sys, ddpm_jax.cli.sample; print(*{'orbax', 'optax', 'tqdm', "
+        "'ddpm_jax.families.openai_unet', 'ddpm_jax.measuring'} & {*sys.modules})"
+    )
+    assert _python(program) == []
+
+
 def test_every_public_name_is_what_its_module_defines():
     assert len(set(ddpm_jax.__all__)) == len(ddpm_jax.__all__) > 5
     for name in set(ddpm_jax.__all__) - {"__version__"}:

@@ -12,14 +12,13 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint as ocp
 from jax.tree_util import tree_flatten_with_path
 
 from ddpm_jax import memory
-from ddpm_jax.checkpoints import digests, layouts
+from ddpm_jax.checkpoints import arrays, digests, layouts
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import FailureError, UsageError, say
 from ddpm_jax.files import (
@@ -35,6 +34,9 @@ from ddpm_jax.files import (
 )
 from ddpm_jax.numerals import is_whole
 from ddpm_jax.schema import LARGEST, Malformed, Table, parse
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 # Orbax warns through absl of what is intended here, such as reading one item of a checkpoint out of
 # three, and prints the traceback of every error that it raises.
@@ -248,7 +250,8 @@ def read_weights(workdir: str | os.PathLike, step: int, template: Any) -> Any:
     """
     path = absolute(as_path(workdir)) / CHECKPOINTS / str(step)
     check_whole(path, (STATE,))
-    return restore_state(path, template, partial=True)
+    found = arrays.read(path / STATE, template)
+    return restore_state(path, template, partial=True) if found is None else found
 
 
 def restore_json(path: pathlib.Path, item: str, kind: Table = ANY_TABLE) -> dict[str, Any]:
@@ -275,6 +278,8 @@ def restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -
       UsageError: it is of another architecture.
       DamagedCheckpoint: it cannot be read.
     """
+    import orbax.checkpoint as ocp
+
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
@@ -305,7 +310,9 @@ def restore_state(path: pathlib.Path, template: Any, *, partial: bool = False) -
     return template._replace(**whole) if hasattr(template, "_replace") else whole
 
 
-def _read(reader: ocp.Checkpointer, path: pathlib.Path, template: Any, *, partial: bool) -> Any:
+def _read(reader: "ocp.Checkpointer", path: pathlib.Path, template: Any, *, partial: bool) -> Any:
+    import orbax.checkpoint as ocp
+
     with _quiet_reads():
         try:
             return reader.restore(

@@ -24,12 +24,11 @@ from ddpm_jax.cli.shared_flags import (
 from ddpm_jax.distributed import hosts, interrupt
 from ddpm_jax.errors import say
 from ddpm_jax.experiments.datasets import check_places
-from ddpm_jax.experiments.identity import identity
+from ddpm_jax.experiments.identity import checkpoint_record, identity
 from ddpm_jax.experiments.loading import load_trained
 from ddpm_jax.experiments.model_files import results_of
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import as_path, check_place
-from ddpm_jax.measuring.measurement import checkpoint_record
 from ddpm_jax.tasks import sample_files
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting
 from ddpm_jax.tasks.picture_editing import check_one_picture, make_any

@@ -9,7 +9,6 @@ import dataclasses
 import os
 
 import numpy as np
-from tqdm import tqdm
 
 from ddpm_jax import host_memory
 from ddpm_jax.data.captions import Captions
@@ -151,6 +150,8 @@ def for_each(function, items, *, total: int, what: str, num_threads: int | None 
       what: the bar's title.
       num_threads: one per core if None.
     """
+    from tqdm import tqdm  # which takes long to import
+
     pool = concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count())
     try:
         with tqdm(total=total, desc=what, unit=" images", leave=False, disable=None) as bar:

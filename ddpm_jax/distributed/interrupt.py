@@ -57,9 +57,11 @@ def own_process() -> None:
 
     A second Ctrl-C may then end it at once, and Python looks for reference cycles more rarely: what
     a command imports and traces lives to its end, and looking through it again and again was a
-    seventh of the time to a first image.
+    seventh of the time to a first image. What was imported before the last call is never looked
+    through.
     """
     global _alone
+    gc.freeze()
     if not _alone:
         _alone = True
         gc.set_threshold(_NEW_OBJECTS)

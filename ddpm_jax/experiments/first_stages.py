@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments import perceptual
 from ddpm_jax.models.autoencoder import Autoencoder, check_autoencoder
+from ddpm_jax.models.layers import shape_keys
 from ddpm_jax.models.trunk import Pyramid
 from ddpm_jax.randomness import base_key
 from ddpm_jax.variational.first_stage import LOG_SCALE, SCALES, FirstStage
@@ -58,13 +59,13 @@ class FirstStageModel:
         shape = (height // factor, width // factor, self.network.latent_channels)
         return LatentSpace(self.stage, shape)
 
-    def init_params(self, key: jax.Array) -> Any:
-        """Draw the initial parameters, float32."""
+    def init_params(self, key: jax.Array | dict[str, jax.Array]) -> Any:
+        """Draw the initial parameters, float32; of `layers.shape_keys`, zeros."""
         return self.network.init(key, jnp.zeros((1, *self.image_shape)))["params"]
 
     def params_shapes(self) -> Any:
         """Return the parameter tree as shapes, nothing computed."""
-        return jax.eval_shape(self.init_params, base_key(0))
+        return jax.eval_shape(self.init_params, shape_keys(base_key(0)))
 
     def frozen_shapes(self) -> Any:
         """Return the frozen part as shapes: weights of the perceptual distance, or ()."""

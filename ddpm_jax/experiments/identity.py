@@ -48,6 +48,16 @@ def identity(trained: TrainedModel) -> dict[str, Any]:
     return {"weights_sha256": trained.sha256, "config": config, "random_numbers": IMPLEMENTATION}
 
 
+def checkpoint_record(trained: TrainedModel) -> dict[str, Any]:
+    """Return the entries of a record about its model."""
+    return {
+        "checkpoint": trained.origin,
+        "checkpoint_step": trained.step,
+        "weights": trained.average,
+        **identity(trained),
+    }
+
+
 def _set_fields(config: ConfigDict) -> dict[str, Any]:
     """Return the deciding fields that differ from today's defaults: new ones may be added."""
     defaults = dict(configs.flatten(configs.to_dict(configs.default_config())))

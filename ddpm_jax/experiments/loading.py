@@ -1,4 +1,7 @@
-"""Trained models read from the directory of their run, whose checkpoint holds the config."""
+"""Trained models read from the directory of their run, whose checkpoint holds the config.
+
+What reads the files of other projects is imported where it is needed: a run needs none of it.
+"""
 
 import functools
 import os
@@ -11,13 +14,10 @@ from ddpm_jax.checkpoints.reader import MissingFields, find_step, read_config, r
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.file_options import FileOptions, LowRank
 from ddpm_jax.experiments.first_stages import FirstStageModel
-from ddpm_jax.experiments.foreign_models import foreign_config, load_foreign
-from ddpm_jax.experiments.lora_merging import with_lora
 from ddpm_jax.experiments.lora_models import LoraModel
 from ddpm_jax.experiments.model_files import check_is_whole, is_foreign, open_model
 from ddpm_jax.experiments.models import DiffusionModel, Model, Weights
 from ddpm_jax.experiments.owners import OBJECTIVES
-from ddpm_jax.experiments.pipelines import load_pipeline, load_vae
 from ddpm_jax.experiments.run_settings import (
     FIRST_STAGE,
     class_names_in,
@@ -30,7 +30,6 @@ from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.experiments.training_params import with_training_params, without_training_params
 from ddpm_jax.families.recognition import Recognised
 from ddpm_jax.files import as_path
-from ddpm_jax.interop.lora_files import read_lora
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.randomness import base_key
 
@@ -67,6 +66,9 @@ def load_trained(
     """
     LowRank(lora=lora, lora_scale=lora_scale)  # which checks them
     if lora is not None:
+        from ddpm_jax.experiments.lora_merging import with_lora
+        from ddpm_jax.interop.lora_files import read_lora
+
         updates = read_lora(lora)  # what cannot be read is refused before a model is
         given = {"step": step, "raw_weights": raw_weights, "dtype": dtype, "files": files}
         trained = load_trained(workdir, objective, **given)
@@ -104,8 +106,11 @@ def _load_foreign(
 ) -> TrainedModel:
     _check_no_step(path, step)
     found = open_model(path, files)
-    load = load_network if isinstance(found, Recognised) else load_pipeline
-    return load(found, **options)
+    if isinstance(found, Recognised):
+        return load_network(found, **options)
+    from ddpm_jax.experiments.pipelines import load_pipeline
+
+    return load_pipeline(found, **options)
 
 
 def load_network(
@@ -116,6 +121,8 @@ def load_network(
     Raises:
       UsageError: as `foreign_models.foreign_config`, `load_foreign` and `load_first_stage`.
     """
+    from ddpm_jax.experiments.foreign_models import foreign_config, load_foreign
+
     config = foreign_config(found.foreign, found.request)
     directory = config.first_stage.ckpt
     first_stage = load_first_stage(directory) if directory else None
@@ -232,6 +239,8 @@ def load_first_stage(
         found = open_model(workdir, files)
         if isinstance(found, Recognised):
             raise UsageError(f"{workdir} holds {found.foreign.family} and no first stage.")
+        from ddpm_jax.experiments.pipelines import load_vae
+
         return load_vae(found, dtype=dtype)
     _check_own(workdir, files)
     step = find_step(workdir, step)

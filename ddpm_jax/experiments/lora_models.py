@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from ddpm_jax.experiments.models import DiffusionModel, Weights
+from ddpm_jax.models.layers import shape_keys
 from ddpm_jax.models.lora import init_lora, merge_lora
 from ddpm_jax.randomness import base_key
 
@@ -29,7 +30,11 @@ class LoraModel(DiffusionModel):
 
     def network_shapes(self) -> Any:
         """Return the tree of the network's parameters as shapes."""
-        return jax.eval_shape(super().init_params, base_key(0))
+        return jax.eval_shape(super().init_params, shape_keys(base_key(0)))
+
+    def params_shapes(self) -> Any:
+        """Return the tree of the updates as shapes."""
+        return jax.eval_shape(self.init_params, base_key(0))
 
     def init_params(self, key: jax.Array) -> Any:
         """Draw the initial updates, float32."""

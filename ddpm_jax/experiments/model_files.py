@@ -13,7 +13,6 @@ from ddpm_jax.interop.containers import Container, is_container, open_container
 from ddpm_jax.interop.diffusers_directory import INDEX, PIPELINES, read_json, read_pipeline
 from ddpm_jax.interop.hub import PREFIX, SUFFIXES, may_be_on_hub, parse_name, resolve
 from ddpm_jax.interop.pipeline_parts import Pipeline
-from ddpm_jax.interop.single_file import PREFIXES, read_single_file
 
 _PARTS = (INDEX, "unet", "text_encoder")
 PARAMETERIZATIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x_0"}
@@ -84,6 +83,8 @@ def _is_stable_diffusion(place: pathlib.Path) -> bool:
 
 def _has_stable_diffusion(container: Container) -> bool:
     """Return whether the names of the tensors in a file begin as in the code of its authors."""
+    from ddpm_jax.interop.single_file import PREFIXES
+
     return any(name.startswith(PREFIXES) for name in container.groups.get("", ()))
 
 
@@ -188,4 +189,6 @@ def open_pipeline(
         )
     if variant is not None:
         raise UsageError(f"variant is for a directory, and {path} is a single file.")
+    from ddpm_jax.interop.single_file import read_single_file
+
     return read_single_file(place, prediction_type=prediction_type)

@@ -29,6 +29,7 @@ from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.models.classifier import Classifier
 from ddpm_jax.models.condition import Condition, null_condition
 from ddpm_jax.models.dit import DiT
+from ddpm_jax.models.layers import shape_keys
 from ddpm_jax.models.text_conditioned import TextConditioned
 from ddpm_jax.models.text_encoder import TextEncoder
 from ddpm_jax.models.text_unet import TextUNet
@@ -170,13 +171,13 @@ class _NoisyImageModel(_OnChain):
         """Apply the network without dropout."""
         return self.network.apply({"params": weights.params}, *inputs)
 
-    def _init(self, key: jax.Array, *condition: Condition | None) -> Any:
+    def _init(self, key: jax.Array | dict[str, jax.Array], *condition: Condition | None) -> Any:
         x, t = jnp.zeros((1, *self.shape)), jnp.zeros((1,))
         return self.network.init(key, x, t, *condition)["params"]
 
     def params_shapes(self) -> Any:
         """Return the parameter tree as shapes, nothing computed."""
-        return jax.eval_shape(self.init_params, base_key(0))
+        return jax.eval_shape(self.init_params, shape_keys(base_key(0)))
 
     def frozen_shapes(self) -> Any:
         """Return the frozen part of the state as shapes: that of the codec, () over pixels."""
@@ -213,8 +214,8 @@ class DiffusionModel(_NoisyImageModel, _Denoises):
         """Return whether the network predicts the mean velocity between two times."""
         return bool(self.config.mean_flow.evaluations)
 
-    def init_params(self, key: jax.Array) -> Any:
-        """Draw the initial parameters, float32."""
+    def init_params(self, key: jax.Array | dict[str, jax.Array]) -> Any:
+        """Draw the initial parameters, float32; of `layers.shape_keys`, zeros."""
         condition = null_condition(self.network, jnp.zeros((1, *self.shape)))
         if self.learns_encoder:  # which must see tokens
             condition = condition._replace(context=jnp.zeros((1, 1), jnp.int32))
@@ -299,8 +300,8 @@ class NetworkModel(_Denoises):
 class NoisyClassifier(_NoisyImageModel):
     """A classifier of noisy images, on the chain of the model that it guides."""
 
-    def init_params(self, key: jax.Array) -> Any:
-        """Draw the initial parameters, float32."""
+    def init_params(self, key: jax.Array | dict[str, jax.Array]) -> Any:
+        """Draw the initial parameters, float32; of `layers.shape_keys`, zeros."""
         return self._init(key)
 
     def class_log_prob(self, weights: Weights) -> LogProb:

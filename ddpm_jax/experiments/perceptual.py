@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import UsageError
-from ddpm_jax.interop.lpips_weights import lpips_shapes, read_lpips
 from ddpm_jax.models.discriminator import DISCRIMINATOR, Discriminator, check_discriminator
 from ddpm_jax.models.lpips import Lpips, check_lpips
 from ddpm_jax.monitoring.results import weights_digest
@@ -61,6 +60,8 @@ def frozen_shapes(config: ConfigDict) -> Any:
     """Return the weights of the distance as shapes; () if the config asks for none."""
     if not config.sharp.perceptual_weight:
         return ()
+    from ddpm_jax.interop.lpips_weights import lpips_shapes
+
     shapes = lpips_shapes(Lpips())
     return unflatten_dict(
         {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
@@ -85,6 +86,8 @@ def read_frozen(config: ConfigDict) -> Any:
             'reconstructions", says how to make it), or '
             "--config.sharp.perceptual_weight=0 to train without it."
         )
+    from ddpm_jax.interop.lpips_weights import read_lpips
+
     weights = read_lpips(config.sharp.perceptual_file, Lpips())
     hosts.check_equal({"what is in sharp.perceptual_file": weights_digest(weights)})
     return weights

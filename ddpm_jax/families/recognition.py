@@ -5,29 +5,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.families import (
-    ddpm_ports,
-    ddpm_tensorflow,
-    denoising_diffusion_pytorch,
-    diffusers_unet2d,
-    dit_checkpoints,
-    edm_snapshots,
-    openai_classifier,
-    openai_unet,
-)
 from ddpm_jax.families.foreign import Foreign, Recognise, Request
 from ddpm_jax.interop.containers import Container, open_container
-
-FAMILIES: dict[str, Recognise] = {  # what its files are of, in words -> how to recognise them
-    ddpm_tensorflow.FAMILY: ddpm_tensorflow.recognise,
-    ddpm_ports.FAMILY: ddpm_ports.recognise,
-    diffusers_unet2d.FAMILY: diffusers_unet2d.recognise,
-    dit_checkpoints.FAMILY: dit_checkpoints.recognise,
-    edm_snapshots.FAMILY: edm_snapshots.recognise,
-    denoising_diffusion_pytorch.FAMILY: denoising_diffusion_pytorch.recognise,
-    openai_unet.FAMILY: openai_unet.recognise,
-    openai_classifier.FAMILY: openai_classifier.recognise,
-}
 
 
 class Recognised(NamedTuple):
@@ -64,14 +43,41 @@ def recognise_container(container: Container, request: Request) -> Recognised:
     Raises:
       UsageError: as `recognise`.
     """
-    for family in FAMILIES.values():
-        found = family(container, request)
+    families = _families()
+    for recognise_family in families.values():
+        found = recognise_family(container, request)
         if found is not None:
             return Recognised(container, found, request)
     raise UsageError(
         f"{container.path} is {container.kind}, but its tensors ({_some(container)}) are of no "
-        f"family that is known here: {', '.join(FAMILIES)}."
+        f"family that is known here: {', '.join(families)}."
     )
+
+
+def _families() -> dict[str, Recognise]:
+    """Return how to recognise each family, by what its files are of, in words."""
+    from ddpm_jax.families import (  # which most commands never need
+        ddpm_ports,
+        ddpm_tensorflow,
+        denoising_diffusion_pytorch,
+        diffusers_unet2d,
+        dit_checkpoints,
+        edm_snapshots,
+        openai_classifier,
+        openai_unet,
+    )
+
+    modules = (
+        ddpm_tensorflow,
+        ddpm_ports,
+        diffusers_unet2d,
+        dit_checkpoints,
+        edm_snapshots,
+        denoising_diffusion_pytorch,
+        openai_unet,
+        openai_classifier,
+    )
+    return {module.FAMILY: module.recognise for module in modules}
 
 
 def _some(container: Container) -> str:

@@ -11,9 +11,9 @@ from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.evaluation.pixel_frechet import check_pixel_sets, pixel_frechet_distance
 from ddpm_jax.experiments.datasets import load_evaluated, load_split
+from ddpm_jax.experiments.identity import checkpoint_record
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.limits import MAX_BATCH, MAX_IMAGES
-from ddpm_jax.measuring.measurement import checkpoint_record
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.settings import Settings, setting

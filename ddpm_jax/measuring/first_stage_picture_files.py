@@ -3,12 +3,11 @@
 import dataclasses
 import pathlib
 
-from ddpm_jax.experiments.identity import versions
+from ddpm_jax.experiments.identity import checkpoint_record, versions
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import reporting
 from ddpm_jax.limits import MAX_SEED
 from ddpm_jax.measuring.first_stage_pictures import Drawn, make_drawing
-from ddpm_jax.measuring.measurement import checkpoint_record
 from ddpm_jax.monitoring.results import check_record, write_record
 from ddpm_jax.plotting.grids import save_png
 from ddpm_jax.settings import Settings, setting

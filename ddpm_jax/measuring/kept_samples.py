@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from ddpm_jax.distributed import interrupt
+from ddpm_jax.experiments.identity import checkpoint_record
 from ddpm_jax.generation.shards import MANIFEST, read_shards
 from ddpm_jax.measuring.evaluation_settings import SampleQuality
 from ddpm_jax.measuring.measured_samples import draw_samples
-from ddpm_jax.measuring.measurement import checkpoint_record
 from ddpm_jax.tasks.image_generator import ImageGenerator
 from ddpm_jax.tasks.sample_files import Samples, folder_name, write_samples
 

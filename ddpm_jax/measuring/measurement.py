@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.evaluation.tally import Estimate
-from ddpm_jax.experiments.identity import identity, versions
+from ddpm_jax.experiments.identity import checkpoint_record, versions
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.files import reporting
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, Evaluation
@@ -37,16 +37,6 @@ class Metric(NamedTuple):
 def result_path(directory: pathlib.Path, name: str, trained: TrainedModel, suffix: str):
     """Return the path of a file about a checkpoint."""
     return directory / f"{name}_step{trained.step}_{trained.average}{suffix}"
-
-
-def checkpoint_record(trained: TrainedModel) -> dict[str, Any]:
-    """Return the entries of a record about its model."""
-    return {
-        "checkpoint": trained.origin,
-        "checkpoint_step": trained.step,
-        "weights": trained.average,
-        **identity(trained),
-    }
 
 
 def record_of(name: str, found: Measurement, trained: TrainedModel, *, seed: int) -> dict[str, Any]:

@@ -5,9 +5,10 @@ layer computes in `dtype`.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,46 @@ default_init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
 
 
-class Conv3x3(nn.Module):
+ONLY_SHAPES = "only_shapes"
+
+
+def shape_keys(key: jax.Array) -> dict[str, jax.Array]:
+    """Return keys for `init`, instead of `key`, where only the shapes of parameters are wanted."""
+    return {"params": key, ONLY_SHAPES: key}
+
+
+class Layer(nn.Module):
+    """A module that traces the initialisers of its parameters only where these are drawn.
+
+    Flax traces them also to compare the parameters it is given with their shapes. That takes longer
+    than tracing the layers themselves; here the shapes are compared.
+    """
+
+    @nn.nowrap
+    def param(
+        self,
+        name: str,
+        init_fn: Callable[..., jax.Array],
+        shape: tuple[int, ...],
+        dtype: DTypeLike = jnp.float32,
+    ) -> jax.Array:
+        """Return a parameter as `nn.Module.param` does, and raise the same errors.
+
+        With the keys of `shape_keys`, all parameters are 0.
+        """
+        if not self.has_variable("params", name):
+            zeros = nn.initializers.zeros
+            return super().param(
+                name, zeros if self.has_rng(ONLY_SHAPES) else init_fn, shape, dtype
+            )
+        value = self.get_variable("params", name)
+        if value.shape != tuple(shape):
+            path = "/".join(self.path)
+            raise flax.errors.ScopeParamShapeError(name, path, value.shape, tuple(shape))
+        return value
+
+
+class Conv3x3(Layer):
     """A zero-padded 3x3 convolution with a bias.
 
     [B, H, W, C] -> [B, H / stride, W / stride, features] with stride 1 or 2, computed and returned
@@ -71,6 +111,10 @@ class Conv3x3(nn.Module):
         return y + bias.astype(self.dtype)[None, None, None, :]
 
 
+class _Dense(Layer, nn.Dense):
+    """`nn.Dense` as a `Layer`."""
+
+
 def dense(
     features: int,
     *,
@@ -83,7 +127,7 @@ def dense(
 
     On images it is a 1x1 convolution.
     """
-    return nn.Dense(
+    return _Dense(
         features,
         use_bias=use_bias,
         kernel_init=kernel_init,
@@ -206,7 +250,7 @@ def embed_times(
     return of_time + embed_time(t - r, num_sinusoids, features, name="interval", **options)
 
 
-class ClassEmbedding(nn.Module):
+class ClassEmbedding(Layer):
     """One vector per class and one for the null class, initialised from N(0, stddev^2 I).
 
     Without a null class, the classes are all that there is.
@@ -241,7 +285,7 @@ def layer_norm(x: jax.Array, eps: float = EPSILON, dtype: DTypeLike = jnp.float3
     return (x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)).astype(dtype)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Layer):
     """y = (x - mean) / sqrt(var + eps) * scale + bias, over the last axis, in float32."""
 
     eps: float = 1e-5
@@ -256,7 +300,7 @@ class LayerNorm(nn.Module):
         return (layer_norm(x, self.eps) * scale[lead] + bias[lead]).astype(self.dtype)
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(Layer):
     """y = (x - mean) / sqrt(var + eps) * scale + bias, over groups of channels (Wu and He 2018).
 
     The mean and the variance of a group are over its channels and all pixels, in float32 whatever

@@ -3,16 +3,23 @@
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TextIO, TypeVar
-
-import tqdm
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from ddpm_jax.distributed import hosts
 from ddpm_jax.errors import say, visible
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 Item = TypeVar("Item")
 # seconds to the first line, and between two: shorter computations print none
 FIRST, EVERY = 5.0, 10.0
+
+
+def _bar(file: TextIO, **options) -> "tqdm":
+    from tqdm import tqdm  # which takes long to import, and few starts draw a bar
+
+    return tqdm(file=file, dynamic_ncols=True, **options)
 
 
 class Counter:
@@ -52,8 +59,8 @@ class Counter:
                 total=total, initial=initial, unit=unit, desc=what, postfix="compiling"
             )
 
-    def _new_bar(self, **options) -> tqdm.tqdm:
-        return tqdm.tqdm(file=self._file, dynamic_ncols=True, unit_scale=True, **options)
+    def _new_bar(self, **options) -> "tqdm":
+        return _bar(self._file, unit_scale=True, **options)
 
     def add(self, count: int) -> None:
         """Count so many more units as done."""
@@ -146,13 +153,7 @@ class Progress:
         self._file = sys.stderr if file is None else file
         self._bar = self._drawn = None
         if self._file.isatty():
-            self._bar = tqdm.tqdm(
-                total=total_steps,
-                initial=start_step,
-                unit="step",
-                file=self._file,
-                dynamic_ncols=True,
-            )
+            self._bar = _bar(self._file, total=total_steps, initial=start_step, unit="step")
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """Report that `step` updates are done; without metrics no line is printed."""

@@ -19,7 +19,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 
 from ddpm_jax.archives import BadArchive, Header, map_npy
 from ddpm_jax.data.captions import without_captions
@@ -217,10 +216,12 @@ def _encode(
     source: Source,
 ) -> None:
     """Write this process's share of the files that are missing."""
+    from tqdm import tqdm  # which takes long to import
+
     mine = range(jax.process_index(), len(paths), jax.process_count())
     missing = [i for i in mine if not paths[i].exists()]
     total = sum(min(SHARD, len(source) - i * SHARD) for i in missing)
-    with tqdm.tqdm(total=total, desc="encoding", unit=" images", leave=False, disable=None) as bar:
+    with tqdm(total=total, desc="encoding", unit=" images", leave=False, disable=None) as bar:
         for i in missing:
             rows = np.arange(i * SHARD, min((i + 1) * SHARD, len(source)))
             parts = []

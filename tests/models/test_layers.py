@@ -1,5 +1,6 @@
 """Each layer against an independent form of its formula."""
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from ddpm_jax.models.layers import (
     Upsample,
     conv_upsampled,
     dense,
+    shape_keys,
     timestep_embedding,
 )
 
@@ -253,3 +255,39 @@ def test_float16_parameters_are_converted_to_float32_one_layer_after_the_other()
     ours, expected = jax.grad(loss)(half), jax.grad(loss)(converted)
     for mine, theirs in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
         np.testing.assert_allclose(np.float32(mine), theirs, rtol=2e-2, atol=2e-2)
+
+
+def _drawn(key, shape, dtype=jnp.float32):
+    return jax.random.normal(key, shape, dtype)
+
+
+def _never(key, shape, dtype=jnp.float32):
+    raise AssertionError("an initialiser was traced")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda init: Conv3x3(4, kernel_init=init),
+        lambda init: dense(4, name=None, dtype=jnp.float32, kernel_init=init),
+    ],
+    ids=["convolution", "dense"],
+)
+def test_initialisers_are_traced_only_where_weights_are_drawn(layer):
+    x, key = jnp.ones((1, 6, 6, 3)), jax.random.key(0)
+    drawn = layer(_drawn).init(key, x)
+    shapes = jax.eval_shape(layer(_never).init, shape_keys(key), x)
+    assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, shapes)
+    np.testing.assert_array_equal(layer(_never).apply(drawn, x), layer(_drawn).apply(drawn, x))
+    with pytest.raises(AssertionError, match="was traced"):
+        layer(_never).init(key, x)
+
+
+@pytest.mark.parametrize("layer", [Conv3x3(4), dense(4, name=None, dtype=jnp.float32)])
+def test_weights_of_another_shape_are_refused_as_flax_does(layer):
+    x = jnp.ones((1, 6, 6, 3))
+    params = layer.init(jax.random.key(0), x)
+    with pytest.raises(flax.errors.ScopeParamShapeError, match="kernel"):
+        layer.apply(params, jnp.ones((1, 6, 6, 5)))
+    with pytest.raises(flax.errors.ScopeParamNotFoundError, match="kernel"):
+        layer.apply({"params": {"bias": params["params"]["bias"]}}, x)
