@@ -58,6 +58,7 @@ BUILT = (
     "ddpm_cifar10",
     "dit_digits",
     "edm_digits",
+    "edm2_digits",
 )  # the rest with --slow
 
 
@@ -89,7 +90,7 @@ CONTINUOUS = {  # the chain's config, and the process and prediction in continuo
     "sit_imagenet256": ("ldm_dit_imagenet256", "flow", "velocity"),
 }
 TRANSFORMERS = ("dit_digits",)
-OWN_NETWORKS = ("edm_cifar10", "vdm_cifar10")  # of a process in continuous time
+OWN_NETWORKS = ("edm_cifar10", "vdm_cifar10", "edm2_digits")  # of a process in continuous time
 TEXTS = ("digits_text",)
 FINE_TUNED = {"sd15_finetune"}  # nothing by themselves
 
@@ -391,6 +392,31 @@ def test_a_shrunken_version_trains_through_the_real_step(name):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
         for layer in ("conv_in", "conv_out"):
             assert np.any(params[layer]["kernel"] != initial.params[layer]["kernel"])
+
+
+@pytest.mark.full
+def test_updates_of_edm2s_network_keep_the_magnitude_of_its_weights_and_of_no_others():
+    config = load("edm2_digits")
+    config.optimizer.warmup_steps = 0
+    config.train.batch_size = 8
+    model = build(config)
+    training = build_training(model)
+    initial = init_state(model, training)
+    state, step = replicate(jax.tree.map(np.asarray, initial)), map_step(training.train_step)
+    batch = {"image": np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), np.uint8)}
+    for _ in range(3):
+        state, _ = step(state, shard(batch), base_key(0))
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    for (path, leaf), first in zip(leaves, jax.tree.leaves(initial.params), strict=True):
+        if path[0].key == "time_features":
+            np.testing.assert_array_equal(leaf, first)
+            continue
+        assert np.any(leaf != first), path
+        square = np.mean(np.square(np.float64(leaf)), axis=tuple(range(np.ndim(leaf) - 1)))
+        if path[-1].key == "unit_kernel":
+            np.testing.assert_allclose(square, 1, rtol=1e-6)
+        else:  # gains, and the learned weighting
+            assert np.all(square < 0.1), path
 
 
 @pytest.mark.parametrize(

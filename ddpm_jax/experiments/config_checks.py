@@ -139,6 +139,11 @@ def _check_network(config: ConfigDict) -> None:
             f"optimizer.weight_decay is {config.optimizer.weight_decay}, which would shrink the "
             "random frequencies of edm_unet.embedding 'fourier': set it to 0."
         )
+    if config.model.name == "edm2_unet" and config.optimizer.weight_decay:
+        raise UsageError(
+            f"optimizer.weight_decay is {config.optimizer.weight_decay}, but the weights of "
+            "model.name 'edm2_unet' are normalised after every update: set it to 0."
+        )
     levels, blocks = len(config.model.ch_mult), config.model.num_res_blocks
     if levels * blocks > _BLOCKS:
         raise UsageError(

@@ -344,7 +344,9 @@ class Condition:
     null_class = field(
         True,
         "one class more, the last, that carries no information",
-        of=DIFFUSION + only("model.name", "unet", "dit", "song_unet", "adm_unet") + WITH_CLASSES,
+        of=DIFFUSION
+        + only("model.name", "unet", "dit", "song_unet", "adm_unet", "edm2_unet")
+        + WITH_CLASSES,
     )
     label_dropout = field(
         0.0, "share hidden in training, for classifier-free guidance", SHARE, of=DIFFUSION

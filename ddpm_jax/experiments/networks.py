@@ -11,6 +11,7 @@ from ddpm_jax.experiments.config import default_config
 from ddpm_jax.experiments.text_networks import make_text_unet
 from ddpm_jax.models.classifier import Classifier, check_classifier
 from ddpm_jax.models.dit import SIZES, DiT, Size, check_dit
+from ddpm_jax.models.edm2_unet import EDM2UNet, check_edm2_unet
 from ddpm_jax.models.edm_unets import ADMUNet, SongUNet, check_adm_unet, check_song_unet
 from ddpm_jax.models.linear_unet import LinearUNet, check_linear_unet
 from ddpm_jax.models.text_unet import TextUNet
@@ -25,7 +26,7 @@ _OF_LINEAR = ("ch", "ch_mult", "dropout", "norm_eps", "dtype", "remat")
 
 def make_network(
     config: ConfigDict, shape: tuple[int, int, int], dtype: Any
-) -> UNet | TextUNet | DiT | LinearUNet | SongUNet | ADMUNet:
+) -> UNet | TextUNet | DiT | LinearUNet | SongUNet | ADMUNet | EDM2UNet:
     """Build the network for noisy images of shape [H, W, C], computing in `dtype`.
 
     Raises:
@@ -62,7 +63,7 @@ def make_network(
         )
         check_linear_unet(linear, height=height, width=width)
         return linear
-    if name in ("song_unet", "adm_unet"):
+    if name in ("song_unet", "adm_unet", "edm2_unet"):
         return _make_edm_unet(config, conditions, height, width, dtype)
     if name == "text_unet":
         return make_text_unet(config, model, conditions, height, width)
@@ -73,10 +74,14 @@ def make_network(
 
 def _make_edm_unet(
     config: ConfigDict, conditions: Mapping[str, Any], height: int, width: int, dtype: Any
-) -> SongUNet | ADMUNet:
+) -> SongUNet | ADMUNet | EDM2UNet:
     fields = {field: config.model[field] for field in _OF_EDM}
     fields |= {name: value for name, value in conditions.items() if name != "low_res_channels"}
     fields |= {"resolution": height, "dtype": dtype}
+    if config.model.name == "edm2_unet":
+        edm2 = EDM2UNet(**fields)
+        check_edm2_unet(edm2, height=height, width=width)
+        return edm2
     own = config.edm_unet.to_dict()
     if config.model.name == "song_unet":
         song = SongUNet(**fields, **own)

@@ -14,6 +14,8 @@ from ddpm_jax.experiments.few_steps import halving_levels
 from ddpm_jax.experiments.first_stage_objectives import make_first_stage_objective
 from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.experiments.models import DiffusionModel, Model, NoisyClassifier
+from ddpm_jax.models.edm2_unet import EDM2UNet
+from ddpm_jax.models.magnitude import with_unit_kernels
 from ddpm_jax.training.bound_objective import bound_objective
 from ddpm_jax.training.classifier_objective import classifier_objective
 from ddpm_jax.training.consistency_objective import Tuning, consistency_objective
@@ -39,7 +41,10 @@ def make_objective(model: Model) -> Objective:
         weights = model.weights(params, frozen)
         return objective.loss(weights.params, weights.frozen, *inputs)
 
-    return objective._replace(loss=loss)
+    changes = {"loss": loss}
+    if isinstance(model.network, EDM2UNet):
+        changes["project_params"] = lambda params, state: with_unit_kernels(params)
+    return objective._replace(**changes)
 
 
 def _noisy_image_objective(model: DiffusionModel | NoisyClassifier) -> Objective:

@@ -14,6 +14,7 @@ NETWORKS = {
     "linear_unet": "a U-Net with linear attention, whose fields are in the group linear_unet,",
     "song_unet": "DDPM++ or NCSN++, whose fields are in the group edm_unet,",
     "adm_unet": "ADM, whose fields are in the group edm_unet,",
+    "edm2_unet": "the network of EDM2",
 }
 PROCESSES = {  # what adds noise
     "chain": "a chain of T steps",
@@ -59,13 +60,17 @@ NOISY = only("objective", "diffusion", "classifier")  # models of x_t
 UNET, TRANSFORMER = only("model.name", "unet", "text_unet"), only("model.name", "dit")
 PLAIN_UNET = NOISY + only("model.name", "unet")  # without texts; a classifier is half of one
 WHOLE_UNET = DIFFUSION + only("model.name", "unet")
-RESIDUAL = only("model.name", "unet", "text_unet", "song_unet", "adm_unet")
-PYRAMID = only("model.name", "unet", "text_unet", "linear_unet", "song_unet", "adm_unet")
+RESIDUAL = only("model.name", "unet", "text_unet", "song_unet", "adm_unet", "edm2_unet")
+PYRAMID = only(
+    "model.name", "unet", "text_unet", "linear_unet", "song_unet", "adm_unet", "edm2_unet"
+)
 LINEAR_UNET = only("model.name", "linear_unet")
 SONG_UNET = only("model.name", "song_unet")
 EDM_UNET = only("model.name", "song_unet", "adm_unet")
 CONDITIONED = only("model.name", "unet", "text_unet", "dit")  # may be given more than x_t and t
-CLASSED = only("model.name", "unet", "text_unet", "dit", "song_unet", "adm_unet")  # or a class
+CLASSED = only(  # or a class
+    "model.name", "unet", "text_unet", "dit", "song_unet", "adm_unet", "edm2_unet"
+)
 WITH_CLASSES = only("condition.num_classes")
 TEXT = only("model.name", "text_unet")
 TRAINED_ENCODER = TEXT + only("text.kind", "clip")

@@ -44,6 +44,12 @@ HEAD_CHANNELS = 64  # of a head of attention in ADM; where there are fewer, ther
 SQRT_HALF = 0.5**0.5
 
 
+def one_hot(label: jax.Array, num_classes: int, null_class: bool) -> jax.Array:
+    """Map int [B] to float32 [B, num_classes]: zeros for the null class, NaN for no class."""
+    is_known = (label >= 0) & (label < num_classes + null_class)
+    return jnp.where(is_known[:, None], jax.nn.one_hot(label, num_classes), jnp.nan)
+
+
 class EDMUNet(Pyramid):
     """What `SongUNet` and `ADMUNet` share; neither may be built by its own name.
 
@@ -78,12 +84,6 @@ class EDMUNet(Pyramid):
         if self.augment_dim and condition.augment is None:
             return condition._replace(augment=jnp.zeros((len(x), self.augment_dim)))
         return condition
-
-    @nn.nowrap
-    def one_hot(self, label: jax.Array) -> jax.Array:
-        """Map int [B] to float32 [B, num_classes]: zeros for the null class, NaN for no class."""
-        is_known = (label >= 0) & (label < self.num_classes + self.null_class)
-        return jnp.where(is_known[:, None], jax.nn.one_hot(label, self.num_classes), jnp.nan)
 
     @nn.nowrap
     def to_image(self, h: jax.Array, prefix: str = "") -> jax.Array:
@@ -169,8 +169,9 @@ class SongUNet(EDMUNet):
         else:
             temb = timestep_embedding(t, size)
         if condition.label is not None:
-            one_hot = self.one_hot(condition.label) * self.num_classes**0.5
-            temb = temb + dense(size, name="class_embedding", dtype=dtype)(one_hot)
+            classes = one_hot(condition.label, self.num_classes, self.null_class)
+            classes = classes * self.num_classes**0.5
+            temb = temb + dense(size, name="class_embedding", dtype=dtype)(classes)
         if condition.augment is not None:
             temb = temb + self.augment_embedding(condition.augment, size)
         temb = nn.swish(dense(features, name="temb_dense0", dtype=dtype)(temb))
@@ -304,7 +305,7 @@ class ADMUNet(EDMUNet):
                 kernel_init=nn.initializers.normal(1.0),
                 use_bias=False,
             )
-            temb = temb + classes(self.one_hot(condition.label))
+            temb = temb + classes(one_hot(condition.label, self.num_classes, self.null_class))
         return nn.swish(temb)
 
 

@@ -244,6 +244,16 @@ class Pyramid(nn.Module):
         return layer(h)
 
     @nn.nowrap
+    def first_features(self, x: jax.Array) -> jax.Array:
+        """Apply the first convolution, a new layer."""
+        return Conv3x3(self.ch, dtype=self.dtype, name="conv_in")(x)
+
+    @nn.nowrap
+    def joined(self, h: jax.Array, skip: jax.Array) -> jax.Array:
+        """Return features h and those of the way down as the input of one block."""
+        return jnp.concatenate([h, skip], axis=-1)
+
+    @nn.nowrap
     def down(
         self,
         x: jax.Array,
@@ -257,7 +267,7 @@ class Pyramid(nn.Module):
           The outputs of the first convolution, of every block (with its attention) and of every
           downsampling, in order.
         """
-        h = Conv3x3(self.ch, dtype=self.dtype, name="conv_in")(x)
+        h = self.first_features(x)
         results = [h]
         for i, features, attends in self.levels:
             for j in range(self.num_res_blocks):
@@ -327,7 +337,7 @@ class Pyramid(nn.Module):
         for i, features, attends in reversed(self.levels):
             for j in range(self.num_res_blocks + 1):
                 if skips is not None:
-                    h = jnp.concatenate([h, skips.pop()], axis=-1)
+                    h = self.joined(h, skips.pop())
                 h = self.block(h, temb, dropout_keys, features, f"up_{i}_block_{j}")
                 if attends:
                     h = self.attention(h, context, i, self.heads_up[i], f"up_{i}_attn_{j}")
