@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ddpm_jax.models.convolution import conv2d
-from ddpm_jax.models.layers import converted
 
 UNIT_KERNEL = "unit_kernel"  # the name of weights that are normalised
 SILU_MAGNITUDE = 0.596  # of silu(z) for standard normal z (eq. 81)
@@ -89,7 +88,7 @@ class MPLinear(nn.Module):
         kernel = self.param(UNIT_KERNEL, _initial, shape, jnp.float32)
         fan_in = kernel.size // self.features
         kernel = (unit_kernel(kernel) * (gain * fan_in**-0.5)).astype(self.dtype)
-        x, kernel = x.astype(self.dtype), converted(kernel, self.dtype, x)
+        x = x.astype(self.dtype)
         if not window:
             return x @ kernel
         return conv2d(x, kernel, padding=((self.size // 2, self.size // 2),) * 2)

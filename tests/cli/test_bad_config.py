@@ -109,6 +109,10 @@ TOGETHER = [
     ),
     (["optimizer.weight_decay=0.1"], ["0.1", "choose adamw"]),
     (
+        ["model.name=edm2_unet", "optimizer.name=adamw", "optimizer.weight_decay=0.1"],
+        ["optimizer.weight_decay is 0.1", "normalised after every update", "set it to 0"],
+    ),
+    (
         ["optimizer.decay=cosine", "optimizer.warmup_steps=50"],
         ["warmup_steps (50)", "num_steps (10)"],
     ),
