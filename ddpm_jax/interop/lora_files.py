@@ -248,7 +248,7 @@ def _scale(module: str, rank: int, said: Mapping[str, Any]) -> float:
     """Return alpha / r of a map as PEFT's settings say it, of rslora alpha / √r; 1 without them."""
     part = TEXT if module.startswith(_OF_TEXT) else UNET
     patterns = said.get(f"{part}.alpha_pattern") or {}
-    own = [value for name, value in patterns.items() if re.fullmatch(rf"(.*\.)?{name}", module)]
+    own = [value for name, value in patterns.items() if re.fullmatch(rf"(.*\.)?({name})", module)]
     alpha = own[0] if own else said.get(f"{part}.lora_alpha", rank)
     return float(alpha / (np.sqrt(rank) if said.get(f"{part}.use_rslora") else rank))
 
