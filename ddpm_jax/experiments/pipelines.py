@@ -4,7 +4,9 @@
 networks that they describe, and the model is what `building.build` makes of it.
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from ddpm_jax.interop.pipeline_params import (
     placed,
 )
 from ddpm_jax.interop.pipeline_parts import Pipeline
+from ddpm_jax.interop.renaming import OtherNetwork
 from ddpm_jax.models.text_encoder import TextEncoder
 from ddpm_jax.monitoring.results import weights_digest
 from ddpm_jax.text.tokenizer import Tokenizer, clip_tokenizer
@@ -56,10 +59,8 @@ def load_pipeline(
     first_stage_config = vae_config(networks.vae, name)
     check_config(config)
     _say_of_safety_checker(pipeline)
-    try:
+    with _naming(pipeline):
         params = pipeline_params(pipeline, networks, dtype=kept, average=average)
-    except UsageError as error:
-        raise UsageError(f"{pipeline.path}: {error}") from error
     first_stage = FrozenFirstStage(build(first_stage_config), weights_digest(params.vae))
     frozen = Frozen(params.vae, np.float32(networks.scaling_factor))
     weights = Weights(params.unet, frozen, params.text_encoder)
@@ -93,7 +94,8 @@ def load_text_encoder(pipeline: Pipeline) -> TrainedEncoder:
       UsageError: a network or weights that cannot be had here.
     """
     encoder = pipeline_networks(pipeline).text_encoder
-    params = text_params_from_transformers(pipeline.text_encoder.tensors, encoder)
+    with _naming(pipeline):
+        params = text_params_from_transformers(pipeline.text_encoder.tensors, encoder)
     return TrainedEncoder(encoder, params, _tokenizer(pipeline, encoder))
 
 
@@ -106,11 +108,26 @@ def load_vae(pipeline: Pipeline, *, dtype: str | None = None) -> TrainedModel:
     vae = pipeline_networks(pipeline).vae
     name = DEFAULT_DTYPE if dtype is None else dtype
     kept = choose("compute dtype", name, DTYPES)
-    params = autoencoder_params_from_diffusers(pipeline.vae.tensors, vae, dtype=kept)
+    with _naming(pipeline):
+        params = autoencoder_params_from_diffusers(pipeline.vae.tensors, vae, dtype=kept)
     sha256 = weights_digest(params)
     model = build(vae_config(vae, name))
     weights = Weights(placed(params, jnp.asarray))
     return TrainedModel(model, weights, 0, "frozen", sha256, directory=pipeline.path)
+
+
+@contextlib.contextmanager
+def _naming(pipeline: Pipeline) -> Iterator[None]:
+    """Say in an error about the weights which files they are of."""
+    try:
+        yield
+    except OtherNetwork as error:
+        raise UsageError(
+            f"{pipeline.path}: {error.what}: its files are not whole, or not of one model; fetch "
+            "them again."
+        ) from error
+    except UsageError as error:
+        raise UsageError(f"{pipeline.path}: {error}") from error
 
 
 def _say_of_safety_checker(pipeline: Pipeline) -> None:

@@ -178,6 +178,19 @@ def test_weights_that_are_not_finite_are_refused_by_name(capsys, directory):
     assert "decoder.conv_in.bias" in line
 
 
+def test_a_tensor_that_is_missing_is_named_with_its_directory(capsys, directory):
+    path = directory / "vae" / WEIGHTS
+    tensors = load_file(path)
+    del tensors["decoder.conv_in.bias"]
+    save_file(tensors, path)
+    Image.new("RGB", (32, 32)).save("photo.png")
+    for main, picture in ((encode.main, ["photo.png"]), (sample.command, ["--prompt", "a dog"])):
+        line = refused(capsys, main, "--ckpt", directory, *picture)
+        assert f"error: {directory}: " in line
+        assert "lacks decoder.conv_in.bias" in line
+        assert "its files are not whole, or not of one model; fetch them again." in line
+
+
 def test_a_prompt_is_for_models_that_read_texts():
     model = ddpm_jax.load(GOLDENS.parent / "fixtures" / "runs" / "unet")
     with pytest.raises(UsageError, match="prompt: this model was trained without texts"):
