@@ -1,5 +1,7 @@
 """The chain in real time against its table and SciPy, the velocity against continuity."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,9 @@ from ddpm_jax.diffusion import mixture as mixtures
 from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS, convert
 from ddpm_jax.diffusion.schedules import make_betas, make_schedule
 from ddpm_jax.errors import UsageError
+
+# Compiled whole: op by op each test would compile some thirty programs.
+noise_level = jax.jit(flows.noise_level)
 
 T = 1000
 NAMES = ["linear", "quad", "const", "warmup10", "cosine", "scaled_linear", "sigmoid"]
@@ -34,7 +39,7 @@ def dense_times(per_step=7):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_table_is_met_at_every_integer(name):
     schedule = make_schedule(make_betas(name, T))
-    level = flows.noise_level(flows.make_continuous(schedule), jnp.arange(T, dtype=jnp.float32))
+    level = noise_level(flows.make_continuous(schedule), jnp.arange(T, dtype=jnp.float32))
     # An exponential of B up to 20: float32 keeps 20 * 6e-8 of it
     np.testing.assert_allclose(level.sqrt_alphas_bar, schedule.sqrt_alphas_bar, rtol=2e-6)
     np.testing.assert_allclose(
@@ -53,7 +58,7 @@ def test_a_table_whose_last_signal_is_denormal_is_met_there_too():
 def test_noise_only_grows_between_the_integers(name):
     with jax.enable_x64(True):
         continuous = flows.make_continuous(make_schedule(schedule_betas(name), dtype=np.float64))
-        level = jax.tree.map(np.asarray, flows.noise_level(continuous, dense_times()))
+        level = jax.tree.map(np.asarray, noise_level(continuous, dense_times()))
     assert level.beta.dtype == np.float64
     assert np.all(level.beta >= 0)
     assert np.all(np.diff(level.sqrt_one_minus_alphas_bar) >= 0)
@@ -70,9 +75,10 @@ def test_beta_is_the_derivative_of_minus_log_alphas_bar(name):
     with jax.enable_x64(True):
         continuous = flows.make_continuous(make_schedule(make_betas(name, T), dtype=np.float64))
         t, h = np.linspace(-0.99, T - 1.01, 4321), 1e-4
-        before, now, after = (flows.noise_level(continuous, t + d) for d in (-h, 0, h))
+        before, now, after = (noise_level(continuous, t + d) for d in (-h, 0, h))
         # of √ᾱ: half, over 2h
-        difference = -(jnp.log(after.sqrt_alphas_bar) - jnp.log(before.sqrt_alphas_bar)) / h
+        before, after = (np.log(level.sqrt_alphas_bar) for level in (before, after))
+        difference = -(after - before) / h
         # central differences: h² B''' / 6 plus 1e-15 B / h
         np.testing.assert_allclose(now.beta, difference, rtol=1e-4, atol=1e-9)
 
@@ -84,7 +90,7 @@ def test_a_smooth_schedule_is_continued_as_by_a_spline(name):
     Both are O(h^4) from the true curve.
     """
     spline = scipy.interpolate.CubicSpline(np.arange(-1, T), integrated_beta(name))
-    level = flows.noise_level(
+    level = noise_level(
         flows.make_continuous(make_schedule(make_betas(name, T))), np.float32(dense_times())
     )
     exact = spline(dense_times())
@@ -99,14 +105,13 @@ def test_every_parameterisation_means_at_the_integers_what_the_table_says(name):
     eps = flows.network_eps(
         lambda x, t: value, flows.make_continuous(LINEAR), parameterization=name
     )
-    expected = convert(
-        LINEAR, x_t, t, value, source=PARAMETERIZATIONS[name], target=PARAMETERIZATIONS["eps"]
-    )
+    kinds = {"source": PARAMETERIZATIONS[name], "target": PARAMETERIZATIONS["eps"]}
+    expected = jax.jit(functools.partial(convert, **kinds))(LINEAR, x_t, t, value)
     # mu divides by 1 - α_t = 1e-4 at t = 0 of float32 numbers near 1; the way by x_0, which is
     # expected of the others, subtracts such numbers there
     loses_digits = name in ("mu", "edm", "score")
     np.testing.assert_allclose(
-        eps(x_t, np.float32(t)), expected, rtol=2e-4 if loses_digits else 1e-5, atol=1e-5
+        jax.jit(eps)(x_t, np.float32(t)), expected, rtol=2e-4 if loses_digits else 1e-5, atol=1e-5
     )
 
 
@@ -119,12 +124,11 @@ def test_the_beta_of_a_step_keeps_its_digits_in_float32(name):
     schedule = make_schedule(make_betas(name, 4000), dtype=np.float64)
     continuous = flows.make_continuous(schedule, dtype=np.float32)
     t = np.arange(4000)
-    eps = flows.network_eps(lambda x, t: 0 * x, continuous, parameterization="mu")(
-        jnp.ones((4000, 1)), jnp.float32(t)
-    )
+    eps = flows.network_eps(lambda x, t: 0 * x, continuous, parameterization="mu")
+    found = jax.jit(eps)(np.ones((4000, 1), np.float32), np.float32(t))
     expected = schedule.sqrt_one_minus_alphas_bar / schedule.betas
     # a dozen roundings of 6e-8 under a root of 1 - e^-B
-    np.testing.assert_allclose(np.ravel(eps), expected, rtol=3e-6)
+    np.testing.assert_allclose(np.ravel(found), expected, rtol=3e-6)
 
 
 @pytest.mark.full
@@ -139,9 +143,9 @@ def test_mu_between_the_integers_is_the_mean_of_the_step_back_of_length_one():
         )
         continuous = flows.make_continuous(make_schedule(make_betas("linear", T), dtype=np.float64))
         x, t = np.random.default_rng(0).normal(size=(4, 2)), np.array([0.5, 10.25, 300.5, 900.75])
-        _, signal, noise = (np.asarray(a)[:, None] for a in flows.noise_level(continuous, t))
+        _, signal, noise = (np.asarray(a)[:, None] for a in noise_level(continuous, t))
         _, signal_prev, noise_prev = (
-            np.asarray(a)[:, None] for a in flows.noise_level(continuous, t - 1)
+            np.asarray(a)[:, None] for a in noise_level(continuous, t - 1)
         )
         best = mixtures.optimal(data, x, signal[:, 0], noise[:, 0])
         alpha = (signal / signal_prev) ** 2
@@ -155,7 +159,7 @@ def test_a_network_is_told_the_real_time_and_its_variance_channels_are_left_out(
         assert t.dtype == jnp.float32
         return jnp.concatenate([x * t[:, None, None, None], jnp.full_like(x, jnp.nan)], axis=-1)
 
-    eps = flows.network_eps(network, flows.make_continuous(LINEAR), parameterization="eps")
+    eps = jax.jit(flows.network_eps(network, flows.make_continuous(LINEAR), parameterization="eps"))
     x = np.ones((2, 2, 2, 3), np.float32)
     np.testing.assert_array_equal(eps(x, np.float32([0.5, 7.25]))[:, 0, 0, 0], [0.5, 7.25])
 
@@ -164,7 +168,9 @@ def test_a_network_of_rescaled_times_is_told_them():
     """At integers these are `Schedule.timesteps`, used in training; between, on the line."""
     schedule = make_schedule(make_betas("cosine", 4000), time_scale=1000 / 4000)
     continuous = flows.make_continuous(schedule, time_scale=1000 / 4000)
-    eps = flows.network_eps(lambda x, t: t[:, None] + 0 * x, continuous, parameterization="eps")
+    eps = jax.jit(
+        flows.network_eps(lambda x, t: t[:, None] + 0 * x, continuous, parameterization="eps")
+    )
     t = np.float32([0, 17, 3999])
     np.testing.assert_array_equal(eps(np.zeros((3, 1)), t)[:, 0], schedule.timesteps[np.int32(t)])
     np.testing.assert_allclose(eps(np.zeros((1, 1)), np.float32([17.5])), (17 + 18) / 2 / 4)
@@ -188,7 +194,7 @@ def test_the_velocity_carries_q_t_of_a_mixture(name):
 
         def log_q(x, t):
             return mixtures.log_prob(
-                mixtures.diffused(data, *flows.noise_level(continuous, t)[1:]), x[None]
+                mixtures.diffused(data, *noise_level(continuous, t)[1:]), x[None]
             )[0]
 
         def both_sides(x, t):

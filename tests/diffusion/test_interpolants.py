@@ -12,19 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax.diffusion import flow, losses, schedules
 from ddpm_jax.diffusion.chain import Chain, continuous_chain
-from ddpm_jax.diffusion.flow import predicted
 from ddpm_jax.diffusion.interpolants import EDM, INTERPOLANTS
 from ddpm_jax.diffusion.level_draws import level_distribution, quantiles
-from ddpm_jax.diffusion.losses import make_loss, training_losses
+from ddpm_jax.diffusion.losses import make_loss
 from ddpm_jax.diffusion.parameterization import PARAMETERIZATIONS, edm_parameterization
 from ddpm_jax.diffusion.process import make_process
-from ddpm_jax.diffusion.schedules import make_betas, single_levels
+from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import base_key
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "edm"
 SETTINGS = json.loads((GOLDENS / "outputs.json").read_text())
+# Compiled whole: op by op each test would compile some forty programs.
+single_levels = jax.jit(schedules.single_levels)
+normal_cdf = jax.jit(jax.scipy.stats.norm.cdf)
 PRECONDITIONED = {"edm": "edm", "vp": "eps", "ve": "score"}  # their network -> what ours predicts
 
 
@@ -52,13 +55,34 @@ def check_close(found, expected, tolerance=1e-6):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
+def predicted(network, parameterization, levels, x):
+    return jax.jit(lambda levels, x: flow.predicted(network, parameterization, levels, x))(
+        levels, x
+    )
+
+
+def training_losses(network, u, images, noise, *, draw, times_of, process, loss):
+    """Draw log σ of each image at the quantile u: (log σ, the loss of each image)."""
+
+    def computed(u, images, noise):
+        log_sigma, rows = draw(u), jnp.arange(len(images))
+        levels = schedules.single_levels(-log_sigma, times_of(log_sigma))
+        found = losses.training_losses(
+            network, levels, images, rows, noise, process=process, loss=loss
+        )
+        return log_sigma, found.loss
+
+    found = jax.jit(computed)(u, np.float64(images), np.float64(noise))
+    return map(np.asarray, found)
+
+
 def closed_form(case):
     a, b = case["network"]["a"], case["network"]["b"]
     return lambda x, time: jnp.tanh(a * x + b * time.reshape(-1, *(1,) * (x.ndim - 1)))
 
 
 def variance_preserving(y, sigma):
-    return jnp.float64(y) / jnp.sqrt(1 + jnp.float64(sigma).reshape(-1, 1, 1, 1) ** 2)
+    return np.float64(y) / np.sqrt(1 + np.float64(sigma).reshape(-1, 1, 1, 1) ** 2)
 
 
 @pytest.mark.parametrize("case", ["edm", "edm_sigma_data_1", "vp", "ve"])
@@ -68,18 +92,19 @@ def test_preconditioning_is_that_of_the_reference(golden, case):
     parameterization = PARAMETERIZATIONS[PRECONDITIONED[kind]]
     if kind == "edm":
         parameterization = edm_parameterization(settings["arguments"].get("sigma_data", 0.5))
-    log_sigma = jnp.log(jnp.float64(expected["sigma"]))
+    log_sigma = jnp.asarray(np.log(np.float64(expected["sigma"])))
     chain = continuous_chain(INTERPOLANTS[kind], 1000)
-    times = chain.network_times_of(log_sigma)
+    times = jax.jit(chain.network_times_of)(log_sigma)
     # VP computes its time by log(1 + σ²) in float32, of which little is left at small σ.
     check_close(times, expected["c_noise"], 3e-4 if kind == "vp" else 1e-6)
     levels = single_levels(-log_sigma, times)
-    x_t, rows = variance_preserving(expected["x"], expected["sigma"]), jnp.arange(len(times))
-    check_close(parameterization.network_input(levels, x_t, rows), expected["F_input"])
+    x_t, rows = variance_preserving(expected["x"], expected["sigma"]), np.arange(len(times))
+    check_close(jax.jit(parameterization.network_input)(levels, x_t, rows), expected["F_input"])
     x_0, eps = predicted(closed_form(settings), parameterization, levels, x_t)
     check_close(x_0, expected["D"], 1e-5 if kind == "vp" else 1e-6)
     a, s = (
-        of.reshape(-1, 1, 1, 1) for of in (levels.sqrt_alphas_bar, jnp.exp(-levels.half_log_snr))
+        np.reshape(of, (-1, 1, 1, 1))
+        for of in (levels.sqrt_alphas_bar, np.exp(-np.asarray(levels.half_log_snr)))
     )
     np.testing.assert_allclose(x_t, a * (x_0 + s * eps), rtol=1e-9, atol=1e-9)
 
@@ -94,7 +119,7 @@ def test_the_iddpm_of_edm_is_our_chain_of_cosine_betas(golden, case, steps):
     np.testing.assert_allclose(sigmas[::-1], expected["u"][:-1], rtol=6e-4)
     nearest = chain.nearest_steps(expected["sigma"])
     np.testing.assert_array_equal(nearest, expected["c_noise"])
-    levels = single_levels(-jnp.log(jnp.float64(expected["sigma"])), jnp.float64(nearest))
+    levels = single_levels(-np.log(np.float64(expected["sigma"])), np.float64(nearest))
     network = closed_form(SETTINGS["preconditioners"][case])
     x_t = variance_preserving(expected["x"], expected["sigma"])
     found, _ = predicted(network, PARAMETERIZATIONS["eps"], levels, x_t)
@@ -115,25 +140,24 @@ def test_losses_are_those_of_the_reference(golden, case):
         names = {"P_mean": "log_mean", "P_std": "log_std"}
         numbers = {names[name]: value for name, value in arguments.items() if name in names}
         draw = level_distribution("lognormal", process.chain, **numbers)
-        u = jax.scipy.stats.norm.cdf(jnp.float64(expected["draw"].ravel()))
+        u = normal_cdf(np.float64(expected["draw"].ravel()))
     else:
         draw = level_distribution("uniform", process.chain)
-        u = jnp.float64(expected["draw"].ravel())
+        u = np.float64(expected["draw"].ravel())
         u = 1 - u if kind == "vp" else u  # theirs counts τ down from 1
-    log_sigma = draw(u)
-    np.testing.assert_allclose(jnp.exp(log_sigma), expected["sigma"].ravel(), rtol=2e-6)
-    levels = single_levels(-log_sigma, process.chain.network_times_of(log_sigma))
-    found = training_losses(
+    log_sigma, found = training_losses(
         closed_form({"network": settings["network"]}),
-        levels,
-        jnp.float64(expected["images"]),
-        jnp.arange(len(u)),
-        jnp.float64(expected["noise"]),
+        u,
+        expected["images"],
+        expected["noise"],
+        draw=draw,
+        times_of=process.chain.network_times_of,
         process=process,
         loss=make_loss("simple", variance=process.variance),
     )
-    check_close(found.loss, expected["loss"].mean(axis=(1, 2, 3)), 1e-5)
-    total = jnp.mean(found.loss) * expected["loss"][0].size
+    np.testing.assert_allclose(np.exp(log_sigma), expected["sigma"].ravel(), rtol=2e-6)
+    check_close(found, expected["loss"].mean(axis=(1, 2, 3)), 1e-5)
+    total = np.mean(found) * expected["loss"][0].size
     check_close(total, expected["loss_sum_over_batch"], 1e-5)
 
 
@@ -141,16 +165,25 @@ def test_losses_are_those_of_the_reference(golden, case):
 def test_paths_are_those_of_sit_with_time_reversed(golden, path, name):
     goldens = golden("flow")
     expected, interpolant = goldens[path], INTERPOLANTS[name]
-    time = 1 - jnp.float64(goldens[""]["t"])
-    (a, s), (d_a, d_s) = jax.jvp(interpolant.coefficients, (time,), (jnp.ones_like(time),))
-    for found, array in ((a, "alpha"), (s, "sigma"), (-d_a, "d_alpha"), (-d_s, "d_sigma")):
+    time = 1 - np.float64(goldens[""]["t"])
+
+    @jax.jit
+    def computed(time):
+        (a, s), (d_a, d_s) = jax.jvp(interpolant.coefficients, (time,), (jnp.ones_like(time),))
+        log_sigma = interpolant.log_sigma(time)
+        return a, s, -d_a, -d_s, interpolant.time(log_sigma), interpolant.scale(log_sigma)
+
+    a, s, minus_d_a, minus_d_s, time_again, scale = map(np.asarray, computed(time))
+    for found, array in (
+        (a, "alpha"),
+        (s, "sigma"),
+        (minus_d_a, "d_alpha"),
+        (minus_d_s, "d_sigma"),
+    ):
         check_close(found, expected[array])
     inside = slice(1, -1)  # at the ends log σ is infinite
-    log_sigma = interpolant.log_sigma(time)
-    np.testing.assert_allclose(interpolant.time(log_sigma), time, rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(
-        interpolant.scale(log_sigma)[inside], jnp.hypot(a, s)[inside], rtol=1e-12
-    )
+    np.testing.assert_allclose(time_again, time, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(scale[inside], np.hypot(a, s)[inside], rtol=1e-12)
 
 
 @pytest.mark.parametrize(("path", "name"), [("linear", "velocity"), ("gvp", "v")])
@@ -158,21 +191,21 @@ def test_velocities_are_those_of_sit(golden, path, name):
     """The network's velocity -> noise, score and data; theirs points from noise to data."""
     goldens = golden("flow")
     expected, rows = goldens[path], slice(1, -1)
-    a, s = (jnp.float64(expected[of])[rows] for of in ("alpha", "sigma"))
-    time = (1 - jnp.float64(goldens[""]["t"]))[rows]
-    a, s = INTERPOLANTS["flow" if path == "linear" else "cosine"].coefficients(time)
-    levels = single_levels(jnp.log(a / s), time)
-    x_t = jnp.float64(expected["x_t"])[rows] / jnp.hypot(a, s)[:, None]
+    time = (1 - np.float64(goldens[""]["t"]))[rows]
+    interpolant = INTERPOLANTS["flow" if path == "linear" else "cosine"]
+    a, s = map(np.asarray, jax.jit(interpolant.coefficients)(time))
+    levels = single_levels(np.log(a / s), time)
+    x_t = np.float64(expected["x_t"])[rows] / np.hypot(a, s)[:, None]
     per_unit = 1 if name == "velocity" else np.pi / 2  # dx/dτ of the cosine path is (π/2) v
-    value = -jnp.float64(goldens[""]["vector"])[rows] / per_unit
+    value = -np.float64(goldens[""]["vector"])[rows] / per_unit
     x_0, eps = predicted(lambda x, t: value, PARAMETERIZATIONS[name], levels, x_t)
     check_close(eps, expected["noise_from_velocity"][rows], 2e-6)
     check_close(x_0, expected["data_from_velocity"][rows], 2e-6)
-    score = np.asarray(-eps / s[:, None])
+    score = -np.asarray(eps) / s[:, None]
     np.testing.assert_allclose(score, expected["score_from_velocity"][rows], rtol=1e-5, atol=1e-6)
-    data, noise = (jnp.float64(goldens[""][of])[rows] for of in ("data", "noise"))
-    target = PARAMETERIZATIONS[name].target(levels, x_t, jnp.arange(len(time)), data, noise)
-    check_close(-per_unit * target, expected["target"][rows])
+    data, noise = (np.float64(goldens[""][of])[rows] for of in ("data", "noise"))
+    target = jax.jit(PARAMETERIZATIONS[name].target)(levels, x_t, np.arange(len(time)), data, noise)
+    check_close(-per_unit * np.asarray(target), expected["target"][rows])
 
 
 @pytest.mark.parametrize(("path", "name"), [("linear", "velocity"), ("gvp", "v")])
@@ -185,17 +218,17 @@ def test_the_loss_of_a_flow_is_that_of_sit(golden, path, name):
     def network(x, time):
         return -jnp.tanh(0.7 * x + (1 - time).reshape(-1, 1, 1, 1) - 0.3) / per_unit
 
-    log_sigma = level_distribution("uniform", process.chain)(1 - jnp.float64(loss["uniform"]))
-    found = training_losses(
+    _, found = training_losses(
         network,
-        single_levels(-log_sigma, process.chain.network_times_of(log_sigma)),
-        jnp.float64(loss["data"]),
-        jnp.arange(len(log_sigma)),
-        jnp.float64(loss["noise"]),
+        1 - np.float64(loss["uniform"]),
+        loss["data"],
+        loss["noise"],
+        draw=level_distribution("uniform", process.chain),
+        times_of=process.chain.network_times_of,
         process=process,
         loss=make_loss("simple", variance=process.variance),
     )
-    check_close(per_unit**2 * found.loss, loss[f"{path}_velocity_none"], 2e-6)
+    check_close(per_unit**2 * found, loss[f"{path}_velocity_none"], 2e-6)
 
 
 @pytest.mark.parametrize("weighting", ["none", "velocity", "likelihood"])
@@ -213,17 +246,17 @@ def test_losses_of_noise_and_score_are_those_of_sit(golden, path, name, predicti
 
     def network(given, time):
         a, s = interpolant.coefficients(time.reshape(-1, 1, 1, 1))
-        x = given * (np.hypot(a, s) if prediction == "noise" else a)
+        x = given * (jnp.hypot(a, s) if prediction == "noise" else a)
         out = jnp.tanh(0.7 * x + (1 - time).reshape(-1, 1, 1, 1) - 0.3)
         return out if prediction == "noise" else s * out
 
-    log_sigma = level_distribution("uniform", chain)(1 - jnp.float64(loss["uniform"]))
-    found = training_losses(
+    _, found = training_losses(
         network,
-        single_levels(-log_sigma, interpolant.time(log_sigma)),
-        jnp.float64(loss["data"]),
-        jnp.arange(len(log_sigma)),
-        jnp.float64(loss["noise"]),
+        1 - np.float64(loss["uniform"]),
+        loss["data"],
+        loss["noise"],
+        draw=level_distribution("uniform", chain),
+        times_of=interpolant.time,
         process=process,
         loss=make_loss(
             "simple",
@@ -232,7 +265,7 @@ def test_losses_of_noise_and_score_are_those_of_sit(golden, path, name, predicti
             chain=chain,
         ),
     )
-    check_close(found.loss, loss[f"{path}_{prediction}_{weighting}"], 2e-6)
+    check_close(found, loss[f"{path}_{prediction}_{weighting}"], 2e-6)
 
 
 def test_the_velocity_weighs_alike_its_own_errors():
@@ -241,7 +274,9 @@ def test_the_velocity_weighs_alike_its_own_errors():
         process = make_process(continuous_chain(INTERPOLANTS[name], 100), prediction)
         schedule = jax.tree.map(jnp.asarray, process.chain.at(np.arange(99)))  # float32
         loss = make_loss("simple", "velocity", variance=process.variance, chain=process.chain)
-        weights = loss.weight(schedule, jnp.arange(99), process.parameterization)
+        weights = jax.jit(loss.weight, static_argnums=2)(
+            schedule, jnp.arange(99), process.parameterization
+        )
         np.testing.assert_allclose(weights, expected, rtol=1e-4)
 
 
@@ -249,11 +284,12 @@ def test_draws_of_a_flow_are_those_of_sd3(golden):
     """Of the logit-normal, and of the distribution with heavy tails."""
     expected = golden("flow_times")[""]
     chain = continuous_chain(INTERPOLANTS["flow"], 1000)
-    u = jax.scipy.stats.norm.cdf(jnp.float64(expected["normal"]))
-    logit_normal = level_distribution("lognormal", chain, log_mean=0.0, log_std=1.0)(u)
-    check_close(jax.nn.sigmoid(logit_normal), expected["t_logit_normal"])
-    mode = level_distribution("mode", chain)(1 - jnp.float64(expected["uniform"]))
-    check_close(jax.nn.sigmoid(mode), expected["t_mode"])
+    u = normal_cdf(np.float64(expected["normal"]))
+    logit_normal = level_distribution("lognormal", chain, log_mean=0.0, log_std=1.0)
+    check_close(jax.jit(lambda u: jax.nn.sigmoid(logit_normal(u)))(u), expected["t_logit_normal"])
+    mode = level_distribution("mode", chain)
+    u = 1 - np.float64(expected["uniform"])
+    check_close(jax.jit(lambda u: jax.nn.sigmoid(mode(u)))(u), expected["t_mode"])
 
 
 @pytest.mark.parametrize("shift", ["1.0", "3.0", "0.5", "exponential_0.5", "exponential_0.9"])
@@ -281,7 +317,7 @@ def test_times_and_levels_are_inverse_and_the_table_is_exact(name, num_timesteps
     np.testing.assert_array_equal(table.timesteps, chain.network_times(times))
     assert np.all(np.diff(table.timesteps) > 0)
     # in float32 on the device as in float64 on the host
-    found = chain.log_sigmas_at(jnp.float32(times[:-1]))
+    found = jax.jit(chain.log_sigmas_at)(np.float32(times[:-1]))
     np.testing.assert_allclose(found, np.log(sigmas[:-1]), rtol=1e-5, atol=1e-5)
 
 
@@ -308,13 +344,14 @@ def test_single_levels_are_the_rows_of_a_table():
 
 def test_quantiles_are_uniform_and_their_pairs_antithetic():
     index = jnp.arange(2000)
-    u = np.asarray(quantiles(base_key(0), index, antithetic=False))
+    draw = jax.jit(quantiles, static_argnames="antithetic")
+    u = np.asarray(draw(base_key(0), index, antithetic=False))
     assert np.all((u > 0) & (u < 1))
     # Kolmogorov and Smirnov: 1.95 / √n is exceeded by chance once in a thousand times
     assert np.abs(np.sort(u) - (np.arange(2000) + 0.5) / 2000).max() < 1.95 / np.sqrt(2000)
-    pairs = np.asarray(quantiles(base_key(0), index, antithetic=True)).reshape(-1, 2)
+    pairs = np.asarray(draw(base_key(0), index, antithetic=True)).reshape(-1, 2)
     np.testing.assert_array_equal(pairs[:, 0] + pairs[:, 1], 1)
-    part = quantiles(base_key(0), index[500:510], antithetic=True)
+    part = draw(base_key(0), index[500:510], antithetic=True)
     np.testing.assert_array_equal(part, pairs[250:255].ravel())
 
 

@@ -18,11 +18,12 @@ from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.diffusion.schedules import make_betas
 from ddpm_jax.randomness import image_keys, initial_noise
 from ddpm_jax.samplers.linear import LinearState, levels_from_schedule
-from ddpm_jax.samplers.loop import Noise, Sampler, sample
+from ddpm_jax.samplers.loop import Noise, Sampler, advance, begin, finish, sample
 from ddpm_jax.samplers.registry import SAMPLERS
 from ddpm_jax.samplers.spacing import space
 
 STEPS = (40, 80, 160)  # of the tests of convergence
+MOST_ROWS = 2 * STEPS[-1]  # of their samplers: two evaluations a step
 
 
 @functools.partial(jax.jit, static_argnames=("init", "step", "wrap", "num_frames"))
@@ -44,12 +45,21 @@ def run(
 
 
 @functools.partial(jax.jit, static_argnames="step")
-def run_from(rows, schedule, mixture, state, keys, *, step):
-    """The chain from a state with a history."""
+def run_between(rows, schedule, mixture, state, keys, first, last, *, step):
+    """The rows first..last-1 of a chain from a state with a history; bounds are data too."""
     denoiser = exact_denoiser(mixture, schedule, variance="fixed_small")
-    return sample(
-        denoiser, Sampler(schedule, rows, lambda _: state, step, evaluations=0), state.x_t, keys
-    ).x_0
+    sampler = Sampler(schedule, rows, lambda _: state, step, evaluations=0)
+    walk = begin(sampler, state.x_t)
+    return finish(sampler, advance(denoiser, sampler, walk, keys, first, last)).x_0
+
+
+def padded(table, length):
+    """A pytree of [N, ...] arrays with the last row repeated up to `length`."""
+
+    def pad(column):
+        return np.pad(column, [(0, length - len(column)), *[(0, 0)] * (column.ndim - 1)], "edge")
+
+    return jax.tree.map(lambda column: pad(np.asarray(column)), table)
 
 
 class Oracle:
@@ -115,11 +125,6 @@ class Oracle:
             **options,
         )
 
-    def run_from(self, state, sampler, rows, keys):
-        return run_from(
-            rows, sampler.schedule, self.mixture(np.float64), state, keys, step=sampler.step
-        )
-
     def errors(self, name, options, spacing, *, exact_history=0, change=lambda rows, sigma: rows):
         """Return the largest error at the level t = 0, for each of STEPS, in float64.
 
@@ -136,14 +141,20 @@ class Oracle:
                 sampler = SAMPLERS[name](self.chain, times, **options, dtype=np.float64)
                 levels = levels_from_schedule(self.chain.at(times, dtype=np.float64))
                 x_bar = self.flow(x_T / levels.signal[0], levels.sigma[:-1])
-                rows = jax.tree.map(
-                    lambda row: row[exact_history:-1], change(sampler.rows, levels.sigma)
-                )
+                state = jax.tree.map(np.asarray, sampler.init(x_T))
                 if exact_history:
-                    state = self.exact_state(sampler.init(x_T), x_bar, levels, exact_history)
-                    x = self.run_from(state, sampler, rows, keys)
-                else:
-                    x = self.run(sampler, x_T, keys, rows=rows, dtype=np.float64).x_0
+                    state = self.exact_state(state, x_bar, levels, exact_history)
+                # tables of one length for all STEPS, so that these are one program
+                x = run_between(
+                    padded(change(sampler.rows, levels.sigma), MOST_ROWS),
+                    padded(sampler.schedule, MOST_ROWS),
+                    self.mixture(np.float64),
+                    state,
+                    keys,
+                    exact_history,
+                    sampler.num_rows - 1,
+                    step=sampler.step,
+                )
                 found.append(np.abs(np.asarray(x) - levels.signal[-2] * x_bar[-1]).max())
         return np.array(found)
 
@@ -157,12 +168,12 @@ class Oracle:
         Its history is exact too.
         """
         histories = [
-            jnp.asarray(
+            np.array(
                 [of(x_bar[j], levels.sigma[j]) for j in range(i - 1, -1, -1)][: len(kept)]
             ).reshape(kept.shape)
             for of, kept in ((self.x_0, empty.x_0), (self.eps, empty.eps))
         ]
-        return LinearState(jnp.asarray(levels.signal[i] * x_bar[i]), *histories)
+        return LinearState(levels.signal[i] * x_bar[i], *histories)
 
     def start_levels(self, sampler):
         """(√ᾱ, σ) of the noisiest level of a sampler's table."""
