@@ -9,20 +9,28 @@ where ∘, a product of 4x4 numbers, stands for 16 matrix products over the chan
 once. The entries of the matrices are small integers and halves, so the rounding errors are those of
 the direct sum. `convolution.py` decides which convolutions are computed this way.
 
-JAX traces and lowers each function once for all layers of one shape. Written out for every layer,
-these sums took more than half of the time to trace a training step.
+A transformation of all tiles is one array and one loop, of a sparse matrix along each axis of the
+image (`sparse_maps.py`), and the products are one batch. JAX traces and lowers each function once
+for all layers of one shape, and XLA compiles its loops once.
 
 Where every pixel of the input was repeated 2x2 first, the four pixels of a tile of the output
 depend on 3x3 pixels, and 9 products do (`convolve_upsampled`).
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.typing import DTypeLike
+
+from ddpm_jax.models.sparse_maps import Sparse, apply_along, sparse
+
+Matrix = tuple[tuple[float, ...], ...]
+Function = Callable[..., jax.Array]
 
 B_T = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
 G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
@@ -38,16 +46,17 @@ MIN_CHANNELS = 128
 MIN_CHANNELS_UPSAMPLED = 64
 # with fewer tiles, transforming the kernel costs more than is saved
 MIN_TILES = 64
-# bytes of transformed tiles of input and output, in memory at once
+# bytes of transformed tiles of input and output: what may be in memory at once, and what a part of
+# the batch should have, so that a cache holds it
 MEMORY = 2**28
-
-Blocks = list[list[jax.Array]]  # a matrix of arrays of one shape
+PART = 2**25
 
 
 def num_parts(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int | None:
     """Return the number of equal parts to split a batch into; None where the direct sum is faster.
 
-    The batch is zero-padded by 1. The transformed tiles of a part take at most `MEMORY`.
+    The batch is zero-padded by 1. The transformed tiles of a part take at most `PART`, or it is an
+    image.
     """
     batch, height, width, channels = x_shape
     features = kernel_shape[3]
@@ -61,10 +70,10 @@ def num_parts(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int | 
         return None
     # of an image, in float32
     tile_bytes = 4 * 16 * (height // 2) * (width // 2) * (channels + features)
-    return next(
-        (n for n in range(1, batch + 1) if batch % n == 0 and batch // n * tile_bytes < MEMORY),
-        None,
-    )
+    if tile_bytes >= MEMORY:
+        return None
+    fitting = (n for n in range(1, batch) if batch % n == 0 and batch // n * tile_bytes <= PART)
+    return next(fitting, batch)
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -75,9 +84,23 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _convolve(x, kernel, parts=num_parts(x.shape, kernel.shape) or 1)
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def _convolve(x: jax.Array, kernel: jax.Array, *, parts: int) -> jax.Array:
-    return _convolve_by(_transform(G, _pixels(kernel)), x, parts)
+def input_gradient(y_bar: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return the gradient of a loss w.r.t. x [B, H, W, C] from that w.r.t. the output [B, H, W, D].
+
+    It is a convolution with the kernel turned by 180 degrees and its channels exchanged. They are
+    exchanged in the matrix products, which costs nothing, not in memory.
+    """
+    shape = (3, 3, kernel.shape[3], kernel.shape[2])
+    return _input_gradient(y_bar, kernel, parts=num_parts(y_bar.shape, shape) or 1)
+
+
+def kernel_gradient(x: jax.Array, y_bar: jax.Array) -> jax.Array:
+    """Return the gradient of a loss w.r.t. the kernel [3, 3, C, D] from that w.r.t. the output.
+
+    g_bar = Gᵀ [(A y_bar Aᵀ) ∘ (Bᵀ d B)] G, the product summed over the tiles.
+    """
+    shape = (3, 3, x.shape[-1], y_bar.shape[-1])
+    return _kernel_gradient(x, y_bar, parts=num_parts(x.shape, shape) or 1)
 
 
 def suits_upsampling(dtype: DTypeLike, kernel_shape: tuple[int, ...]) -> bool:
@@ -85,7 +108,56 @@ def suits_upsampling(dtype: DTypeLike, kernel_shape: tuple[int, ...]) -> bool:
     return dtype in DTYPES and min(kernel_shape[2:]) >= MIN_CHANNELS_UPSAMPLED
 
 
-@jax.jit
+def _compiled_apart(*static: str) -> Callable[[Function], Function]:
+    """Return a decorator: XLA compiles a function by itself, not together with its calls' setting.
+
+    What goes in and out is in memory then, so the loops in it are the same for all calls with the
+    same shapes, and XLA compiles equal loops once.
+
+    Args:
+      static: names of arguments that the program depends on.
+    """
+
+    def decorate(function: Function) -> Function:
+        traced = jax.jit(function, static_argnames=static)
+
+        @functools.wraps(function)
+        def call(*args: jax.Array, **options: int) -> jax.Array:
+            with set_xla_metadata(inlineable="false"):
+                return traced(*args, **options)
+
+        return call
+
+    return decorate
+
+
+@_compiled_apart("parts")
+def _convolve(x: jax.Array, kernel: jax.Array, *, parts: int) -> jax.Array:
+    return _convolve_by(_transformed(G, kernel), x, parts, contracted=1)
+
+
+@_compiled_apart("parts")
+def _input_gradient(y_bar: jax.Array, kernel: jax.Array, *, parts: int) -> jax.Array:
+    turned = tuple(row[::-1] for row in G)
+    return _convolve_by(_transformed(turned, kernel), y_bar, parts, contracted=2)
+
+
+@_compiled_apart("parts")
+def _kernel_gradient(x: jax.Array, y_bar: jax.Array, *, parts: int) -> jax.Array:
+    def of_images(x: jax.Array, y_bar: jax.Array) -> jax.Array:
+        tiles, spread = _tiles(B_T, 2, x), _spread(A_T, y_bar)
+        # [16, C, D]
+        return lax.dot_general(tiles, spread, (((1,), (1,)), ((0,), (0,))))
+
+    if parts == 1:
+        products = of_images(x, y_bar)
+    else:
+        split = _split(x, parts), _split(y_bar, parts)
+        products = lax.map(lambda part: of_images(*part), split).sum(axis=0)
+    return _along_two(_transpose(G), products.reshape(4, 4, *products.shape[1:]), (0, 1))
+
+
+@_compiled_apart()
 def convolve_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return the convolution of x with every pixel repeated 2x2, zero-padded by 1.
 
@@ -104,136 +176,91 @@ def convolve_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       [B, 2H, 2W, D].
     """
-    batch, height, width, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    windows = [[x[:, i : i + height, j : j + width] for j in range(3)] for i in range(3)]
-    kernels = _transform(UPSAMPLED_G, _pixels(kernel))
-    products = _products(_transform(UPSAMPLED_B_T, windows), kernels)
-    return _interleave(_transform(UPSAMPLED_A_T, products), (batch, height, width))
+    products = _products(_tiles(UPSAMPLED_B_T, 1, x), _transformed(UPSAMPLED_G, kernel), 1)
+    return _pixels(UPSAMPLED_A_T, products, x.shape[:3])
 
 
-def input_gradient(y_bar: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return the gradient of a loss w.r.t. x [B, H, W, C] from that w.r.t. the output [B, H, W, D].
+def _convolve_by(kernels: jax.Array, x: jax.Array, parts: int, contracted: int) -> jax.Array:
+    """Convolve as `convolve` does, given G kernel Gᵀ, the batch in equal parts.
 
-    It is a convolution with the kernel turned by 180 degrees and its channels exchanged. They are
-    exchanged in the matrix products, which costs nothing, not in memory.
+    `contracted` is the axis of the kernels that is summed over.
     """
-    shape = (3, 3, kernel.shape[3], kernel.shape[2])
-    return _input_gradient(y_bar, kernel, parts=num_parts(y_bar.shape, shape) or 1)
-
-
-@functools.partial(jax.jit, static_argnames="parts")
-def _input_gradient(y_bar: jax.Array, kernel: jax.Array, *, parts: int) -> jax.Array:
-    turned = _transform(G, [[kernel[2 - i, 2 - j] for j in range(3)] for i in range(3)])
-    return _convolve_by([[block.T for block in row] for row in turned], y_bar, parts)
-
-
-def kernel_gradient(x: jax.Array, y_bar: jax.Array) -> jax.Array:
-    """Return the gradient of a loss w.r.t. the kernel [3, 3, C, D] from that w.r.t. the output.
-
-    g_bar = Gᵀ [(A y_bar Aᵀ) ∘ (Bᵀ d B)] G, the product summed over the tiles.
-    """
-    shape = (3, 3, x.shape[-1], y_bar.shape[-1])
-    return _kernel_gradient(x, y_bar, parts=num_parts(x.shape, shape) or 1)
-
-
-@functools.partial(jax.jit, static_argnames="parts")
-def _kernel_gradient(x: jax.Array, y_bar: jax.Array, *, parts: int) -> jax.Array:
-    def of_images(x: jax.Array, y_bar: jax.Array) -> jax.Array:
-        batch, height, width, channels = x.shape
-        y_bar = y_bar.reshape(batch, height // 2, 2, width // 2, 2, -1)
-        spread = _transform(
-            _transpose(A_T), [[y_bar[:, :, i, :, j] for j in range(2)] for i in range(2)]
-        )
-        products = [
-            [
-                tile.reshape(-1, channels).T @ y.reshape(-1, y_bar.shape[-1])
-                for tile, y in zip(*row, strict=True)
-            ]
-            for row in zip(_transform(B_T, _windows(x)), spread, strict=True)
-        ]
-        return jnp.stack([jnp.stack(row) for row in _transform(_transpose(G), products)])
-
-    if parts == 1:
-        return of_images(x, y_bar)
-    split = [array.reshape(parts, -1, *array.shape[1:]) for array in (x, y_bar)]
-    return lax.map(lambda part: of_images(*part), split).sum(axis=0)
-
-
-def _convolve_by(kernels: Blocks, x: jax.Array, parts: int) -> jax.Array:
-    """Convolve as `convolve` does, given G kernel Gᵀ, the batch in equal parts."""
 
     def images(x: jax.Array) -> jax.Array:
         batch, height, width, _ = x.shape
-        products = _products(_transform(B_T, _windows(x)), kernels)
-        return _interleave(_transform(A_T, products), (batch, height // 2, width // 2))
+        products = _products(_tiles(B_T, 2, x), kernels, contracted)
+        return _pixels(A_T, products, (batch, height // 2, width // 2))
 
     if parts == 1:
         return images(x)
-    y = lax.map(images, x.reshape(parts, -1, *x.shape[1:]))
-    return y.reshape(-1, *y.shape[2:])
+    return lax.map(images, _split(x, parts)).swapaxes(0, 1).reshape(*x.shape[:3], -1)
 
 
-def _pixels(kernel: jax.Array) -> Blocks:
-    """Return the 3x3 pixels of a kernel, each [C, D]."""
-    return [[kernel[i, j] for j in range(3)] for i in range(3)]
+def _split(x: jax.Array, parts: int) -> jax.Array:
+    """Return the images of each part, [parts, B / parts, H, W, C].
 
-
-def _products(tiles: Blocks, kernels: Blocks) -> Blocks:
-    """Return tile @ kernel of each block, [tiles, D]."""
-    return [
-        [tile.reshape(-1, tile.shape[-1]) @ kernel for tile, kernel in zip(*row, strict=True)]
-        for row in zip(tiles, kernels, strict=True)
-    ]
-
-
-def _interleave(blocks: Blocks, shape: tuple[int, int, int]) -> jax.Array:
-    """Return the image [B, 2h, 2w, D] of tiles of 2x2 pixels.
-
-    Block i, j is pixel i, j of all tiles; `shape` is B, h, w.
+    A part takes every `parts`-th image, so that devices that share a batch share each part.
     """
-    batch, height, width = shape
-    rows = [jnp.stack([block.reshape(*shape, -1) for block in row], axis=3) for row in blocks]
-    # [B, h, 2, w, 2, D]
-    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
+    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
 
-def _windows(x: jax.Array) -> Blocks:
-    """Return the 4x4 pixels that each tile depends on.
+def _tiles(b_t: Matrix, step: int, x: jax.Array) -> jax.Array:
+    """Return Bᵀ d B, [products, tiles, C], of the zero-padded image x [B, H, W, C].
 
-    Block i, j is pixel i, j of all windows, [B, H/2, W/2, C].
+    The window d of tile i, j begins at pixel step i - 1, step j - 1.
     """
     batch, height, width, channels = x.shape
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return [
-        [
-            lax.slice(
-                x, (0, i, j, 0), (batch, i + height - 1, j + width - 1, channels), (1, 2, 2, 1)
-            )
-            for j in range(4)
-        ]
-        for i in range(4)
-    ]
+    rows, columns = height // step, width // step
+    x = apply_along(_windows(b_t, step, height), x, 1)
+    x = apply_along(_windows(b_t, step, width), x, 2)
+    x = x.reshape(batch, len(b_t), rows, len(b_t), columns, channels)
+    return x.transpose(1, 3, 0, 2, 4, 5).reshape(-1, batch * rows * columns, channels)
 
 
-def _transform(matrix: Sequence[Sequence[float]], blocks: Blocks) -> Blocks:
-    """Return matrix @ blocks @ matrixᵀ."""
-    half = [
-        [_combine(row, [blocks[i][j] for i in range(len(row))]) for j in range(len(blocks[0]))]
-        for row in matrix
-    ]
-    return [[_combine(row, half_row) for row in matrix] for half_row in half]
+def _products(tiles: jax.Array, kernels: jax.Array, contracted: int) -> jax.Array:
+    """Return tile @ kernel of each of the products, [products, tiles, D]."""
+    return lax.dot_general(tiles, kernels, (((2,), (contracted,)), ((0,), (0,))))
 
 
-def _combine(weights: Sequence[float], blocks: Sequence[jax.Array]) -> jax.Array:
-    """Return the weighted sum of arrays, without multiplying by 0 and 1."""
-    terms = [
-        block if weight == 1 else -block if weight == -1 else weight * block
-        for weight, block in zip(weights, blocks, strict=True)
-        if weight
-    ]
-    return sum(terms[1:], terms[0])
+def _pixels(a_t: Matrix, products: jax.Array, tiles: tuple[int, ...]) -> jax.Array:
+    """Return Aᵀ products A, the image [B, 2h, 2w, D] of B, h, w tiles."""
+    batch, rows, columns = tiles
+    products = products.reshape(len(a_t[0]), len(a_t[0]), batch, rows, columns, -1)
+    y = _along_two(a_t, products, (0, 1)).transpose(2, 3, 0, 4, 1, 5)
+    return y.reshape(batch, 2 * rows, 2 * columns, -1)
 
 
-def _transpose(matrix: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
-    return list(zip(*matrix, strict=True))
+def _spread(a_t: Matrix, y: jax.Array) -> jax.Array:
+    """Return A y Aᵀ, [products, tiles, D], the transpose of `_pixels`."""
+    batch, height, width, channels = y.shape
+    y = y.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    y = _along_two(_transpose(a_t), y, (2, 4)).transpose(2, 4, 0, 1, 3, 5)
+    return y.reshape(len(a_t[0]) ** 2, -1, channels)
+
+
+def _transformed(g: Matrix, kernel: jax.Array) -> jax.Array:
+    """Return G kernel Gᵀ, [products, C, D]."""
+    return _along_two(g, kernel, (0, 1)).reshape(-1, *kernel.shape[2:])
+
+
+def _along_two(matrix: Matrix, x: jax.Array, axes: tuple[int, int]) -> jax.Array:
+    for axis in axes:
+        x = apply_along(sparse(matrix), x, axis)
+    return x
+
+
+@functools.lru_cache
+def _windows(b_t: Matrix, step: int, size: int) -> Sparse:
+    """Return the matrix that maps the pixels of an axis to Bᵀ d of its windows d.
+
+    Row i, p of it, [len(b_t) * size // step, size], gives number i of window p.
+    """
+    count, reach = size // step, len(b_t[0])
+    windows = np.zeros((len(b_t), count, size + 2))
+    for p in range(count):
+        windows[:, p, step * p : step * p + reach] = b_t
+    return sparse(windows.reshape(-1, size + 2)[:, 1:-1])
+
+
+def _transpose(matrix: Matrix) -> Matrix:
+    return tuple(zip(*matrix, strict=True))
