@@ -256,7 +256,9 @@ def _fitting(trained: TrainedModel, model: Model) -> Fitting:
         differing = differing or _other_levels(trained.model.config, model.config)
         if not differing:
             raise
-        more = f", and {len(differing) - 1} more fields differ" if differing[1:] else ""
+        others = len(differing) - 1
+        differ = "field differs" if others == 1 else "fields differ"
+        more = f", and {others} more {differ}" if others else ""
         raise UsageError(f"{str(error).removesuffix('.')}; {differing[0]}{more}.") from error
 
 

@@ -211,6 +211,7 @@ def test_updates_of_a_run_are_the_same_merged_in_a_file_and_in_a_directory_of_di
     ("fields", "says"),
     [
         ({"model__ch": 64}, "another architecture.*model.ch is 32 there and 64 here"),
+        ({"model__ch": 64, "model__norm_groups": 16}, "64 here, and 1 more field differs[.]$"),
         ({"text__layers": 2}, "another architecture: text.layers is 1 there and 2 here"),
         ({"text__ckpt": "elsewhere"}, "the encoder of texts is that of init_from"),
         ({"init_from": ""}, "first_stage.ckpt is 'init_from', and init_from names nothing"),
