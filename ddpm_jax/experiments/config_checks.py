@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.data.augmentation import LABELS
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments import distill_fields, mean_flow_fields
 from ddpm_jax.experiments.config import flatten
 from ddpm_jax.experiments.config_field import Field, Owner
-from ddpm_jax.experiments.distill_fields import UNREAD
 from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.learning_rates import parse_groups
 from ddpm_jax.experiments.owners import FIRST_STAGE, OBJECTIVES
@@ -229,24 +229,26 @@ def _check_augmentation(config: ConfigDict) -> None:
 
 def _check_few_steps(config: ConfigDict) -> None:
     c = config.distill
-    for name in UNREAD if c.evaluations else ():
-        value, default = config.diffusion[name], FIELDS[f"diffusion.{name}"].default
-        if value != default:
-            raise UsageError(
-                f"diffusion.{name} is {value!r}, but a distillation (distill.evaluations is "
-                f"{c.evaluations}) has a loss and levels of its own: set it back to {default!r}."
-            )
     if c.evaluations and config.mean_flow.evaluations:
         raise UsageError(
             f"distill.evaluations is {c.evaluations}, but a mean flow takes few steps as it is: "
             "set mean_flow.evaluations, or distill a model without it."
         )
-    own = {"loss": "simple", "weighting": "uniform", "timestep_sampling": "uniform"}
-    for name, value in own.items() if config.mean_flow.evaluations else ():
-        if config.diffusion[name] != value:
+    unread, of_whom = (), ""  # fields of the group diffusion, and who does not read them
+    if c.evaluations:
+        unread = distill_fields.UNREAD
+        of_whom = (
+            f"a distillation (distill.evaluations is {c.evaluations}) has a loss and levels of its "
+            "own"
+        )
+    elif config.mean_flow.evaluations:
+        unread = mean_flow_fields.UNREAD
+        of_whom = "a mean flow has a loss of its own, with weights by mean_flow.power"
+    for name in unread:
+        value, default = config.diffusion[name], FIELDS[f"diffusion.{name}"].default
+        if value != default:
             raise UsageError(
-                f"diffusion.{name} is {config.diffusion[name]!r}, but a mean flow has a loss of "
-                f"its own, with weights by mean_flow.power: set it to {value!r}."
+                f"diffusion.{name} is {value!r}, but {of_whom}: set it back to {default!r}."
             )
     if not c.evaluations or c.method != "progressive":
         return

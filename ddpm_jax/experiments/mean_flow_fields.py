@@ -4,6 +4,7 @@ from ddpm_jax.experiments.config_field import POSITIVE, Range, at_least, field, 
 from ddpm_jax.experiments.distill_fields import MAX_STEPS
 from ddpm_jax.experiments.owners import DIFFUSION
 
+UNREAD = ("loss", "weighting", "timestep_sampling")  # of the group diffusion: it has its own loss
 _MEAN = only("mean_flow.evaluations")
 
 

@@ -356,3 +356,13 @@ def test_what_no_distillation_reads_is_refused_in_one(name):
     kept = from_dict(config_in(to_dict(student)), source="a run of before")
     check_config(kept)
     assert kept.diffusion.process == process
+
+
+@pytest.mark.parametrize("name", ["weighting", "timestep_sampling"])
+def test_what_a_mean_flow_does_not_read_is_refused_in_one(name):
+    """The third, the loss, is refused of every flow."""
+    flow = {"diffusion.process": "flow", "diffusion.parameterization": "velocity"}
+    fields = flow | {f"diffusion.{name}": TEACHER[name]}
+    check_config(config_with(**fields))
+    with pytest.raises(UsageError, match=r"a mean flow has a loss of its own, .*: set it back to"):
+        check_config(config_with(**fields, **{"mean_flow.evaluations": 1}))
