@@ -17,6 +17,7 @@ from ddpm_jax.evaluation import frechet
 
 FEWEST_PARTS = 3  # of a line with an error
 DRAWS = 3  # of a simulation
+FITS = 2  # of a spectrum to that of estimates; more change nothing
 
 
 class FrechetDistance(NamedTuple):
@@ -178,6 +179,7 @@ def expected_distance(
     num_samples: int,
     num_reference: int | None = None,
     *,
+    estimated_from: int | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> ExpectedDistance:
@@ -198,9 +200,11 @@ def expected_distance(
     with them.
 
     Args:
-      covariance: of the features, [D, D], of a large set.
+      covariance: of the features, [D, D].
       num_samples: N, at least 2.
       num_reference: M, at least 2, of a reference of other images; None for infinitely many.
+      estimated_from: the number of images that the covariance is of, whose spectrum is steeper than
+        the true one: see `_true_spectrum`; None for a covariance that is taken as the true one.
       draws: simulations, at least 2.
       seed: of these.
 
@@ -213,6 +217,8 @@ def expected_distance(
             "take at least 2 of each."
         )
     eigenvalues = np.maximum(scipy.linalg.eigvalsh(covariance), 0)
+    if estimated_from is not None:
+        eigenvalues = _true_spectrum(eigenvalues, estimated_from - 1)
     return _simulated(eigenvalues, num_samples, num_reference, draws, seed)
 
 
@@ -255,14 +261,7 @@ def expected_by_class(
 ) -> ExpectedClassDistances:
     """Return what `frechet_by_class` is to expect of a perfect model with as many of each class.
 
-    It is `expected_distance`, but a class has too few reference images to take the spectrum of
-    their covariance: it is steeper than the true one, and of no more images than features the
-    distance would come out at half of what it is. The spectrum λ is drawn to its mean instead,
-    λ' = m + k (λ - m), with k such that Σ λ'² is what the images say of tr C² without bias:
-
-      n² / ((n - 1) (n + 2)) (tr Ĉ² - (tr Ĉ)² / n),   n = M - 1
-
-    Source: shrinkage, Ledoit & Wolf 2004; the estimate of tr C², Srivastava 2005.
+    It is `expected_distance` of each class, its covariance estimated from its reference images.
 
     Args:
       labels_a: classes of the samples, int [N].
@@ -283,19 +282,52 @@ def expected_by_class(
 
 
 def _class_spectrum(features: np.ndarray) -> np.ndarray:
-    """Return the eigenvalues [D] of `expected_by_class`, of features [M, D], in rising order."""
+    """Return the eigenvalues [D] of the covariance that features [M, D] have been drawn from."""
     degrees, dims = len(features) - 1, features.shape[1]
     centred = features.astype(np.float64)
     centred -= centred.mean(axis=0)
     spectrum = np.zeros(dims)
     values = scipy.linalg.svdvals(centred)[::-1] ** 2 / degrees
     spectrum[-len(values) :] = values
+    return _true_spectrum(spectrum, degrees)
+
+
+def _true_spectrum(spectrum: np.ndarray, degrees: int) -> np.ndarray:
+    """Return the spectrum of a covariance whose estimates have such a spectrum.
+
+    A covariance of n degrees of freedom has a steeper spectrum than the true one. Where n is above
+    D, each eigenvalue is scaled until the estimates of covariances with the result, drawn as in
+    `_sample_factor`, have the given spectrum in the mean. Where n is not, some eigenvalues are 0
+    and say nothing, and the spectrum λ is drawn to its mean, λ' = m + k (λ - m), with k such that
+    Σ λ'² is what the images say of tr C² without bias:
+
+      n² / ((n - 1) (n + 2)) (tr Ĉ² - (tr Ĉ)² / n)
+
+    Source: shrinkage, Ledoit & Wolf 2004; the estimate of tr C², Srivastava 2005.
+
+    Args:
+      spectrum: eigenvalues, [D], in rising order.
+      degrees: n, one less than the images.
+    """
+    rounding = len(spectrum) * np.finfo(np.float64).eps * spectrum.max(initial=0.0)
+    varied = spectrum > rounding  # not so are features that are the same, or sums of others
+    if degrees <= np.count_nonzero(varied):
+        return _drawn_to_the_mean(spectrum, degrees)
+    found, random = spectrum[varied], np.random.default_rng(0)
+    for _ in range(FITS):
+        factors = [_sample_factor(found, degrees + 1, random) for _ in range(DRAWS)]
+        drawn = [scipy.linalg.eigvalsh(factor @ factor.T) for factor in factors]
+        found = np.sort(found * spectrum[varied] / np.mean(drawn, axis=0))
+    return np.concatenate([spectrum[~varied], found])
+
+
+def _drawn_to_the_mean(spectrum: np.ndarray, degrees: int) -> np.ndarray:
     mean, spread = spectrum.mean(), np.sum((spectrum - spectrum.mean()) ** 2)
     if degrees == 1 or not spread:
         return spectrum
     of_squares = np.sum(spectrum**2) - np.sum(spectrum) ** 2 / degrees
     of_squares *= degrees**2 / ((degrees - 1) * (degrees + 2))
-    k = np.sqrt(max(of_squares - dims * mean**2, 0.0) / spread)
+    k = np.sqrt(max(of_squares - len(spectrum) * mean**2, 0.0) / spread)
     return mean + k * (spectrum - mean)
 
 

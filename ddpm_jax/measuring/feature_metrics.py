@@ -87,7 +87,13 @@ def fid_alone(samples: FeatureSet, reference: FeatureSet) -> float:
 
 def bias(num_samples: int, reference: FeatureSet) -> dict[str, float]:
     """Return the distance to expect of so many samples of a perfect model, with its error."""
-    return expected_distance(reference.statistics()[1], num_samples, reference.count)._asdict()
+    found = expected_distance(
+        reference.statistics()[1],
+        num_samples,
+        reference.count,
+        estimated_from=reference.count,
+    )
+    return found._asdict()
 
 
 def fid_infinity(samples: FeatureSet, reference: FeatureSet) -> Numbers:

@@ -300,6 +300,7 @@ def test_distances_by_class_are_those_of_the_classes_alone(pictures, tmp_path, c
         count = sum(labels[0] == label)
         variance = np.var(b / 255) * np.eye(16)  # as independent pixels have
         expected = expected_distance(variance, count, 25, draws=40)
+        assert alone["fid"]["more"]["expected"]["value"] == pytest.approx(expected.value, rel=0.2)
         more = found["fid_by_class"]["more"]
         assert more["expected_of_classes"][f"fid_of_class_{label}"]["value"] == pytest.approx(
             expected.value, rel=0.2
