@@ -41,6 +41,15 @@ def _read() -> _Pictures:
         return _Pictures(**{name: arrays[name] for name in _Pictures._fields})
 
 
+def check_split(split: str) -> None:
+    """Refuse a split that there is not.
+
+    Raises:
+      UsageError: see above.
+    """
+    choose("split of the bundled emoji", split, SPLITS)
+
+
 def open_emoji(
     *, split: str, image_size: int, channels: int, small: str, captions: str = ""
 ) -> ArraySource:
@@ -57,7 +66,7 @@ def open_emoji(
     Raises:
       UsageError: another split, a larger size, or other captions.
     """
-    choose("split of the bundled emoji", split, SPLITS)
+    check_split(split)
     if captions:
         choose("captions of the bundled emoji", captions, CAPTIONS)
     if image_size > SIZE and small != "enlarge":

@@ -71,8 +71,7 @@ def read_layout(root: Any, *, split: str, holdout: float, layout: str) -> Layout
       UsageError: no picture, no such split, folders that may be splits or classes, or a folder that
         cannot be listed.
     """
-    role = _role(split)
-    role = role if role is not None else choose("split of a folder", split, dict.fromkeys(SPLITS))
+    role = role_of_split(split)
     files, folders = _list_tree(root)
     of_split = _split_folders(root, files, layout)
     if layout == "auto" and not of_split:
@@ -106,6 +105,15 @@ def read_layout(root: Any, *, split: str, holdout: float, layout: str) -> Layout
     notes += _unlabelled_notes(root, of_classes, trained_on)
     folder = root / of_split[wanted] if of_split else root
     return Layout(folder, names, _classes(trained_on), splits, notes, f"folder {digest(files)}")
+
+
+def role_of_split(split: str) -> str:
+    """Return the key of `SPLITS` that a split of a folder is.
+
+    Raises:
+      UsageError: it is none.
+    """
+    return _role(split) or choose("split of a folder", split, SPLITS)
 
 
 def _role(name: str) -> str | None:

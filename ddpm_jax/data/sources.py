@@ -5,7 +5,7 @@ TFDS (`tfds_source`). Batches are made in `pipeline`.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from ddpm_jax.data import emoji, folder, images
 from ddpm_jax.data.in_memory import ArraySource, decode_source, should_cache
 from ddpm_jax.data.inspection import Policy, write_list
+from ddpm_jax.data.layout import role_of_split
 from ddpm_jax.errors import UsageError, choose, visible
 
 CACHE_MODES = dict.fromkeys(("auto", "always", "never"))
@@ -151,6 +152,28 @@ def native_shape(name: str, data_dir: str = "") -> tuple[int | None, int | None,
     from ddpm_jax.data import tfds_source
 
     return tfds_source.native_shape(name, data_dir)
+
+
+def check_name(name: str, splits: Sequence[str], data_dir: str = "") -> None:
+    """Refuse a dataset, or splits of it, that cannot be there on any machine.
+
+    Args:
+      name: as in `load`.
+      splits: likewise; those of TFDS are known only where it is prepared.
+      data_dir: the folder below which TFDS keeps its datasets, "" for its default.
+
+    Raises:
+      UsageError: there is no such dataset, or no such split of it.
+    """
+    if name in ("folder", "emoji"):
+        check = role_of_split if name == "folder" else emoji.check_split
+        for split in splits:
+            check(split)
+    elif name != "digits":
+        # as in `_open_tfds`
+        from ddpm_jax.data import tfds_source
+
+        tfds_source.check_name(name, data_dir)
 
 
 def _open_tfds(name: str, *, data_dir: str, captions: str, **options) -> Source:

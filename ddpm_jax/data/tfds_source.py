@@ -261,6 +261,20 @@ def native_shape(name: str, data_dir: str) -> tuple[int | None, int | None, int]
     return height, width, channels if channels in images.MODES else 3
 
 
+def check_name(name: str, data_dir: str) -> None:
+    """Refuse the name of a dataset that is neither of TFDS nor prepared.
+
+    Raises:
+      UsageError: it is unknown, or damaged.
+    """
+    if name.partition("/")[0].partition(":")[0] not in _known():
+        _find(name, data_dir)
+
+
+def _known() -> list[str]:
+    return tfds.list_builders(with_community_datasets=False)
+
+
 def _is_nested(feature) -> bool:
     # a sequence or a dictionary, which TFDS cannot leave undecoded without TensorFlow
     return isinstance(feature, tfds.features.FeaturesDict) or hasattr(feature, "feature")
@@ -292,11 +306,11 @@ def _find(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
             _check_files(as_path(folder) / str(base))
         return read_only_builder.builder_from_files(str(base), data_dir=data_dir or None, **kwargs)
     except tfds.core.registered.DatasetNotFoundError:
-        known = tfds.list_builders(with_community_datasets=False)
+        known = _known()
     except (UsageError, FailureError, MemoryError):
         raise
     except ValueError:
-        base, known = name, tfds.list_builders(with_community_datasets=False)
+        base, known = name, _known()
     except Exception as error:  # TFDS lets any error of its parsers through
         # an error of the system, or of a bucket
         if getattr(error, "errno", None) is not None or is_remote(data_dir):

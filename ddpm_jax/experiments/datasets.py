@@ -43,6 +43,15 @@ def load_split(
     )
 
 
+def check_data(data: ConfigDict) -> None:
+    """Refuse data that cannot be there on any machine, where a run is made that reads none.
+
+    Raises:
+      UsageError: an unknown dataset, or a split that it cannot have.
+    """
+    sources.check_name(data.name, (data.train_split, data.test_split), data.data_dir)
+
+
 def check_places(data: ConfigDict, *, data_dir: str | None = None, **places: Any) -> None:
     """Refuse to write into a folder of pictures.
 

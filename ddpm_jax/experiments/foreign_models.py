@@ -13,6 +13,7 @@ from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.experiments.building import DTYPES, build
 from ddpm_jax.experiments.codec import FrozenFirstStage
 from ddpm_jax.experiments.config import check_field, from_dict
+from ddpm_jax.experiments.datasets import check_data
 from ddpm_jax.experiments.fields import FIELDS
 from ddpm_jax.experiments.models import Model, Weights
 from ddpm_jax.experiments.trained_model import TrainedModel
@@ -35,7 +36,7 @@ def foreign_config(foreign: Foreign, request: Request) -> ConfigDict:
 
     Raises:
       UsageError: the user names no field of a network or its data, says something else than the
-        files, or a size of images that their network does not have.
+        files, a size of images that their network does not have, or data that there are not.
     """
     for name, value in request.fields.items():
         check_field(name, "the request")
@@ -56,7 +57,10 @@ def foreign_config(foreign: Foreign, request: Request) -> ConfigDict:
     usual = FIELDS["train.sample_steps"].default
     steps = min(usual, fields.get("diffusion.num_timesteps", usual))
     fields = {"train.sample_steps": steps} | fields
-    return from_dict({"data.name": "folder", "data.flip": False} | fields, source=foreign.family)
+    fields = {"data.name": "folder", "data.flip": False} | fields
+    config = from_dict(fields, source=foreign.family)
+    check_data(config.data)
+    return config
 
 
 def _check_size(fields: Mapping[str, Any], request: Request) -> None:

@@ -14,6 +14,7 @@ from ddpm_jax.checkpoints.reader import saved_steps
 from ddpm_jax.checkpoints.writer import Checkpointer
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.datasets import check_data
 from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.owners import OBJECTIVES
 from ddpm_jax.experiments.run_settings import run_settings
@@ -44,12 +45,14 @@ def import_first_stage(
       name: what the config is called in messages.
 
     Raises:
-      UsageError: a config of another objective, weights of another network, an existing run.
+      UsageError: a config of another objective or of unknown data, weights of another network, an
+        existing run.
       FailureError: a file cannot be read or written.
     """
     if config.objective != "first_stage":
         what = OBJECTIVES[config.objective]
         raise UsageError(f"{name} is that of {what}, but the weights are a first stage's.")
+    check_data(config.data)
     model = build(config)
     check_place(out, flag="--out", writing=True)
     check_new(out)

@@ -275,6 +275,23 @@ def test_a_field_that_an_import_does_not_read_is_refused(refused, tmp_path, fiel
     refused("import", PORT, "--out", tmp_path / "run", f"--config.{field}", says=[says])
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (["data.name=nonsense"], "Unknown dataset 'nonsense': give digits, emoji, folder, or"),
+        (["data.name=cifr10/plain"], "tensorflow-datasets. Did you mean 'cifar10'?"),
+        (["data.train_split=trian"], "Unknown split of a folder 'trian'"),
+        (["data.name=emoji", "data.test_split=valid"], "split of the bundled emoji 'valid'"),
+    ],
+)
+def test_data_that_are_nowhere_are_refused_before_anything_is_written(
+    refused, tmp_path, fields, says
+):
+    run, fields = tmp_path / "run", [f"--config.{field}" for field in fields]
+    refused("import", PORT, "--out", run, *fields, says=[says])
+    assert not run.exists()
+
+
 def test_a_damaged_certificate_is_a_failure_in_a_sentence(refused, tmp_path):
     (tmp_path / CERTIFICATE).write_text("{}")
     refused("verify", tmp_path, code=1, says=["is damaged: it has no family"])

@@ -180,6 +180,8 @@ def test_what_cannot_be_read_is_refused(refused, files, tmp_path):
         tmp_path / "none",
         says=["cannot be read from", "No such file"],
     )
+    unknown = [*argv, "--config.data.name=nonsense"]
+    refused("import_first_stage", *unknown, says=["Unknown dataset 'nonsense'"])
     diffusion = [*argv, "--config.objective=diffusion"]
     refused("import_first_stage", *diffusion, says=["is that of a diffusion model"])
     assert not (tmp_path / "run").exists()
