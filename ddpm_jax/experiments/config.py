@@ -47,6 +47,16 @@ def flatten(config: ConfigDict | Mapping[str, Any], prefix: str = "") -> Iterato
             yield f"{prefix}{name}", value
 
 
+def own_fields(config: ConfigDict, group: str) -> dict[str, Any]:
+    """Return the fields of a group that the config's model has, by `Field.owners`."""
+    values = dict(flatten(config))
+    return {
+        name: value
+        for name, value in config[group].items()
+        if all(owner.has(values) for owner in FIELDS[f"{group}.{name}"].owners)
+    }
+
+
 def find_config(config: str | os.PathLike | ConfigDict | Mapping[str, Any]) -> ConfigDict:
     """Return the config that a name ("digits"), a path, a dict or a ConfigDict stands for.
 

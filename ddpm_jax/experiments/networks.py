@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from ddpm_jax.diffusion.variance import output_channels
 from ddpm_jax.errors import UsageError, choose
-from ddpm_jax.experiments.config import default_config
+from ddpm_jax.experiments.config import default_config, own_fields
 from ddpm_jax.experiments.text_networks import make_text_unet
 from ddpm_jax.models.classifier import Classifier, check_classifier
 from ddpm_jax.models.dit import SIZES, DiT, Size, check_dit
@@ -19,9 +19,6 @@ from ddpm_jax.models.unet import UNet, check_unet
 from ddpm_jax.training.conditioning import Conditioning
 
 CUSTOM = "custom"
-_OF_BOTH = ("dropout", "time_embedding", "norm_eps", "dtype", "remat")  # fields of config.model
-_OF_EDM = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "norm_eps", "remat")
-_OF_LINEAR = ("ch", "ch_mult", "dropout", "norm_eps", "dtype", "remat")
 
 
 def make_network(
@@ -33,9 +30,8 @@ def make_network(
       UsageError: a field has a value that cannot work, alone or with the others.
     """
     height, width, channels = shape
-    model = {**config.model.to_dict(), "dtype": dtype}
-    name = model.pop("name")
-    del model["pool"]  # a classifier's
+    model = _model_fields(config, dtype)
+    name = config.model.name
     conditions = {
         "out_channels": output_channels(channels, config.diffusion.variance),
         "num_classes": config.condition.num_classes,
@@ -44,27 +40,26 @@ def make_network(
     }
     interval = bool(config.mean_flow.evaluations)
     if name == "dit":
-        shared = {field: model[field] for field in _OF_BOTH}
         dit = DiT(
             **_size(config.dit)._asdict(),
             patch_size=config.dit.patch_size,
             positions=config.dit.positions,
             interval=interval,
-            **shared,
+            **model,
             **conditions,
         )
         check_dit(dit, height=height, width=width)
         return dit
     if name == "linear_unet":
         linear = LinearUNet(
-            **{field: model[field] for field in _OF_LINEAR},
+            **model,
             **config.linear_unet.to_dict(),
             out_channels=conditions["out_channels"],
         )
         check_linear_unet(linear, height=height, width=width)
         return linear
     if name in ("song_unet", "adm_unet", "edm2_unet"):
-        return _make_edm_unet(config, conditions, height, width, dtype)
+        return _make_edm_unet(config, model, conditions, height, width)
     if name == "text_unet":
         return make_text_unet(config, model, conditions, height, width)
     unet = UNet(**model, resolution=height, interval=interval, **conditions)
@@ -73,11 +68,14 @@ def make_network(
 
 
 def _make_edm_unet(
-    config: ConfigDict, conditions: Mapping[str, Any], height: int, width: int, dtype: Any
+    config: ConfigDict,
+    model: Mapping[str, Any],
+    conditions: Mapping[str, Any],
+    height: int,
+    width: int,
 ) -> SongUNet | ADMUNet | EDM2UNet:
-    fields = {field: config.model[field] for field in _OF_EDM}
-    fields |= {name: value for name, value in conditions.items() if name != "low_res_channels"}
-    fields |= {"resolution": height, "dtype": dtype}
+    conditions = {name: value for name, value in conditions.items() if name != "low_res_channels"}
+    fields = {**model, **conditions, "resolution": height}
     if config.model.name == "edm2_unet":
         edm2 = EDM2UNet(**fields)
         check_edm2_unet(edm2, height=height, width=width)
@@ -98,15 +96,19 @@ def make_classifier(config: ConfigDict, size: int, dtype: Any) -> Classifier:
     Raises:
       UsageError: as `make_network`.
     """
-    fields = {
-        name: value
-        for name, value in config.model.to_dict().items()
-        if name not in ("name", "mid_block", "fourier_features")
-    }
-    fields |= {"resolution": size, "dtype": dtype, "num_classes": config.condition.num_classes}
-    classifier = Classifier(**fields)
+    num_classes = config.condition.num_classes
+    classifier = Classifier(
+        **_model_fields(config, dtype), resolution=size, num_classes=num_classes
+    )
     check_classifier(classifier, height=size, width=size)
     return classifier
+
+
+def _model_fields(config: ConfigDict, dtype: Any) -> dict[str, Any]:
+    """Return the fields of `config.model` that its network has, as the network takes them."""
+    fields = own_fields(config, "model") | {"dtype": dtype}
+    del fields["name"]
+    return fields
 
 
 def _size(dit: ConfigDict) -> Size:

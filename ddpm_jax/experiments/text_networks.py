@@ -4,18 +4,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ddpm_jax.experiments.config import own_fields
 from ddpm_jax.models.text_encoder import TextEncoder, check_text_encoder
 from ddpm_jax.models.text_unet import TextUNet, check_text_unet, per_level
 
 _NAMED_ALIKE = ("mid_block", "upcast_attention", "linear_projection", "null_class")
-_OTHERWISE = (
-    "name",
-    "dtype",
-    "num_heads",
-    "pool",
-    "mid_block",
-    "fourier_features",
-)  # fields of config.model that are no network's
+_OTHERWISE = ("name", "dtype", "num_heads")  # fields of config.model that are not set by their name
 _OF_THE_ENCODER = ("vocab_size", "width", "layers", "heads", "hidden", "activation")
 ENCODER_FIELDS = (*_OF_THE_ENCODER, "length")  # of the group `text`: what fixes the weights
 
@@ -27,7 +21,7 @@ def make_text_unet(
 
     Args:
       config: every field.
-      model: the fields of its group `model`, without the name.
+      model: the fields of its group `model` that the network has.
       conditions: fields that follow from what the network is given: see `networks.make_network`.
       height, width: of what diffuses.
 
@@ -35,7 +29,6 @@ def make_text_unet(
       UsageError: a field has a value that cannot work, alone or with the others.
     """
     own, levels = config.text_unet, len(config.model.ch_mult)
-    model = {name: value for name, value in model.items() if name != "fourier_features"}
     if own.heads:
         model = {**model, "num_heads": tuple(own.heads)}
     only_cross = tuple(level in own.only_cross_attention for level in range(levels))
@@ -67,7 +60,7 @@ def make_encoder(config: ConfigDict, dtype: Any) -> TextEncoder | None:
 def set_networks(config: ConfigDict, unet: TextUNet, encoder: TextEncoder) -> None:
     """Set the fields of a config whose networks these are."""
     config.model.name = "text_unet"
-    for name in set(config.model) - set(_OTHERWISE):
+    for name in set(own_fields(config, "model")) - set(_OTHERWISE):
         config.model[name] = getattr(unet, name)
     for name in _NAMED_ALIKE:
         config.text_unet[name] = getattr(unet, name)

@@ -3,6 +3,7 @@ is refused."""
 
 import math
 
+import jax.numpy as jnp
 import pytest
 
 from ddpm_jax.data import layout, sources
@@ -19,12 +20,13 @@ from ddpm_jax.distributed.fsdp import PARALLEL
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments import texts
 from ddpm_jax.experiments.building import DTYPES
-from ddpm_jax.experiments.config import default_config, from_dict, override, to_dict
+from ddpm_jax.experiments.config import default_config, from_dict, override, own_fields, to_dict
 from ddpm_jax.experiments.config_checks import check_config
 from ddpm_jax.experiments.config_field import Range, field, list_fields, only
 from ddpm_jax.experiments.distill_fields import UNREAD
 from ddpm_jax.experiments.fields import FIELDS
-from ddpm_jax.experiments.networks import CUSTOM
+from ddpm_jax.experiments.networks import CUSTOM, make_classifier, make_network
+from ddpm_jax.experiments.owners import NETWORKS
 from ddpm_jax.experiments.run_settings import config_in
 from ddpm_jax.models import (
     classifier,
@@ -366,3 +368,44 @@ def test_what_a_mean_flow_does_not_read_is_refused_in_one(name):
     check_config(config_with(**fields))
     with pytest.raises(UsageError, match=r"a mean flow has a loss of its own, .*: set it back to"):
         check_config(config_with(**fields, **{"mean_flow.evaluations": 1}))
+
+
+OTHER_VALUES = {  # of fields of the network, away from their defaults and fit for each other
+    "ch": 64,
+    "ch_mult": (1, 1, 2, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (8,),
+    "num_heads": 2,
+    "num_heads_up": 4,
+    "scale_shift_norm": True,
+    "downsample_padding": "both",
+    "resampling": "pool",
+    "block_down": (0,),
+    "block_up": (1,),
+    "mid_block": "none",
+    "dropout": 0.3,
+    "time_embedding": "cos_sin_inclusive",
+    "fourier_features": (2,),
+    "time_channels": 32,
+    "norm_eps": 1e-3,
+    "norm_groups": 16,
+    "remat": "blocks",
+    "pool": "attention",
+}
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "classifier"])
+def test_a_network_has_what_the_config_says_that_it_has(name):
+    """A field that the table gives to a network reaches it, and no other is refused by it."""
+    is_classifier = name == "classifier"
+    config = config_with(**{"model.name": "unet" if is_classifier else name})
+    config.objective = "classifier" if is_classifier else "diffusion"
+    config.condition.num_classes = 3
+    fields = {n: OTHER_VALUES[n] for n in own_fields(config, "model") if n in OTHER_VALUES}
+    config.model.update(fields)
+    if is_classifier:
+        network = make_classifier(config, 16, jnp.float32)
+    else:
+        network = make_network(config, (16, 16, 3), jnp.float32)
+    assert {name: getattr(network, name) for name in fields} == fields
+    assert len(fields) >= 3
