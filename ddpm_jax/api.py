@@ -28,7 +28,7 @@ from ddpm_jax.measuring.bits_per_dim import BitsPerDim, bits_per_dim
 from ddpm_jax.measuring.evaluation_call import evaluate_samples
 from ddpm_jax.tasks.call_arguments import conditions_from, sampling_from
 from ddpm_jax.tasks.exporting import LICENSE
-from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
+from ddpm_jax.tasks.image_arrays import Trajectory, make_images, make_trajectory
 from ddpm_jax.tasks.loaded_models import Classifier, FirstStage, check_latents
 from ddpm_jax.tasks.network_exporting import write_for_diffusers
 from ddpm_jax.tasks.photos import Picture
@@ -121,10 +121,6 @@ class Model(PictureMethods):
     The `settings` of its methods are those of `sample` about the sampler and the conditions:
     labels, sampler, steps, spacing, options, guidance, clip, low_res.
     """
-
-    def __init__(self, trained: TrainedModel):
-        super().__init__(trained)
-        self._maker = ImageMaker()
 
     @property
     def process(self) -> Process:
@@ -237,7 +233,7 @@ class Model(PictureMethods):
             tile=tile,
         )
         n = len(sampling.prompt or (None,)) if n is None else n
-        make = self._maker.trajectory if trajectory else self._maker.images
+        make = make_trajectory if trajectory else make_images
         generator = make_generator(self.trained, sampling)
         return make(
             generator, n, seed=seed, batch_size=batch_size, noise=noise, step_noise=step_noise
@@ -255,7 +251,7 @@ class Model(PictureMethods):
           UsageError: a picture that cannot be used.
         """
         photos, one = self._pictures(images)
-        x_0 = self._call("encode", self.trained.model.encode, photos)
+        x_0 = np.asarray(self.trained.encode(photos))
         return x_0[0] if one else x_0
 
     def decode(self, z: Any) -> np.ndarray:

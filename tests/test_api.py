@@ -1,7 +1,9 @@
 """From Python: the images of `sample.py`, and what cannot be in a sentence."""
 
+import gc
 import pathlib
 import shutil
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -221,15 +223,100 @@ def test_what_cannot_be_is_a_sentence(model, call, says):
         call(model)
 
 
+@pytest.fixture
+def compilations():
+    """The programs that XLA compiles while a test runs."""
+    found = []
+
+    def note(event, *rest, **more):
+        if "backend_compile" in event:
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield found
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
 @pytest.mark.full
-def test_nothing_is_printed_and_a_second_call_compiles_nothing(model, capfd):
-    before = jax.monitoring  # events of compilation go through it
-    compiled = []
-    before.register_event_duration_secs_listener(
-        lambda event, *rest, **more: compiled.append(event) if "backend_compile" in event else None
-    )
+def test_nothing_is_printed(model, capfd):
     model.sample(2, **FEW)
-    first = len(compiled)
-    model.sample(2, seed=1, **FEW)
-    assert len(compiled) == first
     assert capfd.readouterr() == ("", "")
+
+
+CALLS = {
+    "sample": lambda m, photo: m.sample(2, **FEW),
+    "its chains": lambda m, photo: m.sample(2, trajectory=True, **FEW).x_0,
+    "encode": lambda m, photo: m.encode(photo),
+    "decode": lambda m, photo: m.decode(np.zeros(m.trained.model.shape)),
+    "edit": lambda m, photo: m.edit(photo, **FEW),
+    "inpaint": lambda m, photo: m.inpaint(photo, np.eye(8) > 0, **FEW),
+    "interpolate seeds": lambda m, photo: m.interpolate(1, 2, n=3, **FEW),
+    "interpolate": lambda m, photo: m.interpolate(photo, 255 - photo, n=3, **FEW),
+    "reconstruct": lambda m, photo: m.reconstruct(photo, steps=2).image,
+    "denoiser": lambda m, photo: m.denoiser()(jnp.zeros((2, 8, 8, 1)), jnp.zeros(2, int)).x_0,
+    "the bound": lambda m, photo: m.bits_per_dim(photo[None], timestep_stride=5).values,
+    "by the flow": lambda m, photo: m.bits_per_dim(photo[None], "ode", rtol=1, atol=1).values,
+    "evaluate": lambda m, photo: m.evaluate("fid", **OF_DIGITS)["fid"]["value"],
+}
+OF_DIGITS = {"num_samples": 4, "num_reference": 4, "batch_size": 4, "features": "digits", **FEW}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("call", CALLS)
+def test_a_second_call_compiles_nothing(model, photo, compilations, call):
+    first = CALLS[call](model, photo)
+    before = len(compilations)
+    second = CALLS[call](model, photo)
+    assert len(compilations) == before
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.full
+def test_other_labels_pictures_and_scales_compile_nothing_and_matter(
+    model, by_class, photo, compilations
+):
+    """What a program is given as arrays decides the images, not the program."""
+
+    def guided(of, label, scale):
+        chain = of.sample(2, labels=label, guidance=scale, trajectory=True, **FEW)
+        return chain.x_0
+
+    first, edited = guided(by_class, 3, 2.0), model.edit(photo, **FEW)
+    before = len(compilations)
+    others = [guided(by_class, 5, 2.0), guided(by_class, 3, 4.0)]
+    edited = [edited, model.edit(255 - photo, **FEW)]
+    assert len(compilations) == before
+    fresh = ddpm_jax.load(RUNS / "dit_by_class")
+    np.testing.assert_array_equal(others[0], guided(fresh, 5, 2.0))
+    np.testing.assert_array_equal(others[1], guided(fresh, 3, 4.0))
+    fresh = ddpm_jax.load(RUNS / "unet")
+    np.testing.assert_array_equal(edited[1], fresh.edit(255 - photo, **FEW))
+    assert not np.array_equal(*others)
+    assert not np.array_equal(first, others[0])
+    assert not np.array_equal(*edited)
+
+
+@pytest.mark.full
+def test_other_noise_of_a_pictures_latent_matters():
+    model = ddpm_jax.load(RUNS / "latents")
+    photo = np.random.default_rng(0).integers(0, 256, model.image_shape).astype(np.uint8)
+    shape = model.trained.model.shape
+    chains = [
+        model.edit(photo, latent_noise=np.full(shape, level), trajectory=True, **FEW).x_t
+        for level in (-2.0, 2.0)
+    ]
+    assert not np.array_equal(*chains)
+
+
+def test_weights_are_freed_with_their_model():
+    """No program that is kept holds them: nothing waits for the collector of cycles."""
+    model = ddpm_jax.load(RUNS / "unet")
+    model.sample(1, sampler="ddim", steps=1)
+    leaf = weakref.ref(jax.tree.leaves(model.params)[0])
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert leaf() is None
+    finally:
+        gc.enable()

@@ -13,7 +13,7 @@ import pytest
 
 import ddpm_jax
 from ddpm_jax.tasks.editing_settings import Editing
-from ddpm_jax.tasks.image_arrays import ImageMaker
+from ddpm_jax.tasks.image_arrays import make_trajectory
 from ddpm_jax.tasks.picture_editing import make_editor
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens" / "sd"
@@ -93,7 +93,7 @@ def test_every_step_from_a_picture_is_that_of_diffusers(models, name):
         picture = generator.picture._replace(x_0=z[i])
         one = dataclasses.replace(generator, picture=picture, texts=text)
         start = channels_last(golden["noise_01"])[i : i + 1]
-        made = ImageMaker().trajectory(one, 1, seed=0, batch_size=1, noise=start)
+        made = make_trajectory(one, 1, seed=0, batch_size=1, noise=start)
         wanted = recorded(golden, run)[:, i]
         np.testing.assert_allclose(made.x_t[:, 0], wanted, rtol=0, atol=5e-4)
 

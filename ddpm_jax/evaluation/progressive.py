@@ -80,18 +80,17 @@ class Interpolation(NamedTuple):
     images: np.ndarray
 
 
-def interpolate(
+def make_interpolate(
     make_denoiser: Callable[[Any], Denoiser],
     schedule: Schedule,
-    params: Any,
-    pair: chex.Array,
     *,
     t: int,
     steps: int,
-    seed: int,
     show: Callable[[Any, chex.Array], chex.Array] = pixels,
-) -> Interpolation:
-    """Interpolate two images in the latent space at t (Ho et al. 2020, section 4.4, figure 8).
+) -> Callable[..., Interpolation]:
+    """Return interpolate(params, pair, *, seed) -> `Interpolation`, compiled once.
+
+    It interpolates two images in the latent space at t (Ho et al. 2020, section 4.4, figure 8).
 
     Both are encoded by q(x_t|x_0), and x̄_t = (1-λ) x_t + λ x'_t is decoded by the reverse chain.
     The two share the ε of the encoding, so that x̄_t has the noise level of t at every λ (with
@@ -102,25 +101,24 @@ def interpolate(
     Args:
       make_denoiser: params -> `Denoiser`.
       schedule: that of the walked chain, whole or respaced.
-      params: parameters.
-      pair: x_0 of the two, float32 [2, h, w, c].
       t: the level of the interpolation, 0..T-1 of `schedule`.
       steps: N, the number of λ from 0 to 1, both included; at least 2.
-      seed: of both noises.
       show: (params, x_0 [N, h, w, c]) -> their images uint8 [N, H, W, C].
 
     Raises:
       UsageError: `t` or `steps` out of range.
+
+    Interpolate is given the x_0 of the two images, float32 [2, h, w, c], and the seed of both
+    noises. It raises:
       FailureError: an image that is not finite.
     """
     if steps < 2:
         raise UsageError(
             f"The number of interpolation steps is {steps}: choose at least 2, the two ends."
         )
-    chex.assert_type(pair, np.float32)
-    chex.assert_shape(pair, (2, None, None, None))
-    sampler = from_timestep(schedule, t)
     lambdas = np.linspace(0, 1, steps)
+    sample = dispatch.make_sample(make_denoiser, from_timestep(schedule, t))
+    show = jax.jit(show)
 
     @jax.jit
     def start(key, pair, lambdas):
@@ -128,9 +126,13 @@ def interpolate(
         eps = jnp.broadcast_to(randomness.initial_noise(keys[:1], pair.shape[1:]), pair.shape)
         return mix(q_sample(schedule, pair, jnp.full(2, t), eps), lambdas), keys
 
-    x_t, keys = start(base_key(seed), pair, lambdas.astype(np.float32))
-    x_0 = dispatch.sample(make_denoiser, sampler, params, x_t, keys).x_0
-    return Interpolation(lambdas, _to_images(show, params, x_0))
+    def interpolate(params: Any, pair: chex.Array, *, seed: int) -> Interpolation:
+        chex.assert_type(pair, np.float32)
+        chex.assert_shape(pair, (2, None, None, None))
+        x_t, keys = start(base_key(seed), pair, lambdas.astype(np.float32))
+        return Interpolation(lambdas, _to_images(show, params, sample(params, x_t, keys).x_0))
+
+    return interpolate
 
 
 def mix(x_t: chex.Array, lambdas: chex.Array) -> chex.Array:
@@ -172,7 +174,7 @@ def samples_sharing_latents(
       num_latents: K, 1..T.
       num_samples: N, at least 1.
       seed: of the noise.
-      show: as in `interpolate`.
+      show: as in `make_interpolate`.
 
     Raises:
       UsageError: more moments than the chain has.
@@ -184,7 +186,7 @@ def samples_sharing_latents(
             f"{num_latents} latents are asked for: the chain has {num_timesteps}, choose 1 to so "
             "many."
         )
-    walk = functools.partial(dispatch.sample, make_denoiser)
+    walk, show = functools.partial(dispatch.sample, make_denoiser), jax.jit(show)
     keys = randomness.image_keys(base_key(seed), jnp.arange(1 + num_latents * num_samples))
     of_rows = keys[1:].reshape(num_latents, num_samples)
     x_T = randomness.initial_noise(keys[:1], shape)
@@ -202,7 +204,7 @@ def samples_sharing_latents(
     drawn = _to_images(show, params, jnp.concatenate(images))
     return SharedLatents(
         t,
-        np.asarray(jax.jit(show)(params, latents)),
+        np.asarray(show(params, latents)),
         drawn.reshape(num_latents, num_samples, *drawn.shape[1:]),
     )
 
@@ -215,4 +217,4 @@ def _to_images(
             "An image came out as not-a-number or infinite: the weights have diverged, so use an "
             "earlier checkpoint."
         )
-    return np.asarray(jax.jit(show)(params, x_0))
+    return np.asarray(show(params, x_0))

@@ -61,27 +61,41 @@ def sample(
     *,
     num_frames: int = 0,
 ) -> loop.Samples:
-    """Run `samplers.loop.sample` for one batch on one device, in dispatches.
+    """Run `samplers.loop.sample` for one batch on one device, in dispatches; see `make_sample`."""
+    return make_sample(make_denoiser, sampler, num_frames=num_frames)(params, x_T, keys)
+
+
+def make_sample(
+    make_denoiser: Callable[[Any], Denoiser], sampler: Sampler, *, num_frames: int = 0
+) -> Callable[..., loop.Samples]:
+    """Return run(params, x_T, keys=None) -> `Samples`, compiled once for a shape of x_T.
 
     `params` are those of `make_denoiser`.
 
-    Raises:
+    Run raises:
       UsageError: `num_frames` that this chain does not have.
       Stopped: see `walk`.
     """
+    begin = jax.jit(lambda x_T: loop.begin(sampler, x_T, num_frames=num_frames))
+    finish = jax.jit(lambda chains: loop.finish(sampler, chains))
     segment = jax.jit(
         lambda params, chains, keys, first, last: (
             loop.advance(make_denoiser(params), sampler, chains, keys, first, last),
             last == sampler.num_rows,
         )
     )
-    chains = walk(
-        lambda chains, first, last: segment(params, chains, keys, first, last),
-        jax.jit(lambda x_T: loop.begin(sampler, x_T, num_frames=num_frames))(x_T),
-        sampler.num_rows,
-        pace=Pace(),
-    )
-    return jax.jit(lambda chains: loop.finish(sampler, chains))(chains)
+    pace = Pace()
+
+    def run(params: Any, x_T: chex.Array, keys: chex.PRNGKey | None = None) -> loop.Samples:
+        chains = walk(
+            lambda chains, first, last: segment(params, chains, keys, first, last),
+            begin(x_T),
+            sampler.num_rows,
+            pace=pace,
+        )
+        return finish(chains)
+
+    return run
 
 
 def walk(

@@ -12,7 +12,7 @@ from ddpm_jax.evaluation.tally import Estimate, estimate
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluated_split import in_memory
 from ddpm_jax.measuring.evaluation_settings import FlowLikelihood, VariationalBound
-from ddpm_jax.measuring.likelihood_bound import bound_computation, bound_strata
+from ddpm_jax.measuring.likelihood_bound import bound_computation, bound_strata, model_bound
 from ddpm_jax.measuring.resuming import complete
 from ddpm_jax.randomness import check_settings
 from ddpm_jax.settings import check_names, field_names
@@ -64,7 +64,10 @@ def bits_per_dim(
 
 def _bound(trained: TrainedModel, source: Source, settings: VariationalBound) -> BitsPerDim:
     strata = bound_strata(trained.model, settings)
-    draws = complete(bound_computation(trained, source, settings, strata), len(source)).total
+    key = ["bound", settings.timestep_stride]
+    bound = trained.programs.get(key, lambda: model_bound(trained.model, strata))
+    computation = bound_computation(trained, source, settings, strata, bound)
+    draws = complete(computation, len(source)).total
     return _summarize(draws, np.full(draws.shape, len(strata.first)))
 
 
@@ -72,7 +75,10 @@ def _flow(trained: TrainedModel, source: Source, settings: FlowLikelihood) -> Bi
     # the solver takes more than a second to import, which nothing else of `ddpm_jax.load` needs
     from ddpm_jax.measuring.likelihood_flow import flow_computation, flow_evaluation
 
-    evaluate = flow_evaluation(trained.model, settings, strict=False)
+    of_computation = settings.trace, settings.probes, settings.draws, settings.rtol, settings.atol
+    evaluate = trained.programs.get(
+        ["ode", *of_computation], lambda: flow_evaluation(trained.model, settings, strict=False)
+    )
     bits = complete(flow_computation(trained, source, settings, evaluate), len(source))
     return _summarize(bits.draws.astype(np.float64), bits.num_evaluations)
 

@@ -12,6 +12,7 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.evaluation.pixel_frechet import check_pixel_sets, pixel_frechet_distance
 from ddpm_jax.experiments.datasets import load_evaluated, load_split
 from ddpm_jax.experiments.identity import checkpoint_record
+from ddpm_jax.experiments.programs import Programs
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.limits import MAX_BATCH, MAX_IMAGES
 from ddpm_jax.samplers.ancestral import ancestral
@@ -108,7 +109,9 @@ class ComparedModel:
 
     def measure(self, sampler: Sampler) -> dict[str, float]:
         """Return the Frechet distance, the seconds an image takes, and those of compilation."""
-        generator = dataclasses.replace(self._generator, sampler=sampler)
+        # no record names this sampler, so its programs are shared with no other
+        trained = dataclasses.replace(self.trained, programs=Programs())
+        generator = dataclasses.replace(self._generator, sampler=sampler, trained=trained)
         images, first = self._make(generator)
         _, again = self._make(generator)
         return {

@@ -4,6 +4,7 @@
 networks of other projects are in `foreign_features`.
 """
 
+import functools
 import hashlib
 import importlib
 import importlib.resources
@@ -122,6 +123,7 @@ def _pixels(image_shape: Shape) -> FeatureNetwork:
     return FeatureNetwork("pixels", int(np.prod(image_shape)), extract, {"range": "0..1"})
 
 
+@functools.lru_cache(maxsize=4)  # with its compiled program
 def _digits(
     image_shape: Shape, resize: str | None, rounding: str, batch_size: int
 ) -> FeatureNetwork:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ddpm_jax.data.sources import Source
 from ddpm_jax.evaluation import tally
 from ddpm_jax.evaluation.batches import ReadBatch
-from ddpm_jax.evaluation.bound import check_has_bound, make_bound, stream_terms
+from ddpm_jax.evaluation.bound import Bound, check_has_bound, make_bound, stream_terms
 from ddpm_jax.evaluation.strata import Strata, make_strata
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.models import DiffusionModel
@@ -53,7 +53,8 @@ def measure_bound(
     stride = settings.timestep_stride
     record = split.record | {"timestep_stride": stride, "clip_denoised": True}
     suffix = f"{split.suffix}_stride{stride}_draws{settings.draws}_seed{settings.seed}"
-    computation = bound_computation(trained, split.source, settings, strata)
+    bound = model_bound(trained.model, strata)
+    computation = bound_computation(trained, split.source, settings, strata, bound)
     path = directory and result_path(directory, "bound", trained, f"{suffix}.npz")
     made_with = record | results.machine() | {"versions": versions()}
     summed = resume(path, computation, split.num_images, made_with)
@@ -73,18 +74,27 @@ def bound_strata(model: DiffusionModel, settings: VariationalBound) -> Strata:
     return make_strata(model.schedule.num_timesteps, settings.timestep_stride)
 
 
+def model_bound(model: DiffusionModel, strata: Strata) -> Bound:
+    """Return the bound of a batch; it is compiled when first used."""
+    return make_bound(
+        lambda weights, condition: model.denoiser(weights, model.schedule, condition),
+        model.schedule,
+        strata,
+        make_condition=condition_of(model),
+    )
+
+
 def bound_computation(
-    trained: TrainedModel, source: Source, settings: VariationalBound, strata: Strata
+    trained: TrainedModel, source: Source, settings: VariationalBound, strata: Strata, bound: Bound
 ) -> Computation:
-    """Return the computation of a `tally.Tally`; it is compiled when first used.
+    """Return the computation of a `tally.Tally`.
 
     Raises:
       UsageError: a model that reads texts, but images without captions.
     """
     empty = tally.empty(trained.model.schedule.num_timesteps, settings.draws)
-    extend = functools.partial(
-        _extend, trained, source, settings, strata, batch_reader(trained, source)
-    )
+    read = batch_reader(trained, source)
+    extend = functools.partial(_extend, trained, source, settings, strata, bound, read)
     return Computation(empty, extend, tally.merge)
 
 
@@ -93,18 +103,12 @@ def _extend(
     source: Source,
     settings: VariationalBound,
     strata: Strata,
+    bound: Bound,
     read: ReadBatch,
     summed: tally.Tally,
     span: Span,
 ) -> Iterator[tally.Tally]:
     """Yield the tally after each further batch of a span's images."""
-    model = trained.model
-    bound = make_bound(
-        lambda weights, condition: model.denoiser(weights, model.schedule, condition),
-        model.schedule,
-        strata,
-        make_condition=condition_of(model),
-    )
     per_image = settings.draws * len(strata.first)
     with Counter(
         "evaluating",

@@ -35,6 +35,12 @@ class Guide:
         return {"numbers": self.numbers, **second}
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the program of `guided`: the record without its numbers."""
+        named = {name: value for name, value in self.record.items() if name not in self.numbers}
+        return named | {"kind": self.kind}
+
+    @property
     def labelled(self) -> TrainedModel:
         """Return the model that takes the labels: the classifier, if there is one."""
         return self.second if self.kind == "classifier" else self.trained

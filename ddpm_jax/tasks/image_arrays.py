@@ -1,11 +1,8 @@
-"""Images as arrays, from programs that are compiled once for the same settings."""
+"""Images as arrays, and whole chains of them."""
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from ddpm_jax import memory
@@ -16,8 +13,6 @@ from ddpm_jax.randomness import check_settings
 from ddpm_jax.settings import Settings, setting
 from ddpm_jax.tasks.image_generator import ImageGenerator
 
-_KEPT = 8  # programs kept, the most recently used
-
 
 class Trajectory(NamedTuple):
     """Images, and all N+1 moments of their chains in the sampler's own numbers."""
@@ -27,101 +22,72 @@ class Trajectory(NamedTuple):
     x_0: np.ndarray  # float32 [N+1, n, h, w, c]: predicted from the x_t of the same moment
 
 
-class ImageMaker:
-    """A maker of arrays of images that keeps compiled programs for the same settings."""
+def make_images(
+    generator: ImageGenerator,
+    count: int,
+    *,
+    seed: int,
+    batch_size: int,
+    noise: Any = None,
+    step_noise: Any = None,
+) -> np.ndarray:
+    """Make images 0..count-1: uint8 [count, H, W, C].
 
-    def __init__(self) -> None:
-        self._programs: dict[str, tuple[ImageGenerator, Generate]] = {}
+    Args:
+      generator: how.
+      count: at least 1.
+      seed: of the noise.
+      batch_size: images at a time; the last digits may depend on it.
+      noise: float [count, h, w, c] in place of the seed's x_T.
+      step_noise: float [N, count, h, w, c], or [N, draws, count, h, w, c], in place of the seed's
+        noise of the N rows of the sampler.
 
-    def images(
-        self,
-        generator: ImageGenerator,
-        count: int,
-        *,
-        seed: int,
-        batch_size: int,
-        noise: Any = None,
-        step_noise: Any = None,
-    ) -> np.ndarray:
-        """Make images 0..count-1: uint8 [count, H, W, C].
+    Raises:
+      UsageError: a count or batch below 1, or noise of another shape.
+      FailureError: an image that is not finite.
+    """
+    given = _Given(n=count, seed=seed, batch_size=batch_size)
+    made = _make(generator, generator.generate, given, noise, step_noise)
+    return np.concatenate([batch.images for batch in made])
 
-        Args:
-          generator: how.
-          count: at least 1.
-          seed: of the noise.
-          batch_size: images at a time; the last digits may depend on it.
-          noise: float [count, h, w, c] in place of the seed's x_T.
-          step_noise: float [N, count, h, w, c], or [N, draws, count, h, w, c], in place of the
-            seed's noise of the N rows of the sampler.
 
-        Raises:
-          UsageError: a count or batch below 1, or noise of another shape.
-          FailureError: an image that is not finite.
-        """
-        given = _Given(n=count, seed=seed, batch_size=batch_size)
-        generator, made = self._make(generator, given, noise, step_noise)
-        return np.concatenate([batch.images for batch in made])
+def make_trajectory(
+    generator: ImageGenerator,
+    count: int,
+    *,
+    seed: int,
+    batch_size: int,
+    noise: Any = None,
+    step_noise: Any = None,
+) -> Trajectory:
+    """Make images 0..count-1 and keep their whole chains; arguments as of `make_images`."""
+    given = _Given(n=count, seed=seed, batch_size=batch_size)
+    made = _make(generator, generator.generate_chains, given, noise, step_noise)
+    x, x_t, x_0 = zip(*made, strict=True)
+    inputs = generator.inputs(np.arange(count))
+    images = np.asarray(generator.decode_all(generator.params, np.concatenate(x), inputs))
+    return Trajectory(images, np.concatenate(x_t, axis=1), np.concatenate(x_0, axis=1))
 
-    def trajectory(
-        self,
-        generator: ImageGenerator,
-        count: int,
-        *,
-        seed: int,
-        batch_size: int,
-        noise: Any = None,
-        step_noise: Any = None,
-    ) -> Trajectory:
-        """Make images 0..count-1 and keep their whole chains; arguments are those of `images`."""
-        given = _Given(n=count, seed=seed, batch_size=batch_size)
-        generator, made = self._make(generator, given, noise, step_noise, trajectory=True)
-        x, x_t, x_0 = zip(*made, strict=True)
-        decode = jax.jit(generator.decode)
-        inputs = generator.inputs(np.arange(count))
-        images = np.asarray(decode(generator.params, np.concatenate(x), inputs))
-        return Trajectory(images, np.concatenate(x_t, axis=1), np.concatenate(x_0, axis=1))
 
-    def _make(
-        self,
-        generator: ImageGenerator,
-        given: "_Given",
-        noise: Any,
-        step_noise: Any,
-        *,
-        trajectory: bool = False,
-    ) -> tuple[ImageGenerator, list[Generated]]:
-        """Return the generator whose program is used, and what it made, batch by batch."""
-        check_settings()
-        generator, generate = self._program(generator, trajectory=trajectory)
-        arrays = _noise(generator, given.n, noise, step_noise)
-        batch_size = min(given.batch_size, given.n)
-        with memory.explained(f"making {batch_size} images at a time", "lower batch_size"):
-            batches = generate_batches(
-                generate,
-                generator.params,
-                seed=given.seed,
-                indices=range(given.n),
-                batch_size=batch_size,
-                make_inputs=lambda indices: generator.inputs(
-                    indices, **{name: array[indices] for name, array in arrays.items()}
-                ),
-            )
-            return generator, [made for _, made in batches]
-
-    def _program(
-        self, generator: ImageGenerator, *, trajectory: bool = False
-    ) -> tuple[ImageGenerator, Generate]:
-        """Return the generator with its program, an earlier one with the same record if kept."""
-        key = json.dumps([generator.record, trajectory], sort_keys=True)
-        found = self._programs.pop(key, None)
-        if found is None:
-            frames = generator.sampler.num_rows + 1
-            options = {"decode": _undecoded, "num_frames": frames} if trajectory else {}
-            found = generator, generator.compiled(**options)
-        self._programs[key] = found
-        for old in list(self._programs)[:-_KEPT]:
-            del self._programs[old]
-        return found
+def _make(
+    generator: ImageGenerator, generate: Generate, given: "_Given", noise: Any, step_noise: Any
+) -> list[Generated]:
+    """Return what a program of the generator made, batch by batch."""
+    check_settings()
+    arrays = _noise(generator, given.n, noise, step_noise)
+    batch_size = min(given.batch_size, given.n)
+    with memory.explained(f"making {batch_size} images at a time", "lower batch_size"):
+        batches = generate_batches(
+            generate,
+            generator.params,
+            seed=given.seed,
+            indices=range(given.n),
+            batch_size=batch_size,
+            make_inputs=lambda indices: generator.inputs(
+                indices, **{name: array[indices] for name, array in arrays.items()}
+            ),
+        )
+        return [made for _, made in batches]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +97,6 @@ class _Given(Settings):
     n: int = setting(1, "How many.", lower=1, upper=MAX_IMAGES)
     seed: int = setting(0, "Image i is a function of the seed and i.", lower=0, upper=MAX_SEED)
     batch_size: int = setting(1, "Images made at a time.", lower=1, upper=MAX_BATCH)
-
-
-def _undecoded(params: Any, x: jax.Array, inputs: Mapping[str, Any]) -> jax.Array:
-    return x
 
 
 def _noise(

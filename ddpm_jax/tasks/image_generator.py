@@ -16,6 +16,8 @@ from ddpm_jax.diffusion.clipping import CLIPPINGS
 from ddpm_jax.diffusion.denoiser import Denoiser, from_function
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
+from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.programs import Programs
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.generation import generating
 from ddpm_jax.models.condition import Condition
@@ -25,6 +27,13 @@ from ddpm_jax.samplers.loop import Sampler
 from ddpm_jax.tasks import names
 from ddpm_jax.tasks.guide import Guide
 from ddpm_jax.tasks.prompts import Texts
+
+_PICTURES = ("init_image", "inpaint", "mask", "low_res")
+# entries of a record whose values a compiled program is given as arrays
+_INPUTS = {
+    *("labels", "prompt", "prompts", "negative_prompt"),
+    *(f"{name}{of_file}" for name in _PICTURES for of_file in ("", "_sha256")),
+}
 
 
 class KnownPicture(NamedTuple):
@@ -126,10 +135,52 @@ class ImageGenerator:
         arguments = functions | options
         return generating.make_generate(self.denoiser, self.sampler, self.shape, **arguments)
 
-    @functools.cached_property
+    @property
     def generate(self) -> generating.Generate:
         """Return the program that makes images, compiled once for a size of batch."""
-        return self.compiled()
+        return self.kept("generate", lambda bare: bare.compiled())
+
+    @property
+    def generate_chains(self) -> generating.Generate:
+        """Return the program whose images are x_0, not decoded, with all moments of the chains."""
+        frames = self.sampler.num_rows + 1
+        return self.kept("chains", lambda bare: bare.compiled(decode=_undecoded, num_frames=frames))
+
+    @property
+    def decode_all(self) -> Callable[..., jax.Array]:
+        """Return `decode`, compiled."""
+        return self.kept("decode", lambda bare: jax.jit(bare.decode))
+
+    def kept(
+        self, what: str, make: Callable[["ImageGenerator"], Callable[..., Any]]
+    ) -> Callable[..., Any]:
+        """Return a program that any generator with the same settings but for its inputs can use.
+
+        The settings are those of the record, which must name the sampler.
+
+        Args:
+          what: the program is.
+          make: returns it, given this generator without weights.
+        """
+        settings = {name: name in _INPUTS or value for name, value in self.record.items()}
+        settings["guidance"] = self.guide.settings
+        return self.trained.programs.get([what, settings], lambda: make(self._without_weights()))
+
+    def kept_with_inputs(
+        self, what: Any, make: Callable[["ImageGenerator"], Callable[..., Any]]
+    ) -> Callable[..., Any]:
+        """Return a program that has inputs as constants, as `denoiser_of_any_batch` does.
+
+        The arguments are as in `kept`; `what` is any JSON.
+        """
+        settings = self.record
+        return self.trained.programs.get([what, settings], lambda: make(self._without_weights()))
+
+    def _without_weights(self) -> "ImageGenerator":
+        trained, guide = _without_weights(self.trained), self.guide
+        second = guide.second and _without_weights(guide.second)
+        guide = dataclasses.replace(guide, trained=trained, second=second)
+        return dataclasses.replace(self, trained=trained, guide=guide)
 
     def batches(
         self,
@@ -169,6 +220,14 @@ class ImageGenerator:
         The digest is of the settings that are not the defaults.
         """
         return names.joined(names.what(self.record), names.how(self.record))
+
+
+def _without_weights(trained: TrainedModel) -> TrainedModel:
+    return dataclasses.replace(trained, weights=Weights(()), programs=Programs())
+
+
+def _undecoded(params: Any, x: jax.Array, inputs: dict[str, Any]) -> jax.Array:
+    return x
 
 
 def _repeat(array: np.ndarray | None, count: int) -> np.ndarray | None:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -54,9 +53,14 @@ def interpolate(generator: ImageGenerator, interpolation: Interpolation, *, seed
     """
     trained, schedule = generator.trained, generator.sampler.schedule
     t = schedule.num_timesteps // 2 if interpolation.t is None else interpolation.t
-    progressive.from_timestep(schedule, t)
     pictures, steps = list(map(in_place, interpolation.images)), interpolation.steps
     shape = trained.model.image_shape
+    run = generator.kept_with_inputs(
+        ["interpolate", t, steps],
+        lambda bare: progressive.make_interpolate(
+            bare.denoiser_of_any_batch, schedule, t=t, steps=steps, show=bare.decode
+        ),
+    )
     pair = np.stack([read_photo("interpolate", picture, shape) for picture in pictures])
     said = [describe_picture("picture", picture) for picture in pictures]
     settings = {
@@ -66,16 +70,8 @@ def interpolate(generator: ImageGenerator, interpolation: Interpolation, *, seed
     }
 
     def draw() -> Drawn:
-        found = progressive.interpolate(
-            generator.denoiser_of_any_batch,
-            schedule,
-            generator.params,
-            jax.jit(trained.model.encode)(trained.weights, pair),
-            t=t,
-            steps=steps,
-            seed=seed,
-            show=generator.decode,
-        )
+        x_0 = trained.encode(pair)
+        found = run(generator.params, x_0, seed=seed)
         row = np.concatenate([pair[:1], found.images, pair[1:]])
         first, last = settings["images"]
         said = f"{first}, {steps} images at t = {t} with λ from 0 to 1, {last}"

@@ -31,7 +31,6 @@ class LoadedModel:
 
     def __init__(self, trained: TrainedModel):
         self.trained = trained
-        self._programs: dict[str, Callable[..., Any]] = {}
 
     @property
     def step(self) -> int:
@@ -103,7 +102,7 @@ class LoadedModel:
 
     def _call(self, name: str, function: Callable[..., Any], *arrays: Any) -> np.ndarray:
         """Return function(weights, *arrays), compiled once for a name and the shapes."""
-        program = self._programs.setdefault(name, jax.jit(function))
+        program = self.trained.programs.get([name], lambda: jax.jit(function))
         return np.asarray(program(self.trained.weights, *arrays))
 
     def _pictures(self, pictures: Picture) -> tuple[np.ndarray, bool]:

@@ -162,7 +162,9 @@ def painted_input(trained: TrainedModel, photo: np.ndarray, mask: np.ndarray) ->
     """
     space, frozen = trained.model.codec.space, trained.weights.frozen
     masked = jnp.where(mask, 0.0, to_model_range(photo))
-    z = jax.jit(space.encode)(frozen, masked[None])[0]
+    shape = trained.model.image_shape
+    encode = trained.programs.get(["latents", *shape], lambda: jax.jit(space.encode))
+    z = encode(frozen, masked[None])[0]
     height, width, _ = z.shape
     rows = mask[:: len(mask) // height, :: mask.shape[1] // width]
     return np.concatenate([rows.astype(np.float32), z], axis=-1)
@@ -189,7 +191,7 @@ def _x_0(trained: TrainedModel, photo: np.ndarray, noise: np.ndarray | None = No
                 f"latent_noise has the shape {noise.shape}: give {trained.model.shape}."
             )
         noise = noise[None]
-    return np.asarray(jax.jit(trained.model.encode)(trained.weights, photo[None], noise))[0]
+    return np.asarray(trained.encode(photo[None], noise))[0]
 
 
 def _blocks(mask: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 from ddpm_jax.tasks import interpolation, reconstruction
 from ddpm_jax.tasks.call_arguments import sampling_from
 from ddpm_jax.tasks.editing_settings import Editing, Inpainting, Interpolation
-from ddpm_jax.tasks.image_arrays import ImageMaker, Trajectory
+from ddpm_jax.tasks.image_arrays import Trajectory, make_images, make_trajectory
 from ddpm_jax.tasks.loaded_models import LoadedModel
 from ddpm_jax.tasks.photos import Picture, read_photo
 from ddpm_jax.tasks.picture_editing import make_editor, make_painter
@@ -17,8 +17,6 @@ from ddpm_jax.tasks.walks import times_in
 
 class PictureMethods(LoadedModel):
     """Methods of a model that take pictures; `settings` are those of `Model.sample`."""
-
-    _maker: ImageMaker
 
     def edit(
         self,
@@ -49,7 +47,7 @@ class PictureMethods(LoadedModel):
         """
         editing = Editing(image=photo, strength=strength, latent_noise=latent_noise)
         generator = make_editor(self.trained, sampling_from(**settings), editing)
-        make = self._maker.trajectory if trajectory else self._maker.images
+        make = make_trajectory if trajectory else make_images
         return make(
             generator, n, seed=seed, batch_size=batch_size, noise=noise, step_noise=step_noise
         )
@@ -84,7 +82,7 @@ class PictureMethods(LoadedModel):
         """
         inpainting = Inpainting(image=photo, mask=mask, resamplings=resamplings, jump=jump)
         generator = make_painter(self.trained, sampling_from(**settings), inpainting)
-        make = self._maker.trajectory if trajectory else self._maker.images
+        make = make_trajectory if trajectory else make_images
         return make(
             generator, n, seed=seed, batch_size=batch_size, noise=noise, step_noise=step_noise
         )

@@ -60,9 +60,14 @@ def reconstruct(
     params = generator.params
 
     def walk(denoiser: Denoiser, sampler: Sampler, x: jax.Array) -> Samples:
-        return dispatch.sample(generator.denoiser_of_any_batch, sampler, params, x)
+        upwards = isinstance(sampler.rows, inversion.UpwardRows)
+        run = generator.kept_with_inputs(
+            ["reconstruct", upwards, times.tolist(), corrections],
+            lambda bare: dispatch.make_sample(bare.denoiser_of_any_batch, sampler),
+        )
+        return run(params, x)
 
-    x_0 = jax.jit(trained.model.encode)(trained.weights, photo[None])
+    x_0 = trained.encode(photo[None])
     found = inversion.reconstruct(
         generator.denoiser_of_any_batch(params),
         trained.model.chain,
@@ -77,7 +82,7 @@ def reconstruct(
             "The reconstruction came out as not-a-number or infinite: take more steps or fewer "
             "corrections, or, where plain samples fail too, an earlier checkpoint."
         )
-    shown = jax.jit(generator.decode)(params, jnp.concatenate([x_0, found.x_T, found.x_0]))
+    shown = generator.decode_all(params, jnp.concatenate([x_0, found.x_T, found.x_0]))
     shown = np.asarray(shown)
     return Reconstructed(np.asarray(found.x_T[0]), shown[2], rmse, shown)
 

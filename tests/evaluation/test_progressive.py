@@ -147,10 +147,9 @@ def test_a_t_outside_the_chain_is_refused(t):
 
 
 def interpolate(pair, **options):
-    options = {"t": 6, "steps": 5, "seed": 0} | options
-    return progressive.interpolate(
-        make_denoiser(SCHEDULE), SCHEDULE, {}, to_model_range(pair), **options
-    )
+    options = {"t": 6, "steps": 5} | options
+    run = progressive.make_interpolate(make_denoiser(SCHEDULE), SCHEDULE, **options)
+    return run({}, to_model_range(pair), seed=0)
 
 
 @pytest.mark.parametrize("t", [0, 6, T - 1])
@@ -211,7 +210,7 @@ def test_one_step_of_interpolation_and_broken_weights_are_refused():
         interpolate(make_images(2), steps=1)
     broken, pair = make_denoiser(SCHEDULE, broken=True), to_model_range(make_images(2))
     with pytest.raises(FailureError, match="not-a-number"):
-        progressive.interpolate(broken, SCHEDULE, {}, pair, t=3, steps=2, seed=0)
+        progressive.make_interpolate(broken, SCHEDULE, t=3, steps=2)({}, pair, seed=0)
 
 
 def share(schedule=SCHEDULE, **options):
