@@ -31,12 +31,12 @@ def inputs(side: int, channels: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDty
 @pytest.mark.parametrize(
     ("network", "arguments", "forward", "gradient"),
     [
-        pytest.param(UNet(), inputs(32, 3), 7100, 20400, marks=pytest.mark.full, id="cifar10_unet"),
+        pytest.param(UNet(), inputs(32, 3), 4850, 12600, marks=pytest.mark.full, id="cifar10_unet"),
         pytest.param(
             DiT(out_channels=4), inputs(32, 4), 1930, 4850, marks=pytest.mark.full, id="dit"
         ),
         pytest.param(
-            SMALL_VAE, inputs(64, 3)[:1], 2770, 7520, marks=pytest.mark.full, id="small_vae"
+            SMALL_VAE, inputs(64, 3)[:1], 2230, 5640, marks=pytest.mark.full, id="small_vae"
         ),
     ],
 )

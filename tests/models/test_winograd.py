@@ -63,6 +63,32 @@ def test_a_batch_taken_in_parts_gives_the_same_numbers(monkeypatch):
         np.testing.assert_allclose(part, all_at_once, rtol=1e-6, atol=1e-5)
 
 
+COLLECTIVES = """
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from ddpm_jax.models import winograd
+
+winograd.PART = 4 * 16 * 16 * 256 * 2  # two images of four
+mesh = jax.make_mesh((2,), ("batch",))
+whole, shared = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("batch",)))
+options = {"in_shardings": (whole, shared), "out_shardings": (whole, shared)}
+
+def gradients(kernel, x):
+    y_bar = winograd.convolve(x, kernel)
+    return winograd.kernel_gradient(x, y_bar), winograd.input_gradient(y_bar, kernel)
+
+arrays = (jax.ShapeDtypeStruct(shape, "float32") for shape in ((3, 3, 128, 128), (4, 8, 8, 128)))
+program = jax.jit(gradients, **options).lower(*arrays).compile().as_text()
+assert winograd.num_parts((4, 8, 8, 128), (3, 3, 128, 128)) == 2
+print(program.count("all-reduce("), program.count("all-gather("))
+"""
+
+
+@pytest.mark.full
+def test_of_a_batch_on_two_devices_only_the_gradient_of_the_kernel_is_exchanged(run_python):
+    assert run_python("-c", COLLECTIVES, devices=2).stdout.split() == ["1", "0"]
+
+
 def upsampled_direct(x, kernel):
     return direct(x.repeat(2, axis=1).repeat(2, axis=2), kernel)
 
