@@ -56,6 +56,12 @@ def pytest_collection_modifyitems(config, items):
     items[:] = chosen
 
 
+def pytest_collection_finish():
+    """Exempt half a million objects of imports and tests from the collections between files."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
     """Drop the compiled programs of a file: XLA crashes with too many memory maps."""

@@ -9,6 +9,11 @@ import pytest
 from ddpm_jax.diffusion import gaussian, schedules
 from ddpm_jax.diffusion.parameterization import Prediction
 
+# Compiled whole, not op by op.
+q_mean_variance, q_posterior, q_sample, q_step = map(
+    jax.jit, (gaussian.q_mean_variance, gaussian.q_posterior, gaussian.q_sample, gaussian.q_step)
+)
+
 T = 30
 BETAS = {name: schedules.make_betas(name, T) for name in ("cosine", "jsd")} | {
     "linear": schedules.make_betas("linear", T, beta_start=1e-4, beta_end=0.3)
@@ -30,13 +35,13 @@ def test_composing_the_forward_steps_gives_the_jump(chain):
     """
     betas, schedule = chain
     x_prev = np.ones((T, 2, 2, 1), np.float32)
-    step = gaussian.q_step(schedule, x_prev, every_t)
+    step = q_step(schedule, x_prev, every_t)
     np.testing.assert_allclose(step.mean[:, 0, 0, 0], np.sqrt(1 - betas), rtol=1e-6)
     np.testing.assert_allclose(np.ravel(step.variance), betas, rtol=1e-6)
     np.testing.assert_allclose(np.ravel(step.log_variance), np.log(betas), rtol=1e-6, atol=1e-7)
 
     scale, variance = 1.0, 0.0
-    jump = gaussian.q_mean_variance(schedule, x_0_of_all, every_t)
+    jump = q_mean_variance(schedule, x_0_of_all, every_t)
     for t in range(T):
         scale, variance = np.sqrt(1 - betas[t]) * scale, (1 - betas[t]) * variance + betas[t]
         np.testing.assert_allclose(jump.mean[t], scale * x_0_of_all[t], rtol=1e-6, atol=1e-12)
@@ -51,8 +56,10 @@ def test_composing_the_forward_steps_gives_the_jump(chain):
 def test_a_step_is_scaled_alike_where_nothing_is_left_of_the_signal(name, num_timesteps):
     """√(1-β_t) in float64, also where ᾱ_t is no number of float32."""
     betas = schedules.make_betas(name, num_timesteps)
-    step = gaussian.q_step(
-        schedules.make_schedule(betas), jnp.ones((num_timesteps, 1)), jnp.arange(num_timesteps)
+    step = q_step(
+        schedules.make_schedule(betas),
+        np.ones((num_timesteps, 1), np.float32),
+        np.arange(num_timesteps),
     )
     np.testing.assert_allclose(step.mean[:, 0], np.sqrt(1 - betas), rtol=1e-6)
 
@@ -60,10 +67,10 @@ def test_a_step_is_scaled_alike_where_nothing_is_left_of_the_signal(name, num_ti
 def test_q_sample_is_the_mean_plus_scaled_noise(chain):
     _, schedule = chain
     eps = jax.random.normal(jax.random.key(0), x_0_of_all.shape)
-    q = gaussian.q_mean_variance(schedule, x_0_of_all, every_t)
+    q = q_mean_variance(schedule, x_0_of_all, every_t)
     np.testing.assert_allclose(
-        gaussian.q_sample(schedule, x_0_of_all, every_t, eps),
-        q.mean + jnp.sqrt(q.variance) * eps,
+        q_sample(schedule, x_0_of_all, every_t, eps),
+        q.mean + np.sqrt(q.variance) * eps,
         rtol=1e-5,
         atol=1e-6,
     )
@@ -85,7 +92,7 @@ def test_posterior_is_bayes_rule_on_a_grid(chain, t):
     variance = np.sum(weight * (grid - mean) ** 2)
 
     one = np.ones((1, 1, 1, 1), np.float32)
-    result = gaussian.q_posterior(schedule, x_0 * one, x_t * one, jnp.array([t]))
+    result = q_posterior(schedule, x_0 * one, x_t * one, jnp.array([t]))
     np.testing.assert_allclose(result.mean.item(), mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(result.variance.item(), variance, rtol=1e-5)
     np.testing.assert_allclose(result.log_variance.item(), np.log(variance), rtol=1e-5, atol=1e-5)
@@ -112,7 +119,7 @@ def test_posterior_is_the_product_of_gaussians_at_every_t(chain):
 def test_posterior_at_the_first_step_is_the_data(chain):
     _, schedule = chain
     x_0 = x_0_of_all[:3]
-    q = gaussian.q_posterior(schedule, x_0, 5 + 0 * x_0, jnp.zeros(3, jnp.int32))
+    q = q_posterior(schedule, x_0, 5 + 0 * x_0, jnp.zeros(3, jnp.int32))
     np.testing.assert_allclose(q.mean, x_0, rtol=1e-6)
     assert np.all(q.variance == 0)
     assert np.all(np.isfinite(q.log_variance))
@@ -143,11 +150,11 @@ def test_extract_broadcasts_over_any_rank():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda s, x, t: gaussian.q_sample(s, x, t, x[:, :1]),
-        lambda s, x, t: gaussian.q_sample(s, x, t[:2], x),
-        lambda s, x, t: gaussian.q_sample(s, x, t[:, None], x),
-        lambda s, x, t: gaussian.q_posterior(s, x[..., :0], x, t),
-        lambda s, x, t: gaussian.q_step(s, x, t[:1]),
+        lambda s, x, t: q_sample(s, x, t, x[:, :1]),
+        lambda s, x, t: q_sample(s, x, t[:2], x),
+        lambda s, x, t: q_sample(s, x, t[:, None], x),
+        lambda s, x, t: q_posterior(s, x[..., :0], x, t),
+        lambda s, x, t: q_step(s, x, t[:1]),
     ],
 )
 def test_wrong_shapes_are_refused(call):
@@ -160,6 +167,6 @@ def test_schedule_is_a_pytree_that_jit_takes_as_an_argument():
     schedule = schedules.make_schedule(BETAS["linear"])
     x_0, t = x_0_of_all[:4], jnp.array([0, 3, 9, 29])
     chex.assert_trees_all_equal(
-        jax.jit(gaussian.q_mean_variance)(schedule, x_0, t),
+        q_mean_variance(schedule, x_0, t),
         gaussian.q_mean_variance(schedule, x_0, t),
     )
