@@ -1,6 +1,7 @@
 """Seconds from typing a command to its result, compared with a process that only starts JAX.
 
     python benchmarks/start_up.py [--config configs/digits.py] [--config.train.batch_size=8 ...]
+    python benchmarks/start_up.py --only sample,load         some of the commands
 
 `train.py` to its first step, which is done when its record is on disk; `sample.py --steps 50` and
 `evaluate.py --metric bpd --timestep_stride 100`, to their results, of the run of that one step;
@@ -78,6 +79,7 @@ def _processor_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+COMMANDS = ("train", "sample", "evaluate", "load")
 Command = tuple[list[str], pathlib.Path | None]  # its arguments, the file that ends it
 
 
@@ -128,7 +130,11 @@ def parts_of(command: Command, home: pathlib.Path, folder: pathlib.Path) -> dict
 
 def main(argv: list[str] | None = None) -> dict:
     made = parser(__doc__, config="digits.py")
+    made.add_argument("--only", metavar="NAME,...", help=f"of {', '.join(COMMANDS)}")
     arguments, overrides = made.parse_known_args(argv)
+    names = arguments.only.split(",") if arguments.only else list(COMMANDS)
+    if unknown := [name for name in names if name not in COMMANDS]:
+        made.error(f"there is no {unknown[0]}: choose among {', '.join(COMMANDS)}")
     result = {
         **setting(),
         "config": pathlib.Path(arguments.config).name,
@@ -136,12 +142,13 @@ def main(argv: list[str] | None = None) -> dict:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        one_step = ["--config.train.num_steps=1", "--config.train.sample_every=0"]
+        one_step = ["--config.train.num_steps=1", "--config.train.sample_steps=1"]
         train = ["train.py", "--config", arguments.config, "--workdir", str(folder / "run")]
         seconds_of([*train, *overrides, *one_step], folder / "made")
         yardsticks = []
-        for command, make in commands(folder, arguments.config, overrides).items():
-            home = folder / f"home_{command}"
+        made_commands = commands(folder, arguments.config, overrides)
+        for command in names:
+            make, home = made_commands[command], folder / f"home_{command}"
             kept = [] if command == "load" else ["--compilation_cache", "none"]
             for attempt, more in {"without": kept, "first": [], "second": []}.items():
                 yardsticks.append(seconds_of(["-c", YARDSTICK], folder / "empty"))

@@ -6,6 +6,7 @@ runs `ddpm-jax sample ...` until it ends, or until the file DONE is there ("-" f
 PARTS.json: seconds by the clock of each part, the processor's time and the programs compiled.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -13,6 +14,7 @@ import pathlib
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ddpm_jax.distributed import interrupt
@@ -52,19 +54,18 @@ class Parts:
 
     def time_reading(self) -> None:
         """Counts the reading of a checkpoint as a part."""
-        from ddpm_jax.checkpoints import reader
+        from ddpm_jax.checkpoints import arrays, reader
 
-        restore = reader.restore_state
-
-        def timed(*arguments: Any, **options: Any) -> Any:
+        def timed(read: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
             try:
-                return restore(*arguments, **options)
+                return read(*arguments, **options)
             finally:
                 spent = self.seconds.get("checkpoint", 0.0) + time.perf_counter() - start
                 self.seconds["checkpoint"] = spent
 
-        reader.restore_state = timed
+        arrays.read = functools.partial(timed, arrays.read)
+        reader.restore_state = functools.partial(timed, reader.restore_state)
 
     def write(self, path: str) -> None:
         whole = time.perf_counter() - START
