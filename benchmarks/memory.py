@@ -153,6 +153,7 @@ def against_xla(of: Measured, sizes: tuple[int, ...], dtype: str) -> list[dict[s
             state = STATE_BYTES * parameters
             rows.append(
                 {
+                    "network": of.name,
                     "remat": remat,
                     "batch": size,
                     "state": state,
@@ -327,8 +328,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             dit = dataclasses.replace(networks["dit"].network, **SIZES[size]._asdict())
             networks[f"dit {size}/2"] = networks["dit"]._replace(network=dit)
     kept = by_recomputation(networks)
-    of = measured("dit", small=True) if flags.small else CHECKED
-    checked = against_xla(of, (4,) if flags.small else (32,), "float32")
+    checks = [measured(name, small=True) for name in networks] if flags.small else CHECKED
+    checked = [row for of in checks for row in against_xla(of, of.batch_sizes[:1], "float32")]
     largest = [largest_model(remat, 32) for remat in ("none", "blocks")] if not flags.small else []
     tables = [
         table(kept, ("bytes_an_image", "state_bytes")),
@@ -340,8 +341,9 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-CHECKED = Measured(
-    transformer(256, 4).network.clone(num_classes=10), image_size=16, channels=4, batch_sizes=(8,)
+CHECKED = (
+    Measured(transformer(256, 4).network.clone(num_classes=10), 16, 4, (32,)),
+    Measured(PEAK_NETWORKS["small"], 16, 3, (32,)),
 )
 
 

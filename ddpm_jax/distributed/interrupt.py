@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 STDERR = 2
-_NEW_OBJECTS = 200_000  # between two searches for cycles, some 20 MB
+_NEW_OBJECTS = 500_000  # between two searches for cycles, some 50 MB
 LEAVING = 128 + signal.SIGINT  # the shell's convention
 
 
