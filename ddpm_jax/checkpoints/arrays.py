@@ -5,6 +5,7 @@ store. What is exactly so and exactly as expected is read here; of everything el
 None, and Orbax reads it or says what is wrong.
 """
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -74,24 +75,21 @@ def _saved_leaves(state: pathlib.Path) -> dict[Path, str] | None:
 
 
 def _open(state: pathlib.Path, paths: list[Path]) -> list[tensorstore.TensorStore] | None:
-    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state}/"}}
+    # tensorstore takes no path with a .. in it
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{os.path.realpath(state)}/"}}
     context = tensorstore.Context()
-    opening = [
-        tensorstore.open(
-            {
-                "driver": "zarr",
-                "kvstore": {**store, "path": f"{'.'.join(path)}/"},
-                "fill_missing_data_reads": False,
-                "recheck_cached_data": False,
-                "recheck_cached_metadata": False,
-            },
-            context=context,
-            open=True,
-            read=True,
-        )
-        for path in paths
-    ]
+
+    def start(path: Path) -> tensorstore.Future:
+        spec = {
+            "driver": "zarr",
+            "kvstore": {**store, "path": f"{'.'.join(path)}/"},
+            "fill_missing_data_reads": False,
+            "recheck_cached_data": False,
+            "recheck_cached_metadata": False,
+        }
+        return tensorstore.open(spec, context=context, open=True, read=True)
+
     try:
-        return [array.result() for array in opening]
+        return [array.result() for array in [start(path) for path in paths]]
     except ValueError:
         return None

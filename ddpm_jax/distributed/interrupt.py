@@ -83,6 +83,7 @@ def _skip_teardown() -> None:
     """
     if _code is not None:
         leave_at_once(_code)
+    gc.unfreeze()
 
 
 def leave_at_once(code: int) -> None:

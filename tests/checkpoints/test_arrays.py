@@ -46,6 +46,14 @@ def test_the_same_arrays_as_by_orbax(shapes):
         assert (one.dtype, one.sharding) == (other.dtype, other.sharding)
 
 
+def test_a_path_may_lead_up_and_over_links(tmp_path, shapes):
+    (tmp_path / "link").symlink_to(RUN)
+    (tmp_path / "folder").mkdir()
+    state = pathlib.Path("link", reader.CHECKPOINTS, "10", reader.STATE)
+    up = arrays.read(tmp_path / "folder" / ".." / state, shapes)
+    assert jax.tree.map(jnp.shape, up) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+
+
 def test_weights_of_a_run_are_read_without_orbax():
     program = (
         "import sys, ddpm_jax; ddpm_jax.load(sys.argv[1]);"
