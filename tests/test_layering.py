@@ -52,6 +52,7 @@ ONLY_IN = {  # library -> where it may be imported: a folder, or one file
     "ml_collections": ("cli/", "experiments/", "tasks/", "training_runs/", "api.py"),
     "absl": "cli/",
     "orbax": "checkpoints/",
+    "tensorstore": "checkpoints/",
     "matplotlib": "plotting/",
     "diffrax": "evaluation/flow_density.py",
     "huggingface_hub": "interop/hub.py",
