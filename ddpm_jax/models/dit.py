@@ -22,6 +22,7 @@ from ddpm_jax.models.layers import (
     TIME_EMBEDDINGS,
     ClassEmbedding,
     Dropout,
+    computed_once,
     default_init,
     dense,
     embed_times,
@@ -138,11 +139,13 @@ class DiTBlock(nn.Module):
         # b, s, g of attention, then of the MLP: the order of the authors' weights
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(modulation, 6, axis=-1)
 
+        x = computed_once(x)
         h = layer_norm(x, self.norm_eps, dtype) * (1 + scale_1) + shift_1
         x = x + gate_1 * attention(
             h, h, self.num_heads, dtype, qkv_init=qkv_init, out_init=default_init
         )
 
+        x = computed_once(x)
         h = layer_norm(x, self.norm_eps, dtype) * (1 + scale_2) + shift_2
         h = nn.gelu(
             dense(MLP_RATIO * channels, name="mlp_dense0", dtype=dtype)(h), approximate=True

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.typing import DTypeLike
 
 from ddpm_jax.models.convolution import conv2d, conv_upsampled
@@ -164,6 +165,33 @@ def _converted_inputs(
     """Convert what `nn.Dense` computes with, its hook `promote_dtype`."""
     bias = None if bias is None else bias.astype(dtype)
     return x.astype(dtype), converted(kernel, dtype, x), bias
+
+
+@jax.custom_jvp
+def computed_once(x: jax.Array) -> jax.Array:
+    """Return x; on a CPU, x and the gradient by it are computed once, whoever reads them.
+
+    XLA for CPUs repeats additions in every loop that reads their sum, if no other kind of operation
+    does. What reaches block i of a transformer is a sum of i terms, and the gradient there is one
+    of the terms of all blocks behind it, so that N blocks cost N^2 additions. A call that is not
+    inlined is no part of a loop; XLA for CPUs removes `jax.lax.optimization_barrier` too early.
+    """
+    if jax.default_backend() != "cpu":
+        return x
+    with set_xla_metadata(inlineable="false"):
+        return _identity(x)
+
+
+@computed_once.defjvp
+def _computed_once_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    return computed_once(*primals), computed_once(*tangents)
+
+
+@jax.jit
+def _identity(x: jax.Array) -> jax.Array:
+    return x
 
 
 def timestep_embedding(t: jax.Array, features: int, form: str = "sin_cos") -> jax.Array:

@@ -1,5 +1,7 @@
 """Each layer against an independent form of its formula."""
 
+import re
+
 import flax
 import flax.linen as nn
 import jax
@@ -16,6 +18,7 @@ from ddpm_jax.models.layers import (
     Dropout,
     GroupNorm,
     Upsample,
+    computed_once,
     conv_upsampled,
     dense,
     shape_keys,
@@ -255,6 +258,42 @@ def test_float16_parameters_are_converted_to_float32_one_layer_after_the_other()
     ours, expected = jax.grad(loss)(half), jax.grad(loss)(converted)
     for mine, theirs in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
         np.testing.assert_allclose(np.float32(mine), theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_what_is_computed_once_is_the_same_with_the_same_derivatives():
+    x, tangent = (jnp.asarray(normal(3, 4, seed=seed), jnp.float32) for seed in (0, 1))
+
+    def function(x):
+        return jnp.sum(jnp.square(computed_once(x)))
+
+    np.testing.assert_array_equal(computed_once(x), x)
+    np.testing.assert_array_equal(jax.vmap(computed_once)(x), x)
+    # of sum(x^2): 2 x and 2 x . dx; of the second in the direction dx: 2 dx
+    np.testing.assert_array_equal(jax.grad(function)(x), 2 * x)
+    value, slope = jax.jvp(function, (x,), (tangent,))
+    np.testing.assert_allclose(value, np.sum(np.square(x)), rtol=1e-6)
+    np.testing.assert_allclose(slope, np.sum(2 * x * tangent), rtol=1e-5)
+    np.testing.assert_array_equal(jax.jvp(jax.grad(function), (x,), (tangent,))[1], 2 * tangent)
+
+
+@pytest.mark.full
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="it is a call on CPUs only")
+def test_no_loop_of_a_deep_residual_network_reads_what_all_its_blocks_have_added():
+    def most_inputs_of_a_loop(depth):
+        def loss(weights, x):
+            for w in weights:
+                x = computed_once(x)
+                x = x + jnp.tanh((x - x.mean(axis=-1, keepdims=True)) @ w)
+            return jnp.sum(jnp.square(x))
+
+        shapes = [jax.ShapeDtypeStruct((128, 128), jnp.float32)] * depth, jnp.ones((256, 128))
+        program = jax.jit(jax.grad(loss)).lower(*shapes).compile().as_text()
+        return max(
+            operands.count("%") for operands in re.findall(r" fusion\((.*?)\), kind", program)
+        )
+
+    # without it 6 blocks make a loop of 12 inputs, and 12 blocks one of 24
+    assert most_inputs_of_a_loop(12) == most_inputs_of_a_loop(6)
 
 
 def _drawn(key, shape, dtype=jnp.float32):

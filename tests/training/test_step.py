@@ -2,6 +2,7 @@
 compilation."""
 
 import logging
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,10 @@ import numpy as np
 import optax
 import pytest
 
+from ddpm_jax.distributed.pmap import shard
 from ddpm_jax.errors import UsageError
 from ddpm_jax.randomness import base_key
+from ddpm_jax.training.ema import Average
 from ddpm_jax.training.optimizer import make_learning_rate
 from ddpm_jax.training.step import StepOptions, make_train_step
 
@@ -136,6 +139,19 @@ def test_the_state_is_donated_stays_unstacked_and_compiles_once(linear, caplog):
         compiled = [record.message for record in caplog.records if "Compiling" in record.message]
     assert not compiled
     assert jax.tree.map(jnp.shape, state.params) == shapes
+
+
+def test_the_new_state_is_written_over_the_old_one(linear):
+    # Alias of XLA's program: the buffer of an argument that holds this result, all by leaf.
+    state, step = linear.start(optax.adam(0.1), averages={"slow": Average(decay=0.999)})
+    arguments = state, shard(linear.batch(12)), base_key(0)
+    program = step.__wrapped__.lower(*arguments).compile().as_text()
+    header = program.splitlines()[0]
+    aliases = re.findall(r"\{(\d+)\}: \((\d+), \{\}", header.split("input_output_alias=")[1])
+    leaves = range(len(jax.tree.leaves(state)))
+    assert [(int(result), int(argument)) for result, argument in aliases] == [
+        (leaf, leaf) for leaf in leaves
+    ]
 
 
 def test_options_that_cannot_be_are_refused(linear):
