@@ -23,6 +23,7 @@ from unet_vs_pytorch import (
     pytorch_tasks,
 )
 
+from ddpm_jax import host_memory
 from ddpm_jax.interop.diffusers_dit import dit_params_from_diffusers
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.dit import SIZES, DiT
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     made = define_flags(__doc__, batch_size=4)
     made.add_argument("--size", choices=SIZES, default="S", help="of the paper")
     flags = made.parse_args(argv)
+    host_memory.keep_freed()  # as train.py does, here for both
 
     device = choose_device()
     dit = DiT(

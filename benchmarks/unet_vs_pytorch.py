@@ -26,6 +26,7 @@ import numpy as np
 from comparison import TOLERANCE, Batch, our_training_step, relative_difference
 from measuring import parser, report_table, seconds, setting, wall_and_processor_seconds
 
+from ddpm_jax import host_memory
 from ddpm_jax.interop.diffusers import unet_params_from_diffusers
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.dit import DiT
@@ -233,6 +234,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
         "--small", action="store_true", help="a network of 0.7 M parameters at 16x16 instead"
     )
     flags = made.parse_args(argv)
+    host_memory.keep_freed()  # as train.py does, here for both
 
     device = choose_device()
     unet = (SMALL if flags.small else CIFAR10).clone(dtype=flags.dtype)

@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from ddpm_jax import __version__
+from ddpm_jax import __version__, host_memory
 from ddpm_jax.distributed import interrupt
 from ddpm_jax.errors import say, suggest
 
@@ -29,6 +29,7 @@ COMMANDS = {
     "verify": "repeat the checks of an imported run's certificate",
     "import-first-stage": "turn an AutoencoderKL's weights into a run",
 }
+TRAINING = {"train", "distill"}  # which call one large program again and again
 MODULES = {"import": "import_model"}  # except this word of Python's
 USAGE = 2  # exit code
 
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:
         argv = sys.argv[1:]
         interrupt.own_process()
+        if TRAINING & set(argv[:1]):
+            host_memory.keep_freed()
     if not argv:
         return _refuse(f"Name a command, one of {', '.join(COMMANDS)}.")
     name, *rest = argv

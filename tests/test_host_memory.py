@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -67,3 +68,35 @@ def test_what_was_freed_is_given_back_to_the_system():
     before = resident()
     host_memory.give_back()
     assert before - resident() > 15e6
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is of glibc alone")
+@pytest.mark.parametrize(("chosen", "kept"), [({}, True), ({"MALLOC_TOP_PAD_": "131072"}, False)])
+def test_large_blocks_that_another_thread_frees_are_used_again(chosen, kept):
+    """100 MiB are 25,600 pages; the system counts those that it hands out."""
+    program = """
+import resource, threading
+from ddpm_jax import host_memory
+host_memory.keep_freed()
+faults = []
+def allocate():
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = bytearray(b"1" * (100 * 2**20))
+        del block
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=allocate)
+thread.start()
+thread.join()
+print(faults[-1])
+"""
+    options = ("MALLOC_", "GLIBC_TUNABLES")
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith(options)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment | chosen,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (int(done.stdout) < 1_000) == kept
