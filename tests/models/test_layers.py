@@ -292,7 +292,7 @@ def test_no_loop_of_a_deep_residual_network_reads_what_all_its_blocks_have_added
             operands.count("%") for operands in re.findall(r" fusion\((.*?)\), kind", program)
         )
 
-    # without it 6 blocks make a loop of 12 inputs, and 12 blocks one of 24
+    # without it 6 blocks make a loop of 13 inputs, and 12 blocks one of 25
     assert most_inputs_of_a_loop(12) == most_inputs_of_a_loop(6)
 
 
