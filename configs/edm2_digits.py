@@ -19,4 +19,5 @@ def get_config():
     config.diffusion.weighting = "learned"
     config.optimizer.learning_rate = 3e-2
     config.optimizer.decay = "cosine"
+    config.ema.sigma_rel = 0.1  # gains begin at 0, which an average of one decay forgets slowly
     return config
