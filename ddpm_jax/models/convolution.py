@@ -188,7 +188,7 @@ def kernel_gradient(
 ) -> jax.Array:
     """Return the gradient of a loss w.r.t. the kernel, of the given shape, from that w.r.t. y."""
 
-    if _num_winograd_parts(x, shape, stride, padding):
+    if min(shape[2:]) >= winograd.WIDE and _num_winograd_parts(x, shape, stride, padding):
         return winograd.kernel_gradient(x, y_bar)
 
     def pad(axis: int) -> tuple[int, int]:

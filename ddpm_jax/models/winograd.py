@@ -42,37 +42,49 @@ UPSAMPLED_A_T = ((1, 1, 0), (0, 1, -1))
 
 DTYPES = (jnp.float32, jnp.float64)  # in bfloat16 the sums of pixels would lose digits
 # with fewer, the transformations cost about what is saved, and programs take longer to compile
-MIN_CHANNELS = 128
+MIN_CHANNELS = 64
 MIN_CHANNELS_UPSAMPLED = 64
+# with fewer, the kernel's gradient takes longer than by the direct sum
+WIDE = 128
 # with fewer tiles, transforming the kernel costs more than is saved
 MIN_TILES = 64
+# with fewer of layers that are not wide, too little is saved for the time to compile them
+MIN_TILES_NARROW = 1024
 # bytes of transformed tiles of input and output: what may be in memory at once, and what a part of
 # the batch should have, so that a cache holds it
 MEMORY = 2**28
 PART = 2**25
+# likewise of layers that are not wide and of upsampling, whose tiles are many for their products
+SMALL_PART = 2**24
 
 
 def num_parts(x_shape: tuple[int, ...], kernel_shape: tuple[int, ...]) -> int | None:
     """Return the number of equal parts to split a batch into; None where the direct sum is faster.
 
-    The batch is zero-padded by 1. The transformed tiles of a part take at most `PART`, or it is an
-    image.
+    The batch is zero-padded by 1. The transformed tiles of a part take at most `PART` or, where
+    the layer is not wide, `SMALL_PART`; or it is an image.
     """
     batch, height, width, channels = x_shape
     features = kernel_shape[3]
+    is_wide, tiles = min(channels, features) >= WIDE, (height // 2) * (width // 2)
     if (
         kernel_shape[:2] != (3, 3)
         or height % 2
         or width % 2
         or min(channels, features) < MIN_CHANNELS
-        or batch * (height // 2) * (width // 2) < MIN_TILES
+        or batch * tiles < (MIN_TILES if is_wide else MIN_TILES_NARROW)
     ):
         return None
     # of an image, in float32
-    tile_bytes = 4 * 16 * (height // 2) * (width // 2) * (channels + features)
+    tile_bytes = 4 * 16 * tiles * (channels + features)
     if tile_bytes >= MEMORY:
         return None
-    fitting = (n for n in range(1, batch) if batch % n == 0 and batch // n * tile_bytes <= PART)
+    return _parts_that_fit(batch, tile_bytes, PART if is_wide else SMALL_PART)
+
+
+def _parts_that_fit(batch: int, image_bytes: int, limit: int) -> int:
+    """Return the number of equal parts of a batch that take at most `limit` or are an image."""
+    fitting = (n for n in range(1, batch) if batch % n == 0 and batch // n * image_bytes <= limit)
     return next(fitting, batch)
 
 
@@ -157,7 +169,7 @@ def _kernel_gradient(x: jax.Array, y_bar: jax.Array, *, parts: int) -> jax.Array
     return _along_two(_transpose(G), products.reshape(4, 4, *products.shape[1:]), (0, 1))
 
 
-@_compiled_apart()
+@jax.custom_jvp
 def convolve_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return the convolution of x with every pixel repeated 2x2, zero-padded by 1.
 
@@ -176,8 +188,28 @@ def convolve_upsampled(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       [B, 2H, 2W, D].
     """
-    products = _products(_tiles(UPSAMPLED_B_T, 1, x), _transformed(UPSAMPLED_G, kernel), 1)
-    return _pixels(UPSAMPLED_A_T, products, x.shape[:3])
+    batch, height, width, channels = x.shape
+    tile_bytes = 4 * 9 * height * width * (channels + kernel.shape[3])
+    return _convolve_upsampled(x, kernel, parts=_parts_that_fit(batch, tile_bytes, SMALL_PART))
+
+
+@convolve_upsampled.defjvp
+def _convolve_upsampled_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Differentiate the whole batch at once: a loop over parts would keep the tiles of each."""
+    return jax.jvp(functools.partial(_convolve_upsampled, parts=1), primals, tangents)
+
+
+@_compiled_apart("parts")
+def _convolve_upsampled(x: jax.Array, kernel: jax.Array, *, parts: int) -> jax.Array:
+    kernels = _transformed(UPSAMPLED_G, kernel)
+
+    def images(x: jax.Array) -> jax.Array:
+        products = _products(_tiles(UPSAMPLED_B_T, 1, x), kernels, contracted=1)
+        return _pixels(UPSAMPLED_A_T, products, x.shape[:3])
+
+    return _in_parts(images, x, parts)
 
 
 def _convolve_by(kernels: jax.Array, x: jax.Array, parts: int, contracted: int) -> jax.Array:
@@ -191,9 +223,15 @@ def _convolve_by(kernels: jax.Array, x: jax.Array, parts: int, contracted: int) 
         products = _products(_tiles(B_T, 2, x), kernels, contracted)
         return _pixels(A_T, products, (batch, height // 2, width // 2))
 
+    return _in_parts(images, x, parts)
+
+
+def _in_parts(function: Function, x: jax.Array, parts: int) -> jax.Array:
+    """Apply a function of images to x, one part after the other."""
     if parts == 1:
-        return images(x)
-    return lax.map(images, _split(x, parts)).swapaxes(0, 1).reshape(*x.shape[:3], -1)
+        return function(x)
+    y = lax.map(function, _split(x, parts)).swapaxes(0, 1)
+    return y.reshape(-1, *y.shape[2:])
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:

@@ -94,11 +94,17 @@ def upsampled_direct(x, kernel):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("part", [winograd.SMALL_PART, 1])  # all at once, or an image at a time
 @pytest.mark.parametrize("shape", [(2, 3, 5, 3, 5), (1, 1, 1, 1, 1)])
-def test_the_convolution_of_repeated_pixels_and_its_gradients_are_those_of_the_direct_sum(shape):
+def test_the_convolution_of_repeated_pixels_and_its_gradients_are_those_of_the_direct_sum(
+    monkeypatch, part, shape
+):
+    monkeypatch.setattr(winograd, "SMALL_PART", part)
     with jax.enable_x64(True):
         x, kernel, _ = arrays(*shape, dtype=np.float64)
         y_bar = np.random.default_rng(1).normal(size=upsampled_direct(x, kernel).shape)
+        y = winograd.convolve_upsampled(x, kernel)
+        np.testing.assert_allclose(y, upsampled_direct(x, kernel), atol=1e-13)
         y, pull_back = jax.vjp(winograd.convolve_upsampled, x, kernel)
         np.testing.assert_allclose(y, upsampled_direct(x, kernel), atol=1e-13)
         x_bar, kernel_bar = map(np.asarray, pull_back(jnp.asarray(y_bar)))
@@ -153,10 +159,13 @@ def test_in_float32_its_error_is_that_of_the_direct_sum():
 # all at once, or an image at a time
 @pytest.mark.full
 @pytest.mark.parametrize("part", [winograd.PART, 4 * 16 * 4 * 256])
-def test_a_wide_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, part):
+@pytest.mark.parametrize("channels", [128, 64])
+def test_a_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, part, channels):
     monkeypatch.setattr(winograd, "PART", part)
+    monkeypatch.setattr(winograd, "SMALL_PART", part)
     monkeypatch.setattr(winograd, "MIN_TILES", 1)
-    x, kernel, y_bar = arrays(2, 4, 4, 128, 128)
+    monkeypatch.setattr(winograd, "MIN_TILES_NARROW", 1)
+    x, kernel, y_bar = arrays(2, 4, 4, channels, channels)
 
     def ours(x, kernel):
         return conv2d(x, kernel, padding=PADDING)
@@ -186,7 +195,10 @@ def test_a_wide_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, part
         ((8, 32, 32, 384), (3, 3, 384, 128), 2),  # there, after the skips
         ((128, 32, 32, 128), (3, 3, 128, 128), 16),
         ((8, 16, 16, 256), (3, 3, 256, 256), 1),
-        ((8, 16, 16, 256), (3, 3, 256, 64), None),  # too few channels
+        ((8, 16, 16, 256), (3, 3, 256, 32), None),  # too few channels
+        ((8, 16, 16, 256), (3, 3, 256, 64), None),  # too few tiles for so few channels
+        ((16, 16, 16, 256), (3, 3, 256, 64), 2),
+        ((8, 64, 64, 64), (3, 3, 64, 64), 4),  # the first level of a small first stage
         ((8, 16, 16, 256), (2, 2, 256, 256), None),  # of the upsampling
         ((8, 15, 16, 256), (3, 3, 256, 256), None),
         ((1, 256, 256, 128), (3, 3, 128, 128), None),  # not even an image fits
@@ -198,6 +210,17 @@ def test_a_wide_layer_has_the_derivatives_of_lax_in_every_mode(monkeypatch, part
 )
 def test_wide_layers_of_even_maps_are_taken_in_parts_that_fit_into_memory(shape, kernel, expected):
     assert winograd.num_parts(shape, kernel) == expected
+
+
+@pytest.mark.parametrize(("features", "direct"), [(128, 0), (64, 1)])
+def test_only_wide_layers_have_their_kernels_gradient_there(features, direct):
+    x, kernel = jnp.zeros((8, 32, 32, 128)), jnp.zeros((3, 3, 128, features))
+
+    def pull_back(x, kernel):
+        y, of_y = jax.vjp(lambda x, kernel: conv2d(x, kernel, padding=PADDING), x, kernel)
+        return of_y(y)
+
+    assert str(jax.make_jaxpr(pull_back)(x, kernel)).count("conv_general_dilated[") == direct
 
 
 @pytest.mark.parametrize(
