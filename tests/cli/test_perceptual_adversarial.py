@@ -17,6 +17,7 @@ from ddpm_jax.experiments import perceptual
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.loading import load_first_stage
 from ddpm_jax.experiments.trainer import build_training, init_state, state_shapes
+from ddpm_jax.interop import lpips_weights
 from ddpm_jax.models.lpips import Lpips
 
 from .conftest import find_main, write_config
@@ -118,7 +119,7 @@ def test_the_first_stage_is_read_without_its_discriminator(saved, raw_weights):
 
 def test_a_run_is_resumed_without_the_file_of_weights(saved, monkeypatch):
     model, training, state, directory = saved
-    monkeypatch.setattr(perceptual, "read_lpips", None)  # who reads it fails
+    monkeypatch.setattr(lpips_weights, "read_lpips", None)  # who reads it fails
     with contextlib.closing(Checkpointer(directory, keep_last=1)) as checkpointer:
         restored, _ = checkpointer.restore(state_shapes(model, training))
     jax.tree.map(np.testing.assert_array_equal, restored, state)

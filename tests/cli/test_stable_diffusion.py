@@ -14,7 +14,7 @@ import ddpm_jax
 from ddpm_jax.cli import command, decode, draw, ema, encode, evaluate, sample, samplers
 from ddpm_jax.distributed.pmap import replicate
 from ddpm_jax.errors import UsageError
-from ddpm_jax.experiments import loading
+from ddpm_jax.experiments import pipelines
 from ddpm_jax.experiments.model_files import results_of
 from ddpm_jax.tasks.sample_files import Samples
 
@@ -222,7 +222,7 @@ def test_updates_are_of_a_network_and_not_of_a_first_stage(capsys, tmp_path):
 def test_updates_that_are_not_there_are_missed_before_the_model_is_read(
     capsys, tmp_path, monkeypatch, main
 ):
-    monkeypatch.setattr(loading, "load_pipeline", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr(pipelines, "load_pipeline", lambda *_, **__: pytest.fail("it was read"))
     line = refused(capsys, main, "--ckpt", SD1, "--lora", tmp_path / "updates.safetensors")
     assert "updates.safetensors" in line
 
