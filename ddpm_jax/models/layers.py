@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.typing import DTypeLike
 
 from ddpm_jax.models.convolution import conv2d, conv_upsampled
-from ddpm_jax.models.separate_calls import compiled_apart
 
 NUM_GROUPS = 32  # of a group normalisation (DDPM, appendix B)
 BOX = (1, 1)  # the filter by which a pixel is the mean of 2x2 pixels, or repeated
@@ -176,7 +176,10 @@ def computed_once(x: jax.Array) -> jax.Array:
     of the terms of all blocks behind it, so that N blocks cost N^2 additions. A call that is not
     inlined is no part of a loop; XLA for CPUs removes `jax.lax.optimization_barrier` too early.
     """
-    return _identity(x)
+    if jax.default_backend() != "cpu":
+        return x
+    with set_xla_metadata(inlineable="false"):
+        return _identity(x)
 
 
 @computed_once.defjvp
@@ -186,7 +189,7 @@ def _computed_once_jvp(
     return computed_once(*primals), computed_once(*tangents)
 
 
-@compiled_apart()
+@jax.jit
 def _identity(x: jax.Array) -> jax.Array:
     return x
 
@@ -384,19 +387,14 @@ class Dropout(nn.Module):
         """
         if keys is None or self.rate == 0.0:
             return x
-        layer = np.uint32(zlib.crc32("/".join(self.path).encode()))
-        kept = _kept(keys, layer, rate=self.rate, shape=x.shape[1:])
-        return jnp.where(kept, x / (1.0 - self.rate), 0.0)
+        layer = zlib.crc32("/".join(self.path).encode())
 
+        def mask(key: jax.Array) -> jax.Array:
+            return jax.random.bernoulli(
+                jax.random.fold_in(key, layer), 1.0 - self.rate, x.shape[1:]
+            )
 
-@compiled_apart("rate", "shape")
-def _kept(keys: jax.Array, layer: jax.Array, *, rate: float, shape: tuple[int, ...]) -> jax.Array:
-    """Return which elements a layer keeps, bool [B, *shape]."""
-
-    def of_example(key: jax.Array) -> jax.Array:
-        return jax.random.bernoulli(jax.random.fold_in(key, layer), 1.0 - rate, shape)
-
-    return jax.vmap(of_example)(keys)
+        return jnp.where(jax.vmap(mask)(keys), x / (1.0 - self.rate), 0.0)
 
 
 def scaled(x: jax.Array, scale: float) -> jax.Array:
