@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.xla_metadata import set_xla_metadata
 from jax.typing import DTypeLike
 
 from ddpm_jax.models.convolution import conv2d, conv_upsampled
+from ddpm_jax.models.separate_calls import compiled_apart
 
 NUM_GROUPS = 32  # of a group normalisation (DDPM, appendix B)
 BOX = (1, 1)  # the filter by which a pixel is the mean of 2x2 pixels, or repeated
@@ -176,10 +176,7 @@ def computed_once(x: jax.Array) -> jax.Array:
     of the terms of all blocks behind it, so that N blocks cost N^2 additions. A call that is not
     inlined is no part of a loop; XLA for CPUs removes `jax.lax.optimization_barrier` too early.
     """
-    if jax.default_backend() != "cpu":
-        return x
-    with set_xla_metadata(inlineable="false"):
-        return _identity(x)
+    return _identity(x)
 
 
 @computed_once.defjvp
@@ -189,7 +186,7 @@ def _computed_once_jvp(
     return computed_once(*primals), computed_once(*tangents)
 
 
-@jax.jit
+@compiled_apart()
 def _identity(x: jax.Array) -> jax.Array:
     return x
 

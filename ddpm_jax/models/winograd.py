@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
 from jax.typing import DTypeLike
 
+from ddpm_jax.models.separate_calls import compiled_apart
 from ddpm_jax.models.sparse_maps import Sparse, apply_along, sparse
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -120,41 +120,18 @@ def suits_upsampling(dtype: DTypeLike, kernel_shape: tuple[int, ...]) -> bool:
     return dtype in DTYPES and min(kernel_shape[2:]) >= MIN_CHANNELS_UPSAMPLED
 
 
-def _compiled_apart(*static: str) -> Callable[[Function], Function]:
-    """Return a decorator: XLA compiles a function by itself, not together with its calls' setting.
-
-    What goes in and out is in memory then, so the loops in it are the same for all calls with the
-    same shapes, and XLA compiles equal loops once.
-
-    Args:
-      static: names of arguments that the program depends on.
-    """
-
-    def decorate(function: Function) -> Function:
-        traced = jax.jit(function, static_argnames=static)
-
-        @functools.wraps(function)
-        def call(*args: jax.Array, **options: int) -> jax.Array:
-            with set_xla_metadata(inlineable="false"):
-                return traced(*args, **options)
-
-        return call
-
-    return decorate
-
-
-@_compiled_apart("parts")
+@compiled_apart("parts")
 def _convolve(x: jax.Array, kernel: jax.Array, *, parts: int) -> jax.Array:
     return _convolve_by(_transformed(G, kernel), x, parts, contracted=1)
 
 
-@_compiled_apart("parts")
+@compiled_apart("parts")
 def _input_gradient(y_bar: jax.Array, kernel: jax.Array, *, parts: int) -> jax.Array:
     turned = tuple(row[::-1] for row in G)
     return _convolve_by(_transformed(turned, kernel), y_bar, parts, contracted=2)
 
 
-@_compiled_apart("parts")
+@compiled_apart("parts")
 def _kernel_gradient(x: jax.Array, y_bar: jax.Array, *, parts: int) -> jax.Array:
     def of_images(x: jax.Array, y_bar: jax.Array) -> jax.Array:
         tiles, spread = _tiles(B_T, 2, x), _spread(A_T, y_bar)
@@ -201,7 +178,7 @@ def _convolve_upsampled_jvp(
     return jax.jvp(functools.partial(_convolve_upsampled, parts=1), primals, tangents)
 
 
-@_compiled_apart("parts")
+@compiled_apart("parts")
 def _convolve_upsampled(x: jax.Array, kernel: jax.Array, *, parts: int) -> jax.Array:
     kernels = _transformed(UPSAMPLED_G, kernel)
 
