@@ -29,7 +29,6 @@ def direct(x, kernel):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(2, 4, 6, 3, 5), (1, 2, 2, 1, 1), (3, 8, 4, 4, 2)])
 def test_the_convolution_and_its_two_gradients_are_those_of_the_direct_sum(shape):
     with jax.enable_x64(True):
@@ -93,7 +92,6 @@ def upsampled_direct(x, kernel):
     return direct(x.repeat(2, axis=1).repeat(2, axis=2), kernel)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("part", [winograd.SMALL_PART, 1])  # all at once, or an image at a time
 @pytest.mark.parametrize("shape", [(2, 3, 5, 3, 5), (1, 1, 1, 1, 1)])
 def test_the_convolution_of_repeated_pixels_and_its_gradients_are_those_of_the_direct_sum(
