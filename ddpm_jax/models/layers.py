@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from ddpm_jax.models.convolution import conv2d, conv_upsampled
 from ddpm_jax.models.separate_calls import compiled_apart
+from ddpm_jax.randomness import draw_each
 
 NUM_GROUPS = 32  # of a group normalisation (DDPM, appendix B)
 BOX = (1, 1)  # the filter by which a pixel is the mean of 2x2 pixels, or repeated
@@ -386,12 +387,10 @@ class Dropout(nn.Module):
             return x
         layer = zlib.crc32("/".join(self.path).encode())
 
-        def mask(key: jax.Array) -> jax.Array:
-            return jax.random.bernoulli(
-                jax.random.fold_in(key, layer), 1.0 - self.rate, x.shape[1:]
-            )
+        def kept(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            return jax.random.bernoulli(jax.random.fold_in(key, layer), 1.0 - self.rate, shape)
 
-        return jnp.where(jax.vmap(mask)(keys), x / (1.0 - self.rate), 0.0)
+        return jnp.where(draw_each(kept, keys, x.shape[1:]), x / (1.0 - self.rate), 0.0)
 
 
 def scaled(x: jax.Array, scale: float) -> jax.Array:
