@@ -15,6 +15,7 @@ import optax
 from ddpm_jax.models.condition import Condition
 from ddpm_jax.models.dit import DiT
 from ddpm_jax.models.unet import UNet
+from ddpm_jax.randomness import base_key
 
 LEARNING_RATE = 2e-4
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of `relative_difference`
@@ -50,7 +51,7 @@ def our_training_step(
     """
     x, t, eps = map(jnp.asarray, (batch.x, batch.t, batch.eps))
     optimizer = optax.adam(LEARNING_RATE)
-    dropout_keys = jax.random.split(jax.random.key(0), len(x))
+    dropout_keys = jax.random.split(base_key(0), len(x))
     loss_fn = mean_squared_error(network)
 
     @functools.partial(jax.jit, donate_argnums=0)

@@ -142,11 +142,11 @@ class Ours:
     def call(self) -> Callable[[], np.ndarray]:
         """Returns what is timed: it makes uint8 [B, H, W, C]."""
         generate = make_generate(self.denoiser, self.sampler, self.image_shape)
-        return lambda: generate(self.params, jax.random.key(0), range(self.batch_size)).images
+        return lambda: generate(self.params, randomness.base_key(0), range(self.batch_size)).images
 
     @property
     def keys(self) -> jax.Array:
-        return randomness.image_keys(jax.random.key(0), np.arange(self.batch_size))
+        return randomness.image_keys(randomness.base_key(0), np.arange(self.batch_size))
 
     def noise(self) -> Iterator[jax.Array]:
         """Yields x_T and then the noise of each row [B, H, W, C], as `call` draws them."""

@@ -26,15 +26,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.errors import UsageError
+from ddpm_jax.threefry import THREEFRY, folded
 
-# Threefry whatever JAX_DEFAULT_PRNG_IMPL is: a seed gives the same images everywhere.
+# Threefry whatever JAX_DEFAULT_PRNG_IMPL is, and as JAX's other settings of it are by default: a
+# seed gives the same images everywhere.
 IMPLEMENTATION = "threefry2x32"
 # Settings of JAX that change draws, or the arithmetic after them, and their required values.
-_REQUIRED_SETTINGS = {
-    "jax_enable_x64": False,
-    "jax_threefry_partitionable": True,
-    "jax_random_seed_offset": 0,
-}
+_REQUIRED_SETTINGS = {"jax_enable_x64": False}
 
 Draw = Callable[[chex.PRNGKey, tuple[int, ...]], chex.Array]  # of a key and a shape
 
@@ -78,8 +76,8 @@ assert DISCRIMINATOR_INIT not in BASE_KEY_CONSTANTS
 
 
 def base_key(seed: int) -> chex.PRNGKey:
-    """Return a typed key from a seed, 0 to 2**32 - 1."""
-    return jax.random.key(seed, impl=IMPLEMENTATION)
+    """Return a typed key from a seed, 0 to 2**32 - 1; its draws are those of JAX's key."""
+    return jax.random.wrap_key_data(np.array([0, seed], np.uint32), impl=THREEFRY)
 
 
 def check_settings() -> None:
@@ -100,12 +98,12 @@ def check_settings() -> None:
 
 def init_key(key: chex.PRNGKey) -> chex.PRNGKey:
     """Return the key of the initial weights, from the base key."""
-    return jax.random.fold_in(key, INIT)
+    return fold_in(key, INIT)
 
 
 def scale_key(key: chex.PRNGKey) -> chex.PRNGKey:
     """Return the key of the latents whose scale is measured, from the base key."""
-    return jax.random.fold_in(key, SCALE)
+    return fold_in(key, SCALE)
 
 
 def stream(key: chex.PRNGKey, name: Stream) -> chex.PRNGKey:
@@ -113,9 +111,16 @@ def stream(key: chex.PRNGKey, name: Stream) -> chex.PRNGKey:
     return jax.random.fold_in(key, STREAMS[name])
 
 
+def fold_in(key: chex.PRNGKey, data: int) -> chex.PRNGKey:
+    """Return `jax.random.fold_in(key, data)`; where the key is known, nothing is compiled."""
+    known = folded(key, data)
+    return jax.random.fold_in(key, data) if known is None else known
+
+
 def fold_in_each(key: chex.PRNGKey, index: chex.Array) -> chex.PRNGKey:
     """Fold each example's index, int [B], into `key`; return keys [B]."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+    known = folded(key, index)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index) if known is None else known
 
 
 def example_keys(key: chex.PRNGKey, name: Stream, index: chex.Array) -> chex.PRNGKey:
@@ -125,7 +130,7 @@ def example_keys(key: chex.PRNGKey, name: Stream, index: chex.Array) -> chex.PRN
 
 def image_keys(base_key: chex.PRNGKey, index: chex.Array) -> chex.PRNGKey:
     """Return one key [B] per image; `index` is its global index, int [B]."""
-    return fold_in_each(jax.random.fold_in(base_key, SAMPLING), index)
+    return fold_in_each(fold_in(base_key, SAMPLING), index)
 
 
 def row_keys(keys: chex.PRNGKey, t: chex.Array) -> chex.PRNGKey:

@@ -14,6 +14,8 @@ LAYERS = {
     "files": 0,
     "archives": 0,
     "randomness": 0,
+    "separate_calls": 0,
+    "threefry": 0,
     "host_memory": 0,
     "numerals": 0,
     "limits": 0,
@@ -165,6 +167,8 @@ def test_every_folder_has_a_layer_and_says_what_belongs_there():
         "annotations",
         "settings",
         "schema",
+        "separate_calls",
+        "threefry",
     }
     assert folders == set(LAYERS) - files
     assert all(ast.get_docstring(ast.parse((PACKAGE / name).read_text())) for name in FILES)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
+from ddpm_jax.threefry import THREEFRY
 from ddpm_jax.training.objective import Objective
 from ddpm_jax.training.state import TrainState
 
@@ -80,7 +81,7 @@ def _parts(batch: Mapping[str, np.ndarray], parts: int) -> Iterator[tuple[Any, n
 
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(objective: Objective, params, frozen, remembered, key_data, step, examples, index):
-    key = jax.random.fold_in(jax.random.wrap_key_data(key_data), step)
+    key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=THREEFRY), step)
     return objective.loss(params, frozen, remembered, examples, key, index)
 
 
@@ -88,7 +89,7 @@ def _forward(objective: Objective, params, frozen, remembered, key_data, step, e
 def _gradient_norms(
     objective: Objective, params, frozen, remembered, key_data, step, examples, index
 ):
-    key = jax.random.fold_in(jax.random.wrap_key_data(key_data), step)
+    key = jax.random.fold_in(jax.random.wrap_key_data(key_data, impl=THREEFRY), step)
 
     def mean_loss(params):
         loss, _ = objective.loss(params, frozen, remembered, examples, key, index)
