@@ -6,6 +6,7 @@ Theirs is in `pytorch_peers.py`. PyTorch is not imported here, so that ours can 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,12 +48,26 @@ def our_training_step(
 ) -> Callable[[], jax.Array]:
     """Returns a function that does one step of training on the batch and returns its loss.
 
-    Mean squared error, gradients, Adam. A call does not wait for the device.
+    A call does not wait for the device.
     """
-    x, t, eps = map(jnp.asarray, (batch.x, batch.t, batch.eps))
-    optimizer = optax.adam(LEARNING_RATE)
-    dropout_keys = jax.random.split(base_key(0), len(x))
-    loss_fn = mean_squared_error(network)
+    update, state, examples = our_update(network, params, batch, condition)
+
+    def step() -> jax.Array:
+        nonlocal state
+        state, loss = update(state, *examples)
+        return loss
+
+    return step
+
+
+def our_update(
+    network: UNet | DiT, params: dict, batch: Batch, condition: Condition | None = None
+) -> tuple[Any, Any, tuple[Any, ...]]:
+    """Returns update(state, *examples) -> (state, loss), jitted, with a state and examples for it.
+
+    Mean squared error, gradients, Adam. The state's buffers are donated.
+    """
+    optimizer, loss_fn = optax.adam(LEARNING_RATE), mean_squared_error(network)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state, *examples):
@@ -62,14 +77,9 @@ def our_training_step(
         return (optax.apply_updates(params, updates), opt_state), loss
 
     params = jax.tree.map(jnp.array, params)
-    state = params, optimizer.init(params)
-
-    def step() -> jax.Array:
-        nonlocal state
-        state, loss = update(state, x, t, eps, condition, dropout_keys)
-        return loss
-
-    return step
+    dropout_keys = jax.random.split(base_key(0), len(batch.x))
+    examples = *map(jnp.asarray, (batch.x, batch.t, batch.eps)), condition, dropout_keys
+    return update, (params, optimizer.init(params)), examples
 
 
 def mean_squared_error(network: UNet | DiT) -> Callable[..., jax.Array]:

@@ -16,8 +16,8 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.models.convolution import conv2d, conv_upsampled
-from ddpm_jax.models.separate_calls import compiled_apart
 from ddpm_jax.randomness import draw_each
+from ddpm_jax.separate_calls import compiled_apart
 
 NUM_GROUPS = 32  # of a group normalisation (DDPM, appendix B)
 BOX = (1, 1)  # the filter by which a pixel is the mean of 2x2 pixels, or repeated

@@ -26,8 +26,8 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from ddpm_jax.models.separate_calls import compiled_apart
 from ddpm_jax.models.sparse_maps import Sparse, apply_along, sparse
+from ddpm_jax.separate_calls import compiled_apart
 
 Matrix = tuple[tuple[float, ...], ...]
 Function = Callable[..., jax.Array]
