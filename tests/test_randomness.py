@@ -1,10 +1,6 @@
 """A seed means the same draws whatever the environment says, or the environment is refused."""
 
-import functools
-import re
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,35 +23,6 @@ def test_another_implementation_by_default_does_not_change_the_draws():
     with jax.default_prng_impl("rbg"):
         assert jax.random.key(7).dtype != randomness.base_key(7).dtype  # the setting is at work
         np.testing.assert_array_equal(noise(), expected)
-
-
-@pytest.mark.parametrize("shape", [(), (5,), (3, 4, 2)])
-@pytest.mark.parametrize(
-    "draw",
-    [
-        jax.random.normal,
-        jax.random.uniform,
-        functools.partial(jax.random.normal, dtype=jnp.bfloat16),
-        lambda key, shape: jax.random.bernoulli(key, 0.3, shape),
-        lambda key, shape: jax.random.rademacher(key, shape, jnp.float32),
-    ],
-    ids=["normal", "uniform", "bfloat16", "bernoulli", "rademacher"],
-)
-def test_each_draw_is_the_one_jax_makes_in_that_shape(draw, shape):
-    keys = randomness.image_keys(randomness.base_key(7), np.arange(3))
-    drawn = randomness.draw_each(draw, keys, shape)
-    expected = jnp.stack([draw(key, shape) for key in keys])
-    assert drawn.dtype == expected.dtype
-    np.testing.assert_array_equal(drawn, expected)
-
-
-def test_no_loop_of_random_bits_has_several_axes():
-    keys = randomness.image_keys(randomness.base_key(7), np.arange(2))
-    draw = jax.jit(lambda keys: randomness.normal(keys, (3, 5, 7)))
-    program = draw.lower(keys).compile().as_text()
-    loops = set(re.findall(r"= u32\[([\d,]+)\]\S* fusion\(", program))
-    assert loops
-    assert loops <= {"2,1", "2,105"}  # of two keys, and a row for each
 
 
 def test_a_setting_that_changes_the_draws_is_refused():

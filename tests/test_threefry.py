@@ -20,6 +20,8 @@ DRAWS = {
     "scalar": lambda key: jax.random.uniform(key),
     "nothing": lambda key: jax.random.uniform(key, (0, 2)),
     "bytes": lambda key: jax.random.bits(key, (7,), jnp.uint8),
+    "signs": lambda key: jax.random.rademacher(key, (2, 3, 4), jnp.float32),
+    "masks": lambda key: jax.random.bernoulli(key, 0.3, (3, 4, 2)),
     "integers": lambda key: jax.random.randint(key, (4,), 0, 1000),
     "permutation": lambda key: jax.random.permutation(key, 10),
 }

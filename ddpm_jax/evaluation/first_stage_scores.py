@@ -36,7 +36,6 @@ from ddpm_jax.randomness import (
     FIRST_STAGE,
     LATENT,
     base_key,
-    draw_each,
     fold_in_each,
     row_keys,
 )
@@ -107,7 +106,9 @@ def score(
         latent = first_stage.resample(at_mean, row_keys(of_draw, LATENT))
         seen, offset = x, 0.0
         if dequantized:
-            u = draw_each(jax.random.uniform, row_keys(of_draw, DEQUANTIZATION), images.shape[1:])
+            u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(
+                row_keys(of_draw, DEQUANTIZATION)
+            )
             seen, offset = dequantize(images, u), num_dims * math.log(HALF_RANGE)
         log_p = first_stage.log_likelihood(first_stage.decoded(params, latent.z), seen) - offset
         if first_stage.kind != "vae":

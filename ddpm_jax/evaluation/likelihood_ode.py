@@ -30,14 +30,7 @@ from ddpm_jax.evaluation.dequantization import bits_from_nats, dequantize
 from ddpm_jax.evaluation.flow_density import SOLVER, Solver
 from ddpm_jax.evaluation.ode_bits import Bits, Evaluate
 from ddpm_jax.evaluation.traces import TRACES, Probes
-from ddpm_jax.randomness import (
-    DEQUANTIZATION,
-    LIKELIHOOD_ODE,
-    PROBES,
-    draw_each,
-    fold_in_each,
-    row_keys,
-)
+from ddpm_jax.randomness import DEQUANTIZATION, LIKELIHOOD_ODE, PROBES, fold_in_each, row_keys
 
 
 def make_bits_per_dim(
@@ -192,7 +185,9 @@ class _ImageFlow:
         images, index, labels = examples
         conditions = given(self.make_condition, to_model_range(images), labels)
         keys = row_keys(fold_in_each(jax.random.fold_in(key, LIKELIHOOD_ODE), index), draw)
-        u = draw_each(jax.random.uniform, row_keys(keys, DEQUANTIZATION), images.shape[1:])
+        u = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:]))(
+            row_keys(keys, DEQUANTIZATION)
+        )
         probes = self.probe(row_keys(keys, PROBES), self.num_probes, images.shape[1:])
         return conditions, dequantize(images, u), probes
 

@@ -4,15 +4,12 @@ tr J = E[zᵀ J z] for probes z with E[z zᵀ] = I (Hutchinson 1990; FFJORD, Gra
 With the probes √D e_1, ..., √D e_D the mean over probes is the exact trace: one program for both.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
-
-from ddpm_jax.randomness import draw_each, normal
 
 # (keys [B], P, shape) -> probes float32 [B, P, *shape]
 Probes = Callable[[chex.PRNGKey, int, tuple[int, ...]], chex.Array]
@@ -33,8 +30,7 @@ def rademacher_probes(keys: chex.PRNGKey, num_probes: int, shape: tuple[int, ...
 
     The estimate is exact where the Jacobian is diagonal.
     """
-    draw = functools.partial(jax.random.rademacher, dtype=jnp.float32)
-    return draw_each(draw, keys, (num_probes, *shape))
+    return jax.vmap(lambda key: jax.random.rademacher(key, (num_probes, *shape), jnp.float32))(keys)
 
 
 def gaussian_probes(keys: chex.PRNGKey, num_probes: int, shape: tuple[int, ...]) -> chex.Array:
@@ -42,7 +38,7 @@ def gaussian_probes(keys: chex.PRNGKey, num_probes: int, shape: tuple[int, ...])
 
     The variance of the estimate with signs is at most that with these.
     """
-    return normal(keys, (num_probes, *shape))
+    return jax.vmap(lambda key: jax.random.normal(key, (num_probes, *shape)))(keys)
 
 
 TRACES: dict[str, Probes] = {

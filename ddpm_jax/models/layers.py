@@ -16,7 +16,6 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from ddpm_jax.models.convolution import conv2d, conv_upsampled
-from ddpm_jax.randomness import draw_each
 from ddpm_jax.separate_calls import compiled_apart
 
 NUM_GROUPS = 32  # of a group normalisation (DDPM, appendix B)
@@ -387,10 +386,12 @@ class Dropout(nn.Module):
             return x
         layer = zlib.crc32("/".join(self.path).encode())
 
-        def kept(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            return jax.random.bernoulli(jax.random.fold_in(key, layer), 1.0 - self.rate, shape)
+        def mask(key: jax.Array) -> jax.Array:
+            return jax.random.bernoulli(
+                jax.random.fold_in(key, layer), 1.0 - self.rate, x.shape[1:]
+            )
 
-        return jnp.where(draw_each(kept, keys, x.shape[1:]), x / (1.0 - self.rate), 0.0)
+        return jnp.where(jax.vmap(mask)(keys), x / (1.0 - self.rate), 0.0)
 
 
 def scaled(x: jax.Array, scale: float) -> jax.Array:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from ddpm_jax.data.transforms import random_flip, to_model_range
 from ddpm_jax.errors import UsageError, choose
 from ddpm_jax.models.discriminator import without_discriminator
-from ddpm_jax.randomness import draw_each, example_keys
+from ddpm_jax.randomness import example_keys
 from ddpm_jax.training.objective import Objective, Sums
 from ddpm_jax.training.perceptual_adversarial import (
     NO_TERMS,
@@ -140,7 +140,7 @@ def first_stage_objective(
             loss = loss + weight * evidence.free_nats(kl, options.free_nats)
         if kind == "vq":
             loss = loss + _codebook_terms(latent, options)
-            draws = draw_each(jax.random.uniform, noise_keys, latent.z.shape[1:3])
+            draws = jax.vmap(lambda k: jax.random.uniform(k, latent.z.shape[1:3]))(noise_keys)
             aux = aux._replace(vectors=latent.encoded, index=latent.codes.index, order=draws)
         return loss / num_dims + terms_loss, jax.lax.stop_gradient(aux)
 
