@@ -88,3 +88,16 @@ def test_keys_of_one_key_are_made_by_one_kernel():
     constants = [sorted(re.findall(r"constant\((\d+)\)", body)) for body in bodies]
     assert len(bodies) == 5
     assert all(found == constants[0] for found in constants)
+
+
+def test_other_devices_use_jaxs_hash_and_draw_the_same(monkeypatch):
+    def draws(key):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(jax.random.split(key, 3), 7)
+        return randomness.normal(keys, (4, 2)), jax.random.randint(key, (5,), 0, 9)
+
+    expected = jax.jit(draws)(jax.random.key(3))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    program = jax.jit(lambda key: draws(key)).lower(base_key(3))
+    assert "while" in program.as_text()  # the loop of JAX's hash on this CPU
+    found = program.compile()(base_key(3))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
