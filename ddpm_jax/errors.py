@@ -68,3 +68,8 @@ def choose(kind: str, name: str, table: Mapping[str, T], *, hint: str = "") -> T
             f"Unknown {kind} {name!r}: choose one of {valid}.{hint or suggest(str(name), table)}"
         )
     return table[name]
+
+
+def plural(count: int, noun: str) -> str:
+    """Return "1 draw" or "2 draws"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

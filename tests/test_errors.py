@@ -2,7 +2,7 @@
 
 import pytest
 
-from ddpm_jax.errors import LONGEST, UsageError, choose, sentence, suggest, visible
+from ddpm_jax.errors import LONGEST, UsageError, choose, plural, sentence, suggest, visible
 
 TABLE = {"linear": 1, "cosine": 2}
 
@@ -50,3 +50,7 @@ def test_a_sentence_is_one_line_that_ends():
     assert text.startswith("begin")
     assert text.endswith("end")
     assert len(text) < LONGEST + 10
+
+
+def test_one_is_no_plural():
+    assert [plural(count, "image") for count in (0, 1, 2)] == ["0 images", "1 image", "2 images"]

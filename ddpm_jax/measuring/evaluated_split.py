@@ -10,7 +10,7 @@ from ddpm_jax.data.captions import Captions, CaptionTable
 from ddpm_jax.data.dataset_info import parse_labels
 from ddpm_jax.data.in_memory import ArraySource
 from ddpm_jax.data.sources import Source
-from ddpm_jax.errors import UsageError
+from ddpm_jax.errors import UsageError, plural
 from ddpm_jax.evaluation.batches import check_images
 from ddpm_jax.experiments.datasets import load_evaluated
 from ddpm_jax.experiments.identity import identity
@@ -66,7 +66,7 @@ def open_split(trained: TrainedModel, images: EvaluatedImages, settings: Likelih
         num_images,
         record | other,
         f"_{stem(name)}_n{num_images}",
-        f"{num_images} images of {name}{words}",
+        f"{plural(num_images, 'image')} of {name}{words}",
     )
 
 

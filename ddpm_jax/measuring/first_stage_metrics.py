@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.errors import plural
 from ddpm_jax.evaluation.first_stage_scores import (
     Scores,
     check_has_elbo,
@@ -18,7 +19,7 @@ from ddpm_jax.experiments.identity import versions
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring.evaluated_split import open_split
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, Likelihood
-from ddpm_jax.measuring.measurement import Measurement, plural, result_path, with_error
+from ddpm_jax.measuring.measurement import Measurement, result_path, with_error
 from ddpm_jax.measuring.resuming import image_by_image, resume
 from ddpm_jax.monitoring import results
 from ddpm_jax.variational.observation import FAMILIES

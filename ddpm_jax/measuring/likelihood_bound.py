@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ddpm_jax.data.sources import Source
+from ddpm_jax.errors import plural
 from ddpm_jax.evaluation import tally
 from ddpm_jax.evaluation.batches import ReadBatch
 from ddpm_jax.evaluation.bound import Bound, check_has_bound, make_bound, stream_terms
@@ -20,7 +21,7 @@ from ddpm_jax.measuring.likelihood_conditions import (
     check_has_likelihood,
     condition_of,
 )
-from ddpm_jax.measuring.measurement import plural, result_path
+from ddpm_jax.measuring.measurement import result_path
 from ddpm_jax.measuring.resuming import Computation, Span, batch_size_here, resume
 from ddpm_jax.monitoring import results
 from ddpm_jax.monitoring.progress import Counter

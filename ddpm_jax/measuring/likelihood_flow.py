@@ -6,6 +6,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from ddpm_jax.data.sources import Source
+from ddpm_jax.errors import plural
 from ddpm_jax.evaluation.bound import check_has_bound
 from ddpm_jax.evaluation.flow_density import Solver
 from ddpm_jax.evaluation.likelihood_ode import make_flow_bits
@@ -20,7 +21,7 @@ from ddpm_jax.measuring.likelihood_conditions import (
     check_has_likelihood,
     condition_of,
 )
-from ddpm_jax.measuring.measurement import plural, result_path
+from ddpm_jax.measuring.measurement import result_path
 from ddpm_jax.measuring.resuming import Computation, image_by_image, resume
 from ddpm_jax.monitoring import results
 

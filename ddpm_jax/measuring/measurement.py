@@ -82,8 +82,3 @@ def note_on_draws(total: Estimate) -> list[str]:
         f"± {total.standard_error_draws:.2g} of the total is due to the draws: another --seed "
         "moves it by so much"
     ]
-
-
-def plural(count: int, noun: str) -> str:
-    """Return "1 draw" or "2 draws"."""
-    return f"{count} {noun}{'s' if count > 1 else ''}"

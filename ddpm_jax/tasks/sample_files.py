@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm_jax import memory
 from ddpm_jax.data.dataset_info import abbreviated
-from ddpm_jax.errors import say, visible
+from ddpm_jax.errors import plural, say, visible
 from ddpm_jax.experiments.identity import versions
 from ddpm_jax.files import reporting
 from ddpm_jax.generation import generating, shards, storing
@@ -138,7 +138,7 @@ def draw_grid(generator: ImageGenerator, directory: os.PathLike, *, num_samples:
         pictures.save_png(directory / "grid.png", grid)
     trained, record = generator.trained, generator.record
     say(
-        f"{num_samples} images of step {trained.step} ({trained.average} weights), "
+        f"{plural(num_samples, 'image')} of step {trained.step} ({trained.average} weights), "
         f"{record['sampler']}, {record['steps']} steps, {generator.sampler.evaluations} "
         f"network evaluations\n  {directory}/grid.png"
     )
