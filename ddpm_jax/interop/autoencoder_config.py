@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ddpm_jax.errors import UsageError
 from ddpm_jax.interop.json_config import known_fields
 from ddpm_jax.models.autoencoder import Autoencoder
@@ -157,6 +159,7 @@ def autoencoder_to_config(model: Autoencoder, scaling_factor: float) -> dict[str
         "norm_num_groups": NUM_GROUPS,
         "out_channels": model.out_channels,
         "sample_size": model.resolution,
-        "scaling_factor": scaling_factor,
+        # the shortest number that is this one in float32, in which it is kept
+        "scaling_factor": float(str(np.float32(scaling_factor))),
         "up_block_types": [up for _, up in kinds[::-1]],
     }
