@@ -37,7 +37,8 @@ def vae_config(vae: Autoencoder, dtype: str) -> ConfigDict:
     config.objective = "first_stage"
     config.data.name, config.data.flip = "folder", False
     config.data.image_size, config.data.channels = vae.resolution, vae.image_channels
-    for name in ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "norm_eps"):
+    of_blocks = ("ch", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout")
+    for name in (*of_blocks, "norm_eps", "norm_groups"):
         config.model[name] = getattr(vae, name)
     config.model.dtype = dtype
     config.first_stage.scale = "fixed"

@@ -19,6 +19,7 @@ _USED = {  # field -> value where it is absent, the default of the class
     "in_channels": 3,
     "latent_channels": 4,
     "layers_per_block": 1,
+    "norm_num_groups": NUM_GROUPS,
     "out_channels": 3,
     "sample_size": 32,
     "scaling_factor": SCALING_FACTOR,
@@ -31,7 +32,6 @@ _UNUSED = {
     "latents_mean": (None,),
     "latents_std": (None,),
     "mid_block_add_attention": (True,),
-    "norm_num_groups": (NUM_GROUPS,),
     "shift_factor": (None, 0, 0.0),
     "use_post_quant_conv": (True,),
     "use_quant_conv": (True,),
@@ -41,6 +41,7 @@ _KINDS = {
     "in_channels": _COUNT,
     "latent_channels": _COUNT,
     "layers_per_block": Whole(1, 32),
+    "norm_num_groups": Whole(1, 1024),
     "out_channels": _COUNT,
     "sample_size": _COUNT,
     "scaling_factor": Number(),
@@ -87,6 +88,12 @@ def autoencoder_from_config(config: Mapping[str, Any]) -> LatentCoder:
         raise UsageError(
             f"{_WHAT} has block_out_channels {widths}: multiples of the first are expected."
         )
+    groups = config["norm_num_groups"]
+    if any(width % groups for width in widths):
+        raise UsageError(
+            f"{_WHAT} has block_out_channels {widths}, and {groups} groups in its normalisations "
+            "(norm_num_groups): multiples of that number are expected."
+        )
     side = config["sample_size"]
     fields = {
         "resolution": side,
@@ -95,6 +102,7 @@ def autoencoder_from_config(config: Mapping[str, Any]) -> LatentCoder:
         "num_res_blocks": config["layers_per_block"],
         "attn_resolutions": tuple(side >> i for i, has in enumerate(_attention(config)) if has),
         "dropout": 0.0,
+        "norm_groups": groups,
         "image_channels": config["in_channels"],
         "latent_channels": config["latent_channels"],
         "out_channels": config["out_channels"],
@@ -139,7 +147,6 @@ def autoencoder_to_config(model: Autoencoder, scaling_factor: float) -> dict[str
     fixed = {
         "num_heads": 1,
         "norm_eps": 1e-6,
-        "norm_groups": NUM_GROUPS,
         "downsample_padding": "end",
     }
     for name, value in fixed.items():
@@ -156,7 +163,7 @@ def autoencoder_to_config(model: Autoencoder, scaling_factor: float) -> dict[str
         "in_channels": model.image_channels,
         "latent_channels": model.latent_channels,
         "layers_per_block": model.num_res_blocks,
-        "norm_num_groups": NUM_GROUPS,
+        "norm_num_groups": model.norm_groups,
         "out_channels": model.out_channels,
         "sample_size": model.resolution,
         # the shortest number that is this one in float32, in which it is kept

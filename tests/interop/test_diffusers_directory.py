@@ -206,7 +206,8 @@ def test_a_part_alone_is_called_so(part, kind):
     ("changes", "said"),
     [
         ({"act_fn": "relu"}, "act_fn = 'relu'"),
-        ({"norm_num_groups": 16}, "norm_num_groups = 16"),
+        ({"norm_num_groups": 0}, "norm_num_groups"),
+        ({"norm_num_groups": 7}, "7 groups in its normalisations"),
         ({"shift_factor": 0.1}, "shift_factor = 0.1"),
         ({"new_option": "yes"}, "new_option = 'yes'"),
         ({"block_out_channels": [32, 48]}, "multiples of the first"),
@@ -230,10 +231,12 @@ def test_config_of_a_vae_and_back():
         "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D", "DownEncoderBlock2D"],
         "up_block_types": ["UpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
         "scaling_factor": 0.3,
+        "norm_num_groups": 16,
     }
     fields, scale = autoencoder_from_config(config)
     assert fields["attn_resolutions"] == (16,)
     assert fields["ch_mult"] == (1, 2, 2)
+    assert fields["norm_groups"] == 16
     # from float32, as the scale of a run is kept
     written = autoencoder_to_config(Autoencoder(**fields), float(np.float32(scale)))
     assert written.items() <= config.items()

@@ -43,6 +43,7 @@ def peer(model):
         "block_out_channels": tuple(model.ch * mult for mult in model.ch_mult),
         "layers_per_block": model.num_res_blocks,
         "latent_channels": model.latent_channels,
+        "norm_num_groups": model.norm_groups,
     }
     if model.num_codes:
         network = diffusers.VQModel(num_vq_embeddings=model.num_codes, **fields)
@@ -91,6 +92,7 @@ def weights():
                 "image_channels": 1,
                 "out_channels": 2,
                 "latent_channels": 4,
+                "norm_groups": 8,
             },
             8,
             24,
