@@ -1,15 +1,17 @@
 """Reading a trained model."""
 
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import GOLDENS
 
 import ddpm_jax
 from ddpm_jax.experiments.run_settings import frozen_first_stage
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 
 @pytest.mark.full
