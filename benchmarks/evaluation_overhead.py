@@ -27,7 +27,7 @@ from ddpm_jax.evaluation import tally
 from ddpm_jax.evaluation.bound import Strata, make_bound, stream_terms
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
-from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.monitoring import results
 from ddpm_jax.randomness import base_key
 

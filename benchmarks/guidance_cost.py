@@ -17,7 +17,7 @@ from measuring import parse, parser, report, seconds, setting, spread
 from ml_collections import ConfigDict
 
 from ddpm_jax.experiments.building import build
-from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.models.condition import Condition, uninformed
 from ddpm_jax.randomness import base_key

@@ -31,7 +31,7 @@ def write(directory: pathlib.Path) -> None:
     """Write the directory of the pipeline."""
     from ddpm_jax.experiments.building import build
     from ddpm_jax.experiments.config import default_config
-    from ddpm_jax.experiments.models import Weights
+    from ddpm_jax.experiments.denoising import Weights
     from ddpm_jax.experiments.trained_model import TrainedModel
     from ddpm_jax.tasks.unconditional_exporting import write_unconditional
 

@@ -17,8 +17,9 @@ from ddpm_jax.data.in_memory import in_memory
 from ddpm_jax.evaluation.pixel_frechet import pixel_frechet_distance
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.loading import load_trained
-from ddpm_jax.experiments.models import Model, Weights
+from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.trainer import build_training
 from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.randomness import base_key, stream

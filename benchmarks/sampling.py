@@ -26,7 +26,7 @@ from measuring import (
 )
 
 from ddpm_jax.experiments.building import build
-from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.generation.generating import make_generate
 from ddpm_jax.randomness import base_key
 from ddpm_jax.samplers.registry import make_sampler

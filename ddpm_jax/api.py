@@ -19,9 +19,9 @@ from ddpm_jax.diffusion.process import Process
 from ddpm_jax.diffusion.schedules import Schedule
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.codec import PixelCodec
+from ddpm_jax.experiments.denoising import NetworkModel, Weights
 from ddpm_jax.experiments.file_options import FileOptions
 from ddpm_jax.experiments.loading import load_trained
-from ddpm_jax.experiments.models import NetworkModel, Weights
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.interop.hub import check_push
 from ddpm_jax.measuring.bits_per_dim import BitsPerDim, bits_per_dim

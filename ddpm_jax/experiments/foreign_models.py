@@ -14,8 +14,9 @@ from ddpm_jax.experiments.building import DTYPES, build
 from ddpm_jax.experiments.codec import FrozenFirstStage
 from ddpm_jax.experiments.config import check_field, from_dict
 from ddpm_jax.experiments.datasets import check_data
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.fields import FIELDS
-from ddpm_jax.experiments.models import Model, Weights
+from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.foreign import Foreign, Request
 from ddpm_jax.families.recognition import Recognised

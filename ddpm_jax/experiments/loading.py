@@ -12,11 +12,12 @@ import jax
 
 from ddpm_jax.checkpoints.reader import MissingFields, find_step, read_config, read_weights
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.file_options import FileOptions, LowRank
 from ddpm_jax.experiments.first_stages import FirstStageModel
 from ddpm_jax.experiments.lora_models import LoraModel
 from ddpm_jax.experiments.model_files import check_is_whole, is_foreign, open_model
-from ddpm_jax.experiments.models import DiffusionModel, Model, Weights
+from ddpm_jax.experiments.models import DiffusionModel, Model
 from ddpm_jax.experiments.owners import OBJECTIVES
 from ddpm_jax.experiments.run_settings import (
     FIRST_STAGE,

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ddpm_jax.experiments.models import DiffusionModel, Weights
+from ddpm_jax.experiments.denoising import Weights
+from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.models.layers import shape_keys
 from ddpm_jax.models.lora import init_lora, merge_lora
 from ddpm_jax.randomness import base_key

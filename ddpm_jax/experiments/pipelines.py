@@ -16,7 +16,7 @@ from ddpm_jax.errors import UsageError, choose, say
 from ddpm_jax.experiments.building import DTYPES, build
 from ddpm_jax.experiments.codec import FrozenFirstStage
 from ddpm_jax.experiments.config_checks import check_config
-from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.pipeline_configs import pipeline_config, vae_config
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.interop.autoencoder_kl import autoencoder_params_from_diffusers

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from ddpm_jax.experiments.models import Model, Weights
+from ddpm_jax.experiments.denoising import Weights
+from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.programs import Programs
 from ddpm_jax.files import absolute
 from ddpm_jax.interop.hub import origin

@@ -16,7 +16,7 @@ from ddpm_jax.diffusion.clipping import CLIPPINGS
 from ddpm_jax.diffusion.denoiser import Denoiser, from_function
 from ddpm_jax.diffusion.parameterization import Prediction
 from ddpm_jax.diffusion.schedules import Schedule
-from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.programs import Programs
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.generation import generating

@@ -9,7 +9,8 @@ import numpy as np
 
 from ddpm_jax import memory
 from ddpm_jax.distributed import hosts
-from ddpm_jax.experiments.models import DiffusionModel, Weights
+from ddpm_jax.experiments.denoising import Weights
+from ddpm_jax.experiments.models import DiffusionModel
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.monitoring.progress import Progress
 from ddpm_jax.randomness import base_key

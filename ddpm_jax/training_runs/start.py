@@ -12,9 +12,10 @@ from ddpm_jax.distributed import hosts
 from ddpm_jax.distributed.pmap import bytes_per_device
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.fine_tuning import Beginning, find_beginning
 from ddpm_jax.experiments.latents import find_first_stage, freeze
-from ddpm_jax.experiments.models import Model, Weights
+from ddpm_jax.experiments.models import Model
 from ddpm_jax.experiments.run_settings import INIT_FROM, frozen_first_stage, run_settings
 from ddpm_jax.experiments.text_encoders import find_text_encoder, needs_encoder
 from ddpm_jax.experiments.texts import find_tokenizer

@@ -18,7 +18,7 @@ from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.experiments import config as configs
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.datasets import load_split
-from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.measuring import likelihood_flow
 from ddpm_jax.measuring.evaluation_settings import EvaluatedImages, FlowLikelihood

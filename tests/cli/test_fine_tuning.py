@@ -11,8 +11,8 @@ import pytest
 from ddpm_jax.checkpoints.reader import read_config
 from ddpm_jax.diffusion.schedules import spaced_timesteps
 from ddpm_jax.errors import FailureError
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.loading import load_first_stage, load_trained
-from ddpm_jax.experiments.models import Weights
 from ddpm_jax.randomness import base_key, image_keys, initial_noise
 from ddpm_jax.samplers.ancestral import ancestral
 from ddpm_jax.samplers.loop import sample

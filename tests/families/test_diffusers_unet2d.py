@@ -13,8 +13,8 @@ from ddpm_jax.diffusion.chain import Chain
 from ddpm_jax.diffusion.process import make_process
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.foreign_models import foreign_config
-from ddpm_jax.experiments.models import Weights
 from ddpm_jax.experiments.scheduler_fields import sampler_options_in
 from ddpm_jax.experiments.sizes import at_size
 from ddpm_jax.experiments.trained_model import TrainedModel

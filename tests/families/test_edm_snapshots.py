@@ -12,8 +12,8 @@ import pytest
 
 from ddpm_jax.diffusion.schedules import single_levels
 from ddpm_jax.errors import UsageError
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.foreign_models import foreign_config
-from ddpm_jax.experiments.models import Weights
 from ddpm_jax.families.edm_snapshots import recognise
 from ddpm_jax.families.foreign import Request
 from ddpm_jax.interop.containers import Container, open_container

@@ -6,7 +6,7 @@ import pytest
 
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.config import default_config
-from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.texts import make_tokenizer
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.monitoring.results import weights_digest

@@ -14,7 +14,7 @@ from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.caption_rows import caption_rows, check_captions, with_context
 from ddpm_jax.experiments.config import default_config
-from ddpm_jax.experiments.models import Weights
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.sizes import at_size
 from ddpm_jax.experiments.texts import make_tokenizer
 from ddpm_jax.experiments.trained_model import TrainedModel

@@ -12,8 +12,8 @@ import pytest
 from ddpm_jax.errors import UsageError
 from ddpm_jax.experiments.building import build
 from ddpm_jax.experiments.config import default_config
+from ddpm_jax.experiments.denoising import Weights
 from ddpm_jax.experiments.foreign_models import foreign_config
-from ddpm_jax.experiments.models import Weights
 from ddpm_jax.experiments.trained_model import TrainedModel
 from ddpm_jax.families.foreign import Request
 from ddpm_jax.families.recognition import recognise
