@@ -134,7 +134,7 @@ def train(
     """
     parallelism, checkpointer = steps.parallelism, saving.checkpointer
     state = parallelism.place(start.state)
-    step = saved = int(state.step)
+    begin = step = saved = int(state.step)
     trace = observers.trace or Trace()
     reporter = Reporter(
         options, observers.writer, observers.progress, in_a_row=int(state.nonfinite)
@@ -210,7 +210,7 @@ def train(
         if saved != step:
             save()
         checkpointer.wait()
-        if not stop:
+        if not stop and (step > begin or start.owes_grid):
             stop = show(observers.on_sample)
         if options.is_evaluation_due(step) and not stop:
             stop = show(observers.on_evaluation)

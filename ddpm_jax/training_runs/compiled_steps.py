@@ -83,8 +83,7 @@ def make_start(
 
 def _owes_grid(config: ConfigDict, workdir: pathlib.Path, step: int) -> bool:
     """Return whether the run was stopped between a checkpoint and the grid of its step."""
-    makes_grids = step > 0 and config.objective in PICTURED and config.train.sample_every > 0
-    if not makes_grids or step % config.train.sample_every:
+    if config.objective not in PICTURED or not make_options(config).is_grid_due(step):
         return False
     with reporting(grid_path(workdir, step), "read"):
         return hosts.gather_json(not grid_path(workdir, step).exists())[0]

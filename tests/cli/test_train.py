@@ -62,9 +62,20 @@ def test_a_chain_that_ends_too_early_is_said_before_training(invoke, copied, con
 
 
 @pytest.mark.full
-def test_a_finished_run_given_again_trains_no_further(invoke, copied, config_file):
+def test_a_finished_run_given_again_only_draws_a_grid_that_is_not_there(
+    invoke, copied, config_file
+):
     before = (copied / "metrics.jsonl").read_bytes()
-    assert invoke("train", "--config", config_file(), "--workdir", copied).code == 0
+    grid = copied / "samples" / "step_00000010.png"
+    grid.parent.mkdir(exist_ok=True)
+    grid.write_bytes(b"a grid")
+    argv = ["train", "--config", config_file(), "--workdir", copied]
+    assert invoke(*argv).code == 0
+    assert grid.read_bytes() == b"a grid"
+    grid.unlink()
+    assert invoke(*argv).code == 0
+    with Image.open(grid) as picture:
+        assert picture.size == (2 * 64 + 3 * 2,) * 2
     assert (copied / "metrics.jsonl").read_bytes() == before
     assert checkpoints_in(copied) == [8, 10]
 

@@ -225,7 +225,9 @@ def test_a_run_goes_on_from_the_step_of_its_state(tmp_path):
     assert int(outcome.state.step) == 10
     finished = _Diary(start=10)
     finished.train(tmp_path)
-    assert not finished.of("dispatch", "save")
+    assert not finished.of("dispatch", "save", "sample")
+    finished.train(tmp_path, owes_grid=True)
+    assert [event[:2] for event in finished.of("dispatch", "sample")] == [("sample", 10)]
 
 
 @pytest.mark.parametrize("stopped", [2, 4, 7])
