@@ -20,6 +20,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 ROOT = pathlib.Path(__file__).parents[1]
+MEMORY_MAPS = pathlib.Path("/proc/self/maps")  # on Linux, which allows 65,530 of them
+EMITTERS = "xla_cpu_use_fusion_emitters"  # they take half of the time of a compilation
 
 
 def pytest_addoption(parser):
@@ -34,6 +36,11 @@ def pytest_configure(config):
     quickly = "0" if config.getoption("--full") or config.getoption("--slow") else "1"
     quickly = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", quickly)  # subprocesses too
     jax.config.update("jax_disable_most_optimizations", quickly == "1")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if quickly == "1" and jax.__version_info__ < (0, 11) and EMITTERS not in flags:
+        # XLA of later versions ends at a flag that it does not know, and this is one
+        quick = f"--{EMITTERS}=false --xla_cpu_parallel_codegen_split_count=1"
+        os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
 
 
 def _left_out(config):
@@ -56,18 +63,24 @@ def pytest_collection_modifyitems(config, items):
     items[:] = chosen
 
 
+def pytest_collectstart():
+    gc.disable()  # imports and tests stay
+
+
 def pytest_collection_finish():
-    """Exempt half a million objects of imports and tests from the collections between files."""
-    gc.collect()
+    """Exempt half a million objects of imports and tests from collections, and collect rarely."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
+    gc.enable()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Drop the compiled programs of a file: XLA crashes with too many memory maps."""
+    """Drop the compiled programs when they are many: XLA crashes with too many memory maps."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if not MEMORY_MAPS.exists() or MEMORY_MAPS.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +125,8 @@ def run_python():
 
     def run(*arguments, devices=1, **kwargs):
         environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+            f"--xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": str(ROOT),  # this tree, whether or not it is the one installed
         }
         command = [sys.executable, "-W", "error", *map(str, arguments)]
