@@ -32,17 +32,21 @@ COSINE, LINEAR = (
 TIGHT = flow_density.Solver(rtol=1e-6, atol=1e-6)
 
 
+log_prob = jax.jit(mixtures.log_prob)
+
+
 def exact_flow(mixture, continuous, start=0.0):
     return flows.probability_flow(flows.mixture_eps(mixture, continuous), continuous, start=start)
 
 
+@jax.jit
 def at(mixture, continuous, t):
     """q(x_t)."""
     return mixtures.diffused(mixture, *flows.noise_level(continuous, jnp.float32(t))[1:])
 
 
 def draw(mixture, count, seed=0):
-    return mixtures.sample(mixture, jax.random.split(jax.random.key(seed), count))
+    return jax.jit(mixtures.sample)(mixture, make_keys(count, seed))
 
 
 def make_keys(count, seed=1):
@@ -82,7 +86,7 @@ def test_the_likelihood_of_a_mixture_is_its_density_to_a_thousandth_of_a_bit(mix
     start = at(mixture, COSINE, 0)
     x = draw(start, 12)
     density = densities(mixture, COSINE, x, exact_probes(x), solver=TIGHT)
-    error = (density.log_prob - mixtures.log_prob(start, x)) / (x[0].size * math.log(2))
+    error = (density.log_prob - log_prob(start, x)) / (x[0].size * math.log(2))
     assert np.abs(error).max() < 1e-3
     assert np.abs(error).mean() < 2e-4
 
@@ -93,8 +97,8 @@ def test_the_linear_schedule_errs_by_what_its_prior_does():
     start = at(PLANE, LINEAR, 0)
     x = draw(start, 12)
     density = densities(PLANE, LINEAR, x, exact_probes(x), solver=TIGHT)
-    error = density.log_prob - mixtures.log_prob(start, x)
-    mismatch = normal_log_prob(density.x_T) - mixtures.log_prob(at(PLANE, LINEAR, 999), density.x_T)
+    error = density.log_prob - log_prob(start, x)
+    mismatch = normal_log_prob(density.x_T) - log_prob(at(PLANE, LINEAR, 999), density.x_T)
     np.testing.assert_allclose(error, mismatch, atol=1e-3)
     assert np.abs(mismatch).max() > 2e-3
 
@@ -248,7 +252,7 @@ def test_starting_at_t_0_costs_what_the_docstring_says(scale, expected):
     x = np.float32(scale * quantiles / quantiles.std())[:, None]
     excess = {
         start: np.mean(
-            np.asarray(mixtures.log_prob(data, x))
+            np.asarray(log_prob(data, x))
             - densities(data, LINEAR, x, exact_probes(x), start=start, solver=TIGHT).log_prob
         )
         / math.log(2)

@@ -87,7 +87,7 @@ def test_a_block_is_attention_to_pixels_attention_to_the_text_and_a_gated_mlp(on
     block = TransformerBlock(3, only_cross)
     inputs = jnp.asarray(x, jnp.float32), jnp.asarray(context, jnp.float32)
     params = drawn(jax.eval_shape(block.init, jax.random.key(0), *inputs)["params"])
-    ours = block.apply({"params": params}, *inputs)
+    ours = jax.jit(block.apply)({"params": params}, *inputs)
     p = jax.tree.map(np.float64, params)
     expected = np.stack(
         [block_in_float64(p, *pair, 3, only_cross) for pair in zip(x, context, strict=True)]

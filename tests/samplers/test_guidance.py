@@ -139,7 +139,7 @@ def test_the_guided_score_is_that_of_the_density_times_the_class_probability_to_
             jax.vmap(of_one)(x_t, signal, noise) + scale * log_prob(SCHEDULE, x_t, LEVELS, LABELS)
         )
 
-    prediction = guide(scale)(X_T, LEVELS)
+    prediction = jax.jit(lambda x_t: guide(scale)(x_t, LEVELS))(X_T)
     ours = -prediction.eps / noise[:, None, None, None]
     np.testing.assert_allclose(ours, score(jnp.asarray(X_T)), rtol=1e-8, atol=1e-8)
     assert_consistent(prediction)

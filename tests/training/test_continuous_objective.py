@@ -38,16 +38,20 @@ def evaluate(made, x_0, index=None):
 
 def seen_by_a_network_of_zeros(process, prediction, levels):
     """What it is given at COUNT draws of data N(0, 0.5²), [COUNT] each, and its losses."""
-    seen = []
 
-    def apply(params, x, time, condition, keys):
-        seen.append((x, time))
-        return jnp.zeros_like(x)
+    @jax.jit
+    def evaluated():
+        seen = []
 
-    x_0 = 0.5 * jax.random.normal(base_key(1), (COUNT, 1, 1, 1))
-    loss, aux = evaluate(objective(apply, process, prediction, levels), x_0)
-    (x, time), *_ = seen
-    return np.ravel(x), np.asarray(time), np.asarray(loss), np.asarray(aux.t)
+        def apply(params, x, time, condition, keys):
+            seen.append((x, time))
+            return jnp.zeros_like(x)
+
+        x_0 = 0.5 * jax.random.normal(base_key(1), (COUNT, 1, 1, 1))
+        return evaluate(objective(apply, process, prediction, levels), x_0), seen[0]
+
+    (loss, aux), (x, time) = jax.device_get(evaluated())
+    return np.ravel(x), time, loss, aux.t
 
 
 def test_edm_sees_and_predicts_numbers_of_variance_one_at_lognormal_levels():
