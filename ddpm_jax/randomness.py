@@ -19,6 +19,7 @@ from typing import Literal
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -115,7 +116,10 @@ def fold_in(key: chex.PRNGKey, data: int) -> chex.PRNGKey:
 def fold_in_each(key: chex.PRNGKey, index: chex.Array) -> chex.PRNGKey:
     """Fold each example's index, int [B], into `key`; return keys [B]."""
     known = folded(key, index)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index) if known is None else known
+    if known is not None:
+        return known
+    # as many keys as indices: so all that a program folds into keys [B] is one kernel
+    return jax.vmap(jax.random.fold_in)(jnp.broadcast_to(key, (len(index), *key.shape)), index)
 
 
 def example_keys(key: chex.PRNGKey, name: Stream, index: chex.Array) -> chex.PRNGKey:
@@ -128,9 +132,10 @@ def image_keys(base_key: chex.PRNGKey, index: chex.Array) -> chex.PRNGKey:
     return fold_in_each(fold_in(base_key, SAMPLING), index)
 
 
-def row_keys(keys: chex.PRNGKey, t: chex.Array) -> chex.PRNGKey:
+def row_keys(keys: chex.PRNGKey, t: chex.Array | int) -> chex.PRNGKey:
     """Return the keys of images at row `t`, an integer scalar: keys [B] -> keys [B]."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t)
+    t = np.uint32(t) if isinstance(t, int) else t
+    return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(t, len(keys)))
 
 
 def normal(keys: chex.PRNGKey, shape: tuple[int, ...], *, dtype: DTypeLike = float) -> chex.Array:

@@ -29,7 +29,7 @@ from ddpm_jax.errors import FailureError, UsageError
 from ddpm_jax.evaluation.batch_program import BatchProgram, MakeCondition, given
 from ddpm_jax.evaluation.batches import ReadBatch, image_batches, labels_of
 from ddpm_jax.evaluation.strata import Strata, draw_timesteps
-from ddpm_jax.randomness import BOUND, base_key, fold_in_each, normal
+from ddpm_jax.randomness import BOUND, base_key, fold_in, fold_in_each, normal, row_keys
 
 
 class Terms(NamedTuple):
@@ -98,6 +98,7 @@ def make_bound(
     program = BatchProgram(_Terms(make_denoiser, schedule, strata, noise, make_condition))
 
     def bound(params, key, draw, images, index, labels=None):
+        key = fold_in(key, BOUND)
         return program.run(params, key, draw, program.to_devices(images, index, labels))
 
     return bound
@@ -118,7 +119,7 @@ class _Terms:
         return len(self.strata.first)
 
     def begin(self, shared: Any, examples: Any) -> tuple[chex.Array, ...]:
-        visited = self.total, len(examples[0])
+        visited = len(examples[0]), self.total
         return tuple(jnp.zeros(visited, dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32))
 
     def advance(
@@ -128,17 +129,16 @@ class _Terms:
         images, index, labels = examples
         x_0 = to_model_range(images)
         denoiser = self.make_denoiser(params, *given(self.make_condition, x_0, labels))
-        image_keys = fold_in_each(jax.random.fold_in(key, BOUND), index)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(image_keys, draw)
+        keys = row_keys(fold_in_each(key, index), draw)
 
         def at_row(row, terms):
             found = self._at(row, denoiser, x_0, keys)
             return tuple(
-                all_.at[row].set(one.astype(all_.dtype))
+                jax.lax.dynamic_update_index_in_dim(all_, one.astype(all_.dtype), row, axis=1)
                 for all_, one in zip(terms, found, strict=True)
             )
 
-        return jax.lax.fori_loop(first, last, at_row, terms), last == self.total
+        return jax.lax.fori_loop(first, last, at_row, terms), jnp.zeros((), bool)
 
     def _at(
         self, row: Any, denoiser: Denoiser, x_0: chex.Array, keys: chex.PRNGKey
@@ -158,7 +158,7 @@ class _Terms:
     def finish(self, shared: Any, examples_and_terms: Any) -> Terms:
         (images, *_), terms = examples_and_terms
         prior = prior_term(self.schedule, to_model_range(images))
-        return Terms(*(part.T for part in terms), prior)
+        return Terms(*terms, prior)
 
 
 def check_has_bound(schedule: Schedule) -> None:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.errors import UsageError
-from ddpm_jax.randomness import TIMES
+from ddpm_jax.randomness import TIMES, row_keys
 
 # A constant never changes: that would change every result.
 SHORTER = 4  # a run that starts at t has at most t / SHORTER timesteps
@@ -61,9 +61,5 @@ def draw_timesteps(
     keys: chex.PRNGKey, row: chex.Array, first: chex.Array, size: chex.Array
 ) -> chex.Array:
     """Draw one t of stratum number `row` for each image, uniform and independent: int32 [B]."""
-
-    def draw(key):
-        key = jax.random.fold_in(jax.random.fold_in(key, TIMES), row)
-        return first + jax.random.randint(key, (), 0, size)
-
-    return jax.vmap(draw)(keys)
+    keys = row_keys(row_keys(keys, TIMES), row)
+    return jax.vmap(lambda key: first + jax.random.randint(key, (), 0, size))(keys)

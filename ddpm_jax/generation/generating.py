@@ -108,8 +108,8 @@ def make_generate(
     def unpack(shared, examples):
         """Return the sampler with its tables as arguments, the keys of the images, their inputs."""
         _, base_key, schedule, rows = shared
-        indices, inputs = examples
-        keys = randomness.image_keys(base_key, indices)
+        numbers, inputs = examples
+        keys = jax.random.wrap_key_data(numbers, impl=jax.random.key_impl(base_key))
         return sampler._replace(schedule=schedule, rows=rows), keys, inputs
 
     def begin(shared, examples):
@@ -122,7 +122,7 @@ def make_generate(
         denoiser = make_denoiser(shared[0], sampler.schedule, inputs)
         noise = step_noise(inputs)
         walk = loop.advance(denoiser, sampler, walk, keys, first, last, step_noise=noise)
-        return walk, last == num_rows
+        return walk, jnp.zeros((), bool)
 
     def finish(shared, examples_and_walk):
         examples, walk = examples_and_walk
@@ -141,7 +141,8 @@ def make_generate(
         indices = np.asarray(indices, np.int32)
         # On the devices once, not with every dispatch.
         shared = pmap.replicate((params, base_key, sampler.schedule, sampler.rows))
-        examples = pmap.to_devices([_pad((indices, inputs), len(indices), batch_size)])
+        numbers = jax.random.key_data(randomness.image_keys(base_key, indices))
+        examples = pmap.to_devices([_pad((numbers, inputs), len(indices), batch_size)])
         walk = dispatch.walk(
             lambda walk, first, last: advance(shared, examples, walk, first, last),
             begin(shared, examples),
